@@ -1,0 +1,13 @@
+//! Pure logic of distd.
+//!
+//! An artifact is cut into **regions** and those into **chunks** ([`cut`]); the chunks of an artifact,
+//! in order, are the leaves of its **manifest** ([`manifest`]), a Merkle tree with content-defined
+//! nodes. Comparing what a manifest wants with what is held gives a **plan** ([`planner`]); **frames**
+//! ([`proto`]) ask for the rest and carry it. Nothing here opens a file, a socket, a thread or a clock:
+//! those are arguments.
+
+pub mod ids;
+pub mod limits;
+pub mod names;
+
+pub use ids::{ArtifactHash, ChunkHash, ChunkId, ManifestId, NodeHash};

@@ -1,0 +1,55 @@
+//! Every bound on what a file or a peer may make us allocate or loop over, with its reason.
+
+/// Largest chunk any product may ask for, bytes. Two of these fit in one QUIC receive window, and a
+/// device holds at most a few dozen in memory.
+pub const CHUNK_BYTES_MAX: usize = 1 << 20;
+
+/// Smallest `min` of the cut parameters, bytes: the smallest window FastCDC works on.
+pub const CHUNK_BYTES_MIN: usize = 64;
+
+/// Largest frame body, bytes: one chunk of the largest size and its header.
+pub const FRAME_BODY_MAX: usize = CHUNK_BYTES_MAX + 1024;
+
+/// Most ranges in one REQUEST, CANCEL or DONT_HAVE frame: 64 KiB of body.
+pub const RANGES_MAX: usize = 4096;
+
+/// Most chunks one request stream may ask for. A batch bounds what a lost connection costs and what
+/// a server queues for one stream.
+pub const REQUEST_CHUNKS_MAX: u64 = 65_536;
+
+/// Most node hashes, or held manifests, in one NODE_REQUEST.
+pub const NODE_REQUEST_HASHES_MAX: usize = 16_384;
+
+/// Most manifests a NODE_REQUEST may name as held. A device keeps two install slots and a few seeds.
+pub const HELD_MANIFESTS_MAX: usize = 16;
+
+/// Largest manifest node, bytes: `manifest::NODE_ENTRIES_MAX` entries of at most 56 bytes fit twice.
+pub const NODE_BYTES_MAX: usize = 64 << 10;
+
+/// Most levels below the root. Nodes hold at least two entries, so 2^64 chunks would need 64; a real
+/// petabyte needs six.
+pub const MANIFEST_LEVELS_MAX: u8 = 12;
+
+/// Largest artifact, bytes: 16 TiB. Keeps every offset far from overflow.
+pub const ARTIFACT_BYTES_MAX: u64 = 16 << 40;
+
+/// Largest TUF metadata file or target a device accepts over QUIC, bytes.
+pub const METADATA_BYTES_MAX: usize = 512 << 10;
+
+/// Most names in one METADATA_REQUEST.
+pub const METADATA_NAMES_MAX: usize = 32;
+
+/// Longest product, version or channel name, bytes.
+pub const NAME_BYTES_MAX: usize = 100;
+
+/// Longest path in a tree listing or a region's name hint, bytes (Linux `PATH_MAX`).
+pub const PATH_BYTES_MAX: usize = 4096;
+
+/// Most regions a format reader may return; above it the artifact is one plain region.
+pub const REGIONS_MAX: usize = 4 << 20;
+
+/// Most entries of a tree listing.
+pub const TREE_ENTRIES_MAX: usize = 4 << 20;
+
+/// Largest tree listing, bytes. It is held in memory while a tree is written.
+pub const TREE_LISTING_BYTES_MAX: u64 = 256 << 20;

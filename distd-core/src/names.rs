@@ -1,0 +1,158 @@
+//! Product, version and channel names: one validator for every tier.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits::NAME_BYTES_MAX;
+
+/// Why a string is no name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Empty, or longer than the bound.
+    #[error("a name has 1 to {NAME_BYTES_MAX} bytes, this one has {0}")]
+    Length(usize),
+    /// A character that is not allowed where it stands.
+    #[error("a name is made of a-z A-Z 0-9 . _ + - and starts with a letter or digit; {0:?} is not allowed there")]
+    Character(char),
+}
+
+/// Name of a product, a version or a channel: `[A-Za-z0-9][A-Za-z0-9._+-]*`, at most 100 bytes.
+///
+/// The alphabet has no separator, no percent sign and no leading dot, so a name is the same string in a
+/// path, a URL and a TUF target name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Name(String);
+
+impl Name {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = NameError;
+
+    fn from_str(s: &str) -> Result<Self, NameError> {
+        if s.is_empty() || s.len() > NAME_BYTES_MAX {
+            return Err(NameError::Length(s.len()));
+        }
+        for (i, c) in s.chars().enumerate() {
+            let allowed = c.is_ascii_alphanumeric() || (i > 0 && matches!(c, '.' | '_' | '+' | '-'));
+            if !allowed {
+                return Err(NameError::Character(c));
+            }
+        }
+        Ok(Self(s.to_owned()))
+    }
+}
+
+impl TryFrom<String> for Name {
+    type Error = NameError;
+
+    fn try_from(s: String) -> Result<Self, NameError> {
+        s.parse()
+    }
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a device asks for: a release by version (`PRODUCT@VERSION`) or a channel (`PRODUCT:CHANNEL`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// `PRODUCT@VERSION`.
+    Release {
+        /// The product.
+        product: Name,
+        /// Its version.
+        version: Name,
+    },
+    /// `PRODUCT:CHANNEL`.
+    Channel {
+        /// The product.
+        product: Name,
+        /// The channel.
+        channel: Name,
+    },
+}
+
+/// Why a string names neither a release nor a channel.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WantedError {
+    /// Neither `@` nor `:` in it.
+    #[error("write PRODUCT@VERSION or PRODUCT:CHANNEL")]
+    Shape,
+    /// One part is no name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+}
+
+impl Wanted {
+    /// The TUF target that answers: `releases/P/V` or `channels/P/C` (docs/formats.md, "TUF targets").
+    pub fn target_name(&self) -> String {
+        match self {
+            Self::Release { product, version } => release_target(product, version),
+            Self::Channel { product, channel } => channel_target(product, channel),
+        }
+    }
+}
+
+impl FromStr for Wanted {
+    type Err = WantedError;
+
+    fn from_str(s: &str) -> Result<Self, WantedError> {
+        if let Some((product, version)) = s.split_once('@') {
+            Ok(Self::Release { product: product.parse()?, version: version.parse()? })
+        } else if let Some((product, channel)) = s.split_once(':') {
+            Ok(Self::Channel { product: product.parse()?, channel: channel.parse()? })
+        } else {
+            Err(WantedError::Shape)
+        }
+    }
+}
+
+/// TUF target name of a release.
+pub fn release_target(product: &Name, version: &Name) -> String {
+    format!("releases/{product}/{version}")
+}
+
+/// TUF target name of a channel document.
+pub fn channel_target(product: &Name, channel: &Name) -> String {
+    format!("channels/{product}/{channel}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_could_leave_their_directory_are_refused() {
+        for bad in ["", ".", "..", "a/b", "../x", "-flag", ".hidden", "a b", "a%2f", "é", "a\0b", "a\\b"] {
+            assert!(bad.parse::<Name>().is_err(), "{bad:?}");
+        }
+        assert!("x".repeat(101).parse::<Name>().is_err());
+        for good in ["a", "os-image", "12.1+deb12u3", "A_b"] {
+            assert!(good.parse::<Name>().is_ok(), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn a_release_and_a_channel_are_told_apart() {
+        assert_eq!("os@1.2".parse::<Wanted>().expect("release").target_name(), "releases/os/1.2");
+        assert_eq!("os:stable".parse::<Wanted>().expect("channel").target_name(), "channels/os/stable");
+        assert_eq!("os".parse::<Wanted>(), Err(WantedError::Shape));
+    }
+}
