@@ -1,0 +1,199 @@
+//! One request stream, sans-io: REQUEST in, DATA out, DONT_HAVE for the rest.
+
+use super::frame::{Choke, Data, DontHave, Ranges};
+use super::Frame;
+use crate::limits::REQUEST_CHUNKS_MAX;
+use crate::ranges::ChunkRanges;
+
+/// What the asker learns from a frame of the answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BatchEvent {
+    /// One of the chunks asked for; not yet verified.
+    Data(Data),
+    /// These will not come.
+    DontHave(DontHave),
+    /// None will come now.
+    Choked(Choke),
+    /// A frame of unknown type, to be counted.
+    Unknown,
+}
+
+/// A breach of the protocol on a request stream.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// A chunk came that was not asked for, or came twice.
+    #[error("peer sent chunk {0}, which was not asked for on this stream")]
+    Unasked(u64),
+    /// A frame that does not belong here.
+    #[error("peer sent a frame that does not belong in a batch")]
+    Misplaced,
+    /// The stream ended before every chunk was answered for.
+    #[error("peer ended the batch with {0} chunks unanswered")]
+    Unanswered(u64),
+    /// A request for nothing, or for more than one batch may carry.
+    #[error("a batch asks for 1 to {REQUEST_CHUNKS_MAX} chunks, this one for {0}")]
+    Size(u64),
+}
+
+/// The asking side.
+#[derive(Debug)]
+pub struct BatchAsk {
+    open: ChunkRanges,
+    refused: bool,
+}
+
+impl BatchAsk {
+    /// A batch for `wanted`, and the frames that ask for it.
+    ///
+    /// # Errors
+    /// [`BatchError::Size`].
+    pub fn new(wanted: ChunkRanges) -> Result<(Self, Vec<Frame>), BatchError> {
+        if wanted.is_empty() || wanted.len() > REQUEST_CHUNKS_MAX {
+            return Err(BatchError::Size(wanted.len()));
+        }
+        let frames = Ranges::split(&wanted).map(Frame::Request).collect();
+        Ok((Self { open: wanted, refused: false }, frames))
+    }
+
+    /// Takes the next frame of the answer.
+    ///
+    /// # Errors
+    /// [`BatchError`]: the peer cannot be trusted with this batch any more.
+    pub fn handle_frame(&mut self, frame: Frame) -> Result<BatchEvent, BatchError> {
+        match frame {
+            Frame::Data(data) => {
+                if !self.open.remove(data.id) {
+                    return Err(BatchError::Unasked(data.id.0));
+                }
+                Ok(BatchEvent::Data(data))
+            }
+            Frame::DontHave(dont) => {
+                let set = dont.ranges.to_set();
+                if let Some(foreign) = set.difference(&self.open).iter().next() {
+                    return Err(BatchError::Unasked(foreign.start().0));
+                }
+                self.open = self.open.difference(&set);
+                Ok(BatchEvent::DontHave(dont))
+            }
+            Frame::Choke(choke) => {
+                self.refused = true;
+                Ok(BatchEvent::Choked(choke))
+            }
+            Frame::Unknown { .. } => Ok(BatchEvent::Unknown),
+            _ => Err(BatchError::Misplaced),
+        }
+    }
+
+    /// The stream ended.
+    ///
+    /// # Errors
+    /// [`BatchError::Unanswered`] when chunks are open and the peer did not choke.
+    pub fn handle_end(&self) -> Result<(), BatchError> {
+        if self.refused || self.open.is_empty() {
+            return Ok(());
+        }
+        Err(BatchError::Unanswered(self.open.len()))
+    }
+
+    /// Chunks not answered for yet.
+    pub fn open(&self) -> &ChunkRanges {
+        &self.open
+    }
+}
+
+/// The answering side: gathers the REQUEST frames of one stream.
+#[derive(Debug, Default)]
+pub struct BatchAnswer {
+    wanted: ChunkRanges,
+}
+
+impl BatchAnswer {
+    /// Takes a frame of the asker.
+    ///
+    /// # Errors
+    /// [`BatchError`].
+    pub fn handle_frame(&mut self, frame: Frame) -> Result<(), BatchError> {
+        match frame {
+            Frame::Request(ranges) => {
+                for range in ranges.0 {
+                    self.wanted.insert_range(range);
+                    if self.wanted.len() > REQUEST_CHUNKS_MAX {
+                        return Err(BatchError::Size(self.wanted.len()));
+                    }
+                }
+                Ok(())
+            }
+            Frame::Unknown { .. } => Ok(()),
+            _ => Err(BatchError::Misplaced),
+        }
+    }
+
+    /// All requests are in: what to answer.
+    ///
+    /// # Errors
+    /// [`BatchError::Size`] when nothing was asked for.
+    pub fn finish(self) -> Result<ChunkRanges, BatchError> {
+        if self.wanted.is_empty() {
+            return Err(BatchError::Size(0));
+        }
+        Ok(self.wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::ChunkId;
+    use crate::proto::frame::{Codec, DontHaveReason};
+
+    fn set(start: u64, end: u64) -> ChunkRanges {
+        [ChunkId(start)..=ChunkId(end)].into_iter().collect()
+    }
+
+    fn data(id: u64) -> Frame {
+        Frame::Data(Data { id: ChunkId(id), codec: Codec::Raw, bytes: Bytes::from_static(b"x") })
+    }
+
+    fn dont(start: u64, end: u64) -> Frame {
+        Frame::DontHave(DontHave {
+            reason: DontHaveReason::NotHeld,
+            ranges: Ranges(vec![ChunkId(start)..=ChunkId(end)]),
+        })
+    }
+
+    #[test]
+    fn a_batch_is_answered_when_each_chunk_came_or_was_refused() {
+        let (mut ask, frames) = BatchAsk::new(set(5, 8)).expect("four chunks");
+        let mut answer = BatchAnswer::default();
+        for frame in frames {
+            answer.handle_frame(frame).expect("requests");
+        }
+        assert_eq!(answer.finish(), Ok(set(5, 8)));
+        ask.handle_frame(data(6)).expect("asked for");
+        assert_eq!(ask.handle_end(), Err(BatchError::Unanswered(3)));
+        ask.handle_frame(dont(7, 8)).expect("asked for");
+        ask.handle_frame(data(5)).expect("asked for");
+        assert_eq!(ask.handle_end(), Ok(()));
+    }
+
+    #[test]
+    fn a_chunk_twice_or_unasked_for_ends_the_batch() {
+        let (mut ask, _) = BatchAsk::new(set(5, 8)).expect("four chunks");
+        ask.handle_frame(data(5)).expect("asked for");
+        assert_eq!(ask.handle_frame(data(5)), Err(BatchError::Unasked(5)));
+        assert_eq!(ask.handle_frame(data(9)), Err(BatchError::Unasked(9)));
+        assert_eq!(ask.handle_frame(dont(8, 9)), Err(BatchError::Unasked(9)));
+        assert_eq!(ask.handle_frame(Frame::Unchoke), Err(BatchError::Misplaced));
+    }
+
+    #[test]
+    fn absurd_counts_are_refused_before_anything_is_looked_up() {
+        let mut answer = BatchAnswer::default();
+        let all = Frame::Request(Ranges(vec![ChunkId(1)..=ChunkId(i64::MAX as u64)]));
+        assert!(matches!(answer.handle_frame(all), Err(BatchError::Size(_))));
+        assert_eq!(BatchAnswer::default().finish(), Err(BatchError::Size(0)));
+        assert!(BatchAsk::new(ChunkRanges::new()).is_err());
+    }
+}

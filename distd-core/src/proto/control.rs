@@ -1,0 +1,265 @@
+//! One side of one swarm's control stream, sans-io.
+//!
+//! Feed every frame of the stream to [`Control::handle_frame`]; send what [`Control::poll_transmit`] returns until it
+//! returns `None`, again after each call that changes something.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::close::CloseCode;
+use super::frame::{Choke, Handshake, PROTOCOL_VERSION, Ranges};
+use super::Frame;
+use crate::ManifestId;
+use crate::ranges::ChunkRanges;
+
+/// Most disjoint HAVE ranges kept of a peer. Beyond it further ones are dropped: the peer is asked less than it could
+/// be, nothing else.
+const HAVE_RANGES_MAX: usize = 65_536;
+
+/// Which side opened the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Opened the stream: speaks first.
+    Opener,
+    /// Answers.
+    Answerer,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    AwaitHandshake,
+    Open,
+}
+
+/// A breach of the protocol, with the code to end the stream with.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    /// Another frame came before HANDSHAKE.
+    #[error("peer sent another frame before its handshake")]
+    HandshakeExpected,
+    /// HANDSHAKE came twice.
+    #[error("peer sent a second handshake")]
+    SecondHandshake,
+    /// The peer answers for another swarm.
+    #[error("peer answered for manifest {0}")]
+    OtherSwarm(ManifestId),
+    /// No version in common.
+    #[error("peer speaks versions {0} to {1} of the protocol, this build version {PROTOCOL_VERSION}: upgrade the older side")]
+    Version(u8, u8),
+    /// A frame that belongs on another kind of stream.
+    #[error("peer sent a frame that does not belong on a control stream")]
+    Misplaced,
+}
+
+impl ControlError {
+    /// The code to end the stream with.
+    pub fn close_code(&self) -> CloseCode {
+        match self {
+            Self::Version(..) => CloseCode::Version,
+            _ => CloseCode::Protocol,
+        }
+    }
+}
+
+/// What a frame changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlEvent {
+    /// The handshake is complete.
+    Open(Handshake),
+    /// The peer announced chunks.
+    Have(ChunkRanges),
+    /// The peer will not answer requests until then.
+    Choked(Choke),
+    /// The peer answers new requests.
+    Unchoked,
+}
+
+/// State of one side.
+#[derive(Debug)]
+pub struct Control {
+    side: Side,
+    manifest: ManifestId,
+    state: State,
+    out: VecDeque<Frame>,
+    remote_have: ChunkRanges,
+    /// Announced to the peer already: never announced twice.
+    announced: ChunkRanges,
+    choked_for: Option<Duration>,
+    unknown_frames: u64,
+}
+
+impl Control {
+    /// Starts one side with the handshake it sends.
+    pub fn new(side: Side, handshake: Handshake) -> Self {
+        Self {
+            side,
+            manifest: handshake.manifest,
+            state: State::AwaitHandshake,
+            out: VecDeque::from([Frame::Handshake(handshake)]),
+            remote_have: ChunkRanges::new(),
+            announced: ChunkRanges::new(),
+            choked_for: None,
+            unknown_frames: 0,
+        }
+    }
+
+    /// Takes the next frame of the stream.
+    ///
+    /// # Errors
+    /// [`ControlError`]: end the stream with its code.
+    pub fn handle_frame(&mut self, frame: Frame) -> Result<Option<ControlEvent>, ControlError> {
+        match (self.state, frame) {
+            (_, Frame::Unknown { .. }) => {
+                self.unknown_frames += 1;
+                Ok(None)
+            }
+            (State::AwaitHandshake, Frame::Handshake(theirs)) => {
+                if theirs.manifest != self.manifest {
+                    return Err(ControlError::OtherSwarm(theirs.manifest));
+                }
+                if theirs.minimum_version > PROTOCOL_VERSION || theirs.version < PROTOCOL_VERSION {
+                    return Err(ControlError::Version(theirs.minimum_version, theirs.version));
+                }
+                self.state = State::Open;
+                Ok(Some(ControlEvent::Open(theirs)))
+            }
+            (State::AwaitHandshake, _) => Err(ControlError::HandshakeExpected),
+            (State::Open, Frame::Handshake(_)) => Err(ControlError::SecondHandshake),
+            (State::Open, Frame::Have(ranges)) => {
+                let added = ranges.to_set();
+                for range in added.iter() {
+                    if self.remote_have.range_count() < HAVE_RANGES_MAX {
+                        self.remote_have.insert_range(range);
+                    }
+                }
+                Ok(Some(ControlEvent::Have(added)))
+            }
+            (State::Open, Frame::Choke(choke)) => {
+                self.choked_for = Some(choke.retry_after);
+                Ok(Some(ControlEvent::Choked(choke)))
+            }
+            (State::Open, Frame::Unchoke) => {
+                self.choked_for = None;
+                Ok(Some(ControlEvent::Unchoked))
+            }
+            // A request stream is withdrawn by STOP_SENDING; CANCEL here is for what was never sent, so for us nothing.
+            (State::Open, Frame::Cancel(_)) => Ok(None),
+            (State::Open, _) => Err(ControlError::Misplaced),
+        }
+    }
+
+    /// Announces what this side holds and has verified; what was announced before is left out.
+    pub fn announce(&mut self, held: &ChunkRanges) {
+        let fresh = held.difference(&self.announced);
+        self.out.extend(Ranges::split(&fresh).map(Frame::Have));
+        self.announced.extend(&fresh);
+    }
+
+    /// Tells the peer not to ask for a while.
+    pub fn choke(&mut self, choke: Choke) {
+        self.out.push_back(Frame::Choke(choke));
+    }
+
+    /// Tells the peer it may ask again.
+    pub fn unchoke(&mut self) {
+        self.out.push_back(Frame::Unchoke);
+    }
+
+    /// The next frame to send. The answerer says nothing before it has heard the opener's handshake
+    /// (RFC 7574 §8.4: no answer to a handshake that does not fit).
+    pub fn poll_transmit(&mut self) -> Option<Frame> {
+        if self.side == Side::Answerer && self.state == State::AwaitHandshake {
+            return None;
+        }
+        self.out.pop_front()
+    }
+
+    /// Chunks the peer announced.
+    pub fn remote_have(&self) -> &ChunkRanges {
+        &self.remote_have
+    }
+
+    /// How long the peer asked not to be asked, while it does.
+    pub fn choked_for(&self) -> Option<Duration> {
+        self.choked_for
+    }
+
+    /// Frames of unknown type seen so far.
+    pub fn unknown_frames(&self) -> u64 {
+        self.unknown_frames
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ChunkId;
+
+    fn id(n: u8) -> ManifestId {
+        ManifestId([n; 32])
+    }
+
+    fn control(side: Side) -> Control {
+        Control::new(side, Handshake::new(id(1)))
+    }
+
+    fn ranges(start: u64, end: u64) -> Ranges {
+        Ranges(vec![ChunkId(start)..=ChunkId(end)])
+    }
+
+    #[test]
+    fn the_answerer_is_silent_until_the_openers_handshake_fits() {
+        let (mut opener, mut answerer) = (control(Side::Opener), control(Side::Answerer));
+        assert_eq!(answerer.poll_transmit(), None);
+        let hello = opener.poll_transmit().expect("the opener speaks first");
+        assert!(matches!(answerer.handle_frame(hello), Ok(Some(ControlEvent::Open(_)))));
+        let answer = answerer.poll_transmit().expect("now it answers");
+        assert!(matches!(opener.handle_frame(answer), Ok(Some(ControlEvent::Open(_)))));
+        assert_eq!((opener.poll_transmit(), answerer.poll_transmit()), (None, None));
+    }
+
+    #[test]
+    fn every_state_and_frame_has_the_outcome_of_this_table() {
+        let frames: [(&str, Frame); 9] = [
+            ("handshake", Frame::Handshake(Handshake::new(id(1)))),
+            ("other swarm", Frame::Handshake(Handshake::new(id(2)))),
+            ("version 9", Frame::Handshake(Handshake { version: 9, minimum_version: 9, ..Handshake::new(id(1)) })),
+            ("have", Frame::Have(ranges(1, 5))),
+            ("choke", Frame::Choke(Choke::default())),
+            ("unchoke", Frame::Unchoke),
+            ("cancel", Frame::Cancel(ranges(1, 1))),
+            ("request", Frame::Request(ranges(1, 1))),
+            ("unknown", Frame::Unknown { frame_type: 200, len: 3 }),
+        ];
+        let mut table = String::new();
+        for open in [false, true] {
+            for (name, frame) in &frames {
+                let mut control = control(Side::Answerer);
+                if open {
+                    control.handle_frame(Frame::Handshake(Handshake::new(id(1)))).expect("fits");
+                }
+                let outcome = match control.handle_frame(frame.clone()) {
+                    Ok(None) => "-".to_owned(),
+                    Ok(Some(event)) => format!("{event:?}").split(['(', ' ']).next().unwrap_or_default().to_owned(),
+                    Err(e) => format!("close {}", e.close_code()),
+                };
+                table += &format!("{} + {name}: {outcome}\n", if open { "open" } else { "await" });
+            }
+        }
+        assert_eq!(table, include_str!("testdata/control_table.txt"));
+    }
+
+    #[test]
+    fn what_was_announced_is_not_announced_again() {
+        let mut control = control(Side::Opener);
+        control.poll_transmit();
+        let mut held: ChunkRanges = [ChunkId(1)..=ChunkId(5)].into_iter().collect();
+        control.announce(&held);
+        assert_eq!(control.poll_transmit(), Some(Frame::Have(ranges(1, 5))));
+        held.insert_range(ChunkId(6)..=ChunkId(9));
+        control.announce(&held);
+        assert_eq!(control.poll_transmit(), Some(Frame::Have(ranges(6, 9))));
+        control.announce(&held);
+        assert_eq!(control.poll_transmit(), None);
+    }
+}

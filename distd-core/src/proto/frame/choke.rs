@@ -1,0 +1,48 @@
+//! CHOKE: "I will not answer your requests" (RFC 7574 §8.10), and when and where someone may.
+
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes};
+
+use crate::proto::codec::DecodeError;
+
+/// Most alternates in one frame.
+const ALTERNATES_MAX: usize = 16;
+
+/// Refusal with an end and a way out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choke {
+    /// When to ask again, milliseconds on the wire.
+    pub retry_after: Duration,
+    /// Other peers to ask, `HOST:PORT`.
+    pub alternates: Vec<String>,
+}
+
+impl Choke {
+    const NAME: &'static str = "CHOKE";
+
+    pub(in crate::proto) fn encode(&self, out: &mut impl BufMut) {
+        out.put_u32(u32::try_from(self.retry_after.as_millis()).unwrap_or(u32::MAX));
+        for alternate in self.alternates.iter().take(ALTERNATES_MAX) {
+            let bytes = &alternate.as_bytes()[..alternate.len().min(255)];
+            out.put_u8(bytes.len() as u8);
+            out.put_slice(bytes);
+        }
+    }
+
+    pub(in crate::proto) fn decode(mut body: Bytes) -> Result<Self, DecodeError> {
+        let short = |_| DecodeError::Length(Self::NAME);
+        let retry_after = Duration::from_millis(u64::from(body.try_get_u32().map_err(short)?));
+        let mut alternates = Vec::new();
+        while body.has_remaining() {
+            let len = body.get_u8() as usize;
+            if alternates.len() == ALTERNATES_MAX || len > body.remaining() {
+                return Err(DecodeError::Length(Self::NAME));
+            }
+            let text = String::from_utf8(body.split_to(len).to_vec())
+                .map_err(|_| DecodeError::Field(Self::NAME, "alternate"))?;
+            alternates.push(text);
+        }
+        Ok(Self { retry_after, alternates })
+    }
+}

@@ -1,0 +1,74 @@
+//! DATA: one chunk, compressed as the origin has it (RFC 7574 §8.6 without the timestamp).
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use crate::ChunkId;
+use crate::limits::CHUNK_BYTES_MAX;
+use crate::proto::codec::{DecodeError, put_header, types};
+
+/// How the bytes of a chunk are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Codec {
+    /// As they are.
+    Raw,
+    /// One zstd frame (RFC 8878).
+    Zstd,
+}
+
+impl Codec {
+    /// Number on the wire and in stores.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Raw => 0,
+            Self::Zstd => 1,
+        }
+    }
+
+    /// Reads the number; `None` for one this build does not know.
+    pub fn from_code(code: u8) -> Option<Self> {
+        match code {
+            0 => Some(Self::Raw),
+            1 => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+}
+
+/// One chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Data {
+    /// Which chunk; the range of RFC 7574 is always of one.
+    pub id: ChunkId,
+    /// How `bytes` are packed.
+    pub codec: Codec,
+    /// The packed bytes, `1..=CHUNK_BYTES_MAX` of them: what does not shrink travels raw.
+    pub bytes: Bytes,
+}
+
+impl Data {
+    const NAME: &'static str = "DATA";
+    /// Range and codec.
+    const HEADER: usize = 17;
+
+    pub(in crate::proto) fn encode_frame(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(self.bytes.len() + Self::HEADER + 9);
+        put_header(&mut out, types::DATA, Self::HEADER + self.bytes.len());
+        out.put_u64(self.id.0);
+        out.put_u64(self.id.0);
+        out.put_u8(self.codec.code());
+        out.put_slice(&self.bytes);
+        out.freeze()
+    }
+
+    pub(in crate::proto) fn decode(mut body: Bytes) -> Result<Self, DecodeError> {
+        if body.len() <= Self::HEADER || body.len() > Self::HEADER + CHUNK_BYTES_MAX {
+            return Err(DecodeError::Length(Self::NAME));
+        }
+        let (start, end, codec) = (body.get_u64(), body.get_u64(), body.get_u8());
+        if start == 0 || start != end || end > i64::MAX as u64 {
+            return Err(DecodeError::Field(Self::NAME, "range"));
+        }
+        let codec = Codec::from_code(codec).ok_or(DecodeError::Field(Self::NAME, "codec"))?;
+        Ok(Self { id: ChunkId(start), codec, bytes: body })
+    }
+}

@@ -1,0 +1,20 @@
+//! The messages, one concept a file.
+
+mod choke;
+mod data;
+mod enroll;
+mod handshake;
+mod metadata;
+mod nodes;
+mod ranges;
+
+pub use choke::Choke;
+pub use data::{Codec, Data};
+pub use enroll::EnrollBody;
+pub use handshake::{Handshake, PROTOCOL_VERSION};
+pub use metadata::{Metadata, MetadataRequest};
+pub use nodes::{Node, NodeRequest, NodesEnd};
+pub use ranges::{DontHave, DontHaveReason, Ranges};
+
+#[cfg(test)]
+mod golden;
