@@ -6,8 +6,17 @@
 //! ([`proto`]) ask for the rest and carry it. Nothing here opens a file, a socket, a thread or a clock:
 //! those are arguments.
 
+pub mod cut;
 pub mod ids;
 pub mod limits;
+pub mod manifest;
 pub mod names;
+pub mod packing;
+pub mod planner;
+pub mod proto;
+pub mod ranges;
+pub mod swarm;
+pub mod time;
+pub mod tree;
 
 pub use ids::{ArtifactHash, ChunkHash, ChunkId, ManifestId, NodeHash};

@@ -14,7 +14,9 @@ pub enum NameError {
     #[error("a name has 1 to {NAME_BYTES_MAX} bytes, this one has {0}")]
     Length(usize),
     /// A character that is not allowed where it stands.
-    #[error("a name is made of a-z A-Z 0-9 . _ + - and starts with a letter or digit; {0:?} is not allowed there")]
+    #[error(
+        "a name is made of a-z A-Z 0-9 . _ + - and starts with a letter or digit; {0:?} is not allowed there"
+    )]
     Character(char),
 }
 

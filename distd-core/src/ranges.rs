@@ -73,9 +73,10 @@ impl ChunkRanges {
             return;
         }
         // Swallow every range that overlaps or touches.
-        let from = self.ranges.range(..=start).next_back().map_or(start, |(&s, &e)| {
-            if e >= start || e.checked_add(1) == Some(start) { s } else { start }
-        });
+        let from =
+            self.ranges.range(..=start).next_back().map_or(start, |(&s, &e)| {
+                if e >= start || e.checked_add(1) == Some(start) { s } else { start }
+            });
         let upto = end.saturating_add(1);
         let touched: Vec<(u64, u64)> = self.ranges.range(from..=upto).map(|(&s, &e)| (s, e)).collect();
         for (s, e) in touched {
@@ -121,7 +122,11 @@ impl ChunkRanges {
             if start <= end {
                 out.insert_range(ChunkId(start)..=ChunkId(end));
             }
-            if le < re { left.next() } else { right.next() };
+            if le < re {
+                left.next()
+            } else {
+                right.next()
+            };
         }
         out
     }

@@ -5,7 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{NODE_ENTRIES_MAX, ROOT_CHILDREN_MAX};
 use crate::cut::CutParams;
-use crate::limits::{ARTIFACT_BYTES_MAX, CHUNK_BYTES_MAX, MANIFEST_LEVELS_MAX, NODE_BYTES_MAX, TREE_LISTING_BYTES_MAX};
+use crate::limits::{
+    ARTIFACT_BYTES_MAX, CHUNK_BYTES_MAX, MANIFEST_LEVELS_MAX, NODE_BYTES_MAX, TREE_LISTING_BYTES_MAX,
+};
 use crate::{ArtifactHash, ChunkHash, ChunkId, ManifestId, NodeHash};
 
 /// Format version in the root node.
@@ -173,9 +175,9 @@ pub(super) fn decode_inner(level: u8, bytes: &[u8]) -> Result<Vec<Child>, NodeEr
 
 /// Chunks and bytes below `children`; `None` where the sum overflows.
 pub(super) fn sum(children: &[Child]) -> Option<(u64, u64)> {
-    children
-        .iter()
-        .try_fold((0u64, 0u64), |(c, b), child| Some((c.checked_add(child.chunks)?, b.checked_add(child.bytes)?)))
+    children.iter().try_fold((0u64, 0u64), |(c, b), child| {
+        Some((c.checked_add(child.chunks)?, b.checked_add(child.bytes)?))
+    })
 }
 
 impl Root {
@@ -215,14 +217,17 @@ impl Root {
         let (_, kind, total, chunks, cut, blake3, listing, levels, wire): WireRoot = decode(bytes)?;
         let kind = match (kind, listing) {
             (0, 0) => Kind::File,
-            (1, listing_bytes) if listing_bytes <= total.min(TREE_LISTING_BYTES_MAX) => Kind::Tree { listing_bytes },
+            (1, listing_bytes) if listing_bytes <= total.min(TREE_LISTING_BYTES_MAX) => {
+                Kind::Tree { listing_bytes }
+            }
             _ => return Err(NodeError::Bounds("its kind")),
         };
         let cut = CutParams::new(cut.0, cut.1, cut.2).map_err(|_| NodeError::Bounds("the cut parameters"))?;
         if total > ARTIFACT_BYTES_MAX {
             return Err(NodeError::Bounds("the artifact's length"));
         }
-        if levels > MANIFEST_LEVELS_MAX || wire.len() > ROOT_CHILDREN_MAX || (levels == 0) != wire.is_empty() {
+        if levels > MANIFEST_LEVELS_MAX || wire.len() > ROOT_CHILDREN_MAX || (levels == 0) != wire.is_empty()
+        {
             return Err(NodeError::Bounds("the number of levels or children"));
         }
         let children = from_wire(wire);

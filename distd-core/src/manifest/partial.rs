@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::node::{Child, NodeError, Root, decode_inner, decode_leaf, node_hash, root_hash, sum};
 use super::Manifest;
+use super::node::{Child, NodeError, Root, decode_inner, decode_leaf, node_hash, root_hash, sum};
 use crate::{ManifestId, NodeHash};
 
 /// Why a node cannot be part of this manifest.
@@ -67,7 +67,9 @@ impl Assembly {
         for child in children {
             let claim = (level, child.chunks, child.bytes);
             match self.missing.get(&child.hash) {
-                Some(earlier) if *earlier != claim => return Err(NodeError::Bounds("a count that differs from its twin's")),
+                Some(earlier) if *earlier != claim => {
+                    return Err(NodeError::Bounds("a count that differs from its twin's"));
+                }
                 Some(_) => {}
                 None if self.nodes.contains_key(&child.hash) => {
                     // The same node elsewhere in the tree: its own sums were checked against an equal claim or not at all,

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::node::{Child, Entry, decode_inner, decode_leaf};
 use super::Manifest;
+use super::node::{Child, Entry, decode_inner, decode_leaf};
 use crate::NodeHash;
 
 /// One chunk and where it lies in the artifact.
@@ -119,7 +119,10 @@ pub(super) fn nodes_missing_from(manifest: &Manifest, held: &[&Manifest]) -> Vec
             list.push((level, child.hash));
             if level > 0 {
                 let bytes = &manifest.nodes[&child.hash];
-                next.extend(decode_inner(level, bytes).expect("a Manifest holds only nodes that decoded once already"));
+                next.extend(
+                    decode_inner(level, bytes)
+                        .expect("a Manifest holds only nodes that decoded once already"),
+                );
             }
         }
         level_children = next;

@@ -1,7 +1,7 @@
 //! One request stream, sans-io: REQUEST in, DATA out, DONT_HAVE for the rest.
 
-use super::frame::{Choke, Data, DontHave, Ranges};
 use super::Frame;
+use super::frame::{Choke, Data, DontHave, Ranges};
 use crate::limits::REQUEST_CHUNKS_MAX;
 use crate::ranges::ChunkRanges;
 

@@ -3,7 +3,8 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::frame::{
-    Choke, Data, DontHave, EnrollBody, Handshake, Metadata, MetadataRequest, Node, NodeRequest, NodesEnd, Ranges,
+    Choke, Data, DontHave, EnrollBody, Handshake, Metadata, MetadataRequest, Node, NodeRequest, NodesEnd,
+    Ranges,
 };
 use super::varint::{put_varint, take_varint};
 use crate::limits::FRAME_BODY_MAX;

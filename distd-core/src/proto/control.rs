@@ -6,9 +6,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::Frame;
 use super::close::CloseCode;
 use super::frame::{Choke, Handshake, PROTOCOL_VERSION, Ranges};
-use super::Frame;
 use crate::ManifestId;
 use crate::ranges::ChunkRanges;
 
@@ -44,7 +44,9 @@ pub enum ControlError {
     #[error("peer answered for manifest {0}")]
     OtherSwarm(ManifestId),
     /// No version in common.
-    #[error("peer speaks versions {0} to {1} of the protocol, this build version {PROTOCOL_VERSION}: upgrade the older side")]
+    #[error(
+        "peer speaks versions {0} to {1} of the protocol, this build version {PROTOCOL_VERSION}: upgrade the older side"
+    )]
     Version(u8, u8),
     /// A frame that belongs on another kind of stream.
     #[error("peer sent a frame that does not belong on a control stream")]
@@ -223,7 +225,10 @@ mod tests {
         let frames: [(&str, Frame); 9] = [
             ("handshake", Frame::Handshake(Handshake::new(id(1)))),
             ("other swarm", Frame::Handshake(Handshake::new(id(2)))),
-            ("version 9", Frame::Handshake(Handshake { version: 9, minimum_version: 9, ..Handshake::new(id(1)) })),
+            (
+                "version 9",
+                Frame::Handshake(Handshake { version: 9, minimum_version: 9, ..Handshake::new(id(1)) }),
+            ),
             ("have", Frame::Have(ranges(1, 5))),
             ("choke", Frame::Choke(Choke::default())),
             ("unchoke", Frame::Unchoke),
@@ -240,7 +245,9 @@ mod tests {
                 }
                 let outcome = match control.handle_frame(frame.clone()) {
                     Ok(None) => "-".to_owned(),
-                    Ok(Some(event)) => format!("{event:?}").split(['(', ' ']).next().unwrap_or_default().to_owned(),
+                    Ok(Some(event)) => {
+                        format!("{event:?}").split(['(', ' ']).next().unwrap_or_default().to_owned()
+                    }
                     Err(e) => format!("close {}", e.close_code()),
                 };
                 table += &format!("{} + {name}: {outcome}\n", if open { "open" } else { "await" });

@@ -35,12 +35,21 @@ fn golden() -> Vec<(Frame, &'static str)> {
             "8011 02 000000000000012c 0000000000000390",
         ),
         (
-            Frame::NodeRequest(NodeRequest { held: vec![ManifestId([1; 32])], hashes: vec![NodeHash([2; 32])] }),
+            Frame::NodeRequest(NodeRequest {
+                held: vec![ManifestId([1; 32])],
+                hashes: vec![NodeHash([2; 32])],
+            }),
             "814041 01 0101010101010101010101010101010101010101010101010101010101010101 0202020202020202020202020202020202020202020202020202020202020202",
         ),
         (Frame::NodesEnd(NodesEnd { missing: 3 }), "8204 00000003"),
-        (Frame::MetadataRequest(MetadataRequest { names: vec!["a".into(), "bc".into()] }), "8307 000161 00026263"),
-        (Frame::Metadata(Metadata { name: "a".into(), bytes: Some(Bytes::from_static(b"{}")) }), "8406 000161 01 7b7d"),
+        (
+            Frame::MetadataRequest(MetadataRequest { names: vec!["a".into(), "bc".into()] }),
+            "8307 000161 00026263",
+        ),
+        (
+            Frame::Metadata(Metadata { name: "a".into(), bytes: Some(Bytes::from_static(b"{}")) }),
+            "8406 000161 01 7b7d",
+        ),
         (Frame::Metadata(Metadata { name: "a".into(), bytes: None }), "8404 000161 00"),
         (Frame::Enroll(EnrollBody(Bytes::from_static(b"e"))), "850165"),
         (Frame::Enrolled(EnrollBody(Bytes::from_static(b"f"))), "860166"),

@@ -38,7 +38,8 @@ impl Ranges {
     }
 
     pub(in crate::proto) fn decode(name: &'static str, mut body: Bytes) -> Result<Self, DecodeError> {
-        if body.is_empty() || !body.len().is_multiple_of(RANGE_BYTES) || body.len() > RANGES_MAX * RANGE_BYTES {
+        if body.is_empty() || !body.len().is_multiple_of(RANGE_BYTES) || body.len() > RANGES_MAX * RANGE_BYTES
+        {
             return Err(DecodeError::Length(name));
         }
         let mut ranges = Vec::with_capacity(body.len() / RANGE_BYTES);

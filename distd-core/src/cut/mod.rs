@@ -1,0 +1,34 @@
+//! Cutting: an artifact into regions, each region into chunks.
+//!
+//! [`regions`] finds the borders a format knows about (files inside an EROFS image), so that inserting
+//! a file moves no cut inside another one. FastCDC then cuts inside each region; a region border is
+//! always a cut. The same bytes and the same [`CutParams`] give the same chunks on every machine,
+//! whatever the window size and however many threads share the work (docs/formats.md, "Cutting").
+//!
+//! ```
+//! use distd_core::cut::{Batches, CutParams, regions};
+//!
+//! let artifact: &[u8] = &[7; 300_000];
+//! let regions = regions(artifact);
+//! let mut batches = Batches::new(artifact, regions.all(), CutParams::default());
+//! let mut at = 0;
+//! while let Some(batch) = batches.next_batch(Vec::new())? {
+//!     for chunk in batch.chunks() {
+//!         assert_eq!(chunk.offset, at);
+//!         at += chunk.data.len() as u64;
+//!     }
+//! }
+//! assert_eq!(at, 300_000);
+//! # Ok::<(), std::io::Error>(())
+//! ```
+
+mod batch;
+mod erofs;
+mod params;
+mod read;
+mod region;
+
+pub use batch::{Batch, Batches, CutChunk, WINDOW_BYTES};
+pub use params::{CutParams, CutParamsError, Cutter};
+pub use read::ReadAt;
+pub use region::{Region, RegionKind, Regions, regions};

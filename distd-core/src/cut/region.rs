@@ -1,0 +1,191 @@
+//! Regions: the borders a format reader gives to the cutter.
+
+use std::ops::Range;
+
+use super::{ReadAt, erofs};
+use crate::limits::{ARTIFACT_BYTES_MAX, PATH_BYTES_MAX, REGIONS_MAX};
+
+/// What a region holds, as far as its format reader knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RegionKind {
+    /// Nothing is known.
+    Plain,
+    /// A file system's own structures: superblock, inodes, directories, attributes.
+    Metadata,
+    /// Data of one file, padding included.
+    File,
+}
+
+/// One run of an artifact's bytes with a cut at both ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// First byte.
+    pub start: u64,
+    /// Bytes, never zero.
+    pub len: u64,
+    /// What it holds.
+    pub kind: RegionKind,
+    name_start: u32,
+    name_len: u16,
+}
+
+impl Region {
+    /// First byte behind the region.
+    pub fn end(&self) -> u64 {
+        self.start + self.len
+    }
+}
+
+/// Most bytes of name hints kept. Later regions have none then: a hint is only a hint.
+const NAMES_BYTES_MAX: usize = 64 << 20;
+
+/// The regions of one artifact: sorted, without gap or overlap, covering all of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Regions {
+    list: Vec<Region>,
+    names: Vec<u8>,
+}
+
+impl Regions {
+    /// One region over all `len` bytes; none if `len` is zero.
+    pub fn plain(len: u64) -> Self {
+        let mut regions = Self::default();
+        regions.push(len, RegionKind::Plain, None);
+        regions
+    }
+
+    /// Regions of the given lengths, one behind the other. Zero lengths are left out. A name hint over
+    /// [`PATH_BYTES_MAX`] is dropped.
+    ///
+    /// `None` if there are more than [`REGIONS_MAX`] or they add up to more than
+    /// [`ARTIFACT_BYTES_MAX`].
+    pub fn from_parts<'a>(
+        parts: impl IntoIterator<Item = (u64, RegionKind, Option<&'a [u8]>)>,
+    ) -> Option<Self> {
+        let mut regions = Self::default();
+        for (len, kind, name) in parts {
+            let total = regions.total().checked_add(len)?;
+            if total > ARTIFACT_BYTES_MAX || (len > 0 && regions.list.len() == REGIONS_MAX) {
+                return None;
+            }
+            regions.push(len, kind, name);
+        }
+        Some(regions)
+    }
+
+    pub(super) fn push(&mut self, len: u64, kind: RegionKind, name: Option<&[u8]>) {
+        if len == 0 {
+            return;
+        }
+        let mut region = Region { start: self.total(), len, kind, name_start: 0, name_len: 0 };
+        if let Some(name) = name
+            && name.len() <= PATH_BYTES_MAX
+            && self.names.len() + name.len() <= NAMES_BYTES_MAX
+        {
+            region.name_start = self.names.len() as u32;
+            region.name_len = name.len() as u16;
+            self.names.extend_from_slice(name);
+        }
+        self.list.push(region);
+    }
+
+    /// All regions in artifact order.
+    pub fn all(&self) -> &[Region] {
+        &self.list
+    }
+
+    /// Path of the file a region belongs to, as raw bytes without a leading slash, when it is known.
+    /// Comes from the artifact, unchecked: for messages and for pairing old with new, never for opening.
+    pub fn name(&self, region: &Region) -> Option<&[u8]> {
+        let start = region.name_start as usize;
+        let name = self.names.get(start..start + usize::from(region.name_len))?;
+        (!name.is_empty()).then_some(name)
+    }
+
+    /// Length of the artifact, bytes.
+    pub fn total(&self) -> u64 {
+        self.list.last().map_or(0, Region::end)
+    }
+
+    /// At most `n` ranges of indices into [`all`](Self::all), in order, of about as many bytes each.
+    ///
+    /// Cutting the ranges apart and concatenating the results is the same as cutting the whole, because
+    /// a region border is always a cut. Fewer than `n` come back when a region is too long to share;
+    /// nothing at all for an empty artifact.
+    pub fn split(&self, n: usize) -> Vec<Range<usize>> {
+        let n = n.max(1) as u128;
+        let total = u128::from(self.total());
+        let mut parts: Vec<Range<usize>> = Vec::new();
+        let mut from = 0;
+        for (index, region) in self.list.iter().enumerate() {
+            let target = total * (parts.len() as u128 + 1) / n;
+            if u128::from(region.end()) >= target {
+                parts.push(from..index + 1);
+                from = index + 1;
+                // A long region may have gone past several targets.
+                while from < self.list.len()
+                    && total * (parts.len() as u128 + 1) / n <= u128::from(region.end())
+                {
+                    parts.push(from..from);
+                }
+            }
+        }
+        parts.retain(|part| !part.is_empty());
+        parts
+    }
+}
+
+/// Finds the regions of an artifact.
+///
+/// Never fails: what is no known format, is damaged, is built to hurt, or cannot be read is one plain
+/// region (and an unreadable artifact then fails when it is cut). Reads only metadata; time and memory
+/// are bounded by a small multiple of the length whatever the content says.
+pub fn regions<R: ReadAt + ?Sized>(artifact: &R) -> Regions {
+    erofs::regions(artifact).unwrap_or_else(|| Regions::plain(artifact.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_empty_artifact_has_no_region_and_a_foreign_one_has_one() {
+        assert!(regions(&[][..]).all().is_empty());
+        assert_eq!(regions(&[1; 5000][..]), Regions::plain(5000));
+        assert_eq!(Regions::plain(5000).all().len(), 1);
+    }
+
+    #[test]
+    fn names_come_back_and_absurd_ones_are_dropped() {
+        let long = vec![b'x'; PATH_BYTES_MAX + 1];
+        let regions = Regions::from_parts([
+            (5, RegionKind::File, Some(&b"a/b"[..])),
+            (0, RegionKind::File, Some(b"empty")),
+            (7, RegionKind::Plain, None),
+            (9, RegionKind::File, Some(&long)),
+        ])
+        .expect("small");
+        let names: Vec<_> = regions.all().iter().map(|r| regions.name(r)).collect();
+        assert_eq!(names, [Some(&b"a/b"[..]), None, None]);
+        assert_eq!(regions.total(), 21);
+        assert_eq!(Regions::from_parts([(u64::MAX, RegionKind::Plain, None); 2]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn splitting_keeps_every_region_once_and_in_order(
+            lens in prop::collection::vec(prop_oneof![0u64..10, 0u64..100_000], 0..60), n in 0usize..9,
+        ) {
+            let regions = Regions::from_parts(lens.iter().map(|len| (*len, RegionKind::Plain, None)))
+                .expect("small");
+            let parts = regions.split(n);
+            prop_assert!(parts.len() <= n.max(1));
+            prop_assert_eq!(
+                parts.into_iter().flatten().collect::<Vec<_>>(),
+                (0..regions.all().len()).collect::<Vec<_>>()
+            );
+        }
+    }
+}

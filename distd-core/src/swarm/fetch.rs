@@ -1,0 +1,457 @@
+//! [`Fetch`]: a sans-io state machine over wanted chunks and the peers that may send them.
+//!
+//! Inputs are `handle_*`; after each of them, and when [`Fetch::poll_timeout`] is reached, call
+//! [`Fetch::poll_request`] until it returns `None`, then [`Fetch::poll_event`] likewise.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use crate::ChunkId;
+use crate::ranges::ChunkRanges;
+use crate::time::Timestamp;
+
+/// A peer of this fetch, in the caller's numbering.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PeerId(pub u32);
+
+/// A batch in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BatchId(pub u64);
+
+/// How near a peer is; nearer ones are asked first (DESIGN: same host, LAN, site, relay, origin).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tier {
+    /// A peer of the same site.
+    Site,
+    /// A relay.
+    Relay,
+    /// The origin.
+    Origin,
+}
+
+/// Tunables, all bounds.
+#[derive(Clone, Debug)]
+pub struct FetchConfig {
+    /// Most chunks in one batch.
+    pub batch_chunks: u64,
+    /// Most batches in flight to one peer. Two keep the link full while the next is asked for; more cost memory.
+    pub batches_per_peer: usize,
+    /// A batch without progress for this long is taken back and its peer marked slow.
+    pub stall: Duration,
+    /// First pause after a peer failed; doubles with each failure up to `backoff_max`.
+    pub backoff: Duration,
+    /// Longest pause.
+    pub backoff_max: Duration,
+    /// Failures in a row after which a peer is given up.
+    pub failures_max: u32,
+}
+
+impl Default for FetchConfig {
+    fn default() -> Self {
+        Self {
+            batch_chunks: 1024,
+            batches_per_peer: 3,
+            stall: Duration::from_secs(20),
+            backoff: Duration::from_millis(200),
+            backoff_max: Duration::from_secs(10),
+            failures_max: 6,
+        }
+    }
+}
+
+/// What a peer did wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerFault {
+    /// The connection or a stream failed: tried again after a pause.
+    Failed,
+    /// It made no progress: tried again after a pause.
+    Stalled,
+    /// It sent bytes that are not the chunk: never asked again.
+    WrongBytes,
+    /// It broke the protocol: never asked again.
+    Protocol,
+}
+
+/// What the caller should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FetchEvent {
+    /// Abandon this batch's stream: it stalled, or its peer is gone.
+    Abandon(PeerId, BatchId),
+    /// No peer is left that could send these chunks.
+    Unavailable(ChunkRanges),
+    /// The peer is not asked any more.
+    Dropped(PeerId, PeerFault),
+}
+
+#[derive(Debug)]
+struct Peer {
+    tier: Tier,
+    /// What it said it does not have.
+    lacks: ChunkRanges,
+    not_before: Timestamp,
+    failures: u32,
+    in_flight: usize,
+    dropped: bool,
+}
+
+#[derive(Debug)]
+struct Batch {
+    peer: PeerId,
+    open: ChunkRanges,
+    deadline: Timestamp,
+}
+
+/// The state machine. Every wanted chunk is in exactly one place: to be asked for, or open in one batch.
+#[derive(Debug)]
+pub struct Fetch {
+    config: FetchConfig,
+    wanted: ChunkRanges,
+    peers: BTreeMap<PeerId, Peer>,
+    batches: BTreeMap<BatchId, Batch>,
+    next_batch: u64,
+    events: VecDeque<FetchEvent>,
+}
+
+impl Fetch {
+    /// Nothing wanted, nobody to ask.
+    pub fn new(config: FetchConfig) -> Self {
+        Self {
+            config,
+            wanted: ChunkRanges::new(),
+            peers: BTreeMap::new(),
+            batches: BTreeMap::new(),
+            next_batch: 0,
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Adds chunks; those already wanted or in flight are not asked for twice.
+    pub fn want(&mut self, chunks: &ChunkRanges) {
+        let mut fresh = chunks.clone();
+        for batch in self.batches.values() {
+            fresh = fresh.difference(&batch.open);
+        }
+        self.wanted.extend(&fresh);
+    }
+
+    /// Forgets chunks that are no longer of interest; batches in flight run on.
+    pub fn unwant(&mut self, chunks: &ChunkRanges) {
+        self.wanted = self.wanted.difference(chunks);
+    }
+
+    /// Adds a peer that may be asked from `now` on, or readmits one whose connection came back.
+    pub fn handle_connected(&mut self, now: Timestamp, peer: PeerId, tier: Tier) {
+        let entry = self.peers.entry(peer).or_insert(Peer {
+            tier,
+            lacks: ChunkRanges::new(),
+            not_before: now,
+            failures: 0,
+            in_flight: 0,
+            dropped: false,
+        });
+        entry.tier = tier;
+    }
+
+    /// A chunk of a batch arrived and was verified. False when it was not open there (a late arrival after a stall):
+    /// the bytes are good all the same.
+    pub fn handle_chunk(&mut self, now: Timestamp, batch: BatchId, id: ChunkId) -> bool {
+        let was_open = self.batches.get_mut(&batch).is_some_and(|b| {
+            b.deadline = now + self.config.stall;
+            b.open.remove(id)
+        });
+        if let Some(peer) = self.batches.get(&batch).map(|b| b.peer).and_then(|p| self.peers.get_mut(&p)) {
+            peer.failures = 0;
+        }
+        if !was_open {
+            self.wanted.remove(id);
+        }
+        was_open
+    }
+
+    /// The peer will not send these chunks of a batch; others are asked.
+    pub fn handle_dont_have(&mut self, batch: BatchId, ranges: &ChunkRanges) {
+        let Some(b) = self.batches.get_mut(&batch) else { return };
+        let given_back = b.open.intersection(ranges);
+        b.open = b.open.difference(ranges);
+        if let Some(peer) = self.peers.get_mut(&b.peer) {
+            peer.lacks.extend(&given_back);
+        }
+        self.wanted.extend(&given_back);
+    }
+
+    /// The peer will answer nothing for a while.
+    pub fn handle_choked(&mut self, now: Timestamp, peer: PeerId, retry_after: Duration) {
+        if let Some(p) = self.peers.get_mut(&peer) {
+            p.not_before = p.not_before.max(now + retry_after.min(self.config.backoff_max));
+        }
+    }
+
+    /// A batch's stream ended well; chunks it did not answer for (a choke) are asked for again.
+    pub fn handle_batch_end(&mut self, batch: BatchId) {
+        self.take_back(batch);
+    }
+
+    /// A batch's stream, or the peer's connection, failed.
+    pub fn handle_fault(&mut self, now: Timestamp, peer: PeerId, fault: PeerFault) {
+        let theirs: Vec<BatchId> =
+            self.batches.iter().filter(|(_, b)| b.peer == peer).map(|(id, _)| *id).collect();
+        for batch in theirs {
+            self.take_back(batch);
+            self.events.push_back(FetchEvent::Abandon(peer, batch));
+        }
+        let Some(p) = self.peers.get_mut(&peer) else { return };
+        if p.dropped {
+            return;
+        }
+        p.failures += 1;
+        let pause = self.config.backoff.saturating_mul(1 << p.failures.min(16)).min(self.config.backoff_max);
+        p.not_before = now + pause;
+        let hopeless = matches!(fault, PeerFault::WrongBytes | PeerFault::Protocol);
+        if hopeless || p.failures >= self.config.failures_max {
+            p.dropped = true;
+            self.events.push_back(FetchEvent::Dropped(peer, fault));
+        }
+    }
+
+    fn take_back(&mut self, batch: BatchId) {
+        let Some(b) = self.batches.remove(&batch) else { return };
+        self.wanted.extend(&b.open);
+        if let Some(peer) = self.peers.get_mut(&b.peer) {
+            peer.in_flight -= 1;
+        }
+    }
+
+    /// The next batch to ask for, nearest usable peer first; `None` until something changes.
+    pub fn poll_request(&mut self, now: Timestamp) -> Option<(PeerId, BatchId, ChunkRanges)> {
+        self.expire(now);
+        if self.wanted.is_empty() {
+            return None;
+        }
+        let config = &self.config;
+        let mut usable: Vec<_> = self
+            .peers
+            .iter()
+            .filter(|(_, p)| !p.dropped && p.not_before <= now && p.in_flight < config.batches_per_peer)
+            .map(|(id, p)| (p.tier, p.in_flight, *id))
+            .collect();
+        usable.sort_unstable();
+        for (_, _, id) in usable {
+            let peer = self.peers.get_mut(&id).expect("listed just above");
+            let mut could = self.wanted.difference(&peer.lacks);
+            let chunks = could.take_first(config.batch_chunks);
+            if chunks.is_empty() {
+                continue;
+            }
+            peer.in_flight += 1;
+            self.wanted = self.wanted.difference(&chunks);
+            let batch = BatchId(self.next_batch);
+            self.next_batch += 1;
+            self.batches
+                .insert(batch, Batch { peer: id, open: chunks.clone(), deadline: now + config.stall });
+            return Some((id, batch, chunks));
+        }
+        self.report_unavailable();
+        None
+    }
+
+    /// Chunks that every remaining peer lacks will never come: say so, once.
+    fn report_unavailable(&mut self) {
+        let mut hopeless = self.wanted.clone();
+        for peer in self.peers.values().filter(|p| !p.dropped) {
+            hopeless = hopeless.intersection(&peer.lacks);
+        }
+        if !hopeless.is_empty() {
+            self.wanted = self.wanted.difference(&hopeless);
+            self.events.push_back(FetchEvent::Unavailable(hopeless));
+        }
+    }
+
+    fn expire(&mut self, now: Timestamp) {
+        let stalled: Vec<_> = self.batches.values().filter(|b| b.deadline <= now).map(|b| b.peer).collect();
+        for peer in stalled {
+            self.handle_fault(now, peer, PeerFault::Stalled);
+        }
+    }
+
+    /// The next thing to tell the caller.
+    pub fn poll_event(&mut self) -> Option<FetchEvent> {
+        self.events.pop_front()
+    }
+
+    /// When to call [`Fetch::poll_request`] again if nothing happens before.
+    pub fn poll_timeout(&self) -> Option<Timestamp> {
+        let deadlines = self.batches.values().map(|b| b.deadline);
+        let pauses =
+            self.peers.values().filter(|p| !p.dropped && !self.wanted.is_empty()).map(|p| p.not_before);
+        deadlines.chain(pauses).min()
+    }
+
+    /// Whether nothing is wanted and nothing in flight.
+    pub fn is_idle(&self) -> bool {
+        self.wanted.is_empty() && self.batches.is_empty()
+    }
+
+    /// Chunks in flight.
+    pub fn in_flight(&self) -> u64 {
+        self.batches.values().map(|b| b.open.len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(start: u64, end: u64) -> ChunkRanges {
+        [ChunkId(start)..=ChunkId(end)].into_iter().collect()
+    }
+
+    fn fetch(batch_chunks: u64) -> Fetch {
+        Fetch::new(FetchConfig { batch_chunks, batches_per_peer: 2, ..FetchConfig::default() })
+    }
+
+    const T0: Timestamp = Timestamp(1_000_000);
+
+    #[test]
+    fn a_chunk_is_open_in_one_batch_only() {
+        let mut f = fetch(10);
+        f.handle_connected(T0, PeerId(0), Tier::Relay);
+        f.handle_connected(T0, PeerId(1), Tier::Relay);
+        f.want(&set(1, 35));
+        let mut asked = ChunkRanges::new();
+        while let Some((_, _, chunks)) = f.poll_request(T0) {
+            assert!(asked.intersection(&chunks).is_empty());
+            asked.extend(&chunks);
+        }
+        assert_eq!(asked, set(1, 35));
+        f.want(&set(1, 35));
+        assert_eq!(f.poll_request(T0), None, "wanted twice is asked for once");
+    }
+
+    #[test]
+    fn the_nearer_tier_is_asked_first_and_the_farther_one_takes_what_it_lacks() {
+        let mut f = fetch(100);
+        f.handle_connected(T0, PeerId(0), Tier::Origin);
+        f.handle_connected(T0, PeerId(1), Tier::Site);
+        f.want(&set(1, 10));
+        let (peer, batch, _) = f.poll_request(T0).expect("a peer is there");
+        assert_eq!(peer, PeerId(1));
+        f.handle_dont_have(batch, &set(3, 4));
+        assert_eq!(f.poll_request(T0).map(|(p, _, c)| (p, c)), Some((PeerId(0), set(3, 4))));
+    }
+
+    #[test]
+    fn what_nobody_has_is_reported_once() {
+        let mut f = fetch(100);
+        f.handle_connected(T0, PeerId(0), Tier::Origin);
+        f.want(&set(1, 10));
+        let (_, batch, _) = f.poll_request(T0).expect("a peer is there");
+        f.handle_dont_have(batch, &set(1, 2));
+        assert_eq!(f.poll_request(T0), None);
+        assert_eq!(f.poll_event(), Some(FetchEvent::Unavailable(set(1, 2))));
+        assert_eq!((f.poll_request(T0), f.poll_event()), (None, None));
+    }
+
+    #[test]
+    fn a_stalled_batch_goes_to_another_peer_and_its_late_chunk_is_not_asked_for_again() {
+        let mut f = fetch(100);
+        f.handle_connected(T0, PeerId(0), Tier::Site);
+        f.handle_connected(T0, PeerId(1), Tier::Relay);
+        f.want(&set(1, 3));
+        let (_, first, _) = f.poll_request(T0).expect("the site peer");
+        assert!(f.handle_chunk(T0, first, ChunkId(1)));
+        let later = f.poll_timeout().expect("a deadline is set");
+        let (peer, _, chunks) = f.poll_request(later).expect("the relay");
+        assert_eq!((peer, chunks), (PeerId(1), set(2, 3)));
+        assert_eq!(f.poll_event(), Some(FetchEvent::Abandon(PeerId(0), first)));
+    }
+
+    #[test]
+    fn a_liar_is_dropped_at_once_and_a_failing_peer_after_its_last_try() {
+        let mut f = fetch(100);
+        f.handle_connected(T0, PeerId(0), Tier::Site);
+        f.want(&set(1, 3));
+        f.poll_request(T0).expect("asked");
+        f.handle_fault(T0, PeerId(0), PeerFault::WrongBytes);
+        assert_eq!(f.poll_request(T0 + Duration::from_secs(3600)), None);
+        let events: Vec<_> = std::iter::from_fn(|| f.poll_event()).collect();
+        assert!(events.contains(&FetchEvent::Dropped(PeerId(0), PeerFault::WrongBytes)));
+        assert!(events.contains(&FetchEvent::Unavailable(set(1, 3))), "{events:?}");
+
+        let mut f = fetch(100);
+        f.handle_connected(T0, PeerId(0), Tier::Site);
+        f.want(&set(1, 3));
+        let mut now = T0;
+        let mut tries = 0;
+        while f.poll_request(now).is_some() {
+            tries += 1;
+            f.handle_fault(now, PeerId(0), PeerFault::Failed);
+            now = f.poll_timeout().unwrap_or(now + Duration::from_secs(60));
+        }
+        assert_eq!(tries, FetchConfig::default().failures_max);
+    }
+
+    #[test]
+    fn any_order_of_answers_and_faults_ends_with_every_chunk_once() {
+        // A small deterministic model: peers answer, refuse or fail by a generator that the number seeds.
+        for rng_seed in 0..200u64 {
+            let mut state = rng_seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+            let mut random = move |n: u64| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state % n
+            };
+            let mut f = fetch(7);
+            for peer in 0..3 {
+                f.handle_connected(T0, PeerId(peer), if peer == 2 { Tier::Origin } else { Tier::Relay });
+            }
+            f.want(&set(1, 100));
+            let mut got = ChunkRanges::new();
+            let mut now = T0;
+            let mut open: Vec<(PeerId, BatchId, ChunkRanges)> = Vec::new();
+            for step in 0.. {
+                assert!(step < 20_000, "no end with rng_seed {rng_seed}");
+                while let Some(request) = f.poll_request(now) {
+                    open.push(request);
+                }
+                while let Some(event) = f.poll_event() {
+                    match event {
+                        FetchEvent::Abandon(_, batch) => open.retain(|(_, b, _)| *b != batch),
+                        FetchEvent::Unavailable(_) => {
+                            panic!("the origin has everything, rng_seed {rng_seed}")
+                        }
+                        FetchEvent::Dropped(peer, _) => assert_ne!(peer, PeerId(2)),
+                    }
+                }
+                if f.is_idle() {
+                    break;
+                }
+                if open.is_empty() {
+                    now = f
+                        .poll_timeout()
+                        .expect("something must be waited for")
+                        .max(now + Duration::from_micros(1));
+                    continue;
+                }
+                let pick = random(open.len() as u64) as usize;
+                let (peer, batch, chunks) = &mut open[pick];
+                let (peer, batch) = (*peer, *batch);
+                match (random(10), peer) {
+                    (0, PeerId(0 | 1)) => f.handle_fault(now, peer, PeerFault::Failed),
+                    (1, PeerId(0 | 1)) => f.handle_dont_have(batch, &std::mem::take(chunks)),
+                    _ => match chunks.take_first(1).ids().next() {
+                        Some(id) => {
+                            f.handle_chunk(now, batch, id);
+                            assert!(got.insert(id), "chunk {id} twice, rng_seed {rng_seed}");
+                        }
+                        None => {
+                            f.handle_batch_end(batch);
+                            open.remove(pick);
+                        }
+                    },
+                }
+            }
+            assert_eq!(got, set(1, 100));
+        }
+    }
+}

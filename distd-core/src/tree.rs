@@ -1,0 +1,500 @@
+//! Tree listing: what is in a directory artifact beside the files' bytes.
+//!
+//! A directory is shipped as one byte stream: the listing, then the bytes of every file in listing order
+//! (docs/formats.md, "Tree listing"). The listing decides where a device writes, so it is decoded
+//! strictly and every path in it is a [`TreePath`], the one path validator of distd.
+
+use std::fmt;
+
+use rmp::{decode, encode};
+
+use crate::cut::{RegionKind, Regions};
+use crate::limits::{ARTIFACT_BYTES_MAX, PATH_BYTES_MAX, TREE_ENTRIES_MAX, TREE_LISTING_BYTES_MAX};
+
+/// Format version, the first element of a listing.
+const VERSION: u64 = 1;
+
+/// Longest component of a path, bytes (Linux `NAME_MAX`).
+pub const COMPONENT_BYTES_MAX: usize = 255;
+
+/// Longest symlink target, bytes: Linux takes less than one page.
+pub const TARGET_BYTES_MAX: usize = 4095;
+
+/// Most extended attributes of one entry. Linux lists 64 KiB of names at most; 1024 is a guess far above
+/// what any tool sets.
+pub const XATTRS_MAX: usize = 1024;
+
+/// Longest attribute name, bytes (Linux `XATTR_NAME_MAX`).
+pub const XATTR_NAME_BYTES_MAX: usize = 255;
+
+/// Longest attribute value, bytes (Linux `XATTR_SIZE_MAX`).
+pub const XATTR_VALUE_BYTES_MAX: usize = 64 << 10;
+
+/// A path that stays inside the directory it is joined to.
+///
+/// Relative, `1..=`[`PATH_BYTES_MAX`] bytes of any encoding, without NUL; its components are neither
+/// empty nor `.` nor `..` and at most [`COMPONENT_BYTES_MAX`] bytes. Ordered by bytes. It says nothing
+/// about symlinks already on the disk: whoever writes must not follow them.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TreePath(Box<[u8]>);
+
+/// Why bytes are no [`TreePath`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TreePathError {
+    /// Nothing there.
+    #[error("the path is empty")]
+    Empty,
+    /// More than [`PATH_BYTES_MAX`] bytes, or a component over [`COMPONENT_BYTES_MAX`].
+    #[error("the path or one of its names is too long")]
+    TooLong,
+    /// A NUL byte, which no file system can hold.
+    #[error("the path has a NUL byte")]
+    Nul,
+    /// Starts or ends with `/`, or has two of them in a row.
+    #[error("the path is absolute or has an empty name")]
+    EmptyComponent,
+    /// `.` or `..` as a component.
+    #[error("the path has a `.` or `..` name")]
+    Dots,
+}
+
+impl TreePath {
+    /// Checks `path`.
+    ///
+    /// # Errors
+    /// [`TreePathError`] naming the first rule it breaks.
+    pub fn new(path: &[u8]) -> Result<Self, TreePathError> {
+        if path.is_empty() {
+            return Err(TreePathError::Empty);
+        }
+        if path.len() > PATH_BYTES_MAX {
+            return Err(TreePathError::TooLong);
+        }
+        if path.contains(&0) {
+            return Err(TreePathError::Nul);
+        }
+        for component in path.split(|byte| *byte == b'/') {
+            match component {
+                b"" => return Err(TreePathError::EmptyComponent),
+                b"." | b".." => return Err(TreePathError::Dots),
+                _ if component.len() > COMPONENT_BYTES_MAX => return Err(TreePathError::TooLong),
+                _ => {}
+            }
+        }
+        Ok(Self(path.into()))
+    }
+
+    /// The bytes, with `/` between components.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Components from the top down.
+    pub fn components(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.split(|byte| *byte == b'/')
+    }
+
+    /// Bytes of the directory it lies in; `None` at the top.
+    pub fn parent(&self) -> Option<&[u8]> {
+        self.0.iter().rposition(|byte| *byte == b'/').map(|slash| &self.0[..slash])
+    }
+}
+
+impl fmt::Display for TreePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Control characters in a file name must not drive the reader's terminal.
+        self.0.escape_ascii().fmt(f)
+    }
+}
+
+impl fmt::Debug for TreePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{self}\"")
+    }
+}
+
+/// What an entry is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EntryKind {
+    /// A regular file.
+    File {
+        /// Bytes.
+        size: u64,
+    },
+    /// A directory.
+    Dir,
+    /// A symbolic link.
+    Symlink {
+        /// What it points at, `1..=`[`TARGET_BYTES_MAX`] bytes without NUL, never resolved by us.
+        target: Box<[u8]>,
+    },
+    /// A named pipe.
+    Fifo,
+    /// A character device.
+    CharDev {
+        /// Device number as Linux's 64-bit `dev_t` (`makedev`).
+        rdev: u64,
+    },
+    /// A block device.
+    BlockDev {
+        /// Device number as Linux's 64-bit `dev_t` (`makedev`).
+        rdev: u64,
+    },
+}
+
+/// One extended attribute.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Xattr {
+    /// Full name with its namespace (`security.capability`), without NUL.
+    pub name: Box<[u8]>,
+    /// Value.
+    pub value: Box<[u8]>,
+}
+
+/// One line of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Where, below the directory shipped.
+    pub path: TreePath,
+    /// What.
+    pub kind: EntryKind,
+    /// Permission bits with set-id and sticky, `0..=0o7777`.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Extended attributes by name, each once.
+    pub xattrs: Vec<Xattr>,
+}
+
+/// A valid listing: sorted by path bytes, no path twice, every parent an earlier directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    entries: Vec<Entry>,
+    bytes: u64,
+}
+
+/// Why entries make no listing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ListingError {
+    /// More than [`TREE_ENTRIES_MAX`] entries.
+    #[error("the tree has more than {TREE_ENTRIES_MAX} entries; ship it as several trees or as an image")]
+    TooMany,
+    /// The listing would be longer than [`TREE_LISTING_BYTES_MAX`].
+    #[error(
+        "the tree's listing is over {TREE_LISTING_BYTES_MAX} bytes; ship it as several trees or as an image"
+    )]
+    TooLong,
+    /// The files add up to more than [`ARTIFACT_BYTES_MAX`].
+    #[error("the tree's files are over {ARTIFACT_BYTES_MAX} bytes together")]
+    TooBig,
+    /// An entry is not after the one before it.
+    #[error("entry {0:?} is twice in the tree or out of order")]
+    Order(TreePath),
+    /// The directory of an entry is not a directory entry.
+    #[error("entry {0:?} lies in something that is not a directory of the tree")]
+    Parent(TreePath),
+    /// A field is out of its bounds.
+    #[error("entry {path:?} has {field} out of bounds")]
+    Field {
+        /// Which entry.
+        path: TreePath,
+        /// Which of its fields.
+        field: &'static str,
+    },
+}
+
+/// Why bytes are no listing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeListingError {
+    /// Not msgpack of the expected shape, or it ends early or goes on behind its end.
+    #[error("entry {entry} of the tree listing is malformed")]
+    Malformed {
+        /// Index of the entry; the number of entries for what follows the last.
+        entry: usize,
+    },
+    /// A version this program does not know.
+    #[error("the tree listing has format version {0}; update distd")]
+    Version(u64),
+    /// Valid values in another than the one canonical form.
+    #[error("entry {entry} of the tree listing is not in canonical form")]
+    NotCanonical {
+        /// Index of the entry.
+        entry: usize,
+    },
+    /// A path that could lead out of the tree.
+    #[error("entry {entry} of the tree listing has a bad path")]
+    Path {
+        /// Index of the entry.
+        entry: usize,
+        /// What is wrong with it.
+        #[source]
+        cause: TreePathError,
+    },
+    /// Well-formed entries that make no tree.
+    #[error("the tree listing is inconsistent")]
+    Listing(#[from] ListingError),
+}
+
+impl Listing {
+    /// Sorts and checks `entries`; attributes are sorted too.
+    ///
+    /// # Errors
+    /// [`ListingError`] for the first rule broken.
+    pub fn new(mut entries: Vec<Entry>) -> Result<Self, ListingError> {
+        entries.sort_by(|a, b| a.path.cmp(&b.path));
+        for entry in &mut entries {
+            entry.xattrs.sort();
+        }
+        let mut listing = Self::default();
+        let mut scratch = Vec::new();
+        let mut encoded = HEADER_BYTES_MAX;
+        for entry in entries {
+            scratch.clear();
+            encode_entry(&entry, &mut scratch);
+            encoded += scratch.len() as u64;
+            if encoded > TREE_LISTING_BYTES_MAX {
+                return Err(ListingError::TooLong);
+            }
+            listing.push(entry)?;
+        }
+        Ok(listing)
+    }
+
+    /// Appends an entry that keeps the listing valid.
+    fn push(&mut self, entry: Entry) -> Result<(), ListingError> {
+        if self.entries.len() == TREE_ENTRIES_MAX {
+            return Err(ListingError::TooMany);
+        }
+        let field = |field| Err(ListingError::Field { path: entry.path.clone(), field });
+        match &entry.kind {
+            EntryKind::Symlink { target }
+                if target.is_empty() || target.len() > TARGET_BYTES_MAX || target.contains(&0) =>
+            {
+                return field("its target");
+            }
+            _ => {}
+        }
+        if entry.mode > 0o7777 {
+            return field("its mode");
+        }
+        let bad_xattr = |x: &Xattr| {
+            x.name.is_empty()
+                || x.name.len() > XATTR_NAME_BYTES_MAX
+                || x.name.contains(&0)
+                || x.value.len() > XATTR_VALUE_BYTES_MAX
+        };
+        if entry.xattrs.len() > XATTRS_MAX
+            || entry.xattrs.iter().any(bad_xattr)
+            || !entry.xattrs.is_sorted_by(|a, b| a.name < b.name)
+        {
+            return field("its extended attributes");
+        }
+        if self.entries.last().is_some_and(|last| last.path >= entry.path) {
+            return Err(ListingError::Order(entry.path));
+        }
+        if let Some(parent) = entry.path.parent()
+            && !self.get(parent).is_some_and(|parent| parent.kind == EntryKind::Dir)
+        {
+            return Err(ListingError::Parent(entry.path));
+        }
+        if let EntryKind::File { size } = entry.kind {
+            self.bytes = self
+                .bytes
+                .checked_add(size)
+                .filter(|b| *b <= ARTIFACT_BYTES_MAX)
+                .ok_or(ListingError::TooBig)?;
+        }
+        self.entries.push(entry);
+        Ok(())
+    }
+
+    /// All entries, parents before children.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The entry at `path`.
+    pub fn get(&self, path: &[u8]) -> Option<&Entry> {
+        let index = self.entries.binary_search_by(|entry| entry.path.as_bytes().cmp(path)).ok()?;
+        self.entries.get(index)
+    }
+
+    /// Bytes of all files together.
+    pub fn file_bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The files that have bytes, with the offset of their first byte in the artifact, given the
+    /// length of the encoded listing before them.
+    pub fn files(&self, listing_len: u64) -> impl Iterator<Item = (u64, u64, &Entry)> {
+        let mut at = listing_len;
+        self.entries.iter().filter_map(move |entry| match entry.kind {
+            EntryKind::File { size } if size > 0 => {
+                let start = at;
+                at += size;
+                Some((start, size, entry))
+            }
+            _ => None,
+        })
+    }
+
+    /// Regions of the tree artifact: the listing of `listing_len` bytes, then each file.
+    ///
+    /// `None` above the bounds of [`Regions::from_parts`].
+    pub fn regions(&self, listing_len: u64) -> Option<Regions> {
+        let files = self.files(0).map(|(_, size, e)| (size, RegionKind::File, Some(e.path.as_bytes())));
+        Regions::from_parts(std::iter::once((listing_len, RegionKind::Metadata, None)).chain(files))
+    }
+
+    /// The one encoding.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode_header(self.entries.len(), &mut out);
+        for entry in &self.entries {
+            encode_entry(entry, &mut out);
+        }
+        out
+    }
+
+    /// Reads back what [`encode`](Self::encode) wrote, and nothing else.
+    ///
+    /// Allocates in step with `bytes`, never by a length they claim.
+    ///
+    /// # Errors
+    /// [`DecodeListingError`]; there is no half result.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeListingError> {
+        if bytes.len() as u64 > TREE_LISTING_BYTES_MAX {
+            return Err(ListingError::TooLong.into());
+        }
+        let malformed = |entry| DecodeListingError::Malformed { entry };
+        let mut rest = bytes;
+        let parts = array(&mut rest).ok_or(malformed(0))?;
+        let version = uint(&mut rest).ok_or(malformed(0))?;
+        if version != VERSION {
+            return Err(DecodeListingError::Version(version));
+        }
+        let count = array(&mut rest).filter(|_| parts == 2).ok_or(malformed(0))?;
+        let mut scratch = Vec::new();
+        encode_header(count, &mut scratch);
+        if !bytes.starts_with(&scratch) {
+            return Err(DecodeListingError::NotCanonical { entry: 0 });
+        }
+        let mut listing = Self::default();
+        for index in 0..count {
+            let before = rest;
+            let entry = decode_entry(&mut rest, index)?;
+            scratch.clear();
+            encode_entry(&entry, &mut scratch);
+            if before[..before.len() - rest.len()] != scratch {
+                return Err(DecodeListingError::NotCanonical { entry: index });
+            }
+            listing.push(entry)?;
+        }
+        if rest.is_empty() { Ok(listing) } else { Err(malformed(count)) }
+    }
+}
+
+/// Array of two, version, array header of at most five bytes.
+const HEADER_BYTES_MAX: u64 = 7;
+
+const KIND_FILE: u64 = 0;
+const KIND_DIR: u64 = 1;
+const KIND_SYMLINK: u64 = 2;
+const KIND_FIFO: u64 = 3;
+const KIND_CHAR_DEV: u64 = 4;
+const KIND_BLOCK_DEV: u64 = 5;
+
+/// Fields of an encoded entry.
+const ENTRY_FIELDS: usize = 7;
+
+fn put_array(len: usize, out: &mut Vec<u8>) {
+    encode::write_array_len(out, len as u32).expect("a vector takes every write");
+}
+
+fn put_uint(value: u64, out: &mut Vec<u8>) {
+    encode::write_uint(out, value).expect("a vector takes every write");
+}
+
+fn put_bin(bytes: &[u8], out: &mut Vec<u8>) {
+    encode::write_bin(out, bytes).expect("a vector takes every write");
+}
+
+fn encode_header(entries: usize, out: &mut Vec<u8>) {
+    put_array(2, out);
+    put_uint(VERSION, out);
+    put_array(entries, out);
+}
+
+fn encode_entry(entry: &Entry, out: &mut Vec<u8>) {
+    put_array(ENTRY_FIELDS, out);
+    put_bin(entry.path.as_bytes(), out);
+    let (kind, number) = match &entry.kind {
+        EntryKind::File { size } => (KIND_FILE, *size),
+        EntryKind::Dir => (KIND_DIR, 0),
+        EntryKind::Symlink { .. } => (KIND_SYMLINK, 0),
+        EntryKind::Fifo => (KIND_FIFO, 0),
+        EntryKind::CharDev { rdev } => (KIND_CHAR_DEV, *rdev),
+        EntryKind::BlockDev { rdev } => (KIND_BLOCK_DEV, *rdev),
+    };
+    put_uint(kind, out);
+    match &entry.kind {
+        EntryKind::Symlink { target } => put_bin(target, out),
+        _ => put_uint(number, out),
+    }
+    put_uint(entry.mode.into(), out);
+    put_uint(entry.uid.into(), out);
+    put_uint(entry.gid.into(), out);
+    put_array(entry.xattrs.len(), out);
+    for xattr in &entry.xattrs {
+        put_array(2, out);
+        put_bin(&xattr.name, out);
+        put_bin(&xattr.value, out);
+    }
+}
+
+fn array(rest: &mut &[u8]) -> Option<usize> {
+    decode::read_array_len(rest).ok().map(|len| len as usize)
+}
+
+fn uint<T: TryFrom<u64>>(rest: &mut &[u8]) -> Option<T> {
+    decode::read_int::<u64, _>(rest).ok()?.try_into().ok()
+}
+
+fn bin<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let len = decode::read_bin_len(rest).ok()? as usize;
+    rest.split_off(..len)
+}
+
+fn decode_entry(rest: &mut &[u8], index: usize) -> Result<Entry, DecodeListingError> {
+    let malformed = DecodeListingError::Malformed { entry: index };
+    if array(rest) != Some(ENTRY_FIELDS) {
+        return Err(malformed);
+    }
+    let path = bin(rest).ok_or(malformed.clone())?;
+    let path = TreePath::new(path).map_err(|cause| DecodeListingError::Path { entry: index, cause })?;
+    decode_fields(rest, path).ok_or(malformed)
+}
+
+fn decode_fields(rest: &mut &[u8], path: TreePath) -> Option<Entry> {
+    let kind = match uint(rest)? {
+        KIND_FILE => EntryKind::File { size: uint(rest)? },
+        KIND_SYMLINK => EntryKind::Symlink { target: bin(rest)?.into() },
+        KIND_CHAR_DEV => EntryKind::CharDev { rdev: uint(rest)? },
+        KIND_BLOCK_DEV => EntryKind::BlockDev { rdev: uint(rest)? },
+        kind @ (KIND_DIR | KIND_FIFO) => {
+            let 0 = uint::<u64>(rest)? else { return None };
+            if kind == KIND_DIR { EntryKind::Dir } else { EntryKind::Fifo }
+        }
+        _ => return None,
+    };
+    let (mode, uid, gid) = (uint(rest)?, uint(rest)?, uint(rest)?);
+    let count = array(rest).filter(|count| *count <= XATTRS_MAX)?;
+    let mut xattrs = Vec::new();
+    for _ in 0..count {
+        let 2 = array(rest)? else { return None };
+        xattrs.push(Xattr { name: bin(rest)?.into(), value: bin(rest)?.into() });
+    }
+    Some(Entry { path, kind, mode, uid, gid, xattrs })
+}
