@@ -37,7 +37,7 @@ impl Region {
 }
 
 /// Most bytes of name hints kept. Later regions have none then: a hint is only a hint.
-const NAMES_BYTES_MAX: usize = 64 << 20;
+pub(super) const NAMES_BYTES_MAX: usize = 64 << 20;
 
 /// The regions of one artifact: sorted, without gap or overlap, covering all of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
