@@ -1,0 +1,170 @@
+//! Files that hold keys and trust: created exclusively, replaced atomically, refused when others may read them.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Largest key, certificate or root metadata file read, bytes. A certificate chain has about 2 KiB and a
+/// `root.json` with a dozen keys about 8 KiB.
+pub const TRUST_FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Why a file of the trust directory could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// A secret that others may read or write.
+    #[error("{path} is open to others (mode {mode:03o}); run: chmod 600 {path}")]
+    TooOpen {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Longer than [`TRUST_FILE_BYTES_MAX`].
+    #[error("{path} is longer than {TRUST_FILE_BYTES_MAX} bytes, so it is not the file it should be")]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("could not {action} {path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+impl FileError {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |cause| Self::Io { action, path: path.to_owned(), cause }
+    }
+}
+
+/// Creates `dir` and its parents; `dir` itself is for the owner alone.
+pub fn create_private_dir(dir: &Path) -> Result<(), FileError> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(FileError::io("create", dir))
+}
+
+/// Contents of `path`, at most [`TRUST_FILE_BYTES_MAX`]; `None` when there is no such file.
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    match File::open(path) {
+        Ok(file) => read_bounded(file, path).map(Some),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(FileError::io("open", path)(e)),
+    }
+}
+
+/// As [`read`], refused when group or others have any right on the file.
+pub fn read_secret(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(FileError::io("open", path)(e)),
+    };
+    // Of the open file, so that the file checked is the file read.
+    let mode = file.metadata().map_err(FileError::io("inspect", path))?.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(FileError::TooOpen { path: path.to_owned(), mode });
+    }
+    read_bounded(file, path).map(Some)
+}
+
+fn read_bounded(file: File, path: &Path) -> Result<Vec<u8>, FileError> {
+    let mut out = Vec::new();
+    file.take(TRUST_FILE_BYTES_MAX + 1).read_to_end(&mut out).map_err(FileError::io("read", path))?;
+    if out.len() as u64 > TRUST_FILE_BYTES_MAX {
+        return Err(FileError::TooLong { path: path.to_owned() });
+    }
+    Ok(out)
+}
+
+/// Creates `path` with mode 0600 and exactly these bytes, or leaves it alone and returns `false` when it
+/// exists. A crash leaves the whole file or none: the bytes are durable before the name is linked.
+pub fn create_secret(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
+    let tmp = write_temporary(path, bytes, 0o600)?;
+    let linked = fs::hard_link(&tmp, path);
+    fs::remove_file(&tmp).map_err(FileError::io("remove", &tmp))?;
+    match linked {
+        Ok(()) => sync_parent(path).map(|()| true),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(FileError::io("create", path)(e)),
+    }
+}
+
+/// Replaces `path` by these bytes, durably; a crash leaves the old file or the new one.
+pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    let tmp = write_temporary(path, bytes, mode)?;
+    fs::rename(&tmp, path).map_err(FileError::io("replace", path))?;
+    sync_parent(path)
+}
+
+/// Removes `path`; no file is no error.
+pub fn remove(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(FileError::io("remove", path)(e)),
+    }
+}
+
+fn write_temporary(path: &Path, bytes: &[u8], mode: u32) -> Result<PathBuf, FileError> {
+    let mut random = [0; 8];
+    aws_lc_rs::rand::fill(&mut random).expect("the system has a random source");
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let tmp = path.with_file_name(format!(".{name}.{}", hex::encode(random)));
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&tmp)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    if let Err(e) = write() {
+        // The half-written file is of no use; the error that matters is the first.
+        let _ = fs::remove_file(&tmp);
+        return Err(FileError::io("write", path)(e));
+    }
+    Ok(tmp)
+}
+
+fn sync_parent(path: &Path) -> Result<(), FileError> {
+    let parent = match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(FileError::io("sync", parent))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_secret_is_made_once_with_mode_600() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("k");
+        assert!(create_secret(&path, b"one").expect("create"));
+        assert!(!create_secret(&path, b"two").expect("exists"));
+        assert_eq!(read_secret(&path).expect("read"), Some(b"one".to_vec()));
+        assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn a_secret_others_can_read_is_refused_with_the_command_that_helps() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("k");
+        create_secret(&path, b"one").expect("create");
+        for mode in [0o640, 0o604, 0o620, 0o610] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
+            let error = read_secret(&path).expect_err("too open");
+            assert!(error.to_string().contains("chmod 600"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,480 @@
+//! What a node is: its key, its certificate, the CA it believes.
+//!
+//! `DIR/node.key` (Ed25519, PKCS#8 PEM, 0600), `DIR/node.pem` (certificate), `DIR/realm-ca.pem`,
+//! `DIR/root.json` (TUF root to start from). The key is made once and never leaves the machine.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use aws_lc_rs::signature::Ed25519KeyPair;
+use base64::Engine;
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde::{Deserialize, Serialize};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+
+use super::enroll::{EnrollRequest, EnrollResponse, RenewRequest, RenewResponse};
+use super::files::{self, FileError};
+use super::token::{JoinToken, sha256};
+
+/// Certificate name of the origin, whatever its address.
+pub const ORIGIN_NAME: &str = "origin.distd.internal";
+/// Certificate name of all that may be dialled as a parent: the origin and relays.
+pub const PARENT_NAME: &str = "parent.distd.internal";
+/// Certificate name of relays.
+pub const RELAY_NAME: &str = "relay.distd.internal";
+/// Certificate name of devices.
+pub const LEAF_NAME: &str = "leaf.distd.internal";
+
+/// First 16 bytes of the SHA-256 of a node's SubjectPublicKeyInfo: who it is, for as long as it has its key.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(pub [u8; 16]);
+
+impl NodeId {
+    /// The id that goes with a DER SubjectPublicKeyInfo.
+    pub fn of_spki(spki_der: &[u8]) -> Self {
+        Self(sha256(spki_der)[..16].try_into().expect("half of a SHA-256"))
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NodeId({self})")
+    }
+}
+
+impl FromStr for NodeId {
+    type Err = hex::FromHexError;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let mut out = [0; 16];
+        hex::decode_to_slice(s, &mut out)?;
+        Ok(Self(out))
+    }
+}
+
+/// What a node's certificate lets it be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The root server; only the CA's own host makes such certificates.
+    Origin,
+    /// May be dialled as a parent.
+    Relay,
+    /// A device.
+    Leaf,
+}
+
+impl Role {
+    /// The role's word, also in SQL and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Origin => "origin",
+            Self::Relay => "relay",
+            Self::Leaf => "leaf",
+        }
+    }
+
+    /// DNS names a certificate of this role carries.
+    pub fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Origin => &[ORIGIN_NAME, PARENT_NAME],
+            Self::Relay => &[PARENT_NAME, RELAY_NAME],
+            Self::Leaf => &[LEAF_NAME],
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Role {
+    type Err = UnknownRole;
+
+    fn from_str(s: &str) -> Result<Self, UnknownRole> {
+        [Self::Origin, Self::Relay, Self::Leaf].into_iter().find(|r| r.as_str() == s).ok_or(UnknownRole)
+    }
+}
+
+/// A word that is no role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a role is one of: origin, relay, leaf")]
+pub struct UnknownRole;
+
+/// What distd reads from a certificate. Parsing verifies nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertInfo {
+    /// Whose it is.
+    pub node_id: NodeId,
+    /// What it lets the node be.
+    pub role: Role,
+    /// Start of validity, unix seconds.
+    pub not_before: u64,
+    /// End of validity, unix seconds.
+    pub not_after: u64,
+    /// Serial number, lower-case hex.
+    pub serial: String,
+}
+
+/// Why bytes are no certificate of a realm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CertError {
+    /// Not DER, or not PEM around it.
+    #[error("the certificate is malformed")]
+    Malformed,
+    /// None of the realm's role names is in it.
+    #[error("the certificate names no distd role")]
+    NoRole,
+}
+
+impl CertInfo {
+    /// Reads a DER certificate.
+    pub fn parse(der: &[u8]) -> Result<Self, CertError> {
+        let (_, cert) = X509Certificate::from_der(der).map_err(|_| CertError::Malformed)?;
+        let names = cert.subject_alternative_name().map_err(|_| CertError::Malformed)?;
+        let has = |name: &str| {
+            names.as_ref().is_some_and(|san| {
+                san.value.general_names.iter().any(|n| matches!(n, GeneralName::DNSName(d) if *d == name))
+            })
+        };
+        let role = if has(ORIGIN_NAME) {
+            Role::Origin
+        } else if has(RELAY_NAME) {
+            Role::Relay
+        } else if has(LEAF_NAME) {
+            Role::Leaf
+        } else {
+            return Err(CertError::NoRole);
+        };
+        let seconds = |t: i64| u64::try_from(t).map_err(|_| CertError::Malformed);
+        Ok(Self {
+            node_id: NodeId::of_spki(cert.public_key().raw),
+            role,
+            not_before: seconds(cert.validity().not_before.timestamp())?,
+            not_after: seconds(cert.validity().not_after.timestamp())?,
+            serial: hex::encode(cert.raw_serial()),
+        })
+    }
+
+    /// Whether two thirds of the validity are over at `now` (unix seconds): time to renew, with a third left
+    /// for an origin that is away.
+    pub fn needs_renewal(&self, now: u64) -> bool {
+        let lifetime = self.not_after.saturating_sub(self.not_before);
+        now >= self.not_before.saturating_add(lifetime / 3 * 2)
+    }
+
+    /// Whether the validity is over at `now` (unix seconds).
+    pub fn is_expired(&self, now: u64) -> bool {
+        now > self.not_after
+    }
+}
+
+/// Why a node has no identity to work with, or could not take the one it was given.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// A file could not be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// `node.key` is not what was written there.
+    #[error("{0} is damaged; delete it with node.pem beside it and enrol again")]
+    Key(PathBuf, #[source] rcgen::Error),
+    /// A stored certificate is damaged.
+    #[error("{0} is damaged; delete it and enrol again")]
+    Certificate(PathBuf, #[source] CertError),
+    /// A certificate request could not be made.
+    #[error("could not make a certificate request")]
+    Request(#[source] rcgen::Error),
+    /// The reply is not what the token promises.
+    #[error("the enrolment reply is not of the realm the join token names; somebody in between answered")]
+    ForeignCa,
+    /// This directory is enrolled elsewhere.
+    #[error("{0} is enrolled in another realm; use another --data directory")]
+    OtherRealm(PathBuf),
+    /// The certificate in the reply is for another key, unsigned or malformed.
+    #[error("the origin's reply holds no certificate for this node; try again")]
+    BadReply,
+    /// Nothing to renew.
+    #[error("this node is not enrolled; enrol it with a join token")]
+    NotEnrolled,
+}
+
+/// A node's key and, once enrolled, its certificate and CA.
+pub struct NodeIdentity {
+    dir: PathBuf,
+    key: KeyPair,
+    node_id: NodeId,
+    enrolled: Option<Enrolled>,
+}
+
+struct Enrolled {
+    cert: CertificateDer<'static>,
+    info: CertInfo,
+    ca: CertificateDer<'static>,
+    root_json: Vec<u8>,
+}
+
+impl fmt::Debug for NodeIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeIdentity")
+            .field("dir", &self.dir)
+            .field("node_id", &self.node_id)
+            .field("cert", &self.cert())
+            .finish_non_exhaustive()
+    }
+}
+
+impl NodeIdentity {
+    /// Loads the identity in `dir`, or makes a new key there.
+    ///
+    /// # Errors
+    /// [`IdentityError`]; above all a key that others may read.
+    pub fn load_or_create(dir: &Path) -> Result<Self, IdentityError> {
+        files::create_private_dir(dir)?;
+        let path = dir.join("node.key");
+        let pem = loop {
+            if let Some(pem) = files::read_secret(&path)? {
+                break pem;
+            }
+            files::create_secret(&path, generate_ed25519_pem().as_bytes())?;
+        };
+        let key = key_from_pem(&pem).map_err(|e| IdentityError::Key(path, e))?;
+        let node_id = NodeId::of_spki(&key.subject_public_key_info());
+        let mut this = Self { dir: dir.to_owned(), key, node_id, enrolled: None };
+        this.enrolled = this.load_enrolled()?;
+        Ok(this)
+    }
+
+    fn load_enrolled(&self) -> Result<Option<Enrolled>, IdentityError> {
+        let [cert, ca, root] = ["node.pem", "realm-ca.pem", "root.json"].map(|name| self.dir.join(name));
+        let (Some(cert_pem), Some(ca_pem), Some(root_json)) =
+            (files::read(&cert)?, files::read(&ca)?, files::read(&root)?)
+        else {
+            return Ok(None);
+        };
+        let damaged = |path: &Path| {
+            let path = path.to_owned();
+            move |e| IdentityError::Certificate(path, e)
+        };
+        let cert_der = certificate_from_pem(&cert_pem).map_err(damaged(&cert))?;
+        let info = CertInfo::parse(&cert_der).map_err(damaged(&cert))?;
+        if info.node_id != self.node_id {
+            // A new key beside an old certificate: as good as none.
+            return Ok(None);
+        }
+        let ca = certificate_from_pem(&ca_pem).map_err(damaged(&ca))?;
+        Ok(Some(Enrolled { cert: cert_der, info, ca, root_json }))
+    }
+
+    /// Who this node is.
+    pub fn node_id(&self) -> NodeId {
+        self.node_id
+    }
+
+    /// The present certificate's contents; `None` before enrolment.
+    pub fn cert(&self) -> Option<&CertInfo> {
+        self.enrolled.as_ref().map(|e| &e.info)
+    }
+
+    /// The present certificate.
+    pub fn cert_der(&self) -> Option<&CertificateDer<'static>> {
+        self.enrolled.as_ref().map(|e| &e.cert)
+    }
+
+    /// The realm CA's certificate.
+    pub fn ca_der(&self) -> Option<&CertificateDer<'static>> {
+        self.enrolled.as_ref().map(|e| &e.ca)
+    }
+
+    /// The TUF root that came with the enrolment.
+    pub fn root_json(&self) -> Option<&[u8]> {
+        self.enrolled.as_ref().map(|e| e.root_json.as_slice())
+    }
+
+    /// The private key for TLS.
+    pub fn private_key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.serialize_der()))
+    }
+
+    /// Whether it is time for another certificate at `now` (unix seconds): none, or two thirds over.
+    pub fn needs_renewal(&self, now: u64) -> bool {
+        self.cert().is_none_or(|c| c.needs_renewal(now))
+    }
+
+    /// A PKCS#10 certificate request by this node's key.
+    pub fn csr_der(&self) -> Result<Vec<u8>, IdentityError> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, self.node_id.to_string());
+        let csr = params.serialize_request(&self.key).map_err(IdentityError::Request)?;
+        Ok(csr.der().to_vec())
+    }
+
+    /// The request that turns a join token into a certificate.
+    pub fn enroll_request(
+        &self,
+        token: &JoinToken,
+        role: Role,
+        label: &str,
+    ) -> Result<EnrollRequest, IdentityError> {
+        let csr_der = self.csr_der()?;
+        Ok(EnrollRequest {
+            token_public_key: token.public_key().to_vec(),
+            token_signature: token.sign_csr(role, label, &csr_der),
+            csr_der,
+            label: label.to_owned(),
+            role,
+        })
+    }
+
+    /// The request for the next certificate.
+    pub fn renew_request(&self) -> Result<RenewRequest, IdentityError> {
+        let cert = self.cert_der().ok_or(IdentityError::NotEnrolled)?;
+        Ok(RenewRequest { csr_der: self.csr_der()?, cert_der: cert.to_vec() })
+    }
+
+    /// Takes what the origin answered to an enrolment: the CA must be the token's, the certificate must be
+    /// for this key and of that CA. Nothing is written before all of it has been checked.
+    pub fn install_enrolled(
+        &mut self,
+        token: &JoinToken,
+        response: &EnrollResponse,
+    ) -> Result<(), IdentityError> {
+        let ca = certificate_from_pem(response.ca_pem.as_bytes()).map_err(|_| IdentityError::BadReply)?;
+        if sha256(&ca) != *token.ca_fingerprint() {
+            return Err(IdentityError::ForeignCa);
+        }
+        let ca_path = self.dir.join("realm-ca.pem");
+        if let Some(old) = files::read(&ca_path)? {
+            let same = certificate_from_pem(&old).is_ok_and(|old| old == ca);
+            if !same {
+                return Err(IdentityError::OtherRealm(self.dir.clone()));
+            }
+        }
+        let (cert, info) = self.check_cert(&response.cert_chain_pem, &ca)?;
+        // The certificate last: with it the node counts as enrolled.
+        files::write_atomic(&ca_path, response.ca_pem.as_bytes(), 0o644)?;
+        files::write_atomic(&self.dir.join("root.json"), response.root_json.as_bytes(), 0o644)?;
+        files::write_atomic(&self.dir.join("node.pem"), response.cert_chain_pem.as_bytes(), 0o644)?;
+        let root_json = response.root_json.clone().into_bytes();
+        self.enrolled = Some(Enrolled { cert, info, ca, root_json });
+        Ok(())
+    }
+
+    /// Takes the next certificate.
+    pub fn install_renewed(&mut self, response: &RenewResponse) -> Result<(), IdentityError> {
+        let ca = self.ca_der().ok_or(IdentityError::NotEnrolled)?.clone();
+        let (cert, info) = self.check_cert(&response.cert_chain_pem, &ca)?;
+        files::write_atomic(&self.dir.join("node.pem"), response.cert_chain_pem.as_bytes(), 0o644)?;
+        let enrolled = self.enrolled.as_mut().ok_or(IdentityError::NotEnrolled)?;
+        enrolled.cert = cert;
+        enrolled.info = info;
+        Ok(())
+    }
+
+    fn check_cert(&self, pem: &str, ca: &[u8]) -> Result<(CertificateDer<'static>, CertInfo), IdentityError> {
+        let der = certificate_from_pem(pem.as_bytes()).map_err(|_| IdentityError::BadReply)?;
+        let info = CertInfo::parse(&der).map_err(|_| IdentityError::BadReply)?;
+        if info.node_id != self.node_id || !is_signed_by(&der, ca) {
+            return Err(IdentityError::BadReply);
+        }
+        Ok((der, info))
+    }
+}
+
+/// Whether the certificate's signature is by the CA's key. Says nothing about validity or names.
+pub fn is_signed_by(cert_der: &[u8], ca_der: &[u8]) -> bool {
+    let (Ok((_, cert)), Ok((_, ca))) =
+        (X509Certificate::from_der(cert_der), X509Certificate::from_der(ca_der))
+    else {
+        return false;
+    };
+    cert.issuer() == ca.subject() && cert.verify_signature(Some(ca.public_key())).is_ok()
+}
+
+/// The first certificate of a PEM file.
+pub fn certificate_from_pem(pem: &[u8]) -> Result<CertificateDer<'static>, CertError> {
+    CertificateDer::from_pem_slice(pem).map_err(|_| CertError::Malformed)
+}
+
+/// A key pair from PKCS#8 PEM.
+pub fn key_from_pem(pem: &[u8]) -> Result<KeyPair, rcgen::Error> {
+    let text = std::str::from_utf8(pem).map_err(|_| rcgen::Error::CouldNotParseKeyPair)?;
+    KeyPair::from_pem(text)
+}
+
+/// A new Ed25519 private key as PKCS#8 PEM. Version 1, for OpenSSL 3.0 does not read version 2, which carries
+/// the public key too.
+pub fn generate_ed25519_pem() -> String {
+    let rng = aws_lc_rs::rand::SystemRandom::new();
+    let der = Ed25519KeyPair::generate_pkcs8v1(&rng).expect("the system has a random source");
+    to_pem("PRIVATE KEY", der.as_ref())
+}
+
+/// PEM of one DER object, lines of 64 characters.
+pub fn to_pem(label: &str, der: &[u8]) -> String {
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut out = format!("-----BEGIN {label}-----\n");
+    for line in text.as_bytes().chunks(64) {
+        out.push_str(std::str::from_utf8(line).expect("base64 is ASCII"));
+        out.push('\n');
+    }
+    out.push_str(&format!("-----END {label}-----\n"));
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_keeps_its_id_and_its_key_is_for_the_owner_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let data = dir.path().join("data");
+        let first = NodeIdentity::load_or_create(&data).expect("create");
+        let again = NodeIdentity::load_or_create(&data).expect("load");
+        assert_eq!(first.node_id(), again.node_id());
+        assert!(first.needs_renewal(0), "no certificate yet");
+        assert_eq!(first.node_id().to_string().parse(), Ok(first.node_id()));
+
+        let key = data.join("node.key");
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).expect("chmod");
+        let error = NodeIdentity::load_or_create(&data).expect_err("refused");
+        assert!(error.to_string().contains("chmod 600"), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_key_is_an_error_and_not_a_new_identity() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        files::create_secret(&dir.path().join("node.key"), b"-----BEGIN").expect("write");
+        assert!(matches!(NodeIdentity::load_or_create(dir.path()), Err(IdentityError::Key(..))));
+    }
+
+    #[test]
+    fn renewal_is_due_after_two_thirds() {
+        let info = CertInfo {
+            node_id: NodeId([0; 16]),
+            role: Role::Leaf,
+            not_before: 1000,
+            not_after: 1000 + 3000,
+            serial: String::new(),
+        };
+        assert!(!info.needs_renewal(2999));
+        assert!(info.needs_renewal(3000));
+        assert!(!info.is_expired(4000));
+        assert!(info.is_expired(4001));
+    }
+}

@@ -1,0 +1,357 @@
+//! TLS configurations. One realm CA is the only root; certificate names are roles, never hosts.
+//!
+//! A parent is always verified as `parent.distd.internal`, an origin over HTTPS as `origin.distd.internal`,
+//! whatever address was dialled: a device's certificate holds neither name, so no device can pose as a parent.
+
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+};
+
+use super::identity::{CertError, CertInfo, NodeId, NodeIdentity, ORIGIN_NAME, PARENT_NAME, Role};
+use super::token::sha256;
+
+/// ALPN of the protocol proper; the client must show a certificate of the realm.
+pub const ALPN_DISTD: &[u8] = b"distd/1";
+
+/// ALPN of enrolment and renewal alone; the client shows none.
+pub const ALPN_ENROLL: &[u8] = b"distd-enroll/1";
+
+/// Why a TLS configuration could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// Key and certificate do not go together, or one is unusable.
+    #[error("the node's key and certificate do not work for TLS; enrol again")]
+    Credentials(#[source] rustls::Error),
+    /// The CA certificate is unusable.
+    #[error("the realm CA's certificate is unusable; enrol again")]
+    Ca(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The node has no certificate yet.
+    #[error("this node is not enrolled; enrol it with a join token")]
+    NotEnrolled,
+}
+
+/// The one crypto provider.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// A key and certificate that connections present, replaceable while they are in use.
+pub struct Credentials {
+    current: RwLock<Current>,
+}
+
+#[derive(Clone)]
+struct Current {
+    /// The certificate alone: a peer of the realm has the CA already.
+    bare: Arc<CertifiedKey>,
+    /// With the CA behind it, for a client that knows the fingerprint alone.
+    with_ca: Arc<CertifiedKey>,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials")
+    }
+}
+
+impl Credentials {
+    /// From a private key, its certificate and the CA's.
+    pub fn new(
+        key: &PrivateKeyDer<'static>,
+        cert: &CertificateDer<'static>,
+        ca: &CertificateDer<'static>,
+    ) -> Result<Arc<Self>, TlsError> {
+        Ok(Arc::new(Self { current: RwLock::new(Current::new(key, cert, ca)?) }))
+    }
+
+    /// From an enrolled node's identity.
+    pub fn of_node(identity: &NodeIdentity) -> Result<Arc<Self>, TlsError> {
+        let (cert, ca) = identity.cert_der().zip(identity.ca_der()).ok_or(TlsError::NotEnrolled)?;
+        Self::new(&identity.private_key(), cert, ca)
+    }
+
+    /// Presents another certificate from the next handshake on; running connections are not touched.
+    pub fn replace(
+        &self,
+        key: &PrivateKeyDer<'static>,
+        cert: &CertificateDer<'static>,
+        ca: &CertificateDer<'static>,
+    ) -> Result<(), TlsError> {
+        let next = Current::new(key, cert, ca)?;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = next;
+        Ok(())
+    }
+
+    fn get(&self) -> Current {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Current {
+    fn new(
+        key: &PrivateKeyDer<'static>,
+        cert: &CertificateDer<'static>,
+        ca: &CertificateDer<'static>,
+    ) -> Result<Self, TlsError> {
+        let signer =
+            rustls::crypto::aws_lc_rs::sign::any_supported_type(key).map_err(TlsError::Credentials)?;
+        let bare = CertifiedKey::new(vec![cert.clone()], signer.clone());
+        bare.keys_match().map_err(TlsError::Credentials)?;
+        let with_ca = CertifiedKey::new(vec![cert.clone(), ca.clone()], signer);
+        Ok(Self { bare: Arc::new(bare), with_ca: Arc::new(with_ca) })
+    }
+}
+
+impl ResolvesServerCert for Credentials {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let enrolled = hello.alpn().is_some_and(|mut list| list.any(|p| p == ALPN_DISTD));
+        let current = self.get();
+        Some(if enrolled { current.bare } else { current.with_ca })
+    }
+}
+
+impl ResolvesClientCert for Credentials {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.get().bare)
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// What a client takes for the root of trust.
+#[derive(Clone)]
+pub enum TrustAnchor {
+    /// SHA-256 of the CA certificate's DER, out of a token. The server sends the certificate itself.
+    Fingerprint([u8; 32]),
+    /// The CA certificate.
+    Ca(CertificateDer<'static>),
+}
+
+/// Verifies a server by a trust anchor and a fixed name, whatever name was dialled.
+#[derive(Debug)]
+struct FingerprintVerifier {
+    fingerprint: [u8; 32],
+    /// The CA, where it is known; else the certificate of that fingerprint must be in the chain.
+    ca: Option<CertificateDer<'static>>,
+    name: ServerName<'static>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl FingerprintVerifier {
+    fn new(anchor: &TrustAnchor, name: &'static str) -> Arc<Self> {
+        let (fingerprint, ca) = match anchor {
+            TrustAnchor::Fingerprint(fingerprint) => (*fingerprint, None),
+            TrustAnchor::Ca(ca) => (sha256(ca), Some(ca.clone())),
+        };
+        let name = ServerName::try_from(name).expect("the role names are DNS names");
+        Arc::new(Self { fingerprint, ca, name, provider: provider() })
+    }
+}
+
+impl ServerCertVerifier for FingerprintVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _dialled: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        // Only a certificate of the very fingerprint becomes a root; it then has to have signed the chain.
+        let ca = match &self.ca {
+            Some(ca) => ca.clone(),
+            None => intermediates
+                .iter()
+                .find(|cert| sha256(cert) == self.fingerprint)
+                .ok_or(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))?
+                .clone()
+                .into_owned(),
+        };
+        let bad = |_| rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        let roots = roots(&ca).map_err(bad)?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, self.provider.clone())
+            .build()
+            .map_err(|_| rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
+        verifier.verify_server_cert(end_entity, intermediates, &self.name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+fn roots(ca: &CertificateDer<'_>) -> Result<Arc<RootCertStore>, TlsError> {
+    let mut store = RootCertStore::empty();
+    store.add(ca.clone().into_owned()).map_err(|e| TlsError::Ca(e.into()))?;
+    Ok(Arc::new(store))
+}
+
+/// QUIC to a parent: mutual TLS, ALPN `distd/1`. Dial with [`PARENT_NAME`] as server name.
+pub fn quic_client(
+    credentials: Arc<Credentials>,
+    ca: &CertificateDer<'static>,
+) -> Result<quinn::ClientConfig, TlsError> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider has TLS 1.3")
+        .with_root_certificates(roots(ca)?)
+        .with_client_cert_resolver(credentials);
+    config.alpn_protocols = vec![ALPN_DISTD.to_vec()];
+    Ok(into_quic_client(config))
+}
+
+/// QUIC for enrolment and renewal: no client certificate, ALPN `distd-enroll/1`. The parent is verified as
+/// [`PARENT_NAME`] whatever server name is dialled.
+pub fn quic_enroll_client(anchor: &TrustAnchor) -> quinn::ClientConfig {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider has TLS 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(FingerprintVerifier::new(anchor, PARENT_NAME))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![ALPN_ENROLL.to_vec()];
+    into_quic_client(config)
+}
+
+/// HTTPS to the origin, verified as [`ORIGIN_NAME`] whatever host the URL names. Set `alpn_protocols` as the
+/// HTTP client wants them.
+pub fn https_client(anchor: &TrustAnchor) -> ClientConfig {
+    ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider has TLS 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(FingerprintVerifier::new(anchor, ORIGIN_NAME))
+        .with_no_client_auth()
+}
+
+/// QUIC to be dialled: both ALPNs. A client certificate may be absent, so every `distd/1` connection must
+/// pass [`peer_identity`] before it is served; one that is there has been verified against the realm CA.
+pub fn quic_server(
+    credentials: Arc<Credentials>,
+    ca: &CertificateDer<'static>,
+) -> Result<quinn::ServerConfig, TlsError> {
+    let clients = WebPkiClientVerifier::builder_with_provider(roots(ca)?, provider())
+        .clear_root_hint_subjects()
+        .allow_unauthenticated()
+        .build()
+        .map_err(|e| TlsError::Ca(e.into()))?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider has TLS 1.3")
+        .with_client_cert_verifier(clients)
+        .with_cert_resolver(credentials);
+    config.alpn_protocols = vec![ALPN_DISTD.to_vec(), ALPN_ENROLL.to_vec()];
+    let quic = quinn::crypto::rustls::QuicServerConfig::try_from(config)
+        .expect("the provider has the suite of QUIC's initial packets");
+    Ok(quinn::ServerConfig::with_crypto(Arc::new(quic)))
+}
+
+/// HTTPS to be dialled, TLS 1.2 and 1.3, HTTP/1.1; clients show tokens, not certificates.
+pub fn https_server(credentials: Arc<Credentials>) -> ServerConfig {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("the provider has TLS 1.2 and 1.3")
+        .with_no_client_auth()
+        .with_cert_resolver(credentials);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config
+}
+
+fn into_quic_client(config: ClientConfig) -> quinn::ClientConfig {
+    let quic = quinn::crypto::rustls::QuicClientConfig::try_from(config)
+        .expect("the provider has the suite of QUIC's initial packets");
+    quinn::ClientConfig::new(Arc::new(quic))
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerIdentity {
+    /// The node.
+    pub node_id: NodeId,
+    /// What its certificate lets it be.
+    pub role: Role,
+    /// When its certificate ends, unix seconds: the connection should end with it.
+    pub expires: u64,
+}
+
+/// Why a connection is served nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeerRefused {
+    /// It did not speak `distd/1`.
+    #[error("the peer did not ask for distd/1")]
+    Alpn,
+    /// No certificate.
+    #[error("the peer showed no certificate; enrol it with a join token")]
+    NoCertificate,
+    /// A certificate no distd realm makes.
+    #[error("the peer's certificate is none of a distd node")]
+    Certificate(#[from] CertError),
+    /// Over, or not begun.
+    #[error(
+        "the peer's certificate is not valid now (it ends at {expires}, unix seconds); renew it and look at both clocks"
+    )]
+    NotValidNow {
+        /// End of validity, unix seconds.
+        expires: u64,
+    },
+}
+
+/// Who is at the other end of an established `distd/1` connection, at `now` (unix seconds).
+///
+/// The chain up to the realm CA was verified in the handshake; the time is checked again here, because a
+/// resumed session brings the certificate of its first handshake.
+pub fn peer_identity(connection: &quinn::Connection, now: u64) -> Result<PeerIdentity, PeerRefused> {
+    if negotiated_alpn(connection).as_deref() != Some(ALPN_DISTD) {
+        return Err(PeerRefused::Alpn);
+    }
+    let chain = connection
+        .peer_identity()
+        .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .ok_or(PeerRefused::NoCertificate)?;
+    identity_of(chain.first().ok_or(PeerRefused::NoCertificate)?, now)
+}
+
+fn identity_of(cert: &[u8], now: u64) -> Result<PeerIdentity, PeerRefused> {
+    let info = CertInfo::parse(cert)?;
+    if info.is_expired(now) || now < info.not_before {
+        return Err(PeerRefused::NotValidNow { expires: info.not_after });
+    }
+    Ok(PeerIdentity { node_id: info.node_id, role: info.role, expires: info.not_after })
+}
+
+/// The ALPN of an established connection.
+pub fn negotiated_alpn(connection: &quinn::Connection) -> Option<Vec<u8>> {
+    let data = connection.handshake_data()?;
+    data.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?.protocol
+}

@@ -1,0 +1,299 @@
+//! From `PRODUCT@VERSION` or `PRODUCT:CHANNEL` to a verified manifest root.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use distd_core::ManifestId;
+use distd_core::limits::NODE_BYTES_MAX;
+use distd_core::manifest::Root;
+use distd_core::names::{Name, Wanted, release_target};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tough::{IntoVec, Limits, Repository, RepositoryLoader, TargetName};
+use url::Url;
+
+use super::error::TufError;
+use super::memory::{Files, METADATA_URL, MetadataSource, TARGETS_URL};
+use super::store::Store;
+use super::wire::{HELD_TARGETS_MAX, Query, held_prefix, target_path};
+
+/// Bounds on metadata whose length no signed file states.
+const LIMITS: Limits = Limits {
+    max_root_size: 256 << 10,
+    max_timestamp_size: 16 << 10,
+    max_snapshot_size: 256 << 10,
+    max_targets_size: 16 << 20,
+    max_root_updates: 1024,
+};
+
+/// Largest target file, bytes: a manifest's root node or a channel document.
+const TARGET_BYTES_MAX: u64 = NODE_BYTES_MAX as u64;
+
+/// The channel document: what a channel target's file holds, as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelDoc {
+    /// The product.
+    pub product: Name,
+    /// The channel.
+    pub channel: Name,
+    /// The version it points to.
+    pub version: Name,
+    /// That release's manifest.
+    pub manifest: ManifestId,
+    /// Grows by one with each change.
+    pub counter: u64,
+    /// What later versions add.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// What an update cost on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Questions asked and answered.
+    pub round_trips: u32,
+    /// Bytes of answers.
+    pub received_bytes: u64,
+}
+
+/// A release whose signatures, hashes and dates all hold.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// The product.
+    pub product: Name,
+    /// The version.
+    pub version: Name,
+    /// The channel document that led here, when a channel was wanted.
+    pub channel: Option<ChannelDoc>,
+    /// The manifest's root node, verbatim.
+    pub root_node: Bytes,
+    /// Its hash: which manifest this is.
+    pub manifest: ManifestId,
+    /// What the publisher signed beside it.
+    pub custom: Map<String, Value>,
+    /// What it cost.
+    pub cost: Cost,
+}
+
+/// Verifies releases and channels of one realm and remembers what it has seen.
+pub struct TufClient {
+    store: Arc<Store>,
+    initial_root: Vec<u8>,
+}
+
+impl std::fmt::Debug for TufClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TufClient")
+    }
+}
+
+impl TufClient {
+    /// Keeps its state in `DIR/tuf`. `initial_root` is the `root.json` of the enrolment; once a newer root
+    /// has been verified, that one is the start.
+    pub fn open(dir: &Path, initial_root: &[u8]) -> Result<Self, TufError> {
+        Ok(Self { store: Arc::new(Store::open(dir)?), initial_root: initial_root.to_vec() })
+    }
+
+    /// Updates the metadata from `source` (one round trip) and resolves `wanted` at `now` (unix seconds).
+    ///
+    /// With [`super::Offline`] as the source, what is held answers as long as none of it has expired.
+    ///
+    /// # Errors
+    /// [`TufError`] says what to do next. Nothing unverified is returned or kept.
+    pub async fn resolve(
+        &self,
+        source: Arc<dyn MetadataSource>,
+        wanted: &Wanted,
+        now: u64,
+    ) -> Result<Resolved, TufError> {
+        let store = self.store.clone();
+        let _lock = tokio::task::spawn_blocking(move || store.lock())
+            .await
+            .map_err(|e| TufError::Store(e.into()))??;
+        let held = self.store.cached();
+        let had_cache = !held.is_empty();
+        match self.attempt(source.clone(), held, wanted, now).await {
+            // A damaged cache must not lock a device out: once more with nothing but the trusted state.
+            Err(e) if had_cache && e.may_be_cache() => {
+                self.store.set_cached(&BTreeMap::new())?;
+                // Offline there is nothing to fetch, and the first error says more.
+                match self.attempt(source, BTreeMap::new(), wanted, now).await {
+                    Err(TufError::Missing { .. }) => Err(e),
+                    other => other,
+                }
+            }
+            other => other,
+        }
+    }
+
+    async fn attempt(
+        &self,
+        source: Arc<dyn MetadataSource>,
+        held: BTreeMap<String, Bytes>,
+        wanted: &Wanted,
+        now: u64,
+    ) -> Result<Resolved, TufError> {
+        let root = self.store.trusted_root()?.unwrap_or_else(|| self.initial_root.clone());
+        let query = query(&root, &held, wanted);
+        let held_targets: Vec<String> =
+            held.keys().filter(|name| name.starts_with("targets/")).cloned().collect();
+        let files = Files::new(source, held);
+        files.ask(&query).await?;
+
+        let staging = self.store.stage()?;
+        let loaded = load(&root, &files, staging.path()).await;
+        self.store.commit(staging.path())?;
+        let repo = match (loaded, files.take_failure()) {
+            (Ok(repo), _) => repo,
+            (Err(_), Some(failure)) => return Err(failure.into()),
+            (Err(e), None) => return Err(e),
+        };
+        check_dates(&repo, now)?;
+        let found = find(&repo, wanted).await;
+        let resolved = match (found, files.take_failure()) {
+            (Err(TufError::Missing { .. }), Some(failure)) => return Err(failure.into()),
+            (found, _) => found,
+        };
+        self.store.set_cached(&to_keep(&repo, &files, &held_targets, resolved.as_ref().ok()))?;
+        let (round_trips, received_bytes) = files.cost();
+        resolved.map(|r| Resolved { cost: Cost { round_trips, received_bytes }, ..r })
+    }
+}
+
+/// What to ask: everything newer than what is held, and the targets wanted.
+fn query(root: &[u8], held: &BTreeMap<String, Bytes>, wanted: &Wanted) -> Query {
+    let mut query = Query {
+        root: version_of(root).unwrap_or(1),
+        latest: true,
+        timestamp: held.get("timestamp.json").and_then(|b| version_of(b)).unwrap_or(0),
+        targets: vec![wanted.target_name()],
+        ..Query::default()
+    };
+    for name in held.keys() {
+        if let Some(target) = name.strip_prefix("targets/") {
+            let file = target.rsplit('/').next().unwrap_or(target);
+            let sha256 = file.split('.').next().and_then(|hex| hex::decode(hex).ok());
+            query.held.extend(sha256.map(|h| held_prefix(&h)));
+        } else if let Some((version, role)) = name.strip_suffix(".json").and_then(|n| n.split_once('.'))
+            && let Ok(version) = version.parse()
+        {
+            match role {
+                "snapshot" => query.snapshot = version,
+                role => query.roles.push((role.to_owned(), version)),
+            }
+        }
+    }
+    query.held.truncate(HELD_TARGETS_MAX);
+    query
+}
+
+/// `signed.version`, of files already verified once: it only steers what is asked for.
+fn version_of(json: &[u8]) -> Option<u64> {
+    serde_json::from_slice::<Value>(json).ok()?.get("signed")?.get("version")?.as_u64()
+}
+
+async fn load(root: &[u8], files: &Files, staging: &Path) -> Result<Repository, TufError> {
+    let url = |s: &str| Url::parse(s).expect("a constant URL");
+    let loader = RepositoryLoader::new(&root, url(METADATA_URL), url(TARGETS_URL))
+        .transport(files.clone())
+        .limits(LIMITS)
+        .datastore(staging);
+    Ok(loader.load().await?)
+}
+
+/// `tough` has compared every date with the system's clock; this does so with the caller's, which may know
+/// better, and includes the delegated roles.
+fn check_dates(repo: &Repository, now: u64) -> Result<(), TufError> {
+    let mut dates = vec![
+        ("root", repo.root().signed.expires.as_second()),
+        ("timestamp", repo.timestamp().signed.expires.as_second()),
+        ("snapshot", repo.snapshot().signed.expires.as_second()),
+        ("targets", repo.targets().signed.expires.as_second()),
+    ];
+    for role in repo.targets().signed.delegations.iter().flat_map(|d| &d.roles) {
+        if let Some(targets) = &role.targets {
+            dates.push((&role.name, targets.signed.expires.as_second()));
+        }
+    }
+    let now = i64::try_from(now).unwrap_or(i64::MAX);
+    match dates.into_iter().find(|(_, expires)| now > *expires) {
+        Some((which, _)) => Err(TufError::Expired { which: which.to_owned() }),
+        None => Ok(()),
+    }
+}
+
+async fn find(repo: &Repository, wanted: &Wanted) -> Result<Resolved, TufError> {
+    let (product, version, channel) = match wanted {
+        Wanted::Release { product, version } => (product, version.clone(), None),
+        Wanted::Channel { product, channel } => {
+            let target = wanted.target_name();
+            let (bytes, _) = read_target(repo, &target).await?;
+            let bad = |cause| TufError::BadTarget { target: target.clone(), cause };
+            let doc: ChannelDoc = serde_json::from_slice(&bytes).map_err(|e| bad(Some(e.into())))?;
+            if doc.product != *product || doc.channel != *channel {
+                return Err(bad(None));
+            }
+            (product, doc.version.clone(), Some(doc))
+        }
+    };
+    let target = release_target(product, &version);
+    let (root_node, custom) = read_target(repo, &target).await?;
+    let bad = |cause| TufError::BadTarget { target: target.clone(), cause };
+    let manifest = Root::decode(&root_node).map_err(|e| bad(Some(e.into())))?.id();
+    if channel.as_ref().is_some_and(|doc| doc.manifest != manifest) {
+        return Err(bad(None));
+    }
+    let (product, cost) = (product.clone(), Cost::default());
+    Ok(Resolved { product, version, channel, root_node, manifest, custom, cost })
+}
+
+async fn read_target(repo: &Repository, name: &str) -> Result<(Bytes, Map<String, Value>), TufError> {
+    let bad = |cause| TufError::BadTarget { target: name.to_owned(), cause };
+    let target_name = TargetName::new(name).map_err(|e| bad(Some(e.into())))?;
+    let Ok(target) = repo.targets().signed.find_target(&target_name, false) else {
+        return Err(TufError::UnknownTarget(name.to_owned()));
+    };
+    if target.length > TARGET_BYTES_MAX {
+        return Err(bad(None));
+    }
+    let custom = target.custom.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+    let stream = repo.read_target(&target_name).await?;
+    let stream = stream.ok_or_else(|| TufError::UnknownTarget(name.to_owned()))?;
+    Ok((Bytes::from(stream.into_vec().await?), custom))
+}
+
+/// The files worth keeping: the present metadata, and targets that are still signed.
+fn to_keep(
+    repo: &Repository,
+    files: &Files,
+    held_targets: &[String],
+    resolved: Option<&Resolved>,
+) -> BTreeMap<String, Bytes> {
+    let snapshot = &repo.snapshot().signed;
+    let mut names = vec!["timestamp.json".to_owned(), format!("{}.snapshot.json", snapshot.version)];
+    names.extend(snapshot.meta.iter().map(|(name, meta)| format!("{}.{name}", meta.version)));
+    let path_of = |name: &str| {
+        let target_name = TargetName::new(name).ok()?;
+        let target = repo.targets().signed.find_target(&target_name, false).ok()?;
+        Some(target_path(name, &target.hashes.sha256))
+    };
+    if let Some(resolved) = resolved {
+        names.extend(path_of(&release_target(&resolved.product, &resolved.version)));
+        let channel = resolved.channel.as_ref();
+        let channel = channel.map(|d| distd_core::names::channel_target(&d.product, &d.channel));
+        names.extend(channel.and_then(|name| path_of(&name)));
+    }
+    for held in held_targets.iter().take(HELD_TARGETS_MAX.saturating_sub(2)) {
+        let target =
+            held.strip_prefix("targets/").and_then(|p| p.rsplit_once('/')).and_then(|(dirs, file)| {
+                let (_, name) = file.split_once('.')?;
+                Some(format!("{dirs}/{name}"))
+            });
+        if target.and_then(|name| path_of(&name)).as_deref() == Some(held) {
+            names.push(held.clone());
+        }
+    }
+    names.into_iter().filter_map(|name| files.get(&name).map(|bytes| (name, bytes))).collect()
+}

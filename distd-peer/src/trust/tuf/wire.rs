@@ -1,0 +1,172 @@
+//! One question and one answer fetch whatever TUF metadata a device lacks: docs/trust.md, "Metadata exchange".
+//!
+//! The device says what it holds and wants; the origin answers with the files that are newer and the targets,
+//! in one round trip. Relays forward both unread: every byte of the answer is checked by the device.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// Largest question, bytes.
+pub const QUERY_BYTES_MAX: usize = 16 << 10;
+
+/// Largest answer after decompression, bytes: `releases.json` of some 20 000 releases.
+pub const ANSWER_BYTES_MAX: usize = 16 << 20;
+
+/// Most targets or files named in a question.
+pub const QUERY_NAMES_MAX: usize = 64;
+
+/// Most root versions in one answer; a device further behind asks again.
+pub const ROOTS_PER_ANSWER: u64 = 32;
+
+/// Most held targets named in a question.
+pub const HELD_TARGETS_MAX: usize = 32;
+
+/// What a device holds and wants.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Query {
+    /// Version of the root it trusts: it wants the ones after it. 0 when it wants none.
+    #[serde(default)]
+    pub root: u64,
+    /// Whether it wants what is newer than the versions below, and the targets.
+    #[serde(default)]
+    pub latest: bool,
+    /// Version of the `timestamp.json` it holds, 0 for none.
+    #[serde(default)]
+    pub timestamp: u64,
+    /// Version of the `snapshot.json` it holds, 0 for none.
+    #[serde(default)]
+    pub snapshot: u64,
+    /// Versions of the targets roles it holds, by name.
+    #[serde(default)]
+    pub roles: Vec<(String, u64)>,
+    /// Targets it wants; with a channel comes the release it points to.
+    #[serde(default)]
+    pub targets: Vec<String>,
+    /// First 8 bytes of the SHA-256 of target files it holds.
+    #[serde(default)]
+    pub held: Vec<u64>,
+    /// Files it wants by name, when the answer to an earlier question left something out.
+    #[serde(default)]
+    pub files: Vec<String>,
+}
+
+/// The files a device lacks: name in the repository, bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// Names are as served under `/tuf/`: `timestamp.json`, `4.snapshot.json`, `targets/…`.
+    pub files: Vec<(String, Bytes)>,
+}
+
+/// Why bytes are no question or answer.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// Too long, or with too many names.
+    #[error("a metadata message is larger than allowed")]
+    TooLarge,
+    /// Not msgpack of this shape.
+    #[error("a metadata message is malformed")]
+    Malformed(#[source] rmp_serde::decode::Error),
+    /// Not zstd.
+    #[error("a metadata answer does not decompress")]
+    Compressed(#[source] std::io::Error),
+}
+
+impl Query {
+    /// Its bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        rmp_serde::to_vec_named(self).expect("strings and numbers always encode")
+    }
+
+    /// From bytes of the network, bounded.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        if bytes.len() > QUERY_BYTES_MAX {
+            return Err(WireError::TooLarge);
+        }
+        let query: Self = rmp_serde::from_slice(bytes).map_err(WireError::Malformed)?;
+        let too_many = query.targets.len() > QUERY_NAMES_MAX
+            || query.files.len() > QUERY_NAMES_MAX
+            || query.roles.len() > QUERY_NAMES_MAX
+            || query.held.len() > HELD_TARGETS_MAX;
+        if too_many { Err(WireError::TooLarge) } else { Ok(query) }
+    }
+}
+
+impl Answer {
+    /// Its bytes: a zstd frame of msgpack. Metadata is mostly hex, which halves.
+    pub fn encode(&self) -> Vec<u8> {
+        let raw: Vec<(&str, &serde_bytes::Bytes)> =
+            self.files.iter().map(|(n, b)| (n.as_str(), serde_bytes::Bytes::new(b))).collect();
+        let raw = rmp_serde::to_vec(&raw).expect("strings and bytes always encode");
+        zstd::bulk::compress(&raw, 9).expect("compressing memory to memory does not fail")
+    }
+
+    /// From bytes of the network: at most [`ANSWER_BYTES_MAX`] come out.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        if bytes.len() > ANSWER_BYTES_MAX {
+            return Err(WireError::TooLarge);
+        }
+        let claimed = zstd::zstd_safe::get_frame_content_size(bytes).ok().flatten();
+        let capacity = claimed.and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
+        if capacity > ANSWER_BYTES_MAX {
+            return Err(WireError::TooLarge);
+        }
+        let raw = zstd::bulk::decompress(bytes, capacity).map_err(WireError::Compressed)?;
+        let files: Vec<(String, serde_bytes::ByteBuf)> =
+            rmp_serde::from_slice(&raw).map_err(WireError::Malformed)?;
+        Ok(Self { files: files.into_iter().map(|(n, b)| (n, Bytes::from(b.into_vec()))).collect() })
+    }
+}
+
+/// First 8 bytes of a hash: how a question names a held target file.
+pub fn held_prefix(sha256: &[u8]) -> u64 {
+    let mut first = [0; 8];
+    first.iter_mut().zip(sha256).for_each(|(to, from)| *to = *from);
+    u64::from_be_bytes(first)
+}
+
+/// Where a target's file lies under `/tuf/`: `targets/DIRS/SHA256.NAME`, as TUF's consistent snapshots have it.
+pub fn target_path(target: &str, sha256: &[u8]) -> String {
+    let sha256 = hex::encode(sha256);
+    match target.rsplit_once('/') {
+        Some((dirs, name)) => format!("targets/{dirs}/{sha256}.{name}"),
+        None => format!("targets/{sha256}.{target}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_and_answers_survive_and_are_small() {
+        let query = Query {
+            root: 1,
+            latest: true,
+            timestamp: 40,
+            snapshot: 30,
+            roles: vec![("releases".into(), 9), ("channels".into(), 8), ("targets".into(), 1)],
+            targets: vec!["channels/os/stable".into()],
+            ..Query::default()
+        };
+        let bytes = query.encode();
+        assert!(bytes.len() < 150, "{} bytes", bytes.len());
+        assert_eq!(Query::decode(&bytes).expect("round trip"), query);
+        let answer = Answer { files: vec![("timestamp.json".into(), Bytes::from_static(b"{}"))] };
+        assert_eq!(Answer::decode(&answer.encode()).expect("round trip"), answer);
+        assert!(Answer::default().encode().len() < 20);
+    }
+
+    #[test]
+    fn an_answer_that_would_not_fit_in_memory_is_refused_before_it_is_unpacked() {
+        let bomb = zstd::bulk::compress(&vec![0; ANSWER_BYTES_MAX + 1], 9).expect("compress");
+        assert!(bomb.len() < 10_000);
+        assert!(matches!(Answer::decode(&bomb), Err(WireError::TooLarge)));
+        assert!(Answer::decode(b"not zstd").is_err());
+        assert!(Query::decode(&vec![0; QUERY_BYTES_MAX + 1]).is_err());
+    }
+
+    #[test]
+    fn a_target_lies_where_the_tuf_specification_puts_it() {
+        assert_eq!(target_path("releases/os/1", &[0xab]), "targets/releases/os/ab.1");
+    }
+}
