@@ -1,1 +1,17 @@
-//! x
+//! distd between origin and device: QUIC endpoint, swarm driver, edge chunk store and relay.
+//!
+//! [`net`] puts the frames of `distd_core::proto` on QUIC; [`serve`] answers them for whatever [`serve::Content`] an
+//! origin or relay has; [`driver`] runs the core's fetching state machine against [`parents`]; [`store`] keeps verified
+//! chunks on a disk; [`relay`] puts all of it together. [`trust`] says who may talk to whom.
+
+pub mod clock;
+pub mod driver;
+pub mod manifest_fetch;
+pub mod net;
+pub mod parents;
+pub mod quarantine;
+pub mod relay;
+pub mod serve;
+pub mod store;
+pub mod table;
+pub mod trust;
