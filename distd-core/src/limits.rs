@@ -33,11 +33,14 @@ pub const MANIFEST_LEVELS_MAX: u8 = 12;
 /// Largest artifact, bytes: 16 TiB. Keeps every offset far from overflow.
 pub const ARTIFACT_BYTES_MAX: u64 = 16 << 40;
 
-/// Largest TUF metadata file or target a device accepts over QUIC, bytes.
-pub const METADATA_BYTES_MAX: usize = 512 << 10;
+/// Largest question for TUF metadata, bytes.
+pub const METADATA_QUERY_MAX: usize = 16 << 10;
 
-/// Most names in one METADATA_REQUEST.
-pub const METADATA_NAMES_MAX: usize = 32;
+/// Largest piece of an answer in one frame, bytes.
+pub const METADATA_PIECE_MAX: usize = 256 << 10;
+
+/// Largest answer over all its frames, bytes: `releases.json` of some 20 000 releases.
+pub const METADATA_ANSWER_MAX: usize = 16 << 20;
 
 /// Longest product, version or channel name, bytes.
 pub const NAME_BYTES_MAX: usize = 100;

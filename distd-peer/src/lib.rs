@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod driver;
+pub mod enrollment;
 pub mod manifest_fetch;
 pub mod net;
 pub mod parents;

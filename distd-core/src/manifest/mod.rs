@@ -68,6 +68,14 @@ impl Manifest {
         self.nodes.get(hash)
     }
 
+    /// The level an inner node states; `None` for bytes that are no inner node.
+    pub fn inner_level(bytes: &[u8]) -> Option<u8> {
+        match bytes {
+            [0x92, level, ..] if *level < crate::limits::MANIFEST_LEVELS_MAX => Some(*level),
+            _ => None,
+        }
+    }
+
     /// Number of distinct nodes below the root.
     pub fn node_count(&self) -> usize {
         self.nodes.len()

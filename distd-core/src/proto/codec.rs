@@ -53,9 +53,9 @@ pub enum Frame {
     NodeRequest(NodeRequest),
     /// All nodes that will come have come.
     NodesEnd(NodesEnd),
-    /// Send this TUF metadata.
+    /// A question for TUF metadata.
     MetadataRequest(MetadataRequest),
-    /// One metadata file.
+    /// A piece of its answer.
     Metadata(Metadata),
     /// Enrolment or renewal request.
     Enroll(EnrollBody),
@@ -128,11 +128,11 @@ impl Frame {
                 types::NODES_END
             }
             Self::MetadataRequest(f) => {
-                f.encode(&mut body);
+                body.put_slice(&f.0);
                 types::METADATA_REQUEST
             }
             Self::Metadata(f) => {
-                f.encode(&mut body);
+                body.put_slice(&f.0);
                 types::METADATA
             }
             Self::Enroll(f) => {

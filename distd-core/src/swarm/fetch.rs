@@ -11,11 +11,11 @@ use crate::ranges::ChunkRanges;
 use crate::time::Timestamp;
 
 /// A peer of this fetch, in the caller's numbering.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(pub u32);
 
 /// A batch in flight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BatchId(pub u64);
 
 /// How near a peer is; nearer ones are asked first (DESIGN: same host, LAN, site, relay, origin).
@@ -54,7 +54,7 @@ impl Default for FetchConfig {
             stall: Duration::from_secs(20),
             backoff: Duration::from_millis(200),
             backoff_max: Duration::from_secs(10),
-            failures_max: 6,
+            failures_max: 12,
         }
     }
 }
@@ -91,6 +91,7 @@ struct Peer {
     not_before: Timestamp,
     failures: u32,
     in_flight: usize,
+    connected: bool,
     dropped: bool,
 }
 
@@ -147,9 +148,27 @@ impl Fetch {
             not_before: now,
             failures: 0,
             in_flight: 0,
+            connected: true,
             dropped: false,
         });
         entry.tier = tier;
+        entry.connected = true;
+    }
+
+    /// A peer is being dialled: chunks wait for it, but it is not asked yet.
+    pub fn handle_awaiting(&mut self, peer: PeerId) {
+        if let Some(p) = self.peers.get_mut(&peer) {
+            p.connected = false;
+        }
+    }
+
+    /// A peer's connection is gone, or could not be made: it is asked again once [`Fetch::handle_connected`] says so.
+    pub fn handle_disconnected(&mut self, now: Timestamp, peer: PeerId, tier: Tier) {
+        self.handle_connected(now, peer, tier);
+        self.handle_fault(now, peer, PeerFault::Failed);
+        if let Some(p) = self.peers.get_mut(&peer) {
+            p.connected = false;
+        }
     }
 
     /// A chunk of a batch arrived and was verified. False when it was not open there (a late arrival after a stall):
@@ -168,15 +187,20 @@ impl Fetch {
         was_open
     }
 
-    /// The peer will not send these chunks of a batch; others are asked.
-    pub fn handle_dont_have(&mut self, batch: BatchId, ranges: &ChunkRanges) {
+    /// The peer will not send these chunks of a batch; others are asked. With `for_now` it is asked again after a pause
+    /// that counts as a failure; otherwise never.
+    pub fn handle_dont_have(&mut self, now: Timestamp, batch: BatchId, ranges: &ChunkRanges, for_now: bool) {
         let Some(b) = self.batches.get_mut(&batch) else { return };
+        let id = b.peer;
         let given_back = b.open.intersection(ranges);
         b.open = b.open.difference(ranges);
-        if let Some(peer) = self.peers.get_mut(&b.peer) {
-            peer.lacks.extend(&given_back);
-        }
         self.wanted.extend(&given_back);
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        if !for_now {
+            peer.lacks.extend(&given_back);
+        } else if peer.not_before <= now {
+            self.pause(now, id, PeerFault::Failed);
+        }
     }
 
     /// The peer will answer nothing for a while.
@@ -199,11 +223,15 @@ impl Fetch {
             self.take_back(batch);
             self.events.push_back(FetchEvent::Abandon(peer, batch));
         }
+        self.pause(now, peer, fault);
+    }
+
+    fn pause(&mut self, now: Timestamp, peer: PeerId, fault: PeerFault) {
         let Some(p) = self.peers.get_mut(&peer) else { return };
         if p.dropped {
             return;
         }
-        p.failures += 1;
+        p.failures = p.failures.saturating_add(1);
         let pause = self.config.backoff.saturating_mul(1 << p.failures.min(16)).min(self.config.backoff_max);
         p.not_before = now + pause;
         let hopeless = matches!(fault, PeerFault::WrongBytes | PeerFault::Protocol);
@@ -231,7 +259,9 @@ impl Fetch {
         let mut usable: Vec<_> = self
             .peers
             .iter()
-            .filter(|(_, p)| !p.dropped && p.not_before <= now && p.in_flight < config.batches_per_peer)
+            .filter(|(_, p)| {
+                p.connected && !p.dropped && p.not_before <= now && p.in_flight < config.batches_per_peer
+            })
             .map(|(id, p)| (p.tier, p.in_flight, *id))
             .collect();
         usable.sort_unstable();
@@ -281,8 +311,11 @@ impl Fetch {
     /// When to call [`Fetch::poll_request`] again if nothing happens before.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         let deadlines = self.batches.values().map(|b| b.deadline);
-        let pauses =
-            self.peers.values().filter(|p| !p.dropped && !self.wanted.is_empty()).map(|p| p.not_before);
+        let pauses = self
+            .peers
+            .values()
+            .filter(|p| p.connected && !p.dropped && !self.wanted.is_empty())
+            .map(|p| p.not_before);
         deadlines.chain(pauses).min()
     }
 
@@ -335,7 +368,7 @@ mod tests {
         f.want(&set(1, 10));
         let (peer, batch, _) = f.poll_request(T0).expect("a peer is there");
         assert_eq!(peer, PeerId(1));
-        f.handle_dont_have(batch, &set(3, 4));
+        f.handle_dont_have(T0, batch, &set(3, 4), false);
         assert_eq!(f.poll_request(T0).map(|(p, _, c)| (p, c)), Some((PeerId(0), set(3, 4))));
     }
 
@@ -345,7 +378,7 @@ mod tests {
         f.handle_connected(T0, PeerId(0), Tier::Origin);
         f.want(&set(1, 10));
         let (_, batch, _) = f.poll_request(T0).expect("a peer is there");
-        f.handle_dont_have(batch, &set(1, 2));
+        f.handle_dont_have(T0, batch, &set(1, 2), false);
         assert_eq!(f.poll_request(T0), None);
         assert_eq!(f.poll_event(), Some(FetchEvent::Unavailable(set(1, 2))));
         assert_eq!((f.poll_request(T0), f.poll_event()), (None, None));
@@ -438,7 +471,9 @@ mod tests {
                 let (peer, batch) = (*peer, *batch);
                 match (random(10), peer) {
                     (0, PeerId(0 | 1)) => f.handle_fault(now, peer, PeerFault::Failed),
-                    (1, PeerId(0 | 1)) => f.handle_dont_have(batch, &std::mem::take(chunks)),
+                    (1, PeerId(0 | 1)) => {
+                        f.handle_dont_have(now, batch, &std::mem::take(chunks), random(2) == 0)
+                    }
                     _ => match chunks.take_first(1).ids().next() {
                         Some(id) => {
                             f.handle_chunk(now, batch, id);

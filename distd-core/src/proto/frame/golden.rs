@@ -42,15 +42,8 @@ fn golden() -> Vec<(Frame, &'static str)> {
             "814041 01 0101010101010101010101010101010101010101010101010101010101010101 0202020202020202020202020202020202020202020202020202020202020202",
         ),
         (Frame::NodesEnd(NodesEnd { missing: 3 }), "8204 00000003"),
-        (
-            Frame::MetadataRequest(MetadataRequest { names: vec!["a".into(), "bc".into()] }),
-            "8307 000161 00026263",
-        ),
-        (
-            Frame::Metadata(Metadata { name: "a".into(), bytes: Some(Bytes::from_static(b"{}")) }),
-            "8406 000161 01 7b7d",
-        ),
-        (Frame::Metadata(Metadata { name: "a".into(), bytes: None }), "8404 000161 00"),
+        (Frame::MetadataRequest(MetadataRequest(Bytes::from_static(b"q"))), "830171"),
+        (Frame::Metadata(Metadata(Bytes::from_static(b"{}"))), "84027b7d"),
         (Frame::Enroll(EnrollBody(Bytes::from_static(b"e"))), "850165"),
         (Frame::Enrolled(EnrollBody(Bytes::from_static(b"f"))), "860166"),
     ]

@@ -6,6 +6,9 @@ use crate::limits::{HELD_MANIFESTS_MAX, MANIFEST_LEVELS_MAX, NODE_BYTES_MAX, NOD
 use crate::proto::codec::DecodeError;
 use crate::{ManifestId, NodeHash};
 
+/// Level under which a root node travels: it is asked for by the manifest id in place of a node hash.
+pub const ROOT_LEVEL: u8 = 255;
+
 /// One manifest node (RFC 7574 §8.7: there a hash, here the node whose hash the receiver already trusts).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
@@ -28,14 +31,15 @@ impl Node {
             return Err(DecodeError::Length(Self::NAME));
         }
         let level = body.get_u8();
-        if level >= MANIFEST_LEVELS_MAX {
+        if level >= MANIFEST_LEVELS_MAX && level != ROOT_LEVEL {
             return Err(DecodeError::Field(Self::NAME, "level"));
         }
         Ok(Self { level, bytes: body })
     }
 }
 
-/// Asks for nodes: with no hashes, all that the held manifests lack; with hashes, those and no others.
+/// Asks for nodes: with no hashes (or the manifest id alone, for the root too), all that the held manifests lack; with
+/// hashes, those and no others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeRequest {
     /// Manifests the asker has in full. The answerer skips what they share, where it knows them.
@@ -76,7 +80,8 @@ impl NodeRequest {
     }
 }
 
-/// Ends the answer to a NODE_REQUEST and says how many of the named nodes are not here.
+/// Ends the answer to a NODE_REQUEST and says how many of the named nodes are not here;
+/// [`NodesEnd::HELD_UNKNOWN`] when none of the held manifests is known and nothing was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodesEnd {
     /// Nodes asked for by hash that did not come.
@@ -84,6 +89,9 @@ pub struct NodesEnd {
 }
 
 impl NodesEnd {
+    /// The answerer cannot tell what the asker lacks: ask by hash, level by level.
+    pub const HELD_UNKNOWN: u32 = u32::MAX;
+
     pub(in crate::proto) fn encode(&self, out: &mut impl BufMut) {
         out.put_u32(self.missing);
     }

@@ -1,0 +1,275 @@
+//! A connection to a parent: swarms opened on it, metadata asked over it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use distd_core::ManifestId;
+use distd_core::limits::METADATA_ANSWER_MAX;
+use distd_core::proto::Frame;
+use distd_core::proto::close::CloseCode;
+use distd_core::proto::control::{Control, ControlError, ControlEvent, Side};
+use distd_core::proto::frame::{Handshake, MetadataRequest, Node, NodeRequest};
+use distd_core::proto::stream::StreamKind;
+use quinn::{Connection, Endpoint};
+
+use super::endpoint::resolve;
+use super::{FrameReader, FrameWriter, Meter, WireError, close_code};
+use crate::trust::identity::{NodeId, PARENT_NAME, Role};
+use crate::trust::tls::{PeerRefused, peer_identity};
+
+/// How long a dialled parent may take to answer.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// How long a stream may stay silent. A relay waits for its own parent behind it.
+const STALL: Duration = Duration::from_secs(20);
+
+/// Most nodes one answer may bring: a 16 TiB artifact has fewer than the frames this bounds.
+const NODES_MAX: usize = 4 << 20;
+
+/// Why a parent could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The name has no address.
+    #[error("could not resolve {0}")]
+    Resolve(String, #[source] std::io::Error),
+    /// Dialling failed: nobody there, or not of this realm.
+    #[error("could not connect to {0}: check that it runs and belongs to this realm")]
+    Connect(String, #[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The one at the other end may not be a parent.
+    #[error("{0} cannot be a parent")]
+    Peer(String, #[source] PeerRefused),
+    /// A stream failed.
+    #[error("{0} broke off")]
+    Wire(String, #[source] WireError),
+    /// The other side broke the protocol.
+    #[error("{0} broke the protocol")]
+    Control(String, #[source] ControlError),
+    /// The other side sent a frame that has no place in the exchange.
+    #[error("{0} sent a frame out of place")]
+    Misplaced(String),
+}
+
+impl LinkError {
+    /// Whether trying the same peer again cannot help.
+    pub fn is_breach(&self) -> bool {
+        matches!(self, Self::Control(..) | Self::Misplaced(..) | Self::Wire(_, WireError::Decode(_)))
+    }
+}
+
+/// An established connection to a parent.
+pub struct Link {
+    connection: Connection,
+    address: String,
+    role: Role,
+    node_id: NodeId,
+    meter: Arc<Meter>,
+}
+
+impl Link {
+    /// Dials `address` (`HOST:PORT`) and checks that a parent of this realm answers. What comes is counted on the meter of
+    /// its role. `now` is unix seconds.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn connect(
+        endpoint: &Endpoint,
+        address: &str,
+        relay: &Arc<Meter>,
+        origin: &Arc<Meter>,
+        now: u64,
+    ) -> Result<Self, LinkError> {
+        let remote = resolve(address).await.map_err(|e| LinkError::Resolve(address.to_owned(), e))?;
+        let failed = |e: Box<dyn std::error::Error + Send + Sync>| LinkError::Connect(address.to_owned(), e);
+        let connecting = endpoint.connect(remote, PARENT_NAME).map_err(|e| failed(e.into()))?;
+        let connection = tokio::time::timeout(CONNECT, connecting)
+            .await
+            .map_err(|_| failed("no answer".into()))?
+            .map_err(|e| failed(e.into()))?;
+        let identity = peer_identity(&connection, now).map_err(|e| LinkError::Peer(address.to_owned(), e))?;
+        let meter = if identity.role == Role::Origin { origin } else { relay }.clone();
+        meter.round_trip();
+        Ok(Self {
+            connection,
+            address: address.to_owned(),
+            role: identity.role,
+            node_id: identity.node_id,
+            meter,
+        })
+    }
+
+    /// What the parent is.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Who the parent is.
+    pub fn node_id(&self) -> NodeId {
+        self.node_id
+    }
+
+    /// The address dialled.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The connection's counters.
+    pub fn meter(&self) -> &Arc<Meter> {
+        &self.meter
+    }
+
+    /// Whether the connection is gone.
+    pub fn is_closed(&self) -> bool {
+        self.connection.close_reason().is_some()
+    }
+
+    /// Waits until the connection is gone.
+    pub async fn closed(&self) {
+        self.connection.closed().await;
+    }
+
+    /// Ends the connection.
+    pub fn close(&self, code: CloseCode) {
+        self.connection.close(close_code(code), b"");
+    }
+
+    pub(crate) fn wire(&self, error: WireError) -> LinkError {
+        LinkError::Wire(self.address.clone(), error)
+    }
+
+    pub(crate) async fn open(&self, kind: StreamKind) -> Result<(FrameWriter, FrameReader), LinkError> {
+        let (send, recv) =
+            self.connection.open_bi().await.map_err(|e| self.wire(WireError::Connection(e)))?;
+        self.meter.request();
+        let mut writer = FrameWriter::new(send);
+        writer.stream_kind(kind).await.map_err(|e| self.wire(e))?;
+        Ok((writer, FrameReader::new(recv, self.meter.clone(), STALL)))
+    }
+
+    /// Asks for TUF metadata: a question's bytes out, the answer's back, at most `METADATA_ANSWER_MAX` of them.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn metadata(&self, query: Bytes) -> Result<Bytes, LinkError> {
+        let (mut writer, mut reader) = self.open(StreamKind::Metadata).await?;
+        writer.send(&Frame::MetadataRequest(MetadataRequest(query))).await.map_err(|e| self.wire(e))?;
+        writer.finish();
+        let mut answer = BytesMut::new();
+        while let Some(frame) = reader.next().await.map_err(|e| self.wire(e))? {
+            match frame {
+                Frame::Metadata(piece) if answer.len() + piece.0.len() <= METADATA_ANSWER_MAX => {
+                    answer.extend_from_slice(&piece.0);
+                }
+                Frame::Unknown { .. } => {}
+                _ => return Err(LinkError::Misplaced(self.address.clone())),
+            }
+        }
+        self.meter.round_trip();
+        Ok(answer.freeze())
+    }
+
+    /// Opens the swarm of `manifest`. Does not wait for the answer: requests may follow at once.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn open_swarm(self: &Arc<Self>, manifest: ManifestId) -> Result<SwarmLink, LinkError> {
+        let (send, recv) =
+            self.connection.open_bi().await.map_err(|e| self.wire(WireError::Connection(e)))?;
+        let control_id = u64::from(send.id());
+        let mut writer = FrameWriter::new(send);
+        writer.stream_kind(StreamKind::Control).await.map_err(|e| self.wire(e))?;
+        let mut control = Control::new(Side::Opener, Handshake::new(manifest));
+        while let Some(frame) = control.poll_transmit() {
+            writer.send(&frame).await.map_err(|e| self.wire(e))?;
+        }
+        // HAVE and CHOKE may be a long time apart: the connection's own idle timeout is the bound.
+        let reader = FrameReader::new(recv, self.meter.clone(), Duration::from_secs(u64::from(u32::MAX)));
+        Ok(SwarmLink { link: self.clone(), control_id, control, writer, reader })
+    }
+}
+
+/// One swarm on a link.
+pub struct SwarmLink {
+    link: Arc<Link>,
+    control_id: u64,
+    control: Control,
+    /// Kept open: its end would close the swarm.
+    writer: FrameWriter,
+    reader: FrameReader,
+}
+
+/// What makes request streams of a swarm, apart from its control stream.
+#[derive(Clone)]
+pub struct SwarmHandle {
+    /// The link.
+    pub link: Arc<Link>,
+    control_id: u64,
+}
+
+impl SwarmLink {
+    /// What request streams are made from.
+    pub fn handle(&self) -> SwarmHandle {
+        SwarmHandle { link: self.link.clone(), control_id: self.control_id }
+    }
+
+    /// Waits for the next thing the parent says on the control stream; `None` when it closed the swarm.
+    ///
+    /// # Errors
+    /// [`LinkError`]. Cancelling the future loses nothing.
+    pub async fn next_event(&mut self) -> Result<Option<ControlEvent>, LinkError> {
+        loop {
+            let frame = match self.reader.next().await {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return Ok(None),
+                Err(e) => return Err(self.link.wire(e)),
+            };
+            match self.control.handle_frame(frame) {
+                Ok(Some(event)) => return Ok(Some(event)),
+                Ok(None) => {}
+                Err(error) => {
+                    self.reader.stop(error.close_code());
+                    return Err(LinkError::Control(self.link.address.clone(), error));
+                }
+            }
+        }
+    }
+
+    /// Leaves the swarm.
+    pub fn leave(mut self) {
+        self.writer.finish();
+    }
+}
+
+impl SwarmHandle {
+    /// Asks for manifest nodes. Returns them with their level, and how many the parent could not send
+    /// (`u32::MAX`: it knows none of the held manifests; ask by hash).
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn nodes(&self, request: NodeRequest, mut accept: impl FnMut(Node)) -> Result<u32, LinkError> {
+        let link = &self.link;
+        let (mut writer, mut reader) = link.open(StreamKind::Nodes { control: self.control_id }).await?;
+        writer.send(&Frame::NodeRequest(request)).await.map_err(|e| link.wire(e))?;
+        writer.finish();
+        let mut count = 0;
+        while let Some(frame) = reader.next().await.map_err(|e| link.wire(e))? {
+            match frame {
+                Frame::Integrity(node) if count < NODES_MAX => {
+                    count += 1;
+                    accept(node);
+                }
+                Frame::NodesEnd(end) => {
+                    link.meter.round_trip();
+                    return Ok(end.missing);
+                }
+                Frame::Unknown { .. } => {}
+                _ => return Err(LinkError::Misplaced(link.address.clone())),
+            }
+        }
+        Err(link.wire(WireError::Truncated))
+    }
+
+    pub(crate) async fn open_batch(&self) -> Result<(FrameWriter, FrameReader), LinkError> {
+        self.link.open(StreamKind::Batch { control: self.control_id }).await
+    }
+}

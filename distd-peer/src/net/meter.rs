@@ -1,0 +1,54 @@
+//! What came over one connection, counted where it is read.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counters of one connection. Only grow.
+#[derive(Debug, Default)]
+pub struct Meter {
+    bytes_in: AtomicU64,
+    requests: AtomicU64,
+    round_trips: AtomicU64,
+    unknown_frames: AtomicU64,
+}
+
+/// A reading of a [`Meter`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MeterReading {
+    /// Bytes received on streams: frames with their headers. QUIC's own packets are not in it.
+    pub bytes_in: u64,
+    /// Requests made (streams opened).
+    pub requests: u64,
+    /// Times an answer had to be waited for before the next thing could be asked.
+    pub round_trips: u64,
+    /// Frames of a type this build does not know.
+    pub unknown_frames: u64,
+}
+
+impl Meter {
+    pub(crate) fn received(&self, bytes: usize) {
+        self.bytes_in.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn unknown_frame(&self) {
+        self.unknown_frames.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts one wait for an answer.
+    pub fn round_trip(&self) {
+        self.round_trips.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The counters now.
+    pub fn read(&self) -> MeterReading {
+        MeterReading {
+            bytes_in: self.bytes_in.load(Ordering::Relaxed),
+            requests: self.requests.load(Ordering::Relaxed),
+            round_trips: self.round_trips.load(Ordering::Relaxed),
+            unknown_frames: self.unknown_frames.load(Ordering::Relaxed),
+        }
+    }
+}

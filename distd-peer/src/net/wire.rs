@@ -1,0 +1,172 @@
+//! Frames on QUIC streams.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use distd_core::proto::close::CloseCode;
+use distd_core::proto::stream::StreamKind;
+use distd_core::proto::{DecodeError, Frame, FrameDecoder};
+use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
+
+use super::Meter;
+
+/// Why a stream could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// The connection is gone.
+    #[error("connection lost")]
+    Connection(#[source] quinn::ConnectionError),
+    /// The peer ended the stream with a code.
+    #[error("the peer ended the stream: {0}")]
+    Closed(CloseCode),
+    /// The peer sent what is no frame.
+    #[error("the peer broke the protocol")]
+    Decode(#[from] DecodeError),
+    /// The stream ended inside a frame, or before one that had to come.
+    #[error("the stream ended too soon")]
+    Truncated,
+    /// A kind of stream this build does not know.
+    #[error("the peer opened a stream of unknown kind {0}")]
+    StreamKind(u8),
+    /// Nothing came for too long.
+    #[error("nothing came for {} s", .0.as_secs())]
+    Stalled(Duration),
+}
+
+impl WireError {
+    /// The code to end the stream with.
+    pub fn close_code(&self) -> CloseCode {
+        match self {
+            Self::Decode(_) | Self::Truncated | Self::StreamKind(_) => CloseCode::Protocol,
+            Self::Stalled(_) => CloseCode::Stalled,
+            _ => CloseCode::Internal,
+        }
+    }
+}
+
+impl From<ReadError> for WireError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Reset(code) => Self::Closed(CloseCode::from_code(code.into_inner())),
+            ReadError::ConnectionLost(cause) => Self::Connection(cause),
+            _ => Self::Truncated,
+        }
+    }
+}
+
+impl From<WriteError> for WireError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Stopped(code) => Self::Closed(CloseCode::from_code(code.into_inner())),
+            WriteError::ConnectionLost(cause) => Self::Connection(cause),
+            _ => Self::Truncated,
+        }
+    }
+}
+
+/// A close code as quinn wants it.
+pub fn close_code(code: CloseCode) -> VarInt {
+    VarInt::from_u64(code.code()).unwrap_or(VarInt::MAX)
+}
+
+/// Largest piece read at once, bytes: what one decoder may hold beyond a frame.
+const PIECE_MAX: usize = 256 << 10;
+
+/// Reads frames from a stream, counting what comes.
+pub struct FrameReader {
+    stream: RecvStream,
+    decoder: FrameDecoder,
+    meter: Arc<Meter>,
+    stall: Duration,
+}
+
+impl FrameReader {
+    /// A reader that gives up when nothing comes for `stall`.
+    pub fn new(stream: RecvStream, meter: Arc<Meter>, stall: Duration) -> Self {
+        Self { stream, decoder: FrameDecoder::default(), meter, stall }
+    }
+
+    async fn chunk(&mut self) -> Result<Option<Bytes>, WireError> {
+        let read = self.stream.read_chunk(PIECE_MAX, true);
+        let chunk =
+            tokio::time::timeout(self.stall, read).await.map_err(|_| WireError::Stalled(self.stall))??;
+        Ok(chunk.map(|c| {
+            self.meter.received(c.bytes.len());
+            c.bytes
+        }))
+    }
+
+    /// Reads the header that says what the stream is for. Only the side that did not open the stream calls this, first.
+    pub async fn stream_kind(&mut self) -> Result<StreamKind, WireError> {
+        let mut held = Vec::new();
+        loop {
+            let mut rest = &held[..];
+            match StreamKind::take(&mut rest) {
+                Ok(Some(kind)) => {
+                    self.decoder.push(rest);
+                    return Ok(kind);
+                }
+                Ok(None) => {}
+                Err(number) => return Err(WireError::StreamKind(number)),
+            }
+            held.extend_from_slice(&self.chunk().await?.ok_or(WireError::Truncated)?);
+        }
+    }
+
+    /// The next frame; `None` at the end of the stream. Cancelling the future loses nothing.
+    pub async fn next(&mut self) -> Result<Option<Frame>, WireError> {
+        loop {
+            if let Some(frame) = self.decoder.poll()? {
+                if matches!(frame, Frame::Unknown { .. }) {
+                    self.meter.unknown_frame();
+                }
+                return Ok(Some(frame));
+            }
+            match self.chunk().await? {
+                Some(bytes) => self.decoder.push(&bytes),
+                None if self.decoder.pending() == 0 => return Ok(None),
+                None => return Err(WireError::Truncated),
+            }
+        }
+    }
+
+    /// Tells the peer to send no more.
+    pub fn stop(&mut self, code: CloseCode) {
+        // An error means the stream has ended already, which is what was wanted.
+        let _ = self.stream.stop(close_code(code));
+    }
+}
+
+/// Writes frames to a stream.
+pub struct FrameWriter {
+    stream: SendStream,
+}
+
+impl FrameWriter {
+    /// A writer on `stream`.
+    pub fn new(stream: SendStream) -> Self {
+        Self { stream }
+    }
+
+    /// Writes the header of a stream this side opened.
+    pub async fn stream_kind(&mut self, kind: StreamKind) -> Result<(), WireError> {
+        Ok(self.stream.write_all(&kind.encode()).await?)
+    }
+
+    /// Writes one frame.
+    pub async fn send(&mut self, frame: &Frame) -> Result<(), WireError> {
+        Ok(self.stream.write_chunk(frame.encode()).await?)
+    }
+
+    /// Ends the stream after what was written.
+    pub fn finish(&mut self) {
+        // An error means the stream has been reset already, and its reader knows.
+        let _ = self.stream.finish();
+    }
+
+    /// Ends the stream at once with a code.
+    pub fn reset(&mut self, code: CloseCode) {
+        let _ = self.stream.reset(close_code(code));
+    }
+}

@@ -1,0 +1,140 @@
+//! The parents of this node, nearest first: dialled when needed, dialled again when lost, shared by all swarms.
+
+use std::sync::Arc;
+
+use distd_core::swarm::Tier;
+use quinn::Endpoint;
+use tokio::sync::Mutex;
+
+use crate::clock::unix_now;
+use crate::net::{Link, LinkError, Meter, MeterReading};
+use crate::quarantine::Quarantine;
+use crate::trust::identity::Role;
+
+struct Slot {
+    address: String,
+    link: Mutex<Option<Arc<Link>>>,
+    /// By what the parent turned out to be, so that a relay replaced by an origin is counted apart.
+    relay: Arc<Meter>,
+    origin: Arc<Meter>,
+}
+
+/// A fixed list of parent addresses with at most one connection each.
+pub struct Parents {
+    endpoint: Endpoint,
+    slots: Vec<Slot>,
+    quarantine: Arc<Quarantine>,
+}
+
+/// Why no parent could be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ParentsError {
+    /// None configured.
+    #[error("no parent to ask: name one with --parent HOST:PORT")]
+    None,
+    /// The last one failed like this.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// It is in quarantine.
+    #[error(
+        "{0} sent wrong bytes earlier and is not asked until {1} (unix seconds); remove it from {2} to ask it before"
+    )]
+    Quarantined(String, u64, std::path::PathBuf),
+}
+
+impl Parents {
+    /// Parents at `addresses` (`HOST:PORT`), asked in this order.
+    pub fn new(endpoint: Endpoint, addresses: Vec<String>, quarantine: Arc<Quarantine>) -> Self {
+        let slot =
+            |address| Slot { address, link: Mutex::new(None), relay: Arc::default(), origin: Arc::default() };
+        Self { endpoint, slots: addresses.into_iter().map(slot).collect(), quarantine }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// The address of a parent.
+    pub fn address(&self, index: usize) -> &str {
+        &self.slots[index].address
+    }
+
+    /// The connection to one parent, made now if there is none.
+    ///
+    /// # Errors
+    /// [`ParentsError`].
+    pub async fn link(&self, index: usize) -> Result<Arc<Link>, ParentsError> {
+        let slot = &self.slots[index];
+        let mut held = slot.link.lock().await;
+        if let Some(link) = held.as_ref().filter(|link| !link.is_closed()) {
+            return Ok(link.clone());
+        }
+        let dialled =
+            Link::connect(&self.endpoint, &slot.address, &slot.relay, &slot.origin, unix_now()).await?;
+        if let Some(until) = self.quarantine.until(&dialled.node_id(), unix_now()) {
+            let path = self.quarantine.path().to_owned();
+            return Err(ParentsError::Quarantined(slot.address.clone(), until, path));
+        }
+        let link = Arc::new(dialled);
+        *held = Some(link.clone());
+        Ok(link)
+    }
+
+    /// The first parent that answers, in order.
+    ///
+    /// # Errors
+    /// The last parent's.
+    pub async fn any_link(&self) -> Result<Arc<Link>, ParentsError> {
+        let mut last = ParentsError::None;
+        for index in 0..self.slots.len() {
+            match self.link(index).await {
+                Ok(link) => return Ok(link),
+                Err(error) => {
+                    tracing::debug!(
+                        parent = self.address(index),
+                        error = &error as &dyn std::error::Error,
+                        "parent passed over"
+                    );
+                    last = error;
+                }
+            }
+        }
+        Err(last)
+    }
+
+    /// Marks the node behind a link as a liar, persistently.
+    pub fn quarantine(&self, link: &Link) {
+        self.quarantine.add(link.node_id(), unix_now());
+        link.close(distd_core::proto::close::CloseCode::IntegrityFailed);
+    }
+
+    /// What came from relays and from origins so far.
+    pub fn readings(&self) -> (MeterReading, MeterReading) {
+        let sum = |pick: fn(&Slot) -> &Arc<Meter>| {
+            self.slots.iter().map(|slot| pick(slot).read()).fold(MeterReading::default(), |a, b| {
+                MeterReading {
+                    bytes_in: a.bytes_in + b.bytes_in,
+                    requests: a.requests + b.requests,
+                    round_trips: a.round_trips + b.round_trips,
+                    unknown_frames: a.unknown_frames + b.unknown_frames,
+                }
+            })
+        };
+        (sum(|slot| &slot.relay), sum(|slot| &slot.origin))
+    }
+}
+
+/// The planner's tier of a role.
+pub(crate) fn tier_of(role: Role) -> Tier {
+    match role {
+        Role::Origin => Tier::Origin,
+        Role::Relay => Tier::Relay,
+        Role::Leaf => Tier::Site,
+    }
+}

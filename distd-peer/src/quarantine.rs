@@ -1,0 +1,77 @@
+//! Peers that sent wrong bytes: not asked for a day, across restarts.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use crate::trust::files;
+use crate::trust::identity::NodeId;
+
+/// How long a liar is not asked: a day, as long as a certificate lives, so that a repaired node is back by itself.
+const QUARANTINE_SECONDS: u64 = 24 * 3600;
+
+/// Most entries kept; the ones that end first go first.
+const ENTRIES_MAX: usize = 10_000;
+
+/// A list in a JSON file: node id → unix seconds until which it is not asked.
+pub struct Quarantine {
+    path: PathBuf,
+    until: Mutex<BTreeMap<String, u64>>,
+}
+
+impl Quarantine {
+    /// The list in `path`; a missing or unreadable file is an empty list.
+    pub fn load(path: &Path) -> Self {
+        let until = match files::read(path) {
+            Ok(Some(bytes)) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                tracing::warn!(path = %path.display(), %error, "quarantine list is unreadable and starts empty");
+                BTreeMap::new()
+            }),
+            _ => BTreeMap::new(),
+        };
+        Self { path: path.to_owned(), until: Mutex::new(until) }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Until when `node` is not asked; `None` when it may be.
+    pub fn until(&self, node: &NodeId, now: u64) -> Option<u64> {
+        let until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.get(&node.to_string()).copied().filter(|t| *t > now)
+    }
+
+    /// Adds a node from `now` on and writes the list.
+    pub fn add(&self, node: NodeId, now: u64) {
+        let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.retain(|_, t| *t > now);
+        until.insert(node.to_string(), now + QUARANTINE_SECONDS);
+        while until.len() > ENTRIES_MAX {
+            let Some(soonest) = until.iter().min_by_key(|(_, t)| **t).map(|(k, _)| k.clone()) else { break };
+            until.remove(&soonest);
+        }
+        let text = serde_json::to_vec_pretty(&*until).expect("a map of strings to numbers always encodes");
+        if let Err(error) = files::write_atomic(&self.path, &text, 0o600) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "quarantine holds until restart only");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quarantine_outlives_a_restart_and_ends_after_a_day() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("quarantine.json");
+        let node = NodeId([3; 16]);
+        Quarantine::load(&path).add(node, 1000);
+        let again = Quarantine::load(&path);
+        assert_eq!(again.until(&node, 1001), Some(1000 + QUARANTINE_SECONDS));
+        assert_eq!(again.until(&node, 1000 + QUARANTINE_SECONDS), None);
+        assert_eq!(again.until(&NodeId([4; 16]), 1001), None);
+    }
+}

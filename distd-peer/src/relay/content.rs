@@ -1,0 +1,381 @@
+//! What a relay serves: its store, and through it its parent.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use distd_core::limits::HELD_MANIFESTS_MAX;
+use distd_core::manifest::Manifest;
+use distd_core::proto::frame::{Data, DontHaveReason, NodeRequest};
+use distd_core::ranges::ChunkRanges;
+use distd_core::swarm::FetchConfig;
+use distd_core::{ChunkId, ManifestId};
+use tokio::sync::{OnceCell, mpsc};
+
+use super::demand::{Arrival, Demand};
+use crate::driver::{Driver, DriverHandle};
+use crate::manifest_fetch::fetch_manifest;
+use crate::net::exchange_raw;
+use crate::parents::Parents;
+use crate::serve::{ChunkAnswer, Content, NodesAnswer, ServeError, Swarm, answer_nodes};
+use crate::store::EdgeStore;
+use crate::table::ChunkTable;
+use crate::trust::tls::{PeerIdentity, TrustAnchor};
+
+/// Swarms kept open; the least recently used goes first. One costs its manifest, some 8 MB for an 800 MB image.
+const SWARMS_MAX: usize = 4;
+
+/// How long an asker waits for the parent before it is told to ask again.
+const UPSTREAM_WAIT: Duration = Duration::from_secs(10);
+
+/// How often a chunk that was evicted between arriving and being read is fetched again for one asker.
+const EVICTED_TRIES: u32 = 3;
+
+/// The same question within this time gets the same answer: a fleet that wakes at once asks the origin once.
+const METADATA_FRESH: Duration = Duration::from_secs(1);
+
+/// Answers kept for when the parent cannot be reached. TUF's own expiry bounds how stale they can be.
+const METADATA_KEPT: usize = 64;
+
+/// Counters for `/metrics` and tests.
+#[derive(Debug, Default)]
+pub struct RelayCounters {
+    /// Metadata answered out of memory because the parent could not be reached.
+    pub metadata_stale: AtomicU64,
+    /// Swarms opened.
+    pub swarms_opened: AtomicU64,
+}
+
+struct MetadataCache {
+    kept: HashMap<Bytes, (Instant, Bytes)>,
+}
+
+/// Swarms with the time of their last use; the cell is filled by whoever asks first.
+type OpenSwarms = HashMap<ManifestId, (Instant, Arc<OnceCell<Arc<RelaySwarm>>>)>;
+
+/// A relay's content.
+pub struct Relay {
+    store: Arc<EdgeStore>,
+    parents: Arc<Parents>,
+    anchor: TrustAnchor,
+    swarms: Mutex<OpenSwarms>,
+    metadata: tokio::sync::Mutex<MetadataCache>,
+    /// Counters.
+    pub counters: RelayCounters,
+}
+
+impl Relay {
+    /// A relay over `store` that asks `parents`; enrolments are forwarded to the first parent that answers.
+    pub fn new(store: Arc<EdgeStore>, parents: Arc<Parents>, anchor: TrustAnchor) -> Self {
+        let metadata = tokio::sync::Mutex::new(MetadataCache { kept: HashMap::new() });
+        Self {
+            store,
+            parents,
+            anchor,
+            swarms: Mutex::default(),
+            metadata,
+            counters: RelayCounters::default(),
+        }
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<EdgeStore> {
+        &self.store
+    }
+
+    /// Chunks fetched from parents, and those of them the store had already (must stay 0).
+    pub fn fetched(&self) -> (u64, u64) {
+        let swarms = self.swarms();
+        swarms.values().filter_map(|(_, cell)| cell.get()).fold((0, 0), |(fetched, again), swarm| {
+            let demand = &swarm.demand;
+            let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            (fetched + load(&demand.fetched), again + load(&demand.refetched))
+        })
+    }
+
+    fn swarms(&self) -> MutexGuard<'_, OpenSwarms> {
+        self.swarms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cell(&self, id: ManifestId) -> Arc<OnceCell<Arc<RelaySwarm>>> {
+        let mut swarms = self.swarms();
+        let now = Instant::now();
+        let entry = swarms.entry(id).or_insert_with(|| (now, Arc::default()));
+        entry.0 = now;
+        let cell = entry.1.clone();
+        while swarms.len() > SWARMS_MAX {
+            let oldest = swarms.iter().min_by_key(|(_, (used, _))| *used).map(|(id, _)| *id);
+            let Some(oldest) = oldest.filter(|oldest| *oldest != id) else { break };
+            swarms.remove(&oldest);
+        }
+        cell
+    }
+
+    async fn open(&self, id: ManifestId) -> Result<Arc<RelaySwarm>, ServeError> {
+        let store = self.store.clone();
+        let kept = blocking(move || store.manifest(&id)).await?;
+        let manifest = match kept {
+            Some(manifest) => manifest,
+            None => self.fetch(id).await?,
+        };
+        self.counters.swarms_opened.fetch_add(1, Ordering::Relaxed);
+        Ok(RelaySwarm::start(self.store.clone(), self.parents.clone(), Arc::new(manifest)))
+    }
+
+    async fn fetch(&self, id: ManifestId) -> Result<Manifest, ServeError> {
+        let store = self.store.clone();
+        // The newest few are enough: a release shares nodes with the ones before it.
+        let held = blocking(move || {
+            let ids = store.recent_manifests(HELD_MANIFESTS_MAX.min(2))?;
+            ids.iter()
+                .map(|id| store.manifest(id))
+                .filter_map(Result::transpose)
+                .collect::<Result<Vec<_>, _>>()
+        })
+        .await?;
+        let upstream = |e: Box<dyn std::error::Error + Send + Sync>| ServeError::Upstream(e);
+        let mut last = ServeError::NoManifest(id);
+        for index in 0..self.parents.len() {
+            let link = match self.parents.link(index).await {
+                Ok(link) => link,
+                Err(error) => {
+                    last = upstream(error.into());
+                    continue;
+                }
+            };
+            let attempt = async {
+                let swarm = link.open_swarm(id).await?;
+                let held: Vec<&Manifest> = held.iter().collect();
+                let fetched = fetch_manifest(&swarm.handle(), id, None, &held).await;
+                swarm.leave();
+                fetched
+            };
+            match attempt.await {
+                Ok(manifest) => {
+                    let (store, kept) = (self.store.clone(), manifest.clone());
+                    blocking(move || store.put_manifest(&kept)).await?;
+                    return Ok(manifest);
+                }
+                Err(error) => {
+                    if error.is_breach() {
+                        self.parents.quarantine(&link);
+                    }
+                    last = if error.is_no_manifest() {
+                        ServeError::NoManifest(id)
+                    } else {
+                        upstream(error.into())
+                    };
+                }
+            }
+        }
+        Err(last)
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, crate::store::StoreError> + Send + 'static,
+) -> Result<T, ServeError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| ServeError::Internal(e.into()))?
+        .map_err(|e| ServeError::Internal(e.into()))
+}
+
+#[async_trait]
+impl Content for Relay {
+    async fn swarm(&self, _peer: &PeerIdentity, manifest: ManifestId) -> Result<Arc<dyn Swarm>, ServeError> {
+        let cell = self.cell(manifest);
+        let swarm = cell.get_or_try_init(|| self.open(manifest)).await;
+        match swarm {
+            Ok(swarm) => Ok(swarm.clone()),
+            Err(error) => {
+                self.swarms().remove(&manifest);
+                Err(error)
+            }
+        }
+    }
+
+    async fn metadata(&self, query: Bytes) -> Result<Bytes, ServeError> {
+        // Held over the question: whoever asks the same meanwhile waits and finds the answer.
+        let mut cache = self.metadata.lock().await;
+        if let Some((at, answer)) = cache.kept.get(&query)
+            && at.elapsed() < METADATA_FRESH
+        {
+            return Ok(answer.clone());
+        }
+        let fresh = match self.parents.any_link().await {
+            Ok(link) => link.metadata(query.clone()).await.map_err(|e| ServeError::Upstream(e.into())),
+            Err(error) => Err(ServeError::Upstream(error.into())),
+        };
+        match fresh {
+            Ok(answer) => {
+                if cache.kept.len() >= METADATA_KEPT
+                    && let Some(oldest) =
+                        cache.kept.iter().min_by_key(|(_, (at, _))| *at).map(|(k, _)| k.clone())
+                {
+                    cache.kept.remove(&oldest);
+                }
+                cache.kept.insert(query, (Instant::now(), answer.clone()));
+                Ok(answer)
+            }
+            Err(error) => match cache.kept.get(&query) {
+                Some((_, answer)) => {
+                    self.counters.metadata_stale.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(error = &error as &dyn std::error::Error, "serving metadata from before");
+                    Ok(answer.clone())
+                }
+                None => Err(error),
+            },
+        }
+    }
+
+    async fn enroll(&self, body: Bytes) -> Result<Bytes, ServeError> {
+        let mut last = ServeError::Upstream("no parent configured".into());
+        for index in 0..self.parents.len() {
+            match exchange_raw(self.parents.address(index), &self.anchor, body.clone()).await {
+                Ok(reply) => return Ok(reply),
+                Err(error) => last = ServeError::Upstream(error.into()),
+            }
+        }
+        Err(last)
+    }
+}
+
+/// One swarm of a relay.
+pub(super) struct RelaySwarm {
+    manifest: Arc<Manifest>,
+    table: Arc<ChunkTable>,
+    store: Arc<EdgeStore>,
+    demand: Arc<Demand>,
+    driver: DriverHandle,
+}
+
+impl RelaySwarm {
+    fn start(store: Arc<EdgeStore>, parents: Arc<Parents>, manifest: Arc<Manifest>) -> Arc<Self> {
+        let table = Arc::new(ChunkTable::of(&manifest));
+        let demand = Arc::new(Demand::new(store.clone()));
+        // A relay has nowhere else to go: it never gives a parent up for being away.
+        let config = FetchConfig { failures_max: u32::MAX, ..FetchConfig::default() };
+        let (driver, handle) = Driver::new(parents, manifest.id(), table.clone(), demand.clone(), config);
+        tokio::spawn(async move {
+            if let Err(error) = driver.run().await {
+                tracing::error!(error = &error as &dyn std::error::Error, "swarm ended");
+            }
+        });
+        Arc::new(Self { manifest, table, store, demand, driver: handle })
+    }
+
+    /// Reads one chunk off the disk.
+    async fn read(&self, id: ChunkId) -> Option<Data> {
+        let entry = self.table.get(id)?;
+        let store = self.store.clone();
+        // A read from the page cache takes microseconds; handing it to another thread would cost more.
+        let chunk = tokio::task::block_in_place(move || store.get(&entry.hash));
+        match chunk {
+            Ok(chunk) => chunk.map(|chunk| Data { id, codec: chunk.codec, bytes: chunk.bytes }),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "chunk could not be read");
+                None
+            }
+        }
+    }
+
+    fn held_of(&self, wanted: &ChunkRanges) -> Result<ChunkRanges, crate::store::StoreError> {
+        let entries: Vec<_> = wanted.ids().filter_map(|id| self.table.get(id)).collect();
+        let held = self.store.contains_each(entries.iter().map(|e| &e.hash))?;
+        Ok(entries.iter().zip(held).filter(|(_, held)| *held).map(|(e, _)| e.id).collect())
+    }
+
+    async fn answer(&self, wanted: ChunkRanges, answers: &mpsc::Sender<ChunkAnswer>) -> Option<()> {
+        let known = wanted.intersection(self.table.ids());
+        let foreign = wanted.difference(&known);
+        if !foreign.is_empty() {
+            answers.send(ChunkAnswer::DontHave(foreign, DontHaveReason::NotInSwarm)).await.ok()?;
+        }
+        let held = self.held_of(&known).unwrap_or_default();
+        let mut open = known.difference(&held);
+        let (tx, mut arrivals) = mpsc::unbounded_channel();
+        self.want(&open, &tx);
+        let mut tries: HashMap<ChunkId, u32> = HashMap::new();
+        for id in held.ids() {
+            match self.read(id).await {
+                Some(data) => answers.send(ChunkAnswer::Data(data)).await.ok()?,
+                None => {
+                    open.insert(id);
+                    self.want(&[id].into_iter().collect(), &tx);
+                }
+            }
+        }
+        while !open.is_empty() {
+            let arrival = tokio::select! {
+                arrival = tokio::time::timeout(UPSTREAM_WAIT, arrivals.recv()) => arrival,
+                () = answers.closed() => return None,
+            };
+            match arrival {
+                Ok(Some(Arrival::Held(id))) => match self.read(id).await {
+                    Some(data) => {
+                        if open.remove(id) {
+                            answers.send(ChunkAnswer::Data(data)).await.ok()?;
+                        }
+                    }
+                    None => {
+                        let tries = tries.entry(id).or_default();
+                        *tries += 1;
+                        if *tries < EVICTED_TRIES {
+                            self.want(&[id].into_iter().collect(), &tx);
+                        } else {
+                            open.remove(id);
+                            let chunks = [id].into_iter().collect();
+                            answers.send(ChunkAnswer::DontHave(chunks, DontHaveReason::Busy)).await.ok()?;
+                        }
+                    }
+                },
+                Ok(Some(Arrival::Gone(id))) => {
+                    open.remove(id);
+                    let chunks = [id].into_iter().collect();
+                    answers.send(ChunkAnswer::DontHave(chunks, DontHaveReason::NotHeld)).await.ok()?;
+                }
+                Ok(None) | Err(_) => {
+                    answers.send(ChunkAnswer::DontHave(open, DontHaveReason::Upstream)).await.ok()?;
+                    return Some(());
+                }
+            }
+        }
+        Some(())
+    }
+
+    fn want(&self, chunks: &ChunkRanges, tx: &mpsc::UnboundedSender<Arrival>) {
+        if !chunks.is_empty() {
+            self.demand.wait_for(chunks, tx);
+            self.driver.want(chunks.clone());
+        }
+    }
+}
+
+#[async_trait]
+impl Swarm for RelaySwarm {
+    fn fetches_upstream(&self) -> bool {
+        true
+    }
+
+    async fn held(&self) -> Result<ChunkRanges, ServeError> {
+        tokio::task::block_in_place(|| self.held_of(self.table.ids()))
+            .map_err(|e| ServeError::Internal(e.into()))
+    }
+
+    async fn nodes(&self, request: NodeRequest) -> Result<NodesAnswer, ServeError> {
+        let store = &self.store;
+        let find = |id| async move { store.manifest(&id).ok().flatten().map(Arc::new) };
+        Ok(answer_nodes(&self.manifest, &request, find).await)
+    }
+
+    async fn chunks(&self, wanted: ChunkRanges, answers: mpsc::Sender<ChunkAnswer>) {
+        let asked = wanted.clone();
+        // `None`: the asker went away.
+        let _ = self.answer(wanted, &answers).await;
+        self.demand.forget_gone(&asked);
+    }
+}

@@ -1,0 +1,98 @@
+//! Who waits for which chunk: one upstream fetch, however many ask.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use distd_core::ChunkId;
+use distd_core::manifest::Entry;
+use distd_core::packing::PackedChunk;
+use distd_core::ranges::ChunkRanges;
+use tokio::sync::mpsc;
+
+use crate::driver::{ChunkSink, SinkError};
+use crate::store::EdgeStore;
+
+/// What a waiter learns of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// It is in the store.
+    Held(ChunkId),
+    /// No parent has it.
+    Gone(ChunkId),
+}
+
+/// The waiters of one swarm, and the sink its driver fills.
+pub(super) struct Demand {
+    store: Arc<EdgeStore>,
+    waiters: Mutex<HashMap<ChunkId, Vec<mpsc::UnboundedSender<Arrival>>>>,
+    /// Chunks fetched from a parent.
+    pub(super) fetched: AtomicU64,
+    /// Chunks fetched although the store had them: must stay 0.
+    pub(super) refetched: AtomicU64,
+}
+
+impl Demand {
+    pub(super) fn new(store: Arc<EdgeStore>) -> Self {
+        Self { store, waiters: Mutex::default(), fetched: AtomicU64::new(0), refetched: AtomicU64::new(0) }
+    }
+
+    fn waiters(&self) -> MutexGuard<'_, HashMap<ChunkId, Vec<mpsc::UnboundedSender<Arrival>>>> {
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registers for `chunks`. Ids are 8 bytes each, so the channel needs no bound beyond the request's own.
+    pub(super) fn wait_for(&self, chunks: &ChunkRanges, tx: &mpsc::UnboundedSender<Arrival>) {
+        let mut waiters = self.waiters();
+        for id in chunks.ids() {
+            waiters.entry(id).or_default().push(tx.clone());
+        }
+    }
+
+    /// Drops waiters that went away.
+    pub(super) fn forget_gone(&self, chunks: &ChunkRanges) {
+        let mut waiters = self.waiters();
+        for id in chunks.ids() {
+            if let Some(list) = waiters.get_mut(&id) {
+                list.retain(|tx| !tx.is_closed());
+                if list.is_empty() {
+                    waiters.remove(&id);
+                }
+            }
+        }
+    }
+
+    fn tell(&self, id: ChunkId, arrival: Arrival) {
+        for tx in self.waiters().remove(&id).unwrap_or_default() {
+            // Who went away needs no answer.
+            let _ = tx.send(arrival);
+        }
+    }
+}
+
+impl ChunkSink for Demand {
+    fn accept(&self, entry: &Entry, packed: PackedChunk, _raw: &[u8]) -> Result<(), SinkError> {
+        let held_before = self.store.contains(&entry.hash).map_err(|e| SinkError(e.into()))?;
+        self.fetched.fetch_add(1, Ordering::Relaxed);
+        if held_before {
+            self.refetched.fetch_add(1, Ordering::Relaxed);
+        }
+        self.store.put(&entry.hash, &packed).map_err(|e| SinkError(e.into()))?;
+        self.tell(entry.id, Arrival::Held(entry.id));
+        Ok(())
+    }
+
+    fn holds(&self, entry: &Entry) -> bool {
+        let held = self.store.contains(&entry.hash).unwrap_or(false);
+        if held {
+            self.tell(entry.id, Arrival::Held(entry.id));
+        }
+        held
+    }
+
+    fn unavailable(&self, chunks: &ChunkRanges) {
+        for id in chunks.ids() {
+            self.tell(id, Arrival::Gone(id));
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Starting a relay: enrol if needed, open the store, serve, renew, commit.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::Endpoint;
+use tokio::task::JoinSet;
+
+use super::{Relay, RelayConfig};
+use crate::clock::unix_now;
+use crate::enrollment::{self, EnrollmentError};
+use crate::net::{BindError, client_endpoint, resolve, server_endpoint};
+use crate::parents::Parents;
+use crate::quarantine::Quarantine;
+use crate::serve::Server;
+use crate::store::{EdgeStore, Recovered, StoreError};
+use crate::trust::identity::{IdentityError, NodeIdentity, Role};
+use crate::trust::tls::{Credentials, TlsError, TrustAnchor, quic_client, quic_server};
+use crate::trust::token::JoinToken;
+
+/// How often appended chunks are made durable and indexed.
+const COMMIT_EVERY: Duration = Duration::from_secs(1);
+
+/// Why a relay did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No parent given.
+    #[error("a relay needs a parent: --parent HOST:PORT")]
+    NoParent,
+    /// Not enrolled and no token to enrol with.
+    #[error(
+        "this relay is not enrolled: give it a join token with --token (make one with: distd token join --role relay)"
+    )]
+    NotEnrolled,
+    /// Its identity is unusable.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Enrolment failed.
+    #[error(transparent)]
+    Enrollment(#[from] EnrollmentError),
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No socket.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+}
+
+/// A relay at work.
+pub struct Running {
+    /// Its content, for counters.
+    pub relay: Arc<Relay>,
+    /// Its answering side, for counters.
+    pub server: Arc<Server>,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What opening the store found.
+    pub recovered: Recovered,
+    endpoint: Endpoint,
+    tasks: JoinSet<()>,
+}
+
+/// Starts a relay. `token` is used when there is no identity yet.
+///
+/// # Errors
+/// [`StartError`].
+pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Running, StartError> {
+    let first = config.parents.first().ok_or(StartError::NoParent)?.clone();
+    let mut identity = NodeIdentity::load_or_create(&config.data)?;
+    if identity.cert().is_none() {
+        let token = token.ok_or(StartError::NotEnrolled)?;
+        enrollment::enroll(&mut identity, token, Role::Relay, &config.label, &config.parents).await?;
+    } else if identity.needs_renewal(unix_now()) {
+        // A relay whose parent is away still serves its office: the renewal task tries again.
+        if let Err(error) = enrollment::renew(&mut identity, &config.parents).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "certificate not renewed yet");
+        }
+    }
+    let ca = identity.ca_der().ok_or(StartError::NotEnrolled)?.clone();
+    let credentials = Credentials::of_node(&identity)?;
+    let (store, recovered) = {
+        let (dir, bounds) = (config.data.join("cache"), config.store.clone());
+        tokio::task::block_in_place(|| EdgeStore::open(&dir, bounds))?
+    };
+    let store = Arc::new(store);
+    // A parent that cannot be resolved now may be later: only the socket's family is decided here.
+    let dual = resolve(&first).await.is_ok_and(|a| a.is_ipv6());
+    let dialler = client_endpoint(dual, quic_client(credentials.clone(), &ca)?)?;
+    let quarantine = Arc::new(Quarantine::load(&config.data.join("quarantine.json")));
+    let parents = Arc::new(Parents::new(dialler, config.parents.clone(), quarantine));
+    let relay = Arc::new(Relay::new(store.clone(), parents, TrustAnchor::Ca(ca.clone())));
+    let endpoint = server_endpoint(config.listen, quic_server(credentials.clone(), &ca)?)?;
+    let address = endpoint.local_addr().map_err(|cause| BindError { address: config.listen, cause })?;
+    let server = Server::new(relay.clone(), config.serve.clone());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(server.clone().run(endpoint.clone()));
+    tasks.spawn(commit_regularly(store));
+    tasks.spawn(enrollment::renew_regularly(identity, credentials, config.parents.clone()));
+    Ok(Running { relay, server, address, recovered, endpoint, tasks })
+}
+
+async fn commit_regularly(store: Arc<EdgeStore>) {
+    loop {
+        tokio::time::sleep(COMMIT_EVERY).await;
+        let store = store.clone();
+        let result = tokio::task::spawn_blocking(move || store.commit()).await;
+        if let Ok(Err(error)) = result {
+            tracing::error!(error = &error as &dyn std::error::Error, "store not committed");
+        }
+    }
+}
+
+impl Running {
+    /// Stops serving and makes what was stored durable.
+    pub async fn stop(mut self) -> Result<(), StoreError> {
+        self.endpoint.close(crate::net::close_code(distd_core::proto::close::CloseCode::Done), b"");
+        self.tasks.shutdown().await;
+        let store = self.relay.store().clone();
+        tokio::task::spawn_blocking(move || store.commit()).await.unwrap_or(Ok(()))
+    }
+}

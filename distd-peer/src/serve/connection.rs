@@ -1,0 +1,160 @@
+//! One accepted connection: who it is, and its streams.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use distd_core::proto::close::CloseCode;
+use distd_core::proto::stream::StreamKind;
+use quinn::{Connection, Incoming};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::{Server, Swarm, streams};
+use crate::clock::unix_now;
+use crate::net::{FrameReader, FrameWriter, Meter, close_code};
+use crate::trust::tls::{ALPN_ENROLL, PeerIdentity, negotiated_alpn, peer_identity};
+
+/// How long a request stream waits for the handshake of its swarm, which travels on another stream.
+const HANDSHAKE_WAIT: Duration = Duration::from_secs(30);
+
+/// Most swarms open on one connection.
+const SWARMS_MAX: usize = 64;
+
+/// Swarms of one connection by the id of their control stream. `None` until the handshake has been answered.
+#[derive(Default)]
+pub(super) struct Swarms {
+    open: Mutex<HashMap<u64, watch::Sender<SwarmState>>>,
+}
+
+/// Where the handshake of a swarm stands.
+#[derive(Clone, Default)]
+pub(super) enum SwarmState {
+    #[default]
+    Pending,
+    Open(Arc<dyn Swarm>),
+    Refused(CloseCode),
+}
+
+impl Swarms {
+    fn slot(&self, control: u64) -> Option<watch::Receiver<SwarmState>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.len() >= SWARMS_MAX && !open.contains_key(&control) {
+            return None;
+        }
+        Some(open.entry(control).or_default().subscribe())
+    }
+
+    pub(super) fn set(&self, control: u64, state: SwarmState) {
+        // The slot is made if a request stream has not made it yet.
+        drop(self.slot(control));
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = open.get(&control) {
+            slot.send_replace(state);
+        }
+    }
+
+    pub(super) fn forget(&self, control: u64) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&control);
+    }
+
+    /// The swarm of a control stream, once its handshake is answered.
+    pub(super) async fn wait(&self, control: u64) -> Result<Arc<dyn Swarm>, CloseCode> {
+        let mut slot = self.slot(control).ok_or(CloseCode::Protocol)?;
+        let answered = slot.wait_for(|state| !matches!(state, SwarmState::Pending));
+        match tokio::time::timeout(HANDSHAKE_WAIT, answered).await {
+            Ok(Ok(state)) => match &*state {
+                SwarmState::Open(swarm) => Ok(swarm.clone()),
+                SwarmState::Refused(code) => Err(*code),
+                SwarmState::Pending => Err(CloseCode::Internal),
+            },
+            _ => Err(CloseCode::Protocol),
+        }
+    }
+}
+
+/// What the streams of one connection share.
+pub(super) struct Peer {
+    pub(super) server: Arc<Server>,
+    pub(super) identity: PeerIdentity,
+    pub(super) swarms: Swarms,
+    pub(super) meter: Arc<Meter>,
+}
+
+pub(super) async fn serve(server: Arc<Server>, incoming: Incoming) {
+    let remote = incoming.remote_address();
+    let connection = match incoming.await {
+        Ok(connection) => connection,
+        Err(error) => {
+            server.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(%remote, %error, "handshake failed");
+            return;
+        }
+    };
+    server.counters.connections.fetch_add(1, Ordering::Relaxed);
+    if negotiated_alpn(&connection).as_deref() == Some(ALPN_ENROLL) {
+        let deadline = server.config.stall;
+        // One exchange, then the asker closes.
+        let _ = tokio::time::timeout(deadline, streams::enroll(&server, &connection)).await;
+        let _ = tokio::time::timeout(deadline, connection.closed()).await;
+        return;
+    }
+    let identity = match peer_identity(&connection, unix_now()) {
+        Ok(identity) => identity,
+        Err(error) => {
+            server.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(%remote, error = &error as &dyn std::error::Error, "peer refused");
+            connection.close(close_code(CloseCode::Unauthorised), b"");
+            return;
+        }
+    };
+    let left = Duration::from_secs(identity.expires.saturating_sub(unix_now()));
+    let peer = Arc::new(Peer { server, identity, swarms: Swarms::default(), meter: Arc::default() });
+    // A certificate that ends ends what it allowed.
+    if tokio::time::timeout(left, accept_streams(&peer, &connection)).await.is_err() {
+        connection.close(close_code(CloseCode::Unauthorised), b"");
+    }
+    let unknown = peer.meter.read().unknown_frames;
+    peer.server.counters.unknown_frames.fetch_add(unknown, Ordering::Relaxed);
+}
+
+async fn accept_streams(peer: &Arc<Peer>, connection: &Connection) {
+    let mut tasks = JoinSet::new();
+    loop {
+        let (send, recv) = match connection.accept_bi().await {
+            Ok(streams) => streams,
+            Err(_) => return,
+        };
+        while tasks.try_join_next().is_some() {}
+        let peer = peer.clone();
+        tasks.spawn(async move {
+            let id = u64::from(recv.id());
+            let mut writer = FrameWriter::new(send);
+            let mut reader = FrameReader::new(recv, peer.meter.clone(), peer.server.config.stall);
+            let result = match reader.stream_kind().await {
+                Ok(StreamKind::Control) => streams::control(&peer, id, &mut writer, &mut reader).await,
+                Ok(StreamKind::Batch { control }) => {
+                    streams::batch(&peer, control, &mut writer, &mut reader).await
+                }
+                Ok(StreamKind::Nodes { control }) => {
+                    streams::nodes(&peer, control, &mut writer, &mut reader).await
+                }
+                Ok(StreamKind::Metadata) => streams::metadata(&peer, &mut writer, &mut reader).await,
+                Ok(StreamKind::Enroll) => Err(CloseCode::Protocol),
+                Err(error) => Err(error.close_code()),
+            };
+            match result {
+                Ok(()) => writer.finish(),
+                Err(code) => {
+                    if code == CloseCode::Protocol {
+                        peer.server.counters.breaches.fetch_add(1, Ordering::Relaxed);
+                        tracing::info!(node = %peer.identity.node_id, "peer broke the protocol on a stream");
+                    }
+                    reader.stop(code);
+                    writer.reset(code);
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,63 @@
+//! Answers to NODE_REQUEST out of complete manifests: the same for origin and relay.
+
+use std::sync::Arc;
+
+use distd_core::manifest::Manifest;
+use distd_core::proto::frame::{Node, NodeRequest, NodesEnd, ROOT_LEVEL};
+use distd_core::{ManifestId, NodeHash};
+
+use super::NodesAnswer;
+
+/// The answer of a node that has `manifest` and those that `find` knows.
+pub async fn answer_nodes<F, Fut>(manifest: &Manifest, request: &NodeRequest, find: F) -> NodesAnswer
+where
+    F: Fn(ManifestId) -> Fut,
+    Fut: Future<Output = Option<Arc<Manifest>>>,
+{
+    let mut answer = NodesAnswer::default();
+    let root_wanted = request.hashes.contains(&NodeHash(manifest.id().0));
+    if root_wanted {
+        answer.nodes.push(Node { level: ROOT_LEVEL, bytes: manifest.root_bytes().clone() });
+    }
+    let by_hash = request.hashes.len() > usize::from(root_wanted);
+    if by_hash {
+        for hash in &request.hashes {
+            if hash.0 == manifest.id().0 {
+                continue;
+            }
+            match manifest.node(hash) {
+                // The level is the asker's to know: it asked because a parent node names the hash at that level.
+                Some(bytes) => {
+                    answer.nodes.push(Node { level: level_of(manifest, hash), bytes: bytes.clone() })
+                }
+                None => answer.missing += 1,
+            }
+        }
+        return answer;
+    }
+    let mut held = Vec::new();
+    for id in &request.held {
+        held.extend(find(*id).await);
+    }
+    if held.is_empty() && !request.held.is_empty() {
+        answer.missing = NodesEnd::HELD_UNKNOWN;
+        return answer;
+    }
+    let held: Vec<&Manifest> = held.iter().map(AsRef::as_ref).collect();
+    for (level, hash) in manifest.nodes_missing_from(&held) {
+        let bytes = manifest.node(&hash).expect("the manifest lists its own nodes").clone();
+        answer.nodes.push(Node { level, bytes });
+    }
+    answer
+}
+
+fn level_of(manifest: &Manifest, hash: &NodeHash) -> u8 {
+    let bytes = manifest.node(hash).expect("looked up just before");
+    // Leaf and inner nodes hash under different domains, so the hash itself tells them apart; inner nodes begin with
+    // their level.
+    if distd_core::manifest::leaf_hash(bytes) == *hash {
+        0
+    } else {
+        Manifest::inner_level(bytes).unwrap_or(0)
+    }
+}

@@ -1,0 +1,173 @@
+//! The answering side of the protocol, the same for origin and relay.
+
+mod connection;
+mod manifest_nodes;
+mod streams;
+
+pub use manifest_nodes::answer_nodes;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use distd_core::ManifestId;
+use distd_core::proto::frame::{Data, DontHaveReason, Node, NodeRequest};
+use distd_core::ranges::ChunkRanges;
+use quinn::Endpoint;
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::trust::tls::PeerIdentity;
+
+/// Why something is not served. The message goes to the log, never to the peer.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// No such manifest here.
+    #[error("manifest {0} is not known here")]
+    NoManifest(ManifestId),
+    /// The peer may not have it.
+    #[error("the peer has no right to this")]
+    Unauthorised,
+    /// The parent of this node could not help.
+    #[error("the parent could not be asked")]
+    Upstream(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// This node failed.
+    #[error("could not serve")]
+    Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What a node serves.
+#[async_trait]
+pub trait Content: Send + Sync + 'static {
+    /// The swarm of a manifest for this peer.
+    async fn swarm(&self, peer: &PeerIdentity, manifest: ManifestId) -> Result<Arc<dyn Swarm>, ServeError>;
+
+    /// Answers a question for TUF metadata, both opaque (docs/trust.md, "Metadata exchange").
+    async fn metadata(&self, query: Bytes) -> Result<Bytes, ServeError>;
+
+    /// Answers an enrolment or renewal, body in, body out.
+    async fn enroll(&self, body: Bytes) -> Result<Bytes, ServeError>;
+}
+
+/// One answer to a request for chunks.
+#[derive(Clone, Debug)]
+pub enum ChunkAnswer {
+    /// A chunk.
+    Data(Data),
+    /// These will not come.
+    DontHave(ChunkRanges, DontHaveReason),
+}
+
+/// Nodes for a NODE_REQUEST.
+#[derive(Clone, Debug, Default)]
+pub struct NodesAnswer {
+    /// The nodes, highest level first.
+    pub nodes: Vec<Node>,
+    /// How many of those named are not here, or `NodesEnd::HELD_UNKNOWN`.
+    pub missing: u32,
+}
+
+/// One swarm as this node serves it.
+#[async_trait]
+pub trait Swarm: Send + Sync + 'static {
+    /// Whether chunks that are not held are fetched from a parent.
+    fn fetches_upstream(&self) -> bool;
+
+    /// What is held and verified.
+    async fn held(&self) -> Result<ChunkRanges, ServeError>;
+
+    /// Manifest nodes.
+    async fn nodes(&self, request: NodeRequest) -> Result<NodesAnswer, ServeError>;
+
+    /// Answers for each of `wanted` exactly once, as chunks become ready. Stops when the receiver is gone.
+    async fn chunks(&self, wanted: ChunkRanges, answers: mpsc::Sender<ChunkAnswer>);
+}
+
+/// Bounds of the answering side.
+#[derive(Clone, Debug)]
+pub struct ServeConfig {
+    /// Most connections; further ones are refused.
+    pub connections_max: usize,
+    /// Most batches answered at once.
+    pub upload_slots_max: usize,
+    /// How long a batch may wait for an upload slot before it is choked.
+    pub upload_slot_wait: Duration,
+    /// How long an asker may stay silent inside a request, or not read its answer.
+    pub stall: Duration,
+}
+
+impl Default for ServeConfig {
+    fn default() -> Self {
+        Self {
+            connections_max: 4096,
+            upload_slots_max: 128,
+            upload_slot_wait: Duration::from_secs(5),
+            stall: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Counters of the answering side, for `/metrics` and tests. Only grow.
+#[derive(Debug, Default)]
+pub struct ServeCounters {
+    /// Connections accepted.
+    pub connections: AtomicU64,
+    /// Connections refused: too many, or not of this realm.
+    pub connections_refused: AtomicU64,
+    /// Batches answered.
+    pub batches: AtomicU64,
+    /// Chunks sent.
+    pub chunks: AtomicU64,
+    /// Packed chunk bytes sent.
+    pub chunk_bytes: AtomicU64,
+    /// Batches choked.
+    pub choked: AtomicU64,
+    /// Nodes sent.
+    pub nodes: AtomicU64,
+    /// Metadata, node and enrolment answers' bytes sent.
+    pub control_bytes: AtomicU64,
+    /// Streams ended because the peer broke the protocol.
+    pub breaches: AtomicU64,
+    /// Frames of unknown type ignored.
+    pub unknown_frames: AtomicU64,
+}
+
+/// Answers connections on `endpoint` until it is closed.
+pub struct Server {
+    content: Arc<dyn Content>,
+    config: ServeConfig,
+    slots: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
+    /// Counters.
+    pub counters: Arc<ServeCounters>,
+}
+
+impl Server {
+    /// A server for `content`.
+    pub fn new(content: Arc<dyn Content>, config: ServeConfig) -> Arc<Self> {
+        Arc::new(Self {
+            content,
+            slots: Arc::new(Semaphore::new(config.upload_slots_max)),
+            connections: Arc::new(Semaphore::new(config.connections_max)),
+            config,
+            counters: Arc::default(),
+        })
+    }
+
+    /// Accepts connections until the endpoint is closed, then waits for none of them.
+    pub async fn run(self: Arc<Self>, endpoint: Endpoint) {
+        while let Some(incoming) = endpoint.accept().await {
+            let Ok(permit) = self.connections.clone().try_acquire_owned() else {
+                self.counters.connections_refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                incoming.refuse();
+                continue;
+            };
+            let server = self.clone();
+            tokio::spawn(async move {
+                connection::serve(server, incoming).await;
+                drop(permit);
+            });
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! The edge store: verified chunks in segment files, found through a redb index.
+//!
+//! Order of durability: segment data, then index, then HAVE. Appended chunks are readable at once and indexed when
+//! [`EdgeStore::commit`] runs; after a crash the tail of the last segment that the index does not know is read again
+//! (records name their chunk, so nothing else is), and nothing that reached the disk is lost. docs/store.md, "Edge store".
+
+mod index;
+mod manifests;
+mod record;
+mod segment;
+
+use std::collections::{HashMap, VecDeque};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use distd_core::ChunkHash;
+use distd_core::packing::PackedChunk;
+
+use index::{Index, Location};
+use record::{HEADER_BYTES, Header, rot_check};
+use segment::{Segment, SegmentId};
+
+/// Layout version in the file `VERSION`.
+const LAYOUT_VERSION: &str = "1\n";
+
+/// What is kept in memory when the disk refuses a chunk, bytes: enough for the batches in flight.
+const UNSTORED_BYTES_MAX: usize = 32 << 20;
+
+/// Bounds of a store.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Most bytes of segment files; the oldest segments go first.
+    pub max_bytes: u64,
+    /// Free space the store leaves on its file system, bytes.
+    pub min_free_bytes: u64,
+    /// A segment is closed when it reaches this size: the unit of eviction.
+    pub segment_bytes: u64,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self { max_bytes: 10_000_000_000, min_free_bytes: 256_000_000, segment_bytes: 64 << 20 }
+    }
+}
+
+/// Why the store could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file operation failed.
+    #[error("edge store: could not {op} {path}", path = path.display())]
+    Io {
+        /// What was tried.
+        op: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The operating system's answer.
+        #[source]
+        cause: io::Error,
+    },
+    /// The index failed.
+    #[error(
+        "edge store: the index failed; if it goes on, delete index.redb and it is rebuilt from the segments"
+    )]
+    Index(#[source] Box<redb::Error>),
+    /// Another process has it open.
+    #[error("edge store at {0} is in use by another distd process: stop it or choose another --data")]
+    InUse(PathBuf),
+    /// Written by a newer build.
+    #[error(
+        "edge store at {0} was written by a newer distd (layout {1:?}): upgrade this one or choose another --data"
+    )]
+    Newer(PathBuf, String),
+}
+
+impl StoreError {
+    fn io(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |cause| Self::Io { op, path: path.to_owned(), cause }
+    }
+}
+
+impl<E: Into<redb::Error>> From<E> for StoreError {
+    fn from(error: E) -> Self {
+        Self::Index(Box::new(error.into()))
+    }
+}
+
+/// What opening found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Chunks read back from the tail the index did not know.
+    pub tail_chunks: u64,
+    /// Bytes of a torn last record, cut off.
+    pub torn_bytes: u64,
+    /// Whether the whole index was rebuilt from the segments.
+    pub rebuilt: bool,
+}
+
+/// Counters, for `/metrics` and tests.
+#[derive(Debug, Default)]
+pub struct StoreCounters {
+    /// Chunks whose bytes rotted on disk: dropped, to be fetched again.
+    pub rotten: AtomicU64,
+    /// Chunks that could not be stored and were served from memory.
+    pub unstored: AtomicU64,
+    /// Segments evicted.
+    pub evicted_segments: AtomicU64,
+}
+
+struct Inner {
+    active: Segment,
+    /// Appended since the last commit.
+    pending: HashMap<ChunkHash, Location>,
+    /// Closed and active segments with their size; the key order is the order of age.
+    sizes: std::collections::BTreeMap<SegmentId, u64>,
+    /// Verified chunks the disk refused, oldest first.
+    unstored: VecDeque<(ChunkHash, PackedChunk)>,
+    unstored_bytes: usize,
+}
+
+/// A store of verified chunks on disk. All methods block on the disk and are safe to call from several threads.
+pub struct EdgeStore {
+    dir: PathBuf,
+    config: StoreConfig,
+    index: Index,
+    inner: Mutex<Inner>,
+    /// Held for the life of the store.
+    _lock: fs::File,
+    /// Counters.
+    pub counters: StoreCounters,
+}
+
+impl EdgeStore {
+    /// Opens or creates a store in `dir`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn open(dir: &Path, config: StoreConfig) -> Result<(Self, Recovered), StoreError> {
+        let segments = dir.join("segments");
+        fs::create_dir_all(&segments).map_err(StoreError::io("create", &segments))?;
+        fs::create_dir_all(dir.join("manifests")).map_err(StoreError::io("create", dir))?;
+        let lock = lock(dir)?;
+        check_version(dir)?;
+        let mut recovered = Recovered::default();
+        let existing = segment::list(&segments)?;
+        let (index, fresh) = Index::open(&dir.join("index.redb"))?;
+        recovered.rebuilt = fresh && !existing.is_empty();
+        let mut sizes = std::collections::BTreeMap::new();
+        let mut last = None;
+        for id in existing {
+            let mut seg = Segment::open(&segments, id)?;
+            let indexed = if fresh { 0 } else { index.indexed_len(id)? };
+            let scan = seg.scan(indexed)?;
+            if !scan.found.is_empty() || scan.torn_bytes > 0 {
+                recovered.tail_chunks += scan.found.len() as u64;
+                recovered.torn_bytes += scan.torn_bytes;
+                seg.truncate(scan.good_len)?;
+                seg.sync()?;
+                index.add(id, scan.good_len, scan.found.iter().map(|(h, l)| (h, l)))?;
+            }
+            sizes.insert(id, seg.len());
+            last = Some(seg);
+        }
+        let active = match last {
+            Some(seg) if seg.len() < config.segment_bytes => seg,
+            Some(seg) => Segment::create(&segments, seg.id().next())?,
+            None => Segment::create(&segments, SegmentId(1))?,
+        };
+        sizes.insert(active.id(), active.len());
+        let inner =
+            Inner { active, pending: HashMap::new(), sizes, unstored: VecDeque::new(), unstored_bytes: 0 };
+        let store = Self {
+            dir: dir.to_owned(),
+            config,
+            index,
+            inner: Mutex::new(inner),
+            _lock: lock,
+            counters: StoreCounters::default(),
+        };
+        Ok((store, recovered))
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // A panic while the lock was held cannot leave the maps half changed in a way that lies about the disk.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a verified chunk. One that is held already touches no file. True when the disk has it; false when the
+    /// disk refused it and memory keeps it for a while, so that it can be passed on all the same.
+    pub fn put(&self, hash: &ChunkHash, chunk: &PackedChunk) -> Result<bool, StoreError> {
+        if self.contains(hash)? {
+            return Ok(true);
+        }
+        let mut inner = self.inner();
+        if inner.pending.contains_key(hash) {
+            return Ok(true);
+        }
+        match self.append(&mut inner, hash, chunk) {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "chunk kept in memory only");
+                self.counters.unstored.fetch_add(1, Ordering::Relaxed);
+                inner.unstored_bytes += chunk.bytes.len();
+                inner.unstored.push_back((*hash, chunk.clone()));
+                while inner.unstored_bytes > UNSTORED_BYTES_MAX {
+                    let Some((_, old)) = inner.unstored.pop_front() else { break };
+                    inner.unstored_bytes -= old.bytes.len();
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    fn append(&self, inner: &mut Inner, hash: &ChunkHash, chunk: &PackedChunk) -> Result<(), StoreError> {
+        let record = (HEADER_BYTES + chunk.bytes.len()) as u64;
+        if inner.active.len() > 0 && inner.active.len() + record > self.config.segment_bytes {
+            self.commit_locked(inner)?;
+            let next = Segment::create(&self.dir.join("segments"), inner.active.id().next())?;
+            inner.active = next;
+        }
+        self.make_room(inner, record)?;
+        let header = Header::of(*hash, chunk);
+        let offset = inner.active.append(&header, &chunk.bytes)?;
+        let location = Location { segment: inner.active.id(), offset, header };
+        inner.pending.insert(*hash, location);
+        let (id, len) = (inner.active.id(), inner.active.len());
+        inner.sizes.insert(id, len);
+        Ok(())
+    }
+
+    /// Evicts whole segments, oldest first, until `more` bytes fit under the cap.
+    fn make_room(&self, inner: &mut Inner, more: u64) -> Result<(), StoreError> {
+        let mut total: u64 = inner.sizes.values().sum();
+        while total + more > self.config.max_bytes {
+            let active = inner.active.id();
+            let Some((&oldest, &len)) = inner.sizes.iter().find(|(id, _)| **id != active) else { break };
+            self.evict(oldest)?;
+            inner.sizes.remove(&oldest);
+            total -= len;
+        }
+        let free = free_bytes(&self.dir)?;
+        if free < self.config.min_free_bytes.saturating_add(more) {
+            return Err(StoreError::Io {
+                op: "leave the free-space floor on the file system of",
+                path: self.dir.clone(),
+                cause: io::ErrorKind::StorageFull.into(),
+            });
+        }
+        Ok(())
+    }
+
+    fn evict(&self, id: SegmentId) -> Result<(), StoreError> {
+        let segments = self.dir.join("segments");
+        // Index first: an index that names no file is never written, a file that no index names is read again at worst.
+        let mut seg = Segment::open(&segments, id)?;
+        let scan = seg.scan(0)?;
+        self.index.remove(id, scan.found.iter().map(|(h, _)| h))?;
+        segment::remove(&segments, id)?;
+        self.counters.evicted_segments.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes everything appended so far durable and indexed. Cheap when there is nothing.
+    pub fn commit(&self) -> Result<(), StoreError> {
+        self.commit_locked(&mut self.inner())
+    }
+
+    fn commit_locked(&self, inner: &mut Inner) -> Result<(), StoreError> {
+        if inner.pending.is_empty() {
+            return Ok(());
+        }
+        inner.active.sync()?;
+        self.index.add(inner.active.id(), inner.active.len(), inner.pending.iter())?;
+        inner.pending.clear();
+        Ok(())
+    }
+
+    /// Whether the chunk can be served.
+    pub fn contains(&self, hash: &ChunkHash) -> Result<bool, StoreError> {
+        Ok(self.locate(hash)?.is_some() || self.inner().unstored.iter().any(|(h, _)| h == hash))
+    }
+
+    /// For each hash, whether it is on disk.
+    pub fn contains_each<'a>(
+        &self,
+        hashes: impl Iterator<Item = &'a ChunkHash>,
+    ) -> Result<Vec<bool>, StoreError> {
+        let reader = self.index.reader()?;
+        let inner = self.inner();
+        hashes.map(|hash| Ok(inner.pending.contains_key(hash) || reader.get(hash)?.is_some())).collect()
+    }
+
+    fn locate(&self, hash: &ChunkHash) -> Result<Option<Location>, StoreError> {
+        if let Some(location) = self.inner().pending.get(hash) {
+            return Ok(Some(*location));
+        }
+        self.index.reader()?.get(hash)
+    }
+
+    /// The chunk, or `None`. A record that rotted is a miss: it is forgotten and counted, to be fetched again.
+    pub fn get(&self, hash: &ChunkHash) -> Result<Option<PackedChunk>, StoreError> {
+        let Some(location) = self.locate(hash)? else {
+            return Ok(self.inner().unstored.iter().find(|(h, _)| h == hash).map(|(_, chunk)| chunk.clone()));
+        };
+        let header = location.header;
+        match segment::read(&self.dir.join("segments"), &location) {
+            Ok(bytes) if rot_check(&bytes) == header.rot_check => {
+                Ok(Some(PackedChunk { codec: header.codec, raw_len: header.raw_len, bytes: bytes.into() }))
+            }
+            // Evicted between the look-up and the read, or rotten: either way it is not here any more.
+            Ok(_) | Err(_) => {
+                self.counters.rotten.fetch_add(1, Ordering::Relaxed);
+                self.inner().pending.remove(hash);
+                self.index.forget(hash)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Bytes of segment files.
+    pub fn bytes(&self) -> u64 {
+        self.inner().sizes.values().sum()
+    }
+}
+
+fn lock(dir: &Path) -> Result<fs::File, StoreError> {
+    let path = dir.join("lock");
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(StoreError::io("create", &path))?;
+    file.try_lock().map_err(|_| StoreError::InUse(dir.to_owned()))?;
+    Ok(file)
+}
+
+fn check_version(dir: &Path) -> Result<(), StoreError> {
+    let path = dir.join("VERSION");
+    match fs::read_to_string(&path) {
+        Ok(version) if version == LAYOUT_VERSION => Ok(()),
+        Ok(other) => Err(StoreError::Newer(dir.to_owned(), other.trim().to_owned())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            fs::write(&path, LAYOUT_VERSION).map_err(StoreError::io("write", &path))
+        }
+        Err(e) => Err(StoreError::io("read", &path)(e)),
+    }
+}
+
+fn free_bytes(dir: &Path) -> Result<u64, StoreError> {
+    let stat = rustix::fs::statvfs(dir).map_err(|e| StoreError::io("stat", dir)(e.into()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+use std::os::unix::fs::FileExt;
+
+use distd_core::packing::{LEVEL_DEFAULT, Packer};
+
+use super::*;
+
+fn chunk(n: u64) -> (ChunkHash, PackedChunk) {
+    let raw: Vec<u8> = (0..4096u64).flat_map(|i| (i.wrapping_mul(n + 1) ^ n).to_le_bytes()).collect();
+    (ChunkHash::of(&raw), Packer::new(LEVEL_DEFAULT).pack(&raw))
+}
+
+fn open(dir: &Path) -> (EdgeStore, Recovered) {
+    let config = StoreConfig { min_free_bytes: 0, ..StoreConfig::default() };
+    EdgeStore::open(dir, config).expect("the store opens")
+}
+
+fn segments(dir: &Path) -> Vec<PathBuf> {
+    let mut paths: Vec<_> =
+        fs::read_dir(dir.join("segments")).expect("directory").map(|e| e.expect("entry").path()).collect();
+    paths.sort();
+    paths
+}
+
+#[test]
+fn what_was_put_is_read_back_before_and_after_commit_and_reopening() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, _) = open(dir.path());
+    for n in 0..50 {
+        let (hash, packed) = chunk(n);
+        assert!(store.put(&hash, &packed).expect("put"));
+        assert_eq!(store.get(&hash).expect("get"), Some(packed));
+    }
+    store.commit().expect("commit");
+    drop(store);
+    let (store, recovered) = open(dir.path());
+    assert_eq!(recovered, Recovered::default(), "a committed store is not scanned");
+    for n in 0..50 {
+        let (hash, packed) = chunk(n);
+        assert_eq!(store.get(&hash).expect("get"), Some(packed));
+    }
+}
+
+#[test]
+fn storing_a_held_chunk_writes_nothing() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, _) = open(dir.path());
+    let (hash, packed) = chunk(1);
+    store.put(&hash, &packed).expect("put");
+    let before = store.bytes();
+    store.put(&hash, &packed).expect("put");
+    store.commit().expect("commit");
+    store.put(&hash, &packed).expect("put");
+    assert_eq!(store.bytes(), before);
+}
+
+#[test]
+fn chunks_appended_but_not_committed_survive_a_crash_and_a_torn_record_is_cut_off() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, _) = open(dir.path());
+    for n in 0..10 {
+        let (hash, packed) = chunk(n);
+        store.put(&hash, &packed).expect("put");
+        if n == 4 {
+            store.commit().expect("commit");
+        }
+    }
+    drop(store);
+    let path = &segments(dir.path())[0];
+    let file = fs::OpenOptions::new().write(true).open(path).expect("segment");
+    let len = file.metadata().expect("stat").len();
+    file.set_len(len - 7).expect("truncate");
+    let (store, recovered) = open(dir.path());
+    assert_eq!((recovered.tail_chunks, recovered.rebuilt), (4, false));
+    assert!(recovered.torn_bytes > 0);
+    for n in 0..10 {
+        let (hash, packed) = chunk(n);
+        assert_eq!(store.get(&hash).expect("get"), (n < 9).then_some(packed), "chunk {n}");
+    }
+}
+
+#[test]
+fn a_lost_or_damaged_index_is_rebuilt_from_the_segments() {
+    for damage in [false, true] {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (store, _) = open(dir.path());
+        let (hash, packed) = chunk(3);
+        store.put(&hash, &packed).expect("put");
+        store.commit().expect("commit");
+        drop(store);
+        let index = dir.path().join("index.redb");
+        if damage {
+            let len = fs::metadata(&index).expect("stat").len() as usize;
+            fs::write(&index, vec![0x5a; len]).expect("overwrite");
+            // What redb does not recognise as its own it does not call corrupted.
+            if EdgeStore::open(dir.path(), StoreConfig::default()).is_err() {
+                fs::remove_file(&index).expect("remove, as the error says");
+            }
+        } else {
+            fs::remove_file(&index).expect("remove");
+        }
+        let (store, recovered) = open(dir.path());
+        assert!(recovered.rebuilt);
+        assert_eq!(store.get(&hash).expect("get"), Some(packed));
+    }
+}
+
+#[test]
+fn a_rotten_record_is_a_miss_and_can_be_stored_again() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, _) = open(dir.path());
+    let (hash, packed) = chunk(1);
+    store.put(&hash, &packed).expect("put");
+    store.commit().expect("commit");
+    let file = fs::OpenOptions::new().write(true).open(&segments(dir.path())[0]).expect("segment");
+    file.write_all_at(&[0xff; 8], HEADER_BYTES as u64 + 3).expect("damage");
+    assert_eq!(store.get(&hash).expect("get"), None);
+    assert_eq!(store.counters.rotten.load(Ordering::Relaxed), 1);
+    store.put(&hash, &packed).expect("put again");
+    assert_eq!(store.get(&hash).expect("get"), Some(packed));
+}
+
+#[test]
+fn the_cap_evicts_the_oldest_segments_and_is_never_crossed() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let config = StoreConfig { max_bytes: 2_000_000, min_free_bytes: 0, segment_bytes: 300_000 };
+    let (store, _) = EdgeStore::open(dir.path(), config).expect("open");
+    for n in 0..400 {
+        let (hash, packed) = chunk(n);
+        store.put(&hash, &packed).expect("put");
+        assert!(store.bytes() <= 2_000_000);
+    }
+    assert!(store.counters.evicted_segments.load(Ordering::Relaxed) > 0);
+    assert_eq!(store.get(&chunk(0).0).expect("get"), None, "the oldest went");
+    assert!(store.get(&chunk(399).0).expect("get").is_some(), "the newest stayed");
+    let on_disk: u64 = segments(dir.path()).iter().map(|p| fs::metadata(p).expect("stat").len()).sum();
+    assert_eq!(on_disk, store.bytes());
+}
+
+#[test]
+fn a_chunk_the_disk_refuses_is_passed_on_from_memory() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let config = StoreConfig { min_free_bytes: u64::MAX / 2, ..StoreConfig::default() };
+    let (store, _) = EdgeStore::open(dir.path(), config).expect("open");
+    let (hash, packed) = chunk(1);
+    assert!(!store.put(&hash, &packed).expect("not an error"));
+    assert_eq!(store.get(&hash).expect("get"), Some(packed));
+    assert_eq!(store.counters.unstored.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_second_process_and_a_newer_layout_are_refused_by_name() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, _) = open(dir.path());
+    assert!(matches!(EdgeStore::open(dir.path(), StoreConfig::default()), Err(StoreError::InUse(_))));
+    drop(store);
+    fs::write(dir.path().join("VERSION"), "2\n").expect("write");
+    assert!(matches!(EdgeStore::open(dir.path(), StoreConfig::default()), Err(StoreError::Newer(..))));
+}
