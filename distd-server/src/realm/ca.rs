@@ -1,0 +1,251 @@
+//! The certificate authority.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use distd_peer::trust::files::{self, FileError};
+use distd_peer::trust::identity::{CertError, CertInfo, Role, certificate_from_pem, key_from_pem, to_pem};
+use distd_peer::trust::tls::{Credentials, TlsError};
+use distd_peer::trust::token::sha256;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+const DAY: u64 = 24 * 3600;
+/// Validity of the CA, seconds.
+const CA_SECONDS: u64 = 10 * 365 * DAY;
+/// Validity of the origin's certificate, seconds.
+const ORIGIN_SECONDS: u64 = 30 * DAY;
+/// Validity of a node's certificate unless configured, seconds.
+const NODE_SECONDS: u64 = DAY;
+/// How far before now a certificate begins: what a node's clock may be behind, seconds.
+const BACKDATE_SECONDS: u64 = 3600;
+
+/// Why the realm could not be loaded or could not issue.
+#[derive(Debug, thiserror::Error)]
+pub enum RealmError {
+    /// A file could not be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A key that cannot be read. A new CA would lock out every node, so none is made.
+    #[error("{0} is damaged; restore it from a backup")]
+    Key(PathBuf, #[source] rcgen::Error),
+    /// A key without its certificate, or a damaged one.
+    #[error("{0} is missing or damaged; restore it from a backup")]
+    Certificate(PathBuf),
+    /// The certificate of a CA with another key.
+    #[error("{0} does not belong to the ca.key beside it; restore both from one backup")]
+    Mismatch(PathBuf),
+    /// A name that cannot stand in a certificate.
+    #[error("{0:?} is neither a host name nor an IP address")]
+    HostName(String, #[source] rcgen::Error),
+    /// Signing failed.
+    #[error("could not issue a certificate")]
+    Issue(#[source] rcgen::Error),
+    /// What was issued cannot be read back.
+    #[error("the certificate just issued is unusable")]
+    Unusable(#[source] CertError),
+    /// Not usable for TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// One realm's CA, and the key of its origin.
+pub struct Realm {
+    ca_key: KeyPair,
+    ca: CertificateDer<'static>,
+    ca_pem: String,
+    origin_key: KeyPair,
+    node_seconds: u64,
+}
+
+impl fmt::Debug for Realm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Realm(ca {})", hex::encode(&self.ca_fingerprint()[..6]))
+    }
+}
+
+/// The origin's own certificate.
+#[derive(Debug)]
+pub struct OriginCert {
+    /// What is in it; ask it whether to renew.
+    pub info: CertInfo,
+    /// The certificate.
+    pub der: CertificateDer<'static>,
+}
+
+impl Realm {
+    /// Loads the realm in `DIR/realm`, or makes it at `now` (unix seconds). A crash in between is continued.
+    pub fn load_or_create(data: &Path, now: u64) -> Result<Self, RealmError> {
+        let dir = data.join("realm");
+        files::create_private_dir(&dir)?;
+        let ca_key = load_or_create_key(&dir.join("ca.key"))?;
+        let origin_key = load_or_create_key(&dir.join("origin.key"))?;
+        let path = dir.join("ca.pem");
+        let pem = match files::read(&path)? {
+            Some(pem) => pem,
+            None => {
+                let pem = make_ca(&ca_key, now)?;
+                files::write_atomic(&path, pem.as_bytes(), 0o644)?;
+                pem.into_bytes()
+            }
+        };
+        let ca = certificate_from_pem(&pem).map_err(|_| RealmError::Certificate(path.clone()))?;
+        let ca_pem = String::from_utf8(pem).map_err(|_| RealmError::Certificate(path.clone()))?;
+        // A certificate of another key would let every handshake fail far from here.
+        let (_, parsed) = <x509_parser::certificate::X509Certificate<'_> as x509_parser::prelude::FromDer<
+            _,
+        >>::from_der(&ca)
+        .map_err(|_| RealmError::Certificate(path.clone()))?;
+        if parsed.public_key().raw != ca_key.subject_public_key_info() {
+            return Err(RealmError::Mismatch(path));
+        }
+        Ok(Self { ca_key, ca, ca_pem, origin_key, node_seconds: NODE_SECONDS })
+    }
+
+    /// Sets the validity of node certificates, seconds; at least a minute.
+    #[must_use]
+    pub fn with_node_validity(mut self, seconds: u64) -> Self {
+        self.node_seconds = seconds.max(60);
+        self
+    }
+
+    /// SHA-256 of the CA certificate's DER: what tokens carry.
+    pub fn ca_fingerprint(&self) -> [u8; 32] {
+        sha256(&self.ca)
+    }
+
+    /// The CA certificate.
+    pub fn ca_der(&self) -> &CertificateDer<'static> {
+        &self.ca
+    }
+
+    /// The CA certificate as PEM, for `curl --cacert`.
+    pub fn ca_pem(&self) -> &str {
+        &self.ca_pem
+    }
+
+    /// Issues the origin's certificate at `now` (unix seconds), for its role names and these host names and
+    /// addresses besides (`localhost` and the loopback addresses are always in it).
+    pub fn origin_cert(&self, hosts: &[String], now: u64) -> Result<OriginCert, RealmError> {
+        let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+        names.extend(hosts.iter().filter(|h| !h.is_empty()).cloned());
+        names.sort();
+        names.dedup();
+        let der = self.sign(&self.origin_key, Role::Origin, &names, now, ORIGIN_SECONDS)?;
+        Ok(OriginCert { info: CertInfo::parse(&der).map_err(RealmError::Unusable)?, der })
+    }
+
+    /// TLS credentials for the origin's certificate.
+    pub fn credentials(&self, cert: &OriginCert) -> Result<Arc<Credentials>, RealmError> {
+        Ok(Credentials::new(&self.origin_key_der(), &cert.der, &self.ca)?)
+    }
+
+    /// Puts a renewed certificate into credentials in use.
+    pub fn replace_credentials(
+        &self,
+        credentials: &Credentials,
+        cert: &OriginCert,
+    ) -> Result<(), RealmError> {
+        Ok(credentials.replace(&self.origin_key_der(), &cert.der, &self.ca)?)
+    }
+
+    fn origin_key_der(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.origin_key.serialize_der()))
+    }
+
+    /// Issues a node certificate for `key` at `now` (unix seconds).
+    pub(super) fn node_cert(
+        &self,
+        key: &impl PublicKeyData,
+        role: Role,
+        now: u64,
+    ) -> Result<(String, CertInfo), RealmError> {
+        let der = self.sign(key, role, &[], now, self.node_seconds)?;
+        let info = CertInfo::parse(&der).map_err(RealmError::Unusable)?;
+        Ok((to_pem("CERTIFICATE", &der), info))
+    }
+
+    fn sign(
+        &self,
+        key: &impl PublicKeyData,
+        role: Role,
+        hosts: &[String],
+        now: u64,
+        seconds: u64,
+    ) -> Result<CertificateDer<'static>, RealmError> {
+        let mut params = CertificateParams::default();
+        let id = distd_peer::trust::identity::NodeId::of_spki(&key.subject_public_key_info());
+        params.distinguished_name = common_name(&id.to_string());
+        params.serial_number = Some(random_serial());
+        params.not_before = at(now.saturating_sub(BACKDATE_SECONDS));
+        params.not_after = at(now.saturating_add(seconds));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        for name in role.names().iter().map(|s| (*s).to_owned()).chain(hosts.iter().cloned()) {
+            params.subject_alt_names.push(match name.parse::<IpAddr>() {
+                Ok(ip) => SanType::IpAddress(ip),
+                Err(_) => {
+                    let dns = name.as_str().try_into().map_err(|e| RealmError::HostName(name.clone(), e))?;
+                    SanType::DnsName(dns)
+                }
+            });
+        }
+        let issuer = Issuer::from_ca_cert_der(&self.ca, &self.ca_key).map_err(RealmError::Issue)?;
+        let cert = params.signed_by(key, &issuer).map_err(RealmError::Issue)?;
+        Ok(cert.der().clone())
+    }
+}
+
+fn make_ca(key: &KeyPair, now: u64) -> Result<String, RealmError> {
+    let mut params = CertificateParams::default();
+    // A random part keeps two realms' CAs apart in a listing.
+    let tag = hex::encode(&sha256(&key.subject_public_key_info())[..4]);
+    params.distinguished_name = common_name(&format!("distd realm {tag}"));
+    params.serial_number = Some(random_serial());
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages =
+        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params.not_before = at(now.saturating_sub(BACKDATE_SECONDS));
+    params.not_after = at(now.saturating_add(CA_SECONDS));
+    let cert = params.self_signed(key).map_err(RealmError::Issue)?;
+    Ok(to_pem("CERTIFICATE", cert.der()))
+}
+
+fn load_or_create_key(path: &Path) -> Result<KeyPair, RealmError> {
+    let pem = loop {
+        if let Some(pem) = files::read_secret(path)? {
+            break pem;
+        }
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
+            .map_err(|e| RealmError::Key(path.to_owned(), e))?;
+        files::create_secret(path, key.serialize_pem().as_bytes())?;
+    };
+    key_from_pem(&pem).map_err(|e| RealmError::Key(path.to_owned(), e))
+}
+
+fn common_name(name: &str) -> DistinguishedName {
+    let mut dn = DistinguishedName::new();
+    dn.push(DnType::CommonName, name);
+    dn
+}
+
+fn random_serial() -> SerialNumber {
+    let mut bytes = [0; 16];
+    aws_lc_rs::rand::fill(&mut bytes).expect("the system has a random source");
+    // A positive DER integer of one length: neither a sign bit nor a leading zero.
+    bytes[0] = bytes[0] & 0x3f | 0x40;
+    SerialNumber::from_slice(&bytes)
+}
+
+fn at<T: From<std::time::SystemTime>>(unix_seconds: u64) -> T {
+    // Year 9999 is the last that a certificate can state.
+    (UNIX_EPOCH + Duration::from_secs(unix_seconds.min(253_402_300_799))).into()
+}

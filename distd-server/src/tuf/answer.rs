@@ -1,0 +1,197 @@
+//! The origin's side of the metadata exchange: a device's question in, the files it lacks out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use distd_core::names::release_target;
+use distd_peer::trust::tuf::ChannelDoc;
+use distd_peer::trust::tuf::wire::{
+    ANSWER_BYTES_MAX, Answer, Query, ROOTS_PER_ANSWER, WireError, held_prefix, target_path,
+};
+use serde::Deserialize;
+
+use super::store::{MetadataStore, StoreError, is_served_name};
+
+/// Most bytes of immutable files kept in memory.
+const CACHE_BYTES_MAX: usize = 8 << 20;
+
+/// Why a question got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AnswerError {
+    /// The question is malformed.
+    #[error("the metadata question is unusable")]
+    Query(#[from] WireError),
+    /// Storage.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The repository is damaged.
+    #[error("{0} in the TUF repository is missing or damaged; look at the origin's log")]
+    Damaged(String),
+}
+
+/// Answers devices' questions from a repository. It signs and decides nothing.
+pub struct Answerer {
+    store: Arc<dyn MetadataStore>,
+    /// Files that a timestamp named: those never change again.
+    cache: Mutex<BTreeMap<String, Bytes>>,
+}
+
+impl std::fmt::Debug for Answerer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Answerer")
+    }
+}
+
+#[derive(Deserialize)]
+struct Doc<T> {
+    signed: T,
+}
+
+#[derive(Deserialize)]
+struct Metas {
+    version: u64,
+    meta: BTreeMap<String, Version>,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: u64,
+}
+
+#[derive(Deserialize)]
+struct Targets {
+    targets: BTreeMap<String, Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    hashes: Hashes,
+}
+
+#[derive(Deserialize)]
+struct Hashes {
+    sha256: String,
+}
+
+impl Answerer {
+    /// Over the repository in `store`.
+    pub fn new(store: Arc<dyn MetadataStore>) -> Self {
+        Self { store, cache: Mutex::default() }
+    }
+
+    /// Answers one question: bytes of a [`Query`] in, bytes of an [`Answer`] out.
+    pub async fn answer(&self, query: &[u8]) -> Result<Vec<u8>, AnswerError> {
+        let query = Query::decode(query)?;
+        let mut out = Collected::default();
+        if query.root > 0 {
+            for version in (query.root.saturating_add(1)..).take(ROOTS_PER_ANSWER as usize) {
+                let name = format!("{version}.root.json");
+                let Some(bytes) = self.store.get(&name).await? else { break };
+                out.push(name, bytes);
+            }
+        }
+        if query.latest {
+            self.latest(&query, &mut out).await?;
+        }
+        for name in query.files.iter().filter(|name| is_served_name(name)) {
+            if let Some(bytes) = self.store.get(name).await? {
+                out.push(name.clone(), bytes);
+            }
+        }
+        Ok(Answer { files: out.files }.encode())
+    }
+
+    async fn latest(&self, query: &Query, out: &mut Collected) -> Result<(), AnswerError> {
+        let name = "timestamp.json";
+        let bytes = self.store.get(name).await?.ok_or_else(|| AnswerError::Damaged(name.to_owned()))?;
+        let timestamp: Metas = parse(name, &bytes)?;
+        if timestamp.version != query.timestamp {
+            out.push(name.to_owned(), bytes);
+        }
+        let at = timestamp.meta.get("snapshot.json").ok_or_else(|| AnswerError::Damaged(name.to_owned()))?;
+        let name = format!("{}.snapshot.json", at.version);
+        let bytes = self.immutable(&name).await?;
+        let snapshot: Metas = parse(&name, &bytes)?;
+        if snapshot.version != query.snapshot {
+            out.push(name, bytes);
+        }
+        let mut targets = BTreeMap::new();
+        for (file, at) in &snapshot.meta {
+            let role = file.trim_end_matches(".json");
+            let name = format!("{}.{file}", at.version);
+            let bytes = self.immutable(&name).await?;
+            if !query.targets.is_empty() {
+                targets.extend(parse::<Targets>(&name, &bytes)?.targets);
+            }
+            if !query.roles.iter().any(|(r, v)| r == role && *v == at.version) {
+                out.push(name, bytes);
+            }
+        }
+        for wanted in &query.targets {
+            let Some(bytes) = self.target(wanted, &targets, query, out).await? else { continue };
+            // A channel is asked for to get the release behind it: that comes along.
+            if wanted.starts_with("channels/")
+                && let Ok(doc) = serde_json::from_slice::<ChannelDoc>(&bytes)
+            {
+                self.target(&release_target(&doc.product, &doc.version), &targets, query, out).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn target(
+        &self,
+        name: &str,
+        targets: &BTreeMap<String, Target>,
+        query: &Query,
+        out: &mut Collected,
+    ) -> Result<Option<Bytes>, AnswerError> {
+        let Some(sha256) = targets.get(name).and_then(|t| hex::decode(&t.hashes.sha256).ok()) else {
+            return Ok(None);
+        };
+        let path = target_path(name, &sha256);
+        let bytes = self.immutable(&path).await?;
+        if !query.held.contains(&held_prefix(&sha256)) {
+            out.push(path, bytes.clone());
+        }
+        Ok(Some(bytes))
+    }
+
+    async fn immutable(&self, name: &str) -> Result<Bytes, AnswerError> {
+        let cache = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bytes) = cache().get(name) {
+            return Ok(bytes.clone());
+        }
+        let bytes = self.store.get(name).await?.ok_or_else(|| AnswerError::Damaged(name.to_owned()))?;
+        let mut cache = cache();
+        // What is used now is few; a full cache is mostly of the past.
+        if cache.values().map(Bytes::len).sum::<usize>() + bytes.len() > CACHE_BYTES_MAX {
+            cache.clear();
+        }
+        cache.insert(name.to_owned(), bytes.clone());
+        Ok(bytes)
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T, AnswerError> {
+    let doc: Doc<T> = serde_json::from_slice(bytes).map_err(|_| AnswerError::Damaged(name.to_owned()))?;
+    Ok(doc.signed)
+}
+
+#[derive(Default)]
+struct Collected {
+    files: Vec<(String, Bytes)>,
+    names: BTreeSet<String>,
+    bytes: usize,
+}
+
+impl Collected {
+    fn push(&mut self, name: String, bytes: Bytes) {
+        // Names and framing are small beside the bound's slack; what does not fit is asked for by name.
+        if self.bytes + bytes.len() + (64 << 10) <= ANSWER_BYTES_MAX && self.names.insert(name.clone()) {
+            self.bytes += bytes.len();
+            self.files.push((name, bytes));
+        }
+    }
+}

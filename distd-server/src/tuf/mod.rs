@@ -1,0 +1,19 @@
+//! The TUF repository: what devices believe. docs/trust.md, "The repository".
+//!
+//! `root` → `targets` → `releases` (`releases/*/*`) and `channels` (`channels/*/*`), `snapshot`, `timestamp`;
+//! consistent snapshots. The repository itself is the only state: every operation reads it, writes new files
+//! beside the old ones and `timestamp.json` last, so a crash between any two writes leaves it as it was.
+
+mod answer;
+mod keys;
+mod publish;
+mod refresh;
+mod sign;
+mod store;
+
+pub use answer::{AnswerError, Answerer};
+pub use keys::KeyError;
+pub use publish::{Change, PublishError, Published};
+pub use refresh::{Refreshed, RotatableRole};
+pub use sign::{Options, RepositoryError, TufRepository};
+pub use store::{DirStore, MetadataStore, StoreError, is_served_name};

@@ -1,0 +1,426 @@
+//! The repository's present state, read and verified; and signing of its next.
+
+use std::collections::HashMap;
+use std::num::NonZeroU64;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use tokio::sync::Mutex;
+use tough::schema::decoded::{Decoded, Hex};
+use tough::schema::{
+    DelegatedRole, Delegations, Hashes, Metafile, PathPattern, PathSet, Role, RoleKeys, RoleType, Root,
+    Signature, Signed, Snapshot, Targets, Timestamp,
+};
+
+use super::keys::{KeyError, KeyRing, SigningKey};
+use super::store::{MetadataStore, StoreError};
+
+const DAY: u64 = 24 * 3600;
+/// The version of the TUF specification the metadata states.
+const SPEC: &str = "1.0.0";
+/// The delegated roles, with the targets each may sign.
+pub(super) const DELEGATED: [(&str, &str); 2] = [("releases", "releases/*/*"), ("channels", "channels/*/*")];
+
+/// How long a role's metadata holds, seconds.
+pub(super) fn lifetime(role: &str) -> u64 {
+    match role {
+        "timestamp" => DAY,
+        "snapshot" => 7 * DAY,
+        "root" => 365 * DAY,
+        _ => 90 * DAY,
+    }
+}
+
+/// Why the repository could not be opened or read.
+#[derive(Debug, thiserror::Error)]
+pub enum RepositoryError {
+    /// Storage.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Keys.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// A file that must be there is not.
+    #[error("the TUF repository lacks {0}; restore it from a backup")]
+    Missing(String),
+    /// A file is not what this origin signed.
+    #[error("{name} in the TUF repository is not what this origin signed; restore it from a backup")]
+    Altered {
+        /// The file.
+        name: String,
+        /// The cause.
+        #[source]
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A value could not be made.
+    #[error("could not make TUF metadata")]
+    Schema(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+pub(super) fn schema(e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> RepositoryError {
+    RepositoryError::Schema(e.into())
+}
+
+/// How a new repository is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Root keys made, and signatures a root needs.
+    pub root_threshold: NonZeroU64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { root_threshold: NonZeroU64::MIN }
+    }
+}
+
+/// The realm's TUF repository, opened for publishing.
+///
+/// Operations in one process exclude each other. Where several origins share a store, the caller must hold a
+/// lock of the database around each: nothing is kept in memory between them.
+pub struct TufRepository {
+    pub(super) store: Arc<dyn MetadataStore>,
+    pub(super) keys: Mutex<KeyRing>,
+    /// A root version known to exist: where to begin looking for the newest.
+    root_hint: AtomicU64,
+}
+
+impl std::fmt::Debug for TufRepository {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TufRepository")
+    }
+}
+
+/// Everything that is signed now.
+pub(super) struct State {
+    pub(super) root: Signed<Root>,
+    pub(super) root_bytes: Bytes,
+    pub(super) timestamp: Timestamp,
+    pub(super) snapshot: Snapshot,
+    pub(super) targets: Targets,
+    /// By name, as in [`DELEGATED`].
+    pub(super) roles: Vec<(String, Targets)>,
+}
+
+impl TufRepository {
+    /// Opens the repository in `store` with the keys in `keys_dir`, and makes both when there is none at `now`
+    /// (unix seconds). A making that was cut off is continued.
+    pub async fn open(
+        store: Arc<dyn MetadataStore>,
+        keys_dir: &Path,
+        options: Options,
+        now: u64,
+    ) -> Result<Self, RepositoryError> {
+        let mut keys = KeyRing::load(keys_dir)?;
+        let begun = store.get("1.root.json").await?;
+        if begun.is_none() {
+            for (role, count) in [
+                ("root", options.root_threshold.get()),
+                ("targets", 1),
+                ("releases", 1),
+                ("channels", 1),
+                ("snapshot", 1),
+                ("timestamp", 1),
+            ] {
+                let have = keys.of_role(role).count() as u64;
+                for _ in have..count {
+                    keys.generate(role)?;
+                }
+            }
+            let root = first_root(&keys, options, now)?;
+            let root = sign(root, &keys.of_role("root").collect::<Vec<_>>())?;
+            store.put("1.root.json", root).await?;
+        }
+        let this = Self { store, keys: Mutex::new(keys), root_hint: AtomicU64::new(1) };
+        if this.store.get("timestamp.json").await?.is_none() {
+            this.first_publication(now).await?;
+        }
+        let keys = this.keys.lock().await;
+        this.state(&keys).await?;
+        drop(keys);
+        Ok(this)
+    }
+
+    /// The newest root metadata: what a node gets at enrolment.
+    pub async fn root_json(&self) -> Result<Bytes, RepositoryError> {
+        Ok(self.newest_root().await?.1)
+    }
+
+    async fn first_publication(&self, now: u64) -> Result<(), RepositoryError> {
+        let keys = self.keys.lock().await;
+        let (root, root_bytes) = self.newest_root().await?;
+        let mut delegations = Delegations::new();
+        for (name, pattern) in DELEGATED {
+            let own: Vec<_> = keys.of_role(name).collect();
+            if own.is_empty() {
+                return Err(keys.missing(name).into());
+            }
+            delegations.keys.extend(own.iter().map(|k| (k.id.clone(), k.public.clone())));
+            delegations.roles.push(DelegatedRole {
+                name: name.to_owned(),
+                keyids: own.iter().map(|k| k.id.clone()).collect(),
+                threshold: NonZeroU64::MIN,
+                paths: PathSet::Paths(vec![PathPattern::new(pattern).map_err(schema)?]),
+                terminating: true,
+                targets: None,
+            });
+        }
+        let version = NonZeroU64::MIN;
+        let mut targets = Targets::new(SPEC.to_owned(), version, expires("targets", now)?);
+        targets.delegations = Some(delegations);
+        let mut roles = Vec::new();
+        for (name, _) in DELEGATED {
+            let mut role = Targets::new(SPEC.to_owned(), version, expires(name, now)?);
+            role.delegations = None;
+            roles.push((name.to_owned(), role));
+        }
+        let snapshot = Snapshot::new(SPEC.to_owned(), version, expires("snapshot", now)?);
+        let timestamp = Timestamp::new(SPEC.to_owned(), version, expires("timestamp", now)?);
+        let mut state = State { root, root_bytes, timestamp, snapshot, targets, roles };
+        self.write(&mut state, &keys, &Dirty::everything(), now).await
+    }
+
+    async fn newest_root(&self) -> Result<(Signed<Root>, Bytes), RepositoryError> {
+        let mut version = self.root_hint.load(Ordering::Relaxed);
+        let mut found = None;
+        while let Some(bytes) = self.store.get(&format!("{version}.root.json")).await? {
+            found = Some(bytes);
+            version += 1;
+        }
+        let bytes = found.ok_or_else(|| RepositoryError::Missing(format!("{version}.root.json")))?;
+        self.root_hint.store(version - 1, Ordering::Relaxed);
+        let root: Signed<Root> = parse("root.json", &bytes)?;
+        root.signed.verify_role(&root).map_err(altered("root.json"))?;
+        Ok((root, bytes))
+    }
+
+    /// Reads what is published and checks that this origin's keys signed it: whoever can write to the store must
+    /// not get the origin to sign what they put there.
+    pub(super) async fn state(&self, keys: &KeyRing) -> Result<State, RepositoryError> {
+        let (root, root_bytes) = self.newest_root().await?;
+        for role in [RoleType::Targets, RoleType::Snapshot, RoleType::Timestamp] {
+            let ids = root.signed.roles.get(&role).map(|r| r.keyids.as_slice()).unwrap_or_default();
+            require_own(keys, &role.to_string(), ids)?;
+        }
+        let timestamp: Signed<Timestamp> = self.read("timestamp.json", None).await?;
+        root.signed.verify_role(&timestamp).map_err(altered("timestamp.json"))?;
+        let meta = |metas: &HashMap<String, Metafile>, name: &str| {
+            metas.get(name).cloned().ok_or_else(|| RepositoryError::Missing(name.to_owned()))
+        };
+        let at = meta(&timestamp.signed.meta, "snapshot.json")?;
+        let snapshot: Signed<Snapshot> =
+            self.read(&format!("{}.snapshot.json", at.version), Some(&at)).await?;
+        root.signed.verify_role(&snapshot).map_err(altered("snapshot.json"))?;
+        let at = meta(&snapshot.signed.meta, "targets.json")?;
+        let targets: Signed<Targets> = self.read(&format!("{}.targets.json", at.version), Some(&at)).await?;
+        root.signed.verify_role(&targets).map_err(altered("targets.json"))?;
+        let delegations = targets.signed.delegations.clone().unwrap_or_default();
+        let mut roles = Vec::new();
+        for (name, _) in DELEGATED {
+            let file = format!("{name}.json");
+            let at = meta(&snapshot.signed.meta, &file)?;
+            let role: Signed<Targets> = self.read(&format!("{}.{file}", at.version), Some(&at)).await?;
+            delegations.verify_role(&role, name).map_err(altered(&file))?;
+            let ids = delegations.roles.iter().find(|r| r.name == name).map(|r| r.keyids.as_slice());
+            require_own(keys, name, ids.unwrap_or_default())?;
+            roles.push((name.to_owned(), role.signed));
+        }
+        Ok(State {
+            root,
+            root_bytes,
+            timestamp: timestamp.signed,
+            snapshot: snapshot.signed,
+            targets: targets.signed,
+            roles,
+        })
+    }
+
+    async fn read<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        at: Option<&Metafile>,
+    ) -> Result<Signed<T>, RepositoryError> {
+        let bytes = self.store.get(name).await?.ok_or_else(|| RepositoryError::Missing(name.to_owned()))?;
+        if let Some(hashes) = at.and_then(|at| at.hashes.as_ref())
+            && digest(&SHA256, &bytes).as_ref() != &*hashes.sha256
+        {
+            return Err(altered(name)("its hash differs from the signed one"));
+        }
+        parse(name, &bytes)
+    }
+
+    /// Signs and writes the dirty roles and all above them; `timestamp.json` last makes them current. Versions
+    /// are counted up here, except at the first publication.
+    pub(super) async fn write(
+        &self,
+        state: &mut State,
+        keys: &KeyRing,
+        dirty: &Dirty,
+        now: u64,
+    ) -> Result<(), RepositoryError> {
+        let delegations = state.targets.delegations.clone().unwrap_or_default();
+        for (name, role) in &mut state.roles {
+            if dirty.roles.contains(name) {
+                if !dirty.first {
+                    role.version = next(role.version);
+                }
+                role.expires = expires(name, now)?;
+                let ids = delegations.roles.iter().find(|r| r.name == *name).map(|r| r.keyids.as_slice());
+                let signers = signers(keys, name, ids.unwrap_or_default(), dirty)?;
+                let bytes = sign(role.clone(), &signers)?;
+                let file = format!("{name}.json");
+                state.snapshot.meta.insert(file.clone(), metafile(role.version, &bytes));
+                self.store.put(&format!("{}.{file}", role.version), bytes).await?;
+            }
+        }
+        if dirty.targets {
+            if !dirty.first {
+                state.targets.version = next(state.targets.version);
+            }
+            state.targets.expires = expires("targets", now)?;
+            let signers = self.root_signers(state, keys, RoleType::Targets, dirty)?;
+            let bytes = sign(state.targets.clone(), &signers)?;
+            let at = metafile(state.targets.version, &bytes);
+            state.snapshot.meta.insert("targets.json".to_owned(), at);
+            self.store.put(&format!("{}.targets.json", state.targets.version), bytes).await?;
+        }
+        if dirty.snapshot || dirty.targets || !dirty.roles.is_empty() {
+            if !dirty.first {
+                state.snapshot.version = next(state.snapshot.version);
+            }
+            state.snapshot.expires = expires("snapshot", now)?;
+            let signers = self.root_signers(state, keys, RoleType::Snapshot, dirty)?;
+            let bytes = sign(state.snapshot.clone(), &signers)?;
+            let at = metafile(state.snapshot.version, &bytes);
+            state.timestamp.meta = HashMap::from([("snapshot.json".to_owned(), at)]);
+            self.store.put(&format!("{}.snapshot.json", state.snapshot.version), bytes).await?;
+        }
+        if !dirty.first {
+            state.timestamp.version = next(state.timestamp.version);
+        }
+        state.timestamp.expires = expires("timestamp", now)?;
+        let signers = self.root_signers(state, keys, RoleType::Timestamp, dirty)?;
+        let bytes = sign(state.timestamp.clone(), &signers)?;
+        self.store.put("timestamp.json", bytes).await?;
+        Ok(())
+    }
+
+    fn root_signers<'a>(
+        &self,
+        state: &State,
+        keys: &'a KeyRing,
+        role: RoleType,
+        dirty: &Dirty,
+    ) -> Result<Vec<&'a SigningKey>, RepositoryError> {
+        let ids = state.root.signed.roles.get(&role).map(|r| r.keyids.clone()).unwrap_or_default();
+        signers(keys, &role.to_string(), &ids, dirty)
+    }
+}
+
+/// What a write must sign anew.
+#[derive(Default)]
+pub(super) struct Dirty {
+    pub(super) roles: Vec<String>,
+    pub(super) targets: bool,
+    pub(super) snapshot: bool,
+    /// Sign with this key too, though the metadata does not list it yet: a rotation.
+    pub(super) also: Option<Decoded<Hex>>,
+    pub(super) first: bool,
+}
+
+impl Dirty {
+    fn everything() -> Self {
+        let roles = DELEGATED.map(|(name, _)| name.to_owned()).to_vec();
+        Self { roles, targets: true, snapshot: true, also: None, first: true }
+    }
+}
+
+fn signers<'a>(
+    keys: &'a KeyRing,
+    role: &str,
+    listed: &[Decoded<Hex>],
+    dirty: &Dirty,
+) -> Result<Vec<&'a SigningKey>, RepositoryError> {
+    let ids: Vec<_> = listed.iter().chain(&dirty.also).cloned().collect();
+    let found: Vec<_> = keys.keys_of(role, &ids);
+    if found.is_empty() { Err(keys.missing(role).into()) } else { Ok(found) }
+}
+
+fn require_own(keys: &KeyRing, role: &str, listed: &[Decoded<Hex>]) -> Result<(), RepositoryError> {
+    // Every listed key must be ours: another's could have signed what the store holds.
+    if listed.is_empty() || keys.keys_of(role, listed).len() != listed.len() {
+        return Err(keys.missing(role).into());
+    }
+    Ok(())
+}
+
+fn first_root(keys: &KeyRing, options: Options, now: u64) -> Result<Root, RepositoryError> {
+    let mut root = Root {
+        spec_version: SPEC.to_owned(),
+        consistent_snapshot: true,
+        version: NonZeroU64::MIN,
+        expires: expires("root", now)?,
+        keys: HashMap::new(),
+        roles: HashMap::new(),
+        _extra: HashMap::new(),
+    };
+    for (role, threshold) in [
+        (RoleType::Root, options.root_threshold),
+        (RoleType::Targets, NonZeroU64::MIN),
+        (RoleType::Snapshot, NonZeroU64::MIN),
+        (RoleType::Timestamp, NonZeroU64::MIN),
+    ] {
+        let name = role.to_string();
+        let own: Vec<_> = keys.of_role(&name).collect();
+        root.keys.extend(own.iter().map(|k| (k.id.clone(), k.public.clone())));
+        let keyids = own.iter().map(|k| k.id.clone()).collect();
+        root.roles.insert(role, RoleKeys { keyids, threshold, _extra: HashMap::new() });
+    }
+    Ok(root)
+}
+
+/// Signs metadata: its canonical JSON by each key; the file's own order is sorted, so equal input is equal output.
+pub(super) fn sign<T: Role>(role: T, keys: &[&SigningKey]) -> Result<Bytes, RepositoryError> {
+    let message = role.canonical_form().map_err(schema)?;
+    let signatures =
+        keys.iter().map(|k| Signature { keyid: k.id.clone(), sig: k.sign(&message).into() }).collect();
+    let value = serde_json::to_value(Signed { signed: role, signatures }).map_err(schema)?;
+    Ok(serde_json::to_vec(&value).map_err(schema)?.into())
+}
+
+pub(super) fn expires(role: &str, now: u64) -> Result<jiff::Timestamp, RepositoryError> {
+    let seconds = i64::try_from(now.saturating_add(lifetime(role))).map_err(schema)?;
+    jiff::Timestamp::from_second(seconds).map_err(schema)
+}
+
+pub(super) fn next(version: NonZeroU64) -> NonZeroU64 {
+    version.saturating_add(1)
+}
+
+pub(super) fn hashes(bytes: &[u8]) -> Hashes {
+    Hashes { sha256: digest(&SHA256, bytes).as_ref().to_vec().into(), _extra: HashMap::new() }
+}
+
+fn metafile(version: NonZeroU64, bytes: &[u8]) -> Metafile {
+    Metafile {
+        length: Some(bytes.len() as u64),
+        hashes: Some(hashes(bytes)),
+        version,
+        _extra: HashMap::new(),
+    }
+}
+
+fn parse<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T, RepositoryError> {
+    serde_json::from_slice(bytes).map_err(altered(name))
+}
+
+fn altered<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    name: &str,
+) -> impl FnOnce(E) -> RepositoryError + use<E> {
+    let name = name.to_owned();
+    move |cause| RepositoryError::Altered { name, cause: cause.into() }
+}
