@@ -1,0 +1,197 @@
+//! What the origin serves over QUIC.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use distd_core::ManifestId;
+use distd_core::manifest::Manifest;
+use distd_core::proto::frame::{Data, DontHaveReason, NodeRequest};
+use distd_core::ranges::ChunkRanges;
+use distd_peer::clock::unix_now;
+use distd_peer::serve::{ChunkAnswer, Content, NodesAnswer, ServeError, Swarm, answer_nodes};
+use distd_peer::trust::tls::PeerIdentity;
+use tokio::sync::mpsc;
+
+use super::Origin;
+use super::registry::SqlRegistry;
+use crate::ingest::IngestError;
+use crate::store::Chunks;
+
+/// Manifests kept in memory, each some 5 MB for an 800 MB image; the least recently used goes first.
+const MANIFESTS_MAX: usize = 6;
+
+/// Stored bytes read ahead for one batch.
+const RUN_BYTES: usize = 1 << 20;
+
+/// The origin as content of a [`distd_peer::serve::Server`].
+pub struct OriginContent {
+    origin: Arc<Origin>,
+    loaded: Mutex<HashMap<ManifestId, (Instant, Arc<Loaded>)>>,
+}
+
+/// A manifest and its chunk ids.
+struct Loaded {
+    manifest: Arc<Manifest>,
+    ids: ChunkRanges,
+}
+
+impl OriginContent {
+    /// Serves what `origin` has released.
+    pub fn new(origin: Arc<Origin>) -> Arc<Self> {
+        Arc::new(Self { origin, loaded: Mutex::default() })
+    }
+
+    async fn load(&self, id: ManifestId) -> Result<Arc<Loaded>, ServeError> {
+        {
+            let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((used, found)) = loaded.get_mut(&id) {
+                *used = Instant::now();
+                return Ok(found.clone());
+            }
+        }
+        let internal = |e: Box<dyn std::error::Error + Send + Sync>| ServeError::Internal(e);
+        // Only what a release names is served: an upload that was never committed is nobody's to see.
+        let released = self.origin.db().manifests_released(&[id]).await.map_err(|e| internal(e.into()))?;
+        if released != [true] {
+            return Err(ServeError::NoManifest(id));
+        }
+        let manifest = match self.origin.ingest().manifest(&id).await {
+            Ok(manifest) => Arc::new(manifest),
+            Err(error @ IngestError::MissingManifest(_)) => {
+                tracing::error!(%id, "a release's manifest is missing from the store");
+                return Err(internal(error.into()));
+            }
+            Err(error) => return Err(internal(error.into())),
+        };
+        let ids = manifest.entries().map(|at| at.entry.id).collect();
+        let found = Arc::new(Loaded { manifest, ids });
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.insert(id, (Instant::now(), found.clone()));
+        while loaded.len() > MANIFESTS_MAX {
+            let Some(oldest) = loaded.iter().min_by_key(|(_, (used, _))| *used).map(|(id, _)| *id) else {
+                break;
+            };
+            loaded.remove(&oldest);
+        }
+        Ok(found)
+    }
+}
+
+/// One released manifest's swarm at the origin.
+struct OriginSwarm {
+    loaded: Arc<Loaded>,
+    chunks: Chunks,
+    /// For manifests the asker holds.
+    others: Arc<OriginContent>,
+}
+
+struct Shared(Arc<OriginContent>);
+
+#[async_trait]
+impl Content for Shared {
+    async fn swarm(&self, peer: &PeerIdentity, manifest: ManifestId) -> Result<Arc<dyn Swarm>, ServeError> {
+        let content = &self.0;
+        let node = content.origin.db().node(&peer.node_id.to_string()).await;
+        // A certificate outlives its revocation by a day at most; here it does not.
+        match node {
+            Ok(Some(node)) if node.revoked.is_none() => {}
+            Ok(_) => return Err(ServeError::Unauthorised),
+            Err(error) => return Err(ServeError::Internal(error.into())),
+        }
+        let loaded = content.load(manifest).await?;
+        Ok(Arc::new(OriginSwarm { loaded, chunks: content.origin.chunks().clone(), others: content.clone() }))
+    }
+
+    async fn metadata(&self, query: Bytes) -> Result<Bytes, ServeError> {
+        let answer = self.0.origin.answerer.answer(&query).await;
+        answer.map(Bytes::from).map_err(|e| ServeError::Internal(e.into()))
+    }
+
+    async fn enroll(&self, body: Bytes) -> Result<Bytes, ServeError> {
+        self.0.origin.enroll(&body).await.map(Bytes::from)
+    }
+}
+
+impl OriginContent {
+    /// As the trait object a server takes.
+    pub fn into_content(self: Arc<Self>) -> Arc<dyn Content> {
+        Arc::new(Shared(self))
+    }
+}
+
+impl Origin {
+    /// Answers an enrolment or renewal: the bytes of an `EnrollMessage` in, of an `EnrollReply` out.
+    ///
+    /// # Errors
+    /// [`ServeError::Internal`]; refusals are replies.
+    pub async fn enroll(&self, body: &[u8]) -> Result<Vec<u8>, ServeError> {
+        let root = self.repository.root_json().await.map_err(|e| ServeError::Internal(e.into()))?;
+        let root = std::str::from_utf8(&root).map_err(|e| ServeError::Internal(e.into()))?;
+        let (reply, refused) = self.realm.handle_enroll(body, root, unix_now(), &SqlRegistry(&self.db)).await;
+        if let Some(reason) = refused {
+            tracing::info!(error = &reason as &dyn std::error::Error, "enrolment refused");
+        }
+        Ok(reply)
+    }
+}
+
+#[async_trait]
+impl Swarm for OriginSwarm {
+    fn fetches_upstream(&self) -> bool {
+        false
+    }
+
+    async fn held(&self) -> Result<ChunkRanges, ServeError> {
+        Ok(self.loaded.ids.clone())
+    }
+
+    async fn nodes(&self, request: NodeRequest) -> Result<NodesAnswer, ServeError> {
+        let find = |id| async move { self.others.load(id).await.ok().map(|found| found.manifest.clone()) };
+        Ok(answer_nodes(&self.loaded.manifest, &request, find).await)
+    }
+
+    async fn chunks(&self, wanted: ChunkRanges, answers: mpsc::Sender<ChunkAnswer>) {
+        let known = wanted.intersection(&self.loaded.ids);
+        let foreign = wanted.difference(&known);
+        if !foreign.is_empty()
+            && answers.send(ChunkAnswer::DontHave(foreign, DontHaveReason::NotInSwarm)).await.is_err()
+        {
+            return;
+        }
+        for range in known.iter() {
+            let mut next = *range.start();
+            while next <= *range.end() {
+                let run = match self.chunks.run(next, *range.end(), RUN_BYTES).await {
+                    Ok(run) => run,
+                    Err(error) => {
+                        tracing::error!(error = &error as &dyn std::error::Error, "chunks could not be read");
+                        Vec::new()
+                    }
+                };
+                let mut missing = ChunkRanges::new();
+                if run.is_empty() {
+                    missing.insert_range(next..=*range.end());
+                    next.0 = range.end().0 + 1;
+                }
+                for chunk in run {
+                    if chunk.id > next {
+                        missing.insert_range(next..=distd_core::ChunkId(chunk.id.0 - 1));
+                    }
+                    next.0 = chunk.id.0 + 1;
+                    let data = Data { id: chunk.id, codec: chunk.codec, bytes: chunk.bytes };
+                    if answers.send(ChunkAnswer::Data(data)).await.is_err() {
+                        return;
+                    }
+                }
+                if !missing.is_empty()
+                    && answers.send(ChunkAnswer::DontHave(missing, DontHaveReason::NotHeld)).await.is_err()
+                {
+                    return;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The origin put together: storage, trust and publication behind one handle that HTTP and QUIC share.
+
+mod content;
+mod metadata;
+mod publish;
+mod registry;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use distd_peer::clock::unix_now;
+use distd_peer::trust::tls::Credentials;
+
+use crate::db::{Db, DbError, UnixSeconds};
+use crate::ingest::{Ingest, IngestError};
+use crate::realm::{OriginCert, Realm, RealmError};
+use crate::store::{Chunks, Store, StoreError};
+use crate::tuf::{Answerer, Options, PublishError, RepositoryError, TufRepository};
+
+pub use content::OriginContent;
+pub use metadata::ObjectMetadata;
+
+/// Where an origin keeps what.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Keys, spool and, by default, everything else.
+    pub data: PathBuf,
+    /// `sqlite:PATH` or `postgres://…`.
+    pub db: String,
+    /// A directory or `s3://…`.
+    pub store: String,
+}
+
+impl Places {
+    /// Everything under one directory.
+    pub fn in_dir(data: &Path) -> Self {
+        Self {
+            data: data.to_owned(),
+            db: format!("sqlite:{}", data.join("distd.sqlite").display()),
+            store: data.join("objects").display().to_string(),
+        }
+    }
+}
+
+/// Why an origin did not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The data directory cannot be made or used.
+    #[error("could not use the data directory {}", .0.display())]
+    Data(PathBuf, #[source] std::io::Error),
+    /// The database.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// The object store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The realm.
+    #[error(transparent)]
+    Realm(#[from] RealmError),
+    /// The TUF repository.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// Cleaning up after the last run.
+    #[error(transparent)]
+    Ingest(#[from] IngestError),
+    /// Publishing what the last run had committed.
+    #[error("could not publish what was committed before")]
+    Publish(#[from] PublishError),
+}
+
+/// An open origin.
+pub struct Origin {
+    db: Db,
+    ingest: Ingest,
+    chunks: Chunks,
+    realm: Realm,
+    repository: TufRepository,
+    metadata: Arc<ObjectMetadata>,
+    answerer: Answerer,
+    credentials: Arc<Credentials>,
+    hosts: Vec<String>,
+    spool: PathBuf,
+    /// Publications take turns, so that a channel's counter and its document agree.
+    publishing: tokio::sync::Mutex<()>,
+}
+
+impl Origin {
+    /// Opens an origin, making what is missing; `hosts` are names and addresses its HTTPS certificate is for.
+    ///
+    /// What an earlier run left half done is finished or cleaned up.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open(places: &Places, hosts: Vec<String>) -> Result<Arc<Self>, OpenError> {
+        let now = unix_now();
+        let data = &places.data;
+        let failed = |e| OpenError::Data(data.clone(), e);
+        std::fs::create_dir_all(data).map_err(failed)?;
+        let spool = data.join("spool");
+        // Spooled uploads end with the connection that brought them.
+        match std::fs::remove_dir_all(&spool) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+            _ => std::fs::create_dir_all(&spool).map_err(failed)?,
+        }
+        let realm = Realm::load_or_create(data, now)?;
+        let cert: OriginCert = realm.origin_cert(&hosts, now)?;
+        let credentials = realm.credentials(&cert)?;
+        let db = Db::open(&places.db).await?;
+        let store = Store::open(&places.store)?;
+        store.check().await?;
+        let metadata = Arc::new(ObjectMetadata::new(store.clone()));
+        let keys = data.join("tuf-keys");
+        let repository = TufRepository::open(metadata.clone(), &keys, Options::default(), now).await?;
+        let ingest = Ingest::new(db.clone(), store.clone());
+        let origin = Arc::new(Self {
+            answerer: Answerer::new(metadata.clone()),
+            chunks: Chunks::new(db.clone(), store.clone()),
+            db,
+            ingest,
+            realm,
+            repository,
+            metadata,
+            credentials,
+            hosts,
+            spool,
+            publishing: tokio::sync::Mutex::new(()),
+        });
+        let swept = origin.ingest.sweep_orphans(origin.ingest.scope_at_start(), signed(now)).await?;
+        tracing::info!(?swept, "swept");
+        origin.publish_pending().await?;
+        Ok(origin)
+    }
+
+    /// The database.
+    pub fn db(&self) -> &Db {
+        &self.db
+    }
+
+    /// Uploads and commits.
+    pub fn ingest(&self) -> &Ingest {
+        &self.ingest
+    }
+
+    /// Chunks by id.
+    pub fn chunks(&self) -> &Chunks {
+        &self.chunks
+    }
+
+    /// The CA.
+    pub fn realm(&self) -> &Realm {
+        &self.realm
+    }
+
+    /// The TUF files, as served under `/tuf/`.
+    pub fn metadata(&self) -> &Arc<ObjectMetadata> {
+        &self.metadata
+    }
+
+    /// Key and certificate of HTTPS and QUIC.
+    pub fn credentials(&self) -> &Arc<Credentials> {
+        &self.credentials
+    }
+
+    /// Directory for whole-file uploads; emptied at start.
+    pub fn spool(&self) -> &Path {
+        &self.spool
+    }
+
+    /// What must happen now and then: metadata signed again, uploads expired, the origin's certificate renewed.
+    /// Returns how long to wait until the next time, seconds.
+    ///
+    /// # Errors
+    /// The first thing that failed; call again after a while.
+    pub async fn maintain(&self) -> Result<u64, OpenError> {
+        let now = unix_now();
+        let refreshed = self.repository.refresh(now).await?;
+        if refreshed.root_key_needed {
+            tracing::error!("the TUF root runs out and its keys are not here: bring them and restart");
+        }
+        let expired = self.ingest.expire(signed(now)).await?;
+        if expired > 0 {
+            tracing::info!(expired, "uploads given up");
+        }
+        let cert = self.realm.origin_cert(&self.hosts, now)?;
+        self.realm.replace_credentials(&self.credentials, &cert)?;
+        // Not later than hourly, for uploads; not earlier than each minute.
+        Ok(refreshed.next.saturating_sub(now).clamp(60, 3600))
+    }
+}
+
+/// Unix seconds as the database counts them.
+pub fn signed(seconds: u64) -> UnixSeconds {
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}

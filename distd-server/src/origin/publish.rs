@@ -1,0 +1,144 @@
+//! From rows to signed metadata: the last step of a release, and the moves of channels.
+
+use distd_core::names::Name;
+use distd_peer::clock::unix_now;
+use distd_peer::trust::tuf::ChannelDoc;
+use serde_json::{Map, Value, json};
+
+use super::{Origin, signed};
+use crate::db::{ChannelRow, DbError, ReleaseRow, SetChannelOutcome};
+use crate::ingest::{CommitResult, IngestError};
+use crate::tuf::{Change, PublishError};
+
+/// Why a channel was not moved.
+#[derive(Debug, thiserror::Error)]
+pub enum SetChannelError {
+    /// No such release.
+    #[error("{product} has no release {version}")]
+    UnknownRelease {
+        /// The product.
+        product: Name,
+        /// The version.
+        version: Name,
+    },
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// The channel is moved in the database but not signed yet: the same call again, or a restart, signs it.
+    #[error("could not publish the channel")]
+    Publish(#[from] PublishError),
+}
+
+/// Why a commit was not published. The release is committed: the same call again, or a restart, publishes it.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishReleaseError {
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// Signing or storing the metadata failed.
+    #[error("the release is stored but could not be published; push it again")]
+    Publish(#[from] PublishError),
+}
+
+fn custom_of(release: &ReleaseRow) -> Map<String, Value> {
+    let custom = json!({
+        "manifest": release.manifest.to_string(),
+        "blake3": release.blake3.to_string(),
+        "bytes": release.bytes,
+    });
+    match custom {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+impl Origin {
+    /// Publishes a committed release; one that was published before stays as it is.
+    ///
+    /// # Errors
+    /// [`PublishReleaseError`].
+    pub async fn publish_release(&self, committed: &CommitResult) -> Result<(), PublishReleaseError> {
+        let ReleaseRow { product, version, .. } = &committed.release;
+        if committed.release.published.is_some() {
+            return Ok(());
+        }
+        let _turn = self.publishing.lock().await;
+        let now = unix_now();
+        let custom = custom_of(&committed.release);
+        self.repository.publish_release(product, version, committed.root.clone(), custom, now).await?;
+        Ok(self.db.mark_published(product, version, signed(now)).await?)
+    }
+
+    /// Points a channel to a release of its product.
+    ///
+    /// # Errors
+    /// [`SetChannelError`].
+    pub async fn set_channel(
+        &self,
+        product: &Name,
+        channel: &Name,
+        version: &Name,
+    ) -> Result<(ChannelRow, ReleaseRow), SetChannelError> {
+        let unknown =
+            || SetChannelError::UnknownRelease { product: product.clone(), version: version.clone() };
+        let _turn = self.publishing.lock().await;
+        let now = unix_now();
+        let release = self.db.release(product, version).await?.ok_or_else(unknown)?;
+        let row = match self.db.set_channel(product, channel, version, signed(now)).await? {
+            SetChannelOutcome::Set(row) | SetChannelOutcome::Unchanged(row) => row,
+            SetChannelOutcome::UnknownRelease => return Err(unknown()),
+        };
+        let change = channel_change(&row, &release);
+        self.repository.apply(vec![change], now).await?;
+        Ok((row, release))
+    }
+
+    /// Publishes what an earlier run committed and did not get to publish.
+    pub(super) async fn publish_pending(&self) -> Result<(), super::OpenError> {
+        let now = unix_now();
+        let mut changes = Vec::new();
+        let pending = self.db.releases_unpublished().await?;
+        for release in &pending {
+            let root_node = match self.ingest.manifest(&release.manifest).await {
+                Ok(manifest) => manifest.root_bytes().clone(),
+                Err(IngestError::MissingManifest(id)) => {
+                    tracing::error!(%id, "a committed release has no manifest and is not published");
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            changes.push(Change::SetRelease {
+                product: release.product.clone(),
+                version: release.version.clone(),
+                root_node,
+                custom: custom_of(release),
+            });
+        }
+        // Setting a channel to what it is changes nothing, so all of them are set.
+        for row in self.db.channels().await? {
+            if let Some(release) = self.db.release(&row.product, &row.version).await? {
+                changes.push(channel_change(&row, &release));
+            }
+        }
+        if !changes.is_empty() {
+            self.repository.apply(changes, now).await?;
+        }
+        for release in &pending {
+            self.db.mark_published(&release.product, &release.version, signed(now)).await?;
+        }
+        Ok(())
+    }
+}
+
+fn channel_change(row: &ChannelRow, release: &ReleaseRow) -> Change {
+    let doc = ChannelDoc {
+        product: row.product.clone(),
+        channel: row.channel.clone(),
+        version: row.version.clone(),
+        manifest: release.manifest,
+        counter: row.counter,
+        extra: Map::new(),
+    };
+    let json = serde_json::to_vec(&doc).expect("names and numbers always encode");
+    Change::SetChannel { product: row.product.clone(), channel: row.channel.clone(), json: json.into() }
+}
