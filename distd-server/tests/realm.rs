@@ -1,0 +1,383 @@
+//! Enrolment, renewal and mutual TLS: the realm against its nodes, on real QUIC connections.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use distd_peer::trust::enroll::{EnrollMessage, EnrollReply, EnrollRequest, RefusalCode};
+use distd_peer::trust::identity::{CertInfo, IdentityError, NodeId, NodeIdentity, PARENT_NAME, Role};
+use distd_peer::trust::tls::{self, Credentials, PeerIdentity, PeerRefused, TrustAnchor};
+use distd_peer::trust::token::JoinToken;
+use distd_server::realm::{JoinTokens, Realm, Redemption, RegistryError};
+
+const DAY: u64 = 24 * 3600;
+const ROOT_JSON: &str = "{}";
+
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
+struct Token {
+    role: Role,
+    uses_left: u32,
+    expires: u64,
+    used_by: BTreeSet<NodeId>,
+}
+
+/// The registry as SQL keeps it.
+#[derive(Default)]
+struct Registry {
+    tokens: Mutex<BTreeMap<[u8; 32], Token>>,
+    nodes: Mutex<BTreeMap<NodeId, (Role, bool)>>,
+}
+
+impl Registry {
+    fn token(&self, realm: &Realm, role: Role, uses_left: u32, expires: u64) -> JoinToken {
+        let token = JoinToken::generate(realm.ca_fingerprint());
+        let row = Token { role, uses_left, expires, used_by: BTreeSet::new() };
+        self.tokens.lock().unwrap().insert(token.public_key(), row);
+        token
+    }
+
+    fn revoke(&self, node: NodeId) {
+        self.nodes.lock().unwrap().get_mut(&node).unwrap().1 = true;
+    }
+}
+
+#[async_trait]
+impl JoinTokens for Registry {
+    async fn redeem(&self, r: Redemption<'_>) -> Result<(), RegistryError> {
+        let refused = |code| Err(RegistryError::Refused(code));
+        if self.nodes.lock().unwrap().get(&r.node_id).is_some_and(|(_, revoked)| *revoked) {
+            return refused(RefusalCode::Revoked);
+        }
+        let mut tokens = self.tokens.lock().unwrap();
+        let Some(token) = tokens.get_mut(&r.token) else { return refused(RefusalCode::UnknownToken) };
+        if r.now > token.expires {
+            return refused(RefusalCode::TokenExpired);
+        }
+        if r.role != token.role {
+            return refused(RefusalCode::WrongRole);
+        }
+        if token.used_by.insert(r.node_id) {
+            if token.uses_left == 0 {
+                token.used_by.remove(&r.node_id);
+                return refused(RefusalCode::TokenUsedUp);
+            }
+            token.uses_left -= 1;
+        }
+        self.nodes.lock().unwrap().insert(r.node_id, (r.role, false));
+        Ok(())
+    }
+
+    async fn node_role(&self, node: NodeId) -> Result<Role, RegistryError> {
+        match self.nodes.lock().unwrap().get(&node) {
+            Some((role, false)) => Ok(*role),
+            Some((_, true)) => Err(RegistryError::Refused(RefusalCode::Revoked)),
+            None => Err(RegistryError::Refused(RefusalCode::UnknownNode)),
+        }
+    }
+
+    async fn issued(&self, _cert: &CertInfo) -> Result<(), RegistryError> {
+        Ok(())
+    }
+}
+
+async fn ask(realm: &Realm, registry: &Registry, message: EnrollMessage, at: u64) -> EnrollReply {
+    let (reply, _) = realm.handle_enroll(&message.encode(), ROOT_JSON, at, registry).await;
+    EnrollReply::decode(&reply).unwrap()
+}
+
+fn code(reply: &EnrollReply) -> RefusalCode {
+    match reply {
+        EnrollReply::Refused(refusal) => refusal.code,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+async fn enroll(realm: &Realm, registry: &Registry, dir: &Path, role: Role, at: u64) -> NodeIdentity {
+    let token = registry.token(realm, role, 1, at + DAY);
+    let mut node = NodeIdentity::load_or_create(dir).unwrap();
+    let request = node.enroll_request(&token, role, "test").unwrap();
+    let EnrollReply::Enrolled(response) = ask(realm, registry, EnrollMessage::Enroll(request), at).await
+    else {
+        panic!("refused")
+    };
+    node.install_enrolled(&token, &response).unwrap();
+    node
+}
+
+#[tokio::test]
+async fn a_node_enrols_renews_and_is_found_again_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let realm = Realm::load_or_create(dir.path(), now()).unwrap();
+    let registry = Registry::default();
+    let data = dir.path().join("node");
+    let mut node = enroll(&realm, &registry, &data, Role::Leaf, now()).await;
+    let cert = node.cert().unwrap().clone();
+    assert_eq!((cert.node_id, cert.role), (node.node_id(), Role::Leaf));
+    assert!(cert.not_after <= now() + DAY && !node.needs_renewal(now()));
+    assert!(node.needs_renewal(now() + 20 * 3600));
+
+    let renew = EnrollMessage::Renew(node.renew_request().unwrap());
+    let EnrollReply::Renewed(next) = ask(&realm, &registry, renew, now() + 20 * 3600).await else {
+        panic!("refused")
+    };
+    node.install_renewed(&next).unwrap();
+    assert!(node.cert().unwrap().not_after > cert.not_after);
+
+    let again = NodeIdentity::load_or_create(&data).unwrap();
+    assert_eq!(again.cert(), node.cert());
+    assert_eq!(again.root_json(), Some(ROOT_JSON.as_bytes()));
+    let realm_again = Realm::load_or_create(dir.path(), now() + DAY).unwrap();
+    assert_eq!(realm_again.ca_fingerprint(), realm.ca_fingerprint());
+
+    // A device that lay in a drawer renews too; a revoked one never.
+    let late = EnrollMessage::Renew(again.renew_request().unwrap());
+    assert!(matches!(ask(&realm, &registry, late.clone(), now() + 90 * DAY).await, EnrollReply::Renewed(_)));
+    assert_eq!(
+        code(&ask(&realm, &registry, late.clone(), now() + 900 * DAY).await),
+        RefusalCode::CertificateRefused
+    );
+    registry.revoke(again.node_id());
+    assert_eq!(code(&ask(&realm, &registry, late, now()).await), RefusalCode::Revoked);
+}
+
+#[tokio::test]
+async fn wrong_expired_and_used_up_tokens_are_refused_each_by_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let realm = Realm::load_or_create(dir.path(), now()).unwrap();
+    let registry = Registry::default();
+    let node = NodeIdentity::load_or_create(&dir.path().join("a")).unwrap();
+    let other = NodeIdentity::load_or_create(&dir.path().join("b")).unwrap();
+    let send = |request: EnrollRequest| ask(&realm, &registry, EnrollMessage::Enroll(request), now());
+
+    let unknown = JoinToken::generate(realm.ca_fingerprint());
+    let reply = send(node.enroll_request(&unknown, Role::Leaf, "").unwrap()).await;
+    assert_eq!(code(&reply), RefusalCode::UnknownToken);
+    let expired = registry.token(&realm, Role::Leaf, 1, now() - 1);
+    let reply = send(node.enroll_request(&expired, Role::Leaf, "").unwrap()).await;
+    assert_eq!(code(&reply), RefusalCode::TokenExpired);
+
+    let once = registry.token(&realm, Role::Leaf, 1, now() + DAY);
+    for role in [Role::Relay, Role::Origin] {
+        let reply = send(node.enroll_request(&once, role, "").unwrap()).await;
+        assert_eq!(code(&reply), RefusalCode::WrongRole);
+    }
+    for _ in 0..2 {
+        let reply = send(node.enroll_request(&once, Role::Leaf, "").unwrap()).await;
+        assert!(matches!(reply, EnrollReply::Enrolled(_)), "again by the same node: {reply:?}");
+    }
+    let reply = send(other.enroll_request(&once, Role::Leaf, "").unwrap()).await;
+    assert_eq!(code(&reply), RefusalCode::TokenUsedUp);
+}
+
+#[tokio::test]
+async fn a_relay_in_between_can_change_nothing_in_a_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let realm = Realm::load_or_create(dir.path(), now()).unwrap();
+    let registry = Registry::default();
+    let token = registry.token(&realm, Role::Leaf, 9, now() + DAY);
+    let node = NodeIdentity::load_or_create(&dir.path().join("a")).unwrap();
+    let relay = NodeIdentity::load_or_create(&dir.path().join("b")).unwrap();
+    let good = node.enroll_request(&token, Role::Leaf, "kiosk").unwrap();
+    let mut csr = good.csr_der.clone();
+    *csr.last_mut().unwrap() ^= 1;
+    for bad in [
+        EnrollRequest { label: "other".into(), ..good.clone() },
+        EnrollRequest { role: Role::Relay, ..good.clone() },
+        EnrollRequest { csr_der: relay.csr_der().unwrap(), ..good.clone() },
+        EnrollRequest { csr_der: csr.clone(), ..good.clone() },
+        EnrollRequest { token_signature: vec![0; 64], ..good.clone() },
+        // Signed by the token, but the certificate request is not by the key in it.
+        EnrollRequest {
+            token_signature: token.sign_csr(Role::Leaf, "kiosk", &csr),
+            csr_der: csr,
+            ..good.clone()
+        },
+    ] {
+        let reply = ask(&realm, &registry, EnrollMessage::Enroll(bad), now()).await;
+        assert_eq!(code(&reply), RefusalCode::BadSignature);
+    }
+    for bad in [
+        EnrollRequest { token_public_key: vec![1; 31], ..good.clone() },
+        EnrollRequest { label: "x".repeat(201), ..good },
+    ] {
+        let reply = ask(&realm, &registry, EnrollMessage::Enroll(bad), now()).await;
+        assert_eq!(code(&reply), RefusalCode::BadRequest);
+    }
+    let (reply, why) = realm.handle_enroll(b"junk", ROOT_JSON, now(), &registry).await;
+    assert_eq!(code(&EnrollReply::decode(&reply).unwrap()), RefusalCode::BadRequest);
+    assert!(why.is_some());
+    // A renewal with somebody else's certificate.
+    let enrolled = enroll(&realm, &registry, &dir.path().join("c"), Role::Leaf, now()).await;
+    let mut renewal = enrolled.renew_request().unwrap();
+    renewal.csr_der = relay.csr_der().unwrap();
+    let reply = ask(&realm, &registry, EnrollMessage::Renew(renewal), now()).await;
+    assert_eq!(code(&reply), RefusalCode::CertificateRefused);
+}
+
+#[tokio::test]
+async fn a_reply_of_another_realm_is_not_installed() {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = Realm::load_or_create(&dir.path().join("ours"), now()).unwrap();
+    let theirs = Realm::load_or_create(&dir.path().join("theirs"), now()).unwrap();
+    let registry = Registry::default();
+    let token = registry.token(&ours, Role::Leaf, 1, now() + DAY);
+    let mut node = NodeIdentity::load_or_create(&dir.path().join("node")).unwrap();
+    let request = node.enroll_request(&token, Role::Leaf, "").unwrap();
+    let message = EnrollMessage::Enroll(request);
+    let EnrollReply::Enrolled(mut foreign) = ask(&theirs, &registry, message, now()).await else {
+        panic!("refused")
+    };
+    assert!(matches!(node.install_enrolled(&token, &foreign), Err(IdentityError::ForeignCa)));
+    foreign.ca_pem = ours.ca_pem().to_owned();
+    assert!(matches!(node.install_enrolled(&token, &foreign), Err(IdentityError::BadReply)));
+    assert!(node.cert().is_none() && !dir.path().join("node/node.pem").exists());
+
+    let mut node = enroll(&ours, &registry, &dir.path().join("node"), Role::Leaf, now()).await;
+    let token = registry.token(&theirs, Role::Leaf, 1, now() + DAY);
+    let request = node.enroll_request(&token, Role::Leaf, "").unwrap();
+    let message = EnrollMessage::Enroll(request);
+    let EnrollReply::Enrolled(reply) = ask(&theirs, &registry, message, now()).await else {
+        panic!("refused")
+    };
+    assert!(matches!(node.install_enrolled(&token, &reply), Err(IdentityError::OtherRealm(_))));
+}
+
+#[test]
+fn a_realm_with_a_lost_or_foreign_certificate_is_an_error_and_keys_are_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let realm = Realm::load_or_create(dir.path(), now()).unwrap();
+    let host = ["origin.example.org".to_owned(), "192.0.2.7".to_owned()];
+    let cert = realm.origin_cert(&host, now()).unwrap();
+    assert_eq!(cert.info.role, Role::Origin);
+    assert!(realm.origin_cert(&["not a host\u{e9}".to_owned()], now()).is_err());
+    for key in ["ca.key", "origin.key"] {
+        let path = dir.path().join("realm").join(key);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    let ca_pem = dir.path().join("realm/ca.pem");
+    let other = tempfile::tempdir().unwrap();
+    Realm::load_or_create(other.path(), now()).unwrap();
+    std::fs::copy(other.path().join("realm/ca.pem"), &ca_pem).unwrap();
+    assert!(Realm::load_or_create(dir.path(), now()).is_err());
+    std::fs::write(&ca_pem, "junk").unwrap();
+    assert!(Realm::load_or_create(dir.path(), now()).is_err());
+}
+
+fn server(credentials: Arc<Credentials>, realm: &Realm) -> quinn::Endpoint {
+    let config = tls::quic_server(credentials, realm.ca_der()).unwrap();
+    quinn::Endpoint::server(config, SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap()
+}
+
+fn client() -> quinn::Endpoint {
+    quinn::Endpoint::client(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap()
+}
+
+/// Connects and says what each side sees of the other.
+async fn meet(
+    server: &quinn::Endpoint,
+    config: quinn::ClientConfig,
+    at: u64,
+) -> (Result<PeerIdentity, String>, Result<PeerIdentity, PeerRefused>) {
+    let endpoint = client();
+    let dial = endpoint.connect_with(config, server.local_addr().unwrap(), PARENT_NAME).unwrap();
+    let accept = async { server.accept().await.unwrap().await };
+    let (dialled, accepted) = tokio::join!(dial, accept);
+    let seen_by_server = match accepted {
+        Ok(connection) => {
+            let seen = tls::peer_identity(&connection, at);
+            // Keep it until the client has looked.
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            seen
+        }
+        Err(_) => Err(PeerRefused::NoCertificate),
+    };
+    let seen_by_client = match dialled {
+        Ok(connection) => tls::peer_identity(&connection, at).map_err(|e| e.to_string()),
+        Err(e) => Err(e.to_string()),
+    };
+    (seen_by_client, seen_by_server)
+}
+
+#[tokio::test]
+async fn both_sides_of_a_connection_know_each_other_and_strangers_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let realm = Realm::load_or_create(dir.path(), now()).unwrap();
+    let registry = Registry::default();
+    let origin_cert = realm.origin_cert(&[], now()).unwrap();
+    let origin_credentials = realm.credentials(&origin_cert).unwrap();
+    let origin = server(origin_credentials.clone(), &realm);
+    let leaf = enroll(&realm, &registry, &dir.path().join("leaf"), Role::Leaf, now()).await;
+    let relay = enroll(&realm, &registry, &dir.path().join("relay"), Role::Relay, now()).await;
+    let config = |node: &NodeIdentity| {
+        tls::quic_client(Credentials::of_node(node).unwrap(), node.ca_der().unwrap()).unwrap()
+    };
+
+    let (client_sees, server_sees) = meet(&origin, config(&leaf), now()).await;
+    assert_eq!(client_sees.unwrap().role, Role::Origin);
+    let seen = server_sees.unwrap();
+    assert_eq!((seen.node_id, seen.role), (leaf.node_id(), Role::Leaf));
+    assert_eq!(seen.expires, leaf.cert().unwrap().not_after);
+
+    // A relay is a parent too; a leaf's certificate has no parent name.
+    let at_relay = server(Credentials::of_node(&relay).unwrap(), &realm);
+    assert_eq!(meet(&at_relay, config(&leaf), now()).await.0.unwrap().role, Role::Relay);
+    let at_leaf = server(Credentials::of_node(&leaf).unwrap(), &realm);
+    assert!(meet(&at_leaf, config(&relay), now()).await.0.is_err());
+
+    // A certificate that has ended, in the handshake and behind it.
+    let (_, late) = meet(&origin, config(&leaf), now() + 2 * DAY).await;
+    assert!(matches!(late, Err(PeerRefused::NotValidNow { .. })));
+    let old = enroll(&realm, &registry, &dir.path().join("old"), Role::Leaf, now() - 3 * DAY).await;
+    assert!(meet(&origin, config(&old), now()).await.1.is_err());
+
+    // Another realm's node, and another realm's origin.
+    let other = tempfile::tempdir().unwrap();
+    let foreign = Realm::load_or_create(other.path(), now()).unwrap();
+    let stranger = enroll(&foreign, &registry, &dir.path().join("stranger"), Role::Relay, now()).await;
+    let credentials = Credentials::of_node(&stranger).unwrap();
+    let trusting = tls::quic_client(credentials, realm.ca_der()).unwrap();
+    assert!(meet(&origin, trusting, now()).await.1.is_err());
+    assert!(meet(&origin, config(&stranger), now()).await.0.is_err());
+
+    // Enrolment: by fingerprint, without a certificate, and good for nothing else.
+    for (fingerprint, works) in [(realm.ca_fingerprint(), true), (foreign.ca_fingerprint(), false)] {
+        let config = tls::quic_enroll_client(&TrustAnchor::Fingerprint(fingerprint));
+        let endpoint = client();
+        let dial = endpoint.connect_with(config, origin.local_addr().unwrap(), "anything.invalid").unwrap();
+        let accept = async { origin.accept().await.unwrap().await };
+        let (dialled, accepted) = tokio::join!(dial, accept);
+        assert_eq!(dialled.is_ok(), works);
+        if works {
+            let accepted = accepted.unwrap();
+            assert_eq!(tls::negotiated_alpn(&accepted).as_deref(), Some(tls::ALPN_ENROLL));
+            assert_eq!(tls::peer_identity(&accepted, now()), Err(PeerRefused::Alpn));
+        }
+    }
+    // A distd/1 connection without a certificate is recognised as one.
+    let mut bare = rustls::ClientConfig::builder_with_provider(tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates({
+            let mut roots = rustls::RootCertStore::empty();
+            roots.add(realm.ca_der().clone()).unwrap();
+            roots
+        })
+        .with_no_client_auth();
+    bare.alpn_protocols = vec![tls::ALPN_DISTD.to_vec()];
+    let bare = quinn::crypto::rustls::QuicClientConfig::try_from(bare).unwrap();
+    let bare = quinn::ClientConfig::new(Arc::new(bare));
+    assert_eq!(meet(&origin, bare, now()).await.1, Err(PeerRefused::NoCertificate));
+
+    // A renewed certificate is shown from the next handshake on.
+    let next = realm.origin_cert(&[], now() + 600).unwrap();
+    realm.replace_credentials(&origin_credentials, &next).unwrap();
+    let (client_sees, _) = meet(&origin, config(&leaf), now()).await;
+    assert_eq!(client_sees.unwrap().expires, next.info.not_after);
+}

@@ -1,0 +1,389 @@
+//! The TUF repository and the device's client against each other, and against attackers.
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+mod tuf_cases;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use distd_core::names::Wanted;
+use distd_peer::trust::tuf::wire::{Answer, Query};
+use distd_peer::trust::tuf::{MetadataSource, Offline, Resolved, SourceError, TufClient, TufError};
+use distd_server::tuf::{
+    Answerer, DirStore, MetadataStore, Options, PublishError, Published, RotatableRole, StoreError,
+    TufRepository,
+};
+use tuf_cases::{DAY, channel_doc, move_channel, name, open, publish, root_node};
+
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
+fn wanted(s: &str) -> Wanted {
+    s.parse().unwrap()
+}
+
+/// The origin's own answers.
+struct Honest(Answerer);
+
+impl Honest {
+    fn over(dir: &Path) -> Arc<dyn MetadataSource> {
+        Arc::new(Self(Answerer::new(Arc::new(DirStore::new(dir)))))
+    }
+}
+
+#[async_trait]
+impl MetadataSource for Honest {
+    async fn query(&self, query: Vec<u8>) -> Result<Vec<u8>, SourceError> {
+        Ok(self.0.answer(&query).await?)
+    }
+}
+
+/// A parent that sends whatever it has, asked or not.
+struct Hostile(DirStore);
+
+impl Hostile {
+    fn over(dir: &Path) -> Arc<dyn MetadataSource> {
+        Arc::new(Self(DirStore::new(dir)))
+    }
+}
+
+#[async_trait]
+impl MetadataSource for Hostile {
+    async fn query(&self, query: Vec<u8>) -> Result<Vec<u8>, SourceError> {
+        Query::decode(&query)?;
+        let mut files = Vec::new();
+        for name in self.0.list().await? {
+            files.extend(self.0.get(&name).await?.map(|bytes| (name, bytes)));
+        }
+        Ok(Answer { files }.encode())
+    }
+}
+
+struct Device {
+    client: TufClient,
+    _dir: tempfile::TempDir,
+}
+
+fn device(root: &Path) -> Device {
+    let dir = tempfile::tempdir().unwrap();
+    let client = TufClient::open(dir.path(), &std::fs::read(root).unwrap()).unwrap();
+    Device { client, _dir: dir }
+}
+
+impl Device {
+    async fn get(&self, source: Arc<dyn MetadataSource>, what: &str) -> Result<Resolved, TufError> {
+        self.client.resolve(source, &wanted(what), now()).await
+    }
+}
+
+#[tokio::test]
+async fn a_device_gets_a_channel_in_one_round_trip_and_nothing_when_nothing_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = open(dir.path(), now()).await;
+    publish(&repo, "1", 1, now()).await;
+    move_channel(&repo, "1", 1, 1, now()).await;
+    let store = dir.path().join("repo");
+    let device = device(&store.join("1.root.json"));
+
+    let first = device.get(Honest::over(&store), "os:stable").await.unwrap();
+    assert_eq!((first.root_node, first.manifest), root_node(1));
+    assert_eq!(first.version.as_str(), "1");
+    assert_eq!(first.channel.unwrap().counter, 1);
+    assert_eq!(first.custom["manifest"], root_node(1).1.to_string());
+    assert_eq!(first.cost.round_trips, 1);
+    assert!(first.cost.received_bytes < 4500, "{:?}", first.cost);
+
+    let again = device.get(Honest::over(&store), "os:stable").await.unwrap();
+    assert_eq!(again.cost.round_trips, 1);
+    assert!(again.cost.received_bytes < 50, "{:?}", again.cost);
+
+    publish(&repo, "2", 2, now()).await;
+    move_channel(&repo, "2", 2, 2, now()).await;
+    let next = device.get(Honest::over(&store), "os:stable").await.unwrap();
+    assert_eq!(next.manifest, root_node(2).1);
+    assert_eq!(next.cost.round_trips, 1);
+    assert!(next.cost.received_bytes < 4000, "{:?}", next.cost);
+
+    let offline = device.get(Arc::new(Offline), "os:stable").await.unwrap();
+    assert_eq!(offline.manifest, root_node(2).1);
+    let size = std::fs::metadata(store.join("timestamp.json")).unwrap().len();
+    assert!(size < 600, "timestamp.json has {size} bytes");
+}
+
+#[tokio::test]
+async fn what_held_metadata_may_be_used_for_ends_when_it_expires() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = open(dir.path(), now()).await;
+    publish(&repo, "1", 1, now()).await;
+    let store = dir.path().join("repo");
+    let device = device(&store.join("1.root.json"));
+    device.get(Honest::over(&store), "os@1").await.unwrap();
+    let later = device.client.resolve(Arc::new(Offline), &wanted("os@1"), now() + 2 * DAY).await;
+    assert!(matches!(&later, Err(TufError::Expired { which }) if which == "timestamp"), "{later:?}");
+    let later = device.client.resolve(Honest::over(&store), &wanted("os@1"), now() + 400 * DAY).await;
+    assert!(matches!(&later, Err(TufError::Expired { which }) if which == "root"), "{later:?}");
+}
+
+#[tokio::test]
+async fn every_attack_is_refused_for_its_own_reason_and_does_not_lock_the_device_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let cases = tuf_cases::make(dir.path(), now()).await;
+    let root = dir.path().join("root.json");
+    for case in &cases {
+        let device = device(&root);
+        if !case.fresh {
+            // Another target than the one attacked: a verified copy would rightly be used.
+            device.get(Hostile::over(&dir.path().join("good")), "os@1").await.unwrap();
+        }
+        let what = case.target.replacen("releases/", "", 1).replace('/', "@");
+        let result = device.get(Hostile::over(&dir.path().join(&case.dir)), &what).await;
+        match (&result, case.refused) {
+            (Ok(resolved), None) => assert_eq!(resolved.manifest, root_node(2).1, "{}", case.dir),
+            (Err(e), Some(expected)) => {
+                let got = format!("{e:?}");
+                assert!(got.starts_with(expected), "{}: {} expected, got {got}", case.dir, expected);
+                // The message alone says what to do; the cause is not in it.
+                assert!(e.to_string().len() > 20);
+            }
+            _ => panic!("{} ({}): {result:?}", case.dir, case.about),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refused_attack_leaves_the_device_able_to_use_the_honest_origin() {
+    let dir = tempfile::tempdir().unwrap();
+    let cases = tuf_cases::make(dir.path(), now()).await;
+    let device = device(&dir.path().join("root.json"));
+    device.get(Hostile::over(&dir.path().join("good")), "os@2").await.unwrap();
+    // Attackers without a stolen key: what they send must change nothing for good. Nor must a timestamp that
+    // was refused for its snapshot's sake be remembered (CVE-2025-2888).
+    let unsigned = [
+        "rolled-back-snapshot",
+        "older-state",
+        "role-mixed",
+        "timestamp-foreign-key",
+        "timestamp-flipped",
+        "flipped-target",
+        "endless-target",
+        "root-repeats",
+        "root-of-a-thief",
+    ];
+    for case in cases.iter().filter(|c| unsigned.contains(&c.dir.as_str())) {
+        device.get(Hostile::over(&dir.path().join(&case.dir)), "os@2").await.unwrap_err();
+        let resolved = device.get(Honest::over(&dir.path().join("good")), "os@2").await;
+        assert_eq!(resolved.unwrap().manifest, root_node(2).1, "after {}", case.dir);
+    }
+}
+
+#[tokio::test]
+async fn after_a_key_rotation_the_old_state_stays_refused_however_often_it_is_tried() {
+    let dir = tempfile::tempdir().unwrap();
+    tuf_cases::make(dir.path(), now()).await;
+    let device = device(&dir.path().join("root.json"));
+    device.get(Hostile::over(&dir.path().join("good")), "os@2").await.unwrap();
+    let rotated = device.get(Hostile::over(&dir.path().join("rotated")), "os@2").await.unwrap();
+    assert_eq!(rotated.manifest, root_node(2).1);
+    for _ in 0..3 {
+        // Without the new roots: the device must not fall back to the root it was enrolled with.
+        let result = device.get(Hostile::over(&dir.path().join("good")), "os@2").await;
+        assert!(matches!(result, Err(TufError::BadSignature { .. })), "{result:?}");
+    }
+    device.get(Hostile::over(&dir.path().join("rotated")), "os@2").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_cache_costs_a_round_trip_and_a_damaged_answer_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = open(dir.path(), now()).await;
+    publish(&repo, "1", 1, now()).await;
+    let store = dir.path().join("repo");
+    let data = tempfile::tempdir().unwrap();
+    let root = std::fs::read(store.join("1.root.json")).unwrap();
+    let client = TufClient::open(data.path(), &root).unwrap();
+    client.resolve(Honest::over(&store), &wanted("os@1"), now()).await.unwrap();
+    for entry in std::fs::read_dir(data.path().join("tuf/cache")).unwrap() {
+        let path = entry.unwrap().path();
+        let good = std::fs::read(&path).unwrap();
+        let mut bad = good.clone();
+        let middle = bad.len() / 2;
+        bad[middle] ^= 0x20;
+        for damage in [bad, Vec::new(), good[..good.len() / 2].to_vec()] {
+            std::fs::write(&path, damage).unwrap();
+            let resolved = client.resolve(Honest::over(&store), &wanted("os@1"), now()).await;
+            let resolved = resolved.unwrap_or_else(|e| panic!("{}: {e:?}", path.display()));
+            assert!(resolved.cost.round_trips <= 2);
+        }
+    }
+
+    struct Garbage;
+    #[async_trait]
+    impl MetadataSource for Garbage {
+        async fn query(&self, _: Vec<u8>) -> Result<Vec<u8>, SourceError> {
+            Ok(b"garbage".to_vec())
+        }
+    }
+    let result = client.resolve(Arc::new(Garbage), &wanted("os@1"), now()).await;
+    assert!(matches!(result, Err(TufError::Answer(_))), "{result:?}");
+}
+
+#[tokio::test]
+async fn unknown_targets_and_taken_versions_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = open(dir.path(), now()).await;
+    publish(&repo, "1", 1, now()).await;
+    let store = dir.path().join("repo");
+    let device = device(&store.join("1.root.json"));
+    for what in ["os@9", "os:stable", "none@1"] {
+        let result = device.get(Honest::over(&store), what).await;
+        assert!(matches!(result, Err(TufError::UnknownTarget(_))), "{what}: {result:?}");
+    }
+    let (os, one) = (name("os"), name("1"));
+    let custom = serde_json::json!({ "manifest": root_node(1).1.to_string() }).as_object().unwrap().clone();
+    let again = repo.publish_release(&os, &one, root_node(1).0, custom.clone(), now()).await;
+    assert_eq!(again.unwrap(), Published::Unchanged);
+    let other = repo.publish_release(&os, &one, root_node(2).0, custom.clone(), now()).await;
+    assert!(matches!(other, Err(PublishError::VersionTaken(_))), "{other:?}");
+    let junk = repo.publish_release(&os, &name("2"), Bytes::from_static(b"junk"), custom, now()).await;
+    assert!(matches!(junk, Err(PublishError::Manifest { .. })), "{junk:?}");
+    let dangling = repo.set_channel(&os, &name("stable"), channel_doc("7", 7, 1), now()).await;
+    assert!(matches!(dangling, Err(PublishError::Channel { .. })), "{dangling:?}");
+    move_channel(&repo, "1", 1, 1, now()).await;
+    let used = repo.remove_release(&os, &one, now()).await;
+    assert!(matches!(used, Err(PublishError::InUse { .. })), "{used:?}");
+    repo.remove_channel(&os, &name("stable"), now()).await.unwrap();
+    repo.remove_release(&os, &one, now()).await.unwrap();
+    let result = device.get(Honest::over(&store), "os@1").await;
+    assert!(matches!(result, Err(TufError::UnknownTarget(_))), "{result:?}");
+}
+
+#[tokio::test]
+async fn refreshing_signs_only_what_runs_out_and_prunes_after_a_day() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = now();
+    let repo = open(dir.path(), start).await;
+    publish(&repo, "1", 1, start).await;
+    publish(&repo, "2", 2, start).await;
+    let store = DirStore::new(dir.path().join("repo"));
+    let quiet = repo.refresh(start + 3600).await.unwrap();
+    assert!(quiet.signed.is_empty(), "{quiet:?}");
+    assert_eq!(quiet.next, start + 16 * 3600);
+    let next = repo.refresh(quiet.next).await.unwrap();
+    assert_eq!(next.signed, ["timestamp"]);
+    assert!(store.get("1.snapshot.json").await.unwrap().is_some(), "kept for a day");
+    let later = repo.refresh(start + 2 * DAY).await.unwrap();
+    assert!(later.pruned >= 3, "{later:?}");
+    assert!(store.get("1.snapshot.json").await.unwrap().is_none());
+    assert!(store.get("1.root.json").await.unwrap().is_some());
+    let snapshot = repo.refresh(start + 5 * DAY).await.unwrap();
+    assert_eq!(snapshot.signed, ["snapshot", "timestamp"]);
+    let all = repo.refresh(start + 300 * DAY).await.unwrap();
+    assert_eq!(all.signed, ["root", "releases", "channels", "targets", "snapshot", "timestamp"]);
+    assert!(store.get("2.root.json").await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_root_key_kept_elsewhere_is_missed_only_when_the_root_is_due() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = now();
+    drop(open(dir.path(), start).await);
+    let keys = dir.path().join("keys");
+    for entry in std::fs::read_dir(&keys).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_string_lossy().starts_with("root-") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    let repo = open(dir.path(), start).await;
+    publish(&repo, "1", 1, start).await;
+    assert!(!repo.refresh(start).await.unwrap().root_key_needed);
+    assert!(repo.refresh(start + 300 * DAY).await.unwrap().root_key_needed);
+    assert!(repo.rotate_key(RotatableRole::Timestamp, start).await.is_err());
+}
+
+#[tokio::test]
+async fn a_repository_altered_in_its_store_is_never_signed_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = open(dir.path(), now()).await;
+    publish(&repo, "1", 1, now()).await;
+    let file = dir.path().join("repo/2.releases.json");
+    let text = std::fs::read_to_string(&file).unwrap().replace("releases/os/1", "releases/os/6");
+    std::fs::write(&file, text).unwrap();
+    assert!(repo.refresh(now() + DAY).await.is_err());
+    let custom = serde_json::Map::new();
+    let result = repo.publish_release(&name("os"), &name("2"), root_node(2).0, custom, now()).await;
+    assert!(matches!(result, Err(PublishError::Repository(_))), "{result:?}");
+}
+
+/// Fails every write from the nth on, as if the process had been killed before it.
+struct Killed {
+    inner: DirStore,
+    writes_left: AtomicU64,
+}
+
+#[async_trait]
+impl MetadataStore for Killed {
+    async fn get(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
+        self.inner.get(name).await
+    }
+    async fn put(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let left = self.writes_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        left.map_err(|_| StoreError::new("write", name, "killed"))?;
+        self.inner.put(name, bytes).await
+    }
+    async fn list(&self) -> Result<Vec<String>, StoreError> {
+        self.inner.list().await
+    }
+    async fn delete(&self, name: &str) -> Result<(), StoreError> {
+        self.inner.delete(name).await
+    }
+}
+
+#[tokio::test]
+async fn a_kill_between_any_two_writes_leaves_a_repository_that_verifies_and_goes_on() {
+    for writes in 0.. {
+        let dir = tempfile::tempdir().unwrap();
+        let store = dir.path().join("repo");
+        let killed = Arc::new(Killed { inner: DirStore::new(&store), writes_left: AtomicU64::new(writes) });
+        let story = async {
+            let keys = dir.path().join("keys");
+            let repo = TufRepository::open(killed.clone(), &keys, Options::default(), now()).await.ok()?;
+            let none = serde_json::Map::new();
+            let os = name("os");
+            repo.publish_release(&os, &name("1"), root_node(1).0, none.clone(), now()).await.ok()?;
+            repo.set_channel(&os, &name("stable"), channel_doc("1", 1, 1), now()).await.ok()?;
+            for role in [
+                RotatableRole::Timestamp,
+                RotatableRole::Snapshot,
+                RotatableRole::Root,
+                RotatableRole::Targets,
+            ] {
+                repo.rotate_key(role, now()).await.ok()?;
+            }
+            repo.publish_release(&os, &name("2"), root_node(2).0, none, now()).await.ok()
+        };
+        let finished = story.await.is_some();
+        let before = store.join("1.root.json");
+        // What devices see right now, before anything is repaired.
+        if store.join("timestamp.json").exists() {
+            let result = device(&before).get(Honest::over(&store), "os@1").await;
+            let fine = matches!(result, Ok(_) | Err(TufError::UnknownTarget(_)));
+            assert!(fine, "after {writes} writes: {result:?}");
+        }
+        // The next start goes on from there.
+        let repo = open(dir.path(), now()).await;
+        let none = serde_json::Map::new();
+        repo.publish_release(&name("os"), &name("1"), root_node(1).0, none.clone(), now()).await.unwrap();
+        repo.publish_release(&name("os"), &name("2"), root_node(2).0, none, now()).await.unwrap();
+        let resolved = device(&before).get(Honest::over(&store), "os@2").await;
+        assert_eq!(resolved.unwrap().manifest, root_node(2).1, "after {writes} writes");
+        if finished {
+            assert!(writes > 20, "the story has more writes than that");
+            break;
+        }
+    }
+}
