@@ -1,1 +1,8 @@
-//! Shared helpers of the end-to-end tests.
+//! Shared helpers of the end-to-end tests: a realm of real processes on loopback, and artifacts to send through it.
+
+pub mod artifacts;
+pub mod lab;
+pub mod rng;
+
+pub use lab::{Lab, Outcome};
+pub use rng::Rng;

@@ -1,0 +1,96 @@
+//! Real artifacts: EROFS images of generated trees.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::Rng;
+
+/// Writes a system-like tree: `files` files of mixed size and kind, deterministic in `rng`.
+///
+/// # Panics
+/// When the disk refuses; there is nothing a test could do then.
+pub fn system_tree(dir: &Path, files: usize, rng: &mut Rng) {
+    for n in 0..files {
+        let sub = dir.join(format!("usr/lib/part{}", n % 17));
+        fs::create_dir_all(&sub).expect("create a directory");
+        let len = match n % 10 {
+            0 => 0,
+            1..=5 => rng.below(3_000) as usize,
+            6..=8 => rng.below(60_000) as usize,
+            _ => rng.below(600_000) as usize,
+        };
+        let bytes = if n % 3 == 0 { rng.bytes(len) } else { rng.text(len) };
+        fs::write(sub.join(format!("file{n}")), bytes).expect("write a file");
+    }
+    std::os::unix::fs::symlink("usr/lib", dir.join("lib")).expect("link");
+}
+
+/// Changes a tree as an update does: some files rewritten, some edited, one added, one gone.
+///
+/// # Panics
+/// As [`system_tree`].
+pub fn update_tree(dir: &Path, rng: &mut Rng) {
+    let mut files = walk(dir);
+    files.sort();
+    for (n, path) in files.iter().enumerate() {
+        let Ok(mut bytes) = fs::read(path) else { continue };
+        if n % 11 == 0 {
+            bytes = rng.text(bytes.len() + 100);
+        } else if n % 7 == 0 && !bytes.is_empty() {
+            let at = rng.below(bytes.len() as u64) as usize;
+            bytes.splice(at..at, rng.bytes(50));
+        } else {
+            continue;
+        }
+        fs::write(path, bytes).expect("rewrite a file");
+    }
+    fs::write(dir.join("usr/lib/added"), rng.text(40_000)).expect("add a file");
+    if let Some(last) = files.last() {
+        fs::remove_file(last).expect("remove a file");
+    }
+}
+
+fn walk(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).expect("read a directory") {
+        let entry = entry.expect("read a directory");
+        let kind = entry.file_type().expect("file type");
+        if kind.is_dir() {
+            found.extend(walk(&entry.path()));
+        } else if kind.is_file() {
+            found.push(entry.path());
+        }
+    }
+    found
+}
+
+/// Makes an EROFS image of `tree` with `mkfs.erofs`.
+///
+/// # Panics
+/// When `mkfs.erofs` is missing (install erofs-utils) or fails.
+pub fn erofs(tree: &Path, image: &Path, options: &[&str]) {
+    let output = Command::new("mkfs.erofs")
+        .args(["-T1700000000", "-U", "11111111-2222-3333-4444-555555555555"])
+        .args(options)
+        .arg(image)
+        .arg(tree)
+        .output()
+        .expect("run mkfs.erofs: install erofs-utils");
+    assert!(output.status.success(), "mkfs.erofs: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Two releases of one system as EROFS images in `dir`: about 15 MB each, and what changed between them.
+///
+/// # Panics
+/// As [`erofs`].
+pub fn release_pair(dir: &Path, rng_seed: u64) -> (PathBuf, PathBuf) {
+    let mut rng = Rng::new(rng_seed);
+    let tree = dir.join("tree");
+    system_tree(&tree, 400, &mut rng);
+    let (v1, v2) = (dir.join("v1.erofs"), dir.join("v2.erofs"));
+    erofs(&tree, &v1, &[]);
+    update_tree(&tree, &mut rng);
+    erofs(&tree, &v2, &[]);
+    (v1, v2)
+}

@@ -1,0 +1,345 @@
+//! A realm of real processes: `distd-server`, `distd-peer`, `distd`.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Longest wait for a daemon to come up or a condition to hold. Generous: two cores may be busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A binary of this workspace, built by `cargo build --workspace --bins`.
+///
+/// # Panics
+/// When it has not been built.
+pub fn binary(name: &str) -> PathBuf {
+    let mut dir = std::env::current_exe().expect("the test's own path");
+    dir.pop();
+    if dir.ends_with("deps") {
+        dir.pop();
+    }
+    let path = dir.join(name);
+    assert!(path.exists(), "{} is missing: run cargo build --workspace --bins first", path.display());
+    path
+}
+
+/// A running daemon; killed when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    /// Where it listens: HTTPS and QUIC for an origin, QUIC for a relay.
+    pub addresses: Vec<String>,
+    log: PathBuf,
+}
+
+impl Daemon {
+    fn start(mut command: Command, log: &Path, marker: &str) -> Self {
+        let out = log.with_extension("out");
+        let file = File::create(&out).expect("create the output file");
+        let errors = File::options().create(true).append(true).open(log).expect("create the log");
+        let child = command.stdin(Stdio::null()).stdout(file).stderr(errors).spawn().expect("start the daemon");
+        let mut daemon = Self { child, addresses: Vec::new(), log: log.to_owned() };
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let text = fs::read_to_string(&out).unwrap_or_default();
+            if let Some(line) = text.lines().find_map(|line| line.strip_prefix(marker)) {
+                let parts = line.split(" and ").map(|part| part.trim());
+                daemon.addresses = parts.map(|p| p.rsplit('/').next().unwrap_or(p).to_owned()).collect();
+                return daemon;
+            }
+            if let Some(status) = daemon.child.try_wait().expect("look at the daemon") {
+                panic!("daemon ended with {status} before it listened:\n{}", daemon.log());
+            }
+            assert!(Instant::now() < deadline, "daemon did not listen in time:\n{}", daemon.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// What it wrote to standard error.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Ends it as a power cut would: no handler runs.
+    ///
+    /// # Panics
+    /// When it cannot be waited for.
+    pub fn kill(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        self.child.wait().expect("wait for the daemon");
+    }
+
+    /// Peak resident memory so far, bytes.
+    ///
+    /// # Panics
+    /// When the process is gone.
+    pub fn peak_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the daemon runs");
+        let line = status.lines().find(|l| l.starts_with("VmHWM:")).expect("the kernel reports the peak");
+        let kib: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number of KiB");
+        kib * 1024
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// What a command said.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Exit code; -1 when a signal ended it.
+    pub code: i32,
+    /// The last line of standard output, as JSON, if it is any.
+    pub json: Value,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Outcome {
+    fn of(output: Output) -> Self {
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        let json = stdout.lines().last().and_then(|l| serde_json::from_str(l).ok()).unwrap_or(Value::Null);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        Self { code: output.status.code().unwrap_or(-1), json, stderr }
+    }
+
+    /// Itself, when the command succeeded.
+    ///
+    /// # Panics
+    /// When it did not.
+    #[must_use]
+    pub fn ok(self) -> Self {
+        assert_eq!(self.code, 0, "command failed: {}", self.stderr);
+        self
+    }
+
+    /// A number of the result.
+    ///
+    /// # Panics
+    /// When there is none of that name.
+    pub fn number(&self, name: &str) -> u64 {
+        self.json[name].as_u64().unwrap_or_else(|| panic!("no number {name} in {}", self.json))
+    }
+}
+
+/// One realm in a temporary directory.
+#[derive(Debug)]
+pub struct Lab {
+    dir: tempfile::TempDir,
+    origin: Option<Daemon>,
+    origin_args: Vec<String>,
+    /// Addresses kept over restarts, so that nodes find the origin again.
+    https: String,
+    quic: String,
+}
+
+impl Lab {
+    /// An origin with nothing but a data directory, and a release engineer logged in.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with more arguments to `distd-server serve`.
+    ///
+    /// # Panics
+    /// When the origin does not come up.
+    pub fn start_with(args: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut lab = Self {
+            dir,
+            origin: None,
+            origin_args: args.iter().map(|a| (*a).to_owned()).collect(),
+            https: "127.0.0.1:0".into(),
+            quic: "127.0.0.1:0".into(),
+        };
+        lab.start_origin();
+        let token = lab.path("origin/admin.token");
+        let server = format!("https://{}", lab.https);
+        lab.admin(&["login", "--server", &server, "--token-file", &token.display().to_string()]).ok();
+        lab
+    }
+
+    /// A path in the lab's directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Starts the origin, at the addresses it had before.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_origin(&mut self) {
+        let mut command = Command::new(binary("distd-server"));
+        command.arg("serve").arg("--data").arg(self.path("origin"));
+        command.args(["--http", &self.https, "--quic", &self.quic]).args(&self.origin_args);
+        let origin = Daemon::start(command, &self.path("origin.log"), "origin listening on ");
+        let [https, quic] = &origin.addresses[..] else { panic!("an origin names two addresses") };
+        (self.https, self.quic) = (https.clone(), quic.clone());
+        self.origin = Some(origin);
+    }
+
+    /// The origin.
+    ///
+    /// # Panics
+    /// When it was stopped.
+    pub fn origin(&mut self) -> &mut Daemon {
+        self.origin.as_mut().expect("the origin runs")
+    }
+
+    /// Kills the origin and starts it again.
+    pub fn restart_origin(&mut self) {
+        self.origin().kill();
+        self.start_origin();
+    }
+
+    /// Stops the origin.
+    pub fn stop_origin(&mut self) {
+        self.origin = None;
+    }
+
+    /// `HOST:PORT` of the origin's QUIC.
+    pub fn quic(&self) -> &str {
+        &self.quic
+    }
+
+    /// The URL of the origin's API.
+    pub fn url(&self, path: &str) -> String {
+        format!("https://{}{path}", self.https)
+    }
+
+    /// A join token for `role`.
+    ///
+    /// # Panics
+    /// When none is given.
+    pub fn join_token(&self, role: &str, uses: u32) -> String {
+        let made = self.admin(&["token", "join", "--role", role, "--uses", &uses.to_string(), "--label", role]).ok();
+        made.json["token"].as_str().expect("a token").to_owned()
+    }
+
+    /// Starts a relay under `parent`; its data is kept under `name`, so that it can be started again.
+    pub fn relay(&self, name: &str, parent: &str) -> Daemon {
+        self.relay_at(name, parent, "127.0.0.1:0", &[])
+    }
+
+    /// The same at a given address and with more arguments.
+    pub fn relay_at(&self, name: &str, parent: &str, listen: &str, args: &[&str]) -> Daemon {
+        let mut command = Command::new(binary("distd-peer"));
+        command.args(["run", "--parent", parent, "--listen", listen, "--label", name]).args(args);
+        command.arg("--data").arg(self.path(name));
+        if !self.path(name).join("node.pem").exists() {
+            command.env("DISTD_JOIN_TOKEN", self.join_token("relay", 1));
+        }
+        Daemon::start(command, &self.path(&format!("{name}.log")), "relay listening on ")
+    }
+
+    /// Enrols a device with `parent`.
+    pub fn enroll(&self, name: &str, parent: &str) {
+        let token = self.join_token("leaf", 1);
+        self.device(name, &["enroll", "--parent", parent, "--token", &token]).ok();
+    }
+
+    /// The `distd` command with the state of `name`, to be changed or started by the caller.
+    pub fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(binary("distd"));
+        command.arg("--json").arg("--data").arg(self.path(name)).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `distd` as the release engineer.
+    pub fn admin(&self, args: &[&str]) -> Outcome {
+        self.device("admin", args)
+    }
+
+    /// Runs `distd` as a device.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn device(&self, name: &str, args: &[&str]) -> Outcome {
+        Outcome::of(self.command(name).args(args).output().expect("run distd"))
+    }
+
+    /// Pulls `wanted` into `out`, with seeds.
+    pub fn pull(&self, device: &str, wanted: &str, out: &Path, seeds: &[&Path]) -> Outcome {
+        let mut command = self.command(device);
+        command.arg("pull").arg(wanted).arg("--out").arg(out);
+        for seed in seeds {
+            command.arg("--seed").arg(seed);
+        }
+        Outcome::of(command.output().expect("run distd"))
+    }
+
+    /// Pushes `artifact` as `product@version`.
+    pub fn push(&self, artifact: &Path, product: &str, version: &str) -> Outcome {
+        self.admin(&["push", &artifact.display().to_string(), "--product", product, "--version", version])
+    }
+
+    /// Runs `curl` against the origin's API with the admin token; returns the status and the body.
+    ///
+    /// # Panics
+    /// When `curl` is missing.
+    pub fn curl(&self, path: &str, args: &[&str]) -> (u32, String) {
+        let token = fs::read_to_string(self.path("origin/admin.token")).expect("the admin token");
+        let config = self.path("curl.config");
+        // Through a file: an argument would be readable by every user of the machine.
+        fs::write(&config, format!("header = \"Authorization: Bearer {}\"\n", token.trim())).expect("write");
+        let output = Command::new("curl")
+            .arg("-sS")
+            .arg("-K")
+            .arg(&config)
+            .arg("--cacert")
+            .arg(self.path("origin/realm/ca.pem"))
+            .args(["-w", "\n%{http_code}"])
+            .args(args)
+            .arg(self.url(path))
+            .output()
+            .expect("run curl");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (body, status) = text.rsplit_once('\n').unwrap_or((&text, "0"));
+        (status.parse().unwrap_or(0), body.to_owned())
+    }
+
+    /// The value of a metric of the origin; labels summed.
+    pub fn metric(&self, name: &str) -> u64 {
+        let (_, text) = self.curl("/metrics", &[]);
+        let of_name = |line: &&str| line.starts_with(name) && line[name.len()..].starts_with([' ', '{']);
+        text.lines().filter(of_name).filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64
+    }
+}
+
+/// Whether two files have the same bytes.
+///
+/// # Panics
+/// When one cannot be read.
+pub fn same(a: &Path, b: &Path) -> bool {
+    let open = |path: &Path| std::io::BufReader::new(File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())));
+    let (mut a, mut b) = (open(a), open(b));
+    let (mut left, mut right) = ([0; 65536], [0; 65536]);
+    loop {
+        let n = read_full(&mut a, &mut left);
+        let m = read_full(&mut b, &mut right);
+        if n != m || left[..n] != right[..m] {
+            return false;
+        }
+        if n == 0 {
+            return true;
+        }
+    }
+}
+
+fn read_full(reader: &mut impl Read, buffer: &mut [u8]) -> usize {
+    let mut at = 0;
+    while at < buffer.len() {
+        match reader.read(&mut buffer[at..]).expect("read a file") {
+            0 => break,
+            n => at += n,
+        }
+    }
+    at
+}
