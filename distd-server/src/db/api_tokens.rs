@@ -1,0 +1,106 @@
+//! API tokens: only the SHA-256 of each secret is known here.
+
+use sqlx::any::AnyRow;
+
+use super::row::Columns;
+use super::{Db, DbError, UnixSeconds, failed};
+
+/// One API token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiTokenRow {
+    /// SHA-256 of the secret.
+    pub secret_sha256: [u8; 32],
+    /// What the operator calls it; shown as the author of releases.
+    pub label: String,
+    /// Scopes, separated by commas.
+    pub scopes: String,
+    /// When it was made.
+    pub created: UnixSeconds,
+    /// Last second it may be used; `None` for ever.
+    pub expires: Option<UnixSeconds>,
+    /// When it was revoked.
+    pub revoked: Option<UnixSeconds>,
+}
+
+impl ApiTokenRow {
+    /// Whether it may be used at `now`.
+    pub fn is_valid(&self, now: UnixSeconds) -> bool {
+        self.revoked.is_none() && self.expires.is_none_or(|end| now <= end)
+    }
+}
+
+const COLUMNS: &str = "secret_sha256, label, scopes, created, expires, revoked";
+
+fn read(row: &AnyRow) -> Result<ApiTokenRow, sqlx::Error> {
+    Ok(ApiTokenRow {
+        secret_sha256: row.hash("secret_sha256")?,
+        label: row.text("label")?,
+        scopes: row.text("scopes")?,
+        created: row.time("created")?,
+        expires: row.time_or_none("expires")?,
+        revoked: row.time_or_none("revoked")?,
+    })
+}
+
+impl Db {
+    /// Records a new token; one that is there already stays as it is.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn put_api_token(&self, token: &ApiTokenRow) -> Result<(), DbError> {
+        sqlx::query(
+            "INSERT INTO api_tokens (secret_sha256, label, scopes, created, expires, revoked) \
+             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (secret_sha256) DO NOTHING",
+        )
+        .bind(token.secret_sha256.as_slice())
+        .bind(token.label.clone())
+        .bind(token.scopes.clone())
+        .bind(token.created)
+        .bind(token.expires)
+        .bind(token.revoked)
+        .execute(&self.pool)
+        .await
+        .map(drop)
+        .map_err(failed("record the API token"))
+    }
+
+    /// The token with this hash, valid or not: ask [`ApiTokenRow::is_valid`].
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn api_token(&self, secret_sha256: &[u8; 32]) -> Result<Option<ApiTokenRow>, DbError> {
+        let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM api_tokens WHERE secret_sha256 = $1"));
+        let row = sqlx::query(sql).bind(secret_sha256.as_slice()).fetch_optional(&self.pool).await;
+        row.and_then(|r| r.as_ref().map(read).transpose()).map_err(failed("read the API token"))
+    }
+
+    /// Every token, newest first.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn api_tokens(&self) -> Result<Vec<ApiTokenRow>, DbError> {
+        let sql =
+            sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM api_tokens ORDER BY created DESC, label"));
+        let rows = sqlx::query(sql).fetch_all(&self.pool).await;
+        rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the API tokens"))
+    }
+
+    /// Revokes a token; `false` when there is none. The first time stays.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn revoke_api_token(
+        &self,
+        secret_sha256: &[u8; 32],
+        now: UnixSeconds,
+    ) -> Result<bool, DbError> {
+        let done =
+            sqlx::query("UPDATE api_tokens SET revoked = COALESCE(revoked, $1) WHERE secret_sha256 = $2")
+                .bind(now)
+                .bind(secret_sha256.as_slice())
+                .execute(&self.pool)
+                .await
+                .map_err(failed("revoke the API token"))?;
+        Ok(done.rows_affected() == 1)
+    }
+}

@@ -1,0 +1,245 @@
+//! The one transaction that makes an upload a release.
+//!
+//! It takes the chunk counter's row first, so commits run one after the other, on every replica: ids are given
+//! without gaps between neighbours of one artifact, and a hash gets one id only.
+
+use std::collections::HashMap;
+
+use distd_core::{ChunkHash, ChunkId, ManifestId};
+use sqlx::{Any, Transaction};
+
+use super::bulk::{LIST_MAX, ROWS_MAX};
+use super::chunks::{ids_of, uploaded};
+use super::releases::{self, ReleaseRow};
+use super::row::{Columns, signed};
+use super::{Db, DbError, Engine, Location, UploadId, failed};
+
+const WHAT: &str = "commit the upload";
+
+/// What became of beginning a commit.
+#[derive(Debug)]
+pub enum BeginCommit {
+    /// Go on.
+    Ready(CommitTx),
+    /// The version has been released meanwhile.
+    Released(Box<ReleaseRow>),
+    /// The upload is not open.
+    Closed,
+}
+
+/// Why chunks could not be given ids.
+#[derive(Debug, thiserror::Error)]
+pub enum AssignError {
+    /// A chunk was never uploaded.
+    #[error("chunk {0} was not uploaded")]
+    Unknown(ChunkHash),
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+/// A commit under way. Dropped, it leaves everything as it was.
+#[derive(Debug)]
+pub struct CommitTx {
+    tx: Transaction<'static, Any>,
+    engine: Engine,
+    upload: UploadId,
+    last_id: u64,
+    given: u64,
+}
+
+impl Db {
+    /// Begins the commit of an upload and closes it to chunks.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn begin_commit(&self, upload: &UploadId) -> Result<BeginCommit, DbError> {
+        let mut tx = self.begin_write().await?;
+        let last_id = lock_counter(&mut tx).await?;
+        let sql = sqlx::AssertSqlSafe(format!(
+            "SELECT {} FROM releases WHERE EXISTS (SELECT 1 FROM uploads WHERE uploads.id = $1 \
+             AND uploads.product = releases.product AND uploads.version = releases.version)",
+            releases::COLUMNS
+        ));
+        let released = sqlx::query(sql)
+            .bind(upload.to_string())
+            .fetch_optional(&mut *tx)
+            .await
+            .and_then(|row| row.as_ref().map(releases::read).transpose())
+            .map_err(failed(WHAT))?;
+        if let Some(release) = released {
+            return Ok(BeginCommit::Released(Box::new(release)));
+        }
+        let closed = sqlx::query("UPDATE uploads SET state = 'committed' WHERE id = $1 AND state = 'open'")
+            .bind(upload.to_string())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed(WHAT))?;
+        if closed.rows_affected() == 0 {
+            return Ok(BeginCommit::Closed);
+        }
+        Ok(BeginCommit::Ready(CommitTx {
+            tx,
+            engine: self.engine,
+            upload: upload.clone(),
+            last_id,
+            given: 0,
+        }))
+    }
+
+    /// Calls `delete` for those manifests that no release names, while no commit can run.
+    ///
+    /// Without the lock a commit could store the very manifest between our look and the deletion.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn with_unreleased_manifests<F>(
+        &self,
+        manifests: &[ManifestId],
+        delete: impl FnOnce(Vec<ManifestId>) -> F,
+    ) -> Result<(), DbError>
+    where
+        F: Future<Output = ()>,
+    {
+        let what = "look for manifests without a release";
+        let mut tx = self.begin_write().await?;
+        lock_counter(&mut tx).await?;
+        let mut unreleased = Vec::new();
+        for manifest in manifests {
+            let named = sqlx::query("SELECT version FROM releases WHERE manifest = $1 LIMIT 1")
+                .bind(manifest.as_bytes().as_slice())
+                .fetch_optional(&mut *tx)
+                .await
+                .map_err(failed(what))?;
+            if named.is_none() {
+                unreleased.push(*manifest);
+            }
+        }
+        delete(unreleased).await;
+        tx.rollback().await.map_err(failed(what))
+    }
+}
+
+async fn lock_counter(tx: &mut Transaction<'static, Any>) -> Result<u64, DbError> {
+    let row = sqlx::query("UPDATE counters SET value = value WHERE name = 'chunk_id' RETURNING value")
+        .fetch_one(&mut **tx)
+        .await
+        .map_err(failed("lock the chunk counter"))?;
+    row.number("value").map_err(failed("lock the chunk counter"))
+}
+
+impl CommitTx {
+    /// The ids of the next chunks of the artifact, giving new ones in order to hashes that have none.
+    ///
+    /// # Errors
+    /// [`AssignError`].
+    pub async fn assign(&mut self, hashes: &[ChunkHash]) -> Result<Vec<ChunkId>, AssignError> {
+        let mut all = Vec::with_capacity(hashes.len());
+        for batch in hashes.chunks(LIST_MAX) {
+            let found = ids_of(&mut *self.tx, self.engine, batch).await.map_err(failed(WHAT))?;
+            let mut ids: HashMap<ChunkHash, ChunkId> = found.into_iter().collect();
+            let rest: Vec<ChunkHash> = batch.iter().filter(|h| !ids.contains_key(*h)).copied().collect();
+            if !rest.is_empty() {
+                let held =
+                    uploaded(&mut *self.tx, self.engine, &self.upload, &rest).await.map_err(failed(WHAT))?;
+                let held: HashMap<ChunkHash, Location> = held.into_iter().collect();
+                let mut rows = Vec::with_capacity(rest.len());
+                for hash in rest {
+                    if ids.contains_key(&hash) {
+                        continue;
+                    }
+                    let location = held.get(&hash).ok_or(AssignError::Unknown(hash))?;
+                    self.last_id += 1;
+                    self.given += 1;
+                    ids.insert(hash, ChunkId(self.last_id));
+                    rows.push((self.last_id, hash, *location));
+                }
+                self.insert(&rows).await?;
+            }
+            all.extend(batch.iter().map(|hash| ids[hash]));
+        }
+        Ok(all)
+    }
+
+    async fn insert(&mut self, chunks: &[(u64, ChunkHash, Location)]) -> Result<(), DbError> {
+        for rows in chunks.chunks(ROWS_MAX) {
+            let sql = format!(
+                "INSERT INTO chunks (id, hash, pack, pack_offset, stored_len, raw_len, codec) VALUES {}",
+                self.engine.values(rows.len(), 7)
+            );
+            let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(rows.len() == ROWS_MAX);
+            for (id, hash, location) in rows {
+                query = query
+                    .bind(signed(*id))
+                    .bind(hash.as_bytes().as_slice())
+                    .bind(signed(location.pack.0))
+                    .bind(signed(location.offset))
+                    .bind(i64::from(location.stored_len))
+                    .bind(i64::from(location.raw_len))
+                    .bind(i64::from(location.codec.code()));
+            }
+            query.execute(&mut *self.tx).await.map_err(failed(WHAT))?;
+        }
+        Ok(())
+    }
+
+    /// How many ids were given so far.
+    pub fn given(&self) -> u64 {
+        self.given
+    }
+
+    /// Inserts the release and commits. Gives the objects of packs that turned out to hold nothing new, for the
+    /// caller to delete.
+    ///
+    /// The manifest must be durable in the object store before.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn finish(mut self, release: &ReleaseRow) -> Result<Vec<String>, DbError> {
+        let upload = self.upload.to_string();
+        let tx = &mut self.tx;
+        sqlx::query(
+            "INSERT INTO releases (product, version, manifest, blake3, bytes, chunk_count, kind, created, \
+             created_by, published) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        )
+        .bind(release.product.to_string())
+        .bind(release.version.to_string())
+        .bind(release.manifest.as_bytes().as_slice())
+        .bind(release.blake3.as_bytes().as_slice())
+        .bind(signed(release.bytes))
+        .bind(signed(release.chunk_count))
+        .bind(release.kind.clone())
+        .bind(release.created)
+        .bind(release.created_by.clone())
+        .bind(release.published)
+        .execute(&mut **tx)
+        .await
+        .map_err(failed(WHAT))?;
+        sqlx::query("UPDATE counters SET value = $1 WHERE name = 'chunk_id'")
+            .bind(signed(self.last_id))
+            .execute(&mut **tx)
+            .await
+            .map_err(failed(WHAT))?;
+        sqlx::query("DELETE FROM upload_chunks WHERE upload = $1")
+            .bind(upload.clone())
+            .execute(&mut **tx)
+            .await
+            .map_err(failed(WHAT))?;
+        let unused = sqlx::query(
+            "DELETE FROM packs WHERE upload = $1 \
+             AND NOT EXISTS (SELECT 1 FROM chunks WHERE chunks.pack = packs.id) RETURNING object",
+        )
+        .bind(upload.clone())
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(failed(WHAT))?;
+        sqlx::query("UPDATE packs SET upload = NULL WHERE upload = $1")
+            .bind(upload)
+            .execute(&mut **tx)
+            .await
+            .map_err(failed(WHAT))?;
+        self.tx.commit().await.map_err(failed(WHAT))?;
+        let objects: Result<_, _> = unused.iter().map(|row| row.text("object")).collect();
+        objects.map_err(failed(WHAT))
+    }
+}

@@ -1,0 +1,167 @@
+//! Join tokens: only the public key of each is known here.
+
+use sqlx::any::AnyRow;
+
+use super::row::Columns;
+use super::row::signed;
+use super::{Db, DbError, UnixSeconds, failed};
+
+/// One join token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JoinTokenRow {
+    /// Ed25519 public key, hexadecimal.
+    pub public_key: String,
+    /// Role it gives.
+    pub role: String,
+    /// Nodes it may still bring in.
+    pub uses_left: u64,
+    /// Last second it may be used.
+    pub expires: UnixSeconds,
+    /// What the operator calls it.
+    pub label: String,
+    /// When it was made.
+    pub created: UnixSeconds,
+}
+
+/// What became of using a join token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JoinTokenUse {
+    /// One use was taken.
+    Taken(JoinTokenRow),
+    /// This node had used it before; nothing was taken.
+    Again(JoinTokenRow),
+    /// No use is left.
+    UsedUp,
+    /// Its time is over.
+    Expired,
+    /// There is no such token.
+    Unknown,
+}
+
+const COLUMNS: &str = "public_key, role, uses_left, expires, label, created";
+
+fn read(row: &AnyRow) -> Result<JoinTokenRow, sqlx::Error> {
+    Ok(JoinTokenRow {
+        public_key: row.text("public_key")?,
+        role: row.text("role")?,
+        uses_left: row.number("uses_left")?,
+        expires: row.time("expires")?,
+        label: row.text("label")?,
+        created: row.time("created")?,
+    })
+}
+
+impl Db {
+    /// Records a new token.
+    ///
+    /// # Errors
+    /// [`DbError::Query`], also when the key is there already.
+    pub async fn put_join_token(&self, token: &JoinTokenRow) -> Result<(), DbError> {
+        sqlx::query(
+            "INSERT INTO join_tokens (public_key, role, uses_left, expires, label, created) \
+             VALUES ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(token.public_key.clone())
+        .bind(token.role.clone())
+        .bind(signed(token.uses_left))
+        .bind(token.expires)
+        .bind(token.label.clone())
+        .bind(token.created)
+        .execute(&self.pool)
+        .await
+        .map(drop)
+        .map_err(failed("record the join token"))
+    }
+
+    /// One token.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn join_token(&self, public_key: &str) -> Result<Option<JoinTokenRow>, DbError> {
+        let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM join_tokens WHERE public_key = $1"));
+        let row = sqlx::query(sql).bind(public_key.to_owned()).fetch_optional(&self.pool).await;
+        row.and_then(|r| r.as_ref().map(read).transpose()).map_err(failed("read the join token"))
+    }
+
+    /// Every token, newest first.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn join_tokens(&self) -> Result<Vec<JoinTokenRow>, DbError> {
+        let sql =
+            sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM join_tokens ORDER BY created DESC, label"));
+        let rows = sqlx::query(sql).fetch_all(&self.pool).await;
+        rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the join tokens"))
+    }
+
+    /// Takes one use of a token for a node, unless that node took one before. Check the signature first.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn use_join_token(
+        &self,
+        public_key: &str,
+        node: &str,
+        now: UnixSeconds,
+    ) -> Result<JoinTokenUse, DbError> {
+        let what = "use the join token";
+        let mut tx = self.begin_write().await?;
+        // A write before the read: on PostgreSQL it locks the row, so that two replicas take turns.
+        let locked = sqlx::query("UPDATE join_tokens SET uses_left = uses_left WHERE public_key = $1")
+            .bind(public_key.to_owned())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        if locked.rows_affected() == 0 {
+            return Ok(JoinTokenUse::Unknown);
+        }
+        let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM join_tokens WHERE public_key = $1"));
+        let row =
+            sqlx::query(sql).bind(public_key.to_owned()).fetch_one(&mut *tx).await.map_err(failed(what))?;
+        let mut token = read(&row).map_err(failed(what))?;
+        if token.expires < now {
+            return Ok(JoinTokenUse::Expired);
+        }
+        let before = sqlx::query("SELECT used FROM join_token_uses WHERE token = $1 AND node = $2")
+            .bind(public_key.to_owned())
+            .bind(node.to_owned())
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        if before.is_some() {
+            return Ok(JoinTokenUse::Again(token));
+        }
+        if token.uses_left == 0 {
+            return Ok(JoinTokenUse::UsedUp);
+        }
+        token.uses_left -= 1;
+        sqlx::query("UPDATE join_tokens SET uses_left = $1 WHERE public_key = $2")
+            .bind(signed(token.uses_left))
+            .bind(public_key.to_owned())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        sqlx::query("INSERT INTO join_token_uses (token, node, used) VALUES ($1, $2, $3)")
+            .bind(public_key.to_owned())
+            .bind(node.to_owned())
+            .bind(now)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        tx.commit().await.map_err(failed(what))?;
+        Ok(JoinTokenUse::Taken(token))
+    }
+
+    /// Deletes a token; nodes it brought in stay. `false` when there is none.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn delete_join_token(&self, public_key: &str) -> Result<bool, DbError> {
+        let done = sqlx::query("DELETE FROM join_tokens WHERE public_key = $1")
+            .bind(public_key.to_owned())
+            .execute(&self.pool)
+            .await
+            .map_err(failed("delete the join token"))?;
+        Ok(done.rows_affected() == 1)
+    }
+}

@@ -1,0 +1,296 @@
+//! The origin's database: SQLite by default, PostgreSQL by URL, one SQL text for both.
+//!
+//! One file per table family, one transaction per function, every time an argument in unix seconds.
+//! docs/database.md has the schema; `migrations/` is added to, never edited.
+
+mod api_tokens;
+mod bulk;
+mod channels;
+mod chunks;
+mod commit;
+mod join_tokens;
+mod nodes;
+mod packs;
+mod products;
+mod releases;
+mod row;
+mod uploads;
+
+pub use api_tokens::ApiTokenRow;
+pub use channels::{ChannelRow, SetChannelOutcome};
+pub use chunks::{ChunkRow, Location};
+pub use commit::{AssignError, BeginCommit, CommitTx};
+pub use join_tokens::{JoinTokenRow, JoinTokenUse};
+pub use nodes::NodeRow;
+pub use packs::{PackEntry, PackId};
+pub use products::ProductRow;
+pub use releases::ReleaseRow;
+pub use uploads::{BeginUpload, UploadId, UploadRow, UploadState};
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+use sqlx::{Any, AnyPool, Executor, Row, SqlSafeStr, Transaction};
+
+/// Unix time in seconds.
+pub type UnixSeconds = i64;
+
+/// Longest wait for another writer, milliseconds. The longest transaction is the commit of a release with a
+/// million new chunks, measured at some ten seconds.
+const BUSY_MS: u32 = 60_000;
+
+/// Connections to PostgreSQL at most, from one replica.
+const POSTGRES_CONNECTIONS_MAX: u32 = 8;
+
+/// Connections to SQLite at most: one writes, the others read, each with up to 8 MB of pages.
+const SQLITE_CONNECTIONS_MAX: u32 = 4;
+
+/// Why the database could not be opened or asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    /// The address has neither form.
+    #[error("cannot use the database address {0:?}: write sqlite:PATH or postgres://USER:PASSWORD@HOST/NAME")]
+    Address(String),
+    /// No connection. The address is shown without its password.
+    #[error("could not open the database {address}: check that it runs and that this user may write to it")]
+    Open {
+        /// The address, redacted.
+        address: String,
+        /// What the driver says.
+        #[source]
+        cause: sqlx::Error,
+    },
+    /// A migration failed, or the database was written by a newer version.
+    #[error(
+        "could not bring the database schema up to date: a database written by a newer distd needs that distd"
+    )]
+    Migrate(#[source] MigrateError),
+    /// SQLite did not take a setting that durability depends on.
+    #[error(
+        "SQLite keeps {setting} at {found}, distd needs {wanted}: put the database on a local file system"
+    )]
+    Setting {
+        /// The pragma.
+        setting: &'static str,
+        /// What it must be.
+        wanted: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// A statement failed.
+    #[error("could not {what}")]
+    Query {
+        /// What it was to do.
+        what: &'static str,
+        /// What the driver says.
+        #[source]
+        cause: sqlx::Error,
+    },
+}
+
+/// Maps a driver's error, for `map_err`.
+pub(crate) fn failed(what: &'static str) -> impl FnOnce(sqlx::Error) -> DbError {
+    move |cause| DbError::Query { what, cause }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Engine {
+    Sqlite,
+    Postgres,
+}
+
+/// A pool of connections; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Db {
+    pool: AnyPool,
+    engine: Engine,
+}
+
+impl Db {
+    /// Opens `sqlite:PATH` (created if absent) or `postgres://…`, and applies pending migrations.
+    ///
+    /// SQLite runs in WAL mode with `synchronous = FULL`, so a committed transaction survives a power cut;
+    /// the settings are read back.
+    ///
+    /// # Errors
+    /// [`DbError`].
+    pub async fn open(address: &str) -> Result<Self, DbError> {
+        sqlx::any::install_default_drivers();
+        let (engine, url) = match address.split_once(':') {
+            Some(("sqlite", path)) if !path.is_empty() => (Engine::Sqlite, sqlite_url(path, address)?),
+            Some(("postgres" | "postgresql", _)) => (Engine::Postgres, address.to_owned()),
+            _ => return Err(DbError::Address(redact(address))),
+        };
+        let open = |cause| DbError::Open { address: redact(address), cause };
+        let options = AnyConnectOptions::from_str(&url).map_err(open)?;
+        let connections_max = match engine {
+            Engine::Sqlite => SQLITE_CONNECTIONS_MAX,
+            Engine::Postgres => POSTGRES_CONNECTIONS_MAX,
+        };
+        let pool = AnyPoolOptions::new()
+            .max_connections(connections_max)
+            .acquire_timeout(Duration::from_secs(60))
+            .after_connect(move |connection, _| {
+                Box::pin(async move {
+                    if engine == Engine::Sqlite {
+                        connection.execute(sqlite_pragmas().as_str().into_raw()).await?;
+                    }
+                    Ok(())
+                })
+            })
+            .connect_with(options)
+            .await
+            .map_err(open)?;
+        let db = Self { pool, engine };
+        if engine == Engine::Sqlite {
+            db.check_sqlite_settings().await?;
+        }
+        migrator(engine).run(&db.pool).await.map_err(DbError::Migrate)?;
+        Ok(db)
+    }
+
+    /// Whether only one process at a time can use this database, as is so with SQLite.
+    pub fn is_local(&self) -> bool {
+        self.engine == Engine::Sqlite
+    }
+
+    /// Answers when the database does: for `/readyz`.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn ping(&self) -> Result<(), DbError> {
+        sqlx::query("SELECT 1").execute(&self.pool).await.map(drop).map_err(failed("reach the database"))
+    }
+
+    /// Waits for statements under way and closes every connection.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// Begins a transaction that will write. On SQLite it takes the write lock at once: one that read first
+    /// and wrote later could fail instead of waiting.
+    async fn begin_write(&self) -> Result<Transaction<'static, Any>, DbError> {
+        let begun = match self.engine {
+            Engine::Sqlite => self.pool.begin_with("BEGIN IMMEDIATE").await,
+            Engine::Postgres => self.pool.begin().await,
+        };
+        begun.map_err(failed("begin a database transaction"))
+    }
+
+    async fn check_sqlite_settings(&self) -> Result<(), DbError> {
+        let what = failed("read back SQLite's settings");
+        let read = async || -> Result<[(&'static str, &'static str, String); 3], sqlx::Error> {
+            let text =
+                sqlx::query("PRAGMA journal_mode").fetch_one(&self.pool).await?.try_get::<String, _>(0)?;
+            let sync = sqlx::query("PRAGMA synchronous").fetch_one(&self.pool).await?.try_get::<i64, _>(0)?;
+            let keys =
+                sqlx::query("PRAGMA foreign_keys").fetch_one(&self.pool).await?.try_get::<i64, _>(0)?;
+            Ok([
+                ("journal_mode", "wal", text),
+                ("synchronous", "2", sync.to_string()),
+                ("foreign_keys", "1", keys.to_string()),
+            ])
+        };
+        for (setting, wanted, found) in read().await.map_err(what)? {
+            if found != wanted {
+                return Err(DbError::Setting { setting, wanted, found });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Lets a built statement text through sqlx's check for SQL made from input: ours is made from constants.
+trait IntoRaw {
+    fn into_raw(self) -> sqlx::AssertSqlSafe<String>;
+}
+
+impl IntoRaw for &str {
+    fn into_raw(self) -> sqlx::AssertSqlSafe<String> {
+        sqlx::AssertSqlSafe(self.to_owned())
+    }
+}
+
+fn sqlite_pragmas() -> String {
+    format!(
+        "PRAGMA busy_timeout = {BUSY_MS}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
+         PRAGMA foreign_keys = ON; PRAGMA cache_size = -8000"
+    )
+}
+
+/// The driver reads a percent-encoded URL; a path may hold anything.
+fn sqlite_url(path: &str, address: &str) -> Result<String, DbError> {
+    let path = path.strip_prefix("//").unwrap_or(path);
+    let path = std::path::absolute(Path::new(path)).unwrap_or_else(|_| PathBuf::from(path));
+    let path = path.to_str().ok_or_else(|| DbError::Address(address.to_owned()))?;
+    let mut url = String::from("sqlite://");
+    for byte in path.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'.' | b'_' | b'-') {
+            url.push(char::from(byte));
+        } else {
+            url.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    url.push_str("?mode=rwc");
+    Ok(url)
+}
+
+/// The address without its password, for messages.
+fn redact(address: &str) -> String {
+    match url::Url::parse(address) {
+        Ok(mut url) if url.password().is_some() => {
+            // Fails only for URLs that cannot have a password.
+            let _ = url.set_password(Some("…"));
+            url.to_string()
+        }
+        _ => address.to_owned(),
+    }
+}
+
+fn migrator(engine: Engine) -> Migrator {
+    let origin = match engine {
+        Engine::Sqlite => include_str!("../../migrations/sqlite/0001_origin.sql"),
+        Engine::Postgres => include_str!("../../migrations/postgres/0001_origin.sql"),
+    };
+    let numbered = [("origin", origin)];
+    let migrations = (1i64..)
+        .zip(numbered)
+        .map(|(n, (name, sql))| {
+            Migration::new(n, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
+        })
+        .collect();
+    Migrator::with_migrations(migrations)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_with_odd_characters_becomes_a_url_that_means_it() {
+        let url = sqlite_url("/tmp/a b?c#d%.sqlite", "").expect("utf-8");
+        assert_eq!(url, "sqlite:///tmp/a%20b%3Fc%23d%25.sqlite?mode=rwc");
+    }
+
+    #[test]
+    fn a_password_is_not_shown() {
+        let shown = redact("postgres://me:secret@db/distd");
+        assert!(!shown.contains("secret"), "{shown}");
+    }
+
+    #[test]
+    fn both_engines_have_the_same_tables_and_columns() {
+        let names = |sql: &str| {
+            sql.lines()
+                .filter(|l| !l.trim_start().starts_with("--"))
+                .filter_map(|l| l.split_whitespace().next().map(|w| w.trim_end_matches(';').to_owned()))
+                .collect::<Vec<_>>()
+        };
+        let sqlite = names(include_str!("../../migrations/sqlite/0001_origin.sql"));
+        let postgres = names(include_str!("../../migrations/postgres/0001_origin.sql"));
+        assert_eq!(sqlite.join(" "), postgres.join(" "));
+    }
+}

@@ -1,0 +1,102 @@
+//! Enrolled nodes.
+
+use sqlx::any::AnyRow;
+
+use super::row::Columns;
+use super::{Db, DbError, UnixSeconds, failed};
+
+/// One node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRow {
+    /// Node id, 32 hexadecimal digits.
+    pub id: String,
+    /// SubjectPublicKeyInfo, DER.
+    pub public_key: Vec<u8>,
+    /// `relay` or `leaf`.
+    pub role: String,
+    /// What the operator calls it.
+    pub label: String,
+    /// When it first enrolled.
+    pub enrolled: UnixSeconds,
+    /// Serial number of its last certificate, hexadecimal.
+    pub cert_serial: String,
+    /// End of that certificate.
+    pub cert_expires: UnixSeconds,
+    /// When it was revoked: gets no further certificate.
+    pub revoked: Option<UnixSeconds>,
+}
+
+const COLUMNS: &str = "id, public_key, role, label, enrolled, cert_serial, cert_expires, revoked";
+
+fn read(row: &AnyRow) -> Result<NodeRow, sqlx::Error> {
+    Ok(NodeRow {
+        id: row.text("id")?,
+        public_key: row.blob("public_key")?,
+        role: row.text("role")?,
+        label: row.text("label")?,
+        enrolled: row.time("enrolled")?,
+        cert_serial: row.text("cert_serial")?,
+        cert_expires: row.time("cert_expires")?,
+        revoked: row.time_or_none("revoked")?,
+    })
+}
+
+impl Db {
+    /// Records an enrolment or a renewal. A node that is there keeps `enrolled` and `revoked`.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn put_node(&self, node: &NodeRow) -> Result<(), DbError> {
+        sqlx::query(
+            "INSERT INTO nodes (id, public_key, role, label, enrolled, cert_serial, cert_expires, revoked) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (id) DO UPDATE SET role = excluded.role, \
+             label = excluded.label, cert_serial = excluded.cert_serial, cert_expires = excluded.cert_expires",
+        )
+        .bind(node.id.clone())
+        .bind(node.public_key.clone())
+        .bind(node.role.clone())
+        .bind(node.label.clone())
+        .bind(node.enrolled)
+        .bind(node.cert_serial.clone())
+        .bind(node.cert_expires)
+        .bind(node.revoked)
+        .execute(&self.pool)
+        .await
+        .map(drop)
+        .map_err(failed("record the node"))
+    }
+
+    /// One node.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn node(&self, id: &str) -> Result<Option<NodeRow>, DbError> {
+        let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM nodes WHERE id = $1"));
+        let row = sqlx::query(sql).bind(id.to_owned()).fetch_optional(&self.pool).await;
+        row.and_then(|r| r.as_ref().map(read).transpose()).map_err(failed("read the node"))
+    }
+
+    /// Every node, by time of enrolment.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn nodes(&self) -> Result<Vec<NodeRow>, DbError> {
+        let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM nodes ORDER BY enrolled, id"));
+        let rows = sqlx::query(sql).fetch_all(&self.pool).await;
+        rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the nodes"))
+    }
+
+    /// Revokes a node; `false` when there is none. The first time stays.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn revoke_node(&self, id: &str, now: UnixSeconds) -> Result<bool, DbError> {
+        let done = sqlx::query("UPDATE nodes SET revoked = COALESCE(revoked, $1) WHERE id = $2")
+            .bind(now)
+            .bind(id.to_owned())
+            .execute(&self.pool)
+            .await
+            .map_err(failed("revoke the node"))?;
+        Ok(done.rows_affected() == 1)
+    }
+}

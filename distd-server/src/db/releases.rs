@@ -1,0 +1,140 @@
+//! Releases: one version of a product, naming a manifest.
+
+use distd_core::names::Name;
+use distd_core::{ArtifactHash, ManifestId};
+use sqlx::any::AnyRow;
+
+use super::row::Columns;
+use super::{Db, DbError, UnixSeconds, failed};
+
+/// One release.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReleaseRow {
+    /// The product.
+    pub product: Name,
+    /// The version.
+    pub version: Name,
+    /// Its manifest.
+    pub manifest: ManifestId,
+    /// BLAKE3 of the whole artifact.
+    pub blake3: ArtifactHash,
+    /// Length of the artifact, bytes.
+    pub bytes: u64,
+    /// Chunks of the artifact, repeats counted.
+    pub chunk_count: u64,
+    /// `file` or `tree`.
+    pub kind: String,
+    /// When it was committed.
+    pub created: UnixSeconds,
+    /// Label of the token that committed it.
+    pub created_by: String,
+    /// When the TUF repository first listed it; `None` until then.
+    pub published: Option<UnixSeconds>,
+}
+
+pub(super) const COLUMNS: &str =
+    "product, version, manifest, blake3, bytes, chunk_count, kind, created, created_by, published";
+
+pub(super) fn read(row: &AnyRow) -> Result<ReleaseRow, sqlx::Error> {
+    Ok(ReleaseRow {
+        product: row.parsed("product")?,
+        version: row.parsed("version")?,
+        manifest: ManifestId(row.hash("manifest")?),
+        blake3: ArtifactHash(row.hash("blake3")?),
+        bytes: row.number("bytes")?,
+        chunk_count: row.number("chunk_count")?,
+        kind: row.text("kind")?,
+        created: row.time("created")?,
+        created_by: row.text("created_by")?,
+        published: row.time_or_none("published")?,
+    })
+}
+
+impl Db {
+    /// One release.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn release(&self, product: &Name, version: &Name) -> Result<Option<ReleaseRow>, DbError> {
+        let sql = sqlx::AssertSqlSafe(format!(
+            "SELECT {COLUMNS} FROM releases WHERE product = $1 AND version = $2"
+        ));
+        let row = sqlx::query(sql)
+            .bind(product.to_string())
+            .bind(version.to_string())
+            .fetch_optional(&self.pool)
+            .await;
+        row.and_then(|r| r.as_ref().map(read).transpose()).map_err(failed("read the release"))
+    }
+
+    /// The releases of a product, newest first.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn releases(&self, product: &Name) -> Result<Vec<ReleaseRow>, DbError> {
+        let sql = sqlx::AssertSqlSafe(format!(
+            "SELECT {COLUMNS} FROM releases WHERE product = $1 ORDER BY created DESC, version DESC"
+        ));
+        let rows = sqlx::query(sql).bind(product.to_string()).fetch_all(&self.pool).await;
+        rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the releases"))
+    }
+
+    /// Releases of one manifest: whether it may be served, and under which names.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn releases_of_manifest(&self, manifest: &ManifestId) -> Result<Vec<ReleaseRow>, DbError> {
+        let sql = sqlx::AssertSqlSafe(format!(
+            "SELECT {COLUMNS} FROM releases WHERE manifest = $1 ORDER BY created, product, version"
+        ));
+        let rows = sqlx::query(sql).bind(manifest.as_bytes().as_slice()).fetch_all(&self.pool).await;
+        rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("find the manifest"))
+    }
+
+    /// Releases committed but not yet seen in the TUF repository, oldest first: publish these at start, for a
+    /// process can end between the two.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn releases_unpublished(&self) -> Result<Vec<ReleaseRow>, DbError> {
+        let sql = sqlx::AssertSqlSafe(format!(
+            "SELECT {COLUMNS} FROM releases WHERE published IS NULL ORDER BY created, product, version"
+        ));
+        let rows = sqlx::query(sql).fetch_all(&self.pool).await;
+        rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list unpublished releases"))
+    }
+
+    /// Records that the TUF repository lists a release; the first time stays.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn mark_published(
+        &self,
+        product: &Name,
+        version: &Name,
+        now: UnixSeconds,
+    ) -> Result<(), DbError> {
+        sqlx::query(
+            "UPDATE releases SET published = $1 WHERE product = $2 AND version = $3 AND published IS NULL",
+        )
+        .bind(now)
+        .bind(product.to_string())
+        .bind(version.to_string())
+        .execute(&self.pool)
+        .await
+        .map(drop)
+        .map_err(failed("record that the release is published"))
+    }
+
+    /// Which of these manifests some release names, in the order given.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn manifests_released(&self, manifests: &[ManifestId]) -> Result<Vec<bool>, DbError> {
+        let mut released = Vec::with_capacity(manifests.len());
+        for manifest in manifests {
+            released.push(!self.releases_of_manifest(manifest).await?.is_empty());
+        }
+        Ok(released)
+    }
+}

@@ -1,0 +1,63 @@
+//! Reading columns: integers that must not be negative, hashes that must have their length.
+
+use sqlx::any::AnyRow;
+use sqlx::{Error, Row};
+
+/// A stored value outside the bounds of what we store.
+#[derive(Debug, thiserror::Error)]
+#[error("column {0} holds a value that distd never writes")]
+struct Impossible(&'static str);
+
+pub(super) fn impossible(column: &'static str) -> Error {
+    Error::Decode(Box::new(Impossible(column)))
+}
+
+pub(super) trait Columns {
+    fn text(&self, column: &'static str) -> Result<String, Error>;
+    fn time(&self, column: &'static str) -> Result<i64, Error>;
+    fn time_or_none(&self, column: &'static str) -> Result<Option<i64>, Error>;
+    fn number(&self, column: &'static str) -> Result<u64, Error>;
+    fn number32(&self, column: &'static str) -> Result<u32, Error>;
+    fn blob(&self, column: &'static str) -> Result<Vec<u8>, Error>;
+    fn hash(&self, column: &'static str) -> Result<[u8; 32], Error>;
+    fn parsed<T: std::str::FromStr>(&self, column: &'static str) -> Result<T, Error>;
+}
+
+impl Columns for AnyRow {
+    fn text(&self, column: &'static str) -> Result<String, Error> {
+        self.try_get(column)
+    }
+
+    fn time(&self, column: &'static str) -> Result<i64, Error> {
+        self.try_get(column)
+    }
+
+    fn time_or_none(&self, column: &'static str) -> Result<Option<i64>, Error> {
+        self.try_get(column)
+    }
+
+    fn number(&self, column: &'static str) -> Result<u64, Error> {
+        u64::try_from(self.try_get::<i64, _>(column)?).map_err(|_| impossible(column))
+    }
+
+    fn number32(&self, column: &'static str) -> Result<u32, Error> {
+        u32::try_from(self.try_get::<i64, _>(column)?).map_err(|_| impossible(column))
+    }
+
+    fn blob(&self, column: &'static str) -> Result<Vec<u8>, Error> {
+        self.try_get(column)
+    }
+
+    fn hash(&self, column: &'static str) -> Result<[u8; 32], Error> {
+        self.try_get::<&[u8], _>(column)?.try_into().map_err(|_| impossible(column))
+    }
+
+    fn parsed<T: std::str::FromStr>(&self, column: &'static str) -> Result<T, Error> {
+        self.try_get::<&str, _>(column)?.parse().map_err(|_| impossible(column))
+    }
+}
+
+/// For binding: SQL integers are signed; everything we count stays far below.
+pub(super) fn signed(n: u64) -> i64 {
+    i64::try_from(n).expect("counts, lengths and ids stay below 2^63")
+}

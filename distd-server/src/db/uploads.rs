@@ -1,0 +1,238 @@
+//! Uploads: chunks on their way to a release.
+
+use std::fmt;
+use std::str::FromStr;
+
+use distd_core::names::Name;
+use sqlx::any::AnyRow;
+
+use super::row::Columns;
+use super::{Db, DbError, UnixSeconds, failed};
+
+/// Names an upload: 32 lower-case hexadecimal digits, drawn at random.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UploadId(String);
+
+/// The string is not 32 lower-case hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an upload id has 32 lower-case hexadecimal digits")]
+pub struct ParseUploadIdError;
+
+impl UploadId {
+    /// From 16 random bytes.
+    pub fn from_random(bytes: [u8; 16]) -> Self {
+        Self(hex::encode(bytes))
+    }
+}
+
+impl fmt::Display for UploadId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for UploadId {
+    type Err = ParseUploadIdError;
+
+    fn from_str(s: &str) -> Result<Self, ParseUploadIdError> {
+        if s.len() == 32 && s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            Ok(Self(s.to_owned()))
+        } else {
+            Err(ParseUploadIdError)
+        }
+    }
+}
+
+/// Where an upload stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UploadState {
+    /// Takes chunks.
+    Open,
+    /// Became a release.
+    Committed,
+    /// Given up or expired.
+    Aborted,
+}
+
+impl FromStr for UploadState {
+    type Err = ();
+
+    fn from_str(s: &str) -> Result<Self, ()> {
+        match s {
+            "open" => Ok(Self::Open),
+            "committed" => Ok(Self::Committed),
+            "aborted" => Ok(Self::Aborted),
+            _ => Err(()),
+        }
+    }
+}
+
+/// One upload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UploadRow {
+    /// Its id.
+    pub id: UploadId,
+    /// The product.
+    pub product: Name,
+    /// The version it is to become.
+    pub version: Name,
+    /// Where it stands.
+    pub state: UploadState,
+    /// When it began.
+    pub created: UnixSeconds,
+    /// When it is given up unless more chunks come.
+    pub expires: UnixSeconds,
+    /// Label of the token that began it.
+    pub created_by: String,
+}
+
+/// What became of beginning an upload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BeginUpload {
+    /// It is open: new, or the one begun earlier for this version.
+    Open(UploadRow),
+    /// There is no such product.
+    UnknownProduct,
+}
+
+const COLUMNS: &str = "id, product, version, state, created, expires, created_by";
+
+fn read(row: &AnyRow) -> Result<UploadRow, sqlx::Error> {
+    Ok(UploadRow {
+        id: row.parsed("id")?,
+        product: row.parsed("product")?,
+        version: row.parsed("version")?,
+        state: row.parsed("state")?,
+        created: row.time("created")?,
+        expires: row.time("expires")?,
+        created_by: row.text("created_by")?,
+    })
+}
+
+impl Db {
+    /// Opens an upload under `fresh`, or gives the open one of this version and moves its end to `expires`.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn begin_upload(
+        &self,
+        fresh: UploadId,
+        product: &Name,
+        version: &Name,
+        by: &str,
+        now: UnixSeconds,
+        expires: UnixSeconds,
+    ) -> Result<BeginUpload, DbError> {
+        let what = "begin the upload";
+        let mut tx = self.begin_write().await?;
+        let known = sqlx::query("SELECT name FROM products WHERE name = $1")
+            .bind(product.to_string())
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        if known.is_none() {
+            return Ok(BeginUpload::UnknownProduct);
+        }
+        sqlx::query(
+            "INSERT INTO uploads (id, product, version, state, created, expires, created_by) \
+             VALUES ($1, $2, $3, 'open', $4, $5, $6) \
+             ON CONFLICT (product, version) WHERE state = 'open' DO UPDATE SET expires = excluded.expires",
+        )
+        .bind(fresh.to_string())
+        .bind(product.to_string())
+        .bind(version.to_string())
+        .bind(now)
+        .bind(expires)
+        .bind(by.to_owned())
+        .execute(&mut *tx)
+        .await
+        .map_err(failed(what))?;
+        let sql = sqlx::AssertSqlSafe(format!(
+            "SELECT {COLUMNS} FROM uploads WHERE product = $1 AND version = $2 AND state = 'open'"
+        ));
+        let row = sqlx::query(sql)
+            .bind(product.to_string())
+            .bind(version.to_string())
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        tx.commit().await.map_err(failed(what))?;
+        Ok(BeginUpload::Open(read(&row).map_err(failed(what))?))
+    }
+
+    /// One upload.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn upload(&self, id: &UploadId) -> Result<Option<UploadRow>, DbError> {
+        let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM uploads WHERE id = $1"));
+        let row = sqlx::query(sql).bind(id.to_string()).fetch_optional(&self.pool).await;
+        row.and_then(|r| r.as_ref().map(read).transpose()).map_err(failed("read the upload"))
+    }
+
+    /// Open uploads whose time is over at `now`.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn uploads_expired(&self, now: UnixSeconds) -> Result<Vec<UploadRow>, DbError> {
+        let sql = sqlx::AssertSqlSafe(format!(
+            "SELECT {COLUMNS} FROM uploads WHERE state = 'open' AND expires < $1"
+        ));
+        let rows = sqlx::query(sql).bind(now).fetch_all(&self.pool).await;
+        rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list expired uploads"))
+    }
+
+    /// Gives up an open upload: its chunks and packs leave the database. Gives the names of the pack objects,
+    /// for the caller to delete, or `None` when the upload is not open.
+    ///
+    /// With `expired_at`, only if it is still expired then: chunks that arrive meanwhile save it.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn abort_upload(
+        &self,
+        id: &UploadId,
+        expired_at: Option<UnixSeconds>,
+    ) -> Result<Option<Vec<String>>, DbError> {
+        let what = "abort the upload";
+        let mut tx = self.begin_write().await?;
+        let closed = sqlx::query(
+            "UPDATE uploads SET state = 'aborted' WHERE id = $1 AND state = 'open' AND expires < $2",
+        )
+        .bind(id.to_string())
+        .bind(expired_at.unwrap_or(i64::MAX))
+        .execute(&mut *tx)
+        .await
+        .map_err(failed(what))?;
+        if closed.rows_affected() == 0 {
+            return Ok(None);
+        }
+        sqlx::query("DELETE FROM upload_chunks WHERE upload = $1")
+            .bind(id.to_string())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        let rows = sqlx::query("DELETE FROM packs WHERE upload = $1 RETURNING object")
+            .bind(id.to_string())
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        let objects: Result<_, _> = rows.iter().map(|row| row.text("object")).collect();
+        let objects = objects.map_err(failed(what))?;
+        tx.commit().await.map_err(failed(what))?;
+        Ok(Some(objects))
+    }
+
+    /// Forgets uploads that ended before `before`.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn forget_uploads(&self, before: UnixSeconds) -> Result<u64, DbError> {
+        let done = sqlx::query("DELETE FROM uploads WHERE state <> 'open' AND expires < $1")
+            .bind(before)
+            .execute(&self.pool)
+            .await
+            .map_err(failed("forget old uploads"))?;
+        Ok(done.rows_affected())
+    }
+}

@@ -1,0 +1,206 @@
+//! An upload becomes a release.
+
+use bytes::Bytes;
+use distd_core::cut::CutParams;
+use distd_core::limits::{ARTIFACT_BYTES_MAX, TREE_LISTING_BYTES_MAX};
+use distd_core::manifest::{Builder, Entry, Kind, Manifest};
+use distd_core::{ArtifactHash, ChunkHash, ManifestId};
+
+use super::{Ingest, IngestError, manifest_object};
+use crate::db::{AssignError, BeginCommit, CommitTx, ReleaseRow, UnixSeconds, UploadId, UploadRow};
+
+/// Runs given their ids at once. Small next to a large artifact, large next to one query.
+const RUNS_AT_ONCE: usize = 65_536;
+
+/// One chunk of an artifact, as often as it follows itself: a hole of a gigabyte is one run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The chunk.
+    pub hash: ChunkHash,
+    /// Its raw length, bytes.
+    pub len: u32,
+    /// How often, at least 1.
+    pub repeat: u32,
+}
+
+/// What a publisher says about an artifact whose chunks are uploaded.
+#[derive(Clone, Debug)]
+pub struct CommitRequest {
+    /// File or tree.
+    pub kind: Kind,
+    /// How it was cut.
+    pub cut: CutParams,
+    /// Its chunks in artifact order.
+    pub runs: Vec<Run>,
+    /// BLAKE3 of the whole artifact.
+    pub blake3: ArtifactHash,
+    /// Its length, bytes.
+    pub bytes: u64,
+}
+
+/// A release, new or found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommitResult {
+    /// Its manifest.
+    pub manifest: ManifestId,
+    /// The root node's bytes: what TUF signs.
+    pub root: Bytes,
+    /// The version had been released with the same bytes; nothing changed.
+    pub already_existed: bool,
+    /// Chunks that got an id now.
+    pub new_chunks: u64,
+    /// The release as recorded.
+    pub release: ReleaseRow,
+}
+
+impl CommitRequest {
+    fn check(&self) -> Result<(), IngestError> {
+        let bad = |why| Err(IngestError::BadList(why));
+        let mut sum = 0u64;
+        for run in &self.runs {
+            if run.repeat == 0 || run.len == 0 || run.len > self.cut.max() {
+                return bad("a chunk is empty, or longer than the cut parameters allow");
+            }
+            // Both are below 2^32, so the product fits; the bound below keeps the sum from overflowing.
+            sum = sum.saturating_add(u64::from(run.len) * u64::from(run.repeat));
+        }
+        if sum != self.bytes || sum > ARTIFACT_BYTES_MAX {
+            return bad("the chunks' lengths do not add up to the artifact's, or to more than 16 TiB");
+        }
+        match self.kind {
+            Kind::Tree { listing_bytes } if listing_bytes > self.bytes.min(TREE_LISTING_BYTES_MAX) => {
+                bad("the tree listing is longer than the artifact or 256 MiB")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Ingest {
+    /// Makes a release of an upload whose chunks are all there. The whole artifact is read back and its hash
+    /// compared; then ids, rows, manifest and release come into being together or not at all.
+    ///
+    /// A version that was released with the same bytes is found again, whether or not the upload is still open, so a
+    /// commit whose answer got lost can be repeated. Publish [`CommitResult::root`] afterwards, in either case.
+    ///
+    /// # Errors
+    /// [`IngestError`]. The upload stays open, except when it was over before or the version is taken.
+    pub async fn commit(
+        &self,
+        upload: &UploadId,
+        request: CommitRequest,
+        by: &str,
+        now: UnixSeconds,
+    ) -> Result<CommitResult, IngestError> {
+        request.check()?;
+        let row = self.db.upload(upload).await?.ok_or_else(|| IngestError::UnknownUpload(upload.clone()))?;
+        if let Some(release) = self.db.release(&row.product, &row.version).await? {
+            return self.found(&row, release, &request).await;
+        }
+        self.open_upload(upload).await?;
+        self.verify(upload, &request.runs, request.blake3).await?;
+        match self.db.begin_commit(upload).await? {
+            BeginCommit::Ready(tx) => self.release(tx, &row, request, by, now).await,
+            BeginCommit::Released(release) => self.found(&row, *release, &request).await,
+            BeginCommit::Closed => Err(IngestError::UploadOver(upload.clone())),
+        }
+    }
+
+    async fn release(
+        &self,
+        mut tx: CommitTx,
+        upload: &UploadRow,
+        request: CommitRequest,
+        by: &str,
+        now: UnixSeconds,
+    ) -> Result<CommitResult, IngestError> {
+        let CommitRequest { kind, cut, mut runs, blake3, bytes } = request;
+        let mut builder = Builder::new(cut, kind);
+        // The list is given back while the manifest grows: of a large artifact they are the largest things in memory.
+        runs.reverse();
+        while !runs.is_empty() {
+            let mut batch = runs.split_off(runs.len().saturating_sub(RUNS_AT_ONCE));
+            batch.reverse();
+            runs.shrink_to_fit();
+            let hashes: Vec<ChunkHash> = batch.iter().map(|run| run.hash).collect();
+            let ids = tx.assign(&hashes).await.map_err(|e| match e {
+                AssignError::Unknown(hash) => IngestError::MissingChunk(hash),
+                AssignError::Db(cause) => IngestError::Db(cause),
+            })?;
+            for (run, id) in batch.iter().zip(ids) {
+                for _ in 0..run.repeat {
+                    builder.push(Entry { id, hash: run.hash, len: run.len });
+                }
+            }
+        }
+        let manifest = builder.finish(blake3);
+        let root = manifest.root_bytes().clone();
+        let release = ReleaseRow {
+            product: upload.product.clone(),
+            version: upload.version.clone(),
+            manifest: manifest.id(),
+            blake3,
+            bytes,
+            chunk_count: manifest.root().chunks,
+            kind: match kind {
+                Kind::File => "file".to_owned(),
+                Kind::Tree { .. } => "tree".to_owned(),
+            },
+            created: now,
+            created_by: by.to_owned(),
+            published: None,
+        };
+        let file = manifest.to_file_bytes();
+        drop(manifest);
+        self.store.put(&manifest_object(&release.manifest), file).await?;
+        let new_chunks = tx.given();
+        let unused = tx.finish(&release).await?;
+        if let Err(error) = self.delete_all(&unused).await {
+            // The release stands; the next sweep deletes them.
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "could not delete packs that hold nothing new"
+            );
+        }
+        Ok(CommitResult { manifest: release.manifest, root, already_existed: false, new_chunks, release })
+    }
+
+    /// The version is released: the same bytes are found, others refused. Either way the upload has no use any more.
+    async fn found(
+        &self,
+        upload: &UploadRow,
+        release: ReleaseRow,
+        request: &CommitRequest,
+    ) -> Result<CommitResult, IngestError> {
+        if let Some(objects) = self.db.abort_upload(&upload.id, None).await? {
+            self.delete_all(&objects).await?;
+        }
+        self.existing(release, request.blake3).await
+    }
+
+    /// A release that is there, when it has these bytes.
+    pub(super) async fn existing(
+        &self,
+        release: ReleaseRow,
+        blake3: ArtifactHash,
+    ) -> Result<CommitResult, IngestError> {
+        let ReleaseRow { product, version, manifest, blake3: released, .. } = release.clone();
+        if released != blake3 {
+            return Err(IngestError::VersionTaken { product, version, blake3: released });
+        }
+        let root = self.manifest(&manifest).await?.root_bytes().clone();
+        Ok(CommitResult { manifest, root, already_existed: true, new_chunks: 0, release })
+    }
+
+    /// The manifest of a release, read from the store and checked.
+    ///
+    /// # Errors
+    /// [`IngestError::MissingManifest`] when it is missing or damaged, [`IngestError::Store`].
+    pub async fn manifest(&self, id: &ManifestId) -> Result<Manifest, IngestError> {
+        let bytes = self.store.get(&manifest_object(id)).await?.ok_or(IngestError::MissingManifest(*id))?;
+        match Manifest::from_file_bytes(bytes) {
+            Ok(manifest) if manifest.id() == *id => Ok(manifest),
+            _ => Err(IngestError::MissingManifest(*id)),
+        }
+    }
+}

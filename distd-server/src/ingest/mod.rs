@@ -1,0 +1,246 @@
+//! Ingest: uploads of chunks or of whole files, and the commit that makes a release of one.
+//!
+//! Both ways in end in the same rows, the same packs and the same manifest id. A chunk is acknowledged when the
+//! pack that holds it is durable and recorded, so what was acknowledged is never sent again, whatever dies.
+//! docs/store.md, "Ingest", has the order of writes and what each crash leaves.
+
+mod commit;
+mod file;
+mod receive;
+mod sweep;
+mod verify;
+
+pub use commit::{CommitRequest, CommitResult, Run};
+pub use file::{FileHandle, FileRequest};
+pub use receive::{ChunkSink, IncomingChunk};
+pub use sweep::{SweepScope, Swept};
+
+use std::sync::Arc;
+
+use aws_lc_rs::rand;
+use distd_core::names::Name;
+use distd_core::packing::{LEVEL_DEFAULT, UnpackError};
+use distd_core::{ArtifactHash, ChunkHash, ManifestId};
+use tokio::sync::Semaphore;
+
+use crate::db::{BeginUpload, Db, DbError, UnixSeconds, UploadId, UploadRow, UploadState};
+use crate::store::{PackReader, ReadError, Store, StoreError};
+
+/// An upload that gets no chunk for this long is given up, seconds: a day, for a publisher whose machine goes home
+/// with them.
+pub const UPLOAD_SECONDS: i64 = 24 * 3600;
+
+/// Packs being filled at once. Each holds up to 17 MiB and as much again on its way through the verifiers, so this
+/// bounds ingest to about 100 MiB.
+const SINKS_MAX: usize = 3;
+
+/// Why ingest refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// There is no such product.
+    #[error("there is no product {0}: create it first")]
+    UnknownProduct(Name),
+    /// There is no such upload.
+    #[error("there is no upload {0}: begin one, chunks already sent for the same version are kept")]
+    UnknownUpload(UploadId),
+    /// The upload was committed, aborted or expired.
+    #[error("upload {0} is over: begin another")]
+    UploadOver(UploadId),
+    /// A chunk's lengths are outside the bounds.
+    #[error("chunk number {index} has a length out of bounds: 1 to 1048576 bytes, stored no longer than raw")]
+    ChunkBounds {
+        /// Its place in the batch, from 0.
+        index: u64,
+    },
+    /// A chunk's bytes are not what its hash says.
+    #[error("chunk number {index} was refused: send it again from an undamaged source")]
+    BadChunk {
+        /// Its place in the batch, from 0.
+        index: u64,
+        /// What is wrong, naming the hash.
+        #[source]
+        cause: UnpackError,
+    },
+    /// The list of chunks contradicts itself.
+    #[error("the list of chunks is wrong: {0}")]
+    BadList(&'static str),
+    /// The list names a chunk that was never uploaded.
+    #[error("chunk {0} was not uploaded: ask which chunks are missing, upload those, then commit again")]
+    MissingChunk(ChunkHash),
+    /// The chunks do not add up to the artifact.
+    #[error(
+        "the chunks make an artifact with BLAKE3 {actual}, not {expected}: did the file change while it was pushed?"
+    )]
+    WrongArtifact {
+        /// What the publisher said.
+        expected: ArtifactHash,
+        /// What the chunks make.
+        actual: ArtifactHash,
+    },
+    /// The version exists with other bytes.
+    #[error(
+        "{product}@{version} is released already with other bytes (BLAKE3 {blake3}): choose another version"
+    )]
+    VersionTaken {
+        /// The product.
+        product: Name,
+        /// The version.
+        version: Name,
+        /// BLAKE3 of the artifact it has.
+        blake3: ArtifactHash,
+    },
+    /// A chunk that the origin holds is damaged.
+    #[error("a stored chunk is damaged: restore the object store from its backup")]
+    StoredChunk(#[source] UnpackError),
+    /// The manifest of a release is not in the store.
+    #[error("manifest {0} is missing from the object store: restore the object store from its backup")]
+    MissingManifest(ManifestId),
+    /// The file to cut could not be read.
+    #[error("could not read the file to cut")]
+    File(#[source] std::io::Error),
+    /// The file changed while it was cut.
+    #[error("the file changed while it was cut: push a file that nobody writes to")]
+    FileChanged,
+    /// The database failed.
+    #[error("the database failed")]
+    Db(#[from] DbError),
+    /// The store failed.
+    #[error("the object store failed")]
+    Store(#[from] StoreError),
+    /// Packs could not be read.
+    #[error("stored packs could not be read")]
+    Read(#[from] ReadError),
+}
+
+/// Takes uploads; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Ingest {
+    db: Db,
+    store: Store,
+    packs: PackReader,
+    sinks: Arc<Semaphore>,
+    // Reading a whole artifact back keeps both cores and some 40 MiB busy.
+    verifiers: Arc<Semaphore>,
+    zstd_level: i32,
+}
+
+impl Ingest {
+    /// Ingest into a database and a store. Files that the origin cuts are compressed at the default level.
+    pub fn new(db: Db, store: Store) -> Self {
+        Self {
+            packs: PackReader::new(db.clone(), store.clone()),
+            db,
+            store,
+            sinks: Arc::new(Semaphore::new(SINKS_MAX)),
+            verifiers: Arc::new(Semaphore::new(1)),
+            zstd_level: LEVEL_DEFAULT,
+        }
+    }
+
+    /// Compresses files that the origin cuts at another zstd level.
+    pub fn with_zstd_level(mut self, level: i32) -> Self {
+        self.zstd_level = level;
+        self
+    }
+
+    /// Begins an upload, or goes on with the open one of this version: the chunks it has need not come again. It
+    /// ends [`UPLOAD_SECONDS`] after its last chunk.
+    ///
+    /// # Errors
+    /// [`IngestError::UnknownProduct`], [`IngestError::Db`].
+    pub async fn begin_upload(
+        &self,
+        product: &Name,
+        version: &Name,
+        by: &str,
+        now: UnixSeconds,
+    ) -> Result<UploadRow, IngestError> {
+        let fresh = UploadId::from_random(random());
+        match self.db.begin_upload(fresh, product, version, by, now, now + UPLOAD_SECONDS).await? {
+            BeginUpload::Open(row) => Ok(row),
+            BeginUpload::UnknownProduct => Err(IngestError::UnknownProduct(product.clone())),
+        }
+    }
+
+    /// The upload, which must be open.
+    ///
+    /// # Errors
+    /// [`IngestError::UnknownUpload`], [`IngestError::UploadOver`], [`IngestError::Db`].
+    pub async fn open_upload(&self, upload: &UploadId) -> Result<UploadRow, IngestError> {
+        match self.db.upload(upload).await? {
+            None => Err(IngestError::UnknownUpload(upload.clone())),
+            Some(row) if row.state != UploadState::Open => Err(IngestError::UploadOver(upload.clone())),
+            Some(row) => Ok(row),
+        }
+    }
+
+    /// Indexes of the hashes that no release and not this upload has, ascending: these chunks must be sent.
+    ///
+    /// # Errors
+    /// As [`open_upload`](Self::open_upload).
+    pub async fn missing(&self, upload: &UploadId, hashes: &[ChunkHash]) -> Result<Vec<u32>, IngestError> {
+        self.open_upload(upload).await?;
+        Ok(self.db.chunks_missing(upload, hashes).await?)
+    }
+
+    /// Takes a batch of chunks. When it returns all of them are durable. Gives how many were new.
+    ///
+    /// Send about 16 MiB at once: each batch becomes at least one pack.
+    ///
+    /// # Errors
+    /// [`IngestError::BadChunk`] and [`IngestError::ChunkBounds`] name the chunk; packs that were full before it are
+    /// kept, so ask what is [`missing`](Self::missing).
+    pub async fn put_chunks(
+        &self,
+        upload: &UploadId,
+        chunks: Vec<IncomingChunk>,
+        now: UnixSeconds,
+    ) -> Result<u64, IngestError> {
+        let mut sink = self.sink(upload, now).await?;
+        for chunk in chunks {
+            sink.push(chunk).await?;
+        }
+        sink.finish().await
+    }
+
+    /// Gives an upload up: no release, and the space of its packs comes back.
+    ///
+    /// # Errors
+    /// As [`open_upload`](Self::open_upload), and [`IngestError::Store`] when a pack could not be deleted; the
+    /// sweep at the next start deletes it then.
+    pub async fn abort(&self, upload: &UploadId) -> Result<(), IngestError> {
+        match self.db.abort_upload(upload, None).await? {
+            Some(objects) => self.delete_all(&objects).await,
+            None => self.open_upload(upload).await.map(drop),
+        }
+    }
+
+    async fn delete_all(&self, objects: &[String]) -> Result<(), IngestError> {
+        for object in objects {
+            self.store.delete(object).await?;
+        }
+        Ok(())
+    }
+
+    /// The database.
+    pub fn db(&self) -> &Db {
+        &self.db
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+}
+
+/// 16 random bytes.
+fn random() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    rand::fill(&mut bytes).expect("the system's random source works, or nothing here is safe");
+    bytes
+}
+
+/// Object name of a manifest.
+pub fn manifest_object(id: &ManifestId) -> String {
+    format!("manifests/{id}")
+}

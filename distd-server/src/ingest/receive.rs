@@ -1,0 +1,187 @@
+//! Chunks coming in: verified on all cores, in order, collected into packs.
+
+use std::collections::{HashSet, VecDeque};
+
+use bytes::Bytes;
+use distd_core::ChunkHash;
+use distd_core::limits::CHUNK_BYTES_MAX;
+use distd_core::packing::{Codec, PackedChunk, Unpacker};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::{Ingest, IngestError, UPLOAD_SECONDS, random};
+use crate::db::{UnixSeconds, UploadId};
+use crate::store::pack::{PackWriter, object_name};
+
+/// Raw bytes verified in one go: some milliseconds of work, so that handing it to another thread costs nothing.
+const BATCH_BYTES: usize = 4 << 20;
+
+/// Batches being verified at once: one per core of a small machine, and one that is waited for.
+const BATCHES_MAX: usize = 3;
+
+/// A chunk as a publisher sends it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IncomingChunk {
+    /// Hash of the raw bytes, as the publisher says.
+    pub hash: ChunkHash,
+    /// Form of `bytes`.
+    pub codec: Codec,
+    /// Raw length, bytes.
+    pub raw_len: u32,
+    /// The stored bytes.
+    pub bytes: Bytes,
+}
+
+type Verified = Result<Vec<(ChunkHash, PackedChunk)>, IngestError>;
+
+/// Takes the chunks of one upload, in any number, within bounded memory.
+///
+/// There are only a few sinks at once, so a caller that reads from the network must have a time limit on that.
+/// Dropped before [`finish`](Self::finish), what is not in a full pack is forgotten.
+#[derive(Debug)]
+pub struct ChunkSink {
+    ingest: Ingest,
+    upload: UploadId,
+    now: UnixSeconds,
+    _slot: OwnedSemaphorePermit,
+    pushed: u64,
+    batch: Vec<IncomingChunk>,
+    batch_bytes: usize,
+    under_way: VecDeque<JoinHandle<Verified>>,
+    pack: PackWriter,
+    in_pack: HashSet<ChunkHash>,
+    new: u64,
+}
+
+impl Ingest {
+    /// A sink for the chunks of an open upload; waits while others are at work.
+    ///
+    /// # Errors
+    /// As [`open_upload`](Self::open_upload).
+    pub async fn sink(&self, upload: &UploadId, now: UnixSeconds) -> Result<ChunkSink, IngestError> {
+        let slot = self.sinks.clone().acquire_owned().await.expect("the semaphore is never closed");
+        self.open_upload(upload).await?;
+        Ok(ChunkSink {
+            ingest: self.clone(),
+            upload: upload.clone(),
+            now,
+            _slot: slot,
+            pushed: 0,
+            batch: Vec::new(),
+            batch_bytes: 0,
+            under_way: VecDeque::new(),
+            pack: PackWriter::default(),
+            in_pack: HashSet::new(),
+            new: 0,
+        })
+    }
+}
+
+impl ChunkSink {
+    /// Takes one chunk. Errors may be about an earlier one: it is verified later, beside others.
+    ///
+    /// # Errors
+    /// [`IngestError::ChunkBounds`], [`IngestError::BadChunk`], and what storing a pack may fail with.
+    pub async fn push(&mut self, chunk: IncomingChunk) -> Result<(), IngestError> {
+        let raw_len = chunk.raw_len as usize;
+        if raw_len == 0 || raw_len > CHUNK_BYTES_MAX || chunk.bytes.is_empty() || chunk.bytes.len() > raw_len
+        {
+            return Err(IngestError::ChunkBounds { index: self.pushed });
+        }
+        self.pushed += 1;
+        self.batch_bytes += raw_len;
+        self.batch.push(chunk);
+        if self.batch_bytes >= BATCH_BYTES {
+            self.start_batch();
+        }
+        while self.under_way.len() >= BATCHES_MAX {
+            self.take_batch().await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the batch: when this returns every chunk pushed is durable. Gives how many were new.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    pub async fn finish(mut self) -> Result<u64, IngestError> {
+        if !self.batch.is_empty() {
+            self.start_batch();
+        }
+        while !self.under_way.is_empty() {
+            self.take_batch().await?;
+        }
+        self.store_pack().await?;
+        Ok(self.new)
+    }
+
+    /// Which of the hashes must come: neither durable nor in the pack being filled.
+    pub(super) async fn wanted(&self, hashes: &[ChunkHash]) -> Result<Vec<bool>, IngestError> {
+        let found = self.ingest.db.locate(&self.upload, hashes).await?;
+        Ok(hashes.iter().zip(found).map(|(h, at)| at.is_none() && !self.in_pack.contains(h)).collect())
+    }
+
+    fn start_batch(&mut self) {
+        let batch = std::mem::take(&mut self.batch);
+        self.batch_bytes = 0;
+        let first = self.pushed - batch.len() as u64;
+        self.under_way.push_back(spawn_blocking(move || verify(batch, first)));
+    }
+
+    async fn take_batch(&mut self) -> Result<(), IngestError> {
+        let Some(batch) = self.under_way.pop_front() else { return Ok(()) };
+        let chunks = batch.await.expect("verifying does not panic")?;
+        self.append(chunks).await
+    }
+
+    /// Appends verified chunks, except those the origin has.
+    pub(super) async fn append(&mut self, chunks: Vec<(ChunkHash, PackedChunk)>) -> Result<(), IngestError> {
+        let hashes: Vec<ChunkHash> = chunks.iter().map(|(hash, _)| *hash).collect();
+        let wanted = self.wanted(&hashes).await?;
+        for ((hash, chunk), wanted) in chunks.into_iter().zip(wanted) {
+            // Asked again: the same chunk may be twice in the batch.
+            if wanted && self.in_pack.insert(hash) {
+                self.pack.push(hash, chunk);
+                self.new += 1;
+            }
+            if self.pack.is_full() {
+                self.store_pack().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pack durable, then its rows.
+    async fn store_pack(&mut self) -> Result<(), IngestError> {
+        if self.pack.is_empty() {
+            return Ok(());
+        }
+        let pack = std::mem::take(&mut self.pack);
+        let sealed = spawn_blocking(move || pack.seal()).await.expect("sealing does not panic");
+        let object = object_name(random());
+        let Ingest { store, db, .. } = &self.ingest;
+        store.put(&object, sealed.payload).await?;
+        let expires = self.now + UPLOAD_SECONDS;
+        let recorded =
+            db.record_pack(&self.upload, &object, sealed.bytes, &sealed.entries, self.now, expires).await?;
+        // Chunks of this pack are found in the database from here on.
+        self.in_pack.clear();
+        if !recorded {
+            store.delete(&object).await?;
+            return Err(IngestError::UploadOver(self.upload.clone()));
+        }
+        Ok(())
+    }
+}
+
+fn verify(batch: Vec<IncomingChunk>, first: u64) -> Verified {
+    let mut unpacker = Unpacker::default();
+    let check = |(index, chunk): (u64, IncomingChunk)| {
+        let IncomingChunk { hash, codec, raw_len, bytes } = chunk;
+        match unpacker.unpack(codec, &bytes, raw_len, &hash) {
+            Ok(_) => Ok((hash, PackedChunk { codec, raw_len, bytes })),
+            Err(cause) => Err(IngestError::BadChunk { index, cause }),
+        }
+    };
+    (first..).zip(batch).map(check).collect()
+}

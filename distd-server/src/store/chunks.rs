@@ -1,0 +1,130 @@
+//! Chunks for serving: by id, in stored form.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use distd_core::packing::Codec;
+use distd_core::{ChunkHash, ChunkId};
+
+use super::{PackReader, ReadError, Store};
+use crate::db::{ChunkRow, Db, DbError};
+
+/// Rows looked up at once: the ids behind the one asked for are asked for next.
+const ROWS_AHEAD: u32 = 256;
+
+/// Rows remembered; about 100 bytes each.
+const ROWS_MAX: usize = 32_768;
+
+/// Why chunks could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ChunkReadError {
+    /// The database failed.
+    #[error("could not look up chunks")]
+    Db(#[from] DbError),
+    /// The packs could not be read.
+    #[error("could not read chunks from their packs")]
+    Read(#[from] ReadError),
+}
+
+/// A chunk as it is stored and sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredChunk {
+    /// Its id.
+    pub id: ChunkId,
+    /// Hash of the raw bytes.
+    pub hash: ChunkHash,
+    /// Form of `bytes`.
+    pub codec: Codec,
+    /// Raw length, bytes.
+    pub raw_len: u32,
+    /// The stored bytes.
+    pub bytes: Bytes,
+}
+
+impl StoredChunk {
+    fn new(row: &ChunkRow, bytes: Bytes) -> Self {
+        let at = &row.location;
+        Self { id: row.id, hash: row.hash, codec: at.codec, raw_len: at.raw_len, bytes }
+    }
+}
+
+/// The chunks of all releases; cheap to clone. Holds at most 32 MiB of blocks and 4 MiB of rows.
+#[derive(Clone, Debug)]
+pub struct Chunks {
+    db: Db,
+    packs: PackReader,
+    // Rows never change: chunks are not moved between packs. Whoever adds that must empty this.
+    rows: Arc<Mutex<HashMap<ChunkId, ChunkRow>>>,
+}
+
+impl Chunks {
+    /// Chunks of a database and its store.
+    pub fn new(db: Db, store: Store) -> Self {
+        Self { packs: PackReader::new(db.clone(), store), db, rows: Arc::default() }
+    }
+
+    /// One chunk, or `None` for an id that was never given. A run of ids asked for one by one costs one query and
+    /// a few long reads.
+    ///
+    /// # Errors
+    /// [`ChunkReadError`].
+    pub async fn chunk(&self, id: ChunkId) -> Result<Option<StoredChunk>, ChunkReadError> {
+        let Some(row) = self.row(id).await? else { return Ok(None) };
+        let bytes = self.packs.read_one(&row.location).await?;
+        Ok(Some(StoredChunk::new(&row, bytes)))
+    }
+
+    async fn row(&self, id: ChunkId) -> Result<Option<ChunkRow>, DbError> {
+        if let Some(row) = self.rows.lock().unwrap_or_else(PoisonError::into_inner).get(&id) {
+            return Ok(Some(*row));
+        }
+        let last = ChunkId(id.0.saturating_add(u64::from(ROWS_AHEAD) - 1));
+        let found = self.db.chunks_in(id, last, ROWS_AHEAD).await?;
+        let wanted = found.first().copied().filter(|row| row.id == id);
+        let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        if rows.len() + found.len() > ROWS_MAX {
+            rows.clear();
+        }
+        rows.extend(found.into_iter().map(|row| (row.id, row)));
+        Ok(wanted)
+    }
+
+    /// Chunks from `first` to `last` inclusive as far as their stored bytes fit in `budget_bytes`, but at least
+    /// one; go on behind the last one given. Empty when no id of the range was given yet.
+    ///
+    /// # Errors
+    /// [`ChunkReadError`].
+    pub async fn run(
+        &self,
+        first: ChunkId,
+        last: ChunkId,
+        budget_bytes: usize,
+    ) -> Result<Vec<StoredChunk>, ChunkReadError> {
+        let mut rows = self.db.chunks_in(first, last, 4 * ROWS_AHEAD).await?;
+        let mut sum = 0;
+        let fit = rows.iter().take_while(|row| {
+            sum += row.location.stored_len as usize;
+            sum <= budget_bytes
+        });
+        let fit = fit.count().max(1);
+        rows.truncate(fit);
+        let locations: Vec<_> = rows.iter().map(|row| row.location).collect();
+        let bytes = self.packs.read_many(&locations).await?;
+        Ok(rows.iter().zip(bytes).map(|(row, bytes)| StoredChunk::new(row, bytes)).collect())
+    }
+
+    /// Hash and place of chunks by id, in the order given; `None` for ids never given.
+    ///
+    /// # Errors
+    /// [`DbError`].
+    pub async fn rows(&self, ids: &[ChunkId]) -> Result<Vec<Option<ChunkRow>>, DbError> {
+        let found: HashMap<_, _> = self.db.chunks_by_id(ids).await?.into_iter().map(|r| (r.id, r)).collect();
+        Ok(ids.iter().map(|id| found.get(id).copied()).collect())
+    }
+
+    /// The reader below.
+    pub fn packs(&self) -> &PackReader {
+        &self.packs
+    }
+}

@@ -1,0 +1,215 @@
+//! Packs: immutable objects of many chunks back to back, with an index at the end (docs/store.md, "Pack").
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use distd_core::ChunkHash;
+use distd_core::limits::CHUNK_BYTES_MAX;
+use distd_core::packing::{Codec, PackedChunk};
+use object_store::PutPayload;
+
+use crate::db::PackEntry;
+
+/// A pack is sealed once it holds this many bytes of chunks: long enough that reading one is sequential, short
+/// enough that a few fit in memory.
+pub const PACK_BYTES: usize = 16 << 20;
+
+/// No pack holds more bytes of chunks than this. [`PACK_BYTES`] and one more chunk stay below it.
+pub const PACK_BYTES_MAX: usize = 32 << 20;
+
+/// Most chunks of a pack; reached only by a product with tiny chunks. Bounds the index to 5.4 MB.
+pub const PACK_CHUNKS_MAX: usize = 131_072;
+
+/// Last bytes of a pack.
+pub const PACK_MAGIC: &[u8; 8] = b"distdpk1";
+
+/// Bytes of an index entry: hash, raw length, stored length, codec.
+const ENTRY_BYTES: usize = 32 + 4 + 4 + 1;
+
+/// Bytes behind the index: chunk count, bytes of chunks, BLAKE3 of all before it, magic.
+const TRAILER_BYTES: usize = 4 + 4 + 32 + 8;
+
+/// Why an object is no pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PackError {
+    /// Too short, or without [`PACK_MAGIC`] at the end.
+    #[error("not a distd pack")]
+    Magic,
+    /// Its BLAKE3 is another.
+    #[error("pack is damaged")]
+    Damaged,
+    /// The index contradicts itself or the bounds.
+    #[error("pack has an impossible index")]
+    Index,
+}
+
+/// Collects chunks for one pack. Holds the stored bytes as they came, without copying.
+#[derive(Debug, Default)]
+pub struct PackWriter {
+    parts: Vec<Bytes>,
+    entries: Vec<PackEntry>,
+    bytes: usize,
+}
+
+/// A finished pack, to be put in the store.
+#[derive(Debug)]
+pub struct SealedPack {
+    /// The object's bytes.
+    pub payload: PutPayload,
+    /// Its length.
+    pub bytes: u64,
+    /// Its chunks.
+    pub entries: Vec<PackEntry>,
+}
+
+impl PackWriter {
+    /// Whether the pack has no chunk.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Whether it is time to [`seal`](Self::seal).
+    pub fn is_full(&self) -> bool {
+        self.bytes >= PACK_BYTES || self.entries.len() >= PACK_CHUNKS_MAX
+    }
+
+    /// Appends a chunk.
+    ///
+    /// # Panics
+    /// When the pack [is full](Self::is_full) or the chunk is longer than `CHUNK_BYTES_MAX`.
+    pub fn push(&mut self, hash: ChunkHash, chunk: PackedChunk) {
+        assert!(!self.is_full() && chunk.bytes.len() <= CHUNK_BYTES_MAX, "callers seal and bound");
+        self.entries.push(PackEntry {
+            hash,
+            offset: self.bytes as u32,
+            stored_len: chunk.bytes.len() as u32,
+            raw_len: chunk.raw_len,
+            codec: chunk.codec,
+        });
+        self.bytes += chunk.bytes.len();
+        self.parts.push(chunk.bytes);
+    }
+
+    /// Ends the pack. Hashes all of it: some ten milliseconds.
+    pub fn seal(mut self) -> SealedPack {
+        let mut footer = BytesMut::with_capacity(self.entries.len() * ENTRY_BYTES + TRAILER_BYTES);
+        for entry in &self.entries {
+            footer.put_slice(entry.hash.as_bytes());
+            footer.put_u32(entry.raw_len);
+            footer.put_u32(entry.stored_len);
+            footer.put_u8(entry.codec.code());
+        }
+        footer.put_u32(self.entries.len() as u32);
+        footer.put_u32(self.bytes as u32);
+        let mut hasher = blake3::Hasher::new();
+        for part in &self.parts {
+            hasher.update(part);
+        }
+        hasher.update(&footer);
+        footer.put_slice(hasher.finalize().as_bytes());
+        footer.put_slice(PACK_MAGIC);
+        self.parts.push(footer.freeze());
+        let payload: PutPayload = self.parts.into_iter().collect();
+        SealedPack { bytes: payload.content_length() as u64, payload, entries: self.entries }
+    }
+}
+
+/// Reads a whole pack back: its chunks, with every byte of it checked. For rebuilding the rows of a lost database.
+///
+/// # Errors
+/// [`PackError`].
+pub fn read_index(object: &[u8]) -> Result<Vec<PackEntry>, PackError> {
+    let (body, mut trailer) =
+        object.len().checked_sub(TRAILER_BYTES).map(|at| object.split_at(at)).ok_or(PackError::Magic)?;
+    if !trailer.ends_with(PACK_MAGIC) {
+        return Err(PackError::Magic);
+    }
+    let hashed = body.len() + 8;
+    let (count, chunk_bytes) = (trailer.get_u32() as usize, trailer.get_u32() as usize);
+    if trailer[..32] != *blake3::hash(&object[..hashed]).as_bytes() {
+        return Err(PackError::Damaged);
+    }
+    if count > PACK_CHUNKS_MAX
+        || chunk_bytes > PACK_BYTES_MAX
+        || chunk_bytes + count * ENTRY_BYTES != body.len()
+    {
+        return Err(PackError::Index);
+    }
+    let mut index = &body[chunk_bytes..];
+    let mut entries = Vec::with_capacity(count);
+    let mut offset = 0u32;
+    for _ in 0..count {
+        let mut hash = [0; 32];
+        index.copy_to_slice(&mut hash);
+        let (raw_len, stored_len) = (index.get_u32(), index.get_u32());
+        let codec = Codec::from_code(index.get_u8()).ok_or(PackError::Index)?;
+        if raw_len as usize > CHUNK_BYTES_MAX || stored_len as usize > chunk_bytes - offset as usize {
+            return Err(PackError::Index);
+        }
+        entries.push(PackEntry { hash: ChunkHash(hash), offset, stored_len, raw_len, codec });
+        offset += stored_len;
+    }
+    if offset as usize != chunk_bytes {
+        return Err(PackError::Index);
+    }
+    Ok(entries)
+}
+
+/// Object name of a pack named by 16 random bytes. Two levels, so that a directory store has no huge directory.
+pub fn object_name(random: [u8; 16]) -> String {
+    let name = hex::encode(random);
+    format!("packs/{}/{name}", &name[..2])
+}
+
+#[cfg(test)]
+mod tests {
+    use distd_core::packing::Packer;
+
+    use super::*;
+
+    fn sample() -> Vec<u8> {
+        let mut writer = PackWriter::default();
+        for n in 0..5u8 {
+            let raw = vec![n; 100 * (usize::from(n) + 1)];
+            // Raw, for zstd may learn to compress better.
+            let chunk =
+                PackedChunk { codec: Codec::Raw, raw_len: raw.len() as u32, bytes: raw.clone().into() };
+            writer.push(ChunkHash::of(&raw), chunk);
+        }
+        let sealed = writer.seal();
+        assert_eq!(sealed.entries[4].offset, 1000);
+        sealed.payload.into_iter().flatten().collect()
+    }
+
+    #[test]
+    fn the_golden_pack_keeps_its_bytes() {
+        const GOLDEN: &[u8] = include_bytes!("../../tests/testdata/pack_v1.bin");
+        assert!(sample() == GOLDEN, "a pack's bytes changed");
+        assert_eq!(read_index(GOLDEN).expect("golden").len(), 5);
+    }
+
+    #[test]
+    fn a_pack_reads_back_and_any_flipped_or_missing_byte_is_refused() {
+        let object = sample();
+        let entries = read_index(&object).expect("own pack");
+        for entry in &entries {
+            let at = entry.offset as usize;
+            assert_eq!(ChunkHash::of(&object[at..at + entry.stored_len as usize]), entry.hash);
+        }
+        for n in 0..object.len() {
+            let mut bad = object.clone();
+            bad[n] ^= 1;
+            assert!(read_index(&bad).is_err(), "flip at {n}");
+            assert!(read_index(&object[..n]).is_err(), "truncated to {n}");
+        }
+    }
+
+    #[test]
+    fn a_pack_ends_at_its_size_whatever_the_chunks() {
+        let mut writer = PackWriter::default();
+        let chunk = Packer::new(3).pack(&vec![7; CHUNK_BYTES_MAX]);
+        let raw = PackedChunk { codec: Codec::Raw, bytes: vec![7; CHUNK_BYTES_MAX].into(), ..chunk };
+        while !writer.is_full() {
+            writer.push(ChunkHash([0; 32]), raw.clone());
+        }
+        assert!((PACK_BYTES..PACK_BYTES_MAX).contains(&(writer.seal().bytes as usize)));
+    }
+}
