@@ -2,12 +2,13 @@
 
 use bytes::Bytes;
 use distd_core::limits::{HELD_MANIFESTS_MAX, NODE_REQUEST_HASHES_MAX};
-use distd_core::manifest::{Assembly, InsertError, Manifest, NodeError};
+use distd_core::manifest::{Assembly, InsertError, Manifest, NodeError, expand_leaf};
 use distd_core::proto::close::CloseCode;
-use distd_core::proto::frame::{NodeRequest, ROOT_LEVEL};
+use distd_core::proto::frame::{COMPACT_LEAF, Node, NodeRequest, ROOT_LEVEL};
 use distd_core::{ManifestId, NodeHash};
 
 use crate::net::{LinkError, SwarmHandle, WireError};
+use crate::table::ChunkTable;
 
 /// Why a manifest could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +25,9 @@ pub enum ManifestFetchError {
     /// It sent a node that does not belong.
     #[error("{0} sent a wrong manifest node")]
     Node(String, #[source] InsertError),
+    /// It sent a compact leaf that does not expand.
+    #[error("{0} sent a wrong manifest node")]
+    Compact(String, #[source] NodeError),
     /// It does not have all nodes.
     #[error("{0} does not have the whole of manifest {1}")]
     Incomplete(String, ManifestId),
@@ -38,7 +42,7 @@ impl ManifestFetchError {
     /// Whether the parent lied: it is not to be asked again.
     pub fn is_breach(&self) -> bool {
         match self {
-            Self::WrongRoot(..) | Self::Node(..) => true,
+            Self::WrongRoot(..) | Self::Node(..) | Self::Compact(..) => true,
             Self::Link(e) => e.is_breach(),
             _ => false,
         }
@@ -58,100 +62,103 @@ pub async fn fetch_manifest(
     root: Option<Bytes>,
     held: &[&Manifest],
 ) -> Result<Manifest, ManifestFetchError> {
-    let address = || swarm.link.address().to_owned();
-    let mut assembly = match root {
-        Some(root) => Some(Assembly::new(root).map_err(|e| ManifestFetchError::Root(id, e))?),
-        None => None,
+    let mut taker = Taker {
+        id,
+        held,
+        known: None,
+        assembly: None,
+        address: swarm.link.address().to_owned(),
+        came: 0,
+        failed: None,
     };
-    if let Some(known) = &mut assembly {
+    if let Some(root) = root {
+        let mut known = Assembly::new(root).map_err(|e| ManifestFetchError::Root(id, e))?;
         held.iter().for_each(|m| known.reuse(m));
-        if known.missing().is_empty() {
-            return finish(assembly, id, address());
-        }
+        taker.assembly = Some(known);
     }
-    // Everything in one go.
-    let request = NodeRequest {
-        held: held.iter().take(HELD_MANIFESTS_MAX).map(|m| m.id()).collect(),
-        hashes: if assembly.is_none() { vec![NodeHash(id.0)] } else { Vec::new() },
-    };
-    let mut failed = None;
-    swarm
-        .nodes(request, |node| {
-            if failed.is_some() {
-                return;
-            }
-            failed = take(&mut assembly, id, held, node.level, node.bytes, &address).err();
-        })
-        .await?;
-    if let Some(error) = failed {
-        return Err(error);
+    let incomplete = |taker: &Taker<'_>| ManifestFetchError::Incomplete(taker.address.clone(), id);
+    if taker.assembly.as_ref().is_none_or(|assembly| !assembly.missing().is_empty()) {
+        // Everything in one go.
+        let request = NodeRequest {
+            held: held.iter().take(HELD_MANIFESTS_MAX).map(|m| m.id()).collect(),
+            hashes: if taker.assembly.is_none() { vec![NodeHash(id.0)] } else { Vec::new() },
+        };
+        swarm.nodes(request, |node| taker.take(node)).await?;
+        taker.result()?;
     }
     // Level by level for what did not come.
     loop {
-        let missing = match &mut assembly {
-            Some(assembly) => {
-                held.iter().for_each(|m| assembly.reuse(m));
-                assembly.missing()
-            }
-            None => return Err(ManifestFetchError::Incomplete(address(), id)),
-        };
+        let Some(assembly) = &mut taker.assembly else { return Err(incomplete(&taker)) };
+        held.iter().for_each(|m| assembly.reuse(m));
+        let missing = assembly.missing();
         if missing.is_empty() {
-            return finish(assembly, id, address());
+            break;
         }
         let hashes: Vec<_> = missing.iter().map(|(_, hash)| *hash).take(NODE_REQUEST_HASHES_MAX).collect();
-        let mut came = 0;
-        swarm
-            .nodes(NodeRequest { held: Vec::new(), hashes }, |node| {
-                if failed.is_none() {
-                    came += 1;
-                    failed = take(&mut assembly, id, held, node.level, node.bytes, &address).err();
-                }
-            })
-            .await?;
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        if came == 0 {
-            return Err(ManifestFetchError::Incomplete(address(), id));
+        taker.came = 0;
+        swarm.nodes(NodeRequest { held: Vec::new(), hashes }, |node| taker.take(node)).await?;
+        taker.result()?;
+        if taker.came == 0 {
+            return Err(incomplete(&taker));
         }
     }
+    let missing = incomplete(&taker);
+    let manifest = taker.assembly.and_then(|assembly| assembly.finish().ok());
+    manifest.filter(|manifest| manifest.id() == id).ok_or(missing)
 }
 
-fn take(
-    assembly: &mut Option<Assembly>,
+/// Gathers the nodes of one answer.
+struct Taker<'a> {
     id: ManifestId,
-    held: &[&Manifest],
-    level: u8,
-    bytes: Bytes,
-    address: &impl Fn() -> String,
-) -> Result<(), ManifestFetchError> {
-    match assembly {
-        None if level == ROOT_LEVEL => {
+    held: &'a [&'a Manifest],
+    /// Chunks of `held` by id, made when the first compact leaf comes.
+    known: Option<ChunkTable>,
+    assembly: Option<Assembly>,
+    address: String,
+    came: u64,
+    failed: Option<ManifestFetchError>,
+}
+
+impl Taker<'_> {
+    fn take(&mut self, node: Node) {
+        if self.failed.is_none() {
+            self.came += 1;
+            self.failed = self.try_take(node).err();
+        }
+    }
+
+    fn try_take(&mut self, Node { level, bytes }: Node) -> Result<(), ManifestFetchError> {
+        let id = self.id;
+        let Some(assembly) = &mut self.assembly else {
+            if level != ROOT_LEVEL {
+                return Err(ManifestFetchError::WrongRoot(self.address.clone(), id));
+            }
             let mut fresh = Assembly::new(bytes).map_err(|e| ManifestFetchError::Root(id, e))?;
             if fresh.id() != id {
-                return Err(ManifestFetchError::WrongRoot(address(), id));
+                return Err(ManifestFetchError::WrongRoot(self.address.clone(), id));
             }
-            held.iter().for_each(|m| fresh.reuse(m));
-            *assembly = Some(fresh);
-            Ok(())
-        }
-        // The root again, from a parent that was not told we have it.
-        Some(_) if level == ROOT_LEVEL => Ok(()),
-        Some(assembly) => match assembly.insert(level, bytes) {
+            self.held.iter().for_each(|m| fresh.reuse(m));
+            self.assembly = Some(fresh);
+            return Ok(());
+        };
+        let (level, bytes) = match level {
+            // The root again, from a parent that was not told we have it.
+            ROOT_LEVEL => return Ok(()),
+            COMPACT_LEAF => {
+                let held = self.held;
+                let known = self.known.get_or_insert_with(|| ChunkTable::of_all(held));
+                let leaf = expand_leaf(&bytes, |id| known.get(id).map(|entry| (entry.hash, entry.len)));
+                (0, leaf.map_err(|e| ManifestFetchError::Compact(self.address.clone(), e))?)
+            }
+            level => (level, bytes),
+        };
+        match assembly.insert(level, bytes) {
             Ok(_) => Ok(()),
-            Err(e) => Err(ManifestFetchError::Node(address(), e)),
-        },
-        None => Err(ManifestFetchError::WrongRoot(address(), id)),
+            Err(e) => Err(ManifestFetchError::Node(self.address.clone(), e)),
+        }
     }
-}
 
-fn finish(
-    assembly: Option<Assembly>,
-    id: ManifestId,
-    address: String,
-) -> Result<Manifest, ManifestFetchError> {
-    assembly
-        .and_then(|assembly| assembly.finish().ok())
-        .filter(|manifest| manifest.id() == id)
-        .ok_or(ManifestFetchError::Incomplete(address, id))
+    fn result(&mut self) -> Result<(), ManifestFetchError> {
+        self.failed.take().map_or(Ok(()), Err)
+    }
 }

@@ -5,12 +5,14 @@
 //! inserted chunk shifts nothing behind it. docs/formats.md, "Manifest", specifies every byte.
 
 mod build;
+mod compact;
 mod file;
 mod node;
 mod partial;
 mod walk;
 
 pub use build::Builder;
+pub use compact::{compact_leaf, expand_leaf};
 pub use file::{FILE_MAGIC, FileError};
 pub use node::{Child, Entry, Kind, NodeError, Root, leaf_hash, node_hash};
 pub use partial::{Assembly, InsertError};

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use distd_core::manifest::Manifest;
-use distd_core::proto::frame::{Node, NodeRequest, NodesEnd, ROOT_LEVEL};
+use distd_core::manifest::{Manifest, compact_leaf};
+use distd_core::proto::frame::{COMPACT_LEAF, Node, NodeRequest, NodesEnd, ROOT_LEVEL};
+use distd_core::ranges::ChunkRanges;
 use distd_core::{ManifestId, NodeHash};
 
 use super::NodesAnswer;
@@ -44,9 +45,17 @@ where
         return answer;
     }
     let held: Vec<&Manifest> = held.iter().map(AsRef::as_ref).collect();
+    let known: ChunkRanges = held.iter().flat_map(|m| m.entries()).map(|at| at.entry.id).collect();
     for (level, hash) in manifest.nodes_missing_from(&held) {
         let bytes = manifest.node(&hash).expect("the manifest lists its own nodes").clone();
-        answer.nodes.push(Node { level, bytes });
+        let compact = match level {
+            0 if !known.is_empty() => compact_leaf(&bytes, |id| known.contains(id)).ok().flatten(),
+            _ => None,
+        };
+        answer.nodes.push(match compact {
+            Some(bytes) => Node { level: COMPACT_LEAF, bytes },
+            None => Node { level, bytes },
+        });
     }
     answer
 }

@@ -13,7 +13,7 @@ pub use data::{Codec, Data};
 pub use enroll::EnrollBody;
 pub use handshake::{Handshake, PROTOCOL_VERSION};
 pub use metadata::{Metadata, MetadataRequest};
-pub use nodes::{Node, NodeRequest, NodesEnd, ROOT_LEVEL};
+pub use nodes::{COMPACT_LEAF, Node, NodeRequest, NodesEnd, ROOT_LEVEL};
 pub use ranges::{DontHave, DontHaveReason, Ranges};
 
 #[cfg(test)]

@@ -9,6 +9,9 @@ use crate::{ManifestId, NodeHash};
 /// Level under which a root node travels: it is asked for by the manifest id in place of a node hash.
 pub const ROOT_LEVEL: u8 = 255;
 
+/// Level under which a leaf travels in compact form, to someone who named a held manifest that the sender knows.
+pub const COMPACT_LEAF: u8 = 254;
+
 /// One manifest node (RFC 7574 §8.7: there a hash, here the node whose hash the receiver already trusts).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
@@ -31,7 +34,7 @@ impl Node {
             return Err(DecodeError::Length(Self::NAME));
         }
         let level = body.get_u8();
-        if level >= MANIFEST_LEVELS_MAX && level != ROOT_LEVEL {
+        if level >= MANIFEST_LEVELS_MAX && level != ROOT_LEVEL && level != COMPACT_LEAF {
             return Err(DecodeError::Field(Self::NAME, "level"));
         }
         Ok(Self { level, bytes: body })

@@ -1,0 +1,139 @@
+//! Leaves as they travel to someone who holds an earlier manifest: chunks known from there go by id alone.
+//!
+//! When block addresses move, nearly every leaf of an image changes by a few entries. Sending the others' 32-byte hashes
+//! again would make the manifest most of a small update. Ids stand for one hash for ever, so an id is enough; what is
+//! rebuilt is hashed and compared like any other node.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::NODE_ENTRIES_MAX;
+use super::node::{Entry, NodeError, decode_leaf, encode_leaf};
+use crate::limits::CHUNK_BYTES_MAX;
+use crate::proto::{put_varint, take_varint};
+use crate::{ChunkHash, ChunkId};
+
+/// Ids are told as differences to the last id of the same kind: a run of either costs a byte a chunk.
+#[derive(Default)]
+struct Last {
+    known: u64,
+    fresh: u64,
+}
+
+fn zigzag(n: i64) -> u64 {
+    ((n << 1) ^ (n >> 63)) as u64
+}
+
+fn unzigzag(n: u64) -> i64 {
+    (n >> 1) as i64 ^ -((n & 1) as i64)
+}
+
+/// The compact form of a leaf node, for someone who can look up each id that `known` says it can; `None` when ids are so far apart
+/// that the plain form is the better one (2^60 and more).
+///
+/// # Errors
+/// [`NodeError`] when `leaf` is no leaf node.
+pub fn compact_leaf(leaf: &[u8], known: impl Fn(ChunkId) -> bool) -> Result<Option<Bytes>, NodeError> {
+    let mut out = BytesMut::new();
+    let mut last = Last::default();
+    for entry in decode_leaf(leaf)? {
+        let is_known = known(entry.id);
+        let reference = if is_known { &mut last.known } else { &mut last.fresh };
+        // Both are below 2^63.
+        let step = zigzag(entry.id.0 as i64 - *reference as i64 - 1);
+        *reference = entry.id.0;
+        if step >= 1 << 61 {
+            return Ok(None);
+        }
+        put_varint(&mut out, step << 1 | u64::from(is_known));
+        if !is_known {
+            put_varint(&mut out, u64::from(entry.len));
+            out.put_slice(&entry.hash.0);
+        }
+    }
+    Ok(Some(out.freeze()))
+}
+
+/// The leaf node that a compact form stands for; `find` looks up what is held.
+///
+/// # Errors
+/// [`NodeError`] when the form is damaged or names an id that is not held. The result's hash still has to be compared.
+pub fn expand_leaf(
+    mut compact: &[u8],
+    find: impl Fn(ChunkId) -> Option<(ChunkHash, u32)>,
+) -> Result<Bytes, NodeError> {
+    let mut entries = Vec::new();
+    let mut last = Last::default();
+    while !compact.is_empty() {
+        if entries.len() == NODE_ENTRIES_MAX {
+            return Err(NodeError::Bounds("the number of entries"));
+        }
+        let head = take_varint(&mut compact).ok_or(NodeError::Malformed)?;
+        let is_known = head & 1 == 1;
+        let reference = if is_known { &mut last.known } else { &mut last.fresh };
+        let id = (*reference as i64)
+            .checked_add(1)
+            .and_then(|next| next.checked_add(unzigzag(head >> 1)))
+            .filter(|id| *id > 0)
+            .ok_or(NodeError::Bounds("a chunk id"))? as u64;
+        *reference = id;
+        let id = ChunkId(id);
+        let (hash, len) = if is_known {
+            find(id).ok_or(NodeError::Bounds("a chunk id that is not held"))?
+        } else {
+            let len = take_varint(&mut compact).ok_or(NodeError::Malformed)?;
+            let (hash, rest) = compact.split_at_checked(32).ok_or(NodeError::Malformed)?;
+            compact = rest;
+            let hash = ChunkHash::from_slice(hash).ok_or(NodeError::Malformed)?;
+            let len = u32::try_from(len).ok().filter(|l| *l > 0 && *l as usize <= CHUNK_BYTES_MAX);
+            (hash, len.ok_or(NodeError::Bounds("a chunk length"))?)
+        };
+        entries.push(Entry { id, hash, len });
+    }
+    if entries.is_empty() {
+        return Err(NodeError::Bounds("the number of entries"));
+    }
+    Ok(encode_leaf(&entries))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entry(id: u64) -> Entry {
+        Entry { id: ChunkId(id), hash: ChunkHash::of(&id.to_be_bytes()), len: 1 + (id % 60_000) as u32 }
+    }
+
+    #[test]
+    fn a_run_of_known_chunks_costs_a_byte_each() {
+        let leaf = encode_leaf(&(5000..5200).map(entry).collect::<Vec<_>>());
+        let compact = compact_leaf(&leaf, |_| true).expect("a leaf").expect("near ids");
+        assert!(compact.len() <= 202, "{}", compact.len());
+        assert!(expand_leaf(&compact, |_| None).is_err(), "an id that is not held is no chunk");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_compacted_expands_to_the_same_bytes(
+            ids in prop::collection::vec(prop_oneof![1u64..500, 1u64..i64::MAX as u64], 1..256),
+            odd_known in any::<bool>(),
+        ) {
+            let entries: Vec<_> = ids.iter().map(|id| entry(*id)).collect();
+            let table: BTreeMap<_, _> = entries.iter().map(|e| (e.id, (e.hash, e.len))).collect();
+            let leaf = encode_leaf(&entries);
+            if let Some(compact) = compact_leaf(&leaf, |id| (id.0 % 2 == 1) == odd_known).expect("a leaf") {
+                let back = expand_leaf(&compact, |id| table.get(&id).copied()).expect("own form");
+                prop_assert_eq!(back, leaf);
+            }
+        }
+
+        #[test]
+        fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = expand_leaf(&bytes, |id| Some((ChunkHash([1; 32]), (id.0 % 9) as u32 + 1)));
+            let _ = compact_leaf(&bytes, |_| false);
+        }
+    }
+}

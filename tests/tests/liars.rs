@@ -1,0 +1,196 @@
+//! A relay that lies: wrong bytes, wrong lengths, absurd counts, nothing. The device ends with the right bytes or none, and
+//! remembers who lied.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use distd_core::ManifestId;
+use distd_core::proto::frame::{Codec, Data, DontHaveReason, NodeRequest};
+use distd_core::ranges::ChunkRanges;
+use distd_core::ChunkId;
+use distd_peer::enrollment;
+use distd_peer::net::{client_endpoint, server_endpoint};
+use distd_peer::parents::Parents;
+use distd_peer::quarantine::Quarantine;
+use distd_peer::relay::Relay;
+use distd_peer::serve::{ChunkAnswer, Content, NodesAnswer, ServeConfig, ServeError, Server, Swarm};
+use distd_peer::store::{EdgeStore, StoreConfig};
+use distd_peer::trust::identity::{NodeIdentity, Role};
+use distd_peer::trust::tls::{Credentials, PeerIdentity, TrustAnchor, quic_client, quic_server};
+use distd_tests::lab::{Lab, same};
+use distd_tests::artifacts;
+use tokio::sync::mpsc;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lie {
+    /// Bytes that are not the chunk's.
+    WrongBytes,
+    /// A zstd frame that unpacks to far more than the chunk.
+    Bomb,
+    /// A chunk nobody asked for.
+    Unasked,
+    /// Word of a range it was not asked for.
+    AbsurdRange,
+    /// The end of the answer, with nothing in it.
+    Silence,
+    /// Manifest nodes with a changed byte.
+    WrongNodes,
+    /// TUF metadata with a changed byte.
+    WrongMetadata,
+}
+
+/// An honest relay but for one lie.
+struct Liar {
+    inner: Arc<Relay>,
+    lie: Lie,
+}
+
+struct LyingSwarm {
+    inner: Arc<dyn Swarm>,
+    lie: Lie,
+}
+
+#[async_trait]
+impl Content for Liar {
+    async fn swarm(&self, peer: &PeerIdentity, manifest: ManifestId) -> Result<Arc<dyn Swarm>, ServeError> {
+        let inner = self.inner.swarm(peer, manifest).await?;
+        Ok(Arc::new(LyingSwarm { inner, lie: self.lie }))
+    }
+
+    async fn metadata(&self, query: Bytes) -> Result<Bytes, ServeError> {
+        let mut answer = self.inner.metadata(query).await?.to_vec();
+        if self.lie == Lie::WrongMetadata
+            && let Some(byte) = answer.last_mut()
+        {
+            *byte ^= 1;
+        }
+        Ok(answer.into())
+    }
+
+    async fn enroll(&self, body: Bytes) -> Result<Bytes, ServeError> {
+        self.inner.enroll(body).await
+    }
+}
+
+#[async_trait]
+impl Swarm for LyingSwarm {
+    fn fetches_upstream(&self) -> bool {
+        true
+    }
+
+    async fn held(&self) -> Result<ChunkRanges, ServeError> {
+        self.inner.held().await
+    }
+
+    async fn nodes(&self, request: NodeRequest) -> Result<NodesAnswer, ServeError> {
+        let mut answer = self.inner.nodes(request).await?;
+        if self.lie == Lie::WrongNodes {
+            for node in &mut answer.nodes {
+                let mut bytes = node.bytes.to_vec();
+                if let Some(byte) = bytes.last_mut() {
+                    *byte ^= 1;
+                }
+                node.bytes = bytes.into();
+            }
+        }
+        Ok(answer)
+    }
+
+    async fn chunks(&self, wanted: ChunkRanges, answers: mpsc::Sender<ChunkAnswer>) {
+        let Some(first) = wanted.ids().next() else { return };
+        let data = |id, codec, bytes| ChunkAnswer::Data(Data { id, codec, bytes });
+        let lie = match self.lie {
+            Lie::WrongBytes => data(first, Codec::Raw, Bytes::from_static(b"not the chunk")),
+            Lie::Bomb => {
+                let packed = distd_core::packing::Packer::new(3).pack(&vec![0; 1 << 20]);
+                data(first, packed.codec, packed.bytes)
+            }
+            Lie::Unasked => data(ChunkId(i64::MAX as u64), Codec::Raw, Bytes::from_static(b"surprise")),
+            Lie::AbsurdRange => {
+                let all = [ChunkId(1)..=ChunkId(i64::MAX as u64)].into_iter().collect();
+                ChunkAnswer::DontHave(all, DontHaveReason::NotHeld)
+            }
+            Lie::Silence => return,
+            Lie::WrongNodes | Lie::WrongMetadata => return self.inner.chunks(wanted, answers).await,
+        };
+        let _ = answers.send(lie).await;
+    }
+}
+
+async fn start_liar(lab: &Lab, lie: Lie) -> (SocketAddr, Arc<Server>) {
+    let dir = lab.path(&format!("liar-{lie:?}"));
+    let mut identity = NodeIdentity::load_or_create(&dir).expect("identity");
+    let token = lab.join_token("relay", 1).parse().expect("a token");
+    let origin = vec![lab.quic().to_owned()];
+    enrollment::enroll(&mut identity, &token, Role::Relay, "liar", &origin).await.expect("enrolled");
+    let ca = identity.ca_der().expect("enrolled").clone();
+    let credentials = Credentials::of_node(&identity).expect("credentials");
+    let dialler = client_endpoint(false, quic_client(credentials.clone(), &ca).expect("tls")).expect("socket");
+    let quarantine = Arc::new(Quarantine::load(&dir.join("quarantine.json")));
+    let parents = Arc::new(Parents::new(dialler, origin, quarantine));
+    let config = StoreConfig { min_free_bytes: 0, ..StoreConfig::default() };
+    let (store, _) = EdgeStore::open(&dir.join("cache"), config).expect("store");
+    let inner = Arc::new(Relay::new(Arc::new(store), parents, TrustAnchor::Ca(ca.clone())));
+    let server = Server::new(Arc::new(Liar { inner, lie }), ServeConfig::default());
+    let listen = "127.0.0.1:0".parse().expect("an address");
+    let endpoint = server_endpoint(listen, quic_server(credentials, &ca).expect("tls")).expect("socket");
+    let address = endpoint.local_addr().expect("bound");
+    tokio::spawn(server.clone().run(endpoint));
+    (address, server)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_a_relay_lies_about_the_device_gets_the_right_bytes_from_the_next_parent() {
+    let lab = Lab::start();
+    let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 41);
+    lab.push(&v1, "os", "1").ok();
+    for lie in [
+        Lie::WrongBytes,
+        Lie::Bomb,
+        Lie::Unasked,
+        Lie::AbsurdRange,
+        Lie::Silence,
+        Lie::WrongNodes,
+        Lie::WrongMetadata,
+    ] {
+        let (address, _server) = start_liar(&lab, lie).await;
+        let name = format!("d-{lie:?}");
+        lab.enroll(&name, lab.quic());
+        let out = lab.path("out");
+        let text = out.display().to_string();
+        let (liar, origin) = (address.to_string(), lab.quic().to_owned());
+        let args = ["pull", "os@1", "--out", &text, "--parent", &liar, "--parent", &origin];
+        let pulled = tokio::task::block_in_place(|| lab.device(&name, &args)).ok();
+        assert!(same(&out, &v1), "{lie:?}");
+        assert!(!pulled.stderr.contains("panicked"), "{}", pulled.stderr);
+        let quarantine = fs::read_to_string(lab.path(&name).join("quarantine.json")).unwrap_or_default();
+        let caught = matches!(lie, Lie::WrongBytes | Lie::Bomb | Lie::WrongNodes);
+        assert_eq!(!quarantine.is_empty(), caught, "{lie:?}: {quarantine}");
+        fs::remove_file(&out).expect("remove");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_with_only_a_liar_ends_with_an_error_and_no_file() {
+    let lab = Lab::start();
+    let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 42);
+    lab.push(&v1, "os", "1").ok();
+    let (address, server) = start_liar(&lab, Lie::WrongBytes).await;
+    lab.enroll("d", lab.quic());
+    let out = lab.path("out");
+    let (text, liar) = (out.display().to_string(), address.to_string());
+    let args = ["pull", "os@1", "--out", &text, "--parent", &liar];
+    let failed = tokio::task::block_in_place(|| lab.device("d", &args));
+    assert_ne!(failed.code, 0);
+    assert!(failed.stderr.contains("next:"), "{}", failed.stderr);
+    assert!(!out.exists());
+    // In quarantine it is not asked for anything more.
+    let before = server.counters.batches.load(std::sync::atomic::Ordering::Relaxed);
+    let again = tokio::task::block_in_place(|| lab.device("d", &args));
+    assert_ne!(again.code, 0);
+    assert!(again.stderr.contains("wrong bytes"), "{}", again.stderr);
+    assert_eq!(server.counters.batches.load(std::sync::atomic::Ordering::Relaxed), before);
+}
