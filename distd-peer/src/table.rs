@@ -15,8 +15,13 @@ impl ChunkTable {
     /// The table of a manifest. An id that stands for two hashes keeps the first: the other can then never verify,
     /// which is right, for no origin gives such ids.
     pub fn of(manifest: &Manifest) -> Self {
-        let mut chunks: Vec<_> =
-            manifest.entries().map(|at| (at.entry.id, at.entry.hash, at.entry.len)).collect();
+        Self::of_all(&[manifest])
+    }
+
+    /// The table of several manifests together.
+    pub fn of_all(manifests: &[&Manifest]) -> Self {
+        let entries = manifests.iter().flat_map(|manifest| manifest.entries());
+        let mut chunks: Vec<_> = entries.map(|at| (at.entry.id, at.entry.hash, at.entry.len)).collect();
         chunks.sort_by_key(|(id, ..)| *id);
         chunks.dedup_by_key(|(id, ..)| *id);
         chunks.shrink_to_fit();
