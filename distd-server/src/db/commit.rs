@@ -87,36 +87,48 @@ impl Db {
         }))
     }
 
-    /// Calls `delete` for those manifests that no release names, while no commit can run.
+    /// Those manifests that no release names. Until the answer is [dropped](UnreleasedManifests::end) no commit can run.
     ///
-    /// Without the lock a commit could store the very manifest between our look and the deletion.
+    /// Without the lock a commit could store the very manifest between our look and its deletion.
     ///
     /// # Errors
     /// [`DbError::Query`].
-    pub async fn with_unreleased_manifests<F>(
+    pub async fn unreleased_manifests(
         &self,
         manifests: &[ManifestId],
-        delete: impl FnOnce(Vec<ManifestId>) -> F,
-    ) -> Result<(), DbError>
-    where
-        F: Future<Output = ()>,
-    {
-        let what = "look for manifests without a release";
+    ) -> Result<UnreleasedManifests, DbError> {
         let mut tx = self.begin_write().await?;
         lock_counter(&mut tx).await?;
-        let mut unreleased = Vec::new();
+        let mut ids = Vec::new();
         for manifest in manifests {
             let named = sqlx::query("SELECT version FROM releases WHERE manifest = $1 LIMIT 1")
                 .bind(manifest.as_bytes().as_slice())
                 .fetch_optional(&mut *tx)
                 .await
-                .map_err(failed(what))?;
+                .map_err(failed("look for manifests without a release"))?;
             if named.is_none() {
-                unreleased.push(*manifest);
+                ids.push(*manifest);
             }
         }
-        delete(unreleased).await;
-        tx.rollback().await.map_err(failed(what))
+        Ok(UnreleasedManifests { ids, tx })
+    }
+}
+
+/// Manifests without a release, and the lock that keeps them so.
+#[derive(Debug)]
+pub struct UnreleasedManifests {
+    /// The manifests.
+    pub ids: Vec<ManifestId>,
+    tx: Transaction<'static, Any>,
+}
+
+impl UnreleasedManifests {
+    /// Lets commits run again.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn end(self) -> Result<(), DbError> {
+        self.tx.rollback().await.map_err(failed("let commits run again"))
     }
 }
 

@@ -19,7 +19,7 @@ mod uploads;
 pub use api_tokens::ApiTokenRow;
 pub use channels::{ChannelRow, SetChannelOutcome};
 pub use chunks::{ChunkRow, Location};
-pub use commit::{AssignError, BeginCommit, CommitTx};
+pub use commit::{AssignError, BeginCommit, CommitTx, UnreleasedManifests};
 pub use join_tokens::{JoinTokenRow, JoinTokenUse};
 pub use nodes::NodeRow;
 pub use packs::{PackEntry, PackId};
@@ -45,7 +45,7 @@ const BUSY_MS: u32 = 60_000;
 /// Connections to PostgreSQL at most, from one replica.
 const POSTGRES_CONNECTIONS_MAX: u32 = 8;
 
-/// Connections to SQLite at most: one writes, the others read, each with up to 8 MB of pages.
+/// Connections to SQLite at most: one writes, the others read, each with up to 2 MB of pages; the system caches the file.
 const SQLITE_CONNECTIONS_MAX: u32 = 4;
 
 /// Why the database could not be opened or asked.
@@ -217,7 +217,7 @@ impl IntoRaw for &str {
 fn sqlite_pragmas() -> String {
     format!(
         "PRAGMA busy_timeout = {BUSY_MS}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
-         PRAGMA foreign_keys = ON; PRAGMA cache_size = -8000"
+         PRAGMA foreign_keys = ON; PRAGMA cache_size = -2000"
     )
 }
 

@@ -99,20 +99,12 @@ impl Ingest {
             if suspects.is_empty() {
                 continue;
             }
-            let delete = async |orphans: Vec<ManifestId>| {
-                for id in orphans {
-                    match self.store.delete(&manifest_object(&id)).await {
-                        Ok(()) => swept.manifests += 1,
-                        Err(error) => {
-                            tracing::warn!(
-                                error = &error as &dyn std::error::Error,
-                                "could not delete a manifest"
-                            );
-                        }
-                    }
-                }
-            };
-            self.db.with_unreleased_manifests(&suspects, delete).await?;
+            let orphans = self.db.unreleased_manifests(&suspects).await?;
+            for id in &orphans.ids {
+                self.store.delete(&manifest_object(id)).await?;
+                swept.manifests += 1;
+            }
+            orphans.end().await?;
         }
         Ok(swept)
     }

@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use distd_core::packing::Unpacker;
 use distd_core::{ArtifactHash, ChunkHash};
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::TryStreamExt;
+use futures::stream::FuturesOrdered;
 use tokio::task::spawn_blocking;
 
 use super::{Ingest, IngestError, Run};
@@ -28,10 +29,17 @@ impl Ingest {
         expected: ArtifactHash,
     ) -> Result<(), IngestError> {
         let _turn = self.verifiers.acquire().await.expect("the semaphore is never closed");
-        let batches = stream::iter(batches(runs)).map(|batch| self.read_batch(upload, batch));
-        let mut batches = batches.buffered(BATCHES_AHEAD);
+        // Futures that own what they need, and no closure over borrowed runs: so that this one can be spawned.
+        let mut batches = batches(runs);
+        let mut reads = FuturesOrdered::new();
         let mut hasher = blake3::Hasher::new();
-        while let Some(batch) = batches.try_next().await? {
+        loop {
+            while reads.len() < BATCHES_AHEAD
+                && let Some(batch) = batches.next()
+            {
+                reads.push_back(self.clone().read_batch(upload.clone(), batch.to_vec()));
+            }
+            let Some(batch) = reads.try_next().await? else { break };
             let hash = spawn_blocking(move || {
                 for (raw, repeat) in batch {
                     for _ in 0..repeat {
@@ -47,9 +55,9 @@ impl Ingest {
     }
 
     /// The raw bytes of consecutive runs, each with its repeats.
-    async fn read_batch(&self, upload: &UploadId, runs: &[Run]) -> Result<Vec<(Bytes, u32)>, IngestError> {
+    async fn read_batch(self, upload: UploadId, runs: Vec<Run>) -> Result<Vec<(Bytes, u32)>, IngestError> {
         let hashes: Vec<ChunkHash> = runs.iter().map(|run| run.hash).collect();
-        let found = self.db.locate(upload, &hashes).await?;
+        let found = self.db.locate(&upload, &hashes).await?;
         let mut locations: Vec<Location> = Vec::with_capacity(runs.len());
         for (run, location) in runs.iter().zip(found) {
             let location = location.ok_or(IngestError::MissingChunk(run.hash))?;
@@ -59,7 +67,6 @@ impl Ingest {
             locations.push(location);
         }
         let stored = self.packs.read_many(&locations).await?;
-        let runs = runs.to_vec();
         let unpack = spawn_blocking(move || {
             let mut unpacker = Unpacker::default();
             // One allocation for all, of known size: see `pack_wanted`.

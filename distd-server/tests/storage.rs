@@ -1,0 +1,660 @@
+//! The contract of the origin's storage, on every back end: SQLite and PostgreSQL, directory and S3.
+//!
+//! PostgreSQL runs when `DISTD_TEST_POSTGRES_URL` names a server where databases may be created, S3 when
+//! `DISTD_TEST_S3_URL` names a bucket; `tests/run.sh` sets both.
+
+#[path = "storage/world.rs"]
+mod world;
+
+use std::collections::BTreeSet;
+
+use distd_core::cut::{Batches, CutParams, regions};
+use distd_core::limits::CHUNK_BYTES_MAX;
+use distd_core::manifest::Kind;
+use distd_core::packing::{Codec, Packer, Unpacker};
+use distd_core::{ArtifactHash, ChunkHash, ChunkId};
+use distd_server::db::{
+    ApiTokenRow, Db, JoinTokenRow, JoinTokenUse, NodeRow, SetChannelOutcome, UploadId, UploadState,
+};
+use distd_server::ingest::{
+    CommitRequest, FileRequest, IncomingChunk, Ingest, IngestError, Run, SweepScope, UPLOAD_SECONDS,
+};
+use distd_server::store::{Chunks, Store};
+use futures::future::join_all;
+use world::{World, name, noise, on_every_back_end};
+
+const NOW: i64 = 1_800_000_000;
+
+/// An artifact cut as the command line cuts it.
+struct Artifact {
+    bytes: Vec<u8>,
+    chunks: Vec<IncomingChunk>,
+    request: CommitRequest,
+}
+
+fn artifact(bytes: Vec<u8>) -> Artifact {
+    let cut = CutParams::default();
+    let regions = regions(&bytes);
+    let mut batches = Batches::new(&bytes, regions.all(), cut);
+    let (mut chunks, mut runs, mut packer) = (Vec::new(), Vec::<Run>::new(), Packer::new(3));
+    while let Some(batch) = batches.next_batch(Vec::new()).expect("memory reads") {
+        for chunk in batch.chunks() {
+            let hash = ChunkHash::of(chunk.data);
+            match runs.last_mut() {
+                Some(run) if run.hash == hash => run.repeat += 1,
+                _ => runs.push(Run { hash, len: chunk.data.len() as u32, repeat: 1 }),
+            }
+            let packed = packer.pack(chunk.data);
+            chunks.push(IncomingChunk {
+                hash,
+                codec: packed.codec,
+                raw_len: packed.raw_len,
+                bytes: packed.bytes,
+            });
+        }
+    }
+    let blake3 = blake3::hash(&bytes).into();
+    let request = CommitRequest { kind: Kind::File, cut, runs, blake3, bytes: bytes.len() as u64 };
+    Artifact { bytes, chunks, request }
+}
+
+impl Artifact {
+    fn hashes(&self) -> Vec<ChunkHash> {
+        self.chunks.iter().map(|c| c.hash).collect()
+    }
+}
+
+async fn begin(ingest: &Ingest, version: &str) -> UploadId {
+    let product = name("os");
+    ingest.db().ensure_product(&product, CutParams::default(), NOW).await.expect("product");
+    ingest.begin_upload(&product, &name(version), "ci", NOW).await.expect("upload").id
+}
+
+/// Uploads what is missing and commits.
+async fn push(
+    ingest: &Ingest,
+    version: &str,
+    artifact: &Artifact,
+) -> Result<distd_server::ingest::CommitResult, IngestError> {
+    let upload = begin(ingest, version).await;
+    let missing = ingest.missing(&upload, &artifact.hashes()).await?;
+    let chunks = missing.iter().map(|n| artifact.chunks[*n as usize].clone()).collect();
+    ingest.put_chunks(&upload, chunks, NOW).await?;
+    ingest.commit(&upload, artifact.request.clone(), "ci", NOW).await
+}
+
+/// Reads a release back through the serving side, chunk by chunk.
+async fn read_back(world: &World, manifest: &distd_core::ManifestId) -> Vec<u8> {
+    let manifest = world.ingest.manifest(manifest).await.expect("manifest");
+    let chunks = Chunks::new(world.db.clone(), world.store.clone());
+    let mut unpacker = Unpacker::default();
+    let mut out = Vec::new();
+    for at in manifest.entries() {
+        let chunk = chunks.chunk(at.entry.id).await.expect("read").expect("given");
+        assert_eq!((chunk.hash, chunk.raw_len), (at.entry.hash, at.entry.len));
+        let raw = unpacker.unpack(chunk.codec, &chunk.bytes, chunk.raw_len, &chunk.hash);
+        out.extend_from_slice(raw.expect("stored chunks verify"));
+    }
+    out
+}
+
+on_every_back_end! {
+    async fn a_pushed_release_reads_back_and_its_update_stores_only_what_is_new(world: World) {
+        let mut bytes = noise(1, 3 << 20);
+        bytes.extend_from_slice(&[0; 1 << 20]);
+        bytes.extend_from_slice(&"compressible ".repeat(50_000).into_bytes());
+        let v1 = artifact(bytes.clone());
+        let done = push(&world.ingest, "1", &v1).await.expect("push");
+        assert!(!done.already_existed);
+        assert_eq!(read_back(world, &done.manifest).await, v1.bytes);
+
+        let distinct: BTreeSet<_> = v1.hashes().into_iter().collect();
+        assert_eq!(done.new_chunks, distinct.len() as u64);
+        // New ids are 1, 2, 3… in the order of the artifact.
+        let manifest = world.ingest.manifest(&done.manifest).await.expect("manifest");
+        let mut highest = 0;
+        for at in manifest.entries() {
+            assert!(at.entry.id.0 <= highest + 1, "ids follow the artifact");
+            highest = highest.max(at.entry.id.0);
+        }
+        assert_eq!(world.db.last_chunk_id().await.expect("counter"), highest);
+
+        bytes.splice(1_000_000..1_000_000, noise(2, 20_000));
+        let v2 = artifact(bytes);
+        let upload = begin(&world.ingest, "2").await;
+        let missing = world.ingest.missing(&upload, &v2.hashes()).await.expect("missing");
+        assert!(missing.len() < 8, "an insertion changes few chunks, not {}", missing.len());
+        let done = push(&world.ingest, "2", &v2).await.expect("push");
+        assert_eq!(read_back(world, &done.manifest).await, v2.bytes);
+        assert!(world.db.last_chunk_id().await.expect("counter") > highest, "new ids are behind the old");
+    }
+
+    async fn wrong_bytes_are_refused_by_place_and_hash_and_never_stored(world: World) {
+        let good = artifact(noise(3, 300_000));
+        let upload = begin(&world.ingest, "1").await;
+        let mut chunks = good.chunks.clone();
+        let other = ChunkHash::of(b"other");
+        chunks[2].hash = other;
+        let error = world.ingest.put_chunks(&upload, chunks, NOW).await.expect_err("a lie");
+        let IngestError::BadChunk { index: 2, cause } = &error else { panic!("{error:?}") };
+        assert!(cause.to_string().contains(&other.to_string()));
+        assert_eq!(world.ingest.missing(&upload, &[other]).await.expect("missing"), [0]);
+
+        let chunk = |raw_len, len| IncomingChunk {
+            hash: other, codec: Codec::Raw, raw_len, bytes: vec![0; len].into(),
+        };
+        let most = CHUNK_BYTES_MAX as u32;
+        for bad in [chunk(0, 0), chunk(5, 0), chunk(5, 6), chunk(most + 1, 5), chunk(u32::MAX, 5)] {
+            let error = world.ingest.put_chunks(&upload, vec![bad], NOW).await.expect_err("out of bounds");
+            assert!(matches!(error, IngestError::ChunkBounds { index: 0 }), "{error:?}");
+        }
+        // A frame that unpacks to more than it says.
+        let bomb = Packer::new(3).pack(&vec![0; CHUNK_BYTES_MAX]);
+        let bad = IncomingChunk { hash: other, codec: bomb.codec, raw_len: 50_000, bytes: bomb.bytes };
+        let error = world.ingest.put_chunks(&upload, vec![bad], NOW).await.expect_err("a bomb");
+        assert!(matches!(error, IngestError::BadChunk { index: 0, .. }), "{error:?}");
+        assert_eq!(world.objects().await, Vec::<String>::new());
+    }
+
+    async fn an_upload_goes_on_where_it_stopped(world: World) {
+        let whole = artifact(noise(4, 1 << 20));
+        let upload = begin(&world.ingest, "1").await;
+        let half = whole.chunks.len() / 2;
+        let new = world.ingest.put_chunks(&upload, whole.chunks[..half].to_vec(), NOW).await.expect("half");
+        assert_eq!(new, half as u64);
+        let again = begin(&world.ingest, "1").await;
+        assert_eq!(again, upload);
+        let missing = world.ingest.missing(&again, &whole.hashes()).await.expect("missing");
+        assert_eq!(missing, (half as u32..whole.chunks.len() as u32).collect::<Vec<_>>());
+        // All of it again: what is there is not stored twice.
+        let new = world.ingest.put_chunks(&again, whole.chunks.clone(), NOW).await.expect("all");
+        assert_eq!(new, (whole.chunks.len() - half) as u64);
+        let done = world.ingest.commit(&again, whole.request.clone(), "ci", NOW).await.expect("commit");
+        assert_eq!(read_back(world, &done.manifest).await, whole.bytes);
+    }
+
+    async fn the_same_version_with_the_same_bytes_is_found_and_with_others_refused(world: World) {
+        let first = artifact(noise(5, 400_000));
+        let done = push(&world.ingest, "1", &first).await.expect("push");
+        let before = world.objects().await;
+        let again = push(&world.ingest, "1", &first).await.expect("push again");
+        assert!(again.already_existed);
+        assert_eq!((again.manifest, &again.root), (done.manifest, &done.root));
+        let error = push(&world.ingest, "1", &artifact(noise(6, 400_000))).await.expect_err("other bytes");
+        assert!(matches!(error, IngestError::VersionTaken { .. }), "{error:?}");
+        assert_eq!(world.objects().await, before, "a refused version leaves nothing behind");
+    }
+
+    async fn a_commit_that_does_not_add_up_makes_no_release_and_can_be_repeated(world: World) {
+        let good = artifact(noise(7, 500_000));
+        let upload = begin(&world.ingest, "1").await;
+        let commit = |change: &dyn Fn(&mut CommitRequest)| {
+            let mut request = good.request.clone();
+            change(&mut request);
+            let (ingest, upload) = (world.ingest.clone(), upload.clone());
+            async move { ingest.commit(&upload, request, "ci", NOW).await }
+        };
+        let last = good.chunks.len() - 1;
+        world.ingest.put_chunks(&upload, good.chunks[..last].to_vec(), NOW).await.expect("most");
+        let error = commit(&|_| {}).await.expect_err("one chunk lacks");
+        assert!(matches!(error, IngestError::MissingChunk(hash) if hash == good.chunks[last].hash), "{error:?}");
+        world.ingest.put_chunks(&upload, good.chunks[last..].to_vec(), NOW).await.expect("the last");
+        let error = commit(&|r| r.blake3 = ArtifactHash([1; 32])).await.expect_err("another hash");
+        assert!(matches!(error, IngestError::WrongArtifact { .. }), "{error:?}");
+        let error = commit(&|r| r.runs.swap(0, 1)).await.expect_err("another order");
+        assert!(matches!(error, IngestError::WrongArtifact { .. }), "{error:?}");
+        for change in [
+            (&|r: &mut CommitRequest| r.bytes += 1) as &dyn Fn(&mut CommitRequest),
+            &|r| r.runs[0].repeat = 0,
+            &|r| r.runs[0].repeat = u32::MAX,
+            &|r| r.runs[0].len = u32::MAX,
+            &|r| { r.runs[0].len -= 1; r.bytes -= 1 },
+            &|r| r.kind = Kind::Tree { listing_bytes: u64::MAX },
+        ] {
+            let error = commit(change).await.expect_err("a list that contradicts itself");
+            assert!(matches!(error, IngestError::BadList(_)), "{error:?}");
+        }
+        assert_eq!(world.db.releases(&name("os")).await.expect("list"), []);
+        assert_eq!(world.db.last_chunk_id().await.expect("counter"), 0);
+        let done = commit(&|_| {}).await.expect("all is there");
+        assert_eq!(read_back(world, &done.manifest).await, good.bytes);
+        let late = world.ingest.put_chunks(&upload, good.chunks.clone(), NOW).await.expect_err("over");
+        assert!(matches!(late, IngestError::UploadOver(_)), "{late:?}");
+    }
+
+    async fn concurrent_commits_share_chunks_and_never_an_id(world: World) {
+        let common = noise(8, 600_000);
+        let pushes = (0..4u8).map(|n| {
+            let ingest = world.ingest.clone();
+            let mut bytes = noise(20 + u64::from(n), 200_000);
+            bytes.extend_from_slice(&common);
+            async move {
+                let artifact = artifact(bytes);
+                let done = push(&ingest, &format!("v{n}"), &artifact).await.expect("push");
+                (done, artifact.bytes)
+            }
+        });
+        let done = join_all(pushes).await;
+        let mut by_id = std::collections::BTreeMap::new();
+        let mut given = 0;
+        for (result, bytes) in &done {
+            assert_eq!(&read_back(world, &result.manifest).await, bytes);
+            given += result.new_chunks;
+            let manifest = world.ingest.manifest(&result.manifest).await.expect("manifest");
+            for at in manifest.entries() {
+                assert_eq!(*by_id.entry(at.entry.id).or_insert(at.entry.hash), at.entry.hash);
+            }
+        }
+        let hashes: BTreeSet<_> = by_id.values().collect();
+        assert_eq!(hashes.len(), by_id.len(), "one id a hash");
+        assert_eq!(given, by_id.len() as u64);
+        assert_eq!(world.db.last_chunk_id().await.expect("counter"), given, "no gaps");
+    }
+
+    async fn the_space_of_an_aborted_or_expired_upload_comes_back(world: World) {
+        let a = artifact(noise(9, 300_000));
+        let upload = begin(&world.ingest, "1").await;
+        world.ingest.put_chunks(&upload, a.chunks.clone(), NOW).await.expect("chunks");
+        assert_eq!(world.objects().await.len(), 1);
+        assert!(world.db.pack_bytes().await.expect("sum") > 250_000);
+        world.ingest.abort(&upload).await.expect("abort");
+        assert_eq!(world.objects().await, Vec::<String>::new());
+        assert_eq!(world.db.pack_bytes().await.expect("sum"), 0);
+        let error = world.ingest.abort(&upload).await.expect_err("twice");
+        assert!(matches!(error, IngestError::UploadOver(_)), "{error:?}");
+        let unknown = UploadId::from_random([1; 16]);
+        let error = world.ingest.abort(&unknown).await.expect_err("never begun");
+        assert!(matches!(error, IngestError::UnknownUpload(_)), "{error:?}");
+
+        let upload = begin(&world.ingest, "1").await;
+        world.ingest.put_chunks(&upload, a.chunks[..3].to_vec(), NOW).await.expect("chunks");
+        // More chunks, ten hours later, move the end.
+        world.ingest.put_chunks(&upload, a.chunks[3..].to_vec(), NOW + 36_000).await.expect("chunks");
+        assert_eq!(world.ingest.expire(NOW + UPLOAD_SECONDS + 1).await.expect("expire"), 0);
+        assert_eq!(world.ingest.expire(NOW + 36_000 + UPLOAD_SECONDS + 1).await.expect("expire"), 1);
+        assert_eq!(world.objects().await, Vec::<String>::new());
+        let row = world.db.upload(&upload).await.expect("read").expect("remembered");
+        assert_eq!(row.state, UploadState::Aborted);
+        world.ingest.expire(NOW + 30 * 86_400).await.expect("expire");
+        assert_eq!(world.db.upload(&upload).await.expect("read"), None, "forgotten a month later");
+    }
+
+    async fn orphans_go_at_start_and_nothing_else(world: World) {
+        let a = artifact(noise(10, 300_000));
+        let done = push(&world.ingest, "1", &a).await.expect("push");
+        let open = begin(&world.ingest, "2").await;
+        let b = artifact(noise(11, 300_000));
+        world.ingest.put_chunks(&open, b.chunks.clone(), NOW).await.expect("chunks");
+        let before = world.objects().await;
+        world.store.put("packs/00/00000000000000000000000000000000", &b"a pack without rows"[..]).await.expect("put");
+        world.store.put(&format!("manifests/{}", ArtifactHash([3; 32])), &b"of nothing"[..]).await.expect("put");
+
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+        let now = now.as_secs() as i64;
+        // Another replica may be about to record them; uploads begun in this test end in the future.
+        let swept = world.ingest.sweep_orphans(SweepScope::Shared, now.min(NOW)).await.expect("sweep");
+        assert_eq!((swept.packs, swept.manifests, swept.uploads), (0, 0, 0));
+        let swept = world.ingest.sweep_orphans(SweepScope::Alone, NOW).await.expect("sweep");
+        assert_eq!((swept.packs, swept.manifests, swept.uploads), (1, 1, 0));
+        assert_eq!(world.objects().await, before);
+        assert_eq!(read_back(world, &done.manifest).await, a.bytes);
+        assert!(world.ingest.missing(&open, &b.hashes()).await.expect("missing").is_empty());
+    }
+
+    async fn a_pack_that_brought_nothing_new_is_deleted_at_commit(world: World) {
+        let a = artifact(noise(12, 300_000));
+        // Two publishers send the same chunks for different versions; the second finds them released.
+        let (one, two) = (begin(&world.ingest, "1").await, begin(&world.ingest, "2").await);
+        world.ingest.put_chunks(&one, a.chunks.clone(), NOW).await.expect("chunks");
+        world.ingest.put_chunks(&two, a.chunks.clone(), NOW).await.expect("chunks");
+        assert_eq!(world.objects().await.len(), 2);
+        let first = world.ingest.commit(&one, a.request.clone(), "ci", NOW).await.expect("commit");
+        let second = world.ingest.commit(&two, a.request.clone(), "ci", NOW).await.expect("commit");
+        assert_eq!((second.manifest, second.new_chunks), (first.manifest, 0));
+        assert_eq!(world.objects().await.len(), 2, "one pack, one manifest");
+    }
+
+    async fn runs_of_ids_are_served_in_order_within_their_budget(world: World) {
+        let a = artifact(noise(13, 4 << 20));
+        push(&world.ingest, "1", &a).await.expect("push");
+        let last = world.db.last_chunk_id().await.expect("counter");
+        let chunks = Chunks::new(world.db.clone(), world.store.clone());
+        let mut next = 1;
+        while next <= last {
+            let run = chunks.run(ChunkId(next), ChunkId(u64::MAX), 300_000).await.expect("run");
+            assert!(run.len() == 1 || run.iter().map(|c| c.bytes.len()).sum::<usize>() <= 300_000);
+            for chunk in run {
+                assert_eq!(chunk.id, ChunkId(next));
+                assert_eq!(chunks.chunk(chunk.id).await.expect("one"), Some(chunk));
+                next += 1;
+            }
+        }
+        assert_eq!(chunks.run(ChunkId(last + 1), ChunkId(u64::MAX), 1).await.expect("run"), []);
+        for id in [0, last + 1, i64::MAX as u64, u64::MAX] {
+            assert_eq!(chunks.chunk(ChunkId(id)).await.expect("one"), None);
+        }
+        let rows = chunks.rows(&[ChunkId(2), ChunkId(u64::MAX), ChunkId(1)]).await.expect("rows");
+        assert_eq!(rows.iter().map(|r| r.map(|r| r.id.0)).collect::<Vec<_>>(), [Some(2), None, Some(1)]);
+    }
+
+    async fn a_file_cut_by_the_origin_has_the_id_that_the_command_line_gets(world: World) {
+        let mut bytes = noise(14, 9 << 20);
+        bytes.extend_from_slice(&vec![0; 5 << 20]);
+        bytes.extend_from_within(..2 << 20);
+        let spool = world.directory.path().join("spooled");
+        std::fs::write(&spool, &bytes).expect("spool");
+        let product = name("os");
+        world.db.ensure_product(&product, CutParams::default(), NOW).await.expect("product");
+        let request = FileRequest { product, version: name("1"), cut: CutParams::default(), by: "curl".into() };
+        let done = world.ingest.ingest_file(&request, &spool, NOW).await.expect("ingest");
+        assert_eq!(read_back(world, &done.manifest).await, bytes);
+        let again = world.ingest.ingest_file(&request, &spool, NOW).await.expect("again");
+        assert_eq!((again.already_existed, again.manifest), (true, done.manifest));
+
+        let other = World::sqlite_and_directory().await;
+        let pushed = push(&other.ingest, "1", &artifact(bytes.clone())).await.expect("push");
+        assert_eq!(pushed.manifest, done.manifest);
+
+        bytes[0] ^= 1;
+        std::fs::write(&spool, &bytes).expect("spool");
+        let error = world.ingest.ingest_file(&request, &spool, NOW).await.expect_err("other bytes");
+        assert!(matches!(error, IngestError::VersionTaken { .. }), "{error:?}");
+        std::fs::write(&spool, b"").expect("spool");
+        let empty = FileRequest { version: name("empty"), ..request.clone() };
+        let done = world.ingest.ingest_file(&empty, &spool, NOW).await.expect("empty");
+        assert_eq!((done.release.bytes, done.release.chunk_count), (0, 0));
+        let unknown = FileRequest { product: name("nobody"), ..request };
+        let error = world.ingest.ingest_file(&unknown, &spool, NOW).await.expect_err("no product");
+        assert!(matches!(error, IngestError::UnknownProduct(_)), "{error:?}");
+        other.end().await;
+    }
+
+    async fn channels_count_their_changes(world: World) {
+        let (product, stable) = (name("os"), name("stable"));
+        for version in ["1", "2"] {
+            push(&world.ingest, version, &artifact(noise(15, 50_000))).await.expect("push");
+        }
+        let set = |version: &'static str| {
+            let (db, product, stable) = (world.db.clone(), product.clone(), stable.clone());
+            async move { db.set_channel(&product, &stable, &name(version), NOW).await.expect("set") }
+        };
+        assert!(matches!(set("1").await, SetChannelOutcome::Set(row) if row.counter == 1));
+        assert!(matches!(set("1").await, SetChannelOutcome::Unchanged(row) if row.counter == 1));
+        assert!(matches!(set("2").await, SetChannelOutcome::Set(row) if row.counter == 2));
+        assert_eq!(set("3").await, SetChannelOutcome::UnknownRelease);
+        assert_eq!(world.db.channels().await.expect("list").len(), 1);
+        let row = world.db.channel(&product, &stable).await.expect("read").expect("set");
+        assert_eq!(row.version, name("2"));
+
+        assert_eq!(world.db.releases_unpublished().await.expect("list").len(), 2);
+        world.db.mark_published(&product, &name("1"), NOW).await.expect("mark");
+        let left = world.db.releases_unpublished().await.expect("list");
+        assert_eq!(left.iter().map(|r| r.version.clone()).collect::<Vec<_>>(), [name("2")]);
+    }
+
+    async fn a_join_token_brings_in_as_many_nodes_as_it_says(world: World) {
+        let token = JoinTokenRow {
+            public_key: "ab".repeat(32), role: "leaf".into(), uses_left: 2, expires: NOW + 10,
+            label: "site 7".into(), created: NOW,
+        };
+        world.db.put_join_token(&token).await.expect("put");
+        let take = |node: &'static str, now| {
+            let (db, key) = (world.db.clone(), token.public_key.clone());
+            async move { db.use_join_token(&key, node, now).await.expect("use") }
+        };
+        assert!(matches!(take("a", NOW).await, JoinTokenUse::Taken(t) if t.uses_left == 1));
+        assert!(matches!(take("a", NOW).await, JoinTokenUse::Again(t) if t.uses_left == 1));
+        assert_eq!(take("late", NOW + 11).await, JoinTokenUse::Expired);
+        // Five nodes at once; one use is left.
+        let all = join_all(["b", "c", "d", "e", "f"].map(|node| take(node, NOW + 10))).await;
+        assert_eq!(all.iter().filter(|u| matches!(u, JoinTokenUse::Taken(_))).count(), 1);
+        assert_eq!(all.iter().filter(|u| **u == JoinTokenUse::UsedUp).count(), 4);
+        assert!(world.db.delete_join_token(&token.public_key).await.expect("delete"));
+        assert_eq!(take("a", NOW).await, JoinTokenUse::Unknown);
+        assert_eq!(world.db.join_tokens().await.expect("list"), []);
+    }
+
+    async fn nodes_and_api_tokens_keep_what_they_are_given(world: World) {
+        let node = NodeRow {
+            id: "0".repeat(32), public_key: vec![1, 2, 3], role: "relay".into(), label: "büro".into(),
+            enrolled: NOW, cert_serial: "0a".into(), cert_expires: NOW + 86_400, revoked: None,
+        };
+        world.db.put_node(&node).await.expect("put");
+        assert!(world.db.revoke_node(&node.id, NOW + 5).await.expect("revoke"));
+        assert!(!world.db.revoke_node("nobody", NOW).await.expect("revoke"));
+        let renewed = NodeRow { cert_serial: "0b".into(), enrolled: NOW + 9, ..node.clone() };
+        world.db.put_node(&renewed).await.expect("put");
+        let found = world.db.node(&node.id).await.expect("read").expect("there");
+        assert_eq!(found, NodeRow { enrolled: NOW, revoked: Some(NOW + 5), ..renewed });
+        assert_eq!(world.db.nodes().await.expect("list"), [found]);
+
+        let token = ApiTokenRow {
+            secret_sha256: [9; 32], label: "ci".into(), scopes: "read,publish".into(), created: NOW,
+            expires: Some(NOW + 60), revoked: None,
+        };
+        world.db.put_api_token(&token).await.expect("put");
+        let found = world.db.api_token(&[9; 32]).await.expect("read").expect("there");
+        assert_eq!(found, token);
+        assert!(found.is_valid(NOW + 60) && !found.is_valid(NOW + 61));
+        assert!(world.db.revoke_api_token(&[9; 32], NOW).await.expect("revoke"));
+        let found = world.db.api_token(&[9; 32]).await.expect("read").expect("there");
+        assert!(!found.is_valid(NOW));
+        assert_eq!(world.db.api_token(&[8; 32]).await.expect("read"), None);
+    }
+
+    async fn objects_are_put_read_listed_and_deleted(world: World) {
+        let store = &world.store;
+        store.check().await.expect("ready");
+        assert_eq!(store.get("tuf/root.json").await.expect("get"), None);
+        store.put("tuf/root.json", &b"0123456789"[..]).await.expect("put");
+        store.put("tuf/root.json", &b"abcdefghij"[..]).await.expect("replace");
+        assert_eq!(store.get("tuf/root.json").await.expect("get").as_deref(), Some(&b"abcdefghij"[..]));
+        assert_eq!(&store.get_range("tuf/root.json", 2..5).await.expect("range")[..], b"cde");
+        assert_eq!(&store.get_range("tuf/root.json", 7..500).await.expect("range")[..], b"hij");
+        assert!(store.get_range("tuf/none", 0..1).await.is_err());
+        assert_eq!(store.len("tuf/root.json").await.expect("len"), Some(10));
+        assert_eq!(store.len("tuf/none").await.expect("len"), None);
+        assert_eq!(world.objects().await, ["tuf/root.json"]);
+        store.delete("tuf/root.json").await.expect("delete");
+        store.delete("tuf/root.json").await.expect("twice is no error");
+        assert_eq!(world.objects().await, Vec::<String>::new());
+    }
+
+    async fn a_database_opens_again_as_it_was(world: World) {
+        push(&world.ingest, "1", &artifact(noise(16, 50_000))).await.expect("push");
+        world.db.close().await;
+        let db = Db::open(&world.address).await.expect("open again");
+        assert_eq!(db.releases(&name("os")).await.expect("list").len(), 1);
+        assert_eq!(db.products().await.expect("list").len(), 1);
+        db.ping().await.expect("ping");
+        db.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_pack_is_noticed_before_a_release_names_it() {
+    let world = World::sqlite_and_directory().await;
+    let a = artifact(noise(17, 300_000));
+    let upload = begin(&world.ingest, "1").await;
+    world.ingest.put_chunks(&upload, a.chunks.clone(), NOW).await.expect("chunks");
+    let pack = world.directory.path().join("objects").join(&world.objects().await[0]);
+    let mut bytes = std::fs::read(&pack).expect("read");
+    bytes[100_000] ^= 1;
+    std::fs::write(&pack, &bytes).expect("write");
+    let error = world.ingest.commit(&upload, a.request.clone(), "ci", NOW).await.expect_err("damaged");
+    assert!(matches!(error, IngestError::StoredChunk(_)), "{error:?}");
+    std::fs::write(&pack, &bytes[..100_000]).expect("write");
+    let error = world.ingest.commit(&upload, a.request.clone(), "ci", NOW).await.expect_err("truncated");
+    assert!(matches!(error, IngestError::Read(_)), "{error:?}");
+    world.end().await;
+}
+
+/// What the HTTP layer does with every call: hands it to the runtime. Compiles or not; never runs.
+#[expect(dead_code, reason = "the check is that it compiles")]
+fn every_call_can_be_spawned(ingest: Ingest, chunks: Chunks, file: FileRequest, commit: CommitRequest) {
+    let upload = UploadId::from_random([0; 16]);
+    tokio::spawn(async move {
+        let _ = ingest.begin_upload(&file.product, &file.version, "ci", NOW).await;
+        let _ = ingest.missing(&upload, &[]).await;
+        let _ = ingest.put_chunks(&upload, Vec::new(), NOW).await;
+        let _ = ingest.commit(&upload, commit, "ci", NOW).await;
+        let _ = ingest.ingest_file(&file, std::path::Path::new(""), NOW).await;
+        let _ = ingest.abort(&upload).await;
+        let _ = ingest.sweep_orphans(SweepScope::Shared, NOW).await;
+        let _ = chunks.chunk(ChunkId(1)).await;
+        let _ = chunks.run(ChunkId(1), ChunkId(2), 1).await;
+    });
+}
+
+#[tokio::test]
+async fn addresses_that_mean_nothing_say_what_to_write() {
+    for bad in ["", "sqlite:", "mysql://x", "/just/a/path"] {
+        let error = Db::open(bad).await.expect_err(bad);
+        assert!(error.to_string().contains("sqlite:PATH"), "{error}");
+    }
+    for bad in ["", "ftp://x", "s3://", "s3://bucket?surprise=1"] {
+        let error = Store::open(bad).expect_err(bad);
+        assert!(error.to_string().contains("s3://BUCKET"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn temporary_files_of_interrupted_puts_are_swept() {
+    let world = World::sqlite_and_directory().await;
+    let a = artifact(noise(18, 50_000));
+    push(&world.ingest, "1", &a).await.expect("push");
+    let left = world.directory.path().join("objects/packs/aa");
+    std::fs::create_dir_all(&left).expect("mkdir");
+    std::fs::write(left.join("aaaa#1"), b"half a pack").expect("write");
+    let swept = world.ingest.sweep_orphans(world.ingest.scope_at_start(), NOW).await.expect("sweep");
+    assert_eq!((swept.temporary, swept.packs, swept.manifests), (1, 0, 0));
+    assert!(!left.join("aaaa#1").exists());
+    world.end().await;
+}
+
+/// Kills a publisher's origin at random moments and looks at what is left.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_survives_kill_9_and_what_was_not_is_swept() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let me = std::env::current_exe().expect("own path");
+    let mut acknowledged = 0;
+    for round in 0..8u64 {
+        let mut child = tokio::process::Command::new(&me)
+            .args(["--ignored", "--exact", "child_that_ingests_until_killed", "--nocapture"])
+            .env("DISTD_TEST_CHILD_DIR", directory.path())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("spawn");
+        tokio::time::sleep(std::time::Duration::from_millis(150 + 90 * round)).await;
+        child.start_kill().expect("kill");
+        let out = child.wait_with_output().await.expect("wait");
+        let told = String::from_utf8_lossy(&out.stdout);
+        let told = told.lines().filter_map(|l| l.split("acknowledged ").nth(1)?.parse::<u64>().ok()).max();
+        acknowledged = acknowledged.max(told.unwrap_or(0));
+        eprintln!("round {round}: {acknowledged} chunks acknowledged before the kill");
+
+        let world = World::open(directory.path()).await;
+        world.ingest.sweep_orphans(SweepScope::Alone, NOW).await.expect("sweep");
+        let upload = begin(&world.ingest, "kill").await;
+        let whole = artifact(noise(19, 24 << 20));
+        let acked: Vec<ChunkHash> = whole.hashes()[..acknowledged as usize].to_vec();
+        assert!(world.ingest.missing(&upload, &acked).await.expect("missing").is_empty(), "round {round}");
+        let known = world.db.packs_known(&world.objects().await).await.expect("known");
+        assert!(known.iter().all(|known| *known), "round {round}: an object without a row");
+        if round == 7 {
+            let done = push(&world.ingest, "kill", &whole).await.expect("finish");
+            assert_eq!(read_back(&world, &done.manifest).await, whole.bytes);
+        }
+        world.db.close().await;
+    }
+    assert!(acknowledged > 0, "no child lived long enough to be told anything");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by what_was_acknowledged_survives_kill_9_and_what_was_not_is_swept"]
+async fn child_that_ingests_until_killed() {
+    let Ok(directory) = std::env::var("DISTD_TEST_CHILD_DIR") else { return };
+    let world = World::open(std::path::Path::new(&directory)).await;
+    let whole = artifact(noise(19, 24 << 20));
+    let upload = begin(&world.ingest, "kill").await;
+    let mut done = 0;
+    for batch in whole.chunks.chunks(16) {
+        world.ingest.put_chunks(&upload, batch.to_vec(), NOW).await.expect("put");
+        done += batch.len();
+        println!("acknowledged {done}");
+    }
+    tokio::time::sleep(std::time::Duration::from_secs(30)).await;
+}
+
+/// Highest resident memory of this process so far, MiB.
+fn peak_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find(|l| l.starts_with("VmHWM:")).expect("Linux tells the peak");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") / 1024
+}
+
+/// Measures; run with `--run-ignored only --no-capture`. `DISTD_MEASURE_MIB` of noise cut to a 4 KiB average: 5200 give
+/// as many chunks as 20 GB cut to 16 KiB.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn measure_a_large_file() {
+    use std::io::Write;
+    let mib: usize = std::env::var("DISTD_MEASURE_MIB").ok().and_then(|n| n.parse().ok()).unwrap_or(1024);
+    let world = World::sqlite_and_directory().await;
+    let spool = world.directory.path().join("spooled");
+    let mut file = std::fs::File::create(&spool).expect("spool");
+    for n in 0..mib {
+        file.write_all(&noise(n as u64, 1 << 20)).expect("spool");
+    }
+    drop(file);
+    let cut = CutParams::new(1024, 4096, 16_384).expect("valid");
+    world.db.ensure_product(&name("os"), cut, NOW).await.expect("product");
+    let request = FileRequest { product: name("os"), version: name("1"), cut, by: "curl".into() };
+    let before = peak_mib();
+    let start = std::time::Instant::now();
+    let done = world.ingest.ingest_file(&request, &spool, NOW).await.expect("ingest");
+    println!(
+        "{mib} MiB, {} chunks: {:?}, peak {} MiB (before: {before} MiB)",
+        done.release.chunk_count,
+        start.elapsed(),
+        peak_mib()
+    );
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn measure_seventy_thousand_rows() {
+    use distd_server::db::{BeginCommit, PackEntry};
+    for world in [Some(World::sqlite_and_directory().await), World::postgres_and_directory().await] {
+        let Some(world) = world else { continue };
+        let upload = begin(&world.ingest, "1").await;
+        let entries: Vec<PackEntry> = (0..70_000u32)
+            .map(|n| PackEntry {
+                hash: ChunkHash::of(&n.to_be_bytes()),
+                offset: n,
+                stored_len: 1,
+                raw_len: 1,
+                codec: Codec::Raw,
+            })
+            .collect();
+        let hashes: Vec<ChunkHash> = entries.iter().map(|e| e.hash).collect();
+        let start = std::time::Instant::now();
+        assert_eq!(world.db.chunks_missing(&upload, &hashes).await.expect("missing").len(), 70_000);
+        let missing = start.elapsed();
+        let start = std::time::Instant::now();
+        world.db.record_pack(&upload, "packs/aa/x", 70_000, &entries, NOW, NOW).await.expect("record");
+        let record = start.elapsed();
+        let start = std::time::Instant::now();
+        let BeginCommit::Ready(mut tx) = world.db.begin_commit(&upload).await.expect("begin") else {
+            panic!()
+        };
+        assert_eq!(tx.assign(&hashes).await.expect("assign").len(), 70_000);
+        let assign = start.elapsed();
+        drop(tx);
+        println!("{}: missing {missing:?}, record {record:?}, assign {assign:?}", &world.address[..8]);
+        world.end().await;
+    }
+}
