@@ -1,2 +1,131 @@
-//! x
-fn main() {}
+//! `distd`: push, plan, pull, verify, and administration of a realm.
+//!
+//! [`cmd`] has one file per command; [`push`] and [`pull`] do the work of the two big ones; [`api`] is the origin's HTTP API,
+//! [`context`] what every command starts from, [`exit`] how commands end. docs/cli.md is the manual.
+
+mod api;
+mod cmd;
+mod config;
+mod context;
+mod exit;
+mod local;
+mod output;
+mod progress;
+mod pull;
+mod push;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{ArgAction, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::context::Context;
+use crate::output::Output;
+
+/// Ships OS images and other files to a fleet, with the fewest bytes, signed and resumable.
+#[derive(Parser)]
+#[command(name = "distd", version, after_help = exit::HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// End with one JSON object on standard output.
+    #[arg(long, global = true)]
+    json: bool,
+    /// No progress and no notes.
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Say more on standard error; twice for still more. $DISTD_LOG has a filter in full.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    /// State directory. Default: $XDG_STATE_HOME/distd or ~/.local/state/distd, /var/lib/distd for root.
+    #[arg(long, global = true, value_name = "DIR", env = "DISTD_DATA")]
+    data: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Login(cmd::login::Args),
+    Enroll(cmd::enroll::Args),
+    Push(cmd::push::Args),
+    Plan(cmd::plan::Args),
+    Pull(cmd::pull::Args),
+    Verify(cmd::verify::Args),
+    Release(cmd::release::Args),
+    Channel(cmd::channel::Args),
+    Token(cmd::token::Args),
+    Node(cmd::node::Args),
+}
+
+async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
+    match command {
+        Command::Login(args) => cmd::login::run(context, args).await,
+        Command::Enroll(args) => cmd::enroll::run(context, args).await,
+        Command::Push(args) => cmd::push::run(context, args).await,
+        Command::Plan(args) => cmd::plan::run(context, args).await,
+        Command::Pull(args) => cmd::pull::run(context, args).await,
+        Command::Verify(args) => cmd::verify::run(context, args).await,
+        Command::Release(args) => cmd::release::run(context, args).await,
+        Command::Channel(args) => cmd::channel::run(context, args).await,
+        Command::Token(args) => cmd::token::run(context, args).await,
+        Command::Node(args) => cmd::node::run(context, args).await,
+    }
+}
+
+fn start(command: Command, data: Option<PathBuf>, output: Output) -> anyhow::Result<()> {
+    let context = Context::open(data, output)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("could not start")?;
+    let result = runtime.block_on(run(command, &context));
+    // After an error a thread may still be in the middle of a read; nobody waits for it.
+    runtime.shutdown_background();
+    result
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = match (cli.quiet, cli.verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "info",
+        (false, _) => "debug",
+    };
+    let filter = EnvFilter::try_from_env("DISTD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let output = Output::new(cli.json, cli.quiet);
+    match start(cli.command, cli.data, output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => ExitCode::from(output.failure(&error) as u8),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn api_tokens_cannot_be_given_on_the_command_line() {
+        let push = ["distd", "push", "f", "--product", "p", "--version", "1"];
+        assert!(Cli::try_parse_from(push).is_ok());
+        assert!(Cli::try_parse_from(push.into_iter().chain(["--token", "x"])).is_err());
+        assert!(Cli::try_parse_from(push.into_iter().chain(["--level", "20"])).is_err());
+    }
+
+    #[test]
+    fn enrolling_needs_somebody_to_ask_and_one_token() {
+        let parse = |rest: &[&str]| Cli::try_parse_from(["distd", "enroll"].iter().chain(rest)).map(drop);
+        assert!(parse(&["--parent", "a:1", "--token", "t"]).is_ok());
+        assert!(parse(&["--server", "https://a", "--token-file", "t"]).is_ok());
+        assert!(parse(&["--token", "t"]).is_err());
+        assert!(parse(&["--parent", "a:1"]).is_err());
+        assert!(parse(&["--parent", "a:1", "--token", "t", "--token-file", "f"]).is_err());
+    }
+}

@@ -1,0 +1,249 @@
+//! What can go wrong with a request, its exit code, and what to do next.
+
+use reqwest::StatusCode;
+use serde::Deserialize;
+
+use super::ServerUrl;
+use crate::exit::{Code, Failure, is_certificate_error};
+
+/// Longest piece of an answer quoted that is not the API's own, characters.
+const QUOTE_MAX: usize = 200;
+
+/// Why a request was not done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApiError {
+    /// No HTTP client could be made.
+    #[error("could not prepare the HTTP client")]
+    Client(#[source] reqwest::Error),
+    /// The server's certificate is not of the realm the token names.
+    #[error("{server} did not show a certificate of the token's realm")]
+    Certificate {
+        /// Where.
+        server: String,
+        /// What TLS said.
+        #[source]
+        cause: reqwest::Error,
+    },
+    /// No connection.
+    #[error("could not connect to {server}")]
+    Connect {
+        /// Where.
+        server: String,
+        /// The cause.
+        #[source]
+        cause: reqwest::Error,
+    },
+    /// The connection broke off or stayed silent.
+    #[error("the connection to {server} broke off")]
+    Broken {
+        /// Where.
+        server: String,
+        /// The cause.
+        #[source]
+        cause: reqwest::Error,
+    },
+    /// The server refused.
+    #[error("{message}")]
+    Answered {
+        /// HTTP status.
+        status: StatusCode,
+        /// The API's code; empty when the answer is not the API's.
+        code: String,
+        /// What happened.
+        message: String,
+        /// What the server advises.
+        next: Option<String>,
+    },
+    /// An answer without end.
+    #[error("the server's answer is too long")]
+    TooLong,
+    /// A successful answer of another shape.
+    #[error("the server's answer is unreadable; use the same version of distd on both sides")]
+    Unreadable(#[source] serde_json::Error),
+    /// A binary answer of another length.
+    #[error(
+        "the server's answer has {got} bytes instead of {expected}; use the same version of distd on both sides"
+    )]
+    Length {
+        /// Bytes expected.
+        expected: usize,
+        /// Bytes received.
+        got: usize,
+    },
+}
+
+#[derive(Deserialize)]
+struct ErrorAnswer {
+    error: ErrorBody,
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    code: String,
+    message: String,
+    next: Option<String>,
+}
+
+impl ApiError {
+    pub(super) fn transport(server: &ServerUrl, cause: reqwest::Error) -> Self {
+        // The URL in the cause would say twice what the message says.
+        let (server, cause) = (server.to_string(), cause.without_url());
+        if is_certificate_error(&cause) {
+            Self::Certificate { server, cause }
+        } else if cause.is_connect() {
+            Self::Connect { server, cause }
+        } else {
+            Self::Broken { server, cause }
+        }
+    }
+
+    pub(super) fn answered(status: StatusCode, body: &[u8]) -> Self {
+        match serde_json::from_slice::<ErrorAnswer>(body) {
+            Ok(ErrorAnswer { error: ErrorBody { code, message, next } }) => {
+                Self::Answered { status, code, message, next: next.filter(|n| !n.is_empty()) }
+            }
+            Err(_) => {
+                // Something in between answered: a proxy, or no distd at all.
+                let text: String = String::from_utf8_lossy(&body[..body.len().min(4 * QUOTE_MAX)])
+                    .chars()
+                    .map(|c| if c.is_control() { ' ' } else { c })
+                    .take(QUOTE_MAX)
+                    .collect();
+                let text = text.trim();
+                let colon = if text.is_empty() { "" } else { ": " };
+                let message = format!("the server answered {status}{colon}{text}");
+                Self::Answered { status, code: String::new(), message, next: None }
+            }
+        }
+    }
+
+    /// Whether the server knows the token but it lacks the right.
+    pub(crate) fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Answered { status, .. } if *status == StatusCode::FORBIDDEN)
+    }
+
+    /// Whether what was asked for is not there.
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Answered { status, .. } if *status == StatusCode::NOT_FOUND)
+    }
+
+    /// Whether the upload is unknown, over or short of a chunk: begun anew, what was sent is found again.
+    pub(crate) fn is_upload_gone(&self) -> bool {
+        matches!(self, Self::Answered { code, .. } if code == "unknown_upload" || code == "conflict")
+    }
+
+    /// Whether the same request may succeed a moment later.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::Broken { .. } => true,
+            Self::Answered { status, .. } => matches!(status.as_u16(), 408 | 429 | 502..=504),
+            _ => false,
+        }
+    }
+
+    fn exit_code(&self) -> Code {
+        match self {
+            Self::Client(_) | Self::TooLong | Self::Unreadable(_) | Self::Length { .. } => Code::Other,
+            Self::Certificate { .. } => Code::Refused,
+            Self::Connect { .. } | Self::Broken { .. } => Code::Network,
+            Self::Answered { status, .. } => match status.as_u16() {
+                400 => Code::Usage,
+                401 | 403 => Code::Refused,
+                404 => Code::NotFound,
+                408 | 429 | 502..=504 => Code::Network,
+                409 => Code::Conflict,
+                413 => Code::Unusable,
+                422 => Code::Integrity,
+                _ => Code::Other,
+            },
+        }
+    }
+
+    fn advice(&self) -> Option<String> {
+        let text = match self {
+            Self::Certificate { .. } => {
+                "check the URL; if the origin was set up anew, use a token of the new one; if neither, somebody is in \
+                 between"
+            }
+            Self::Connect { .. } => "check the URL, that the origin runs, and the network",
+            Self::Broken { .. } => {
+                "check the network, then run the same command again: a push goes on where it was"
+            }
+            Self::Answered { code, next, .. } => match (code.as_str(), next) {
+                // The API advises in terms of requests; who typed a command wants one.
+                ("unknown_product", _) => "check the name; a product comes into being with its first push",
+                ("unknown_version", _) => "see what there is: distd release ls PRODUCT",
+                ("unknown_channel", _) => "make it: distd channel set PRODUCT:CHANNEL VERSION",
+                ("unauthorised", _) => {
+                    "use a token that is valid: --token-file FILE, $DISTD_TOKEN or distd login"
+                }
+                ("forbidden", _) => {
+                    "use a token with this right; an admin makes one: distd token create --scope SCOPE"
+                }
+                ("version_taken", _) => "push with another --version",
+                (_, Some(next)) => return Some(next.clone()),
+                (_, None) => return None,
+            },
+            _ => return None,
+        };
+        Some(text.to_owned())
+    }
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        let (code, advice) = (error.exit_code(), error.advice());
+        let failure = Self::new(code, error.into());
+        match advice {
+            Some(advice) => failure.next(advice),
+            None => failure,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::{advice, code_of};
+
+    #[test]
+    fn the_servers_codes_become_exit_codes_with_its_advice() {
+        let cases = [
+            (400, Code::Usage),
+            (401, Code::Refused),
+            (403, Code::Refused),
+            (404, Code::NotFound),
+            (409, Code::Conflict),
+            (413, Code::Unusable),
+            (422, Code::Integrity),
+            (500, Code::Other),
+            (503, Code::Network),
+            (507, Code::Other),
+        ];
+        for (status, code) in cases {
+            let status = StatusCode::from_u16(status).expect("a status");
+            let body = br#"{"error":{"code":"x","message":"it happened","next":"do this"}}"#;
+            let error = anyhow::Error::from(Failure::from(ApiError::answered(status, body)));
+            assert_eq!(code_of(&error), code, "{status}");
+            assert_eq!(advice(&error).as_deref(), Some("do this"));
+            assert_eq!(error.to_string(), "it happened");
+        }
+    }
+
+    #[test]
+    fn what_was_typed_as_a_command_is_advised_with_a_command() {
+        let body =
+            br#"{"error":{"code":"unknown_version","message":"no","next":"GET /v1/products/os/releases"}}"#;
+        let error = Failure::from(ApiError::answered(StatusCode::NOT_FOUND, body));
+        assert!(advice(&error.into()).expect("advice").contains("distd release ls"));
+    }
+
+    #[test]
+    fn an_answer_of_something_else_is_quoted_without_control_characters() {
+        let error = ApiError::answered(StatusCode::BAD_GATEWAY, b"<h1>\x1b[31mbad\x07</h1>");
+        assert_eq!(error.to_string(), "the server answered 502 Bad Gateway: <h1> [31mbad </h1>");
+        assert!(error.is_passing());
+        let error = ApiError::answered(StatusCode::NOT_FOUND, &[b'x'; 100_000]);
+        assert!(error.to_string().len() < 300);
+    }
+}

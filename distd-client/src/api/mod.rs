@@ -1,0 +1,233 @@
+//! The origin's HTTP API as this program uses it (docs/http-api.md).
+
+mod error;
+mod types;
+mod upload;
+mod url;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use distd_peer::trust::tls::{TrustAnchor, https_client};
+use distd_peer::trust::token::ApiToken;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use reqwest::{Client, Method, RequestBuilder, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub(crate) use error::ApiError;
+pub(crate) use types::{Channel, Node, NodeList, Release, ReleaseList, Secret, TokenInfo, TokenList};
+pub(crate) use upload::{COMMIT_BYTES_MAX, CommitRequest, MISSING_MAX, RUN_BYTES, Upload};
+pub(crate) use url::ServerUrl;
+
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// How long an origin may take over a small request.
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// When a silent connection is given up. A commit of a large artifact is silent for minutes while the origin reads it
+/// back, so silence is told from death by keepalive probes and not by a limit on the answer.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// Largest answer read, bytes. Lists of a realm with tens of thousands of nodes fit.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// The origin's HTTP API, with one token. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Api {
+    client: Client,
+    server: ServerUrl,
+    authorization: Option<HeaderValue>,
+}
+
+impl Api {
+    /// Speaks to `server` with `token`, whose fingerprint says which CA to believe. Without a token only what needs
+    /// none works, over plain HTTP.
+    ///
+    /// # Errors
+    /// [`ApiError::Client`].
+    pub(crate) fn new(server: ServerUrl, token: Option<&ApiToken>) -> Result<Self, ApiError> {
+        let anchor = token.map(|token| TrustAnchor::Fingerprint(*token.ca_fingerprint()));
+        let authorization = token.map(|token| {
+            let text = format!("Bearer {}", token.to_secret_string());
+            let mut value = HeaderValue::try_from(text).expect("a token is ASCII without control characters");
+            value.set_sensitive(true);
+            value
+        });
+        Self::with_anchor(server, anchor, authorization)
+    }
+
+    /// Speaks to `server` without a token; the certificate is verified by `anchor`.
+    ///
+    /// # Errors
+    /// [`ApiError::Client`].
+    pub(crate) fn anonymous(server: ServerUrl, anchor: TrustAnchor) -> Result<Self, ApiError> {
+        Self::with_anchor(server, Some(anchor), None)
+    }
+
+    fn with_anchor(
+        server: ServerUrl,
+        anchor: Option<TrustAnchor>,
+        authorization: Option<HeaderValue>,
+    ) -> Result<Self, ApiError> {
+        let mut builder = Client::builder()
+            .user_agent(concat!("distd/", env!("CARGO_PKG_VERSION")))
+            .http1_only()
+            // The token goes to the server named and nowhere else.
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT)
+            .tcp_keepalive(KEEPALIVE)
+            .tcp_keepalive_interval(KEEPALIVE)
+            .tcp_keepalive_retries(3)
+            .tcp_user_timeout(KEEPALIVE * 4);
+        if server.is_loopback() {
+            builder = builder.no_proxy();
+        }
+        // Plain HTTP needs no anchor, but the builder needs a TLS configuration; one that trusts no one will do.
+        let anchor = anchor.unwrap_or(TrustAnchor::Fingerprint([0; 32]));
+        let mut tls = https_client(&anchor);
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let client = builder.tls_backend_preconfigured(tls).build().map_err(ApiError::Client)?;
+        Ok(Self { client, server, authorization })
+    }
+
+    /// The server spoken to.
+    pub(crate) fn server(&self) -> &ServerUrl {
+        &self.server
+    }
+
+    fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
+        let request = self.client.request(method, self.server.join(path));
+        match &self.authorization {
+            Some(value) => request.header(AUTHORIZATION, value.clone()),
+            None => request,
+        }
+    }
+
+    /// Sends a request and reads its answer whole.
+    async fn send(&self, request: RequestBuilder) -> Result<Bytes, ApiError> {
+        self.send_for_status(request).await.map(|(_, body)| body)
+    }
+
+    /// As [`send`](Self::send), for requests that succeed in more than one way.
+    async fn send_for_status(&self, request: RequestBuilder) -> Result<(StatusCode, Bytes), ApiError> {
+        let failed = |cause| ApiError::transport(&self.server, cause);
+        let mut response = request.send().await.map_err(failed)?;
+        let status = response.status();
+        let mut body = Vec::new();
+        while let Some(piece) = response.chunk().await.map_err(failed)? {
+            if body.len() + piece.len() > ANSWER_BYTES_MAX {
+                return Err(ApiError::TooLong);
+            }
+            body.extend_from_slice(&piece);
+        }
+        if status.is_success() { Ok((status, body.into())) } else { Err(ApiError::answered(status, &body)) }
+    }
+
+    async fn send_json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ApiError> {
+        serde_json::from_slice(&self.send(request).await?).map_err(ApiError::Unreadable)
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, ApiError> {
+        self.send_json(self.request(Method::GET, path).timeout(ANSWER)).await
+    }
+
+    async fn with_body<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> Result<T, ApiError> {
+        self.send_json(self.request(method, path).timeout(ANSWER).json(body)).await
+    }
+
+    /// Whether the server takes the token: any answer but a refusal of the token itself.
+    pub(crate) async fn check_token(&self) -> Result<(), ApiError> {
+        match self.send(self.request(Method::GET, &["v1", "products"]).timeout(ANSWER)).await {
+            // A token without the right to read is a good token all the same.
+            Err(error) if error.is_forbidden() => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Releases of a product.
+    pub(crate) async fn releases(&self, product: &str) -> Result<ReleaseList, ApiError> {
+        self.get(&["v1", "products", product, "releases"]).await
+    }
+
+    /// One release.
+    pub(crate) async fn release(&self, product: &str, version: &str) -> Result<Release, ApiError> {
+        self.get(&["v1", "products", product, "releases", version]).await
+    }
+
+    /// One channel.
+    pub(crate) async fn channel(&self, product: &str, channel: &str) -> Result<Channel, ApiError> {
+        self.get(&["v1", "products", product, "channels", channel]).await
+    }
+
+    /// Points a channel at a version.
+    pub(crate) async fn set_channel(
+        &self,
+        product: &str,
+        channel: &str,
+        version: &str,
+    ) -> Result<Channel, ApiError> {
+        let path = ["v1", "products", product, "channels", channel];
+        self.with_body(Method::PUT, &path, &serde_json::json!({ "version": version })).await
+    }
+
+    /// Makes an API token; its text is in the answer and never shown again.
+    pub(crate) async fn create_token(
+        &self,
+        label: &str,
+        scopes: &[String],
+        expires_in: Option<Duration>,
+    ) -> Result<Secret, ApiError> {
+        let mut body = serde_json::json!({ "label": label, "scopes": scopes });
+        if let Some(expires_in) = expires_in {
+            body["expires_in"] = expires_in.as_secs().into();
+        }
+        self.with_body(Method::POST, &["v1", "tokens"], &body).await
+    }
+
+    /// Makes a join token.
+    pub(crate) async fn create_join_token(
+        &self,
+        role: &str,
+        uses: u32,
+        expires_in: Duration,
+        label: &str,
+    ) -> Result<Secret, ApiError> {
+        let expires_in = expires_in.as_secs();
+        let body =
+            serde_json::json!({ "role": role, "uses": uses, "expires_in": expires_in, "label": label });
+        self.with_body(Method::POST, &["v1", "join-tokens"], &body).await
+    }
+
+    /// API tokens, without their secrets.
+    pub(crate) async fn tokens(&self) -> Result<TokenList, ApiError> {
+        self.get(&["v1", "tokens"]).await
+    }
+
+    /// Ends an API token.
+    pub(crate) async fn revoke_token(&self, id: &str) -> Result<(), ApiError> {
+        self.send(self.request(Method::DELETE, &["v1", "tokens", id]).timeout(ANSWER)).await.map(drop)
+    }
+
+    /// Nodes of the realm.
+    pub(crate) async fn nodes(&self) -> Result<NodeList, ApiError> {
+        self.get(&["v1", "nodes"]).await
+    }
+
+    /// Shuts a node out.
+    pub(crate) async fn revoke_node(&self, id: &str) -> Result<(), ApiError> {
+        self.send(self.request(Method::POST, &["v1", "nodes", id, "revoke"]).timeout(ANSWER)).await.map(drop)
+    }
+
+    /// One enrolment exchange over HTTPS; both bodies are msgpack.
+    pub(crate) async fn enroll(&self, message: Vec<u8>) -> Result<Bytes, ApiError> {
+        let request = self.request(Method::POST, &["v1", "enroll"]).timeout(ANSWER);
+        self.send(request.header(CONTENT_TYPE, "application/msgpack").body(message)).await
+    }
+}

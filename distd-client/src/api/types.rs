@@ -1,0 +1,96 @@
+//! Answers of the origin. Fields this version does not know are left alone.
+
+use distd_core::cut::CutParams;
+use distd_core::{ArtifactHash, ManifestId};
+use serde::{Deserialize, Serialize};
+
+/// A release.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Release {
+    pub(crate) product: String,
+    pub(crate) version: String,
+    /// `file` or `tree`.
+    pub(crate) kind: String,
+    pub(crate) manifest: ManifestId,
+    pub(crate) blake3: ArtifactHash,
+    pub(crate) bytes: u64,
+    pub(crate) chunks: u64,
+    /// Unix seconds.
+    pub(crate) created: i64,
+}
+
+/// Releases of a product.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ReleaseList {
+    pub(crate) releases: Vec<Release>,
+}
+
+/// A channel.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Channel {
+    pub(crate) product: String,
+    pub(crate) channel: String,
+    pub(crate) version: String,
+    pub(crate) manifest: ManifestId,
+    pub(crate) counter: u64,
+    /// Unix seconds.
+    pub(crate) updated: i64,
+}
+
+/// A new token: the text is shown once.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Secret {
+    pub(crate) token: String,
+    /// API tokens have one, join tokens need none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) id: Option<String>,
+}
+
+/// An API token without its secret.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct TokenInfo {
+    pub(crate) id: String,
+    pub(crate) label: String,
+    pub(crate) scopes: Vec<String>,
+    /// Unix seconds.
+    pub(crate) created: i64,
+    /// Unix seconds; none for ever.
+    pub(crate) expires: Option<i64>,
+    /// Unix seconds.
+    pub(crate) revoked: Option<i64>,
+}
+
+/// API tokens.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct TokenList {
+    pub(crate) tokens: Vec<TokenInfo>,
+}
+
+/// A node of the realm.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Node {
+    pub(crate) id: String,
+    pub(crate) role: String,
+    pub(crate) label: String,
+    /// Unix seconds.
+    pub(crate) enrolled: i64,
+    /// End of its certificate, unix seconds.
+    pub(crate) cert_expires: i64,
+    /// Unix seconds.
+    pub(crate) revoked: Option<i64>,
+}
+
+/// Nodes of the realm.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct NodeList {
+    pub(crate) nodes: Vec<Node>,
+}
+
+/// A new or resumed upload.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Begun {
+    pub(super) upload: String,
+    pub(super) cut: CutParams,
+    #[serde(default)]
+    pub(super) resumed: bool,
+}

@@ -1,0 +1,210 @@
+//! One upload: which chunks are missing, the chunks, the commit. Every request may be sent twice without harm, so each
+//! is tried again when the connection fails.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use distd_core::cut::CutParams;
+use distd_core::{ArtifactHash, ChunkHash};
+use futures::stream;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use reqwest::{Body, Method, StatusCode};
+
+use super::types::Begun;
+use super::{ANSWER, Api, ApiError, Release};
+
+/// Pauses before each further try: some fifteen seconds in all, which a restart of the origin takes.
+const PAUSES: [Duration; 5] = [
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+];
+
+/// Most hashes in one question.
+pub(crate) const MISSING_MAX: usize = 65_536;
+
+/// Bytes of one run in the commit's list of chunks: hash, length, repeats.
+pub(crate) const RUN_BYTES: usize = 40;
+
+/// Largest commit, bytes. At 16 KiB a chunk this is an artifact of 100 GB.
+pub(crate) const COMMIT_BYTES_MAX: usize = 256 << 20;
+
+/// An open upload. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Upload {
+    api: Api,
+    id: String,
+    cut: CutParams,
+    resumed: bool,
+}
+
+/// What is committed.
+pub(crate) struct CommitRequest {
+    /// Length of a tree's listing; `None` for a file.
+    pub(crate) listing_bytes: Option<u64>,
+    /// Length of the artifact.
+    pub(crate) bytes: u64,
+    /// Hash of the artifact.
+    pub(crate) blake3: ArtifactHash,
+    /// The chunks in artifact order, [`RUN_BYTES`] per run.
+    pub(crate) runs: Bytes,
+}
+
+impl CommitRequest {
+    /// The msgpack before the runs: they come last, so that they are never copied.
+    fn head(&self, cut: CutParams) -> Vec<u8> {
+        let mut out = Vec::new();
+        let kind = if self.listing_bytes.is_some() { "tree" } else { "file" };
+        let encode = |out: &mut Vec<u8>| {
+            rmp::encode::write_map_len(out, 6)?;
+            rmp::encode::write_str(out, "kind")?;
+            rmp::encode::write_str(out, kind)?;
+            rmp::encode::write_str(out, "listing_bytes")?;
+            rmp::encode::write_uint(out, self.listing_bytes.unwrap_or(0))?;
+            rmp::encode::write_str(out, "cut")?;
+            rmp::encode::write_array_len(out, 3)?;
+            for size in [cut.min(), cut.avg(), cut.max()] {
+                rmp::encode::write_uint(out, size.into())?;
+            }
+            rmp::encode::write_str(out, "bytes")?;
+            rmp::encode::write_uint(out, self.bytes)?;
+            rmp::encode::write_str(out, "blake3")?;
+            rmp::encode::write_bin(out, self.blake3.as_bytes())?;
+            rmp::encode::write_str(out, "chunks")?;
+            rmp::encode::write_bin_len(out, self.runs.len() as u32)
+        };
+        encode(&mut out).expect("a vector takes every write");
+        out
+    }
+}
+
+/// Tries again while the failure may pass.
+async fn persistently<T, F: Future<Output = Result<T, ApiError>>>(
+    mut attempt: impl FnMut() -> F,
+) -> Result<T, ApiError> {
+    for pause in PAUSES {
+        match attempt().await {
+            Err(error) if error.is_passing() => {
+                tracing::info!(
+                    error = &error as &dyn std::error::Error,
+                    ?pause,
+                    "request failed; trying again"
+                );
+                tokio::time::sleep(pause).await;
+            }
+            other => return other,
+        }
+    }
+    attempt().await
+}
+
+impl Api {
+    /// Begins an upload, or goes on with the open one of this version.
+    pub(crate) async fn begin_upload(&self, product: &str, version: &str) -> Result<Upload, ApiError> {
+        let path = ["v1", "products", product, "releases", version, "uploads"];
+        let begun: Begun = self.send_json(self.request(Method::POST, &path).timeout(ANSWER)).await?;
+        Ok(Upload { api: self.clone(), id: begun.upload, cut: begun.cut, resumed: begun.resumed })
+    }
+}
+
+impl Upload {
+    /// How the product is cut.
+    pub(crate) fn cut(&self) -> CutParams {
+        self.cut
+    }
+
+    /// Whether an earlier push of this version was interrupted.
+    pub(crate) fn is_resumed(&self) -> bool {
+        self.resumed
+    }
+
+    fn post(&self, what: &str, parts: Vec<Bytes>) -> reqwest::RequestBuilder {
+        let len: usize = parts.iter().map(Bytes::len).sum();
+        let parts = stream::iter(parts.into_iter().map(Ok::<_, std::convert::Infallible>));
+        self.api
+            .request(Method::POST, &["v1", "uploads", &self.id, what])
+            .header(CONTENT_TYPE, "application/octet-stream")
+            .header(CONTENT_LENGTH, len)
+            .body(Body::wrap_stream(parts))
+    }
+
+    /// Which of at most [`MISSING_MAX`] hashes the origin lacks.
+    pub(crate) async fn missing(&self, hashes: &[ChunkHash]) -> Result<Vec<bool>, ApiError> {
+        let mut body = Vec::with_capacity(hashes.len() * 32);
+        for hash in hashes {
+            body.extend_from_slice(hash.as_bytes());
+        }
+        let body = Bytes::from(body);
+        let bitmap =
+            persistently(|| self.api.send(self.post("missing", vec![body.clone()]).timeout(ANSWER))).await?;
+        let expected = hashes.len().div_ceil(8);
+        if bitmap.len() != expected {
+            return Err(ApiError::Length { expected, got: bitmap.len() });
+        }
+        Ok((0..hashes.len()).map(|i| bitmap[i / 8] & (0x80 >> (i % 8)) != 0).collect())
+    }
+
+    /// Sends chunk records; when this returns they are durable.
+    pub(crate) async fn put_chunks(&self, records: &[Bytes]) -> Result<(), ApiError> {
+        persistently(|| self.api.send(self.post("chunks", records.to_vec()))).await.map(drop)
+    }
+
+    /// Makes the release; also says whether it was there already.
+    pub(crate) async fn commit(&self, request: &CommitRequest) -> Result<(Release, bool), ApiError> {
+        let head = Bytes::from(request.head(self.cut));
+        // No time limit: the origin reads the whole artifact back before it answers.
+        let (status, body) = persistently(|| {
+            self.api.send_for_status(self.post("commit", vec![head.clone(), request.runs.clone()]))
+        })
+        .await?;
+        let release = serde_json::from_slice(&body).map_err(ApiError::Unreadable)?;
+        Ok((release, status == StatusCode::OK))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Commit {
+        kind: String,
+        listing_bytes: u64,
+        cut: CutParams,
+        bytes: u64,
+        blake3: ArtifactHash,
+        #[serde(with = "serde_bytes")]
+        chunks: Vec<u8>,
+    }
+
+    #[test]
+    fn a_commit_is_the_msgpack_map_of_the_api() {
+        let (blake3, runs) = (ArtifactHash([7; 32]), Bytes::from(vec![9; 2 * RUN_BYTES]));
+        let request = CommitRequest { listing_bytes: Some(300), bytes: 70_000, blake3, runs: runs.clone() };
+        let mut body = request.head(CutParams::default());
+        body.extend_from_slice(&runs);
+        let got: Commit = rmp_serde::from_slice(&body).expect("msgpack");
+        assert_eq!((got.kind.as_str(), got.listing_bytes, got.bytes), ("tree", 300, 70_000));
+        assert_eq!((got.cut, got.blake3, got.chunks), (CutParams::default(), blake3, runs.to_vec()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn passing_failures_are_tried_again_and_others_not() {
+        let tries = Cell::new(0);
+        let answer = |status: u16| {
+            tries.set(tries.get() + 1);
+            let status = StatusCode::from_u16(status).expect("a status");
+            async move { Err::<(), _>(ApiError::answered(status, b"")) }
+        };
+        assert!(persistently(|| answer(503)).await.is_err());
+        assert_eq!(tries.replace(0), PAUSES.len() + 1);
+        assert!(persistently(|| answer(409)).await.is_err());
+        assert_eq!(tries.get(), 1);
+    }
+}

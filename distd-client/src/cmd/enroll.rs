@@ -1,0 +1,130 @@
+//! `distd enroll`: this device joins a realm.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, anyhow};
+use distd_peer::enrollment::{self, EnrollmentError};
+use distd_peer::trust::enroll::{EnrollMessage, EnrollReply, LABEL_BYTES_MAX};
+use distd_peer::trust::identity::{NodeIdentity, Role};
+use distd_peer::trust::tls::TrustAnchor;
+use distd_peer::trust::token::JoinToken;
+use serde::Serialize;
+
+use super::parse;
+use crate::api::{Api, ServerUrl};
+use crate::context::Context;
+use crate::exit::{Code, Failure, code_of_enrollment};
+
+/// Join a realm: get a certificate for this device with a join token.
+///
+/// The token names the realm's CA, so this is safe on any network. The parents named are remembered for pull.
+#[derive(clap::Args)]
+#[command(group(clap::ArgGroup::new("whom").required(true).multiple(true).args(["server", "parent"])))]
+#[command(group(clap::ArgGroup::new("join").required(true).args(["token", "token_file"])))]
+pub(crate) struct Args {
+    /// Relay or origin to enrol with and to pull from (QUIC); repeat for more, nearest first.
+    #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT")]
+    parent: Vec<String>,
+    /// Enrol over HTTPS with the origin, where UDP is blocked.
+    #[arg(long, value_name = "URL")]
+    server: Option<String>,
+    /// Join token.
+    #[arg(long, value_name = "TOKEN", env = "DISTD_JOIN_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// File that holds the join token.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Name operators see. Default: this machine's host name.
+    #[arg(long)]
+    label: Option<String>,
+    /// Allow an http:// URL of a loopback address.
+    #[arg(long)]
+    plain_http: bool,
+}
+
+#[derive(Serialize)]
+struct Enrolled {
+    node_id: String,
+    role: &'static str,
+    /// Unix seconds.
+    certificate_expires: u64,
+    parents: Vec<String>,
+}
+
+pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
+    let token = join_token(&args)?;
+    let label = args.label.clone().unwrap_or_else(host_name);
+    if label.len() > LABEL_BYTES_MAX {
+        let error = anyhow!("the label has {} bytes; at most {LABEL_BYTES_MAX} are allowed", label.len());
+        return Err(Failure::new(Code::Usage, error).into());
+    }
+    let failed = |e: EnrollmentError| Failure::new(code_of_enrollment(&e), anyhow::Error::new(e));
+    let mut identity = NodeIdentity::load_or_create(context.data()).map_err(|e| failed(e.into()))?;
+    if let Some(server) = &args.server {
+        let server =
+            ServerUrl::parse(server, args.plain_http).map_err(|e| Failure::new(Code::Usage, e.into()))?;
+        over_https(&mut identity, &token, &label, server).await?;
+    } else {
+        enrollment::enroll(&mut identity, &token, Role::Leaf, &label, &args.parent).await.map_err(failed)?;
+    }
+    let expires = identity.cert().map_or(0, |cert| cert.not_after);
+    let node_id = identity.node_id().to_string();
+    if !args.parent.is_empty() {
+        context.remember(|file| file.parents.clone_from(&args.parent))?;
+    }
+    let enrolled =
+        Enrolled { node_id, role: Role::Leaf.as_str(), certificate_expires: expires, parents: args.parent };
+    context.output().result(&enrolled, |enrolled| {
+        let until = parse::time(i64::try_from(enrolled.certificate_expires).unwrap_or(i64::MAX));
+        format!(
+            "enrolled as {} {}; certificate until {until}, renewed as needed",
+            enrolled.role, enrolled.node_id
+        )
+    })?;
+    let parent = if enrolled.parents.is_empty() { " --parent HOST:PORT" } else { "" };
+    context.output().note(&format!("next: distd pull PRODUCT:CHANNEL --out FILE{parent}"));
+    Ok(())
+}
+
+fn join_token(args: &Args) -> anyhow::Result<JoinToken> {
+    let text = match (&args.token, &args.token_file) {
+        // A file named on the command line goes before the environment.
+        (_, Some(path)) => std::fs::read_to_string(path)
+            .with_context(|| format!("could not read the join token from {}", path.display()))
+            .map_err(|e| Failure::new(Code::Local, e))?,
+        (Some(text), None) => text.clone(),
+        (None, None) => {
+            let error = anyhow!("no join token");
+            let next = "name one with --token TOKEN or --token-file FILE; make one with: distd token join --role leaf";
+            return Err(Failure::new(Code::Usage, error).next(next).into());
+        }
+    };
+    text.parse::<JoinToken>().map_err(|e| Failure::new(Code::Refused, e.into()).into())
+}
+
+fn host_name() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    if name.is_empty() { "device".to_owned() } else { name }
+}
+
+async fn over_https(
+    identity: &mut NodeIdentity,
+    token: &JoinToken,
+    label: &str,
+    server: ServerUrl,
+) -> anyhow::Result<()> {
+    let failed = |e: EnrollmentError| Failure::new(code_of_enrollment(&e), anyhow::Error::new(e));
+    let anchor = TrustAnchor::Fingerprint(*token.ca_fingerprint());
+    let api = Api::anonymous(server, anchor).map_err(Failure::from)?;
+    let request = identity.enroll_request(token, Role::Leaf, label).map_err(|e| failed(e.into()))?;
+    let reply = api.enroll(EnrollMessage::Enroll(request).encode()).await.map_err(Failure::from)?;
+    let reply = EnrollReply::decode(&reply).map_err(|e| Failure::new(Code::Integrity, e.into()))?;
+    match reply {
+        EnrollReply::Enrolled(response) => {
+            identity.install_enrolled(token, &response).map_err(|e| failed(e.into()))?;
+            Ok(())
+        }
+        EnrollReply::Refused(refusal) => Err(failed(refusal.into()).into()),
+        EnrollReply::Renewed(_) => Err(failed(EnrollmentError::OtherReply).into()),
+    }
+}

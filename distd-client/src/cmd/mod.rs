@@ -1,0 +1,13 @@
+//! The commands, one file each: arguments in, one result out.
+
+pub(crate) mod channel;
+pub(crate) mod enroll;
+pub(crate) mod login;
+pub(crate) mod node;
+pub(crate) mod parse;
+pub(crate) mod plan;
+pub(crate) mod pull;
+pub(crate) mod push;
+pub(crate) mod release;
+pub(crate) mod token;
+pub(crate) mod verify;

@@ -1,0 +1,165 @@
+//! Arguments of more than one command.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use distd_core::names::{Name, NameError, Wanted, WantedError};
+
+/// Why a string is no argument of its kind.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ParseError {
+    /// A part is no name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// Neither `PRODUCT@VERSION` nor `PRODUCT:CHANNEL`.
+    #[error(transparent)]
+    Wanted(#[from] WantedError),
+    /// A channel where a release belongs.
+    #[error("write PRODUCT@VERSION")]
+    NoRelease,
+    /// A release where a channel belongs.
+    #[error("write PRODUCT:CHANNEL")]
+    NoChannel,
+    /// Not a number with a unit.
+    #[error("write a number and a unit: 90s, 45m, 24h, 7d or 4w")]
+    Duration,
+    /// Node ids are hexadecimal.
+    #[error("a node id has 32 hexadecimal digits; see: distd node ls")]
+    NodeId,
+    /// Token ids are hexadecimal.
+    #[error("a token id has only letters, digits, '-' and '_'; see: distd token ls")]
+    TokenId,
+}
+
+/// `PRODUCT@VERSION`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ReleaseName {
+    pub(crate) product: Name,
+    pub(crate) version: Name,
+}
+
+impl FromStr for ReleaseName {
+    type Err = ParseError;
+
+    fn from_str(s: &str) -> Result<Self, ParseError> {
+        match s.parse()? {
+            Wanted::Release { product, version } => Ok(Self { product, version }),
+            Wanted::Channel { .. } => Err(ParseError::NoRelease),
+        }
+    }
+}
+
+/// `PRODUCT:CHANNEL`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ChannelName {
+    pub(crate) product: Name,
+    pub(crate) channel: Name,
+}
+
+impl FromStr for ChannelName {
+    type Err = ParseError;
+
+    fn from_str(s: &str) -> Result<Self, ParseError> {
+        match s.parse()? {
+            Wanted::Channel { product, channel } => Ok(Self { product, channel }),
+            Wanted::Release { .. } => Err(ParseError::NoChannel),
+        }
+    }
+}
+
+impl fmt::Display for ChannelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.product, self.channel)
+    }
+}
+
+/// A time from now: `90s`, `45m`, `24h`, `7d`, `4w`.
+pub(crate) fn duration(s: &str) -> Result<Duration, ParseError> {
+    let digits = s.len() - s.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = s.split_at(digits);
+    let seconds: u64 = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        "w" => 7 * 24 * 3600,
+        _ => return Err(ParseError::Duration),
+    };
+    let number: u64 = number.parse().map_err(|_| ParseError::Duration)?;
+    // A century: no later time is meant, and none overflows anywhere.
+    let longest = 100 * 366 * 24 * 3600;
+    match number.checked_mul(seconds) {
+        Some(seconds) if (1..=longest).contains(&seconds) => Ok(Duration::from_secs(seconds)),
+        _ => Err(ParseError::Duration),
+    }
+}
+
+/// A node id.
+pub(crate) fn node_id(s: &str) -> Result<String, ParseError> {
+    let good = s.len() == 32 && s.bytes().all(|b| b.is_ascii_hexdigit());
+    if good { Ok(s.to_ascii_lowercase()) } else { Err(ParseError::NodeId) }
+}
+
+/// A token id.
+pub(crate) fn token_id(s: &str) -> Result<String, ParseError> {
+    let good = !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    if good { Ok(s.to_owned()) } else { Err(ParseError::TokenId) }
+}
+
+/// Unix seconds for people: UTC, to the second.
+pub(crate) fn time(unix_seconds: i64) -> String {
+    match jiff::Timestamp::from_second(unix_seconds) {
+        Ok(time) => time.to_string(),
+        Err(_) => unix_seconds.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_a_number_and_a_unit() {
+        let cases = [("90s", 90), ("45m", 2700), ("24h", 86_400), ("7d", 604_800), ("2w", 1_209_600)];
+        for (text, seconds) in cases {
+            assert_eq!(duration(text).expect(text), Duration::from_secs(seconds));
+        }
+        for bad in
+            ["", "24", "h", "0h", "-1h", "1.5h", "24 h", "24H", "99999999999999999999d", "999999999w", "1é"]
+        {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn releases_and_channels_are_told_apart() {
+        assert!("os@1.2".parse::<ReleaseName>().is_ok());
+        assert!(matches!("os:stable".parse::<ReleaseName>(), Err(ParseError::NoRelease)));
+        assert_eq!("os:stable".parse::<ChannelName>().expect("a channel").to_string(), "os:stable");
+        assert!(matches!("os@1.2".parse::<ChannelName>(), Err(ParseError::NoChannel)));
+        for bad in ["", "os", "@", "os@", "@1", "os@../x", "os@1@2"] {
+            assert!(bad.parse::<ReleaseName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ids_cannot_lead_elsewhere() {
+        assert_eq!(
+            node_id("ABCDEF00112233445566778899aabbcc").expect("an id"),
+            "abcdef00112233445566778899aabbcc"
+        );
+        for bad in ["", "..", "a/b", "0"] {
+            assert!(node_id(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "..", "a/b"] {
+            assert!(token_id(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_are_utc() {
+        assert_eq!(time(0), "1970-01-01T00:00:00Z");
+        assert_eq!(time(i64::MAX), i64::MAX.to_string());
+    }
+}

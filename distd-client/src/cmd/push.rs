@@ -1,0 +1,49 @@
+//! `distd push`: a file, block device or directory becomes a release.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use distd_core::names::Name;
+use distd_core::packing::LEVEL_DEFAULT;
+
+use crate::context::{ApiArgs, Context};
+use crate::progress::Progress;
+use crate::push::{PushRequest, push};
+
+/// Make a release of a file, a block device or a directory.
+///
+/// It is cut here and only chunks that the origin lacks are sent. Interrupted, the same command goes on where it was.
+/// A version is released once: the same bytes again change nothing, others are refused.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// What to push.
+    #[arg(value_name = "FILE|BLOCKDEV|DIR")]
+    path: PathBuf,
+    /// The product; made when it is new.
+    #[arg(long, value_name = "PRODUCT")]
+    product: Name,
+    /// The version.
+    #[arg(long, value_name = "VERSION")]
+    version: Name,
+    /// zstd level of new chunks: higher is smaller and slower.
+    #[arg(long, value_name = "1-19", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(1..=19))]
+    level: i32,
+    /// Point this channel at the release when it is there.
+    #[arg(long, value_name = "CHANNEL")]
+    channel: Option<Name>,
+    #[command(flatten)]
+    api: ApiArgs,
+}
+
+pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
+    let api = context.api(&args.api)?;
+    let Args { path, product, version, level, channel, .. } = args;
+    let request = PushRequest { path, product, version, level, channel };
+    let progress = Arc::new(Progress::new(context.output()));
+    let outcome = push(&api, &request, progress).await?;
+    context.output().result(&outcome, |outcome| outcome.summary())?;
+    if outcome.sockets_skipped() > 0 {
+        context.output().note(&format!("warning: {} sockets were left out", outcome.sockets_skipped()));
+    }
+    Ok(())
+}

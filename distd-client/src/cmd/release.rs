@@ -1,0 +1,71 @@
+//! `distd release`: what has been released.
+
+use clap::Subcommand;
+use distd_core::names::Name;
+
+use super::parse::{ReleaseName, time};
+use crate::api::Release;
+use crate::context::{ApiArgs, Context};
+use crate::exit::Failure;
+use crate::output::{human_bytes, table};
+
+/// See what has been released.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List the releases of a product.
+    Ls {
+        /// The product.
+        product: Name,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+    /// Show one release.
+    Show {
+        /// The release.
+        #[arg(value_name = "PRODUCT@VERSION")]
+        release: ReleaseName,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+}
+
+pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
+    match args.command {
+        Command::Ls { product, api } => {
+            let list = context.api(&api)?.releases(product.as_str()).await.map_err(Failure::from)?;
+            context.output().result(&list, |list| {
+                if list.releases.is_empty() {
+                    return format!("{product} has no releases");
+                }
+                let mut rows = vec![
+                    ["VERSION", "KIND", "SIZE", "CHUNKS", "CREATED", "BLAKE3"].map(str::to_owned).to_vec(),
+                ];
+                rows.extend(list.releases.iter().map(|release| {
+                    let Release { version, kind, bytes, chunks, created, blake3, .. } = release.clone();
+                    let mut short = blake3.to_string();
+                    short.truncate(16);
+                    vec![version, kind, human_bytes(bytes), chunks.to_string(), time(created), short]
+                }));
+                table(&rows)
+            })
+        }
+        Command::Show { release: ReleaseName { product, version }, api } => {
+            let release = context.api(&api)?.release(product.as_str(), version.as_str()).await;
+            let release = release.map_err(Failure::from)?;
+            context.output().result(&release, |release| {
+                let Release { product, version, kind, manifest, blake3, bytes, chunks, created } = release;
+                format!(
+                    "release  {product}@{version}\nkind     {kind}\nbytes    {bytes}\nchunks   {chunks}\ncreated  {}\n\
+                     blake3   {blake3}\nmanifest {manifest}",
+                    time(*created)
+                )
+            })
+        }
+    }
+}

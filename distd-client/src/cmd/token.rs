@@ -1,0 +1,193 @@
+//! `distd token`: rights for people and machines (API tokens) and for devices that are to join (join tokens).
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::anyhow;
+use clap::{Subcommand, ValueEnum};
+use distd_peer::trust::files;
+use serde::Serialize;
+
+use super::parse::{duration, time, token_id};
+use crate::api::{Secret, TokenInfo};
+use crate::context::{ApiArgs, Context};
+use crate::exit::{Code, Failure};
+use crate::output::table;
+
+/// Make, list and revoke tokens.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make an API token; it is printed once.
+    Create {
+        /// What it allows; repeat or separate by commas. admin implies all others.
+        #[arg(long, required = true, value_delimiter = ',')]
+        scope: Vec<Scope>,
+        /// What operators call it.
+        #[arg(long)]
+        label: String,
+        /// How long it is valid, such as 24h or 90d. Default: until it is revoked.
+        #[arg(long, value_name = "TIME", value_parser = duration)]
+        expires: Option<Duration>,
+        /// Write it to this new file, readable by its owner alone, instead of printing it.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+    /// Make a join token, with which devices or relays enrol; it is printed once.
+    Join {
+        /// What a node may become with it.
+        #[arg(long, default_value = "leaf")]
+        role: JoinRole,
+        /// How many nodes may use it.
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        uses: u32,
+        /// How long it is valid, such as 45m, 24h or 7d.
+        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
+        expires: Duration,
+        /// What operators call it.
+        #[arg(long, default_value = "")]
+        label: String,
+        /// Write it to this new file, readable by its owner alone, instead of printing it.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+    /// List API tokens.
+    Ls {
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+    /// End an API token.
+    Revoke {
+        /// Its id, as listed.
+        #[arg(value_parser = token_id)]
+        id: String,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+}
+
+/// What an API token allows.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Scope {
+    /// See products, releases, channels and manifests, and read packs.
+    Read,
+    /// Push releases.
+    Publish,
+    /// Move channels.
+    Channel,
+    /// Everything, tokens and nodes included.
+    Admin,
+}
+
+/// What a node may become with a join token.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum JoinRole {
+    /// A device.
+    Leaf,
+    /// A relay.
+    Relay,
+}
+
+fn word(value: impl ValueEnum) -> String {
+    value.to_possible_value().expect("no value is skipped").get_name().to_owned()
+}
+
+#[derive(Serialize)]
+struct Written<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    file: &'a Path,
+}
+
+#[derive(Serialize)]
+struct Revoked<'a> {
+    revoked: &'a str,
+}
+
+pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
+    match args.command {
+        Command::Create { scope, label, expires, out, api } => {
+            let api = context.api(&api)?;
+            refuse_existing(out.as_deref())?;
+            let scopes: Vec<String> = scope.into_iter().map(word).collect();
+            let secret = api.create_token(&label, &scopes, expires).await.map_err(Failure::from)?;
+            hand_over(context, &secret, out.as_deref())?;
+            let server = api.server();
+            let file = out.as_deref().map_or("FILE".to_owned(), |path| path.display().to_string());
+            context.output().note(&format!("next: distd login --server {server} --token-file {file}"));
+        }
+        Command::Join { role, uses, expires, label, out, api } => {
+            let api = context.api(&api)?;
+            refuse_existing(out.as_deref())?;
+            let secret =
+                api.create_join_token(&word(role), uses, expires, &label).await.map_err(Failure::from)?;
+            hand_over(context, &secret, out.as_deref())?;
+            let token = match &out {
+                Some(path) => format!("--token-file {}", path.display()),
+                None => "--token TOKEN".to_owned(),
+            };
+            context.output().note(&match role {
+                JoinRole::Leaf => format!("next: distd enroll --parent HOST:PORT {token}"),
+                JoinRole::Relay => format!("next: distd-peer run --parent HOST:PORT --data DIR {token}"),
+            });
+        }
+        Command::Ls { api } => {
+            let list = context.api(&api)?.tokens().await.map_err(Failure::from)?;
+            context.output().result(&list, |list| {
+                let mut rows = vec![
+                    ["ID", "LABEL", "SCOPES", "CREATED", "EXPIRES", "STATE"].map(str::to_owned).to_vec(),
+                ];
+                rows.extend(list.tokens.iter().map(|token| {
+                    let TokenInfo { id, label, scopes, created, expires, revoked } = token.clone();
+                    let expires = expires.map_or("never".to_owned(), time);
+                    let state = if revoked.is_some() { "revoked" } else { "" };
+                    vec![id, label, scopes.join(","), time(created), expires, state.to_owned()]
+                }));
+                table(&rows)
+            })?;
+        }
+        Command::Revoke { id, api } => {
+            context.api(&api)?.revoke_token(&id).await.map_err(Failure::from)?;
+            context.output().result(&Revoked { revoked: &id }, |_| format!("token {id} is revoked"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Before a token is made: one that cannot be written would be lost.
+fn refuse_existing(out: Option<&Path>) -> anyhow::Result<()> {
+    match out {
+        Some(path) if path.exists() => {
+            let error = anyhow!("{} exists", path.display());
+            Err(Failure::new(Code::Local, error).next("name a new file with --out").into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints the token alone, so that it can be piped, or writes it to a file.
+fn hand_over(context: &Context, secret: &Secret, out: Option<&Path>) -> anyhow::Result<()> {
+    let Some(path) = out else {
+        return context.output().result(secret, |secret| secret.token.clone());
+    };
+    let text = format!("{}\n", secret.token);
+    let written =
+        files::create_secret(path, text.as_bytes()).map_err(|e| Failure::new(Code::Local, e.into()))?;
+    if !written {
+        let error = anyhow!("{} was made by somebody else meanwhile", path.display());
+        return Err(Failure::new(Code::Local, error)
+            .next("revoke the token just made, then make another")
+            .into());
+    }
+    let result = Written { id: secret.id.as_deref(), file: path };
+    context.output().result(&result, |result| format!("token written to {}", result.file.display()))
+}

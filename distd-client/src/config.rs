@@ -1,0 +1,133 @@
+//! `DIR/client.toml`: what `login` and `enroll` remember, so that later commands need no options.
+
+use std::path::{Path, PathBuf};
+
+use distd_peer::trust::files::{self, FileError};
+use serde::{Deserialize, Serialize};
+
+/// Name of the file in the state directory.
+pub(crate) const FILE_NAME: &str = "client.toml";
+
+/// Why `client.toml` could not be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The system refused, or others may read the token in it.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Not the TOML it should be.
+    #[error("{0} is malformed; correct it, or delete it and run distd login or distd enroll again")]
+    Malformed(PathBuf, #[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Contents of `client.toml`. Unknown keys are refused: a misspelt one would silently do nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ClientFile {
+    /// URL of the origin's HTTP API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) server: Option<String>,
+    /// API token. A secret; the file is for its owner alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) token: Option<String>,
+    /// Parents to pull from, nearest first, `HOST:PORT`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) parents: Vec<String>,
+}
+
+impl ClientFile {
+    /// Reads the file in `data`; none is an empty one.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub(crate) fn load(data: &Path) -> Result<Self, ConfigError> {
+        let path = data.join(FILE_NAME);
+        let Some(bytes) = files::read_secret(&path)? else { return Ok(Self::default()) };
+        let text = match std::str::from_utf8(&bytes) {
+            Ok(text) => text,
+            Err(e) => return Err(ConfigError::Malformed(path, e.into())),
+        };
+        toml::from_str(text).map_err(|e| {
+            // The parser's message quotes the line, and the line may be the one with the token.
+            let what = e.message().to_owned();
+            ConfigError::Malformed(path, what.into())
+        })
+    }
+
+    /// Replaces the file in `data`, mode 0600.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub(crate) fn store(&self, data: &Path) -> Result<(), ConfigError> {
+        files::create_private_dir(data)?;
+        let path = data.join(FILE_NAME);
+        let text = match toml::to_string(self) {
+            Ok(text) => text,
+            Err(e) => return Err(ConfigError::Malformed(path, e.into())),
+        };
+        Ok(files::write_atomic(&path, text.as_bytes(), 0o600)?)
+    }
+}
+
+/// Where state is kept when nothing is said: `$XDG_STATE_HOME/distd`, `~/.local/state/distd`, `/var/lib/distd` for root.
+///
+/// `None` when there is neither a home nor root's rights.
+pub(crate) fn default_data(root: bool, env: impl Fn(&str) -> Option<std::ffi::OsString>) -> Option<PathBuf> {
+    if root {
+        return Some("/var/lib/distd".into());
+    }
+    // The XDG specification has relative paths ignored.
+    let absolute = |name| env(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))?;
+    Some(state.join("distd"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn what_is_stored_is_loaded_and_only_the_owner_can_read_it() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        assert_eq!(ClientFile::load(dir.path()).expect("none yet"), ClientFile::default());
+        let file = ClientFile {
+            server: Some("https://origin:8443".into()),
+            token: Some("secret".into()),
+            parents: vec!["relay:4433".into()],
+        };
+        file.store(dir.path()).expect("store");
+        assert_eq!(ClientFile::load(dir.path()).expect("load"), file);
+        let path = dir.path().join(FILE_NAME);
+        assert_eq!(std::fs::metadata(&path).expect("stat").permissions().mode() & 0o777, 0o600);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("chmod");
+        let error = ClientFile::load(dir.path()).expect_err("open to others");
+        assert!(error.to_string().contains("chmod 600"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_and_the_token_not_quoted() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join(FILE_NAME);
+        files::write_atomic(&path, b"token = \"topsecret\"\nservr = \"x\"\n", 0o600).expect("write");
+        let error = anyhow::Error::from(ClientFile::load(dir.path()).expect_err("unknown key"));
+        assert!(format!("{error:#}").contains("servr"), "{error:#}");
+        files::write_atomic(&path, b"token = topsecret\n", 0o600).expect("write");
+        let error = anyhow::Error::from(ClientFile::load(dir.path()).expect_err("not TOML"));
+        assert!(!format!("{error:#}").contains("topsecret"), "{error:#}");
+    }
+
+    #[test]
+    fn state_goes_where_the_system_keeps_it() {
+        let env = |pairs: &'static [(&str, &str)]| {
+            move |name: &str| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| v.into())
+        };
+        let home = env(&[("HOME", "/home/a")]);
+        assert_eq!(default_data(false, home), Some("/home/a/.local/state/distd".into()));
+        let xdg = env(&[("HOME", "/home/a"), ("XDG_STATE_HOME", "/s")]);
+        assert_eq!(default_data(false, xdg), Some("/s/distd".into()));
+        let relative = env(&[("XDG_STATE_HOME", "s")]);
+        assert_eq!(default_data(false, relative), None);
+        assert_eq!(default_data(true, home), Some("/var/lib/distd".into()));
+    }
+}

@@ -1,0 +1,180 @@
+//! What every command starts from: the state directory, what is remembered in it, and how to speak.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow};
+use distd_peer::trust::files;
+use distd_peer::trust::token::ApiToken;
+
+use crate::api::{Api, ServerUrl};
+use crate::config::{ClientFile, default_data};
+use crate::exit::{Code, Failure};
+use crate::output::Output;
+
+/// Environment variable with the API token.
+const TOKEN_VARIABLE: &str = "DISTD_TOKEN";
+
+/// Options of commands that speak to the origin's HTTP API.
+#[derive(clap::Args)]
+pub(crate) struct ApiArgs {
+    /// URL of the origin's HTTP API. Default: the one logged in to.
+    #[arg(long, value_name = "URL", env = "DISTD_SERVER")]
+    pub(crate) server: Option<String>,
+    /// File that holds the API token, readable by its owner alone ("-": standard input). Default: $DISTD_TOKEN, then the
+    /// one logged in with.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Allow an http:// URL. Only for a loopback address: the token would be readable on any other way.
+    #[arg(long)]
+    pub(crate) plain_http: bool,
+}
+
+/// What every command starts from.
+pub(crate) struct Context {
+    data: PathBuf,
+    file: ClientFile,
+    output: Output,
+}
+
+impl Context {
+    /// Reads what is remembered in `data`, or in the default place.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Local`] or [`Code::Usage`].
+    pub(crate) fn open(data: Option<PathBuf>, output: Output) -> anyhow::Result<Self> {
+        let root = rustix::process::geteuid().is_root();
+        let data = data.or_else(|| default_data(root, |name| std::env::var_os(name))).ok_or_else(|| {
+            let error = anyhow!("no place to keep state: neither $HOME nor $XDG_STATE_HOME is set");
+            Failure::new(Code::Usage, error).next("name a directory with --data DIR or $DISTD_DATA")
+        })?;
+        let file = ClientFile::load(&data).map_err(|e| Failure::new(Code::Local, e.into()))?;
+        Ok(Self { data, file, output })
+    }
+
+    /// The state directory.
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// How to speak.
+    pub(crate) fn output(&self) -> Output {
+        self.output
+    }
+
+    /// The parents enrolled with.
+    pub(crate) fn parents(&self) -> Vec<String> {
+        self.file.parents.clone()
+    }
+
+    /// Changes what is remembered.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Local`].
+    pub(crate) fn remember(&self, change: impl FnOnce(&mut ClientFile)) -> anyhow::Result<()> {
+        let mut file = self.file.clone();
+        change(&mut file);
+        file.store(&self.data).map_err(|e| Failure::new(Code::Local, e.into()).into())
+    }
+
+    /// The origin's URL: from the option, the environment, or what is remembered.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Usage`].
+    pub(crate) fn server(&self, args: &ApiArgs) -> anyhow::Result<ServerUrl> {
+        let Some(text) = args.server.as_ref().or(self.file.server.as_ref()) else {
+            let next = "name it with --server URL, or log in: distd login --server URL --token-file FILE";
+            return Err(Failure::new(Code::Usage, anyhow!("no server to speak to")).next(next).into());
+        };
+        ServerUrl::parse(text, args.plain_http).map_err(|e| Failure::new(Code::Usage, e.into()).into())
+    }
+
+    /// The API token: from the file named, the environment, or what is remembered.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Refused`] or [`Code::Local`].
+    pub(crate) fn token(&self, args: &ApiArgs) -> anyhow::Result<ApiToken> {
+        let variable = std::env::var(TOKEN_VARIABLE).ok().filter(|text| !text.is_empty());
+        let (text, whence) = if let Some(path) = &args.token_file {
+            (read_token_file(path)?, path.display().to_string())
+        } else if let Some(text) = variable {
+            (text, format!("${TOKEN_VARIABLE}"))
+        } else if let Some(text) = &self.file.token {
+            (text.clone(), self.data.join(crate::config::FILE_NAME).display().to_string())
+        } else {
+            let next = "name it with --token-file FILE or $DISTD_TOKEN, or log in: distd login; the origin wrote its \
+                        first one to DIR/admin.token";
+            return Err(Failure::new(Code::Refused, anyhow!("no API token")).next(next).into());
+        };
+        let token = text.parse().with_context(|| format!("the API token in {whence} is unusable"));
+        token.map_err(|e| Failure::new(Code::Refused, e).into())
+    }
+
+    /// The origin's HTTP API.
+    ///
+    /// # Errors
+    /// As [`server`](Self::server) and [`token`](Self::token).
+    pub(crate) fn api(&self, args: &ApiArgs) -> anyhow::Result<Api> {
+        Ok(Api::new(self.server(args)?, Some(&self.token(args)?))?)
+    }
+}
+
+fn read_token_file(path: &Path) -> anyhow::Result<String> {
+    let local = |e: anyhow::Error| Failure::new(Code::Local, e);
+    if path == Path::new("-") {
+        return std::io::read_to_string(std::io::stdin().lock())
+            .context("could not read the token from standard input")
+            .map_err(|e| local(e).into());
+    }
+    let bytes = files::read_secret(path).map_err(|e| local(e.into()))?;
+    let bytes = bytes.ok_or_else(|| local(anyhow!("there is no token file {}", path.display())))?;
+    String::from_utf8(bytes).map_err(|_| local(anyhow!("{} is no token file", path.display())).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::{advice, code_of};
+
+    fn args(server: Option<&str>, token_file: Option<PathBuf>) -> ApiArgs {
+        ApiArgs { server: server.map(str::to_owned), token_file, plain_http: false }
+    }
+
+    fn context(data: &Path) -> Context {
+        Context::open(Some(data.to_owned()), Output::new(false, true)).expect("a context")
+    }
+
+    #[test]
+    fn what_was_remembered_is_used_until_an_option_says_otherwise() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let token = ApiToken::generate([1; 32]).to_secret_string();
+        context(dir.path())
+            .remember(|file| {
+                file.server = Some("https://origin:8443".into());
+                file.token = Some(token.clone());
+            })
+            .expect("remember");
+        let context = context(dir.path());
+        assert_eq!(context.server(&args(None, None)).expect("server").to_string(), "https://origin:8443/");
+        let other = context.server(&args(Some("https://other"), None)).expect("server");
+        assert_eq!(other.to_string(), "https://other/");
+        assert_eq!(context.token(&args(None, None)).expect("token").to_secret_string(), token);
+        let path = dir.path().join("token");
+        let named = ApiToken::generate([2; 32]).to_secret_string();
+        files::create_secret(&path, format!("{named}\n").as_bytes()).expect("write");
+        let got = context.token(&args(None, Some(path))).expect("token");
+        assert_eq!(got.to_secret_string(), named);
+    }
+
+    #[test]
+    fn nothing_known_is_an_error_that_says_what_to_do() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let context = context(dir.path());
+        let error = context.server(&args(None, None)).map(|_| ()).expect_err("no server");
+        assert_eq!((code_of(&error), advice(&error).is_some()), (Code::Usage, true));
+        let missing = args(None, Some(dir.path().join("none")));
+        assert_eq!(code_of(&context.token(&missing).expect_err("no file")), Code::Local);
+        let bad = dir.path().join("bad");
+        files::create_secret(&bad, b"hello").expect("write");
+        assert_eq!(code_of(&context.token(&args(None, Some(bad))).expect_err("no token")), Code::Refused);
+    }
+}

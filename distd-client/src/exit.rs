@@ -1,0 +1,233 @@
+//! Exit codes (docs/cli.md, "Exit codes") and the errors that carry them.
+
+use std::fmt;
+
+use distd_core::names::{NameError, WantedError};
+use distd_peer::enrollment::EnrollmentError;
+use distd_peer::net::EnrollError;
+use distd_peer::trust::enroll::RefusalCode;
+use distd_peer::trust::files::FileError;
+use distd_peer::trust::identity::IdentityError;
+use distd_peer::trust::token::TokenError;
+use distd_peer::trust::tuf::TufError;
+
+/// Why the program ended, for scripts. Numbers are never given another meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Code {
+    /// Something not covered below.
+    Other = 1,
+    /// The command line or a name on it is wrong; `clap` ends with the same number.
+    Usage = 2,
+    /// No such product, version, channel, token, node or file kept by distd.
+    NotFound = 3,
+    /// A token, certificate or right is missing or was refused, or signed metadata does not verify.
+    Refused = 4,
+    /// The version exists with other bytes.
+    Conflict = 5,
+    /// The other side cannot be reached or does not answer.
+    Network = 6,
+    /// A local disk or file.
+    Local = 7,
+    /// Bytes are not what they must be.
+    Integrity = 8,
+    /// The input cannot be used: empty, changing, too large.
+    Unusable = 9,
+}
+
+/// What `--help` says about exit codes.
+pub(crate) const HELP: &str = "\
+Exit codes: 0 done, 1 other error, 2 wrong command line, 3 not found, 4 refused (token, certificate, rights), \
+5 conflict (version taken), 6 network, 7 local disk or file, 8 integrity, 9 unusable input";
+
+impl Code {
+    /// The code's word in `--json` errors.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Other => "other",
+            Self::Usage => "usage",
+            Self::NotFound => "not_found",
+            Self::Refused => "refused",
+            Self::Conflict => "conflict",
+            Self::Network => "network",
+            Self::Local => "local",
+            Self::Integrity => "integrity",
+            Self::Unusable => "unusable_input",
+        }
+    }
+}
+
+/// An error with its exit code and, where one is known, what to do next.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: Code,
+    next: Option<String>,
+    error: anyhow::Error,
+}
+
+impl Failure {
+    /// `error`, ending the program with `code`.
+    pub(crate) fn new(code: Code, error: anyhow::Error) -> Self {
+        // Wrapping one that advises already must not lose its advice.
+        let next = advice(&error);
+        Self { code, next, error }
+    }
+
+    /// Adds what to do next.
+    pub(crate) fn next(mut self, next: impl Into<String>) -> Self {
+        self.next = Some(next.into());
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for Failure {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.chain().nth(1)
+    }
+}
+
+/// What to do next, as far as an error knows.
+pub(crate) fn advice(error: &anyhow::Error) -> Option<String> {
+    error.chain().find_map(|cause| cause.downcast_ref::<Failure>()?.next.clone())
+}
+
+/// The exit code of an error: its own, else that of the first cause whose kind is known.
+pub(crate) fn code_of(error: &anyhow::Error) -> Code {
+    error.chain().find_map(code_of_cause).unwrap_or(Code::Other)
+}
+
+fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Code> {
+    if let Some(failure) = cause.downcast_ref::<Failure>() {
+        return Some(failure.code);
+    }
+    if let Some(error) = cause.downcast_ref::<TufError>() {
+        return Some(code_of_tuf(error));
+    }
+    if let Some(error) = cause.downcast_ref::<EnrollmentError>() {
+        return Some(code_of_enrollment(error));
+    }
+    if let Some(error) = cause.downcast_ref::<IdentityError>() {
+        return Some(if matches!(error, IdentityError::File(_)) { Code::Local } else { Code::Refused });
+    }
+    if cause.is::<TokenError>() {
+        return Some(Code::Refused);
+    }
+    if cause.is::<NameError>() || cause.is::<WantedError>() {
+        return Some(Code::Usage);
+    }
+    if cause.is::<FileError>() || cause.is::<std::io::Error>() {
+        return Some(Code::Local);
+    }
+    None
+}
+
+/// The exit code of what went wrong with signed metadata.
+pub(crate) fn code_of_tuf(error: &TufError) -> Code {
+    match error {
+        TufError::UnknownTarget(_) => Code::NotFound,
+        TufError::Expired { .. }
+        | TufError::RolledBack { .. }
+        | TufError::BadSignature { .. }
+        | TufError::ClockBackwards(_) => Code::Refused,
+        TufError::Mismatch(_) | TufError::Malformed(_) | TufError::BadTarget { .. } | TufError::Answer(_) => {
+            Code::Integrity
+        }
+        TufError::Missing { .. } | TufError::Source(_) => Code::Network,
+        TufError::File(_) | TufError::Store(_) => Code::Local,
+    }
+}
+
+/// The exit code of a failed enrolment.
+pub(crate) fn code_of_enrollment(error: &EnrollmentError) -> Code {
+    match error {
+        EnrollmentError::Exchange(error) => code_of_enroll_exchange(error),
+        EnrollmentError::Refused(refusal) if refusal.code == RefusalCode::Internal => Code::Other,
+        EnrollmentError::Refused(_) => Code::Refused,
+        EnrollmentError::Identity(IdentityError::File(_)) => Code::Local,
+        EnrollmentError::Identity(_) => Code::Refused,
+        EnrollmentError::OtherReply => Code::Other,
+        EnrollmentError::NoParent => Code::Usage,
+    }
+}
+
+fn code_of_enroll_exchange(error: &EnrollError) -> Code {
+    match error {
+        EnrollError::Connect(_, cause) if is_certificate_error(&**cause) => Code::Refused,
+        EnrollError::Body(_) => Code::Integrity,
+        _ => Code::Network,
+    }
+}
+
+/// Whether a failed connection failed over a certificate: the other side is there, but of another realm.
+pub(crate) fn is_certificate_error(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+            return true;
+        }
+        // TLS alerts 42 to 49 are about certificates (RFC 8446 section 6.2); QUIC carries them as 0x100 + alert.
+        if let Some(quinn::ConnectionError::TransportError(error)) = error.downcast_ref()
+            && (0x100 + 42..=0x100 + 49).contains(&u64::from(error.code))
+        {
+            return true;
+        }
+        // An `io::Error` made of another error hides that one and names the one behind it.
+        cause = match error.downcast_ref::<std::io::Error>().and_then(|e| e.get_ref()) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Context, anyhow};
+
+    use super::*;
+
+    #[test]
+    fn a_failure_keeps_its_code_and_advice_under_any_context() {
+        let failure = Failure::new(Code::Conflict, anyhow!("taken")).next("choose another");
+        let error = Err::<(), _>(failure).context("outer").context("outermost").expect_err("an error");
+        assert_eq!(code_of(&error), Code::Conflict);
+        assert_eq!(advice(&error).as_deref(), Some("choose another"));
+        assert_eq!(format!("{error:#}"), "outermost: outer: taken");
+        let wrapped = anyhow::Error::from(Failure::new(Code::Network, error));
+        assert_eq!(code_of(&wrapped), Code::Network, "the outermost decides");
+        assert_eq!(advice(&wrapped).as_deref(), Some("choose another"));
+    }
+
+    #[test]
+    fn causes_of_a_known_kind_decide_when_nothing_else_does() {
+        let io = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        assert_eq!(code_of(&anyhow::Error::new(io).context("could not write")), Code::Local);
+        let token = "x".parse::<distd_peer::trust::token::ApiToken>().expect_err("no token");
+        assert_eq!(code_of(&token.into()), Code::Refused);
+        assert_eq!(code_of(&anyhow!("whatever")), Code::Other);
+        assert_eq!(code_of_tuf(&TufError::UnknownTarget("x".into())), Code::NotFound);
+        assert_eq!(code_of_tuf(&TufError::Expired { which: "timestamp".into() }), Code::Refused);
+    }
+
+    #[test]
+    fn a_certificate_error_is_found_below_io_errors() {
+        let tls = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let io = std::io::Error::other(std::io::Error::other(tls));
+        assert!(is_certificate_error(&io));
+        assert!(!is_certificate_error(&std::io::Error::other("refused")));
+    }
+
+    #[test]
+    fn the_help_names_every_code() {
+        use Code::{Conflict, Integrity, Local, Network, NotFound, Other, Refused, Unusable, Usage};
+        for code in [Other, Usage, NotFound, Refused, Conflict, Network, Local, Integrity, Unusable] {
+            assert!(HELP.contains(&format!("{} ", code as u8)), "{}", code.name());
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Files on this machine: read at any offset without reading holes, hashed on all cores, watched for change.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use distd_core::ArtifactHash;
+use distd_core::cut::ReadAt;
+use rustix::fs::{OFlags, SeekFrom, seek};
+use rustix::io::Errno;
+
+/// Bytes of one read when a whole file is hashed: two of these are in memory.
+const HASH_PIECE: usize = 4 << 20;
+
+/// What tells that a file is still the one it was: if any of these differs, somebody wrote or replaced it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    /// Of a file's metadata.
+    pub(crate) fn of(meta: &Metadata) -> Self {
+        Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.size(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        }
+    }
+}
+
+/// A regular file or block device, read at any offset by any number of threads.
+///
+/// Holes of a sparse file are not read: 64 GiB of nothing cost the time to fill a buffer with zeros.
+#[derive(Debug)]
+pub(crate) struct FileReader {
+    file: File,
+    len: u64,
+    stamp: Stamp,
+    /// The run of data or hole found last; `None` when the file has no holes worth asking for.
+    extent: Option<Mutex<Extent>>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Extent {
+    start: u64,
+    end: u64,
+    hole: bool,
+}
+
+impl FileReader {
+    /// Opens a regular file or a block device; anything else (a fifo would block) is an error.
+    ///
+    /// # Errors
+    /// As the system reports; [`io::ErrorKind::InvalidInput`] for what is neither.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        // Non-blocking so that opening a fifo returns; for files and block devices it changes nothing.
+        let flags = OFlags::NONBLOCK.bits().cast_signed();
+        Self::of_file(OpenOptions::new().read(true).custom_flags(flags).open(path)?)
+    }
+
+    /// Reads an open file.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn of_file(file: File) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        let len = if meta.is_file() {
+            meta.len()
+        } else if meta.file_type().is_block_device() {
+            seek(&file, SeekFrom::End(0))?
+        } else {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "neither a regular file nor a block device",
+            ));
+        };
+        // Block counts are in units of 512 bytes whatever the file system's own block is.
+        let sparse = meta.is_file() && meta.blocks().saturating_mul(512) < len;
+        Ok(Self { file, len, stamp: Stamp::of(&meta), extent: sparse.then(Mutex::default) })
+    }
+
+    /// What the file was when it was opened.
+    pub(crate) fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
+    /// Whether the open file is still what it was.
+    ///
+    /// # Errors
+    /// As the system reports.
+    pub(crate) fn is_unchanged(&self) -> io::Result<bool> {
+        Ok(Stamp::of(&self.file.metadata()?) == self.stamp)
+    }
+
+    /// The run of data or hole that `offset` lies in.
+    fn extent_at(&self, known: &Mutex<Extent>, offset: u64) -> Extent {
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        if !(known.start..known.end).contains(&offset) {
+            *known = self.find_extent(offset);
+        }
+        *known
+    }
+
+    fn find_extent(&self, offset: u64) -> Extent {
+        let data = Extent { start: offset, end: self.len, hole: false };
+        match seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(at) if at > offset => Extent { start: offset, end: at.min(self.len), hole: true },
+            Ok(_) => match seek(&self.file, SeekFrom::Hole(offset)) {
+                Ok(end) if end > offset => Extent { start: offset, end: end.min(self.len), hole: false },
+                _ => data,
+            },
+            // No data from here to the end. A file cut short meanwhile gives the same answer: then the read of the
+            // last byte tells.
+            Err(Errno::NXIO) if self.file.metadata().is_ok_and(|meta| meta.len() >= self.len) => {
+                Extent { start: offset, end: self.len, hole: true }
+            }
+            // A file system that knows no holes is read as it is.
+            Err(_) => data,
+        }
+    }
+}
+
+impl ReadAt for FileReader {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let Some(known) = &self.extent else { return self.file.read_exact_at(buf, offset) };
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset + done as u64;
+            if at >= self.len {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let extent = self.extent_at(known, at);
+            let run = usize::try_from(extent.end - at).unwrap_or(usize::MAX).min(buf.len() - done);
+            let piece = &mut buf[done..done + run];
+            if extent.hole {
+                piece.fill(0);
+            } else {
+                self.file.read_exact_at(piece, at)?;
+            }
+            done += run;
+        }
+        Ok(())
+    }
+}
+
+/// BLAKE3 of everything `source` holds, as `b3sum` prints it: the next piece is read while all cores hash the last.
+///
+/// # Errors
+/// What reading reports.
+pub(crate) fn hash_reader(
+    source: &(impl ReadAt + ?Sized),
+    progress: &(dyn Fn(u64) + Sync),
+) -> io::Result<ArtifactHash> {
+    let len = source.len();
+    let read = |mut buffer: Vec<u8>, offset: u64| -> io::Result<Vec<u8>> {
+        buffer.resize(usize::try_from(len - offset).unwrap_or(usize::MAX).min(HASH_PIECE), 0);
+        source.read_exact_at(&mut buffer, offset)?;
+        Ok(buffer)
+    };
+    let mut hasher = blake3::Hasher::new();
+    let mut piece = read(Vec::new(), 0)?;
+    let mut spare = Vec::new();
+    let mut offset = 0;
+    while !piece.is_empty() {
+        offset += piece.len() as u64;
+        let next = std::thread::scope(|scope| {
+            let next = scope.spawn(move || read(spare, offset));
+            hasher.update_rayon(&piece);
+            next.join().unwrap_or_else(|_| Err(io::Error::other("a reading thread failed")))
+        })?;
+        progress(piece.len() as u64);
+        spare = std::mem::replace(&mut piece, next);
+    }
+    Ok(hasher.finalize().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek, Write};
+
+    use super::*;
+
+    #[test]
+    fn holes_read_as_zeros_and_data_between_them_as_it_is() {
+        let mut file = tempfile::tempfile().expect("temporary file");
+        file.set_len(20 << 20).expect("grow");
+        for (offset, byte) in [(5 << 20, 1), (5 << 20 | 70_000, 2), (19 << 20, 3)] {
+            file.seek(io::SeekFrom::Start(offset)).expect("seek");
+            file.write_all(&[byte; 10_000]).expect("write");
+        }
+        let mut plain = vec![0; 20 << 20];
+        file.read_exact_at(&mut plain, 0).expect("read");
+        let reader = FileReader::of_file(file).expect("reader");
+        let mut sparse = vec![9; 20 << 20];
+        reader.read_exact_at(&mut sparse, 0).expect("read");
+        assert!(sparse == plain);
+        let mut piece = vec![9; 4096];
+        reader.read_exact_at(&mut piece, (5 << 20) - 96).expect("read");
+        assert_eq!(piece, plain[(5 << 20) - 96..(5 << 20) + 4000]);
+        assert!(reader.read_exact_at(&mut piece, (20 << 20) - 1).is_err(), "beyond the end");
+        let hash = hash_reader(&reader, &|_| {}).expect("hash");
+        assert_eq!(hash, blake3::hash(&plain).into());
+    }
+
+    #[test]
+    fn a_file_cut_short_while_it_is_read_is_an_error_and_not_a_hole() {
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        file.as_file().set_len(8 << 20).expect("grow");
+        let reader = FileReader::open(file.path()).expect("reader");
+        file.as_file().set_len(1 << 20).expect("shrink");
+        assert!(reader.read_exact_at(&mut [0; 4096], 6 << 20).is_err());
+        assert!(!reader.is_unchanged().expect("stat"));
+    }
+
+    #[test]
+    fn a_directory_or_a_fifo_is_refused_at_once() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        assert!(FileReader::open(dir.path()).is_err());
+        let fifo = dir.path().join("fifo");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).expect("mkfifo");
+        assert!(FileReader::open(&fifo).is_err());
+    }
+
+    #[test]
+    fn an_empty_file_has_the_hash_of_nothing() {
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        let reader = FileReader::open(file.path()).expect("reader");
+        assert_eq!(hash_reader(&reader, &|_| {}).expect("hash"), blake3::hash(b"").into());
+    }
+}

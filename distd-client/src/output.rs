@@ -1,0 +1,165 @@
+//! What is said, and where: results on standard output, everything else on standard error.
+
+use std::io::{self, IsTerminal, Write};
+
+use serde::Serialize;
+
+use crate::exit::{self, Code};
+
+/// How much is said, and in which form.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Output {
+    json: bool,
+    quiet: bool,
+}
+
+/// The one object that `--json` ends with when a command fails.
+#[derive(Serialize)]
+struct ErrorObject<'a> {
+    error: ErrorBody<'a>,
+}
+
+#[derive(Serialize)]
+struct ErrorBody<'a> {
+    code: &'static str,
+    exit: u8,
+    message: &'a str,
+    next: Option<&'a str>,
+}
+
+impl Output {
+    /// Results as JSON or as text; `quiet` leaves out progress and notes.
+    pub(crate) fn new(json: bool, quiet: bool) -> Self {
+        Self { json, quiet }
+    }
+
+    /// Whether progress and notes are left out.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
+    /// Whether a progress bar has a terminal to be drawn on.
+    pub(crate) fn has_terminal(&self) -> bool {
+        io::stderr().is_terminal()
+    }
+
+    /// Prints the result of a command: one line of JSON, or the text that `human` makes of it.
+    ///
+    /// # Errors
+    /// When standard output takes no more; a reader that closed the pipe has what it wanted.
+    pub(crate) fn result<T: Serialize>(
+        &self,
+        value: &T,
+        human: impl FnOnce(&T) -> String,
+    ) -> anyhow::Result<()> {
+        let text = if self.json { serde_json::to_string(value)? } else { human(value) };
+        match writeln!(io::stdout().lock(), "{}", text.trim_end()) {
+            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// A line for people on standard error: what happened beside the result, what to do next.
+    pub(crate) fn note(&self, text: &str) {
+        if !self.quiet && !self.json {
+            // Nobody to tell when standard error is closed.
+            let _ = writeln!(io::stderr().lock(), "{text}");
+        }
+    }
+
+    /// Prints why the command failed and what to do next; returns its exit code.
+    pub(crate) fn failure(&self, error: &anyhow::Error) -> Code {
+        let code = exit::code_of(error);
+        let next = exit::advice(error);
+        let message = chain(error);
+        let mut stderr = io::stderr().lock();
+        // Nobody to tell when standard error is closed; the exit code still says it.
+        let _ = writeln!(stderr, "error: {message}");
+        if let Some(next) = &next {
+            let _ = writeln!(stderr, "next: {next}");
+        }
+        if self.json {
+            let body =
+                ErrorBody { code: code.name(), exit: code as u8, message: &message, next: next.as_deref() };
+            if let Ok(text) = serde_json::to_string(&ErrorObject { error: body }) {
+                let _ = writeln!(io::stdout().lock(), "{text}");
+            }
+        }
+        code
+    }
+}
+
+/// The error with its causes, without those that only repeat what was said.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    let mut last = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text.clone_from(&cause);
+        } else if cause != last && !last.ends_with(&format!(": {cause}")) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        last = cause;
+    }
+    text
+}
+
+/// A table with aligned columns, the first line its head.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let line = |row: &Vec<String>| {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Bytes for people: three digits and a decimal unit.
+pub(crate) fn human_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
+    if bytes < 1000 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1000.0;
+    let mut unit = 0;
+    while value >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn bytes_have_a_unit_that_fits() {
+        let cases =
+            [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_949, "999.9 kB"), (999_950, "1.0 MB")];
+        for (bytes, text) in cases {
+            assert_eq!(human_bytes(bytes), text);
+        }
+        assert_eq!(human_bytes(u64::MAX), "18446.7 PB");
+    }
+
+    #[test]
+    fn a_cause_that_repeats_its_parent_is_said_once() {
+        let error = anyhow!("no").context("no").context("could not");
+        assert_eq!(chain(&error), "could not: no");
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let row = |a: &str, b: &str| vec![a.to_owned(), b.to_owned()];
+        assert_eq!(table(&[row("A", "B"), row("long", "x")]), "A     B\nlong  x");
+    }
+}

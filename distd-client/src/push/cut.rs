@@ -1,0 +1,282 @@
+//! Cutting and hashing on threads of their own, one batch ahead of each other: read and cut, then hash the chunks and, beside
+//! that, the whole.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use distd_core::cut::{Batch, Batches, CutParams, ReadAt, Region};
+use distd_core::{ArtifactHash, ChunkHash};
+use tokio::sync::mpsc;
+
+use crate::api::{COMMIT_BYTES_MAX, RUN_BYTES};
+
+/// Buffers kept for another batch. More are in flight only for moments.
+const SPARE_BUFFERS: usize = 6;
+
+/// Left for everything in a commit that is not its list of chunks, bytes.
+const COMMIT_HEAD_MAX: usize = 4096;
+
+/// Why cutting ended early.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CutError {
+    /// The artifact could not be read.
+    #[error("could not read what is pushed")]
+    Read(#[source] io::Error),
+    /// More chunks than one commit can list.
+    #[error("the artifact has more chunks than a release can list")]
+    TooManyChunks,
+    /// Nobody takes the batches any more, because of an error elsewhere.
+    #[error("stopped")]
+    Stopped,
+}
+
+/// A chunk of a batch that was not seen before in this artifact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fresh {
+    /// Which.
+    pub(super) hash: ChunkHash,
+    /// First byte in the batch's data.
+    pub(super) start: u32,
+    /// Bytes.
+    pub(super) len: u32,
+}
+
+/// A batch and its chunks worth asking for.
+#[derive(Debug)]
+pub(super) struct CutBatch {
+    pub(super) batch: Batch,
+    pub(super) fresh: Vec<Fresh>,
+}
+
+/// What came out in the end.
+pub(super) struct CutResult {
+    /// Runs in artifact order as a commit lists them.
+    pub(super) runs: Vec<u8>,
+    /// Chunks, repeats included.
+    pub(super) chunks: u64,
+    /// Hash of the whole.
+    pub(super) blake3: ArtifactHash,
+}
+
+/// Memory of batches that are done with.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl Buffers {
+    fn take(&self) -> Vec<u8> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    /// Gives a batch's memory back.
+    pub(super) fn give(&self, batch: Batch) {
+        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < SPARE_BUFFERS {
+            spare.push(batch.into_buffer());
+        }
+    }
+}
+
+/// The list of chunks as it grows, repeats folded.
+#[derive(Default)]
+struct Runs {
+    bytes: Vec<u8>,
+    last: Option<(ChunkHash, u32, u32)>,
+    chunks: u64,
+}
+
+impl Runs {
+    fn push(&mut self, hash: ChunkHash, len: u32) -> Result<(), CutError> {
+        self.chunks += 1;
+        match &mut self.last {
+            Some((last, _, repeat)) if *last == hash && *repeat < u32::MAX => *repeat += 1,
+            _ => {
+                self.flush()?;
+                self.last = Some((hash, len, 1));
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), CutError> {
+        if let Some((hash, len, repeat)) = self.last.take() {
+            if self.bytes.len() + RUN_BYTES + COMMIT_HEAD_MAX > COMMIT_BYTES_MAX {
+                return Err(CutError::TooManyChunks);
+            }
+            self.bytes.extend_from_slice(hash.as_bytes());
+            self.bytes.extend_from_slice(&len.to_be_bytes());
+            self.bytes.extend_from_slice(&repeat.to_be_bytes());
+        }
+        Ok(())
+    }
+}
+
+/// Cuts and hashes all of `source`. Batches with fresh chunks go to `out` in artifact order; `passed` counts the bytes of
+/// those without. Runs until the end; call it where blocking is allowed.
+///
+/// # Errors
+/// [`CutError`].
+pub(super) fn cut<R: ReadAt>(
+    source: &R,
+    regions: &[Region],
+    params: CutParams,
+    buffers: &Buffers,
+    out: &mpsc::Sender<CutBatch>,
+    passed: &dyn Fn(u64),
+) -> Result<CutResult, CutError> {
+    let mut whole = blake3::Hasher::new();
+    let mut runs = Runs::default();
+    // Half a hash is enough to tell chunks apart: who finds two with the same 128 bits has spent 2^64 hashes to make
+    // their own commit fail.
+    let mut seen: HashSet<[u8; 16]> = HashSet::new();
+    let mut zero = None;
+    std::thread::scope(|scope| {
+        let (tx, batches) = sync_channel(1);
+        scope.spawn(move || read_and_cut(source, regions, params, buffers, &tx));
+        for batch in batches {
+            let batch = batch.map_err(CutError::Read)?;
+            let hashes = hash_batch(&batch, &mut whole, &mut zero);
+            let mut fresh = Vec::new();
+            let mut at = 0;
+            for (chunk, hash) in batch.chunks().zip(hashes) {
+                // A batch is far below 4 GiB.
+                let len = chunk.data.len() as u32;
+                runs.push(hash, len)?;
+                let half = *hash.as_bytes().first_chunk().expect("16 of 32 bytes");
+                if seen.insert(half) {
+                    fresh.push(Fresh { hash, start: at, len });
+                }
+                at += len;
+            }
+            if fresh.is_empty() {
+                passed(u64::from(at));
+                buffers.give(batch);
+            } else {
+                out.blocking_send(CutBatch { batch, fresh }).map_err(|_| CutError::Stopped)?;
+            }
+        }
+        Ok(())
+    })?;
+    runs.flush()?;
+    Ok(CutResult { runs: runs.bytes, chunks: runs.chunks, blake3: whole.finalize().into() })
+}
+
+fn read_and_cut<R: ReadAt>(
+    source: &R,
+    regions: &[Region],
+    params: CutParams,
+    buffers: &Buffers,
+    out: &SyncSender<io::Result<Batch>>,
+) {
+    let mut batches = Batches::new(source, regions, params);
+    loop {
+        let next = batches.next_batch(buffers.take());
+        let failed = next.is_err();
+        let Some(next) = next.transpose() else { return };
+        // Nobody takes it: an error elsewhere ends the push.
+        if out.send(next).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// Hashes the chunks here and the whole beside it.
+fn hash_batch(batch: &Batch, whole: &mut blake3::Hasher, zero: &mut Option<ChunkHash>) -> Vec<ChunkHash> {
+    if batch.chunks().all(|chunk| chunk.zero) {
+        // Nothing to do here, so both cores may hash the whole: what counts in a file that is mostly holes.
+        whole.update_rayon(batch.data());
+        return hash_chunks(batch, zero);
+    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| whole.update(batch.data()));
+        hash_chunks(batch, zero)
+    })
+}
+
+fn hash_chunks(batch: &Batch, zero: &mut Option<ChunkHash>) -> Vec<ChunkHash> {
+    batch
+        .chunks()
+        .map(|chunk| {
+            if chunk.zero {
+                // All such chunks are alike.
+                *zero.get_or_insert_with(|| ChunkHash::of(chunk.data))
+            } else {
+                ChunkHash::of(chunk.data)
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use distd_core::cut::regions;
+
+    use super::*;
+
+    /// Bytes without repeats, the same on every run.
+    fn noise(len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    fn run(source: &Vec<u8>) -> (CutResult, Vec<(ChunkHash, Vec<u8>)>) {
+        let regions = regions(source);
+        let (tx, mut rx) = mpsc::channel(1000);
+        let buffers = Buffers::default();
+        let result = cut(source, regions.all(), CutParams::default(), &buffers, &tx, &|_| {}).expect("cut");
+        drop(tx);
+        let mut fresh = Vec::new();
+        while let Some(CutBatch { batch, fresh: these }) = rx.blocking_recv() {
+            for Fresh { hash, start, len } in these {
+                fresh.push((hash, batch.data()[start as usize..(start + len) as usize].to_vec()));
+            }
+        }
+        (result, fresh)
+    }
+
+    /// Puts the artifact together again from the runs and the fresh chunks.
+    fn rebuild(result: &CutResult, fresh: &[(ChunkHash, Vec<u8>)]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for run in result.runs.chunks(RUN_BYTES) {
+            let hash = ChunkHash::from_slice(&run[..32]).expect("32 bytes");
+            let repeat = u32::from_be_bytes(run[36..].try_into().expect("4 bytes"));
+            let (_, data) = fresh.iter().find(|(known, _)| *known == hash).expect("every chunk comes once");
+            assert_eq!(run[32..36], (data.len() as u32).to_be_bytes());
+            (0..repeat).for_each(|_| out.extend_from_slice(data));
+        }
+        out
+    }
+
+    #[test]
+    fn runs_and_fresh_chunks_make_the_artifact_and_each_chunk_comes_once() {
+        let mut source = noise(9 << 20);
+        source.extend_from_slice(&vec![0; 20 << 20]);
+        let again = source[..3 << 20].to_vec();
+        source.extend_from_slice(&again);
+        let (result, fresh) = run(&source);
+        assert!(rebuild(&result, &fresh) == source);
+        assert_eq!(result.blake3, blake3::hash(&source).into());
+        let distinct: HashSet<_> = fresh.iter().map(|(hash, _)| *hash).collect();
+        assert_eq!(distinct.len(), fresh.len());
+        assert!(fresh.iter().all(|(hash, data)| ChunkHash::of(data) == *hash));
+    }
+
+    #[test]
+    fn a_long_hole_is_one_run_and_one_chunk() {
+        let (result, fresh) = run(&vec![0; 64 << 20]);
+        assert!(result.runs.len() <= 2 * RUN_BYTES && fresh.len() <= 2);
+        assert_eq!(result.chunks, 1024);
+    }
+
+    #[test]
+    fn nobody_listening_ends_it() {
+        let source = noise(9 << 20);
+        let (tx, rx) = mpsc::channel(1);
+        drop(rx);
+        let regions = regions(&source);
+        let result = cut(&source, regions.all(), CutParams::default(), &Buffers::default(), &tx, &|_| {});
+        assert!(matches!(result, Err(CutError::Stopped)));
+    }
+}

@@ -1,0 +1,236 @@
+//! Pushing: cut here, ask what the origin lacks, send only that, commit.
+//!
+//! [`source`] reads a file, a block device or a directory ([`tree`]); [`cut`] makes chunks of it; [`pipeline`] brings those
+//! that are missing to the origin.
+
+mod cut;
+mod pipeline;
+mod source;
+mod tree;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::anyhow;
+use bytes::Bytes;
+use distd_core::cut::ReadAt;
+use distd_core::names::Name;
+use distd_core::{ArtifactHash, ManifestId};
+use serde::Serialize;
+
+use self::cut::CutError;
+use self::pipeline::{PipelineError, Sent};
+use self::source::Source;
+use crate::api::{Api, CommitRequest, Release};
+use crate::exit::{Code, Failure};
+use crate::output::human_bytes;
+use crate::progress::Progress;
+
+/// What to push, and as what.
+pub(crate) struct PushRequest {
+    /// A file, a block device or a directory.
+    pub(crate) path: PathBuf,
+    /// The product.
+    pub(crate) product: Name,
+    /// The version.
+    pub(crate) version: Name,
+    /// zstd level of each chunk.
+    pub(crate) level: i32,
+    /// A channel to point at it.
+    pub(crate) channel: Option<Name>,
+}
+
+/// What a push did; the one object that `--json` ends with.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Outcome {
+    product: String,
+    version: String,
+    kind: String,
+    manifest: ManifestId,
+    blake3: ArtifactHash,
+    bytes: u64,
+    chunks: u64,
+    uploaded_bytes: u64,
+    uploaded_chunks: u64,
+    seconds: f64,
+    already_existed: bool,
+    resumed: bool,
+    sockets_skipped: u64,
+    channel: Option<String>,
+}
+
+impl Outcome {
+    fn of(release: Release, start: Instant) -> Self {
+        Self {
+            product: release.product,
+            version: release.version,
+            kind: release.kind,
+            manifest: release.manifest,
+            blake3: release.blake3,
+            bytes: release.bytes,
+            chunks: release.chunks,
+            uploaded_bytes: 0,
+            uploaded_chunks: 0,
+            seconds: start.elapsed().as_secs_f64(),
+            already_existed: true,
+            resumed: false,
+            sockets_skipped: 0,
+            channel: None,
+        }
+    }
+
+    /// Sockets of a tree that were left out.
+    pub(crate) fn sockets_skipped(&self) -> u64 {
+        self.sockets_skipped
+    }
+
+    /// For people.
+    pub(crate) fn summary(&self) -> String {
+        let Self { product, version, blake3, manifest, .. } = self;
+        let first = if self.already_existed {
+            format!("{product} {version} is already there with these very bytes")
+        } else {
+            format!(
+                "{product} {version} released: {} in {} chunks, {} of them sent ({}), {:.1} s",
+                human_bytes(self.bytes),
+                self.chunks,
+                self.uploaded_chunks,
+                human_bytes(self.uploaded_bytes),
+                self.seconds
+            )
+        };
+        let channel = match &self.channel {
+            Some(channel) => format!("\nchannel {product}:{channel} points at {version}"),
+            None => String::new(),
+        };
+        format!("{first}\nblake3   {blake3}\nmanifest {manifest}{channel}")
+    }
+}
+
+/// Pushes an artifact.
+///
+/// # Errors
+/// A [`Failure`] with its exit code. What the origin took stays there for a day; the same command goes on from there.
+pub(crate) async fn push(
+    api: &Api,
+    request: &PushRequest,
+    progress: Arc<Progress>,
+) -> anyhow::Result<Outcome> {
+    let start = Instant::now();
+    let path = request.path.clone();
+    let source = Arc::new(tokio::task::spawn_blocking(move || Source::open(&path)).await??);
+    let label = format!("{} {}", request.product, request.version);
+    progress.begin(source.len(), &label);
+    let mut outcome = match existing(api, request).await? {
+        Some(release) => compare(release, &source, &progress, start).await?,
+        None => upload(api, request, &source, &progress, start).await?,
+    };
+    outcome.sockets_skipped = source.sockets_skipped();
+    if let Some(channel) = &request.channel {
+        progress.phase("setting the channel");
+        let set = api.set_channel(request.product.as_str(), channel.as_str(), request.version.as_str()).await;
+        outcome.channel = Some(set.map_err(Failure::from)?.channel);
+    }
+    outcome.seconds = start.elapsed().as_secs_f64();
+    progress.end();
+    Ok(outcome)
+}
+
+/// The release, when the version is taken. A token that may not read finds out when it commits.
+async fn existing(api: &Api, request: &PushRequest) -> anyhow::Result<Option<Release>> {
+    match api.release(request.product.as_str(), request.version.as_str()).await {
+        Ok(release) => Ok(Some(release)),
+        Err(error) if error.is_not_found() || error.is_forbidden() => Ok(None),
+        Err(error) => Err(Failure::from(error).into()),
+    }
+}
+
+/// The version is taken: the same bytes are no error, others are.
+async fn compare(
+    release: Release,
+    source: &Arc<Source>,
+    progress: &Arc<Progress>,
+    start: Instant,
+) -> anyhow::Result<Outcome> {
+    progress.phase("comparing with the release that is there");
+    let same_shape =
+        release.bytes == source.len() && (release.kind == "tree") == source.listing_bytes().is_some();
+    let same = same_shape && {
+        let (reader, counter) = (source.clone(), progress.clone());
+        let hashed = tokio::task::spawn_blocking(move || pipeline::hash_only(&reader, &counter)).await?;
+        let hash = hashed.map_err(|e| source.read_failure(e))?;
+        source.check_unchanged()?;
+        hash == release.blake3
+    };
+    if same {
+        return Ok(Outcome::of(release, start));
+    }
+    let error = anyhow!("{}@{} is released already with other bytes", release.product, release.version);
+    let next = format!(
+        "push with another --version; to see it: distd release show {}@{}",
+        release.product, release.version
+    );
+    Err(Failure::new(Code::Conflict, error).next(next).into())
+}
+
+async fn upload(
+    api: &Api,
+    request: &PushRequest,
+    source: &Arc<Source>,
+    progress: &Arc<Progress>,
+    start: Instant,
+) -> anyhow::Result<Outcome> {
+    let begun = api.begin_upload(request.product.as_str(), request.version.as_str()).await;
+    let upload = begun.map_err(Failure::from)?;
+    let for_regions = source.clone();
+    let regions = tokio::task::spawn_blocking(move || for_regions.regions()).await??;
+    let sent =
+        pipeline::send_missing(source.clone(), regions, &upload, request.level, progress.clone()).await;
+    let (cut, sent) = sent.map_err(|error| failure(error, source))?;
+    tracing::info!(
+        seconds = start.elapsed().as_secs_f64(),
+        chunks = sent.chunks,
+        "all chunks are at the origin"
+    );
+    source.check_unchanged()?;
+    progress.phase("committing");
+    let commit = CommitRequest {
+        listing_bytes: source.listing_bytes(),
+        bytes: source.len(),
+        blake3: cut.blake3,
+        runs: Bytes::from(cut.runs),
+    };
+    let (release, already_existed) = upload.commit(&commit).await.map_err(|e| failure(e.into(), source))?;
+    if release.blake3 != cut.blake3 || release.bytes != commit.bytes || release.chunks != cut.chunks {
+        let error = anyhow!("the origin answered with another release than the one committed");
+        return Err(Failure::new(Code::Integrity, error)
+            .next("use the same version of distd on both sides")
+            .into());
+    }
+    let Sent { bytes, chunks } = sent;
+    let outcome = Outcome::of(release, start);
+    Ok(Outcome {
+        uploaded_bytes: bytes,
+        uploaded_chunks: chunks,
+        already_existed,
+        resumed: upload.is_resumed(),
+        ..outcome
+    })
+}
+
+fn failure(error: PipelineError, source: &Source) -> anyhow::Error {
+    match error {
+        PipelineError::Api(error) if error.is_upload_gone() => {
+            let next = "another push of this version may have ended it; run the same command again: what was sent is kept";
+            Failure::new(Code::Conflict, error.into()).next(next).into()
+        }
+        PipelineError::Api(error) => Failure::from(error).into(),
+        PipelineError::Cut(CutError::Read(error)) => source.read_failure(error),
+        PipelineError::Cut(error @ CutError::TooManyChunks) => {
+            let next = "give the product larger chunks (its cut parameters), or ship it as several products";
+            Failure::new(Code::Unusable, error.into()).next(next).into()
+        }
+        PipelineError::Cut(error @ CutError::Stopped) => Failure::new(Code::Other, error.into()).into(),
+    }
+}

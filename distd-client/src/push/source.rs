@@ -1,0 +1,188 @@
+//! What is pushed: a file, a block device or a directory, as one run of bytes that must not change meanwhile.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use distd_core::cut::{ReadAt, Regions, regions};
+use distd_core::limits::ARTIFACT_BYTES_MAX;
+
+use super::tree::TreeSource;
+use crate::exit::{Code, Failure};
+use crate::local::{FileReader, Stamp};
+use crate::output::human_bytes;
+
+/// An artifact to be.
+pub(crate) enum Source {
+    File { path: PathBuf, reader: FileReader },
+    Tree(TreeSource),
+}
+
+/// What to do when an artifact changes under the reader.
+const HOLD_STILL: &str = "push a copy or a snapshot that nobody writes to";
+
+impl Source {
+    /// Opens what is at `path`; of a directory the whole listing is read.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Local`] or [`Code::Unusable`].
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        let local = |e: io::Error| {
+            let error = anyhow::Error::new(e).context(format!("could not open {}", path.display()));
+            Failure::new(Code::Local, error)
+        };
+        let meta = std::fs::metadata(path).map_err(local)?;
+        let source = if meta.is_dir() {
+            Self::Tree(TreeSource::open(path)?)
+        } else {
+            let reader = FileReader::open(path).map_err(|e| match e.kind() {
+                io::ErrorKind::InvalidInput => {
+                    let error =
+                        anyhow!("{} is neither a file, a directory nor a block device", path.display());
+                    Failure::new(Code::Unusable, error)
+                }
+                _ => local(e),
+            })?;
+            Self::File { path: path.to_owned(), reader }
+        };
+        match source.len() {
+            0 => {
+                let error = anyhow!("{} is empty", path.display());
+                let next = "look at what should have written it; a release has at least one byte";
+                Err(Failure::new(Code::Unusable, error).next(next).into())
+            }
+            len if len > ARTIFACT_BYTES_MAX => {
+                let (len, max) = (human_bytes(len), human_bytes(ARTIFACT_BYTES_MAX));
+                let error = anyhow!("{} has {len}; a release has at most {max}", path.display());
+                Err(Failure::new(Code::Unusable, error).next("ship it as several products").into())
+            }
+            _ => Ok(source),
+        }
+    }
+
+    /// Where its format says to cut.
+    pub(crate) fn regions(&self) -> anyhow::Result<Regions> {
+        match self {
+            Self::File { reader, .. } => Ok(regions(reader)),
+            Self::Tree(tree) => tree.regions(),
+        }
+    }
+
+    /// Length of a tree's listing; `None` for a file.
+    pub(crate) fn listing_bytes(&self) -> Option<u64> {
+        match self {
+            Self::File { .. } => None,
+            Self::Tree(tree) => Some(tree.listing_bytes()),
+        }
+    }
+
+    /// Sockets of a tree that were left out: what they connect to cannot be shipped.
+    pub(crate) fn sockets_skipped(&self) -> u64 {
+        match self {
+            Self::File { .. } => 0,
+            Self::Tree(tree) => tree.sockets_skipped(),
+        }
+    }
+
+    /// After everything was read: whether it is still what it was.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Unusable`].
+    pub(crate) fn check_unchanged(&self) -> anyhow::Result<()> {
+        let (path, unchanged) = match self {
+            Self::File { path, reader } => {
+                // The open file and the one of that name: another may have been put in its place.
+                let same_name = || io::Result::Ok(Stamp::of(&std::fs::metadata(path)?) == reader.stamp());
+                (path.as_path(), reader.is_unchanged().and_then(|same| Ok(same && same_name()?)))
+            }
+            Self::Tree(tree) => (tree.root(), tree.check_last().map(|()| true)),
+        };
+        match unchanged {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(changed(anyhow!("{} changed while it was read", path.display()))),
+            Err(error) => Err(self.read_failure(error)),
+        }
+    }
+
+    /// The failure that a read error is.
+    pub(crate) fn read_failure(&self, error: io::Error) -> anyhow::Error {
+        match self {
+            Self::File { path, reader } => {
+                let still_there = !matches!(reader.is_unchanged(), Ok(false));
+                if error.kind() == io::ErrorKind::UnexpectedEof || !still_there {
+                    return changed(anyhow!("{} changed while it was read", path.display()));
+                }
+                let error = anyhow::Error::new(error).context(format!("could not read {}", path.display()));
+                let next = "check the disk it lies on, or build it again";
+                Failure::new(Code::Unusable, error).next(next).into()
+            }
+            Self::Tree(tree) => {
+                let what = || format!("could not read {} whole", tree.root().display());
+                let result: anyhow::Result<()> = Err(error).with_context(what);
+                changed(result.err().unwrap_or_else(|| anyhow!(what())))
+            }
+        }
+    }
+}
+
+fn changed(error: anyhow::Error) -> anyhow::Error {
+    Failure::new(Code::Unusable, error).next(HOLD_STILL).into()
+}
+
+impl ReadAt for Source {
+    fn len(&self) -> u64 {
+        match self {
+            Self::File { reader, .. } => reader.len(),
+            Self::Tree(tree) => tree.len(),
+        }
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        match self {
+            Self::File { reader, .. } => reader.read_exact_at(buf, offset),
+            Self::Tree(tree) => tree.read_exact_at(buf, offset),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::{advice, code_of};
+
+    #[test]
+    fn what_cannot_be_a_release_is_refused_with_a_reason() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let empty = dir.path().join("empty");
+        std::fs::write(&empty, b"").expect("write");
+        let cases = [
+            (dir.path().join("none"), Code::Local),
+            (empty, Code::Unusable),
+            ("/dev/null".into(), Code::Unusable),
+        ];
+        for (path, code) in cases {
+            let error = Source::open(&path).map(|_| ()).expect_err("refused");
+            assert_eq!(code_of(&error), code, "{}: {error:#}", path.display());
+        }
+    }
+
+    #[test]
+    fn a_file_written_cut_or_replaced_while_it_is_read_is_noticed() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("image");
+        let write = |bytes: &[u8]| std::fs::write(&path, bytes).expect("write");
+        let tests: [&dyn Fn(); 3] = [&|| write(&[1; 6000]), &|| write(&[0; 10]), &|| {
+            std::fs::remove_file(&path).expect("remove");
+            write(&[0; 5000]);
+        }];
+        for (n, change) in tests.into_iter().enumerate() {
+            write(&[0; 5000]);
+            let source = Source::open(&path).expect("open");
+            source.check_unchanged().expect("nothing happened yet");
+            change();
+            let error = source.check_unchanged().expect_err("changed");
+            assert_eq!(code_of(&error), Code::Unusable, "case {n}");
+            assert_eq!(advice(&error).as_deref(), Some(HOLD_STILL));
+        }
+    }
+}
