@@ -7,6 +7,7 @@ mod registry;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use distd_peer::clock::unix_now;
 use distd_peer::trust::tls::Credentials;
@@ -19,6 +20,7 @@ use crate::tuf::{Answerer, Options, PublishError, RepositoryError, TufRepository
 
 pub use content::OriginContent;
 pub use metadata::ObjectMetadata;
+pub use publish::{PublishReleaseError, SetChannelError};
 
 /// Where an origin keeps what.
 #[derive(Clone, Debug)]
@@ -39,6 +41,24 @@ impl Places {
             db: format!("sqlite:{}", data.join("distd.sqlite").display()),
             store: data.join("objects").display().to_string(),
         }
+    }
+}
+
+/// What may be set about an origin's work.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// Names and addresses its HTTPS certificate is for, besides `localhost`.
+    pub hosts: Vec<String>,
+    /// Validity of node certificates.
+    pub cert_validity: Duration,
+    /// zstd level for files that the origin cuts.
+    pub zstd_level: i32,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        let cert_validity = Duration::from_secs(24 * 3600);
+        Self { hosts: Vec::new(), cert_validity, zstd_level: distd_core::packing::LEVEL_DEFAULT }
     }
 }
 
@@ -85,13 +105,14 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Opens an origin, making what is missing; `hosts` are names and addresses its HTTPS certificate is for.
+    /// Opens an origin, making what is missing.
     ///
     /// What an earlier run left half done is finished or cleaned up.
     ///
     /// # Errors
     /// [`OpenError`].
-    pub async fn open(places: &Places, hosts: Vec<String>) -> Result<Arc<Self>, OpenError> {
+    pub async fn open(places: &Places, tuning: Tuning) -> Result<Arc<Self>, OpenError> {
+        let Tuning { hosts, cert_validity, zstd_level } = tuning;
         let now = unix_now();
         let data = &places.data;
         let failed = |e| OpenError::Data(data.clone(), e);
@@ -102,7 +123,7 @@ impl Origin {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
             _ => std::fs::create_dir_all(&spool).map_err(failed)?,
         }
-        let realm = Realm::load_or_create(data, now)?;
+        let realm = Realm::load_or_create(data, now)?.with_node_validity(cert_validity.as_secs());
         let cert: OriginCert = realm.origin_cert(&hosts, now)?;
         let credentials = realm.credentials(&cert)?;
         let db = Db::open(&places.db).await?;
@@ -111,7 +132,7 @@ impl Origin {
         let metadata = Arc::new(ObjectMetadata::new(store.clone()));
         let keys = data.join("tuf-keys");
         let repository = TufRepository::open(metadata.clone(), &keys, Options::default(), now).await?;
-        let ingest = Ingest::new(db.clone(), store.clone());
+        let ingest = Ingest::new(db.clone(), store.clone()).with_zstd_level(zstd_level);
         let origin = Arc::new(Self {
             answerer: Answerer::new(metadata.clone()),
             chunks: Chunks::new(db.clone(), store.clone()),

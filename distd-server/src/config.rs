@@ -1,0 +1,475 @@
+//! An origin's settings: command line over environment (`DISTD_SERVER_*`) over TOML file over default.
+//!
+//! Every value passes through the same text form and the same parser wherever it comes from, and every mistake is
+//! named, not only the first. docs/operations.md, "Origin", lists the keys.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use distd_core::packing::LEVEL_DEFAULT;
+
+use crate::origin::{Places, Tuning};
+
+/// Prefix of environment variables.
+const ENV_PREFIX: &str = "DISTD_SERVER_";
+
+/// The variable that names the file.
+pub const ENV_CONFIG: &str = "DISTD_SERVER_CONFIG";
+
+/// Largest configuration file read, bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Every key, in the order in which they are shown.
+pub const KEYS: [&str; 9] =
+    ["data", "db", "store", "http", "quic", "name", "http_plain", "cert_validity", "zstd_level"];
+
+/// Bounds of node certificates' validity, seconds: clocks differ by minutes, and a CA lasts ten years.
+const VALIDITY_SECONDS: std::ops::RangeInclusive<u64> = 300..=365 * 24 * 3600;
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// An option of the command line.
+    CommandLine,
+    /// This environment variable.
+    Environment(String),
+    /// This file.
+    File(PathBuf),
+    /// Nothing was said.
+    Default,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CommandLine => f.write_str("command line"),
+            Self::Environment(name) => write!(f, "environment variable {name}"),
+            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+/// A value and where it comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting<T> {
+    /// The value.
+    pub value: T,
+    /// Where it comes from.
+    pub source: Source,
+}
+
+/// Everything that can be set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Directory of keys, spool and, by default, everything else.
+    pub data: Setting<PathBuf>,
+    /// Database: `sqlite:PATH` or `postgres://…`.
+    pub db: Setting<String>,
+    /// Object store: a directory or `s3://…`.
+    pub store: Setting<String>,
+    /// Where to listen for HTTPS, TCP.
+    pub http: Setting<SocketAddr>,
+    /// Where to listen for QUIC, UDP.
+    pub quic: Setting<SocketAddr>,
+    /// Further names and addresses of the HTTPS certificate.
+    pub name: Setting<Vec<String>>,
+    /// Plain HTTP, on a loopback address only.
+    pub http_plain: Setting<bool>,
+    /// Validity of node certificates.
+    pub cert_validity: Setting<Duration>,
+    /// zstd level for files that the origin cuts.
+    pub zstd_level: Setting<i32>,
+}
+
+/// What was said on the command line: texts by key.
+pub type CommandLine = BTreeMap<&'static str, Vec<String>>;
+
+/// Everything that is wrong with the settings.
+#[derive(Debug, thiserror::Error)]
+#[error("the settings cannot be used:\n  {}", .0.join("\n  "))]
+pub struct SettingsError(pub Vec<String>);
+
+impl Settings {
+    /// Settles every value. `environment` gives a variable's text; `file` is the TOML file to read, if any.
+    ///
+    /// # Errors
+    /// [`SettingsError`] with one line for each mistake.
+    pub fn resolve(
+        command_line: &CommandLine,
+        environment: impl Fn(&str) -> Option<String>,
+        file: Option<&Path>,
+    ) -> Result<Self, SettingsError> {
+        let mut problems = Vec::new();
+        let file = match file {
+            Some(path) => (path.to_owned(), read_file(path, &mut problems)),
+            None => (PathBuf::new(), BTreeMap::new()),
+        };
+        let mut layers = Layers { command_line, environment: &environment, file: &file, problems };
+
+        let data = layers.pick("data", None, |text| match text {
+            "" => Err("is no directory"),
+            path => Ok(PathBuf::from(path)),
+        });
+        let places = Places::in_dir(data.as_ref().map_or(Path::new(""), |data| &data.value));
+        let some = |text: &str| if text.is_empty() { Err("is empty") } else { Ok(text.to_owned()) };
+        let db = layers.pick("db", Some(places.db), some);
+        let store = layers.pick("store", Some(places.store), some);
+        let http_plain = layers.pick("http_plain", Some(false), |text| match text {
+            "true" | "1" | "yes" => Ok(true),
+            "false" | "0" | "no" => Ok(false),
+            _ => Err("is neither true nor false"),
+        });
+        let plain = http_plain.as_ref().is_some_and(|plain| plain.value);
+        let everywhere = |port| SocketAddr::from(([0u16; 8], port));
+        let http_default =
+            if plain { SocketAddr::from(([127, 0, 0, 1], HTTP_PORT)) } else { everywhere(HTTP_PORT) };
+        let address = |text: &str| text.parse().map_err(|_| "is not ADDRESS:PORT, as in 0.0.0.0:7443");
+        let http = layers.pick("http", Some(http_default), address);
+        let quic = layers.pick("quic", Some(everywhere(QUIC_PORT)), address);
+        let name = layers.pick_all("name", |text| match is_host(text) {
+            true => Ok(text.to_owned()),
+            false => Err("is neither a host name nor an IP address"),
+        });
+        let tuning = Tuning::default();
+        let cert_validity = layers.pick("cert_validity", Some(tuning.cert_validity), |text| {
+            parse_duration(text)
+                .filter(|d| VALIDITY_SECONDS.contains(&d.as_secs()))
+                .ok_or("is no duration between 5m and 365d, as in 24h")
+        });
+        let zstd_level = layers.pick("zstd_level", Some(LEVEL_DEFAULT), |text| {
+            text.parse().ok().filter(|level| (1..=19).contains(level)).ok_or("is no number between 1 and 19")
+        });
+
+        if let (true, Some(http)) = (plain, &http)
+            && !http.value.ip().is_loopback()
+        {
+            let Setting { value, source } = http;
+            layers.problems.push(format!(
+                "http ({source}): {value} is no loopback address, and plain HTTP would show tokens to the network: \
+                 leave out http_plain, or listen on 127.0.0.1:{}",
+                value.port()
+            ));
+        }
+        if data.is_none() && layers.problems.is_empty() {
+            layers.problems.push("say where to keep keys and data: --data DIR".to_owned());
+        }
+        let problems = layers.problems;
+        match (data, db, store, http, quic, name, http_plain, cert_validity, zstd_level) {
+            (
+                Some(data),
+                Some(db),
+                Some(store),
+                Some(http),
+                Some(quic),
+                Some(name),
+                Some(http_plain),
+                Some(cert_validity),
+                Some(zstd_level),
+            ) if problems.is_empty() => {
+                Ok(Self { data, db, store, http, quic, name, http_plain, cert_validity, zstd_level })
+            }
+            _ => Err(SettingsError(problems)),
+        }
+    }
+
+    /// Each value and its source as commented TOML, passwords left out: `serve --effective`.
+    pub fn effective(&self) -> String {
+        let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+        let names: Vec<String> = self.name.value.iter().map(|name| quoted(name)).collect();
+        let lines = [
+            ("data", quoted(&self.data.value.display().to_string()), &self.data.source),
+            ("db", quoted(&without_password(&self.db.value)), &self.db.source),
+            ("store", quoted(&without_password(&self.store.value)), &self.store.source),
+            ("http", quoted(&self.http.value.to_string()), &self.http.source),
+            ("quic", quoted(&self.quic.value.to_string()), &self.quic.source),
+            ("name", format!("[{}]", names.join(", ")), &self.name.source),
+            ("http_plain", self.http_plain.value.to_string(), &self.http_plain.source),
+            (
+                "cert_validity",
+                quoted(&format!("{}s", self.cert_validity.value.as_secs())),
+                &self.cert_validity.source,
+            ),
+            ("zstd_level", self.zstd_level.value.to_string(), &self.zstd_level.source),
+        ];
+        let mut out = String::new();
+        for (key, value, source) in lines {
+            let _ = writeln!(out, "{key} = {value}  # {source}");
+        }
+        out
+    }
+
+    /// Where the origin keeps what.
+    pub fn places(&self) -> Places {
+        Places { data: self.data.value.clone(), db: self.db.value.clone(), store: self.store.value.clone() }
+    }
+
+    /// How the origin works.
+    pub fn tuning(&self) -> Tuning {
+        Tuning {
+            hosts: self.name.value.clone(),
+            cert_validity: self.cert_validity.value,
+            zstd_level: self.zstd_level.value,
+        }
+    }
+}
+
+/// Port of HTTPS unless another is set.
+const HTTP_PORT: u16 = 7443;
+
+/// Port of QUIC unless another is set.
+const QUIC_PORT: u16 = 7444;
+
+struct Layers<'a, E> {
+    command_line: &'a CommandLine,
+    environment: &'a E,
+    file: &'a (PathBuf, BTreeMap<String, Vec<String>>),
+    problems: Vec<String>,
+}
+
+impl<E: Fn(&str) -> Option<String>> Layers<'_, E> {
+    /// The texts of the highest layer that says something.
+    fn texts(&self, key: &str) -> Option<(Vec<String>, Source)> {
+        if let Some(texts) = self.command_line.get(key) {
+            return Some((texts.clone(), Source::CommandLine));
+        }
+        let variable = format!("{ENV_PREFIX}{}", key.to_uppercase());
+        if let Some(text) = (self.environment)(&variable) {
+            // Only names can be several, and no name holds a comma.
+            let texts = match key {
+                "name" => {
+                    text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(str::to_owned).collect()
+                }
+                _ => vec![text],
+            };
+            return Some((texts, Source::Environment(variable)));
+        }
+        let (path, file) = self.file;
+        file.get(key).map(|texts| (texts.clone(), Source::File(path.clone())))
+    }
+
+    fn pick<T>(
+        &mut self,
+        key: &str,
+        default: Option<T>,
+        parse: impl Fn(&str) -> Result<T, &'static str>,
+    ) -> Option<Setting<T>> {
+        let Some((texts, source)) = self.texts(key) else {
+            return default.map(|value| Setting { value, source: Source::Default });
+        };
+        let [text] = &texts[..] else {
+            self.problems.push(format!("{key} ({source}): takes one value"));
+            return None;
+        };
+        match parse(text) {
+            Ok(value) => Some(Setting { value, source }),
+            Err(why) => {
+                self.problem(key, &source, text, why);
+                None
+            }
+        }
+    }
+
+    fn pick_all<T>(
+        &mut self,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, &'static str>,
+    ) -> Option<Setting<Vec<T>>> {
+        let (texts, source) = self.texts(key).unwrap_or((Vec::new(), Source::Default));
+        let mut value = Vec::new();
+        for text in &texts {
+            match parse(text) {
+                Ok(one) => value.push(one),
+                Err(why) => self.problem(key, &source, text, why),
+            }
+        }
+        (value.len() == texts.len()).then_some(Setting { value, source })
+    }
+
+    fn problem(&mut self, key: &str, source: &Source, text: &str, why: &str) {
+        let shown = without_password(text);
+        self.problems.push(format!("{key} ({source}): {shown:?} {why}"));
+    }
+}
+
+fn read_file(path: &Path, problems: &mut Vec<String>) -> BTreeMap<String, Vec<String>> {
+    let mut values = BTreeMap::new();
+    let shown = path.display();
+    let text = match read_bounded(path) {
+        Ok(text) => text,
+        Err(error) => {
+            problems.push(format!("{shown}: cannot be read: {error}"));
+            return values;
+        }
+    };
+    let table: toml::Table = match text.parse() {
+        Ok(table) => table,
+        Err(error) => {
+            problems.push(format!("{shown}: is no TOML: {error}"));
+            return values;
+        }
+    };
+    for (key, value) in table {
+        if !KEYS.contains(&key.as_str()) {
+            problems.push(format!("{shown}: there is no key {key:?}; the keys are {}", KEYS.join(", ")));
+            continue;
+        }
+        let texts = match value {
+            toml::Value::Array(several) => several.into_iter().map(text_of).collect(),
+            one => text_of(one).map(|text| vec![text]),
+        };
+        match texts {
+            Some(texts) => {
+                values.insert(key, texts);
+            }
+            None => problems.push(format!("{shown}: {key} is neither text nor a number nor true or false")),
+        }
+    }
+    values
+}
+
+fn read_bounded(path: &Path) -> std::io::Result<String> {
+    use std::io::Read;
+    let mut text = String::new();
+    let read = std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if read as u64 > FILE_BYTES_MAX {
+        return Err(std::io::Error::other("longer than 1 MiB"));
+    }
+    Ok(text)
+}
+
+fn text_of(value: toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Boolean(yes) => Some(yes.to_string()),
+        _ => None,
+    }
+}
+
+/// `90`, `90s`, `15m`, `24h`, `7d`.
+fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match &text[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return None,
+    };
+    Some(Duration::from_secs(digits.parse::<u64>().ok()?.checked_mul(unit)?))
+}
+
+fn is_host(text: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    text.parse::<IpAddr>().is_ok()
+        || text.len() <= 253 && text.strip_prefix("*.").unwrap_or(text).split('.').all(label)
+}
+
+/// An address without its password, for people.
+fn without_password(address: &str) -> String {
+    match url::Url::parse(address) {
+        Ok(mut url) if url.password().is_some() => {
+            // Fails only for URLs that cannot have a password.
+            let _ = url.set_password(Some("***"));
+            url.to_string()
+        }
+        _ => address.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command_line(pairs: &[(&'static str, &str)]) -> CommandLine {
+        let mut line = CommandLine::new();
+        for (key, value) in pairs {
+            line.entry(*key).or_default().push((*value).to_owned());
+        }
+        line
+    }
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), text).expect("write");
+        file
+    }
+
+    #[test]
+    fn a_data_directory_alone_is_enough() {
+        let settings = Settings::resolve(&command_line(&[("data", "/d")]), |_| None, None).expect("settings");
+        assert_eq!(settings.places().db, "sqlite:/d/distd.sqlite");
+        assert_eq!(settings.http.value.port(), 7443);
+        assert_eq!(settings.http.source, Source::Default);
+        let error = Settings::resolve(&command_line(&[]), |_| None, None).expect_err("no directory");
+        assert!(error.to_string().contains("--data DIR"), "{error}");
+    }
+
+    #[test]
+    fn command_line_beats_environment_beats_file_beats_default() {
+        let file = file(
+            "data = \"/f\"\nzstd_level = 5\nhttp = \"127.0.0.1:1\"\nname = [\"a.example\", \"10.0.0.1\"]\n",
+        );
+        let environment = |name: &str| match name {
+            "DISTD_SERVER_HTTP" => Some("127.0.0.1:2".to_owned()),
+            "DISTD_SERVER_DATA" => Some("/e".to_owned()),
+            _ => None,
+        };
+        let settings = Settings::resolve(&command_line(&[("data", "/c")]), environment, Some(file.path()))
+            .expect("settings");
+        assert_eq!(settings.data.value, Path::new("/c"));
+        assert_eq!(settings.data.source, Source::CommandLine);
+        assert_eq!(settings.http.value.port(), 2);
+        assert_eq!(settings.http.source, Source::Environment("DISTD_SERVER_HTTP".to_owned()));
+        assert_eq!(settings.zstd_level.value, 5);
+        assert_eq!(settings.zstd_level.source, Source::File(file.path().to_owned()));
+        assert_eq!(settings.name.value, ["a.example", "10.0.0.1"]);
+        let shown = settings.effective();
+        assert!(
+            shown.contains("http = \"127.0.0.1:2\"  # environment variable DISTD_SERVER_HTTP"),
+            "{shown}"
+        );
+        assert_eq!(shown.parse::<toml::Table>().expect("is TOML itself").len(), KEYS.len());
+    }
+
+    #[test]
+    fn every_mistake_is_named() {
+        let file = file("zstd_level = 40\nhtpp = \"x\"\ncert_validity = \"1s\"\nstore = 1.5\n");
+        let line = command_line(&[("data", "/d"), ("http", ":80"), ("name", "no host!")]);
+        let error = Settings::resolve(&line, |_| None, Some(file.path())).expect_err("mistakes").to_string();
+        for part in ["zstd_level", "\"htpp\"", "cert_validity", "http (command line)", "no host!", "store is"]
+        {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+    }
+
+    #[test]
+    fn plain_http_is_for_loopback_alone() {
+        let on = |address| command_line(&[("data", "/d"), ("http_plain", "true"), ("http", address)]);
+        assert!(Settings::resolve(&on("127.0.0.1:80"), |_| None, None).is_ok());
+        assert!(Settings::resolve(&on("[::1]:80"), |_| None, None).is_ok());
+        for address in ["0.0.0.0:80", "[::]:80", "192.168.1.1:80"] {
+            let error = Settings::resolve(&on(address), |_| None, None).expect_err("refused");
+            assert!(error.to_string().contains("loopback"), "{error}");
+        }
+        let without = command_line(&[("data", "/d"), ("http_plain", "true")]);
+        let settings = Settings::resolve(&without, |_| None, None).expect("settings");
+        assert!(settings.http.value.ip().is_loopback());
+    }
+
+    #[test]
+    fn a_password_is_not_shown() {
+        let line = command_line(&[("data", "/d"), ("db", "postgres://me:secret@db/distd")]);
+        let shown = Settings::resolve(&line, |_| None, None).expect("settings").effective();
+        assert!(!shown.contains("secret"), "{shown}");
+    }
+}

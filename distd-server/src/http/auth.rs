@@ -1,0 +1,115 @@
+//! Who calls: a bearer token, looked up by the hash of its secret, and what it may do.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use distd_peer::clock::unix_now;
+use distd_peer::trust::token::ApiToken;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{ApiError, App};
+use crate::origin::signed;
+
+/// What a token may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Read products, releases, channels, manifests and packs.
+    Read,
+    /// Make products and releases.
+    Publish,
+    /// Move channels.
+    Channel,
+    /// Everything, tokens and nodes too.
+    Admin,
+}
+
+impl Scope {
+    const ALL: [Self; 4] = [Self::Read, Self::Publish, Self::Channel, Self::Admin];
+
+    /// Its word, in SQL and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Publish => "publish",
+            Self::Channel => "channel",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// Scopes as a token's row has them; words of a newer version give nothing.
+    pub(super) fn of_row(scopes: &str) -> Vec<Self> {
+        Self::ALL.into_iter().filter(|scope| scopes.split(',').any(|s| s == scope.as_str())).collect()
+    }
+
+    /// As a token's row has them.
+    pub(super) fn to_row(scopes: &[Self]) -> String {
+        let words: Vec<_> =
+            Self::ALL.iter().filter(|s| scopes.contains(s)).map(|scope| scope.as_str()).collect();
+        words.join(",")
+    }
+}
+
+/// A scope as a type, so that a handler's signature says what it needs.
+pub(super) trait Need: Send + Sync {
+    const SCOPE: Scope;
+}
+
+macro_rules! needs {
+    ($($name:ident => $scope:ident),*) => {$(
+        pub(super) struct $name;
+        impl Need for $name {
+            const SCOPE: Scope = Scope::$scope;
+        }
+    )*};
+}
+needs!(ToRead => Read, ToPublish => Publish, ToMoveChannels => Channel, ToAdminister => Admin);
+
+/// A caller with the right to `N`.
+pub(super) struct Caller<N> {
+    /// Label of the token: who made what.
+    pub(super) label: String,
+    need: PhantomData<N>,
+}
+
+impl<N: Need> FromRequestParts<Arc<App>> for Caller<N> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        let header =
+            parts.headers.get(AUTHORIZATION).ok_or_else(|| ApiError::unauthorised("a token is needed"))?;
+        let no_token = || ApiError::unauthorised("the Authorization header holds no API token");
+        let (scheme, token) = header.to_str().ok().and_then(|t| t.split_once(' ')).ok_or_else(no_token)?;
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return Err(no_token());
+        }
+        let token: ApiToken = token.parse().map_err(|_| no_token())?;
+        // Looked up by hash: how long it takes says nothing about any secret.
+        let row = app.origin.db().api_token(&token.secret_hash()).await?;
+        let row = row.ok_or_else(|| ApiError::unauthorised("this token is not known here"))?;
+        if !row.is_valid(signed(unix_now())) {
+            return Err(ApiError::unauthorised("this token has expired or was revoked"));
+        }
+        let scopes = Scope::of_row(&row.scopes);
+        if !scopes.contains(&N::SCOPE) && !scopes.contains(&Scope::Admin) {
+            return Err(ApiError::forbidden(N::SCOPE.as_str()));
+        }
+        Ok(Self { label: row.label, need: PhantomData })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_survive_their_row() {
+        assert_eq!(Scope::of_row("publish,future,read"), [Scope::Read, Scope::Publish]);
+        assert_eq!(Scope::to_row(&[Scope::Admin, Scope::Read]), "read,admin");
+        assert_eq!(Scope::of_row(""), []);
+    }
+}

@@ -1,0 +1,68 @@
+//! `/v1/manifests`.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use distd_core::{ManifestId, NodeHash};
+
+use super::auth::{Caller, ToRead};
+use super::body::At;
+use super::{ApiError, App, objects};
+use crate::ingest::manifest_object;
+
+const MSGPACK: &str = "application/msgpack";
+
+fn unknown(id: &ManifestId) -> ApiError {
+    ApiError::unknown_manifest(format!("no release has the manifest {id}"))
+}
+
+fn parse(text: &str) -> Result<ManifestId, ApiError> {
+    text.parse().map_err(|e| ApiError::bad_request(format!("{text:?} is no manifest id"), format!("{e}")))
+}
+
+/// Only what a release names is there: an upload that was never committed is nobody's to see.
+async fn released(app: &App, id: &ManifestId) -> Result<(), ApiError> {
+    let released = app.origin.db().manifests_released(&[*id]).await?;
+    if released == [true] { Ok(()) } else { Err(unknown(id)) }
+}
+
+/// A manifest as one file.
+#[utoipa::path(get, path = "/v1/manifests/{manifest}", tag = "objects", params(("manifest" = String, Path)),
+    responses((status = 200, body = Vec<u8>, content_type = "application/msgpack")), security(("token" = ["read"])))]
+pub(super) async fn show(
+    State(app): State<Arc<App>>,
+    _: Caller<ToRead>,
+    At(manifest): At<String>,
+) -> Result<Response, ApiError> {
+    let id = parse(&manifest)?;
+    released(&app, &id).await?;
+    let found = objects::whole(app.origin.ingest().store(), manifest_object(&id), MSGPACK).await?;
+    found.ok_or_else(|| ApiError::internal(format!("manifest {id} is missing from the store")))
+}
+
+/// One node of a manifest, the root too.
+#[utoipa::path(get, path = "/v1/manifests/{manifest}/nodes/{node}", tag = "objects",
+    params(("manifest" = String, Path), ("node" = String, Path)),
+    responses((status = 200, body = Vec<u8>, content_type = "application/msgpack")), security(("token" = ["read"])))]
+pub(super) async fn node(
+    State(app): State<Arc<App>>,
+    _: Caller<ToRead>,
+    At((manifest, node)): At<(String, String)>,
+) -> Result<Response, ApiError> {
+    let id = parse(&manifest)?;
+    let hash: NodeHash = node
+        .parse()
+        .map_err(|e| ApiError::bad_request(format!("{node:?} is no node hash"), format!("{e}")))?;
+    released(&app, &id).await?;
+    let manifest = app.manifest(id).await?;
+    let bytes = if hash.as_bytes() == id.as_bytes() {
+        Some(manifest.root_bytes().clone())
+    } else {
+        manifest.node(&hash).cloned()
+    };
+    let bytes = bytes.ok_or_else(|| ApiError::not_found(&format!("node {hash} in manifest {id}")))?;
+    let cached = "private, max-age=31536000, immutable";
+    Ok(([(header::CONTENT_TYPE, MSGPACK), (header::CACHE_CONTROL, cached)], bytes).into_response())
+}

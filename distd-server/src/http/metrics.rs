@@ -1,0 +1,143 @@
+//! `/metrics`: counters by name, labels from closed sets.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{Method, header};
+use axum::response::IntoResponse;
+
+use super::App;
+
+#[derive(Clone, Copy, Default)]
+struct Answers {
+    count: u64,
+    seconds: f64,
+}
+
+/// What the HTTP side counts.
+#[derive(Default)]
+pub(super) struct Metrics {
+    /// By method, route and status: each out of a closed set.
+    answers: Mutex<BTreeMap<(String, String, u16), Answers>>,
+    /// Connections open.
+    pub(super) connections_open: AtomicU64,
+    /// Connections accepted.
+    pub(super) connections: AtomicU64,
+    /// Connections refused because there were too many.
+    pub(super) connections_refused: AtomicU64,
+    /// TLS handshakes that failed or took too long.
+    pub(super) handshakes_failed: AtomicU64,
+    /// Releases made.
+    pub(super) releases: AtomicU64,
+    /// Bytes of chunk records and whole files taken in.
+    pub(super) received_bytes: AtomicU64,
+    /// Bytes of packs sent.
+    pub(super) pack_bytes_sent: AtomicU64,
+}
+
+impl Metrics {
+    pub(super) fn count(&self, method: &Method, route: &str, status: u16, elapsed: Duration) {
+        // A caller can invent methods; a label cannot.
+        let method = match method.as_str() {
+            known @ ("GET" | "HEAD" | "PUT" | "POST" | "DELETE") => known,
+            _ => "other",
+        };
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = answers.entry((method.to_owned(), route.to_owned(), status)).or_default();
+        answer.count += 1;
+        answer.seconds += elapsed.as_secs_f64();
+    }
+}
+
+/// Prometheus metrics.
+#[utoipa::path(get, path = "/metrics", tag = "state", responses(
+    (status = 200, description = "Metrics in Prometheus text format", body = String, content_type = "text/plain")
+))]
+pub(super) async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text(&app).await)
+}
+
+struct Text(String);
+
+impl Text {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn one(&mut self, name: &str, kind: &str, help: &str, value: u64) {
+        self.head(name, kind, help);
+        let _ = writeln!(self.0, "{name} {value}");
+    }
+}
+
+async fn text(app: &App) -> String {
+    let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let mut out = Text(String::new());
+    out.head("distd_build_info", "gauge", "Version of distd-server.");
+    let _ = writeln!(out.0, "distd_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
+
+    let m = &app.metrics;
+    let answers = m.answers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    out.head("distd_http_requests_total", "counter", "Requests answered, by method, route and status.");
+    for ((method, route, status), answer) in &answers {
+        let labels = format!("method=\"{method}\",route=\"{route}\",status=\"{status}\"");
+        let _ = writeln!(out.0, "distd_http_requests_total{{{labels}}} {}", answer.count);
+    }
+    out.head("distd_http_request_seconds_total", "counter", "Time until the response began, seconds.");
+    for ((method, route, status), answer) in &answers {
+        let labels = format!("method=\"{method}\",route=\"{route}\",status=\"{status}\"");
+        let _ = writeln!(out.0, "distd_http_request_seconds_total{{{labels}}} {:.6}", answer.seconds);
+    }
+    out.one("distd_http_connections_open", "gauge", "HTTP connections open.", load(&m.connections_open));
+    for (name, help, counter) in [
+        ("distd_http_connections_total", "HTTP connections accepted.", &m.connections),
+        (
+            "distd_http_connections_refused_total",
+            "HTTP connections refused: too many.",
+            &m.connections_refused,
+        ),
+        ("distd_http_handshakes_failed_total", "TLS handshakes that failed.", &m.handshakes_failed),
+        ("distd_releases_made_total", "Releases made by this process.", &m.releases),
+        ("distd_ingest_bytes_total", "Bytes of chunks and files received.", &m.received_bytes),
+        ("distd_http_pack_bytes_total", "Bytes of packs sent over HTTP.", &m.pack_bytes_sent),
+    ] {
+        out.one(name, "counter", help, load(counter));
+    }
+
+    let c = &app.counters;
+    for (name, help, counter) in [
+        ("distd_quic_connections_total", "QUIC connections accepted.", &c.connections),
+        ("distd_quic_connections_refused_total", "QUIC connections refused.", &c.connections_refused),
+        ("distd_quic_batches_total", "Batches of chunks answered.", &c.batches),
+        ("distd_quic_batches_choked_total", "Batches choked.", &c.choked),
+        ("distd_quic_chunks_total", "Chunks served.", &c.chunks),
+        ("distd_quic_chunk_bytes_total", "Packed chunk bytes served.", &c.chunk_bytes),
+        ("distd_quic_nodes_total", "Manifest nodes served.", &c.nodes),
+        ("distd_quic_control_bytes_total", "Bytes of metadata and nodes served.", &c.control_bytes),
+        ("distd_quic_breaches_total", "Streams ended because a peer broke the protocol.", &c.breaches),
+        ("distd_quic_unknown_frames_total", "Frames of unknown type ignored.", &c.unknown_frames),
+    ] {
+        out.one(name, "counter", help, load(counter));
+    }
+
+    let db = app.origin.db();
+    // Every open upload has its end before the end of time.
+    let state = tokio::try_join!(db.uploads_expired(i64::MAX), db.pack_bytes(), db.nodes());
+    out.one("distd_database_up", "gauge", "Whether the database answers.", u64::from(state.is_ok()));
+    match state {
+        Ok((uploads, bytes, nodes)) => {
+            out.one("distd_uploads_open", "gauge", "Uploads open.", uploads.len() as u64);
+            out.one("distd_pack_bytes", "gauge", "Bytes of all packs in the object store.", bytes);
+            let active = nodes.iter().filter(|node| node.revoked.is_none()).count() as u64;
+            out.one("distd_nodes", "gauge", "Nodes enrolled and not revoked.", active);
+        }
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "no metrics of the database");
+        }
+    }
+    out.0
+}

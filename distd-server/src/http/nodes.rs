@@ -1,0 +1,87 @@
+//! `/v1/nodes`, and enrolment over HTTPS.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use distd_peer::clock::unix_now;
+use distd_peer::trust::enroll::ENROLL_BYTES_MAX;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::auth::{Caller, ToAdminister};
+use super::body::{At, Incoming};
+use super::{ApiError, App};
+use crate::origin::signed;
+
+/// A node.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Node {
+    /// 32 hexadecimal digits.
+    id: String,
+    /// `leaf` or `relay`.
+    role: String,
+    label: String,
+    /// When it first enrolled, unix seconds.
+    enrolled: i64,
+    /// End of its certificate, unix seconds.
+    cert_expires: i64,
+    /// When it was revoked, unix seconds; null unless it was.
+    revoked: Option<i64>,
+}
+
+/// Nodes.
+#[derive(Serialize, ToSchema)]
+pub(super) struct NodeList {
+    nodes: Vec<Node>,
+}
+
+/// Every node, by time of enrolment.
+#[utoipa::path(get, path = "/v1/nodes", tag = "nodes", responses(
+    (status = 200, body = NodeList)
+), security(("token" = ["admin"])))]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    _: Caller<ToAdminister>,
+) -> Result<Json<NodeList>, ApiError> {
+    let rows = app.origin.db().nodes().await?;
+    let nodes = rows.into_iter().map(|row| Node {
+        id: row.id,
+        role: row.role,
+        label: row.label,
+        enrolled: row.enrolled,
+        cert_expires: row.cert_expires,
+        revoked: row.revoked,
+    });
+    Ok(Json(NodeList { nodes: nodes.collect() }))
+}
+
+/// Revokes a node: it is served nothing and gets no further certificate.
+#[utoipa::path(post, path = "/v1/nodes/{id}/revoke", tag = "nodes", params(("id" = String, Path)), responses(
+    (status = 204, description = "Revoked")
+), security(("token" = ["admin"])))]
+pub(super) async fn revoke(
+    State(app): State<Arc<App>>,
+    _: Caller<ToAdminister>,
+    At(id): At<String>,
+) -> Result<StatusCode, ApiError> {
+    if !app.origin.db().revoke_node(&id, signed(unix_now())).await? {
+        return Err(ApiError::not_found("node of this id"));
+    }
+    tracing::info!(node = id, "node revoked");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Enrolment or renewal: an EnrollMessage in, an EnrollReply out. A refusal is a reply.
+#[utoipa::path(post, path = "/v1/enroll", tag = "nodes",
+    request_body(content = Vec<u8>, content_type = "application/msgpack"),
+    responses((status = 200, body = Vec<u8>, content_type = "application/msgpack")))]
+pub(super) async fn enroll(
+    State(app): State<Arc<App>>,
+    body: Incoming<{ ENROLL_BYTES_MAX as u64 }>,
+) -> Result<impl IntoResponse, ApiError> {
+    let reply = app.origin.enroll(&body.whole().await?).await?;
+    Ok(([(header::CONTENT_TYPE, "application/msgpack")], reply))
+}

@@ -1,0 +1,73 @@
+//! `/v1/openapi.json`.
+
+use std::sync::{Arc, LazyLock};
+
+use axum::http::header;
+use axum::response::IntoResponse;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::{Modify, OpenApi};
+
+use super::{
+    channels, content, error, manifests, metrics, nodes, packs, products, releases, state, tokens, tuf,
+    uploads,
+};
+
+struct BearerToken;
+
+impl Modify for BearerToken {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme("token", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
+    }
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "distd origin", description = "docs/http-api.md has the reasons. Failures are an ErrorBody."),
+    paths(
+        state::healthz, state::readyz, metrics::metrics, state::version, show,
+        products::create, products::list, products::show,
+        releases::list, releases::show, content::put,
+        uploads::begin, uploads::missing, uploads::chunks, uploads::commit, uploads::abort,
+        manifests::show, manifests::node, packs::show,
+        channels::list, channels::show, channels::put,
+        tokens::create, tokens::list, tokens::revoke, tokens::create_join,
+        nodes::list, nodes::revoke, nodes::enroll,
+        tuf::file
+    ),
+    components(schemas(error::ErrorBody)),
+    modifiers(&BearerToken)
+)]
+struct Document;
+
+static JSON: LazyLock<Arc<str>> =
+    LazyLock::new(|| Document::openapi().to_json().expect("the document is data").into());
+
+/// This document.
+#[utoipa::path(get, path = "/v1/openapi.json", tag = "state", responses(
+    (status = 200, description = "OpenAPI document", body = Object, content_type = "application/json")
+))]
+pub(super) async fn show() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], JSON.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_route_is_in_the_document_and_the_other_way_round() {
+        let document: serde_json::Value = serde_json::from_str(&super::JSON).expect("JSON");
+        let mut documented = BTreeSet::new();
+        for (path, methods) in document["paths"].as_object().expect("paths") {
+            for method in methods.as_object().expect("methods").keys() {
+                documented.insert((method.to_uppercase(), path.clone()));
+            }
+        }
+        let served: BTreeSet<_> = crate::http::routes()
+            .into_iter()
+            .map(|route| (route.method.to_string(), route.path.replace("{*", "{")))
+            .collect();
+        assert_eq!(documented, served);
+    }
+}

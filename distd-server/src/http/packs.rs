@@ -1,0 +1,41 @@
+//! `/v1/packs`: packs as plain ranges, for caches and CDNs.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+
+use super::auth::{Caller, ToRead};
+use super::body::At;
+use super::{ApiError, App, objects};
+use crate::store::pack::object_name;
+
+/// A pack or a part of it.
+#[utoipa::path(get, path = "/v1/packs/{name}", tag = "objects",
+    params(("name" = String, Path, description = "32 hexadecimal digits"), ("Range" = Option<String>, Header)),
+    responses(
+        (status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 206, body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 416, description = "The range begins behind the end")
+    ), security(("token" = ["read"])))]
+pub(super) async fn show(
+    State(app): State<Arc<App>>,
+    _: Caller<ToRead>,
+    At(name): At<String>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let none = || ApiError::not_found("pack of this name");
+    let mut id = [0; 16];
+    hex::decode_to_slice(&name, &mut id).map_err(|_| none())?;
+    let object = object_name(id);
+    if app.origin.db().packs_known(std::slice::from_ref(&object)).await? != [true] {
+        return Err(none());
+    }
+    let etag = format!("\"{}\"", hex::encode(id));
+    let store = app.origin.ingest().store();
+    let (response, bytes) = objects::part(store, object, &etag, &headers).await?.ok_or_else(none)?;
+    app.metrics.pack_bytes_sent.fetch_add(bytes, Ordering::Relaxed);
+    Ok(response)
+}

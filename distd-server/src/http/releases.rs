@@ -1,0 +1,108 @@
+//! `/v1/products/{product}/releases`.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use distd_core::names::Name;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::auth::{Caller, ToRead};
+use super::body::At;
+use super::{ApiError, App, products};
+use crate::db::ReleaseRow;
+use crate::ingest::CommitResult;
+
+/// A release.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Release {
+    product: String,
+    version: String,
+    /// `file` or `tree`.
+    kind: String,
+    /// Id of its manifest, 64 hexadecimal digits.
+    manifest: String,
+    /// BLAKE3 of the whole artifact, as `b3sum` prints it.
+    blake3: String,
+    /// Length of the artifact.
+    bytes: u64,
+    /// Chunks, repeats counted.
+    chunks: u64,
+    /// When it was made, unix seconds.
+    created: i64,
+}
+
+/// Releases.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ReleaseList {
+    releases: Vec<Release>,
+}
+
+impl From<ReleaseRow> for Release {
+    fn from(row: ReleaseRow) -> Self {
+        Self {
+            product: row.product.to_string(),
+            version: row.version.to_string(),
+            kind: row.kind,
+            manifest: row.manifest.to_string(),
+            blake3: row.blake3.to_string(),
+            bytes: row.bytes,
+            chunks: row.chunk_count,
+            created: row.created,
+        }
+    }
+}
+
+/// Publishes what was committed, and answers with it.
+pub(super) async fn publish(
+    app: &App,
+    committed: CommitResult,
+) -> Result<(StatusCode, Json<Release>), ApiError> {
+    app.origin.publish_release(&committed).await?;
+    let status = if committed.already_existed { StatusCode::OK } else { StatusCode::CREATED };
+    if !committed.already_existed {
+        app.metrics.releases.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(
+            product = %committed.release.product,
+            version = %committed.release.version,
+            bytes = committed.release.bytes,
+            new_chunks = committed.new_chunks,
+            by = committed.release.created_by,
+            "released"
+        );
+    }
+    Ok((status, Json(committed.release.into())))
+}
+
+/// A product's releases, newest first.
+#[utoipa::path(get, path = "/v1/products/{product}/releases", tag = "releases", params(("product" = String, Path)), responses(
+    (status = 200, body = ReleaseList)
+), security(("token" = ["read"])))]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    _: Caller<ToRead>,
+    At(product): At<Name>,
+) -> Result<Json<ReleaseList>, ApiError> {
+    products::find(&app, &product).await?;
+    let rows = app.origin.db().releases(&product).await?;
+    Ok(Json(ReleaseList { releases: rows.into_iter().map(Release::from).collect() }))
+}
+
+/// One release.
+#[utoipa::path(get, path = "/v1/products/{product}/releases/{version}", tag = "releases",
+    params(("product" = String, Path), ("version" = String, Path)),
+    responses((status = 200, body = Release)), security(("token" = ["read"])))]
+pub(super) async fn show(
+    State(app): State<Arc<App>>,
+    _: Caller<ToRead>,
+    At((product, version)): At<(Name, Name)>,
+) -> Result<Json<Release>, ApiError> {
+    if let Some(row) = app.origin.db().release(&product, &version).await? {
+        return Ok(Json(row.into()));
+    }
+    products::find(&app, &product).await?;
+    Err(ApiError::unknown_version(&product, &version))
+}

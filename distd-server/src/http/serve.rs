@@ -1,0 +1,195 @@
+//! Accepting connections: TLS, limits in time and number, and an end in good order.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio_rustls::TlsAcceptor;
+
+use super::{App, router};
+
+/// Connections at once. Each costs some 100 KiB at work.
+const CONNECTIONS_MAX: usize = 512;
+
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long a request's head may take, and an idle connection may stay.
+const HEAD: Duration = Duration::from_secs(30);
+
+/// How long a caller may refuse to read.
+const WRITE_STALL: Duration = Duration::from_secs(60);
+
+/// Largest request head, and bytes read at once.
+const BUFFER_BYTES: usize = 64 << 10;
+
+/// Pause after the system gave no connection, for want of file descriptors mostly.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Answers connections on `listener` until `stop` turns true; then those at work finish their request. Without
+/// `tls` in plain HTTP. Returns when every connection is done.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    app: Arc<App>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let service = TowerToHyperService::new(router(app.clone()));
+    let acceptor = tls.map(TlsAcceptor::from);
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let connections = tokio_util::task::TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stopped(&mut stop) => break,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "no connection accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(slot) = slots.clone().try_acquire_owned() else {
+            app.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
+            continue;
+        };
+        let (acceptor, service, stop, app) = (acceptor.clone(), service.clone(), stop.clone(), app.clone());
+        connections.spawn(async move {
+            app.metrics.connections.fetch_add(1, Ordering::Relaxed);
+            app.metrics.connections_open.fetch_add(1, Ordering::Relaxed);
+            connection(stream, acceptor, service, &app, stop).await;
+            app.metrics.connections_open.fetch_sub(1, Ordering::Relaxed);
+            drop(slot);
+        });
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+/// Until the origin stops; a sender that is gone means the same.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+type Service = TowerToHyperService<axum::Router>;
+
+async fn connection(
+    stream: TcpStream,
+    acceptor: Option<TlsAcceptor>,
+    service: Service,
+    app: &App,
+    stop: watch::Receiver<bool>,
+) {
+    // Answers are small and wanted now. A socket that refuses is about to fail anyway.
+    let _ = stream.set_nodelay(true);
+    let Some(acceptor) = acceptor else {
+        return requests(stream, service, stop).await;
+    };
+    match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => requests(stream, service, stop).await,
+        Ok(Err(error)) => {
+            app.metrics.handshakes_failed.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(error = &error as &dyn std::error::Error, "TLS handshake failed");
+        }
+        Err(_) => {
+            app.metrics.handshakes_failed.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!("TLS handshake took too long");
+        }
+    }
+}
+
+async fn requests(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    service: Service,
+    mut stop: watch::Receiver<bool>,
+) {
+    let io = TokioIo::new(Unstalled { stream, since: None });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(BUFFER_BYTES)
+        .serve_connection(io, service);
+    tokio::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = stopped(&mut stop) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(error = &error as &dyn std::error::Error, "connection ended");
+    }
+}
+
+/// A stream whose writing fails once it has stood still for [`WRITE_STALL`]: nobody holds a connection by not
+/// reading.
+struct Unstalled<S> {
+    stream: S,
+    since: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Unstalled<S> {
+    fn watch<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if result.is_ready() {
+            self.since = None;
+            return result;
+        }
+        let since = self.since.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + WRITE_STALL)));
+        ready!(since.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Unstalled<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Unstalled<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.watch(cx, result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.watch(cx, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_flush(cx);
+        self.watch(cx, result)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.watch(cx, result)
+    }
+}

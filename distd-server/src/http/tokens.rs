@@ -1,0 +1,225 @@
+//! `/v1/tokens` and `/v1/join-tokens`: shown once, kept as hash and public key.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use distd_peer::clock::unix_now;
+use distd_peer::trust::identity::Role;
+use distd_peer::trust::token::{ApiToken, JoinToken};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::auth::{Caller, Scope, ToAdminister};
+use super::body::{At, Given};
+use super::{ApiError, App};
+use crate::db::{ApiTokenRow, JoinTokenRow};
+use crate::origin::signed;
+
+/// Longest label, bytes.
+const LABEL_BYTES_MAX: usize = 200;
+
+/// Longest validity of a token with an end, seconds: ten years, as the realm CA.
+const SECONDS_MAX: u64 = 10 * 365 * 24 * 3600;
+
+/// Validity of a join token of which nothing is said, seconds.
+const JOIN_SECONDS: u64 = 24 * 3600;
+
+/// Most nodes that one join token brings in.
+const USES_MAX: u64 = 1_000_000;
+
+/// Bytes of a token's id, out of the hash of its secret.
+const ID_BYTES: usize = 8;
+
+/// An API token to make.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewToken {
+    /// What operators see.
+    label: String,
+    /// What it may do.
+    scopes: Vec<Scope>,
+    /// Seconds from now; for ever when absent.
+    expires_in: Option<u64>,
+}
+
+/// An API token, just made.
+#[derive(Serialize, ToSchema)]
+pub(super) struct MadeToken {
+    /// The token; it is shown this once.
+    token: String,
+    /// Names it in lists and for revocation.
+    id: String,
+}
+
+/// An API token as it is listed.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Token {
+    id: String,
+    label: String,
+    scopes: Vec<Scope>,
+    /// Unix seconds.
+    created: i64,
+    /// Unix seconds; null for ever.
+    expires: Option<i64>,
+    /// Unix seconds; null unless revoked.
+    revoked: Option<i64>,
+}
+
+/// Tokens.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TokenList {
+    tokens: Vec<Token>,
+}
+
+/// A join token to make.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewJoinToken {
+    /// `leaf` or `relay`.
+    #[schema(value_type = String)]
+    role: Role,
+    /// Nodes it brings in; 1 when absent.
+    uses: Option<u64>,
+    /// Seconds from now; a day when absent.
+    expires_in: Option<u64>,
+    /// What operators see.
+    #[serde(default)]
+    label: String,
+}
+
+/// A join token, just made.
+#[derive(Serialize, ToSchema)]
+pub(super) struct MadeJoinToken {
+    /// The token; it is shown this once.
+    token: String,
+}
+
+fn id_of(secret_sha256: &[u8; 32]) -> String {
+    hex::encode(&secret_sha256[..ID_BYTES])
+}
+
+fn check_label(label: &str) -> Result<(), ApiError> {
+    if label.len() > LABEL_BYTES_MAX || label.chars().any(char::is_control) {
+        let next = format!("choose one of at most {LABEL_BYTES_MAX} bytes without control characters");
+        return Err(ApiError::bad_request("the label cannot be used", next));
+    }
+    Ok(())
+}
+
+fn check_seconds(seconds: u64) -> Result<i64, ApiError> {
+    if !(1..=SECONDS_MAX).contains(&seconds) {
+        let message = format!("expires_in cannot be {seconds}");
+        return Err(ApiError::bad_request(message, format!("choose 1 to {SECONDS_MAX} seconds")));
+    }
+    Ok(signed(unix_now().saturating_add(seconds)))
+}
+
+/// Makes an API token.
+#[utoipa::path(post, path = "/v1/tokens", tag = "tokens", request_body = NewToken, responses(
+    (status = 201, body = MadeToken)
+), security(("token" = ["admin"])))]
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    _: Caller<ToAdminister>,
+    Given(new): Given<NewToken>,
+) -> Result<(StatusCode, Json<MadeToken>), ApiError> {
+    check_label(&new.label)?;
+    if new.scopes.is_empty() {
+        let next = "choose some of: read, publish, channel, admin";
+        return Err(ApiError::bad_request("a token without scopes is of no use", next));
+    }
+    let token = ApiToken::generate(app.origin.realm().ca_fingerprint());
+    let row = ApiTokenRow {
+        secret_sha256: token.secret_hash(),
+        label: new.label,
+        scopes: Scope::to_row(&new.scopes),
+        created: signed(unix_now()),
+        expires: new.expires_in.map(check_seconds).transpose()?,
+        revoked: None,
+    };
+    app.origin.db().put_api_token(&row).await?;
+    let id = id_of(&row.secret_sha256);
+    tracing::info!(id, label = row.label, scopes = row.scopes, "API token made");
+    Ok((StatusCode::CREATED, Json(MadeToken { token: token.to_secret_string(), id })))
+}
+
+/// Every API token, newest first.
+#[utoipa::path(get, path = "/v1/tokens", tag = "tokens", responses(
+    (status = 200, body = TokenList)
+), security(("token" = ["admin"])))]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    _: Caller<ToAdminister>,
+) -> Result<Json<TokenList>, ApiError> {
+    let token = |row: ApiTokenRow| Token {
+        id: id_of(&row.secret_sha256),
+        label: row.label,
+        scopes: Scope::of_row(&row.scopes),
+        created: row.created,
+        expires: row.expires,
+        revoked: row.revoked,
+    };
+    let rows = app.origin.db().api_tokens().await?;
+    Ok(Json(TokenList { tokens: rows.into_iter().map(token).collect() }))
+}
+
+/// Revokes an API token, unless it is the last that may administer.
+#[utoipa::path(delete, path = "/v1/tokens/{id}", tag = "tokens", params(("id" = String, Path)), responses(
+    (status = 204, description = "Revoked")
+), security(("token" = ["admin"])))]
+pub(super) async fn revoke(
+    State(app): State<Arc<App>>,
+    _: Caller<ToAdminister>,
+    At(id): At<String>,
+) -> Result<StatusCode, ApiError> {
+    let now = signed(unix_now());
+    let rows = app.origin.db().api_tokens().await?;
+    let row = rows.iter().find(|row| id_of(&row.secret_sha256) == id);
+    let row = row.ok_or_else(|| ApiError::not_found("API token of this id"))?;
+    let administers =
+        |row: &ApiTokenRow| row.is_valid(now) && Scope::of_row(&row.scopes).contains(&Scope::Admin);
+    let others = rows.iter().any(|other| other.secret_sha256 != row.secret_sha256 && administers(other));
+    if administers(row) && !others {
+        let next = "make another token with the scope admin first";
+        return Err(ApiError::conflict("this is the last token that may administer", next));
+    }
+    app.origin.db().revoke_api_token(&row.secret_sha256, now).await?;
+    tracing::info!(id, label = row.label, "API token revoked");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Makes a join token.
+#[utoipa::path(post, path = "/v1/join-tokens", tag = "nodes", request_body = NewJoinToken, responses(
+    (status = 201, body = MadeJoinToken)
+), security(("token" = ["admin"])))]
+pub(super) async fn create_join(
+    State(app): State<Arc<App>>,
+    _: Caller<ToAdminister>,
+    Given(new): Given<NewJoinToken>,
+) -> Result<(StatusCode, Json<MadeJoinToken>), ApiError> {
+    check_label(&new.label)?;
+    if new.role == Role::Origin {
+        return Err(ApiError::bad_request("nothing can join as origin", "choose leaf or relay"));
+    }
+    let uses = new.uses.unwrap_or(1);
+    if !(1..=USES_MAX).contains(&uses) {
+        return Err(ApiError::bad_request(
+            format!("uses cannot be {uses}"),
+            format!("choose 1 to {USES_MAX}"),
+        ));
+    }
+    let token = JoinToken::generate(app.origin.realm().ca_fingerprint());
+    let row = JoinTokenRow {
+        public_key: hex::encode(token.public_key()),
+        role: new.role.as_str().to_owned(),
+        uses_left: uses,
+        expires: check_seconds(new.expires_in.unwrap_or(JOIN_SECONDS))?,
+        label: new.label,
+        created: signed(unix_now()),
+    };
+    app.origin.db().put_join_token(&row).await?;
+    tracing::info!(role = row.role, uses, label = row.label, "join token made");
+    Ok((StatusCode::CREATED, Json(MadeJoinToken { token: token.to_secret_string() })))
+}

@@ -1,0 +1,354 @@
+//! `/v1/uploads`: chunks that the publisher cut.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use bytes::{Buf, Bytes, BytesMut};
+use distd_core::cut::CutParams;
+use distd_core::limits::CHUNK_BYTES_MAX;
+use distd_core::manifest::Kind;
+use distd_core::names::Name;
+use distd_core::packing::Codec;
+use distd_core::{ArtifactHash, ChunkHash};
+use distd_peer::clock::unix_now;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use utoipa::ToSchema;
+
+use super::auth::{Caller, ToPublish};
+use super::body::{At, Incoming, broken_off};
+use super::products::Cut;
+use super::releases::{self, Release};
+use super::{ApiError, App};
+use crate::db::{BeginUpload, UploadId};
+use crate::ingest::{CommitRequest, IncomingChunk, Run, UPLOAD_SECONDS};
+use crate::origin::signed;
+
+/// Most hashes in one question.
+const HASHES_MAX: u64 = 65_536;
+
+/// Largest body of chunk records, bytes.
+const CHUNKS_BYTES_MAX: u64 = 32 << 20;
+
+/// Largest list of chunks, bytes: 6.7 million runs, some 100 GB of artifact.
+const LIST_BYTES_MAX: u64 = 256 << 20;
+
+/// Bytes of a chunk record before the chunk: hash, codec, raw length, stored length.
+const RECORD_HEAD: usize = 32 + 1 + 4 + 4;
+
+/// Bytes of a run in the list of chunks: hash, length, repeat.
+const RUN_BYTES: usize = 32 + 4 + 4;
+
+/// Most chunks of an artifact, repeats counted: 16 TiB in chunks of the default's largest size. Bounds the time
+/// a list of a few bytes can take.
+const ARTIFACT_CHUNKS_MAX: u64 = 1 << 28;
+
+/// Chunks between the socket and the sink; each has at most 1 MiB.
+const QUEUE: usize = 4;
+
+/// An upload.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Upload {
+    /// Its id, 32 hexadecimal digits.
+    upload: String,
+    /// How to cut the artifact.
+    cut: Cut,
+    /// It was begun before: ask which chunks are missing.
+    resumed: bool,
+}
+
+/// How many chunks were new.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Stored {
+    /// Chunks that the origin did not have.
+    stored: u64,
+}
+
+/// Begins an upload, or goes on with the open one of this version. The product is made when it is not there.
+#[utoipa::path(post, path = "/v1/products/{product}/releases/{version}/uploads", tag = "uploads",
+    params(("product" = String, Path), ("version" = String, Path)),
+    responses((status = 200, body = Upload)), security(("token" = ["publish"])))]
+pub(super) async fn begin(
+    State(app): State<Arc<App>>,
+    caller: Caller<ToPublish>,
+    At((product, version)): At<(Name, Name)>,
+) -> Result<Json<Upload>, ApiError> {
+    let now = signed(unix_now());
+    let db = app.origin.db();
+    let (row, _) = db.ensure_product(&product, CutParams::default(), now).await?;
+    let mut random = [0; 16];
+    aws_lc_rs::rand::fill(&mut random).expect("the system has a random source");
+    let fresh = UploadId::from_random(random);
+    let begun =
+        db.begin_upload(fresh.clone(), &product, &version, &caller.label, now, now + UPLOAD_SECONDS).await?;
+    match begun {
+        BeginUpload::Open(upload) => Ok(Json(Upload {
+            resumed: upload.id != fresh,
+            upload: upload.id.to_string(),
+            cut: row.cut.into(),
+        })),
+        BeginUpload::UnknownProduct => Err(ApiError::unknown_product(&product)),
+    }
+}
+
+fn upload_id(text: &str) -> Result<UploadId, ApiError> {
+    text.parse().map_err(|_| ApiError::unknown_upload("there is no upload of this id".to_owned()))
+}
+
+/// Which chunks must be sent: bit `i`, most significant first, is set when hash `i` is missing.
+#[utoipa::path(post, path = "/v1/uploads/{upload}/missing", tag = "uploads", params(("upload" = String, Path)),
+    request_body(content = Vec<u8>, description = "Hashes of 32 bytes, at most 65536", content_type = "application/octet-stream"),
+    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream")),
+    security(("token" = ["publish"])))]
+pub(super) async fn missing(
+    State(app): State<Arc<App>>,
+    _: Caller<ToPublish>,
+    At(upload): At<String>,
+    body: Incoming<{ HASHES_MAX * 32 }>,
+) -> Result<impl IntoResponse, ApiError> {
+    let upload = upload_id(&upload)?;
+    app.origin.ingest().open_upload(&upload).await?;
+    let body = body.whole().await?;
+    let (hashes, rest) = body.as_chunks::<32>();
+    if !rest.is_empty() {
+        let message = format!("{} bytes are not a number of 32-byte hashes", body.len());
+        return Err(ApiError::bad_request(message, "send hashes of 32 bytes back to back"));
+    }
+    let hashes: Vec<ChunkHash> = hashes.iter().map(|hash| ChunkHash(*hash)).collect();
+    let mut bitmap = vec![0u8; hashes.len().div_ceil(8)];
+    for index in app.origin.ingest().missing(&upload, &hashes).await? {
+        let index = index as usize;
+        bitmap[index / 8] |= 0x80 >> (index % 8);
+    }
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bitmap))
+}
+
+/// Takes chunks; when it answers 200 they are durable.
+#[utoipa::path(post, path = "/v1/uploads/{upload}/chunks", tag = "uploads", params(("upload" = String, Path)),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream", description =
+        "Records: hash (32 bytes), codec (1), raw length (4, big-endian), stored length (4), stored bytes; at most 32 MiB"),
+    responses((status = 200, body = Stored)), security(("token" = ["publish"])))]
+pub(super) async fn chunks(
+    State(app): State<Arc<App>>,
+    _: Caller<ToPublish>,
+    At(upload): At<String>,
+    body: Incoming<CHUNKS_BYTES_MAX>,
+) -> Result<Json<Stored>, ApiError> {
+    let upload = upload_id(&upload)?;
+    app.origin.ingest().open_upload(&upload).await?;
+    // The sink works in a task of its own, so that a connection that ends never stops it between a pack and
+    // the pack's row. `None` says that the body came to its end.
+    let (tx, mut rx) = mpsc::channel::<Option<IncomingChunk>>(QUEUE);
+    let at = app.clone();
+    let stored = app.detached(async move {
+        let mut sink = at.origin.ingest().sink(&upload, signed(unix_now())).await?;
+        loop {
+            match rx.recv().await {
+                Some(Some(chunk)) => sink.push(chunk).await?,
+                Some(None) => return Ok(sink.finish().await?),
+                None => return Err(broken_off("the body broke off")),
+            }
+        }
+    });
+    feed(&app, body.with_deadline(), tx).await?;
+    Ok(Json(Stored { stored: stored.await? }))
+}
+
+/// Cuts the body into chunks. A receiver that is gone has its own reason, so that is no error here.
+async fn feed(
+    app: &App,
+    mut body: Incoming<CHUNKS_BYTES_MAX>,
+    tx: mpsc::Sender<Option<IncomingChunk>>,
+) -> Result<(), ApiError> {
+    let mut buffer = BytesMut::new();
+    let mut index = 0u64;
+    while let Some(piece) = body.next().await? {
+        app.metrics.received_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        buffer.extend_from_slice(&piece);
+        while let Some(chunk) = take_record(&mut buffer, index)? {
+            index += 1;
+            if tx.send(Some(chunk)).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+    if !buffer.is_empty() {
+        let message = format!("record number {index} is cut off");
+        return Err(ApiError::bad_request(message, "send whole records"));
+    }
+    // As above.
+    let _ = tx.send(None).await;
+    Ok(())
+}
+
+/// The record at the head of `buffer`, once it is whole. Its lengths are checked before the rest is waited for.
+fn take_record(buffer: &mut BytesMut, index: u64) -> Result<Option<IncomingChunk>, ApiError> {
+    let Some((head, rest)) = buffer.split_at_checked(RECORD_HEAD) else { return Ok(None) };
+    let bad = |what: &str| {
+        let next = "a record is hash[32] codec[1] raw_len[4] stored_len[4] bytes; stored_len is at most raw_len, \
+                    raw_len at most 1048576";
+        Err(ApiError::bad_request(format!("record number {index} has {what}"), next))
+    };
+    let (hash, mut numbers) = head.split_at(32);
+    let Some(codec) = Codec::from_code(numbers.get_u8()) else { return bad("an unknown codec") };
+    let (raw_len, stored_len) = (numbers.get_u32(), numbers.get_u32() as usize);
+    if raw_len == 0 || raw_len as usize > CHUNK_BYTES_MAX || stored_len == 0 || stored_len > raw_len as usize
+    {
+        return bad("a length out of bounds");
+    }
+    let Some(bytes) = rest.get(..stored_len) else { return Ok(None) };
+    let hash = ChunkHash::from_slice(hash).expect("the head begins with 32 bytes of hash");
+    // A copy, so that a chunk that is kept does not keep its neighbours.
+    let bytes = Bytes::copy_from_slice(bytes);
+    buffer.advance(RECORD_HEAD + stored_len);
+    Ok(Some(IncomingChunk { hash, codec, raw_len, bytes }))
+}
+
+/// The body of a commit (msgpack map).
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CommitBody<'a> {
+    kind: KindWord,
+    #[serde(default)]
+    listing_bytes: u64,
+    cut: CutParams,
+    bytes: u64,
+    blake3: ArtifactHash,
+    #[serde(borrow)]
+    chunks: &'a serde_bytes::Bytes,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum KindWord {
+    File,
+    Tree,
+}
+
+fn commit_request(body: &[u8]) -> Result<CommitRequest, ApiError> {
+    let bad = |message: String| ApiError::bad_request(message, "see docs/http-api.md, \"Commit\"");
+    let parsed: CommitBody<'_> =
+        rmp_serde::from_slice(body).map_err(|e| bad(format!("the body is no commit: {e}")))?;
+    let (records, rest) = parsed.chunks.as_chunks::<RUN_BYTES>();
+    if !rest.is_empty() {
+        return Err(bad(format!("the list of chunks is not made of records of {RUN_BYTES} bytes")));
+    }
+    let mut count = 0u64;
+    let mut runs = Vec::with_capacity(records.len());
+    for record in records {
+        let (hash, mut numbers) = record.split_at(32);
+        let hash = ChunkHash::from_slice(hash).expect("a record begins with 32 bytes of hash");
+        let run = Run { hash, len: numbers.get_u32(), repeat: numbers.get_u32() };
+        count = count.saturating_add(u64::from(run.repeat));
+        runs.push(run);
+    }
+    if count > ARTIFACT_CHUNKS_MAX {
+        return Err(bad(format!("an artifact has at most {ARTIFACT_CHUNKS_MAX} chunks")));
+    }
+    let kind = match parsed.kind {
+        KindWord::File if parsed.listing_bytes != 0 => return Err(bad("a file has no listing".to_owned())),
+        KindWord::File => Kind::File,
+        KindWord::Tree => Kind::Tree { listing_bytes: parsed.listing_bytes },
+    };
+    Ok(CommitRequest { kind, cut: parsed.cut, runs, blake3: parsed.blake3, bytes: parsed.bytes })
+}
+
+/// Makes a release of an upload.
+#[utoipa::path(post, path = "/v1/uploads/{upload}/commit", tag = "uploads", params(("upload" = String, Path)),
+    request_body(content = Vec<u8>, content_type = "application/msgpack", description =
+        "Map of kind, listing_bytes, cut [min, avg, max], bytes, blake3 and chunks: records of hash (32), length (4), repeat (4)"),
+    responses(
+        (status = 201, description = "Released", body = Release),
+        (status = 200, description = "The version had these bytes already", body = Release)
+    ), security(("token" = ["publish"])))]
+pub(super) async fn commit(
+    State(app): State<Arc<App>>,
+    caller: Caller<ToPublish>,
+    At(upload): At<String>,
+    body: Incoming<LIST_BYTES_MAX>,
+) -> Result<(StatusCode, Json<Release>), ApiError> {
+    let upload = upload_id(&upload)?;
+    let unknown = || ApiError::unknown_upload(format!("there is no upload {upload}"));
+    // Over ones too: a commit whose answer was lost is repeated.
+    app.origin.db().upload(&upload).await?.ok_or_else(unknown)?;
+    let room = app.list_room(body.announced().unwrap_or(LIST_BYTES_MAX)).await;
+    let body = body.whole().await?;
+    let request = commit_request(&body)?;
+    drop(body);
+    let at = app.clone();
+    let work = app.detached(async move {
+        let _room = room;
+        let now = signed(unix_now());
+        let committed = at.origin.ingest().commit(&upload, request, &caller.label, now).await?;
+        releases::publish(&at, committed).await
+    });
+    work.await
+}
+
+/// Gives an upload up; its space comes back.
+#[utoipa::path(delete, path = "/v1/uploads/{upload}", tag = "uploads", params(("upload" = String, Path)),
+    responses((status = 204, description = "Given up")), security(("token" = ["publish"])))]
+pub(super) async fn abort(
+    State(app): State<Arc<App>>,
+    _: Caller<ToPublish>,
+    At(upload): At<String>,
+) -> Result<StatusCode, ApiError> {
+    let upload = upload_id(&upload)?;
+    let at = app.clone();
+    app.detached(async move { Ok(at.origin.ingest().abort(&upload).await?) }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(codec: u8, raw_len: u32, stored_len: u32, bytes: &[u8]) -> BytesMut {
+        let mut out = BytesMut::from(&[7u8; 32][..]);
+        out.extend_from_slice(&[codec]);
+        out.extend_from_slice(&raw_len.to_be_bytes());
+        out.extend_from_slice(&stored_len.to_be_bytes());
+        out.extend_from_slice(bytes);
+        out
+    }
+
+    #[test]
+    fn a_record_comes_out_once_it_is_whole() {
+        let whole = record(0, 3, 3, b"abcRest");
+        for n in 0..whole.len() {
+            let mut part = BytesMut::from(&whole[..n]);
+            let taken = take_record(&mut part, 0).expect("nothing is wrong with it");
+            assert_eq!(taken.is_some(), n >= RECORD_HEAD + 3, "{n} bytes");
+        }
+        let mut buffer = whole;
+        let chunk = take_record(&mut buffer, 0).expect("good").expect("whole");
+        assert_eq!((&chunk.bytes[..], &buffer[..]), (&b"abc"[..], &b"Rest"[..]));
+    }
+
+    #[test]
+    fn lengths_out_of_bounds_are_refused_before_their_bytes_come() {
+        for (codec, raw, stored) in
+            [(9, 3, 3), (0, 0, 0), (0, 3, 0), (0, 3, 4), (1, 1 << 21, 5), (1, u32::MAX, u32::MAX)]
+        {
+            assert!(take_record(&mut record(codec, raw, stored, b""), 0).is_err(), "{codec} {raw} {stored}");
+        }
+    }
+
+    #[test]
+    fn a_commit_that_lies_about_its_lengths_is_refused() {
+        for bad in [
+            &b""[..],
+            b"\x80",
+            b"\xdf\xff\xff\xff\xff",
+            b"\x81\xa6chunks\xc6\xff\xff\xff\xffabc",
+            b"\xa4file",
+            b"{}",
+        ] {
+            assert!(commit_request(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! A whole origin: opened, listening, maintained, and stopped in good order.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use distd_peer::clock::unix_now;
+use distd_peer::net::{BindError, server_endpoint};
+use distd_peer::serve::{ServeConfig, Server};
+use distd_peer::trust::files::{self, FileError};
+use distd_peer::trust::tls::{TlsError, https_server, quic_server};
+use distd_peer::trust::token::ApiToken;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::config::{Settings, Source};
+use crate::db::{ApiTokenRow, DbError};
+use crate::http::{self, App, Scope};
+use crate::ingest::SweepScope;
+use crate::origin::{OpenError, Origin, OriginContent, signed};
+
+/// How long requests under way may go on after the origin was told to stop.
+pub const STOP: Duration = Duration::from_secs(10);
+
+/// Wait after maintenance failed.
+const MAINTAIN_AGAIN: Duration = Duration::from_secs(60);
+
+/// Time between sweeps for orphans, seconds.
+const SWEEP_SECONDS: u64 = 24 * 3600;
+
+/// QUIC close code of an endpoint that stops: no error of the peer's.
+const CLOSE_STOPPING: u32 = 0;
+
+/// Why an origin did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory cannot be made or used.
+    #[error("could not use the data directory {}: check its permissions and free space", .0.display())]
+    Data(PathBuf, #[source] io::Error),
+    /// Another process has it.
+    #[error("another distd-server uses {}: stop it, or give this one another --data directory", .0.display())]
+    InUse(PathBuf),
+    /// The origin itself.
+    #[error("could not open the origin")]
+    Open(#[from] OpenError),
+    /// The first admin token's file.
+    #[error(transparent)]
+    TokenFile(#[from] FileError),
+    /// The first admin token's file holds something else.
+    #[error("{} holds no token of this realm: remove it, a new one is made then", .0.display())]
+    ForeignToken(PathBuf),
+    /// The database.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// Not listening for HTTP.
+    #[error("could not listen on {0} (TCP): choose another --http address, or stop what uses it")]
+    Http(SocketAddr, #[source] io::Error),
+    /// Not listening for QUIC.
+    #[error("no QUIC: choose another --quic address")]
+    Quic(#[from] BindError),
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Plain HTTP where others could read it.
+    #[error("plain HTTP only on a loopback address, not on {0}")]
+    PlainHttp(SocketAddr),
+}
+
+/// A running origin.
+pub struct Running {
+    /// Where HTTP(S) is answered.
+    pub http: SocketAddr,
+    /// Where QUIC is answered.
+    pub quic: SocketAddr,
+    /// HTTP is plain.
+    pub plain: bool,
+    /// The first admin token's file, where there is one.
+    pub admin_token: Option<PathBuf>,
+    /// The origin.
+    pub origin: Arc<Origin>,
+    app: Arc<App>,
+    stop: watch::Sender<bool>,
+    http_task: JoinHandle<()>,
+    quic_task: JoinHandle<()>,
+    maintenance: JoinHandle<()>,
+    endpoint: quinn::Endpoint,
+    _lock: File,
+}
+
+/// Starts an origin. When this returns it answers.
+///
+/// # Errors
+/// [`StartError`].
+pub async fn start(settings: &Settings) -> Result<Running, StartError> {
+    let plain = settings.http_plain.value;
+    if plain && !settings.http.value.ip().is_loopback() {
+        return Err(StartError::PlainHttp(settings.http.value));
+    }
+    let lock = lock(&settings.data.value)?;
+    let origin = Origin::open(&settings.places(), settings.tuning()).await?;
+    let admin_token = first_token(&origin, &settings.data.value).await?;
+
+    let listener = listen(settings).await?;
+    let http = listener.local_addr().map_err(|e| StartError::Http(settings.http.value, e))?;
+    let quic_config = || quic_server(origin.credentials().clone(), origin.realm().ca_der());
+    let quic = settings.quic.value;
+    let endpoint = match server_endpoint(quic, quic_config()?) {
+        Err(error) if settings.quic.source == Source::Default && is_without_ipv6(&error.cause) => {
+            server_endpoint(everywhere_ipv4(quic), quic_config()?)?
+        }
+        other => other?,
+    };
+    let quic = endpoint.local_addr().map_err(|cause| BindError { address: quic, cause })?;
+
+    let server = Server::new(OriginContent::new(origin.clone()).into_content(), ServeConfig::default());
+    let app = App::new(origin.clone(), server.counters.clone());
+    let tls = (!plain).then(|| Arc::new(https_server(origin.credentials().clone())));
+    let (stop, stopped) = watch::channel(false);
+    Ok(Running {
+        http,
+        quic,
+        plain,
+        admin_token,
+        http_task: tokio::spawn(http::serve(listener, tls, app.clone(), stopped)),
+        quic_task: tokio::spawn(server.run(endpoint.clone())),
+        maintenance: tokio::spawn(maintain(origin.clone())),
+        origin,
+        app,
+        stop,
+        endpoint,
+        _lock: lock,
+    })
+}
+
+impl Running {
+    /// Stops: requests under way have until `deadline` to end. `false` when some were cut off; what they had
+    /// committed stays.
+    pub async fn stop(self, deadline: Duration) -> bool {
+        let Self { stop, http_task, quic_task, maintenance, endpoint, app, origin, _lock, .. } = self;
+        stop.send_replace(true);
+        maintenance.abort();
+        let abort = http_task.abort_handle();
+        let ended = tokio::time::timeout(deadline, async {
+            if let Err(error) = http_task.await {
+                tracing::error!(error = &error as &dyn std::error::Error, "the HTTP server failed");
+            }
+            app.idle().await;
+        });
+        let in_time = ended.await.is_ok();
+        abort.abort();
+        endpoint.close(CLOSE_STOPPING.into(), b"stopping");
+        quic_task.abort();
+        // So that peers learn of it before the process is gone.
+        let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(5), origin.db().close()).await;
+        in_time
+    }
+}
+
+/// Two processes on one directory would sweep away each other's uploads.
+fn lock(data: &Path) -> Result<File, StartError> {
+    let failed = |e| StartError::Data(data.to_owned(), e);
+    std::fs::create_dir_all(data).map_err(failed)?;
+    let path = data.join("lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StartError::InUse(data.to_owned())),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// Makes the token that makes all others, once: only while the database has none. The file comes first, so that a
+/// crash in between leaves a token that the next start records.
+async fn first_token(origin: &Origin, data: &Path) -> Result<Option<PathBuf>, StartError> {
+    let path = data.join("admin.token");
+    if !origin.db().api_tokens().await?.is_empty() {
+        return Ok(path.exists().then_some(path));
+    }
+    let fingerprint = origin.realm().ca_fingerprint();
+    let fresh = ApiToken::generate(fingerprint);
+    files::create_secret(&path, format!("{}\n", fresh.to_secret_string()).as_bytes())?;
+    let foreign = || StartError::ForeignToken(path.clone());
+    let text = files::read_secret(&path)?.ok_or_else(foreign)?;
+    let token: ApiToken =
+        std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok()).ok_or_else(foreign)?;
+    if *token.ca_fingerprint() != fingerprint {
+        return Err(foreign());
+    }
+    let row = ApiTokenRow {
+        secret_sha256: token.secret_hash(),
+        label: "first admin".to_owned(),
+        scopes: Scope::Admin.as_str().to_owned(),
+        created: signed(unix_now()),
+        expires: None,
+        revoked: None,
+    };
+    origin.db().put_api_token(&row).await?;
+    Ok(Some(path))
+}
+
+async fn listen(settings: &Settings) -> Result<TcpListener, StartError> {
+    let address = settings.http.value;
+    match TcpListener::bind(address).await {
+        Err(error) if settings.http.source == Source::Default && is_without_ipv6(&error) => {
+            let address = everywhere_ipv4(address);
+            TcpListener::bind(address).await.map_err(|e| StartError::Http(address, e))
+        }
+        other => other.map_err(|e| StartError::Http(address, e)),
+    }
+}
+
+/// The default address is for both families; some machines have but one.
+fn is_without_ipv6(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    let is = |errno: rustix::io::Errno| code == Some(errno.raw_os_error());
+    is(rustix::io::Errno::AFNOSUPPORT) || is(rustix::io::Errno::ADDRNOTAVAIL)
+}
+
+fn everywhere_ipv4(address: SocketAddr) -> SocketAddr {
+    ([0, 0, 0, 0], address.port()).into()
+}
+
+async fn maintain(origin: Arc<Origin>) {
+    let mut swept = unix_now();
+    loop {
+        let wait = match origin.maintain().await {
+            Ok(seconds) => Duration::from_secs(seconds),
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "maintenance failed");
+                MAINTAIN_AGAIN
+            }
+        };
+        let now = unix_now();
+        if now.saturating_sub(swept) >= SWEEP_SECONDS {
+            match origin.ingest().sweep_orphans(SweepScope::Shared, signed(now)).await {
+                Ok(found) => {
+                    swept = now;
+                    tracing::info!(swept = ?found, "swept");
+                }
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "sweeping failed");
+                }
+            }
+        }
+        tokio::time::sleep(wait).await;
+    }
+}
