@@ -10,6 +10,7 @@ pub mod enrollment;
 pub mod manifest_fetch;
 pub mod net;
 pub mod parents;
+pub mod process;
 pub mod quarantine;
 pub mod relay;
 pub mod serve;

@@ -34,6 +34,9 @@ const UPSTREAM_WAIT: Duration = Duration::from_secs(10);
 /// How often a chunk that was evicted between arriving and being read is fetched again for one asker.
 const EVICTED_TRIES: u32 = 3;
 
+/// Chunks read off the disk at once for one asker.
+const READ_GROUP: usize = 32;
+
 /// The same question within this time gets the same answer: a fleet that wakes at once asks the origin once.
 const METADATA_FRESH: Duration = Duration::from_secs(1);
 
@@ -268,19 +271,21 @@ impl RelaySwarm {
         Arc::new(Self { manifest, table, store, demand, driver: handle })
     }
 
-    /// Reads one chunk off the disk.
-    async fn read(&self, id: ChunkId) -> Option<Data> {
-        let entry = self.table.get(id)?;
-        let store = self.store.clone();
-        // A read from the page cache takes microseconds; handing it to another thread would cost more.
-        let chunk = tokio::task::block_in_place(move || store.get(&entry.hash));
-        match chunk {
-            Ok(chunk) => chunk.map(|chunk| Data { id, codec: chunk.codec, bytes: chunk.bytes }),
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "chunk could not be read");
-                None
+    /// Reads a few chunks off the disk, in one go on a thread that may block.
+    async fn read(&self, ids: Vec<ChunkId>) -> Vec<(ChunkId, Option<Data>)> {
+        let (store, table) = (self.store.clone(), self.table.clone());
+        let read = move |id: ChunkId| {
+            let entry = table.get(id)?;
+            match store.get(&entry.hash) {
+                Ok(chunk) => chunk.map(|chunk| Data { id, codec: chunk.codec, bytes: chunk.bytes }),
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "chunk could not be read");
+                    None
+                }
             }
-        }
+        };
+        let reading = tokio::task::spawn_blocking(move || ids.into_iter().map(|id| (id, read(id))).collect());
+        reading.await.unwrap_or_default()
     }
 
     fn held_of(&self, wanted: &ChunkRanges) -> Result<ChunkRanges, crate::store::StoreError> {
@@ -299,48 +304,49 @@ impl RelaySwarm {
         let mut open = known.difference(&held);
         let (tx, mut arrivals) = mpsc::unbounded_channel();
         self.want(&open, &tx);
-        let mut tries: HashMap<ChunkId, u32> = HashMap::new();
-        for id in held.ids() {
-            match self.read(id).await {
-                Some(data) => answers.send(ChunkAnswer::Data(data)).await.ok()?,
-                None => {
-                    open.insert(id);
-                    self.want(&[id].into_iter().collect(), &tx);
+        let held: Vec<ChunkId> = held.ids().collect();
+        for ids in held.chunks(READ_GROUP) {
+            for (id, data) in self.read(ids.to_vec()).await {
+                match data {
+                    Some(data) => answers.send(ChunkAnswer::Data(data)).await.ok()?,
+                    // Evicted or rotten since the look-up.
+                    None => {
+                        open.insert(id);
+                        self.want(&[id].into_iter().collect(), &tx);
+                    }
                 }
             }
         }
+        let mut tries: HashMap<ChunkId, u32> = HashMap::new();
+        let mut arrived = Vec::with_capacity(READ_GROUP);
         while !open.is_empty() {
-            let arrival = tokio::select! {
-                arrival = tokio::time::timeout(UPSTREAM_WAIT, arrivals.recv()) => arrival,
+            let count = tokio::select! {
+                received = tokio::time::timeout(UPSTREAM_WAIT, arrivals.recv_many(&mut arrived, READ_GROUP)) => received,
                 () = answers.closed() => return None,
             };
-            match arrival {
-                Ok(Some(Arrival::Held(id))) => match self.read(id).await {
+            let Ok(1..) = count else {
+                answers.send(ChunkAnswer::DontHave(open, DontHaveReason::Upstream)).await.ok()?;
+                return Some(());
+            };
+            let mut ready = Vec::with_capacity(arrived.len());
+            for arrival in arrived.drain(..) {
+                match arrival {
+                    Arrival::Held(id) if open.contains(id) => ready.push(id),
+                    Arrival::Held(_) => {}
+                    Arrival::Gone(id) => refuse(answers, &mut open, id, DontHaveReason::NotHeld).await?,
+                }
+            }
+            for (id, data) in self.read(ready).await {
+                let tries = tries.entry(id).or_default();
+                *tries += 1;
+                match data {
                     Some(data) => {
                         if open.remove(id) {
                             answers.send(ChunkAnswer::Data(data)).await.ok()?;
                         }
                     }
-                    None => {
-                        let tries = tries.entry(id).or_default();
-                        *tries += 1;
-                        if *tries < EVICTED_TRIES {
-                            self.want(&[id].into_iter().collect(), &tx);
-                        } else {
-                            open.remove(id);
-                            let chunks = [id].into_iter().collect();
-                            answers.send(ChunkAnswer::DontHave(chunks, DontHaveReason::Busy)).await.ok()?;
-                        }
-                    }
-                },
-                Ok(Some(Arrival::Gone(id))) => {
-                    open.remove(id);
-                    let chunks = [id].into_iter().collect();
-                    answers.send(ChunkAnswer::DontHave(chunks, DontHaveReason::NotHeld)).await.ok()?;
-                }
-                Ok(None) | Err(_) => {
-                    answers.send(ChunkAnswer::DontHave(open, DontHaveReason::Upstream)).await.ok()?;
-                    return Some(());
+                    None if *tries < EVICTED_TRIES => self.want(&[id].into_iter().collect(), &tx),
+                    None => refuse(answers, &mut open, id, DontHaveReason::Busy).await?,
                 }
             }
         }
@@ -353,6 +359,19 @@ impl RelaySwarm {
             self.driver.want(chunks.clone());
         }
     }
+}
+
+/// Answers that one open chunk will not come; `None` when the asker went away.
+async fn refuse(
+    answers: &mpsc::Sender<ChunkAnswer>,
+    open: &mut ChunkRanges,
+    id: ChunkId,
+    reason: DontHaveReason,
+) -> Option<()> {
+    if !open.remove(id) {
+        return Some(());
+    }
+    answers.send(ChunkAnswer::DontHave([id].into_iter().collect(), reason)).await.ok()
 }
 
 #[async_trait]

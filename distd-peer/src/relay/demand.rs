@@ -72,12 +72,15 @@ impl Demand {
 
 impl ChunkSink for Demand {
     fn accept(&self, entry: &Entry, packed: PackedChunk, _raw: &[u8]) -> Result<(), SinkError> {
-        let held_before = self.store.contains(&entry.hash).map_err(|e| SinkError(e.into()))?;
         self.fetched.fetch_add(1, Ordering::Relaxed);
-        if held_before {
-            self.refetched.fetch_add(1, Ordering::Relaxed);
+        let put = self.store.contains(&entry.hash).and_then(|held| {
+            self.refetched.fetch_add(u64::from(held), Ordering::Relaxed);
+            self.store.put(&entry.hash, &packed)
+        });
+        if let Err(error) = put {
+            // One bad write must not end the swarm: whoever waits finds nothing, and asks again.
+            tracing::error!(error = &error as &dyn std::error::Error, "chunk not stored");
         }
-        self.store.put(&entry.hash, &packed).map_err(|e| SinkError(e.into()))?;
         self.tell(entry.id, Arrival::Held(entry.id));
         Ok(())
     }
