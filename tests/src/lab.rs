@@ -114,7 +114,6 @@ impl Outcome {
     ///
     /// # Panics
     /// When it did not.
-    #[must_use]
     pub fn ok(self) -> Self {
         assert_eq!(self.code, 0, "command failed: {}", self.stderr);
         self

@@ -69,11 +69,13 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     }
     let expires = identity.cert().map_or(0, |cert| cert.not_after);
     let node_id = identity.node_id().to_string();
-    if !args.parent.is_empty() {
+    let parents = if args.parent.is_empty() {
+        context.parents()
+    } else {
         context.remember(|file| file.parents.clone_from(&args.parent))?;
-    }
-    let enrolled =
-        Enrolled { node_id, role: Role::Leaf.as_str(), certificate_expires: expires, parents: args.parent };
+        args.parent
+    };
+    let enrolled = Enrolled { node_id, role: Role::Leaf.as_str(), certificate_expires: expires, parents };
     context.output().result(&enrolled, |enrolled| {
         let until = parse::time(i64::try_from(enrolled.certificate_expires).unwrap_or(i64::MAX));
         format!(

@@ -1,0 +1,29 @@
+//! `distd plan`: what a pull would fetch, before a byte of it moves.
+
+use std::path::PathBuf;
+
+use distd_core::names::Wanted;
+
+use super::pull::Sources;
+use crate::context::Context;
+use crate::pull::plan;
+
+/// Say what a pull would fetch.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// What would be got: PRODUCT@VERSION or PRODUCT:CHANNEL.
+    #[arg(value_name = "PRODUCT@VERSION|PRODUCT:CHANNEL")]
+    wanted: Wanted,
+    /// Where it would be put; what is there already counts as held.
+    #[arg(long, value_name = "FILE|BLOCKDEV|DIR")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    sources: Sources,
+}
+
+pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
+    let out = args.out.unwrap_or_default();
+    let request = args.sources.request(context, args.wanted, out);
+    let report = plan(&request).await?;
+    context.output().result(&report, |report| report.summary())
+}

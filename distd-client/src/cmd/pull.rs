@@ -1,0 +1,48 @@
+//! `distd pull`: get a release, from what is held and from the parents.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use distd_core::names::Wanted;
+
+use crate::context::Context;
+use crate::progress::Progress;
+use crate::pull::{PullRequest, pull};
+
+/// Get a release into a file, a block device or a directory.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// What to get: PRODUCT@VERSION or PRODUCT:CHANNEL.
+    #[arg(value_name = "PRODUCT@VERSION|PRODUCT:CHANNEL")]
+    wanted: Wanted,
+    /// Where to put it. A file or directory appears complete or not at all; a block device is written in place.
+    #[arg(long, value_name = "FILE|BLOCKDEV|DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    sources: Sources,
+}
+
+/// Where chunks may come from.
+#[derive(clap::Args)]
+pub(crate) struct Sources {
+    /// An earlier artifact to take chunks from; repeat for more.
+    #[arg(long, value_name = "OLD")]
+    seed: Vec<PathBuf>,
+    /// A relay or origin to ask; repeat for more, nearest first. Default: the one enrolled with.
+    #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT")]
+    parent: Vec<String>,
+}
+
+impl Sources {
+    pub(crate) fn request(self, context: &Context, wanted: Wanted, out: PathBuf) -> PullRequest {
+        let parents = if self.parent.is_empty() { context.parents() } else { self.parent };
+        PullRequest { wanted, out, seeds: self.seed, parents, data: context.data().to_owned() }
+    }
+}
+
+pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
+    let request = args.sources.request(context, args.wanted, args.out);
+    let progress = Arc::new(Progress::new(context.output()));
+    let outcome = pull(&request, progress).await?;
+    context.output().result(&outcome, |outcome| outcome.summary())
+}

@@ -1,0 +1,179 @@
+//! Copying what is held: read, hash, write, in long runs and on all cores.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use distd_core::ChunkHash;
+use distd_core::planner::HeldAt;
+
+use super::entries::Entries;
+use super::journal::Journal;
+use super::seeds::Bytes;
+use super::target::Target;
+
+/// Longest run read and written at once, bytes.
+const RUN_BYTES_MAX: u64 = 1 << 20;
+
+/// Neighbours in the artifact that are neighbours in one seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    first: usize,
+    count: usize,
+    from: HeldAt,
+    offset: u64,
+    bytes: u64,
+}
+
+fn runs(entries: &Entries, held: &[(usize, HeldAt)]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for &(position, from) in held {
+        let at = entries.get(position);
+        let len = u64::from(at.entry.len);
+        if let Some(run) = runs.last_mut()
+            && run.first + run.count == position
+            && run.from.seed == from.seed
+            && run.from.offset + run.bytes == from.offset
+            && run.bytes + len <= RUN_BYTES_MAX
+        {
+            run.count += 1;
+            run.bytes += len;
+            continue;
+        }
+        runs.push(Run { first: position, count: 1, from, offset: at.offset, bytes: len });
+    }
+    runs
+}
+
+/// What copying did.
+#[derive(Debug, Default)]
+pub(super) struct Copied {
+    /// Bytes copied.
+    pub(super) bytes: u64,
+    /// Positions whose seed held something else: to be fetched.
+    pub(super) failed: Vec<usize>,
+}
+
+/// Copies `held` positions (ascending) into the target; every chunk is hashed as it is read.
+///
+/// # Errors
+/// The target's; a seed that cannot be read is a miss, not an error.
+pub(super) fn copy_held(
+    entries: &Entries,
+    held: &[(usize, HeldAt)],
+    seeds: &[Bytes],
+    target: &dyn Target,
+    journal: &Mutex<Journal>,
+    progress: &(dyn Fn(u64) + Sync),
+) -> io::Result<Copied> {
+    let runs = runs(entries, held);
+    let next = AtomicUsize::new(0);
+    let stop = AtomicBool::new(false);
+    let total = Mutex::new(Copied::default());
+    let work = || -> io::Result<()> {
+        let mut buffer = Vec::new();
+        while !stop.load(Ordering::Relaxed) {
+            let Some(run) = runs.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+            let mut copied = Copied::default();
+            copy_run(entries, run, &seeds[run.from.seed as usize], target, &mut buffer, &mut copied)?;
+            {
+                let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
+                for position in run.first..run.first + run.count {
+                    if !copied.failed.contains(&position) {
+                        journal.add(position);
+                    }
+                }
+            }
+            progress(copied.bytes);
+            let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
+            total.bytes += copied.bytes;
+            total.failed.append(&mut copied.failed);
+        }
+        Ok(())
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn(|| {
+                    let result = work();
+                    if result.is_err() {
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                    result
+                })
+            })
+            .collect();
+        workers.into_iter().try_for_each(|w| w.join().unwrap_or_else(|_| Err(io::Error::other("a copying thread failed"))))
+    })?;
+    let mut total = total.into_inner().unwrap_or_else(PoisonError::into_inner);
+    total.failed.sort_unstable();
+    Ok(total)
+}
+
+fn copy_run(
+    entries: &Entries,
+    run: &Run,
+    seed: &Bytes,
+    target: &dyn Target,
+    buffer: &mut Vec<u8>,
+    copied: &mut Copied,
+) -> io::Result<()> {
+    buffer.resize(run.bytes as usize, 0);
+    // A seed that ends early or fails to read: its chunks one by one, so that the readable ones still count.
+    let whole = seed.read_at(run.from.offset, buffer).is_ok();
+    let mut at = 0;
+    let mut good_from = 0;
+    for position in run.first..run.first + run.count {
+        let entry = entries.get(position).entry;
+        let end = at + entry.len as usize;
+        let read = whole || seed.read_at(run.from.offset + at as u64, &mut buffer[at..end]).is_ok();
+        if !read || ChunkHash::of(&buffer[at..end]) != entry.hash {
+            write(target, run.offset, good_from..at, buffer)?;
+            good_from = end;
+            copied.failed.push(position);
+        } else {
+            copied.bytes += u64::from(entry.len);
+        }
+        at = end;
+    }
+    write(target, run.offset, good_from..at, buffer)
+}
+
+fn write(target: &dyn Target, offset: u64, range: std::ops::Range<usize>, buffer: &[u8]) -> io::Result<()> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    target.write_at(offset + range.start as u64, &buffer[range])
+}
+
+/// Finds which of `positions` the target holds already, by hashing what is there.
+pub(super) fn held_in_place(entries: &Entries, positions: &[usize], target: &dyn Target) -> Vec<usize> {
+    let next = AtomicUsize::new(0);
+    let found = Mutex::new(Vec::new());
+    // Neighbouring positions to one thread: sequential reads.
+    let pieces: Vec<&[usize]> = positions.chunks(256).collect();
+    let work = || {
+        let mut buffer = Vec::new();
+        while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut mine = Vec::new();
+            for &position in *piece {
+                let at = entries.get(position);
+                buffer.resize(at.entry.len as usize, 0);
+                if target.read_at(at.offset, &mut buffer).is_ok() && ChunkHash::of(&buffer) == at.entry.hash {
+                    mine.push(position);
+                }
+            }
+            found.lock().unwrap_or_else(PoisonError::into_inner).append(&mut mine);
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    found.sort_unstable();
+    found
+}

@@ -1,0 +1,119 @@
+//! What has been written and verified, remembered across kills and power loss.
+//!
+//! The journal only saves work: what it does not list is hashed in place on resume, so a chunk that reached the target is
+//! never fetched again even when the kill came before its line was written.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use distd_core::ManifestId;
+use distd_core::ranges::ChunkRanges;
+use distd_core::ChunkId;
+use serde::{Deserialize, Serialize};
+
+use super::kept::write_atomic;
+
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    version: u8,
+    manifest: ManifestId,
+    /// Positions in artifact order, inclusive ranges.
+    done: Vec<(u64, u64)>,
+}
+
+/// Positions of chunks that are in the target, for one manifest.
+#[derive(Debug)]
+pub(super) struct Journal {
+    path: PathBuf,
+    manifest: ManifestId,
+    /// Positions plus one: ranges of chunk ids start at one.
+    done: ChunkRanges,
+    written: u64,
+}
+
+impl Journal {
+    /// The journal at `path` if it is of this manifest, else an empty one.
+    pub(super) fn open(path: PathBuf, manifest: ManifestId, chunks: u64) -> Self {
+        let mut journal = Self { path, manifest, done: ChunkRanges::new(), written: 0 };
+        let Ok(bytes) = fs::read(&journal.path) else { return journal };
+        match rmp_serde::from_slice::<Wire>(&bytes) {
+            Ok(wire) if wire.version == 1 && wire.manifest == manifest => {
+                for (start, end) in wire.done {
+                    if start <= end && end < chunks {
+                        journal.done.insert_range(ChunkId(start + 1)..=ChunkId(end + 1));
+                    }
+                }
+                journal.written = journal.done.len();
+            }
+            _ => tracing::debug!(path = %journal.path.display(), "journal is of another pull and starts empty"),
+        }
+        journal
+    }
+
+    pub(super) fn add(&mut self, position: usize) {
+        self.done.insert(ChunkId(position as u64 + 1));
+    }
+
+    pub(super) fn contains(&self, position: usize) -> bool {
+        self.done.contains(ChunkId(position as u64 + 1))
+    }
+
+    /// Replaces everything by these positions.
+    pub(super) fn replace(&mut self, positions: impl Iterator<Item = usize>) {
+        self.done = positions.map(|position| ChunkId(position as u64 + 1)).collect();
+        self.written = u64::MAX;
+    }
+
+    /// Whether there is something to write.
+    pub(super) fn is_dirty(&self) -> bool {
+        self.done.len() != self.written
+    }
+
+    /// A snapshot to be written once the data it lists is durable.
+    pub(super) fn snapshot(&mut self) -> (PathBuf, Vec<u8>) {
+        self.written = self.done.len();
+        let done = self.done.iter().map(|r| (r.start().0 - 1, r.end().0 - 1)).collect();
+        let wire = Wire { version: 1, manifest: self.manifest, done };
+        (self.path.clone(), rmp_serde::to_vec(&wire).expect("numbers and bytes always encode"))
+    }
+
+    /// Writes a snapshot.
+    pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+        write_atomic(path, bytes)
+    }
+
+    /// The pull is over.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        match fs::remove_file(&self.path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_journal_reads_back_and_one_of_another_manifest_is_empty() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("j");
+        let mut journal = Journal::open(path.clone(), ManifestId([1; 32]), 100);
+        for position in [0, 1, 2, 99] {
+            journal.add(position);
+        }
+        assert!(journal.is_dirty());
+        let (to, bytes) = journal.snapshot();
+        Journal::write(&to, &bytes).expect("write");
+        let again = Journal::open(path.clone(), ManifestId([1; 32]), 100);
+        assert!(!again.is_dirty());
+        assert_eq!((0..100).filter(|p| again.contains(*p)).collect::<Vec<_>>(), [0, 1, 2, 99]);
+        assert!(!Journal::open(path.clone(), ManifestId([2; 32]), 100).contains(0));
+        // Positions beyond the artifact are not believed.
+        assert!(!Journal::open(path.clone(), ManifestId([1; 32]), 99).contains(99));
+        fs::write(&path, b"garbage").expect("write");
+        assert!(!Journal::open(path, ManifestId([1; 32]), 100).contains(0));
+    }
+}

@@ -1,0 +1,108 @@
+//! From `PRODUCT@VERSION` or `PRODUCT:CHANNEL` to a verified manifest.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use distd_core::manifest::Manifest;
+use distd_core::names::Wanted;
+use distd_peer::clock::unix_now;
+use distd_peer::enrollment;
+use distd_peer::manifest_fetch::fetch_manifest;
+use distd_peer::net::{client_endpoint, resolve};
+use distd_peer::parents::Parents;
+use distd_peer::quarantine::Quarantine;
+use distd_peer::trust::identity::NodeIdentity;
+use distd_peer::trust::tls::{Credentials, quic_client};
+use distd_peer::trust::tuf::{Resolved, TufClient};
+
+use super::metadata::ParentMetadata;
+use crate::exit::{Code, Failure};
+
+/// A device's connection to its realm.
+pub(super) struct Realm {
+    pub(super) parents: Arc<Parents>,
+    tuf: TufClient,
+}
+
+impl Realm {
+    /// Loads the identity in `data` and prepares to dial `parents`.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Refused`] when the device is not enrolled.
+    pub(super) async fn open(data: &Path, parents: Vec<String>) -> anyhow::Result<Self> {
+        if parents.is_empty() {
+            let next = "name one with --parent HOST:PORT, or enrol with --parent so that it is remembered";
+            return Err(Failure::new(Code::Usage, anyhow!("no parent to ask")).next(next).into());
+        }
+        let mut identity = NodeIdentity::load_or_create(data).map_err(|e| Failure::new(Code::Refused, e.into()))?;
+        if identity.cert().is_none() {
+            let error = anyhow!("this device is not enrolled (looked in {})", data.display());
+            let next = "enrol it: distd enroll --parent HOST:PORT --token TOKEN";
+            return Err(Failure::new(Code::Refused, error).next(next).into());
+        }
+        if identity.needs_renewal(unix_now())
+            && let Err(error) = enrollment::renew(&mut identity, &parents).await
+        {
+            // Until it has ended the old certificate will do.
+            let expired = identity.cert().is_none_or(|cert| cert.is_expired(unix_now()));
+            if expired {
+                let error = anyhow::Error::new(error).context("the device's certificate has ended and was not renewed");
+                let next = "check the connection and the clock; if it stays so, enrol again with a new join token";
+                return Err(Failure::new(Code::Refused, error).next(next).into());
+            }
+            tracing::warn!(%error, "certificate not renewed yet");
+        }
+        let refused = |e: anyhow::Error| Failure::new(Code::Refused, e);
+        let ca = identity.ca_der().context("the device has no CA certificate").map_err(refused)?.clone();
+        let credentials = Credentials::of_node(&identity).map_err(|e| refused(e.into()))?;
+        let config = quic_client(credentials, &ca).map_err(|e| refused(e.into()))?;
+        let dual = resolve(&parents[0]).await.is_ok_and(|a| a.is_ipv6());
+        let endpoint = client_endpoint(dual, config).map_err(|e| Failure::new(Code::Network, e.into()))?;
+        let quarantine = Arc::new(Quarantine::load(&data.join("quarantine.json")));
+        let root = identity.root_json().context("the device has no TUF root").map_err(refused)?;
+        let tuf = TufClient::open(data, root).map_err(|e| refused(e.into()))?;
+        Ok(Self { parents: Arc::new(Parents::new(endpoint, parents, quarantine)), tuf })
+    }
+
+    /// Learns which manifest `wanted` is, by signed metadata.
+    pub(super) async fn resolve(&self, wanted: &Wanted) -> anyhow::Result<Resolved> {
+        let source = Arc::new(ParentMetadata(self.parents.clone()));
+        self.tuf.resolve(source, wanted, unix_now()).await.map_err(|error| {
+            let code = crate::exit::code_of_tuf(&error);
+            Failure::new(code, error.into()).into()
+        })
+    }
+
+    /// Gets the manifest, fetching only nodes that none of `held` has; the next parent is asked when one fails.
+    pub(super) async fn manifest(&self, resolved: &Resolved, held: &[&Manifest]) -> anyhow::Result<Manifest> {
+        let mut last = anyhow!("no parent to ask");
+        for index in 0..self.parents.len() {
+            let link = match self.parents.link(index).await {
+                Ok(link) => link,
+                Err(error) => {
+                    last = error.into();
+                    continue;
+                }
+            };
+            let attempt = async {
+                let swarm = link.open_swarm(resolved.manifest).await?;
+                let root = Some(resolved.root_node.clone());
+                let fetched = fetch_manifest(&swarm.handle(), resolved.manifest, root, held).await;
+                swarm.leave();
+                fetched
+            };
+            match attempt.await {
+                Ok(manifest) => return Ok(manifest),
+                Err(error) => {
+                    if error.is_breach() {
+                        self.parents.quarantine(&link);
+                    }
+                    last = error.into();
+                }
+            }
+        }
+        let next = "check that the parent runs and reaches the origin, then run the same command again";
+        Err(Failure::new(Code::Network, last.context("could not get the manifest")).next(next).into())
+    }
+}
