@@ -1,7 +1,6 @@
 //! Cutting and hashing on threads of their own, one batch ahead of each other: read and cut, then hash the chunks and, beside
 //! that, the whole.
 
-use std::collections::HashSet;
 use std::io;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -78,6 +77,31 @@ impl Buffers {
     }
 }
 
+/// Chunks seen lately, in 8 MiB whatever the artifact's size. A chunk it has forgotten is asked for again, and by then the
+/// origin has it.
+struct Seen(Vec<[u8; 16]>);
+
+impl Seen {
+    const SLOTS: usize = 1 << 19;
+
+    fn new() -> Self {
+        Self(vec![[0; 16]; Self::SLOTS])
+    }
+
+    /// Whether `hash` is not among those seen lately; from now on it is.
+    fn is_new(&mut self, hash: &ChunkHash) -> bool {
+        // Half a hash tells chunks apart: who finds two with the same 128 bits has spent 2^64 hashes to make their own
+        // commit fail.
+        let half: &[u8; 16] = hash.as_bytes().first_chunk().expect("16 of 32 bytes");
+        let [.., a, b, c] = *hash.as_bytes();
+        let index = u32::from_be_bytes([0, a, b, c]) as usize % Self::SLOTS;
+        let slot = &mut self.0[index];
+        let new = slot != half;
+        *slot = *half;
+        new
+    }
+}
+
 /// The list of chunks as it grows, repeats folded.
 #[derive(Default)]
 struct Runs {
@@ -127,9 +151,7 @@ pub(super) fn cut<R: ReadAt>(
 ) -> Result<CutResult, CutError> {
     let mut whole = blake3::Hasher::new();
     let mut runs = Runs::default();
-    // Half a hash is enough to tell chunks apart: who finds two with the same 128 bits has spent 2^64 hashes to make
-    // their own commit fail.
-    let mut seen: HashSet<[u8; 16]> = HashSet::new();
+    let mut seen = Seen::new();
     let mut zero = None;
     std::thread::scope(|scope| {
         let (tx, batches) = sync_channel(1);
@@ -143,8 +165,7 @@ pub(super) fn cut<R: ReadAt>(
                 // A batch is far below 4 GiB.
                 let len = chunk.data.len() as u32;
                 runs.push(hash, len)?;
-                let half = *hash.as_bytes().first_chunk().expect("16 of 32 bytes");
-                if seen.insert(half) {
+                if seen.is_new(&hash) {
                     fresh.push(Fresh { hash, start: at, len });
                 }
                 at += len;
@@ -210,6 +231,8 @@ fn hash_chunks(batch: &Batch, zero: &mut Option<ChunkHash>) -> Vec<ChunkHash> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use distd_core::cut::regions;
 
     use super::*;

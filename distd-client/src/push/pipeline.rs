@@ -1,7 +1,8 @@
 //! The way of a chunk to the origin: cut, asked for, packed, sent, in artifact order, each stage bounded.
 //!
-//! In memory at most: 3 windows of 12 MiB, the batches between the stages before them, 2 bodies of up to 16 MiB under way
-//! and one being filled. The list of chunks comes on top, about 75 bytes for each distinct one.
+//! In memory at most: 4 windows of 8 MiB (one being filled, two being asked about, one being packed), as much between the
+//! stages before them, 2 bodies of up to 16 MiB under way and one being filled. The list of chunks comes on top, 40 bytes
+//! for each run.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use crate::api::{ApiError, MISSING_MAX, Upload};
 use crate::progress::Progress;
 
 /// Bytes of batches whose chunks are asked for together.
-const WINDOW_BYTES: usize = 12 << 20;
+const WINDOW_BYTES: usize = 8 << 20;
 
 /// Most hashes in one window: tiny chunks must not make a question without end.
 const WINDOW_HASHES: usize = 8192;
@@ -234,6 +235,8 @@ fn pack(job: Job, level: i32) -> Packed {
         packed.raw_bytes += u64::from(len);
     }
     buffers.give(batch);
+    // It grew by doubling, and what it has too much would wait in the body with it.
+    records.shrink_to_fit();
     packed.records = records.into();
     packed
 }
