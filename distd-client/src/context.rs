@@ -81,11 +81,14 @@ impl Context {
     /// # Errors
     /// Failures with [`Code::Usage`].
     pub(crate) fn server(&self, args: &ApiArgs) -> anyhow::Result<ServerUrl> {
+        let remembered = args.server.is_none();
         let Some(text) = args.server.as_ref().or(self.file.server.as_ref()) else {
             let next = "name it with --server URL, or log in: distd login --server URL --token-file FILE";
             return Err(Failure::new(Code::Usage, anyhow!("no server to speak to")).next(next).into());
         };
-        ServerUrl::parse(text, args.plain_http).map_err(|e| Failure::new(Code::Usage, e.into()).into())
+        // Plain HTTP that is remembered was asked for when it was logged in to.
+        ServerUrl::parse(text, args.plain_http || remembered)
+            .map_err(|e| Failure::new(Code::Usage, e.into()).into())
     }
 
     /// The API token: from the file named, the environment, or what is remembered.
@@ -114,7 +117,7 @@ impl Context {
     /// # Errors
     /// As [`server`](Self::server) and [`token`](Self::token).
     pub(crate) fn api(&self, args: &ApiArgs) -> anyhow::Result<Api> {
-        Ok(Api::new(self.server(args)?, Some(&self.token(args)?))?)
+        Ok(Api::new(self.server(args)?, Some(&self.token(args)?)).map_err(Failure::from)?)
     }
 }
 

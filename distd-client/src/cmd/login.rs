@@ -3,6 +3,7 @@
 use anyhow::anyhow;
 use serde::Serialize;
 
+use crate::api::Api;
 use crate::context::{ApiArgs, Context};
 use crate::exit::{Code, Failure};
 
@@ -27,8 +28,9 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         let next = "distd login --server https://HOST:PORT --token-file FILE";
         return Err(Failure::new(Code::Usage, anyhow!("no server to log in to")).next(next).into());
     }
-    let api = context.api(&args.api)?;
+    // Read once: it may come from standard input.
     let token = context.token(&args.api)?;
+    let api = Api::new(context.server(&args.api)?, Some(&token)).map_err(Failure::from)?;
     api.check_token().await.map_err(Failure::from)?;
     let server = api.server().to_string();
     context.remember(|file| {
