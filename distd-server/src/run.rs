@@ -108,9 +108,10 @@ pub async fn start(settings: &Settings) -> Result<Running, StartError> {
     let http = listener.local_addr().map_err(|e| StartError::Http(settings.http.value, e))?;
     let quic_config = || quic_server(origin.credentials().clone(), origin.realm().ca_der());
     let quic = settings.quic.value;
-    let endpoint = match server_endpoint(quic, quic_config()?) {
+    let reset = origin.realm().reset_key();
+    let endpoint = match server_endpoint(quic, quic_config()?, &reset) {
         Err(error) if settings.quic.source == Source::Default && is_without_ipv6(&error.cause) => {
-            server_endpoint(everywhere_ipv4(quic), quic_config()?)?
+            server_endpoint(everywhere_ipv4(quic), quic_config()?, &reset)?
         }
         other => other?,
     };

@@ -23,7 +23,7 @@ realm_dir=$work/realm; bin=$here/target/release; mkdir -p "$realm_dir"
 trap 'stop_realm; rm -rf "$work"' EXIT
 
 # measure FILE COMMAND...: runs it; FILE gets "seconds peak_kib".
-measure() { local out=$1; shift; /usr/bin/time -f '%e %M' -o "$out" "$@" >&2; }
+measure() { local out=$1; shift; /usr/bin/time -f '%e %M' -o "$out" "$@"; }
 mb() { awk -v b="$1" 'BEGIN { printf "%.1f", b / 1e6 }'; }
 mib() { awk -v k="$1" 'BEGIN { printf "%.0f", k / 1024 }'; }
 rows=()
@@ -40,19 +40,19 @@ warm() { cat "$old" "$new" >/dev/null; }
 if wanted distd; then
   (cd "$here" && cargo build --release --locked --bins) >&2
   start_origin
-  warm; measure "$work/push1" "$bin/distd" --data "$realm_dir/admin" push "$old" --product os --version 1
-  warm; measure "$work/push2" "$bin/distd" --data "$realm_dir/admin" push "$new" --product os --version 2
+  warm; measure "$work/push1" "$bin/distd" --data "$realm_dir/admin" push "$old" --product os --version 1 >&2
+  warm; measure "$work/push2" "$bin/distd" --data "$realm_dir/admin" push "$new" --product os --version 2 >&2
   start_relay relay
   enroll_device device1 "$relay_address"; enroll_device device2 "$relay_address"
   device device1 --json pull os@1 --out "$work/slot1" >"$work/pull1.json"
   cmp "$work/slot1" "$old"
   warm; measure "$work/apply" "$bin/distd" --data "$realm_dir/device1" --json pull os@2 --out "$work/slot1b" --seed "$work/slot1" >"$work/pull2.json" 2>"$work/pull2.err" || { cat "$work/pull2.err" >&2; exit 1; }
   same "$work/slot1b" distd
-  before=$(curl -fs --cacert "$realm_dir/origin/realm/ca.pem" "https://$origin_https/metrics" | awk '/^distd_served_bytes_total/ { s += $2 } END { printf "%d", s }')
+  before=$(origin_served)
   cp "$work/slot1" "$work/slot2"; cp "$work/slot1.distd" "$work/slot2.distd"
   device device2 --json pull os@2 --out "$work/slot2b" --seed "$work/slot2" >"$work/pull3.json"
   same "$work/slot2b" distd
-  after=$(curl -fs --cacert "$realm_dir/origin/realm/ca.pem" "https://$origin_https/metrics" | awk '/^distd_served_bytes_total/ { s += $2 } END { printf "%d", s }')
+  after=$(origin_served)
   read -r push1 push1_kib <"$work/push1"
   wire=$(json wire_bytes <"$work/pull2.json")
   row "distd (relay on loopback)" "$wire" "$work/push2" "$work/apply" "first push $push1 s; $(json requests <"$work/pull2.json") requests, $(json round_trips <"$work/pull2.json") round trips; second device cost the origin $((after - before)) bytes; peak MiB: push $(mib "$push1_kib"), origin $(peak_mib origin), relay $(peak_mib relay)"
@@ -60,21 +60,19 @@ if wanted distd; then
 fi
 if wanted casync; then
   export CASYNC_STORE=$work/castr
-  warm; measure "$work/make1" casync make --store="$work/castr" "$work/old.caibx" "$old"
-  before=$(du -sb "$work/castr" | cut -f1)
-  warm; measure "$work/make" casync make --store="$work/castr" "$work/new.caibx" "$new"
-  after=$(du -sb --apparent-size "$work/castr" | cut -f1)
+  warm; measure "$work/make1" casync make --store="$work/castr" "$work/old.caibx" "$old" >&2
+  warm; measure "$work/make" casync make --store="$work/castr" "$work/new.caibx" "$new" >&2
   new_bytes=$(( $(find "$work/castr" -name '*.cacnk' -newer "$work/old.caibx" -printf '%s\n' | awk '{ s += $1 } END { printf "%d", s }') + $(stat -c %s "$work/new.caibx") ))
-  warm; measure "$work/apply" casync extract --store="$work/castr" --seed="$old" "$work/new.caibx" "$work/out"
+  warm; measure "$work/apply" casync extract --store="$work/castr" --seed="$old" "$work/new.caibx" "$work/out" >&2
   same "$work/out" casync
   read -r make1 _ <"$work/make1"
   row "casync (64 KiB, zstd)" "$new_bytes" "$work/make" "$work/apply" "first make $make1 s"
-  rm -rf "$work/castr" "$work/out"; : "$before$after"
+  rm -rf "$work/castr" "$work/out"
 fi
 if wanted bita; then
-  warm; measure "$work/make" bita compress -i "$new" "$work/new.cba"
+  warm; measure "$work/make" bita compress -i "$new" "$work/new.cba" >&2
   cp "$old" "$work/seed"
-  warm; measure "$work/apply" bita clone --seed "$work/seed" "$work/new.cba" "$work/out" 2>"$work/bita.log"
+  warm; measure "$work/apply" bita clone --seed "$work/seed" "$work/new.cba" "$work/out" >"$work/bita.log" 2>&1
   same "$work/out" bita
   # What a clone over HTTP would fetch: its own count of bytes taken from the archive.
   fetched=$(python3 - "$work/bita.log" <<'P'

@@ -41,6 +41,12 @@ device() { local name=$1; shift; "$bin/distd" --data "$realm_dir/$name" "$@"; }
 # peak_mib NAME: peak resident memory of a running daemon, MiB.
 peak_mib() { awk '/VmHWM/ { printf "%.0f", $2 / 1024 }' "/proc/${realm_pids[$1]}/status"; }
 
+# origin_served: bytes the origin has served over QUIC: chunks, nodes, metadata.
+origin_served() {
+  curl -fs --cacert "$realm_dir/origin/realm/ca.pem" "https://$origin_https/metrics" |
+    awk '/^distd_quic_(chunk|control)_bytes_total/ { s += $2 } END { printf "%d", s }'
+}
+
 stop_realm() {
   local name
   for name in "${!realm_pids[@]}"; do kill "${realm_pids[$name]}" 2>/dev/null || true; done

@@ -304,6 +304,11 @@ impl Lab {
         (status.parse().unwrap_or(0), body.to_owned())
     }
 
+    /// Bytes the origin has served over QUIC since it started: chunks, nodes, metadata.
+    pub fn served_bytes(&self) -> u64 {
+        self.metric("distd_quic_chunk_bytes_total") + self.metric("distd_quic_control_bytes_total")
+    }
+
     /// The value of a metric of the origin; labels summed.
     pub fn metric(&self, name: &str) -> u64 {
         let (_, text) = self.curl("/metrics", &[]);

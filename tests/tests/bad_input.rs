@@ -14,6 +14,7 @@ const CONFLICT: i32 = 5;
 const NETWORK: i32 = 6;
 const LOCAL: i32 = 7;
 const INTEGRITY: i32 = 8;
+const UNUSABLE: i32 = 9;
 
 #[track_caller]
 fn fails(outcome: &Outcome, code: i32, says: &str) {
@@ -30,7 +31,6 @@ fn artifacts_that_are_no_image_travel_as_plain_bytes() {
     lab.enroll("d", lab.quic());
     let image = fs::read(&v1).expect("read");
     let mut cases: Vec<(String, Vec<u8>)> = vec![
-        ("empty".into(), Vec::new()),
         ("one-byte".into(), vec![7]),
         ("noise".into(), rng.bytes(300_000)),
         ("truncated".into(), image[..image.len() / 3].to_vec()),
@@ -52,6 +52,17 @@ fn artifacts_that_are_no_image_travel_as_plain_bytes() {
         lab.pull("d", &format!("any@{name}"), &out, &[]).ok();
         assert!(same(&out, &file), "{name}");
     }
+}
+
+#[test]
+fn an_empty_file_is_refused_both_ways_in() {
+    let lab = Lab::start();
+    let empty = lab.path("empty");
+    fs::write(&empty, b"").expect("write");
+    fails(&lab.push(&empty, "os", "1"), UNUSABLE, "empty");
+    let (status, body) = lab.curl("/v1/products/os/releases/1/content", &["-T", &empty.display().to_string()]);
+    assert_eq!(status, 400, "{body}");
+    fails(&lab.admin(&["release", "show", "os@1"]), NOT_FOUND, "next:");
 }
 
 #[test]
@@ -144,7 +155,7 @@ fn tokens_and_certificates_of_elsewhere_are_refused() {
     enroll("a", &once).ok();
     fails(&enroll("b", &once), REFUSED, "used up");
     fails(&enroll("c", &lab.join_token("relay", 1)), REFUSED, "role");
-    fails(&enroll("d", &other.join_token("leaf", 1)), REFUSED, "next:");
+    fails(&enroll("d", &other.join_token("leaf", 1)), REFUSED, "of its realm");
     fails(&enroll("e", "distd-join-v1.x.y"), REFUSED, "token");
     let short = lab.admin(&["token", "join", "--role", "leaf", "--expires", "1s"]).ok();
     let token = short.json["token"].as_str().expect("a token").to_owned();

@@ -89,7 +89,7 @@ fn a_relay_killed_while_it_fetches_loses_nothing_and_its_device_carries_on() {
         std::fs::remove_file(out).expect("remove");
     }
     // Each chunk crossed the uplink once, whatever was killed: both releases and little more.
-    let served = lab.metric("distd_served_chunks_total");
+    let served = lab.metric("distd_quic_chunks_total");
     let chunks = {
         let shown = |v: &str| lab.admin(&["release", "show", &format!("os@{v}")]).ok().number("chunks");
         shown("1") + shown("2")

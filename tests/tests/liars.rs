@@ -12,7 +12,7 @@ use distd_core::proto::frame::{Codec, Data, DontHaveReason, NodeRequest};
 use distd_core::ranges::ChunkRanges;
 use distd_core::ChunkId;
 use distd_peer::enrollment;
-use distd_peer::net::{client_endpoint, server_endpoint};
+use distd_peer::net::{ResetKey, client_endpoint, server_endpoint};
 use distd_peer::parents::Parents;
 use distd_peer::quarantine::Quarantine;
 use distd_peer::relay::Relay;
@@ -136,7 +136,9 @@ async fn start_liar(lab: &Lab, lie: Lie) -> (SocketAddr, Arc<Server>) {
     let inner = Arc::new(Relay::new(Arc::new(store), parents, TrustAnchor::Ca(ca.clone())));
     let server = Server::new(Arc::new(Liar { inner, lie }), ServeConfig::default());
     let listen = "127.0.0.1:0".parse().expect("an address");
-    let endpoint = server_endpoint(listen, quic_server(credentials, &ca).expect("tls")).expect("socket");
+    let reset = ResetKey::of_node(&identity.private_key());
+    let config = quic_server(credentials, &ca).expect("tls");
+    let endpoint = server_endpoint(listen, config, &reset).expect("socket");
     let address = endpoint.local_addr().expect("bound");
     tokio::spawn(server.clone().run(endpoint));
     (address, server)

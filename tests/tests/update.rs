@@ -28,11 +28,11 @@ fn an_update_through_a_relay_is_bit_exact_and_costs_the_origin_once() {
     assert_eq!(update.number("refetched_verified_bytes"), 0);
     assert!(update.number("held_bytes") > 0);
 
-    let before = lab.metric("distd_served_bytes_total");
+    let before = lab.served_bytes();
     let other = lab.path("other");
     lab.pull("d2", "os@2", &other, &[&slot1]).ok();
     assert!(same(&other, &v2));
-    let cost = lab.metric("distd_served_bytes_total") - before;
+    let cost = lab.served_bytes() - before;
     assert!(cost < 100_000, "the second device cost the origin {cost} bytes");
 
     // The same again: nothing to do, nothing fetched.

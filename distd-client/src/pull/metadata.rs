@@ -1,27 +1,49 @@
 //! TUF metadata through whichever parent answers first.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use distd_peer::parents::Parents;
 use distd_peer::trust::tuf::{MetadataSource, SourceError};
 
-/// Asks the parents in order.
-pub(super) struct ParentMetadata(pub(super) Arc<Parents>);
+/// How often a question is asked again of a parent whose connection was lost over it: a restart takes a second or two.
+pub(super) const LOST_MAX: u32 = 5;
+
+/// The pause before the next time.
+pub(super) fn pause_after(lost: u32) -> Duration {
+    Duration::from_millis(100 << lost.min(5))
+}
+
+/// Asks the parents in order, beginning with `first`.
+pub(super) struct ParentMetadata {
+    pub(super) parents: Arc<Parents>,
+    pub(super) first: usize,
+}
+
+impl ParentMetadata {
+    async fn ask(&self, index: usize, query: &Bytes) -> Result<Vec<u8>, SourceError> {
+        for lost in 0.. {
+            let link = self.parents.link(index).await?;
+            match link.metadata(query.clone()).await {
+                Ok(answer) => return Ok(answer.to_vec()),
+                Err(_) if lost < LOST_MAX && link.is_closed() => tokio::time::sleep(pause_after(lost)).await,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        unreachable!("the loop ends by returning")
+    }
+}
 
 #[async_trait]
 impl MetadataSource for ParentMetadata {
     async fn query(&self, query: Vec<u8>) -> Result<Vec<u8>, SourceError> {
         let query = Bytes::from(query);
         let mut last: Option<SourceError> = None;
-        for index in 0..self.0.len() {
-            let answer = async {
-                let link = self.0.link(index).await?;
-                Ok::<_, SourceError>(link.metadata(query.clone()).await?)
-            };
-            match answer.await {
-                Ok(answer) => return Ok(answer.to_vec()),
+        for index in self.first..self.parents.len() {
+            match self.ask(index, &query).await {
+                Ok(answer) => return Ok(answer),
                 Err(error) => last = Some(error),
             }
         }

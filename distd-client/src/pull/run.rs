@@ -271,7 +271,7 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
         product,
         version,
         artifact_bytes: manifest.root().bytes,
-        held_bytes: manifest.root().bytes - counts.fetched_bytes,
+        held_bytes: manifest.root().bytes - counts.placed_bytes,
         fetched_bytes: counts.fetched_bytes,
         wire_bytes: relay.bytes_in + origin.bytes_in,
         wire_bytes_by_source: BySource { origin: origin.bytes_in, relay: relay.bytes_in, peer: 0, http: 0 },
@@ -291,7 +291,10 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
+    /// Of distinct chunks.
     fetched_bytes: u64,
+    /// Of the places they belong: more where a chunk repeats.
+    placed_bytes: u64,
     chunk_bytes: u64,
     repeated: u64,
 }
@@ -428,6 +431,7 @@ impl Job {
         ));
         let wanted = sink.wanted();
         let distinct: u64 = wanted.ids().filter_map(|id| self.table.get(id)).map(|e| u64::from(e.len)).sum();
+        let placed: u64 = missing.iter().map(|p| u64::from(self.entries.get(*p).entry.len)).sum();
         let config = FetchConfig::default();
         let (driver, handle) =
             Driver::new(realm.parents.clone(), self.manifest.id(), self.table.clone(), sink.clone(), config);
@@ -436,6 +440,7 @@ impl Job {
         {
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
             counts.fetched_bytes += distinct;
+            counts.placed_bytes += placed;
             counts.chunk_bytes += sink.chunk_bytes.load(Ordering::Relaxed);
             counts.repeated += sink.repeated.load(Ordering::Relaxed);
         }

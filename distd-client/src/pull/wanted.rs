@@ -14,9 +14,9 @@ use distd_peer::parents::Parents;
 use distd_peer::quarantine::Quarantine;
 use distd_peer::trust::identity::NodeIdentity;
 use distd_peer::trust::tls::{Credentials, quic_client};
-use distd_peer::trust::tuf::{Resolved, TufClient};
+use distd_peer::trust::tuf::{Resolved, TufClient, TufError};
 
-use super::metadata::ParentMetadata;
+use super::metadata::{LOST_MAX, ParentMetadata, pause_after};
 use crate::exit::{Code, Failure};
 
 /// A device's connection to its realm.
@@ -65,26 +65,48 @@ impl Realm {
         Ok(Self { parents: Arc::new(Parents::new(endpoint, parents, quarantine)), tuf })
     }
 
-    /// Learns which manifest `wanted` is, by signed metadata.
+    /// Learns which manifest `wanted` is, by signed metadata. A parent whose answer does not verify is passed over.
     pub(super) async fn resolve(&self, wanted: &Wanted) -> anyhow::Result<Resolved> {
-        let source = Arc::new(ParentMetadata(self.parents.clone()));
-        self.tuf.resolve(source, wanted, unix_now()).await.map_err(|error| {
-            let code = crate::exit::code_of_tuf(&error);
-            Failure::new(code, error.into()).into()
-        })
+        let mut last = None;
+        for first in 0..self.parents.len() {
+            let source = Arc::new(ParentMetadata { parents: self.parents.clone(), first });
+            match self.tuf.resolve(source, wanted, unix_now()).await {
+                Ok(resolved) => return Ok(resolved),
+                Err(error) => {
+                    let retry = blames_the_parent(&error);
+                    last = Some(error);
+                    if !retry {
+                        break;
+                    }
+                }
+            }
+        }
+        let error = last.map_or_else(|| anyhow!("no parent to ask"), anyhow::Error::new);
+        let code = crate::exit::code_of(&error);
+        Err(Failure::new(code, error).into())
     }
 
     /// Gets the manifest, fetching only nodes that none of `held` has; the next parent is asked when one fails.
     pub(super) async fn manifest(&self, resolved: &Resolved, held: &[&Manifest]) -> anyhow::Result<Manifest> {
         let mut last = anyhow!("no parent to ask");
         for index in 0..self.parents.len() {
-            let link = match self.parents.link(index).await {
-                Ok(link) => link,
-                Err(error) => {
-                    last = error.into();
-                    continue;
-                }
-            };
+            match self.manifest_from(index, resolved, held).await {
+                Ok(manifest) => return Ok(manifest),
+                Err(error) => last = error,
+            }
+        }
+        let next = "check that the parent runs and reaches the origin, then run the same command again";
+        Err(Failure::new(Code::Network, last.context("could not get the manifest")).next(next).into())
+    }
+
+    async fn manifest_from(
+        &self,
+        index: usize,
+        resolved: &Resolved,
+        held: &[&Manifest],
+    ) -> anyhow::Result<Manifest> {
+        for lost in 0.. {
+            let link = self.parents.link(index).await?;
             let attempt = async {
                 let swarm = link.open_swarm(resolved.manifest).await?;
                 let root = Some(resolved.root_node.clone());
@@ -94,15 +116,30 @@ impl Realm {
             };
             match attempt.await {
                 Ok(manifest) => return Ok(manifest),
+                Err(error) if lost < LOST_MAX && link.is_closed() && !error.is_breach() => {
+                    tokio::time::sleep(pause_after(lost)).await;
+                }
                 Err(error) => {
                     if error.is_breach() {
                         self.parents.quarantine(&link);
                     }
-                    last = error.into();
+                    return Err(error.into());
                 }
             }
         }
-        let next = "check that the parent runs and reaches the origin, then run the same command again";
-        Err(Failure::new(Code::Network, last.context("could not get the manifest")).next(next).into())
+        unreachable!("the loop ends by returning")
     }
+}
+
+/// Whether another parent could answer better.
+fn blames_the_parent(error: &TufError) -> bool {
+    !matches!(
+        error,
+        TufError::UnknownTarget(_)
+            | TufError::BadTarget { .. }
+            | TufError::ClockBackwards(_)
+            | TufError::Source(_)
+            | TufError::File(_)
+            | TufError::Store(_)
+    )
 }

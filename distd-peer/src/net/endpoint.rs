@@ -5,7 +5,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::hmac;
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn_proto::HashedConnectionIdGenerator;
+use rustls::pki_types::PrivateKeyDer;
 
 /// Unacknowledged bytes a peer may have in flight to us on one stream: one batch's chunks in compressed form mostly fit,
 /// and 4 MiB fill 1 Gbit/s at 30 ms.
@@ -49,10 +52,35 @@ fn transport() -> Arc<TransportConfig> {
     Arc::new(config)
 }
 
-fn endpoint(address: SocketAddr, server: Option<quinn::ServerConfig>) -> Result<Endpoint, BindError> {
+/// What makes stateless resets of this node the same after a restart (RFC 9000 §10.3): without it a peer of a process that was
+/// killed waits for its idle timeout before it dials again.
+pub struct ResetKey([u8; 32]);
+
+impl ResetKey {
+    /// From the node's private key, PKCS#8.
+    pub fn of_node(private_key: &PrivateKeyDer<'_>) -> Self {
+        Self(blake3::derive_key("distd 2026-11-20 quic stateless reset v1", private_key.secret_der()))
+    }
+}
+
+fn endpoint_config(reset: Option<&ResetKey>) -> EndpointConfig {
+    let Some(ResetKey(seed)) = reset else { return EndpointConfig::default() };
+    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, seed)));
+    // Connection ids carry a check of this key; a packet whose id does not pass is answered with nothing.
+    let id_key = blake3::derive_key("distd 2026-11-20 quic connection id v1", seed);
+    let id_key = u64::from_be_bytes(id_key[..8].try_into().expect("eight of 32 bytes"));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(id_key)));
+    config
+}
+
+fn endpoint(
+    address: SocketAddr,
+    server: Option<quinn::ServerConfig>,
+    reset: Option<&ResetKey>,
+) -> Result<Endpoint, BindError> {
     let open = || {
         let socket = std::net::UdpSocket::bind(address)?;
-        let mut config = EndpointConfig::default();
+        let mut config = endpoint_config(reset);
         config.max_udp_payload_size(MTU_MAX).expect("above the minimum of 1200");
         Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime))
     };
@@ -66,7 +94,7 @@ fn endpoint(address: SocketAddr, server: Option<quinn::ServerConfig>) -> Result<
 pub fn client_endpoint(dual_stack: bool, mut config: quinn::ClientConfig) -> Result<Endpoint, BindError> {
     let address: SocketAddr = if dual_stack { ([0u16; 8], 0).into() } else { ([0u8; 4], 0).into() };
     config.transport_config(transport());
-    let mut endpoint = endpoint(address, None)?;
+    let mut endpoint = endpoint(address, None, None)?;
     endpoint.set_default_client_config(config);
     Ok(endpoint)
 }
@@ -75,9 +103,13 @@ pub fn client_endpoint(dual_stack: bool, mut config: quinn::ClientConfig) -> Res
 ///
 /// # Errors
 /// [`BindError`].
-pub fn server_endpoint(address: SocketAddr, mut config: quinn::ServerConfig) -> Result<Endpoint, BindError> {
+pub fn server_endpoint(
+    address: SocketAddr,
+    mut config: quinn::ServerConfig,
+    reset: &ResetKey,
+) -> Result<Endpoint, BindError> {
     config.transport_config(transport());
-    endpoint(address, Some(config))
+    endpoint(address, Some(config), Some(reset))
 }
 
 /// Resolves `HOST:PORT`.

@@ -6,7 +6,7 @@ mod link;
 mod meter;
 mod wire;
 
-pub use endpoint::{BindError, client_endpoint, resolve, server_endpoint};
+pub use endpoint::{BindError, ResetKey, client_endpoint, resolve, server_endpoint};
 pub(crate) use enroll::exchange_raw;
 pub use enroll::{EnrollError, exchange_enroll};
 pub use link::{Link, LinkError, SwarmHandle, SwarmLink};

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use super::{Relay, RelayConfig};
 use crate::clock::unix_now;
 use crate::enrollment::{self, EnrollmentError};
-use crate::net::{BindError, client_endpoint, resolve, server_endpoint};
+use crate::net::{BindError, ResetKey, client_endpoint, resolve, server_endpoint};
 use crate::parents::Parents;
 use crate::quarantine::Quarantine;
 use crate::serve::Server;
@@ -93,7 +93,8 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     let quarantine = Arc::new(Quarantine::load(&config.data.join("quarantine.json")));
     let parents = Arc::new(Parents::new(dialler, config.parents.clone(), quarantine));
     let relay = Arc::new(Relay::new(store.clone(), parents, TrustAnchor::Ca(ca.clone())));
-    let endpoint = server_endpoint(config.listen, quic_server(credentials.clone(), &ca)?)?;
+    let reset = ResetKey::of_node(&identity.private_key());
+    let endpoint = server_endpoint(config.listen, quic_server(credentials.clone(), &ca)?, &reset)?;
     let address = endpoint.local_addr().map_err(|cause| BindError { address: config.listen, cause })?;
     let server = Server::new(relay.clone(), config.serve.clone());
     let mut tasks = JoinSet::new();

@@ -217,7 +217,7 @@ impl IntoRaw for &str {
 fn sqlite_pragmas() -> String {
     format!(
         "PRAGMA busy_timeout = {BUSY_MS}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
-         PRAGMA foreign_keys = ON; PRAGMA cache_size = -2000"
+         PRAGMA foreign_keys = ON; PRAGMA cache_size = -16000"
     )
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use distd_peer::net::ResetKey;
 use distd_peer::trust::files::{self, FileError};
 use distd_peer::trust::identity::{CertError, CertInfo, Role, certificate_from_pem, key_from_pem, to_pem};
 use distd_peer::trust::tls::{Credentials, TlsError};
@@ -153,6 +154,11 @@ impl Realm {
         cert: &OriginCert,
     ) -> Result<(), RealmError> {
         Ok(credentials.replace(&self.origin_key_der(), &cert.der, &self.ca)?)
+    }
+
+    /// What keeps the origin's stateless resets the same over restarts.
+    pub fn reset_key(&self) -> ResetKey {
+        ResetKey::of_node(&self.origin_key_der())
     }
 
     fn origin_key_der(&self) -> PrivateKeyDer<'static> {
