@@ -40,7 +40,8 @@ impl Daemon {
         let out = log.with_extension("out");
         let file = File::create(&out).expect("create the output file");
         let errors = File::options().create(true).append(true).open(log).expect("create the log");
-        let child = command.stdin(Stdio::null()).stdout(file).stderr(errors).spawn().expect("start the daemon");
+        let child =
+            command.stdin(Stdio::null()).stdout(file).stderr(errors).spawn().expect("start the daemon");
         let mut daemon = Self { child, addresses: Vec::new(), log: log.to_owned() };
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -78,7 +79,8 @@ impl Daemon {
     /// # Panics
     /// When the process is gone.
     pub fn peak_bytes(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the daemon runs");
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the daemon runs");
         let line = status.lines().find(|l| l.starts_with("VmHWM:")).expect("the kernel reports the peak");
         let kib: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number of KiB");
         kib * 1024
@@ -218,7 +220,8 @@ impl Lab {
     /// # Panics
     /// When none is given.
     pub fn join_token(&self, role: &str, uses: u32) -> String {
-        let made = self.admin(&["token", "join", "--role", role, "--uses", &uses.to_string(), "--label", role]).ok();
+        let made =
+            self.admin(&["token", "join", "--role", role, "--uses", &uses.to_string(), "--label", role]).ok();
         made.json["token"].as_str().expect("a token").to_owned()
     }
 
@@ -313,7 +316,8 @@ impl Lab {
     pub fn metric(&self, name: &str) -> u64 {
         let (_, text) = self.curl("/metrics", &[]);
         let of_name = |line: &&str| line.starts_with(name) && line[name.len()..].starts_with([' ', '{']);
-        text.lines().filter(of_name).filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64
+        text.lines().filter(of_name).filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
+            as u64
     }
 }
 
@@ -322,7 +326,9 @@ impl Lab {
 /// # Panics
 /// When one cannot be read.
 pub fn same(a: &Path, b: &Path) -> bool {
-    let open = |path: &Path| std::io::BufReader::new(File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())));
+    let open = |path: &Path| {
+        std::io::BufReader::new(File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+    };
     let (mut a, mut b) = (open(a), open(b));
     let (mut left, mut right) = ([0; 65536], [0; 65536]);
     loop {

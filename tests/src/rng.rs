@@ -7,7 +7,8 @@ pub struct Rng(u64);
 impl Rng {
     /// A generator; prints its number so that a failure can be replayed with `DISTD_TEST_RNG_SEED`.
     pub fn announced(test: &str, default: u64) -> Self {
-        let rng_seed = std::env::var("DISTD_TEST_RNG_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(default);
+        let rng_seed =
+            std::env::var("DISTD_TEST_RNG_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(default);
         println!("{test}: replay with DISTD_TEST_RNG_SEED={rng_seed}");
         Self::new(rng_seed)
     }
@@ -43,8 +44,22 @@ impl Rng {
     /// Text-like bytes that shrink to about a third.
     pub fn text(&mut self, len: usize) -> Vec<u8> {
         const WORDS: [&str; 16] = [
-            "kernel ", "update ", "fleet ", "chunk ", "relay\n", "0x7f ", "device ", "static int ", "return ", "{\n", "}\n", "lib", "/usr/",
-            "systemd ", "config=", "\t",
+            "kernel ",
+            "update ",
+            "fleet ",
+            "chunk ",
+            "relay\n",
+            "0x7f ",
+            "device ",
+            "static int ",
+            "return ",
+            "{\n",
+            "}\n",
+            "lib",
+            "/usr/",
+            "systemd ",
+            "config=",
+            "\t",
         ];
         let mut out = Vec::with_capacity(len + 16);
         while out.len() < len {

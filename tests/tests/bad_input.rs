@@ -4,8 +4,8 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use distd_tests::lab::{same, Lab, Outcome};
-use distd_tests::{artifacts, Rng};
+use distd_tests::lab::{Lab, Outcome, same};
+use distd_tests::{Rng, artifacts};
 
 const USAGE: i32 = 2;
 const NOT_FOUND: i32 = 3;
@@ -60,7 +60,8 @@ fn an_empty_file_is_refused_both_ways_in() {
     let empty = lab.path("empty");
     fs::write(&empty, b"").expect("write");
     fails(&lab.push(&empty, "os", "1"), UNUSABLE, "empty");
-    let (status, body) = lab.curl("/v1/products/os/releases/1/content", &["-T", &empty.display().to_string()]);
+    let (status, body) =
+        lab.curl("/v1/products/os/releases/1/content", &["-T", &empty.display().to_string()]);
     assert_eq!(status, 400, "{body}");
     fails(&lab.admin(&["release", "show", "os@1"]), NOT_FOUND, "next:");
 }
@@ -149,7 +150,8 @@ fn tokens_and_certificates_of_elsewhere_are_refused() {
     let lab = Lab::start();
     let other = Lab::start();
     let once = lab.join_token("leaf", 1);
-    let enroll = |name: &str, token: &str| lab.device(name, &["enroll", "--parent", lab.quic(), "--token", token]);
+    let enroll =
+        |name: &str, token: &str| lab.device(name, &["enroll", "--parent", lab.quic(), "--token", token]);
     enroll("a", &once).ok();
     // The same node may repeat it, another may not.
     enroll("a", &once).ok();
@@ -167,7 +169,11 @@ fn tokens_and_certificates_of_elsewhere_are_refused() {
     assert!([REFUSED, NETWORK].contains(&foreign.code), "{}", foreign.stderr);
     // Not enrolled at all.
     let out = lab.path("out").display().to_string();
-    fails(&lab.device("nobody", &["pull", "os@1", "--out", &out, "--parent", lab.quic()]), REFUSED, "distd enroll");
+    fails(
+        &lab.device("nobody", &["pull", "os@1", "--out", &out, "--parent", lab.quic()]),
+        REFUSED,
+        "distd enroll",
+    );
 }
 
 #[test]
@@ -223,7 +229,10 @@ impl<'a> Tmpfs<'a> {
     }
 
     fn mount(&self, options: &str) {
-        let status = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(self.0).status();
+        let status = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+            .arg(self.0)
+            .status();
         assert!(status.expect("run mount").success());
     }
 
@@ -259,7 +268,7 @@ fn an_artifact_that_rotted_is_found_and_repaired_by_pulling_again() {
 #[test]
 fn nobody_at_the_other_end_is_a_network_error() {
     let mut lab = Lab::start();
-    lab.enroll("d", &lab.quic().to_owned());
+    lab.enroll("d", lab.quic());
     lab.stop_origin();
     fails(&lab.pull("d", "os@1", &lab.path("out"), &[]), NETWORK, "error:");
     fails(&lab.push(Path::new("/etc/hostname"), "os", "1"), NETWORK, "next:");

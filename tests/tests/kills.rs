@@ -5,8 +5,8 @@
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use distd_tests::lab::{same, Lab};
-use distd_tests::{artifacts, Rng};
+use distd_tests::lab::{Lab, same};
+use distd_tests::{Rng, artifacts};
 
 /// Kills each tier gets in the ordinary run.
 const KILLS: u64 = 10;
@@ -103,7 +103,7 @@ fn an_origin_killed_while_it_takes_uploads_has_every_release_or_none_of_it() {
     let mut rng = Rng::announced("origin kills", 23);
     let mut lab = Lab::start();
     let (v1, v2) = artifacts::release_pair(lab.path("").as_path(), 23);
-    lab.enroll("d", &lab.quic().to_owned());
+    lab.enroll("d", lab.quic());
     let mut version = 0;
     for round in 0..kills() {
         version += 1;

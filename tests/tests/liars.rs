@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use distd_core::ChunkId;
 use distd_core::ManifestId;
 use distd_core::proto::frame::{Codec, Data, DontHaveReason, NodeRequest};
 use distd_core::ranges::ChunkRanges;
-use distd_core::ChunkId;
 use distd_peer::enrollment;
 use distd_peer::net::{ResetKey, client_endpoint, server_endpoint};
 use distd_peer::parents::Parents;
@@ -20,8 +20,8 @@ use distd_peer::serve::{ChunkAnswer, Content, NodesAnswer, ServeConfig, ServeErr
 use distd_peer::store::{EdgeStore, StoreConfig};
 use distd_peer::trust::identity::{NodeIdentity, Role};
 use distd_peer::trust::tls::{Credentials, PeerIdentity, TrustAnchor, quic_client, quic_server};
-use distd_tests::lab::{Lab, same};
 use distd_tests::artifacts;
+use distd_tests::lab::{Lab, same};
 use tokio::sync::mpsc;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +128,8 @@ async fn start_liar(lab: &Lab, lie: Lie) -> (SocketAddr, Arc<Server>) {
     enrollment::enroll(&mut identity, &token, Role::Relay, "liar", &origin).await.expect("enrolled");
     let ca = identity.ca_der().expect("enrolled").clone();
     let credentials = Credentials::of_node(&identity).expect("credentials");
-    let dialler = client_endpoint(false, quic_client(credentials.clone(), &ca).expect("tls")).expect("socket");
+    let dialler =
+        client_endpoint(false, quic_client(credentials.clone(), &ca).expect("tls")).expect("socket");
     let quarantine = Arc::new(Quarantine::load(&dir.join("quarantine.json")));
     let parents = Arc::new(Parents::new(dialler, origin, quarantine));
     let config = StoreConfig { min_free_bytes: 0, ..StoreConfig::default() };

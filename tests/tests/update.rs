@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use distd_tests::lab::{same, Lab};
-use distd_tests::{artifacts, Rng};
+use distd_tests::lab::{Lab, same};
+use distd_tests::{Rng, artifacts};
 
 #[test]
 fn an_update_through_a_relay_is_bit_exact_and_costs_the_origin_once() {
@@ -103,7 +103,8 @@ fn a_directory_comes_back_with_its_links_modes_and_bytes() {
     lab.pull("d", "tree@1", &out, &[]).ok();
     let update = lab.pull("d", "tree@2", &out, &[]).ok();
     assert!(update.number("held_bytes") > update.number("artifact_bytes") / 2, "{}", update.json);
-    let diff = std::process::Command::new("diff").arg("-r").arg("--no-dereference").arg(&tree).arg(&out).output();
+    let diff =
+        std::process::Command::new("diff").arg("-r").arg("--no-dereference").arg(&tree).arg(&out).output();
     let diff = diff.expect("run diff");
     assert!(diff.status.success(), "{}", String::from_utf8_lossy(&diff.stdout));
     let meta = fs::metadata(out.join("usr/lib/part1/script")).expect("script");

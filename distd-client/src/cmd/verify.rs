@@ -31,7 +31,8 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         }
         None => read_kept_manifest(&args.path, context.data()).ok_or_else(|| {
             let error = anyhow!("no manifest is kept beside {}", args.path.display());
-            Failure::new(Code::NotFound, error).next("name one with --manifest FILE, or pull the artifact with distd")
+            Failure::new(Code::NotFound, error)
+                .next("name one with --manifest FILE, or pull the artifact with distd")
         })?,
     };
     let path = args.path.clone();

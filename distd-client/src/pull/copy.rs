@@ -104,7 +104,9 @@ pub(super) fn copy_held(
                 })
             })
             .collect();
-        workers.into_iter().try_for_each(|w| w.join().unwrap_or_else(|_| Err(io::Error::other("a copying thread failed"))))
+        workers
+            .into_iter()
+            .try_for_each(|w| w.join().unwrap_or_else(|_| Err(io::Error::other("a copying thread failed"))))
     })?;
     let mut total = total.into_inner().unwrap_or_else(PoisonError::into_inner);
     total.failed.sort_unstable();

@@ -7,9 +7,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use distd_core::ChunkId;
 use distd_core::ManifestId;
 use distd_core::ranges::ChunkRanges;
-use distd_core::ChunkId;
 use serde::{Deserialize, Serialize};
 
 use super::kept::write_atomic;
@@ -46,7 +46,9 @@ impl Journal {
                 }
                 journal.written = journal.done.len();
             }
-            _ => tracing::debug!(path = %journal.path.display(), "journal is of another pull and starts empty"),
+            _ => {
+                tracing::debug!(path = %journal.path.display(), "journal is of another pull and starts empty")
+            }
         }
         journal
     }

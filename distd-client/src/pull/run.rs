@@ -316,7 +316,12 @@ struct Job {
 }
 
 impl Job {
-    fn open(request: &PullRequest, manifest: &Arc<Manifest>, seeds: Seeds, index: HeldIndex) -> anyhow::Result<Self> {
+    fn open(
+        request: &PullRequest,
+        manifest: &Arc<Manifest>,
+        seeds: Seeds,
+        index: HeldIndex,
+    ) -> anyhow::Result<Self> {
         let target: Arc<dyn Target> = target::open(&request.out, manifest)?.into();
         let part_manifest = state_path(request, ".distd-part-manifest");
         let resumed = part_manifest.exists();
@@ -329,7 +334,8 @@ impl Job {
         keep()
             .with_context(|| format!("could not write {}", part_manifest.display()))
             .map_err(|e| Failure::new(Code::Local, e))?;
-        let journal = Journal::open(state_path(request, ".distd-part-journal"), manifest.id(), manifest.root().chunks);
+        let journal =
+            Journal::open(state_path(request, ".distd-part-journal"), manifest.id(), manifest.root().chunks);
         Ok(Self {
             manifest: manifest.clone(),
             table: Arc::new(ChunkTable::of(manifest)),
@@ -367,7 +373,8 @@ impl Job {
             .collect();
         if self.target.may_hold_bytes() {
             let (entries, target, check) = (self.entries.clone(), self.target.clone(), open.clone());
-            let there = tokio::task::spawn_blocking(move || held_in_place(&entries, &check, &*target)).await?;
+            let there =
+                tokio::task::spawn_blocking(move || held_in_place(&entries, &check, &*target)).await?;
             for position in &there {
                 self.mark(*position);
             }
@@ -401,7 +408,10 @@ impl Job {
             self.fetch(realm, &missing).await?;
             let copied = copying.await?.map_err(write_failed)?;
             if !copied.failed.is_empty() {
-                tracing::warn!(chunks = copied.failed.len(), "seeds held other bytes than expected; fetching these");
+                tracing::warn!(
+                    chunks = copied.failed.len(),
+                    "seeds held other bytes than expected; fetching these"
+                );
                 self.fetch(realm, &copied.failed).await?;
             }
             anyhow::Ok(())

@@ -31,7 +31,8 @@ impl Bytes {
         match self {
             Self::File(file) => file.read_exact_at(buffer, offset),
             Self::Tree { root, listing, layout } => {
-                let in_listing = (listing.len() as u64).saturating_sub(offset).min(buffer.len() as u64) as usize;
+                let in_listing =
+                    (listing.len() as u64).saturating_sub(offset).min(buffer.len() as u64) as usize;
                 if in_listing > 0 {
                     let at = offset as usize;
                     buffer[..in_listing].copy_from_slice(&listing[at..at + in_listing]);
@@ -75,9 +76,12 @@ impl Seeds {
     /// # Errors
     /// Failures with [`Code::Local`].
     pub(super) fn open(paths: &[PathBuf], data: &Path) -> anyhow::Result<Self> {
-        let mut this = Self { seeds: Vec::new(), manifests: Vec::new(), uncut: Vec::new(), of_seed: Vec::new() };
+        let mut this =
+            Self { seeds: Vec::new(), manifests: Vec::new(), uncut: Vec::new(), of_seed: Vec::new() };
         for path in paths {
-            let local = |e: anyhow::Error| Failure::new(Code::Local, e.context(format!("could not read seed {}", path.display())));
+            let local = |e: anyhow::Error| {
+                Failure::new(Code::Local, e.context(format!("could not read seed {}", path.display())))
+            };
             let seed = u32::try_from(this.seeds.len()).map_err(|e| local(e.into()))?;
             let meta = fs::metadata(path).map_err(|e| local(e.into()))?;
             let manifest = read_kept_manifest(path, data);
@@ -149,18 +153,15 @@ fn samples_match(bytes: &Bytes, manifest: &Manifest) -> bool {
     let mut buffer = Vec::new();
     // The last chunk is among them, so a truncated seed is noticed.
     let last = manifest.root().chunks.saturating_sub(1);
-    manifest
-        .entries()
-        .enumerate()
-        .filter(|(n, _)| *n as u64 % step == 0 || *n as u64 == last)
-        .all(|(_, at)| {
+    manifest.entries().enumerate().filter(|(n, _)| (*n as u64).is_multiple_of(step) || *n as u64 == last).all(
+        |(_, at)| {
             buffer.resize(at.entry.len as usize, 0);
             bytes.read_at(at.offset, &mut buffer).is_ok() && ChunkHash::of(&buffer) == at.entry.hash
-        })
-        && matches!(
-            (manifest.root().kind, bytes),
-            (Kind::File, Bytes::File(_)) | (Kind::Tree { .. }, Bytes::Tree { .. })
-        )
+        },
+    ) && matches!(
+        (manifest.root().kind, bytes),
+        (Kind::File, Bytes::File(_)) | (Kind::Tree { .. }, Bytes::Tree { .. })
+    )
 }
 
 /// Cuts a seed on the spot, on two threads at region borders.
@@ -180,7 +181,9 @@ fn cut_seed(path: &Path, seed: u32, cut: CutParams, index: &mut HeldIndex) -> an
                     let mut buffer = Vec::new();
                     let mut mine = Vec::new();
                     while let Some(batch) = batches.next_batch(std::mem::take(&mut buffer))? {
-                        mine.extend(batch.chunks().map(|c| (ChunkHash::of(c.data), c.data.len() as u32, c.offset)));
+                        mine.extend(
+                            batch.chunks().map(|c| (ChunkHash::of(c.data), c.data.len() as u32, c.offset)),
+                        );
                         buffer = batch.into_buffer();
                     }
                     found.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(mine);

@@ -41,7 +41,14 @@ impl TargetSink {
             })
             .collect();
         places.sort_unstable();
-        Self { target, journal, places, progress, chunk_bytes: AtomicU64::new(0), repeated: AtomicU64::new(0) }
+        Self {
+            target,
+            journal,
+            places,
+            progress,
+            chunk_bytes: AtomicU64::new(0),
+            repeated: AtomicU64::new(0),
+        }
     }
 
     /// What is to be fetched.

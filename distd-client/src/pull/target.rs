@@ -60,7 +60,9 @@ impl FileTarget {
             .map_err(|e| Failure::new(Code::Local, e))?;
         if file.try_lock().is_err() {
             let error = anyhow::anyhow!("another pull writes {}", path.display());
-            return Err(Failure::new(Code::Local, error).next("wait for it to end, or choose another --out").into());
+            return Err(Failure::new(Code::Local, error)
+                .next("wait for it to end, or choose another --out")
+                .into());
         }
         if device {
             let room = size_of(&file).with_context(|| format!("could not size {}", out.display()))?;
@@ -86,7 +88,8 @@ fn check_room(path: &Path, file: &File, bytes: u64) -> anyhow::Result<()> {
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     // An image with holes needs less than its length: only a tenth of it missing is surely too little.
     if free.saturating_add(allocated) < bytes / 10 {
-        let error = anyhow::anyhow!("{} free bytes are not enough for {} ({bytes} bytes)", free, path.display());
+        let error =
+            anyhow::anyhow!("{} free bytes are not enough for {} ({bytes} bytes)", free, path.display());
         let _ = fs::remove_file(path);
         return Err(Failure::new(Code::Local, error).next("free some space, or choose another --out").into());
     }
@@ -146,6 +149,8 @@ pub(super) fn open(out: &Path, manifest: &Manifest) -> anyhow::Result<Box<dyn Ta
             Err(Failure::new(Code::Usage, error).next("name a file with --out").into())
         }
         Kind::File => Ok(Box::new(FileTarget::open(out, bytes)?)),
-        Kind::Tree { listing_bytes } => Ok(Box::new(TreeTarget::open(out, manifest.id(), listing_bytes, bytes)?)),
+        Kind::Tree { listing_bytes } => {
+            Ok(Box::new(TreeTarget::open(out, manifest.id(), listing_bytes, bytes)?))
+        }
     }
 }

@@ -93,7 +93,8 @@ impl TreeTarget {
         let open = || -> io::Result<File> {
             // What another release left there could redirect writes (a link where this one has a directory).
             let name = id.to_string();
-            if staging.exists() && fs::read_to_string(staging.join("manifest")).ok().as_deref() != Some(&name) {
+            if staging.exists() && fs::read_to_string(staging.join("manifest")).ok().as_deref() != Some(&name)
+            {
                 fs::remove_dir_all(&staging)?;
             }
             match fs::DirBuilder::new().mode(0o700).create(&staging) {
@@ -106,8 +107,13 @@ impl TreeTarget {
             }
             fs::write(staging.join("manifest"), name)?;
             let path = staging.join("listing");
-            let file =
-                OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(path)?;
             file.set_len(listing_bytes)?;
             Ok(file)
         };
@@ -116,7 +122,9 @@ impl TreeTarget {
             .map_err(|e| Failure::new(Code::Local, e))?;
         if listing_file.try_lock().is_err() {
             let error = anyhow::anyhow!("another pull writes {}", staging.display());
-            return Err(Failure::new(Code::Local, error).next("wait for it to end, or choose another --out").into());
+            return Err(Failure::new(Code::Local, error)
+                .next("wait for it to end, or choose another --out")
+                .into());
         }
         Ok(Self {
             out: out.to_owned(),
@@ -149,7 +157,12 @@ impl TreeTarget {
                     _ => {}
                 },
                 EntryKind::File { size } => {
-                    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+                    let file = OpenOptions::new()
+                        .write(true)
+                        .create(true)
+                        .truncate(false)
+                        .mode(0o600)
+                        .open(&path)?;
                     file.set_len(size)?;
                 }
                 _ => {}
@@ -181,7 +194,12 @@ impl TreeTarget {
             }
             if !matches!(entry.kind, EntryKind::Symlink { .. }) {
                 // After chown, which clears the set-id bits.
-                rustix::fs::chmodat(CWD, &path, Mode::from_raw_mode(u32::from(entry.mode & 0o7777)), AtFlags::empty())?;
+                rustix::fs::chmodat(
+                    CWD,
+                    &path,
+                    Mode::from_raw_mode(u32::from(entry.mode & 0o7777)),
+                    AtFlags::empty(),
+                )?;
             }
             for xattr in &entry.xattrs {
                 let name = std::ffi::OsStr::from_bytes(&xattr.name);
@@ -214,8 +232,8 @@ fn make_special(path: &Path, kind: &EntryKind) -> io::Result<()> {
             }
         }
         EntryKind::Fifo => make_node(FileType::Fifo, 0),
-        EntryKind::CharDev { rdev } => make_node(FileType::CharacterDevice, u64::from(*rdev)),
-        EntryKind::BlockDev { rdev } => make_node(FileType::BlockDevice, u64::from(*rdev)),
+        EntryKind::CharDev { rdev } => make_node(FileType::CharacterDevice, *rdev),
+        EntryKind::BlockDev { rdev } => make_node(FileType::BlockDevice, *rdev),
     }
 }
 
@@ -308,7 +326,8 @@ mod tests {
         let start = bytes.len() as u64;
         let layout = Layout::new(&bytes).expect("own bytes");
         let parts = layout.parts(start + 8, 5);
-        let seen: Vec<_> = parts.iter().map(|(e, at, r)| (e.path.as_bytes().to_vec(), *at, r.clone())).collect();
+        let seen: Vec<_> =
+            parts.iter().map(|(e, at, r)| (e.path.as_bytes().to_vec(), *at, r.clone())).collect();
         assert_eq!(seen, [(b"a".to_vec(), 8, 0..2), (b"c".to_vec(), 0, 2..5)]);
         assert!(layout.parts(start + 15, 3).is_empty());
     }

@@ -31,7 +31,10 @@ impl VerifyReport {
         if self.is_intact() {
             format!("intact: {} bytes, blake3 {}", self.artifact_bytes, self.blake3)
         } else {
-            format!("damaged: {} chunks, {} of {} bytes", self.bad_chunks, self.bad_bytes, self.artifact_bytes)
+            format!(
+                "damaged: {} chunks, {} of {} bytes",
+                self.bad_chunks, self.bad_bytes, self.artifact_bytes
+            )
         }
     }
 }

@@ -35,7 +35,8 @@ impl Realm {
             let next = "name one with --parent HOST:PORT, or enrol with --parent so that it is remembered";
             return Err(Failure::new(Code::Usage, anyhow!("no parent to ask")).next(next).into());
         }
-        let mut identity = NodeIdentity::load_or_create(data).map_err(|e| Failure::new(Code::Refused, e.into()))?;
+        let mut identity =
+            NodeIdentity::load_or_create(data).map_err(|e| Failure::new(Code::Refused, e.into()))?;
         if identity.cert().is_none() {
             let error = anyhow!("this device is not enrolled (looked in {})", data.display());
             let next = "enrol it: distd enroll --parent HOST:PORT --token TOKEN";
@@ -47,8 +48,10 @@ impl Realm {
             // Until it has ended the old certificate will do.
             let expired = identity.cert().is_none_or(|cert| cert.is_expired(unix_now()));
             if expired {
-                let error = anyhow::Error::new(error).context("the device's certificate has ended and was not renewed");
-                let next = "check the connection and the clock; if it stays so, enrol again with a new join token";
+                let error = anyhow::Error::new(error)
+                    .context("the device's certificate has ended and was not renewed");
+                let next =
+                    "check the connection and the clock; if it stays so, enrol again with a new join token";
                 return Err(Failure::new(Code::Refused, error).next(next).into());
             }
             tracing::warn!(%error, "certificate not renewed yet");

@@ -63,6 +63,9 @@ pub struct CommitResult {
 impl CommitRequest {
     fn check(&self) -> Result<(), IngestError> {
         let bad = |why| Err(IngestError::BadList(why));
+        if self.bytes == 0 {
+            return bad("the artifact is empty, which is no release anyone wants");
+        }
         let mut sum = 0u64;
         for run in &self.runs {
             if run.repeat == 0 || run.len == 0 || run.len > self.cut.max() {
