@@ -1,4 +1,4 @@
-//! The origin's HTTP API: docs/http-api.md. One file per resource; [`error`] decides what a failure looks like.
+//! The origin's HTTP API: docs/http-api.md. One file per resource; `error.rs` decides what a failure looks like.
 //!
 //! Nothing here trusts a length: bodies are bounded per route and read in pieces, and what changes the database or
 //! the store runs in a task of its own, which a connection that ends does not stop half-way.
