@@ -19,10 +19,15 @@ trap 'stop_realm; rm -rf "$work"' EXIT
 echo "making two releases out of Debian packages"
 # Release 1 has these packages in the version the archive had at the point release, release 2 in the newest one it offers.
 # Where both are the same, release 2 still differs: it gets more packages and edited configuration.
-packages=(git python3.11-minimal libpython3.11-stdlib perl-base perl-modules-5.36 libperl5.36 gcc-12-base cpp-12 vim-runtime vim-common
-  openssl libssl3 libc6 libc-bin coreutils bash curl libcurl4 nginx-common sqlite3 libsqlite3-0 postgresql-client-15 libpq5 tzdata)
-extra=(jq libjq1 libonig5 htop nftables libnftables1)
+packages=(git perl-base vim-runtime vim-common openssl libc6 libc-bin libc6-dev coreutils bash curl libcurl4 nginx-common sqlite3
+  libsqlite3-0 libpq5 tzdata systemd udev openssh-client openssh-server ca-certificates login passwd binutils-common)
+# These name the versioned packages that hold the files.
 apt-get update -qq
+for meta in perl python3-minimal python3 libpython3-stdlib postgresql-client cpp; do
+  mapfile -t -O "${#packages[@]}" packages < <(apt-cache depends --no-recommends --no-suggests "$meta" 2>/dev/null | awk '/ Depends: [a-z]/ { print $2 }' | head -n 4)
+done
+mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
+extra=(jq libjq1 libonig5 htop nftables libnftables1)
 mkdir -p "$work/deb1" "$work/deb2" "$work/tree1" "$work/tree2"
 # versions PACKAGE: what the archive offers, newest first.
 versions() { apt-cache madison "$1" 2>/dev/null | awk -F'|' '{ gsub(/ /, "", $2); print $2 }' | sort -Vru; }

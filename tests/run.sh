@@ -45,7 +45,10 @@ export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test
 wait_for 30 curl -fs "http://127.0.0.1:$s3_port/moto-api/"
 curl -fs -X PUT "http://127.0.0.1:$s3_port/distd" >/dev/null
 export DISTD_TEST_S3_URL="s3://distd/contract?endpoint=http://127.0.0.1:$s3_port&region=us-east-1"
-export DISTD_TEST_PYTHON=$python
+
+echo "== an outside TUF client on our repository"
+cargo run -q -p distd-server --example tuf-cases --locked -- "$work/tuf-cases"
+"$python" tests/python/tuf_check.py --cases "$work/tuf-cases"
 
 echo "== tests"
 cargo build --workspace --bins --locked
