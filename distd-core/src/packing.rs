@@ -105,9 +105,9 @@ impl Unpacker {
         Ok(raw)
     }
 
-    /// The bytes without a look at their hash, for a caller that checks them otherwise; `None` when they are not `raw_len` bytes (at
+    /// The bytes without a look at their hash; `None` when they are not `raw_len` bytes (at
     /// most `CHUNK_BYTES_MAX`), of which no more are ever written.
-    pub fn unpack_unverified(&mut self, codec: Codec, bytes: &[u8], raw_len: u32) -> Option<&[u8]> {
+    fn unpack_unverified(&mut self, codec: Codec, bytes: &[u8], raw_len: u32) -> Option<&[u8]> {
         let len = raw_len as usize;
         if len > CHUNK_BYTES_MAX {
             return None;

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::clock::monotonic_now;
-use crate::net::{Link, LinkError, SwarmHandle, WireError};
+use crate::net::{Link, LinkError, SwarmHandle};
 use crate::parents::{Parents, ParentsError, tier_of};
 use crate::table::ChunkTable;
 
@@ -217,7 +217,7 @@ impl Driver {
         let sleep = tokio::time::sleep(wake.unwrap_or(Duration::from_secs(3600)));
         tokio::select! {
             Some(message) = self.messages.recv() => self.handle(message)?,
-            wanted = self.wants.recv(), if serving => {
+            wanted = self.wants.recv(), if serving && !(self.wants.is_closed() && self.wants.is_empty()) => {
                 if let Some(wanted) = wanted {
                     self.add_wanted(&wanted);
                 }
@@ -336,7 +336,6 @@ async fn run_batch(
         let frame = match reader.next().await {
             Ok(Some(frame)) => frame,
             Ok(None) => break,
-            Err(WireError::Closed(CloseCode::Busy)) => break,
             Err(e) => return Err(link.wire(e).into()),
         };
         let event = ask.handle_frame(frame).map_err(|e| breach(link, &e))?;

@@ -25,9 +25,6 @@ pub enum ManifestFetchError {
     /// It sent a node that does not belong.
     #[error("{0} sent a wrong manifest node")]
     Node(String, #[source] InsertError),
-    /// It sent a compact leaf that does not expand.
-    #[error("{0} sent a wrong manifest node")]
-    Compact(String, #[source] NodeError),
     /// It does not have all nodes.
     #[error("{0} does not have the whole of manifest {1}")]
     Incomplete(String, ManifestId),
@@ -42,7 +39,7 @@ impl ManifestFetchError {
     /// Whether the parent lied: it is not to be asked again.
     pub fn is_breach(&self) -> bool {
         match self {
-            Self::WrongRoot(..) | Self::Node(..) | Self::Compact(..) => true,
+            Self::WrongRoot(..) | Self::Node(..) => true,
             Self::Link(e) => e.is_breach(),
             _ => false,
         }
@@ -122,7 +119,6 @@ struct Taker<'a> {
 impl Taker<'_> {
     fn take(&mut self, node: Node) {
         if self.failed.is_none() {
-            self.came += 1;
             self.failed = self.try_take(node).err();
         }
     }
@@ -139,6 +135,7 @@ impl Taker<'_> {
             }
             self.held.iter().for_each(|m| fresh.reuse(m));
             self.assembly = Some(fresh);
+            self.came += 1;
             return Ok(());
         };
         let (level, bytes) = match level {
@@ -147,13 +144,20 @@ impl Taker<'_> {
             COMPACT_LEAF => {
                 let held = self.held;
                 let known = self.known.get_or_insert_with(|| ChunkTable::of_all(held));
+                // One that does not expand here is asked for by hash: a held manifest may be of another realm.
                 let leaf = expand_leaf(&bytes, |id| known.get(id).map(|entry| (entry.hash, entry.len)));
-                (0, leaf.map_err(|e| ManifestFetchError::Compact(self.address.clone(), e))?)
+                let Ok(leaf) = leaf else { return Ok(()) };
+                (0, leaf)
             }
             level => (level, bytes),
         };
         match assembly.insert(level, bytes) {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.came += 1;
+                Ok(())
+            }
+            // Held from elsewhere already, or expanded with other ids than the sender's: no lie, and no progress either.
+            Err(InsertError::Unasked(..)) => Ok(()),
             Err(e) => Err(ManifestFetchError::Node(self.address.clone(), e)),
         }
     }

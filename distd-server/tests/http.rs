@@ -765,8 +765,8 @@ async fn products_are_made_once_and_cut_as_told() {
     assert!(release["chunks"].as_u64().expect("a number") > 200_000 / 8192, "{release}");
     assert_eq!(world.get("/v1/products/os").await.1["cut"], other);
     assert_eq!(world.get("/v1/products").await.1["products"].as_array().expect("a list").len(), 1);
-    let (status, release) = world.put_content("os", "empty", Vec::new()).await;
-    assert_eq!((status, &release["bytes"]), (StatusCode::CREATED, &json!(0)));
+    let (status, refused) = world.put_content("os", "empty", Vec::new()).await;
+    assert_eq!((status, &refused["error"]["code"]), (StatusCode::BAD_REQUEST, &json!("bad_request")));
 }
 
 #[tokio::test(flavor = "multi_thread")]

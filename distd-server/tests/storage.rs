@@ -361,8 +361,8 @@ on_every_back_end! {
         assert!(matches!(error, IngestError::VersionTaken { .. }), "{error:?}");
         std::fs::write(&spool, b"").expect("spool");
         let empty = FileRequest { version: name("empty"), ..request.clone() };
-        let done = world.ingest.ingest_file(&empty, &spool, NOW).await.expect("empty");
-        assert_eq!((done.release.bytes, done.release.chunk_count), (0, 0));
+        let error = world.ingest.ingest_file(&empty, &spool, NOW).await.expect_err("empty");
+        assert!(matches!(error, IngestError::BadList(_)), "{error:?}");
         let unknown = FileRequest { product: name("nobody"), ..request };
         let error = world.ingest.ingest_file(&unknown, &spool, NOW).await.expect_err("no product");
         assert!(matches!(error, IngestError::UnknownProduct(_)), "{error:?}");

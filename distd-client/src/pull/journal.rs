@@ -30,12 +30,14 @@ pub(super) struct Journal {
     /// Positions plus one: ranges of chunk ids start at one.
     done: ChunkRanges,
     written: u64,
+    /// Set when the pull is over: nothing is written any more.
+    closed: bool,
 }
 
 impl Journal {
     /// The journal at `path` if it is of this manifest, else an empty one.
     pub(super) fn open(path: PathBuf, manifest: ManifestId, chunks: u64) -> Self {
-        let mut journal = Self { path, manifest, done: ChunkRanges::new(), written: 0 };
+        let mut journal = Self { path, manifest, done: ChunkRanges::new(), written: 0, closed: false };
         let Ok(bytes) = fs::read(&journal.path) else { return journal };
         match rmp_serde::from_slice::<Wire>(&bytes) {
             Ok(wire) if wire.version == 1 && wire.manifest == manifest => {
@@ -69,7 +71,7 @@ impl Journal {
 
     /// Whether there is something to write.
     pub(super) fn is_dirty(&self) -> bool {
-        self.done.len() != self.written
+        !self.closed && self.done.len() != self.written
     }
 
     /// A snapshot to be written once the data it lists is durable.
@@ -86,7 +88,8 @@ impl Journal {
     }
 
     /// The pull is over.
-    pub(super) fn remove(&self) -> io::Result<()> {
+    pub(super) fn remove(&mut self) -> io::Result<()> {
+        self.closed = true;
         match fs::remove_file(&self.path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => Ok(()),

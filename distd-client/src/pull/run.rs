@@ -309,6 +309,8 @@ struct Job {
     index: HeldIndex,
     target: Arc<dyn Target>,
     journal: Arc<Mutex<Journal>>,
+    /// Held while the journal's file is written or removed: a writer that is cut off runs on in its thread.
+    writing: Arc<Mutex<()>>,
     part_manifest: PathBuf,
     progress: Arc<Progress>,
     counts: Mutex<Counts>,
@@ -345,6 +347,7 @@ impl Job {
             index,
             target,
             journal: Arc::new(Mutex::new(journal)),
+            writing: Arc::default(),
             part_manifest,
             progress: Arc::new(Progress::none()),
             counts: Mutex::default(),
@@ -467,8 +470,10 @@ impl Job {
     async fn journal_regularly(&self) -> anyhow::Error {
         loop {
             tokio::time::sleep(JOURNAL_EVERY).await;
-            let (target, journal) = (self.target.clone(), self.journal.clone());
-            let written = tokio::task::spawn_blocking(move || write_journal(&*target, &journal)).await;
+            let (target, journal, writing) =
+                (self.target.clone(), self.journal.clone(), self.writing.clone());
+            let written =
+                tokio::task::spawn_blocking(move || write_journal(&*target, &journal, &writing)).await;
             match written {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return write_failed(error),
@@ -478,7 +483,8 @@ impl Job {
     }
 
     fn write_journal_now(&self) -> anyhow::Result<()> {
-        tokio::task::block_in_place(|| write_journal(&*self.target, &self.journal)).map_err(write_failed)
+        tokio::task::block_in_place(|| write_journal(&*self.target, &self.journal, &self.writing))
+            .map_err(write_failed)
     }
 
     /// Reads the whole artifact off the target; true when it is not what it should be.
@@ -525,7 +531,8 @@ impl Job {
     }
 
     fn clean_up(&self) {
-        let journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         let removed = journal.remove().and_then(|()| std::fs::remove_file(&self.part_manifest));
         if let Err(error) = removed {
             tracing::warn!(%error, "state of the finished pull left behind");
@@ -534,7 +541,8 @@ impl Job {
 }
 
 /// Data first, then the journal that speaks of it.
-fn write_journal(target: &dyn Target, journal: &Mutex<Journal>) -> io::Result<()> {
+fn write_journal(target: &dyn Target, journal: &Mutex<Journal>, writing: &Mutex<()>) -> io::Result<()> {
+    let _turn = writing.lock().unwrap_or_else(PoisonError::into_inner);
     let (path, bytes) = {
         let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
         if !journal.is_dirty() {

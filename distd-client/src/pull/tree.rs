@@ -4,7 +4,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -81,6 +81,9 @@ pub(super) struct TreeTarget {
     layout: OnceLock<Layout>,
     /// The file written last: chunks of one file come in a row.
     last: Mutex<Option<(PathBuf, File)>>,
+    /// Held from before the staging directory is touched.
+    _lock: File,
+    lock_path: PathBuf,
 }
 
 impl TreeTarget {
@@ -90,11 +93,25 @@ impl TreeTarget {
             return Err(Failure::new(Code::Usage, error).next("name a directory with --out").into());
         }
         let staging = with_suffix(out, ".distd-part");
+        let lock_path = with_suffix(out, ".distd-lock");
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
+        let lock = lock
+            .with_context(|| format!("could not create {}", lock_path.display()))
+            .map_err(|e| Failure::new(Code::Local, e))?;
+        if lock.try_lock().is_err() {
+            let error = anyhow::anyhow!("another pull writes {}", out.display());
+            return Err(Failure::new(Code::Local, error)
+                .next("wait for it to end, or choose another --out")
+                .into());
+        }
         let open = || -> io::Result<File> {
-            // What another release left there could redirect writes (a link where this one has a directory).
-            let name = id.to_string();
-            if staging.exists() && fs::read_to_string(staging.join("manifest")).ok().as_deref() != Some(&name)
-            {
+            // What another release left there, or the old tree that an interrupted finish exchanged in, could redirect writes (a
+            // link where this release has a directory): only the very directory that was begun for this release is gone on with.
+            let mark = || -> io::Result<String> {
+                Ok(format!("{id} {}", fs::symlink_metadata(staging.join("tree"))?.ino()))
+            };
+            let begun = fs::read_to_string(staging.join("manifest")).ok();
+            if staging.exists() && (begun.is_none() || begun != mark().ok()) {
                 fs::remove_dir_all(&staging)?;
             }
             match fs::DirBuilder::new().mode(0o700).create(&staging) {
@@ -105,7 +122,7 @@ impl TreeTarget {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
                 _ => {}
             }
-            fs::write(staging.join("manifest"), name)?;
+            fs::write(staging.join("manifest"), mark()?)?;
             let path = staging.join("listing");
             let file = OpenOptions::new()
                 .read(true)
@@ -120,12 +137,6 @@ impl TreeTarget {
         let listing_file = open()
             .with_context(|| format!("could not create {}", staging.display()))
             .map_err(|e| Failure::new(Code::Local, e))?;
-        if listing_file.try_lock().is_err() {
-            let error = anyhow::anyhow!("another pull writes {}", staging.display());
-            return Err(Failure::new(Code::Local, error)
-                .next("wait for it to end, or choose another --out")
-                .into());
-        }
         Ok(Self {
             out: out.to_owned(),
             root: staging.join("tree"),
@@ -135,6 +146,8 @@ impl TreeTarget {
             total,
             layout: OnceLock::new(),
             last: Mutex::new(None),
+            _lock: lock,
+            lock_path,
         })
     }
 
@@ -175,7 +188,7 @@ impl TreeTarget {
         let path = path_below(&self.root, entry);
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.as_ref().is_none_or(|(held, _)| *held != path) {
-            let file = OpenOptions::new().read(true).write(true).open(&path)?;
+            let file = no_follow().open(&path)?;
             *last = Some((path, file));
         }
         let (_, file) = last.as_ref().expect("set just above");
@@ -213,6 +226,13 @@ impl TreeTarget {
         }
         Ok(())
     }
+}
+
+/// Opens for reading and writing, and never through a link.
+fn no_follow() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
+    options
 }
 
 fn make_special(path: &Path, kind: &EntryKind) -> io::Result<()> {
@@ -297,7 +317,8 @@ impl Target for TreeTarget {
             }
             fs::rename(self.staging.join("listing"), with_suffix(&self.out, LISTING_SUFFIX))?;
             sync_parent(&self.out)?;
-            fs::remove_dir_all(&self.staging)
+            fs::remove_dir_all(&self.staging)?;
+            fs::remove_file(&self.lock_path)
         };
         place()
             .with_context(|| format!("could not put {} in place", self.out.display()))

@@ -14,7 +14,7 @@ use crate::ranges::ChunkRanges;
 
 /// Most disjoint HAVE ranges kept of a peer. Beyond it further ones are dropped: the peer is asked less than it could
 /// be, nothing else.
-const HAVE_RANGES_MAX: usize = 65_536;
+const HAVE_RANGES_MAX: usize = 1024;
 
 /// Which side opened the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -152,6 +152,10 @@ impl Fetch {
             dropped: false,
         });
         entry.tier = tier;
+        if !entry.connected {
+            // Whatever it lacked before, it may have since: another process may answer there now.
+            entry.lacks = ChunkRanges::new();
+        }
         entry.connected = true;
     }
 
@@ -292,6 +296,10 @@ impl Fetch {
         }
         if !hopeless.is_empty() {
             self.wanted = self.wanted.difference(&hopeless);
+            // Who wants them later asks anew.
+            for peer in self.peers.values_mut() {
+                peer.lacks = peer.lacks.difference(&hopeless);
+            }
             self.events.push_back(FetchEvent::Unavailable(hopeless));
         }
     }

@@ -34,14 +34,20 @@ pub struct BindError {
     pub cause: io::Error,
 }
 
-fn transport() -> Arc<TransportConfig> {
+/// What an asker may have unread at a node that answers: requests are far smaller than answers.
+const REQUEST_STREAM_WINDOW: u32 = 1_200_000;
+
+/// The same over all streams of a connection, which may be one of thousands and, for enrolment, anyone's.
+const REQUEST_CONNECTION_WINDOW: u32 = 1_500_000;
+
+fn transport(stream_window: u32, connection_window: u32) -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
     let idle = IdleTimeout::try_from(Duration::from_secs(30)).expect("30 s fit a varint of milliseconds");
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(MTU_MAX);
     config
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
+        .stream_receive_window(VarInt::from_u32(stream_window))
+        .receive_window(VarInt::from_u32(connection_window))
         .send_window(u64::from(CONNECTION_WINDOW))
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
@@ -93,7 +99,7 @@ fn endpoint(
 /// [`BindError`].
 pub fn client_endpoint(dual_stack: bool, mut config: quinn::ClientConfig) -> Result<Endpoint, BindError> {
     let address: SocketAddr = if dual_stack { ([0u16; 8], 0).into() } else { ([0u8; 4], 0).into() };
-    config.transport_config(transport());
+    config.transport_config(transport(STREAM_WINDOW, CONNECTION_WINDOW));
     let mut endpoint = endpoint(address, None, None)?;
     endpoint.set_default_client_config(config);
     Ok(endpoint)
@@ -108,7 +114,7 @@ pub fn server_endpoint(
     mut config: quinn::ServerConfig,
     reset: &ResetKey,
 ) -> Result<Endpoint, BindError> {
-    config.transport_config(transport());
+    config.transport_config(transport(REQUEST_STREAM_WINDOW, REQUEST_CONNECTION_WINDOW));
     endpoint(address, Some(config), Some(reset))
 }
 

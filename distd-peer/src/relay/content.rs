@@ -43,6 +43,12 @@ const METADATA_FRESH: Duration = Duration::from_secs(1);
 /// Answers kept for when the parent cannot be reached. TUF's own expiry bounds how stale they can be.
 const METADATA_KEPT: usize = 64;
 
+/// Their bytes together.
+const METADATA_KEPT_BYTES: usize = 8 << 20;
+
+/// How long a parent that failed is not asked for metadata while an answer is kept.
+const PARENT_DOWN: Duration = Duration::from_secs(10);
+
 /// Counters for `/metrics` and tests.
 #[derive(Debug, Default)]
 pub struct RelayCounters {
@@ -52,8 +58,24 @@ pub struct RelayCounters {
     pub swarms_opened: AtomicU64,
 }
 
+#[derive(Default)]
 struct MetadataCache {
     kept: HashMap<Bytes, (Instant, Bytes)>,
+    /// The parent failed just now: what is kept answers without asking it again.
+    down_until: Option<Instant>,
+}
+
+impl MetadataCache {
+    fn keep(&mut self, query: Bytes, answer: Bytes) {
+        self.kept.insert(query, (Instant::now(), answer));
+        let bytes =
+            |kept: &HashMap<Bytes, (Instant, Bytes)>| kept.values().map(|(_, a)| a.len()).sum::<usize>();
+        while self.kept.len() > METADATA_KEPT || bytes(&self.kept) > METADATA_KEPT_BYTES {
+            let oldest = self.kept.iter().min_by_key(|(_, (at, _))| *at).map(|(query, _)| query.clone());
+            let Some(oldest) = oldest else { break };
+            self.kept.remove(&oldest);
+        }
+    }
 }
 
 /// Swarms with the time of their last use; the cell is filled by whoever asks first.
@@ -73,7 +95,7 @@ pub struct Relay {
 impl Relay {
     /// A relay over `store` that asks `parents`; enrolments are forwarded to the first parent that answers.
     pub fn new(store: Arc<EdgeStore>, parents: Arc<Parents>, anchor: TrustAnchor) -> Self {
-        let metadata = tokio::sync::Mutex::new(MetadataCache { kept: HashMap::new() });
+        let metadata = tokio::sync::Mutex::default();
         Self {
             store,
             parents,
@@ -110,8 +132,12 @@ impl Relay {
         entry.0 = now;
         let cell = entry.1.clone();
         while swarms.len() > SWARMS_MAX {
-            let oldest = swarms.iter().min_by_key(|(_, (used, _))| *used).map(|(id, _)| *id);
-            let Some(oldest) = oldest.filter(|oldest| *oldest != id) else { break };
+            // One that is in use stays: a second driver for it would fetch the same chunks again.
+            let idle = |cell: &OnceCell<Arc<RelaySwarm>>| {
+                cell.get().is_none_or(|swarm| Arc::strong_count(swarm) == 1)
+            };
+            let old = swarms.iter().filter(|(other, (_, cell))| **other != id && idle(cell));
+            let Some(oldest) = old.min_by_key(|(_, (used, _))| *used).map(|(id, _)| *id) else { break };
             swarms.remove(&oldest);
         }
         cell
@@ -195,7 +221,11 @@ impl Content for Relay {
         match swarm {
             Ok(swarm) => Ok(swarm.clone()),
             Err(error) => {
-                self.swarms().remove(&manifest);
+                let mut swarms = self.swarms();
+                let same = swarms.get(&manifest).is_some_and(|(_, held)| Arc::ptr_eq(held, &cell));
+                if same && cell.get().is_none() {
+                    swarms.remove(&manifest);
+                }
                 Err(error)
             }
         }
@@ -209,29 +239,28 @@ impl Content for Relay {
         {
             return Ok(answer.clone());
         }
+        let down = cache.down_until.is_some_and(|until| Instant::now() < until);
+        if down && let Some((_, answer)) = cache.kept.get(&query) {
+            self.counters.metadata_stale.fetch_add(1, Ordering::Relaxed);
+            return Ok(answer.clone());
+        }
         let fresh = match self.parents.any_link().await {
             Ok(link) => link.metadata(query.clone()).await.map_err(|e| ServeError::Upstream(e.into())),
             Err(error) => Err(ServeError::Upstream(error.into())),
         };
         match fresh {
             Ok(answer) => {
-                if cache.kept.len() >= METADATA_KEPT
-                    && let Some(oldest) =
-                        cache.kept.iter().min_by_key(|(_, (at, _))| *at).map(|(k, _)| k.clone())
-                {
-                    cache.kept.remove(&oldest);
-                }
-                cache.kept.insert(query, (Instant::now(), answer.clone()));
+                cache.down_until = None;
+                cache.keep(query, answer.clone());
                 Ok(answer)
             }
-            Err(error) => match cache.kept.get(&query) {
-                Some((_, answer)) => {
-                    self.counters.metadata_stale.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(error = &error as &dyn std::error::Error, "serving metadata from before");
-                    Ok(answer.clone())
-                }
-                None => Err(error),
-            },
+            Err(error) => {
+                cache.down_until = Some(Instant::now() + PARENT_DOWN);
+                let Some((_, answer)) = cache.kept.get(&query) else { return Err(error) };
+                self.counters.metadata_stale.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(error = &error as &dyn std::error::Error, "serving metadata from before");
+                Ok(answer.clone())
+            }
         }
     }
 

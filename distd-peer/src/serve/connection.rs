@@ -20,7 +20,7 @@ use crate::trust::tls::{ALPN_ENROLL, PeerIdentity, negotiated_alpn, peer_identit
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(30);
 
 /// Most swarms open on one connection.
-const SWARMS_MAX: usize = 64;
+const SWARMS_MAX: usize = 8;
 
 /// Swarms of one connection by the id of their control stream. `None` until the handshake has been answered.
 #[derive(Default)]

@@ -9,6 +9,9 @@ use distd_core::{ManifestId, NodeHash};
 
 use super::NodesAnswer;
 
+/// Held manifests compared with at most.
+const HELD_USED_MAX: usize = 2;
+
 /// The answer of a node that has `manifest` and those that `find` knows.
 pub async fn answer_nodes<F, Fut>(manifest: &Manifest, request: &NodeRequest, find: F) -> NodesAnswer
 where
@@ -36,9 +39,15 @@ where
         }
         return answer;
     }
+    let mut ids = request.held.clone();
+    ids.sort_unstable();
+    ids.dedup();
     let mut held = Vec::new();
-    for id in &request.held {
-        held.extend(find(*id).await);
+    for id in ids {
+        // Each is parsed and held while the answer is made: two cover what a device has in its slots.
+        if held.len() < HELD_USED_MAX {
+            held.extend(find(id).await);
+        }
     }
     if held.is_empty() && !request.held.is_empty() {
         answer.missing = NodesEnd::HELD_UNKNOWN;

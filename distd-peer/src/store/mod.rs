@@ -190,7 +190,8 @@ impl EdgeStore {
     /// Keeps a verified chunk. One that is held already touches no file. True when the disk has it; false when the
     /// disk refused it and memory keeps it for a while, so that it can be passed on all the same.
     pub fn put(&self, hash: &ChunkHash, chunk: &PackedChunk) -> Result<bool, StoreError> {
-        if self.contains(hash)? {
+        // An index that cannot be read must not keep a chunk from being passed on.
+        if self.contains(hash).unwrap_or(false) {
             return Ok(true);
         }
         let mut inner = self.inner();
@@ -230,18 +231,20 @@ impl EdgeStore {
         Ok(())
     }
 
-    /// Evicts whole segments, oldest first, until `more` bytes fit under the cap.
+    /// Evicts whole segments, oldest first, until `more` bytes fit under the cap and above the free-space floor.
     fn make_room(&self, inner: &mut Inner, more: u64) -> Result<(), StoreError> {
         let mut total: u64 = inner.sizes.values().sum();
-        while total + more > self.config.max_bytes {
+        let cramped = || {
+            Ok::<bool, StoreError>(free_bytes(&self.dir)? < self.config.min_free_bytes.saturating_add(more))
+        };
+        while total + more > self.config.max_bytes || cramped()? {
             let active = inner.active.id();
             let Some((&oldest, &len)) = inner.sizes.iter().find(|(id, _)| **id != active) else { break };
             self.evict(oldest)?;
             inner.sizes.remove(&oldest);
             total -= len;
         }
-        let free = free_bytes(&self.dir)?;
-        if free < self.config.min_free_bytes.saturating_add(more) {
+        if cramped()? {
             return Err(StoreError::Io {
                 op: "leave the free-space floor on the file system of",
                 path: self.dir.clone(),
@@ -310,18 +313,37 @@ impl EdgeStore {
                 Ok(Some(PackedChunk { codec: header.codec, raw_len: header.raw_len, bytes: bytes.into() }))
             }
             // Evicted between the look-up and the read, or rotten: either way it is not here any more.
-            Ok(_) | Err(_) => {
+            result if is_gone(&result) => {
                 self.counters.rotten.fetch_add(1, Ordering::Relaxed);
-                self.inner().pending.remove(hash);
-                self.index.forget(hash)?;
+                if self.locate(hash)? == Some(location) {
+                    self.inner().pending.remove(hash);
+                    self.index.forget(hash)?;
+                }
                 Ok(None)
             }
+            // Too many open files, say: a miss now, and no word about the record.
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "chunk could not be read");
+                Ok(None)
+            }
+            Ok(_) => Ok(None),
         }
     }
 
     /// Bytes of segment files.
     pub fn bytes(&self) -> u64 {
         self.inner().sizes.values().sum()
+    }
+}
+
+/// Whether a read showed that the record is not what the index says.
+fn is_gone(read: &Result<Vec<u8>, StoreError>) -> bool {
+    match read {
+        Ok(_) => true,
+        Err(StoreError::Io { cause, .. }) => {
+            matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
+        }
+        Err(_) => false,
     }
 }
 

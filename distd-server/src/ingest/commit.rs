@@ -1,23 +1,16 @@
 //! An upload becomes a release.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use distd_core::cut::CutParams;
 use distd_core::limits::{ARTIFACT_BYTES_MAX, TREE_LISTING_BYTES_MAX};
 use distd_core::manifest::{Builder, Entry, Kind, Manifest};
 use distd_core::{ArtifactHash, ChunkHash, ManifestId};
-use tokio::task::JoinHandle;
 
 use super::{Ingest, IngestError, manifest_object};
 use crate::db::{AssignError, BeginCommit, CommitTx, ReleaseRow, UnixSeconds, UploadId, UploadRow};
 
 /// Runs given their ids at once. Small next to a large artifact, large next to one query.
 const RUNS_AT_ONCE: usize = 65_536;
-
-/// Artifacts up to this size, bytes, are read back while their ids are given: a second of the three that a commit of 800 MB takes on two
-/// cores. Larger ones are read back first, since giving ids keeps other uploads from writing.
-const SIDE_BY_SIDE_BYTES_MAX: u64 = 4 << 30;
 
 /// One chunk of an artifact, as often as it follows itself: a hole of a gigabyte is one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,17 +101,9 @@ impl Ingest {
             return self.found(&row, release, &request).await;
         }
         self.open_upload(upload).await?;
-        let side_by_side = request.bytes <= SIDE_BY_SIDE_BYTES_MAX;
-        let mut verifying = None;
-        if side_by_side {
-            let runs: Arc<[Run]> = request.runs.as_slice().into();
-            let (this, upload, blake3) = (self.clone(), upload.clone(), request.blake3);
-            verifying = Some(tokio::spawn(async move { this.verify(&upload, &runs, blake3).await }));
-        } else {
-            self.verify(upload, &request.runs, request.blake3).await?;
-        }
+        self.verify(upload, &request.runs, request.blake3).await?;
         match self.db.begin_commit(upload).await? {
-            BeginCommit::Ready(tx) => self.release(tx, &row, request, verifying, by, now).await,
+            BeginCommit::Ready(tx) => self.release(tx, &row, request, by, now).await,
             BeginCommit::Released(release) => self.found(&row, *release, &request).await,
             BeginCommit::Closed => Err(IngestError::UploadOver(upload.clone())),
         }
@@ -129,7 +114,6 @@ impl Ingest {
         mut tx: CommitTx,
         upload: &UploadRow,
         request: CommitRequest,
-        verifying: Option<JoinHandle<Result<(), IngestError>>>,
         by: &str,
         now: UnixSeconds,
     ) -> Result<CommitResult, IngestError> {
@@ -171,10 +155,6 @@ impl Ingest {
         };
         let file = manifest.to_file_bytes();
         drop(manifest);
-        // Nothing is committed before this: an error here rolls the ids back.
-        if let Some(verifying) = verifying {
-            verifying.await.expect("verifying does not panic")?;
-        }
         self.store.put(&manifest_object(&release.manifest), file).await?;
         let new_chunks = tx.given();
         let unused = tx.finish(&release).await?;

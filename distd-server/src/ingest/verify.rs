@@ -1,7 +1,7 @@
 //! Reading a whole artifact back from its packs before it becomes a release.
 
 use bytes::Bytes;
-use distd_core::packing::{UnpackError, Unpacker};
+use distd_core::packing::Unpacker;
 use distd_core::{ArtifactHash, ChunkHash};
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
@@ -74,11 +74,8 @@ impl Ingest {
             // One allocation for all, of known size: see `pack_wanted`.
             let mut raw = Vec::with_capacity(runs.iter().map(|run| run.len as usize).sum());
             for ((run, at), bytes) in runs.iter().zip(&locations).zip(stored) {
-                // Each chunk matched its hash when it came; the hash of the whole finds what has changed since.
-                let chunk = unpacker.unpack_unverified(at.codec, &bytes, at.raw_len);
-                let chunk =
-                    chunk.ok_or(IngestError::StoredChunk(UnpackError::Length(run.hash, at.raw_len)))?;
-                raw.extend_from_slice(chunk);
+                let chunk = unpacker.unpack(at.codec, &bytes, at.raw_len, &run.hash);
+                raw.extend_from_slice(chunk.map_err(IngestError::StoredChunk)?);
             }
             let mut raw = Bytes::from(raw);
             Ok(runs.iter().map(|run| (raw.split_to(run.len as usize), run.repeat)).collect())

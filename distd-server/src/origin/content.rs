@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use distd_core::ManifestId;
 use distd_core::manifest::Manifest;
+use distd_core::packing::Unpacker;
 use distd_core::proto::frame::{Data, DontHaveReason, NodeRequest};
 use distd_core::ranges::ChunkRanges;
 use distd_peer::clock::unix_now;
@@ -18,7 +19,7 @@ use tokio::sync::mpsc;
 use super::Origin;
 use super::registry::SqlRegistry;
 use crate::ingest::IngestError;
-use crate::store::Chunks;
+use crate::store::{Chunks, StoredChunk};
 
 /// Manifests kept in memory, each some 5 MB for an 800 MB image; the least recently used goes first.
 const MANIFESTS_MAX: usize = 6;
@@ -138,6 +139,25 @@ impl Origin {
     }
 }
 
+impl OriginSwarm {
+    /// Leaves out chunks that rotted in their pack: sent on, each would put the origin into the quarantine of whoever asked.
+    async fn verified(&self, run: Vec<StoredChunk>) -> Vec<StoredChunk> {
+        let check = move || {
+            let mut unpacker = Unpacker::default();
+            let mut sound = run;
+            sound.retain(|chunk| {
+                let result = unpacker.unpack(chunk.codec, &chunk.bytes, chunk.raw_len, &chunk.hash);
+                if let Err(error) = &result {
+                    tracing::error!(id = %chunk.id, %error, "a stored chunk has rotted and is not served: restore its pack");
+                }
+                result.is_ok()
+            });
+            sound
+        };
+        tokio::task::spawn_blocking(check).await.unwrap_or_default()
+    }
+}
+
 #[async_trait]
 impl Swarm for OriginSwarm {
     fn fetches_upstream(&self) -> bool {
@@ -164,10 +184,13 @@ impl Swarm for OriginSwarm {
         for range in known.iter() {
             let mut next = *range.start();
             while next <= *range.end() {
+                let mut reason = DontHaveReason::NotHeld;
                 let run = match self.chunks.run(next, *range.end(), RUN_BYTES).await {
-                    Ok(run) => run,
+                    Ok(run) => self.verified(run).await,
                     Err(error) => {
                         tracing::error!(error = &error as &dyn std::error::Error, "chunks could not be read");
+                        // The store may be back in a moment: not a word that would be remembered.
+                        reason = DontHaveReason::Busy;
                         Vec::new()
                     }
                 };
@@ -186,8 +209,7 @@ impl Swarm for OriginSwarm {
                         return;
                     }
                 }
-                if !missing.is_empty()
-                    && answers.send(ChunkAnswer::DontHave(missing, DontHaveReason::NotHeld)).await.is_err()
+                if !missing.is_empty() && answers.send(ChunkAnswer::DontHave(missing, reason)).await.is_err()
                 {
                     return;
                 }
