@@ -1,6 +1,6 @@
 //! Runs a core [`Fetch`] over real connections: one task a swarm, one task a batch.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use distd_core::proto::control::ControlEvent;
 use distd_core::proto::frame::DontHaveReason;
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::{BatchId, Fetch, FetchConfig, FetchEvent, PeerFault, PeerId, Tier};
+use distd_core::time::Timestamp;
 use distd_core::{ChunkId, ManifestId};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
@@ -24,6 +25,9 @@ use crate::table::ChunkTable;
 /// First pause before a lost parent is dialled again; doubles up to [`REDIAL_MAX`].
 const REDIAL: Duration = Duration::from_millis(100);
 const REDIAL_MAX: Duration = Duration::from_secs(5);
+
+/// How long nearer parents may take to connect before a farther one is asked: a round trip over a slow link, and a repetition.
+const NEARER_GRACE: Duration = Duration::from_secs(1);
 
 /// Where verified chunks go. Calls block at most for the disk.
 pub trait ChunkSink: Send + Sync + 'static {
@@ -100,6 +104,9 @@ pub struct Driver {
     sink: Arc<dyn ChunkSink>,
     fetch: Fetch,
     swarms: HashMap<PeerId, SwarmHandle>,
+    /// Parents that have connected or failed at least once.
+    heard: HashSet<PeerId>,
+    started: Timestamp,
     messages_tx: mpsc::Sender<Message>,
     messages: mpsc::Receiver<Message>,
     wants: mpsc::UnboundedReceiver<ChunkRanges>,
@@ -127,6 +134,8 @@ impl Driver {
             sink,
             fetch: Fetch::new(config),
             swarms: HashMap::new(),
+            heard: HashSet::new(),
+            started: monotonic_now(),
             messages_tx,
             messages,
             wants,
@@ -187,7 +196,10 @@ impl Driver {
     /// One turn of the loop; how many chunks turned out to be unavailable, if any.
     async fn step(&mut self, serving: bool) -> Result<Option<u64>, FetchError> {
         let now = monotonic_now();
-        while let Some((peer, batch, chunks)) = self.fetch.poll_request(now) {
+        let waiting = self.waits_for_nearer(now);
+        while waiting.is_none()
+            && let Some((peer, batch, chunks)) = self.fetch.poll_request(now)
+        {
             self.start_batch(peer, batch, chunks);
         }
         let mut unavailable = None;
@@ -213,7 +225,7 @@ impl Driver {
         if unavailable.is_some() || (!serving && self.fetch.is_idle()) {
             return Ok(unavailable);
         }
-        let wake = self.fetch.poll_timeout().map(|at| at.since(now));
+        let wake = waiting.or_else(|| self.fetch.poll_timeout().map(|at| at.since(now)));
         let sleep = tokio::time::sleep(wake.unwrap_or(Duration::from_secs(3600)));
         tokio::select! {
             Some(message) = self.messages.recv() => self.handle(message)?,
@@ -228,14 +240,25 @@ impl Driver {
         Ok(None)
     }
 
+    /// How long to wait yet for parents that come before a connected one and have neither connected nor failed: a farther parent that
+    /// answers faster must not be asked for everything meanwhile.
+    fn waits_for_nearer(&self, now: Timestamp) -> Option<Duration> {
+        let left = NEARER_GRACE.checked_sub(now.since(self.started)).filter(|left| !left.is_zero())?;
+        let first = (0..self.parents.len()).find(|index| self.swarms.contains_key(&PeerId(*index as u32)))?;
+        let heard = |index: usize| self.heard.contains(&PeerId(index as u32));
+        (!(0..first).all(heard)).then_some(left)
+    }
+
     fn handle(&mut self, message: Message) -> Result<(), FetchError> {
         let now = monotonic_now();
         match message {
             Message::Connected(peer, swarm) => {
+                self.heard.insert(peer);
                 self.fetch.handle_connected(now, peer, tier_of(swarm.link.role()));
                 self.swarms.insert(peer, swarm);
             }
             Message::Lost(peer, problem) => {
+                self.heard.insert(peer);
                 tracing::debug!(problem, "parent lost");
                 self.last_problem = Some(problem);
                 let tier = self.swarms.remove(&peer).map_or(Tier::Origin, |s| tier_of(s.link.role()));

@@ -259,20 +259,35 @@ impl Fetch {
         if self.wanted.is_empty() {
             return None;
         }
-        let config = &self.config;
-        let mut usable: Vec<_> = self
+        let mut healthy: Vec<_> = self
             .peers
             .iter()
-            .filter(|(_, p)| {
-                p.connected && !p.dropped && p.not_before <= now && p.in_flight < config.batches_per_peer
-            })
+            .filter(|(_, p)| p.connected && !p.dropped && p.not_before <= now)
             .map(|(id, p)| (p.tier, p.in_flight, *id))
             .collect();
-        usable.sort_unstable();
-        for (_, _, id) in usable {
+        healthy.sort_unstable();
+        // What a nearer peer will send when it has room again is not asked of a farther one: uplinks are for what nobody near has.
+        let mut left = self.wanted.clone();
+        let mut tier_lacks = None;
+        for (tier, in_flight, id) in healthy {
+            match &mut tier_lacks {
+                Some((current, _)) if *current == tier => {}
+                _ => {
+                    if let Some((_, lacks)) = tier_lacks.take() {
+                        left = left.intersection(&lacks);
+                    }
+                    tier_lacks = Some((tier, left.clone()));
+                }
+            }
             let peer = self.peers.get_mut(&id).expect("listed just above");
-            let mut could = self.wanted.difference(&peer.lacks);
-            let chunks = could.take_first(config.batch_chunks);
+            let mut could = left.difference(&peer.lacks);
+            if let Some((_, lacks)) = &mut tier_lacks {
+                *lacks = lacks.intersection(&peer.lacks);
+            }
+            if in_flight >= self.config.batches_per_peer {
+                continue;
+            }
+            let chunks = could.take_first(self.config.batch_chunks);
             if chunks.is_empty() {
                 continue;
             }
@@ -281,7 +296,7 @@ impl Fetch {
             let batch = BatchId(self.next_batch);
             self.next_batch += 1;
             self.batches
-                .insert(batch, Batch { peer: id, open: chunks.clone(), deadline: now + config.stall });
+                .insert(batch, Batch { peer: id, open: chunks.clone(), deadline: now + self.config.stall });
             return Some((id, batch, chunks));
         }
         self.report_unavailable();
@@ -378,6 +393,19 @@ mod tests {
         assert_eq!(peer, PeerId(1));
         f.handle_dont_have(T0, batch, &set(3, 4), false);
         assert_eq!(f.poll_request(T0).map(|(p, _, c)| (p, c)), Some((PeerId(0), set(3, 4))));
+    }
+
+    #[test]
+    fn a_farther_tier_is_not_asked_for_what_a_busy_nearer_one_will_send() {
+        let mut f = fetch(10);
+        f.handle_connected(T0, PeerId(0), Tier::Origin);
+        f.handle_connected(T0, PeerId(1), Tier::Relay);
+        f.want(&set(1, 100));
+        let asked: Vec<_> = std::iter::from_fn(|| f.poll_request(T0)).collect();
+        assert_eq!(asked.iter().map(|(peer, ..)| *peer).collect::<Vec<_>>(), [PeerId(1), PeerId(1)]);
+        // Its failure makes the origin the nearest.
+        f.handle_fault(T0, PeerId(1), PeerFault::Failed);
+        assert_eq!(f.poll_request(T0).map(|(peer, ..)| peer), Some(PeerId(0)));
     }
 
     #[test]
