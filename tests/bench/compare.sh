@@ -34,8 +34,8 @@ row() {
   echo "${rows[-1]}" >&2
 }
 same() { cmp -s "$1" "$new" || { echo "$2: result differs from the new image" >&2; exit 1; }; }
-# Both images in the page cache before each tool, so that none pays for another's disk.
-warm() { cat "$old" "$new" >/dev/null; }
+# Both images in the page cache and nothing left to write before each tool, so that none pays for another's disk.
+warm() { sync; cat "$old" "$new" >/dev/null; }
 
 if wanted distd; then
   (cd "$here" && cargo build --release --locked --bins) >&2
@@ -50,12 +50,13 @@ if wanted distd; then
   same "$work/slot1b" distd
   before=$(origin_served)
   cp "$work/slot1" "$work/slot2"; cp "$work/slot1.distd" "$work/slot2.distd"
-  device device2 --json pull os@2 --out "$work/slot2b" --seed "$work/slot2" >"$work/pull3.json"
+  warm; measure "$work/apply2" "$bin/distd" --data "$realm_dir/device2" --json pull os@2 --out "$work/slot2b" --seed "$work/slot2" >"$work/pull3.json"
   same "$work/slot2b" distd
   after=$(origin_served)
   read -r push1 push1_kib <"$work/push1"
+  read -r apply2 _ <"$work/apply2"
   wire=$(json wire_bytes <"$work/pull2.json")
-  row "distd (relay on loopback)" "$wire" "$work/push2" "$work/apply" "first push $push1 s; $(json requests <"$work/pull2.json") requests, $(json round_trips <"$work/pull2.json") round trips; second device cost the origin $((after - before)) bytes; peak MiB: push $(mib "$push1_kib"), origin $(peak_mib origin), relay $(peak_mib relay)"
+  row "distd (relay on loopback, empty)" "$wire" "$work/push2" "$work/apply" "first push $push1 s; $(json requests <"$work/pull2.json") requests, $(json round_trips <"$work/pull2.json") round trips; second device (relay full) applied in $apply2 s and cost the origin $((after - before)) bytes; peak MiB: push $(mib "$push1_kib"), origin $(peak_mib origin), relay $(peak_mib relay)"
   stop_realm; rm -f "$work"/slot*
 fi
 if wanted casync; then
