@@ -23,7 +23,7 @@ packages=(git perl-base vim-runtime vim-common openssl libc6 libc-bin libc6-dev 
   libsqlite3-0 libpq5 tzdata systemd udev openssh-client openssh-server ca-certificates login passwd binutils-common)
 # These name the versioned packages that hold the files.
 apt-get update -qq
-for meta in perl python3-minimal python3 libpython3-stdlib postgresql-client cpp; do
+for meta in perl python3-minimal python3 libpython3-stdlib postgresql-client; do
   mapfile -t -O "${#packages[@]}" packages < <(apt-cache depends --no-recommends --no-suggests "$meta" 2>/dev/null | awk '/ Depends: [a-z]/ { print $2 }' | head -n 4)
 done
 mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
