@@ -20,7 +20,7 @@ use crate::net::{FrameReader, FrameWriter, Meter, WireError};
 const ANSWER_QUEUE: usize = 16;
 
 /// How often a node that fetches upstream looks whether it holds more than it announced.
-const ANNOUNCE_EVERY: Duration = Duration::from_secs(5);
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(30);
 
 /// What a choked asker is told to wait.
 const RETRY_AFTER: Duration = Duration::from_secs(1);

@@ -9,7 +9,7 @@ mod manifests;
 mod record;
 mod segment;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -290,9 +290,11 @@ impl EdgeStore {
         &self,
         hashes: impl Iterator<Item = &'a ChunkHash>,
     ) -> Result<Vec<bool>, StoreError> {
+        // Appended chunks first, so that one that is committed meanwhile is found in the index; the lock is not held over the
+        // look-ups, for they can be a hundred thousand.
+        let pending: HashSet<ChunkHash> = self.inner().pending.keys().copied().collect();
         let reader = self.index.reader()?;
-        let inner = self.inner();
-        hashes.map(|hash| Ok(inner.pending.contains_key(hash) || reader.get(hash)?.is_some())).collect()
+        hashes.map(|hash| Ok(pending.contains(hash) || reader.get(hash)?.is_some())).collect()
     }
 
     fn locate(&self, hash: &ChunkHash) -> Result<Option<Location>, StoreError> {
