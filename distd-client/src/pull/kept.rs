@@ -60,6 +60,9 @@ pub(crate) fn keep_manifest(path: &Path, data: &Path, manifest: &Manifest) -> io
 }
 
 /// Writes a file whole or not at all: temporary file, sync, rename, sync of the directory.
+///
+/// Unlike `distd_peer::trust::files::write_atomic` the temporary name is fixed: a journal is written every second, and a kill must not
+/// leave one file behind each time.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let part = with_suffix(path, ".part");
     let mut file = File::create(&part)?;

@@ -14,7 +14,7 @@ mod varint;
 pub use codec::{DecodeError, Frame, FrameDecoder};
 pub use varint::{put_varint, take_varint};
 
-/// ALPN of the protocol.
+/// ALPN of the protocol proper: the client must show a certificate of the realm.
 pub const ALPN: &[u8] = b"distd/1";
 
 /// ALPN of enrolment: the only one that needs no client certificate.

@@ -135,11 +135,6 @@ impl Fetch {
         self.wanted.extend(&fresh);
     }
 
-    /// Forgets chunks that are no longer of interest; batches in flight run on.
-    pub fn unwant(&mut self, chunks: &ChunkRanges) {
-        self.wanted = self.wanted.difference(chunks);
-    }
-
     /// Adds a peer that may be asked from `now` on, or readmits one whose connection came back.
     pub fn handle_connected(&mut self, now: Timestamp, peer: PeerId, tier: Tier) {
         let entry = self.peers.entry(peer).or_insert(Peer {
@@ -345,11 +340,6 @@ impl Fetch {
     /// Whether nothing is wanted and nothing in flight.
     pub fn is_idle(&self) -> bool {
         self.wanted.is_empty() && self.batches.is_empty()
-    }
-
-    /// Chunks in flight.
-    pub fn in_flight(&self) -> u64 {
-        self.batches.values().map(|b| b.open.len()).sum()
     }
 }
 

@@ -19,11 +19,7 @@ use rustls::{
 use super::identity::{CertError, CertInfo, NodeId, NodeIdentity, ORIGIN_NAME, PARENT_NAME, Role};
 use super::token::sha256;
 
-/// ALPN of the protocol proper; the client must show a certificate of the realm.
-pub const ALPN_DISTD: &[u8] = b"distd/1";
-
-/// ALPN of enrolment and renewal alone; the client shows none.
-pub const ALPN_ENROLL: &[u8] = b"distd-enroll/1";
+pub use distd_core::proto::{ALPN as ALPN_DISTD, ALPN_ENROLL};
 
 /// Why a TLS configuration could not be made.
 #[derive(Debug, thiserror::Error)]
