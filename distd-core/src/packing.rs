@@ -105,6 +105,28 @@ impl Unpacker {
         Ok(raw)
     }
 
+    /// Fills `raw` with a chunk of that length, without a look at its hash: for whoever checks the hash of more at once.
+    ///
+    /// # Errors
+    /// [`UnpackError::Length`] when the bytes do not unpack to `raw.len()`; what is in `raw` means nothing then.
+    pub fn unpack_unverified_into(
+        &mut self,
+        codec: Codec,
+        bytes: &[u8],
+        raw: &mut [u8],
+        hash: &ChunkHash,
+    ) -> Result<(), UnpackError> {
+        let fits = match codec {
+            Codec::Raw if bytes.len() == raw.len() => {
+                raw.copy_from_slice(bytes);
+                true
+            }
+            Codec::Raw => false,
+            Codec::Zstd => self.context.decompress_to_buffer(bytes, raw).is_ok_and(|len| len == raw.len()),
+        };
+        if fits { Ok(()) } else { Err(UnpackError::Length(*hash, raw.len() as u32)) }
+    }
+
     /// The bytes without a look at their hash; `None` when they are not `raw_len` bytes (at
     /// most `CHUNK_BYTES_MAX`), of which no more are ever written.
     fn unpack_unverified(&mut self, codec: Codec, bytes: &[u8], raw_len: u32) -> Option<&[u8]> {

@@ -627,31 +627,27 @@ async fn measure_a_large_file() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
 async fn measure_seventy_thousand_rows() {
-    use distd_server::db::{BeginCommit, PackEntry};
+    use distd_server::db::{BeginCommit, Location};
     for world in [Some(World::sqlite_and_directory().await), World::postgres_and_directory().await] {
         let Some(world) = world else { continue };
         let upload = begin(&world.ingest, "1").await;
-        let entries: Vec<PackEntry> = (0..70_000u32)
-            .map(|n| PackEntry {
-                hash: ChunkHash::of(&n.to_be_bytes()),
-                offset: n,
-                stored_len: 1,
-                raw_len: 1,
-                codec: Codec::Raw,
-            })
-            .collect();
-        let hashes: Vec<ChunkHash> = entries.iter().map(|e| e.hash).collect();
+        let hashes: Vec<ChunkHash> = (0..70_000u32).map(|n| ChunkHash::of(&n.to_be_bytes())).collect();
         let start = std::time::Instant::now();
-        assert_eq!(world.db.chunks_missing(&upload, &hashes).await.expect("missing").len(), 70_000);
+        assert_eq!(world.ingest.missing(&upload, &hashes).await.expect("missing").len(), 70_000);
         let missing = start.elapsed();
         let start = std::time::Instant::now();
-        world.db.record_pack(&upload, "packs/aa/x", 70_000, &entries, NOW, NOW).await.expect("record");
+        let index = vec![0; 70_000 * 41];
+        let pack = world.db.record_pack(&upload, "packs/aa/x", 70_000, &index, NOW, NOW).await;
+        let pack = pack.expect("record").expect("the upload is open");
         let record = start.elapsed();
+        let place = |n| Location { pack, offset: n, stored_len: 1, raw_len: 1, codec: Codec::Raw };
+        let chunks: Vec<_> = hashes.iter().zip(0..).map(|(hash, n)| (*hash, place(n))).collect();
         let start = std::time::Instant::now();
         let BeginCommit::Ready(mut tx) = world.db.begin_commit(&upload).await.expect("begin") else {
             panic!()
         };
-        assert_eq!(tx.assign(&hashes).await.expect("assign").len(), 70_000);
+        assert!(tx.ids(&hashes).await.expect("ids").iter().all(Option::is_none));
+        assert_eq!(tx.give_ids(&chunks).await.expect("give ids").len(), 70_000);
         let assign = start.elapsed();
         drop(tx);
         println!("{}: missing {missing:?}, record {record:?}, assign {assign:?}", &world.address[..8]);

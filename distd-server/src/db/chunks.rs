@@ -8,7 +8,7 @@ use sqlx::{Any, Executor};
 
 use super::bulk::{LIST_MAX, padded, padded_len};
 use super::row::{Columns, impossible, signed};
-use super::{Db, DbError, Engine, PackId, UploadId, failed};
+use super::{Db, DbError, Engine, PackId, failed};
 use distd_core::packing::Codec;
 
 /// Where a chunk's stored bytes lie.
@@ -82,46 +82,12 @@ pub(super) async fn ids_of<'e>(
     rows.iter().map(|row| Ok((ChunkHash(row.hash("hash")?), ChunkId(row.number("id")?)))).collect()
 }
 
-/// Those of the hashes that an upload brought; at most [`LIST_MAX`] hashes.
-pub(super) async fn uploaded<'e>(
-    on: impl Executor<'e, Database = Any>,
-    engine: Engine,
-    upload: &UploadId,
-    hashes: &[ChunkHash],
-) -> Result<Vec<(ChunkHash, Location)>, sqlx::Error> {
-    let sql = format!(
-        "WITH wanted (hash) AS (VALUES {}) SELECT c.hash, {LOCATION} FROM wanted CROSS JOIN upload_chunks c \
-         WHERE c.hash = wanted.hash AND c.upload = {}",
-        engine.values(padded_len(hashes), 1),
-        engine.list(padded_len(hashes) + 1, 1)
-    );
-    let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
-    for hash in padded(hashes) {
-        query = query.bind(hash.as_bytes().as_slice());
-    }
-    let rows = query.bind(upload.to_string()).fetch_all(on).await?;
-    rows.iter().map(|row| Ok((ChunkHash(row.hash("hash")?), read_location(row)?))).collect()
-}
-
 impl Db {
-    /// Indexes of the hashes that no release and not this upload has, ascending.
+    /// Where those of the hashes lie that some release has. In the order given.
     ///
     /// # Errors
     /// [`DbError::Query`].
-    pub async fn chunks_missing(&self, upload: &UploadId, hashes: &[ChunkHash]) -> Result<Vec<u32>, DbError> {
-        let found = self.locate(upload, hashes).await?;
-        Ok((0u32..).zip(found).filter(|(_, location)| location.is_none()).map(|(n, _)| n).collect())
-    }
-
-    /// Where each of the hashes lies: in a release or in this upload. In the order given.
-    ///
-    /// # Errors
-    /// [`DbError::Query`].
-    pub async fn locate(
-        &self,
-        upload: &UploadId,
-        hashes: &[ChunkHash],
-    ) -> Result<Vec<Option<Location>>, DbError> {
+    pub async fn locate(&self, hashes: &[ChunkHash]) -> Result<Vec<Option<Location>>, DbError> {
         let what = "find chunks by hash";
         let mut all = Vec::with_capacity(hashes.len());
         for batch in hashes.chunks(LIST_MAX) {
@@ -137,11 +103,7 @@ impl Db {
             let rows = query.fetch_all(&self.pool).await.map_err(failed(what))?;
             let read = |row: &AnyRow| Ok((ChunkHash(row.hash("hash")?), read_location(row)?));
             let found: Result<HashMap<ChunkHash, Location>, sqlx::Error> = rows.iter().map(read).collect();
-            let mut found = found.map_err(failed(what))?;
-            let rest: Vec<ChunkHash> = batch.iter().filter(|h| !found.contains_key(*h)).copied().collect();
-            if !rest.is_empty() {
-                found.extend(uploaded(&self.pool, self.engine, upload, &rest).await.map_err(failed(what))?);
-            }
+            let found = found.map_err(failed(what))?;
             all.extend(batch.iter().map(|hash| found.get(hash).copied()));
         }
         Ok(all)

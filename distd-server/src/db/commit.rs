@@ -9,7 +9,8 @@ use distd_core::{ChunkHash, ChunkId, ManifestId};
 use sqlx::{Any, Transaction};
 
 use super::bulk::{LIST_MAX, ROWS_MAX};
-use super::chunks::{ids_of, uploaded};
+use super::chunks::ids_of;
+use super::packs::{PackId, PackIndexes, read_index};
 use super::releases::{self, ReleaseRow};
 use super::row::{Columns, signed};
 use super::{Db, DbError, Engine, Location, UploadId, failed};
@@ -25,17 +26,6 @@ pub enum BeginCommit {
     Released(Box<ReleaseRow>),
     /// The upload is not open.
     Closed,
-}
-
-/// Why chunks could not be given ids.
-#[derive(Debug, thiserror::Error)]
-pub enum AssignError {
-    /// A chunk was never uploaded.
-    #[error("chunk {0} was not uploaded")]
-    Unknown(ChunkHash),
-    /// The database failed.
-    #[error(transparent)]
-    Db(#[from] DbError),
 }
 
 /// A commit under way. Dropped, it leaves everything as it was.
@@ -140,49 +130,51 @@ async fn lock_counter(tx: &mut Transaction<'static, Any>) -> Result<u64, DbError
     row.number("value").map_err(failed("lock the chunk counter"))
 }
 
+/// Through the commit's own connection: waiting for another could be waiting for a commit that waits for this one.
+impl PackIndexes for CommitTx {
+    async fn pack_index(&mut self, pack: PackId) -> Result<Option<Vec<u8>>, DbError> {
+        read_index(&mut *self.tx, pack).await
+    }
+}
+
 impl CommitTx {
-    /// The ids of the next chunks of the artifact, giving new ones in order to hashes that have none.
+    /// The ids of hashes that have one. In the order given.
     ///
     /// # Errors
-    /// [`AssignError`].
-    pub async fn assign(&mut self, hashes: &[ChunkHash]) -> Result<Vec<ChunkId>, AssignError> {
+    /// [`DbError::Query`].
+    pub async fn ids(&mut self, hashes: &[ChunkHash]) -> Result<Vec<Option<ChunkId>>, DbError> {
         let mut all = Vec::with_capacity(hashes.len());
         for batch in hashes.chunks(LIST_MAX) {
             let found = ids_of(&mut *self.tx, self.engine, batch).await.map_err(failed(WHAT))?;
-            let mut ids: HashMap<ChunkHash, ChunkId> = found.into_iter().collect();
-            let rest: Vec<ChunkHash> = batch.iter().filter(|h| !ids.contains_key(*h)).copied().collect();
-            if !rest.is_empty() {
-                let held =
-                    uploaded(&mut *self.tx, self.engine, &self.upload, &rest).await.map_err(failed(WHAT))?;
-                let held: HashMap<ChunkHash, Location> = held.into_iter().collect();
-                let mut rows = Vec::with_capacity(rest.len());
-                for hash in rest {
-                    if ids.contains_key(&hash) {
-                        continue;
-                    }
-                    let location = held.get(&hash).ok_or(AssignError::Unknown(hash))?;
-                    self.last_id += 1;
-                    self.given += 1;
-                    ids.insert(hash, ChunkId(self.last_id));
-                    rows.push((self.last_id, hash, *location));
-                }
-                self.insert(&rows).await?;
-            }
-            all.extend(batch.iter().map(|hash| ids[hash]));
+            let found: HashMap<ChunkHash, ChunkId> = found.into_iter().collect();
+            all.extend(batch.iter().map(|hash| found.get(hash).copied()));
         }
         Ok(all)
     }
 
-    async fn insert(&mut self, chunks: &[(u64, ChunkHash, Location)]) -> Result<(), DbError> {
+    /// Gives the next ids to chunks that have none, in order.
+    ///
+    /// # Errors
+    /// [`DbError::Query`], also when one of them has an id.
+    pub async fn give_ids(&mut self, chunks: &[(ChunkHash, Location)]) -> Result<Vec<ChunkId>, DbError> {
+        let first = self.last_id + 1;
+        self.insert(first, chunks).await?;
+        self.last_id += chunks.len() as u64;
+        self.given += chunks.len() as u64;
+        Ok((first..=self.last_id).map(ChunkId).collect())
+    }
+
+    async fn insert(&mut self, first: u64, chunks: &[(ChunkHash, Location)]) -> Result<(), DbError> {
+        let mut ids = first..;
         for rows in chunks.chunks(ROWS_MAX) {
             let sql = format!(
                 "INSERT INTO chunks (id, hash, pack, pack_offset, stored_len, raw_len, codec) VALUES {}",
                 self.engine.values(rows.len(), 7)
             );
             let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(rows.len() == ROWS_MAX);
-            for (id, hash, location) in rows {
+            for ((hash, location), id) in rows.iter().zip(&mut ids) {
                 query = query
-                    .bind(signed(*id))
+                    .bind(signed(id))
                     .bind(hash.as_bytes().as_slice())
                     .bind(signed(location.pack.0))
                     .bind(signed(location.offset))
@@ -232,11 +224,6 @@ impl CommitTx {
             .execute(&mut **tx)
             .await
             .map_err(failed(WHAT))?;
-        sqlx::query("DELETE FROM upload_chunks WHERE upload = $1")
-            .bind(upload.clone())
-            .execute(&mut **tx)
-            .await
-            .map_err(failed(WHAT))?;
         let unused = sqlx::query(
             "DELETE FROM packs WHERE upload = $1 \
              AND NOT EXISTS (SELECT 1 FROM chunks WHERE chunks.pack = packs.id) RETURNING object",
@@ -245,7 +232,7 @@ impl CommitTx {
         .fetch_all(&mut **tx)
         .await
         .map_err(failed(WHAT))?;
-        sqlx::query("UPDATE packs SET upload = NULL WHERE upload = $1")
+        sqlx::query("UPDATE packs SET upload = NULL, chunk_index = NULL WHERE upload = $1")
             .bind(upload)
             .execute(&mut **tx)
             .await

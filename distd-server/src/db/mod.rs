@@ -19,10 +19,10 @@ mod uploads;
 pub use api_tokens::ApiTokenRow;
 pub use channels::{ChannelRow, SetChannelOutcome};
 pub use chunks::{ChunkRow, Location};
-pub use commit::{AssignError, BeginCommit, CommitTx, UnreleasedManifests};
+pub use commit::{BeginCommit, CommitTx, UnreleasedManifests};
 pub use join_tokens::{JoinTokenRow, JoinTokenUse};
 pub use nodes::NodeRow;
-pub use packs::{PackEntry, PackId};
+pub use packs::{PackId, PackIndexes};
 pub use products::ProductRow;
 pub use releases::ReleaseRow;
 pub use uploads::{BeginUpload, UploadId, UploadRow, UploadState};
@@ -250,15 +250,29 @@ fn redact(address: &str) -> String {
     }
 }
 
-fn migrator(engine: Engine) -> Migrator {
-    let origin = match engine {
-        Engine::Sqlite => include_str!("../../migrations/sqlite/0001_origin.sql"),
-        Engine::Postgres => include_str!("../../migrations/postgres/0001_origin.sql"),
+/// A migration for SQLite and for PostgreSQL.
+macro_rules! migration {
+    ($file:literal) => {
+        (
+            $file,
+            include_str!(concat!("../../migrations/sqlite/", $file, ".sql")),
+            include_str!(concat!("../../migrations/postgres/", $file, ".sql")),
+        )
     };
-    let numbered = [("origin", origin)];
+}
+
+/// In the order of their numbers, which start their names.
+const MIGRATIONS: [(&str, &str, &str); 2] = [migration!("0001_origin"), migration!("0002_pack_index")];
+
+fn migrator(engine: Engine) -> Migrator {
     let migrations = (1i64..)
-        .zip(numbered)
-        .map(|(n, (name, sql))| {
+        .zip(MIGRATIONS)
+        .map(|(n, (file, sqlite, postgres))| {
+            let sql = match engine {
+                Engine::Sqlite => sqlite,
+                Engine::Postgres => postgres,
+            };
+            let name = file.split_once('_').map_or(file, |(_, name)| name);
             Migration::new(n, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
         })
         .collect();
@@ -289,8 +303,9 @@ mod tests {
                 .filter_map(|l| l.split_whitespace().next().map(|w| w.trim_end_matches(';').to_owned()))
                 .collect::<Vec<_>>()
         };
-        let sqlite = names(include_str!("../../migrations/sqlite/0001_origin.sql"));
-        let postgres = names(include_str!("../../migrations/postgres/0001_origin.sql"));
-        assert_eq!(sqlite.join(" "), postgres.join(" "));
+        for ((file, sqlite, postgres), n) in MIGRATIONS.iter().zip(1..) {
+            assert_eq!(names(sqlite).join(" "), names(postgres).join(" "), "{file}");
+            assert!(file.starts_with(&format!("{n:04}_")), "{file}");
+        }
     }
 }

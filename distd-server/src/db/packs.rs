@@ -1,34 +1,49 @@
 //! Packs: the objects that hold chunks.
 
-use distd_core::ChunkHash;
+use sqlx::{Any, Executor};
 
-use super::bulk::{LIST_MAX, ROWS_MAX, padded, padded_len};
+use super::bulk::{LIST_MAX, padded, padded_len};
 use super::row::{Columns, signed};
 use super::{Db, DbError, UnixSeconds, UploadId, failed};
-use distd_core::packing::Codec;
 
 /// A pack's row; never given twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PackId(pub u64);
 
-/// A chunk as it lies in a pack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PackEntry {
-    /// Hash of the raw bytes.
-    pub hash: ChunkHash,
-    /// Where its stored bytes begin in the pack.
-    pub offset: u32,
-    /// Stored length, bytes.
-    pub stored_len: u32,
-    /// Raw length, bytes.
-    pub raw_len: u32,
-    /// Form of the stored bytes.
-    pub codec: Codec,
+/// Whoever can read the indexes of packs.
+pub trait PackIndexes {
+    /// The index of a pack; `None` once its upload is over.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    fn pack_index(&mut self, pack: PackId) -> impl Future<Output = Result<Option<Vec<u8>>, DbError>> + Send;
+}
+
+impl PackIndexes for Db {
+    async fn pack_index(&mut self, pack: PackId) -> Result<Option<Vec<u8>>, DbError> {
+        read_index(&self.pool, pack).await
+    }
+}
+
+pub(super) async fn read_index<'e>(
+    on: impl Executor<'e, Database = Any>,
+    pack: PackId,
+) -> Result<Option<Vec<u8>>, DbError> {
+    let what = "read the index of a pack";
+    let row = sqlx::query("SELECT chunk_index FROM packs WHERE id = $1 AND chunk_index IS NOT NULL")
+        .bind(signed(pack.0))
+        .fetch_optional(on)
+        .await
+        .map_err(failed(what))?;
+    row.map(|row| row.blob("chunk_index")).transpose().map_err(failed(what))
 }
 
 impl Db {
-    /// Records a pack that is durable in the object store, and its chunks, as part of an upload, whose end moves
-    /// to `expires`. `false`, and nothing recorded, when the upload is not open: delete the object then.
+    /// Records a pack that is durable in the object store, with the index of its chunks, as part of an upload, whose
+    /// end moves to `expires`. `None`, and nothing recorded, when the upload is not open: delete the object then.
+    ///
+    /// Chunks get rows of their own only when they get ids. One row a chunk for an upload that may never be committed,
+    /// by hash and so all over the table, took a quarter of the origin's time in a push.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -37,10 +52,10 @@ impl Db {
         upload: &UploadId,
         object: &str,
         bytes: u64,
-        chunks: &[PackEntry],
+        index: &[u8],
         now: UnixSeconds,
         expires: UnixSeconds,
-    ) -> Result<bool, DbError> {
+    ) -> Result<Option<PackId>, DbError> {
         let what = "record the pack";
         let mut tx = self.begin_write().await?;
         // Also locks the upload's row, so that an abort or commit comes before or after, never between.
@@ -51,40 +66,37 @@ impl Db {
             .await
             .map_err(failed(what))?;
         if open.rows_affected() == 0 {
-            return Ok(false);
+            return Ok(None);
         }
         let row = sqlx::query(
-            "INSERT INTO packs (object, bytes, upload, created) VALUES ($1, $2, $3, $4) RETURNING id",
+            "INSERT INTO packs (object, bytes, upload, created, chunk_index) VALUES ($1, $2, $3, $4, $5) \
+             RETURNING id",
         )
         .bind(object.to_owned())
         .bind(signed(bytes))
         .bind(upload.to_string())
         .bind(now)
+        .bind(index)
         .fetch_one(&mut *tx)
         .await
         .map_err(failed(what))?;
         let pack = row.number("id").map_err(failed(what))?;
-        for rows in chunks.chunks(ROWS_MAX) {
-            let sql = format!(
-                "INSERT INTO upload_chunks (upload, hash, pack, pack_offset, stored_len, raw_len, codec) \
-                 VALUES {} ON CONFLICT (upload, hash) DO NOTHING",
-                self.engine.values(rows.len(), 7)
-            );
-            let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(rows.len() == ROWS_MAX);
-            for chunk in rows {
-                query = query
-                    .bind(upload.to_string())
-                    .bind(chunk.hash.as_bytes().as_slice())
-                    .bind(signed(pack))
-                    .bind(i64::from(chunk.offset))
-                    .bind(i64::from(chunk.stored_len))
-                    .bind(i64::from(chunk.raw_len))
-                    .bind(i64::from(chunk.codec.code()));
-            }
-            query.execute(&mut *tx).await.map_err(failed(what))?;
-        }
         tx.commit().await.map_err(failed(what))?;
-        Ok(true)
+        Ok(Some(PackId(pack)))
+    }
+
+    /// The packs of an open upload, ascending.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn upload_packs(&self, upload: &UploadId) -> Result<Vec<PackId>, DbError> {
+        let what = "list the packs of the upload";
+        let rows = sqlx::query("SELECT id FROM packs WHERE upload = $1 ORDER BY id")
+            .bind(upload.to_string())
+            .fetch_all(&self.pool)
+            .await
+            .map_err(failed(what))?;
+        rows.iter().map(|row| Ok(PackId(row.number("id")?))).collect::<Result<_, _>>().map_err(failed(what))
     }
 
     /// Object names of packs.

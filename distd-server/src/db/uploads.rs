@@ -182,7 +182,7 @@ impl Db {
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list expired uploads"))
     }
 
-    /// Gives up an open upload: its chunks and packs leave the database. Gives the names of the pack objects,
+    /// Gives up an open upload: its packs leave the database. Gives the names of the pack objects,
     /// for the caller to delete, or `None` when the upload is not open.
     ///
     /// With `expired_at`, only if it is still expired then: chunks that arrive meanwhile save it.
@@ -207,11 +207,6 @@ impl Db {
         if closed.rows_affected() == 0 {
             return Ok(None);
         }
-        sqlx::query("DELETE FROM upload_chunks WHERE upload = $1")
-            .bind(id.to_string())
-            .execute(&mut *tx)
-            .await
-            .map_err(failed(what))?;
         let rows = sqlx::query("DELETE FROM packs WHERE upload = $1 RETURNING object")
             .bind(id.to_string())
             .fetch_all(&mut *tx)

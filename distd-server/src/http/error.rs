@@ -256,6 +256,7 @@ impl From<IngestError> for ApiError {
             | IngestError::FileChanged
             | IngestError::Db(_)
             | IngestError::Store(_)
+            | IngestError::DamagedIndex { .. }
             | IngestError::Read(_) => Self::internal(error),
         }
     }

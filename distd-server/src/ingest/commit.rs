@@ -1,13 +1,16 @@
 //! An upload becomes a release.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 use distd_core::cut::CutParams;
 use distd_core::limits::{ARTIFACT_BYTES_MAX, TREE_LISTING_BYTES_MAX};
 use distd_core::manifest::{Builder, Entry, Kind, Manifest};
-use distd_core::{ArtifactHash, ChunkHash, ManifestId};
+use distd_core::{ArtifactHash, ChunkHash, ChunkId, ManifestId};
 
+use super::index::{LockedIndex, UploadIndex};
 use super::{Ingest, IngestError, manifest_object};
-use crate::db::{AssignError, BeginCommit, CommitTx, ReleaseRow, UnixSeconds, UploadId, UploadRow};
+use crate::db::{BeginCommit, CommitTx, ReleaseRow, UnixSeconds, UploadId, UploadRow};
 
 /// Runs given their ids at once. Small next to a large artifact, large next to one query.
 const RUNS_AT_ONCE: usize = 65_536;
@@ -101,9 +104,11 @@ impl Ingest {
             return self.found(&row, release, &request).await;
         }
         self.open_upload(upload).await?;
+        self.indexes.lock(&self.db, upload).await?.refresh(&self.db, upload).await?;
         self.verify(upload, &request.runs, request.blake3).await?;
+        let index = self.indexes.lock(&self.db, upload).await?;
         match self.db.begin_commit(upload).await? {
-            BeginCommit::Ready(tx) => self.release(tx, &row, request, by, now).await,
+            BeginCommit::Ready(tx) => self.release(tx, index, &row, request, by, now).await,
             BeginCommit::Released(release) => self.found(&row, *release, &request).await,
             BeginCommit::Closed => Err(IngestError::UploadOver(upload.clone())),
         }
@@ -112,6 +117,7 @@ impl Ingest {
     async fn release(
         &self,
         mut tx: CommitTx,
+        mut index: LockedIndex,
         upload: &UploadRow,
         request: CommitRequest,
         by: &str,
@@ -126,10 +132,7 @@ impl Ingest {
             batch.reverse();
             runs.shrink_to_fit();
             let hashes: Vec<ChunkHash> = batch.iter().map(|run| run.hash).collect();
-            let ids = tx.assign(&hashes).await.map_err(|e| match e {
-                AssignError::Unknown(hash) => IngestError::MissingChunk(hash),
-                AssignError::Db(cause) => IngestError::Db(cause),
-            })?;
+            let ids = assign(&mut tx, &mut index, &upload.id, &hashes).await?;
             for (run, id) in batch.iter().zip(ids) {
                 for _ in 0..run.repeat {
                     builder.push(Entry { id, hash: run.hash, len: run.len });
@@ -158,6 +161,8 @@ impl Ingest {
         self.store.put(&manifest_object(&release.manifest), file).await?;
         let new_chunks = tx.given();
         let unused = tx.finish(&release).await?;
+        drop(index);
+        self.indexes.forget(&upload.id);
         if let Err(error) = self.delete_all(&unused).await {
             // The release stands; the next sweep deletes them.
             tracing::warn!(
@@ -175,6 +180,7 @@ impl Ingest {
         release: ReleaseRow,
         request: &CommitRequest,
     ) -> Result<CommitResult, IngestError> {
+        self.indexes.forget(&upload.id);
         if let Some(objects) = self.db.abort_upload(&upload.id, None).await? {
             self.delete_all(&objects).await?;
         }
@@ -206,4 +212,26 @@ impl Ingest {
             _ => Err(IngestError::MissingManifest(*id)),
         }
     }
+}
+
+/// The ids of the next chunks of the artifact, giving new ones in order to hashes that have none.
+async fn assign(
+    tx: &mut CommitTx,
+    index: &mut UploadIndex,
+    upload: &UploadId,
+    hashes: &[ChunkHash],
+) -> Result<Vec<ChunkId>, IngestError> {
+    let known = tx.ids(hashes).await?;
+    // Of each new chunk its place in `fresh`: it may be there more than once.
+    let mut places: HashMap<ChunkHash, usize> = HashMap::new();
+    let mut fresh = Vec::new();
+    for (hash, id) in hashes.iter().zip(&known) {
+        if id.is_none() && !places.contains_key(hash) {
+            let location = index.locate(tx, upload, hash).await?;
+            places.insert(*hash, fresh.len());
+            fresh.push((*hash, location.ok_or(IngestError::MissingChunk(*hash))?));
+        }
+    }
+    let given = tx.give_ids(&fresh).await?;
+    Ok(hashes.iter().zip(known).map(|(hash, id)| id.unwrap_or_else(|| given[places[hash]])).collect())
 }

@@ -6,6 +6,7 @@
 
 mod commit;
 mod file;
+mod index;
 mod receive;
 mod sweep;
 mod verify;
@@ -15,6 +16,8 @@ pub use file::{FileHandle, FileRequest};
 pub use receive::{ChunkSink, IncomingChunk};
 pub use sweep::{SweepScope, Swept};
 
+use self::index::UploadIndexes;
+
 use std::sync::Arc;
 
 use aws_lc_rs::rand;
@@ -23,7 +26,8 @@ use distd_core::packing::{LEVEL_DEFAULT, UnpackError};
 use distd_core::{ArtifactHash, ChunkHash, ManifestId};
 use tokio::sync::Semaphore;
 
-use crate::db::{BeginUpload, Db, DbError, UnixSeconds, UploadId, UploadRow, UploadState};
+use crate::db::{BeginUpload, Db, DbError, Location, PackId, UnixSeconds, UploadId, UploadRow, UploadState};
+use crate::store::pack::PackError;
 use crate::store::{PackReader, ReadError, Store, StoreError};
 
 /// An upload that gets no chunk for this long is given up, seconds: a day, for a publisher whose machine goes home
@@ -92,6 +96,15 @@ pub enum IngestError {
     /// A chunk that the origin holds is damaged.
     #[error("a stored chunk is damaged: restore the object store from its backup")]
     StoredChunk(#[source] UnpackError),
+    /// The index of an upload's pack makes no sense.
+    #[error("the database's index of pack {pack:?} is damaged: abort the upload and push again")]
+    DamagedIndex {
+        /// The pack.
+        pack: PackId,
+        /// What is wrong.
+        #[source]
+        cause: PackError,
+    },
     /// The manifest of a release is not in the store.
     #[error("manifest {0} is missing from the object store: restore the object store from its backup")]
     MissingManifest(ManifestId),
@@ -118,6 +131,7 @@ pub struct Ingest {
     db: Db,
     store: Store,
     packs: PackReader,
+    indexes: Arc<UploadIndexes>,
     sinks: Arc<Semaphore>,
     // Reading a whole artifact back keeps both cores and some 40 MiB busy.
     verifiers: Arc<Semaphore>,
@@ -131,6 +145,7 @@ impl Ingest {
             packs: PackReader::new(db.clone(), store.clone()),
             db,
             store,
+            indexes: Arc::default(),
             sinks: Arc::new(Semaphore::new(SINKS_MAX)),
             verifiers: Arc::new(Semaphore::new(1)),
             zstd_level: LEVEL_DEFAULT,
@@ -180,7 +195,31 @@ impl Ingest {
     /// As [`open_upload`](Self::open_upload).
     pub async fn missing(&self, upload: &UploadId, hashes: &[ChunkHash]) -> Result<Vec<u32>, IngestError> {
         self.open_upload(upload).await?;
-        Ok(self.db.chunks_missing(upload, hashes).await?)
+        let mut index = self.indexes.lock(&self.db, upload).await?;
+        index.refresh(&self.db, upload).await?;
+        let released = self.db.locate(hashes).await?;
+        let missing = |(hash, at): (&ChunkHash, &Option<Location>)| at.is_none() && !index.has(hash);
+        Ok((0u32..).zip(hashes.iter().zip(&released)).filter(|(_, h)| missing(*h)).map(|(n, _)| n).collect())
+    }
+
+    /// Where chunks lie, in this upload or in a release. In the order given.
+    async fn locate(
+        &self,
+        upload: &UploadId,
+        hashes: &[ChunkHash],
+    ) -> Result<Vec<Option<Location>>, IngestError> {
+        let mut index = self.indexes.lock(&self.db, upload).await?;
+        let mut found = Vec::with_capacity(hashes.len());
+        for hash in hashes {
+            found.push(index.locate(&mut self.db.clone(), upload, hash).await?);
+        }
+        drop(index);
+        let of_releases: Vec<usize> = (0..hashes.len()).filter(|n| found[*n].is_none()).collect();
+        let rest: Vec<ChunkHash> = of_releases.iter().map(|n| hashes[*n]).collect();
+        for (n, location) in of_releases.into_iter().zip(self.db.locate(&rest).await?) {
+            found[n] = location;
+        }
+        Ok(found)
     }
 
     /// Takes a batch of chunks. When it returns all of them are durable. Gives how many were new.
@@ -210,7 +249,10 @@ impl Ingest {
     /// sweep at the next start deletes it then.
     pub async fn abort(&self, upload: &UploadId) -> Result<(), IngestError> {
         match self.db.abort_upload(upload, None).await? {
-            Some(objects) => self.delete_all(&objects).await,
+            Some(objects) => {
+                self.indexes.forget(upload);
+                self.delete_all(&objects).await
+            }
             None => self.open_upload(upload).await.map(drop),
         }
     }

@@ -61,6 +61,7 @@ impl Ingest {
     pub async fn sink(&self, upload: &UploadId, now: UnixSeconds) -> Result<ChunkSink, IngestError> {
         let slot = self.sinks.clone().acquire_owned().await.expect("the semaphore is never closed");
         self.open_upload(upload).await?;
+        self.indexes.lock(&self.db, upload).await?.refresh(&self.db, upload).await?;
         Ok(ChunkSink {
             ingest: self.clone(),
             upload: upload.clone(),
@@ -117,8 +118,10 @@ impl ChunkSink {
 
     /// Which of the hashes must come: neither durable nor in the pack being filled.
     pub(super) async fn wanted(&self, hashes: &[ChunkHash]) -> Result<Vec<bool>, IngestError> {
-        let found = self.ingest.db.locate(&self.upload, hashes).await?;
-        Ok(hashes.iter().zip(found).map(|(h, at)| at.is_none() && !self.in_pack.contains(h)).collect())
+        let released = self.ingest.db.locate(hashes).await?;
+        let index = self.ingest.indexes.lock(&self.ingest.db, &self.upload).await?;
+        let wanted = |hash: &ChunkHash| !index.has(hash) && !self.in_pack.contains(hash);
+        Ok(hashes.iter().zip(released).map(|(hash, at)| at.is_none() && wanted(hash)).collect())
     }
 
     fn start_batch(&mut self) {
@@ -163,13 +166,14 @@ impl ChunkSink {
         store.put(&object, sealed.payload).await?;
         let expires = self.now + UPLOAD_SECONDS;
         let recorded =
-            db.record_pack(&self.upload, &object, sealed.bytes, &sealed.entries, self.now, expires).await?;
-        // Chunks of this pack are found in the database from here on.
-        self.in_pack.clear();
-        if !recorded {
+            db.record_pack(&self.upload, &object, sealed.bytes, &sealed.index, self.now, expires).await?;
+        let Some(pack) = recorded else {
             store.delete(&object).await?;
             return Err(IngestError::UploadOver(self.upload.clone()));
-        }
+        };
+        // Chunks of this pack are found in the index from here on.
+        self.ingest.indexes.lock(&self.ingest.db, &self.upload).await?.add(pack, sealed.entries);
+        self.in_pack.clear();
         Ok(())
     }
 }

@@ -54,6 +54,7 @@ impl Ingest {
         let mut expired = 0;
         for upload in self.db.uploads_expired(now).await? {
             if let Some(objects) = self.db.abort_upload(&upload.id, Some(now)).await? {
+                self.indexes.forget(&upload.id);
                 self.delete_all(&objects).await?;
                 expired += 1;
             }

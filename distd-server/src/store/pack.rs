@@ -6,8 +6,6 @@ use distd_core::limits::CHUNK_BYTES_MAX;
 use distd_core::packing::{Codec, PackedChunk};
 use object_store::PutPayload;
 
-use crate::db::PackEntry;
-
 /// A pack is sealed once it holds this many bytes of chunks: long enough that reading one is sequential, short
 /// enough that a few fit in memory.
 pub const PACK_BYTES: usize = 16 << 20;
@@ -41,6 +39,21 @@ pub enum PackError {
     Index,
 }
 
+/// A chunk as it lies in a pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackEntry {
+    /// Hash of the raw bytes.
+    pub hash: ChunkHash,
+    /// Where its stored bytes begin in the pack.
+    pub offset: u32,
+    /// Stored length, bytes.
+    pub stored_len: u32,
+    /// Raw length, bytes.
+    pub raw_len: u32,
+    /// Form of the stored bytes.
+    pub codec: Codec,
+}
+
 /// Collects chunks for one pack. Holds the stored bytes as they came, without copying.
 #[derive(Debug, Default)]
 pub struct PackWriter {
@@ -58,6 +71,8 @@ pub struct SealedPack {
     pub bytes: u64,
     /// Its chunks.
     pub entries: Vec<PackEntry>,
+    /// The same as they stand in the object.
+    pub index: Bytes,
 }
 
 impl PackWriter {
@@ -97,6 +112,7 @@ impl PackWriter {
             footer.put_u32(entry.stored_len);
             footer.put_u8(entry.codec.code());
         }
+        let index_bytes = footer.len();
         footer.put_u32(self.entries.len() as u32);
         footer.put_u32(self.bytes as u32);
         let mut hasher = blake3::Hasher::new();
@@ -106,9 +122,12 @@ impl PackWriter {
         hasher.update(&footer);
         footer.put_slice(hasher.finalize().as_bytes());
         footer.put_slice(PACK_MAGIC);
-        self.parts.push(footer.freeze());
+        let footer = footer.freeze();
+        // A copy: it outlives the pack in memory only where the pack is remembered by it.
+        let index = Bytes::copy_from_slice(&footer[..index_bytes]);
+        self.parts.push(footer);
         let payload: PutPayload = self.parts.into_iter().collect();
-        SealedPack { bytes: payload.content_length() as u64, payload, entries: self.entries }
+        SealedPack { bytes: payload.content_length() as u64, payload, entries: self.entries, index }
     }
 }
 
@@ -133,22 +152,32 @@ pub fn read_index(object: &[u8]) -> Result<Vec<PackEntry>, PackError> {
     {
         return Err(PackError::Index);
     }
-    let mut index = &body[chunk_bytes..];
-    let mut entries = Vec::with_capacity(count);
+    let entries = parse_index(&body[chunk_bytes..])?;
+    let end = entries.last().map_or(0, |entry| entry.offset + entry.stored_len);
+    if end as usize == chunk_bytes { Ok(entries) } else { Err(PackError::Index) }
+}
+
+/// The chunks of a pack from its index alone.
+///
+/// # Errors
+/// [`PackError::Index`].
+pub fn parse_index(index: &[u8]) -> Result<Vec<PackEntry>, PackError> {
+    let (records, rest) = index.as_chunks::<ENTRY_BYTES>();
+    if !rest.is_empty() || records.len() > PACK_CHUNKS_MAX {
+        return Err(PackError::Index);
+    }
+    let mut entries = Vec::with_capacity(records.len());
     let mut offset = 0u32;
-    for _ in 0..count {
-        let mut hash = [0; 32];
-        index.copy_to_slice(&mut hash);
-        let (raw_len, stored_len) = (index.get_u32(), index.get_u32());
-        let codec = Codec::from_code(index.get_u8()).ok_or(PackError::Index)?;
-        if raw_len as usize > CHUNK_BYTES_MAX || stored_len as usize > chunk_bytes - offset as usize {
+    for record in records {
+        let (hash, mut numbers) = record.split_at(32);
+        let hash = ChunkHash::from_slice(hash).expect("a record begins with 32 bytes of hash");
+        let (raw_len, stored_len) = (numbers.get_u32(), numbers.get_u32());
+        let codec = Codec::from_code(numbers.get_u8()).ok_or(PackError::Index)?;
+        if raw_len as usize > CHUNK_BYTES_MAX || stored_len as usize > PACK_BYTES_MAX - offset as usize {
             return Err(PackError::Index);
         }
-        entries.push(PackEntry { hash: ChunkHash(hash), offset, stored_len, raw_len, codec });
+        entries.push(PackEntry { hash, offset, stored_len, raw_len, codec });
         offset += stored_len;
-    }
-    if offset as usize != chunk_bytes {
-        return Err(PackError::Index);
     }
     Ok(entries)
 }
