@@ -34,6 +34,8 @@ row() {
   echo "${rows[-1]}" >&2
 }
 same() { cmp -s "$1" "$new" || { echo "$2: result differs from the new image" >&2; exit 1; }; }
+# How long the result of an apply takes to reach the disk. distd's own times end when it has, and was read back.
+flushed() { measure "$work/flush" sync "$1"; read -r flush _ <"$work/flush"; echo "flushing the result: $flush s more"; }
 # Both images in the page cache and nothing left to write before each tool, so that none pays for another's disk.
 warm() { sync; cat "$old" "$new" >/dev/null; }
 
@@ -65,15 +67,17 @@ if wanted casync; then
   warm; measure "$work/make" casync make --store="$work/castr" "$work/new.caibx" "$new" >&2
   new_bytes=$(( $(find "$work/castr" -name '*.cacnk' -newer "$work/old.caibx" -printf '%s\n' | awk '{ s += $1 } END { printf "%d", s }') + $(stat -c %s "$work/new.caibx") ))
   warm; measure "$work/apply" casync extract --store="$work/castr" --seed="$old" "$work/new.caibx" "$work/out" >&2
+  flushed=$(flushed "$work/out")
   same "$work/out" casync
   read -r make1 _ <"$work/make1"
-  row "casync (64 KiB, zstd)" "$new_bytes" "$work/make" "$work/apply" "first make $make1 s"
+  row "casync (64 KiB, zstd)" "$new_bytes" "$work/make" "$work/apply" "first make $make1 s; $flushed"
   rm -rf "$work/castr" "$work/out"
 fi
 if wanted bita; then
   warm; measure "$work/make" bita compress -i "$new" "$work/new.cba" >&2
   cp "$old" "$work/seed"
   warm; measure "$work/apply" bita clone --seed "$work/seed" "$work/new.cba" "$work/out" >"$work/bita.log" 2>&1
+  flushed=$(flushed "$work/out")
   same "$work/out" bita
   # What a clone over HTTP would fetch: its own count of bytes taken from the archive.
   fetched=$(python3 - "$work/bita.log" <<'P'
@@ -84,23 +88,25 @@ found = re.findall(r"(?:Fetched|fetched|transferred)[^\d]*([\d.]+)\s*(bytes|KiB|
 print(int(float(found[-1][0]) * units[found[-1][1]]) if found else 0)
 P
 )
-  row "bita (64 KiB, brotli)" "$fetched" "$work/make" "$work/apply" "local archive"
+  row "bita (64 KiB, brotli)" "$fetched" "$work/make" "$work/apply" "local archive; $flushed"
   rm -f "$work/out" "$work/seed" "$work/new.cba"
 fi
 for level in 3 19; do
   if wanted "zstd-$level"; then
     warm; measure "$work/make" zstd -q -f "-$level" --long=31 --patch-from="$old" "$new" -o "$work/new.zst"
     warm; measure "$work/apply" zstd -q -f -d --long=31 --patch-from="$old" "$work/new.zst" -o "$work/out"
+    flushed=$(flushed "$work/out")
     same "$work/out" zstd
-    row "zstd -$level --patch-from" "$(stat -c %s "$work/new.zst")" "$work/make" "$work/apply" "whole image"
+    row "zstd -$level --patch-from" "$(stat -c %s "$work/new.zst")" "$work/make" "$work/apply" "whole image; $flushed"
     rm -f "$work/out" "$work/new.zst"
   fi
 done
 if wanted xdelta3; then
   warm; measure "$work/make" xdelta3 -f -e -9 -B 1073741824 -s "$old" "$new" "$work/new.xd3"
   warm; measure "$work/apply" xdelta3 -f -d -B 1073741824 -s "$old" "$work/new.xd3" "$work/out"
+  flushed=$(flushed "$work/out")
   same "$work/out" xdelta3
-  row "xdelta3 -9" "$(stat -c %s "$work/new.xd3")" "$work/make" "$work/apply" "whole image"
+  row "xdelta3 -9" "$(stat -c %s "$work/new.xd3")" "$work/make" "$work/apply" "whole image; $flushed"
 fi
 echo "Pair: $(basename "$old") ($(mb "$(stat -c %s "$old")") MB) to $(basename "$new") ($(mb "$(stat -c %s "$new")") MB); $(nproc) cores."
 echo

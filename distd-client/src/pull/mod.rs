@@ -3,6 +3,7 @@
 //! [`wanted`] learns the release and gets its manifest; [`seeds`] finds chunks that are held; [`target`] is where the
 //! artifact grows; [`journal`] remembers across kills; [`copy`] and [`sink`] fill the target; [`run`] is the order of it all.
 
+mod check;
 mod copy;
 mod entries;
 mod journal;

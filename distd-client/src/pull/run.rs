@@ -16,6 +16,7 @@ use distd_peer::driver::{Driver, FetchError};
 use distd_peer::table::ChunkTable;
 use serde::Serialize;
 
+use super::check::hash_medium;
 use super::copy::{copy_held, held_in_place};
 use super::entries::{Entries, ZeroChunk};
 use super::journal::Journal;
@@ -29,9 +30,6 @@ use crate::progress::Progress;
 
 /// How often progress is made durable.
 const JOURNAL_EVERY: Duration = Duration::from_millis(900);
-
-/// Piece of the final check, bytes.
-const CHECK_BYTES: usize = 4 << 20;
 
 /// What to pull, and with what.
 pub(crate) struct PullRequest {
@@ -489,37 +487,9 @@ impl Job {
 
     /// Reads the whole artifact off the target; true when it is not what it should be.
     fn check(&self) -> anyhow::Result<bool> {
-        self.target.sync().map_err(write_failed)?;
-        self.target.drop_cache();
-        let total = self.manifest.root().bytes;
-        let mut hasher = blake3::Hasher::new();
-        let (full_tx, full_rx) = std::sync::mpsc::sync_channel::<io::Result<Vec<u8>>>(1);
-        let (empty_tx, empty_rx) = std::sync::mpsc::channel::<Vec<u8>>();
-        for _ in 0..3 {
-            let _ = empty_tx.send(Vec::new());
-        }
-        std::thread::scope(|scope| {
-            // Reading and hashing side by side; at most three pieces in memory.
-            scope.spawn(move || {
-                let mut offset = 0;
-                while offset < total {
-                    let Ok(mut buffer) = empty_rx.recv() else { return };
-                    buffer.resize(CHECK_BYTES.min(usize::try_from(total - offset).unwrap_or(CHECK_BYTES)), 0);
-                    let read = self.target.read_at(offset, &mut buffer);
-                    offset += buffer.len() as u64;
-                    if full_tx.send(read.map(|()| buffer)).is_err() {
-                        return;
-                    }
-                }
-            });
-            for piece in full_rx {
-                // What cannot be read back is not there.
-                let Ok(piece) = piece else { return Ok(true) };
-                hasher.update_rayon(&piece);
-                let _ = empty_tx.send(piece);
-            }
-            Ok(ArtifactHash::from(hasher.finalize()) != self.manifest.root().blake3)
-        })
+        let root = self.manifest.root();
+        let hash = hash_medium(&*self.target, root.bytes).map_err(write_failed)?;
+        Ok(hash != Some(root.blake3))
     }
 
     /// Takes every chunk that is not in place out of the journal.

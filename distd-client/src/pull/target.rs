@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -29,8 +29,9 @@ pub(super) trait Target: Send + Sync {
     /// Whether anything may be in it from before.
     fn may_hold_bytes(&self) -> bool;
 
-    /// Lets the operating system forget what it cached, so that the final check reads the medium.
-    fn drop_cache(&self);
+    /// What the final check reads, by offset, so that it sees the medium and not the cache: a handle that takes only
+    /// aligned reads. `None` where there is none; then the check uses [`read_at`](Self::read_at).
+    fn medium(&self) -> Option<File>;
 
     /// Puts the complete, verified artifact in its final place.
     fn finish(&self) -> anyhow::Result<()>;
@@ -123,9 +124,15 @@ impl Target for FileTarget {
         self.resumed
     }
 
-    fn drop_cache(&self) {
-        // Advice only: without it the check reads the cache, which is no worse than other tools do.
-        let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
+    fn medium(&self) -> Option<File> {
+        let direct = rustix::fs::OFlags::DIRECT.bits().cast_signed();
+        let path = self.part.as_ref().unwrap_or(&self.out);
+        let file = OpenOptions::new().read(true).custom_flags(direct).open(path);
+        if file.is_err() {
+            // Advice only: without it the check may read the cache, which is no worse than other tools do.
+            let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
+        }
+        file.ok()
     }
 
     fn finish(&self) -> anyhow::Result<()> {

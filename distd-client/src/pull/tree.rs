@@ -302,7 +302,9 @@ impl Target for TreeTarget {
         true
     }
 
-    fn drop_cache(&self) {}
+    fn medium(&self) -> Option<File> {
+        None
+    }
 
     fn finish(&self) -> anyhow::Result<()> {
         let place = || -> io::Result<()> {
