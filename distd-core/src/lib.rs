@@ -12,6 +12,7 @@ pub mod limits;
 pub mod manifest;
 pub mod names;
 pub mod packing;
+pub mod patch;
 pub mod planner;
 pub mod proto;
 pub mod ranges;

@@ -56,3 +56,13 @@ pub const TREE_ENTRIES_MAX: usize = 4 << 20;
 
 /// Largest tree listing, bytes. It is held in memory while a tree is written.
 pub const TREE_LISTING_BYTES_MAX: u64 = 256 << 20;
+
+/// Most raw bytes one patch rebuilds. With [`PATCH_BASE_BYTES_MAX`] it keeps applying a patch below 64 MiB
+/// whatever the codec: base, target and the codec's own streams.
+pub const PATCH_TARGET_BYTES_MAX: usize = 4 << 20;
+
+/// Most raw bytes of base one patch may name.
+pub const PATCH_BASE_BYTES_MAX: usize = 16 << 20;
+
+/// Largest payload of a patch, bytes: it travels and is stored like a chunk.
+pub const PATCH_PAYLOAD_BYTES_MAX: usize = CHUNK_BYTES_MAX;

@@ -1,0 +1,257 @@
+//! What an update costs with patches: bytes by codec and by path, time and memory. Every patch is applied again and
+//! compared.
+//!
+//! ```text
+//! cargo run --release -p distd-core --example patchstat -- OLD NEW [--level N] [--threads N] [--targets MIB]
+//! ```
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a tool beside the library: it opens files, threads and a clock"
+)]
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use distd_core::ChunkHash;
+use distd_core::cut::{Batches, CutParams, ReadAt, Regions, regions};
+use distd_core::packing::Packer;
+use distd_core::patch::pair::{ChunkSpan, Need, Of, PairOptions, Patch, Side, build, needs, pair};
+use distd_core::patch::{Codec, Effort, decode};
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+struct Artifact(File, u64);
+
+impl ReadAt for Artifact {
+    fn len(&self) -> u64 {
+        self.1
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_exact_at(buf, offset)
+    }
+}
+
+fn open(path: &str) -> io::Result<Artifact> {
+    let file = File::open(path)?;
+    let len = file.metadata()?.len();
+    Ok(Artifact(file, len))
+}
+
+fn cut<R: ReadAt + ?Sized>(artifact: &R, regions: &Regions, threads: usize) -> Result<Vec<ChunkSpan>, Error> {
+    let parts = regions.split(threads);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = parts
+            .into_iter()
+            .map(|part| {
+                scope.spawn(move || {
+                    let mut batches = Batches::new(artifact, &regions.all()[part], CutParams::default());
+                    let (mut out, mut buffer) = (Vec::new(), Vec::new());
+                    while let Some(batch) = batches.next_batch(std::mem::take(&mut buffer))? {
+                        out.extend(batch.chunks().map(|chunk| ChunkSpan {
+                            offset: chunk.offset,
+                            len: chunk.data.len() as u32,
+                            hash: ChunkHash::of(chunk.data),
+                        }));
+                        buffer = batch.into_buffer();
+                    }
+                    Ok::<_, io::Error>(out)
+                })
+            })
+            .collect();
+        let mut all = Vec::new();
+        for worker in workers {
+            all.extend(worker.join().map_err(|_| "a cutting thread panicked")??);
+        }
+        Ok(all)
+    })
+}
+
+/// CPU seconds used so far, and the most memory, in MB.
+fn usage() -> (f64, f64) {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+    let ticks: f64 = fields.iter().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    (ticks / 100.0, peak.trim().trim_end_matches(" kB").parse::<f64>().unwrap_or(0.0) / 1000.0)
+}
+
+fn bytes<R: ReadAt + ?Sized>(side: Side<'_, R>, ranges: &[Range<u32>]) -> io::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    for chunk in ranges.iter().flat_map(|range| &side.chunks[range.start as usize..range.end as usize]) {
+        let from = out.len();
+        out.resize(from + chunk.len as usize, 0);
+        side.bytes.read_exact_at(&mut out[from..], chunk.offset)?;
+    }
+    Ok(out)
+}
+
+/// Applies a patch and compares; seconds it took without reading.
+fn verify<R: ReadAt + ?Sized, S: ReadAt + ?Sized>(
+    patch: &Patch,
+    old: Side<'_, R>,
+    new: Side<'_, S>,
+) -> Result<f64, Error> {
+    let mut base = Vec::new();
+    for span in &patch.bases {
+        base.extend(match span.of {
+            Of::Old => bytes(old, std::slice::from_ref(&span.chunks))?,
+            Of::New => bytes(new, std::slice::from_ref(&span.chunks))?,
+        });
+    }
+    let target = bytes(new, &patch.targets)?;
+    let begin = Instant::now();
+    let rebuilt = decode(patch.codec, &base, &patch.payload, target.len())?;
+    let took = begin.elapsed().as_secs_f64();
+    if rebuilt == target { Ok(took) } else { Err("a patch rebuilds something else".into()) }
+}
+
+struct Options {
+    old: String,
+    new: String,
+    level: i32,
+    threads: usize,
+    targets: usize,
+}
+
+fn options() -> Result<Options, Error> {
+    let mut args = std::env::args().skip(1);
+    let usage = "usage: patchstat OLD NEW [--level N] [--threads N] [--targets MIB]";
+    let mut found = Options {
+        old: args.next().ok_or(usage)?,
+        new: args.next().ok_or(usage)?,
+        level: Effort::default().level,
+        threads: 2,
+        targets: 4,
+    };
+    while let Some(name) = args.next() {
+        let value = args.next().ok_or(usage)?;
+        match name.as_str() {
+            "--level" => found.level = value.parse()?,
+            "--threads" => found.threads = value.parse()?,
+            "--targets" => found.targets = value.parse()?,
+            _ => return Err(usage.into()),
+        }
+    }
+    Ok(found)
+}
+
+fn main() -> Result<(), Error> {
+    let options = options()?;
+    let (old_file, new_file) = (open(&options.old)?, open(&options.new)?);
+    let begin = Instant::now();
+    let (old_regions, new_regions) = (regions(&old_file), regions(&new_file));
+    let old_chunks = cut(&old_file, &old_regions, options.threads)?;
+    let new_chunks = cut(&new_file, &new_regions, options.threads)?;
+    let old = Side { bytes: &old_file, regions: &old_regions, chunks: &old_chunks };
+    let new = Side { bytes: &new_file, regions: &new_regions, chunks: &new_chunks };
+    println!("cut: {:.1} s", begin.elapsed().as_secs_f64());
+    report(old, new, &needs(&old_chunks, &new_chunks), &options, begin)
+}
+
+fn report<R: ReadAt + ?Sized, S: ReadAt + ?Sized>(
+    old: Side<'_, R>,
+    new: Side<'_, S>,
+    needs: &[Need],
+    options: &Options,
+    begin: Instant,
+) -> Result<(), Error> {
+    let pairing = PairOptions { target_bytes_max: options.targets << 20, ..PairOptions::default() };
+    let jobs = pair(old, new, needs, pairing)?;
+    let ranges: usize = jobs.iter().map(|job| job.targets.len() + job.bases.len()).sum();
+    println!("paired: {} jobs of {ranges} ranges, {:.1} s", jobs.len(), begin.elapsed().as_secs_f64());
+
+    let next = AtomicUsize::new(0);
+    let patches: Mutex<Vec<(usize, Patch)>> = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..options.threads)
+            .map(|_| {
+                scope.spawn(|| {
+                    while let Some((index, job)) = {
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        jobs.get(index).map(|job| (index, job))
+                    } {
+                        let built = build(job, old, new, Effort { level: options.level })?;
+                        let mut patches = patches.lock().map_err(|_| "poisoned")?;
+                        patches.extend(built.into_iter().map(|patch| (index, patch)));
+                    }
+                    Ok::<_, Error>(())
+                })
+            })
+            .collect();
+        workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| "a building thread panicked")?)
+    })?;
+    let mut patches = patches.into_inner()?;
+    patches.sort_by_key(|(index, patch)| (*index, patch.targets.first().map(|range| range.start)));
+    let (cpu, peak) = usage();
+    println!("built: {:.1} s wall, {cpu:.1} s CPU, {peak:.0} MB peak", begin.elapsed().as_secs_f64());
+
+    let mut left: Vec<bool> = needs.iter().map(|need| *need == Need::Wanted).collect();
+    let mut kinds: HashMap<String, (usize, usize, usize)> = HashMap::new();
+    let mut paths: HashMap<String, (f64, f64)> = HashMap::new();
+    let mut spent = |targets: &[Range<u32>], cost: usize| {
+        let chunks =
+            || targets.iter().flat_map(|range| &new.chunks[range.start as usize..range.end as usize]);
+        let total: f64 = chunks().map(|chunk| f64::from(chunk.len)).sum();
+        for chunk in chunks() {
+            let region = new.regions.all().partition_point(|region| region.end() <= chunk.offset);
+            let region = &new.regions.all()[region];
+            let name = new.regions.name(region).map_or_else(
+                || format!("({:?})", region.kind),
+                |name| String::from_utf8_lossy(name).into_owned(),
+            );
+            let share = f64::from(chunk.len) / total;
+            let path = paths.entry(name).or_default();
+            path.0 += cost as f64 * share;
+            path.1 += f64::from(chunk.len);
+        }
+    };
+    let (mut sum, mut apply) = (0, 0.0);
+    for (_, patch) in &patches {
+        apply += verify(patch, old, new)?;
+        spent(&patch.targets, patch.payload.len());
+        let kind = match (patch.codec, patch.bases.is_empty()) {
+            (Codec::Zstd, true) => "solid".to_owned(),
+            (codec, _) => format!("{codec:?}"),
+        };
+        let kind = kinds.entry(kind).or_default();
+        kind.0 += 1;
+        kind.2 += patch.payload.len();
+        sum += patch.payload.len();
+        for index in patch.targets.iter().cloned().flatten() {
+            assert!(std::mem::take(&mut left[index as usize]), "a chunk is rebuilt twice");
+            kind.1 += new.chunks[index as usize].len as usize;
+        }
+    }
+    let mut packer = Packer::new(options.level);
+    for (index, _) in left.iter().enumerate().filter(|(_, left)| **left) {
+        let range = index as u32..index as u32 + 1;
+        let packed = packer.pack(&bytes(new, std::slice::from_ref(&range))?).bytes.len();
+        spent(&[range], packed);
+        let kind = kinds.entry("leftover".to_owned()).or_default();
+        *kind = (kind.0 + 1, kind.1 + new.chunks[index].len as usize, kind.2 + packed);
+        sum += packed;
+    }
+    println!("all patches rebuild their targets; {apply:.1} s of one core to apply them");
+    let mut kinds: Vec<_> = kinds.into_iter().collect();
+    kinds.sort_unstable();
+    for (kind, (count, raw, packed)) in kinds {
+        println!("{kind:>10}: {count:>5} of {raw:>11} raw bytes: {packed:>10}");
+    }
+    println!("{:>10}: {sum}", "total");
+    let mut paths: Vec<_> = paths.into_iter().collect();
+    paths.sort_unstable_by(|a, b| b.1.0.total_cmp(&a.1.0));
+    for (path, (cost, raw)) in paths.into_iter().take(20) {
+        println!("{cost:>10.0} of {raw:>10} {path}");
+    }
+    Ok(())
+}

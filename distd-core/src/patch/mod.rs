@@ -1,0 +1,10 @@
+//! Patches: objects that rebuild target chunks from base chunks with the fewest bytes.
+//!
+//! [`encode`] and [`decode`] turn `(base, target)` into a payload and back; what base and target are is not
+//! theirs to know. [`pair`] decides that: it finds a base for every new chunk of a release. The payload formats are specified in the modules of the codecs, byte by byte.
+
+mod codec;
+pub mod pair;
+mod prefix;
+
+pub use codec::{Codec, Effort, PatchError, decode, encode};
