@@ -234,14 +234,6 @@ fn bytes_behind_the_file_system_are_a_plain_region() {
 }
 
 #[test]
-fn compressed_images_are_covered_without_file_regions_for_packed_files() {
-    let Sample { image, .. } = sample(&["-zlz4"]);
-    let regions = regions(&image);
-    assert_covers(&regions, image.len(), "compressed");
-    assert!(regions.all().iter().all(|region| region.kind != RegionKind::Metadata));
-}
-
-#[test]
 fn every_flipped_byte_of_the_superblock_still_gives_a_cover() {
     let image = sample(&[]).image;
     for at in 1024..1024 + 144 {
