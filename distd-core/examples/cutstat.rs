@@ -73,7 +73,7 @@ fn describe(name: &str, artifact: &Artifact, params: CutParams) -> Result<(Regio
         regions.all().len(),
         found.as_secs_f64()
     );
-    for kind in [RegionKind::Plain, RegionKind::Metadata, RegionKind::File] {
+    for kind in [RegionKind::Plain, RegionKind::Metadata, RegionKind::File, RegionKind::Packed] {
         let of_kind = || regions.all().iter().filter(|region| region.kind == kind);
         print!(
             " {kind:?} {} of {} bytes;",

@@ -23,7 +23,7 @@
 //! ```
 
 mod batch;
-mod erofs;
+pub mod erofs;
 mod params;
 mod read;
 mod region;

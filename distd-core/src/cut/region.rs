@@ -14,6 +14,8 @@ pub enum RegionKind {
     Metadata,
     /// Data of one file, padding included.
     File,
+    /// Compressed data of one file, whole physical clusters as they lie in the artifact.
+    Packed,
 }
 
 /// One run of an artifact's bytes with a cut at both ends.

@@ -1,0 +1,387 @@
+//! Extent maps of compressed files.
+
+use erofs_rs::types::{Inode, Layout, MapHeader};
+
+use super::codec::{Coding, FEATURE_CODECS, available};
+use super::image::{u16_at, u32_at};
+use super::index::{Entry, HeadKind, Index};
+use super::{NID_METABOX, Reader};
+use crate::cut::ReadAt;
+
+/// Most bytes of one physical cluster, as in Linux.
+pub const CLUSTER_BYTES_MAX: u64 = 1 << 20;
+
+/// Most bytes one cluster unpacks to, as in Linux.
+pub const EXTENT_BYTES_MAX: u64 = 12 << 20;
+
+/// Why a compressed file has no map.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MapError {
+    /// A valid image may have this, but we do not know it.
+    #[error("not supported: {0}")]
+    Unsupported(&'static str),
+    /// No valid image has this.
+    #[error("damaged: {0}")]
+    Damaged(&'static str),
+    /// The artifact could not be read, or the image asks for more work than any sound one.
+    #[error("the image could not be read")]
+    Unreadable,
+}
+
+/// A run of a compressed file's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First byte in the file.
+    pub start: u64,
+    /// Bytes, never zero.
+    pub len: u64,
+    /// What holds them.
+    pub data: ExtentData,
+}
+
+/// Where the content of an [`Extent`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExtentData {
+    /// In a physical cluster of its own, or one shared with other extents.
+    Cluster {
+        /// First byte in the artifact.
+        start: u64,
+        /// Bytes, `1..=`[`CLUSTER_BYTES_MAX`], inside the artifact.
+        len: u64,
+        /// How to unpack it.
+        coding: Coding,
+        /// Whether it unpacks to more than this extent, which is then a prefix.
+        partial: bool,
+        /// Whether it lies behind the file's index, at its exact length, instead of in blocks.
+        inline: bool,
+    },
+    /// In the content of the packed inode, which need not be that long.
+    Fragment {
+        /// First byte there.
+        offset: u64,
+    },
+}
+
+/// A compressed file of an EROFS image.
+pub struct PackedFile<'r, 'a, R: ReadAt + ?Sized> {
+    reader: &'r Reader<'a, R>,
+    inode: Inode,
+    path: &'r [u8],
+}
+
+impl<'r, 'a, R: ReadAt + ?Sized> PackedFile<'r, 'a, R> {
+    /// `None` for an inode that is not compressed, or empty.
+    pub(super) fn new(reader: &'r Reader<'a, R>, inode: Inode, path: &'r [u8]) -> Option<Self> {
+        let compressed = matches!(inode.layout(), Some(Layout::CompressedFull | Layout::CompressedCompact));
+        (compressed && inode.is_file() && inode.data_size() > 0).then_some(Self { reader, inode, path })
+    }
+
+    /// One of its paths, raw bytes without a leading slash; [`PACKED_INODE_NAME`](super::PACKED_INODE_NAME)
+    /// for the packed inode; empty when the file was found by number.
+    pub fn path(&self) -> &'r [u8] {
+        self.path
+    }
+
+    /// Its inode number, the same for all its hard links.
+    pub fn nid(&self) -> u64 {
+        self.inode.id()
+    }
+
+    /// Bytes of its content, never zero.
+    pub fn size(&self) -> u64 {
+        self.inode.data_size()
+    }
+
+    /// Its extents in order of content.
+    ///
+    /// # Errors
+    /// [`MapError`] if the head of its index is not as it should be. Later errors come from the iterator.
+    pub fn extents(&self) -> Result<Extents<'r, 'a, R>, MapError> {
+        Extents::new(self.reader, &self.inode)
+    }
+}
+
+/// The extents of one file. They follow each other without gap from 0 to the file's size, unless an error
+/// ends them. Holds at most a few KiB of the index.
+pub struct Extents<'r, 'a, R: ReadAt + ?Sized> {
+    reader: &'r Reader<'a, R>,
+    size: u64,
+    header: Header,
+    index: Index,
+    /// Number of the next entry.
+    next: u64,
+    head: Option<Head>,
+    /// Part of the index and where it starts.
+    page: Vec<u8>,
+    page_start: u64,
+    done: bool,
+}
+
+/// What stands in front of an index.
+#[derive(Clone, Copy, Default)]
+struct Header {
+    /// Codings of the two kinds of heads.
+    codings: [Option<Coding>; 2],
+    big: [bool; 2],
+    plain: Option<Coding>,
+    /// Bytes of the inline cluster, 0 without.
+    inline_bytes: u16,
+    /// The last extent is a fragment at this offset.
+    fragment: Option<u64>,
+    /// The index is a full one.
+    full: bool,
+}
+
+/// A head whose extent has no end yet.
+#[derive(Clone, Copy)]
+struct Head {
+    number: u64,
+    start: u64,
+    kind: HeadKind,
+    block: u32,
+    partial: bool,
+    /// What the entry right behind it says, if that is no head.
+    rest: Option<Option<u16>>,
+}
+
+impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
+    fn new(reader: &'r Reader<'a, R>, inode: &Inode) -> Result<Self, MapError> {
+        if inode.id() & NID_METABOX != 0 {
+            return Err(MapError::Unsupported("an inode in the metabox"));
+        }
+        let full = inode.layout() == Some(Layout::CompressedFull);
+        let geometry = &reader.geometry;
+        let (_, behind) = reader.behind_inode(inode).ok_or(MapError::Unreadable)?;
+        let header_start = behind
+            .checked_next_multiple_of(8)
+            .filter(|start| *start <= geometry.len.saturating_sub(MapHeader::size() as u64))
+            .ok_or(MapError::Damaged("an index behind the end"))?;
+        let mut raw = [0; MapHeader::size()];
+        reader.image.read(&mut raw, header_start).ok_or(MapError::Unreadable)?;
+        let block_bits = u32::from(geometry.block_bits);
+        let size = inode.data_size();
+        let entries = header_start + (MapHeader::size() + if full { 8 } else { 0 }) as u64;
+        if raw[7] & WHOLE_FRAGMENT != 0 {
+            let offset = u64::from_le_bytes(raw) & !(1 << 63);
+            fragments_allowed(reader, inode)?;
+            // Without entries: the whole content is the last extent.
+            let index = Index::new(entries, 1, (block_bits, block_bits), None, false)?;
+            let header = Header { fragment: Some(offset), full: false, ..Header::default() };
+            let head =
+                Head { number: 0, start: 0, kind: HeadKind::Plain, block: 0, partial: false, rest: None };
+            let (page, next) = (Vec::new(), index.count);
+            return Ok(Self {
+                reader,
+                size,
+                header,
+                index,
+                next,
+                head: Some(head),
+                page,
+                page_start: 0,
+                done: false,
+            });
+        }
+        let advice = u16_at(&raw, 4);
+        if full && advice & ADVICE_EXTENTS != 0 {
+            return Err(MapError::Unsupported("encoded extents"));
+        }
+        if advice & !ADVICE_KNOWN != 0 || raw[7] & !0xf != 0 {
+            return Err(MapError::Unsupported("unknown bits in front of an index"));
+        }
+        let big = [advice & ADVICE_BIG_1 != 0, advice & ADVICE_BIG_2 != 0];
+        if big != [false; 2] && geometry.features & FEATURE_CODECS == 0 {
+            return Err(MapError::Damaged("block counts without their feature"));
+        }
+        if !full && big[0] != big[1] {
+            return Err(MapError::Damaged("a compact index with block counts for one algorithm"));
+        }
+        let codings = [Coding::of_algorithm(raw[6] & 15), Coding::of_algorithm(raw[6] >> 4)];
+        if codings.contains(&None) {
+            return Err(MapError::Unsupported("an unknown algorithm"));
+        }
+        let available = available(reader.fs.super_block());
+        let usable =
+            |number: u8| if available & 1 << number == 0 { None } else { Coding::of_algorithm(number) };
+        let inline = advice & ADVICE_INLINE != 0;
+        let fragment = advice & ADVICE_FRAGMENT != 0;
+        let inline_bytes = u16_at(&raw, 2);
+        if inline && (fragment || inline_bytes == 0) {
+            return Err(MapError::Damaged("an inline cluster without bytes, or beside a fragment"));
+        }
+        if fragment {
+            fragments_allowed(reader, inode)?;
+        }
+        let interlaced = advice & ADVICE_INTERLACED != 0;
+        let header = Header {
+            codings: [usable(raw[6] & 15), usable(raw[6] >> 4)],
+            big,
+            plain: Some(if interlaced { Coding::Interlaced } else { Coding::Shifted }),
+            inline_bytes: if inline { inline_bytes } else { 0 },
+            fragment: fragment.then(|| u64::from(u32_at(&raw, 0))),
+            full,
+        };
+        let cluster_bits = block_bits + u32::from(raw[7] & 0xf);
+        let compact = (!full).then_some(advice & ADVICE_SHORT != 0);
+        let index = Index::new(entries, size, (block_bits, cluster_bits), compact, big[0])?;
+        let page = Vec::new();
+        Ok(Self { reader, size, header, index, next: 0, head: None, page, page_start: 0, done: false })
+    }
+
+    /// Bytes of a logical cluster, the unit of the index.
+    pub fn cluster_bytes(&self) -> u64 {
+        1 << self.index.cluster_bits
+    }
+
+    /// Image offset behind the index, where an inline cluster is.
+    fn index_end(&self) -> Result<u64, MapError> {
+        let last = self.index.place(self.index.count - 1);
+        last.and_then(|place| place.offset.checked_add(place.bytes as u64))
+            .filter(|end| *end <= self.reader.geometry.len)
+            .ok_or(MapError::Damaged("an index behind the end"))
+    }
+
+    fn entry(&mut self, number: u64) -> Result<Entry, MapError> {
+        let place = self.index.place(number).ok_or(MapError::Damaged("an index behind the end"))?;
+        let held = place.offset.checked_sub(self.page_start).and_then(|from| {
+            let from = usize::try_from(from).ok()?;
+            self.page.get(from..from.checked_add(place.bytes)?)
+        });
+        if let Some(bytes) = held {
+            return self.index.entry(place, bytes);
+        }
+        // Packs do not cross the pages, which start and end at multiples of their size.
+        let end = (place.offset | (PAGE_BYTES - 1)).saturating_add(1).min(self.index_end()?);
+        let bytes = usize::try_from(end.saturating_sub(place.offset)).unwrap_or(0);
+        self.page.resize(bytes, 0);
+        self.page_start = place.offset;
+        self.reader.image.charge(bytes as u64 * WORK_PER_INDEX_BYTE).ok_or(MapError::Unreadable)?;
+        self.reader.image.read(&mut self.page, place.offset).ok_or(MapError::Unreadable)?;
+        match self.page.get(..place.bytes) {
+            Some(bytes) => self.index.entry(place, bytes),
+            None => Err(MapError::Damaged("an index behind the end")),
+        }
+    }
+
+    fn step(&mut self) -> Result<Option<Extent>, MapError> {
+        while self.next < self.index.count {
+            let number = self.next;
+            let entry = self.entry(number)?;
+            self.next += 1;
+            match entry {
+                Entry::Rest { blocks } => match &mut self.head {
+                    None => return Err(MapError::Damaged("no head at the start")),
+                    Some(head) if head.number + 1 == number => head.rest = Some(blocks),
+                    Some(_) => {}
+                },
+                Entry::Head { kind, within, block, partial } => {
+                    let start = (number << self.index.cluster_bits) + u64::from(within);
+                    if start >= self.size {
+                        // In the last logical cluster, behind the content: nothing is in it.
+                        continue;
+                    }
+                    let head = Head { number, start, kind, block, partial, rest: None };
+                    match self.head.replace(head) {
+                        None if start == 0 => {}
+                        None => return Err(MapError::Damaged("no head at the start")),
+                        Some(before) => return self.extent(before, start, false).map(Some),
+                    }
+                }
+            }
+        }
+        self.head.take().map(|head| self.extent(head, self.size, true)).transpose()
+    }
+
+    fn extent(&self, head: Head, end: u64, last: bool) -> Result<Extent, MapError> {
+        let Head { start, .. } = head;
+        let len = end - start;
+        if last && let Some(low) = self.header.fragment {
+            let high = if self.header.full { u64::from(head.block) << 32 } else { 0 };
+            let offset = low | high;
+            offset.checked_add(len).ok_or(MapError::Damaged("a fragment behind the end"))?;
+            return Ok(Extent { start, len, data: ExtentData::Fragment { offset } });
+        }
+        let coding = match head.kind {
+            HeadKind::Plain => self.header.plain,
+            HeadKind::First => self.header.codings[0],
+            HeadKind::Second => self.header.codings[1],
+        };
+        let coding = coding.ok_or(MapError::Damaged("an algorithm the superblock does not list"))?;
+        let inline = last && self.header.inline_bytes > 0;
+        let (from, bytes) = if inline { self.inline_cluster()? } else { self.cluster(head)? };
+        if bytes > CLUSTER_BYTES_MAX || len > EXTENT_BYTES_MAX {
+            return Err(MapError::Unsupported("a cluster above the limits of Linux"));
+        }
+        if head.kind == HeadKind::Plain && len > bytes {
+            return Err(MapError::Damaged("a plain extent longer than its cluster"));
+        }
+        if from.checked_add(bytes).is_none_or(|end| end > self.reader.geometry.len) {
+            return Err(MapError::Damaged("a cluster behind the end"));
+        }
+        let partial = head.partial;
+        let data = ExtentData::Cluster { start: from, len: bytes, coding, partial, inline };
+        Ok(Extent { start, len, data })
+    }
+
+    fn inline_cluster(&self) -> Result<(u64, u64), MapError> {
+        let (from, bytes) = (self.index_end()?, u64::from(self.header.inline_bytes));
+        let block = 1 << self.reader.geometry.block_bits;
+        if from % block + bytes > block {
+            return Err(MapError::Damaged("an inline cluster across blocks"));
+        }
+        Ok((from, bytes))
+    }
+
+    fn cluster(&self, head: Head) -> Result<(u64, u64), MapError> {
+        let block_bits = self.reader.geometry.block_bits;
+        let big = self.header.big[usize::from(head.kind != HeadKind::First)];
+        let blocks = match head.rest {
+            Some(count) if big => {
+                count.filter(|count| *count > 0).ok_or(MapError::Damaged("no block count behind a head"))?
+            }
+            _ => 1,
+        };
+        Ok((u64::from(head.block) << block_bits, u64::from(blocks) << block_bits))
+    }
+}
+
+impl<R: ReadAt + ?Sized> Iterator for Extents<'_, '_, R> {
+    type Item = Result<Extent, MapError>;
+
+    /// The next extent. An error is the last item.
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
+        }
+        let item = self.step().transpose();
+        self.done = !matches!(item, Some(Ok(_)));
+        item
+    }
+}
+
+fn fragments_allowed<R: ReadAt + ?Sized>(reader: &Reader<'_, R>, inode: &Inode) -> Result<(), MapError> {
+    match reader.packed_nid() {
+        Some(nid) if nid != inode.id() => Ok(()),
+        _ => Err(MapError::Damaged("a fragment without a packed inode, or of it")),
+    }
+}
+
+const ADVICE_SHORT: u16 = 0x1;
+/// The same bit, in a full index.
+const ADVICE_EXTENTS: u16 = 0x1;
+const ADVICE_BIG_1: u16 = 0x2;
+const ADVICE_BIG_2: u16 = 0x4;
+const ADVICE_INLINE: u16 = 0x8;
+const ADVICE_INTERLACED: u16 = 0x10;
+const ADVICE_FRAGMENT: u16 = 0x20;
+const ADVICE_KNOWN: u16 = 0x3f;
+
+/// In the last byte of the header: the rest of it is an offset in the packed inode.
+const WHOLE_FRAGMENT: u8 = 0x80;
+
+/// Bytes of index read at once.
+const PAGE_BYTES: u64 = 4096;
+
+/// Decoding costs more than copying: entries of 2 bytes take about 10 ns each.
+const WORK_PER_INDEX_BYTE: u64 = 8;

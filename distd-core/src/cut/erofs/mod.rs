@@ -1,0 +1,278 @@
+//! Reader for EROFS images: regions, and the extent maps of compressed files.
+//!
+//! Superblock, inodes and directories are read by `erofs-rs`; only the extent maps are ours, since it
+//! does not expose them. On-disk format: Linux `fs/erofs/erofs_fs.h`; the exact rules: docs/formats.md,
+//! "Cutting".
+//!
+//! [`regions`](super::regions) says where the borders are. Who wants to look into a compressed file opens
+//! a [`Reader`] and goes through its [`Extent`]s:
+//!
+//! ```
+//! use std::ops::ControlFlow;
+//! use distd_core::cut::erofs::{ExtentData, Reader};
+//!
+//! # fn packed_bytes(artifact: &[u8]) -> Option<u64> {
+//! let reader = Reader::open(artifact)?;
+//! let mut bytes = 0;
+//! reader.packed_files(|file| {
+//!     let Ok(extents) = file.extents() else { return ControlFlow::Continue(()) };
+//!     for extent in extents.map_while(Result::ok) {
+//!         if let ExtentData::Cluster { len, .. } = extent.data {
+//!             bytes += len;
+//!         }
+//!     }
+//!     ControlFlow::Continue(())
+//! })?;
+//! # Some(bytes)
+//! # }
+//! # assert_eq!(packed_bytes(&[0; 5000]), None);
+//! ```
+
+mod codec;
+mod flat;
+mod found;
+mod image;
+mod index;
+mod map;
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use erofs_rs::r#async::EroFS;
+use erofs_rs::types::{
+    Inode, InodeCompact, InodeExtended, Layout, MAGIC_NUMBER, SUPER_BLOCK_OFFSET, SuperBlock,
+};
+
+use self::found::Found;
+use self::image::{Image, Shared};
+use super::{ReadAt, Regions};
+use crate::limits::ARTIFACT_BYTES_MAX;
+
+pub use codec::{Codecs, Coding};
+pub use map::{CLUSTER_BYTES_MAX, EXTENT_BYTES_MAX, Extent, ExtentData, Extents, MapError, PackedFile};
+
+/// Name hint of the packed inode, a file without a name that holds the ends of others. No path of a file
+/// in an image starts with a slash.
+pub const PACKED_INODE_NAME: &[u8] = b"/packed-inode";
+
+/// Largest block size taken, as a power of two: Linux mounts none above its page size, 64 KiB at most.
+const BLOCK_BITS_MAX: u8 = 16;
+
+/// Deepest directory taken. The walk holds one block per level; with [`BLOCK_BITS_MAX`] that is 32 MiB.
+const DEPTH_MAX: usize = 512;
+
+/// Shortest inline tail that is a region of its own, bytes.
+///
+/// Inodes hold block addresses, so nearly all of them change when one file grows, and a tail cut together
+/// with inodes is sent again each time. Adding a 100 kB file to an 800 MB Debian tree costs, in new chunks
+/// at zstd level 9, 14.6 MB without borders around tails, 2.9 MB with them from 1024 bytes on, 1.6 MB from
+/// 512, 1.3 MB from 256, 1.2 MB from 128; the last step is about what its entries cost in the manifest.
+const TAIL_MIN: u64 = 256;
+
+/// Inode numbers with this bit live in the metabox, itself a file: their tables have no place of ours.
+const NID_METABOX: u64 = 1 << 63;
+
+const FEATURE_FRAGMENTS: u32 = 0x20;
+const FEATURE_48BIT: u32 = 0x80;
+
+/// Regions of `artifact` if it is a sound EROFS image, `None` for anything else.
+pub(super) fn regions<R: ReadAt + ?Sized>(artifact: &R) -> Option<Regions> {
+    Reader::open(artifact)?.regions()
+}
+
+/// What the superblock says about where things are.
+struct Geometry {
+    len: u64,
+    block_bits: u8,
+    meta_start: u64,
+    wide: bool,
+    /// Bytes the file system says it covers.
+    used: u64,
+    features: u32,
+}
+
+/// An open EROFS image.
+///
+/// Reads metadata only, through a cache of 4 MiB. What it may read is bounded by a small multiple of
+/// the artifact's length, anew for each [`packed_files`](Self::packed_files) and each
+/// [`packed_file`](Self::packed_file).
+pub struct Reader<'a, R: ReadAt + ?Sized> {
+    image: Arc<Image<'a, R>>,
+    fs: EroFS<Shared<'a, R>>,
+    geometry: Geometry,
+}
+
+impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
+    /// Opens `artifact`; `None` if it is no EROFS image, needs other devices, or has features we do not
+    /// know.
+    pub fn open(artifact: &'a R) -> Option<Self> {
+        let len = artifact.len();
+        let mut magic = [0; 4];
+        if !(SUPER_BLOCK_OFFSET + SuperBlock::size() as u64..=ARTIFACT_BYTES_MAX).contains(&len) {
+            return None;
+        }
+        artifact.read_exact_at(&mut magic, SUPER_BLOCK_OFFSET).ok()?;
+        if u32::from_le_bytes(magic) != MAGIC_NUMBER {
+            return None;
+        }
+        let image = Arc::new(Image::new(artifact));
+        let fs = ready(EroFS::new(Shared(Arc::clone(&image))))?.ok()?;
+        let superblock = fs.super_block();
+        let block_bits = superblock.blk_size_bits;
+        if block_bits > BLOCK_BITS_MAX {
+            return None;
+        }
+        let geometry = Geometry {
+            len,
+            block_bits,
+            meta_start: u64::from(superblock.meta_blk_addr) << block_bits,
+            wide: superblock.feature_incompat & FEATURE_48BIT != 0,
+            used: superblock.block_count().checked_mul(1 << block_bits)?.min(len),
+            features: superblock.feature_incompat,
+        };
+        Some(Self { image, fs, geometry })
+    }
+
+    /// Bytes of a block.
+    pub fn block_bytes(&self) -> u64 {
+        1 << self.geometry.block_bits
+    }
+
+    /// Parameters of the algorithms in use; `None` if their records do not parse.
+    pub fn codecs(&self) -> Option<Codecs> {
+        codec::codecs(&self.image, self.fs.super_block())
+    }
+
+    /// Inode number of the packed inode, if there is one.
+    pub fn packed_nid(&self) -> Option<u64> {
+        let superblock = self.fs.super_block();
+        let fragments = superblock.feature_incompat & FEATURE_FRAGMENTS != 0;
+        (fragments && superblock.packed_nid != 0).then_some(superblock.packed_nid)
+    }
+
+    /// Hands out each compressed file once, in directory order, the packed inode last. Memory does not
+    /// grow with the files' sizes, only with their number.
+    ///
+    /// `None` if the image is not sound, where [`regions`](super::regions) gives one plain region.
+    pub fn packed_files(
+        &self,
+        mut visit: impl FnMut(PackedFile<'_, 'a, R>) -> ControlFlow<()>,
+    ) -> Option<()> {
+        self.image.refill();
+        self.walk(|path, inode| {
+            let flow = PackedFile::new(self, inode, path).map(&mut visit);
+            Some(flow.unwrap_or(ControlFlow::Continue(())))
+        })
+    }
+
+    /// The compressed file with this inode number; `None` if there is no such file.
+    pub fn packed_file(&self, nid: u64) -> Option<PackedFile<'_, 'a, R>> {
+        self.image.refill();
+        let inode = ready(self.fs.get_inode(nid))?.ok()?;
+        PackedFile::new(self, inode, b"")
+    }
+
+    fn regions(&self) -> Option<Regions> {
+        let mut found = Found::default();
+        self.walk(|path, inode| {
+            let mark = found.mark();
+            match inode.layout()? {
+                Layout::CompressedFull | Layout::CompressedCompact => {
+                    match self.packed_runs(inode, &mut found) {
+                        Ok(()) => {}
+                        Err(MapError::Unreadable) => return None,
+                        Err(MapError::Unsupported(_) | MapError::Damaged(_)) => found.forget(mark),
+                    }
+                }
+                layout => self.flat_runs(&inode, layout, &mut found)?,
+            }
+            found.finish_file(mark, path);
+            Some(ControlFlow::Continue(()))
+        })?;
+        found.lay_out(&self.geometry)
+    }
+
+    /// Adds the physical clusters of one file, those that lie one behind the other as one run.
+    fn packed_runs(&self, inode: Inode, found: &mut Found) -> Result<(), MapError> {
+        let Some(file) = PackedFile::new(self, inode, b"") else { return Ok(()) };
+        let mut run: Option<(u64, u64)> = None;
+        let mut add = |start, end| found.add(start, end, true, &self.geometry).ok_or(MapError::Unreadable);
+        for extent in file.extents()? {
+            match extent?.data {
+                ExtentData::Fragment { .. } => {}
+                ExtentData::Cluster { start, len, inline: true, .. } => {
+                    if len >= TAIL_MIN {
+                        add(start, start + len)?;
+                    }
+                }
+                ExtentData::Cluster { start, len, .. } => match &mut run {
+                    Some((_, end)) if *end == start => *end = start + len,
+                    _ => {
+                        if let Some((start, end)) = run.replace((start, start + len)) {
+                            add(start, end)?;
+                        }
+                    }
+                },
+            }
+        }
+        run.map_or(Ok(()), |(start, end)| add(start, end))
+    }
+
+    /// Calls `each` with every regular file that is not empty, once, and the packed inode at the end.
+    /// `None` if the image is not sound, or when `each` says so.
+    fn walk(&self, mut each: impl FnMut(&[u8], Inode) -> Option<ControlFlow<()>>) -> Option<()> {
+        let mut seen_dirs = BTreeSet::from([self.fs.super_block().root_inode_id()]);
+        let mut seen_files = BTreeSet::new();
+        let mut entries = ready(self.fs.walk_dir("/"))?.ok()?;
+        while let Some(entry) = ready(entries.next_entry())? {
+            let entry = entry.ok()?;
+            let inode = entry.inode;
+            if entry.depth > DEPTH_MAX {
+                return None;
+            }
+            // A directory has one parent; two would let a small image unfold into an endless tree.
+            if inode.is_dir() && !seen_dirs.insert(inode.id()) {
+                return None;
+            }
+            // A hard link shows its file once more, with the same extents.
+            if !inode.is_file() || inode.data_size() == 0 || !seen_files.insert(inode.id()) {
+                continue;
+            }
+            let path = entry.dir_entry.path();
+            let path = path.as_bytes().strip_prefix(b"/").unwrap_or(path.as_bytes());
+            if each(path, inode)?.is_break() {
+                return Some(());
+            }
+        }
+        if let Some(nid) = self.packed_nid().filter(|nid| !seen_files.contains(nid)) {
+            let inode = ready(self.fs.get_inode(nid))?.ok()?;
+            if inode.is_file() && inode.data_size() > 0 {
+                // The last one, whatever it answers.
+                let _ = each(PACKED_INODE_NAME, inode)?;
+            }
+        }
+        Some(())
+    }
+
+    /// The first bytes of the raw inode, and the offset behind it and its attributes, where an inline
+    /// tail, a chunk table or an index is.
+    fn behind_inode(&self, inode: &Inode) -> Option<([u8; InodeCompact::size()], u64)> {
+        let start =
+            inode.id().checked_mul(InodeCompact::size() as u64)?.checked_add(self.geometry.meta_start)?;
+        let mut raw = [0; InodeCompact::size()];
+        self.image.read(&mut raw, start)?;
+        let size = if raw[0] & 1 == 0 { InodeCompact::size() } else { InodeExtended::size() };
+        Some((raw, start.checked_add((size + inode.xattr_size()) as u64)?))
+    }
+}
+
+/// Result of a future that never waits.
+fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}
