@@ -66,3 +66,10 @@ pub const PATCH_BASE_BYTES_MAX: usize = 16 << 20;
 
 /// Largest payload of a patch, bytes: it travels and is stored like a chunk.
 pub const PATCH_PAYLOAD_BYTES_MAX: usize = CHUNK_BYTES_MAX;
+
+/// Largest index of a patch set, packed or not, bytes: some ten million target chunks. It is held in memory while
+/// the set is used.
+pub const PATCH_INDEX_BYTES_MAX: u64 = 64 << 20;
+
+/// Most patches of one set; each rebuilds something.
+pub const PATCHES_MAX: usize = 1 << 20;

@@ -136,6 +136,11 @@ pub fn channel_target(product: &Name, channel: &Name) -> String {
     format!("channels/{product}/{channel}")
 }
 
+/// TUF target name of the list of a product's patch sets.
+pub fn patches_target(product: &Name) -> String {
+    format!("patches/{product}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

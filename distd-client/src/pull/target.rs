@@ -159,5 +159,9 @@ pub(super) fn open(out: &Path, manifest: &Manifest) -> anyhow::Result<Box<dyn Ta
         Kind::Tree { listing_bytes } => {
             Ok(Box::new(TreeTarget::open(out, manifest.id(), listing_bytes, bytes)?))
         }
+        Kind::PatchSet { .. } => {
+            let error = anyhow::anyhow!("the release is a set of patches, which is nothing to install");
+            Err(Failure::new(Code::Integrity, error).next("tell whoever runs the origin").into())
+        }
     }
 }

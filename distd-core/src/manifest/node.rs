@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use super::{NODE_ENTRIES_MAX, ROOT_CHILDREN_MAX};
 use crate::cut::CutParams;
 use crate::limits::{
-    ARTIFACT_BYTES_MAX, CHUNK_BYTES_MAX, MANIFEST_LEVELS_MAX, NODE_BYTES_MAX, TREE_LISTING_BYTES_MAX,
+    ARTIFACT_BYTES_MAX, CHUNK_BYTES_MAX, MANIFEST_LEVELS_MAX, NODE_BYTES_MAX, PATCH_INDEX_BYTES_MAX,
+    TREE_LISTING_BYTES_MAX,
 };
 use crate::{ArtifactHash, ChunkHash, ChunkId, ManifestId, NodeHash};
 
@@ -27,6 +28,11 @@ pub enum Kind {
     Tree {
         /// Bytes of the listing at the head of the artifact.
         listing_bytes: u64,
+    },
+    /// The patches between two manifests: their index, then their payloads, a chunk each (docs/formats.md, "Patch set").
+    PatchSet {
+        /// Bytes of the index at the head of the artifact.
+        index_bytes: u64,
     },
 }
 
@@ -186,6 +192,7 @@ impl Root {
         let (kind, listing) = match self.kind {
             Kind::File => (0, 0),
             Kind::Tree { listing_bytes } => (1, listing_bytes),
+            Kind::PatchSet { index_bytes } => (2, index_bytes),
         };
         let cut = (self.cut.min(), self.cut.avg(), self.cut.max());
         let wire: WireRoot = (
@@ -219,6 +226,9 @@ impl Root {
             (0, 0) => Kind::File,
             (1, listing_bytes) if listing_bytes <= total.min(TREE_LISTING_BYTES_MAX) => {
                 Kind::Tree { listing_bytes }
+            }
+            (2, index_bytes) if index_bytes <= total.min(PATCH_INDEX_BYTES_MAX) => {
+                Kind::PatchSet { index_bytes }
             }
             _ => return Err(NodeError::Bounds("its kind")),
         };

@@ -3,8 +3,12 @@
 //! [`encode`] and [`decode`] turn `(base, target)` into a payload and back; what base and target are is not
 //! theirs to know. [`pair`] decides that: it finds a base for every new chunk of a release. The payload formats are specified in the modules of the codecs, byte by byte.
 
+mod choose;
 mod codec;
 pub mod pair;
 mod prefix;
+mod set;
 
+pub use choose::{Choice, Offer, PatchRef, choose};
 pub use codec::{Codec, Effort, PatchError, decode, encode};
+pub use set::{SetError, SetIndex, SetPatch, TargetRun};

@@ -77,6 +77,8 @@ impl CommitRequest {
             Kind::Tree { listing_bytes } if listing_bytes > self.bytes.min(TREE_LISTING_BYTES_MAX) => {
                 bad("the tree listing is longer than the artifact or 256 MiB")
             }
+            // The origin makes these itself.
+            Kind::PatchSet { .. } => bad("a patch set is not pushed"),
             _ => Ok(()),
         }
     }
@@ -151,6 +153,7 @@ impl Ingest {
             kind: match kind {
                 Kind::File => "file".to_owned(),
                 Kind::Tree { .. } => "tree".to_owned(),
+                Kind::PatchSet { .. } => "patch set".to_owned(),
             },
             created: now,
             created_by: by.to_owned(),

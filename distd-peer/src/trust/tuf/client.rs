@@ -49,6 +49,28 @@ pub struct ChannelDoc {
     pub extra: Map<String, Value>,
 }
 
+/// Which patch sets a product has: what the file of target `patches/PRODUCT` holds, as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PatchesDoc {
+    /// The product.
+    pub product: Name,
+    /// Its patch sets.
+    pub sets: Vec<PatchSetRef>,
+}
+
+/// One patch set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PatchSetRef {
+    /// Manifest of the release it starts from.
+    pub from: ManifestId,
+    /// Manifest of the release it leads to.
+    pub to: ManifestId,
+    /// Manifest of the set itself.
+    pub set: ManifestId,
+    /// Length of the set: index and payloads, bytes.
+    pub bytes: u64,
+}
+
 /// What an update cost on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {

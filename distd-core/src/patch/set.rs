@@ -1,0 +1,315 @@
+//! The index of a patch set: which patches there are, what they need and what they rebuild.
+//!
+//! A set belongs to a pair of manifests and is itself an artifact of kind
+//! [`Kind::PatchSet`](crate::manifest::Kind::PatchSet): the packed index, cut into chunks of at most
+//! `CHUNK_BYTES_MAX`, and behind it the payload of each patch, one chunk each. So payloads are numbered, stored,
+//! cached and swarmed like all chunks, and whoever has the set's manifest can say whose byte was wrong. Bytes:
+//! docs/formats.md, "Patch set".
+
+use std::ops::RangeInclusive;
+
+use super::Codec;
+use crate::limits::{
+    CHUNK_BYTES_MAX, PATCH_BASE_BYTES_MAX, PATCH_INDEX_BYTES_MAX, PATCH_TARGET_BYTES_MAX, PATCHES_MAX,
+};
+use crate::proto::{put_varint, take_varint};
+use crate::{ChunkId, ManifestId};
+
+/// First bytes of an index.
+const MAGIC: &[u8; 8] = b"distdps1";
+
+/// Most base or target chunks of one patch: the smallest chunks the limits on bytes allow.
+const CHUNKS_MAX: u64 = (PATCH_BASE_BYTES_MAX / 64) as u64;
+
+/// Consecutive chunks that a patch rebuilds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetRun {
+    /// Id of the first.
+    pub first: ChunkId,
+    /// Raw length of each, bytes; never empty.
+    pub lens: Vec<u32>,
+}
+
+impl TargetRun {
+    /// The ids with their raw lengths.
+    pub fn chunks(&self) -> impl Iterator<Item = (ChunkId, u32)> + '_ {
+        (self.first.0..).map(ChunkId).zip(self.lens.iter().copied())
+    }
+}
+
+/// One patch. Its payload is the chunk behind the index with the patch's own number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetPatch {
+    /// Number of the codec; one this build does not know makes the patch useless to it, not the set.
+    pub codec: u8,
+    /// What the targets cost as chunks, as the origin packed them, bytes.
+    pub packed: u64,
+    /// The base: these chunks' raw bytes one behind the other. None for a solid segment.
+    pub bases: Vec<RangeInclusive<ChunkId>>,
+    /// What comes out, in this order.
+    pub targets: Vec<TargetRun>,
+}
+
+impl SetPatch {
+    /// How the payload works, when this build knows it.
+    pub fn codec(&self) -> Option<Codec> {
+        Codec::from_number(self.codec)
+    }
+
+    /// The base chunks.
+    pub fn base_ids(&self) -> impl Iterator<Item = ChunkId> + '_ {
+        self.bases.iter().flat_map(|range| (range.start().0..=range.end().0).map(ChunkId))
+    }
+
+    /// The target chunks with their raw lengths.
+    pub fn target_chunks(&self) -> impl Iterator<Item = (ChunkId, u32)> + '_ {
+        self.targets.iter().flat_map(TargetRun::chunks)
+    }
+
+    /// Raw bytes of all targets.
+    pub fn target_bytes(&self) -> usize {
+        self.target_chunks().map(|(_, len)| len as usize).sum()
+    }
+}
+
+/// All patches of a set, in an order in which each base is there when it is needed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetIndex {
+    /// The manifest a device has.
+    pub from: ManifestId,
+    /// The manifest it gets.
+    pub to: ManifestId,
+    /// The patches.
+    pub patches: Vec<SetPatch>,
+}
+
+/// Why bytes are no index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SetError {
+    /// Not an index of this version.
+    #[error("not the index of a patch set this build reads")]
+    Magic,
+    /// Cut off, with bytes behind its end, or not packed as it should be.
+    #[error("the index of a patch set is damaged")]
+    Damaged,
+    /// A number outside its bounds.
+    #[error("the index of a patch set has {0} out of bounds")]
+    Bounds(&'static str),
+}
+
+fn zigzag(n: i64) -> u64 {
+    ((n << 1) ^ (n >> 63)) as u64
+}
+
+fn unzigzag(n: u64) -> i64 {
+    (n >> 1) as i64 ^ -((n & 1) as i64)
+}
+
+/// Ids are told as steps from the end of the range before: in artifact order, and so mostly 0.
+#[derive(Default)]
+struct Steps {
+    bases: u64,
+    targets: u64,
+}
+
+fn put_step(out: &mut Vec<u8>, first: ChunkId, last: &mut u64, count: u64) {
+    put_varint(out, zigzag(first.0 as i64 - *last as i64));
+    put_varint(out, count);
+    *last = first.0 + count;
+}
+
+impl SetIndex {
+    /// The index packed, as it stands at the head of the set.
+    ///
+    /// # Panics
+    /// When an id is 2^61 or above: origins count from 1.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = MAGIC.to_vec();
+        out.extend_from_slice(self.from.as_bytes());
+        out.extend_from_slice(self.to.as_bytes());
+        put_varint(&mut out, self.patches.len() as u64);
+        let mut last = Steps::default();
+        for patch in &self.patches {
+            put_varint(&mut out, u64::from(patch.codec));
+            put_varint(&mut out, patch.packed);
+            put_varint(&mut out, patch.bases.len() as u64);
+            for range in &patch.bases {
+                put_step(&mut out, *range.start(), &mut last.bases, range.end().0 - range.start().0 + 1);
+            }
+            put_varint(&mut out, patch.targets.len() as u64);
+            for run in &patch.targets {
+                put_step(&mut out, run.first, &mut last.targets, run.lens.len() as u64);
+                for len in &run.lens {
+                    put_varint(&mut out, u64::from(*len));
+                }
+            }
+        }
+        zstd::bulk::compress(&out, 19).expect("compressing memory to memory does not fail")
+    }
+
+    /// An index from the head of a set.
+    ///
+    /// # Errors
+    /// [`SetError`]. What comes out keeps the limits on bytes of base and target; memory is a small multiple of the
+    /// unpacked index, at most [`PATCH_INDEX_BYTES_MAX`] bytes.
+    pub fn decode(packed: &[u8]) -> Result<Self, SetError> {
+        let claimed = zstd::zstd_safe::get_frame_content_size(packed).ok().flatten();
+        let bytes = claimed.filter(|bytes| *bytes <= PATCH_INDEX_BYTES_MAX).ok_or(SetError::Damaged)?;
+        let raw = zstd::bulk::decompress(packed, bytes as usize).map_err(|_| SetError::Damaged)?;
+        let rest = raw.strip_prefix(MAGIC).ok_or(SetError::Magic)?;
+        let (ids, mut rest) = rest.split_at_checked(64).ok_or(SetError::Damaged)?;
+        let id = |bytes: &[u8]| ManifestId::from_slice(bytes).ok_or(SetError::Damaged);
+        let (from, to) = (id(&ids[..32])?, id(&ids[32..])?);
+        let count = take(&mut rest)?;
+        // Each takes at least four bytes.
+        if count > PATCHES_MAX as u64 || count > rest.len() as u64 / 4 {
+            return Err(SetError::Bounds("the number of patches"));
+        }
+        let mut last = Steps::default();
+        let mut patches = Vec::with_capacity(count as usize);
+        for _ in 0..count {
+            patches.push(take_patch(&mut rest, &mut last)?);
+        }
+        if rest.is_empty() { Ok(Self { from, to, patches }) } else { Err(SetError::Damaged) }
+    }
+}
+
+fn take(rest: &mut &[u8]) -> Result<u64, SetError> {
+    take_varint(rest).ok_or(SetError::Damaged)
+}
+
+/// First id and number of a range.
+fn take_step(rest: &mut &[u8], last: &mut u64) -> Result<(u64, u64), SetError> {
+    let bad = SetError::Bounds("a chunk id");
+    let first = (*last as i64).checked_add(unzigzag(take(rest)?)).ok_or(bad)?;
+    let count = take(rest)?;
+    let end = u64::try_from(first).ok().filter(|first| *first > 0).and_then(|first| first.checked_add(count));
+    let end = end.filter(|end| *end < 1 << 61 && count > 0).ok_or(bad)?;
+    *last = end;
+    Ok((first as u64, count))
+}
+
+fn take_patch(rest: &mut &[u8], last: &mut Steps) -> Result<SetPatch, SetError> {
+    let codec = u8::try_from(take(rest)?).map_err(|_| SetError::Bounds("a codec"))?;
+    let packed = take(rest)?;
+    let ranges = take(rest)?;
+    // Each range takes at least two bytes.
+    if ranges > rest.len() as u64 / 2 {
+        return Err(SetError::Bounds("the number of base ranges"));
+    }
+    let (mut bases, mut chunks) = (Vec::with_capacity(ranges as usize), 0);
+    for _ in 0..ranges {
+        let (first, count) = take_step(rest, &mut last.bases)?;
+        chunks += count;
+        if chunks > CHUNKS_MAX {
+            return Err(SetError::Bounds("the number of base chunks"));
+        }
+        bases.push(ChunkId(first)..=ChunkId(first + count - 1));
+    }
+    let runs = take(rest)?;
+    // Each run takes at least three bytes.
+    if runs == 0 || runs > rest.len() as u64 / 3 {
+        return Err(SetError::Bounds("the number of targets"));
+    }
+    let (mut targets, mut bytes) = (Vec::with_capacity(runs as usize), 0u64);
+    for _ in 0..runs {
+        let (first, count) = take_step(rest, &mut last.targets)?;
+        if count > rest.len() as u64 {
+            return Err(SetError::Bounds("the number of target chunks"));
+        }
+        let mut lens = Vec::with_capacity(count as usize);
+        for _ in 0..count {
+            let len = take(rest)?;
+            if len == 0 || len > CHUNK_BYTES_MAX as u64 {
+                return Err(SetError::Bounds("a chunk length"));
+            }
+            bytes += len;
+            lens.push(len as u32);
+        }
+        if bytes > PATCH_TARGET_BYTES_MAX as u64 {
+            return Err(SetError::Bounds("what a patch rebuilds"));
+        }
+        targets.push(TargetRun { first: ChunkId(first), lens });
+    }
+    Ok(SetPatch { codec, packed, bases, targets })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample() -> SetIndex {
+        let id = |n| ChunkId(n);
+        SetIndex {
+            from: ManifestId([1; 32]),
+            to: ManifestId([2; 32]),
+            patches: vec![
+                SetPatch {
+                    codec: 1,
+                    packed: 50_000,
+                    bases: vec![],
+                    targets: vec![TargetRun { first: id(900), lens: vec![4096, 70, 65_536] }],
+                },
+                SetPatch {
+                    codec: 2,
+                    packed: 9,
+                    bases: vec![id(3)..=id(40), id(900)..=id(901), id(1)..=id(1)],
+                    targets: vec![
+                        TargetRun { first: id(903), lens: vec![1] },
+                        TargetRun { first: id(910), lens: vec![1 << 20] },
+                    ],
+                },
+            ],
+        }
+    }
+
+    #[test]
+    fn an_index_comes_back_and_its_bytes_stay_as_they_are() {
+        let index = sample();
+        let packed = index.encode();
+        assert_eq!(SetIndex::decode(&packed), Ok(index));
+        const GOLDEN: &[u8] = include_bytes!("testdata/set_index_v1.bin");
+        let raw = |packed| zstd::bulk::decompress(packed, 1000).expect("zstd");
+        // zstd may learn to pack better; what is packed may not change.
+        assert_eq!(raw(GOLDEN), raw(&packed));
+        assert_eq!(SetIndex::decode(GOLDEN), Ok(sample()));
+    }
+
+    fn repack(raw: &[u8]) -> Vec<u8> {
+        zstd::bulk::compress(raw, 1).expect("zstd")
+    }
+
+    #[test]
+    fn a_damaged_index_is_refused_or_another_one_and_never_beyond_its_bounds() {
+        let raw = zstd::bulk::decompress(&sample().encode(), 1000).expect("zstd");
+        for at in 0..raw.len() {
+            assert!(SetIndex::decode(&repack(&raw[..at])).is_err(), "cut to {at}");
+            for bit in 0..8 {
+                let mut bad = raw.clone();
+                bad[at] ^= 1 << bit;
+                if let Ok(index) = SetIndex::decode(&repack(&bad)) {
+                    assert_ne!(index, sample());
+                    assert!(index.patches.iter().all(|p| p.target_bytes() <= PATCH_TARGET_BYTES_MAX));
+                }
+            }
+        }
+        let mut long = raw;
+        long.push(0);
+        assert_eq!(SetIndex::decode(&repack(&long)), Err(SetError::Damaged));
+        assert_eq!(SetIndex::decode(b""), Err(SetError::Damaged));
+        let bomb = repack(&vec![0; PATCH_INDEX_BYTES_MAX as usize + 1]);
+        assert_eq!(SetIndex::decode(&bomb), Err(SetError::Damaged));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_end_in_an_index_or_an_error(raw in prop::collection::vec(any::<u8>(), 0..300)) {
+            let mut all = MAGIC.to_vec();
+            all.extend([7; 64]);
+            all.extend(raw);
+            let _ = SetIndex::decode(&repack(&all));
+        }
+    }
+}
