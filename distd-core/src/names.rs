@@ -103,6 +103,13 @@ pub enum WantedError {
 }
 
 impl Wanted {
+    /// The product.
+    pub fn product(&self) -> &Name {
+        match self {
+            Self::Release { product, .. } | Self::Channel { product, .. } => product,
+        }
+    }
+
     /// The TUF target that answers: `releases/P/V` or `channels/P/C` (docs/formats.md, "TUF targets").
     pub fn target_name(&self) -> String {
         match self {

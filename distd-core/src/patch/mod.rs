@@ -7,8 +7,10 @@ mod choose;
 mod codec;
 pub mod pair;
 mod prefix;
+mod route;
 mod set;
 
 pub use choose::{Choice, Offer, PatchRef, choose};
 pub use codec::{Codec, Effort, PatchError, decode, encode};
+pub use route::{Leg, ROUTE_LEGS_MAX, route};
 pub use set::{SetError, SetIndex, SetPatch, TargetRun};

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use distd_core::ManifestId;
 use distd_core::limits::NODE_BYTES_MAX;
 use distd_core::manifest::Root;
-use distd_core::names::{Name, Wanted, release_target};
+use distd_core::names::{Name, Wanted, patches_target, release_target};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tough::{IntoVec, Limits, Repository, RepositoryLoader, TargetName};
@@ -95,6 +95,8 @@ pub struct Resolved {
     pub manifest: ManifestId,
     /// What the publisher signed beside it.
     pub custom: Map<String, Value>,
+    /// The product's patch sets; none when the origin lists none, or a list that makes no sense.
+    pub patches: Vec<PatchSetRef>,
     /// What it cost.
     pub cost: Cost,
 }
@@ -190,7 +192,7 @@ fn query(root: &[u8], held: &BTreeMap<String, Bytes>, wanted: &Wanted) -> Query 
         root: version_of(root).unwrap_or(1),
         latest: true,
         timestamp: held.get("timestamp.json").and_then(|b| version_of(b)).unwrap_or(0),
-        targets: vec![wanted.target_name()],
+        targets: vec![wanted.target_name(), patches_target(wanted.product())],
         ..Query::default()
     };
     for name in held.keys() {
@@ -267,8 +269,25 @@ async fn find(repo: &Repository, wanted: &Wanted) -> Result<Resolved, TufError> 
     if channel.as_ref().is_some_and(|doc| doc.manifest != manifest) {
         return Err(bad(None));
     }
+    let patches = find_patches(repo, product).await?;
     let (product, cost) = (product.clone(), Cost::default());
-    Ok(Resolved { product, version, channel, root_node, manifest, custom, cost })
+    Ok(Resolved { product, version, channel, root_node, manifest, custom, patches, cost })
+}
+
+/// The product's patch sets. They only save bytes: a list that is no list is as good as none.
+async fn find_patches(repo: &Repository, product: &Name) -> Result<Vec<PatchSetRef>, TufError> {
+    let bytes = match read_target(repo, &patches_target(product)).await {
+        Ok((bytes, _)) => bytes,
+        Err(TufError::UnknownTarget(_) | TufError::BadTarget { .. }) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    match serde_json::from_slice::<PatchesDoc>(&bytes) {
+        Ok(doc) if doc.product == *product => Ok(doc.sets),
+        _ => {
+            tracing::warn!(%product, "the list of patch sets is of no use");
+            Ok(Vec::new())
+        }
+    }
 }
 
 async fn read_target(repo: &Repository, name: &str) -> Result<(Bytes, Map<String, Value>), TufError> {
@@ -303,11 +322,12 @@ fn to_keep(
     };
     if let Some(resolved) = resolved {
         names.extend(path_of(&release_target(&resolved.product, &resolved.version)));
+        names.extend(path_of(&patches_target(&resolved.product)));
         let channel = resolved.channel.as_ref();
         let channel = channel.map(|d| distd_core::names::channel_target(&d.product, &d.channel));
         names.extend(channel.and_then(|name| path_of(&name)));
     }
-    for held in held_targets.iter().take(HELD_TARGETS_MAX.saturating_sub(2)) {
+    for held in held_targets.iter().take(HELD_TARGETS_MAX.saturating_sub(3)) {
         let target =
             held.strip_prefix("targets/").and_then(|p| p.rsplit_once('/')).and_then(|(dirs, file)| {
                 let (_, name) = file.split_once('.')?;
