@@ -31,6 +31,7 @@
 mod codec;
 mod flat;
 mod found;
+mod header;
 mod image;
 mod index;
 mod map;
