@@ -1,11 +1,11 @@
 //! Extent maps of compressed files.
 
-use erofs_rs::types::{Inode, Layout, MapHeader};
+use erofs_rs::types::{Inode, Layout};
 
-use super::codec::{Coding, FEATURE_CODECS, available};
-use super::image::{u16_at, u32_at};
+use super::Reader;
+use super::codec::Coding;
+use super::header::Header;
 use super::index::{Entry, HeadKind, Index};
-use super::{NID_METABOX, Reader};
 use crate::cut::ReadAt;
 
 /// Most bytes of one physical cluster, as in Linux.
@@ -118,21 +118,6 @@ pub struct Extents<'r, 'a, R: ReadAt + ?Sized> {
     done: bool,
 }
 
-/// What stands in front of an index.
-#[derive(Clone, Copy, Default)]
-struct Header {
-    /// Codings of the two kinds of heads.
-    codings: [Option<Coding>; 2],
-    big: [bool; 2],
-    plain: Option<Coding>,
-    /// Bytes of the inline cluster, 0 without.
-    inline_bytes: u16,
-    /// The last extent is a fragment at this offset.
-    fragment: Option<u64>,
-    /// The index is a full one.
-    full: bool,
-}
-
 /// A head whose extent has no end yet.
 #[derive(Clone, Copy)]
 struct Head {
@@ -147,86 +132,20 @@ struct Head {
 
 impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
     fn new(reader: &'r Reader<'a, R>, inode: &Inode) -> Result<Self, MapError> {
-        if inode.id() & NID_METABOX != 0 {
-            return Err(MapError::Unsupported("an inode in the metabox"));
-        }
-        let full = inode.layout() == Some(Layout::CompressedFull);
-        let geometry = &reader.geometry;
-        let (_, behind) = reader.behind_inode(inode).ok_or(MapError::Unreadable)?;
-        let header_start = behind
-            .checked_next_multiple_of(8)
-            .filter(|start| *start <= geometry.len.saturating_sub(MapHeader::size() as u64))
-            .ok_or(MapError::Damaged("an index behind the end"))?;
-        let mut raw = [0; MapHeader::size()];
-        reader.image.read(&mut raw, header_start).ok_or(MapError::Unreadable)?;
-        let block_bits = u32::from(geometry.block_bits);
-        let size = inode.data_size();
-        let entries = header_start + (MapHeader::size() + if full { 8 } else { 0 }) as u64;
-        if raw[7] & WHOLE_FRAGMENT != 0 {
-            let offset = u64::from_le_bytes(raw) & !(1 << 63);
-            fragments_allowed(reader, inode)?;
-            // Without entries: the whole content is the last extent.
-            let index = Index::new(entries, 1, (block_bits, block_bits), None, false)?;
-            let header = Header { fragment: Some(offset), full: false, ..Header::default() };
-            let head =
-                Head { number: 0, start: 0, kind: HeadKind::Plain, block: 0, partial: false, rest: None };
-            let (page, next) = (Vec::new(), index.count);
-            return Ok(Self {
-                reader,
-                size,
-                header,
-                index,
-                next,
-                head: Some(head),
-                page,
-                page_start: 0,
-                done: false,
-            });
-        }
-        let advice = u16_at(&raw, 4);
-        if full && advice & ADVICE_EXTENTS != 0 {
-            return Err(MapError::Unsupported("encoded extents"));
-        }
-        if advice & !ADVICE_KNOWN != 0 || raw[7] & !0xf != 0 {
-            return Err(MapError::Unsupported("unknown bits in front of an index"));
-        }
-        let big = [advice & ADVICE_BIG_1 != 0, advice & ADVICE_BIG_2 != 0];
-        if big != [false; 2] && geometry.features & FEATURE_CODECS == 0 {
-            return Err(MapError::Damaged("block counts without their feature"));
-        }
-        if !full && big[0] != big[1] {
-            return Err(MapError::Damaged("a compact index with block counts for one algorithm"));
-        }
-        let codings = [Coding::of_algorithm(raw[6] & 15), Coding::of_algorithm(raw[6] >> 4)];
-        if codings.contains(&None) {
-            return Err(MapError::Unsupported("an unknown algorithm"));
-        }
-        let available = available(reader.fs.super_block());
-        let usable =
-            |number: u8| if available & 1 << number == 0 { None } else { Coding::of_algorithm(number) };
-        let inline = advice & ADVICE_INLINE != 0;
-        let fragment = advice & ADVICE_FRAGMENT != 0;
-        let inline_bytes = u16_at(&raw, 2);
-        if inline && (fragment || inline_bytes == 0) {
-            return Err(MapError::Damaged("an inline cluster without bytes, or beside a fragment"));
-        }
-        if fragment {
-            fragments_allowed(reader, inode)?;
-        }
-        let interlaced = advice & ADVICE_INTERLACED != 0;
-        let header = Header {
-            codings: [usable(raw[6] & 15), usable(raw[6] >> 4)],
-            big,
-            plain: Some(if interlaced { Coding::Interlaced } else { Coding::Shifted }),
-            inline_bytes: if inline { inline_bytes } else { 0 },
-            fragment: fragment.then(|| u64::from(u32_at(&raw, 0))),
-            full,
-        };
-        let cluster_bits = block_bits + u32::from(raw[7] & 0xf);
-        let compact = (!full).then_some(advice & ADVICE_SHORT != 0);
-        let index = Index::new(entries, size, (block_bits, cluster_bits), compact, big[0])?;
-        let page = Vec::new();
-        Ok(Self { reader, size, header, index, next: 0, head: None, page, page_start: 0, done: false })
+        let (header, index) = Header::read(reader, inode)?;
+        // Without entries, the whole content is the last extent.
+        let whole = Head { number: 0, start: 0, kind: HeadKind::Plain, block: 0, partial: false, rest: None };
+        Ok(Self {
+            reader,
+            size: inode.data_size(),
+            header,
+            index,
+            next: 0,
+            head: (index.count == 0).then_some(whole),
+            page: Vec::new(),
+            page_start: 0,
+            done: false,
+        })
     }
 
     /// Bytes of a logical cluster, the unit of the index.
@@ -276,7 +195,7 @@ impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
                     Some(_) => {}
                 },
                 Entry::Head { kind, within, block, partial } => {
-                    let start = (number << self.index.cluster_bits) + u64::from(within);
+                    let start = (number << self.index.cluster_bits).saturating_add(u64::from(within));
                     if start >= self.size {
                         // In the last logical cluster, behind the content: nothing is in it.
                         continue;
@@ -297,13 +216,13 @@ impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
         let Head { start, .. } = head;
         let len = end - start;
         if last && let Some(low) = self.header.fragment {
-            let high = if self.header.full { u64::from(head.block) << 32 } else { 0 };
+            let high = if self.header.wide_fragment { u64::from(head.block) << 32 } else { 0 };
             let offset = low | high;
             offset.checked_add(len).ok_or(MapError::Damaged("a fragment behind the end"))?;
             return Ok(Extent { start, len, data: ExtentData::Fragment { offset } });
         }
         let coding = match head.kind {
-            HeadKind::Plain => self.header.plain,
+            HeadKind::Plain => Some(self.header.plain),
             HeadKind::First => self.header.codings[0],
             HeadKind::Second => self.header.codings[1],
         };
@@ -359,26 +278,6 @@ impl<R: ReadAt + ?Sized> Iterator for Extents<'_, '_, R> {
         item
     }
 }
-
-fn fragments_allowed<R: ReadAt + ?Sized>(reader: &Reader<'_, R>, inode: &Inode) -> Result<(), MapError> {
-    match reader.packed_nid() {
-        Some(nid) if nid != inode.id() => Ok(()),
-        _ => Err(MapError::Damaged("a fragment without a packed inode, or of it")),
-    }
-}
-
-const ADVICE_SHORT: u16 = 0x1;
-/// The same bit, in a full index.
-const ADVICE_EXTENTS: u16 = 0x1;
-const ADVICE_BIG_1: u16 = 0x2;
-const ADVICE_BIG_2: u16 = 0x4;
-const ADVICE_INLINE: u16 = 0x8;
-const ADVICE_INTERLACED: u16 = 0x10;
-const ADVICE_FRAGMENT: u16 = 0x20;
-const ADVICE_KNOWN: u16 = 0x3f;
-
-/// In the last byte of the header: the rest of it is an offset in the packed inode.
-const WHOLE_FRAGMENT: u8 = 0x80;
 
 /// Bytes of index read at once.
 const PAGE_BYTES: u64 = 4096;

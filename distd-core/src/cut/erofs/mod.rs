@@ -31,6 +31,7 @@
 mod codec;
 mod flat;
 mod found;
+mod header;
 mod image;
 mod index;
 mod map;
@@ -70,6 +71,7 @@ const DEPTH_MAX: usize = 512;
 /// with inodes is sent again each time. Adding a 100 kB file to an 800 MB Debian tree costs, in new chunks
 /// at zstd level 9, 14.6 MB without borders around tails, 2.9 MB with them from 1024 bytes on, 1.6 MB from
 /// 512, 1.3 MB from 256, 1.2 MB from 128; the last step is about what its entries cost in the manifest.
+/// Inline clusters of the same tree as lz4 behave alike: 21.7 MB without any borders, then 2.1, 1.2, 0.87, 0.78.
 const TAIL_MIN: u64 = 256;
 
 /// Inode numbers with this bit live in the metabox, itself a file: their tables have no place of ours.
