@@ -1,14 +1,19 @@
 //! Pulling an artifact: what is held is copied, what is missing is fetched, all of it is verified, then it is in place.
 //!
 //! [`wanted`] learns the release and gets its manifest; [`seeds`] finds chunks that are held; [`target`] is where the
-//! artifact grows; [`journal`] remembers across kills; [`copy`] and [`sink`] fill the target; [`run`] is the order of it all.
+//! artifact grows; [`journal`] remembers across kills; [`copy`], [`sink`] and [`patches`] fill the target through [`place`];
+//! [`job`] is one pull's state, [`run`] the order of it all, [`report`] what is said in the end.
 
 mod check;
 mod copy;
 mod entries;
+mod job;
 mod journal;
 mod kept;
 mod metadata;
+mod patches;
+mod place;
+mod report;
 mod run;
 mod seeds;
 mod sink;

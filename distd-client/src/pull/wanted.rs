@@ -4,6 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
+use bytes::Bytes;
+use distd_core::ManifestId;
 use distd_core::manifest::Manifest;
 use distd_core::names::Wanted;
 use distd_peer::clock::unix_now;
@@ -91,9 +93,19 @@ impl Realm {
 
     /// Gets the manifest, fetching only nodes that none of `held` has; the next parent is asked when one fails.
     pub(super) async fn manifest(&self, resolved: &Resolved, held: &[&Manifest]) -> anyhow::Result<Manifest> {
+        self.manifest_of(resolved.manifest, Some(resolved.root_node.clone()), held).await
+    }
+
+    /// The same for any manifest of which at least the id is known.
+    pub(super) async fn manifest_of(
+        &self,
+        id: ManifestId,
+        root: Option<Bytes>,
+        held: &[&Manifest],
+    ) -> anyhow::Result<Manifest> {
         let mut last = anyhow!("no parent to ask");
         for index in 0..self.parents.len() {
-            match self.manifest_from(index, resolved, held).await {
+            match self.manifest_from(index, id, root.clone(), held).await {
                 Ok(manifest) => return Ok(manifest),
                 Err(error) => last = error,
             }
@@ -105,15 +117,15 @@ impl Realm {
     async fn manifest_from(
         &self,
         index: usize,
-        resolved: &Resolved,
+        id: ManifestId,
+        root: Option<Bytes>,
         held: &[&Manifest],
     ) -> anyhow::Result<Manifest> {
         for lost in 0.. {
             let link = self.parents.link(index).await?;
             let attempt = async {
-                let swarm = link.open_swarm(resolved.manifest).await?;
-                let root = Some(resolved.root_node.clone());
-                let fetched = fetch_manifest(&swarm.handle(), resolved.manifest, root, held).await;
+                let swarm = link.open_swarm(id).await?;
+                let fetched = fetch_manifest(&swarm.handle(), id, root.clone(), held).await;
                 swarm.leave();
                 fetched
             };

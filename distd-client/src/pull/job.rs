@@ -1,0 +1,392 @@
+//! One pull from opening the target to the last check.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use distd_core::ChunkId;
+use distd_core::manifest::{Kind, Manifest};
+use distd_core::patch::Choice;
+use distd_core::planner::{HeldAt, HeldIndex};
+use distd_core::ranges::ChunkRanges;
+use distd_core::swarm::FetchConfig;
+use distd_peer::driver::{Driver, FetchError};
+use distd_peer::table::ChunkTable;
+
+use super::check::hash_medium;
+use super::copy::{copy_held, held_in_place};
+use super::entries::{Entries, ZeroChunk};
+use super::journal::Journal;
+use super::patches::{Applied, Arrivals, Offers, PayloadSink, Payloads, Work, apply_all, held};
+use super::place::Placer;
+use super::run::{PullRequest, state_path};
+use super::seeds::Seeds;
+use super::sink::TargetSink;
+use super::target::{self, Target};
+use super::wanted::Realm;
+use crate::exit::{Code, Failure};
+use crate::progress::Progress;
+
+/// How often progress is made durable.
+const JOURNAL_EVERY: Duration = Duration::from_millis(900);
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    /// Of distinct chunks.
+    pub(super) fetched_bytes: u64,
+    /// Of the places they belong: more where a chunk repeats.
+    pub(super) placed_bytes: u64,
+    pub(super) chunk_bytes: u64,
+    pub(super) repeated: u64,
+    pub(super) patches_applied: u64,
+    pub(super) patches_failed: u64,
+    /// Of the places of chunks that patches rebuilt.
+    pub(super) rebuilt_bytes: u64,
+}
+
+/// One pull from opening the target to the last check.
+pub(super) struct Job {
+    pub(super) manifest: Arc<Manifest>,
+    pub(super) table: Arc<ChunkTable>,
+    pub(super) entries: Arc<Entries>,
+    pub(super) zero: ZeroChunk,
+    /// Chunks of the seeds by id; empty when there are no patches.
+    pub(super) seed_table: Arc<ChunkTable>,
+    pub(super) seeds: Arc<Seeds>,
+    pub(super) index: Arc<HeldIndex>,
+    pub(super) offers: Arc<Offers>,
+    pub(super) payloads: Vec<Arc<Payloads>>,
+    pub(super) passing: PathBuf,
+    pub(super) target: Arc<dyn Target>,
+    pub(super) journal: Arc<Mutex<Journal>>,
+    /// Held while the journal's file is written or removed: a writer that is cut off runs on in its thread.
+    pub(super) writing: Arc<Mutex<()>>,
+    pub(super) part_manifest: PathBuf,
+    pub(super) progress: Arc<Progress>,
+    pub(super) counts: Mutex<Counts>,
+    pub(super) resumed: bool,
+}
+
+impl Job {
+    pub(super) fn open(
+        request: &PullRequest,
+        manifest: &Arc<Manifest>,
+        seeds: Seeds,
+        index: HeldIndex,
+        offers: Offers,
+    ) -> anyhow::Result<Self> {
+        let target: Arc<dyn Target> = target::open(&request.out, manifest)?.into();
+        let part_manifest = state_path(request, ".distd-part-manifest");
+        let resumed = part_manifest.exists();
+        let keep = || -> io::Result<()> {
+            if let Some(dir) = part_manifest.parent().filter(|p| !p.as_os_str().is_empty()) {
+                std::fs::create_dir_all(dir)?;
+            }
+            super::kept::write_atomic(&part_manifest, &manifest.to_file_bytes())
+        };
+        keep()
+            .with_context(|| format!("could not write {}", part_manifest.display()))
+            .map_err(|e| Failure::new(Code::Local, e))?;
+        let journal =
+            Journal::open(state_path(request, ".distd-part-journal"), manifest.id(), manifest.root().chunks);
+        let mut payloads = Vec::new();
+        for (number, set) in offers.sets.iter().enumerate() {
+            let path = state_path(request, &format!(".distd-part-{:.16}", set.manifest.id().to_string()));
+            let opened = Payloads::open(path, number, set).context("could not make a file for patches");
+            payloads.push(Arc::new(opened.map_err(|e| Failure::new(Code::Local, e))?));
+        }
+        let held = if offers.sets.is_empty() { Vec::new() } else { seeds.held_manifests() };
+        let seed_table = ChunkTable::of_all(&held);
+        Ok(Self {
+            manifest: manifest.clone(),
+            table: Arc::new(ChunkTable::of(manifest)),
+            entries: Arc::new(Entries::of(manifest)),
+            zero: ZeroChunk::new(manifest.root().cut.max()),
+            seed_table: Arc::new(seed_table),
+            seeds: Arc::new(seeds),
+            index: Arc::new(index),
+            offers: Arc::new(offers),
+            payloads,
+            passing: state_path(request, ".distd-part-passing"),
+            target,
+            journal: Arc::new(Mutex::new(journal)),
+            writing: Arc::default(),
+            part_manifest,
+            progress: Arc::new(Progress::none()),
+            counts: Mutex::default(),
+            resumed,
+        })
+    }
+
+    fn is_done(&self, position: usize) -> bool {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner).contains(position)
+    }
+
+    /// Fills whatever the journal does not list: a tree's listing first, for it says where the rest belongs.
+    pub(super) async fn fill(&self, realm: &Realm) -> anyhow::Result<()> {
+        if let Kind::Tree { listing_bytes } = self.manifest.root().kind {
+            self.fill_range(realm, 0..listing_bytes).await?;
+        }
+        self.fill_range(realm, 0..u64::MAX).await
+    }
+
+    async fn fill_range(&self, realm: &Realm, range: std::ops::Range<u64>) -> anyhow::Result<()> {
+        let mut open: Vec<usize> = self
+            .entries
+            .iter()
+            .filter(|(position, at)| range.contains(&at.offset) && !self.is_done(*position))
+            .map(|(position, _)| position)
+            .collect();
+        if self.target.may_hold_bytes() {
+            let (entries, target, check) = (self.entries.clone(), self.target.clone(), open.clone());
+            let there =
+                tokio::task::spawn_blocking(move || held_in_place(&entries, &check, &*target)).await?;
+            for position in &there {
+                self.mark(*position);
+            }
+            open.retain(|position| there.binary_search(position).is_err());
+        }
+        let mut held: Vec<(usize, HeldAt)> = Vec::new();
+        let mut missing = Vec::new();
+        let zeros = vec![0; self.manifest.root().cut.max() as usize];
+        for position in open {
+            let at = self.entries.get(position);
+            if self.zero.is(at) {
+                if !self.target.is_zeroed() {
+                    self.target.write_at(at.offset, &zeros).map_err(write_failed)?;
+                }
+                self.mark(position);
+            } else if let Some(from) = self.index.find(&at.entry.hash, at.entry.len) {
+                held.push((position, from));
+            } else {
+                missing.push(position);
+            }
+        }
+        let copying = {
+            let (entries, seeds, target) = (self.entries.clone(), self.seeds.clone(), self.target.clone());
+            let (journal, progress) = (self.journal.clone(), self.progress.clone());
+            tokio::task::spawn_blocking(move || {
+                copy_held(&entries, &held, &seeds.seeds, &*target, &journal, &|bytes| progress.add(bytes))
+            })
+        };
+        let journalling = self.journal_regularly();
+        let fetching = async {
+            self.bring(realm, &missing).await?;
+            let copied = copying.await?.map_err(write_failed)?;
+            if !copied.failed.is_empty() {
+                tracing::warn!(
+                    chunks = copied.failed.len(),
+                    "seeds held other bytes than expected; fetching these"
+                );
+                let placer = self.placer(&copied.failed);
+                self.fetch(realm, &placer, &placer.ids(), None).await?;
+            }
+            anyhow::Ok(())
+        };
+        tokio::select! {
+            result = fetching => result,
+            failed = journalling => Err(failed),
+        }
+    }
+
+    fn mark(&self, position: usize) {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner).add(position);
+        self.progress.add(u64::from(self.entries.get(position).entry.len));
+    }
+
+    fn placer(&self, missing: &[usize]) -> Arc<Placer> {
+        let progress = self.progress.clone();
+        Arc::new(Placer::new(
+            self.target.clone(),
+            self.journal.clone(),
+            self.entries.clone(),
+            missing.iter().copied(),
+            Arc::new(move |bytes| progress.add(bytes)),
+        ))
+    }
+
+    /// Brings what no seed has: by patches as far as they save bytes, the rest as chunks.
+    async fn bring(&self, realm: &Realm, missing: &[usize]) -> anyhow::Result<()> {
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let placer = self.placer(missing);
+        let wanted = placer.ids();
+        if self.offers.sets.is_empty() {
+            return self.fetch(realm, &placer, &wanted, None).await;
+        }
+        let tables = [self.table.clone(), self.seed_table.clone()];
+        // In place counts as held: whatever of the artifact is not missing.
+        let held_here = |id| {
+            held(&self.index, &tables, id).is_some()
+                || (self.table.get(id).is_some() && placer.entry(id).is_none())
+        };
+        let choice = self.offers.choose(&wanted, held_here, |set, patch| self.payloads[set].is_here(patch));
+        let arrivals = Arc::new(Arrivals::default());
+        for at in choice.patches.iter().filter(|at| self.payloads[at.set].is_here(at.patch)) {
+            arrivals.payload(*at);
+        }
+        let work = Work {
+            offers: self.offers.clone(),
+            payloads: self.payloads.clone(),
+            placer: placer.clone(),
+            seeds: self.seeds.clone(),
+            index: self.index.clone(),
+            tables,
+            arrivals: arrivals.clone(),
+            passing: self.passing.clone(),
+            choice: choice.clone(),
+        };
+        let applying = tokio::task::spawn_blocking(move || apply_all(&work));
+        let chunks = self.fetch(realm, &placer, &choice.chunks, Some(&arrivals));
+        let payloads = self.fetch_payloads(realm, &choice, &arrivals);
+        let (chunks, ()) = tokio::join!(chunks, payloads);
+        // Whatever did not come by now does not come.
+        arrivals.stop();
+        let applied = applying.await?.map_err(write_failed)?;
+        self.count_patches(&applied);
+        chunks?;
+        if !applied.missing.is_empty() {
+            tracing::warn!(
+                patches = applied.failed,
+                chunks = applied.missing.len(),
+                "patches failed; fetching their chunks"
+            );
+            self.fetch(realm, &placer, &applied.missing, None).await?;
+        }
+        Ok(())
+    }
+
+    fn count_patches(&self, applied: &Applied) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.patches_applied += applied.patches;
+        counts.patches_failed += applied.failed;
+        counts.placed_bytes += applied.rebuilt_bytes;
+        counts.rebuilt_bytes += applied.rebuilt_bytes;
+    }
+
+    /// Fetches payloads; those that do not come are patches that fail.
+    async fn fetch_payloads(&self, realm: &Realm, choice: &Choice, arrivals: &Arc<Arrivals>) {
+        for (set, payloads) in self.offers.sets.iter().zip(&self.payloads) {
+            let wanted = payloads.wanted(&choice.patches);
+            if wanted.is_empty() {
+                continue;
+            }
+            let sink = Arc::new(PayloadSink { payloads: payloads.clone(), arrivals: arrivals.clone() });
+            let table = Arc::new(ChunkTable::of(&set.manifest));
+            let config = FetchConfig::default();
+            let (driver, handle) = Driver::new(realm.parents.clone(), set.manifest.id(), table, sink, config);
+            let result = driver.fetch_all(wanted).await;
+            drop(handle);
+            if let Err(error) = result {
+                tracing::warn!(error = &error as &dyn std::error::Error, "not all patches could be had");
+            }
+        }
+    }
+
+    /// Fetches chunks into their places.
+    async fn fetch(
+        &self,
+        realm: &Realm,
+        placer: &Arc<Placer>,
+        ids: &[ChunkId],
+        arrivals: Option<&Arc<Arrivals>>,
+    ) -> anyhow::Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let repeated_before = placer.repeated();
+        let sink = Arc::new(TargetSink::new(placer.clone(), arrivals.cloned()));
+        let wanted: ChunkRanges = ids.iter().copied().collect();
+        let distinct: u64 = wanted.ids().filter_map(|id| self.table.get(id)).map(|e| u64::from(e.len)).sum();
+        let placed = placer.placed_bytes(ids.iter().copied());
+        let config = FetchConfig::default();
+        let (driver, handle) =
+            Driver::new(realm.parents.clone(), self.manifest.id(), self.table.clone(), sink.clone(), config);
+        let result = driver.fetch_all(wanted).await;
+        drop(handle);
+        {
+            let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+            counts.fetched_bytes += distinct;
+            counts.placed_bytes += placed;
+            counts.chunk_bytes += sink.chunk_bytes.load(Ordering::Relaxed);
+            counts.repeated += placer.repeated() - repeated_before;
+        }
+        result.map_err(|error| match error {
+            FetchError::Sink(_) => write_failed(io::Error::other(error)),
+            FetchError::Unavailable { .. } => {
+                let next = "check that a parent runs and reaches the origin, then run the same command again: it resumes";
+                Failure::new(Code::Network, error.into()).next(next).into()
+            }
+        })
+    }
+
+    /// Makes progress durable again and again; returns only with an error.
+    async fn journal_regularly(&self) -> anyhow::Error {
+        loop {
+            tokio::time::sleep(JOURNAL_EVERY).await;
+            let (target, journal, writing) =
+                (self.target.clone(), self.journal.clone(), self.writing.clone());
+            let written =
+                tokio::task::spawn_blocking(move || write_journal(&*target, &journal, &writing)).await;
+            match written {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return write_failed(error),
+                Err(error) => return error.into(),
+            }
+        }
+    }
+
+    pub(super) fn write_journal_now(&self) -> anyhow::Result<()> {
+        tokio::task::block_in_place(|| write_journal(&*self.target, &self.journal, &self.writing))
+            .map_err(write_failed)
+    }
+
+    /// Reads the whole artifact off the target; true when it is not what it should be.
+    pub(super) fn check(&self) -> anyhow::Result<bool> {
+        let root = self.manifest.root();
+        let hash = hash_medium(&*self.target, root.bytes).map_err(write_failed)?;
+        Ok(hash != Some(root.blake3))
+    }
+
+    /// Takes every chunk that is not in place out of the journal.
+    pub(super) fn forget_wrong(&self) {
+        let all: Vec<usize> = (0..self.entries.len()).collect();
+        let there = held_in_place(&self.entries, &all, &*self.target);
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        journal.replace(there.into_iter());
+    }
+
+    pub(super) fn clean_up(&self) {
+        self.payloads.iter().for_each(|payloads| payloads.remove());
+        let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let removed = journal.remove().and_then(|()| std::fs::remove_file(&self.part_manifest));
+        if let Err(error) = removed {
+            tracing::warn!(%error, "state of the finished pull left behind");
+        }
+    }
+}
+
+/// Data first, then the journal that speaks of it.
+fn write_journal(target: &dyn Target, journal: &Mutex<Journal>, writing: &Mutex<()>) -> io::Result<()> {
+    let _turn = writing.lock().unwrap_or_else(PoisonError::into_inner);
+    let (path, bytes) = {
+        let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
+        if !journal.is_dirty() {
+            return Ok(());
+        }
+        journal.snapshot()
+    };
+    target.sync()?;
+    Journal::write(&path, &bytes)
+}
+
+fn write_failed(error: io::Error) -> anyhow::Error {
+    let error = anyhow::Error::new(error).context("could not write the artifact");
+    let next = "free some space or check the medium, then run the same command again: it resumes";
+    Failure::new(Code::Local, error).next(next).into()
+}

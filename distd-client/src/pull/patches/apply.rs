@@ -1,0 +1,355 @@
+//! Applying patches while their payloads arrive: in order, on all cores, within a bound on memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use distd_core::limits::PATCH_BASE_BYTES_MAX;
+use distd_core::patch::{Choice, PatchRef, SetPatch, decode};
+use distd_core::planner::HeldIndex;
+use distd_core::{ChunkHash, ChunkId};
+use distd_peer::table::ChunkTable;
+
+use super::offers::Offers;
+use super::payloads::Payloads;
+use crate::pull::place::Placer;
+use crate::pull::seeds::Seeds;
+
+/// Bytes of bases and targets in memory at once, over all threads. A patch that needs more than is left waits; one that
+/// needs more than there is works alone.
+const BYTES_AT_ONCE: usize = 16 << 20;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What patches wait for.
+#[derive(Default)]
+pub(in crate::pull) struct Arrivals {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    payloads: BTreeSet<PatchRef>,
+    /// Chunks that no seed holds: whether they came, or cannot come.
+    bases: BTreeMap<ChunkId, bool>,
+    stopped: bool,
+}
+
+impl Arrivals {
+    /// A payload is in its file.
+    pub(in crate::pull) fn payload(&self, at: PatchRef) {
+        lock(&self.state).payloads.insert(at);
+        self.changed.notify_all();
+    }
+
+    /// A chunk is in place, or will not be.
+    pub(in crate::pull) fn base(&self, id: ChunkId, in_place: bool) {
+        lock(&self.state).bases.insert(id, in_place);
+        self.changed.notify_all();
+    }
+
+    /// Nothing more arrives: who waits for something waits in vain.
+    pub(in crate::pull) fn stop(&self) {
+        lock(&self.state).stopped = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for a payload and some bases; false when one of them will not come.
+    fn wait(&self, at: PatchRef, bases: &[ChunkId]) -> bool {
+        let mut state = lock(&self.state);
+        loop {
+            if bases.iter().any(|id| state.bases.get(id) == Some(&false)) {
+                return false;
+            }
+            if state.payloads.contains(&at) && bases.iter().all(|id| state.bases.contains_key(id)) {
+                return true;
+            }
+            if state.stopped {
+                return false;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Everything that applying needs.
+pub(in crate::pull) struct Work {
+    pub(in crate::pull) offers: Arc<Offers>,
+    pub(in crate::pull) choice: Choice,
+    pub(in crate::pull) payloads: Vec<Arc<Payloads>>,
+    pub(in crate::pull) placer: Arc<Placer>,
+    pub(in crate::pull) seeds: Arc<Seeds>,
+    pub(in crate::pull) index: Arc<HeldIndex>,
+    /// The wanted artifact's chunks, and those of the seeds.
+    pub(in crate::pull) tables: [Arc<ChunkTable>; 2],
+    pub(in crate::pull) arrivals: Arc<Arrivals>,
+    /// File for chunks that only another patch needs.
+    pub(in crate::pull) passing: PathBuf,
+}
+
+/// What applying did.
+#[derive(Debug, Default)]
+pub(in crate::pull) struct Applied {
+    pub(in crate::pull) patches: u64,
+    pub(in crate::pull) failed: u64,
+    /// Raw bytes of chunks put in place.
+    pub(in crate::pull) rebuilt_bytes: u64,
+    /// Wanted chunks that did not come out, ascending: to be fetched.
+    pub(in crate::pull) missing: Vec<ChunkId>,
+}
+
+/// Applies the chosen patches as their payloads arrive; returns when all are applied or have failed.
+///
+/// # Errors
+/// The target's. A patch that fails is none: its chunks are in [`Applied::missing`].
+pub(in crate::pull) fn apply_all(work: &Work) -> io::Result<Applied> {
+    let passing = Passing::open(work)?;
+    let next = AtomicUsize::new(0);
+    let room = Room::default();
+    let total = Mutex::new(Applied::default());
+    let run = || -> io::Result<()> {
+        // In order: a patch never waits for one that nobody has begun.
+        while let Some(at) = work.choice.patches.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let patch = &work.offers.sets[at.set].index.patches[at.patch];
+            let late: Vec<ChunkId> = patch.base_ids().filter(|id| is_late(work, *id)).collect();
+            let mut missing = Vec::new();
+            let mut rebuilt = 0;
+            let ready = work.arrivals.wait(*at, &late);
+            let done = if ready { apply_one(work, *at, patch, &passing, &room)? } else { None };
+            for (id, _) in patch.target_chunks() {
+                let came = done.as_ref().is_some_and(|done| !done.wrong.contains(&id));
+                if !came && work.placer.entry(id).is_some() {
+                    missing.push(id);
+                }
+                work.arrivals.base(id, came);
+            }
+            if let Some(done) = &done {
+                rebuilt = done.placed_bytes;
+            }
+            let failed = done.is_none_or(|done| !done.wrong.is_empty());
+            if failed {
+                tracing::warn!(
+                    set = at.set,
+                    patch = at.patch,
+                    ready,
+                    "patch failed; its chunks come instead"
+                );
+            }
+            let mut total = lock(&total);
+            total.patches += u64::from(!failed);
+            total.failed += u64::from(failed);
+            total.rebuilt_bytes += rebuilt;
+            total.missing.append(&mut missing);
+        }
+        Ok(())
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn(|| {
+                    let result = run();
+                    if result.is_err() {
+                        work.arrivals.stop();
+                    }
+                    result
+                })
+            })
+            .collect();
+        workers
+            .into_iter()
+            .try_for_each(|w| w.join().unwrap_or_else(|_| Err(io::Error::other("a patching thread failed"))))
+    })?;
+    passing.remove();
+    let mut total = total.into_inner().unwrap_or_else(PoisonError::into_inner);
+    total.missing.sort_unstable();
+    total.missing.dedup();
+    Ok(total)
+}
+
+/// Where a seed holds a chunk, with its length.
+pub(in crate::pull) fn held(
+    index: &HeldIndex,
+    tables: &[Arc<ChunkTable>; 2],
+    id: ChunkId,
+) -> Option<(distd_core::planner::HeldAt, distd_core::manifest::Entry)> {
+    let entry = tables.iter().find_map(|table| table.get(id))?;
+    Some((index.find(&entry.hash, entry.len)?, entry))
+}
+
+/// Whether a base has to come first: it is in no seed, and not in place since an earlier run.
+fn is_late(work: &Work, id: ChunkId) -> bool {
+    held(&work.index, &work.tables, id).is_none()
+        && (work.placer.entry(id).is_some() || work.choice.passing.binary_search(&id).is_ok())
+}
+
+/// A patch whose payload decoded.
+struct Done {
+    placed_bytes: u64,
+    /// Targets that came out as something else.
+    wrong: BTreeSet<ChunkId>,
+}
+
+fn apply_one(
+    work: &Work,
+    at: PatchRef,
+    patch: &SetPatch,
+    passing: &Passing,
+    room: &Room,
+) -> io::Result<Option<Done>> {
+    let Some(codec) = patch.codec() else { return Ok(None) };
+    let Some(base_bytes) = base_bytes(work, patch, passing) else { return Ok(None) };
+    let target_bytes = patch.target_bytes();
+    let _held = room.take(base_bytes + 2 * target_bytes);
+    let mut base = Vec::with_capacity(base_bytes);
+    for id in patch.base_ids() {
+        if read_base(work, id, passing, &mut base).is_none() {
+            return Ok(None);
+        }
+    }
+    let Some(payload) = work.payloads[at.set].read(at.patch) else { return Ok(None) };
+    let target = match decode(codec, &base, &payload, target_bytes) {
+        Ok(target) => target,
+        Err(error) => {
+            tracing::debug!(%error, "patch does not decode");
+            return Ok(None);
+        }
+    };
+    drop((base, payload));
+    let mut done = Done { placed_bytes: 0, wrong: BTreeSet::new() };
+    let mut rest = &target[..];
+    for (id, len) in patch.target_chunks() {
+        let (raw, behind) = rest.split_at(len as usize);
+        rest = behind;
+        match work.placer.entry(id) {
+            Some(entry) if entry.len == len && entry.hash == ChunkHash::of(raw) => {
+                done.placed_bytes += work.placer.place_missing(id, raw)?;
+            }
+            Some(_) => drop(done.wrong.insert(id)),
+            // Not the artifact's: a chunk in passing, proved by what is made of it.
+            None => passing.write(id, raw)?,
+        }
+    }
+    Ok(Some(done))
+}
+
+/// Bytes of all bases; `None` when one is unknown or they are too many.
+fn base_bytes(work: &Work, patch: &SetPatch, passing: &Passing) -> Option<usize> {
+    let mut bytes = 0usize;
+    for id in patch.base_ids() {
+        let known = work.tables.iter().find_map(|table| table.get(id)).map(|entry| entry.len);
+        bytes += known.or_else(|| passing.len(id))? as usize;
+        if bytes > PATCH_BASE_BYTES_MAX {
+            return None;
+        }
+    }
+    Some(bytes)
+}
+
+fn read_base(work: &Work, id: ChunkId, passing: &Passing, out: &mut Vec<u8>) -> Option<()> {
+    let from = out.len();
+    if let Some((at, entry)) = held(&work.index, &work.tables, id) {
+        out.resize(from + entry.len as usize, 0);
+        let read = work.seeds.seeds[at.seed as usize].read_at(at.offset, &mut out[from..]);
+        if read.is_ok() && ChunkHash::of(&out[from..]) == entry.hash {
+            return Some(());
+        }
+        out.truncate(from);
+    }
+    if work.tables[0].get(id).is_some() && work.placer.read(id, out).is_some() {
+        return Some(());
+    }
+    out.truncate(from);
+    passing.read(id, out)
+}
+
+/// Chunks of releases in between, in a file of their own: nobody wants them but the next patch.
+struct Passing {
+    path: PathBuf,
+    file: Option<File>,
+    chunks: Mutex<PassingChunks>,
+}
+
+#[derive(Default)]
+struct PassingChunks {
+    /// End of the file.
+    end: u64,
+    /// Offset and length of each.
+    places: BTreeMap<ChunkId, (u64, u32)>,
+}
+
+impl Passing {
+    fn open(work: &Work) -> io::Result<Self> {
+        let wanted = !work.choice.passing.is_empty();
+        let open =
+            || OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&work.passing);
+        let file = wanted.then(open).transpose()?;
+        Ok(Self { path: work.passing.clone(), file, chunks: Mutex::default() })
+    }
+
+    fn len(&self, id: ChunkId) -> Option<u32> {
+        lock(&self.chunks).places.get(&id).map(|(_, len)| *len)
+    }
+
+    fn write(&self, id: ChunkId, raw: &[u8]) -> io::Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let mut chunks = lock(&self.chunks);
+        let at = chunks.end;
+        file.write_all_at(raw, at)?;
+        chunks.end += raw.len() as u64;
+        chunks.places.insert(id, (at, raw.len() as u32));
+        Ok(())
+    }
+
+    fn read(&self, id: ChunkId, out: &mut Vec<u8>) -> Option<()> {
+        let (at, len) = lock(&self.chunks).places.get(&id).copied()?;
+        let from = out.len();
+        out.resize(from + len as usize, 0);
+        self.file.as_ref()?.read_exact_at(&mut out[from..], at).ok()
+    }
+
+    fn remove(&self) {
+        if self.file.is_some()
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "a file of passing chunks was left behind");
+        }
+    }
+}
+
+/// Bytes in memory, shared by the threads.
+#[derive(Default)]
+struct Room {
+    taken: Mutex<usize>,
+    freed: Condvar,
+}
+
+struct Taken<'r> {
+    room: &'r Room,
+    bytes: usize,
+}
+
+impl Room {
+    fn take(&self, bytes: usize) -> Taken<'_> {
+        let mut taken = lock(&self.taken);
+        while *taken > 0 && *taken + bytes > BYTES_AT_ONCE {
+            taken = self.freed.wait(taken).unwrap_or_else(PoisonError::into_inner);
+        }
+        *taken += bytes;
+        Taken { room: self, bytes }
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        *lock(&self.room.taken) -= self.bytes;
+        self.room.freed.notify_all();
+    }
+}

@@ -1,0 +1,136 @@
+//! The patch sets that lead from what is held to what is wanted.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use distd_core::ChunkId;
+use distd_core::ManifestId;
+use distd_core::manifest::{Entry, Kind, Manifest};
+use distd_core::packing::PackedChunk;
+use distd_core::patch::{Choice, Leg, Offer, SetIndex, choose, route};
+use distd_core::ranges::ChunkRanges;
+use distd_core::swarm::FetchConfig;
+use distd_peer::driver::{ChunkSink, Driver, SinkError};
+use distd_peer::table::ChunkTable;
+use distd_peer::trust::tuf::PatchSetRef;
+
+use crate::pull::wanted::Realm;
+
+/// Largest packed index read, bytes: that of a set over some two million chunks. Larger sets are passed over, so that
+/// a device stays within its memory.
+const INDEX_BYTES_MAX: u64 = 8 << 20;
+
+/// A patch set whose index is here.
+pub(in crate::pull) struct Set {
+    pub(in crate::pull) manifest: Manifest,
+    pub(in crate::pull) index: SetIndex,
+    /// The chunk of each patch's payload.
+    pub(in crate::pull) payloads: Vec<Entry>,
+    /// Where each payload lies in the set, bytes.
+    pub(in crate::pull) offsets: Vec<u64>,
+}
+
+/// The sets to use, in the order of their use; mostly one or none.
+#[derive(Default)]
+pub(in crate::pull) struct Offers {
+    pub(in crate::pull) sets: Vec<Set>,
+}
+
+impl Offers {
+    /// Finds the way from `held` to `to` and fetches the indexes of its sets. A set that cannot be had is a warning.
+    pub(in crate::pull) async fn find(
+        realm: &Realm,
+        known: &[PatchSetRef],
+        held: &[ManifestId],
+        to: ManifestId,
+    ) -> Self {
+        let legs: Vec<Leg> =
+            known.iter().map(|set| Leg { from: set.from, to: set.to, bytes: set.bytes }).collect();
+        let mut sets = Vec::new();
+        for leg in route(&legs, held, to) {
+            match load(realm, &known[leg]).await {
+                Ok(set) => sets.push(set),
+                Err(error) => {
+                    tracing::warn!(set = %known[leg].set, %error, "patches left alone; chunks come instead");
+                    return Self::default();
+                }
+            }
+        }
+        Self { sets }
+    }
+
+    /// The patches worth fetching for `wanted` chunks (sorted). `held` is what can be read here; a payload that
+    /// `is_here` already costs nothing.
+    pub(in crate::pull) fn choose(
+        &self,
+        wanted: &[ChunkId],
+        held: impl Fn(ChunkId) -> bool,
+        is_here: impl Fn(usize, usize) -> bool,
+    ) -> Choice {
+        let costs: Vec<Vec<u32>> = self
+            .sets
+            .iter()
+            .enumerate()
+            .map(|(set, body)| {
+                let cost = |(patch, entry): (usize, &Entry)| if is_here(set, patch) { 0 } else { entry.len };
+                body.payloads.iter().enumerate().map(cost).collect()
+            })
+            .collect();
+        let offers: Vec<Offer<'_>> = self
+            .sets
+            .iter()
+            .zip(&costs)
+            .map(|(set, costs)| Offer { patches: &set.index.patches, payloads: costs })
+            .collect();
+        choose(wanted, held, &offers)
+    }
+}
+
+async fn load(realm: &Realm, known: &PatchSetRef) -> anyhow::Result<Set> {
+    let manifest = realm.manifest_of(known.set, None, &[]).await?;
+    let Kind::PatchSet { index_bytes } = manifest.root().kind else { anyhow::bail!("it is no patch set") };
+    anyhow::ensure!(index_bytes <= INDEX_BYTES_MAX, "its index of {index_bytes} bytes is too large");
+    let mut head = Vec::new();
+    let (mut payloads, mut offsets) = (Vec::new(), Vec::new());
+    for at in manifest.entries() {
+        if at.offset < index_bytes {
+            head.push(at);
+        } else {
+            payloads.push(at.entry);
+            offsets.push(at.offset);
+        }
+    }
+    let in_head: u64 = head.iter().map(|at| u64::from(at.entry.len)).sum();
+    anyhow::ensure!(in_head == index_bytes, "its index does not end where a chunk ends");
+    let wanted: ChunkRanges = head.iter().map(|at| at.entry.id).collect();
+    let sink = Arc::new(Memory::default());
+    let table = Arc::new(ChunkTable::of(&manifest));
+    let (driver, handle) =
+        Driver::new(realm.parents.clone(), manifest.id(), table, sink.clone(), FetchConfig::default());
+    driver.fetch_all(wanted).await?;
+    drop(handle);
+    let mut bytes = Vec::with_capacity(index_bytes as usize);
+    {
+        let pieces = sink.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for at in &head {
+            let piece = pieces.iter().find(|(id, _)| *id == at.entry.id);
+            bytes.extend_from_slice(&piece.ok_or_else(|| anyhow::anyhow!("its index is incomplete"))?.1);
+        }
+    }
+    let index = SetIndex::decode(&bytes)?;
+    anyhow::ensure!(
+        index.from == known.from && index.to == known.to && index.patches.len() == payloads.len(),
+        "its index is not that of the set that was signed"
+    );
+    Ok(Set { manifest, index, payloads, offsets })
+}
+
+/// Keeps what arrives in memory; for an index alone.
+#[derive(Default)]
+struct Memory(Mutex<Vec<(ChunkId, Vec<u8>)>>);
+
+impl ChunkSink for Memory {
+    fn accept(&self, entry: &Entry, _: PackedChunk, raw: &[u8]) -> Result<(), SinkError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((entry.id, raw.to_vec()));
+        Ok(())
+    }
+}

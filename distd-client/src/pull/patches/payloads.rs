@@ -1,0 +1,109 @@
+//! Payloads in a file beside the target, so that an interrupted pull does not fetch them again.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use distd_core::manifest::Entry;
+use distd_core::packing::PackedChunk;
+use distd_core::patch::PatchRef;
+use distd_core::ranges::ChunkRanges;
+use distd_core::{ChunkHash, ChunkId};
+use distd_peer::driver::{ChunkSink, SinkError};
+
+use super::Arrivals;
+use super::offers::Set;
+
+/// One set's file: payloads at the offsets they have in the set, the rest a hole.
+pub(in crate::pull) struct Payloads {
+    path: PathBuf,
+    file: File,
+    set: usize,
+    payloads: Vec<Entry>,
+    offsets: Vec<u64>,
+    /// Chunk of each payload with the patch's number, sorted: equal payloads are one chunk with several places.
+    by_id: Vec<(ChunkId, usize)>,
+    /// Those that were in the file when it was opened.
+    here: Vec<bool>,
+    /// Bytes that arrived.
+    pub(in crate::pull) bytes: AtomicU64,
+}
+
+impl Payloads {
+    /// Opens the file for set number `set` and hashes what an earlier pull left in it.
+    ///
+    /// # Errors
+    /// What making the file fails with.
+    pub(in crate::pull) fn open(path: PathBuf, set: usize, body: &Set) -> io::Result<Self> {
+        let resumed = path.exists();
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+        let mut by_id: Vec<_> =
+            body.payloads.iter().zip(0..).map(|(entry, patch)| (entry.id, patch)).collect();
+        by_id.sort_unstable();
+        let mut this = Self {
+            path,
+            by_id,
+            file,
+            set,
+            payloads: body.payloads.clone(),
+            offsets: body.offsets.clone(),
+            here: vec![false; body.payloads.len()],
+            bytes: AtomicU64::new(0),
+        };
+        if resumed {
+            this.here = (0..this.payloads.len()).map(|patch| this.read(patch).is_some()).collect();
+        }
+        Ok(this)
+    }
+
+    /// Whether the payload was here before.
+    pub(in crate::pull) fn is_here(&self, patch: usize) -> bool {
+        self.here[patch]
+    }
+
+    /// The payload, when it is what it should be.
+    pub(in crate::pull) fn read(&self, patch: usize) -> Option<Vec<u8>> {
+        let entry = self.payloads[patch];
+        let mut bytes = vec![0; entry.len as usize];
+        self.file.read_exact_at(&mut bytes, self.offsets[patch]).ok()?;
+        (ChunkHash::of(&bytes) == entry.hash).then_some(bytes)
+    }
+
+    /// What to fetch for these patches.
+    pub(in crate::pull) fn wanted(&self, patches: &[PatchRef]) -> ChunkRanges {
+        patches
+            .iter()
+            .filter(|at| at.set == self.set && !self.here[at.patch])
+            .map(|at| self.payloads[at.patch].id)
+            .collect()
+    }
+
+    /// Removes the file.
+    pub(in crate::pull) fn remove(&self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "payloads of a finished pull left behind");
+        }
+    }
+}
+
+/// Writes payloads as they arrive, and says so to who waits for them.
+pub(in crate::pull) struct PayloadSink {
+    pub(in crate::pull) payloads: Arc<Payloads>,
+    pub(in crate::pull) arrivals: Arc<Arrivals>,
+}
+
+impl ChunkSink for PayloadSink {
+    fn accept(&self, entry: &Entry, packed: PackedChunk, raw: &[u8]) -> Result<(), SinkError> {
+        let Payloads { file, set, by_id, offsets, bytes, .. } = &*self.payloads;
+        let first = by_id.partition_point(|(id, _)| *id < entry.id);
+        for (_, patch) in by_id[first..].iter().take_while(|(id, _)| *id == entry.id) {
+            file.write_all_at(raw, offsets[*patch]).map_err(|e| SinkError(e.into()))?;
+            self.arrivals.payload(PatchRef { set: *set, patch: *patch });
+        }
+        bytes.fetch_add(packed.bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+}

@@ -1,0 +1,115 @@
+//! Verified chunks into the target, at every place they belong.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use distd_core::manifest::Entry;
+use distd_core::{ChunkHash, ChunkId};
+
+use super::entries::Entries;
+use super::journal::Journal;
+use super::target::Target;
+
+/// Knows where each missing chunk belongs, and writes it there once.
+pub(super) struct Placer {
+    target: Arc<dyn Target>,
+    journal: Arc<Mutex<Journal>>,
+    entries: Arc<Entries>,
+    /// Chunk id and position; sorted.
+    places: Vec<(ChunkId, usize)>,
+    progress: Arc<dyn Fn(u64) + Send + Sync>,
+    /// Chunks that came though they were written already: must stay 0.
+    repeated: AtomicU64,
+}
+
+impl Placer {
+    /// For the chunks at `missing` positions.
+    pub(super) fn new(
+        target: Arc<dyn Target>,
+        journal: Arc<Mutex<Journal>>,
+        entries: Arc<Entries>,
+        missing: impl Iterator<Item = usize>,
+        progress: Arc<dyn Fn(u64) + Send + Sync>,
+    ) -> Self {
+        let mut places: Vec<_> = missing.map(|position| (entries.get(position).entry.id, position)).collect();
+        places.sort_unstable();
+        places.shrink_to_fit();
+        Self { target, journal, entries, places, progress, repeated: AtomicU64::new(0) }
+    }
+
+    /// The chunks that are missing, ascending, each once.
+    pub(super) fn ids(&self) -> Vec<ChunkId> {
+        let mut ids: Vec<_> = self.places.iter().map(|(id, _)| *id).collect();
+        ids.dedup();
+        ids
+    }
+
+    fn positions(&self, id: ChunkId) -> impl Iterator<Item = usize> + '_ {
+        let first = self.places.partition_point(|(other, _)| *other < id);
+        self.places[first..].iter().take_while(move |(other, _)| *other == id).map(|(_, position)| *position)
+    }
+
+    /// A missing chunk as the manifest has it; `None` for any other.
+    pub(super) fn entry(&self, id: ChunkId) -> Option<Entry> {
+        self.positions(id).next().map(|position| self.entries.get(position).entry)
+    }
+
+    /// Raw bytes of the places where `ids` belong.
+    pub(super) fn placed_bytes(&self, ids: impl Iterator<Item = ChunkId>) -> u64 {
+        ids.flat_map(|id| self.positions(id)).map(|at| u64::from(self.entries.get(at).entry.len)).sum()
+    }
+
+    /// Writes a chunk whose bytes matched its hash.
+    ///
+    /// # Errors
+    /// The target's.
+    pub(super) fn place(&self, id: ChunkId, raw: &[u8]) -> io::Result<()> {
+        for position in self.positions(id) {
+            self.target.write_at(self.entries.get(position).offset, raw)?;
+            let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+            if journal.contains(position) {
+                self.repeated.fetch_add(1, Ordering::Relaxed);
+            }
+            journal.add(position);
+            (self.progress)(raw.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Writes a chunk where it is not yet; gives the bytes written.
+    ///
+    /// # Errors
+    /// The target's.
+    pub(super) fn place_missing(&self, id: ChunkId, raw: &[u8]) -> io::Result<u64> {
+        let mut bytes = 0;
+        for position in self.positions(id) {
+            let lock = || self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+            if lock().contains(position) {
+                continue;
+            }
+            self.target.write_at(self.entries.get(position).offset, raw)?;
+            lock().add(position);
+            (self.progress)(raw.len() as u64);
+            bytes += raw.len() as u64;
+        }
+        Ok(bytes)
+    }
+
+    /// Appends a chunk of the artifact that is in place, read back and hashed; `None` when it is not there.
+    pub(super) fn read(&self, id: ChunkId, buffer: &mut Vec<u8>) -> Option<()> {
+        // Chunks that an earlier run placed are not among the missing; they are looked for one by one, which is rare.
+        let earlier = || self.entries.iter().find(|(_, at)| at.entry.id == id).map(|(position, _)| position);
+        let position = self.positions(id).next().or_else(earlier)?;
+        let at = self.entries.get(position);
+        let from = buffer.len();
+        buffer.resize(from + at.entry.len as usize, 0);
+        self.target.read_at(at.offset, &mut buffer[from..]).ok()?;
+        (ChunkHash::of(&buffer[from..]) == at.entry.hash).then_some(())
+    }
+
+    /// Chunks that came though they were written already.
+    pub(super) fn repeated(&self) -> u64 {
+        self.repeated.load(Ordering::Relaxed)
+    }
+}
