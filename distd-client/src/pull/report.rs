@@ -55,6 +55,12 @@ pub(crate) struct PlanReport {
     pub(super) fetch_raw_bytes: u64,
     pub(super) fetch_chunks: u64,
     pub(super) fetch_ranges: usize,
+    /// Patches to fetch and apply.
+    pub(super) patches: u64,
+    /// Bytes of their payloads.
+    pub(super) patch_bytes: u64,
+    /// What their chunks would cost without them, as the origin packed them.
+    pub(super) patched_chunk_bytes: u64,
     pub(super) batches: u64,
     /// What planning itself received: metadata and manifest nodes.
     pub(super) wire_bytes: u64,
@@ -66,11 +72,13 @@ impl Outcome {
         let state = if self.already_there { "already there" } else { "in place" };
         let by = &self.wire_bytes_by_source;
         format!(
-            "{} {} {state}: {} bytes, {} held, {} received (relay {}, origin {}) in {:.1} s\nblake3 {}",
+            "{} {} {state}: {} bytes, {} held, {} rebuilt by {} patches, {} received (relay {}, origin {}) in {:.1} s\nblake3 {}",
             self.product,
             self.version,
             self.artifact_bytes,
             self.held_bytes,
+            self.rebuilt_bytes,
+            self.patches_applied,
             self.wire_bytes,
             by.relay,
             by.origin,
@@ -84,11 +92,15 @@ impl PlanReport {
     /// For people.
     pub(crate) fn summary(&self) -> String {
         format!(
-            "{} {}: {} bytes, {} held; to fetch: {} chunks in {} ranges, {} bytes before compression, {} requests",
+            "{} {}: {} bytes, {} held; to fetch: {} patches of {} bytes (for {} bytes of chunks), {} chunks in {} ranges, \
+             {} bytes before compression; {} requests",
             self.product,
             self.version,
             self.artifact_bytes,
             self.held_bytes,
+            self.patches,
+            self.patch_bytes,
+            self.patched_chunk_bytes,
             self.fetch_chunks,
             self.fetch_ranges,
             self.fetch_raw_bytes,

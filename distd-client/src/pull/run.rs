@@ -6,16 +6,19 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, anyhow};
-use distd_core::ManifestId;
 use distd_core::manifest::Manifest;
 use distd_core::names::Wanted;
+use distd_core::patch::Choice;
 use distd_core::planner::{self, HeldIndex, Plan};
+use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::FetchConfig;
+use distd_core::{ChunkId, ManifestId};
+use distd_peer::table::ChunkTable;
 
 use super::entries::ZeroChunk;
 use super::job::Job;
 use super::kept::{is_block_device, keep_manifest, kept_manifest_path, read_kept_manifest, with_suffix};
-use super::patches::Offers;
+use super::patches::{Offers, held};
 use super::report::{BySource, Outcome, PlanReport};
 use super::seeds::Seeds;
 use super::wanted::Realm;
@@ -65,9 +68,11 @@ async fn prepare(request: &PullRequest, extra_seed: Option<&Path>) -> anyhow::Re
     let part = read_part_manifest(request);
     let mut held = seeds.held_manifests();
     held.extend(part.as_ref());
-    let manifest = realm.manifest(&resolved, &held).await?;
-    let held: Vec<ManifestId> = seeds.held_manifests().iter().map(|m| m.id()).collect();
-    let offers = Offers::find(&realm, &resolved.patches, &held, manifest.id()).await;
+    let held_ids: Vec<ManifestId> = seeds.held_manifests().iter().map(|m| m.id()).collect();
+    // Side by side: neither needs the other.
+    let offers = Offers::find(&realm, &resolved.patches, &held_ids, resolved.manifest);
+    let (manifest, offers) = tokio::join!(realm.manifest(&resolved, &held), offers);
+    let manifest = manifest?;
     let node_bytes = received(&realm) - metadata_bytes;
     let cut = manifest.root().cut;
     let (seeds, index) = tokio::task::spawn_blocking(move || {
@@ -111,9 +116,28 @@ pub(crate) async fn plan(request: &PullRequest) -> anyhow::Result<PlanReport> {
     let out = Some(request.out.as_path()).filter(|out| out.exists());
     let prepared = prepare(request, out).await?;
     let zero = ZeroChunk::new(prepared.manifest.root().cut.max());
-    let plan: Plan = planner::plan(&prepared.manifest, FetchConfig::default().batch_chunks, |at| {
+    let mut plan: Plan = planner::plan(&prepared.manifest, FetchConfig::default().batch_chunks, |at| {
         zero.is(at) || prepared.index.find(&at.entry.hash, at.entry.len).is_some()
     });
+    let wanted: Vec<ChunkId> = plan.fetch.ids().collect();
+    let choice = if prepared.offers.sets.is_empty() {
+        Choice { chunks: wanted, ..Choice::default() }
+    } else {
+        let table = ChunkTable::of(&prepared.manifest);
+        let seeds = ChunkTable::of_all(&prepared.seeds.held_manifests());
+        let tables = [Arc::new(table), Arc::new(seeds)];
+        let held_here = |id| {
+            held(&prepared.index, &tables, id).is_some()
+                || (tables[0].get(id).is_some() && !plan.fetch.contains(id))
+        };
+        let choice = prepared.offers.choose(&wanted, held_here, |_, _| false);
+        let raw = |id: &ChunkId| tables[0].get(*id).map_or(0, |entry| u64::from(entry.len));
+        plan.fetch_raw_bytes = choice.chunks.iter().map(raw).sum();
+        choice
+    };
+    let fetch: ChunkRanges = choice.chunks.iter().copied().collect();
+    let batch = FetchConfig::default().batch_chunks.max(1);
+    let batches = fetch.len().div_ceil(batch) + (choice.patches.len() as u64).div_ceil(batch);
     Ok(PlanReport {
         product: prepared.product,
         version: prepared.version,
@@ -121,9 +145,12 @@ pub(crate) async fn plan(request: &PullRequest) -> anyhow::Result<PlanReport> {
         artifact_bytes: plan.artifact_bytes,
         held_bytes: plan.held_bytes,
         fetch_raw_bytes: plan.fetch_raw_bytes,
-        fetch_chunks: plan.fetch.len(),
-        fetch_ranges: plan.fetch.range_count(),
-        batches: plan.batches,
+        fetch_chunks: fetch.len(),
+        fetch_ranges: fetch.range_count(),
+        patches: choice.patches.len() as u64,
+        patch_bytes: choice.payload_bytes,
+        patched_chunk_bytes: choice.saved_bytes,
+        batches,
         wire_bytes: received(&prepared.realm),
     })
 }
