@@ -4,7 +4,9 @@
 //! theirs to know. [`pair`] decides that: it finds a base for every new chunk of a release. The payload formats are specified in the modules of the codecs, byte by byte.
 
 mod codec;
+mod matches;
 pub mod pair;
 mod prefix;
+mod suffix;
 
 pub use codec::{Codec, Effort, PatchError, decode, encode};
