@@ -8,5 +8,6 @@ mod matches;
 pub mod pair;
 mod prefix;
 mod suffix;
+pub mod view;
 
 pub use codec::{Codec, Effort, PatchError, decode, encode};
