@@ -136,7 +136,7 @@ fn every_truncation_and_every_flip_ends_without_a_panic() {
 #[test]
 fn codec_numbers_are_fixed() {
     let numbers: Vec<_> = Codec::ALL.iter().map(|codec| (codec.number(), *codec)).collect();
-    assert_eq!(numbers, [(1, Codec::Zstd)]);
+    assert_eq!(numbers, [(1, Codec::Zstd), (2, Codec::Suffix)]);
     for (number, codec) in numbers {
         assert_eq!(Codec::from_number(number), Some(codec));
     }

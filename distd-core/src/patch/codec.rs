@@ -1,6 +1,6 @@
 //! The codecs under one roof: numbers, bounds and errors.
 
-use super::prefix;
+use super::{prefix, suffix};
 use crate::limits::{PATCH_BASE_BYTES_MAX, PATCH_PAYLOAD_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
 
 /// How a payload rebuilds its target. The numbers are part of every format that names a codec: never
@@ -10,11 +10,13 @@ use crate::limits::{PATCH_BASE_BYTES_MAX, PATCH_PAYLOAD_BYTES_MAX, PATCH_TARGET_
 pub enum Codec {
     /// One zstd frame with the base as prefix; without a base a *solid segment* ([`prefix`]).
     Zstd = 1,
+    /// Suffix-array difference, its streams packed with zstd ([`suffix`]).
+    Suffix = 2,
 }
 
 impl Codec {
     /// Every codec, in the order of their numbers.
-    pub const ALL: [Self; 1] = [Self::Zstd];
+    pub const ALL: [Self; 2] = [Self::Zstd, Self::Suffix];
 
     /// The stable number.
     pub const fn number(self) -> u8 {
@@ -75,6 +77,7 @@ pub fn encode(codec: Codec, base: &[u8], target: &[u8], effort: Effort) -> Optio
     bound("target", target.len(), PATCH_TARGET_BYTES_MAX).ok()?;
     let payload = match codec {
         Codec::Zstd => prefix::encode(base, target, effort.level),
+        Codec::Suffix => suffix::encode(base, target, effort.level),
     }?;
     (payload.len() <= PATCH_PAYLOAD_BYTES_MAX).then_some(payload)
 }
@@ -92,5 +95,6 @@ pub fn decode(codec: Codec, base: &[u8], payload: &[u8], target_len: usize) -> R
     bound("payload", payload.len(), PATCH_PAYLOAD_BYTES_MAX)?;
     match codec {
         Codec::Zstd => prefix::decode(base, payload, target_len),
+        Codec::Suffix => suffix::decode(base, payload, target_len),
     }
 }

@@ -5,10 +5,13 @@
 
 mod choose;
 mod codec;
+mod matches;
 pub mod pair;
 mod prefix;
 mod route;
 mod set;
+mod suffix;
+pub mod view;
 
 pub use choose::{Choice, Offer, PatchRef, choose};
 pub use codec::{Codec, Effort, PatchError, decode, encode};

@@ -1,0 +1,188 @@
+//! Where the parts of a target lie in a base, approximately: the segments of a suffix-array difference.
+//!
+//! After Colin Percival's "Naive differences of executable code" (2003): an alignment of target with base is kept
+//! as long as no exact match elsewhere is clearly better, since in a shifted binary most bytes agree and those that
+//! do not (addresses) differ by the same few amounts.
+
+/// A part of the target: `add` bytes that resemble the base from `base` on, then `extra` bytes that resemble nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Segment {
+    pub(super) base: usize,
+    pub(super) add: usize,
+    pub(super) extra: usize,
+}
+
+/// Exact bytes another place must have over the current alignment: what naming it costs.
+const GAIN_MIN: usize = 8;
+
+/// An alignment that agrees this long is kept without looking around.
+const RUN_KEPT: usize = 24;
+
+/// Segments that cover `target` from its first byte on.
+pub(super) fn segments(base: &[u8], target: &[u8]) -> Vec<Segment> {
+    let index = Index::new(base);
+    let mut out = Vec::new();
+    // The segment being grown starts at `start` in the target and at `start + shift` in the base.
+    let (mut start, mut shift) = (0usize, 0isize);
+    let mut at = 0;
+    while at < target.len() {
+        let aligned = at.checked_add_signed(shift).and_then(|from| base.get(from..)).unwrap_or_default();
+        let run = common(aligned, &target[at..]);
+        if run >= RUN_KEPT || run == target.len() - at {
+            at += run;
+            continue;
+        }
+        let (place, len) = index.longest(&target[at..]);
+        let agreed = aligned.iter().zip(&target[at..at + len]).filter(|(a, b)| a == b).count();
+        if len > agreed + GAIN_MIN {
+            let place_shift = place as isize - at as isize;
+            let (forward, back) = divide(base, target, start..at, shift, place_shift);
+            if back > 0 || !out.is_empty() {
+                out.push(segment(start, shift, forward, back));
+            }
+            (start, shift) = (back, place_shift);
+            at += len;
+        } else {
+            at += run.max(1);
+        }
+    }
+    let (forward, _) = divide(base, target, start..target.len(), shift, isize::MAX);
+    out.push(segment(start, shift, forward, target.len()));
+    out
+}
+
+fn segment(start: usize, shift: isize, forward: usize, end: usize) -> Segment {
+    // Nothing of the base is used when nothing was added: any place will do.
+    let base = if forward > start { start.saturating_add_signed(shift) } else { 0 };
+    Segment { base, add: forward - start, extra: end - forward }
+}
+
+/// How far the alignment `left` goes from the start of `span`, and from where on `right` is better: the two points,
+/// in order, with the most bytes that agree over those that do not. What is between them agrees with neither.
+fn divide(
+    base: &[u8],
+    target: &[u8],
+    span: std::ops::Range<usize>,
+    left: isize,
+    right: isize,
+) -> (usize, usize) {
+    let score = |at: usize, shift: isize| match at.checked_add_signed(shift).and_then(|from| base.get(from)) {
+        Some(byte) if *byte == target[at] => Some(1i32),
+        Some(_) => Some(-1),
+        None => None,
+    };
+    // Best end of `left` at or before each point.
+    let mut ends = Vec::with_capacity(span.len() + 1);
+    let (mut sum, mut best) = (0, (0, span.start));
+    ends.push(best);
+    let mut open = true;
+    for at in span.clone() {
+        match score(at, left) {
+            Some(one) if open => sum += one,
+            _ => open = false,
+        }
+        if open && sum > best.0 {
+            best = (sum, at + 1);
+        }
+        ends.push(best);
+    }
+    let (mut sum, mut most, mut found) = (0, best.0, (best.1, span.end));
+    for at in span.clone().rev() {
+        let Some(one) = score(at, right) else { break };
+        sum += one;
+        let (before, end) = ends[at - span.start];
+        if before + sum > most {
+            (most, found) = (before + sum, (end, at));
+        }
+    }
+    found
+}
+
+fn common(a: &[u8], b: &[u8]) -> usize {
+    let blocks =
+        a.as_chunks::<16>().0.iter().zip(b.as_chunks::<16>().0).take_while(|(a, b)| a == b).count() * 16;
+    blocks + a[blocks..].iter().zip(&b[blocks..]).take_while(|(a, b)| a == b).count()
+}
+
+/// Suffixes of a base in order, and where those of each first two bytes start.
+struct Index<'a> {
+    base: &'a [u8],
+    suffixes: Vec<i32>,
+    starts: Vec<u32>,
+}
+
+impl<'a> Index<'a> {
+    fn new(base: &'a [u8]) -> Self {
+        let mut suffixes = vec![0; base.len()];
+        divsufsort::sort_in_place(base, &mut suffixes);
+        // Two bytes decide sixteen of some twenty-two steps. The last suffix has one byte: it is not looked at.
+        let mut starts = vec![0u32; (1 << 16) + 1];
+        for pair in base.windows(2) {
+            starts[usize::from(u16::from_be_bytes([pair[0], pair[1]])) + 1] += 1;
+        }
+        let mut sum = 0;
+        for start in &mut starts {
+            sum += *start;
+            *start = sum;
+        }
+        suffixes.retain(|suffix| *suffix as usize + 1 < base.len());
+        Self { base, suffixes, starts }
+    }
+
+    /// Place in the base and length of the longest match with the start of `wanted`; zeros for none of two bytes.
+    fn longest(&self, wanted: &[u8]) -> (usize, usize) {
+        let [first, second, ..] = wanted else { return (0, 0) };
+        let bucket = usize::from(u16::from_be_bytes([*first, *second]));
+        let (mut low, mut high) = (self.starts[bucket] as usize, self.starts[bucket + 1] as usize);
+        let mut best = (0, 0);
+        // Bytes known to agree at either end of the range agree with all between.
+        let (mut low_len, mut high_len) = (2, 2);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let place = self.suffixes[middle] as usize;
+            let known = low_len.min(high_len);
+            let len = known + common(&self.base[place + known..], &wanted[known..]);
+            if len > best.1 {
+                best = (place, len);
+            }
+            if len == wanted.len() {
+                break;
+            }
+            let less = self.base.get(place + len).is_none_or(|byte| *byte < wanted[len]);
+            if less {
+                (low, low_len) = (middle + 1, len);
+            } else {
+                (high, high_len) = (middle, len);
+            }
+        }
+        best
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn segments_cover_the_target_and_stay_in_the_base(
+            base in prop::collection::vec(0u8..4, 0..400), target in prop::collection::vec(0u8..4, 0..400),
+        ) {
+            let segments = segments(&base, &target);
+            prop_assert_eq!(segments.iter().map(|s| s.add + s.extra).sum::<usize>(), target.len());
+            prop_assert!(segments.iter().all(|s| s.base + s.add <= base.len()));
+        }
+
+        #[test]
+        fn the_longest_match_is_as_long_as_a_search_finds(
+            base in prop::collection::vec(0u8..3, 0..200), wanted in prop::collection::vec(0u8..3, 2..40),
+        ) {
+            let naive = (0..base.len()).map(|at| common(&base[at..], &wanted)).max().unwrap_or(0);
+            let (place, len) = Index::new(&base).longest(&wanted);
+            prop_assert_eq!(len, if naive < 2 { 0 } else { naive });
+            prop_assert!(len == 0 || base[place..place + len] == wanted[..len]);
+        }
+    }
+}

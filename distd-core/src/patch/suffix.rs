@@ -1,0 +1,140 @@
+//! Codec 2: suffix-array difference, for executables and other binaries whose parts moved.
+//!
+//! The target is a sequence of segments: bytes to add to bytes of the base (mostly zeros), then extra bytes.
+//!
+//! Payload, every number an LEB128 varint of at most 5 bytes:
+//!
+//! ```text
+//! control_len     length of the control stream, unpacked
+//! control_packed  length of its zstd frame
+//! diff_packed     length of the diff stream's zstd frame
+//! control         zstd frame
+//! diff            zstd frame: the bytes to add (wrapping), of all segments
+//! extra           zstd frame up to the payload's end: the extra bytes of all segments
+//! ```
+//!
+//! Control stream, unpacked: the number of segments, then for each the number of bytes to add, then for each the
+//! number of extra bytes, then for each where in the base it starts, relative to the end of the one before
+//! (zigzag; the first from zero). Columns, because numbers of one kind resemble each other. The two lengths add up
+//! to the target over all segments; nothing may lie outside the base.
+//!
+//! zstd frames have neither content size nor checksum, as in codec 1.
+
+use super::matches::segments;
+use super::{PatchError, prefix};
+
+/// Most bytes of control stream taken: a segment is worth [`GAIN_MIN`](super::matches) bytes of target, and takes
+/// a dozen at worst.
+const CONTROL_MAX: usize = 6 << 20;
+
+pub(super) fn encode(base: &[u8], target: &[u8], level: i32) -> Option<Vec<u8>> {
+    let segments = segments(base, target);
+    let (mut diff, mut extra) = (Vec::with_capacity(target.len()), Vec::new());
+    let mut control = Vec::new();
+    put(&mut control, segments.len());
+    segments.iter().for_each(|segment| put(&mut control, segment.add));
+    segments.iter().for_each(|segment| put(&mut control, segment.extra));
+    let (mut at, mut expected) = (0, 0);
+    for segment in &segments {
+        let seek = segment.base as i64 - expected as i64;
+        put(&mut control, ((seek << 1) ^ (seek >> 63)) as usize);
+        expected = segment.base + segment.add;
+        let (added, behind) = target[at..at + segment.add + segment.extra].split_at(segment.add);
+        diff.extend(added.iter().zip(&base[segment.base..]).map(|(new, old)| new.wrapping_sub(*old)));
+        extra.extend_from_slice(behind);
+        at += segment.add + segment.extra;
+    }
+    if control.len() > CONTROL_MAX {
+        return None;
+    }
+    let packed_control = prefix::encode(&[], &control, level)?;
+    let packed_diff = prefix::encode(&[], &diff, level)?;
+    let packed_extra = prefix::encode(&[], &extra, level)?;
+    let mut payload = Vec::with_capacity(packed_control.len() + packed_diff.len() + packed_extra.len() + 15);
+    put(&mut payload, control.len());
+    put(&mut payload, packed_control.len());
+    put(&mut payload, packed_diff.len());
+    payload.extend_from_slice(&packed_control);
+    payload.extend_from_slice(&packed_diff);
+    payload.extend_from_slice(&packed_extra);
+    Some(payload)
+}
+
+pub(super) fn decode(base: &[u8], mut payload: &[u8], target_len: usize) -> Result<Vec<u8>, PatchError> {
+    let control_len = take(&mut payload)?;
+    let packed_control = take(&mut payload)?;
+    let packed_diff = take(&mut payload)?;
+    if control_len > CONTROL_MAX {
+        return Err(PatchError::TooLong { what: "control stream", bytes: control_len, max: CONTROL_MAX });
+    }
+    let short = PatchError::Damaged("it ends early");
+    let (packed_control, rest) = payload.split_at_checked(packed_control).ok_or(short.clone())?;
+    let (packed_diff, packed_extra) = rest.split_at_checked(packed_diff).ok_or(short)?;
+
+    let control = prefix::decode(&[], packed_control, control_len)?;
+    let mut counts = &control[..];
+    let count = take(&mut counts)?;
+    // Three numbers of at least a byte each: bounds the three passes by what was sent.
+    if count > control.len() / 3 {
+        return Err(PatchError::Damaged("more segments than numbers"));
+    }
+    let (mut adds, mut extras, mut seeks) = (counts, counts, counts);
+    let diff_len = skip(&mut extras, count)?;
+    seeks.clone_from(&extras);
+    let extra_len = skip(&mut seeks, count)?;
+    if diff_len.checked_add(extra_len) != Some(target_len) {
+        return Err(PatchError::Length(target_len));
+    }
+    let diff = prefix::decode(&[], packed_diff, diff_len)?;
+    let extra = prefix::decode(&[], packed_extra, extra_len)?;
+
+    let mut target = Vec::with_capacity(target_len);
+    let (mut diff, mut extra, mut at) = (&diff[..], &extra[..], 0i64);
+    for _ in 0..count {
+        let (add, fresh, seek) = (take(&mut adds)?, take(&mut extras)?, take(&mut seeks)? as i64);
+        at += (seek >> 1) ^ -(seek & 1);
+        let outside = PatchError::Damaged("a segment lies outside the base");
+        let old = usize::try_from(at)
+            .ok()
+            .and_then(|from| base.get(from..from.checked_add(add)?))
+            .ok_or(outside)?;
+        at += add as i64;
+        let lost = PatchError::Damaged("lengths do not add up");
+        let (added, behind) = diff.split_at_checked(add).ok_or(lost.clone())?;
+        target.extend(added.iter().zip(old).map(|(new, old)| new.wrapping_add(*old)));
+        diff = behind;
+        let (bytes, behind) = extra.split_at_checked(fresh).ok_or(lost)?;
+        target.extend_from_slice(bytes);
+        extra = behind;
+    }
+    if target.len() == target_len { Ok(target) } else { Err(PatchError::Length(target_len)) }
+}
+
+fn put(out: &mut Vec<u8>, mut number: usize) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+/// The next number, below 2^35.
+fn take(bytes: &mut &[u8]) -> Result<usize, PatchError> {
+    let mut number = 0;
+    for shift in 0..5 {
+        let (byte, rest) = bytes.split_first().ok_or(PatchError::Damaged("it ends early"))?;
+        *bytes = rest;
+        number |= u64::from(byte & 0x7F) << (7 * shift);
+        if byte & 0x80 == 0 {
+            return usize::try_from(number).map_err(|_| PatchError::Damaged("a number is too large"));
+        }
+    }
+    Err(PatchError::Damaged("a number is too large"))
+}
+
+/// Goes over `count` numbers; their sum.
+fn skip(bytes: &mut &[u8], count: usize) -> Result<usize, PatchError> {
+    (0..count).try_fold(0usize, |sum, _| {
+        sum.checked_add(take(bytes)?).ok_or(PatchError::Damaged("lengths do not add up"))
+    })
+}

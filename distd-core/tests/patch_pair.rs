@@ -1,0 +1,278 @@
+//! What becomes the base of what, and that every job can be done in its order.
+
+use std::ops::Range;
+
+use distd_core::ChunkHash;
+use distd_core::cut::{Batches, CutParams, RegionKind, Regions};
+use distd_core::limits::{PATCH_BASE_BYTES_MAX, PATCH_PAYLOAD_BYTES_MAX};
+use distd_core::patch::pair::{ChunkSpan, Need, Of, PairOptions, Patch, PatchJob, Side, build, needs, pair};
+use distd_core::patch::{Effort, decode};
+use proptest::prelude::*;
+
+const EFFORT: Effort = Effort { level: 3 };
+
+fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// One byte in 500 changed.
+fn touched(bytes: &[u8]) -> Vec<u8> {
+    bytes.iter().enumerate().map(|(at, byte)| byte.wrapping_add(u8::from(at % 500 == 7))).collect()
+}
+
+/// An artifact made of named files.
+struct Release {
+    bytes: Vec<u8>,
+    regions: Regions,
+    chunks: Vec<ChunkSpan>,
+}
+
+impl Release {
+    fn of(files: &[(&str, Vec<u8>)]) -> Self {
+        let parts = files.iter().map(|(name, data)| {
+            let (kind, name) = match *name {
+                "" => (RegionKind::Metadata, None),
+                name => (RegionKind::File, Some(name.as_bytes())),
+            };
+            (data.len() as u64, kind, name)
+        });
+        let regions = Regions::from_parts(parts).expect("small");
+        let bytes: Vec<u8> = files.iter().flat_map(|(_, data)| data.clone()).collect();
+        let mut chunks = Vec::new();
+        let mut batches = Batches::new(&bytes, regions.all(), CutParams::default());
+        while let Some(batch) = batches.next_batch(Vec::new()).expect("memory reads") {
+            chunks.extend(batch.chunks().map(|chunk| ChunkSpan {
+                offset: chunk.offset,
+                len: chunk.data.len() as u32,
+                hash: ChunkHash::of(chunk.data),
+            }));
+        }
+        Self { bytes, regions, chunks }
+    }
+
+    fn side(&self) -> Side<'_, Vec<u8>> {
+        Side { bytes: &self.bytes, regions: &self.regions, chunks: &self.chunks }
+    }
+
+    fn bytes_of(&self, chunks: &Range<u32>) -> &[u8] {
+        let all = &self.chunks[chunks.start as usize..chunks.end as usize];
+        let last = &all[all.len() - 1];
+        &self.bytes[all[0].offset as usize..last.offset as usize + last.len as usize]
+    }
+}
+
+struct Outcome {
+    jobs: Vec<PatchJob>,
+    patches: Vec<Patch>,
+    /// Wanted chunks that no patch rebuilds, bytes.
+    left: usize,
+}
+
+impl Outcome {
+    fn payload(&self) -> usize {
+        self.patches.iter().map(|patch| patch.payload.len()).sum()
+    }
+}
+
+/// Pairs and builds, then rebuilds like a device: new chunks are at hand only once a patch or a fetch brought them.
+fn update(old: &Release, new: &Release, options: PairOptions) -> Outcome {
+    let needs = needs(&old.chunks, &new.chunks);
+    let jobs = pair(old.side(), new.side(), &needs, options).expect("memory reads");
+    let mut ready: Vec<bool> = needs.iter().map(|need| *need == Need::Held).collect();
+    let mut left: Vec<bool> = needs.iter().map(|need| *need == Need::Wanted).collect();
+    let mut patches = Vec::new();
+    for job in &jobs {
+        let base: u64 = job
+            .bases
+            .iter()
+            .map(|span| match span.of {
+                Of::Old => old.bytes_of(&span.chunks).len() as u64,
+                Of::New => new.bytes_of(&span.chunks).len() as u64,
+            })
+            .sum();
+        let target: usize = job.targets.iter().map(|range| new.bytes_of(range).len()).sum();
+        assert!(base <= options.base_bytes_max as u64 && target <= options.target_bytes_max);
+        let built = build(job, old.side(), new.side(), EFFORT).expect("memory reads");
+        for patch in &built {
+            assert!(patch.payload.len() <= PATCH_PAYLOAD_BYTES_MAX);
+            let mut base = Vec::new();
+            for span in &patch.bases {
+                base.extend_from_slice(match span.of {
+                    Of::Old => old.bytes_of(&span.chunks),
+                    Of::New => {
+                        assert!(
+                            span.chunks.clone().all(|index| ready[index as usize]),
+                            "a base comes too late"
+                        );
+                        new.bytes_of(&span.chunks)
+                    }
+                });
+            }
+            let target: Vec<u8> =
+                patch.targets.iter().flat_map(|range| new.bytes_of(range).to_vec()).collect();
+            let rebuilt = decode(patch.codec, &base, &patch.payload, target.len()).expect("sound");
+            assert!(rebuilt == target);
+            for index in patch.targets.iter().cloned().flatten() {
+                assert!(std::mem::take(&mut left[index as usize]), "rebuilt twice, or not wanted");
+            }
+        }
+        // What no patch of the job rebuilds is fetched as a chunk, at any time.
+        job.targets.iter().cloned().flatten().for_each(|index| ready[index as usize] = true);
+        patches.extend(built);
+    }
+    assert!(
+        needs.iter().zip(&ready).all(|(need, ready)| *ready || *need == Need::Other),
+        "a wanted chunk is in no job"
+    );
+    let left =
+        new.chunks.iter().zip(&left).filter(|(_, left)| **left).map(|(chunk, _)| chunk.len as usize).sum();
+    Outcome { jobs, patches, left }
+}
+
+fn only(by_name: bool, by_content: bool) -> PairOptions {
+    PairOptions { by_name, by_content, ..PairOptions::default() }
+}
+
+/// Bytes on the wire with and without a rule, of a release with one file that needs it.
+fn gain(old: (&str, Vec<u8>), new: (&str, Vec<u8>), with: PairOptions, without: PairOptions) {
+    let other = noise(300_000, 99);
+    let len = new.1.len();
+    let old = Release::of(&[("etc/other", other.clone()), old]);
+    let new = Release::of(&[new, ("etc/other", other)]);
+    let cost = |options| {
+        let outcome = update(&old, &new, options);
+        outcome.payload() + outcome.left
+    };
+    assert!(cost(with) < len / 4, "with the rule: {} of {len}", cost(with));
+    assert!(cost(without) > len / 2, "without the rule: {} of {len}", cost(without));
+}
+
+#[test]
+fn a_file_of_the_same_name_is_the_base() {
+    // Too short and too often changed for an anchor: only the name tells.
+    let old = noise(600, 1);
+    gain(("a/b", old.clone()), ("a/b", touched(&old)), only(true, false), only(false, true));
+}
+
+#[test]
+fn a_file_whose_name_has_another_version_is_the_base() {
+    let old = noise(600, 1);
+    gain(
+        ("usr/lib/modules/6.12.41+deb13-amd64/x.ko", old.clone()),
+        ("usr/lib/modules/6.12.48+deb13-amd64/x.ko", touched(&old)),
+        only(true, false),
+        only(false, true),
+    );
+}
+
+#[test]
+fn a_file_of_like_content_and_another_name_is_the_base() {
+    let old = noise(200_000, 2);
+    gain(("opt/first", old.clone()), ("srv/second", touched(&old)), only(false, true), only(true, false));
+}
+
+#[test]
+fn a_namesake_with_other_content_does_not_hide_the_file_that_moved() {
+    let moved = noise(200_000, 3);
+    let old = Release::of(&[("a", moved.clone()), ("b", noise(200_000, 4))]);
+    let new = Release::of(&[("b", touched(&moved))]);
+    assert!(update(&old, &new, PairOptions::default()).payload() < 20_000);
+}
+
+#[test]
+fn structures_of_the_file_system_are_base_for_their_successors() {
+    let old = noise(50_000, 5);
+    let new: Vec<u8> = old.chunks(32).flat_map(|inode| [&[inode[0] ^ 1][..], &inode[1..]].concat()).collect();
+    gain(("", old), ("", new), only(true, false), only(false, true));
+}
+
+#[test]
+fn what_was_rebuilt_is_base_for_what_comes_later() {
+    let fresh = noise(100_000, 6);
+    let old = Release::of(&[("x", noise(50_000, 7))]);
+    let new = Release::of(&[("a", fresh.clone()), ("x", noise(50_000, 7)), ("z", touched(&fresh))]);
+    let outcome = update(&old, &new, PairOptions::default());
+    // "a" is new and noise: it is left over. "z" is made from it.
+    assert!(outcome.payload() + outcome.left < 120_000, "{} {}", outcome.payload(), outcome.left);
+    assert!(outcome.jobs.iter().any(|job| job.bases.iter().any(|span| span.of == Of::New)));
+}
+
+#[test]
+fn a_file_inside_a_view_meets_the_file_of_the_image() {
+    let module = noise(700, 8);
+    let old = Release::of(&[("boot/initrd-1//usr/x.ko", noise(700, 9)), ("usr/x.ko", noise(700, 10))]);
+    let new = Release::of(&[("usr/x.ko", module.clone()), ("boot/initrd-2//usr/x.ko", touched(&module))]);
+    let outcome = update(&old, &new, PairOptions::default());
+    assert!(outcome.payload() + outcome.left < 1000, "{} {}", outcome.payload(), outcome.left);
+}
+
+#[test]
+fn many_new_files_share_solid_segments() {
+    let text =
+        |n: usize| format!("# configuration {n}\n{}", "key = value of some length\n".repeat(5)).into_bytes();
+    let names: Vec<String> = (0..300).map(|n| format!("etc/conf.d/{n}.conf")).collect();
+    let files: Vec<_> = names.iter().enumerate().map(|(n, name)| (name.as_str(), text(n))).collect();
+    let new = Release::of(&files);
+    let outcome = update(&Release::of(&[("x", noise(5000, 1))]), &new, PairOptions::default());
+    // One may be close enough to another to be built from it.
+    assert!(outcome.jobs.len() <= 2 && outcome.left == 0);
+    assert!(outcome.payload() * 20 < new.bytes.len(), "{} of {}", outcome.payload(), new.bytes.len());
+}
+
+#[test]
+fn a_long_file_gets_windows_where_its_content_was() {
+    let old = noise(40 << 20, 11);
+    // Everything moves back by 3 MiB.
+    let new = [noise(3 << 20, 12), touched(&old[..30 << 20])].concat();
+    let (old, new) = (Release::of(&[("big", old)]), Release::of(&[("big", new)]));
+    let outcome = update(&old, &new, PairOptions::default());
+    assert!(outcome.left < (3 << 20) + (1 << 18), "{}", outcome.left);
+    assert!(outcome.payload() < 2 << 20, "{}", outcome.payload());
+}
+
+#[test]
+fn a_job_above_the_limits_or_outside_the_release_is_an_error() {
+    let release = Release::of(&[("a", noise(PATCH_BASE_BYTES_MAX + (1 << 20), 1))]);
+    let all = 0..release.chunks.len() as u32;
+    for targets in [all.clone(), 0..u32::MAX, u32::MAX - 1..u32::MAX] {
+        let job = PatchJob { targets: vec![targets], bases: Vec::new() };
+        assert!(build(&job, release.side(), release.side(), EFFORT).is_err());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn every_wanted_chunk_is_in_one_job_and_every_base_comes_first(
+        old in prop::collection::vec((0usize..6, 1usize..9000, 0u64..5), 0..12),
+        new in prop::collection::vec((0usize..6, 1usize..9000, 0u64..5, any::<bool>()), 1..12),
+        target_kib in 16usize..40, base_kib in 1usize..64,
+    ) {
+        let names = ["", "a", "b-1.2", "b-1.3", "v//a", "v//"];
+        let old: Vec<_> = old.iter().map(|(name, len, seed)| (names[*name], noise(*len, *seed))).collect();
+        let new: Vec<_> = new
+            .iter()
+            .map(|(name, len, seed, touch)| {
+                let bytes = noise(*len, *seed);
+                (names[*name], if *touch { touched(&bytes) } else { bytes })
+            })
+            .collect();
+        let options = PairOptions {
+            target_bytes_max: target_kib << 10,
+            base_bytes_max: base_kib << 10,
+            ..PairOptions::default()
+        };
+        let (old, new) = (Release::of(&old), Release::of(&new));
+        let outcome = update(&old, &new, options);
+        let again = update(&old, &new, options);
+        prop_assert!(outcome.jobs == again.jobs && outcome.patches == again.patches);
+    }
+}
