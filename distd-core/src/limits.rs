@@ -73,3 +73,10 @@ pub const PATCH_INDEX_BYTES_MAX: u64 = 64 << 20;
 
 /// Most patches of one set; each rebuilds something.
 pub const PATCHES_MAX: usize = 1 << 20;
+
+/// Longest view, bytes: of a larger packed file chunks or patches of packed bytes are sent. A device needs as much free
+/// space for each view of a set while it applies the set.
+pub const VIEW_BYTES_MAX: u64 = 1 << 30;
+
+/// Ids from here on are no chunks of the origin: within one patch set they are the chunks of its views.
+pub const VIEW_IDS_FROM: u64 = 1 << 60;

@@ -7,7 +7,7 @@ use distd_core::names::Wanted;
 
 use crate::context::Context;
 use crate::progress::Progress;
-use crate::pull::{PullRequest, pull};
+use crate::pull::{Aim, PullRequest, pull};
 
 /// Get a release into a file, a block device or a directory.
 #[derive(clap::Args)]
@@ -31,12 +31,22 @@ pub(crate) struct Sources {
     /// A relay or origin to ask; repeat for more, nearest first. Default: the one enrolled with.
     #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT")]
     parent: Vec<String>,
+    /// What to save: bytes of the link, time, or time on the link as it is. Only weighs patches that cost much processor time.
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    optimize: Aim,
 }
 
 impl Sources {
     pub(crate) fn request(self, context: &Context, wanted: Wanted, out: PathBuf) -> PullRequest {
         let parents = if self.parent.is_empty() { context.parents() } else { self.parent };
-        PullRequest { wanted, out, seeds: self.seed, parents, data: context.data().to_owned() }
+        PullRequest {
+            wanted,
+            out,
+            seeds: self.seed,
+            parents,
+            data: context.data().to_owned(),
+            aim: self.optimize,
+        }
     }
 }
 

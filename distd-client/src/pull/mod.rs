@@ -23,5 +23,6 @@ mod verify;
 mod wanted;
 
 pub(crate) use kept::read_kept_manifest;
+pub(crate) use patches::Aim;
 pub(crate) use run::{PullRequest, plan, pull};
 pub(crate) use verify::verify;

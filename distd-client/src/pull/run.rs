@@ -18,7 +18,7 @@ use distd_peer::table::ChunkTable;
 use super::entries::ZeroChunk;
 use super::job::Job;
 use super::kept::{is_block_device, keep_manifest, kept_manifest_path, read_kept_manifest, with_suffix};
-use super::patches::{Offers, held};
+use super::patches::{Aim, Offers, held};
 use super::report::{BySource, Outcome, PlanReport};
 use super::seeds::Seeds;
 use super::wanted::Realm;
@@ -37,6 +37,8 @@ pub(crate) struct PullRequest {
     pub(crate) parents: Vec<String>,
     /// The device's state.
     pub(crate) data: PathBuf,
+    /// What to save.
+    pub(crate) aim: Aim,
 }
 
 struct Prepared {
@@ -70,9 +72,11 @@ async fn prepare(request: &PullRequest, extra_seed: Option<&Path>) -> anyhow::Re
     held.extend(part.as_ref());
     let held_ids: Vec<ManifestId> = seeds.held_manifests().iter().map(|m| m.id()).collect();
     // Side by side: neither needs the other.
-    let offers = Offers::find(&realm, &resolved.patches, &held_ids, resolved.manifest);
-    let (manifest, offers) = tokio::join!(realm.manifest(&resolved, &held), offers);
+    let asked = Instant::now();
+    let offers = Offers::find(&realm, &resolved.patches, &held_ids, resolved.manifest, request.aim);
+    let (manifest, mut offers) = tokio::join!(realm.manifest(&resolved, &held), offers);
     let manifest = manifest?;
+    offers.measure(received(&realm) - metadata_bytes, asked.elapsed());
     let node_bytes = received(&realm) - metadata_bytes;
     let cut = manifest.root().cut;
     let (seeds, index) = tokio::task::spawn_blocking(move || {

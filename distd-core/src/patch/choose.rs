@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::SetPatch;
+use super::{Method, SetPatch};
 use crate::ChunkId;
 
 /// A patch by its set and its number in it.
@@ -26,6 +26,37 @@ pub struct Offer<'a> {
     pub payloads: &'a [u32],
 }
 
+/// What counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Optimize {
+    /// Bytes alone.
+    Bytes,
+    /// Time, over a link of so many bytes a second: seconds of this device's processor are weighed against seconds of
+    /// the link.
+    Time {
+        /// Bytes the link carries in a second.
+        link: u64,
+    },
+}
+
+impl Optimize {
+    /// What applying a patch costs, as bytes of the link.
+    fn work(self, patch: &SetPatch) -> u64 {
+        let Self::Time { link } = self else { return 0 };
+        let rate = match patch.method() {
+            Some(Method::Repack) => REPACK_RATE,
+            Some(Method::Inflate) => INFLATE_RATE,
+            _ => BUFFER_RATE,
+        };
+        (patch.target_bytes() as u128 * u128::from(link) / u128::from(rate)).try_into().unwrap_or(u64::MAX)
+    }
+}
+
+// Bytes that come out in a second of one core, measured on the reference pair (docs/benchmarks.md, "Patches").
+const REPACK_RATE: u64 = 7_000_000;
+const INFLATE_RATE: u64 = 200_000_000;
+const BUFFER_RATE: u64 = 400_000_000;
+
 /// What to fetch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choice {
@@ -44,11 +75,16 @@ pub struct Choice {
 /// Chooses among `offers`, sets in the order of their use, what brings the `wanted` chunks (sorted) with the fewest bytes.
 ///
 /// `held` are chunks that can be read on this device. A base that is neither held nor rebuilt by an earlier patch must
-/// be `wanted` itself, else its patch is left alone. Patches of unknown codecs are not offered by the caller's leave: they
+/// be `wanted` itself, else its patch is left alone. Patches of unknown methods are not offered by the caller's leave: they
 /// are skipped here.
 ///
 /// Cost: a few passes over all patches; memory 16 bytes a target chunk.
-pub fn choose(wanted: &[ChunkId], held: impl Fn(ChunkId) -> bool, offers: &[Offer<'_>]) -> Choice {
+pub fn choose(
+    wanted: &[ChunkId],
+    held: impl Fn(ChunkId) -> bool,
+    offers: &[Offer<'_>],
+    optimize: Optimize,
+) -> Choice {
     let is_wanted = |id: &ChunkId| wanted.binary_search(id).is_ok();
     let all: Vec<(PatchRef, &SetPatch, u64)> = offers
         .iter()
@@ -57,7 +93,7 @@ pub fn choose(wanted: &[ChunkId], held: impl Fn(ChunkId) -> bool, offers: &[Offe
             let patches = offer.patches.iter().zip(offer.payloads).enumerate();
             patches.map(move |(patch, (body, payload))| (PatchRef { set, patch }, body, u64::from(*payload)))
         })
-        .filter(|(_, patch, _)| patch.codec().is_some())
+        .filter(|(_, patch, _)| patch.method().is_some())
         .collect();
 
     // Forwards: which patches could be applied at all, and which chunks that are not wanted they bring.
@@ -90,7 +126,7 @@ pub fn choose(wanted: &[ChunkId], held: impl Fn(ChunkId) -> bool, offers: &[Offe
         // Of what all its targets cost as chunks, the part that is needed.
         let total = patch.target_bytes() as u64;
         let saved = (u128::from(patch.packed) * u128::from(needed_bytes) / u128::from(total.max(1))) as u64;
-        if needed.is_empty() || (!must && saved <= *payload) {
+        if needed.is_empty() || (!must && saved <= payload.saturating_add(optimize.work(patch))) {
             continue;
         }
         for id in &needed {
@@ -138,7 +174,7 @@ mod tests {
     fn run(wanted: &[u64], sets: &[Vec<SetPatch>], payloads: &[Vec<u32>]) -> Choice {
         let offers: Vec<_> =
             sets.iter().zip(payloads).map(|(patches, payloads)| Offer { patches, payloads }).collect();
-        choose(&ids(wanted), |id| id.0 < 100, &offers)
+        choose(&ids(wanted), |id| id.0 < 100, &offers, Optimize::Bytes)
     }
 
     #[test]
@@ -189,7 +225,20 @@ mod tests {
     }
 
     #[test]
-    fn unknown_codecs_are_left_alone() {
+    fn a_view_is_packed_again_only_where_the_link_is_slower_than_that() {
+        let view = crate::limits::VIEW_IDS_FROM;
+        let mut repack = patch(&[view], &[200], 900);
+        repack.codec = Method::REPACK;
+        let patches = [patch(&[1], &[view], 0), repack];
+        let offers = [Offer { patches: &patches, payloads: &[10, 10] }];
+        let run = |optimize| numbers(&choose(&ids(&[200]), |id| id.0 < 100, &offers, optimize));
+        assert_eq!(run(Optimize::Bytes), [(0, 0), (0, 1)]);
+        assert_eq!(run(Optimize::Time { link: 1_000_000 }), [(0, 0), (0, 1)]);
+        assert_eq!(run(Optimize::Time { link: 100_000_000 }), []);
+    }
+
+    #[test]
+    fn unknown_methods_are_left_alone() {
         let mut unknown = patch(&[1], &[200], 500);
         unknown.codec = 99;
         assert_eq!(run(&[200], &[vec![unknown]], &[vec![1]]).chunks, ids(&[200]));

@@ -13,7 +13,7 @@ mod set;
 mod suffix;
 pub mod view;
 
-pub use choose::{Choice, Offer, PatchRef, choose};
+pub use choose::{Choice, Offer, Optimize, PatchRef, choose};
 pub use codec::{Codec, Effort, PatchError, decode, encode};
 pub use route::{Leg, ROUTE_LEGS_MAX, route};
-pub use set::{SetError, SetIndex, SetPatch, TargetRun};
+pub use set::{Method, SetError, SetIndex, SetPatch, TargetRun};

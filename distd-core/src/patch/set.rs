@@ -11,6 +11,7 @@ use std::ops::RangeInclusive;
 use super::Codec;
 use crate::limits::{
     CHUNK_BYTES_MAX, PATCH_BASE_BYTES_MAX, PATCH_INDEX_BYTES_MAX, PATCH_TARGET_BYTES_MAX, PATCHES_MAX,
+    VIEW_BYTES_MAX, VIEW_IDS_FROM,
 };
 use crate::proto::{put_varint, take_varint};
 use crate::{ChunkId, ManifestId};
@@ -20,6 +21,46 @@ const MAGIC: &[u8; 8] = b"distdps1";
 
 /// Most base or target chunks of one patch: the smallest chunks the limits on bytes allow.
 const CHUNKS_MAX: u64 = (PATCH_BASE_BYTES_MAX / 64) as u64;
+
+/// Most chunks of a view: ones of 4 KiB on average, a quarter of the default.
+const VIEW_CHUNKS_MAX: u64 = VIEW_BYTES_MAX / 4096;
+
+/// What a patch does with base and payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Base and target are in memory, within the limits of patches.
+    Buffer(Codec),
+    /// Unpacks a packed file of the old release into its view ([`view::inflate`](super::view::inflate)); the payload is
+    /// one byte that means nothing. Streaming.
+    Inflate,
+    /// Packs a view again ([`view::repack`](super::view::repack)); the payload is the recipe. Streaming.
+    Repack,
+}
+
+impl Method {
+    /// The number of [`Method::Inflate`] in an index.
+    pub const INFLATE: u8 = 128;
+    /// The number of [`Method::Repack`] in an index.
+    pub const REPACK: u8 = 129;
+
+    /// The method of a number; `None` for one this build does not know.
+    pub fn from_number(number: u8) -> Option<Self> {
+        match number {
+            Self::INFLATE => Some(Self::Inflate),
+            Self::REPACK => Some(Self::Repack),
+            _ => Codec::from_number(number).map(Self::Buffer),
+        }
+    }
+
+    /// Most base chunks, and most raw bytes that come out. A number from 128 on is of a streaming method, known or not.
+    fn limits(number: u8) -> (u64, u64) {
+        if number >= 128 {
+            (VIEW_CHUNKS_MAX, VIEW_BYTES_MAX)
+        } else {
+            (CHUNKS_MAX, PATCH_TARGET_BYTES_MAX as u64)
+        }
+    }
+}
 
 /// Consecutive chunks that a patch rebuilds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +81,7 @@ impl TargetRun {
 /// One patch. Its payload is the chunk behind the index with the patch's own number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetPatch {
-    /// Number of the codec; one this build does not know makes the patch useless to it, not the set.
+    /// Number of the method; one this build does not know makes the patch useless to it, not the set.
     pub codec: u8,
     /// What the targets cost as chunks, as the origin packed them, bytes.
     pub packed: u64,
@@ -52,8 +93,8 @@ pub struct SetPatch {
 
 impl SetPatch {
     /// How the payload works, when this build knows it.
-    pub fn codec(&self) -> Option<Codec> {
-        Codec::from_number(self.codec)
+    pub fn method(&self) -> Option<Method> {
+        Method::from_number(self.codec)
     }
 
     /// The base chunks.
@@ -119,10 +160,25 @@ fn put_step(out: &mut Vec<u8>, first: ChunkId, last: &mut u64, count: u64) {
 }
 
 impl SetIndex {
+    /// Moves the ids of view chunks to where those of set number `set` of several are, so that sets used together do not
+    /// mean each other's.
+    pub fn move_views(&mut self, set: usize) {
+        let shift = (set as u64) << 32;
+        let moved = |id: ChunkId| if id.0 >= VIEW_IDS_FROM { ChunkId(id.0 + shift) } else { id };
+        for patch in &mut self.patches {
+            for range in &mut patch.bases {
+                *range = moved(*range.start())..=moved(*range.end());
+            }
+            for run in &mut patch.targets {
+                run.first = moved(run.first);
+            }
+        }
+    }
+
     /// The index packed, as it stands at the head of the set.
     ///
     /// # Panics
-    /// When an id is 2^61 or above: origins count from 1.
+    /// When an id is 2^61 or above: origins count from 1, view chunks from [`VIEW_IDS_FROM`].
     pub fn encode(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         out.extend_from_slice(self.from.as_bytes());
@@ -184,13 +240,18 @@ fn take_step(rest: &mut &[u8], last: &mut u64) -> Result<(u64, u64), SetError> {
     let first = (*last as i64).checked_add(unzigzag(take(rest)?)).ok_or(bad)?;
     let count = take(rest)?;
     let end = u64::try_from(first).ok().filter(|first| *first > 0).and_then(|first| first.checked_add(count));
-    let end = end.filter(|end| *end < 1 << 61 && count > 0).ok_or(bad)?;
+    // View chunks are far fewer than the ids there are for those of one set.
+    let end = end.filter(|end| *end <= VIEW_IDS_FROM + (1 << 32) && count > 0).ok_or(bad)?;
+    if (first as u64) < VIEW_IDS_FROM && end > VIEW_IDS_FROM {
+        return Err(bad);
+    }
     *last = end;
     Ok((first as u64, count))
 }
 
 fn take_patch(rest: &mut &[u8], last: &mut Steps) -> Result<SetPatch, SetError> {
     let codec = u8::try_from(take(rest)?).map_err(|_| SetError::Bounds("a codec"))?;
+    let (chunks_max, bytes_max) = Method::limits(codec);
     let packed = take(rest)?;
     let ranges = take(rest)?;
     // Each range takes at least two bytes.
@@ -201,7 +262,7 @@ fn take_patch(rest: &mut &[u8], last: &mut Steps) -> Result<SetPatch, SetError> 
     for _ in 0..ranges {
         let (first, count) = take_step(rest, &mut last.bases)?;
         chunks += count;
-        if chunks > CHUNKS_MAX {
+        if chunks > chunks_max {
             return Err(SetError::Bounds("the number of base chunks"));
         }
         bases.push(ChunkId(first)..=ChunkId(first + count - 1));
@@ -226,7 +287,7 @@ fn take_patch(rest: &mut &[u8], last: &mut Steps) -> Result<SetPatch, SetError> 
             bytes += len;
             lens.push(len as u32);
         }
-        if bytes > PATCH_TARGET_BYTES_MAX as u64 {
+        if bytes > bytes_max {
             return Err(SetError::Bounds("what a patch rebuilds"));
         }
         targets.push(TargetRun { first: ChunkId(first), lens });
@@ -291,7 +352,8 @@ mod tests {
                 bad[at] ^= 1 << bit;
                 if let Ok(index) = SetIndex::decode(&repack(&bad)) {
                     assert_ne!(index, sample());
-                    assert!(index.patches.iter().all(|p| p.target_bytes() <= PATCH_TARGET_BYTES_MAX));
+                    let fits = |p: &SetPatch| p.target_bytes() as u64 <= Method::limits(p.codec).1;
+                    assert!(index.patches.iter().all(fits));
                 }
             }
         }

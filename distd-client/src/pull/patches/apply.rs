@@ -1,21 +1,21 @@
 //! Applying patches while their payloads arrive: in order, on all cores, within a bound on memory.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use distd_core::limits::PATCH_BASE_BYTES_MAX;
-use distd_core::patch::{Choice, PatchRef, SetPatch, decode};
+use distd_core::patch::{Choice, Method, PatchRef, SetPatch, decode};
 use distd_core::planner::HeldIndex;
 use distd_core::{ChunkHash, ChunkId};
 use distd_peer::table::ChunkTable;
 
 use super::offers::Offers;
+use super::passing::Passing;
 use super::payloads::Payloads;
+use super::stream::{self, MEMORY};
 use crate::pull::place::Placer;
 use crate::pull::seeds::Seeds;
 
@@ -23,7 +23,7 @@ use crate::pull::seeds::Seeds;
 /// needs more than there is works alone.
 const BYTES_AT_ONCE: usize = 16 << 20;
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -64,11 +64,16 @@ impl Arrivals {
     /// Waits for a payload and some bases; false when one of them will not come.
     fn wait(&self, at: PatchRef, bases: &[ChunkId]) -> bool {
         let mut state = lock(&self.state);
+        // One after the other: a view has thousands, and each is looked up once.
+        let mut bases = bases.iter().peekable();
         loop {
-            if bases.iter().any(|id| state.bases.get(id) == Some(&false)) {
-                return false;
+            while let Some(in_place) = bases.peek().and_then(|id| state.bases.get(id)) {
+                if !in_place {
+                    return false;
+                }
+                bases.next();
             }
-            if state.payloads.contains(&at) && bases.iter().all(|id| state.bases.contains_key(id)) {
+            if bases.peek().is_none() && state.payloads.contains(&at) {
                 return true;
             }
             if state.stopped {
@@ -110,7 +115,7 @@ pub(in crate::pull) struct Applied {
 /// # Errors
 /// The target's. A patch that fails is none: its chunks are in [`Applied::missing`].
 pub(in crate::pull) fn apply_all(work: &Work) -> io::Result<Applied> {
-    let passing = Passing::open(work)?;
+    let passing = Passing::open(work.passing.clone(), !work.choice.passing.is_empty());
     let next = AtomicUsize::new(0);
     let room = Room::default();
     let total = Mutex::new(Applied::default());
@@ -190,11 +195,12 @@ fn is_late(work: &Work, id: ChunkId) -> bool {
         && (work.placer.entry(id).is_some() || work.choice.passing.binary_search(&id).is_ok())
 }
 
-/// A patch whose payload decoded.
-struct Done {
-    placed_bytes: u64,
+/// A patch that was applied, at least in part.
+#[derive(Default)]
+pub(super) struct Done {
+    pub(super) placed_bytes: u64,
     /// Targets that came out as something else.
-    wrong: BTreeSet<ChunkId>,
+    pub(super) wrong: BTreeSet<ChunkId>,
 }
 
 fn apply_one(
@@ -204,7 +210,19 @@ fn apply_one(
     passing: &Passing,
     room: &Room,
 ) -> io::Result<Option<Done>> {
-    let Some(codec) = patch.codec() else { return Ok(None) };
+    let codec = match patch.method() {
+        Some(Method::Buffer(codec)) => codec,
+        Some(Method::Inflate) => {
+            let _held = room.take(MEMORY);
+            return Ok(stream::inflate(work, patch, passing));
+        }
+        Some(Method::Repack) => {
+            let _held = room.take(MEMORY);
+            let Some(recipe) = work.payloads[at.set].read(at.patch) else { return Ok(None) };
+            return stream::repack(work, patch, &recipe, passing);
+        }
+        None => return Ok(None),
+    };
     let Some(base_bytes) = base_bytes(work, patch, passing) else { return Ok(None) };
     let target_bytes = patch.target_bytes();
     let _held = room.take(base_bytes + 2 * target_bytes);
@@ -233,19 +251,32 @@ fn apply_one(
                 done.placed_bytes += work.placer.place_missing(id, raw)?;
             }
             Some(_) => drop(done.wrong.insert(id)),
+            // In place from an earlier run.
+            None if work.tables[0].get(id).is_some() => {}
             // Not the artifact's: a chunk in passing, proved by what is made of it.
-            None => passing.write(id, raw)?,
+            None => {
+                if let Err(error) = passing.write(id, raw) {
+                    tracing::debug!(%error, "no room for a chunk in passing");
+                    done.wrong.insert(id);
+                }
+            }
         }
     }
     Ok(Some(done))
+}
+
+impl Work {
+    /// Raw length of a chunk that could be a base.
+    pub(super) fn len_of(&self, id: ChunkId, passing: &Passing) -> Option<u32> {
+        self.tables.iter().find_map(|table| table.get(id)).map(|entry| entry.len).or_else(|| passing.len(id))
+    }
 }
 
 /// Bytes of all bases; `None` when one is unknown or they are too many.
 fn base_bytes(work: &Work, patch: &SetPatch, passing: &Passing) -> Option<usize> {
     let mut bytes = 0usize;
     for id in patch.base_ids() {
-        let known = work.tables.iter().find_map(|table| table.get(id)).map(|entry| entry.len);
-        bytes += known.or_else(|| passing.len(id))? as usize;
+        bytes += work.len_of(id, passing)? as usize;
         if bytes > PATCH_BASE_BYTES_MAX {
             return None;
         }
@@ -253,7 +284,7 @@ fn base_bytes(work: &Work, patch: &SetPatch, passing: &Passing) -> Option<usize>
     Some(bytes)
 }
 
-fn read_base(work: &Work, id: ChunkId, passing: &Passing, out: &mut Vec<u8>) -> Option<()> {
+pub(super) fn read_base(work: &Work, id: ChunkId, passing: &Passing, out: &mut Vec<u8>) -> Option<()> {
     let from = out.len();
     if let Some((at, entry)) = held(&work.index, &work.tables, id) {
         out.resize(from + entry.len as usize, 0);
@@ -268,60 +299,6 @@ fn read_base(work: &Work, id: ChunkId, passing: &Passing, out: &mut Vec<u8>) -> 
     }
     out.truncate(from);
     passing.read(id, out)
-}
-
-/// Chunks of releases in between, in a file of their own: nobody wants them but the next patch.
-struct Passing {
-    path: PathBuf,
-    file: Option<File>,
-    chunks: Mutex<PassingChunks>,
-}
-
-#[derive(Default)]
-struct PassingChunks {
-    /// End of the file.
-    end: u64,
-    /// Offset and length of each.
-    places: BTreeMap<ChunkId, (u64, u32)>,
-}
-
-impl Passing {
-    fn open(work: &Work) -> io::Result<Self> {
-        let wanted = !work.choice.passing.is_empty();
-        let open =
-            || OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&work.passing);
-        let file = wanted.then(open).transpose()?;
-        Ok(Self { path: work.passing.clone(), file, chunks: Mutex::default() })
-    }
-
-    fn len(&self, id: ChunkId) -> Option<u32> {
-        lock(&self.chunks).places.get(&id).map(|(_, len)| *len)
-    }
-
-    fn write(&self, id: ChunkId, raw: &[u8]) -> io::Result<()> {
-        let Some(file) = &self.file else { return Ok(()) };
-        let mut chunks = lock(&self.chunks);
-        let at = chunks.end;
-        file.write_all_at(raw, at)?;
-        chunks.end += raw.len() as u64;
-        chunks.places.insert(id, (at, raw.len() as u32));
-        Ok(())
-    }
-
-    fn read(&self, id: ChunkId, out: &mut Vec<u8>) -> Option<()> {
-        let (at, len) = lock(&self.chunks).places.get(&id).copied()?;
-        let from = out.len();
-        out.resize(from + len as usize, 0);
-        self.file.as_ref()?.read_exact_at(&mut out[from..], at).ok()
-    }
-
-    fn remove(&self) {
-        if self.file.is_some()
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            tracing::warn!(path = %self.path.display(), %error, "a file of passing chunks was left behind");
-        }
-    }
 }
 
 /// Bytes in memory, shared by the threads.

@@ -1,12 +1,13 @@
 //! The patch sets that lead from what is held to what is wanted.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use distd_core::ChunkId;
 use distd_core::ManifestId;
 use distd_core::manifest::{Entry, Kind, Manifest};
 use distd_core::packing::PackedChunk;
-use distd_core::patch::{Choice, Leg, Offer, SetIndex, choose, route};
+use distd_core::patch::{Choice, Leg, Offer, Optimize, SetIndex, choose, route};
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::FetchConfig;
 use distd_peer::driver::{ChunkSink, Driver, SinkError};
@@ -29,10 +30,30 @@ pub(in crate::pull) struct Set {
     pub(in crate::pull) offsets: Vec<u64>,
 }
 
+/// What a pull is to save.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Aim {
+    /// Bytes of the link, whatever the processor has to do.
+    Bytes,
+    /// Time, on a link that is faster than this device.
+    Time,
+    /// Time, on the link as it is measured.
+    #[default]
+    Auto,
+}
+
+/// What [`Aim::Time`] takes the link for, bytes a second: gigabit Ethernet.
+const FAST_LINK: u64 = 125_000_000;
+
+/// Fewer bytes than this say nothing of a link's rate: they come with the first flight.
+const MEASURED_MIN: u64 = 32 << 10;
+
 /// The sets to use, in the order of their use; mostly one or none.
-#[derive(Default)]
 pub(in crate::pull) struct Offers {
     pub(in crate::pull) sets: Vec<Set>,
+    aim: Aim,
+    /// Measured while nodes and indexes came, bytes a second.
+    link: u64,
 }
 
 impl Offers {
@@ -42,20 +63,33 @@ impl Offers {
         known: &[PatchSetRef],
         held: &[ManifestId],
         to: ManifestId,
+        aim: Aim,
     ) -> Self {
         let legs: Vec<Leg> =
             known.iter().map(|set| Leg { from: set.from, to: set.to, bytes: set.bytes }).collect();
         let mut sets = Vec::new();
         for leg in route(&legs, held, to) {
             match load(realm, &known[leg]).await {
-                Ok(set) => sets.push(set),
+                Ok(mut set) => {
+                    set.index.move_views(sets.len());
+                    sets.push(set);
+                }
                 Err(error) => {
                     tracing::warn!(set = %known[leg].set, %error, "patches left alone; chunks come instead");
-                    return Self::default();
+                    sets.clear();
+                    break;
                 }
             }
         }
-        Self { sets }
+        Self { sets, aim, link: FAST_LINK }
+    }
+
+    /// Learns how long it took until so many bytes were received. Waiting is part of it, so that a link seems slower than it
+    /// is; too few bytes to tell leave it fast.
+    pub(in crate::pull) fn measure(&mut self, bytes: u64, time: Duration) {
+        if bytes >= MEASURED_MIN {
+            self.link = (bytes as f64 / time.as_secs_f64().max(0.001)) as u64;
+        }
     }
 
     /// The patches worth fetching for `wanted` chunks (sorted). `held` is what can be read here; a payload that
@@ -66,6 +100,11 @@ impl Offers {
         held: impl Fn(ChunkId) -> bool,
         is_here: impl Fn(usize, usize) -> bool,
     ) -> Choice {
+        let optimize = match self.aim {
+            Aim::Bytes => Optimize::Bytes,
+            Aim::Time => Optimize::Time { link: FAST_LINK },
+            Aim::Auto => Optimize::Time { link: self.link },
+        };
         let costs: Vec<Vec<u32>> = self
             .sets
             .iter()
@@ -81,7 +120,7 @@ impl Offers {
             .zip(&costs)
             .map(|(set, costs)| Offer { patches: &set.index.patches, payloads: costs })
             .collect();
-        choose(wanted, held, &offers)
+        choose(wanted, held, &offers, optimize)
     }
 }
 

@@ -1,0 +1,101 @@
+//! Chunks that nobody wants but a later patch: those of releases in between, and the unpacked side of packed files.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use distd_core::ChunkId;
+
+/// They live in a file beside the target until all patches are applied. Not checked one by one: what is made of them is.
+pub(super) struct Passing {
+    path: PathBuf,
+    file: Option<File>,
+    chunks: Mutex<Chunks>,
+}
+
+#[derive(Default)]
+struct Chunks {
+    /// End of the file.
+    end: u64,
+    /// Offset and length of each.
+    places: BTreeMap<ChunkId, (u64, u32)>,
+}
+
+impl Passing {
+    /// Makes the file, if anything is `wanted`; where that fails, whatever is written is lost, and its patches fail.
+    pub(super) fn open(path: PathBuf, wanted: bool) -> Self {
+        let open = || OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
+        let file = wanted.then(open).and_then(|opened| {
+            let failed =
+                |error: &io::Error| tracing::warn!(path = %path.display(), %error, "no room for patches");
+            opened.inspect_err(failed).ok()
+        });
+        Self { path, file, chunks: Mutex::default() }
+    }
+
+    fn chunks(&self) -> std::sync::MutexGuard<'_, Chunks> {
+        self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Length of a chunk that is there.
+    pub(super) fn len(&self, id: ChunkId) -> Option<u32> {
+        self.chunks().places.get(&id).map(|(_, len)| *len)
+    }
+
+    /// Sets `bytes` aside; where they begin.
+    pub(super) fn reserve(&self, bytes: u64) -> u64 {
+        let mut chunks = self.chunks();
+        let at = chunks.end;
+        chunks.end += bytes;
+        at
+    }
+
+    /// Writes into what was [reserved](Self::reserve).
+    ///
+    /// # Errors
+    /// The file's.
+    pub(super) fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        file.write_all_at(bytes, offset)
+    }
+
+    /// Lets chunks be read that were written one behind the other from `offset` on.
+    pub(super) fn publish(&self, mut offset: u64, ids: impl Iterator<Item = (ChunkId, u32)>) {
+        let mut chunks = self.chunks();
+        for (id, len) in ids {
+            chunks.places.insert(id, (offset, len));
+            offset += u64::from(len);
+        }
+    }
+
+    /// Writes one chunk and lets it be read.
+    ///
+    /// # Errors
+    /// The file's.
+    pub(super) fn write(&self, id: ChunkId, raw: &[u8]) -> io::Result<()> {
+        let at = self.reserve(raw.len() as u64);
+        self.write_at(at, raw)?;
+        self.publish(at, std::iter::once((id, raw.len() as u32)));
+        Ok(())
+    }
+
+    /// Appends a chunk.
+    pub(super) fn read(&self, id: ChunkId, out: &mut Vec<u8>) -> Option<()> {
+        let (at, len) = self.chunks().places.get(&id).copied()?;
+        let from = out.len();
+        out.resize(from + len as usize, 0);
+        self.file.as_ref()?.read_exact_at(&mut out[from..], at).ok()
+    }
+
+    /// Removes the file.
+    pub(super) fn remove(&self) {
+        if self.file.is_some()
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "a file of passing chunks was left behind");
+        }
+    }
+}
