@@ -12,7 +12,8 @@
 //! the old structures that are no more.
 //!
 //! The same input gives the same jobs on every machine. Memory: 16 bytes an anchor, of which there are at most
-//! [`ANCHORS_MAX`] on either side, 40 bytes a chunk and 60 a region, and one unit of bytes.
+//! [`ANCHORS_MAX`] on either side, about 120 bytes a chunk of either side (sorted hashes), three times the names, and
+//! one unit of bytes.
 
 mod anchors;
 mod job;
@@ -46,7 +47,7 @@ pub struct ChunkSpan {
 
 /// One of the two releases: its bytes, regions and chunks.
 ///
-/// What is unpacked from an artifact (by a view) is handed in as more of the same
+/// What is unpacked from an artifact ([`view`](crate::patch::view)) is handed in as more of the same
 /// artifact: bytes, regions and chunks behind its own, the regions named as [`VIEW_SEPARATOR`] says.
 #[derive(Debug)]
 pub struct Side<'a, R: ReadAt + ?Sized> {
