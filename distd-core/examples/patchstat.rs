@@ -162,6 +162,39 @@ fn verify<R: ReadAt + ?Sized, S: ReadAt + ?Sized>(
     if rebuilt == target { Ok(took) } else { Err("a patch rebuilds something else".into()) }
 }
 
+/// What naming targets and bases costs, about: varints of the steps between range borders. Targets are counted in
+/// wanted chunks, since only these get new ids.
+fn lists(patches: &[(usize, Patch)], needs: &[Need]) -> io::Result<usize> {
+    let mut ordinal = vec![0u32];
+    for need in needs {
+        ordinal.push(ordinal[ordinal.len() - 1] + u32::from(*need == Need::Wanted));
+    }
+    let mut columns = [Vec::new(), Vec::new()];
+    for (_, patch) in patches {
+        for (column, spans) in columns.iter_mut().zip([
+            patch
+                .targets
+                .iter()
+                .map(|range| ordinal[range.start as usize]..ordinal[range.end as usize])
+                .collect::<Vec<_>>(),
+            patch.bases.iter().map(|span| span.chunks.clone()).collect(),
+        ]) {
+            let mut at = 0i64;
+            for border in spans.iter().flat_map(|range| [range.start, range.end]).map(i64::from) {
+                // Ranges that touch are one.
+                let mut step = ((border - at) << 1 ^ (border - at) >> 63) as u64;
+                at = border;
+                while step >= 0x80 {
+                    column.push(step as u8 | 0x80);
+                    step >>= 7;
+                }
+                column.push(step as u8);
+            }
+        }
+    }
+    Ok(zstd::bulk::compress(&columns[0], 19)?.len() + zstd::bulk::compress(&columns[1], 19)?.len())
+}
+
 struct Options {
     old: String,
     new: String,
@@ -369,6 +402,7 @@ fn report<R: ReadAt + ?Sized, S: ReadAt + ?Sized>(
             kind.1 += new.chunks[index as usize].len as usize;
         }
     }
+    println!("lists of chunks in all patches, packed: {} bytes", lists(&patches, needs)?);
     let mut packer = Packer::new(options.level);
     for (index, _) in left.iter().enumerate().filter(|(_, left)| **left) {
         let range = index as u32..index as u32 + 1;

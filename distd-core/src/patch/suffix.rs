@@ -5,11 +5,12 @@
 //! Payload, every number an LEB128 varint of at most 5 bytes:
 //!
 //! ```text
+//! lane            1 byte: 1, 4 or 8, see below
 //! control_len     length of the control stream, unpacked
 //! control_packed  length of its zstd frame
 //! diff_packed     length of the diff stream's zstd frame
 //! control         zstd frame
-//! diff            zstd frame: the bytes to add (wrapping), of all segments
+//! diff            zstd frame: what to add, of all segments
 //! extra           zstd frame up to the payload's end: the extra bytes of all segments
 //! ```
 //!
@@ -18,18 +19,29 @@
 //! (zigzag; the first from zero). Columns, because numbers of one kind resemble each other. The two lengths add up
 //! to the target over all segments; nothing may lie outside the base.
 //!
+//! The bytes to add are added one by one (lane 1), or as little-endian numbers of 4 or 8 bytes: from the first byte of the
+//! segment's part on whose place in the target is a multiple of the lane, as long as whole numbers fit; the bytes before
+//! and behind are added one by one. Always wrapping. Addresses that moved by one distance then have one difference,
+//! whatever carries there are.
+//!
 //! zstd frames have neither content size nor checksum, as in codec 1.
 
-use super::matches::segments;
+use super::matches::{Segment, segments};
 use super::{PatchError, prefix};
 
-/// Most bytes of control stream taken: a segment is worth [`GAIN_MIN`](super::matches) bytes of target, and takes
+/// Most bytes of control stream taken: a segment is worth some bytes of target, and takes
 /// a dozen at worst.
 const CONTROL_MAX: usize = 6 << 20;
 
+/// Widths of what is added.
+const LANES: [usize; 3] = [1, 4, 8];
+
+/// zstd level that tells the lanes apart.
+const LANE_LEVEL: i32 = 9;
+
 pub(super) fn encode(base: &[u8], target: &[u8], level: i32) -> Option<Vec<u8>> {
     let segments = segments(base, target);
-    let (mut diff, mut extra) = (Vec::with_capacity(target.len()), Vec::new());
+    let mut extra = Vec::new();
     let mut control = Vec::new();
     put(&mut control, segments.len());
     segments.iter().for_each(|segment| put(&mut control, segment.add));
@@ -39,18 +51,17 @@ pub(super) fn encode(base: &[u8], target: &[u8], level: i32) -> Option<Vec<u8>> 
         let seek = segment.base as i64 - expected as i64;
         put(&mut control, ((seek << 1) ^ (seek >> 63)) as usize);
         expected = segment.base + segment.add;
-        let (added, behind) = target[at..at + segment.add + segment.extra].split_at(segment.add);
-        diff.extend(added.iter().zip(&base[segment.base..]).map(|(new, old)| new.wrapping_sub(*old)));
-        extra.extend_from_slice(behind);
         at += segment.add + segment.extra;
+        extra.extend_from_slice(&target[at - segment.extra..at]);
     }
     if control.len() > CONTROL_MAX {
         return None;
     }
     let packed_control = prefix::encode(&[], &control, level)?;
-    let packed_diff = prefix::encode(&[], &diff, level)?;
+    let (lane, packed_diff) = best_lane(base, target, &segments, level)?;
     let packed_extra = prefix::encode(&[], &extra, level)?;
-    let mut payload = Vec::with_capacity(packed_control.len() + packed_diff.len() + packed_extra.len() + 15);
+    let mut payload = Vec::with_capacity(packed_control.len() + packed_diff.len() + packed_extra.len() + 16);
+    payload.push(lane as u8);
     put(&mut payload, control.len());
     put(&mut payload, packed_control.len());
     put(&mut payload, packed_diff.len());
@@ -60,7 +71,78 @@ pub(super) fn encode(base: &[u8], target: &[u8], level: i32) -> Option<Vec<u8>> 
     Some(payload)
 }
 
+/// The lane whose differences pack best by a quick level, and these packed at `level`.
+fn best_lane(base: &[u8], target: &[u8], segments: &[Segment], level: i32) -> Option<(usize, Vec<u8>)> {
+    let of_lane = |lane| {
+        let (mut diff, mut at) = (Vec::with_capacity(target.len()), 0);
+        for segment in segments {
+            let from = diff.len();
+            diff.extend_from_slice(&target[at..at + segment.add]);
+            let old = &base[segment.base..segment.base + segment.add];
+            combine(&mut diff[from..], old, at, lane, Direction::Subtract);
+            at += segment.add + segment.extra;
+        }
+        diff
+    };
+    let quick = |lane| Some((prefix::encode(&[], &of_lane(lane), LANE_LEVEL.min(level))?.len(), lane));
+    let (_, lane) = LANES.into_iter().filter_map(quick).min()?;
+    Some((lane, prefix::encode(&[], &of_lane(lane), level)?))
+}
+
+enum Direction {
+    Add,
+    Subtract,
+}
+
+/// Adds the base's bytes to those of the target that start at `place`, or takes them away, in numbers of `lane` bytes.
+fn combine(bytes: &mut [u8], old: &[u8], place: usize, lane: usize, direction: Direction) {
+    let single = |bytes: &mut [u8], old: &[u8]| {
+        for (byte, old) in bytes.iter_mut().zip(old) {
+            *byte = match direction {
+                Direction::Add => byte.wrapping_add(*old),
+                Direction::Subtract => byte.wrapping_sub(*old),
+            };
+        }
+    };
+    let head = (place.next_multiple_of(lane) - place).min(bytes.len());
+    let whole = head + (bytes.len() - head) / lane * lane;
+    let (head_bytes, rest) = bytes.split_at_mut(head);
+    let (numbers, tail) = rest.split_at_mut(whole - head);
+    single(head_bytes, old);
+    single(tail, &old[whole..]);
+    let old = &old[head..whole];
+    match lane {
+        4 => {
+            for (new, old) in numbers.as_chunks_mut::<4>().0.iter_mut().zip(old.as_chunks::<4>().0) {
+                let (a, b) = (u32::from_le_bytes(*new), u32::from_le_bytes(*old));
+                *new = match direction {
+                    Direction::Add => a.wrapping_add(b),
+                    Direction::Subtract => a.wrapping_sub(b),
+                }
+                .to_le_bytes();
+            }
+        }
+        8 => {
+            for (new, old) in numbers.as_chunks_mut::<8>().0.iter_mut().zip(old.as_chunks::<8>().0) {
+                let (a, b) = (u64::from_le_bytes(*new), u64::from_le_bytes(*old));
+                *new = match direction {
+                    Direction::Add => a.wrapping_add(b),
+                    Direction::Subtract => a.wrapping_sub(b),
+                }
+                .to_le_bytes();
+            }
+        }
+        _ => single(numbers, old),
+    }
+}
+
 pub(super) fn decode(base: &[u8], mut payload: &[u8], target_len: usize) -> Result<Vec<u8>, PatchError> {
+    let (lane, behind) = payload.split_first().ok_or(PatchError::Damaged("it ends early"))?;
+    let lane = usize::from(*lane);
+    if !LANES.contains(&lane) {
+        return Err(PatchError::Damaged("unknown lane"));
+    }
+    payload = behind;
     let control_len = take(&mut payload)?;
     let packed_control = take(&mut payload)?;
     let packed_diff = take(&mut payload)?;
@@ -101,7 +183,9 @@ pub(super) fn decode(base: &[u8], mut payload: &[u8], target_len: usize) -> Resu
         at += add as i64;
         let lost = PatchError::Damaged("lengths do not add up");
         let (added, behind) = diff.split_at_checked(add).ok_or(lost.clone())?;
-        target.extend(added.iter().zip(old).map(|(new, old)| new.wrapping_add(*old)));
+        let from = target.len();
+        target.extend_from_slice(added);
+        combine(&mut target[from..], old, from, lane, Direction::Add);
         diff = behind;
         let (bytes, behind) = extra.split_at_checked(fresh).ok_or(lost)?;
         target.extend_from_slice(bytes);

@@ -40,8 +40,7 @@ const ZSTD_TRIED: usize = 12;
 /// The patches of a job: one, or several when a payload came out too long. Chunks of the job that are in none of
 /// them are not worth a patch.
 ///
-/// Depends on nothing but its arguments: a caller may build jobs on as many threads as it likes. Memory about ten
-/// times base and target.
+/// Depends on nothing but its arguments: a caller may build jobs on as many threads as it likes. Memory: base and target, and what [`encode`] says.
 ///
 /// # Errors
 /// What reading either side reports; [`io::ErrorKind::InvalidInput`] for a job above the limits or outside `old`

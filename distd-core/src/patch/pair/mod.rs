@@ -4,15 +4,16 @@
 //! 1. around the chunks it shares with the old file of the same name: the old bytes between the held chunks
 //!    before and behind it;
 //! 2. in the file of the same name, then of the same name with version numbers folded ([`fold`]);
-//!    structures of a file system have each other as namesakes;
 //! 3. by content: sampled anchors over the old release and the units already placed.
 //!
 //! Units are taken in artifact order, so that a patch rebuilds neighbours (files of one directory mostly) and
 //! names few ranges of chunks; they fill a [`PatchJob`] up to the limits. Units without a base go to solid
-//! segments, sorted so that similar files meet.
+//! segments, sorted so that similar files meet. A file system's own structures have jobs of their own: their base is
+//! the old structures that are no more.
 //!
 //! The same input gives the same jobs on every machine. Memory: 16 bytes an anchor, of which there are at most
-//! [`ANCHORS_MAX`] on either side, 40 bytes a chunk and 60 a region, and one unit of bytes.
+//! [`ANCHORS_MAX`] on either side, about 120 bytes a chunk of either side (sorted hashes), three times the names, and
+//! one unit of bytes.
 
 mod anchors;
 mod job;
@@ -27,7 +28,7 @@ pub use job::{Patch, PatchJob, build};
 pub use names::{VIEW_SEPARATOR, fold};
 
 use crate::ChunkHash;
-use crate::cut::{ReadAt, RegionKind, Regions};
+use crate::cut::{ReadAt, Region, RegionKind, Regions};
 use crate::limits::{PATCH_BASE_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
 use anchors::{Anchors, Hit};
 use names::Files;
@@ -46,7 +47,7 @@ pub struct ChunkSpan {
 
 /// One of the two releases: its bytes, regions and chunks.
 ///
-/// What is unpacked from an artifact (by a view) is handed in as more of the same
+/// What is unpacked from an artifact ([`view`](crate::patch::view)) is handed in as more of the same
 /// artifact: bytes, regions and chunks behind its own, the regions named as [`VIEW_SEPARATOR`] says.
 #[derive(Debug)]
 pub struct Side<'a, R: ReadAt + ?Sized> {
@@ -146,9 +147,6 @@ const AROUND_MARGIN: u64 = 64 << 10;
 /// Taken on either side of an anchor found in the old release.
 const ANCHOR_MARGIN: u64 = 32 << 10;
 
-/// Taken on either side of where a file system's structures should be: they move by what was added before them.
-const METADATA_MARGIN: u64 = 256 << 10;
-
 /// Holes in a base up to this long are filled: naming a range costs a few bytes, base bytes cost nothing on the wire.
 const BASE_GAP_MAX: u64 = 16 << 10;
 
@@ -191,9 +189,36 @@ pub fn pair<R: ReadAt + ?Sized, S: ReadAt + ?Sized>(
         open: Open::default(),
         jobs: Vec::new(),
         solid: Vec::new(),
+        structures: Vec::new(),
+        lost: lost_structures(old, new),
     };
     pairing.run()?;
     Ok(pairing.finish())
+}
+
+fn is_structure(regions: &Regions, region: &Region) -> bool {
+    region.kind == RegionKind::Metadata && regions.name(region).is_none()
+}
+
+/// Structures of the old release that the new one has no more.
+fn lost_structures<R: ReadAt + ?Sized, S: ReadAt + ?Sized>(
+    old: Side<'_, R>,
+    new: Side<'_, S>,
+) -> ChunkRanges {
+    let mut kept: Vec<_> = new.chunks.iter().map(|chunk| chunk.hash).collect();
+    kept.sort_unstable();
+    let mut lost = ChunkRanges::default();
+    let mut index = 0;
+    for region in old.regions.all() {
+        let structure = is_structure(old.regions, region);
+        while let Some(chunk) = old.chunks.get(index as usize).filter(|chunk| chunk.offset < region.end()) {
+            if structure && kept.binary_search(&chunk.hash).is_err() {
+                lost.insert(index..index + 1);
+            }
+            index += 1;
+        }
+    }
+    lost
 }
 
 fn by_hash(chunks: &[ChunkSpan]) -> Vec<(ChunkHash, u32)> {
@@ -238,6 +263,10 @@ struct Pairing<'a, R: ReadAt + ?Sized, S: ReadAt + ?Sized> {
     open: Open,
     jobs: Vec<PatchJob>,
     solid: Vec<Unit>,
+    /// Units of the file system's structures.
+    structures: Vec<Unit>,
+    /// The old structures the new release has no more, in order: what became of them is what is wanted.
+    lost: ChunkRanges,
 }
 
 impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
@@ -260,7 +289,12 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
                     unit.chunks.end += 1;
                 }
                 next = unit.chunks.end;
-                self.place(unit, &mut bytes)?;
+                let structure = is_structure(self.new.regions, &self.new.regions.all()[region]);
+                if self.options.by_name && structure && !self.lost.is_empty() {
+                    self.structures.push(unit);
+                } else {
+                    self.place(unit, &mut bytes)?;
+                }
             }
         }
         Ok(())
@@ -378,22 +412,7 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
     /// The base names point at: that of the namesake with the most hits.
     fn by_name(&self, unit: &Unit, len: u64, hits: &[Hit]) -> Vec<Span> {
         let region = &self.new.regions.all()[unit.region];
-        let Some(name) = self.new.regions.name(region) else {
-            let both = self.old_files.metadata().zip(self.new_files.metadata());
-            return match both {
-                Some((old, new)) if region.kind == RegionKind::Metadata => {
-                    let into = new.bytes_before(self.new.chunks, unit.chunks.start);
-                    let at = scaled(into, new.bytes, old.bytes);
-                    self.slice(
-                        Of::Old,
-                        &old.chunks,
-                        at.saturating_sub(METADATA_MARGIN),
-                        len + 2 * METADATA_MARGIN,
-                    )
-                }
-                _ => Vec::new(),
-            };
-        };
+        let Some(name) = self.new.regions.name(region) else { return Vec::new() };
         let own = self.new_files.exact(name);
         let mut best: Option<(usize, Vec<Span>)> = None;
         for (of, file) in self.namesakes(name) {
@@ -579,7 +598,42 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
                 job.targets.push(unit.chunks);
             }
         }
+        jobs.extend(self.structure_jobs());
         jobs.append(&mut self.jobs);
+        jobs
+    }
+
+    /// Jobs for the structures: inodes differ from their predecessors by a block address here and there, if nothing
+    /// else comes between them. So the base is the lost structures alone, in their order: all, or a window at the
+    /// same relative position.
+    fn structure_jobs(&mut self) -> Vec<PatchJob> {
+        let structures = std::mem::take(&mut self.structures);
+        let wanted: u64 = structures.iter().map(|unit| bytes_of(self.new.chunks, unit.chunks.clone())).sum();
+        let lost: Vec<Range<u32>> = self.lost.iter().cloned().collect();
+        let all = self.lost.bytes(self.old.chunks);
+        let room = self.options.base_bytes_max as u64;
+        let (mut jobs, mut done, mut units) = (Vec::new(), 0, structures.into_iter().peekable());
+        while units.peek().is_some() {
+            let (mut targets, begin) = (ChunkRanges::default(), done);
+            while let Some(unit) = units.peek() {
+                let len = bytes_of(self.new.chunks, unit.chunks.clone());
+                if done - begin + len > self.options.target_bytes_max as u64 && done > begin {
+                    break;
+                }
+                targets.insert(unit.chunks.clone());
+                done += len;
+                units.next();
+            }
+            let middle = scaled(begin + (done - begin) / 2, wanted, all);
+            let start = middle.saturating_sub(room / 2).min(all.saturating_sub(room));
+            let mut bases = self.slice(Of::Old, &lost, start, room);
+            // Whole chunks at both ends may be more than was asked for.
+            while bases.iter().map(|span| bytes_of(self.old.chunks, span.chunks.clone())).sum::<u64>() > room
+            {
+                bases.pop();
+            }
+            jobs.push(PatchJob { targets: targets.into_iter().collect(), bases });
+        }
         jobs
     }
 }

@@ -2,9 +2,8 @@
 
 use std::ops::Range;
 
-use super::ranges::{ChunkRanges, bytes_of};
-use super::{BASE_GAP_MAX, ChunkSpan};
-use crate::cut::{RegionKind, Regions};
+use super::ChunkSpan;
+use crate::cut::Regions;
 
 /// Between the name of a packed region and the name of what is in it: `boot/initrd.img-6.1//usr/bin/mount`.
 /// No path of a file system has two slashes in a row.
@@ -65,41 +64,23 @@ pub(super) struct Files<'a> {
     exact: Vec<(&'a [u8], u32)>,
     /// Sorted folded names; of files that fold to the same the last in order of name, mostly the newest, counts.
     folded: Vec<(Vec<u8>, u32)>,
-    metadata: File,
-}
-
-impl File {
-    /// Bytes of the file before a chunk.
-    pub(super) fn bytes_before(&self, chunks: &[ChunkSpan], chunk: u32) -> u64 {
-        let parts = self.chunks.iter().take_while(|part| part.start < chunk);
-        parts.map(|part| bytes_of(chunks, part.start..part.end.min(chunk))).sum()
-    }
 }
 
 impl<'a> Files<'a> {
     pub(super) fn of(regions: &'a Regions, chunks: &[ChunkSpan]) -> Self {
         let mut region_starts = Vec::with_capacity(regions.all().len() + 1);
         let mut named: Vec<(&[u8], usize)> = Vec::new();
-        let mut structures = ChunkRanges::default();
         let mut next = 0;
         for (index, region) in regions.all().iter().enumerate() {
             region_starts.push(next);
-            let first = next;
             while chunks.get(next as usize).is_some_and(|chunk| chunk.offset < region.end()) {
                 next += 1;
             }
-            match regions.name(region) {
-                Some(name) => named.push((name, index)),
-                None if region.kind == RegionKind::Metadata => {
-                    structures.insert(first..next);
-                }
-                None => {}
+            if let Some(name) = regions.name(region) {
+                named.push((name, index));
             }
         }
         region_starts.push(next);
-        // Inline tails lie between the inodes; a range for each gap would cost more than it leaves out.
-        structures.fill_gaps(chunks, BASE_GAP_MAX);
-        let metadata = File { bytes: structures.bytes(chunks), chunks: structures.into_iter().collect() };
         named.sort_unstable();
         let (mut files, mut exact): (Vec<File>, Vec<(&[u8], u32)>) = (Vec::new(), Vec::new());
         for (name, index) in named {
@@ -114,7 +95,7 @@ impl<'a> Files<'a> {
         }
         let mut folded: Vec<_> = exact.iter().map(|(name, file)| (fold(name), *file)).collect();
         folded.sort_unstable();
-        Self { region_starts, files, exact, folded, metadata }
+        Self { region_starts, files, exact, folded }
     }
 
     pub(super) fn chunks_of_region(&self, region: usize) -> Range<u32> {
@@ -131,11 +112,6 @@ impl<'a> Files<'a> {
         let behind = self.folded.partition_point(|(other, _)| *other <= name);
         let (other, file) = self.folded.get(behind.checked_sub(1)?)?;
         (*other == name).then(|| &self.files[*file as usize])
-    }
-
-    /// The structures of the file system, as if they were one file.
-    pub(super) fn metadata(&self) -> Option<&File> {
-        (self.metadata.bytes > 0).then_some(&self.metadata)
     }
 }
 

@@ -9,7 +9,7 @@
 //! ([`repack`]). A device unpacks its own old file with [`inflate`], an order of magnitude quicker.
 //!
 //! Memory: unpacking and packing again hold one piece at a time, at most [`PIECE_PLAIN_MAX`] of plain text and what
-//! the packer keeps beside it: about 25 MB for a real initrd.
+//! the packer keeps beside it: 8 MB in all to pack the reference initrd (130 MB of view), 10 MB to take it apart.
 
 mod cpio;
 mod files;
