@@ -7,6 +7,7 @@
 mod choose;
 mod codec;
 mod matches;
+mod outline;
 pub mod pair;
 mod prefix;
 mod route;
@@ -16,5 +17,6 @@ pub mod view;
 
 pub use choose::{Choice, Offer, Optimize, PatchRef, choose};
 pub use codec::{Codec, Effort, PatchError, decode, encode};
+pub use outline::{Outline, OutlineError};
 pub use route::{Leg, ROUTE_LEGS_MAX, route};
 pub use set::{Method, SetError, SetIndex, SetPatch, TargetRun};
