@@ -20,7 +20,9 @@ use super::check::hash_medium;
 use super::copy::{copy_held, held_in_place};
 use super::entries::{Entries, ZeroChunk};
 use super::journal::Journal;
-use super::patches::{Applied, Arrivals, Offers, PayloadSink, Payloads, Work, apply_all, held};
+use super::patches::{
+    Applied, Arrivals, Link, Offers, Passing, PayloadSink, Payloads, Work, apply_all, held,
+};
 use super::place::Placer;
 use super::run::{PullRequest, state_path};
 use super::seeds::Seeds;
@@ -58,7 +60,8 @@ pub(super) struct Job {
     pub(super) seeds: Arc<Seeds>,
     pub(super) index: Arc<HeldIndex>,
     pub(super) offers: Arc<Offers>,
-    pub(super) payloads: Vec<Arc<Payloads>>,
+    link: Link,
+    payloads: Vec<Arc<Payloads>>,
     pub(super) passing: PathBuf,
     pub(super) target: Arc<dyn Target>,
     pub(super) journal: Arc<Mutex<Journal>>,
@@ -74,9 +77,10 @@ impl Job {
     pub(super) fn open(
         request: &PullRequest,
         manifest: &Arc<Manifest>,
-        seeds: Seeds,
-        index: HeldIndex,
-        offers: Offers,
+        seeds: Arc<Seeds>,
+        index: Arc<HeldIndex>,
+        offers: Arc<Offers>,
+        link: Link,
     ) -> anyhow::Result<Self> {
         let target: Arc<dyn Target> = target::open(&request.out, manifest)?.into();
         let part_manifest = state_path(request, ".distd-part-manifest");
@@ -94,7 +98,8 @@ impl Job {
             Journal::open(state_path(request, ".distd-part-journal"), manifest.id(), manifest.root().chunks);
         let mut payloads = Vec::new();
         for (number, set) in offers.sets.iter().enumerate() {
-            let path = state_path(request, &format!(".distd-part-{:.16}", set.manifest.id().to_string()));
+            let suffix = if number == 0 { String::new() } else { number.to_string() };
+            let path = state_path(request, &format!(".distd-part-patches{suffix}"));
             let opened = Payloads::open(path, number, set).context("could not make a file for patches");
             payloads.push(Arc::new(opened.map_err(|e| Failure::new(Code::Local, e))?));
         }
@@ -106,9 +111,10 @@ impl Job {
             entries: Arc::new(Entries::of(manifest)),
             zero: ZeroChunk::new(manifest.root().cut.max()),
             seed_table: Arc::new(seed_table),
-            seeds: Arc::new(seeds),
-            index: Arc::new(index),
-            offers: Arc::new(offers),
+            seeds,
+            index,
+            offers,
+            link,
             payloads,
             passing: state_path(request, ".distd-part-passing"),
             target,
@@ -224,7 +230,8 @@ impl Job {
             held(&self.index, &tables, id).is_some()
                 || (self.table.get(id).is_some() && placer.entry(id).is_none())
         };
-        let choice = self.offers.choose(&wanted, held_here, |set, patch| self.payloads[set].is_here(patch));
+        let choice =
+            self.offers.choose(&wanted, held_here, |set, patch| self.payloads[set].is_here(patch), self.link);
         let arrivals = Arc::new(Arrivals::default());
         for at in choice.patches.iter().filter(|at| self.payloads[at.set].is_here(at.patch)) {
             arrivals.payload(*at);
@@ -232,15 +239,19 @@ impl Job {
         let work = Work {
             offers: self.offers.clone(),
             payloads: self.payloads.clone(),
-            placer: placer.clone(),
+            placer: Some(placer.clone()),
             seeds: self.seeds.clone(),
             index: self.index.clone(),
             tables,
             arrivals: arrivals.clone(),
-            passing: self.passing.clone(),
+            passing: Passing::open(self.passing.clone(), !choice.passing.is_empty()),
             choice: choice.clone(),
         };
-        let applying = tokio::task::spawn_blocking(move || apply_all(&work));
+        let applying = tokio::task::spawn_blocking(move || {
+            let applied = apply_all(&work);
+            work.passing.remove();
+            applied
+        });
         let chunks = self.fetch(realm, &placer, &choice.chunks, Some(&arrivals));
         let payloads = self.fetch_payloads(realm, &choice, &arrivals);
         let (chunks, ()) = tokio::join!(chunks, payloads);
@@ -322,6 +333,11 @@ impl Job {
                 Failure::new(Code::Network, error.into()).next(next).into()
             }
         })
+    }
+
+    /// Bytes of payloads received.
+    pub(super) fn patch_bytes(&self) -> u64 {
+        self.payloads.iter().map(|payloads| payloads.bytes.load(Ordering::Relaxed)).sum()
     }
 
     /// Makes progress durable again and again; returns only with an error.

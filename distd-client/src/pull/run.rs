@@ -1,12 +1,11 @@
 //! The order of a pull.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, anyhow};
-use distd_core::manifest::Manifest;
+use distd_core::manifest::{Manifest, Root};
 use distd_core::names::Wanted;
 use distd_core::patch::Choice;
 use distd_core::planner::{self, HeldIndex, Plan};
@@ -18,7 +17,7 @@ use distd_peer::table::ChunkTable;
 use super::entries::ZeroChunk;
 use super::job::Job;
 use super::kept::{is_block_device, keep_manifest, kept_manifest_path, read_kept_manifest, with_suffix};
-use super::patches::{Aim, Offers, held};
+use super::patches::{Aim, Files, Link, Offers, Rebuilt, held, rebuild};
 use super::report::{BySource, Outcome, PlanReport};
 use super::seeds::Seeds;
 use super::wanted::Realm;
@@ -46,11 +45,21 @@ struct Prepared {
     product: String,
     version: String,
     manifest: Manifest,
-    seeds: Seeds,
-    index: HeldIndex,
-    offers: Offers,
+    seeds: Arc<Seeds>,
+    index: Arc<HeldIndex>,
+    offers: Arc<Offers>,
+    link: Link,
+    rebuilt: RebuiltCounts,
     metadata_bytes: u64,
     node_bytes: u64,
+}
+
+/// What was rebuilt before the manifest was known.
+#[derive(Clone, Copy, Debug, Default)]
+struct RebuiltCounts {
+    patches: u64,
+    patch_bytes: u64,
+    bytes: u64,
 }
 
 fn received(realm: &Realm) -> u64 {
@@ -58,32 +67,68 @@ fn received(realm: &Realm) -> u64 {
     relay.bytes_in + origin.bytes_in
 }
 
-async fn prepare(request: &PullRequest, extra_seed: Option<&Path>) -> anyhow::Result<Prepared> {
+/// Sets up to this length may bring their manifest too: where more changes, nodes are a small part of it. A guess.
+const SMALL_SET: u64 = 4 << 20;
+
+/// Learns all that is needed before a byte of the artifact moves. With `files`, a small set of patches is applied at once.
+async fn prepare(
+    request: &PullRequest,
+    extra_seed: Option<&Path>,
+    files: Option<Files>,
+) -> anyhow::Result<Prepared> {
     let realm = Realm::open(&request.data, request.parents.clone()).await?;
     let resolved = realm.resolve(&request.wanted).await?;
     let metadata_bytes = received(&realm);
     let mut paths = request.seeds.clone();
     paths.extend(extra_seed.map(Path::to_owned));
     let data = request.data.clone();
-    let seeds = tokio::task::spawn_blocking(move || Seeds::open(&paths, &data)).await??;
-    // Old nodes of the manifest itself may be there from a pull that was interrupted.
+    let root = Root::decode(&resolved.root_node)?;
+    let opened = tokio::task::spawn_blocking(move || {
+        let seeds = Seeds::open(&paths, &data)?;
+        let index = seeds.index(root.cut)?;
+        anyhow::Ok((Arc::new(seeds), Arc::new(index)))
+    });
+    let (mut seeds, mut index) = opened.await??;
+    // Nodes of the manifest itself may be there from a pull that was interrupted.
     let part = read_part_manifest(request);
-    let mut held = seeds.held_manifests();
-    held.extend(part.as_ref());
     let held_ids: Vec<ManifestId> = seeds.held_manifests().iter().map(|m| m.id()).collect();
-    // Side by side: neither needs the other.
+    let route = Offers::route(&resolved.patches, &held_ids, resolved.manifest);
+    let small = route.iter().map(|set| set.bytes).sum::<u64>() <= SMALL_SET && !route.is_empty();
+    let known = part.as_ref().is_some_and(|part| part.id() == resolved.manifest);
     let asked = Instant::now();
-    let offers = Offers::find(&realm, &resolved.patches, &held_ids, resolved.manifest, request.aim);
-    let (manifest, mut offers) = tokio::join!(realm.manifest(&resolved, &held), offers);
-    let manifest = manifest?;
-    offers.measure(received(&realm) - metadata_bytes, asked.elapsed());
-    let node_bytes = received(&realm) - metadata_bytes;
-    let cut = manifest.root().cut;
-    let (seeds, index) = tokio::task::spawn_blocking(move || {
-        let index = seeds.index(cut)?;
-        anyhow::Ok((seeds, index))
-    })
-    .await??;
+    let mut rebuilt = None;
+    let mut offers = Arc::new(Offers::default());
+    if small
+        && !known
+        && let Some(files) = &files
+    {
+        offers = Arc::new(Offers::fetch(&realm, &route, request.aim).await);
+        match rebuild(&realm, &resolved, &offers, &mut seeds, &mut index, files).await {
+            Ok(done) => rebuilt = done,
+            Err(error) => tracing::warn!(%error, "the manifest comes node by node"),
+        }
+    }
+    let (manifest, rebuilt) = match rebuilt {
+        Some(Rebuilt { manifest, patches, patch_bytes, bytes }) => {
+            (manifest, RebuiltCounts { patches, patch_bytes, bytes })
+        }
+        None => {
+            let mut held = seeds.held_manifests();
+            held.extend(part.as_ref());
+            let manifest = realm.manifest(&resolved, &held);
+            let manifest = if offers.sets.is_empty() {
+                // Side by side: neither needs the other.
+                let (manifest, fetched) = tokio::join!(manifest, Offers::fetch(&realm, &route, request.aim));
+                offers = Arc::new(fetched);
+                manifest?
+            } else {
+                manifest.await?
+            };
+            (manifest, RebuiltCounts::default())
+        }
+    };
+    let node_bytes = (received(&realm) - metadata_bytes).saturating_sub(rebuilt.patch_bytes);
+    let link = Link::measured(node_bytes, asked.elapsed());
     Ok(Prepared {
         realm,
         product: resolved.product.to_string(),
@@ -92,6 +137,8 @@ async fn prepare(request: &PullRequest, extra_seed: Option<&Path>) -> anyhow::Re
         seeds,
         index,
         offers,
+        link,
+        rebuilt,
         metadata_bytes,
         node_bytes,
     })
@@ -118,7 +165,7 @@ fn read_part_manifest(request: &PullRequest) -> Option<Manifest> {
 /// As [`pull`].
 pub(crate) async fn plan(request: &PullRequest) -> anyhow::Result<PlanReport> {
     let out = Some(request.out.as_path()).filter(|out| out.exists());
-    let prepared = prepare(request, out).await?;
+    let prepared = prepare(request, out, None).await?;
     let zero = ZeroChunk::new(prepared.manifest.root().cut.max());
     let mut plan: Plan = planner::plan(&prepared.manifest, FetchConfig::default().batch_chunks, |at| {
         zero.is(at) || prepared.index.find(&at.entry.hash, at.entry.len).is_some()
@@ -134,7 +181,7 @@ pub(crate) async fn plan(request: &PullRequest) -> anyhow::Result<PlanReport> {
             held(&prepared.index, &tables, id).is_some()
                 || (tables[0].get(id).is_some() && !plan.fetch.contains(id))
         };
-        let choice = prepared.offers.choose(&wanted, held_here, |_, _| false);
+        let choice = prepared.offers.choose(&wanted, held_here, |_, _| false, prepared.link);
         let raw = |id: &ChunkId| tables[0].get(*id).map_or(0, |entry| u64::from(entry.len));
         plan.fetch_raw_bytes = choice.chunks.iter().map(raw).sum();
         choice
@@ -167,10 +214,15 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
     let start = Instant::now();
     let device = is_block_device(&request.out);
     let out_seed = Some(request.out.as_path()).filter(|out| !device && out.exists());
-    let Prepared { realm, product, version, manifest, seeds, index, offers, metadata_bytes, node_bytes } =
-        prepare(request, out_seed).await?;
+    let files = Files {
+        payloads: state_path(request, ".distd-part-patches"),
+        rebuilt: state_path(request, ".distd-part-rebuilt"),
+    };
+    let prepared = prepare(request, out_seed, Some(files)).await?;
+    let Prepared { realm, product, version, manifest, seeds, index, offers, link, .. } = prepared;
+    let Prepared { rebuilt, metadata_bytes, node_bytes, .. } = prepared;
     let manifest = Arc::new(manifest);
-    let mut job = Job::open(request, &manifest, seeds, index, offers)?;
+    let mut job = Job::open(request, &manifest, seeds, index, offers, link)?;
     let already_there = !device
         && request.out.exists()
         && read_kept_manifest(&request.out, &request.data).is_some_and(|m| m.id() == manifest.id());
@@ -209,15 +261,15 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
         product,
         version,
         artifact_bytes: manifest.root().bytes,
-        held_bytes: manifest.root().bytes - counts.placed_bytes,
+        held_bytes: manifest.root().bytes - counts.placed_bytes - rebuilt.bytes.min(manifest.root().bytes),
         fetched_bytes: counts.fetched_bytes,
         wire_bytes: relay.bytes_in + origin.bytes_in,
         wire_bytes_by_source: BySource { origin: origin.bytes_in, relay: relay.bytes_in, peer: 0, http: 0 },
         chunk_bytes: counts.chunk_bytes,
-        patch_bytes: job.payloads.iter().map(|payloads| payloads.bytes.load(Ordering::Relaxed)).sum(),
-        patches_applied: counts.patches_applied,
+        patch_bytes: rebuilt.patch_bytes + job.patch_bytes(),
+        patches_applied: rebuilt.patches + counts.patches_applied,
         patches_failed: counts.patches_failed,
-        rebuilt_bytes: counts.rebuilt_bytes,
+        rebuilt_bytes: rebuilt.bytes + counts.rebuilt_bytes,
         metadata_bytes,
         node_bytes,
         refetched_verified_bytes: counts.repeated,

@@ -112,6 +112,13 @@ impl Seeds {
         Ok(this)
     }
 
+    /// Adds a file without a manifest, whose chunks the caller knows; its number.
+    pub(super) fn add_file(&mut self, file: File) -> u32 {
+        self.seeds.push(Bytes::File(file));
+        // The paths of a command line are far fewer.
+        u32::try_from(self.seeds.len() - 1).unwrap_or(u32::MAX)
+    }
+
     /// The manifests kept beside the seeds.
     pub(super) fn held_manifests(&self) -> Vec<&Manifest> {
         self.manifests.iter().collect()

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use distd_core::limits::PATCH_BASE_BYTES_MAX;
+use distd_core::manifest::Entry;
 use distd_core::patch::{Choice, Method, PatchRef, SetPatch, decode};
-use distd_core::planner::HeldIndex;
+use distd_core::planner::{HeldAt, HeldIndex};
 use distd_core::{ChunkHash, ChunkId};
 use distd_peer::table::ChunkTable;
 
@@ -89,14 +89,33 @@ pub(in crate::pull) struct Work {
     pub(in crate::pull) offers: Arc<Offers>,
     pub(in crate::pull) choice: Choice,
     pub(in crate::pull) payloads: Vec<Arc<Payloads>>,
-    pub(in crate::pull) placer: Arc<Placer>,
+    /// Where chunks of the artifact belong; `None` where all that comes out is set aside.
+    pub(in crate::pull) placer: Option<Arc<Placer>>,
     pub(in crate::pull) seeds: Arc<Seeds>,
     pub(in crate::pull) index: Arc<HeldIndex>,
     /// The wanted artifact's chunks, and those of the seeds.
     pub(in crate::pull) tables: [Arc<ChunkTable>; 2],
     pub(in crate::pull) arrivals: Arc<Arrivals>,
-    /// File for chunks that only another patch needs.
-    pub(in crate::pull) passing: PathBuf,
+    /// For chunks that only another patch needs.
+    pub(in crate::pull) passing: Passing,
+}
+
+impl Work {
+    /// A chunk that is to be put in place.
+    pub(super) fn entry(&self, id: ChunkId) -> Option<Entry> {
+        self.placer.as_ref()?.entry(id)
+    }
+
+    /// Raw length of a chunk that could be a base.
+    pub(super) fn len_of(&self, id: ChunkId) -> Option<u32> {
+        let known = self.tables.iter().find_map(|table| table.get(id)).map(|entry| entry.len);
+        known.or_else(|| self.passing.len(id))
+    }
+
+    /// Puts a chunk in place; the bytes written.
+    pub(super) fn place(&self, id: ChunkId, raw: &[u8]) -> io::Result<u64> {
+        self.placer.as_ref().map_or(Ok(0), |placer| placer.place_missing(id, raw))
+    }
 }
 
 /// What applying did.
@@ -115,7 +134,6 @@ pub(in crate::pull) struct Applied {
 /// # Errors
 /// The target's. A patch that fails is none: its chunks are in [`Applied::missing`].
 pub(in crate::pull) fn apply_all(work: &Work) -> io::Result<Applied> {
-    let passing = Passing::open(work.passing.clone(), !work.choice.passing.is_empty());
     let next = AtomicUsize::new(0);
     let room = Room::default();
     let total = Mutex::new(Applied::default());
@@ -127,10 +145,10 @@ pub(in crate::pull) fn apply_all(work: &Work) -> io::Result<Applied> {
             let mut missing = Vec::new();
             let mut rebuilt = 0;
             let ready = work.arrivals.wait(*at, &late);
-            let done = if ready { apply_one(work, *at, patch, &passing, &room)? } else { None };
+            let done = if ready { apply_one(work, *at, patch, &room)? } else { None };
             for (id, _) in patch.target_chunks() {
                 let came = done.as_ref().is_some_and(|done| !done.wrong.contains(&id));
-                if !came && work.placer.entry(id).is_some() {
+                if !came && work.entry(id).is_some() {
                     missing.push(id);
                 }
                 work.arrivals.base(id, came);
@@ -172,7 +190,6 @@ pub(in crate::pull) fn apply_all(work: &Work) -> io::Result<Applied> {
             .into_iter()
             .try_for_each(|w| w.join().unwrap_or_else(|_| Err(io::Error::other("a patching thread failed"))))
     })?;
-    passing.remove();
     let mut total = total.into_inner().unwrap_or_else(PoisonError::into_inner);
     total.missing.sort_unstable();
     total.missing.dedup();
@@ -184,7 +201,7 @@ pub(in crate::pull) fn held(
     index: &HeldIndex,
     tables: &[Arc<ChunkTable>; 2],
     id: ChunkId,
-) -> Option<(distd_core::planner::HeldAt, distd_core::manifest::Entry)> {
+) -> Option<(HeldAt, Entry)> {
     let entry = tables.iter().find_map(|table| table.get(id))?;
     Some((index.find(&entry.hash, entry.len)?, entry))
 }
@@ -192,7 +209,7 @@ pub(in crate::pull) fn held(
 /// Whether a base has to come first: it is in no seed, and not in place since an earlier run.
 fn is_late(work: &Work, id: ChunkId) -> bool {
     held(&work.index, &work.tables, id).is_none()
-        && (work.placer.entry(id).is_some() || work.choice.passing.binary_search(&id).is_ok())
+        && (work.entry(id).is_some() || work.choice.passing.binary_search(&id).is_ok())
 }
 
 /// A patch that was applied, at least in part.
@@ -203,32 +220,26 @@ pub(super) struct Done {
     pub(super) wrong: BTreeSet<ChunkId>,
 }
 
-fn apply_one(
-    work: &Work,
-    at: PatchRef,
-    patch: &SetPatch,
-    passing: &Passing,
-    room: &Room,
-) -> io::Result<Option<Done>> {
+fn apply_one(work: &Work, at: PatchRef, patch: &SetPatch, room: &Room) -> io::Result<Option<Done>> {
     let codec = match patch.method() {
         Some(Method::Buffer(codec)) => codec,
         Some(Method::Inflate) => {
             let _held = room.take(MEMORY);
-            return Ok(stream::inflate(work, patch, passing));
+            return Ok(stream::inflate(work, patch));
         }
         Some(Method::Repack) => {
             let _held = room.take(MEMORY);
             let Some(recipe) = work.payloads[at.set].read(at.patch) else { return Ok(None) };
-            return stream::repack(work, patch, &recipe, passing);
+            return stream::repack(work, patch, &recipe);
         }
         None => return Ok(None),
     };
-    let Some(base_bytes) = base_bytes(work, patch, passing) else { return Ok(None) };
+    let Some(base_bytes) = base_bytes(work, patch) else { return Ok(None) };
     let target_bytes = patch.target_bytes();
     let _held = room.take(base_bytes + 2 * target_bytes);
     let mut base = Vec::with_capacity(base_bytes);
     for id in patch.base_ids() {
-        if read_base(work, id, passing, &mut base).is_none() {
+        if read_base(work, id, &mut base).is_none() {
             return Ok(None);
         }
     }
@@ -246,16 +257,16 @@ fn apply_one(
     for (id, len) in patch.target_chunks() {
         let (raw, behind) = rest.split_at(len as usize);
         rest = behind;
-        match work.placer.entry(id) {
+        match work.entry(id) {
             Some(entry) if entry.len == len && entry.hash == ChunkHash::of(raw) => {
-                done.placed_bytes += work.placer.place_missing(id, raw)?;
+                done.placed_bytes += work.place(id, raw)?;
             }
             Some(_) => drop(done.wrong.insert(id)),
             // In place from an earlier run.
             None if work.tables[0].get(id).is_some() => {}
             // Not the artifact's: a chunk in passing, proved by what is made of it.
             None => {
-                if let Err(error) = passing.write(id, raw) {
+                if let Err(error) = work.passing.write(id, raw) {
                     tracing::debug!(%error, "no room for a chunk in passing");
                     done.wrong.insert(id);
                 }
@@ -265,18 +276,11 @@ fn apply_one(
     Ok(Some(done))
 }
 
-impl Work {
-    /// Raw length of a chunk that could be a base.
-    pub(super) fn len_of(&self, id: ChunkId, passing: &Passing) -> Option<u32> {
-        self.tables.iter().find_map(|table| table.get(id)).map(|entry| entry.len).or_else(|| passing.len(id))
-    }
-}
-
 /// Bytes of all bases; `None` when one is unknown or they are too many.
-fn base_bytes(work: &Work, patch: &SetPatch, passing: &Passing) -> Option<usize> {
+fn base_bytes(work: &Work, patch: &SetPatch) -> Option<usize> {
     let mut bytes = 0usize;
     for id in patch.base_ids() {
-        bytes += work.len_of(id, passing)? as usize;
+        bytes += work.len_of(id)? as usize;
         if bytes > PATCH_BASE_BYTES_MAX {
             return None;
         }
@@ -284,7 +288,7 @@ fn base_bytes(work: &Work, patch: &SetPatch, passing: &Passing) -> Option<usize>
     Some(bytes)
 }
 
-pub(super) fn read_base(work: &Work, id: ChunkId, passing: &Passing, out: &mut Vec<u8>) -> Option<()> {
+pub(super) fn read_base(work: &Work, id: ChunkId, out: &mut Vec<u8>) -> Option<()> {
     let from = out.len();
     if let Some((at, entry)) = held(&work.index, &work.tables, id) {
         out.resize(from + entry.len as usize, 0);
@@ -294,11 +298,14 @@ pub(super) fn read_base(work: &Work, id: ChunkId, passing: &Passing, out: &mut V
         }
         out.truncate(from);
     }
-    if work.tables[0].get(id).is_some() && work.placer.read(id, out).is_some() {
+    if let Some(placer) = &work.placer
+        && work.tables[0].get(id).is_some()
+        && placer.read(id, out).is_some()
+    {
         return Some(());
     }
     out.truncate(from);
-    passing.read(id, out)
+    work.passing.read(id, out)
 }
 
 /// Bytes in memory, shared by the threads.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use distd_core::ChunkId;
 use distd_core::ManifestId;
-use distd_core::manifest::{Entry, Kind, Manifest};
+use distd_core::manifest::{ChunkAt, Entry, Kind, Manifest};
 use distd_core::packing::PackedChunk;
 use distd_core::patch::{Choice, Leg, Offer, Optimize, SetIndex, choose, route};
 use distd_core::ranges::ChunkRanges;
@@ -28,6 +28,15 @@ pub(in crate::pull) struct Set {
     pub(in crate::pull) payloads: Vec<Entry>,
     /// Where each payload lies in the set, bytes.
     pub(in crate::pull) offsets: Vec<u64>,
+    /// The chunks behind the payloads: the outline, where the set has one.
+    pub(super) outline: Vec<ChunkAt>,
+}
+
+impl Set {
+    /// Whether the set tells the manifest it leads to.
+    pub(super) fn has_outline(&self) -> bool {
+        !self.outline.is_empty()
+    }
 }
 
 /// What a pull is to save.
@@ -48,48 +57,69 @@ const FAST_LINK: u64 = 125_000_000;
 /// Fewer bytes than this say nothing of a link's rate: they come with the first flight.
 const MEASURED_MIN: u64 = 32 << 10;
 
+/// How fast the link is, bytes a second.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::pull) struct Link(u64);
+
+impl Link {
+    /// From how long it took until so many bytes were received. Waiting is part of it, so that a link seems slower than
+    /// it is; too few bytes to tell leave it fast.
+    pub(in crate::pull) fn measured(bytes: u64, time: Duration) -> Self {
+        if bytes < MEASURED_MIN {
+            return Self(FAST_LINK);
+        }
+        Self((bytes as f64 / time.as_secs_f64().max(0.001)) as u64)
+    }
+}
+
 /// The sets to use, in the order of their use; mostly one or none.
+#[derive(Default)]
 pub(in crate::pull) struct Offers {
     pub(in crate::pull) sets: Vec<Set>,
     aim: Aim,
-    /// Measured while nodes and indexes came, bytes a second.
-    link: u64,
 }
 
 impl Offers {
-    /// Finds the way from `held` to `to` and fetches the indexes of its sets. A set that cannot be had is a warning.
-    pub(in crate::pull) async fn find(
-        realm: &Realm,
+    /// The sets that lead from `held` to `to`.
+    pub(in crate::pull) fn route(
         known: &[PatchSetRef],
         held: &[ManifestId],
         to: ManifestId,
-        aim: Aim,
-    ) -> Self {
+    ) -> Vec<PatchSetRef> {
         let legs: Vec<Leg> =
             known.iter().map(|set| Leg { from: set.from, to: set.to, bytes: set.bytes }).collect();
+        route(&legs, held, to).into_iter().map(|leg| known[leg]).collect()
+    }
+
+    /// Fetches the indexes of sets. One that cannot be had is a warning, and there are none.
+    pub(in crate::pull) async fn fetch(realm: &Realm, route: &[PatchSetRef], aim: Aim) -> Self {
         let mut sets = Vec::new();
-        for leg in route(&legs, held, to) {
-            match load(realm, &known[leg]).await {
+        for known in route {
+            match load(realm, known).await {
                 Ok(mut set) => {
                     set.index.move_views(sets.len());
                     sets.push(set);
                 }
                 Err(error) => {
-                    tracing::warn!(set = %known[leg].set, %error, "patches left alone; chunks come instead");
+                    tracing::warn!(set = %known.set, %error, "patches left alone; chunks come instead");
                     sets.clear();
                     break;
                 }
             }
         }
-        Self { sets, aim, link: FAST_LINK }
+        Self { sets, aim }
     }
 
-    /// Learns how long it took until so many bytes were received. Waiting is part of it, so that a link seems slower than it
-    /// is; too few bytes to tell leave it fast.
-    pub(in crate::pull) fn measure(&mut self, bytes: u64, time: Duration) {
-        if bytes >= MEASURED_MIN {
-            self.link = (bytes as f64 / time.as_secs_f64().max(0.001)) as u64;
-        }
+    /// The patches that bring all of `wanted` (sorted), whatever they cost.
+    pub(super) fn choose_all(&self, wanted: &[ChunkId], held: impl Fn(ChunkId) -> bool) -> Choice {
+        let costs: Vec<Vec<u32>> = self.sets.iter().map(|set| vec![0; set.payloads.len()]).collect();
+        choose(wanted, held, &self.offered(&costs), Optimize::Bytes)
+    }
+
+    fn offered<'a>(&'a self, costs: &'a [Vec<u32>]) -> Vec<Offer<'a>> {
+        let offer =
+            |(set, costs): (&'a Set, &'a Vec<u32>)| Offer { patches: &set.index.patches, payloads: costs };
+        self.sets.iter().zip(costs).map(offer).collect()
     }
 
     /// The patches worth fetching for `wanted` chunks (sorted). `held` is what can be read here; a payload that
@@ -99,11 +129,12 @@ impl Offers {
         wanted: &[ChunkId],
         held: impl Fn(ChunkId) -> bool,
         is_here: impl Fn(usize, usize) -> bool,
+        link: Link,
     ) -> Choice {
         let optimize = match self.aim {
             Aim::Bytes => Optimize::Bytes,
             Aim::Time => Optimize::Time { link: FAST_LINK },
-            Aim::Auto => Optimize::Time { link: self.link },
+            Aim::Auto => Optimize::Time { link: link.0 },
         };
         let costs: Vec<Vec<u32>> = self
             .sets
@@ -114,13 +145,7 @@ impl Offers {
                 body.payloads.iter().enumerate().map(cost).collect()
             })
             .collect();
-        let offers: Vec<Offer<'_>> = self
-            .sets
-            .iter()
-            .zip(&costs)
-            .map(|(set, costs)| Offer { patches: &set.index.patches, payloads: costs })
-            .collect();
-        choose(wanted, held, &offers, optimize)
+        choose(wanted, held, &self.offered(&costs), optimize)
     }
 }
 
@@ -156,11 +181,14 @@ async fn load(realm: &Realm, known: &PatchSetRef) -> anyhow::Result<Set> {
         }
     }
     let index = SetIndex::decode(&bytes)?;
+    let count = index.patches.len();
     anyhow::ensure!(
-        index.from == known.from && index.to == known.to && index.patches.len() == payloads.len(),
+        index.from == known.from && index.to == known.to && count <= payloads.len(),
         "its index is not that of the set that was signed"
     );
-    Ok(Set { manifest, index, payloads, offsets })
+    let behind = payloads.split_off(count).into_iter().zip(offsets.split_off(count));
+    let outline = behind.map(|(entry, offset)| ChunkAt { offset, entry }).collect();
+    Ok(Set { manifest, index, payloads, offsets, outline })
 }
 
 /// Keeps what arrives in memory; for an index alone.

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use distd_core::ChunkId;
 
 /// They live in a file beside the target until all patches are applied. Not checked one by one: what is made of them is.
-pub(super) struct Passing {
+pub(in crate::pull) struct Passing {
     path: PathBuf,
     file: Option<File>,
     chunks: Mutex<Chunks>,
@@ -26,7 +26,7 @@ struct Chunks {
 
 impl Passing {
     /// Makes the file, if anything is `wanted`; where that fails, whatever is written is lost, and its patches fail.
-    pub(super) fn open(path: PathBuf, wanted: bool) -> Self {
+    pub(in crate::pull) fn open(path: PathBuf, wanted: bool) -> Self {
         let open = || OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
         let file = wanted.then(open).and_then(|opened| {
             let failed =
@@ -90,8 +90,19 @@ impl Passing {
         self.file.as_ref()?.read_exact_at(&mut out[from..], at).ok()
     }
 
+    /// What is in it: id, offset and length of each chunk.
+    pub(super) fn list(&self) -> Vec<(ChunkId, u64, u32)> {
+        self.chunks().places.iter().map(|(id, (offset, len))| (*id, *offset, *len)).collect()
+    }
+
+    /// The file itself, once it is removed from its directory: what reads it goes on.
+    pub(super) fn into_file(self) -> Option<File> {
+        self.remove();
+        self.file
+    }
+
     /// Removes the file.
-    pub(super) fn remove(&self) {
+    pub(in crate::pull) fn remove(&self) {
         if self.file.is_some()
             && let Err(error) = fs::remove_file(&self.path)
         {

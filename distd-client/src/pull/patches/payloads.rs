@@ -22,8 +22,10 @@ pub(in crate::pull) struct Payloads {
     path: PathBuf,
     file: File,
     set: usize,
+    /// Payloads by number, and behind them the pieces of the outline.
     payloads: Vec<Entry>,
     offsets: Vec<u64>,
+    patches: usize,
     /// Chunk of each payload with the patch's number, sorted: equal payloads are one chunk with several places.
     by_id: Vec<(ChunkId, usize)>,
     /// Those that were in the file when it was opened.
@@ -40,17 +42,21 @@ impl Payloads {
     pub(in crate::pull) fn open(path: PathBuf, set: usize, body: &Set) -> io::Result<Self> {
         let resumed = path.exists();
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
-        let mut by_id: Vec<_> =
-            body.payloads.iter().zip(0..).map(|(entry, patch)| (entry.id, patch)).collect();
+        let behind = body.outline.iter();
+        let payloads: Vec<Entry> =
+            body.payloads.iter().copied().chain(behind.clone().map(|at| at.entry)).collect();
+        let offsets: Vec<u64> = body.offsets.iter().copied().chain(behind.map(|at| at.offset)).collect();
+        let mut by_id: Vec<_> = payloads.iter().zip(0..).map(|(entry, patch)| (entry.id, patch)).collect();
         by_id.sort_unstable();
         let mut this = Self {
             path,
             by_id,
             file,
             set,
-            payloads: body.payloads.clone(),
-            offsets: body.offsets.clone(),
-            here: vec![false; body.payloads.len()],
+            here: vec![false; payloads.len()],
+            payloads,
+            offsets,
+            patches: body.payloads.len(),
             bytes: AtomicU64::new(0),
         };
         if resumed {
@@ -79,6 +85,20 @@ impl Payloads {
             .filter(|at| at.set == self.set && !self.here[at.patch])
             .map(|at| self.payloads[at.patch].id)
             .collect()
+    }
+
+    /// What to fetch for the outline.
+    pub(super) fn outline_wanted(&self) -> ChunkRanges {
+        (self.patches..self.payloads.len()).filter(|n| !self.here[*n]).map(|n| self.payloads[n].id).collect()
+    }
+
+    /// The outline, once it was fetched.
+    pub(super) fn outline(&self) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        for piece in self.patches..self.payloads.len() {
+            bytes.extend(self.read(piece)?);
+        }
+        Some(bytes)
     }
 
     /// Removes the file.

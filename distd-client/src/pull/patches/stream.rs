@@ -17,7 +17,6 @@ pub(super) const MEMORY: usize = 12 << 20;
 /// Chunks one behind the other as one run of bytes.
 struct Joined<'w> {
     work: &'w Work,
-    passing: &'w Passing,
     /// First byte and id of each chunk.
     starts: Vec<(u64, ChunkId)>,
     len: u64,
@@ -26,13 +25,13 @@ struct Joined<'w> {
 }
 
 impl<'w> Joined<'w> {
-    fn new(work: &'w Work, passing: &'w Passing, ids: impl Iterator<Item = ChunkId>) -> Option<Self> {
+    fn new(work: &'w Work, ids: impl Iterator<Item = ChunkId>) -> Option<Self> {
         let (mut starts, mut len) = (Vec::new(), 0);
         for id in ids {
             starts.push((len, id));
-            len += u64::from(work.len_of(id, passing)?);
+            len += u64::from(work.len_of(id)?);
         }
-        Some(Self { work, passing, starts, len, last: Mutex::default() })
+        Some(Self { work, starts, len, last: Mutex::default() })
     }
 }
 
@@ -51,7 +50,7 @@ impl ReadAt for Joined<'_> {
             if last.0 != Some(index) {
                 last.0 = None;
                 last.1.clear();
-                read_base(self.work, id, self.passing, &mut last.1).ok_or(io::ErrorKind::InvalidData)?;
+                read_base(self.work, id, &mut last.1).ok_or(io::ErrorKind::InvalidData)?;
                 last.0 = Some(index);
             }
             let within = &last.1[(offset - start) as usize..];
@@ -100,11 +99,11 @@ impl Write for Aside<'_> {
 }
 
 /// Unpacks a packed file; `None` when it is not the one the set was made of.
-pub(super) fn inflate(work: &Work, patch: &SetPatch, passing: &Passing) -> Option<Done> {
-    let packed = Joined::new(work, passing, patch.base_ids())?;
+pub(super) fn inflate(work: &Work, patch: &SetPatch) -> Option<Done> {
+    let packed = Joined::new(work, patch.base_ids())?;
     let bytes = patch.target_bytes() as u64;
-    let at = passing.reserve(bytes);
-    let mut sink = Aside { passing, at, left: bytes };
+    let at = work.passing.reserve(bytes);
+    let mut sink = Aside { passing: &work.passing, at, left: bytes };
     let result = view::inflate(&packed, bytes, &mut sink);
     if let Err(error) = &result {
         tracing::debug!(%error, "a packed file does not unpack");
@@ -112,7 +111,7 @@ pub(super) fn inflate(work: &Work, patch: &SetPatch, passing: &Passing) -> Optio
     if result.ok()? != bytes {
         return None;
     }
-    passing.publish(at, patch.target_chunks());
+    work.passing.publish(at, patch.target_chunks());
     Some(Done::default())
 }
 
@@ -138,9 +137,9 @@ impl<I: Iterator<Item = (ChunkId, u32)>> Write for Chunked<'_, I> {
         let count = bytes.len().min(len as usize - self.raw.len());
         self.raw.extend_from_slice(&bytes[..count]);
         if self.raw.len() == len as usize {
-            match self.work.placer.entry(id) {
+            match self.work.entry(id) {
                 Some(entry) if entry.hash == ChunkHash::of(&self.raw) => {
-                    match self.work.placer.place_missing(id, &self.raw) {
+                    match self.work.place(id, &self.raw) {
                         Ok(placed) => self.done.placed_bytes += placed,
                         Err(error) => {
                             self.failed = Some(error);
@@ -167,13 +166,8 @@ impl<I: Iterator<Item = (ChunkId, u32)>> Write for Chunked<'_, I> {
 ///
 /// # Errors
 /// The target's.
-pub(super) fn repack(
-    work: &Work,
-    patch: &SetPatch,
-    recipe: &[u8],
-    passing: &Passing,
-) -> io::Result<Option<Done>> {
-    let Some(view) = Joined::new(work, passing, patch.base_ids()) else { return Ok(None) };
+pub(super) fn repack(work: &Work, patch: &SetPatch, recipe: &[u8]) -> io::Result<Option<Done>> {
+    let Some(view) = Joined::new(work, patch.base_ids()) else { return Ok(None) };
     let mut sink = Chunked {
         work,
         targets: patch.target_chunks(),

@@ -1,0 +1,172 @@
+//! A small update without its manifest's nodes: apply the set, hash what comes out, and the outline gives the manifest.
+//!
+//! Hashes and ids of thousands of short chunks would be more than the change itself. What is rebuilt is set aside in a file
+//! that then serves as one more seed, so the pull that follows knows nothing of it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, bail, ensure};
+use distd_core::manifest::{Builder, Entry, Manifest, Root};
+use distd_core::patch::{Method, Outline};
+use distd_core::planner::HeldIndex;
+use distd_core::swarm::FetchConfig;
+use distd_core::{ChunkHash, ChunkId};
+use distd_peer::driver::Driver;
+use distd_peer::table::ChunkTable;
+use distd_peer::trust::tuf::Resolved;
+
+use super::apply::{Arrivals, Work, apply_all, held};
+use super::offers::{Offers, Set};
+use super::passing::Passing;
+use super::payloads::{PayloadSink, Payloads};
+use crate::pull::seeds::Seeds;
+use crate::pull::wanted::Realm;
+
+/// Most raw bytes rebuilt so: they are written twice. Above, the nodes are a small part of the whole.
+const REBUILT_MAX: usize = 64 << 20;
+
+/// Files of this stage.
+pub(in crate::pull) struct Files {
+    /// Payloads: stay until the pull is over, for a pull that is interrupted.
+    pub(in crate::pull) payloads: PathBuf,
+    /// What was rebuilt.
+    pub(in crate::pull) rebuilt: PathBuf,
+}
+
+/// What came of it.
+pub(in crate::pull) struct Rebuilt {
+    pub(in crate::pull) manifest: Manifest,
+    pub(in crate::pull) patches: u64,
+    /// Bytes of payloads received.
+    pub(in crate::pull) patch_bytes: u64,
+    /// Raw bytes rebuilt.
+    pub(in crate::pull) bytes: u64,
+}
+
+/// The one set, when it is one for this stage.
+fn suited(offers: &Offers) -> Option<&Set> {
+    let [set] = &offers.sets[..] else { return None };
+    let patches = &set.index.patches;
+    let in_memory = patches.iter().all(|patch| matches!(patch.method(), Some(Method::Buffer(_))));
+    let bytes: usize = patches.iter().map(distd_core::patch::SetPatch::target_bytes).sum();
+    (set.has_outline() && in_memory && bytes <= REBUILT_MAX).then_some(set)
+}
+
+/// Rebuilds what `offers` brings and the manifest of `resolved` with it; what was rebuilt is one more seed then. `None` where
+/// the set is not one for this, or nothing is held that it starts from.
+///
+/// # Errors
+/// Whatever kept the manifest from coming out: the caller gets it node by node instead. Payloads that came stay in their file.
+pub(in crate::pull) async fn rebuild(
+    realm: &Realm,
+    resolved: &Resolved,
+    offers: &Arc<Offers>,
+    seeds: &mut Arc<Seeds>,
+    index: &mut Arc<HeldIndex>,
+    files: &Files,
+) -> anyhow::Result<Option<Rebuilt>> {
+    let Some(set) = suited(offers) else { return Ok(None) };
+    let Some(from) = seeds.manifests.iter().find(|manifest| manifest.id() == set.index.from) else {
+        return Ok(None);
+    };
+    let root = Root::decode(&resolved.root_node)?;
+    let before: Vec<Entry> = from.entries().map(|at| at.entry).collect();
+    let tables = [Arc::new(ChunkTable::default()), Arc::new(ChunkTable::of(from))];
+    let mut wanted: Vec<ChunkId> =
+        set.index.patches.iter().flat_map(|patch| patch.target_chunks()).map(|(id, _)| id).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let payloads = Arc::new(Payloads::open(files.payloads.clone(), 0, set)?);
+    let mut choice = offers.choose_all(&wanted, |id| held(index, &tables, id).is_some());
+    ensure!(choice.chunks.is_empty(), "some patches are of no use");
+    choice.passing = wanted;
+
+    let arrivals = Arc::new(Arrivals::default());
+    for at in choice.patches.iter().filter(|at| payloads.is_here(at.patch)) {
+        arrivals.payload(*at);
+    }
+    let mut fetch = payloads.wanted(&choice.patches);
+    fetch.extend(&payloads.outline_wanted());
+    let work = Work {
+        offers: offers.clone(),
+        choice,
+        payloads: vec![payloads.clone()],
+        placer: None,
+        seeds: seeds.clone(),
+        index: index.clone(),
+        tables,
+        arrivals: arrivals.clone(),
+        passing: Passing::open(files.rebuilt.clone(), true),
+    };
+    let applying = tokio::task::spawn_blocking(move || {
+        let applied = apply_all(&work);
+        let passing = work.passing;
+        (applied, passing)
+    });
+    let fetched = if fetch.is_empty() {
+        Ok(())
+    } else {
+        let sink = Arc::new(PayloadSink { payloads: payloads.clone(), arrivals: arrivals.clone() });
+        let table = Arc::new(ChunkTable::of(&set.manifest));
+        let (driver, handle) =
+            Driver::new(realm.parents.clone(), set.manifest.id(), table, sink, FetchConfig::default());
+        let result = driver.fetch_all(fetch).await;
+        drop(handle);
+        result
+    };
+    arrivals.stop();
+    let (applied, passing) = applying.await?;
+    let (places, file) = (passing.list(), passing.into_file());
+    let (applied, ()) = (applied?, fetched?);
+    ensure!(applied.failed == 0, "{} patches failed", applied.failed);
+    let outline = Outline::decode(&payloads.outline().context("the outline did not come")?)?;
+
+    let file = file.context("nothing was set aside")?;
+    let cut = root.cut;
+    let built = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+        let hashed = hash_all(&file, &places)?;
+        let find = |id: ChunkId| {
+            let index = hashed.binary_search_by_key(&id, |(id, ..)| *id).ok()?;
+            Some((hashed[index].1, hashed[index].3))
+        };
+        let entries = outline.entries(&before, find, root.chunks).context("the outline does not fit")?;
+        let mut builder = Builder::new(cut, root.kind);
+        for entry in entries {
+            builder.push(entry);
+        }
+        Ok((builder.finish(root.blake3), file, hashed))
+    });
+    let (manifest, file, hashed) = built.await??;
+    if manifest.id() != resolved.manifest {
+        bail!("the outline gives another manifest");
+    }
+    // Nobody else has them any more: the threads that applied patches are gone.
+    let (Some(seeds), Some(index)) = (Arc::get_mut(seeds), Arc::get_mut(index)) else {
+        bail!("seeds are in use")
+    };
+    let seed = seeds.add_file(file);
+    let bytes = hashed.iter().map(|(_, _, _, len)| u64::from(*len)).sum();
+    for (_, hash, offset, len) in hashed {
+        index.insert(hash, len, distd_core::planner::HeldAt { seed, offset });
+    }
+    index.finish();
+    let patch_bytes = payloads.bytes.load(std::sync::atomic::Ordering::Relaxed);
+    Ok(Some(Rebuilt { manifest, patches: applied.patches, patch_bytes, bytes }))
+}
+
+type Hashed = (ChunkId, ChunkHash, u64, u32);
+
+/// The hash of each chunk in the file, by id.
+fn hash_all(file: &std::fs::File, places: &[(ChunkId, u64, u32)]) -> std::io::Result<Vec<Hashed>> {
+    use std::os::unix::fs::FileExt;
+    let mut buffer = Vec::new();
+    places
+        .iter()
+        .map(|(id, offset, len)| {
+            buffer.resize(*len as usize, 0);
+            file.read_exact_at(&mut buffer, *offset)?;
+            Ok((*id, ChunkHash::of(&buffer), *offset, *len))
+        })
+        .collect()
+}
