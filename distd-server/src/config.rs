@@ -6,12 +6,14 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use distd_core::packing::LEVEL_DEFAULT;
 
 use crate::origin::{Places, Tuning};
+use crate::patches::PatchOptions;
 
 /// Prefix of environment variables.
 const ENV_PREFIX: &str = "DISTD_SERVER_";
@@ -23,11 +25,27 @@ pub const ENV_CONFIG: &str = "DISTD_SERVER_CONFIG";
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Every key, in the order in which they are shown.
-pub const KEYS: [&str; 9] =
-    ["data", "db", "store", "http", "quic", "name", "http_plain", "cert_validity", "zstd_level"];
+pub const KEYS: [&str; 13] = [
+    "data",
+    "db",
+    "store",
+    "http",
+    "quic",
+    "name",
+    "http_plain",
+    "cert_validity",
+    "zstd_level",
+    "patches",
+    "patch_threads",
+    "patch_level",
+    "patch_memory_mib",
+];
 
 /// Bounds of node certificates' validity, seconds: clocks differ by minutes, and a CA lasts ten years.
 const VALIDITY_SECONDS: std::ops::RangeInclusive<u64> = 300..=365 * 24 * 3600;
+
+/// Most threads for patches: each takes some 200 MB.
+const PATCH_THREADS_MAX: usize = 1024;
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +101,14 @@ pub struct Settings {
     pub cert_validity: Setting<Duration>,
     /// zstd level for files that the origin cuts.
     pub zstd_level: Setting<i32>,
+    /// Whether patches are made.
+    pub patches: Setting<bool>,
+    /// Patches made at once.
+    pub patch_threads: Setting<NonZeroUsize>,
+    /// zstd level within patches.
+    pub patch_level: Setting<i32>,
+    /// Memory for making patches, MiB.
+    pub patch_memory_mib: Setting<u64>,
 }
 
 /// What was said on the command line: texts by key.
@@ -118,11 +144,12 @@ impl Settings {
         let some = |text: &str| if text.is_empty() { Err("is empty") } else { Ok(text.to_owned()) };
         let db = layers.pick("db", Some(places.db), some);
         let store = layers.pick("store", Some(places.store), some);
-        let http_plain = layers.pick("http_plain", Some(false), |text| match text {
+        let yes_or_no = |text: &str| match text {
             "true" | "1" | "yes" => Ok(true),
             "false" | "0" | "no" => Ok(false),
             _ => Err("is neither true nor false"),
-        });
+        };
+        let http_plain = layers.pick("http_plain", Some(false), yes_or_no);
         let plain = http_plain.as_ref().is_some_and(|plain| plain.value);
         let everywhere = |port| SocketAddr::from(([0u16; 8], port));
         let http_default =
@@ -143,6 +170,20 @@ impl Settings {
         let zstd_level = layers.pick("zstd_level", Some(LEVEL_DEFAULT), |text| {
             text.parse().ok().filter(|level| (1..=19).contains(level)).ok_or("is no number between 1 and 19")
         });
+        let PatchOptions { enabled, threads, level, memory_bytes } = tuning.patches;
+        let patches = layers.pick("patches", Some(enabled), yes_or_no);
+        let patch_threads = layers.pick("patch_threads", Some(threads), |text| {
+            let threads =
+                text.parse().ok().filter(|threads: &NonZeroUsize| threads.get() <= PATCH_THREADS_MAX);
+            threads.ok_or("is no number between 1 and 1024")
+        });
+        let patch_level = layers.pick("patch_level", Some(level), |text| {
+            text.parse().ok().filter(|level| (1..=22).contains(level)).ok_or("is no number between 1 and 22")
+        });
+        let patch_memory_mib = layers.pick("patch_memory_mib", Some(memory_bytes >> 20), |text| {
+            let mib = text.parse().ok().filter(|mib| (64..=1 << 20).contains(mib));
+            mib.ok_or("is no number between 64 and 1048576")
+        });
 
         if let (true, Some(http)) = (plain, &http)
             && !http.value.ip().is_loopback()
@@ -158,7 +199,8 @@ impl Settings {
             layers.problems.push("say where to keep keys and data: --data DIR".to_owned());
         }
         let problems = layers.problems;
-        match (data, db, store, http, quic, name, http_plain, cert_validity, zstd_level) {
+        let patches = (patches, patch_threads, patch_level, patch_memory_mib);
+        match (data, db, store, http, quic, name, http_plain, cert_validity, zstd_level, patches) {
             (
                 Some(data),
                 Some(db),
@@ -169,9 +211,22 @@ impl Settings {
                 Some(http_plain),
                 Some(cert_validity),
                 Some(zstd_level),
-            ) if problems.is_empty() => {
-                Ok(Self { data, db, store, http, quic, name, http_plain, cert_validity, zstd_level })
-            }
+                (Some(patches), Some(patch_threads), Some(patch_level), Some(patch_memory_mib)),
+            ) if problems.is_empty() => Ok(Self {
+                data,
+                db,
+                store,
+                http,
+                quic,
+                name,
+                http_plain,
+                cert_validity,
+                zstd_level,
+                patches,
+                patch_threads,
+                patch_level,
+                patch_memory_mib,
+            }),
             _ => Err(SettingsError(problems)),
         }
     }
@@ -194,6 +249,10 @@ impl Settings {
                 &self.cert_validity.source,
             ),
             ("zstd_level", self.zstd_level.value.to_string(), &self.zstd_level.source),
+            ("patches", self.patches.value.to_string(), &self.patches.source),
+            ("patch_threads", self.patch_threads.value.to_string(), &self.patch_threads.source),
+            ("patch_level", self.patch_level.value.to_string(), &self.patch_level.source),
+            ("patch_memory_mib", self.patch_memory_mib.value.to_string(), &self.patch_memory_mib.source),
         ];
         let mut out = String::new();
         for (key, value, source) in lines {
@@ -213,6 +272,12 @@ impl Settings {
             hosts: self.name.value.clone(),
             cert_validity: self.cert_validity.value,
             zstd_level: self.zstd_level.value,
+            patches: PatchOptions {
+                enabled: self.patches.value,
+                threads: self.patch_threads.value,
+                level: self.patch_level.value,
+                memory_bytes: self.patch_memory_mib.value << 20,
+            },
         }
     }
 }
@@ -443,11 +508,21 @@ mod tests {
 
     #[test]
     fn every_mistake_is_named() {
-        let file = file("zstd_level = 40\nhtpp = \"x\"\ncert_validity = \"1s\"\nstore = 1.5\n");
+        let file = file(
+            "zstd_level = 40\nhtpp = \"x\"\ncert_validity = \"1s\"\nstore = 1.5\npatches = \"maybe\"\npatch_threads = 0\n",
+        );
         let line = command_line(&[("data", "/d"), ("http", ":80"), ("name", "no host!")]);
         let error = Settings::resolve(&line, |_| None, Some(file.path())).expect_err("mistakes").to_string();
-        for part in ["zstd_level", "\"htpp\"", "cert_validity", "http (command line)", "no host!", "store is"]
-        {
+        for part in [
+            "zstd_level",
+            "\"htpp\"",
+            "cert_validity",
+            "http (command line)",
+            "no host!",
+            "store is",
+            "patches (file",
+            "patch_threads",
+        ] {
             assert!(error.contains(part), "{part} in {error}");
         }
     }

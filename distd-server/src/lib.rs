@@ -8,6 +8,7 @@ pub mod db;
 pub mod http;
 pub mod ingest;
 pub mod origin;
+pub mod patches;
 pub mod realm;
 pub mod run;
 pub mod store;

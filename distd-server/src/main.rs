@@ -56,6 +56,18 @@ struct ServeArgs {
     /// zstd level, 1 to 19, for files that the origin cuts [default: 3]
     #[arg(long, value_name = "LEVEL")]
     zstd_level: Option<String>,
+    /// Make patches between releases: true or false [default: true]
+    #[arg(long, value_name = "BOOL")]
+    patches: Option<String>,
+    /// Patches made at once [default: one for each core]
+    #[arg(long, value_name = "N")]
+    patch_threads: Option<String>,
+    /// zstd level within patches, 1 to 22 [default: 19]
+    #[arg(long, value_name = "LEVEL")]
+    patch_level: Option<String>,
+    /// Memory for making patches, MiB [default: 512]
+    #[arg(long, value_name = "MIB")]
+    patch_memory_mib: Option<String>,
     /// TOML file with the same settings.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -75,6 +87,10 @@ impl ServeArgs {
             ("quic", &self.quic),
             ("cert_validity", &self.cert_validity),
             ("zstd_level", &self.zstd_level),
+            ("patches", &self.patches),
+            ("patch_threads", &self.patch_threads),
+            ("patch_level", &self.patch_level),
+            ("patch_memory_mib", &self.patch_memory_mib),
         ] {
             if let Some(value) = value {
                 line.insert(key, vec![value.clone()]);

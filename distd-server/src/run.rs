@@ -16,6 +16,7 @@ use distd_peer::trust::token::ApiToken;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{Settings, Source};
 use crate::db::{ApiTokenRow, DbError};
@@ -87,6 +88,8 @@ pub struct Running {
     http_task: JoinHandle<()>,
     quic_task: JoinHandle<()>,
     maintenance: JoinHandle<()>,
+    patches: JoinHandle<()>,
+    stop_patches: CancellationToken,
     endpoint: quinn::Endpoint,
     _lock: File,
 }
@@ -121,6 +124,7 @@ pub async fn start(settings: &Settings) -> Result<Running, StartError> {
     let app = App::new(origin.clone(), server.counters.clone());
     let tls = (!plain).then(|| Arc::new(https_server(origin.credentials().clone())));
     let (stop, stopped) = watch::channel(false);
+    let stop_patches = CancellationToken::new();
     Ok(Running {
         http,
         quic,
@@ -129,6 +133,8 @@ pub async fn start(settings: &Settings) -> Result<Running, StartError> {
         http_task: tokio::spawn(http::serve(listener, tls, app.clone(), stopped)),
         quic_task: tokio::spawn(server.run(endpoint.clone())),
         maintenance: tokio::spawn(maintain(origin.clone())),
+        patches: tokio::spawn(origin.clone().make_patches(stop_patches.clone())),
+        stop_patches,
         origin,
         app,
         stop,
@@ -142,7 +148,9 @@ impl Running {
     /// committed stays.
     pub async fn stop(self, deadline: Duration) -> bool {
         let Self { stop, http_task, quic_task, maintenance, endpoint, app, origin, _lock, .. } = self;
+        let Self { mut patches, stop_patches, .. } = self;
         stop.send_replace(true);
+        stop_patches.cancel();
         maintenance.abort();
         let abort = http_task.abort_handle();
         let ended = tokio::time::timeout(deadline, async {
@@ -150,9 +158,13 @@ impl Running {
                 tracing::error!(error = &error as &dyn std::error::Error, "the HTTP server failed");
             }
             app.idle().await;
+            if let Err(error) = (&mut patches).await {
+                tracing::error!(error = &error as &dyn std::error::Error, "making patches failed");
+            }
         });
         let in_time = ended.await.is_ok();
         abort.abort();
+        patches.abort();
         endpoint.close(CLOSE_STOPPING.into(), b"stopping");
         quic_task.abort();
         // So that peers learn of it before the process is gone.

@@ -11,9 +11,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use distd_core::names::Wanted;
 use distd_peer::trust::tuf::wire::{Answer, Query};
-use distd_peer::trust::tuf::{MetadataSource, Offline, Resolved, SourceError, TufClient, TufError};
+use distd_peer::trust::tuf::{
+    MetadataSource, Offline, PatchSetRef, PatchesDoc, Resolved, SourceError, TufClient, TufError,
+};
 use distd_server::tuf::{
-    Answerer, DirStore, MetadataStore, Options, PublishError, Published, RotatableRole, StoreError,
+    Answerer, Change, DirStore, MetadataStore, Options, PublishError, Published, RotatableRole, StoreError,
     TufRepository,
 };
 use tuf_cases::{DAY, channel_doc, move_channel, name, open, publish, root_node};
@@ -262,6 +264,39 @@ async fn unknown_targets_and_taken_versions_are_named() {
 }
 
 #[tokio::test]
+async fn a_list_of_patch_sets_is_published_replaced_and_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = open(dir.path(), now()).await;
+    let store = dir.path().join("repo");
+    let id = |n: u8| distd_core::ManifestId([n; 32]);
+    let json = |product: &str, sets: u8| -> Bytes {
+        let sets = (0..sets).map(|n| PatchSetRef { from: id(n), to: id(n + 1), set: id(n + 2), bytes: 9 });
+        let doc = PatchesDoc { product: name(product), sets: sets.collect() };
+        serde_json::to_vec(&doc).unwrap().into()
+    };
+    let listed = async || {
+        let query = Query { latest: true, targets: vec!["patches/os".into()], ..Query::default() };
+        let answer = Answerer::new(Arc::new(DirStore::new(&store))).answer(&query.encode()).await.unwrap();
+        let files = Answer::decode(&answer).unwrap().files;
+        let found = files.into_iter().find(|(name, _)| name.starts_with("targets/patches/"));
+        found.map(|(_, bytes)| serde_json::from_slice::<PatchesDoc>(&bytes).unwrap().sets.len())
+    };
+    let set = async |json| repo.apply(vec![Change::SetPatches { product: name("os"), json }], now()).await;
+    assert_eq!(listed().await, None);
+    assert_eq!(set(json("os", 1)).await.unwrap(), Published::Changed);
+    assert_eq!(set(json("os", 1)).await.unwrap(), Published::Unchanged);
+    assert_eq!(listed().await, Some(1));
+    assert_eq!(set(json("os", 64)).await.unwrap(), Published::Changed);
+    assert_eq!(listed().await, Some(64));
+    // Someone else's, unreadable, or longer than a device takes.
+    for bad in [json("other", 1), Bytes::from_static(b"{}"), json("os", 250)] {
+        assert!(matches!(set(bad).await, Err(PublishError::Patches { .. })));
+    }
+    assert_eq!(set(json("os", 0)).await.unwrap(), Published::Changed);
+    assert_eq!(listed().await, None);
+}
+
+#[tokio::test]
 async fn refreshing_signs_only_what_runs_out_and_prunes_after_a_day() {
     let dir = tempfile::tempdir().unwrap();
     let start = now();
@@ -282,7 +317,7 @@ async fn refreshing_signs_only_what_runs_out_and_prunes_after_a_day() {
     let snapshot = repo.refresh(start + 5 * DAY).await.unwrap();
     assert_eq!(snapshot.signed, ["snapshot", "timestamp"]);
     let all = repo.refresh(start + 300 * DAY).await.unwrap();
-    assert_eq!(all.signed, ["root", "releases", "channels", "targets", "snapshot", "timestamp"]);
+    assert_eq!(all.signed, ["root", "releases", "channels", "patches", "targets", "snapshot", "timestamp"]);
     assert!(store.get("2.root.json").await.unwrap().is_some());
 }
 

@@ -1,19 +1,14 @@
 //! The one transaction that makes an upload a release.
 //!
-//! It takes the chunk counter's row first, so commits run one after the other, on every replica: ids are given
-//! without gaps between neighbours of one artifact, and a hash gets one id only.
-
-use std::collections::HashMap;
+//! It takes the chunk counter's row first, so commits run one after the other, on every replica.
 
 use distd_core::{ChunkHash, ChunkId, ManifestId};
-use sqlx::{Any, Transaction};
 
-use super::bulk::{LIST_MAX, ROWS_MAX};
-use super::chunks::ids_of;
+use super::ids::IdTx;
 use super::packs::{PackId, PackIndexes, read_index};
 use super::releases::{self, ReleaseRow};
 use super::row::{Columns, signed};
-use super::{Db, DbError, Engine, Location, UploadId, failed};
+use super::{Db, DbError, Location, UploadId, failed};
 
 const WHAT: &str = "commit the upload";
 
@@ -31,11 +26,8 @@ pub enum BeginCommit {
 /// A commit under way. Dropped, it leaves everything as it was.
 #[derive(Debug)]
 pub struct CommitTx {
-    tx: Transaction<'static, Any>,
-    engine: Engine,
+    ids: IdTx,
     upload: UploadId,
-    last_id: u64,
-    given: u64,
 }
 
 impl Db {
@@ -44,8 +36,8 @@ impl Db {
     /// # Errors
     /// [`DbError::Query`].
     pub async fn begin_commit(&self, upload: &UploadId) -> Result<BeginCommit, DbError> {
-        let mut tx = self.begin_write().await?;
-        let last_id = lock_counter(&mut tx).await?;
+        let mut ids = IdTx::begin(self).await?;
+        let tx = &mut ids.tx;
         let sql = sqlx::AssertSqlSafe(format!(
             "SELECT {} FROM releases WHERE EXISTS (SELECT 1 FROM uploads WHERE uploads.id = $1 \
              AND uploads.product = releases.product AND uploads.version = releases.version)",
@@ -53,7 +45,7 @@ impl Db {
         ));
         let released = sqlx::query(sql)
             .bind(upload.to_string())
-            .fetch_optional(&mut *tx)
+            .fetch_optional(&mut **tx)
             .await
             .and_then(|row| row.as_ref().map(releases::read).transpose())
             .map_err(failed(WHAT))?;
@@ -62,22 +54,16 @@ impl Db {
         }
         let closed = sqlx::query("UPDATE uploads SET state = 'committed' WHERE id = $1 AND state = 'open'")
             .bind(upload.to_string())
-            .execute(&mut *tx)
+            .execute(&mut **tx)
             .await
             .map_err(failed(WHAT))?;
         if closed.rows_affected() == 0 {
             return Ok(BeginCommit::Closed);
         }
-        Ok(BeginCommit::Ready(CommitTx {
-            tx,
-            engine: self.engine,
-            upload: upload.clone(),
-            last_id,
-            given: 0,
-        }))
+        Ok(BeginCommit::Ready(CommitTx { ids, upload: upload.clone() }))
     }
 
-    /// Those manifests that no release names. Until the answer is [dropped](UnreleasedManifests::end) no commit can run.
+    /// Those manifests that no release and no patch set names. Until the answer is [dropped](UnreleasedManifests::end) no commit can run.
     ///
     /// Without the lock a commit could store the very manifest between our look and its deletion.
     ///
@@ -87,20 +73,15 @@ impl Db {
         &self,
         manifests: &[ManifestId],
     ) -> Result<UnreleasedManifests, DbError> {
-        let mut tx = self.begin_write().await?;
-        lock_counter(&mut tx).await?;
+        let mut lock = IdTx::begin(self).await?;
         let mut ids = Vec::new();
         for manifest in manifests {
-            let named = sqlx::query("SELECT version FROM releases WHERE manifest = $1 LIMIT 1")
-                .bind(manifest.as_bytes().as_slice())
-                .fetch_optional(&mut *tx)
-                .await
-                .map_err(failed("look for manifests without a release"))?;
-            if named.is_none() {
+            let named = releases::is_named(&mut *lock.tx, manifest).await;
+            if !named.map_err(failed("look for manifests without a release"))? {
                 ids.push(*manifest);
             }
         }
-        Ok(UnreleasedManifests { ids, tx })
+        Ok(UnreleasedManifests { ids, lock })
     }
 }
 
@@ -109,7 +90,7 @@ impl Db {
 pub struct UnreleasedManifests {
     /// The manifests.
     pub ids: Vec<ManifestId>,
-    tx: Transaction<'static, Any>,
+    lock: IdTx,
 }
 
 impl UnreleasedManifests {
@@ -118,22 +99,14 @@ impl UnreleasedManifests {
     /// # Errors
     /// [`DbError::Query`].
     pub async fn end(self) -> Result<(), DbError> {
-        self.tx.rollback().await.map_err(failed("let commits run again"))
+        self.lock.tx.rollback().await.map_err(failed("let commits run again"))
     }
-}
-
-async fn lock_counter(tx: &mut Transaction<'static, Any>) -> Result<u64, DbError> {
-    let row = sqlx::query("UPDATE counters SET value = value WHERE name = 'chunk_id' RETURNING value")
-        .fetch_one(&mut **tx)
-        .await
-        .map_err(failed("lock the chunk counter"))?;
-    row.number("value").map_err(failed("lock the chunk counter"))
 }
 
 /// Through the commit's own connection: waiting for another could be waiting for a commit that waits for this one.
 impl PackIndexes for CommitTx {
     async fn pack_index(&mut self, pack: PackId) -> Result<Option<Vec<u8>>, DbError> {
-        read_index(&mut *self.tx, pack).await
+        read_index(&mut *self.ids.tx, pack).await
     }
 }
 
@@ -143,13 +116,7 @@ impl CommitTx {
     /// # Errors
     /// [`DbError::Query`].
     pub async fn ids(&mut self, hashes: &[ChunkHash]) -> Result<Vec<Option<ChunkId>>, DbError> {
-        let mut all = Vec::with_capacity(hashes.len());
-        for batch in hashes.chunks(LIST_MAX) {
-            let found = ids_of(&mut *self.tx, self.engine, batch).await.map_err(failed(WHAT))?;
-            let found: HashMap<ChunkHash, ChunkId> = found.into_iter().collect();
-            all.extend(batch.iter().map(|hash| found.get(hash).copied()));
-        }
-        Ok(all)
+        self.ids.ids(hashes).await
     }
 
     /// Gives the next ids to chunks that have none, in order.
@@ -157,39 +124,12 @@ impl CommitTx {
     /// # Errors
     /// [`DbError::Query`], also when one of them has an id.
     pub async fn give_ids(&mut self, chunks: &[(ChunkHash, Location)]) -> Result<Vec<ChunkId>, DbError> {
-        let first = self.last_id + 1;
-        self.insert(first, chunks).await?;
-        self.last_id += chunks.len() as u64;
-        self.given += chunks.len() as u64;
-        Ok((first..=self.last_id).map(ChunkId).collect())
-    }
-
-    async fn insert(&mut self, first: u64, chunks: &[(ChunkHash, Location)]) -> Result<(), DbError> {
-        let mut ids = first..;
-        for rows in chunks.chunks(ROWS_MAX) {
-            let sql = format!(
-                "INSERT INTO chunks (id, hash, pack, pack_offset, stored_len, raw_len, codec) VALUES {}",
-                self.engine.values(rows.len(), 7)
-            );
-            let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(rows.len() == ROWS_MAX);
-            for ((hash, location), id) in rows.iter().zip(&mut ids) {
-                query = query
-                    .bind(signed(id))
-                    .bind(hash.as_bytes().as_slice())
-                    .bind(signed(location.pack.0))
-                    .bind(signed(location.offset))
-                    .bind(i64::from(location.stored_len))
-                    .bind(i64::from(location.raw_len))
-                    .bind(i64::from(location.codec.code()));
-            }
-            query.execute(&mut *self.tx).await.map_err(failed(WHAT))?;
-        }
-        Ok(())
+        self.ids.give(chunks).await
     }
 
     /// How many ids were given so far.
     pub fn given(&self) -> u64 {
-        self.given
+        self.ids.given()
     }
 
     /// Inserts the release and commits. Gives the objects of packs that turned out to hold nothing new, for the
@@ -201,7 +141,8 @@ impl CommitTx {
     /// [`DbError::Query`].
     pub async fn finish(mut self, release: &ReleaseRow) -> Result<Vec<String>, DbError> {
         let upload = self.upload.to_string();
-        let tx = &mut self.tx;
+        self.ids.count().await?;
+        let tx = &mut self.ids.tx;
         sqlx::query(
             "INSERT INTO releases (product, version, manifest, blake3, bytes, chunk_count, kind, created, \
              created_by, published) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
@@ -219,11 +160,6 @@ impl CommitTx {
         .execute(&mut **tx)
         .await
         .map_err(failed(WHAT))?;
-        sqlx::query("UPDATE counters SET value = $1 WHERE name = 'chunk_id'")
-            .bind(signed(self.last_id))
-            .execute(&mut **tx)
-            .await
-            .map_err(failed(WHAT))?;
         let unused = sqlx::query(
             "DELETE FROM packs WHERE upload = $1 \
              AND NOT EXISTS (SELECT 1 FROM chunks WHERE chunks.pack = packs.id) RETURNING object",
@@ -237,7 +173,7 @@ impl CommitTx {
             .execute(&mut **tx)
             .await
             .map_err(failed(WHAT))?;
-        self.tx.commit().await.map_err(failed(WHAT))?;
+        self.ids.tx.commit().await.map_err(failed(WHAT))?;
         let objects: Result<_, _> = unused.iter().map(|row| row.text("object")).collect();
         objects.map_err(failed(WHAT))
     }

@@ -8,9 +8,11 @@ mod bulk;
 mod channels;
 mod chunks;
 mod commit;
+mod ids;
 mod join_tokens;
 mod nodes;
 mod packs;
+mod patch_sets;
 mod products;
 mod releases;
 mod row;
@@ -23,6 +25,7 @@ pub use commit::{BeginCommit, CommitTx, UnreleasedManifests};
 pub use join_tokens::{JoinTokenRow, JoinTokenUse};
 pub use nodes::NodeRow;
 pub use packs::{PackId, PackIndexes};
+pub use patch_sets::{MadeSet, PatchSetKey, PatchSetRow, PatchSetState, PatchSetTx};
 pub use products::ProductRow;
 pub use releases::ReleaseRow;
 pub use uploads::{BeginUpload, UploadId, UploadRow, UploadState};
@@ -262,7 +265,8 @@ macro_rules! migration {
 }
 
 /// In the order of their numbers, which start their names.
-const MIGRATIONS: [(&str, &str, &str); 2] = [migration!("0001_origin"), migration!("0002_pack_index")];
+const MIGRATIONS: [(&str, &str, &str); 3] =
+    [migration!("0001_origin"), migration!("0002_pack_index"), migration!("0003_patch_sets")];
 
 fn migrator(engine: Engine) -> Migrator {
     let migrations = (1i64..)

@@ -3,6 +3,7 @@
 use distd_core::names::Name;
 use distd_core::{ArtifactHash, ManifestId};
 use sqlx::any::AnyRow;
+use sqlx::{Any, Executor};
 
 use super::row::Columns;
 use super::{Db, DbError, UnixSeconds, failed};
@@ -126,15 +127,31 @@ impl Db {
         .map_err(failed("record that the release is published"))
     }
 
-    /// Which of these manifests some release names, in the order given.
+    /// Which of these manifests a release or a patch set names, in the order given: those may be served.
     ///
     /// # Errors
     /// [`DbError::Query`].
     pub async fn manifests_released(&self, manifests: &[ManifestId]) -> Result<Vec<bool>, DbError> {
         let mut released = Vec::with_capacity(manifests.len());
         for manifest in manifests {
-            released.push(!self.releases_of_manifest(manifest).await?.is_empty());
+            released.push(is_named(&self.pool, manifest).await.map_err(failed("find the manifest"))?);
         }
         Ok(released)
     }
+}
+
+/// Whether a release or a patch set has this manifest.
+pub(super) async fn is_named<'e>(
+    on: impl Executor<'e, Database = Any>,
+    manifest: &ManifestId,
+) -> Result<bool, sqlx::Error> {
+    let found = sqlx::query(
+        "SELECT 1 FROM releases WHERE manifest = $1 \
+         UNION ALL SELECT 1 FROM patch_sets WHERE set_manifest = $2 LIMIT 1",
+    )
+    .bind(manifest.as_bytes().as_slice())
+    .bind(manifest.as_bytes().as_slice())
+    .fetch_optional(on)
+    .await?;
+    Ok(found.is_some())
 }

@@ -14,17 +14,23 @@ pub(super) fn impossible(column: &'static str) -> Error {
 
 pub(super) trait Columns {
     fn text(&self, column: &'static str) -> Result<String, Error>;
+    fn text_or_none(&self, column: &'static str) -> Result<Option<String>, Error>;
     fn time(&self, column: &'static str) -> Result<i64, Error>;
     fn time_or_none(&self, column: &'static str) -> Result<Option<i64>, Error>;
     fn number(&self, column: &'static str) -> Result<u64, Error>;
     fn number32(&self, column: &'static str) -> Result<u32, Error>;
     fn blob(&self, column: &'static str) -> Result<Vec<u8>, Error>;
     fn hash(&self, column: &'static str) -> Result<[u8; 32], Error>;
+    fn hash_or_none(&self, column: &'static str) -> Result<Option<[u8; 32]>, Error>;
     fn parsed<T: std::str::FromStr>(&self, column: &'static str) -> Result<T, Error>;
 }
 
 impl Columns for AnyRow {
     fn text(&self, column: &'static str) -> Result<String, Error> {
+        self.try_get(column)
+    }
+
+    fn text_or_none(&self, column: &'static str) -> Result<Option<String>, Error> {
         self.try_get(column)
     }
 
@@ -50,6 +56,11 @@ impl Columns for AnyRow {
 
     fn hash(&self, column: &'static str) -> Result<[u8; 32], Error> {
         self.try_get::<&[u8], _>(column)?.try_into().map_err(|_| impossible(column))
+    }
+
+    fn hash_or_none(&self, column: &'static str) -> Result<Option<[u8; 32]>, Error> {
+        let bytes = self.try_get::<Option<Vec<u8>>, _>(column)?;
+        bytes.map(|bytes| bytes.as_slice().try_into().map_err(|_| impossible(column))).transpose()
     }
 
     fn parsed<T: std::str::FromStr>(&self, column: &'static str) -> Result<T, Error> {

@@ -276,7 +276,7 @@ impl Ingest {
 }
 
 /// 16 random bytes.
-fn random() -> [u8; 16] {
+pub(crate) fn random() -> [u8; 16] {
     let mut bytes = [0; 16];
     rand::fill(&mut bytes).expect("the system's random source works, or nothing here is safe");
     bytes

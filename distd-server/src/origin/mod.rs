@@ -2,6 +2,7 @@
 
 mod content;
 mod metadata;
+mod patches;
 mod publish;
 mod registry;
 
@@ -14,12 +15,14 @@ use distd_peer::trust::tls::Credentials;
 
 use crate::db::{Db, DbError, UnixSeconds};
 use crate::ingest::{Ingest, IngestError};
+use crate::patches::{PatchMaker, PatchOptions};
 use crate::realm::{OriginCert, Realm, RealmError};
 use crate::store::{Chunks, Store, StoreError};
 use crate::tuf::{Answerer, Options, PublishError, RepositoryError, TufRepository};
 
 pub use content::OriginContent;
 pub use metadata::ObjectMetadata;
+pub use patches::RequestPatchesError;
 pub use publish::{PublishReleaseError, SetChannelError};
 
 /// Where an origin keeps what.
@@ -53,12 +56,18 @@ pub struct Tuning {
     pub cert_validity: Duration,
     /// zstd level for files that the origin cuts.
     pub zstd_level: i32,
+    /// Whether patches are made, and how.
+    pub patches: PatchOptions,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        let cert_validity = Duration::from_secs(24 * 3600);
-        Self { hosts: Vec::new(), cert_validity, zstd_level: distd_core::packing::LEVEL_DEFAULT }
+        Self {
+            hosts: Vec::new(),
+            cert_validity: Duration::from_secs(24 * 3600),
+            zstd_level: distd_core::packing::LEVEL_DEFAULT,
+            patches: PatchOptions::default(),
+        }
     }
 }
 
@@ -93,6 +102,7 @@ pub struct Origin {
     db: Db,
     ingest: Ingest,
     chunks: Chunks,
+    patches: PatchMaker,
     realm: Realm,
     repository: TufRepository,
     metadata: Arc<ObjectMetadata>,
@@ -112,7 +122,7 @@ impl Origin {
     /// # Errors
     /// [`OpenError`].
     pub async fn open(places: &Places, tuning: Tuning) -> Result<Arc<Self>, OpenError> {
-        let Tuning { hosts, cert_validity, zstd_level } = tuning;
+        let Tuning { hosts, cert_validity, zstd_level, patches } = tuning;
         let now = unix_now();
         let data = &places.data;
         let failed = |e| OpenError::Data(data.clone(), e);
@@ -136,6 +146,7 @@ impl Origin {
         let origin = Arc::new(Self {
             answerer: Answerer::new(metadata.clone()),
             chunks: Chunks::new(db.clone(), store.clone()),
+            patches: PatchMaker::new(ingest.clone(), patches),
             db,
             ingest,
             realm,
@@ -148,6 +159,10 @@ impl Origin {
         });
         let swept = origin.ingest.sweep_orphans(origin.ingest.scope_at_start(), signed(now)).await?;
         tracing::info!(?swept, "swept");
+        let cut_off = origin.db.requeue_patch_sets().await?;
+        if cut_off > 0 {
+            tracing::info!(cut_off, "patch sets are made again");
+        }
         origin.publish_pending().await?;
         Ok(origin)
     }
@@ -165,6 +180,11 @@ impl Origin {
     /// Chunks by id.
     pub fn chunks(&self) -> &Chunks {
         &self.chunks
+    }
+
+    /// Whatever makes patch sets.
+    pub fn patches(&self) -> &PatchMaker {
+        &self.patches
     }
 
     /// The CA.

@@ -66,7 +66,9 @@ impl Origin {
         let now = unix_now();
         let custom = custom_of(&committed.release);
         self.repository.publish_release(product, version, committed.root.clone(), custom, now).await?;
-        Ok(self.db.mark_published(product, version, signed(now)).await?)
+        self.db.mark_published(product, version, signed(now)).await?;
+        self.queue_for_release(&committed.release).await;
+        Ok(())
     }
 
     /// Points a channel to a release of its product.
@@ -84,12 +86,14 @@ impl Origin {
         let _turn = self.publishing.lock().await;
         let now = unix_now();
         let release = self.db.release(product, version).await?.ok_or_else(unknown)?;
+        let before = self.db.channel(product, channel).await?;
         let row = match self.db.set_channel(product, channel, version, signed(now)).await? {
             SetChannelOutcome::Set(row) | SetChannelOutcome::Unchanged(row) => row,
             SetChannelOutcome::UnknownRelease => return Err(unknown()),
         };
         let change = channel_change(&row, &release);
         self.repository.apply(vec![change], now).await?;
+        self.queue_for_move(before.as_ref().map(|before| &before.version), &release).await;
         Ok((row, release))
     }
 
@@ -120,11 +124,16 @@ impl Origin {
                 changes.push(channel_change(&row, &release));
             }
         }
+        // And so are the lists of patch sets.
+        for product in self.db.products().await? {
+            changes.push(self.patches_change(&product.name).await?);
+        }
         if !changes.is_empty() {
             self.repository.apply(changes, now).await?;
         }
         for release in &pending {
             self.db.mark_published(&release.product, &release.version, signed(now)).await?;
+            self.queue_for_release(release).await;
         }
         Ok(())
     }

@@ -86,6 +86,11 @@ impl PackWriter {
         self.bytes >= PACK_BYTES || self.entries.len() >= PACK_CHUNKS_MAX
     }
 
+    /// Bytes of chunks so far: where the next one will begin.
+    pub fn bytes(&self) -> u32 {
+        self.bytes as u32
+    }
+
     /// Appends a chunk.
     ///
     /// # Panics

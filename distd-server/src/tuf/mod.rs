@@ -1,7 +1,7 @@
 //! The TUF repository: what devices believe. docs/trust.md, "The repository".
 //!
-//! `root` → `targets` → `releases` (`releases/*/*`) and `channels` (`channels/*/*`), `snapshot`, `timestamp`;
-//! consistent snapshots. The repository itself is the only state: every operation reads it, writes new files
+//! `root` → `targets` → `releases` (`releases/*/*`), `channels` (`channels/*/*`) and `patches` (`patches/*`),
+//! `snapshot`, `timestamp`; consistent snapshots. The repository itself is the only state: every operation reads it, writes new files
 //! beside the old ones and `timestamp.json` last, so a crash between any two writes leaves it as it was.
 
 mod answer;
@@ -13,7 +13,7 @@ mod store;
 
 pub use answer::{AnswerError, Answerer};
 pub use keys::KeyError;
-pub use publish::{Change, PublishError, Published};
+pub use publish::{Change, PATCHES_BYTES_MAX, PublishError, Published};
 pub use refresh::{Refreshed, RotatableRole};
 pub use sign::{Options, RepositoryError, TufRepository};
 pub use store::{DirStore, MetadataStore, StoreError, is_served_name};

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use distd_core::manifest::Root as ManifestRoot;
-use distd_core::names::{Name, channel_target, release_target};
-use distd_peer::trust::tuf::ChannelDoc;
+use distd_core::names::{Name, channel_target, patches_target, release_target};
 use distd_peer::trust::tuf::wire::target_path;
+use distd_peer::trust::tuf::{ChannelDoc, PatchesDoc};
 use serde_json::{Map, Value};
 use tough::TargetName;
 use tough::schema::Target;
@@ -36,6 +36,13 @@ pub enum Change {
         /// The channel document, JSON of [`ChannelDoc`].
         json: Bytes,
     },
+    /// The patch sets of a product, all of them.
+    SetPatches {
+        /// The product.
+        product: Name,
+        /// JSON of [`PatchesDoc`], at most [`PATCHES_BYTES_MAX`] bytes. Without a set the target goes.
+        json: Bytes,
+    },
     /// A release withdrawn.
     RemoveRelease {
         /// The product.
@@ -51,6 +58,9 @@ pub enum Change {
         channel: Name,
     },
 }
+
+/// Most bytes of a list of patch sets: devices take no target above 64 KiB.
+pub const PATCHES_BYTES_MAX: usize = 48 << 10;
 
 /// What a publication did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +90,14 @@ pub enum PublishError {
     #[error("the document of {target} does not fit: {reason}")]
     Channel {
         /// The channel.
+        target: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A list of patch sets that does not fit.
+    #[error("the list of {target} does not fit: {reason}")]
+    Patches {
+        /// The list.
         target: String,
         /// What is wrong.
         reason: String,
@@ -186,7 +204,7 @@ fn change_state(
             decoded.map_err(|cause| PublishError::Manifest { target: name.clone(), cause })?;
             let new = target(&root_node, custom.into_iter().collect());
             let key = target_name(&name)?;
-            let releases = targets_of(state, "releases");
+            let releases = targets_of(state, "releases")?;
             match releases.get(&key) {
                 Some(old) if old.hashes != new.hashes => return Err(PublishError::VersionTaken(name)),
                 Some(old) if *old == new => return Ok(None),
@@ -204,13 +222,13 @@ fn change_state(
                 return Err(bad("it names another channel".into()));
             }
             let release = release_target(&product, &doc.version);
-            if !targets_of(state, "releases").contains_key(&target_name(&release)?) {
+            if !targets_of(state, "releases")?.contains_key(&target_name(&release)?) {
                 return Err(bad(format!("{release} is not published; push it first")));
             }
             let custom = HashMap::from([(POINTS_TO.to_owned(), Value::from(doc.version.as_str()))]);
             let new = target(&json, custom);
             let key = target_name(&name)?;
-            let channels = targets_of(state, "channels");
+            let channels = targets_of(state, "channels")?;
             if channels.get(&key) == Some(&new) {
                 return Ok(None);
             }
@@ -218,29 +236,56 @@ fn change_state(
             channels.insert(key, new);
             Ok(Some("channels"))
         }
+        Change::SetPatches { product, json } => {
+            let name = patches_target(&product);
+            let bad = |reason: String| PublishError::Patches { target: name.clone(), reason };
+            let doc: PatchesDoc = serde_json::from_slice(&json).map_err(|e| bad(e.to_string()))?;
+            if doc.product != product {
+                return Err(bad("it names another product".into()));
+            }
+            if json.len() > PATCHES_BYTES_MAX {
+                return Err(bad(format!("it is longer than {PATCHES_BYTES_MAX} bytes")));
+            }
+            let key = target_name(&name)?;
+            let patches = targets_of(state, "patches")?;
+            if doc.sets.is_empty() {
+                return Ok(patches.remove(&key).map(|_| "patches"));
+            }
+            let new = target(&json, HashMap::new());
+            if patches.get(&key) == Some(&new) {
+                return Ok(None);
+            }
+            files.push((target_path(&name, &new.hashes.sha256), json));
+            patches.insert(key, new);
+            Ok(Some("patches"))
+        }
         Change::RemoveRelease { product, version } => {
             let release = release_target(&product, &version);
             let prefix = format!("channels/{product}/");
-            let user = targets_of(state, "channels").iter().find(|(channel, target)| {
+            let user = targets_of(state, "channels")?.iter().find(|(channel, target)| {
                 channel.raw().starts_with(&prefix)
                     && target.custom.get(POINTS_TO).and_then(Value::as_str) == Some(version.as_str())
             });
             if let Some((channel, _)) = user {
                 return Err(PublishError::InUse { release, channel: channel.raw().to_owned() });
             }
-            let gone = targets_of(state, "releases").remove(&target_name(&release)?);
+            let gone = targets_of(state, "releases")?.remove(&target_name(&release)?);
             Ok(gone.map(|_| "releases"))
         }
         Change::RemoveChannel { product, channel } => {
             let name = target_name(&channel_target(&product, &channel))?;
-            Ok(targets_of(state, "channels").remove(&name).map(|_| "channels"))
+            Ok(targets_of(state, "channels")?.remove(&name).map(|_| "channels"))
         }
     }
 }
 
-fn targets_of<'a>(state: &'a mut State, role: &str) -> &'a mut HashMap<TargetName, Target> {
+fn targets_of<'a>(
+    state: &'a mut State,
+    role: &str,
+) -> Result<&'a mut HashMap<TargetName, Target>, RepositoryError> {
     let found = state.roles.iter_mut().find(|(name, _)| name == role);
-    &mut found.expect("a loaded state has every delegated role").1.targets
+    // Opening adds every role; whoever put an older repository back did not open it.
+    found.map(|(_, role)| &mut role.targets).ok_or_else(|| RepositoryError::Missing(format!("{role}.json")))
 }
 
 fn target(bytes: &[u8], custom: HashMap<String, Value>) -> Target {

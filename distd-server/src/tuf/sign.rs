@@ -22,8 +22,10 @@ use super::store::{MetadataStore, StoreError};
 const DAY: u64 = 24 * 3600;
 /// The version of the TUF specification the metadata states.
 const SPEC: &str = "1.0.0";
-/// The delegated roles, with the targets each may sign.
-pub(super) const DELEGATED: [(&str, &str); 2] = [("releases", "releases/*/*"), ("channels", "channels/*/*")];
+/// The delegated roles, with the targets each may sign. Repositories made before one was added get it when they are
+/// opened.
+pub(super) const DELEGATED: [(&str, &str); 3] =
+    [("releases", "releases/*/*"), ("channels", "channels/*/*"), ("patches", "patches/*")];
 
 /// How long a role's metadata holds, seconds.
 pub(super) fn lifetime(role: &str) -> u64 {
@@ -102,7 +104,7 @@ pub(super) struct State {
     pub(super) timestamp: Timestamp,
     pub(super) snapshot: Snapshot,
     pub(super) targets: Targets,
-    /// By name, as in [`DELEGATED`].
+    /// By name, in the order of [`DELEGATED`].
     pub(super) roles: Vec<(String, Targets)>,
 }
 
@@ -115,17 +117,28 @@ impl TufRepository {
         options: Options,
         now: u64,
     ) -> Result<Self, RepositoryError> {
+        let this = Self::make(store, keys_dir, options, &DELEGATED, now).await?;
+        let mut keys = this.keys.lock().await;
+        let state = this.state(&keys).await?;
+        this.delegate_missing(state, &mut keys, now).await?;
+        drop(keys);
+        Ok(this)
+    }
+
+    /// Opens the repository, made with the delegated roles `delegated` when there is none.
+    async fn make(
+        store: Arc<dyn MetadataStore>,
+        keys_dir: &Path,
+        options: Options,
+        delegated: &[(&str, &str)],
+        now: u64,
+    ) -> Result<Self, RepositoryError> {
         let mut keys = KeyRing::load(keys_dir)?;
         let begun = store.get("1.root.json").await?;
         if begun.is_none() {
-            for (role, count) in [
-                ("root", options.root_threshold.get()),
-                ("targets", 1),
-                ("releases", 1),
-                ("channels", 1),
-                ("snapshot", 1),
-                ("timestamp", 1),
-            ] {
+            let once = ["targets", "snapshot", "timestamp"].into_iter();
+            let once = once.chain(delegated.iter().map(|(name, _)| *name)).map(|role| (role, 1));
+            for (role, count) in [("root", options.root_threshold.get())].into_iter().chain(once) {
                 let have = keys.of_role(role).count() as u64;
                 for _ in have..count {
                     keys.generate(role)?;
@@ -137,12 +150,33 @@ impl TufRepository {
         }
         let this = Self { store, keys: Mutex::new(keys), root_hint: AtomicU64::new(1) };
         if this.store.get("timestamp.json").await?.is_none() {
-            this.first_publication(now).await?;
+            this.first_publication(delegated, now).await?;
         }
-        let keys = this.keys.lock().await;
-        this.state(&keys).await?;
-        drop(keys);
         Ok(this)
+    }
+
+    /// Adds the delegated roles that a repository lacks because it was made before there were any.
+    async fn delegate_missing(
+        &self,
+        mut state: State,
+        keys: &mut KeyRing,
+        now: u64,
+    ) -> Result<(), RepositoryError> {
+        let mut dirty = Dirty { targets: true, ..Dirty::default() };
+        for (name, pattern) in DELEGATED {
+            if state.roles.iter().any(|(role, _)| role == name) {
+                continue;
+            }
+            // One that was made and not used: an adding that was cut off.
+            if keys.of_role(name).next().is_none() {
+                keys.generate(name)?;
+            }
+            let delegations = state.targets.delegations.get_or_insert_with(Delegations::new);
+            delegate(delegations, keys, name, pattern)?;
+            state.roles.push((name.to_owned(), empty_role(name, now)?));
+            dirty.roles.push(name.to_owned());
+        }
+        if dirty.roles.is_empty() { Ok(()) } else { self.write(&mut state, keys, &dirty, now).await }
     }
 
     /// The newest root metadata: what a node gets at enrolment.
@@ -150,38 +184,25 @@ impl TufRepository {
         Ok(self.newest_root().await?.1)
     }
 
-    async fn first_publication(&self, now: u64) -> Result<(), RepositoryError> {
+    async fn first_publication(&self, delegated: &[(&str, &str)], now: u64) -> Result<(), RepositoryError> {
         let keys = self.keys.lock().await;
         let (root, root_bytes) = self.newest_root().await?;
         let mut delegations = Delegations::new();
-        for (name, pattern) in DELEGATED {
-            let own: Vec<_> = keys.of_role(name).collect();
-            if own.is_empty() {
-                return Err(keys.missing(name).into());
-            }
-            delegations.keys.extend(own.iter().map(|k| (k.id.clone(), k.public.clone())));
-            delegations.roles.push(DelegatedRole {
-                name: name.to_owned(),
-                keyids: own.iter().map(|k| k.id.clone()).collect(),
-                threshold: NonZeroU64::MIN,
-                paths: PathSet::Paths(vec![PathPattern::new(pattern).map_err(schema)?]),
-                terminating: true,
-                targets: None,
-            });
+        for (name, pattern) in delegated {
+            delegate(&mut delegations, &keys, name, pattern)?;
         }
         let version = NonZeroU64::MIN;
         let mut targets = Targets::new(SPEC.to_owned(), version, expires("targets", now)?);
         targets.delegations = Some(delegations);
         let mut roles = Vec::new();
-        for (name, _) in DELEGATED {
-            let mut role = Targets::new(SPEC.to_owned(), version, expires(name, now)?);
-            role.delegations = None;
-            roles.push((name.to_owned(), role));
+        for (name, _) in delegated {
+            roles.push(((*name).to_owned(), empty_role(name, now)?));
         }
         let snapshot = Snapshot::new(SPEC.to_owned(), version, expires("snapshot", now)?);
         let timestamp = Timestamp::new(SPEC.to_owned(), version, expires("timestamp", now)?);
         let mut state = State { root, root_bytes, timestamp, snapshot, targets, roles };
-        self.write(&mut state, &keys, &Dirty::everything(), now).await
+        let dirty = Dirty::everything(&state);
+        self.write(&mut state, &keys, &dirty, now).await
     }
 
     async fn newest_root(&self) -> Result<(Signed<Root>, Bytes), RepositoryError> {
@@ -221,6 +242,9 @@ impl TufRepository {
         let delegations = targets.signed.delegations.clone().unwrap_or_default();
         let mut roles = Vec::new();
         for (name, _) in DELEGATED {
+            if !delegations.roles.iter().any(|role| role.name == name) {
+                continue;
+            }
             let file = format!("{name}.json");
             let at = meta(&snapshot.signed.meta, &file)?;
             let role: Signed<Targets> = self.read(&format!("{}.{file}", at.version), Some(&at)).await?;
@@ -333,10 +357,39 @@ pub(super) struct Dirty {
 }
 
 impl Dirty {
-    fn everything() -> Self {
-        let roles = DELEGATED.map(|(name, _)| name.to_owned()).to_vec();
+    fn everything(state: &State) -> Self {
+        let roles = state.roles.iter().map(|(name, _)| name.clone()).collect();
         Self { roles, targets: true, snapshot: true, also: None, first: true }
     }
+}
+
+/// Lets the keys of a role sign what fits `pattern`.
+fn delegate(
+    delegations: &mut Delegations,
+    keys: &KeyRing,
+    name: &str,
+    pattern: &str,
+) -> Result<(), RepositoryError> {
+    let own: Vec<_> = keys.of_role(name).collect();
+    if own.is_empty() {
+        return Err(keys.missing(name).into());
+    }
+    delegations.keys.extend(own.iter().map(|k| (k.id.clone(), k.public.clone())));
+    delegations.roles.push(DelegatedRole {
+        name: name.to_owned(),
+        keyids: own.iter().map(|k| k.id.clone()).collect(),
+        threshold: NonZeroU64::MIN,
+        paths: PathSet::Paths(vec![PathPattern::new(pattern).map_err(schema)?]),
+        terminating: true,
+        targets: None,
+    });
+    Ok(())
+}
+
+fn empty_role(name: &str, now: u64) -> Result<Targets, RepositoryError> {
+    let mut role = Targets::new(SPEC.to_owned(), NonZeroU64::MIN, expires(name, now)?);
+    role.delegations = None;
+    Ok(role)
 }
 
 fn signers<'a>(
@@ -423,4 +476,44 @@ fn altered<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
 ) -> impl FnOnce(E) -> RepositoryError + use<E> {
     let name = name.to_owned();
     move |cause| RepositoryError::Altered { name, cause: cause.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::store::DirStore;
+    use super::*;
+
+    const NOW: u64 = 1_800_000_000;
+
+    #[tokio::test]
+    async fn a_repository_made_before_there_was_a_role_gets_it_when_it_is_opened() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let store = Arc::new(DirStore::new(dir.path().join("repo")));
+        let keys = dir.path().join("keys");
+        let old = TufRepository::make(store.clone(), &keys, Options::default(), &DELEGATED[..2], NOW).await;
+        drop(old.expect("a repository"));
+        assert!(store.get("1.patches.json").await.expect("read").is_none());
+        for _ in 0..2 {
+            let opened = TufRepository::open(store.clone(), &keys, Options::default(), NOW).await;
+            let opened = opened.expect("opens");
+            let ring = opened.keys.lock().await;
+            let state = opened.state(&ring).await.expect("verifies");
+            let names: Vec<_> = state.roles.iter().map(|(name, _)| name.as_str()).collect();
+            assert_eq!(names, DELEGATED.map(|(name, _)| name));
+            assert_eq!(state.targets.version.get(), 2, "once is enough");
+            assert_eq!(ring.of_role("patches").count(), 1);
+            assert!(state.snapshot.meta.contains_key("patches.json"));
+        }
+    }
+
+    #[tokio::test]
+    async fn adding_a_role_goes_on_after_it_was_cut_off_behind_its_key() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let store = Arc::new(DirStore::new(dir.path().join("repo")));
+        let keys = dir.path().join("keys");
+        let old = TufRepository::make(store.clone(), &keys, Options::default(), &DELEGATED[..2], NOW).await;
+        old.expect("a repository").keys.lock().await.generate("patches").expect("a key");
+        let opened = TufRepository::open(store, &keys, Options::default(), NOW).await.expect("opens");
+        assert_eq!(opened.keys.lock().await.of_role("patches").count(), 1);
+    }
 }

@@ -1,0 +1,91 @@
+//! Giving chunk ids, in a transaction that holds the chunk counter.
+//!
+//! Whoever gives ids takes the counter's row first, so they take turns, on every replica: ids are given without gaps
+//! between neighbours of one artifact, and a hash gets one id only.
+
+use std::collections::HashMap;
+
+use distd_core::{ChunkHash, ChunkId};
+use sqlx::{Any, Transaction};
+
+use super::bulk::{LIST_MAX, ROWS_MAX};
+use super::chunks::ids_of;
+use super::row::{Columns, signed};
+use super::{Db, DbError, Engine, Location, failed};
+
+const WHAT: &str = "give chunk ids";
+
+/// A transaction that may give ids. Dropped, it leaves everything as it was.
+#[derive(Debug)]
+pub(super) struct IdTx {
+    pub(super) tx: Transaction<'static, Any>,
+    engine: Engine,
+    last_id: u64,
+    given: u64,
+}
+
+impl IdTx {
+    /// Waits until nobody else gives ids.
+    pub(super) async fn begin(db: &Db) -> Result<Self, DbError> {
+        let mut tx = db.begin_write().await?;
+        let row = sqlx::query("UPDATE counters SET value = value WHERE name = 'chunk_id' RETURNING value")
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(failed("lock the chunk counter"))?;
+        let last_id = row.number("value").map_err(failed("lock the chunk counter"))?;
+        Ok(Self { tx, engine: db.engine, last_id, given: 0 })
+    }
+
+    /// The ids of hashes that have one. In the order given.
+    pub(super) async fn ids(&mut self, hashes: &[ChunkHash]) -> Result<Vec<Option<ChunkId>>, DbError> {
+        let mut all = Vec::with_capacity(hashes.len());
+        for batch in hashes.chunks(LIST_MAX) {
+            let found = ids_of(&mut *self.tx, self.engine, batch).await.map_err(failed(WHAT))?;
+            let found: HashMap<ChunkHash, ChunkId> = found.into_iter().collect();
+            all.extend(batch.iter().map(|hash| found.get(hash).copied()));
+        }
+        Ok(all)
+    }
+
+    /// Gives the next ids to chunks that have none, in order. Fails when one of them has an id.
+    pub(super) async fn give(&mut self, chunks: &[(ChunkHash, Location)]) -> Result<Vec<ChunkId>, DbError> {
+        let first = self.last_id + 1;
+        let mut ids = first..;
+        for rows in chunks.chunks(ROWS_MAX) {
+            let sql = format!(
+                "INSERT INTO chunks (id, hash, pack, pack_offset, stored_len, raw_len, codec) VALUES {}",
+                self.engine.values(rows.len(), 7)
+            );
+            let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(rows.len() == ROWS_MAX);
+            for ((hash, location), id) in rows.iter().zip(&mut ids) {
+                query = query
+                    .bind(signed(id))
+                    .bind(hash.as_bytes().as_slice())
+                    .bind(signed(location.pack.0))
+                    .bind(signed(location.offset))
+                    .bind(i64::from(location.stored_len))
+                    .bind(i64::from(location.raw_len))
+                    .bind(i64::from(location.codec.code()));
+            }
+            query.execute(&mut *self.tx).await.map_err(failed(WHAT))?;
+        }
+        self.last_id += chunks.len() as u64;
+        self.given += chunks.len() as u64;
+        Ok((first..=self.last_id).map(ChunkId).collect())
+    }
+
+    /// How many ids were given so far.
+    pub(super) fn given(&self) -> u64 {
+        self.given
+    }
+
+    /// Moves the counter behind the ids given.
+    pub(super) async fn count(&mut self) -> Result<(), DbError> {
+        sqlx::query("UPDATE counters SET value = $1 WHERE name = 'chunk_id'")
+            .bind(signed(self.last_id))
+            .execute(&mut *self.tx)
+            .await
+            .map(drop)
+            .map_err(failed(WHAT))
+    }
+}

@@ -1,0 +1,372 @@
+//! Patch sets: which pairs of releases have one, and which wait for theirs.
+
+use std::str::FromStr;
+
+use distd_core::names::Name;
+use distd_core::{ChunkHash, ChunkId, ManifestId};
+use sqlx::any::AnyRow;
+
+use super::ids::IdTx;
+use super::row::{Columns, signed};
+use super::{Db, DbError, Location, PackId, ReleaseRow, UnixSeconds, failed};
+
+/// Rows of one listing.
+const ROWS_MAX: i64 = 1000;
+
+/// Where a patch set stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PatchSetState {
+    /// Wait for its turn.
+    Queued,
+    /// Being made, or its origin ended while it was.
+    Building,
+    /// Made; without a set of its own when no patch would save anything.
+    Ready,
+    /// Could not be made.
+    Failed,
+}
+
+impl PatchSetState {
+    /// As stored and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Building => "building",
+            Self::Ready => "ready",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl FromStr for PatchSetState {
+    type Err = ();
+
+    fn from_str(s: &str) -> Result<Self, ()> {
+        let all = [Self::Queued, Self::Building, Self::Ready, Self::Failed];
+        all.into_iter().find(|state| state.as_str() == s).ok_or(())
+    }
+}
+
+/// Which set: those of equal bytes are one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PatchSetKey {
+    /// The product.
+    pub product: Name,
+    /// The manifest a device has.
+    pub from: ManifestId,
+    /// The manifest it gets.
+    pub to: ManifestId,
+}
+
+/// One patch set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PatchSetRow {
+    /// Which.
+    pub key: PatchSetKey,
+    /// The version it starts from, as asked for first.
+    pub from_version: Name,
+    /// The version it leads to, as asked for first.
+    pub to_version: Name,
+    /// Where it stands.
+    pub state: PatchSetState,
+    /// Manifest of the set; `None` until it is ready, and then too when no patch would save anything.
+    pub set: Option<ManifestId>,
+    /// Length of the set, bytes.
+    pub bytes: u64,
+    /// What its targets cost as chunks, bytes as stored.
+    pub packed: u64,
+    /// How many patches it has.
+    pub patches: u64,
+    /// Who asked: a token's label, or what the origin did.
+    pub requested_by: String,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// When it was asked for.
+    pub created: UnixSeconds,
+    /// When its making began, the last time.
+    pub started: Option<UnixSeconds>,
+    /// When it was ready or had failed.
+    pub finished: Option<UnixSeconds>,
+}
+
+/// What came out of making a set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MadeSet {
+    /// Its manifest; `None` when no patch saves anything.
+    pub set: Option<ManifestId>,
+    /// Its length, bytes.
+    pub bytes: u64,
+    /// What its targets cost as chunks, bytes as stored.
+    pub packed: u64,
+    /// How many patches.
+    pub patches: u64,
+}
+
+const COLUMNS: &str = "product, from_version, to_version, from_manifest, to_manifest, state, set_manifest, bytes, \
+                       packed, patches, requested_by, error, created, started, finished";
+
+const KEY: &str = "product = $1 AND from_manifest = $2 AND to_manifest = $3";
+
+fn read(row: &AnyRow) -> Result<PatchSetRow, sqlx::Error> {
+    Ok(PatchSetRow {
+        key: PatchSetKey {
+            product: row.parsed("product")?,
+            from: ManifestId(row.hash("from_manifest")?),
+            to: ManifestId(row.hash("to_manifest")?),
+        },
+        from_version: row.parsed("from_version")?,
+        to_version: row.parsed("to_version")?,
+        state: row.parsed("state")?,
+        set: row.hash_or_none("set_manifest")?.map(ManifestId),
+        bytes: row.number("bytes")?,
+        packed: row.number("packed")?,
+        patches: row.number("patches")?,
+        requested_by: row.text("requested_by")?,
+        error: row.text_or_none("error")?,
+        created: row.time("created")?,
+        started: row.time_or_none("started")?,
+        finished: row.time_or_none("finished")?,
+    })
+}
+
+type Query<'q> = sqlx::query::Query<'q, sqlx::Any, sqlx::any::AnyArguments>;
+
+/// A statement that has [`KEY`] first.
+fn with_key<'q>(sql: String, key: &PatchSetKey) -> Query<'q> {
+    sqlx::query(sqlx::AssertSqlSafe(sql))
+        .bind(key.product.to_string())
+        .bind(key.from.as_bytes().to_vec())
+        .bind(key.to.as_bytes().to_vec())
+}
+
+impl Db {
+    /// Queues the set between two releases of one product. A set that is there stays as it is, except a failed one,
+    /// which is tried again. Gives the row, and whether it was queued now.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn queue_patch_set(
+        &self,
+        from: &ReleaseRow,
+        to: &ReleaseRow,
+        by: &str,
+        now: UnixSeconds,
+    ) -> Result<(PatchSetRow, bool), DbError> {
+        let what = "queue a patch set";
+        let key = PatchSetKey { product: to.product.clone(), from: from.manifest, to: to.manifest };
+        let mut tx = self.begin_write().await?;
+        let sql = "INSERT INTO patch_sets (product, from_manifest, to_manifest, from_version, to_version, state, \
+                   requested_by, created) VALUES ($1, $2, $3, $4, $5, 'queued', $6, $7) \
+                   ON CONFLICT (product, from_manifest, to_manifest) DO UPDATE SET state = 'queued', error = NULL, \
+                   finished = NULL WHERE patch_sets.state = 'failed'";
+        let queued = with_key(sql.to_owned(), &key)
+            .bind(from.version.to_string())
+            .bind(to.version.to_string())
+            .bind(by.to_owned())
+            .bind(now)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed(what))?
+            .rows_affected();
+        let row = with_key(format!("SELECT {COLUMNS} FROM patch_sets WHERE {KEY}"), &key)
+            .fetch_one(&mut *tx)
+            .await
+            .and_then(|row| read(&row))
+            .map_err(failed(what))?;
+        tx.commit().await.map_err(failed(what))?;
+        Ok((row, queued > 0))
+    }
+
+    /// Takes the set that has waited longest; it is `building` from then on.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn take_patch_set(&self, now: UnixSeconds) -> Result<Option<PatchSetRow>, DbError> {
+        let what = "take a patch set from the queue";
+        let mut tx = self.begin_write().await?;
+        let sql = format!(
+            "SELECT {COLUMNS} FROM patch_sets WHERE state = 'queued' \
+             ORDER BY created, product, to_version, from_version LIMIT 1"
+        );
+        let row =
+            sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_optional(&mut *tx).await.map_err(failed(what))?;
+        let Some(row) = row.as_ref().map(read).transpose().map_err(failed(what))? else { return Ok(None) };
+        // The WHERE lets one of two replicas that saw the same row have it.
+        let sql = format!(
+            "UPDATE patch_sets SET state = 'building', started = $4 WHERE {KEY} AND state = 'queued'"
+        );
+        let taken = with_key(sql, &row.key).bind(now).execute(&mut *tx).await.map_err(failed(what))?;
+        tx.commit().await.map_err(failed(what))?;
+        let taken = taken.rows_affected() == 1;
+        Ok(taken.then_some(PatchSetRow { state: PatchSetState::Building, started: Some(now), ..row }))
+    }
+
+    /// Puts sets whose making was cut off back into the queue. Gives how many.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn requeue_patch_sets(&self) -> Result<u64, DbError> {
+        let done =
+            sqlx::query("UPDATE patch_sets SET state = 'queued', started = NULL WHERE state = 'building'")
+                .execute(&self.pool)
+                .await
+                .map_err(failed("queue patch sets again"))?;
+        Ok(done.rows_affected())
+    }
+
+    /// Records why a set that was being made is none.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn fail_patch_set(
+        &self,
+        key: &PatchSetKey,
+        error: &str,
+        now: UnixSeconds,
+    ) -> Result<(), DbError> {
+        let sql = format!(
+            "UPDATE patch_sets SET state = 'failed', error = $4, finished = $5 WHERE {KEY} AND state = 'building'"
+        );
+        let done = with_key(sql, key).bind(error.to_owned()).bind(now).execute(&self.pool).await;
+        done.map(drop).map_err(failed("record that a patch set failed"))
+    }
+
+    /// One set.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn patch_set(&self, key: &PatchSetKey) -> Result<Option<PatchSetRow>, DbError> {
+        let sql = format!("SELECT {COLUMNS} FROM patch_sets WHERE {KEY}");
+        let row = with_key(sql, key).fetch_optional(&self.pool).await;
+        row.and_then(|row| row.as_ref().map(read).transpose()).map_err(failed("read the patch set"))
+    }
+
+    /// The sets of a product, the one asked for last first; at most 1000.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn patch_sets(&self, product: &Name) -> Result<Vec<PatchSetRow>, DbError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM patch_sets WHERE product = $1 \
+             ORDER BY created DESC, to_version DESC, from_version DESC LIMIT $2"
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(product.to_string())
+            .bind(ROWS_MAX)
+            .fetch_all(&self.pool)
+            .await;
+        rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the patch sets"))
+    }
+
+    /// The sets of a product that devices can use, the newest first, at most `limit`.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn patch_sets_usable(&self, product: &Name, limit: u32) -> Result<Vec<PatchSetRow>, DbError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM patch_sets WHERE product = $1 AND set_manifest IS NOT NULL \
+             ORDER BY finished DESC, created DESC, to_manifest, from_manifest LIMIT $2"
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(product.to_string())
+            .bind(i64::from(limit))
+            .fetch_all(&self.pool)
+            .await;
+        rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the patch sets"))
+    }
+
+    /// How many sets wait or are being made.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn patch_sets_waiting(&self) -> Result<u64, DbError> {
+        let what = "count the patch sets that wait";
+        let row =
+            sqlx::query("SELECT COUNT(*) AS waiting FROM patch_sets WHERE state IN ('queued', 'building')")
+                .fetch_one(&self.pool)
+                .await
+                .map_err(failed(what))?;
+        row.number("waiting").map_err(failed(what))
+    }
+
+    /// Begins to record a set whose packs are durable. No commit runs meanwhile.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn begin_patch_set(&self, now: UnixSeconds) -> Result<PatchSetTx, DbError> {
+        Ok(PatchSetTx { ids: IdTx::begin(self).await?, now })
+    }
+}
+
+/// A set being recorded. Dropped, it leaves everything as it was.
+#[derive(Debug)]
+pub struct PatchSetTx {
+    ids: IdTx,
+    now: UnixSeconds,
+}
+
+impl PatchSetTx {
+    /// The ids of hashes that have one. In the order given.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn ids(&mut self, hashes: &[ChunkHash]) -> Result<Vec<Option<ChunkId>>, DbError> {
+        self.ids.ids(hashes).await
+    }
+
+    /// Records a pack that is durable in the object store.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn record_pack(&mut self, object: &str, bytes: u64) -> Result<PackId, DbError> {
+        let what = "record the pack";
+        let row = sqlx::query(
+            "INSERT INTO packs (object, bytes, upload, created) VALUES ($1, $2, NULL, $3) RETURNING id",
+        )
+        .bind(object.to_owned())
+        .bind(signed(bytes))
+        .bind(self.now)
+        .fetch_one(&mut *self.ids.tx)
+        .await
+        .map_err(failed(what))?;
+        Ok(PackId(row.number("id").map_err(failed(what))?))
+    }
+
+    /// Gives the next ids to chunks that have none, in order.
+    ///
+    /// # Errors
+    /// [`DbError::Query`], also when one of them has an id.
+    pub async fn give_ids(&mut self, chunks: &[(ChunkHash, Location)]) -> Result<Vec<ChunkId>, DbError> {
+        self.ids.give(chunks).await
+    }
+
+    /// Makes the set ready and commits. `false`, and nothing changed, when it is not being made any more.
+    ///
+    /// Its manifest must be durable in the object store before.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn finish(mut self, key: &PatchSetKey, made: &MadeSet) -> Result<bool, DbError> {
+        let what = "record the patch set";
+        self.ids.count().await?;
+        let sql = format!(
+            "UPDATE patch_sets SET state = 'ready', set_manifest = $4, bytes = $5, packed = $6, patches = $7, \
+             error = NULL, finished = $8 WHERE {KEY} AND state = 'building'"
+        );
+        let done = with_key(sql, key)
+            .bind(made.set.map(|set| set.as_bytes().to_vec()))
+            .bind(signed(made.bytes))
+            .bind(signed(made.packed))
+            .bind(signed(made.patches))
+            .bind(self.now)
+            .execute(&mut *self.ids.tx)
+            .await
+            .map_err(failed(what))?;
+        if done.rows_affected() == 0 {
+            self.ids.tx.rollback().await.map_err(failed(what))?;
+            return Ok(false);
+        }
+        self.ids.tx.commit().await.map_err(failed(what))?;
+        Ok(true)
+    }
+}

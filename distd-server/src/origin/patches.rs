@@ -1,0 +1,238 @@
+//! Which patch sets are made, and their way to devices.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use distd_core::names::Name;
+use distd_peer::clock::unix_now;
+use distd_peer::trust::tuf::{PatchSetRef, PatchesDoc};
+use tokio_util::sync::CancellationToken;
+
+use super::{Origin, signed};
+use crate::db::{DbError, PatchSetRow, ReleaseRow};
+use crate::patches::{AGAIN, MakeError};
+use crate::tuf::{Change, PATCHES_BYTES_MAX, PublishError};
+
+/// Most sets listed for a product: every device reads the list.
+const SETS_MAX: u32 = 64;
+
+/// Longest reason kept for a failure, bytes.
+const REASON_BYTES_MAX: usize = 1000;
+
+/// Why no set was queued.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestPatchesError {
+    /// This origin makes none.
+    #[error("this origin makes no patches")]
+    Disabled,
+    /// No such release.
+    #[error("{product} has no release {version}")]
+    UnknownRelease {
+        /// The product.
+        product: Name,
+        /// The version.
+        version: Name,
+    },
+    /// Both are the same bytes.
+    #[error("{from} and {to} are the same bytes: there is nothing to patch")]
+    Same {
+        /// The version to start from.
+        from: Name,
+        /// The version to get.
+        to: Name,
+    },
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+/// Why the queue stopped for a while.
+#[derive(Debug, thiserror::Error)]
+enum QueueError {
+    #[error("the database failed")]
+    Db(#[from] DbError),
+    #[error("a patch set is made but could not be published: a restart, or the next set, publishes it")]
+    Publish(#[from] PublishError),
+}
+
+impl Origin {
+    /// Queues the set between two versions of a product. Gives its row, and whether it was queued now: one that was
+    /// made or is on its way is found.
+    ///
+    /// # Errors
+    /// [`RequestPatchesError`].
+    pub async fn request_patches(
+        &self,
+        product: &Name,
+        from: &Name,
+        to: &Name,
+        by: &str,
+    ) -> Result<(PatchSetRow, bool), RequestPatchesError> {
+        if !self.patches.options().enabled {
+            return Err(RequestPatchesError::Disabled);
+        }
+        let find = async |version: &Name| {
+            let found = self.db.release(product, version).await?;
+            found.ok_or_else(|| RequestPatchesError::UnknownRelease {
+                product: product.clone(),
+                version: version.clone(),
+            })
+        };
+        let (old, new) = (find(from).await?, find(to).await?);
+        if old.manifest == new.manifest {
+            return Err(RequestPatchesError::Same { from: from.clone(), to: to.clone() });
+        }
+        Ok(self.queue(&old, &new, by).await?)
+    }
+
+    async fn queue(
+        &self,
+        old: &ReleaseRow,
+        new: &ReleaseRow,
+        by: &str,
+    ) -> Result<(PatchSetRow, bool), DbError> {
+        let queued = self.db.queue_patch_set(old, new, by, signed(unix_now())).await?;
+        if queued.1 {
+            tracing::info!(product = %new.product, from = %old.version, to = %new.version, by, "patch set queued");
+            self.patches.wake();
+        }
+        Ok(queued)
+    }
+
+    /// Queues the sets a new release should have: from where the product's channels point; without channels, from the
+    /// release before it. A failure here is logged: the release itself stands.
+    pub(super) async fn queue_for_release(&self, release: &ReleaseRow) {
+        if let Err(error) = self.try_queue_for_release(release).await {
+            tracing::warn!(error = &error as &dyn Error, "no patch sets were queued for a release");
+        }
+    }
+
+    async fn try_queue_for_release(&self, release: &ReleaseRow) -> Result<(), DbError> {
+        if !self.patches.options().enabled {
+            return Ok(());
+        }
+        let mut channels = self.db.channels().await?;
+        channels.retain(|channel| channel.product == release.product);
+        let mut from = Vec::new();
+        for channel in &channels {
+            from.extend(self.db.release(&channel.product, &channel.version).await?);
+        }
+        if channels.is_empty() {
+            let before = |row: &ReleaseRow| row.version != release.version && row.created <= release.created;
+            from.extend(self.db.releases(&release.product).await?.into_iter().find(before));
+        }
+        for old in from {
+            if old.manifest != release.manifest {
+                self.queue(&old, release, "release").await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues the set that devices on a channel need when it moves. A failure is logged: the channel has moved.
+    pub(super) async fn queue_for_move(&self, before: Option<&Name>, release: &ReleaseRow) {
+        if let Err(error) = self.try_queue_for_move(before, release).await {
+            tracing::warn!(error = &error as &dyn Error, "no patch set was queued for a channel");
+        }
+    }
+
+    async fn try_queue_for_move(&self, before: Option<&Name>, release: &ReleaseRow) -> Result<(), DbError> {
+        let Some(before) = before.filter(|_| self.patches.options().enabled) else { return Ok(()) };
+        let old = self.db.release(&release.product, before).await?;
+        if let Some(old) = old.filter(|old| old.manifest != release.manifest) {
+            self.queue(&old, release, "channel").await?;
+        }
+        Ok(())
+    }
+
+    /// Makes what is queued, one set after the other, until it is told to stop. Returns at once where patches are off.
+    pub async fn make_patches(self: Arc<Self>, stop: CancellationToken) {
+        while self.patches.options().enabled && !stop.is_cancelled() {
+            let wait = match self.make_next(&stop).await {
+                Ok(true) => continue,
+                Ok(false) => AGAIN,
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn Error, "no patches are made for a while");
+                    // Not woken earlier: what was queued does not make the database answer.
+                    tokio::select! {
+                        () = tokio::time::sleep(AGAIN) => continue,
+                        () = stop.cancelled() => return,
+                    }
+                }
+            };
+            tokio::select! {
+                () = self.patches.woken() => {}
+                // Another replica may have queued something.
+                () = tokio::time::sleep(wait) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    /// Makes and publishes the next set of the queue; `false` when nothing waits or it was told to stop.
+    async fn make_next(&self, stop: &CancellationToken) -> Result<bool, QueueError> {
+        let Some(row) = self.db.take_patch_set(signed(unix_now())).await? else { return Ok(false) };
+        let (product, from, to) = (&row.key.product, &row.from_version, &row.to_version);
+        let begin = std::time::Instant::now();
+        match self.patches.make(&row, stop).await {
+            Ok(Some(made)) => {
+                let (bytes, packed, patches) = (made.bytes, made.packed, made.patches);
+                let seconds = begin.elapsed().as_secs();
+                tracing::info!(%product, %from, %to, patches, bytes, packed, seconds, "patch set ready");
+                if made.set.is_some() {
+                    self.publish_patches(product).await?;
+                }
+            }
+            Ok(None) => tracing::info!(%product, %from, %to, "a patch set was made elsewhere"),
+            // It stays as it is; the next start queues it again.
+            Err(MakeError::Stopped) => return Ok(false),
+            Err(error) => {
+                self.patches.count_failure();
+                tracing::error!(%product, %from, %to, error = &error as &dyn Error, "no patch set");
+                self.db.fail_patch_set(&row.key, &reason(&error), signed(unix_now())).await?;
+            }
+        }
+        Ok(true)
+    }
+
+    async fn publish_patches(&self, product: &Name) -> Result<(), QueueError> {
+        let _turn = self.publishing.lock().await;
+        let change = self.patches_change(product).await?;
+        self.repository.apply(vec![change], unix_now()).await?;
+        Ok(())
+    }
+
+    /// The list of a product's sets as devices are to see it.
+    pub(super) async fn patches_change(&self, product: &Name) -> Result<Change, DbError> {
+        let rows = self.db.patch_sets_usable(product, SETS_MAX).await?;
+        let set = |row: PatchSetRow| {
+            let bytes = row.bytes;
+            row.set.map(|set| PatchSetRef { from: row.key.from, to: row.key.to, set, bytes })
+        };
+        let mut doc =
+            PatchesDoc { product: product.clone(), sets: rows.into_iter().filter_map(set).collect() };
+        loop {
+            let json = serde_json::to_vec(&doc).expect("names and numbers always encode");
+            if json.len() <= PATCHES_BYTES_MAX {
+                return Ok(Change::SetPatches { product: product.clone(), json: json.into() });
+            }
+            // The oldest goes.
+            doc.sets.pop();
+        }
+    }
+}
+
+/// An error and its causes, for people.
+fn reason(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    while text.len() > REASON_BYTES_MAX {
+        text.pop();
+    }
+    text
+}

@@ -1,0 +1,155 @@
+//! The chunks of a set on their way into packs.
+
+use bytes::Bytes;
+use distd_core::limits::CHUNK_BYTES_MAX;
+use distd_core::packing::{Codec, PackedChunk};
+use distd_core::{ArtifactHash, ChunkHash};
+use tokio::task::spawn_blocking;
+
+use super::MakeError;
+use crate::ingest::random;
+use crate::store::Store;
+use crate::store::pack::{self, PackWriter, object_name};
+
+/// A chunk of the set that is durable.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PlacedChunk {
+    pub(super) hash: ChunkHash,
+    /// Bytes, stored as they are: payloads do not compress.
+    pub(super) len: u32,
+    /// Number of its pack, and first byte in it.
+    pub(super) pack: usize,
+    pub(super) offset: u32,
+}
+
+/// A pack in the object store that no row names yet.
+#[derive(Clone, Debug)]
+pub(super) struct StoredPack {
+    pub(super) object: String,
+    pub(super) bytes: u64,
+}
+
+/// Payloads in their order, then the index, in as many packs as it takes. Holds one pack in memory.
+#[derive(Debug)]
+pub(super) struct PayloadPacks {
+    store: Store,
+    writer: PackWriter,
+    payloads: Vec<PlacedChunk>,
+    payload_bytes: u64,
+    packs: Vec<StoredPack>,
+}
+
+/// What a set is made of, all of it durable.
+#[derive(Debug)]
+pub(super) struct PackedSet {
+    /// Index, then payloads: the order of the artifact.
+    pub(super) chunks: Vec<PlacedChunk>,
+    pub(super) packs: Vec<StoredPack>,
+    /// BLAKE3 of the artifact.
+    pub(super) blake3: ArtifactHash,
+    /// Its length.
+    pub(super) bytes: u64,
+}
+
+impl PayloadPacks {
+    pub(super) fn new(store: Store) -> Self {
+        Self {
+            store,
+            writer: PackWriter::default(),
+            payloads: Vec::new(),
+            payload_bytes: 0,
+            packs: Vec::new(),
+        }
+    }
+
+    /// Bytes of payloads so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.payload_bytes
+    }
+
+    /// Appends the payload of the next patch.
+    pub(super) async fn push(&mut self, payload: Bytes) -> Result<(), MakeError> {
+        self.payload_bytes += payload.len() as u64;
+        let placed = self.append(payload).await?;
+        self.payloads.push(placed);
+        Ok(())
+    }
+
+    async fn append(&mut self, bytes: Bytes) -> Result<PlacedChunk, MakeError> {
+        let (hash, len) = (ChunkHash::of(&bytes), bytes.len() as u32);
+        if self.writer.is_full() {
+            self.store_pack().await?;
+        }
+        let (pack, offset) = (self.packs.len(), self.writer.bytes());
+        self.writer.push(hash, PackedChunk { codec: Codec::Raw, raw_len: len, bytes });
+        Ok(PlacedChunk { hash, len, pack, offset })
+    }
+
+    async fn store_pack(&mut self) -> Result<(), MakeError> {
+        let writer = std::mem::take(&mut self.writer);
+        let sealed = spawn_blocking(move || writer.seal()).await.expect("sealing does not panic");
+        let object = object_name(random());
+        // Known before it is there, so that it can be deleted whatever comes of it.
+        self.packs.push(StoredPack { object: object.clone(), bytes: sealed.bytes });
+        Ok(self.store.put(&object, sealed.payload).await?)
+    }
+
+    /// Appends the index and makes everything durable. Reads all payloads back, for the hash of the whole.
+    pub(super) async fn finish(&mut self, index: Vec<u8>) -> Result<PackedSet, MakeError> {
+        let index = Bytes::from(index);
+        let mut chunks = Vec::new();
+        let mut rest = index.clone();
+        while !rest.is_empty() {
+            let piece = rest.split_to(rest.len().min(CHUNK_BYTES_MAX));
+            chunks.push(self.append(piece).await?);
+        }
+        self.store_pack().await?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&index);
+        let mut left = self.payload_bytes;
+        for pack in &self.packs {
+            if left == 0 {
+                break;
+            }
+            // The payloads are the heads of the packs, in order; the index is behind them.
+            let found = self.store.get(&pack.object).await?;
+            let damaged = || MakeError::Damaged(pack.object.clone());
+            let object = found.ok_or_else(damaged)?;
+            let hash = spawn_blocking(move || {
+                let entries = pack::read_index(&object).ok()?;
+                let end =
+                    entries.last().map_or(0, |entry| u64::from(entry.offset) + u64::from(entry.stored_len));
+                let len = end.min(left);
+                hasher.update(&object[..len as usize]);
+                Some((hasher, len))
+            });
+            let (updated, len) = hash.await.expect("hashing does not panic").ok_or_else(damaged)?;
+            hasher = updated;
+            left -= len;
+        }
+        chunks.append(&mut self.payloads);
+        Ok(PackedSet {
+            chunks,
+            packs: self.packs.clone(),
+            blake3: hasher.finalize().into(),
+            bytes: index.len() as u64 + self.payload_bytes,
+        })
+    }
+
+    /// Deletes what was stored, as far as that works; the sweep does the rest.
+    pub(super) async fn discard(self) {
+        delete(&self.store, &self.packs).await;
+    }
+}
+
+/// Deletes packs that no row names.
+pub(super) async fn delete(store: &Store, packs: &[StoredPack]) {
+    for pack in packs {
+        if let Err(error) = store.delete(&pack.object).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "could not delete a pack that is not used"
+            );
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! From patches to a set that devices can fetch: packs durable, then one transaction.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use distd_core::cut::CutParams;
+use distd_core::limits::PATCH_INDEX_BYTES_MAX;
+use distd_core::manifest::{Builder, Entry, Kind};
+use distd_core::packing::Codec;
+use distd_core::patch::SetIndex;
+use distd_core::{ChunkHash, ChunkId};
+use distd_peer::clock::unix_now;
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+
+use super::artifact::StoredArtifact;
+use super::cache::ChunkCache;
+use super::make::{Releases, make};
+use super::packs::{PackedSet, PayloadPacks, StoredPack, delete};
+use super::{MakeError, PatchMaker};
+use crate::db::{Location, MadeSet, PackId, PatchSetRow};
+use crate::ingest::manifest_object;
+use crate::origin::signed;
+use crate::store::PackReader;
+
+/// What a set's manifest says about its cut: nothing was cut, but chunks may be as long as chunks can be.
+const CUT: (u32, u32, u32) = (64 << 10, 256 << 10, 1 << 20);
+
+impl PatchMaker {
+    pub(super) async fn make_and_record(
+        &self,
+        row: &PatchSetRow,
+        stop: &CancellationToken,
+    ) -> Result<Option<MadeSet>, MakeError> {
+        let mut packs = PayloadPacks::new(self.store.clone());
+        let packed = match self.make_packs(row, &mut packs, stop).await {
+            Ok(packed) => packed,
+            Err(error) => {
+                packs.discard().await;
+                return Err(error);
+            }
+        };
+        // From here on nothing is deleted after a failure: a commit whose answer got lost may have happened.
+        let Some((index_bytes, packed_bytes, set)) = packed else {
+            let tx = self.db.begin_patch_set(signed(unix_now())).await?;
+            let made = MadeSet::default();
+            return Ok(tx.finish(&row.key, &made).await?.then_some(made));
+        };
+        self.record(row, index_bytes, packed_bytes, set).await
+    }
+
+    /// Makes the patches; `None` when there are none. With the set come the length of its index and what its targets
+    /// cost as chunks.
+    async fn make_packs(
+        &self,
+        row: &PatchSetRow,
+        packs: &mut PayloadPacks,
+        stop: &CancellationToken,
+    ) -> Result<Option<(u64, u64, PackedSet)>, MakeError> {
+        // A reader of its own: its blocks would push out those that devices are being served from.
+        let reader = PackReader::new(self.db.clone(), self.store.clone());
+        let cache = Arc::new(ChunkCache::default());
+        let old = self.ingest.manifest(&row.key.from).await?;
+        let old = StoredArtifact::open(&old, &self.db, &reader, &cache).await?;
+        let new = self.ingest.manifest(&row.key.to).await?;
+        let new = StoredArtifact::open(&new, &self.db, &reader, &cache).await?;
+        let releases = spawn_blocking(move || Arc::new(Releases::new(old, new)));
+        let releases = tokio::select! {
+            releases = releases => releases.map_err(MakeError::Panicked)?,
+            () = stop.cancelled() => return Err(MakeError::Stopped),
+        };
+        let patches = make(&releases, &self.options, packs, stop).await;
+        self.counters.wrong.fetch_add(releases.wrong(), std::sync::atomic::Ordering::Relaxed);
+        let patches = patches?;
+        drop(releases);
+        if patches.is_empty() {
+            return Ok(None);
+        }
+        let packed = patches.iter().map(|patch| patch.packed).sum();
+        let index = SetIndex { from: row.key.from, to: row.key.to, patches };
+        let index = spawn_blocking(move || index.encode()).await.expect("packing an index does not panic");
+        // Unpacked it is bounded by the chunks of a release; this is for the day when that grows.
+        if index.len() as u64 > PATCH_INDEX_BYTES_MAX {
+            return Err(MakeError::TooLarge);
+        }
+        Ok(Some((index.len() as u64, packed, packs.finish(index).await?)))
+    }
+
+    async fn record(
+        &self,
+        row: &PatchSetRow,
+        index_bytes: u64,
+        packed: u64,
+        set: PackedSet,
+    ) -> Result<Option<MadeSet>, MakeError> {
+        let hashes: Vec<ChunkHash> = set.chunks.iter().map(|chunk| chunk.hash).collect();
+        // The lock that commits take, before any other connection is asked for: see `LockedIndex` for why.
+        let mut tx = self.db.begin_patch_set(signed(unix_now())).await?;
+        let known = tx.ids(&hashes).await?;
+        let mut ids: HashMap<ChunkHash, ChunkId> =
+            hashes.iter().zip(known).filter_map(|(hash, id)| Some((*hash, id?))).collect();
+        let mut seen = HashSet::new();
+        let fresh: Vec<_> = set
+            .chunks
+            .iter()
+            .filter(|chunk| !ids.contains_key(&chunk.hash) && seen.insert(chunk.hash))
+            .collect();
+        let used: HashSet<usize> = fresh.iter().map(|chunk| chunk.pack).collect();
+        let mut rows: HashMap<usize, PackId> = HashMap::new();
+        let mut unused: Vec<StoredPack> = Vec::new();
+        for (number, pack) in set.packs.iter().enumerate() {
+            if used.contains(&number) {
+                rows.insert(number, tx.record_pack(&pack.object, pack.bytes).await?);
+            } else {
+                unused.push(pack.clone());
+            }
+        }
+        let places: Vec<(ChunkHash, Location)> = fresh
+            .iter()
+            .map(|chunk| {
+                let place = Location {
+                    pack: rows[&chunk.pack],
+                    offset: u64::from(chunk.offset),
+                    stored_len: chunk.len,
+                    raw_len: chunk.len,
+                    codec: Codec::Raw,
+                };
+                (chunk.hash, place)
+            })
+            .collect();
+        let given = tx.give_ids(&places).await?;
+        ids.extend(places.iter().map(|(hash, _)| *hash).zip(given));
+        let cut = CutParams::new(CUT.0, CUT.1, CUT.2).expect("these sizes are within the bounds");
+        let mut builder = Builder::new(cut, Kind::PatchSet { index_bytes });
+        for chunk in &set.chunks {
+            builder.push(Entry { id: ids[&chunk.hash], hash: chunk.hash, len: chunk.len });
+        }
+        let manifest = builder.finish(set.blake3);
+        self.store.put(&manifest_object(&manifest.id()), manifest.to_file_bytes()).await?;
+        let patches = manifest.root().chunks - index_bytes.div_ceil(u64::from(CUT.2));
+        let made = MadeSet { set: Some(manifest.id()), bytes: set.bytes, packed, patches };
+        if !tx.finish(&row.key, &made).await? {
+            delete(&self.store, &set.packs).await;
+            return Ok(None);
+        }
+        delete(&self.store, &unused).await;
+        Ok(Some(made))
+    }
+}

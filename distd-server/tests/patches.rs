@@ -1,0 +1,484 @@
+//! Patch sets, from the queue to a device: rows on every engine, the making, and what crashes leave.
+
+#[path = "storage/world.rs"]
+#[expect(dead_code, reason = "shared with tests that use all of it")]
+mod world;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use distd_core::cut::CutParams;
+use distd_core::manifest::{Kind, Manifest};
+use distd_core::names::Name;
+use distd_core::packing::{Codec, Unpacker};
+use distd_core::patch::{SetIndex, decode};
+use distd_core::{ArtifactHash, ChunkHash, ChunkId, ManifestId};
+use distd_peer::serve::{ChunkAnswer, Content};
+use distd_peer::trust::identity::{NodeId, Role};
+use distd_peer::trust::tls::PeerIdentity;
+use distd_peer::trust::tuf::PatchesDoc;
+use distd_peer::trust::tuf::wire::{Answer, Query};
+use distd_server::db::{Db, Location, MadeSet, NodeRow, PatchSetRow, PatchSetState, ReleaseRow};
+use distd_server::ingest::FileRequest;
+use distd_server::origin::{Origin, OriginContent, Places, RequestPatchesError, Tuning};
+use distd_server::patches::PatchOptions;
+use distd_server::store::Store;
+use distd_server::tuf::Answerer;
+use futures::TryStreamExt;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+use world::{World, name, noise, on_every_back_end};
+
+const NOW: i64 = 1_800_000_000;
+
+fn release(product: &Name, version: &str, n: u8) -> ReleaseRow {
+    ReleaseRow {
+        product: product.clone(),
+        version: name(version),
+        manifest: ManifestId([n; 32]),
+        blake3: ArtifactHash([n; 32]),
+        bytes: 1,
+        chunk_count: 1,
+        kind: "file".to_owned(),
+        created: NOW,
+        created_by: "ci".to_owned(),
+        published: None,
+    }
+}
+
+async fn product(db: &Db) -> Name {
+    let os = name("os");
+    db.ensure_product(&os, CutParams::default(), NOW).await.expect("product");
+    os
+}
+
+on_every_back_end! {
+    async fn a_set_goes_from_the_queue_to_ready_once(world: World) {
+        let db = &world.db;
+        let os = product(db).await;
+        let (one, two, three) = (release(&os, "1", 1), release(&os, "2", 2), release(&os, "3", 3));
+        let (row, queued) = db.queue_patch_set(&one, &two, "ci", NOW).await.expect("queue");
+        assert!(queued && row.state == PatchSetState::Queued && row.set.is_none() && row.error.is_none());
+        let again = db.queue_patch_set(&one, &two, "other", NOW + 9).await.expect("queue");
+        assert_eq!(again, (row.clone(), false));
+        db.queue_patch_set(&two, &three, "ci", NOW + 1).await.expect("queue");
+        assert_eq!(db.patch_sets_waiting().await.expect("count"), 2);
+
+        let taken = db.take_patch_set(NOW + 2).await.expect("take").expect("one waits");
+        assert_eq!((&taken.key, taken.state, taken.started), (&row.key, PatchSetState::Building, Some(NOW + 2)));
+        // The origin ended here: the next start tries again.
+        assert_eq!(db.requeue_patch_sets().await.expect("requeue"), 1);
+        let taken = db.take_patch_set(NOW + 3).await.expect("take").expect("one waits");
+        assert_eq!(taken.key, row.key);
+
+        let mut tx = db.begin_patch_set(NOW + 4).await.expect("begin");
+        let pack = tx.record_pack("packs/aa/one", 10).await.expect("pack");
+        let (hash, other) = (ChunkHash([7; 32]), ChunkHash([8; 32]));
+        assert_eq!(tx.ids(&[hash]).await.expect("ids"), [None]);
+        let at = |offset| Location { pack, offset, stored_len: 5, raw_len: 5, codec: Codec::Raw };
+        let ids = tx.give_ids(&[(hash, at(0)), (other, at(5))]).await.expect("give");
+        let set = ManifestId([9; 32]);
+        let made = MadeSet { set: Some(set), bytes: 10, packed: 70, patches: 1 };
+        assert!(tx.finish(&row.key, &made).await.expect("finish"));
+
+        assert_eq!(db.last_chunk_id().await.expect("counter"), ids[1].0);
+        assert_eq!(db.chunk_ids(&[other, hash]).await.expect("ids"), [Some(ids[1]), Some(ids[0])]);
+        assert_eq!(db.packs_known(&["packs/aa/one".to_owned()]).await.expect("packs"), [true]);
+        // A set's manifest is served and stays, like a release's.
+        assert_eq!(db.manifests_released(&[set, ManifestId([5; 32])]).await.expect("named"), [true, false]);
+        let unnamed = db.unreleased_manifests(&[set, ManifestId([5; 32])]).await.expect("unnamed");
+        assert_eq!(unnamed.ids, [ManifestId([5; 32])]);
+        unnamed.end().await.expect("end");
+        let usable = db.patch_sets_usable(&os, 64).await.expect("usable");
+        assert_eq!(usable.len(), 1);
+        assert_eq!((usable[0].set, usable[0].bytes, usable[0].packed, usable[0].patches), (Some(set), 10, 70, 1));
+        assert_eq!(db.patch_set(&row.key).await.expect("row").as_ref(), Some(&usable[0]));
+        let versions: Vec<_> =
+            db.patch_sets(&os).await.expect("list").into_iter().map(|row| row.to_version.to_string()).collect();
+        assert_eq!(versions, ["3", "2"]);
+    }
+
+    async fn a_set_that_failed_is_tried_again_when_asked_for(world: World) {
+        let db = &world.db;
+        let os = product(db).await;
+        let (one, two) = (release(&os, "1", 1), release(&os, "2", 2));
+        let (row, _) = db.queue_patch_set(&one, &two, "ci", NOW).await.expect("queue");
+        // Only what is being made can fail.
+        db.fail_patch_set(&row.key, "early", NOW).await.expect("fail");
+        assert!(db.take_patch_set(NOW).await.expect("take").is_some());
+        assert!(db.take_patch_set(NOW).await.expect("take").is_none());
+        db.fail_patch_set(&row.key, "a chunk is damaged", NOW + 1).await.expect("fail");
+        let failed = db.patch_set(&row.key).await.expect("row").expect("there");
+        assert_eq!((failed.state, failed.error.as_deref()), (PatchSetState::Failed, Some("a chunk is damaged")));
+        let (row, queued) = db.queue_patch_set(&one, &two, "ci", NOW + 2).await.expect("queue");
+        assert!(queued && row.state == PatchSetState::Queued && row.error.is_none());
+    }
+
+    async fn a_set_nobody_is_making_is_not_recorded(world: World) {
+        let db = &world.db;
+        let os = product(db).await;
+        let (row, _) =
+            db.queue_patch_set(&release(&os, "1", 1), &release(&os, "2", 2), "ci", NOW).await.expect("queue");
+        let mut tx = db.begin_patch_set(NOW).await.expect("begin");
+        let pack = tx.record_pack("packs/aa/one", 10).await.expect("pack");
+        let at = Location { pack, offset: 0, stored_len: 5, raw_len: 5, codec: Codec::Raw };
+        tx.give_ids(&[(ChunkHash([7; 32]), at)]).await.expect("give");
+        assert!(!tx.finish(&row.key, &MadeSet::default()).await.expect("finish"));
+        assert_eq!(db.last_chunk_id().await.expect("counter"), 0);
+        assert_eq!(db.packs_known(&["packs/aa/one".to_owned()]).await.expect("packs"), [false]);
+        // No set at all is a result, too.
+        db.take_patch_set(NOW).await.expect("take").expect("one waits");
+        let tx = db.begin_patch_set(NOW).await.expect("begin");
+        assert!(tx.finish(&row.key, &MadeSet::default()).await.expect("finish"));
+        let done = db.patch_set(&row.key).await.expect("row").expect("there");
+        assert_eq!((done.state, done.set), (PatchSetState::Ready, None));
+        assert!(db.patch_sets_usable(&os, 64).await.expect("usable").is_empty());
+    }
+}
+
+/// An origin of one test's own.
+struct Realm {
+    origin: Arc<Origin>,
+    directory: TempDir,
+}
+
+fn tuning(enabled: bool) -> Tuning {
+    // A low level: what is tested is not zstd.
+    let patches = PatchOptions { enabled, level: 3, ..PatchOptions::default() };
+    Tuning { patches, ..Tuning::default() }
+}
+
+impl Realm {
+    async fn new(enabled: bool) -> Self {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let places = Places::in_dir(directory.path());
+        Self { origin: Origin::open(&places, tuning(enabled)).await.expect("an origin"), directory }
+    }
+
+    /// As after the process ended: nothing in memory is left.
+    async fn again(self) -> Self {
+        self.origin.db().close().await;
+        let places = Places::in_dir(self.directory.path());
+        Self { origin: Origin::open(&places, tuning(true)).await.expect("an origin"), ..self }
+    }
+
+    async fn push(&self, version: &str, bytes: &[u8]) -> ManifestId {
+        let path = self.directory.path().join("artifact");
+        std::fs::write(&path, bytes).expect("write");
+        let request = FileRequest {
+            product: name("os"),
+            version: name(version),
+            cut: CutParams::default(),
+            by: "ci".into(),
+        };
+        let db = self.origin.db();
+        db.ensure_product(&request.product, request.cut, NOW).await.expect("product");
+        let now = NOW + version.len() as i64 + i64::from(version.as_bytes()[0]);
+        let committed = self.origin.ingest().ingest_file(&request, &path, now).await.expect("ingest");
+        self.origin.publish_release(&committed).await.expect("publish");
+        committed.manifest
+    }
+
+    async fn rows(&self) -> Vec<PatchSetRow> {
+        self.origin.db().patch_sets(&name("os")).await.expect("rows")
+    }
+
+    /// Versions of each row, oldest first.
+    async fn pairs(&self) -> Vec<(String, String)> {
+        let rows = self.rows().await;
+        let mut pairs: Vec<_> =
+            rows.iter().map(|row| (row.from_version.to_string(), row.to_version.to_string())).collect();
+        pairs.sort();
+        pairs
+    }
+
+    /// Makes everything that waits.
+    async fn make(&self) {
+        let stop = CancellationToken::new();
+        let maker = tokio::spawn(self.origin.clone().make_patches(stop.clone()));
+        let made = async {
+            while self.origin.db().patch_sets_waiting().await.expect("count") > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(120), made).await.expect("made in time");
+        stop.cancel();
+        // Publishing comes behind the row: it ends before the maker does.
+        maker.await.expect("the maker ends");
+    }
+
+    /// What devices see.
+    async fn listed(&self) -> Option<PatchesDoc> {
+        let query = Query { latest: true, targets: vec!["patches/os".into()], ..Query::default() };
+        let answerer = Answerer::new(self.origin.metadata().clone());
+        let answer =
+            Answer::decode(&answerer.answer(&query.encode()).await.expect("answer")).expect("answer");
+        let found = answer.files.into_iter().find(|(name, _)| name.starts_with("targets/patches/"));
+        found.map(|(_, json)| serde_json::from_slice(&json).expect("a list"))
+    }
+
+    /// The raw bytes of a manifest's chunks, got as a device gets them.
+    async fn fetch(&self, manifest: &Manifest) -> BTreeMap<ChunkId, Vec<u8>> {
+        let node = NodeId([7; 16]);
+        let row = NodeRow {
+            id: node.to_string(),
+            public_key: vec![7],
+            role: "leaf".into(),
+            label: String::new(),
+            enrolled: NOW,
+            cert_serial: String::new(),
+            cert_expires: i64::MAX,
+            revoked: None,
+        };
+        self.origin.db().put_node(&row).await.expect("node");
+        let peer = PeerIdentity { node_id: node, role: Role::Leaf, expires: u64::MAX };
+        let content: Arc<dyn Content> = OriginContent::new(self.origin.clone()).into_content();
+        let swarm = content.swarm(&peer, manifest.id()).await.expect("served");
+        let held = swarm.held().await.expect("held");
+        let (tx, mut rx) = tokio::sync::mpsc::channel(64);
+        let asking = tokio::spawn(async move { swarm.chunks(held, tx).await });
+        let entries: BTreeMap<_, _> = manifest.entries().map(|at| (at.entry.id, at.entry)).collect();
+        let (mut unpacker, mut got) = (Unpacker::default(), BTreeMap::new());
+        while let Some(answer) = rx.recv().await {
+            let ChunkAnswer::Data(data) = answer else { panic!("a chunk is missing") };
+            let entry = entries[&data.id];
+            let raw = unpacker.unpack(data.codec, &data.bytes, entry.len, &entry.hash).expect("sound");
+            got.insert(data.id, raw.to_vec());
+        }
+        asking.await.expect("answered");
+        assert_eq!(got.len(), entries.len());
+        got
+    }
+
+    async fn manifest(&self, id: &ManifestId) -> Manifest {
+        self.origin.ingest().manifest(id).await.expect("manifest")
+    }
+
+    /// Fetches the set between two manifests and applies all of it, as a device that holds `from`. Gives the index,
+    /// the bytes of payloads, and what the rebuilt chunks cost without.
+    async fn apply(&self, from: &ManifestId, to: &ManifestId) -> (SetIndex, u64) {
+        let doc = self.listed().await.expect("a list");
+        let listed = doc.sets.iter().find(|set| (set.from, set.to) == (*from, *to)).expect("listed");
+        let set = self.manifest(&listed.set).await;
+        let Kind::PatchSet { index_bytes } = set.root().kind else { panic!("{:?}", set.root().kind) };
+        assert_eq!(set.root().bytes, listed.bytes);
+        let chunks = self.fetch(&set).await;
+        let pieces: Vec<&[u8]> = set.entries().map(|at| &chunks[&at.entry.id][..]).collect();
+        assert_eq!(blake3::hash(&pieces.concat()), blake3::Hash::from(*set.root().blake3.as_bytes()));
+        let (mut index, mut payloads) = (Vec::new(), &pieces[..]);
+        while (index.len() as u64) < index_bytes {
+            index.extend_from_slice(payloads[0]);
+            payloads = &payloads[1..];
+        }
+        let index = SetIndex::decode(&index).expect("an index");
+        assert_eq!((index.from, index.to, index.patches.len()), (*from, *to, payloads.len()));
+
+        let mut held = self.fetch(&self.manifest(from).await).await;
+        let new = self.manifest(to).await;
+        let hashes: BTreeMap<_, _> = new.entries().map(|at| (at.entry.id, at.entry.hash)).collect();
+        let rebuilt: std::collections::BTreeSet<ChunkId> =
+            index.patches.iter().flat_map(|patch| patch.target_chunks()).map(|(id, _)| id).collect();
+        // What no patch brings is fetched first.
+        let fetched = self.fetch(&new).await.into_iter().filter(|(id, _)| !rebuilt.contains(id));
+        held.extend(fetched.filter(|(id, _)| !rebuilt.contains(id)));
+        for (patch, payload) in index.patches.iter().zip(payloads) {
+            assert!((payload.len() as u64) < patch.packed, "a patch saves bytes");
+            let base: Vec<&[u8]> = patch.base_ids().map(|id| &held[&id][..]).collect();
+            let codec = patch.codec().expect("a known codec");
+            let target = decode(codec, &base.concat(), payload, patch.target_bytes()).expect("decodes");
+            let mut rest = &target[..];
+            for (id, len) in patch.target_chunks() {
+                let (chunk, behind) = rest.split_at(len as usize);
+                rest = behind;
+                assert_eq!(ChunkHash::of(chunk), hashes[&id]);
+                assert!(
+                    held.insert(id, chunk.to_vec()).is_none(),
+                    "a chunk is rebuilt once, and not one that is held"
+                );
+            }
+        }
+        assert!(hashes.keys().all(|id| held.contains_key(id)));
+        let bytes = payloads.iter().map(|payload| payload.len() as u64).sum();
+        (index, bytes)
+    }
+
+    /// Packs in the store that no row names, and rows whose pack is not there.
+    async fn strays(&self) -> (Vec<String>, usize) {
+        let store: &Store = self.origin.ingest().store();
+        let objects: Vec<_> = store.list("packs").try_collect().await.expect("list");
+        let names: Vec<String> = objects.into_iter().map(|object| object.name).collect();
+        let known = self.origin.db().packs_known(&names).await.expect("known");
+        let strays = names.iter().zip(known).filter(|(_, known)| !known).map(|(name, _)| name.clone());
+        (strays.collect(), names.len())
+    }
+}
+
+/// Bytes that compress to about half.
+fn text(seed: u64, len: usize) -> Vec<u8> {
+    noise(seed, len).iter().map(|byte| b"abcdefghijklmnop"[usize::from(byte & 15)]).collect()
+}
+
+/// Words of a dictionary of its own: chunks have them in common.
+fn prose(seed: u64, len: usize) -> Vec<u8> {
+    let words = noise(seed, 8 * 256);
+    noise(seed + 1, len / 8).iter().flat_map(|n| &words[8 * usize::from(*n)..][..8]).copied().collect()
+}
+
+/// `bytes` with a few changed in every 40 kB.
+fn edited(bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    for at in (1000..bytes.len()).step_by(40_000) {
+        bytes[at] ^= 0x55;
+    }
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_brings_a_set_that_rebuilds_it_out_of_the_one_before() {
+    let realm = Realm::new(true).await;
+    let old = [text(1, 2 << 20), noise(2, 1 << 20), vec![0; 1 << 20]].concat();
+    let new = [edited(&old[..2 << 20]), old[2 << 20..].to_vec(), prose(3, 300_000)].concat();
+    let from = realm.push("1", &old).await;
+    assert!(realm.rows().await.is_empty() && realm.listed().await.is_none());
+    let to = realm.push("2", &new).await;
+    // The same bytes again need no patch.
+    realm.push("3", &new).await;
+    assert_eq!(realm.pairs().await, [("1".to_owned(), "2".to_owned())]);
+    realm.make().await;
+    let row = &realm.rows().await[0];
+    assert_eq!((row.state, row.error.as_deref()), (PatchSetState::Ready, None));
+    let (index, payloads) = realm.apply(&from, &to).await;
+    let packed: u64 = index.patches.iter().map(|patch| patch.packed).sum();
+    assert_eq!((row.packed, row.patches), (packed, index.patches.len() as u64));
+    assert!(row.bytes > payloads && payloads * 4 < packed, "{payloads} of {packed}");
+    assert!(index.patches.iter().any(|patch| patch.bases.is_empty()), "what is new is a solid segment");
+    assert!(realm.strays().await.0.is_empty());
+    // A restart publishes the same list, and sweeps nothing of it away.
+    let before = realm.listed().await;
+    let realm = realm.again().await;
+    assert_eq!(realm.listed().await, before);
+    realm.apply(&from, &to).await;
+}
+
+fn image(directory: &Path, edit: bool) -> Vec<u8> {
+    let tree = directory.join(if edit { "new" } else { "old" });
+    std::fs::create_dir_all(tree.join("usr/bin")).expect("mkdir");
+    for n in 0..30u64 {
+        let bytes = text(100 + n, 20_000 + 7_000 * n as usize);
+        let bytes = if edit && n % 3 == 0 { edited(&bytes) } else { bytes };
+        std::fs::write(tree.join(format!("usr/bin/tool{n}")), bytes).expect("write");
+    }
+    if edit {
+        std::fs::write(tree.join("usr/bin/added"), text(99, 50_000)).expect("write");
+    }
+    let image = tree.with_extension("erofs");
+    let output = Command::new("mkfs.erofs")
+        .args(["-T1700000000", "-U11111111-2222-3333-4444-555555555555"])
+        .args([&image, &tree])
+        .output()
+        .expect("this test runs mkfs.erofs: install erofs-utils");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    std::fs::read(image).expect("mkfs.erofs left an image")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_patched_file_by_file() {
+    let realm = Realm::new(true).await;
+    let trees = tempfile::tempdir().expect("tempdir");
+    let from = realm.push("1", &image(trees.path(), false)).await;
+    let to = realm.push("2", &image(trees.path(), true)).await;
+    realm.make().await;
+    let (index, payloads) = realm.apply(&from, &to).await;
+    let packed: u64 = index.patches.iter().map(|patch| patch.packed).sum();
+    assert!(payloads * 3 < packed, "{payloads} of {packed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn making_that_was_cut_off_is_done_again_and_leaves_nothing_behind() {
+    let realm = Realm::new(true).await;
+    let old = text(1, 1 << 20);
+    let from = realm.push("1", &old).await;
+    let to = realm.push("2", &edited(&old)).await;
+    // Told to stop: what it had stored goes.
+    let row = realm.origin.db().take_patch_set(NOW).await.expect("take").expect("one waits");
+    let stop = CancellationToken::new();
+    stop.cancel();
+    assert!(realm.origin.patches().make(&row, &stop).await.is_err());
+    assert!(realm.strays().await.0.is_empty());
+    // Killed: the row is left as it is, and packs that no row names.
+    let stray = format!("packs/aa/aa{}", "0".repeat(30));
+    realm.origin.ingest().store().put(&stray, vec![1, 2, 3]).await.expect("put");
+    let building = async {
+        let running = CancellationToken::new();
+        realm.origin.patches().make(&row, &running).await
+    };
+    drop(tokio::time::timeout(Duration::from_millis(1), building).await);
+    let realm = realm.again().await;
+    assert_eq!(realm.strays().await.0, Vec::<String>::new());
+    realm.make().await;
+    realm.apply(&from, &to).await;
+    let (strays, packs) = realm.strays().await;
+    assert_eq!(strays, Vec::<String>::new());
+    let realm = realm.again().await;
+    assert_eq!(realm.strays().await.1, packs, "nothing of a set is swept away");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_that_has_nothing_in_common_is_solid_and_noise_is_left_alone() {
+    let realm = Realm::new(true).await;
+    let from = realm.push("1", &prose(1, 500_000)).await;
+    let to = realm.push("2", &prose(11, 500_000)).await;
+    realm.push("3", &noise(3, 500_000)).await;
+    realm.make().await;
+    let (index, _) = realm.apply(&from, &to).await;
+    assert!(index.patches.iter().all(|patch| patch.bases.is_empty()));
+    let row = realm.rows().await.into_iter().find(|row| row.to_version == name("3")).expect("a row");
+    assert_eq!((row.state, row.set, row.patches), (PatchSetState::Ready, None, 0));
+    assert_eq!(realm.listed().await.expect("a list").sets.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sets_are_queued_from_where_channels_point_and_where_they_move() {
+    let realm = Realm::new(true).await;
+    let (os, stable, edge) = (name("os"), name("stable"), name("edge"));
+    let origin = &realm.origin;
+    realm.push("1", &noise(1, 100_000)).await;
+    origin.set_channel(&os, &stable, &name("1")).await.expect("channel");
+    origin.set_channel(&os, &edge, &name("1")).await.expect("channel");
+    realm.push("2", &noise(2, 100_000)).await;
+    origin.set_channel(&os, &edge, &name("2")).await.expect("channel");
+    let pair = |from: &str, to: &str| (from.to_owned(), to.to_owned());
+    assert_eq!(realm.pairs().await, [pair("1", "2")]);
+    realm.push("3", &noise(3, 100_000)).await;
+    assert_eq!(realm.pairs().await, [pair("1", "2"), pair("1", "3"), pair("2", "3")]);
+    // Back again, as an operator in need does.
+    origin.set_channel(&os, &edge, &name("1")).await.expect("channel");
+    assert!(realm.pairs().await.contains(&pair("2", "1")));
+    // On request, once.
+    let (row, queued) = origin.request_patches(&os, &name("3"), &name("1"), "ci").await.expect("queued");
+    assert!(queued && row.state == PatchSetState::Queued && row.requested_by == "ci");
+    assert!(!origin.request_patches(&os, &name("3"), &name("1"), "ci").await.expect("found").1);
+    let same = origin.request_patches(&os, &name("3"), &name("3"), "ci").await;
+    assert!(matches!(same, Err(RequestPatchesError::Same { .. })), "{same:?}");
+    let unknown = origin.request_patches(&os, &name("9"), &name("3"), "ci").await;
+    assert!(matches!(unknown, Err(RequestPatchesError::UnknownRelease { .. })), "{unknown:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_without_patches_queues_and_makes_none() {
+    let realm = Realm::new(false).await;
+    let old = text(1, 500_000);
+    realm.push("1", &old).await;
+    realm.push("2", &edited(&old)).await;
+    let (os, stable) = (name("os"), name("stable"));
+    realm.origin.set_channel(&os, &stable, &name("1")).await.expect("channel");
+    realm.origin.set_channel(&os, &stable, &name("2")).await.expect("channel");
+    assert!(realm.rows().await.is_empty());
+    let asked = realm.origin.request_patches(&os, &name("1"), &name("2"), "ci").await;
+    assert!(matches!(asked, Err(RequestPatchesError::Disabled)), "{asked:?}");
+    realm.origin.clone().make_patches(CancellationToken::new()).await;
+    assert!(realm.rows().await.is_empty() && realm.listed().await.is_none());
+}
