@@ -21,13 +21,17 @@ use distd_peer::trust::identity::{NodeId, Role};
 use distd_peer::trust::tls::PeerIdentity;
 use distd_peer::trust::tuf::PatchesDoc;
 use distd_peer::trust::tuf::wire::{Answer, Query};
+use distd_server::config::{CommandLine, Settings};
 use distd_server::db::{Db, Location, MadeSet, NodeRow, PatchSetRow, PatchSetState, ReleaseRow};
 use distd_server::ingest::FileRequest;
 use distd_server::origin::{Origin, OriginContent, Places, RequestPatchesError, Tuning};
 use distd_server::patches::PatchOptions;
+use distd_server::run::{Running, start};
 use distd_server::store::Store;
 use distd_server::tuf::Answerer;
 use futures::TryStreamExt;
+use reqwest::{Client, Method, StatusCode};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use world::{World, name, noise, on_every_back_end};
@@ -481,4 +485,109 @@ async fn an_origin_without_patches_queues_and_makes_none() {
     assert!(matches!(asked, Err(RequestPatchesError::Disabled)), "{asked:?}");
     realm.origin.clone().make_patches(CancellationToken::new()).await;
     assert!(realm.rows().await.is_empty() && realm.listed().await.is_none());
+}
+
+/// A whole origin, over plain HTTP.
+struct Http {
+    running: Running,
+    token: String,
+    _directory: TempDir,
+}
+
+impl Http {
+    async fn new(patches: &str) -> Self {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let mut line = CommandLine::new();
+        let data = directory.path().display().to_string();
+        for (key, value) in [
+            ("data", data.as_str()),
+            ("http", "127.0.0.1:0"),
+            ("quic", "127.0.0.1:0"),
+            ("http_plain", "true"),
+            ("patches", patches),
+            ("patch_level", "3"),
+        ] {
+            line.insert(key, vec![value.to_owned()]);
+        }
+        let settings = Settings::resolve(&line, |_| None, None).expect("settings");
+        let running = start(&settings).await.expect("starts");
+        let token = std::fs::read_to_string(directory.path().join("admin.token")).expect("the first token");
+        Self { running, token: token.trim().to_owned(), _directory: directory }
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: impl Into<reqwest::Body>) -> (StatusCode, Value) {
+        let url = format!("http://{}{path}", self.running.http);
+        let request = Client::new().request(method, url).bearer_auth(&self.token).body(body);
+        let response = request.send().await.expect("an answer");
+        let status = response.status();
+        let text = response.text().await.expect("a body");
+        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    async fn push(&self, version: &str, bytes: Vec<u8>) {
+        let path = format!("/v1/products/os/releases/{version}/content");
+        assert_eq!(self.ask(Method::PUT, &path, bytes).await.0, StatusCode::CREATED);
+    }
+
+    async fn request(&self, from: &str, to: &str) -> (StatusCode, Value) {
+        let path = format!("/v1/products/os/releases/{to}/patches");
+        self.ask(Method::POST, &path, json!({ "from": from }).to_string()).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_origin_makes_what_it_is_asked_for_and_says_how_far_it_is() {
+    let http = Http::new("true").await;
+    let old = text(1, 300_000);
+    http.push("1", old.clone()).await;
+    http.push("2", edited(&old)).await;
+    // As an operator who goes back.
+    let (status, row) = http.request("2", "1").await;
+    assert_eq!((status, &row["from"], &row["to"]), (StatusCode::ACCEPTED, &json!("2"), &json!("1")), "{row}");
+    assert_eq!(row["requested_by"], "first admin");
+    let ready = async {
+        loop {
+            let (status, list) = http.ask(Method::GET, "/v1/products/os/patches", "").await;
+            assert_eq!(status, StatusCode::OK);
+            let rows = list["patches"].as_array().expect("a list").clone();
+            assert_eq!(rows.len(), 2, "one of the release, one of ours");
+            if rows.iter().all(|row| row["state"] == "ready" && row["set"].is_string()) {
+                return rows;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let rows = tokio::time::timeout(Duration::from_secs(120), ready).await.expect("made in time");
+    assert!(rows.iter().all(|row| row["bytes"].as_u64() < row["chunk_bytes"].as_u64()));
+    assert_eq!(http.request("2", "1").await.0, StatusCode::OK, "it is ready");
+    let (_, metrics) = http.ask(Method::GET, "/metrics", "").await;
+    let metrics = metrics.as_str().expect("text");
+    assert!(metrics.contains("distd_patch_sets_total{result=\"ready\"} 2"), "{metrics}");
+    assert!(metrics.contains("distd_patch_sets_waiting 0"), "{metrics}");
+
+    for (from, to, status, code) in [
+        ("9", "1", StatusCode::NOT_FOUND, "unknown_version"),
+        ("1", "9", StatusCode::NOT_FOUND, "unknown_version"),
+        ("../1", "1", StatusCode::NOT_FOUND, "unknown_version"),
+        ("1", "1", StatusCode::CONFLICT, "conflict"),
+    ] {
+        let (got, body) = http.request(from, to).await;
+        assert_eq!((got, &body["error"]["code"]), (status, &json!(code)), "{from} {to}: {body}");
+        assert!(!body["error"]["next"].as_str().expect("a next step").is_empty());
+    }
+    let (status, body) = http.ask(Method::GET, "/v1/products/other/patches", "").await;
+    assert_eq!((status, &body["error"]["code"]), (StatusCode::NOT_FOUND, &json!("unknown_product")));
+    assert!(http.running.stop(Duration::from_secs(10)).await, "nothing holds it up");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_without_patches_says_so() {
+    let http = Http::new("false").await;
+    http.push("1", text(1, 100_000)).await;
+    http.push("2", text(2, 100_000)).await;
+    let (status, body) = http.request("1", "2").await;
+    assert_eq!((status, &body["error"]["code"]), (StatusCode::CONFLICT, &json!("conflict")), "{body}");
+    let (_, list) = http.ask(Method::GET, "/v1/products/os/patches", "").await;
+    assert_eq!(list, json!({ "patches": [] }));
+    assert!(http.running.stop(Duration::from_secs(10)).await);
 }

@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use super::request_id;
 use crate::db::DbError;
 use crate::ingest::IngestError;
-use crate::origin::{PublishReleaseError, SetChannelError};
+use crate::origin::{PublishReleaseError, RequestPatchesError, SetChannelError};
 use crate::store::StoreError;
 use crate::tuf::{self, PublishError};
 
@@ -287,6 +287,24 @@ impl From<SetChannelError> for ApiError {
         match error {
             SetChannelError::UnknownRelease { product, version } => Self::unknown_version(&product, &version),
             error => Self::internal(error),
+        }
+    }
+}
+
+impl From<RequestPatchesError> for ApiError {
+    fn from(error: RequestPatchesError) -> Self {
+        match error {
+            RequestPatchesError::UnknownRelease { product, version } => {
+                Self::unknown_version(&product, &version)
+            }
+            RequestPatchesError::Disabled => {
+                Self::conflict("this origin makes no patches", "start it without patches = false")
+            }
+            RequestPatchesError::Same { from, to } => Self::conflict(
+                format!("{from} and {to} are the same bytes"),
+                "nothing is needed: a device that has the one has the other",
+            ),
+            RequestPatchesError::Db(error) => Self::internal(error),
         }
     }
 }

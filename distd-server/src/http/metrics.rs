@@ -108,6 +108,23 @@ async fn text(app: &App) -> String {
         out.one(name, "counter", help, load(counter));
     }
 
+    let p = &app.origin.patches().counters;
+    out.head("distd_patch_sets_total", "counter", "Patch sets made or not by this process, by result.");
+    for (result, counter) in [("ready", &p.ready), ("empty", &p.empty), ("failed", &p.failed)] {
+        let _ = writeln!(out.0, "distd_patch_sets_total{{result=\"{result}\"}} {}", load(counter));
+    }
+    for (name, help, counter) in [
+        ("distd_patch_bytes_total", "Bytes of the patch sets made.", &p.bytes),
+        ("distd_patch_chunk_bytes_total", "Bytes of chunks that those patch sets stand for.", &p.packed),
+        (
+            "distd_patches_wrong_total",
+            "Patches that did not rebuild their target and were not used.",
+            &p.wrong,
+        ),
+    ] {
+        out.one(name, "counter", help, load(counter));
+    }
+
     let c = &app.counters;
     for (name, help, counter) in [
         ("distd_quic_connections_total", "QUIC connections accepted.", &c.connections),
@@ -126,11 +143,13 @@ async fn text(app: &App) -> String {
 
     let db = app.origin.db();
     // Every open upload has its end before the end of time.
-    let state = tokio::try_join!(db.uploads_expired(i64::MAX), db.pack_bytes(), db.nodes());
+    let state =
+        tokio::try_join!(db.uploads_expired(i64::MAX), db.pack_bytes(), db.nodes(), db.patch_sets_waiting());
     out.one("distd_database_up", "gauge", "Whether the database answers.", u64::from(state.is_ok()));
     match state {
-        Ok((uploads, bytes, nodes)) => {
+        Ok((uploads, bytes, nodes, patch_sets)) => {
             out.one("distd_uploads_open", "gauge", "Uploads open.", uploads.len() as u64);
+            out.one("distd_patch_sets_waiting", "gauge", "Patch sets queued or being made.", patch_sets);
             out.one("distd_pack_bytes", "gauge", "Bytes of all packs in the object store.", bytes);
             let active = nodes.iter().filter(|node| node.revoked.is_none()).count() as u64;
             out.one("distd_nodes", "gauge", "Nodes enrolled and not revoked.", active);

@@ -15,6 +15,7 @@ mod nodes;
 mod objects;
 mod openapi;
 mod packs;
+mod patches;
 mod products;
 mod releases;
 mod request_id;
@@ -170,6 +171,8 @@ fn routes() -> Vec<Route> {
         Route::new(Method::GET, "/v1/products/{product}/channels", channels::list),
         Route::new(Method::GET, "/v1/products/{product}/channels/{channel}", channels::show),
         Route::new(Method::PUT, "/v1/products/{product}/channels/{channel}", channels::put),
+        Route::new(Method::GET, "/v1/products/{product}/patches", patches::list),
+        Route::new(Method::POST, "/v1/products/{product}/releases/{version}/patches", patches::create),
         Route::new(Method::POST, "/v1/tokens", tokens::create),
         Route::new(Method::GET, "/v1/tokens", tokens::list),
         Route::new(Method::DELETE, "/v1/tokens/{id}", tokens::revoke),

@@ -8,8 +8,8 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    channels, content, error, manifests, metrics, nodes, packs, products, releases, state, tokens, tuf,
-    uploads,
+    channels, content, error, manifests, metrics, nodes, packs, patches, products, releases, state, tokens,
+    tuf, uploads,
 };
 
 struct BearerToken;
@@ -31,6 +31,7 @@ impl Modify for BearerToken {
         uploads::begin, uploads::missing, uploads::chunks, uploads::commit, uploads::abort,
         manifests::show, manifests::node, packs::show,
         channels::list, channels::show, channels::put,
+        patches::list, patches::create,
         tokens::create, tokens::list, tokens::revoke, tokens::create_join,
         nodes::list, nodes::revoke, nodes::enroll,
         tuf::file

@@ -1,0 +1,122 @@
+//! `/v1/products/{product}/patches`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use distd_core::names::Name;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::auth::{Caller, ToPublish, ToRead};
+use super::body::{At, Given};
+use super::{ApiError, App, products};
+use crate::db::{PatchSetRow, PatchSetState};
+
+/// Which set is wanted.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wanted {
+    /// The version that devices have.
+    from: String,
+}
+
+/// A patch set.
+#[derive(Serialize, ToSchema)]
+pub(super) struct PatchSet {
+    product: String,
+    /// The version that devices have.
+    from: String,
+    /// The version they get.
+    to: String,
+    /// Manifest of the one, 64 hexadecimal digits.
+    from_manifest: String,
+    /// Manifest of the other.
+    to_manifest: String,
+    /// `queued`, `building`, `ready` or `failed`.
+    state: &'static str,
+    /// Manifest of the set; null until it is ready, and then too when no patch would save anything.
+    set: Option<String>,
+    /// Length of the set.
+    bytes: u64,
+    /// What its patches rebuild would be as chunks.
+    chunk_bytes: u64,
+    /// How many patches it has.
+    patches: u64,
+    /// Why it failed.
+    error: Option<String>,
+    /// Label of the token that asked for it, or `release` or `channel`.
+    requested_by: String,
+    /// When it was asked for, unix seconds.
+    created: i64,
+    /// When its making began.
+    started: Option<i64>,
+    /// When it was ready or had failed.
+    finished: Option<i64>,
+}
+
+/// Patch sets.
+#[derive(Serialize, ToSchema)]
+pub(super) struct PatchSetList {
+    patches: Vec<PatchSet>,
+}
+
+impl From<PatchSetRow> for PatchSet {
+    fn from(row: PatchSetRow) -> Self {
+        Self {
+            product: row.key.product.to_string(),
+            from: row.from_version.to_string(),
+            to: row.to_version.to_string(),
+            from_manifest: row.key.from.to_string(),
+            to_manifest: row.key.to.to_string(),
+            state: row.state.as_str(),
+            set: row.set.map(|set| set.to_string()),
+            bytes: row.bytes,
+            chunk_bytes: row.packed,
+            patches: row.patches,
+            error: row.error,
+            requested_by: row.requested_by,
+            created: row.created,
+            started: row.started,
+            finished: row.finished,
+        }
+    }
+}
+
+/// A product's patch sets, the one asked for last first; at most 1000.
+#[utoipa::path(get, path = "/v1/products/{product}/patches", tag = "patches", params(("product" = String, Path)),
+    responses((status = 200, body = PatchSetList)), security(("token" = ["read"])))]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    _: Caller<ToRead>,
+    At(product): At<Name>,
+) -> Result<Json<PatchSetList>, ApiError> {
+    products::find(&app, &product).await?;
+    let rows = app.origin.db().patch_sets(&product).await?;
+    Ok(Json(PatchSetList { patches: rows.into_iter().map(PatchSet::from).collect() }))
+}
+
+/// Asks for the patch set from another version to this one. One that failed is tried again.
+#[utoipa::path(post, path = "/v1/products/{product}/releases/{version}/patches", tag = "patches",
+    params(("product" = String, Path), ("version" = String, Path)), request_body = Wanted,
+    responses(
+        (status = 202, description = "It waits or is being made", body = PatchSet),
+        (status = 200, description = "It is ready", body = PatchSet)
+    ), security(("token" = ["publish"])))]
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller<ToPublish>,
+    At((product, version)): At<(Name, Name)>,
+    Given(wanted): Given<Wanted>,
+) -> Result<(StatusCode, Json<PatchSet>), ApiError> {
+    products::find(&app, &product).await?;
+    let from: Name = wanted.from.parse().map_err(|_| ApiError::unknown_version(&product, &wanted.from))?;
+    let at = app.clone();
+    let queued = app.detached(async move {
+        Ok(at.origin.request_patches(&product, &from, &version, &caller.label).await?)
+    });
+    let (row, _) = queued.await?;
+    let status = if row.state == PatchSetState::Ready { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok((status, Json(row.into())))
+}
