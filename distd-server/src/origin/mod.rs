@@ -146,7 +146,7 @@ impl Origin {
         let origin = Arc::new(Self {
             answerer: Answerer::new(metadata.clone()),
             chunks: Chunks::new(db.clone(), store.clone()),
-            patches: PatchMaker::new(ingest.clone(), patches),
+            patches: PatchMaker::new(ingest.clone(), spool.clone(), patches),
             db,
             ingest,
             realm,

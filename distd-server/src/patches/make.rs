@@ -1,15 +1,18 @@
 //! From two releases to patches: pairing, then jobs on threads, their results in order.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use distd_core::cut::Regions;
+use distd_core::cut::ReadAt;
 use distd_core::limits::PATCHES_MAX;
-use distd_core::patch::pair::{Of, PairOptions, Patch, PatchJob, Side, build, needs, pair};
-use distd_core::patch::{Effort, SetPatch, TargetRun, decode};
+use distd_core::manifest::Entry;
+use distd_core::patch::pair::{ChunkSpan, Need, Of, PairOptions, Patch, PatchJob, Side, Span, build, pair};
+use distd_core::patch::{Codec, Effort, Method, SetPatch, TargetRun, decode, encode};
 use distd_core::{ChunkHash, ChunkId};
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
@@ -19,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::artifact::StoredArtifact;
 use super::packs::PayloadPacks;
+use super::views::{Pair, View, Viewed};
 use super::{MakeError, PatchOptions};
 
 /// Memory of a job for each byte of its base and target: what zstd takes at the highest levels.
@@ -28,16 +32,16 @@ const MEMORY_FACTOR: u64 = 10;
 /// that wait for their turn.
 const JOBS_PER_THREAD: usize = 4;
 
+/// Raw bytes of view chunks that no patch rebuilds, sent together: packed they are less than a chunk may have.
+const REST_BYTES: u64 = 512 << 10;
+
 /// Time between lines of progress in the log.
 const PROGRESS: Duration = Duration::from_secs(10);
 
 /// Two releases, to be read by many threads at once.
 #[derive(Debug)]
 pub(super) struct Releases {
-    old: StoredArtifact,
-    new: StoredArtifact,
-    old_regions: Regions,
-    new_regions: Regions,
+    pair: Pair,
     /// Patches that did not rebuild their targets.
     wrong: AtomicU64,
 }
@@ -46,27 +50,31 @@ pub(super) struct Releases {
 struct Made {
     patch: SetPatch,
     payload: Bytes,
+    /// Chunks of the new release that it rebuilds.
+    indices: Vec<u32>,
 }
 
 impl Releases {
-    /// Finds the regions of both. Blocks.
-    pub(super) fn new(old: StoredArtifact, new: StoredArtifact) -> Self {
-        let (old_regions, new_regions) = (old.regions(), new.regions());
-        Self { old, new, old_regions, new_regions, wrong: AtomicU64::new(0) }
+    /// Unpacks what is packed on both sides. Blocks.
+    pub(super) fn new(old: StoredArtifact, new: StoredArtifact, spool: &Path) -> std::io::Result<Self> {
+        Ok(Self { pair: Pair::new(old, new, spool)?, wrong: AtomicU64::new(0) })
     }
 
-    fn old(&self) -> Side<'_, StoredArtifact> {
-        Side { bytes: &self.old, regions: &self.old_regions, chunks: self.old.spans() }
+    fn old(&self) -> Side<'_, Viewed> {
+        Self::as_side(&self.pair.old)
     }
 
-    fn new_side(&self) -> Side<'_, StoredArtifact> {
-        Side { bytes: &self.new, regions: &self.new_regions, chunks: self.new.spans() }
+    fn new_side(&self) -> Side<'_, Viewed> {
+        Self::as_side(&self.pair.new)
+    }
+
+    fn as_side(viewed: &Viewed) -> Side<'_, Viewed> {
+        Side { bytes: viewed, regions: viewed.regions(), chunks: viewed.spans() }
     }
 
     /// What is to be built. Blocks: reads the old release and what is new.
     fn jobs(&self) -> std::io::Result<Vec<PatchJob>> {
-        let needs = needs(self.old.spans(), self.new.spans());
-        pair(self.old(), self.new_side(), &needs, PairOptions::default())
+        pair(self.old(), self.new_side(), &self.pair.needs, PairOptions::default())
     }
 
     /// How many patches were wrong so far.
@@ -74,10 +82,10 @@ impl Releases {
         self.wrong.load(Ordering::Relaxed)
     }
 
-    fn side(&self, of: Of) -> &StoredArtifact {
+    fn side(&self, of: Of) -> &Viewed {
         match of {
-            Of::Old => &self.old,
-            Of::New => &self.new,
+            Of::Old => &self.pair.old,
+            Of::New => &self.pair.new,
         }
     }
 
@@ -97,7 +105,11 @@ impl Releases {
         let mut kept = Vec::new();
         for patch in build(job, self.old(), self.new_side(), effort)? {
             let indices = || patch.targets.iter().cloned().flatten();
-            let packed: u64 = indices().map(|index| self.new.stored_len(index)).sum();
+            // What is of a view has no other way: it counts as if it were sent as it is.
+            let new = &self.pair.new;
+            let cost =
+                |index| new.stored_len(index).unwrap_or_else(|| u64::from(new.spans()[index as usize].len));
+            let packed: u64 = indices().map(cost).sum();
             if patch.payload.len() as u64 >= packed {
                 continue;
             }
@@ -112,14 +124,13 @@ impl Releases {
                 bases: self.base_ids(&patch),
                 targets: self.target_runs(&patch),
             };
-            kept.push(Made { patch: patch_of, payload: patch.payload.into() });
+            kept.push(Made { indices: indices().collect(), patch: patch_of, payload: patch.payload.into() });
         }
         Ok(kept)
     }
 
     /// Whether the very code a device runs makes the target's chunks of the base's.
     fn rebuilds(&self, patch: &Patch) -> std::io::Result<bool> {
-        use distd_core::cut::ReadAt;
         let mut base = Vec::new();
         for span in &patch.bases {
             let side = self.side(span.of);
@@ -129,9 +140,10 @@ impl Releases {
             base.resize(from + spans.iter().map(|span| span.len as usize).sum::<usize>(), 0);
             side.read_exact_at(&mut base[from..], first.offset)?;
         }
+        let new = &self.pair.new;
         let spans = || {
             let ranges = patch.targets.iter();
-            ranges.flat_map(|chunks| &self.new.spans()[chunks.start as usize..chunks.end as usize])
+            ranges.flat_map(|chunks| &new.spans()[chunks.start as usize..chunks.end as usize])
         };
         let len = spans().map(|span| span.len as usize).sum();
         let Ok(target) = decode(patch.codec, &base, &patch.payload, len) else { return Ok(false) };
@@ -144,29 +156,141 @@ impl Releases {
     }
 
     fn base_ids(&self, patch: &Patch) -> Vec<RangeInclusive<ChunkId>> {
-        let mut ranges: Vec<RangeInclusive<ChunkId>> = Vec::new();
-        for span in &patch.bases {
-            for id in span.chunks.clone().map(|index| self.side(span.of).id(index)) {
-                match ranges.last_mut() {
-                    Some(last) if last.end().0 + 1 == id.0 => *last = *last.start()..=id,
-                    _ => ranges.push(id..=id),
-                }
-            }
-        }
-        ranges
+        let spans = patch.bases.iter();
+        ranges_of(spans.flat_map(|Span { of, chunks }| {
+            let side = self.side(*of);
+            chunks.clone().map(|index| side.id(index))
+        }))
     }
 
     fn target_runs(&self, patch: &Patch) -> Vec<TargetRun> {
-        let mut runs: Vec<TargetRun> = Vec::new();
-        for index in patch.targets.iter().cloned().flatten() {
-            let (id, len) = (self.new.id(index), self.new.spans()[index as usize].len);
-            match runs.last_mut() {
-                Some(run) if run.first.0 + run.lens.len() as u64 == id.0 => run.lens.push(len),
-                _ => runs.push(TargetRun { first: id, lens: vec![len] }),
+        runs_of(&self.pair.new, patch.targets.iter().cloned().flatten())
+    }
+
+    /// The patches that unpack old packed files. Their payload says nothing.
+    fn inflates(&self) -> Vec<Made> {
+        let old = &self.pair.old;
+        let inflate = |view: &View| Made {
+            patch: SetPatch {
+                codec: Method::INFLATE,
+                packed: 0,
+                bases: ranges_of(old.packed_chunks(view).into_iter().map(|index| old.id(index))),
+                targets: runs_of(old, old.view_chunks(view)),
+            },
+            payload: Bytes::from_static(&[1]),
+            indices: Vec::new(),
+        };
+        old.views.iter().map(inflate).collect()
+    }
+
+    /// Chunks of new views that no patch rebuilds: they saved nothing, and still have to come.
+    fn rest_of_views(&self, covered: &BTreeSet<u32>) -> Vec<PatchJob> {
+        let new = &self.pair.new;
+        let wanted =
+            |index: &u32| self.pair.needs[*index as usize] == Need::Wanted && !covered.contains(index);
+        let mut jobs: Vec<PatchJob> = Vec::new();
+        let mut room = 0;
+        for index in (new.own_chunks()..new.spans().len() as u32).filter(wanted) {
+            let len = u64::from(new.spans()[index as usize].len);
+            if len > room {
+                jobs.push(PatchJob::default());
+                room = REST_BYTES;
+            }
+            room = room.saturating_sub(len);
+            if let Some(job) = jobs.last_mut() {
+                job.targets.push(index..index + 1);
             }
         }
-        runs
+        jobs
     }
+
+    /// A solid patch of the job's chunks, whether it saves anything or not. Blocks.
+    fn build_rest(&self, job: &PatchJob, effort: Effort) -> std::io::Result<Option<Made>> {
+        let new = &self.pair.new;
+        let indices: Vec<u32> = job.targets.iter().cloned().flatten().collect();
+        let mut target = Vec::new();
+        for index in &indices {
+            let span = &new.spans()[*index as usize];
+            let from = target.len();
+            target.resize(from + span.len as usize, 0);
+            new.read_exact_at(&mut target[from..], span.offset)?;
+        }
+        let Some(payload) = encode(Codec::Zstd, &[], &target, effort) else { return Ok(None) };
+        let patch = SetPatch {
+            codec: Codec::Zstd.number(),
+            packed: target.len() as u64,
+            bases: Vec::new(),
+            targets: runs_of(new, indices.iter().copied()),
+        };
+        Ok(Some(Made { patch, payload: payload.into(), indices }))
+    }
+
+    /// The patches that pack new views again, as far as that saves bytes: `spent` is what patches cost by chunk of the new release.
+    fn repacks(&self, spent: &BTreeMap<u32, f64>) -> Vec<Made> {
+        let new = &self.pair.new;
+        let mut made = Vec::new();
+        for view in &new.views {
+            let packed_chunks = new.packed_chunks(view);
+            let packed: u64 = packed_chunks.iter().filter_map(|index| new.stored_len(*index)).sum();
+            let wanted =
+                new.view_chunks(view).filter(|index| self.pair.needs[*index as usize] == Need::Wanted);
+            let cost: f64 = wanted.filter_map(|index| spent.get(&index)).sum();
+            if cost + view.recipe.len() as f64 >= packed as f64 {
+                tracing::debug!(packed, cost, "a view saves nothing");
+                continue;
+            }
+            made.push(Made {
+                patch: SetPatch {
+                    codec: Method::REPACK,
+                    packed,
+                    bases: ranges_of(new.view_chunks(view).map(|index| new.id(index))),
+                    targets: runs_of(new, packed_chunks.iter().copied()),
+                },
+                payload: view.recipe.clone().into(),
+                indices: packed_chunks,
+            });
+        }
+        made
+    }
+
+    /// The old release's chunks in artifact order, and the new one's.
+    pub(super) fn entries(&self) -> (Vec<Entry>, Vec<Entry>) {
+        let entries = |viewed: &Viewed| {
+            let stored = viewed.stored();
+            let entry = |(span, index): (&ChunkSpan, u32)| Entry {
+                id: stored.id(index),
+                hash: span.hash,
+                len: span.len,
+            };
+            stored.spans().iter().zip(0..).map(entry).collect()
+        };
+        (entries(&self.pair.old), entries(&self.pair.new))
+    }
+}
+
+/// Ids as ranges, in their order.
+fn ranges_of(ids: impl Iterator<Item = ChunkId>) -> Vec<RangeInclusive<ChunkId>> {
+    let mut ranges: Vec<RangeInclusive<ChunkId>> = Vec::new();
+    for id in ids {
+        match ranges.last_mut() {
+            Some(last) if last.end().0 + 1 == id.0 => *last = *last.start()..=id,
+            _ => ranges.push(id..=id),
+        }
+    }
+    ranges
+}
+
+/// Chunks by their indices as runs of ids.
+fn runs_of(viewed: &Viewed, indices: impl Iterator<Item = u32>) -> Vec<TargetRun> {
+    let mut runs: Vec<TargetRun> = Vec::new();
+    for index in indices {
+        let (id, len) = (viewed.id(index), viewed.spans()[index as usize].len);
+        match runs.last_mut() {
+            Some(run) if run.first.0 + run.lens.len() as u64 == id.0 => run.lens.push(len),
+            _ => runs.push(TargetRun { first: id, lens: vec![len] }),
+        }
+    }
+    runs
 }
 
 /// Makes every patch between two releases; payloads go into `packs`, in the order of the patches that come back.
@@ -190,7 +314,11 @@ pub(super) async fn make(
     let effort = Effort { level: options.level };
     let mut next = jobs.into_iter();
     let mut under_way = FuturesOrdered::new();
-    let (mut patches, mut done, mut told) = (Vec::new(), 0, Instant::now());
+    let mut made_so_far = Taken::default();
+    for made in releases.inflates() {
+        made_so_far.take(made, packs).await?;
+    }
+    let (mut done, mut told) = (0, Instant::now());
     loop {
         while under_way.len() < JOBS_PER_THREAD * options.threads.get()
             && let Some(job) = next.next()
@@ -213,13 +341,9 @@ pub(super) async fn make(
             made = under_way.next() => made,
             () = stop.cancelled() => return Err(MakeError::Stopped),
         };
-        let Some(made) = made else { return Ok(patches) };
-        for Made { patch, payload } in made? {
-            if patches.len() >= PATCHES_MAX {
-                return Err(MakeError::TooLarge);
-            }
-            patches.push(patch);
-            packs.push(payload).await?;
+        let Some(made) = made else { break };
+        for made in made? {
+            made_so_far.take(made, packs).await?;
         }
         done += 1;
         if told.elapsed() >= PROGRESS {
@@ -227,10 +351,44 @@ pub(super) async fn make(
             tracing::info!(
                 jobs = total,
                 done,
-                patches = patches.len(),
+                patches = made_so_far.patches.len(),
                 bytes = packs.bytes(),
                 "making patches"
             );
         }
+    }
+    let covered: BTreeSet<u32> = made_so_far.spent.keys().copied().collect();
+    for job in releases.rest_of_views(&covered) {
+        let at = releases.clone();
+        let made = spawn_blocking(move || at.build_rest(&job, effort)).await;
+        if let Some(made) = made.map_err(MakeError::Panicked)?.map_err(MakeError::Content)? {
+            made_so_far.take(made, packs).await?;
+        }
+    }
+    for made in releases.repacks(&made_so_far.spent) {
+        made_so_far.take(made, packs).await?;
+    }
+    Ok(made_so_far.patches)
+}
+
+/// Patches in their order.
+#[derive(Default)]
+struct Taken {
+    patches: Vec<SetPatch>,
+    /// What each chunk of the new release cost, bytes: its share of its patch's payload.
+    spent: BTreeMap<u32, f64>,
+}
+
+impl Taken {
+    async fn take(&mut self, made: Made, packs: &mut PayloadPacks) -> Result<(), MakeError> {
+        if self.patches.len() >= PATCHES_MAX {
+            return Err(MakeError::TooLarge);
+        }
+        let lens = made.patch.target_chunks().map(|(_, len)| f64::from(len));
+        let each = made.payload.len() as f64 / (made.patch.target_bytes() as f64).max(1.0);
+        let shares: Vec<(u32, f64)> = made.indices.iter().copied().zip(lens.map(|len| len * each)).collect();
+        self.spent.extend(shares);
+        self.patches.push(made.patch);
+        packs.push(made.payload).await
     }
 }

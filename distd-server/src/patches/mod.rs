@@ -8,8 +8,10 @@ mod cache;
 mod make;
 mod packs;
 mod record;
+mod views;
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -119,6 +121,8 @@ pub struct PatchMaker {
     db: Db,
     store: Store,
     ingest: Ingest,
+    /// For views, in files without a name.
+    spool: PathBuf,
     options: PatchOptions,
     wake: Notify,
     /// What it has done.
@@ -127,9 +131,9 @@ pub struct PatchMaker {
 
 impl PatchMaker {
     /// A maker that does nothing until it is told to.
-    pub fn new(ingest: Ingest, options: PatchOptions) -> Self {
+    pub fn new(ingest: Ingest, spool: PathBuf, options: PatchOptions) -> Self {
         let (db, store) = (ingest.db().clone(), ingest.store().clone());
-        Self { db, store, ingest, options, wake: Notify::new(), counters: PatchCounters::default() }
+        Self { db, store, ingest, spool, options, wake: Notify::new(), counters: PatchCounters::default() }
     }
 
     /// Its options.

@@ -42,8 +42,9 @@ pub(super) struct PayloadPacks {
 /// What a set is made of, all of it durable.
 #[derive(Debug)]
 pub(super) struct PackedSet {
-    /// Index, then payloads: the order of the artifact.
+    /// Index, payloads, outline: the order of the artifact.
     pub(super) chunks: Vec<PlacedChunk>,
+    pub(super) patches: u64,
     pub(super) packs: Vec<StoredPack>,
     /// BLAKE3 of the artifact.
     pub(super) blake3: ArtifactHash,
@@ -94,15 +95,25 @@ impl PayloadPacks {
         Ok(self.store.put(&object, sealed.payload).await?)
     }
 
-    /// Appends the index and makes everything durable. Reads all payloads back, for the hash of the whole.
-    pub(super) async fn finish(&mut self, index: Vec<u8>) -> Result<PackedSet, MakeError> {
-        let index = Bytes::from(index);
+    /// Appends bytes that are no payload, cut into chunks.
+    async fn append_all(&mut self, mut rest: Bytes) -> Result<Vec<PlacedChunk>, MakeError> {
         let mut chunks = Vec::new();
-        let mut rest = index.clone();
         while !rest.is_empty() {
             let piece = rest.split_to(rest.len().min(CHUNK_BYTES_MAX));
             chunks.push(self.append(piece).await?);
         }
+        Ok(chunks)
+    }
+
+    /// Appends the index and the outline and makes everything durable. Reads all payloads back, for the hash of the whole.
+    pub(super) async fn finish(
+        &mut self,
+        index: Vec<u8>,
+        outline: Option<Vec<u8>>,
+    ) -> Result<PackedSet, MakeError> {
+        let (index, outline) = (Bytes::from(index), Bytes::from(outline.unwrap_or_default()));
+        let mut chunks = self.append_all(index.clone()).await?;
+        let mut behind = self.append_all(outline.clone()).await?;
         self.store_pack().await?;
         let mut hasher = blake3::Hasher::new();
         hasher.update(&index);
@@ -127,12 +138,16 @@ impl PayloadPacks {
             hasher = updated;
             left -= len;
         }
+        hasher.update(&outline);
+        let patches = self.payloads.len() as u64;
         chunks.append(&mut self.payloads);
+        chunks.append(&mut behind);
         Ok(PackedSet {
             chunks,
+            patches,
             packs: self.packs.clone(),
             blake3: hasher.finalize().into(),
-            bytes: index.len() as u64 + self.payload_bytes,
+            bytes: index.len() as u64 + self.payload_bytes + outline.len() as u64,
         })
     }
 

@@ -1,13 +1,13 @@
 //! From patches to a set that devices can fetch: packs durable, then one transaction.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use distd_core::cut::CutParams;
 use distd_core::limits::PATCH_INDEX_BYTES_MAX;
 use distd_core::manifest::{Builder, Entry, Kind};
 use distd_core::packing::Codec;
-use distd_core::patch::SetIndex;
+use distd_core::patch::{Outline, SetIndex, SetPatch};
 use distd_core::{ChunkHash, ChunkId};
 use distd_peer::clock::unix_now;
 use tokio::task::spawn_blocking;
@@ -25,6 +25,9 @@ use crate::store::PackReader;
 
 /// What a set's manifest says about its cut: nothing was cut, but chunks may be as long as chunks can be.
 const CUT: (u32, u32, u32) = (64 << 10, 256 << 10, 1 << 20);
+
+/// Raw bytes that a set with an outline rebuilds at most: what a device sets aside before it knows the manifest.
+const OUTLINE_TARGETS_MAX: usize = 64 << 20;
 
 impl PatchMaker {
     pub(super) async fn make_and_record(
@@ -64,18 +67,20 @@ impl PatchMaker {
         let old = StoredArtifact::open(&old, &self.db, &reader, &cache).await?;
         let new = self.ingest.manifest(&row.key.to).await?;
         let new = StoredArtifact::open(&new, &self.db, &reader, &cache).await?;
-        let releases = spawn_blocking(move || Arc::new(Releases::new(old, new)));
+        let spool = self.spool.clone();
+        let releases = spawn_blocking(move || Releases::new(old, new, &spool).map(Arc::new));
         let releases = tokio::select! {
-            releases = releases => releases.map_err(MakeError::Panicked)?,
+            releases = releases => releases.map_err(MakeError::Panicked)?.map_err(MakeError::Content)?,
             () = stop.cancelled() => return Err(MakeError::Stopped),
         };
         let patches = make(&releases, &self.options, packs, stop).await;
         self.counters.wrong.fetch_add(releases.wrong(), std::sync::atomic::Ordering::Relaxed);
         let patches = patches?;
-        drop(releases);
         if patches.is_empty() {
             return Ok(None);
         }
+        let outline = outline(&releases, &patches);
+        drop(releases);
         let packed = patches.iter().map(|patch| patch.packed).sum();
         let index = SetIndex { from: row.key.from, to: row.key.to, patches };
         let index = spawn_blocking(move || index.encode()).await.expect("packing an index does not panic");
@@ -83,7 +88,7 @@ impl PatchMaker {
         if index.len() as u64 > PATCH_INDEX_BYTES_MAX {
             return Err(MakeError::TooLarge);
         }
-        Ok(Some((index.len() as u64, packed, packs.finish(index).await?)))
+        Ok(Some((index.len() as u64, packed, packs.finish(index, outline).await?)))
     }
 
     async fn record(
@@ -137,7 +142,7 @@ impl PatchMaker {
         }
         let manifest = builder.finish(set.blake3);
         self.store.put(&manifest_object(&manifest.id()), manifest.to_file_bytes()).await?;
-        let patches = manifest.root().chunks - index_bytes.div_ceil(u64::from(CUT.2));
+        let patches = set.patches;
         let made = MadeSet { set: Some(manifest.id()), bytes: set.bytes, packed, patches };
         if !tx.finish(&row.key, &made).await? {
             delete(&self.store, &set.packs).await;
@@ -146,4 +151,16 @@ impl PatchMaker {
         delete(&self.store, &unused).await;
         Ok(Some(made))
     }
+}
+
+/// The outline of the new release's manifest, for sets that are small enough to be applied before it is known.
+fn outline(releases: &Releases, patches: &[SetPatch]) -> Option<Vec<u8>> {
+    let bytes: usize = patches.iter().map(SetPatch::target_bytes).sum();
+    if bytes > OUTLINE_TARGETS_MAX {
+        return None;
+    }
+    let rebuilt: BTreeSet<ChunkId> =
+        patches.iter().flat_map(|patch| patch.target_chunks()).map(|(id, _)| id).collect();
+    let (old, new) = releases.entries();
+    Outline::new(&old, &new, |id| rebuilt.contains(&id)).encode()
 }
