@@ -54,6 +54,7 @@ enum Command {
     Verify(cmd::verify::Args),
     Release(cmd::release::Args),
     Channel(cmd::channel::Args),
+    Patch(cmd::patch::Args),
     Token(cmd::token::Args),
     Node(cmd::node::Args),
 }
@@ -68,6 +69,7 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Verify(args) => cmd::verify::run(context, args).await,
         Command::Release(args) => cmd::release::run(context, args).await,
         Command::Channel(args) => cmd::channel::run(context, args).await,
+        Command::Patch(args) => cmd::patch::run(context, args).await,
         Command::Token(args) => cmd::token::run(context, args).await,
         Command::Node(args) => cmd::node::run(context, args).await,
     }

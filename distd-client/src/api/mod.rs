@@ -16,7 +16,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub(crate) use error::ApiError;
-pub(crate) use types::{Channel, Node, NodeList, Release, ReleaseList, Secret, TokenInfo, TokenList};
+pub(crate) use types::{
+    Channel, Node, NodeList, PatchSet, PatchSetList, Release, ReleaseList, Secret, TokenInfo, TokenList,
+};
 pub(crate) use upload::{COMMIT_BYTES_MAX, CommitRequest, MISSING_MAX, RUN_BYTES, Upload};
 pub(crate) use url::ServerUrl;
 
@@ -175,6 +177,22 @@ impl Api {
     ) -> Result<Channel, ApiError> {
         let path = ["v1", "products", product, "channels", channel];
         self.with_body(Method::PUT, &path, &serde_json::json!({ "version": version })).await
+    }
+
+    /// Asks for the patches from one version to another.
+    pub(crate) async fn make_patches(
+        &self,
+        product: &str,
+        from: &str,
+        to: &str,
+    ) -> Result<PatchSet, ApiError> {
+        let path = ["v1", "products", product, "releases", to, "patches"];
+        self.with_body(Method::POST, &path, &serde_json::json!({ "from": from })).await
+    }
+
+    /// Patch sets of a product.
+    pub(crate) async fn patches(&self, product: &str) -> Result<PatchSetList, ApiError> {
+        self.get(&["v1", "products", product, "patches"]).await
     }
 
     /// Makes an API token; its text is in the answer and never shown again.

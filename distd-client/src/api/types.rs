@@ -37,6 +37,38 @@ pub(crate) struct Channel {
     pub(crate) updated: i64,
 }
 
+/// A patch set.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PatchSet {
+    pub(crate) product: String,
+    pub(crate) from: String,
+    pub(crate) to: String,
+    pub(crate) from_manifest: ManifestId,
+    pub(crate) to_manifest: ManifestId,
+    /// `queued`, `building`, `ready` or `failed`.
+    pub(crate) state: String,
+    /// Its manifest; none until it is ready, and then too when no patch would save anything.
+    pub(crate) set: Option<ManifestId>,
+    pub(crate) bytes: u64,
+    /// What it rebuilds, as stored chunks.
+    pub(crate) chunk_bytes: u64,
+    pub(crate) patches: u64,
+    pub(crate) error: Option<String>,
+    pub(crate) requested_by: String,
+    /// Unix seconds.
+    pub(crate) created: i64,
+    /// Unix seconds.
+    pub(crate) started: Option<i64>,
+    /// Unix seconds.
+    pub(crate) finished: Option<i64>,
+}
+
+/// Patch sets of a product.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PatchSetList {
+    pub(crate) patches: Vec<PatchSet>,
+}
+
 /// A new token: the text is shown once.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Secret {

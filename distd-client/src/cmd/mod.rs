@@ -5,6 +5,7 @@ pub(crate) mod enroll;
 pub(crate) mod login;
 pub(crate) mod node;
 pub(crate) mod parse;
+pub(crate) mod patch;
 pub(crate) mod plan;
 pub(crate) mod pull;
 pub(crate) mod push;

@@ -1,0 +1,148 @@
+//! `distd patch`: the patch sets an origin makes between releases.
+
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+use clap::Subcommand;
+use distd_core::names::Name;
+
+use super::parse::time;
+use crate::api::{Api, PatchSet};
+use crate::context::{ApiArgs, Context};
+use crate::exit::{Code, Failure};
+use crate::output::{human_bytes, table};
+
+/// Time between looks at a set that is waited for.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Time between notes that it is still waited for.
+const NOTE: Duration = Duration::from_secs(30);
+
+/// Make or list patch sets.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Have the origin make the patches from one version to another. It makes those that channels need by itself.
+    Make {
+        /// The product.
+        product: Name,
+        /// The version that devices have.
+        from: Name,
+        /// The version they are to get.
+        to: Name,
+        /// Wait until the set is made.
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+    /// List the patch sets of a product.
+    Ls {
+        /// The product.
+        product: Name,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+}
+
+pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
+    match args.command {
+        Command::Make { product, from, to, wait, api } => {
+            let api = context.api(&api)?;
+            let made = api.make_patches(product.as_str(), from.as_str(), to.as_str()).await;
+            let mut set = made.map_err(Failure::from)?;
+            if wait {
+                set = finished(context, &api, set).await?;
+            }
+            context.output().result(&set, sentence)
+        }
+        Command::Ls { product, api } => {
+            let list = context.api(&api)?.patches(product.as_str()).await.map_err(Failure::from)?;
+            context.output().result(&list, |list| {
+                if list.patches.is_empty() {
+                    return format!("{product} has no patch sets");
+                }
+                let head = ["FROM", "TO", "STATE", "PATCHES", "SIZE", "AS CHUNKS", "CREATED"];
+                let mut rows = vec![head.map(str::to_owned).to_vec()];
+                rows.extend(list.patches.iter().map(|set| {
+                    let sizes = if set.set.is_some() {
+                        [set.patches.to_string(), human_bytes(set.bytes), human_bytes(set.chunk_bytes)]
+                    } else {
+                        ["-"; 3].map(str::to_owned)
+                    };
+                    let [patches, bytes, chunk_bytes] = sizes;
+                    let (from, to, state) = (set.from.clone(), set.to.clone(), set.state.clone());
+                    vec![from, to, state, patches, bytes, chunk_bytes, time(set.created)]
+                }));
+                table(&rows)
+            })
+        }
+    }
+}
+
+/// The set once it is ready; a set that failed is an error.
+async fn finished(context: &Context, api: &Api, asked: PatchSet) -> anyhow::Result<PatchSet> {
+    let mut set = asked;
+    let mut noted = Instant::now();
+    loop {
+        match set.state.as_str() {
+            "ready" => return Ok(set),
+            "failed" => {
+                let why = set.error.as_deref().unwrap_or("it did not say why");
+                let error = anyhow!("the origin could not make the patches: {why}");
+                return Err(Failure::new(Code::Other, error).next("look at the origin's log").into());
+            }
+            _ => {}
+        }
+        if noted.elapsed() >= NOTE {
+            noted = Instant::now();
+            context.output().note(&sentence(&set));
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+        let list = api.patches(&set.product).await.map_err(Failure::from)?;
+        let same = |other: &PatchSet| {
+            (other.from_manifest, other.to_manifest) == (set.from_manifest, set.to_manifest)
+        };
+        // The list is bounded; one that is not in it any more is asked for as it was.
+        if let Some(found) = list.patches.into_iter().find(same) {
+            set = found;
+        }
+    }
+}
+
+fn sentence(set: &PatchSet) -> String {
+    let PatchSet { product, from, to, state, patches, bytes, chunk_bytes, .. } = set;
+    match (state.as_str(), set.set) {
+        ("ready", Some(_)) => format!(
+            "{product} {from} to {to}: {patches} patches, {} instead of {}",
+            human_bytes(*bytes),
+            human_bytes(*chunk_bytes)
+        ),
+        ("ready", None) => format!("{product} {from} to {to}: no patch would save anything"),
+        (state, _) => format!("{product} {from} to {to}: {state}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_is_told_by_what_became_of_it() {
+        let json = serde_json::json!({
+            "product": "os", "from": "1", "to": "2", "from_manifest": "11".repeat(32),
+            "to_manifest": "22".repeat(32), "state": "ready", "set": "33".repeat(32), "bytes": 1_200_000,
+            "chunk_bytes": 9_000_000, "patches": 12, "error": null, "requested_by": "ci", "created": 1,
+            "started": 2, "finished": 3, "of a later version": true,
+        });
+        let set: PatchSet = serde_json::from_value(json).expect("an answer");
+        assert_eq!(sentence(&set), "os 1 to 2: 12 patches, 1.2 MB instead of 9.0 MB");
+        assert!(sentence(&PatchSet { set: None, ..set.clone() }).ends_with("no patch would save anything"));
+        assert!(sentence(&PatchSet { state: "queued".into(), ..set }).ends_with("1 to 2: queued"));
+    }
+}
