@@ -7,6 +7,7 @@
 //! those are arguments.
 
 pub mod cut;
+pub mod explain;
 pub mod ids;
 pub mod limits;
 pub mod manifest;

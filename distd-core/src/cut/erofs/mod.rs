@@ -29,6 +29,7 @@
 //! ```
 
 mod codec;
+mod entries;
 mod flat;
 mod found;
 mod header;
@@ -53,6 +54,7 @@ use super::{ReadAt, Regions};
 use crate::limits::ARTIFACT_BYTES_MAX;
 
 pub use codec::{Codecs, Coding};
+pub use entries::{Attributes, ImageEntry, RawInode, SUPERBLOCK_IDENTITY, SUPERBLOCK_TIMES};
 pub use map::{CLUSTER_BYTES_MAX, EXTENT_BYTES_MAX, Extent, ExtentData, Extents, MapError, PackedFile};
 
 /// Name hint of the packed inode, a file without a name that holds the ends of others. No path of a file
@@ -226,8 +228,33 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
     /// Calls `each` with every regular file that is not empty, once, and the packed inode at the end.
     /// `None` if the image is not sound, or when `each` says so.
     fn walk(&self, mut each: impl FnMut(&[u8], Inode) -> Option<ControlFlow<()>>) -> Option<()> {
-        let mut seen_dirs = BTreeSet::from([self.fs.super_block().root_inode_id()]);
         let mut seen_files = BTreeSet::new();
+        let flow = self.walk_all(|path, inode| {
+            // A hard link shows its file once more, with the same extents.
+            if !inode.is_file() || inode.data_size() == 0 || !seen_files.insert(inode.id()) {
+                return Some(ControlFlow::Continue(()));
+            }
+            each(path, inode)
+        })?;
+        if flow.is_break() {
+            return Some(());
+        }
+        if let Some(nid) = self.packed_nid().filter(|nid| !seen_files.contains(nid)) {
+            let inode = ready(self.fs.get_inode(nid))?.ok()?;
+            if inode.is_file() && inode.data_size() > 0 {
+                // The last one, whatever it answers.
+                let _ = each(PACKED_INODE_NAME, inode)?;
+            }
+        }
+        Some(())
+    }
+
+    /// Calls `each` with everything below the root, by every name it has. `None` as [`walk`](Self::walk).
+    fn walk_all(
+        &self,
+        mut each: impl FnMut(&[u8], Inode) -> Option<ControlFlow<()>>,
+    ) -> Option<ControlFlow<()>> {
+        let mut seen_dirs = BTreeSet::from([self.fs.super_block().root_inode_id()]);
         let mut entries = ready(self.fs.walk_dir("/"))?.ok()?;
         while let Some(entry) = ready(entries.next_entry())? {
             let entry = entry.ok()?;
@@ -239,24 +266,13 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
             if inode.is_dir() && !seen_dirs.insert(inode.id()) {
                 return None;
             }
-            // A hard link shows its file once more, with the same extents.
-            if !inode.is_file() || inode.data_size() == 0 || !seen_files.insert(inode.id()) {
-                continue;
-            }
             let path = entry.dir_entry.path();
             let path = path.as_bytes().strip_prefix(b"/").unwrap_or(path.as_bytes());
             if each(path, inode)?.is_break() {
-                return Some(());
+                return Some(ControlFlow::Break(()));
             }
         }
-        if let Some(nid) = self.packed_nid().filter(|nid| !seen_files.contains(nid)) {
-            let inode = ready(self.fs.get_inode(nid))?.ok()?;
-            if inode.is_file() && inode.data_size() > 0 {
-                // The last one, whatever it answers.
-                let _ = each(PACKED_INODE_NAME, inode)?;
-            }
-        }
-        Some(())
+        Some(ControlFlow::Continue(()))
     }
 
     /// The first bytes of the raw inode, and the offset behind it and its attributes, where an inline

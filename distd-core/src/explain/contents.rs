@@ -1,0 +1,195 @@
+//! What the compressed files of an image would cost if they were not compressed: their content, cut like any
+//! other file's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::ops::ControlFlow;
+
+use super::chunks::{Held, Key, Keys};
+use super::unpack::{ContentError, Unpacker};
+use crate::cut::erofs::{ExtentData, PACKED_INODE_NAME, PackedFile, Reader};
+use crate::cut::{CutChunk, CutParams, Cutter, ReadAt};
+use crate::packing::Packer;
+
+/// Files go to the threads in runs of about this much content: long enough that neighbours stay together, short
+/// enough that both have the same to do.
+const SHARE_BYTES: u64 = 32 << 20;
+
+/// Which share of the files is meant: one of so many.
+#[derive(Clone, Copy)]
+pub(super) struct Share {
+    pub(super) index: u64,
+    pub(super) of: u64,
+}
+
+/// Which files may have fresh content.
+pub(super) struct Wanted<'w> {
+    /// Those of these paths.
+    pub(super) path: &'w (dyn Fn(&[u8]) -> bool + Sync),
+    /// All that have a fragment.
+    pub(super) fragments: bool,
+}
+
+/// A chunk of content that the old image has nowhere.
+struct FreshContent {
+    key: Key,
+    /// Number of the file in directory order.
+    file: u64,
+    raw: u32,
+    wire: u32,
+}
+
+/// What the new image's compressed files would cost.
+#[derive(Default)]
+pub(super) struct Contents {
+    fresh: Vec<FreshContent>,
+    /// Paths by number.
+    names: BTreeMap<u64, Box<[u8]>>,
+    /// Those that could not be unpacked.
+    failed: BTreeSet<u64>,
+}
+
+/// Of one file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Content {
+    pub(super) raw: u64,
+    pub(super) wire: u64,
+    pub(super) failed: bool,
+}
+
+/// Chunks of the content of all compressed files in a share.
+pub(super) fn list<R: ReadAt + ?Sized>(
+    artifact: &R,
+    share: Share,
+    params: CutParams,
+) -> io::Result<Vec<(Key, u32)>> {
+    let mut out = Vec::new();
+    let (mut keys, cutter) = (Keys::default(), Cutter::new(params));
+    each_file(artifact, share, |_, file, unpacker| {
+        cut_file(file, unpacker, &cutter, |chunk| out.push((keys.of(&chunk), 0)))
+    })?;
+    Ok(out)
+}
+
+/// Fresh chunks of the content of those of a share's files that are wanted.
+pub(super) fn scan<R: ReadAt + ?Sized>(
+    artifact: &R,
+    share: Share,
+    (params, level): (CutParams, i32),
+    wanted: &Wanted<'_>,
+    held: &[&Held],
+) -> io::Result<Contents> {
+    let (mut contents, mut packer) = (Contents::default(), Packer::new(level));
+    let (mut keys, cutter, mut seen) = (Keys::default(), Cutter::new(params), BTreeSet::new());
+    each_file(artifact, share, |number, file, unpacker| {
+        if !((wanted.path)(file.path()) || wanted.fragments && has_fragment(file)) {
+            return Ok(());
+        }
+        contents.names.insert(number, file.path().into());
+        let before = contents.fresh.len();
+        let result = cut_file(file, unpacker, &cutter, |chunk| {
+            let key = keys.of(&chunk);
+            if held.iter().all(|held| held.find(&key).is_none()) && seen.insert(key) {
+                let wire = packer.pack(chunk.data).bytes.len() as u32;
+                contents.fresh.push(FreshContent { key, file: number, raw: chunk.data.len() as u32, wire });
+            }
+        });
+        if let Err(ContentError::NotUnpacked) = result {
+            // Others may have the same chunks: they are fresh there then.
+            for fresh in contents.fresh.drain(before..) {
+                seen.remove(&fresh.key);
+            }
+            contents.failed.insert(number);
+            return Ok(());
+        }
+        result
+    })?;
+    Ok(contents)
+}
+
+impl Contents {
+    /// All shares as one, by path.
+    pub(super) fn by_path(shares: impl IntoIterator<Item = Self>) -> BTreeMap<Box<[u8]>, Content> {
+        let mut all = Self::default();
+        for share in shares {
+            all.fresh.extend(share.fresh);
+            all.names.extend(share.names);
+            all.failed.extend(share.failed);
+        }
+        // In directory order, so that who has a chunk first does not depend on the number of threads.
+        all.fresh.sort_by_key(|fresh| fresh.file);
+        let mut seen = BTreeSet::new();
+        let mut by_number: BTreeMap<u64, Content> = BTreeMap::new();
+        for fresh in all.fresh.iter().filter(|fresh| seen.insert(fresh.key)) {
+            let content = by_number.entry(fresh.file).or_default();
+            content.raw += u64::from(fresh.raw);
+            content.wire += u64::from(fresh.wire);
+        }
+        let content = |number: &u64| Content {
+            failed: all.failed.contains(number),
+            ..by_number.get(number).copied().unwrap_or_default()
+        };
+        all.names.iter().map(|(number, name)| (name.clone(), content(number))).collect()
+    }
+}
+
+fn has_fragment<R: ReadAt + ?Sized>(file: &PackedFile<'_, '_, R>) -> bool {
+    let last = file.extents().ok().and_then(|extents| extents.map_while(Result::ok).last());
+    last.is_some_and(|extent| matches!(extent.data, ExtentData::Fragment { .. }))
+}
+
+/// Calls `each` with the files of a share. Ends at the first error of the artifact; files that do not unpack are
+/// theirs to count.
+fn each_file<R: ReadAt + ?Sized>(
+    artifact: &R,
+    share: Share,
+    mut each: impl FnMut(u64, &PackedFile<'_, '_, R>, &mut Unpacker<'_, '_, R>) -> Result<(), ContentError>,
+) -> io::Result<()> {
+    let Some(reader) = Reader::open(artifact) else { return Ok(()) };
+    let Some(mut unpacker) = Unpacker::new(artifact, &reader) else { return Ok(()) };
+    let (mut number, mut bytes, mut failure) = (0, 0u64, None);
+    // `None` for an image that is not sound: then no region is packed, and nothing is asked here.
+    let _ = reader.packed_files(|file| {
+        let own = bytes / SHARE_BYTES % share.of == share.index;
+        bytes = bytes.saturating_add(file.size());
+        number += 1;
+        // What is in the packed inode is the content of others.
+        if !own || file.path() == PACKED_INODE_NAME {
+            return ControlFlow::Continue(());
+        }
+        match each(number, &file, &mut unpacker) {
+            Err(ContentError::Read(error)) => {
+                failure = Some(error);
+                ControlFlow::Break(())
+            }
+            Ok(()) | Err(ContentError::NotUnpacked) => ControlFlow::Continue(()),
+        }
+    });
+    failure.map_or(Ok(()), Err)
+}
+
+fn cut_file<R: ReadAt + ?Sized>(
+    file: &PackedFile<'_, '_, R>,
+    unpacker: &mut Unpacker<'_, '_, R>,
+    cutter: &Cutter,
+    mut each: impl FnMut(CutChunk<'_>),
+) -> Result<(), ContentError> {
+    let mut buffer: Vec<u8> = Vec::new();
+    let mut offset = 0;
+    let mut cut = |buffer: &mut Vec<u8>, rest: usize| {
+        let mut at = 0;
+        while at < buffer.len() && buffer.len() - at >= rest {
+            let (len, zero) = cutter.next(&buffer[at..]);
+            each(CutChunk { offset, data: &buffer[at..at + len], zero });
+            at += len;
+            offset += len as u64;
+        }
+        buffer.drain(..at);
+    };
+    unpacker.content(file, |piece| {
+        buffer.extend_from_slice(piece);
+        cut(&mut buffer, cutter.max());
+    })?;
+    cut(&mut buffer, 0);
+    Ok(())
+}

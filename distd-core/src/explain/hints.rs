@@ -1,0 +1,206 @@
+//! What to change so that the next delta is smaller, and what it would save.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use serde::{Serialize, Serializer};
+
+use super::classify::Stats;
+use super::report::{Kind, PathCost, Report};
+use crate::patch::pair::fold;
+
+/// Most paths a hint names.
+const EXAMPLES_MAX: usize = 10;
+
+/// A hint that saves less than this part of the delta is noise.
+const WORTH_PART: u64 = 1000;
+
+/// Endings of files that are compressed as a whole.
+const PACKED_SUFFIXES: [&[u8]; 13] = [
+    b".gz", b".xz", b".zst", b".bz2", b".lz4", b".lzma", b".zip", b".jar", b".tgz", b".txz", b".deb",
+    b".rpm", b".apk",
+];
+
+/// Beginnings of names of boot files that are compressed whatever their ending.
+const PACKED_PREFIXES: [&[u8]; 5] = [b"initrd", b"initramfs", b"vmlinuz", b"bzImage", b"uki"];
+
+/// What to change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Advice {
+    /// The same time for all files.
+    FixTimes,
+    /// The same UUID and volume name.
+    FixIdentity,
+    /// Nothing: inodes say where data is, and it moved.
+    MovedData,
+    /// No compression in the image.
+    NoCompression,
+    /// No compression of single files in the image.
+    NoCompressedFiles,
+    /// No fragments.
+    NoFragments,
+    /// The same content whatever the version in the path.
+    SameContent,
+}
+
+/// How the saving was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// Cut and packed the way it would be.
+    Measured,
+    /// What it costs now: the saving is some part of that.
+    AtMost,
+}
+
+/// Something to change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Hint {
+    /// What.
+    pub advice: Advice,
+    /// Bytes on the wire that it saves.
+    pub saves_bytes: u64,
+    /// How that number was got.
+    pub method: Method,
+    /// Some of the paths it is about, those with most bytes first. Hostile as all paths are.
+    #[serde(serialize_with = "as_texts")]
+    pub paths: Vec<Vec<u8>>,
+}
+
+impl Advice {
+    /// What was found, in words.
+    pub fn finding(self) -> &'static str {
+        match self {
+            Self::FixTimes => "inodes that differ in nothing but times",
+            Self::FixIdentity => "another UUID or volume name",
+            Self::MovedData => "inodes that say where data is, behind a file that grew or is new",
+            Self::NoCompression => "compressed clusters, which cost more than the content in them would",
+            Self::NoCompressedFiles => "compressed files that changed from end to end",
+            Self::NoFragments => "ends of files packed together: one that changes changes its neighbours",
+            Self::SameContent => "files under a path with another version that changed with it",
+        }
+    }
+
+    /// What to do, in words.
+    pub fn action(self) -> &'static str {
+        match self {
+            Self::FixTimes => {
+                "build with mkfs.erofs -T SECONDS (newer versions: with --all-time), SECONDS the same for every release, \
+                 not SOURCE_DATE_EPOCH of each"
+            }
+            Self::FixIdentity => "build with mkfs.erofs -U UUID, the same for every release",
+            Self::MovedData => "nothing to change in mkfs.erofs; patches make these bytes few",
+            Self::NoCompression => {
+                "build with mkfs.erofs without -z: the image grows, chunks are packed on the wire all the same; or rely on \
+                 patches"
+            }
+            Self::NoCompressedFiles => {
+                "put them into the image uncompressed (kernel modules: CONFIG_MODULE_COMPRESS_NONE; initrd: COMPRESS=cat), \
+                 or rely on patches, which unpack gzip"
+            }
+            Self::NoFragments => "build with mkfs.erofs without -Efragments",
+            Self::SameContent => {
+                "nothing if they changed on purpose (unchanged content costs nothing under any path); else look for versions, \
+                 build times and signatures inside them"
+            }
+        }
+    }
+}
+
+impl Method {
+    /// For tables.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Measured => "measured: cut and packed that way",
+            Self::AtMost => "at most: what they cost now",
+        }
+    }
+}
+
+/// Hints for a report that has none yet.
+pub(super) fn hints(report: &Report, stats: &Stats<'_>) -> Vec<Hint> {
+    let metadata = &report.metadata;
+    let mut hints = Vec::new();
+    let mut measured = |advice, saves_bytes| {
+        hints.push(Hint { advice, saves_bytes, method: Method::Measured, paths: Vec::new() });
+    };
+    measured(Advice::FixTimes, metadata.wire_bytes - metadata.without_times);
+    measured(Advice::FixIdentity, metadata.without_times - metadata.without_identity);
+    measured(Advice::MovedData, metadata.without_identity - metadata.without_addresses);
+    if let Some(uncompressed) = &report.uncompressed {
+        measured(Advice::NoCompression, report.wire_bytes.saturating_sub(uncompressed.wire_bytes));
+    }
+    let of = |advice, costs: &[&PathCost]| Hint {
+        advice,
+        saves_bytes: costs.iter().map(|cost| cost.wire_bytes).sum(),
+        method: Method::AtMost,
+        paths: costs.iter().take(EXAMPLES_MAX).filter_map(|cost| cost.path.clone()).collect(),
+    };
+    let fragments: Vec<_> = report.paths.iter().filter(|cost| cost.kind == Kind::Fragments).collect();
+    hints.push(of(Advice::NoFragments, &fragments));
+    let files = || report.paths.iter().filter(|cost| matches!(cost.kind, Kind::Changed | Kind::Renamed));
+    let packed: Vec<_> = files().filter(|cost| is_packed(cost, stats)).collect();
+    hints.push(of(Advice::NoCompressedFiles, &packed));
+    hints.push(versions(files().filter(|cost| !is_packed(cost, stats))));
+    hints.retain(|hint| hint.saves_bytes > 0 && hint.saves_bytes * WORTH_PART >= report.wire_bytes);
+    hints.sort_by_key(|hint| (Reverse(hint.saves_bytes), hint.advice));
+    hints
+}
+
+/// Whether it looks compressed by name and by bytes, and has next to nothing of what it was.
+fn is_packed(cost: &PathCost, stats: &Stats<'_>) -> bool {
+    let Some(path) = cost.path.as_deref() else { return false };
+    let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    let named = PACKED_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
+        || PACKED_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    let stat = stats.paths.get(path).copied().unwrap_or_default();
+    named && stat.held * 10 < stat.bytes && cost.wire_bytes * 10 >= cost.raw_bytes * 8
+}
+
+/// Files whose old path differs in a version number alone, by the directory or file that has the number.
+fn versions<'a>(costs: impl Iterator<Item = &'a PathCost>) -> Hint {
+    let mut by_place: BTreeMap<&[u8], u64> = BTreeMap::new();
+    for cost in costs {
+        if let (Some(path), Some(old)) = (&cost.path, &cost.old_path)
+            && fold(path) == fold(old)
+        {
+            *by_place.entry(versioned_part(path, old)).or_default() += cost.wire_bytes;
+        }
+    }
+    let mut places: Vec<_> = by_place.into_iter().collect();
+    places.sort_by_key(|(place, bytes)| (Reverse(*bytes), *place));
+    Hint {
+        advice: Advice::SameContent,
+        saves_bytes: places.iter().map(|(_, bytes)| bytes).sum(),
+        method: Method::AtMost,
+        paths: places.iter().take(EXAMPLES_MAX).map(|(place, _)| place.to_vec()).collect(),
+    }
+}
+
+/// `path` up to the end of its first part that `old` has not.
+fn versioned_part<'a>(path: &'a [u8], old: &[u8]) -> &'a [u8] {
+    let same = path.iter().zip(old).take_while(|(a, b)| a == b).count();
+    let end = path[same..].iter().position(|byte| *byte == b'/').map_or(path.len(), |at| same + at);
+    &path[..end]
+}
+
+fn as_texts<S: Serializer>(paths: &[Vec<u8>], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(paths.iter().map(|path| String::from_utf8_lossy(path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_ends_with_the_part_of_the_path_it_is_in() {
+        for (path, old, part) in [
+            ("lib/modules/6.12.48/a.ko", "lib/modules/6.12.41/a.ko", "lib/modules/6.12.48"),
+            ("lib/libx.so.1.3", "lib/libx.so.1.2", "lib/libx.so.1.3"),
+            ("lib/libx.so.1", "lib/libx.so.1.2", "lib/libx.so.1"),
+        ] {
+            assert_eq!(versioned_part(path.as_bytes(), old.as_bytes()), part.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! What a file system's own structures would cost if less had changed in them: the same bytes with some fields
+//! blanked on both sides, cut and compared again.
+
+use std::io;
+use std::ops::Range;
+
+use super::ExplainError;
+use super::chunks::{Held, list, scan};
+use super::listing::Listing;
+use crate::cut::erofs::{SUPERBLOCK_IDENTITY, SUPERBLOCK_TIMES};
+use crate::cut::{CutParams, ReadAt, RegionKind, Regions};
+
+/// Fewer bytes, or less than this part of the structures, are no saving: other bytes pack a little better or worse,
+/// whatever they mean, and a checksum is blanked with the times.
+const NOISE_BYTES: u64 = 64;
+const NOISE_PART: u64 = 1000;
+
+/// What the structures cost on the wire, and what with fewer differences. Each number counts what the ones before
+/// it blank, too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct MetadataCost {
+    /// As they are.
+    pub wire_bytes: u64,
+    /// With the same times everywhere.
+    pub without_times: u64,
+    /// And the same UUID and volume name.
+    pub without_identity: u64,
+    /// And the same addresses of data and inode numbers.
+    pub without_addresses: u64,
+    /// The first two again, before packing.
+    #[serde(skip)]
+    pub(super) raw: [u64; 2],
+}
+
+/// The metadata regions of an artifact, one behind the other, with some fields blanked.
+struct Structures<'a, R: ReadAt + ?Sized> {
+    artifact: &'a R,
+    /// First byte here, and in the artifact.
+    spans: Vec<(u64, u64)>,
+    len: u64,
+    regions: Regions,
+    /// Sorted places in the artifact.
+    blanks: Vec<Range<u64>>,
+}
+
+/// Fields of the superblock, and those of inodes.
+type Places<'p> = (&'p [Range<u64>], &'p [Range<u64>]);
+
+/// One side: its bytes, where they are cut and what has a name.
+pub(super) struct Side<'a, R: ReadAt + ?Sized> {
+    pub(super) artifact: &'a R,
+    pub(super) regions: &'a Regions,
+    pub(super) listing: &'a Listing,
+}
+
+/// Measures the structures of an image; all zeros for what has none.
+pub(super) fn measure<A: ReadAt + ?Sized, B: ReadAt + ?Sized>(
+    old: &Side<'_, A>,
+    new: &Side<'_, B>,
+    (params, level): (CutParams, i32),
+) -> Result<MetadataCost, ExplainError> {
+    let mut costs = [(0, 0); 4];
+    for (blanked, cost) in costs.iter_mut().enumerate() {
+        let old = Structures::of(old, blanked);
+        let new = Structures::of(new, blanked);
+        let all = |structures: &Regions| 0..structures.all().len();
+        let held = list(&old, &old.regions, all(&old.regions), params, &|_| {}).map_err(ExplainError::Old)?;
+        let held = Held::of([held]);
+        let found = scan(&new, &new.regions, all(&new.regions), (params, level), &held, &|_| {});
+        *cost = found.map_err(ExplainError::New)?.cost();
+    }
+    let mut wire = costs.map(|(_, wire)| wire);
+    for step in 1..wire.len() {
+        if wire[step] + NOISE_BYTES.max(wire[0] / NOISE_PART) > wire[step - 1] {
+            wire[step] = wire[step - 1];
+        }
+    }
+    let [wire_bytes, without_times, without_identity, without_addresses] = wire;
+    let raw_without_times = if without_times < wire_bytes { costs[1].0.min(costs[0].0) } else { costs[0].0 };
+    let raw = [costs[0].0, raw_without_times];
+    Ok(MetadataCost { wire_bytes, without_times, without_identity, without_addresses, raw })
+}
+
+impl<'a, R: ReadAt + ?Sized> Structures<'a, R> {
+    /// With the first `blanked` of: times, identity, addresses.
+    fn of(side: &Side<'a, R>, blanked: usize) -> Self {
+        let mut blanks: Vec<Range<u64>> = Vec::new();
+        let kinds: [Places<'_>; 3] = [
+            (&SUPERBLOCK_TIMES, &side.listing.times),
+            (&SUPERBLOCK_IDENTITY, &[]),
+            (&[], &side.listing.addresses),
+        ];
+        // Without inodes it is no image, and what is at a superblock's place is something else.
+        if !side.listing.times.is_empty() {
+            for (fixed, found) in &kinds[..blanked] {
+                blanks.extend(fixed.iter().chain(found.iter()).cloned());
+            }
+        }
+        // A hostile image's may overlap; what counts is that each is blanked.
+        blanks.sort_unstable_by_key(|blank| (blank.start, blank.end));
+        let own = || side.regions.all().iter().filter(|region| region.kind == RegionKind::Metadata);
+        let parts = own().map(|region| (region.len, RegionKind::Metadata, None));
+        let regions = Regions::from_parts(parts).expect("no more regions than the artifact has");
+        let spans = regions.all().iter().zip(own()).map(|(here, there)| (here.start, there.start)).collect();
+        Self { artifact: side.artifact, spans, len: regions.total(), regions, blanks }
+    }
+}
+
+impl<R: ReadAt + ?Sized> ReadAt for Structures<'_, R> {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_exact_at(&self, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
+        if offset.checked_add(buf.len() as u64).is_none_or(|end| end > self.len) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        while !buf.is_empty() {
+            let index = self.spans.partition_point(|(here, _)| *here <= offset) - 1;
+            let (here, there) = self.spans[index];
+            let end = self.spans.get(index + 1).map_or(self.len, |(next, _)| *next);
+            let count = usize::try_from(end - offset).unwrap_or(usize::MAX).min(buf.len());
+            let (piece, rest) = buf.split_at_mut(count);
+            let start = there + (offset - here);
+            self.artifact.read_exact_at(piece, start)?;
+            self.blank(piece, start);
+            buf = rest;
+            offset += count as u64;
+        }
+        Ok(())
+    }
+}
+
+impl<R: ReadAt + ?Sized> Structures<'_, R> {
+    fn blank(&self, piece: &mut [u8], start: u64) {
+        let end = start + piece.len() as u64;
+        // No blank is longer than 32 bytes.
+        let first = self.blanks.partition_point(|blank| blank.start + 32 <= start);
+        for blank in self.blanks[first..].iter().take_while(|blank| blank.start < end) {
+            let (from, to) = (blank.start.max(start), blank.end.min(end));
+            if from < to {
+                piece[(from - start) as usize..(to - start) as usize].fill(0);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn structures_are_read_around_the_files_with_their_blanks() {
+        let image: Vec<u8> = (0..200).collect();
+        let parts = [
+            (50, RegionKind::Metadata, None),
+            (50, RegionKind::File, None),
+            (100, RegionKind::Metadata, None),
+        ];
+        let regions = Regions::from_parts(parts).expect("small");
+        let listing = Listing { times: vec![10..20, 95..105, 190..210], ..Listing::default() };
+        let side = Side { artifact: &image, regions: &regions, listing: &listing };
+        let structures = Structures::of(&side, 1);
+        let mut whole: Vec<u8> = (0..50).chain(100..200).collect();
+        whole[10..20].fill(0);
+        whole[50..55].fill(0);
+        whole[140..150].fill(0);
+        for at in 0..150 {
+            for len in [1, 7, 40, 150 - at] {
+                let mut buf = vec![1; len.min(150 - at)];
+                structures.read_exact_at(&mut buf, at as u64).expect("inside");
+                assert_eq!(buf, whole[at..at + buf.len()], "{at}");
+            }
+        }
+        assert!(structures.read_exact_at(&mut [0; 2], 149).is_err());
+    }
+}
