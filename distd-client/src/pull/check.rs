@@ -10,7 +10,7 @@ use distd_core::ArtifactHash;
 use super::target::Target;
 
 /// Bytes read at once.
-const PIECE_BYTES: usize = 4 << 20;
+const PIECE_BYTES: usize = 1 << 20;
 
 /// Pieces in memory: one being read, one waiting, one being hashed.
 const PIECES: usize = 3;

@@ -256,7 +256,7 @@ impl Job {
         let payloads = self.fetch_payloads(realm, &choice, &arrivals);
         let (chunks, ()) = tokio::join!(chunks, payloads);
         // Whatever did not come by now does not come.
-        arrivals.stop();
+        arrivals.all_fetched();
         let applied = applying.await?.map_err(write_failed)?;
         self.count_patches(&applied);
         chunks?;

@@ -46,7 +46,8 @@ impl Optimize {
         let rate = match patch.method() {
             Some(Method::Repack) => REPACK_RATE,
             Some(Method::Inflate) => INFLATE_RATE,
-            _ => BUFFER_RATE,
+            // Decoded faster than as many chunks are unpacked: no reason against a patch.
+            _ => return 0,
         };
         (patch.target_bytes() as u128 * u128::from(link) / u128::from(rate)).try_into().unwrap_or(u64::MAX)
     }
@@ -55,7 +56,6 @@ impl Optimize {
 // Bytes that come out in a second of one core, measured on the reference pair (docs/benchmarks.md, "Patches").
 const REPACK_RATE: u64 = 7_000_000;
 const INFLATE_RATE: u64 = 200_000_000;
-const BUFFER_RATE: u64 = 400_000_000;
 
 /// What to fetch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -32,6 +32,11 @@ const MEMORY_FACTOR: u64 = 10;
 /// that wait for their turn.
 const JOBS_PER_THREAD: usize = 4;
 
+/// Most raw bytes a patch rebuilds, and most bytes of its base. Less than the format allows: a device holds both and zstd's window
+/// of as many bytes, and everything together must stay below 64 MB.
+const TARGET_BYTES: usize = 2 << 20;
+const BASE_BYTES: usize = 6 << 20;
+
 /// Raw bytes of view chunks that no patch rebuilds, sent together: packed they are less than a chunk may have.
 const REST_BYTES: u64 = 512 << 10;
 
@@ -74,7 +79,12 @@ impl Releases {
 
     /// What is to be built. Blocks: reads the old release and what is new.
     fn jobs(&self) -> std::io::Result<Vec<PatchJob>> {
-        pair(self.old(), self.new_side(), &self.pair.needs, PairOptions::default())
+        let options = PairOptions {
+            target_bytes_max: TARGET_BYTES,
+            base_bytes_max: BASE_BYTES,
+            ..PairOptions::default()
+        };
+        pair(self.old(), self.new_side(), &self.pair.needs, options)
     }
 
     /// How many patches were wrong so far.

@@ -39,7 +39,10 @@ struct State {
     payloads: BTreeSet<PatchRef>,
     /// Chunks that no seed holds: whether they came, or cannot come.
     bases: BTreeMap<ChunkId, bool>,
-    stopped: bool,
+    /// Nothing more is fetched.
+    fetched: bool,
+    /// Nobody goes on.
+    aborted: bool,
 }
 
 impl Arrivals {
@@ -55,14 +58,21 @@ impl Arrivals {
         self.changed.notify_all();
     }
 
-    /// Nothing more arrives: who waits for something waits in vain.
-    pub(in crate::pull) fn stop(&self) {
-        lock(&self.state).stopped = true;
+    /// Nothing more is fetched: what is not here by now comes out of a patch, or does not come.
+    pub(in crate::pull) fn all_fetched(&self) {
+        lock(&self.state).fetched = true;
         self.changed.notify_all();
     }
 
-    /// Waits for a payload and some bases; false when one of them will not come.
-    fn wait(&self, at: PatchRef, bases: &[ChunkId]) -> bool {
+    /// Somebody failed for good.
+    fn abort(&self) {
+        lock(&self.state).aborted = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for a payload and some bases; false when one of them will not come. Each of the bases that `is_made` by a patch
+    /// before this one is answered for by that patch.
+    fn wait(&self, at: PatchRef, bases: &[ChunkId], is_made: impl Fn(ChunkId) -> bool) -> bool {
         let mut state = lock(&self.state);
         // One after the other: a view has thousands, and each is looked up once.
         let mut bases = bases.iter().peekable();
@@ -73,10 +83,12 @@ impl Arrivals {
                 }
                 bases.next();
             }
-            if bases.peek().is_none() && state.payloads.contains(&at) {
+            let here = state.payloads.contains(&at);
+            if bases.peek().is_none() && here {
                 return true;
             }
-            if state.stopped {
+            let comes = here && bases.peek().is_none_or(|id| is_made(**id));
+            if state.aborted || (state.fetched && !comes) {
                 return false;
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -134,6 +146,15 @@ pub(in crate::pull) struct Applied {
 /// # Errors
 /// The target's. A patch that fails is none: its chunks are in [`Applied::missing`].
 pub(in crate::pull) fn apply_all(work: &Work) -> io::Result<Applied> {
+    let mut made: Vec<ChunkId> = work
+        .choice
+        .patches
+        .iter()
+        .flat_map(|at| work.offers.sets[at.set].index.patches[at.patch].target_chunks())
+        .map(|(id, _)| id)
+        .collect();
+    made.sort_unstable();
+    let is_made = |id| made.binary_search(&id).is_ok();
     let next = AtomicUsize::new(0);
     let room = Room::default();
     let total = Mutex::new(Applied::default());
@@ -144,7 +165,7 @@ pub(in crate::pull) fn apply_all(work: &Work) -> io::Result<Applied> {
             let late: Vec<ChunkId> = patch.base_ids().filter(|id| is_late(work, *id)).collect();
             let mut missing = Vec::new();
             let mut rebuilt = 0;
-            let ready = work.arrivals.wait(*at, &late);
+            let ready = work.arrivals.wait(*at, &late, is_made);
             let done = if ready { apply_one(work, *at, patch, &room)? } else { None };
             for (id, _) in patch.target_chunks() {
                 let came = done.as_ref().is_some_and(|done| !done.wrong.contains(&id));
@@ -158,7 +179,7 @@ pub(in crate::pull) fn apply_all(work: &Work) -> io::Result<Applied> {
             }
             let failed = done.is_none_or(|done| !done.wrong.is_empty());
             if failed {
-                tracing::warn!(
+                tracing::debug!(
                     set = at.set,
                     patch = at.patch,
                     ready,
@@ -180,7 +201,7 @@ pub(in crate::pull) fn apply_all(work: &Work) -> io::Result<Applied> {
                 scope.spawn(|| {
                     let result = run();
                     if result.is_err() {
-                        work.arrivals.stop();
+                        work.arrivals.abort();
                     }
                     result
                 })
@@ -236,7 +257,8 @@ fn apply_one(work: &Work, at: PatchRef, patch: &SetPatch, room: &Room) -> io::Re
     };
     let Some(base_bytes) = base_bytes(work, patch) else { return Ok(None) };
     let target_bytes = patch.target_bytes();
-    let _held = room.take(base_bytes + 2 * target_bytes);
+    // Base, target, and a window of both.
+    let _held = room.take(2 * (base_bytes + target_bytes));
     let mut base = Vec::with_capacity(base_bytes);
     for id in patch.base_ids() {
         if read_base(work, id, &mut base).is_none() {

@@ -115,7 +115,7 @@ pub(in crate::pull) async fn rebuild(
         drop(handle);
         result
     };
-    arrivals.stop();
+    arrivals.all_fetched();
     let (applied, passing) = applying.await?;
     let (places, file) = (passing.list(), passing.into_file());
     let (applied, ()) = (applied?, fetched?);
