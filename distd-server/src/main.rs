@@ -65,7 +65,7 @@ struct ServeArgs {
     /// zstd level within patches, 1 to 22 [default: 19]
     #[arg(long, value_name = "LEVEL")]
     patch_level: Option<String>,
-    /// Memory for making patches, MiB [default: 512]
+    /// Memory for making patches, MiB [default: 256 for each core]
     #[arg(long, value_name = "MIB")]
     patch_memory_mib: Option<String>,
     /// TOML file with the same settings.

@@ -45,12 +45,13 @@ pub struct PatchOptions {
 
 impl Default for PatchOptions {
     fn default() -> Self {
+        let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Self {
             enabled: true,
-            threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            threads,
             level: distd_core::patch::Effort::default().level,
-            // Two jobs of the largest size and some smaller ones.
-            memory_bytes: 512 << 20,
+            // The largest jobs take 200 MiB each.
+            memory_bytes: (threads.get() as u64 * (256 << 20)).min(4 << 30),
         }
     }
 }

@@ -99,7 +99,8 @@ impl PatchMaker {
         set: PackedSet,
     ) -> Result<Option<MadeSet>, MakeError> {
         let hashes: Vec<ChunkHash> = set.chunks.iter().map(|chunk| chunk.hash).collect();
-        // The lock that commits take, before any other connection is asked for: see `LockedIndex` for why.
+        // The lock that commits take. Until it is given back nothing here may ask for another connection: whoever has
+        // one may be waiting for this lock.
         let mut tx = self.db.begin_patch_set(signed(unix_now())).await?;
         let known = tx.ids(&hashes).await?;
         let mut ids: HashMap<ChunkHash, ChunkId> =
