@@ -1,6 +1,6 @@
 //! `distd`: push, plan, pull, verify, and administration of a realm.
 //!
-//! [`cmd`] has one file per command; [`push`] and [`pull`] do the work of the two big ones; [`api`] is the origin's HTTP API,
+//! [`cmd`] has one file per command; [`push`], [`pull`] and [`explain`] do the work of the big ones; [`api`] is the origin's HTTP API,
 //! [`context`] what every command starts from, [`exit`] how commands end. docs/cli.md is the manual.
 
 mod api;
@@ -8,6 +8,7 @@ mod cmd;
 mod config;
 mod context;
 mod exit;
+mod explain;
 mod local;
 mod output;
 mod progress;
@@ -50,6 +51,7 @@ enum Command {
     Enroll(cmd::enroll::Args),
     Push(cmd::push::Args),
     Plan(cmd::plan::Args),
+    Explain(cmd::explain::Args),
     Pull(cmd::pull::Args),
     Verify(cmd::verify::Args),
     Release(cmd::release::Args),
@@ -64,6 +66,7 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Login(args) => cmd::login::run(context, args).await,
         Command::Enroll(args) => cmd::enroll::run(context, args).await,
         Command::Push(args) => cmd::push::run(context, args).await,
+        Command::Explain(args) => cmd::explain::run(context, args).await,
         Command::Plan(args) => cmd::plan::run(context, args).await,
         Command::Pull(args) => cmd::pull::run(context, args).await,
         Command::Verify(args) => cmd::verify::run(context, args).await,

@@ -161,7 +161,8 @@ fn many_small() -> Files {
 #[test]
 fn times_are_noise_and_counted_by_inode() {
     let lab = Lab::new();
-    let files = many_small();
+    let mut files = many_small();
+    files.insert("d0/body".into(), Noise(1).bytes(5000));
     let (old, new) = (dated(&lab, &files, 1_600_000_000), dated(&lab, &files, 1_700_000_000));
     let report = explained(&old, &new);
     let kinds = kinds(&report);
@@ -172,11 +173,12 @@ fn times_are_noise_and_counted_by_inode() {
     let hint = report.hints.iter().find(|hint| hint.advice == Advice::FixTimes).expect("a hint");
     assert_eq!(hint.method, Method::Measured);
 
-    // The same with one file of other content: it differs in more than its time.
+    // One of another length, one of other content of the same: they differ in more than their time.
     let mut changed = files.clone();
     changed.insert("d1/file-1".into(), Noise(1).bytes(100));
+    changed.insert("d0/body".into(), Noise(2).bytes(5000));
     let again = explained(&old, &dated(&lab, &changed, 1_700_000_000));
-    assert_eq!(again.times.expect("inodes").differ_only_in_time, times.differ_only_in_time - 1);
+    assert_eq!(again.times.expect("inodes").differ_only_in_time, times.differ_only_in_time - 2);
 
     let same = explained(&old, &dated(&lab, &files, 1_600_000_000));
     // Only the superblock knows when it was made.

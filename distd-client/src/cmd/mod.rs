@@ -2,6 +2,7 @@
 
 pub(crate) mod channel;
 pub(crate) mod enroll;
+pub(crate) mod explain;
 pub(crate) mod login;
 pub(crate) mod node;
 pub(crate) mod parse;

@@ -5,7 +5,7 @@
 
 mod cut;
 mod pipeline;
-mod source;
+pub(crate) mod source;
 mod tree;
 
 use std::path::PathBuf;

@@ -19,7 +19,7 @@ pub(crate) enum Source {
 }
 
 /// What to do when an artifact changes under the reader.
-const HOLD_STILL: &str = "push a copy or a snapshot that nobody writes to";
+const HOLD_STILL: &str = "use a copy or a snapshot that nobody writes to";
 
 impl Source {
     /// Opens what is at `path`; of a directory the whole listing is read.

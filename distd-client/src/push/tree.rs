@@ -272,7 +272,7 @@ fn failed(path: &Path, error: io::Error) -> Failure {
     let gone = error.kind() == io::ErrorKind::NotFound;
     let error = anyhow::Error::new(error).context(format!("could not read {}", path.display()));
     if gone {
-        Failure::new(Code::Unusable, error).next("push a copy or a snapshot that nobody writes to")
+        Failure::new(Code::Unusable, error).next("use a copy or a snapshot that nobody writes to")
     } else {
         Failure::new(Code::Local, error)
     }

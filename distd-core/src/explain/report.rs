@@ -101,7 +101,8 @@ pub struct Times {
     pub inodes: u64,
     /// Those with another time.
     pub differ: u64,
-    /// Those with nothing but another time: the same attributes and the same content.
+    /// Those with nothing but another time: the same attributes and the same content. Of content
+    /// that lies among the inodes (below 256 bytes) only the length is compared.
     pub differ_only_in_time: u64,
 }
 

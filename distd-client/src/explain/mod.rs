@@ -1,0 +1,141 @@
+//! Explaining a delta: two artifacts on this machine, two threads, and the result as text or as a picture.
+
+pub(crate) mod html;
+mod picture;
+pub(crate) mod text;
+
+use std::path::Path;
+
+use distd_core::cut::ReadAt;
+use distd_core::explain::{ExplainError, Host, Options, Report};
+
+use crate::progress::Progress;
+use crate::push::source::Source;
+
+/// Two threads, and a bar.
+struct Threads<'a>(&'a Progress);
+
+impl Host for Threads<'_> {
+    fn join<A: Send, B: Send>(&self, a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
+        std::thread::scope(|scope| {
+            let beside = scope.spawn(b);
+            let a = a();
+            // A panic there is a panic here.
+            (a, beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.0.add(bytes);
+    }
+
+    fn phase(&self, phase: &'static str) {
+        self.0.phase(phase);
+    }
+}
+
+/// Explains the delta between what is at two paths: files, block devices or directories.
+///
+/// # Errors
+/// Failures as [`Source`] has them.
+pub(crate) fn explain(old: &Path, new: &Path, progress: &Progress) -> anyhow::Result<Report> {
+    let (old, new) = (Source::open(old)?, Source::open(new)?);
+    progress.begin(old.len() + new.len(), "explain");
+    let (old_regions, new_regions) = Threads(progress).join(|| old.regions(), || new.regions());
+    let (old_regions, new_regions) = (old_regions?, new_regions?);
+    let sides = ((&old, &old_regions), (&new, &new_regions));
+    let report = distd_core::explain::explain(sides.0, sides.1, Options::default(), &Threads(progress));
+    let report = report.map_err(|error| match error {
+        ExplainError::Old(cause) => old.read_failure(cause),
+        ExplainError::New(cause) => new.read_failure(cause),
+    })?;
+    old.check_unchanged()?;
+    new.check_unchanged()?;
+    Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use distd_core::explain::{Count, Kind, KindCost, MetadataCost, PathCost};
+
+    use super::*;
+    use crate::output::Output;
+
+    /// A report of changed files; the empty path is metadata.
+    pub(super) fn report(paths: &[(&str, u64)]) -> Report {
+        let paths: Vec<PathCost> = paths
+            .iter()
+            .map(|(path, bytes)| PathCost {
+                path: (!path.is_empty()).then(|| path.as_bytes().to_vec()),
+                kind: if path.is_empty() { Kind::Metadata } else { Kind::Changed },
+                old_path: None,
+                raw_bytes: *bytes,
+                wire_bytes: *bytes,
+            })
+            .collect();
+        let bytes = paths.iter().map(|cost| cost.wire_bytes).sum();
+        let kind = KindCost { kind: Kind::Changed, paths: 1, raw_bytes: bytes, wire_bytes: bytes };
+        Report {
+            old_bytes: 0,
+            new_bytes: bytes,
+            level: 1,
+            chunks: 1,
+            raw_bytes: bytes,
+            wire_bytes: bytes,
+            kinds: vec![kind],
+            paths,
+            moved: Count::default(),
+            metadata: MetadataCost::default(),
+            times: None,
+            uncompressed: None,
+            hints: Vec::new(),
+            all_names: true,
+        }
+    }
+
+    fn quiet() -> Progress {
+        Progress::new(Output::new(false, true))
+    }
+
+    #[test]
+    fn directories_are_explained_by_path_and_two_threads_agree_with_one() {
+        let noise = |seed: u8, len| {
+            let mut bytes = vec![0; len];
+            blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut bytes);
+            bytes
+        };
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+        for (root, seed) in [(&old, 1), (&new, 2)] {
+            std::fs::create_dir_all(root.join("d")).expect("mkdir");
+            std::fs::write(root.join("d/same"), noise(0, 300_000)).expect("write");
+            std::fs::write(root.join("d/changed"), noise(seed, 200_000)).expect("write");
+        }
+        std::fs::write(new.join("new"), noise(3, 100_000)).expect("write");
+        let report = explain(&old, &new, &quiet()).expect("explained");
+        let found: Vec<_> =
+            report.paths.iter().map(|cost| (cost.path.as_deref(), cost.kind, cost.raw_bytes)).collect();
+        assert_eq!(
+            found[..2],
+            [(Some(&b"d/changed"[..]), Kind::Changed, 200_000), (Some(&b"new"[..]), Kind::New, 100_000),]
+        );
+        assert!(found[2..].iter().all(|(path, ..)| path.is_none()), "the listing: {found:?}");
+        let open = |path| Source::open(path).expect("open");
+        let (old, new) = (open(&old), open(&new));
+        let (old_regions, new_regions) = (old.regions().expect("regions"), new.regions().expect("regions"));
+        let alone = distd_core::explain::explain(
+            (&old, &old_regions),
+            (&new, &new_regions),
+            Options::default(),
+            &distd_core::explain::Alone,
+        );
+        assert_eq!(alone.expect("explained"), report);
+    }
+
+    #[test]
+    fn what_is_not_there_is_a_local_failure() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let error = explain(&dir.path().join("none"), dir.path(), &quiet()).expect_err("nothing there");
+        assert_eq!(crate::exit::code_of(&error), crate::exit::Code::Local);
+    }
+}
