@@ -180,6 +180,10 @@ impl Lab {
         let mut command = Command::new(binary("distd-server"));
         command.arg("serve").arg("--data").arg(self.path("origin"));
         command.args(["--http", &self.https, "--quic", &self.quic]).args(&self.origin_args);
+        // Made in the background, at a time of their own: tests that count bytes say so when they want them.
+        if !self.origin_args.iter().any(|arg| arg == "--patches") {
+            command.args(["--patches", "false"]);
+        }
         let origin = Daemon::start(command, &self.path("origin.log"), "origin listening on ");
         let [https, quic] = &origin.addresses[..] else { panic!("an origin names two addresses") };
         (self.https, self.quic) = (https.clone(), quic.clone());
@@ -305,6 +309,26 @@ impl Lab {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let (body, status) = text.rsplit_once('\n').unwrap_or((&text, "0"));
         (status.parse().unwrap_or(0), body.to_owned())
+    }
+
+    /// Waits until every patch set of `product` is made, and there are at least `count`; their listing.
+    ///
+    /// # Panics
+    /// When that takes more than a minute, or one failed.
+    pub fn patches(&self, product: &str, count: usize) -> Value {
+        let start = Instant::now();
+        loop {
+            let (status, body) = self.curl(&format!("/v1/products/{product}/patches"), &[]);
+            assert_eq!(status, 200, "{body}");
+            let listing: Value = serde_json::from_str(&body).expect("JSON");
+            let sets = listing["patches"].as_array().expect("a list");
+            assert!(sets.iter().all(|set| set["state"] != "failed"), "{body}");
+            if sets.len() >= count && sets.iter().all(|set| set["state"] == "ready") {
+                return listing;
+            }
+            assert!(start.elapsed().as_secs() < 60, "patches take too long: {body}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Bytes the origin has served over QUIC since it started: chunks, nodes, metadata.

@@ -77,7 +77,7 @@ impl Job {
     pub(super) fn open(
         request: &PullRequest,
         manifest: &Arc<Manifest>,
-        seeds: Arc<Seeds>,
+        mut seeds: Arc<Seeds>,
         index: Arc<HeldIndex>,
         offers: Arc<Offers>,
         link: Link,
@@ -105,6 +105,10 @@ impl Job {
         }
         let held = if offers.sets.is_empty() { Vec::new() } else { seeds.held_manifests() };
         let seed_table = ChunkTable::of_all(&held);
+        if let Some(seeds) = Arc::get_mut(&mut seeds) {
+            // Some 5 MB for an 800 MB image, and not needed any more.
+            seeds.forget_manifests();
+        }
         Ok(Self {
             manifest: manifest.clone(),
             table: Arc::new(ChunkTable::of(manifest)),

@@ -112,6 +112,11 @@ impl Seeds {
         Ok(this)
     }
 
+    /// Forgets the manifests, once all their chunks are indexed.
+    pub(super) fn forget_manifests(&mut self) {
+        self.manifests = Vec::new();
+    }
+
     /// Adds a file without a manifest, whose chunks the caller knows; its number.
     pub(super) fn add_file(&mut self, file: File) -> u32 {
         self.seeds.push(Bytes::File(file));

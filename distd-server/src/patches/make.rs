@@ -34,8 +34,8 @@ const JOBS_PER_THREAD: usize = 4;
 
 /// Most raw bytes a patch rebuilds, and most bytes of its base. Less than the format allows: a device holds both and zstd's window
 /// of as many bytes, and everything together must stay below 64 MB.
-const TARGET_BYTES: usize = 2 << 20;
-const BASE_BYTES: usize = 6 << 20;
+const TARGET_BYTES: usize = 3 << 19;
+const BASE_BYTES: usize = 4 << 20;
 
 /// Raw bytes of view chunks that no patch rebuilds, sent together: packed they are less than a chunk may have.
 const REST_BYTES: u64 = 512 << 10;

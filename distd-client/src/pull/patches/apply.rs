@@ -21,7 +21,7 @@ use crate::pull::seeds::Seeds;
 
 /// Bytes of bases and targets in memory at once, over all threads. A patch that needs more than is left waits; one that
 /// needs more than there is works alone.
-const BYTES_AT_ONCE: usize = 16 << 20;
+const BYTES_AT_ONCE: usize = 12 << 20;
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -357,5 +357,39 @@ impl Drop for Taken<'_> {
     fn drop(&mut self) {
         *lock(&self.room.taken) -= self.bytes;
         self.room.freed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: PatchRef = PatchRef { set: 0, patch: 1 };
+
+    #[test]
+    fn a_base_that_another_patch_makes_is_waited_for_after_all_was_fetched() {
+        let arrivals = Arc::new(Arrivals::default());
+        arrivals.payload(AT);
+        arrivals.all_fetched();
+        let waiting = {
+            let arrivals = arrivals.clone();
+            std::thread::spawn(move || arrivals.wait(AT, &[ChunkId(7), ChunkId(8)], |_| true))
+        };
+        arrivals.base(ChunkId(8), true);
+        arrivals.base(ChunkId(7), true);
+        assert!(waiting.join().expect("no panic"));
+    }
+
+    #[test]
+    fn what_cannot_come_any_more_is_not_waited_for() {
+        let arrivals = Arrivals::default();
+        arrivals.base(ChunkId(1), false);
+        arrivals.payload(AT);
+        assert!(!arrivals.wait(AT, &[ChunkId(1)], |_| true));
+        arrivals.all_fetched();
+        assert!(!arrivals.wait(AT, &[ChunkId(2)], |_| false));
+        assert!(!arrivals.wait(PatchRef { set: 0, patch: 2 }, &[], |_| true), "its payload did not come");
+        arrivals.abort();
+        assert!(!arrivals.wait(AT, &[ChunkId(2)], |_| true));
     }
 }

@@ -1,5 +1,5 @@
 //! Patches on the device: which sets there are ([`offers`]), their payloads ([`payloads`]), and applying them ([`apply`];
-//! [`stream`] for packed files, with [`passing`] for what nobody wants to keep). A small set gives the manifest too ([`rebuild`]).
+//! [`stream`] for packed files, with [`passing`] for what nobody wants to keep). A small set gives the manifest too ([`mod@rebuild`]).
 //!
 //! A patch only ever saves bytes. Whatever is wrong with one - a set that cannot be had, a payload that does not decode, a
 //! base that rotted - is counted, and the chunks it would have rebuilt are fetched instead.

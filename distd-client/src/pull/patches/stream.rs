@@ -149,7 +149,13 @@ impl<I: Iterator<Item = (ChunkId, u32)>> Write for Chunked<'_, I> {
                 }
                 Some(_) => drop(self.done.wrong.insert(id)),
                 // In place already, from a seed or an earlier run.
-                None => {}
+                None if self.work.tables[0].get(id).is_some() => {}
+                // Of a release in between: base of a later set's patches.
+                None => {
+                    if self.work.passing.write(id, &self.raw).is_err() {
+                        self.done.wrong.insert(id);
+                    }
+                }
             }
             self.current = None;
             self.raw.clear();

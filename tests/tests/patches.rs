@@ -1,0 +1,172 @@
+//! Patches end to end: made by the origin, relayed, applied by a device - or not, and then the chunks come.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use distd_tests::lab::{Lab, same};
+use distd_tests::{Rng, artifacts};
+
+/// An origin that makes patches.
+fn lab() -> Lab {
+    Lab::start_with(&["--patches", "true"])
+}
+
+/// Three releases of a system: files edited in the middle, and an initrd (gzip, made by gzip) whose inside is edited.
+fn releases(lab: &Lab, seed: u64) -> [PathBuf; 3] {
+    let mut rng = Rng::new(seed);
+    let tree = lab.path("tree");
+    fs::create_dir_all(tree.join("boot")).expect("create a directory");
+    artifacts::system_tree(&tree, 120, &mut rng);
+    let mut programs: Vec<Vec<u8>> = (0..4).map(|_| rng.text(400_000)).collect();
+    let mut inside = rng.text(3_000_000);
+    ["1", "2", "3"].map(|version| {
+        for (n, program) in programs.iter_mut().enumerate() {
+            fs::write(tree.join(format!("usr/lib/program{n}")), &program).expect("write a file");
+            // For the next release: something small every few chunks.
+            for _ in 0..20 {
+                let at = rng.below(program.len() as u64 - 100) as usize;
+                program.splice(at..at + 3, rng.bytes(9));
+            }
+        }
+        fs::write(tree.join("boot/initrd"), &inside).expect("write a file");
+        let gzip = Command::new("gzip").args(["-n", "-9", "-f"]).arg(tree.join("boot/initrd")).status();
+        assert!(gzip.expect("run gzip").success());
+        fs::rename(tree.join("boot/initrd.gz"), tree.join("boot/initrd.img")).expect("rename");
+        let at = rng.below(1000) as usize;
+        inside.splice(at..at, rng.bytes(200));
+        let image = lab.path(&format!("v{version}.erofs"));
+        artifacts::erofs(&tree, &image, &[]);
+        image
+    })
+}
+
+/// A device with `from` installed in a file of its own.
+fn installed(lab: &Lab, device: &str, parent: &str, from: &str) -> PathBuf {
+    lab.enroll(device, parent);
+    let slot = lab.path(&format!("{device}-slot"));
+    lab.pull(device, &format!("os@{from}"), &slot, &[]).ok();
+    slot
+}
+
+#[test]
+fn an_update_by_patches_is_bit_exact_and_a_fraction_of_the_chunks() {
+    let lab = lab();
+    let [v1, v2, _] = releases(&lab, 21);
+    lab.push(&v1, "os", "1").ok();
+    let relay = lab.relay("relay", lab.quic());
+    let slots = ["d1", "d2", "d3"].map(|device| installed(&lab, device, &relay.addresses[0], "1"));
+    lab.push(&v2, "os", "2").ok();
+    let listing = lab.patches("os", 1);
+    let set = &listing["patches"][0];
+    assert!(set["bytes"].as_u64() < set["chunk_bytes"].as_u64().map(|bytes| bytes / 4), "{listing}");
+
+    let out = lab.path("out");
+    let wanted = ["pull", "os@2", "--optimize", "bytes", "--out"];
+    let pull = |device: &str, out: &Path, seed: &Path| {
+        let mut args: Vec<&str> = wanted.to_vec();
+        let (out, seed) = (out.display().to_string(), seed.display().to_string());
+        args.extend([out.as_str(), "--seed", seed.as_str()]);
+        lab.device(device, &args).ok()
+    };
+    let plan =
+        lab.device("d1", &["plan", "os@2", "--optimize", "bytes", "--seed", &slots[0].display().to_string()]);
+    let plan = plan.ok();
+    assert!(
+        plan.number("patches") > 0 && plan.number("patch_bytes") < plan.number("patched_chunk_bytes") / 4
+    );
+    let patched = pull("d1", &out, &slots[0]);
+    assert!(same(&out, &v2));
+    assert!(patched.number("patches_applied") > 0, "{}", patched.json);
+    assert_eq!(patched.number("patches_failed"), 0);
+    assert_eq!(patched.number("refetched_verified_bytes"), 0);
+    // The device behind it costs the origin nothing but its questions.
+    let before = lab.served_bytes();
+    pull("d2", &lab.path("out2"), &slots[1]);
+    assert!(lab.served_bytes() - before < 20_000, "{}", lab.served_bytes() - before);
+    // Without the manifest beside the seed its chunks have no ids, and chunks come.
+    fs::remove_file(lab.path("d3-slot.distd")).expect("remove the manifest");
+    let plain = pull("d3", &lab.path("out3"), &slots[2]);
+    assert!(same(&lab.path("out3"), &v2));
+    assert_eq!(plain.number("patches_applied"), 0);
+    assert!(
+        patched.number("wire_bytes") * 3 < plain.number("wire_bytes"),
+        "{}\n{}",
+        patched.json,
+        plain.json
+    );
+    let left: Vec<_> = fs::read_dir(lab.path(""))
+        .expect("list")
+        .filter_map(|e| e.ok()?.file_name().into_string().ok())
+        .collect();
+    assert!(left.iter().all(|name| !name.contains("distd-part")), "{left:?}");
+}
+
+#[test]
+fn two_sets_are_a_way_from_the_first_release_to_the_third() {
+    let lab = lab();
+    let [v1, v2, v3] = releases(&lab, 22);
+    lab.push(&v1, "os", "1").ok();
+    let slot = installed(&lab, "d1", lab.quic(), "1");
+    lab.push(&v2, "os", "2").ok();
+    lab.patches("os", 1);
+    lab.push(&v3, "os", "3").ok();
+    let listing = lab.patches("os", 2);
+    let pairs: Vec<_> = listing["patches"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|s| (s["from"].clone(), s["to"].clone()))
+        .collect();
+    assert!(!pairs.contains(&("1".into(), "3".into())), "{pairs:?}");
+    let out = lab.path("out");
+    let chained = lab.pull("d1", "os@3", &out, &[&slot]).ok();
+    assert!(same(&out, &v3));
+    assert!(chained.number("patches_applied") > 0, "{}", chained.json);
+    assert_eq!(chained.number("patches_failed"), 0);
+
+    lab.admin(&["patch", "make", "os", "1", "3", "--wait"]).ok();
+    let slot = installed(&lab, "d2", lab.quic(), "1");
+    let out = lab.path("out2");
+    let direct = lab.pull("d2", "os@3", &out, &[&slot]).ok();
+    assert!(same(&out, &v3));
+    let (chained, direct) = (chained.number("wire_bytes"), direct.number("wire_bytes"));
+    assert!(chained < direct * 2, "{chained} through two sets, {direct} direct");
+}
+
+#[test]
+fn a_base_that_rotted_is_a_patch_that_fails_and_its_chunks_come() {
+    let lab = lab();
+    let [v1, v2, _] = releases(&lab, 23);
+    lab.push(&v1, "os", "1").ok();
+    let slot = installed(&lab, "d1", lab.quic(), "1");
+    lab.push(&v2, "os", "2").ok();
+    lab.patches("os", 1);
+    // A byte of each block in the middle of the image, most of them bases.
+    let mut image = fs::read(&slot).expect("read");
+    let quarter = image.len() / 4;
+    for at in (quarter..3 * quarter).step_by(100_000) {
+        image[at] ^= 0x55;
+    }
+    fs::write(&slot, &image).expect("write");
+    let out = lab.path("out");
+    let update = lab.pull("d1", "os@2", &out, &[&slot]).ok();
+    assert!(same(&out, &v2));
+    // Either the set was left alone (a sample showed that the seed had changed) or some of its patches failed.
+    assert!(update.number("patches_applied") == 0 || update.number("patches_failed") > 0, "{}", update.json);
+}
+
+#[test]
+fn an_origin_killed_while_it_makes_patches_makes_them_after_all() {
+    let mut lab = lab();
+    let [v1, v2, _] = releases(&lab, 24);
+    lab.push(&v1, "os", "1").ok();
+    let slot = installed(&lab, "d1", lab.quic(), "1");
+    lab.push(&v2, "os", "2").ok();
+    lab.restart_origin();
+    lab.patches("os", 1);
+    let out = lab.path("out");
+    let update = lab.pull("d1", "os@2", &out, &[&slot]).ok();
+    assert!(same(&out, &v2));
+    assert!(update.number("patches_applied") > 0, "{}", update.json);
+}
