@@ -111,7 +111,8 @@ fn update(old: &Extended, new: &Extended, needs: &mut Vec<Need>, passes: &[Pass]
             made[new.span(part)].fill(true);
         }
     }
-    *needs = needs_beside(&old.chunks, &new.chunks, |index| made[index]);
+    let artifact = new.chunks.partition_point(|chunk| chunk.offset < new.artifact.1);
+    *needs = needs_beside(&old.chunks, &new.chunks, artifact, |index| made[index]);
 }
 
 /// Calls `work` with each group on several threads; results in order.
