@@ -2,7 +2,7 @@
 //!
 //! [`encode`] and [`decode`] turn `(base, target)` into a payload and back; what base and target are is not
 //! theirs to know. [`pair`] decides that: it finds a base for every new chunk of a release, and [`view`] unpacks what hides behind a compressor before that. The payload
-//! formats are specified in the modules of the codecs, that of recipes in `view::recipe`, byte by byte.
+//! formats are specified in the modules of the codecs, those of recipes in `view::recipe` and `view::clusters`, byte by byte.
 
 mod choose;
 mod codec;

@@ -30,8 +30,8 @@ const VIEW_CHUNKS_MAX: u64 = VIEW_BYTES_MAX / 4096;
 pub enum Method {
     /// Base and target are in memory, within the limits of patches.
     Buffer(Codec),
-    /// Unpacks a packed file of the old release into its view ([`view::inflate`](super::view::inflate)); the payload is
-    /// one byte that means nothing. Streaming.
+    /// Unpacks packed files of the old release into their view; the payload is the unpack recipe
+    /// ([`view::unpack_with`](super::view::unpack_with)), for gzip one byte. Streaming.
     Inflate,
     /// Packs a view again ([`view::repack`](super::view::repack)); the payload is the recipe. Streaming.
     Repack,

@@ -244,14 +244,14 @@ pub(super) struct Done {
 fn apply_one(work: &Work, at: PatchRef, patch: &SetPatch, room: &Room) -> io::Result<Option<Done>> {
     let codec = match patch.method() {
         Some(Method::Buffer(codec)) => codec,
-        Some(Method::Inflate) => {
-            let _held = room.take(MEMORY);
-            return Ok(stream::inflate(work, patch));
-        }
-        Some(Method::Repack) => {
+        Some(method @ (Method::Inflate | Method::Repack)) => {
             let _held = room.take(MEMORY);
             let Some(recipe) = work.payloads[at.set].read(at.patch) else { return Ok(None) };
-            return stream::repack(work, patch, &recipe);
+            return if method == Method::Inflate {
+                Ok(stream::inflate(work, patch, &recipe))
+            } else {
+                stream::repack(work, patch, &recipe)
+            };
         }
         None => return Ok(None),
     };

@@ -99,14 +99,14 @@ impl Write for Aside<'_> {
 }
 
 /// Unpacks a packed file; `None` when it is not the one the set was made of.
-pub(super) fn inflate(work: &Work, patch: &SetPatch) -> Option<Done> {
+pub(super) fn inflate(work: &Work, patch: &SetPatch, recipe: &[u8]) -> Option<Done> {
     let packed = Joined::new(work, patch.base_ids())?;
     let bytes = patch.target_bytes() as u64;
     let at = work.passing.reserve(bytes);
     let mut sink = Aside { passing: &work.passing, at, left: bytes };
-    let result = view::inflate(&packed, bytes, &mut sink);
+    let result = view::unpack_with(recipe, &packed, bytes, &mut sink);
     if let Err(error) = &result {
-        tracing::debug!(%error, "a packed file does not unpack");
+        tracing::debug!(error = error as &dyn std::error::Error, "a packed file does not unpack");
     }
     if result.ok()? != bytes {
         return None;

@@ -18,6 +18,7 @@
 mod anchors;
 mod job;
 mod names;
+mod needs;
 mod ranges;
 
 use std::io;
@@ -26,6 +27,7 @@ use std::ops::Range;
 pub use anchors::ANCHORS_MAX;
 pub use job::{Patch, PatchJob, build};
 pub use names::{VIEW_SEPARATOR, fold};
+pub use needs::{Need, needs, needs_beside};
 
 use crate::ChunkHash;
 use crate::cut::{ReadAt, Region, RegionKind, Regions};
@@ -66,34 +68,6 @@ impl<R: ReadAt + ?Sized> Clone for Side<'_, R> {
 }
 
 impl<R: ReadAt + ?Sized> Copy for Side<'_, R> {}
-
-/// What the device knows about a chunk of the new release before any patch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Need {
-    /// The old release has it.
-    Held,
-    /// To be rebuilt.
-    Wanted,
-    /// Neither: a repeat of a wanted one, or a chunk that comes from elsewhere. Never a target, never a base.
-    Other,
-}
-
-/// Which chunks of `new` the `old` release lacks; of equal ones the first is wanted.
-pub fn needs(old: &[ChunkSpan], new: &[ChunkSpan]) -> Vec<Need> {
-    let mut held: Vec<_> = old.iter().map(|chunk| chunk.hash).collect();
-    held.sort_unstable();
-    let mut order: Vec<_> = new.iter().zip(0u32..).map(|(chunk, index)| (chunk.hash, index)).collect();
-    order.sort_unstable();
-    let mut needs = vec![Need::Held; new.len()];
-    let mut previous = None;
-    for (hash, index) in order {
-        if held.binary_search(&hash).is_err() {
-            needs[index as usize] = if previous == Some(hash) { Need::Other } else { Need::Wanted };
-        }
-        previous = Some(hash);
-    }
-    needs
-}
 
 /// Whose chunks a range means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

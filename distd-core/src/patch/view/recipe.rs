@@ -1,4 +1,4 @@
-//! Recipes: how a view is packed again, bit for bit.
+//! Recipes for gzip files: how a view is packed again, bit for bit.
 //!
 //! Every number an LEB128 varint of at most 4 bytes:
 //!
@@ -24,15 +24,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use preflate_rs::{ExitCode, PreflateConfig, PreflateStreamProcessor, RecreateStreamProcessor};
 
 use super::gzip;
+use super::version::{GZIP_VERSION, RECIPE_MAX, RecipeError};
 use crate::cut::ReadAt;
-
-/// Largest recipe, bytes. That of a 36 MB initrd has 5 kB.
-pub const RECIPE_MAX: usize = 1 << 20;
 
 /// Most plain text of a piece, bytes: what gzip puts into one block at the very most, and some.
 pub const PIECE_PLAIN_MAX: usize = 9 << 20;
-
-const VERSION: u8 = 1;
 
 /// Packed bytes looked at together. The estimate of the compressor's parameters comes from the first piece, and a
 /// long one can be worse: of the reference initrd 256 KiB need 5 kB of corrections, 1 MiB 175 kB and three times the
@@ -56,17 +52,6 @@ pub const LITERAL_MAX: u64 = 64 << 10;
 
 /// Longest search of a chain: zlib's and gzip's level 9.
 const CHAIN_MAX: u32 = 4096;
-
-/// Why a view cannot be packed again.
-#[derive(Debug, thiserror::Error)]
-pub enum RecipeError {
-    /// The recipe is not of the format, or does not fit the view.
-    #[error("recipe is damaged: {0}")]
-    Damaged(&'static str),
-    /// Reading the view or writing the region failed.
-    #[error("could not read the view or write the region")]
-    Io(#[from] io::Error),
-}
 
 /// What [`unpack`] made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,7 +128,7 @@ struct Unpacking<'a, R: ?Sized> {
 
 impl<'a, R: ReadAt + ?Sized> Unpacking<'a, R> {
     fn new(file: &'a R, step: usize, plain_max: u64) -> Self {
-        Self { file, step, plain_max, recipe: vec![VERSION], at: 0, plain: 0 }
+        Self { file, step, plain_max, recipe: vec![GZIP_VERSION], at: 0, plain: 0 }
     }
 
     /// Goes on until `until`, the end, or something that is no stream.
@@ -226,18 +211,13 @@ impl<'a, R: ReadAt + ?Sized> Unpacking<'a, R> {
     }
 }
 
-/// Packs a view again: reads it once, in order, and writes the region; its length.
-///
-/// # Errors
-/// [`RecipeError::Damaged`] for any recipe that does not fit; lengths are bounded before anything is allocated.
-pub fn repack(mut recipe: &[u8], view: &mut impl Read, sink: &mut impl Write) -> Result<u64, RecipeError> {
-    if recipe.len() > RECIPE_MAX {
-        return Err(RecipeError::Damaged("it is too long"));
-    }
+/// Packs a view again; `recipe` without its version byte. Bytes written.
+pub(super) fn repack(
+    mut recipe: &[u8],
+    view: &mut impl Read,
+    sink: &mut impl Write,
+) -> Result<u64, RecipeError> {
     let recipe = &mut recipe;
-    if take(recipe, 1)? != [VERSION] {
-        return Err(RecipeError::Damaged("unknown version"));
-    }
     let (mut packer, mut text, mut written) = (None, Vec::new(), 0);
     while let [kind, rest @ ..] = *recipe {
         *recipe = rest;

@@ -2,7 +2,7 @@
 //! compared.
 //!
 //! ```text
-//! cargo run --release -p distd-core --example patchstat -- OLD NEW [--level N] [--threads N] [--targets MIB] [--views 0|1]
+//! cargo run --release -p distd-core --example patchstat -- OLD NEW [--level N] [--threads N] [--targets MIB] [--views 0|1|2]
 //! ```
 
 #![expect(
@@ -11,7 +11,7 @@
     reason = "a tool beside the library: it opens files, threads and a clock"
 )]
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -21,13 +21,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use distd_core::ChunkHash;
-use distd_core::cut::{Batches, CutParams, ReadAt, RegionKind, Regions, regions};
+use distd_core::cut::{Batches, CutParams, ReadAt, Regions, regions};
 use distd_core::packing::Packer;
 use distd_core::patch::pair::{
-    ChunkSpan, Need, Of, PairOptions, Patch, Side, build, fold, needs as needs_of, pair as pair_up,
+    ChunkSpan, Need, Of, PairOptions, Patch, Side, build, needs as needs_of, pair as pair_up,
 };
-use distd_core::patch::view::{self, PackedFile};
 use distd_core::patch::{Codec, Effort, decode};
+
+mod index;
+mod views;
+
+use views::{Extended, Pass};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -41,50 +45,6 @@ impl ReadAt for Artifact {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.0.read_exact_at(buf, offset)
     }
-}
-
-/// An artifact and, behind it, the views of some of its regions.
-struct Extended {
-    artifact: Artifact,
-    views: Vec<u8>,
-}
-
-impl ReadAt for Extended {
-    fn len(&self) -> u64 {
-        self.artifact.1 + self.views.len() as u64
-    }
-
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let before = self.artifact.1.saturating_sub(offset).min(buf.len() as u64) as usize;
-        let (first, second) = buf.split_at_mut(before);
-        self.artifact.read_exact_at(first, offset)?;
-        if second.is_empty() {
-            return Ok(());
-        }
-        self.views.read_exact_at(second, offset + before as u64 - self.artifact.1)
-    }
-}
-
-/// Longest views of one artifact: this tool keeps them in memory.
-const VIEWS_MAX: u64 = 1 << 30;
-
-/// The artifact's own regions and those of the views.
-fn extended(
-    regions: &Regions,
-    packed: &[(PackedFile, Range<u64>)],
-    bytes: &Extended,
-) -> Result<Regions, Error> {
-    let mut parts: Vec<(u64, RegionKind, Option<Vec<u8>>)> = regions
-        .all()
-        .iter()
-        .map(|region| (region.len, region.kind, regions.name(region).map(<[u8]>::to_vec)))
-        .collect();
-    for (file, range) in packed {
-        let inside = view::parts(bytes, range.clone(), &file.name)?;
-        parts.extend(inside.into_iter().map(|(len, kind, name)| (len, kind, Some(name))));
-    }
-    let all = parts.iter().map(|(len, kind, name)| (*len, *kind, name.as_deref()));
-    Ok(Regions::from_parts(all).ok_or("too many regions")?)
 }
 
 fn open(path: &str) -> io::Result<Artifact> {
@@ -162,39 +122,6 @@ fn verify<R: ReadAt + ?Sized, S: ReadAt + ?Sized>(
     if rebuilt == target { Ok(took) } else { Err("a patch rebuilds something else".into()) }
 }
 
-/// What naming targets and bases costs, about: varints of the steps between range borders. Targets are counted in
-/// wanted chunks, since only these get new ids.
-fn lists(patches: &[(usize, Patch)], needs: &[Need]) -> io::Result<usize> {
-    let mut ordinal = vec![0u32];
-    for need in needs {
-        ordinal.push(ordinal[ordinal.len() - 1] + u32::from(*need == Need::Wanted));
-    }
-    let mut columns = [Vec::new(), Vec::new()];
-    for (_, patch) in patches {
-        for (column, spans) in columns.iter_mut().zip([
-            patch
-                .targets
-                .iter()
-                .map(|range| ordinal[range.start as usize]..ordinal[range.end as usize])
-                .collect::<Vec<_>>(),
-            patch.bases.iter().map(|span| span.chunks.clone()).collect(),
-        ]) {
-            let mut at = 0i64;
-            for border in spans.iter().flat_map(|range| [range.start, range.end]).map(i64::from) {
-                // Ranges that touch are one.
-                let mut step = ((border - at) << 1 ^ (border - at) >> 63) as u64;
-                at = border;
-                while step >= 0x80 {
-                    column.push(step as u8 | 0x80);
-                    step >>= 7;
-                }
-                column.push(step as u8);
-            }
-        }
-    }
-    Ok(zstd::bulk::compress(&columns[0], 19)?.len() + zstd::bulk::compress(&columns[1], 19)?.len())
-}
-
 struct Options {
     old: String,
     new: String,
@@ -206,7 +133,7 @@ struct Options {
 
 fn options() -> Result<Options, Error> {
     let mut args = std::env::args().skip(1);
-    let usage = "usage: patchstat OLD NEW [--level N] [--threads N] [--targets MIB] [--views 0|1]";
+    let usage = "usage: patchstat OLD NEW [--level N] [--threads N] [--targets MIB] [--views 0|1|2]";
     let mut found = Options {
         old: args.next().ok_or(usage)?,
         new: args.next().ok_or(usage)?,
@@ -238,96 +165,29 @@ fn main() -> Result<(), Error> {
     let needs = needs_of(&old_chunks, &new_chunks);
     println!("cut: {:.1} s", begin.elapsed().as_secs_f64());
 
-    let (mut old, mut new) = (
-        Extended { artifact: old_file, views: Vec::new() },
-        Extended { artifact: new_file, views: Vec::new() },
-    );
-    let span = |chunks: &[ChunkSpan], part: &Range<u64>| {
-        chunks.partition_point(|chunk| chunk.offset < part.start)
-            ..chunks.partition_point(|chunk| chunk.offset < part.end)
-    };
-    let (mut recipes, mut new_packed) = (Vec::new(), Vec::new());
-    for file in view::packed_files(&new.artifact, &new_regions)? {
-        let wanted = file.parts.iter().any(|part| needs[span(&new_chunks, part)].contains(&Need::Wanted));
-        if options.views == 0 || !wanted {
-            continue;
-        }
-        let from = new.views.len();
-        let packed = view::Joined { artifact: &new.artifact, parts: &file.parts };
-        let started = Instant::now();
-        let mut sink = io::Cursor::new(std::mem::take(&mut new.views));
-        sink.set_position(from as u64);
-        let unpacked = view::unpack(&packed, VIEWS_MAX - from as u64, &mut sink)?;
-        new.views = sink.into_inner();
-        let took = started.elapsed().as_secs_f64();
-        let Some(unpacked) = unpacked else {
-            println!("no view of {} ({} bytes)", String::from_utf8_lossy(&file.name), packed.len());
-            new.views.truncate(from);
-            continue;
-        };
-        new.views.truncate(from + unpacked.view_bytes as usize);
-        let started = Instant::now();
-        let (mut again, mut before) = (Vec::new(), vec![0; packed.len() as usize]);
-        view::repack(&unpacked.recipe, &mut &new.views[from..], &mut again)?;
-        packed.read_exact_at(&mut before, 0)?;
-        assert!(again == before, "a view packs to something else");
-        if packed.len() > 100 << 10 {
-            println!(
-                "view of {}: {} packed, {} unpacked, recipe {}; unpack {took:.1} s, repack {:.1} s",
-                String::from_utf8_lossy(&file.name),
-                packed.len(),
-                unpacked.view_bytes,
-                unpacked.recipe.len(),
-                started.elapsed().as_secs_f64()
-            );
-        }
-        let base = new.artifact.1;
-        new_packed.push((file, base + from as u64..base + new.views.len() as u64));
-        recipes.push(unpacked.recipe);
+    let mut old = Extended::new(old_file, old_regions, old_chunks);
+    let mut new = Extended::new(new_file, new_regions, new_chunks);
+    let mut needs = needs;
+    let mut passes = Vec::new();
+    if options.views > 0 {
+        views::of_clusters(&mut old, &mut new, &mut needs, &options, &mut passes)?;
+        views::of_gzip(&mut old, &mut new, &mut needs, &options, &mut passes)?;
     }
-    let names: HashSet<Vec<u8>> = new_packed.iter().map(|(file, _)| fold(&file.name)).collect();
-    let mut old_packed = Vec::new();
-    for file in view::packed_files(&old.artifact, &old_regions)? {
-        if names.contains(&fold(&file.name)) {
-            let from = old.views.len();
-            let packed = view::Joined { artifact: &old.artifact, parts: &file.parts };
-            view::inflate(&packed, VIEWS_MAX - from as u64, &mut old.views)?;
-            let base = old.artifact.1;
-            old_packed.push((file, base + from as u64..base + old.views.len() as u64));
-        }
-    }
-    let joined = recipes.concat();
-    let recipe_bytes = Packer::new(19).pack(&joined[..joined.len().min(1 << 20)]).bytes.len();
     println!(
-        "{} views of {} bytes over {} of {} bytes, recipes {} -> {recipe_bytes} bytes; {:.1} s",
-        new_packed.len(),
-        new.views.len(),
-        old_packed.len(),
+        "views: {} and {} bytes, {:.1} s in all",
         old.views.len(),
-        joined.len(),
+        new.views.len(),
         begin.elapsed().as_secs_f64()
     );
-
-    let old_regions = extended(&old_regions, &old_packed, &old)?;
-    let new_regions = extended(&new_regions, &new_packed, &new)?;
-    let old_chunks = cut(&old, &old_regions, options.threads)?;
-    let new_chunks = cut(&new, &new_regions, options.threads)?;
-    let mut needs = needs_of(&old_chunks, &new_chunks);
-    for part in new_packed.iter().flat_map(|(file, _)| &file.parts) {
-        for need in &mut needs[span(&new_chunks, part)] {
-            *need = if *need == Need::Wanted { Need::Other } else { *need };
-        }
-    }
-    let old = Side { bytes: &old, regions: &old_regions, chunks: &old_chunks };
-    let new = Side { bytes: &new, regions: &new_regions, chunks: &new_chunks };
-    report(old, new, &needs, &options, begin)
+    report(old.side(), new.side(), &needs, &options, &passes, begin)
 }
 
-fn report<R: ReadAt + ?Sized, S: ReadAt + ?Sized>(
-    old: Side<'_, R>,
-    new: Side<'_, S>,
+fn report(
+    old: Side<'_, Extended>,
+    new: Side<'_, Extended>,
     needs: &[Need],
     options: &Options,
+    passes: &[Pass],
     begin: Instant,
 ) -> Result<(), Error> {
     let pairing = PairOptions { target_bytes_max: options.targets << 20, ..PairOptions::default() };
@@ -402,7 +262,11 @@ fn report<R: ReadAt + ?Sized, S: ReadAt + ?Sized>(
             kind.1 += new.chunks[index as usize].len as usize;
         }
     }
-    println!("lists of chunks in all patches, packed: {} bytes", lists(&patches, needs)?);
+    let index = index::index(old, new, &patches, passes);
+    println!("index: {} patches, {} bytes packed, {} without views", index.0, index.1, index.2);
+    let recipes: usize = passes.iter().map(|pass| Packer::new(19).pack(&pass.payload).bytes.len()).sum();
+    println!("recipes: {} of {recipes} bytes packed", passes.len());
+    sum += index.1 + recipes;
     let mut packer = Packer::new(options.level);
     for (index, _) in left.iter().enumerate().filter(|(_, left)| **left) {
         let range = index as u32..index as u32 + 1;

@@ -1,0 +1,112 @@
+//! What the index of the set costs.
+
+use std::collections::HashMap;
+use std::ops::{Range, RangeInclusive};
+
+use distd_core::limits::VIEW_IDS_FROM;
+use distd_core::patch::pair::{ChunkSpan, Of, Patch, Side};
+use distd_core::patch::{Codec, SetIndex, SetPatch, TargetRun};
+use distd_core::{ChunkHash, ChunkId, ManifestId};
+
+use crate::views::{Extended, Pass};
+
+/// Number of patches in the index, its bytes, and those without the passes through views.
+pub(crate) fn index(
+    old: Side<'_, Extended>,
+    new: Side<'_, Extended>,
+    patches: &[(usize, Patch)],
+    passes: &[Pass],
+) -> (usize, usize, usize) {
+    let ids = [ids(old, new, Of::Old), ids(old, new, Of::New)];
+    let side = |of: Of| if of == Of::Old { old.chunks } else { new.chunks };
+    let mut found: Vec<SetPatch> = patches
+        .iter()
+        .map(|(_, patch)| SetPatch {
+            codec: if patch.codec == Codec::Zstd { 1 } else { 2 },
+            packed: 1000 + patch.payload.len() as u64,
+            bases: patch
+                .bases
+                .iter()
+                .flat_map(|span| ranges(&ids[span.of as usize][to_usize(&span.chunks)]))
+                .collect(),
+            targets: patch
+                .targets
+                .iter()
+                .flat_map(|range| runs(&ids[Of::New as usize], new.chunks, to_usize(range)))
+                .collect(),
+        })
+        .collect();
+    let encode = |patches: Vec<SetPatch>| {
+        let index = SetIndex { from: ManifestId([1; 32]), to: ManifestId([2; 32]), patches };
+        (index.patches.len(), index.encode().len())
+    };
+    let without = encode(found.clone()).1;
+    for pass in passes {
+        let (chunks, ids) = (side(pass.of), &ids[pass.of as usize]);
+        let span = |part: &Range<u64>| {
+            chunks.partition_point(|chunk| chunk.offset < part.start)
+                ..chunks.partition_point(|chunk| chunk.offset < part.end)
+        };
+        let inflate = pass.of == Of::Old;
+        found.push(SetPatch {
+            codec: if inflate { 128 } else { 129 },
+            packed: 1000,
+            bases: pass.bases.iter().flat_map(|part| ranges(&ids[span(part)])).collect(),
+            targets: pass.targets.iter().flat_map(|part| runs(ids, chunks, span(part))).collect(),
+        });
+    }
+    let (count, all) = encode(found);
+    (count, all, without)
+}
+
+fn to_usize(range: &Range<u32>) -> Range<usize> {
+    range.start as usize..range.end as usize
+}
+
+/// Ids of all chunks of a side: those of the artifacts in order, those of views from their own first id on.
+fn ids(old: Side<'_, Extended>, new: Side<'_, Extended>, of: Of) -> Vec<u64> {
+    let mut known: HashMap<ChunkHash, u64> = HashMap::new();
+    let mut next = 1;
+    for side in [old, new] {
+        for chunk in side.chunks.iter().filter(|chunk| chunk.offset < side.bytes.artifact_len()) {
+            known.entry(chunk.hash).or_insert_with(|| {
+                next += 1;
+                next - 1
+            });
+        }
+    }
+    next = VIEW_IDS_FROM;
+    for side in [old, new] {
+        for chunk in side.chunks.iter().filter(|chunk| chunk.offset >= side.bytes.artifact_len()) {
+            known.entry(chunk.hash).or_insert_with(|| {
+                next += 1;
+                next - 1
+            });
+        }
+    }
+    let side = if of == Of::Old { old } else { new };
+    side.chunks.iter().map(|chunk| known[&chunk.hash]).collect()
+}
+
+fn ranges(ids: &[u64]) -> Vec<RangeInclusive<ChunkId>> {
+    let mut out: Vec<RangeInclusive<ChunkId>> = Vec::new();
+    for id in ids {
+        match out.last_mut() {
+            Some(last) if last.end().0 + 1 == *id => *last = *last.start()..=ChunkId(*id),
+            _ => out.push(ChunkId(*id)..=ChunkId(*id)),
+        }
+    }
+    out
+}
+
+fn runs(ids: &[u64], chunks: &[ChunkSpan], range: Range<usize>) -> Vec<TargetRun> {
+    let mut out: Vec<TargetRun> = Vec::new();
+    for index in range {
+        let (id, len) = (ids[index], chunks[index].len);
+        match out.last_mut() {
+            Some(run) if run.first.0 + run.lens.len() as u64 == id => run.lens.push(len),
+            _ => out.push(TargetRun { first: ChunkId(id), lens: vec![len] }),
+        }
+    }
+    out
+}

@@ -1,0 +1,370 @@
+//! From clusters to view and recipe, at the origin.
+
+use std::io::{self, Seek, SeekFrom, Write};
+use std::ops::Range;
+
+use super::coder::{self, Setting};
+use super::files::Piece;
+use super::{ClusterFile, LOOK_AHEAD, NoView, WINDOW_MAX};
+use crate::cut::ReadAt;
+use crate::patch::view::{CLUSTERS_VERSION, RECIPE_MAX};
+use crate::proto::put_varint;
+
+/// A recipe above this part of the packed bytes is not worth a view.
+const RECIPE_PART: usize = 8;
+
+/// Clusters of one file, and of one group, for which all settings are tried: each costs some ten times the packing.
+const TRIED_OF_FILE: u32 = 2;
+const TRIED_OF_GROUP: u32 = 64;
+
+/// What came of a group of files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterViews {
+    /// How to pack the view again, or how to unpack the old one; nothing when no file has a view.
+    pub recipe: Vec<u8>,
+    /// Length of the view: bytes that count from where the sink stood.
+    pub view_bytes: u64,
+    /// Of each file its place in the view, or why it has none. The parts of those that have one, in order, are what the
+    /// recipe makes or takes.
+    pub files: Vec<Result<Range<u64>, NoView>>,
+}
+
+/// View and recipe of a group of files of the new release, the view into `sink` from where that stands.
+///
+/// Each cluster is packed again and compared, so a recipe always fits. A view stays below `max` bytes. Some 30 MB/s of
+/// content on one core. Memory: twice the content of the longest cluster, at most 26 MB.
+///
+/// # Errors
+/// What reading or writing reports.
+pub fn unpack_clusters<R: ReadAt + ?Sized>(
+    artifact: &R,
+    files: &[ClusterFile],
+    max: u64,
+    sink: &mut (impl Write + Seek),
+) -> io::Result<ClusterViews> {
+    let start = sink.stream_position()?;
+    let mut tries = Tries { first: Setting::ALL[0], left: TRIED_OF_GROUP };
+    let mut made = ClusterViews { recipe: vec![CLUSTERS_VERSION], view_bytes: 0, files: Vec::new() };
+    for file in files {
+        sink.seek(SeekFrom::Start(start + made.view_bytes))?;
+        let mut making = Making::new(artifact, file, &mut tries);
+        let room = max - made.view_bytes;
+        let result = if file.plain_bytes > room { Err(NoView::TooLong) } else { making.run(sink)? };
+        let recipe = making.recipe.finish();
+        made.files.push(result.and_then(|()| {
+            if recipe.len() > file.packed_bytes() as usize / RECIPE_PART {
+                return Err(NoView::NotReproduced);
+            }
+            if made.recipe.len() + recipe.len() > RECIPE_MAX {
+                return Err(NoView::TooLong);
+            }
+            let from = made.view_bytes;
+            made.recipe.extend_from_slice(&recipe);
+            made.view_bytes += file.plain_bytes;
+            Ok(from..made.view_bytes)
+        }));
+    }
+    sink.seek(SeekFrom::Start(start + made.view_bytes))?;
+    if made.view_bytes == 0 {
+        made.recipe.clear();
+    }
+    Ok(made)
+}
+
+/// Which settings to try.
+struct Tries {
+    first: Setting,
+    left: u32,
+}
+
+struct Making<'a, R: ?Sized> {
+    artifact: &'a R,
+    file: &'a ClusterFile,
+    tries: &'a mut Tries,
+    tries_left: u32,
+    recipe: Recipe,
+    window: usize,
+    capacity: usize,
+    /// Content from the cluster at hand on.
+    plain: Vec<u8>,
+    gone: usize,
+    /// First piece not unpacked yet.
+    next: usize,
+    out: Vec<u8>,
+}
+
+impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
+    fn new(artifact: &'a R, file: &'a ClusterFile, tries: &'a mut Tries) -> Self {
+        let packed = || file.pieces.iter().filter(|piece| piece.turn.is_none());
+        let longest = packed().map(|piece| u64::from(piece.plain)).max().unwrap_or(0);
+        let window = (longest + LOOK_AHEAD).min(WINDOW_MAX);
+        let capacity =
+            packed().map(|piece| piece.packed).max().unwrap_or(0).next_multiple_of(file.block_bytes);
+        Self {
+            artifact,
+            file,
+            tries,
+            tries_left: TRIED_OF_FILE,
+            recipe: Recipe::new(file, window),
+            window: window as usize,
+            capacity: capacity as usize,
+            plain: Vec::new(),
+            gone: 0,
+            next: 0,
+            out: Vec::new(),
+        }
+    }
+
+    fn run(&mut self, sink: &mut impl Write) -> io::Result<Result<(), NoView>> {
+        let mut cluster = Vec::new();
+        for piece in &self.file.pieces {
+            let len = piece.plain as usize;
+            if self.gone > self.window {
+                self.plain.drain(..self.gone);
+                self.gone = 0;
+            }
+            while self.plain.len() - self.gone < self.window.max(len) && self.next < self.file.pieces.len() {
+                let held = self.plain.len();
+                if content(self.artifact, &self.file.pieces[self.next], &mut self.plain)?.is_none() {
+                    return Ok(Err(NoView::Damaged));
+                }
+                sink.write_all(&self.plain[held..])?;
+                self.next += 1;
+            }
+            cluster.resize(piece.packed as usize, 0);
+            self.artifact.read_exact_at(&mut cluster, piece.start)?;
+            self.tell(piece, &cluster);
+            self.gone += len;
+        }
+        Ok(Ok(()))
+    }
+
+    /// Adds the cluster to the recipe.
+    fn tell(&mut self, piece: &Piece, cluster: &[u8]) {
+        let len = piece.plain as usize;
+        if !piece.listed {
+            self.recipe.add(Step::LeftOut { len });
+            return;
+        }
+        let step = match piece.turn {
+            Some(turn) => self.as_it_is(piece, cluster, usize::from(turn)),
+            None => self.packed(piece, cluster),
+        };
+        match step {
+            Some(step) => self.recipe.add(step),
+            None => self.recipe.literal(len, cluster),
+        }
+    }
+
+    fn as_it_is(&self, piece: &Piece, cluster: &[u8], turn: usize) -> Option<Step> {
+        let len = piece.plain as usize;
+        let plain = &self.plain[self.gone..self.gone + len];
+        let front = len.min(cluster.len() - turn);
+        let is = |range: Range<usize>, plain: &[u8]| cluster[range] == *plain;
+        let zero = |range: Range<usize>| cluster[range].iter().all(|byte| *byte == 0);
+        if !is(turn..turn + front, &plain[..front]) || !is(0..len - front, &plain[front..]) {
+            return None;
+        }
+        let padding = if front < len { len - front..turn } else { turn + len..cluster.len() };
+        if !zero(padding) || (front == len && !zero(0..turn)) {
+            return None;
+        }
+        match (turn, piece.inline) {
+            (0, true) => (len == cluster.len()).then_some(Step::PlainEnd { len }),
+            (0, false) => (cluster.len() == len.next_multiple_of(self.file.block_bytes as usize))
+                .then_some(Step::Plain { len }),
+            _ => Some(Step::Turned { len, turn }),
+        }
+    }
+
+    fn packed(&mut self, piece: &Piece, cluster: &[u8]) -> Option<Step> {
+        let first = self.tries.first;
+        if let Some(step) = self.with(first, piece, cluster) {
+            return Some(step);
+        }
+        if self.tries_left == 0 || self.tries.left == 0 {
+            return None;
+        }
+        self.tries_left -= 1;
+        self.tries.left -= 1;
+        for setting in Setting::ALL.into_iter().filter(|setting| *setting != first) {
+            if let Some(step) = self.with(setting, piece, cluster) {
+                self.tries.first = setting;
+                return Some(step);
+            }
+        }
+        None
+    }
+
+    /// How this setting makes the cluster, if it does.
+    fn with(&mut self, setting: Setting, piece: &Piece, cluster: &[u8]) -> Option<Step> {
+        let len = piece.plain as usize;
+        let exact = [self.capacity, cluster.len()];
+        let plain = &self.plain[self.gone..];
+        let shown = &plain[..plain.len().min(self.window)];
+        // mkfs.erofs shows all it has, or so much as its options let into one cluster; and now and then asks for fewer blocks.
+        for (index, capacity) in exact.into_iter().enumerate() {
+            if index == 1 && capacity == self.capacity {
+                continue;
+            }
+            self.out.resize(capacity, 0);
+            for plain in [shown, &plain[..len]] {
+                let Some((taken, made)) = setting.fill(plain, &mut self.out) else { continue };
+                if taken < len || !self.lies(&self.out[..made], cluster, piece.inline) {
+                    continue;
+                }
+                if piece.inline {
+                    return (taken == len).then_some(Step::End { setting, capacity });
+                }
+                let all = plain.len() == shown.len();
+                return Some(match (all, taken == len) {
+                    (true, true) => Step::Clusters { setting, capacity, count: 1 },
+                    (true, false) => Step::Overlapping { setting, capacity, len },
+                    _ => Step::Known { setting, capacity, count: 1, len },
+                });
+            }
+        }
+        None
+    }
+
+    /// Whether a block is what lies in the cluster.
+    fn lies(&self, made: &[u8], cluster: &[u8], inline: bool) -> bool {
+        if inline {
+            return made == cluster;
+        }
+        if made.len().next_multiple_of(self.file.block_bytes as usize) != cluster.len() {
+            return false;
+        }
+        let zeros = cluster.len() - made.len();
+        let (padding, data) = if self.file.zeros_in_front {
+            cluster.split_at(zeros)
+        } else {
+            let (data, padding) = cluster.split_at(made.len());
+            (padding, data)
+        };
+        data == made && padding.iter().all(|byte| *byte == 0)
+    }
+}
+
+/// Appends the content of an extent; `None` for damage.
+pub(super) fn content<R: ReadAt + ?Sized>(
+    artifact: &R,
+    piece: &Piece,
+    out: &mut Vec<u8>,
+) -> io::Result<Option<()>> {
+    let mut cluster = vec![0; piece.packed as usize];
+    artifact.read_exact_at(&mut cluster, piece.start)?;
+    let (from, len) = (out.len(), piece.plain as usize);
+    if let Some(turn) = piece.turn {
+        cluster.rotate_left(usize::from(turn));
+        out.extend_from_slice(&cluster[..len]);
+        return Ok(Some(()));
+    }
+    out.resize(from + len, 0);
+    Ok(coder::unpack(&cluster, &mut out[from..]).filter(|made| *made == len).map(|_| ()))
+}
+
+/// One step of a recipe.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Clusters { setting: Setting, capacity: usize, count: usize },
+    Known { setting: Setting, capacity: usize, count: usize, len: usize },
+    Overlapping { setting: Setting, capacity: usize, len: usize },
+    Plain { len: usize },
+    Turned { len: usize, turn: usize },
+    LeftOut { len: usize },
+    End { setting: Setting, capacity: usize },
+    PlainEnd { len: usize },
+}
+
+impl Step {
+    /// Both in one, if that is possible.
+    fn join(self, next: Self, block: usize) -> Option<Self> {
+        match (self, next) {
+            (
+                Self::Clusters { setting, capacity, count },
+                Self::Clusters { setting: s, capacity: c, count: more },
+            ) if setting == s && capacity == c => {
+                Some(Self::Clusters { setting, capacity, count: count + more })
+            }
+            (
+                Self::Known { setting, capacity, count, len },
+                Self::Known { setting: s, capacity: c, count: more, len: l },
+            ) if setting == s && capacity == c && len == l => {
+                Some(Self::Known { setting, capacity, count: count + more, len })
+            }
+            (Self::Plain { len }, Self::Plain { len: more }) if len.is_multiple_of(block) => {
+                Some(Self::Plain { len: len + more })
+            }
+            _ => None,
+        }
+    }
+
+    fn put(self, out: &mut Vec<u8>) {
+        let (kind, setting, numbers) = match self {
+            Self::Clusters { setting, capacity, count } => {
+                (1, Some(setting), [Some(capacity), Some(count), None])
+            }
+            Self::Known { setting, capacity, count, len } => {
+                (2, Some(setting), [Some(capacity), Some(count), Some(len)])
+            }
+            Self::Overlapping { setting, capacity, len } => {
+                (3, Some(setting), [Some(capacity), Some(len), None])
+            }
+            Self::Plain { len } => (4, None, [Some(len), None, None]),
+            Self::Turned { len, turn } => (5, None, [Some(len), Some(turn), None]),
+            Self::LeftOut { len } => (7, None, [Some(len), None, None]),
+            Self::End { setting, capacity } => (8, Some(setting), [Some(capacity), None, None]),
+            Self::PlainEnd { len } => (9, None, [Some(len), None, None]),
+        };
+        out.push(kind);
+        out.extend(setting.map(Setting::number));
+        numbers.into_iter().flatten().for_each(|number| put_varint(out, number as u64));
+    }
+}
+
+/// The recipe of one file.
+struct Recipe {
+    bytes: Vec<u8>,
+    block: usize,
+    open: Option<Step>,
+}
+
+impl Recipe {
+    fn new(file: &ClusterFile, window: u64) -> Self {
+        let block = file.block_bytes as usize;
+        // Blocks have 512 bytes to 64 KiB.
+        let block_bits = (block / 512).trailing_zeros() as u8;
+        let mut bytes = vec![0, u8::from(file.zeros_in_front) | block_bits << 4];
+        put_varint(&mut bytes, file.plain_bytes);
+        put_varint(&mut bytes, window);
+        Self { bytes, block, open: None }
+    }
+
+    fn add(&mut self, step: Step) {
+        let joined = self.open.and_then(|open| open.join(step, self.block));
+        if joined.is_none() {
+            self.close();
+        }
+        self.open = Some(joined.unwrap_or(step));
+    }
+
+    fn literal(&mut self, len: usize, cluster: &[u8]) {
+        self.close();
+        self.bytes.push(6);
+        put_varint(&mut self.bytes, len as u64);
+        put_varint(&mut self.bytes, cluster.len() as u64);
+        self.bytes.extend_from_slice(cluster);
+    }
+
+    fn close(&mut self) {
+        if let Some(step) = self.open.take() {
+            step.put(&mut self.bytes);
+        }
+    }
+
+    fn finish(&mut self) -> Vec<u8> {
+        self.close();
+        std::mem::take(&mut self.bytes)
+    }
+}

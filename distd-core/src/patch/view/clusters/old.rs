@@ -1,0 +1,137 @@
+//! From old clusters to the recipe that unpacks them on a device.
+
+use std::io::{self, Seek, SeekFrom, Write};
+
+use super::coder;
+use super::files::Piece;
+use super::make::content;
+use super::{ClusterFile, ClusterViews, NoView};
+use crate::cut::ReadAt;
+use crate::patch::view::{CLUSTERS_VERSION, RECIPE_MAX};
+use crate::proto::put_varint;
+
+/// View of a group of files of the old release, into `sink` from where that stands, and the recipe that makes it of their
+/// parts ([`unpack_with`](crate::patch::view::unpack_with)).
+///
+/// A view stays below `max` bytes. Memory: twice the content of the longest cluster. Some 500 MB/s of content.
+///
+/// # Errors
+/// What reading or writing reports.
+pub fn unpack_old_clusters<R: ReadAt + ?Sized>(
+    artifact: &R,
+    files: &[ClusterFile],
+    max: u64,
+    sink: &mut (impl Write + Seek),
+) -> io::Result<ClusterViews> {
+    let start = sink.stream_position()?;
+    let longest = files.iter().flat_map(|file| &file.pieces).map(|piece| piece.plain).max().unwrap_or(1);
+    let mut made = ClusterViews { recipe: vec![CLUSTERS_VERSION], view_bytes: 0, files: Vec::new() };
+    put_varint(&mut made.recipe, u64::from(longest));
+    for file in files {
+        sink.seek(SeekFrom::Start(start + made.view_bytes))?;
+        let mut recipe = Recipe::default();
+        let listed: u64 =
+            file.pieces.iter().filter(|piece| piece.listed).map(|piece| u64::from(piece.plain)).sum();
+        let result = if listed > max - made.view_bytes {
+            Err(NoView::TooLong)
+        } else {
+            tell(artifact, file, longest as usize, &mut recipe, sink)?
+        };
+        recipe.close();
+        made.files.push(result.and_then(|()| {
+            if made.recipe.len() + recipe.bytes.len() > RECIPE_MAX {
+                return Err(NoView::TooLong);
+            }
+            let from = made.view_bytes;
+            made.recipe.append(&mut recipe.bytes);
+            made.view_bytes += listed;
+            Ok(from..made.view_bytes)
+        }));
+    }
+    sink.seek(SeekFrom::Start(start + made.view_bytes))?;
+    if made.view_bytes == 0 {
+        made.recipe.clear();
+    }
+    Ok(made)
+}
+
+fn tell<R: ReadAt + ?Sized>(
+    artifact: &R,
+    file: &ClusterFile,
+    longest: usize,
+    recipe: &mut Recipe,
+    sink: &mut impl Write,
+) -> io::Result<Result<(), NoView>> {
+    let (mut plain, mut cluster) = (Vec::new(), Vec::new());
+    for piece in file.pieces.iter().filter(|piece| piece.listed) {
+        plain.clear();
+        let Piece { packed, plain: len, turn, .. } = *piece;
+        if content(artifact, piece, &mut plain)?.is_none() {
+            return Ok(Err(NoView::Damaged));
+        }
+        sink.write_all(&plain)?;
+        match turn {
+            Some(0) => recipe.add(Step::Plain { plain: u64::from(len), padding: u64::from(packed - len) }),
+            Some(turn) => recipe.add(Step::Turned { packed, plain: len, turn }),
+            None => {
+                // Is it all there is in the cluster? Then its length needs no telling.
+                cluster.resize(packed as usize, 0);
+                artifact.read_exact_at(&mut cluster, piece.start)?;
+                plain.resize(longest, 0);
+                let all = coder::unpack(&cluster, &mut plain) == Some(len as usize);
+                recipe.add(Step::Clusters { count: 1, packed, plain: (!all).then_some(len) });
+            }
+        }
+    }
+    Ok(Ok(()))
+}
+
+#[derive(Clone, Copy)]
+enum Step {
+    Clusters { count: u64, packed: u32, plain: Option<u32> },
+    Plain { plain: u64, padding: u64 },
+    Turned { packed: u32, plain: u32, turn: u16 },
+}
+
+/// The steps of one file, those alike as one.
+#[derive(Default)]
+struct Recipe {
+    bytes: Vec<u8>,
+    open: Option<Step>,
+}
+
+impl Recipe {
+    fn add(&mut self, step: Step) {
+        self.open = match (self.open, step) {
+            (
+                Some(Step::Clusters { count, packed, plain }),
+                Step::Clusters { packed: more, plain: length, .. },
+            ) if packed == more && plain == length => {
+                Some(Step::Clusters { count: count + 1, packed, plain })
+            }
+            (Some(Step::Plain { plain, padding: 0 }), Step::Plain { plain: more, padding }) => {
+                Some(Step::Plain { plain: plain + more, padding })
+            }
+            _ => {
+                self.close();
+                Some(step)
+            }
+        };
+    }
+
+    fn close(&mut self) {
+        let Some(step) = self.open.take() else { return };
+        let (kind, numbers) = match step {
+            Step::Clusters { count, packed, plain: None } => (1, [Some(count), Some(packed.into()), None]),
+            Step::Clusters { count, packed, plain } => {
+                (2, [Some(count), Some(packed.into()), plain.map(u64::from)])
+            }
+            Step::Plain { plain, padding } => (3, [Some(plain), Some(padding), None]),
+            Step::Turned { packed, plain, turn } => {
+                (4, [Some(packed.into()), Some(plain.into()), Some(turn.into())])
+            }
+        };
+        self.bytes.push(kind);
+        numbers.into_iter().flatten().for_each(|number| put_varint(&mut self.bytes, number));
+    }
+}

@@ -1,0 +1,255 @@
+//! From view and recipe to clusters.
+
+use std::io::{Read, Write};
+
+use super::coder::Setting;
+use super::{COPY, Reader, WINDOW_MAX};
+use crate::limits::VIEW_BYTES_MAX;
+use crate::patch::view::RecipeError;
+
+/// Most bytes packed over again in a recipe, for each byte of view: clusters overlap by less than themselves.
+const OVERLAP: u64 = 4;
+
+/// Bytes taken from the front of the buffer are moved out of it when so many are gone.
+const GONE_MAX: usize = 1 << 20;
+
+/// Packs a view again; `recipe` without its version byte. Bytes written.
+pub(in crate::patch::view) fn repack(
+    recipe: &[u8],
+    view: &mut impl Read,
+    sink: &mut impl Write,
+) -> Result<u64, RecipeError> {
+    let mut packing = Packing {
+        view,
+        sink,
+        plain: Vec::new(),
+        gone: 0,
+        unread: 0,
+        window: 0,
+        block: 512,
+        zeros_in_front: true,
+        cluster: Vec::new(),
+        written: 0,
+        work: 0,
+        work_max: 0,
+    };
+    let mut recipe = Reader(recipe);
+    while let Some(kind) = recipe.byte() {
+        packing.step(kind, &mut recipe)?;
+    }
+    if packing.left() > 0 {
+        return Err(RecipeError::Damaged("it ends within a file"));
+    }
+    Ok(packing.written)
+}
+
+struct Packing<'a, V, S> {
+    view: &'a mut V,
+    sink: &'a mut S,
+    /// View read ahead, from `gone` on.
+    plain: Vec<u8>,
+    gone: usize,
+    /// Bytes of the file still to be read.
+    unread: u64,
+    window: usize,
+    block: usize,
+    zeros_in_front: bool,
+    cluster: Vec<u8>,
+    written: u64,
+    /// Bytes handed out of `plain`, some more than once.
+    work: u64,
+    work_max: u64,
+}
+
+impl<V: Read, S: Write> Packing<'_, V, S> {
+    /// Bytes of the file not packed yet.
+    fn left(&self) -> u64 {
+        (self.plain.len() - self.gone) as u64 + self.unread
+    }
+
+    fn step(&mut self, kind: u8, recipe: &mut Reader<'_>) -> Result<(), RecipeError> {
+        if kind == 0 {
+            return self.file(recipe);
+        }
+        let left = self.left();
+        match kind {
+            1 => {
+                let (setting, capacity) = packer(recipe)?;
+                for _ in 0..recipe.within(left)? {
+                    let taken = self.cluster(setting, capacity, self.window, true)?;
+                    self.advance(taken);
+                }
+            }
+            2 => {
+                let (setting, capacity) = packer(recipe)?;
+                let (count, len) = (recipe.within(left)?, recipe.within(left.min(WINDOW_MAX))?);
+                for _ in 0..count {
+                    if self.left() < len as u64 || self.cluster(setting, capacity, len, true)? != len {
+                        return Err(RecipeError::Damaged("a cluster holds something else"));
+                    }
+                    self.advance(len);
+                }
+            }
+            3 => {
+                let (setting, capacity) = packer(recipe)?;
+                let len = recipe.within(left.min(WINDOW_MAX))?;
+                if self.cluster(setting, capacity, self.window, true)? < len {
+                    return Err(RecipeError::Damaged("a cluster holds something else"));
+                }
+                self.advance(len);
+            }
+            4 | 9 => {
+                let len = recipe.within(left)?;
+                self.copy(len)?;
+                if kind == 4 {
+                    self.zeros(len.next_multiple_of(self.block) - len)?;
+                }
+            }
+            5 => {
+                let block = self.block;
+                let (len, turn) = (recipe.within(left.min(block as u64))?, recipe.within(block as u64 - 1)?);
+                self.read_ahead(len)?;
+                let mut turned = vec![0; block];
+                let front = len.min(block - turn);
+                let plain = &self.plain[self.gone..self.gone + len];
+                turned[turn..turn + front].copy_from_slice(&plain[..front]);
+                turned[..len - front].copy_from_slice(&plain[front..]);
+                self.write(&turned)?;
+                self.advance(len);
+            }
+            6 => {
+                let (stands_for, len) = (recipe.within(left.min(WINDOW_MAX))?, recipe.cluster()?);
+                let literal = recipe.bytes(len)?;
+                self.write(literal)?;
+                self.skip(stands_for)?;
+            }
+            7 => {
+                let len = recipe.within(left)?;
+                self.skip(len)?;
+            }
+            8 => {
+                let (setting, capacity) = packer(recipe)?;
+                let taken = self.cluster(setting, capacity, self.window, false)?;
+                self.advance(taken);
+            }
+            _ => return Err(RecipeError::Damaged("unknown piece")),
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, recipe: &mut Reader<'_>) -> Result<(), RecipeError> {
+        if self.left() > 0 {
+            return Err(RecipeError::Damaged("it leaves a file early"));
+        }
+        let flags = recipe.expect_byte()?;
+        if flags & 0xE != 0 || flags >> 4 > 7 {
+            return Err(RecipeError::Damaged("unknown flags"));
+        }
+        self.zeros_in_front = flags & 1 != 0;
+        self.block = 512 << (flags >> 4);
+        self.unread = recipe.within(VIEW_BYTES_MAX)? as u64;
+        self.window = recipe.within(WINDOW_MAX)?;
+        self.work_max += self.unread * OVERLAP;
+        Ok(())
+    }
+
+    /// Reads until `len` bytes, or all of the file, are in the buffer; in steps, so that a length alone allocates nothing.
+    fn read_ahead(&mut self, len: usize) -> Result<(), RecipeError> {
+        if self.gone >= GONE_MAX {
+            self.plain.drain(..self.gone);
+            self.gone = 0;
+        }
+        while self.plain.len() - self.gone < len && self.unread > 0 {
+            let held = self.plain.len();
+            let step = (len - (held - self.gone)).min(COPY).min(usize::try_from(self.unread).unwrap_or(COPY));
+            self.plain.resize(held + step, 0);
+            self.view.read_exact(&mut self.plain[held..])?;
+            self.unread -= step as u64;
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, len: usize) {
+        self.gone += len;
+        if self.gone == self.plain.len() {
+            self.plain.clear();
+            self.gone = 0;
+        }
+    }
+
+    /// Packs and writes one cluster from at most `shown` bytes; bytes it holds.
+    fn cluster(
+        &mut self,
+        setting: Setting,
+        capacity: usize,
+        shown: usize,
+        whole_blocks: bool,
+    ) -> Result<usize, RecipeError> {
+        self.read_ahead(shown)?;
+        let plain = &self.plain[self.gone..];
+        let plain = &plain[..plain.len().min(shown)];
+        self.cluster.resize(capacity, 0);
+        let (taken, made) =
+            setting.fill(plain, &mut self.cluster).ok_or(RecipeError::Damaged("a cluster holds nothing"))?;
+        self.work += taken as u64;
+        if self.work > self.work_max {
+            return Err(RecipeError::Damaged("its clusters overlap too much"));
+        }
+        let zeros = if whole_blocks { made.next_multiple_of(self.block) - made } else { 0 };
+        if self.zeros_in_front {
+            self.zeros(zeros)?;
+        }
+        let cluster = std::mem::take(&mut self.cluster);
+        self.write(&cluster[..made])?;
+        self.cluster = cluster;
+        if !self.zeros_in_front {
+            self.zeros(zeros)?;
+        }
+        Ok(taken)
+    }
+
+    fn copy(&mut self, mut len: usize) -> Result<(), RecipeError> {
+        while len > 0 {
+            let step = len.min(COPY);
+            self.read_ahead(step)?;
+            let plain = std::mem::take(&mut self.plain);
+            let written = self.write(&plain[self.gone..self.gone + step]);
+            self.plain = plain;
+            written?;
+            self.advance(step);
+            len -= step;
+        }
+        Ok(())
+    }
+
+    fn skip(&mut self, mut len: usize) -> Result<(), RecipeError> {
+        while len > 0 {
+            let step = len.min(COPY);
+            self.read_ahead(step)?;
+            self.advance(step);
+            len -= step;
+        }
+        Ok(())
+    }
+
+    fn zeros(&mut self, len: usize) -> Result<(), RecipeError> {
+        // Less than a block, and blocks are at most that long.
+        self.write(&[0; COPY][..len])
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), RecipeError> {
+        self.written += bytes.len() as u64;
+        if self.written > VIEW_BYTES_MAX {
+            return Err(RecipeError::Damaged("it makes too much"));
+        }
+        self.sink.write_all(bytes)?;
+        Ok(())
+    }
+}
+
+/// Setting and capacity.
+fn packer(recipe: &mut Reader<'_>) -> Result<(Setting, usize), RecipeError> {
+    let setting =
+        Setting::from_number(recipe.expect_byte()?).ok_or(RecipeError::Damaged("unknown setting"))?;
+    Ok((setting, recipe.cluster()?))
+}

@@ -1,0 +1,129 @@
+//! From old clusters to their content.
+
+use std::io::Write;
+
+use super::{COPY, Reader, coder};
+use crate::cut::ReadAt;
+use crate::cut::erofs::EXTENT_BYTES_MAX;
+use crate::patch::view::RecipeError;
+
+/// Unpacks the clusters that `recipe`, without its version byte, finds in `file`; bytes written.
+///
+/// A damaged cluster, the end of `file` and `max` bytes end it: this is a base, and a short one is still one.
+pub(in crate::patch::view) fn unpack<R: ReadAt + ?Sized>(
+    recipe: &[u8],
+    file: &R,
+    max: u64,
+    sink: &mut impl Write,
+) -> Result<u64, RecipeError> {
+    let mut recipe = Reader(recipe);
+    let longest = recipe.within(EXTENT_BYTES_MAX)?;
+    let mut unpacking = Unpacking {
+        file,
+        at: 0,
+        left: max,
+        sink,
+        longest,
+        packed: Vec::new(),
+        plain: vec![0; longest.max(COPY)],
+    };
+    while let Some(kind) = recipe.byte() {
+        if !unpacking.step(kind, &mut recipe)? {
+            break;
+        }
+    }
+    Ok(max - unpacking.left)
+}
+
+struct Unpacking<'a, R: ?Sized, S> {
+    file: &'a R,
+    at: u64,
+    /// Bytes that may still be written.
+    left: u64,
+    sink: &'a mut S,
+    /// Most bytes a cluster unpacks to.
+    longest: usize,
+    packed: Vec<u8>,
+    plain: Vec<u8>,
+}
+
+impl<R: ReadAt + ?Sized, S: Write> Unpacking<'_, R, S> {
+    /// Whether it can go on.
+    fn step(&mut self, kind: u8, recipe: &mut Reader<'_>) -> Result<bool, RecipeError> {
+        let there = self.file.len().saturating_sub(self.at);
+        match kind {
+            1 | 2 => {
+                let (count, packed) = (recipe.within(u64::MAX)?, recipe.cluster()?);
+                let plain = if kind == 2 { Some(recipe.within(self.longest as u64)?) } else { None };
+                for _ in 0..count {
+                    if !self.read(packed)? {
+                        return Ok(false);
+                    }
+                    let out = plain.unwrap_or(self.longest);
+                    let made = coder::unpack(&self.packed, &mut self.plain[..out]);
+                    let Some(made) =
+                        made.filter(|made| *made > 0 && plain.is_none_or(|plain| plain == *made))
+                    else {
+                        return Ok(false);
+                    };
+                    if !self.write(made)? {
+                        return Ok(false);
+                    }
+                }
+            }
+            3 => {
+                let (mut plain, padding) = (recipe.within(u64::MAX)?, recipe.number()?);
+                if plain as u64 > there {
+                    return Ok(false);
+                }
+                while plain > 0 {
+                    let step = plain.min(COPY);
+                    if !self.read(step)? {
+                        return Ok(false);
+                    }
+                    self.plain[..step].copy_from_slice(&self.packed);
+                    if !self.write(step)? {
+                        return Ok(false);
+                    }
+                    plain -= step;
+                }
+                self.at = self.at.saturating_add(padding);
+            }
+            4 => {
+                let packed = recipe.cluster()?;
+                let (plain, turn) = (recipe.within(packed as u64)?, recipe.within(packed as u64)?);
+                if !self.read(packed)? {
+                    return Ok(false);
+                }
+                self.plain.resize(self.plain.len().max(plain), 0);
+                self.packed.rotate_left(turn);
+                self.plain[..plain].copy_from_slice(&self.packed[..plain]);
+                return self.write(plain);
+            }
+            5 => self.at = self.at.saturating_add(recipe.number()?),
+            _ => return Err(RecipeError::Damaged("unknown piece")),
+        }
+        Ok(true)
+    }
+
+    /// Reads the next bytes of the file, if there are so many.
+    fn read(&mut self, len: usize) -> Result<bool, RecipeError> {
+        if self.file.len().saturating_sub(self.at) < len as u64 {
+            return Ok(false);
+        }
+        self.packed.resize(len, 0);
+        self.file.read_exact_at(&mut self.packed, self.at)?;
+        self.at += len as u64;
+        Ok(true)
+    }
+
+    /// Writes the front of `plain`, if that is not too much.
+    fn write(&mut self, len: usize) -> Result<bool, RecipeError> {
+        if len as u64 > self.left {
+            return Ok(false);
+        }
+        self.sink.write_all(&self.plain[..len])?;
+        self.left -= len as u64;
+        Ok(true)
+    }
+}

@@ -1,0 +1,66 @@
+//! Which kind of packed bytes a recipe is for: its first byte.
+
+use std::io::{self, Read, Write};
+
+use super::{clusters, gzip, recipe};
+use crate::cut::ReadAt;
+
+/// Largest recipe, bytes. That of a 36 MB initrd has 5 kB.
+pub const RECIPE_MAX: usize = 1 << 20;
+
+/// First byte of a recipe for members of a gzip file.
+pub(super) const GZIP_VERSION: u8 = 1;
+
+/// First byte of a recipe for clusters of an EROFS image.
+pub(super) const CLUSTERS_VERSION: u8 = 2;
+
+/// Why a view cannot be packed again, or a file not unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum RecipeError {
+    /// The recipe is not of the format, or does not fit the view.
+    #[error("recipe is damaged: {0}")]
+    Damaged(&'static str),
+    /// Reading or writing the view or the region failed.
+    #[error("could not read or write the view or the region")]
+    Io(#[from] io::Error),
+}
+
+/// Packs a view again: reads it once, in order, and writes the region; its length.
+///
+/// # Errors
+/// [`RecipeError::Damaged`] for any recipe that does not fit; lengths are bounded before anything is allocated.
+pub fn repack(recipe: &[u8], view: &mut impl Read, sink: &mut impl Write) -> Result<u64, RecipeError> {
+    match versioned(recipe)? {
+        (GZIP_VERSION, recipe) => recipe::repack(recipe, view, sink),
+        (CLUSTERS_VERSION, recipe) => clusters::repack(recipe, view, sink),
+        _ => Err(RecipeError::Damaged("unknown version")),
+    }
+}
+
+/// Writes the view of an old packed file, its sound part at least; its length. `recipe` is one byte for gzip, or comes
+/// from [`unpack_old_clusters`](super::unpack_old_clusters).
+///
+/// Stops at the first damage in the file and at `max` bytes: this is a base, and a short one is still one.
+///
+/// # Errors
+/// [`RecipeError::Damaged`] for a recipe that is not of the format; lengths are bounded before anything is allocated.
+pub fn unpack_with<R: ReadAt + ?Sized>(
+    recipe: &[u8],
+    file: &R,
+    max: u64,
+    sink: &mut impl Write,
+) -> Result<u64, RecipeError> {
+    match versioned(recipe)? {
+        (GZIP_VERSION, _) => Ok(gzip::inflate(file, max, sink)?),
+        (CLUSTERS_VERSION, recipe) => clusters::unpack(recipe, file, max, sink),
+        _ => Err(RecipeError::Damaged("unknown version")),
+    }
+}
+
+fn versioned(recipe: &[u8]) -> Result<(u8, &[u8]), RecipeError> {
+    if recipe.len() > RECIPE_MAX {
+        return Err(RecipeError::Damaged("it is too long"));
+    }
+    let (version, rest) = recipe.split_first().ok_or(RecipeError::Damaged("it ends early"))?;
+    Ok((*version, rest))
+}

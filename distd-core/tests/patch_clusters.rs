@@ -1,0 +1,364 @@
+//! Files packed by LZ4 in EROFS images come back bit for bit from their views, and no recipe does harm. Needs `mkfs.erofs`.
+
+use std::fs;
+use std::io::Cursor;
+use std::path::Path;
+
+use distd_core::cut::erofs::PACKED_INODE_NAME;
+use distd_core::cut::{ReadAt, regions};
+use distd_core::limits::VIEW_BYTES_MAX;
+use distd_core::patch::view::{
+    ClusterFile, ClusterFiles, ClusterViews, Joined, NoView, RecipeError, cluster_files, groups, repack,
+    unpack_clusters, unpack_old_clusters, unpack_with,
+};
+use distd_core::patch::{Codec, Effort, encode};
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+mod erofs_images;
+use erofs_images::{Files, Noise, mkfs, try_mkfs};
+
+/// Options every version knows, and whether each packed file then has a view.
+const KNOWN: [(&[&str], bool); 11] = [
+    (&["-zlz4"], true),
+    (&["-zlz4hc"], true),
+    (&["-zlz4hc,12"], true),
+    (&["-zlz4hc,3"], true),
+    (&["-zlz4", "-C65536"], true),
+    (&["-zlz4hc,9", "-C65536"], true),
+    (&["-zlz4hc", "-C65536", "-Eztailpacking"], true),
+    (&["-zlz4", "-Eztailpacking"], true),
+    (&["-zlz4hc", "--max-extent-bytes=16384"], true),
+    (&["-zlz4", "-Elegacy-compress"], false),
+    (&["-zlz4hc", "-Elegacy-compress"], false),
+];
+
+/// Options newer versions know.
+const OFFERED: [&[&str]; 6] = [
+    &["-zlz4hc", "-C65536", "-Efragments"],
+    &["-zlz4hc", "-Eall-fragments"],
+    &["-zlz4hc", "-Ededupe"],
+    &["-zlz4hc", "-b1024", "-C8192"],
+    &["-zdeflate"],
+    &["-zzstd", "-C65536"],
+];
+
+/// Text that compresses about threefold, with stretches that do not.
+fn text(noise: &mut Noise, len: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(len + 8192);
+    while out.len() < len {
+        if noise.next().is_multiple_of(3000) {
+            let run = (noise.next() % 20_000) as usize;
+            out.extend(noise.bytes(run));
+        }
+        let word = noise.next() % 300;
+        out.extend_from_slice(format!("{} ", word * word * word * 7919).as_bytes());
+    }
+    out.truncate(len);
+    out
+}
+
+fn sample_files(seed: u64) -> Files {
+    let mut noise = Noise(seed);
+    let mut files = Files::new();
+    for size in [1, 255, 4095, 4096, 4097, 8192, 12_300, 65_536, 70_001, 300_000, 1_500_000] {
+        files.insert(format!("sizes/{size}"), text(&mut noise, size));
+    }
+    for index in 0..60 {
+        let len = (noise.next() % 30_000) as usize;
+        files.insert(format!("many/file-{index:04}"), text(&mut noise, len));
+    }
+    files.insert("noise".into(), noise.bytes(50_000));
+    files.insert("zeros".into(), vec![0; 9_000_000]);
+    let zeros = [text(&mut noise, 100_000), vec![0; 3_000_000], text(&mut noise, 100_000)].concat();
+    files.insert("zeros-within".into(), zeros);
+    files
+}
+
+fn image(files: &Files, options: &[&str]) -> Result<Vec<u8>, String> {
+    let dir = TempDir::new().expect("a temporary directory");
+    let tree = dir.path().join("tree");
+    write_tree(&tree, files);
+    try_mkfs(options, &tree, &dir.path().join("image"))
+}
+
+fn write_tree(root: &Path, files: &Files) {
+    for (path, bytes) in files {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().expect("below the root")).expect("writable");
+        fs::write(path, bytes).expect("writable");
+    }
+}
+
+fn all_files(image: &[u8]) -> ClusterFiles {
+    cluster_files(image, &regions(image), |_, _| true)
+}
+
+/// Views of all files as one group: the view, what came of it, and the bytes of the parts.
+fn views(image: &[u8], files: &[ClusterFile], old: bool) -> (Vec<u8>, ClusterViews, Vec<u8>) {
+    let mut sink = Cursor::new(Vec::new());
+    let made = if old {
+        unpack_old_clusters(image, files, VIEW_BYTES_MAX, &mut sink)
+    } else {
+        unpack_clusters(image, files, VIEW_BYTES_MAX, &mut sink)
+    }
+    .expect("memory reads");
+    let mut view = sink.into_inner();
+    view.truncate(made.view_bytes as usize);
+    assert_eq!(view.len() as u64, made.view_bytes);
+    let mut packed = Vec::new();
+    for (file, result) in files.iter().zip(&made.files) {
+        if result.is_ok() {
+            let joined = Joined { artifact: image, parts: &file.parts };
+            let from = packed.len();
+            packed.resize(from + joined.len() as usize, 0);
+            joined.read_exact_at(&mut packed[from..], 0).expect("memory reads");
+        }
+    }
+    (view, made, packed)
+}
+
+fn packed_again(recipe: &[u8], view: &[u8]) -> Result<Vec<u8>, RecipeError> {
+    let mut out = Vec::new();
+    let written = repack(recipe, &mut &view[..], &mut out)?;
+    assert_eq!(written, out.len() as u64);
+    Ok(out)
+}
+
+/// Checks all views of an image; files with a view, bytes of the recipe, bytes packed.
+fn check(files: &Files, image: &[u8], what: &str) -> (usize, usize, usize) {
+    let found = all_files(image);
+    if found.files.is_empty() {
+        return (0, 0, 0);
+    }
+    let (view, made, packed) = views(image, &found.files, false);
+    let mut with = 0;
+    for (file, result) in found.files.iter().zip(&made.files) {
+        let Ok(range) = result else { continue };
+        with += 1;
+        let name = String::from_utf8_lossy(&file.name).into_owned();
+        let range = range.start as usize..range.end as usize;
+        if file.name != PACKED_INODE_NAME {
+            // A fragment at the end is not in the view.
+            assert!(files[&name].starts_with(&view[range.clone()]), "{what}: {name}");
+        }
+    }
+    if with > 0 {
+        assert!(packed_again(&made.recipe, &view).expect("sound") == packed, "{what}");
+    }
+    let (old_view, old, old_packed) = views(image, &found.files, true);
+    assert!(old.files.iter().all(Result::is_ok), "{what}: {:?}", old.files);
+    let mut unpacked = Vec::new();
+    unpack_with(&old.recipe, &old_packed, VIEW_BYTES_MAX, &mut unpacked).expect("sound");
+    assert!(unpacked == old_view, "{what}");
+    assert!(old_view.len() <= view.len() || with < found.files.len(), "{what}");
+    (with, made.recipe.len(), packed.len())
+}
+
+#[test]
+fn every_file_of_every_image_comes_back_bit_for_bit() {
+    let files = sample_files(1);
+    for (options, all) in KNOWN {
+        let image = image(&files, options).unwrap_or_else(|message| panic!("{options:?}: {message}"));
+        let found = all_files(&image);
+        let (with, recipe, packed) = check(&files, &image, &format!("{options:?}"));
+        println!("{options:?}: {with} of {} files, recipe {recipe} of {packed}", found.files.len());
+        assert!(found.without.iter().all(|(_, why)| matches!(why, NoView::Plain | NoView::NoClusters)));
+        assert!(found.files.len() > 40, "{options:?}: {}", found.files.len());
+        if all {
+            assert_eq!(with, found.files.len(), "{options:?}");
+            assert!(recipe * 40 < packed, "{options:?}: {recipe} of {packed}");
+        }
+    }
+    for options in OFFERED {
+        match image(&files, options) {
+            Ok(image) => println!("{options:?}: {:?}", check(&files, &image, &format!("{options:?}"))),
+            Err(_) => eprintln!("not offered here: {options:?}"),
+        }
+    }
+}
+
+#[test]
+fn small_insertions_cost_little_only_with_views() {
+    let mut noise = Noise(7);
+    let before = text(&mut noise, 2_000_000);
+    // Nearly every match of LZ4 reaches back over one of them and gets another distance.
+    let after = before.chunks(2000).flat_map(|piece| [b"new ".as_slice(), piece].concat()).collect();
+    let sides = [before, after].map(|bytes| {
+        let files = Files::from([("usr/bin/tool".to_owned(), bytes)]);
+        let dir = TempDir::new().expect("a temporary directory");
+        let tree = dir.path().join("tree");
+        write_tree(&tree, &files);
+        let image = mkfs(&["-zlz4hc", "-C65536"], &tree, &dir.path().join("image"));
+        let found = all_files(&image);
+        assert_eq!(found.files.len(), 1, "{:?}", found.without);
+        let new = views(&image, &found.files, false);
+        let old = views(&image, &found.files, true);
+        (new, old)
+    });
+    let [(_, (old_view, old, old_packed)), ((new_view, new, new_packed), _)] = sides;
+    let cost = |base: &[u8], target: &[u8]| {
+        let effort = Effort { level: 9 };
+        [Codec::Zstd, Codec::Suffix]
+            .into_iter()
+            .filter_map(|codec| encode(codec, base, target, effort))
+            .map(|payload| payload.len())
+            .min()
+            .expect("small enough")
+    };
+    let with = cost(&old_view, &new_view) + old.recipe.len() + new.recipe.len();
+    let without = cost(&old_packed, &new_packed);
+    assert!(with < 10_000, "{with} bytes");
+    assert!(without > 20 * with, "{without} bytes without, {with} with views");
+}
+
+#[test]
+fn groups_hold_all_files_in_order_and_long_ones_alone() {
+    let files = sample_files(3);
+    let image = image(&files, &["-zlz4hc"]).expect("mkfs.erofs");
+    let found = all_files(&image).files;
+    assert!(found.is_sorted_by_key(|file| file.parts[0].start));
+    let mut many = Vec::new();
+    while many.len() < 1000 {
+        many.extend_from_slice(&found);
+    }
+    let groups = groups(&many);
+    assert!(groups.len() > 1);
+    assert_eq!(groups.iter().cloned().flatten().collect::<Vec<_>>(), (0..many.len()).collect::<Vec<_>>());
+    for group in &groups[..groups.len() - 1] {
+        let bytes: u64 = many[group.clone()].iter().map(|file| file.plain_bytes).sum();
+        assert!((8 << 20..=32 << 20).contains(&bytes), "{bytes}");
+    }
+}
+
+/// One small image and what belongs to it.
+fn small() -> (Vec<u8>, ClusterViews, Vec<u8>, Vec<u8>, ClusterViews, Vec<u8>) {
+    let mut noise = Noise(5);
+    let files: Files =
+        [("a", 30_000), ("b", 9000)].map(|(name, len)| (name.into(), text(&mut noise, len))).into();
+    let image = image(&files, &["-zlz4hc", "-C16384", "-Eztailpacking"]).expect("mkfs.erofs");
+    let found = all_files(&image).files;
+    assert_eq!(found.len(), 2);
+    let (view, made, packed) = views(&image, &found, false);
+    let (old_view, old, _) = views(&image, &found, true);
+    (view, made, packed, old_view, old, image)
+}
+
+#[test]
+fn damaged_recipes_are_errors_or_other_bytes_and_never_panics() {
+    let (view, made, packed, old_view, old, _) = small();
+    for len in 0..made.recipe.len() {
+        let cut = packed_again(&made.recipe[..len], &view);
+        assert!(cut.is_err() || cut.is_ok_and(|out| out.len() < packed.len()), "cut to {len}");
+    }
+    for at in 0..made.recipe.len() {
+        for bit in 0..8 {
+            let mut flipped = made.recipe.clone();
+            flipped[at] ^= 1 << bit;
+            let _ = packed_again(&flipped, &view);
+        }
+    }
+    for at in 0..old.recipe.len() {
+        let _ = unpack_with(&old.recipe[..at], &packed, VIEW_BYTES_MAX, &mut Vec::new());
+        for bit in 0..8 {
+            let mut flipped = old.recipe.clone();
+            flipped[at] ^= 1 << bit;
+            let _ = unpack_with(&flipped, &packed, VIEW_BYTES_MAX, &mut Vec::new());
+        }
+    }
+    // Less view than the recipe is for.
+    assert!(matches!(packed_again(&made.recipe, &view[..100]), Err(RecipeError::Io(_))));
+    // Rot in the old clusters ends the old view, or changes it.
+    for at in (0..packed.len()).step_by(97) {
+        let mut rotten = packed.clone();
+        rotten[at] ^= 0x55;
+        let mut out = Vec::new();
+        let len = unpack_with(&old.recipe, &rotten, VIEW_BYTES_MAX, &mut out).expect("the recipe is sound");
+        assert!(len == out.len() as u64 && out.len() <= old_view.len() + (1 << 20));
+    }
+    for len in [0, 1, 5000, packed.len() - 1] {
+        let mut out = Vec::new();
+        unpack_with(&old.recipe, &packed[..len], VIEW_BYTES_MAX, &mut out).expect("the recipe is sound");
+        assert!(old_view.starts_with(&out) && out.len() < old_view.len());
+    }
+}
+
+#[test]
+fn numbers_that_lie_are_refused_before_they_cost_anything() {
+    let huge = [0xFF; 8];
+    let eight = |number: u64| (number | 0xC0 << 56).to_be_bytes();
+    let file = |plain: u64, window: u64| [&[2, 0, 0x31][..], &eight(plain), &eight(window)].concat();
+    let view = vec![0; 4 << 20];
+    let damaged = |recipe: &[u8]| {
+        assert!(matches!(packed_again(recipe, &view), Err(RecipeError::Damaged(_))), "{recipe:?}")
+    };
+    damaged(&[]);
+    damaged(&[0]);
+    damaged(&[3]);
+    damaged(&vec![2; (1 << 20) + 1]);
+    // A file, a window, a block that cannot be.
+    damaged(&file(VIEW_BYTES_MAX + 1, 1 << 20));
+    damaged(&file(1000, 1 << 30));
+    damaged(&[2, 0, 0xF1, 1, 1]);
+    // Pieces before any file, a file left early, unknown ones.
+    damaged(&[2, 4, 1]);
+    damaged(&file(1000, 1000));
+    damaged(&[&file(1000, 1000)[..], &[10, 1]].concat());
+    // Settings, capacities, counts and lengths beyond all bounds.
+    for piece in [&[1, 13, 0x50, 0, 1][..], &[1, 9], &[1, 9, 0], &[1, 9, 0x50, 0, 0], &[4, 0], &[5, 1, 0]] {
+        damaged(&[&file(1000, 1000)[..], piece].concat());
+    }
+    for kind in [4, 5, 6, 7, 9] {
+        damaged(&[&file(1000, 1000)[..], &[kind], &huge].concat());
+    }
+    damaged(&[&file(1000, 1000)[..], &[1, 9], &huge, &[1]].concat());
+    damaged(&[&file(1000, 1000)[..], &[1, 9, 0x50, 0], &huge].concat());
+    // Clusters that overlap for ever: each takes all there is and steps one byte on.
+    let overlapping = [&file(4 << 20, 4 << 20)[..], &[3, 9, 0x90, 0, 0, 0, 1].repeat(100_000)].concat();
+    damaged(&overlapping);
+    // A byte becomes a block of 64 KiB: a gigabyte is the most there is.
+    let blocks = [&[2, 0, 0x71][..], &eight(4 << 20), &eight(1), &[4, 1].repeat(20_000)].concat();
+    assert!(matches!(repack(&blocks, &mut &view[..], &mut std::io::sink()), Err(RecipeError::Damaged(_))));
+
+    let bad = |recipe: &[u8]| {
+        let result = unpack_with(recipe, &view, VIEW_BYTES_MAX, &mut Vec::new());
+        assert!(matches!(result, Err(RecipeError::Damaged(_))), "{recipe:?}");
+    };
+    bad(&[]);
+    bad(&[2]);
+    bad(&[2, 0]);
+    bad(&[&[2][..], &huge].concat());
+    bad(&[2, 5, 9]);
+    bad(&[&[2, 5, 1, 1][..], &huge].concat());
+    bad(&[2, 5, 2, 1, 1, 6]);
+}
+
+#[test]
+fn a_bomb_ends_at_the_bound() {
+    let files = Files::from([("zeros".to_owned(), vec![0; 50_000_000])]);
+    let image = image(&files, &["-zlz4hc", "-C65536"]).expect("mkfs.erofs");
+    let found = all_files(&image).files;
+    let mut sink = Cursor::new(Vec::new());
+    let made = unpack_clusters(&image, &found, 1 << 20, &mut sink).expect("memory reads");
+    assert_eq!((made.files, made.recipe.len()), (vec![Err(NoView::TooLong)], 0));
+    let (_, old, packed) = views(&image, &found, true);
+    let mut out = Vec::new();
+    let written = unpack_with(&old.recipe, &packed, 20 << 20, &mut out).expect("sound");
+    assert!(written <= 20 << 20 && out.len() as u64 == written);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn random_recipes_never_panic(mut recipe in prop::collection::vec(any::<u8>(), 1..200), small in any::<bool>()) {
+        recipe[0] = 2;
+        if small {
+            // Small numbers get farther.
+            recipe[1..].iter_mut().for_each(|byte| *byte &= 0x0F);
+        }
+        let view = text(&mut Noise(1), 20_000);
+        let _ = repack(&recipe, &mut &view[..], &mut std::io::sink());
+        let _ = unpack_with(&recipe, &view, 1 << 20, &mut std::io::sink());
+    }
+}
