@@ -177,7 +177,7 @@ impl Releases {
         runs_of(&self.pair.new, patch.targets.iter().cloned().flatten())
     }
 
-    /// The patches that unpack old packed files. Their payload says nothing.
+    /// The patches that unpack old packed files.
     fn inflates(&self) -> Vec<Made> {
         let old = &self.pair.old;
         let inflate = |view: &View| Made {
@@ -187,7 +187,7 @@ impl Releases {
                 bases: ranges_of(old.packed_chunks(view).into_iter().map(|index| old.id(index))),
                 targets: runs_of(old, old.view_chunks(view)),
             },
-            payload: Bytes::from_static(&[1]),
+            payload: view.recipe.clone().into(),
             indices: Vec::new(),
         };
         old.views.iter().map(inflate).collect()
@@ -239,13 +239,18 @@ impl Releases {
     fn repacks(&self, spent: &BTreeMap<u32, f64>) -> Vec<Made> {
         let new = &self.pair.new;
         let mut made = Vec::new();
-        for view in &new.views {
+        // What is made of one view may be part of another: that of gzip files in clusters.
+        for view in new.views.iter().rev() {
             let packed_chunks = new.packed_chunks(view);
-            let packed: u64 = packed_chunks.iter().filter_map(|index| new.stored_len(*index)).sum();
+            let inner = new.is_inner(view);
+            let cost = |index: &u32| {
+                new.stored_len(*index).unwrap_or_else(|| u64::from(new.spans()[*index as usize].len))
+            };
+            let packed: u64 = packed_chunks.iter().map(cost).sum();
             let wanted =
                 new.view_chunks(view).filter(|index| self.pair.needs[*index as usize] == Need::Wanted);
             let cost: f64 = wanted.filter_map(|index| spent.get(&index)).sum();
-            if cost + view.recipe.len() as f64 >= packed as f64 {
+            if !inner && cost + view.recipe.len() as f64 >= packed as f64 {
                 tracing::debug!(packed, cost, "a view saves nothing");
                 continue;
             }

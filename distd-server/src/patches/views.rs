@@ -12,11 +12,14 @@ use std::path::Path;
 
 use distd_core::cut::{Batches, CutParams, ReadAt, RegionKind, Regions};
 use distd_core::limits::{VIEW_BYTES_MAX, VIEW_IDS_FROM};
-use distd_core::patch::pair::{ChunkSpan, Need, fold, needs};
-use distd_core::patch::view::{self, Joined, PackedFile};
+use distd_core::patch::pair::{ChunkSpan, Need, fold, needs, needs_beside};
+use distd_core::patch::view::{self, ClusterFile, Joined, PackedFile};
 use distd_core::{ChunkHash, ChunkId};
 
 use super::artifact::StoredArtifact;
+
+/// The recipe that unpacks files of gzip members, and the version with which those begin that pack them again.
+const GZIP_UNPACK: u8 = 1;
 
 /// A release and its views.
 #[derive(Debug)]
@@ -25,20 +28,25 @@ pub(super) struct Viewed {
     file: File,
     end: u64,
     pub(super) views: Vec<View>,
+    /// Views that are cut.
+    cut: usize,
     regions: Regions,
     spans: Vec<ChunkSpan>,
     /// Of the view chunks.
     ids: Vec<ChunkId>,
 }
 
-/// One packed file and its view.
+/// One view: of a packed file, or of a group of files.
 #[derive(Debug)]
 pub(super) struct View {
-    packed: PackedFile,
+    /// What is packed, in order: of the release, or of an earlier view.
+    parts: Vec<Range<u64>>,
     /// Where the view lies, behind the release's own bytes.
     range: Range<u64>,
-    /// How to pack it again; empty on the old side.
+    /// How to pack it again, or on the old side how to unpack it.
     pub(super) recipe: Vec<u8>,
+    /// Files in it, where their names are to be those of regions.
+    files: Vec<(Vec<u8>, Range<u64>)>,
 }
 
 /// Both releases of a set, and which chunks are to be rebuilt.
@@ -55,53 +63,106 @@ impl Pair {
     /// # Errors
     /// What reading the releases or writing to `spool` reports.
     pub(super) fn new(old: StoredArtifact, new: StoredArtifact, spool: &Path) -> io::Result<Self> {
-        let before = needs(old.spans(), new.spans());
-        let mut new = Viewed::new(new, spool)?;
+        let mut pair =
+            Self { old: Viewed::new(old, spool)?, new: Viewed::new(new, spool)?, needs: Vec::new() };
+        let mut ids = Ids::default();
+        pair.unpack_clusters()?;
+        pair.name_views(&mut ids)?;
+        pair.unpack_gzip()?;
+        pair.name_views(&mut ids)?;
+        let Self { old, new, .. } = &pair;
+        // What is packed again of a view comes out then.
+        let mut made = vec![false; new.spans.len()];
+        for part in new.views.iter().flat_map(|view| &view.parts) {
+            let chunks = new.chunks_in(part);
+            made[chunks.start as usize..chunks.end as usize].fill(true);
+        }
+        let own = new.own_chunks() as usize;
+        pair.needs = needs_beside(&old.spans, &new.spans, own, |index| made[index]);
+        Ok(pair)
+    }
+
+    /// Whether something of a part of the new release is new.
+    fn is_wanted(before: &[Need], new: &Viewed, parts: &[Range<u64>]) -> bool {
+        parts.iter().any(|part| {
+            let chunks = new.chunks_in(part);
+            before[chunks.start as usize..chunks.end as usize].contains(&Need::Wanted)
+        })
+    }
+
+    /// Views of files in LZ4 clusters.
+    fn unpack_clusters(&mut self) -> io::Result<()> {
+        let before = needs(&self.old.spans, &self.new.spans);
+        let found = {
+            let new = &self.new;
+            view::cluster_files(&new.stored, &new.regions, |_, parts| Self::is_wanted(&before, new, parts))
+        };
+        let names: BTreeSet<Vec<u8>> = found.files.iter().map(|file| fold(&file.name)).collect();
+        let old_found =
+            view::cluster_files(&self.old.stored, &self.old.regions, |name, _| names.contains(&fold(name)));
+        for group in view::groups(&found.files) {
+            self.new.add_clusters(&found.files[group], true)?;
+        }
+        for group in view::groups(&old_found.files) {
+            self.old.add_clusters(&old_found.files[group], false)?;
+        }
+        Ok(())
+    }
+
+    /// Views of files of gzip members, in the releases or in views.
+    fn unpack_gzip(&mut self) -> io::Result<()> {
+        let before = needs(&self.old.spans, &self.new.spans);
         let mut names = BTreeSet::new();
-        for packed in view::packed_files(&new.stored, &new.regions)? {
-            let wanted = packed.parts.iter().any(|part| {
-                let chunks = new.chunks_in(part);
-                before[chunks.start as usize..chunks.end as usize].contains(&Need::Wanted)
-            });
-            if wanted && new.unpack(&packed)? {
+        for packed in view::packed_files(&self.new, &self.new.regions)? {
+            if Self::is_wanted(&before, &self.new, &packed.parts) && self.new.unpack(&packed)? {
                 names.insert(fold(&packed.name));
             }
         }
-        let mut old = Viewed::new(old, spool)?;
-        for packed in view::packed_files(&old.stored, &old.regions)? {
+        for packed in view::packed_files(&self.old, &self.old.regions)? {
             if names.contains(&fold(&packed.name)) {
-                old.inflate(packed)?;
+                self.old.inflate(&packed)?;
             }
         }
-        let mut known = BTreeMap::new();
-        let mut next = VIEW_IDS_FROM;
-        old.finish(|_, _| {
-            next += 1;
-            ChunkId(next - 1)
-        })?;
-        for index in 0..old.spans.len() as u32 {
-            known.entry(old.spans[index as usize].hash).or_insert(old.id(index));
+        Ok(())
+    }
+
+    /// Cuts the views that were added and gives their chunks ids.
+    fn name_views(&mut self, ids: &mut Ids) -> io::Result<()> {
+        self.old.cut_views(|_| ids.fresh())?;
+        ids.learn(&self.old);
+        ids.learn(&self.new);
+        self.new.cut_views(|hash| ids.of(hash))?;
+        ids.learn(&self.new);
+        Ok(())
+    }
+}
+
+/// Ids by hash; those of view chunks count from [`VIEW_IDS_FROM`].
+#[derive(Default)]
+struct Ids {
+    known: BTreeMap<ChunkHash, ChunkId>,
+    given: u64,
+}
+
+impl Ids {
+    fn fresh(&mut self) -> ChunkId {
+        self.given += 1;
+        ChunkId(VIEW_IDS_FROM + self.given - 1)
+    }
+
+    fn of(&mut self, hash: &ChunkHash) -> ChunkId {
+        if let Some(id) = self.known.get(hash) {
+            return *id;
         }
-        for index in 0..new.spans.len() as u32 {
-            known.entry(new.spans[index as usize].hash).or_insert(new.id(index));
+        let id = self.fresh();
+        self.known.insert(*hash, id);
+        id
+    }
+
+    fn learn(&mut self, viewed: &Viewed) {
+        for (span, index) in viewed.spans.iter().zip(0..) {
+            self.known.entry(span.hash).or_insert_with(|| viewed.id(index));
         }
-        new.finish(|hash, _| {
-            *known.entry(*hash).or_insert_with(|| {
-                next += 1;
-                ChunkId(next - 1)
-            })
-        })?;
-        let mut needs = needs(&old.spans, &new.spans);
-        // The chunks of a packed file come out when its view is packed again.
-        for view in &new.views {
-            for part in &view.packed.parts {
-                let chunks = new.chunks_in(part);
-                for need in &mut needs[chunks.start as usize..chunks.end as usize] {
-                    *need = if *need == Need::Wanted { Need::Other } else { *need };
-                }
-            }
-        }
-        Ok(Self { old, new, needs })
     }
 }
 
@@ -109,7 +170,7 @@ impl Viewed {
     fn new(stored: StoredArtifact, spool: &Path) -> io::Result<Self> {
         let (regions, spans) = (stored.regions(), stored.spans().to_vec());
         let (end, file) = (stored.len(), tempfile::tempfile_in(spool)?);
-        Ok(Self { stored, file, end, views: Vec::new(), regions, spans, ids: Vec::new() })
+        Ok(Self { stored, file, end, views: Vec::new(), cut: 0, regions, spans, ids: Vec::new() })
     }
 
     fn view_bytes(&self) -> u64 {
@@ -119,72 +180,145 @@ impl Viewed {
     /// Adds the view of a packed file, when it has one.
     fn unpack(&mut self, packed: &PackedFile) -> io::Result<bool> {
         let room = VIEW_BYTES_MAX.saturating_sub(self.view_bytes());
-        let from = self.file.seek(SeekFrom::Start(self.view_bytes()))?;
-        let joined = Joined { artifact: &self.stored, parts: &packed.parts };
-        let Some(unpacked) = view::unpack(&joined, room, &mut self.file)? else {
+        // Another handle: the file is read for what lies in views, and written behind them.
+        let mut sink = Behind::new(&self.file, self.view_bytes());
+        let joined = Joined { artifact: self, parts: &packed.parts };
+        let Some(unpacked) = view::unpack(&joined, room, &mut sink)? else {
             return Ok(false);
         };
         let range = self.end..self.end + unpacked.view_bytes;
-        if !self.packs_again(from, &unpacked.recipe, &joined)? {
-            tracing::error!("a view does not pack again and is not used");
-            return Ok(false);
-        }
-        self.end = range.end;
-        self.views.push(View { packed: packed.clone(), range, recipe: unpacked.recipe });
-        Ok(true)
+        let files = vec![(packed.name.clone(), range)];
+        self.add(packed.parts.clone(), unpacked.view_bytes, unpacked.recipe, files)
     }
 
-    /// Whether the very code a device runs makes the packed file of the view.
-    fn packs_again(&self, from: u64, recipe: &[u8], packed: &Joined<'_, StoredArtifact>) -> io::Result<bool> {
-        let mut file = &self.file;
-        file.seek(SeekFrom::Start(from))?;
-        let mut same = Same { packed, at: 0, buffer: Vec::new() };
-        let mut view = io::BufReader::with_capacity(1 << 20, file);
-        Ok(view::repack(recipe, &mut view, &mut same).is_ok_and(|bytes| bytes == packed.len()))
-    }
-
-    /// Adds the view of an old packed file, as far as it is sound.
-    fn inflate(&mut self, packed: PackedFile) -> io::Result<()> {
+    /// Adds the view of a group of files in clusters; on the new side it must pack again.
+    fn add_clusters(&mut self, files: &[ClusterFile], is_new: bool) -> io::Result<()> {
         let room = VIEW_BYTES_MAX.saturating_sub(self.view_bytes());
-        self.file.seek(SeekFrom::Start(self.view_bytes()))?;
-        let joined = Joined { artifact: &self.stored, parts: &packed.parts };
-        let bytes = view::inflate(&joined, room, &mut self.file)?;
-        if bytes > 0 {
-            let range = self.end..self.end + bytes;
-            self.end = range.end;
-            self.views.push(View { packed, range, recipe: Vec::new() });
+        let mut sink = Behind::new(&self.file, self.view_bytes());
+        let made = if is_new {
+            view::unpack_clusters(&self.stored, files, room, &mut sink)?
+        } else {
+            view::unpack_old_clusters(&self.stored, files, room, &mut sink)?
+        };
+        let (mut parts, mut inside) = (Vec::new(), Vec::new());
+        for (file, place) in files.iter().zip(&made.files) {
+            if let Ok(place) = place {
+                parts.extend(file.parts.iter().cloned());
+                inside.push((file.name.clone(), self.end + place.start..self.end + place.end));
+            }
+        }
+        if made.view_bytes == 0 {
+            return Ok(());
+        }
+        if is_new {
+            self.add(parts, made.view_bytes, made.recipe, inside)?;
+        } else {
+            self.push(parts, made.view_bytes, made.recipe, inside);
         }
         Ok(())
     }
 
-    /// Cuts the views; `id` names each of their chunks.
-    fn finish(&mut self, mut id: impl FnMut(&ChunkHash, u32) -> ChunkId) -> io::Result<()> {
-        let mut parts: Vec<(u64, RegionKind, Option<Vec<u8>>)> = self
-            .regions
-            .all()
+    /// Adds a view that was written, if it packs again.
+    fn add(
+        &mut self,
+        parts: Vec<Range<u64>>,
+        bytes: u64,
+        recipe: Vec<u8>,
+        files: Vec<(Vec<u8>, Range<u64>)>,
+    ) -> io::Result<bool> {
+        if !self.packs_again(self.view_bytes(), bytes, &recipe, &Joined { artifact: self, parts: &parts })? {
+            tracing::error!("a view does not pack again and is not used");
+            return Ok(false);
+        }
+        self.push(parts, bytes, recipe, files);
+        Ok(true)
+    }
+
+    fn push(
+        &mut self,
+        parts: Vec<Range<u64>>,
+        bytes: u64,
+        recipe: Vec<u8>,
+        files: Vec<(Vec<u8>, Range<u64>)>,
+    ) {
+        let range = self.end..self.end + bytes;
+        self.end = range.end;
+        self.views.push(View { parts, range, recipe, files });
+    }
+
+    /// Whether the very code a device runs makes what is packed of the view that was written at `from`.
+    fn packs_again(
+        &self,
+        from: u64,
+        bytes: u64,
+        recipe: &[u8],
+        packed: &Joined<'_, Self>,
+    ) -> io::Result<bool> {
+        let mut same = Same { packed, at: 0, buffer: Vec::new() };
+        let view = io::Read::take(Behind::new(&self.file, from), bytes);
+        let mut view = io::BufReader::with_capacity(1 << 20, view);
+        Ok(view::repack(recipe, &mut view, &mut same).is_ok_and(|bytes| bytes == packed.len()))
+    }
+
+    /// Adds the view of an old packed file, as far as it is sound.
+    fn inflate(&mut self, packed: &PackedFile) -> io::Result<()> {
+        let room = VIEW_BYTES_MAX.saturating_sub(self.view_bytes());
+        let mut sink = Behind::new(&self.file, self.view_bytes());
+        let joined = Joined { artifact: self, parts: &packed.parts };
+        let bytes = view::inflate(&joined, room, &mut sink)?;
+        if bytes > 0 {
+            let range = self.end..self.end + bytes;
+            let files = vec![(packed.name.clone(), range)];
+            self.push(packed.parts.clone(), bytes, vec![GZIP_UNPACK], files);
+        }
+        Ok(())
+    }
+
+    /// Cuts the views added last; `id` names each of their chunks.
+    fn cut_views(&mut self, mut id: impl FnMut(&ChunkHash) -> ChunkId) -> io::Result<()> {
+        let fresh = &self.views[self.cut..];
+        // What has a view by names of its own gives them up: the view is what resembles something.
+        let hidden: BTreeSet<u64> = fresh
             .iter()
-            .map(|region| (region.len, region.kind, self.regions.name(region).map(<[u8]>::to_vec)))
+            .filter(|view| view.recipe.first() != Some(&GZIP_UNPACK))
+            .flat_map(|view| &view.parts)
+            .map(|part| part.start)
             .collect();
+        let mut parts: Vec<(u64, RegionKind, Option<Vec<u8>>)> = Vec::new();
+        for region in self.regions.all() {
+            let name = self.regions.name(region).filter(|_| !hidden.contains(&region.start));
+            parts.push((region.len, region.kind, name.map(<[u8]>::to_vec)));
+        }
         let own = parts.len();
-        for view in &self.views {
-            let inside = view::parts(self, view.range.clone(), &view.packed.name)?;
-            parts.extend(inside.into_iter().map(|(len, kind, name)| (len, kind, Some(name))));
+        for view in fresh {
+            if view.recipe.first() == Some(&GZIP_UNPACK) {
+                let name = view.files.first().map(|(name, _)| &name[..]).unwrap_or_default();
+                let inside = view::parts(self, view.range.clone(), name)?;
+                parts.extend(inside.into_iter().map(|(len, kind, name)| (len, kind, Some(name))));
+            } else {
+                let file = |(name, range): &(Vec<u8>, Range<u64>)| {
+                    (range.end - range.start, RegionKind::File, Some(name.clone()))
+                };
+                parts.extend(view.files.iter().map(file));
+            }
         }
         let all = parts.iter().map(|(len, kind, name)| (*len, *kind, name.as_deref()));
-        let regions = Regions::from_parts(all).ok_or(io::ErrorKind::InvalidData)?;
+        let regions = Regions::from_parts(all).filter(|regions| regions.total() == self.end);
+        let regions = regions.ok_or(io::ErrorKind::InvalidData)?;
         let (mut spans, mut ids) = (Vec::new(), Vec::new());
         let mut batches = Batches::new(&*self, &regions.all()[own..], CutParams::default());
         let mut buffer = Vec::new();
         while let Some(batch) = batches.next_batch(std::mem::take(&mut buffer))? {
             for chunk in batch.chunks() {
                 let (len, hash) = (chunk.data.len() as u32, ChunkHash::of(chunk.data));
-                ids.push(id(&hash, len));
+                ids.push(id(&hash));
                 spans.push(ChunkSpan { offset: chunk.offset, len, hash });
             }
             buffer = batch.into_buffer();
         }
         self.spans.append(&mut spans);
-        (self.regions, self.ids) = (regions, ids);
+        self.ids.append(&mut ids);
+        (self.regions, self.cut) = (regions, self.views.len());
         Ok(())
     }
 
@@ -226,7 +360,12 @@ impl Viewed {
 
     /// Indices of the chunks of a packed file, in file order.
     pub(super) fn packed_chunks(&self, view: &View) -> Vec<u32> {
-        view.packed.parts.iter().flat_map(|part| self.chunks_in(part)).collect()
+        view.parts.iter().flat_map(|part| self.chunks_in(part)).collect()
+    }
+
+    /// Whether what is packed is itself part of a view.
+    pub(super) fn is_inner(&self, view: &View) -> bool {
+        view.parts.iter().any(|part| part.start >= self.stored.len())
     }
 
     /// Indices of the chunks of a view.
@@ -254,9 +393,54 @@ impl ReadAt for Viewed {
     }
 }
 
+/// Reads and writes a file from some offset on, whoever else uses it.
+struct Behind<'f> {
+    file: &'f File,
+    from: u64,
+    at: u64,
+}
+
+impl<'f> Behind<'f> {
+    fn new(file: &'f File, from: u64) -> Self {
+        Self { file, from, at: 0 }
+    }
+}
+
+impl io::Write for Behind<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write_all_at(bytes, self.from + self.at)?;
+        self.at += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl io::Read for Behind<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(bytes, self.from + self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+impl Seek for Behind<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            SeekFrom::End(_) => None,
+        };
+        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
+}
+
 /// Compares what is written with a packed file.
 struct Same<'a> {
-    packed: &'a Joined<'a, StoredArtifact>,
+    packed: &'a Joined<'a, Viewed>,
     at: u64,
     buffer: Vec<u8>,
 }
