@@ -61,9 +61,11 @@ for n in 1 2 3; do
   cmp "$work/slot$n" "$work/v1.erofs"
 done
 admin push "$work/v2.erofs" --product demo --version 2 --channel stable
+# The release is there for devices at once; its patches are made in the background.
+admin patch make demo 1 2 --wait
 for n in 1 2 3; do
-  device "device$n" plan demo:stable --seed "$work/slot$n"
-  device "device$n" --json pull demo:stable --out "$work/new$n" --seed "$work/slot$n" >"$work/update$n.json"
+  device "device$n" plan demo:stable --seed "$work/slot$n" --optimize bytes
+  device "device$n" --json pull demo:stable --out "$work/new$n" --seed "$work/slot$n" --optimize bytes >"$work/update$n.json"
   cmp "$work/new$n" "$work/v2.erofs"
   [ "$(b3sum --no-names "$work/new$n" 2>/dev/null || json blake3 <"$work/update$n.json")" = "$(json blake3 <"$work/update$n.json")" ]
 done

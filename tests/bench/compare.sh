@@ -44,21 +44,31 @@ if wanted distd; then
   start_origin
   warm; measure "$work/push1" "$bin/distd" --data "$realm_dir/admin" push "$old" --product os --version 1 >&2
   warm; measure "$work/push2" "$bin/distd" --data "$realm_dir/admin" push "$new" --product os --version 2 >&2
+  patches_from=$(date +%s.%N)
+  admin -q patch make os 1 2 --wait >/dev/null
+  patches=$(awk -v a="$patches_from" -v b="$(date +%s.%N)" 'BEGIN { printf "%.0f", b - a }')
   start_relay relay
-  enroll_device device1 "$relay_address"; enroll_device device2 "$relay_address"
-  device device1 --json pull os@1 --out "$work/slot1" >"$work/pull1.json"
+  for device in device1 device2 device3 device4; do enroll_device "$device" "$relay_address"; done
+  device device1 --json pull os@1 --out "$work/slot1" >"$work/first.json"
   cmp "$work/slot1" "$old"
-  warm; measure "$work/apply" "$bin/distd" --data "$realm_dir/device1" --json pull os@2 --out "$work/slot1b" --seed "$work/slot1" >"$work/pull2.json" 2>"$work/pull2.err" || { cat "$work/pull2.err" >&2; exit 1; }
-  same "$work/slot1b" distd
-  before=$(origin_served)
-  cp "$work/slot1" "$work/slot2"; cp "$work/slot1.distd" "$work/slot2.distd"
-  warm; measure "$work/apply2" "$bin/distd" --data "$realm_dir/device2" --json pull os@2 --out "$work/slot2b" --seed "$work/slot2" >"$work/pull3.json"
-  same "$work/slot2b" distd
-  after=$(origin_served)
+  # pull DEVICE SEED MANIFEST OPTIMIZE: as $work/DEVICE.json; MANIFEST is "kept" or "none" beside the seed.
+  pull() {
+    cp "$work/slot1" "$work/seed"; [ "$3" = none ] || cp "$work/slot1.distd" "$work/seed.distd"
+    warm; measure "$work/apply-$1" "$bin/distd" --data "$realm_dir/$1" --json pull os@2 --out "$work/out" --seed "$work/seed" --optimize "$4" \
+      >"$work/$1.json" 2>"$work/$1.err" || { cat "$work/$1.err" >&2; exit 1; }
+    same "$work/out" distd; rm -f "$work"/out "$work"/out.distd "$work"/seed "$work"/seed.distd
+  }
+  note() { echo "$(json requests <"$work/$1.json") requests, $(json round_trips <"$work/$1.json") round trips, $(json patches_failed <"$work/$1.json") patches failed"; }
   read -r push1 push1_kib <"$work/push1"
-  read -r apply2 _ <"$work/apply2"
-  wire=$(json wire_bytes <"$work/pull2.json")
-  row "distd (relay on loopback, empty)" "$wire" "$work/push2" "$work/apply" "first push $push1 s; $(json requests <"$work/pull2.json") requests, $(json round_trips <"$work/pull2.json") round trips; second device (relay full) applied in $apply2 s and cost the origin $((after - before)) bytes; peak MiB: push $(mib "$push1_kib"), origin $(peak_mib origin), relay $(peak_mib relay)"
+  pull device1 seed kept bytes
+  row "distd --optimize bytes (relay empty)" "$(json wire_bytes <"$work/device1.json")" "$work/push2" "$work/apply-device1" "$(note device1); patches in $patches s in the background; first push $push1 s; first install $(mb "$(json wire_bytes <"$work/first.json")") MB"
+  before=$(origin_served)
+  pull device2 seed kept bytes
+  row "distd --optimize bytes (relay full)" "$(json wire_bytes <"$work/device2.json")" "$work/push2" "$work/apply-device2" "$(note device2); cost the origin $(( $(origin_served) - before )) bytes"
+  pull device3 seed kept time
+  row "distd --optimize time" "$(json wire_bytes <"$work/device3.json")" "$work/push2" "$work/apply-device3" "$(note device3)"
+  pull device4 seed none time
+  row "distd, chunks alone" "$(json wire_bytes <"$work/device4.json")" "$work/push2" "$work/apply-device4" "$(note device4); peak MiB: push $(mib "$push1_kib"), origin $(peak_mib origin), relay $(peak_mib relay)"
   stop_realm; rm -f "$work"/slot*
 fi
 if wanted casync; then
