@@ -29,6 +29,14 @@ impl ChunkTable {
         Self { chunks, ids }
     }
 
+    /// What `other` does not have.
+    pub fn without(mut self, other: &Self) -> Self {
+        self.chunks.retain(|(id, ..)| other.get(*id).is_none());
+        self.chunks.shrink_to_fit();
+        self.ids = self.ids.difference(&other.ids);
+        self
+    }
+
     /// The chunk with this id.
     pub fn get(&self, id: ChunkId) -> Option<Entry> {
         let index = self.chunks.binary_search_by_key(&id, |(id, ..)| *id).ok()?;

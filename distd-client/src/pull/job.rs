@@ -104,14 +104,16 @@ impl Job {
             payloads.push(Arc::new(opened.map_err(|e| Failure::new(Code::Local, e))?));
         }
         let held = if offers.sets.is_empty() { Vec::new() } else { seeds.held_manifests() };
-        let seed_table = ChunkTable::of_all(&held);
+        let table = ChunkTable::of(manifest);
+        // What both have is found in the first.
+        let seed_table = ChunkTable::of_all(&held).without(&table);
         if let Some(seeds) = Arc::get_mut(&mut seeds) {
             // Some 5 MB for an 800 MB image, and not needed any more.
             seeds.forget_manifests();
         }
         Ok(Self {
             manifest: manifest.clone(),
-            table: Arc::new(ChunkTable::of(manifest)),
+            table: Arc::new(table),
             entries: Arc::new(Entries::of(manifest)),
             zero: ZeroChunk::new(manifest.root().cut.max()),
             seed_table: Arc::new(seed_table),

@@ -49,7 +49,8 @@ impl Default for PatchOptions {
         Self {
             enabled: true,
             threads,
-            level: distd_core::patch::Effort::default().level,
+            // On the reference pair 12 takes 54 s and 20.6 MB, 19 takes 82 s and 19.8 MB (docs/benchmarks.md, "Patches").
+            level: 12,
             // The largest jobs take 200 MiB each.
             memory_bytes: (threads.get() as u64 * (256 << 20)).min(4 << 30),
         }
