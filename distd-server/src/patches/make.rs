@@ -40,6 +40,10 @@ const BASE_BYTES: usize = 4 << 20;
 /// Raw bytes of view chunks that no patch rebuilds, sent together: packed they are less than a chunk may have.
 const REST_BYTES: u64 = 512 << 10;
 
+/// Raw bytes below which a set is made with at least [`SMALL_LEVEL`]: some ten seconds.
+const SMALL_BYTES: u64 = 32 << 20;
+const SMALL_LEVEL: i32 = 19;
+
 /// Time between lines of progress in the log.
 const PROGRESS: Duration = Duration::from_secs(10);
 
@@ -105,9 +109,18 @@ impl Releases {
             let spans = &self.side(of).spans()[chunks.start as usize..chunks.end as usize];
             spans.iter().map(|span| u64::from(span.len)).sum()
         };
-        let targets: u64 = job.targets.iter().map(|chunks| bytes(Of::New, chunks)).sum();
+        let targets = self.target_bytes(job);
         let bases: u64 = job.bases.iter().map(|span| bytes(span.of, &span.chunks)).sum();
         MEMORY_FACTOR * (targets + bases)
+    }
+
+    /// Raw bytes that a job rebuilds.
+    fn target_bytes(&self, job: &PatchJob) -> u64 {
+        let spans = self.pair.new.spans();
+        let bytes = |chunks: &std::ops::Range<u32>| -> u64 {
+            spans[chunks.start as usize..chunks.end as usize].iter().map(|span| u64::from(span.len)).sum()
+        };
+        job.targets.iter().map(bytes).sum()
     }
 
     /// Builds a job and keeps what is right and saves bytes. Blocks.
@@ -326,7 +339,10 @@ pub(super) async fn make(
     let mebibytes = u32::try_from(options.memory_bytes >> 20).unwrap_or(u32::MAX).max(1);
     let memory = Arc::new(Semaphore::new(mebibytes as usize));
     let threads = Arc::new(Semaphore::new(options.threads.get()));
-    let effort = Effort { level: options.level };
+    let bytes: u64 = jobs.iter().map(|job| releases.target_bytes(job)).sum();
+    // What takes no time anyhow may as well be as small as can be.
+    let level = if bytes <= SMALL_BYTES { options.level.max(SMALL_LEVEL) } else { options.level };
+    let effort = Effort { level };
     let mut next = jobs.into_iter();
     let mut under_way = FuturesOrdered::new();
     let mut made_so_far = Taken::default();
