@@ -9,7 +9,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::NODE_ENTRIES_MAX;
 use super::node::{Entry, NodeError, decode_leaf, encode_leaf};
 use crate::limits::CHUNK_BYTES_MAX;
-use crate::proto::{put_varint, take_varint};
+use crate::proto::{put_varint, take_varint, unzigzag, zigzag};
 use crate::{ChunkHash, ChunkId};
 
 /// Ids are told as differences to the last id of the same kind: a run of either costs a byte a chunk.
@@ -17,14 +17,6 @@ use crate::{ChunkHash, ChunkId};
 struct Last {
     known: u64,
     fresh: u64,
-}
-
-fn zigzag(n: i64) -> u64 {
-    ((n << 1) ^ (n >> 63)) as u64
-}
-
-fn unzigzag(n: u64) -> i64 {
-    (n >> 1) as i64 ^ -((n & 1) as i64)
 }
 
 /// The compact form of a leaf node, for someone who can look up each id that `known` says it can; `None` when ids are so far apart

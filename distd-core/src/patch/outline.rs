@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use crate::limits::{CHUNK_BYTES_MAX, PATCH_INDEX_BYTES_MAX};
 use crate::manifest::Entry;
-use crate::proto::{put_varint, take_varint};
+use crate::proto::{put_varint, take_varint, unzigzag, zigzag};
 use crate::{ChunkHash, ChunkId};
 
 /// First bytes of an outline.
@@ -37,14 +37,6 @@ pub struct Outline {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the outline of a manifest is damaged")]
 pub struct OutlineError;
-
-fn zigzag(n: i64) -> u64 {
-    ((n << 1) ^ (n >> 63)) as u64
-}
-
-fn unzigzag(n: u64) -> i64 {
-    (n >> 1) as i64 ^ -((n & 1) as i64)
-}
 
 impl Outline {
     /// Tells `to` by `from` and what `is_rebuilt`.

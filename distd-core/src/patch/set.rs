@@ -13,7 +13,7 @@ use crate::limits::{
     CHUNK_BYTES_MAX, PATCH_BASE_BYTES_MAX, PATCH_INDEX_BYTES_MAX, PATCH_TARGET_BYTES_MAX, PATCHES_MAX,
     VIEW_BYTES_MAX, VIEW_IDS_FROM,
 };
-use crate::proto::{put_varint, take_varint};
+use crate::proto::{put_varint, take_varint, unzigzag, zigzag};
 use crate::{ChunkId, ManifestId};
 
 /// First bytes of an index.
@@ -136,14 +136,6 @@ pub enum SetError {
     /// A number outside its bounds.
     #[error("the index of a patch set has {0} out of bounds")]
     Bounds(&'static str),
-}
-
-fn zigzag(n: i64) -> u64 {
-    ((n << 1) ^ (n >> 63)) as u64
-}
-
-fn unzigzag(n: u64) -> i64 {
-    (n >> 1) as i64 ^ -((n & 1) as i64)
 }
 
 /// Ids are told as steps from the end of the range before: in artifact order, and so mostly 0.

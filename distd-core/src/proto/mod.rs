@@ -13,6 +13,7 @@ mod varint;
 
 pub use codec::{DecodeError, Frame, FrameDecoder};
 pub use varint::{put_varint, take_varint};
+pub(crate) use varint::{unzigzag, zigzag};
 
 /// ALPN of the protocol proper: the client must show a certificate of the realm.
 pub const ALPN: &[u8] = b"distd/1";

@@ -31,6 +31,16 @@ pub fn take_varint(input: &mut &[u8]) -> Option<u64> {
     Some((&padded[..]).get_u64() & (u64::MAX >> (64 - bits)))
 }
 
+/// A number of either sign as one without: small ones stay small.
+pub(crate) fn zigzag(n: i64) -> u64 {
+    ((n << 1) ^ (n >> 63)) as u64
+}
+
+/// What [`zigzag`] was given.
+pub(crate) fn unzigzag(n: u64) -> i64 {
+    (n >> 1) as i64 ^ -((n & 1) as i64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
