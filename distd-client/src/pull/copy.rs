@@ -11,6 +11,7 @@ use super::entries::Entries;
 use super::journal::Journal;
 use super::seeds::Bytes;
 use super::target::Target;
+use super::threads::on_all_cores;
 
 /// Longest run read and written at once, bytes.
 const RUN_BYTES_MAX: u64 = 1 << 20;
@@ -91,23 +92,7 @@ pub(super) fn copy_held(
         }
         Ok(())
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads)
-            .map(|_| {
-                scope.spawn(|| {
-                    let result = work();
-                    if result.is_err() {
-                        stop.store(true, Ordering::Relaxed);
-                    }
-                    result
-                })
-            })
-            .collect();
-        workers
-            .into_iter()
-            .try_for_each(|w| w.join().unwrap_or_else(|_| Err(io::Error::other("a copying thread failed"))))
-    })?;
+    on_all_cores(work, || stop.store(true, Ordering::Relaxed))?;
     let mut total = total.into_inner().unwrap_or_else(PoisonError::into_inner);
     total.failed.sort_unstable();
     Ok(total)

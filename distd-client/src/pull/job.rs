@@ -12,8 +12,7 @@ use distd_core::manifest::{Kind, Manifest};
 use distd_core::patch::Choice;
 use distd_core::planner::{HeldAt, HeldIndex};
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::FetchConfig;
-use distd_peer::driver::{Driver, FetchError};
+use distd_peer::driver::FetchError;
 use distd_peer::table::ChunkTable;
 
 use super::check::hash_medium;
@@ -51,23 +50,23 @@ pub(super) struct Counts {
 
 /// One pull from opening the target to the last check.
 pub(super) struct Job {
-    pub(super) manifest: Arc<Manifest>,
-    pub(super) table: Arc<ChunkTable>,
-    pub(super) entries: Arc<Entries>,
-    pub(super) zero: ZeroChunk,
+    manifest: Arc<Manifest>,
+    table: Arc<ChunkTable>,
+    entries: Arc<Entries>,
+    zero: ZeroChunk,
     /// Chunks of the seeds by id; empty when there are no patches.
-    pub(super) seed_table: Arc<ChunkTable>,
-    pub(super) seeds: Arc<Seeds>,
-    pub(super) index: Arc<HeldIndex>,
-    pub(super) offers: Arc<Offers>,
+    seed_table: Arc<ChunkTable>,
+    seeds: Arc<Seeds>,
+    index: Arc<HeldIndex>,
+    offers: Arc<Offers>,
     link: Link,
     payloads: Vec<Arc<Payloads>>,
-    pub(super) passing: PathBuf,
+    passing: PathBuf,
     pub(super) target: Arc<dyn Target>,
-    pub(super) journal: Arc<Mutex<Journal>>,
+    journal: Arc<Mutex<Journal>>,
     /// Held while the journal's file is written or removed: a writer that is cut off runs on in its thread.
-    pub(super) writing: Arc<Mutex<()>>,
-    pub(super) part_manifest: PathBuf,
+    writing: Arc<Mutex<()>>,
+    part_manifest: PathBuf,
     pub(super) progress: Arc<Progress>,
     pub(super) counts: Mutex<Counts>,
     pub(super) resumed: bool,
@@ -294,11 +293,7 @@ impl Job {
             }
             let sink = Arc::new(PayloadSink { payloads: payloads.clone(), arrivals: arrivals.clone() });
             let table = Arc::new(ChunkTable::of(&set.manifest));
-            let config = FetchConfig::default();
-            let (driver, handle) = Driver::new(realm.parents.clone(), set.manifest.id(), table, sink, config);
-            let result = driver.fetch_all(wanted).await;
-            drop(handle);
-            if let Err(error) = result {
+            if let Err(error) = realm.fetch(set.manifest.id(), table, sink, wanted).await {
                 tracing::warn!(error = &error as &dyn std::error::Error, "not all patches could be had");
             }
         }
@@ -320,11 +315,7 @@ impl Job {
         let wanted: ChunkRanges = ids.iter().copied().collect();
         let distinct: u64 = wanted.ids().filter_map(|id| self.table.get(id)).map(|e| u64::from(e.len)).sum();
         let placed = placer.placed_bytes(ids.iter().copied());
-        let config = FetchConfig::default();
-        let (driver, handle) =
-            Driver::new(realm.parents.clone(), self.manifest.id(), self.table.clone(), sink.clone(), config);
-        let result = driver.fetch_all(wanted).await;
-        drop(handle);
+        let result = realm.fetch(self.manifest.id(), self.table.clone(), sink.clone(), wanted).await;
         {
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
             counts.fetched_bytes += distinct;

@@ -18,6 +18,7 @@ mod run;
 mod seeds;
 mod sink;
 mod target;
+mod threads;
 mod tree;
 mod verify;
 mod wanted;

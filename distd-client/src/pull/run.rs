@@ -261,7 +261,7 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
         product,
         version,
         artifact_bytes: manifest.root().bytes,
-        held_bytes: manifest.root().bytes - counts.placed_bytes - rebuilt.bytes.min(manifest.root().bytes),
+        held_bytes: manifest.root().bytes.saturating_sub(counts.placed_bytes + rebuilt.bytes),
         fetched_bytes: counts.fetched_bytes,
         wire_bytes: relay.bytes_in + origin.bytes_in,
         wire_bytes_by_source: BySource { origin: origin.bytes_in, relay: relay.bytes_in, peer: 0, http: 0 },

@@ -8,12 +8,16 @@ use bytes::Bytes;
 use distd_core::ManifestId;
 use distd_core::manifest::Manifest;
 use distd_core::names::Wanted;
+use distd_core::ranges::ChunkRanges;
+use distd_core::swarm::FetchConfig;
 use distd_peer::clock::unix_now;
+use distd_peer::driver::{ChunkSink, Driver, FetchError};
 use distd_peer::enrollment;
 use distd_peer::manifest_fetch::fetch_manifest;
 use distd_peer::net::{client_endpoint, resolve};
 use distd_peer::parents::Parents;
 use distd_peer::quarantine::Quarantine;
+use distd_peer::table::ChunkTable;
 use distd_peer::trust::identity::NodeIdentity;
 use distd_peer::trust::tls::{Credentials, quic_client};
 use distd_peer::trust::tuf::{Resolved, TufClient, TufError};
@@ -112,6 +116,23 @@ impl Realm {
         }
         let next = "check that the parent runs and reaches the origin, then run the same command again";
         Err(Failure::new(Code::Network, last.context("could not get the manifest")).next(next).into())
+    }
+
+    /// Fetches chunks of a manifest into `sink` from whichever parents have them.
+    ///
+    /// # Errors
+    /// [`FetchError`]: the sink failed, or some chunks could not be had.
+    pub(super) async fn fetch(
+        &self,
+        manifest: ManifestId,
+        table: Arc<ChunkTable>,
+        sink: Arc<dyn ChunkSink>,
+        wanted: ChunkRanges,
+    ) -> Result<(), FetchError> {
+        // The handle asks for more; it lives as long as the fetch.
+        let (driver, _handle) =
+            Driver::new(self.parents.clone(), manifest, table, sink, FetchConfig::default());
+        driver.fetch_all(wanted).await
     }
 
     async fn manifest_from(

@@ -18,6 +18,7 @@ use super::payloads::Payloads;
 use super::stream::{self, MEMORY};
 use crate::pull::place::Placer;
 use crate::pull::seeds::Seeds;
+use crate::pull::threads::on_all_cores;
 
 /// Bytes of bases and targets in memory at once, over all threads. A patch that needs more than is left waits; one that
 /// needs more than there is works alone.
@@ -164,7 +165,6 @@ pub(in crate::pull) fn apply_all(work: &Work) -> io::Result<Applied> {
             let patch = &work.offers.sets[at.set].index.patches[at.patch];
             let late: Vec<ChunkId> = patch.base_ids().filter(|id| is_late(work, *id)).collect();
             let mut missing = Vec::new();
-            let mut rebuilt = 0;
             let ready = work.arrivals.wait(*at, &late, is_made);
             let done = if ready { apply_one(work, *at, patch, &room)? } else { None };
             for (id, _) in patch.target_chunks() {
@@ -174,9 +174,7 @@ pub(in crate::pull) fn apply_all(work: &Work) -> io::Result<Applied> {
                 }
                 work.arrivals.base(id, came);
             }
-            if let Some(done) = &done {
-                rebuilt = done.placed_bytes;
-            }
+            let rebuilt = done.as_ref().map_or(0, |done| done.placed_bytes);
             let failed = done.is_none_or(|done| !done.wrong.is_empty());
             if failed {
                 tracing::debug!(
@@ -194,23 +192,7 @@ pub(in crate::pull) fn apply_all(work: &Work) -> io::Result<Applied> {
         }
         Ok(())
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads)
-            .map(|_| {
-                scope.spawn(|| {
-                    let result = run();
-                    if result.is_err() {
-                        work.arrivals.abort();
-                    }
-                    result
-                })
-            })
-            .collect();
-        workers
-            .into_iter()
-            .try_for_each(|w| w.join().unwrap_or_else(|_| Err(io::Error::other("a patching thread failed"))))
-    })?;
+    on_all_cores(run, || work.arrivals.abort())?;
     let mut total = total.into_inner().unwrap_or_else(PoisonError::into_inner);
     total.missing.sort_unstable();
     total.missing.dedup();

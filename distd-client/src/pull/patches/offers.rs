@@ -9,8 +9,7 @@ use distd_core::manifest::{ChunkAt, Entry, Kind, Manifest};
 use distd_core::packing::PackedChunk;
 use distd_core::patch::{Choice, Leg, Offer, Optimize, SetIndex, choose, route};
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::FetchConfig;
-use distd_peer::driver::{ChunkSink, Driver, SinkError};
+use distd_peer::driver::{ChunkSink, SinkError};
 use distd_peer::table::ChunkTable;
 use distd_peer::trust::tuf::PatchSetRef;
 
@@ -168,10 +167,7 @@ async fn load(realm: &Realm, known: &PatchSetRef) -> anyhow::Result<Set> {
     let wanted: ChunkRanges = head.iter().map(|at| at.entry.id).collect();
     let sink = Arc::new(Memory::default());
     let table = Arc::new(ChunkTable::of(&manifest));
-    let (driver, handle) =
-        Driver::new(realm.parents.clone(), manifest.id(), table, sink.clone(), FetchConfig::default());
-    driver.fetch_all(wanted).await?;
-    drop(handle);
+    realm.fetch(manifest.id(), table, sink.clone(), wanted).await?;
     let mut bytes = Vec::with_capacity(index_bytes as usize);
     {
         let pieces = sink.0.lock().unwrap_or_else(PoisonError::into_inner);

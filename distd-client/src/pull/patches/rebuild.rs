@@ -10,9 +10,7 @@ use anyhow::{Context, bail, ensure};
 use distd_core::manifest::{Builder, Entry, Manifest, Root};
 use distd_core::patch::{Method, Outline};
 use distd_core::planner::HeldIndex;
-use distd_core::swarm::FetchConfig;
 use distd_core::{ChunkHash, ChunkId};
-use distd_peer::driver::Driver;
 use distd_peer::table::ChunkTable;
 use distd_peer::trust::tuf::Resolved;
 
@@ -109,11 +107,7 @@ pub(in crate::pull) async fn rebuild(
     } else {
         let sink = Arc::new(PayloadSink { payloads: payloads.clone(), arrivals: arrivals.clone() });
         let table = Arc::new(ChunkTable::of(&set.manifest));
-        let (driver, handle) =
-            Driver::new(realm.parents.clone(), set.manifest.id(), table, sink, FetchConfig::default());
-        let result = driver.fetch_all(fetch).await;
-        drop(handle);
-        result
+        realm.fetch(set.manifest.id(), table, sink, fetch).await
     };
     arrivals.all_fetched();
     let (applied, passing) = applying.await?;
