@@ -114,6 +114,12 @@ hash_newtype! {
     ArtifactHash
 }
 
+impl ManifestId {
+    /// Stands for holding nothing at all: where a patch set of solid segments starts from. No manifest has it, since no
+    /// node with this hash is known.
+    pub const NOTHING: Self = Self([0; 32]);
+}
+
 impl ChunkHash {
     /// Hash of `raw`.
     pub fn of(raw: &[u8]) -> Self {

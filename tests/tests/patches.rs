@@ -9,7 +9,7 @@ use distd_tests::{Rng, artifacts};
 
 /// An origin that makes patches.
 fn lab() -> Lab {
-    Lab::start_with(&["--patches", "true"])
+    Lab::start_with(&["--patches", "true", "--solid-sets", "false"])
 }
 
 /// Three releases of a system: files edited in the middle, and an initrd (gzip, made by gzip) whose inside is edited.
