@@ -135,6 +135,46 @@ fn two_sets_are_a_way_from_the_first_release_to_the_third() {
 }
 
 #[test]
+fn who_holds_nothing_of_use_gets_the_release_compressed_as_one() {
+    let lab = Lab::start_with(&["--patches", "true"]);
+    let [v1, v2, _] = releases(&lab, 25);
+    lab.push(&v1, "os", "1").ok();
+    lab.enroll("early", lab.quic());
+    let early = lab.path("early-slot");
+    let chunks = lab.pull("early", "os@1", &early, &[]).ok();
+    lab.push(&v2, "os", "2").ok();
+    // From 1 to 2, and from nothing to each.
+    let listing = lab.patches("os", 3);
+    let solid = listing["patches"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .find(|set| set["from"].is_null() && set["to"] == "2");
+    assert!(solid.is_some_and(|set| set["bytes"].as_u64() < set["chunk_bytes"].as_u64()), "{listing}");
+
+    let relay = lab.relay("relay", lab.quic());
+    lab.enroll("fresh", &relay.addresses[0]);
+    let out = lab.path("out");
+    let plan = lab.device("fresh", &["plan", "os@2", "--optimize", "bytes"]).ok();
+    assert!(plan.number("patches") > 0, "{}", plan.json);
+    let fresh = ["pull", "os@2", "--optimize", "bytes", "--out"];
+    let fresh = lab.device("fresh", &[&fresh[..], &[&out.display().to_string()]].concat()).ok();
+    assert!(same(&out, &v2));
+    assert_eq!(fresh.number("patches_failed"), 0, "{}", fresh.json);
+    assert_eq!(fresh.number("patches_applied"), plan.number("patches"));
+    // Most of it is letters by chance, which compress alone as well as together.
+    assert!(
+        fresh.number("wire_bytes") * 100 < chunks.number("wire_bytes") * 97,
+        "{}\n{}",
+        fresh.json,
+        chunks.json
+    );
+    // Who holds the release before takes the way from there.
+    let update = lab.pull("early", "os@2", &lab.path("out2"), &[&early]).ok();
+    assert!(update.number("wire_bytes") * 3 < fresh.number("wire_bytes"), "{}\n{}", update.json, fresh.json);
+}
+
+#[test]
 fn a_base_that_rotted_is_a_patch_that_fails_and_its_chunks_come() {
     let lab = lab();
     let [v1, v2, _] = releases(&lab, 23);
