@@ -105,7 +105,8 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    fn of(output: Output) -> Self {
+    /// What a command that ended said.
+    pub fn of(output: Output) -> Self {
         let stdout = String::from_utf8_lossy(&output.stdout);
         let json = stdout.lines().last().and_then(|l| serde_json::from_str(l).ok()).unwrap_or(Value::Null);
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -2,43 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use distd_tests::artifacts;
 use distd_tests::lab::{Lab, same};
-use distd_tests::{Rng, artifacts};
 
 /// An origin that makes patches.
 fn lab() -> Lab {
     Lab::start_with(&["--patches", "true", "--solid-sets", "false"])
-}
-
-/// Three releases of a system: files edited in the middle, and an initrd (gzip, made by gzip) whose inside is edited.
-fn releases(lab: &Lab, seed: u64) -> [PathBuf; 3] {
-    let mut rng = Rng::new(seed);
-    let tree = lab.path("tree");
-    fs::create_dir_all(tree.join("boot")).expect("create a directory");
-    artifacts::system_tree(&tree, 120, &mut rng);
-    let mut programs: Vec<Vec<u8>> = (0..4).map(|_| rng.text(400_000)).collect();
-    let mut inside = rng.text(3_000_000);
-    ["1", "2", "3"].map(|version| {
-        for (n, program) in programs.iter_mut().enumerate() {
-            fs::write(tree.join(format!("usr/lib/program{n}")), &program).expect("write a file");
-            // For the next release: something small every few chunks.
-            for _ in 0..20 {
-                let at = rng.below(program.len() as u64 - 100) as usize;
-                program.splice(at..at + 3, rng.bytes(9));
-            }
-        }
-        fs::write(tree.join("boot/initrd"), &inside).expect("write a file");
-        let gzip = Command::new("gzip").args(["-n", "-9", "-f"]).arg(tree.join("boot/initrd")).status();
-        assert!(gzip.expect("run gzip").success());
-        fs::rename(tree.join("boot/initrd.gz"), tree.join("boot/initrd.img")).expect("rename");
-        let at = rng.below(1000) as usize;
-        inside.splice(at..at, rng.bytes(200));
-        let image = lab.path(&format!("v{version}.erofs"));
-        artifacts::erofs(&tree, &image, &[]);
-        image
-    })
 }
 
 /// A device with `from` installed in a file of its own.
@@ -52,7 +22,7 @@ fn installed(lab: &Lab, device: &str, parent: &str, from: &str) -> PathBuf {
 #[test]
 fn an_update_by_patches_is_bit_exact_and_a_fraction_of_the_chunks() {
     let lab = lab();
-    let [v1, v2, _] = releases(&lab, 21);
+    let [v1, v2, _] = artifacts::releases(&lab.path(""), 21);
     lab.push(&v1, "os", "1").ok();
     let relay = lab.relay("relay", lab.quic());
     let slots = ["d1", "d2", "d3"].map(|device| installed(&lab, device, &relay.addresses[0], "1"));
@@ -105,7 +75,7 @@ fn an_update_by_patches_is_bit_exact_and_a_fraction_of_the_chunks() {
 #[test]
 fn two_sets_are_a_way_from_the_first_release_to_the_third() {
     let lab = lab();
-    let [v1, v2, v3] = releases(&lab, 22);
+    let [v1, v2, v3] = artifacts::releases(&lab.path(""), 22);
     lab.push(&v1, "os", "1").ok();
     let slot = installed(&lab, "d1", lab.quic(), "1");
     lab.push(&v2, "os", "2").ok();
@@ -177,7 +147,7 @@ fn who_holds_nothing_of_use_gets_the_release_compressed_as_one() {
 #[test]
 fn a_base_that_rotted_is_a_patch_that_fails_and_its_chunks_come() {
     let lab = lab();
-    let [v1, v2, _] = releases(&lab, 23);
+    let [v1, v2, _] = artifacts::releases(&lab.path(""), 23);
     lab.push(&v1, "os", "1").ok();
     let slot = installed(&lab, "d1", lab.quic(), "1");
     lab.push(&v2, "os", "2").ok();
@@ -199,7 +169,7 @@ fn a_base_that_rotted_is_a_patch_that_fails_and_its_chunks_come() {
 #[test]
 fn an_origin_killed_while_it_makes_patches_makes_them_after_all() {
     let mut lab = lab();
-    let [v1, v2, _] = releases(&lab, 24);
+    let [v1, v2, _] = artifacts::releases(&lab.path(""), 24);
     lab.push(&v1, "os", "1").ok();
     let slot = installed(&lab, "d1", lab.quic(), "1");
     lab.push(&v2, "os", "2").ok();

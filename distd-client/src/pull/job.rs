@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use distd_core::ChunkId;
 use distd_core::manifest::{Kind, Manifest};
-use distd_core::patch::Choice;
+use distd_core::patch::{Choice, ROUTE_LEGS_MAX};
 use distd_core::planner::{HeldAt, HeldIndex};
 use distd_core::ranges::ChunkRanges;
 use distd_peer::driver::FetchError;
@@ -33,6 +33,23 @@ use crate::progress::Progress;
 
 /// How often progress is made durable.
 const JOURNAL_EVERY: Duration = Duration::from_millis(900);
+
+/// What a small set rebuilt before the manifest was known.
+pub(super) const REBUILT_FILE: &str = ".distd-part-rebuilt";
+
+/// Chunks that only a later patch needs.
+const PASSING_FILE: &str = ".distd-part-passing";
+
+/// All files of patches beside the target, payloads of each set of a route first. An interrupted pull leaves them, and the
+/// one that goes on from there need not use patches at all.
+pub(super) const PATCH_FILES: [&str; ROUTE_LEGS_MAX + 2] = [
+    ".distd-part-patches",
+    ".distd-part-patches1",
+    ".distd-part-patches2",
+    ".distd-part-patches3",
+    REBUILT_FILE,
+    PASSING_FILE,
+];
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
@@ -62,6 +79,8 @@ pub(super) struct Job {
     link: Link,
     payloads: Vec<Arc<Payloads>>,
     passing: PathBuf,
+    /// Whatever this pull or an earlier one may have left.
+    patch_files: Vec<PathBuf>,
     pub(super) target: Arc<dyn Target>,
     journal: Arc<Mutex<Journal>>,
     /// Held while the journal's file is written or removed: a writer that is cut off runs on in its thread.
@@ -95,11 +114,12 @@ impl Job {
             .map_err(|e| Failure::new(Code::Local, e))?;
         let journal =
             Journal::open(state_path(request, ".distd-part-journal"), manifest.id(), manifest.root().chunks);
+        let patch_files: Vec<PathBuf> =
+            PATCH_FILES.iter().map(|suffix| state_path(request, suffix)).collect();
         let mut payloads = Vec::new();
         for (number, set) in offers.sets.iter().enumerate() {
-            let suffix = if number == 0 { String::new() } else { number.to_string() };
-            let path = state_path(request, &format!(".distd-part-patches{suffix}"));
-            let opened = Payloads::open(path, number, set).context("could not make a file for patches");
+            let opened = Payloads::open(&patch_files[number], number, set)
+                .context("could not make a file for patches");
             payloads.push(Arc::new(opened.map_err(|e| Failure::new(Code::Local, e))?));
         }
         let held = if offers.sets.is_empty() { Vec::new() } else { seeds.held_manifests() };
@@ -121,7 +141,8 @@ impl Job {
             offers,
             link,
             payloads,
-            passing: state_path(request, ".distd-part-passing"),
+            passing: state_path(request, PASSING_FILE),
+            patch_files,
             target,
             journal: Arc::new(Mutex::new(journal)),
             writing: Arc::default(),
@@ -374,7 +395,14 @@ impl Job {
     }
 
     pub(super) fn clean_up(&self) {
-        self.payloads.iter().for_each(|payloads| payloads.remove());
+        for path in &self.patch_files {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "a file of patches was left behind");
+                }
+                _ => {}
+            }
+        }
         let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         let removed = journal.remove().and_then(|()| std::fs::remove_file(&self.part_manifest));

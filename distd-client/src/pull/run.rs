@@ -15,7 +15,7 @@ use distd_core::{ChunkId, ManifestId};
 use distd_peer::table::ChunkTable;
 
 use super::entries::ZeroChunk;
-use super::job::Job;
+use super::job::{Job, PATCH_FILES, REBUILT_FILE};
 use super::kept::{is_block_device, keep_manifest, kept_manifest_path, read_kept_manifest, with_suffix};
 use super::patches::{Aim, Files, Link, Offers, Rebuilt, held, rebuild};
 use super::report::{BySource, Outcome, PlanReport};
@@ -214,10 +214,8 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
     let start = Instant::now();
     let device = is_block_device(&request.out);
     let out_seed = Some(request.out.as_path()).filter(|out| !device && out.exists());
-    let files = Files {
-        payloads: state_path(request, ".distd-part-patches"),
-        rebuilt: state_path(request, ".distd-part-rebuilt"),
-    };
+    let files =
+        Files { payloads: state_path(request, PATCH_FILES[0]), rebuilt: state_path(request, REBUILT_FILE) };
     let prepared = prepare(request, out_seed, Some(files)).await?;
     let Prepared { realm, product, version, manifest, seeds, index, offers, link, .. } = prepared;
     let Prepared { rebuilt, metadata_bytes, node_bytes, .. } = prepared;
