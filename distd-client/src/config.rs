@@ -1,9 +1,12 @@
 //! `DIR/client.toml`: what `login` and `enroll` remember, so that later commands need no options.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use distd_peer::trust::files::{self, FileError};
 use serde::{Deserialize, Serialize};
+
+use crate::share::Connectivity;
 
 /// Name of the file in the state directory.
 pub(crate) const FILE_NAME: &str = "client.toml";
@@ -32,6 +35,66 @@ pub(crate) struct ClientFile {
     /// Parents to pull from, nearest first, `HOST:PORT`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) parents: Vec<String>,
+    /// The site this device is of. Default: its parent says, by who else asks it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) site: Option<String>,
+    /// Whether the link is paid by the byte: then nothing is served.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) metered: bool,
+    /// How far packets may go.
+    #[serde(default, skip_serializing_if = "Connectivity::is_default")]
+    pub(crate) connectivity: Connectivity,
+    /// Exchange with neighbours.
+    #[serde(default, skip_serializing_if = "ShareFile::is_default")]
+    pub(crate) share: ShareFile,
+    /// Bounds on both directions.
+    #[serde(default, skip_serializing_if = "LimitsFile::is_default")]
+    pub(crate) limits: LimitsFile,
+}
+
+/// `[share]` of `client.toml`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ShareFile {
+    /// Whether this device exchanges chunks with its neighbours at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) enabled: Option<bool>,
+    /// Where `distd agent` listens, `ADDR:PORT`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// How long a finished pull goes on serving neighbours that fetch from it, seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) linger_seconds: Option<u64>,
+}
+
+/// `[limits]` of `client.toml`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LimitsFile {
+    /// What neighbours may have of the link, bytes a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) upload_bytes_per_second: Option<u64>,
+    /// What pulls take of the link, bytes a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) download_bytes_per_second: Option<u64>,
+    /// Most batches served at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) upload_slots: Option<usize>,
+    /// Most batches served at once to one neighbour.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) upload_slots_per_peer: Option<usize>,
+}
+
+impl ShareFile {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl LimitsFile {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl ClientFile {
@@ -95,6 +158,11 @@ mod tests {
             server: Some("https://origin:8443".into()),
             token: Some("secret".into()),
             parents: vec!["relay:4433".into()],
+            site: Some("hall".into()),
+            metered: true,
+            connectivity: Connectivity::LanOnly,
+            share: ShareFile { enabled: Some(false), ..ShareFile::default() },
+            limits: LimitsFile { upload_slots: Some(3), ..LimitsFile::default() },
         };
         file.store(dir.path()).expect("store");
         assert_eq!(ClientFile::load(dir.path()).expect("load"), file);

@@ -10,6 +10,7 @@ use crate::api::{Api, ServerUrl};
 use crate::config::{ClientFile, default_data};
 use crate::exit::{Code, Failure};
 use crate::output::Output;
+use crate::share::Sharing;
 
 /// Environment variable with the API token.
 const TOKEN_VARIABLE: &str = "DISTD_TOKEN";
@@ -64,6 +65,11 @@ impl Context {
     /// The parents enrolled with.
     pub(crate) fn parents(&self) -> Vec<String> {
         self.file.parents.clone()
+    }
+
+    /// How this device exchanges with its neighbours, as remembered.
+    pub(crate) fn sharing(&self) -> Sharing {
+        Sharing::of(&self.file)
     }
 
     /// Changes what is remembered.

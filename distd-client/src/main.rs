@@ -14,6 +14,7 @@ mod output;
 mod progress;
 mod pull;
 mod push;
+mod share;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -54,6 +55,7 @@ enum Command {
     Explain(cmd::explain::Args),
     Pull(cmd::pull::Args),
     Verify(cmd::verify::Args),
+    Agent(cmd::agent::Args),
     Release(cmd::release::Args),
     Channel(cmd::channel::Args),
     Patch(cmd::patch::Args),
@@ -70,6 +72,7 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Plan(args) => cmd::plan::run(context, args).await,
         Command::Pull(args) => cmd::pull::run(context, args).await,
         Command::Verify(args) => cmd::verify::run(context, args).await,
+        Command::Agent(args) => cmd::agent::run(context, args).await,
         Command::Release(args) => cmd::release::run(context, args).await,
         Command::Channel(args) => cmd::channel::run(context, args).await,
         Command::Patch(args) => cmd::patch::run(context, args).await,

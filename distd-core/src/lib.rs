@@ -21,4 +21,4 @@ pub mod swarm;
 pub mod time;
 pub mod tree;
 
-pub use ids::{ArtifactHash, ChunkHash, ChunkId, ManifestId, NodeHash};
+pub use ids::{ArtifactHash, ChunkHash, ChunkId, ManifestId, NodeHash, NodeId};

@@ -42,6 +42,30 @@ pub const METADATA_PIECE_MAX: usize = 256 << 10;
 /// Largest answer over all its frames, bytes: `releases.json` of some 20 000 releases.
 pub const METADATA_ANSWER_MAX: usize = 16 << 20;
 
+/// Most peer records in one PEX_REScert: how many neighbours a node is told of at once.
+pub const PEX_RECORDS_MAX: usize = 8;
+
+/// Most addresses in a peer record: two families, two interfaces.
+pub const RECORD_ADDRESSES_MAX: usize = 4;
+
+/// Longest name of a site, bytes.
+pub const SITE_BYTES_MAX: usize = 64;
+
+/// Longest certificate in a peer record, bytes. A node's has some 600.
+pub const RECORD_CERTIFICATE_MAX: usize = 2048;
+
+/// Longest a peer record may be from expiring, seconds. Whoever still runs makes another.
+pub const RECORD_SECONDS_MAX: u64 = 2 * 3600;
+
+/// Most nodes a directory remembers of one site; the one heard of longest ago goes first.
+pub const DIRECTORY_NODES_MAX: usize = 1024;
+
+/// Most sites a directory remembers; likewise.
+pub const DIRECTORY_SITES_MAX: usize = 4096;
+
+/// Most leases of one site in one swarm; above it requests are granted without one.
+pub const LEASES_MAX: usize = 4096;
+
 /// Longest product, version or channel name, bytes.
 pub const NAME_BYTES_MAX: usize = 100;
 

@@ -180,6 +180,35 @@ impl ChunkRanges {
     }
 }
 
+impl ChunkRanges {
+    /// The `n`-th id, counted from zero in ascending order.
+    pub fn nth(&self, mut n: u64) -> Option<ChunkId> {
+        for (&start, &end) in &self.ranges {
+            let len = end - start + 1;
+            if n < len {
+                return Some(ChunkId(start + n));
+            }
+            n -= len;
+        }
+        None
+    }
+
+    /// Takes up to `count` ids out and returns them: the lowest from `from` on, then the lowest below it.
+    pub fn take_from(&mut self, from: ChunkId, count: u64) -> Self {
+        let below: Self = match from.0.checked_sub(1) {
+            Some(last) => self.intersection(&[ChunkId(0)..=ChunkId(last)].into_iter().collect()),
+            None => Self::new(),
+        };
+        let mut above = self.difference(&below);
+        let mut out = above.take_first(count);
+        let mut below_left = below;
+        out.extend(&below_left.take_first(count - out.len));
+        above.extend(&below_left);
+        *self = above;
+        out
+    }
+}
+
 impl FromIterator<ChunkId> for ChunkRanges {
     fn from_iter<I: IntoIterator<Item = ChunkId>>(ids: I) -> Self {
         let mut out = Self::new();
@@ -247,6 +276,13 @@ mod tests {
             well_formed(&less);
             prop_assert_eq!(set(&both), model.intersection(&second_model).copied().collect());
             prop_assert_eq!(set(&less), model.difference(&second_model).copied().collect());
+            let mut rotated = ranges.clone();
+            let from_there = rotated.take_from(ChunkId(take), take);
+            well_formed(&rotated);
+            let order = model.iter().filter(|id| **id >= take).chain(model.iter().filter(|id| **id < take));
+            prop_assert_eq!(set(&from_there), order.copied().take(take as usize).collect());
+            prop_assert_eq!(from_there.len() + rotated.len(), ranges.len());
+            prop_assert_eq!(ranges.nth(take).map(|id| id.0), model.iter().nth(take as usize).copied());
             let first = ranges.take_first(take);
             well_formed(&ranges);
             prop_assert_eq!(set(&first), model.iter().copied().take(take as usize).collect());

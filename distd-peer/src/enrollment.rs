@@ -83,7 +83,7 @@ pub async fn renew(identity: &mut NodeIdentity, parents: &[String]) -> Result<()
 }
 
 /// Renews whenever it is time, for as long as the node runs; new handshakes present the new certificate.
-pub(crate) async fn renew_regularly(
+pub async fn renew_regularly(
     mut identity: NodeIdentity,
     credentials: Arc<Credentials>,
     parents: Vec<String>,

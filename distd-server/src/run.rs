@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use distd_peer::clock::unix_now;
 use distd_peer::net::{BindError, server_endpoint};
-use distd_peer::serve::{ServeConfig, Server};
+use distd_peer::serve::{ServeConfig, Server, SiteRule, Sites};
 use distd_peer::trust::files::{self, FileError};
 use distd_peer::trust::tls::{TlsError, https_server, quic_server};
 use distd_peer::trust::token::ApiToken;
@@ -120,7 +120,9 @@ pub async fn start(settings: &Settings) -> Result<Running, StartError> {
     };
     let quic = endpoint.local_addr().map_err(|cause| BindError { address: quic, cause })?;
 
-    let server = Server::new(OriginContent::new(origin.clone()).into_content(), ServeConfig::default());
+    let sites = Sites::new(origin.realm().ca_der().clone(), SiteRule::NamedOrNetwork, true);
+    let serve = ServeConfig { sites: Some(sites), ..ServeConfig::default() };
+    let server = Server::new(OriginContent::new(origin.clone()).into_content(), serve);
     let app = App::new(origin.clone(), server.counters.clone());
     let tls = (!plain).then(|| Arc::new(https_server(origin.credentials().clone())));
     let (stop, stopped) = watch::channel(false);

@@ -59,6 +59,18 @@ impl Daemon {
         }
     }
 
+    /// Waits until `line` is in what it wrote to standard error.
+    ///
+    /// # Panics
+    /// When that takes too long.
+    pub fn wait_for(&self, line: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.log().contains(line) {
+            assert!(Instant::now() < deadline, "no {line:?} in time:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// What it wrote to standard error.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
@@ -128,6 +140,39 @@ impl Outcome {
     /// When there is none of that name.
     pub fn number(&self, name: &str) -> u64 {
         self.json[name].as_u64().unwrap_or_else(|| panic!("no number {name} in {}", self.json))
+    }
+}
+
+/// A command under way; killed when dropped before it was waited for.
+#[derive(Debug)]
+pub struct Running(Option<Child>);
+
+impl Running {
+    /// What it said, once it has ended.
+    ///
+    /// # Panics
+    /// When it cannot be waited for.
+    pub fn wait(mut self) -> Outcome {
+        let child = self.0.take().expect("waited for once");
+        Outcome::of(child.wait_with_output().expect("wait for distd"))
+    }
+
+    /// Ends it as a power cut would.
+    ///
+    /// # Panics
+    /// When it cannot be waited for.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            // It may have ended already.
+            let _ = child.kill();
+            child.wait().expect("wait for distd");
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 
@@ -246,6 +291,24 @@ impl Lab {
         Daemon::start(command, &self.path(&format!("{name}.log")), "relay listening on ")
     }
 
+    /// Starts an agent on `device`, at a free port of the loopback address.
+    pub fn agent(&self, device: &str) -> Daemon {
+        let mut command = self.command(device);
+        command.args(["agent", "--listen", "127.0.0.1:0"]).env("DISTD_LOG", "distd::share=debug,warn");
+        Daemon::start(command, &self.path(&format!("{device}.agent.log")), "agent listening on ")
+    }
+
+    /// Adds settings to the `client.toml` of `device`.
+    ///
+    /// # Panics
+    /// When the device is not enrolled yet.
+    pub fn configure(&self, device: &str, settings: &str) {
+        use std::io::Write;
+        let path = self.path(device).join("client.toml");
+        let mut file = File::options().append(true).open(path).expect("client.toml of an enrolled device");
+        file.write_all(settings.as_bytes()).expect("write client.toml");
+    }
+
     /// Enrols a device with `parent`.
     pub fn enroll(&self, name: &str, parent: &str) {
         let token = self.join_token("leaf", 1);
@@ -270,6 +333,17 @@ impl Lab {
     /// When it cannot be started.
     pub fn device(&self, name: &str, args: &[&str]) -> Outcome {
         Outcome::of(self.command(name).args(args).output().expect("run distd"))
+    }
+
+    /// Starts a pull of `wanted` into `out`, with more arguments.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start_pull(&self, device: &str, wanted: &str, out: &Path, args: &[&str]) -> Running {
+        let mut command = self.command(device);
+        command.arg("pull").arg(wanted).arg("--out").arg(out).args(args);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start distd");
+        Running(Some(child))
     }
 
     /// Pulls `wanted` into `out`, with seeds.

@@ -81,6 +81,10 @@ impl Swarm for LyingSwarm {
         true
     }
 
+    fn ids(&self) -> ChunkRanges {
+        self.inner.ids()
+    }
+
     async fn held(&self) -> Result<ChunkRanges, ServeError> {
         self.inner.held().await
     }

@@ -107,7 +107,7 @@ fn two_sets_are_a_way_from_the_first_release_to_the_third() {
 #[test]
 fn who_holds_nothing_of_use_gets_the_release_compressed_as_one() {
     let lab = Lab::start_with(&["--patches", "true"]);
-    let [v1, v2, _] = releases(&lab, 25);
+    let [v1, v2, _] = artifacts::releases(&lab.path(""), 25);
     lab.push(&v1, "os", "1").ok();
     lab.enroll("early", lab.quic());
     let early = lab.path("early-slot");

@@ -1,5 +1,6 @@
 //! The commands, one file each: arguments in, one result out.
 
+pub(crate) mod agent;
 pub(crate) mod channel;
 pub(crate) mod enroll;
 pub(crate) mod explain;

@@ -8,6 +8,7 @@ use distd_core::names::Wanted;
 use crate::context::Context;
 use crate::progress::Progress;
 use crate::pull::{Aim, PullRequest, pull};
+use crate::share::Connectivity;
 
 /// Get a release into a file, a block device or a directory.
 #[derive(clap::Args)]
@@ -34,10 +35,17 @@ pub(crate) struct Sources {
     /// What to save: bytes of the link, time, or time on the link as it is. Only weighs patches that cost much processor time.
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
     optimize: Aim,
+    /// Neither serve neighbours nor fetch from them.
+    #[arg(long)]
+    no_share: bool,
+    /// How far packets may go: anywhere, to the networks this host is attached to, or nowhere. Default: as remembered.
+    #[arg(long, value_enum, value_name = "HOW_FAR")]
+    connectivity: Option<Connectivity>,
 }
 
 impl Sources {
     pub(crate) fn request(self, context: &Context, wanted: Wanted, out: PathBuf) -> PullRequest {
+        let sharing = context.sharing().within(self.connectivity);
         let parents = if self.parent.is_empty() { context.parents() } else { self.parent };
         PullRequest {
             wanted,
@@ -46,6 +54,7 @@ impl Sources {
             parents,
             data: context.data().to_owned(),
             aim: self.optimize,
+            sharing: if self.no_share { sharing.off() } else { sharing },
         }
     }
 }

@@ -13,6 +13,7 @@ use distd_core::patch::{Choice, ROUTE_LEGS_MAX};
 use distd_core::planner::{HeldAt, HeldIndex};
 use distd_core::ranges::ChunkRanges;
 use distd_peer::driver::FetchError;
+use distd_peer::share::Holdings;
 use distd_peer::table::ChunkTable;
 
 use super::check::hash_medium;
@@ -22,7 +23,7 @@ use super::journal::Journal;
 use super::patches::{
     Applied, Arrivals, Link, Offers, Passing, PayloadSink, Payloads, Work, apply_all, held,
 };
-use super::place::Placer;
+use super::place::{Placed, Placer};
 use super::run::{PullRequest, state_path};
 use super::seeds::Seeds;
 use super::sink::TargetSink;
@@ -30,6 +31,7 @@ use super::target::{self, Target};
 use super::wanted::Realm;
 use crate::exit::{Code, Failure};
 use crate::progress::Progress;
+use crate::share::Published;
 
 /// How often progress is made durable.
 const JOURNAL_EVERY: Duration = Duration::from_millis(900);
@@ -81,6 +83,9 @@ pub(super) struct Job {
     passing: PathBuf,
     /// Whatever this pull or an earlier one may have left.
     patch_files: Vec<PathBuf>,
+    holdings: Arc<Holdings>,
+    /// The artifact and the payloads, as neighbours see them; nothing when the exchange is off.
+    published: Vec<Option<Published>>,
     pub(super) target: Arc<dyn Target>,
     journal: Arc<Mutex<Journal>>,
     /// Held while the journal's file is written or removed: a writer that is cut off runs on in its thread.
@@ -143,6 +148,8 @@ impl Job {
             payloads,
             passing: state_path(request, PASSING_FILE),
             patch_files,
+            holdings: Arc::default(),
+            published: Vec::new(),
             target,
             journal: Arc::new(Mutex::new(journal)),
             writing: Arc::default(),
@@ -151,6 +158,20 @@ impl Job {
             counts: Mutex::default(),
             resumed,
         })
+    }
+
+    /// Lets neighbours have what is in place, from now until the job is dropped.
+    pub(super) fn share(&mut self, realm: &Realm) {
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        journal.tell(self.entries.clone(), self.holdings.clone());
+        drop(journal);
+        let bytes = Arc::new(Placed::new(self.entries.clone(), self.target.clone()));
+        self.published = vec![realm.publish(&self.manifest, &self.table, &self.holdings, bytes)];
+        for (set, payloads) in self.offers.sets.iter().zip(&self.payloads) {
+            let table = Arc::new(ChunkTable::of(&set.manifest));
+            let set = realm.publish(&set.manifest, &table, &payloads.holdings, payloads.clone());
+            self.published.push(set);
+        }
     }
 
     fn is_done(&self, position: usize) -> bool {
@@ -307,14 +328,17 @@ impl Job {
 
     /// Fetches payloads; those that do not come are patches that fail.
     async fn fetch_payloads(&self, realm: &Realm, choice: &Choice, arrivals: &Arc<Arrivals>) {
-        for (set, payloads) in self.offers.sets.iter().zip(&self.payloads) {
+        // The first is the artifact itself.
+        let published = self.published.iter().skip(1);
+        for ((set, payloads), published) in self.offers.sets.iter().zip(&self.payloads).zip(published) {
             let wanted = payloads.wanted(&choice.patches);
             if wanted.is_empty() {
                 continue;
             }
             let sink = Arc::new(PayloadSink { payloads: payloads.clone(), arrivals: arrivals.clone() });
             let table = Arc::new(ChunkTable::of(&set.manifest));
-            if let Err(error) = realm.fetch(set.manifest.id(), table, sink, wanted).await {
+            if let Err(error) = realm.fetch(set.manifest.id(), table, sink, wanted, published.as_ref()).await
+            {
                 tracing::warn!(error = &error as &dyn std::error::Error, "not all patches could be had");
             }
         }
@@ -336,7 +360,9 @@ impl Job {
         let wanted: ChunkRanges = ids.iter().copied().collect();
         let distinct: u64 = wanted.ids().filter_map(|id| self.table.get(id)).map(|e| u64::from(e.len)).sum();
         let placed = placer.placed_bytes(ids.iter().copied());
-        let result = realm.fetch(self.manifest.id(), self.table.clone(), sink.clone(), wanted).await;
+        let published = self.published.first().and_then(Option::as_ref);
+        let result =
+            realm.fetch(self.manifest.id(), self.table.clone(), sink.clone(), wanted, published).await;
         {
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
             counts.fetched_bytes += distinct;

@@ -6,12 +6,15 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use distd_core::ChunkId;
 use distd_core::ManifestId;
 use distd_core::ranges::ChunkRanges;
+use distd_peer::share::Holdings;
 use serde::{Deserialize, Serialize};
 
+use super::entries::Entries;
 use super::kept::write_atomic;
 
 #[derive(Serialize, Deserialize)]
@@ -32,12 +35,15 @@ pub(super) struct Journal {
     written: u64,
     /// Set when the pull is over: nothing is written any more.
     closed: bool,
+    /// What neighbours may have of it.
+    told: Option<(Arc<Entries>, Arc<Holdings>)>,
 }
 
 impl Journal {
     /// The journal at `path` if it is of this manifest, else an empty one.
     pub(super) fn open(path: PathBuf, manifest: ManifestId, chunks: u64) -> Self {
-        let mut journal = Self { path, manifest, done: ChunkRanges::new(), written: 0, closed: false };
+        let mut journal =
+            Self { path, manifest, done: ChunkRanges::new(), written: 0, closed: false, told: None };
         let Ok(bytes) = fs::read(&journal.path) else { return journal };
         match rmp_serde::from_slice::<Wire>(&bytes) {
             Ok(wire) if wire.version == 1 && wire.manifest == manifest => {
@@ -55,8 +61,18 @@ impl Journal {
         journal
     }
 
+    /// Tells `holdings` of every chunk that is in the target, now and from now on.
+    pub(super) fn tell(&mut self, entries: Arc<Entries>, holdings: Arc<Holdings>) {
+        let done = self.done.ids().map(|position| entries.get(position.0 as usize - 1).entry.id);
+        holdings.add(done);
+        self.told = Some((entries, holdings));
+    }
+
     pub(super) fn add(&mut self, position: usize) {
         self.done.insert(ChunkId(position as u64 + 1));
+        if let Some((entries, holdings)) = &self.told {
+            holdings.add([entries.get(position).entry.id]);
+        }
     }
 
     pub(super) fn contains(&self, position: usize) -> bool {

@@ -23,7 +23,8 @@ mod tree;
 mod verify;
 mod wanted;
 
-pub(crate) use kept::read_kept_manifest;
+pub(crate) use kept::{read_kept_manifest, write_atomic};
 pub(crate) use patches::Aim;
 pub(crate) use run::{PullRequest, plan, pull};
+pub(crate) use seeds::{Bytes, open_artifact};
 pub(crate) use verify::verify;

@@ -2,14 +2,56 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use distd_core::manifest::Entry;
+use distd_core::manifest::{ChunkAt, Entry};
 use distd_core::{ChunkHash, ChunkId};
+
+use distd_peer::share::ChunkBytes;
 
 use super::entries::Entries;
 use super::journal::Journal;
 use super::target::Target;
+
+/// Places of one chunk that are read before it counts as not there.
+const PLACES_TRIED: usize = 4;
+
+/// The artifact being pulled, as its neighbours read it.
+pub(super) struct Placed {
+    entries: Arc<Entries>,
+    target: Arc<dyn Target>,
+    /// Chunk id and a position of it, sorted; made when somebody asks for the first time.
+    places: OnceLock<Vec<(ChunkId, u32)>>,
+}
+
+impl Placed {
+    pub(super) fn new(entries: Arc<Entries>, target: Arc<dyn Target>) -> Self {
+        Self { entries, target, places: OnceLock::new() }
+    }
+
+    fn places(&self) -> &[(ChunkId, u32)] {
+        self.places.get_or_init(|| {
+            let number = |(position, at): (usize, &ChunkAt)| (at.entry.id, position as u32);
+            let mut places: Vec<_> = self.entries.iter().map(number).collect();
+            places.sort_unstable();
+            places
+        })
+    }
+}
+
+impl ChunkBytes for Placed {
+    fn read(&self, entry: &Entry, buffer: &mut [u8]) -> bool {
+        let places = self.places();
+        let first = places.partition_point(|(id, _)| *id < entry.id);
+        // A chunk that belongs to several places may not be in all of them yet.
+        places[first..].iter().take_while(|(id, _)| *id == entry.id).take(PLACES_TRIED).any(
+            |(_, position)| {
+                let at = self.entries.get(*position as usize);
+                self.target.read_at(at.offset, buffer).is_ok() && ChunkHash::of(buffer) == entry.hash
+            },
+        )
+    }
+}
 
 /// Knows where each missing chunk belongs, and writes it there once.
 pub(super) struct Placer {

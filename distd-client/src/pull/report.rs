@@ -22,6 +22,8 @@ pub(crate) struct Outcome {
     pub(super) fetched_bytes: u64,
     pub(super) wire_bytes: u64,
     pub(super) wire_bytes_by_source: BySource,
+    /// Packed chunk bytes sent to neighbours meanwhile.
+    pub(super) served_bytes: u64,
     pub(super) chunk_bytes: u64,
     /// Payloads received.
     pub(super) patch_bytes: u64,
@@ -72,7 +74,7 @@ impl Outcome {
         let state = if self.already_there { "already there" } else { "in place" };
         let by = &self.wire_bytes_by_source;
         format!(
-            "{} {} {state}: {} bytes, {} held, {} rebuilt by {} patches, {} received (relay {}, origin {}) in {:.1} s\nblake3 {}",
+            "{} {} {state}: {} bytes, {} held, {} rebuilt by {} patches, {} received (neighbours {}, relay {}, origin {}) in {:.1} s\nblake3 {}",
             self.product,
             self.version,
             self.artifact_bytes,
@@ -80,6 +82,7 @@ impl Outcome {
             self.rebuilt_bytes,
             self.patches_applied,
             self.wire_bytes,
+            by.peer,
             by.relay,
             by.origin,
             self.seconds,

@@ -23,6 +23,7 @@ use super::seeds::Seeds;
 use super::wanted::Realm;
 use crate::exit::{Code, Failure};
 use crate::progress::Progress;
+use crate::share::{Sharing, installed};
 
 /// What to pull, and with what.
 pub(crate) struct PullRequest {
@@ -38,6 +39,16 @@ pub(crate) struct PullRequest {
     pub(crate) data: PathBuf,
     /// What to save.
     pub(crate) aim: Aim,
+    /// How to exchange with neighbours.
+    pub(crate) sharing: Sharing,
+}
+
+impl PullRequest {
+    /// The same without an exchange: nothing is fetched that neighbours could have.
+    pub(crate) fn unshared(mut self) -> Self {
+        self.sharing = self.sharing.off();
+        self
+    }
 }
 
 struct Prepared {
@@ -64,7 +75,7 @@ struct RebuiltCounts {
 
 fn received(realm: &Realm) -> u64 {
     let (relay, origin) = realm.parents.readings();
-    relay.bytes_in + origin.bytes_in
+    relay.bytes_in + origin.bytes_in + realm.neighbour_reading().bytes_in
 }
 
 /// Sets up to this length may bring their manifest too: where more changes, nodes are a small part of it. A guess.
@@ -76,7 +87,7 @@ async fn prepare(
     extra_seed: Option<&Path>,
     files: Option<Files>,
 ) -> anyhow::Result<Prepared> {
-    let realm = Realm::open(&request.data, request.parents.clone()).await?;
+    let realm = Realm::open(&request.data, request.parents.clone(), &request.sharing).await?;
     let resolved = realm.resolve(&request.wanted).await?;
     let metadata_bytes = received(&realm);
     let mut paths = request.seeds.clone();
@@ -226,6 +237,7 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
         && read_kept_manifest(&request.out, &request.data).is_some_and(|m| m.id() == manifest.id());
     progress.begin(manifest.root().bytes, &format!("{product} {version}"));
     job.progress = progress.clone();
+    job.share(&realm);
     let result = job.fill(&realm).await;
     job.write_journal_now()?;
     result?;
@@ -252,8 +264,13 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
         .context("could not keep the manifest beside the artifact")
         .map_err(|e| Failure::new(Code::Local, e))?;
     job.clean_up();
+    if let Err(error) = installed::remember(&request.data, &request.out, manifest.id()) {
+        tracing::warn!(%error, "the artifact will not be served to neighbours by an agent");
+    }
     progress.end();
+    realm.leave(&manifest.id(), request.sharing.linger).await;
     let (relay, origin) = realm.parents.readings();
+    let peer = realm.neighbour_reading();
     let counts = *job.counts.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(Outcome {
         product,
@@ -261,8 +278,14 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
         artifact_bytes: manifest.root().bytes,
         held_bytes: manifest.root().bytes.saturating_sub(counts.placed_bytes + rebuilt.bytes),
         fetched_bytes: counts.fetched_bytes,
-        wire_bytes: relay.bytes_in + origin.bytes_in,
-        wire_bytes_by_source: BySource { origin: origin.bytes_in, relay: relay.bytes_in, peer: 0, http: 0 },
+        wire_bytes: relay.bytes_in + origin.bytes_in + peer.bytes_in,
+        wire_bytes_by_source: BySource {
+            origin: origin.bytes_in,
+            relay: relay.bytes_in,
+            peer: peer.bytes_in,
+            http: 0,
+        },
+        served_bytes: realm.served_bytes(),
         chunk_bytes: counts.chunk_bytes,
         patch_bytes: rebuilt.patch_bytes + job.patch_bytes(),
         patches_applied: rebuilt.patches + counts.patches_applied,
@@ -271,7 +294,7 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
         metadata_bytes,
         node_bytes,
         refetched_verified_bytes: counts.repeated,
-        requests: relay.requests + origin.requests,
+        requests: relay.requests + origin.requests + peer.requests,
         round_trips: relay.round_trips + origin.round_trips,
         seconds: start.elapsed().as_secs_f64(),
         manifest: manifest.id(),

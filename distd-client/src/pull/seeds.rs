@@ -21,13 +21,13 @@ use crate::local::FileReader;
 const SAMPLES: usize = 16;
 
 /// Bytes of one seed by offset.
-pub(super) enum Bytes {
+pub(crate) enum Bytes {
     File(File),
     Tree { root: PathBuf, listing: Vec<u8>, layout: Box<Layout> },
 }
 
 impl Bytes {
-    pub(super) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         match self {
             Self::File(file) => file.read_exact_at(buffer, offset),
             Self::Tree { root, listing, layout } => {
@@ -149,7 +149,7 @@ impl Seeds {
 }
 
 /// The bytes of an artifact on this device.
-pub(super) fn open_artifact(path: &Path) -> anyhow::Result<Bytes> {
+pub(crate) fn open_artifact(path: &Path) -> anyhow::Result<Bytes> {
     if fs::metadata(path)?.is_dir() { open_tree(path) } else { Ok(Bytes::File(File::open(path)?)) }
 }
 

@@ -21,7 +21,7 @@ use crate::exit::{Code, Failure};
 pub(super) const LISTING_SUFFIX: &str = ".distd-tree";
 
 /// The layout of a tree artifact: listing, then files.
-pub(super) struct Layout {
+pub(crate) struct Layout {
     listing_bytes: u64,
     listing: Listing,
     /// Offset in the artifact, size, position in the listing; files only, in order.

@@ -4,7 +4,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::frame::{
     Choke, Data, DontHave, EnrollBody, Handshake, Metadata, MetadataRequest, Node, NodeRequest, NodesEnd,
-    Ranges,
+    PeerRecords, Ranges,
 };
 use super::varint::{put_varint, take_varint};
 use crate::limits::FRAME_BODY_MAX;
@@ -15,10 +15,12 @@ pub(super) mod types {
     pub(in crate::proto) const DATA: u8 = 1;
     pub(in crate::proto) const HAVE: u8 = 3;
     pub(in crate::proto) const INTEGRITY: u8 = 4;
+    pub(in crate::proto) const PEX_REQ: u8 = 6;
     pub(in crate::proto) const REQUEST: u8 = 8;
     pub(in crate::proto) const CANCEL: u8 = 9;
     pub(in crate::proto) const CHOKE: u8 = 10;
     pub(in crate::proto) const UNCHOKE: u8 = 11;
+    pub(in crate::proto) const PEX_RES_CERT: u8 = 13;
     pub(in crate::proto) const DONT_HAVE: u8 = 128;
     pub(in crate::proto) const NODE_REQUEST: u8 = 129;
     pub(in crate::proto) const NODES_END: u8 = 130;
@@ -39,6 +41,8 @@ pub enum Frame {
     Have(Ranges),
     /// One manifest node.
     Integrity(Node),
+    /// Tell me of my neighbours, now and as they change.
+    PexRequest,
     /// Send these chunks.
     Request(Ranges),
     /// These chunks are no longer wanted.
@@ -47,6 +51,8 @@ pub enum Frame {
     Choke(Choke),
     /// New requests will be answered.
     Unchoke,
+    /// Where the sender listens, or where its neighbours do.
+    PeerRecords(PeerRecords),
     /// These requested chunks will not come.
     DontHave(DontHave),
     /// Send the nodes that I lack.
@@ -102,6 +108,7 @@ impl Frame {
                 f.encode(&mut body);
                 types::INTEGRITY
             }
+            Self::PexRequest => types::PEX_REQ,
             Self::Request(f) => {
                 f.encode(&mut body);
                 types::REQUEST
@@ -115,6 +122,10 @@ impl Frame {
                 types::CHOKE
             }
             Self::Unchoke => types::UNCHOKE,
+            Self::PeerRecords(f) => {
+                f.encode(&mut body);
+                types::PEX_RES_CERT
+            }
             Self::DontHave(f) => {
                 f.encode(&mut body);
                 types::DONT_HAVE
@@ -160,11 +171,14 @@ impl Frame {
             types::DATA => Self::Data(Data::decode(body)?),
             types::HAVE => Self::Have(Ranges::decode("HAVE", body)?),
             types::INTEGRITY => Self::Integrity(Node::decode(body)?),
+            types::PEX_REQ if body.is_empty() => Self::PexRequest,
+            types::PEX_REQ => return Err(DecodeError::Length("PEX_REQ")),
             types::REQUEST => Self::Request(Ranges::decode("REQUEST", body)?),
             types::CANCEL => Self::Cancel(Ranges::decode("CANCEL", body)?),
             types::CHOKE => Self::Choke(Choke::decode(body)?),
             types::UNCHOKE if body.is_empty() => Self::Unchoke,
             types::UNCHOKE => return Err(DecodeError::Length("UNCHOKE")),
+            types::PEX_RES_CERT => Self::PeerRecords(PeerRecords::decode(body)?),
             types::DONT_HAVE => Self::DontHave(DontHave::decode(body)?),
             types::NODE_REQUEST => Self::NodeRequest(NodeRequest::decode(body)?),
             types::NODES_END => Self::NodesEnd(NodesEnd::decode(body)?),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Frame;
 use super::close::CloseCode;
-use super::frame::{Choke, Handshake, PROTOCOL_VERSION, Ranges};
+use super::frame::{Choke, Handshake, PROTOCOL_VERSION, PeerRecord, PeerRecords, Ranges};
 use crate::ManifestId;
 use crate::ranges::ChunkRanges;
 
@@ -74,6 +74,10 @@ pub enum ControlEvent {
     Choked(Choke),
     /// The peer answers new requests.
     Unchoked,
+    /// The peer wants to know its neighbours.
+    PeersWanted,
+    /// Where the peer listens, or its neighbours do; not yet verified.
+    Peers(Vec<PeerRecord>),
 }
 
 /// State of one side.
@@ -144,6 +148,8 @@ impl Control {
                 self.choked_for = None;
                 Ok(Some(ControlEvent::Unchoked))
             }
+            (State::Open, Frame::PexRequest) => Ok(Some(ControlEvent::PeersWanted)),
+            (State::Open, Frame::PeerRecords(PeerRecords(records))) => Ok(Some(ControlEvent::Peers(records))),
             // A request stream is withdrawn by STOP_SENDING; CANCEL here is for what was never sent, so for us nothing.
             (State::Open, Frame::Cancel(_)) => Ok(None),
             (State::Open, _) => Err(ControlError::Misplaced),
@@ -155,6 +161,16 @@ impl Control {
         let fresh = held.difference(&self.announced);
         self.out.extend(Ranges::split(&fresh).map(Frame::Have));
         self.announced.extend(&fresh);
+    }
+
+    /// Tells the peer where this side, or a neighbour of the peer, listens; at most `PEX_RECORDS_MAX` records.
+    pub fn send_peers(&mut self, records: Vec<PeerRecord>) {
+        self.out.push_back(Frame::PeerRecords(PeerRecords(records)));
+    }
+
+    /// Asks for neighbours, now and as they change.
+    pub fn want_peers(&mut self) {
+        self.out.push_back(Frame::PexRequest);
     }
 
     /// Tells the peer not to ask for a while.
@@ -222,7 +238,7 @@ mod tests {
 
     #[test]
     fn every_state_and_frame_has_the_outcome_of_this_table() {
-        let frames: [(&str, Frame); 9] = [
+        let frames: [(&str, Frame); 11] = [
             ("handshake", Frame::Handshake(Handshake::new(id(1)))),
             ("other swarm", Frame::Handshake(Handshake::new(id(2)))),
             (
@@ -234,6 +250,8 @@ mod tests {
             ("unchoke", Frame::Unchoke),
             ("cancel", Frame::Cancel(ranges(1, 1))),
             ("request", Frame::Request(ranges(1, 1))),
+            ("pex request", Frame::PexRequest),
+            ("peer records", Frame::PeerRecords(PeerRecords(Vec::new()))),
             ("unknown", Frame::Unknown { frame_type: 200, len: 3 }),
         ];
         let mut table = String::new();

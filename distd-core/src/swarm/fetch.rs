@@ -18,16 +18,19 @@ pub struct PeerId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BatchId(pub u64);
 
-/// How near a peer is; nearer ones are asked first (DESIGN: same host, LAN, site, relay, origin).
+/// How near a peer is; nearer ones are asked first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tier {
-    /// A peer of the same site.
+    /// A neighbour: asked only for what it announced, for it fetches nothing on another's behalf.
     Site,
     /// A relay.
     Relay,
     /// The origin.
     Origin,
 }
+
+/// Chokes in a row that are taken as they are; further ones count as failures, so that a peer that never answers is left.
+const CHOKES_MAX: u32 = 8;
 
 /// Tunables, all bounds.
 #[derive(Clone, Debug)]
@@ -44,6 +47,13 @@ pub struct FetchConfig {
     pub backoff_max: Duration,
     /// Failures in a row after which a peer is given up.
     pub failures_max: u32,
+    /// How long what a neighbour is fetching is not asked of a parent again.
+    pub lease_retry: Duration,
+    /// How long a neighbour that has just connected, or announced something, may yet announce what is wanted.
+    pub hope: Duration,
+    /// Where to start among the wanted chunks, any number: nodes of a site that start at once ask for different parts. In
+    /// order where there is none.
+    pub start: Option<u64>,
 }
 
 impl Default for FetchConfig {
@@ -55,6 +65,9 @@ impl Default for FetchConfig {
             backoff: Duration::from_millis(200),
             backoff_max: Duration::from_secs(10),
             failures_max: 12,
+            lease_retry: Duration::from_secs(2),
+            hope: Duration::from_secs(10),
+            start: None,
         }
     }
 }
@@ -88,11 +101,46 @@ struct Peer {
     tier: Tier,
     /// What it said it does not have.
     lacks: ChunkRanges,
+    /// What it announced; `None` for a parent, which may be asked for anything.
+    announced: Option<ChunkRanges>,
+    /// What neighbours are fetching by its word, and until when that is left to them.
+    leased: VecDeque<(Timestamp, ChunkRanges)>,
     not_before: Timestamp,
+    /// It answers nothing until then, though it will have the chunks.
+    choked_until: Timestamp,
+    /// It may yet announce more until then.
+    hope_until: Timestamp,
     failures: u32,
+    /// Since its last chunk.
+    chokes: u32,
     in_flight: usize,
     connected: bool,
     dropped: bool,
+}
+
+impl Peer {
+    fn new(now: Timestamp, tier: Tier) -> Self {
+        Self {
+            tier,
+            lacks: ChunkRanges::new(),
+            announced: (tier == Tier::Site).then(ChunkRanges::new),
+            leased: VecDeque::new(),
+            not_before: now,
+            choked_until: now,
+            hope_until: now,
+            failures: 0,
+            chokes: 0,
+            in_flight: 0,
+            connected: true,
+            dropped: false,
+        }
+    }
+
+    /// What of `wanted` it has, or will have, as far as it said.
+    fn could_send(&self, wanted: &ChunkRanges) -> ChunkRanges {
+        let could = wanted.difference(&self.lacks);
+        self.announced.as_ref().map_or_else(|| could.clone(), |announced| could.intersection(announced))
+    }
 }
 
 #[derive(Debug)]
@@ -110,6 +158,8 @@ pub struct Fetch {
     peers: BTreeMap<PeerId, Peer>,
     batches: BTreeMap<BatchId, Batch>,
     next_batch: u64,
+    /// The chunk that `FetchConfig::start` came to.
+    pivot: Option<ChunkId>,
     events: VecDeque<FetchEvent>,
 }
 
@@ -122,6 +172,7 @@ impl Fetch {
             peers: BTreeMap::new(),
             batches: BTreeMap::new(),
             next_batch: 0,
+            pivot: None,
             events: VecDeque::new(),
         }
     }
@@ -137,21 +188,45 @@ impl Fetch {
 
     /// Adds a peer that may be asked from `now` on, or readmits one whose connection came back.
     pub fn handle_connected(&mut self, now: Timestamp, peer: PeerId, tier: Tier) {
-        let entry = self.peers.entry(peer).or_insert(Peer {
-            tier,
-            lacks: ChunkRanges::new(),
-            not_before: now,
-            failures: 0,
-            in_flight: 0,
-            connected: true,
-            dropped: false,
-        });
+        let entry = self.peers.entry(peer).or_insert_with(|| Peer::new(now, tier));
         entry.tier = tier;
         if !entry.connected {
-            // Whatever it lacked before, it may have since: another process may answer there now.
+            // Whatever it lacked or had before, that may be otherwise now: another process may answer there.
             entry.lacks = ChunkRanges::new();
+            entry.announced = (tier == Tier::Site).then(ChunkRanges::new);
+            entry.leased.clear();
         }
+        entry.hope_until = now + self.config.hope;
         entry.connected = true;
+    }
+
+    /// A neighbour announced chunks: it may be asked for them.
+    pub fn handle_have(&mut self, now: Timestamp, peer: PeerId, chunks: &ChunkRanges) {
+        let Some(p) = self.peers.get_mut(&peer) else { return };
+        let Some(announced) = &mut p.announced else { return };
+        announced.extend(chunks);
+        // It has them after all.
+        p.lacks = p.lacks.difference(chunks);
+        p.hope_until = now + self.config.hope;
+    }
+
+    /// A parent leaves these chunks of a batch to a neighbour that is fetching them. It is asked again after a while.
+    pub fn handle_leased(&mut self, now: Timestamp, batch: BatchId, ranges: &ChunkRanges) {
+        let Some(b) = self.batches.get_mut(&batch) else { return };
+        let given_back = b.open.intersection(ranges);
+        b.open = b.open.difference(ranges);
+        b.deadline = now + self.config.stall;
+        self.wanted.extend(&given_back);
+        if let Some(peer) = self.peers.get_mut(&b.peer) {
+            peer.leased.push_back((now + self.config.lease_retry, given_back));
+        }
+    }
+
+    /// A batch is alive although no chunk came: this side's own limit holds it back, which is no fault of the peer.
+    pub fn handle_held_back(&mut self, now: Timestamp, batch: BatchId) {
+        if let Some(b) = self.batches.get_mut(&batch) {
+            b.deadline = now + self.config.stall;
+        }
     }
 
     /// A peer is being dialled: chunks wait for it, but it is not asked yet.
@@ -179,6 +254,7 @@ impl Fetch {
         });
         if let Some(peer) = self.batches.get(&batch).map(|b| b.peer).and_then(|p| self.peers.get_mut(&p)) {
             peer.failures = 0;
+            peer.chokes = 0;
         }
         if !was_open {
             self.wanted.remove(id);
@@ -202,10 +278,21 @@ impl Fetch {
         }
     }
 
-    /// The peer will answer nothing for a while.
+    /// The peer will answer nothing for a while. What it has waits for it rather than go to a farther peer, and it
+    /// counts as a failure only when it happens again and again without a chunk in between.
     pub fn handle_choked(&mut self, now: Timestamp, peer: PeerId, retry_after: Duration) {
+        let Some(p) = self.peers.get_mut(&peer) else { return };
+        p.choked_until = p.choked_until.max(now + retry_after.min(self.config.backoff_max));
+        p.chokes = p.chokes.saturating_add(1);
+        if p.chokes > CHOKES_MAX {
+            self.pause(now, peer, PeerFault::Failed);
+        }
+    }
+
+    /// A neighbour is not dialled any more.
+    pub fn handle_gone(&mut self, peer: PeerId) {
         if let Some(p) = self.peers.get_mut(&peer) {
-            p.not_before = p.not_before.max(now + retry_after.min(self.config.backoff_max));
+            p.dropped = true;
         }
     }
 
@@ -275,17 +362,24 @@ impl Fetch {
                 }
             }
             let peer = self.peers.get_mut(&id).expect("listed just above");
-            let mut could = left.difference(&peer.lacks);
+            let mut could = peer.could_send(&left);
             if let Some((_, lacks)) = &mut tier_lacks {
-                *lacks = lacks.intersection(&peer.lacks);
+                *lacks = lacks.difference(&could);
             }
-            if in_flight >= self.config.batches_per_peer {
+            if in_flight >= self.config.batches_per_peer || peer.choked_until > now {
                 continue;
             }
-            let chunks = could.take_first(self.config.batch_chunks);
-            if chunks.is_empty() {
+            while peer.leased.front().is_some_and(|(until, _)| *until <= now) {
+                peer.leased.pop_front();
+            }
+            for (_, leased) in &peer.leased {
+                could = could.difference(leased);
+            }
+            if could.is_empty() {
                 continue;
             }
+            let chunks = self.pick(id, tier, could);
+            let peer = self.peers.get_mut(&id).expect("listed just above");
             peer.in_flight += 1;
             self.wanted = self.wanted.difference(&chunks);
             let batch = BatchId(self.next_batch);
@@ -294,15 +388,41 @@ impl Fetch {
                 .insert(batch, Batch { peer: id, open: chunks.clone(), deadline: now + self.config.stall });
             return Some((id, batch, chunks));
         }
-        self.report_unavailable();
+        self.report_unavailable(now);
         None
     }
 
+    /// The chunks of the next batch to a peer, out of what it could send.
+    fn pick(&mut self, peer: PeerId, tier: Tier, mut could: ChunkRanges) -> ChunkRanges {
+        let count = self.config.batch_chunks;
+        if tier == Tier::Site {
+            // First what no other neighbour has: those may leave.
+            let mut rare = could.clone();
+            let others = self.peers.iter().filter(|(id, p)| **id != peer && p.connected && !p.dropped);
+            for announced in others.filter_map(|(_, p)| p.announced.as_ref()) {
+                rare = rare.difference(announced);
+            }
+            return if rare.is_empty() { could.take_first(count) } else { rare.take_first(count) };
+        }
+        if self.pivot.is_none()
+            && let Some(start) = self.config.start
+        {
+            self.pivot = self.wanted.nth(start % self.wanted.len().max(1));
+        }
+        match self.pivot {
+            Some(pivot) => could.take_from(pivot, count),
+            None => could.take_first(count),
+        }
+    }
+
     /// Chunks that every remaining peer lacks will never come: say so, once.
-    fn report_unavailable(&mut self) {
+    fn report_unavailable(&mut self, now: Timestamp) {
         let mut hopeless = self.wanted.clone();
         for peer in self.peers.values().filter(|p| !p.dropped) {
-            hopeless = hopeless.intersection(&peer.lacks);
+            if peer.announced.is_some() && peer.hope_until > now {
+                return;
+            }
+            hopeless = hopeless.difference(&peer.could_send(&hopeless));
         }
         if !hopeless.is_empty() {
             self.wanted = self.wanted.difference(&hopeless);
@@ -326,15 +446,17 @@ impl Fetch {
         self.events.pop_front()
     }
 
-    /// When to call [`Fetch::poll_request`] again if nothing happens before.
-    pub fn poll_timeout(&self) -> Option<Timestamp> {
+    /// When to call [`Fetch::poll_request`] again if nothing happens before: later than `now`, at which it has just been called.
+    pub fn poll_timeout(&self, now: Timestamp) -> Option<Timestamp> {
         let deadlines = self.batches.values().map(|b| b.deadline);
-        let pauses = self
-            .peers
-            .values()
-            .filter(|p| p.connected && !p.dropped && !self.wanted.is_empty())
-            .map(|p| p.not_before);
-        deadlines.chain(pauses).min()
+        let pauses = self.peers.values().filter(|p| !p.dropped && !self.wanted.is_empty()).flat_map(|p| {
+            let asked_again = p.connected.then(|| {
+                let leased = p.leased.front().map_or(Timestamp(0), |(until, _)| *until);
+                p.not_before.max(p.choked_until).max(leased)
+            });
+            asked_again.into_iter().chain(p.announced.as_ref().map(|_| p.hope_until))
+        });
+        deadlines.chain(pauses).filter(|at| *at > now).min()
     }
 
     /// Whether nothing is wanted and nothing in flight.
@@ -378,6 +500,7 @@ mod tests {
         let mut f = fetch(100);
         f.handle_connected(T0, PeerId(0), Tier::Origin);
         f.handle_connected(T0, PeerId(1), Tier::Site);
+        f.handle_have(T0, PeerId(1), &set(1, 10));
         f.want(&set(1, 10));
         let (peer, batch, _) = f.poll_request(T0).expect("a peer is there");
         assert_eq!(peer, PeerId(1));
@@ -413,13 +536,13 @@ mod tests {
     #[test]
     fn a_stalled_batch_goes_to_another_peer_and_its_late_chunk_is_not_asked_for_again() {
         let mut f = fetch(100);
-        f.handle_connected(T0, PeerId(0), Tier::Site);
-        f.handle_connected(T0, PeerId(1), Tier::Relay);
+        f.handle_connected(T0, PeerId(0), Tier::Relay);
+        f.handle_connected(T0, PeerId(1), Tier::Origin);
         f.want(&set(1, 3));
-        let (_, first, _) = f.poll_request(T0).expect("the site peer");
+        let (_, first, _) = f.poll_request(T0).expect("the relay");
         assert!(f.handle_chunk(T0, first, ChunkId(1)));
-        let later = f.poll_timeout().expect("a deadline is set");
-        let (peer, _, chunks) = f.poll_request(later).expect("the relay");
+        let later = T0 + FetchConfig::default().stall;
+        let (peer, _, chunks) = f.poll_request(later).expect("the origin");
         assert_eq!((peer, chunks), (PeerId(1), set(2, 3)));
         assert_eq!(f.poll_event(), Some(FetchEvent::Abandon(PeerId(0), first)));
     }
@@ -427,7 +550,7 @@ mod tests {
     #[test]
     fn a_liar_is_dropped_at_once_and_a_failing_peer_after_its_last_try() {
         let mut f = fetch(100);
-        f.handle_connected(T0, PeerId(0), Tier::Site);
+        f.handle_connected(T0, PeerId(0), Tier::Relay);
         f.want(&set(1, 3));
         f.poll_request(T0).expect("asked");
         f.handle_fault(T0, PeerId(0), PeerFault::WrongBytes);
@@ -437,14 +560,14 @@ mod tests {
         assert!(events.contains(&FetchEvent::Unavailable(set(1, 3))), "{events:?}");
 
         let mut f = fetch(100);
-        f.handle_connected(T0, PeerId(0), Tier::Site);
+        f.handle_connected(T0, PeerId(0), Tier::Relay);
         f.want(&set(1, 3));
         let mut now = T0;
         let mut tries = 0;
         while f.poll_request(now).is_some() {
             tries += 1;
             f.handle_fault(now, PeerId(0), PeerFault::Failed);
-            now = f.poll_timeout().unwrap_or(now + Duration::from_secs(60));
+            now = f.poll_timeout(now).unwrap_or(now + Duration::from_secs(60));
         }
         assert_eq!(tries, FetchConfig::default().failures_max);
     }
@@ -487,7 +610,7 @@ mod tests {
                 }
                 if open.is_empty() {
                     now = f
-                        .poll_timeout()
+                        .poll_timeout(now)
                         .expect("something must be waited for")
                         .max(now + Duration::from_micros(1));
                     continue;
@@ -514,5 +637,117 @@ mod tests {
             }
             assert_eq!(got, set(1, 100));
         }
+    }
+
+    #[test]
+    fn a_neighbour_is_asked_for_what_it_announced_and_the_parent_for_the_rest() {
+        let mut f = fetch(100);
+        f.handle_connected(T0, PeerId(0), Tier::Origin);
+        f.handle_connected(T0, PeerId(1), Tier::Site);
+        f.handle_have(T0, PeerId(1), &set(4, 6));
+        f.want(&set(1, 10));
+        let asked: Vec<_> = std::iter::from_fn(|| f.poll_request(T0)).map(|(p, _, c)| (p, c)).collect();
+        let rest: ChunkRanges = [ChunkId(1)..=ChunkId(3), ChunkId(7)..=ChunkId(10)].into_iter().collect();
+        assert_eq!(asked, [(PeerId(1), set(4, 6)), (PeerId(0), rest)]);
+    }
+
+    #[test]
+    fn what_a_neighbour_is_fetching_is_left_to_it_until_it_announces_or_the_time_is_up() {
+        let mut f = fetch(100);
+        f.handle_connected(T0, PeerId(0), Tier::Origin);
+        f.handle_connected(T0, PeerId(1), Tier::Site);
+        f.want(&set(1, 10));
+        let (_, batch, _) = f.poll_request(T0).expect("the origin");
+        f.handle_leased(T0, batch, &set(5, 10));
+        assert_eq!(f.poll_request(T0), None);
+        f.handle_have(T0, PeerId(1), &set(5, 6));
+        assert_eq!(f.poll_request(T0).map(|(p, _, c)| (p, c)), Some((PeerId(1), set(5, 6))));
+        let again = f.poll_timeout(T0).expect("it asks again");
+        assert_eq!(again, T0 + FetchConfig::default().lease_retry);
+        assert_eq!(f.poll_request(again).map(|(p, _, c)| (p, c)), Some((PeerId(0), set(7, 10))));
+        assert_eq!(f.poll_event(), None, "nothing of this is a failure");
+    }
+
+    #[test]
+    fn a_choked_neighbours_chunks_wait_for_it_and_not_for_ever() {
+        let mut f = fetch(100);
+        f.handle_connected(T0, PeerId(0), Tier::Origin);
+        f.handle_connected(T0, PeerId(1), Tier::Site);
+        f.handle_have(T0, PeerId(1), &set(1, 10));
+        f.want(&set(1, 10));
+        let mut now = T0;
+        let mut chokes = 0;
+        while let Some((peer, batch, _)) = f.poll_request(now) {
+            if peer == PeerId(0) {
+                break;
+            }
+            f.handle_choked(now, peer, Duration::from_secs(1));
+            f.handle_batch_end(batch);
+            chokes += 1;
+            if chokes <= CHOKES_MAX {
+                assert_eq!(f.poll_request(now), None, "not asked of the origin");
+                now = f.poll_timeout(now).expect("asked again");
+            }
+        }
+        assert_eq!(chokes, CHOKES_MAX + 1);
+    }
+
+    #[test]
+    fn what_only_one_neighbour_has_is_asked_of_it_first() {
+        let mut f = fetch(2);
+        for peer in [1, 2] {
+            f.handle_connected(T0, PeerId(peer), Tier::Site);
+        }
+        f.handle_have(T0, PeerId(1), &set(1, 10));
+        f.handle_have(T0, PeerId(2), &set(1, 8));
+        f.want(&set(1, 10));
+        assert_eq!(f.poll_request(T0).map(|(p, _, c)| (p, c)), Some((PeerId(1), set(9, 10))));
+    }
+
+    #[test]
+    fn nodes_that_start_at_different_places_ask_for_different_chunks_and_all_ask_for_all() {
+        for start in 0..10 {
+            let config = FetchConfig {
+                batch_chunks: 3,
+                batches_per_peer: 9,
+                start: Some(start),
+                ..FetchConfig::default()
+            };
+            let mut f = Fetch::new(config);
+            f.handle_connected(T0, PeerId(0), Tier::Origin);
+            f.want(&set(1, 10));
+            let asked: Vec<_> = std::iter::from_fn(|| f.poll_request(T0)).map(|(_, _, c)| c).collect();
+            assert!(asked[0].contains(ChunkId(start + 1)), "start {start}");
+            let all = asked.iter().fold(ChunkRanges::new(), |mut all, c| {
+                all.extend(c);
+                all
+            });
+            assert_eq!(all, set(1, 10));
+        }
+    }
+
+    #[test]
+    fn without_a_parent_a_silent_neighbour_is_waited_for_and_then_given_up() {
+        let mut f = fetch(100);
+        f.handle_connected(T0, PeerId(1), Tier::Site);
+        f.want(&set(1, 3));
+        assert_eq!((f.poll_request(T0), f.poll_event()), (None, None));
+        let later = f.poll_timeout(T0).expect("it is not waited for without end");
+        assert_eq!(later, T0 + FetchConfig::default().hope);
+        assert_eq!(f.poll_request(later), None);
+        assert_eq!(f.poll_event(), Some(FetchEvent::Unavailable(set(1, 3))));
+    }
+
+    #[test]
+    fn waiting_for_this_sides_own_limit_is_no_stall() {
+        let mut f = fetch(100);
+        f.handle_connected(T0, PeerId(0), Tier::Origin);
+        f.want(&set(1, 3));
+        let (_, batch, _) = f.poll_request(T0).expect("the origin");
+        let stall = FetchConfig::default().stall;
+        f.handle_held_back(T0 + stall / 2, batch);
+        assert_eq!((f.poll_request(T0 + stall), f.poll_event()), (None, None));
+        f.poll_request(T0 + stall * 2);
+        assert_eq!(f.poll_event(), Some(FetchEvent::Abandon(PeerId(0), batch)));
     }
 }

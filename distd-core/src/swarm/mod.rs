@@ -1,5 +1,10 @@
-//! The fetching side of a swarm: which chunk next, from whom, and what to do when a peer fails.
+//! Swarms, sans-io: the fetching side ([`Fetch`]: which chunk next, from whom, and what to do when a peer fails), and what an
+//! answering node knows of the nodes that ask it ([`Directory`], [`Leases`]).
 
+mod directory;
 mod fetch;
+mod lease;
 
+pub use directory::{Asker, Directory, SiteKey};
 pub use fetch::{BatchId, Fetch, FetchConfig, FetchEvent, PeerFault, PeerId, Tier};
+pub use lease::{LEASE, LeaseId, Leases};

@@ -105,6 +105,36 @@ pub fn client_endpoint(dual_stack: bool, mut config: quinn::ClientConfig) -> Res
     Ok(endpoint)
 }
 
+/// An endpoint of a device: dials parents and neighbours, and is dialled by neighbours, from one port, so that who is dialled sees
+/// where it listens.
+///
+/// # Errors
+/// [`BindError`].
+pub fn device_endpoint(
+    address: SocketAddr,
+    mut client: quinn::ClientConfig,
+    mut server: quinn::ServerConfig,
+    reset: &ResetKey,
+) -> Result<Endpoint, BindError> {
+    client.transport_config(transport(STREAM_WINDOW, CONNECTION_WINDOW));
+    server.transport_config(transport(REQUEST_STREAM_WINDOW, REQUEST_CONNECTION_WINDOW));
+    let mut endpoint = endpoint(address, Some(server), Some(reset))?;
+    endpoint.set_default_client_config(client);
+    Ok(endpoint)
+}
+
+/// The address of this host on the way to `remote`, with `port`. Nothing is sent.
+///
+/// # Errors
+/// The system's: no way there.
+pub fn own_address(remote: SocketAddr, port: u16) -> io::Result<SocketAddr> {
+    let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+    let any: SocketAddr = if remote.is_ipv6() { ([0u16; 8], 0).into() } else { ([0u8; 4], 0).into() };
+    let socket = std::net::UdpSocket::bind(any)?;
+    socket.connect(remote)?;
+    Ok(SocketAddr::new(socket.local_addr()?.ip(), port))
+}
+
 /// An endpoint that listens.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
-//! A connection to a parent: swarms opened on it, metadata asked over it.
+//! A connection to a parent or neighbour: swarms opened on it, metadata asked over it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,13 +10,14 @@ use distd_core::limits::METADATA_ANSWER_MAX;
 use distd_core::proto::Frame;
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::control::{Control, ControlError, ControlEvent, Side};
-use distd_core::proto::frame::{Handshake, MetadataRequest, Node, NodeRequest};
+use distd_core::proto::frame::{Handshake, MetadataRequest, Node, NodeRequest, PeerRecord};
 use distd_core::proto::stream::StreamKind;
+use distd_core::ranges::ChunkRanges;
 use quinn::{Connection, Endpoint};
 
 use super::endpoint::resolve;
 use super::{FrameReader, FrameWriter, Meter, WireError, close_code};
-use crate::trust::identity::{NodeId, PARENT_NAME, Role};
+use crate::trust::identity::{LEAF_NAME, NodeId, PARENT_NAME, Role};
 use crate::trust::tls::{PeerRefused, peer_identity};
 
 /// How long a dialled parent may take to answer.
@@ -45,6 +47,9 @@ pub enum LinkError {
     /// The other side broke the protocol.
     #[error("{0} broke the protocol")]
     Control(String, #[source] ControlError),
+    /// Another node than the one expected answered.
+    #[error("{0} is not the neighbour that was to be there")]
+    OtherNode(String),
     /// The other side sent a frame that has no place in the exchange.
     #[error("{0} sent a frame out of place")]
     Misplaced(String),
@@ -57,7 +62,7 @@ impl LinkError {
     }
 }
 
-/// An established connection to a parent.
+/// An established connection to a parent or neighbour.
 pub struct Link {
     connection: Connection,
     address: String,
@@ -80,22 +85,61 @@ impl Link {
         now: u64,
     ) -> Result<Self, LinkError> {
         let remote = resolve(address).await.map_err(|e| LinkError::Resolve(address.to_owned(), e))?;
+        let mut link = Self::establish(endpoint, remote, address, PARENT_NAME, relay, now).await?;
+        if link.role == Role::Origin {
+            link.meter = origin.clone();
+        }
+        link.meter.round_trip();
+        Ok(link)
+    }
+
+    /// Dials a neighbour: a device of this realm, and that very node. `now` is unix seconds.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn connect_neighbour(
+        endpoint: &Endpoint,
+        address: SocketAddr,
+        node: NodeId,
+        meter: &Arc<Meter>,
+        now: u64,
+    ) -> Result<Self, LinkError> {
+        let text = address.to_string();
+        let link = Self::establish(endpoint, address, &text, LEAF_NAME, meter, now).await?;
+        if link.node_id != node || link.role != Role::Leaf {
+            link.close(CloseCode::Done);
+            return Err(LinkError::OtherNode(text));
+        }
+        Ok(link)
+    }
+
+    async fn establish(
+        endpoint: &Endpoint,
+        remote: SocketAddr,
+        address: &str,
+        name: &str,
+        meter: &Arc<Meter>,
+        now: u64,
+    ) -> Result<Self, LinkError> {
         let failed = |e: Box<dyn std::error::Error + Send + Sync>| LinkError::Connect(address.to_owned(), e);
-        let connecting = endpoint.connect(remote, PARENT_NAME).map_err(|e| failed(e.into()))?;
+        let connecting = endpoint.connect(remote, name).map_err(|e| failed(e.into()))?;
         let connection = tokio::time::timeout(CONNECT, connecting)
             .await
             .map_err(|_| failed("no answer".into()))?
             .map_err(|e| failed(e.into()))?;
         let identity = peer_identity(&connection, now).map_err(|e| LinkError::Peer(address.to_owned(), e))?;
-        let meter = if identity.role == Role::Origin { origin } else { relay }.clone();
-        meter.round_trip();
         Ok(Self {
             connection,
             address: address.to_owned(),
             role: identity.role,
             node_id: identity.node_id,
-            meter,
+            meter: meter.clone(),
         })
+    }
+
+    /// Where the other side is.
+    pub fn remote(&self) -> SocketAddr {
+        self.connection.remote_address()
     }
 
     /// What the parent is.
@@ -173,12 +217,32 @@ impl Link {
     /// # Errors
     /// [`LinkError`].
     pub async fn open_swarm(self: &Arc<Self>, manifest: ManifestId) -> Result<SwarmLink, LinkError> {
+        self.open_control(Control::new(Side::Opener, Handshake::new(manifest))).await
+    }
+
+    /// The same, taking part in the exchange of the site: this node's record goes with the handshake, and the other side is asked
+    /// for neighbours.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn open_swarm_exchanging(
+        self: &Arc<Self>,
+        manifest: ManifestId,
+        own: PeerRecord,
+    ) -> Result<SwarmLink, LinkError> {
+        let handshake = Handshake { exchanges: true, ..Handshake::new(manifest) };
+        let mut control = Control::new(Side::Opener, handshake);
+        control.send_peers(vec![own]);
+        control.want_peers();
+        self.open_control(control).await
+    }
+
+    async fn open_control(self: &Arc<Self>, mut control: Control) -> Result<SwarmLink, LinkError> {
         let (send, recv) =
             self.connection.open_bi().await.map_err(|e| self.wire(WireError::Connection(e)))?;
         let control_id = u64::from(send.id());
         let mut writer = FrameWriter::new(send);
         writer.stream_kind(StreamKind::Control).await.map_err(|e| self.wire(e))?;
-        let mut control = Control::new(Side::Opener, Handshake::new(manifest));
         while let Some(frame) = control.poll_transmit() {
             writer.send(&frame).await.map_err(|e| self.wire(e))?;
         }
@@ -232,6 +296,41 @@ impl SwarmLink {
                 }
             }
         }
+    }
+
+    /// Announces what this side holds; what was announced before is left out.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn announce(&mut self, held: &ChunkRanges) -> Result<(), LinkError> {
+        self.control.announce(held);
+        self.transmit().await
+    }
+
+    /// Sends this node's record anew.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn send_record(&mut self, own: PeerRecord) -> Result<(), LinkError> {
+        self.control.send_peers(vec![own]);
+        self.transmit().await
+    }
+
+    async fn transmit(&mut self) -> Result<(), LinkError> {
+        while let Some(frame) = self.control.poll_transmit() {
+            self.writer.send(&frame).await.map_err(|e| self.link.wire(e))?;
+        }
+        Ok(())
+    }
+
+    /// Leaves the swarm once the other side has taken everything that was said on this stream.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn finish(mut self) -> Result<(), LinkError> {
+        self.writer.finish();
+        while self.next_event().await?.is_some() {}
+        Ok(())
     }
 
     /// Leaves the swarm.

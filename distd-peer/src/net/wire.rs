@@ -9,7 +9,8 @@ use distd_core::proto::stream::StreamKind;
 use distd_core::proto::{DecodeError, Frame, FrameDecoder};
 use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
 
-use super::Meter;
+use super::limit::LIMITED_PIECE;
+use super::{Meter, RateLimit};
 
 /// Why a stream could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -157,6 +158,24 @@ impl FrameWriter {
     /// Writes one frame.
     pub async fn send(&mut self, frame: &Frame) -> Result<(), WireError> {
         Ok(self.stream.write_chunk(frame.encode()).await?)
+    }
+
+    /// Writes one frame no faster than `limit` allows. Gives up when nothing is taken for `stall`; waiting for the limit is none of
+    /// the reader's doing.
+    pub async fn send_limited(
+        &mut self,
+        frame: &Frame,
+        limit: &RateLimit,
+        stall: Duration,
+    ) -> Result<(), WireError> {
+        let mut bytes = frame.encode();
+        while !bytes.is_empty() {
+            let piece = bytes.split_to(bytes.len().min(LIMITED_PIECE));
+            limit.pass(piece.len()).await;
+            let written = tokio::time::timeout(stall, self.stream.write_chunk(piece)).await;
+            written.map_err(|_| WireError::Stalled(stall))??;
+        }
+        Ok(())
     }
 
     /// Ends the stream after what was written.

@@ -9,7 +9,7 @@ use crate::serve::ServeConfig;
 use crate::store::StoreConfig;
 
 /// Settings of one relay.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RelayConfig {
     /// State and cache.
     pub data: PathBuf,

@@ -409,6 +409,10 @@ impl Swarm for RelaySwarm {
         true
     }
 
+    fn ids(&self) -> ChunkRanges {
+        self.table.ids().clone()
+    }
+
     async fn held(&self) -> Result<ChunkRanges, ServeError> {
         tokio::task::block_in_place(|| self.held_of(self.table.ids()))
             .map_err(|e| ServeError::Internal(e.into()))

@@ -13,7 +13,7 @@ use crate::enrollment::{self, EnrollmentError};
 use crate::net::{BindError, ResetKey, client_endpoint, resolve, server_endpoint};
 use crate::parents::Parents;
 use crate::quarantine::Quarantine;
-use crate::serve::Server;
+use crate::serve::{ServeConfig, Server, SiteRule, Sites};
 use crate::store::{EdgeStore, Recovered, StoreError};
 use crate::trust::identity::{IdentityError, NodeIdentity, Role};
 use crate::trust::tls::{Credentials, TlsError, TrustAnchor, quic_client, quic_server};
@@ -96,7 +96,9 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     let reset = ResetKey::of_node(&identity.private_key());
     let endpoint = server_endpoint(config.listen, quic_server(credentials.clone(), &ca)?, &reset)?;
     let address = endpoint.local_addr().map_err(|cause| BindError { address: config.listen, cause })?;
-    let server = Server::new(relay.clone(), config.serve.clone());
+    // A chunk crosses a relay's uplink once whoever asks, so nothing is leased here.
+    let sites = Sites::new(ca.clone(), SiteRule::Named, false);
+    let server = Server::new(relay.clone(), ServeConfig { sites: Some(sites), ..config.serve.clone() });
     let mut tasks = JoinSet::new();
     tasks.spawn(server.clone().run(endpoint.clone()));
     tasks.spawn(commit_regularly(store));

@@ -1,6 +1,7 @@
 //! One accepted connection: who it is, and its streams.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,10 +9,11 @@ use std::time::Duration;
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::stream::StreamKind;
 use quinn::{Connection, Incoming};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::{Server, Swarm, streams};
+use super::sites::Member;
+use super::{Server, Swarm, batch, control, streams};
 use crate::clock::unix_now;
 use crate::net::{FrameReader, FrameWriter, Meter, close_code};
 use crate::trust::tls::{ALPN_ENROLL, PeerIdentity, negotiated_alpn, peer_identity};
@@ -21,6 +23,13 @@ const HANDSHAKE_WAIT: Duration = Duration::from_secs(30);
 
 /// Most swarms open on one connection.
 const SWARMS_MAX: usize = 8;
+
+/// A swarm whose handshake was answered.
+pub(super) struct OpenSwarm {
+    pub(super) content: Arc<dyn Swarm>,
+    /// The peer's part in the exchange of its site, if it takes any.
+    pub(super) member: Option<Member>,
+}
 
 /// Swarms of one connection by the id of their control stream. `None` until the handshake has been answered.
 #[derive(Default)]
@@ -33,7 +42,7 @@ pub(super) struct Swarms {
 pub(super) enum SwarmState {
     #[default]
     Pending,
-    Open(Arc<dyn Swarm>),
+    Open(Arc<OpenSwarm>),
     Refused(CloseCode),
 }
 
@@ -60,7 +69,7 @@ impl Swarms {
     }
 
     /// The swarm of a control stream, once its handshake is answered.
-    pub(super) async fn wait(&self, control: u64) -> Result<Arc<dyn Swarm>, CloseCode> {
+    pub(super) async fn wait(&self, control: u64) -> Result<Arc<OpenSwarm>, CloseCode> {
         let mut slot = self.slot(control).ok_or(CloseCode::Protocol)?;
         let answered = slot.wait_for(|state| !matches!(state, SwarmState::Pending));
         match tokio::time::timeout(HANDSHAKE_WAIT, answered).await {
@@ -80,6 +89,10 @@ pub(super) struct Peer {
     pub(super) identity: PeerIdentity,
     pub(super) swarms: Swarms,
     pub(super) meter: Arc<Meter>,
+    /// Where it was seen.
+    pub(super) observed: SocketAddr,
+    /// What of the upload slots it may have.
+    pub(super) slots: Semaphore,
 }
 
 pub(super) async fn serve(server: Arc<Server>, incoming: Incoming) {
@@ -110,7 +123,9 @@ pub(super) async fn serve(server: Arc<Server>, incoming: Incoming) {
         }
     };
     let left = Duration::from_secs(identity.expires.saturating_sub(unix_now()));
-    let peer = Arc::new(Peer { server, identity, swarms: Swarms::default(), meter: Arc::default() });
+    let slots = Semaphore::new(server.config.upload_slots_per_peer);
+    let (swarms, meter) = (Swarms::default(), Arc::default());
+    let peer = Arc::new(Peer { server, identity, swarms, meter, observed: remote, slots });
     // A certificate that ends ends what it allowed.
     if tokio::time::timeout(left, accept_streams(&peer, &connection)).await.is_err() {
         connection.close(close_code(CloseCode::Unauthorised), b"");
@@ -133,9 +148,9 @@ async fn accept_streams(peer: &Arc<Peer>, connection: &Connection) {
             let mut writer = FrameWriter::new(send);
             let mut reader = FrameReader::new(recv, peer.meter.clone(), peer.server.config.stall);
             let result = match reader.stream_kind().await {
-                Ok(StreamKind::Control) => streams::control(&peer, id, &mut writer, &mut reader).await,
+                Ok(StreamKind::Control) => control::answer(&peer, id, &mut writer, &mut reader).await,
                 Ok(StreamKind::Batch { control }) => {
-                    streams::batch(&peer, control, &mut writer, &mut reader).await
+                    batch::answer(&peer, control, &mut writer, &mut reader).await
                 }
                 Ok(StreamKind::Nodes { control }) => {
                     streams::nodes(&peer, control, &mut writer, &mut reader).await

@@ -1,10 +1,14 @@
-//! The answering side of the protocol, the same for origin and relay.
+//! The answering side of the protocol, the same for origin, relay and device.
 
+mod batch;
 mod connection;
+mod control;
 mod manifest_nodes;
+mod sites;
 mod streams;
 
 pub use manifest_nodes::answer_nodes;
+pub use sites::{SiteRule, Sites};
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -16,8 +20,9 @@ use distd_core::ManifestId;
 use distd_core::proto::frame::{Data, DontHaveReason, Node, NodeRequest};
 use distd_core::ranges::ChunkRanges;
 use quinn::Endpoint;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 
+use crate::net::RateLimit;
 use crate::trust::tls::PeerIdentity;
 
 /// Why something is not served. The message goes to the log, never to the peer.
@@ -74,6 +79,14 @@ pub trait Swarm: Send + Sync + 'static {
     /// Whether chunks that are not held are fetched from a parent.
     fn fetches_upstream(&self) -> bool;
 
+    /// All chunks of the manifest.
+    fn ids(&self) -> ChunkRanges;
+
+    /// Marked as changed when more is held than before; `None` where that is looked up now and then.
+    fn growth(&self) -> Option<watch::Receiver<()>> {
+        None
+    }
+
     /// What is held and verified.
     async fn held(&self) -> Result<ChunkRanges, ServeError>;
 
@@ -85,16 +98,22 @@ pub trait Swarm: Send + Sync + 'static {
 }
 
 /// Bounds of the answering side.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ServeConfig {
     /// Most connections; further ones are refused.
     pub connections_max: usize,
     /// Most batches answered at once.
     pub upload_slots_max: usize,
+    /// Most batches answered at once on one connection.
+    pub upload_slots_per_peer: usize,
     /// How long a batch may wait for an upload slot before it is choked.
     pub upload_slot_wait: Duration,
     /// How long an asker may stay silent inside a request, or not read its answer.
     pub stall: Duration,
+    /// What chunks may take of the link.
+    pub upload: Option<Arc<RateLimit>>,
+    /// Who exchanges with whom; without it nobody is told of neighbours.
+    pub sites: Option<Arc<Sites>>,
 }
 
 impl Default for ServeConfig {
@@ -102,8 +121,11 @@ impl Default for ServeConfig {
         Self {
             connections_max: 4096,
             upload_slots_max: 128,
+            upload_slots_per_peer: 128,
             upload_slot_wait: Duration::from_secs(5),
             stall: Duration::from_secs(30),
+            upload: None,
+            sites: None,
         }
     }
 }
@@ -123,6 +145,8 @@ pub struct ServeCounters {
     pub chunk_bytes: AtomicU64,
     /// Batches choked.
     pub choked: AtomicU64,
+    /// Chunks left to a neighbour of the asker that is fetching them.
+    pub leased: AtomicU64,
     /// Nodes sent.
     pub nodes: AtomicU64,
     /// Metadata, node and enrolment answers' bytes sent.

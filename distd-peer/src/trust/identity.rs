@@ -30,37 +30,11 @@ pub const RELAY_NAME: &str = "relay.distd.internal";
 /// Certificate name of devices.
 pub const LEAF_NAME: &str = "leaf.distd.internal";
 
-/// First 16 bytes of the SHA-256 of a node's SubjectPublicKeyInfo: who it is, for as long as it has its key.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeId(pub [u8; 16]);
+pub use distd_core::NodeId;
 
-impl NodeId {
-    /// The id that goes with a DER SubjectPublicKeyInfo.
-    pub fn of_spki(spki_der: &[u8]) -> Self {
-        Self(sha256(spki_der)[..16].try_into().expect("half of a SHA-256"))
-    }
-}
-
-impl fmt::Display for NodeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
-    }
-}
-
-impl fmt::Debug for NodeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "NodeId({self})")
-    }
-}
-
-impl FromStr for NodeId {
-    type Err = hex::FromHexError;
-
-    fn from_str(s: &str) -> Result<Self, Self::Err> {
-        let mut out = [0; 16];
-        hex::decode_to_slice(s, &mut out)?;
-        Ok(Self(out))
-    }
+/// The id that goes with a DER SubjectPublicKeyInfo.
+pub fn node_id_of_spki(spki_der: &[u8]) -> NodeId {
+    NodeId(sha256(spki_der)[..16].try_into().expect("half of a SHA-256"))
 }
 
 /// What a node's certificate lets it be.
@@ -161,7 +135,7 @@ impl CertInfo {
         };
         let seconds = |t: i64| u64::try_from(t).map_err(|_| CertError::Malformed);
         Ok(Self {
-            node_id: NodeId::of_spki(cert.public_key().raw),
+            node_id: node_id_of_spki(cert.public_key().raw),
             role,
             not_before: seconds(cert.validity().not_before.timestamp())?,
             not_after: seconds(cert.validity().not_after.timestamp())?,
@@ -251,7 +225,7 @@ impl NodeIdentity {
             files::create_secret(&path, generate_ed25519_pem().as_bytes())?;
         };
         let key = key_from_pem(&pem).map_err(|e| IdentityError::Key(path, e))?;
-        let node_id = NodeId::of_spki(&key.subject_public_key_info());
+        let node_id = node_id_of_spki(&key.subject_public_key_info());
         let mut this = Self { dir: dir.to_owned(), key, node_id, enrolled: None };
         this.enrolled = this.load_enrolled()?;
         Ok(this)

@@ -2,11 +2,12 @@
 //!
 //! A node has a key and a short-lived certificate of the realm CA ([`identity`]), got with a join token
 //! ([`token`], [`enroll`]) and used in mutual TLS ([`tls`]). What a release *is* comes from signed TUF metadata
-//! ([`tuf`]), which any untrusted tier may forward.
+//! ([`tuf`]), which any untrusted tier may forward. Where nodes listen, they sign themselves ([`record`]).
 
 pub mod enroll;
 pub mod files;
 pub mod identity;
+pub mod record;
 pub mod tls;
 pub mod token;
 pub mod tuf;

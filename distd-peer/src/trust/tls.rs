@@ -87,6 +87,11 @@ impl Credentials {
         Ok(())
     }
 
+    /// The certificate presented now.
+    pub fn certificate(&self) -> CertificateDer<'static> {
+        self.get().bare.cert[0].clone()
+    }
+
     fn get(&self) -> Current {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -257,6 +262,22 @@ pub fn quic_server(
     credentials: Arc<Credentials>,
     ca: &CertificateDer<'static>,
 ) -> Result<quinn::ServerConfig, TlsError> {
+    quic_answering(credentials, ca, &[ALPN_DISTD, ALPN_ENROLL])
+}
+
+/// The same for a device, which its neighbours dial with [`super::identity::LEAF_NAME`]: nobody enrols with it.
+pub fn quic_neighbour(
+    credentials: Arc<Credentials>,
+    ca: &CertificateDer<'static>,
+) -> Result<quinn::ServerConfig, TlsError> {
+    quic_answering(credentials, ca, &[ALPN_DISTD])
+}
+
+fn quic_answering(
+    credentials: Arc<Credentials>,
+    ca: &CertificateDer<'static>,
+    alpn: &[&[u8]],
+) -> Result<quinn::ServerConfig, TlsError> {
     let clients = WebPkiClientVerifier::builder_with_provider(roots(ca)?, provider())
         .clear_root_hint_subjects()
         .allow_unauthenticated()
@@ -267,7 +288,7 @@ pub fn quic_server(
         .expect("the provider has TLS 1.3")
         .with_client_cert_verifier(clients)
         .with_cert_resolver(credentials);
-    config.alpn_protocols = vec![ALPN_DISTD.to_vec(), ALPN_ENROLL.to_vec()];
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     let quic = quinn::crypto::rustls::QuicServerConfig::try_from(config)
         .expect("the provider has the suite of QUIC's initial packets");
     Ok(quinn::ServerConfig::with_crypto(Arc::new(quic)))

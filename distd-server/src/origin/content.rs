@@ -164,6 +164,10 @@ impl Swarm for OriginSwarm {
         false
     }
 
+    fn ids(&self) -> ChunkRanges {
+        self.loaded.ids.clone()
+    }
+
     async fn held(&self) -> Result<ChunkRanges, ServeError> {
         Ok(self.loaded.ids.clone())
     }

@@ -186,7 +186,7 @@ impl Realm {
         seconds: u64,
     ) -> Result<CertificateDer<'static>, RealmError> {
         let mut params = CertificateParams::default();
-        let id = distd_peer::trust::identity::NodeId::of_spki(&key.subject_public_key_info());
+        let id = distd_peer::trust::identity::node_id_of_spki(&key.subject_public_key_info());
         params.distinguished_name = common_name(&id.to_string());
         params.serial_number = Some(random_serial());
         params.not_before = at(now.saturating_sub(BACKDATE_SECONDS));

@@ -5,7 +5,7 @@ use distd_peer::trust::enroll::{
     EnrollMessage, EnrollReply, EnrollRequest, EnrollResponse, LABEL_BYTES_MAX, Refusal, RefusalCode,
     RenewRequest, RenewResponse, enroll_message,
 };
-use distd_peer::trust::identity::{CertInfo, NodeId, Role, is_signed_by};
+use distd_peer::trust::identity::{CertInfo, NodeId, Role, is_signed_by, node_id_of_spki};
 use rcgen::{PublicKeyData, SubjectPublicKeyInfo};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
@@ -137,7 +137,7 @@ impl Realm {
             .map_err(|_| refused(RefusalCode::BadSignature))?;
         let key = node_key(&request.csr_der).map_err(refused)?;
         let node_spki = key.subject_public_key_info();
-        let node_id = NodeId::of_spki(&node_spki);
+        let node_id = node_id_of_spki(&node_spki);
         registry
             .redeem(Redemption {
                 token,
@@ -167,7 +167,7 @@ impl Realm {
     ) -> Result<RenewResponse, RequestRefused> {
         let refused = RequestRefused::Request;
         let key = node_key(&request.csr_der).map_err(refused)?;
-        let node_id = NodeId::of_spki(&key.subject_public_key_info());
+        let node_id = node_id_of_spki(&key.subject_public_key_info());
         let last =
             CertInfo::parse(&request.cert_der).map_err(|_| refused(RefusalCode::CertificateRefused))?;
         let in_time = now <= last.not_after.saturating_add(RENEW_GRACE_SECONDS);

@@ -21,7 +21,7 @@ const INDEX_BYTES_MAX: u64 = 8 << 20;
 
 /// A patch set whose index is here.
 pub(in crate::pull) struct Set {
-    pub(in crate::pull) manifest: Manifest,
+    pub(in crate::pull) manifest: Arc<Manifest>,
     pub(in crate::pull) index: SetIndex,
     /// The chunk of each patch's payload.
     pub(in crate::pull) payloads: Vec<Entry>,
@@ -169,7 +169,7 @@ async fn load(realm: &Realm, known: &PatchSetRef) -> anyhow::Result<Set> {
     let wanted: ChunkRanges = head.iter().map(|at| at.entry.id).collect();
     let sink = Arc::new(Memory::default());
     let table = Arc::new(ChunkTable::of(&manifest));
-    realm.fetch(manifest.id(), table, sink.clone(), wanted).await?;
+    realm.fetch(manifest.id(), table, sink.clone(), wanted, None).await?;
     let mut bytes = Vec::with_capacity(index_bytes as usize);
     {
         let pieces = sink.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -186,7 +186,7 @@ async fn load(realm: &Realm, known: &PatchSetRef) -> anyhow::Result<Set> {
     );
     let behind = payloads.split_off(count).into_iter().zip(offsets.split_off(count));
     let outline = behind.map(|(entry, offset)| ChunkAt { offset, entry }).collect();
-    Ok(Set { manifest, index, payloads, offsets, outline })
+    Ok(Set { manifest: Arc::new(manifest), index, payloads, offsets, outline })
 }
 
 /// Keeps what arrives in memory; for an index alone.

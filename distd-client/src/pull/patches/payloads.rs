@@ -13,6 +13,7 @@ use distd_core::patch::PatchRef;
 use distd_core::ranges::ChunkRanges;
 use distd_core::{ChunkHash, ChunkId};
 use distd_peer::driver::{ChunkSink, SinkError};
+use distd_peer::share::{ChunkBytes, Holdings};
 
 use super::Arrivals;
 use super::offers::Set;
@@ -29,6 +30,8 @@ pub(in crate::pull) struct Payloads {
     by_id: Vec<(ChunkId, usize)>,
     /// Those that were in the file when it was opened.
     here: Vec<bool>,
+    /// Those that are in the file now, for neighbours.
+    pub(in crate::pull) holdings: Arc<Holdings>,
     /// Bytes that arrived.
     pub(in crate::pull) bytes: AtomicU64,
 }
@@ -55,10 +58,13 @@ impl Payloads {
             payloads,
             offsets,
             patches: body.payloads.len(),
+            holdings: Arc::default(),
             bytes: AtomicU64::new(0),
         };
         if resumed {
             this.here = (0..this.payloads.len()).map(|patch| this.read(patch).is_some()).collect();
+            let here = this.by_id.iter().filter(|(_, patch)| this.here[*patch]);
+            this.holdings.add(here.map(|(id, _)| *id));
         }
         Ok(this)
     }
@@ -100,6 +106,14 @@ impl Payloads {
     }
 }
 
+impl ChunkBytes for Payloads {
+    fn read(&self, entry: &Entry, buffer: &mut [u8]) -> bool {
+        let first = self.by_id.partition_point(|(id, _)| *id < entry.id);
+        let Some((_, patch)) = self.by_id.get(first).filter(|(id, _)| *id == entry.id) else { return false };
+        self.file.read_exact_at(buffer, self.offsets[*patch]).is_ok()
+    }
+}
+
 /// Writes payloads as they arrive, and says so to who waits for them.
 pub(in crate::pull) struct PayloadSink {
     pub(in crate::pull) payloads: Arc<Payloads>,
@@ -108,12 +122,13 @@ pub(in crate::pull) struct PayloadSink {
 
 impl ChunkSink for PayloadSink {
     fn accept(&self, entry: &Entry, packed: PackedChunk, raw: &[u8]) -> Result<(), SinkError> {
-        let Payloads { file, set, by_id, offsets, bytes, .. } = &*self.payloads;
+        let Payloads { file, set, by_id, offsets, bytes, holdings, .. } = &*self.payloads;
         let first = by_id.partition_point(|(id, _)| *id < entry.id);
         for (_, patch) in by_id[first..].iter().take_while(|(id, _)| *id == entry.id) {
             file.write_all_at(raw, offsets[*patch]).map_err(|e| SinkError(e.into()))?;
             self.arrivals.payload(PatchRef { set: *set, patch: *patch });
         }
+        holdings.add([entry.id]);
         bytes.fetch_add(packed.bytes.len() as u64, Ordering::Relaxed);
         Ok(())
     }

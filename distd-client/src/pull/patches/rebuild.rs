@@ -102,12 +102,14 @@ pub(in crate::pull) async fn rebuild(
         let passing = work.passing;
         (applied, passing)
     });
+    let mut published = None;
     let fetched = if fetch.is_empty() {
         Ok(())
     } else {
         let sink = Arc::new(PayloadSink { payloads: payloads.clone(), arrivals: arrivals.clone() });
         let table = Arc::new(ChunkTable::of(&set.manifest));
-        realm.fetch(set.manifest.id(), table, sink, fetch).await
+        published = realm.publish(&set.manifest, &table, &payloads.holdings, payloads.clone());
+        realm.fetch(set.manifest.id(), table, sink, fetch, published.as_ref()).await
     };
     arrivals.all_fetched();
     let (applied, passing) = applying.await?;
@@ -145,6 +147,8 @@ pub(in crate::pull) async fn rebuild(
         index.insert(hash, len, distd_core::planner::HeldAt { seed, offset });
     }
     index.finish();
+    // Served until here, while a neighbour may be after the same.
+    drop(published);
     let patch_bytes = payloads.bytes.load(std::sync::atomic::Ordering::Relaxed);
     Ok(Some(Rebuilt { manifest, patches: applied.patches, patch_bytes, bytes }))
 }

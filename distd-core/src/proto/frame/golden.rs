@@ -46,6 +46,34 @@ fn golden() -> Vec<(Frame, &'static str)> {
         (Frame::Metadata(Metadata(Bytes::from_static(b"{}"))), "84027b7d"),
         (Frame::Enroll(EnrollBody(Bytes::from_static(b"e"))), "850165"),
         (Frame::Enrolled(EnrollBody(Bytes::from_static(b"f"))), "860166"),
+        (
+            Frame::Handshake(Handshake { exchanges: true, ..Handshake::new(ManifestId([0xab; 32])) }),
+            "0039000101010200 20abababababababababababababababababababababababababababababababab 0380 0480 0604 0802d8f0 09ffffffff 8201 ff",
+        ),
+        (Frame::PexRequest, "0600"),
+        (Frame::PeerRecords(PeerRecords(Vec::new())), "0d0100"),
+        (
+            Frame::PeerRecords(PeerRecords(vec![PeerRecord {
+                sequence: 5,
+                expires: 6,
+                resident: true,
+                site: "hall".into(),
+                addresses: vec![
+                    "192.0.2.1:4434".parse().expect("an address"),
+                    "[2001:db8::1]:4434".parse().expect("an address"),
+                ],
+                certificate: Bytes::from_static(b"cert"),
+                signature: [0x11; 64],
+            }])),
+            "0d407b 01 0078 01 01 0000000000000005 0000000000000006 04 68616c6c 02 04 c0000201 1152 06 20010db8000000000000000000000001 1152 0004 63657274 11111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111111",
+        ),
+        (
+            Frame::DontHave(DontHave {
+                reason: DontHaveReason::Leased,
+                ranges: Ranges(vec![ChunkId(1)..=ChunkId(2)]),
+            }),
+            "8011 04 0000000000000001 0000000000000002",
+        ),
     ]
 }
 

@@ -20,6 +20,7 @@ mod option {
     pub(super) const CHUNK_SIZE: u8 = 9;
     pub(super) const CAPABILITY: u8 = 128;
     pub(super) const FETCHES_UPSTREAM: u8 = 129;
+    pub(super) const EXCHANGES: u8 = 130;
     pub(super) const END: u8 = 255;
 }
 
@@ -33,7 +34,7 @@ const ADDRESSING_CHUNK_RANGES_64: u8 = 4;
 const CHUNK_SIZE_VARIABLE: u32 = u32::MAX;
 /// Most bytes of a capability.
 const CAPABILITY_MAX: usize = 4096;
-/// Types 0, 1, 3, 4, 8, 9, 10, 11 (MSB first, RFC 7574 §7.9); extensions are implied by the ALPN.
+/// Types 0, 1, 3, 4, 8, 9, 10, 11 (MSB first, RFC 7574 §7.9); extensions, and PEX, are implied by the ALPN.
 const SUPPORTED: [u8; 2] = [0b1101_1000, 0b1111_0000];
 
 /// The handshake of one swarm.
@@ -49,6 +50,8 @@ pub struct Handshake {
     pub capability: Bytes,
     /// Whether the sender gets what it does not hold from a parent of its own: then HAVE is no bound on what to ask.
     pub fetches_upstream: bool,
+    /// Whether the sender exchanges chunks with its neighbours: then its peer record is the next frame.
+    pub exchanges: bool,
 }
 
 impl Handshake {
@@ -62,6 +65,7 @@ impl Handshake {
             manifest,
             capability: Bytes::new(),
             fetches_upstream: false,
+            exchanges: false,
         }
     }
 
@@ -84,6 +88,9 @@ impl Handshake {
         if self.fetches_upstream {
             out.put_slice(&[option::FETCHES_UPSTREAM, 1]);
         }
+        if self.exchanges {
+            out.put_slice(&[option::EXCHANGES, 1]);
+        }
         out.put_u8(option::END);
     }
 
@@ -94,6 +101,7 @@ impl Handshake {
         let (mut integrity, mut hash, mut addressing, mut chunk_size) = (None, None, None, None);
         let mut capability = Bytes::new();
         let mut fetches_upstream = false;
+        let mut exchanges = false;
         loop {
             match body.try_get_u8().map_err(short)? {
                 option::VERSION => version = Some(body.try_get_u8().map_err(short)?),
@@ -124,6 +132,7 @@ impl Handshake {
                     capability = body.split_to(len);
                 }
                 option::FETCHES_UPSTREAM => fetches_upstream = body.try_get_u8().map_err(short)? == 1,
+                option::EXCHANGES => exchanges = body.try_get_u8().map_err(short)? == 1,
                 option::END if body.is_empty() => break,
                 option::END => return Err(DecodeError::Length(Self::NAME)),
                 // The RFC gives unknown options no length, so they cannot be skipped.
@@ -147,6 +156,7 @@ impl Handshake {
             manifest: manifest.ok_or_else(|| field("swarm id"))?,
             capability,
             fetches_upstream,
+            exchanges,
         })
     }
 }

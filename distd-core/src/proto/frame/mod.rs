@@ -6,6 +6,7 @@ mod enroll;
 mod handshake;
 mod metadata;
 mod nodes;
+mod pex;
 mod ranges;
 
 pub use choke::Choke;
@@ -14,6 +15,7 @@ pub use enroll::EnrollBody;
 pub use handshake::{Handshake, PROTOCOL_VERSION};
 pub use metadata::{Metadata, MetadataRequest};
 pub use nodes::{COMPACT_LEAF, Node, NodeRequest, NodesEnd, ROOT_LEVEL};
+pub use pex::{PeerRecord, PeerRecords, RECORD_DOMAIN};
 pub use ranges::{DontHave, DontHaveReason, Ranges};
 
 #[cfg(test)]

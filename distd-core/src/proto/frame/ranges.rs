@@ -65,6 +65,8 @@ pub enum DontHaveReason {
     Upstream,
     /// Too busy now.
     Busy,
+    /// A neighbour of the asker is fetching them: ask it, and here again later.
+    Leased,
 }
 
 /// The rest of a request that will not be answered with DATA.
@@ -85,6 +87,7 @@ impl DontHave {
             DontHaveReason::NotInSwarm => 1,
             DontHaveReason::Upstream => 2,
             DontHaveReason::Busy => 3,
+            DontHaveReason::Leased => 4,
         });
         self.ranges.encode(out);
     }
@@ -94,6 +97,7 @@ impl DontHave {
             1 => DontHaveReason::NotInSwarm,
             2 => DontHaveReason::Upstream,
             3 => DontHaveReason::Busy,
+            4 => DontHaveReason::Leased,
             // Later reasons read as the plainest one.
             _ => DontHaveReason::NotHeld,
         };

@@ -1,15 +1,15 @@
-//! Runs a core [`Fetch`] over real connections: one task a swarm, one task a batch.
+//! Runs a core [`Fetch`] over real connections: one task a peer ([`dial`]), one task a batch ([`batch`]).
+
+mod batch;
+mod dial;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use distd_core::manifest::Entry;
-use distd_core::packing::{PackedChunk, Unpacker};
-use distd_core::proto::batch::{BatchAsk, BatchEvent};
-use distd_core::proto::close::CloseCode;
-use distd_core::proto::control::ControlEvent;
-use distd_core::proto::frame::DontHaveReason;
+use distd_core::packing::PackedChunk;
+use distd_core::proto::frame::{DontHaveReason, PeerRecord};
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::{BatchId, Fetch, FetchConfig, FetchEvent, PeerFault, PeerId, Tier};
 use distd_core::time::Timestamp;
@@ -17,14 +17,20 @@ use distd_core::{ChunkId, ManifestId};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
+use self::batch::{BatchFailure, run_batch};
+use self::dial::{Caller, Whom};
 use crate::clock::monotonic_now;
-use crate::net::{Link, LinkError, SwarmHandle};
-use crate::parents::{Parents, ParentsError, tier_of};
+use crate::neighbours::{Neighbour, Neighbourhood};
+use crate::net::{RateLimit, SwarmHandle};
+use crate::parents::{Parents, tier_of};
+use crate::share::Holdings;
 use crate::table::ChunkTable;
 
-/// First pause before a lost parent is dialled again; doubles up to [`REDIAL_MAX`].
-const REDIAL: Duration = Duration::from_millis(100);
-const REDIAL_MAX: Duration = Duration::from_secs(5);
+/// Most neighbours a driver is connected to at once.
+const NEIGHBOURS_MAX: usize = 16;
+
+/// Neighbours of earlier sessions that are tried.
+const REMEMBERED_TRIED: usize = 8;
 
 /// How long nearer parents may take to connect before a farther one is asked: a round trip over a slow link, and a repetition.
 const NEARER_GRACE: Duration = Duration::from_secs(1);
@@ -77,6 +83,13 @@ enum Message {
     /// The link of this peer cannot be used at all.
     Breach(PeerId, String, PeerFault),
     Choked(PeerId, Duration),
+    /// A neighbour announced chunks.
+    Have(PeerId, ChunkRanges),
+    /// Word of neighbours.
+    Peers(Vec<PeerRecord>),
+    /// A neighbour is not dialled any more.
+    Gone(PeerId),
+    HeldBack(BatchId),
     Chunk(BatchId, ChunkId),
     DontHave(BatchId, ChunkRanges, DontHaveReason),
     BatchEnd(BatchId),
@@ -96,6 +109,22 @@ impl DriverHandle {
     }
 }
 
+/// Taking part in the exchange of the site.
+#[derive(Clone)]
+pub struct Exchange {
+    /// The device among its neighbours.
+    pub neighbourhood: Arc<Neighbourhood>,
+    /// What the device holds of the swarm: announced as it grows.
+    pub holdings: Arc<Holdings>,
+}
+
+/// A peer's swarm, in use.
+#[derive(Clone)]
+struct Joined {
+    peer: PeerId,
+    handle: SwarmHandle,
+}
+
 /// One swarm's fetching.
 pub struct Driver {
     parents: Arc<Parents>,
@@ -103,7 +132,13 @@ pub struct Driver {
     table: Arc<ChunkTable>,
     sink: Arc<dyn ChunkSink>,
     fetch: Fetch,
+    exchange: Option<Exchange>,
+    wanted: Arc<ChunkRanges>,
+    download: Option<Arc<RateLimit>>,
     swarms: HashMap<PeerId, SwarmHandle>,
+    /// Neighbours dialled, with their number behind those of the parents.
+    neighbours: HashMap<Neighbour, PeerId>,
+    next_peer: u32,
     /// Parents that have connected or failed at least once.
     heard: HashSet<PeerId>,
     started: Timestamp,
@@ -111,7 +146,7 @@ pub struct Driver {
     messages: mpsc::Receiver<Message>,
     wants: mpsc::UnboundedReceiver<ChunkRanges>,
     batches: HashMap<BatchId, AbortHandle>,
-    dialers: Vec<AbortHandle>,
+    dialers: HashMap<PeerId, AbortHandle>,
     tasks: JoinSet<()>,
     last_problem: Option<String>,
 }
@@ -128,23 +163,42 @@ impl Driver {
         let (messages_tx, messages) = mpsc::channel(1024);
         let (wants_tx, wants) = mpsc::unbounded_channel();
         let driver = Self {
+            next_peer: parents.len() as u32,
             parents,
             manifest,
             table,
             sink,
             fetch: Fetch::new(config),
+            exchange: None,
+            wanted: Arc::default(),
+            download: None,
             swarms: HashMap::new(),
+            neighbours: HashMap::new(),
             heard: HashSet::new(),
             started: monotonic_now(),
             messages_tx,
             messages,
             wants,
             batches: HashMap::new(),
-            dialers: Vec::new(),
+            dialers: HashMap::new(),
             tasks: JoinSet::new(),
             last_problem: None,
         };
         (driver, DriverHandle(wants_tx))
+    }
+
+    /// Takes part in the exchange of the site.
+    #[must_use]
+    pub fn exchanging(mut self, exchange: Option<Exchange>) -> Self {
+        self.exchange = exchange;
+        self
+    }
+
+    /// Takes chunks no faster than this.
+    #[must_use]
+    pub fn limited(mut self, download: Option<Arc<RateLimit>>) -> Self {
+        self.download = download;
+        self
     }
 
     /// Fetches `wanted` and returns when the sink has all of it.
@@ -152,6 +206,7 @@ impl Driver {
     /// # Errors
     /// [`FetchError`]; what the sink took until then stays.
     pub async fn fetch_all(mut self, wanted: ChunkRanges) -> Result<(), FetchError> {
+        self.wanted = Arc::new(wanted.clone());
         self.dial_all();
         self.add_wanted(&wanted);
         while !self.fetch.is_idle() {
@@ -176,13 +231,46 @@ impl Driver {
 
     fn dial_all(&mut self) {
         for index in 0..self.parents.len() {
-            let peer = PeerId(index as u32);
             // Known from the start, so that chunks wait for it instead of being given up.
-            self.fetch.handle_connected(monotonic_now(), peer, Tier::Origin);
-            self.fetch.handle_awaiting(peer);
-            let task = dial(self.parents.clone(), index, self.manifest, self.messages_tx.clone());
-            self.dialers.push(self.tasks.spawn(task));
+            self.dial(PeerId(index as u32), Tier::Origin, Whom::Parent(self.parents.clone(), index));
         }
+        if let Some(exchange) = &self.exchange {
+            let known = exchange.neighbourhood.remembered();
+            self.dial_neighbours(known.into_iter().take(REMEMBERED_TRIED).collect());
+        }
+    }
+
+    fn dial(&mut self, peer: PeerId, tier: Tier, whom: Whom) {
+        self.fetch.handle_connected(monotonic_now(), peer, tier);
+        self.fetch.handle_awaiting(peer);
+        let (manifest, exchange, tx) = (self.manifest, self.exchange.clone(), self.messages_tx.clone());
+        let task = Caller { peer, whom, manifest, exchange, wanted: self.wanted.clone(), tx }.run();
+        self.dialers.insert(peer, self.tasks.spawn(task));
+    }
+
+    fn dial_neighbours(&mut self, neighbours: Vec<Neighbour>) {
+        let Some(exchange) = self.exchange.clone() else { return };
+        for neighbour in neighbours {
+            if self.neighbours.len() >= NEIGHBOURS_MAX || self.neighbours.contains_key(&neighbour) {
+                continue;
+            }
+            let peer = PeerId(self.next_peer);
+            self.next_peer += 1;
+            self.neighbours.insert(neighbour.clone(), peer);
+            self.dial(peer, Tier::Site, Whom::Neighbour(exchange.neighbourhood.clone(), neighbour));
+        }
+    }
+
+    /// How a peer is named in the log.
+    fn name(&self, peer: PeerId) -> String {
+        match self.neighbours.iter().find(|(_, known)| **known == peer) {
+            Some((neighbour, _)) => neighbour.address.to_string(),
+            None => self.parents.address(peer.0 as usize).to_owned(),
+        }
+    }
+
+    fn is_neighbour(&self, peer: PeerId) -> bool {
+        peer.0 as usize >= self.parents.len()
     }
 
     fn add_wanted(&mut self, wanted: &ChunkRanges) {
@@ -215,9 +303,10 @@ impl Driver {
                     unavailable = Some(chunks.len());
                 }
                 FetchEvent::Dropped(peer, fault) => {
-                    let address = self.parents.address(peer.0 as usize);
-                    tracing::warn!(parent = address, ?fault, "parent is not asked any more");
-                    self.dialers[peer.0 as usize].abort();
+                    tracing::warn!(peer = self.name(peer), ?fault, "peer is not asked any more");
+                    if let Some(dialer) = self.dialers.remove(&peer) {
+                        dialer.abort();
+                    }
                     self.swarms.remove(&peer);
                 }
             }
@@ -225,7 +314,7 @@ impl Driver {
         if unavailable.is_some() || (!serving && self.fetch.is_idle()) {
             return Ok(unavailable);
         }
-        let wake = waiting.or_else(|| self.fetch.poll_timeout().map(|at| at.since(now)));
+        let wake = waiting.or_else(|| self.fetch.poll_timeout(now).map(|at| at.since(now)));
         let sleep = tokio::time::sleep(wake.unwrap_or(Duration::from_secs(3600)));
         tokio::select! {
             Some(message) = self.messages.recv() => self.handle(message)?,
@@ -259,9 +348,10 @@ impl Driver {
             }
             Message::Lost(peer, problem) => {
                 self.heard.insert(peer);
-                tracing::debug!(problem, "parent lost");
+                tracing::debug!(peer = self.name(peer), problem, "peer lost");
                 self.last_problem = Some(problem);
-                let tier = self.swarms.remove(&peer).map_or(Tier::Origin, |s| tier_of(s.link.role()));
+                let farthest = if self.is_neighbour(peer) { Tier::Site } else { Tier::Origin };
+                let tier = self.swarms.remove(&peer).map_or(farthest, |s| tier_of(s.link.role()));
                 self.fetch.handle_disconnected(now, peer, tier);
             }
             Message::Breach(peer, problem, fault) => {
@@ -269,8 +359,27 @@ impl Driver {
                 self.fetch.handle_fault(now, peer, fault);
             }
             Message::Choked(peer, retry_after) => self.fetch.handle_choked(now, peer, retry_after),
+            Message::Have(peer, chunks) => {
+                self.fetch.handle_have(now, peer, &chunks.intersection(self.table.ids()));
+            }
+            Message::Peers(records) => {
+                if let Some(exchange) = &self.exchange {
+                    let found = exchange.neighbourhood.take(self.manifest, records);
+                    self.dial_neighbours(found);
+                }
+            }
+            Message::Gone(peer) => {
+                self.fetch.handle_gone(peer);
+                self.dialers.remove(&peer);
+                // Told of again, it is dialled again.
+                self.neighbours.retain(|_, known| *known != peer);
+            }
+            Message::HeldBack(batch) => self.fetch.handle_held_back(now, batch),
             Message::Chunk(batch, id) => {
                 self.fetch.handle_chunk(now, batch, id);
+            }
+            Message::DontHave(batch, chunks, DontHaveReason::Leased) => {
+                self.fetch.handle_leased(now, batch, &chunks);
             }
             Message::DontHave(batch, chunks, reason) => {
                 let for_now = matches!(reason, DontHaveReason::Busy | DontHaveReason::Upstream);
@@ -286,7 +395,7 @@ impl Driver {
                 if fault == PeerFault::WrongBytes
                     && let Some(swarm) = self.swarms.get(&peer)
                 {
-                    tracing::warn!(parent = swarm.link.address(), problem, "parent sent wrong bytes");
+                    tracing::warn!(peer = swarm.link.address(), problem, "peer sent wrong bytes");
                     self.parents.quarantine(&swarm.link);
                 }
                 self.last_problem = Some(problem);
@@ -298,13 +407,14 @@ impl Driver {
     }
 
     fn start_batch(&mut self, peer: PeerId, batch: BatchId, chunks: ChunkRanges) {
-        let Some(swarm) = self.swarms.get(&peer).cloned() else {
+        let Some(handle) = self.swarms.get(&peer).cloned() else {
             self.fetch.handle_batch_end(batch);
             return;
         };
+        let (swarm, download) = (Joined { peer, handle }, self.download.clone());
         let (table, sink, tx) = (self.table.clone(), self.sink.clone(), self.messages_tx.clone());
         let task = async move {
-            let end = match run_batch(&swarm, batch, chunks, &table, &*sink, &tx).await {
+            let end = match run_batch(&swarm, batch, chunks, &table, &*sink, download.as_deref(), &tx).await {
                 Ok(()) => Message::BatchEnd(batch),
                 Err(BatchFailure::Sink(error)) => Message::SinkFailed(error),
                 Err(BatchFailure::Peer(problem, fault)) => Message::BatchFailed(peer, batch, problem, fault),
@@ -316,11 +426,6 @@ impl Driver {
     }
 }
 
-enum BatchFailure {
-    Sink(SinkError),
-    Peer(String, PeerFault),
-}
-
 /// A problem with all its causes in one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -330,107 +435,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
-}
-
-impl From<LinkError> for BatchFailure {
-    fn from(error: LinkError) -> Self {
-        let fault = if error.is_breach() { PeerFault::Protocol } else { PeerFault::Failed };
-        Self::Peer(chain(&error), fault)
-    }
-}
-
-async fn run_batch(
-    swarm: &SwarmHandle,
-    batch: BatchId,
-    chunks: ChunkRanges,
-    table: &ChunkTable,
-    sink: &dyn ChunkSink,
-    tx: &mpsc::Sender<Message>,
-) -> Result<(), BatchFailure> {
-    let link = &swarm.link;
-    let (mut ask, requests) = BatchAsk::new(chunks).expect("the fetch asks for 1 to batch_chunks chunks");
-    let (mut writer, mut reader) = swarm.open_batch().await?;
-    for frame in requests {
-        writer.send(&frame).await.map_err(|e| link.wire(e))?;
-    }
-    writer.finish();
-    let mut unpacker = Unpacker::default();
-    loop {
-        let frame = match reader.next().await {
-            Ok(Some(frame)) => frame,
-            Ok(None) => break,
-            Err(e) => return Err(link.wire(e).into()),
-        };
-        let event = ask.handle_frame(frame).map_err(|e| breach(link, &e))?;
-        let message = match event {
-            BatchEvent::Data(data) => {
-                let entry = table.get(data.id).expect("only chunks of the table are asked for");
-                let raw = unpacker.unpack(data.codec, &data.bytes, entry.len, &entry.hash).map_err(|e| {
-                    reader.stop(CloseCode::IntegrityFailed);
-                    BatchFailure::Peer(format!("{}: {}", link.address(), chain(&e)), PeerFault::WrongBytes)
-                })?;
-                let packed = PackedChunk { codec: data.codec, raw_len: entry.len, bytes: data.bytes };
-                sink.accept(&entry, packed, raw).map_err(BatchFailure::Sink)?;
-                Message::Chunk(batch, entry.id)
-            }
-            BatchEvent::DontHave(dont) => Message::DontHave(batch, dont.ranges.to_set(), dont.reason),
-            BatchEvent::Choked(choke) => {
-                let _ = tx.send(Message::DontHave(batch, ask.open().clone(), DontHaveReason::Busy)).await;
-                tracing::debug!(parent = link.address(), ?choke, "choked");
-                continue;
-            }
-            BatchEvent::Unknown => continue,
-        };
-        let _ = tx.send(message).await;
-    }
-    ask.handle_end().map_err(|e| breach(link, &e))
-}
-
-fn breach(link: &Link, error: &dyn std::error::Error) -> BatchFailure {
-    BatchFailure::Peer(format!("{}: {}", link.address(), chain(error)), PeerFault::Protocol)
-}
-
-/// Keeps one parent connected and in the swarm, and says when it is not.
-async fn dial(parents: Arc<Parents>, index: usize, manifest: ManifestId, tx: mpsc::Sender<Message>) {
-    let peer = PeerId(index as u32);
-    let mut pause = REDIAL;
-    loop {
-        let problem = match join(&parents, index, manifest).await {
-            Ok(mut swarm) => {
-                if tx.send(Message::Connected(peer, swarm.handle())).await.is_err() {
-                    return;
-                }
-                loop {
-                    match swarm.next_event().await {
-                        Ok(Some(ControlEvent::Choked(choke))) => {
-                            let _ = tx.send(Message::Choked(peer, choke.retry_after)).await;
-                        }
-                        Ok(Some(ControlEvent::Open(_))) => pause = REDIAL,
-                        Ok(Some(_)) => {}
-                        Ok(None) => break format!("{} left the swarm", parents.address(index)),
-                        Err(error) if error.is_breach() => {
-                            let _ = tx.send(Message::Breach(peer, chain(&error), PeerFault::Protocol)).await;
-                            break chain(&error);
-                        }
-                        Err(error) => break chain(&error),
-                    }
-                }
-            }
-            Err(error) => chain(&error),
-        };
-        if tx.send(Message::Lost(peer, problem)).await.is_err() {
-            return;
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(REDIAL_MAX);
-    }
-}
-
-async fn join(
-    parents: &Parents,
-    index: usize,
-    manifest: ManifestId,
-) -> Result<crate::net::SwarmLink, ParentsError> {
-    let link = parents.link(index).await?;
-    Ok(link.open_swarm(manifest).await?)
 }

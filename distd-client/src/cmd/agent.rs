@@ -1,0 +1,26 @@
+//! `distd agent`: serve what is installed on this device to its neighbours.
+
+use std::net::SocketAddr;
+
+use crate::context::Context;
+use crate::share::agent::{self, AgentRequest};
+
+/// Serve what this device has installed to the neighbours of its site, until stopped.
+///
+/// Pulls remember what they put in place; the agent serves it and keeps the device's certificate fresh.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Address to listen on (QUIC, UDP). Default: share.listen of client.toml, else [::]:4434.
+    #[arg(long, value_name = "ADDR:PORT", env = "DISTD_AGENT_LISTEN")]
+    listen: Option<SocketAddr>,
+    /// A relay or origin to ask; repeat for more, nearest first. Default: the one enrolled with.
+    #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT")]
+    parent: Vec<String>,
+}
+
+pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
+    let parents = if args.parent.is_empty() { context.parents() } else { args.parent };
+    let sharing = context.sharing();
+    let listen = args.listen.unwrap_or(sharing.agent_listen);
+    agent::run(AgentRequest { data: context.data().to_owned(), parents, listen, sharing }).await
+}

@@ -1,0 +1,184 @@
+//! The process that serves what is installed: enrolled for good, told of to parents and neighbours, otherwise silent.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, anyhow};
+use distd_core::ManifestId;
+use distd_core::proto::close::CloseCode;
+use distd_core::proto::control::ControlEvent;
+use distd_core::ranges::ChunkRanges;
+use distd_peer::enrollment::renew_regularly;
+use distd_peer::net::{Link, close_code};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Lateral, Node, Sharing, installed};
+use crate::exit::{Code, Failure};
+use crate::pull::read_kept_manifest;
+
+/// How often the agent says that it is here; its records hold three times as long.
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(20 * 60);
+
+/// How often after an attempt that reached nobody.
+const ANNOUNCE_AGAIN: Duration = Duration::from_secs(60);
+
+/// How often the agent looks whether something was installed: one `stat`, no packet.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Artifacts that are announced, the newest.
+const ANNOUNCED_MAX: usize = 4;
+
+/// Neighbours that are told, beside the parents.
+const NEIGHBOURS_TOLD: usize = 8;
+
+/// How long one of them may take.
+const TOLD_WITHIN: Duration = Duration::from_secs(30);
+
+/// What an agent starts from.
+pub(crate) struct AgentRequest {
+    pub(crate) data: PathBuf,
+    pub(crate) parents: Vec<String>,
+    pub(crate) listen: SocketAddr,
+    pub(crate) sharing: Sharing,
+}
+
+/// Runs until told to stop.
+///
+/// # Errors
+/// Failures with [`Code::Usage`] when the exchange is off, as [`Node::open`] otherwise.
+pub(crate) async fn run(request: AgentRequest) -> anyhow::Result<()> {
+    if !request.sharing.serves {
+        let error = anyhow!(
+            "this device serves nobody: share.enabled is false, it is offline, or its link is metered"
+        );
+        let next = "change that in client.toml of the state directory, or do not run an agent here";
+        return Err(Failure::new(Code::Usage, error).next(next).into());
+    }
+    let node = Node::open(&request.data, request.parents, request.listen, &request.sharing).await?;
+    let address = node.endpoint.local_addr().context("the socket has no address")?;
+    let lateral = Arc::new(Lateral::start(&node, &request.sharing, true)?);
+    println!("agent listening on {address}");
+    let Node { identity, credentials, parent_addresses, endpoint, parents, data, .. } = node;
+    let renewing = tokio::spawn(renew_regularly(identity, credentials, parent_addresses));
+    let announcer = Announcer { data, parents, lateral };
+    let announcing = tokio::spawn(async move { announcer.run().await });
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        result = tokio::signal::ctrl_c() => result?,
+        _ = terminate.recv() => {}
+    }
+    renewing.abort();
+    announcing.abort();
+    endpoint.close(close_code(CloseCode::Done), b"");
+    let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+    Ok(())
+}
+
+struct Announcer {
+    data: PathBuf,
+    parents: Arc<distd_peer::parents::Parents>,
+    lateral: Arc<Lateral>,
+}
+
+impl Announcer {
+    async fn run(&self) {
+        loop {
+            let written = self.last_written();
+            let told = self.announce().await;
+            let every = if told > 0 { ANNOUNCE_EVERY } else { ANNOUNCE_AGAIN };
+            // A fleet that was switched on at once does not ask at once ever after.
+            let wait = every.mul_f64(0.75 + 0.25 * fraction());
+            let next = tokio::time::Instant::now() + wait;
+            while tokio::time::Instant::now() < next && self.last_written() == written {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        }
+    }
+
+    fn last_written(&self) -> Option<SystemTime> {
+        std::fs::metadata(self.data.join(installed::FILE_NAME)).and_then(|meta| meta.modified()).ok()
+    }
+
+    /// Tells parents and neighbours what is here; how many were reached.
+    async fn announce(&self) -> usize {
+        let data = self.data.clone();
+        let holdings = tokio::task::spawn_blocking(move || holdings(&data)).await.unwrap_or_default();
+        let mut reached = 0;
+        let mut told = BTreeSet::new();
+        for index in 0..self.parents.len() {
+            if let Ok(link) = self.parents.link(index).await {
+                reached += usize::from(self.tell(&link, &holdings).await);
+            }
+        }
+        for neighbour in self.lateral.neighbourhood.remembered().into_iter().take(NEIGHBOURS_TOLD) {
+            if told.insert(neighbour.node)
+                && let Ok(link) = self.lateral.neighbourhood.link(&neighbour).await
+            {
+                reached += usize::from(self.tell(&link, &holdings).await);
+            }
+        }
+        tracing::debug!(reached, "announced");
+        reached
+    }
+
+    async fn tell(&self, link: &Arc<Link>, holdings: &[(ManifestId, ChunkRanges)]) -> bool {
+        let mut told = true;
+        for (manifest, held) in holdings {
+            let one = tokio::time::timeout(TOLD_WITHIN, self.tell_one(link, *manifest, held)).await;
+            if let Ok(Err(error)) = &one {
+                tracing::debug!(peer = link.address(), %error, "could not announce");
+            }
+            told &= matches!(one, Ok(Ok(())));
+        }
+        // Nothing is asked until the next time: an open connection would be kept alive for nothing.
+        link.close(CloseCode::Done);
+        told
+    }
+
+    async fn tell_one(
+        &self,
+        link: &Arc<Link>,
+        manifest: ManifestId,
+        held: &ChunkRanges,
+    ) -> anyhow::Result<()> {
+        let own = self.lateral.neighbourhood.own_record(link.remote())?;
+        let mut swarm = link.open_swarm_exchanging(manifest, own).await?;
+        swarm.announce(held).await?;
+        let mut met = Vec::new();
+        // The list of neighbours is the answer to wait for; HAVE of the other side may come before it.
+        while let Some(event) = swarm.next_event().await? {
+            if let ControlEvent::Peers(records) = event {
+                met = self.lateral.neighbourhood.take(manifest, records);
+                break;
+            }
+        }
+        swarm.finish().await?;
+        for neighbour in met {
+            self.lateral.neighbourhood.remember(&neighbour);
+        }
+        Ok(())
+    }
+}
+
+/// What is installed, each with the ids of its chunks.
+fn holdings(data: &std::path::Path) -> Vec<(ManifestId, ChunkRanges)> {
+    let mut found = Vec::new();
+    for artifact in installed::list(data) {
+        if found.len() == ANNOUNCED_MAX || found.iter().any(|(id, _)| *id == artifact.manifest) {
+            continue;
+        }
+        let kept = read_kept_manifest(&artifact.path, data).filter(|kept| kept.id() == artifact.manifest);
+        found.extend(kept.map(|kept| (kept.id(), kept.entries().map(|at| at.entry.id).collect())));
+    }
+    found
+}
+
+/// Anything from 0 to 1.
+fn fraction() -> f64 {
+    let mut bytes = [0; 4];
+    aws_lc_rs::rand::fill(&mut bytes).expect("the system has a random source");
+    f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX)
+}

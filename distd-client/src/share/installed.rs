@@ -1,0 +1,79 @@
+//! `DIR/installed.json`: what pulls have put in place on this device, so that an agent can serve it.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use distd_core::ManifestId;
+use serde::{Deserialize, Serialize};
+
+use crate::pull::write_atomic;
+
+/// Name of the file in the state directory.
+pub(crate) const FILE_NAME: &str = "installed.json";
+
+/// Most artifacts remembered; the oldest goes first. A device has two slots and a few files.
+const INSTALLED_MAX: usize = 16;
+
+/// An artifact in place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Installed {
+    /// Where it is; its manifest is kept beside it.
+    pub(crate) path: PathBuf,
+    /// Which manifest it had when it was put there.
+    pub(crate) manifest: ManifestId,
+}
+
+/// What is installed, the newest first. A missing or damaged file is an empty list.
+pub(crate) fn list(data: &Path) -> Vec<Installed> {
+    let Ok(bytes) = fs::read(data.join(FILE_NAME)) else { return Vec::new() };
+    let mut list: Vec<Installed> = serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+        tracing::warn!(%error, "{FILE_NAME} is unreadable: an agent serves nothing until the next pull");
+        Vec::new()
+    });
+    list.truncate(INSTALLED_MAX);
+    list
+}
+
+/// Puts an artifact at the front of the list, in place of what was at its path before.
+///
+/// # Errors
+/// As the system reports.
+pub(crate) fn remember(data: &Path, path: &Path, manifest: ManifestId) -> io::Result<()> {
+    let path = fs::canonicalize(path)?;
+    // Two pulls may end at once.
+    let lock = File::create(data.join("installed.lock"))?;
+    lock.lock()?;
+    let mut installed = vec![Installed { path: path.clone(), manifest }];
+    installed.extend(list(data).into_iter().filter(|old| old.path != path && old.path.exists()));
+    installed.truncate(INSTALLED_MAX);
+    let text = serde_json::to_vec_pretty(&installed).map_err(io::Error::other)?;
+    write_atomic(&data.join(FILE_NAME), &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_comes_first_and_a_path_has_one_entry() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let paths: Vec<_> = ["a", "b", "c"].iter().map(|name| dir.path().join(name)).collect();
+        for path in &paths {
+            fs::write(path, "x").expect("write");
+        }
+        let id = |n| ManifestId([n; 32]);
+        remember(dir.path(), &paths[0], id(1)).expect("remember");
+        remember(dir.path(), &paths[1], id(1)).expect("remember");
+        remember(dir.path(), &paths[0], id(2)).expect("remember");
+        let names = |list: Vec<Installed>| -> Vec<_> {
+            list.iter().map(|i| (i.path.file_name().expect("a name").to_owned(), i.manifest)).collect()
+        };
+        assert_eq!(names(list(dir.path())), [("a".into(), id(2)), ("b".into(), id(1))]);
+        fs::remove_file(&paths[0]).expect("remove");
+        remember(dir.path(), &paths[2], id(3)).expect("remember");
+        assert_eq!(names(list(dir.path())), [("c".into(), id(3)), ("b".into(), id(1))]);
+        fs::write(dir.path().join(FILE_NAME), "[").expect("write");
+        assert!(list(dir.path()).is_empty());
+    }
+}

@@ -1,0 +1,163 @@
+//! A device among its neighbours: what it serves ([`shelf`], [`installed`]), how far it reaches ([`connectivity`]), and its part in
+//! the exchange of its site. [`agent`] is a process for that alone.
+
+pub(crate) mod agent;
+mod connectivity;
+pub(crate) mod installed;
+mod node;
+mod settings;
+mod shelf;
+
+pub(crate) use connectivity::Connectivity;
+pub(crate) use node::{Node, anywhere};
+pub(crate) use settings::Sharing;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use distd_core::ManifestId;
+use distd_core::manifest::Manifest;
+use distd_peer::driver::Exchange;
+use distd_peer::manifest_fetch::fetch_manifest;
+use distd_peer::neighbours::{Neighbourhood, Neighbours};
+use distd_peer::serve::{ServeConfig, Server, SiteRule, Sites};
+use distd_peer::share::{ChunkBytes, Device, DeviceContent, Holdings, SharedSwarm};
+use distd_peer::table::ChunkTable;
+use distd_peer::trust::record::{RecordSigner, RecordText};
+use tokio::task::AbortHandle;
+
+use self::shelf::InstalledShelf;
+
+/// File with the neighbours of earlier sessions, in the state directory.
+const NEIGHBOURS_FILE: &str = "neighbours.json";
+
+/// How often a finished pull looks whether neighbours still fetch from it.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// This device's side of the exchange, for as long as the process runs.
+pub(crate) struct Lateral {
+    pub(crate) neighbourhood: Arc<Neighbourhood>,
+    pub(crate) content: Arc<DeviceContent>,
+    pub(crate) server: Arc<Server>,
+    sites: Arc<Sites>,
+    serving: AbortHandle,
+}
+
+impl Lateral {
+    /// Begins to serve as `node`. `resident` when the process goes on after what it does now.
+    ///
+    /// # Errors
+    /// What is wrong with the identity.
+    pub(crate) fn start(node: &Node, sharing: &Sharing, resident: bool) -> anyhow::Result<Self> {
+        let ca = node.identity.ca_der().context("the device has no CA certificate")?.clone();
+        let sites = Sites::new(ca.clone(), SiteRule::All, false);
+        let text = RecordText { site: sharing.site.clone(), resident };
+        let signer = RecordSigner::new(&node.identity, node.credentials.clone(), text)?;
+        let reach = sharing.connectivity;
+        let neighbourhood = Neighbourhood::new(
+            node.endpoint.clone(),
+            ca,
+            signer,
+            Neighbours {
+                serves: sharing.serves,
+                quarantine: node.quarantine.clone(),
+                sites: sites.clone(),
+                remembered: node.data.join(NEIGHBOURS_FILE),
+                allowed: Box::new(move |address| reach.allows_neighbour(address)),
+            },
+        );
+        let content = DeviceContent::new(InstalledShelf::new(node.data.clone(), node.parents.clone()));
+        let config = ServeConfig { sites: Some(sites.clone()), ..sharing.serve_config() };
+        let server = Server::new(Arc::new(Device(content.clone())), config);
+        let endpoint = node.endpoint.clone();
+        let running = server.clone();
+        let serves = sharing.serves;
+        let serving = tokio::spawn(async move {
+            if serves {
+                running.run(endpoint).await;
+            }
+        });
+        Ok(Self { neighbourhood, content, server, sites, serving: serving.abort_handle() })
+    }
+
+    /// Serves what is held of a manifest while the result is kept.
+    pub(crate) fn publish(
+        self: &Arc<Self>,
+        manifest: Arc<Manifest>,
+        table: Arc<ChunkTable>,
+        holdings: Arc<Holdings>,
+        bytes: Arc<dyn ChunkBytes>,
+    ) -> Published {
+        let id = manifest.id();
+        let known = self.content.clone();
+        let counters = self.content.counters.clone();
+        self.content.publish(SharedSwarm::new(manifest, table, holdings.clone(), bytes, known, counters));
+        Published { lateral: self.clone(), id, holdings }
+    }
+
+    /// A manifest from whichever neighbour of earlier sessions has it, for when no parent can be reached.
+    pub(crate) async fn manifest(
+        &self,
+        id: ManifestId,
+        root: Option<Bytes>,
+        held: &[&Manifest],
+    ) -> Option<Manifest> {
+        for neighbour in self.neighbourhood.remembered() {
+            let Ok(link) = self.neighbourhood.link(&neighbour).await else { continue };
+            let Ok(swarm) = link.open_swarm(id).await else { continue };
+            let fetched = fetch_manifest(&swarm.handle(), id, root.clone(), held).await;
+            swarm.leave();
+            match fetched {
+                Ok(manifest) => return Some(manifest),
+                Err(error) if error.is_breach() => self.neighbourhood.quarantine(&link),
+                Err(error) => tracing::debug!(%error, "a neighbour does not have the manifest"),
+            }
+        }
+        None
+    }
+
+    /// Waits until no neighbour has the swarm open any more, `most` at most.
+    pub(crate) async fn linger(&self, manifest: &ManifestId, most: Duration) {
+        let waiting = async {
+            while self.sites.members(manifest) > 0 {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        // Whoever has not come to an end by then asks somebody else.
+        let _ = tokio::time::timeout(most, waiting).await;
+    }
+
+    /// Packed chunk bytes sent so far.
+    pub(crate) fn served_bytes(&self) -> u64 {
+        self.server.counters.chunk_bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Lateral {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+/// A swarm that is served; dropping it ends that.
+pub(crate) struct Published {
+    lateral: Arc<Lateral>,
+    id: ManifestId,
+    holdings: Arc<Holdings>,
+}
+
+impl Published {
+    /// What a driver of the swarm takes part with.
+    pub(crate) fn exchange(&self) -> Exchange {
+        Exchange { neighbourhood: self.lateral.neighbourhood.clone(), holdings: self.holdings.clone() }
+    }
+}
+
+impl Drop for Published {
+    fn drop(&mut self) {
+        self.lateral.content.withdraw(&self.id);
+    }
+}

@@ -1,0 +1,116 @@
+//! A device on the network: its identity, one endpoint, and whom it may speak to.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, anyhow};
+use distd_peer::clock::unix_now;
+use distd_peer::enrollment;
+use distd_peer::net::{BindError, ResetKey, device_endpoint};
+use distd_peer::parents::Parents;
+use distd_peer::quarantine::Quarantine;
+use distd_peer::trust::identity::NodeIdentity;
+use distd_peer::trust::tls::{Credentials, quic_client, quic_neighbour};
+use quinn::Endpoint;
+
+use super::{Connectivity, Sharing};
+use crate::exit::{Code, Failure};
+
+/// An enrolled device with its endpoint open.
+pub(crate) struct Node {
+    pub(crate) data: PathBuf,
+    pub(crate) identity: NodeIdentity,
+    pub(crate) credentials: Arc<Credentials>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) parents: Arc<Parents>,
+    /// Addresses of those of the parents that may be asked.
+    pub(crate) parent_addresses: Vec<String>,
+    pub(crate) quarantine: Arc<Quarantine>,
+}
+
+/// Any port, both families where the system has both.
+pub(crate) fn anywhere(port: u16) -> SocketAddr {
+    (Ipv6Addr::UNSPECIFIED, port).into()
+}
+
+impl Node {
+    /// Loads the identity in `data`, renews its certificate where that is due, and opens the endpoint at `listen`.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Refused`] when the device is not enrolled.
+    pub(crate) async fn open(
+        data: &Path,
+        parents: Vec<String>,
+        listen: SocketAddr,
+        sharing: &Sharing,
+    ) -> anyhow::Result<Self> {
+        if parents.is_empty() && sharing.connectivity == Connectivity::Online {
+            let next = "name one with --parent HOST:PORT, or enrol with --parent so that it is remembered";
+            return Err(Failure::new(Code::Usage, anyhow!("no parent to ask")).next(next).into());
+        }
+        let parents = sharing.connectivity.allowed(parents);
+        let mut identity =
+            NodeIdentity::load_or_create(data).map_err(|e| Failure::new(Code::Refused, e.into()))?;
+        if identity.cert().is_none() {
+            let error = anyhow!("this device is not enrolled (looked in {})", data.display());
+            let next = "enrol it: distd enroll --parent HOST:PORT --token TOKEN";
+            return Err(Failure::new(Code::Refused, error).next(next).into());
+        }
+        if identity.needs_renewal(unix_now())
+            && let Err(error) = enrollment::renew(&mut identity, &parents).await
+        {
+            // Until it has ended the old certificate will do; offline nobody asks for one.
+            let expired = identity.cert().is_none_or(|cert| cert.is_expired(unix_now()));
+            if expired && sharing.connectivity != Connectivity::Offline {
+                let error = anyhow::Error::new(error)
+                    .context("the device's certificate has ended and was not renewed");
+                let next =
+                    "check the connection and the clock; if it stays so, enrol again with a new join token";
+                return Err(Failure::new(Code::Refused, error).next(next).into());
+            }
+            tracing::warn!(%error, "certificate not renewed yet");
+        }
+        let refused = |e: anyhow::Error| Failure::new(Code::Refused, e);
+        let credentials = Credentials::of_node(&identity).map_err(|e| refused(e.into()))?;
+        let endpoint = open_endpoint(&identity, &credentials, listen)?;
+        if !sharing.serves {
+            endpoint.set_server_config(None);
+        }
+        let quarantine = Arc::new(Quarantine::load(&data.join("quarantine.json")));
+        let parents_of = Parents::new(endpoint.clone(), parents.clone(), quarantine.clone());
+        Ok(Self {
+            data: data.to_owned(),
+            identity,
+            credentials,
+            endpoint,
+            parents: Arc::new(parents_of),
+            parent_addresses: parents,
+            quarantine,
+        })
+    }
+}
+
+/// One endpoint that dials from where it listens.
+fn open_endpoint(
+    identity: &NodeIdentity,
+    credentials: &Arc<Credentials>,
+    listen: SocketAddr,
+) -> anyhow::Result<Endpoint> {
+    let refused = |e: anyhow::Error| Failure::new(Code::Refused, e);
+    let ca = identity.ca_der().context("the device has no CA certificate").map_err(refused)?;
+    let reset = ResetKey::of_node(&identity.private_key());
+    let open = |address| -> anyhow::Result<Result<Endpoint, BindError>> {
+        let client = quic_client(credentials.clone(), ca).map_err(|e| refused(e.into()))?;
+        let server = quic_neighbour(credentials.clone(), ca).map_err(|e| refused(e.into()))?;
+        Ok(device_endpoint(address, client, server, &reset))
+    };
+    let opened = match open(listen)? {
+        // Some machines have but one family.
+        Err(_) if listen.ip() == Ipv6Addr::UNSPECIFIED => {
+            open((Ipv4Addr::UNSPECIFIED, listen.port()).into())?
+        }
+        other => other,
+    };
+    Ok(opened.map_err(|e| Failure::new(Code::Network, e.into()))?)
+}

@@ -1,0 +1,295 @@
+//! [`Directory`]: which nodes of which site listen where, and what they hold.
+//!
+//! Pure: records come verified, and a caller's clock says what has expired. Kept by every node that answers: by a parent for
+//! its children, by a device for the neighbours it has heard of.
+
+use std::collections::BTreeMap;
+
+use crate::limits::{DIRECTORY_NODES_MAX, DIRECTORY_SITES_MAX, PEX_RECORDS_MAX};
+use crate::proto::frame::PeerRecord;
+use crate::ranges::ChunkRanges;
+use crate::{ManifestId, NodeId};
+
+/// Most disjoint ranges remembered of what a node holds; beyond it the node ranks lower than it could, nothing else.
+const HELD_RANGES_MAX: usize = 1024;
+
+/// One group of nodes that may exchange laterally, by a name the caller gives.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SiteKey(pub String);
+
+#[derive(Debug)]
+struct Entry {
+    record: PeerRecord,
+    held: ChunkRanges,
+    /// Swarms the node is in now, with how often it opened each.
+    swarms: BTreeMap<ManifestId, u32>,
+    /// Unix seconds.
+    heard: u64,
+}
+
+/// A node is here with each of its processes: an agent and a pull of one device listen at two places.
+type Key = (NodeId, bool);
+
+#[derive(Debug, Default)]
+struct Site {
+    nodes: BTreeMap<Key, Entry>,
+    heard: u64,
+}
+
+/// Bounded: `DIRECTORY_SITES_MAX` sites of `DIRECTORY_NODES_MAX` nodes.
+#[derive(Debug, Default)]
+pub struct Directory {
+    sites: BTreeMap<SiteKey, Site>,
+}
+
+/// What a node that asks for neighbours is and wants.
+#[derive(Clone, Copy, Debug)]
+pub struct Asker<'a> {
+    /// Who asks: not told of itself.
+    pub node: NodeId,
+    /// The swarm.
+    pub manifest: ManifestId,
+    /// The chunks of that swarm.
+    pub chunks: &'a ChunkRanges,
+}
+
+impl Directory {
+    /// Takes a record whose signatures and addresses the caller has verified, at `now` (unix seconds). False for one that is
+    /// older than what is known, or expired.
+    pub fn handle_record(&mut self, now: u64, site: &SiteKey, node: NodeId, record: PeerRecord) -> bool {
+        if record.expires <= now {
+            return false;
+        }
+        if !self.sites.contains_key(site) && self.sites.len() >= DIRECTORY_SITES_MAX {
+            let oldest = self.sites.iter().min_by_key(|(_, site)| site.heard).map(|(key, _)| key.clone());
+            oldest.map(|key| self.sites.remove(&key));
+        }
+        let group = self.sites.entry(site.clone()).or_default();
+        group.heard = now;
+        group.nodes.retain(|_, entry| entry.record.expires > now);
+        let key = (node, record.resident);
+        if let Some(entry) = group.nodes.get_mut(&key) {
+            if entry.record.sequence >= record.sequence {
+                return false;
+            }
+            entry.record = record;
+            entry.heard = now;
+            return true;
+        }
+        if group.nodes.len() >= DIRECTORY_NODES_MAX {
+            let oldest = group.nodes.iter().min_by_key(|(_, entry)| entry.heard).map(|(key, _)| *key);
+            oldest.map(|key| group.nodes.remove(&key));
+        }
+        let (held, swarms) = (ChunkRanges::new(), BTreeMap::new());
+        group.nodes.insert(key, Entry { record, held, swarms, heard: now });
+        true
+    }
+
+    fn entry(&mut self, site: &SiteKey, node: NodeId, resident: bool) -> Option<&mut Entry> {
+        self.sites.get_mut(site)?.nodes.get_mut(&(node, resident))
+    }
+
+    /// A node opened a swarm.
+    pub fn handle_joined(&mut self, site: &SiteKey, node: NodeId, resident: bool, manifest: ManifestId) {
+        if let Some(entry) = self.entry(site, node, resident) {
+            *entry.swarms.entry(manifest).or_default() += 1;
+        }
+    }
+
+    /// A node announced chunks.
+    pub fn handle_have(&mut self, site: &SiteKey, node: NodeId, resident: bool, chunks: &ChunkRanges) {
+        let Some(entry) = self.entry(site, node, resident) else { return };
+        for range in chunks.iter() {
+            if entry.held.range_count() < HELD_RANGES_MAX {
+                entry.held.insert_range(range);
+            }
+        }
+    }
+
+    /// A node left a swarm. One that does not go on listening is forgotten with its last swarm; true then.
+    pub fn handle_left(
+        &mut self,
+        site: &SiteKey,
+        node: NodeId,
+        resident: bool,
+        manifest: ManifestId,
+    ) -> bool {
+        let Some(group) = self.sites.get_mut(site) else { return false };
+        let Some(entry) = group.nodes.get_mut(&(node, resident)) else { return false };
+        if let Some(times) = entry.swarms.get_mut(&manifest) {
+            *times -= 1;
+            if *times == 0 {
+                entry.swarms.remove(&manifest);
+            }
+        }
+        let gone = !resident && entry.swarms.is_empty();
+        if gone {
+            group.nodes.remove(&(node, resident));
+        }
+        if group.nodes.is_empty() {
+            self.sites.remove(site);
+        }
+        gone
+    }
+
+    /// Who may help `asker`, best first, at most `PEX_RECORDS_MAX`: those in `first` (they fetch for the site), then who holds
+    /// most of the swarm's chunks, then who is in the swarm. Ties fall differently for each asker, so that not all go to one.
+    pub fn ranked(&self, now: u64, site: &SiteKey, asker: Asker<'_>, first: &[NodeId]) -> Vec<PeerRecord> {
+        let Some(group) = self.sites.get(site) else { return Vec::new() };
+        let mut found: Vec<_> = group
+            .nodes
+            .iter()
+            .filter(|((node, _), entry)| {
+                *node != asker.node && entry.record.expires > now && !entry.record.addresses.is_empty()
+            })
+            .map(|((node, _), entry)| {
+                let overlap = entry.held.intersection(asker.chunks).len();
+                let joined = entry.swarms.contains_key(&asker.manifest);
+                let rank = (first.contains(node), overlap, joined);
+                (rank, tie(asker.node, *node), entry)
+            })
+            .filter(|((first, overlap, joined), ..)| *first || *overlap > 0 || *joined)
+            .collect();
+        found.sort_by_key(|(rank, tie, _)| (std::cmp::Reverse(*rank), *tie));
+        found.into_iter().take(PEX_RECORDS_MAX).map(|(.., entry)| entry.record.clone()).collect()
+    }
+}
+
+/// A number that differs for each pair.
+fn tie(asker: NodeId, node: NodeId) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&asker.0).update(&node.0);
+    u64::from_be_bytes(hasher.finalize().as_bytes()[..8].try_into().expect("eight of 32 bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::ChunkId;
+
+    const NOW: u64 = 1_000_000;
+    const V1: ManifestId = ManifestId([1; 32]);
+    const V2: ManifestId = ManifestId([2; 32]);
+
+    fn node(n: u16) -> NodeId {
+        let mut id = [0; 16];
+        id[..2].copy_from_slice(&n.to_be_bytes());
+        NodeId(id)
+    }
+
+    fn site() -> SiteKey {
+        SiteKey("hall".into())
+    }
+
+    fn record(n: u16, resident: bool, expires: u64) -> PeerRecord {
+        PeerRecord {
+            sequence: 1,
+            expires,
+            resident,
+            site: String::new(),
+            addresses: vec![([10, 0, (n >> 8) as u8, n as u8], 4434).into()],
+            certificate: Bytes::new(),
+            signature: [0; 64],
+        }
+    }
+
+    fn set(start: u64, end: u64) -> ChunkRanges {
+        [ChunkId(start)..=ChunkId(end)].into_iter().collect()
+    }
+
+    fn ports(records: &[PeerRecord]) -> Vec<u8> {
+        records
+            .iter()
+            .map(|r| match r.addresses[0].ip() {
+                std::net::IpAddr::V4(ip) => ip.octets()[3],
+                std::net::IpAddr::V6(_) => 0,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_list_is_short_ranked_and_of_the_site_alone() {
+        let mut directory = Directory::default();
+        let chunks = set(1, 100);
+        for n in 1..=20 {
+            assert!(directory.handle_record(NOW, &site(), node(n), record(n, false, NOW + 60)));
+            directory.handle_joined(&site(), node(n), false, V2);
+        }
+        // Holds a relative of the swarm's manifest, and is not in the swarm itself.
+        directory.handle_record(NOW, &site(), node(30), record(30, true, NOW + 60));
+        directory.handle_have(&site(), node(30), true, &set(50, 500));
+        directory.handle_have(&site(), node(7), false, &set(1, 90));
+        directory.handle_record(NOW, &SiteKey("other".into()), node(40), record(40, true, NOW + 60));
+        let asker = Asker { node: node(3), manifest: V2, chunks: &chunks };
+        let list = ports(&directory.ranked(NOW, &site(), asker, &[node(9)]));
+        assert_eq!(list.len(), PEX_RECORDS_MAX);
+        assert_eq!(list[..3], [9, 7, 30], "who fetches, then who holds most");
+        assert!(!list.contains(&3) && !list.contains(&40));
+        let other = ports(&directory.ranked(NOW, &site(), Asker { node: node(4), ..asker }, &[node(9)]));
+        assert_ne!(list[3..], other[3..], "another asker is sent to others");
+        let nobody = Asker { manifest: V1, chunks: &set(900, 901), ..asker };
+        assert!(directory.ranked(NOW, &site(), nobody, &[]).is_empty(), "nobody has any of it");
+    }
+
+    #[test]
+    fn a_record_expires_and_an_older_one_does_not_come_back() {
+        let mut directory = Directory::default();
+        let newer = PeerRecord { sequence: 2, ..record(1, true, NOW + 60) };
+        assert!(directory.handle_record(NOW, &site(), node(1), newer));
+        assert!(!directory.handle_record(NOW, &site(), node(1), record(1, true, NOW + 600)));
+        assert!(!directory.handle_record(NOW, &site(), node(2), record(2, true, NOW)));
+        directory.handle_joined(&site(), node(1), true, V1);
+        let chunks = set(1, 1);
+        let asker = Asker { node: node(9), manifest: V1, chunks: &chunks };
+        assert_eq!(directory.ranked(NOW, &site(), asker, &[]).len(), 1);
+        assert!(directory.ranked(NOW + 60, &site(), asker, &[]).is_empty());
+    }
+
+    #[test]
+    fn a_pull_is_forgotten_when_it_leaves_and_an_agent_is_not() {
+        let mut directory = Directory::default();
+        for resident in [false, true] {
+            directory.handle_record(NOW, &site(), node(1), record(1, resident, NOW + 60));
+            directory.handle_joined(&site(), node(1), resident, V1);
+            directory.handle_have(&site(), node(1), resident, &set(1, 5));
+        }
+        assert!(directory.handle_left(&site(), node(1), false, V1));
+        assert!(!directory.handle_left(&site(), node(1), true, V1));
+        let chunks = set(1, 5);
+        let asker = Asker { node: node(9), manifest: V1, chunks: &chunks };
+        let list = directory.ranked(NOW, &site(), asker, &[]);
+        assert!(list.len() == 1 && list[0].resident);
+    }
+
+    #[test]
+    fn nodes_that_serve_nobody_are_not_handed_out() {
+        let mut directory = Directory::default();
+        let silent = PeerRecord { addresses: Vec::new(), ..record(1, false, NOW + 60) };
+        directory.handle_record(NOW, &site(), node(1), silent);
+        directory.handle_joined(&site(), node(1), false, V1);
+        let chunks = set(1, 1);
+        let asker = Asker { node: node(9), manifest: V1, chunks: &chunks };
+        assert!(directory.ranked(NOW, &site(), asker, &[node(1)]).is_empty());
+    }
+
+    #[test]
+    fn sites_and_nodes_are_bounded() {
+        let mut directory = Directory::default();
+        for n in 0..DIRECTORY_NODES_MAX as u16 + 10 {
+            directory.handle_record(NOW + u64::from(n), &site(), node(n), record(n, true, NOW + 100_000));
+        }
+        assert_eq!(directory.sites[&site()].nodes.len(), DIRECTORY_NODES_MAX);
+        assert!(!directory.sites[&site()].nodes.contains_key(&(node(0), true)), "heard of longest ago");
+        for n in 0..DIRECTORY_SITES_MAX + 10 {
+            directory.handle_record(
+                NOW + 5000 + n as u64,
+                &SiteKey(n.to_string()),
+                node(1),
+                record(1, true, NOW + 100_000),
+            );
+        }
+        assert_eq!(directory.sites.len(), DIRECTORY_SITES_MAX);
+    }
+}

@@ -1,0 +1,200 @@
+//! [`Leases`]: one uplink fetch per chunk per site, at a parent that has everything.
+//!
+//! Pure: the caller says who asks and what was sent. A chunk asked for by one node of a site is leased to it; the others are
+//! told to ask that node. A lease ends a fixed time after its last progress, so whatever happens to its holder, or to the way
+//! to it, nobody waits longer than that for a chunk the parent has.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::limits::LEASES_MAX;
+use crate::ranges::ChunkRanges;
+use crate::time::Timestamp;
+use crate::{ChunkId, NodeId};
+
+/// How long a lease outlives its last progress: what its holder has to announce a chunk, or to recover, before a second
+/// copy crosses the uplink.
+pub const LEASE: Duration = Duration::from_secs(10);
+
+/// One grant: a batch that is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LeaseId(u64);
+
+#[derive(Debug)]
+struct Lease {
+    holder: NodeId,
+    chunks: ChunkRanges,
+    /// Those of them that were sent.
+    sent: ChunkRanges,
+    until: Timestamp,
+}
+
+/// The leases of one site in one swarm.
+#[derive(Debug, Default)]
+pub struct Leases {
+    leases: BTreeMap<LeaseId, Lease>,
+    next: u64,
+}
+
+impl Leases {
+    /// `asker` asks for `wanted`: what it gets, under which lease, and what is leased to others of its site.
+    ///
+    /// Cost: the ranges of all leases in force, of which there are at most `LEASES_MAX`.
+    pub fn handle_request(
+        &mut self,
+        now: Timestamp,
+        asker: NodeId,
+        wanted: &ChunkRanges,
+    ) -> (LeaseId, ChunkRanges, ChunkRanges) {
+        self.expire(now);
+        let mut granted = wanted.clone();
+        for lease in self.leases.values().filter(|lease| lease.holder != asker) {
+            granted = granted.difference(&lease.chunks);
+        }
+        let refused = wanted.difference(&granted);
+        let id = LeaseId(self.next);
+        self.next += 1;
+        self.insert(id, now, asker, granted.clone(), ChunkRanges::new());
+        (id, granted, refused)
+    }
+
+    /// `holder` announced chunks that it got elsewhere: the others ask it first.
+    pub fn handle_have(&mut self, now: Timestamp, holder: NodeId, chunks: &ChunkRanges) {
+        self.expire(now);
+        let mut fresh = chunks.clone();
+        for lease in self.leases.values() {
+            fresh = fresh.difference(&lease.chunks);
+        }
+        let id = LeaseId(self.next);
+        self.next += 1;
+        self.insert(id, now, holder, fresh.clone(), fresh);
+    }
+
+    fn insert(
+        &mut self,
+        id: LeaseId,
+        now: Timestamp,
+        holder: NodeId,
+        chunks: ChunkRanges,
+        sent: ChunkRanges,
+    ) {
+        if !chunks.is_empty() && self.leases.len() < LEASES_MAX {
+            self.leases.insert(id, Lease { holder, chunks, sent, until: now + LEASE });
+        }
+    }
+
+    /// A chunk was sent under a lease.
+    pub fn handle_sent(&mut self, now: Timestamp, id: LeaseId, chunk: ChunkId) {
+        if let Some(lease) = self.leases.get_mut(&id) {
+            lease.sent.insert(chunk);
+            lease.until = now + LEASE;
+        }
+    }
+
+    /// The batch of a lease is over, well or not: what was not sent is free for others at once.
+    pub fn handle_end(&mut self, id: LeaseId) {
+        let Some(lease) = self.leases.get_mut(&id) else { return };
+        lease.chunks = std::mem::take(&mut lease.sent);
+        lease.sent = lease.chunks.clone();
+        if lease.chunks.is_empty() {
+            self.leases.remove(&id);
+        }
+    }
+
+    /// A node left and serves nobody any more.
+    pub fn handle_gone(&mut self, holder: NodeId) {
+        self.leases.retain(|_, lease| lease.holder != holder);
+    }
+
+    /// Who holds leases now.
+    pub fn holders(&self, now: Timestamp) -> impl Iterator<Item = NodeId> + '_ {
+        self.leases.values().filter(move |lease| lease.until > now).map(|lease| lease.holder)
+    }
+
+    /// Whether nothing is leased any more.
+    pub fn is_idle(&mut self, now: Timestamp) -> bool {
+        self.expire(now);
+        self.leases.is_empty()
+    }
+
+    fn expire(&mut self, now: Timestamp) {
+        self.leases.retain(|_, lease| lease.until > now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const T0: Timestamp = Timestamp(1_000_000);
+    const A: NodeId = NodeId([1; 16]);
+    const B: NodeId = NodeId([2; 16]);
+
+    fn set(start: u64, end: u64) -> ChunkRanges {
+        [ChunkId(start)..=ChunkId(end)].into_iter().collect()
+    }
+
+    #[test]
+    fn what_one_node_asked_for_is_refused_to_the_next_and_not_to_itself() {
+        let mut leases = Leases::default();
+        let (_, granted, refused) = leases.handle_request(T0, A, &set(1, 10));
+        assert_eq!((granted, refused), (set(1, 10), ChunkRanges::new()));
+        let (_, granted, refused) = leases.handle_request(T0, B, &set(8, 15));
+        assert_eq!((granted, refused), (set(11, 15), set(8, 10)));
+        let (_, granted, refused) = leases.handle_request(T0, A, &set(9, 12));
+        assert_eq!((granted, refused), (set(9, 10), set(11, 12)));
+        assert_eq!(leases.holders(T0).collect::<Vec<_>>(), [A, B, A]);
+    }
+
+    #[test]
+    fn a_lease_lives_by_its_progress_and_a_dead_holder_loses_it() {
+        let mut leases = Leases::default();
+        let (id, ..) = leases.handle_request(T0, A, &set(1, 10));
+        let later = T0 + Duration::from_secs(9);
+        leases.handle_sent(later, id, ChunkId(1));
+        let (_, granted, _) = leases.handle_request(T0 + LEASE, B, &set(1, 10));
+        assert!(granted.is_empty(), "progress renewed it");
+        let (_, granted, _) = leases.handle_request(later + LEASE, B, &set(1, 10));
+        assert_eq!(granted, set(1, 10), "no progress for the length of a lease");
+    }
+
+    #[test]
+    fn an_ended_batch_frees_what_was_not_sent_and_keeps_what_was() {
+        let mut leases = Leases::default();
+        let (id, ..) = leases.handle_request(T0, A, &set(1, 10));
+        leases.handle_sent(T0, id, ChunkId(4));
+        leases.handle_end(id);
+        let (second, granted, refused) = leases.handle_request(T0, B, &set(1, 10));
+        assert_eq!(refused, set(4, 4));
+        assert_eq!(granted.len(), 9);
+        leases.handle_end(second);
+        leases.handle_gone(A);
+        let (_, granted, _) = leases.handle_request(T0, B, &set(1, 10));
+        assert_eq!(granted, set(1, 10));
+    }
+
+    #[test]
+    fn what_a_node_announces_is_had_from_it_first() {
+        let mut leases = Leases::default();
+        leases.handle_have(T0, A, &set(1, 5));
+        let (_, granted, refused) = leases.handle_request(T0, B, &set(1, 10));
+        assert_eq!((granted, refused), (set(6, 10), set(1, 5)));
+        // Announced by the second too: no second lease, and the first still ends.
+        leases.handle_have(T0 + Duration::from_secs(5), B, &set(1, 5));
+        let (_, granted, _) = leases.handle_request(T0 + LEASE, NodeId([3; 16]), &set(1, 5));
+        assert_eq!(granted, set(1, 5));
+        assert!(leases.is_idle(T0 + LEASE + LEASE));
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_beyond_it_requests_are_granted() {
+        let mut leases = Leases::default();
+        for n in 1..=LEASES_MAX as u64 + 10 {
+            let (_, granted, _) = leases.handle_request(T0, A, &set(n, n));
+            assert_eq!(granted, set(n, n));
+        }
+        assert_eq!(leases.leases.len(), LEASES_MAX);
+        let last = LEASES_MAX as u64 + 10;
+        assert_eq!(leases.handle_request(T0, B, &set(last, last)).1, set(last, last));
+    }
+}

@@ -1,0 +1,163 @@
+//! Keeps one peer connected and in the swarm, and says when it is not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use distd_core::ManifestId;
+use distd_core::proto::control::ControlEvent;
+use distd_core::ranges::ChunkRanges;
+use distd_core::swarm::{PeerFault, PeerId};
+use tokio::sync::mpsc;
+
+use super::{Exchange, Message, chain};
+use crate::neighbours::{Neighbour, NeighbourError, Neighbourhood};
+use crate::net::{Link, LinkError, SwarmLink};
+use crate::parents::{Parents, ParentsError};
+
+/// First pause before a lost peer is dialled again; doubles up to [`REDIAL_MAX`].
+const REDIAL: Duration = Duration::from_millis(100);
+const REDIAL_MAX: Duration = Duration::from_secs(5);
+
+/// How often in a row a neighbour is dialled in vain; there are others.
+const NEIGHBOUR_TRIES: u32 = 4;
+
+/// How long new holdings are gathered before they are announced.
+const GATHER: Duration = Duration::from_millis(500);
+
+/// Whom to dial.
+pub(super) enum Whom {
+    /// One of the parents.
+    Parent(Arc<Parents>, usize),
+    /// A neighbour.
+    Neighbour(Arc<Neighbourhood>, Neighbour),
+}
+
+/// Why a swarm could not be joined.
+#[derive(Debug, thiserror::Error)]
+enum JoinError {
+    #[error(transparent)]
+    Parent(#[from] ParentsError),
+    #[error(transparent)]
+    Neighbour(#[from] NeighbourError),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+}
+
+/// One peer's task.
+pub(super) struct Caller {
+    pub(super) peer: PeerId,
+    pub(super) whom: Whom,
+    pub(super) manifest: ManifestId,
+    pub(super) exchange: Option<Exchange>,
+    /// What the driver was started for.
+    pub(super) wanted: Arc<ChunkRanges>,
+    pub(super) tx: mpsc::Sender<Message>,
+}
+
+impl Caller {
+    pub(super) async fn run(self) {
+        let mut pause = REDIAL;
+        let mut tries = 0;
+        loop {
+            let problem = match self.join().await {
+                Ok(swarm) => {
+                    if self.tx.send(Message::Connected(self.peer, swarm.handle())).await.is_err() {
+                        return;
+                    }
+                    let followed = self.follow(swarm, &mut || (pause, tries) = (REDIAL, 0)).await;
+                    followed.err().map_or_else(|| "the peer left the swarm".to_owned(), |e| chain(&e))
+                }
+                Err(error) => chain(&error),
+            };
+            if self.tx.send(Message::Lost(self.peer, problem)).await.is_err() {
+                return;
+            }
+            tries += 1;
+            if matches!(self.whom, Whom::Neighbour(..)) && tries >= NEIGHBOUR_TRIES {
+                let _ = self.tx.send(Message::Gone(self.peer)).await;
+                return;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(REDIAL_MAX);
+        }
+    }
+
+    async fn join(&self) -> Result<SwarmLink, JoinError> {
+        let link: Arc<Link> = match &self.whom {
+            Whom::Parent(parents, index) => parents.link(*index).await?,
+            Whom::Neighbour(neighbourhood, neighbour) => neighbourhood.link(neighbour).await?,
+        };
+        let Some(exchange) = &self.exchange else { return Ok(link.open_swarm(self.manifest).await?) };
+        let own = exchange.neighbourhood.own_record(link.remote())?;
+        Ok(link.open_swarm_exchanging(self.manifest, own).await?)
+    }
+
+    /// Until the peer leaves the swarm. `opened` is called when it has answered.
+    async fn follow(&self, mut swarm: SwarmLink, opened: &mut impl FnMut()) -> Result<(), LinkError> {
+        let Some(exchange) = &self.exchange else {
+            while let Some(event) = self.next(&mut swarm).await? {
+                self.handle(event, opened).await;
+            }
+            return Ok(());
+        };
+        let mut growth = exchange.holdings.subscribe();
+        // What is held already is news too.
+        growth.mark_changed();
+        let half = Duration::from_secs(exchange.neighbourhood.record_seconds() / 2);
+        let mut renew = tokio::time::interval_at(tokio::time::Instant::now() + half, half);
+        let mut announce = tokio::time::interval(GATHER);
+        announce.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = self.next(&mut swarm) => match event? {
+                    Some(event) => self.handle(event, opened).await,
+                    None => return Ok(()),
+                },
+                _ = announce.tick(), if growth.has_changed().unwrap_or(false) => {
+                    growth.mark_unchanged();
+                    swarm.announce(&self.news(exchange)).await?;
+                }
+                // Wakes the loop; the tick above then is due.
+                Ok(()) = growth.changed(), if !growth.has_changed().unwrap_or(true) => growth.mark_changed(),
+                _ = renew.tick() => {
+                    if let Ok(own) = exchange.neighbourhood.own_record(swarm.handle().link.remote()) {
+                        swarm.send_record(own).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn next(&self, swarm: &mut SwarmLink) -> Result<Option<ControlEvent>, LinkError> {
+        let event = swarm.next_event().await;
+        if let Err(error) = &event
+            && error.is_breach()
+        {
+            let _ = self.tx.send(Message::Breach(self.peer, chain(error), PeerFault::Protocol)).await;
+        }
+        event
+    }
+
+    /// What to announce: a neighbour may want any chunk, a parent is told only of those that others may fetch from it too.
+    fn news(&self, exchange: &Exchange) -> ChunkRanges {
+        let held = exchange.holdings.snapshot();
+        match &self.whom {
+            Whom::Parent(..) => held.intersection(&self.wanted),
+            Whom::Neighbour(..) => held,
+        }
+    }
+
+    async fn handle(&self, event: ControlEvent, opened: &mut impl FnMut()) {
+        let message = match event {
+            ControlEvent::Open(_) => return opened(),
+            ControlEvent::Choked(choke) => Message::Choked(self.peer, choke.retry_after),
+            ControlEvent::Have(chunks) if matches!(self.whom, Whom::Neighbour(..)) => {
+                Message::Have(self.peer, chunks)
+            }
+            ControlEvent::Peers(records) => Message::Peers(records),
+            _ => return,
+        };
+        // The driver is gone only when nobody waits for the answer.
+        let _ = self.tx.send(message).await;
+    }
+}

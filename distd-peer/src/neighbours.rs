@@ -1,0 +1,273 @@
+//! The neighbours of this device: whom it has heard of, and the connections to them, shared by all swarms.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use distd_core::proto::close::CloseCode;
+use distd_core::proto::frame::PeerRecord;
+use distd_core::{ManifestId, NodeId};
+use quinn::Endpoint;
+use rustls::pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::unix_now;
+use crate::net::{Link, LinkError, Meter, MeterReading, own_address};
+use crate::quarantine::Quarantine;
+use crate::serve::Sites;
+use crate::trust::files;
+use crate::trust::identity::IdentityError;
+use crate::trust::record::{RecordSigner, verify_record};
+
+/// Most neighbours remembered over restarts; the one heard of longest ago goes first.
+const REMEMBERED_MAX: usize = 64;
+
+/// How long one is remembered that is not heard of again, seconds.
+const REMEMBERED_SECONDS: u64 = 30 * 24 * 3600;
+
+/// A node and where it listens.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Neighbour {
+    /// Who is to answer there.
+    pub node: NodeId,
+    /// Where.
+    pub address: SocketAddr,
+}
+
+/// Why a neighbour cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum NeighbourError {
+    /// It could not be dialled.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// It sent wrong bytes before, or is farther away than this device may reach.
+    #[error("neighbour {0} is in quarantine or out of reach")]
+    Unusable(NodeId),
+    /// This node's own record cannot be made.
+    #[error("could not sign this node's peer record")]
+    Record(#[source] IdentityError),
+}
+
+type LinkSlot = Arc<tokio::sync::Mutex<Option<Arc<Link>>>>;
+
+/// What a device lets its neighbours be.
+pub struct Neighbours {
+    /// Whether they may dial this device.
+    pub serves: bool,
+    /// Who of them is not asked.
+    pub quarantine: Arc<Quarantine>,
+    /// Where those heard of go, for the device's own server to tell on.
+    pub sites: Arc<Sites>,
+    /// File of those reached in earlier sessions.
+    pub remembered: PathBuf,
+    /// Whether an address may be dialled.
+    pub allowed: Box<dyn Fn(SocketAddr) -> bool + Send + Sync>,
+}
+
+/// A device among its neighbours.
+pub struct Neighbourhood {
+    endpoint: Endpoint,
+    ca: CertificateDer<'static>,
+    signer: RecordSigner,
+    settings: Neighbours,
+    links: Mutex<HashMap<Neighbour, LinkSlot>>,
+    remembered: Remembered,
+    meter: Arc<Meter>,
+}
+
+impl Neighbourhood {
+    /// Dials from `endpoint`, where the device also listens when it serves.
+    pub fn new(
+        endpoint: Endpoint,
+        ca: CertificateDer<'static>,
+        signer: RecordSigner,
+        settings: Neighbours,
+    ) -> Arc<Self> {
+        let remembered = Remembered::load(&settings.remembered);
+        let (links, meter) = (Mutex::default(), Arc::default());
+        Arc::new(Self { endpoint, ca, signer, settings, links, remembered, meter })
+    }
+
+    /// Whether it may be dialled: not this device itself, not in quarantine, not too far away.
+    fn is_usable(&self, neighbour: &Neighbour) -> bool {
+        neighbour.node != self.signer.node_id()
+            && self.settings.quarantine.until(&neighbour.node, unix_now()).is_none()
+            && (self.settings.allowed)(neighbour.address)
+    }
+
+    /// This node's record for whoever is at `remote`.
+    ///
+    /// # Errors
+    /// [`NeighbourError::Record`].
+    pub fn own_record(&self, remote: SocketAddr) -> Result<PeerRecord, NeighbourError> {
+        let port = self.endpoint.local_addr().map_or(0, |at| at.port());
+        let own = own_address(remote, port).ok().filter(|_| self.settings.serves && port != 0);
+        self.signer.sign(own.into_iter().collect()).map_err(NeighbourError::Record)
+    }
+
+    /// How long a record of this node holds, seconds.
+    pub fn record_seconds(&self) -> u64 {
+        self.signer.seconds()
+    }
+
+    /// The neighbours that `records`, which came in the swarm of `manifest`, tell of: those that verify and may be dialled.
+    pub fn take(&self, manifest: ManifestId, records: Vec<PeerRecord>) -> Vec<Neighbour> {
+        let now = unix_now();
+        let mut found = Vec::new();
+        for record in records {
+            let node = match verify_record(&record, &self.ca, now) {
+                Ok(node) => node,
+                Err(error) => {
+                    tracing::info!(%error, "peer record refused");
+                    continue;
+                }
+            };
+            let first = record.addresses.iter().map(|&address| Neighbour { node, address });
+            let Some(neighbour) = first.into_iter().find(|neighbour| self.is_usable(neighbour)) else {
+                continue;
+            };
+            found.push(neighbour);
+            self.settings.sites.learned(node, manifest, record);
+        }
+        found
+    }
+
+    /// Neighbours of earlier sessions, the one heard of last first.
+    pub fn remembered(&self) -> Vec<Neighbour> {
+        let mut known = self.remembered.list(unix_now());
+        known.retain(|neighbour| self.is_usable(neighbour));
+        known
+    }
+
+    /// Remembers a neighbour for later sessions.
+    pub fn remember(&self, neighbour: &Neighbour) {
+        self.remembered.add(neighbour, unix_now());
+    }
+
+    /// The connection to a neighbour, made now if there is none.
+    ///
+    /// # Errors
+    /// [`NeighbourError`].
+    pub async fn link(&self, neighbour: &Neighbour) -> Result<Arc<Link>, NeighbourError> {
+        let node = neighbour.node;
+        if !self.is_usable(neighbour) {
+            return Err(NeighbourError::Unusable(node));
+        }
+        let slot = {
+            let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+            links.entry(neighbour.clone()).or_default().clone()
+        };
+        let mut held = slot.lock().await;
+        if let Some(link) = held.as_ref().filter(|link| !link.is_closed()) {
+            return Ok(link.clone());
+        }
+        let dialled =
+            Link::connect_neighbour(&self.endpoint, neighbour.address, node, &self.meter, unix_now()).await?;
+        let link = Arc::new(dialled);
+        self.remember(neighbour);
+        *held = Some(link.clone());
+        Ok(link)
+    }
+
+    /// Marks the node behind a link as a liar, persistently.
+    pub fn quarantine(&self, link: &Link) {
+        self.settings.quarantine.add(link.node_id(), unix_now());
+        link.close(CloseCode::IntegrityFailed);
+    }
+
+    /// What came from neighbours so far.
+    pub fn reading(&self) -> MeterReading {
+        self.meter.read()
+    }
+}
+
+/// One line of the file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Line {
+    node: String,
+    address: SocketAddr,
+    /// Unix seconds.
+    heard: u64,
+}
+
+/// Neighbours that were reached, in a JSON file. Addresses to try, nothing more: whoever answers there must show the certificate
+/// of that node.
+struct Remembered {
+    path: PathBuf,
+    lines: Mutex<BTreeMap<Neighbour, u64>>,
+}
+
+impl Remembered {
+    fn load(path: &Path) -> Self {
+        let lines: Vec<Line> = match files::read(path) {
+            Ok(Some(bytes)) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                tracing::warn!(path = %path.display(), %error, "remembered neighbours are unreadable and forgotten");
+                Vec::new()
+            }),
+            _ => Vec::new(),
+        };
+        let parse = |line: Line| {
+            Some((Neighbour { node: line.node.parse().ok()?, address: line.address }, line.heard))
+        };
+        let lines = lines.into_iter().take(REMEMBERED_MAX).filter_map(parse).collect();
+        Self { path: path.to_owned(), lines: Mutex::new(lines) }
+    }
+
+    fn lines(&self) -> MutexGuard<'_, BTreeMap<Neighbour, u64>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn list(&self, now: u64) -> Vec<Neighbour> {
+        let lines = self.lines();
+        let young = lines.iter().filter(|(_, heard)| **heard + REMEMBERED_SECONDS > now);
+        let mut list: Vec<_> = young.map(|(neighbour, heard)| (*heard, neighbour.clone())).collect();
+        list.sort_by_key(|(heard, _)| std::cmp::Reverse(*heard));
+        list.into_iter().map(|(_, neighbour)| neighbour).collect()
+    }
+
+    fn add(&self, neighbour: &Neighbour, now: u64) {
+        let mut lines = self.lines();
+        // A device has one place where it is found again, and a pull's is gone with it.
+        lines.insert(neighbour.clone(), now);
+        while lines.len() > REMEMBERED_MAX {
+            let oldest =
+                lines.iter().min_by_key(|(_, heard)| **heard).map(|(neighbour, _)| neighbour.clone());
+            oldest.map(|neighbour| lines.remove(&neighbour));
+        }
+        let list: Vec<Line> = lines
+            .iter()
+            .map(|(n, heard)| Line { node: n.node.to_string(), address: n.address, heard: *heard })
+            .collect();
+        let text = serde_json::to_vec_pretty(&list).expect("strings and numbers always encode");
+        if let Err(error) = files::write_atomic(&self.path, &text, 0o600) {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "neighbours are remembered until restart only"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_outlive_a_restart_and_are_few() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("neighbours.json");
+        let neighbour = |n: u8| Neighbour { node: NodeId([n; 16]), address: ([10, 0, 0, n], 4434).into() };
+        let first = Remembered::load(&path);
+        for n in 0..REMEMBERED_MAX as u8 + 5 {
+            first.add(&neighbour(n), 1000 + u64::from(n));
+        }
+        let again = Remembered::load(&path).list(2000);
+        assert_eq!(again.len(), REMEMBERED_MAX);
+        assert_eq!(again[0], neighbour(REMEMBERED_MAX as u8 + 4), "the one heard of last");
+        assert!(!again.contains(&neighbour(0)));
+        assert!(Remembered::load(&path).list(1100 + REMEMBERED_SECONDS).is_empty());
+        std::fs::write(&path, "garbage").expect("write");
+        assert!(Remembered::load(&path).list(0).is_empty());
+    }
+}

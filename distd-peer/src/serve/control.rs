@@ -1,0 +1,161 @@
+//! The control stream of one swarm, answered.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use distd_core::proto::Frame;
+use distd_core::proto::close::CloseCode;
+use distd_core::proto::control::{Control, ControlEvent, Side};
+use distd_core::proto::frame::{Handshake, PeerRecord};
+use tokio::sync::watch;
+
+use super::connection::{OpenSwarm, Peer, SwarmState};
+use super::streams::{refuse, wire};
+use crate::net::{FrameReader, FrameWriter, WireError};
+
+/// How often a node that does not say when it holds more looks whether it does.
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(30);
+
+/// How long new holdings are gathered before they are announced, and new neighbours before they are told of.
+const GATHER: Duration = Duration::from_millis(100);
+
+pub(super) async fn answer(
+    peer: &Peer,
+    id: u64,
+    writer: &mut FrameWriter,
+    reader: &mut FrameReader,
+) -> Result<(), CloseCode> {
+    let result = open(peer, id, writer, reader).await;
+    if let Err(code) = result {
+        // Requests that already wait for this swarm learn why it never opened.
+        peer.swarms.set(id, SwarmState::Refused(code));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    peer.swarms.forget(id);
+    result
+}
+
+async fn open(
+    peer: &Peer,
+    id: u64,
+    writer: &mut FrameWriter,
+    reader: &mut FrameReader,
+) -> Result<(), CloseCode> {
+    let Some(Frame::Handshake(theirs)) = reader.next().await.map_err(wire)? else {
+        return Err(CloseCode::Protocol);
+    };
+    let (manifest, exchanges) = (theirs.manifest, theirs.exchanges);
+    let content =
+        peer.server.content.swarm(&peer.identity, manifest).await.map_err(|e| refuse("swarm", &e))?;
+    let ours = Handshake { fetches_upstream: content.fetches_upstream(), ..Handshake::new(manifest) };
+    let mut control = Control::new(Side::Answerer, ours);
+    control.handle_frame(Frame::Handshake(theirs)).map_err(|e| e.close_code())?;
+    let mut member = None;
+    if exchanges {
+        // Before any batch of the swarm is answered: what it asks for may be leased.
+        let frame = reader.next().await.map_err(wire)?.ok_or(CloseCode::Protocol)?;
+        let Ok(Some(ControlEvent::Peers(records))) = control.handle_frame(frame) else {
+            return Err(CloseCode::Protocol);
+        };
+        if let (Some(sites), Some(own)) = (&peer.server.config.sites, records.into_iter().next()) {
+            member = sites.join(peer.identity.node_id, peer.observed, manifest, own);
+        }
+    }
+    let swarm = Arc::new(OpenSwarm { content, member });
+    peer.swarms.set(id, SwarmState::Open(swarm.clone()));
+    Answerer { peer, swarm: &swarm, control, told: None }.run(writer, reader).await
+}
+
+struct Answerer<'a> {
+    peer: &'a Peer,
+    swarm: &'a OpenSwarm,
+    control: Control,
+    /// Records told already, once the peer has asked for any: by certificate and kind, the sequence.
+    told: Option<BTreeMap<(Bytes, bool), u64>>,
+}
+
+impl Answerer<'_> {
+    async fn run(&mut self, writer: &mut FrameWriter, reader: &mut FrameReader) -> Result<(), CloseCode> {
+        let mut look = tokio::time::interval(ANNOUNCE_EVERY);
+        let mut growth = self.swarm.content.growth();
+        let mut site = self.swarm.member.as_ref().map(|member| member.changes());
+        loop {
+            while let Some(frame) = self.control.poll_transmit() {
+                writer.send(&frame).await.map_err(wire)?;
+            }
+            tokio::select! {
+                frame = reader.next() => match frame {
+                    Ok(Some(frame)) => self.take(frame)?,
+                    Ok(None) => return Ok(()),
+                    // Silence on a control stream is no fault.
+                    Err(WireError::Stalled(_)) => {}
+                    Err(e) => return Err(e.close_code()),
+                },
+                _ = look.tick() => self.announce().await?,
+                () = gathered(&mut growth) => self.announce().await?,
+                () = gathered(&mut site) => self.tell_neighbours(false),
+            }
+        }
+    }
+
+    async fn announce(&mut self) -> Result<(), CloseCode> {
+        let held = self.swarm.content.held().await.map_err(|e| refuse("holdings", &e))?;
+        self.control.announce(&held);
+        Ok(())
+    }
+
+    fn take(&mut self, frame: Frame) -> Result<(), CloseCode> {
+        match self.control.handle_frame(frame).map_err(|e| e.close_code())? {
+            Some(ControlEvent::Have(chunks)) => {
+                if let Some(member) = &self.swarm.member {
+                    member.have(&chunks.intersection(&self.swarm.content.ids()));
+                }
+            }
+            Some(ControlEvent::PeersWanted) => {
+                self.told = Some(BTreeMap::new());
+                self.tell_neighbours(true);
+            }
+            Some(ControlEvent::Peers(records)) => {
+                if let (Some(member), Some(own)) = (&self.swarm.member, records.into_iter().next()) {
+                    member.refresh(self.peer.observed, own);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Tells the peer of neighbours it was not told of; with `always` also that there are none.
+    fn tell_neighbours(&mut self, always: bool) {
+        let Some(told) = &mut self.told else { return };
+        let listed = self.swarm.member.as_ref().map(|m| m.neighbours(&self.swarm.content.ids()));
+        let key = |record: &PeerRecord| (record.certificate.clone(), record.resident);
+        let mut fresh = listed.unwrap_or_default();
+        fresh.retain(|record| told.get(&key(record)).is_none_or(|sequence| *sequence < record.sequence));
+        // As many as a list may have, however long the stream is open.
+        while told.len() > 64 {
+            told.pop_first();
+        }
+        told.extend(fresh.iter().map(|record| (key(record), record.sequence)));
+        if always || !fresh.is_empty() {
+            self.control.send_peers(fresh);
+        }
+    }
+}
+
+/// Waits for a change, and a moment more for those that follow at once.
+async fn gathered(changes: &mut Option<watch::Receiver<()>>) {
+    let Some(receiver) = changes else { return std::future::pending().await };
+    if !receiver.has_changed().unwrap_or(false) {
+        if receiver.changed().await.is_err() {
+            *changes = None;
+            return std::future::pending().await;
+        }
+        // Not lost when something else comes first.
+        receiver.mark_changed();
+    }
+    tokio::time::sleep(GATHER).await;
+    receiver.mark_unchanged();
+}

@@ -1,0 +1,84 @@
+//! A device as content: what it pulls now, and what it has installed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use distd_core::ManifestId;
+use distd_core::manifest::Manifest;
+
+use super::swarm::Serving;
+use super::{Manifests, ShareCounters, SharedSwarm};
+use crate::serve::{Content, ServeError, Swarm};
+use crate::trust::tls::PeerIdentity;
+
+/// What a device has besides what it is pulling.
+#[async_trait]
+pub trait Shelf: Send + Sync + 'static {
+    /// What is held of this manifest; `None` when nothing is.
+    async fn find(&self, id: ManifestId, content: &Arc<DeviceContent>) -> Option<Arc<SharedSwarm>>;
+
+    /// A manifest that is known.
+    fn manifest(&self, id: &ManifestId) -> Option<Arc<Manifest>>;
+}
+
+/// What a device serves its neighbours: chunks and manifest nodes. Neither metadata nor enrolments, for it is nobody's parent.
+pub struct DeviceContent {
+    published: Mutex<BTreeMap<ManifestId, Arc<SharedSwarm>>>,
+    shelf: Arc<dyn Shelf>,
+    /// Counters.
+    pub counters: Arc<ShareCounters>,
+}
+
+impl DeviceContent {
+    /// A device with this shelf.
+    pub fn new(shelf: Arc<dyn Shelf>) -> Arc<Self> {
+        Arc::new(Self { published: Mutex::default(), shelf, counters: Arc::default() })
+    }
+
+    fn published(&self) -> MutexGuard<'_, BTreeMap<ManifestId, Arc<SharedSwarm>>> {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves a swarm from now on.
+    pub fn publish(&self, swarm: Arc<SharedSwarm>) {
+        self.published().insert(swarm.manifest().id(), swarm);
+    }
+
+    /// Stops serving one; who has it open already keeps it.
+    pub fn withdraw(&self, id: &ManifestId) {
+        self.published().remove(id);
+    }
+}
+
+impl Manifests for DeviceContent {
+    fn manifest(&self, id: &ManifestId) -> Option<Arc<Manifest>> {
+        let published = self.published().get(id).map(|swarm| swarm.manifest().clone());
+        published.or_else(|| self.shelf.manifest(id))
+    }
+}
+
+/// [`DeviceContent`] as the trait object a server takes.
+pub struct Device(pub Arc<DeviceContent>);
+
+#[async_trait]
+impl Content for Device {
+    async fn swarm(&self, _peer: &PeerIdentity, id: ManifestId) -> Result<Arc<dyn Swarm>, ServeError> {
+        let published = self.0.published().get(&id).cloned();
+        let found = match published {
+            Some(swarm) => Some(swarm),
+            None => self.0.shelf.find(id, &self.0).await,
+        };
+        let swarm = found.ok_or(ServeError::NoManifest(id))?;
+        Ok(Arc::new(Serving(swarm)))
+    }
+
+    async fn metadata(&self, _query: Bytes) -> Result<Bytes, ServeError> {
+        Err(ServeError::Unauthorised)
+    }
+
+    async fn enroll(&self, _body: Bytes) -> Result<Bytes, ServeError> {
+        Err(ServeError::Unauthorised)
+    }
+}

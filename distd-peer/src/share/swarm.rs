@@ -1,0 +1,151 @@
+//! One artifact of this device, or what it holds of one, served chunk by chunk. Each is hashed as it is read.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use distd_core::manifest::{Entry, Manifest};
+use distd_core::packing::{LEVEL_DEFAULT, Packer};
+use distd_core::proto::frame::{Data, DontHaveReason, NodeRequest};
+use distd_core::ranges::ChunkRanges;
+use distd_core::{ChunkHash, ChunkId, ManifestId};
+use tokio::sync::{mpsc, watch};
+
+use super::Holdings;
+use crate::serve::{ChunkAnswer, NodesAnswer, ServeError, Swarm, answer_nodes};
+use crate::table::ChunkTable;
+
+/// Chunks read and packed in one go on a thread that may block.
+const READ_GROUP: usize = 8;
+
+/// Where the bytes of chunks are.
+pub trait ChunkBytes: Send + Sync + 'static {
+    /// Fills `buffer`, as long as the chunk, with what should be the chunk; whether it could be read. Called on a thread that
+    /// may block, and checked by the caller.
+    fn read(&self, entry: &Entry, buffer: &mut [u8]) -> bool;
+}
+
+/// Other manifests that are known here, for neighbours that say what they hold.
+pub trait Manifests: Send + Sync + 'static {
+    /// One of them.
+    fn manifest(&self, id: &ManifestId) -> Option<Arc<Manifest>>;
+}
+
+/// What serving has met, for all swarms of a device.
+#[derive(Debug, Default)]
+pub struct ShareCounters {
+    /// Chunks that were not what they should be when they were read: refused, not sent.
+    pub misses: AtomicU64,
+}
+
+/// What a device serves of one manifest.
+pub struct SharedSwarm {
+    manifest: Arc<Manifest>,
+    table: Arc<ChunkTable>,
+    holdings: Arc<Holdings>,
+    bytes: Arc<dyn ChunkBytes>,
+    known: Arc<dyn Manifests>,
+    counters: Arc<ShareCounters>,
+}
+
+impl SharedSwarm {
+    /// Serves `holdings` of `manifest`, whose chunks `table` lists, out of `bytes`.
+    pub fn new(
+        manifest: Arc<Manifest>,
+        table: Arc<ChunkTable>,
+        holdings: Arc<Holdings>,
+        bytes: Arc<dyn ChunkBytes>,
+        known: Arc<dyn Manifests>,
+        counters: Arc<ShareCounters>,
+    ) -> Arc<Self> {
+        Arc::new(Self { manifest, table, holdings, bytes, known, counters })
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Arc<Manifest> {
+        &self.manifest
+    }
+
+    /// What is held of it.
+    pub fn holdings(&self) -> &Arc<Holdings> {
+        &self.holdings
+    }
+
+    /// Reads a few chunks; what is not what it should be is a miss, and not held any more.
+    async fn read(self: &Arc<Self>, ids: Vec<ChunkId>) -> Vec<(ChunkId, Option<Data>)> {
+        let this = self.clone();
+        let work = move || {
+            let mut packer = Packer::new(LEVEL_DEFAULT);
+            let mut buffer = Vec::new();
+            let mut read = |id: ChunkId| {
+                let entry = this.table.get(id)?;
+                buffer.resize(entry.len as usize, 0);
+                if !this.bytes.read(&entry, &mut buffer) || ChunkHash::of(&buffer) != entry.hash {
+                    this.counters.misses.fetch_add(1, Ordering::Relaxed);
+                    this.holdings.lose(id);
+                    return None;
+                }
+                let packed = packer.pack(&buffer);
+                Some(Data { id, codec: packed.codec, bytes: packed.bytes })
+            };
+            ids.into_iter().map(|id| (id, read(id))).collect()
+        };
+        tokio::task::spawn_blocking(work).await.unwrap_or_default()
+    }
+}
+
+/// As a [`Swarm`], which needs to hand itself to other threads.
+pub(super) struct Serving(pub(super) Arc<SharedSwarm>);
+
+#[async_trait]
+impl Swarm for Serving {
+    fn fetches_upstream(&self) -> bool {
+        false
+    }
+
+    fn ids(&self) -> ChunkRanges {
+        self.0.table.ids().clone()
+    }
+
+    fn growth(&self) -> Option<watch::Receiver<()>> {
+        Some(self.0.holdings.subscribe())
+    }
+
+    async fn held(&self) -> Result<ChunkRanges, ServeError> {
+        Ok(self.0.holdings.snapshot())
+    }
+
+    async fn nodes(&self, request: NodeRequest) -> Result<NodesAnswer, ServeError> {
+        let find = |id| std::future::ready(self.0.known.manifest(&id));
+        Ok(answer_nodes(&self.0.manifest, &request, find).await)
+    }
+
+    async fn chunks(&self, wanted: ChunkRanges, answers: mpsc::Sender<ChunkAnswer>) {
+        let known = wanted.intersection(self.0.table.ids());
+        let held = known.intersection(&self.0.holdings.snapshot());
+        for (rest, reason) in [
+            (wanted.difference(&known), DontHaveReason::NotInSwarm),
+            (known.difference(&held), DontHaveReason::NotHeld),
+        ] {
+            if !rest.is_empty() && answers.send(ChunkAnswer::DontHave(rest, reason)).await.is_err() {
+                return;
+            }
+        }
+        let ids: Vec<ChunkId> = held.ids().collect();
+        for group in ids.chunks(READ_GROUP) {
+            let mut open: ChunkRanges = group.iter().copied().collect();
+            for (id, data) in self.0.read(group.to_vec()).await {
+                if let Some(data) = data {
+                    open.remove(id);
+                    if answers.send(ChunkAnswer::Data(data)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            let missed = ChunkAnswer::DontHave(open.clone(), DontHaveReason::NotHeld);
+            if !open.is_empty() && answers.send(missed).await.is_err() {
+                return;
+            }
+        }
+    }
+}

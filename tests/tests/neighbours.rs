@@ -1,0 +1,212 @@
+//! Neighbours that lie: about chunks, and about where they are.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use distd_core::ManifestId;
+use distd_core::proto::control::ControlEvent;
+use distd_core::proto::frame::{Codec, Data, NodeRequest, PeerRecord};
+use distd_core::ranges::ChunkRanges;
+use distd_peer::clock::unix_now;
+use distd_peer::enrollment;
+use distd_peer::net::{Link, Meter, ResetKey, SwarmLink, device_endpoint};
+use distd_peer::serve::{ChunkAnswer, Content, NodesAnswer, ServeConfig, ServeError, Server, Swarm};
+use distd_peer::trust::identity::{NodeIdentity, Role};
+use distd_peer::trust::record::{RecordRefused, RecordSigner, RecordText, verify_record};
+use distd_peer::trust::tls::{Credentials, PeerIdentity, quic_client, quic_neighbour};
+use distd_tests::artifacts;
+use distd_tests::lab::{Lab, same};
+use quinn::Endpoint;
+use tokio::sync::mpsc;
+
+/// A device made by hand, that says and serves whatever a test wants.
+struct Leaf {
+    identity: NodeIdentity,
+    credentials: Arc<Credentials>,
+    endpoint: Endpoint,
+}
+
+impl Leaf {
+    async fn enrolled(lab: &Lab, name: &str) -> Self {
+        let mut identity = NodeIdentity::load_or_create(&lab.path(name)).expect("identity");
+        let token = lab.join_token("leaf", 1).parse().expect("a token");
+        let origin = vec![lab.quic().to_owned()];
+        enrollment::enroll(&mut identity, &token, Role::Leaf, name, &origin).await.expect("enrolled");
+        let credentials = Credentials::of_node(&identity).expect("credentials");
+        let ca = identity.ca_der().expect("enrolled");
+        let client = quic_client(credentials.clone(), ca).expect("tls");
+        let server = quic_neighbour(credentials.clone(), ca).expect("tls");
+        let reset = ResetKey::of_node(&identity.private_key());
+        let listen = "127.0.0.1:0".parse().expect("an address");
+        let endpoint = device_endpoint(listen, client, server, &reset).expect("socket");
+        Self { identity, credentials, endpoint }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.endpoint.local_addr().expect("bound")
+    }
+
+    fn record(&self, address: SocketAddr) -> PeerRecord {
+        let text = RecordText { site: String::new(), resident: false };
+        let signer = RecordSigner::new(&self.identity, self.credentials.clone(), text).expect("a key");
+        signer.sign(vec![address]).expect("signed")
+    }
+
+    /// Joins the swarm at the origin with `record`.
+    async fn join(&self, lab: &Lab, manifest: ManifestId, record: PeerRecord) -> SwarmLink {
+        let meter = Arc::new(Meter::default());
+        let link =
+            Link::connect(&self.endpoint, lab.quic(), &meter, &meter, unix_now()).await.expect("the origin");
+        Arc::new(link).open_swarm_exchanging(manifest, record).await.expect("a swarm")
+    }
+}
+
+/// The neighbours that the origin lists first.
+async fn listed(swarm: &mut SwarmLink) -> Vec<PeerRecord> {
+    loop {
+        match swarm.next_event().await.expect("the origin answers").expect("the swarm is open") {
+            ControlEvent::Peers(records) => return records,
+            _ => continue,
+        }
+    }
+}
+
+/// Says it has everything, and sends something else.
+struct Liar {
+    ids: ChunkRanges,
+    asked: Arc<AtomicU64>,
+}
+
+#[async_trait]
+impl Content for Liar {
+    async fn swarm(&self, _: &PeerIdentity, _: ManifestId) -> Result<Arc<dyn Swarm>, ServeError> {
+        Ok(Arc::new(Self { ids: self.ids.clone(), asked: self.asked.clone() }))
+    }
+
+    async fn metadata(&self, _: Bytes) -> Result<Bytes, ServeError> {
+        Err(ServeError::Unauthorised)
+    }
+
+    async fn enroll(&self, _: Bytes) -> Result<Bytes, ServeError> {
+        Err(ServeError::Unauthorised)
+    }
+}
+
+#[async_trait]
+impl Swarm for Liar {
+    fn fetches_upstream(&self) -> bool {
+        false
+    }
+
+    fn ids(&self) -> ChunkRanges {
+        self.ids.clone()
+    }
+
+    async fn held(&self) -> Result<ChunkRanges, ServeError> {
+        Ok(self.ids.clone())
+    }
+
+    async fn nodes(&self, _: NodeRequest) -> Result<NodesAnswer, ServeError> {
+        Ok(NodesAnswer::default())
+    }
+
+    async fn chunks(&self, wanted: ChunkRanges, answers: mpsc::Sender<ChunkAnswer>) {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        for id in wanted.ids() {
+            let data = Data { id, codec: Codec::Raw, bytes: Bytes::from_static(b"not the chunk") };
+            if answers.send(ChunkAnswer::Data(data)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// A release whose ids a test may claim to hold: chunk ids are given from one on.
+fn released(lab: &Lab, rng_seed: u64) -> (std::path::PathBuf, ManifestId, ChunkRanges) {
+    let (v1, _) = artifacts::release_pair(lab.path("").as_path(), rng_seed);
+    let pushed = lab.push(&v1, "os", "1").ok();
+    let manifest = pushed.json["manifest"].as_str().expect("a manifest").parse().expect("an id");
+    let all = [distd_core::ChunkId(1)..=distd_core::ChunkId(pushed.number("chunks"))].into_iter().collect();
+    (v1, manifest, all)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lying_neighbour_costs_no_right_byte_and_is_not_asked_for_a_day() {
+    let lab = Lab::start();
+    let (v1, manifest, ids) = released(&lab, 61);
+    let liar = Leaf::enrolled(&lab, "liar").await;
+    let asked = Arc::new(AtomicU64::new(0));
+    let content = Arc::new(Liar { ids: ids.clone(), asked: asked.clone() });
+    let server = Server::new(content, ServeConfig::default());
+    tokio::spawn(server.run(liar.endpoint.clone()));
+    let mut swarm = liar.join(&lab, manifest, liar.record(liar.address())).await;
+    swarm.announce(&ids).await.expect("announced");
+    assert!(listed(&mut swarm).await.is_empty(), "nobody else is there");
+
+    lab.enroll("d", lab.quic());
+    for round in 0..2 {
+        let out = lab.path(&format!("out{round}"));
+        let pulled = tokio::task::block_in_place(|| lab.pull("d", "os@1", &out, &[])).ok();
+        assert!(same(&out, &v1));
+        assert!(!pulled.stderr.contains("panicked"), "{}", pulled.stderr);
+        let quarantine =
+            fs::read_to_string(lab.path("d/quarantine.json")).expect("somebody is in quarantine");
+        assert!(quarantine.contains(&liar.identity.node_id().to_string()), "{quarantine}");
+        // What was open when it was caught; in the second round nothing.
+        let so_far = asked.swap(0, Ordering::Relaxed);
+        assert_eq!(so_far > 0, round == 0, "{so_far} batches asked of a liar in round {round}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_listed_who_is_elsewhere_or_speaks_for_another() {
+    let lab = Lab::start();
+    let (_, manifest, _) = released(&lab, 62);
+    let honest = Leaf::enrolled(&lab, "honest").await;
+    let elsewhere = Leaf::enrolled(&lab, "elsewhere").await;
+    let thief = Leaf::enrolled(&lab, "thief").await;
+    let record = honest.record(honest.address());
+    let mut swarms = vec![honest.join(&lab, manifest, record.clone()).await];
+    // An address its node is not at, another's record, and one changed after it was signed.
+    let victim = "203.0.113.1:443".parse().expect("an address");
+    swarms.push(elsewhere.join(&lab, manifest, elsewhere.record(victim)).await);
+    swarms.push(thief.join(&lab, manifest, record.clone()).await);
+    let forged = PeerRecord { sequence: u64::MAX, ..thief.record(thief.address()) };
+    swarms.push(thief.join(&lab, manifest, forged).await);
+    for swarm in &mut swarms {
+        listed(swarm).await;
+    }
+    let asker = Leaf::enrolled(&lab, "asker").await;
+    let mut swarm = asker.join(&lab, manifest, asker.record(asker.address())).await;
+    assert_eq!(listed(&mut swarm).await, [record], "the honest one alone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_holds_for_its_node_its_realm_and_its_time() {
+    let (lab, other) = (Lab::start(), Lab::start());
+    let leaf = Leaf::enrolled(&lab, "leaf").await;
+    let foreign = Leaf::enrolled(&other, "foreign").await;
+    let ca = leaf.identity.ca_der().expect("enrolled");
+    let record = leaf.record(leaf.address());
+    let now = unix_now();
+    assert_eq!(verify_record(&record, ca, now), Ok(leaf.identity.node_id()));
+    assert_eq!(verify_record(&record, ca, record.expires), Err(RecordRefused::Expiry));
+    let long = PeerRecord { expires: now + 30 * 24 * 3600, ..record.clone() };
+    assert_eq!(verify_record(&long, ca, now), Err(RecordRefused::Expiry));
+    for changed in [
+        PeerRecord { site: "elsewhere".into(), ..record.clone() },
+        PeerRecord { resident: true, ..record.clone() },
+        PeerRecord { addresses: vec!["10.0.0.1:1".parse().expect("an address")], ..record.clone() },
+        PeerRecord { expires: record.expires + 1, ..record.clone() },
+    ] {
+        assert_eq!(verify_record(&changed, ca, now), Err(RecordRefused::Signature));
+    }
+    let theirs = foreign.record(foreign.address());
+    assert_eq!(verify_record(&theirs, ca, now), Err(RecordRefused::Certificate));
+    let borrowed = PeerRecord { certificate: theirs.certificate.clone(), ..record };
+    assert_eq!(verify_record(&borrowed, ca, now), Err(RecordRefused::Certificate));
+}
