@@ -48,6 +48,21 @@ fn an_update_by_patches_is_bit_exact_and_a_fraction_of_the_chunks() {
     let patched = pull("d1", &out, &slots[0]);
     assert!(same(&out, &v2));
     assert!(patched.number("patches_applied") > 0, "{}", patched.json);
+    for (planned, got) in
+        [("patches", "patches_applied"), ("patch_bytes", "patch_bytes"), ("fetch_bytes", "chunk_bytes")]
+    {
+        assert_eq!(plan.number(planned), patched.number(got), "{}\n{}", plan.json, patched.json);
+    }
+    let of_sources = |field: &str| -> u64 {
+        plan.json["sources"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(|source| source[field].as_u64())
+            .sum()
+    };
+    assert_eq!(of_sources("artifact_bytes"), patched.number("artifact_bytes"));
+    assert_eq!(of_sources("wire_bytes"), plan.number("patch_bytes") + plan.number("fetch_bytes"));
     assert_eq!(patched.number("patches_failed"), 0);
     assert_eq!(patched.number("refetched_verified_bytes"), 0);
     // The device behind it costs the origin nothing but its questions.

@@ -69,6 +69,11 @@ impl Link {
         }
         Self((bytes as f64 / time.as_secs_f64().max(0.001)) as u64)
     }
+
+    /// How long so many bytes take.
+    pub(in crate::pull) fn seconds(self, bytes: u64) -> f64 {
+        bytes as f64 / self.0.max(1) as f64
+    }
 }
 
 /// The sets to use, in the order of their use; mostly one or none.
