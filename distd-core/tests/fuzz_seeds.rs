@@ -79,7 +79,7 @@ macro_rules! replayed {
 }
 
 replayed! {
-    regions erofs_maps cpio_parts view_make patch_decode patch_encode set_index outline choose route view_unpack
+    regions erofs_maps archive_parts view_make patch_decode patch_encode set_index outline choose route view_unpack
     view_repack manifest tree_listing frames
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use distd_tests::artifacts;
 use distd_tests::lab::{Lab, same};
@@ -194,4 +195,34 @@ fn an_origin_killed_while_it_makes_patches_makes_them_after_all() {
     let update = lab.pull("d1", "os@2", &out, &[&slot]).ok();
     assert!(same(&out, &v2));
     assert!(update.number("patches_applied") > 0, "{}", update.json);
+}
+
+#[test]
+fn a_packed_archive_is_updated_by_what_changed_in_its_files() {
+    let lab = lab();
+    let mut rng = distd_tests::Rng::new(25);
+    let tree = lab.path("tree");
+    artifacts::system_tree(&tree, 100, &mut rng);
+    let archive = |version: &str| {
+        let path = lab.path(&format!("v{version}.tar.gz"));
+        let mut tar = Command::new("tar");
+        tar.args(["--sort=name", "-czf"]).arg(&path).arg("-C").arg(&tree).arg(".");
+        assert!(tar.status().expect("run tar").success());
+        path
+    };
+    let v1 = archive("1");
+    artifacts::update_tree(&tree, &mut rng);
+    let v2 = archive("2");
+    lab.push(&v1, "os", "1").ok();
+    let slot = installed(&lab, "d1", lab.quic(), "1");
+    lab.push(&v2, "os", "2").ok();
+    lab.patches("os", 1);
+    let out = lab.path("out");
+    let (out_arg, slot_arg) = (out.display().to_string(), slot.display().to_string());
+    let args = ["pull", "os@2", "--optimize", "bytes", "--out", &out_arg, "--seed", &slot_arg];
+    let update = lab.device("d1", &args).ok();
+    assert!(same(&out, &v2));
+    assert_eq!(update.number("patches_failed"), 0, "{}", update.json);
+    // Of the chunks nearly nothing is left as it was: deflate carries a change to the end.
+    assert!(update.number("wire_bytes") * 2 < fs::metadata(&v2).expect("a file").len(), "{}", update.json);
 }

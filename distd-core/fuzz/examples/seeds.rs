@@ -1,4 +1,4 @@
-//! Makes the seeds that real inputs give: `cargo run --example seeds -- DIR`. Needs `mkfs.erofs` and `gzip`.
+//! Makes the seeds that real inputs give: `cargo run --example seeds -- DIR`. Needs `mkfs.erofs`, `gzip` and `tar`.
 
 use std::error::Error;
 use std::fs;
@@ -97,13 +97,12 @@ fn artifacts(seeds: &Seeds) -> Result<()> {
     fs::write(tree.join("empty"), "")?;
     fs::write(tree.join("packed.gz"), gzip(&text(4, 16_000), "-9")?)?;
     std::os::unix::fs::symlink("usr/lib", tree.join("lib"))?;
-    let kinds: [(&str, &[&str]); 6] = [
+    let kinds: [(&str, &[&str]); 5] = [
         ("erofs-plain", &[]),
         ("erofs-chunks", &["--chunksize=4096"]),
         ("erofs-lz4", &["-zlz4"]),
         ("erofs-lz4hc-tails", &["-zlz4hc", "-C65536", "-Eztailpacking"]),
         ("erofs-fragments", &["-zlz4hc", "-C16384", "-Efragments"]),
-        ("erofs-legacy", &["-zlz4hc", "-Elegacy-compress"]),
     ];
     for (name, options) in kinds {
         let Some(image) = mkfs(&tree, options)? else { continue };
@@ -122,6 +121,17 @@ fn artifacts(seeds: &Seeds) -> Result<()> {
             parts.iter().flat_map(|part| &image[part.start as usize..part.end as usize]).copied().collect();
         seeds.put("view_unpack", name, &[&[0, 0, 8], &part(&old.recipe), &packed])?;
     }
+    let archive = |format: &str| -> Result<Vec<u8>> {
+        let mut tar = Command::new("tar");
+        tar.args([format, "--sort=name", "--mtime=@1700000000", "--owner=0", "--group=0", "-cf", "-", "-C"]);
+        Ok(tar.arg(tree.join("usr")).arg(".").output()?.stdout)
+    };
+    fs::write(tree.join("usr").join("long".repeat(30)), text(11, 400))?;
+    let (gnu, pax) = (archive("--format=gnu")?, archive("--format=pax")?);
+    // Without most of the padding to a whole record.
+    let end = |tar: &[u8]| tar.len() - tar.iter().rev().take_while(|byte| **byte == 0).count();
+    seeds.put("artifacts", "tar", &[&gnu[..(end(&gnu)).next_multiple_of(512) + 1024]])?;
+    seeds.put("artifacts", "tar-pax", &[&pax[..(end(&pax)).next_multiple_of(512) + 1024]])?;
     fs::remove_dir_all(&dir)?;
 
     let members = [gzip(&text(5, 14_000), "-6")?, gzip(&text(6, 7000), "-1")?, vec![0; 100]].concat();

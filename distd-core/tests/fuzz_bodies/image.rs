@@ -80,7 +80,7 @@ pub fn erofs_maps(data: &[u8]) {
 }
 
 /// Parts cover a view that is an archive, or not.
-pub fn cpio_parts(data: &[u8]) {
+pub fn archive_parts(data: &[u8]) {
     let parts = parts(data, 0..data.len() as u64, b"view").expect("memory reads");
     assert_eq!(parts.iter().map(|(len, ..)| len).sum::<u64>(), data.len() as u64);
     assert!(parts.iter().all(|(len, _, name)| *len > 0 && name.starts_with(b"view//")));

@@ -35,7 +35,7 @@ const fn of_artifacts(name: &'static str, body: fn(&[u8])) -> Target {
 pub const TARGETS: [Target; 15] = [
     of_artifacts("regions", image::regions),
     of_artifacts("erofs_maps", image::erofs_maps),
-    of_artifacts("cpio_parts", image::cpio_parts),
+    of_artifacts("archive_parts", image::archive_parts),
     of_artifacts("view_make", views::make),
     target("patch_decode", codecs::patch_decode),
     target("patch_encode", codecs::patch_encode),

@@ -1,3 +1,0 @@
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| distd_core_fuzz::bodies::image::cpio_parts(data));
