@@ -12,6 +12,7 @@ use distd_core::cut::{Batches, CutParams, regions};
 use distd_core::limits::CHUNK_BYTES_MAX;
 use distd_core::manifest::Kind;
 use distd_core::packing::{Codec, Packer, Unpacker};
+use distd_core::ranges::ChunkRanges;
 use distd_core::{ArtifactHash, ChunkHash, ChunkId};
 use distd_server::db::{
     ApiTokenRow, Db, JoinTokenRow, JoinTokenUse, NodeRow, SetChannelOutcome, UploadId, UploadState,
@@ -335,6 +336,18 @@ on_every_back_end! {
         }
         let rows = chunks.rows(&[ChunkId(2), ChunkId(u64::MAX), ChunkId(1)]).await.expect("rows");
         assert_eq!(rows.iter().map(|r| r.map(|r| r.id.0)).collect::<Vec<_>>(), [Some(2), None, Some(1)]);
+    }
+
+    async fn chunks_are_added_up_by_ranges_of_ids(world: World) {
+        push(&world.ingest, "1", &artifact(noise(5, 18 << 20))).await.expect("push");
+        let last = world.db.last_chunk_id().await.expect("counter");
+        let rows = world.db.chunks_in(ChunkId(1), ChunkId(last), u32::MAX).await.expect("rows");
+        // More ranges than one statement takes: every other id, and one that nobody has.
+        let ranges: ChunkRanges = (1..=last).step_by(2).chain([last + 9]).map(ChunkId).collect();
+        let wanted = rows.iter().filter(|row| ranges.contains(row.id));
+        let cost = wanted.fold((0, 0), |(chunks, bytes), row| (chunks + 1, bytes + u64::from(row.location.stored_len)));
+        assert_eq!(world.db.chunks_cost(&ranges).await.expect("cost"), cost);
+        assert_eq!(world.db.chunks_cost(&ChunkRanges::new()).await.expect("cost"), (0, 0));
     }
 
     async fn a_file_cut_by_the_origin_has_the_id_that_the_command_line_gets(world: World) {
