@@ -220,7 +220,7 @@ impl Remembered {
 
     fn list(&self, now: u64) -> Vec<Neighbour> {
         let lines = self.lines();
-        let young = lines.iter().filter(|(_, heard)| **heard + REMEMBERED_SECONDS > now);
+        let young = lines.iter().filter(|(_, heard)| heard.saturating_add(REMEMBERED_SECONDS) > now);
         let mut list: Vec<_> = young.map(|(neighbour, heard)| (*heard, neighbour.clone())).collect();
         list.sort_by_key(|(heard, _)| std::cmp::Reverse(*heard));
         list.into_iter().map(|(_, neighbour)| neighbour).collect()
