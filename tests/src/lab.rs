@@ -323,6 +323,8 @@ impl Lab {
     pub fn enroll(&self, name: &str, parent: &str) {
         let token = self.join_token("leaf", 1);
         self.device(name, &["enroll", "--parent", parent, "--token", &token]).ok();
+        // Tests stay on the loopback interface; those in a namespace turn it on.
+        self.configure(name, "mdns = false\n");
     }
 
     /// The `distd` command with the state of `name`, to be changed or started by the caller.
