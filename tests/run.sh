@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . tests/lib/install.sh
 
-need mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils cc:gcc make:make
+need mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils cc:gcc make:make ip:iproute2
 command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 work=$(mktemp -d); chmod 755 "$work"
 pids=()

@@ -41,6 +41,9 @@ pub(crate) struct ClientFile {
     /// Whether the link is paid by the byte: then nothing is served.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) metered: bool,
+    /// Whether neighbours are looked for by multicast DNS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mdns: Option<bool>,
     /// How far packets may go.
     #[serde(default, skip_serializing_if = "Connectivity::is_default")]
     pub(crate) connectivity: Connectivity,
@@ -160,6 +163,7 @@ mod tests {
             parents: vec!["relay:4433".into()],
             site: Some("hall".into()),
             metered: true,
+            mdns: Some(false),
             connectivity: Connectivity::LanOnly,
             share: ShareFile { enabled: Some(false), ..ShareFile::default() },
             limits: LimitsFile { upload_slots: Some(3), ..LimitsFile::default() },

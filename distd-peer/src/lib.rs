@@ -8,6 +8,7 @@ pub mod clock;
 pub mod driver;
 pub mod enrollment;
 pub mod manifest_fetch;
+pub mod mdns;
 pub mod neighbours;
 pub mod net;
 pub mod parents;

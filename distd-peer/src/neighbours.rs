@@ -1,6 +1,6 @@
 //! The neighbours of this device: whom it has heard of, and the connections to them, shared by all swarms.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +11,7 @@ use distd_core::{ManifestId, NodeId};
 use quinn::Endpoint;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::clock::unix_now;
 use crate::net::{Link, LinkError, Meter, MeterReading, own_address};
@@ -19,9 +20,13 @@ use crate::serve::Sites;
 use crate::trust::files;
 use crate::trust::identity::IdentityError;
 use crate::trust::record::{RecordSigner, verify_record};
+use crate::trust::token::sha256;
 
 /// Most neighbours remembered over restarts; the one heard of longest ago goes first.
 const REMEMBERED_MAX: usize = 64;
+
+/// Most neighbours found on the same cable.
+const LOCAL_MAX: usize = 64;
 
 /// How long one is remembered that is not heard of again, seconds.
 const REMEMBERED_SECONDS: u64 = 30 * 24 * 3600;
@@ -73,6 +78,8 @@ pub struct Neighbourhood {
     settings: Neighbours,
     links: Mutex<HashMap<Neighbour, LinkSlot>>,
     remembered: Remembered,
+    /// Those on the same cable.
+    local: watch::Sender<BTreeSet<Neighbour>>,
     meter: Arc<Meter>,
 }
 
@@ -86,7 +93,36 @@ impl Neighbourhood {
     ) -> Arc<Self> {
         let remembered = Remembered::load(&settings.remembered);
         let (links, meter) = (Mutex::default(), Arc::default());
-        Arc::new(Self { endpoint, ca, signer, settings, links, remembered, meter })
+        let local = watch::Sender::new(BTreeSet::new());
+        Arc::new(Self { endpoint, ca, signer, settings, links, remembered, local, meter })
+    }
+
+    /// This device.
+    pub fn node_id(&self) -> NodeId {
+        self.signer.node_id()
+    }
+
+    /// SHA-256 of the realm CA's certificate.
+    pub(crate) fn realm(&self) -> [u8; 32] {
+        sha256(&self.ca)
+    }
+
+    /// Where neighbours find this device again and again; `None` when they do not.
+    pub(crate) fn resident_port(&self) -> Option<u16> {
+        let stays = self.settings.serves && self.signer.is_resident();
+        self.endpoint.local_addr().ok().filter(|_| stays).map(|at| at.port())
+    }
+
+    /// Somebody on the same cable.
+    pub(crate) fn found(&self, neighbour: Neighbour) {
+        if self.is_usable(&neighbour) {
+            self.local.send_if_modified(|local| local.len() < LOCAL_MAX && local.insert(neighbour));
+        }
+    }
+
+    /// Those on the same cable, now and as they are found.
+    pub fn local(&self) -> watch::Receiver<BTreeSet<Neighbour>> {
+        self.local.subscribe()
     }
 
     /// Whether it may be dialled: not this device itself, not in quarantine, not too far away.
@@ -220,7 +256,7 @@ impl Remembered {
 
     fn list(&self, now: u64) -> Vec<Neighbour> {
         let lines = self.lines();
-        let young = lines.iter().filter(|(_, heard)| **heard + REMEMBERED_SECONDS > now);
+        let young = lines.iter().filter(|(_, heard)| heard.saturating_add(REMEMBERED_SECONDS) > now);
         let mut list: Vec<_> = young.map(|(neighbour, heard)| (*heard, neighbour.clone())).collect();
         list.sort_by_key(|(heard, _)| std::cmp::Reverse(*heard));
         list.into_iter().map(|(_, neighbour)| neighbour).collect()

@@ -1,6 +1,7 @@
 //! The parents of this node, nearest first: dialled when needed, dialled again when lost, shared by all swarms.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use distd_core::ManifestId;
 use distd_core::limits::REQUEST_CHUNKS_MAX;
@@ -15,9 +16,18 @@ use crate::net::{Link, LinkError, Meter, MeterReading};
 use crate::quarantine::Quarantine;
 use crate::trust::identity::Role;
 
+/// How long a parent that did not answer is not dialled again, so that each stage of a pull does not wait for it anew.
+const DOWN: Duration = Duration::from_secs(3);
+
+#[derive(Default)]
+struct Held {
+    link: Option<Arc<Link>>,
+    failed: Option<Instant>,
+}
+
 struct Slot {
     address: String,
-    link: Mutex<Option<Arc<Link>>>,
+    link: Mutex<Held>,
     /// By what the parent turned out to be, so that a relay replaced by an origin is counted apart.
     relay: Arc<Meter>,
     origin: Arc<Meter>,
@@ -36,6 +46,9 @@ pub enum ParentsError {
     /// None configured.
     #[error("no parent to ask: name one with --parent HOST:PORT")]
     None,
+    /// It did not answer a moment ago.
+    #[error("{0} did not answer: check that it runs and that UDP reaches it")]
+    Down(String),
     /// The last one failed like this.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -50,7 +63,7 @@ impl Parents {
     /// Parents at `addresses` (`HOST:PORT`), asked in this order.
     pub fn new(endpoint: Endpoint, addresses: Vec<String>, quarantine: Arc<Quarantine>) -> Self {
         let slot =
-            |address| Slot { address, link: Mutex::new(None), relay: Arc::default(), origin: Arc::default() };
+            |address| Slot { address, link: Mutex::default(), relay: Arc::default(), origin: Arc::default() };
         Self { endpoint, slots: addresses.into_iter().map(slot).collect(), quarantine }
     }
 
@@ -76,17 +89,24 @@ impl Parents {
     pub async fn link(&self, index: usize) -> Result<Arc<Link>, ParentsError> {
         let slot = &self.slots[index];
         let mut held = slot.link.lock().await;
-        if let Some(link) = held.as_ref().filter(|link| !link.is_closed()) {
+        if let Some(link) = held.link.as_ref().filter(|link| !link.is_closed()) {
             return Ok(link.clone());
         }
+        if held.failed.is_some_and(|failed| failed.elapsed() < DOWN) {
+            return Err(ParentsError::Down(slot.address.clone()));
+        }
         let dialled =
-            Link::connect(&self.endpoint, &slot.address, &slot.relay, &slot.origin, unix_now()).await?;
+            Link::connect(&self.endpoint, &slot.address, &slot.relay, &slot.origin, unix_now()).await;
+        if let Err(LinkError::Silent(_)) = dialled {
+            held.failed = Some(Instant::now());
+        }
+        let dialled = dialled?;
         if let Some(until) = self.quarantine.until(&dialled.node_id(), unix_now()) {
             let path = self.quarantine.path().to_owned();
             return Err(ParentsError::Quarantined(slot.address.clone(), until, path));
         }
         let link = Arc::new(dialled);
-        *held = Some(link.clone());
+        held.link = Some(link.clone());
         Ok(link)
     }
 

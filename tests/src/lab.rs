@@ -36,7 +36,11 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    fn start(mut command: Command, log: &Path, marker: &str) -> Self {
+    /// Starts `command` and waits until it says where it listens, on a line that begins with `marker`.
+    ///
+    /// # Panics
+    /// When it ends or takes too long.
+    pub fn start(mut command: Command, log: &Path, marker: &str) -> Self {
         let out = log.with_extension("out");
         let file = File::create(&out).expect("create the output file");
         let errors = File::options().create(true).append(true).open(log).expect("create the log");
@@ -117,7 +121,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// What a command that ended said.
+    /// What a command that has ended said.
     pub fn of(output: Output) -> Self {
         let stdout = String::from_utf8_lossy(&output.stdout);
         let json = stdout.lines().last().and_then(|l| serde_json::from_str(l).ok()).unwrap_or(Value::Null);
@@ -291,10 +295,16 @@ impl Lab {
         Daemon::start(command, &self.path(&format!("{name}.log")), "relay listening on ")
     }
 
+    /// The command of an agent on `device`.
+    pub fn agent_command(&self, device: &str, listen: &str) -> Command {
+        let mut command = self.command(device);
+        command.args(["agent", "--listen", listen]).env("DISTD_LOG", "distd::share=debug,warn");
+        command
+    }
+
     /// Starts an agent on `device`, at a free port of the loopback address.
     pub fn agent(&self, device: &str) -> Daemon {
-        let mut command = self.command(device);
-        command.args(["agent", "--listen", "127.0.0.1:0"]).env("DISTD_LOG", "distd::share=debug,warn");
+        let command = self.agent_command(device, "127.0.0.1:0");
         Daemon::start(command, &self.path(&format!("{device}.agent.log")), "agent listening on ")
     }
 
@@ -313,6 +323,8 @@ impl Lab {
     pub fn enroll(&self, name: &str, parent: &str) {
         let token = self.join_token("leaf", 1);
         self.device(name, &["enroll", "--parent", parent, "--token", &token]).ok();
+        // Tests stay on the loopback interface; those in a namespace turn it on.
+        self.configure(name, "mdns = false\n");
     }
 
     /// The `distd` command with the state of `name`, to be changed or started by the caller.

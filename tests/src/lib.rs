@@ -2,6 +2,7 @@
 
 pub mod artifacts;
 pub mod lab;
+pub mod netns;
 pub mod rng;
 
 pub use lab::{Lab, Outcome};

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use distd_core::ManifestId;
@@ -188,6 +188,10 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
     job.share(&realm);
     let result = job.fill(&realm).await;
     job.write_journal_now()?;
+    if result.is_err() {
+        // So that neighbours do not wait for what will not come.
+        realm.leave(&manifest.id(), Duration::ZERO).await;
+    }
     result?;
     progress.phase("checking");
     let job = Arc::new(job);
@@ -216,6 +220,7 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
         tracing::warn!(%error, "the artifact will not be served to neighbours by an agent");
     }
     progress.end();
+    let seconds = start.elapsed().as_secs_f64();
     realm.leave(&manifest.id(), request.sharing.linger).await;
     let (relay, origin) = realm.parents.readings();
     let peer = realm.neighbour_reading();
@@ -244,7 +249,7 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
         refetched_verified_bytes: counts.repeated,
         requests: relay.requests + origin.requests + peer.requests,
         round_trips: relay.round_trips + origin.round_trips,
-        seconds: start.elapsed().as_secs_f64(),
+        seconds,
         manifest: manifest.id(),
         blake3: manifest.root().blake3,
         resumed: job.resumed,

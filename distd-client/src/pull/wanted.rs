@@ -26,7 +26,7 @@ use super::metadata::{LOST_MAX, ParentMetadata, pause_after};
 use crate::exit::{Code, Failure};
 use crate::share::{Lateral, Node, Published, Sharing, anywhere};
 
-/// Batches a fetch is asked for in at least, where neighbours may share it: what all of a site have asked of a relay is lost with it when
+/// Batches a fetch is asked for in at least, where neighbours share it: what all of a site have asked of a relay is lost with it when
 /// it dies, as far as it has not been passed on. With 16, five devices had asked for nearly everything at once, and a relay killed
 /// at a fifth cost the origin a third more.
 const BATCHES: u64 = 64;
@@ -173,9 +173,7 @@ impl Realm {
     ) -> Result<(), FetchError> {
         let config = match published {
             Some(_) => FetchConfig {
-                // Small enough that a site's nodes share the work, few enough that requests stay a handful.
-                batch_chunks: (wanted.len() / BATCHES)
-                    .clamp(BATCH_CHUNKS_MIN, FetchConfig::default().batch_chunks),
+                shared_batch: Some((wanted.len() / BATCHES).max(BATCH_CHUNKS_MIN)),
                 start: Some(random()),
                 ..FetchConfig::default()
             },

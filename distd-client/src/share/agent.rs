@@ -113,7 +113,9 @@ impl Announcer {
                 reached += usize::from(self.tell(&link, &holdings).await);
             }
         }
-        for neighbour in self.lateral.neighbourhood.remembered().into_iter().take(NEIGHBOURS_TOLD) {
+        let mut near: Vec<_> = self.lateral.neighbourhood.local().borrow().iter().cloned().collect();
+        near.extend(self.lateral.neighbourhood.remembered());
+        for neighbour in near.into_iter().take(NEIGHBOURS_TOLD) {
             if told.insert(neighbour.node)
                 && let Ok(link) = self.lateral.neighbourhood.link(&neighbour).await
             {
@@ -133,8 +135,11 @@ impl Announcer {
             }
             told &= matches!(one, Ok(Ok(())));
         }
-        // Nothing is asked until the next time: an open connection would be kept alive for nothing.
-        link.close(CloseCode::Done);
+        // Nothing is asked until the next time: an open connection would be kept alive for nothing. Unless somebody uses it, besides
+        // the list it is in and this.
+        if Arc::strong_count(link) <= 2 {
+            link.close(CloseCode::Done);
+        }
         told
     }
 

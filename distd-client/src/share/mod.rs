@@ -22,6 +22,7 @@ use distd_core::ManifestId;
 use distd_core::manifest::Manifest;
 use distd_peer::driver::Exchange;
 use distd_peer::manifest_fetch::fetch_manifest;
+use distd_peer::mdns::Mdns;
 use distd_peer::neighbours::{Neighbourhood, Neighbours};
 use distd_peer::serve::{ServeConfig, Server, SiteRule, Sites};
 use distd_peer::share::{ChunkBytes, Device, DeviceContent, Holdings, SharedSwarm};
@@ -34,6 +35,9 @@ use self::shelf::InstalledShelf;
 /// File with the neighbours of earlier sessions, in the state directory.
 const NEIGHBOURS_FILE: &str = "neighbours.json";
 
+/// How long the first neighbour on the cable may take to answer, when no other is known.
+const FIRST_ANSWER: Duration = Duration::from_secs(3);
+
 /// How often a finished pull looks whether neighbours still fetch from it.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -44,6 +48,8 @@ pub(crate) struct Lateral {
     pub(crate) server: Arc<Server>,
     sites: Arc<Sites>,
     serving: AbortHandle,
+    /// Beacon and ear on the local network; `None` when that is off or cannot be had.
+    mdns: Option<Mdns>,
 }
 
 impl Lateral {
@@ -80,7 +86,11 @@ impl Lateral {
                 running.run(endpoint).await;
             }
         });
-        Ok(Self { neighbourhood, content, server, sites, serving: serving.abort_handle() })
+        let mdns = sharing.mdns.then(|| Mdns::start(&neighbourhood)).and_then(|started| {
+            started.inspect_err(|error| tracing::info!(%error, "no neighbours by multicast DNS")).ok()
+        });
+        let serving = serving.abort_handle();
+        Ok(Self { neighbourhood, content, server, sites, serving, mdns })
     }
 
     /// Serves what is held of a manifest while the result is kept.
@@ -105,7 +115,14 @@ impl Lateral {
         root: Option<Bytes>,
         held: &[&Manifest],
     ) -> Option<Manifest> {
-        for neighbour in self.neighbourhood.remembered() {
+        let mut known = self.neighbourhood.remembered();
+        let mut local = self.neighbourhood.local();
+        if known.is_empty() && self.mdns.is_some() && local.borrow().is_empty() {
+            // Somebody may answer the first question yet.
+            let _ = tokio::time::timeout(FIRST_ANSWER, local.changed()).await;
+        }
+        known.extend(local.borrow().iter().cloned());
+        for neighbour in known {
             let Ok(link) = self.neighbourhood.link(&neighbour).await else { continue };
             let Ok(swarm) = link.open_swarm(id).await else { continue };
             let fetched = fetch_manifest(&swarm.handle(), id, root.clone(), held).await;

@@ -35,6 +35,8 @@ pub(crate) struct Sharing {
     pub(crate) enabled: bool,
     /// Whether it serves, too.
     pub(crate) serves: bool,
+    /// Whether it looks for neighbours by multicast DNS.
+    pub(crate) mdns: bool,
     /// How far it reaches.
     pub(crate) connectivity: Connectivity,
     /// Its site; empty when it names none.
@@ -59,6 +61,7 @@ impl Sharing {
         Self {
             enabled,
             serves: enabled && !file.metered,
+            mdns: file.mdns.unwrap_or(true),
             connectivity: file.connectivity,
             site: file.site.clone().unwrap_or_default(),
             agent_listen: share.listen.unwrap_or((Ipv6Addr::UNSPECIFIED, AGENT_PORT).into()),

@@ -54,6 +54,9 @@ pub struct FetchConfig {
     /// Where to start among the wanted chunks, any number: nodes of a site that start at once ask for different parts. In
     /// order where there is none.
     pub start: Option<u64>,
+    /// Most chunks in one batch while there are neighbours, with whom the work is shared. Until any is known, batches begin as small and
+    /// double. `None` for who takes no part.
+    pub shared_batch: Option<u64>,
 }
 
 impl Default for FetchConfig {
@@ -68,6 +71,7 @@ impl Default for FetchConfig {
             lease_retry: Duration::from_secs(2),
             hope: Duration::from_secs(10),
             start: None,
+            shared_batch: None,
         }
     }
 }
@@ -160,6 +164,8 @@ pub struct Fetch {
     next_batch: u64,
     /// The chunk that `FetchConfig::start` came to.
     pivot: Option<ChunkId>,
+    /// Chunks of the next batch, while no neighbour is known.
+    alone_batch: u64,
     events: VecDeque<FetchEvent>,
 }
 
@@ -167,6 +173,7 @@ impl Fetch {
     /// Nothing wanted, nobody to ask.
     pub fn new(config: FetchConfig) -> Self {
         Self {
+            alone_batch: config.shared_batch.unwrap_or(config.batch_chunks),
             config,
             wanted: ChunkRanges::new(),
             peers: BTreeMap::new(),
@@ -392,9 +399,21 @@ impl Fetch {
         None
     }
 
+    /// Most chunks of the next batch.
+    fn batch_size(&mut self) -> u64 {
+        let most = self.config.batch_chunks;
+        let Some(shared) = self.config.shared_batch else { return most };
+        if self.peers.values().any(|p| p.tier == Tier::Site && p.connected && !p.dropped) {
+            return shared.clamp(1, most);
+        }
+        let now = self.alone_batch.clamp(1, most);
+        self.alone_batch = now.saturating_mul(2);
+        now
+    }
+
     /// The chunks of the next batch to a peer, out of what it could send.
     fn pick(&mut self, peer: PeerId, tier: Tier, mut could: ChunkRanges) -> ChunkRanges {
-        let count = self.config.batch_chunks;
+        let count = self.batch_size();
         if tier == Tier::Site {
             // First what no other neighbour has: those may leave.
             let mut rare = could.clone();
@@ -724,6 +743,23 @@ mod tests {
             });
             assert_eq!(all, set(1, 10));
         }
+    }
+
+    #[test]
+    fn batches_grow_while_nobody_shares_the_work_and_are_small_when_somebody_does() {
+        let config = FetchConfig {
+            shared_batch: Some(2),
+            batches_per_peer: 9,
+            batch_chunks: 16,
+            ..FetchConfig::default()
+        };
+        let mut f = Fetch::new(config);
+        f.handle_connected(T0, PeerId(0), Tier::Origin);
+        f.want(&set(1, 60));
+        let mut next = |f: &mut Fetch| f.poll_request(T0).expect("the origin").2.len();
+        assert_eq!([next(&mut f), next(&mut f), next(&mut f), next(&mut f), next(&mut f)], [2, 4, 8, 16, 16]);
+        f.handle_connected(T0, PeerId(1), Tier::Site);
+        assert_eq!(next(&mut f), 2);
     }
 
     #[test]

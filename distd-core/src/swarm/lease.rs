@@ -1,13 +1,13 @@
 //! [`Leases`]: one uplink fetch per chunk per site, at a parent that has everything.
 //!
 //! Pure: the caller says who asks and what was sent. A chunk asked for by one node of a site is leased to it; the others are
-//! told to ask that node. A lease ends a fixed time after its last progress, so whatever happens to its holder, or to the way
-//! to it, nobody waits longer than that for a chunk the parent has.
+//! told to ask that node. A lease ends a fixed time after its last progress, so that a dead holder moves it; and whatever a holder
+//! does to keep one, nobody is refused the same chunk for longer than [`WAIT_MAX`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::limits::LEASES_MAX;
+use crate::limits::{DIRECTORY_NODES_MAX, LEASES_MAX};
 use crate::ranges::ChunkRanges;
 use crate::time::Timestamp;
 use crate::{ChunkId, NodeId};
@@ -15,6 +15,13 @@ use crate::{ChunkId, NodeId};
 /// How long a lease outlives its last progress: what its holder has to announce a chunk, or to recover, before a second
 /// copy crosses the uplink.
 pub const LEASE: Duration = Duration::from_secs(10);
+
+/// How long a node is refused the same chunk. Six leases: on a slow uplink a batch takes a while, and a second copy would make it slower;
+/// a holder that announces what it does not serve, or reads a byte a second, costs the others no more than this, once.
+pub const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Times of first refusal told apart for one node.
+const WAITS_MAX: usize = 64;
 
 /// One grant: a batch that is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,11 +40,14 @@ struct Lease {
 #[derive(Debug, Default)]
 pub struct Leases {
     leases: BTreeMap<LeaseId, Lease>,
+    /// Since when each node is refused which chunks, the oldest first.
+    waits: BTreeMap<NodeId, VecDeque<(Timestamp, ChunkRanges)>>,
     next: u64,
 }
 
 impl Leases {
-    /// `asker` asks for `wanted`: what it gets, under which lease, and what is leased to others of its site.
+    /// `asker` asks for `wanted`: what it gets, under which lease, and what is leased to others of its site. One that serves nobody
+    /// takes no lease, for nobody could have the chunks from it.
     ///
     /// Cost: the ranges of all leases in force, of which there are at most `LEASES_MAX`.
     pub fn handle_request(
@@ -45,17 +55,56 @@ impl Leases {
         now: Timestamp,
         asker: NodeId,
         wanted: &ChunkRanges,
+        serves: bool,
     ) -> (LeaseId, ChunkRanges, ChunkRanges) {
         self.expire(now);
         let mut granted = wanted.clone();
         for lease in self.leases.values().filter(|lease| lease.holder != asker) {
             granted = granted.difference(&lease.chunks);
         }
+        granted.extend(&self.waited_enough(now, asker, wanted));
         let refused = wanted.difference(&granted);
+        self.note_refused(now, asker, &granted, &refused);
         let id = LeaseId(self.next);
         self.next += 1;
-        self.insert(id, now, asker, granted.clone(), ChunkRanges::new());
+        if serves {
+            self.insert(id, now, asker, granted.clone(), ChunkRanges::new());
+        }
         (id, granted, refused)
+    }
+
+    /// What of `wanted` was refused to this node for long enough.
+    fn waited_enough(&self, now: Timestamp, asker: NodeId, wanted: &ChunkRanges) -> ChunkRanges {
+        let mut enough = ChunkRanges::new();
+        for (since, chunks) in self.waits.get(&asker).into_iter().flatten() {
+            if now.since(*since) >= WAIT_MAX {
+                enough.extend(&chunks.intersection(wanted));
+            }
+        }
+        enough
+    }
+
+    fn note_refused(&mut self, now: Timestamp, asker: NodeId, granted: &ChunkRanges, refused: &ChunkRanges) {
+        let waits = self.waits.entry(asker).or_default();
+        let mut fresh = refused.clone();
+        for (_, chunks) in waits.iter_mut() {
+            *chunks = chunks.difference(granted);
+            fresh = fresh.difference(chunks);
+        }
+        waits.retain(|(_, chunks)| !chunks.is_empty());
+        if !fresh.is_empty() {
+            let full = waits.len() >= WAITS_MAX;
+            match waits.back_mut().filter(|_| full) {
+                Some((_, last)) => last.extend(&fresh),
+                None => waits.push_back((now, fresh)),
+            }
+        }
+        if waits.is_empty() {
+            self.waits.remove(&asker);
+        }
+        while self.waits.len() > DIRECTORY_NODES_MAX {
+            self.waits.pop_first();
+        }
     }
 
     /// `holder` announced chunks that it got elsewhere: the others ask it first.
@@ -104,6 +153,7 @@ impl Leases {
     /// A node left and serves nobody any more.
     pub fn handle_gone(&mut self, holder: NodeId) {
         self.leases.retain(|_, lease| lease.holder != holder);
+        self.waits.remove(&holder);
     }
 
     /// Who holds leases now.
@@ -137,11 +187,11 @@ mod tests {
     #[test]
     fn what_one_node_asked_for_is_refused_to_the_next_and_not_to_itself() {
         let mut leases = Leases::default();
-        let (_, granted, refused) = leases.handle_request(T0, A, &set(1, 10));
+        let (_, granted, refused) = leases.handle_request(T0, A, &set(1, 10), true);
         assert_eq!((granted, refused), (set(1, 10), ChunkRanges::new()));
-        let (_, granted, refused) = leases.handle_request(T0, B, &set(8, 15));
+        let (_, granted, refused) = leases.handle_request(T0, B, &set(8, 15), true);
         assert_eq!((granted, refused), (set(11, 15), set(8, 10)));
-        let (_, granted, refused) = leases.handle_request(T0, A, &set(9, 12));
+        let (_, granted, refused) = leases.handle_request(T0, A, &set(9, 12), true);
         assert_eq!((granted, refused), (set(9, 10), set(11, 12)));
         assert_eq!(leases.holders(T0).collect::<Vec<_>>(), [A, B, A]);
     }
@@ -149,27 +199,27 @@ mod tests {
     #[test]
     fn a_lease_lives_by_its_progress_and_a_dead_holder_loses_it() {
         let mut leases = Leases::default();
-        let (id, ..) = leases.handle_request(T0, A, &set(1, 10));
+        let (id, ..) = leases.handle_request(T0, A, &set(1, 10), true);
         let later = T0 + Duration::from_secs(9);
         leases.handle_sent(later, id, ChunkId(1));
-        let (_, granted, _) = leases.handle_request(T0 + LEASE, B, &set(1, 10));
+        let (_, granted, _) = leases.handle_request(T0 + LEASE, B, &set(1, 10), true);
         assert!(granted.is_empty(), "progress renewed it");
-        let (_, granted, _) = leases.handle_request(later + LEASE, B, &set(1, 10));
+        let (_, granted, _) = leases.handle_request(later + LEASE, B, &set(1, 10), true);
         assert_eq!(granted, set(1, 10), "no progress for the length of a lease");
     }
 
     #[test]
     fn an_ended_batch_frees_what_was_not_sent_and_keeps_what_was() {
         let mut leases = Leases::default();
-        let (id, ..) = leases.handle_request(T0, A, &set(1, 10));
+        let (id, ..) = leases.handle_request(T0, A, &set(1, 10), true);
         leases.handle_sent(T0, id, ChunkId(4));
         leases.handle_end(id);
-        let (second, granted, refused) = leases.handle_request(T0, B, &set(1, 10));
+        let (second, granted, refused) = leases.handle_request(T0, B, &set(1, 10), true);
         assert_eq!(refused, set(4, 4));
         assert_eq!(granted.len(), 9);
         leases.handle_end(second);
         leases.handle_gone(A);
-        let (_, granted, _) = leases.handle_request(T0, B, &set(1, 10));
+        let (_, granted, _) = leases.handle_request(T0, B, &set(1, 10), true);
         assert_eq!(granted, set(1, 10));
     }
 
@@ -177,7 +227,7 @@ mod tests {
     fn what_a_node_announces_is_had_from_it_first() {
         let mut leases = Leases::default();
         leases.handle_have(T0, A, &set(1, 5));
-        let (_, granted, refused) = leases.handle_request(T0, B, &set(1, 10));
+        let (_, granted, refused) = leases.handle_request(T0, B, &set(1, 10), true);
         assert_eq!((granted, refused), (set(6, 10), set(1, 5)));
         // Announced by the second too: no second lease, and the first still ends.
         leases.handle_have(T0 + Duration::from_secs(5), B, &set(1, 5));
@@ -187,14 +237,46 @@ mod tests {
     }
 
     #[test]
+    fn whoever_keeps_a_lease_alive_keeps_nobody_waiting_for_ever() {
+        let mut leases = Leases::default();
+        let mut now = T0;
+        let mut refusals = 0;
+        loop {
+            // Announced again and again, and never served.
+            leases.handle_have(now, A, &set(1, 5));
+            let (id, granted, _) = leases.handle_request(now, B, &set(1, 9), true);
+            leases.handle_end(id);
+            if granted.contains(ChunkId(1)) {
+                break;
+            }
+            assert_eq!(granted, set(6, 9));
+            refusals += 1;
+            now = now + Duration::from_secs(2);
+        }
+        assert_eq!(now, T0 + WAIT_MAX, "after {refusals} refusals");
+        // Once had, the clock starts anew; and it is each node's own.
+        leases.handle_have(now, A, &set(1, 5));
+        let (_, granted, _) = leases.handle_request(now, NodeId([3; 16]), &set(1, 5));
+        assert!(granted.is_empty());
+    }
+
+    #[test]
+    fn who_serves_nobody_leaves_chunks_to_others_and_takes_none_from_them() {
+        let mut leases = Leases::default();
+        assert_eq!(leases.handle_request(T0, A, &set(1, 5), false).1, set(1, 5));
+        assert_eq!(leases.handle_request(T0, B, &set(1, 5), true).1, set(1, 5));
+        assert_eq!(leases.handle_request(T0, A, &set(1, 9), false).1, set(6, 9));
+    }
+
+    #[test]
     fn the_table_is_bounded_and_beyond_it_requests_are_granted() {
         let mut leases = Leases::default();
         for n in 1..=LEASES_MAX as u64 + 10 {
-            let (_, granted, _) = leases.handle_request(T0, A, &set(n, n));
+            let (_, granted, _) = leases.handle_request(T0, A, &set(n, n), true);
             assert_eq!(granted, set(n, n));
         }
         assert_eq!(leases.leases.len(), LEASES_MAX);
         let last = LEASES_MAX as u64 + 10;
-        assert_eq!(leases.handle_request(T0, B, &set(last, last)).1, set(last, last));
+        assert_eq!(leases.handle_request(T0, B, &set(last, last), true).1, set(last, last));
     }
 }

@@ -7,4 +7,4 @@ mod lease;
 
 pub use directory::{Asker, Directory, SiteKey};
 pub use fetch::{BatchId, Fetch, FetchConfig, FetchEvent, PeerFault, PeerId, Tier};
-pub use lease::{LEASE, LeaseId, Leases};
+pub use lease::{LEASE, LeaseId, Leases, WAIT_MAX};

@@ -87,6 +87,8 @@ enum Message {
     Have(PeerId, ChunkRanges),
     /// Word of neighbours.
     Peers(Vec<PeerRecord>),
+    /// Neighbours found on the same cable.
+    Local(Vec<Neighbour>),
     /// A neighbour is not dialled any more.
     Gone(PeerId),
     HeldBack(BatchId),
@@ -236,6 +238,16 @@ impl Driver {
         }
         if let Some(exchange) = &self.exchange {
             let known = exchange.neighbourhood.remembered();
+            let (mut local, tx) = (exchange.neighbourhood.local(), self.messages_tx.clone());
+            local.mark_changed();
+            self.tasks.spawn(async move {
+                while local.changed().await.is_ok() {
+                    let found = local.borrow_and_update().iter().cloned().collect();
+                    if tx.send(Message::Local(found)).await.is_err() {
+                        return;
+                    }
+                }
+            });
             self.dial_neighbours(known.into_iter().take(REMEMBERED_TRIED).collect());
         }
     }
@@ -368,6 +380,7 @@ impl Driver {
                     self.dial_neighbours(found);
                 }
             }
+            Message::Local(found) => self.dial_neighbours(found),
             Message::Gone(peer) => {
                 self.fetch.handle_gone(peer);
                 self.dialers.remove(&peer);

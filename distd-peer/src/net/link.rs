@@ -38,6 +38,9 @@ pub enum LinkError {
     /// Dialling failed: nobody there, or not of this realm.
     #[error("could not connect to {0}: check that it runs and belongs to this realm")]
     Connect(String, #[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Nobody answered in time.
+    #[error("{0} did not answer: check that it runs and that UDP reaches it")]
+    Silent(String),
     /// The one at the other end may not be a parent.
     #[error("{0} cannot be a parent")]
     Peer(String, #[source] PeerRefused),
@@ -125,7 +128,7 @@ impl Link {
         let connecting = endpoint.connect(remote, name).map_err(|e| failed(e.into()))?;
         let connection = tokio::time::timeout(CONNECT, connecting)
             .await
-            .map_err(|_| failed("no answer".into()))?
+            .map_err(|_| LinkError::Silent(address.to_owned()))?
             .map_err(|e| failed(e.into()))?;
         let identity = peer_identity(&connection, now).map_err(|e| LinkError::Peer(address.to_owned(), e))?;
         Ok(Self {

@@ -203,15 +203,14 @@ impl Member {
 
     /// What of `wanted` the node gets, and what is left to a neighbour. `None` where nothing is leased.
     pub(crate) fn lease(&self, wanted: &ChunkRanges) -> Option<(BatchLease<'_>, ChunkRanges, ChunkRanges)> {
-        // Who serves nobody takes no lease, for nobody could have the chunks from it.
-        if !self.sites.leasing || !self.serves {
+        if !self.sites.leasing {
             return None;
         }
         let mut state = self.sites.state();
         let now = monotonic_now();
         state.leases.retain(|_, leases| !leases.is_idle(now));
         let leases = state.leases.entry((self.site.clone(), self.manifest)).or_default();
-        let (id, granted, refused) = leases.handle_request(now, self.node, wanted);
+        let (id, granted, refused) = leases.handle_request(now, self.node, wanted, self.serves);
         Some((BatchLease { member: self, id }, granted, refused))
     }
 

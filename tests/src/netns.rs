@@ -1,0 +1,104 @@
+//! Two network namespaces on one cable: a site, and what lies behind its router.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Addresses in the site's namespace and at its router.
+pub const SITE: &str = "10.77.0.2";
+/// The same.
+pub const ROUTER: &str = "10.77.0.1";
+/// An address beyond the router.
+pub const FAR: &str = "10.88.0.1";
+
+/// The pair; gone when dropped.
+#[derive(Debug)]
+pub struct Namespaces {
+    site: String,
+    far: String,
+}
+
+fn inside(namespace: &str, command: &Command) -> Command {
+    let mut inside = Command::new("ip");
+    inside.args(["netns", "exec", namespace]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            inside.env(name, value);
+        }
+    }
+    inside.stdin(std::process::Stdio::null());
+    inside
+}
+
+fn ip(args: &str) {
+    let output = Command::new("ip").args(args.split(' ')).output().expect("run ip: install iproute2");
+    assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+impl Namespaces {
+    /// Makes both, joined by a cable; the site's default route leads to the other.
+    ///
+    /// # Panics
+    /// When this is not root, or the kernel has no namespaces.
+    pub fn new() -> Self {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let (tag, n) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let this = Self { site: format!("distd-site-{tag}-{n}"), far: format!("distd-far-{tag}-{n}") };
+        let (site, far) = (&this.site, &this.far);
+        for ns in [site, far] {
+            ip(&format!("netns add {ns}"));
+            ip(&format!("-n {ns} link set lo up"));
+        }
+        ip(&format!("-n {site} link add up0 type veth peer name down0 netns {far}"));
+        ip(&format!("-n {site} address add {SITE}/24 dev up0"));
+        ip(&format!("-n {far} address add {ROUTER}/24 dev down0"));
+        ip(&format!("-n {far} address add {FAR}/32 dev lo"));
+        ip(&format!("-n {site} link set up0 up"));
+        ip(&format!("-n {far} link set down0 up"));
+        ip(&format!("-n {site} route add default via {ROUTER}"));
+        this
+    }
+
+    /// Makes `command` run in the site.
+    pub fn in_site(&self, command: &Command) -> Command {
+        inside(&self.site, command)
+    }
+
+    /// Makes `command` run at the router.
+    pub fn at_router(&self, command: &Command) -> Command {
+        inside(&self.far, command)
+    }
+
+    /// IPv4 packets that have come to the router from the site so far, without multicast: that is the cable's own and no router
+    /// passes it on.
+    ///
+    /// # Panics
+    /// When the kernel does not count.
+    pub fn packets_out(&self) -> u64 {
+        self.counter("/proc/net/snmp", "Ip:", "InReceives")
+            - self.counter("/proc/net/netstat", "IpExt:", "InMcastPkts")
+    }
+
+    fn counter(&self, file: &str, line: &str, name: &str) -> u64 {
+        let shown = Command::new("ip").args(["netns", "exec", &self.far, "cat", file]).output();
+        let text = String::from_utf8(shown.expect("run ip").stdout).expect("text");
+        let mut lines = text.lines().filter(|text| text.starts_with(line));
+        let (names, numbers) = (lines.next().expect("names"), lines.next().expect("numbers"));
+        let at = names.split(' ').position(|other| other == name).expect("the kernel counts packets");
+        numbers.split(' ').nth(at).and_then(|n| n.parse().ok()).expect("a number")
+    }
+}
+
+impl Default for Namespaces {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Namespaces {
+    fn drop(&mut self) {
+        for ns in [&self.site, &self.far] {
+            // Gone with the machine otherwise.
+            let _ = Command::new("ip").args(["netns", "delete", ns]).status();
+        }
+    }
+}
