@@ -27,7 +27,8 @@ struct Update {
 impl Update {
     /// The initrd within the releases has a view; without views the set is small and tells its manifest too.
     fn new(rng_seed: u64, with_views: bool) -> Self {
-        let lab = Lab::start_with(&["--patches", "true"]);
+        // Solid sets would bring patches to a device without a seed too.
+        let lab = Lab::start_with(&["--patches", "true", "--solid-sets", "false"]);
         let (v1, v2) = if with_views {
             let [v1, v2, _] = artifacts::releases(&lab.path(""), rng_seed);
             (v1, v2)
