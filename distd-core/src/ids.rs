@@ -114,6 +114,12 @@ hash_newtype! {
     ArtifactHash
 }
 
+impl ManifestId {
+    /// Stands for holding nothing at all: where a patch set of solid segments starts from. No manifest has it, since no
+    /// node with this hash is known.
+    pub const NOTHING: Self = Self([0; 32]);
+}
+
 /// Who a node is for as long as it has its key: the first 16 bytes of the SHA-256 of its SubjectPublicKeyInfo.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub [u8; 16]);

@@ -98,6 +98,10 @@ pub const PATCH_INDEX_BYTES_MAX: u64 = 64 << 20;
 /// Most patches of one set; each rebuilds something.
 pub const PATCHES_MAX: usize = 1 << 20;
 
+/// Most base chunks of one set, over all its patches: choosing looks at each. Ranges tell any number of them in a few bytes;
+/// a set for each of ten million target chunks needs four at most.
+pub const PATCH_SET_BASES_MAX: u64 = 1 << 26;
+
 /// Longest view, bytes: of a larger packed file chunks or patches of packed bytes are sent. A device needs as much free
 /// space for each view of a set while it applies the set.
 pub const VIEW_BYTES_MAX: u64 = 1 << 30;

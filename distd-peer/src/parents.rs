@@ -3,6 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use distd_core::ManifestId;
+use distd_core::limits::REQUEST_CHUNKS_MAX;
+use distd_core::proto::frame::Cost;
+use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::Tier;
 use quinn::Endpoint;
 use tokio::sync::Mutex;
@@ -126,6 +130,22 @@ impl Parents {
             }
         }
         Err(last)
+    }
+
+    /// What chunks of a swarm would cost, by the first parent that answers; more than one question may carry is asked in parts.
+    ///
+    /// # Errors
+    /// [`ParentsError`].
+    pub async fn cost(&self, manifest: ManifestId, wanted: &ChunkRanges) -> Result<Cost, ParentsError> {
+        let swarm = self.any_link().await?.open_swarm(manifest).await?;
+        let (handle, mut rest, mut sum) = (swarm.handle(), wanted.clone(), Cost::default());
+        while !rest.is_empty() {
+            let cost = handle.cost(&rest.take_first(REQUEST_CHUNKS_MAX)).await?;
+            sum.chunks += cost.chunks;
+            sum.bytes += cost.bytes;
+        }
+        swarm.leave();
+        Ok(sum)
     }
 
     /// Marks the node behind a link as a liar, persistently.

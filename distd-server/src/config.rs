@@ -25,7 +25,7 @@ pub const ENV_CONFIG: &str = "DISTD_SERVER_CONFIG";
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Every key, in the order in which they are shown.
-pub const KEYS: [&str; 13] = [
+pub const KEYS: [&str; 14] = [
     "data",
     "db",
     "store",
@@ -36,6 +36,7 @@ pub const KEYS: [&str; 13] = [
     "cert_validity",
     "zstd_level",
     "patches",
+    "solid_sets",
     "patch_threads",
     "patch_level",
     "patch_memory_mib",
@@ -103,6 +104,8 @@ pub struct Settings {
     pub zstd_level: Setting<i32>,
     /// Whether patches are made.
     pub patches: Setting<bool>,
+    /// Whether releases get a set from nothing.
+    pub solid_sets: Setting<bool>,
     /// Patches made at once.
     pub patch_threads: Setting<NonZeroUsize>,
     /// zstd level within patches.
@@ -170,8 +173,9 @@ impl Settings {
         let zstd_level = layers.pick("zstd_level", Some(LEVEL_DEFAULT), |text| {
             text.parse().ok().filter(|level| (1..=19).contains(level)).ok_or("is no number between 1 and 19")
         });
-        let PatchOptions { enabled, threads, level, memory_bytes } = tuning.patches;
+        let PatchOptions { enabled, solid_sets, threads, level, memory_bytes } = tuning.patches;
         let patches = layers.pick("patches", Some(enabled), yes_or_no);
+        let solid_sets = layers.pick("solid_sets", Some(solid_sets), yes_or_no);
         let patch_threads = layers.pick("patch_threads", Some(threads), |text| {
             let threads =
                 text.parse().ok().filter(|threads: &NonZeroUsize| threads.get() <= PATCH_THREADS_MAX);
@@ -199,7 +203,7 @@ impl Settings {
             layers.problems.push("say where to keep keys and data: --data DIR".to_owned());
         }
         let problems = layers.problems;
-        let patches = (patches, patch_threads, patch_level, patch_memory_mib);
+        let patches = (patches, solid_sets, patch_threads, patch_level, patch_memory_mib);
         match (data, db, store, http, quic, name, http_plain, cert_validity, zstd_level, patches) {
             (
                 Some(data),
@@ -211,7 +215,13 @@ impl Settings {
                 Some(http_plain),
                 Some(cert_validity),
                 Some(zstd_level),
-                (Some(patches), Some(patch_threads), Some(patch_level), Some(patch_memory_mib)),
+                (
+                    Some(patches),
+                    Some(solid_sets),
+                    Some(patch_threads),
+                    Some(patch_level),
+                    Some(patch_memory_mib),
+                ),
             ) if problems.is_empty() => Ok(Self {
                 data,
                 db,
@@ -223,6 +233,7 @@ impl Settings {
                 cert_validity,
                 zstd_level,
                 patches,
+                solid_sets,
                 patch_threads,
                 patch_level,
                 patch_memory_mib,
@@ -250,6 +261,7 @@ impl Settings {
             ),
             ("zstd_level", self.zstd_level.value.to_string(), &self.zstd_level.source),
             ("patches", self.patches.value.to_string(), &self.patches.source),
+            ("solid_sets", self.solid_sets.value.to_string(), &self.solid_sets.source),
             ("patch_threads", self.patch_threads.value.to_string(), &self.patch_threads.source),
             ("patch_level", self.patch_level.value.to_string(), &self.patch_level.source),
             ("patch_memory_mib", self.patch_memory_mib.value.to_string(), &self.patch_memory_mib.source),
@@ -274,6 +286,7 @@ impl Settings {
             zstd_level: self.zstd_level.value,
             patches: PatchOptions {
                 enabled: self.patches.value,
+                solid_sets: self.solid_sets.value,
                 threads: self.patch_threads.value,
                 level: self.patch_level.value,
                 memory_bytes: self.patch_memory_mib.value << 20,

@@ -59,10 +59,13 @@ struct ServeArgs {
     /// Make patches between releases: true or false [default: true]
     #[arg(long, value_name = "BOOL")]
     patches: Option<String>,
+    /// Make each release's patch set for devices that hold nothing: true or false [default: true]
+    #[arg(long, value_name = "BOOL")]
+    solid_sets: Option<String>,
     /// Patches made at once [default: one for each core]
     #[arg(long, value_name = "N")]
     patch_threads: Option<String>,
-    /// zstd level within patches, 1 to 22 [default: 19]
+    /// zstd level within patches, 1 to 22 [default: 12]
     #[arg(long, value_name = "LEVEL")]
     patch_level: Option<String>,
     /// Memory for making patches, MiB [default: 256 for each core]
@@ -88,6 +91,7 @@ impl ServeArgs {
             ("cert_validity", &self.cert_validity),
             ("zstd_level", &self.zstd_level),
             ("patches", &self.patches),
+            ("solid_sets", &self.solid_sets),
             ("patch_threads", &self.patch_threads),
             ("patch_level", &self.patch_level),
             ("patch_memory_mib", &self.patch_memory_mib),

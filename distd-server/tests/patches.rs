@@ -22,7 +22,7 @@ use distd_peer::trust::tls::PeerIdentity;
 use distd_peer::trust::tuf::PatchesDoc;
 use distd_peer::trust::tuf::wire::{Answer, Query};
 use distd_server::config::{CommandLine, Settings};
-use distd_server::db::{Db, Location, MadeSet, NodeRow, PatchSetRow, PatchSetState, ReleaseRow};
+use distd_server::db::{Db, Location, MadeSet, NodeRow, PatchSetRow, PatchSetState, ReleaseRow, SetKind};
 use distd_server::ingest::FileRequest;
 use distd_server::origin::{Origin, OriginContent, Places, RequestPatchesError, Tuning};
 use distd_server::patches::PatchOptions;
@@ -71,11 +71,11 @@ on_every_back_end! {
         db.queue_patch_set(&two, &three, "ci", NOW + 1).await.expect("queue");
         assert_eq!(db.patch_sets_waiting().await.expect("count"), 2);
 
-        let taken = db.take_patch_set(NOW + 2).await.expect("take").expect("one waits");
+        let taken = db.take_patch_set(SetKind::Pair, NOW + 2).await.expect("take").expect("one waits");
         assert_eq!((&taken.key, taken.state, taken.started), (&row.key, PatchSetState::Building, Some(NOW + 2)));
         // The origin ended here: the next start tries again.
         assert_eq!(db.requeue_patch_sets().await.expect("requeue"), 1);
-        let taken = db.take_patch_set(NOW + 3).await.expect("take").expect("one waits");
+        let taken = db.take_patch_set(SetKind::Pair, NOW + 3).await.expect("take").expect("one waits");
         assert_eq!(taken.key, row.key);
 
         let mut tx = db.begin_patch_set(NOW + 4).await.expect("begin");
@@ -112,8 +112,8 @@ on_every_back_end! {
         let (row, _) = db.queue_patch_set(&one, &two, "ci", NOW).await.expect("queue");
         // Only what is being made can fail.
         db.fail_patch_set(&row.key, "early", NOW).await.expect("fail");
-        assert!(db.take_patch_set(NOW).await.expect("take").is_some());
-        assert!(db.take_patch_set(NOW).await.expect("take").is_none());
+        assert!(db.take_patch_set(SetKind::Pair, NOW).await.expect("take").is_some());
+        assert!(db.take_patch_set(SetKind::Pair, NOW).await.expect("take").is_none());
         db.fail_patch_set(&row.key, "a chunk is damaged", NOW + 1).await.expect("fail");
         let failed = db.patch_set(&row.key).await.expect("row").expect("there");
         assert_eq!((failed.state, failed.error.as_deref()), (PatchSetState::Failed, Some("a chunk is damaged")));
@@ -134,7 +134,7 @@ on_every_back_end! {
         assert_eq!(db.last_chunk_id().await.expect("counter"), 0);
         assert_eq!(db.packs_known(&["packs/aa/one".to_owned()]).await.expect("packs"), [false]);
         // No set at all is a result, too.
-        db.take_patch_set(NOW).await.expect("take").expect("one waits");
+        db.take_patch_set(SetKind::Pair, NOW).await.expect("take").expect("one waits");
         let tx = db.begin_patch_set(NOW).await.expect("begin");
         assert!(tx.finish(&row.key, &MadeSet::default()).await.expect("finish"));
         let done = db.patch_set(&row.key).await.expect("row").expect("there");
@@ -143,30 +143,40 @@ on_every_back_end! {
     }
 }
 
+/// The version a set starts from; empty for nothing.
+fn from_of(row: &PatchSetRow) -> String {
+    row.from_version.as_ref().map(Name::to_string).unwrap_or_default()
+}
+
 /// An origin of one test's own.
 struct Realm {
     origin: Arc<Origin>,
     directory: TempDir,
 }
 
-fn tuning(enabled: bool) -> Tuning {
+fn tuning(enabled: bool, solid_sets: bool) -> Tuning {
     // A low level: what is tested is not zstd.
-    let patches = PatchOptions { enabled, level: 3, ..PatchOptions::default() };
+    let patches = PatchOptions { enabled, solid_sets, level: 3, ..PatchOptions::default() };
     Tuning { patches, ..Tuning::default() }
 }
 
 impl Realm {
+    /// Without sets from nothing.
     async fn new(enabled: bool) -> Self {
+        Self::tuned(tuning(enabled, false)).await
+    }
+
+    async fn tuned(tuning: Tuning) -> Self {
         let directory = tempfile::tempdir().expect("tempdir");
         let places = Places::in_dir(directory.path());
-        Self { origin: Origin::open(&places, tuning(enabled)).await.expect("an origin"), directory }
+        Self { origin: Origin::open(&places, tuning).await.expect("an origin"), directory }
     }
 
     /// As after the process ended: nothing in memory is left.
     async fn again(self) -> Self {
         self.origin.db().close().await;
         let places = Places::in_dir(self.directory.path());
-        Self { origin: Origin::open(&places, tuning(true)).await.expect("an origin"), ..self }
+        Self { origin: Origin::open(&places, tuning(true, false)).await.expect("an origin"), ..self }
     }
 
     async fn push(&self, version: &str, bytes: &[u8]) -> ManifestId {
@@ -193,8 +203,7 @@ impl Realm {
     /// Versions of each row, oldest first.
     async fn pairs(&self) -> Vec<(String, String)> {
         let rows = self.rows().await;
-        let mut pairs: Vec<_> =
-            rows.iter().map(|row| (row.from_version.to_string(), row.to_version.to_string())).collect();
+        let mut pairs: Vec<_> = rows.iter().map(|row| (from_of(row), row.to_version.to_string())).collect();
         pairs.sort();
         pairs
     }
@@ -280,7 +289,10 @@ impl Realm {
         let index = SetIndex::decode(&index).expect("an index");
         assert_eq!((index.from, index.to), (*from, *to));
 
-        let mut held = self.fetch(&self.manifest(from).await).await;
+        let mut held = match *from {
+            ManifestId::NOTHING => BTreeMap::new(),
+            from => self.fetch(&self.manifest(&from).await).await,
+        };
         let new = self.manifest(to).await;
         let hashes: BTreeMap<_, _> = new.entries().map(|at| (at.entry.id, at.entry.hash)).collect();
         let rebuilt: std::collections::BTreeSet<ChunkId> =
@@ -401,13 +413,37 @@ async fn an_image_is_patched_file_by_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_release_can_be_rebuilt_from_nothing_out_of_its_solid_set_alone() {
+    let realm = Realm::tuned(tuning(true, true)).await;
+    let old = [prose(1, 2 << 20), prose(5, 1 << 20)].concat();
+    let new = [edited(&old), prose(9, 300_000)].concat();
+    let from = realm.push("1", &old).await;
+    let to = realm.push("2", &new).await;
+    let pair = |from: &str, to: &str| (from.to_owned(), to.to_owned());
+    assert_eq!(realm.pairs().await, [pair("", "1"), pair("", "2"), pair("1", "2")]);
+    realm.make().await;
+    let (index, payloads) = realm.apply(&ManifestId::NOTHING, &to).await;
+    let packed: u64 = index.patches.iter().map(|patch| patch.packed).sum();
+    let rebuilt: usize = index.patches.iter().map(|patch| patch.target_bytes()).sum();
+    assert!(
+        payloads < packed && rebuilt * 10 > new.len() * 9,
+        "{rebuilt} of {}, {payloads} of {packed}",
+        new.len()
+    );
+    realm.apply(&ManifestId::NOTHING, &from).await;
+    // It leaves the set between the releases alone.
+    let (_, between) = realm.apply(&from, &to).await;
+    assert!(between * 3 < payloads);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn making_that_was_cut_off_is_done_again_and_leaves_nothing_behind() {
     let realm = Realm::new(true).await;
     let old = text(1, 1 << 20);
     let from = realm.push("1", &old).await;
     let to = realm.push("2", &edited(&old)).await;
     // Told to stop: what it had stored goes.
-    let row = realm.origin.db().take_patch_set(NOW).await.expect("take").expect("one waits");
+    let row = realm.origin.db().take_patch_set(SetKind::Pair, NOW).await.expect("take").expect("one waits");
     let stop = CancellationToken::new();
     stop.cancel();
     assert!(realm.origin.patches().make(&row, &stop).await.is_err());
@@ -462,12 +498,13 @@ async fn sets_are_queued_from_where_channels_point_and_where_they_move() {
     origin.set_channel(&os, &edge, &name("1")).await.expect("channel");
     assert!(realm.pairs().await.contains(&pair("2", "1")));
     // On request, once.
-    let (row, queued) = origin.request_patches(&os, &name("3"), &name("1"), "ci").await.expect("queued");
+    let (row, queued) =
+        origin.request_patches(&os, Some(&name("3")), &name("1"), "ci").await.expect("queued");
     assert!(queued && row.state == PatchSetState::Queued && row.requested_by == "ci");
-    assert!(!origin.request_patches(&os, &name("3"), &name("1"), "ci").await.expect("found").1);
-    let same = origin.request_patches(&os, &name("3"), &name("3"), "ci").await;
+    assert!(!origin.request_patches(&os, Some(&name("3")), &name("1"), "ci").await.expect("found").1);
+    let same = origin.request_patches(&os, Some(&name("3")), &name("3"), "ci").await;
     assert!(matches!(same, Err(RequestPatchesError::Same { .. })), "{same:?}");
-    let unknown = origin.request_patches(&os, &name("9"), &name("3"), "ci").await;
+    let unknown = origin.request_patches(&os, Some(&name("9")), &name("3"), "ci").await;
     assert!(matches!(unknown, Err(RequestPatchesError::UnknownRelease { .. })), "{unknown:?}");
 }
 
@@ -481,7 +518,7 @@ async fn an_origin_without_patches_queues_and_makes_none() {
     realm.origin.set_channel(&os, &stable, &name("1")).await.expect("channel");
     realm.origin.set_channel(&os, &stable, &name("2")).await.expect("channel");
     assert!(realm.rows().await.is_empty());
-    let asked = realm.origin.request_patches(&os, &name("1"), &name("2"), "ci").await;
+    let asked = realm.origin.request_patches(&os, Some(&name("1")), &name("2"), "ci").await;
     assert!(matches!(asked, Err(RequestPatchesError::Disabled)), "{asked:?}");
     realm.origin.clone().make_patches(CancellationToken::new()).await;
     assert!(realm.rows().await.is_empty() && realm.listed().await.is_none());
@@ -550,19 +587,25 @@ async fn a_running_origin_makes_what_it_is_asked_for_and_says_how_far_it_is() {
             let (status, list) = http.ask(Method::GET, "/v1/products/os/patches", "").await;
             assert_eq!(status, StatusCode::OK);
             let rows = list["patches"].as_array().expect("a list").clone();
-            assert_eq!(rows.len(), 2, "one of the release, one of ours");
-            if rows.iter().all(|row| row["state"] == "ready" && row["set"].is_string()) {
+            assert_eq!(rows.len(), 4, "one of the release, one of ours, one from nothing to each");
+            if rows.iter().all(|row| row["state"] == "ready") {
                 return rows;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     let rows = tokio::time::timeout(Duration::from_secs(120), ready).await.expect("made in time");
-    assert!(rows.iter().all(|row| row["bytes"].as_u64() < row["chunk_bytes"].as_u64()));
+    let sets = rows.iter().filter(|row| row["set"].is_string()).count();
+    let (between, from_nothing): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row["from"].is_string());
+    assert!(between.iter().all(|row| row["set"].is_string()));
+    assert!(between.iter().all(|row| row["bytes"].as_u64() < row["chunk_bytes"].as_u64()));
+    assert!(from_nothing.iter().all(|row| row["from_manifest"].is_null()) && from_nothing.len() == 2);
+    let path = "/v1/products/os/releases/2/patches";
+    assert_eq!(http.ask(Method::POST, path, "{}").await.0, StatusCode::OK, "it is there, and ready");
     assert_eq!(http.request("2", "1").await.0, StatusCode::OK, "it is ready");
     let (_, metrics) = http.ask(Method::GET, "/metrics", "").await;
     let metrics = metrics.as_str().expect("text");
-    assert!(metrics.contains("distd_patch_sets_total{result=\"ready\"} 2"), "{metrics}");
+    assert!(metrics.contains(&format!("distd_patch_sets_total{{result=\"ready\"}} {sets}")), "{metrics}");
     assert!(metrics.contains("distd_patch_sets_waiting 0"), "{metrics}");
 
     for (from, to, status, code) in [

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# 50 kills -9 of device, relay and origin each (or as many as the first argument says), on real processes.
+# 50 kills -9 of device, relay and origin each, without and with patches (or as many as the first argument says), on real processes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export DISTD_TEST_KILLS=${1:-50} DISTD_TEST_RNG_SEED=${DISTD_TEST_RNG_SEED:-$RANDOM}
 cargo build --workspace --bins --locked
-cargo nextest run -p distd-tests --test kills --locked --no-capture
+cargo nextest run -p distd-tests --test kills --test kills_patched --locked --no-capture

@@ -70,6 +70,17 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
 /// # Panics
 /// When `mkfs.erofs` is missing (install erofs-utils) or fails.
 pub fn erofs(tree: &Path, image: &Path, options: &[&str]) {
+    try_erofs(tree, image, options).unwrap_or_else(|message| panic!("mkfs.erofs {options:?}: {message}"));
+}
+
+/// The same; what `mkfs.erofs` says against the options, if it does: newer versions know more of them.
+///
+/// # Errors
+/// Its message.
+///
+/// # Panics
+/// When `mkfs.erofs` is missing.
+pub fn try_erofs(tree: &Path, image: &Path, options: &[&str]) -> Result<(), String> {
     let output = Command::new("mkfs.erofs")
         .args(["-T1700000000", "-U", "11111111-2222-3333-4444-555555555555"])
         .args(options)
@@ -77,7 +88,7 @@ pub fn erofs(tree: &Path, image: &Path, options: &[&str]) {
         .arg(tree)
         .output()
         .expect("run mkfs.erofs: install erofs-utils");
-    assert!(output.status.success(), "mkfs.erofs: {}", String::from_utf8_lossy(&output.stderr));
+    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
 }
 
 /// Two releases of one system as EROFS images in `dir`: about 15 MB each, and what changed between them.
@@ -93,4 +104,36 @@ pub fn release_pair(dir: &Path, rng_seed: u64) -> (PathBuf, PathBuf) {
     update_tree(&tree, &mut rng);
     erofs(&tree, &v2, &[]);
     (v1, v2)
+}
+
+/// Three releases of a system: files edited in the middle, and an initrd (gzip, made by gzip) whose inside is edited.
+///
+/// # Panics
+/// As [`erofs`], and when `gzip` is missing.
+pub fn releases(dir: &Path, rng_seed: u64) -> [PathBuf; 3] {
+    let mut rng = Rng::new(rng_seed);
+    let tree = dir.join("tree");
+    fs::create_dir_all(tree.join("boot")).expect("create a directory");
+    system_tree(&tree, 120, &mut rng);
+    let mut programs: Vec<Vec<u8>> = (0..4).map(|_| rng.text(400_000)).collect();
+    let mut inside = rng.text(3_000_000);
+    ["1", "2", "3"].map(|version| {
+        for (n, program) in programs.iter_mut().enumerate() {
+            fs::write(tree.join(format!("usr/lib/program{n}")), &program).expect("write a file");
+            // For the next release: something small every few chunks.
+            for _ in 0..20 {
+                let at = rng.below(program.len() as u64 - 100) as usize;
+                program.splice(at..at + 3, rng.bytes(9));
+            }
+        }
+        fs::write(tree.join("boot/initrd"), &inside).expect("write a file");
+        let gzip = Command::new("gzip").args(["-n", "-9", "-f"]).arg(tree.join("boot/initrd")).status();
+        assert!(gzip.expect("run gzip").success());
+        fs::rename(tree.join("boot/initrd.gz"), tree.join("boot/initrd.img")).expect("rename");
+        let at = rng.below(1000) as usize;
+        inside.splice(at..at, rng.bytes(200));
+        let image = dir.join(format!("v{version}.erofs"));
+        erofs(&tree, &image, &[]);
+        image
+    })
 }

@@ -121,7 +121,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// What a command that has ended said.
+    /// What a command that ended said.
     pub fn of(output: Output) -> Self {
         let stdout = String::from_utf8_lossy(&output.stdout);
         let json = stdout.lines().last().and_then(|l| serde_json::from_str(l).ok()).unwrap_or(Value::Null);

@@ -4,41 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use distd_tests::artifacts;
 use distd_tests::lab::{Lab, same};
-use distd_tests::{Rng, artifacts};
 
 /// An origin that makes patches.
 fn lab() -> Lab {
-    Lab::start_with(&["--patches", "true"])
-}
-
-/// Three releases of a system: files edited in the middle, and an initrd (gzip, made by gzip) whose inside is edited.
-fn releases(lab: &Lab, seed: u64) -> [PathBuf; 3] {
-    let mut rng = Rng::new(seed);
-    let tree = lab.path("tree");
-    fs::create_dir_all(tree.join("boot")).expect("create a directory");
-    artifacts::system_tree(&tree, 120, &mut rng);
-    let mut programs: Vec<Vec<u8>> = (0..4).map(|_| rng.text(400_000)).collect();
-    let mut inside = rng.text(3_000_000);
-    ["1", "2", "3"].map(|version| {
-        for (n, program) in programs.iter_mut().enumerate() {
-            fs::write(tree.join(format!("usr/lib/program{n}")), &program).expect("write a file");
-            // For the next release: something small every few chunks.
-            for _ in 0..20 {
-                let at = rng.below(program.len() as u64 - 100) as usize;
-                program.splice(at..at + 3, rng.bytes(9));
-            }
-        }
-        fs::write(tree.join("boot/initrd"), &inside).expect("write a file");
-        let gzip = Command::new("gzip").args(["-n", "-9", "-f"]).arg(tree.join("boot/initrd")).status();
-        assert!(gzip.expect("run gzip").success());
-        fs::rename(tree.join("boot/initrd.gz"), tree.join("boot/initrd.img")).expect("rename");
-        let at = rng.below(1000) as usize;
-        inside.splice(at..at, rng.bytes(200));
-        let image = lab.path(&format!("v{version}.erofs"));
-        artifacts::erofs(&tree, &image, &[]);
-        image
-    })
+    Lab::start_with(&["--patches", "true", "--solid-sets", "false"])
 }
 
 /// A device with `from` installed in a file of its own.
@@ -52,7 +23,7 @@ fn installed(lab: &Lab, device: &str, parent: &str, from: &str) -> PathBuf {
 #[test]
 fn an_update_by_patches_is_bit_exact_and_a_fraction_of_the_chunks() {
     let lab = lab();
-    let [v1, v2, _] = releases(&lab, 21);
+    let [v1, v2, _] = artifacts::releases(&lab.path(""), 21);
     lab.push(&v1, "os", "1").ok();
     let relay = lab.relay("relay", lab.quic());
     let slots = ["d1", "d2", "d3"].map(|device| installed(&lab, device, &relay.addresses[0], "1"));
@@ -78,6 +49,21 @@ fn an_update_by_patches_is_bit_exact_and_a_fraction_of_the_chunks() {
     let patched = pull("d1", &out, &slots[0]);
     assert!(same(&out, &v2));
     assert!(patched.number("patches_applied") > 0, "{}", patched.json);
+    for (planned, got) in
+        [("patches", "patches_applied"), ("patch_bytes", "patch_bytes"), ("fetch_bytes", "chunk_bytes")]
+    {
+        assert_eq!(plan.number(planned), patched.number(got), "{}\n{}", plan.json, patched.json);
+    }
+    let of_sources = |field: &str| -> u64 {
+        plan.json["sources"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(|source| source[field].as_u64())
+            .sum()
+    };
+    assert_eq!(of_sources("artifact_bytes"), patched.number("artifact_bytes"));
+    assert_eq!(of_sources("wire_bytes"), plan.number("patch_bytes") + plan.number("fetch_bytes"));
     assert_eq!(patched.number("patches_failed"), 0);
     assert_eq!(patched.number("refetched_verified_bytes"), 0);
     // The device behind it costs the origin nothing but its questions.
@@ -105,7 +91,7 @@ fn an_update_by_patches_is_bit_exact_and_a_fraction_of_the_chunks() {
 #[test]
 fn two_sets_are_a_way_from_the_first_release_to_the_third() {
     let lab = lab();
-    let [v1, v2, v3] = releases(&lab, 22);
+    let [v1, v2, v3] = artifacts::releases(&lab.path(""), 22);
     lab.push(&v1, "os", "1").ok();
     let slot = installed(&lab, "d1", lab.quic(), "1");
     lab.push(&v2, "os", "2").ok();
@@ -135,9 +121,49 @@ fn two_sets_are_a_way_from_the_first_release_to_the_third() {
 }
 
 #[test]
+fn who_holds_nothing_of_use_gets_the_release_compressed_as_one() {
+    let lab = Lab::start_with(&["--patches", "true"]);
+    let [v1, v2, _] = artifacts::releases(&lab.path(""), 25);
+    lab.push(&v1, "os", "1").ok();
+    lab.enroll("early", lab.quic());
+    let early = lab.path("early-slot");
+    let chunks = lab.pull("early", "os@1", &early, &[]).ok();
+    lab.push(&v2, "os", "2").ok();
+    // From 1 to 2, and from nothing to each.
+    let listing = lab.patches("os", 3);
+    let solid = listing["patches"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .find(|set| set["from"].is_null() && set["to"] == "2");
+    assert!(solid.is_some_and(|set| set["bytes"].as_u64() < set["chunk_bytes"].as_u64()), "{listing}");
+
+    let relay = lab.relay("relay", lab.quic());
+    lab.enroll("fresh", &relay.addresses[0]);
+    let out = lab.path("out");
+    let plan = lab.device("fresh", &["plan", "os@2", "--optimize", "bytes"]).ok();
+    assert!(plan.number("patches") > 0, "{}", plan.json);
+    let fresh = ["pull", "os@2", "--optimize", "bytes", "--out"];
+    let fresh = lab.device("fresh", &[&fresh[..], &[&out.display().to_string()]].concat()).ok();
+    assert!(same(&out, &v2));
+    assert_eq!(fresh.number("patches_failed"), 0, "{}", fresh.json);
+    assert_eq!(fresh.number("patches_applied"), plan.number("patches"));
+    // Most of it is letters by chance, which compress alone as well as together.
+    assert!(
+        fresh.number("wire_bytes") * 100 < chunks.number("wire_bytes") * 97,
+        "{}\n{}",
+        fresh.json,
+        chunks.json
+    );
+    // Who holds the release before takes the way from there.
+    let update = lab.pull("early", "os@2", &lab.path("out2"), &[&early]).ok();
+    assert!(update.number("wire_bytes") * 3 < fresh.number("wire_bytes"), "{}\n{}", update.json, fresh.json);
+}
+
+#[test]
 fn a_base_that_rotted_is_a_patch_that_fails_and_its_chunks_come() {
     let lab = lab();
-    let [v1, v2, _] = releases(&lab, 23);
+    let [v1, v2, _] = artifacts::releases(&lab.path(""), 23);
     lab.push(&v1, "os", "1").ok();
     let slot = installed(&lab, "d1", lab.quic(), "1");
     lab.push(&v2, "os", "2").ok();
@@ -159,7 +185,7 @@ fn a_base_that_rotted_is_a_patch_that_fails_and_its_chunks_come() {
 #[test]
 fn an_origin_killed_while_it_makes_patches_makes_them_after_all() {
     let mut lab = lab();
-    let [v1, v2, _] = releases(&lab, 24);
+    let [v1, v2, _] = artifacts::releases(&lab.path(""), 24);
     lab.push(&v1, "os", "1").ok();
     let slot = installed(&lab, "d1", lab.quic(), "1");
     lab.push(&v2, "os", "2").ok();
@@ -169,4 +195,34 @@ fn an_origin_killed_while_it_makes_patches_makes_them_after_all() {
     let update = lab.pull("d1", "os@2", &out, &[&slot]).ok();
     assert!(same(&out, &v2));
     assert!(update.number("patches_applied") > 0, "{}", update.json);
+}
+
+#[test]
+fn a_packed_archive_is_updated_by_what_changed_in_its_files() {
+    let lab = lab();
+    let mut rng = distd_tests::Rng::new(25);
+    let tree = lab.path("tree");
+    artifacts::system_tree(&tree, 100, &mut rng);
+    let archive = |version: &str| {
+        let path = lab.path(&format!("v{version}.tar.gz"));
+        let mut tar = Command::new("tar");
+        tar.args(["--sort=name", "-czf"]).arg(&path).arg("-C").arg(&tree).arg(".");
+        assert!(tar.status().expect("run tar").success());
+        path
+    };
+    let v1 = archive("1");
+    artifacts::update_tree(&tree, &mut rng);
+    let v2 = archive("2");
+    lab.push(&v1, "os", "1").ok();
+    let slot = installed(&lab, "d1", lab.quic(), "1");
+    lab.push(&v2, "os", "2").ok();
+    lab.patches("os", 1);
+    let out = lab.path("out");
+    let (out_arg, slot_arg) = (out.display().to_string(), slot.display().to_string());
+    let args = ["pull", "os@2", "--optimize", "bytes", "--out", &out_arg, "--seed", &slot_arg];
+    let update = lab.device("d1", &args).ok();
+    assert!(same(&out, &v2));
+    assert_eq!(update.number("patches_failed"), 0, "{}", update.json);
+    // Of the chunks nearly nothing is left as it was: deflate carries a change to the end.
+    assert!(update.number("wire_bytes") * 2 < fs::metadata(&v2).expect("a file").len(), "{}", update.json);
 }

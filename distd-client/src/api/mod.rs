@@ -179,11 +179,11 @@ impl Api {
         self.with_body(Method::PUT, &path, &serde_json::json!({ "version": version })).await
     }
 
-    /// Asks for the patches from one version to another.
+    /// Asks for the patches from one version, or from nothing, to another.
     pub(crate) async fn make_patches(
         &self,
         product: &str,
-        from: &str,
+        from: Option<&str>,
         to: &str,
     ) -> Result<PatchSet, ApiError> {
         let path = ["v1", "products", product, "releases", to, "patches"];

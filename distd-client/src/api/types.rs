@@ -41,9 +41,10 @@ pub(crate) struct Channel {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct PatchSet {
     pub(crate) product: String,
-    pub(crate) from: String,
+    /// None for a set that starts from nothing.
+    pub(crate) from: Option<String>,
     pub(crate) to: String,
-    pub(crate) from_manifest: ManifestId,
+    pub(crate) from_manifest: Option<ManifestId>,
     pub(crate) to_manifest: ManifestId,
     /// `queued`, `building`, `ready` or `failed`.
     pub(crate) state: String,

@@ -27,14 +27,14 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Have the origin make the patches from one version to another. It makes those that channels need by itself.
+    /// Have the origin make the patches from one version to another, or those of one version for devices that hold nothing.
+    /// It makes those that channels need by itself.
     Make {
         /// The product.
         product: Name,
-        /// The version that devices have.
-        from: Name,
-        /// The version they are to get.
-        to: Name,
+        /// The version that devices have, unless they have none, and the version they are to get.
+        #[arg(value_names = ["FROM", "TO"], num_args = 1..=2, required = true)]
+        versions: Vec<Name>,
         /// Wait until the set is made.
         #[arg(long)]
         wait: bool,
@@ -52,9 +52,14 @@ enum Command {
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     match args.command {
-        Command::Make { product, from, to, wait, api } => {
+        Command::Make { product, versions, wait, api } => {
             let api = context.api(&api)?;
-            let made = api.make_patches(product.as_str(), from.as_str(), to.as_str()).await;
+            let (from, to) = match &versions[..] {
+                [from, to] => (Some(from.as_str()), to.as_str()),
+                [to] => (None, to.as_str()),
+                _ => unreachable!("clap lets one or two versions through"),
+            };
+            let made = api.make_patches(product.as_str(), from, to).await;
             let mut set = made.map_err(Failure::from)?;
             if wait {
                 set = finished(context, &api, set).await?;
@@ -76,7 +81,8 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
                         ["-"; 3].map(str::to_owned)
                     };
                     let [patches, bytes, chunk_bytes] = sizes;
-                    let (from, to, state) = (set.from.clone(), set.to.clone(), set.state.clone());
+                    let from = set.from.clone().unwrap_or_else(|| "-".to_owned());
+                    let (to, state) = (set.to.clone(), set.state.clone());
                     vec![from, to, state, patches, bytes, chunk_bytes, time(set.created)]
                 }));
                 table(&rows)
@@ -117,6 +123,7 @@ async fn finished(context: &Context, api: &Api, asked: PatchSet) -> anyhow::Resu
 
 fn sentence(set: &PatchSet) -> String {
     let PatchSet { product, from, to, state, patches, bytes, chunk_bytes, .. } = set;
+    let from = from.as_deref().unwrap_or("nothing");
     match (state.as_str(), set.set) {
         ("ready", Some(_)) => format!(
             "{product} {from} to {to}: {patches} patches, {} instead of {}",

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use distd_core::ChunkId;
 use distd_core::manifest::{Kind, Manifest};
-use distd_core::patch::Choice;
+use distd_core::patch::{Choice, ROUTE_LEGS_MAX};
 use distd_core::planner::{HeldAt, HeldIndex};
 use distd_core::ranges::ChunkRanges;
 use distd_peer::driver::FetchError;
@@ -35,6 +35,23 @@ use crate::share::Published;
 
 /// How often progress is made durable.
 const JOURNAL_EVERY: Duration = Duration::from_millis(900);
+
+/// What a small set rebuilt before the manifest was known.
+pub(super) const REBUILT_FILE: &str = ".distd-part-rebuilt";
+
+/// Chunks that only a later patch needs.
+const PASSING_FILE: &str = ".distd-part-passing";
+
+/// All files of patches beside the target, payloads of each set of a route first. An interrupted pull leaves them, and the
+/// one that goes on from there need not use patches at all.
+pub(super) const PATCH_FILES: [&str; ROUTE_LEGS_MAX + 2] = [
+    ".distd-part-patches",
+    ".distd-part-patches1",
+    ".distd-part-patches2",
+    ".distd-part-patches3",
+    REBUILT_FILE,
+    PASSING_FILE,
+];
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
@@ -64,6 +81,8 @@ pub(super) struct Job {
     link: Link,
     payloads: Vec<Arc<Payloads>>,
     passing: PathBuf,
+    /// Whatever this pull or an earlier one may have left.
+    patch_files: Vec<PathBuf>,
     holdings: Arc<Holdings>,
     /// The artifact and the payloads, as neighbours see them; nothing when the exchange is off.
     published: Vec<Option<Published>>,
@@ -100,11 +119,12 @@ impl Job {
             .map_err(|e| Failure::new(Code::Local, e))?;
         let journal =
             Journal::open(state_path(request, ".distd-part-journal"), manifest.id(), manifest.root().chunks);
+        let patch_files: Vec<PathBuf> =
+            PATCH_FILES.iter().map(|suffix| state_path(request, suffix)).collect();
         let mut payloads = Vec::new();
         for (number, set) in offers.sets.iter().enumerate() {
-            let suffix = if number == 0 { String::new() } else { number.to_string() };
-            let path = state_path(request, &format!(".distd-part-patches{suffix}"));
-            let opened = Payloads::open(path, number, set).context("could not make a file for patches");
+            let opened = Payloads::open(&patch_files[number], number, set)
+                .context("could not make a file for patches");
             payloads.push(Arc::new(opened.map_err(|e| Failure::new(Code::Local, e))?));
         }
         let held = if offers.sets.is_empty() { Vec::new() } else { seeds.held_manifests() };
@@ -126,7 +146,8 @@ impl Job {
             offers,
             link,
             payloads,
-            passing: state_path(request, ".distd-part-passing"),
+            passing: state_path(request, PASSING_FILE),
+            patch_files,
             holdings: Arc::default(),
             published: Vec::new(),
             target,
@@ -400,7 +421,14 @@ impl Job {
     }
 
     pub(super) fn clean_up(&self) {
-        self.payloads.iter().for_each(|payloads| payloads.remove());
+        for path in &self.patch_files {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "a file of patches was left behind");
+                }
+                _ => {}
+            }
+        }
         let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         let removed = journal.remove().and_then(|()| std::fs::remove_file(&self.part_manifest));

@@ -2,7 +2,7 @@
 //!
 //! [`wanted`] learns the release and gets its manifest; [`seeds`] finds chunks that are held; [`target`] is where the
 //! artifact grows; [`journal`] remembers across kills; [`copy`], [`sink`] and [`patches`] fill the target through [`place`];
-//! [`job`] is one pull's state, [`run`] the order of it all, [`report`] what is said in the end.
+//! [`job`] is one pull's state, [`run`] the order of it all, [`plan`](mod@plan) what it would do, [`report`] what is said in the end.
 
 mod check;
 mod copy;
@@ -13,6 +13,7 @@ mod kept;
 mod metadata;
 mod patches;
 mod place;
+mod plan;
 mod report;
 mod run;
 mod seeds;
@@ -25,6 +26,7 @@ mod wanted;
 
 pub(crate) use kept::{read_kept_manifest, write_atomic};
 pub(crate) use patches::Aim;
-pub(crate) use run::{PullRequest, plan, pull};
+pub(crate) use plan::plan;
+pub(crate) use run::{PullRequest, pull};
 pub(crate) use seeds::{Bytes, open_artifact};
 pub(crate) use verify::verify;

@@ -3,6 +3,8 @@
 use distd_core::{ArtifactHash, ManifestId};
 use serde::Serialize;
 
+use crate::output::table;
+
 /// Bytes received, by who sent them.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct BySource {
@@ -53,7 +55,9 @@ pub(crate) struct PlanReport {
     pub(super) manifest: ManifestId,
     pub(super) artifact_bytes: u64,
     pub(super) held_bytes: u64,
-    /// Uncompressed: what the link carries is less.
+    /// Chunks as the link carries them; none when no parent can tell.
+    pub(super) fetch_bytes: Option<u64>,
+    /// The same uncompressed.
     pub(super) fetch_raw_bytes: u64,
     pub(super) fetch_chunks: u64,
     pub(super) fetch_ranges: usize,
@@ -64,8 +68,25 @@ pub(crate) struct PlanReport {
     /// What their chunks would cost without them, as the origin packed them.
     pub(super) patched_chunk_bytes: u64,
     pub(super) batches: u64,
-    /// What planning itself received: metadata and manifest nodes.
+    /// What planning itself received: metadata, manifest nodes, and the indexes of patch sets.
     pub(super) wire_bytes: u64,
+    /// Where the artifact's bytes come from.
+    pub(super) sources: Vec<SourcePlan>,
+}
+
+/// One source of a plan.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct SourcePlan {
+    /// `seeds`, `patches` or `chunks`.
+    pub(super) source: &'static str,
+    /// Bytes of the artifact that it brings.
+    pub(super) artifact_bytes: u64,
+    /// What the link carries for it, headers of frames apart; none when no parent can tell.
+    pub(super) wire_bytes: Option<u64>,
+    /// Batches asked for.
+    pub(super) requests: u64,
+    /// What the link takes for it at the rate it showed while the plan was made, and what one core takes; about.
+    pub(super) seconds: f64,
 }
 
 impl Outcome {
@@ -94,20 +115,25 @@ impl Outcome {
 impl PlanReport {
     /// For people.
     pub(crate) fn summary(&self) -> String {
+        let head =
+            ["FROM", "OF THE ARTIFACT", "ON THE WIRE", "REQUESTS", "SECONDS"].map(str::to_owned).to_vec();
+        let row = |source: &SourcePlan| {
+            let wire = source.wire_bytes.map_or_else(|| "not known".to_owned(), |bytes| bytes.to_string());
+            let (name, bytes) = (source.source.to_owned(), source.artifact_bytes.to_string());
+            vec![name, bytes, wire, source.requests.to_string(), format!("{:.1}", source.seconds)]
+        };
+        let rows: Vec<_> = std::iter::once(head).chain(self.sources.iter().map(row)).collect();
         format!(
-            "{} {}: {} bytes, {} held; to fetch: {} patches of {} bytes (for {} bytes of chunks), {} chunks in {} ranges, \
-             {} bytes before compression; {} requests",
+            "{} {}: {} bytes; {} patches for {} bytes of chunks, {} chunks in {} ranges; {} bytes received for this plan\n{}",
             self.product,
             self.version,
             self.artifact_bytes,
-            self.held_bytes,
             self.patches,
-            self.patch_bytes,
             self.patched_chunk_bytes,
             self.fetch_chunks,
             self.fetch_ranges,
-            self.fetch_raw_bytes,
-            self.batches
+            self.wire_bytes,
+            table(&rows)
         )
     }
 }

@@ -5,20 +5,15 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use distd_core::ManifestId;
 use distd_core::manifest::{Manifest, Root};
 use distd_core::names::Wanted;
-use distd_core::patch::Choice;
-use distd_core::planner::{self, HeldIndex, Plan};
-use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::FetchConfig;
-use distd_core::{ChunkId, ManifestId};
-use distd_peer::table::ChunkTable;
+use distd_core::planner::HeldIndex;
 
-use super::entries::ZeroChunk;
-use super::job::Job;
+use super::job::{Job, PATCH_FILES, REBUILT_FILE};
 use super::kept::{is_block_device, keep_manifest, kept_manifest_path, read_kept_manifest, with_suffix};
-use super::patches::{Aim, Files, Link, Offers, Rebuilt, held, rebuild};
-use super::report::{BySource, Outcome, PlanReport};
+use super::patches::{Aim, Files, Link, Offers, Rebuilt, rebuild};
+use super::report::{BySource, Outcome};
 use super::seeds::Seeds;
 use super::wanted::Realm;
 use crate::exit::{Code, Failure};
@@ -51,15 +46,15 @@ impl PullRequest {
     }
 }
 
-struct Prepared {
-    realm: Realm,
-    product: String,
-    version: String,
-    manifest: Manifest,
-    seeds: Arc<Seeds>,
-    index: Arc<HeldIndex>,
-    offers: Arc<Offers>,
-    link: Link,
+pub(super) struct Prepared {
+    pub(super) realm: Realm,
+    pub(super) product: String,
+    pub(super) version: String,
+    pub(super) manifest: Manifest,
+    pub(super) seeds: Arc<Seeds>,
+    pub(super) index: Arc<HeldIndex>,
+    pub(super) offers: Arc<Offers>,
+    pub(super) link: Link,
     rebuilt: RebuiltCounts,
     metadata_bytes: u64,
     node_bytes: u64,
@@ -73,7 +68,7 @@ struct RebuiltCounts {
     bytes: u64,
 }
 
-fn received(realm: &Realm) -> u64 {
+pub(super) fn received(realm: &Realm) -> u64 {
     let (relay, origin) = realm.parents.readings();
     relay.bytes_in + origin.bytes_in + realm.neighbour_reading().bytes_in
 }
@@ -82,7 +77,7 @@ fn received(realm: &Realm) -> u64 {
 const SMALL_SET: u64 = 4 << 20;
 
 /// Learns all that is needed before a byte of the artifact moves. With `files`, a small set of patches is applied at once.
-async fn prepare(
+pub(super) async fn prepare(
     request: &PullRequest,
     extra_seed: Option<&Path>,
     files: Option<Files>,
@@ -170,53 +165,6 @@ fn read_part_manifest(request: &PullRequest) -> Option<Manifest> {
     Manifest::from_file_bytes(bytes.into()).ok()
 }
 
-/// Says what a pull would do; nothing is written.
-///
-/// # Errors
-/// As [`pull`].
-pub(crate) async fn plan(request: &PullRequest) -> anyhow::Result<PlanReport> {
-    let out = Some(request.out.as_path()).filter(|out| out.exists());
-    let prepared = prepare(request, out, None).await?;
-    let zero = ZeroChunk::new(prepared.manifest.root().cut.max());
-    let mut plan: Plan = planner::plan(&prepared.manifest, FetchConfig::default().batch_chunks, |at| {
-        zero.is(at) || prepared.index.find(&at.entry.hash, at.entry.len).is_some()
-    });
-    let wanted: Vec<ChunkId> = plan.fetch.ids().collect();
-    let choice = if prepared.offers.sets.is_empty() {
-        Choice { chunks: wanted, ..Choice::default() }
-    } else {
-        let table = ChunkTable::of(&prepared.manifest);
-        let seeds = ChunkTable::of_all(&prepared.seeds.held_manifests());
-        let tables = [Arc::new(table), Arc::new(seeds)];
-        let held_here = |id| {
-            held(&prepared.index, &tables, id).is_some()
-                || (tables[0].get(id).is_some() && !plan.fetch.contains(id))
-        };
-        let choice = prepared.offers.choose(&wanted, held_here, |_, _| false, prepared.link);
-        let raw = |id: &ChunkId| tables[0].get(*id).map_or(0, |entry| u64::from(entry.len));
-        plan.fetch_raw_bytes = choice.chunks.iter().map(raw).sum();
-        choice
-    };
-    let fetch: ChunkRanges = choice.chunks.iter().copied().collect();
-    let batch = FetchConfig::default().batch_chunks.max(1);
-    let batches = fetch.len().div_ceil(batch) + (choice.patches.len() as u64).div_ceil(batch);
-    Ok(PlanReport {
-        product: prepared.product,
-        version: prepared.version,
-        manifest: prepared.manifest.id(),
-        artifact_bytes: plan.artifact_bytes,
-        held_bytes: plan.held_bytes,
-        fetch_raw_bytes: plan.fetch_raw_bytes,
-        fetch_chunks: fetch.len(),
-        fetch_ranges: fetch.range_count(),
-        patches: choice.patches.len() as u64,
-        patch_bytes: choice.payload_bytes,
-        patched_chunk_bytes: choice.saved_bytes,
-        batches,
-        wire_bytes: received(&prepared.realm),
-    })
-}
-
 /// Pulls an artifact.
 ///
 /// # Errors
@@ -225,10 +173,8 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
     let start = Instant::now();
     let device = is_block_device(&request.out);
     let out_seed = Some(request.out.as_path()).filter(|out| !device && out.exists());
-    let files = Files {
-        payloads: state_path(request, ".distd-part-patches"),
-        rebuilt: state_path(request, ".distd-part-rebuilt"),
-    };
+    let files =
+        Files { payloads: state_path(request, PATCH_FILES[0]), rebuilt: state_path(request, REBUILT_FILE) };
     let prepared = prepare(request, out_seed, Some(files)).await?;
     let Prepared { realm, product, version, manifest, seeds, index, offers, link, .. } = prepared;
     let Prepared { rebuilt, metadata_bytes, node_bytes, .. } = prepared;

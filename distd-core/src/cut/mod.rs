@@ -1,7 +1,7 @@
 //! Cutting: an artifact into regions, each region into chunks.
 //!
-//! [`regions`] finds the borders a format knows about (files inside an EROFS image), so that inserting
-//! a file moves no cut inside another one. FastCDC then cuts inside each region; a region border is
+//! [`regions`] finds the borders a format knows about (files inside an EROFS image or an archive), so that
+//! inserting a file moves no cut inside another one. FastCDC then cuts inside each region; a region border is
 //! always a cut. The same bytes and the same [`CutParams`] give the same chunks on every machine,
 //! whatever the window size and however many threads share the work (docs/formats.md, "Cutting").
 //!
@@ -22,12 +22,17 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+pub(crate) mod archive;
 mod batch;
+mod cpio;
 pub mod erofs;
+pub(crate) mod gzip;
 mod params;
 mod read;
 mod region;
+mod tar;
 
+pub use archive::NAME_SEPARATOR;
 pub use batch::{Batch, Batches, CutChunk, WINDOW_BYTES};
 pub use params::{CutParams, CutParamsError, Cutter};
 pub use read::ReadAt;

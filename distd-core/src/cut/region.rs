@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{ReadAt, erofs};
+use super::{ReadAt, archive, erofs};
 use crate::limits::{ARTIFACT_BYTES_MAX, PATH_BYTES_MAX, REGIONS_MAX};
 
 /// What a region holds, as far as its format reader knows.
@@ -10,7 +10,7 @@ use crate::limits::{ARTIFACT_BYTES_MAX, PATH_BYTES_MAX, REGIONS_MAX};
 pub enum RegionKind {
     /// Nothing is known.
     Plain,
-    /// A file system's own structures: superblock, inodes, directories, attributes.
+    /// Structures around files: superblock, inodes, directories, attributes; headers in an archive.
     Metadata,
     /// Data of one file, padding included.
     File,
@@ -140,10 +140,12 @@ impl Regions {
 /// Finds the regions of an artifact.
 ///
 /// Never fails: what is no known format, is damaged, is built to hurt, or cannot be read is one plain
-/// region (and an unreadable artifact then fails when it is cut). Reads only metadata; time and memory
-/// are bounded by a small multiple of the length whatever the content says.
+/// region (and an unreadable artifact then fails when it is cut). Reads only metadata, but gzip files whole; time
+/// and memory are bounded by a small multiple of the length whatever the content says.
 pub fn regions<R: ReadAt + ?Sized>(artifact: &R) -> Regions {
-    erofs::regions(artifact).unwrap_or_else(|| Regions::plain(artifact.len()))
+    erofs::regions(artifact)
+        .or_else(|| archive::regions(artifact))
+        .unwrap_or_else(|| Regions::plain(artifact.len()))
 }
 
 #[cfg(test)]

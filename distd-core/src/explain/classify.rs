@@ -8,7 +8,7 @@ use super::listing::Listing;
 use super::metadata::MetadataCost;
 use super::report::{Count, Kind, KindCost, PathCost, Times, Uncompressed};
 use crate::cut::erofs::PACKED_INODE_NAME;
-use crate::cut::{RegionKind, Regions};
+use crate::cut::{Region, RegionKind, Regions};
 use crate::patch::pair::fold;
 
 /// A file that shares less than this part of its bytes with an old one, and no name, is new: licence texts and zeros are
@@ -39,13 +39,16 @@ pub(super) struct Stats<'a> {
 impl<'a> Stats<'a> {
     pub(super) fn of(regions: &'a Regions, scan: &Scan) -> Self {
         let mut stats = Self { paths: BTreeMap::new(), metadata: (0, 0), unknown: (0, 0) };
+        // Headers of archives are structures, whatever they are called.
+        let file_name =
+            |region: &Region| regions.name(region).filter(|_| region.kind != RegionKind::Metadata);
         for region in regions.all() {
-            if let Some(name) = regions.name(region) {
+            if let Some(name) = file_name(region) {
                 stats.paths.entry(name).or_default().bytes += region.len;
             }
         }
         for held in &scan.held {
-            let Some(name) = regions.name(&regions.all()[held.region as usize]) else { continue };
+            let Some(name) = file_name(&regions.all()[held.region as usize]) else { continue };
             let stat = stats.paths.entry(name).or_default();
             stat.held += held.bytes;
             if stat.from.is_none_or(|(most, _)| held.bytes > most) {

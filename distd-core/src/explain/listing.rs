@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{ControlFlow, Range};
 
 use crate::cut::erofs::{Attributes, PACKED_INODE_NAME, Reader};
-use crate::cut::{ReadAt, Regions};
+use crate::cut::{ReadAt, RegionKind, Regions};
 
 /// Most names listed, and most bytes of them. Above that the rest has none: files are then called new that are not, and
 /// the report says so.
@@ -34,11 +34,13 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// Of an image what its directories name, of anything else what its regions are called.
+    /// Of an image what its directories name, of anything else what its regions are called, headers of archives not
+    /// counted.
     pub(super) fn of<R: ReadAt + ?Sized>(artifact: &R, regions: &Regions) -> Self {
         Reader::open(artifact).and_then(|reader| Self::of_image(&reader)).unwrap_or_else(|| {
             let mut listing = Self { complete: true, ..Self::default() };
-            for name in regions.all().iter().filter_map(|region| regions.name(region)) {
+            let files = regions.all().iter().filter(|region| region.kind != RegionKind::Metadata);
+            for name in files.filter_map(|region| regions.name(region)) {
                 // A long file has many regions.
                 if !listing.names.contains_key(name) && !listing.add(name, None) {
                     break;

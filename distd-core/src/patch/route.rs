@@ -5,7 +5,7 @@ use crate::ManifestId;
 /// One set as its list names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leg {
-    /// The manifest it starts from.
+    /// The manifest it starts from; to who names [`ManifestId::NOTHING`] as held, that of a set that needs none.
     pub from: ManifestId,
     /// The manifest it leads to.
     pub to: ManifestId,

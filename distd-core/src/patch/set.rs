@@ -10,8 +10,8 @@ use std::ops::RangeInclusive;
 
 use super::Codec;
 use crate::limits::{
-    CHUNK_BYTES_MAX, PATCH_BASE_BYTES_MAX, PATCH_INDEX_BYTES_MAX, PATCH_TARGET_BYTES_MAX, PATCHES_MAX,
-    VIEW_BYTES_MAX, VIEW_IDS_FROM,
+    CHUNK_BYTES_MAX, PATCH_BASE_BYTES_MAX, PATCH_INDEX_BYTES_MAX, PATCH_SET_BASES_MAX,
+    PATCH_TARGET_BYTES_MAX, PATCHES_MAX, VIEW_BYTES_MAX, VIEW_IDS_FROM,
 };
 use crate::proto::{put_varint, take_varint, unzigzag, zigzag};
 use crate::{ChunkId, ManifestId};
@@ -143,6 +143,8 @@ pub enum SetError {
 struct Steps {
     bases: u64,
     targets: u64,
+    /// Base chunks told so far.
+    base_chunks: u64,
 }
 
 fn put_step(out: &mut Vec<u8>, first: ChunkId, last: &mut u64, count: u64) {
@@ -254,7 +256,8 @@ fn take_patch(rest: &mut &[u8], last: &mut Steps) -> Result<SetPatch, SetError> 
     for _ in 0..ranges {
         let (first, count) = take_step(rest, &mut last.bases)?;
         chunks += count;
-        if chunks > chunks_max {
+        last.base_chunks += count;
+        if chunks > chunks_max || last.base_chunks > PATCH_SET_BASES_MAX {
             return Err(SetError::Bounds("the number of base chunks"));
         }
         bases.push(ChunkId(first)..=ChunkId(first + count - 1));
@@ -355,6 +358,22 @@ mod tests {
         assert_eq!(SetIndex::decode(b""), Err(SetError::Damaged));
         let bomb = repack(&vec![0; PATCH_INDEX_BYTES_MAX as usize + 1]);
         assert_eq!(SetIndex::decode(&bomb), Err(SetError::Damaged));
+    }
+
+    #[test]
+    fn a_few_bytes_cannot_name_base_chunks_without_end() {
+        let patch = |n: u64| SetPatch {
+            codec: 1,
+            packed: 1,
+            bases: vec![ChunkId(1)..=ChunkId(CHUNKS_MAX)],
+            targets: vec![TargetRun { first: ChunkId(CHUNKS_MAX + n), lens: vec![1] }],
+        };
+        let most = PATCH_SET_BASES_MAX / CHUNKS_MAX;
+        let mut index = SetIndex { patches: (1..=most).map(patch).collect(), ..sample() };
+        assert_eq!(SetIndex::decode(&index.encode()).as_ref(), Ok(&index));
+        index.patches.push(patch(most + 1));
+        let refused = Err(SetError::Bounds("the number of base chunks"));
+        assert_eq!(SetIndex::decode(&index.encode()), refused);
     }
 
     proptest! {

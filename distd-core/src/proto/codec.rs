@@ -3,8 +3,8 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::frame::{
-    Choke, Data, DontHave, EnrollBody, Handshake, Metadata, MetadataRequest, Node, NodeRequest, NodesEnd,
-    PeerRecords, Ranges,
+    Choke, Cost, Data, DontHave, EnrollBody, Handshake, Metadata, MetadataRequest, Node, NodeRequest,
+    NodesEnd, PeerRecords, Ranges,
 };
 use super::varint::{put_varint, take_varint};
 use crate::limits::FRAME_BODY_MAX;
@@ -28,6 +28,8 @@ pub(super) mod types {
     pub(in crate::proto) const METADATA: u8 = 132;
     pub(in crate::proto) const ENROLL: u8 = 133;
     pub(in crate::proto) const ENROLLED: u8 = 134;
+    pub(in crate::proto) const COST_REQUEST: u8 = 135;
+    pub(in crate::proto) const COST: u8 = 136;
 }
 
 /// One message.
@@ -67,6 +69,10 @@ pub enum Frame {
     Enroll(EnrollBody),
     /// Its answer.
     Enrolled(EnrollBody),
+    /// What would these chunks cost?
+    CostRequest(Ranges),
+    /// So much.
+    Cost(Cost),
     /// A type this build does not know: counted and ignored (RFC 7574 §9.1 leaves room for extensions).
     Unknown {
         /// The type.
@@ -154,6 +160,14 @@ impl Frame {
                 body.put_slice(&f.0);
                 types::ENROLLED
             }
+            Self::CostRequest(f) => {
+                f.encode(&mut body);
+                types::COST_REQUEST
+            }
+            Self::Cost(f) => {
+                f.encode(&mut body);
+                types::COST
+            }
             Self::Unknown { frame_type, len } => {
                 body.put_bytes(0, *len);
                 *frame_type
@@ -186,6 +200,8 @@ impl Frame {
             types::METADATA => Self::Metadata(Metadata::decode(body)?),
             types::ENROLL => Self::Enroll(EnrollBody(body)),
             types::ENROLLED => Self::Enrolled(EnrollBody(body)),
+            types::COST_REQUEST => Self::CostRequest(Ranges::decode("COST_REQUEST", body)?),
+            types::COST => Self::Cost(Cost::decode(body)?),
             _ => Self::Unknown { frame_type, len: body.len() },
         })
     }

@@ -756,7 +756,7 @@ mod tests {
         let mut f = Fetch::new(config);
         f.handle_connected(T0, PeerId(0), Tier::Origin);
         f.want(&set(1, 60));
-        let mut next = |f: &mut Fetch| f.poll_request(T0).expect("the origin").2.len();
+        let next = |f: &mut Fetch| f.poll_request(T0).expect("the origin").2.len();
         assert_eq!([next(&mut f), next(&mut f), next(&mut f), next(&mut f), next(&mut f)], [2, 4, 8, 16, 16]);
         f.handle_connected(T0, PeerId(1), Tier::Site);
         assert_eq!(next(&mut f), 2);

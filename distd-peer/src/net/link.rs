@@ -10,7 +10,7 @@ use distd_core::limits::METADATA_ANSWER_MAX;
 use distd_core::proto::Frame;
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::control::{Control, ControlError, ControlEvent, Side};
-use distd_core::proto::frame::{Handshake, MetadataRequest, Node, NodeRequest, PeerRecord};
+use distd_core::proto::frame::{Cost, Handshake, MetadataRequest, Node, NodeRequest, PeerRecord, Ranges};
 use distd_core::proto::stream::StreamKind;
 use distd_core::ranges::ChunkRanges;
 use quinn::{Connection, Endpoint};
@@ -363,6 +363,30 @@ impl SwarmHandle {
                 Frame::NodesEnd(end) => {
                     link.meter.round_trip();
                     return Ok(end.missing);
+                }
+                Frame::Unknown { .. } => {}
+                _ => return Err(LinkError::Misplaced(link.address.clone())),
+            }
+        }
+        Err(link.wire(WireError::Truncated))
+    }
+
+    /// Asks what chunks of this swarm would cost, at most `REQUEST_CHUNKS_MAX` of them.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub async fn cost(&self, wanted: &ChunkRanges) -> Result<Cost, LinkError> {
+        let link = &self.link;
+        let (mut writer, mut reader) = link.open(StreamKind::Nodes { control: self.control_id }).await?;
+        for ranges in Ranges::split(wanted) {
+            writer.send(&Frame::CostRequest(ranges)).await.map_err(|e| link.wire(e))?;
+        }
+        writer.finish();
+        while let Some(frame) = reader.next().await.map_err(|e| link.wire(e))? {
+            match frame {
+                Frame::Cost(cost) => {
+                    link.meter.round_trip();
+                    return Ok(cost);
                 }
                 Frame::Unknown { .. } => {}
                 _ => return Err(LinkError::Misplaced(link.address.clone())),

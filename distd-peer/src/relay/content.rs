@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use distd_core::limits::HELD_MANIFESTS_MAX;
 use distd_core::manifest::Manifest;
-use distd_core::proto::frame::{Data, DontHaveReason, NodeRequest};
+use distd_core::proto::frame::{Cost, Data, DontHaveReason, NodeRequest};
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::FetchConfig;
 use distd_core::{ChunkId, ManifestId};
@@ -278,6 +278,7 @@ impl Content for Relay {
 
 /// One swarm of a relay.
 pub(super) struct RelaySwarm {
+    parents: Arc<Parents>,
     manifest: Arc<Manifest>,
     table: Arc<ChunkTable>,
     store: Arc<EdgeStore>,
@@ -291,13 +292,14 @@ impl RelaySwarm {
         let demand = Arc::new(Demand::new(store.clone()));
         // A relay has nowhere else to go: it never gives a parent up for being away.
         let config = FetchConfig { failures_max: u32::MAX, ..FetchConfig::default() };
-        let (driver, handle) = Driver::new(parents, manifest.id(), table.clone(), demand.clone(), config);
+        let (driver, handle) =
+            Driver::new(parents.clone(), manifest.id(), table.clone(), demand.clone(), config);
         tokio::spawn(async move {
             if let Err(error) = driver.run().await {
                 tracing::error!(error = &error as &dyn std::error::Error, "swarm ended");
             }
         });
-        Arc::new(Self { manifest, table, store, demand, driver: handle })
+        Arc::new(Self { parents, manifest, table, store, demand, driver: handle })
     }
 
     /// Reads a few chunks off the disk, in one go on a thread that may block.
@@ -416,6 +418,11 @@ impl Swarm for RelaySwarm {
     async fn held(&self) -> Result<ChunkRanges, ServeError> {
         tokio::task::block_in_place(|| self.held_of(self.table.ids()))
             .map_err(|e| ServeError::Internal(e.into()))
+    }
+
+    // The store knows its own chunks, but not what it has evicted or never had.
+    async fn cost(&self, wanted: &ChunkRanges) -> Result<Cost, ServeError> {
+        self.parents.cost(self.manifest.id(), wanted).await.map_err(|e| ServeError::Upstream(e.into()))
     }
 
     async fn nodes(&self, request: NodeRequest) -> Result<NodesAnswer, ServeError> {

@@ -17,7 +17,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use distd_core::ManifestId;
-use distd_core::proto::frame::{Data, DontHaveReason, Node, NodeRequest};
+use distd_core::proto::frame::{Cost, Data, DontHaveReason, Node, NodeRequest};
 use distd_core::ranges::ChunkRanges;
 use quinn::Endpoint;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -89,6 +89,11 @@ pub trait Swarm: Send + Sync + 'static {
 
     /// What is held and verified.
     async fn held(&self) -> Result<ChunkRanges, ServeError>;
+
+    /// What chunks would cost. Who does not know tells of none.
+    async fn cost(&self, _wanted: &ChunkRanges) -> Result<Cost, ServeError> {
+        Ok(Cost::default())
+    }
 
     /// Manifest nodes.
     async fn nodes(&self, request: NodeRequest) -> Result<NodesAnswer, ServeError>;

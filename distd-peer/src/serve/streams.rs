@@ -3,8 +3,9 @@
 use std::sync::atomic::Ordering;
 
 use distd_core::proto::Frame;
+use distd_core::proto::batch::BatchAnswer;
 use distd_core::proto::close::CloseCode;
-use distd_core::proto::frame::{EnrollBody, Metadata, NodesEnd};
+use distd_core::proto::frame::{EnrollBody, Metadata, NodesEnd, Ranges};
 use quinn::Connection;
 
 use super::connection::Peer;
@@ -43,8 +44,10 @@ pub(super) async fn nodes(
     writer: &mut FrameWriter,
     reader: &mut FrameReader,
 ) -> Result<(), CloseCode> {
-    let Some(Frame::NodeRequest(request)) = reader.next().await.map_err(wire)? else {
-        return Err(CloseCode::Protocol);
+    let request = match reader.next().await.map_err(wire)? {
+        Some(Frame::NodeRequest(request)) => request,
+        Some(Frame::CostRequest(ranges)) => return cost(peer, control, ranges, writer, reader).await,
+        _ => return Err(CloseCode::Protocol),
     };
     let swarm = peer.swarms.wait(control).await?;
     let answer = swarm.content.nodes(request).await.map_err(|e| refuse("nodes", &e))?;
@@ -54,6 +57,26 @@ pub(super) async fn nodes(
         send(peer, writer, &Frame::Integrity(node)).await?;
     }
     send(peer, writer, &Frame::NodesEnd(NodesEnd { missing: answer.missing })).await
+}
+
+/// What the chunks of all COST_REQUESTs of a stream cost; they are as bounded as those of a batch.
+async fn cost(
+    peer: &Peer,
+    control: u64,
+    first: Ranges,
+    writer: &mut FrameWriter,
+    reader: &mut FrameReader,
+) -> Result<(), CloseCode> {
+    let mut asked = BatchAnswer::default();
+    asked.handle_frame(Frame::Request(first)).map_err(|_| CloseCode::Protocol)?;
+    while let Some(frame) = reader.next().await.map_err(wire)? {
+        let Frame::CostRequest(ranges) = frame else { return Err(CloseCode::Protocol) };
+        asked.handle_frame(Frame::Request(ranges)).map_err(|_| CloseCode::Protocol)?;
+    }
+    let wanted = asked.finish().map_err(|_| CloseCode::Protocol)?;
+    let swarm = peer.swarms.wait(control).await?;
+    let cost = swarm.content.cost(&wanted).await.map_err(|e| refuse("cost", &e))?;
+    send(peer, writer, &Frame::Cost(cost)).await
 }
 
 pub(super) async fn metadata(

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use distd_core::ranges::ChunkRanges;
 use distd_core::{ChunkHash, ChunkId};
 use sqlx::any::AnyRow;
 use sqlx::{Any, Executor};
@@ -10,6 +11,9 @@ use super::bulk::{LIST_MAX, padded, padded_len};
 use super::row::{Columns, impossible, signed};
 use super::{Db, DbError, Engine, PackId, failed};
 use distd_core::packing::Codec;
+
+/// Ranges in one statement: an expression of SQLite may be a thousand deep.
+const RANGES_AT_ONCE: usize = 400;
 
 /// Where a chunk's stored bytes lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,6 +149,31 @@ impl Db {
             .fetch_all(&self.pool)
             .await;
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("find chunks by id"))
+    }
+
+    /// How many chunks there are in ranges of ids that do not overlap, and their stored bytes.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn chunks_cost(&self, ranges: &ChunkRanges) -> Result<(u64, u64), DbError> {
+        let what = "add up chunks by id";
+        let ranges: Vec<String> = ranges
+            .iter()
+            .map(|range| format!("id BETWEEN {} AND {}", range.start().0, range.end().0))
+            .collect();
+        let (mut chunks, mut bytes) = (0, 0);
+        for some in ranges.chunks(RANGES_AT_ONCE) {
+            // SUM of BIGINT is NUMERIC in PostgreSQL. Numbers alone are put into the statement.
+            let sql = format!(
+                "SELECT COUNT(*) AS chunks, CAST(COALESCE(SUM(stored_len), 0) AS BIGINT) AS bytes FROM chunks WHERE {}",
+                some.join(" OR ")
+            );
+            let row =
+                sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_one(&self.pool).await.map_err(failed(what))?;
+            chunks += row.number("chunks").map_err(failed(what))?;
+            bytes += row.number("bytes").map_err(failed(what))?;
+        }
+        Ok((chunks, bytes))
     }
 
     /// The highest chunk id given so far; 0 for none.

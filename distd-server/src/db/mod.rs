@@ -25,7 +25,7 @@ pub use commit::{BeginCommit, CommitTx, UnreleasedManifests};
 pub use join_tokens::{JoinTokenRow, JoinTokenUse};
 pub use nodes::NodeRow;
 pub use packs::{PackId, PackIndexes};
-pub use patch_sets::{MadeSet, PatchSetKey, PatchSetRow, PatchSetState, PatchSetTx};
+pub use patch_sets::{MadeSet, PatchSetKey, PatchSetRow, PatchSetState, PatchSetTx, SetKind};
 pub use products::ProductRow;
 pub use releases::ReleaseRow;
 pub use uploads::{BeginUpload, UploadId, UploadRow, UploadState};

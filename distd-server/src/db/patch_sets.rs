@@ -47,15 +47,31 @@ impl FromStr for PatchSetState {
     }
 }
 
+/// What a set starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetKind {
+    /// Another release.
+    Pair,
+    /// Nothing.
+    Solid,
+}
+
 /// Which set: those of equal bytes are one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PatchSetKey {
     /// The product.
     pub product: Name,
-    /// The manifest a device has.
+    /// The manifest a device has; [`ManifestId::NOTHING`] for a set that needs none.
     pub from: ManifestId,
     /// The manifest it gets.
     pub to: ManifestId,
+}
+
+impl PatchSetKey {
+    /// What the set starts from.
+    pub fn kind(&self) -> SetKind {
+        if self.from == ManifestId::NOTHING { SetKind::Solid } else { SetKind::Pair }
+    }
 }
 
 /// One patch set.
@@ -63,8 +79,8 @@ pub struct PatchSetKey {
 pub struct PatchSetRow {
     /// Which.
     pub key: PatchSetKey,
-    /// The version it starts from, as asked for first.
-    pub from_version: Name,
+    /// The version it starts from, as asked for first; `None` for a set that starts from nothing.
+    pub from_version: Option<Name>,
     /// The version it leads to, as asked for first.
     pub to_version: Name,
     /// Where it stands.
@@ -114,7 +130,10 @@ fn read(row: &AnyRow) -> Result<PatchSetRow, sqlx::Error> {
             from: ManifestId(row.hash("from_manifest")?),
             to: ManifestId(row.hash("to_manifest")?),
         },
-        from_version: row.parsed("from_version")?,
+        from_version: match row.text("from_version")?.as_str() {
+            "" => None,
+            _ => Some(row.parsed("from_version")?),
+        },
         to_version: row.parsed("to_version")?,
         state: row.parsed("state")?,
         set: row.hash_or_none("set_manifest")?.map(ManifestId),
@@ -140,27 +159,29 @@ fn with_key<'q>(sql: String, key: &PatchSetKey) -> Query<'q> {
 }
 
 impl Db {
-    /// Queues the set between two releases of one product. A set that is there stays as it is, except a failed one,
+    /// Queues the set between two releases of one product, or from nothing to one. A set that is there stays as it is, except a failed one,
     /// which is tried again. Gives the row, and whether it was queued now.
     ///
     /// # Errors
     /// [`DbError::Query`].
-    pub async fn queue_patch_set(
+    pub async fn queue_patch_set<'r>(
         &self,
-        from: &ReleaseRow,
+        from: impl Into<Option<&'r ReleaseRow>>,
         to: &ReleaseRow,
         by: &str,
         now: UnixSeconds,
     ) -> Result<(PatchSetRow, bool), DbError> {
         let what = "queue a patch set";
-        let key = PatchSetKey { product: to.product.clone(), from: from.manifest, to: to.manifest };
+        let from = from.into();
+        let from_manifest = from.map_or(ManifestId::NOTHING, |from| from.manifest);
+        let key = PatchSetKey { product: to.product.clone(), from: from_manifest, to: to.manifest };
         let mut tx = self.begin_write().await?;
         let sql = "INSERT INTO patch_sets (product, from_manifest, to_manifest, from_version, to_version, state, \
                    requested_by, created) VALUES ($1, $2, $3, $4, $5, 'queued', $6, $7) \
                    ON CONFLICT (product, from_manifest, to_manifest) DO UPDATE SET state = 'queued', error = NULL, \
                    finished = NULL WHERE patch_sets.state = 'failed'";
         let queued = with_key(sql.to_owned(), &key)
-            .bind(from.version.to_string())
+            .bind(from.map(|from| from.version.to_string()).unwrap_or_default())
             .bind(to.version.to_string())
             .bind(by.to_owned())
             .bind(now)
@@ -177,16 +198,24 @@ impl Db {
         Ok((row, queued > 0))
     }
 
-    /// Takes the set that has waited longest; it is `building` from then on.
+    /// Takes the set of a kind that has waited longest; it is `building` from then on.
     ///
     /// # Errors
     /// [`DbError::Query`].
-    pub async fn take_patch_set(&self, now: UnixSeconds) -> Result<Option<PatchSetRow>, DbError> {
+    pub async fn take_patch_set(
+        &self,
+        kind: SetKind,
+        now: UnixSeconds,
+    ) -> Result<Option<PatchSetRow>, DbError> {
         let what = "take a patch set from the queue";
         let mut tx = self.begin_write().await?;
         let sql = format!(
-            "SELECT {COLUMNS} FROM patch_sets WHERE state = 'queued' \
-             ORDER BY created, product, to_version, from_version LIMIT 1"
+            "SELECT {COLUMNS} FROM patch_sets WHERE state = 'queued' AND from_version {} '' \
+             ORDER BY created, product, to_version, from_version LIMIT 1",
+            match kind {
+                SetKind::Pair => "<>",
+                SetKind::Solid => "=",
+            }
         );
         let row =
             sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_optional(&mut *tx).await.map_err(failed(what))?;

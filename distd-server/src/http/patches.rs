@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use distd_core::ManifestId;
 use distd_core::names::Name;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -18,20 +19,21 @@ use crate::db::{PatchSetRow, PatchSetState};
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wanted {
-    /// The version that devices have.
-    from: String,
+    /// The version that devices have; without it, the set for devices that have nothing.
+    #[serde(default)]
+    from: Option<String>,
 }
 
 /// A patch set.
 #[derive(Serialize, ToSchema)]
 pub(super) struct PatchSet {
     product: String,
-    /// The version that devices have.
-    from: String,
+    /// The version that devices have; null when they need none.
+    from: Option<String>,
     /// The version they get.
     to: String,
-    /// Manifest of the one, 64 hexadecimal digits.
-    from_manifest: String,
+    /// Manifest of the one, 64 hexadecimal digits; null when there is none.
+    from_manifest: Option<String>,
     /// Manifest of the other.
     to_manifest: String,
     /// `queued`, `building`, `ready` or `failed`.
@@ -66,9 +68,9 @@ impl From<PatchSetRow> for PatchSet {
     fn from(row: PatchSetRow) -> Self {
         Self {
             product: row.key.product.to_string(),
-            from: row.from_version.to_string(),
+            from: row.from_version.map(|version| version.to_string()),
             to: row.to_version.to_string(),
-            from_manifest: row.key.from.to_string(),
+            from_manifest: (row.key.from != ManifestId::NOTHING).then(|| row.key.from.to_string()),
             to_manifest: row.key.to.to_string(),
             state: row.state.as_str(),
             set: row.set.map(|set| set.to_string()),
@@ -97,7 +99,7 @@ pub(super) async fn list(
     Ok(Json(PatchSetList { patches: rows.into_iter().map(PatchSet::from).collect() }))
 }
 
-/// Asks for the patch set from another version to this one. One that failed is tried again.
+/// Asks for the patch set from another version, or from nothing, to this one. One that failed is tried again.
 #[utoipa::path(post, path = "/v1/products/{product}/releases/{version}/patches", tag = "patches",
     params(("product" = String, Path), ("version" = String, Path)), request_body = Wanted,
     responses(
@@ -111,10 +113,11 @@ pub(super) async fn create(
     Given(wanted): Given<Wanted>,
 ) -> Result<(StatusCode, Json<PatchSet>), ApiError> {
     products::find(&app, &product).await?;
-    let from: Name = wanted.from.parse().map_err(|_| ApiError::unknown_version(&product, &wanted.from))?;
+    let version_of = |text: String| text.parse().map_err(|_| ApiError::unknown_version(&product, &text));
+    let from: Option<Name> = wanted.from.map(version_of).transpose()?;
     let at = app.clone();
     let queued = app.detached(async move {
-        Ok(at.origin.request_patches(&product, &from, &version, &caller.label).await?)
+        Ok(at.origin.request_patches(&product, from.as_ref(), &version, &caller.label).await?)
     });
     let (row, _) = queued.await?;
     let status = if row.state == PatchSetState::Ready { StatusCode::OK } else { StatusCode::ACCEPTED };

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use distd_core::ManifestId;
 use distd_core::manifest::Manifest;
 use distd_core::packing::Unpacker;
-use distd_core::proto::frame::{Data, DontHaveReason, NodeRequest};
+use distd_core::proto::frame::{Cost, Data, DontHaveReason, NodeRequest};
 use distd_core::ranges::ChunkRanges;
 use distd_peer::clock::unix_now;
 use distd_peer::serve::{ChunkAnswer, Content, NodesAnswer, ServeError, Swarm, answer_nodes};
@@ -170,6 +170,13 @@ impl Swarm for OriginSwarm {
 
     async fn held(&self) -> Result<ChunkRanges, ServeError> {
         Ok(self.loaded.ids.clone())
+    }
+
+    async fn cost(&self, wanted: &ChunkRanges) -> Result<Cost, ServeError> {
+        let known = wanted.intersection(&self.loaded.ids);
+        let cost = self.others.origin.db().chunks_cost(&known).await;
+        let (chunks, bytes) = cost.map_err(|e| ServeError::Internal(e.into()))?;
+        Ok(Cost { chunks, bytes })
     }
 
     async fn nodes(&self, request: NodeRequest) -> Result<NodesAnswer, ServeError> {

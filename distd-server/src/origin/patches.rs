@@ -9,7 +9,7 @@ use distd_peer::trust::tuf::{PatchSetRef, PatchesDoc};
 use tokio_util::sync::CancellationToken;
 
 use super::{Origin, signed};
-use crate::db::{DbError, PatchSetRow, ReleaseRow};
+use crate::db::{DbError, PatchSetRow, ReleaseRow, SetKind};
 use crate::patches::{AGAIN, MakeError};
 use crate::tuf::{Change, PATCHES_BYTES_MAX, PublishError};
 
@@ -56,7 +56,7 @@ enum QueueError {
 }
 
 impl Origin {
-    /// Queues the set between two versions of a product. Gives its row, and whether it was queued now: one that was
+    /// Queues the set between two versions of a product, or from nothing to one. Gives its row, and whether it was queued now: one that was
     /// made or is on its way is found.
     ///
     /// # Errors
@@ -64,7 +64,7 @@ impl Origin {
     pub async fn request_patches(
         &self,
         product: &Name,
-        from: &Name,
+        from: Option<&Name>,
         to: &Name,
         by: &str,
     ) -> Result<(PatchSetRow, bool), RequestPatchesError> {
@@ -78,29 +78,31 @@ impl Origin {
                 version: version.clone(),
             })
         };
+        let Some(from) = from else { return Ok(self.queue(None, &find(to).await?, by).await?) };
         let (old, new) = (find(from).await?, find(to).await?);
         if old.manifest == new.manifest {
             return Err(RequestPatchesError::Same { from: from.clone(), to: to.clone() });
         }
-        Ok(self.queue(&old, &new, by).await?)
+        Ok(self.queue(Some(&old), &new, by).await?)
     }
 
     async fn queue(
         &self,
-        old: &ReleaseRow,
+        old: Option<&ReleaseRow>,
         new: &ReleaseRow,
         by: &str,
     ) -> Result<(PatchSetRow, bool), DbError> {
         let queued = self.db.queue_patch_set(old, new, by, signed(unix_now())).await?;
         if queued.1 {
-            tracing::info!(product = %new.product, from = %old.version, to = %new.version, by, "patch set queued");
-            self.patches.wake();
+            let from = old.map(|old| old.version.as_str());
+            tracing::info!(product = %new.product, from, to = %new.version, by, "patch set queued");
+            self.patches.wake(queued.0.key.kind());
         }
         Ok(queued)
     }
 
     /// Queues the sets a new release should have: from where the product's channels point; without channels, from the
-    /// release before it. A failure here is logged: the release itself stands.
+    /// release before it; and from nothing. A failure here is logged: the release itself stands.
     pub(super) async fn queue_for_release(&self, release: &ReleaseRow) {
         if let Err(error) = self.try_queue_for_release(release).await {
             tracing::warn!(error = &error as &dyn Error, "no patch sets were queued for a release");
@@ -123,8 +125,11 @@ impl Origin {
         }
         for old in from {
             if old.manifest != release.manifest {
-                self.queue(&old, release, "release").await?;
+                self.queue(Some(&old), release, "release").await?;
             }
+        }
+        if self.patches.options().solid_sets {
+            self.queue(None, release, "release").await?;
         }
         Ok(())
     }
@@ -140,15 +145,22 @@ impl Origin {
         let Some(before) = before.filter(|_| self.patches.options().enabled) else { return Ok(()) };
         let old = self.db.release(&release.product, before).await?;
         if let Some(old) = old.filter(|old| old.manifest != release.manifest) {
-            self.queue(&old, release, "channel").await?;
+            self.queue(Some(&old), release, "channel").await?;
         }
         Ok(())
     }
 
-    /// Makes what is queued, one set after the other, until it is told to stop. Returns at once where patches are off.
+    /// Makes what is queued, one set of each kind after the other, until it is told to stop. Returns at once where
+    /// patches are off.
     pub async fn make_patches(self: Arc<Self>, stop: CancellationToken) {
-        while self.patches.options().enabled && !stop.is_cancelled() {
-            let wait = match self.make_next(&stop).await {
+        if self.patches.options().enabled {
+            tokio::join!(self.make_all(SetKind::Pair, &stop), self.make_all(SetKind::Solid, &stop));
+        }
+    }
+
+    async fn make_all(&self, kind: SetKind, stop: &CancellationToken) {
+        while !stop.is_cancelled() {
+            let wait = match self.make_next(kind, stop).await {
                 Ok(true) => continue,
                 Ok(false) => AGAIN,
                 Err(error) => {
@@ -161,7 +173,7 @@ impl Origin {
                 }
             };
             tokio::select! {
-                () = self.patches.woken() => {}
+                () = self.patches.woken(kind) => {}
                 // Another replica may have queued something.
                 () = tokio::time::sleep(wait) => {}
                 () = stop.cancelled() => {}
@@ -169,26 +181,27 @@ impl Origin {
         }
     }
 
-    /// Makes and publishes the next set of the queue; `false` when nothing waits or it was told to stop.
-    async fn make_next(&self, stop: &CancellationToken) -> Result<bool, QueueError> {
-        let Some(row) = self.db.take_patch_set(signed(unix_now())).await? else { return Ok(false) };
-        let (product, from, to) = (&row.key.product, &row.from_version, &row.to_version);
+    /// Makes and publishes the next set of a kind; `false` when nothing waits or it was told to stop.
+    async fn make_next(&self, kind: SetKind, stop: &CancellationToken) -> Result<bool, QueueError> {
+        let Some(row) = self.db.take_patch_set(kind, signed(unix_now())).await? else { return Ok(false) };
+        let (product, to) = (&row.key.product, &row.to_version);
+        let from = row.from_version.as_ref().map(Name::as_str);
         let begin = std::time::Instant::now();
         match self.patches.make(&row, stop).await {
             Ok(Some(made)) => {
                 let (bytes, packed, patches) = (made.bytes, made.packed, made.patches);
                 let seconds = begin.elapsed().as_secs();
-                tracing::info!(%product, %from, %to, patches, bytes, packed, seconds, "patch set ready");
+                tracing::info!(%product, from, %to, patches, bytes, packed, seconds, "patch set ready");
                 if made.set.is_some() {
                     self.publish_patches(product).await?;
                 }
             }
-            Ok(None) => tracing::info!(%product, %from, %to, "a patch set was made elsewhere"),
+            Ok(None) => tracing::info!(%product, from, %to, "a patch set was made elsewhere"),
             // It stays as it is; the next start queues it again.
             Err(MakeError::Stopped) => return Ok(false),
             Err(error) => {
                 self.patches.count_failure();
-                tracing::error!(%product, %from, %to, error = &error as &dyn Error, "no patch set");
+                tracing::error!(%product, from, %to, error = &error as &dyn Error, "no patch set");
                 self.db.fail_patch_set(&row.key, &reason(&error), signed(unix_now())).await?;
             }
         }

@@ -66,6 +66,13 @@ impl StoredArtifact {
         Ok(Self { spans, ids, places, len, packs, cache, runtime })
     }
 
+    /// An artifact without a byte: what a device holds that holds nothing.
+    pub(super) fn nothing(packs: &PackReader, cache: &Arc<ChunkCache>) -> Self {
+        let (spans, ids, places) = (Vec::new(), Vec::new(), Vec::new());
+        let (packs, cache, runtime) = (packs.clone(), cache.clone(), Handle::current());
+        Self { spans, ids, places, len: 0, packs, cache, runtime }
+    }
+
     /// Its chunks in artifact order.
     pub(super) fn spans(&self) -> &[ChunkSpan] {
         &self.spans

@@ -16,7 +16,7 @@ use distd_core::patch::{Codec, Effort, Method, SetPatch, TargetRun, decode, enco
 use distd_core::{ChunkHash, ChunkId};
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
-use tokio::sync::Semaphore;
+use tokio::sync::{RwLock, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
@@ -321,10 +321,12 @@ fn runs_of(viewed: &Viewed, indices: impl Iterator<Item = u32>) -> Vec<TargetRun
     runs
 }
 
-/// Makes every patch between two releases; payloads go into `packs`, in the order of the patches that come back.
+/// Makes every patch between two releases; payloads go into `packs`, in the order of the patches that come back. With a
+/// `turn`, each job waits until nobody has that to itself.
 pub(super) async fn make(
     releases: &Arc<Releases>,
     options: &PatchOptions,
+    turn: Option<&RwLock<()>>,
     packs: &mut PayloadPacks,
     stop: &CancellationToken,
 ) -> Result<Vec<SetPatch>, MakeError> {
@@ -359,10 +361,14 @@ pub(super) async fn make(
             let cost =
                 u32::try_from(at.memory(&job).div_ceil(1 << 20)).unwrap_or(u32::MAX).clamp(1, mebibytes);
             under_way.push_back(async move {
+                let _turn = match turn {
+                    Some(turn) => Some(turn.read().await),
+                    None => None,
+                };
                 let room = memory.acquire_many_owned(cost).await.expect("the semaphore is never closed");
-                let turn = threads.acquire_owned().await.expect("the semaphore is never closed");
+                let thread = threads.acquire_owned().await.expect("the semaphore is never closed");
                 let work = spawn_blocking(move || {
-                    let _bounds = (room, turn);
+                    let _bounds = (room, thread);
                     at.build(&job, effort)
                 });
                 work.await.map_err(MakeError::Panicked)?.map_err(MakeError::Content)

@@ -1,4 +1,5 @@
-//! Making patch sets: one at a time, in the background, within bounds of memory and cores.
+//! Making patch sets: one at a time, in the background, within bounds of memory and cores. A set from nothing takes longest
+//! and is waited for by the fewest: between two of its jobs it makes way for sets between releases.
 //!
 //! A set is an artifact: its index and one chunk for each payload (docs/formats.md, "Patch set"). So what is made here
 //! is served, cached and swarmed by what serves releases. docs/store.md, "Patch sets", has the order of writes.
@@ -16,10 +17,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use distd_core::{ChunkHash, ManifestId};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, RwLock};
 use tokio_util::sync::CancellationToken;
 
-use crate::db::{Db, DbError, MadeSet, PatchSetRow};
+use crate::db::{Db, DbError, MadeSet, PatchSetRow, SetKind};
 use crate::ingest::{Ingest, IngestError};
 use crate::store::{ReadError, Store, StoreError};
 
@@ -35,6 +36,8 @@ pub(crate) const AGAIN: Duration = Duration::from_secs(60);
 pub struct PatchOptions {
     /// Releases and channels ask for sets.
     pub enabled: bool,
+    /// Releases ask for a set from nothing too, for devices that hold nothing of use.
+    pub solid_sets: bool,
     /// Jobs at once.
     pub threads: NonZeroUsize,
     /// zstd level of what the codecs pack, 1 to 22.
@@ -48,6 +51,7 @@ impl Default for PatchOptions {
         let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Self {
             enabled: true,
+            solid_sets: true,
             threads,
             // On the reference pair 12 takes 54 s and 20.6 MB, 19 takes 82 s and 19.8 MB (docs/benchmarks.md, "Patches").
             level: 12,
@@ -126,7 +130,8 @@ pub struct PatchMaker {
     /// For views, in files without a name.
     spool: PathBuf,
     options: PatchOptions,
-    wake: Notify,
+    wake: [Notify; 2],
+    turn: RwLock<()>,
     /// What it has done.
     pub counters: PatchCounters,
 }
@@ -135,7 +140,8 @@ impl PatchMaker {
     /// A maker that does nothing until it is told to.
     pub fn new(ingest: Ingest, spool: PathBuf, options: PatchOptions) -> Self {
         let (db, store) = (ingest.db().clone(), ingest.store().clone());
-        Self { db, store, ingest, spool, options, wake: Notify::new(), counters: PatchCounters::default() }
+        let (wake, turn, counters) = Default::default();
+        Self { db, store, ingest, spool, options, wake, turn, counters }
     }
 
     /// Its options.
@@ -144,17 +150,17 @@ impl PatchMaker {
     }
 
     /// Says that something was queued.
-    pub fn wake(&self) {
-        self.wake.notify_one();
+    pub fn wake(&self, kind: SetKind) {
+        self.wake[kind as usize].notify_one();
     }
 
     pub(crate) fn count_failure(&self) {
         self.counters.failed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Waits until something was queued.
-    pub(crate) async fn woken(&self) {
-        self.wake.notified().await;
+    /// Waits until a set of the kind was queued.
+    pub(crate) async fn woken(&self, kind: SetKind) {
+        self.wake[kind as usize].notified().await;
     }
 
     /// Makes a set that was [taken](Db::take_patch_set) from the queue, and records it. `None` when another replica

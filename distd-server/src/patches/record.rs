@@ -18,7 +18,7 @@ use super::cache::ChunkCache;
 use super::make::{Releases, make};
 use super::packs::{PackedSet, PayloadPacks, StoredPack, delete};
 use super::{MakeError, PatchMaker};
-use crate::db::{Location, MadeSet, PackId, PatchSetRow};
+use crate::db::{Location, MadeSet, PackId, PatchSetRow, SetKind};
 use crate::ingest::manifest_object;
 use crate::origin::signed;
 use crate::store::PackReader;
@@ -63,8 +63,13 @@ impl PatchMaker {
         // A reader of its own: its blocks would push out those that devices are being served from.
         let reader = PackReader::new(self.db.clone(), self.store.clone());
         let cache = Arc::new(ChunkCache::default());
-        let old = self.ingest.manifest(&row.key.from).await?;
-        let old = StoredArtifact::open(&old, &self.db, &reader, &cache).await?;
+        let old = match row.key.kind() {
+            SetKind::Solid => StoredArtifact::nothing(&reader, &cache),
+            SetKind::Pair => {
+                let old = self.ingest.manifest(&row.key.from).await?;
+                StoredArtifact::open(&old, &self.db, &reader, &cache).await?
+            }
+        };
         let new = self.ingest.manifest(&row.key.to).await?;
         let new = StoredArtifact::open(&new, &self.db, &reader, &cache).await?;
         let spool = self.spool.clone();
@@ -73,7 +78,13 @@ impl PatchMaker {
             releases = releases => releases.map_err(MakeError::Panicked)?.map_err(MakeError::Content)?,
             () = stop.cancelled() => return Err(MakeError::Stopped),
         };
-        let patches = make(&releases, &self.options, packs, stop).await;
+        let patches = match row.key.kind() {
+            SetKind::Pair => {
+                let _alone = self.turn.write().await;
+                make(&releases, &self.options, None, packs, stop).await
+            }
+            SetKind::Solid => make(&releases, &self.options, Some(&self.turn), packs, stop).await,
+        };
         self.counters.wrong.fetch_add(releases.wrong(), std::sync::atomic::Ordering::Relaxed);
         let patches = patches?;
         if patches.is_empty() {

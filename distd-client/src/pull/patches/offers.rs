@@ -69,6 +69,11 @@ impl Link {
         }
         Self((bytes as f64 / time.as_secs_f64().max(0.001)) as u64)
     }
+
+    /// How long so many bytes take.
+    pub(in crate::pull) fn seconds(self, bytes: u64) -> f64 {
+        bytes as f64 / self.0.max(1) as f64
+    }
 }
 
 /// The sets to use, in the order of their use; mostly one or none.
@@ -79,7 +84,7 @@ pub(in crate::pull) struct Offers {
 }
 
 impl Offers {
-    /// The sets that lead from `held` to `to`.
+    /// The sets that lead from `held`, or from nothing, to `to` with the fewest bytes.
     pub(in crate::pull) fn route(
         known: &[PatchSetRef],
         held: &[ManifestId],
@@ -87,7 +92,9 @@ impl Offers {
     ) -> Vec<PatchSetRef> {
         let legs: Vec<Leg> =
             known.iter().map(|set| Leg { from: set.from, to: set.to, bytes: set.bytes }).collect();
-        route(&legs, held, to).into_iter().map(|leg| known[leg]).collect()
+        // Who holds an old release holds nothing, too: the whole release compressed as one is the most an update costs.
+        let held: Vec<ManifestId> = held.iter().copied().chain([ManifestId::NOTHING]).collect();
+        route(&legs, &held, to).into_iter().map(|leg| known[leg]).collect()
     }
 
     /// Fetches the indexes of sets. One that cannot be had is a warning, and there are none.

@@ -1,9 +1,9 @@
 //! Payloads in a file beside the target, so that an interrupted pull does not fetch them again.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,7 +20,6 @@ use super::offers::Set;
 
 /// One set's file: payloads at the offsets they have in the set, the rest a hole.
 pub(in crate::pull) struct Payloads {
-    path: PathBuf,
     file: File,
     set: usize,
     /// Payloads by number, and behind them the pieces of the outline.
@@ -42,9 +41,9 @@ impl Payloads {
     ///
     /// # Errors
     /// What making the file fails with.
-    pub(in crate::pull) fn open(path: PathBuf, set: usize, body: &Set) -> io::Result<Self> {
+    pub(in crate::pull) fn open(path: &Path, set: usize, body: &Set) -> io::Result<Self> {
         let resumed = path.exists();
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         let behind = body.outline.iter();
         let payloads: Vec<Entry> =
             body.payloads.iter().copied().chain(behind.clone().map(|at| at.entry)).collect();
@@ -52,7 +51,6 @@ impl Payloads {
         let mut by_id: Vec<_> = payloads.iter().zip(0..).map(|(entry, patch)| (entry.id, patch)).collect();
         by_id.sort_unstable();
         let mut this = Self {
-            path,
             by_id,
             file,
             set,
@@ -105,13 +103,6 @@ impl Payloads {
             bytes.extend(self.read(piece)?);
         }
         Some(bytes)
-    }
-
-    /// Removes the file.
-    pub(in crate::pull) fn remove(&self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "payloads of a finished pull left behind");
-        }
     }
 }
 

@@ -75,7 +75,7 @@ pub(in crate::pull) async fn rebuild(
         set.index.patches.iter().flat_map(|patch| patch.target_chunks()).map(|(id, _)| id).collect();
     wanted.sort_unstable();
     wanted.dedup();
-    let payloads = Arc::new(Payloads::open(files.payloads.clone(), 0, set)?);
+    let payloads = Arc::new(Payloads::open(&files.payloads, 0, set)?);
     let mut choice = offers.choose_all(&wanted, |id| held(index, &tables, id).is_some());
     ensure!(choice.chunks.is_empty(), "some patches are of no use");
     choice.passing = wanted;

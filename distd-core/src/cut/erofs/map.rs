@@ -196,7 +196,7 @@ impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
                 },
                 Entry::Head { kind, within, block, partial } => {
                     let start = (number << self.index.cluster_bits).saturating_add(u64::from(within));
-                    if start >= self.size {
+                    if start >= self.size && self.head.is_some() {
                         // In the last logical cluster, behind the content: nothing is in it.
                         continue;
                     }

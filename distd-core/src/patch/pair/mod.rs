@@ -26,7 +26,7 @@ use std::ops::Range;
 
 pub use anchors::ANCHORS_MAX;
 pub use job::{Patch, PatchJob, build};
-pub use names::{VIEW_SEPARATOR, fold};
+pub use names::fold;
 pub use needs::{Need, needs, needs_beside};
 
 use crate::ChunkHash;
@@ -50,7 +50,7 @@ pub struct ChunkSpan {
 /// One of the two releases: its bytes, regions and chunks.
 ///
 /// What is unpacked from an artifact ([`view`](crate::patch::view)) is handed in as more of the same
-/// artifact: bytes, regions and chunks behind its own, the regions named as [`VIEW_SEPARATOR`] says.
+/// artifact: bytes, regions and chunks behind its own, the regions named as [`NAME_SEPARATOR`](crate::cut::NAME_SEPARATOR) says.
 #[derive(Debug)]
 pub struct Side<'a, R: ReadAt + ?Sized> {
     /// The bytes.

@@ -3,16 +3,12 @@
 use std::ops::Range;
 
 use super::ChunkSpan;
-use crate::cut::Regions;
-
-/// Between the name of a packed region and the name of what is in it: `boot/initrd.img-6.1//usr/bin/mount`.
-/// No path of a file system has two slashes in a row.
-pub const VIEW_SEPARATOR: &[u8] = b"//";
+use crate::cut::{NAME_SEPARATOR, Regions};
 
 /// The name inside the packed region, for a name that has one.
 pub(super) fn inner(name: &[u8]) -> Option<&[u8]> {
-    let at = name.windows(VIEW_SEPARATOR.len()).rposition(|two| two == VIEW_SEPARATOR)?;
-    Some(&name[at + VIEW_SEPARATOR.len()..]).filter(|inner| !inner.is_empty())
+    let at = name.windows(NAME_SEPARATOR.len()).rposition(|two| two == NAME_SEPARATOR)?;
+    Some(&name[at + NAME_SEPARATOR.len()..]).filter(|inner| !inner.is_empty())
 }
 
 /// What follows the last dot of the last part of a path; empty without one.

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 
-use super::gzip;
-use crate::cut::{ReadAt, Regions};
+use crate::cut::{ReadAt, Regions, gzip};
 
 /// Smallest file worth a view, bytes.
 const PACKED_MIN: u64 = 4096;
@@ -22,7 +21,7 @@ pub struct PackedFile {
     pub parts: Vec<Range<u64>>,
 }
 
-/// The packed files of an artifact in order of name. Reads ten bytes of every file.
+/// The packed files of an artifact in order of name. Reads ten bytes of every file, twenty at most.
 ///
 /// A tail that lies among the inodes, before the body, is put behind it. Where the order is guessed wrong, or a
 /// short tail has no region, the view ends early and what is left of the file is part of its recipe.
@@ -38,18 +37,30 @@ pub fn packed_files<R: ReadAt + ?Sized>(artifact: &R, regions: &Regions) -> io::
     }
     let mut found = Vec::new();
     for (name, mut parts) in files {
-        parts.sort_by_key(|part| (!(part.end - part.start).is_multiple_of(BLOCK), part.start));
-        let mut head = [0; gzip::HEADER_MIN];
         let len: u64 = parts.iter().map(|part| part.end - part.start).sum();
-        if len < PACKED_MIN || parts[0].end - parts[0].start < head.len() as u64 {
+        if len < PACKED_MIN {
             continue;
         }
-        artifact.read_exact_at(&mut head, parts[0].start)?;
-        if gzip::is_magic(&head) {
+        parts.sort_by_key(|part| part.start);
+        let in_a_row = parts.windows(2).all(|two| two[0].end == two[1].start);
+        // Members of one gzip file lie one behind the other, whatever their lengths.
+        if !in_a_row || !is_packed(artifact, &parts[0])? {
+            parts.sort_by_key(|part| (!(part.end - part.start).is_multiple_of(BLOCK), part.start));
+        }
+        if is_packed(artifact, &parts[0])? {
             found.push(PackedFile { name: name.to_vec(), parts });
         }
     }
     Ok(found)
+}
+
+fn is_packed<R: ReadAt + ?Sized>(artifact: &R, part: &Range<u64>) -> io::Result<bool> {
+    let mut head = [0; gzip::HEADER_MIN];
+    if part.end - part.start < head.len() as u64 {
+        return Ok(false);
+    }
+    artifact.read_exact_at(&mut head, part.start)?;
+    Ok(gzip::is_magic(&head))
 }
 
 /// The bytes of a file whose parts lie apart.

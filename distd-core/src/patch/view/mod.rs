@@ -15,9 +15,9 @@
 //! apart. Of clusters: the content of the longest cluster and 1.2 MB, so 14 MB at the very most.
 
 mod clusters;
-mod cpio;
 mod files;
 mod gzip;
+mod parts;
 mod recipe;
 mod version;
 
@@ -25,9 +25,9 @@ pub use clusters::{
     ClusterFile, ClusterFiles, ClusterViews, NoView, cluster_files, groups, unpack_clusters,
     unpack_old_clusters,
 };
-pub use cpio::parts;
 pub use files::{Joined, PackedFile, packed_files};
 pub use gzip::inflate;
+pub use parts::parts;
 pub use recipe::{LITERAL_MAX, PIECE_PLAIN_MAX, Unpacked, unpack};
 use version::CLUSTERS_VERSION;
 pub use version::{RECIPE_MAX, RecipeError, repack, unpack_with};

@@ -23,9 +23,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use preflate_rs::{ExitCode, PreflateConfig, PreflateStreamProcessor, RecreateStreamProcessor};
 
-use super::gzip;
 use super::version::{GZIP_VERSION, RECIPE_MAX, RecipeError};
-use crate::cut::ReadAt;
+use crate::cut::{ReadAt, gzip};
 
 /// Most plain text of a piece, bytes: what gzip puts into one block at the very most, and some.
 pub const PIECE_PLAIN_MAX: usize = 9 << 20;
@@ -135,8 +134,8 @@ impl<'a, R: ReadAt + ?Sized> Unpacking<'a, R> {
     fn run(&mut self, until: u64, sink: &mut impl Write) -> io::Result<()> {
         while let Some(header) = gzip::header(self.file, self.at..self.file.len())? {
             let before = (self.recipe.len(), self.at);
-            literal(self.file, self.at..self.at + header, &mut self.recipe)?;
-            self.at += header;
+            literal(self.file, self.at..self.at + header.len, &mut self.recipe)?;
+            self.at += header.len;
             let begin = self.at;
             let done = self.stream(until, sink)?;
             if self.at == begin {

@@ -30,6 +30,8 @@ fn golden() -> Vec<(Frame, &'static str)> {
             "0a08 000005dc 03 623a31",
         ),
         (Frame::Unchoke, "0b00"),
+        (Frame::CostRequest(range.clone()), "8710 000000000000012c 0000000000000390"),
+        (Frame::Cost(Cost { chunks: 3, bytes: 70_000 }), "8810 0000000000000003 0000000000011170"),
         (
             Frame::DontHave(DontHave { reason: DontHaveReason::Upstream, ranges: range }),
             "8011 02 000000000000012c 0000000000000390",
@@ -138,6 +140,8 @@ fn bad_fields_are_named() {
         ("0111 0000000000000005 0000000000000005 00", DecodeError::Length("DATA")),
         ("8101 ff", DecodeError::Field("NODE_REQUEST", "number of held manifests")),
         ("0b01 00", DecodeError::Length("UNCHOKE")),
+        ("880f 000000000000000000000000000000", DecodeError::Length("COST")),
+        ("8700", DecodeError::Length("COST_REQUEST")),
         ("0003 0001ff", DecodeError::Field("HANDSHAKE", "method")),
     ] {
         assert_eq!(decode_all(&bytes_of(text)), Err(error), "{text}");

@@ -1,6 +1,7 @@
 //! The messages, one concept a file.
 
 mod choke;
+mod cost;
 mod data;
 mod enroll;
 mod handshake;
@@ -10,6 +11,7 @@ mod pex;
 mod ranges;
 
 pub use choke::Choke;
+pub use cost::Cost;
 pub use data::{Codec, Data};
 pub use enroll::EnrollBody;
 pub use handshake::{Handshake, PROTOCOL_VERSION};

@@ -61,7 +61,7 @@ pub struct PatchesDoc {
 /// One patch set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PatchSetRef {
-    /// Manifest of the release it starts from.
+    /// Manifest of the release it starts from; [`ManifestId::NOTHING`] for a set that rebuilds all of it.
     pub from: ManifestId,
     /// Manifest of the release it leads to.
     pub to: ManifestId,

@@ -1,17 +1,11 @@
-//! What is inside a view: the files of a cpio archive (`newc`, what an initrd is), else one part.
+//! What is inside a view: the members of archives, else one part.
 
 use std::io;
 use std::ops::Range;
 
+use crate::cut::archive::{Members, NAME_SEPARATOR};
 use crate::cut::{ReadAt, RegionKind};
-use crate::limits::{PATH_BYTES_MAX, REGIONS_MAX};
-use crate::patch::pair::VIEW_SEPARATOR;
-
-/// Bytes of a header before the name: magic and thirteen numbers of eight hexadecimal digits.
-const HEADER: usize = 110;
-
-/// Shortest padding that is a part: less belongs to the next header.
-const PADDING_MIN: u64 = 4;
+use crate::limits::REGIONS_MAX;
 
 /// Lengths, kinds and names of the parts of a view that lies in `range` and belongs to the region `name`: input of
 /// [`Regions::from_parts`](crate::cut::Regions::from_parts).
@@ -26,70 +20,21 @@ pub fn parts<R: ReadAt + ?Sized>(
     range: Range<u64>,
     name: &[u8],
 ) -> io::Result<Vec<(u64, RegionKind, Vec<u8>)>> {
-    let join = |path: &[u8], end: &[u8]| [name, VIEW_SEPARATOR, path, end].concat();
-    let mut out = Vec::new();
-    let (mut done, mut at) = (range.start, range.start);
-    while out.len() < REGIONS_MAX / 2 {
-        let Some(entry) = entry(view, at..range.end)? else { break };
+    let join = |path: &[u8], end: &[u8]| [name, NAME_SEPARATOR, path, end].concat();
+    let mut members = Members::new(view, range.clone());
+    let (mut out, mut done) = (Vec::new(), range.start);
+    while out.len() < REGIONS_MAX / 2
+        && let Some(member) = members.next()?
+    {
         // Padding of the file before goes with the header: then data is cut like in the image.
-        out.push((entry.data.start - done, RegionKind::File, join(&entry.path, VIEW_SEPARATOR)));
-        if !entry.data.is_empty() {
-            out.push((entry.data.end - entry.data.start, RegionKind::File, join(&entry.path, b"")));
-        }
-        done = entry.data.end;
-        at = aligned(done - range.start) + range.start;
-        if entry.path == b"TRAILER!!!" {
-            // The next archive of the same view, if any, follows zeros.
-            let mut zeros = [0; 512];
-            while range.end.saturating_sub(at) >= PADDING_MIN {
-                let len = zeros.len().min((range.end - at) as usize);
-                view.read_exact_at(&mut zeros[..len], at)?;
-                let used = zeros[..len].iter().take_while(|byte| **byte == 0).count();
-                at += (used / 4 * 4) as u64;
-                if used < len {
-                    break;
-                }
-            }
-        }
+        let Range { start, end } = member.data;
+        out.push((start - done, RegionKind::File, join(&member.path, NAME_SEPARATOR)));
+        out.push((end - start, RegionKind::File, join(&member.path, b"")));
+        done = end;
     }
     out.push((range.end - done, RegionKind::File, join(b"", b"")));
     out.retain(|(len, ..)| *len > 0);
     Ok(out)
-}
-
-struct Entry {
-    path: Vec<u8>,
-    data: Range<u64>,
-}
-
-fn aligned(offset: u64) -> u64 {
-    offset.next_multiple_of(4)
-}
-
-/// The entry whose header starts at `range.start`.
-fn entry<R: ReadAt + ?Sized>(view: &R, range: Range<u64>) -> io::Result<Option<Entry>> {
-    if range.end.saturating_sub(range.start) < HEADER as u64 {
-        return Ok(None);
-    }
-    let mut head = [0; HEADER];
-    view.read_exact_at(&mut head, range.start)?;
-    let number = |n: usize| {
-        let digits = std::str::from_utf8(&head[6 + 8 * n..14 + 8 * n]).ok()?;
-        digits.bytes().all(|digit| digit.is_ascii_hexdigit()).then(|| u64::from_str_radix(digits, 16).ok())?
-    };
-    let (Some(size), Some(name_len)) = (number(6), number(11)) else { return Ok(None) };
-    let body = range.start + HEADER as u64;
-    let data = aligned(HEADER as u64 + name_len) + range.start;
-    if !(&head[..6] == b"070701" || &head[..6] == b"070702")
-        || !(1..=PATH_BYTES_MAX as u64).contains(&name_len)
-        || data + size > range.end
-    {
-        return Ok(None);
-    }
-    let mut path = vec![0; name_len as usize - 1];
-    view.read_exact_at(&mut path, body)?;
-    let skip = path.iter().take_while(|byte| matches!(byte, b'.' | b'/')).count();
-    Ok(Some(Entry { path: path.split_off(skip), data: data..data + size }))
 }
 
 #[cfg(test)]

@@ -1,0 +1,99 @@
+//! What a pull would do, before a byte of the artifact moves.
+
+use std::sync::Arc;
+
+use distd_core::ChunkId;
+use distd_core::patch::Choice;
+use distd_core::planner;
+use distd_core::ranges::ChunkRanges;
+use distd_core::swarm::FetchConfig;
+use distd_peer::table::ChunkTable;
+
+use super::entries::ZeroChunk;
+use super::patches::held;
+use super::report::{PlanReport, SourcePlan};
+use super::run::{PullRequest, prepare, received};
+
+/// Bytes that a device reads, hashes and writes in a second, about (docs/benchmarks.md, "Against others").
+const COPY_RATE: f64 = 500e6;
+
+/// Says what a pull would do; nothing is written.
+///
+/// # Errors
+/// As [`pull`](super::pull).
+pub(crate) async fn plan(request: &PullRequest) -> anyhow::Result<PlanReport> {
+    let out = Some(request.out.as_path()).filter(|out| out.exists());
+    let prepared = prepare(request, out, None).await?;
+    let zero = ZeroChunk::new(prepared.manifest.root().cut.max());
+    let mut plan = planner::plan(&prepared.manifest, FetchConfig::default().batch_chunks, |at| {
+        zero.is(at) || prepared.index.find(&at.entry.hash, at.entry.len).is_some()
+    });
+    let wanted: Vec<ChunkId> = plan.fetch.ids().collect();
+    let choice = if prepared.offers.sets.is_empty() {
+        Choice { chunks: wanted, ..Choice::default() }
+    } else {
+        let table = ChunkTable::of(&prepared.manifest);
+        let seeds = ChunkTable::of_all(&prepared.seeds.held_manifests());
+        let tables = [Arc::new(table), Arc::new(seeds)];
+        let held_here = |id| {
+            held(&prepared.index, &tables, id).is_some()
+                || (tables[0].get(id).is_some() && !plan.fetch.contains(id))
+        };
+        let choice = prepared.offers.choose(&wanted, held_here, |_, _| false, prepared.link);
+        let raw = |id: &ChunkId| tables[0].get(*id).map_or(0, |entry| u64::from(entry.len));
+        plan.fetch_raw_bytes = choice.chunks.iter().map(raw).sum();
+        choice
+    };
+    let fetch: ChunkRanges = choice.chunks.iter().copied().collect();
+    let is_fetched = prepared.manifest.entries().filter(|at| fetch.contains(at.entry.id));
+    let placed: u64 = is_fetched.map(|at| u64::from(at.entry.len)).sum();
+    let batch = FetchConfig::default().batch_chunks.max(1);
+    let requests_of = |count: u64| count.div_ceil(batch);
+    let requests = [requests_of(choice.patches.len() as u64), requests_of(fetch.len())];
+    let cost = prepared.realm.parents.cost(prepared.manifest.id(), &fetch).await;
+    if let Err(error) = &cost {
+        tracing::warn!(error = error as &dyn std::error::Error, "no parent says what the chunks cost");
+    }
+    let fetch_bytes = cost.ok().filter(|cost| cost.chunks == fetch.len()).map(|cost| cost.bytes);
+    let link = prepared.link;
+    let sources = vec![
+        SourcePlan {
+            source: "seeds",
+            artifact_bytes: plan.held_bytes,
+            wire_bytes: Some(0),
+            requests: 0,
+            seconds: plan.held_bytes as f64 / COPY_RATE,
+        },
+        SourcePlan {
+            source: "patches",
+            artifact_bytes: plan.artifact_bytes.saturating_sub(plan.held_bytes + placed),
+            wire_bytes: Some(choice.payload_bytes),
+            requests: requests[0],
+            seconds: link.seconds(choice.payload_bytes) + choice.processor.as_secs_f64(),
+        },
+        SourcePlan {
+            source: "chunks",
+            artifact_bytes: placed,
+            wire_bytes: fetch_bytes,
+            requests: requests[1],
+            seconds: link.seconds(fetch_bytes.unwrap_or(plan.fetch_raw_bytes)),
+        },
+    ];
+    Ok(PlanReport {
+        product: prepared.product,
+        version: prepared.version,
+        manifest: prepared.manifest.id(),
+        artifact_bytes: plan.artifact_bytes,
+        held_bytes: plan.held_bytes,
+        fetch_bytes,
+        fetch_raw_bytes: plan.fetch_raw_bytes,
+        fetch_chunks: fetch.len(),
+        fetch_ranges: fetch.range_count(),
+        patches: choice.patches.len() as u64,
+        patch_bytes: choice.payload_bytes,
+        patched_chunk_bytes: choice.saved_bytes,
+        batches: requests.iter().sum(),
+        wire_bytes: received(&prepared.realm),
+        sources,
+    })
+}
