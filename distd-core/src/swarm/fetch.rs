@@ -55,7 +55,7 @@ pub struct FetchConfig {
     /// order where there is none.
     pub start: Option<u64>,
     /// Most chunks in one batch while there are neighbours, with whom the work is shared. Until any is known, batches begin as small and
-    /// double. `None` for who takes no part.
+    /// double with each that ends. `None` for who takes no part.
     pub shared_batch: Option<u64>,
 }
 
@@ -305,6 +305,7 @@ impl Fetch {
 
     /// A batch's stream ended well; chunks it did not answer for (a choke) are asked for again.
     pub fn handle_batch_end(&mut self, batch: BatchId) {
+        self.alone_batch = self.alone_batch.saturating_mul(2).min(self.config.batch_chunks);
         self.take_back(batch);
     }
 
@@ -400,15 +401,13 @@ impl Fetch {
     }
 
     /// Most chunks of the next batch.
-    fn batch_size(&mut self) -> u64 {
+    fn batch_size(&self) -> u64 {
         let most = self.config.batch_chunks;
         let Some(shared) = self.config.shared_batch else { return most };
         if self.peers.values().any(|p| p.tier == Tier::Site && p.connected && !p.dropped) {
             return shared.clamp(1, most);
         }
-        let now = self.alone_batch.clamp(1, most);
-        self.alone_batch = now.saturating_mul(2);
-        now
+        self.alone_batch.clamp(1, most)
     }
 
     /// The chunks of the next batch to a peer, out of what it could send.
@@ -747,19 +746,25 @@ mod tests {
 
     #[test]
     fn batches_grow_while_nobody_shares_the_work_and_are_small_when_somebody_does() {
-        let config = FetchConfig {
-            shared_batch: Some(2),
-            batches_per_peer: 9,
-            batch_chunks: 16,
-            ..FetchConfig::default()
-        };
+        let config = FetchConfig { shared_batch: Some(2), batch_chunks: 16, ..FetchConfig::default() };
         let mut f = Fetch::new(config);
         f.handle_connected(T0, PeerId(0), Tier::Origin);
         f.want(&set(1, 60));
-        let next = |f: &mut Fetch| f.poll_request(T0).expect("the origin").2.len();
-        assert_eq!([next(&mut f), next(&mut f), next(&mut f), next(&mut f), next(&mut f)], [2, 4, 8, 16, 16]);
+        let mut sizes = Vec::new();
+        let mut open: VecDeque<_> = std::iter::from_fn(|| f.poll_request(T0)).collect();
+        for _ in 0..5 {
+            let (_, batch, chunks) = open.pop_front().expect("the origin is asked");
+            sizes.push(chunks.len());
+            for id in chunks.ids() {
+                f.handle_chunk(T0, batch, id);
+            }
+            f.handle_batch_end(batch);
+            open.extend(f.poll_request(T0));
+        }
+        assert_eq!(sizes, [2, 2, 2, 4, 8]);
         f.handle_connected(T0, PeerId(1), Tier::Site);
-        assert_eq!(next(&mut f), 2);
+        f.handle_batch_end(open[0].1);
+        assert_eq!(f.poll_request(T0).map(|(.., chunks)| chunks.len()), Some(2));
     }
 
     #[test]
