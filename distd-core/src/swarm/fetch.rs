@@ -32,6 +32,10 @@ pub enum Tier {
 /// Chokes in a row that are taken as they are; further ones count as failures, so that a peer that never answers is left.
 const CHOKES_MAX: u32 = 8;
 
+/// Batches in flight to one parent while there are neighbours: what a site has asked of a relay that dies is lost as far as it has not been
+/// passed on, and two keep a link full.
+const SHARED_BATCHES: usize = 2;
+
 /// Tunables, all bounds.
 #[derive(Clone, Debug)]
 pub struct FetchConfig {
@@ -359,6 +363,7 @@ impl Fetch {
         // What a nearer peer will send when it has room again is not asked of a farther one: uplinks are for what nobody near has.
         let mut left = self.wanted.clone();
         let mut tier_lacks = None;
+        let shares = self.config.shared_batch.is_some() && self.has_neighbours();
         for (tier, in_flight, id) in healthy {
             match &mut tier_lacks {
                 Some((current, _)) if *current == tier => {}
@@ -374,7 +379,8 @@ impl Fetch {
             if let Some((_, lacks)) = &mut tier_lacks {
                 *lacks = lacks.difference(&could);
             }
-            if in_flight >= self.config.batches_per_peer || peer.choked_until > now {
+            let most = if shares && tier != Tier::Site { SHARED_BATCHES } else { usize::MAX };
+            if in_flight >= self.config.batches_per_peer.min(most) || peer.choked_until > now {
                 continue;
             }
             while peer.leased.front().is_some_and(|(until, _)| *until <= now) {
@@ -400,11 +406,15 @@ impl Fetch {
         None
     }
 
+    fn has_neighbours(&self) -> bool {
+        self.peers.values().any(|p| p.tier == Tier::Site && p.connected && !p.dropped)
+    }
+
     /// Most chunks of the next batch.
     fn batch_size(&self) -> u64 {
         let most = self.config.batch_chunks;
         let Some(shared) = self.config.shared_batch else { return most };
-        if self.peers.values().any(|p| p.tier == Tier::Site && p.connected && !p.dropped) {
+        if self.has_neighbours() {
             return shared.clamp(1, most);
         }
         self.alone_batch.clamp(1, most)
@@ -763,8 +773,9 @@ mod tests {
         }
         assert_eq!(sizes, [2, 2, 2, 4, 8]);
         f.handle_connected(T0, PeerId(1), Tier::Site);
-        f.handle_batch_end(open[0].1);
-        assert_eq!(f.poll_request(T0).map(|(.., chunks)| chunks.len()), Some(2));
+        open.iter().for_each(|(_, batch, _)| f.handle_batch_end(*batch));
+        let asked: Vec<_> = std::iter::from_fn(|| f.poll_request(T0)).map(|(.., c)| c.len()).collect();
+        assert_eq!(asked, [2; SHARED_BATCHES]);
     }
 
     #[test]
