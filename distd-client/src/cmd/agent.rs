@@ -10,7 +10,7 @@ use crate::share::agent::{self, AgentRequest};
 /// Pulls remember what they put in place; the agent serves it and keeps the device's certificate fresh.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Address to listen on (QUIC, UDP). Default: share.listen of client.toml, else [::]:4434.
+    /// Address to listen on (QUIC, UDP). Default: `share.listen` of client.toml, else `[::]:4434`.
     #[arg(long, value_name = "ADDR:PORT", env = "DISTD_AGENT_LISTEN")]
     listen: Option<SocketAddr>,
     /// A relay or origin to ask; repeat for more, nearest first. Default: the one enrolled with.

@@ -1,4 +1,4 @@
-//! Runs a core [`Fetch`] over real connections: one task a peer ([`dial`]), one task a batch ([`batch`]).
+//! Runs a core [`Fetch`] over real connections: one task a peer (`dial`), one task a batch (`batch`).
 
 mod batch;
 mod dial;
