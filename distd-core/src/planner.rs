@@ -17,12 +17,20 @@ pub struct HeldAt {
 
 /// Where chunks can be read on this device: an index over its seeds.
 ///
-/// 56 bytes a distinct chunk.
+/// By the first eight bytes of a chunk's hash and its length: whoever reads it hashes it anyway, for a seed may have rotted, so that
+/// two chunks that agree in both are a read in vain. 24 bytes a distinct chunk.
 #[derive(Debug, Default)]
 pub struct HeldIndex {
-    /// Sorted by hash once [`HeldIndex::finish`] ran; the first of equal hashes is the earliest seed.
-    chunks: Vec<(ChunkHash, u32, HeldAt)>,
+    /// Sorted once [`HeldIndex::finish`] ran; the first of equals is the earliest seed.
+    chunks: Vec<Held>,
     sorted: bool,
+}
+
+/// Start of the hash, length, and where.
+type Held = (u64, u32, u32, u64);
+
+fn start_of(hash: &ChunkHash) -> u64 {
+    u64::from_be_bytes(*hash.0.first_chunk().expect("a hash has 32 bytes"))
 }
 
 impl HeldIndex {
@@ -33,7 +41,7 @@ impl HeldIndex {
 
     /// Adds a chunk of `len` bytes.
     pub fn insert(&mut self, hash: ChunkHash, len: u32, at: HeldAt) {
-        self.chunks.push((hash, len, at));
+        self.chunks.push((start_of(&hash), len, at.seed, at.offset));
         self.sorted = false;
     }
 
@@ -46,21 +54,22 @@ impl HeldIndex {
 
     /// Sorts; call before looking anything up.
     pub fn finish(&mut self) {
-        self.chunks.sort_unstable_by_key(|(hash, _, at)| (*hash, *at));
-        self.chunks.dedup_by_key(|(hash, ..)| *hash);
+        self.chunks.sort_unstable();
+        self.chunks.dedup_by_key(|(start, len, ..)| (*start, *len));
         self.chunks.shrink_to_fit();
         self.sorted = true;
     }
 
-    /// Where `hash` with `len` bytes is held.
+    /// Where `hash` with `len` bytes should be held: to be checked by whoever reads it.
     ///
     /// # Panics
     /// When [`HeldIndex::finish`] has not run since the last insert.
     pub fn find(&self, hash: &ChunkHash, len: u32) -> Option<HeldAt> {
         assert!(self.sorted, "finish() sorts the index before it is searched");
-        let index = self.chunks.binary_search_by_key(hash, |(h, ..)| *h).ok()?;
-        let (_, held_len, at) = self.chunks[index];
-        (held_len == len).then_some(at)
+        let wanted = (start_of(hash), len);
+        let index = self.chunks.binary_search_by_key(&wanted, |(start, len, ..)| (*start, *len)).ok()?;
+        let (_, _, seed, offset) = self.chunks[index];
+        Some(HeldAt { seed, offset })
     }
 
     /// Number of distinct chunks.

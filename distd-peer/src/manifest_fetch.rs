@@ -143,7 +143,7 @@ impl Taker<'_> {
             ROOT_LEVEL => return Ok(()),
             COMPACT_LEAF => {
                 let held = self.held;
-                let known = self.known.get_or_insert_with(|| ChunkTable::of_all(held));
+                let known = self.known.get_or_insert_with(|| ChunkTable::of_those(held, |_| true));
                 // One that does not expand here is asked for by hash: a held manifest may be of another realm.
                 let leaf = expand_leaf(&bytes, |id| known.get(id).map(|entry| (entry.hash, entry.len)));
                 let Ok(leaf) = leaf else { return Ok(()) };

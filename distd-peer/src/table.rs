@@ -15,12 +15,13 @@ impl ChunkTable {
     /// The table of a manifest. An id that stands for two hashes keeps the first: the other can then never verify,
     /// which is right, for no origin gives such ids.
     pub fn of(manifest: &Manifest) -> Self {
-        Self::of_all(&[manifest])
+        Self::of_those(&[manifest], |_| true)
     }
 
-    /// The table of several manifests together.
-    pub fn of_all(manifests: &[&Manifest]) -> Self {
+    /// The table of those chunks of several manifests that are `wanted`.
+    pub fn of_those(manifests: &[&Manifest], wanted: impl Fn(ChunkId) -> bool) -> Self {
         let entries = manifests.iter().flat_map(|manifest| manifest.entries());
+        let entries = entries.filter(|at| wanted(at.entry.id));
         let mut chunks: Vec<_> = entries.map(|at| (at.entry.id, at.entry.hash, at.entry.len)).collect();
         chunks.sort_by_key(|(id, ..)| *id);
         chunks.dedup_by_key(|(id, ..)| *id);
@@ -29,19 +30,24 @@ impl ChunkTable {
         Self { chunks, ids }
     }
 
-    /// What `other` does not have.
-    pub fn without(mut self, other: &Self) -> Self {
-        self.chunks.retain(|(id, ..)| other.get(*id).is_none());
-        self.chunks.shrink_to_fit();
-        self.ids = self.ids.difference(&other.ids);
-        self
-    }
-
     /// The chunk with this id.
     pub fn get(&self, id: ChunkId) -> Option<Entry> {
-        let index = self.chunks.binary_search_by_key(&id, |(id, ..)| *id).ok()?;
-        let (id, hash, len) = self.chunks[index];
-        Some(Entry { id, hash, len })
+        self.index_of(id).map(|index| self.at(index))
+    }
+
+    /// Where the chunk with this id stands in the order of ids.
+    pub fn index_of(&self, id: ChunkId) -> Option<u32> {
+        // A manifest of 2^32 chunks does not fit in memory.
+        self.chunks.binary_search_by_key(&id, |(id, ..)| *id).ok().map(|index| index as u32)
+    }
+
+    /// The chunk that stands there.
+    ///
+    /// # Panics
+    /// When none does.
+    pub fn at(&self, index: u32) -> Entry {
+        let (id, hash, len) = self.chunks[index as usize];
+        Entry { id, hash, len }
     }
 
     /// All ids.

@@ -95,9 +95,21 @@ impl Daemon {
     /// # Panics
     /// When the process is gone.
     pub fn peak_bytes(&self) -> u64 {
+        self.status_bytes("VmHWM:")
+    }
+
+    /// Resident memory now, bytes.
+    ///
+    /// # Panics
+    /// When the process is gone.
+    pub fn resident_bytes(&self) -> u64 {
+        self.status_bytes("VmRSS:")
+    }
+
+    fn status_bytes(&self, name: &str) -> u64 {
         let status =
             fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the daemon runs");
-        let line = status.lines().find(|l| l.starts_with("VmHWM:")).expect("the kernel reports the peak");
+        let line = status.lines().find(|l| l.starts_with(name)).expect("the kernel reports it");
         let kib: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number of KiB");
         kib * 1024
     }
@@ -121,7 +133,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// What a command that has ended said.
+    /// What a command that ended said.
     pub fn of(output: Output) -> Self {
         let stdout = String::from_utf8_lossy(&output.stdout);
         let json = stdout.lines().last().and_then(|l| serde_json::from_str(l).ok()).unwrap_or(Value::Null);

@@ -1,29 +1,57 @@
 //! The chunks of the artifact being pulled, in artifact order.
 
+use std::sync::Arc;
+
 use distd_core::ChunkHash;
 use distd_core::manifest::{ChunkAt, Manifest};
+use distd_peer::table::ChunkTable;
 
-/// Every chunk with its offset, by position. 56 bytes each.
-#[derive(Debug, Default)]
-pub(super) struct Entries(Vec<ChunkAt>);
+/// Positions from one known offset to the next.
+const STRIDE: usize = 32;
+
+/// Every chunk with its offset, by position. 4 bytes each beside the table that has the chunks themselves.
+#[derive(Debug)]
+pub(super) struct Entries {
+    table: Arc<ChunkTable>,
+    /// Index in the table of the chunk at each position.
+    order: Vec<u32>,
+    /// Offset of every [`STRIDE`]th chunk.
+    offsets: Vec<u64>,
+}
 
 impl Entries {
-    pub(super) fn of(manifest: &Manifest) -> Self {
-        let mut list = Vec::with_capacity(usize::try_from(manifest.root().chunks).unwrap_or(0).min(1 << 20));
-        list.extend(manifest.entries());
-        Self(list)
+    /// The chunks of `manifest`, all of which `table` lists.
+    pub(super) fn of(manifest: &Manifest, table: Arc<ChunkTable>) -> Self {
+        let chunks = usize::try_from(manifest.root().chunks).unwrap_or(0).min(1 << 20);
+        let (mut order, mut offsets) = (Vec::with_capacity(chunks), Vec::with_capacity(chunks / STRIDE + 1));
+        for at in manifest.entries() {
+            if order.len().is_multiple_of(STRIDE) {
+                offsets.push(at.offset);
+            }
+            order.push(table.index_of(at.entry.id).expect("a table has every chunk of its manifest"));
+        }
+        Self { table, order, offsets }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.order.len()
     }
 
-    pub(super) fn get(&self, position: usize) -> &ChunkAt {
-        &self.0[position]
+    pub(super) fn get(&self, position: usize) -> ChunkAt {
+        let known = position / STRIDE;
+        let before = &self.order[known * STRIDE..position];
+        let before: u64 = before.iter().map(|index| u64::from(self.table.at(*index).len)).sum();
+        ChunkAt { offset: self.offsets[known] + before, entry: self.table.at(self.order[position]) }
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &ChunkAt)> {
-        self.0.iter().enumerate()
+    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, ChunkAt)> + '_ {
+        let mut offset = 0;
+        self.order.iter().enumerate().map(move |(position, index)| {
+            let entry = self.table.at(*index);
+            let at = ChunkAt { offset, entry };
+            offset += u64::from(entry.len);
+            (position, at)
+        })
     }
 }
 

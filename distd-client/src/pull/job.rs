@@ -127,18 +127,19 @@ impl Job {
                 .context("could not make a file for patches");
             payloads.push(Arc::new(opened.map_err(|e| Failure::new(Code::Local, e))?));
         }
-        let held = if offers.sets.is_empty() { Vec::new() } else { seeds.held_manifests() };
-        let table = ChunkTable::of(manifest);
+        let bases = offers.bases();
+        let table = Arc::new(ChunkTable::of(manifest));
         // What both have is found in the first.
-        let seed_table = ChunkTable::of_all(&held).without(&table);
+        let only_base = |id| bases.contains(id) && table.get(id).is_none();
+        let seed_table = ChunkTable::of_those(&seeds.held_manifests(), only_base);
         if let Some(seeds) = Arc::get_mut(&mut seeds) {
             // Some 5 MB for an 800 MB image, and not needed any more.
             seeds.forget_manifests();
         }
         Ok(Self {
             manifest: manifest.clone(),
-            table: Arc::new(table),
-            entries: Arc::new(Entries::of(manifest)),
+            entries: Arc::new(Entries::of(manifest, table.clone())),
+            table,
             zero: ZeroChunk::new(manifest.root().cut.max()),
             seed_table: Arc::new(seed_table),
             seeds,
@@ -207,7 +208,7 @@ impl Job {
         let zeros = vec![0; self.manifest.root().cut.max() as usize];
         for position in open {
             let at = self.entries.get(position);
-            if self.zero.is(at) {
+            if self.zero.is(&at) {
                 if !self.target.is_zeroed() {
                     self.target.write_at(at.offset, &zeros).map_err(write_failed)?;
                 }

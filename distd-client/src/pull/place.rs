@@ -31,7 +31,7 @@ impl Placed {
 
     fn places(&self) -> &[(ChunkId, u32)] {
         self.places.get_or_init(|| {
-            let number = |(position, at): (usize, &ChunkAt)| (at.entry.id, position as u32);
+            let number = |(position, at): (usize, ChunkAt)| (at.entry.id, position as u32);
             let mut places: Vec<_> = self.entries.iter().map(number).collect();
             places.sort_unstable();
             places

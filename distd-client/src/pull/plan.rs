@@ -32,8 +32,8 @@ pub(crate) async fn plan(request: &PullRequest) -> anyhow::Result<PlanReport> {
     let choice = if prepared.offers.sets.is_empty() {
         Choice { chunks: wanted, ..Choice::default() }
     } else {
-        let table = ChunkTable::of(&prepared.manifest);
-        let seeds = ChunkTable::of_all(&prepared.seeds.held_manifests());
+        let (table, bases) = (ChunkTable::of(&prepared.manifest), prepared.offers.bases());
+        let seeds = ChunkTable::of_those(&prepared.seeds.held_manifests(), |id| bases.contains(id));
         let tables = [Arc::new(table), Arc::new(seeds)];
         let held_here = |id| {
             held(&prepared.index, &tables, id).is_some()

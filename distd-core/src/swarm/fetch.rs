@@ -32,6 +32,10 @@ pub enum Tier {
 /// Chokes in a row that are taken as they are; further ones count as failures, so that a peer that never answers is left.
 const CHOKES_MAX: u32 = 8;
 
+/// Batches in flight to one parent while there are neighbours: what a site has asked of a relay that dies is lost as far as it has not been
+/// passed on, and two keep a link full.
+const SHARED_BATCHES: usize = 2;
+
 /// Tunables, all bounds.
 #[derive(Clone, Debug)]
 pub struct FetchConfig {
@@ -55,7 +59,7 @@ pub struct FetchConfig {
     /// order where there is none.
     pub start: Option<u64>,
     /// Most chunks in one batch while there are neighbours, with whom the work is shared. Until any is known, batches begin as small and
-    /// double. `None` for who takes no part.
+    /// double with each that ends. `None` for who takes no part.
     pub shared_batch: Option<u64>,
 }
 
@@ -305,6 +309,7 @@ impl Fetch {
 
     /// A batch's stream ended well; chunks it did not answer for (a choke) are asked for again.
     pub fn handle_batch_end(&mut self, batch: BatchId) {
+        self.alone_batch = self.alone_batch.saturating_mul(2).min(self.config.batch_chunks);
         self.take_back(batch);
     }
 
@@ -358,6 +363,7 @@ impl Fetch {
         // What a nearer peer will send when it has room again is not asked of a farther one: uplinks are for what nobody near has.
         let mut left = self.wanted.clone();
         let mut tier_lacks = None;
+        let shares = self.config.shared_batch.is_some() && self.has_neighbours();
         for (tier, in_flight, id) in healthy {
             match &mut tier_lacks {
                 Some((current, _)) if *current == tier => {}
@@ -373,7 +379,8 @@ impl Fetch {
             if let Some((_, lacks)) = &mut tier_lacks {
                 *lacks = lacks.difference(&could);
             }
-            if in_flight >= self.config.batches_per_peer || peer.choked_until > now {
+            let most = if shares && tier != Tier::Site { SHARED_BATCHES } else { usize::MAX };
+            if in_flight >= self.config.batches_per_peer.min(most) || peer.choked_until > now {
                 continue;
             }
             while peer.leased.front().is_some_and(|(until, _)| *until <= now) {
@@ -399,16 +406,18 @@ impl Fetch {
         None
     }
 
+    fn has_neighbours(&self) -> bool {
+        self.peers.values().any(|p| p.tier == Tier::Site && p.connected && !p.dropped)
+    }
+
     /// Most chunks of the next batch.
-    fn batch_size(&mut self) -> u64 {
+    fn batch_size(&self) -> u64 {
         let most = self.config.batch_chunks;
         let Some(shared) = self.config.shared_batch else { return most };
-        if self.peers.values().any(|p| p.tier == Tier::Site && p.connected && !p.dropped) {
+        if self.has_neighbours() {
             return shared.clamp(1, most);
         }
-        let now = self.alone_batch.clamp(1, most);
-        self.alone_batch = now.saturating_mul(2);
-        now
+        self.alone_batch.clamp(1, most)
     }
 
     /// The chunks of the next batch to a peer, out of what it could send.
@@ -747,19 +756,26 @@ mod tests {
 
     #[test]
     fn batches_grow_while_nobody_shares_the_work_and_are_small_when_somebody_does() {
-        let config = FetchConfig {
-            shared_batch: Some(2),
-            batches_per_peer: 9,
-            batch_chunks: 16,
-            ..FetchConfig::default()
-        };
+        let config = FetchConfig { shared_batch: Some(2), batch_chunks: 16, ..FetchConfig::default() };
         let mut f = Fetch::new(config);
         f.handle_connected(T0, PeerId(0), Tier::Origin);
         f.want(&set(1, 60));
-        let mut next = |f: &mut Fetch| f.poll_request(T0).expect("the origin").2.len();
-        assert_eq!([next(&mut f), next(&mut f), next(&mut f), next(&mut f), next(&mut f)], [2, 4, 8, 16, 16]);
+        let mut sizes = Vec::new();
+        let mut open: VecDeque<_> = std::iter::from_fn(|| f.poll_request(T0)).collect();
+        for _ in 0..5 {
+            let (_, batch, chunks) = open.pop_front().expect("the origin is asked");
+            sizes.push(chunks.len());
+            for id in chunks.ids() {
+                f.handle_chunk(T0, batch, id);
+            }
+            f.handle_batch_end(batch);
+            open.extend(f.poll_request(T0));
+        }
+        assert_eq!(sizes, [2, 2, 2, 4, 8]);
         f.handle_connected(T0, PeerId(1), Tier::Site);
-        assert_eq!(next(&mut f), 2);
+        open.iter().for_each(|(_, batch, _)| f.handle_batch_end(*batch));
+        let asked: Vec<_> = std::iter::from_fn(|| f.poll_request(T0)).map(|(.., c)| c.len()).collect();
+        assert_eq!(asked, [2; SHARED_BATCHES]);
     }
 
     #[test]

@@ -231,7 +231,7 @@ mod tests {
         assert_eq!((granted, refused), (set(6, 10), set(1, 5)));
         // Announced by the second too: no second lease, and the first still ends.
         leases.handle_have(T0 + Duration::from_secs(5), B, &set(1, 5));
-        let (_, granted, _) = leases.handle_request(T0 + LEASE, NodeId([3; 16]), &set(1, 5));
+        let (_, granted, _) = leases.handle_request(T0 + LEASE, NodeId([3; 16]), &set(1, 5), true);
         assert_eq!(granted, set(1, 5));
         assert!(leases.is_idle(T0 + LEASE + LEASE));
     }
@@ -256,7 +256,7 @@ mod tests {
         assert_eq!(now, T0 + WAIT_MAX, "after {refusals} refusals");
         // Once had, the clock starts anew; and it is each node's own.
         leases.handle_have(now, A, &set(1, 5));
-        let (_, granted, _) = leases.handle_request(now, NodeId([3; 16]), &set(1, 5));
+        let (_, granted, _) = leases.handle_request(now, NodeId([3; 16]), &set(1, 5), true);
         assert!(granted.is_empty());
     }
 

@@ -116,6 +116,12 @@ impl Offers {
         Self { sets, aim }
     }
 
+    /// Every chunk that some patch has as base.
+    pub(in crate::pull) fn bases(&self) -> ChunkRanges {
+        let patches = self.sets.iter().flat_map(|set| &set.index.patches);
+        patches.flat_map(|patch| &patch.bases).cloned().collect()
+    }
+
     /// The patches that bring all of `wanted` (sorted), whatever they cost.
     pub(super) fn choose_all(&self, wanted: &[ChunkId], held: impl Fn(ChunkId) -> bool) -> Choice {
         let costs: Vec<Vec<u32>> = self.sets.iter().map(|set| vec![0; set.payloads.len()]).collect();
