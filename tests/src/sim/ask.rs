@@ -253,11 +253,11 @@ impl Sim {
     pub(super) fn drive(&mut self, n: NodeNo) {
         let now = self.clock(n);
         let waits = self.waits_for_nearer(n);
+        let mut requests = Vec::new();
         while waits.is_none()
-            && let Some((peer, batch, chunks)) =
-                self.nodes[n.0].asking.as_mut().and_then(|a| a.fetch.poll_request(now))
+            && let Some(request) = self.nodes[n.0].asking.as_mut().and_then(|a| a.fetch.poll_request(now))
         {
-            self.start_batch(n, peer.0 as usize, batch, chunks);
+            requests.push(request);
         }
         while let Some(event) = self.nodes[n.0].asking.as_mut().and_then(|a| a.fetch.poll_event()) {
             match event {
@@ -271,6 +271,10 @@ impl Sim {
                 }
                 FetchEvent::Dropped(peer, fault) => self.dropped(n, peer.0 as usize, fault),
             }
+        }
+        // After the events: what is asked for here may have been open in a batch that is abandoned.
+        for (peer, batch, chunks) in requests {
+            self.start_batch(n, peer.0 as usize, batch, chunks);
         }
         let Some(asking) = &self.nodes[n.0].asking else { return };
         if self.nodes[n.0].role == Role::Leaf && asking.fetch.is_idle() {

@@ -42,7 +42,7 @@ impl Sim {
         let mut sim = Self {
             queue: Queue::new(),
             rng: Rng::new(rng_seed),
-            log: Log::default(),
+            log: Log::new(),
             manifest: ManifestId([7; 32]),
             swarm: set(1, chunks),
             chunk_bytes: 64 << 10,

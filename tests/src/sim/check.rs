@@ -1,5 +1,6 @@
 //! What holds after every step, and what a scenario asks at the end.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use distd_core::ChunkId;
@@ -113,9 +114,19 @@ impl Sim {
         self.log.digest()
     }
 
-    /// Chunks the origin sent into a site, in percent of the swarm.
+    /// Chunks the origin sent into a site, in percent of the swarm, rounded up.
     pub fn egress_percent(&self, site: usize) -> u64 {
-        self.egress.get(&site).copied().unwrap_or(0) * 100 / self.swarm.len()
+        (self.egress.get(&site).copied().unwrap_or(0) * 100).div_ceil(self.swarm.len())
+    }
+
+    /// # Panics
+    /// When the origin sent a site less or more than this, in percent of the swarm.
+    pub fn assert_egress(&self, site: usize, percent: RangeInclusive<u64>) {
+        let sent = self.egress_percent(site);
+        assert!(
+            percent.contains(&sent),
+            "the origin sent {sent} % of the swarm into site {site}, not {percent:?}"
+        );
     }
 
     /// Chunks a node has, verified.

@@ -16,14 +16,29 @@ struct Line {
     numbers: [u64; 2],
 }
 
-#[derive(Debug, Default)]
+impl std::fmt::Display for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [first, second] = self.numbers;
+        let seconds = self.at.0 as f64 / 1e6;
+        write!(f, "{seconds:>12.6} s  {:<12} {:>4}  {first} {second}", self.what, self.who)
+    }
+}
+
+#[derive(Debug)]
 pub(super) struct Log {
     hasher: blake3::Hasher,
     events: u64,
     last: VecDeque<Line>,
+    /// Whether every event is printed: `DISTD_TEST_SIM_LOG`.
+    prints: bool,
 }
 
 impl Log {
+    pub(super) fn new() -> Self {
+        let prints = std::env::var_os("DISTD_TEST_SIM_LOG").is_some();
+        Self { hasher: blake3::Hasher::new(), events: 0, last: VecDeque::new(), prints }
+    }
+
     pub(super) fn note(&mut self, at: Timestamp, what: &'static str, who: usize, numbers: [u64; 2]) {
         self.hasher.update(what.as_bytes());
         for number in [at.0, who as u64, numbers[0], numbers[1]] {
@@ -33,7 +48,11 @@ impl Log {
         if self.last.len() == KEPT {
             self.last.pop_front();
         }
-        self.last.push_back(Line { at, what, who, numbers });
+        let line = Line { at, what, who, numbers };
+        if self.prints {
+            println!("{line}");
+        }
+        self.last.push_back(line);
     }
 
     /// How many events, and the hash over all.
@@ -43,16 +62,6 @@ impl Log {
 
     /// The last events, a line each.
     pub(super) fn tail(&self) -> String {
-        let line = |l: &Line| {
-            format!(
-                "  {:>12.6} s  {:<12} {:>4}  {} {}\n",
-                l.at.0 as f64 / 1e6,
-                l.what,
-                l.who,
-                l.numbers[0],
-                l.numbers[1]
-            )
-        };
-        self.last.iter().map(line).collect()
+        self.last.iter().map(|line| format!("  {line}\n")).collect()
     }
 }

@@ -149,11 +149,12 @@ impl Sim {
             Event::Arrive(message) => self.arrive(message),
             Event::Acked(conn) => self.acked(conn),
             Event::Wake(n, starts) => {
-                if self.is_start(n, starts) {
+                // One that an earlier wake-up came before is void.
+                let now = self.queue.now();
+                let due = self.is_start(n, starts).then_some(self.nodes[n.0].asking.as_mut()).flatten();
+                if let Some(asking) = due.filter(|asking| asking.wake_at == Some(now)) {
+                    asking.wake_at = None;
                     self.note("wake", n.0, [0, 0]);
-                    if let Some(asking) = &mut self.nodes[n.0].asking {
-                        asking.wake_at = None;
-                    }
                     self.drive(n);
                 }
             }

@@ -1,10 +1,8 @@
 //! The simulation itself: it repeats, and its invariants notice.
 
-use std::time::Duration;
-
 use distd_tests::sim::{Behaviour, Sim, Wan, each_seed};
 
-const LIMIT: Duration = Duration::from_secs(600);
+use crate::LIMIT;
 
 fn small_swarm(rng_seed: u64) -> Sim {
     let (mut sim, origin) = Sim::new(rng_seed, 60);
