@@ -4,6 +4,7 @@ pub mod artifacts;
 pub mod lab;
 pub mod netns;
 pub mod rng;
+pub mod sim;
 
 pub use lab::{Lab, Outcome};
 pub use rng::Rng;

@@ -1,0 +1,114 @@
+//! What a node makes of the answers to its batches.
+
+use distd_core::ChunkId;
+use distd_core::proto::Frame;
+use distd_core::proto::batch::BatchEvent;
+use distd_core::proto::frame::DontHaveReason;
+use distd_core::swarm::{BatchId, PeerFault};
+
+use super::ask::peer_id;
+use super::build::right_bytes;
+use super::conn::{ConnNo, End, Payload};
+use super::node::NodeNo;
+use super::world::Sim;
+
+impl Sim {
+    /// A frame of an answer. One of a batch that was withdrawn is read by nobody.
+    pub(super) fn answered(&mut self, n: NodeNo, batch: BatchId, conn: ConnNo, frame: Frame) {
+        let now = self.clock(n);
+        let sender = self.conns[conn.0].answerer;
+        let Some(asking) = &mut self.nodes[n.0].asking else { return };
+        let Some(ask) = asking.asks.get_mut(&batch).filter(|ask| ask.conn == conn) else { return };
+        let peer = ask.peer;
+        ask.frames += 1;
+        match ask.ask.handle_frame(frame) {
+            Ok(BatchEvent::Data(data)) => {
+                let right = right_bytes(data.id);
+                if self.verifies && data.bytes[..] != right {
+                    *self.nodes[n.0].wrong.entry(sender).or_default() += 1;
+                    return self.batch_failed(n, peer, batch, PeerFault::WrongBytes);
+                }
+                let mut bytes = [0; 8];
+                bytes.copy_from_slice(&data.bytes[..8]);
+                asking.fetch.handle_chunk(now, batch, data.id);
+                self.stored(n, sender, data.id, bytes);
+            }
+            Ok(BatchEvent::DontHave(dont)) => {
+                let chunks = dont.ranges.to_set();
+                match dont.reason {
+                    DontHaveReason::Leased => asking.fetch.handle_leased(now, batch, &chunks),
+                    reason => {
+                        let for_now = matches!(reason, DontHaveReason::Busy | DontHaveReason::Upstream);
+                        asking.fetch.handle_dont_have(now, batch, &chunks, for_now);
+                    }
+                }
+            }
+            Ok(BatchEvent::Choked(choke)) => {
+                asking.fetch.handle_choked(now, peer_id(peer), choke.retry_after)
+            }
+            Ok(BatchEvent::Unknown) => {}
+            Err(_) => return self.batch_failed(n, peer, batch, PeerFault::Protocol),
+        }
+        if !self.maybe_ended(n, batch) {
+            self.drive(n);
+        }
+    }
+
+    /// The stream of an answer ended after so many frames, of which some may be on their way.
+    pub(super) fn answer_ended(&mut self, n: NodeNo, batch: BatchId, conn: ConnNo, frames: u64) {
+        let asking = self.nodes[n.0].asking.as_mut();
+        let ask = asking.and_then(|a| a.asks.get_mut(&batch)).filter(|ask| ask.conn == conn);
+        if let Some(ask) = ask {
+            ask.frames_all = Some(frames);
+            self.maybe_ended(n, batch);
+        }
+    }
+
+    /// Ends a batch whose frames are all there.
+    fn maybe_ended(&mut self, n: NodeNo, batch: BatchId) -> bool {
+        let Some(asking) = &mut self.nodes[n.0].asking else { return false };
+        let Some(ask) = asking.asks.get(&batch) else { return false };
+        if ask.frames_all != Some(ask.frames) {
+            return false;
+        }
+        let (peer, end) = (ask.peer, ask.ask.handle_end());
+        if end.is_err() {
+            self.batch_failed(n, peer, batch, PeerFault::Protocol);
+            return true;
+        }
+        asking.asks.remove(&batch);
+        asking.fetch.handle_batch_end(batch);
+        self.drive(n);
+        true
+    }
+
+    fn batch_failed(&mut self, n: NodeNo, peer: usize, batch: BatchId, fault: PeerFault) {
+        let now = self.clock(n);
+        let Some(asking) = &mut self.nodes[n.0].asking else { return };
+        let whom = asking.contacts[peer].node;
+        let ask = asking.asks.remove(&batch);
+        asking.fetch.handle_fault(now, peer_id(peer), fault);
+        if let Some(ask) = ask {
+            self.send(ask.conn, End::Opener, Payload::Withdraw(batch));
+        }
+        if fault == PeerFault::WrongBytes {
+            self.nodes[n.0].quarantine.insert(whom);
+            self.note("quarantine", n.0, [whom.0 as u64, 0]);
+        }
+        self.drive(n);
+    }
+
+    /// A verified chunk goes to the disk, to those who wait for it, and is announced in a while.
+    fn stored(&mut self, n: NodeNo, sender: NodeNo, id: ChunkId, bytes: [u8; 8]) {
+        let node = &mut self.nodes[n.0];
+        if node.store.held.insert(id) {
+            *node.received.entry(sender).or_default() += 1;
+        } else {
+            node.twice += 1;
+        }
+        node.store.bytes.insert(id, bytes);
+        self.check_stored(n, id);
+        self.arrived_upstream(n, id);
+        self.grown(n);
+    }
+}

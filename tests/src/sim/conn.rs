@@ -1,0 +1,137 @@
+//! A connection between two nodes, and the messages on it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use distd_core::ChunkId;
+use distd_core::proto::Frame;
+use distd_core::proto::control::Control;
+use distd_core::ranges::ChunkRanges;
+use distd_core::swarm::{BatchId, LeaseId, SiteKey};
+use distd_core::time::Timestamp;
+
+use super::node::NodeNo;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct ConnNo(pub(super) usize);
+
+/// One end: who dialled, or who was dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Opener,
+    Answerer,
+}
+
+impl End {
+    pub(super) fn other(self) -> Self {
+        match self {
+            Self::Opener => Self::Answerer,
+            Self::Answerer => Self::Opener,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Payload {
+    /// The handshake of TLS, there and back.
+    Hello,
+    Welcome,
+    Control(Frame),
+    Request(BatchId, ChunkRanges),
+    Answer(BatchId, Frame),
+    /// The stream of a batch ended after so many frames.
+    Fin(BatchId, u64),
+    /// STOP_SENDING.
+    Withdraw(BatchId),
+    /// CONNECTION_CLOSE, or the answer of a process that knows nothing of the connection.
+    Close,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Message {
+    pub(super) conn: ConnNo,
+    pub(super) to: End,
+    pub(super) bytes: u64,
+    pub(super) payload: Payload,
+}
+
+/// A batch being answered.
+#[derive(Debug, Default)]
+pub(super) struct Serving {
+    pub(super) wanted: ChunkRanges,
+    pub(super) ready: VecDeque<ChunkId>,
+    /// At a relay: on their way from upstream.
+    pub(super) waiting: ChunkRanges,
+    pub(super) lease: Option<LeaseId>,
+    /// Frames sent.
+    pub(super) frames: u64,
+    /// Chunks that came from upstream, to see whether any came.
+    pub(super) arrived: u64,
+    pub(super) has_slot: bool,
+}
+
+/// A node of the site in the swarm, by its record.
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    pub(super) site: SiteKey,
+    pub(super) serves: bool,
+    pub(super) resident: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Conn {
+    pub(super) opener: NodeNo,
+    /// Its number for the answerer.
+    pub(super) peer: usize,
+    pub(super) answerer: NodeNo,
+    /// Whether each end takes the connection for open.
+    pub(super) opener_open: bool,
+    pub(super) answerer_open: bool,
+    pub(super) opener_control: Control,
+    pub(super) answerer_control: Control,
+    /// Small messages of one direction stay in order.
+    pub(super) last_to_opener: Timestamp,
+    pub(super) last_to_answerer: Timestamp,
+    pub(super) member: Option<Member>,
+    /// Sequence of the records told, once any were asked for.
+    pub(super) told: Option<BTreeMap<NodeNo, u64>>,
+    pub(super) serving: BTreeMap<BatchId, Serving>,
+    /// Batches with chunks to send, in turn.
+    pub(super) turn: VecDeque<BatchId>,
+    /// Chunks the path holds, and those on it.
+    pub(super) window: u64,
+    pub(super) in_flight: u64,
+}
+
+impl Conn {
+    pub(super) fn node(&self, end: End) -> NodeNo {
+        match end {
+            End::Opener => self.opener,
+            End::Answerer => self.answerer,
+        }
+    }
+
+    pub(super) fn is_open(&self, end: End) -> bool {
+        match end {
+            End::Opener => self.opener_open,
+            End::Answerer => self.answerer_open,
+        }
+    }
+
+    pub(super) fn set_open(&mut self, end: End, open: bool) {
+        match end {
+            End::Opener => self.opener_open = open,
+            End::Answerer => self.answerer_open = open,
+        }
+    }
+
+    pub(super) fn last_to(&mut self, end: End) -> &mut Timestamp {
+        match end {
+            End::Opener => &mut self.last_to_opener,
+            End::Answerer => &mut self.last_to_answerer,
+        }
+    }
+
+    pub(super) fn end_of(&self, node: NodeNo) -> End {
+        if self.opener == node { End::Opener } else { End::Answerer }
+    }
+}

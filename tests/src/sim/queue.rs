@@ -1,0 +1,51 @@
+//! Events in order of time, and of one time in the order they were put in.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use distd_core::time::Timestamp;
+
+/// What is yet to happen.
+#[derive(Debug)]
+pub(super) struct Queue<E> {
+    now: Timestamp,
+    next: u64,
+    events: BTreeMap<(Timestamp, u64), E>,
+}
+
+impl<E> Queue<E> {
+    pub(super) fn new() -> Self {
+        Self { now: Timestamp(0), next: 0, events: BTreeMap::new() }
+    }
+
+    /// Virtual time, microseconds since the start.
+    pub(super) fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// Puts an event at a time; one that is past comes next.
+    pub(super) fn at(&mut self, at: Timestamp, event: E) {
+        self.events.insert((at.max(self.now), self.next), event);
+        self.next += 1;
+    }
+
+    pub(super) fn after(&mut self, delay: Duration, event: E) {
+        self.at(self.now + delay, event);
+    }
+
+    /// The next event, unless it comes after `end`; the time moves to it.
+    pub(super) fn pop(&mut self, end: Timestamp) -> Option<E> {
+        let entry = self.events.first_entry().filter(|entry| entry.key().0 <= end)?;
+        self.now = entry.key().0;
+        Some(entry.remove())
+    }
+
+    /// Moves the time on when nothing happens until then.
+    pub(super) fn rest_until(&mut self, end: Timestamp) {
+        self.now = self.now.max(end);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.events.len()
+    }
+}

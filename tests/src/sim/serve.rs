@@ -1,0 +1,269 @@
+//! The answering side: upload slots, leases, cutting through, and chunks sent in turn.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use distd_core::ChunkId;
+use distd_core::proto::Frame;
+use distd_core::proto::frame::{Choke, Codec, Data, DontHave, DontHaveReason, Ranges};
+use distd_core::ranges::ChunkRanges;
+use distd_core::swarm::BatchId;
+
+use super::build::right_bytes;
+use super::conn::{ConnNo, End, Payload, Serving};
+use super::node::{NodeNo, Role};
+use super::world::{Event, Sim};
+
+/// How long a batch may wait for an upload slot, and what it is told then (`serve/mod.rs`, `serve/batch.rs`).
+const SLOT_WAIT: Duration = Duration::from_secs(5);
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// How long an asker waits for a relay's parent (`relay/content.rs`).
+const UPSTREAM_WAIT: Duration = Duration::from_secs(10);
+
+impl Sim {
+    fn serving(&mut self, conn: ConnNo, batch: BatchId) -> Option<&mut Serving> {
+        self.conns[conn.0].serving.get_mut(&batch)
+    }
+
+    /// A batch is asked for.
+    pub(super) fn requested(&mut self, conn: ConnNo, batch: BatchId, wanted: ChunkRanges) {
+        let n = self.conns[conn.0].answerer;
+        self.conns[conn.0].serving.insert(batch, Serving { wanted, ..Serving::default() });
+        let behaviour = self.nodes[n.0].behaviour;
+        if behaviour.silent {
+            return;
+        }
+        if self.nodes[n.0].answering.active < behaviour.upload_slots {
+            self.begin(conn, batch);
+        } else {
+            self.nodes[n.0].answering.queued.push_back((conn, batch));
+            self.queue.after(SLOT_WAIT, Event::SlotWait(conn, batch));
+        }
+    }
+
+    /// A batch that still waits for a slot is choked.
+    pub(super) fn slot_waited(&mut self, conn: ConnNo, batch: BatchId) {
+        let n = self.conns[conn.0].answerer;
+        let queued = &mut self.nodes[n.0].answering.queued;
+        let Some(at) = queued.iter().position(|waiting| *waiting == (conn, batch)) else { return };
+        queued.remove(at);
+        self.note("choke", n.0, [conn.0 as u64, batch.0]);
+        let choke = Choke { retry_after: RETRY_AFTER, alternates: Vec::new() };
+        self.frame(conn, batch, Frame::Choke(choke));
+        self.end(conn, batch);
+    }
+
+    /// A batch has a slot: leases, refusals, what is there, what comes from upstream.
+    fn begin(&mut self, conn: ConnNo, batch: BatchId) {
+        let c = &self.conns[conn.0];
+        let (n, asker, member) = (c.answerer, c.opener, c.member.clone());
+        let now = self.clock(n);
+        let Some(serving) = self.serving(conn, batch) else { return };
+        serving.has_slot = true;
+        let mut wanted = std::mem::take(&mut serving.wanted);
+        let role = self.nodes[n.0].role;
+        self.nodes[n.0].answering.active += 1;
+        if role == Role::Origin
+            && let Some(member) = member
+        {
+            let leases = self.nodes[n.0].answering.leases.entry(member.site).or_default();
+            let (lease, granted, left) = leases.handle_request(now, asker.id(), &wanted, member.serves);
+            if let Some(serving) = self.serving(conn, batch) {
+                serving.lease = Some(lease);
+            }
+            self.refuse(conn, batch, &left, DontHaveReason::Leased);
+            wanted = granted;
+        }
+        let here = wanted.intersection(&self.nodes[n.0].store.held);
+        let absent = wanted.difference(&here);
+        let upstream = role == Role::Relay;
+        if let Some(serving) = self.serving(conn, batch) {
+            serving.ready.extend(here.ids());
+            if upstream {
+                serving.waiting = absent.clone();
+            }
+        }
+        if !upstream {
+            self.refuse(conn, batch, &absent, DontHaveReason::NotHeld);
+        } else if !absent.is_empty() {
+            for id in absent.ids() {
+                self.nodes[n.0].answering.demand.entry(id).or_default().push((conn, batch));
+            }
+            self.queue.after(UPSTREAM_WAIT, Event::Upstream(conn, batch, 0));
+            if let Some(asking) = &mut self.nodes[n.0].asking {
+                asking.fetch.want(&absent);
+            }
+            self.drive(n);
+        }
+        self.conns[conn.0].turn.push_back(batch);
+        self.pump(conn);
+    }
+
+    fn frame(&mut self, conn: ConnNo, batch: BatchId, frame: Frame) {
+        if let Some(serving) = self.serving(conn, batch) {
+            serving.frames += 1;
+            self.send(conn, End::Answerer, Payload::Answer(batch, frame));
+        }
+    }
+
+    fn refuse(&mut self, conn: ConnNo, batch: BatchId, chunks: &ChunkRanges, reason: DontHaveReason) {
+        for ranges in Ranges::split(chunks) {
+            self.frame(conn, batch, Frame::DontHave(DontHave { reason, ranges }));
+        }
+    }
+
+    /// A chunk has left the path.
+    pub(super) fn acked(&mut self, conn: ConnNo) {
+        let c = &mut self.conns[conn.0];
+        c.in_flight = c.in_flight.saturating_sub(1);
+        self.pump(conn);
+    }
+
+    /// Sends what the window lets, the batches in turn.
+    fn pump(&mut self, conn: ConnNo) {
+        while self.conns[conn.0].answerer_open
+            && let Some(batch) = self.conns[conn.0].turn.front().copied()
+        {
+            let c = &mut self.conns[conn.0];
+            let Some(serving) = c.serving.get_mut(&batch) else {
+                c.turn.pop_front();
+                continue;
+            };
+            if serving.ready.is_empty() {
+                c.turn.pop_front();
+                if serving.waiting.is_empty() {
+                    self.end(conn, batch);
+                }
+                continue;
+            }
+            if c.in_flight >= c.window {
+                return;
+            }
+            let Some(id) = serving.ready.pop_front() else { continue };
+            c.in_flight += 1;
+            c.turn.rotate_left(1);
+            if !self.send_chunk(conn, batch, id) {
+                return;
+            }
+        }
+    }
+
+    /// Sends one chunk, as this node does; false when the connection is gone after it.
+    fn send_chunk(&mut self, conn: ConnNo, batch: BatchId, id: ChunkId) -> bool {
+        let (n, to) = (self.conns[conn.0].answerer, self.conns[conn.0].opener);
+        let behaviour = self.nodes[n.0].behaviour;
+        if behaviour.drops_permille > 0 && self.rng.below(1000) < behaviour.drops_permille {
+            self.note("drop", n.0, [conn.0 as u64, id.0]);
+            self.close(conn, End::Answerer);
+            return false;
+        }
+        let mut bytes = right_bytes(id);
+        if behaviour.lies_permille > 0 && self.rng.below(1000) < behaviour.lies_permille {
+            bytes[0] ^= 0xff;
+        }
+        let now = self.clock(n);
+        if self.nodes[n.0].role == Role::Origin {
+            self.count_egress(to);
+            let c = &self.conns[conn.0];
+            if let (Some(member), Some(lease)) = (&c.member, c.serving.get(&batch).and_then(|s| s.lease))
+                && let Some(leases) = self.nodes[n.0].answering.leases.get_mut(&member.site)
+            {
+                leases.handle_sent(now, lease, id);
+            }
+        }
+        let data = Data { id, codec: Codec::Raw, bytes: Bytes::copy_from_slice(&bytes) };
+        self.frame(conn, batch, Frame::Data(data));
+        true
+    }
+
+    /// A batch is answered.
+    fn end(&mut self, conn: ConnNo, batch: BatchId) {
+        if let Some(serving) = self.serving(conn, batch) {
+            let frames = serving.frames;
+            self.send(conn, End::Answerer, Payload::Fin(batch, frames));
+            self.withdrawn(conn, batch);
+        }
+    }
+
+    /// A batch needs no more answer: its slot, its lease and its place among those who wait are free.
+    pub(super) fn withdrawn(&mut self, conn: ConnNo, batch: BatchId) {
+        let Some(serving) = self.conns[conn.0].serving.remove(&batch) else { return };
+        let (n, member) = (self.conns[conn.0].answerer, self.conns[conn.0].member.clone());
+        let answering = &mut self.nodes[n.0].answering;
+        answering.queued.retain(|waiting| *waiting != (conn, batch));
+        for id in serving.waiting.ids() {
+            if let Some(waiting) = answering.demand.get_mut(&id) {
+                waiting.retain(|who| *who != (conn, batch));
+                if waiting.is_empty() {
+                    answering.demand.remove(&id);
+                }
+            }
+        }
+        if let (Some(member), Some(lease)) = (member, serving.lease)
+            && let Some(leases) = answering.leases.get_mut(&member.site)
+        {
+            leases.handle_end(lease);
+        }
+        if !serving.has_slot {
+            return;
+        }
+        answering.active -= 1;
+        if let Some((next, of)) = answering.queued.pop_front() {
+            self.begin(next, of);
+        }
+    }
+
+    /// A chunk came from upstream: whoever waits for it gets it.
+    pub(super) fn arrived_upstream(&mut self, n: NodeNo, id: ChunkId) {
+        for (conn, batch) in self.nodes[n.0].answering.demand.remove(&id).unwrap_or_default() {
+            let Some(serving) = self.serving(conn, batch) else { continue };
+            serving.waiting.remove(id);
+            serving.ready.push_back(id);
+            serving.arrived += 1;
+            if !self.conns[conn.0].turn.contains(&batch) {
+                self.conns[conn.0].turn.push_back(batch);
+            }
+            self.pump(conn);
+        }
+    }
+
+    /// No parent has these.
+    pub(super) fn gone_upstream(&mut self, n: NodeNo, chunks: &ChunkRanges) {
+        for id in chunks.ids() {
+            for (conn, batch) in self.nodes[n.0].answering.demand.remove(&id).unwrap_or_default() {
+                if let Some(serving) = self.serving(conn, batch) {
+                    serving.waiting.remove(id);
+                }
+                self.refuse(conn, batch, &[id].into_iter().collect(), DontHaveReason::NotHeld);
+                self.conns[conn.0].turn.push_back(batch);
+                self.pump(conn);
+            }
+        }
+    }
+
+    /// An asker has waited for a relay's parent: told to ask again when nothing came meanwhile.
+    pub(super) fn upstream_waited(&mut self, conn: ConnNo, batch: BatchId, arrived: u64) {
+        let n = self.conns[conn.0].answerer;
+        let Some(serving) = self.serving(conn, batch) else { return };
+        if serving.waiting.is_empty() {
+            return;
+        }
+        if serving.arrived > arrived {
+            let arrived = serving.arrived;
+            self.queue.after(UPSTREAM_WAIT, Event::Upstream(conn, batch, arrived));
+            return;
+        }
+        let open = std::mem::take(&mut serving.waiting);
+        self.note("upstream", n.0, [conn.0 as u64, open.len()]);
+        for id in open.ids() {
+            if let Some(waiting) = self.nodes[n.0].answering.demand.get_mut(&id) {
+                waiting.retain(|who| *who != (conn, batch));
+            }
+        }
+        self.nodes[n.0].answering.demand.retain(|_, waiting| !waiting.is_empty());
+        self.refuse(conn, batch, &open, DontHaveReason::Upstream);
+        self.conns[conn.0].turn.push_back(batch);
+        self.pump(conn);
+    }
+}

@@ -1,0 +1,268 @@
+//! Control streams: records, neighbours, announcements; what `distd-peer` does around the core's `Directory`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use distd_core::limits::RECORD_SECONDS_MAX;
+use distd_core::proto::Frame;
+use distd_core::proto::control::ControlEvent;
+use distd_core::proto::frame::PeerRecord;
+use distd_core::ranges::ChunkRanges;
+use distd_core::swarm::{Asker, SiteKey, Tier};
+
+use super::ask::{NEIGHBOURS_MAX, peer_id};
+use super::conn::{ConnNo, End, Member, Payload};
+use super::node::{NodeNo, Role};
+use super::world::{Event, Sim};
+
+/// How long news is gathered by who answers, and by who asks (`serve/control.rs`, `driver/dial.rs`).
+const GATHER: Duration = Duration::from_millis(100);
+const GATHER_UP: Duration = Duration::from_millis(500);
+
+/// Records told that are remembered of a peer (`serve/control.rs`).
+const TOLD_MAX: usize = 64;
+
+impl Sim {
+    /// The record a node sends of itself: refused by its dates alone, for nobody signs here.
+    pub(super) fn own_record(&self, n: NodeNo) -> PeerRecord {
+        let node = &self.nodes[n.0];
+        PeerRecord {
+            sequence: node.starts << 32 | self.queue.now().0 >> 20,
+            expires: self.unix(n) + RECORD_SECONDS_MAX / 2,
+            resident: node.leaf.resident,
+            site: String::new(),
+            addresses: if node.leaf.serves { vec![n.address()] } else { Vec::new() },
+            certificate: Bytes::new(),
+            signature: [0; 64],
+        }
+    }
+
+    fn record_holds(&self, n: NodeNo, record: &PeerRecord) -> bool {
+        let now = self.unix(n);
+        record.expires > now && record.expires <= now + RECORD_SECONDS_MAX
+    }
+
+    /// The name a node gives the site of another: an origin tells networks apart, a relay's office is one.
+    fn site_key(&self, n: NodeNo, of: NodeNo) -> SiteKey {
+        match self.nodes[n.0].role {
+            Role::Origin => SiteKey(format!("network {}", self.nodes[of.0].site)),
+            _ => SiteKey::default(),
+        }
+    }
+
+    /// Sends what the control machine of one end has to say.
+    pub(super) fn flush(&mut self, conn: ConnNo, end: End) {
+        loop {
+            let c = &mut self.conns[conn.0];
+            let frame = match end {
+                End::Opener => c.opener_control.poll_transmit(),
+                End::Answerer => c.answerer_control.poll_transmit(),
+            };
+            let Some(frame) = frame else { return };
+            self.send(conn, end, Payload::Control(frame));
+        }
+    }
+
+    /// A frame of a control stream.
+    pub(super) fn control(&mut self, conn: ConnNo, to: End, frame: Frame) {
+        let c = &mut self.conns[conn.0];
+        let event = match to {
+            End::Opener => c.opener_control.handle_frame(frame),
+            End::Answerer => c.answerer_control.handle_frame(frame),
+        };
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => self.fail(&format!("a control stream was broken: {error}")),
+        };
+        match (to, event) {
+            (End::Opener, Some(event)) => self.told(conn, event),
+            (End::Answerer, Some(event)) => self.heard(conn, event),
+            _ => {}
+        }
+        self.flush(conn, to);
+    }
+
+    /// What the asking side learns.
+    fn told(&mut self, conn: ConnNo, event: ControlEvent) {
+        let (n, peer) = (self.conns[conn.0].opener, self.conns[conn.0].peer);
+        let now = self.clock(n);
+        match event {
+            ControlEvent::Open(_) => self.opened(n, peer),
+            ControlEvent::Have(chunks) => {
+                let Some(asking) = &mut self.nodes[n.0].asking else { return };
+                if peer >= asking.parents {
+                    let chunks = chunks.intersection(&self.swarm);
+                    asking.contacts[peer].announced.extend(&chunks);
+                    asking.fetch.handle_have(now, peer_id(peer), &chunks);
+                    self.drive(n);
+                }
+            }
+            ControlEvent::Choked(choke) => {
+                if let Some(asking) = &mut self.nodes[n.0].asking {
+                    asking.fetch.handle_choked(now, peer_id(peer), choke.retry_after);
+                    self.drive(n);
+                }
+            }
+            ControlEvent::Peers(records) => self.meet(n, records),
+            ControlEvent::Unchoked | ControlEvent::PeersWanted => {}
+        }
+    }
+
+    /// Dials neighbours a node is told of.
+    fn meet(&mut self, n: NodeNo, records: Vec<PeerRecord>) {
+        for record in records {
+            let whom = record.addresses.first().and_then(|address| NodeNo::at(*address));
+            let Some(whom) = whom.filter(|whom| *whom != n && self.record_holds(n, &record)) else {
+                continue;
+            };
+            let (site, unix) = (self.site_key(n, whom), self.unix(n));
+            let (resident, manifest) = (record.resident, self.manifest);
+            let directory = &mut self.nodes[n.0].answering.directory;
+            if directory.handle_record(unix, &site, whom.id(), record) {
+                directory.handle_joined(&site, whom.id(), resident, manifest);
+                self.tell_later(n);
+            }
+            let Some(asking) = &self.nodes[n.0].asking else { return };
+            let mut neighbours = asking.contacts[asking.parents..].iter().filter(|contact| !contact.gone);
+            let known = neighbours.clone().any(|contact| contact.node == whom);
+            let room = neighbours.by_ref().count() < NEIGHBOURS_MAX;
+            if !known && room && !self.nodes[n.0].quarantine.contains(&whom) {
+                self.add_contact(n, whom, Tier::Site);
+            }
+        }
+    }
+
+    /// What the answering side learns.
+    fn heard(&mut self, conn: ConnNo, event: ControlEvent) {
+        let (n, asker) = (self.conns[conn.0].answerer, self.conns[conn.0].opener);
+        let (now, unix, manifest) = (self.clock(n), self.unix(n), self.manifest);
+        match event {
+            ControlEvent::Open(_) => self.grown(n),
+            ControlEvent::Peers(records) => {
+                let Some(own) = records.into_iter().next().filter(|own| self.record_holds(n, own)) else {
+                    return;
+                };
+                let site = self.site_key(n, asker);
+                let (serves, resident) = (!own.addresses.is_empty(), own.resident);
+                let directory = &mut self.nodes[n.0].answering.directory;
+                directory.handle_record(unix, &site, asker.id(), own);
+                directory.handle_joined(&site, asker.id(), resident, manifest);
+                self.conns[conn.0].member = Some(Member { site, serves, resident });
+                self.tell_later(n);
+            }
+            ControlEvent::PeersWanted => {
+                self.conns[conn.0].told = Some(BTreeMap::new());
+                self.tell_neighbours(conn, true);
+            }
+            ControlEvent::Have(chunks) => {
+                let Some(member) = self.conns[conn.0].member.clone() else { return };
+                let role = self.nodes[n.0].role;
+                let answering = &mut self.nodes[n.0].answering;
+                answering.directory.handle_have(&member.site, asker.id(), member.resident, &chunks);
+                if role == Role::Origin && member.serves && !member.resident {
+                    answering.leases.entry(member.site).or_default().handle_have(now, asker.id(), &chunks);
+                }
+            }
+            ControlEvent::Choked(_) | ControlEvent::Unchoked => {}
+        }
+    }
+
+    /// A node of a site came: the others are told in a moment.
+    fn tell_later(&mut self, n: NodeNo) {
+        let starts = self.nodes[n.0].starts;
+        if !std::mem::replace(&mut self.nodes[n.0].answering.tell_due, true) {
+            self.queue.after(GATHER, Event::Tell(n, starts));
+        }
+    }
+
+    pub(super) fn tell(&mut self, n: NodeNo) {
+        self.nodes[n.0].answering.tell_due = false;
+        for conn in self.nodes[n.0].conns.iter().copied().collect::<Vec<_>>() {
+            if self.conns[conn.0].answerer == n {
+                self.tell_neighbours(conn, false);
+            }
+        }
+    }
+
+    /// Tells a peer of neighbours it was not told of; with `always` also that there are none.
+    fn tell_neighbours(&mut self, conn: ConnNo, always: bool) {
+        let (n, asker) = (self.conns[conn.0].answerer, self.conns[conn.0].opener);
+        let Some(mut told) = self.conns[conn.0].told.take() else { return };
+        let mut fresh = Vec::new();
+        if let Some(member) = &self.conns[conn.0].member {
+            let now = self.clock(n);
+            let answering = &self.nodes[n.0].answering;
+            let holders: Vec<_> =
+                answering.leases.get(&member.site).map(|l| l.holders(now).collect()).unwrap_or_default();
+            let asker = Asker { node: asker.id(), manifest: self.manifest, chunks: &self.swarm };
+            fresh = answering.directory.ranked(self.unix(n), &member.site, asker, &holders);
+        }
+        let who = |record: &PeerRecord| record.addresses.first().and_then(|at| NodeNo::at(*at));
+        fresh.retain(|record| {
+            who(record).is_some_and(|node| told.get(&node).is_none_or(|known| *known < record.sequence))
+        });
+        while told.len() > TOLD_MAX {
+            told.pop_first();
+        }
+        told.extend(fresh.iter().filter_map(|record| Some((who(record)?, record.sequence))));
+        self.conns[conn.0].told = Some(told);
+        if always || !fresh.is_empty() {
+            self.conns[conn.0].answerer_control.send_peers(fresh);
+            self.flush(conn, End::Answerer);
+        }
+    }
+
+    /// A node holds more, or somebody new listens: announced in a while.
+    pub(super) fn grown(&mut self, n: NodeNo) {
+        if self.nodes[n.0].role != Role::Leaf {
+            return;
+        }
+        let starts = self.nodes[n.0].starts;
+        let answering = &mut self.nodes[n.0].answering;
+        if !std::mem::replace(&mut answering.announce_due, true) {
+            self.queue.after(GATHER, Event::Announce(n, starts));
+        }
+        if !std::mem::replace(&mut answering.announce_up_due, true) {
+            self.queue.after(GATHER_UP, Event::AnnounceUp(n, starts));
+        }
+    }
+
+    /// What a node says it holds.
+    fn says(&self, n: NodeNo) -> ChunkRanges {
+        let node = &self.nodes[n.0];
+        if node.behaviour.boasts { self.swarm.clone() } else { node.store.held.intersection(&self.swarm) }
+    }
+
+    /// Announces to those who dialled this node.
+    pub(super) fn announce(&mut self, n: NodeNo) {
+        self.nodes[n.0].answering.announce_due = false;
+        self.check_announced(n);
+        let held = self.says(n);
+        for conn in self.nodes[n.0].conns.iter().copied().collect::<Vec<_>>() {
+            if self.conns[conn.0].answerer == n {
+                self.conns[conn.0].answerer_control.announce(&held);
+                self.flush(conn, End::Answerer);
+            }
+        }
+    }
+
+    /// Announces to those this node dialled: to parents only what it was started for.
+    pub(super) fn announce_up(&mut self, n: NodeNo) {
+        self.nodes[n.0].answering.announce_up_due = false;
+        let held = self.says(n);
+        let Some(asking) = &self.nodes[n.0].asking else { return };
+        if !self.nodes[n.0].leaf.exchanges {
+            return;
+        }
+        let wanted = asking.wanted.intersection(&held);
+        let parents = asking.parents;
+        for conn in self.nodes[n.0].conns.iter().copied().collect::<Vec<_>>() {
+            let c = &mut self.conns[conn.0];
+            if c.opener == n && c.opener_open {
+                c.opener_control.announce(if c.peer < parents { &wanted } else { &held });
+                self.flush(conn, End::Opener);
+            }
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Scenarios of the simulated swarm (`tests/src/sim`). Each runs with a few fixed numbers; a failure prints the line that replays it.
+
+mod clocks;
+mod machine;
+mod peers;
+mod relays;
+mod sites;
+
+use std::time::Duration;
+
+/// Virtual time within which every scenario is over.
+const LIMIT: Duration = Duration::from_secs(1800);
