@@ -1,0 +1,8 @@
+//! The HTTP API of a whole origin on port 0: TLS, tokens, both ways in, and everything callers get wrong.
+
+mod process;
+mod products;
+mod refusals;
+mod releases;
+mod tokens;
+mod world;
