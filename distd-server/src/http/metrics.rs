@@ -131,6 +131,7 @@ async fn text(app: &App) -> String {
         ("distd_quic_connections_refused_total", "QUIC connections refused.", &c.connections_refused),
         ("distd_quic_batches_total", "Batches of chunks answered.", &c.batches),
         ("distd_quic_batches_choked_total", "Batches choked.", &c.choked),
+        ("distd_quic_chunks_leased_total", "Chunks left to a neighbour of the asker.", &c.leased),
         ("distd_quic_chunks_total", "Chunks served.", &c.chunks),
         ("distd_quic_chunk_bytes_total", "Packed chunk bytes served.", &c.chunk_bytes),
         ("distd_quic_nodes_total", "Manifest nodes served.", &c.nodes),
