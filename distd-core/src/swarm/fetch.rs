@@ -254,6 +254,10 @@ impl Fetch {
         if let Some(p) = self.peers.get_mut(&peer) {
             p.connected = false;
         }
+        if tier == Tier::Site {
+            // What a parent left to a neighbour may have been left to this one.
+            self.peers.values_mut().for_each(|p| p.leased.clear());
+        }
     }
 
     /// A chunk of a batch arrived and was verified. False when it was not open there (a late arrival after a stall):
@@ -788,6 +792,20 @@ mod tests {
         assert_eq!(later, T0 + FetchConfig::default().hope);
         assert_eq!(f.poll_request(later), None);
         assert_eq!(f.poll_event(), Some(FetchEvent::Unavailable(set(1, 3))));
+    }
+
+    #[test]
+    fn what_was_left_to_a_neighbour_is_asked_of_the_parent_at_once_when_it_leaves() {
+        let mut f = fetch(100);
+        f.handle_connected(T0, PeerId(0), Tier::Origin);
+        f.handle_connected(T0, PeerId(1), Tier::Site);
+        f.want(&set(1, 3));
+        let (_, batch, _) = f.poll_request(T0).expect("the origin");
+        f.handle_leased(T0, batch, &set(1, 3));
+        f.handle_batch_end(batch);
+        assert_eq!(f.poll_request(T0), None);
+        f.handle_disconnected(T0, PeerId(1), Tier::Site);
+        assert_eq!(f.poll_request(T0).map(|(p, _, c)| (p, c)), Some((PeerId(0), set(1, 3))));
     }
 
     #[test]
