@@ -12,7 +12,7 @@ use distd_server::config::{CommandLine, Settings};
 use distd_server::db::ApiTokenRow;
 use distd_server::run::{Running, start};
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
 
 pub(crate) fn settings(data: &Path, more: &[(&'static str, &str)]) -> Settings {
