@@ -171,7 +171,7 @@ fn main() -> Result<(), Error> {
     let mut passes = Vec::new();
     if options.views > 0 {
         views::of_clusters(&mut old, &mut new, &mut needs, &options, &mut passes)?;
-        views::of_gzip(&mut old, &mut new, &mut needs, &options, &mut passes)?;
+        views::of_streams(&mut old, &mut new, &mut needs, &options, &mut passes)?;
     }
     println!(
         "views: {} and {} bytes, {:.1} s in all",

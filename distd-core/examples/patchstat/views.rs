@@ -259,7 +259,7 @@ pub(crate) fn of_clusters(
     Ok(())
 }
 
-pub(crate) fn of_gzip(
+pub(crate) fn of_streams(
     old: &mut Extended,
     new: &mut Extended,
     needs: &mut Vec<Need>,
@@ -314,7 +314,7 @@ pub(crate) fn of_gzip(
             let from = ReadAt::len(&*old);
             let mut view = Vec::new();
             let packed = view::Joined { artifact: &*old, parts: &file.parts };
-            view::unpack_with(&[1], &packed, VIEWS_MAX, &mut view)?;
+            view::unpack_with(&[file.version], &packed, VIEWS_MAX, &mut view)?;
             let range = from..from + view.len() as u64;
             old.views.extend(view);
             passes.push(Pass {
@@ -322,12 +322,12 @@ pub(crate) fn of_gzip(
                 of: Of::Old,
                 bases: file.parts.clone(),
                 targets: vec![range.clone()],
-                payload: vec![1],
+                payload: vec![file.version],
             });
             old_viewed.push(Viewed { name: file.name, parts: file.parts, view: range });
         }
     }
-    println!("gzip views: {} over {}", viewed.len(), old_viewed.len());
+    println!("views of gzip, zip and png files: {} over {}", viewed.len(), old_viewed.len());
     old.extend(&old_viewed, true, options.threads)?;
     new.extend(&viewed, true, options.threads)?;
     update(old, new, needs, passes);

@@ -60,6 +60,41 @@ fn gzip(plain: &[u8], level: &str) -> Result<Vec<u8>> {
     Ok(child.wait_with_output()?.stdout)
 }
 
+/// What Python makes of `script`.
+fn python(script: &str, plain: &[u8]) -> Result<Vec<u8>> {
+    let mut child =
+        Command::new("python3").args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    // Below the size of a pipe.
+    child.stdin.take().ok_or("no pipe")?.write_all(plain)?;
+    Ok(child.wait_with_output()?.stdout)
+}
+
+/// Two files packed, the second by a stream writer, and one stored.
+const ZIP: &str = "
+import io, sys, zipfile
+data, out = sys.stdin.buffer.read(), io.BytesIO()
+with zipfile.ZipFile(out, 'w') as z:
+    z.writestr(zipfile.ZipInfo('a/first'), data[:9000], 8, 6)
+    z.writestr(zipfile.ZipInfo('stored'), data[9000:9300], 0)
+class Pipe(io.RawIOBase):
+    def writable(self): return True
+    def write(self, b): return out.write(b)
+with zipfile.ZipFile(Pipe(), 'w') as z:
+    z.writestr(zipfile.ZipInfo('second'), data[9300:], 8, 9)
+sys.stdout.buffer.write(out.getvalue())
+";
+
+/// Rows in IDAT chunks of 300 bytes.
+const PNG: &str = r"
+import struct, sys, zlib
+def chunk(kind, data):
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+z = zlib.compress(sys.stdin.buffer.read(), 6)
+out = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 999, 14, 8, 0, 0, 0, 0))
+out += b''.join(chunk(b'IDAT', z[at:at + 300]) for at in range(0, len(z), 300))
+sys.stdout.buffer.write(out + chunk(b'IEND', b''))
+";
+
 fn cpio(path: &str, data: &[u8]) -> Vec<u8> {
     let mut out = b"070701".to_vec();
     for n in 0..13 {
@@ -136,12 +171,17 @@ fn artifacts(seeds: &Seeds) -> Result<()> {
 
     let members = [gzip(&text(5, 14_000), "-6")?, gzip(&text(6, 7000), "-1")?, vec![0; 100]].concat();
     seeds.put("artifacts", "gzip-members", &[&members])?;
-    let whole = [0..members.len() as u64];
-    let mut sink = Cursor::new(Vec::new());
-    let file = Joined { artifact: &members[..], parts: &whole };
-    let made = unpack(&file, 1 << 20, &mut sink)?.ok_or("gzip has a view")?;
-    seeds.put("view_repack", "gzip-members", &[&part(&made.recipe), &sink.into_inner()])?;
-    seeds.put("view_unpack", "gzip-members", &[&[0, 0, 8], &part(&[1]), &members])?;
+    let (zip, png) = (python(ZIP, &text(12, 16_000))?, python(PNG, &text(13, 14_000))?);
+    seeds.put("artifacts", "zip", &[&zip])?;
+    seeds.put("artifacts", "png", &[&png])?;
+    for (name, bytes) in [("gzip-members", members), ("zip", zip), ("png", png)] {
+        let whole = [0..bytes.len() as u64];
+        let mut sink = Cursor::new(Vec::new());
+        let file = Joined { artifact: &bytes[..], parts: &whole };
+        let made = unpack(&file, 1 << 20, &mut sink)?.ok_or("it has a view")?;
+        seeds.put("view_repack", name, &[&part(&made.recipe), &sink.into_inner()])?;
+        seeds.put("view_unpack", name, &[&[0, 0, 8], &part(&made.recipe[..1]), &bytes])?;
+    }
 
     let early =
         [cpio("kernel/x86/microcode/GenuineIntel.bin", &[7; 600]), cpio("TRAILER!!!", b""), vec![0; 200]];

@@ -41,10 +41,10 @@ pub fn repack_recipe(data: &[u8]) {
 pub fn make(data: &[u8]) {
     let regions = regions(data);
     for file in packed_files(data, &regions).expect("memory reads") {
-        gzip(&Joined { artifact: data, parts: &file.parts });
+        streams(&Joined { artifact: data, parts: &file.parts });
     }
     let whole = 0..data.len() as u64;
-    gzip(&Joined { artifact: data, parts: std::slice::from_ref(&whole) });
+    streams(&Joined { artifact: data, parts: std::slice::from_ref(&whole) });
 
     let found = cluster_files(data, &regions, |_, _| true);
     for group in groups(&found.files) {
@@ -64,7 +64,7 @@ pub fn make(data: &[u8]) {
 }
 
 /// Takes a file apart and puts it together again.
-fn gzip(file: &Joined<'_, [u8]>) {
+fn streams(file: &Joined<'_, [u8]>) {
     let mut sink = Cursor::new(Vec::new());
     let Some(made) = unpack(file, VIEW_MAX, &mut sink).expect("memory reads") else { return };
     assert!(made.recipe.len() <= RECIPE_MAX && made.view_bytes <= VIEW_MAX);
@@ -79,8 +79,12 @@ fn gzip(file: &Joined<'_, [u8]>) {
     assert_same(&packed_again(&made.recipe, &view), &bytes);
     let mut inflated = Vec::new();
     unpack_with(&made.recipe[..1], file, VIEW_MAX, &mut inflated).expect("memory reads and writes");
-    let common = inflated.len().min(view.len());
-    assert_same(&inflated[..common], &view[..common]);
+    assert!(inflated.len() as u64 <= VIEW_MAX);
+    // Archives may have streams that the origin leaves packed.
+    if made.recipe[0] == 1 {
+        let common = inflated.len().min(view.len());
+        assert_same(&inflated[..common], &view[..common]);
+    }
 }
 
 fn packed_again(recipe: &[u8], mut view: &[u8]) -> Vec<u8> {

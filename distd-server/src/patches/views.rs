@@ -18,8 +18,8 @@ use distd_core::{ChunkHash, ChunkId};
 
 use super::artifact::StoredArtifact;
 
-/// The recipe that unpacks files of gzip members, and the version with which those begin that pack them again.
-const GZIP_UNPACK: u8 = 1;
+/// First byte of the recipes for LZ4 clusters, whose views have many files each.
+const CLUSTERS: u8 = 2;
 
 /// A release and its views.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ impl Pair {
         let mut ids = Ids::default();
         pair.unpack_clusters()?;
         pair.name_views(&mut ids)?;
-        pair.unpack_gzip()?;
+        pair.unpack_streams()?;
         pair.name_views(&mut ids)?;
         let Self { old, new, .. } = &pair;
         // What is packed again of a view comes out then.
@@ -109,8 +109,8 @@ impl Pair {
         Ok(())
     }
 
-    /// Views of files of gzip members, in the releases or in views.
-    fn unpack_gzip(&mut self) -> io::Result<()> {
+    /// Views of gzip, zip and PNG files, in the releases or in views.
+    fn unpack_streams(&mut self) -> io::Result<()> {
         let before = needs(&self.old.spans, &self.new.spans);
         let mut names = BTreeSet::new();
         for packed in view::packed_files(&self.new, &self.new.regions)? {
@@ -265,11 +265,12 @@ impl Viewed {
         let room = VIEW_BYTES_MAX.saturating_sub(self.view_bytes());
         let mut sink = Behind::new(&self.file, self.view_bytes());
         let joined = Joined { artifact: self, parts: &packed.parts };
-        let bytes = view::inflate(&joined, room, &mut sink)?;
+        let recipe = vec![packed.version];
+        let bytes = view::unpack_with(&recipe, &joined, room, &mut sink).map_err(io::Error::other)?;
         if bytes > 0 {
             let range = self.end..self.end + bytes;
             let files = vec![(packed.name.clone(), range)];
-            self.push(packed.parts.clone(), bytes, vec![GZIP_UNPACK], files);
+            self.push(packed.parts.clone(), bytes, recipe, files);
         }
         Ok(())
     }
@@ -280,7 +281,7 @@ impl Viewed {
         // What has a view by names of its own gives them up: the view is what resembles something.
         let hidden: BTreeSet<u64> = fresh
             .iter()
-            .filter(|view| view.recipe.first() != Some(&GZIP_UNPACK))
+            .filter(|view| view.recipe.first() == Some(&CLUSTERS))
             .flat_map(|view| &view.parts)
             .map(|part| part.start)
             .collect();
@@ -291,7 +292,7 @@ impl Viewed {
         }
         let own = parts.len();
         for view in fresh {
-            if view.recipe.first() == Some(&GZIP_UNPACK) {
+            if view.recipe.first() != Some(&CLUSTERS) {
                 let name = view.files.first().map(|(name, _)| &name[..]).unwrap_or_default();
                 let inside = view::parts(self, view.range.clone(), name)?;
                 parts.extend(inside.into_iter().map(|(len, kind, name)| (len, kind, Some(name))));

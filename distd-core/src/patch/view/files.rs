@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 
+use super::version::version_of;
 use crate::cut::{ReadAt, Regions, gzip};
 
 /// Smallest file worth a view, bytes.
@@ -17,6 +18,8 @@ const BLOCK: u64 = 512;
 pub struct PackedFile {
     /// The name of its regions.
     pub name: Vec<u8>,
+    /// First byte of its recipes; of the one that unpacks it all there is.
+    pub version: u8,
     /// Where its bytes lie in the artifact, in file order.
     pub parts: Vec<Range<u64>>,
 }
@@ -44,23 +47,23 @@ pub fn packed_files<R: ReadAt + ?Sized>(artifact: &R, regions: &Regions) -> io::
         parts.sort_by_key(|part| part.start);
         let in_a_row = parts.windows(2).all(|two| two[0].end == two[1].start);
         // Members of one gzip file lie one behind the other, whatever their lengths.
-        if !in_a_row || !is_packed(artifact, &parts[0])? {
+        if !in_a_row || packed_as(artifact, &parts[0])?.is_none() {
             parts.sort_by_key(|part| (!(part.end - part.start).is_multiple_of(BLOCK), part.start));
         }
-        if is_packed(artifact, &parts[0])? {
-            found.push(PackedFile { name: name.to_vec(), parts });
+        if let Some(version) = packed_as(artifact, &parts[0])? {
+            found.push(PackedFile { name: name.to_vec(), version, parts });
         }
     }
     Ok(found)
 }
 
-fn is_packed<R: ReadAt + ?Sized>(artifact: &R, part: &Range<u64>) -> io::Result<bool> {
+fn packed_as<R: ReadAt + ?Sized>(artifact: &R, part: &Range<u64>) -> io::Result<Option<u8>> {
     let mut head = [0; gzip::HEADER_MIN];
     if part.end - part.start < head.len() as u64 {
-        return Ok(false);
+        return Ok(None);
     }
     artifact.read_exact_at(&mut head, part.start)?;
-    Ok(gzip::is_magic(&head))
+    Ok(version_of(&head))
 }
 
 /// The bytes of a file whose parts lie apart.

@@ -1,14 +1,20 @@
-//! Recipes for gzip files: how a view is packed again, bit for bit.
+//! Recipes for files with deflate streams: how a view is packed again, bit for bit.
 //!
 //! Every number an LEB128 varint of at most 4 bytes:
 //!
 //! ```text
-//! version      1 byte, 1
+//! version      1 byte: 1 files of gzip members, 3 zip archives and PNG files
 //! pieces up to the end, each
 //!   0  literal            length, then so many bytes of the region (headers, trailers, padding)
 //!   1  a deflate stream   length of its plain text in the view, length of its corrections, corrections
 //!   2  the stream before  the same, continued
+//! and of version 3
+//!   3  copy               so many bytes of the view as they are
+//!   4  IDAT chunks        length of the data of each, length of the data of all: so much of what the pieces behind
+//!                         this one make lies in chunks with length, type and CRC, the last one with the rest
 //! ```
+//!
+//! The unpack recipe of either is its version byte.
 //!
 //! Corrections are what crate `preflate-rs` (0.7) makes of so much of a stream: the parameters of the compressor in the
 //! first piece of each stream, then wherever the compressor did something else than these say.
@@ -23,7 +29,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use preflate_rs::{ExitCode, PreflateConfig, PreflateStreamProcessor, RecreateStreamProcessor};
 
-use super::version::{GZIP_VERSION, RECIPE_MAX, RecipeError};
+use super::png::Framer;
+use super::streams;
+use super::version::{GZIP_VERSION, RECIPE_MAX, RecipeError, STREAMS_VERSION, version_of};
 use crate::cut::{ReadAt, gzip};
 
 /// Most plain text of a piece, bytes: what gzip puts into one block at the very most, and some.
@@ -43,11 +51,20 @@ const RECOGNISED_PART: u64 = 1000;
 /// A recipe above this part of the packed bytes is not worth a view.
 const RECIPE_PART: u64 = 8;
 
+/// Streams below this part of a file's bytes are not worth a view of all of it.
+const STREAMED_PART: u64 = 8;
+
 /// Most packed bytes of one piece: a stream whose blocks are longer has no view.
 const PACKED_MAX: usize = 4 << 20;
 
 /// Most bytes of a file that are not made from its view, at its end.
 pub const LITERAL_MAX: u64 = 64 << 10;
+
+/// Largest number of a recipe.
+const NUMBER_MAX: u64 = (1 << 28) - 1;
+
+/// Bytes at the start of a file that tell its kind.
+const HEAD_MAX: usize = 10;
 
 /// Longest search of a chain: zlib's and gzip's level 9.
 const CHAIN_MAX: u32 = 4096;
@@ -75,11 +92,15 @@ pub fn unpack<R: ReadAt + ?Sized>(
     max: u64,
     sink: &mut (impl Write + Seek),
 ) -> io::Result<Option<Unpacked>> {
+    let mut head = [0; HEAD_MAX];
+    let head_len = usize::try_from(file.len()).unwrap_or(HEAD_MAX).min(HEAD_MAX);
+    file.read_exact_at(&mut head[..head_len], 0)?;
+    let Some(version) = version_of(&head) else { return Ok(None) };
     let mut tries = Vec::new();
     for step in STEPS {
-        let mut trial = Unpacking::new(file, step, max);
-        trial.run(TRIAL_BYTES, &mut io::sink())?;
-        let cost = (trial.recipe.len() as u64 * TRIAL_BYTES).checked_div(trial.at);
+        let mut trial = Pieces::new(version, step, max);
+        let at = trial.run(file, TRIAL_BYTES, &mut io::sink())?;
+        let cost = ((trial.recipe.len() as u64 + trial.lost) * TRIAL_BYTES).checked_div(at);
         tries.extend(cost.map(|cost| (cost, step)));
         if tries.last().is_some_and(|(cost, _)| *cost < TRIAL_BYTES / RECOGNISED_PART) {
             break;
@@ -89,10 +110,10 @@ pub fn unpack<R: ReadAt + ?Sized>(
     let start = sink.stream_position()?;
     for (_, step) in tries {
         sink.seek(SeekFrom::Start(start))?;
-        let mut whole = Unpacking::new(file, step, max);
-        whole.run(u64::MAX, sink)?;
-        if file.len() - whole.at <= LITERAL_MAX && whole.plain > 0 {
-            literal(file, whole.at..file.len(), &mut whole.recipe)?;
+        let mut whole = Pieces::new(version, step, max);
+        let at = whole.run(file, u64::MAX, sink)?;
+        if file.len() - at <= LITERAL_MAX && whole.streamed > file.len() / STREAMED_PART {
+            literal(file, at..file.len(), &mut whole.recipe)?;
             if whole.recipe.len() as u64 <= (file.len() / RECIPE_PART).min(RECIPE_MAX as u64) {
                 return Ok(Some(Unpacked { recipe: whole.recipe, view_bytes: whole.plain }));
             }
@@ -113,48 +134,105 @@ fn literal<R: ReadAt + ?Sized>(file: &R, range: Range<u64>, recipe: &mut Vec<u8>
     Ok(())
 }
 
-/// A file being taken apart.
-struct Unpacking<'a, R: ?Sized> {
-    file: &'a R,
+/// What a file was taken apart into.
+pub(super) struct Pieces {
     step: usize,
     plain_max: u64,
     recipe: Vec<u8>,
-    /// Bytes of the file the recipe covers.
-    at: u64,
     /// Bytes of view.
     plain: u64,
+    /// Packed bytes of streams.
+    streamed: u64,
+    /// Bytes of streams that stay packed in the view: what a step costs, like its corrections.
+    pub(super) lost: u64,
 }
 
-impl<'a, R: ReadAt + ?Sized> Unpacking<'a, R> {
-    fn new(file: &'a R, step: usize, plain_max: u64) -> Self {
-        Self { file, step, plain_max, recipe: vec![GZIP_VERSION], at: 0, plain: 0 }
+impl Pieces {
+    fn new(version: u8, step: usize, plain_max: u64) -> Self {
+        Self { step, plain_max, recipe: vec![version], plain: 0, streamed: 0, lost: 0 }
     }
 
-    /// Goes on until `until`, the end, or something that is no stream.
-    fn run(&mut self, until: u64, sink: &mut impl Write) -> io::Result<()> {
-        while let Some(header) = gzip::header(self.file, self.at..self.file.len())? {
-            let before = (self.recipe.len(), self.at);
-            literal(self.file, self.at..self.at + header.len, &mut self.recipe)?;
-            self.at += header.len;
-            let begin = self.at;
-            let done = self.stream(until, sink)?;
-            if self.at == begin {
+    /// Goes on until `until`, the end, or something that is no stream; how far the recipe covers the file.
+    fn run<R: ReadAt + ?Sized>(&mut self, file: &R, until: u64, sink: &mut impl Write) -> io::Result<u64> {
+        if self.recipe == [GZIP_VERSION] {
+            self.members(file, until, sink)
+        } else {
+            streams::run(file, until, self, sink)
+        }
+    }
+
+    /// Takes gzip members apart.
+    fn members<R: ReadAt + ?Sized>(
+        &mut self,
+        file: &R,
+        until: u64,
+        sink: &mut impl Write,
+    ) -> io::Result<u64> {
+        let mut at = 0;
+        while let Some(header) = gzip::header(file, at..file.len())? {
+            let before = self.recipe.len();
+            let begin = at + header.len;
+            literal(file, at..begin, &mut self.recipe)?;
+            let (reached, is_whole) = self.stream(file, begin..file.len(), until, sink)?;
+            if reached == begin {
                 // Not a piece of it: the header belongs to what is left.
-                self.recipe.truncate(before.0);
-                self.at = before.1;
+                self.recipe.truncate(before);
+                return Ok(at);
             }
-            if !done {
+            at = reached;
+            if !is_whole {
                 break;
             }
-            let trailer = (self.at + gzip::TRAILER).min(self.file.len());
-            literal(self.file, self.at..trailer, &mut self.recipe)?;
-            self.at = trailer;
+            let trailer = (at + gzip::TRAILER).min(file.len());
+            literal(file, at..trailer, &mut self.recipe)?;
+            at = trailer;
         }
-        Ok(())
+        Ok(at)
     }
 
-    /// Takes one stream apart, as far as that works; whether to its end.
-    fn stream(&mut self, until: u64, sink: &mut impl Write) -> io::Result<bool> {
+    /// How much longer the view may become, bytes.
+    pub(super) fn room(&self) -> u64 {
+        self.plain_max - self.plain
+    }
+
+    /// Puts a range into the view as it is; whether there was room.
+    pub(super) fn copy<R: ReadAt + ?Sized>(
+        &mut self,
+        file: &R,
+        range: Range<u64>,
+        sink: &mut impl Write,
+    ) -> io::Result<bool> {
+        let len = range.end - range.start;
+        if len > self.room() {
+            return Ok(false);
+        }
+        let mut left = len;
+        while left > 0 {
+            let here = left.min(NUMBER_MAX);
+            self.recipe.push(3);
+            put(&mut self.recipe, here as usize);
+            left -= here;
+        }
+        streams::copy(file, range, len, sink)?;
+        self.plain += len;
+        Ok(true)
+    }
+
+    /// What comes lies in IDAT chunks.
+    pub(super) fn frames(&mut self, size: u64, total: u64) {
+        self.recipe.push(4);
+        put(&mut self.recipe, size as usize);
+        put(&mut self.recipe, total as usize);
+    }
+
+    /// Takes the stream at the start of `range` apart, as far as that works; how far, and whether that is its end.
+    pub(super) fn stream<R: ReadAt + ?Sized>(
+        &mut self,
+        file: &R,
+        range: Range<u64>,
+        until: u64,
+        sink: &mut impl Write,
+    ) -> io::Result<(u64, bool)> {
         let config = PreflateConfig {
             max_chain_length: CHAIN_MAX,
             plain_text_limit: PIECE_PLAIN_MAX - (1 << 20),
@@ -162,14 +240,14 @@ impl<'a, R: ReadAt + ?Sized> Unpacking<'a, R> {
         };
         let mut parser = PreflateStreamProcessor::new(&config);
         let mut again = RecreateStreamProcessor::new();
-        let (begin, mut take, mut packed) = (self.at, self.step, Vec::new());
+        let (mut at, mut take, mut packed) = (range.start, self.step, Vec::new());
         while !parser.is_done() {
-            if self.at >= until {
-                return Ok(false);
+            if at >= until {
+                return Ok((at, false));
             }
-            let left = usize::try_from(self.file.len() - self.at).unwrap_or(usize::MAX);
+            let left = usize::try_from(range.end - at).unwrap_or(usize::MAX);
             packed.resize(take.min(left), 0);
-            self.file.read_exact_at(&mut packed, self.at)?;
+            file.read_exact_at(&mut packed, at)?;
             let piece = match caught(|| parser.decompress(&packed)) {
                 Some(Ok(piece)) if piece.compressed_size > 0 => piece,
                 // No block ends in it: more, within reason.
@@ -183,49 +261,59 @@ impl<'a, R: ReadAt + ?Sized> Unpacking<'a, R> {
                     take += self.step;
                     continue;
                 }
-                _ => return Ok(false),
+                _ => return Ok((at, false)),
             };
             let text = parser.plain_text().text();
             let made = caught(|| again.recompress(&mut Cursor::new(text), &piece.corrections));
             let sound = matches!(&made, Some(Ok((made, _))) if *made == packed[..piece.compressed_size]);
             let room = self.recipe.len() + piece.corrections.len() + 16 <= RECIPE_MAX;
-            if !sound
-                || !room
-                || text.len() > PIECE_PLAIN_MAX
-                || self.plain + text.len() as u64 > self.plain_max
-            {
-                return Ok(false);
+            if !sound || !room || text.len() > PIECE_PLAIN_MAX || text.len() as u64 > self.room() {
+                return Ok((at, false));
             }
-            self.recipe.push(if self.at == begin { 1 } else { 2 });
+            self.recipe.push(if at == range.start { 1 } else { 2 });
             put(&mut self.recipe, text.len());
             put(&mut self.recipe, piece.corrections.len());
             self.recipe.extend_from_slice(&piece.corrections);
             sink.write_all(text)?;
             self.plain += text.len() as u64;
-            self.at += piece.compressed_size as u64;
+            self.streamed += piece.compressed_size as u64;
+            at += piece.compressed_size as u64;
             parser.shrink_to_dictionary();
             take = self.step;
         }
-        Ok(true)
+        Ok((at, true))
     }
 }
 
 /// Packs a view again; `recipe` without its version byte. Bytes written.
 pub(super) fn repack(
+    version: u8,
     mut recipe: &[u8],
     view: &mut impl Read,
     sink: &mut impl Write,
 ) -> Result<u64, RecipeError> {
     let recipe = &mut recipe;
-    let (mut packer, mut text, mut written) = (None, Vec::new(), 0);
+    let (mut packer, mut text, mut sink) = (None, Vec::new(), Framer::new(sink));
     while let [kind, rest @ ..] = *recipe {
         *recipe = rest;
         let len = number(recipe)?;
-        if *kind == 0 {
-            let literal = take(recipe, len)?;
-            sink.write_all(literal)?;
-            written += literal.len() as u64;
-            continue;
+        match kind {
+            0 => {
+                sink.write_all(take(recipe, len)?)?;
+                continue;
+            }
+            1 | 2 => {}
+            3 if version == STREAMS_VERSION => {
+                if io::copy(&mut view.take(len as u64), &mut sink)? != len as u64 {
+                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+                }
+                continue;
+            }
+            4 if version == STREAMS_VERSION => {
+                sink.frame(len, number(recipe)?)?;
+                continue;
+            }
+            _ => return Err(RecipeError::Damaged("unknown piece")),
         }
         if len > PIECE_PLAIN_MAX {
             return Err(RecipeError::Damaged("a piece is too long"));
@@ -236,17 +324,15 @@ pub(super) fn repack(
         view.read_exact(&mut text)?;
         let packer = match kind {
             1 => packer.insert(RecreateStreamProcessor::new()),
-            2 => packer.as_mut().ok_or(RecipeError::Damaged("a stream that never began goes on"))?,
-            _ => return Err(RecipeError::Damaged("unknown piece")),
+            _ => packer.as_mut().ok_or(RecipeError::Damaged("a stream that never began goes on"))?,
         };
         let made = caught(|| packer.recompress(&mut Cursor::new(&text), corrections));
         let Some(Ok((packed, _))) = made else {
             return Err(RecipeError::Damaged("corrections do not fit"));
         };
         sink.write_all(&packed)?;
-        written += packed.len() as u64;
     }
-    Ok(written)
+    sink.finish()
 }
 
 /// `None` when `work` panics. What it worked on is not used any more then.

@@ -2,8 +2,8 @@
 
 use std::io::{self, Read, Write};
 
-use super::{clusters, gzip, recipe};
-use crate::cut::ReadAt;
+use super::{clusters, gzip, recipe, streams};
+use crate::cut::{ReadAt, gzip as members};
 
 /// Largest recipe, bytes. That of a 36 MB initrd has 5 kB.
 pub const RECIPE_MAX: usize = 1 << 20;
@@ -13,6 +13,18 @@ pub(super) const GZIP_VERSION: u8 = 1;
 
 /// First byte of a recipe for clusters of an EROFS image.
 pub(super) const CLUSTERS_VERSION: u8 = 2;
+
+/// First byte of a recipe for a zip archive or a PNG file.
+pub(super) const STREAMS_VERSION: u8 = 3;
+
+/// First byte of the recipes for a file that starts with `head`, ten bytes; `None` where it has no view of its own.
+pub(super) fn version_of(head: &[u8]) -> Option<u8> {
+    if members::is_magic(head) {
+        Some(GZIP_VERSION)
+    } else {
+        streams::is_magic(head).then_some(STREAMS_VERSION)
+    }
+}
 
 /// Why a view cannot be packed again, or a file not unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -31,14 +43,14 @@ pub enum RecipeError {
 /// [`RecipeError::Damaged`] for any recipe that does not fit; lengths are bounded before anything is allocated.
 pub fn repack(recipe: &[u8], view: &mut impl Read, sink: &mut impl Write) -> Result<u64, RecipeError> {
     match versioned(recipe)? {
-        (GZIP_VERSION, recipe) => recipe::repack(recipe, view, sink),
+        (version @ (GZIP_VERSION | STREAMS_VERSION), recipe) => recipe::repack(version, recipe, view, sink),
         (CLUSTERS_VERSION, recipe) => clusters::repack(recipe, view, sink),
         _ => Err(RecipeError::Damaged("unknown version")),
     }
 }
 
-/// Writes the view of an old packed file, its sound part at least; its length. `recipe` is one byte for gzip, or comes
-/// from [`unpack_old_clusters`](super::unpack_old_clusters).
+/// Writes the view of an old packed file, its sound part at least; its length. `recipe` is
+/// [`PackedFile::version`](super::PackedFile::version) alone, or comes from [`unpack_old_clusters`](super::unpack_old_clusters).
 ///
 /// Stops at the first damage in the file and at `max` bytes: this is a base, and a short one is still one.
 ///
@@ -52,6 +64,7 @@ pub fn unpack_with<R: ReadAt + ?Sized>(
 ) -> Result<u64, RecipeError> {
     match versioned(recipe)? {
         (GZIP_VERSION, _) => Ok(gzip::inflate(file, max, sink)?),
+        (STREAMS_VERSION, _) => Ok(streams::inflate(file, max, sink)?),
         (CLUSTERS_VERSION, recipe) => clusters::unpack(recipe, file, max, sink),
         _ => Err(RecipeError::Damaged("unknown version")),
     }
