@@ -226,3 +226,60 @@ fn a_packed_archive_is_updated_by_what_changed_in_its_files() {
     // Of the chunks nearly nothing is left as it was: deflate carries a change to the end.
     assert!(update.number("wire_bytes") * 2 < fs::metadata(&v2).expect("a file").len(), "{}", update.json);
 }
+
+/// A zip archive of two files, and a picture with many IDAT chunks, of the bytes in the files of a directory.
+const PACK: &str = r"
+import pathlib, struct, sys, zipfile, zlib
+plain, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+with zipfile.ZipFile(out / 'app.jar', 'w') as z:
+    for name in ['one', 'two']:
+        z.writestr(zipfile.ZipInfo(name), (plain / name).read_bytes(), 8, 6)
+def chunk(kind, data):
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+z = zlib.compress((plain / 'two').read_bytes(), 6)
+png = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 999, 700, 8, 0, 0, 0, 0))
+png += b''.join(chunk(b'IDAT', z[at:at + 8192]) for at in range(0, len(z), 8192))
+(out / 'picture.png').write_bytes(png + chunk(b'IEND', b''))
+";
+
+#[test]
+fn a_zip_and_a_picture_in_an_image_are_updated_by_what_changed_inside() {
+    let lab = lab();
+    let mut rng = distd_tests::Rng::new(26);
+    let (plain, tree) = (lab.path("plain"), lab.path("tree"));
+    fs::create_dir_all(&plain).expect("create a directory");
+    artifacts::system_tree(&tree, 20, &mut rng);
+    let mut files = [("one", rng.text(900_000)), ("two", rng.text(700_000))];
+    let [v1, v2] = ["1", "2"].map(|version| {
+        for (name, bytes) in &mut files {
+            fs::write(plain.join(name), &bytes).expect("write a file");
+            bytes.splice(1000..1000, *b"something new");
+        }
+        let mut python = Command::new("python3");
+        assert!(python.args(["-c", PACK]).args([&plain, &tree]).status().expect("run python3").success());
+        let image = lab.path(&format!("v{version}.erofs"));
+        artifacts::erofs(&tree, &image, &[]);
+        image
+    });
+    let packed: u64 = ["app.jar", "picture.png"]
+        .iter()
+        .map(|name| fs::metadata(tree.join(name)).expect("a file").len())
+        .sum();
+    lab.push(&v1, "os", "1").ok();
+    let slot = installed(&lab, "d1", lab.quic(), "1");
+    lab.push(&v2, "os", "2").ok();
+    lab.patches("os", 1);
+    let out = lab.path("out");
+    let (out_arg, slot_arg) = (out.display().to_string(), slot.display().to_string());
+    let args = ["pull", "os@2", "--optimize", "bytes", "--out", &out_arg, "--seed", &slot_arg];
+    let update = lab.device("d1", &args).ok();
+    assert!(same(&out, &v2));
+    assert_eq!(update.number("patches_failed"), 0, "{}", update.json);
+    // Deflate carries a change to the end: without views both come whole.
+    assert!(
+        update.number("wire_bytes") * 4 < packed,
+        "{} of {packed}: {}",
+        update.number("wire_bytes"),
+        update.json
+    );
+}
