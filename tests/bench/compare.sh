@@ -49,7 +49,8 @@ warm() { sync; cat "$old" "$new" >/dev/null; }
 
 if wanted distd; then
   (cd "$here" && cargo build --release --locked --bins) >&2
-  start_origin
+  # The sets from nothing take the cores for minutes; tests/bench/installs.sh has those.
+  start_origin --solid-sets false
   warm; measure "$work/push1" "$bin/distd" --data "$realm_dir/admin" push "$old" --product os --version 1 >&2
   warm; measure "$work/push2" "$bin/distd" --data "$realm_dir/admin" push "$new" --product os --version 2 >&2
   patches_from=$(date +%s.%N)
