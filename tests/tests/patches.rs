@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use distd_tests::artifacts;
-use distd_tests::lab::{Lab, same};
+use distd_tests::lab::{Lab, Outcome, same};
 
 /// An origin that makes patches.
 fn lab() -> Lab {
@@ -18,6 +18,21 @@ fn installed(lab: &Lab, device: &str, parent: &str, from: &str) -> PathBuf {
     let slot = lab.path(&format!("{device}-slot"));
     lab.pull(device, &format!("os@{from}"), &slot, &[]).ok();
     slot
+}
+
+/// A device updated from `v1` to `v2` with the fewest bytes: bit for bit, and no patch failed.
+fn updated(lab: &Lab, v1: &Path, v2: &Path) -> Outcome {
+    lab.push(v1, "os", "1").ok();
+    let slot = installed(lab, "d1", lab.quic(), "1");
+    lab.push(v2, "os", "2").ok();
+    lab.patches("os", 1);
+    let out = lab.path("out");
+    let (out_arg, slot_arg) = (out.display().to_string(), slot.display().to_string());
+    let args = ["pull", "os@2", "--optimize", "bytes", "--out", &out_arg, "--seed", &slot_arg];
+    let update = lab.device("d1", &args).ok();
+    assert!(same(&out, v2));
+    assert_eq!(update.number("patches_failed"), 0, "{}", update.json);
+    update
 }
 
 #[test]
@@ -213,16 +228,7 @@ fn a_packed_archive_is_updated_by_what_changed_in_its_files() {
     let v1 = archive("1");
     artifacts::update_tree(&tree, &mut rng);
     let v2 = archive("2");
-    lab.push(&v1, "os", "1").ok();
-    let slot = installed(&lab, "d1", lab.quic(), "1");
-    lab.push(&v2, "os", "2").ok();
-    lab.patches("os", 1);
-    let out = lab.path("out");
-    let (out_arg, slot_arg) = (out.display().to_string(), slot.display().to_string());
-    let args = ["pull", "os@2", "--optimize", "bytes", "--out", &out_arg, "--seed", &slot_arg];
-    let update = lab.device("d1", &args).ok();
-    assert!(same(&out, &v2));
-    assert_eq!(update.number("patches_failed"), 0, "{}", update.json);
+    let update = updated(&lab, &v1, &v2);
     // Of the chunks nearly nothing is left as it was: deflate carries a change to the end.
     assert!(update.number("wire_bytes") * 2 < fs::metadata(&v2).expect("a file").len(), "{}", update.json);
 }
@@ -265,16 +271,7 @@ fn a_zip_and_a_picture_in_an_image_are_updated_by_what_changed_inside() {
         .iter()
         .map(|name| fs::metadata(tree.join(name)).expect("a file").len())
         .sum();
-    lab.push(&v1, "os", "1").ok();
-    let slot = installed(&lab, "d1", lab.quic(), "1");
-    lab.push(&v2, "os", "2").ok();
-    lab.patches("os", 1);
-    let out = lab.path("out");
-    let (out_arg, slot_arg) = (out.display().to_string(), slot.display().to_string());
-    let args = ["pull", "os@2", "--optimize", "bytes", "--out", &out_arg, "--seed", &slot_arg];
-    let update = lab.device("d1", &args).ok();
-    assert!(same(&out, &v2));
-    assert_eq!(update.number("patches_failed"), 0, "{}", update.json);
+    let update = updated(&lab, &v1, &v2);
     // Deflate carries a change to the end: without views both come whole.
     assert!(
         update.number("wire_bytes") * 4 < packed,
