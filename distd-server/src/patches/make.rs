@@ -361,12 +361,13 @@ pub(super) async fn make(
             let cost =
                 u32::try_from(at.memory(&job).div_ceil(1 << 20)).unwrap_or(u32::MAX).clamp(1, mebibytes);
             under_way.push_back(async move {
+                let room = memory.acquire_many_owned(cost).await.expect("the semaphore is never closed");
+                let thread = threads.acquire_owned().await.expect("the semaphore is never closed");
+                // Last: whoever wants the turn waits for jobs under way, not for those that wait for a thread.
                 let _turn = match turn {
                     Some(turn) => Some(turn.read().await),
                     None => None,
                 };
-                let room = memory.acquire_many_owned(cost).await.expect("the semaphore is never closed");
-                let thread = threads.acquire_owned().await.expect("the semaphore is never closed");
                 let work = spawn_blocking(move || {
                     let _bounds = (room, thread);
                     at.build(&job, effort)
