@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tests/lib/install.sh
+. tests/lib/newer_erofs.sh
 
 need mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils cc:gcc make:make ip:iproute2
 command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
@@ -49,6 +50,8 @@ export DISTD_TEST_S3_URL="s3://distd/contract?endpoint=http://127.0.0.1:$s3_port
 echo "== an outside TUF client on our repository"
 cargo run -q -p distd-server --example tuf-cases --locked -- "$work/tuf-cases"
 "$python" tests/python/tuf_check.py --cases "$work/tuf-cases"
+
+DISTD_TEST_NEWER_MKFS=$(newer_erofs "$PWD/target/tmp/erofs-utils"); export DISTD_TEST_NEWER_MKFS
 
 echo "== tests"
 cargo build --workspace --bins --locked
