@@ -8,7 +8,8 @@ mod meter;
 mod wire;
 
 pub use endpoint::{
-    BindError, ResetKey, client_endpoint, device_endpoint, own_address, resolve, server_endpoint,
+    BindError, Congestion, ResetKey, Tuning, client_endpoint, device_endpoint, own_address, resolve,
+    server_endpoint,
 };
 pub(crate) use enroll::exchange_raw;
 pub use enroll::{EnrollError, exchange_enroll};
