@@ -75,8 +75,13 @@ async fn main() -> Result<(), Failure> {
         let (parents, table, sink) = (parents.clone(), table.clone(), sink.clone());
         tasks.spawn(async move {
             for _ in 0..rounds {
-                let (driver, _handle) =
-                    Driver::new(parents.clone(), manifest, table.clone(), sink.clone(), FetchConfig::default());
+                let (driver, _handle) = Driver::new(
+                    parents.clone(),
+                    manifest,
+                    table.clone(),
+                    sink.clone(),
+                    FetchConfig::default(),
+                );
                 driver.fetch_all(table.ids().clone()).await?;
             }
             Ok::<(), Failure>(())
