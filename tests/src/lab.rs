@@ -413,7 +413,7 @@ impl Lab {
     /// Waits until every patch set of `product` is made, and there are at least `count`; their listing.
     ///
     /// # Panics
-    /// When that takes more than a minute, or one failed.
+    /// When that takes more than three minutes, or one failed.
     pub fn patches(&self, product: &str, count: usize) -> Value {
         let start = Instant::now();
         loop {
@@ -425,7 +425,7 @@ impl Lab {
             if sets.len() >= count && sets.iter().all(|set| set["state"] == "ready") {
                 return listing;
             }
-            assert!(start.elapsed().as_secs() < 60, "patches take too long: {body}");
+            assert!(start.elapsed().as_secs() < 180, "patches take too long: {body}");
             std::thread::sleep(Duration::from_millis(100));
         }
     }

@@ -188,7 +188,7 @@ fn the_kernel_mounts_what_came_by_patches_and_finds_every_file_as_it_was() {
         println!("skipped: {why}");
         return;
     }
-    let lab = Lab::start_with(&["--patches", "true"]);
+    let lab = Lab::start_with(&["--patches", "true", "--solid-sets", "false"]);
     let mut rng = Rng::new(31);
     let tree = lab.path("tree");
     fs::create_dir(&tree).expect("create a directory");
