@@ -255,7 +255,7 @@ impl BatchLease<'_> {
 
 impl Drop for BatchLease<'_> {
     fn drop(&mut self) {
-        self.member.with_leases(|leases| leases.handle_end(self.id));
+        self.member.with_leases(|leases| leases.handle_end(monotonic_now(), self.id));
     }
 }
 

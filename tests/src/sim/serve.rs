@@ -226,6 +226,7 @@ impl Sim {
     pub(super) fn withdrawn(&mut self, conn: ConnNo, batch: BatchId) {
         let Some(serving) = self.conns[conn.0].serving.remove(&batch) else { return };
         let (n, member) = (self.conns[conn.0].answerer, self.conns[conn.0].member.clone());
+        let now = self.clock(n);
         let answering = &mut self.nodes[n.0].answering;
         answering.queued.retain(|waiting| *waiting != (conn, batch));
         for id in serving.waiting.ids() {
@@ -239,11 +240,11 @@ impl Sim {
         if let (Some(member), Some(lease)) = (member, serving.lease)
             && let Some(leases) = answering.leases.get_mut(&member.site)
         {
-            leases.handle_end(lease);
+            leases.handle_end(now, lease);
         }
         let Some(since) = serving.slot_since else { return };
         answering.active -= 1;
-        let (now, slots) = (self.clock(n), self.nodes[n.0].behaviour.upload_slots);
+        let slots = self.nodes[n.0].behaviour.upload_slots;
         let answering = &mut self.nodes[n.0].answering;
         pace(answering, slots).handle_freed(now.since(since));
         if let Some((next, of)) = answering.queued.pop_front() {

@@ -16,8 +16,8 @@ type Request = (PeerId, BatchId, ChunkRanges);
 impl Fetch {
     /// The next batch to ask for; `None` until something changes. Free when nothing has changed since it last said so.
     ///
-    /// Nearer peers come first, and among those of a tier the faster ones more often. What a nearer peer will send when it has room again is
-    /// not asked of a farther one.
+    /// Nearer peers come first, among neighbours the faster ones more often, of parents the first that is well. What a nearer peer will send
+    /// when it has room again is not asked of a farther one.
     pub fn poll_request(&mut self, now: Timestamp) -> Option<Request> {
         if self.quiet_until.is_some_and(|until| now < until) {
             return None;
@@ -118,6 +118,8 @@ impl Fetch {
         for tier in [Tier::Site, Tier::Relay, Tier::Origin] {
             let most = self.batches_max(now, tier);
             let mut lacks = left.clone();
+            // Of several parents the first is asked: each would fetch everything over the uplink they share.
+            let mut left_to_next = left.clone();
             let mut able = Vec::new();
             let near = (tier == Tier::Relay).then(|| self.pace_of_neighbours(now));
             for (id, p) in self.peers.iter_mut().filter(|(_, p)| p.tier == tier) {
@@ -125,9 +127,12 @@ impl Fetch {
                 if !waits && !room {
                     continue;
                 }
-                let mut could = p.could_send(&left);
+                let mut could = p.could_send(&left_to_next);
                 if waits {
                     lacks = lacks.difference(&could);
+                    if tier != Tier::Site && p.choked_until <= now {
+                        left_to_next = left_to_next.difference(&could);
+                    }
                 }
                 if !room {
                     continue;

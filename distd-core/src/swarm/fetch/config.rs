@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::swarm::rules::UPSTREAM_WAIT;
+
 /// Tunables, all bounds.
 #[derive(Clone, Debug)]
 pub struct FetchConfig {
@@ -71,7 +73,7 @@ impl FetchConfig {
 }
 
 /// Chunks of the first batch while it is not known who else is there.
-pub(super) const FIRST_BATCH: u64 = 8;
+pub(super) const FIRST_BATCH: u64 = 4;
 
 /// Chokes in a row that are taken as they are, while nothing comes from anybody; further ones count as failures, so that a peer that never
 /// answers is left.
@@ -113,3 +115,6 @@ pub(super) const ENDGAME_LEAST: u64 = 4;
 
 /// How long a parent that left a whole batch to neighbours is not asked for another: what one gathers announcements for.
 pub(super) const ALL_LEASED: Duration = Duration::from_millis(100);
+
+/// When a relay that lives has answered, if only that its parent could not help: what it waits for that, and a moment.
+pub(super) const RELAY_ANSWERS: Duration = UPSTREAM_WAIT.saturating_add(Duration::from_secs(2));

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 pub use self::config::FetchConfig;
-use self::config::{ALL_LEASED, CHOKES_MAX, FIRST_BATCH};
+use self::config::{ALL_LEASED, CHOKES_MAX, FIRST_BATCH, RELAY_ANSWERS};
 use self::peer::Peer;
 use crate::ChunkId;
 use crate::ranges::ChunkRanges;
@@ -183,15 +183,17 @@ impl Fetch {
         }
     }
 
-    /// A relay's parent could not help. Where this side cannot reach the relay's parents either, that is no fault of the relay: once they are
-    /// back it is asked before them.
+    /// A relay's parent could not help. The first time, and where this side cannot reach the relay's parents either, that is no fault of
+    /// the relay: it is asked again before them.
     pub fn handle_upstream_failed(&mut self, now: Timestamp, batch: BatchId, ranges: &ChunkRanges) {
         let asked = self.batches.get(&batch).map_or(now, |b| b.asked);
         let Some((id, _)) = self.give_back(now, batch, ranges) else { return };
         let farther =
             self.peers.values().any(|p| p.tier == Tier::Origin && p.is_well(now) && p.since <= asked);
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        peer.excused = !farther;
+        // Batches that were open at the same time failed for one reason.
+        let first = *peer.upstream_failed.get_or_insert(now);
+        peer.excused = !farther || asked < first;
         if peer.not_before <= now {
             self.pause(now, id, PeerFault::Failed);
         }
@@ -236,8 +238,13 @@ impl Fetch {
             if let Some(peer) = self.peers.get_mut(&b.peer) {
                 peer.failures = 0;
                 peer.chokes = 0;
-                (peer.excused, peer.stalled) = (false, false);
+                (peer.excused, peer.stalled, peer.upstream_failed) = (false, false, None);
                 peer.capacity.chunk();
+                if peer.not_before > now {
+                    // It did not fail after all.
+                    peer.not_before = now;
+                    self.quiet_until = None;
+                }
             }
         }
         if !missing || self.doubled.remove(id) {
@@ -389,10 +396,16 @@ impl Fetch {
         }
     }
 
-    /// How long a batch may make no progress: for a neighbour whose pace is known some time of it; a relay may have to wait for its parent.
+    /// How long a batch may make no progress: for a neighbour whose pace is known some time of it; a relay has to answer when it has waited
+    /// for its parent in vain.
     fn patience(&self, peer: PeerId) -> Duration {
         let stall = self.config.stall;
-        let Some(p) = self.peers.get(&peer).filter(|p| p.tier == Tier::Site) else { return stall };
+        let Some(p) = self.peers.get(&peer) else { return stall };
+        match p.tier {
+            Tier::Site => {}
+            Tier::Relay => return stall.min(RELAY_ANSWERS),
+            Tier::Origin => return stall,
+        }
         // All batches of the peer come in turn.
         let usual = p.capacity.time_for(p.in_flight as u64).map_or(stall / 4, |time| time * 8);
         usual.clamp(self.config.stall_min.min(stall), stall)

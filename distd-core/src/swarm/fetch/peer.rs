@@ -30,8 +30,10 @@ pub(super) struct Peer {
     pub(super) chokes: u32,
     pub(super) choked_at: u64,
     pub(super) in_flight: usize,
-    /// A relay whose parent was away when farther parents were too: it is asked before them once they are back.
+    /// A relay whose parent was away, for the first time or when farther parents were too: it is asked before them again.
     pub(super) excused: bool,
+    /// When its parent failed first, since its last chunk.
+    pub(super) upstream_failed: Option<Timestamp>,
     /// It made no progress when it was asked last: farther peers do not wait for it.
     pub(super) stalled: bool,
     pub(super) connected: bool,
@@ -56,6 +58,7 @@ impl Peer {
             choked_at: 0,
             in_flight: 0,
             excused: false,
+            upstream_failed: None,
             stalled: false,
             connected: true,
             dropped: false,
