@@ -114,46 +114,58 @@ impl Fetch {
         if self.wanted.is_empty() {
             return None;
         }
+        let able = self.able_neighbours(now);
+        let (id, could) = match self.weigh(able) {
+            Some(chosen) => chosen,
+            None => self.able_parent(now)?,
+        };
+        let chunks = self.pick(now, id, could);
+        self.wanted = self.wanted.difference(&chunks);
+        Some(self.ask(now, id, chunks))
+    }
+
+    /// Neighbours with room, and what each could send.
+    fn able_neighbours(&mut self, now: Timestamp) -> Vec<(PeerId, ChunkRanges)> {
+        let most = self.batches_max(now, Tier::Site);
+        let near = self.peers.iter_mut().filter(|(_, p)| p.tier == Tier::Site && p.has_room(now, most));
+        let could = near.map(|(id, p)| (*id, p.could_send_now(now, &self.wanted)));
+        could.filter(|(_, could)| !could.is_empty()).collect()
+    }
+
+    /// The first parent with room for what nobody nearer will send.
+    fn able_parent(&mut self, now: Timestamp) -> Option<(PeerId, ChunkRanges)> {
+        let most = [Tier::Relay, Tier::Origin].map(|tier| (tier, self.batches_max(now, tier)));
+        let has_room = |p: &Peer| most.iter().any(|(tier, most)| p.tier == *tier && p.has_room(now, *most));
+        if !self.peers.values().any(has_room) {
+            return None;
+        }
         let mut left = self.wanted.clone();
-        for tier in [Tier::Site, Tier::Relay, Tier::Origin] {
-            let most = self.batches_max(now, tier);
-            let mut lacks = left.clone();
+        let site = self.peers.values().filter(|p| p.tier == Tier::Site && p.is_waited_for(now));
+        for p in site {
+            left = left.difference(&p.could_send(&left));
+        }
+        let near = self.pace_of_neighbours(now);
+        for (tier, most) in most {
             // Of several parents the first is asked: each would fetch everything over the uplink they share.
-            let mut left_to_next = left.clone();
-            let mut able = Vec::new();
-            let near = (tier == Tier::Relay).then(|| self.pace_of_neighbours(now));
+            let mut lacks = left.clone();
             for (id, p) in self.peers.iter_mut().filter(|(_, p)| p.tier == tier) {
-                let (waits, room) = (p.is_waited_for(now), p.has_room(now, most));
-                if !waits && !room {
-                    continue;
-                }
-                let mut could = p.could_send(&left_to_next);
-                if waits {
-                    lacks = lacks.difference(&could);
-                    if tier != Tier::Site && p.choked_until <= now {
-                        left_to_next = left_to_next.difference(&could);
+                let waits = p.is_waited_for(now);
+                if p.has_room(now, most) {
+                    let mut could = p.could_send_now(now, &left);
+                    if could.is_empty() && tier == Tier::Relay && p.in_flight == 0 && helps_with(p, near) {
+                        could = p.could_send_now(now, &self.wanted);
+                    }
+                    if !could.is_empty() {
+                        return Some((*id, could));
                     }
                 }
-                if !room {
-                    continue;
+                if waits {
+                    let could = p.could_send(&lacks);
+                    lacks = lacks.difference(&could);
+                    if p.choked_until <= now {
+                        left = left.difference(&could);
+                    }
                 }
-                if could.is_empty() && p.in_flight == 0 && near.is_some_and(|near| helps_with(p, near)) {
-                    could = p.could_send(&self.wanted);
-                }
-                while p.leased.front().is_some_and(|(until, _)| *until <= now) {
-                    p.leased.pop_front();
-                }
-                for (_, leased) in &p.leased {
-                    could = could.difference(leased);
-                }
-                if !could.is_empty() {
-                    able.push((*id, could));
-                }
-            }
-            if let Some((id, could)) = self.weigh(able) {
-                let chunks = self.pick(now, id, could);
-                self.wanted = self.wanted.difference(&chunks);
-                return Some(self.ask(now, id, chunks));
             }
             left = lacks;
         }

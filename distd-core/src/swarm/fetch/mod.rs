@@ -172,7 +172,11 @@ impl Fetch {
         // It has them after all.
         p.lacks = p.lacks.difference(chunks);
         p.hope_until = now + self.config.hope;
-        self.changed();
+        // What a busy peer has is asked for when it has room again.
+        let news = self.wanted.is_empty() || self.wanted.intersects(chunks);
+        if news && p.has_room(now, self.config.batches_per_peer) {
+            self.changed();
+        }
     }
 
     /// A parent leaves these chunks of a batch to a neighbour that is fetching them. It is asked again after a while.

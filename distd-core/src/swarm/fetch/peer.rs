@@ -75,6 +75,18 @@ impl Peer {
         }
     }
 
+    /// The same without what it left to neighbours for now.
+    pub(super) fn could_send_now(&mut self, now: Timestamp, wanted: &ChunkRanges) -> ChunkRanges {
+        while self.leased.front().is_some_and(|(until, _)| *until <= now) {
+            self.leased.pop_front();
+        }
+        let mut could = self.could_send(wanted);
+        for (_, leased) in &self.leased {
+            could = could.difference(leased);
+        }
+        could
+    }
+
     /// Whether it is asked at all now, when it has room.
     pub(super) fn is_well(&self, now: Timestamp) -> bool {
         self.connected && !self.dropped && self.not_before <= now
