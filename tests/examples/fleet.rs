@@ -55,7 +55,11 @@ fn main() {
     println!(
         "relays  leaves  chunks  uplink   alone    p50    p99   last  last/alone  p99/p50  uplink  of relays   real"
     );
-    let fleets = [(1, 100, 400, 100), (1, 1000, 200, 1000), (1, 1000, 200, 100), (100, 100, 64, 100)];
+    let arguments: Vec<u64> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
+    let fleets = match arguments[..] {
+        [relays, leaves, chunks, megabits] => vec![(relays as usize, leaves as usize, chunks, megabits)],
+        _ => vec![(1, 100, 400, 100), (1, 1000, 200, 1000), (1, 1000, 200, 100), (100, 100, 64, 100)],
+    };
     for (relays, leaves, chunks, megabits) in fleets {
         let fleet = Fleet { relays, leaves, chunks, uplink: Rate::megabits(megabits) };
         let alone = run(&Fleet { relays: 1, leaves: 1, ..fleet }, rng_seed).took[0].as_secs_f64();

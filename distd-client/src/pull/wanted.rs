@@ -26,14 +26,6 @@ use super::metadata::{LOST_MAX, ParentMetadata, pause_after};
 use crate::exit::{Code, Failure};
 use crate::share::{Lateral, Node, Published, Sharing, anywhere};
 
-/// Batches a fetch is asked for in at least, where neighbours share it: what all of a site have asked of a relay is lost with it when
-/// it dies, as far as it has not been passed on. With 16, five devices had asked for nearly everything at once, and a relay killed
-/// at a fifth cost the origin a third more.
-const BATCHES: u64 = 64;
-
-/// Fewest chunks of such a batch.
-const BATCH_CHUNKS_MIN: u64 = 4;
-
 /// How long saying goodbye may take.
 const LEAVE: Duration = Duration::from_millis(200);
 
@@ -172,11 +164,7 @@ impl Realm {
         published: Option<&Published>,
     ) -> Result<(), FetchError> {
         let config = match published {
-            Some(_) => FetchConfig {
-                shared_batch: Some((wanted.len() / BATCHES).max(BATCH_CHUNKS_MIN)),
-                start: Some(random()),
-                ..FetchConfig::default()
-            },
+            Some(_) => FetchConfig::sharing(wanted.len(), random()),
             None => FetchConfig::default(),
         };
         // The handle asks for more; it lives as long as the fetch.

@@ -115,11 +115,9 @@ impl BatchAnswer {
     pub fn handle_frame(&mut self, frame: Frame) -> Result<(), BatchError> {
         match frame {
             Frame::Request(ranges) => {
-                for range in ranges.0 {
-                    self.wanted.insert_range(range);
-                    if self.wanted.len() > REQUEST_CHUNKS_MAX {
-                        return Err(BatchError::Size(self.wanted.len()));
-                    }
+                self.wanted.extend(&ranges.to_set());
+                if self.wanted.len() > REQUEST_CHUNKS_MAX {
+                    return Err(BatchError::Size(self.wanted.len()));
                 }
                 Ok(())
             }

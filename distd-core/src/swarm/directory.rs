@@ -13,6 +13,9 @@ use crate::{ManifestId, NodeId};
 /// Most disjoint ranges remembered of what a node holds; beyond it the node ranks lower than it could, nothing else.
 const HELD_RANGES_MAX: usize = 1024;
 
+/// Nodes told so often are told alike: with each one counted, all would be sent to the newest, and a site would be a chain.
+const FEW: u32 = 8;
+
 /// One group of nodes that may exchange laterally, by a name the caller gives.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SiteKey(pub String);
@@ -23,6 +26,8 @@ struct Entry {
     held: ChunkRanges,
     /// Swarms the node is in now, with how often it opened each.
     swarms: BTreeMap<ManifestId, u32>,
+    /// To how many askers it was told.
+    told: u32,
     /// Unix seconds.
     heard: u64,
 }
@@ -81,7 +86,7 @@ impl Directory {
             oldest.map(|key| group.nodes.remove(&key));
         }
         let (held, swarms) = (ChunkRanges::new(), BTreeMap::new());
-        group.nodes.insert(key, Entry { record, held, swarms, heard: now });
+        group.nodes.insert(key, Entry { record, held, swarms, told: 0, heard: now });
         true
     }
 
@@ -133,8 +138,15 @@ impl Directory {
     }
 
     /// Who may help `asker`, best first, at most `PEX_RECORDS_MAX`: those in `first` (they fetch for the site), then who holds
-    /// most of the swarm's chunks, then who is in the swarm. Ties fall differently for each asker, so that not all go to one.
-    pub fn ranked(&self, now: u64, site: &SiteKey, asker: Asker<'_>, first: &[NodeId]) -> Vec<PeerRecord> {
+    /// half of the swarm's chunks, some, or is in the swarm; among equals those that few were told of, so that not all go to one. Further
+    /// ties fall differently for each asker.
+    pub fn ranked(
+        &self,
+        now: u64,
+        site: &SiteKey,
+        asker: Asker<'_>,
+        first: &[NodeId],
+    ) -> Vec<(NodeId, PeerRecord)> {
         let Some(group) = self.sites.get(site) else { return Vec::new() };
         let mut found: Vec<_> = group
             .nodes
@@ -145,13 +157,27 @@ impl Directory {
             .map(|((node, _), entry)| {
                 let overlap = entry.held.intersection(asker.chunks).len();
                 let joined = entry.swarms.contains_key(&asker.manifest);
-                let rank = (first.contains(node), overlap, joined);
-                (rank, tie(asker.node, *node), entry)
+                let holds = 2 * u32::from(overlap * 2 >= asker.chunks.len()) + u32::from(overlap > 0);
+                // The only one that holds everything is no help to the hundredth who asks it.
+                let rank = (first.contains(node), holds.saturating_sub(entry.told / FEW / 8));
+                let helps = overlap > 0 || joined || rank.0;
+                (helps, (std::cmp::Reverse(rank), entry.told / FEW, tie(asker.node, *node)), *node, entry)
             })
-            .filter(|((first, overlap, joined), ..)| *first || *overlap > 0 || *joined)
+            .filter(|(helps, ..)| *helps)
             .collect();
-        found.sort_by_key(|(rank, tie, _)| (std::cmp::Reverse(*rank), *tie));
-        found.into_iter().take(PEX_RECORDS_MAX).map(|(.., entry)| entry.record.clone()).collect()
+        found.sort_by_key(|(_, rank, ..)| *rank);
+        found
+            .into_iter()
+            .take(PEX_RECORDS_MAX)
+            .map(|(.., node, entry)| (node, entry.record.clone()))
+            .collect()
+    }
+
+    /// An asker was told of a node.
+    pub fn handle_told(&mut self, site: &SiteKey, node: NodeId, resident: bool) {
+        if let Some(entry) = self.entry(site, node, resident) {
+            entry.told = entry.told.saturating_add(1);
+        }
     }
 }
 
@@ -199,10 +225,10 @@ mod tests {
         [ChunkId(start)..=ChunkId(end)].into_iter().collect()
     }
 
-    fn ports(records: &[PeerRecord]) -> Vec<u8> {
+    fn ports(records: &[(NodeId, PeerRecord)]) -> Vec<u8> {
         records
             .iter()
-            .map(|r| match r.addresses[0].ip() {
+            .map(|(_, r)| match r.addresses[0].ip() {
                 std::net::IpAddr::V4(ip) => ip.octets()[3],
                 std::net::IpAddr::V6(_) => 0,
             })
@@ -260,7 +286,7 @@ mod tests {
         let chunks = set(1, 5);
         let asker = Asker { node: node(9), manifest: V1, chunks: &chunks };
         let list = directory.ranked(NOW, &site(), asker, &[]);
-        assert!(list.len() == 1 && list[0].resident);
+        assert!(list.len() == 1 && list[0].1.resident);
     }
 
     #[test]

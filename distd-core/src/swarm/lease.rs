@@ -12,9 +12,12 @@ use crate::ranges::ChunkRanges;
 use crate::time::Timestamp;
 use crate::{ChunkId, NodeId};
 
-/// How long a lease outlives its last progress: what its holder has to announce a chunk, or to recover, before a second
-/// copy crosses the uplink.
+/// How long a lease outlives its last progress while its batch runs: what its holder has to recover before a second copy crosses the uplink.
 pub const LEASE: Duration = Duration::from_secs(10);
+
+/// How long what a node was sent, or announced, is left to it: some hops from one neighbour to the next. Whoever has not got it by then may
+/// not know the holder, or not trust it.
+pub(super) const HELD: Duration = Duration::from_secs(4);
 
 /// How long a node is refused the same chunk. Six leases: on a slow uplink a batch takes a while, and a second copy would make it slower;
 /// a holder that announces what it does not serve, or reads a byte a second, costs the others no more than this, once.
@@ -47,7 +50,8 @@ pub struct Leases {
 
 impl Leases {
     /// `asker` asks for `wanted`: what it gets, under which lease, and what is leased to others of its site. One that serves nobody
-    /// takes no lease, for nobody could have the chunks from it.
+    /// takes no lease, for nobody could have the chunks from it, and gets nothing while others of the site fetch who do serve: it can have
+    /// all from them, and what it were sent would be sent again to one of them.
     ///
     /// Cost: the ranges of all leases in force, of which there are at most `LEASES_MAX`.
     pub fn handle_request(
@@ -59,6 +63,9 @@ impl Leases {
     ) -> (LeaseId, ChunkRanges, ChunkRanges) {
         self.expire(now);
         let mut granted = wanted.clone();
+        if !serves && !self.leases.is_empty() {
+            granted = ChunkRanges::new();
+        }
         for lease in self.leases.values().filter(|lease| lease.holder != asker) {
             granted = granted.difference(&lease.chunks);
         }
@@ -68,7 +75,7 @@ impl Leases {
         let id = LeaseId(self.next);
         self.next += 1;
         if serves {
-            self.insert(id, now, asker, granted.clone(), ChunkRanges::new());
+            self.insert(id, now + LEASE, asker, granted.clone(), ChunkRanges::new());
         }
         (id, granted, refused)
     }
@@ -116,19 +123,19 @@ impl Leases {
         }
         let id = LeaseId(self.next);
         self.next += 1;
-        self.insert(id, now, holder, fresh.clone(), fresh);
+        self.insert(id, now + HELD, holder, fresh.clone(), fresh);
     }
 
     fn insert(
         &mut self,
         id: LeaseId,
-        now: Timestamp,
+        until: Timestamp,
         holder: NodeId,
         chunks: ChunkRanges,
         sent: ChunkRanges,
     ) {
         if !chunks.is_empty() && self.leases.len() < LEASES_MAX {
-            self.leases.insert(id, Lease { holder, chunks, sent, until: now + LEASE });
+            self.leases.insert(id, Lease { holder, chunks, sent, until });
         }
     }
 
@@ -141,10 +148,11 @@ impl Leases {
     }
 
     /// The batch of a lease is over, well or not: what was not sent is free for others at once.
-    pub fn handle_end(&mut self, id: LeaseId) {
+    pub fn handle_end(&mut self, now: Timestamp, id: LeaseId) {
         let Some(lease) = self.leases.get_mut(&id) else { return };
         lease.chunks = std::mem::take(&mut lease.sent);
         lease.sent = lease.chunks.clone();
+        lease.until = now + HELD;
         if lease.chunks.is_empty() {
             self.leases.remove(&id);
         }
@@ -213,11 +221,11 @@ mod tests {
         let mut leases = Leases::default();
         let (id, ..) = leases.handle_request(T0, A, &set(1, 10), true);
         leases.handle_sent(T0, id, ChunkId(4));
-        leases.handle_end(id);
+        leases.handle_end(T0, id);
         let (second, granted, refused) = leases.handle_request(T0, B, &set(1, 10), true);
         assert_eq!(refused, set(4, 4));
         assert_eq!(granted.len(), 9);
-        leases.handle_end(second);
+        leases.handle_end(T0, second);
         leases.handle_gone(A);
         let (_, granted, _) = leases.handle_request(T0, B, &set(1, 10), true);
         assert_eq!(granted, set(1, 10));
@@ -230,10 +238,10 @@ mod tests {
         let (_, granted, refused) = leases.handle_request(T0, B, &set(1, 10), true);
         assert_eq!((granted, refused), (set(6, 10), set(1, 5)));
         // Announced by the second too: no second lease, and the first still ends.
-        leases.handle_have(T0 + Duration::from_secs(5), B, &set(1, 5));
-        let (_, granted, _) = leases.handle_request(T0 + LEASE, NodeId([3; 16]), &set(1, 5), true);
+        leases.handle_have(T0 + Duration::from_secs(2), B, &set(1, 5));
+        let (_, granted, _) = leases.handle_request(T0 + HELD, NodeId([3; 16]), &set(1, 5), true);
         assert_eq!(granted, set(1, 5));
-        assert!(leases.is_idle(T0 + LEASE + LEASE));
+        assert!(leases.is_idle(T0 + HELD + LEASE));
     }
 
     #[test]
@@ -245,7 +253,7 @@ mod tests {
             // Announced again and again, and never served.
             leases.handle_have(now, A, &set(1, 5));
             let (id, granted, _) = leases.handle_request(now, B, &set(1, 9), true);
-            leases.handle_end(id);
+            leases.handle_end(now, id);
             if granted.contains(ChunkId(1)) {
                 break;
             }
@@ -261,11 +269,15 @@ mod tests {
     }
 
     #[test]
-    fn who_serves_nobody_leaves_chunks_to_others_and_takes_none_from_them() {
+    fn who_serves_nobody_has_its_chunks_from_those_who_do() {
         let mut leases = Leases::default();
-        assert_eq!(leases.handle_request(T0, A, &set(1, 5), false).1, set(1, 5));
+        assert_eq!(leases.handle_request(T0, A, &set(1, 5), false).1, set(1, 5), "nobody else is there");
         assert_eq!(leases.handle_request(T0, B, &set(1, 5), true).1, set(1, 5));
-        assert_eq!(leases.handle_request(T0, A, &set(1, 9), false).1, set(6, 9));
+        assert!(
+            leases.handle_request(T0, A, &set(1, 9), false).1.is_empty(),
+            "the other will fetch and serve it"
+        );
+        assert_eq!(leases.handle_request(T0 + LEASE, A, &set(1, 9), false).1, set(1, 9), "unless it stopped");
     }
 
     #[test]

@@ -3,8 +3,13 @@
 
 mod directory;
 mod fetch;
+mod lately;
 mod lease;
+pub mod rules;
+mod slots;
 
 pub use directory::{Asker, Directory, SiteKey};
 pub use fetch::{BatchId, Fetch, FetchConfig, FetchEvent, PeerFault, PeerId, Tier};
+pub use lately::{LATELY, Lately};
 pub use lease::{LEASE, LeaseId, Leases, WAIT_MAX};
+pub use slots::SlotPace;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use distd_core::ManifestId;
 use distd_core::proto::control::ControlEvent;
 use distd_core::ranges::ChunkRanges;
+use distd_core::swarm::rules::{GATHER_UP, NEIGHBOUR_TRIES, REDIAL, REDIAL_MAX};
 use distd_core::swarm::{PeerFault, PeerId};
 use tokio::sync::mpsc;
 
@@ -13,16 +14,6 @@ use super::{Exchange, Message, chain};
 use crate::neighbours::{Neighbour, NeighbourError, Neighbourhood};
 use crate::net::{Link, LinkError, SwarmLink};
 use crate::parents::{Parents, ParentsError};
-
-/// First pause before a lost peer is dialled again; doubles up to [`REDIAL_MAX`].
-const REDIAL: Duration = Duration::from_millis(100);
-const REDIAL_MAX: Duration = Duration::from_secs(5);
-
-/// How often in a row a neighbour is dialled in vain; there are others.
-const NEIGHBOUR_TRIES: u32 = 4;
-
-/// How long new holdings are gathered before they are announced.
-const GATHER: Duration = Duration::from_millis(500);
 
 /// Whom to dial.
 pub(super) enum Whom {
@@ -105,7 +96,7 @@ impl Caller {
         growth.mark_changed();
         let half = Duration::from_secs(exchange.neighbourhood.record_seconds() / 2);
         let mut renew = tokio::time::interval_at(tokio::time::Instant::now() + half, half);
-        let mut announce = tokio::time::interval(GATHER);
+        let mut announce = tokio::time::interval(GATHER_UP);
         announce.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {

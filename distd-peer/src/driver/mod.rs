@@ -11,6 +11,7 @@ use distd_core::manifest::Entry;
 use distd_core::packing::PackedChunk;
 use distd_core::proto::frame::{DontHaveReason, PeerRecord};
 use distd_core::ranges::ChunkRanges;
+use distd_core::swarm::rules::{NEARER_GRACE, NEIGHBOURS_MAX};
 use distd_core::swarm::{BatchId, Fetch, FetchConfig, FetchEvent, PeerFault, PeerId, Tier};
 use distd_core::time::Timestamp;
 use distd_core::{ChunkId, ManifestId};
@@ -26,14 +27,8 @@ use crate::parents::{Parents, tier_of};
 use crate::share::Holdings;
 use crate::table::ChunkTable;
 
-/// Most neighbours a driver is connected to at once.
-const NEIGHBOURS_MAX: usize = 16;
-
 /// Neighbours of earlier sessions that are tried.
 const REMEMBERED_TRIED: usize = 8;
-
-/// How long nearer parents may take to connect before a farther one is asked: a round trip over a slow link, and a repetition.
-const NEARER_GRACE: Duration = Duration::from_secs(1);
 
 /// Where verified chunks go. Calls block at most for the disk.
 pub trait ChunkSink: Send + Sync + 'static {
@@ -394,13 +389,16 @@ impl Driver {
             Message::DontHave(batch, chunks, DontHaveReason::Leased) => {
                 self.fetch.handle_leased(now, batch, &chunks);
             }
+            Message::DontHave(batch, chunks, DontHaveReason::Upstream) => {
+                self.fetch.handle_upstream_failed(now, batch, &chunks);
+            }
             Message::DontHave(batch, chunks, reason) => {
-                let for_now = matches!(reason, DontHaveReason::Busy | DontHaveReason::Upstream);
+                let for_now = reason == DontHaveReason::Busy;
                 self.fetch.handle_dont_have(now, batch, &chunks, for_now);
             }
             Message::BatchEnd(batch) => {
                 self.batches.remove(&batch);
-                self.fetch.handle_batch_end(batch);
+                self.fetch.handle_batch_end(now, batch);
             }
             Message::BatchFailed(peer, batch, problem, fault) => {
                 tracing::debug!(problem, ?fault, "batch failed");
@@ -421,7 +419,7 @@ impl Driver {
 
     fn start_batch(&mut self, peer: PeerId, batch: BatchId, chunks: ChunkRanges) {
         let Some(handle) = self.swarms.get(&peer).cloned() else {
-            self.fetch.handle_batch_end(batch);
+            self.fetch.handle_batch_end(monotonic_now(), batch);
             return;
         };
         let (swarm, download) = (Joined { peer, handle }, self.download.clone());

@@ -12,6 +12,7 @@ use distd_core::manifest::Manifest;
 use distd_core::proto::frame::{Cost, Data, DontHaveReason, NodeRequest};
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::FetchConfig;
+use distd_core::swarm::rules::UPSTREAM_WAIT;
 use distd_core::{ChunkId, ManifestId};
 use tokio::sync::{OnceCell, mpsc};
 
@@ -27,9 +28,6 @@ use crate::trust::tls::{PeerIdentity, TrustAnchor};
 
 /// Swarms kept open; the least recently used goes first. One costs its manifest, some 8 MB for an 800 MB image.
 const SWARMS_MAX: usize = 4;
-
-/// How long an asker waits for the parent before it is told to ask again.
-const UPSTREAM_WAIT: Duration = Duration::from_secs(10);
 
 /// How often a chunk that was evicted between arriving and being read is fetched again for one asker.
 const EVICTED_TRIES: u32 = 3;
@@ -290,8 +288,7 @@ impl RelaySwarm {
     fn start(store: Arc<EdgeStore>, parents: Arc<Parents>, manifest: Arc<Manifest>) -> Arc<Self> {
         let table = Arc::new(ChunkTable::of(&manifest));
         let demand = Arc::new(Demand::new(store.clone()));
-        // A relay has nowhere else to go: it never gives a parent up for being away.
-        let config = FetchConfig { failures_max: u32::MAX, ..FetchConfig::default() };
+        let config = FetchConfig::relay();
         let (driver, handle) =
             Driver::new(parents.clone(), manifest.id(), table.clone(), demand.clone(), config);
         tokio::spawn(async move {

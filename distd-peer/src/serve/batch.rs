@@ -1,26 +1,24 @@
 //! One batch of chunks, answered.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use distd_core::proto::Frame;
 use distd_core::proto::batch::BatchAnswer;
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::frame::{Choke, DontHave, DontHaveReason, Ranges};
 use distd_core::ranges::ChunkRanges;
-use tokio::sync::mpsc;
+use distd_core::swarm::rules::CROWD;
+use tokio::sync::{SemaphorePermit, mpsc};
 
-use super::ChunkAnswer;
 use super::connection::Peer;
 use super::streams::{send, wire};
+use super::{ChunkAnswer, Server};
 use crate::net::{FrameReader, FrameWriter};
 
 /// Answers queued between reading chunks and writing them to the stream. A few keep the stream full; each may be a
 /// megabyte.
 const ANSWER_QUEUE: usize = 16;
-
-/// What a choked asker is told to wait.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 pub(super) async fn answer(
     peer: &Peer,
@@ -35,12 +33,22 @@ pub(super) async fn answer(
     let mut wanted = asked.finish().map_err(|_| CloseCode::Protocol)?;
     let swarm = peer.swarms.wait(control).await?;
     let counters = &peer.server.counters;
-    let slots = async { (peer.slots.acquire().await, peer.server.slots.acquire().await) };
-    let Ok((Ok(_own), Ok(_slot))) = tokio::time::timeout(peer.server.config.upload_slot_wait, slots).await
-    else {
-        counters.choked.fetch_add(1, Ordering::Relaxed);
-        let choke = Choke { retry_after: RETRY_AFTER, alternates: Vec::new() };
-        return writer.send(&Frame::Choke(choke)).await.map_err(wire);
+    if let Some(member) = &swarm.member {
+        let (granted, left) = member.left_lately(wanted, peer.server.active() >= CROWD);
+        counters.leased.fetch_add(left.len(), Ordering::Relaxed);
+        refuse(peer, writer, &left, DontHaveReason::Leased).await?;
+        if granted.is_empty() {
+            return Ok(());
+        }
+        wanted = granted;
+    }
+    let _slot = match slot(peer).await {
+        Ok(slot) => slot,
+        Err(retry_after) => {
+            counters.choked.fetch_add(1, Ordering::Relaxed);
+            let choke = Choke { retry_after, alternates: Vec::new() };
+            return writer.send(&Frame::Choke(choke)).await.map_err(wire);
+        }
     };
     let mut lease = None;
     if let Some((taken, granted, left)) = swarm.member.as_ref().and_then(|member| member.lease(&wanted)) {
@@ -82,6 +90,48 @@ pub(super) async fn answer(
     let ((), result) = tokio::join!(answering, sending);
     counters.batches.fetch_add(1, Ordering::Relaxed);
     result
+}
+
+/// An upload slot, while it is held.
+struct Slot<'p> {
+    _own: SemaphorePermit<'p>,
+    _of_all: SemaphorePermit<'p>,
+    server: &'p Server,
+    since: Instant,
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        self.server.pace().handle_freed(self.since.elapsed());
+    }
+}
+
+/// One of those who wait for a slot.
+struct Waiting<'p>(&'p Server);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A slot for the peer, waited for as long as that pays; otherwise when to come again.
+async fn slot(peer: &Peer) -> Result<Slot<'_>, Duration> {
+    let server = &*peer.server;
+    let held = |own, of_all| Slot { _own: own, _of_all: of_all, server, since: Instant::now() };
+    if let (Ok(own), Ok(of_all)) = (peer.slots.try_acquire(), server.slots.try_acquire()) {
+        return Ok(held(own, of_all));
+    }
+    let before = server.waiting.fetch_add(1, Ordering::Relaxed);
+    let _waiting = Waiting(server);
+    if let Some(retry_after) = server.pace().choke(before) {
+        return Err(retry_after);
+    }
+    let both = async { (peer.slots.acquire().await, server.slots.acquire().await) };
+    match tokio::time::timeout(server.config.upload_slot_wait, both).await {
+        Ok((Ok(own), Ok(of_all))) => Ok(held(own, of_all)),
+        _ => Err(server.pace().retry_after(before)),
+    }
 }
 
 async fn refuse(

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use distd_core::NodeId;
 use distd_core::proto::Frame;
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::control::{Control, ControlEvent, Side};
-use distd_core::proto::frame::{Handshake, PeerRecord};
+use distd_core::proto::frame::Handshake;
+use distd_core::swarm::rules::{GATHER, TOLD_ENOUGH, TOLD_MAX};
 use tokio::sync::watch;
 
 use super::connection::{OpenSwarm, Peer, SwarmState};
@@ -17,9 +18,6 @@ use crate::net::{FrameReader, FrameWriter, WireError};
 
 /// How often a node that does not say when it holds more looks whether it does.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(30);
-
-/// How long new holdings are gathered before they are announced, and new neighbours before they are told of.
-const GATHER: Duration = Duration::from_millis(100);
 
 pub(super) async fn answer(
     peer: &Peer,
@@ -72,8 +70,19 @@ struct Answerer<'a> {
     peer: &'a Peer,
     swarm: &'a OpenSwarm,
     control: Control,
-    /// Records told already, once the peer has asked for any: by certificate and kind, the sequence.
-    told: Option<BTreeMap<(Bytes, bool), u64>>,
+    /// Records told already, once the peer has asked for any: by node and kind, the sequence.
+    told: Option<BTreeMap<(NodeId, bool), u64>>,
+}
+
+/// Why a peer is told of neighbours.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tell {
+    /// It asked: also told that there are none.
+    Asked,
+    /// Somebody came; who knows enough has no need of it.
+    Fresh,
+    /// Now and then.
+    More,
 }
 
 impl Answerer<'_> {
@@ -93,9 +102,12 @@ impl Answerer<'_> {
                     Err(WireError::Stalled(_)) => {}
                     Err(e) => return Err(e.close_code()),
                 },
-                _ = look.tick() => self.announce().await?,
+                _ = look.tick() => {
+                    self.announce().await?;
+                    self.tell_neighbours(Tell::More);
+                }
                 () = gathered(&mut growth) => self.announce().await?,
-                () = gathered(&mut site) => self.tell_neighbours(false),
+                () = gathered(&mut site) => self.tell_neighbours(Tell::Fresh),
             }
         }
     }
@@ -115,7 +127,7 @@ impl Answerer<'_> {
             }
             Some(ControlEvent::PeersWanted) => {
                 self.told = Some(BTreeMap::new());
-                self.tell_neighbours(true);
+                self.tell_neighbours(Tell::Asked);
             }
             Some(ControlEvent::Peers(records)) => {
                 if let (Some(member), Some(own)) = (&self.swarm.member, records.into_iter().next()) {
@@ -127,20 +139,26 @@ impl Answerer<'_> {
         Ok(())
     }
 
-    /// Tells the peer of neighbours it was not told of; with `always` also that there are none.
-    fn tell_neighbours(&mut self, always: bool) {
+    /// Tells the peer of neighbours it was not told of.
+    fn tell_neighbours(&mut self, why: Tell) {
         let Some(told) = &mut self.told else { return };
-        let listed = self.swarm.member.as_ref().map(|m| m.neighbours(&self.swarm.content.ids()));
-        let key = |record: &PeerRecord| (record.certificate.clone(), record.resident);
-        let mut fresh = listed.unwrap_or_default();
-        fresh.retain(|record| told.get(&key(record)).is_none_or(|sequence| *sequence < record.sequence));
-        // As many as a list may have, however long the stream is open.
-        while told.len() > 64 {
+        if why == Tell::Fresh && told.len() >= TOLD_ENOUGH {
+            return;
+        }
+        let mut fresh = Vec::new();
+        if let Some(member) = &self.swarm.member {
+            fresh = member.neighbours(&self.swarm.content.ids());
+            fresh.retain(|(node, record)| {
+                told.get(&(*node, record.resident)).is_none_or(|sequence| *sequence < record.sequence)
+            });
+            member.told(fresh.iter().map(|(node, record)| (*node, record.resident)));
+        }
+        while told.len() > TOLD_MAX {
             told.pop_first();
         }
-        told.extend(fresh.iter().map(|record| (key(record), record.sequence)));
-        if always || !fresh.is_empty() {
-            self.control.send_peers(fresh);
+        told.extend(fresh.iter().map(|(node, record)| ((*node, record.resident), record.sequence)));
+        if why == Tell::Asked || !fresh.is_empty() {
+            self.control.send_peers(fresh.into_iter().map(|(_, record)| record).collect());
         }
     }
 }

@@ -10,8 +10,8 @@ mod streams;
 pub use manifest_nodes::answer_nodes;
 pub use sites::{SiteRule, Sites};
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,6 +19,8 @@ use bytes::Bytes;
 use distd_core::ManifestId;
 use distd_core::proto::frame::{Cost, Data, DontHaveReason, Node, NodeRequest};
 use distd_core::ranges::ChunkRanges;
+use distd_core::swarm::SlotPace;
+use distd_core::swarm::rules::{UPLOAD_SLOT_WAIT, UPLOAD_SLOTS};
 use quinn::Endpoint;
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -125,9 +127,9 @@ impl Default for ServeConfig {
     fn default() -> Self {
         Self {
             connections_max: 4096,
-            upload_slots_max: 128,
-            upload_slots_per_peer: 128,
-            upload_slot_wait: Duration::from_secs(5),
+            upload_slots_max: UPLOAD_SLOTS,
+            upload_slots_per_peer: UPLOAD_SLOTS,
+            upload_slot_wait: UPLOAD_SLOT_WAIT,
             stall: Duration::from_secs(30),
             upload: None,
             sites: None,
@@ -167,6 +169,9 @@ pub struct Server {
     content: Arc<dyn Content>,
     config: ServeConfig,
     slots: Arc<Semaphore>,
+    /// How long batches keep a slot, and how many wait for one.
+    pace: Mutex<SlotPace>,
+    waiting: AtomicUsize,
     connections: Arc<Semaphore>,
     /// Counters.
     pub counters: Arc<ServeCounters>,
@@ -178,10 +183,21 @@ impl Server {
         Arc::new(Self {
             content,
             slots: Arc::new(Semaphore::new(config.upload_slots_max)),
+            pace: Mutex::new(SlotPace::new(config.upload_slots_max)),
+            waiting: AtomicUsize::new(0),
             connections: Arc::new(Semaphore::new(config.connections_max)),
             config,
             counters: Arc::default(),
         })
+    }
+
+    fn pace(&self) -> MutexGuard<'_, SlotPace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Batches answered now.
+    fn active(&self) -> usize {
+        self.config.upload_slots_max.saturating_sub(self.slots.available_permits())
     }
 
     /// Accepts connections until the endpoint is closed, then waits for none of them.

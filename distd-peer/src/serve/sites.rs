@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use distd_core::proto::frame::PeerRecord;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::{Asker, Directory, LeaseId, Leases, SiteKey};
+use distd_core::swarm::{Asker, Directory, Lately, LeaseId, Leases, SiteKey};
 use distd_core::{ChunkId, ManifestId, NodeId};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
@@ -32,7 +32,7 @@ pub enum SiteRule {
 pub struct Sites {
     ca: CertificateDer<'static>,
     rule: SiteRule,
-    /// Whether chunks are leased: only where each one sent is uplink traffic.
+    /// Whether chunks are leased: only where each one sent is uplink traffic. Elsewhere a crowd gets each once for a while.
     leasing: bool,
     state: Mutex<State>,
 }
@@ -41,6 +41,7 @@ pub struct Sites {
 struct State {
     directory: Directory,
     leases: BTreeMap<(SiteKey, ManifestId), Leases>,
+    lately: BTreeMap<(SiteKey, ManifestId), Lately>,
     changed: BTreeMap<SiteKey, watch::Sender<()>>,
     /// Open control streams of nodes that take part, by swarm.
     members: BTreeMap<ManifestId, usize>,
@@ -190,7 +191,7 @@ impl Member {
     }
 
     /// Its neighbours, best first.
-    pub(crate) fn neighbours(&self, chunks: &ChunkRanges) -> Vec<PeerRecord> {
+    pub(crate) fn neighbours(&self, chunks: &ChunkRanges) -> Vec<(NodeId, PeerRecord)> {
         let state = self.sites.state();
         let holders: Vec<NodeId> = state
             .leases
@@ -199,6 +200,12 @@ impl Member {
             .unwrap_or_default();
         let asker = Asker { node: self.node, manifest: self.manifest, chunks };
         state.directory.ranked(unix_now(), &self.site, asker, &holders)
+    }
+
+    /// The node was told of these.
+    pub(crate) fn told(&self, of: impl Iterator<Item = (NodeId, bool)>) {
+        let mut state = self.sites.state();
+        of.for_each(|(node, resident)| state.directory.handle_told(&self.site, node, resident));
     }
 
     /// What of `wanted` the node gets, and what is left to a neighbour. `None` where nothing is leased.
@@ -212,6 +219,24 @@ impl Member {
         let leases = state.leases.entry((self.site.clone(), self.manifest)).or_default();
         let (id, granted, refused) = leases.handle_request(now, self.node, wanted, self.serves);
         Some((BatchLease { member: self, id }, granted, refused))
+    }
+
+    /// What of `wanted` the node gets, and what is left to neighbours because they were sent it a moment ago and there is a crowd.
+    pub(crate) fn left_lately(&self, wanted: ChunkRanges, crowd: bool) -> (ChunkRanges, ChunkRanges) {
+        if self.sites.leasing {
+            return (wanted, ChunkRanges::new());
+        }
+        let mut state = self.sites.state();
+        let lately = state.lately.entry((self.site.clone(), self.manifest)).or_default();
+        let now = monotonic_now();
+        let (granted, left) = match crowd {
+            true => lately.handle_request(now, &wanted),
+            false => (wanted, ChunkRanges::new()),
+        };
+        if self.serves {
+            lately.handle_granted(now, &granted);
+        }
+        (granted, left)
     }
 
     fn with_leases(&self, change: impl FnOnce(&mut Leases)) {
@@ -230,7 +255,7 @@ impl BatchLease<'_> {
 
 impl Drop for BatchLease<'_> {
     fn drop(&mut self) {
-        self.member.with_leases(|leases| leases.handle_end(self.id));
+        self.member.with_leases(|leases| leases.handle_end(monotonic_now(), self.id));
     }
 }
 
@@ -241,6 +266,7 @@ impl Drop for Member {
             *members -= 1;
             if *members == 0 {
                 state.members.remove(&self.manifest);
+                state.lately.retain(|(_, manifest), _| *manifest != self.manifest);
             }
         }
         let gone = state.directory.handle_left(&self.site, self.node, self.resident, self.manifest);

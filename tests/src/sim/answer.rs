@@ -37,8 +37,9 @@ impl Sim {
                 let chunks = dont.ranges.to_set();
                 match dont.reason {
                     DontHaveReason::Leased => asking.fetch.handle_leased(now, batch, &chunks),
+                    DontHaveReason::Upstream => asking.fetch.handle_upstream_failed(now, batch, &chunks),
                     reason => {
-                        let for_now = matches!(reason, DontHaveReason::Busy | DontHaveReason::Upstream);
+                        let for_now = reason == DontHaveReason::Busy;
                         asking.fetch.handle_dont_have(now, batch, &chunks, for_now);
                     }
                 }
@@ -66,6 +67,7 @@ impl Sim {
 
     /// Ends a batch whose frames are all there.
     fn maybe_ended(&mut self, n: NodeNo, batch: BatchId) -> bool {
+        let now = self.clock(n);
         let Some(asking) = &mut self.nodes[n.0].asking else { return false };
         let Some(ask) = asking.asks.get(&batch) else { return false };
         if ask.frames_all != Some(ask.frames) {
@@ -77,7 +79,7 @@ impl Sim {
             return true;
         }
         asking.asks.remove(&batch);
-        asking.fetch.handle_batch_end(batch);
+        asking.fetch.handle_batch_end(now, batch);
         self.drive(n);
         true
     }

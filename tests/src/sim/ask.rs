@@ -7,6 +7,7 @@ use distd_core::proto::batch::BatchAsk;
 use distd_core::proto::control::{Control, Side};
 use distd_core::proto::frame::Handshake;
 use distd_core::ranges::ChunkRanges;
+use distd_core::swarm::rules::{NEARER_GRACE, NEIGHBOUR_TRIES, REDIAL, REDIAL_MAX};
 use distd_core::swarm::{BatchId, Fetch, FetchConfig, FetchEvent, PeerFault, PeerId, Tier};
 use distd_core::time::Timestamp;
 
@@ -14,24 +15,14 @@ use super::conn::{Conn, ConnNo, End, Payload};
 use super::node::{Ask, Asking, Contact, NodeNo, Role};
 use super::world::{Event, Sim};
 
-/// First pause before a lost peer is dialled again, and the longest; how often a neighbour is; as in `driver/dial.rs`.
-const REDIAL: Duration = Duration::from_millis(100);
-const REDIAL_MAX: Duration = Duration::from_secs(5);
-const NEIGHBOUR_TRIES: u32 = 4;
-
 /// How long dialling may take (`net/link.rs`).
 const CONNECT: Duration = Duration::from_secs(10);
-
-/// As in `driver/mod.rs`.
-pub(super) const NEIGHBOURS_MAX: usize = 16;
-const NEARER_GRACE: Duration = Duration::from_secs(1);
 
 /// When an attempt that failed is made again: an agent's.
 const ATTEMPT_AGAIN: Duration = Duration::from_secs(10);
 
-/// As in `pull/wanted.rs`: a leaf that exchanges cuts what it wants into so many batches, of so many chunks at least.
-const BATCHES: u64 = 64;
-const BATCH_CHUNKS_MIN: u64 = 4;
+/// How often a pull looks whether anybody fetches from it (`share/mod.rs`).
+const LOOK: Duration = Duration::from_millis(100);
 
 pub(super) fn peer_id(peer: usize) -> PeerId {
     PeerId(peer as u32)
@@ -48,12 +39,8 @@ impl Sim {
             _ => ChunkRanges::new(),
         };
         let config = match role {
-            Role::Relay => FetchConfig { failures_max: u32::MAX, ..FetchConfig::default() },
-            _ if exchanges => FetchConfig {
-                shared_batch: Some((wanted.len() / BATCHES).max(BATCH_CHUNKS_MIN)),
-                start: Some(self.rng.next_u64()),
-                ..FetchConfig::default()
-            },
+            Role::Relay => FetchConfig::relay(),
+            _ if exchanges => FetchConfig::sharing(wanted.len(), self.rng.next_u64()),
             _ => FetchConfig::default(),
         };
         let parents = self.nodes[n.0].parents.clone();
@@ -261,7 +248,10 @@ impl Sim {
         }
         while let Some(event) = self.nodes[n.0].asking.as_mut().and_then(|a| a.fetch.poll_event()) {
             match event {
-                FetchEvent::Abandon(_, batch) => self.abandon(n, batch),
+                FetchEvent::Abandon(_, batch) => {
+                    requests.retain(|(_, asked, _)| *asked != batch);
+                    self.abandon(n, batch);
+                }
                 FetchEvent::Unavailable(chunks) => {
                     self.note("unavailable", n.0, [chunks.len(), 0]);
                     if self.nodes[n.0].role == Role::Leaf {
@@ -295,9 +285,10 @@ impl Sim {
     fn start_batch(&mut self, n: NodeNo, peer: usize, batch: BatchId, chunks: ChunkRanges) {
         self.check_request(n, peer, &chunks);
         self.note("ask", n.0, [peer as u64, chunks.len()]);
+        let now = self.clock(n);
         let Some(asking) = &mut self.nodes[n.0].asking else { return };
         let Some(conn) = asking.contacts[peer].conn else {
-            asking.fetch.handle_batch_end(batch);
+            asking.fetch.handle_batch_end(now, batch);
             return;
         };
         let (ask, _) = BatchAsk::new(chunks.clone()).expect("the fetch asks for 1 to batch_chunks chunks");
@@ -351,7 +342,20 @@ impl Sim {
         }
         self.stop_asking(n);
         if !self.nodes[n.0].leaf.resident {
-            self.leave(n);
+            let until = self.queue.now() + self.nodes[n.0].leaf.linger;
+            self.linger(n, until);
         }
+    }
+
+    /// A pull that has everything leaves when nobody who exchanges has the swarm open here any more, or the time is over.
+    pub(super) fn linger(&mut self, n: NodeNo, until: Timestamp) {
+        let is_asker = |c: &&ConnNo| {
+            let c = &self.conns[c.0];
+            c.answerer == n && c.answerer_open && c.member.is_some()
+        };
+        if self.queue.now() >= until || !self.nodes[n.0].conns.iter().any(|c| is_asker(&c)) {
+            return self.leave(n);
+        }
+        self.queue.after(LOOK, Event::Linger(n, self.nodes[n.0].starts, until));
     }
 }

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use distd_core::ChunkId;
 use distd_core::proto::Frame;
 use distd_core::proto::control::Control;
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::{BatchId, LeaseId, SiteKey};
 use distd_core::time::Timestamp;
+use distd_core::{ChunkId, NodeId};
 
 use super::node::NodeNo;
 
@@ -66,7 +66,8 @@ pub(super) struct Serving {
     pub(super) frames: u64,
     /// Chunks that came from upstream, to see whether any came.
     pub(super) arrived: u64,
-    pub(super) has_slot: bool,
+    /// Since when it has an upload slot.
+    pub(super) slot_since: Option<Timestamp>,
 }
 
 /// A node of the site in the swarm, by its record.
@@ -93,7 +94,7 @@ pub(super) struct Conn {
     pub(super) last_to_answerer: Timestamp,
     pub(super) member: Option<Member>,
     /// Sequence of the records told, once any were asked for.
-    pub(super) told: Option<BTreeMap<NodeNo, u64>>,
+    pub(super) told: Option<BTreeMap<NodeId, u64>>,
     pub(super) serving: BTreeMap<BatchId, Serving>,
     /// Batches with chunks to send, in turn.
     pub(super) turn: VecDeque<BatchId>,

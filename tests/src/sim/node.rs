@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use distd_core::proto::batch::BatchAsk;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::{BatchId, Directory, Fetch, Leases, SiteKey};
+use distd_core::swarm::rules::UPLOAD_SLOTS;
+use distd_core::swarm::{BatchId, Directory, Fetch, Lately, Leases, SiteKey, SlotPace};
 use distd_core::time::Timestamp;
 use distd_core::{ChunkId, NodeId};
 
@@ -65,8 +66,7 @@ pub struct Behaviour {
 
 impl Default for Behaviour {
     fn default() -> Self {
-        // `ServeConfig`'s default.
-        Self { lies_permille: 0, drops_permille: 0, boasts: false, silent: false, upload_slots: 128 }
+        Self { lies_permille: 0, drops_permille: 0, boasts: false, silent: false, upload_slots: UPLOAD_SLOTS }
     }
 }
 
@@ -79,11 +79,13 @@ pub struct LeafConfig {
     pub serves: bool,
     /// Whether it goes on listening when it has everything: an agent does, a pull does not.
     pub resident: bool,
+    /// How long a pull at most goes on serving those that fetch from it (`pull/run.rs`).
+    pub linger: Duration,
 }
 
 impl Default for LeafConfig {
     fn default() -> Self {
-        Self { exchanges: true, serves: true, resident: true }
+        Self { exchanges: true, serves: true, resident: true, linger: Duration::from_secs(5) }
     }
 }
 
@@ -132,9 +134,13 @@ pub(super) struct Answering {
     pub(super) directory: Directory,
     /// By site, where chunks are leased.
     pub(super) leases: BTreeMap<SiteKey, Leases>,
+    /// By site, where they are not.
+    pub(super) lately: BTreeMap<SiteKey, Lately>,
     /// Batches that have an upload slot.
     pub(super) active: usize,
     pub(super) queued: VecDeque<(ConnNo, BatchId)>,
+    /// How long batches kept their slots; made with the first.
+    pub(super) pace: Option<SlotPace>,
     /// Who waits for which chunk at a relay.
     pub(super) demand: BTreeMap<ChunkId, Vec<(ConnNo, BatchId)>>,
     /// Word of new neighbours, or of new chunks, is being gathered.

@@ -7,19 +7,17 @@ use distd_core::ChunkId;
 use distd_core::proto::Frame;
 use distd_core::proto::frame::{Choke, Codec, Data, DontHave, DontHaveReason, Ranges};
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::BatchId;
+use distd_core::swarm::rules::{CROWD, UPLOAD_SLOT_WAIT, UPSTREAM_WAIT};
+use distd_core::swarm::{BatchId, SlotPace};
 
 use super::build::right_bytes;
 use super::conn::{ConnNo, End, Payload, Serving};
-use super::node::{NodeNo, Role};
+use super::node::{Answering, NodeNo, Role};
 use super::world::{Event, Sim};
 
-/// How long a batch may wait for an upload slot, and what it is told then (`serve/mod.rs`, `serve/batch.rs`).
-const SLOT_WAIT: Duration = Duration::from_secs(5);
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// How long an asker waits for a relay's parent (`relay/content.rs`).
-const UPSTREAM_WAIT: Duration = Duration::from_secs(10);
+fn pace(answering: &mut Answering, slots: usize) -> &mut SlotPace {
+    answering.pace.get_or_insert_with(|| SlotPace::new(slots))
+}
 
 impl Sim {
     fn serving(&mut self, conn: ConnNo, batch: BatchId) -> Option<&mut Serving> {
@@ -34,23 +32,61 @@ impl Sim {
         if behaviour.silent {
             return;
         }
-        if self.nodes[n.0].answering.active < behaviour.upload_slots {
-            self.begin(conn, batch);
-        } else {
-            self.nodes[n.0].answering.queued.push_back((conn, batch));
-            self.queue.after(SLOT_WAIT, Event::SlotWait(conn, batch));
+        if self.leave_to_neighbours(conn, batch) {
+            return self.end(conn, batch);
         }
+        let answering = &mut self.nodes[n.0].answering;
+        let waiting = answering.queued.len();
+        if answering.active < behaviour.upload_slots {
+            self.begin(conn, batch);
+        } else if let Some(retry_after) = pace(answering, behaviour.upload_slots).choke(waiting) {
+            self.choke(conn, batch, retry_after);
+        } else {
+            answering.queued.push_back((conn, batch));
+            self.queue.after(UPLOAD_SLOT_WAIT, Event::SlotWait(conn, batch));
+        }
+    }
+
+    /// With a crowd: refuses what neighbours were sent lately. True when nothing else was asked for.
+    fn leave_to_neighbours(&mut self, conn: ConnNo, batch: BatchId) -> bool {
+        let (n, member) = (self.conns[conn.0].answerer, self.conns[conn.0].member.clone());
+        let now = self.clock(n);
+        let Some(member) = member.filter(|_| self.nodes[n.0].role != Role::Origin) else { return false };
+        let Some(wanted) = self.serving(conn, batch).map(|serving| serving.wanted.clone()) else {
+            return false;
+        };
+        let answering = &mut self.nodes[n.0].answering;
+        let lately = answering.lately.entry(member.site).or_default();
+        let (granted, left) = match answering.active >= CROWD {
+            true => lately.handle_request(now, &wanted),
+            false => (wanted, ChunkRanges::new()),
+        };
+        if member.serves {
+            lately.handle_granted(now, &granted);
+        }
+        let nothing = granted.is_empty();
+        if let Some(serving) = self.serving(conn, batch) {
+            serving.wanted = granted;
+        }
+        self.refuse(conn, batch, &left, DontHaveReason::Leased);
+        nothing
     }
 
     /// A batch that still waits for a slot is choked.
     pub(super) fn slot_waited(&mut self, conn: ConnNo, batch: BatchId) {
         let n = self.conns[conn.0].answerer;
-        let queued = &mut self.nodes[n.0].answering.queued;
-        let Some(at) = queued.iter().position(|waiting| *waiting == (conn, batch)) else { return };
-        queued.remove(at);
-        self.note("choke", n.0, [conn.0 as u64, batch.0]);
-        let choke = Choke { retry_after: RETRY_AFTER, alternates: Vec::new() };
-        self.frame(conn, batch, Frame::Choke(choke));
+        let slots = self.nodes[n.0].behaviour.upload_slots;
+        let answering = &mut self.nodes[n.0].answering;
+        let Some(at) = answering.queued.iter().position(|waiting| *waiting == (conn, batch)) else { return };
+        answering.queued.remove(at);
+        let waiting = answering.queued.len();
+        let retry_after = pace(answering, slots).retry_after(waiting);
+        self.choke(conn, batch, retry_after);
+    }
+
+    fn choke(&mut self, conn: ConnNo, batch: BatchId, retry_after: Duration) {
+        self.note("choke", self.conns[conn.0].answerer.0, [conn.0 as u64, batch.0]);
+        self.frame(conn, batch, Frame::Choke(Choke { retry_after, alternates: Vec::new() }));
         self.end(conn, batch);
     }
 
@@ -60,7 +96,7 @@ impl Sim {
         let (n, asker, member) = (c.answerer, c.opener, c.member.clone());
         let now = self.clock(n);
         let Some(serving) = self.serving(conn, batch) else { return };
-        serving.has_slot = true;
+        serving.slot_since = Some(now);
         let mut wanted = std::mem::take(&mut serving.wanted);
         let role = self.nodes[n.0].role;
         self.nodes[n.0].answering.active += 1;
@@ -190,6 +226,7 @@ impl Sim {
     pub(super) fn withdrawn(&mut self, conn: ConnNo, batch: BatchId) {
         let Some(serving) = self.conns[conn.0].serving.remove(&batch) else { return };
         let (n, member) = (self.conns[conn.0].answerer, self.conns[conn.0].member.clone());
+        let now = self.clock(n);
         let answering = &mut self.nodes[n.0].answering;
         answering.queued.retain(|waiting| *waiting != (conn, batch));
         for id in serving.waiting.ids() {
@@ -203,12 +240,13 @@ impl Sim {
         if let (Some(member), Some(lease)) = (member, serving.lease)
             && let Some(leases) = answering.leases.get_mut(&member.site)
         {
-            leases.handle_end(lease);
+            leases.handle_end(now, lease);
         }
-        if !serving.has_slot {
-            return;
-        }
+        let Some(since) = serving.slot_since else { return };
         answering.active -= 1;
+        let slots = self.nodes[n.0].behaviour.upload_slots;
+        let answering = &mut self.nodes[n.0].answering;
+        pace(answering, slots).handle_freed(now.since(since));
         if let Some((next, of)) = answering.queued.pop_front() {
             self.begin(next, of);
         }

@@ -1,7 +1,6 @@
 //! Control streams: records, neighbours, announcements; what `distd-peer` does around the core's `Directory`.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use bytes::Bytes;
 use distd_core::limits::RECORD_SECONDS_MAX;
@@ -9,19 +8,13 @@ use distd_core::proto::Frame;
 use distd_core::proto::control::ControlEvent;
 use distd_core::proto::frame::PeerRecord;
 use distd_core::ranges::ChunkRanges;
+use distd_core::swarm::rules::{GATHER, GATHER_UP, NEIGHBOURS_MAX, TOLD_ENOUGH, TOLD_MAX};
 use distd_core::swarm::{Asker, SiteKey, Tier};
 
-use super::ask::{NEIGHBOURS_MAX, peer_id};
+use super::ask::peer_id;
 use super::conn::{ConnNo, End, Member, Payload};
 use super::node::{NodeNo, Role};
 use super::world::{Event, Sim};
-
-/// How long news is gathered by who answers, and by who asks (`serve/control.rs`, `driver/dial.rs`).
-const GATHER: Duration = Duration::from_millis(100);
-const GATHER_UP: Duration = Duration::from_millis(500);
-
-/// Records told that are remembered of a peer (`serve/control.rs`).
-const TOLD_MAX: usize = 64;
 
 impl Sim {
     /// The record a node sends of itself: refused by its dates alone, for nobody signs here.
@@ -189,8 +182,9 @@ impl Sim {
     fn tell_neighbours(&mut self, conn: ConnNo, always: bool) {
         let (n, asker) = (self.conns[conn.0].answerer, self.conns[conn.0].opener);
         let Some(mut told) = self.conns[conn.0].told.take() else { return };
+        let enough = told.len() >= TOLD_ENOUGH;
         let mut fresh = Vec::new();
-        if let Some(member) = &self.conns[conn.0].member {
+        if let Some(member) = self.conns[conn.0].member.as_ref().filter(|_| !enough) {
             let now = self.clock(n);
             let answering = &self.nodes[n.0].answering;
             let holders: Vec<_> =
@@ -198,14 +192,16 @@ impl Sim {
             let asker = Asker { node: asker.id(), manifest: self.manifest, chunks: &self.swarm };
             fresh = answering.directory.ranked(self.unix(n), &member.site, asker, &holders);
         }
-        let who = |record: &PeerRecord| record.addresses.first().and_then(|at| NodeNo::at(*at));
-        fresh.retain(|record| {
-            who(record).is_some_and(|node| told.get(&node).is_none_or(|known| *known < record.sequence))
-        });
+        fresh.retain(|(node, record)| told.get(node).is_none_or(|known| *known < record.sequence));
+        if let Some(site) = self.conns[conn.0].member.as_ref().map(|member| member.site.clone()) {
+            let directory = &mut self.nodes[n.0].answering.directory;
+            fresh.iter().for_each(|(node, record)| directory.handle_told(&site, *node, record.resident));
+        }
         while told.len() > TOLD_MAX {
             told.pop_first();
         }
-        told.extend(fresh.iter().filter_map(|record| Some((who(record)?, record.sequence))));
+        told.extend(fresh.iter().map(|(node, record)| (*node, record.sequence)));
+        let fresh: Vec<_> = fresh.into_iter().map(|(_, record)| record).collect();
         self.conns[conn.0].told = Some(told);
         if always || !fresh.is_empty() {
             self.conns[conn.0].answerer_control.send_peers(fresh);

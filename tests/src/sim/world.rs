@@ -44,6 +44,7 @@ pub(super) enum Event {
     SlotWait(ConnNo, BatchId),
     Upstream(ConnNo, BatchId, u64),
     Start(NodeNo),
+    Linger(NodeNo, u64, Timestamp),
 }
 
 /// Stages of the path of a chunk.
@@ -183,6 +184,11 @@ impl Sim {
             Event::SlotWait(conn, batch) => self.slot_waited(conn, batch),
             Event::Upstream(conn, batch, arrived) => self.upstream_waited(conn, batch, arrived),
             Event::Start(n) => self.start(n),
+            Event::Linger(n, starts, until) => {
+                if self.is_start(n, starts) {
+                    self.linger(n, until);
+                }
+            }
         }
         self.check_bounds();
     }

@@ -71,6 +71,6 @@ fn a_link_that_loses_a_tenth_of_everything_is_slow_and_nothing_else() {
         let leaves = sim.leaves(10, site, &[relay, origin]);
         sim.bound_egress(site, 100);
         sim.run_until_complete(LIMIT);
-        assert!(leaves.iter().all(|leaf| sim.received_twice(*leaf) == 0));
+        leaves.iter().for_each(|leaf| sim.assert_few_twice(*leaf));
     });
 }

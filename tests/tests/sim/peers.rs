@@ -53,9 +53,43 @@ fn half_of_a_site_may_lie_and_drop_connections() {
 }
 
 #[test]
+fn a_site_half_of_liars_with_one_lying_relay_of_two_is_about_as_fast_as_an_honest_one() {
+    each_seed(|rng_seed| {
+        let run =
+            |faults: bool| {
+                let (mut sim, origin) = Sim::new(rng_seed, 2750);
+                let site = sim.site(Wan::default());
+                let (relay, second) = (sim.relay(site, &[origin]), sim.relay(site, &[origin]));
+                let leaves = sim.leaves(32, site, &[relay, second, origin]);
+                let bad: Vec<NodeNo> = std::iter::once(relay).chain(leaves[..16].iter().copied()).collect();
+                if faults {
+                    sim.behave(relay, Behaviour { lies_permille: 1000, ..HONEST() });
+                    for leaf in &bad[1..] {
+                        sim.behave(*leaf, Behaviour { lies_permille: 50, drops_permille: 50, ..HONEST() });
+                    }
+                }
+                sim.run_until_complete(LIMIT);
+                for leaf in &leaves {
+                    assert!(bad.iter().all(|liar| {
+                        sim.wrong(*leaf, *liar) == u64::from(sim.has_quarantined(*leaf, *liar))
+                    }));
+                    assert!(leaves[16..].iter().all(|honest| !sim.has_quarantined(*leaf, *honest)));
+                    sim.assert_few_twice(*leaf);
+                }
+                assert_eq!(faults, leaves.iter().all(|leaf| sim.has_quarantined(*leaf, relay)));
+                (sim.now(), sim.egress_percent(site))
+            };
+        let ((honest, _), (faulty, sent)) = (run(false), run(true));
+        // 180 MB. What all asked of the first relay before they caught it is fetched twice. Measured: 1.09 times the time, 109 %.
+        assert!(faulty <= honest * 11 / 10, "{faulty:?} beside {honest:?}");
+        assert!(sent <= 112, "{sent} %");
+    });
+}
+
+#[test]
 fn a_lying_relay_is_gone_round() {
     each_seed(|rng_seed| {
-        let (mut sim, origin) = Sim::new(rng_seed, 200);
+        let (mut sim, origin) = Sim::new(rng_seed, 1000);
         let site = sim.site(Wan::default());
         let relay = sim.relay(site, &[origin]);
         sim.behave(relay, Behaviour { lies_permille: 100, ..HONEST() });
@@ -63,8 +97,8 @@ fn a_lying_relay_is_gone_round() {
         sim.run_until_complete(LIMIT);
         assert!(leaves.iter().any(|leaf| sim.has_quarantined(*leaf, relay)));
         assert!(leaves.iter().all(|leaf| sim.wrong(*leaf, relay) <= 1));
-        // Whoever caught it asks the origin. Measured: at most 143 %.
-        sim.assert_egress(site, 100..=180);
+        // Whoever caught it asks the origin for what it had asked of it; six leaves, some twenty chunks each. Measured: at most 117 %.
+        sim.assert_egress(site, 100..=120);
     });
 }
 
@@ -96,8 +130,8 @@ fn a_neighbour_that_never_answers_is_left() {
         let before = sim.now();
         sim.run_until_complete(LIMIT);
         assert!(leaves.iter().all(|leaf| sim.received(*leaf, dead) == 0));
-        // One stall of 20 s: there is no end-game that would ask another meanwhile.
-        assert!(sim.now() - before < Duration::from_secs(25));
+        // What it was asked for is taken back when others have it; measured: 0.5 s.
+        assert!(sim.now() - before < Duration::from_secs(5));
         sim.assert_egress(site, 100..=100);
     });
 }
@@ -111,7 +145,8 @@ fn a_relay_that_never_answers_is_left_for_the_origin() {
         sim.behave(relay, Behaviour { silent: true, ..HONEST() });
         sim.leaves(6, site, &[relay, origin]);
         sim.run_until_complete(LIMIT);
-        assert!(sim.now() < Duration::from_secs(25), "one stall");
+        // Measured: 13.6 s. A relay that lives has answered by then.
+        assert!(sim.now() < Duration::from_secs(16), "one stall");
         // Leases work past it.
         sim.assert_egress(site, 100..=105);
     });
@@ -151,7 +186,7 @@ fn peers_that_always_choke_are_left() {
 }
 
 #[test]
-fn a_slow_neighbour_holds_up_the_batches_it_was_asked_for_and_no_others() {
+fn a_slow_neighbour_holds_nobody_up() {
     each_seed(|rng_seed| {
         let (mut sim, origin) = Sim::new(rng_seed, 200);
         let site = sim.site(Wan::default());
@@ -162,9 +197,10 @@ fn a_slow_neighbour_holds_up_the_batches_it_was_asked_for_and_no_others() {
         let leaves = sim.leaves(6, site, &[relay, origin]);
         let before = sim.now();
         sim.run_until_complete(LIMIT);
-        // Three batches of each leaf at most: 4.7 MB at 100 kB/s in all.
+        // It alone announces everything, at 100 kB/s; the relay helps out, and its last chunks are asked of a second peer. Measured: 0.5 s.
         assert!(leaves.iter().all(|leaf| sim.received(*leaf, slow) <= 24));
-        assert!(sim.now() - before < Duration::from_secs(60));
+        assert!(sim.now() - before < Duration::from_secs(5), "{:?}", sim.now() - before);
+        leaves.iter().for_each(|leaf| sim.assert_few_twice(*leaf));
         sim.assert_egress(site, 100..=100);
     });
 }

@@ -6,8 +6,10 @@ use distd_tests::sim::{LeafConfig, Sim, Wan, each_seed};
 
 use crate::LIMIT;
 
-/// A pull: it serves while it runs, and ends when it has everything.
-const PULL: LeafConfig = LeafConfig { exchanges: true, serves: true, resident: false };
+/// A pull: it serves while it runs, and ends when it has everything and nobody fetches from it, or at once.
+fn pull(linger_seconds: u64) -> LeafConfig {
+    LeafConfig { resident: false, linger: Duration::from_secs(linger_seconds), ..LeafConfig::default() }
+}
 
 #[test]
 fn leaves_right_under_an_origin_cost_it_little_more_than_one() {
@@ -21,18 +23,32 @@ fn leaves_right_under_an_origin_cost_it_little_more_than_one() {
 }
 
 #[test]
-fn pulls_that_end_when_they_have_everything_cost_the_origin_little_more_than_one() {
+fn pulls_that_end_when_nobody_fetches_from_them_cost_the_origin_little_more_than_one() {
     each_seed(|rng_seed| {
         let (mut sim, origin) = Sim::new(rng_seed, 400);
         let site = sim.site(Wan::default());
         for _ in 0..10 {
-            sim.leaf_as(site, &[origin], PULL, Duration::ZERO);
+            sim.leaf_as(site, &[origin], pull(5), Duration::ZERO);
         }
         sim.run_until_complete(LIMIT);
-        // What one that ends got last, it has given to nobody. Measured: at most 111 %.
+        sim.assert_egress(site, 100..=105);
+        // The uplink alone takes 2.1 s.
+        assert!(sim.now() < Duration::from_secs(3), "{:?}", sim.now());
+    });
+}
+
+#[test]
+fn pulls_that_end_at_once_take_what_they_got_last_with_them() {
+    each_seed(|rng_seed| {
+        let (mut sim, origin) = Sim::new(rng_seed, 400);
+        let site = sim.site(Wan::default());
+        for _ in 0..10 {
+            sim.leaf_as(site, &[origin], pull(0), Duration::ZERO);
+        }
+        sim.run_until_complete(LIMIT);
         sim.assert_egress(site, 100..=120);
-        // Nobody waits for one that has gone: measured 2.4 to 2.7 s, of which the uplink alone takes 2.1.
-        assert!(sim.now() < Duration::from_secs(4), "{:?}", sim.now());
+        // One after the other asks for the last chunk, and some wait for what is leased to one that was about to go.
+        assert!(sim.now() < Duration::from_secs(6), "{:?}", sim.now());
     });
 }
 
@@ -54,7 +70,7 @@ fn what_the_holder_of_a_lease_did_not_get_before_it_died_is_sent_to_another() {
 #[test]
 fn leaves_that_serve_nobody_are_served_and_do_not_hold_the_others_up() {
     each_seed(|rng_seed| {
-        let (mut sim, origin) = Sim::new(rng_seed, 200);
+        let (mut sim, origin) = Sim::new(rng_seed, 1000);
         let site = sim.site(Wan::default());
         let greedy = LeafConfig { serves: false, ..LeafConfig::default() };
         let takers: Vec<_> = (0..4).map(|_| sim.leaf_as(site, &[origin], greedy, Duration::ZERO)).collect();
@@ -66,25 +82,25 @@ fn leaves_that_serve_nobody_are_served_and_do_not_hold_the_others_up() {
         let given: u64 =
             takers.iter().map(|t| givers.iter().map(|g| sim.received(*t, *g)).sum::<u64>()).sum();
         assert!(given > 0, "they are served");
-        // Their own fetching comes on top, for nobody can have it from them. Measured: at most 227 %.
-        sim.assert_egress(site, 100..=300);
+        // What they asked for before the origin knew of others comes on top. Measured: at most 104 %.
+        sim.assert_egress(site, 100..=105);
     });
 }
 
 #[test]
 fn leaves_of_the_old_release_are_seeds_of_what_the_new_one_kept() {
     each_seed(|rng_seed| {
-        let (mut sim, origin) = Sim::new(rng_seed, 200);
+        let (mut sim, origin) = Sim::new(rng_seed, 1000);
         let site = sim.site(Wan::default());
         let old = sim.leaves(5, site, &[origin]);
         for leaf in &old {
-            sim.give_range(*leaf, 1, 150);
+            sim.give_range(*leaf, 1, 750);
         }
         let fresh = sim.leaves(5, site, &[origin]);
         sim.run_until_complete(LIMIT);
         assert!(fresh.iter().all(|leaf| old.iter().any(|seed| sim.received(*leaf, *seed) > 0)));
-        // A quarter is new; the rest is what fresh leaves ask for before they know of a neighbour. Measured: at most 77 %.
-        sim.assert_egress(site, 25..=90);
+        // A quarter is new; the rest is what fresh leaves ask for before they know of a neighbour. Measured: at most 30 %.
+        sim.assert_egress(site, 25..=33);
     });
 }
 
@@ -139,10 +155,10 @@ fn a_site_whose_leaves_come_and_go_completes() {
             let one = leaves[(round * 7) % leaves.len()];
             sim.kill(one);
             sim.start_after(one, Duration::from_millis(400));
-            sim.leaf_as(site, &[relay, origin], PULL, Duration::ZERO);
+            sim.leaf_as(site, &[relay, origin], pull(0), Duration::ZERO);
         }
         sim.run_until_complete(LIMIT);
-        assert!(leaves.iter().all(|leaf| sim.received_twice(*leaf) == 0));
+        leaves.iter().for_each(|leaf| sim.assert_few_twice(*leaf));
         sim.assert_egress(site, 100..=105);
     });
 }

@@ -1,5 +1,6 @@
 //! What [`Fetch`] asks, of whom and when.
 
+use super::config::{CHOKES_MAX, SETTLED, SHARED_BATCHES};
 use super::*;
 
 fn set(start: u64, end: u64) -> ChunkRanges {
@@ -15,8 +16,10 @@ const T0: Timestamp = Timestamp(1_000_000);
 #[test]
 fn a_chunk_is_open_in_one_batch_only() {
     let mut f = fetch(10);
-    f.handle_connected(T0, PeerId(0), Tier::Relay);
-    f.handle_connected(T0, PeerId(1), Tier::Relay);
+    f.handle_connected(T0, PeerId(0), Tier::Site);
+    f.handle_connected(T0, PeerId(1), Tier::Site);
+    f.handle_have(T0, PeerId(0), &set(1, 20));
+    f.handle_have(T0, PeerId(1), &set(11, 35));
     f.want(&set(1, 35));
     let mut asked = ChunkRanges::new();
     while let Some((_, _, chunks)) = f.poll_request(T0) {
@@ -52,6 +55,19 @@ fn a_farther_tier_is_not_asked_for_what_a_busy_nearer_one_will_send() {
     // Its failure makes the origin the nearest.
     f.handle_fault(T0, PeerId(1), PeerFault::Failed);
     assert_eq!(f.poll_request(T0).map(|(peer, ..)| peer), Some(PeerId(0)));
+}
+
+#[test]
+fn of_two_relays_the_second_is_asked_when_the_first_fails_or_chokes() {
+    let mut f = fetch(10);
+    f.handle_connected(T0, PeerId(0), Tier::Relay);
+    f.handle_connected(T0, PeerId(1), Tier::Relay);
+    f.want(&set(1, 100));
+    let asked: Vec<_> = std::iter::from_fn(|| f.poll_request(T0)).map(|(peer, ..)| peer).collect();
+    assert_eq!(asked, [PeerId(0), PeerId(0)]);
+    f.handle_choked(T0, PeerId(0), Duration::from_secs(1));
+    let asked: Vec<_> = std::iter::from_fn(|| f.poll_request(T0)).map(|(peer, ..)| peer).collect();
+    assert_eq!(asked, [PeerId(1), PeerId(1)]);
 }
 
 #[test]
@@ -160,7 +176,7 @@ fn any_order_of_answers_and_faults_ends_with_every_chunk_once() {
                         assert!(got.insert(id), "chunk {id} twice, rng_seed {rng_seed}");
                     }
                     None => {
-                        f.handle_batch_end(batch);
+                        f.handle_batch_end(now, batch);
                         open.remove(pick);
                     }
                 },
@@ -193,7 +209,11 @@ fn what_a_neighbour_is_fetching_is_left_to_it_until_it_announces_or_the_time_is_
     assert_eq!(f.poll_request(T0), None);
     f.handle_have(T0, PeerId(1), &set(5, 6));
     assert_eq!(f.poll_request(T0).map(|(p, _, c)| (p, c)), Some((PeerId(1), set(5, 6))));
-    let again = f.poll_timeout(T0).expect("it asks again");
+    let mut again = f.poll_timeout(T0).expect("it asks again");
+    while again < T0 + FetchConfig::default().lease_retry {
+        assert_eq!(f.poll_request(again), None);
+        again = f.poll_timeout(again).expect("it asks again");
+    }
     assert_eq!(again, T0 + FetchConfig::default().lease_retry);
     assert_eq!(f.poll_request(again).map(|(p, _, c)| (p, c)), Some((PeerId(0), set(7, 10))));
     assert_eq!(f.poll_event(), None, "nothing of this is a failure");
@@ -213,7 +233,7 @@ fn a_choked_neighbours_chunks_wait_for_it_and_not_for_ever() {
             break;
         }
         f.handle_choked(now, peer, Duration::from_secs(1));
-        f.handle_batch_end(batch);
+        f.handle_batch_end(now, batch);
         chokes += 1;
         if chokes <= CHOKES_MAX {
             assert_eq!(f.poll_request(now), None, "not asked of the origin");
@@ -237,32 +257,33 @@ fn what_only_one_neighbour_has_is_asked_of_it_first() {
 
 #[test]
 fn nodes_that_start_at_different_places_ask_for_different_chunks_and_all_ask_for_all() {
-    for start in 0..10 {
-        let config = FetchConfig {
-            batch_chunks: 3,
-            batches_per_peer: 9,
-            start: Some(start),
-            ..FetchConfig::default()
-        };
-        let mut f = Fetch::new(config);
+    let mut firsts = ChunkRanges::new();
+    for rng_seed in 0..40 {
+        let mut f = Fetch::new(FetchConfig::sharing(100, rng_seed));
         f.handle_connected(T0, PeerId(0), Tier::Origin);
-        f.want(&set(1, 10));
-        let asked: Vec<_> = std::iter::from_fn(|| f.poll_request(T0)).map(|(_, _, c)| c).collect();
-        assert!(asked[0].contains(ChunkId(start + 1)), "start {start}");
-        let all = asked.iter().fold(ChunkRanges::new(), |mut all, c| {
-            all.extend(c);
-            all
-        });
-        assert_eq!(all, set(1, 10));
+        f.want(&set(1, 100));
+        let mut all = ChunkRanges::new();
+        while let Some((_, batch, chunks)) = f.poll_request(T0) {
+            if all.is_empty() {
+                firsts.extend(&chunks);
+            }
+            all.extend(&chunks);
+            for id in chunks.ids() {
+                f.handle_chunk(T0, batch, id);
+            }
+            f.handle_batch_end(T0, batch);
+        }
+        assert_eq!(all, set(1, 100));
     }
+    assert!(firsts.len() > 60, "forty batches of four have {} chunks", firsts.len());
 }
 
 #[test]
 fn batches_grow_while_nobody_shares_the_work_and_are_small_when_somebody_does() {
-    let config = FetchConfig { shared_batch: Some(2), batch_chunks: 16, ..FetchConfig::default() };
+    let config = FetchConfig { shared_batch: Some(2), batch_chunks: 32, ..FetchConfig::default() };
     let mut f = Fetch::new(config);
     f.handle_connected(T0, PeerId(0), Tier::Origin);
-    f.want(&set(1, 60));
+    f.want(&set(1, 200));
     let mut sizes = Vec::new();
     let mut open: VecDeque<_> = std::iter::from_fn(|| f.poll_request(T0)).collect();
     for _ in 0..5 {
@@ -271,14 +292,17 @@ fn batches_grow_while_nobody_shares_the_work_and_are_small_when_somebody_does() 
         for id in chunks.ids() {
             f.handle_chunk(T0, batch, id);
         }
-        f.handle_batch_end(batch);
-        open.extend(f.poll_request(T0));
+        f.handle_batch_end(T0, batch);
+        open.extend(std::iter::from_fn(|| f.poll_request(T0)));
     }
-    assert_eq!(sizes, [2, 2, 2, 4, 8]);
+    assert_eq!(sizes, [4, 8, 8, 8, 16], "one at first, three from then on");
     f.handle_connected(T0, PeerId(1), Tier::Site);
-    open.iter().for_each(|(_, batch, _)| f.handle_batch_end(*batch));
+    open.iter().for_each(|(_, batch, _)| f.handle_batch_end(T0, *batch));
     let asked: Vec<_> = std::iter::from_fn(|| f.poll_request(T0)).map(|(.., c)| c.len()).collect();
-    assert_eq!(asked, [2; SHARED_BATCHES]);
+    assert_eq!(asked, [2], "it may hold anything, and says so soon");
+    let settled = T0 + SETTLED;
+    let asked: Vec<_> = std::iter::from_fn(|| f.poll_request(settled)).map(|(.., c)| c.len()).collect();
+    assert_eq!(asked, [2; SHARED_BATCHES - 1]);
 }
 
 #[test]
@@ -301,7 +325,7 @@ fn what_was_left_to_a_neighbour_is_asked_of_the_parent_at_once_when_it_leaves() 
     f.want(&set(1, 3));
     let (_, batch, _) = f.poll_request(T0).expect("the origin");
     f.handle_leased(T0, batch, &set(1, 3));
-    f.handle_batch_end(batch);
+    f.handle_batch_end(T0, batch);
     assert_eq!(f.poll_request(T0), None);
     f.handle_disconnected(T0, PeerId(1), Tier::Site);
     assert_eq!(f.poll_request(T0).map(|(p, _, c)| (p, c)), Some((PeerId(0), set(1, 3))));

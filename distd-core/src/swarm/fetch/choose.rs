@@ -1,0 +1,368 @@
+//! What is asked of whom: the outputs of [`Fetch`].
+
+use std::time::Duration;
+
+use super::config::{
+    BATCH_CHUNKS_MIN, BATCH_TIME, CLAIM_AFTER, CLAIM_AFTER_BY_RELAY, ENDGAME_LEAST, ENDGAME_MIN,
+    ENDGAME_PART, EXPLORE, RELAY_HELPS, SHARED_BATCHES,
+};
+use super::peer::Peer;
+use super::{Batch, BatchId, Fetch, FetchEvent, PeerFault, PeerId, Tier};
+use crate::ranges::ChunkRanges;
+use crate::time::Timestamp;
+
+type Request = (PeerId, BatchId, ChunkRanges);
+
+impl Fetch {
+    /// The next batch to ask for; `None` until something changes. Free when nothing has changed since it last said so.
+    ///
+    /// Nearer peers come first, among neighbours the faster ones more often, of parents the first that is well. What a nearer peer will send
+    /// when it has room again is not asked of a farther one.
+    pub fn poll_request(&mut self, now: Timestamp) -> Option<Request> {
+        if self.quiet_until.is_some_and(|until| now < until) {
+            return None;
+        }
+        self.expire(now);
+        let request = self
+            .choose(now)
+            .or_else(|| if self.claim(now) { self.choose(now) } else { None })
+            .or_else(|| self.ask_twice(now));
+        if request.is_none() {
+            self.report_unavailable(now);
+            self.quiet_until = Some(self.next_timeout(now).unwrap_or(Timestamp(u64::MAX)));
+        }
+        request
+    }
+
+    /// When to call [`Fetch::poll_request`] again if nothing happens before: later than `now`, at which it has just been called.
+    pub fn poll_timeout(&self, now: Timestamp) -> Option<Timestamp> {
+        match self.quiet_until {
+            Some(until) if until > now => (until < Timestamp(u64::MAX)).then_some(until),
+            _ => self.next_timeout(now),
+        }
+    }
+
+    fn next_timeout(&self, now: Timestamp) -> Option<Timestamp> {
+        let deadlines = self.batches.values().map(|b| b.deadline);
+        let pauses = self.peers.values().filter(|p| !p.dropped && !self.wanted.is_empty()).flat_map(|p| {
+            let asked_again = p.connected.then(|| {
+                let leased = p.leased.front().map_or(Timestamp(0), |(until, _)| *until);
+                p.not_before.max(p.choked_until).max(p.left_until).max(leased)
+            });
+            asked_again.into_iter().chain(p.announced.as_ref().map(|_| p.hope_until))
+        });
+        // Origins are asked for more when neighbours have settled.
+        let origins =
+            !self.wanted.is_empty() && self.peers.values().any(|p| p.tier == Tier::Origin && p.connected);
+        let settled = self.peers.values().filter_map(|p| p.settles_at(now)).filter(|_| origins).max();
+        // Somebody else may be asked for what is slow.
+        let others = self.peers.len() > 1;
+        let unstarted = self.batches.values().filter(|b| others && b.got == 0);
+        let claims = unstarted.flat_map(|b| [b.asked + CLAIM_AFTER, b.asked + CLAIM_AFTER_BY_RELAY]);
+        let ends = others && self.wanted.is_empty() && !self.batches.is_empty() && self.may_double() > 0;
+        let end = ends.then(|| now + ENDGAME_MIN);
+        deadlines.chain(pauses).chain(settled).chain(claims).chain(end).filter(|at| *at > now).min()
+    }
+
+    fn random(&mut self) -> u64 {
+        // splitmix64.
+        self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.random ^ (self.random >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn has_neighbours(&self) -> bool {
+        self.peers.values().any(|p| p.tier == Tier::Site && p.connected && !p.dropped)
+    }
+
+    /// Batches that may be in flight to peers of a tier.
+    fn batches_max(&self, now: Timestamp, tier: Tier) -> usize {
+        let most = self.config.batches_per_peer;
+        if self.config.shared_batch.is_none() || tier == Tier::Site {
+            return most;
+        }
+        // Until it is known who else is there, and what they hold, parents are asked for little.
+        let settling = tier == Tier::Origin && self.peers.values().any(|p| p.is_settling(now));
+        match self.has_neighbours() {
+            _ if settling || self.came == 0 => 1,
+            true => most.min(SHARED_BATCHES),
+            false => most,
+        }
+    }
+
+    /// Most chunks of the next batch to a peer.
+    fn batch_size(&self, now: Timestamp, peer: &Peer) -> u64 {
+        let most = self.config.batch_chunks;
+        let Some(shared) = self.config.shared_batch else { return most };
+        let least = BATCH_CHUNKS_MIN.min(shared);
+        if peer.tier == Tier::Origin && self.peers.values().any(|p| p.is_settling(now)) {
+            return least;
+        }
+        if !self.has_neighbours() {
+            return self.alone_batch.clamp(1, most);
+        }
+        if peer.stalled {
+            return least;
+        }
+        let in_time = peer.capacity.rate().map_or(0.0, |rate| rate * BATCH_TIME.as_secs_f64());
+        (in_time as u64).clamp(least, shared.max(least)).min(most)
+    }
+
+    /// A batch of chunks nobody has been asked for.
+    fn choose(&mut self, now: Timestamp) -> Option<Request> {
+        if self.wanted.is_empty() {
+            return None;
+        }
+        let able = self.able_neighbours(now);
+        let (id, could) = match self.weigh(able) {
+            Some(chosen) => chosen,
+            None => self.able_parent(now)?,
+        };
+        let chunks = self.pick(now, id, could);
+        self.wanted = self.wanted.difference(&chunks);
+        Some(self.ask(now, id, chunks))
+    }
+
+    /// Neighbours with room, and what each could send.
+    fn able_neighbours(&mut self, now: Timestamp) -> Vec<(PeerId, ChunkRanges)> {
+        let most = self.batches_max(now, Tier::Site);
+        let near = self.peers.iter_mut().filter(|(_, p)| p.tier == Tier::Site && p.has_room(now, most));
+        let could = near.map(|(id, p)| (*id, p.could_send_now(now, &self.wanted)));
+        could.filter(|(_, could)| !could.is_empty()).collect()
+    }
+
+    /// The first parent with room for what nobody nearer will send.
+    fn able_parent(&mut self, now: Timestamp) -> Option<(PeerId, ChunkRanges)> {
+        let most = [Tier::Relay, Tier::Origin].map(|tier| (tier, self.batches_max(now, tier)));
+        let has_room = |p: &Peer| most.iter().any(|(tier, most)| p.tier == *tier && p.has_room(now, *most));
+        if !self.peers.values().any(has_room) {
+            return None;
+        }
+        let mut left = self.wanted.clone();
+        let site = self.peers.values().filter(|p| p.tier == Tier::Site && p.is_waited_for(now));
+        for p in site {
+            left = left.difference(&p.could_send(&left));
+        }
+        let near = self.pace_of_neighbours(now);
+        for (tier, most) in most {
+            // Of several parents the first is asked: each would fetch everything over the uplink they share.
+            let mut lacks = left.clone();
+            for (id, p) in self.peers.iter_mut().filter(|(_, p)| p.tier == tier) {
+                let waits = p.is_waited_for(now);
+                if p.has_room(now, most) {
+                    let mut could = p.could_send_now(now, &left);
+                    if could.is_empty() && tier == Tier::Relay && p.in_flight == 0 && helps_with(p, near) {
+                        could = p.could_send_now(now, &self.wanted);
+                    }
+                    if !could.is_empty() {
+                        return Some((*id, could));
+                    }
+                }
+                if waits {
+                    let could = p.could_send(&lacks);
+                    lacks = lacks.difference(&could);
+                    if p.choked_until <= now {
+                        left = left.difference(&could);
+                    }
+                }
+            }
+            left = lacks;
+        }
+        None
+    }
+
+    /// Chunks a second that neighbours bring together, as far as it is known; `None` when none is there.
+    fn pace_of_neighbours(&self, now: Timestamp) -> Option<f64> {
+        let near = self.peers.values().filter(|p| p.tier == Tier::Site && p.is_well(now));
+        near.filter_map(|p| p.capacity.rate()).reduce(|sum, rate| sum + rate)
+    }
+
+    /// One of the peers that could send something, by chance: one twice as fast twice as often.
+    fn weigh(&mut self, mut able: Vec<(PeerId, ChunkRanges)>) -> Option<(PeerId, ChunkRanges)> {
+        if able.len() < 2 {
+            return able.pop();
+        }
+        let explores = self.random().is_multiple_of(EXPLORE);
+        let rates = || able.iter().filter_map(|(id, _)| self.peers[id].capacity.rate());
+        // One that is not known yet is taken for an ordinary one.
+        let usual = rates().sum::<f64>().max(1.0) / rates().count().max(1) as f64;
+        let weight = |(id, _): &(PeerId, ChunkRanges)| {
+            let p = &self.peers[id];
+            if explores { 1.0 } else { p.capacity.rate().unwrap_or(usual) / (1 + p.in_flight) as f64 }
+        };
+        let weights: Vec<f64> = able.iter().map(weight).collect();
+        let mut at = (self.random() >> 11) as f64 / (1u64 << 53) as f64 * weights.iter().sum::<f64>();
+        let chosen = weights.iter().position(|weight| {
+            at -= weight;
+            at < 0.0
+        });
+        Some(able.swap_remove(chosen.unwrap_or(0)))
+    }
+
+    /// The chunks of the next batch to a peer, out of what it could send.
+    fn pick(&mut self, now: Timestamp, id: PeerId, mut could: ChunkRanges) -> ChunkRanges {
+        let peer = &self.peers[&id];
+        let count = self.batch_size(now, peer);
+        if peer.tier != Tier::Site {
+            if self.pivot.is_none() && self.config.shared_batch.is_some() {
+                let start = self.random();
+                self.pivot = self.wanted.nth(start % self.wanted.len().max(1));
+            }
+            return match self.pivot {
+                Some(pivot) => could.take_from(pivot, count),
+                None => could.take_first(count),
+            };
+        }
+        // First what no other neighbour has: those may leave. From any place, so that others who ask the same peer get other chunks.
+        let mut rare = could.clone();
+        let others = self.peers.iter().filter(|(other, p)| **other != id && p.connected && !p.dropped);
+        for announced in others.filter_map(|(_, p)| p.announced.as_ref()) {
+            if rare.is_empty() {
+                break;
+            }
+            rare = rare.difference(announced);
+        }
+        let mut chunks = self.take_somewhere(&mut rare, count);
+        if chunks.len() < count {
+            could = could.difference(&chunks);
+            let more = self.take_somewhere(&mut could, count - chunks.len());
+            chunks.extend(&more);
+        }
+        chunks
+    }
+
+    fn take_somewhere(&mut self, chunks: &mut ChunkRanges, count: u64) -> ChunkRanges {
+        match chunks.len() {
+            len if len > count => {
+                let from = self.random() % len;
+                let from = chunks.nth(from).expect("below the length");
+                chunks.take_from(from, count)
+            }
+            _ => std::mem::take(chunks),
+        }
+    }
+
+    fn ask(&mut self, now: Timestamp, id: PeerId, chunks: ChunkRanges) -> Request {
+        let peer = self.peers.get_mut(&id).expect("chosen among the peers");
+        if peer.in_flight == 0 {
+            peer.capacity.begin(now);
+        }
+        peer.in_flight += 1;
+        peer.excused = false;
+        let batch = BatchId(self.next_batch);
+        self.next_batch += 1;
+        let deadline = now + self.patience(id);
+        let (open, got) = (chunks.clone(), 0);
+        self.batches.insert(batch, Batch { peer: id, open, asked: now, progress: now, got, deadline });
+        (id, batch, chunks)
+    }
+
+    /// Takes back a batch that has brought nothing yet when another peer has nothing else to send and has half of it: what waits in one
+    /// peer's queue is another's to give. Nothing has been sent, so nothing comes twice.
+    fn claim(&mut self, now: Timestamp) -> bool {
+        let late = |b: &Batch, after: Duration| b.got == 0 && now.since(b.asked) >= after;
+        let claimed = self.batches.iter().filter(|(_, b)| late(b, CLAIM_AFTER)).find_map(|(batch, b)| {
+            let at = self.peers.get(&b.peer)?.tier;
+            let helps = |(id, p): (&PeerId, &Peer)| {
+                let by_relay = at == Tier::Site && p.tier == Tier::Relay && late(b, CLAIM_AFTER_BY_RELAY);
+                *id != b.peer
+                    && (p.tier == Tier::Site || by_relay)
+                    && p.has_room(now, self.batches_max(now, p.tier))
+                    && p.could_send(&b.open).len() * 2 >= b.open.len()
+            };
+            self.peers.iter().any(|(id, p)| helps((id, p))).then_some((*batch, b.peer, at))
+        });
+        let Some((batch, peer, tier)) = claimed else { return false };
+        if tier == Tier::Site {
+            // It was not asked for more than it announced, and had time.
+            self.handle_fault(now, peer, PeerFault::Stalled);
+        } else {
+            self.withdraw(now, batch);
+        }
+        true
+    }
+
+    /// How many more chunks may be asked of a second peer.
+    fn may_double(&self) -> u64 {
+        (self.wanted_ever / ENDGAME_PART).max(ENDGAME_LEAST).saturating_sub(self.doubled_ever)
+    }
+
+    /// The end-game: everything is asked for, and a peer with room would send the rest of the slowest batch much sooner. Never the origin.
+    fn ask_twice(&mut self, now: Timestamp) -> Option<Request> {
+        let most = self.may_double();
+        if most == 0 || !self.wanted.is_empty() || self.batches.is_empty() {
+            return None;
+        }
+        let mut slowest: Option<(Duration, PeerId, ChunkRanges)> = None;
+        for b in self.batches.values() {
+            let Some(at) = self.peers.get(&b.peer) else { continue };
+            let rest = at.capacity.time_for(self.open_at(b.peer)).unwrap_or_default();
+            let rest = rest.max(now.since(b.progress));
+            if rest < ENDGAME_MIN || slowest.as_ref().is_some_and(|(longest, ..)| rest <= *longest) {
+                continue;
+            }
+            let open = b.open.difference(&self.doubled);
+            for (id, p) in &self.peers {
+                if *id == b.peer
+                    || p.tier == Tier::Origin
+                    || p.tier > at.tier.max(Tier::Relay)
+                    || !p.has_room(now, self.batches_max(now, p.tier))
+                {
+                    continue;
+                }
+                let could = p.could_send(&open);
+                let size = could.len().min(self.batch_size(now, p)).min(most);
+                // One whose pace nobody knows is as good as the one that is slow.
+                let Some(time) = p.capacity.time_for(self.open_at(*id) + size) else { continue };
+                if size > 0 && time * 2 < rest {
+                    slowest = Some((rest, *id, last_of(could, size)));
+                    break;
+                }
+            }
+        }
+        let (_, id, chunks) = slowest?;
+        self.doubled.extend(&chunks);
+        self.doubled_ever += chunks.len();
+        Some(self.ask(now, id, chunks))
+    }
+
+    /// Chunks open at a peer.
+    fn open_at(&self, peer: PeerId) -> u64 {
+        self.batches.values().filter(|b| b.peer == peer).map(|b| b.open.len()).sum()
+    }
+
+    /// Chunks that every remaining peer lacks will never come: say so, once.
+    fn report_unavailable(&mut self, now: Timestamp) {
+        let mut hopeless = self.wanted.clone();
+        for peer in self.peers.values().filter(|p| !p.dropped) {
+            if hopeless.is_empty() || peer.announced.is_some() && peer.hope_until > now {
+                return;
+            }
+            hopeless = hopeless.difference(&peer.could_send(&hopeless));
+        }
+        if !hopeless.is_empty() {
+            self.wanted = self.wanted.difference(&hopeless);
+            // Who wants them later asks anew.
+            for peer in self.peers.values_mut() {
+                peer.lacks = peer.lacks.difference(&hopeless);
+            }
+            self.events.push_back(FetchEvent::Unavailable(hopeless));
+        }
+    }
+}
+
+/// Whether a relay is asked for what neighbours have too: they are slow beside it.
+fn helps_with(relay: &Peer, near: Option<f64>) -> bool {
+    match (relay.capacity.rate(), near) {
+        (Some(rate), Some(near)) => rate >= near * RELAY_HELPS,
+        _ => false,
+    }
+}
+
+/// The highest `count` ids: a batch is mostly answered in order, so they would come last.
+fn last_of(mut chunks: ChunkRanges, count: u64) -> ChunkRanges {
+    let before = chunks.len().saturating_sub(count);
+    chunks.take_first(before);
+    chunks
+}

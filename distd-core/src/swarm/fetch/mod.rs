@@ -1,0 +1,442 @@
+//! [`Fetch`]: a sans-io state machine over wanted chunks and the peers that may send them.
+//!
+//! Inputs are `handle_*`; after each of them, and when [`Fetch::poll_timeout`] is reached, call
+//! [`Fetch::poll_request`] until it returns `None`, then [`Fetch::poll_event`] likewise.
+//!
+//! Here is what happens to chunks, batches and peers; `choose` has what is asked of whom.
+
+mod capacity;
+mod choose;
+mod config;
+mod peer;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+pub use self::config::FetchConfig;
+use self::config::{ALL_LEASED, CHOKES_MAX, FIRST_BATCH, RELAY_ANSWERS};
+use self::peer::Peer;
+use crate::ChunkId;
+use crate::ranges::ChunkRanges;
+use crate::time::Timestamp;
+
+/// A peer of this fetch, in the caller's numbering.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerId(pub u32);
+
+/// A batch in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BatchId(pub u64);
+
+/// How near a peer is; nearer ones are asked first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tier {
+    /// A neighbour: asked only for what it announced, for it fetches nothing on another's behalf.
+    Site,
+    /// A relay.
+    Relay,
+    /// The origin.
+    Origin,
+}
+
+/// What a peer did wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerFault {
+    /// The connection or a stream failed: tried again after a pause.
+    Failed,
+    /// It made no progress: tried again after a pause.
+    Stalled,
+    /// It sent bytes that are not the chunk: never asked again.
+    WrongBytes,
+    /// It broke the protocol: never asked again.
+    Protocol,
+}
+
+/// What the caller should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FetchEvent {
+    /// Abandon this batch's stream: it stalled, its peer is gone, or others brought or will bring its chunks.
+    Abandon(PeerId, BatchId),
+    /// No peer is left that could send these chunks.
+    Unavailable(ChunkRanges),
+    /// The peer is not asked any more.
+    Dropped(PeerId, PeerFault),
+}
+
+#[derive(Debug)]
+struct Batch {
+    peer: PeerId,
+    open: ChunkRanges,
+    asked: Timestamp,
+    /// When a chunk came last, or it was asked for.
+    progress: Timestamp,
+    /// Chunks that came.
+    got: u64,
+    deadline: Timestamp,
+}
+
+/// The state machine. Every wanted chunk is in exactly one place: to be asked for, or open in one batch; at the end a few are open in two.
+#[derive(Debug)]
+pub struct Fetch {
+    config: FetchConfig,
+    wanted: ChunkRanges,
+    peers: BTreeMap<PeerId, Peer>,
+    batches: BTreeMap<BatchId, Batch>,
+    next_batch: u64,
+    /// Chunks open in two batches, how many were made so, and how many were wanted in all.
+    doubled: ChunkRanges,
+    doubled_ever: u64,
+    wanted_ever: u64,
+    /// Where it begins among the wanted chunks: nodes of a site that start at once ask for different parts.
+    pivot: Option<ChunkId>,
+    /// Chunks of the next batch, while no neighbour is known.
+    alone_batch: u64,
+    /// Chunks that came, and those of them that had come before.
+    came: u64,
+    duplicates: u64,
+    random: u64,
+    /// Until when nothing can be asked for unless something changes; set when there was nothing to ask for.
+    quiet_until: Option<Timestamp>,
+    events: VecDeque<FetchEvent>,
+}
+
+impl Fetch {
+    /// Nothing wanted, nobody to ask.
+    pub fn new(config: FetchConfig) -> Self {
+        Self {
+            alone_batch: config.shared_batch.map_or(config.batch_chunks, |_| FIRST_BATCH),
+            random: config.rng_seed,
+            config,
+            wanted: ChunkRanges::new(),
+            peers: BTreeMap::new(),
+            batches: BTreeMap::new(),
+            next_batch: 0,
+            doubled: ChunkRanges::new(),
+            doubled_ever: 0,
+            wanted_ever: 0,
+            pivot: None,
+            came: 0,
+            duplicates: 0,
+            quiet_until: None,
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Adds chunks; those already wanted or in flight are not asked for twice.
+    pub fn want(&mut self, chunks: &ChunkRanges) {
+        let mut fresh = chunks.clone();
+        for batch in self.batches.values() {
+            fresh = fresh.difference(&batch.open);
+        }
+        let before = self.wanted.len();
+        self.wanted.extend(&fresh);
+        self.wanted_ever += self.wanted.len() - before;
+        self.changed();
+    }
+
+    /// Nobody wants these any more. What is open in a batch comes all the same.
+    pub fn unwant(&mut self, chunks: &ChunkRanges) {
+        self.wanted = self.wanted.difference(chunks);
+    }
+
+    /// What was found to be so when there was nothing to ask for holds no longer.
+    fn changed(&mut self) {
+        self.quiet_until = None;
+    }
+
+    /// Adds a peer that may be asked from `now` on, or readmits one whose connection came back.
+    pub fn handle_connected(&mut self, now: Timestamp, peer: PeerId, tier: Tier) {
+        self.changed();
+        let entry = self.peers.entry(peer).or_insert_with(|| Peer::new(now, tier));
+        entry.tier = tier;
+        if !entry.connected {
+            // Whatever it lacked or had before, that may be otherwise now: another process may answer there.
+            entry.lacks = ChunkRanges::new();
+            entry.announced = (tier == Tier::Site).then(ChunkRanges::new);
+            entry.leased.clear();
+        }
+        entry.hope_until = now + self.config.hope;
+        entry.since = now;
+        entry.connected = true;
+        if tier == Tier::Origin {
+            // Nearer parents that waited for theirs come first again.
+            self.peers.values_mut().filter(|p| p.excused).for_each(|p| p.not_before = now);
+        }
+    }
+
+    /// A neighbour announced chunks: it may be asked for them.
+    pub fn handle_have(&mut self, now: Timestamp, peer: PeerId, chunks: &ChunkRanges) {
+        let Some(p) = self.peers.get_mut(&peer) else { return };
+        let Some(announced) = &mut p.announced else { return };
+        announced.extend(chunks);
+        // It has them after all.
+        p.lacks = p.lacks.difference(chunks);
+        p.hope_until = now + self.config.hope;
+        // What a busy peer has is asked for when it has room again.
+        let news = self.wanted.is_empty() || self.wanted.intersects(chunks);
+        if news && p.has_room(now, self.config.batches_per_peer) {
+            self.changed();
+        }
+    }
+
+    /// A parent leaves these chunks of a batch to a neighbour that is fetching them. It is asked again after a while.
+    pub fn handle_leased(&mut self, now: Timestamp, batch: BatchId, ranges: &ChunkRanges) {
+        let Some((id, given_back)) = self.give_back(now, batch, ranges) else { return };
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.leased.push_back((now + self.config.lease_retry, given_back));
+        }
+    }
+
+    /// A relay's parent could not help. The first time, and where this side cannot reach the relay's parents either, that is no fault of
+    /// the relay: it is asked again before them.
+    pub fn handle_upstream_failed(&mut self, now: Timestamp, batch: BatchId, ranges: &ChunkRanges) {
+        let asked = self.batches.get(&batch).map_or(now, |b| b.asked);
+        let Some((id, _)) = self.give_back(now, batch, ranges) else { return };
+        let farther =
+            self.peers.values().any(|p| p.tier == Tier::Origin && p.is_well(now) && p.since <= asked);
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        // Batches that were open at the same time failed for one reason.
+        let first = *peer.upstream_failed.get_or_insert(now);
+        peer.excused = !farther || asked < first;
+        if peer.not_before <= now {
+            self.pause(now, id, PeerFault::Failed);
+        }
+    }
+
+    /// A batch is alive although no chunk came: this side's own limit holds it back, which is no fault of the peer.
+    pub fn handle_held_back(&mut self, now: Timestamp, batch: BatchId) {
+        self.progressed(now, batch);
+    }
+
+    /// A peer is being dialled: chunks wait for it, but it is not asked yet.
+    pub fn handle_awaiting(&mut self, peer: PeerId) {
+        self.changed();
+        if let Some(p) = self.peers.get_mut(&peer) {
+            p.connected = false;
+        }
+    }
+
+    /// A peer's connection is gone, or could not be made: it is asked again once [`Fetch::handle_connected`] says so.
+    pub fn handle_disconnected(&mut self, now: Timestamp, peer: PeerId, tier: Tier) {
+        self.handle_connected(now, peer, tier);
+        self.handle_fault(now, peer, PeerFault::Failed);
+        if let Some(p) = self.peers.get_mut(&peer) {
+            p.connected = false;
+        }
+        if tier == Tier::Site {
+            // What a parent left to a neighbour may have been left to this one.
+            for p in self.peers.values_mut() {
+                p.leased.clear();
+                p.left_until = now;
+            }
+        }
+    }
+
+    /// A chunk of a batch arrived and was verified. False when it had come before: a duplicate. The bytes are good in any case.
+    pub fn handle_chunk(&mut self, now: Timestamp, batch: BatchId, id: ChunkId) -> bool {
+        self.progressed(now, batch);
+        let mut missing = false;
+        if let Some(b) = self.batches.get_mut(&batch) {
+            b.got += 1;
+            missing = b.open.remove(id);
+            if let Some(peer) = self.peers.get_mut(&b.peer) {
+                peer.failures = 0;
+                peer.chokes = 0;
+                (peer.excused, peer.stalled, peer.upstream_failed) = (false, false, None);
+                peer.capacity.chunk();
+                if peer.not_before > now {
+                    // It did not fail after all.
+                    peer.not_before = now;
+                    self.quiet_until = None;
+                }
+            }
+        }
+        if !missing || self.doubled.remove(id) {
+            // Late, or asked of two.
+            missing |= self.wanted.remove(id);
+            missing |= self.close_elsewhere(now, batch, id);
+        }
+        self.came += 1;
+        self.duplicates += u64::from(!missing);
+        missing
+    }
+
+    /// Takes a chunk out of the other batches it is open in; one that has nothing else open is withdrawn.
+    fn close_elsewhere(&mut self, now: Timestamp, batch: BatchId, id: ChunkId) -> bool {
+        let holds = |(at, b): (&BatchId, &mut Batch)| (*at != batch && b.open.remove(id)).then_some(*at);
+        let others: Vec<BatchId> = self.batches.iter_mut().filter_map(holds).collect();
+        for other in &others {
+            if self.batches[other].open.is_empty() {
+                self.withdraw(now, *other);
+            }
+        }
+        !others.is_empty()
+    }
+
+    fn withdraw(&mut self, now: Timestamp, batch: BatchId) {
+        let Some(peer) = self.batches.get(&batch).map(|b| b.peer) else { return };
+        self.take_back(now, batch);
+        self.events.push_back(FetchEvent::Abandon(peer, batch));
+    }
+
+    fn progressed(&mut self, now: Timestamp, batch: BatchId) {
+        let Some(b) = self.batches.get_mut(&batch) else { return };
+        b.progress = now;
+        let peer = b.peer;
+        let deadline = now + self.patience(peer);
+        if let Some(b) = self.batches.get_mut(&batch) {
+            b.deadline = deadline;
+        }
+    }
+
+    /// The peer will not send these chunks of a batch; others are asked. With `for_now` it is asked again after a pause
+    /// that counts as a failure; otherwise never.
+    pub fn handle_dont_have(&mut self, now: Timestamp, batch: BatchId, ranges: &ChunkRanges, for_now: bool) {
+        let Some((id, given_back)) = self.give_back(now, batch, ranges) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        if !for_now {
+            peer.lacks.extend(&given_back);
+        } else if peer.not_before <= now {
+            self.pause(now, id, PeerFault::Failed);
+        }
+    }
+
+    /// Takes chunks out of a batch that its peer refused: the peer, and which.
+    fn give_back(
+        &mut self,
+        now: Timestamp,
+        batch: BatchId,
+        ranges: &ChunkRanges,
+    ) -> Option<(PeerId, ChunkRanges)> {
+        self.changed();
+        self.progressed(now, batch);
+        let b = self.batches.get_mut(&batch)?;
+        let given_back = b.open.intersection(ranges);
+        b.open = b.open.difference(ranges);
+        let peer = b.peer;
+        self.want_again(&given_back);
+        Some((peer, given_back))
+    }
+
+    /// Chunks that are open no longer in one batch are wanted, unless they are open in another.
+    fn want_again(&mut self, chunks: &ChunkRanges) {
+        self.wanted.extend(&chunks.difference(&self.doubled));
+        self.doubled = self.doubled.difference(chunks);
+    }
+
+    /// The peer will answer nothing for a while. What it has waits for it rather than go to a farther peer, and it
+    /// counts as a failure only when it happens again and again while nothing comes from anybody.
+    pub fn handle_choked(&mut self, now: Timestamp, peer: PeerId, retry_after: Duration) {
+        self.changed();
+        let Some(p) = self.peers.get_mut(&peer) else { return };
+        p.choked_until = p.choked_until.max(now + retry_after.min(self.config.backoff_max));
+        p.chokes = if p.choked_at == self.came { p.chokes.saturating_add(1) } else { 1 };
+        p.choked_at = self.came;
+        if p.chokes > CHOKES_MAX {
+            self.pause(now, peer, PeerFault::Failed);
+        }
+    }
+
+    /// A neighbour is not dialled any more.
+    pub fn handle_gone(&mut self, peer: PeerId) {
+        self.changed();
+        if let Some(p) = self.peers.get_mut(&peer) {
+            p.dropped = true;
+        }
+    }
+
+    /// A batch's stream ended well; chunks it did not answer for (a choke) are asked for again.
+    pub fn handle_batch_end(&mut self, now: Timestamp, batch: BatchId) {
+        if let Some(b) = self.batches.get(&batch)
+            && let Some(peer) = self.peers.get_mut(&b.peer)
+        {
+            peer.capacity.sample(now);
+            if b.got > 0 {
+                self.alone_batch = self.alone_batch.saturating_mul(2).min(self.config.batch_chunks);
+            } else if !peer.leased.is_empty() {
+                // Neighbours fetch what was asked for, and very likely the next as well.
+                peer.left_until = now + ALL_LEASED;
+                self.pivot = None;
+            }
+        }
+        self.take_back(now, batch);
+    }
+
+    /// A batch's stream, or the peer's connection, failed.
+    pub fn handle_fault(&mut self, now: Timestamp, peer: PeerId, fault: PeerFault) {
+        self.changed();
+        let theirs: Vec<BatchId> =
+            self.batches.iter().filter(|(_, b)| b.peer == peer).map(|(id, _)| *id).collect();
+        theirs.into_iter().for_each(|batch| self.withdraw(now, batch));
+        self.pause(now, peer, fault);
+    }
+
+    fn pause(&mut self, now: Timestamp, peer: PeerId, fault: PeerFault) {
+        let Some(p) = self.peers.get_mut(&peer) else { return };
+        if p.dropped {
+            return;
+        }
+        p.failures = p.failures.saturating_add(1);
+        let pause = self.config.backoff.saturating_mul(1 << p.failures.min(16)).min(self.config.backoff_max);
+        p.not_before = now + pause;
+        p.stalled |= fault == PeerFault::Stalled;
+        let hopeless = matches!(fault, PeerFault::WrongBytes | PeerFault::Protocol);
+        if hopeless || p.failures >= self.config.failures_max {
+            p.dropped = true;
+            self.events.push_back(FetchEvent::Dropped(peer, fault));
+        }
+    }
+
+    fn take_back(&mut self, now: Timestamp, batch: BatchId) {
+        self.changed();
+        let Some(b) = self.batches.remove(&batch) else { return };
+        self.want_again(&b.open);
+        if let Some(peer) = self.peers.get_mut(&b.peer) {
+            peer.in_flight -= 1;
+            if peer.in_flight > 0 && b.got == 0 {
+                // What is left is measured by itself.
+                peer.capacity.begin(now);
+            }
+        }
+    }
+
+    /// How long a batch may make no progress: for a neighbour whose pace is known some time of it; a relay has to answer when it has waited
+    /// for its parent in vain.
+    fn patience(&self, peer: PeerId) -> Duration {
+        let stall = self.config.stall;
+        let Some(p) = self.peers.get(&peer) else { return stall };
+        match p.tier {
+            Tier::Site => {}
+            Tier::Relay => return stall.min(RELAY_ANSWERS),
+            Tier::Origin => return stall,
+        }
+        // All batches of the peer come in turn.
+        let usual = p.capacity.time_for(p.in_flight as u64).map_or(stall / 4, |time| time * 8);
+        usual.clamp(self.config.stall_min.min(stall), stall)
+    }
+
+    fn expire(&mut self, now: Timestamp) {
+        let stalled: Vec<_> = self.batches.values().filter(|b| b.deadline <= now).map(|b| b.peer).collect();
+        for peer in stalled {
+            self.handle_fault(now, peer, PeerFault::Stalled);
+        }
+    }
+
+    /// The next thing to tell the caller.
+    pub fn poll_event(&mut self) -> Option<FetchEvent> {
+        self.events.pop_front()
+    }
+
+    /// Whether nothing is wanted and nothing in flight.
+    pub fn is_idle(&self) -> bool {
+        self.wanted.is_empty() && self.batches.is_empty()
+    }
+
+    /// Chunks that came although they had come before.
+    pub fn duplicates(&self) -> u64 {
+        self.duplicates
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,78 @@
+//! [`Lately`]: what a node has sent a site a moment ago, so that a crowd gets each chunk from it once.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::ranges::ChunkRanges;
+use crate::time::Timestamp;
+
+/// How long what was sent is left to neighbours: some hops from one to the next, each with the gathering of announcements. Less than after
+/// what an asker comes again (`FetchConfig::lease_retry`), who then gets it: whoever was sent a chunk need not pass it on.
+pub const LATELY: Duration = Duration::from_millis(1500);
+
+/// Chunks sent within this time are remembered together.
+const SLICE: Duration = Duration::from_millis(100);
+
+/// Chunks granted to nodes of one site in one swarm, for [`LATELY`]. Unlike a lease it has no holder: who
+/// has the chunk sends it again for nothing but its own link.
+#[derive(Debug, Default)]
+pub struct Lately {
+    slices: VecDeque<(Timestamp, ChunkRanges)>,
+}
+
+impl Lately {
+    /// What of `wanted` is sent now, and what is left to neighbours, to whom it was sent lately.
+    pub fn handle_request(&mut self, now: Timestamp, wanted: &ChunkRanges) -> (ChunkRanges, ChunkRanges) {
+        self.expire(now);
+        let mut granted = wanted.clone();
+        for (_, sent) in &self.slices {
+            granted = granted.difference(sent);
+        }
+        (granted.clone(), wanted.difference(&granted))
+    }
+
+    fn expire(&mut self, now: Timestamp) {
+        while self.slices.front().is_some_and(|(since, _)| now.since(*since) >= LATELY) {
+            self.slices.pop_front();
+        }
+    }
+
+    /// These are sent to a node that serves others.
+    pub fn handle_granted(&mut self, now: Timestamp, granted: &ChunkRanges) {
+        self.expire(now);
+        match self.slices.back_mut() {
+            Some((since, sent)) if now.since(*since) < SLICE => sent.extend(granted),
+            _ => self.slices.push_back((now, granted.clone())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ChunkId;
+
+    fn set(start: u64, end: u64) -> ChunkRanges {
+        [ChunkId(start)..=ChunkId(end)].into_iter().collect()
+    }
+
+    #[test]
+    fn what_was_sent_a_moment_ago_is_left_to_neighbours_and_not_for_long() {
+        let (mut lately, t0) = (Lately::default(), Timestamp(1_000_000));
+        assert_eq!(lately.handle_request(t0, &set(1, 9)), (set(1, 9), ChunkRanges::new()));
+        lately.handle_granted(t0, &set(1, 9));
+        let later = t0 + SLICE;
+        lately.handle_granted(later, &set(20, 29));
+        assert_eq!(
+            lately.handle_request(later, &set(5, 24)),
+            (set(10, 19), {
+                let mut left = set(5, 9);
+                left.extend(&set(20, 24));
+                left
+            })
+        );
+        assert_eq!(lately.handle_request(t0 + LATELY, &set(5, 24)).0, set(5, 19));
+        assert_eq!(lately.handle_request(later + LATELY, &set(5, 24)).0, set(5, 24));
+        assert!(lately.slices.is_empty());
+    }
+}
