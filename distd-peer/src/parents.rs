@@ -101,7 +101,7 @@ impl Parents {
             return Err(ParentsError::Down(slot.address.clone()));
         }
         let dialled = Link::connect(&self.dialer, &slot.address, &slot.relay, &slot.origin, unix_now()).await;
-        if let Err(LinkError::Dial(DialError::Silent { .. })) = dialled {
+        if let Err(LinkError::Dial(DialError::Silent { .. } | DialError::Tcp(..))) = dialled {
             held.failed = Some(Instant::now());
         }
         let dialled = dialled?;

@@ -12,14 +12,16 @@ use distd_core::ManifestId;
 use distd_core::proto::frame::{Codec, Data, DontHaveReason, NodeRequest};
 use distd_core::ranges::ChunkRanges;
 use distd_peer::enrollment;
-use distd_peer::net::{Dialer, Outbound, ResetKey, Transport, client_endpoint, server_endpoint};
+use distd_peer::net::{Dialer, Outbound, ResetKey, Transport, client_endpoint, parent_sockets};
 use distd_peer::parents::Parents;
 use distd_peer::quarantine::Quarantine;
 use distd_peer::relay::Relay;
 use distd_peer::serve::{ChunkAnswer, Content, NodesAnswer, ServeConfig, ServeError, Server, Swarm};
 use distd_peer::store::{EdgeStore, StoreConfig};
 use distd_peer::trust::identity::{NodeIdentity, Role};
-use distd_peer::trust::tls::{Credentials, PeerIdentity, TrustAnchor, quic_client, quic_server};
+use distd_peer::trust::tls::{
+    Credentials, PeerIdentity, TrustAnchor, https_parent, quic_client, quic_server,
+};
 use distd_tests::artifacts;
 use distd_tests::lab::{Lab, same};
 use tokio::sync::mpsc;
@@ -153,10 +155,11 @@ async fn start_liar(lab: &Lab, lie: Lie) -> (SocketAddr, Arc<Server>) {
     let server = Server::new(Arc::new(Liar { inner, lie }), ServeConfig::default());
     let listen = "127.0.0.1:0".parse().expect("an address");
     let reset = ResetKey::of_node(&identity.private_key());
-    let config = quic_server(credentials, &ca).expect("tls");
-    let endpoint = server_endpoint(listen, config, &reset).expect("socket");
+    let config = quic_server(credentials.clone(), &ca).expect("tls");
+    let (endpoint, listener) = parent_sockets(listen, &config, &reset).expect("sockets");
     let address = endpoint.local_addr().expect("bound");
     tokio::spawn(server.clone().run(endpoint));
+    tokio::spawn(server.clone().run_tcp(listener, https_parent(credentials, &ca).expect("tls")));
     (address, server)
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use quinn::Endpoint;
 use rustls::pki_types::CertificateDer;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::connection::{Carrier, Connection};
 use super::endpoint::{BindError, client_endpoint, resolve};
@@ -25,6 +26,11 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// How long the transport dialled first has the field to itself. Enough for a handshake over any link on the ground; a first packet
 /// of QUIC that is lost is repeated only after a second.
 const HEAD_START: Duration = Duration::from_millis(300);
+
+/// First pause before a TCP port that nobody listens on is tried again; doubles up to [`KNOCK_MAX`]. Packets of QUIC are repeated just so,
+/// and a parent that is started again is found the same way.
+const KNOCK: Duration = Duration::from_millis(200);
+const KNOCK_MAX: Duration = Duration::from_secs(1);
 
 /// Why a parent could not be dialled.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +58,16 @@ pub enum DialError {
 }
 
 impl DialError {
+    /// Whether nobody listens there just now.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Tcp(_, error) => error.kind() == io::ErrorKind::ConnectionRefused,
+            // What proxies say of it.
+            Self::Proxy(ProxyError::Refused { status, .. }) => (502..=504).contains(status),
+            _ => false,
+        }
+    }
+
     /// Of two ways that failed, what says most about why.
     fn or(self, other: Self) -> Self {
         let weight = |error: &Self| match error {
@@ -147,11 +163,23 @@ impl Dialer {
     }
 
     async fn over(&self, carrier: Carrier, address: &str) -> Result<Connection, DialError> {
-        let (dialled, over) = match carrier {
-            Carrier::Quic => (tokio::time::timeout(CONNECT, self.quic(address)).await, "UDP"),
-            Carrier::Https => (tokio::time::timeout(CONNECT, self.https(address)).await, "TCP"),
-        };
-        dialled.unwrap_or_else(|_| Err(DialError::Silent { address: address.to_owned(), over }))
+        let deadline = Instant::now() + CONNECT;
+        let silent = |over| DialError::Silent { address: address.to_owned(), over };
+        if carrier == Carrier::Quic {
+            let dialled = tokio::time::timeout_at(deadline, self.quic(address)).await;
+            return dialled.unwrap_or_else(|_| Err(silent("UDP")));
+        }
+        let mut pause = KNOCK;
+        loop {
+            let dialled = tokio::time::timeout_at(deadline, self.https(address)).await;
+            match dialled.unwrap_or_else(|_| Err(silent("TCP"))) {
+                Err(error) if error.may_pass() && Instant::now() + pause < deadline => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(KNOCK_MAX);
+                }
+                dialled => return dialled,
+            }
+        }
     }
 
     async fn quic(&self, address: &str) -> Result<Connection, DialError> {
@@ -169,7 +197,9 @@ impl Dialer {
             }
             None => {
                 let failed = |e| DialError::Tcp(address.to_owned(), e);
-                let stream = TcpStream::connect(address).await.map_err(failed)?;
+                let found = tokio::net::lookup_host(address).await;
+                let found: Vec<_> = found.map_err(|e| DialError::Resolve(address.to_owned(), e))?.collect();
+                let stream = TcpStream::connect(&found[..]).await.map_err(failed)?;
                 let remote = stream.peer_addr().map_err(failed)?;
                 // A socket that refuses is about to fail anyway.
                 let _ = stream.set_nodelay(true);
@@ -179,5 +209,25 @@ impl Dialer {
         let dialled = Dialled::establish(wire, remote, self.tls.clone()).await;
         let dialled = dialled.map_err(|e| DialError::Connect(address.to_owned(), e.into()))?;
         Ok(Connection::Https(dialled))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_ways_that_failed_the_one_that_got_farther_is_reported() {
+        let silent = |over| DialError::Silent { address: "a:1".into(), over };
+        let refused = || DialError::Tcp("a:1".into(), io::ErrorKind::ConnectionRefused.into());
+        let stranger = || DialError::Connect("a:1".into(), "unknown issuer".into());
+        let both = silent("UDP").or(refused()).to_string();
+        assert!(both.contains("UDP or TCP"), "{both}");
+        assert!(matches!(silent("UDP").or(stranger()), DialError::Connect(..)));
+        assert!(matches!(stranger().or(silent("TCP")), DialError::Connect(..)));
+        let proxy = || DialError::Proxy(ProxyError::Credentials("p:1".into()));
+        assert!(matches!(silent("UDP").or(proxy()), DialError::Proxy(_)));
+        let unknown = || DialError::Resolve("a:1".into(), io::ErrorKind::NotFound.into());
+        assert!(matches!(unknown().or(proxy()), DialError::Proxy(_)));
     }
 }

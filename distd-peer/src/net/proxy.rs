@@ -25,7 +25,7 @@ pub enum ProxyError {
     /// The proxy itself cannot be reached.
     #[error("could not connect to the proxy {0}: check its address")]
     Connect(String, #[source] std::io::Error),
-    /// Status 407.
+    /// Status 407, or the 401 that some answer to wrong ones.
     #[error(
         "the proxy {0} refused the credentials, or wants some: name them in proxy_url or HTTPS_PROXY as \
          http://USER:PASSWORD@HOST:PORT"
@@ -131,7 +131,9 @@ pub(super) async fn tunnel(
     let response = sender.send_request(request).await.map_err(|e| broken(e.into()))?;
     match response.status() {
         status if status.is_success() => {}
-        StatusCode::PROXY_AUTHENTICATION_REQUIRED => return Err(ProxyError::Credentials(name)),
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::UNAUTHORIZED => {
+            return Err(ProxyError::Credentials(name));
+        }
         status => {
             let (parent, status) = (address.to_owned(), status.as_u16());
             return Err(ProxyError::Refused { proxy: name, parent, status });
