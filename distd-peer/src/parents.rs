@@ -1,7 +1,7 @@
 //! The parents of this node, nearest first: dialled when needed, dialled again when lost, shared by all swarms.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use distd_core::ManifestId;
@@ -24,12 +24,13 @@ const DOWN: Duration = Duration::from_secs(3);
 struct Held {
     link: Option<Arc<Link>>,
     failed: Option<Instant>,
-    carrier: Option<Carrier>,
 }
 
 struct Slot {
     address: String,
     link: Mutex<Held>,
+    /// What it was reached over last.
+    carrier: std::sync::Mutex<Option<Carrier>>,
     /// By what the parent turned out to be, so that a relay replaced by an origin is counted apart.
     relay: Arc<Meter>,
     origin: Arc<Meter>,
@@ -64,8 +65,13 @@ pub enum ParentsError {
 impl Parents {
     /// Parents at `addresses` (`HOST:PORT`), asked in this order.
     pub fn new(dialer: Dialer, addresses: Vec<String>, quarantine: Arc<Quarantine>) -> Self {
-        let slot =
-            |address| Slot { address, link: Mutex::default(), relay: Arc::default(), origin: Arc::default() };
+        let slot = |address| Slot {
+            address,
+            link: Mutex::default(),
+            carrier: std::sync::Mutex::default(),
+            relay: Arc::default(),
+            origin: Arc::default(),
+        };
         Self { dialer, slots: addresses.into_iter().map(slot).collect(), quarantine }
     }
 
@@ -110,7 +116,7 @@ impl Parents {
             return Err(ParentsError::Quarantined(slot.address.clone(), until, path));
         }
         let link = Arc::new(dialled);
-        held.carrier = Some(link.carrier());
+        *slot.carrier.lock().unwrap_or_else(PoisonError::into_inner) = Some(link.carrier());
         held.link = Some(link.clone());
         Ok(link)
     }
@@ -121,19 +127,18 @@ impl Parents {
     }
 
     /// What each parent that was connected to was reached over last, by address.
-    pub async fn carriers(&self) -> BTreeMap<String, Carrier> {
-        let mut carriers = BTreeMap::new();
-        for slot in &self.slots {
-            let carrier = slot.link.lock().await.carrier;
-            carriers.extend(carrier.map(|carrier| (slot.address.clone(), carrier)));
-        }
-        carriers
+    pub fn carriers(&self) -> BTreeMap<String, Carrier> {
+        let last = |slot: &Slot| *slot.carrier.lock().unwrap_or_else(PoisonError::into_inner);
+        self.slots.iter().filter_map(|slot| Some((slot.address.clone(), last(slot)?))).collect()
     }
 
     /// Ends all connections.
-    pub async fn close(&self) {
+    pub fn close(&self) {
         for slot in &self.slots {
-            if let Some(link) = &slot.link.lock().await.link {
+            // One that is being dialled is none yet.
+            if let Ok(held) = slot.link.try_lock()
+                && let Some(link) = &held.link
+            {
                 link.close(CloseCode::Done);
             }
         }

@@ -228,7 +228,7 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
     progress.end();
     let seconds = start.elapsed().as_secs_f64();
     realm.leave(&manifest.id(), request.sharing.linger).await;
-    let transport = realm.parents.carriers().await;
+    let transport = realm.parents.carriers();
     let (relay, origin) = realm.parents.readings();
     let peer = realm.neighbour_reading();
     let counts = *job.counts.lock().unwrap_or_else(PoisonError::into_inner);

@@ -98,7 +98,7 @@ impl Realm {
         if let Some(lateral) = &self.lateral {
             lateral.linger(manifest, linger).await;
         }
-        self.parents.close().await;
+        self.parents.close();
         self.endpoint.close(close_code(CloseCode::Done), b"");
         // The word is on its way or lost; nobody here needs to know which.
         let _ = tokio::time::timeout(LEAVE, self.endpoint.wait_idle()).await;

@@ -174,6 +174,86 @@ impl BodyIn {
 mod tests {
     use super::*;
 
+    /// A stream as both sides have it, over a pipe.
+    async fn stream() -> ((BodyOut, BodyIn), (BodyOut, BodyIn)) {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let (client, server) = tokio::join!(
+            h2::client::Builder::new().handshake(near),
+            h2::server::Builder::new().max_send_buffer_size(64 << 10).handshake(far)
+        );
+        let ((requests, connection), mut server) = (client.expect("client"), server.expect("server"));
+        tokio::spawn(connection);
+        let mut requests = requests.ready().await.expect("ready");
+        let request = http::Request::post("https://parent/").body(()).expect("a request");
+        let (response, body) = requests.send_request(request, false).expect("sent");
+        let (request, mut respond) = server.accept().await.expect("a stream").expect("a request");
+        let answer = respond.send_response(http::Response::new(()), false).expect("answered");
+        // What drives the connection; the halves are tested without more streams.
+        tokio::spawn(async move { while server.accept().await.is_some() {} });
+        (asked(response, body), answered(request.into_body(), answer))
+    }
+
+    async fn all(mut body: BodyIn) -> Result<Vec<u8>, WireError> {
+        let mut out = Vec::new();
+        while let Some(bytes) = body.read().await? {
+            out.extend_from_slice(&bytes);
+        }
+        Ok(out)
+    }
+
+    #[tokio::test]
+    async fn both_halves_are_open_at_once_and_longer_than_any_window() {
+        let ((mut ask, answers), (mut answer, mut asked)) = stream().await;
+        let long: Bytes = (0..3_000_000u32).map(|n| n as u8).collect();
+        // Answered before the question is at its end, and the question goes on after the answer began.
+        ask.write(Bytes::from_static(b"first")).await.expect("written");
+        assert_eq!(asked.read().await.expect("read").as_deref(), Some(&b"first"[..]));
+        let writing = async {
+            answer.write(long.clone()).await.expect("written");
+            answer.finish();
+        };
+        let asking = async {
+            ask.write(long.clone()).await.expect("written");
+            drop(ask);
+        };
+        let ((), (), answered, rest) = tokio::join!(writing, asking, all(answers), all(asked));
+        assert!(answered.expect("whole") == long && rest.expect("whole") == long);
+    }
+
+    #[tokio::test]
+    async fn a_reset_by_either_side_reaches_reader_and_writer_with_its_code() {
+        let closed = |error| match error {
+            WireError::Closed(code) => code,
+            other => panic!("{other:?}"),
+        };
+        let ((_ask, mut answers), (mut answer, _asked)) = stream().await;
+        answer.write(Bytes::from_static(b"part")).await.expect("written");
+        answers.read().await.expect("read");
+        answer.reset(CloseCode::NoManifest);
+        assert_eq!(closed(answers.read().await.expect_err("reset")), CloseCode::NoManifest);
+
+        let ((_ask, mut answers), (mut answer, _asked)) = stream().await;
+        answer.write(Bytes::from_static(b"part")).await.expect("written");
+        answers.read().await.expect("read");
+        answers.stop(CloseCode::Cancelled);
+        let refused = loop {
+            if let Err(error) = answer.write(Bytes::from_static(&[0; 4096])).await {
+                break error;
+            }
+        };
+        assert_eq!(closed(refused), CloseCode::Cancelled);
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_whole_although_the_question_was_not_read_to_its_end() {
+        let ((mut ask, answers), (mut answer, asked)) = stream().await;
+        ask.write(Bytes::from_static(b"more than is read")).await.expect("written");
+        answer.write(Bytes::from_static(b"enough")).await.expect("written");
+        answer.finish();
+        drop((answer, asked));
+        assert_eq!(all(answers).await.expect("whole"), b"enough");
+    }
+
     #[test]
     fn close_codes_come_through_and_those_of_http_are_none_of_them() {
         let all = [

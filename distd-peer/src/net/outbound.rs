@@ -133,6 +133,9 @@ impl Outbound {
 
     /// A QUIC connection to the parent at `address` was established, and then nothing came over it any more.
     pub(crate) fn starved(&self, address: &str) {
+        if self.transport != Transport::Auto {
+            return;
+        }
         let now = unix_now();
         self.change(address, |learned| {
             if now >= learned.starved_since.saturating_add(STARVED_SECONDS) {
@@ -157,7 +160,10 @@ impl Outbound {
         if before == after {
             return;
         }
-        parents.insert(address.to_owned(), after);
+        match after == Learned::default() {
+            true => parents.remove(address),
+            false => parents.insert(address.to_owned(), after),
+        };
         while parents.len() > PARENTS_MAX {
             parents.pop_first();
         }
