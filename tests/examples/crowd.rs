@@ -4,7 +4,7 @@
 //! crowd STATE PARENT MANIFEST CONNECTED FETCHING ROUNDS
 //! ```
 //!
-//! Opens so many connections with the swarm of the manifest on each, as the device enrolled in STATE. Prints `connected` and waits for a line on
+//! Opens so many connections (over QUIC, or as `DISTD_TRANSPORT` says) with the swarm of the manifest on each, as the device enrolled in STATE. Prints `connected` and waits for a line on
 //! standard input; then so many of them fetch every chunk so many times, verify and drop it, and a JSON object says what that took.
 
 use std::error::Error;
@@ -20,7 +20,7 @@ use distd_core::packing::PackedChunk;
 use distd_core::swarm::FetchConfig;
 use distd_peer::driver::{ChunkSink, Driver, SinkError};
 use distd_peer::manifest_fetch::fetch_manifest;
-use distd_peer::net::client_endpoint;
+use distd_peer::net::{Dialer, Outbound, Transport, client_endpoint};
 use distd_peer::parents::Parents;
 use distd_peer::quarantine::Quarantine;
 use distd_peer::table::ChunkTable;
@@ -52,9 +52,11 @@ async fn main() -> Result<(), Failure> {
     let identity = NodeIdentity::load_or_create(Path::new(state))?;
     let ca = identity.ca_der().ok_or("not enrolled")?.clone();
     let credentials = Credentials::of_node(&identity)?;
-    let endpoint = client_endpoint(false, quic_client(credentials, &ca)?)?;
+    let endpoint = client_endpoint(false, quic_client(credentials.clone(), &ca)?)?;
+    let transport = std::env::var("DISTD_TRANSPORT").map_or(Ok(Transport::Quic), |text| text.parse())?;
+    let dialer = Dialer::new(endpoint, credentials, &ca, Outbound::direct(transport))?;
     let quarantine = Arc::new(Quarantine::load(&Path::new(state).join("crowd-quarantine.json")));
-    let leaf = || Arc::new(Parents::new(endpoint.clone(), vec![parent.clone()], quarantine.clone()));
+    let leaf = || Arc::new(Parents::new(dialer.clone(), vec![parent.clone()], quarantine.clone()));
 
     let mut leaves = Vec::new();
     let mut swarms = Vec::new();

@@ -1,4 +1,4 @@
-//! QUIC endpoints with distd's windows and timers.
+//! QUIC endpoints with distd's windows and timers, which connections over TCP have too.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,16 +10,23 @@ use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 use rustls::pki_types::PrivateKeyDer;
+use tokio::net::TcpListener;
 
 /// Unacknowledged bytes a peer may have in flight to us on one stream: one batch's chunks in compressed form mostly fit.
-const STREAM_WINDOW: u32 = 3 << 20;
+pub(super) const STREAM_WINDOW: u32 = 3 << 20;
 
 /// The same over all streams: fills 1 Gbit/s at 50 ms, and bounds what one connection can make us buffer. On a fast link all of it waits for the
 /// disk.
-const CONNECTION_WINDOW: u32 = 6 << 20;
+pub(super) const CONNECTION_WINDOW: u32 = 6 << 20;
 
 /// Streams a peer may have open: control streams of a few swarms and their batches.
-const STREAMS_MAX: u32 = 128;
+pub(super) const STREAMS_MAX: u32 = 128;
+
+/// Silence after which a connection counts as lost.
+pub(super) const IDLE: Duration = Duration::from_secs(30);
+
+/// Silence after which a peer is asked for a sign of life.
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Largest packet probed for: jumbo frames and loopback; path MTU discovery settles on what the path carries.
 const MTU_MAX: u16 = 8952;
@@ -36,10 +43,10 @@ pub struct BindError {
 }
 
 /// What an asker may have unread at a node that answers: requests are far smaller than answers.
-const REQUEST_STREAM_WINDOW: u32 = 1_200_000;
+pub(super) const REQUEST_STREAM_WINDOW: u32 = 1_200_000;
 
 /// The same over all streams of a connection, which may be one of thousands and, for enrolment, anyone's.
-const REQUEST_CONNECTION_WINDOW: u32 = 1_500_000;
+pub(super) const REQUEST_CONNECTION_WINDOW: u32 = 1_500_000;
 
 /// What decides how much is in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +101,7 @@ impl Tuning {
             Congestion::Bbr => Arc::new(BbrConfig::default()),
         };
         let mut config = TransportConfig::default();
-        let idle = IdleTimeout::try_from(Duration::from_secs(30)).expect("30 s fit a varint of milliseconds");
+        let idle = IdleTimeout::try_from(IDLE).expect("30 s fit a varint of milliseconds");
         let mut mtu = MtuDiscoveryConfig::default();
         mtu.upper_bound(self.mtu_max);
         config
@@ -106,7 +113,7 @@ impl Tuning {
             .max_concurrent_uni_streams(VarInt::from_u32(0))
             .datagram_receive_buffer_size(None)
             .max_idle_timeout(Some(idle))
-            .keep_alive_interval(Some(Duration::from_secs(10)))
+            .keep_alive_interval(Some(KEEP_ALIVE))
             .mtu_discovery_config(Some(mtu));
         Arc::new(config)
     }
@@ -200,6 +207,37 @@ pub fn server_endpoint(
 ) -> Result<Endpoint, BindError> {
     config.transport_config(Tuning::default().answering());
     endpoint(address, Some(config), Some(reset))
+}
+
+/// Times a port that the system chose for UDP is tried for TCP too.
+const PORT_TRIES: u32 = 32;
+
+/// What a parent listens on: QUIC, and TCP at the same port number.
+///
+/// # Errors
+/// [`BindError`].
+pub fn parent_sockets(
+    address: SocketAddr,
+    config: &quinn::ServerConfig,
+    reset: &ResetKey,
+) -> Result<(Endpoint, TcpListener), BindError> {
+    let mut tries = PORT_TRIES;
+    loop {
+        let endpoint = server_endpoint(address, config.clone(), reset)?;
+        let failed = |cause| BindError { address, cause };
+        let listen = || {
+            let listener = std::net::TcpListener::bind(endpoint.local_addr()?)?;
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        };
+        tries -= 1;
+        match listen() {
+            Ok(listener) => return Ok((endpoint, listener)),
+            // Taken for TCP by somebody else.
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && address.port() == 0 && tries > 0 => {}
+            Err(e) => return Err(failed(e)),
+        }
+    }
 }
 
 /// Resolves `HOST:PORT`.
