@@ -16,6 +16,7 @@ use std::time::Duration;
 pub use self::config::FetchConfig;
 use self::config::{ALL_LEASED, CHOKES_MAX, FIRST_BATCH, RELAY_ANSWERS};
 use self::peer::Peer;
+use super::lately::LEFT_RETRY;
 use crate::ChunkId;
 use crate::ranges::ChunkRanges;
 use crate::time::Timestamp;
@@ -179,11 +180,12 @@ impl Fetch {
         }
     }
 
-    /// A parent leaves these chunks of a batch to a neighbour that is fetching them. It is asked again after a while.
+    /// The peer leaves these chunks of a batch to a neighbour that has them or is fetching them. It is asked again after a while.
     pub fn handle_leased(&mut self, now: Timestamp, batch: BatchId, ranges: &ChunkRanges) {
         let Some((id, given_back)) = self.give_back(now, batch, ranges) else { return };
         if let Some(peer) = self.peers.get_mut(&id) {
-            peer.leased.push_back((now + self.config.lease_retry, given_back));
+            let again = if peer.tier == Tier::Site { LEFT_RETRY } else { self.config.lease_retry };
+            peer.leased.push_back((now + again, given_back));
         }
     }
 
