@@ -4,8 +4,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tests/lib/install.sh
+. tests/lib/newer_erofs.sh
 
-need mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils cc:gcc make:make ip:iproute2
+need mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils cc:gcc make:make ip:iproute2 nft:nftables tinyproxy:tinyproxy
 command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 work=$(mktemp -d); chmod 755 "$work"
 pids=()
@@ -50,7 +51,14 @@ echo "== an outside TUF client on our repository"
 cargo run -q -p distd-server --example tuf-cases --locked -- "$work/tuf-cases"
 "$python" tests/python/tuf_check.py --cases "$work/tuf-cases"
 
+DISTD_TEST_NEWER_MKFS=$(newer_erofs "$PWD/target/tmp/erofs-utils"); export DISTD_TEST_NEWER_MKFS
+
 echo "== tests"
 cargo build --workspace --bins --locked
 cargo nextest run --workspace --locked --no-fail-fast
 cargo test --workspace --doc --locked
+
+echo "== what pulls do, once more where UDP is dropped"
+# Not neighbours and sites: those are on QUIC.
+tests/lib/no_udp.sh cargo nextest run --workspace --locked --offline --no-fail-fast \
+  -E 'package(distd-tests) & binary(/^(bad_input|kills|kills_patched|liars|patches|update)$/)'

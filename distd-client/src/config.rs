@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use distd_peer::net::Transport;
 use distd_peer::trust::files::{self, FileError};
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +48,12 @@ pub(crate) struct ClientFile {
     /// How far packets may go.
     #[serde(default, skip_serializing_if = "Connectivity::is_default")]
     pub(crate) connectivity: Connectivity,
+    /// How parents are reached.
+    #[serde(default, skip_serializing_if = "Transport::is_default")]
+    pub(crate) transport: Transport,
+    /// The HTTP proxy towards parents; else `HTTPS_PROXY` says. It may hold a password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) proxy_url: Option<String>,
     /// Exchange with neighbours.
     #[serde(default, skip_serializing_if = "ShareFile::is_default")]
     pub(crate) share: ShareFile,
@@ -158,6 +165,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         assert_eq!(ClientFile::load(dir.path()).expect("none yet"), ClientFile::default());
         let file = ClientFile {
+            transport: Transport::Https,
+            proxy_url: Some("http://u:p@proxy:3128".into()),
             server: Some("https://origin:8443".into()),
             token: Some("secret".into()),
             parents: vec!["relay:4433".into()],

@@ -1,8 +1,10 @@
 //! What every command starts from: the state directory, what is remembered in it, and how to speak.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
+use distd_peer::net::{Outbound, Proxies, Transport};
 use distd_peer::trust::files;
 use distd_peer::trust::token::ApiToken;
 
@@ -10,7 +12,10 @@ use crate::api::{Api, ServerUrl};
 use crate::config::{ClientFile, default_data};
 use crate::exit::{Code, Failure};
 use crate::output::Output;
-use crate::share::Sharing;
+use crate::share::{Connectivity, Sharing};
+
+/// File with what each parent was reached over, in the state directory.
+const TRANSPORTS_FILE: &str = "transports.json";
 
 /// Environment variable with the API token.
 const TOKEN_VARIABLE: &str = "DISTD_TOKEN";
@@ -28,6 +33,14 @@ pub(crate) struct ApiArgs {
     /// Allow an http:// URL. Only for a loopback address: the token would be readable on any other way.
     #[arg(long)]
     pub(crate) plain_http: bool,
+}
+
+/// The option of commands that speak to parents.
+#[derive(clap::Args)]
+pub(crate) struct TransportArgs {
+    /// How to reach parents: auto, quic, or https where UDP is blocked. Default: as remembered.
+    #[arg(long, value_name = "HOW", env = "DISTD_TRANSPORT")]
+    transport: Option<Transport>,
 }
 
 /// What every command starts from.
@@ -70,6 +83,28 @@ impl Context {
     /// How this device exchanges with its neighbours, as remembered.
     pub(crate) fn sharing(&self) -> Sharing {
         Sharing::of(&self.file)
+    }
+
+    /// How parents are reached, by a device that reaches as far as `reach`.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Usage`] when `proxy_url` is none.
+    pub(crate) fn outbound(
+        &self,
+        args: &TransportArgs,
+        reach: Connectivity,
+    ) -> anyhow::Result<Arc<Outbound>> {
+        let proxies = match &self.file.proxy_url {
+            // A proxy passes on what must not leave these networks.
+            _ if reach != Connectivity::Online => Proxies::none(),
+            Some(url) => Proxies::fixed(url).map_err(|e| {
+                let place = self.data.join(crate::config::FILE_NAME);
+                Failure::new(Code::Usage, e.into()).next(format!("correct proxy_url in {}", place.display()))
+            })?,
+            None => Proxies::of_environment(),
+        };
+        let transport = args.transport.unwrap_or(self.file.transport);
+        Ok(Outbound::new(transport, proxies, &self.data.join(TRANSPORTS_FILE)))
     }
 
     /// Changes what is remembered.

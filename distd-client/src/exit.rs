@@ -171,6 +171,11 @@ pub(crate) fn is_certificate_error(error: &(dyn std::error::Error + 'static)) ->
         if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
             return true;
         }
+        if let Some(rustls::Error::AlertReceived(alert)) = error.downcast_ref()
+            && (42..=49).contains(&u8::from(*alert))
+        {
+            return true;
+        }
         // TLS alerts 42 to 49 are about certificates (RFC 8446 section 6.2); QUIC carries them as 0x100 + alert.
         if let Some(quinn::ConnectionError::TransportError(error)) = error.downcast_ref()
             && (0x100 + 42..=0x100 + 49).contains(&u64::from(error.code))

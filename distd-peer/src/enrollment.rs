@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::unix_now;
-use crate::net::{EnrollError, exchange_enroll};
+use crate::net::{EnrollError, Outbound, exchange_enroll};
 use crate::trust::enroll::{EnrollMessage, EnrollReply, Refusal};
 use crate::trust::identity::{IdentityError, NodeIdentity, Role};
 use crate::trust::tls::{Credentials, TrustAnchor};
@@ -36,11 +36,12 @@ pub enum EnrollmentError {
 async fn ask(
     parents: &[String],
     anchor: &TrustAnchor,
+    outbound: &Arc<Outbound>,
     message: &EnrollMessage,
 ) -> Result<EnrollReply, EnrollmentError> {
     let mut last = EnrollmentError::NoParent;
     for parent in parents {
-        match exchange_enroll(parent, anchor, message).await {
+        match exchange_enroll(parent, anchor, outbound, message).await {
             Ok(reply) => return Ok(reply),
             Err(error) => last = error.into(),
         }
@@ -58,10 +59,11 @@ pub async fn enroll(
     role: Role,
     label: &str,
     parents: &[String],
+    outbound: &Arc<Outbound>,
 ) -> Result<(), EnrollmentError> {
     let anchor = TrustAnchor::Fingerprint(*token.ca_fingerprint());
     let message = EnrollMessage::Enroll(identity.enroll_request(token, role, label)?);
-    match ask(parents, &anchor, &message).await? {
+    match ask(parents, &anchor, outbound, &message).await? {
         EnrollReply::Enrolled(response) => Ok(identity.install_enrolled(token, &response)?),
         EnrollReply::Refused(refusal) => Err(refusal.into()),
         EnrollReply::Renewed(_) => Err(EnrollmentError::OtherReply),
@@ -72,10 +74,14 @@ pub async fn enroll(
 ///
 /// # Errors
 /// [`EnrollmentError`].
-pub async fn renew(identity: &mut NodeIdentity, parents: &[String]) -> Result<(), EnrollmentError> {
+pub async fn renew(
+    identity: &mut NodeIdentity,
+    parents: &[String],
+    outbound: &Arc<Outbound>,
+) -> Result<(), EnrollmentError> {
     let ca = identity.ca_der().ok_or(IdentityError::NotEnrolled)?.clone();
     let message = EnrollMessage::Renew(identity.renew_request()?);
-    match ask(parents, &TrustAnchor::Ca(ca), &message).await? {
+    match ask(parents, &TrustAnchor::Ca(ca), outbound, &message).await? {
         EnrollReply::Renewed(response) => Ok(identity.install_renewed(&response)?),
         EnrollReply::Refused(refusal) => Err(refusal.into()),
         EnrollReply::Enrolled(_) => Err(EnrollmentError::OtherReply),
@@ -87,13 +93,14 @@ pub async fn renew_regularly(
     mut identity: NodeIdentity,
     credentials: Arc<Credentials>,
     parents: Vec<String>,
+    outbound: Arc<Outbound>,
 ) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         if !identity.needs_renewal(unix_now()) {
             continue;
         }
-        if let Err(error) = renew(&mut identity, &parents).await {
+        if let Err(error) = renew(&mut identity, &parents, &outbound).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "certificate not renewed yet");
             continue;
         }

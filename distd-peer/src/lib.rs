@@ -1,6 +1,6 @@
-//! distd between origin and device: QUIC endpoint, swarm driver, edge chunk store and relay.
+//! distd between origin and device: endpoints, swarm driver, edge chunk store and relay.
 //!
-//! [`net`] puts the frames of `distd_core::proto` on QUIC; [`serve`] answers them for whatever [`serve::Content`] an
+//! [`net`] puts the frames of `distd_core::proto` on QUIC or HTTP/2; [`serve`] answers them for whatever [`serve::Content`] an
 //! origin or relay has; [`driver`] runs the core's fetching state machine against [`parents`]; [`store`] keeps verified
 //! chunks on a disk; [`relay`] puts all of it together. [`trust`] says who may talk to whom.
 

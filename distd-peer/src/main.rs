@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use distd_peer::net::Transport;
 use distd_peer::relay::{self, RelayConfig, RelayFile};
 use distd_peer::serve::ServeConfig;
 use distd_peer::store::StoreConfig;
@@ -40,9 +41,12 @@ struct RunArgs {
     /// Directory for key, certificate and cache.
     #[arg(long, value_name = "DIR", env = "DISTD_PEER_DATA")]
     data: Option<PathBuf>,
-    /// Address to listen on (QUIC, UDP).
+    /// Address to listen on: QUIC over UDP, HTTPS over TCP.
     #[arg(long, value_name = "ADDR:PORT", env = "DISTD_PEER_LISTEN")]
     listen: Option<SocketAddr>,
+    /// How to reach parents: auto, quic, or https where UDP is blocked.
+    #[arg(long, value_name = "HOW", env = "DISTD_TRANSPORT")]
+    transport: Option<Transport>,
     /// Name operators see.
     #[arg(long)]
     label: Option<String>,
@@ -85,6 +89,8 @@ fn settings(args: RunArgs) -> anyhow::Result<(RelayConfig, Option<JoinToken>)> {
             Some(address) => address,
             None => DEFAULT_LISTEN.parse().expect("a constant address"),
         },
+        transport: args.transport.or(file.transport).unwrap_or_default(),
+        proxy_url: file.proxy_url,
         label: args.label.or(file.label).unwrap_or_else(|| "relay".to_owned()),
         store: StoreConfig {
             max_bytes: args.cache_max_bytes.or(cache.max_bytes).unwrap_or(bounds.max_bytes),

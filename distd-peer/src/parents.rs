@@ -1,18 +1,19 @@
 //! The parents of this node, nearest first: dialled when needed, dialled again when lost, shared by all swarms.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use distd_core::ManifestId;
 use distd_core::limits::REQUEST_CHUNKS_MAX;
+use distd_core::proto::close::CloseCode;
 use distd_core::proto::frame::Cost;
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::Tier;
-use quinn::Endpoint;
 use tokio::sync::Mutex;
 
 use crate::clock::unix_now;
-use crate::net::{Link, LinkError, Meter, MeterReading};
+use crate::net::{Carrier, DialError, Dialer, Link, LinkError, Meter, MeterReading, Outbound};
 use crate::quarantine::Quarantine;
 use crate::trust::identity::Role;
 
@@ -28,6 +29,8 @@ struct Held {
 struct Slot {
     address: String,
     link: Mutex<Held>,
+    /// What it was reached over last.
+    carrier: std::sync::Mutex<Option<Carrier>>,
     /// By what the parent turned out to be, so that a relay replaced by an origin is counted apart.
     relay: Arc<Meter>,
     origin: Arc<Meter>,
@@ -35,7 +38,7 @@ struct Slot {
 
 /// A fixed list of parent addresses with at most one connection each.
 pub struct Parents {
-    endpoint: Endpoint,
+    dialer: Dialer,
     slots: Vec<Slot>,
     quarantine: Arc<Quarantine>,
 }
@@ -47,7 +50,7 @@ pub enum ParentsError {
     #[error("no parent to ask: name one with --parent HOST:PORT")]
     None,
     /// It did not answer a moment ago.
-    #[error("{0} did not answer: check that it runs and that UDP reaches it")]
+    #[error("{0} did not answer: check that it runs and that packets reach it")]
     Down(String),
     /// The last one failed like this.
     #[error(transparent)]
@@ -61,10 +64,15 @@ pub enum ParentsError {
 
 impl Parents {
     /// Parents at `addresses` (`HOST:PORT`), asked in this order.
-    pub fn new(endpoint: Endpoint, addresses: Vec<String>, quarantine: Arc<Quarantine>) -> Self {
-        let slot =
-            |address| Slot { address, link: Mutex::default(), relay: Arc::default(), origin: Arc::default() };
-        Self { endpoint, slots: addresses.into_iter().map(slot).collect(), quarantine }
+    pub fn new(dialer: Dialer, addresses: Vec<String>, quarantine: Arc<Quarantine>) -> Self {
+        let slot = |address| Slot {
+            address,
+            link: Mutex::default(),
+            carrier: std::sync::Mutex::default(),
+            relay: Arc::default(),
+            origin: Arc::default(),
+        };
+        Self { dialer, slots: addresses.into_iter().map(slot).collect(), quarantine }
     }
 
     /// How many there are.
@@ -92,12 +100,14 @@ impl Parents {
         if let Some(link) = held.link.as_ref().filter(|link| !link.is_closed()) {
             return Ok(link.clone());
         }
+        if held.link.take().is_some_and(|lost| lost.starved()) {
+            self.dialer.outbound().starved(&slot.address);
+        }
         if held.failed.is_some_and(|failed| failed.elapsed() < DOWN) {
             return Err(ParentsError::Down(slot.address.clone()));
         }
-        let dialled =
-            Link::connect(&self.endpoint, &slot.address, &slot.relay, &slot.origin, unix_now()).await;
-        if let Err(LinkError::Silent(_)) = dialled {
+        let dialled = Link::connect(&self.dialer, &slot.address, &slot.relay, &slot.origin, unix_now()).await;
+        if let Err(LinkError::Dial(DialError::Silent { .. } | DialError::Tcp(..))) = dialled {
             held.failed = Some(Instant::now());
         }
         let dialled = dialled?;
@@ -106,8 +116,32 @@ impl Parents {
             return Err(ParentsError::Quarantined(slot.address.clone(), until, path));
         }
         let link = Arc::new(dialled);
+        *slot.carrier.lock().unwrap_or_else(PoisonError::into_inner) = Some(link.carrier());
         held.link = Some(link.clone());
         Ok(link)
+    }
+
+    /// How they are reached.
+    pub fn outbound(&self) -> &Arc<Outbound> {
+        self.dialer.outbound()
+    }
+
+    /// What each parent that was connected to was reached over last, by address.
+    pub fn carriers(&self) -> BTreeMap<String, Carrier> {
+        let last = |slot: &Slot| *slot.carrier.lock().unwrap_or_else(PoisonError::into_inner);
+        self.slots.iter().filter_map(|slot| Some((slot.address.clone(), last(slot)?))).collect()
+    }
+
+    /// Ends all connections.
+    pub fn close(&self) {
+        for slot in &self.slots {
+            // One that is being dialled is none yet.
+            if let Ok(held) = slot.link.try_lock()
+                && let Some(link) = &held.link
+            {
+                link.close(CloseCode::Done);
+            }
+        }
     }
 
     /// The first parent that answers, in order.
@@ -151,7 +185,7 @@ impl Parents {
     /// Marks the node behind a link as a liar, persistently.
     pub fn quarantine(&self, link: &Link) {
         self.quarantine.add(link.node_id(), unix_now());
-        link.close(distd_core::proto::close::CloseCode::IntegrityFailed);
+        link.close(CloseCode::IntegrityFailed);
     }
 
     /// What came from relays and from origins so far.

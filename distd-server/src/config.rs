@@ -92,7 +92,7 @@ pub struct Settings {
     pub store: Setting<String>,
     /// Where to listen for HTTPS, TCP.
     pub http: Setting<SocketAddr>,
-    /// Where to listen for QUIC, UDP.
+    /// Where to listen for nodes: QUIC over UDP, HTTP/2 over TCP.
     pub quic: Setting<SocketAddr>,
     /// Further names and addresses of the HTTPS certificate.
     pub name: Setting<Vec<String>>,
@@ -197,6 +197,14 @@ impl Settings {
                 "http ({source}): {value} is no loopback address, and plain HTTP would show tokens to the network: \
                  leave out http_plain, or listen on 127.0.0.1:{}",
                 value.port()
+            ));
+        }
+        if let (Some(http), Some(quic)) = (&http, &quic)
+            && meet(http.value, quic.value)
+        {
+            layers.problems.push(format!(
+                "quic ({}): nodes are answered on UDP and TCP, and TCP {} is taken by http: choose another port",
+                quic.source, quic.value
             ));
         }
         if data.is_none() && layers.problems.is_empty() {
@@ -441,6 +449,12 @@ fn parse_duration(text: &str) -> Option<Duration> {
     Some(Duration::from_secs(digits.parse::<u64>().ok()?.checked_mul(unit)?))
 }
 
+/// Whether two listeners of one protocol cannot both have what they want.
+fn meet(a: SocketAddr, b: SocketAddr) -> bool {
+    let everywhere = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() == b.port() && a.port() != 0 && (everywhere || a.ip() == b.ip())
+}
+
 fn is_host(text: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -552,6 +566,18 @@ mod tests {
         let without = command_line(&[("data", "/d"), ("http_plain", "true")]);
         let settings = Settings::resolve(&without, |_| None, None).expect("settings");
         assert!(settings.http.value.ip().is_loopback());
+    }
+
+    #[test]
+    fn nodes_and_http_cannot_share_a_port() {
+        let on = |http, quic| {
+            let line = command_line(&[("data", "/d"), ("http", http), ("quic", quic)]);
+            Settings::resolve(&line, |_| None, None)
+        };
+        let error = on("0.0.0.0:443", "[::]:443").expect_err("one port").to_string();
+        assert!(error.contains("quic (command line)"), "{error}");
+        assert!(on("192.0.2.1:443", "192.0.2.2:443").is_ok());
+        assert!(on("127.0.0.1:0", "127.0.0.1:0").is_ok());
     }
 
     #[test]

@@ -41,7 +41,7 @@ struct ServeArgs {
     /// Address for HTTPS (TCP) [default: [::]:7443]
     #[arg(long, value_name = "ADDR:PORT")]
     http: Option<String>,
-    /// Address for QUIC (UDP) [default: [::]:7444]
+    /// Address for nodes: QUIC over UDP, and HTTPS over TCP for those without it [default: [::]:7444]
     #[arg(long, value_name = "ADDR:PORT")]
     quic: Option<String>,
     /// Further host name or address of this origin, for its certificate; repeat for more.

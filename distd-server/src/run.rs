@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use distd_peer::clock::unix_now;
-use distd_peer::net::{BindError, server_endpoint};
+use distd_peer::net::{BindError, parent_sockets};
 use distd_peer::serve::{ServeConfig, Server, SiteRule, Sites};
 use distd_peer::trust::files::{self, FileError};
-use distd_peer::trust::tls::{TlsError, https_server, quic_server};
+use distd_peer::trust::tls::{TlsError, https_parent, https_server, quic_server};
 use distd_peer::trust::token::ApiToken;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -60,8 +60,8 @@ pub enum StartError {
     /// Not listening for HTTP.
     #[error("could not listen on {0} (TCP): choose another --http address, or stop what uses it")]
     Http(SocketAddr, #[source] io::Error),
-    /// Not listening for QUIC.
-    #[error("no QUIC: choose another --quic address")]
+    /// Not listening for nodes.
+    #[error("nodes are answered on UDP and TCP at one port: choose another --quic address")]
     Quic(#[from] BindError),
     /// TLS.
     #[error(transparent)]
@@ -75,7 +75,7 @@ pub enum StartError {
 pub struct Running {
     /// Where HTTP(S) is answered.
     pub http: SocketAddr,
-    /// Where QUIC is answered.
+    /// Where nodes are answered: QUIC over UDP, and the same over TCP.
     pub quic: SocketAddr,
     /// HTTP is plain.
     pub plain: bool,
@@ -87,6 +87,7 @@ pub struct Running {
     stop: watch::Sender<bool>,
     http_task: JoinHandle<()>,
     quic_task: JoinHandle<()>,
+    nodes_task: JoinHandle<()>,
     maintenance: JoinHandle<()>,
     patches: JoinHandle<()>,
     stop_patches: CancellationToken,
@@ -109,12 +110,13 @@ pub async fn start(settings: &Settings) -> Result<Running, StartError> {
 
     let listener = listen(settings).await?;
     let http = listener.local_addr().map_err(|e| StartError::Http(settings.http.value, e))?;
-    let quic_config = || quic_server(origin.credentials().clone(), origin.realm().ca_der());
+    let (credentials, ca) = (origin.credentials(), origin.realm().ca_der());
+    let quic_config = quic_server(credentials.clone(), ca)?;
     let quic = settings.quic.value;
     let reset = origin.realm().reset_key();
-    let endpoint = match server_endpoint(quic, quic_config()?, &reset) {
+    let (endpoint, nodes) = match parent_sockets(quic, &quic_config, &reset) {
         Err(error) if settings.quic.source == Source::Default && is_without_ipv6(&error.cause) => {
-            server_endpoint(everywhere_ipv4(quic), quic_config()?, &reset)?
+            parent_sockets(everywhere_ipv4(quic), &quic_config, &reset)?
         }
         other => other?,
     };
@@ -124,6 +126,7 @@ pub async fn start(settings: &Settings) -> Result<Running, StartError> {
     let serve = ServeConfig { sites: Some(sites), ..ServeConfig::default() };
     let server = Server::new(OriginContent::new(origin.clone()).into_content(), serve);
     let app = App::new(origin.clone(), server.counters.clone());
+    let nodes_tls = https_parent(credentials.clone(), ca)?;
     let tls = (!plain).then(|| Arc::new(https_server(origin.credentials().clone())));
     let (stop, stopped) = watch::channel(false);
     let stop_patches = CancellationToken::new();
@@ -133,7 +136,8 @@ pub async fn start(settings: &Settings) -> Result<Running, StartError> {
         plain,
         admin_token,
         http_task: tokio::spawn(http::serve(listener, tls, app.clone(), stopped)),
-        quic_task: tokio::spawn(server.run(endpoint.clone())),
+        quic_task: tokio::spawn(server.clone().run(endpoint.clone())),
+        nodes_task: tokio::spawn(server.run_tcp(nodes, nodes_tls)),
         maintenance: tokio::spawn(maintain(origin.clone())),
         patches: tokio::spawn(origin.clone().make_patches(stop_patches.clone())),
         stop_patches,
@@ -149,7 +153,9 @@ impl Running {
     /// Stops: requests under way have until `deadline` to end. `false` when some were cut off; what they had
     /// committed stays.
     pub async fn stop(self, deadline: Duration) -> bool {
-        let Self { stop, http_task, quic_task, maintenance, endpoint, app, origin, _lock, .. } = self;
+        let Self {
+            stop, http_task, quic_task, nodes_task, maintenance, endpoint, app, origin, _lock, ..
+        } = self;
         let Self { mut patches, stop_patches, .. } = self;
         stop.send_replace(true);
         stop_patches.cancel();
@@ -169,6 +175,7 @@ impl Running {
         patches.abort();
         endpoint.close(CLOSE_STOPPING.into(), b"stopping");
         quic_task.abort();
+        nodes_task.abort();
         // So that peers learn of it before the process is gone.
         let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
         let _ = tokio::time::timeout(Duration::from_secs(5), origin.db().close()).await;

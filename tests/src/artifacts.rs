@@ -73,7 +73,8 @@ pub fn erofs(tree: &Path, image: &Path, options: &[&str]) {
     try_erofs(tree, image, options).unwrap_or_else(|message| panic!("mkfs.erofs {options:?}: {message}"));
 }
 
-/// The same; what `mkfs.erofs` says against the options, if it does: newer versions know more of them.
+/// The same; what `mkfs.erofs` says against the options, if it does: newer versions know more of them. The one that
+/// `DISTD_TEST_NEWER_MKFS` names is taken where that is set.
 ///
 /// # Errors
 /// Its message.
@@ -81,7 +82,8 @@ pub fn erofs(tree: &Path, image: &Path, options: &[&str]) {
 /// # Panics
 /// When `mkfs.erofs` is missing.
 pub fn try_erofs(tree: &Path, image: &Path, options: &[&str]) -> Result<(), String> {
-    let output = Command::new("mkfs.erofs")
+    let program = std::env::var_os("DISTD_TEST_NEWER_MKFS").unwrap_or_else(|| "mkfs.erofs".into());
+    let output = Command::new(program)
         .args(["-T1700000000", "-U", "11111111-2222-3333-4444-555555555555"])
         .args(options)
         .arg(image)

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::netns::Place;
+
 /// Longest wait for a daemon to come up or a condition to hold. Generous: two cores may be busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -198,6 +200,8 @@ pub struct Lab {
     dir: tempfile::TempDir,
     origin: Option<Daemon>,
     origin_args: Vec<String>,
+    /// Where the origin and the release engineer are, if not here.
+    place: Option<Place>,
     /// Addresses kept over restarts, so that nodes find the origin again.
     https: String,
     quic: String,
@@ -210,17 +214,24 @@ impl Lab {
     }
 
     /// The same with more arguments to `distd-server serve`.
-    ///
-    /// # Panics
-    /// When the origin does not come up.
     pub fn start_with(args: &[&str]) -> Self {
+        Self::open(args, "127.0.0.1", None)
+    }
+
+    /// The same with the origin and the release engineer in a namespace, at `host`.
+    pub fn start_at(place: Place, host: &str) -> Self {
+        Self::open(&[], host, Some(place))
+    }
+
+    fn open(args: &[&str], host: &str, place: Option<Place>) -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         let mut lab = Self {
             dir,
             origin: None,
             origin_args: args.iter().map(|a| (*a).to_owned()).collect(),
-            https: "127.0.0.1:0".into(),
-            quic: "127.0.0.1:0".into(),
+            place,
+            https: format!("{host}:0"),
+            quic: format!("{host}:0"),
         };
         lab.start_origin();
         let token = lab.path("origin/admin.token");
@@ -246,7 +257,7 @@ impl Lab {
         if !self.origin_args.iter().any(|arg| arg == "--patches") {
             command.args(["--patches", "false"]);
         }
-        let origin = Daemon::start(command, &self.path("origin.log"), "origin listening on ");
+        let origin = Daemon::start(self.placed(command), &self.path("origin.log"), "origin listening on ");
         let [https, quic] = &origin.addresses[..] else { panic!("an origin names two addresses") };
         (self.https, self.quic) = (https.clone(), quic.clone());
         self.origin = Some(origin);
@@ -346,9 +357,18 @@ impl Lab {
         command
     }
 
+    fn placed(&self, command: Command) -> Command {
+        self.place.as_ref().map(|place| place.run(&command)).unwrap_or(command)
+    }
+
     /// Runs `distd` as the release engineer.
+    ///
+    /// # Panics
+    /// When it cannot be started.
     pub fn admin(&self, args: &[&str]) -> Outcome {
-        self.device("admin", args)
+        let mut command = self.command("admin");
+        command.args(args);
+        Outcome::of(self.placed(command).output().expect("run distd"))
     }
 
     /// Runs `distd` as a device.
@@ -413,7 +433,7 @@ impl Lab {
     /// Waits until every patch set of `product` is made, and there are at least `count`; their listing.
     ///
     /// # Panics
-    /// When that takes more than a minute, or one failed.
+    /// When that takes more than three minutes, or one failed.
     pub fn patches(&self, product: &str, count: usize) -> Value {
         let start = Instant::now();
         loop {
@@ -425,7 +445,7 @@ impl Lab {
             if sets.len() >= count && sets.iter().all(|set| set["state"] == "ready") {
                 return listing;
             }
-            assert!(start.elapsed().as_secs() < 60, "patches take too long: {body}");
+            assert!(start.elapsed().as_secs() < 180, "patches take too long: {body}");
             std::thread::sleep(Duration::from_millis(100));
         }
     }

@@ -17,6 +17,17 @@ pub struct Namespaces {
     far: String,
 }
 
+/// A namespace, for whoever starts commands there.
+#[derive(Clone, Debug)]
+pub struct Place(String);
+
+impl Place {
+    /// Makes `command` run there.
+    pub fn run(&self, command: &Command) -> Command {
+        inside(&self.0, command)
+    }
+}
+
 fn inside(namespace: &str, command: &Command) -> Command {
     let mut inside = Command::new("ip");
     inside.args(["netns", "exec", namespace]).arg(command.get_program()).args(command.get_args());
@@ -66,6 +77,39 @@ impl Namespaces {
     /// Makes `command` run at the router.
     pub fn at_router(&self, command: &Command) -> Command {
         inside(&self.far, command)
+    }
+
+    /// Makes commands run at the router.
+    pub fn router(&self) -> Place {
+        Place(self.far.clone())
+    }
+
+    /// From now on the router drops what the site sends and `what` matches, as in `udp` or `tcp dport 7444` (nftables).
+    ///
+    /// # Panics
+    /// When `nft` is missing or refuses.
+    pub fn drop_from_site(&self, what: &str) {
+        let rules = format!(
+            "add table inet distd; add chain inet distd in {{ type filter hook input priority 0; }}; \
+             add rule inet distd in iifname down0 {what} drop"
+        );
+        self.nft(&rules);
+    }
+
+    /// The router drops nothing any more.
+    ///
+    /// # Panics
+    /// When nothing was dropped before.
+    pub fn let_through(&self) {
+        self.nft("delete table inet distd");
+    }
+
+    fn nft(&self, rules: &str) {
+        let mut command = Command::new("nft");
+        command.arg(rules);
+        let output = self.at_router(&command).output().expect("run ip");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "nft {rules}: {said} (install nftables)");
     }
 
     /// IPv4 packets that have come to the router from the site so far, without multicast: that is the cable's own and no router

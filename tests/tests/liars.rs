@@ -12,14 +12,16 @@ use distd_core::ManifestId;
 use distd_core::proto::frame::{Codec, Data, DontHaveReason, NodeRequest};
 use distd_core::ranges::ChunkRanges;
 use distd_peer::enrollment;
-use distd_peer::net::{ResetKey, client_endpoint, server_endpoint};
+use distd_peer::net::{Dialer, Outbound, ResetKey, Transport, client_endpoint, parent_sockets};
 use distd_peer::parents::Parents;
 use distd_peer::quarantine::Quarantine;
 use distd_peer::relay::Relay;
 use distd_peer::serve::{ChunkAnswer, Content, NodesAnswer, ServeConfig, ServeError, Server, Swarm};
 use distd_peer::store::{EdgeStore, StoreConfig};
 use distd_peer::trust::identity::{NodeIdentity, Role};
-use distd_peer::trust::tls::{Credentials, PeerIdentity, TrustAnchor, quic_client, quic_server};
+use distd_peer::trust::tls::{
+    Credentials, PeerIdentity, TrustAnchor, https_parent, quic_client, quic_server,
+};
 use distd_tests::artifacts;
 use distd_tests::lab::{Lab, same};
 use tokio::sync::mpsc;
@@ -129,23 +131,35 @@ async fn start_liar(lab: &Lab, lie: Lie) -> (SocketAddr, Arc<Server>) {
     let mut identity = NodeIdentity::load_or_create(&dir).expect("identity");
     let token = lab.join_token("relay", 1).parse().expect("a token");
     let origin = vec![lab.quic().to_owned()];
-    enrollment::enroll(&mut identity, &token, Role::Relay, "liar", &origin).await.expect("enrolled");
+    enrollment::enroll(
+        &mut identity,
+        &token,
+        Role::Relay,
+        "liar",
+        &origin,
+        &Outbound::direct(Transport::Auto),
+    )
+    .await
+    .expect("enrolled");
     let ca = identity.ca_der().expect("enrolled").clone();
     let credentials = Credentials::of_node(&identity).expect("credentials");
     let dialler =
         client_endpoint(false, quic_client(credentials.clone(), &ca).expect("tls")).expect("socket");
     let quarantine = Arc::new(Quarantine::load(&dir.join("quarantine.json")));
-    let parents = Arc::new(Parents::new(dialler, origin, quarantine));
+    let dialer =
+        Dialer::new(dialler, credentials.clone(), &ca, Outbound::direct(Transport::Auto)).expect("tls");
+    let parents = Arc::new(Parents::new(dialer, origin, quarantine));
     let config = StoreConfig { min_free_bytes: 0, ..StoreConfig::default() };
     let (store, _) = EdgeStore::open(&dir.join("cache"), config).expect("store");
     let inner = Arc::new(Relay::new(Arc::new(store), parents, TrustAnchor::Ca(ca.clone())));
     let server = Server::new(Arc::new(Liar { inner, lie }), ServeConfig::default());
     let listen = "127.0.0.1:0".parse().expect("an address");
     let reset = ResetKey::of_node(&identity.private_key());
-    let config = quic_server(credentials, &ca).expect("tls");
-    let endpoint = server_endpoint(listen, config, &reset).expect("socket");
+    let config = quic_server(credentials.clone(), &ca).expect("tls");
+    let (endpoint, listener) = parent_sockets(listen, &config, &reset).expect("sockets");
     let address = endpoint.local_addr().expect("bound");
     tokio::spawn(server.clone().run(endpoint));
+    tokio::spawn(server.clone().run_tcp(listener, https_parent(credentials, &ca).expect("tls")));
     (address, server)
 }
 

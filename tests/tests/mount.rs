@@ -13,7 +13,7 @@ use distd_tests::{Rng, artifacts};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 
 /// Options of `mkfs.erofs`; of the last ones, those it knows.
-const KINDS: [(&str, &[&[&str]]); 3] = [
+const KINDS: [(&str, &[&[&str]]); 5] = [
     ("plain", &[&[]]),
     ("lz4", &[&["-zlz4hc", "-C65536"]]),
     (
@@ -24,6 +24,8 @@ const KINDS: [(&str, &[&[&str]]); 3] = [
             &["-zlz4hc,12", "-C65536", "-Eztailpacking", "-Eforce-inode-extended"],
         ],
     ),
+    ("zstd", &[&["-zzstd", "-C65536"], &["-zlz4hc,6", "-C65536"]]),
+    ("deflate", &[&["-zdeflate,9", "-C65536", "-Eztailpacking"], &["-zlz4hc,5", "-C65536"]]),
 ];
 
 /// Why this machine cannot mount; `None` where it can.
@@ -186,7 +188,7 @@ fn the_kernel_mounts_what_came_by_patches_and_finds_every_file_as_it_was() {
         println!("skipped: {why}");
         return;
     }
-    let lab = Lab::start_with(&["--patches", "true"]);
+    let lab = Lab::start_with(&["--patches", "true", "--solid-sets", "false"]);
     let mut rng = Rng::new(31);
     let tree = lab.path("tree");
     fs::create_dir(&tree).expect("create a directory");

@@ -13,7 +13,7 @@ use distd_core::proto::frame::{Codec, Data, NodeRequest, PeerRecord};
 use distd_core::ranges::ChunkRanges;
 use distd_peer::clock::unix_now;
 use distd_peer::enrollment;
-use distd_peer::net::{Link, Meter, ResetKey, SwarmLink, device_endpoint};
+use distd_peer::net::{Dialer, Link, Meter, Outbound, ResetKey, SwarmLink, Transport, device_endpoint};
 use distd_peer::serve::{ChunkAnswer, Content, NodesAnswer, ServeConfig, ServeError, Server, Swarm};
 use distd_peer::trust::identity::{NodeIdentity, Role};
 use distd_peer::trust::record::{RecordRefused, RecordSigner, RecordText, verify_record};
@@ -35,7 +35,16 @@ impl Leaf {
         let mut identity = NodeIdentity::load_or_create(&lab.path(name)).expect("identity");
         let token = lab.join_token("leaf", 1).parse().expect("a token");
         let origin = vec![lab.quic().to_owned()];
-        enrollment::enroll(&mut identity, &token, Role::Leaf, name, &origin).await.expect("enrolled");
+        enrollment::enroll(
+            &mut identity,
+            &token,
+            Role::Leaf,
+            name,
+            &origin,
+            &Outbound::direct(Transport::Auto),
+        )
+        .await
+        .expect("enrolled");
         let credentials = Credentials::of_node(&identity).expect("credentials");
         let ca = identity.ca_der().expect("enrolled");
         let client = quic_client(credentials.clone(), ca).expect("tls");
@@ -59,8 +68,9 @@ impl Leaf {
     /// Joins the swarm at the origin with `record`.
     async fn join(&self, lab: &Lab, manifest: ManifestId, record: PeerRecord) -> SwarmLink {
         let meter = Arc::new(Meter::default());
-        let link =
-            Link::connect(&self.endpoint, lab.quic(), &meter, &meter, unix_now()).await.expect("the origin");
+        let (ca, outbound) = (self.identity.ca_der().expect("enrolled"), Outbound::direct(Transport::Auto));
+        let dialer = Dialer::new(self.endpoint.clone(), self.credentials.clone(), ca, outbound).expect("tls");
+        let link = Link::connect(&dialer, lab.quic(), &meter, &meter, unix_now()).await.expect("the origin");
         Arc::new(link).open_swarm_exchanging(manifest, record).await.expect("a swarm")
     }
 }

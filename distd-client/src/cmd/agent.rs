@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::context::Context;
+use crate::context::{Context, TransportArgs};
 use crate::share::agent::{self, AgentRequest};
 
 /// Serve what this device has installed to the neighbours of its site, until stopped.
@@ -16,11 +16,14 @@ pub(crate) struct Args {
     /// A relay or origin to ask; repeat for more, nearest first. Default: the one enrolled with.
     #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT")]
     parent: Vec<String>,
+    #[command(flatten)]
+    transport: TransportArgs,
 }
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let parents = if args.parent.is_empty() { context.parents() } else { args.parent };
     let sharing = context.sharing();
     let listen = args.listen.unwrap_or(sharing.agent_listen);
-    agent::run(AgentRequest { data: context.data().to_owned(), parents, listen, sharing }).await
+    let outbound = context.outbound(&args.transport, sharing.connectivity)?;
+    agent::run(AgentRequest { data: context.data().to_owned(), parents, listen, sharing, outbound }).await
 }

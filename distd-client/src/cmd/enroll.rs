@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::parse;
 use crate::api::{Api, ServerUrl};
-use crate::context::Context;
+use crate::context::{Context, TransportArgs};
 use crate::exit::{Code, Failure, code_of_enrollment};
 
 /// Join a realm: get a certificate for this device with a join token.
@@ -22,10 +22,10 @@ use crate::exit::{Code, Failure, code_of_enrollment};
 #[command(group(clap::ArgGroup::new("whom").required(true).multiple(true).args(["server", "parent"])))]
 #[command(group(clap::ArgGroup::new("join").required(true).args(["token", "token_file"])))]
 pub(crate) struct Args {
-    /// Relay or origin to enrol with and to pull from (QUIC); repeat for more, nearest first.
+    /// Relay or origin to enrol with and to pull from; repeat for more, nearest first.
     #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT")]
     parent: Vec<String>,
-    /// Enrol over HTTPS with the origin, where UDP is blocked.
+    /// Enrol with the origin's HTTP API.
     #[arg(long, value_name = "URL")]
     server: Option<String>,
     /// Join token.
@@ -40,6 +40,8 @@ pub(crate) struct Args {
     /// Allow an http:// URL of a loopback address.
     #[arg(long)]
     plain_http: bool,
+    #[command(flatten)]
+    transport: TransportArgs,
 }
 
 #[derive(Serialize)]
@@ -65,7 +67,10 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             ServerUrl::parse(server, args.plain_http).map_err(|e| Failure::new(Code::Usage, e.into()))?;
         over_https(&mut identity, &token, &label, server).await?;
     } else {
-        enrollment::enroll(&mut identity, &token, Role::Leaf, &label, &args.parent).await.map_err(failed)?;
+        let outbound = context.outbound(&args.transport, context.sharing().connectivity)?;
+        enrollment::enroll(&mut identity, &token, Role::Leaf, &label, &args.parent, &outbound)
+            .await
+            .map_err(failed)?;
     }
     let expires = identity.cert().map_or(0, |cert| cert.not_after);
     let node_id = identity.node_id().to_string();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use distd_core::names::Wanted;
 
-use crate::context::Context;
+use crate::context::{Context, TransportArgs};
 use crate::progress::Progress;
 use crate::pull::{Aim, PullRequest, pull};
 use crate::share::Connectivity;
@@ -41,13 +41,21 @@ pub(crate) struct Sources {
     /// How far packets may go: anywhere, to the networks this host is attached to, or nowhere. Default: as remembered.
     #[arg(long, value_enum, value_name = "HOW_FAR")]
     connectivity: Option<Connectivity>,
+    #[command(flatten)]
+    transport: TransportArgs,
 }
 
 impl Sources {
-    pub(crate) fn request(self, context: &Context, wanted: Wanted, out: PathBuf) -> PullRequest {
+    pub(crate) fn request(
+        self,
+        context: &Context,
+        wanted: Wanted,
+        out: PathBuf,
+    ) -> anyhow::Result<PullRequest> {
         let sharing = context.sharing().within(self.connectivity);
         let parents = if self.parent.is_empty() { context.parents() } else { self.parent };
-        PullRequest {
+        let outbound = context.outbound(&self.transport, sharing.connectivity)?;
+        Ok(PullRequest {
             wanted,
             out,
             seeds: self.seed,
@@ -55,12 +63,13 @@ impl Sources {
             data: context.data().to_owned(),
             aim: self.optimize,
             sharing: if self.no_share { sharing.off() } else { sharing },
-        }
+            outbound,
+        })
     }
 }
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
-    let request = args.sources.request(context, args.wanted, args.out);
+    let request = args.sources.request(context, args.wanted, args.out)?;
     let progress = Arc::new(Progress::new(context.output()));
     let outcome = pull(&request, progress).await?;
     context.output().result(&outcome, |outcome| outcome.summary())

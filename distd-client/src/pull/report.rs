@@ -1,6 +1,9 @@
 //! What pulls and plans report.
 
+use std::collections::BTreeMap;
+
 use distd_core::{ArtifactHash, ManifestId};
+use distd_peer::net::Carrier;
 use serde::Serialize;
 
 use crate::output::table;
@@ -45,6 +48,8 @@ pub(crate) struct Outcome {
     pub(super) blake3: ArtifactHash,
     pub(super) resumed: bool,
     pub(super) already_there: bool,
+    /// What each parent was reached over, by address.
+    pub(super) transport: BTreeMap<String, Carrier>,
 }
 
 /// What a pull would do.

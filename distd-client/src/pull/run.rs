@@ -9,6 +9,7 @@ use distd_core::ManifestId;
 use distd_core::manifest::{Manifest, Root};
 use distd_core::names::Wanted;
 use distd_core::planner::HeldIndex;
+use distd_peer::net::Outbound;
 
 use super::job::{Job, PATCH_FILES, REBUILT_FILE};
 use super::kept::{is_block_device, keep_manifest, kept_manifest_path, read_kept_manifest, with_suffix};
@@ -36,6 +37,8 @@ pub(crate) struct PullRequest {
     pub(crate) aim: Aim,
     /// How to exchange with neighbours.
     pub(crate) sharing: Sharing,
+    /// How to reach parents.
+    pub(crate) outbound: Arc<Outbound>,
 }
 
 impl PullRequest {
@@ -82,7 +85,10 @@ pub(super) async fn prepare(
     extra_seed: Option<&Path>,
     files: Option<Files>,
 ) -> anyhow::Result<Prepared> {
-    let realm = Realm::open(&request.data, request.parents.clone(), &request.sharing).await?;
+    let realm = {
+        let (parents, outbound) = (request.parents.clone(), request.outbound.clone());
+        Realm::open(&request.data, parents, &request.sharing, outbound).await?
+    };
     let resolved = realm.resolve(&request.wanted).await?;
     let metadata_bytes = received(&realm);
     let mut paths = request.seeds.clone();
@@ -222,6 +228,7 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
     progress.end();
     let seconds = start.elapsed().as_secs_f64();
     realm.leave(&manifest.id(), request.sharing.linger).await;
+    let transport = realm.parents.carriers();
     let (relay, origin) = realm.parents.readings();
     let peer = realm.neighbour_reading();
     let counts = *job.counts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -254,5 +261,6 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
         blake3: manifest.root().blake3,
         resumed: job.resumed,
         already_there,
+        transport,
     })
 }

@@ -15,7 +15,7 @@ use distd_core::swarm::FetchConfig;
 use distd_peer::clock::unix_now;
 use distd_peer::driver::{ChunkSink, Driver, FetchError};
 use distd_peer::manifest_fetch::fetch_manifest;
-use distd_peer::net::{MeterReading, RateLimit, close_code};
+use distd_peer::net::{MeterReading, Outbound, RateLimit, close_code};
 use distd_peer::parents::Parents;
 use distd_peer::share::{ChunkBytes, Holdings};
 use distd_peer::table::ChunkTable;
@@ -44,9 +44,14 @@ impl Realm {
     ///
     /// # Errors
     /// Failures with [`Code::Refused`] when the device is not enrolled.
-    pub(super) async fn open(data: &Path, parents: Vec<String>, sharing: &Sharing) -> anyhow::Result<Self> {
+    pub(super) async fn open(
+        data: &Path,
+        parents: Vec<String>,
+        sharing: &Sharing,
+        outbound: Arc<Outbound>,
+    ) -> anyhow::Result<Self> {
         let refused = |e: anyhow::Error| Failure::new(Code::Refused, e);
-        let node = Node::open(data, parents, anywhere(0), sharing).await?;
+        let node = Node::open(data, parents, anywhere(0), sharing, outbound).await?;
         let root = node.identity.root_json().context("the device has no TUF root").map_err(refused)?;
         let tuf = TufClient::open(data, root).map_err(|e| refused(e.into()))?;
         let lateral = match sharing.enabled {
@@ -85,6 +90,7 @@ impl Realm {
         if let Some(lateral) = &self.lateral {
             lateral.linger(manifest, linger).await;
         }
+        self.parents.close();
         self.endpoint.close(close_code(CloseCode::Done), b"");
         // The word is on its way or lost; nobody here needs to know which.
         let _ = tokio::time::timeout(LEAVE, self.endpoint.wait_idle()).await;

@@ -12,7 +12,7 @@ use distd_core::proto::close::CloseCode;
 use distd_core::proto::control::ControlEvent;
 use distd_core::ranges::ChunkRanges;
 use distd_peer::enrollment::renew_regularly;
-use distd_peer::net::{Link, close_code};
+use distd_peer::net::{Link, Outbound, close_code};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Lateral, Node, Sharing, installed};
@@ -43,6 +43,7 @@ pub(crate) struct AgentRequest {
     pub(crate) parents: Vec<String>,
     pub(crate) listen: SocketAddr,
     pub(crate) sharing: Sharing,
+    pub(crate) outbound: Arc<Outbound>,
 }
 
 /// Runs until told to stop.
@@ -57,12 +58,13 @@ pub(crate) async fn run(request: AgentRequest) -> anyhow::Result<()> {
         let next = "change that in client.toml of the state directory, or do not run an agent here";
         return Err(Failure::new(Code::Usage, error).next(next).into());
     }
-    let node = Node::open(&request.data, request.parents, request.listen, &request.sharing).await?;
+    let AgentRequest { parents, listen, outbound, .. } = request;
+    let node = Node::open(&request.data, parents, listen, &request.sharing, outbound.clone()).await?;
     let address = node.endpoint.local_addr().context("the socket has no address")?;
     let lateral = Arc::new(Lateral::start(&node, &request.sharing, true)?);
     println!("agent listening on {address}");
     let Node { identity, credentials, parent_addresses, endpoint, parents, data, .. } = node;
-    let renewing = tokio::spawn(renew_regularly(identity, credentials, parent_addresses));
+    let renewing = tokio::spawn(renew_regularly(identity, credentials, parent_addresses, outbound));
     let announcer = Announcer { data, parents, lateral };
     let announcing = tokio::spawn(async move { announcer.run().await });
     let mut terminate = signal(SignalKind::terminate())?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, anyhow};
 use distd_peer::clock::unix_now;
 use distd_peer::enrollment;
-use distd_peer::net::{BindError, ResetKey, device_endpoint};
+use distd_peer::net::{BindError, Dialer, Outbound, ResetKey, device_endpoint};
 use distd_peer::parents::Parents;
 use distd_peer::quarantine::Quarantine;
 use distd_peer::trust::identity::NodeIdentity;
@@ -44,6 +44,7 @@ impl Node {
         parents: Vec<String>,
         listen: SocketAddr,
         sharing: &Sharing,
+        outbound: Arc<Outbound>,
     ) -> anyhow::Result<Self> {
         if parents.is_empty() && sharing.connectivity == Connectivity::Online {
             let next = "name one with --parent HOST:PORT, or enrol with --parent so that it is remembered";
@@ -58,7 +59,7 @@ impl Node {
             return Err(Failure::new(Code::Refused, error).next(next).into());
         }
         if identity.needs_renewal(unix_now())
-            && let Err(error) = enrollment::renew(&mut identity, &parents).await
+            && let Err(error) = enrollment::renew(&mut identity, &parents, &outbound).await
         {
             // Until it has ended the old certificate will do; offline nobody asks for one.
             let expired = identity.cert().is_none_or(|cert| cert.is_expired(unix_now()));
@@ -78,7 +79,10 @@ impl Node {
             endpoint.set_server_config(None);
         }
         let quarantine = Arc::new(Quarantine::load(&data.join("quarantine.json")));
-        let parents_of = Parents::new(endpoint.clone(), parents.clone(), quarantine.clone());
+        let ca = identity.ca_der().context("the device has no CA certificate").map_err(refused)?;
+        let dialer = Dialer::new(endpoint.clone(), credentials.clone(), ca, outbound)
+            .map_err(|e| refused(e.into()))?;
+        let parents_of = Parents::new(dialer, parents.clone(), quarantine.clone());
         Ok(Self {
             data: data.to_owned(),
             identity,

@@ -2,12 +2,8 @@
 
 use std::io;
 
-use miniz_oxide::inflate::TINFLStatus;
-use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
-use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
-
 use crate::cut::ReadAt;
-use crate::cut::erofs::{Codecs, Coding, EXTENT_BYTES_MAX, Extent, ExtentData, PackedFile, Reader};
+use crate::cut::erofs::{Coding, Decoder, EXTENT_BYTES_MAX, Extent, ExtentData, PackedFile, Reader};
 
 /// Most extents of the packed inode kept in memory, 64 bytes each. Files that end behind them count as not unpacked.
 const FRAGMENT_EXTENTS_MAX: usize = 1 << 18;
@@ -29,11 +25,8 @@ pub(super) enum ContentError {
 pub(super) struct Unpacker<'r, 'a, R: ReadAt + ?Sized> {
     artifact: &'a R,
     reader: &'r Reader<'a, R>,
-    codecs: Codecs,
-    zstd: zstd::bulk::Decompressor<'static>,
-    inflate: Box<DecompressorOxide>,
+    decoder: Decoder,
     cluster: Vec<u8>,
-    scratch: Vec<u8>,
     /// Extents of the packed inode, once one was asked for.
     fragments: Option<Vec<Extent>>,
     /// The one of them that is unpacked.
@@ -44,14 +37,12 @@ pub(super) struct Unpacker<'r, 'a, R: ReadAt + ?Sized> {
 impl<'r, 'a, R: ReadAt + ?Sized> Unpacker<'r, 'a, R> {
     /// `None` if the image's algorithms are not known.
     pub(super) fn new(artifact: &'a R, reader: &'r Reader<'a, R>) -> Option<Self> {
+        reader.codecs()?;
         Some(Self {
             artifact,
             reader,
-            codecs: reader.codecs()?,
-            zstd: zstd::bulk::Decompressor::new().expect("a zstd context needs only memory"),
-            inflate: Box::default(),
+            decoder: Decoder::default(),
             cluster: Vec::new(),
-            scratch: Vec::new(),
             fragments: None,
             fragment: (None, Vec::new()),
             left: artifact.len().saturating_mul(CONTENT_PER_BYTE).saturating_add(EXTENT_BYTES_MAX),
@@ -116,15 +107,13 @@ impl<'r, 'a, R: ReadAt + ?Sized> Unpacker<'r, 'a, R> {
 
     /// Puts the content of one extent into `out`.
     fn extent(&mut self, extent: &Extent, out: &mut Vec<u8>) -> Result<(), ContentError> {
-        let ExtentData::Cluster { start, len, coding, partial, .. } = extent.data else {
+        let ExtentData::Cluster { start, len, coding, .. } = extent.data else {
             return Err(ContentError::NotUnpacked);
         };
         self.cluster.resize(len as usize, 0);
         self.artifact.read_exact_at(&mut self.cluster, start).map_err(ContentError::Read)?;
         let want = extent.len as usize;
         out.clear();
-        let zeros = self.cluster.iter().take_while(|byte| **byte == 0).count();
-        let packed = &self.cluster[if self.codecs.zeros_in_front { zeros } else { 0 }..];
         let unpacked = match coding {
             Coding::Shifted => self.cluster.get(..want).map(|bytes| out.extend_from_slice(bytes)),
             Coding::Interlaced => {
@@ -133,34 +122,10 @@ impl<'r, 'a, R: ReadAt + ?Sized> Unpacker<'r, 'a, R> {
                 let whole = self.cluster.get(..block).filter(|_| want <= block);
                 whole.map(|bytes| out.extend((0..want).map(|index| bytes[(turned + index) % block])))
             }
-            Coding::Lz4 | Coding::Zstd if partial => {
-                // Neither stops early, so the whole cluster is unpacked somewhere else.
-                self.scratch.resize(EXTENT_BYTES_MAX as usize, 0);
-                let unpacked = match coding {
-                    Coding::Lz4 => lz4_flex::block::decompress_into(packed, &mut self.scratch).ok(),
-                    _ => self.zstd.decompress_to_buffer(packed, &mut self.scratch[..]).ok(),
-                };
-                let bytes = unpacked.and_then(|len| self.scratch[..len].get(..want));
-                bytes.map(|bytes| out.extend_from_slice(bytes))
-            }
-            Coding::Lz4 => {
+            _ => {
                 out.resize(want, 0);
-                lz4_flex::block::decompress_into(packed, out).ok().filter(|len| *len == want).map(drop)
+                self.decoder.unpack(coding, &self.cluster, out).filter(|len| *len == want).map(drop)
             }
-            Coding::Zstd => {
-                out.resize(want, 0);
-                let len = self.zstd.decompress_to_buffer(packed, &mut out[..]).ok();
-                len.filter(|len| *len == want).map(drop)
-            }
-            Coding::Deflate => {
-                out.resize(want, 0);
-                self.inflate.init();
-                let flags = TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
-                let (status, _, len) = decompress(&mut self.inflate, packed, out, 0, flags);
-                let sound = matches!(status, TINFLStatus::Done | TINFLStatus::HasMoreOutput);
-                (sound && len == want).then_some(())
-            }
-            Coding::Lzma => None,
         };
         unpacked.ok_or(ContentError::NotUnpacked)
     }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use distd_core::cut::Regions;
@@ -35,7 +35,25 @@ pub(crate) fn mkfs(options: &[&str], tree: &Path, image: &Path) -> Vec<u8> {
 
 /// What mkfs says against the options, if it does: newer versions know more of them.
 pub(crate) fn try_mkfs(options: &[&str], tree: &Path, image: &Path) -> Result<Vec<u8>, String> {
-    let output = Command::new("mkfs.erofs")
+    try_mkfs_of("mkfs.erofs".as_ref(), options, tree, image)
+}
+
+/// A `mkfs.erofs` that packs by every algorithm: the one that `DISTD_TEST_NEWER_MKFS` names, which `tests/run.sh` sets.
+pub(crate) fn newer_mkfs() -> Option<PathBuf> {
+    let named = std::env::var_os("DISTD_TEST_NEWER_MKFS").map(PathBuf::from);
+    if named.is_none() {
+        eprintln!("NOT RUN: set DISTD_TEST_NEWER_MKFS to a mkfs.erofs that knows zstd; tests/run.sh does");
+    }
+    named
+}
+
+pub(crate) fn try_mkfs_of(
+    program: &Path,
+    options: &[&str],
+    tree: &Path,
+    image: &Path,
+) -> Result<Vec<u8>, String> {
+    let output = Command::new(program)
         .args(["-T1700000000", "-U11111111-2222-3333-4444-555555555555"])
         .args(options)
         .args([image, tree])

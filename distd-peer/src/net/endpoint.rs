@@ -1,4 +1,4 @@
-//! QUIC endpoints with distd's windows and timers.
+//! QUIC endpoints with distd's windows and timers, which connections over TCP have too.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,19 +6,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
+use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 use rustls::pki_types::PrivateKeyDer;
+use tokio::net::TcpListener;
 
-/// Unacknowledged bytes a peer may have in flight to us on one stream: one batch's chunks in compressed form mostly fit,
-/// and 4 MiB fill 1 Gbit/s at 30 ms.
-const STREAM_WINDOW: u32 = 4 << 20;
+/// Unacknowledged bytes a peer may have in flight to us on one stream: one batch's chunks in compressed form mostly fit.
+pub(super) const STREAM_WINDOW: u32 = 3 << 20;
 
-/// The same over all streams: bounds what one connection can make us buffer.
-const CONNECTION_WINDOW: u32 = 8 << 20;
+/// The same over all streams: fills 1 Gbit/s at 50 ms, and bounds what one connection can make us buffer. On a fast link all of it waits for the
+/// disk.
+pub(super) const CONNECTION_WINDOW: u32 = 6 << 20;
 
 /// Streams a peer may have open: control streams of a few swarms and their batches.
-const STREAMS_MAX: u32 = 128;
+pub(super) const STREAMS_MAX: u32 = 128;
+
+/// Silence after which a connection counts as lost.
+pub(super) const IDLE: Duration = Duration::from_secs(30);
+
+/// Silence after which a peer is asked for a sign of life.
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Largest packet probed for: jumbo frames and loopback; path MTU discovery settles on what the path carries.
 const MTU_MAX: u16 = 8952;
@@ -35,27 +43,80 @@ pub struct BindError {
 }
 
 /// What an asker may have unread at a node that answers: requests are far smaller than answers.
-const REQUEST_STREAM_WINDOW: u32 = 1_200_000;
+pub(super) const REQUEST_STREAM_WINDOW: u32 = 1_200_000;
 
 /// The same over all streams of a connection, which may be one of thousands and, for enrolment, anyone's.
-const REQUEST_CONNECTION_WINDOW: u32 = 1_500_000;
+pub(super) const REQUEST_CONNECTION_WINDOW: u32 = 1_500_000;
 
-fn transport(stream_window: u32, connection_window: u32) -> Arc<TransportConfig> {
-    let mut config = TransportConfig::default();
-    let idle = IdleTimeout::try_from(Duration::from_secs(30)).expect("30 s fit a varint of milliseconds");
-    let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(MTU_MAX);
-    config
-        .stream_receive_window(VarInt::from_u32(stream_window))
-        .receive_window(VarInt::from_u32(connection_window))
-        .send_window(u64::from(CONNECTION_WINDOW))
-        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .datagram_receive_buffer_size(None)
-        .max_idle_timeout(Some(idle))
-        .keep_alive_interval(Some(Duration::from_secs(10)))
-        .mtu_discovery_config(Some(mtu));
-    Arc::new(config)
+/// What decides how much is in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Congestion {
+    /// Backs off with each loss (RFC 9438).
+    Cubic,
+    /// The same, more slowly back (RFC 9002 §7).
+    NewReno,
+    /// Follows the rate that arrives, whatever is lost.
+    Bbr,
+}
+
+/// What a connection's speed depends on. The defaults are measured: docs/benchmarks.md, "Speed".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tuning {
+    /// Of the side that sends chunks.
+    pub congestion: Congestion,
+    /// Bytes an asker takes in flight on one stream.
+    pub stream_window: u32,
+    /// The same over all streams.
+    pub connection_window: u32,
+    /// Largest packet probed for, bytes.
+    pub mtu_max: u16,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            congestion: Congestion::Cubic,
+            stream_window: STREAM_WINDOW,
+            connection_window: CONNECTION_WINDOW,
+            mtu_max: MTU_MAX,
+        }
+    }
+}
+
+impl Tuning {
+    /// For who asks for chunks.
+    pub fn asking(&self) -> Arc<TransportConfig> {
+        self.transport(self.stream_window, self.connection_window)
+    }
+
+    /// For who sends them.
+    pub fn answering(&self) -> Arc<TransportConfig> {
+        self.transport(REQUEST_STREAM_WINDOW, REQUEST_CONNECTION_WINDOW)
+    }
+
+    fn transport(&self, stream_window: u32, connection_window: u32) -> Arc<TransportConfig> {
+        let controller: Arc<dyn ControllerFactory + Send + Sync> = match self.congestion {
+            Congestion::Cubic => Arc::new(CubicConfig::default()),
+            Congestion::NewReno => Arc::new(NewRenoConfig::default()),
+            Congestion::Bbr => Arc::new(BbrConfig::default()),
+        };
+        let mut config = TransportConfig::default();
+        let idle = IdleTimeout::try_from(IDLE).expect("30 s fit a varint of milliseconds");
+        let mut mtu = MtuDiscoveryConfig::default();
+        mtu.upper_bound(self.mtu_max);
+        config
+            .congestion_controller_factory(controller)
+            .stream_receive_window(VarInt::from_u32(stream_window))
+            .receive_window(VarInt::from_u32(connection_window))
+            .send_window(u64::from(self.connection_window))
+            .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
+            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .datagram_receive_buffer_size(None)
+            .max_idle_timeout(Some(idle))
+            .keep_alive_interval(Some(KEEP_ALIVE))
+            .mtu_discovery_config(Some(mtu));
+        Arc::new(config)
+    }
 }
 
 /// What makes stateless resets of this node the same after a restart (RFC 9000 §10.3): without it a peer of a process that was
@@ -99,7 +160,7 @@ fn endpoint(
 /// [`BindError`].
 pub fn client_endpoint(dual_stack: bool, mut config: quinn::ClientConfig) -> Result<Endpoint, BindError> {
     let address: SocketAddr = if dual_stack { ([0u16; 8], 0).into() } else { ([0u8; 4], 0).into() };
-    config.transport_config(transport(STREAM_WINDOW, CONNECTION_WINDOW));
+    config.transport_config(Tuning::default().asking());
     let mut endpoint = endpoint(address, None, None)?;
     endpoint.set_default_client_config(config);
     Ok(endpoint)
@@ -116,8 +177,8 @@ pub fn device_endpoint(
     mut server: quinn::ServerConfig,
     reset: &ResetKey,
 ) -> Result<Endpoint, BindError> {
-    client.transport_config(transport(STREAM_WINDOW, CONNECTION_WINDOW));
-    server.transport_config(transport(REQUEST_STREAM_WINDOW, REQUEST_CONNECTION_WINDOW));
+    client.transport_config(Tuning::default().asking());
+    server.transport_config(Tuning::default().answering());
     let mut endpoint = endpoint(address, Some(server), Some(reset))?;
     endpoint.set_default_client_config(client);
     Ok(endpoint)
@@ -144,8 +205,39 @@ pub fn server_endpoint(
     mut config: quinn::ServerConfig,
     reset: &ResetKey,
 ) -> Result<Endpoint, BindError> {
-    config.transport_config(transport(REQUEST_STREAM_WINDOW, REQUEST_CONNECTION_WINDOW));
+    config.transport_config(Tuning::default().answering());
     endpoint(address, Some(config), Some(reset))
+}
+
+/// Times a port that the system chose for UDP is tried for TCP too.
+const PORT_TRIES: u32 = 32;
+
+/// What a parent listens on: QUIC, and TCP at the same port number.
+///
+/// # Errors
+/// [`BindError`].
+pub fn parent_sockets(
+    address: SocketAddr,
+    config: &quinn::ServerConfig,
+    reset: &ResetKey,
+) -> Result<(Endpoint, TcpListener), BindError> {
+    let mut tries = PORT_TRIES;
+    loop {
+        let endpoint = server_endpoint(address, config.clone(), reset)?;
+        let failed = |cause| BindError { address, cause };
+        let listen = || {
+            let listener = std::net::TcpListener::bind(endpoint.local_addr()?)?;
+            listener.set_nonblocking(true)?;
+            TcpListener::from_std(listener)
+        };
+        tries -= 1;
+        match listen() {
+            Ok(listener) => return Ok((endpoint, listener)),
+            // Taken for TCP by somebody else.
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && address.port() == 0 && tries > 0 => {}
+            Err(e) => return Err(failed(e)),
+        }
+    }
 }
 
 /// Resolves `HOST:PORT`.

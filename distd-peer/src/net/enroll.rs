@@ -1,4 +1,4 @@
-//! One enrolment exchange over QUIC.
+//! One enrolment exchange.
 
 use std::time::Duration;
 
@@ -9,11 +9,12 @@ use distd_core::proto::frame::EnrollBody;
 use distd_core::proto::stream::StreamKind;
 use std::sync::Arc;
 
-use super::endpoint::{BindError, client_endpoint, resolve};
-use super::{FrameReader, FrameWriter, Meter, WireError, close_code};
+use super::dialer::{DialError, Dialer};
+use super::endpoint::BindError;
+use super::outbound::Outbound;
+use super::{FrameReader, FrameWriter, Meter, WireError};
 use crate::trust::enroll::{BodyError, EnrollMessage, EnrollReply};
-use crate::trust::identity::PARENT_NAME;
-use crate::trust::tls::{TrustAnchor, quic_enroll_client};
+use crate::trust::tls::TrustAnchor;
 
 /// How long a parent may take to answer: it may have to ask its own.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -21,17 +22,17 @@ const ANSWER: Duration = Duration::from_secs(20);
 /// Why an enrolment got no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrollError {
-    /// The name has no address.
-    #[error("could not resolve {0}")]
-    Resolve(String, #[source] std::io::Error),
     /// No socket.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The parent could not be dialled, or its certificate is not of the realm the token names.
+    /// Its certificate is not of the realm the token names.
     #[error(
         "could not connect to {0}: check the address, that it runs, and that the join token is of its realm"
     )]
     Connect(String, #[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It could not be dialled at all.
+    #[error(transparent)]
+    Dial(DialError),
     /// The exchange broke off.
     #[error("the enrolment exchange with {0} broke off: try again")]
     Wire(String, #[source] WireError),
@@ -40,16 +41,26 @@ pub enum EnrollError {
     Body(#[from] BodyError),
 }
 
-/// Sends one message to the parent at `address` (`HOST:PORT`) and returns its reply.
+impl From<DialError> for EnrollError {
+    fn from(error: DialError) -> Self {
+        match error {
+            DialError::Connect(address, cause) => Self::Connect(address, cause),
+            other => Self::Dial(other),
+        }
+    }
+}
+
+/// Sends one message to the parent at `address` (`HOST:PORT`), as `outbound` says, and returns its reply.
 ///
 /// # Errors
 /// [`EnrollError`].
 pub async fn exchange_enroll(
     address: &str,
     anchor: &TrustAnchor,
+    outbound: &Arc<Outbound>,
     message: &EnrollMessage,
 ) -> Result<EnrollReply, EnrollError> {
-    let reply = exchange_raw(address, anchor, Bytes::from(message.encode())).await?;
+    let reply = exchange_raw(address, anchor, outbound, Bytes::from(message.encode())).await?;
     Ok(EnrollReply::decode(&reply)?)
 }
 
@@ -57,18 +68,12 @@ pub async fn exchange_enroll(
 pub(crate) async fn exchange_raw(
     address: &str,
     anchor: &TrustAnchor,
+    outbound: &Arc<Outbound>,
     body: Bytes,
 ) -> Result<Bytes, EnrollError> {
-    let remote = resolve(address).await.map_err(|e| EnrollError::Resolve(address.to_owned(), e))?;
-    let endpoint = client_endpoint(remote.is_ipv6(), quic_enroll_client(anchor))?;
-    let failed = |e: Box<dyn std::error::Error + Send + Sync>| EnrollError::Connect(address.to_owned(), e);
-    let connecting = endpoint.connect(remote, PARENT_NAME).map_err(|e| failed(e.into()))?;
-    let connection = tokio::time::timeout(ANSWER, connecting)
-        .await
-        .map_err(|e| failed(e.into()))?
-        .map_err(|e| failed(e.into()))?;
+    let connection = Dialer::enrolling(anchor, outbound.clone())?.dial(address).await?;
     let exchange = async {
-        let (send, recv) = connection.open_bi().await.map_err(WireError::Connection)?;
+        let (_, send, recv) = connection.open().await?;
         let mut writer = FrameWriter::new(send);
         writer.stream_kind(StreamKind::Enroll).await?;
         writer.send(&Frame::Enroll(EnrollBody(body))).await?;
@@ -80,6 +85,6 @@ pub(crate) async fn exchange_raw(
         }
     };
     let reply = exchange.await.map_err(|e| EnrollError::Wire(address.to_owned(), e));
-    connection.close(close_code(CloseCode::Done), b"");
+    connection.close(CloseCode::Done);
     reply
 }

@@ -13,14 +13,15 @@ use distd_core::proto::control::{Control, ControlError, ControlEvent, Side};
 use distd_core::proto::frame::{Cost, Handshake, MetadataRequest, Node, NodeRequest, PeerRecord, Ranges};
 use distd_core::proto::stream::StreamKind;
 use distd_core::ranges::ChunkRanges;
-use quinn::{Connection, Endpoint};
+use quinn::Endpoint;
 
-use super::endpoint::resolve;
-use super::{FrameReader, FrameWriter, Meter, WireError, close_code};
-use crate::trust::identity::{LEAF_NAME, NodeId, PARENT_NAME, Role};
-use crate::trust::tls::{PeerRefused, peer_identity};
+use super::connection::{Carrier, Connection};
+use super::dialer::{DialError, Dialer};
+use super::{FrameReader, FrameWriter, Meter, WireError};
+use crate::trust::identity::{LEAF_NAME, NodeId, Role};
+use crate::trust::tls::PeerRefused;
 
-/// How long a dialled parent may take to answer.
+/// How long a dialled neighbour may take to answer.
 const CONNECT: Duration = Duration::from_secs(10);
 
 /// How long a stream may stay silent. A relay waits for its own parent behind it.
@@ -32,15 +33,9 @@ const NODES_MAX: usize = 4 << 20;
 /// Why a parent could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// The name has no address.
-    #[error("could not resolve {0}")]
-    Resolve(String, #[source] std::io::Error),
     /// Dialling failed: nobody there, or not of this realm.
-    #[error("could not connect to {0}: check that it runs and belongs to this realm")]
-    Connect(String, #[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Nobody answered in time.
-    #[error("{0} did not answer: check that it runs and that UDP reaches it")]
-    Silent(String),
+    #[error(transparent)]
+    Dial(#[from] DialError),
     /// The one at the other end may not be a parent.
     #[error("{0} cannot be a parent")]
     Peer(String, #[source] PeerRefused),
@@ -81,14 +76,14 @@ impl Link {
     /// # Errors
     /// [`LinkError`].
     pub async fn connect(
-        endpoint: &Endpoint,
+        dialer: &Dialer,
         address: &str,
         relay: &Arc<Meter>,
         origin: &Arc<Meter>,
         now: u64,
     ) -> Result<Self, LinkError> {
-        let remote = resolve(address).await.map_err(|e| LinkError::Resolve(address.to_owned(), e))?;
-        let mut link = Self::establish(endpoint, remote, address, PARENT_NAME, relay, now).await?;
+        let connection = dialer.dial(address).await?;
+        let mut link = Self::established(connection, address, relay, now)?;
         if link.role == Role::Origin {
             link.meter = origin.clone();
         }
@@ -96,7 +91,7 @@ impl Link {
         Ok(link)
     }
 
-    /// Dials a neighbour: a device of this realm, and that very node. `now` is unix seconds.
+    /// Dials a neighbour over QUIC: a device of this realm, and that very node. `now` is unix seconds.
     ///
     /// # Errors
     /// [`LinkError`].
@@ -108,7 +103,13 @@ impl Link {
         now: u64,
     ) -> Result<Self, LinkError> {
         let text = address.to_string();
-        let link = Self::establish(endpoint, address, &text, LEAF_NAME, meter, now).await?;
+        let failed = |e: Box<dyn std::error::Error + Send + Sync>| DialError::Connect(text.clone(), e);
+        let connecting = endpoint.connect(address, LEAF_NAME).map_err(|e| failed(e.into()))?;
+        let connection = tokio::time::timeout(CONNECT, connecting)
+            .await
+            .map_err(|_| DialError::Silent { address: text.clone(), over: "UDP" })?
+            .map_err(|e| failed(e.into()))?;
+        let link = Self::established(Connection::Quic(connection), &text, meter, now)?;
         if link.node_id != node || link.role != Role::Leaf {
             link.close(CloseCode::Done);
             return Err(LinkError::OtherNode(text));
@@ -116,21 +117,13 @@ impl Link {
         Ok(link)
     }
 
-    async fn establish(
-        endpoint: &Endpoint,
-        remote: SocketAddr,
+    fn established(
+        connection: Connection,
         address: &str,
-        name: &str,
         meter: &Arc<Meter>,
         now: u64,
     ) -> Result<Self, LinkError> {
-        let failed = |e: Box<dyn std::error::Error + Send + Sync>| LinkError::Connect(address.to_owned(), e);
-        let connecting = endpoint.connect(remote, name).map_err(|e| failed(e.into()))?;
-        let connection = tokio::time::timeout(CONNECT, connecting)
-            .await
-            .map_err(|_| LinkError::Silent(address.to_owned()))?
-            .map_err(|e| failed(e.into()))?;
-        let identity = peer_identity(&connection, now).map_err(|e| LinkError::Peer(address.to_owned(), e))?;
+        let identity = connection.identity(now).map_err(|e| LinkError::Peer(address.to_owned(), e))?;
         Ok(Self {
             connection,
             address: address.to_owned(),
@@ -140,9 +133,19 @@ impl Link {
         })
     }
 
-    /// Where the other side is.
+    /// Where packets to the other side go: a proxy, if there is one between.
     pub fn remote(&self) -> SocketAddr {
-        self.connection.remote_address()
+        self.connection.remote()
+    }
+
+    /// What the connection runs on.
+    pub fn carrier(&self) -> Carrier {
+        self.connection.carrier()
+    }
+
+    /// Whether it was over UDP and nothing came any more.
+    pub(crate) fn starved(&self) -> bool {
+        self.connection.starved()
     }
 
     /// What the parent is.
@@ -167,7 +170,7 @@ impl Link {
 
     /// Whether the connection is gone.
     pub fn is_closed(&self) -> bool {
-        self.connection.close_reason().is_some()
+        self.connection.is_closed()
     }
 
     /// Waits until the connection is gone.
@@ -177,7 +180,7 @@ impl Link {
 
     /// Ends the connection.
     pub fn close(&self, code: CloseCode) {
-        self.connection.close(close_code(code), b"");
+        self.connection.close(code);
     }
 
     pub(crate) fn wire(&self, error: WireError) -> LinkError {
@@ -185,8 +188,7 @@ impl Link {
     }
 
     pub(crate) async fn open(&self, kind: StreamKind) -> Result<(FrameWriter, FrameReader), LinkError> {
-        let (send, recv) =
-            self.connection.open_bi().await.map_err(|e| self.wire(WireError::Connection(e)))?;
+        let (_, send, recv) = self.connection.open().await.map_err(|e| self.wire(e))?;
         self.meter.request();
         let mut writer = FrameWriter::new(send);
         writer.stream_kind(kind).await.map_err(|e| self.wire(e))?;
@@ -241,9 +243,7 @@ impl Link {
     }
 
     async fn open_control(self: &Arc<Self>, mut control: Control) -> Result<SwarmLink, LinkError> {
-        let (send, recv) =
-            self.connection.open_bi().await.map_err(|e| self.wire(WireError::Connection(e)))?;
-        let control_id = u64::from(send.id());
+        let (control_id, send, recv) = self.connection.open().await.map_err(|e| self.wire(e))?;
         let mut writer = FrameWriter::new(send);
         writer.stream_kind(StreamKind::Control).await.map_err(|e| self.wire(e))?;
         while let Some(frame) = control.poll_transmit() {

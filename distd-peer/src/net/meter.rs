@@ -14,7 +14,7 @@ pub struct Meter {
 /// A reading of a [`Meter`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MeterReading {
-    /// Bytes received on streams: frames with their headers. QUIC's own packets are not in it.
+    /// Bytes received on streams: frames with their headers. What QUIC or HTTP/2, TLS and TCP add is not in it.
     pub bytes_in: u64,
     /// Requests made (streams opened).
     pub requests: u64,

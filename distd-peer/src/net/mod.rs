@@ -1,18 +1,32 @@
-//! QUIC below the protocol: endpoints, frames on streams, connections to parents and neighbours, byte rates.
+//! Transports below the protocol: endpoints, frames on streams, connections to parents and neighbours, byte rates.
 
+mod connection;
+mod dialer;
 mod endpoint;
 mod enroll;
+mod http2;
+mod https;
 mod limit;
 mod link;
 mod meter;
+mod outbound;
+mod proxy;
+mod stream;
 mod wire;
 
+pub(crate) use connection::Accepted;
+pub use connection::Carrier;
+pub use dialer::{DialError, Dialer};
 pub use endpoint::{
-    BindError, ResetKey, client_endpoint, device_endpoint, own_address, resolve, server_endpoint,
+    BindError, Congestion, ResetKey, Tuning, client_endpoint, device_endpoint, own_address, parent_sockets,
+    resolve, server_endpoint,
 };
 pub(crate) use enroll::exchange_raw;
 pub use enroll::{EnrollError, exchange_enroll};
+pub(crate) use https::Accepted as HttpsAccepted;
 pub use limit::RateLimit;
 pub use link::{Link, LinkError, SwarmHandle, SwarmLink};
 pub use meter::{Meter, MeterReading};
+pub use outbound::{Outbound, Transport, UnknownTransport};
+pub use proxy::{Proxies, ProxyError};
 pub use wire::{FrameReader, FrameWriter, WireError, close_code};

@@ -1,4 +1,4 @@
-//! Frames on QUIC streams.
+//! Frames on streams.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,9 +7,10 @@ use bytes::Bytes;
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::stream::StreamKind;
 use distd_core::proto::{DecodeError, Frame, FrameDecoder};
-use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
+use quinn::{ReadError, VarInt, WriteError};
 
 use super::limit::LIMITED_PIECE;
+use super::stream::{RecvStream, SendStream};
 use super::{Meter, RateLimit};
 
 /// Why a stream could not be read or written.
@@ -17,7 +18,7 @@ use super::{Meter, RateLimit};
 pub enum WireError {
     /// The connection is gone.
     #[error("connection lost")]
-    Connection(#[source] quinn::ConnectionError),
+    Connection(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The peer ended the stream with a code.
     #[error("the peer ended the stream: {0}")]
     Closed(CloseCode),
@@ -30,6 +31,9 @@ pub enum WireError {
     /// A kind of stream this build does not know.
     #[error("the peer opened a stream of unknown kind {0}")]
     StreamKind(u8),
+    /// Not distd, or another version of it, behind an address of HTTP.
+    #[error("the peer answered with HTTP status {0}")]
+    Status(u16),
     /// Nothing came for too long.
     #[error("nothing came for {} s", .0.as_secs())]
     Stalled(Duration),
@@ -50,7 +54,7 @@ impl From<ReadError> for WireError {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::Reset(code) => Self::Closed(CloseCode::from_code(code.into_inner())),
-            ReadError::ConnectionLost(cause) => Self::Connection(cause),
+            ReadError::ConnectionLost(cause) => Self::Connection(cause.into()),
             _ => Self::Truncated,
         }
     }
@@ -60,7 +64,7 @@ impl From<WriteError> for WireError {
     fn from(error: WriteError) -> Self {
         match error {
             WriteError::Stopped(code) => Self::Closed(CloseCode::from_code(code.into_inner())),
-            WriteError::ConnectionLost(cause) => Self::Connection(cause),
+            WriteError::ConnectionLost(cause) => Self::Connection(cause.into()),
             _ => Self::Truncated,
         }
     }
@@ -84,18 +88,18 @@ pub struct FrameReader {
 
 impl FrameReader {
     /// A reader that gives up when nothing comes for `stall`.
-    pub fn new(stream: RecvStream, meter: Arc<Meter>, stall: Duration) -> Self {
+    pub(crate) fn new(stream: RecvStream, meter: Arc<Meter>, stall: Duration) -> Self {
         Self { stream, decoder: FrameDecoder::default(), meter, stall }
     }
 
     async fn chunk(&mut self) -> Result<Option<Bytes>, WireError> {
-        let read = self.stream.read_chunk(PIECE_MAX, true);
-        let chunk =
+        let read = self.stream.read(PIECE_MAX);
+        let bytes =
             tokio::time::timeout(self.stall, read).await.map_err(|_| WireError::Stalled(self.stall))??;
-        Ok(chunk.map(|c| {
-            self.meter.received(c.bytes.len());
-            c.bytes
-        }))
+        if let Some(bytes) = &bytes {
+            self.meter.received(bytes.len());
+        }
+        Ok(bytes)
     }
 
     /// Reads the header that says what the stream is for. Only the side that did not open the stream calls this, first.
@@ -134,8 +138,7 @@ impl FrameReader {
 
     /// Tells the peer to send no more.
     pub fn stop(&mut self, code: CloseCode) {
-        // An error means the stream has ended already, which is what was wanted.
-        let _ = self.stream.stop(close_code(code));
+        self.stream.stop(code);
     }
 }
 
@@ -146,18 +149,18 @@ pub struct FrameWriter {
 
 impl FrameWriter {
     /// A writer on `stream`.
-    pub fn new(stream: SendStream) -> Self {
+    pub(crate) fn new(stream: SendStream) -> Self {
         Self { stream }
     }
 
     /// Writes the header of a stream this side opened.
     pub async fn stream_kind(&mut self, kind: StreamKind) -> Result<(), WireError> {
-        Ok(self.stream.write_all(&kind.encode()).await?)
+        self.stream.write(kind.encode().into()).await
     }
 
     /// Writes one frame.
     pub async fn send(&mut self, frame: &Frame) -> Result<(), WireError> {
-        Ok(self.stream.write_chunk(frame.encode()).await?)
+        self.stream.write(frame.encode()).await
     }
 
     /// Writes one frame no faster than `limit` allows. Gives up when nothing is taken for `stall`; waiting for the limit is none of
@@ -172,7 +175,7 @@ impl FrameWriter {
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(LIMITED_PIECE));
             limit.pass(piece.len()).await;
-            let written = tokio::time::timeout(stall, self.stream.write_chunk(piece)).await;
+            let written = tokio::time::timeout(stall, self.stream.write(piece)).await;
             written.map_err(|_| WireError::Stalled(stall))??;
         }
         Ok(())
@@ -180,12 +183,11 @@ impl FrameWriter {
 
     /// Ends the stream after what was written.
     pub fn finish(&mut self) {
-        // An error means the stream has been reset already, and its reader knows.
-        let _ = self.stream.finish();
+        self.stream.finish();
     }
 
     /// Ends the stream at once with a code.
     pub fn reset(&mut self, code: CloseCode) {
-        let _ = self.stream.reset(close_code(code));
+        self.stream.reset(code);
     }
 }

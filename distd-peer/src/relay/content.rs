@@ -265,7 +265,8 @@ impl Content for Relay {
     async fn enroll(&self, body: Bytes) -> Result<Bytes, ServeError> {
         let mut last = ServeError::Upstream("no parent configured".into());
         for index in 0..self.parents.len() {
-            match exchange_raw(self.parents.address(index), &self.anchor, body.clone()).await {
+            let (address, outbound) = (self.parents.address(index), self.parents.outbound());
+            match exchange_raw(address, &self.anchor, outbound, body.clone()).await {
                 Ok(reply) => return Ok(reply),
                 Err(error) => last = ServeError::Upstream(error.into()),
             }

@@ -10,13 +10,15 @@ use tokio::task::JoinSet;
 use super::{Relay, RelayConfig};
 use crate::clock::unix_now;
 use crate::enrollment::{self, EnrollmentError};
-use crate::net::{BindError, ResetKey, client_endpoint, resolve, server_endpoint};
+use crate::net::{
+    BindError, Dialer, Outbound, Proxies, ProxyError, ResetKey, client_endpoint, parent_sockets, resolve,
+};
 use crate::parents::Parents;
 use crate::quarantine::Quarantine;
 use crate::serve::{ServeConfig, Server, SiteRule, Sites};
 use crate::store::{EdgeStore, Recovered, StoreError};
 use crate::trust::identity::{IdentityError, NodeIdentity, Role};
-use crate::trust::tls::{Credentials, TlsError, TrustAnchor, quic_client, quic_server};
+use crate::trust::tls::{Credentials, TlsError, TrustAnchor, https_parent, quic_client, quic_server};
 use crate::trust::token::JoinToken;
 
 /// How often appended chunks are made durable and indexed.
@@ -48,6 +50,9 @@ pub enum StartError {
     /// No socket.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The proxy cannot be used.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
 }
 
 /// A relay at work.
@@ -70,13 +75,19 @@ pub struct Running {
 /// [`StartError`].
 pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Running, StartError> {
     let first = config.parents.first().ok_or(StartError::NoParent)?.clone();
+    let proxies = match &config.proxy_url {
+        Some(url) => Proxies::fixed(url)?,
+        None => Proxies::of_environment(),
+    };
+    let outbound = Outbound::new(config.transport, proxies, &config.data.join("transports.json"));
     let mut identity = NodeIdentity::load_or_create(&config.data)?;
     if identity.cert().is_none() {
         let token = token.ok_or(StartError::NotEnrolled)?;
-        enrollment::enroll(&mut identity, token, Role::Relay, &config.label, &config.parents).await?;
+        let (label, parents) = (&config.label, &config.parents);
+        enrollment::enroll(&mut identity, token, Role::Relay, label, parents, &outbound).await?;
     } else if identity.needs_renewal(unix_now()) {
         // A relay whose parent is away still serves its office: the renewal task tries again.
-        if let Err(error) = enrollment::renew(&mut identity, &config.parents).await {
+        if let Err(error) = enrollment::renew(&mut identity, &config.parents, &outbound).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "certificate not renewed yet");
         }
     }
@@ -89,20 +100,23 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     let store = Arc::new(store);
     // A parent that cannot be resolved now may be later: only the socket's family is decided here.
     let dual = resolve(&first).await.is_ok_and(|a| a.is_ipv6());
-    let dialler = client_endpoint(dual, quic_client(credentials.clone(), &ca)?)?;
+    let quic = client_endpoint(dual, quic_client(credentials.clone(), &ca)?)?;
+    let dialer = Dialer::new(quic, credentials.clone(), &ca, outbound.clone())?;
     let quarantine = Arc::new(Quarantine::load(&config.data.join("quarantine.json")));
-    let parents = Arc::new(Parents::new(dialler, config.parents.clone(), quarantine));
+    let parents = Arc::new(Parents::new(dialer, config.parents.clone(), quarantine));
     let relay = Arc::new(Relay::new(store.clone(), parents, TrustAnchor::Ca(ca.clone())));
     let reset = ResetKey::of_node(&identity.private_key());
-    let endpoint = server_endpoint(config.listen, quic_server(credentials.clone(), &ca)?, &reset)?;
+    let quic = quic_server(credentials.clone(), &ca)?;
+    let (endpoint, listener) = parent_sockets(config.listen, &quic, &reset)?;
     let address = endpoint.local_addr().map_err(|cause| BindError { address: config.listen, cause })?;
     // A chunk crosses a relay's uplink once whoever asks, so nothing is leased here.
     let sites = Sites::new(ca.clone(), SiteRule::Named, false);
     let server = Server::new(relay.clone(), ServeConfig { sites: Some(sites), ..config.serve.clone() });
     let mut tasks = JoinSet::new();
     tasks.spawn(server.clone().run(endpoint.clone()));
+    tasks.spawn(server.clone().run_tcp(listener, https_parent(credentials.clone(), &ca)?));
     tasks.spawn(commit_regularly(store));
-    tasks.spawn(enrollment::renew_regularly(identity, credentials, config.parents.clone()));
+    tasks.spawn(enrollment::renew_regularly(identity, credentials, config.parents.clone(), outbound));
     Ok(Running { relay, server, address, recovered, endpoint, tasks })
 }
 

@@ -8,15 +8,17 @@ use std::time::Duration;
 
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::stream::StreamKind;
-use quinn::{Connection, Incoming};
+use quinn::Incoming;
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use super::sites::Member;
 use super::{Server, Swarm, batch, control, streams};
 use crate::clock::unix_now;
-use crate::net::{FrameReader, FrameWriter, Meter, close_code};
-use crate::trust::tls::{ALPN_ENROLL, PeerIdentity, negotiated_alpn, peer_identity};
+use crate::net::{Accepted, FrameReader, FrameWriter, HttpsAccepted, Meter};
+use crate::trust::tls::PeerIdentity;
 
 /// How long a request stream waits for the handshake of its swarm, which travels on another stream.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(30);
@@ -95,30 +97,49 @@ pub(super) struct Peer {
     pub(super) slots: Semaphore,
 }
 
+/// Serves one connection over QUIC.
 pub(super) async fn serve(server: Arc<Server>, incoming: Incoming) {
     let remote = incoming.remote_address();
-    let connection = match incoming.await {
-        Ok(connection) => connection,
-        Err(error) => {
-            server.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(%remote, %error, "handshake failed");
-            return;
-        }
-    };
+    match incoming.await {
+        Ok(connection) => answer(server, Accepted::Quic(connection)).await,
+        Err(error) => unusable(&server, remote, &error),
+    }
+}
+
+/// Serves one connection over TCP.
+pub(super) async fn serve_tcp(
+    server: Arc<Server>,
+    stream: TcpStream,
+    remote: SocketAddr,
+    tls: Arc<TlsAcceptor>,
+) {
+    match HttpsAccepted::handshake(stream, remote, &tls).await {
+        Ok(accepted) => answer(server, Accepted::Https(Box::new(accepted))).await,
+        Err(error) => unusable(&server, remote, &error),
+    }
+}
+
+fn unusable(server: &Server, remote: SocketAddr, error: &(dyn std::error::Error + 'static)) {
+    server.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
+    tracing::debug!(%remote, error, "handshake failed");
+}
+
+async fn answer(server: Arc<Server>, mut connection: Accepted) {
+    let remote = connection.remote();
     server.counters.connections.fetch_add(1, Ordering::Relaxed);
-    if negotiated_alpn(&connection).as_deref() == Some(ALPN_ENROLL) {
+    if connection.enrols() {
         let deadline = server.config.stall;
         // One exchange, then the asker closes.
-        let _ = tokio::time::timeout(deadline, streams::enroll(&server, &connection)).await;
-        let _ = tokio::time::timeout(deadline, connection.closed()).await;
+        let _ = tokio::time::timeout(deadline, enroll(&server, &mut connection)).await;
+        let _ = tokio::time::timeout(deadline, connection.finish()).await;
         return;
     }
-    let identity = match peer_identity(&connection, unix_now()) {
+    let identity = match connection.identity(unix_now()) {
         Ok(identity) => identity,
         Err(error) => {
             server.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
             tracing::info!(%remote, error = &error as &dyn std::error::Error, "peer refused");
-            connection.close(close_code(CloseCode::Unauthorised), b"");
+            connection.close(CloseCode::Unauthorised);
             return;
         }
     };
@@ -127,24 +148,29 @@ pub(super) async fn serve(server: Arc<Server>, incoming: Incoming) {
     let (swarms, meter) = (Swarms::default(), Arc::default());
     let peer = Arc::new(Peer { server, identity, swarms, meter, observed: remote, slots });
     // A certificate that ends ends what it allowed.
-    if tokio::time::timeout(left, accept_streams(&peer, &connection)).await.is_err() {
-        connection.close(close_code(CloseCode::Unauthorised), b"");
+    if tokio::time::timeout(left, accept_streams(&peer, &mut connection)).await.is_err() {
+        connection.close(CloseCode::Unauthorised);
     }
     let unknown = peer.meter.read().unknown_frames;
     peer.server.counters.unknown_frames.fetch_add(unknown, Ordering::Relaxed);
 }
 
-async fn accept_streams(peer: &Arc<Peer>, connection: &Connection) {
+async fn enroll(server: &Server, connection: &mut Accepted) {
+    let Some((_, send, recv)) = connection.next().await else { return };
+    let mut writer = FrameWriter::new(send);
+    let mut reader = FrameReader::new(recv, Arc::new(Meter::default()), server.config.stall);
+    tokio::select! {
+        () = streams::enroll(server, &mut writer, &mut reader) => {}
+        () = connection.refuse() => {}
+    }
+}
+
+async fn accept_streams(peer: &Arc<Peer>, connection: &mut Accepted) {
     let mut tasks = JoinSet::new();
-    loop {
-        let (send, recv) = match connection.accept_bi().await {
-            Ok(streams) => streams,
-            Err(_) => return,
-        };
+    while let Some((id, send, recv)) = connection.next().await {
         while tasks.try_join_next().is_some() {}
         let peer = peer.clone();
         tasks.spawn(async move {
-            let id = u64::from(recv.id());
             let mut writer = FrameWriter::new(send);
             let mut reader = FrameReader::new(recv, peer.meter.clone(), peer.server.config.stall);
             let result = match reader.stream_kind().await {

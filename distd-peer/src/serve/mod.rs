@@ -22,7 +22,10 @@ use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::SlotPace;
 use distd_core::swarm::rules::{UPLOAD_SLOT_WAIT, UPLOAD_SLOTS};
 use quinn::Endpoint;
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use crate::net::RateLimit;
 use crate::trust::tls::PeerIdentity;
@@ -164,7 +167,10 @@ pub struct ServeCounters {
     pub unknown_frames: AtomicU64,
 }
 
-/// Answers connections on `endpoint` until it is closed.
+/// Pause after the system gave no connection, for want of file descriptors mostly.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Answers connections over QUIC and over TCP.
 pub struct Server {
     content: Arc<dyn Content>,
     config: ServeConfig,
@@ -200,7 +206,33 @@ impl Server {
         self.config.upload_slots_max.saturating_sub(self.slots.available_permits())
     }
 
-    /// Accepts connections until the endpoint is closed, then waits for none of them.
+    /// Accepts connections over TCP until the future is dropped, and all connections with it.
+    pub async fn run_tcp(self: Arc<Self>, listener: TcpListener, tls: rustls::ServerConfig) {
+        let tls = Arc::new(TlsAcceptor::from(Arc::new(tls)));
+        let mut connections = JoinSet::new();
+        loop {
+            while connections.try_join_next().is_some() {}
+            let (stream, remote) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "no connection accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(permit) = self.connections.clone().try_acquire_owned() else {
+                self.counters.connections_refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                continue;
+            };
+            let (server, tls) = (self.clone(), tls.clone());
+            connections.spawn(async move {
+                connection::serve_tcp(server, stream, remote, tls).await;
+                drop(permit);
+            });
+        }
+    }
+
+    /// Accepts connections over QUIC until the endpoint is closed, then waits for none of them.
     pub async fn run(self: Arc<Self>, endpoint: Endpoint) {
         while let Some(incoming) = endpoint.accept().await {
             let Ok(permit) = self.connections.clone().try_acquire_owned() else {

@@ -6,11 +6,11 @@ use distd_core::proto::Frame;
 use distd_core::proto::batch::BatchAnswer;
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::frame::{EnrollBody, Metadata, NodesEnd, Ranges};
-use quinn::Connection;
+use distd_core::proto::stream::StreamKind;
 
 use super::connection::Peer;
 use super::{ServeError, Server};
-use crate::net::{FrameReader, FrameWriter, Meter, WireError};
+use crate::net::{FrameReader, FrameWriter, WireError};
 
 fn code_of(error: &ServeError) -> CloseCode {
     match error {
@@ -95,13 +95,11 @@ pub(super) async fn metadata(
     Ok(())
 }
 
-pub(super) async fn enroll(server: &Server, connection: &Connection) {
-    let Ok((send, recv)) = connection.accept_bi().await else { return };
-    let mut writer = FrameWriter::new(send);
-    let mut reader = FrameReader::new(recv, std::sync::Arc::new(Meter::default()), server.config.stall);
+/// The one stream of an enrolment.
+pub(super) async fn enroll(server: &Server, writer: &mut FrameWriter, reader: &mut FrameReader) {
     let answer = async {
-        if reader.stream_kind().await.map_err(wire)? != distd_core::proto::stream::StreamKind::Enroll {
-            return Err(CloseCode::Protocol);
+        if reader.stream_kind().await.map_err(wire)? != StreamKind::Enroll {
+            return Err(CloseCode::Unauthorised);
         }
         let Some(Frame::Enroll(EnrollBody(body))) = reader.next().await.map_err(wire)? else {
             return Err(CloseCode::Protocol);

@@ -21,6 +21,9 @@ use super::token::sha256;
 
 pub use distd_core::proto::{ALPN as ALPN_DISTD, ALPN_ENROLL};
 
+/// HTTP/2's own.
+pub(crate) const ALPN_HTTP2: &[u8] = b"h2";
+
 /// Why a TLS configuration could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -223,37 +226,58 @@ pub fn quic_client(
     credentials: Arc<Credentials>,
     ca: &CertificateDer<'static>,
 ) -> Result<quinn::ClientConfig, TlsError> {
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let mut config = dialling(credentials, ca)?;
+    config.alpn_protocols = vec![ALPN_DISTD.to_vec()];
+    Ok(into_quic_client(config))
+}
+
+/// HTTP/2 to a parent: mutual TLS, ALPN `h2` beside `distd/1`, which says that the CA is known here. Dial with
+/// [`PARENT_NAME`] as server name.
+pub fn https_parent_client(
+    credentials: Arc<Credentials>,
+    ca: &CertificateDer<'static>,
+) -> Result<ClientConfig, TlsError> {
+    let mut config = dialling(credentials, ca)?;
+    config.alpn_protocols = vec![ALPN_HTTP2.to_vec(), ALPN_DISTD.to_vec()];
+    Ok(config)
+}
+
+fn dialling(credentials: Arc<Credentials>, ca: &CertificateDer<'static>) -> Result<ClientConfig, TlsError> {
+    Ok(ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider has TLS 1.3")
         .with_root_certificates(roots(ca)?)
-        .with_client_cert_resolver(credentials);
-    config.alpn_protocols = vec![ALPN_DISTD.to_vec()];
-    Ok(into_quic_client(config))
+        .with_client_cert_resolver(credentials))
 }
 
 /// QUIC for enrolment and renewal: no client certificate, ALPN `distd-enroll/1`. The parent is verified as
 /// [`PARENT_NAME`] whatever server name is dialled.
 pub fn quic_enroll_client(anchor: &TrustAnchor) -> quinn::ClientConfig {
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let mut config = anonymous(anchor, PARENT_NAME);
+    config.alpn_protocols = vec![ALPN_ENROLL.to_vec()];
+    into_quic_client(config)
+}
+
+/// The same over HTTP/2: ALPN `h2` beside `distd-enroll/1`.
+pub fn https_enroll_client(anchor: &TrustAnchor) -> ClientConfig {
+    let mut config = anonymous(anchor, PARENT_NAME);
+    config.alpn_protocols = vec![ALPN_HTTP2.to_vec(), ALPN_ENROLL.to_vec()];
+    config
+}
+
+fn anonymous(anchor: &TrustAnchor, name: &'static str) -> ClientConfig {
+    ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider has TLS 1.3")
         .dangerous()
-        .with_custom_certificate_verifier(FingerprintVerifier::new(anchor, PARENT_NAME))
-        .with_no_client_auth();
-    config.alpn_protocols = vec![ALPN_ENROLL.to_vec()];
-    into_quic_client(config)
+        .with_custom_certificate_verifier(FingerprintVerifier::new(anchor, name))
+        .with_no_client_auth()
 }
 
 /// HTTPS to the origin, verified as [`ORIGIN_NAME`] whatever host the URL names. Set `alpn_protocols` as the
 /// HTTP client wants them.
 pub fn https_client(anchor: &TrustAnchor) -> ClientConfig {
-    ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("the provider has TLS 1.3")
-        .dangerous()
-        .with_custom_certificate_verifier(FingerprintVerifier::new(anchor, ORIGIN_NAME))
-        .with_no_client_auth()
+    anonymous(anchor, ORIGIN_NAME)
 }
 
 /// QUIC to be dialled: both ALPNs. A client certificate may be absent, so every `distd/1` connection must
@@ -262,7 +286,15 @@ pub fn quic_server(
     credentials: Arc<Credentials>,
     ca: &CertificateDer<'static>,
 ) -> Result<quinn::ServerConfig, TlsError> {
-    quic_answering(credentials, ca, &[ALPN_DISTD, ALPN_ENROLL])
+    Ok(into_quic_server(answering(credentials, ca, &[ALPN_DISTD, ALPN_ENROLL])?))
+}
+
+/// HTTP/2 to be dialled by the same peers. A client certificate may be absent: then all it may do is enrol.
+pub fn https_parent(
+    credentials: Arc<Credentials>,
+    ca: &CertificateDer<'static>,
+) -> Result<ServerConfig, TlsError> {
+    answering(credentials, ca, &[ALPN_HTTP2])
 }
 
 /// The same for a device, which its neighbours dial with [`super::identity::LEAF_NAME`]: nobody enrols with it.
@@ -270,14 +302,14 @@ pub fn quic_neighbour(
     credentials: Arc<Credentials>,
     ca: &CertificateDer<'static>,
 ) -> Result<quinn::ServerConfig, TlsError> {
-    quic_answering(credentials, ca, &[ALPN_DISTD])
+    Ok(into_quic_server(answering(credentials, ca, &[ALPN_DISTD])?))
 }
 
-fn quic_answering(
+fn answering(
     credentials: Arc<Credentials>,
     ca: &CertificateDer<'static>,
     alpn: &[&[u8]],
-) -> Result<quinn::ServerConfig, TlsError> {
+) -> Result<ServerConfig, TlsError> {
     let clients = WebPkiClientVerifier::builder_with_provider(roots(ca)?, provider())
         .clear_root_hint_subjects()
         .allow_unauthenticated()
@@ -289,9 +321,7 @@ fn quic_answering(
         .with_client_cert_verifier(clients)
         .with_cert_resolver(credentials);
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-    let quic = quinn::crypto::rustls::QuicServerConfig::try_from(config)
-        .expect("the provider has the suite of QUIC's initial packets");
-    Ok(quinn::ServerConfig::with_crypto(Arc::new(quic)))
+    Ok(config)
 }
 
 /// HTTPS to be dialled, TLS 1.2 and 1.3, HTTP/1.1; clients show tokens, not certificates.
@@ -303,6 +333,12 @@ pub fn https_server(credentials: Arc<Credentials>) -> ServerConfig {
         .with_cert_resolver(credentials);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config
+}
+
+fn into_quic_server(config: ServerConfig) -> quinn::ServerConfig {
+    let quic = quinn::crypto::rustls::QuicServerConfig::try_from(config)
+        .expect("the provider has the suite of QUIC's initial packets");
+    quinn::ServerConfig::with_crypto(Arc::new(quic))
 }
 
 fn into_quic_client(config: ClientConfig) -> quinn::ClientConfig {
@@ -356,6 +392,11 @@ pub fn peer_identity(connection: &quinn::Connection, now: u64) -> Result<PeerIde
         .peer_identity()
         .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok())
         .ok_or(PeerRefused::NoCertificate)?;
+    identity_in(&chain, now)
+}
+
+/// Who showed `chain`, whose way up to the realm CA was verified in the handshake, at `now` (unix seconds).
+pub(crate) fn identity_in(chain: &[CertificateDer<'_>], now: u64) -> Result<PeerIdentity, PeerRefused> {
     identity_of(chain.first().ok_or(PeerRefused::NoCertificate)?, now)
 }
 

@@ -18,9 +18,6 @@ use distd_core::{ChunkHash, ChunkId};
 
 use super::artifact::StoredArtifact;
 
-/// First byte of the recipes for LZ4 clusters, whose views have many files each.
-const CLUSTERS: u8 = 2;
-
 /// A release and its views.
 #[derive(Debug)]
 pub(super) struct Viewed {
@@ -281,7 +278,7 @@ impl Viewed {
         // What has a view by names of its own gives them up: the view is what resembles something.
         let hidden: BTreeSet<u64> = fresh
             .iter()
-            .filter(|view| view.recipe.first() == Some(&CLUSTERS))
+            .filter(|view| view::is_of_clusters(&view.recipe))
             .flat_map(|view| &view.parts)
             .map(|part| part.start)
             .collect();
@@ -292,7 +289,7 @@ impl Viewed {
         }
         let own = parts.len();
         for view in fresh {
-            if view.recipe.first() != Some(&CLUSTERS) {
+            if !view::is_of_clusters(&view.recipe) {
                 let name = view.files.first().map(|(name, _)| &name[..]).unwrap_or_default();
                 let inside = view::parts(self, view.range.clone(), name)?;
                 parts.extend(inside.into_iter().map(|(len, kind, name)| (len, kind, Some(name))));

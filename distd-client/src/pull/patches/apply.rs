@@ -22,7 +22,7 @@ use crate::pull::threads::on_all_cores;
 
 /// Bytes of bases and targets in memory at once, over all threads. A patch that needs more than is left waits; one that
 /// needs more than there is works alone.
-const BYTES_AT_ONCE: usize = 8 << 20;
+const BYTES_AT_ONCE: usize = 6 << 20;
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

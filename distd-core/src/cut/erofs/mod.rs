@@ -29,6 +29,7 @@
 //! ```
 
 mod codec;
+mod decode;
 mod entries;
 mod flat;
 mod found;
@@ -54,6 +55,7 @@ use super::{ReadAt, Regions};
 use crate::limits::ARTIFACT_BYTES_MAX;
 
 pub use codec::{Codecs, Coding};
+pub(crate) use decode::Decoder;
 pub use entries::{Attributes, ImageEntry, RawInode, SUPERBLOCK_IDENTITY, SUPERBLOCK_TIMES};
 pub use map::{CLUSTER_BYTES_MAX, EXTENT_BYTES_MAX, Extent, ExtentData, Extents, MapError, PackedFile};
 

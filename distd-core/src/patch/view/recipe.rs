@@ -25,10 +25,10 @@
 
 use std::io::{self, Cursor, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use preflate_rs::{ExitCode, PreflateConfig, PreflateStreamProcessor, RecreateStreamProcessor};
+use preflate_rs::{ExitCode, PreflateStreamProcessor, RecreateStreamProcessor};
 
+use super::corrections::{caught, config};
 use super::png::Framer;
 use super::streams;
 use super::version::{GZIP_VERSION, RECIPE_MAX, RecipeError, STREAMS_VERSION, version_of};
@@ -65,9 +65,6 @@ const NUMBER_MAX: u64 = (1 << 28) - 1;
 
 /// Bytes at the start of a file that tell its kind.
 const HEAD_MAX: usize = 10;
-
-/// Longest search of a chain: zlib's and gzip's level 9.
-const CHAIN_MAX: u32 = 4096;
 
 /// What [`unpack`] made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -233,12 +230,7 @@ impl Pieces {
         until: u64,
         sink: &mut impl Write,
     ) -> io::Result<(u64, bool)> {
-        let config = PreflateConfig {
-            max_chain_length: CHAIN_MAX,
-            plain_text_limit: PIECE_PLAIN_MAX - (1 << 20),
-            verify_compression: false,
-        };
-        let mut parser = PreflateStreamProcessor::new(&config);
+        let mut parser = PreflateStreamProcessor::new(&config(PIECE_PLAIN_MAX - (1 << 20)));
         let mut again = RecreateStreamProcessor::new();
         let (mut at, mut take, mut packed) = (range.start, self.step, Vec::new());
         while !parser.is_done() {
@@ -333,11 +325,6 @@ pub(super) fn repack(
         sink.write_all(&packed)?;
     }
     sink.finish()
-}
-
-/// `None` when `work` panics. What it worked on is not used any more then.
-fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
-    catch_unwind(AssertUnwindSafe(work)).ok()
 }
 
 fn put(out: &mut Vec<u8>, mut number: usize) {

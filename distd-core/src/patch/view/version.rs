@@ -11,8 +11,16 @@ pub const RECIPE_MAX: usize = 1 << 20;
 /// First byte of a recipe for members of a gzip file.
 pub(super) const GZIP_VERSION: u8 = 1;
 
-/// First byte of a recipe for clusters of an EROFS image.
+/// First byte of a recipe for LZ4 clusters of an EROFS image.
 pub(super) const CLUSTERS_VERSION: u8 = 2;
+
+/// First byte of a recipe for clusters of an EROFS image, of any algorithm.
+pub(super) const ANY_CLUSTERS_VERSION: u8 = 4;
+
+/// Whether a recipe is for clusters, whose view has the content of many files.
+pub fn is_of_clusters(recipe: &[u8]) -> bool {
+    matches!(recipe.first(), Some(&(CLUSTERS_VERSION | ANY_CLUSTERS_VERSION)))
+}
 
 /// First byte of a recipe for a zip archive or a PNG file.
 pub(super) const STREAMS_VERSION: u8 = 3;
@@ -44,7 +52,9 @@ pub enum RecipeError {
 pub fn repack(recipe: &[u8], view: &mut impl Read, sink: &mut impl Write) -> Result<u64, RecipeError> {
     match versioned(recipe)? {
         (version @ (GZIP_VERSION | STREAMS_VERSION), recipe) => recipe::repack(version, recipe, view, sink),
-        (CLUSTERS_VERSION, recipe) => clusters::repack(recipe, view, sink),
+        (version @ (CLUSTERS_VERSION | ANY_CLUSTERS_VERSION), recipe) => {
+            clusters::repack(version, recipe, view, sink)
+        }
         _ => Err(RecipeError::Damaged("unknown version")),
     }
 }
@@ -65,7 +75,9 @@ pub fn unpack_with<R: ReadAt + ?Sized>(
     match versioned(recipe)? {
         (GZIP_VERSION, _) => Ok(gzip::inflate(file, max, sink)?),
         (STREAMS_VERSION, _) => Ok(streams::inflate(file, max, sink)?),
-        (CLUSTERS_VERSION, recipe) => clusters::unpack(recipe, file, max, sink),
+        (version @ (CLUSTERS_VERSION | ANY_CLUSTERS_VERSION), recipe) => {
+            clusters::unpack(version, recipe, file, max, sink)
+        }
         _ => Err(RecipeError::Damaged("unknown version")),
     }
 }

@@ -17,7 +17,7 @@ pub enum NoView {
     /// Its extents are not known.
     #[error("it has no map")]
     Map(#[source] MapError),
-    /// Clusters of another algorithm.
+    /// Clusters of MicroLZMA, or of an algorithm not known.
     #[error("its algorithm has no views")]
     Algorithm,
     /// Nothing in it is packed: its chunks do as well.
@@ -51,10 +51,12 @@ pub struct ClusterFile {
     pub plain_bytes: u64,
     pub(super) block_bytes: u32,
     pub(super) zeros_in_front: bool,
+    /// Log2 of the image's zstd window, 0 where it has none.
+    pub(super) window_bits: u8,
     pub(super) pieces: Vec<Piece>,
 }
 
-/// One extent: 24 bytes.
+/// One extent: 32 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece {
     /// First byte of the cluster in the artifact.
@@ -63,6 +65,7 @@ pub(super) struct Piece {
     pub(super) packed: u32,
     /// Bytes of the extent.
     pub(super) plain: u32,
+    pub(super) coding: Coding,
     /// Where in a plain cluster the extent begins, else nothing.
     pub(super) turn: Option<u16>,
     /// The cluster has its exact length.
@@ -80,9 +83,9 @@ pub struct ClusterFiles {
     pub without: Vec<(Vec<u8>, NoView)>,
 }
 
-/// The files of an EROFS image with clusters packed by LZ4; nothing of an artifact that is no such image, or damaged.
+/// The files of an EROFS image with clusters packed by LZ4, deflate or zstd; nothing of an artifact that is no such image, or damaged.
 ///
-/// `regions` are the artifact's. Only files whose name and parts `wanted` takes are looked into. Memory: 24 bytes an
+/// `regions` are the artifact's. Only files whose name and parts `wanted` takes are looked into. Memory: 32 bytes an
 /// extent of these.
 pub fn cluster_files<R: ReadAt + ?Sized>(
     artifact: &R,
@@ -91,7 +94,7 @@ pub fn cluster_files<R: ReadAt + ?Sized>(
 ) -> ClusterFiles {
     let mut found = ClusterFiles::default();
     let Some(reader) = Reader::open(artifact) else { return found };
-    let zeros_in_front = reader.codecs().is_some_and(|codecs| codecs.zeros_in_front);
+    let codecs = reader.codecs().unwrap_or_default();
     let _ = reader.packed_files(|file| {
         if file.size() > VIEW_BYTES_MAX {
             found.without.push((file.path().to_vec(), NoView::TooLong));
@@ -102,7 +105,8 @@ pub fn cluster_files<R: ReadAt + ?Sized>(
             parts: Vec::new(),
             plain_bytes: 0,
             block_bytes: reader.block_bytes() as u32,
-            zeros_in_front,
+            zeros_in_front: codecs.zeros_in_front,
+            window_bits: codecs.zstd_window_bits,
             pieces: Vec::new(),
         };
         let result = file
@@ -129,13 +133,14 @@ impl ClusterFile {
         // Only the last extent can be a fragment. What is in the packed inode has a view there, if anywhere.
         let ExtentData::Cluster { start, len, coding, inline, .. } = extent.data else { return };
         let turn = match coding {
-            Coding::Lz4 => None,
+            Coding::Lz4 | Coding::Deflate | Coding::Zstd => None,
             Coding::Shifted => Some(0),
             // Within a block, so that it fits; 64 KiB blocks turn by less than that.
             Coding::Interlaced => Some((extent.start % u64::from(self.block_bytes)) as u16),
             // Told apart in `check`: no plain cluster holds nothing.
-            _ => {
-                self.pieces.push(Piece { start, packed: 0, plain: 0, turn: Some(0), inline, listed: false });
+            Coding::Lzma => {
+                let turn = Some(0);
+                self.pieces.push(Piece { start, packed: 0, plain: 0, coding, turn, inline, listed: false });
                 return;
             }
         };
@@ -148,7 +153,7 @@ impl ClusterFile {
         }
         self.plain_bytes += extent.len;
         let (packed, plain) = (len as u32, extent.len as u32);
-        self.pieces.push(Piece { start, packed, plain, turn, inline, listed });
+        self.pieces.push(Piece { start, packed, plain, coding, turn, inline, listed });
     }
 
     fn check(&self, regions: &Regions) -> Result<(), NoView> {
@@ -174,6 +179,18 @@ impl ClusterFile {
         Ok(())
     }
 
+    /// Whether recipes of the first form, for LZ4 alone, say how its clusters are packed.
+    pub(super) fn is_lz4(&self) -> bool {
+        self.pieces.iter().all(|piece| piece.turn.is_some() || piece.coding == Coding::Lz4)
+    }
+
+    /// What it counts in its group, bytes: corrections of deflate streams can take a tenth of them, and a recipe has no
+    /// room for as many as there would be.
+    fn weight(&self) -> u64 {
+        let deflated = self.pieces.iter().any(|piece| piece.coding == Coding::Deflate);
+        self.plain_bytes * if deflated { 4 } else { 1 }
+    }
+
     pub(super) fn packed_bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.end - part.start).sum()
     }
@@ -192,13 +209,13 @@ pub fn groups(files: &[ClusterFile]) -> Vec<Range<usize>> {
     let mut bytes = 0;
     for (index, file) in files.iter().enumerate() {
         match groups.last_mut() {
-            Some(group) if bytes + file.plain_bytes <= GROUP_BYTES => group.end += 1,
+            Some(group) if bytes + file.weight() <= GROUP_BYTES => group.end += 1,
             _ => {
                 groups.push(index..index + 1);
                 bytes = 0;
             }
         }
-        bytes += file.plain_bytes;
+        bytes += file.weight();
     }
     groups
 }

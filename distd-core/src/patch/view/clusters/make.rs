@@ -3,19 +3,26 @@
 use std::io::{self, Seek, SeekFrom, Write};
 use std::ops::Range;
 
-use super::coder::{self, Setting};
+use super::coder::{Packer, Setting};
 use super::files::Piece;
-use super::{ClusterFile, LOOK_AHEAD, NoView, WINDOW_MAX};
+use super::{ClusterFile, LOOK_AHEAD, NoView, WINDOW_MAX, version_for};
 use crate::cut::ReadAt;
-use crate::patch::view::{CLUSTERS_VERSION, RECIPE_MAX};
+use crate::cut::erofs::{CLUSTER_BYTES_MAX, Coding, Decoder};
+use crate::patch::view::{ANY_CLUSTERS_VERSION, RECIPE_MAX, corrections};
 use crate::proto::put_varint;
 
 /// A recipe above this part of the packed bytes is not worth a view.
 const RECIPE_PART: usize = 8;
 
+/// The same where the packer is known only by its corrections: they cost bytes, but less than all of what changed.
+const CORRECTED_PART: usize = 4;
+
 /// Clusters of one file, and of one group, for which all settings are tried: each costs some ten times the packing.
 const TRIED_OF_FILE: u32 = 2;
 const TRIED_OF_GROUP: u32 = 64;
+
+/// Room first given to a packer that takes all.
+const ROOMY_MIN: usize = 8 << 10;
 
 /// What came of a group of files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,16 +50,18 @@ pub fn unpack_clusters<R: ReadAt + ?Sized>(
     sink: &mut (impl Write + Seek),
 ) -> io::Result<ClusterViews> {
     let start = sink.stream_position()?;
-    let mut tries = Tries { first: Setting::ALL[0], left: TRIED_OF_GROUP };
-    let mut made = ClusterViews { recipe: vec![CLUSTERS_VERSION], view_bytes: 0, files: Vec::new() };
+    let version = version_for(files);
+    let mut tools = Tools { left: TRIED_OF_GROUP, ..Tools::default() };
+    let mut made = ClusterViews { recipe: vec![version], view_bytes: 0, files: Vec::new() };
     for file in files {
         sink.seek(SeekFrom::Start(start + made.view_bytes))?;
-        let mut making = Making::new(artifact, file, &mut tries);
+        let mut making = Making::new(artifact, file, version, &mut tools);
         let room = max - made.view_bytes;
         let result = if file.plain_bytes > room { Err(NoView::TooLong) } else { making.run(sink)? };
         let recipe = making.recipe.finish();
         made.files.push(result.and_then(|()| {
-            if recipe.len() > file.packed_bytes() as usize / RECIPE_PART {
+            let part = if making.recipe.corrected { CORRECTED_PART } else { RECIPE_PART };
+            if recipe.len() > file.packed_bytes() as usize / part {
                 return Err(NoView::NotReproduced);
             }
             if made.recipe.len() + recipe.len() > RECIPE_MAX {
@@ -71,16 +80,33 @@ pub fn unpack_clusters<R: ReadAt + ?Sized>(
     Ok(made)
 }
 
-/// Which settings to try.
-struct Tries {
-    first: Setting,
+/// What serves one file after the other, and what was learnt from those before.
+#[derive(Default)]
+struct Tools {
+    packer: Packer,
+    decoder: Decoder,
+    /// The setting that made the last cluster of an algorithm.
+    found: Vec<(Coding, Setting)>,
+    /// Clusters for which all settings may yet be tried.
     left: u32,
+}
+
+impl Tools {
+    fn likely(&self, coding: Coding) -> Option<Setting> {
+        let found = self.found.iter().find(|(of, _)| *of == coding).map(|(_, setting)| *setting);
+        found.or(Setting::of(coding).first().copied())
+    }
+
+    fn learn(&mut self, coding: Coding, setting: Setting) {
+        self.found.retain(|(of, _)| *of != coding);
+        self.found.push((coding, setting));
+    }
 }
 
 struct Making<'a, R: ?Sized> {
     artifact: &'a R,
     file: &'a ClusterFile,
-    tries: &'a mut Tries,
+    tools: &'a mut Tools,
     tries_left: u32,
     recipe: Recipe,
     window: usize,
@@ -94,7 +120,7 @@ struct Making<'a, R: ?Sized> {
 }
 
 impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
-    fn new(artifact: &'a R, file: &'a ClusterFile, tries: &'a mut Tries) -> Self {
+    fn new(artifact: &'a R, file: &'a ClusterFile, version: u8, tools: &'a mut Tools) -> Self {
         let packed = || file.pieces.iter().filter(|piece| piece.turn.is_none());
         let longest = packed().map(|piece| u64::from(piece.plain)).max().unwrap_or(0);
         let window = (longest + LOOK_AHEAD).min(WINDOW_MAX);
@@ -103,9 +129,9 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
         Self {
             artifact,
             file,
-            tries,
+            tools,
             tries_left: TRIED_OF_FILE,
-            recipe: Recipe::new(file, window),
+            recipe: Recipe::new(file, version, window),
             window: window as usize,
             capacity: capacity as usize,
             plain: Vec::new(),
@@ -125,7 +151,8 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
             }
             while self.plain.len() - self.gone < self.window.max(len) && self.next < self.file.pieces.len() {
                 let held = self.plain.len();
-                if content(self.artifact, &self.file.pieces[self.next], &mut self.plain)?.is_none() {
+                let piece = &self.file.pieces[self.next];
+                if content(self.artifact, piece, &mut self.tools.decoder, &mut self.plain)?.is_none() {
                     return Ok(Err(NoView::Damaged));
                 }
                 sink.write_all(&self.plain[held..])?;
@@ -152,8 +179,24 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
         };
         match step {
             Some(step) => self.recipe.add(step),
-            None => self.recipe.literal(len, cluster),
+            None => match self.corrected(piece, cluster) {
+                Some(corrections) => self.recipe.correct(len, piece.inline, &corrections),
+                None => self.recipe.literal(len, cluster),
+            },
         }
+    }
+
+    /// Corrections that make a cluster of deflate, if they are worth it.
+    fn corrected(&self, piece: &Piece, cluster: &[u8]) -> Option<Vec<u8>> {
+        if piece.turn.is_some() || piece.coding != Coding::Deflate {
+            return None;
+        }
+        let front = cluster.iter().take_while(|byte| **byte == 0).count();
+        let plain = &self.plain[self.gone..self.gone + piece.plain as usize];
+        let packed = &cluster[front..];
+        let corrections = corrections::of(packed, plain)?;
+        (self.lies(packed, cluster, piece.inline) && corrections.len() < packed.len() / CORRECTED_PART)
+            .then_some(corrections)
     }
 
     fn as_it_is(&self, piece: &Piece, cluster: &[u8], turn: usize) -> Option<Step> {
@@ -178,18 +221,18 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
     }
 
     fn packed(&mut self, piece: &Piece, cluster: &[u8]) -> Option<Step> {
-        let first = self.tries.first;
+        let first = self.tools.likely(piece.coding)?;
         if let Some(step) = self.with(first, piece, cluster) {
             return Some(step);
         }
-        if self.tries_left == 0 || self.tries.left == 0 {
+        if self.tries_left == 0 || self.tools.left == 0 {
             return None;
         }
         self.tries_left -= 1;
-        self.tries.left -= 1;
-        for setting in Setting::ALL.into_iter().filter(|setting| *setting != first) {
-            if let Some(step) = self.with(setting, piece, cluster) {
-                self.tries.first = setting;
+        self.tools.left -= 1;
+        for setting in Setting::of(piece.coding).iter().filter(|setting| **setting != first) {
+            if let Some(step) = self.with(*setting, piece, cluster) {
+                self.tools.learn(piece.coding, *setting);
                 return Some(step);
             }
         }
@@ -198,18 +241,19 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
 
     /// How this setting makes the cluster, if it does.
     fn with(&mut self, setting: Setting, piece: &Piece, cluster: &[u8]) -> Option<Step> {
+        if setting.takes_all() {
+            return self.with_all(setting, piece, cluster);
+        }
         let len = piece.plain as usize;
-        let exact = [self.capacity, cluster.len()];
         let plain = &self.plain[self.gone..];
         let shown = &plain[..plain.len().min(self.window)];
         // mkfs.erofs shows all it has, or so much as its options let into one cluster; and now and then asks for fewer blocks.
-        for (index, capacity) in exact.into_iter().enumerate() {
-            if index == 1 && capacity == self.capacity {
-                continue;
-            }
-            self.out.resize(capacity, 0);
+        for capacity in distinct(self.capacity, cluster.len()) {
             for plain in [shown, &plain[..len]] {
-                let Some((taken, made)) = setting.fill(plain, &mut self.out) else { continue };
+                let packer = &mut self.tools.packer;
+                let Some((taken, made)) = packer.fill(setting, 0, plain, capacity, &mut self.out) else {
+                    continue;
+                };
                 if taken < len || !self.lies(&self.out[..made], cluster, piece.inline) {
                     continue;
                 }
@@ -221,6 +265,25 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
                     (true, true) => Step::Clusters { setting, capacity, count: 1 },
                     (true, false) => Step::Overlapping { setting, capacity, len },
                     _ => Step::Known { setting, capacity, count: 1, len },
+                });
+            }
+        }
+        None
+    }
+
+    /// The same for one that has no choice of what it takes. How near the end of its room a packer comes can matter.
+    fn with_all(&mut self, setting: Setting, piece: &Piece, cluster: &[u8]) -> Option<Step> {
+        let (len, window_bits) = (piece.plain as usize, self.file.window_bits);
+        let plain = &self.plain[self.gone..][..len];
+        let roomy = (cluster.len() * 2).clamp(ROOMY_MIN, CLUSTER_BYTES_MAX as usize);
+        for capacity in distinct(roomy, cluster.len()) {
+            let made = self.tools.packer.fill(setting, window_bits, plain, capacity, &mut self.out);
+            if let Some((_, made)) = made
+                && self.lies(&self.out[..made], cluster, piece.inline)
+            {
+                return Some(match piece.inline {
+                    true => Step::End { setting, capacity },
+                    false => Step::Known { setting, capacity, count: 1, len },
                 });
             }
         }
@@ -246,10 +309,16 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
     }
 }
 
+/// Both, or one where they are the same.
+fn distinct(first: usize, second: usize) -> impl Iterator<Item = usize> {
+    [first].into_iter().chain((second != first).then_some(second))
+}
+
 /// Appends the content of an extent; `None` for damage.
 pub(super) fn content<R: ReadAt + ?Sized>(
     artifact: &R,
     piece: &Piece,
+    decoder: &mut Decoder,
     out: &mut Vec<u8>,
 ) -> io::Result<Option<()>> {
     let mut cluster = vec![0; piece.packed as usize];
@@ -261,7 +330,8 @@ pub(super) fn content<R: ReadAt + ?Sized>(
         return Ok(Some(()));
     }
     out.resize(from + len, 0);
-    Ok(coder::unpack(&cluster, &mut out[from..]).filter(|made| *made == len).map(|_| ()))
+    let made = decoder.unpack(piece.coding, &cluster, &mut out[from..]);
+    Ok(made.filter(|made| *made == len).map(|_| ()))
 }
 
 /// One step of a recipe.
@@ -328,17 +398,22 @@ struct Recipe {
     bytes: Vec<u8>,
     block: usize,
     open: Option<Step>,
+    /// It has corrections.
+    corrected: bool,
 }
 
 impl Recipe {
-    fn new(file: &ClusterFile, window: u64) -> Self {
+    fn new(file: &ClusterFile, version: u8, window: u64) -> Self {
         let block = file.block_bytes as usize;
         // Blocks have 512 bytes to 64 KiB.
         let block_bits = (block / 512).trailing_zeros() as u8;
         let mut bytes = vec![0, u8::from(file.zeros_in_front) | block_bits << 4];
         put_varint(&mut bytes, file.plain_bytes);
         put_varint(&mut bytes, window);
-        Self { bytes, block, open: None }
+        if version == ANY_CLUSTERS_VERSION {
+            bytes.push(file.window_bits);
+        }
+        Self { bytes, block, open: None, corrected: false }
     }
 
     fn add(&mut self, step: Step) {
@@ -355,6 +430,15 @@ impl Recipe {
         put_varint(&mut self.bytes, len as u64);
         put_varint(&mut self.bytes, cluster.len() as u64);
         self.bytes.extend_from_slice(cluster);
+    }
+
+    fn correct(&mut self, len: usize, inline: bool, corrections: &[u8]) {
+        self.close();
+        self.corrected = true;
+        self.bytes.push(if inline { 11 } else { 10 });
+        put_varint(&mut self.bytes, len as u64);
+        put_varint(&mut self.bytes, corrections.len() as u64);
+        self.bytes.extend_from_slice(corrections);
     }
 
     fn close(&mut self) {

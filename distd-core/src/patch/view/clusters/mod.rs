@@ -1,4 +1,4 @@
-//! Views of compressed files of EROFS images: the plain content of files packed by LZ4.
+//! Views of compressed files of EROFS images: the plain content of files packed by LZ4, deflate or zstd.
 //!
 //! When a file changes by a byte, every cluster behind that byte begins elsewhere in the content and packs to other
 //! bytes. The view is the content itself, which pairs with the old content; the recipe says with which settings the packer
@@ -9,8 +9,8 @@
 //! recipe of a group of the new release, [`unpack_old_clusters`] those of the old one.
 //!
 //! What has no place in the chunks of the file (an inline cluster below the size of a region) is in the view but not packed
-//! again; what lies in the packed inode (fragments) is not in the view. Clusters of other algorithms, and files that share clusters
-//! with others, have no view ([`NoView`]).
+//! again; what lies in the packed inode (fragments) is not in the view. Clusters of MicroLZMA, whose coder has no safe binding, and files
+//! that share clusters with others have no view ([`NoView`]).
 //!
 //! # Recipe, version 2
 //!
@@ -36,6 +36,18 @@
 //! `LZ4_compress_HC_destSize` at that level. 4 and 5 are the view as it is, with zeros up to whole blocks; 9 has no zeros; 5 starts
 //! in the middle of a block and goes on at its front. A file ends where its bytes of view are used up.
 //!
+//! # Recipe, version 4
+//!
+//! The same for clusters of any algorithm, and of groups with any but LZ4. 0 has one byte more at its end, log2 of zstd's window (10 to
+//! 20, or 0 in an image without). Settings 33 to 44 are libdeflate at level 1 to 12, 64 and 66 to 87 zstd at level −1 and 1 to 22;
+//! these pack all of the content they are given into *capacity* and 32 bytes or fail, so they stand in 2, and in 8 for what is left of the
+//! file, alone. And for deflate streams of other packers:
+//!
+//! ```text
+//! 10 corrected      bytes of view, length of corrections, corrections as in recipes of version 1
+//! 11 corrected end  the same, and no zeros
+//! ```
+//!
 //! # Unpack recipe, version 2
 //!
 //! Behind the version byte the most bytes a cluster unpacks to, then up to the end:
@@ -47,6 +59,8 @@
 //! 4  turned      bytes of the cluster, bytes of content, where in the cluster the first one is
 //! 5  left out    bytes
 //! ```
+//!
+//! In version 4 the number of an algorithm stands before the count: 0 LZ4, 2 deflate, 3 zstd, as in the image.
 
 mod coder;
 mod files;
@@ -61,8 +75,8 @@ pub use old::unpack_old_clusters;
 pub(super) use repack::repack;
 pub(super) use unpack::unpack;
 
-use crate::cut::erofs::{CLUSTER_BYTES_MAX, EXTENT_BYTES_MAX};
-use crate::patch::view::RecipeError;
+use crate::cut::erofs::{CLUSTER_BYTES_MAX, Coding, EXTENT_BYTES_MAX};
+use crate::patch::view::{ANY_CLUSTERS_VERSION, CLUSTERS_VERSION, RecipeError};
 use crate::proto::take_varint;
 
 /// Content shown to the packer beyond the longest cluster of a file. It looks ahead for the end of a match only, which a
@@ -74,6 +88,19 @@ const WINDOW_MAX: u64 = EXTENT_BYTES_MAX + LOOK_AHEAD;
 
 /// Bytes copied at once.
 const COPY: usize = 64 << 10;
+
+/// First byte of the recipes of a group: who knows no other algorithm packs LZ4 again as before.
+fn version_for(files: &[ClusterFile]) -> u8 {
+    if files.iter().all(ClusterFile::is_lz4) { CLUSTERS_VERSION } else { ANY_CLUSTERS_VERSION }
+}
+
+/// Algorithms that clusters are unpacked of, by their numbers in an image.
+const CODINGS: [(u8, Coding); 3] = [(0, Coding::Lz4), (2, Coding::Deflate), (3, Coding::Zstd)];
+
+/// Its number in an unpack recipe; only those in [`CODINGS`] stand there.
+fn number_of(coding: Coding) -> u8 {
+    CODINGS.iter().find(|(_, known)| *known == coding).map_or(u8::MAX, |(number, _)| *number)
+}
 
 /// What stands in a recipe of either kind.
 struct Reader<'a>(&'a [u8]);
@@ -100,6 +127,12 @@ impl<'a> Reader<'a> {
             return Err(RecipeError::Damaged("a number is out of bounds"));
         }
         usize::try_from(number).map_err(|_| RecipeError::Damaged("a number is out of bounds"))
+    }
+
+    fn coding(&mut self) -> Result<Coding, RecipeError> {
+        let number = self.expect_byte()?;
+        let known = CODINGS.iter().find(|(known, _)| *known == number);
+        known.map(|(_, coding)| *coding).ok_or(RecipeError::Damaged("unknown algorithm"))
     }
 
     /// Bytes of a cluster.

@@ -2,12 +2,12 @@
 
 use std::io::{self, Seek, SeekFrom, Write};
 
-use super::coder;
 use super::files::Piece;
 use super::make::content;
-use super::{ClusterFile, ClusterViews, NoView};
+use super::{ClusterFile, ClusterViews, NoView, number_of, version_for};
 use crate::cut::ReadAt;
-use crate::patch::view::{CLUSTERS_VERSION, RECIPE_MAX};
+use crate::cut::erofs::{Coding, Decoder};
+use crate::patch::view::{ANY_CLUSTERS_VERSION, RECIPE_MAX};
 use crate::proto::put_varint;
 
 /// View of a group of files of the old release, into `sink` from where that stands, and the recipe that makes it of their
@@ -25,17 +25,18 @@ pub fn unpack_old_clusters<R: ReadAt + ?Sized>(
 ) -> io::Result<ClusterViews> {
     let start = sink.stream_position()?;
     let longest = files.iter().flat_map(|file| &file.pieces).map(|piece| piece.plain).max().unwrap_or(1);
-    let mut made = ClusterViews { recipe: vec![CLUSTERS_VERSION], view_bytes: 0, files: Vec::new() };
+    let (version, mut decoder) = (version_for(files), Decoder::default());
+    let mut made = ClusterViews { recipe: vec![version], view_bytes: 0, files: Vec::new() };
     put_varint(&mut made.recipe, u64::from(longest));
     for file in files {
         sink.seek(SeekFrom::Start(start + made.view_bytes))?;
-        let mut recipe = Recipe::default();
+        let mut recipe = Recipe { version, bytes: Vec::new(), open: None };
         let listed: u64 =
             file.pieces.iter().filter(|piece| piece.listed).map(|piece| u64::from(piece.plain)).sum();
         let result = if listed > max - made.view_bytes {
             Err(NoView::TooLong)
         } else {
-            tell(artifact, file, longest as usize, &mut recipe, sink)?
+            tell(artifact, file, longest as usize, &mut decoder, &mut recipe, sink)?
         };
         recipe.close();
         made.files.push(result.and_then(|()| {
@@ -59,14 +60,15 @@ fn tell<R: ReadAt + ?Sized>(
     artifact: &R,
     file: &ClusterFile,
     longest: usize,
+    decoder: &mut Decoder,
     recipe: &mut Recipe,
     sink: &mut impl Write,
 ) -> io::Result<Result<(), NoView>> {
     let (mut plain, mut cluster) = (Vec::new(), Vec::new());
     for piece in file.pieces.iter().filter(|piece| piece.listed) {
         plain.clear();
-        let Piece { packed, plain: len, turn, .. } = *piece;
-        if content(artifact, piece, &mut plain)?.is_none() {
+        let Piece { packed, plain: len, coding, turn, .. } = *piece;
+        if content(artifact, piece, decoder, &mut plain)?.is_none() {
             return Ok(Err(NoView::Damaged));
         }
         sink.write_all(&plain)?;
@@ -78,8 +80,8 @@ fn tell<R: ReadAt + ?Sized>(
                 cluster.resize(packed as usize, 0);
                 artifact.read_exact_at(&mut cluster, piece.start)?;
                 plain.resize(longest, 0);
-                let all = coder::unpack(&cluster, &mut plain) == Some(len as usize);
-                recipe.add(Step::Clusters { count: 1, packed, plain: (!all).then_some(len) });
+                let all = decoder.unpack(coding, &cluster, &mut plain) == Some(len as usize);
+                recipe.add(Step::Clusters { coding, count: 1, packed, plain: (!all).then_some(len) });
             }
         }
     }
@@ -88,14 +90,14 @@ fn tell<R: ReadAt + ?Sized>(
 
 #[derive(Clone, Copy)]
 enum Step {
-    Clusters { count: u64, packed: u32, plain: Option<u32> },
+    Clusters { coding: Coding, count: u64, packed: u32, plain: Option<u32> },
     Plain { plain: u64, padding: u64 },
     Turned { packed: u32, plain: u32, turn: u16 },
 }
 
 /// The steps of one file, those alike as one.
-#[derive(Default)]
 struct Recipe {
+    version: u8,
     bytes: Vec<u8>,
     open: Option<Step>,
 }
@@ -104,10 +106,10 @@ impl Recipe {
     fn add(&mut self, step: Step) {
         self.open = match (self.open, step) {
             (
-                Some(Step::Clusters { count, packed, plain }),
-                Step::Clusters { packed: more, plain: length, .. },
-            ) if packed == more && plain == length => {
-                Some(Step::Clusters { count: count + 1, packed, plain })
+                Some(Step::Clusters { coding, count, packed, plain }),
+                Step::Clusters { coding: algorithm, packed: more, plain: length, .. },
+            ) if coding == algorithm && packed == more && plain == length => {
+                Some(Step::Clusters { coding, count: count + 1, packed, plain })
             }
             (Some(Step::Plain { plain, padding: 0 }), Step::Plain { plain: more, padding }) => {
                 Some(Step::Plain { plain: plain + more, padding })
@@ -121,17 +123,22 @@ impl Recipe {
 
     fn close(&mut self) {
         let Some(step) = self.open.take() else { return };
-        let (kind, numbers) = match step {
-            Step::Clusters { count, packed, plain: None } => (1, [Some(count), Some(packed.into()), None]),
-            Step::Clusters { count, packed, plain } => {
-                (2, [Some(count), Some(packed.into()), plain.map(u64::from)])
+        let (kind, coding, numbers) = match step {
+            Step::Clusters { coding, count, packed, plain: None } => {
+                (1, Some(coding), [Some(count), Some(packed.into()), None])
             }
-            Step::Plain { plain, padding } => (3, [Some(plain), Some(padding), None]),
+            Step::Clusters { coding, count, packed, plain } => {
+                (2, Some(coding), [Some(count), Some(packed.into()), plain.map(u64::from)])
+            }
+            Step::Plain { plain, padding } => (3, None, [Some(plain), Some(padding), None]),
             Step::Turned { packed, plain, turn } => {
-                (4, [Some(packed.into()), Some(plain.into()), Some(turn.into())])
+                (4, None, [Some(packed.into()), Some(plain.into()), Some(turn.into())])
             }
         };
         self.bytes.push(kind);
+        if self.version == ANY_CLUSTERS_VERSION {
+            self.bytes.extend(coding.map(number_of));
+        }
         numbers.into_iter().flatten().for_each(|number| put_varint(&mut self.bytes, number));
     }
 }

@@ -2,10 +2,11 @@
 
 use std::io::{Read, Write};
 
-use super::coder::Setting;
+use super::coder::{Packer, Setting, ZSTD_WINDOW_BITS_MAX};
 use super::{COPY, Reader, WINDOW_MAX};
+use crate::cut::erofs::CLUSTER_BYTES_MAX;
 use crate::limits::VIEW_BYTES_MAX;
-use crate::patch::view::RecipeError;
+use crate::patch::view::{ANY_CLUSTERS_VERSION, RecipeError, corrections};
 
 /// Most bytes packed over again in a recipe, for each byte of view: clusters overlap by less than themselves.
 const OVERLAP: u64 = 4;
@@ -15,11 +16,14 @@ const GONE_MAX: usize = 1 << 20;
 
 /// Packs a view again; `recipe` without its version byte. Bytes written.
 pub(in crate::patch::view) fn repack(
+    version: u8,
     recipe: &[u8],
     view: &mut impl Read,
     sink: &mut impl Write,
 ) -> Result<u64, RecipeError> {
     let mut packing = Packing {
+        version,
+        packer: Packer::default(),
         view,
         sink,
         plain: Vec::new(),
@@ -28,6 +32,7 @@ pub(in crate::patch::view) fn repack(
         window: 0,
         block: 512,
         zeros_in_front: true,
+        window_bits: 0,
         cluster: Vec::new(),
         written: 0,
         work: 0,
@@ -44,6 +49,8 @@ pub(in crate::patch::view) fn repack(
 }
 
 struct Packing<'a, V, S> {
+    version: u8,
+    packer: Packer,
     view: &'a mut V,
     sink: &'a mut S,
     /// View read ahead, from `gone` on.
@@ -54,6 +61,8 @@ struct Packing<'a, V, S> {
     window: usize,
     block: usize,
     zeros_in_front: bool,
+    /// Log2 of the zstd window, 0 for what the level says.
+    window_bits: u8,
     cluster: Vec<u8>,
     written: u64,
     /// Bytes handed out of `plain`, some more than once.
@@ -74,14 +83,14 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
         let left = self.left();
         match kind {
             1 => {
-                let (setting, capacity) = packer(recipe)?;
+                let (setting, capacity) = self.setting(recipe)?;
                 for _ in 0..recipe.within(left)? {
                     let taken = self.cluster(setting, capacity, self.window, true)?;
                     self.advance(taken);
                 }
             }
             2 => {
-                let (setting, capacity) = packer(recipe)?;
+                let (setting, capacity) = self.setting(recipe)?;
                 let (count, len) = (recipe.within(left)?, recipe.within(left.min(WINDOW_MAX))?);
                 for _ in 0..count {
                     if self.left() < len as u64 || self.cluster(setting, capacity, len, true)? != len {
@@ -91,7 +100,7 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
                 }
             }
             3 => {
-                let (setting, capacity) = packer(recipe)?;
+                let (setting, capacity) = self.setting(recipe)?;
                 let len = recipe.within(left.min(WINDOW_MAX))?;
                 if self.cluster(setting, capacity, self.window, true)? < len {
                     return Err(RecipeError::Damaged("a cluster holds something else"));
@@ -128,9 +137,18 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
                 self.skip(len)?;
             }
             8 => {
-                let (setting, capacity) = packer(recipe)?;
-                let taken = self.cluster(setting, capacity, self.window, false)?;
+                let (setting, capacity) = self.setting(recipe)?;
+                // It is the last one of the file.
+                let all = usize::try_from(left).unwrap_or(WINDOW_MAX as usize).min(WINDOW_MAX as usize);
+                let shown = if setting.takes_all() { all } else { self.window };
+                let taken = self.cluster(setting, capacity, shown, false)?;
                 self.advance(taken);
+            }
+            10 | 11 if self.version == ANY_CLUSTERS_VERSION => {
+                let len = recipe.within(left.min(WINDOW_MAX))?;
+                let corrected = recipe.within(CLUSTER_BYTES_MAX)?;
+                let corrected = recipe.bytes(corrected)?;
+                self.corrected(len, corrected, kind == 10)?;
             }
             _ => return Err(RecipeError::Damaged("unknown piece")),
         }
@@ -149,8 +167,24 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
         self.block = 512 << (flags >> 4);
         self.unread = recipe.within(VIEW_BYTES_MAX)? as u64;
         self.window = recipe.within(WINDOW_MAX)?;
+        self.window_bits = match self.version {
+            ANY_CLUSTERS_VERSION => recipe.expect_byte()?,
+            _ => 0,
+        };
+        if self.window_bits != 0 && !(10..=ZSTD_WINDOW_BITS_MAX).contains(&self.window_bits) {
+            return Err(RecipeError::Damaged("unknown window"));
+        }
         self.work_max += self.unread * OVERLAP;
         Ok(())
+    }
+
+    /// Setting and capacity.
+    fn setting(&self, recipe: &mut Reader<'_>) -> Result<(Setting, usize), RecipeError> {
+        let setting = Setting::from_number(recipe.expect_byte()?)
+            .filter(|setting| self.version == ANY_CLUSTERS_VERSION || !setting.takes_all())
+            // Without a window of its own zstd's slowest levels take more memory than there is.
+            .filter(|setting| self.window_bits != 0 || !matches!(setting, Setting::Zstd(_)));
+        Ok((setting.ok_or(RecipeError::Damaged("unknown setting"))?, recipe.cluster()?))
     }
 
     /// Reads until `len` bytes, or all of the file, are in the buffer; in steps, so that a length alone allocates nothing.
@@ -188,24 +222,41 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
         self.read_ahead(shown)?;
         let plain = &self.plain[self.gone..];
         let plain = &plain[..plain.len().min(shown)];
-        self.cluster.resize(capacity, 0);
-        let (taken, made) =
-            setting.fill(plain, &mut self.cluster).ok_or(RecipeError::Damaged("a cluster holds nothing"))?;
+        let filled = self.packer.fill(setting, self.window_bits, plain, capacity, &mut self.cluster);
+        let (taken, made) = filled.ok_or(RecipeError::Damaged("a cluster holds nothing"))?;
         self.work += taken as u64;
         if self.work > self.work_max {
             return Err(RecipeError::Damaged("its clusters overlap too much"));
         }
+        let cluster = std::mem::take(&mut self.cluster);
+        self.packed(&cluster[..made], whole_blocks)?;
+        self.cluster = cluster;
+        Ok(taken)
+    }
+
+    /// Writes a cluster of deflate that corrections make.
+    fn corrected(&mut self, len: usize, corrections: &[u8], whole_blocks: bool) -> Result<(), RecipeError> {
+        self.read_ahead(len)?;
+        let plain = self.plain.get(self.gone..self.gone + len);
+        let packed =
+            corrections::apply(plain.ok_or(RecipeError::Damaged("it ends within a file"))?, corrections);
+        self.packed(&packed.ok_or(RecipeError::Damaged("corrections do not fit"))?, whole_blocks)?;
+        self.advance(len);
+        Ok(())
+    }
+
+    /// Writes what a packer made, with zeros up to whole blocks or without.
+    fn packed(&mut self, packed: &[u8], whole_blocks: bool) -> Result<(), RecipeError> {
+        let made = packed.len();
         let zeros = if whole_blocks { made.next_multiple_of(self.block) - made } else { 0 };
         if self.zeros_in_front {
             self.zeros(zeros)?;
         }
-        let cluster = std::mem::take(&mut self.cluster);
-        self.write(&cluster[..made])?;
-        self.cluster = cluster;
+        self.write(packed)?;
         if !self.zeros_in_front {
             self.zeros(zeros)?;
         }
-        Ok(taken)
+        Ok(())
     }
 
     fn copy(&mut self, mut len: usize) -> Result<(), RecipeError> {
@@ -245,11 +296,4 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
         self.sink.write_all(bytes)?;
         Ok(())
     }
-}
-
-/// Setting and capacity.
-fn packer(recipe: &mut Reader<'_>) -> Result<(Setting, usize), RecipeError> {
-    let setting =
-        Setting::from_number(recipe.expect_byte()?).ok_or(RecipeError::Damaged("unknown setting"))?;
-    Ok((setting, recipe.cluster()?))
 }

@@ -2,15 +2,16 @@
 
 use std::io::Write;
 
-use super::{COPY, Reader, coder};
+use super::{COPY, Reader};
 use crate::cut::ReadAt;
-use crate::cut::erofs::EXTENT_BYTES_MAX;
-use crate::patch::view::RecipeError;
+use crate::cut::erofs::{Coding, Decoder, EXTENT_BYTES_MAX};
+use crate::patch::view::{ANY_CLUSTERS_VERSION, RecipeError};
 
 /// Unpacks the clusters that `recipe`, without its version byte, finds in `file`; bytes written.
 ///
 /// A damaged cluster, the end of `file` and `max` bytes end it: this is a base, and a short one is still one.
 pub(in crate::patch::view) fn unpack<R: ReadAt + ?Sized>(
+    version: u8,
     recipe: &[u8],
     file: &R,
     max: u64,
@@ -19,6 +20,8 @@ pub(in crate::patch::view) fn unpack<R: ReadAt + ?Sized>(
     let mut recipe = Reader(recipe);
     let longest = recipe.within(EXTENT_BYTES_MAX)?;
     let mut unpacking = Unpacking {
+        version,
+        decoder: Decoder::default(),
         file,
         at: 0,
         left: max,
@@ -36,6 +39,8 @@ pub(in crate::patch::view) fn unpack<R: ReadAt + ?Sized>(
 }
 
 struct Unpacking<'a, R: ?Sized, S> {
+    version: u8,
+    decoder: Decoder,
     file: &'a R,
     at: u64,
     /// Bytes that may still be written.
@@ -53,6 +58,10 @@ impl<R: ReadAt + ?Sized, S: Write> Unpacking<'_, R, S> {
         let there = self.file.len().saturating_sub(self.at);
         match kind {
             1 | 2 => {
+                let coding = match self.version {
+                    ANY_CLUSTERS_VERSION => recipe.coding()?,
+                    _ => Coding::Lz4,
+                };
                 let (count, packed) = (recipe.within(u64::MAX)?, recipe.cluster()?);
                 let plain = if kind == 2 { Some(recipe.within(self.longest as u64)?) } else { None };
                 for _ in 0..count {
@@ -60,7 +69,7 @@ impl<R: ReadAt + ?Sized, S: Write> Unpacking<'_, R, S> {
                         return Ok(false);
                     }
                     let out = plain.unwrap_or(self.longest);
-                    let made = coder::unpack(&self.packed, &mut self.plain[..out]);
+                    let made = self.decoder.unpack(coding, &self.packed, &mut self.plain[..out]);
                     let Some(made) =
                         made.filter(|made| *made > 0 && plain.is_none_or(|plain| plain == *made))
                     else {

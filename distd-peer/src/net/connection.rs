@@ -1,0 +1,172 @@
+//! A connection, of whichever transport: what opens and accepts streams.
+
+use std::net::SocketAddr;
+
+use distd_core::proto::close::CloseCode;
+use quinn::ConnectionError;
+use serde::{Deserialize, Serialize};
+
+use super::WireError;
+use super::https;
+use super::stream::{RecvStream, SendStream};
+use super::wire::close_code;
+use crate::trust::tls::{
+    ALPN_ENROLL, PeerIdentity, PeerRefused, identity_in, negotiated_alpn, peer_identity,
+};
+
+/// What a connection runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Carrier {
+    /// QUIC, over UDP.
+    Quic,
+    /// HTTP/2 over TLS, over TCP.
+    Https,
+}
+
+impl Carrier {
+    /// Its name, as in settings and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::Https => "https",
+        }
+    }
+}
+
+/// One end of a connection that this side dialled.
+#[derive(Clone)]
+pub(crate) enum Connection {
+    Quic(quinn::Connection),
+    Https(https::Dialled),
+}
+
+impl Connection {
+    /// Opens a stream; its id is the same on both sides.
+    pub(crate) async fn open(&self) -> Result<(u64, SendStream, RecvStream), WireError> {
+        match self {
+            Self::Quic(connection) => {
+                let opened = connection.open_bi().await;
+                let (send, recv) = opened.map_err(|e| WireError::Connection(e.into()))?;
+                Ok((u64::from(send.id()), SendStream::Quic(send), RecvStream::Quic(recv)))
+            }
+            Self::Https(dialled) => dialled.open().await,
+        }
+    }
+
+    pub(crate) fn carrier(&self) -> Carrier {
+        match self {
+            Self::Quic(_) => Carrier::Quic,
+            Self::Https(_) => Carrier::Https,
+        }
+    }
+
+    /// Where its packets go: the proxy, if there is one between.
+    pub(crate) fn remote(&self) -> SocketAddr {
+        match self {
+            Self::Quic(connection) => connection.remote_address(),
+            Self::Https(dialled) => dialled.remote(),
+        }
+    }
+
+    /// Who is at the other end, at `now` (unix seconds).
+    pub(crate) fn identity(&self, now: u64) -> Result<PeerIdentity, PeerRefused> {
+        match self {
+            Self::Quic(connection) => peer_identity(connection, now),
+            Self::Https(dialled) => identity_in(dialled.certificates(), now),
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        match self {
+            Self::Quic(connection) => connection.close_reason().is_some(),
+            Self::Https(dialled) => dialled.is_closed(),
+        }
+    }
+
+    /// Whether it was over UDP and nothing came any more.
+    pub(crate) fn starved(&self) -> bool {
+        matches!(self, Self::Quic(connection) if connection.close_reason() == Some(ConnectionError::TimedOut))
+    }
+
+    pub(crate) async fn closed(&self) {
+        match self {
+            Self::Quic(connection) => drop(connection.closed().await),
+            Self::Https(dialled) => dialled.closed().await,
+        }
+    }
+
+    /// Ends it. TCP carries no code.
+    pub(crate) fn close(&self, code: CloseCode) {
+        match self {
+            Self::Quic(connection) => connection.close(close_code(code), b""),
+            Self::Https(dialled) => dialled.close(),
+        }
+    }
+}
+
+/// One end of a connection that the other side dialled.
+pub(crate) enum Accepted {
+    Quic(quinn::Connection),
+    Https(Box<https::Accepted>),
+}
+
+impl Accepted {
+    /// The next stream and its id; `None` when the connection is over. Cancelling the future loses nothing.
+    pub(crate) async fn next(&mut self) -> Option<(u64, SendStream, RecvStream)> {
+        match self {
+            Self::Quic(connection) => {
+                let (send, recv) = connection.accept_bi().await.ok()?;
+                Some((u64::from(recv.id()), SendStream::Quic(send), RecvStream::Quic(recv)))
+            }
+            Self::Https(accepted) => accepted.next().await,
+        }
+    }
+
+    /// Whether all it may do is enrol: over TCP whoever shows no certificate.
+    pub(crate) fn enrols(&self) -> bool {
+        match self {
+            Self::Quic(connection) => negotiated_alpn(connection).as_deref() == Some(ALPN_ENROLL),
+            Self::Https(accepted) => accepted.certificates().is_empty(),
+        }
+    }
+
+    /// Who is at the other end, at `now` (unix seconds).
+    pub(crate) fn identity(&self, now: u64) -> Result<PeerIdentity, PeerRefused> {
+        match self {
+            Self::Quic(connection) => peer_identity(connection, now),
+            Self::Https(accepted) => identity_in(accepted.certificates(), now),
+        }
+    }
+
+    pub(crate) fn remote(&self) -> SocketAddr {
+        match self {
+            Self::Quic(connection) => connection.remote_address(),
+            Self::Https(accepted) => accepted.remote(),
+        }
+    }
+
+    /// Refuses every further stream until the connection is over.
+    pub(crate) async fn refuse(&mut self) {
+        match self {
+            Self::Quic(connection) => drop(connection.closed().await),
+            Self::Https(accepted) => accepted.refuse().await,
+        }
+    }
+
+    /// Waits until what was written has gone out and the connection is over.
+    pub(crate) async fn finish(&mut self) {
+        match self {
+            Self::Quic(connection) => drop(connection.closed().await),
+            Self::Https(accepted) => accepted.finish().await,
+        }
+    }
+
+    /// Ends it. TCP carries no code.
+    pub(crate) fn close(self, code: CloseCode) {
+        match self {
+            Self::Quic(connection) => connection.close(close_code(code), b""),
+            Self::Https(accepted) => drop(accepted),
+        }
+    }
+}

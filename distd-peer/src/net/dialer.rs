@@ -1,0 +1,233 @@
+//! Dialling parents: over QUIC, over HTTPS, or over whichever gets through.
+
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::Endpoint;
+use rustls::pki_types::CertificateDer;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::connection::{Carrier, Connection};
+use super::endpoint::{BindError, client_endpoint, resolve};
+use super::https::{Dialled, Wire};
+use super::outbound::{Outbound, Transport};
+use super::proxy::{ProxyError, tunnel};
+use crate::trust::identity::PARENT_NAME;
+use crate::trust::tls::{
+    Credentials, TlsError, TrustAnchor, https_enroll_client, https_parent_client, quic_enroll_client,
+};
+
+/// How long a dialled parent may take to answer.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// How long the transport dialled first has the field to itself. Enough for a handshake over any link on the ground; a first packet
+/// of QUIC that is lost is repeated only after a second.
+const HEAD_START: Duration = Duration::from_millis(300);
+
+/// First pause before a TCP port that nobody listens on is tried again; doubles up to [`KNOCK_MAX`]. Packets of QUIC are repeated just so,
+/// and a parent that is started again is found the same way.
+const KNOCK: Duration = Duration::from_millis(200);
+const KNOCK_MAX: Duration = Duration::from_secs(1);
+
+/// Why a parent could not be dialled.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The name has no address.
+    #[error("could not resolve {0}")]
+    Resolve(String, #[source] io::Error),
+    /// Somebody answered, but not as a parent of this realm would.
+    #[error("could not connect to {0}: check that it runs and belongs to this realm")]
+    Connect(String, #[source] Box<dyn std::error::Error + Send + Sync>),
+    /// TCP came to nothing.
+    #[error("could not connect to {0} over TCP: check that it runs and that TCP reaches it")]
+    Tcp(String, #[source] io::Error),
+    /// Nobody answered in time.
+    #[error("{address} did not answer: check that it runs and that {over} reaches it")]
+    Silent {
+        /// Who did not.
+        address: String,
+        /// What was tried: UDP, TCP or both.
+        over: &'static str,
+    },
+    /// No way through the proxy.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
+}
+
+impl DialError {
+    /// Whether nobody listens there just now.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Tcp(_, error) => error.kind() == io::ErrorKind::ConnectionRefused,
+            // What proxies say of it.
+            Self::Proxy(ProxyError::Refused { status, .. }) => (502..=504).contains(status),
+            _ => false,
+        }
+    }
+
+    /// Of two ways that failed, what says most about why.
+    fn or(self, other: Self) -> Self {
+        let weight = |error: &Self| match error {
+            Self::Resolve(..) => 0,
+            Self::Tcp(..) => 1,
+            Self::Silent { .. } => 2,
+            Self::Proxy(_) => 3,
+            Self::Connect(..) => 4,
+        };
+        match if weight(&other) > weight(&self) { other } else { self } {
+            Self::Silent { address, .. } => Self::Silent { address, over: "UDP or TCP" },
+            error => error,
+        }
+    }
+}
+
+/// What a node dials its parents with.
+#[derive(Clone)]
+pub struct Dialer {
+    quic: Endpoint,
+    tls: Arc<rustls::ClientConfig>,
+    outbound: Arc<Outbound>,
+}
+
+impl Dialer {
+    /// For a node with a certificate, which dials over QUIC from `quic`.
+    ///
+    /// # Errors
+    /// [`TlsError`].
+    pub fn new(
+        quic: Endpoint,
+        credentials: Arc<Credentials>,
+        ca: &CertificateDer<'static>,
+        outbound: Arc<Outbound>,
+    ) -> Result<Self, TlsError> {
+        Ok(Self { quic, tls: Arc::new(https_parent_client(credentials, ca)?), outbound })
+    }
+
+    /// For a node without one: it can enrol, and renew what it has.
+    ///
+    /// # Errors
+    /// [`BindError`].
+    pub(crate) fn enrolling(anchor: &TrustAnchor, outbound: Arc<Outbound>) -> Result<Self, BindError> {
+        // Some machines have but one family.
+        let quic = client_endpoint(true, quic_enroll_client(anchor))
+            .or_else(|_| client_endpoint(false, quic_enroll_client(anchor)))?;
+        Ok(Self { quic, tls: Arc::new(https_enroll_client(anchor)), outbound })
+    }
+
+    /// How parents are reached.
+    pub(crate) fn outbound(&self) -> &Arc<Outbound> {
+        &self.outbound
+    }
+
+    /// A connection to the parent at `address` (`HOST:PORT`): a certificate of the realm with a parent's name was shown.
+    ///
+    /// # Errors
+    /// [`DialError`].
+    pub(crate) async fn dial(&self, address: &str) -> Result<Connection, DialError> {
+        let first = match self.outbound.transport {
+            Transport::Quic => return self.over(Carrier::Quic, address).await,
+            Transport::Https => return self.over(Carrier::Https, address).await,
+            Transport::Auto => self.outbound.first(address),
+        };
+        let connection = self.race(first, address).await?;
+        self.outbound.reached(address, first, connection.carrier());
+        Ok(connection)
+    }
+
+    /// Over `first`, and after its head start over the other one too; the first to get through.
+    async fn race(&self, first: Carrier, address: &str) -> Result<Connection, DialError> {
+        let second = match first {
+            Carrier::Quic => Carrier::Https,
+            Carrier::Https => Carrier::Quic,
+        };
+        let mut leading = pin!(self.over(first, address));
+        match tokio::time::timeout(HEAD_START, &mut leading).await {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(error)) => return self.over(second, address).await.map_err(|other| error.or(other)),
+            Err(_) => {}
+        }
+        let mut following = pin!(self.over(second, address));
+        tokio::select! {
+            led = &mut leading => match led {
+                Ok(connection) => Ok(connection),
+                Err(error) => following.await.map_err(|other| error.or(other)),
+            },
+            followed = &mut following => match followed {
+                Ok(connection) => Ok(connection),
+                Err(other) => leading.await.map_err(|error| error.or(other)),
+            },
+        }
+    }
+
+    async fn over(&self, carrier: Carrier, address: &str) -> Result<Connection, DialError> {
+        let deadline = Instant::now() + CONNECT;
+        let silent = |over| DialError::Silent { address: address.to_owned(), over };
+        if carrier == Carrier::Quic {
+            let dialled = tokio::time::timeout_at(deadline, self.quic(address)).await;
+            return dialled.unwrap_or_else(|_| Err(silent("UDP")));
+        }
+        let mut pause = KNOCK;
+        loop {
+            let dialled = tokio::time::timeout_at(deadline, self.https(address)).await;
+            match dialled.unwrap_or_else(|_| Err(silent("TCP"))) {
+                Err(error) if error.may_pass() && Instant::now() + pause < deadline => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(KNOCK_MAX);
+                }
+                dialled => return dialled,
+            }
+        }
+    }
+
+    async fn quic(&self, address: &str) -> Result<Connection, DialError> {
+        let remote = resolve(address).await.map_err(|e| DialError::Resolve(address.to_owned(), e))?;
+        let failed = |e: Box<dyn std::error::Error + Send + Sync>| DialError::Connect(address.to_owned(), e);
+        let connecting = self.quic.connect(remote, PARENT_NAME).map_err(|e| failed(e.into()))?;
+        Ok(Connection::Quic(connecting.await.map_err(|e| failed(e.into()))?))
+    }
+
+    async fn https(&self, address: &str) -> Result<Connection, DialError> {
+        let (wire, remote): (Box<dyn Wire>, _) = match self.outbound.proxies.for_parent(address) {
+            Some(proxy) => {
+                let (tunnel, remote) = tunnel(&proxy, address).await?;
+                (Box::new(tunnel), remote)
+            }
+            None => {
+                let failed = |e| DialError::Tcp(address.to_owned(), e);
+                let found = tokio::net::lookup_host(address).await;
+                let found: Vec<_> = found.map_err(|e| DialError::Resolve(address.to_owned(), e))?.collect();
+                let stream = TcpStream::connect(&found[..]).await.map_err(failed)?;
+                let remote = stream.peer_addr().map_err(failed)?;
+                // A socket that refuses is about to fail anyway.
+                let _ = stream.set_nodelay(true);
+                (Box::new(stream), remote)
+            }
+        };
+        let dialled = Dialled::establish(wire, remote, self.tls.clone()).await;
+        let dialled = dialled.map_err(|e| DialError::Connect(address.to_owned(), e.into()))?;
+        Ok(Connection::Https(dialled))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_ways_that_failed_the_one_that_got_farther_is_reported() {
+        let silent = |over| DialError::Silent { address: "a:1".into(), over };
+        let refused = || DialError::Tcp("a:1".into(), io::ErrorKind::ConnectionRefused.into());
+        let stranger = || DialError::Connect("a:1".into(), "unknown issuer".into());
+        let both = silent("UDP").or(refused()).to_string();
+        assert!(both.contains("UDP or TCP"), "{both}");
+        assert!(matches!(silent("UDP").or(stranger()), DialError::Connect(..)));
+        assert!(matches!(stranger().or(silent("TCP")), DialError::Connect(..)));
+        let proxy = || DialError::Proxy(ProxyError::Credentials("p:1".into()));
+        assert!(matches!(silent("UDP").or(proxy()), DialError::Proxy(_)));
+        let unknown = || DialError::Resolve("a:1".into(), io::ErrorKind::NotFound.into());
+        assert!(matches!(unknown().or(proxy()), DialError::Proxy(_)));
+    }
+}

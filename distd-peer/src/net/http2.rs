@@ -1,0 +1,277 @@
+//! Streams of HTTP/2: the request's body is the asker's half, the response's the answerer's (docs/protocol.md, "Over TCP").
+
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use distd_core::proto::close::CloseCode;
+use h2::Reason;
+use h2::client::ResponseFuture;
+use http::StatusCode;
+
+use super::WireError;
+
+/// What a close code is added to in RST_STREAM: HTTP/2's own error codes are small numbers. "di".
+const CODE_BASE: u32 = 0x6469_0000;
+
+/// Bytes asked for at once from flow control.
+const PIECE_MAX: usize = 256 << 10;
+
+fn reason(code: CloseCode) -> Reason {
+    let low = u16::try_from(code.code()).unwrap_or(u16::MAX);
+    Reason::from(CODE_BASE | u32::from(low))
+}
+
+fn close_code_of(reason: Reason) -> CloseCode {
+    match u32::from(reason) {
+        code if code & 0xffff_0000 == CODE_BASE => CloseCode::from_code(u64::from(code & 0xffff)),
+        // A stream that was dropped by its reader or writer: HTTP/2's own codes.
+        _ if reason == Reason::CANCEL || reason == Reason::NO_ERROR => CloseCode::Cancelled,
+        _ if reason == Reason::REFUSED_STREAM => CloseCode::Busy,
+        code => CloseCode::Unknown(u64::from(code)),
+    }
+}
+
+/// What an error of HTTP/2 is to a stream.
+pub(super) fn wire_error(error: h2::Error) -> WireError {
+    match error.reason() {
+        Some(reason) if error.is_reset() => WireError::Closed(close_code_of(reason)),
+        _ => WireError::Connection(error.into()),
+    }
+}
+
+/// Both bodies may end the stream, so both have this; the lock is held for no wait.
+type Shared = Arc<Mutex<h2::SendStream<Bytes>>>;
+
+fn lock(stream: &Shared) -> MutexGuard<'_, h2::SendStream<Bytes>> {
+    stream.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The body this side sends.
+pub(crate) struct BodyOut {
+    stream: Shared,
+    ended: bool,
+}
+
+/// The body the other side sends.
+pub(crate) struct BodyIn {
+    state: Incoming,
+    stream: Shared,
+}
+
+enum Incoming {
+    /// The answer has not begun.
+    Awaited(ResponseFuture),
+    Body(h2::RecvStream),
+}
+
+/// The asker's two halves of a stream.
+pub(super) fn asked(response: ResponseFuture, body: h2::SendStream<Bytes>) -> (BodyOut, BodyIn) {
+    pair(Incoming::Awaited(response), body)
+}
+
+/// The answerer's.
+pub(super) fn answered(request: h2::RecvStream, body: h2::SendStream<Bytes>) -> (BodyOut, BodyIn) {
+    pair(Incoming::Body(request), body)
+}
+
+fn pair(state: Incoming, body: h2::SendStream<Bytes>) -> (BodyOut, BodyIn) {
+    let stream = Arc::new(Mutex::new(body));
+    (BodyOut { stream: stream.clone(), ended: false }, BodyIn { state, stream })
+}
+
+impl BodyOut {
+    pub(super) async fn write(&mut self, mut bytes: Bytes) -> Result<(), WireError> {
+        while !bytes.is_empty() {
+            let want = bytes.len().min(PIECE_MAX);
+            let room = poll_fn(|cx| self.poll_room(cx, want)).await?;
+            let piece = bytes.split_to(room.min(bytes.len()));
+            lock(&self.stream).send_data(piece, false).map_err(wire_error)?;
+        }
+        Ok(())
+    }
+
+    /// How many bytes, of `want`, may be sent now.
+    fn poll_room(&self, cx: &mut Context<'_>, want: usize) -> Poll<Result<usize, WireError>> {
+        let mut stream = lock(&self.stream);
+        // A stream the peer has reset may still have room.
+        if let Poll::Ready(reset) = stream.poll_reset(cx) {
+            let error = reset.map_or_else(wire_error, |reason| WireError::Closed(close_code_of(reason)));
+            return Poll::Ready(Err(error));
+        }
+        stream.reserve_capacity(want);
+        loop {
+            match stream.capacity() {
+                0 => match ready!(stream.poll_capacity(cx)) {
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => return Poll::Ready(Err(wire_error(error))),
+                    None => return Poll::Ready(Err(WireError::Truncated)),
+                },
+                room => return Poll::Ready(Ok(room)),
+            }
+        }
+    }
+
+    pub(super) fn finish(&mut self) {
+        if !std::mem::replace(&mut self.ended, true) {
+            // An error means the stream is over, and its reader knows.
+            let _ = lock(&self.stream).send_data(Bytes::new(), true);
+        }
+    }
+
+    pub(super) fn reset(&mut self, code: CloseCode) {
+        self.ended = true;
+        lock(&self.stream).send_reset(reason(code));
+    }
+}
+
+impl Drop for BodyOut {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl BodyIn {
+    /// The next bytes, at most a frame; `None` at the end. Cancelling the future loses nothing.
+    pub(super) async fn read(&mut self) -> Result<Option<Bytes>, WireError> {
+        loop {
+            match &mut self.state {
+                Incoming::Awaited(response) => {
+                    let response = response.await.map_err(wire_error)?;
+                    if response.status() != StatusCode::OK {
+                        return Err(WireError::Status(response.status().as_u16()));
+                    }
+                    self.state = Incoming::Body(response.into_body());
+                }
+                Incoming::Body(body) => {
+                    let bytes = match body.data().await {
+                        Some(Ok(bytes)) => bytes,
+                        // Answered to the end before the question was read to its own (RFC 9113 section 8.1).
+                        Some(Err(e)) if e.is_reset() && e.reason() == Some(Reason::NO_ERROR) => {
+                            return Ok(None);
+                        }
+                        Some(Err(error)) => return Err(wire_error(error)),
+                        None => return Ok(None),
+                    };
+                    // Whoever reads has room again. An error comes with the next read.
+                    let _ = body.flow_control().release_capacity(bytes.len());
+                    if !bytes.is_empty() {
+                        return Ok(Some(bytes));
+                    }
+                }
+            }
+        }
+    }
+
+    /// HTTP/2 ends both halves at once.
+    pub(super) fn stop(&mut self, code: CloseCode) {
+        lock(&self.stream).send_reset(reason(code));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A stream as both sides have it, over a pipe.
+    async fn stream() -> ((BodyOut, BodyIn), (BodyOut, BodyIn)) {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let (client, server) = tokio::join!(
+            h2::client::Builder::new().handshake(near),
+            h2::server::Builder::new().max_send_buffer_size(64 << 10).handshake(far)
+        );
+        let ((requests, connection), mut server) = (client.expect("client"), server.expect("server"));
+        tokio::spawn(connection);
+        let mut requests = requests.ready().await.expect("ready");
+        let request = http::Request::post("https://parent/").body(()).expect("a request");
+        let (response, body) = requests.send_request(request, false).expect("sent");
+        let (request, mut respond) = server.accept().await.expect("a stream").expect("a request");
+        let answer = respond.send_response(http::Response::new(()), false).expect("answered");
+        // What drives the connection; the halves are tested without more streams.
+        tokio::spawn(async move { while server.accept().await.is_some() {} });
+        (asked(response, body), answered(request.into_body(), answer))
+    }
+
+    async fn all(mut body: BodyIn) -> Result<Vec<u8>, WireError> {
+        let mut out = Vec::new();
+        while let Some(bytes) = body.read().await? {
+            out.extend_from_slice(&bytes);
+        }
+        Ok(out)
+    }
+
+    #[tokio::test]
+    async fn both_halves_are_open_at_once_and_longer_than_any_window() {
+        let ((mut ask, answers), (mut answer, mut asked)) = stream().await;
+        let long: Bytes = (0..3_000_000u32).map(|n| n as u8).collect();
+        // Answered before the question is at its end, and the question goes on after the answer began.
+        ask.write(Bytes::from_static(b"first")).await.expect("written");
+        assert_eq!(asked.read().await.expect("read").as_deref(), Some(&b"first"[..]));
+        let writing = async {
+            answer.write(long.clone()).await.expect("written");
+            answer.finish();
+        };
+        let asking = async {
+            ask.write(long.clone()).await.expect("written");
+            drop(ask);
+        };
+        let ((), (), answered, rest) = tokio::join!(writing, asking, all(answers), all(asked));
+        assert!(answered.expect("whole") == long && rest.expect("whole") == long);
+    }
+
+    #[tokio::test]
+    async fn a_reset_by_either_side_reaches_reader_and_writer_with_its_code() {
+        let closed = |error| match error {
+            WireError::Closed(code) => code,
+            other => panic!("{other:?}"),
+        };
+        let ((_ask, mut answers), (mut answer, _asked)) = stream().await;
+        answer.write(Bytes::from_static(b"part")).await.expect("written");
+        answers.read().await.expect("read");
+        answer.reset(CloseCode::NoManifest);
+        assert_eq!(closed(answers.read().await.expect_err("reset")), CloseCode::NoManifest);
+
+        let ((_ask, mut answers), (mut answer, _asked)) = stream().await;
+        answer.write(Bytes::from_static(b"part")).await.expect("written");
+        answers.read().await.expect("read");
+        answers.stop(CloseCode::Cancelled);
+        let refused = loop {
+            if let Err(error) = answer.write(Bytes::from_static(&[0; 4096])).await {
+                break error;
+            }
+        };
+        assert_eq!(closed(refused), CloseCode::Cancelled);
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_whole_although_the_question_was_not_read_to_its_end() {
+        let ((mut ask, answers), (mut answer, asked)) = stream().await;
+        ask.write(Bytes::from_static(b"more than is read")).await.expect("written");
+        answer.write(Bytes::from_static(b"enough")).await.expect("written");
+        answer.finish();
+        drop((answer, asked));
+        assert_eq!(all(answers).await.expect("whole"), b"enough");
+    }
+
+    #[test]
+    fn close_codes_come_through_and_those_of_http_are_none_of_them() {
+        let all = [
+            CloseCode::Done,
+            CloseCode::Protocol,
+            CloseCode::NoManifest,
+            CloseCode::Unauthorised,
+            CloseCode::IntegrityFailed,
+            CloseCode::Version,
+            CloseCode::Busy,
+            CloseCode::Stalled,
+            CloseCode::Cancelled,
+            CloseCode::Internal,
+        ];
+        for code in all {
+            assert_eq!(close_code_of(reason(code)), code);
+        }
+        assert_eq!(close_code_of(Reason::PROTOCOL_ERROR), CloseCode::Unknown(1));
+        assert_eq!(close_code_of(Reason::CANCEL), CloseCode::Cancelled);
+    }
+}

@@ -1,0 +1,313 @@
+//! Connections of HTTP/2 over TLS over TCP that carry the streams QUIC would (docs/protocol.md, "Over TCP").
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use h2::{Ping, PingPong};
+use http::{Method, Request, Response, StatusCode, Uri};
+use rustls::pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::WireError;
+use super::endpoint::{
+    CONNECTION_WINDOW, IDLE, KEEP_ALIVE, REQUEST_CONNECTION_WINDOW, REQUEST_STREAM_WINDOW, STREAM_WINDOW,
+    STREAMS_MAX,
+};
+use super::http2::{answered, asked, wire_error};
+use super::stream::{RecvStream, SendStream};
+use crate::trust::identity::PARENT_NAME;
+use crate::trust::tls::ALPN_HTTP2;
+
+/// Where streams are posted.
+pub(crate) const XFER_PATH: &str = "/v1/xfer";
+
+/// How long TLS and the first words of HTTP/2 may take of whoever dials.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Longest DATA frame taken: some records of TLS, so that streams take turns.
+const FRAME_MAX: u32 = 64 << 10;
+
+/// Largest head of a request or response, bytes. Ours have five fields.
+const HEAD_MAX: u32 = 8 << 10;
+
+/// Bytes of a stream that wait to be sent.
+const SEND_BUFFER: usize = 256 << 10;
+
+/// What TLS runs over: a TCP connection, or a tunnel through one.
+pub(super) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+/// A dialled connection.
+#[derive(Clone)]
+pub(crate) struct Dialled {
+    requests: h2::client::SendRequest<Bytes>,
+    uri: Uri,
+    remote: SocketAddr,
+    certificates: Vec<CertificateDer<'static>>,
+    /// Its sender lives as long as the connection.
+    alive: watch::Receiver<()>,
+    task: AbortHandle,
+}
+
+impl Dialled {
+    /// Speaks TLS as `tls` says, expecting a parent, and HTTP/2 inside.
+    pub(super) async fn establish(
+        wire: Box<dyn Wire>,
+        remote: SocketAddr,
+        tls: Arc<rustls::ClientConfig>,
+    ) -> io::Result<Self> {
+        let name = ServerName::try_from(PARENT_NAME).expect("the role's name is a DNS name");
+        let (wire, heard) = Heard::new(wire);
+        let stream = TlsConnector::from(tls).connect(name, wire).await?;
+        let session = stream.get_ref().1;
+        if session.alpn_protocol() != Some(ALPN_HTTP2) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not speak HTTP/2"));
+        }
+        let certificates = session.peer_certificates().unwrap_or_default();
+        let certificates = certificates.iter().map(|cert| cert.clone().into_owned()).collect();
+        let handshake = h2::client::Builder::new()
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME_MAX)
+            .max_header_list_size(HEAD_MAX)
+            .max_send_buffer_size(SEND_BUFFER)
+            .max_concurrent_streams(0)
+            .enable_push(false)
+            .handshake(stream);
+        let (requests, mut connection) = handshake.await.map_err(io::Error::other)?;
+        let ping = connection.ping_pong();
+        let (alive_tx, alive) = watch::channel(());
+        let task = tokio::spawn(async move {
+            let _alive = alive_tx;
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "connection to a parent ended");
+                },
+                () = keep_alive(ping, heard) => tracing::debug!("a parent fell silent"),
+            }
+        });
+        let uri = Uri::builder().scheme("https").authority(PARENT_NAME).path_and_query(XFER_PATH).build();
+        let uri = uri.expect("constants that make a URI");
+        Ok(Self { requests, uri, remote, certificates, alive, task: task.abort_handle() })
+    }
+
+    /// Opens a stream; its id is the same on both sides.
+    pub(super) async fn open(&self) -> Result<(u64, SendStream, RecvStream), WireError> {
+        let mut requests = self.requests.clone().ready().await.map_err(wire_error)?;
+        let mut request = Request::new(());
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.uri.clone();
+        *request.version_mut() = http::Version::HTTP_2;
+        let (response, body) = requests.send_request(request, false).map_err(wire_error)?;
+        let id = u64::from(body.stream_id().as_u32());
+        let (out, body) = asked(response, body);
+        Ok((id, SendStream::Https(out), RecvStream::Https(body)))
+    }
+
+    pub(super) fn remote(&self) -> SocketAddr {
+        self.remote
+    }
+
+    pub(super) fn certificates(&self) -> &[CertificateDer<'static>] {
+        &self.certificates
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.alive.has_changed().is_err()
+    }
+
+    pub(super) async fn closed(&self) {
+        // Nothing is ever sent: this ends with the sender.
+        let _ = self.alive.clone().changed().await;
+    }
+
+    pub(super) fn close(&self) {
+        self.task.abort();
+    }
+}
+
+type ServedStream = tokio_rustls::server::TlsStream<Heard<TcpStream>>;
+
+/// An accepted connection. It moves only while [`Accepted::next`] is awaited.
+pub(crate) struct Accepted {
+    connection: h2::server::Connection<ServedStream, Bytes>,
+    ping: Option<(PingPong, watch::Receiver<Instant>)>,
+    remote: SocketAddr,
+    certificates: Vec<CertificateDer<'static>>,
+}
+
+impl Accepted {
+    /// Both handshakes.
+    ///
+    /// # Errors
+    /// Theirs, or `TimedOut`.
+    pub(crate) async fn handshake(
+        stream: TcpStream,
+        remote: SocketAddr,
+        tls: &TlsAcceptor,
+    ) -> io::Result<Self> {
+        // Frames are whole when they are written; a socket that refuses is about to fail anyway.
+        let _ = stream.set_nodelay(true);
+        let establish = async {
+            let (wire, heard) = Heard::new(stream);
+            let stream = tls.accept(wire).await?;
+            let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+            let certificates = certificates.iter().map(|cert| cert.clone().into_owned()).collect();
+            let handshake = h2::server::Builder::new()
+                .initial_window_size(REQUEST_STREAM_WINDOW)
+                .initial_connection_window_size(REQUEST_CONNECTION_WINDOW)
+                .max_frame_size(FRAME_MAX)
+                .max_header_list_size(HEAD_MAX)
+                .max_send_buffer_size(SEND_BUFFER)
+                .max_concurrent_streams(STREAMS_MAX)
+                .handshake(stream);
+            let mut connection = handshake.await.map_err(io::Error::other)?;
+            let ping = connection.ping_pong().map(|ping| (ping, heard));
+            Ok(Self { connection, ping, remote, certificates })
+        };
+        tokio::time::timeout(HANDSHAKE, establish)
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// The next stream; `None` when the connection is over. Cancelling the future loses nothing.
+    pub(crate) async fn next(&mut self) -> Option<(u64, SendStream, RecvStream)> {
+        let Self { connection, ping, .. } = self;
+        loop {
+            let silent = async {
+                match ping {
+                    Some((ping, heard)) => keep_alive_with(ping, heard).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let accepted = tokio::select! {
+                accepted = connection.accept() => accepted?,
+                () = silent => return None,
+            };
+            let (request, mut respond) = accepted.ok()?;
+            let status = match (request.uri().path(), request.method()) {
+                (XFER_PATH, &Method::POST) => StatusCode::OK,
+                (XFER_PATH, _) => StatusCode::METHOD_NOT_ALLOWED,
+                _ => StatusCode::NOT_FOUND,
+            };
+            let mut response = Response::new(());
+            *response.status_mut() = status;
+            // The answer's head goes at once: what follows may depend on what the asker has yet to say.
+            let Ok(body) = respond.send_response(response, status != StatusCode::OK) else { continue };
+            if status == StatusCode::OK {
+                let id = u64::from(respond.stream_id().as_u32());
+                let (out, body) = answered(request.into_body(), body);
+                return Some((id, SendStream::Https(out), RecvStream::Https(body)));
+            }
+        }
+    }
+
+    /// Accepts no more, and ends when the streams there are have ended.
+    pub(crate) async fn finish(&mut self) {
+        self.connection.graceful_shutdown();
+        while self.next().await.is_some() {}
+    }
+
+    /// Nothing but what is on its way goes on: refuses every further stream until the connection is over.
+    pub(crate) async fn refuse(&mut self) {
+        while let Some((_, mut send, _)) = self.next().await {
+            send.reset(distd_core::proto::close::CloseCode::Protocol);
+        }
+    }
+
+    pub(crate) fn remote(&self) -> SocketAddr {
+        self.remote
+    }
+
+    pub(super) fn certificates(&self) -> &[CertificateDer<'static>] {
+        &self.certificates
+    }
+}
+
+/// Pings a silent peer; returns when it stays silent, as QUIC's idle timeout would have it.
+async fn keep_alive(ping: Option<PingPong>, mut heard: watch::Receiver<Instant>) {
+    let Some(mut ping) = ping else { return std::future::pending().await };
+    keep_alive_with(&mut ping, &mut heard).await;
+}
+
+async fn keep_alive_with(ping: &mut PingPong, heard: &mut watch::Receiver<Instant>) {
+    loop {
+        let last = *heard.borrow();
+        if last.elapsed() >= IDLE {
+            return;
+        }
+        tokio::time::sleep_until(last + KEEP_ALIVE).await;
+        if heard.borrow().elapsed() < KEEP_ALIVE {
+            continue;
+        }
+        // One ping at a time: the last one's answer is taken first, if it came.
+        let _ = poll_fn(|cx| ping.poll_pong(cx)).now_or_never();
+        let _ = ping.send_ping(Ping::opaque());
+        tokio::time::sleep(KEEP_ALIVE / 2).await;
+    }
+}
+
+/// Notes when something was read last.
+pub(super) struct Heard<S> {
+    stream: S,
+    last: watch::Sender<Instant>,
+}
+
+impl<S> Heard<S> {
+    fn new(stream: S) -> (Self, watch::Receiver<Instant>) {
+        let (last, heard) = watch::channel(Instant::now());
+        (Self { stream, last }, heard)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if result.is_ready() {
+            self.last.send_replace(Instant::now());
+        }
+        result
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

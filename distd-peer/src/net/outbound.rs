@@ -1,0 +1,233 @@
+//! How a node reaches its parents: over which transport, through which proxy, and what it learned of that.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::connection::Carrier;
+use super::proxy::Proxies;
+use crate::clock::unix_now;
+use crate::trust::files;
+
+/// How long a parent reached over HTTPS alone is dialled so first: then QUIC has its turn again. An hour is short beside the life of a
+/// firewall's rule and long beside a pull.
+const HTTPS_SECONDS: u64 = 3600;
+
+/// QUIC connections of a parent that starved, within [`STARVED_SECONDS`], before HTTPS goes first: one may be a cable.
+const STARVED_MAX: u32 = 2;
+
+/// The time they are counted over: each takes half a minute to be noticed.
+const STARVED_SECONDS: u64 = 600;
+
+/// Parents remembered.
+const PARENTS_MAX: usize = 64;
+
+/// Which transport may be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// Whichever gets through, QUIC rather.
+    #[default]
+    Auto,
+    /// QUIC alone.
+    Quic,
+    /// HTTPS alone.
+    Https,
+}
+
+/// A text that names no transport.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no transport {0:?}: choose auto, quic or https")]
+pub struct UnknownTransport(String);
+
+impl FromStr for Transport {
+    type Err = UnknownTransport;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "quic" => Ok(Self::Quic),
+            "https" => Ok(Self::Https),
+            other => Err(UnknownTransport(other.to_owned())),
+        }
+    }
+}
+
+impl Transport {
+    /// Whether it is the one nobody has to name.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Settings and memory of one node; shared by all that dials parents.
+#[derive(Debug)]
+pub struct Outbound {
+    pub(super) transport: Transport,
+    pub(super) proxies: Proxies,
+    path: Option<PathBuf>,
+    parents: Mutex<BTreeMap<String, Learned>>,
+}
+
+/// What was learned of one parent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Learned {
+    /// HTTPS got through where QUIC did not, unix seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    https_since: Option<u64>,
+    /// QUIC connections that starved since `starved_since`, unix seconds.
+    #[serde(default)]
+    starved: u32,
+    #[serde(default)]
+    starved_since: u64,
+}
+
+impl Learned {
+    fn https_first(&self, now: u64) -> bool {
+        // A clock that was set back makes it no older.
+        self.https_since.is_some_and(|since| now < since.saturating_add(HTTPS_SECONDS))
+    }
+}
+
+impl Outbound {
+    /// With what is remembered in `path`; a missing or unreadable file remembers nothing.
+    pub fn new(transport: Transport, proxies: Proxies, path: &Path) -> Arc<Self> {
+        let parents = match files::read(path) {
+            Ok(Some(bytes)) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                tracing::warn!(path = %path.display(), %error, "remembered transports are unreadable and forgotten");
+                BTreeMap::new()
+            }),
+            _ => BTreeMap::new(),
+        };
+        Arc::new(Self { transport, proxies, path: Some(path.to_owned()), parents: Mutex::new(parents) })
+    }
+
+    /// Without proxies, remembering nothing beyond this process.
+    pub fn direct(transport: Transport) -> Arc<Self> {
+        Arc::new(Self { transport, proxies: Proxies::none(), path: None, parents: Mutex::default() })
+    }
+
+    fn parents(&self) -> MutexGuard<'_, BTreeMap<String, Learned>> {
+        self.parents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the parent at `address` is dialled over first, where both are allowed.
+    pub(super) fn first(&self, address: &str) -> Carrier {
+        let learned = self.parents().get(address).copied().unwrap_or_default();
+        if learned.https_first(unix_now()) { Carrier::Https } else { Carrier::Quic }
+    }
+
+    /// The parent at `address` was reached over `carrier` before the other one, `first` being dialled first.
+    pub(super) fn reached(&self, address: &str, first: Carrier, carrier: Carrier) {
+        let now = unix_now();
+        self.change(address, |learned| match (first, carrier) {
+            // Not renewed while HTTPS goes first, so that its time ends.
+            (Carrier::Quic, Carrier::Https) => learned.https_since = Some(now),
+            (Carrier::Https, Carrier::Quic) => *learned = Learned::default(),
+            (Carrier::Quic, Carrier::Quic) | (Carrier::Https, Carrier::Https) => {}
+        });
+    }
+
+    /// A QUIC connection to the parent at `address` was established, and then nothing came over it any more.
+    pub(crate) fn starved(&self, address: &str) {
+        if self.transport != Transport::Auto {
+            return;
+        }
+        let now = unix_now();
+        self.change(address, |learned| {
+            if now >= learned.starved_since.saturating_add(STARVED_SECONDS) {
+                (learned.starved, learned.starved_since) = (0, now);
+            }
+            learned.starved += 1;
+            if learned.starved >= STARVED_MAX {
+                *learned = Learned { https_since: Some(now), ..Learned::default() };
+                tracing::warn!(
+                    parent = address,
+                    "QUIC is cut off again and again: HTTPS goes first for an hour"
+                );
+            }
+        });
+    }
+
+    fn change(&self, address: &str, change: impl FnOnce(&mut Learned)) {
+        let mut parents = self.parents();
+        let before = parents.get(address).copied().unwrap_or_default();
+        let mut after = before;
+        change(&mut after);
+        if before == after {
+            return;
+        }
+        match after == Learned::default() {
+            true => parents.remove(address),
+            false => parents.insert(address.to_owned(), after),
+        };
+        while parents.len() > PARENTS_MAX {
+            parents.pop_first();
+        }
+        let Some(path) = &self.path else { return };
+        let text = serde_json::to_vec_pretty(&*parents).expect("strings and numbers always encode");
+        if let Err(error) = files::write_atomic(path, &text, 0o600) {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "transports are remembered until restart only"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outbound(path: &Path) -> Arc<Outbound> {
+        Outbound::new(Transport::Auto, Proxies::none(), path)
+    }
+
+    #[test]
+    fn what_got_through_goes_first_after_a_restart_until_it_is_old() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("transports.json");
+        let first = outbound(&path);
+        assert_eq!(first.first("a:1"), Carrier::Quic);
+        first.reached("a:1", Carrier::Quic, Carrier::Https);
+        let again = outbound(&path);
+        assert_eq!(again.first("a:1"), Carrier::Https);
+        assert_eq!(again.first("b:1"), Carrier::Quic);
+        let learned = again.parents()["a:1"];
+        let since = learned.https_since.expect("since now");
+        assert!(
+            learned.https_first(since + HTTPS_SECONDS - 1) && !learned.https_first(since + HTTPS_SECONDS)
+        );
+        // Nothing makes it younger but QUIC failing once more.
+        again.reached("a:1", Carrier::Https, Carrier::Https);
+        assert_eq!(again.parents()["a:1"], learned);
+        again.reached("a:1", Carrier::Https, Carrier::Quic);
+        assert_eq!(outbound(&path).first("a:1"), Carrier::Quic);
+    }
+
+    #[test]
+    fn quic_that_starves_twice_goes_second() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("transports.json");
+        outbound(&path).starved("a:1");
+        assert_eq!(outbound(&path).first("a:1"), Carrier::Quic, "once may be a cable");
+        outbound(&path).starved("a:1");
+        assert_eq!(outbound(&path).first("a:1"), Carrier::Https);
+        let slow = outbound(&dir.path().join("other.json"));
+        slow.starved("a:1");
+        slow.parents().get_mut("a:1").expect("known").starved_since -= STARVED_SECONDS;
+        slow.starved("a:1");
+        assert_eq!(slow.first("a:1"), Carrier::Quic, "twice in a long time is no pattern");
+    }
+
+    #[test]
+    fn a_file_that_is_none_is_forgotten() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("transports.json");
+        std::fs::write(&path, "junk").expect("write");
+        assert_eq!(outbound(&path).first("a:1"), Carrier::Quic);
+    }
+}

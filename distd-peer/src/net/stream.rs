@@ -1,0 +1,71 @@
+//! One bidirectional stream, of whichever transport.
+
+use bytes::Bytes;
+use distd_core::proto::close::CloseCode;
+
+use super::WireError;
+use super::http2::{BodyIn, BodyOut};
+use super::wire::close_code;
+
+/// The half this side writes. Dropped, it ends after what was written.
+pub(crate) enum SendStream {
+    /// Of a QUIC stream.
+    Quic(quinn::SendStream),
+    /// A body of HTTP/2.
+    Https(BodyOut),
+}
+
+/// The half this side reads. Dropped before its end, the peer is told to send no more.
+pub(crate) enum RecvStream {
+    /// Of a QUIC stream.
+    Quic(quinn::RecvStream),
+    /// A body of HTTP/2.
+    Https(BodyIn),
+}
+
+impl SendStream {
+    /// Writes all of `bytes`, as far as the peer makes room.
+    pub(crate) async fn write(&mut self, bytes: Bytes) -> Result<(), WireError> {
+        match self {
+            Self::Quic(stream) => Ok(stream.write_chunk(bytes).await?),
+            Self::Https(body) => body.write(bytes).await,
+        }
+    }
+
+    /// Ends the stream after what was written.
+    pub(crate) fn finish(&mut self) {
+        match self {
+            // An error means the stream has been reset already, and its reader knows.
+            Self::Quic(stream) => drop(stream.finish()),
+            Self::Https(body) => body.finish(),
+        }
+    }
+
+    /// Ends the stream at once with a code.
+    pub(crate) fn reset(&mut self, code: CloseCode) {
+        match self {
+            Self::Quic(stream) => drop(stream.reset(close_code(code))),
+            Self::Https(body) => body.reset(code),
+        }
+    }
+}
+
+impl RecvStream {
+    /// The next bytes, some `most` of them; `None` at the end. Cancelling the future loses nothing.
+    pub(crate) async fn read(&mut self, most: usize) -> Result<Option<Bytes>, WireError> {
+        match self {
+            Self::Quic(stream) => Ok(stream.read_chunk(most, true).await?.map(|chunk| chunk.bytes)),
+            // HTTP/2 frames are far shorter.
+            Self::Https(body) => body.read().await,
+        }
+    }
+
+    /// Tells the peer to send no more.
+    pub(crate) fn stop(&mut self, code: CloseCode) {
+        match self {
+            // An error means the stream has ended already, which is what was wanted.
+            Self::Quic(stream) => drop(stream.stop(close_code(code))),
+            Self::Https(body) => body.stop(code),
+        }
+    }
+}

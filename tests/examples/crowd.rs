@@ -1,0 +1,101 @@
+//! Many leaves of one relay in one process: `tests/bench/relay.sh`.
+//!
+//! ```text
+//! crowd STATE PARENT MANIFEST CONNECTED FETCHING ROUNDS
+//! ```
+//!
+//! Opens so many connections (over QUIC, or as `DISTD_TRANSPORT` says) with the swarm of the manifest on each, as the device enrolled in STATE. Prints `connected` and waits for a line on
+//! standard input; then so many of them fetch every chunk so many times, verify and drop it, and a JSON object says what that took.
+
+use std::error::Error;
+use std::io::BufRead;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use distd_core::ManifestId;
+use distd_core::manifest::Entry;
+use distd_core::packing::PackedChunk;
+use distd_core::swarm::FetchConfig;
+use distd_peer::driver::{ChunkSink, Driver, SinkError};
+use distd_peer::manifest_fetch::fetch_manifest;
+use distd_peer::net::{Dialer, Outbound, Transport, client_endpoint};
+use distd_peer::parents::Parents;
+use distd_peer::quarantine::Quarantine;
+use distd_peer::table::ChunkTable;
+use distd_peer::trust::identity::NodeIdentity;
+use distd_peer::trust::tls::{Credentials, quic_client};
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Counts what came, as it was sent.
+#[derive(Default)]
+struct Counted(AtomicU64);
+
+impl ChunkSink for Counted {
+    fn accept(&self, _entry: &Entry, packed: PackedChunk, _raw: &[u8]) -> Result<(), SinkError> {
+        self.0.fetch_add(packed.bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> Result<(), Failure> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [state, parent, manifest, connected, fetching, rounds] = &args[..] else {
+        return Err("usage: see the top of tests/examples/crowd.rs".into());
+    };
+    let (connected, fetching, rounds): (usize, usize, u32) =
+        (connected.parse()?, fetching.parse()?, rounds.parse()?);
+    let manifest: ManifestId = manifest.parse()?;
+    let identity = NodeIdentity::load_or_create(Path::new(state))?;
+    let ca = identity.ca_der().ok_or("not enrolled")?.clone();
+    let credentials = Credentials::of_node(&identity)?;
+    let endpoint = client_endpoint(false, quic_client(credentials.clone(), &ca)?)?;
+    let transport = std::env::var("DISTD_TRANSPORT").map_or(Ok(Transport::Quic), |text| text.parse())?;
+    let dialer = Dialer::new(endpoint, credentials, &ca, Outbound::direct(transport))?;
+    let quarantine = Arc::new(Quarantine::load(&Path::new(state).join("crowd-quarantine.json")));
+    let leaf = || Arc::new(Parents::new(dialer.clone(), vec![parent.clone()], quarantine.clone()));
+
+    let mut leaves = Vec::new();
+    let mut swarms = Vec::new();
+    for _ in 0..connected {
+        let parents = leaf();
+        swarms.push(parents.link(0).await?.open_swarm(manifest).await?);
+        leaves.push(parents);
+    }
+    let swarm = swarms.first().ok_or("at least one is to be connected")?;
+    let table = Arc::new(ChunkTable::of(&fetch_manifest(&swarm.handle(), manifest, None, &[]).await?));
+    println!("connected");
+    std::io::stdin().lock().read_line(&mut String::new())?;
+
+    let sink = Arc::new(Counted::default());
+    let start = Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for parents in leaves.iter().take(fetching) {
+        let (parents, table, sink) = (parents.clone(), table.clone(), sink.clone());
+        tasks.spawn(async move {
+            for _ in 0..rounds {
+                let (driver, _handle) = Driver::new(
+                    parents.clone(),
+                    manifest,
+                    table.clone(),
+                    sink.clone(),
+                    FetchConfig::default(),
+                );
+                driver.fetch_all(table.ids().clone()).await?;
+            }
+            Ok::<(), Failure>(())
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done??;
+    }
+    println!(
+        "{{\"seconds\":{:.3},\"bytes\":{}}}",
+        start.elapsed().as_secs_f64(),
+        sink.0.load(Ordering::Relaxed)
+    );
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! What QUIC alone carries with distd's own settings and certificates, and a bad link to try it on: `tests/bench/speed.sh`.
+//!
+//! ```text
+//! speed serve STATE LISTEN                      sends as many bytes as it is asked for; STATE of an enrolled relay
+//! speed fetch STATE ADDRESS BYTES STREAMS       asks for them, and prints seconds and MB/s; STATE of an enrolled device
+//! speed impair LISTEN TARGET LOSS% DELAY_MS MBIT QUEUE_MS
+//! ```
+//!
+//! Settings for the first two: `--congestion cubic|newreno|bbr`, `--window MIB` (of a connection, half of it a stream), `--mtu BYTES`.
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use distd_peer::net::{Congestion, Tuning};
+use distd_peer::trust::identity::{NodeIdentity, PARENT_NAME};
+use distd_peer::trust::tls::{Credentials, quic_client, quic_server};
+use distd_tests::impair::{Impairment, Link};
+use quinn::{Endpoint, EndpointConfig, TokioRuntime};
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Bytes handed to a stream at once: a chunk of middling length.
+const PIECE: usize = 64 << 10;
+
+fn main() -> Result<(), Failure> {
+    let mut args: Vec<String> = std::env::args().skip(1).collect();
+    let tuning = tuning(&mut args)?;
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        ["serve", state, listen] => runtime()?.block_on(serve(state.as_ref(), listen.parse()?, &tuning)),
+        ["fetch", state, address, bytes, streams] => runtime()?.block_on(fetch(
+            state.as_ref(),
+            address.parse()?,
+            bytes.parse()?,
+            streams.parse()?,
+            &tuning,
+        )),
+        ["impair", listen, target, loss, delay, mbit, queue] => {
+            let impairment = Impairment {
+                lost_per_million: (loss.parse::<f64>()? * 10_000.0) as u64,
+                delay: Duration::from_secs_f64(delay.parse::<f64>()? / 1000.0),
+                rate: mbit.parse::<u64>()? * 1_000_000 / 8,
+                queue: Duration::from_millis(queue.parse()?),
+            };
+            let link = Link::start(listen.parse()?, target.parse()?, impairment, 1)?;
+            println!("listening on {}", link.address());
+            loop {
+                std::thread::sleep(Duration::from_secs(5));
+                eprintln!("passed, lost, dropped: {:?}", link.counts());
+            }
+        }
+        _ => Err("usage: see the top of tests/examples/speed.rs".into()),
+    }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+}
+
+/// Takes the settings out of the arguments.
+fn tuning(args: &mut Vec<String>) -> Result<Tuning, Failure> {
+    let mut tuning = Tuning::default();
+    while let Some(at) = args.iter().position(|arg| arg.starts_with("--")) {
+        let mut pair = args.drain(at..(at + 2).min(args.len()));
+        let (name, value) = (pair.next().unwrap_or_default(), pair.next().ok_or("an option wants a value")?);
+        match (name.as_str(), value.as_str()) {
+            ("--congestion", "cubic") => tuning.congestion = Congestion::Cubic,
+            ("--congestion", "newreno") => tuning.congestion = Congestion::NewReno,
+            ("--congestion", "bbr") => tuning.congestion = Congestion::Bbr,
+            ("--window", mib) => {
+                tuning.connection_window = mib.parse::<u32>()? << 20;
+                tuning.stream_window = tuning.connection_window / 2;
+            }
+            ("--mtu", bytes) => tuning.mtu_max = bytes.parse()?,
+            _ => return Err(format!("unknown setting {name} {value}").into()),
+        }
+    }
+    Ok(tuning)
+}
+
+fn endpoint(
+    listen: SocketAddr,
+    server: Option<quinn::ServerConfig>,
+    tuning: &Tuning,
+) -> Result<Endpoint, Failure> {
+    let mut config = EndpointConfig::default();
+    config.max_udp_payload_size(tuning.mtu_max)?;
+    Ok(Endpoint::new(config, server, std::net::UdpSocket::bind(listen)?, Arc::new(TokioRuntime))?)
+}
+
+async fn serve(state: &Path, listen: SocketAddr, tuning: &Tuning) -> Result<(), Failure> {
+    let identity = NodeIdentity::load_or_create(state)?;
+    let ca = identity.ca_der().ok_or("not enrolled")?.clone();
+    let mut config = quic_server(Credentials::of_node(&identity)?, &ca)?;
+    config.transport_config(tuning.answering());
+    let endpoint = endpoint(listen, Some(config), tuning)?;
+    println!("listening on {}", endpoint.local_addr()?);
+    while let Some(incoming) = endpoint.accept().await {
+        tokio::spawn(async move {
+            let connection = incoming.await?;
+            while let Ok((mut send, mut recv)) = connection.accept_bi().await {
+                tokio::spawn(async move {
+                    let asked = recv.read_to_end(8).await?;
+                    let mut left = u64::from_be_bytes(asked.as_slice().try_into()?);
+                    // No two bytes alike matter: QUIC encrypts whatever it is.
+                    let piece = bytes::Bytes::from(vec![0x5a; PIECE]);
+                    while left > 0 {
+                        let step = left.min(PIECE as u64);
+                        send.write_chunk(piece.slice(..step as usize)).await?;
+                        left -= step;
+                    }
+                    send.finish()?;
+                    Ok::<(), Failure>(())
+                });
+            }
+            Ok::<(), Failure>(())
+        });
+    }
+    Ok(())
+}
+
+async fn fetch(
+    state: &Path,
+    address: SocketAddr,
+    bytes: u64,
+    streams: u64,
+    tuning: &Tuning,
+) -> Result<(), Failure> {
+    let identity = NodeIdentity::load_or_create(state)?;
+    let ca = identity.ca_der().ok_or("not enrolled")?.clone();
+    let mut config = quic_client(Credentials::of_node(&identity)?, &ca)?;
+    config.transport_config(tuning.asking());
+    let any: SocketAddr = if address.is_ipv6() { ([0u16; 8], 0).into() } else { ([0u8; 4], 0).into() };
+    let mut endpoint = endpoint(any, None, tuning)?;
+    endpoint.set_default_client_config(config);
+    let start = Instant::now();
+    let connection = endpoint.connect(address, PARENT_NAME)?.await?;
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..streams {
+        let connection = connection.clone();
+        tasks.spawn(async move {
+            let (mut send, mut recv) = connection.open_bi().await?;
+            send.write_all(&(bytes / streams).to_be_bytes()).await?;
+            send.finish()?;
+            let mut got = 0;
+            while let Some(chunk) = recv.read_chunk(PIECE, true).await? {
+                got += chunk.bytes.len() as u64;
+            }
+            Ok::<u64, Failure>(got)
+        });
+    }
+    let mut got = 0;
+    while let Some(done) = tasks.join_next().await {
+        got += done??;
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let stats = connection.stats();
+    println!(
+        "{{\"seconds\":{seconds:.3},\"bytes\":{got},\"mb_s\":{:.1},\"rtt_ms\":{:.2},\"mtu\":{}}}",
+        got as f64 / 1e6 / seconds,
+        stats.path.rtt.as_secs_f64() * 1000.0,
+        stats.path.current_mtu
+    );
+    connection.close(0u32.into(), b"");
+    endpoint.wait_idle().await;
+    Ok(())
+}

@@ -1,0 +1,294 @@
+//! Where UDP is blocked: the same frames over TCP, directly and through a proxy.
+
+use std::fs;
+use std::io::Read;
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use distd_tests::artifacts;
+use distd_tests::lab::{Daemon, Lab, Outcome, same};
+use distd_tests::netns::{FAR, Namespaces, SITE};
+use serde_json::Value;
+
+fn over(outcome: &Outcome, parent: &str) -> Option<String> {
+    outcome.json["transport"][parent].as_str().map(str::to_owned)
+}
+
+#[test]
+fn a_device_enrols_and_pulls_over_tcp_through_a_relay_that_does_the_same() {
+    let lab = Lab::start();
+    let (v1, v2) = artifacts::release_pair(lab.path("").as_path(), 81);
+    lab.push(&v1, "os", "1").ok();
+    let relay = lab.relay_at("relay", lab.quic(), "127.0.0.1:0", &["--transport", "https"]);
+    let address = relay.addresses[0].as_str();
+    let token = lab.join_token("leaf", 1);
+    let how = ["--transport", "https"];
+    let enroll = ["enroll", "--parent", address, "--token", &token];
+    lab.device("d", &[&enroll[..], &how].concat()).ok();
+    lab.configure("d", "mdns = false\ntransport = \"https\"\n");
+    let (slot1, slot2) = (lab.path("slot1"), lab.path("slot2"));
+    let first = lab.pull("d", "os@1", &slot1, &[]).ok();
+    assert!(same(&slot1, &v1));
+    assert_eq!(over(&first, address).as_deref(), Some("https"));
+    lab.push(&v2, "os", "2").ok();
+    let update = lab.pull("d", "os@2", &slot2, &[&slot1]).ok();
+    assert!(same(&slot2, &v2));
+    assert!(update.number("held_bytes") > update.number("artifact_bytes") / 2, "{}", update.json);
+
+    // What is counted is what QUIC counts: the same frames.
+    lab.enroll("q", lab.quic());
+    lab.configure("q", "transport = \"quic\"\n");
+    let quic = lab.pull("q", "os@1", &lab.path("quic"), &[]).ok();
+    assert_eq!(over(&quic, lab.quic()).as_deref(), Some("quic"));
+    let direct = ["pull", "os@1", "--transport", "https", "--parent", lab.quic(), "--out"];
+    let out = lab.path("direct").display().to_string();
+    let https = lab.device("d", &[&direct[..], &[&out]].concat()).ok();
+    assert_eq!(over(&https, lab.quic()).as_deref(), Some("https"));
+    for name in ["chunk_bytes", "node_bytes", "requests"] {
+        assert_eq!(https.number(name), quic.number(name), "{name}: {} {}", https.json, quic.json);
+    }
+    let (a, b) = (https.number("wire_bytes"), quic.number("wire_bytes"));
+    assert!(a.abs_diff(b) < b / 100, "{a} bytes over HTTPS, {b} over QUIC");
+    assert_eq!(lab.metric("distd_quic_breaches_total"), 0);
+}
+
+#[test]
+fn a_pull_over_tcp_that_is_killed_goes_on_where_it_was() {
+    let lab = Lab::start();
+    let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 82);
+    lab.push(&v1, "os", "1").ok();
+    lab.enroll("d", lab.quic());
+    lab.configure("d", "transport = \"https\"\n[limits]\ndownload_bytes_per_second = 4000000\n");
+    let out = lab.path("out");
+    let mut pull = lab.start_pull("d", "os@1", &out, &["--no-share"]);
+    // Once some of it is durable.
+    let journal = lab.path("out.distd-part-journal");
+    while fs::metadata(&journal).map_or(0, |meta| meta.len()) == 0 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    pull.kill();
+    assert!(!out.exists(), "what is in place is complete");
+    let last = lab.pull("d", "os@1", &out, &[]).ok();
+    assert!(same(&out, &v1));
+    assert_eq!((&last.json["resumed"], last.number("refetched_verified_bytes")), (&Value::Bool(true), 0));
+    assert!(last.number("held_bytes") > 0, "{}", last.json);
+    assert_eq!(over(&last, lab.quic()).as_deref(), Some("https"));
+}
+
+/// `curl` as HTTP/2 client of the origin's nodes; its exit code and the status it saw.
+fn curl(lab: &Lab, path: &str, args: &[&str]) -> (i32, String) {
+    let port = lab.quic().rsplit(':').next().expect("a port");
+    let output = Command::new("curl")
+        .args(["-sS", "--http2", "-o", "/dev/null", "-w", "%{http_version} %{http_code}", "--max-time", "20"])
+        .arg("--cacert")
+        .arg(lab.path("origin/realm/ca.pem"))
+        .args(["--resolve", &format!("parent.distd.internal:{port}:127.0.0.1")])
+        .args(args)
+        .arg(format!("https://parent.distd.internal:{port}{path}"))
+        .output()
+        .expect("run curl");
+    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn strangers_get_nothing_and_odd_requests_an_answer() {
+    let lab = Lab::start();
+    // Says nothing at all, and is looked at again below.
+    let mut silent = TcpStream::connect(lab.quic()).expect("the origin listens");
+    silent.set_read_timeout(Some(Duration::from_secs(60))).expect("a time-out");
+    lab.enroll("d", lab.quic());
+    let (cert, key) = (lab.path("d/node.pem"), lab.path("d/node.key"));
+    let (cert, key) = (cert.display().to_string(), key.display().to_string());
+    let node = ["--cert", cert.as_str(), "--key", key.as_str()];
+    for who in [&node[..], &[]] {
+        assert_eq!(curl(&lab, "/", who), (0, "2 404".to_owned()));
+        assert_eq!(curl(&lab, "/v1/xfer", who), (0, "2 405".to_owned()));
+        assert_eq!(curl(&lab, "/v1/enroll", &[who, &["-X", "POST"]].concat()), (0, "2 404".to_owned()));
+    }
+    // HTTP/1.1 is not spoken here.
+    assert_eq!(curl(&lab, "/v1/xfer", &["--http1.1", "--no-alpn", "-d", "x"]).1, "0 000");
+    // With a certificate what is no frame is a breach, and the next stream is served all the same; without one nothing but an
+    // enrolment is read at all.
+    let question = lab.path("question");
+    fs::write(&question, b"\x03\x00\xff\xff\xff\xff\xff").expect("write");
+    let post = ["--data-binary", &format!("@{}", question.display())];
+    assert_ne!(curl(&lab, "/v1/xfer", &post).0, 0, "reset");
+    assert_eq!(lab.metric("distd_quic_breaches_total"), 0);
+    for breaches in 1..3 {
+        assert_ne!(curl(&lab, "/v1/xfer", &[&node[..], &post].concat()).0, 0, "reset");
+        assert_eq!(lab.metric("distd_quic_breaches_total"), breaches);
+    }
+    // A certificate of another realm does not pass the handshake.
+    let other = Lab::start();
+    other.enroll("d", other.quic());
+    let (cert, key) = (other.path("d/node.pem"), other.path("d/node.key"));
+    let (cert, key) = (cert.display().to_string(), key.display().to_string());
+    let refused = lab.metric("distd_quic_connections_refused_total");
+    assert_ne!(curl(&lab, "/", &["--cert", &cert, "--key", &key]).0, 0);
+    assert_eq!(lab.metric("distd_quic_connections_refused_total"), refused + 1);
+    assert_eq!(silent.read(&mut [0]).expect("closed in time"), 0, "whoever says nothing is left");
+}
+
+/// A device in the site, whose commands run there.
+struct Site<'a> {
+    lab: &'a Lab,
+    namespaces: &'a Namespaces,
+    environment: Vec<(&'static str, String)>,
+}
+
+impl Site<'_> {
+    fn run(&self, device: &str, args: &[&str]) -> Outcome {
+        let mut command = self.lab.command(device);
+        command.args(args).envs(self.environment.iter().cloned());
+        Outcome::of(self.namespaces.in_site(&command).output().expect("run distd"))
+    }
+
+    fn enroll(&self, device: &str, parent: &str) -> Outcome {
+        let token = self.lab.join_token("leaf", 1);
+        let outcome = self.run(device, &["enroll", "--parent", parent, "--token", &token]);
+        if outcome.code == 0 {
+            self.lab.configure(device, "mdns = false\n");
+        }
+        outcome
+    }
+
+    fn pull(&self, device: &str, wanted: &str, out: &Path) -> Outcome {
+        self.run(device, &["pull", wanted, "--out", &out.display().to_string()])
+    }
+}
+
+#[test]
+fn a_site_whose_udp_is_dropped_enrols_pulls_and_remembers() {
+    let namespaces = Namespaces::new();
+    let lab = Lab::start_at(namespaces.router(), FAR);
+    let (v1, v2) = artifacts::release_pair(lab.path("").as_path(), 83);
+    lab.push(&v1, "os", "1").ok();
+    namespaces.drop_from_site("meta l4proto udp");
+    let site = Site { lab: &lab, namespaces: &namespaces, environment: Vec::new() };
+    let out = lab.path("out");
+
+    // QUIC alone gets nowhere.
+    let token = lab.join_token("leaf", 1);
+    let stuck = site.run("q", &["enroll", "--transport", "quic", "--parent", lab.quic(), "--token", &token]);
+    assert_eq!(stuck.code, 6, "{}", stuck.stderr);
+    assert!(stuck.stderr.contains("UDP"), "{}", stuck.stderr);
+
+    site.enroll("d", lab.quic()).ok();
+    let first = site.pull("d", "os@1", &out).ok();
+    assert!(same(&out, &v1));
+    assert_eq!(over(&first, lab.quic()).as_deref(), Some("https"));
+    let remembered =
+        fs::read_to_string(lab.path("d/transports.json")).expect("what got through is remembered");
+    let remembered: Value = serde_json::from_str(&remembered).expect("JSON");
+    assert!(remembered[lab.quic()]["https_since"].as_u64().is_some(), "{remembered}");
+
+    // A relay of the site does the same, and is itself reached over QUIC.
+    let mut relay = Command::new(distd_tests::lab::binary("distd-peer"));
+    let listen = format!("{SITE}:0");
+    relay.args(["run", "--parent", lab.quic(), "--listen", &listen, "--label", "relay"]);
+    relay.arg("--data").arg(lab.path("relay")).env("DISTD_JOIN_TOKEN", lab.join_token("relay", 1));
+    let relay = Daemon::start(namespaces.in_site(&relay), &lab.path("relay.log"), "relay listening on ");
+    let address = relay.addresses[0].as_str();
+    site.enroll("e", address).ok();
+    lab.push(&v2, "os", "2").ok();
+    let pulled = site.pull("e", "os@2", &lab.path("out2")).ok();
+    assert!(same(&lab.path("out2"), &v2));
+    assert_eq!(over(&pulled, address).as_deref(), Some("quic"));
+
+    // UDP again: what was remembered does not stand in the way, and when TCP goes QUIC is found.
+    namespaces.let_through();
+    namespaces.drop_from_site("meta l4proto tcp");
+    let update = site.pull("d", "os@2", &out).ok();
+    assert!(same(&out, &v2));
+    assert_eq!(over(&update, lab.quic()).as_deref(), Some("quic"));
+    let forgotten = fs::read_to_string(lab.path("d/transports.json")).expect("readable");
+    assert!(!forgotten.contains("https_since"), "{forgotten}");
+}
+
+#[test]
+fn everything_goes_through_a_proxy_that_wants_a_password() {
+    let namespaces = Namespaces::new();
+    let lab = Lab::start_at(namespaces.router(), FAR);
+    let (v1, v2) = artifacts::release_pair(lab.path("").as_path(), 84);
+    lab.push(&v1, "os", "1").ok();
+    let port: u16 = lab.quic().rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+    let _proxy = tinyproxy(&lab, &namespaces, port);
+    // Nothing but the proxy is reached from the site.
+    namespaces.drop_from_site("meta l4proto udp");
+    namespaces.drop_from_site(&format!("tcp dport {port}"));
+    let proxied = |user: &str| vec![("HTTPS_PROXY", format!("http://{user}@{FAR}:{PROXY_PORT}"))];
+    // Where the answer is no, not to wait for UDP too.
+    let https = |mut environment: Vec<_>| {
+        environment.push(("DISTD_TRANSPORT", "https".to_owned()));
+        environment
+    };
+    let site = |environment| Site { lab: &lab, namespaces: &namespaces, environment };
+
+    let wrong = site(https(proxied("device:guess-7201"))).enroll("d", lab.quic());
+    assert_eq!(wrong.code, 6, "{}", wrong.stderr);
+    assert!(wrong.stderr.contains("refused the credentials"), "{}", wrong.stderr);
+    assert!(!wrong.stderr.contains("guess-7201"), "{}", wrong.stderr);
+
+    let through = site(proxied("device:s3.cret"));
+    through.enroll("d", lab.quic()).ok();
+    let out = lab.path("out");
+    let first = through.pull("d", "os@1", &out).ok();
+    assert!(same(&out, &v1));
+    assert_eq!(over(&first, lab.quic()).as_deref(), Some("https"));
+
+    // The same by configuration, and NO_PROXY means a parent that is not reached directly.
+    lab.push(&v2, "os", "2").ok();
+    let url = format!("http://device:s3.cret@{FAR}:{PROXY_PORT}");
+    lab.configure("d", &format!("transport = \"https\"\nproxy_url = \"{url}\"\n"));
+    site(Vec::new()).pull("d", "os@2", &out).ok();
+    assert!(same(&out, &v2));
+    let direct = site(https(vec![("NO_PROXY", FAR.to_owned())])).pull("d", "os@1", &lab.path("direct"));
+    assert_eq!(direct.code, 6, "{}", direct.stderr);
+
+    // A port the proxy does not let through.
+    let elsewhere = format!("{FAR}:{}", port ^ 1);
+    let refused = site(https(proxied("device:s3.cret"))).enroll("x", &elsewhere);
+    assert!(
+        refused.stderr.contains("refused to connect to") && refused.stderr.contains("403"),
+        "{}",
+        refused.stderr
+    );
+}
+
+/// Port of the proxy in its namespace.
+const PROXY_PORT: u16 = 3128;
+
+/// A real proxy; killed when dropped.
+struct Proxy(Child);
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn tinyproxy(lab: &Lab, namespaces: &Namespaces, allowed: u16) -> Proxy {
+    let config = lab.path("tinyproxy.conf");
+    let text = format!(
+        "Port {PROXY_PORT}\nListen {FAR}\nTimeout 600\nMaxClients 50\nBasicAuth device s3.cret\nConnectPort {allowed}\n"
+    );
+    fs::write(&config, text).expect("write");
+    let mut command = Command::new("tinyproxy");
+    command.arg("-d").arg("-c").arg(&config);
+    let log = fs::File::create(lab.path("proxy.log")).expect("create the log");
+    let child = namespaces.at_router(&command).stdout(log).spawn().expect("start tinyproxy");
+    let proxy = Proxy(child);
+    let mut probe = Command::new("curl");
+    probe.args(["-s", "-o", "/dev/null", &format!("http://{FAR}:{PROXY_PORT}")]);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !namespaces.at_router(&probe).status().expect("run curl").success() {
+        let said = fs::read_to_string(lab.path("proxy.log")).unwrap_or_default();
+        assert!(Instant::now() < deadline, "tinyproxy does not listen:\n{said}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    proxy
+}
