@@ -442,3 +442,5 @@ impl Fetch {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_pace;
