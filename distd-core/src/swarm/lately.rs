@@ -11,10 +11,10 @@ use crate::time::Timestamp;
 const BY_RELAY: Duration = Duration::from_millis(1500);
 
 /// The same of a neighbour, who has few askers; they come again after [`LEFT_RETRY`].
-const BY_NEIGHBOUR: Duration = Duration::from_millis(300);
+const BY_NEIGHBOUR: Duration = Duration::from_millis(200);
 
 /// How long what a neighbour left to others is not asked of it again.
-pub(super) const LEFT_RETRY: Duration = Duration::from_millis(400);
+pub(super) const LEFT_RETRY: Duration = Duration::from_millis(250);
 
 /// Chunks sent within this time are remembered together.
 const SLICE: Duration = Duration::from_millis(100);

@@ -148,7 +148,8 @@ impl Fetch {
     /// Adds a peer that may be asked from `now` on, or readmits one whose connection came back.
     pub fn handle_connected(&mut self, now: Timestamp, peer: PeerId, tier: Tier) {
         self.changed();
-        let entry = self.peers.entry(peer).or_insert_with(|| Peer::new(now, tier));
+        let shares = self.config.shared_batch.is_some();
+        let entry = self.peers.entry(peer).or_insert_with(|| Peer::new(now, tier, shares));
         entry.tier = tier;
         if !entry.connected {
             // Whatever it lacked or had before, that may be otherwise now: another process may answer there.
@@ -246,6 +247,10 @@ impl Fetch {
                 peer.chokes = 0;
                 (peer.excused, peer.stalled, peer.upstream_failed) = (false, false, None);
                 peer.capacity.chunk();
+                if !std::mem::replace(&mut peer.proven, true) {
+                    // It may be asked for more.
+                    self.quiet_until = None;
+                }
                 if peer.not_before > now {
                     // It did not fail after all.
                     peer.not_before = now;

@@ -96,9 +96,17 @@ fn a_batch_that_has_begun_is_left_to_its_peer() {
     }
 }
 
+/// A fetch near its end.
+struct End {
+    fetch: Fetch,
+    now: Timestamp,
+    /// What the fast one was asked for although it is open at the slow one.
+    second: (BatchId, ChunkRanges),
+    slow: Vec<(BatchId, ChunkRanges)>,
+}
+
 /// Asks for all that is left of forty chunks: the fast one answers at once until it is asked for what the slow one has not brought.
-/// That batch, when it was asked for, and what is open at the slow one.
-fn at_the_end() -> (Fetch, Timestamp, (BatchId, ChunkRanges), Vec<(BatchId, ChunkRanges)>) {
+fn at_the_end() -> End {
     let (mut f, mut now) = fast_and_slow(40);
     let mut slow: Vec<(BatchId, ChunkRanges)> = Vec::new();
     loop {
@@ -106,7 +114,7 @@ fn at_the_end() -> (Fetch, Timestamp, (BatchId, ChunkRanges), Vec<(BatchId, Chun
         if peer == PeerId(2) {
             slow.push((batch, chunks));
         } else if slow.iter().any(|(_, open)| open.intersects(&chunks)) {
-            return (f, now, (batch, chunks), slow);
+            return End { fetch: f, now, second: (batch, chunks), slow };
         } else {
             now = answer(&mut f, now, batch, &chunks, MS);
         }
@@ -115,7 +123,7 @@ fn at_the_end() -> (Fetch, Timestamp, (BatchId, ChunkRanges), Vec<(BatchId, Chun
 
 #[test]
 fn at_the_end_a_few_chunks_of_the_slowest_are_asked_of_a_second_peer_and_the_loser_is_cancelled() {
-    let (mut f, mut now, (batch, chunks), slow) = at_the_end();
+    let End { fetch: mut f, mut now, second: (batch, chunks), slow } = at_the_end();
     now = answer(&mut f, now, batch, &chunks, MS);
     let mut twice = chunks.len();
     while let Some((peer, batch, chunks)) = f.poll_request(now) {
@@ -131,7 +139,7 @@ fn at_the_end_a_few_chunks_of_the_slowest_are_asked_of_a_second_peer_and_the_los
 
 #[test]
 fn a_chunk_that_comes_from_both_is_counted() {
-    let (mut f, now, (batch, chunks), slow) = at_the_end();
+    let End { fetch: mut f, now, second: (batch, chunks), slow } = at_the_end();
     let both = chunks.nth(0).expect("not empty");
     let (first, _) = slow.iter().find(|(_, open)| open.contains(both)).expect("asked of both");
     assert!(f.handle_chunk(now, *first, both));
@@ -178,11 +186,12 @@ fn nothing_is_looked_for_again_until_something_changes() {
     let mut f = sharing(1000);
     f.handle_connected(T0, PeerId(0), Tier::Relay);
     let (_, batch, chunks) = f.poll_request(T0).expect("the relay");
-    assert_eq!(f.poll_request(T0), None);
+    let now = answer(&mut f, T0, batch, &chunks, MS);
+    let (_, batch, chunks) = std::iter::from_fn(|| f.poll_request(now)).last().expect("the relay");
     let quiet = f.quiet_until;
     assert!(quiet.is_some());
-    f.handle_chunk(T0, batch, chunks.nth(0).expect("not empty"));
+    f.handle_chunk(now, batch, chunks.nth(0).expect("not empty"));
     assert_eq!(f.quiet_until, quiet, "a chunk makes no room");
-    f.handle_batch_end(T0, batch);
+    f.handle_batch_end(now, batch);
     assert_eq!(f.quiet_until, None);
 }
