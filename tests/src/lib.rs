@@ -6,6 +6,7 @@ pub mod lab;
 pub mod netns;
 pub mod rng;
 pub mod sim;
+pub mod svg;
 
 pub use lab::{Lab, Outcome};
 pub use rng::Rng;

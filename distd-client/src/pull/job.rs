@@ -61,6 +61,8 @@ pub(super) struct Counts {
     pub(super) placed_bytes: u64,
     pub(super) chunk_bytes: u64,
     pub(super) repeated: u64,
+    /// Packed bytes of chunks and payloads that came twice in one fetch.
+    pub(super) duplicate_bytes: u64,
     pub(super) patches_applied: u64,
     pub(super) patches_failed: u64,
     /// Of the places of chunks that patches rebuilt.
@@ -336,10 +338,13 @@ impl Job {
             if wanted.is_empty() {
                 continue;
             }
-            let sink = Arc::new(PayloadSink { payloads: payloads.clone(), arrivals: arrivals.clone() });
+            let sink = Arc::new(PayloadSink::new(payloads.clone(), arrivals.clone()));
             let table = Arc::new(ChunkTable::of(&set.manifest));
-            if let Err(error) = realm.fetch(set.manifest.id(), table, sink, wanted, published.as_ref()).await
-            {
+            let (id, published) = (set.manifest.id(), published.as_ref());
+            let fetched = realm.fetch(id, table, sink.clone(), wanted, published).await;
+            let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+            counts.duplicate_bytes += sink.came.duplicate_bytes.load(Ordering::Relaxed);
+            if let Err(error) = fetched {
                 tracing::warn!(error = &error as &dyn std::error::Error, "not all patches could be had");
             }
         }
@@ -370,6 +375,7 @@ impl Job {
             counts.placed_bytes += placed;
             counts.chunk_bytes += sink.chunk_bytes.load(Ordering::Relaxed);
             counts.repeated += placer.repeated() - repeated_before;
+            counts.duplicate_bytes += sink.came.duplicate_bytes.load(Ordering::Relaxed);
         }
         result.map_err(|error| match error {
             FetchError::Sink(_) => write_failed(io::Error::other(error)),

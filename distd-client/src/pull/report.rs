@@ -41,6 +41,8 @@ pub(crate) struct Outcome {
     /// Manifest nodes, and the indexes of patch sets.
     pub(super) node_bytes: u64,
     pub(super) refetched_verified_bytes: u64,
+    /// Packed bytes that came twice because the last chunks are asked of two.
+    pub(super) duplicate_bytes: u64,
     pub(super) requests: u64,
     pub(super) round_trips: u64,
     pub(super) seconds: f64,

@@ -254,6 +254,7 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
         metadata_bytes,
         node_bytes,
         refetched_verified_bytes: counts.repeated,
+        duplicate_bytes: counts.duplicate_bytes,
         requests: relay.requests + origin.requests + peer.requests,
         round_trips: relay.round_trips + origin.round_trips,
         seconds,

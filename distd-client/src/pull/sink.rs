@@ -1,14 +1,35 @@
 //! Fetched chunks on their way to where they belong.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use distd_core::ChunkId;
 use distd_core::manifest::Entry;
 use distd_core::packing::PackedChunk;
+use distd_core::ranges::ChunkRanges;
 use distd_peer::driver::{ChunkSink, SinkError};
 
 use super::patches::Arrivals;
 use super::place::Placer;
+
+/// Chunks that came in one fetch. At its end a few are asked of two peers, and both may send them.
+#[derive(Default)]
+pub(super) struct Came {
+    chunks: Mutex<ChunkRanges>,
+    /// Packed bytes of those that came twice.
+    pub(super) duplicate_bytes: AtomicU64,
+}
+
+impl Came {
+    /// A chunk came; false when it had come before.
+    pub(super) fn first(&self, id: ChunkId, packed: &PackedChunk) -> bool {
+        let first = self.chunks.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        if !first {
+            self.duplicate_bytes.fetch_add(packed.bytes.len() as u64, Ordering::Relaxed);
+        }
+        first
+    }
+}
 
 /// Writes what arrives.
 pub(super) struct TargetSink {
@@ -17,16 +38,20 @@ pub(super) struct TargetSink {
     arrivals: Option<Arc<Arrivals>>,
     /// Packed bytes of chunks.
     pub(super) chunk_bytes: AtomicU64,
+    pub(super) came: Came,
 }
 
 impl TargetSink {
     pub(super) fn new(placer: Arc<Placer>, arrivals: Option<Arc<Arrivals>>) -> Self {
-        Self { placer, arrivals, chunk_bytes: AtomicU64::new(0) }
+        Self { placer, arrivals, chunk_bytes: AtomicU64::new(0), came: Came::default() }
     }
 }
 
 impl ChunkSink for TargetSink {
     fn accept(&self, entry: &Entry, packed: PackedChunk, raw: &[u8]) -> Result<(), SinkError> {
+        if !self.came.first(entry.id, &packed) {
+            return Ok(());
+        }
         self.placer.place(entry.id, raw).map_err(|e| SinkError(e.into()))?;
         self.chunk_bytes.fetch_add(packed.bytes.len() as u64, Ordering::Relaxed);
         if let Some(arrivals) = &self.arrivals {

@@ -13,8 +13,8 @@ use crate::{ManifestId, NodeId};
 /// Most disjoint ranges remembered of what a node holds; beyond it the node ranks lower than it could, nothing else.
 const HELD_RANGES_MAX: usize = 1024;
 
-/// Nodes told so often are told alike: with each one counted, all would be sent to the newest, and a site would be a chain.
-const FEW: u32 = 8;
+/// Askers that are sent to one node before it comes behind others that hold as much.
+const FEW: u64 = 8;
 
 /// One group of nodes that may exchange laterally, by a name the caller gives.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,8 +138,8 @@ impl Directory {
     }
 
     /// Who may help `asker`, best first, at most `PEX_RECORDS_MAX`: those in `first` (they fetch for the site), then who holds
-    /// half of the swarm's chunks, some, or is in the swarm; among equals those that few were told of, so that not all go to one. Further
-    /// ties fall differently for each asker.
+    /// half of the swarm's chunks, some, or is in the swarm; among equals those last that many were told of. Ties fall differently for each
+    /// asker, so that not all go to one.
     pub fn ranked(
         &self,
         now: u64,
@@ -148,6 +148,10 @@ impl Directory {
         first: &[NodeId],
     ) -> Vec<(NodeId, PeerRecord)> {
         let Some(group) = self.sites.get(site) else { return Vec::new() };
+        // Only those come last who were told to twice as many as is usual. With each one counted all would be sent to the newest, and those
+        // that came at one time would know only each other.
+        let told: u64 = group.nodes.values().map(|entry| u64::from(entry.told)).sum();
+        let many = FEW + 2 * told / group.nodes.len().max(1) as u64;
         let mut found: Vec<_> = group
             .nodes
             .iter()
@@ -159,9 +163,10 @@ impl Directory {
                 let joined = entry.swarms.contains_key(&asker.manifest);
                 let holds = 2 * u32::from(overlap * 2 >= asker.chunks.len()) + u32::from(overlap > 0);
                 // The only one that holds everything is no help to the hundredth who asks it.
-                let rank = (first.contains(node), holds.saturating_sub(entry.told / FEW / 8));
+                let told = u64::from(entry.told) / many;
+                let rank = (first.contains(node), holds.saturating_sub((told / 4) as u32));
                 let helps = overlap > 0 || joined || rank.0;
-                (helps, (std::cmp::Reverse(rank), entry.told / FEW, tie(asker.node, *node)), *node, entry)
+                (helps, (std::cmp::Reverse(rank), told, tie(asker.node, *node)), *node, entry)
             })
             .filter(|(helps, ..)| *helps)
             .collect();

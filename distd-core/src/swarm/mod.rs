@@ -10,6 +10,6 @@ mod slots;
 
 pub use directory::{Asker, Directory, SiteKey};
 pub use fetch::{BatchId, Fetch, FetchConfig, FetchEvent, PeerFault, PeerId, Tier};
-pub use lately::{LATELY, Lately};
+pub use lately::Lately;
 pub use lease::{LEASE, LeaseId, Leases, WAIT_MAX};
 pub use slots::SlotPace;

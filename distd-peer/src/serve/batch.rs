@@ -34,7 +34,8 @@ pub(super) async fn answer(
     let swarm = peer.swarms.wait(control).await?;
     let counters = &peer.server.counters;
     if let Some(member) = &swarm.member {
-        let (granted, left) = member.left_lately(wanted, peer.server.active() >= CROWD);
+        let crowd = peer.server.active() >= CROWD;
+        let (granted, left) = member.left_lately(wanted, crowd, swarm.content.fetches_upstream());
         counters.leased.fetch_add(left.len(), Ordering::Relaxed);
         refuse(peer, writer, &left, DontHaveReason::Leased).await?;
         if granted.is_empty() {

@@ -222,12 +222,18 @@ impl Member {
     }
 
     /// What of `wanted` the node gets, and what is left to neighbours because they were sent it a moment ago and there is a crowd.
-    pub(crate) fn left_lately(&self, wanted: ChunkRanges, crowd: bool) -> (ChunkRanges, ChunkRanges) {
+    pub(crate) fn left_lately(
+        &self,
+        wanted: ChunkRanges,
+        crowd: bool,
+        by_relay: bool,
+    ) -> (ChunkRanges, ChunkRanges) {
         if self.sites.leasing {
             return (wanted, ChunkRanges::new());
         }
         let mut state = self.sites.state();
-        let lately = state.lately.entry((self.site.clone(), self.manifest)).or_default();
+        let key = (self.site.clone(), self.manifest);
+        let lately = state.lately.entry(key).or_insert_with(|| Lately::of(by_relay));
         let now = monotonic_now();
         let (granted, left) = match crowd {
             true => lately.handle_request(now, &wanted),

@@ -8,7 +8,7 @@ use distd_core::proto::Frame;
 use distd_core::proto::frame::{Choke, Codec, Data, DontHave, DontHaveReason, Ranges};
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::rules::{CROWD, UPLOAD_SLOT_WAIT, UPSTREAM_WAIT};
-use distd_core::swarm::{BatchId, SlotPace};
+use distd_core::swarm::{BatchId, Lately, SlotPace};
 
 use super::build::right_bytes;
 use super::conn::{ConnNo, End, Payload, Serving};
@@ -51,12 +51,13 @@ impl Sim {
     fn leave_to_neighbours(&mut self, conn: ConnNo, batch: BatchId) -> bool {
         let (n, member) = (self.conns[conn.0].answerer, self.conns[conn.0].member.clone());
         let now = self.clock(n);
-        let Some(member) = member.filter(|_| self.nodes[n.0].role != Role::Origin) else { return false };
+        let role = self.nodes[n.0].role;
+        let Some(member) = member.filter(|_| role != Role::Origin) else { return false };
         let Some(wanted) = self.serving(conn, batch).map(|serving| serving.wanted.clone()) else {
             return false;
         };
         let answering = &mut self.nodes[n.0].answering;
-        let lately = answering.lately.entry(member.site).or_default();
+        let lately = answering.lately.entry(member.site).or_insert_with(|| Lately::of(role == Role::Relay));
         let (granted, left) = match answering.active >= CROWD {
             true => lately.handle_request(now, &wanted),
             false => (wanted, ChunkRanges::new()),

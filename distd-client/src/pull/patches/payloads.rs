@@ -17,6 +17,7 @@ use distd_peer::share::{ChunkBytes, Holdings};
 
 use super::Arrivals;
 use super::offers::Set;
+use crate::pull::sink::Came;
 
 /// One set's file: payloads at the offsets they have in the set, the rest a hole.
 pub(in crate::pull) struct Payloads {
@@ -116,12 +117,22 @@ impl ChunkBytes for Payloads {
 
 /// Writes payloads as they arrive, and says so to who waits for them.
 pub(in crate::pull) struct PayloadSink {
-    pub(in crate::pull) payloads: Arc<Payloads>,
-    pub(in crate::pull) arrivals: Arc<Arrivals>,
+    payloads: Arc<Payloads>,
+    arrivals: Arc<Arrivals>,
+    pub(in crate::pull) came: Came,
+}
+
+impl PayloadSink {
+    pub(in crate::pull) fn new(payloads: Arc<Payloads>, arrivals: Arc<Arrivals>) -> Self {
+        Self { payloads, arrivals, came: Came::default() }
+    }
 }
 
 impl ChunkSink for PayloadSink {
     fn accept(&self, entry: &Entry, packed: PackedChunk, raw: &[u8]) -> Result<(), SinkError> {
+        if !self.came.first(entry.id, &packed) {
+            return Ok(());
+        }
         let Payloads { file, set, by_id, offsets, bytes, holdings, .. } = &*self.payloads;
         let first = by_id.partition_point(|(id, _)| *id < entry.id);
         for (_, patch) in by_id[first..].iter().take_while(|(id, _)| *id == entry.id) {

@@ -106,7 +106,7 @@ pub(in crate::pull) async fn rebuild(
     let fetched = if fetch.is_empty() {
         Ok(())
     } else {
-        let sink = Arc::new(PayloadSink { payloads: payloads.clone(), arrivals: arrivals.clone() });
+        let sink = Arc::new(PayloadSink::new(payloads.clone(), arrivals.clone()));
         let table = Arc::new(ChunkTable::of(&set.manifest));
         published = realm.publish(&set.manifest, &table, &payloads.holdings, payloads.clone());
         realm.fetch(set.manifest.id(), table, sink, fetch, published.as_ref()).await

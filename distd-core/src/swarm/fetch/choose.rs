@@ -288,10 +288,15 @@ impl Fetch {
         (self.wanted_ever / ENDGAME_PART).max(ENDGAME_LEAST).saturating_sub(self.doubled_ever)
     }
 
-    /// The end-game: everything is asked for, and a peer with room would send the rest of the slowest batch much sooner. Never the origin.
+    /// The end-game: everything is asked for, and a peer with room would send the rest of the slowest batch much sooner. Never the origin,
+    /// and never for a relay: what comes twice to those that share crosses no uplink twice.
     fn ask_twice(&mut self, now: Timestamp) -> Option<Request> {
         let most = self.may_double();
-        if most == 0 || !self.wanted.is_empty() || self.batches.is_empty() {
+        if self.config.shared_batch.is_none()
+            || most == 0
+            || !self.wanted.is_empty()
+            || self.batches.is_empty()
+        {
             return None;
         }
         let mut slowest: Option<(Duration, PeerId, ChunkRanges)> = None;

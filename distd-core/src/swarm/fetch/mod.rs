@@ -16,6 +16,7 @@ use std::time::Duration;
 pub use self::config::FetchConfig;
 use self::config::{ALL_LEASED, CHOKES_MAX, FIRST_BATCH, RELAY_ANSWERS};
 use self::peer::Peer;
+use super::lately::LEFT_RETRY;
 use crate::ChunkId;
 use crate::ranges::ChunkRanges;
 use crate::time::Timestamp;
@@ -147,7 +148,8 @@ impl Fetch {
     /// Adds a peer that may be asked from `now` on, or readmits one whose connection came back.
     pub fn handle_connected(&mut self, now: Timestamp, peer: PeerId, tier: Tier) {
         self.changed();
-        let entry = self.peers.entry(peer).or_insert_with(|| Peer::new(now, tier));
+        let shares = self.config.shared_batch.is_some();
+        let entry = self.peers.entry(peer).or_insert_with(|| Peer::new(now, tier, shares));
         entry.tier = tier;
         if !entry.connected {
             // Whatever it lacked or had before, that may be otherwise now: another process may answer there.
@@ -179,11 +181,12 @@ impl Fetch {
         }
     }
 
-    /// A parent leaves these chunks of a batch to a neighbour that is fetching them. It is asked again after a while.
+    /// The peer leaves these chunks of a batch to a neighbour that has them or is fetching them. It is asked again after a while.
     pub fn handle_leased(&mut self, now: Timestamp, batch: BatchId, ranges: &ChunkRanges) {
         let Some((id, given_back)) = self.give_back(now, batch, ranges) else { return };
         if let Some(peer) = self.peers.get_mut(&id) {
-            peer.leased.push_back((now + self.config.lease_retry, given_back));
+            let again = if peer.tier == Tier::Site { LEFT_RETRY } else { self.config.lease_retry };
+            peer.leased.push_back((now + again, given_back));
         }
     }
 
@@ -244,6 +247,10 @@ impl Fetch {
                 peer.chokes = 0;
                 (peer.excused, peer.stalled, peer.upstream_failed) = (false, false, None);
                 peer.capacity.chunk();
+                if !std::mem::replace(&mut peer.proven, true) {
+                    // It may be asked for more.
+                    self.quiet_until = None;
+                }
                 if peer.not_before > now {
                     // It did not fail after all.
                     peer.not_before = now;
@@ -440,3 +447,5 @@ impl Fetch {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_pace;

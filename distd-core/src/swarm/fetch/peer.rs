@@ -10,6 +10,8 @@ use crate::time::Timestamp;
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) tier: Tier,
+    /// Whether it is one of several that share the work.
+    shares: bool,
     /// What it said it does not have.
     pub(super) lacks: ChunkRanges,
     /// What it announced; `None` for a parent, which may be asked for anything.
@@ -36,15 +38,18 @@ pub(super) struct Peer {
     pub(super) upstream_failed: Option<Timestamp>,
     /// It made no progress when it was asked last: farther peers do not wait for it.
     pub(super) stalled: bool,
+    /// It has sent a right chunk.
+    pub(super) proven: bool,
     pub(super) connected: bool,
     pub(super) dropped: bool,
     pub(super) capacity: Capacity,
 }
 
 impl Peer {
-    pub(super) fn new(now: Timestamp, tier: Tier) -> Self {
+    pub(super) fn new(now: Timestamp, tier: Tier, shares: bool) -> Self {
         Self {
             tier,
+            shares,
             lacks: ChunkRanges::new(),
             announced: (tier == Tier::Site).then(ChunkRanges::new),
             leased: VecDeque::new(),
@@ -60,6 +65,7 @@ impl Peer {
             excused: false,
             upstream_failed: None,
             stalled: false,
+            proven: false,
             connected: true,
             dropped: false,
             capacity: Capacity::default(),
@@ -94,7 +100,9 @@ impl Peer {
 
     /// Whether it is asked now, if it has less than so many batches to answer.
     pub(super) fn has_room(&self, now: Timestamp, most: usize) -> bool {
-        let most = if self.stalled { 1 } else { most };
+        // Of one that has shown nothing yet little is lost if it lies.
+        let unproven = self.shares && !self.proven;
+        let most = if self.stalled || unproven { most.min(1) } else { most };
         self.is_well(now) && self.in_flight < most && self.choked_until.max(self.left_until) <= now
     }
 
