@@ -159,6 +159,14 @@ impl Site<'_> {
     }
 }
 
+/// A relay in the site.
+fn start_relay(lab: &Lab, namespaces: &Namespaces, args: &[&str]) -> Daemon {
+    let mut relay = Command::new(distd_tests::lab::binary("distd-peer"));
+    relay.args(["run", "--listen", &format!("{SITE}:0"), "--label", "relay"]).args(args);
+    relay.arg("--data").arg(lab.path("relay")).env("DISTD_JOIN_TOKEN", lab.join_token("relay", 1));
+    Daemon::start(namespaces.in_site(&relay), &lab.path("relay.log"), "relay listening on ")
+}
+
 #[test]
 fn a_site_whose_udp_is_dropped_enrols_pulls_and_remembers() {
     let namespaces = Namespaces::new();
@@ -185,11 +193,7 @@ fn a_site_whose_udp_is_dropped_enrols_pulls_and_remembers() {
     assert!(remembered[lab.quic()]["https_since"].as_u64().is_some(), "{remembered}");
 
     // A relay of the site does the same, and is itself reached over QUIC.
-    let mut relay = Command::new(distd_tests::lab::binary("distd-peer"));
-    let listen = format!("{SITE}:0");
-    relay.args(["run", "--parent", lab.quic(), "--listen", &listen, "--label", "relay"]);
-    relay.arg("--data").arg(lab.path("relay")).env("DISTD_JOIN_TOKEN", lab.join_token("relay", 1));
-    let relay = Daemon::start(namespaces.in_site(&relay), &lab.path("relay.log"), "relay listening on ");
+    let relay = start_relay(&lab, &namespaces, &["--parent", lab.quic()]);
     let address = relay.addresses[0].as_str();
     site.enroll("e", address).ok();
     lab.push(&v2, "os", "2").ok();
@@ -246,6 +250,16 @@ fn everything_goes_through_a_proxy_that_wants_a_password() {
     assert!(same(&out, &v2));
     let direct = site(https(vec![("NO_PROXY", FAR.to_owned())])).pull("d", "os@1", &lab.path("direct"));
     assert_eq!(direct.code, 6, "{}", direct.stderr);
+
+    // A relay of the site enrols, fetches and serves in the same way.
+    let file = lab.path("relay.toml");
+    fs::write(&file, format!("parents = [\"{}\"]\nproxy_url = \"{url}\"\n", lab.quic())).expect("write");
+    let relay = start_relay(&lab, &namespaces, &["--config", &file.display().to_string()]);
+    let near = site(Vec::new());
+    near.enroll("e", &relay.addresses[0]).ok();
+    let pulled = near.pull("e", "os@2", &lab.path("out2")).ok();
+    assert!(same(&lab.path("out2"), &v2));
+    assert_eq!(pulled.json["wire_bytes_by_source"]["origin"], 0, "{}", pulled.json);
 
     // A port the proxy does not let through.
     let elsewhere = format!("{FAR}:{}", port ^ 1);
