@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use distd_tests::artifacts;
@@ -173,7 +173,7 @@ fn a_site_whose_udp_is_dropped_enrols_pulls_and_remembers() {
     let lab = Lab::start_at(namespaces.router(), FAR);
     let (v1, v2) = artifacts::release_pair(lab.path("").as_path(), 83);
     lab.push(&v1, "os", "1").ok();
-    namespaces.drop_from_site("meta l4proto udp");
+    namespaces.cut("meta l4proto udp");
     let site = Site { lab: &lab, namespaces: &namespaces, environment: Vec::new() };
     let out = lab.path("out");
 
@@ -203,12 +203,41 @@ fn a_site_whose_udp_is_dropped_enrols_pulls_and_remembers() {
 
     // UDP again: what was remembered does not stand in the way, and when TCP goes QUIC is found.
     namespaces.let_through();
-    namespaces.drop_from_site("meta l4proto tcp");
+    namespaces.cut("meta l4proto tcp");
     let update = site.pull("d", "os@2", &out).ok();
     assert!(same(&out, &v2));
     assert_eq!(over(&update, lab.quic()).as_deref(), Some("quic"));
     let forgotten = fs::read_to_string(lab.path("d/transports.json")).expect("readable");
     assert!(!forgotten.contains("https_since"), "{forgotten}");
+}
+
+#[test]
+fn a_pull_whose_udp_is_cut_off_half_way_goes_on_over_tcp() {
+    let namespaces = Namespaces::new();
+    let lab = Lab::start_at(namespaces.router(), FAR);
+    let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 85);
+    lab.push(&v1, "os", "1").ok();
+    let site = Site { lab: &lab, namespaces: &namespaces, environment: Vec::new() };
+    site.enroll("d", lab.quic()).ok();
+    lab.configure("d", "[limits]\ndownload_bytes_per_second = 2000000\n");
+    let out = lab.path("out");
+    let mut command = lab.command("d");
+    command.args(["pull", "os@1", "--no-share", "--out"]).arg(&out);
+    let mut command = namespaces.in_site(&command);
+    let pull = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start distd");
+    // Once some of it is durable.
+    let journal = lab.path("out.distd-part-journal");
+    while fs::metadata(&journal).map_or(0, |meta| meta.len()) == 0 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    namespaces.cut("meta l4proto udp");
+    let pulled = Outcome::of(pull.wait_with_output().expect("wait for distd")).ok();
+    assert!(same(&out, &v1));
+    assert_eq!(over(&pulled, lab.quic()).as_deref(), Some("https"));
+    assert_eq!(pulled.number("refetched_verified_bytes"), 0, "{}", pulled.json);
+    let learned = fs::read_to_string(lab.path("d/transports.json")).expect("remembered");
+    let learned: Value = serde_json::from_str(&learned).expect("JSON");
+    assert_eq!(learned[lab.quic()]["starved"], 1, "{learned}");
 }
 
 #[test]
@@ -220,8 +249,8 @@ fn everything_goes_through_a_proxy_that_wants_a_password() {
     let port: u16 = lab.quic().rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
     let _proxy = tinyproxy(&lab, &namespaces, port);
     // Nothing but the proxy is reached from the site.
-    namespaces.drop_from_site("meta l4proto udp");
-    namespaces.drop_from_site(&format!("tcp dport {port}"));
+    namespaces.cut("meta l4proto udp");
+    namespaces.cut(&format!("tcp dport {port}"));
     let proxied = |user: &str| vec![("HTTPS_PROXY", format!("http://{user}@{FAR}:{PROXY_PORT}"))];
     // Where the answer is no, not to wait for UDP too.
     let https = |mut environment: Vec<_>| {
