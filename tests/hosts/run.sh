@@ -81,6 +81,14 @@ row() {
   ratio=$(awk -v a="$bytes" -v b="${alone:-$bytes}" 'BEGIN { printf "%.3f", a / b }')
   rows+=("| $1 | $(awk -v b="$bytes" 'BEGIN { printf "%.2f", b / 1e6 }') | $ratio | $(seconds "$4") | $5 |"); echo "${rows[-1]}" >&2
 }
+# sources SITE: what its devices took from where, in MB.
+sources() {
+  local l kind sums=()
+  for kind in wire_bytes_by_source.peer wire_bytes_by_source.relay wire_bytes_by_source.origin; do
+    sums+=("$(for ((l = 11; l < 11 + leaves; l++)); do json "$kind" <"$work/d$1-$l/pull.json"; done | awk '{ s += $1 } END { printf "%.1f", s / 1e6 }')")
+  done
+  echo "from neighbours ${sums[0]}, relay ${sums[1]}, origin ${sums[2]} MB"
+}
 wire() { json wire_bytes <"$work/d$1-$2/pull.json"; }
 
 [ $# -eq 2 ] && { old=$(realpath "$1"); new=$(realpath "$2"); } || images
@@ -105,26 +113,26 @@ alone=$(( $(into_site 1) - before ))
 echo "ten at once in each of two sites" >&2
 fresh 1; fresh 2; before=$(into_site 1); before2=$(into_site 2); start=$(date +%s.%N)
 all pull 1; all pull 2; all pulled 1; all pulled 2
-row "ten devices at once, relay empty" 1 "$before" "$start" "site 1, both at once"
-row "the same" 2 "$before2" "$start" "site 2"
+row "ten devices at once, relay empty" 1 "$before" "$start" "$(sources 1)"
+row "the same" 2 "$before2" "$start" "$(sources 2)"
 
 echo "relay killed half way" >&2
 fresh 1; before=$(into_site 1); start=$(date +%s.%N); all pull 1
 until [ $(( $(into_site 1) - before )) -gt $((alone / 2)) ]; do sleep 0.05; done
 down relay1 KILL
 all pulled 1
-row "relay killed half way, for good" 1 "$before" "$start" "devices go on by each other and the origin"
+row "relay killed half way, for good" 1 "$before" "$start" "$(sources 1)"
 
 echo "relay down from the start" >&2
 fresh 1; down relay1; before=$(into_site 1); start=$(date +%s.%N); all pull 1; all pulled 1
-row "relay down from the start" 1 "$before" "$start" ""
+row "relay down from the start" 1 "$before" "$start" "$(sources 1)"
 
 echo "uplink cut for 20 s" >&2
 fresh 1; before=$(into_site 1); start=$(date +%s.%N); all pull 1
 until [ $(( $(into_site 1) - before )) -gt $((alone / 3)) ]; do sleep 0.05; done
 cut_site 1; sleep 20; heal_site 1
 all pulled 1
-row "uplink cut for 20 s" 1 "$before" "$start" ""
+row "uplink cut for 20 s" 1 "$before" "$start" "$(sources 1)"
 
 echo "devices killed and started again" >&2
 fresh 1; before=$(into_site 1); start=$(date +%s.%N); all pull 1
