@@ -156,14 +156,8 @@ impl BodyIn {
                     self.state = Incoming::Body(response.into_body());
                 }
                 Incoming::Body(body) => {
-                    let bytes = match body.data().await {
-                        Some(Ok(bytes)) => bytes,
-                        // Answered to the end before the question was read to its own (RFC 9113 section 8.1).
-                        Some(Err(e)) if e.is_reset() && e.reason() == Some(Reason::NO_ERROR) => {
-                            return Ok(None);
-                        }
-                        Some(Err(error)) => return Err(wire_error(error)),
-                        None => return Ok(None),
+                    let Some(bytes) = body.data().await.transpose().map_err(wire_error)? else {
+                        return Ok(None);
                     };
                     // Whoever reads has room again. An error comes with the next read.
                     let _ = body.flow_control().release_capacity(bytes.len());
@@ -265,6 +259,10 @@ mod tests {
         answer.write(Bytes::from_static(b"enough")).await.expect("written");
         answer.finish();
         drop((answer, asked));
+        // Until the word that no more of the question is wanted has come too.
+        while ask.write(Bytes::from_static(b"more")).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
         assert_eq!(all(answers).await.expect("whole"), b"enough");
     }
 
