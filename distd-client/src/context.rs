@@ -210,6 +210,24 @@ mod tests {
     }
 
     #[test]
+    fn a_proxy_that_is_none_is_named_before_anything_is_dialled() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let with = |url: &str| {
+            context(dir.path()).remember(|file| file.proxy_url = Some(url.into())).expect("remember");
+            let reach =
+                |reach| context(dir.path()).outbound(&TransportArgs { transport: None }, reach).map(|_| ());
+            (reach(Connectivity::Online), reach(Connectivity::LanOnly))
+        };
+        assert!(with("http://u:p@proxy:3128").0.is_ok());
+        let (online, lan_only) = with("socks5://u:topsecret@proxy:1080");
+        let error = online.expect_err("no HTTP proxy");
+        assert_eq!(code_of(&error), Code::Usage);
+        let (text, next) = (format!("{error:#}"), advice(&error).expect("what to do"));
+        assert!(!text.contains("topsecret") && next.contains("proxy_url"), "{text}; {next}");
+        assert!(lan_only.is_ok(), "none is used there");
+    }
+
+    #[test]
     fn nothing_known_is_an_error_that_says_what_to_do() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let context = context(dir.path());

@@ -116,6 +116,7 @@ impl Parents {
             return Err(ParentsError::Quarantined(slot.address.clone(), until, path));
         }
         let link = Arc::new(dialled);
+        tracing::info!(parent = slot.address, over = link.carrier().name(), "connected to a parent");
         *slot.carrier.lock().unwrap_or_else(PoisonError::into_inner) = Some(link.carrier());
         held.link = Some(link.clone());
         Ok(link)

@@ -6,9 +6,9 @@ use std::process::Command;
 /// glibc's name for the bound on arenas.
 const VARIABLE: &str = "MALLOC_ARENA_MAX";
 
-/// What else is set with it: from 1 MiB on memory is the system's again as soon as it is freed. glibc raises the threshold with the
+/// What else is set with it: from 256 KiB on memory is the system's again as soon as it is freed. glibc raises the threshold with the
 /// first large buffer it sees freed, and keeps the following ones: 71 MB instead of 64 on a device that applies patches.
-const THRESHOLD: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "1048576");
+const THRESHOLD: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "262144");
 
 /// Starts this program again, in the same process, with glibc's heap arenas bounded to two unless the environment says otherwise.
 /// Call it first thing in `main`.

@@ -59,7 +59,7 @@ if wanted others; then
 fi
 if wanted link; then
   net_start 1 1 1gbit - 
-  on origin "$bin/distd-server" serve --data "$realm_dir/origin2" --http 127.0.0.1:8443 --quic 10.90.0.2:4433 --patches false --solid-sets false >"$work/origin2.out" 2>"$work/origin2.log" & raw+=($!)
+  in_place_of_shell origin "$bin/distd-server" serve --data "$realm_dir/origin2" --http 127.0.0.1:8443 --quic 10.90.0.2:4433 --patches false --solid-sets false >"$work/origin2.out" 2>"$work/origin2.log" & raw+=($!)
   wait_for 30 grep -q 'origin listening on' "$work/origin2.out"
   far() { on origin "$bin/distd" --data "$realm_dir/admin2" "$@"; }
   far login --server https://127.0.0.1:8443 --token-file "$realm_dir/origin2/admin.token" >/dev/null

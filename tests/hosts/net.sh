@@ -13,6 +13,8 @@ space() { printf '%s-%s' "$net_tag" "$1"; }
 add_space() { ip netns add "$(space "$1")"; net_spaces+=("$1"); ip -n "$(space "$1")" link set lo up; }
 # on SPACE COMMAND...: runs it there.
 on() { local at=$1; shift; ip netns exec "$(space "$at")" "$@"; }
+# The same in the place of a background job's shell, so that the job's number is the command's.
+in_place_of_shell() { local at=$1; shift; exec ip netns exec "$(space "$at")" "$@"; }
 
 # shape SPACE DEVICE RATE: what leaves there is slowed down to RATE.
 shape() { tc -n "$(space "$1")" qdisc add dev "$2" root tbf rate "$3" burst 1mb latency 50ms; }

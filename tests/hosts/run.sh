@@ -40,14 +40,14 @@ P
 }
 admin() { on origin "$bin/distd" --data "$work/admin" "$@"; }
 origin_up() {
-  on origin "$bin/distd-server" serve --data "$work/origin" --http 127.0.0.1:8443 --quic 10.90.0.2:4433 --patches false >"$work/origin.out" 2>>"$work/origin.log" & pids[origin]=$!
+  in_place_of_shell origin "$bin/distd-server" serve --data "$work/origin" --http 127.0.0.1:8443 --quic 10.90.0.2:4433 --patches false >"$work/origin.out" 2>>"$work/origin.log" & pids[origin]=$!
   wait_for 30 grep -q 'origin listening on' "$work/origin.out"
 }
 relay_up() { # relay_up SITE
   local s=$1 token=()
   [ -e "$work/relay$s" ] || export DISTD_JOIN_TOKEN="$(join_token relay 1)"
-  on "s$s-h10" "$bin/distd-peer" run --parent 10.90.0.2:4433 --data "$work/relay$s" --listen "10.90.$s.10:4433" --label "relay$s" >"$work/relay$s.out" 2>>"$work/relay$s.log" & pids[relay$s]=$!
-  wait_for 30 grep -q 'relay listening on' "$work/relay$s.out"
+  in_place_of_shell "s$s-h10" "$bin/distd-peer" run --parent 10.90.0.2:4433 --data "$work/relay$s" --listen "10.90.$s.10:4433" --label "relay$s" >"$work/relay$s.out" 2>>"$work/relay$s.log" & pids[relay$s]=$!
+  wait_for 30 grep -q "relay listening on" "$work/relay$s.out" || { tail -n 20 "$work/relay$s.log" >&2; return 1; }
   unset DISTD_JOIN_TOKEN
 }
 down() { # down NAME [SIGNAL]
@@ -63,7 +63,7 @@ fresh() {
 # pull SITE LEAF [ARGS...]: in the background, as pids[pull-SITE-LEAF]. The relay first, then the origin.
 pull() {
   local s=$1 l=$2 d=$work/d$1-$2; shift 2
-  on "s$s-h$l" "$bin/distd" --data "$d" --json pull os@2 --out "$d/out" --seed "$work/seed" --parent "10.90.$s.10:4433" --parent 10.90.0.2:4433 "$@" \
+  in_place_of_shell "s$s-h$l" "$bin/distd" --data "$d" --json pull os@2 --out "$d/out" --seed "$work/seed" --parent "10.90.$s.10:4433" --parent 10.90.0.2:4433 "$@" \
     >"$d/pull.json" 2>"$d/pull.err" & pids[pull-$s-$l]=$!
 }
 # pulled SITE LEAF: waits for it; fails unless it has the new release.
@@ -152,7 +152,7 @@ row "relay's cache has 20 flipped bytes a file" 1 "$before" "$start" "$(grep -c 
 
 echo "a full disk" >&2
 fresh 1; mkdir -p "$work/small"; mount -t tmpfs -o size=16m tmpfs "$work/small"; rm -rf "$work/d1-11/out"; before=$(into_site 1); start=$(date +%s.%N)
-on s1-h11 "$bin/distd" --data "$work/d1-11" --json pull os@2 --out "$work/small/out" --seed "$work/seed" --parent 10.90.1.10:4433 >"$work/full.json" 2>"$work/full.err" & pids[full]=$!
+in_place_of_shell s1-h11 "$bin/distd" --data "$work/d1-11" --json pull os@2 --out "$work/small/out" --seed "$work/seed" --parent 10.90.1.10:4433 >"$work/full.json" 2>"$work/full.err" & pids[full]=$!
 for ((l = 12; l < 11 + leaves; l++)); do pull 1 "$l"; done
 for ((l = 12; l < 11 + leaves; l++)); do pulled 1 "$l"; done
 code=0; wait "${pids[full]}" || code=$?; unset 'pids[full]'
@@ -162,7 +162,7 @@ umount "$work/small"
 echo "idle agents" >&2
 fresh 1; all pull 1; all pulled 1
 for ((l = 11; l < 11 + leaves; l++)); do
-  on "s1-h$l" "$bin/distd" --data "$work/d1-$l" agent --parent "10.90.1.10:4433" --parent 10.90.0.2:4433 >"$work/d1-$l/agent.out" 2>&1 & pids[agent-1-$l]=$!
+  in_place_of_shell "s1-h$l" "$bin/distd" --data "$work/d1-$l" agent --parent "10.90.1.10:4433" --parent 10.90.0.2:4433 >"$work/d1-$l/agent.out" 2>&1 & pids[agent-1-$l]=$!
 done
 sleep 30
 heard() { local l sum=0; for ((l = 11; l < 11 + leaves; l++)); do sum=$((sum + $(on "s1-h$l" cat /sys/class/net/eth0/statistics/tx_packets))); done; echo "$sum"; }

@@ -31,6 +31,10 @@ impl Place {
 fn inside(namespace: &str, command: &Command) -> Command {
     let mut inside = Command::new("ip");
     inside.args(["netns", "exec", namespace]).arg(command.get_program()).args(command.get_args());
+    // Those of the host are not there.
+    for name in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"] {
+        inside.env_remove(name);
+    }
     for (name, value) in command.get_envs() {
         if let Some(value) = value {
             inside.env(name, value);
@@ -84,22 +88,26 @@ impl Namespaces {
         Place(self.far.clone())
     }
 
-    /// From now on the router drops what the site sends and `what` matches, as in `udp` or `tcp dport 7444` (nftables).
+    /// From now on nothing that `what` matches, as in `meta l4proto udp` or `tcp dport 7444` (nftables), passes between site and
+    /// router.
     ///
     /// # Panics
     /// When `nft` is missing or refuses.
-    pub fn drop_from_site(&self, what: &str) {
+    pub fn cut(&self, what: &str) {
+        // Dropped on its way in, so that a sender in the site learns nothing; at the router the sender does.
         let rules = format!(
-            "add table inet distd; add chain inet distd in {{ type filter hook input priority 0; }}; \
-             add rule inet distd in iifname down0 {what} drop"
+            "add table inet distd; \
+             add chain inet distd in {{ type filter hook input priority 0; }}; \
+             add chain inet distd out {{ type filter hook output priority 0; }}; \
+             add rule inet distd in iifname down0 {what} drop; add rule inet distd out oifname down0 {what} drop"
         );
         self.nft(&rules);
     }
 
-    /// The router drops nothing any more.
+    /// Everything passes again.
     ///
     /// # Panics
-    /// When nothing was dropped before.
+    /// When nothing was cut before.
     pub fn let_through(&self) {
         self.nft("delete table inet distd");
     }

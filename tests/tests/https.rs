@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use distd_tests::artifacts;
@@ -159,13 +159,21 @@ impl Site<'_> {
     }
 }
 
+/// A relay in the site.
+fn start_relay(lab: &Lab, namespaces: &Namespaces, args: &[&str]) -> Daemon {
+    let mut relay = Command::new(distd_tests::lab::binary("distd-peer"));
+    relay.args(["run", "--listen", &format!("{SITE}:0"), "--label", "relay"]).args(args);
+    relay.arg("--data").arg(lab.path("relay")).env("DISTD_JOIN_TOKEN", lab.join_token("relay", 1));
+    Daemon::start(namespaces.in_site(&relay), &lab.path("relay.log"), "relay listening on ")
+}
+
 #[test]
 fn a_site_whose_udp_is_dropped_enrols_pulls_and_remembers() {
     let namespaces = Namespaces::new();
     let lab = Lab::start_at(namespaces.router(), FAR);
     let (v1, v2) = artifacts::release_pair(lab.path("").as_path(), 83);
     lab.push(&v1, "os", "1").ok();
-    namespaces.drop_from_site("meta l4proto udp");
+    namespaces.cut("meta l4proto udp");
     let site = Site { lab: &lab, namespaces: &namespaces, environment: Vec::new() };
     let out = lab.path("out");
 
@@ -185,11 +193,7 @@ fn a_site_whose_udp_is_dropped_enrols_pulls_and_remembers() {
     assert!(remembered[lab.quic()]["https_since"].as_u64().is_some(), "{remembered}");
 
     // A relay of the site does the same, and is itself reached over QUIC.
-    let mut relay = Command::new(distd_tests::lab::binary("distd-peer"));
-    let listen = format!("{SITE}:0");
-    relay.args(["run", "--parent", lab.quic(), "--listen", &listen, "--label", "relay"]);
-    relay.arg("--data").arg(lab.path("relay")).env("DISTD_JOIN_TOKEN", lab.join_token("relay", 1));
-    let relay = Daemon::start(namespaces.in_site(&relay), &lab.path("relay.log"), "relay listening on ");
+    let relay = start_relay(&lab, &namespaces, &["--parent", lab.quic()]);
     let address = relay.addresses[0].as_str();
     site.enroll("e", address).ok();
     lab.push(&v2, "os", "2").ok();
@@ -199,12 +203,41 @@ fn a_site_whose_udp_is_dropped_enrols_pulls_and_remembers() {
 
     // UDP again: what was remembered does not stand in the way, and when TCP goes QUIC is found.
     namespaces.let_through();
-    namespaces.drop_from_site("meta l4proto tcp");
+    namespaces.cut("meta l4proto tcp");
     let update = site.pull("d", "os@2", &out).ok();
     assert!(same(&out, &v2));
     assert_eq!(over(&update, lab.quic()).as_deref(), Some("quic"));
     let forgotten = fs::read_to_string(lab.path("d/transports.json")).expect("readable");
     assert!(!forgotten.contains("https_since"), "{forgotten}");
+}
+
+#[test]
+fn a_pull_whose_udp_is_cut_off_half_way_goes_on_over_tcp() {
+    let namespaces = Namespaces::new();
+    let lab = Lab::start_at(namespaces.router(), FAR);
+    let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 85);
+    lab.push(&v1, "os", "1").ok();
+    let site = Site { lab: &lab, namespaces: &namespaces, environment: Vec::new() };
+    site.enroll("d", lab.quic()).ok();
+    lab.configure("d", "[limits]\ndownload_bytes_per_second = 2000000\n");
+    let out = lab.path("out");
+    let mut command = lab.command("d");
+    command.args(["pull", "os@1", "--no-share", "--out"]).arg(&out);
+    let mut command = namespaces.in_site(&command);
+    let pull = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start distd");
+    // Once some of it is durable.
+    let journal = lab.path("out.distd-part-journal");
+    while fs::metadata(&journal).map_or(0, |meta| meta.len()) == 0 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    namespaces.cut("meta l4proto udp");
+    let pulled = Outcome::of(pull.wait_with_output().expect("wait for distd")).ok();
+    assert!(same(&out, &v1));
+    assert_eq!(over(&pulled, lab.quic()).as_deref(), Some("https"));
+    assert_eq!(pulled.number("refetched_verified_bytes"), 0, "{}", pulled.json);
+    let learned = fs::read_to_string(lab.path("d/transports.json")).expect("remembered");
+    let learned: Value = serde_json::from_str(&learned).expect("JSON");
+    assert_eq!(learned[lab.quic()]["starved"], 1, "{learned}");
 }
 
 #[test]
@@ -216,8 +249,8 @@ fn everything_goes_through_a_proxy_that_wants_a_password() {
     let port: u16 = lab.quic().rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
     let _proxy = tinyproxy(&lab, &namespaces, port);
     // Nothing but the proxy is reached from the site.
-    namespaces.drop_from_site("meta l4proto udp");
-    namespaces.drop_from_site(&format!("tcp dport {port}"));
+    namespaces.cut("meta l4proto udp");
+    namespaces.cut(&format!("tcp dport {port}"));
     let proxied = |user: &str| vec![("HTTPS_PROXY", format!("http://{user}@{FAR}:{PROXY_PORT}"))];
     // Where the answer is no, not to wait for UDP too.
     let https = |mut environment: Vec<_>| {
@@ -246,6 +279,16 @@ fn everything_goes_through_a_proxy_that_wants_a_password() {
     assert!(same(&out, &v2));
     let direct = site(https(vec![("NO_PROXY", FAR.to_owned())])).pull("d", "os@1", &lab.path("direct"));
     assert_eq!(direct.code, 6, "{}", direct.stderr);
+
+    // A relay of the site enrols, fetches and serves in the same way.
+    let file = lab.path("relay.toml");
+    fs::write(&file, format!("parents = [\"{}\"]\nproxy_url = \"{url}\"\n", lab.quic())).expect("write");
+    let relay = start_relay(&lab, &namespaces, &["--config", &file.display().to_string()]);
+    let near = site(Vec::new());
+    near.enroll("e", &relay.addresses[0]).ok();
+    let pulled = near.pull("e", "os@2", &lab.path("out2")).ok();
+    assert!(same(&lab.path("out2"), &v2));
+    assert_eq!(pulled.json["wire_bytes_by_source"]["origin"], 0, "{}", pulled.json);
 
     // A port the proxy does not let through.
     let elsewhere = format!("{FAR}:{}", port ^ 1);

@@ -9,6 +9,7 @@ use distd_core::proto::close::CloseCode;
 use h2::Reason;
 use h2::client::ResponseFuture;
 use http::StatusCode;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::WireError;
 
@@ -52,6 +53,8 @@ fn lock(stream: &Shared) -> MutexGuard<'_, h2::SendStream<Bytes>> {
 pub(crate) struct BodyOut {
     stream: Shared,
     ended: bool,
+    /// Whoever answers counts as busy with the stream until this is gone, even when the asker has reset it.
+    _slot: Option<OwnedSemaphorePermit>,
 }
 
 /// The body the other side sends.
@@ -68,17 +71,25 @@ enum Incoming {
 
 /// The asker's two halves of a stream.
 pub(super) fn asked(response: ResponseFuture, body: h2::SendStream<Bytes>) -> (BodyOut, BodyIn) {
-    pair(Incoming::Awaited(response), body)
+    pair(Incoming::Awaited(response), body, None)
 }
 
-/// The answerer's.
-pub(super) fn answered(request: h2::RecvStream, body: h2::SendStream<Bytes>) -> (BodyOut, BodyIn) {
-    pair(Incoming::Body(request), body)
+/// The answerer's; `slot` is given back when it has done with them.
+pub(super) fn answered(
+    request: h2::RecvStream,
+    body: h2::SendStream<Bytes>,
+    slot: OwnedSemaphorePermit,
+) -> (BodyOut, BodyIn) {
+    pair(Incoming::Body(request), body, Some(slot))
 }
 
-fn pair(state: Incoming, body: h2::SendStream<Bytes>) -> (BodyOut, BodyIn) {
+fn pair(
+    state: Incoming,
+    body: h2::SendStream<Bytes>,
+    slot: Option<OwnedSemaphorePermit>,
+) -> (BodyOut, BodyIn) {
     let stream = Arc::new(Mutex::new(body));
-    (BodyOut { stream: stream.clone(), ended: false }, BodyIn { state, stream })
+    (BodyOut { stream: stream.clone(), ended: false, _slot: slot }, BodyIn { state, stream })
 }
 
 impl BodyOut {
@@ -172,6 +183,8 @@ impl BodyIn {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::Semaphore;
+
     use super::*;
 
     /// A stream as both sides have it, over a pipe.
@@ -190,7 +203,8 @@ mod tests {
         let answer = respond.send_response(http::Response::new(()), false).expect("answered");
         // What drives the connection; the halves are tested without more streams.
         tokio::spawn(async move { while server.accept().await.is_some() {} });
-        (asked(response, body), answered(request.into_body(), answer))
+        let slot = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("one is free");
+        (asked(response, body), answered(request.into_body(), answer, slot))
     }
 
     async fn all(mut body: BodyIn) -> Result<Vec<u8>, WireError> {

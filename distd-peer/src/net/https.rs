@@ -1,31 +1,27 @@
 //! Connections of HTTP/2 over TLS over TCP that carry the streams QUIC would (docs/protocol.md, "Over TCP").
 
-use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::FutureExt;
-use h2::{Ping, PingPong};
+use h2::{PingPong, Reason};
 use http::{Method, Request, Response, StatusCode, Uri};
 use rustls::pki_types::{CertificateDer, ServerName};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::WireError;
 use super::endpoint::{
-    CONNECTION_WINDOW, IDLE, KEEP_ALIVE, REQUEST_CONNECTION_WINDOW, REQUEST_STREAM_WINDOW, STREAM_WINDOW,
-    STREAMS_MAX,
+    CONNECTION_WINDOW, REQUEST_CONNECTION_WINDOW, REQUEST_STREAM_WINDOW, STREAM_WINDOW, STREAMS_MAX,
 };
 use super::http2::{answered, asked, wire_error};
+use super::keep_alive::{Heard, keep_alive, keep_alive_with};
 use super::stream::{RecvStream, SendStream};
 use crate::trust::identity::PARENT_NAME;
 use crate::trust::tls::ALPN_HTTP2;
@@ -138,11 +134,14 @@ impl Dialled {
     }
 }
 
+/// What an accepted connection runs over.
 type ServedStream = tokio_rustls::server::TlsStream<Heard<TcpStream>>;
 
 /// An accepted connection. It moves only while [`Accepted::next`] is awaited.
-pub(crate) struct Accepted {
-    connection: h2::server::Connection<ServedStream, Bytes>,
+pub(crate) struct Accepted<S = ServedStream> {
+    connection: h2::server::Connection<S, Bytes>,
+    /// Streams being answered. HTTP/2 counts none that its opener has reset, however long the answer is still worked at.
+    slots: Arc<Semaphore>,
     ping: Option<(PingPong, watch::Receiver<Instant>)>,
     remote: SocketAddr,
     certificates: Vec<CertificateDer<'static>>,
@@ -165,26 +164,39 @@ impl Accepted {
             let stream = tls.accept(wire).await?;
             let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
             let certificates = certificates.iter().map(|cert| cert.clone().into_owned()).collect();
-            let handshake = h2::server::Builder::new()
-                .initial_window_size(REQUEST_STREAM_WINDOW)
-                .initial_connection_window_size(REQUEST_CONNECTION_WINDOW)
-                .max_frame_size(FRAME_MAX)
-                .max_header_list_size(HEAD_MAX)
-                .max_send_buffer_size(SEND_BUFFER)
-                .max_concurrent_streams(STREAMS_MAX)
-                .handshake(stream);
-            let mut connection = handshake.await.map_err(io::Error::other)?;
-            let ping = connection.ping_pong().map(|ping| (ping, heard));
-            Ok(Self { connection, ping, remote, certificates })
+            Self::greet(stream, heard, remote, certificates).await
         };
         tokio::time::timeout(HANDSHAKE, establish)
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Accepted<S> {
+    /// The first words of HTTP/2.
+    async fn greet(
+        stream: S,
+        heard: watch::Receiver<Instant>,
+        remote: SocketAddr,
+        certificates: Vec<CertificateDer<'static>>,
+    ) -> io::Result<Self> {
+        let handshake = h2::server::Builder::new()
+            .initial_window_size(REQUEST_STREAM_WINDOW)
+            .initial_connection_window_size(REQUEST_CONNECTION_WINDOW)
+            .max_frame_size(FRAME_MAX)
+            .max_header_list_size(HEAD_MAX)
+            .max_send_buffer_size(SEND_BUFFER)
+            .max_concurrent_streams(STREAMS_MAX)
+            .handshake(stream);
+        let mut connection = handshake.await.map_err(io::Error::other)?;
+        let ping = connection.ping_pong().map(|ping| (ping, heard));
+        let slots = Arc::new(Semaphore::new(STREAMS_MAX as usize));
+        Ok(Self { connection, slots, ping, remote, certificates })
+    }
 
     /// The next stream; `None` when the connection is over. Cancelling the future loses nothing.
     pub(crate) async fn next(&mut self) -> Option<(u64, SendStream, RecvStream)> {
-        let Self { connection, ping, .. } = self;
+        let Self { connection, ping, slots, .. } = self;
         loop {
             let silent = async {
                 match ping {
@@ -197,6 +209,10 @@ impl Accepted {
                 () = silent => return None,
             };
             let (request, mut respond) = accepted.ok()?;
+            let Ok(slot) = slots.clone().try_acquire_owned() else {
+                respond.send_reset(Reason::REFUSED_STREAM);
+                continue;
+            };
             let status = match (request.uri().path(), request.method()) {
                 (XFER_PATH, &Method::POST) => StatusCode::OK,
                 (XFER_PATH, _) => StatusCode::METHOD_NOT_ALLOWED,
@@ -208,7 +224,7 @@ impl Accepted {
             let Ok(body) = respond.send_response(response, status != StatusCode::OK) else { continue };
             if status == StatusCode::OK {
                 let id = u64::from(respond.stream_id().as_u32());
-                let (out, body) = answered(request.into_body(), body);
+                let (out, body) = answered(request.into_body(), body, slot);
                 return Some((id, SendStream::Https(out), RecvStream::Https(body)));
             }
         }
@@ -236,78 +252,43 @@ impl Accepted {
     }
 }
 
-/// Pings a silent peer; returns when it stays silent, as QUIC's idle timeout would have it.
-async fn keep_alive(ping: Option<PingPong>, mut heard: watch::Receiver<Instant>) {
-    let Some(mut ping) = ping else { return std::future::pending().await };
-    keep_alive_with(&mut ping, &mut heard).await;
-}
+#[cfg(test)]
+mod tests {
+    use distd_core::proto::close::CloseCode;
 
-async fn keep_alive_with(ping: &mut PingPong, heard: &mut watch::Receiver<Instant>) {
-    loop {
-        let last = *heard.borrow();
-        if last.elapsed() >= IDLE {
-            return;
+    use super::*;
+
+    #[tokio::test]
+    async fn streams_that_are_reset_count_until_whoever_answers_has_done_with_them() {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let heard = watch::channel(Instant::now()).1;
+        let server = Accepted::greet(far, heard, ([127, 0, 0, 1], 1).into(), Vec::new());
+        let (client, server) = tokio::join!(h2::client::handshake(near), server);
+        let ((requests, connection), mut server) = (client.expect("client"), server.expect("server"));
+        tokio::spawn(connection);
+        let (taken_tx, mut taken) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(stream) = server.next().await {
+                let _ = taken_tx.send(stream);
+            }
+        });
+        let open = async || {
+            let request =
+                Request::post(format!("https://{PARENT_NAME}{XFER_PATH}")).body(()).expect("a request");
+            let mut requests = requests.clone().ready().await.expect("ready");
+            let (response, body) = requests.send_request(request, false).expect("sent");
+            asked(response, body)
+        };
+        let mut held = Vec::new();
+        for _ in 0..STREAMS_MAX {
+            let (mut out, _) = open().await;
+            held.push(taken.recv().await.expect("answered"));
+            out.reset(CloseCode::Cancelled);
         }
-        tokio::time::sleep_until(last + KEEP_ALIVE).await;
-        if heard.borrow().elapsed() < KEEP_ALIVE {
-            continue;
-        }
-        // One ping at a time: the last one's answer is taken first, if it came.
-        let _ = poll_fn(|cx| ping.poll_pong(cx)).now_or_never();
-        let _ = ping.send_ping(Ping::opaque());
-        tokio::time::sleep(KEEP_ALIVE / 2).await;
-    }
-}
-
-/// Notes when something was read last.
-pub(super) struct Heard<S> {
-    stream: S,
-    last: watch::Sender<Instant>,
-}
-
-impl<S> Heard<S> {
-    fn new(stream: S) -> (Self, watch::Receiver<Instant>) {
-        let (last, heard) = watch::channel(Instant::now());
-        (Self { stream, last }, heard)
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if result.is_ready() {
-            self.last.send_replace(Instant::now());
-        }
-        result
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let refused = open().await.1.read().await.expect_err("one too many");
+        assert!(matches!(refused, WireError::Closed(CloseCode::Busy)), "{refused:?}");
+        held.pop();
+        let _asked = open().await;
+        taken.recv().await.expect("there is room again");
     }
 }

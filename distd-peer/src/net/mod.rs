@@ -6,6 +6,7 @@ mod endpoint;
 mod enroll;
 mod http2;
 mod https;
+mod keep_alive;
 mod limit;
 mod link;
 mod meter;
