@@ -19,7 +19,7 @@ pub const NEIGHBOURS_MAX: usize = 16;
 pub const NEARER_GRACE: Duration = Duration::from_secs(1);
 
 /// How long one that answers gathers new holdings before it announces them, and new neighbours before it tells of them.
-pub const GATHER: Duration = Duration::from_millis(50);
+pub const GATHER: Duration = Duration::from_millis(25);
 
 /// How long one that asks gathers new holdings for those it dialled, who only tell others of it.
 pub const GATHER_UP: Duration = Duration::from_millis(500);
