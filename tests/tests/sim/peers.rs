@@ -80,7 +80,7 @@ fn a_site_half_of_liars_with_one_lying_relay_of_two_is_about_as_fast_as_an_hones
                 (sim.now(), sim.egress_percent(site))
             };
         let ((honest, _), (faulty, sent)) = (run(false), run(true));
-        // 180 MB. What all asked of the first relay before they caught it is fetched twice. Measured: 1.09 times the time, 109 %.
+        // 180 MB. What all asked of the first relay before they caught it is fetched twice.
         assert!(faulty <= honest * 11 / 10, "{faulty:?} beside {honest:?}");
         assert!(sent <= 112, "{sent} %");
     });
