@@ -60,7 +60,7 @@ pub(super) struct Counts {
     /// Of the places they belong: more where a chunk repeats.
     pub(super) placed_bytes: u64,
     pub(super) chunk_bytes: u64,
-    pub(super) repeated: u64,
+    pub(super) repeated_bytes: u64,
     /// Packed bytes of chunks and payloads that came twice in one fetch.
     pub(super) duplicate_bytes: u64,
     pub(super) patches_applied: u64,
@@ -361,7 +361,7 @@ impl Job {
         if ids.is_empty() {
             return Ok(());
         }
-        let repeated_before = placer.repeated();
+        let repeated_before = placer.repeated_bytes();
         let sink = Arc::new(TargetSink::new(placer.clone(), arrivals.cloned()));
         let wanted: ChunkRanges = ids.iter().copied().collect();
         let distinct: u64 = wanted.ids().filter_map(|id| self.table.get(id)).map(|e| u64::from(e.len)).sum();
@@ -374,7 +374,7 @@ impl Job {
             counts.fetched_bytes += distinct;
             counts.placed_bytes += placed;
             counts.chunk_bytes += sink.chunk_bytes.load(Ordering::Relaxed);
-            counts.repeated += placer.repeated() - repeated_before;
+            counts.repeated_bytes += placer.repeated_bytes() - repeated_before;
             counts.duplicate_bytes += sink.came.duplicate_bytes.load(Ordering::Relaxed);
         }
         result.map_err(|error| match error {

@@ -61,8 +61,8 @@ pub(super) struct Placer {
     /// Chunk id and position; sorted.
     places: Vec<(ChunkId, usize)>,
     progress: Arc<dyn Fn(u64) + Send + Sync>,
-    /// Chunks that came though they were written already: must stay 0.
-    repeated: AtomicU64,
+    /// Bytes of chunks that came though they were written already. must stay 0.
+    repeated_bytes: AtomicU64,
 }
 
 impl Placer {
@@ -77,7 +77,7 @@ impl Placer {
         let mut places: Vec<_> = missing.map(|position| (entries.get(position).entry.id, position)).collect();
         places.sort_unstable();
         places.shrink_to_fit();
-        Self { target, journal, entries, places, progress, repeated: AtomicU64::new(0) }
+        Self { target, journal, entries, places, progress, repeated_bytes: AtomicU64::new(0) }
     }
 
     /// The chunks that are missing, ascending, each once.
@@ -111,7 +111,7 @@ impl Placer {
             self.target.write_at(self.entries.get(position).offset, raw)?;
             let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
             if journal.contains(position) {
-                self.repeated.fetch_add(1, Ordering::Relaxed);
+                self.repeated_bytes.fetch_add(raw.len() as u64, Ordering::Relaxed);
             }
             journal.add(position);
             (self.progress)(raw.len() as u64);
@@ -150,8 +150,8 @@ impl Placer {
         (ChunkHash::of(&buffer[from..]) == at.entry.hash).then_some(())
     }
 
-    /// Chunks that came though they were written already.
-    pub(super) fn repeated(&self) -> u64 {
-        self.repeated.load(Ordering::Relaxed)
+    /// Bytes of chunks that came though they were written already.
+    pub(super) fn repeated_bytes(&self) -> u64 {
+        self.repeated_bytes.load(Ordering::Relaxed)
     }
 }

@@ -253,7 +253,7 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
         rebuilt_bytes: rebuilt.bytes + counts.rebuilt_bytes,
         metadata_bytes,
         node_bytes,
-        refetched_verified_bytes: counts.repeated,
+        refetched_verified_bytes: counts.repeated_bytes,
         duplicate_bytes: counts.duplicate_bytes,
         requests: relay.requests + origin.requests + peer.requests,
         round_trips: relay.round_trips + origin.round_trips,

@@ -25,64 +25,12 @@ pub(super) enum Setting {
     Zstd(i8),
 }
 
-/// Those an image may have been made with, the likeliest first. LZ4 changed what it makes at level 2 and below since most
-/// images were made.
-const LZ4: [Setting; 11] = [
-    Setting::Lz4Hc(9),
-    Setting::Lz4,
-    Setting::Lz4Hc(12),
-    Setting::Lz4Hc(11),
-    Setting::Lz4Hc(10),
-    Setting::Lz4Hc(8),
-    Setting::Lz4Hc(7),
-    Setting::Lz4Hc(6),
-    Setting::Lz4Hc(5),
-    Setting::Lz4Hc(4),
-    Setting::Lz4Hc(3),
-];
-
-/// mkfs.erofs takes 1 where no level is given.
-const DEFLATE: [Setting; 12] = [
-    Setting::Deflate(1),
-    Setting::Deflate(12),
-    Setting::Deflate(9),
-    Setting::Deflate(6),
-    Setting::Deflate(8),
-    Setting::Deflate(7),
-    Setting::Deflate(11),
-    Setting::Deflate(10),
-    Setting::Deflate(5),
-    Setting::Deflate(4),
-    Setting::Deflate(3),
-    Setting::Deflate(2),
-];
-
-/// mkfs.erofs takes −1 where no level is given.
-const ZSTD: [Setting; 23] = [
-    Setting::Zstd(-1),
-    Setting::Zstd(3),
-    Setting::Zstd(19),
-    Setting::Zstd(22),
-    Setting::Zstd(15),
-    Setting::Zstd(12),
-    Setting::Zstd(9),
-    Setting::Zstd(6),
-    Setting::Zstd(1),
-    Setting::Zstd(2),
-    Setting::Zstd(4),
-    Setting::Zstd(5),
-    Setting::Zstd(7),
-    Setting::Zstd(8),
-    Setting::Zstd(10),
-    Setting::Zstd(11),
-    Setting::Zstd(13),
-    Setting::Zstd(14),
-    Setting::Zstd(16),
-    Setting::Zstd(17),
-    Setting::Zstd(18),
-    Setting::Zstd(20),
-    Setting::Zstd(21),
-];
+// Levels an image may have been made with, the likeliest first. LZ4 changed what it makes at level 2 and below since most images were
+// made; 0 is its fast way. mkfs.erofs takes 1 for libdeflate and -1 for zstd where no level is given.
+const LZ4_LEVELS: [u8; 11] = [9, 0, 12, 11, 10, 8, 7, 6, 5, 4, 3];
+const DEFLATE_LEVELS: [u8; 12] = [1, 12, 9, 6, 8, 7, 11, 10, 5, 4, 3, 2];
+const ZSTD_LEVELS: [i8; 23] =
+    [-1, 3, 19, 22, 15, 12, 9, 6, 1, 2, 4, 5, 7, 8, 10, 11, 13, 14, 16, 17, 18, 20, 21];
 
 /// Numbers of settings: 0 LZ4, 3…12 its slow way, from here libdeflate's levels, from there zstd's, beginning with −1.
 const DEFLATE_FROM: u8 = 32;
@@ -90,18 +38,26 @@ const ZSTD_FROM: u8 = 65;
 
 impl Setting {
     /// Those to try for clusters of an algorithm.
-    pub(super) fn of(coding: Coding) -> &'static [Self] {
+    pub(super) fn of(coding: Coding) -> Vec<Self> {
         match coding {
-            Coding::Lz4 => &LZ4,
-            Coding::Deflate => &DEFLATE,
-            Coding::Zstd => &ZSTD,
-            Coding::Lzma | Coding::Shifted | Coding::Interlaced => &[],
+            Coding::Lz4 => {
+                LZ4_LEVELS.map(|level| if level == 0 { Self::Lz4 } else { Self::Lz4Hc(level) }).to_vec()
+            }
+            Coding::Deflate => DEFLATE_LEVELS.map(Self::Deflate).to_vec(),
+            Coding::Zstd => ZSTD_LEVELS.map(Self::Zstd).to_vec(),
+            Coding::Lzma | Coding::Shifted | Coding::Interlaced => Vec::new(),
         }
     }
 
     pub(super) fn from_number(number: u8) -> Option<Self> {
-        let all = LZ4.iter().chain(&DEFLATE).chain(&ZSTD);
-        all.copied().find(|setting| setting.number() == number)
+        let setting = match number {
+            0 => Self::Lz4,
+            3..=12 => Self::Lz4Hc(number),
+            33..=44 => Self::Deflate(number - DEFLATE_FROM),
+            64 | 66..=87 => Self::Zstd((number.wrapping_sub(ZSTD_FROM)) as i8),
+            _ => return None,
+        };
+        Some(setting)
     }
 
     pub(super) fn number(self) -> u8 {
@@ -177,10 +133,12 @@ mod tests {
 
     #[test]
     fn every_setting_has_a_number_of_its_own() {
-        let mut numbers: Vec<u8> =
-            (0..=255).filter(|number| Setting::from_number(*number).is_some()).collect();
-        assert_eq!(numbers.len(), LZ4.len() + DEFLATE.len() + ZSTD.len());
-        numbers.retain(|number| Setting::from_number(*number).map(Setting::number) != Some(*number));
-        assert_eq!(numbers, []);
+        let algorithms = [Coding::Lz4, Coding::Deflate, Coding::Zstd];
+        let all: Vec<Setting> = algorithms.into_iter().flat_map(Setting::of).collect();
+        for setting in &all {
+            assert_eq!(Setting::from_number(setting.number()), Some(*setting));
+        }
+        let known = (0..=255).filter(|number| Setting::from_number(*number).is_some()).count();
+        assert_eq!(known, all.len());
     }
 }

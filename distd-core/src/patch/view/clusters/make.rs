@@ -230,9 +230,9 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
         }
         self.tries_left -= 1;
         self.tools.left -= 1;
-        for setting in Setting::of(piece.coding).iter().filter(|setting| **setting != first) {
-            if let Some(step) = self.with(*setting, piece, cluster) {
-                self.tools.learn(piece.coding, *setting);
+        for setting in Setting::of(piece.coding).into_iter().filter(|setting| *setting != first) {
+            if let Some(step) = self.with(setting, piece, cluster) {
+                self.tools.learn(piece.coding, setting);
                 return Some(step);
             }
         }
