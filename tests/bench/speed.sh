@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# How fast a device takes a release from a relay, beside QUIC alone with the same settings and beside other tools, in one run; then over a
+# How fast a device takes a release from a relay, beside QUIC alone with the same settings, in one run; then over a
 # link of 1 Gbit/s, and over one that loses and delays. Markdown on standard output, progress on standard error.
 #
-#   tests/bench/speed.sh [PART...]     loopback, link, loss, others (default: the first three)
+#   tests/bench/speed.sh [PART...]     loopback, link, loss (default: all)
 #
-# Needs root (namespaces). `others` installs sendme and rqbit with cargo, which takes long. What is sent is 512 MB that nothing packs.
+# Needs root (namespaces). What is sent is 512 MB that nothing packs.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
 . "$here/tests/lib/install.sh"
@@ -47,18 +47,6 @@ if wanted loopback; then
     ours=$(rate "$(json seconds <"$work/pull.json")")
     row "loopback, round $round" "$ours" "$alone (QUIC alone)" "$(awk -v a="$ours" -v b="$alone" 'BEGIN { printf "%.2f", a / b }')"
   done
-fi
-if wanted others; then
-  for tool in sendme rqbit; do command -v "$tool" >/dev/null || cargo install --locked "$tool" >&2; done
-  device device --json pull os@1 --out "$work/out" >"$work/pull.json"; cmp "$work/out" "$work/file"; rm -f "$work"/out*
-  ours=$(rate "$(json seconds <"$work/pull.json")")
-  mkdir "$work/send" "$work/got"; ln "$work/file" "$work/send/file"
-  (cd "$work/send" && exec sendme send file >"$work/sendme.out" 2>&1) & raw+=($!)
-  wait_for 60 grep -qo 'blob[a-z0-9]*' "$work/sendme.out"
-  ticket=$(grep -o 'blob[a-z0-9]*' "$work/sendme.out" | head -n 1)
-  from=$(date +%s.%N); (cd "$work/got" && sendme receive "$ticket" >"$work/receive.out" 2>&1); took=$(awk -v a="$from" -v b="$(date +%s.%N)" 'BEGIN { print b - a }')
-  cmp "$work/got/file" "$work/file"; end_raw
-  row "sendme" "$ours" "$(rate "$took")" "$(awk -v a="$ours" -v b="$(rate "$took")" 'BEGIN { printf "%.2f", a / b }')"
 fi
 if wanted link; then
   net_start 1 1 1gbit - 
