@@ -26,7 +26,7 @@ row() { rows+=("| $1 | $2 | $3 | $4 |"); echo "${rows[-1]}" >&2; }
 rate() { awk -v b="$bytes" -v s="$1" 'BEGIN { printf "%.0f", b / 1e6 / s }'; }
 # listening FILE: the address in it, once it is there.
 listening() { wait_for 10 grep -q 'listening on' "$1"; sed -n 's/^listening on //p' "$1"; }
-# raw_fetch [SETTINGS...]: MB/s of QUIC alone on loopback.
+# serve_raw [SETTINGS...]: QUIC alone, as raw_address. fetch_raw ADDRESS BYTES [SETTINGS...]: MB/s from there.
 serve_raw() { "$speed" serve "$realm_dir/relay" "${listen:-127.0.0.1:0}" "$@" >"$work/raw.out" & raw+=($!); raw_address=$(listening "$work/raw.out"); }
 fetch_raw() { "$speed" fetch "$realm_dir/device" "$1" "$2" "$streams" "${@:3}" | json mb_s; }
 
