@@ -135,11 +135,6 @@ impl Fetch {
         self.changed();
     }
 
-    /// Nobody wants these any more. What is open in a batch comes all the same.
-    pub fn unwant(&mut self, chunks: &ChunkRanges) {
-        self.wanted = self.wanted.difference(chunks);
-    }
-
     /// What was found to be so when there was nothing to ask for holds no longer.
     fn changed(&mut self) {
         self.quiet_until = None;

@@ -113,14 +113,13 @@ impl Peer {
 
     /// A neighbour that is being dialled, or has just connected, and may hold anything.
     pub(super) fn is_settling(&self, now: Timestamp) -> bool {
-        let Some(announced) = &self.announced else { return false };
-        let patience = if self.connected { config::SETTLED } else { config::SETTLING };
-        !self.dropped && self.failures == 0 && announced.is_empty() && now < self.since + patience
+        self.settles_at(now).is_some()
     }
 
     /// When it will have settled, if it has not.
     pub(super) fn settles_at(&self, now: Timestamp) -> Option<Timestamp> {
-        let patience = if self.connected { config::SETTLED } else { config::SETTLING };
-        self.is_settling(now).then(|| self.since + patience)
+        let silent = self.announced.as_ref().is_some_and(ChunkRanges::is_empty);
+        let at = self.since + if self.connected { config::SETTLED } else { config::SETTLING };
+        (silent && !self.dropped && self.failures == 0 && now < at).then_some(at)
     }
 }

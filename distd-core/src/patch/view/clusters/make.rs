@@ -94,7 +94,7 @@ struct Tools {
 impl Tools {
     fn likely(&self, coding: Coding) -> Option<Setting> {
         let found = self.found.iter().find(|(of, _)| *of == coding).map(|(_, setting)| *setting);
-        found.or(Setting::of(coding).first().copied())
+        found.or_else(|| Setting::of(coding).first().copied())
     }
 
     fn learn(&mut self, coding: Coding, setting: Setting) {
