@@ -97,6 +97,14 @@ pub enum DecodeError {
 }
 
 impl Frame {
+    /// Appends the frame's bytes.
+    pub fn encode_into(&self, out: &mut BytesMut) {
+        match self {
+            Self::Data(data) => data.encode_frame(out),
+            _ => out.extend_from_slice(&self.encode()),
+        }
+    }
+
     /// The frame's bytes.
     pub fn encode(&self) -> Bytes {
         let mut body = BytesMut::new();
@@ -105,7 +113,11 @@ impl Frame {
                 f.encode(&mut body);
                 types::HANDSHAKE
             }
-            Self::Data(f) => return f.encode_frame(),
+            Self::Data(f) => {
+                let mut out = BytesMut::new();
+                f.encode_frame(&mut out);
+                return out.freeze();
+            }
             Self::Have(f) => {
                 f.encode(&mut body);
                 types::HAVE

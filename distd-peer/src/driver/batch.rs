@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use distd_core::packing::{PackedChunk, Unpacker};
+use distd_core::ChunkId;
 use distd_core::proto::Frame;
 use distd_core::proto::batch::{BatchAsk, BatchEvent};
 use distd_core::proto::close::CloseCode;
@@ -10,6 +10,7 @@ use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::{BatchId, PeerFault};
 use tokio::sync::mpsc;
 
+use super::verified::Gathered;
 use super::{ChunkSink, Joined, Message, SinkError, chain};
 use crate::net::{Link, LinkError, RateLimit};
 use crate::table::ChunkTable;
@@ -42,20 +43,58 @@ pub(super) async fn run_batch(
     download: Option<&RateLimit>,
     tx: &mpsc::Sender<Message>,
 ) -> Result<(), BatchFailure> {
+    let mut taken = Taken { batch, gathered: Gathered::default(), sink, tx };
+    let end = take_batch(swarm, chunks, table, download, &mut taken).await;
+    if matches!(end, Err(BatchFailure::Sink(_))) {
+        return end;
+    }
+    // What came before a failure too, so that it is not asked for again.
+    taken.pass_on().await.map_err(BatchFailure::Sink)?;
+    end
+}
+
+/// Chunks that came, on their way to the sink and the driver.
+struct Taken<'t> {
+    batch: BatchId,
+    gathered: Gathered,
+    sink: &'t dyn ChunkSink,
+    tx: &'t mpsc::Sender<Message>,
+}
+
+impl Taken<'_> {
+    async fn pass_on(&mut self) -> Result<(), SinkError> {
+        let chunks: Vec<ChunkId> = self.gathered.hand_to(self.sink)?.map(|entry| entry.id).collect();
+        if !chunks.is_empty() {
+            // The driver is gone only when nobody waits for the answer.
+            let _ = self.tx.send(Message::Chunks(self.batch, chunks)).await;
+        }
+        Ok(())
+    }
+}
+
+async fn take_batch(
+    swarm: &Joined,
+    chunks: ChunkRanges,
+    table: &ChunkTable,
+    download: Option<&RateLimit>,
+    taken: &mut Taken<'_>,
+) -> Result<(), BatchFailure> {
     let link = &swarm.handle.link;
+    let (batch, tx) = (taken.batch, taken.tx);
     let (mut ask, requests) = BatchAsk::new(chunks).expect("the fetch asks for 1 to batch_chunks chunks");
     let (mut writer, mut reader) = swarm.handle.open_batch().await?;
     for frame in requests {
         writer.send(&frame).await.map_err(|e| link.wire(e))?;
     }
     writer.finish();
-    let mut unpacker = Unpacker::default();
     loop {
-        let frame = match reader.next().await {
-            Ok(Some(frame)) => frame,
-            Ok(None) => break,
-            Err(e) => return Err(link.wire(e).into()),
-        };
+        let mut frame = reader.arrived().map_err(|e| link.wire(e))?;
+        if frame.is_none() {
+            // All that came at once, before this waits for more.
+            taken.pass_on().await.map_err(BatchFailure::Sink)?;
+            frame = reader.next().await.map_err(|e| link.wire(e))?;
+        }
+        let Some(frame) = frame else { break };
         if let (Some(limit), Frame::Data(data)) = (download, &frame) {
             held_back(limit, data.bytes.len(), batch, tx).await;
         }
@@ -63,13 +102,14 @@ pub(super) async fn run_batch(
         let message = match event {
             BatchEvent::Data(data) => {
                 let entry = table.get(data.id).expect("only chunks of the table are asked for");
-                let raw = unpacker.unpack(data.codec, &data.bytes, entry.len, &entry.hash).map_err(|e| {
+                let enough = taken.gathered.add(entry, data).map_err(|e| {
                     reader.stop(CloseCode::IntegrityFailed);
                     BatchFailure::Peer(format!("{}: {}", link.address(), chain(&e)), PeerFault::WrongBytes)
                 })?;
-                let packed = PackedChunk { codec: data.codec, raw_len: entry.len, bytes: data.bytes };
-                sink.accept(&entry, packed, raw).map_err(BatchFailure::Sink)?;
-                Message::Chunk(batch, entry.id)
+                if enough {
+                    taken.pass_on().await.map_err(BatchFailure::Sink)?;
+                }
+                continue;
             }
             BatchEvent::DontHave(dont) => Message::DontHave(batch, dont.ranges.to_set(), dont.reason),
             BatchEvent::Choked(choke) => {

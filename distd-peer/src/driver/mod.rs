@@ -2,6 +2,7 @@
 
 mod batch;
 mod dial;
+mod verified;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use self::batch::{BatchFailure, run_batch};
 use self::dial::{Caller, Whom};
+pub use self::verified::Verified;
 use crate::clock::monotonic_now;
 use crate::neighbours::{Neighbour, Neighbourhood};
 use crate::net::{RateLimit, SwarmHandle};
@@ -36,7 +38,15 @@ pub trait ChunkSink: Send + Sync + 'static {
     ///
     /// # Errors
     /// An error ends the whole fetch: the sink cannot go on.
-    fn accept(&self, entry: &Entry, packed: PackedChunk, raw: &[u8]) -> Result<(), SinkError>;
+    fn accept(&self, entry: &Entry, packed: &PackedChunk, raw: &[u8]) -> Result<(), SinkError>;
+
+    /// Takes several that came together.
+    ///
+    /// # Errors
+    /// As [`Self::accept`].
+    fn accept_all(&self, chunks: &[Verified<'_>]) -> Result<(), SinkError> {
+        chunks.iter().try_for_each(|chunk| self.accept(chunk.entry, chunk.packed, chunk.raw))
+    }
 
     /// Whether the sink holds the chunk already, so that it is not asked for.
     fn holds(&self, _entry: &Entry) -> bool {
@@ -87,7 +97,7 @@ enum Message {
     /// A neighbour is not dialled any more.
     Gone(PeerId),
     HeldBack(BatchId),
-    Chunk(BatchId, ChunkId),
+    Chunks(BatchId, Vec<ChunkId>),
     DontHave(BatchId, ChunkRanges, DontHaveReason),
     BatchEnd(BatchId),
     BatchFailed(PeerId, BatchId, String, PeerFault),
@@ -324,7 +334,13 @@ impl Driver {
         let wake = waiting.or_else(|| self.fetch.poll_timeout(now).map(|at| at.since(now)));
         let sleep = tokio::time::sleep(wake.unwrap_or(Duration::from_secs(3600)));
         tokio::select! {
-            Some(message) = self.messages.recv() => self.handle(message)?,
+            Some(message) = self.messages.recv() => {
+                self.handle(message)?;
+                // One look at what to ask next for all that has come.
+                while let Ok(message) = self.messages.try_recv() {
+                    self.handle(message)?;
+                }
+            }
             wanted = self.wants.recv(), if serving && !(self.wants.is_closed() && self.wants.is_empty()) => {
                 if let Some(wanted) = wanted {
                     self.add_wanted(&wanted);
@@ -383,8 +399,10 @@ impl Driver {
                 self.neighbours.retain(|_, known| *known != peer);
             }
             Message::HeldBack(batch) => self.fetch.handle_held_back(now, batch),
-            Message::Chunk(batch, id) => {
-                self.fetch.handle_chunk(now, batch, id);
+            Message::Chunks(batch, ids) => {
+                for id in ids {
+                    self.fetch.handle_chunk(now, batch, id);
+                }
             }
             Message::DontHave(batch, chunks, DontHaveReason::Leased) => {
                 self.fetch.handle_leased(now, batch, &chunks);

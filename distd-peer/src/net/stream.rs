@@ -51,12 +51,15 @@ impl SendStream {
 }
 
 impl RecvStream {
-    /// The next bytes, some `most` of them; `None` at the end. Cancelling the future loses nothing.
-    pub(crate) async fn read(&mut self, most: usize) -> Result<Option<Bytes>, WireError> {
+    /// The next bytes, in as many pieces as have come; how many that are, `None` at the end. Cancelling the future loses nothing.
+    pub(crate) async fn read(&mut self, pieces: &mut [Bytes]) -> Result<Option<usize>, WireError> {
         match self {
-            Self::Quic(stream) => Ok(stream.read_chunk(most, true).await?.map(|chunk| chunk.bytes)),
-            // HTTP/2 frames are far shorter.
-            Self::Https(body) => body.read().await,
+            Self::Quic(stream) => Ok(stream.read_chunks(pieces).await?),
+            Self::Https(body) => {
+                let Some(piece) = body.read().await? else { return Ok(None) };
+                pieces[0] = piece;
+                Ok(Some(1))
+            }
         }
     }
 
