@@ -7,6 +7,7 @@
 pub mod clock;
 pub mod driver;
 pub mod enrollment;
+mod knocks;
 pub mod manifest_fetch;
 pub mod mdns;
 pub mod neighbours;
