@@ -1,6 +1,6 @@
 //! One batch, asked and taken.
 
-use std::time::Duration;
+use std::pin::pin;
 
 use distd_core::packing::{PackedChunk, Unpacker};
 use distd_core::proto::Frame;
@@ -8,14 +8,13 @@ use distd_core::proto::batch::{BatchAsk, BatchEvent};
 use distd_core::proto::close::CloseCode;
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::{BatchId, PeerFault};
+use futures::FutureExt;
 use tokio::sync::mpsc;
 
 use super::{ChunkSink, Joined, Message, SinkError, chain};
-use crate::net::{Link, LinkError, RateLimit};
+use crate::limits::Throttle;
+use crate::net::{Link, LinkError, WireError};
 use crate::table::ChunkTable;
-
-/// How often the driver is told that a batch is held back by this side's own limit.
-const STILL_HERE: Duration = Duration::from_secs(2);
 
 /// Why a batch did not come to its end.
 pub(super) enum BatchFailure {
@@ -39,7 +38,7 @@ pub(super) async fn run_batch(
     chunks: ChunkRanges,
     table: &ChunkTable,
     sink: &dyn ChunkSink,
-    download: Option<&RateLimit>,
+    download: Option<&Throttle>,
     tx: &mpsc::Sender<Message>,
 ) -> Result<(), BatchFailure> {
     let link = &swarm.handle.link;
@@ -54,11 +53,14 @@ pub(super) async fn run_batch(
         let frame = match reader.next().await {
             Ok(Some(frame)) => frame,
             Ok(None) => break,
+            // What this side's limit holds back may be all that the peer may have in flight. If it is not, the driver takes the batch back.
+            Err(WireError::Stalled(_)) if download.is_some() => continue,
             Err(e) => return Err(link.wire(e).into()),
         };
-        if let (Some(limit), Frame::Data(data)) = (download, &frame) {
-            held_back(limit, data.bytes.len(), batch, tx).await;
-        }
+        let arrived = match &frame {
+            Frame::Data(data) => data.bytes.len(),
+            _ => 0,
+        };
         let event = ask.handle_frame(frame).map_err(|e| breach(link, &e))?;
         let message = match event {
             BatchEvent::Data(data) => {
@@ -79,18 +81,19 @@ pub(super) async fn run_batch(
             BatchEvent::Unknown => continue,
         };
         let _ = tx.send(message).await;
+        if let Some(limit) = download.filter(|_| arrived > 0) {
+            // Once it is told of: what a limit of this side holds back has come. Flow control then slows the peer down, which is no fault of it.
+            let mut pass = pin!(limit.pass(link.node_id(), arrived));
+            if pass.as_mut().now_or_never().is_none() {
+                let _ = tx.send(Message::HeldBack(batch)).await;
+                pass.await;
+                let _ = tx.send(Message::HeldBack(batch)).await;
+            }
+        }
     }
     ask.handle_end().map_err(|e| breach(link, &e))
 }
 
 fn breach(link: &Link, error: &dyn std::error::Error) -> BatchFailure {
     BatchFailure::Peer(format!("{}: {}", link.address(), chain(error)), PeerFault::Protocol)
-}
-
-/// Waits for the download limit. Flow control then slows the peer down, which is no fault of it.
-async fn held_back(limit: &RateLimit, bytes: usize, batch: BatchId, tx: &mpsc::Sender<Message>) {
-    let mut pass = std::pin::pin!(limit.pass(bytes));
-    while tokio::time::timeout(STILL_HERE, &mut pass).await.is_err() {
-        let _ = tx.send(Message::HeldBack(batch)).await;
-    }
 }

@@ -30,7 +30,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use crate::net::RateLimit;
+use crate::limits::Throttle;
 use crate::trust::tls::PeerIdentity;
 
 /// Why something is not served. The message goes to the log, never to the peer.
@@ -124,7 +124,7 @@ pub struct ServeConfig {
     /// How long an asker may stay silent inside a request, or not read its answer.
     pub stall: Duration,
     /// What chunks may take of the link.
-    pub upload: Option<Arc<RateLimit>>,
+    pub upload: Option<Arc<Throttle>>,
     /// Who exchanges with whom; without it nobody is told of neighbours.
     pub sites: Option<Arc<Sites>>,
 }
