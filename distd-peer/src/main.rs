@@ -69,6 +69,7 @@ fn settings(args: RunArgs) -> anyhow::Result<(RelayConfig, Option<JoinToken>)> {
         Some(path) => RelayFile::read(path)?,
         None => RelayFile::default(),
     };
+    let rates = file.limits()?;
     let cache = file.cache.unwrap_or_default();
     let bounds = StoreConfig::default();
     let limits = ServeConfig::default();
@@ -100,7 +101,9 @@ fn settings(args: RunArgs) -> anyhow::Result<(RelayConfig, Option<JoinToken>)> {
                 .unwrap_or(bounds.min_free_bytes),
             ..bounds
         },
+        download: rates.download.for_class(None),
         serve: ServeConfig {
+            upload: rates.upload.for_class(None),
             upload_slots_max: file.upload_slots_max.unwrap_or(limits.upload_slots_max),
             connections_max: file.connections_max.unwrap_or(limits.connections_max),
             ..limits

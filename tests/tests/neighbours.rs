@@ -181,9 +181,11 @@ async fn nobody_is_listed_who_is_elsewhere_or_speaks_for_another() {
     let thief = Leaf::enrolled(&lab, "thief").await;
     let record = honest.record(honest.address());
     let mut swarms = vec![honest.join(&lab, manifest, record.clone()).await];
-    // An address its node is not at, another's record, and one changed after it was signed.
-    let victim = "203.0.113.1:443".parse().expect("an address");
-    swarms.push(elsewhere.join(&lab, manifest, elsewhere.record(victim)).await);
+    // Addresses its node is not at, another's record, and one changed after it was signed.
+    for victim in ["203.0.113.1:443", "192.168.1.1:9100"] {
+        let victim = victim.parse().expect("an address");
+        swarms.push(elsewhere.join(&lab, manifest, elsewhere.record(victim)).await);
+    }
     swarms.push(thief.join(&lab, manifest, record.clone()).await);
     let forged = PeerRecord { sequence: u64::MAX, ..thief.record(thief.address()) };
     swarms.push(thief.join(&lab, manifest, forged).await);

@@ -9,9 +9,10 @@ use distd_core::proto::stream::StreamKind;
 use distd_core::proto::{DecodeError, Frame, FrameDecoder};
 use quinn::{ReadError, VarInt, WriteError};
 
-use super::limit::LIMITED_PIECE;
+use super::Meter;
 use super::stream::{RecvStream, SendStream};
-use super::{Meter, RateLimit};
+use crate::limits::{LIMITED_PIECE, Throttle};
+use crate::trust::identity::NodeId;
 
 /// Why a stream could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -196,18 +197,19 @@ impl FrameWriter {
         self.stream.write(self.gathered.split().freeze()).await
     }
 
-    /// Writes one frame no faster than `limit` allows. Gives up when nothing is taken for `stall`; waiting for the limit is none of
+    /// Writes one frame to `peer` no faster than `limit` allows. Gives up when nothing is taken for `stall`; waiting for the limit is none of
     /// the reader's doing.
     pub async fn send_limited(
         &mut self,
         frame: &Frame,
-        limit: &RateLimit,
+        limit: &Throttle,
+        peer: NodeId,
         stall: Duration,
     ) -> Result<(), WireError> {
         let mut bytes = frame.encode();
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(LIMITED_PIECE));
-            limit.pass(piece.len()).await;
+            limit.pass(peer, piece.len()).await;
             let written = tokio::time::timeout(stall, self.stream.write(piece)).await;
             written.map_err(|_| WireError::Stalled(stall))??;
         }

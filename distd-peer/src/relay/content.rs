@@ -19,6 +19,7 @@ use tokio::sync::{OnceCell, mpsc};
 
 use super::demand::{Arrival, Demand};
 use crate::driver::{Driver, DriverHandle};
+use crate::limits::Throttle;
 use crate::manifest_fetch::fetch_manifest;
 use crate::net::exchange_raw;
 use crate::parents::Parents;
@@ -84,6 +85,7 @@ type OpenSwarms = HashMap<ManifestId, (Instant, Arc<OnceCell<Arc<RelaySwarm>>>)>
 pub struct Relay {
     store: Arc<EdgeStore>,
     parents: Arc<Parents>,
+    download: Option<Arc<Throttle>>,
     anchor: TrustAnchor,
     swarms: Mutex<OpenSwarms>,
     metadata: tokio::sync::Mutex<MetadataCache>,
@@ -98,11 +100,19 @@ impl Relay {
         Self {
             store,
             parents,
+            download: None,
             anchor,
             swarms: Mutex::default(),
             metadata,
             counters: RelayCounters::default(),
         }
+    }
+
+    /// Takes chunks from its parents no faster than this.
+    #[must_use]
+    pub fn limited(mut self, download: Option<Arc<Throttle>>) -> Self {
+        self.download = download;
+        self
     }
 
     /// The store.
@@ -150,7 +160,7 @@ impl Relay {
             None => self.fetch(id).await?,
         };
         self.counters.swarms_opened.fetch_add(1, Ordering::Relaxed);
-        Ok(RelaySwarm::start(self.store.clone(), self.parents.clone(), Arc::new(manifest)))
+        Ok(RelaySwarm::start(self, Arc::new(manifest)))
     }
 
     async fn fetch(&self, id: ManifestId) -> Result<Manifest, ServeError> {
@@ -287,12 +297,14 @@ pub(super) struct RelaySwarm {
 }
 
 impl RelaySwarm {
-    fn start(store: Arc<EdgeStore>, parents: Arc<Parents>, manifest: Arc<Manifest>) -> Arc<Self> {
+    fn start(relay: &Relay, manifest: Arc<Manifest>) -> Arc<Self> {
+        let (store, parents) = (relay.store.clone(), relay.parents.clone());
         let table = Arc::new(ChunkTable::of(&manifest));
         let demand = Arc::new(Demand::new(store.clone()));
         let config = FetchConfig::relay();
         let (driver, handle) =
             Driver::new(parents.clone(), manifest.id(), table.clone(), demand.clone(), config);
+        let driver = driver.limited(relay.download.clone());
         tokio::spawn(async move {
             if let Err(error) = driver.run().await {
                 tracing::error!(error = &error as &dyn std::error::Error, "swarm ended");

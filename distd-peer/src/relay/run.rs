@@ -104,7 +104,8 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     let dialer = Dialer::new(quic, credentials.clone(), &ca, outbound.clone())?;
     let quarantine = Arc::new(Quarantine::load(&config.data.join("quarantine.json")));
     let parents = Arc::new(Parents::new(dialer, config.parents.clone(), quarantine));
-    let relay = Arc::new(Relay::new(store.clone(), parents, TrustAnchor::Ca(ca.clone())));
+    let relay = Relay::new(store.clone(), parents, TrustAnchor::Ca(ca.clone()));
+    let relay = Arc::new(relay.limited(config.download.clone()));
     let reset = ResetKey::of_node(&identity.private_key());
     let quic = quic_server(credentials.clone(), &ca)?;
     let (endpoint, listener) = parent_sockets(config.listen, &quic, &reset)?;

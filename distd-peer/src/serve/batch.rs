@@ -83,8 +83,8 @@ pub(super) async fn answer(
                 let frame = Frame::Data(data);
                 match &peer.server.config.upload {
                     Some(limit) => {
-                        let stall = peer.server.config.stall;
-                        writer.send_limited(&frame, limit, stall).await.map_err(wire)?;
+                        let (node, stall) = (peer.identity.node_id, peer.server.config.stall);
+                        writer.send_limited(&frame, limit, node, stall).await.map_err(wire)?;
                     }
                     None if writer.gather(&frame) => flush(peer, writer).await?,
                     None => {}

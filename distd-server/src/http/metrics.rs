@@ -132,6 +132,11 @@ async fn text(app: &App) -> String {
         ("distd_quic_batches_total", "Batches of chunks answered.", &c.batches),
         ("distd_quic_batches_choked_total", "Batches choked.", &c.choked),
         ("distd_quic_chunks_leased_total", "Chunks left to a neighbour of the asker.", &c.leased),
+        (
+            "distd_quic_nodes_alone_total",
+            "Nodes that got nothing of what was left to their neighbours.",
+            &c.alone,
+        ),
         ("distd_quic_chunks_total", "Chunks served.", &c.chunks),
         ("distd_quic_chunk_bytes_total", "Packed chunk bytes served.", &c.chunk_bytes),
         ("distd_quic_nodes_total", "Manifest nodes served.", &c.nodes),
