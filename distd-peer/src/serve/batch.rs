@@ -65,7 +65,13 @@ pub(super) async fn answer(
     };
     // Owns the receiver: when sending fails it is dropped, and `chunks` notices that nobody listens.
     let sending = async move {
-        while let Some(answer) = answers.recv().await {
+        loop {
+            let answer = tokio::select! {
+                answer = answers.recv() => answer,
+                // Nobody waits any more for what is still on its way from upstream.
+                gone = writer.stopped() => return Err(wire(gone)),
+            };
+            let Some(answer) = answer else { return Ok(()) };
             match answer {
                 ChunkAnswer::Data(data) => {
                     let id = data.id;
@@ -86,7 +92,6 @@ pub(super) async fn answer(
                 ChunkAnswer::DontHave(chunks, reason) => refuse(peer, writer, &chunks, reason).await?,
             }
         }
-        Ok(())
     };
     let ((), result) = tokio::join!(answering, sending);
     counters.batches.fetch_add(1, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 //!
 //! The decisions are the core's [`Directory`] and [`Leases`]; here they get verified records, the time, and a lock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -175,6 +175,20 @@ impl Member {
         // No word to the others: they learn of chunks from the node itself.
     }
 
+    /// The node says whom it takes nothing of.
+    pub(crate) fn shuns(&self, nodes: BTreeSet<NodeId>) {
+        let mut state = self.sites.state();
+        state.directory.handle_shuns(&self.site, self.node, nodes);
+        state.tell(&self.site);
+    }
+
+    /// Of whom several of the site take nothing, where chunks are leased: who leases them is asked first when they are passed by.
+    pub(crate) fn disowned(&self) -> Vec<NodeId> {
+        let state = self.sites.state();
+        let shuns = state.directory.shuns(&self.site);
+        shuns.disowned().filter(|_| self.sites.leasing).copied().collect()
+    }
+
     /// The node sent its record anew.
     pub(crate) fn refresh(&self, observed: SocketAddr, record: PeerRecord) {
         let verified = verify_record(&record, &self.sites.ca, unix_now()) == Ok(self.node);
@@ -216,8 +230,10 @@ impl Member {
         let mut state = self.sites.state();
         let now = monotonic_now();
         state.leases.retain(|_, leases| !leases.is_idle(now));
-        let leases = state.leases.entry((self.site.clone(), self.manifest)).or_default();
-        let (id, granted, refused) = leases.handle_request(now, self.node, wanted, self.serves);
+        let State { directory, leases, .. } = &mut *state;
+        let leases = leases.entry((self.site.clone(), self.manifest)).or_default();
+        let shuns = directory.shuns(&self.site);
+        let (id, granted, refused) = leases.handle_request(now, self.node, wanted, self.serves, shuns);
         Some((BatchLease { member: self, id }, granted, refused))
     }
 

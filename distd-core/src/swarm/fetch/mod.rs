@@ -3,11 +3,13 @@
 //! Inputs are `handle_*`; after each of them, and when [`Fetch::poll_timeout`] is reached, call
 //! [`Fetch::poll_request`] until it returns `None`, then [`Fetch::poll_event`] likewise.
 //!
-//! Here is what happens to chunks, batches and peers, in `refused` what a peer does not send; `choose` has what is asked of whom.
+//! Here is what happens to chunks, batches and peers, in `refused` what a peer does not send, in `liars` what is made of relays
+//! that sent wrong bytes; `choose` has what is asked of whom.
 
 mod capacity;
 mod choose;
 mod config;
+mod liars;
 mod peer;
 mod refused;
 
@@ -87,6 +89,8 @@ pub struct Fetch {
     /// Chunks open in two batches, how many were made so, and how many were wanted in all.
     doubled: ChunkRanges,
     doubled_ever: u64,
+    /// Chunks open in a batch that nobody waits for any more.
+    unwanted: ChunkRanges,
     wanted_ever: u64,
     /// Where it begins among the wanted chunks: nodes of a site that start at once ask for different parts.
     pivot: Option<ChunkId>,
@@ -114,6 +118,7 @@ impl Fetch {
             next_batch: 0,
             doubled: ChunkRanges::new(),
             doubled_ever: 0,
+            unwanted: ChunkRanges::new(),
             wanted_ever: 0,
             pivot: None,
             came: 0,
@@ -125,6 +130,7 @@ impl Fetch {
 
     /// Adds chunks; those already wanted or in flight are not asked for twice.
     pub fn want(&mut self, chunks: &ChunkRanges) {
+        self.unwanted = self.unwanted.difference(chunks);
         let mut fresh = chunks.clone();
         for batch in self.batches.values() {
             fresh = fresh.difference(&batch.open);
@@ -133,6 +139,21 @@ impl Fetch {
         self.wanted.extend(&fresh);
         self.wanted_ever += self.wanted.len() - before;
         self.changed();
+    }
+
+    /// Nobody waits for these any more. A batch of which they are half is withdrawn: what of the other half is on its way comes twice, which
+    /// is less.
+    pub fn want_no_more(&mut self, now: Timestamp, chunks: &ChunkRanges) {
+        self.unwanted.extend(chunks);
+        let idle = |b: &Batch| b.open.intersection(&self.unwanted).len() * 2 >= b.open.len();
+        let idle: Vec<_> = self.batches.iter().filter(|(_, b)| idle(b)).map(|(id, _)| *id).collect();
+        idle.into_iter().for_each(|batch| self.withdraw(now, batch));
+        self.wanted = self.wanted.difference(&self.unwanted);
+        let open = self.batches.values().map(|b| b.open.intersection(&self.unwanted));
+        self.unwanted = open.fold(ChunkRanges::new(), |mut all, open| {
+            all.extend(&open);
+            all
+        });
     }
 
     /// What was found to be so when there was nothing to ask for holds no longer.
@@ -217,7 +238,9 @@ impl Fetch {
                 peer.chokes = 0;
                 (peer.excused, peer.stalled, peer.upstream_failed) = (false, false, None);
                 peer.capacity.chunk();
-                if !std::mem::replace(&mut peer.proven, true) {
+                peer.right += 1;
+                peer.came_at = now;
+                if peer.right == 1 {
                     // It may be asked for more.
                     self.quiet_until = None;
                 }
@@ -315,6 +338,7 @@ impl Fetch {
         let pause = self.config.backoff.saturating_mul(1 << p.failures.min(16)).min(self.config.backoff_max);
         p.not_before = now + pause;
         p.stalled |= fault == PeerFault::Stalled;
+        p.lied |= fault == PeerFault::WrongBytes;
         let hopeless = matches!(fault, PeerFault::WrongBytes | PeerFault::Protocol);
         if hopeless || p.failures >= self.config.failures_max {
             p.dropped = true;
@@ -375,5 +399,7 @@ impl Fetch {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_liars;
 #[cfg(test)]
 mod tests_pace;
