@@ -75,6 +75,7 @@ impl Directory {
         let group = self.sites.entry(site.clone()).or_default();
         group.heard = now;
         group.nodes.retain(|_, entry| entry.record.expires > now);
+        group.shuns.expire(now);
         let key = (node, record.resident);
         if let Some(entry) = group.nodes.get_mut(&key) {
             if entry.record.sequence >= record.sequence {
@@ -115,10 +116,10 @@ impl Directory {
         }
     }
 
-    /// A node says whom it takes nothing of: all of them.
-    pub fn handle_shuns(&mut self, site: &SiteKey, node: NodeId, whom: BTreeSet<NodeId>) {
+    /// A node says at `now` (unix seconds) whom it takes nothing of: all of them.
+    pub fn handle_shuns(&mut self, now: u64, site: &SiteKey, node: NodeId, whom: BTreeSet<NodeId>) {
         if let Some(group) = self.sites.get_mut(site) {
-            group.shuns.handle_shuns(node, whom);
+            group.shuns.handle_shuns(now, node, whom);
         }
     }
 
@@ -146,10 +147,9 @@ impl Directory {
         let gone = !resident && entry.swarms.is_empty();
         if gone {
             group.nodes.remove(&(node, resident));
-            group.shuns.handle_left(node);
             group.shuns.handle_members(group.nodes.len());
         }
-        if group.nodes.is_empty() {
+        if group.nodes.is_empty() && group.shuns.is_empty() {
             self.sites.remove(site);
         }
         gone
@@ -330,10 +330,10 @@ mod tests {
             ports(&directory.ranked(NOW, &site(), asker, &[]))
         };
         assert_eq!(told(&directory, 9)[0], 1, "it has everything");
-        directory.handle_shuns(&site(), node(2), [node(1)].into());
+        directory.handle_shuns(NOW, &site(), node(2), [node(1)].into());
         assert!(!told(&directory, 2).contains(&1));
         assert_eq!(told(&directory, 9)[0], 1, "one voice");
-        directory.handle_shuns(&site(), node(3), [node(1)].into());
+        directory.handle_shuns(NOW, &site(), node(3), [node(1)].into());
         assert_eq!(told(&directory, 9)[3], 1);
     }
 

@@ -300,7 +300,7 @@ mod tests {
     }
 
     fn said(by: NodeId, whom: NodeId, shuns: &mut Shuns) {
-        shuns.handle_shuns(by, [whom].into());
+        shuns.handle_shuns(0, by, [whom].into());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::NodeId;
-use crate::limits::DIRECTORY_NODES_MAX;
+use crate::limits::{DIRECTORY_NODES_MAX, RECORD_SECONDS_MAX};
 
 /// Nodes that must say the same of one before the others of the site are spared it: one liar alone, or a device whose memory rots, cannot take
 /// anybody's good name.
@@ -16,7 +16,9 @@ const VOICES_PART: usize = 16;
 /// `SHUN_NODES_MAX` each (`Control`).
 #[derive(Debug, Default)]
 pub struct Shuns {
-    by: BTreeMap<NodeId, BTreeSet<NodeId>>,
+    /// Whom each shuns, and until when its word counts, unix seconds: as long as a record at most. A pull is over before what it learned is
+    /// of no use to the next.
+    by: BTreeMap<NodeId, (u64, BTreeSet<NodeId>)>,
     voices: BTreeMap<NodeId, usize>,
     members: usize,
 }
@@ -27,18 +29,29 @@ impl Shuns {
         self.members = members;
     }
 
-    /// `by` takes nothing of `whom`; instead of what it said before.
-    pub fn handle_shuns(&mut self, by: NodeId, whom: BTreeSet<NodeId>) {
-        self.handle_left(by);
+    /// `by` takes nothing of `whom`, as it says at `now` (unix seconds); instead of what it said before.
+    pub fn handle_shuns(&mut self, now: u64, by: NodeId, whom: BTreeSet<NodeId>) {
+        self.expire(now);
+        self.forget(by);
         if self.by.len() < DIRECTORY_NODES_MAX {
             whom.iter().for_each(|node| *self.voices.entry(*node).or_default() += 1);
-            self.by.insert(by, whom);
+            self.by.insert(by, (now + RECORD_SECONDS_MAX, whom));
         }
     }
 
-    /// A node's word counts no longer.
-    pub fn handle_left(&mut self, by: NodeId) {
-        for node in self.by.remove(&by).unwrap_or_default() {
+    /// Words that are old count no longer.
+    pub(super) fn expire(&mut self, now: u64) {
+        let old = self.by.iter().filter(|(_, (until, _))| *until <= now).map(|(by, _)| *by);
+        old.collect::<Vec<_>>().into_iter().for_each(|by| self.forget(by));
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.by.is_empty()
+    }
+
+    fn forget(&mut self, by: NodeId) {
+        let Some((_, whom)) = self.by.remove(&by) else { return };
+        for node in whom {
             if let Some(voices) = self.voices.get_mut(&node) {
                 *voices -= 1;
                 if *voices == 0 {
@@ -50,7 +63,7 @@ impl Shuns {
 
     /// Whether `node` takes nothing of `whom`.
     pub fn is_shunned_by(&self, whom: NodeId, node: NodeId) -> bool {
-        self.by.get(&node).is_some_and(|shunned| shunned.contains(&whom))
+        self.by.get(&node).is_some_and(|(_, shunned)| shunned.contains(&whom))
     }
 
     /// All of whom several say so.
@@ -72,23 +85,25 @@ impl Shuns {
 mod tests {
     use super::*;
 
+    const NOW: u64 = 1_000_000;
+
     #[test]
     fn one_voice_is_for_its_owner_and_two_are_for_all() {
         let node = |n: u8| NodeId([n; 16]);
         let mut shuns = Shuns::default();
-        shuns.handle_shuns(node(1), [node(9)].into());
-        shuns.handle_shuns(node(1), [node(8), node(9)].into());
+        shuns.handle_shuns(NOW, node(1), [node(9)].into());
+        shuns.handle_shuns(NOW, node(1), [node(8), node(9)].into());
         assert!(shuns.is_shunned_by(node(9), node(1)) && !shuns.is_shunned_by(node(9), node(2)));
         assert!(!shuns.is_disowned(node(9)), "said twice by one");
-        shuns.handle_shuns(node(2), [node(9)].into());
+        shuns.handle_shuns(NOW, node(2), [node(9)].into());
         assert!(shuns.is_disowned(node(9)) && !shuns.is_disowned(node(8)));
         shuns.handle_members(VOICES_PART * 3);
         assert!(!shuns.is_disowned(node(9)), "two of 48");
         shuns.handle_members(VOICES_PART);
         assert!(shuns.disowned().eq([&node(9)]));
-        shuns.handle_left(node(1));
-        assert!(!shuns.is_disowned(node(9)));
-        shuns.handle_left(node(2));
-        assert!(shuns.voices.is_empty() && shuns.by.is_empty());
+        shuns.handle_shuns(NOW + 1, node(1), BTreeSet::new());
+        assert!(!shuns.is_disowned(node(9)), "taken back");
+        shuns.expire(NOW + RECORD_SECONDS_MAX);
+        assert!(shuns.voices.is_empty() && shuns.by.len() == 1);
     }
 }

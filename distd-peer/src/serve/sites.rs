@@ -178,7 +178,7 @@ impl Member {
     /// The node says whom it takes nothing of.
     pub(crate) fn shuns(&self, nodes: BTreeSet<NodeId>) {
         let mut state = self.sites.state();
-        state.directory.handle_shuns(&self.site, self.node, nodes);
+        state.directory.handle_shuns(unix_now(), &self.site, self.node, nodes);
         state.tell(&self.site);
     }
 

@@ -169,7 +169,7 @@ impl Sim {
             }
             ControlEvent::Shuns(nodes) => {
                 if let Some(member) = &self.conns[conn.0].member {
-                    self.nodes[n.0].answering.directory.handle_shuns(&member.site, asker.id(), nodes);
+                    self.nodes[n.0].answering.directory.handle_shuns(unix, &member.site, asker.id(), nodes);
                     self.tell_later(n);
                 }
             }
