@@ -6,7 +6,7 @@
 //! speed impair LISTEN TARGET LOSS% DELAY_MS MBIT QUEUE_MS
 //! ```
 //!
-//! Settings for the first two: `--congestion cubic|newreno|bbr`, `--window MIB` (of a connection, half of it a stream), `--mtu BYTES`.
+//! Settings for the first two: `--congestion cubic|newreno|bbr|follow`, `--window MIB` (of a connection, half of it a stream), `--mtu BYTES`.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use distd_peer::net::{Congestion, Tuning};
+use distd_peer::net::{Congestion, Tuning, udp_socket};
 use distd_peer::trust::identity::{NodeIdentity, PARENT_NAME};
 use distd_peer::trust::tls::{Credentials, quic_client, quic_server};
 use distd_tests::impair::{Impairment, Link};
@@ -69,7 +69,8 @@ fn tuning(args: &mut Vec<String>) -> Result<Tuning, Failure> {
         match (name.as_str(), value.as_str()) {
             ("--congestion", "cubic") => tuning.congestion = Congestion::Cubic,
             ("--congestion", "newreno") => tuning.congestion = Congestion::NewReno,
-            ("--congestion", "bbr") => tuning.congestion = Congestion::Bbr,
+            ("--congestion", "bbr") => tuning.congestion = Congestion::QuinnBbr,
+            ("--congestion", "follow") => tuning.congestion = Congestion::Follow,
             ("--window", mib) => {
                 tuning.connection_window = mib.parse::<u32>()? << 20;
                 tuning.stream_window = tuning.connection_window / 2;
@@ -88,7 +89,8 @@ fn endpoint(
 ) -> Result<Endpoint, Failure> {
     let mut config = EndpointConfig::default();
     config.max_udp_payload_size(tuning.mtu_max)?;
-    Ok(Endpoint::new(config, server, std::net::UdpSocket::bind(listen)?, Arc::new(TokioRuntime))?)
+    let socket = udp_socket(listen)?;
+    Ok(Endpoint::new(config, server, socket, Arc::new(TokioRuntime))?)
 }
 
 async fn serve(state: &Path, listen: SocketAddr, tuning: &Tuning) -> Result<(), Failure> {
@@ -116,6 +118,11 @@ async fn serve(state: &Path, listen: SocketAddr, tuning: &Tuning) -> Result<(), 
                     Ok::<(), Failure>(())
                 });
             }
+            let s = connection.stats();
+            eprintln!(
+                "lost {} of {} packets, congestion events {}, cwnd {}",
+                s.path.lost_packets, s.path.sent_packets, s.path.congestion_events, s.path.cwnd
+            );
             Ok::<(), Failure>(())
         });
     }

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use distd_peer::net::udp_socket;
+
 use crate::Rng;
 
 /// Largest datagram passed on.
@@ -57,12 +59,10 @@ impl Link {
         impairment: Impairment,
         rng_seed: u64,
     ) -> io::Result<Self> {
-        let client_side = UdpSocket::bind(listen)?;
-        let target_side = UdpSocket::bind(SocketAddr::new(listen.ip(), 0))?;
+        let client_side = udp_socket(listen)?;
+        let target_side = udp_socket(SocketAddr::new(listen.ip(), 0))?;
         target_side.connect(target)?;
         for socket in [&client_side, &target_side] {
-            // As far as net.core.rmem_max goes.
-            socket2::SockRef::from(socket).set_recv_buffer_size(4 << 20)?;
             socket.set_read_timeout(Some(Duration::from_millis(100)))?;
         }
         let client: Arc<Mutex<Option<SocketAddr>>> = Arc::default();

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
-use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
+use rustix::net::sockopt;
 use rustls::pki_types::PrivateKeyDer;
 use tokio::net::TcpListener;
+
+use super::congestion::Congestion;
 
 /// Unacknowledged bytes a peer may have in flight to us on one stream: one batch's chunks in compressed form mostly fit.
 pub(super) const STREAM_WINDOW: u32 = 3 << 20;
@@ -28,8 +30,27 @@ pub(super) const IDLE: Duration = Duration::from_secs(30);
 /// Silence after which a peer is asked for a sign of life.
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// Largest packet probed for: jumbo frames and loopback; path MTU discovery settles on what the path carries.
-const MTU_MAX: u16 = 8952;
+/// Largest packet probed for, bytes: path MTU discovery settles on what the path carries. The ten packets that QUIC hands to the system at once
+/// must fit one datagram of IPv4 (65 507 bytes), or the system takes none of them and all ten are lost.
+const MTU_MAX: u16 = 6550;
+
+/// Bytes of datagrams that may wait in a socket until this process gets to run: what a link of 1 Gbit/s brings in 30 ms.
+const SOCKET_BUFFER: usize = 4 << 20;
+
+/// A UDP socket with room for what arrives while this process waits for a processor. What overflows the system's own default (some 200 KiB) is lost, and
+/// sent again.
+///
+/// # Errors
+/// Those of binding.
+pub fn udp_socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    let socket = std::net::UdpSocket::bind(address)?;
+    // Root may have as much as it wants, others as much as `net.core.rmem_max` says; less only costs speed.
+    if sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER).is_err() {
+        let _ = sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER);
+    }
+    let _ = sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER);
+    Ok(socket)
+}
 
 /// Why an endpoint could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -48,17 +69,6 @@ pub(super) const REQUEST_STREAM_WINDOW: u32 = 1_200_000;
 /// The same over all streams of a connection, which may be one of thousands and, for enrolment, anyone's.
 pub(super) const REQUEST_CONNECTION_WINDOW: u32 = 1_500_000;
 
-/// What decides how much is in flight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Congestion {
-    /// Backs off with each loss (RFC 9438).
-    Cubic,
-    /// The same, more slowly back (RFC 9002 §7).
-    NewReno,
-    /// Follows the rate that arrives, whatever is lost: with 1 % loss and 40 ms ten times what the others make of it.
-    Bbr,
-}
-
 /// What a connection's speed depends on. The defaults are measured: docs/benchmarks.md, "Speed".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tuning {
@@ -75,7 +85,7 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            congestion: Congestion::Bbr,
+            congestion: Congestion::Follow,
             stream_window: STREAM_WINDOW,
             connection_window: CONNECTION_WINDOW,
             mtu_max: MTU_MAX,
@@ -95,17 +105,12 @@ impl Tuning {
     }
 
     fn transport(&self, stream_window: u32, connection_window: u32) -> Arc<TransportConfig> {
-        let controller: Arc<dyn ControllerFactory + Send + Sync> = match self.congestion {
-            Congestion::Cubic => Arc::new(CubicConfig::default()),
-            Congestion::NewReno => Arc::new(NewRenoConfig::default()),
-            Congestion::Bbr => Arc::new(BbrConfig::default()),
-        };
         let mut config = TransportConfig::default();
         let idle = IdleTimeout::try_from(IDLE).expect("30 s fit a varint of milliseconds");
         let mut mtu = MtuDiscoveryConfig::default();
         mtu.upper_bound(self.mtu_max);
         config
-            .congestion_controller_factory(controller)
+            .congestion_controller_factory(self.congestion.factory())
             .stream_receive_window(VarInt::from_u32(stream_window))
             .receive_window(VarInt::from_u32(connection_window))
             .send_window(u64::from(self.connection_window))
@@ -146,7 +151,7 @@ fn endpoint(
     reset: Option<&ResetKey>,
 ) -> Result<Endpoint, BindError> {
     let open = || {
-        let socket = std::net::UdpSocket::bind(address)?;
+        let socket = udp_socket(address)?;
         let mut config = endpoint_config(reset);
         config.max_udp_payload_size(MTU_MAX).expect("above the minimum of 1200");
         Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime))

@@ -1,5 +1,6 @@
 //! Transports below the protocol: endpoints, frames on streams, connections to parents and neighbours, byte rates.
 
+mod congestion;
 mod connection;
 mod dialer;
 mod endpoint;
@@ -15,12 +16,13 @@ mod proxy;
 mod stream;
 mod wire;
 
+pub use congestion::Congestion;
 pub(crate) use connection::Accepted;
 pub use connection::Carrier;
 pub use dialer::{DialError, Dialer};
 pub use endpoint::{
-    BindError, Congestion, ResetKey, Tuning, client_endpoint, device_endpoint, own_address, parent_sockets,
-    resolve, server_endpoint,
+    BindError, ResetKey, Tuning, client_endpoint, device_endpoint, own_address, parent_sockets, resolve,
+    server_endpoint, udp_socket,
 };
 pub(crate) use enroll::exchange_raw;
 pub use enroll::{EnrollError, exchange_enroll};

@@ -1,0 +1,98 @@
+//! At which rate sent bytes arrive: delivery rate samples and their maximum (draft-ietf-ccwg-bbr §4.1).
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Points of the past kept: the acknowledgements of one round trip at 1 Gbit/s and 100 ms, thinned out by two above.
+const POINTS_MAX: usize = 2048;
+
+/// Round trips over which the largest sample counts.
+const ROUNDS: usize = 10;
+
+#[derive(Clone, Copy)]
+struct Point {
+    at: Instant,
+    /// Bytes acknowledged until then.
+    delivered: u64,
+    /// When the newest packet that was acknowledged then had been sent.
+    newest_sent: Instant,
+}
+
+/// What arrived, and when that was known.
+#[derive(Clone)]
+pub(super) struct Deliveries {
+    points: VecDeque<Point>,
+    delivered: u64,
+    /// When the newest packet of this acknowledgement was sent.
+    newest_sent: Instant,
+}
+
+impl Deliveries {
+    pub(super) fn new(now: Instant) -> Self {
+        let first = Point { at: now, delivered: 0, newest_sent: now };
+        Self { points: VecDeque::from([first]), delivered: 0, newest_sent: now }
+    }
+
+    /// Bytes acknowledged so far.
+    pub(super) fn delivered(&self) -> u64 {
+        self.delivered
+    }
+
+    /// When the newest packet acknowledged so far was sent.
+    pub(super) fn newest_sent(&self) -> Instant {
+        self.newest_sent
+    }
+
+    pub(super) fn handle_acked(&mut self, sent: Instant, bytes: u64) {
+        self.delivered += bytes;
+        self.newest_sent = self.newest_sent.max(sent);
+    }
+
+    /// The rate between the sending of the newest packet acknowledged and now, bytes a second.
+    pub(super) fn handle_acks_end(&mut self, now: Instant) -> Option<u64> {
+        // What was known when that packet was sent.
+        let after = self.points.partition_point(|point| point.at <= self.newest_sent);
+        // Older points will not be asked for again: packets are sent one after the other.
+        self.points.drain(..after.saturating_sub(1));
+        let then = *self.points.front()?;
+        // Acknowledgements that come all at once say nothing of the rate: what was sent in between took its time.
+        let elapsed =
+            now.duration_since(then.at).max(self.newest_sent.saturating_duration_since(then.newest_sent));
+        if self.points.len() >= POINTS_MAX {
+            let mut keep = false;
+            self.points.retain(|_| {
+                keep = !keep;
+                keep
+            });
+        }
+        self.points.push_back(Point { at: now, delivered: self.delivered, newest_sent: self.newest_sent });
+        if elapsed < Duration::from_micros(1) {
+            return None;
+        }
+        let bytes = self.delivered - then.delivered;
+        u64::try_from(u128::from(bytes) * 1_000_000_000 / elapsed.as_nanos()).ok()
+    }
+}
+
+/// The largest sample of the last rounds.
+#[derive(Clone, Default)]
+pub(super) struct MaxOfRounds {
+    rounds: [u64; ROUNDS],
+    at: usize,
+}
+
+impl MaxOfRounds {
+    pub(super) fn start_round(&mut self) {
+        self.at = (self.at + 1) % ROUNDS;
+        self.rounds[self.at] = 0;
+    }
+
+    pub(super) fn add(&mut self, sample: u64) {
+        let round = &mut self.rounds[self.at];
+        *round = (*round).max(sample);
+    }
+
+    pub(super) fn get(&self) -> u64 {
+        self.rounds.into_iter().max().unwrap_or(0)
+    }
+}
