@@ -32,6 +32,18 @@ impl SendStream {
         }
     }
 
+    /// Returns when the peer wants nothing more of it, or is gone. Cancelling the future loses nothing.
+    pub(crate) async fn stopped(&self) -> WireError {
+        match self {
+            Self::Quic(stream) => match stream.stopped().await {
+                Ok(Some(code)) => WireError::Closed(CloseCode::from_code(code.into_inner())),
+                Ok(None) => WireError::Closed(CloseCode::Done),
+                Err(error) => WireError::Connection(error.into()),
+            },
+            Self::Https(body) => body.stopped().await,
+        }
+    }
+
     /// Ends the stream after what was written.
     pub(crate) fn finish(&mut self) {
         match self {

@@ -216,6 +216,11 @@ impl FrameWriter {
         Ok(())
     }
 
+    /// Returns when the peer wants nothing more of the stream, or is gone. Cancelling the future loses nothing.
+    pub async fn stopped(&self) -> WireError {
+        self.stream.stopped().await
+    }
+
     /// Ends the stream after what was written.
     pub fn finish(&mut self) {
         self.stream.finish();

@@ -17,7 +17,7 @@ use distd_core::swarm::rules::UPSTREAM_WAIT;
 use distd_core::{ChunkId, ManifestId};
 use tokio::sync::{OnceCell, mpsc};
 
-use super::demand::{Arrival, Demand};
+use super::demand::{Arrival, Demand, Waiter};
 use crate::driver::{Driver, DriverHandle};
 use crate::limits::Throttle;
 use crate::manifest_fetch::fetch_manifest;
@@ -348,7 +348,9 @@ impl RelaySwarm {
         }
         let held = self.held_of(&known).unwrap_or_default();
         let mut open = known.difference(&held.iter().map(|(entry, _)| entry.id).collect());
-        let (tx, mut arrivals) = mpsc::unbounded_channel();
+        let (tx, arrivals) = mpsc::unbounded_channel();
+        let mut waiter =
+            Waiter { demand: &self.demand, driver: &self.driver, chunks: known, arrivals, is_told: false };
         self.want(&open, &tx);
         for group in held.chunks(READ_GROUP) {
             let group = group.iter().map(|(entry, place)| (*entry, Some(*place))).collect();
@@ -367,10 +369,12 @@ impl RelaySwarm {
         let mut arrived = Vec::with_capacity(READ_GROUP);
         while !open.is_empty() {
             let count = tokio::select! {
-                received = tokio::time::timeout(UPSTREAM_WAIT, arrivals.recv_many(&mut arrived, READ_GROUP)) => received,
+                received = tokio::time::timeout(UPSTREAM_WAIT, waiter.arrivals.recv_many(&mut arrived, READ_GROUP)) => received,
                 () = answers.closed() => return None,
             };
             let Ok(1..) = count else {
+                // It will ask again.
+                waiter.is_told = true;
                 answers.send(ChunkAnswer::DontHave(open, DontHaveReason::Upstream)).await.ok()?;
                 return Some(());
             };
@@ -403,8 +407,7 @@ impl RelaySwarm {
 
     fn want(&self, chunks: &ChunkRanges, tx: &mpsc::UnboundedSender<Arrival>) {
         if !chunks.is_empty() {
-            self.demand.wait_for(chunks, tx);
-            self.driver.want(chunks.clone());
+            self.demand.wait_for(chunks, tx, |chunks| self.driver.want(chunks));
         }
     }
 }
@@ -450,9 +453,7 @@ impl Swarm for RelaySwarm {
     }
 
     async fn chunks(&self, wanted: ChunkRanges, answers: mpsc::Sender<ChunkAnswer>) {
-        let asked = wanted.clone();
         // `None`: the asker went away.
         let _ = self.answer(wanted, &answers).await;
-        self.demand.forget_gone(&asked);
     }
 }

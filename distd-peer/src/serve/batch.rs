@@ -67,7 +67,15 @@ pub(super) async fn answer(
     let sending = async move {
         let mut ready = Vec::with_capacity(ANSWER_QUEUE);
         let mut sent = Vec::with_capacity(ANSWER_QUEUE);
-        while answers.recv_many(&mut ready, ANSWER_QUEUE).await > 0 {
+        loop {
+            let count = tokio::select! {
+                count = answers.recv_many(&mut ready, ANSWER_QUEUE) => count,
+                // Nobody waits any more for what is still on its way from upstream.
+                gone = writer.stopped() => return Err(wire(gone)),
+            };
+            if count == 0 {
+                return Ok(());
+            }
             for answer in ready.drain(..) {
                 let data = match answer {
                     ChunkAnswer::Data(data) => data,
@@ -97,7 +105,6 @@ pub(super) async fn answer(
                 }
             }
         }
-        Ok(())
     };
     let ((), result) = tokio::join!(answering, sending);
     counters.batches.fetch_add(1, Ordering::Relaxed);
