@@ -43,8 +43,8 @@ struct State {
     leases: BTreeMap<(SiteKey, ManifestId), Leases>,
     lately: BTreeMap<(SiteKey, ManifestId), Lately>,
     changed: BTreeMap<SiteKey, watch::Sender<()>>,
-    /// Open control streams of nodes that take part, by swarm.
-    members: BTreeMap<ManifestId, usize>,
+    /// Open control streams of nodes that take part, by swarm: who, and where it listens if it does.
+    members: BTreeMap<ManifestId, Vec<(NodeId, Option<SocketAddr>)>>,
 }
 
 impl State {
@@ -66,7 +66,7 @@ pub(crate) struct Member {
     node: NodeId,
     manifest: ManifestId,
     resident: bool,
-    serves: bool,
+    listens: Option<SocketAddr>,
 }
 
 /// Leased chunks on their way in one batch. Dropping it frees what was not sent.
@@ -113,13 +113,13 @@ impl Sites {
             return None;
         }
         let site = self.site_of(&record, seen);
-        let (resident, serves) = (record.resident, !record.addresses.is_empty());
+        let (resident, listens) = (record.resident, record.addresses.first().copied());
         let mut state = self.state();
         state.directory.handle_record(now, &site, node, record);
         state.directory.handle_joined(&site, node, resident, manifest);
-        *state.members.entry(manifest).or_default() += 1;
+        state.members.entry(manifest).or_default().push((node, listens));
         state.tell(&site);
-        Some(Member { sites: self.clone(), site, node, manifest, resident, serves })
+        Some(Member { sites: self.clone(), site, node, manifest, resident, listens })
     }
 
     fn site_of(&self, record: &PeerRecord, seen: IpAddr) -> SiteKey {
@@ -133,7 +133,20 @@ impl Sites {
 
     /// How many nodes that take part have the swarm open here.
     pub fn members(&self, manifest: &ManifestId) -> usize {
-        self.state().members.get(manifest).copied().unwrap_or(0)
+        self.state().members.get(manifest).map_or(0, Vec::len)
+    }
+
+    /// Who of them listens where, as seen.
+    pub(crate) fn callers(&self, manifest: &ManifestId) -> Vec<(NodeId, SocketAddr)> {
+        let state = self.state();
+        let members = state.members.get(manifest).into_iter().flatten();
+        members.filter_map(|(node, listens)| Some((*node, (*listens)?))).collect()
+    }
+
+    /// Marked as changed when somebody of a site came.
+    pub(crate) fn changes(&self, site: &SiteKey) -> watch::Receiver<()> {
+        let mut state = self.state();
+        state.changed.entry(site.clone()).or_insert_with(|| watch::Sender::new(())).subscribe()
     }
 
     /// A record heard of from elsewhere, verified already, of a node in the swarm of `manifest`.
@@ -168,7 +181,7 @@ impl Member {
     pub(crate) fn have(&self, chunks: &ChunkRanges) {
         let mut state = self.sites.state();
         state.directory.handle_have(&self.site, self.node, self.resident, chunks);
-        if self.sites.leasing && self.serves && !self.resident {
+        if self.sites.leasing && self.listens.is_some() && !self.resident {
             let leases = state.leases.entry((self.site.clone(), self.manifest)).or_default();
             leases.handle_have(monotonic_now(), self.node, chunks);
         }
@@ -200,8 +213,7 @@ impl Member {
 
     /// Marked as changed when somebody of the site came.
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
-        let mut state = self.sites.state();
-        state.changed.entry(self.site.clone()).or_insert_with(|| watch::Sender::new(())).subscribe()
+        self.sites.changes(&self.site)
     }
 
     /// Its neighbours, best first.
@@ -233,7 +245,8 @@ impl Member {
         let State { directory, leases, .. } = &mut *state;
         let leases = leases.entry((self.site.clone(), self.manifest)).or_default();
         let shuns = directory.shuns(&self.site);
-        let (id, granted, refused) = leases.handle_request(now, self.node, wanted, self.serves, shuns);
+        let (id, granted, refused) =
+            leases.handle_request(now, self.node, wanted, self.listens.is_some(), shuns);
         Some((BatchLease { member: self, id }, granted, refused))
     }
 
@@ -255,7 +268,7 @@ impl Member {
             true => lately.handle_request(now, &wanted),
             false => (wanted, ChunkRanges::new()),
         };
-        if self.serves {
+        if self.listens.is_some() {
             lately.handle_granted(now, &granted);
         }
         (granted, left)
@@ -285,8 +298,9 @@ impl Drop for Member {
     fn drop(&mut self) {
         let mut state = self.sites.state();
         if let Some(members) = state.members.get_mut(&self.manifest) {
-            *members -= 1;
-            if *members == 0 {
+            let own = members.iter().position(|member| *member == (self.node, self.listens));
+            own.map(|at| members.swap_remove(at));
+            if members.is_empty() {
                 state.members.remove(&self.manifest);
                 state.lately.retain(|(_, manifest), _| *manifest != self.manifest);
             }
