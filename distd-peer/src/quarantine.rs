@@ -43,6 +43,12 @@ impl Quarantine {
         until.get(&node.to_string()).copied().filter(|t| *t > now)
     }
 
+    /// How many are not asked.
+    pub fn count(&self, now: u64) -> usize {
+        let until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.values().filter(|t| **t > now).count()
+    }
+
     /// Adds a node from `now` on and writes the list.
     pub fn add(&self, node: NodeId, now: u64) {
         let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
@@ -73,5 +79,6 @@ mod tests {
         assert_eq!(again.until(&node, 1001), Some(1000 + QUARANTINE_SECONDS));
         assert_eq!(again.until(&node, 1000 + QUARANTINE_SECONDS), None);
         assert_eq!(again.until(&NodeId([4; 16]), 1001), None);
+        assert_eq!((again.count(1001), again.count(1000 + QUARANTINE_SECONDS)), (1, 0));
     }
 }
