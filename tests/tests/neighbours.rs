@@ -21,6 +21,7 @@ use distd_peer::trust::tls::{Credentials, PeerIdentity, quic_client, quic_neighb
 use distd_tests::artifacts;
 use distd_tests::lab::{Lab, same};
 use quinn::Endpoint;
+use rcgen::{KeyPair, SigningKey};
 use tokio::sync::mpsc;
 
 /// A device made by hand, that says and serves whatever a test wants.
@@ -63,6 +64,15 @@ impl Leaf {
         let text = RecordText { site: String::new(), resident: false };
         let signer = RecordSigner::new(&self.identity, self.credentials.clone(), text).expect("a key");
         signer.sign(vec![address]).expect("signed")
+    }
+
+    /// With whatever addresses and end a test wants.
+    fn record_of(&self, addresses: Vec<SocketAddr>, expires: u64) -> PeerRecord {
+        let mut record = PeerRecord { addresses, expires, ..self.record(self.address()) };
+        let key = KeyPair::try_from(self.identity.private_key().secret_der()).expect("the node's key");
+        let signature = key.sign(&record.signed_bytes()).expect("signed");
+        record.signature = signature.as_slice().try_into().expect("Ed25519");
+        record
     }
 
     /// Joins the swarm at the origin with `record`.
@@ -221,4 +231,35 @@ async fn a_record_holds_for_its_node_its_realm_and_its_time() {
     assert_eq!(verify_record(&theirs, ca, now), Err(RecordRefused::Certificate));
     let borrowed = PeerRecord { certificate: theirs.certificate.clone(), ..record };
     assert_eq!(verify_record(&borrowed, ca, now), Err(RecordRefused::Certificate));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_has_expired_is_handed_to_nobody() {
+    let lab = Lab::start();
+    let (_, manifest, _) = released(&lab, 63);
+    let soon = Leaf::enrolled(&lab, "soon").await;
+    let later = Leaf::enrolled(&lab, "later").await;
+    let expires = unix_now() + 3;
+    let short = soon.record_of(vec![soon.address()], expires);
+    let long = later.record(later.address());
+    let mut swarms =
+        vec![soon.join(&lab, manifest, short.clone()).await, later.join(&lab, manifest, long.clone()).await];
+    for swarm in &mut swarms {
+        listed(swarm).await;
+    }
+    let listed_to = async |name: &str| {
+        let asker = Leaf::enrolled(&lab, name).await;
+        let silent = asker.record_of(Vec::new(), unix_now() + 60);
+        let mut swarm = asker.join(&lab, manifest, silent).await;
+        let mut records = listed(&mut swarm).await;
+        records.sort_by_key(|record| record.expires);
+        records
+    };
+    let before = listed_to("early").await;
+    // Three seconds may pass on a busy machine before anybody is asked.
+    assert!(before == [short, long.clone()] || unix_now() >= expires, "{before:?}");
+    while unix_now() <= expires {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert_eq!(listed_to("late").await, [long], "whose swarm is still open");
 }
