@@ -45,6 +45,10 @@ pub const METADATA_ANSWER_MAX: usize = 16 << 20;
 /// Most peer records in one PEX_REScert: how many neighbours a node is told of at once.
 pub const PEX_RECORDS_MAX: usize = 8;
 
+/// Most nodes one peer may say it shuns, in one frame and on one stream: a quarter of them all lying, of the neighbours a device comes to
+/// know in a day.
+pub const SHUN_NODES_MAX: usize = 64;
+
 /// Most addresses in a peer record: two families, two interfaces.
 pub const RECORD_ADDRESSES_MAX: usize = 4;
 

@@ -229,6 +229,18 @@ impl Neighbourhood {
         link.close(CloseCode::IntegrityFailed);
     }
 
+    /// Whom this device takes nothing of.
+    pub(crate) fn shunned(&self) -> Vec<NodeId> {
+        self.settings.quarantine.nodes(unix_now())
+    }
+
+    /// Marked as changed from the start, and when there is one more.
+    pub(crate) fn shunning(&self) -> watch::Receiver<()> {
+        let mut changes = self.settings.quarantine.changes();
+        changes.mark_changed();
+        changes
+    }
+
     /// What came from neighbours so far.
     pub fn reading(&self) -> MeterReading {
         self.meter.read()

@@ -191,7 +191,7 @@ impl Parents {
 
     /// How many nodes are in quarantine, at `now` (unix seconds).
     pub fn quarantined(&self, now: u64) -> usize {
-        self.quarantine.count(now)
+        self.quarantine.nodes(now).len()
     }
 
     /// What came from relays and from origins so far.

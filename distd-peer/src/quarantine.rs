@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use tokio::sync::watch;
+
 use crate::trust::files;
 use crate::trust::identity::NodeId;
 
@@ -17,6 +19,7 @@ const ENTRIES_MAX: usize = 10_000;
 pub struct Quarantine {
     path: PathBuf,
     until: Mutex<BTreeMap<String, u64>>,
+    changed: watch::Sender<()>,
 }
 
 impl Quarantine {
@@ -29,7 +32,7 @@ impl Quarantine {
             }),
             _ => BTreeMap::new(),
         };
-        Self { path: path.to_owned(), until: Mutex::new(until) }
+        Self { path: path.to_owned(), until: Mutex::new(until), changed: watch::Sender::new(()) }
     }
 
     /// The file.
@@ -43,10 +46,21 @@ impl Quarantine {
         until.get(&node.to_string()).copied().filter(|t| *t > now)
     }
 
-    /// How many are not asked.
-    pub fn count(&self, now: u64) -> usize {
+    /// Those that are not asked at `now`, those added last first.
+    pub fn nodes(&self, now: u64) -> Vec<NodeId> {
         let until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.values().filter(|t| **t > now).count()
+        let mut nodes: Vec<_> = until
+            .iter()
+            .filter(|(_, t)| **t > now)
+            .filter_map(|(node, t)| Some((*t, node.parse().ok()?)))
+            .collect();
+        nodes.sort_by_key(|(t, _)| std::cmp::Reverse(*t));
+        nodes.into_iter().map(|(_, node)| node).collect()
+    }
+
+    /// Marked as changed when a node was added.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// Adds a node from `now` on and writes the list.
@@ -62,6 +76,7 @@ impl Quarantine {
         if let Err(error) = files::write_atomic(&self.path, &text, 0o600) {
             tracing::warn!(error = &error as &dyn std::error::Error, "quarantine holds until restart only");
         }
+        self.changed.send_replace(());
     }
 }
 
@@ -79,6 +94,8 @@ mod tests {
         assert_eq!(again.until(&node, 1001), Some(1000 + QUARANTINE_SECONDS));
         assert_eq!(again.until(&node, 1000 + QUARANTINE_SECONDS), None);
         assert_eq!(again.until(&NodeId([4; 16]), 1001), None);
-        assert_eq!((again.count(1001), again.count(1000 + QUARANTINE_SECONDS)), (1, 0));
+        again.add(NodeId([4; 16]), 2000);
+        assert_eq!(again.nodes(2001), [NodeId([4; 16]), node]);
+        assert_eq!(again.nodes(1000 + QUARANTINE_SECONDS), [NodeId([4; 16])]);
     }
 }

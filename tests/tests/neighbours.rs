@@ -4,6 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -180,6 +181,40 @@ async fn a_lying_neighbour_costs_no_right_byte_and_is_not_asked_for_a_day() {
         let so_far = asked.swap(0, Ordering::Relaxed);
         assert_eq!(so_far > 0, round == 0, "{so_far} batches asked of a liar in round {round}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_whom_two_had_wrong_bytes_all_of_the_site_hear_and_of_others_nobody() {
+    let lab = Lab::start();
+    let (v1, manifest, ids) = released(&lab, 63);
+    let liar = Leaf::enrolled(&lab, "liar").await;
+    let content = Arc::new(Liar { ids: ids.clone(), asked: Arc::default() });
+    let server = Server::new(content, ServeConfig::default());
+    tokio::spawn(server.run(liar.endpoint.clone()));
+    let mut swarm = liar.join(&lab, manifest, liar.record(liar.address())).await;
+    swarm.announce(&ids).await.expect("announced");
+    listed(&mut swarm).await;
+    // By hand one says the same, and something of another node that nobody else says.
+    let (voice, listener) = (Leaf::enrolled(&lab, "voice").await, Leaf::enrolled(&lab, "listener").await);
+    let mut speaking = voice.join(&lab, manifest, voice.record(voice.address())).await;
+    speaking.shun(&[liar.identity.node_id(), listener.identity.node_id()]).await.expect("said");
+    let mut listening = listener.join(&lab, manifest, listener.record(listener.address())).await;
+    listed(&mut listening).await;
+
+    lab.enroll("d", lab.quic());
+    let out = lab.path("out");
+    tokio::task::block_in_place(|| lab.pull("d", "os@1", &out, &[])).ok();
+    assert!(same(&out, &v1));
+    let heard = async {
+        loop {
+            match listening.next_event().await.expect("the origin answers").expect("the swarm is open") {
+                ControlEvent::Shuns(nodes) => return nodes,
+                _ => continue,
+            }
+        }
+    };
+    let heard = tokio::time::timeout(Duration::from_secs(30), heard).await.expect("word of the liar");
+    assert_eq!(heard, [liar.identity.node_id()].into());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::frame::{
     Choke, Cost, Data, DontHave, EnrollBody, Handshake, Metadata, MetadataRequest, Node, NodeRequest,
-    NodesEnd, PeerRecords, Ranges,
+    NodesEnd, PeerRecords, Ranges, Shun,
 };
 use super::varint::{put_varint, take_varint};
 use crate::limits::FRAME_BODY_MAX;
@@ -30,6 +30,7 @@ pub(super) mod types {
     pub(in crate::proto) const ENROLLED: u8 = 134;
     pub(in crate::proto) const COST_REQUEST: u8 = 135;
     pub(in crate::proto) const COST: u8 = 136;
+    pub(in crate::proto) const SHUN: u8 = 137;
 }
 
 /// One message.
@@ -73,6 +74,8 @@ pub enum Frame {
     CostRequest(Ranges),
     /// So much.
     Cost(Cost),
+    /// I take nothing of these nodes any more.
+    Shun(Shun),
     /// A type this build does not know: counted and ignored (RFC 7574 §9.1 leaves room for extensions).
     Unknown {
         /// The type.
@@ -97,6 +100,14 @@ pub enum DecodeError {
 }
 
 impl Frame {
+    /// Appends the frame's bytes.
+    pub fn encode_into(&self, out: &mut BytesMut) {
+        match self {
+            Self::Data(data) => data.encode_frame(out),
+            _ => out.extend_from_slice(&self.encode()),
+        }
+    }
+
     /// The frame's bytes.
     pub fn encode(&self) -> Bytes {
         let mut body = BytesMut::new();
@@ -105,7 +116,11 @@ impl Frame {
                 f.encode(&mut body);
                 types::HANDSHAKE
             }
-            Self::Data(f) => return f.encode_frame(),
+            Self::Data(f) => {
+                let mut out = BytesMut::new();
+                f.encode_frame(&mut out);
+                return out.freeze();
+            }
             Self::Have(f) => {
                 f.encode(&mut body);
                 types::HAVE
@@ -168,6 +183,10 @@ impl Frame {
                 f.encode(&mut body);
                 types::COST
             }
+            Self::Shun(f) => {
+                f.encode(&mut body);
+                types::SHUN
+            }
             Self::Unknown { frame_type, len } => {
                 body.put_bytes(0, *len);
                 *frame_type
@@ -202,6 +221,7 @@ impl Frame {
             types::ENROLLED => Self::Enrolled(EnrollBody(body)),
             types::COST_REQUEST => Self::CostRequest(Ranges::decode("COST_REQUEST", body)?),
             types::COST => Self::Cost(Cost::decode(body)?),
+            types::SHUN => Self::Shun(Shun::decode(body)?),
             _ => Self::Unknown { frame_type, len: body.len() },
         })
     }

@@ -3,14 +3,15 @@
 //! Feed every frame of the stream to [`Control::handle_frame`]; send what [`Control::poll_transmit`] returns until it
 //! returns `None`, again after each call that changes something.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::Frame;
 use super::close::CloseCode;
-use super::frame::{Choke, Handshake, PROTOCOL_VERSION, PeerRecord, PeerRecords, Ranges};
-use crate::ManifestId;
+use super::frame::{Choke, Handshake, PROTOCOL_VERSION, PeerRecord, PeerRecords, Ranges, Shun};
+use crate::limits::SHUN_NODES_MAX;
 use crate::ranges::ChunkRanges;
+use crate::{ManifestId, NodeId};
 
 /// Most disjoint HAVE ranges kept of a peer. Beyond it further ones are dropped: the peer is asked less than it could
 /// be, nothing else.
@@ -78,6 +79,8 @@ pub enum ControlEvent {
     PeersWanted,
     /// Where the peer listens, or its neighbours do; not yet verified.
     Peers(Vec<PeerRecord>),
+    /// The peer takes nothing of these nodes any more, nor of those it named before: all it named, by its word alone.
+    Shuns(BTreeSet<NodeId>),
 }
 
 /// State of one side.
@@ -91,6 +94,9 @@ pub struct Control {
     /// Announced to the peer already: never announced twice.
     announced: ChunkRanges,
     choked_for: Option<Duration>,
+    /// Whom this side told the peer it shuns, and whom the peer shuns by its word.
+    shun_told: BTreeSet<NodeId>,
+    remote_shuns: BTreeSet<NodeId>,
     unknown_frames: u64,
 }
 
@@ -105,6 +111,8 @@ impl Control {
             remote_have: ChunkRanges::new(),
             announced: ChunkRanges::new(),
             choked_for: None,
+            shun_told: BTreeSet::new(),
+            remote_shuns: BTreeSet::new(),
             unknown_frames: 0,
         }
     }
@@ -150,6 +158,14 @@ impl Control {
             }
             (State::Open, Frame::PexRequest) => Ok(Some(ControlEvent::PeersWanted)),
             (State::Open, Frame::PeerRecords(PeerRecords(records))) => Ok(Some(ControlEvent::Peers(records))),
+            (State::Open, Frame::Shun(Shun(nodes))) => {
+                for node in nodes {
+                    if self.remote_shuns.len() < SHUN_NODES_MAX {
+                        self.remote_shuns.insert(node);
+                    }
+                }
+                Ok(Some(ControlEvent::Shuns(self.remote_shuns.clone())))
+            }
             // A request stream is withdrawn by STOP_SENDING; CANCEL here is for what was never sent, so for us nothing.
             (State::Open, Frame::Cancel(_)) => Ok(None),
             (State::Open, _) => Err(ControlError::Misplaced),
@@ -166,6 +182,17 @@ impl Control {
     /// Tells the peer where this side, or a neighbour of the peer, listens; at most `PEX_RECORDS_MAX` records.
     pub fn send_peers(&mut self, records: Vec<PeerRecord>) {
         self.out.push_back(Frame::PeerRecords(PeerRecords(records)));
+    }
+
+    /// Tells the peer whom this side takes nothing of; who was named before is left out, and who comes after `SHUN_NODES_MAX` too.
+    pub fn shun<'n>(&mut self, nodes: impl IntoIterator<Item = &'n NodeId>) {
+        let room = SHUN_NODES_MAX - self.shun_told.len();
+        let fresh = nodes.into_iter().filter(|node| !self.shun_told.contains(node)).take(room);
+        let fresh: Vec<_> = fresh.copied().collect();
+        self.shun_told.extend(&fresh);
+        if !fresh.is_empty() {
+            self.out.push_back(Frame::Shun(Shun(fresh)));
+        }
     }
 
     /// Asks for neighbours, now and as they change.
@@ -238,7 +265,7 @@ mod tests {
 
     #[test]
     fn every_state_and_frame_has_the_outcome_of_this_table() {
-        let frames: [(&str, Frame); 11] = [
+        let frames: [(&str, Frame); 12] = [
             ("handshake", Frame::Handshake(Handshake::new(id(1)))),
             ("other swarm", Frame::Handshake(Handshake::new(id(2)))),
             (
@@ -252,6 +279,7 @@ mod tests {
             ("request", Frame::Request(ranges(1, 1))),
             ("pex request", Frame::PexRequest),
             ("peer records", Frame::PeerRecords(PeerRecords(Vec::new()))),
+            ("shun", Frame::Shun(Shun(vec![NodeId([1; 16])]))),
             ("unknown", Frame::Unknown { frame_type: 200, len: 3 }),
         ];
         let mut table = String::new();
@@ -272,6 +300,24 @@ mod tests {
             }
         }
         assert_eq!(table, include_str!("testdata/control_table.txt"));
+    }
+
+    #[test]
+    fn who_is_shunned_is_told_once_and_no_more_of_them_than_is_bearable() {
+        let (mut opener, mut answerer) = (control(Side::Opener), control(Side::Answerer));
+        answerer.handle_frame(opener.poll_transmit().expect("handshake")).expect("fits");
+        let nodes: Vec<_> = (0..SHUN_NODES_MAX as u8 + 9).map(|n| NodeId([n; 16])).collect();
+        opener.shun(&nodes[..3]);
+        opener.shun(&nodes);
+        let told: Vec<_> = std::iter::from_fn(|| opener.poll_transmit()).collect();
+        assert_eq!(told[0], Frame::Shun(Shun(nodes[..3].to_vec())));
+        assert_eq!(told[1], Frame::Shun(Shun(nodes[3..SHUN_NODES_MAX].to_vec())));
+        assert_eq!(told.len(), 2);
+        for frame in told.into_iter().chain([Frame::Shun(Shun(nodes[SHUN_NODES_MAX..].to_vec()))]) {
+            answerer.handle_frame(frame).expect("allowed");
+        }
+        let known = answerer.handle_frame(Frame::Shun(Shun(nodes[..1].to_vec())));
+        assert_eq!(known, Ok(Some(ControlEvent::Shuns(nodes[..SHUN_NODES_MAX].iter().copied().collect()))));
     }
 
     #[test]

@@ -3,8 +3,9 @@
 //! Pure: records come verified, and a caller's clock says what has expired. Kept by every node that answers: by a parent for
 //! its children, by a device for the neighbours it has heard of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::Shuns;
 use crate::limits::{DIRECTORY_NODES_MAX, DIRECTORY_SITES_MAX, PEX_RECORDS_MAX};
 use crate::proto::frame::PeerRecord;
 use crate::ranges::ChunkRanges;
@@ -38,6 +39,7 @@ type Key = (NodeId, bool);
 #[derive(Debug, Default)]
 struct Site {
     nodes: BTreeMap<Key, Entry>,
+    shuns: Shuns,
     heard: u64,
 }
 
@@ -45,6 +47,7 @@ struct Site {
 #[derive(Debug, Default)]
 pub struct Directory {
     sites: BTreeMap<SiteKey, Site>,
+    nothing_said: Shuns,
 }
 
 /// What a node that asks for neighbours is and wants.
@@ -72,6 +75,7 @@ impl Directory {
         let group = self.sites.entry(site.clone()).or_default();
         group.heard = now;
         group.nodes.retain(|_, entry| entry.record.expires > now);
+        group.shuns.expire(now);
         let key = (node, record.resident);
         if let Some(entry) = group.nodes.get_mut(&key) {
             if entry.record.sequence >= record.sequence {
@@ -87,6 +91,7 @@ impl Directory {
         }
         let (held, swarms) = (ChunkRanges::new(), BTreeMap::new());
         group.nodes.insert(key, Entry { record, held, swarms, told: 0, heard: now });
+        group.shuns.handle_members(group.nodes.len());
         true
     }
 
@@ -111,6 +116,18 @@ impl Directory {
         }
     }
 
+    /// A node says at `now` (unix seconds) whom it takes nothing of: all of them.
+    pub fn handle_shuns(&mut self, now: u64, site: &SiteKey, node: NodeId, whom: BTreeSet<NodeId>) {
+        if let Some(group) = self.sites.get_mut(site) {
+            group.shuns.handle_shuns(now, node, whom);
+        }
+    }
+
+    /// What the nodes of a site say of each other.
+    pub fn shuns(&self, site: &SiteKey) -> &Shuns {
+        self.sites.get(site).map_or(&self.nothing_said, |group| &group.shuns)
+    }
+
     /// A node left a swarm. One that does not go on listening is forgotten with its last swarm; true then.
     pub fn handle_left(
         &mut self,
@@ -130,15 +147,16 @@ impl Directory {
         let gone = !resident && entry.swarms.is_empty();
         if gone {
             group.nodes.remove(&(node, resident));
+            group.shuns.handle_members(group.nodes.len());
         }
-        if group.nodes.is_empty() {
+        if group.nodes.is_empty() && group.shuns.is_empty() {
             self.sites.remove(site);
         }
         gone
     }
 
-    /// Who may help `asker`, best first, at most `PEX_RECORDS_MAX`: those in `first` (they fetch for the site), then who holds
-    /// half of the swarm's chunks, some, or is in the swarm; among equals those last that many were told of. Ties fall differently for each
+    /// Who may help `asker`, best first, at most `PEX_RECORDS_MAX`: those whom not several shun, of them those in `first` (they fetch for the site), then who holds
+    /// half of the swarm's chunks, some, or is in the swarm; among equals those last that many were told of. Nobody whom the asker shuns. Ties fall differently for each
     /// asker, so that not all go to one.
     pub fn ranked(
         &self,
@@ -156,7 +174,10 @@ impl Directory {
             .nodes
             .iter()
             .filter(|((node, _), entry)| {
-                *node != asker.node && entry.record.expires > now && !entry.record.addresses.is_empty()
+                *node != asker.node
+                    && !group.shuns.is_shunned_by(*node, asker.node)
+                    && entry.record.expires > now
+                    && !entry.record.addresses.is_empty()
             })
             .map(|((node, _), entry)| {
                 let overlap = entry.held.intersection(asker.chunks).len();
@@ -164,8 +185,9 @@ impl Directory {
                 let holds = 2 * u32::from(overlap * 2 >= asker.chunks.len()) + u32::from(overlap > 0);
                 // The only one that holds everything is no help to the hundredth who asks it.
                 let told = u64::from(entry.told) / many;
-                let rank = (first.contains(node), holds.saturating_sub((told / 4) as u32));
-                let helps = overlap > 0 || joined || rank.0;
+                let trusted = !group.shuns.is_disowned(*node);
+                let rank = (trusted, first.contains(node), holds.saturating_sub((told / 4) as u32));
+                let helps = overlap > 0 || joined || rank.1;
                 (helps, (std::cmp::Reverse(rank), told, tie(asker.node, *node)), *node, entry)
             })
             .filter(|(helps, ..)| *helps)
@@ -292,6 +314,27 @@ mod tests {
         let asker = Asker { node: node(9), manifest: V1, chunks: &chunks };
         let list = directory.ranked(NOW, &site(), asker, &[]);
         assert!(list.len() == 1 && list[0].1.resident);
+    }
+
+    #[test]
+    fn one_whom_several_shun_comes_last_and_who_shuns_it_is_not_told_of_it() {
+        let mut directory = Directory::default();
+        for n in 1..=4 {
+            directory.handle_record(NOW, &site(), node(n), record(n, true, NOW + 60));
+            directory.handle_joined(&site(), node(n), true, V1);
+        }
+        directory.handle_have(&site(), node(1), true, &set(1, 9));
+        let chunks = set(1, 9);
+        let told = |directory: &Directory, to| {
+            let asker = Asker { node: node(to), manifest: V1, chunks: &chunks };
+            ports(&directory.ranked(NOW, &site(), asker, &[]))
+        };
+        assert_eq!(told(&directory, 9)[0], 1, "it has everything");
+        directory.handle_shuns(NOW, &site(), node(2), [node(1)].into());
+        assert!(!told(&directory, 2).contains(&1));
+        assert_eq!(told(&directory, 9)[0], 1, "one voice");
+        directory.handle_shuns(NOW, &site(), node(3), [node(1)].into());
+        assert_eq!(told(&directory, 9)[3], 1);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use super::Shuns;
 use crate::limits::{DIRECTORY_NODES_MAX, LEASES_MAX};
 use crate::ranges::ChunkRanges;
 use crate::time::Timestamp;
@@ -51,7 +52,8 @@ pub struct Leases {
 impl Leases {
     /// `asker` asks for `wanted`: what it gets, under which lease, and what is leased to others of its site. One that serves nobody
     /// takes no lease, for nobody could have the chunks from it, and gets nothing while others of the site fetch who do serve: it can have
-    /// all from them, and what it were sent would be sent again to one of them.
+    /// all from them, and what it were sent would be sent again to one of them. The same for one whom several shun, for they would not have it
+    /// from there. A lease of a node that the asker shuns is nothing to the asker.
     ///
     /// Cost: the ranges of all leases in force, of which there are at most `LEASES_MAX`.
     pub fn handle_request(
@@ -60,13 +62,20 @@ impl Leases {
         asker: NodeId,
         wanted: &ChunkRanges,
         serves: bool,
+        shuns: &Shuns,
     ) -> (LeaseId, ChunkRanges, ChunkRanges) {
         self.expire(now);
         let mut granted = wanted.clone();
-        if !serves && !self.leases.is_empty() {
+        let of_others = |lease: &&Lease| lease.holder != asker && !shuns.is_shunned_by(lease.holder, asker);
+        let others = || self.leases.values().filter(of_others);
+        let is_left_out = match serves {
+            false => !self.leases.is_empty(),
+            true => shuns.is_disowned(asker) && others().any(|lease| !shuns.is_disowned(lease.holder)),
+        };
+        if is_left_out {
             granted = ChunkRanges::new();
         }
-        for lease in self.leases.values().filter(|lease| lease.holder != asker) {
+        for lease in others() {
             granted = granted.difference(&lease.chunks);
         }
         granted.extend(&self.waited_enough(now, asker, wanted));
@@ -195,11 +204,11 @@ mod tests {
     #[test]
     fn what_one_node_asked_for_is_refused_to_the_next_and_not_to_itself() {
         let mut leases = Leases::default();
-        let (_, granted, refused) = leases.handle_request(T0, A, &set(1, 10), true);
+        let (_, granted, refused) = leases.handle_request(T0, A, &set(1, 10), true, &Shuns::default());
         assert_eq!((granted, refused), (set(1, 10), ChunkRanges::new()));
-        let (_, granted, refused) = leases.handle_request(T0, B, &set(8, 15), true);
+        let (_, granted, refused) = leases.handle_request(T0, B, &set(8, 15), true, &Shuns::default());
         assert_eq!((granted, refused), (set(11, 15), set(8, 10)));
-        let (_, granted, refused) = leases.handle_request(T0, A, &set(9, 12), true);
+        let (_, granted, refused) = leases.handle_request(T0, A, &set(9, 12), true, &Shuns::default());
         assert_eq!((granted, refused), (set(9, 10), set(11, 12)));
         assert_eq!(leases.holders(T0).collect::<Vec<_>>(), [A, B, A]);
     }
@@ -207,27 +216,27 @@ mod tests {
     #[test]
     fn a_lease_lives_by_its_progress_and_a_dead_holder_loses_it() {
         let mut leases = Leases::default();
-        let (id, ..) = leases.handle_request(T0, A, &set(1, 10), true);
+        let (id, ..) = leases.handle_request(T0, A, &set(1, 10), true, &Shuns::default());
         let later = T0 + Duration::from_secs(9);
         leases.handle_sent(later, id, ChunkId(1));
-        let (_, granted, _) = leases.handle_request(T0 + LEASE, B, &set(1, 10), true);
+        let (_, granted, _) = leases.handle_request(T0 + LEASE, B, &set(1, 10), true, &Shuns::default());
         assert!(granted.is_empty(), "progress renewed it");
-        let (_, granted, _) = leases.handle_request(later + LEASE, B, &set(1, 10), true);
+        let (_, granted, _) = leases.handle_request(later + LEASE, B, &set(1, 10), true, &Shuns::default());
         assert_eq!(granted, set(1, 10), "no progress for the length of a lease");
     }
 
     #[test]
     fn an_ended_batch_frees_what_was_not_sent_and_keeps_what_was() {
         let mut leases = Leases::default();
-        let (id, ..) = leases.handle_request(T0, A, &set(1, 10), true);
+        let (id, ..) = leases.handle_request(T0, A, &set(1, 10), true, &Shuns::default());
         leases.handle_sent(T0, id, ChunkId(4));
         leases.handle_end(T0, id);
-        let (second, granted, refused) = leases.handle_request(T0, B, &set(1, 10), true);
+        let (second, granted, refused) = leases.handle_request(T0, B, &set(1, 10), true, &Shuns::default());
         assert_eq!(refused, set(4, 4));
         assert_eq!(granted.len(), 9);
         leases.handle_end(T0, second);
         leases.handle_gone(A);
-        let (_, granted, _) = leases.handle_request(T0, B, &set(1, 10), true);
+        let (_, granted, _) = leases.handle_request(T0, B, &set(1, 10), true, &Shuns::default());
         assert_eq!(granted, set(1, 10));
     }
 
@@ -235,11 +244,12 @@ mod tests {
     fn what_a_node_announces_is_had_from_it_first() {
         let mut leases = Leases::default();
         leases.handle_have(T0, A, &set(1, 5));
-        let (_, granted, refused) = leases.handle_request(T0, B, &set(1, 10), true);
+        let (_, granted, refused) = leases.handle_request(T0, B, &set(1, 10), true, &Shuns::default());
         assert_eq!((granted, refused), (set(6, 10), set(1, 5)));
         // Announced by the second too: no second lease, and the first still ends.
         leases.handle_have(T0 + Duration::from_secs(2), B, &set(1, 5));
-        let (_, granted, _) = leases.handle_request(T0 + HELD, NodeId([3; 16]), &set(1, 5), true);
+        let (_, granted, _) =
+            leases.handle_request(T0 + HELD, NodeId([3; 16]), &set(1, 5), true, &Shuns::default());
         assert_eq!(granted, set(1, 5));
         assert!(leases.is_idle(T0 + HELD + LEASE));
     }
@@ -252,7 +262,7 @@ mod tests {
         loop {
             // Announced again and again, and never served.
             leases.handle_have(now, A, &set(1, 5));
-            let (id, granted, _) = leases.handle_request(now, B, &set(1, 9), true);
+            let (id, granted, _) = leases.handle_request(now, B, &set(1, 9), true, &Shuns::default());
             leases.handle_end(now, id);
             if granted.contains(ChunkId(1)) {
                 break;
@@ -264,31 +274,78 @@ mod tests {
         assert_eq!(now, T0 + WAIT_MAX, "after {refusals} refusals");
         // Once had, the clock starts anew; and it is each node's own.
         leases.handle_have(now, A, &set(1, 5));
-        let (_, granted, _) = leases.handle_request(now, NodeId([3; 16]), &set(1, 5), true);
+        let (_, granted, _) =
+            leases.handle_request(now, NodeId([3; 16]), &set(1, 5), true, &Shuns::default());
         assert!(granted.is_empty());
     }
 
     #[test]
     fn who_serves_nobody_has_its_chunks_from_those_who_do() {
         let mut leases = Leases::default();
-        assert_eq!(leases.handle_request(T0, A, &set(1, 5), false).1, set(1, 5), "nobody else is there");
-        assert_eq!(leases.handle_request(T0, B, &set(1, 5), true).1, set(1, 5));
+        assert_eq!(
+            leases.handle_request(T0, A, &set(1, 5), false, &Shuns::default()).1,
+            set(1, 5),
+            "nobody else is there"
+        );
+        assert_eq!(leases.handle_request(T0, B, &set(1, 5), true, &Shuns::default()).1, set(1, 5));
         assert!(
-            leases.handle_request(T0, A, &set(1, 9), false).1.is_empty(),
+            leases.handle_request(T0, A, &set(1, 9), false, &Shuns::default()).1.is_empty(),
             "the other will fetch and serve it"
         );
-        assert_eq!(leases.handle_request(T0 + LEASE, A, &set(1, 9), false).1, set(1, 9), "unless it stopped");
+        assert_eq!(
+            leases.handle_request(T0 + LEASE, A, &set(1, 9), false, &Shuns::default()).1,
+            set(1, 9),
+            "unless it stopped"
+        );
+    }
+
+    fn said(by: NodeId, whom: NodeId, shuns: &mut Shuns) {
+        shuns.handle_shuns(0, by, [whom].into());
+    }
+
+    #[test]
+    fn a_lease_of_one_whom_the_asker_shuns_is_no_reason_to_refuse_it() {
+        let (mut leases, mut shuns) = (Leases::default(), Shuns::default());
+        assert_eq!(leases.handle_request(T0, A, &set(1, 5), true, &shuns).1, set(1, 5));
+        said(B, A, &mut shuns);
+        assert_eq!(leases.handle_request(T0, B, &set(4, 9), true, &shuns).1, set(4, 9));
+        let third = leases.handle_request(T0, NodeId([3; 16]), &set(1, 9), true, &shuns).1;
+        assert!(third.is_empty(), "others have it of either");
+    }
+
+    #[test]
+    fn one_whom_several_shun_fetches_nothing_for_the_site_while_another_does() {
+        let (mut leases, mut shuns) = (Leases::default(), Shuns::default());
+        said(B, A, &mut shuns);
+        said(NodeId([3; 16]), A, &mut shuns);
+        assert_eq!(
+            leases.handle_request(T0, A, &set(1, 5), true, &shuns).1,
+            set(1, 5),
+            "nobody else is there"
+        );
+        assert_eq!(leases.handle_request(T0, B, &set(6, 9), true, &shuns).1, set(6, 9));
+        assert!(leases.handle_request(T0, A, &set(10, 20), true, &shuns).1.is_empty());
+        // When several shun everybody, all is as if nobody did.
+        said(A, B, &mut shuns);
+        said(NodeId([4; 16]), B, &mut shuns);
+        let (_, granted, _) = leases.handle_request(T0, A, &set(10, 20), true, &shuns);
+        assert_eq!(granted, set(10, 20));
+        let (_, other, _) = leases.handle_request(T0, NodeId([5; 16]), &set(1, 20), true, &shuns);
+        assert!(other.is_empty(), "it is leased all the same");
     }
 
     #[test]
     fn the_table_is_bounded_and_beyond_it_requests_are_granted() {
         let mut leases = Leases::default();
         for n in 1..=LEASES_MAX as u64 + 10 {
-            let (_, granted, _) = leases.handle_request(T0, A, &set(n, n), true);
+            let (_, granted, _) = leases.handle_request(T0, A, &set(n, n), true, &Shuns::default());
             assert_eq!(granted, set(n, n));
         }
         assert_eq!(leases.leases.len(), LEASES_MAX);
         let last = LEASES_MAX as u64 + 10;
-        assert_eq!(leases.handle_request(T0, B, &set(last, last), true).1, set(last, last));
+        assert_eq!(
+            leases.handle_request(T0, B, &set(last, last), true, &Shuns::default()).1,
+            set(last, last)
+        );
     }
 }

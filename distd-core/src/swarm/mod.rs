@@ -6,10 +6,12 @@ mod fetch;
 mod lately;
 mod lease;
 pub mod rules;
+mod shuns;
 mod slots;
 
 pub use directory::{Asker, Directory, SiteKey};
 pub use fetch::{BatchId, Fetch, FetchConfig, FetchEvent, PeerFault, PeerId, Tier};
 pub use lately::Lately;
 pub use lease::{LEASE, LeaseId, Leases, WAIT_MAX};
+pub use shuns::Shuns;
 pub use slots::SlotPace;

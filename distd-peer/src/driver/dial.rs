@@ -8,7 +8,7 @@ use distd_core::proto::control::ControlEvent;
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::rules::{GATHER_UP, NEIGHBOUR_TRIES, REDIAL, REDIAL_MAX};
 use distd_core::swarm::{PeerFault, PeerId};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::{Exchange, Message, chain};
 use crate::neighbours::{Neighbour, NeighbourError, Neighbourhood};
@@ -91,6 +91,7 @@ impl Caller {
             }
             return Ok(());
         };
+        let mut shunning = matches!(self.whom, Whom::Parent(..)).then(|| exchange.neighbourhood.shunning());
         let mut growth = exchange.holdings.subscribe();
         // What is held already is news too.
         growth.mark_changed();
@@ -110,6 +111,7 @@ impl Caller {
                 }
                 // Wakes the loop; the tick above then is due.
                 Ok(()) = growth.changed(), if !growth.has_changed().unwrap_or(true) => growth.mark_changed(),
+                () = next_change(&mut shunning) => swarm.shun(&exchange.neighbourhood.shunned()).await?,
                 _ = renew.tick() => {
                     if let Ok(own) = exchange.neighbourhood.own_record(swarm.handle().link.remote()) {
                         swarm.send_record(own).await?;
@@ -146,9 +148,18 @@ impl Caller {
                 Message::Have(self.peer, chunks)
             }
             ControlEvent::Peers(records) => Message::Peers(records),
+            ControlEvent::Shuns(nodes) => Message::Disowned(self.peer, nodes),
             _ => return,
         };
         // The driver is gone only when nobody waits for the answer.
         let _ = self.tx.send(message).await;
+    }
+}
+
+/// The next change; none where nothing is watched.
+async fn next_change(watched: &mut Option<watch::Receiver<()>>) {
+    let Some(receiver) = watched else { return std::future::pending().await };
+    if receiver.changed().await.is_err() {
+        std::future::pending().await
     }
 }

@@ -2,8 +2,9 @@
 
 mod batch;
 mod dial;
+mod verified;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,12 +15,13 @@ use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::rules::{NEARER_GRACE, NEIGHBOURS_MAX};
 use distd_core::swarm::{BatchId, Fetch, FetchConfig, FetchEvent, PeerFault, PeerId, Tier};
 use distd_core::time::Timestamp;
-use distd_core::{ChunkId, ManifestId};
+use distd_core::{ChunkId, ManifestId, NodeId};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
 use self::batch::{BatchFailure, run_batch};
 use self::dial::{Caller, Whom};
+pub use self::verified::Verified;
 use crate::clock::monotonic_now;
 use crate::limits::Throttle;
 use crate::neighbours::{Neighbour, Neighbourhood};
@@ -41,7 +43,15 @@ pub trait ChunkSink: Send + Sync + 'static {
     ///
     /// # Errors
     /// An error ends the whole fetch: the sink cannot go on.
-    fn accept(&self, entry: &Entry, packed: PackedChunk, raw: &[u8]) -> Result<(), SinkError>;
+    fn accept(&self, entry: &Entry, packed: &PackedChunk, raw: &[u8]) -> Result<(), SinkError>;
+
+    /// Takes several that came together.
+    ///
+    /// # Errors
+    /// As [`Self::accept`].
+    fn accept_all(&self, chunks: &[Verified<'_>]) -> Result<(), SinkError> {
+        chunks.iter().try_for_each(|chunk| self.accept(chunk.entry, chunk.packed, chunk.raw))
+    }
 
     /// Whether the sink holds the chunk already, so that it is not asked for.
     fn holds(&self, _entry: &Entry) -> bool {
@@ -85,6 +95,8 @@ enum Message {
     Choked(PeerId, Duration),
     /// A neighbour announced chunks.
     Have(PeerId, ChunkRanges),
+    /// A peer says whom several of the site take nothing of.
+    Disowned(PeerId, BTreeSet<NodeId>),
     /// Word of neighbours.
     Peers(Vec<PeerRecord>),
     /// Neighbours found on the same cable.
@@ -92,22 +104,33 @@ enum Message {
     /// A neighbour is not dialled any more.
     Gone(PeerId),
     HeldBack(BatchId),
-    Chunk(BatchId, ChunkId),
+    Chunks(BatchId, Vec<ChunkId>),
     DontHave(BatchId, ChunkRanges, DontHaveReason),
     BatchEnd(BatchId),
     BatchFailed(PeerId, BatchId, String, PeerFault),
     SinkFailed(SinkError),
 }
 
+/// What a running driver is told.
+enum Want {
+    More(ChunkRanges),
+    NoMore(ChunkRanges),
+}
+
 /// Asks a running driver for more chunks.
 #[derive(Clone)]
-pub struct DriverHandle(mpsc::UnboundedSender<ChunkRanges>);
+pub struct DriverHandle(mpsc::UnboundedSender<Want>);
 
 impl DriverHandle {
     /// Wants these chunks too; those held or on their way are not asked for again.
     pub fn want(&self, chunks: ChunkRanges) {
         // A driver that has ended has told its sink.
-        let _ = self.0.send(chunks);
+        let _ = self.0.send(Want::More(chunks));
+    }
+
+    /// Nobody waits for these any more: those not on their way yet are not fetched.
+    pub fn want_no_more(&self, chunks: ChunkRanges) {
+        let _ = self.0.send(Want::NoMore(chunks));
     }
 }
 
@@ -143,10 +166,12 @@ pub struct Driver {
     next_peer: u32,
     /// Parents that have connected or failed at least once.
     heard: HashSet<PeerId>,
+    /// Of whom several of the site had wrong bytes, by the origin's word.
+    disowned: BTreeSet<NodeId>,
     started: Timestamp,
     messages_tx: mpsc::Sender<Message>,
     messages: mpsc::Receiver<Message>,
-    wants: mpsc::UnboundedReceiver<ChunkRanges>,
+    wants: mpsc::UnboundedReceiver<Want>,
     batches: HashMap<BatchId, (PeerId, AbortHandle)>,
     /// When it was looked last whom this side's own limit holds back.
     looked: Timestamp,
@@ -179,6 +204,7 @@ impl Driver {
             swarms: HashMap::new(),
             neighbours: HashMap::new(),
             heard: HashSet::new(),
+            disowned: BTreeSet::new(),
             started: monotonic_now(),
             messages_tx,
             messages,
@@ -336,10 +362,18 @@ impl Driver {
         }
         let sleep = tokio::time::sleep(wake.unwrap_or(Duration::from_secs(3600)));
         tokio::select! {
-            Some(message) = self.messages.recv() => self.handle(message)?,
+            Some(message) = self.messages.recv() => {
+                self.handle(message)?;
+                // One look at what to ask next for all that has come.
+                while let Ok(message) = self.messages.try_recv() {
+                    self.handle(message)?;
+                }
+            }
             wanted = self.wants.recv(), if serving && !(self.wants.is_closed() && self.wants.is_empty()) => {
-                if let Some(wanted) = wanted {
-                    self.add_wanted(&wanted);
+                match wanted {
+                    Some(Want::More(chunks)) => self.add_wanted(&chunks),
+                    Some(Want::NoMore(chunks)) => self.fetch.want_no_more(monotonic_now(), &chunks),
+                    None => {}
                 }
             }
             () = sleep => {}
@@ -378,6 +412,7 @@ impl Driver {
                 self.heard.insert(peer);
                 self.fetch.handle_connected(now, peer, tier_of(swarm.link.role()));
                 self.swarms.insert(peer, swarm);
+                self.heed_disowned(now);
             }
             Message::Lost(peer, problem) => {
                 self.heard.insert(peer);
@@ -395,6 +430,13 @@ impl Driver {
             Message::Have(peer, chunks) => {
                 self.fetch.handle_have(now, peer, &chunks.intersection(self.table.ids()));
             }
+            Message::Disowned(peer, nodes) => {
+                // Who of its relays lie is nobody's but the origin's to say.
+                if self.swarms.get(&peer).is_some_and(|s| tier_of(s.link.role()) == Tier::Origin) {
+                    self.disowned = nodes;
+                    self.heed_disowned(now);
+                }
+            }
             Message::Peers(records) => {
                 if let Some(exchange) = &self.exchange {
                     let found = exchange.neighbourhood.take(self.manifest, records);
@@ -409,8 +451,10 @@ impl Driver {
                 self.neighbours.retain(|_, known| *known != peer);
             }
             Message::HeldBack(batch) => self.fetch.handle_held_back(now, batch),
-            Message::Chunk(batch, id) => {
-                self.fetch.handle_chunk(now, batch, id);
+            Message::Chunks(batch, ids) => {
+                for id in ids {
+                    self.fetch.handle_chunk(now, batch, id);
+                }
             }
             Message::DontHave(batch, chunks, DontHaveReason::Leased) => {
                 self.fetch.handle_leased(now, batch, &chunks);
@@ -441,6 +485,11 @@ impl Driver {
             Message::SinkFailed(error) => return Err(error.into()),
         }
         Ok(())
+    }
+
+    fn heed_disowned(&mut self, now: Timestamp) {
+        let theirs = self.swarms.iter().filter(|(_, swarm)| self.disowned.contains(&swarm.link.node_id()));
+        theirs.for_each(|(peer, _)| self.fetch.handle_disowned(now, *peer));
     }
 
     fn start_batch(&mut self, peer: PeerId, batch: BatchId, chunks: ChunkRanges) {

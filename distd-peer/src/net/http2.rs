@@ -24,6 +24,10 @@ fn reason(code: CloseCode) -> Reason {
     Reason::from(CODE_BASE | u32::from(low))
 }
 
+fn was_reset(reason: Reason) -> WireError {
+    WireError::Closed(close_code_of(reason))
+}
+
 fn close_code_of(reason: Reason) -> CloseCode {
     match u32::from(reason) {
         code if code & 0xffff_0000 == CODE_BASE => CloseCode::from_code(u64::from(code & 0xffff)),
@@ -103,13 +107,17 @@ impl BodyOut {
         Ok(())
     }
 
+    /// Returns when the other side has reset the stream.
+    pub(super) async fn stopped(&self) -> WireError {
+        poll_fn(|cx| lock(&self.stream).poll_reset(cx)).await.map_or_else(wire_error, was_reset)
+    }
+
     /// How many bytes, of `want`, may be sent now.
     fn poll_room(&self, cx: &mut Context<'_>, want: usize) -> Poll<Result<usize, WireError>> {
         let mut stream = lock(&self.stream);
         // A stream the peer has reset may still have room.
         if let Poll::Ready(reset) = stream.poll_reset(cx) {
-            let error = reset.map_or_else(wire_error, |reason| WireError::Closed(close_code_of(reason)));
-            return Poll::Ready(Err(error));
+            return Poll::Ready(Err(reset.map_or_else(wire_error, was_reset)));
         }
         stream.reserve_capacity(want);
         loop {

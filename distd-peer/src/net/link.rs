@@ -319,6 +319,15 @@ impl SwarmLink {
         self.transmit().await
     }
 
+    /// Says whom this side takes nothing of; who was named before is left out.
+    ///
+    /// # Errors
+    /// The connection.
+    pub async fn shun(&mut self, nodes: &[NodeId]) -> Result<(), LinkError> {
+        self.control.shun(nodes);
+        self.transmit().await
+    }
+
     async fn transmit(&mut self) -> Result<(), LinkError> {
         while let Some(frame) = self.control.poll_transmit() {
             self.writer.send(&frame).await.map_err(|e| self.link.wire(e))?;

@@ -32,6 +32,18 @@ impl SendStream {
         }
     }
 
+    /// Returns when the peer wants nothing more of it, or is gone. Cancelling the future loses nothing.
+    pub(crate) async fn stopped(&self) -> WireError {
+        match self {
+            Self::Quic(stream) => match stream.stopped().await {
+                Ok(Some(code)) => WireError::Closed(CloseCode::from_code(code.into_inner())),
+                Ok(None) => WireError::Closed(CloseCode::Done),
+                Err(error) => WireError::Connection(error.into()),
+            },
+            Self::Https(body) => body.stopped().await,
+        }
+    }
+
     /// Ends the stream after what was written.
     pub(crate) fn finish(&mut self) {
         match self {
@@ -51,12 +63,15 @@ impl SendStream {
 }
 
 impl RecvStream {
-    /// The next bytes, some `most` of them; `None` at the end. Cancelling the future loses nothing.
-    pub(crate) async fn read(&mut self, most: usize) -> Result<Option<Bytes>, WireError> {
+    /// The next bytes, in as many pieces as have come; how many that are, `None` at the end. Cancelling the future loses nothing.
+    pub(crate) async fn read(&mut self, pieces: &mut [Bytes]) -> Result<Option<usize>, WireError> {
         match self {
-            Self::Quic(stream) => Ok(stream.read_chunk(most, true).await?.map(|chunk| chunk.bytes)),
-            // HTTP/2 frames are far shorter.
-            Self::Https(body) => body.read().await,
+            Self::Quic(stream) => Ok(stream.read_chunks(pieces).await?),
+            Self::Https(body) => {
+                let Some(piece) = body.read().await? else { return Ok(None) };
+                pieces[0] = piece;
+                Ok(Some(1))
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use distd_core::packing::PackedChunk;
 use distd_core::ranges::ChunkRanges;
 use tokio::sync::mpsc;
 
-use crate::driver::{ChunkSink, SinkError};
+use crate::driver::{ChunkSink, DriverHandle, SinkError};
 use crate::store::EdgeStore;
 
 /// What a waiter learns of a chunk.
@@ -41,24 +41,36 @@ impl Demand {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Registers for `chunks`. Ids are 8 bytes each, so the channel needs no bound beyond the request's own.
-    pub(super) fn wait_for(&self, chunks: &ChunkRanges, tx: &mpsc::UnboundedSender<Arrival>) {
+    /// Registers for `chunks`, and calls `want` before anybody else may say that they are not waited for. Ids are 8 bytes each, so the
+    /// channel needs no bound beyond the request's own.
+    pub(super) fn wait_for(
+        &self,
+        chunks: &ChunkRanges,
+        tx: &mpsc::UnboundedSender<Arrival>,
+        want: impl FnOnce(ChunkRanges),
+    ) {
         let mut waiters = self.waiters();
         for id in chunks.ids() {
             waiters.entry(id).or_default().push(tx.clone());
         }
+        want(chunks.clone());
     }
 
-    /// Drops waiters that went away.
-    pub(super) fn forget_gone(&self, chunks: &ChunkRanges) {
+    /// Drops waiters that went away, and calls `unwanted` with those of `chunks` that nobody waits for any more.
+    fn forget_gone(&self, chunks: &ChunkRanges, unwanted: impl FnOnce(ChunkRanges)) {
         let mut waiters = self.waiters();
+        let mut forgotten = ChunkRanges::new();
         for id in chunks.ids() {
             if let Some(list) = waiters.get_mut(&id) {
                 list.retain(|tx| !tx.is_closed());
                 if list.is_empty() {
                     waiters.remove(&id);
+                    forgotten.insert(id);
                 }
             }
+        }
+        if !forgotten.is_empty() {
+            unwanted(forgotten);
         }
     }
 
@@ -70,12 +82,33 @@ impl Demand {
     }
 }
 
+/// One asker's place among those who wait; given up when it is dropped, with the task of a connection that is gone too.
+pub(super) struct Waiter<'s> {
+    pub(super) demand: &'s Demand,
+    pub(super) driver: &'s DriverHandle,
+    pub(super) chunks: ChunkRanges,
+    pub(super) arrivals: mpsc::UnboundedReceiver<Arrival>,
+    /// It waited in vain and was told so: it will ask again, and what it waited for is still to be fetched.
+    pub(super) is_told: bool,
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.arrivals.close();
+        self.demand.forget_gone(&self.chunks, |unwanted| {
+            if !self.is_told {
+                self.driver.want_no_more(unwanted);
+            }
+        });
+    }
+}
+
 impl ChunkSink for Demand {
-    fn accept(&self, entry: &Entry, packed: PackedChunk, _raw: &[u8]) -> Result<(), SinkError> {
+    fn accept(&self, entry: &Entry, packed: &PackedChunk, _raw: &[u8]) -> Result<(), SinkError> {
         self.fetched.fetch_add(1, Ordering::Relaxed);
         let put = self.store.contains(&entry.hash).and_then(|held| {
             self.refetched.fetch_add(u64::from(held), Ordering::Relaxed);
-            self.store.put(&entry.hash, &packed)
+            self.store.put(&entry.hash, packed)
         });
         if let Err(error) = put {
             // One bad write must not end the swarm: whoever waits finds nothing, and asks again.

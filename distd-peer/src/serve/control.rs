@@ -134,13 +134,21 @@ impl Answerer<'_> {
                     member.refresh(self.peer.observed, own);
                 }
             }
+            Some(ControlEvent::Shuns(nodes)) => {
+                if let Some(member) = &self.swarm.member {
+                    member.shuns(nodes);
+                }
+            }
             _ => {}
         }
         Ok(())
     }
 
-    /// Tells the peer of neighbours it was not told of.
+    /// Tells the peer of neighbours it was not told of, and of whom several of its site take nothing.
     fn tell_neighbours(&mut self, why: Tell) {
+        if let Some(member) = &self.swarm.member {
+            self.control.shun(&member.disowned());
+        }
         let Some(told) = &mut self.told else { return };
         if why == Tell::Fresh && told.len() >= TOLD_ENOUGH {
             return;

@@ -2,7 +2,7 @@
 //!
 //! The decisions are the core's [`Directory`] and [`Leases`]; here they get verified records, the time, and a lock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -166,6 +166,20 @@ impl Member {
         // No word to the others: they learn of chunks from the node itself.
     }
 
+    /// The node says whom it takes nothing of.
+    pub(crate) fn shuns(&self, nodes: BTreeSet<NodeId>) {
+        let mut state = self.sites.state();
+        state.directory.handle_shuns(unix_now(), &self.site, self.node, nodes);
+        state.tell(&self.site);
+    }
+
+    /// Of whom several of the site take nothing, where chunks are leased: who leases them is asked first when they are passed by.
+    pub(crate) fn disowned(&self) -> Vec<NodeId> {
+        let state = self.sites.state();
+        let shuns = state.directory.shuns(&self.site);
+        shuns.disowned().filter(|_| self.sites.leasing).copied().collect()
+    }
+
     /// The node sent its record anew.
     pub(crate) fn refresh(&self, observed: SocketAddr, record: PeerRecord) {
         let verified = verify_record(&record, &self.sites.ca, unix_now()) == Ok(self.node);
@@ -210,7 +224,8 @@ impl Member {
         let mut state = self.sites.state();
         let now = monotonic_now();
         state.leased.retain(|_, leased| !leased.leases.is_idle(now));
-        let leased = state.leased.entry((self.site.clone(), self.manifest)).or_default();
+        let State { directory, leased, .. } = &mut *state;
+        let leased = leased.entry((self.site.clone(), self.manifest)).or_default();
         let mut reach = self.reach();
         if reach.handle_request(now) {
             tracing::info!(node = %self.node, site = self.site.0, "a node gets nothing from its neighbours");
@@ -221,7 +236,9 @@ impl Member {
         if reach.is_alone() {
             return None;
         }
-        let (id, granted, refused) = leased.leases.handle_request(now, self.node, wanted, self.serves());
+        let shuns = directory.shuns(&self.site);
+        let (id, granted, refused) =
+            leased.leases.handle_request(now, self.node, wanted, self.serves(), shuns);
         reach.handle_answer(now, &granted, &refused, &leased.there);
         Some((BatchLease { member: self, id }, granted, refused))
     }

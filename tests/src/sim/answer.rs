@@ -96,6 +96,7 @@ impl Sim {
         if fault == PeerFault::WrongBytes {
             self.nodes[n.0].quarantine.insert(whom);
             self.note("quarantine", n.0, [whom.0 as u64, 0]);
+            self.tell_shuns(n);
         }
         self.drive(n);
     }

@@ -1,6 +1,6 @@
 //! The asking side: what `distd-peer`'s driver does around the core's `Fetch`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use distd_core::proto::batch::BatchAsk;
@@ -52,6 +52,7 @@ impl Sim {
             parents: parents.len(),
             asks: BTreeMap::new(),
             wanted,
+            disowned: BTreeSet::new(),
             started: self.queue.now(),
             wake_at: None,
         });
@@ -96,6 +97,9 @@ impl Sim {
         let mut control = Control::new(Side::Opener, ours);
         if self.exchanges_with(n, whom) {
             control.send_peers(vec![self.own_record(n)]);
+            if peer < self.nodes[n.0].parents.len() {
+                control.shun(&self.shunned(n));
+            }
             control.want_peers();
         }
         let theirs = Handshake {
@@ -180,6 +184,7 @@ impl Sim {
         let Some(asking) = &mut self.nodes[n.0].asking else { return };
         asking.fetch.handle_connected(now, peer_id(peer), tier);
         self.flush(conn, End::Opener);
+        self.heed(n);
         self.grown(n);
         self.drive(n);
     }

@@ -54,6 +54,7 @@ impl Sim {
             egress: BTreeMap::new(),
             egress_max: BTreeMap::new(),
             verifies: true,
+            off: BTreeSet::new(),
             incomplete: 0,
         };
         sim.site(wan);

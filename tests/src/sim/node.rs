@@ -58,6 +58,8 @@ pub struct Behaviour {
     pub drops_permille: u64,
     /// It announces every chunk, whether it holds it or not.
     pub boasts: bool,
+    /// It tells its parents that everybody else sent it wrong bytes.
+    pub slanders: bool,
     /// It takes requests and never answers.
     pub silent: bool,
     /// Batches it answers at once; the others wait, and are choked after a while.
@@ -66,7 +68,14 @@ pub struct Behaviour {
 
 impl Default for Behaviour {
     fn default() -> Self {
-        Self { lies_permille: 0, drops_permille: 0, boasts: false, silent: false, upload_slots: UPLOAD_SLOTS }
+        Self {
+            lies_permille: 0,
+            drops_permille: 0,
+            boasts: false,
+            slanders: false,
+            silent: false,
+            upload_slots: UPLOAD_SLOTS,
+        }
     }
 }
 
@@ -123,6 +132,8 @@ pub(super) struct Asking {
     pub(super) parents: usize,
     pub(super) asks: BTreeMap<BatchId, Ask>,
     pub(super) wanted: ChunkRanges,
+    /// Of whom several had wrong bytes, by the origin's word.
+    pub(super) disowned: BTreeSet<NodeId>,
     pub(super) started: Timestamp,
     /// The wake-up that is due, in virtual time.
     pub(super) wake_at: Option<Timestamp>,

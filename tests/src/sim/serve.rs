@@ -13,6 +13,7 @@ use distd_core::swarm::{BatchId, Lately, SlotPace};
 use super::build::right_bytes;
 use super::conn::{ConnNo, End, Payload, Serving};
 use super::node::{Answering, NodeNo, Role};
+use super::rules::Rule;
 use super::world::{Event, Sim};
 
 fn pace(answering: &mut Answering, slots: usize) -> &mut SlotPace {
@@ -51,6 +52,7 @@ impl Sim {
     fn leave_to_neighbours(&mut self, conn: ConnNo, batch: BatchId) -> bool {
         let (n, member) = (self.conns[conn.0].answerer, self.conns[conn.0].member.clone());
         let now = self.clock(n);
+        let is_crowd = self.has(Rule::Crowd) && self.nodes[n.0].answering.active >= CROWD;
         let role = self.nodes[n.0].role;
         let Some(member) = member.filter(|_| role != Role::Origin) else { return false };
         let Some(wanted) = self.serving(conn, batch).map(|serving| serving.wanted.clone()) else {
@@ -58,7 +60,7 @@ impl Sim {
         };
         let answering = &mut self.nodes[n.0].answering;
         let lately = answering.lately.entry(member.site).or_insert_with(|| Lately::of(role == Role::Relay));
-        let (granted, left) = match answering.active >= CROWD {
+        let (granted, left) = match is_crowd {
             true => lately.handle_request(now, &wanted),
             false => (wanted, ChunkRanges::new()),
         };
@@ -104,8 +106,11 @@ impl Sim {
         if role == Role::Origin
             && let Some(member) = member
         {
-            let leases = self.nodes[n.0].answering.leases.entry(member.site).or_default();
-            let (lease, granted, left) = leases.handle_request(now, asker.id(), &wanted, member.serves);
+            let answering = &mut self.nodes[n.0].answering;
+            let shuns = answering.directory.shuns(&member.site);
+            let leases = answering.leases.entry(member.site).or_default();
+            let (lease, granted, left) =
+                leases.handle_request(now, asker.id(), &wanted, member.serves, shuns);
             if let Some(serving) = self.serving(conn, batch) {
                 serving.lease = Some(lease);
             }
@@ -230,11 +235,13 @@ impl Sim {
         let now = self.clock(n);
         let answering = &mut self.nodes[n.0].answering;
         answering.queued.retain(|waiting| *waiting != (conn, batch));
+        let mut unwaited = ChunkRanges::new();
         for id in serving.waiting.ids() {
             if let Some(waiting) = answering.demand.get_mut(&id) {
                 waiting.retain(|who| *who != (conn, batch));
                 if waiting.is_empty() {
                     answering.demand.remove(&id);
+                    unwaited.insert(id);
                 }
             }
         }
@@ -243,13 +250,27 @@ impl Sim {
         {
             leases.handle_end(now, lease);
         }
+        if !unwaited.is_empty() {
+            self.unwanted(n, &unwaited);
+        }
         let Some(since) = serving.slot_since else { return };
+        let answering = &mut self.nodes[n.0].answering;
         answering.active -= 1;
         let slots = self.nodes[n.0].behaviour.upload_slots;
         let answering = &mut self.nodes[n.0].answering;
         pace(answering, slots).handle_freed(now.since(since));
         if let Some((next, of)) = answering.queued.pop_front() {
             self.begin(next, of);
+        }
+    }
+
+    /// Nobody waits for these any more: a relay does not fetch them.
+    fn unwanted(&mut self, n: NodeNo, chunks: &ChunkRanges) {
+        let now = self.clock(n);
+        if let Some(asking) = self.nodes[n.0].asking.as_mut().filter(|_| !self.off.contains(&Rule::Unwanted))
+        {
+            asking.fetch.want_no_more(now, chunks);
+            self.drive(n);
         }
     }
 

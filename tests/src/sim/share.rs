@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use distd_core::NodeId;
 use distd_core::limits::RECORD_SECONDS_MAX;
 use distd_core::proto::Frame;
 use distd_core::proto::control::ControlEvent;
@@ -14,6 +15,7 @@ use distd_core::swarm::{Asker, SiteKey, Tier};
 use super::ask::peer_id;
 use super::conn::{ConnNo, End, Member, Payload};
 use super::node::{NodeNo, Role};
+use super::rules::Rule;
 use super::world::{Event, Sim};
 
 impl Sim {
@@ -98,6 +100,14 @@ impl Sim {
                 }
             }
             ControlEvent::Peers(records) => self.meet(n, records),
+            ControlEvent::Shuns(nodes) => {
+                let by_origin = self.nodes[self.conns[conn.0].answerer.0].role == Role::Origin;
+                if let Some(asking) = self.nodes[n.0].asking.as_mut().filter(|_| by_origin) {
+                    asking.disowned = nodes;
+                    self.heed(n);
+                    self.drive(n);
+                }
+            }
             ControlEvent::Unchoked | ControlEvent::PeersWanted => {}
         }
     }
@@ -157,7 +167,45 @@ impl Sim {
                     answering.leases.entry(member.site).or_default().handle_have(now, asker.id(), &chunks);
                 }
             }
+            ControlEvent::Shuns(nodes) => {
+                if let Some(member) = &self.conns[conn.0].member {
+                    self.nodes[n.0].answering.directory.handle_shuns(unix, &member.site, asker.id(), nodes);
+                    self.tell_later(n);
+                }
+            }
             ControlEvent::Choked(_) | ControlEvent::Unchoked => {}
+        }
+    }
+
+    /// Whom a node has in quarantine.
+    pub(super) fn shunned(&self, n: NodeNo) -> Vec<NodeId> {
+        let others = (0..self.nodes.len()).map(NodeNo).filter(|whom| *whom != n);
+        let node = &self.nodes[n.0];
+        let shunned = others.filter(|whom| node.behaviour.slanders || node.quarantine.contains(whom));
+        shunned.filter(|_| self.has(Rule::Shuns)).map(NodeNo::id).collect()
+    }
+
+    /// Tells its parents whom a node shuns.
+    pub(super) fn tell_shuns(&mut self, n: NodeNo) {
+        let shunned = self.shunned(n);
+        let Some(asking) = &self.nodes[n.0].asking else { return };
+        let parents: Vec<_> = asking.contacts[..asking.parents].iter().filter_map(|c| c.conn).collect();
+        for conn in parents {
+            if self.conns[conn.0].opener_open {
+                self.conns[conn.0].opener_control.shun(&shunned);
+                self.flush(conn, End::Opener);
+            }
+        }
+    }
+
+    /// Heeds what the origin said of the relays this node asks.
+    pub(super) fn heed(&mut self, n: NodeNo) {
+        let now = self.clock(n);
+        let Some(asking) = &mut self.nodes[n.0].asking else { return };
+        for (peer, contact) in asking.contacts.iter().take(asking.parents).enumerate() {
+            if asking.disowned.contains(&contact.node.id()) {
+                asking.fetch.handle_disowned(now, peer_id(peer));
+            }
         }
     }
 
@@ -193,7 +241,8 @@ impl Sim {
             fresh = answering.directory.ranked(self.unix(n), &member.site, asker, &holders);
         }
         fresh.retain(|(node, record)| told.get(node).is_none_or(|known| *known < record.sequence));
-        if let Some(site) = self.conns[conn.0].member.as_ref().map(|member| member.site.clone()) {
+        let site = self.conns[conn.0].member.as_ref().map(|member| member.site.clone());
+        if let Some(site) = site.filter(|_| self.has(Rule::Balance)) {
             let directory = &mut self.nodes[n.0].answering.directory;
             fresh.iter().for_each(|(node, record)| directory.handle_told(&site, *node, record.resident));
         }
@@ -202,6 +251,13 @@ impl Sim {
         }
         told.extend(fresh.iter().map(|(node, record)| (*node, record.sequence)));
         let fresh: Vec<_> = fresh.into_iter().map(|(_, record)| record).collect();
+        if self.nodes[n.0].role == Role::Origin
+            && let Some(member) = &self.conns[conn.0].member
+        {
+            let shuns = self.nodes[n.0].answering.directory.shuns(&member.site);
+            self.conns[conn.0].answerer_control.shun(shuns.disowned());
+            self.flush(conn, End::Answerer);
+        }
         self.conns[conn.0].told = Some(told);
         if always || !fresh.is_empty() {
             self.conns[conn.0].answerer_control.send_peers(fresh);

@@ -1,6 +1,6 @@
 //! [`Sim`]: the nodes, the links, the queue of what is yet to happen, and the loop.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use distd_core::ManifestId;
@@ -14,6 +14,7 @@ use super::log::Log;
 use super::net::{LAN_LATENCY, Pipe, Wan, Weather};
 use super::node::{Node, NodeNo};
 use super::queue::Queue;
+use super::rules::Rule;
 use crate::Rng;
 
 /// Epoch of every monotonic clock, so that one may be behind.
@@ -77,6 +78,8 @@ pub struct Sim {
     pub(super) egress_max: BTreeMap<usize, u64>,
     /// Whether received bytes are compared with the hash: a test of the invariants switches it off.
     pub(super) verifies: bool,
+    /// Rules that are done without.
+    pub(super) off: BTreeSet<Rule>,
     /// Leaves that are up, or about to be, and lack something.
     pub(super) incomplete: usize,
 }

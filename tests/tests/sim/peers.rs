@@ -53,56 +53,6 @@ fn half_of_a_site_may_lie_and_drop_connections() {
 }
 
 #[test]
-fn a_site_half_of_liars_with_one_lying_relay_of_two_is_about_as_fast_as_an_honest_one() {
-    each_seed(|rng_seed| {
-        let run =
-            |faults: bool| {
-                let (mut sim, origin) = Sim::new(rng_seed, 2750);
-                let site = sim.site(Wan::default());
-                let (relay, second) = (sim.relay(site, &[origin]), sim.relay(site, &[origin]));
-                let leaves = sim.leaves(32, site, &[relay, second, origin]);
-                let bad: Vec<NodeNo> = std::iter::once(relay).chain(leaves[..16].iter().copied()).collect();
-                if faults {
-                    sim.behave(relay, Behaviour { lies_permille: 1000, ..HONEST() });
-                    for leaf in &bad[1..] {
-                        sim.behave(*leaf, Behaviour { lies_permille: 50, drops_permille: 50, ..HONEST() });
-                    }
-                }
-                sim.run_until_complete(LIMIT);
-                for leaf in &leaves {
-                    assert!(bad.iter().all(|liar| {
-                        sim.wrong(*leaf, *liar) == u64::from(sim.has_quarantined(*leaf, *liar))
-                    }));
-                    assert!(leaves[16..].iter().all(|honest| !sim.has_quarantined(*leaf, *honest)));
-                    sim.assert_few_twice(*leaf);
-                }
-                assert_eq!(faults, leaves.iter().all(|leaf| sim.has_quarantined(*leaf, relay)));
-                (sim.now(), sim.egress_percent(site))
-            };
-        let ((honest, _), (faulty, sent)) = (run(false), run(true));
-        // 180 MB. What all asked of the first relay before they caught it is fetched twice.
-        assert!(faulty <= honest * 11 / 10, "{faulty:?} beside {honest:?}");
-        assert!(sent <= 112, "{sent} %");
-    });
-}
-
-#[test]
-fn a_lying_relay_is_gone_round() {
-    each_seed(|rng_seed| {
-        let (mut sim, origin) = Sim::new(rng_seed, 1000);
-        let site = sim.site(Wan::default());
-        let relay = sim.relay(site, &[origin]);
-        sim.behave(relay, Behaviour { lies_permille: 100, ..HONEST() });
-        let leaves = sim.leaves(6, site, &[relay, origin]);
-        sim.run_until_complete(LIMIT);
-        assert!(leaves.iter().any(|leaf| sim.has_quarantined(*leaf, relay)));
-        assert!(leaves.iter().all(|leaf| sim.wrong(*leaf, relay) <= 1));
-        // Whoever caught it asks the origin for what it had asked of it; six leaves, some twenty chunks each. Measured: at most 117 %.
-        sim.assert_egress(site, 100..=120);
-    });
-}
-
-#[test]
 fn a_neighbour_that_announces_what_it_does_not_hold_costs_a_question() {
     each_seed(|rng_seed| {
         let (mut sim, origin) = Sim::new(rng_seed, 200);

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::limits::FRAME_BODY_MAX;
 use crate::proto::{DecodeError, Frame, FrameDecoder};
-use crate::{ChunkId, ManifestId, NodeHash};
+use crate::{ChunkId, ManifestId, NodeHash, NodeId};
 
 fn golden() -> Vec<(Frame, &'static str)> {
     let range = Ranges(vec![ChunkId(300)..=ChunkId(912)]);
@@ -52,6 +52,7 @@ fn golden() -> Vec<(Frame, &'static str)> {
             Frame::Handshake(Handshake { exchanges: true, ..Handshake::new(ManifestId([0xab; 32])) }),
             "0039000101010200 20abababababababababababababababababababababababababababababababab 0380 0480 0604 0802d8f0 09ffffffff 8201 ff",
         ),
+        (Frame::Shun(Shun(vec![NodeId([0xcd; 16])])), "8910 cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd"),
         (Frame::PexRequest, "0600"),
         (Frame::PeerRecords(PeerRecords(Vec::new())), "0d0100"),
         (
@@ -141,6 +142,8 @@ fn bad_fields_are_named() {
         ("8101 ff", DecodeError::Field("NODE_REQUEST", "number of held manifests")),
         ("0b01 00", DecodeError::Length("UNCHOKE")),
         ("880f 000000000000000000000000000000", DecodeError::Length("COST")),
+        ("8900", DecodeError::Length("SHUN")),
+        ("8911 cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd", DecodeError::Length("SHUN")),
         ("8700", DecodeError::Length("COST_REQUEST")),
         ("0003 0001ff", DecodeError::Field("HANDSHAKE", "method")),
     ] {

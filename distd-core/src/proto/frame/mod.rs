@@ -9,6 +9,7 @@ mod metadata;
 mod nodes;
 mod pex;
 mod ranges;
+mod shun;
 
 pub use choke::Choke;
 pub use cost::Cost;
@@ -19,6 +20,7 @@ pub use metadata::{Metadata, MetadataRequest};
 pub use nodes::{COMPACT_LEAF, Node, NodeRequest, NodesEnd, ROOT_LEVEL};
 pub use pex::{PeerRecord, PeerRecords, RECORD_DOMAIN};
 pub use ranges::{DontHave, DontHaveReason, Ranges};
+pub use shun::Shun;
 
 #[cfg(test)]
 mod golden;

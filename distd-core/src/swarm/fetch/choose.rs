@@ -61,7 +61,15 @@ impl Fetch {
         let claims = unstarted.flat_map(|b| [b.progress + CLAIM_AFTER, b.progress + CLAIM_AFTER_BY_RELAY]);
         let ends = others && self.wanted.is_empty() && !self.batches.is_empty() && self.may_double() > 0;
         let end = ends.then(|| now + ENDGAME_MIN);
-        deadlines.chain(pauses).chain(settled).chain(claims).chain(end).filter(|at| *at > now).min()
+        let dry = self.others_fetch_until(now);
+        deadlines
+            .chain(dry)
+            .chain(pauses)
+            .chain(settled)
+            .chain(claims)
+            .chain(end)
+            .filter(|at| *at > now)
+            .min()
     }
 
     fn random(&mut self) -> u64 {
@@ -105,8 +113,9 @@ impl Fetch {
         if peer.stalled {
             return least;
         }
+        let shown = if peer.tier == Tier::Relay { peer.right.max(1).saturating_mul(4) } else { u64::MAX };
         let in_time = peer.capacity.rate().map_or(0.0, |rate| rate * BATCH_TIME.as_secs_f64());
-        (in_time as u64).clamp(least, shared.max(least)).min(most)
+        (in_time as u64).clamp(least, shared.max(least)).min(most).min(shown)
     }
 
     /// A batch of chunks nobody has been asked for.
@@ -135,6 +144,8 @@ impl Fetch {
     /// The first parent with room for what nobody nearer will send.
     fn able_parent(&mut self, now: Timestamp) -> Option<(PeerId, ChunkRanges)> {
         let most = [Tier::Relay, Tier::Origin].map(|tier| (tier, self.batches_max(now, tier)));
+        let origin = self.peers.values().any(|p| p.tier == Tier::Origin && p.is_well(now));
+        let is_avoided = |p: &Peer| origin && p.tier == Tier::Relay && p.disowned;
         let has_room = |p: &Peer| most.iter().any(|(tier, most)| p.tier == *tier && p.has_room(now, *most));
         if !self.peers.values().any(has_room) {
             return None;
@@ -145,10 +156,14 @@ impl Fetch {
             left = left.difference(&p.could_send(&left));
         }
         let near = self.pace_of_neighbours(now);
+        let by_others = self.others_fetch_until(now).is_some();
         for (tier, most) in most {
+            if tier == Tier::Origin && by_others {
+                return None;
+            }
             // Of several parents the first is asked: each would fetch everything over the uplink they share.
             let mut lacks = left.clone();
-            for (id, p) in self.peers.iter_mut().filter(|(_, p)| p.tier == tier) {
+            for (id, p) in self.peers.iter_mut().filter(|(_, p)| p.tier == tier && !is_avoided(p)) {
                 let waits = p.is_waited_for(now);
                 if p.has_room(now, most) {
                     let mut could = p.could_send_now(now, &left);
@@ -204,6 +219,11 @@ impl Fetch {
     fn pick(&mut self, now: Timestamp, id: PeerId, mut could: ChunkRanges) -> ChunkRanges {
         let peer = &self.peers[&id];
         let count = self.batch_size(now, peer);
+        if peer.tier == Tier::Relay && self.config.shared_batch.is_some() && peer.right == 0 && !peer.stalled
+        {
+            // The same one for all that begin at once: what a liar fetched for those who catch it is lost with it.
+            return could.take_first(1);
+        }
         if peer.tier != Tier::Site {
             if self.pivot.is_none() && self.config.shared_batch.is_some() {
                 let start = self.random();

@@ -116,5 +116,8 @@ pub(super) const ENDGAME_LEAST: u64 = 4;
 /// How long a parent that left a whole batch to neighbours is not asked for another: what one gathers announcements for.
 pub(super) const ALL_LEASED: Duration = Duration::from_millis(100);
 
+/// How long neighbours are let that fetch by way of a relay that this side knows for a liar, after the last chunk one of them brought.
+pub(super) const OTHERS_FETCH: Duration = Duration::from_millis(300);
+
 /// When a relay that lives has answered, if only that its parent could not help: what it waits for that, and a moment.
 pub(super) const RELAY_ANSWERS: Duration = UPSTREAM_WAIT.saturating_add(Duration::from_secs(2));

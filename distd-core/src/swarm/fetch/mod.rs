@@ -3,20 +3,22 @@
 //! Inputs are `handle_*`; after each of them, and when [`Fetch::poll_timeout`] is reached, call
 //! [`Fetch::poll_request`] until it returns `None`, then [`Fetch::poll_event`] likewise.
 //!
-//! Here is what happens to chunks, batches and peers; `choose` has what is asked of whom.
+//! Here is what happens to chunks, batches and peers, in `refused` what a peer does not send, in `liars` what is made of relays
+//! that sent wrong bytes; `choose` has what is asked of whom.
 
 mod capacity;
 mod choose;
 mod config;
+mod liars;
 mod peer;
+mod refused;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 pub use self::config::FetchConfig;
-use self::config::{ALL_LEASED, CHOKES_MAX, FIRST_BATCH, RELAY_ANSWERS};
+use self::config::{ALL_LEASED, FIRST_BATCH, RELAY_ANSWERS};
 use self::peer::Peer;
-use super::lately::LEFT_RETRY;
 use crate::ChunkId;
 use crate::ranges::ChunkRanges;
 use crate::time::Timestamp;
@@ -89,6 +91,8 @@ pub struct Fetch {
     /// Chunks open in two batches, how many were made so, and how many were wanted in all.
     doubled: ChunkRanges,
     doubled_ever: u64,
+    /// Chunks open in a batch that nobody waits for any more.
+    unwanted: ChunkRanges,
     wanted_ever: u64,
     /// Where it begins among the wanted chunks: nodes of a site that start at once ask for different parts.
     pivot: Option<ChunkId>,
@@ -116,6 +120,7 @@ impl Fetch {
             next_batch: 0,
             doubled: ChunkRanges::new(),
             doubled_ever: 0,
+            unwanted: ChunkRanges::new(),
             wanted_ever: 0,
             pivot: None,
             came: 0,
@@ -127,6 +132,7 @@ impl Fetch {
 
     /// Adds chunks; those already wanted or in flight are not asked for twice.
     pub fn want(&mut self, chunks: &ChunkRanges) {
+        self.unwanted = self.unwanted.difference(chunks);
         let mut fresh = chunks.clone();
         for batch in self.batches.values() {
             fresh = fresh.difference(&batch.open);
@@ -135,6 +141,21 @@ impl Fetch {
         self.wanted.extend(&fresh);
         self.wanted_ever += self.wanted.len() - before;
         self.changed();
+    }
+
+    /// Nobody waits for these any more. A batch of which they are half is withdrawn: what of the other half is on its way comes twice, which
+    /// is less.
+    pub fn want_no_more(&mut self, now: Timestamp, chunks: &ChunkRanges) {
+        self.unwanted.extend(chunks);
+        let idle = |b: &Batch| b.open.intersection(&self.unwanted).len() * 2 >= b.open.len();
+        let idle: Vec<_> = self.batches.iter().filter(|(_, b)| idle(b)).map(|(id, _)| *id).collect();
+        idle.into_iter().for_each(|batch| self.withdraw(now, batch));
+        self.wanted = self.wanted.difference(&self.unwanted);
+        let open = self.batches.values().map(|b| b.open.intersection(&self.unwanted));
+        self.unwanted = open.fold(ChunkRanges::new(), |mut all, open| {
+            all.extend(&open);
+            all
+        });
     }
 
     /// What was found to be so when there was nothing to ask for holds no longer.
@@ -175,31 +196,6 @@ impl Fetch {
         let news = self.wanted.is_empty() || self.wanted.intersects(chunks);
         if news && p.has_room(now, self.config.batches_per_peer) {
             self.changed();
-        }
-    }
-
-    /// The peer leaves these chunks of a batch to a neighbour that has them or is fetching them. It is asked again after a while.
-    pub fn handle_leased(&mut self, now: Timestamp, batch: BatchId, ranges: &ChunkRanges) {
-        let Some((id, given_back)) = self.give_back(now, batch, ranges) else { return };
-        if let Some(peer) = self.peers.get_mut(&id) {
-            let again = if peer.tier == Tier::Site { LEFT_RETRY } else { self.config.lease_retry };
-            peer.leased.push_back((now + again, given_back));
-        }
-    }
-
-    /// A relay's parent could not help. The first time, and where this side cannot reach the relay's parents either, that is no fault of
-    /// the relay: it is asked again before them.
-    pub fn handle_upstream_failed(&mut self, now: Timestamp, batch: BatchId, ranges: &ChunkRanges) {
-        let asked = self.batches.get(&batch).map_or(now, |b| b.asked);
-        let Some((id, _)) = self.give_back(now, batch, ranges) else { return };
-        let farther =
-            self.peers.values().any(|p| p.tier == Tier::Origin && p.is_well(now) && p.since <= asked);
-        let Some(peer) = self.peers.get_mut(&id) else { return };
-        // Batches that were open at the same time failed for one reason.
-        let first = *peer.upstream_failed.get_or_insert(now);
-        peer.excused = !farther || asked < first;
-        if peer.not_before <= now {
-            self.pause(now, id, PeerFault::Failed);
         }
     }
 
@@ -249,7 +245,9 @@ impl Fetch {
                 peer.chokes = 0;
                 (peer.excused, peer.stalled, peer.upstream_failed) = (false, false, None);
                 peer.capacity.chunk();
-                if !std::mem::replace(&mut peer.proven, true) {
+                peer.right += 1;
+                peer.came_at = now;
+                if peer.right == 1 {
                     // It may be asked for more.
                     self.quiet_until = None;
                 }
@@ -298,52 +296,10 @@ impl Fetch {
         }
     }
 
-    /// The peer will not send these chunks of a batch; others are asked. With `for_now` it is asked again after a pause
-    /// that counts as a failure; otherwise never.
-    pub fn handle_dont_have(&mut self, now: Timestamp, batch: BatchId, ranges: &ChunkRanges, for_now: bool) {
-        let Some((id, given_back)) = self.give_back(now, batch, ranges) else { return };
-        let Some(peer) = self.peers.get_mut(&id) else { return };
-        if !for_now {
-            peer.lacks.extend(&given_back);
-        } else if peer.not_before <= now {
-            self.pause(now, id, PeerFault::Failed);
-        }
-    }
-
-    /// Takes chunks out of a batch that its peer refused: the peer, and which.
-    fn give_back(
-        &mut self,
-        now: Timestamp,
-        batch: BatchId,
-        ranges: &ChunkRanges,
-    ) -> Option<(PeerId, ChunkRanges)> {
-        self.changed();
-        self.progressed(now, batch);
-        let b = self.batches.get_mut(&batch)?;
-        let given_back = b.open.intersection(ranges);
-        b.open = b.open.difference(ranges);
-        let peer = b.peer;
-        self.want_again(&given_back);
-        Some((peer, given_back))
-    }
-
     /// Chunks that are open no longer in one batch are wanted, unless they are open in another.
     fn want_again(&mut self, chunks: &ChunkRanges) {
         self.wanted.extend(&chunks.difference(&self.doubled));
         self.doubled = self.doubled.difference(chunks);
-    }
-
-    /// The peer will answer nothing for a while. What it has waits for it rather than go to a farther peer, and it
-    /// counts as a failure only when it happens again and again while nothing comes from anybody.
-    pub fn handle_choked(&mut self, now: Timestamp, peer: PeerId, retry_after: Duration) {
-        self.changed();
-        let Some(p) = self.peers.get_mut(&peer) else { return };
-        p.choked_until = p.choked_until.max(now + retry_after.min(self.config.backoff_max));
-        p.chokes = if p.choked_at == self.came { p.chokes.saturating_add(1) } else { 1 };
-        p.choked_at = self.came;
-        if p.chokes > CHOKES_MAX {
-            self.pause(now, peer, PeerFault::Failed);
-        }
     }
 
     /// A neighbour is not dialled any more.
@@ -389,6 +345,7 @@ impl Fetch {
         let pause = self.config.backoff.saturating_mul(1 << p.failures.min(16)).min(self.config.backoff_max);
         p.not_before = now + pause;
         p.stalled |= fault == PeerFault::Stalled;
+        p.lied |= fault == PeerFault::WrongBytes;
         let hopeless = matches!(fault, PeerFault::WrongBytes | PeerFault::Protocol);
         if hopeless || p.failures >= self.config.failures_max {
             p.dropped = true;
@@ -449,5 +406,7 @@ impl Fetch {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_liars;
 #[cfg(test)]
 mod tests_pace;

@@ -38,8 +38,13 @@ pub(super) struct Peer {
     pub(super) upstream_failed: Option<Timestamp>,
     /// It made no progress when it was asked last: farther peers do not wait for it.
     pub(super) stalled: bool,
-    /// It has sent a right chunk.
-    pub(super) proven: bool,
+    /// Right chunks it has sent, and when the last of them.
+    pub(super) right: u64,
+    pub(super) came_at: Timestamp,
+    /// It has sent a wrong one.
+    pub(super) lied: bool,
+    /// Several of the site say so, by the word of the origin: a relay is asked after it.
+    pub(super) disowned: bool,
     pub(super) connected: bool,
     pub(super) dropped: bool,
     pub(super) capacity: Capacity,
@@ -65,7 +70,10 @@ impl Peer {
             excused: false,
             upstream_failed: None,
             stalled: false,
-            proven: false,
+            right: 0,
+            came_at: now,
+            lied: false,
+            disowned: false,
             connected: true,
             dropped: false,
             capacity: Capacity::default(),
@@ -101,7 +109,7 @@ impl Peer {
     /// Whether it is asked now, if it has less than so many batches to answer.
     pub(super) fn has_room(&self, now: Timestamp, most: usize) -> bool {
         // Of one that has shown nothing yet little is lost if it lies.
-        let unproven = self.shares && !self.proven;
+        let unproven = self.shares && self.right == 0;
         let most = if self.stalled || unproven { most.min(1) } else { most };
         self.is_well(now) && self.in_flight < most && self.choked_until.max(self.left_until) <= now
     }

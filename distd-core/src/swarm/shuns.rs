@@ -1,0 +1,109 @@
+//! [`Shuns`]: which nodes of a site say that others sent them wrong bytes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::NodeId;
+use crate::limits::{DIRECTORY_NODES_MAX, RECORD_SECONDS_MAX};
+
+/// Nodes that must say the same of one before the others of the site are spared it: one liar alone, or a device whose memory rots, cannot take
+/// anybody's good name.
+const VOICES: usize = 2;
+
+/// In a large site one in so many must.
+const VOICES_PART: usize = 16;
+
+/// What the nodes of one site say of each other, each its own word: no proof of anything. Bounded: `DIRECTORY_NODES_MAX` that speak, of
+/// `SHUN_NODES_MAX` each (`Control`).
+#[derive(Debug, Default)]
+pub struct Shuns {
+    /// Whom each shuns, and until when its word counts, unix seconds: as long as a record at most. A pull is over before what it learned is
+    /// of no use to the next.
+    by: BTreeMap<NodeId, (u64, BTreeSet<NodeId>)>,
+    voices: BTreeMap<NodeId, usize>,
+    members: usize,
+}
+
+impl Shuns {
+    /// So many nodes are in the site.
+    pub(super) fn handle_members(&mut self, members: usize) {
+        self.members = members;
+    }
+
+    /// `by` takes nothing of `whom`, as it says at `now` (unix seconds); instead of what it said before.
+    pub fn handle_shuns(&mut self, now: u64, by: NodeId, whom: BTreeSet<NodeId>) {
+        self.expire(now);
+        self.forget(by);
+        if self.by.len() < DIRECTORY_NODES_MAX {
+            whom.iter().for_each(|node| *self.voices.entry(*node).or_default() += 1);
+            self.by.insert(by, (now + RECORD_SECONDS_MAX, whom));
+        }
+    }
+
+    /// Words that are old count no longer.
+    pub(super) fn expire(&mut self, now: u64) {
+        let old = self.by.iter().filter(|(_, (until, _))| *until <= now).map(|(by, _)| *by);
+        old.collect::<Vec<_>>().into_iter().for_each(|by| self.forget(by));
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.by.is_empty()
+    }
+
+    fn forget(&mut self, by: NodeId) {
+        let Some((_, whom)) = self.by.remove(&by) else { return };
+        for node in whom {
+            if let Some(voices) = self.voices.get_mut(&node) {
+                *voices -= 1;
+                if *voices == 0 {
+                    self.voices.remove(&node);
+                }
+            }
+        }
+    }
+
+    /// Whether `node` takes nothing of `whom`.
+    pub fn is_shunned_by(&self, whom: NodeId, node: NodeId) -> bool {
+        self.by.get(&node).is_some_and(|(_, shunned)| shunned.contains(&whom))
+    }
+
+    /// All of whom several say so.
+    pub fn disowned(&self) -> impl Iterator<Item = &NodeId> {
+        self.voices.iter().filter(|(_, voices)| self.is_enough(**voices)).map(|(node, _)| node)
+    }
+
+    /// Whether several say so.
+    pub fn is_disowned(&self, node: NodeId) -> bool {
+        self.voices.get(&node).is_some_and(|voices| self.is_enough(*voices))
+    }
+
+    fn is_enough(&self, voices: usize) -> bool {
+        voices >= VOICES.max(self.members / VOICES_PART)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_000_000;
+
+    #[test]
+    fn one_voice_is_for_its_owner_and_two_are_for_all() {
+        let node = |n: u8| NodeId([n; 16]);
+        let mut shuns = Shuns::default();
+        shuns.handle_shuns(NOW, node(1), [node(9)].into());
+        shuns.handle_shuns(NOW, node(1), [node(8), node(9)].into());
+        assert!(shuns.is_shunned_by(node(9), node(1)) && !shuns.is_shunned_by(node(9), node(2)));
+        assert!(!shuns.is_disowned(node(9)), "said twice by one");
+        shuns.handle_shuns(NOW, node(2), [node(9)].into());
+        assert!(shuns.is_disowned(node(9)) && !shuns.is_disowned(node(8)));
+        shuns.handle_members(VOICES_PART * 3);
+        assert!(!shuns.is_disowned(node(9)), "two of 48");
+        shuns.handle_members(VOICES_PART);
+        assert!(shuns.disowned().eq([&node(9)]));
+        shuns.handle_shuns(NOW + 1, node(1), BTreeSet::new());
+        assert!(!shuns.is_disowned(node(9)), "taken back");
+        shuns.expire(NOW + RECORD_SECONDS_MAX);
+        assert!(shuns.voices.is_empty() && shuns.by.len() == 1);
+    }
+}
