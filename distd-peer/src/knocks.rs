@@ -16,13 +16,14 @@ const PAUSE: Duration = Duration::from_secs(300);
 /// Most nodes remembered; the one that was dialled in vain longest ago goes first.
 const NODES_MAX: usize = 1024;
 
-/// Dials in vain since the last one that was not, by node, and when the last was.
+/// Dials since the last one that was answered, by node, and when the last was. Those under way are among them: a node that is said to be at
+/// many places at once is not looked for at all of them.
 #[derive(Debug, Default)]
 pub(crate) struct Knocks(BTreeMap<NodeId, (u32, Timestamp)>);
 
 impl Knocks {
-    /// A dial came to nothing.
-    pub(crate) fn handle_failed(&mut self, now: Timestamp, node: NodeId) {
+    /// It is dialled.
+    pub(crate) fn handle_dialled(&mut self, now: Timestamp, node: NodeId) {
         let (times, last) = self.0.entry(node).or_insert((0, now));
         (*times, *last) = (times.saturating_add(1), now);
         if self.0.len() > NODES_MAX {
@@ -31,7 +32,7 @@ impl Knocks {
         }
     }
 
-    /// The node answered.
+    /// It answered.
     pub(crate) fn handle_reached(&mut self, node: &NodeId) {
         self.0.remove(node);
     }
@@ -54,12 +55,12 @@ mod tests {
         let mut knocks = Knocks::default();
         for _ in 0..NEIGHBOUR_TRIES {
             assert!(knocks.allow(T0, &NODE));
-            knocks.handle_failed(T0, NODE);
+            knocks.handle_dialled(T0, NODE);
         }
         assert!(!knocks.allow(T0 + PAUSE / 2, &NODE));
         let later = T0 + PAUSE;
         assert!(knocks.allow(later, &NODE));
-        knocks.handle_failed(later, NODE);
+        knocks.handle_dialled(later, NODE);
         assert!(!knocks.allow(later, &NODE), "once in a while");
         assert!(knocks.allow(later, &NodeId([2; 16])));
         knocks.handle_reached(&NODE);
@@ -72,7 +73,7 @@ mod tests {
         for n in 0..NODES_MAX as u64 + 5 {
             let mut id = [0; 16];
             id[..8].copy_from_slice(&n.to_be_bytes());
-            knocks.handle_failed(T0 + Duration::from_secs(n), NodeId(id));
+            knocks.handle_dialled(T0 + Duration::from_secs(n), NodeId(id));
         }
         assert_eq!(knocks.0.len(), NODES_MAX);
         assert!(!knocks.0.contains_key(&NodeId([0; 16])), "the oldest");

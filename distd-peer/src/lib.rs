@@ -12,6 +12,7 @@ mod knocks;
 pub mod limits;
 pub mod manifest_fetch;
 pub mod mdns;
+pub mod metrics;
 pub mod neighbours;
 pub mod net;
 pub mod parents;

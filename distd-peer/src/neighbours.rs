@@ -212,13 +212,11 @@ impl Neighbourhood {
         if let Some(link) = held.as_ref().filter(|link| !link.is_closed()) {
             return Ok(link.clone());
         }
+        self.knocks().handle_dialled(monotonic_now(), node);
         let dialled =
-            Link::connect_neighbour(&self.endpoint, neighbour.address, node, &self.meter, unix_now()).await;
-        match &dialled {
-            Ok(_) => self.knocks().handle_reached(&node),
-            Err(_) => self.knocks().handle_failed(monotonic_now(), node),
-        }
-        let link = Arc::new(dialled?);
+            Link::connect_neighbour(&self.endpoint, neighbour.address, node, &self.meter, unix_now()).await?;
+        self.knocks().handle_reached(&node);
+        let link = Arc::new(dialled);
         self.remember(neighbour);
         *held = Some(link.clone());
         Ok(link)

@@ -77,6 +77,30 @@ impl Daemon {
         }
     }
 
+    /// Where it gives its metrics.
+    ///
+    /// # Panics
+    /// When it gives none.
+    pub fn metrics_url(&self) -> String {
+        let out = self.log.with_extension("out");
+        let said = || fs::read_to_string(&out).unwrap_or_default();
+        let url = || said().lines().find_map(|line| line.strip_prefix("metrics on ").map(str::to_owned));
+        wait_until("the daemon says where its metrics are", || url().is_some());
+        url().unwrap_or_default()
+    }
+
+    /// The value of a metric it gives; labels summed.
+    ///
+    /// # Panics
+    /// When it gives none.
+    pub fn metric(&self, name: &str) -> u64 {
+        let output = Command::new("curl").args(["-sSf", &self.metrics_url()]).output().expect("run curl");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains(name), "no {name} in\n{text}");
+        metric_in(&text, name)
+    }
+
     /// What it wrote to standard error.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
@@ -472,11 +496,15 @@ impl Lab {
 
     /// The value of a metric of the origin; labels summed.
     pub fn metric(&self, name: &str) -> u64 {
-        let (_, text) = self.curl("/metrics", &[]);
-        let of_name = |line: &&str| line.starts_with(name) && line[name.len()..].starts_with([' ', '{']);
-        text.lines().filter(of_name).filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
-            as u64
+        metric_in(&self.curl("/metrics", &[]).1, name)
     }
+}
+
+/// The value of a metric in Prometheus' text format; labels summed.
+fn metric_in(text: &str, name: &str) -> u64 {
+    let of_name = |line: &&str| line.starts_with(name) && line[name.len()..].starts_with([' ', '{']);
+    let values = text.lines().filter(of_name).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+    values.sum::<f64>() as u64
 }
 
 /// Waits until `holds`.

@@ -10,7 +10,7 @@ use crate::netns::{Place, ip};
 pub enum Numbering {
     /// Private IPv4 addresses behind a NAT with one public address.
     Nat,
-    /// IPv6, no IPv4 at all and no NAT.
+    /// IPv6 without a NAT, and no IPv4 at all, not even 127.0.0.1.
     Ipv6,
 }
 
@@ -38,6 +38,9 @@ impl Office {
         for ns in this.devices.iter().chain([far, router]) {
             ip(&format!("netns add {ns}"));
             ip(&format!("-n {ns} link set lo up"));
+            if numbering == Numbering::Ipv6 {
+                ip(&format!("-n {ns} address delete 127.0.0.1/8 dev lo"));
+            }
         }
         ip(&format!("-n {router} link add wan0 type veth peer name isp0 netns {far}"));
         ip(&format!("-n {router} link add lan0 type bridge"));

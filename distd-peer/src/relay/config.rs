@@ -26,6 +26,8 @@ pub struct RelayConfig {
     pub proxy_url: Option<String>,
     /// What operators see.
     pub label: String,
+    /// Loopback address metrics are given on.
+    pub metrics: Option<SocketAddr>,
     /// Bounds of the store.
     pub store: StoreConfig,
     /// What chunks from parents may take of the link.
@@ -50,6 +52,8 @@ pub struct RelayFile {
     pub data: Option<PathBuf>,
     /// What operators see.
     pub label: Option<String>,
+    /// Loopback address metrics are given on.
+    pub metrics: Option<SocketAddr>,
     /// Cache bounds.
     pub cache: Option<CacheFile>,
     /// Most batches answered at once.

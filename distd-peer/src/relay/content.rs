@@ -115,6 +115,11 @@ impl Relay {
         self
     }
 
+    /// Whom it asks.
+    pub fn parents(&self) -> &Arc<Parents> {
+        &self.parents
+    }
+
     /// The store.
     pub fn store(&self) -> &Arc<EdgeStore> {
         &self.store
