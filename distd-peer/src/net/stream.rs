@@ -36,6 +36,23 @@ impl SendStream {
         }
     }
 
+    /// The same for all of `pieces`, which are empty then.
+    pub(crate) async fn write_all(&mut self, pieces: &mut [Bytes]) -> Result<(), WireError> {
+        match self {
+            Self::Quic(stream, connection) if !pieces.is_empty() => {
+                connection.iter().for_each(fit_send_window);
+                Ok(stream.write_all_chunks(pieces).await?)
+            }
+            Self::Quic(..) => Ok(()),
+            Self::Https(body) => {
+                for piece in pieces {
+                    body.write(std::mem::take(piece)).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
     /// Returns when the peer wants nothing more of it, or is gone. Cancelling the future loses nothing.
     pub(crate) async fn stopped(&self) -> WireError {
         match self {
