@@ -109,30 +109,31 @@ if wanted others; then
   for tool in sendme rqbit; do command -v "$tool" >/dev/null || cargo install --locked --no-default-features "$tool" $([ "$tool" = sendme ] || echo --features rust-tls) >&2; done
   ours() { device device --json pull os@1 --out "$work/out" >"$work/pull.json"; cmp "$work/out" "$work/file"; rm -f "$work"/out*; rate "$(json seconds <"$work/pull.json")"; }
   since() { rate "$(awk -v a="$1" -v b="$(date +%s.%N)" 'BEGIN { print b - a }')"; }
-  ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", a / b }'; }
+  beside() { row "loopback, round $1" "$2" "$3 ($4)" "$(awk -v a="$2" -v b="$3" 'BEGIN { printf "%.2f", a / b }')"; }
   mkdir -p "$work/send" "$work/got"; ln "$work/file" "$work/send/file"
-  (cd "$work/send" && exec sendme send --relay disabled file </dev/null >"$work/sendme.out" 2>&1) & raw+=($!)
-  wait_for 60 grep -q 'blob[a-z0-9]' "$work/sendme.out"
+  # With nothing but a loopback of their own: neither looks for anybody.
+  add_space alone
+  (cd "$work/send" && in_place_of_shell alone sendme send --no-progress --relay disabled file </dev/null >"$work/sendme.out" 2>&1) & raw+=($!)
+  wait_for 60 grep -q 'receive blob' "$work/sendme.out"
   ticket=$(grep -o 'blob[a-z0-9]*' "$work/sendme.out" | head -n 1)
   for round in 1 2 3; do
     ours=$(ours)
-    from=$(date +%s.%N); (cd "$work/got" && sendme receive --relay disabled "$ticket" >"$work/receive.out" 2>&1); took=$(since "$from")
-    cmp "$work/got/file" "$work/file"; rm -rf "$work/got/file" "$work"/got/.sendme*
-    row "loopback, round $round" "$ours" "$took (sendme $(sendme --version | cut -d' ' -f2))" "$(ratio "$ours" "$took")"
+    from=$(date +%s.%N); (cd "$work/got" && on alone sendme receive --no-progress --relay disabled "$ticket" >"$work/receive.out" 2>&1); took=$(since "$from")
+    cmp "$work/got/file" "$work/file"; rm -rf "$work/got"; mkdir "$work/got"
+    beside "$round" "$ours" "$took" "$(sendme --version)"
   done
   end_raw
   torrent "$work/file" >"$work/file.torrent"
-  port=$(free_port)
-  in_background() { rqbit --disable-dht --disable-upnp-port-forward --http-api-listen-addr "127.0.0.1:$(free_port)" "$@"; }
-  (in_background --listen-port "$port" download --overwrite -o "$work/send" "$work/file.torrent" >"$work/rqbit.out" 2>&1) & raw+=($!)
-  wait_for 60 grep -q '100' "$work/rqbit.out"
+  quiet=(--disable-dht --disable-lsd --disable-trackers --disable-upnp-port-forward --ipv4-only)
+  in_place_of_shell alone rqbit "${quiet[@]}" --listen-port 6881 download --disable-http-api --overwrite -o "$work/send" "$work/file.torrent" >"$work/rqbit.out" 2>&1 & raw+=($!)
+  wait_for 60 grep -q '100.00%' "$work/rqbit.out"
   for round in 1 2 3; do
     ours=$(ours)
-    from=$(date +%s.%N); in_background download --exit-on-finish --initial-peers "127.0.0.1:$port" -o "$work/got" "$work/file.torrent" >"$work/receive.out" 2>&1; took=$(since "$from")
-    cmp "$work/got/file" "$work/file"; rm -rf "$work/got/file"
-    row "loopback, round $round" "$ours" "$took (rqbit $(rqbit --version | cut -d' ' -f2))" "$(ratio "$ours" "$took")"
+    from=$(date +%s.%N); on alone rqbit "${quiet[@]}" --listen-port 6882 download --disable-http-api -e --initial-peers 127.0.0.1:6881 -o "$work/got" "$work/file.torrent" >"$work/receive.out" 2>&1; took=$(since "$from")
+    cmp "$work/got/file" "$work/file"; rm -f "$work/got/file"
+    beside "$round" "$ours" "$took" "$(rqbit --version): TCP, no encryption"
   done
-  end_raw
+  end_raw; net_stop
 fi
 if wanted loss; then
   # Loss %, delay one way ms, Mbit/s, queue ms.
