@@ -14,9 +14,6 @@ use crate::{ManifestId, NodeId};
 /// Most disjoint ranges remembered of what a node holds; beyond it the node ranks lower than it could, nothing else.
 const HELD_RANGES_MAX: usize = 1024;
 
-/// Askers that are sent to one node before it comes behind others that hold as much.
-const FEW: u64 = 8;
-
 /// One group of nodes that may exchange laterally, by a name the caller gives.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SiteKey(pub String);
@@ -27,8 +24,6 @@ struct Entry {
     held: ChunkRanges,
     /// Swarms the node is in now, with how often it opened each.
     swarms: BTreeMap<ManifestId, u32>,
-    /// To how many askers it was told.
-    told: u32,
     /// Unix seconds.
     heard: u64,
 }
@@ -90,7 +85,7 @@ impl Directory {
             oldest.map(|key| group.nodes.remove(&key));
         }
         let (held, swarms) = (ChunkRanges::new(), BTreeMap::new());
-        group.nodes.insert(key, Entry { record, held, swarms, told: 0, heard: now });
+        group.nodes.insert(key, Entry { record, held, swarms, heard: now });
         group.shuns.handle_members(group.nodes.len());
         true
     }
@@ -155,9 +150,9 @@ impl Directory {
         gone
     }
 
-    /// Who may help `asker`, best first, at most `PEX_RECORDS_MAX`: those whom not several shun, of them those in `first` (they fetch for the site), then who holds
-    /// half of the swarm's chunks, some, or is in the swarm; among equals those last that many were told of. Nobody whom the asker shuns. Ties fall differently for each
-    /// asker, so that not all go to one.
+    /// Who may help `asker`, at most `PEX_RECORDS_MAX`, and nobody whom it shuns. Half of them the best: those whom not several shun, of them
+    /// those in `first` (they fetch for the site), then who holds half of the swarm's chunks, some, or is in the swarm. Half those that are in
+    /// the swarm. Ties fall differently for each asker, so that not all go to one.
     pub fn ranked(
         &self,
         now: u64,
@@ -166,10 +161,6 @@ impl Directory {
         first: &[NodeId],
     ) -> Vec<(NodeId, PeerRecord)> {
         let Some(group) = self.sites.get(site) else { return Vec::new() };
-        // Only those come last who were told to twice as many as is usual. With each one counted all would be sent to the newest, and those
-        // that came at one time would know only each other.
-        let told: u64 = group.nodes.values().map(|entry| u64::from(entry.told)).sum();
-        let many = FEW + 2 * told / group.nodes.len().max(1) as u64;
         let mut found: Vec<_> = group
             .nodes
             .iter()
@@ -183,14 +174,12 @@ impl Directory {
                 let overlap = entry.held.intersection(asker.chunks).len();
                 let joined = entry.swarms.contains_key(&asker.manifest);
                 let holds = 2 * u32::from(overlap * 2 >= asker.chunks.len()) + u32::from(overlap > 0);
-                // The only one that holds everything is no help to the hundredth who asks it.
-                let told = u64::from(entry.told) / many;
                 let trusted = !group.shuns.is_disowned(*node);
-                let rank = (trusted, first.contains(node), holds.saturating_sub((told / 4) as u32));
+                let rank = (trusted, first.contains(node), holds);
                 let helps = overlap > 0 || joined || rank.1;
                 let tie = tie(asker.node, *node);
-                let fetches = (!(trusted && joined), told, tie);
-                (helps, (std::cmp::Reverse(rank), told, tie), fetches, *node, entry)
+                let fetches = (!(trusted && joined), tie);
+                (helps, (std::cmp::Reverse(rank), tie), fetches, *node, entry)
             })
             .filter(|(helps, ..)| *helps)
             .collect();
@@ -201,13 +190,6 @@ impl Directory {
         rest.sort_by_key(|(_, _, fetches, ..)| *fetches);
         let listed = found.into_iter().take(PEX_RECORDS_MAX);
         listed.map(|(.., node, entry)| (node, entry.record.clone())).collect()
-    }
-
-    /// An asker was told of a node.
-    pub fn handle_told(&mut self, site: &SiteKey, node: NodeId, resident: bool) {
-        if let Some(entry) = self.entry(site, node, resident) {
-            entry.told = entry.told.saturating_add(1);
-        }
     }
 }
 

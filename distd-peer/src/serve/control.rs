@@ -159,7 +159,6 @@ impl Answerer<'_> {
             fresh.retain(|(node, record)| {
                 told.get(&(*node, record.resident)).is_none_or(|sequence| *sequence < record.sequence)
             });
-            member.told(fresh.iter().map(|(node, record)| (*node, record.resident)));
         }
         while told.len() > TOLD_MAX {
             told.pop_first();

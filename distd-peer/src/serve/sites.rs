@@ -221,12 +221,6 @@ impl Member {
         state.directory.ranked(unix_now(), &self.site, asker, &holders)
     }
 
-    /// The node was told of these.
-    pub(crate) fn told(&self, of: impl Iterator<Item = (NodeId, bool)>) {
-        let mut state = self.sites.state();
-        of.for_each(|(node, resident)| state.directory.handle_told(&self.site, node, resident));
-    }
-
     /// What of `wanted` the node gets, and what is left to a neighbour. `None` where nothing is leased: to nobody, or to this node no
     /// more, as it does not get what is left to others.
     pub(crate) fn lease(&self, wanted: &ChunkRanges) -> Option<(BatchLease<'_>, ChunkRanges, ChunkRanges)> {

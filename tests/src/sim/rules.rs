@@ -11,8 +11,6 @@ pub enum Rule {
     Unwanted,
     /// A crowd gets each chunk from a node once for a while.
     Crowd,
-    /// Those last of whom many were told.
-    Balance,
     /// Who is dialled dials back.
     DialBack,
 }

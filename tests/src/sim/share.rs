@@ -244,11 +244,6 @@ impl Sim {
             fresh = answering.directory.ranked(self.unix(n), &member.site, asker, &holders);
         }
         fresh.retain(|(node, record)| told.get(node).is_none_or(|known| *known < record.sequence));
-        let site = self.conns[conn.0].member.as_ref().map(|member| member.site.clone());
-        if let Some(site) = site.filter(|_| self.has(Rule::Balance)) {
-            let directory = &mut self.nodes[n.0].answering.directory;
-            fresh.iter().for_each(|(node, record)| directory.handle_told(&site, *node, record.resident));
-        }
         while told.len() > TOLD_MAX {
             told.pop_first();
         }
