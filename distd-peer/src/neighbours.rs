@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::frame::PeerRecord;
+use distd_core::swarm::SiteKey;
 use distd_core::{ManifestId, NodeId};
 use quinn::Endpoint;
 use rustls::pki_types::CertificateDer;
@@ -225,6 +226,17 @@ impl Neighbourhood {
     pub fn quarantine(&self, link: &Link) {
         self.settings.quarantine.add(link.node_id(), unix_now());
         link.close(CloseCode::IntegrityFailed);
+    }
+
+    /// Those that have the swarm of `manifest` open here and listen themselves.
+    pub(crate) fn callers(&self, manifest: &ManifestId) -> Vec<Neighbour> {
+        let callers = self.settings.sites.callers(manifest).into_iter();
+        callers.map(|(node, address)| Neighbour { node, address }).filter(|n| self.is_usable(n)).collect()
+    }
+
+    /// Marked as changed when there is one more.
+    pub(crate) fn calls(&self) -> watch::Receiver<()> {
+        self.settings.sites.changes(&SiteKey::default())
     }
 
     /// Whom this device takes nothing of.

@@ -100,11 +100,11 @@ pub enum DecodeError {
 }
 
 impl Frame {
-    /// Appends the frame's bytes.
-    pub fn encode_into(&self, out: &mut BytesMut) {
+    /// Appends the frame's bytes in as many pieces as are there; a chunk's are not copied.
+    pub fn encode_pieces(&self, out: &mut Vec<Bytes>) {
         match self {
-            Self::Data(data) => data.encode_frame(out),
-            _ => out.extend_from_slice(&self.encode()),
+            Self::Data(data) => out.extend([data.encode_head(), data.bytes.clone()]),
+            _ => out.push(self.encode()),
         }
     }
 
@@ -116,11 +116,7 @@ impl Frame {
                 f.encode(&mut body);
                 types::HANDSHAKE
             }
-            Self::Data(f) => {
-                let mut out = BytesMut::new();
-                f.encode_frame(&mut out);
-                return out.freeze();
-            }
+            Self::Data(f) => return [f.encode_head(), f.bytes.clone()].concat().into(),
             Self::Have(f) => {
                 f.encode(&mut body);
                 types::HAVE

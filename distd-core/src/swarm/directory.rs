@@ -188,16 +188,19 @@ impl Directory {
                 let trusted = !group.shuns.is_disowned(*node);
                 let rank = (trusted, first.contains(node), holds.saturating_sub((told / 4) as u32));
                 let helps = overlap > 0 || joined || rank.1;
-                (helps, (std::cmp::Reverse(rank), told, tie(asker.node, *node)), *node, entry)
+                let tie = tie(asker.node, *node);
+                let fetches = (!(trusted && joined), told, tie);
+                (helps, (std::cmp::Reverse(rank), told, tie), fetches, *node, entry)
             })
             .filter(|(helps, ..)| *helps)
             .collect();
         found.sort_by_key(|(_, rank, ..)| *rank);
-        found
-            .into_iter()
-            .take(PEX_RECORDS_MAX)
-            .map(|(.., node, entry)| (node, entry.record.clone()))
-            .collect()
+        // Half of the list are those that can help most; the others those that fetch now, or all would know only the few that have everything,
+        // however slow these are, and not each other.
+        let rest = found.get_mut(PEX_RECORDS_MAX / 2..).unwrap_or_default();
+        rest.sort_by_key(|(_, _, fetches, ..)| *fetches);
+        let listed = found.into_iter().take(PEX_RECORDS_MAX);
+        listed.map(|(.., node, entry)| (node, entry.record.clone())).collect()
     }
 
     /// An asker was told of a node.
@@ -314,6 +317,26 @@ mod tests {
         let asker = Asker { node: node(9), manifest: V1, chunks: &chunks };
         let list = directory.ranked(NOW, &site(), asker, &[]);
         assert!(list.len() == 1 && list[0].1.resident);
+    }
+
+    #[test]
+    fn half_of_a_list_are_those_that_fetch_now_though_others_hold_everything() {
+        let mut directory = Directory::default();
+        let chunks = set(1, 100);
+        for n in 1..=40 {
+            directory.handle_record(NOW, &site(), node(n), record(n, true, NOW + 60));
+            match n {
+                1..=20 => directory.handle_have(&site(), node(n), true, &chunks),
+                _ => directory.handle_joined(&site(), node(n), true, V1),
+            }
+        }
+        let told = |to| {
+            let asker = Asker { node: node(to), manifest: V1, chunks: &chunks };
+            ports(&directory.ranked(NOW, &site(), asker, &[]))
+        };
+        let list = told(50);
+        assert!(list[..4].iter().all(|n| *n <= 20) && list[4..].iter().all(|n| *n > 20), "{list:?}");
+        assert_ne!(list[4..], told(51)[4..]);
     }
 
     #[test]

@@ -15,6 +15,10 @@ pub const NEIGHBOUR_TRIES: u32 = 4;
 /// Most neighbours one swarm's fetch is connected to at once.
 pub const NEIGHBOURS_MAX: usize = 16;
 
+/// Most of them that are dialled by the word of others; the other places are for those who dial this one and are dialled back. Who came early is told to
+/// all that come later, and who came last to nobody: with all places filled by hearsay the former send three times what they need, and the latter nothing.
+pub const NEIGHBOURS_TOLD: usize = 10;
+
 /// How long nearer parents may take to connect before a farther one is asked: a round trip over a slow link, and a repetition.
 pub const NEARER_GRACE: Duration = Duration::from_secs(1);
 

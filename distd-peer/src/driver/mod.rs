@@ -12,7 +12,7 @@ use distd_core::manifest::Entry;
 use distd_core::packing::PackedChunk;
 use distd_core::proto::frame::{DontHaveReason, PeerRecord};
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::rules::{NEARER_GRACE, NEIGHBOURS_MAX};
+use distd_core::swarm::rules::{NEARER_GRACE, NEIGHBOURS_MAX, NEIGHBOURS_TOLD};
 use distd_core::swarm::{BatchId, Fetch, FetchConfig, FetchEvent, PeerFault, PeerId, Tier};
 use distd_core::time::Timestamp;
 use distd_core::{ChunkId, ManifestId, NodeId};
@@ -101,6 +101,8 @@ enum Message {
     Peers(Vec<PeerRecord>),
     /// Neighbours found on the same cable.
     Local(Vec<Neighbour>),
+    /// Somebody may have dialled this device for the same swarm.
+    Called,
     /// A neighbour is not dialled any more.
     Gone(PeerId),
     HeldBack(BatchId),
@@ -277,7 +279,11 @@ impl Driver {
                     }
                 }
             });
-            self.dial_neighbours(known.into_iter().take(REMEMBERED_TRIED).collect());
+            let (mut calls, tx) = (exchange.neighbourhood.calls(), self.messages_tx.clone());
+            self.tasks.spawn(async move {
+                while calls.changed().await.is_ok() && tx.send(Message::Called).await.is_ok() {}
+            });
+            self.dial_neighbours(known.into_iter().take(REMEMBERED_TRIED).collect(), NEIGHBOURS_TOLD);
         }
     }
 
@@ -289,10 +295,11 @@ impl Driver {
         self.dialers.insert(peer, self.tasks.spawn(task));
     }
 
-    fn dial_neighbours(&mut self, neighbours: Vec<Neighbour>) {
+    /// Dials further neighbours as long as there are not so many.
+    fn dial_neighbours(&mut self, neighbours: Vec<Neighbour>, most: usize) {
         let Some(exchange) = self.exchange.clone() else { return };
         for neighbour in neighbours {
-            if self.neighbours.len() >= NEIGHBOURS_MAX || self.neighbours.contains_key(&neighbour) {
+            if self.neighbours.len() >= most || self.neighbours.contains_key(&neighbour) {
                 continue;
             }
             let peer = PeerId(self.next_peer);
@@ -440,10 +447,16 @@ impl Driver {
             Message::Peers(records) => {
                 if let Some(exchange) = &self.exchange {
                     let found = exchange.neighbourhood.take(self.manifest, records);
-                    self.dial_neighbours(found);
+                    self.dial_neighbours(found, NEIGHBOURS_TOLD);
                 }
             }
-            Message::Local(found) => self.dial_neighbours(found),
+            Message::Local(found) => self.dial_neighbours(found, NEIGHBOURS_TOLD),
+            Message::Called => {
+                if let Some(exchange) = &self.exchange {
+                    let callers = exchange.neighbourhood.callers(&self.manifest);
+                    self.dial_neighbours(callers, NEIGHBOURS_MAX);
+                }
+            }
             Message::Gone(peer) => {
                 self.fetch.handle_gone(peer);
                 self.dialers.remove(&peer);

@@ -20,8 +20,8 @@ pub(crate) use connection::Accepted;
 pub use connection::Carrier;
 pub use dialer::{DialError, Dialer};
 pub use endpoint::{
-    BindError, ResetKey, Tuning, client_endpoint, device_endpoint, own_address, parent_sockets, resolve,
-    server_endpoint, udp_socket,
+    BindError, ResetKey, Tuning, client_endpoint, device_endpoint, fit_send_window, own_address,
+    parent_sockets, resolve, server_endpoint, udp_socket,
 };
 pub(crate) use enroll::exchange_raw;
 pub use enroll::{EnrollError, exchange_enroll};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::stream::StreamKind;
 use distd_core::proto::{DecodeError, Frame, FrameDecoder};
@@ -160,13 +160,14 @@ impl FrameReader {
 /// Writes frames to a stream.
 pub struct FrameWriter {
     stream: SendStream,
-    gathered: BytesMut,
+    gathered: Vec<Bytes>,
+    gathered_bytes: usize,
 }
 
 impl FrameWriter {
     /// A writer on `stream`.
     pub(crate) fn new(stream: SendStream) -> Self {
-        Self { stream, gathered: BytesMut::new() }
+        Self { stream, gathered: Vec::new(), gathered_bytes: 0 }
     }
 
     /// Writes the header of a stream this side opened.
@@ -181,20 +182,18 @@ impl FrameWriter {
 
     /// Puts a frame with others to be written in one go; true when [`Self::flush`] should follow.
     pub fn gather(&mut self, frame: &Frame) -> bool {
-        if self.gathered.is_empty() {
-            // Once for the whole write, not anew for each frame.
-            self.gathered.reserve(WRITE_BYTES + WRITE_BYTES / 2);
-        }
-        frame.encode_into(&mut self.gathered);
-        self.gathered.len() >= WRITE_BYTES
+        let before = self.gathered.len();
+        frame.encode_pieces(&mut self.gathered);
+        self.gathered_bytes += self.gathered[before..].iter().map(Bytes::len).sum::<usize>();
+        self.gathered_bytes >= WRITE_BYTES
     }
 
     /// Writes what was gathered.
     pub async fn flush(&mut self) -> Result<(), WireError> {
-        if self.gathered.is_empty() {
-            return Ok(());
-        }
-        self.stream.write(self.gathered.split().freeze()).await
+        self.gathered_bytes = 0;
+        let written = self.stream.write_all(&mut self.gathered).await;
+        self.gathered.clear();
+        written
     }
 
     /// Writes one frame to `peer` no faster than `limit` allows. Gives up when nothing is taken for `stall`; waiting for the limit is none of

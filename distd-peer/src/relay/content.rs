@@ -35,7 +35,7 @@ const SWARMS_MAX: usize = 4;
 const EVICTED_TRIES: u32 = 3;
 
 /// Chunks read off the disk at once for one asker.
-const READ_GROUP: usize = 16;
+const READ_GROUP: usize = 8;
 
 /// The same question within this time gets the same answer: a fleet that wakes at once asks the origin once.
 const METADATA_FRESH: Duration = Duration::from_secs(1);

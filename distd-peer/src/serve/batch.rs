@@ -18,7 +18,7 @@ use crate::net::{FrameReader, FrameWriter};
 
 /// Answers queued between reading chunks and writing them to the stream. A few keep the stream full; each may be a
 /// megabyte.
-const ANSWER_QUEUE: usize = 16;
+const ANSWER_QUEUE: usize = 8;
 
 pub(super) async fn answer(
     peer: &Peer,

@@ -36,8 +36,8 @@ struct State {
     leased: BTreeMap<(SiteKey, ManifestId), Leased>,
     lately: BTreeMap<(SiteKey, ManifestId), Lately>,
     changed: BTreeMap<SiteKey, watch::Sender<()>>,
-    /// Open control streams of nodes that take part, by swarm.
-    members: BTreeMap<ManifestId, usize>,
+    /// Open control streams of nodes that take part, by swarm: who, and where it listens if it does.
+    members: BTreeMap<ManifestId, Vec<(NodeId, Option<SocketAddr>)>>,
 }
 
 impl State {
@@ -119,7 +119,7 @@ impl Sites {
         let mut state = self.state();
         state.directory.handle_record(now, &site, node, record);
         state.directory.handle_joined(&site, node, resident, manifest);
-        *state.members.entry(manifest).or_default() += 1;
+        state.members.entry(manifest).or_default().push((node, addresses.first().copied()));
         state.tell(&site);
         let reach = Mutex::default();
         Some(Member { sites: self.clone(), site, node, manifest, resident, addresses, reach })
@@ -127,7 +127,20 @@ impl Sites {
 
     /// How many nodes that take part have the swarm open here.
     pub fn members(&self, manifest: &ManifestId) -> usize {
-        self.state().members.get(manifest).copied().unwrap_or(0)
+        self.state().members.get(manifest).map_or(0, Vec::len)
+    }
+
+    /// Who of them listens where, as seen.
+    pub(crate) fn callers(&self, manifest: &ManifestId) -> Vec<(NodeId, SocketAddr)> {
+        let state = self.state();
+        let members = state.members.get(manifest).into_iter().flatten();
+        members.filter_map(|(node, listens)| Some((*node, (*listens)?))).collect()
+    }
+
+    /// Marked as changed when somebody of a site came.
+    pub(crate) fn changes(&self, site: &SiteKey) -> watch::Receiver<()> {
+        let mut state = self.state();
+        state.changed.entry(site.clone()).or_insert_with(|| watch::Sender::new(())).subscribe()
     }
 
     /// A record heard of from elsewhere, verified already, of a node in the swarm of `manifest`.
@@ -193,8 +206,7 @@ impl Member {
 
     /// Marked as changed when somebody of the site came.
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
-        let mut state = self.sites.state();
-        state.changed.entry(self.site.clone()).or_insert_with(|| watch::Sender::new(())).subscribe()
+        self.sites.changes(&self.site)
     }
 
     /// Its neighbours, best first.
@@ -294,8 +306,10 @@ impl Drop for Member {
     fn drop(&mut self) {
         let mut state = self.sites.state();
         if let Some(members) = state.members.get_mut(&self.manifest) {
-            *members -= 1;
-            if *members == 0 {
+            let own =
+                members.iter().position(|member| *member == (self.node, self.addresses.first().copied()));
+            own.map(|at| members.swap_remove(at));
+            if members.is_empty() {
                 state.members.remove(&self.manifest);
                 state.lately.retain(|(_, manifest), _| *manifest != self.manifest);
             }

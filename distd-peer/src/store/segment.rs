@@ -127,7 +127,7 @@ impl Segment {
 }
 
 /// Most bytes read in one go. More than this and the buffers come from the system anew each time.
-const RUN_BYTES: u64 = 192 << 10;
+const RUN_BYTES: u64 = 128 << 10;
 
 /// Bytes between two records' contents that are read and thrown away rather than skipped.
 const GAP_BYTES: u64 = 4096;

@@ -13,6 +13,8 @@ pub enum Rule {
     Crowd,
     /// Those last of whom many were told.
     Balance,
+    /// Who is dialled dials back.
+    DialBack,
 }
 
 impl Sim {

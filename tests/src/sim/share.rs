@@ -9,7 +9,7 @@ use distd_core::proto::Frame;
 use distd_core::proto::control::ControlEvent;
 use distd_core::proto::frame::PeerRecord;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::rules::{GATHER, GATHER_UP, NEIGHBOURS_MAX, TOLD_ENOUGH, TOLD_MAX};
+use distd_core::swarm::rules::{GATHER, GATHER_UP, NEIGHBOURS_MAX, NEIGHBOURS_TOLD, TOLD_ENOUGH, TOLD_MAX};
 use distd_core::swarm::{Asker, SiteKey, Tier};
 
 use super::ask::peer_id;
@@ -99,7 +99,7 @@ impl Sim {
                     self.drive(n);
                 }
             }
-            ControlEvent::Peers(records) => self.meet(n, records),
+            ControlEvent::Peers(records) => self.meet(n, records, NEIGHBOURS_TOLD),
             ControlEvent::Shuns(nodes) => {
                 let by_origin = self.nodes[self.conns[conn.0].answerer.0].role == Role::Origin;
                 if let Some(asking) = self.nodes[n.0].asking.as_mut().filter(|_| by_origin) {
@@ -112,8 +112,8 @@ impl Sim {
         }
     }
 
-    /// Dials neighbours a node is told of.
-    fn meet(&mut self, n: NodeNo, records: Vec<PeerRecord>) {
+    /// Dials neighbours a node is told of, or that dialled it, as long as it has not so many.
+    fn meet(&mut self, n: NodeNo, records: Vec<PeerRecord>, most: usize) {
         for record in records {
             let whom = record.addresses.first().and_then(|address| NodeNo::at(*address));
             let Some(whom) = whom.filter(|whom| *whom != n && self.record_holds(n, &record)) else {
@@ -129,7 +129,7 @@ impl Sim {
             let Some(asking) = &self.nodes[n.0].asking else { return };
             let mut neighbours = asking.contacts[asking.parents..].iter().filter(|contact| !contact.gone);
             let known = neighbours.clone().any(|contact| contact.node == whom);
-            let room = neighbours.by_ref().count() < NEIGHBOURS_MAX;
+            let room = neighbours.by_ref().count() < most;
             if !known && room && !self.nodes[n.0].quarantine.contains(&whom) {
                 self.add_contact(n, whom, Tier::Site);
             }
@@ -148,6 +148,9 @@ impl Sim {
                 };
                 let site = self.site_key(n, asker);
                 let (serves, resident) = (!own.addresses.is_empty(), own.resident);
+                if self.nodes[n.0].role == Role::Leaf && self.has(Rule::DialBack) {
+                    self.meet(n, vec![own.clone()], NEIGHBOURS_MAX);
+                }
                 let directory = &mut self.nodes[n.0].answering.directory;
                 directory.handle_record(unix, &site, asker.id(), own);
                 directory.handle_joined(&site, asker.id(), resident, manifest);

@@ -1,6 +1,7 @@
 //! Scenarios of the simulated swarm (`tests/src/sim`). Each runs with a few fixed numbers; a failure prints the line that replays it.
 
 mod clocks;
+mod crowds;
 mod liars;
 mod machine;
 mod peers;
