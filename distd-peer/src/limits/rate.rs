@@ -2,6 +2,7 @@
 
 use std::hash::Hash;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ pub(crate) const LIMITED_PIECE: usize = PIECE_TOKENS as usize * TOKEN_BYTES;
 /// How long a look at the time of day holds.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Peers whose buckets are kept before those are looked for that are full again.
+/// Buckets of peers from which on those are looked for that are full again.
 const PEERS_MAX: usize = 1024;
 
 fn quota(bytes_per_second: u64) -> Quota {
@@ -94,6 +95,8 @@ impl<C: Clock + Clone> Rate<C> {
 pub(super) struct RateOfEach<K: Clone + Eq + Hash, C: Clock = MonotonicClock> {
     buckets: RateLimiter<K, HashMapStateStore<K>, C, NoOpMiddleware<<C as Clock>::Instant>>,
     clock: C,
+    /// With so many buckets those that are full again are forgotten.
+    forget_at: AtomicUsize,
 }
 
 impl<K: Clone + Eq + Hash> RateOfEach<K> {
@@ -105,12 +108,15 @@ impl<K: Clone + Eq + Hash> RateOfEach<K> {
 impl<K: Clone + Eq + Hash, C: Clock + Clone> RateOfEach<K, C> {
     fn with_clock(bytes_per_second: u64, clock: C) -> Self {
         let store = HashMapStateStore::default();
-        Self { buckets: RateLimiter::new(quota(bytes_per_second), store, clock.clone()), clock }
+        let buckets = RateLimiter::new(quota(bytes_per_second), store, clock.clone());
+        Self { buckets, clock, forget_at: AtomicUsize::new(PEERS_MAX) }
     }
 
     fn take(&self, peer: &K, tokens: NonZeroU32) -> Result<(), Duration> {
-        if self.buckets.len() >= PEERS_MAX {
+        if self.buckets.len() >= self.forget_at.load(Ordering::Relaxed) {
             self.buckets.retain_recent();
+            // Not again before as many have come as are in use.
+            self.forget_at.store((self.buckets.len() * 2).max(PEERS_MAX), Ordering::Relaxed);
         }
         let taken = self.buckets.check_key_n(peer, tokens).unwrap_or(Ok(()));
         taken.map_err(|not_until| not_until.wait_time_from(self.clock.now()))
@@ -135,7 +141,7 @@ async fn pass_in_pieces(bytes: usize, take: impl Fn(NonZeroU32) -> Result<(), Du
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicU16, Ordering};
+    use std::sync::atomic::AtomicU16;
     use std::time::Instant;
 
     use governor::clock::FakeRelativeClock;
@@ -201,6 +207,17 @@ mod tests {
         clock.advance(Duration::from_secs(1));
         while each.take(&1, PIECE).is_ok() {}
         assert!(each.take(&2, PIECE).is_ok(), "one that is empty keeps no other waiting");
+    }
+
+    #[test]
+    fn peers_that_left_are_forgotten() {
+        let clock = FakeRelativeClock::default();
+        let each = RateOfEach::with_clock(64 << 10, clock.clone());
+        for peer in 0..20 * PEERS_MAX {
+            assert!(each.take(&peer, PIECE).is_ok());
+            clock.advance(Duration::from_millis(10));
+            assert!(each.buckets.len() <= PEERS_MAX);
+        }
     }
 
     #[tokio::test]
