@@ -4,6 +4,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use distd_core::swarm::rules::HAND_ON;
 use distd_peer::net::RateLimit;
 use distd_peer::serve::ServeConfig;
 
@@ -43,7 +44,7 @@ pub(crate) struct Sharing {
     pub(crate) site: String,
     /// Where an agent listens.
     pub(crate) agent_listen: SocketAddr,
-    /// How long a finished pull goes on serving.
+    /// How long a finished pull goes on serving; at least what it takes to hand on what it got last.
     pub(crate) linger: Duration,
     /// What pulls take of the link.
     pub(crate) download: Option<Arc<RateLimit>>,
@@ -65,7 +66,7 @@ impl Sharing {
             connectivity: file.connectivity,
             site: file.site.clone().unwrap_or_default(),
             agent_listen: share.listen.unwrap_or((Ipv6Addr::UNSPECIFIED, AGENT_PORT).into()),
-            linger: share.linger_seconds.map_or(LINGER, Duration::from_secs),
+            linger: share.linger_seconds.map_or(LINGER, Duration::from_secs).max(HAND_ON),
             download,
             upload: limits.upload_bytes_per_second.unwrap_or(UPLOAD_BYTES_PER_SECOND),
             slots: limits.upload_slots.unwrap_or(UPLOAD_SLOTS),
