@@ -4,6 +4,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use distd_core::swarm::rules::HAND_ON;
 use distd_peer::limits::{Class, Limits, Throttle};
 use distd_peer::serve::ServeConfig;
 
@@ -43,7 +44,7 @@ pub(crate) struct Sharing {
     pub(crate) site: String,
     /// Where an agent listens.
     pub(crate) agent_listen: SocketAddr,
-    /// How long a finished pull goes on serving.
+    /// How long a finished pull goes on serving; at least what it takes to hand on what it got last.
     pub(crate) linger: Duration,
     /// Rates of both directions.
     limits: Limits,
@@ -68,7 +69,7 @@ impl Sharing {
             connectivity: file.connectivity,
             site: file.site.clone().unwrap_or_default(),
             agent_listen: share.listen.unwrap_or((Ipv6Addr::UNSPECIFIED, AGENT_PORT).into()),
-            linger: share.linger_seconds.map_or(LINGER, Duration::from_secs),
+            linger: share.linger_seconds.map_or(LINGER, Duration::from_secs).max(HAND_ON),
             limits: rates,
             class: Class::Update,
             slots: limits.upload_slots.unwrap_or(UPLOAD_SLOTS),

@@ -34,6 +34,10 @@ pub const TOLD_ENOUGH: usize = NEIGHBOURS_MAX;
 /// Records told that are remembered of one peer.
 pub const TOLD_MAX: usize = 64;
 
+/// How long at least a pull that has everything stays for those that fetch from it: what it got last it alone may have, and then it would cross the
+/// uplink again. Some hops from one neighbour to the next, each with the gathering of announcements.
+pub const HAND_ON: Duration = Duration::from_millis(500);
+
 /// Batches answered at once, unless the configuration says otherwise.
 pub const UPLOAD_SLOTS: usize = 128;
 

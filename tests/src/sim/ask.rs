@@ -7,7 +7,7 @@ use distd_core::proto::batch::BatchAsk;
 use distd_core::proto::control::{Control, Side};
 use distd_core::proto::frame::Handshake;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::rules::{NEARER_GRACE, NEIGHBOUR_TRIES, REDIAL, REDIAL_MAX};
+use distd_core::swarm::rules::{HAND_ON, NEARER_GRACE, NEIGHBOUR_TRIES, REDIAL, REDIAL_MAX};
 use distd_core::swarm::{BatchId, Fetch, FetchConfig, FetchEvent, PeerFault, PeerId, Tier};
 use distd_core::time::Timestamp;
 
@@ -347,7 +347,7 @@ impl Sim {
         }
         self.stop_asking(n);
         if !self.nodes[n.0].leaf.resident {
-            let until = self.queue.now() + self.nodes[n.0].leaf.linger;
+            let until = self.queue.now() + self.nodes[n.0].leaf.linger.max(HAND_ON);
             self.linger(n, until);
         }
     }

@@ -38,7 +38,7 @@ fn pulls_that_end_when_nobody_fetches_from_them_cost_the_origin_little_more_than
 }
 
 #[test]
-fn pulls_that_end_at_once_take_what_they_got_last_with_them() {
+fn pulls_that_end_at_once_hand_on_what_they_got_last() {
     each_seed(|rng_seed| {
         let (mut sim, origin) = Sim::new(rng_seed, 400);
         let site = sim.site(Wan::default());
@@ -46,9 +46,9 @@ fn pulls_that_end_at_once_take_what_they_got_last_with_them() {
             sim.leaf_as(site, &[origin], pull(0), Duration::ZERO);
         }
         sim.run_until_complete(LIMIT);
-        sim.assert_egress(site, 100..=120);
-        // One after the other asks for the last chunk, and some wait for what is leased to one that was about to go.
-        assert!(sim.now() < Duration::from_secs(6), "{:?}", sim.now());
+        sim.assert_egress(site, 100..=102);
+        // The uplink alone takes 2.1 s. When they went with what they had, 2.4 to 4.3 s and up to 112 %.
+        assert!(sim.now() < Duration::from_millis(2300), "{:?}", sim.now());
     });
 }
 
