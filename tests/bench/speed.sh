@@ -40,7 +40,10 @@ P
 # listening FILE: the address in it, once it is there.
 listening() { wait_for 10 grep -q 'listening on' "$1"; sed -n 's/^listening on //p' "$1"; }
 # serve_raw [SETTINGS...]: QUIC alone, as raw_address. fetch_raw ADDRESS BYTES [SETTINGS...]: MB/s from there.
-serve_raw() { "$speed" serve "$realm_dir/relay" "${listen:-127.0.0.1:0}" "$@" >"$work/raw.out" & raw+=($!); raw_address=$(listening "$work/raw.out"); }
+serve_raw() { : >"$work/raw.out"; "$speed" serve "$realm_dir/relay" "${listen:-127.0.0.1:0}" "$@" >"$work/raw.out" & raw+=($!); raw_address=$(listening "$work/raw.out"); }
+# impair ADDRESS LINK: a bad link to there, as through.
+# shellcheck disable=SC2086
+impair() { : >"$work/impair.out"; "$speed" impair 127.0.0.1:0 "$1" $2 >"$work/impair.out" 2>/dev/null & raw+=($!); through=$(listening "$work/impair.out"); }
 fetch_raw() { "$speed" fetch "$realm_dir/device" "$1" "$2" "$streams" "${@:3}" | json mb_s; }
 
 # start_far N FILE: an origin in the namespace of that name, with the file as release 1. enroll_far H: a device on that host of site 1.
@@ -139,18 +142,14 @@ if wanted loss; then
   for link in "0 20 1000 40" "1 20 1000 40" "1 20 100 40" "0 20 100 5" "0 0.5 1000 20"; do
     for congestion in cubic newreno bbr follow; do
       serve_raw --congestion "$congestion" 2>"$work/raw.err"
-      # shellcheck disable=SC2086
-      "$speed" impair 127.0.0.1:0 "$raw_address" $link >"$work/impair.out" 2>/dev/null & raw+=($!)
-      through=$(listening "$work/impair.out")
+      impair "$raw_address" "$link"
       some=100000000; [[ ${congestion} == cubic || ${congestion} == newreno ]] && some=20000000
       got=$(fetch_raw "$through" "$some" --congestion "$congestion" || echo failed)
       sleep 0.3
       row "loss %, delay ms, Mbit/s, queue ms: $link" "$got" "QUIC alone, $congestion" "$(sed -n 's/^lost \([0-9]*\) of \([0-9]*\) packets.*/\1 \2/p' "$work/raw.err" | awk '{ printf "%.1f %% lost", $1 * 100 / $2 }')"
       end_raw
     done
-    # shellcheck disable=SC2086
-    "$speed" impair 127.0.0.1:0 "$relay_address" $link >"$work/impair.out" 2>/dev/null & raw+=($!)
-    through=$(listening "$work/impair.out")
+    impair "$relay_address" "$link"
     device device --json pull os@1 --parent "$through" --out "$work/out" >"$work/pull.json"; cmp "$work/out" "$work/file"; rm -f "$work"/out*
     row "loss %, delay ms, Mbit/s, queue ms: $link" "$(rate "$(json seconds <"$work/pull.json")")" "a pull" ""
     end_raw
