@@ -6,8 +6,8 @@ use distd_core::proto::frame::{Codec, Data};
 
 use super::{ChunkSink, SinkError};
 
-/// Raw bytes that are enough for one call of the sink.
-const ENOUGH_BYTES: usize = 512 << 10;
+/// Raw bytes that are enough for one call of the sink: some six chunks, as a device keeps as much for each batch.
+const ENOUGH_BYTES: usize = 128 << 10;
 
 /// A chunk whose bytes matched its hash.
 #[derive(Clone, Copy)]
