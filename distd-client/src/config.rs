@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use distd_peer::limits::{LimitsError, LimitsFile};
 use distd_peer::net::Transport;
 use distd_peer::trust::files::{self, FileError};
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,9 @@ pub(crate) enum ConfigError {
     /// Not the TOML it should be.
     #[error("{0} is malformed; correct it, or delete it and run distd login or distd enroll again")]
     Malformed(PathBuf, #[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Values that cannot be, all of them.
+    #[error("{0} has values that cannot be")]
+    Limits(PathBuf, #[source] LimitsError),
 }
 
 /// Contents of `client.toml`. Unknown keys are refused: a misspelt one would silently do nothing.
@@ -77,31 +81,7 @@ pub(crate) struct ShareFile {
     pub(crate) linger_seconds: Option<u64>,
 }
 
-/// `[limits]` of `client.toml`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct LimitsFile {
-    /// What neighbours may have of the link, bytes a second.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) upload_bytes_per_second: Option<u64>,
-    /// What pulls take of the link, bytes a second.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) download_bytes_per_second: Option<u64>,
-    /// Most batches served at once.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) upload_slots: Option<usize>,
-    /// Most batches served at once to one neighbour.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) upload_slots_per_peer: Option<usize>,
-}
-
 impl ShareFile {
-    fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-impl LimitsFile {
     fn is_default(&self) -> bool {
         *self == Self::default()
     }
@@ -119,11 +99,15 @@ impl ClientFile {
             Ok(text) => text,
             Err(e) => return Err(ConfigError::Malformed(path, e.into())),
         };
-        toml::from_str(text).map_err(|e| {
+        let file: Self = toml::from_str(text).map_err(|e| {
             // The parser's message quotes the line, and the line may be the one with the token.
             let what = e.message().to_owned();
-            ConfigError::Malformed(path, what.into())
-        })
+            ConfigError::Malformed(path.clone(), what.into())
+        })?;
+        match file.limits.check() {
+            Ok(_) => Ok(file),
+            Err(wrong) => Err(ConfigError::Limits(path, wrong)),
+        }
     }
 
     /// Replaces the file in `data`, mode 0600.
@@ -196,6 +180,10 @@ mod tests {
         files::write_atomic(&path, b"token = topsecret\n", 0o600).expect("write");
         let error = anyhow::Error::from(ClientFile::load(dir.path()).expect_err("not TOML"));
         assert!(!format!("{error:#}").contains("topsecret"), "{error:#}");
+        files::write_atomic(&path, b"[limits]\nupload_slots = 0\nwindows = [{}]\n", 0o600).expect("write");
+        let error = anyhow::Error::from(ClientFile::load(dir.path()).expect_err("no such limits"));
+        let said = format!("{error:#}");
+        assert!(said.contains("limits.upload_slots") && said.contains("limits.windows[0].from"), "{said}");
     }
 
     #[test]

@@ -86,17 +86,18 @@ impl Default for Unpacker {
 }
 
 impl Unpacker {
-    /// The raw bytes of chunk `hash`, which is `raw_len` bytes long; valid until the next call.
+    /// The raw bytes of chunk `hash`, which is `raw_len` bytes long; valid until the next call. What was not packed is
+    /// given back as it is.
     ///
     /// # Errors
     /// [`UnpackError`]: never more than `raw_len` (at most `CHUNK_BYTES_MAX`) bytes are written.
-    pub fn unpack(
-        &mut self,
+    pub fn unpack<'b>(
+        &'b mut self,
         codec: Codec,
-        bytes: &[u8],
+        bytes: &'b [u8],
         raw_len: u32,
         hash: &ChunkHash,
-    ) -> Result<&[u8], UnpackError> {
+    ) -> Result<&'b [u8], UnpackError> {
         let raw = self.unpack_unverified(codec, bytes, raw_len).ok_or(UnpackError::Length(*hash, raw_len))?;
         let actual = ChunkHash::of(raw);
         if actual != *hash {
@@ -129,21 +130,20 @@ impl Unpacker {
 
     /// The bytes without a look at their hash; `None` when they are not `raw_len` bytes (at
     /// most `CHUNK_BYTES_MAX`), of which no more are ever written.
-    fn unpack_unverified(&mut self, codec: Codec, bytes: &[u8], raw_len: u32) -> Option<&[u8]> {
+    fn unpack_unverified<'b>(&'b mut self, codec: Codec, bytes: &'b [u8], raw_len: u32) -> Option<&'b [u8]> {
         let len = raw_len as usize;
         if len > CHUNK_BYTES_MAX {
             return None;
         }
-        self.buffer.clear();
-        match codec {
-            Codec::Raw => self.buffer.extend_from_slice(&bytes[..bytes.len().min(len + 1)]),
+        let raw = match codec {
+            Codec::Raw => bytes,
             Codec::Zstd => {
                 self.buffer.resize(len, 0);
                 let written = self.context.decompress_to_buffer(bytes, &mut self.buffer[..]).ok()?;
-                self.buffer.truncate(written);
+                &self.buffer[..written]
             }
-        }
-        (self.buffer.len() == len).then_some(&self.buffer[..])
+        };
+        (raw.len() == len).then_some(raw)
     }
 }
 

@@ -56,6 +56,9 @@ struct RunArgs {
     /// Free space the cache leaves on its file system.
     #[arg(long, value_name = "BYTES")]
     cache_min_free_bytes: Option<u64>,
+    /// Loopback address to give metrics on, as Prometheus asks for them: http://ADDR:PORT/metrics.
+    #[arg(long, value_name = "ADDR:PORT", env = "DISTD_PEER_METRICS")]
+    metrics: Option<SocketAddr>,
     /// TOML file with the same settings.
     #[arg(long, value_name = "FILE", env = "DISTD_PEER_CONFIG")]
     config: Option<PathBuf>,
@@ -69,6 +72,7 @@ fn settings(args: RunArgs) -> anyhow::Result<(RelayConfig, Option<JoinToken>)> {
         Some(path) => RelayFile::read(path)?,
         None => RelayFile::default(),
     };
+    let rates = file.limits()?;
     let cache = file.cache.unwrap_or_default();
     let bounds = StoreConfig::default();
     let limits = ServeConfig::default();
@@ -91,6 +95,7 @@ fn settings(args: RunArgs) -> anyhow::Result<(RelayConfig, Option<JoinToken>)> {
         },
         transport: args.transport.or(file.transport).unwrap_or_default(),
         proxy_url: file.proxy_url,
+        metrics: args.metrics.or(file.metrics),
         label: args.label.or(file.label).unwrap_or_else(|| "relay".to_owned()),
         store: StoreConfig {
             max_bytes: args.cache_max_bytes.or(cache.max_bytes).unwrap_or(bounds.max_bytes),
@@ -100,7 +105,9 @@ fn settings(args: RunArgs) -> anyhow::Result<(RelayConfig, Option<JoinToken>)> {
                 .unwrap_or(bounds.min_free_bytes),
             ..bounds
         },
+        download: rates.download.for_class(None),
         serve: ServeConfig {
+            upload: rates.upload.for_class(None),
             upload_slots_max: file.upload_slots_max.unwrap_or(limits.upload_slots_max),
             connections_max: file.connections_max.unwrap_or(limits.connections_max),
             ..limits
@@ -116,6 +123,9 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
         tracing::info!(recovered = ?running.recovered, "store recovered");
     }
     println!("relay listening on {}", running.address);
+    if let Some(address) = running.metrics {
+        println!("metrics on http://{address}/metrics");
+    }
     println!("next: distd pull PRODUCT@VERSION --out FILE --parent {}", running.address);
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {

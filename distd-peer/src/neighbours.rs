@@ -14,7 +14,8 @@ use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::clock::unix_now;
+use crate::clock::{monotonic_now, unix_now};
+use crate::knocks::Knocks;
 use crate::net::{Link, LinkError, Meter, MeterReading, own_address};
 use crate::quarantine::Quarantine;
 use crate::serve::Sites;
@@ -28,6 +29,9 @@ const REMEMBERED_MAX: usize = 64;
 
 /// Most neighbours found on the same cable.
 const LOCAL_MAX: usize = 64;
+
+/// Connections, made or tried, from which on those are forgotten that nobody has.
+const LINKS_MAX: usize = 64;
 
 /// How long one is remembered that is not heard of again, seconds.
 const REMEMBERED_SECONDS: u64 = 30 * 24 * 3600;
@@ -47,7 +51,7 @@ pub enum NeighbourError {
     /// It could not be dialled.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// It sent wrong bytes before, or is farther away than this device may reach.
+    /// It sent wrong bytes before, did not answer several times, or is farther away than this device may reach.
     #[error("neighbour {0} is in quarantine or out of reach")]
     Unusable(NodeId),
     /// This node's own record cannot be made.
@@ -81,6 +85,7 @@ pub struct Neighbourhood {
     remembered: Remembered,
     /// Those on the same cable.
     local: watch::Sender<BTreeSet<Neighbour>>,
+    knocks: Mutex<Knocks>,
     meter: Arc<Meter>,
 }
 
@@ -93,9 +98,9 @@ impl Neighbourhood {
         settings: Neighbours,
     ) -> Arc<Self> {
         let remembered = Remembered::load(&settings.remembered);
-        let (links, meter) = (Mutex::default(), Arc::default());
+        let (links, knocks, meter) = (Mutex::default(), Mutex::default(), Arc::default());
         let local = watch::Sender::new(BTreeSet::new());
-        Arc::new(Self { endpoint, ca, signer, settings, links, remembered, local, meter })
+        Arc::new(Self { endpoint, ca, signer, settings, links, remembered, local, knocks, meter })
     }
 
     /// This device.
@@ -126,9 +131,14 @@ impl Neighbourhood {
         self.local.subscribe()
     }
 
-    /// Whether it may be dialled: not this device itself, not in quarantine, not too far away.
+    fn knocks(&self) -> MutexGuard<'_, Knocks> {
+        self.knocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it may be dialled: not this device itself, not in quarantine, not too far away, not dialled in vain a moment ago.
     fn is_usable(&self, neighbour: &Neighbour) -> bool {
         neighbour.node != self.signer.node_id()
+            && self.knocks().allow(monotonic_now(), &neighbour.node)
             && self.settings.quarantine.until(&neighbour.node, unix_now()).is_none()
             && (self.settings.allowed)(neighbour.address)
     }
@@ -193,14 +203,19 @@ impl Neighbourhood {
         }
         let slot = {
             let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+            if links.len() >= LINKS_MAX {
+                links.retain(|_, slot| is_in_use(slot));
+            }
             links.entry(neighbour.clone()).or_default().clone()
         };
         let mut held = slot.lock().await;
         if let Some(link) = held.as_ref().filter(|link| !link.is_closed()) {
             return Ok(link.clone());
         }
+        self.knocks().handle_dialled(monotonic_now(), node);
         let dialled =
             Link::connect_neighbour(&self.endpoint, neighbour.address, node, &self.meter, unix_now()).await?;
+        self.knocks().handle_reached(&node);
         let link = Arc::new(dialled);
         self.remember(neighbour);
         *held = Some(link.clone());
@@ -240,6 +255,12 @@ impl Neighbourhood {
     pub fn reading(&self) -> MeterReading {
         self.meter.read()
     }
+}
+
+/// Whether somebody dials or has the connection.
+fn is_in_use(slot: &LinkSlot) -> bool {
+    Arc::strong_count(slot) > 1
+        || slot.try_lock().is_ok_and(|held| held.as_ref().is_some_and(|link| !link.is_closed()))
 }
 
 /// One line of the file.

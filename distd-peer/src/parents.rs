@@ -189,6 +189,11 @@ impl Parents {
         link.close(CloseCode::IntegrityFailed);
     }
 
+    /// How many nodes are in quarantine, at `now` (unix seconds).
+    pub fn quarantined(&self, now: u64) -> usize {
+        self.quarantine.nodes(now).len()
+    }
+
     /// What came from relays and from origins so far.
     pub fn readings(&self) -> (MeterReading, MeterReading) {
         let sum = |pick: fn(&Slot) -> &Arc<Meter>| {

@@ -34,7 +34,7 @@ type Failure = Box<dyn Error + Send + Sync>;
 struct Counted(AtomicU64);
 
 impl ChunkSink for Counted {
-    fn accept(&self, _entry: &Entry, packed: PackedChunk, _raw: &[u8]) -> Result<(), SinkError> {
+    fn accept(&self, _entry: &Entry, packed: &PackedChunk, _raw: &[u8]) -> Result<(), SinkError> {
         self.0.fetch_add(packed.bytes.len() as u64, Ordering::Relaxed);
         Ok(())
     }

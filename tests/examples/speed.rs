@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use distd_peer::net::{Congestion, Tuning, udp_socket};
+use distd_peer::net::{Congestion, Tuning, fit_send_window, udp_socket};
 use distd_peer::trust::identity::{NodeIdentity, PARENT_NAME};
 use distd_peer::trust::tls::{Credentials, quic_client, quic_server};
 use distd_tests::impair::{Impairment, Link};
@@ -104,6 +104,7 @@ async fn serve(state: &Path, listen: SocketAddr, tuning: &Tuning) -> Result<(), 
         tokio::spawn(async move {
             let connection = incoming.await?;
             while let Ok((mut send, mut recv)) = connection.accept_bi().await {
+                let connection = connection.clone();
                 tokio::spawn(async move {
                     let asked = recv.read_to_end(8).await?;
                     let mut left = u64::from_be_bytes(asked.as_slice().try_into()?);
@@ -111,6 +112,7 @@ async fn serve(state: &Path, listen: SocketAddr, tuning: &Tuning) -> Result<(), 
                     let piece = bytes::Bytes::from(vec![0x5a; PIECE]);
                     while left > 0 {
                         let step = left.min(PIECE as u64);
+                        fit_send_window(&connection);
                         send.write_chunk(piece.slice(..step as usize)).await?;
                         left -= step;
                     }

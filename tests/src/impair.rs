@@ -11,8 +11,8 @@ use distd_peer::net::udp_socket;
 
 use crate::Rng;
 
-/// Largest datagram passed on.
-const DATAGRAM_MAX: usize = 9000;
+/// Largest datagram passed on: what Ethernet takes, IPv4 and UDP headers apart.
+const DATAGRAM_MAX: usize = 1472;
 
 /// What the link does in each direction.
 #[derive(Clone, Copy, Debug)]
@@ -129,12 +129,16 @@ fn take_in(
     rng: &mut Rng,
     mut heard: impl FnMut(SocketAddr),
 ) {
-    let mut buffer = vec![0; DATAGRAM_MAX];
+    let mut buffer = vec![0; DATAGRAM_MAX + 1];
     let mut free_at = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         // A time-out, or a port that is not there yet.
         let Ok((len, whom)) = from.recv_from(&mut buffer) else { continue };
         heard(whom);
+        if len > DATAGRAM_MAX {
+            // A path says nothing when it drops what is too long for it.
+            continue;
+        }
         let now = Instant::now();
         if rng.below(1_000_000) < impairment.lost_per_million {
             pipe.lost.fetch_add(1, Ordering::Relaxed);

@@ -77,6 +77,30 @@ impl Daemon {
         }
     }
 
+    /// Where it gives its metrics.
+    ///
+    /// # Panics
+    /// When it gives none.
+    pub fn metrics_url(&self) -> String {
+        let out = self.log.with_extension("out");
+        let said = || fs::read_to_string(&out).unwrap_or_default();
+        let url = || said().lines().find_map(|line| line.strip_prefix("metrics on ").map(str::to_owned));
+        wait_until("the daemon says where its metrics are", || url().is_some());
+        url().unwrap_or_default()
+    }
+
+    /// The value of a metric it gives; labels summed.
+    ///
+    /// # Panics
+    /// When it gives none.
+    pub fn metric(&self, name: &str) -> u64 {
+        let output = Command::new("curl").args(["-sSf", &self.metrics_url()]).output().expect("run curl");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains(name), "no {name} in\n{text}");
+        metric_in(&text, name)
+    }
+
     /// What it wrote to standard error.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
@@ -166,6 +190,15 @@ impl Outcome {
 pub struct Running(Option<Child>);
 
 impl Running {
+    /// Starts `command`.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start(mut command: Command) -> Self {
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start the command");
+        Self(Some(child))
+    }
+
     /// What it said, once it has ended.
     ///
     /// # Panics
@@ -287,11 +320,6 @@ impl Lab {
         &self.quic
     }
 
-    /// The URL of the origin's API.
-    pub fn url(&self, path: &str) -> String {
-        format!("https://{}{path}", self.https)
-    }
-
     /// A join token for `role`.
     ///
     /// # Panics
@@ -344,8 +372,19 @@ impl Lab {
 
     /// Enrols a device with `parent`.
     pub fn enroll(&self, name: &str, parent: &str) {
+        self.enroll_at(None, name, parent, &[]);
+    }
+
+    /// The same somewhere else, with more arguments.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn enroll_at(&self, place: Option<&Place>, name: &str, parent: &str, args: &[&str]) {
         let token = self.join_token("leaf", 1);
-        self.device(name, &["enroll", "--parent", parent, "--token", &token]).ok();
+        let mut command = self.command(name);
+        command.args(["enroll", "--parent", parent, "--token", &token]).args(args);
+        let mut command = place.map(|place| place.run(&command)).unwrap_or(command);
+        Outcome::of(command.output().expect("run distd")).ok();
         // Tests stay on the loopback interface; those in a namespace turn it on.
         self.configure(name, "mdns = false\n");
     }
@@ -384,10 +423,14 @@ impl Lab {
     /// # Panics
     /// When it cannot be started.
     pub fn start_pull(&self, device: &str, wanted: &str, out: &Path, args: &[&str]) -> Running {
+        Running::start(self.pull_command(device, wanted, out, args))
+    }
+
+    /// The command of such a pull.
+    pub fn pull_command(&self, device: &str, wanted: &str, out: &Path, args: &[&str]) -> Command {
         let mut command = self.command(device);
         command.arg("pull").arg(wanted).arg("--out").arg(out).args(args);
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start distd");
-        Running(Some(child))
+        command
     }
 
     /// Pulls `wanted` into `out`, with seeds.
@@ -414,17 +457,13 @@ impl Lab {
         let config = self.path("curl.config");
         // Through a file: an argument would be readable by every user of the machine.
         fs::write(&config, format!("header = \"Authorization: Bearer {}\"\n", token.trim())).expect("write");
-        let output = Command::new("curl")
-            .arg("-sS")
-            .arg("-K")
-            .arg(&config)
-            .arg("--cacert")
-            .arg(self.path("origin/realm/ca.pem"))
-            .args(["-w", "\n%{http_code}"])
-            .args(args)
-            .arg(self.url(path))
-            .output()
-            .expect("run curl");
+        let mut command = Command::new("curl");
+        command.arg("-sS").arg("-K").arg(&config);
+        command.arg("--cacert").arg(self.path("origin/realm/ca.pem"));
+        // The certificate has this name, wherever the origin is.
+        command.args(["--connect-to", &format!("::{}", self.https)]);
+        command.args(["-w", "\n%{http_code}"]).args(args).arg(format!("https://localhost{path}"));
+        let output = self.placed(command).output().expect("run curl");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let (body, status) = text.rsplit_once('\n').unwrap_or((&text, "0"));
         (status.parse().unwrap_or(0), body.to_owned())
@@ -457,10 +496,26 @@ impl Lab {
 
     /// The value of a metric of the origin; labels summed.
     pub fn metric(&self, name: &str) -> u64 {
-        let (_, text) = self.curl("/metrics", &[]);
-        let of_name = |line: &&str| line.starts_with(name) && line[name.len()..].starts_with([' ', '{']);
-        text.lines().filter(of_name).filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
-            as u64
+        metric_in(&self.curl("/metrics", &[]).1, name)
+    }
+}
+
+/// The value of a metric in Prometheus' text format; labels summed.
+fn metric_in(text: &str, name: &str) -> u64 {
+    let of_name = |line: &&str| line.starts_with(name) && line[name.len()..].starts_with([' ', '{']);
+    let values = text.lines().filter(of_name).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+    values.sum::<f64>() as u64
+}
+
+/// Waits until `holds`.
+///
+/// # Panics
+/// When that takes too long.
+pub fn wait_until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -4,6 +4,7 @@ pub mod artifacts;
 pub mod impair;
 pub mod lab;
 pub mod netns;
+pub mod office;
 pub mod rng;
 pub mod sim;
 pub mod svg;

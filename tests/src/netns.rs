@@ -22,6 +22,10 @@ pub struct Namespaces {
 pub struct Place(String);
 
 impl Place {
+    pub(crate) fn of(namespace: &str) -> Self {
+        Self(namespace.to_owned())
+    }
+
     /// Makes `command` run there.
     pub fn run(&self, command: &Command) -> Command {
         inside(&self.0, command)
@@ -44,7 +48,7 @@ fn inside(namespace: &str, command: &Command) -> Command {
     inside
 }
 
-fn ip(args: &str) {
+pub(crate) fn ip(args: &str) {
     let output = Command::new("ip").args(args.split(' ')).output().expect("run ip: install iproute2");
     assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
 }

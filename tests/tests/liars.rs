@@ -215,3 +215,35 @@ async fn a_device_with_only_a_liar_ends_with_an_error_and_no_file() {
     assert!(again.stderr.contains("wrong bytes"), "{}", again.stderr);
     assert_eq!(server.counters.batches.load(std::sync::atomic::Ordering::Relaxed), before);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_remembers_over_a_restart_which_of_its_parents_lied() {
+    let lab = Lab::start();
+    let (v1, v2) = artifacts::release_pair(lab.path("").as_path(), 43);
+    lab.push(&v1, "os", "1").ok();
+    let (liar, server) = start_liar(&lab, Lie::WrongBytes).await;
+    let asked = || server.counters.batches.load(std::sync::atomic::Ordering::Relaxed);
+    let start = || {
+        let args = ["--parent", lab.quic(), "--metrics", "127.0.0.1:0"];
+        tokio::task::block_in_place(|| lab.relay_at("relay", &liar.to_string(), "127.0.0.1:0", &args))
+    };
+    let pull = |version: &str, relay: &str, image| {
+        let (out, wanted) = (lab.path(&format!("out{version}")), format!("os@{version}"));
+        let text = out.display().to_string();
+        let args = ["pull", wanted.as_str(), "--out", &text, "--parent", relay];
+        tokio::task::block_in_place(|| lab.device("d", &args)).ok();
+        assert!(same(&out, image));
+    };
+    lab.enroll("d", lab.quic());
+    let mut relay = start();
+    pull("1", &relay.addresses[0], &v1);
+    let before = asked();
+    assert!(before > 0, "the relay did not ask the liar");
+    assert_eq!(relay.metric("distd_peers_quarantined"), 1);
+    relay.kill();
+    let relay = start();
+    assert_eq!(relay.metric("distd_peers_quarantined"), 1);
+    lab.push(&v2, "os", "2").ok();
+    pull("2", &relay.addresses[0], &v2);
+    assert_eq!(asked(), before, "asked again");
+}

@@ -1,7 +1,7 @@
 //! Neighbours that lie: about chunks, and about where they are.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -22,6 +22,7 @@ use distd_peer::trust::tls::{Credentials, PeerIdentity, quic_client, quic_neighb
 use distd_tests::artifacts;
 use distd_tests::lab::{Lab, same};
 use quinn::Endpoint;
+use rcgen::{KeyPair, SigningKey};
 use tokio::sync::mpsc;
 
 /// A device made by hand, that says and serves whatever a test wants.
@@ -64,6 +65,15 @@ impl Leaf {
         let text = RecordText { site: String::new(), resident: false };
         let signer = RecordSigner::new(&self.identity, self.credentials.clone(), text).expect("a key");
         signer.sign(vec![address]).expect("signed")
+    }
+
+    /// With whatever sequence, addresses and end a test wants.
+    fn record_of(&self, sequence: u64, addresses: Vec<SocketAddr>, expires: u64) -> PeerRecord {
+        let mut record = PeerRecord { sequence, addresses, expires, ..self.record(self.address()) };
+        let key = KeyPair::try_from(self.identity.private_key().secret_der()).expect("the node's key");
+        let signature = key.sign(&record.signed_bytes()).expect("signed");
+        record.signature = signature.as_slice().try_into().expect("Ed25519");
+        record
     }
 
     /// Joins the swarm at the origin with `record`.
@@ -216,9 +226,11 @@ async fn nobody_is_listed_who_is_elsewhere_or_speaks_for_another() {
     let thief = Leaf::enrolled(&lab, "thief").await;
     let record = honest.record(honest.address());
     let mut swarms = vec![honest.join(&lab, manifest, record.clone()).await];
-    // An address its node is not at, another's record, and one changed after it was signed.
-    let victim = "203.0.113.1:443".parse().expect("an address");
-    swarms.push(elsewhere.join(&lab, manifest, elsewhere.record(victim)).await);
+    // Addresses its node is not at, another's record, and one changed after it was signed.
+    for victim in ["203.0.113.1:443", "192.168.1.1:9100"] {
+        let victim = victim.parse().expect("an address");
+        swarms.push(elsewhere.join(&lab, manifest, elsewhere.record(victim)).await);
+    }
     swarms.push(thief.join(&lab, manifest, record.clone()).await);
     let forged = PeerRecord { sequence: u64::MAX, ..thief.record(thief.address()) };
     swarms.push(thief.join(&lab, manifest, forged).await);
@@ -254,4 +266,60 @@ async fn a_record_holds_for_its_node_its_realm_and_its_time() {
     assert_eq!(verify_record(&theirs, ca, now), Err(RecordRefused::Certificate));
     let borrowed = PeerRecord { certificate: theirs.certificate.clone(), ..record };
     assert_eq!(verify_record(&borrowed, ca, now), Err(RecordRefused::Certificate));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_has_expired_is_handed_to_nobody() {
+    let lab = Lab::start();
+    let (_, manifest, _) = released(&lab, 63);
+    let soon = Leaf::enrolled(&lab, "soon").await;
+    let later = Leaf::enrolled(&lab, "later").await;
+    let expires = unix_now() + 3;
+    let short = soon.record_of(1, vec![soon.address()], expires);
+    let long = later.record(later.address());
+    let mut swarms =
+        vec![soon.join(&lab, manifest, short.clone()).await, later.join(&lab, manifest, long.clone()).await];
+    for swarm in &mut swarms {
+        listed(swarm).await;
+    }
+    let listed_to = async |name: &str| {
+        let asker = Leaf::enrolled(&lab, name).await;
+        let silent = asker.record_of(1, Vec::new(), unix_now() + 60);
+        let mut swarm = asker.join(&lab, manifest, silent).await;
+        let mut records = listed(&mut swarm).await;
+        records.sort_by_key(|record| record.expires);
+        records
+    };
+    let before = listed_to("early").await;
+    // Three seconds may pass on a busy machine before anybody is asked.
+    assert!(before == [short, long.clone()] || unix_now() >= expires, "{before:?}");
+    while unix_now() <= expires {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(listed_to("late").await, [long], "whose swarm is still open");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_says_it_is_here_and_there_is_looked_for_at_few_places() {
+    const PLACES: u64 = 12;
+    let lab = Lab::start();
+    let (v1, manifest, _) = released(&lab, 64);
+    let liar = Leaf::enrolled(&lab, "liar").await;
+    // Places with a socket each, where nobody answers and what comes is counted.
+    let places: Vec<_> = (0..PLACES).map(|_| UdpSocket::bind("127.0.0.1:0").expect("a socket")).collect();
+    lab.enroll("d", lab.quic());
+    lab.configure("d", "[limits]\ndownload_bytes_per_second = 2000000\n");
+    let out = lab.path("out");
+    let pull = lab.start_pull("d", "os@1", &out, &[]);
+    let mut swarms = Vec::new();
+    for (n, place) in (1..).zip(&places) {
+        place.set_nonblocking(true).expect("a socket");
+        let record = liar.record_of(n, vec![place.local_addr().expect("bound")], unix_now() + 600);
+        swarms.push(liar.join(&lab, manifest, record).await);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    tokio::task::block_in_place(|| pull.wait()).ok();
+    assert!(same(&out, &v1));
+    let knocked = places.iter().filter(|place| place.recv(&mut [0; 2000]).is_ok()).count();
+    assert!((1..=4).contains(&knocked), "{knocked} of {PLACES} places were knocked at");
 }

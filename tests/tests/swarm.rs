@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use distd_tests::artifacts;
-use distd_tests::lab::{Lab, Outcome, same};
+use distd_tests::lab::{Lab, Outcome, same, wait_until};
 
 /// Devices that start at once.
 const DEVICES: usize = 5;
@@ -183,15 +183,6 @@ fn an_agent_is_nobodys_parent_and_a_metered_device_runs_none() {
     lab.configure("metered", "metered = true\n");
     let refused = lab.device("metered", &["agent", "--listen", "127.0.0.1:0"]);
     assert_eq!(refused.code, 2, "{}", refused.stderr);
-}
-
-/// Waits until `holds`.
-fn wait_until(what: &str, holds: impl Fn() -> bool) {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    while !holds() {
-        assert!(std::time::Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
 }
 
 #[test]

@@ -13,6 +13,9 @@ pub(crate) struct Args {
     /// Address to listen on (QUIC, UDP). Default: `share.listen` of client.toml, else `[::]:4434`.
     #[arg(long, value_name = "ADDR:PORT", env = "DISTD_AGENT_LISTEN")]
     listen: Option<SocketAddr>,
+    /// Loopback address to give metrics on, as Prometheus asks for them: http://ADDR:PORT/metrics.
+    #[arg(long, value_name = "ADDR:PORT", env = "DISTD_AGENT_METRICS")]
+    metrics: Option<SocketAddr>,
     /// A relay or origin to ask; repeat for more, nearest first. Default: the one enrolled with.
     #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT")]
     parent: Vec<String>,
@@ -25,5 +28,6 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let sharing = context.sharing();
     let listen = args.listen.unwrap_or(sharing.agent_listen);
     let outbound = context.outbound(&args.transport, sharing.connectivity)?;
-    agent::run(AgentRequest { data: context.data().to_owned(), parents, listen, sharing, outbound }).await
+    let (data, metrics) = (context.data().to_owned(), args.metrics);
+    agent::run(AgentRequest { data, parents, listen, metrics, sharing, outbound }).await
 }

@@ -1,9 +1,11 @@
 //! `distd pull`: get a release, from what is held and from the parents.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use distd_core::names::Wanted;
+use distd_peer::limits::Class;
 
 use crate::context::{Context, TransportArgs};
 use crate::progress::Progress;
@@ -41,6 +43,10 @@ pub(crate) struct Sources {
     /// How far packets may go: anywhere, to the networks this host is attached to, or nowhere. Default: as remembered.
     #[arg(long, value_enum, value_name = "HOW_FAR")]
     connectivity: Option<Connectivity>,
+    /// What the pull is for: interactive, update or prefetch. Says which of the limits of client.toml hold for it. Default: interactive when
+    /// standard error is a terminal, else update.
+    #[arg(long, value_name = "CLASS", env = "DISTD_CLASS")]
+    class: Option<Class>,
     #[command(flatten)]
     transport: TransportArgs,
 }
@@ -52,7 +58,9 @@ impl Sources {
         wanted: Wanted,
         out: PathBuf,
     ) -> anyhow::Result<PullRequest> {
-        let sharing = context.sharing().within(self.connectivity);
+        let by_hand = || if std::io::stderr().is_terminal() { Class::Interactive } else { Class::Update };
+        let class = self.class.unwrap_or_else(by_hand);
+        let sharing = context.sharing().within(self.connectivity).with_class(class);
         let parents = if self.parent.is_empty() { context.parents() } else { self.parent };
         let outbound = context.outbound(&self.transport, sharing.connectivity)?;
         Ok(PullRequest {

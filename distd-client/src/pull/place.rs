@@ -16,6 +16,9 @@ use super::target::Target;
 /// Places of one chunk that are read before it counts as not there.
 const PLACES_TRIED: usize = 4;
 
+/// Pieces written in one go; the system takes 1024 at most.
+const PIECES_MAX: usize = 256;
+
 /// The artifact being pulled, as its neighbours read it.
 pub(super) struct Placed {
     entries: Arc<Entries>,
@@ -102,19 +105,30 @@ impl Placer {
         ids.flat_map(|id| self.positions(id)).map(|at| u64::from(self.entries.get(at).entry.len)).sum()
     }
 
-    /// Writes a chunk whose bytes matched its hash.
+    /// Writes chunks whose bytes matched their hashes; those that lie side by side in one go.
     ///
     /// # Errors
-    /// The target's.
-    pub(super) fn place(&self, id: ChunkId, raw: &[u8]) -> io::Result<()> {
-        for position in self.positions(id) {
-            self.target.write_at(self.entries.get(position).offset, raw)?;
-            let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
-            if journal.contains(position) {
-                self.repeated_bytes.fetch_add(raw.len() as u64, Ordering::Relaxed);
+    /// The target's; what was written until then is noted.
+    pub(super) fn place_all<'c>(&self, chunks: impl Iterator<Item = (ChunkId, &'c [u8])>) -> io::Result<()> {
+        let mut places: Vec<(u64, usize, &[u8])> = chunks
+            .flat_map(|(id, raw)| self.positions(id).map(move |position| (position, raw)))
+            .map(|(position, raw)| (self.entries.get(position).offset, position, raw))
+            .collect();
+        places.sort_unstable_by_key(|(offset, ..)| *offset);
+        for run in places.chunk_by(|(offset, _, raw), (next, ..)| offset + raw.len() as u64 == *next) {
+            for part in run.chunks(PIECES_MAX) {
+                let pieces: Vec<&[u8]> = part.iter().map(|(.., raw)| *raw).collect();
+                self.target.write_pieces_at(part[0].0, &pieces)?;
+                let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+                for (_, position, raw) in part {
+                    if journal.contains(*position) {
+                        self.repeated_bytes.fetch_add(raw.len() as u64, Ordering::Relaxed);
+                    }
+                    journal.add(*position);
+                }
+                drop(journal);
+                (self.progress)(pieces.iter().map(|piece| piece.len() as u64).sum());
             }
-            journal.add(position);
-            (self.progress)(raw.len() as u64);
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use distd_core::ChunkId;
 use distd_core::manifest::Entry;
 use distd_core::packing::PackedChunk;
 use distd_core::ranges::ChunkRanges;
-use distd_peer::driver::{ChunkSink, SinkError};
+use distd_peer::driver::{ChunkSink, SinkError, Verified};
 
 use super::patches::Arrivals;
 use super::place::Placer;
@@ -48,14 +48,21 @@ impl TargetSink {
 }
 
 impl ChunkSink for TargetSink {
-    fn accept(&self, entry: &Entry, packed: PackedChunk, raw: &[u8]) -> Result<(), SinkError> {
-        if !self.came.first(entry.id, &packed) {
-            return Ok(());
-        }
-        self.placer.place(entry.id, raw).map_err(|e| SinkError(e.into()))?;
-        self.chunk_bytes.fetch_add(packed.bytes.len() as u64, Ordering::Relaxed);
-        if let Some(arrivals) = &self.arrivals {
-            arrivals.base(entry.id, true);
+    fn accept(&self, entry: &Entry, packed: &PackedChunk, raw: &[u8]) -> Result<(), SinkError> {
+        self.accept_all(&[Verified { entry, packed, raw }])
+    }
+
+    fn accept_all(&self, chunks: &[Verified<'_>]) -> Result<(), SinkError> {
+        let first = |chunk: &&Verified<'_>| self.came.first(chunk.entry.id, chunk.packed);
+        let fresh: Vec<&Verified<'_>> = chunks.iter().filter(first).collect();
+        self.placer
+            .place_all(fresh.iter().map(|chunk| (chunk.entry.id, chunk.raw)))
+            .map_err(|e| SinkError(e.into()))?;
+        for chunk in fresh {
+            self.chunk_bytes.fetch_add(chunk.packed.bytes.len() as u64, Ordering::Relaxed);
+            if let Some(arrivals) = &self.arrivals {
+                arrivals.base(chunk.entry.id, true);
+            }
         }
         Ok(())
     }

@@ -14,8 +14,9 @@ use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::FetchConfig;
 use distd_peer::clock::unix_now;
 use distd_peer::driver::{ChunkSink, Driver, FetchError};
+use distd_peer::limits::Throttle;
 use distd_peer::manifest_fetch::fetch_manifest;
-use distd_peer::net::{MeterReading, Outbound, RateLimit, close_code};
+use distd_peer::net::{MeterReading, Outbound, close_code};
 use distd_peer::parents::Parents;
 use distd_peer::share::{ChunkBytes, Holdings};
 use distd_peer::table::ChunkTable;
@@ -36,7 +37,7 @@ pub(super) struct Realm {
     endpoint: Endpoint,
     /// The exchange with neighbours, unless it is off.
     lateral: Option<Arc<Lateral>>,
-    download: Option<Arc<RateLimit>>,
+    download: Option<Arc<Throttle>>,
 }
 
 impl Realm {
@@ -59,7 +60,7 @@ impl Realm {
             false => None,
         };
         let (parents, endpoint) = (node.parents, node.endpoint);
-        Ok(Self { parents, tuf, endpoint, lateral, download: sharing.download.clone() })
+        Ok(Self { parents, tuf, endpoint, lateral, download: sharing.download() })
     }
 
     /// Serves what is held of a manifest while the result is kept; `None` when the exchange is off.

@@ -12,8 +12,10 @@ use distd_core::proto::close::CloseCode;
 use distd_core::proto::control::ControlEvent;
 use distd_core::ranges::ChunkRanges;
 use distd_peer::enrollment::renew_regularly;
+use distd_peer::metrics;
 use distd_peer::net::{Link, Outbound, close_code};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 
 use super::{Lateral, Node, Sharing, installed};
 use crate::exit::{Code, Failure};
@@ -42,6 +44,7 @@ pub(crate) struct AgentRequest {
     pub(crate) data: PathBuf,
     pub(crate) parents: Vec<String>,
     pub(crate) listen: SocketAddr,
+    pub(crate) metrics: Option<SocketAddr>,
     pub(crate) sharing: Sharing,
     pub(crate) outbound: Arc<Outbound>,
 }
@@ -62,7 +65,14 @@ pub(crate) async fn run(request: AgentRequest) -> anyhow::Result<()> {
     let node = Node::open(&request.data, parents, listen, &request.sharing, outbound.clone()).await?;
     let address = node.endpoint.local_addr().context("the socket has no address")?;
     let lateral = Arc::new(Lateral::start(&node, &request.sharing, true)?);
+    let measuring = match request.metrics {
+        Some(at) => Some(give_metrics(at, &node, &lateral).await?),
+        None => None,
+    };
     println!("agent listening on {address}");
+    if let Some((at, _)) = &measuring {
+        println!("metrics on http://{at}/metrics");
+    }
     let Node { identity, credentials, parent_addresses, endpoint, parents, data, .. } = node;
     let renewing = tokio::spawn(renew_regularly(identity, credentials, parent_addresses, outbound));
     let announcer = Announcer { data, parents, lateral };
@@ -72,11 +82,30 @@ pub(crate) async fn run(request: AgentRequest) -> anyhow::Result<()> {
         result = tokio::signal::ctrl_c() => result?,
         _ = terminate.recv() => {}
     }
+    if let Some((_, measuring)) = measuring {
+        measuring.abort();
+    }
     renewing.abort();
     announcing.abort();
     endpoint.close(close_code(CloseCode::Done), b"");
     let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
     Ok(())
+}
+
+/// Gives metrics at a loopback address; where, and the task.
+async fn give_metrics(
+    at: SocketAddr,
+    node: &Node,
+    lateral: &Arc<Lateral>,
+) -> anyhow::Result<(SocketAddr, JoinHandle<()>)> {
+    let listener = metrics::listen(at).await.map_err(|e| Failure::new(Code::Usage, e.into()))?;
+    let bound = listener.local_addr().context("the socket has no address")?;
+    let (parents, lateral) = (node.parents.clone(), lateral.clone());
+    let text = move || {
+        let neighbours = lateral.neighbourhood.reading();
+        metrics::of_device(&parents, neighbours, &lateral.content.counters, &lateral.server.counters)
+    };
+    Ok((bound, tokio::spawn(metrics::run(listener, text))))
 }
 
 struct Announcer {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use distd_core::swarm::rules::HAND_ON;
-use distd_peer::net::RateLimit;
+use distd_peer::limits::{Class, Limits, Throttle};
 use distd_peer::serve::ServeConfig;
 
 use super::Connectivity;
@@ -46,9 +46,10 @@ pub(crate) struct Sharing {
     pub(crate) agent_listen: SocketAddr,
     /// How long a finished pull goes on serving; at least what it takes to hand on what it got last.
     pub(crate) linger: Duration,
-    /// What pulls take of the link.
-    pub(crate) download: Option<Arc<RateLimit>>,
-    upload: u64,
+    /// Rates of both directions.
+    limits: Limits,
+    /// What this process does, as far as rates go.
+    class: Class,
     slots: usize,
     slots_per_peer: usize,
 }
@@ -58,7 +59,9 @@ impl Sharing {
     pub(crate) fn of(file: &ClientFile) -> Self {
         let (share, limits) = (&file.share, &file.limits);
         let enabled = share.enabled.unwrap_or(true);
-        let download = limits.download_bytes_per_second.map(|rate| Arc::new(RateLimit::new(rate)));
+        // A file with limits that cannot be was not loaded.
+        let mut rates = limits.check().unwrap_or_default();
+        rates.upload.all.otherwise.get_or_insert(UPLOAD_BYTES_PER_SECOND);
         Self {
             enabled,
             serves: enabled && !file.metered,
@@ -67,8 +70,8 @@ impl Sharing {
             site: file.site.clone().unwrap_or_default(),
             agent_listen: share.listen.unwrap_or((Ipv6Addr::UNSPECIFIED, AGENT_PORT).into()),
             linger: share.linger_seconds.map_or(LINGER, Duration::from_secs).max(HAND_ON),
-            download,
-            upload: limits.upload_bytes_per_second.unwrap_or(UPLOAD_BYTES_PER_SECOND),
+            limits: rates,
+            class: Class::Update,
             slots: limits.upload_slots.unwrap_or(UPLOAD_SLOTS),
             slots_per_peer: limits.upload_slots_per_peer.unwrap_or(UPLOAD_SLOTS_PER_PEER),
         }
@@ -90,13 +93,25 @@ impl Sharing {
         self
     }
 
+    /// Pulls as this class.
+    #[must_use]
+    pub(crate) fn with_class(mut self, class: Class) -> Self {
+        self.class = class;
+        self
+    }
+
+    /// What this process takes of the link.
+    pub(crate) fn download(&self) -> Option<Arc<Throttle>> {
+        self.limits.download.for_class(Some(self.class))
+    }
+
     /// Bounds of the answering side.
     pub(super) fn serve_config(&self) -> ServeConfig {
         ServeConfig {
             connections_max: CONNECTIONS_MAX,
             upload_slots_max: self.slots,
             upload_slots_per_peer: self.slots_per_peer,
-            upload: Some(Arc::new(RateLimit::new(self.upload))),
+            upload: self.limits.upload.for_class(Some(self.class)),
             ..ServeConfig::default()
         }
     }

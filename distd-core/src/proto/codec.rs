@@ -100,6 +100,14 @@ pub enum DecodeError {
 }
 
 impl Frame {
+    /// Appends the frame's bytes in as many pieces as are there; a chunk's are not copied.
+    pub fn encode_pieces(&self, out: &mut Vec<Bytes>) {
+        match self {
+            Self::Data(data) => out.extend([data.encode_head(), data.bytes.clone()]),
+            _ => out.push(self.encode()),
+        }
+    }
+
     /// The frame's bytes.
     pub fn encode(&self) -> Bytes {
         let mut body = BytesMut::new();
@@ -108,7 +116,7 @@ impl Frame {
                 f.encode(&mut body);
                 types::HANDSHAKE
             }
-            Self::Data(f) => return f.encode_frame(),
+            Self::Data(f) => return [f.encode_head(), f.bytes.clone()].concat().into(),
             Self::Have(f) => {
                 f.encode(&mut body);
                 types::HAVE

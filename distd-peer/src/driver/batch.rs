@@ -1,21 +1,20 @@
 //! One batch, asked and taken.
 
-use std::time::Duration;
+use std::pin::pin;
 
-use distd_core::packing::{PackedChunk, Unpacker};
-use distd_core::proto::Frame;
+use distd_core::ChunkId;
 use distd_core::proto::batch::{BatchAsk, BatchEvent};
 use distd_core::proto::close::CloseCode;
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::{BatchId, PeerFault};
+use futures::FutureExt;
 use tokio::sync::mpsc;
 
+use super::verified::Gathered;
 use super::{ChunkSink, Joined, Message, SinkError, chain};
-use crate::net::{Link, LinkError, RateLimit};
+use crate::limits::Throttle;
+use crate::net::{Link, LinkError, WireError};
 use crate::table::ChunkTable;
-
-/// How often the driver is told that a batch is held back by this side's own limit.
-const STILL_HERE: Duration = Duration::from_secs(2);
 
 /// Why a batch did not come to its end.
 pub(super) enum BatchFailure {
@@ -39,37 +38,81 @@ pub(super) async fn run_batch(
     chunks: ChunkRanges,
     table: &ChunkTable,
     sink: &dyn ChunkSink,
-    download: Option<&RateLimit>,
+    download: Option<&Throttle>,
     tx: &mpsc::Sender<Message>,
 ) -> Result<(), BatchFailure> {
+    let mut taken = Taken { batch, gathered: Gathered::default(), sink, tx };
+    let end = take_batch(swarm, chunks, table, download, &mut taken).await;
+    if matches!(end, Err(BatchFailure::Sink(_))) {
+        return end;
+    }
+    // What came before a failure too, so that it is not asked for again.
+    taken.pass_on().await.map_err(BatchFailure::Sink)?;
+    end
+}
+
+/// Chunks that came, on their way to the sink and the driver.
+struct Taken<'t> {
+    batch: BatchId,
+    gathered: Gathered,
+    sink: &'t dyn ChunkSink,
+    tx: &'t mpsc::Sender<Message>,
+}
+
+impl Taken<'_> {
+    async fn pass_on(&mut self) -> Result<(), SinkError> {
+        let chunks: Vec<ChunkId> = self.gathered.hand_to(self.sink)?.map(|entry| entry.id).collect();
+        if !chunks.is_empty() {
+            // The driver is gone only when nobody waits for the answer.
+            let _ = self.tx.send(Message::Chunks(self.batch, chunks)).await;
+        }
+        Ok(())
+    }
+}
+
+async fn take_batch(
+    swarm: &Joined,
+    chunks: ChunkRanges,
+    table: &ChunkTable,
+    download: Option<&Throttle>,
+    taken: &mut Taken<'_>,
+) -> Result<(), BatchFailure> {
     let link = &swarm.handle.link;
+    let (batch, tx) = (taken.batch, taken.tx);
     let (mut ask, requests) = BatchAsk::new(chunks).expect("the fetch asks for 1 to batch_chunks chunks");
     let (mut writer, mut reader) = swarm.handle.open_batch().await?;
     for frame in requests {
         writer.send(&frame).await.map_err(|e| link.wire(e))?;
     }
     writer.finish();
-    let mut unpacker = Unpacker::default();
     loop {
-        let frame = match reader.next().await {
-            Ok(Some(frame)) => frame,
-            Ok(None) => break,
-            Err(e) => return Err(link.wire(e).into()),
-        };
-        if let (Some(limit), Frame::Data(data)) = (download, &frame) {
-            held_back(limit, data.bytes.len(), batch, tx).await;
+        let mut frame = reader.arrived().map_err(|e| link.wire(e))?;
+        if frame.is_none() {
+            // All that came at once, before this waits for more.
+            taken.pass_on().await.map_err(BatchFailure::Sink)?;
+            frame = match reader.next().await {
+                // What this side's limit holds back may be all that the peer may have in flight. If it is not, the driver takes the batch back.
+                Err(WireError::Stalled(_)) if download.is_some() => continue,
+                next => next.map_err(|e| link.wire(e))?,
+            };
         }
+        let Some(frame) = frame else { break };
         let event = ask.handle_frame(frame).map_err(|e| breach(link, &e))?;
         let message = match event {
             BatchEvent::Data(data) => {
                 let entry = table.get(data.id).expect("only chunks of the table are asked for");
-                let raw = unpacker.unpack(data.codec, &data.bytes, entry.len, &entry.hash).map_err(|e| {
+                let bytes = data.bytes.len();
+                let enough = taken.gathered.add(entry, data).map_err(|e| {
                     reader.stop(CloseCode::IntegrityFailed);
                     BatchFailure::Peer(format!("{}: {}", link.address(), chain(&e)), PeerFault::WrongBytes)
                 })?;
-                let packed = PackedChunk { codec: data.codec, raw_len: entry.len, bytes: data.bytes };
-                sink.accept(&entry, packed, raw).map_err(BatchFailure::Sink)?;
-                Message::Chunk(batch, entry.id)
+                if enough {
+                    taken.pass_on().await.map_err(BatchFailure::Sink)?;
+                }
+                if let Some(limit) = download {
+                    held_back(limit, link, bytes, taken).await?;
+                }
+                continue;
             }
             BatchEvent::DontHave(dont) => Message::DontHave(batch, dont.ranges.to_set(), dont.reason),
             BatchEvent::Choked(choke) => {
@@ -88,9 +131,19 @@ fn breach(link: &Link, error: &dyn std::error::Error) -> BatchFailure {
 }
 
 /// Waits for the download limit. Flow control then slows the peer down, which is no fault of it.
-async fn held_back(limit: &RateLimit, bytes: usize, batch: BatchId, tx: &mpsc::Sender<Message>) {
-    let mut pass = std::pin::pin!(limit.pass(bytes));
-    while tokio::time::timeout(STILL_HERE, &mut pass).await.is_err() {
-        let _ = tx.send(Message::HeldBack(batch)).await;
+async fn held_back(
+    limit: &Throttle,
+    link: &Link,
+    bytes: usize,
+    taken: &mut Taken<'_>,
+) -> Result<(), BatchFailure> {
+    let mut pass = pin!(limit.pass(link.node_id(), bytes));
+    if pass.as_mut().now_or_never().is_none() {
+        // What has come is told of first.
+        taken.pass_on().await.map_err(BatchFailure::Sink)?;
+        let _ = taken.tx.send(Message::HeldBack(taken.batch)).await;
+        pass.await;
+        let _ = taken.tx.send(Message::HeldBack(taken.batch)).await;
     }
+    Ok(())
 }

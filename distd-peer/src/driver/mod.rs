@@ -2,6 +2,7 @@
 
 mod batch;
 mod dial;
+mod verified;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -20,9 +21,11 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use self::batch::{BatchFailure, run_batch};
 use self::dial::{Caller, Whom};
+pub use self::verified::Verified;
 use crate::clock::monotonic_now;
+use crate::limits::Throttle;
 use crate::neighbours::{Neighbour, Neighbourhood};
-use crate::net::{RateLimit, SwarmHandle};
+use crate::net::SwarmHandle;
 use crate::parents::{Parents, tier_of};
 use crate::share::Holdings;
 use crate::table::ChunkTable;
@@ -30,13 +33,25 @@ use crate::table::ChunkTable;
 /// Neighbours of earlier sessions that are tried.
 const REMEMBERED_TRIED: usize = 8;
 
+/// How often it is looked whom this side's own limit holds back: within the time after which what waits in one peer's queue is asked of
+/// another.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
 /// Where verified chunks go. Calls block at most for the disk.
 pub trait ChunkSink: Send + Sync + 'static {
     /// Takes a chunk whose bytes matched its hash.
     ///
     /// # Errors
     /// An error ends the whole fetch: the sink cannot go on.
-    fn accept(&self, entry: &Entry, packed: PackedChunk, raw: &[u8]) -> Result<(), SinkError>;
+    fn accept(&self, entry: &Entry, packed: &PackedChunk, raw: &[u8]) -> Result<(), SinkError>;
+
+    /// Takes several that came together.
+    ///
+    /// # Errors
+    /// As [`Self::accept`].
+    fn accept_all(&self, chunks: &[Verified<'_>]) -> Result<(), SinkError> {
+        chunks.iter().try_for_each(|chunk| self.accept(chunk.entry, chunk.packed, chunk.raw))
+    }
 
     /// Whether the sink holds the chunk already, so that it is not asked for.
     fn holds(&self, _entry: &Entry) -> bool {
@@ -91,7 +106,7 @@ enum Message {
     /// A neighbour is not dialled any more.
     Gone(PeerId),
     HeldBack(BatchId),
-    Chunk(BatchId, ChunkId),
+    Chunks(BatchId, Vec<ChunkId>),
     DontHave(BatchId, ChunkRanges, DontHaveReason),
     BatchEnd(BatchId),
     BatchFailed(PeerId, BatchId, String, PeerFault),
@@ -146,7 +161,7 @@ pub struct Driver {
     fetch: Fetch,
     exchange: Option<Exchange>,
     wanted: Arc<ChunkRanges>,
-    download: Option<Arc<RateLimit>>,
+    download: Option<Arc<Throttle>>,
     swarms: HashMap<PeerId, SwarmHandle>,
     /// Neighbours dialled, with their number behind those of the parents.
     neighbours: HashMap<Neighbour, PeerId>,
@@ -159,7 +174,9 @@ pub struct Driver {
     messages_tx: mpsc::Sender<Message>,
     messages: mpsc::Receiver<Message>,
     wants: mpsc::UnboundedReceiver<Want>,
-    batches: HashMap<BatchId, AbortHandle>,
+    batches: HashMap<BatchId, (PeerId, AbortHandle)>,
+    /// When it was looked last whom this side's own limit holds back.
+    looked: Timestamp,
     dialers: HashMap<PeerId, AbortHandle>,
     tasks: JoinSet<()>,
     last_problem: Option<String>,
@@ -195,6 +212,7 @@ impl Driver {
             messages,
             wants,
             batches: HashMap::new(),
+            looked: Timestamp::default(),
             dialers: HashMap::new(),
             tasks: JoinSet::new(),
             last_problem: None,
@@ -211,7 +229,7 @@ impl Driver {
 
     /// Takes chunks no faster than this.
     #[must_use]
-    pub fn limited(mut self, download: Option<Arc<RateLimit>>) -> Self {
+    pub fn limited(mut self, download: Option<Arc<Throttle>>) -> Self {
         self.download = download;
         self
     }
@@ -314,6 +332,7 @@ impl Driver {
     /// One turn of the loop; how many chunks turned out to be unavailable, if any.
     async fn step(&mut self, serving: bool) -> Result<Option<u64>, FetchError> {
         let now = monotonic_now();
+        self.excuse_held_back(now);
         let waiting = self.waits_for_nearer(now);
         while waiting.is_none()
             && let Some((peer, batch, chunks)) = self.fetch.poll_request(now)
@@ -324,7 +343,7 @@ impl Driver {
         while let Some(event) = self.fetch.poll_event() {
             match event {
                 FetchEvent::Abandon(_, batch) => {
-                    if let Some(task) = self.batches.remove(&batch) {
+                    if let Some((_, task)) = self.batches.remove(&batch) {
                         task.abort();
                     }
                 }
@@ -344,10 +363,19 @@ impl Driver {
         if unavailable.is_some() || (!serving && self.fetch.is_idle()) {
             return Ok(unavailable);
         }
-        let wake = waiting.or_else(|| self.fetch.poll_timeout(now).map(|at| at.since(now)));
+        let mut wake = waiting.or_else(|| self.fetch.poll_timeout(now).map(|at| at.since(now)));
+        if self.download.is_some() && !self.batches.is_empty() {
+            wake = Some(wake.map_or(LOOK_EVERY, |wake| wake.min(LOOK_EVERY)));
+        }
         let sleep = tokio::time::sleep(wake.unwrap_or(Duration::from_secs(3600)));
         tokio::select! {
-            Some(message) = self.messages.recv() => self.handle(message)?,
+            Some(message) = self.messages.recv() => {
+                self.handle(message)?;
+                // One look at what to ask next for all that has come.
+                while let Ok(message) = self.messages.try_recv() {
+                    self.handle(message)?;
+                }
+            }
             wanted = self.wants.recv(), if serving && !(self.wants.is_closed() && self.wants.is_empty()) => {
                 match wanted {
                     Some(Want::More(chunks)) => self.add_wanted(&chunks),
@@ -359,6 +387,20 @@ impl Driver {
         }
         while self.tasks.try_join_next().is_some() {}
         Ok(None)
+    }
+
+    /// Whoever has something held back by this side's limit is not slow: what else it sends waits behind that in its connection.
+    fn excuse_held_back(&mut self, now: Timestamp) {
+        let Some(limit) = &self.download else { return };
+        if now.since(self.looked) < LOOK_EVERY {
+            return;
+        }
+        self.looked = now;
+        for (batch, (peer, _)) in &self.batches {
+            if self.swarms.get(peer).is_some_and(|swarm| limit.holds(&swarm.link.node_id())) {
+                self.fetch.handle_held_back(now, *batch);
+            }
+        }
     }
 
     /// How long to wait yet for parents that come before a connected one and have neither connected nor failed: a farther parent that
@@ -422,8 +464,10 @@ impl Driver {
                 self.neighbours.retain(|_, known| *known != peer);
             }
             Message::HeldBack(batch) => self.fetch.handle_held_back(now, batch),
-            Message::Chunk(batch, id) => {
-                self.fetch.handle_chunk(now, batch, id);
+            Message::Chunks(batch, ids) => {
+                for id in ids {
+                    self.fetch.handle_chunk(now, batch, id);
+                }
             }
             Message::DontHave(batch, chunks, DontHaveReason::Leased) => {
                 self.fetch.handle_leased(now, batch, &chunks);
@@ -477,7 +521,7 @@ impl Driver {
             // The driver is gone only when nobody waits for the answer.
             let _ = tx.send(end).await;
         };
-        self.batches.insert(batch, self.tasks.spawn(task));
+        self.batches.insert(batch, (peer, self.tasks.spawn(task)));
     }
 }
 

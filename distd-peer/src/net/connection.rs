@@ -48,7 +48,7 @@ impl Connection {
             Self::Quic(connection) => {
                 let opened = connection.open_bi().await;
                 let (send, recv) = opened.map_err(|e| WireError::Connection(e.into()))?;
-                Ok((u64::from(send.id()), SendStream::Quic(send), RecvStream::Quic(recv)))
+                Ok((u64::from(send.id()), SendStream::Quic(send, None), RecvStream::Quic(recv)))
             }
             Self::Https(dialled) => dialled.open().await,
         }
@@ -117,7 +117,8 @@ impl Accepted {
         match self {
             Self::Quic(connection) => {
                 let (send, recv) = connection.accept_bi().await.ok()?;
-                Some((u64::from(recv.id()), SendStream::Quic(send), RecvStream::Quic(recv)))
+                let send = SendStream::Quic(send, Some(connection.clone()));
+                Some((u64::from(recv.id()), send, RecvStream::Quic(recv)))
             }
             Self::Https(accepted) => accepted.next().await,
         }

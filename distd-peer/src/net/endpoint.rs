@@ -21,6 +21,9 @@ pub(super) const STREAM_WINDOW: u32 = 3 << 20;
 /// disk.
 pub(super) const CONNECTION_WINDOW: u32 = 6 << 20;
 
+/// Bytes written to a connection and not acknowledged, before anything is known of the path.
+const SEND_WINDOW_MIN: u64 = 512 << 10;
+
 /// Streams a peer may have open: control streams of a few swarms and their batches.
 pub(super) const STREAMS_MAX: u32 = 128;
 
@@ -113,7 +116,7 @@ impl Tuning {
             .congestion_controller_factory(self.congestion.factory())
             .stream_receive_window(VarInt::from_u32(stream_window))
             .receive_window(VarInt::from_u32(connection_window))
-            .send_window(u64::from(self.connection_window))
+            .send_window(SEND_WINDOW_MIN)
             .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
             .max_concurrent_uni_streams(VarInt::from_u32(0))
             .datagram_receive_buffer_size(None)
@@ -122,6 +125,14 @@ impl Tuning {
             .mtu_discovery_config(Some(mtu));
         Arc::new(config)
     }
+}
+
+/// Bounds what is written and not acknowledged to twice what the path has in flight: enough that there is always something to send, and a
+/// thousand connections do not each hold megabytes. To be called as bytes are written.
+pub fn fit_send_window(connection: &quinn::Connection) {
+    let in_flight = connection.stats().path.cwnd;
+    let most = u64::from(CONNECTION_WINDOW).max(SEND_WINDOW_MIN);
+    connection.set_send_window(in_flight.saturating_mul(2).clamp(SEND_WINDOW_MIN, most));
 }
 
 /// What makes stateless resets of this node the same after a restart (RFC 9000 §10.3): without it a peer of a process that was

@@ -1,4 +1,4 @@
-//! Transports below the protocol: endpoints, frames on streams, connections to parents and neighbours, byte rates.
+//! Transports below the protocol: endpoints, frames on streams, connections to parents and neighbours.
 
 mod congestion;
 mod connection;
@@ -8,7 +8,6 @@ mod enroll;
 mod http2;
 mod https;
 mod keep_alive;
-mod limit;
 mod link;
 mod meter;
 mod outbound;
@@ -21,13 +20,12 @@ pub(crate) use connection::Accepted;
 pub use connection::Carrier;
 pub use dialer::{DialError, Dialer};
 pub use endpoint::{
-    BindError, ResetKey, Tuning, client_endpoint, device_endpoint, own_address, parent_sockets, resolve,
-    server_endpoint, udp_socket,
+    BindError, ResetKey, Tuning, client_endpoint, device_endpoint, fit_send_window, own_address,
+    parent_sockets, resolve, server_endpoint, udp_socket,
 };
 pub(crate) use enroll::exchange_raw;
 pub use enroll::{EnrollError, exchange_enroll};
 pub(crate) use https::Accepted as HttpsAccepted;
-pub use limit::RateLimit;
 pub use link::{Link, LinkError, SwarmHandle, SwarmLink};
 pub use meter::{Meter, MeterReading};
 pub use outbound::{Outbound, Transport, UnknownTransport};

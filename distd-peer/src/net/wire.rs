@@ -9,9 +9,10 @@ use distd_core::proto::stream::StreamKind;
 use distd_core::proto::{DecodeError, Frame, FrameDecoder};
 use quinn::{ReadError, VarInt, WriteError};
 
-use super::limit::LIMITED_PIECE;
+use super::Meter;
 use super::stream::{RecvStream, SendStream};
-use super::{Meter, RateLimit};
+use crate::limits::{LIMITED_PIECE, Throttle};
+use crate::trust::identity::NodeId;
 
 /// Why a stream could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -75,8 +76,11 @@ pub fn close_code(code: CloseCode) -> VarInt {
     VarInt::from_u64(code.code()).unwrap_or(VarInt::MAX)
 }
 
-/// Largest piece read at once, bytes: what one decoder may hold beyond a frame.
-const PIECE_MAX: usize = 256 << 10;
+/// Pieces read at once, each of at most one packet (QUIC) or frame (HTTP/2): what one decoder may hold beyond a frame.
+const PIECES: usize = 32;
+
+/// Bytes that are enough for one write.
+const WRITE_BYTES: usize = 128 << 10;
 
 /// Reads frames from a stream, counting what comes.
 pub struct FrameReader {
@@ -84,22 +88,24 @@ pub struct FrameReader {
     decoder: FrameDecoder,
     meter: Arc<Meter>,
     stall: Duration,
+    pieces: [Bytes; PIECES],
 }
 
 impl FrameReader {
     /// A reader that gives up when nothing comes for `stall`.
     pub(crate) fn new(stream: RecvStream, meter: Arc<Meter>, stall: Duration) -> Self {
-        Self { stream, decoder: FrameDecoder::default(), meter, stall }
+        Self { stream, decoder: FrameDecoder::default(), meter, stall, pieces: Default::default() }
     }
 
-    async fn chunk(&mut self) -> Result<Option<Bytes>, WireError> {
-        let read = self.stream.read(PIECE_MAX);
-        let bytes =
+    /// The next pieces; `None` at the end. Cancelling the future loses nothing.
+    async fn read(&mut self) -> Result<Option<&mut [Bytes]>, WireError> {
+        let read = self.stream.read(&mut self.pieces);
+        let count =
             tokio::time::timeout(self.stall, read).await.map_err(|_| WireError::Stalled(self.stall))??;
-        if let Some(bytes) = &bytes {
-            self.meter.received(bytes.len());
-        }
-        Ok(bytes)
+        let Some(count) = count else { return Ok(None) };
+        let pieces = &mut self.pieces[..count];
+        self.meter.received(pieces.iter().map(Bytes::len).sum());
+        Ok(Some(pieces))
     }
 
     /// Reads the header that says what the stream is for. Only the side that did not open the stream calls this, first.
@@ -115,25 +121,34 @@ impl FrameReader {
                 Ok(None) => {}
                 Err(number) => return Err(WireError::StreamKind(number)),
             }
-            held.extend_from_slice(&self.chunk().await?.ok_or(WireError::Truncated)?);
+            for piece in self.read().await?.ok_or(WireError::Truncated)? {
+                held.extend_from_slice(&std::mem::take(piece));
+            }
         }
     }
 
     /// The next frame; `None` at the end of the stream. Cancelling the future loses nothing.
     pub async fn next(&mut self) -> Result<Option<Frame>, WireError> {
         loop {
-            if let Some(frame) = self.decoder.poll()? {
-                if matches!(frame, Frame::Unknown { .. }) {
-                    self.meter.unknown_frame();
-                }
+            if let Some(frame) = self.arrived()? {
                 return Ok(Some(frame));
             }
-            match self.chunk().await? {
-                Some(bytes) => self.decoder.push(&bytes),
-                None if self.decoder.pending() == 0 => return Ok(None),
-                None => return Err(WireError::Truncated),
+            if self.read().await?.is_none() {
+                return if self.decoder.pending() == 0 { Ok(None) } else { Err(WireError::Truncated) };
+            }
+            for piece in &mut self.pieces {
+                self.decoder.push(&std::mem::take(piece));
             }
         }
+    }
+
+    /// The next frame, if all of it has been read already.
+    pub fn arrived(&mut self) -> Result<Option<Frame>, WireError> {
+        let frame = self.decoder.poll()?;
+        if matches!(frame, Some(Frame::Unknown { .. })) {
+            self.meter.unknown_frame();
+        }
+        Ok(frame)
     }
 
     /// Tells the peer to send no more.
@@ -145,12 +160,14 @@ impl FrameReader {
 /// Writes frames to a stream.
 pub struct FrameWriter {
     stream: SendStream,
+    gathered: Vec<Bytes>,
+    gathered_bytes: usize,
 }
 
 impl FrameWriter {
     /// A writer on `stream`.
     pub(crate) fn new(stream: SendStream) -> Self {
-        Self { stream }
+        Self { stream, gathered: Vec::new(), gathered_bytes: 0 }
     }
 
     /// Writes the header of a stream this side opened.
@@ -163,18 +180,35 @@ impl FrameWriter {
         self.stream.write(frame.encode()).await
     }
 
-    /// Writes one frame no faster than `limit` allows. Gives up when nothing is taken for `stall`; waiting for the limit is none of
+    /// Puts a frame with others to be written in one go; true when [`Self::flush`] should follow.
+    pub fn gather(&mut self, frame: &Frame) -> bool {
+        let before = self.gathered.len();
+        frame.encode_pieces(&mut self.gathered);
+        self.gathered_bytes += self.gathered[before..].iter().map(Bytes::len).sum::<usize>();
+        self.gathered_bytes >= WRITE_BYTES
+    }
+
+    /// Writes what was gathered.
+    pub async fn flush(&mut self) -> Result<(), WireError> {
+        self.gathered_bytes = 0;
+        let written = self.stream.write_all(&mut self.gathered).await;
+        self.gathered.clear();
+        written
+    }
+
+    /// Writes one frame to `peer` no faster than `limit` allows. Gives up when nothing is taken for `stall`; waiting for the limit is none of
     /// the reader's doing.
     pub async fn send_limited(
         &mut self,
         frame: &Frame,
-        limit: &RateLimit,
+        limit: &Throttle,
+        peer: NodeId,
         stall: Duration,
     ) -> Result<(), WireError> {
         let mut bytes = frame.encode();
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(LIMITED_PIECE));
-            limit.pass(piece.len()).await;
+            limit.pass(peer, piece.len()).await;
             let written = tokio::time::timeout(stall, self.stream.write(piece)).await;
             written.map_err(|_| WireError::Stalled(stall))??;
         }

@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::{Limits, LimitsError, LimitsFile, Throttle};
 use crate::net::Transport;
 use crate::serve::ServeConfig;
 use crate::store::StoreConfig;
@@ -24,8 +26,12 @@ pub struct RelayConfig {
     pub proxy_url: Option<String>,
     /// What operators see.
     pub label: String,
+    /// Loopback address metrics are given on.
+    pub metrics: Option<SocketAddr>,
     /// Bounds of the store.
     pub store: StoreConfig,
+    /// What chunks from parents may take of the link.
+    pub download: Option<Arc<Throttle>>,
     /// Bounds of the answering side.
     pub serve: ServeConfig,
 }
@@ -46,12 +52,16 @@ pub struct RelayFile {
     pub data: Option<PathBuf>,
     /// What operators see.
     pub label: Option<String>,
+    /// Loopback address metrics are given on.
+    pub metrics: Option<SocketAddr>,
     /// Cache bounds.
     pub cache: Option<CacheFile>,
     /// Most batches answered at once.
     pub upload_slots_max: Option<usize>,
     /// Most connections.
     pub connections_max: Option<usize>,
+    /// Rates.
+    pub limits: Option<LimitsFile>,
 }
 
 /// `[cache]` of the file.
@@ -80,6 +90,14 @@ pub enum RelayConfigError {
         /// What is wrong there.
         what: String,
     },
+    /// Values that cannot be.
+    #[error("{} is not usable: {wrong}", .path.display())]
+    Limits {
+        /// The file.
+        path: PathBuf,
+        /// All of them.
+        wrong: LimitsError,
+    },
 }
 
 impl RelayFile {
@@ -89,14 +107,26 @@ impl RelayFile {
     /// [`RelayConfigError`]; it names the line and what is wrong there.
     pub fn read(path: &Path) -> Result<Self, RelayConfigError> {
         let text = std::fs::read_to_string(path).map_err(|e| RelayConfigError::Read(path.to_owned(), e))?;
-        toml::from_str(&text).map_err(|e| {
+        let file: Self = toml::from_str(&text).map_err(|e| {
             // The parser's own text quotes the line, and the line may be the one with the proxy's password.
             let line = e
                 .span()
                 .and_then(|at| text.get(..at.start))
                 .map_or(1, |before| before.matches('\n').count() + 1);
             RelayConfigError::Parse { path: path.to_owned(), line, what: e.message().to_owned() }
-        })
+        })?;
+        match file.limits() {
+            Ok(_) => Ok(file),
+            Err(wrong) => Err(RelayConfigError::Limits { path: path.to_owned(), wrong }),
+        }
+    }
+
+    /// What `[limits]` says.
+    ///
+    /// # Errors
+    /// [`LimitsError`]; none for a file that was [read](Self::read).
+    pub fn limits(&self) -> Result<Limits, LimitsError> {
+        self.limits.as_ref().map_or(Ok(Limits::default()), LimitsFile::check_without_classes)
     }
 }
 
@@ -113,6 +143,12 @@ mod tests {
         std::fs::write(&path, "label = \"a\"\nproxy_url = \"http://u:topsecret@p:1\" 5\n").expect("write");
         let error = RelayFile::read(&path).err().expect("not TOML").to_string();
         assert!(error.contains("line 2") && !error.contains("topsecret"), "{error}");
+        std::fs::write(&path, "[limits]\nupload_slots = 3\ndownload_bytes_per_second = 1\n").expect("write");
+        let error = RelayFile::read(&path).err().expect("no such limits").to_string();
+        assert!(
+            error.contains("upload_slots_max") && error.contains("download_bytes_per_second = 1"),
+            "{error}"
+        );
         let file: RelayFile = toml::from_str("parents = [\"a:1\"]\n[cache]\nmax_bytes = 5").expect("valid");
         assert_eq!(file.cache.and_then(|c| c.max_bytes), Some(5));
     }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use distd_core::limits::HELD_MANIFESTS_MAX;
-use distd_core::manifest::Manifest;
+use distd_core::manifest::{Entry, Manifest};
+use distd_core::packing::PackedChunk;
 use distd_core::proto::frame::{Cost, Data, DontHaveReason, NodeRequest};
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::FetchConfig;
@@ -18,11 +19,12 @@ use tokio::sync::{OnceCell, mpsc};
 
 use super::demand::{Arrival, Demand, Waiter};
 use crate::driver::{Driver, DriverHandle};
+use crate::limits::Throttle;
 use crate::manifest_fetch::fetch_manifest;
 use crate::net::exchange_raw;
 use crate::parents::Parents;
 use crate::serve::{ChunkAnswer, Content, NodesAnswer, ServeError, Swarm, answer_nodes};
-use crate::store::EdgeStore;
+use crate::store::{EdgeStore, Location};
 use crate::table::ChunkTable;
 use crate::trust::tls::{PeerIdentity, TrustAnchor};
 
@@ -33,7 +35,7 @@ const SWARMS_MAX: usize = 4;
 const EVICTED_TRIES: u32 = 3;
 
 /// Chunks read off the disk at once for one asker.
-const READ_GROUP: usize = 32;
+const READ_GROUP: usize = 8;
 
 /// The same question within this time gets the same answer: a fleet that wakes at once asks the origin once.
 const METADATA_FRESH: Duration = Duration::from_secs(1);
@@ -83,6 +85,7 @@ type OpenSwarms = HashMap<ManifestId, (Instant, Arc<OnceCell<Arc<RelaySwarm>>>)>
 pub struct Relay {
     store: Arc<EdgeStore>,
     parents: Arc<Parents>,
+    download: Option<Arc<Throttle>>,
     anchor: TrustAnchor,
     swarms: Mutex<OpenSwarms>,
     metadata: tokio::sync::Mutex<MetadataCache>,
@@ -97,11 +100,24 @@ impl Relay {
         Self {
             store,
             parents,
+            download: None,
             anchor,
             swarms: Mutex::default(),
             metadata,
             counters: RelayCounters::default(),
         }
+    }
+
+    /// Takes chunks from its parents no faster than this.
+    #[must_use]
+    pub fn limited(mut self, download: Option<Arc<Throttle>>) -> Self {
+        self.download = download;
+        self
+    }
+
+    /// Whom it asks.
+    pub fn parents(&self) -> &Arc<Parents> {
+        &self.parents
     }
 
     /// The store.
@@ -149,7 +165,7 @@ impl Relay {
             None => self.fetch(id).await?,
         };
         self.counters.swarms_opened.fetch_add(1, Ordering::Relaxed);
-        Ok(RelaySwarm::start(self.store.clone(), self.parents.clone(), Arc::new(manifest)))
+        Ok(RelaySwarm::start(self, Arc::new(manifest)))
     }
 
     async fn fetch(&self, id: ManifestId) -> Result<Manifest, ServeError> {
@@ -286,12 +302,14 @@ pub(super) struct RelaySwarm {
 }
 
 impl RelaySwarm {
-    fn start(store: Arc<EdgeStore>, parents: Arc<Parents>, manifest: Arc<Manifest>) -> Arc<Self> {
+    fn start(relay: &Relay, manifest: Arc<Manifest>) -> Arc<Self> {
+        let (store, parents) = (relay.store.clone(), relay.parents.clone());
         let table = Arc::new(ChunkTable::of(&manifest));
         let demand = Arc::new(Demand::new(store.clone()));
         let config = FetchConfig::relay();
         let (driver, handle) =
             Driver::new(parents.clone(), manifest.id(), table.clone(), demand.clone(), config);
+        let driver = driver.limited(relay.download.clone());
         tokio::spawn(async move {
             if let Err(error) = driver.run().await {
                 tracing::error!(error = &error as &dyn std::error::Error, "swarm ended");
@@ -300,27 +318,31 @@ impl RelaySwarm {
         Arc::new(Self { parents, manifest, table, store, demand, driver: handle })
     }
 
-    /// Reads a few chunks off the disk, in one go on a thread that may block.
-    async fn read(&self, ids: Vec<ChunkId>) -> Vec<(ChunkId, Option<Data>)> {
-        let (store, table) = (self.store.clone(), self.table.clone());
-        let read = move |id: ChunkId| {
-            let entry = table.get(id)?;
-            match store.get(&entry.hash) {
-                Ok(chunk) => chunk.map(|chunk| Data { id, codec: chunk.codec, bytes: chunk.bytes }),
-                Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "chunk could not be read");
-                    None
-                }
+    /// Reads a few chunks off the disk, in one go on a thread that may block. Where they are may be known already.
+    async fn read(&self, chunks: Vec<(Entry, Option<Location>)>) -> Vec<(ChunkId, Option<Data>)> {
+        let (entries, places): (Vec<Entry>, Vec<Option<Location>>) = chunks.into_iter().unzip();
+        let hashes: Vec<_> = entries.iter().map(|entry| entry.hash).collect();
+        let (store, count) = (self.store.clone(), hashes.len());
+        let reading = tokio::task::spawn_blocking(move || store.get_each(&hashes, &places));
+        let read = match reading.await {
+            Ok(Ok(read)) => read,
+            Ok(Err(error)) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "chunks could not be read");
+                vec![None; count]
             }
+            Err(_) => vec![None; count],
         };
-        let reading = tokio::task::spawn_blocking(move || ids.into_iter().map(|id| (id, read(id))).collect());
-        reading.await.unwrap_or_default()
+        let data = |(entry, chunk): (Entry, Option<PackedChunk>)| {
+            (entry.id, chunk.map(|chunk| Data { id: entry.id, codec: chunk.codec, bytes: chunk.bytes }))
+        };
+        entries.into_iter().zip(read).map(data).collect()
     }
 
-    fn held_of(&self, wanted: &ChunkRanges) -> Result<ChunkRanges, crate::store::StoreError> {
+    /// Which of the swarm's chunks the store has, and where.
+    fn held_of(&self, wanted: &ChunkRanges) -> Result<Vec<(Entry, Location)>, crate::store::StoreError> {
         let entries: Vec<_> = wanted.ids().filter_map(|id| self.table.get(id)).collect();
-        let held = self.store.contains_each(entries.iter().map(|e| &e.hash))?;
-        Ok(entries.iter().zip(held).filter(|(_, held)| *held).map(|(e, _)| e.id).collect())
+        let places = self.store.locate_each(entries.iter().map(|e| &e.hash))?;
+        Ok(entries.into_iter().zip(places).filter_map(|(e, place)| Some((e, place?))).collect())
     }
 
     async fn answer(&self, wanted: ChunkRanges, answers: &mpsc::Sender<ChunkAnswer>) -> Option<()> {
@@ -330,14 +352,14 @@ impl RelaySwarm {
             answers.send(ChunkAnswer::DontHave(foreign, DontHaveReason::NotInSwarm)).await.ok()?;
         }
         let held = self.held_of(&known).unwrap_or_default();
-        let mut open = known.difference(&held);
+        let mut open = known.difference(&held.iter().map(|(entry, _)| entry.id).collect());
         let (tx, arrivals) = mpsc::unbounded_channel();
         let mut waiter =
             Waiter { demand: &self.demand, driver: &self.driver, chunks: known, arrivals, is_told: false };
         self.want(&open, &tx);
-        let held: Vec<ChunkId> = held.ids().collect();
-        for ids in held.chunks(READ_GROUP) {
-            for (id, data) in self.read(ids.to_vec()).await {
+        for group in held.chunks(READ_GROUP) {
+            let group = group.iter().map(|(entry, place)| (*entry, Some(*place))).collect();
+            for (id, data) in self.read(group).await {
                 match data {
                     Some(data) => answers.send(ChunkAnswer::Data(data)).await.ok()?,
                     // Evicted or rotten since the look-up.
@@ -364,7 +386,9 @@ impl RelaySwarm {
             let mut ready = Vec::with_capacity(arrived.len());
             for arrival in arrived.drain(..) {
                 match arrival {
-                    Arrival::Held(id) if open.contains(id) => ready.push(id),
+                    Arrival::Held(id) if open.contains(id) => {
+                        ready.extend(self.table.get(id).map(|entry| (entry, None)));
+                    }
                     Arrival::Held(_) => {}
                     Arrival::Gone(id) => refuse(answers, &mut open, id, DontHaveReason::NotHeld).await?,
                 }
@@ -417,8 +441,9 @@ impl Swarm for RelaySwarm {
     }
 
     async fn held(&self) -> Result<ChunkRanges, ServeError> {
-        tokio::task::block_in_place(|| self.held_of(self.table.ids()))
-            .map_err(|e| ServeError::Internal(e.into()))
+        let held = tokio::task::block_in_place(|| self.held_of(self.table.ids()))
+            .map_err(|e| ServeError::Internal(e.into()))?;
+        Ok(held.into_iter().map(|(entry, _)| entry.id).collect())
     }
 
     // The store knows its own chunks, but not what it has evicted or never had.

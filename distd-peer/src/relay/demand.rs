@@ -104,11 +104,11 @@ impl Drop for Waiter<'_> {
 }
 
 impl ChunkSink for Demand {
-    fn accept(&self, entry: &Entry, packed: PackedChunk, _raw: &[u8]) -> Result<(), SinkError> {
+    fn accept(&self, entry: &Entry, packed: &PackedChunk, _raw: &[u8]) -> Result<(), SinkError> {
         self.fetched.fetch_add(1, Ordering::Relaxed);
         let put = self.store.contains(&entry.hash).and_then(|held| {
             self.refetched.fetch_add(u64::from(held), Ordering::Relaxed);
-            self.store.put(&entry.hash, &packed)
+            self.store.put(&entry.hash, packed)
         });
         if let Err(error) = put {
             // One bad write must not end the swarm: whoever waits finds nothing, and asks again.

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use super::{Relay, RelayConfig};
 use crate::clock::unix_now;
 use crate::enrollment::{self, EnrollmentError};
+use crate::metrics::{self, MetricsError};
 use crate::net::{
     BindError, Dialer, Outbound, Proxies, ProxyError, ResetKey, client_endpoint, parent_sockets, resolve,
 };
@@ -50,6 +51,9 @@ pub enum StartError {
     /// No socket.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// No metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// The proxy cannot be used.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
@@ -63,6 +67,8 @@ pub struct Running {
     pub server: Arc<Server>,
     /// Where it listens.
     pub address: SocketAddr,
+    /// Where its metrics are given.
+    pub metrics: Option<SocketAddr>,
     /// What opening the store found.
     pub recovered: Recovered,
     endpoint: Endpoint,
@@ -104,7 +110,8 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     let dialer = Dialer::new(quic, credentials.clone(), &ca, outbound.clone())?;
     let quarantine = Arc::new(Quarantine::load(&config.data.join("quarantine.json")));
     let parents = Arc::new(Parents::new(dialer, config.parents.clone(), quarantine));
-    let relay = Arc::new(Relay::new(store.clone(), parents, TrustAnchor::Ca(ca.clone())));
+    let relay = Relay::new(store.clone(), parents, TrustAnchor::Ca(ca.clone()));
+    let relay = Arc::new(relay.limited(config.download.clone()));
     let reset = ResetKey::of_node(&identity.private_key());
     let quic = quic_server(credentials.clone(), &ca)?;
     let (endpoint, listener) = parent_sockets(config.listen, &quic, &reset)?;
@@ -113,11 +120,21 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     let sites = Sites::new(ca.clone(), SiteRule::Named, false);
     let server = Server::new(relay.clone(), ServeConfig { sites: Some(sites), ..config.serve.clone() });
     let mut tasks = JoinSet::new();
+    let metrics = match config.metrics {
+        Some(at) => {
+            let listener = metrics::listen(at).await?;
+            let bound = listener.local_addr().map_err(|cause| MetricsError::Bind(at, cause))?;
+            let (relay, served) = (relay.clone(), server.counters.clone());
+            tasks.spawn(metrics::run(listener, move || metrics::of_relay(&relay, &served)));
+            Some(bound)
+        }
+        None => None,
+    };
     tasks.spawn(server.clone().run(endpoint.clone()));
     tasks.spawn(server.clone().run_tcp(listener, https_parent(credentials.clone(), &ca)?));
     tasks.spawn(commit_regularly(store));
     tasks.spawn(enrollment::renew_regularly(identity, credentials, config.parents.clone(), outbound));
-    Ok(Running { relay, server, address, recovered, endpoint, tasks })
+    Ok(Running { relay, server, address, metrics, recovered, endpoint, tasks })
 }
 
 async fn commit_regularly(store: Arc<EdgeStore>) {

@@ -12,13 +12,13 @@ use distd_core::swarm::rules::CROWD;
 use tokio::sync::{SemaphorePermit, mpsc};
 
 use super::connection::Peer;
-use super::streams::{send, wire};
+use super::streams::{flush, send, wire};
 use super::{ChunkAnswer, Server};
 use crate::net::{FrameReader, FrameWriter};
 
 /// Answers queued between reading chunks and writing them to the stream. A few keep the stream full; each may be a
 /// megabyte.
-const ANSWER_QUEUE: usize = 16;
+const ANSWER_QUEUE: usize = 8;
 
 pub(super) async fn answer(
     peer: &Peer,
@@ -65,31 +65,44 @@ pub(super) async fn answer(
     };
     // Owns the receiver: when sending fails it is dropped, and `chunks` notices that nobody listens.
     let sending = async move {
+        let mut ready = Vec::with_capacity(ANSWER_QUEUE);
+        let mut sent = Vec::with_capacity(ANSWER_QUEUE);
         loop {
-            let answer = tokio::select! {
-                answer = answers.recv() => answer,
+            let count = tokio::select! {
+                count = answers.recv_many(&mut ready, ANSWER_QUEUE) => count,
                 // Nobody waits any more for what is still on its way from upstream.
                 gone = writer.stopped() => return Err(wire(gone)),
             };
-            let Some(answer) = answer else { return Ok(()) };
-            match answer {
-                ChunkAnswer::Data(data) => {
-                    let id = data.id;
-                    counters.chunks.fetch_add(1, Ordering::Relaxed);
-                    counters.chunk_bytes.fetch_add(data.bytes.len() as u64, Ordering::Relaxed);
-                    let frame = Frame::Data(data);
-                    match &peer.server.config.upload {
-                        Some(limit) => {
-                            let stall = peer.server.config.stall;
-                            writer.send_limited(&frame, limit, stall).await.map_err(wire)?;
-                        }
-                        None => send(peer, writer, &frame).await?,
+            if count == 0 {
+                return Ok(());
+            }
+            for answer in ready.drain(..) {
+                let data = match answer {
+                    ChunkAnswer::Data(data) => data,
+                    ChunkAnswer::DontHave(chunks, reason) => {
+                        flush(peer, writer).await?;
+                        refuse(peer, writer, &chunks, reason).await?;
+                        continue;
                     }
-                    if let Some(lease) = &lease {
-                        lease.sent(id);
+                };
+                counters.chunks.fetch_add(1, Ordering::Relaxed);
+                counters.chunk_bytes.fetch_add(data.bytes.len() as u64, Ordering::Relaxed);
+                sent.push(data.id);
+                let frame = Frame::Data(data);
+                match &peer.server.config.upload {
+                    Some(limit) => {
+                        let (node, stall) = (peer.identity.node_id, peer.server.config.stall);
+                        writer.send_limited(&frame, limit, node, stall).await.map_err(wire)?;
                     }
+                    None if writer.gather(&frame) => flush(peer, writer).await?,
+                    None => {}
                 }
-                ChunkAnswer::DontHave(chunks, reason) => refuse(peer, writer, &chunks, reason).await?,
+            }
+            flush(peer, writer).await?;
+            for id in sent.drain(..) {
+                if let Some(lease) = &lease {
+                    lease.sent(id);
+                }
             }
         }
     };

@@ -4,11 +4,14 @@ mod batch;
 mod connection;
 mod control;
 mod manifest_nodes;
+mod reach;
+mod site;
 mod sites;
 mod streams;
 
 pub use manifest_nodes::answer_nodes;
-pub use sites::{SiteRule, Sites};
+pub use site::SiteRule;
+pub use sites::Sites;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,7 +30,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use crate::net::RateLimit;
+use crate::limits::Throttle;
 use crate::trust::tls::PeerIdentity;
 
 /// Why something is not served. The message goes to the log, never to the peer.
@@ -121,7 +124,7 @@ pub struct ServeConfig {
     /// How long an asker may stay silent inside a request, or not read its answer.
     pub stall: Duration,
     /// What chunks may take of the link.
-    pub upload: Option<Arc<RateLimit>>,
+    pub upload: Option<Arc<Throttle>>,
     /// Who exchanges with whom; without it nobody is told of neighbours.
     pub sites: Option<Arc<Sites>>,
 }
@@ -157,6 +160,8 @@ pub struct ServeCounters {
     pub choked: AtomicU64,
     /// Chunks left to a neighbour of the asker that is fetching them.
     pub leased: AtomicU64,
+    /// Nodes that got nothing of what was left to their neighbours, and were sent everything from then on.
+    pub alone: Arc<AtomicU64>,
     /// Nodes sent.
     pub nodes: AtomicU64,
     /// Metadata, node and enrolment answers' bytes sent.
@@ -186,6 +191,7 @@ pub struct Server {
 impl Server {
     /// A server for `content`.
     pub fn new(content: Arc<dyn Content>, config: ServeConfig) -> Arc<Self> {
+        let alone = config.sites.as_ref().map(|sites| sites.alone.clone()).unwrap_or_default();
         Arc::new(Self {
             content,
             slots: Arc::new(Semaphore::new(config.upload_slots_max)),
@@ -193,7 +199,7 @@ impl Server {
             waiting: AtomicUsize::new(0),
             connections: Arc::new(Semaphore::new(config.connections_max)),
             config,
-            counters: Arc::default(),
+            counters: Arc::new(ServeCounters { alone, ..ServeCounters::default() }),
         })
     }
 

@@ -3,7 +3,8 @@
 //! The decisions are the core's [`Directory`] and [`Leases`]; here they get verified records, the time, and a lock.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use distd_core::proto::frame::PeerRecord;
@@ -13,20 +14,10 @@ use distd_core::{ChunkId, ManifestId, NodeId};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
+use super::reach::Reach;
+use super::site::SiteRule;
 use crate::clock::{monotonic_now, unix_now};
 use crate::trust::record::verify_record;
-
-/// Who is of one site.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SiteRule {
-    /// All who ask, whatever they say: a device's neighbours.
-    All,
-    /// Those that name the same site, and those that name none: a relay's office.
-    Named,
-    /// Those that name the same site; of the others those that are seen at one network: behind one public IPv4 address, in one
-    /// IPv4 /24 of private addresses, in one IPv6 /64.
-    NamedOrNetwork,
-}
 
 /// All sites this node answers.
 pub struct Sites {
@@ -35,12 +26,14 @@ pub struct Sites {
     /// Whether chunks are leased: only where each one sent is uplink traffic. Elsewhere a crowd gets each once for a while.
     leasing: bool,
     state: Mutex<State>,
+    /// Nodes to which nothing is left any more.
+    pub(super) alone: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
 struct State {
     directory: Directory,
-    leases: BTreeMap<(SiteKey, ManifestId), Leases>,
+    leased: BTreeMap<(SiteKey, ManifestId), Leased>,
     lately: BTreeMap<(SiteKey, ManifestId), Lately>,
     changed: BTreeMap<SiteKey, watch::Sender<()>>,
     /// Open control streams of nodes that take part, by swarm: who, and where it listens if it does.
@@ -59,6 +52,13 @@ impl State {
     }
 }
 
+/// What of one swarm is on its way to nodes of a site, and what has come to any of them.
+#[derive(Default)]
+struct Leased {
+    leases: Leases,
+    there: ChunkRanges,
+}
+
 /// A node in one swarm, for as long as its control stream is open.
 pub(crate) struct Member {
     sites: Arc<Sites>,
@@ -66,7 +66,9 @@ pub(crate) struct Member {
     node: NodeId,
     manifest: ManifestId,
     resident: bool,
-    listens: Option<SocketAddr>,
+    /// Where it listens; none when it serves nobody.
+    addresses: Vec<SocketAddr>,
+    reach: Mutex<Reach>,
 }
 
 /// Leased chunks on their way in one batch. Dropping it frees what was not sent.
@@ -78,7 +80,7 @@ pub(crate) struct BatchLease<'m> {
 impl Sites {
     /// For nodes of the realm with this CA.
     pub fn new(ca: CertificateDer<'static>, rule: SiteRule, leasing: bool) -> Arc<Self> {
-        Arc::new(Self { ca, rule, leasing, state: Mutex::default() })
+        Arc::new(Self { ca, rule, leasing, state: Mutex::default(), alone: Arc::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -107,28 +109,20 @@ impl Sites {
             }
         }
         let seen = observed.ip().to_canonical();
-        if let Some(elsewhere) = record.addresses.iter().find(|address| address.ip() != seen) {
+        let Some(site) = self.rule.site_of(&record, seen) else {
             // Nobody can have others sent to an address that is not theirs.
-            tracing::info!(%node, %seen, %elsewhere, "peer record names an address its node was not seen at");
+            let named = &record.addresses;
+            tracing::info!(%node, %seen, ?named, "peer record names an address its node was not seen at");
             return None;
-        }
-        let site = self.site_of(&record, seen);
-        let (resident, listens) = (record.resident, record.addresses.first().copied());
+        };
+        let (resident, addresses) = (record.resident, record.addresses.clone());
         let mut state = self.state();
         state.directory.handle_record(now, &site, node, record);
         state.directory.handle_joined(&site, node, resident, manifest);
-        state.members.entry(manifest).or_default().push((node, listens));
+        state.members.entry(manifest).or_default().push((node, addresses.first().copied()));
         state.tell(&site);
-        Some(Member { sites: self.clone(), site, node, manifest, resident, listens })
-    }
-
-    fn site_of(&self, record: &PeerRecord, seen: IpAddr) -> SiteKey {
-        SiteKey(match self.rule {
-            SiteRule::All => String::new(),
-            _ if !record.site.is_empty() => format!("site {}", record.site),
-            SiteRule::Named => String::new(),
-            SiteRule::NamedOrNetwork => network_of(seen),
-        })
+        let reach = Mutex::default();
+        Some(Member { sites: self.clone(), site, node, manifest, resident, addresses, reach })
     }
 
     /// How many nodes that take part have the swarm open here.
@@ -161,29 +155,26 @@ impl Sites {
     }
 }
 
-/// Names the network an address is in.
-fn network_of(ip: IpAddr) -> String {
-    match ip {
-        IpAddr::V4(ip) if ip.is_private() || ip.is_loopback() || ip.is_link_local() => {
-            let [a, b, c, _] = ip.octets();
-            format!("network {a}.{b}.{c}.0/24")
-        }
-        IpAddr::V4(ip) => format!("network {ip}/32"),
-        IpAddr::V6(ip) => {
-            let prefix = ip.to_bits() >> 64 << 64;
-            format!("network {}/64", std::net::Ipv6Addr::from_bits(prefix))
-        }
-    }
-}
-
 impl Member {
+    fn serves(&self) -> bool {
+        !self.addresses.is_empty()
+    }
+
+    fn reach(&self) -> MutexGuard<'_, Reach> {
+        self.reach.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The node announced chunks.
     pub(crate) fn have(&self, chunks: &ChunkRanges) {
+        let now = monotonic_now();
         let mut state = self.sites.state();
         state.directory.handle_have(&self.site, self.node, self.resident, chunks);
-        if self.sites.leasing && self.listens.is_some() && !self.resident {
-            let leases = state.leases.entry((self.site.clone(), self.manifest)).or_default();
-            leases.handle_have(monotonic_now(), self.node, chunks);
+        let mut reach = self.reach();
+        reach.handle_have(chunks);
+        if self.sites.leasing && self.serves() && !self.resident && !reach.is_alone() {
+            let leased = state.leased.entry((self.site.clone(), self.manifest)).or_default();
+            leased.leases.handle_have(now, self.node, chunks);
+            leased.there.extend(chunks);
         }
         // No word to the others: they learn of chunks from the node itself.
     }
@@ -206,7 +197,9 @@ impl Member {
     pub(crate) fn refresh(&self, observed: SocketAddr, record: PeerRecord) {
         let verified = verify_record(&record, &self.sites.ca, unix_now()) == Ok(self.node);
         let seen = observed.ip().to_canonical();
-        if verified && record.resident == self.resident && record.addresses.iter().all(|a| a.ip() == seen) {
+        // A private address stays what it was: one after the other would have others knock at each.
+        let here = record.addresses.iter().all(|a| a.ip() == seen) || record.addresses == self.addresses;
+        if verified && record.resident == self.resident && here {
             self.sites.state().directory.handle_record(unix_now(), &self.site, self.node, record);
         }
     }
@@ -220,27 +213,39 @@ impl Member {
     pub(crate) fn neighbours(&self, chunks: &ChunkRanges) -> Vec<(NodeId, PeerRecord)> {
         let state = self.sites.state();
         let holders: Vec<NodeId> = state
-            .leases
+            .leased
             .get(&(self.site.clone(), self.manifest))
-            .map(|leases| leases.holders(monotonic_now()).collect())
+            .map(|leased| leased.leases.holders(monotonic_now()).collect())
             .unwrap_or_default();
         let asker = Asker { node: self.node, manifest: self.manifest, chunks };
         state.directory.ranked(unix_now(), &self.site, asker, &holders)
     }
 
-    /// What of `wanted` the node gets, and what is left to a neighbour. `None` where nothing is leased.
+    /// What of `wanted` the node gets, and what is left to a neighbour. `None` where nothing is leased: to nobody, or to this node no
+    /// more, as it does not get what is left to others.
     pub(crate) fn lease(&self, wanted: &ChunkRanges) -> Option<(BatchLease<'_>, ChunkRanges, ChunkRanges)> {
         if !self.sites.leasing {
             return None;
         }
         let mut state = self.sites.state();
         let now = monotonic_now();
-        state.leases.retain(|_, leases| !leases.is_idle(now));
-        let State { directory, leases, .. } = &mut *state;
-        let leases = leases.entry((self.site.clone(), self.manifest)).or_default();
+        state.leased.retain(|_, leased| !leased.leases.is_idle(now));
+        let State { directory, leased, .. } = &mut *state;
+        let leased = leased.entry((self.site.clone(), self.manifest)).or_default();
+        let mut reach = self.reach();
+        if reach.handle_request(now) {
+            tracing::info!(node = %self.node, site = self.site.0, "a node gets nothing from its neighbours");
+            self.sites.alone.fetch_add(1, Ordering::Relaxed);
+            // Nor do they wait for it.
+            leased.leases.handle_gone(self.node);
+        }
+        if reach.is_alone() {
+            return None;
+        }
         let shuns = directory.shuns(&self.site);
         let (id, granted, refused) =
-            leases.handle_request(now, self.node, wanted, self.listens.is_some(), shuns);
+            leased.leases.handle_request(now, self.node, wanted, self.serves(), shuns);
+        reach.handle_answer(now, &granted, &refused, &leased.there);
         Some((BatchLease { member: self, id }, granted, refused))
     }
 
@@ -262,15 +267,15 @@ impl Member {
             true => lately.handle_request(now, &wanted),
             false => (wanted, ChunkRanges::new()),
         };
-        if self.listens.is_some() {
+        if self.serves() {
             lately.handle_granted(now, &granted);
         }
         (granted, left)
     }
 
-    fn with_leases(&self, change: impl FnOnce(&mut Leases)) {
-        if let Some(leases) = self.sites.state().leases.get_mut(&(self.site.clone(), self.manifest)) {
-            change(leases);
+    fn with_leased(&self, change: impl FnOnce(&mut Leased)) {
+        if let Some(leased) = self.sites.state().leased.get_mut(&(self.site.clone(), self.manifest)) {
+            change(leased);
         }
     }
 }
@@ -278,13 +283,16 @@ impl Member {
 impl BatchLease<'_> {
     /// A chunk is on its way.
     pub(crate) fn sent(&self, chunk: ChunkId) {
-        self.member.with_leases(|leases| leases.handle_sent(monotonic_now(), self.id, chunk));
+        self.member.with_leased(|leased| {
+            leased.leases.handle_sent(monotonic_now(), self.id, chunk);
+            leased.there.insert(chunk);
+        });
     }
 }
 
 impl Drop for BatchLease<'_> {
     fn drop(&mut self) {
-        self.member.with_leases(|leases| leases.handle_end(monotonic_now(), self.id));
+        self.member.with_leased(|leased| leased.leases.handle_end(monotonic_now(), self.id));
     }
 }
 
@@ -292,7 +300,8 @@ impl Drop for Member {
     fn drop(&mut self) {
         let mut state = self.sites.state();
         if let Some(members) = state.members.get_mut(&self.manifest) {
-            let own = members.iter().position(|member| *member == (self.node, self.listens));
+            let own =
+                members.iter().position(|member| *member == (self.node, self.addresses.first().copied()));
             own.map(|at| members.swap_remove(at));
             if members.is_empty() {
                 state.members.remove(&self.manifest);
@@ -300,24 +309,8 @@ impl Drop for Member {
             }
         }
         let gone = state.directory.handle_left(&self.site, self.node, self.resident, self.manifest);
-        if gone && let Some(leases) = state.leases.get_mut(&(self.site.clone(), self.manifest)) {
-            leases.handle_gone(self.node);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_network_is_what_a_site_is_seen_at() {
-        for (ip, network) in [
-            ("192.168.7.9", "network 192.168.7.0/24"),
-            ("203.0.113.9", "network 203.0.113.9/32"),
-            ("2001:db8:1:2:3:4:5:6", "network 2001:db8:1:2::/64"),
-        ] {
-            assert_eq!(network_of(ip.parse().expect("an address")), network);
+        if gone && let Some(leased) = state.leased.get_mut(&(self.site.clone(), self.manifest)) {
+            leased.leases.handle_gone(self.node);
         }
     }
 }

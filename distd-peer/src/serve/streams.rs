@@ -38,6 +38,14 @@ pub(super) async fn send(peer: &Peer, writer: &mut FrameWriter, frame: &Frame) -
     }
 }
 
+/// Sends what was gathered, as [`send`] does.
+pub(super) async fn flush(peer: &Peer, writer: &mut FrameWriter) -> Result<(), CloseCode> {
+    match tokio::time::timeout(peer.server.config.stall, writer.flush()).await {
+        Ok(sent) => sent.map_err(wire),
+        Err(_) => Err(CloseCode::Stalled),
+    }
+}
+
 pub(super) async fn nodes(
     peer: &Peer,
     control: u64,

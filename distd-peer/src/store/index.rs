@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use bytes::Bytes;
 use distd_core::ChunkHash;
-use distd_core::packing::Codec;
+use distd_core::packing::{Codec, PackedChunk};
 use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::StoreError;
@@ -21,7 +22,7 @@ const SEGMENTS: TableDefinition<'_, u32, u64> = TableDefinition::new("segments")
 
 /// Where a chunk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Location {
+pub struct Location {
     pub(super) segment: SegmentId,
     /// Offset of the packed bytes, behind the record's header.
     pub(super) offset: u64,
@@ -29,6 +30,16 @@ pub(super) struct Location {
 }
 
 impl Location {
+    /// The chunk, from its packed bytes.
+    pub(super) fn chunk(&self, bytes: Bytes) -> PackedChunk {
+        PackedChunk { codec: self.header.codec, raw_len: self.header.raw_len, bytes }
+    }
+
+    /// Offset behind the packed bytes.
+    pub(super) fn end(&self) -> u64 {
+        self.offset + u64::from(self.header.stored_len)
+    }
+
     fn encode(&self) -> [u8; 29] {
         let mut out = [0; 29];
         out[..4].copy_from_slice(&self.segment.0.to_be_bytes());

@@ -9,17 +9,20 @@ mod manifests;
 mod record;
 mod segment;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use distd_core::ChunkHash;
 use distd_core::packing::PackedChunk;
 
-use index::{Index, Location};
+pub use index::Location;
+
+use index::Index;
 use record::{HEADER_BYTES, Header, rot_check};
 use segment::{Segment, SegmentId};
 
@@ -285,16 +288,21 @@ impl EdgeStore {
         Ok(self.locate(hash)?.is_some() || self.inner().unstored.iter().any(|(h, _)| h == hash))
     }
 
-    /// For each hash, whether it is on disk.
-    pub fn contains_each<'a>(
+    /// Where each is on disk. Appended chunks are looked at first, so that one that is committed meanwhile is found in the index; the lock is not
+    /// held over the index's look-ups, for they can be a hundred thousand.
+    pub fn locate_each<'a>(
         &self,
         hashes: impl Iterator<Item = &'a ChunkHash>,
-    ) -> Result<Vec<bool>, StoreError> {
-        // Appended chunks first, so that one that is committed meanwhile is found in the index; the lock is not held over the
-        // look-ups, for they can be a hundred thousand.
-        let pending: HashSet<ChunkHash> = self.inner().pending.keys().copied().collect();
+    ) -> Result<Vec<Option<Location>>, StoreError> {
+        let inner = self.inner();
+        let pending: Vec<_> = hashes.map(|hash| (hash, inner.pending.get(hash).copied())).collect();
+        drop(inner);
         let reader = self.index.reader()?;
-        hashes.map(|hash| Ok(pending.contains(hash) || reader.get(hash)?.is_some())).collect()
+        let locate = |(hash, pending): (&ChunkHash, Option<Location>)| match pending {
+            Some(location) => Ok(Some(location)),
+            None => reader.get(hash),
+        };
+        pending.into_iter().map(locate).collect()
     }
 
     fn locate(&self, hash: &ChunkHash) -> Result<Option<Location>, StoreError> {
@@ -309,11 +317,8 @@ impl EdgeStore {
         let Some(location) = self.locate(hash)? else {
             return Ok(self.inner().unstored.iter().find(|(h, _)| h == hash).map(|(_, chunk)| chunk.clone()));
         };
-        let header = location.header;
-        match segment::read(&self.dir.join("segments"), &location) {
-            Ok(bytes) if rot_check(&bytes) == header.rot_check => {
-                Ok(Some(PackedChunk { codec: header.codec, raw_len: header.raw_len, bytes: bytes.into() }))
-            }
+        match segment::read_run(&self.dir.join("segments"), &[location]) {
+            Ok(bytes) if rot_check(&bytes) == location.header.rot_check => Ok(Some(location.chunk(bytes))),
             // Evicted between the look-up and the read, or rotten: either way it is not here any more.
             result if is_gone(&result) => {
                 self.counters.rotten.fetch_add(1, Ordering::Relaxed);
@@ -332,6 +337,43 @@ impl EdgeStore {
         }
     }
 
+    /// What [`Self::get`] gives for each, but those that lie side by side are read in one go. Where some are may be known
+    /// already: `places`, as long as `hashes`.
+    pub fn get_each(
+        &self,
+        hashes: &[ChunkHash],
+        places: &[Option<Location>],
+    ) -> Result<Vec<Option<PackedChunk>>, StoreError> {
+        let unknown = hashes.iter().zip(places).filter(|(_, place)| place.is_none());
+        let mut looked_up = self.locate_each(unknown.map(|(hash, _)| hash))?.into_iter();
+        let located: Vec<Option<Location>> =
+            places.iter().map(|place| place.or_else(|| looked_up.next().flatten())).collect();
+        let mut found = vec![None; hashes.len()];
+        let mut order: Vec<usize> = (0..hashes.len()).filter(|at| located[*at].is_some()).collect();
+        order.sort_unstable_by_key(|at| located[*at].map(|location| (location.segment, location.offset)));
+        let places: Vec<Location> = order.iter().filter_map(|at| located[*at]).collect();
+        let mut done = 0;
+        while done < places.len() {
+            let run = &places[done..done + segment::run_len(&places[done..])];
+            // What fails or is not what it should be is looked at alone, below.
+            if let Ok(bytes) = segment::read_run(&self.dir.join("segments"), run) {
+                for (place, at) in run.iter().zip(&order[done..]) {
+                    let from = (place.offset - run[0].offset) as usize;
+                    let bytes = bytes.slice(from..from + place.header.stored_len as usize);
+                    found[*at] = (rot_check(&bytes) == place.header.rot_check).then(|| place.chunk(bytes));
+                }
+            }
+            done += run.len();
+        }
+        for (hash, found) in hashes.iter().zip(&mut found) {
+            // Gone since it was looked up, rotten, or in memory alone.
+            if found.is_none() {
+                *found = self.get(hash)?;
+            }
+        }
+        Ok(found)
+    }
+
     /// Bytes of segment files.
     pub fn bytes(&self) -> u64 {
         self.inner().sizes.values().sum()
@@ -339,7 +381,7 @@ impl EdgeStore {
 }
 
 /// Whether a read showed that the record is not what the index says.
-fn is_gone(read: &Result<Vec<u8>, StoreError>) -> bool {
+fn is_gone(read: &Result<Bytes, StoreError>) -> bool {
     match read {
         Ok(_) => true,
         Err(StoreError::Io { cause, .. }) => {

@@ -1,9 +1,11 @@
 //! Segment files: records appended, read by offset, removed whole.
 
 use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use distd_core::ChunkHash;
 
 use super::StoreError;
@@ -124,13 +126,44 @@ impl Segment {
     }
 }
 
-/// The packed bytes at a location.
-pub(super) fn read(dir: &Path, location: &Location) -> Result<Vec<u8>, StoreError> {
-    let path = location.segment.path(dir);
+/// Most bytes read in one go. More than this and the buffers come from the system anew each time.
+const RUN_BYTES: u64 = 128 << 10;
+
+/// Bytes between two records' contents that are read and thrown away rather than skipped.
+const GAP_BYTES: u64 = 4096;
+
+/// Locations, in order, that are read in one go: how many from the first on.
+pub(super) fn run_len(locations: &[Location]) -> usize {
+    let Some(first) = locations.first() else { return 0 };
+    let mut end = first.end();
+    let joins = |next: &&Location| {
+        let near = next.segment == first.segment
+            && (end..=end + GAP_BYTES).contains(&next.offset)
+            && next.end() - first.offset <= RUN_BYTES;
+        end = next.end();
+        near
+    };
+    1 + locations[1..].iter().take_while(joins).count()
+}
+
+/// The bytes of a segment from the first location of a run to the end of the last.
+pub(super) fn read_run(dir: &Path, run: &[Location]) -> Result<Bytes, StoreError> {
+    let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(Bytes::new()) };
+    let path = first.segment.path(dir);
     let file = File::open(&path).map_err(StoreError::io("open", &path))?;
-    let mut bytes = vec![0; location.header.stored_len as usize];
-    file.read_exact_at(&mut bytes, location.offset).map_err(StoreError::io("read", &path))?;
-    Ok(bytes)
+    let len = (last.end() - first.offset) as usize;
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let at = first.offset + bytes.len() as u64;
+        match rustix::io::pread(&file, rustix::buffer::spare_capacity(&mut bytes), at) {
+            Ok(0) => return Err(StoreError::io("read", &path)(io::ErrorKind::UnexpectedEof.into())),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(StoreError::io("read", &path)(error.into())),
+        }
+    }
+    // The allocator may have given more room than was asked for.
+    bytes.truncate(len);
+    Ok(bytes.into())
 }
 
 /// Existing segments, oldest first.

@@ -156,3 +156,36 @@ fn a_second_process_and_a_newer_layout_are_refused_by_name() {
     fs::write(dir.path().join("VERSION"), "2\n").expect("write");
     assert!(matches!(EdgeStore::open(dir.path(), StoreConfig::default()), Err(StoreError::Newer(..))));
 }
+
+#[test]
+fn chunks_read_in_runs_are_those_read_one_by_one() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, _) = open(dir.path());
+    let mut rotten = Vec::new();
+    for n in 0..120 {
+        let (hash, packed) = chunk(n);
+        store.put(&hash, &packed).expect("put");
+        if n == 60 {
+            store.commit().expect("commit");
+        }
+        if n == 30 || n == 90 {
+            rotten.push(store.bytes() - 100);
+        }
+    }
+    let file = fs::OpenOptions::new().write(true).open(&segments(dir.path())[0]).expect("open");
+    for at in rotten {
+        file.write_all_at(b"rot", at).expect("write");
+    }
+    // Neither in the order of the file, nor all of it, and one that is not held.
+    let order: Vec<u64> = (0..130).map(|n| n * 37 % 130).filter(|n| n % 5 != 3).collect();
+    let hashes: Vec<ChunkHash> = order.iter().map(|n| chunk(*n).0).collect();
+    let places = store.locate_each(hashes.iter()).expect("look up");
+    assert_eq!(store.get_each(&hashes[..7], &[None; 7]).expect("get")[0], Some(chunk(order[0]).1));
+    let found = store.get_each(&hashes, &places).expect("get");
+    assert_eq!(found.len(), order.len());
+    for (n, found) in order.into_iter().zip(found) {
+        let held = n < 120 && n != 30 && n != 90;
+        assert_eq!(found, held.then(|| chunk(n).1), "chunk {n}");
+    }
+    assert_eq!(store.counters.rotten.load(Ordering::Relaxed), 2);
+}

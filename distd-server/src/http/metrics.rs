@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::{Method, header};
 use axum::response::IntoResponse;
+use distd_peer::metrics::MetricsText;
 
 use super::App;
 
@@ -61,22 +62,9 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text(&app).await)
 }
 
-struct Text(String);
-
-impl Text {
-    fn head(&mut self, name: &str, kind: &str, help: &str) {
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    }
-
-    fn one(&mut self, name: &str, kind: &str, help: &str, value: u64) {
-        self.head(name, kind, help);
-        let _ = writeln!(self.0, "{name} {value}");
-    }
-}
-
 async fn text(app: &App) -> String {
     let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let mut out = Text(String::new());
+    let mut out = MetricsText::default();
     out.head("distd_build_info", "gauge", "Version of distd-server.");
     let _ = writeln!(out.0, "distd_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
 
@@ -125,22 +113,7 @@ async fn text(app: &App) -> String {
         out.one(name, "counter", help, load(counter));
     }
 
-    let c = &app.counters;
-    for (name, help, counter) in [
-        ("distd_quic_connections_total", "QUIC connections accepted.", &c.connections),
-        ("distd_quic_connections_refused_total", "QUIC connections refused.", &c.connections_refused),
-        ("distd_quic_batches_total", "Batches of chunks answered.", &c.batches),
-        ("distd_quic_batches_choked_total", "Batches choked.", &c.choked),
-        ("distd_quic_chunks_leased_total", "Chunks left to a neighbour of the asker.", &c.leased),
-        ("distd_quic_chunks_total", "Chunks served.", &c.chunks),
-        ("distd_quic_chunk_bytes_total", "Packed chunk bytes served.", &c.chunk_bytes),
-        ("distd_quic_nodes_total", "Manifest nodes served.", &c.nodes),
-        ("distd_quic_control_bytes_total", "Bytes of metadata and nodes served.", &c.control_bytes),
-        ("distd_quic_breaches_total", "Streams ended because a peer broke the protocol.", &c.breaches),
-        ("distd_quic_unknown_frames_total", "Frames of unknown type ignored.", &c.unknown_frames),
-    ] {
-        out.one(name, "counter", help, load(counter));
-    }
+    out.serve(&app.counters);
 
     let db = app.origin.db();
     // Every open upload has its end before the end of time.

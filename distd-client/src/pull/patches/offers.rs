@@ -205,7 +205,7 @@ async fn load(realm: &Realm, known: &PatchSetRef) -> anyhow::Result<Set> {
 struct Memory(Mutex<Vec<(ChunkId, Vec<u8>)>>);
 
 impl ChunkSink for Memory {
-    fn accept(&self, entry: &Entry, _: PackedChunk, raw: &[u8]) -> Result<(), SinkError> {
+    fn accept(&self, entry: &Entry, _: &PackedChunk, raw: &[u8]) -> Result<(), SinkError> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push((entry.id, raw.to_vec()));
         Ok(())
     }

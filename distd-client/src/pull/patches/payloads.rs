@@ -129,8 +129,8 @@ impl PayloadSink {
 }
 
 impl ChunkSink for PayloadSink {
-    fn accept(&self, entry: &Entry, packed: PackedChunk, raw: &[u8]) -> Result<(), SinkError> {
-        if !self.came.first(entry.id, &packed) {
+    fn accept(&self, entry: &Entry, packed: &PackedChunk, raw: &[u8]) -> Result<(), SinkError> {
+        if !self.came.first(entry.id, packed) {
             return Ok(());
         }
         let Payloads { file, set, by_id, offsets, bytes, holdings, .. } = &*self.payloads;

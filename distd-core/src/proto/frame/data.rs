@@ -50,13 +50,13 @@ impl Data {
     /// Range and codec.
     const HEADER: usize = 17;
 
-    pub(in crate::proto) fn encode_frame(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(self.bytes.len() + Self::HEADER + 9);
+    /// All of the frame but the packed bytes.
+    pub(in crate::proto) fn encode_head(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(Self::HEADER + 9);
         put_header(&mut out, types::DATA, Self::HEADER + self.bytes.len());
         out.put_u64(self.id.0);
         out.put_u64(self.id.0);
         out.put_u8(self.codec.code());
-        out.put_slice(&self.bytes);
         out.freeze()
     }
 

@@ -15,12 +15,14 @@ pub(super) struct Capacity {
     /// Since when and how many of the sample that is being taken.
     from: Timestamp,
     chunks: u64,
+    /// Something else than the peer was slow meanwhile.
+    spoilt: bool,
 }
 
 impl Capacity {
     /// The peer is asked, and had nothing to do before: what it takes to begin counts.
     pub(super) fn begin(&mut self, now: Timestamp) {
-        (self.from, self.chunks) = (now, 0);
+        (self.from, self.chunks, self.spoilt) = (now, 0, false);
     }
 
     /// A chunk came.
@@ -28,11 +30,19 @@ impl Capacity {
         self.chunks += 1;
     }
 
+    /// What is being measured now says nothing about the peer.
+    pub(super) fn spoil(&mut self) {
+        self.spoilt = true;
+    }
+
     /// A batch ended: a sample is complete, if it is long enough.
     pub(super) fn sample(&mut self, now: Timestamp) {
         let took = now.since(self.from);
         if took < SAMPLE_MIN || self.chunks == 0 {
             return;
+        }
+        if self.spoilt {
+            return self.begin(now);
         }
         let fresh = self.chunks as f64 / took.as_secs_f64();
         self.rate = Some(self.rate.map_or(fresh, |rate| rate * 0.75 + fresh * 0.25));

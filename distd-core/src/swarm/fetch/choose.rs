@@ -58,7 +58,7 @@ impl Fetch {
         // Somebody else may be asked for what is slow.
         let others = self.peers.len() > 1;
         let unstarted = self.batches.values().filter(|b| others && b.got == 0);
-        let claims = unstarted.flat_map(|b| [b.asked + CLAIM_AFTER, b.asked + CLAIM_AFTER_BY_RELAY]);
+        let claims = unstarted.flat_map(|b| [b.progress + CLAIM_AFTER, b.progress + CLAIM_AFTER_BY_RELAY]);
         let ends = others && self.wanted.is_empty() && !self.batches.is_empty() && self.may_double() > 0;
         let end = ends.then(|| now + ENDGAME_MIN);
         let dry = self.others_fetch_until(now);
@@ -273,15 +273,16 @@ impl Fetch {
         let batch = BatchId(self.next_batch);
         self.next_batch += 1;
         let deadline = now + self.patience(id);
-        let (open, got) = (chunks.clone(), 0);
-        self.batches.insert(batch, Batch { peer: id, open, asked: now, progress: now, got, deadline });
+        let (open, got, held_back) = (chunks.clone(), 0, false);
+        let fresh = Batch { peer: id, open, asked: now, progress: now, got, deadline, held_back };
+        self.batches.insert(batch, fresh);
         (id, batch, chunks)
     }
 
     /// Takes back a batch that has brought nothing yet when another peer has nothing else to send and has half of it: what waits in one
     /// peer's queue is another's to give. Nothing has been sent, so nothing comes twice.
     fn claim(&mut self, now: Timestamp) -> bool {
-        let late = |b: &Batch, after: Duration| b.got == 0 && now.since(b.asked) >= after;
+        let late = |b: &Batch, after: Duration| b.got == 0 && now.since(b.progress) >= after;
         let claimed = self.batches.iter().filter(|(_, b)| late(b, CLAIM_AFTER)).find_map(|(batch, b)| {
             let at = self.peers.get(&b.peer)?.tier;
             let helps = |(id, p): (&PeerId, &Peer)| {
@@ -320,7 +321,7 @@ impl Fetch {
             return None;
         }
         let mut slowest: Option<(Duration, PeerId, ChunkRanges)> = None;
-        for b in self.batches.values() {
+        for b in self.batches.values().filter(|b| !b.held_back) {
             let Some(at) = self.peers.get(&b.peer) else { continue };
             let rest = at.capacity.time_for(self.open_at(b.peer)).unwrap_or_default();
             let rest = rest.max(now.since(b.progress));

@@ -71,11 +71,13 @@ struct Batch {
     peer: PeerId,
     open: ChunkRanges,
     asked: Timestamp,
-    /// When a chunk came last, or it was asked for.
+    /// When a chunk came last, or it was asked for, or was last seen to be held back by this side's limit.
     progress: Timestamp,
     /// Chunks that came.
     got: u64,
     deadline: Timestamp,
+    /// This side's limit has held it back: nobody else would bring it sooner.
+    held_back: bool,
 }
 
 /// The state machine. Every wanted chunk is in exactly one place: to be asked for, or open in one batch; at the end a few are open in two.
@@ -197,9 +199,14 @@ impl Fetch {
         }
     }
 
-    /// A batch is alive although no chunk came: this side's own limit holds it back, which is no fault of the peer.
+    /// A batch is alive although no chunk came: this side's own limit holds it back, which is no fault of the peer, nor its pace.
     pub fn handle_held_back(&mut self, now: Timestamp, batch: BatchId) {
         self.progressed(now, batch);
+        let Some(b) = self.batches.get_mut(&batch) else { return };
+        b.held_back = true;
+        if let Some(peer) = self.peers.get_mut(&b.peer) {
+            peer.capacity.spoil();
+        }
     }
 
     /// A peer is being dialled: chunks wait for it, but it is not asked yet.

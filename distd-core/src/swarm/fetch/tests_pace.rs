@@ -195,3 +195,40 @@ fn nothing_is_looked_for_again_until_something_changes() {
     f.handle_batch_end(now, batch);
     assert_eq!(f.quiet_until, None);
 }
+
+#[test]
+fn what_our_own_limit_holds_back_is_nobodys_fault_and_nobodys_pace() {
+    let (mut f, mut now) = fast_and_slow(1000);
+    let rate = |f: &Fetch| f.peers[&PeerId(1)].capacity.rate();
+    let before = rate(&f);
+    // All that either may be asked for is asked for.
+    let mut open = Vec::new();
+    while let Some(request) = f.poll_request(now) {
+        open.push(request);
+    }
+    assert!(open.len() > 2);
+    // Two minutes pass in which the limit lets a chunk of one batch through now and then.
+    let (_, first, chunks) =
+        open.iter().find(|(peer, ..)| *peer == PeerId(1)).cloned().expect("the fast one");
+    for id in chunks.ids().take(4) {
+        for _ in 0..150 {
+            now = now + 200 * MS;
+            for (_, batch, _) in &open {
+                f.handle_held_back(now, *batch);
+            }
+            assert_eq!(f.poll_request(now), None, "nothing is asked of another in its place");
+            assert_eq!(f.poll_event(), None, "and nothing taken back");
+        }
+        f.handle_chunk(now, first, id);
+    }
+    for (_, batch, chunks) in open {
+        for id in chunks.ids() {
+            now = now + 500 * MS;
+            f.handle_held_back(now, batch);
+            f.handle_chunk(now, batch, id);
+        }
+        f.handle_batch_end(now, batch);
+    }
+    assert_eq!(rate(&f), before, "the peer is as fast as it was");
+    assert!(f.peers.values().all(|peer| !peer.stalled && peer.failures == 0));
+}

@@ -1,0 +1,76 @@
+//! Chunks between their verification and the sink: what has come together is written together.
+
+use distd_core::manifest::Entry;
+use distd_core::packing::{PackedChunk, UnpackError, Unpacker};
+use distd_core::proto::frame::{Codec, Data};
+
+use super::{ChunkSink, SinkError};
+
+/// Raw bytes that are enough for one call of the sink.
+const ENOUGH_BYTES: usize = 512 << 10;
+
+/// A chunk whose bytes matched its hash.
+#[derive(Clone, Copy)]
+pub struct Verified<'v> {
+    /// As the manifest has it.
+    pub entry: &'v Entry,
+    /// As it came.
+    pub packed: &'v PackedChunk,
+    /// Its bytes.
+    pub raw: &'v [u8],
+}
+
+/// Verified chunks that the sink has not been given yet.
+#[derive(Default)]
+pub(super) struct Gathered {
+    unpacker: Unpacker,
+    chunks: Vec<(Entry, PackedChunk)>,
+    /// Bytes of those that came packed, one after the other.
+    unpacked: Vec<u8>,
+    raw_bytes: usize,
+}
+
+impl Gathered {
+    /// Unpacks and verifies a chunk, and keeps it; true when there is enough.
+    ///
+    /// # Errors
+    /// [`UnpackError`]; the others stay.
+    pub(super) fn add(&mut self, entry: Entry, data: Data) -> Result<bool, UnpackError> {
+        let packed = PackedChunk { codec: data.codec, raw_len: entry.len, bytes: data.bytes };
+        let raw = self.unpacker.unpack(packed.codec, &packed.bytes, entry.len, &entry.hash)?;
+        if packed.codec == Codec::Zstd {
+            self.unpacked.extend_from_slice(raw);
+        }
+        self.raw_bytes += raw.len();
+        self.chunks.push((entry, packed));
+        Ok(self.raw_bytes >= ENOUGH_BYTES)
+    }
+
+    /// Gives all of them to the sink; which ones.
+    ///
+    /// # Errors
+    /// The sink's.
+    pub(super) fn hand_to(
+        &mut self,
+        sink: &dyn ChunkSink,
+    ) -> Result<impl Iterator<Item = Entry> + '_, SinkError> {
+        let mut unpacked = &self.unpacked[..];
+        let verified: Vec<_> = self
+            .chunks
+            .iter()
+            .map(|(entry, packed)| {
+                let raw = match packed.codec {
+                    Codec::Raw => &packed.bytes[..],
+                    Codec::Zstd => unpacked.split_off(..entry.len as usize).unwrap_or_default(),
+                };
+                Verified { entry, packed, raw }
+            })
+            .collect();
+        if !verified.is_empty() {
+            sink.accept_all(&verified)?;
+        }
+        self.unpacked.clear();
+        self.raw_bytes = 0;
+        Ok(self.chunks.drain(..).map(|(entry, _)| entry))
+    }
+}

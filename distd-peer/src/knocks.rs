@@ -1,0 +1,81 @@
+//! [`Knocks`]: nodes that were not where they were said to be.
+//!
+//! A node may say that it is anywhere in the network of those who are told. Whatever it says, and however often it says something else,
+//! others knock a few times; then they leave it alone for a while.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use distd_core::NodeId;
+use distd_core::swarm::rules::NEIGHBOUR_TRIES;
+use distd_core::time::Timestamp;
+
+/// How long a node that did not answer several times in a row is not dialled; after it each dial in vain counts as several.
+const PAUSE: Duration = Duration::from_secs(300);
+
+/// Most nodes remembered; the one that was dialled in vain longest ago goes first.
+const NODES_MAX: usize = 1024;
+
+/// Dials since the last one that was answered, by node, and when the last was. Those under way are among them: a node that is said to be at
+/// many places at once is not looked for at all of them.
+#[derive(Debug, Default)]
+pub(crate) struct Knocks(BTreeMap<NodeId, (u32, Timestamp)>);
+
+impl Knocks {
+    /// It is dialled.
+    pub(crate) fn handle_dialled(&mut self, now: Timestamp, node: NodeId) {
+        let (times, last) = self.0.entry(node).or_insert((0, now));
+        (*times, *last) = (times.saturating_add(1), now);
+        if self.0.len() > NODES_MAX {
+            let oldest = self.0.iter().min_by_key(|(_, (_, last))| *last).map(|(node, _)| *node);
+            oldest.map(|node| self.0.remove(&node));
+        }
+    }
+
+    /// It answered.
+    pub(crate) fn handle_reached(&mut self, node: &NodeId) {
+        self.0.remove(node);
+    }
+
+    /// Whether the node may be dialled.
+    pub(crate) fn allow(&self, now: Timestamp, node: &NodeId) -> bool {
+        self.0.get(node).is_none_or(|(times, last)| *times < NEIGHBOUR_TRIES || now.since(*last) >= PAUSE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const T0: Timestamp = Timestamp(1_000_000);
+    const NODE: NodeId = NodeId([1; 16]);
+
+    #[test]
+    fn who_is_nowhere_to_be_found_is_left_alone_wherever_it_says_it_is() {
+        let mut knocks = Knocks::default();
+        for _ in 0..NEIGHBOUR_TRIES {
+            assert!(knocks.allow(T0, &NODE));
+            knocks.handle_dialled(T0, NODE);
+        }
+        assert!(!knocks.allow(T0 + PAUSE / 2, &NODE));
+        let later = T0 + PAUSE;
+        assert!(knocks.allow(later, &NODE));
+        knocks.handle_dialled(later, NODE);
+        assert!(!knocks.allow(later, &NODE), "once in a while");
+        assert!(knocks.allow(later, &NodeId([2; 16])));
+        knocks.handle_reached(&NODE);
+        assert!(knocks.allow(later, &NODE));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut knocks = Knocks::default();
+        for n in 0..NODES_MAX as u64 + 5 {
+            let mut id = [0; 16];
+            id[..8].copy_from_slice(&n.to_be_bytes());
+            knocks.handle_dialled(T0 + Duration::from_secs(n), NodeId(id));
+        }
+        assert_eq!(knocks.0.len(), NODES_MAX);
+        assert!(!knocks.0.contains_key(&NodeId([0; 16])), "the oldest");
+    }
+}

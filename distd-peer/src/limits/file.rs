@@ -1,0 +1,319 @@
+//! `[limits]` of configuration files.
+
+use serde::{Deserialize, Serialize};
+
+use super::schedule::{Schedule, Window};
+use super::{Class, Limit, Limits};
+
+/// Least rate, bytes a second: below it a chunk takes longer than anybody waits for one. To have nothing sent or fetched there are other settings.
+pub const RATE_MIN: u64 = 4096;
+
+/// Most windows.
+const WINDOWS_MAX: usize = 64;
+
+/// The file's form. Unknown keys are refused by whoever reads it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsFile {
+    /// What others may have of the link, bytes a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload_bytes_per_second: Option<u64>,
+    /// What is taken of it, from all sources.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub download_bytes_per_second: Option<u64>,
+    /// What one of the others may have of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload_bytes_per_second_per_peer: Option<u64>,
+    /// What is taken from one source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub download_bytes_per_second_per_peer: Option<u64>,
+    /// Most batches served at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload_slots: Option<usize>,
+    /// Most batches served at once to one of the others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload_slots_per_peer: Option<usize>,
+    /// For pulls somebody waits for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interactive: Option<RatesFile>,
+    /// For pulls of updates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub update: Option<RatesFile>,
+    /// For pulls of what may be wanted later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefetch: Option<RatesFile>,
+    /// Times with other rates.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub windows: Vec<WindowFile>,
+}
+
+/// Rates of a class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RatesFile {
+    /// What others may have of the link meanwhile, bytes a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload_bytes_per_second: Option<u64>,
+    /// What is taken of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub download_bytes_per_second: Option<u64>,
+}
+
+/// One of `windows`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WindowFile {
+    /// `mon-fri`, `sat,sun`, …; every day when nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub days: Option<String>,
+    /// `HH:MM`.
+    pub from: String,
+    /// `HH:MM`; not after `from` means the next day.
+    pub to: String,
+    /// Which class it is about; none for all together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+    /// What others may have of the link then, bytes a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload_bytes_per_second: Option<u64>,
+    /// What is taken of it then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub download_bytes_per_second: Option<u64>,
+}
+
+/// Everything that is wrong with `[limits]`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct LimitsError(pub Vec<String>);
+
+/// Says what is wrong, all of it.
+#[derive(Default)]
+struct Checker {
+    wrong: Vec<String>,
+}
+
+impl Checker {
+    fn rate(&mut self, name: &str, rate: Option<u64>) -> Option<u64> {
+        if let Some(rate) = rate.filter(|rate| *rate < RATE_MIN) {
+            self.wrong.push(format!("{name} = {rate}: the least is {RATE_MIN}"));
+        }
+        rate
+    }
+
+    fn slots(&mut self, name: &str, slots: Option<usize>) {
+        if slots == Some(0) {
+            self.wrong.push(format!("{name} = 0: the least is 1"));
+        }
+    }
+
+    /// The window's class and times, as far as they can be read.
+    fn window(&mut self, name: &str, file: &WindowFile) -> (Option<Class>, Option<(u8, u16, u16)>) {
+        let class = file.class.as_deref().map(str::parse::<Class>);
+        if let Some(Err(wrong)) = &class {
+            self.wrong.push(format!("{name}.class = {wrong}"));
+        }
+        let days = file.days.as_deref().map_or(Some(0x7f), days);
+        if days.is_none() {
+            let text = file.days.as_deref().unwrap_or_default();
+            self.wrong.push(format!("{name}.days = {text:?}: say days as in \"mon-fri\" or \"sat,sun\""));
+        }
+        let mut time = |key: &str, text: &str| {
+            let minute = minute(text);
+            if minute.is_none() {
+                self.wrong.push(format!("{name}.{key} = {text:?}: say a time as in \"08:00\""));
+            }
+            minute
+        };
+        let (from, to) = (time("from", &file.from), time("to", &file.to));
+        if from.is_some() && from == to {
+            self.wrong.push(format!("{name} is empty: for a whole day say \"00:00\" to \"24:00\""));
+        }
+        if from == Some(24 * 60) {
+            self.wrong.push(format!("{name}.from = \"24:00\": say \"00:00\""));
+        }
+        if file.upload_bytes_per_second.is_none() && file.download_bytes_per_second.is_none() {
+            self.wrong.push(format!("{name} changes nothing: give it a rate"));
+        }
+        (class.and_then(Result::ok), days.zip(from).zip(to).map(|((days, from), to)| (days, from, to)))
+    }
+}
+
+/// `mon-fri`, `sat,sun`, `fri-mon`: a bit each.
+fn days(text: &str) -> Option<u8> {
+    const NAMES: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
+    let day = |name: &str| NAMES.iter().position(|known| *known == name.trim().to_ascii_lowercase());
+    text.split(',').try_fold(0, |set, part| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (mut at, last) = (day(first)?, day(last)?);
+        let mut set = set | 1 << last;
+        while at != last {
+            set |= 1 << at;
+            at = (at + 1) % 7;
+        }
+        Some(set)
+    })
+}
+
+/// `HH:MM` up to `24:00`.
+fn minute(text: &str) -> Option<u16> {
+    let (hour, minute) = text.split_once(':')?;
+    let two = |text: &str| (text.len() == 2).then(|| text.parse::<u16>().ok()).flatten();
+    let (hour, minute) = (two(hour)?, two(minute)?);
+    (minute < 60 && hour * 60 + minute <= 24 * 60).then_some(hour * 60 + minute)
+}
+
+impl LimitsFile {
+    /// Whether nothing is said.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What it says.
+    ///
+    /// # Errors
+    /// [`LimitsError`] with every mistake.
+    pub fn check(&self) -> Result<Limits, LimitsError> {
+        let mut checker = Checker::default();
+        let mut limits = Limits::default();
+        limits.upload.all.otherwise =
+            checker.rate("limits.upload_bytes_per_second", self.upload_bytes_per_second);
+        limits.download.all.otherwise =
+            checker.rate("limits.download_bytes_per_second", self.download_bytes_per_second);
+        limits.upload.each =
+            checker.rate("limits.upload_bytes_per_second_per_peer", self.upload_bytes_per_second_per_peer);
+        limits.download.each = checker
+            .rate("limits.download_bytes_per_second_per_peer", self.download_bytes_per_second_per_peer);
+        checker.slots("limits.upload_slots", self.upload_slots);
+        checker.slots("limits.upload_slots_per_peer", self.upload_slots_per_peer);
+        for (class, rates) in [
+            (Class::Interactive, self.interactive),
+            (Class::Update, self.update),
+            (Class::Prefetch, self.prefetch),
+        ] {
+            let Some(rates) = rates else { continue };
+            let name = |key: &str| format!("limits.{}.{key}", class.name());
+            let up = checker.rate(&name("upload_bytes_per_second"), rates.upload_bytes_per_second);
+            let down = checker.rate(&name("download_bytes_per_second"), rates.download_bytes_per_second);
+            limits.upload.of(class).otherwise = up;
+            limits.download.of(class).otherwise = down;
+        }
+        if self.windows.len() > WINDOWS_MAX {
+            checker
+                .wrong
+                .push(format!("limits.windows has {}: the most is {WINDOWS_MAX}", self.windows.len()));
+        }
+        for (n, file) in self.windows.iter().enumerate() {
+            let name = format!("limits.windows[{n}]");
+            let (class, times) = checker.window(&name, file);
+            for (key, rate, limit) in [
+                ("upload_bytes_per_second", file.upload_bytes_per_second, &mut limits.upload),
+                ("download_bytes_per_second", file.download_bytes_per_second, &mut limits.download),
+            ] {
+                let rate = checker.rate(&format!("{name}.{key}"), rate);
+                let Some((rate, (days, from, to))) = rate.zip(times) else { continue };
+                let schedule: &mut Schedule = match class {
+                    Some(class) => limit.of(class),
+                    None => &mut limit.all,
+                };
+                schedule.windows.push(Window { days, from, to, rate });
+            }
+        }
+        if checker.wrong.is_empty() { Ok(limits) } else { Err(LimitsError(checker.wrong)) }
+    }
+
+    /// The same for a node that answers many, whose pulls are all of one kind.
+    ///
+    /// # Errors
+    /// [`LimitsError`] with every mistake.
+    pub fn check_without_classes(&self) -> Result<Limits, LimitsError> {
+        let classes = [self.interactive.is_some(), self.update.is_some(), self.prefetch.is_some()];
+        let of_class = classes.contains(&true) || self.windows.iter().any(|window| window.class.is_some());
+        let slots = self.upload_slots.is_some() || self.upload_slots_per_peer.is_some();
+        let mut wrong = self.check().err().map(|error| error.0).unwrap_or_default();
+        if of_class {
+            wrong.push(
+                "limits by class are for devices: a relay does not know for what it is asked".to_owned(),
+            );
+        }
+        if slots {
+            wrong.push("limits.upload_slots is for devices: say upload_slots_max".to_owned());
+        }
+        if wrong.is_empty() { self.check() } else { Err(LimitsError(wrong)) }
+    }
+}
+
+impl Limit {
+    fn of(&mut self, class: Class) -> &mut Schedule {
+        &mut self.classes[class as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::schedule::LocalTime;
+    use super::*;
+
+    #[test]
+    fn every_mistake_is_said() {
+        let text = r#"
+            upload_bytes_per_second = 0
+            upload_slots = 0
+            update.download_bytes_per_second = 100
+            [[windows]]
+            days = "mon-freitag"
+            from = "8:00"
+            to = "25:00"
+            class = "urgent"
+            download_bytes_per_second = 5
+            [[windows]]
+            from = "08:00"
+            to = "08:00"
+        "#;
+        let file: LimitsFile = toml::from_str(text).expect("TOML");
+        let wrong = file.check().expect_err("wrong").0;
+        for (place, part) in [
+            ("limits.upload_bytes_per_second", "4096"),
+            ("limits.upload_slots", "least is 1"),
+            ("limits.update.download_bytes_per_second", "4096"),
+            ("limits.windows[0].class", "urgent"),
+            ("limits.windows[0].days", "mon-fri"),
+            ("limits.windows[0].from", "08:00"),
+            ("limits.windows[0].to", "25:00"),
+            ("limits.windows[0].download_bytes_per_second", "4096"),
+            ("limits.windows[1] is empty", "24:00"),
+            ("limits.windows[1] changes nothing", "rate"),
+        ] {
+            let said = wrong.iter().any(|line| line.starts_with(place) && line.contains(part));
+            assert!(said, "{place} is not in {wrong:#?}");
+        }
+        assert_eq!(wrong.len(), 10, "{wrong:#?}");
+        let relay = file.check_without_classes().expect_err("wrong").0;
+        assert_eq!(relay.len(), 12, "{relay:#?}");
+        assert!(toml::from_str::<LimitsFile>("windows = [{ form = \"08:00\" }]").is_err(), "an unknown key");
+    }
+
+    #[test]
+    fn windows_change_the_rate_of_all_or_of_a_class() {
+        let text = r#"
+            download_bytes_per_second = 8000000
+            prefetch.download_bytes_per_second = 1000000
+            windows = [
+                { days = "mon-fri", from = "08:00", to = "18:00", download_bytes_per_second = 500000 },
+                { days = "fri-sun", from = "22:00", to = "06:00", class = "prefetch", download_bytes_per_second = 4000000 },
+            ]
+        "#;
+        let limits = toml::from_str::<LimitsFile>(text).expect("TOML").check().expect("right");
+        let at = |day, hour: u16| LocalTime { day, minute: hour * 60 };
+        let rates = |day, hour| {
+            let (all, prefetch) = (&limits.download.all, &limits.download.classes[Class::Prefetch as usize]);
+            (all.rate_at(at(day, hour)), prefetch.rate_at(at(day, hour)))
+        };
+        assert_eq!(rates(0, 9), (Some(500_000), Some(1_000_000)));
+        assert_eq!(rates(0, 19), (Some(8_000_000), Some(1_000_000)));
+        assert_eq!(rates(4, 23), (Some(8_000_000), Some(4_000_000)));
+        assert_eq!(rates(0, 5), (Some(8_000_000), Some(4_000_000)), "since Sunday");
+        assert_eq!(rates(3, 23), (Some(8_000_000), Some(1_000_000)));
+        assert!(limits.upload.all.is_free());
+        assert_eq!(days("sat-mon,wed"), Some(0b110_0101));
+    }
+}

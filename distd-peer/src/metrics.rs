@@ -1,0 +1,216 @@
+//! Numbers for operators in Prometheus' text format, and a door for them on the loopback interface.
+
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::{Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::clock::unix_now;
+use crate::net::MeterReading;
+use crate::parents::Parents;
+use crate::relay::Relay;
+use crate::serve::ServeCounters;
+use crate::share::ShareCounters;
+
+/// Most scrapers connected at once.
+const CONNECTIONS_MAX: usize = 8;
+
+/// How long one may take to ask, and to take the answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why there is no door.
+#[derive(Debug, thiserror::Error)]
+pub enum MetricsError {
+    /// Others than this host could knock.
+    #[error("metrics are for this host: {0} is no loopback address, try 127.0.0.1:{port}", port = .0.port())]
+    NotLoopback(SocketAddr),
+    /// The system refused.
+    #[error("could not listen for metrics on {0}")]
+    Bind(SocketAddr, #[source] std::io::Error),
+}
+
+/// Metrics as text.
+#[derive(Debug, Default)]
+pub struct MetricsText(pub String);
+
+impl MetricsText {
+    /// What follows is of this name.
+    pub fn head(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    /// One number without labels.
+    pub fn one(&mut self, name: &str, kind: &str, help: &str, value: u64) {
+        self.head(name, kind, help);
+        let _ = writeln!(self.0, "{name} {value}");
+    }
+
+    /// Counters without labels: name, help, number.
+    pub fn counters(&mut self, counters: &[(&str, &str, &AtomicU64)]) {
+        for (name, help, counter) in counters {
+            self.one(name, "counter", help, counter.load(Ordering::Relaxed));
+        }
+    }
+
+    /// The answering side of a node.
+    pub fn serve(&mut self, c: &ServeCounters) {
+        self.counters(&[
+            ("distd_quic_connections_total", "QUIC connections accepted.", &c.connections),
+            ("distd_quic_connections_refused_total", "QUIC connections refused.", &c.connections_refused),
+            ("distd_quic_batches_total", "Batches of chunks answered.", &c.batches),
+            ("distd_quic_batches_choked_total", "Batches choked.", &c.choked),
+            ("distd_quic_chunks_leased_total", "Chunks left to a neighbour of the asker.", &c.leased),
+            (
+                "distd_quic_nodes_alone_total",
+                "Nodes that got nothing of what was left to their neighbours.",
+                &c.alone,
+            ),
+            ("distd_quic_chunks_total", "Chunks served.", &c.chunks),
+            ("distd_quic_chunk_bytes_total", "Packed chunk bytes served.", &c.chunk_bytes),
+            ("distd_quic_nodes_total", "Manifest nodes served.", &c.nodes),
+            ("distd_quic_control_bytes_total", "Bytes of metadata and nodes served.", &c.control_bytes),
+            ("distd_quic_breaches_total", "Streams ended because a peer broke the protocol.", &c.breaches),
+            ("distd_quic_unknown_frames_total", "Frames of unknown type ignored.", &c.unknown_frames),
+        ]);
+    }
+
+    /// What was fetched, by who sent it; neighbours too where there are any.
+    fn fetched(&mut self, parents: &Parents, neighbours: Option<MeterReading>) {
+        let (relay, origin) = parents.readings();
+        let sources = [("relay", Some(relay)), ("origin", Some(origin)), ("neighbour", neighbours)];
+        for (name, help, number) in [
+            (
+                "distd_fetch_bytes_total",
+                "Bytes received, by who sent them.",
+                (|reading| reading.bytes_in) as fn(MeterReading) -> u64,
+            ),
+            ("distd_fetch_requests_total", "Streams opened, by to whom.", |reading| reading.requests),
+        ] {
+            self.head(name, "counter", help);
+            for (source, reading) in sources {
+                if let Some(reading) = reading {
+                    let _ = writeln!(self.0, "{name}{{source=\"{source}\"}} {}", number(reading));
+                }
+            }
+        }
+        let quarantined = parents.quarantined(unix_now()) as u64;
+        self.one(
+            "distd_peers_quarantined",
+            "gauge",
+            "Nodes that are not asked, for wrong bytes.",
+            quarantined,
+        );
+    }
+}
+
+/// A relay's.
+pub fn of_relay(relay: &Relay, served: &ServeCounters) -> String {
+    let mut out = MetricsText::default();
+    out.head("distd_build_info", "gauge", "Version of distd-peer.");
+    let _ = writeln!(out.0, "distd_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
+    out.serve(served);
+    out.fetched(relay.parents(), None);
+    let (fetched, again) = relay.fetched();
+    out.one("distd_relay_chunks_fetched", "gauge", "Chunks fetched from parents, of open swarms.", fetched);
+    out.one("distd_relay_chunks_fetched_again", "gauge", "Those of them that were here already.", again);
+    let store = relay.store();
+    out.one("distd_store_bytes", "gauge", "Bytes of the cache.", store.bytes());
+    out.counters(&[
+        ("distd_relay_swarms_opened_total", "Swarms opened.", &relay.counters.swarms_opened),
+        (
+            "distd_relay_metadata_stale_total",
+            "Metadata answered out of memory because the parent was away.",
+            &relay.counters.metadata_stale,
+        ),
+        (
+            "distd_store_unstored_total",
+            "Chunks passed on and not kept, for want of room.",
+            &store.counters.unstored,
+        ),
+        ("distd_store_rotten_total", "Chunks that were damaged on the disk.", &store.counters.rotten),
+        (
+            "distd_store_evicted_segments_total",
+            "Segments given up for room.",
+            &store.counters.evicted_segments,
+        ),
+    ]);
+    out.0
+}
+
+/// A device's that serves its neighbours.
+pub fn of_device(
+    parents: &Parents,
+    neighbours: MeterReading,
+    shared: &ShareCounters,
+    served: &ServeCounters,
+) -> String {
+    let mut out = MetricsText::default();
+    out.head("distd_build_info", "gauge", "Version of distd.");
+    let _ = writeln!(out.0, "distd_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
+    out.serve(served);
+    out.fetched(parents, Some(neighbours));
+    out.counters(&[(
+        "distd_share_misses_total",
+        "Chunks that were not what they should be when they were read, and not sent.",
+        &shared.misses,
+    )]);
+    out.0
+}
+
+/// A listener on a loopback address.
+///
+/// # Errors
+/// [`MetricsError`].
+pub async fn listen(address: SocketAddr) -> Result<TcpListener, MetricsError> {
+    if !address.ip().to_canonical().is_loopback() {
+        return Err(MetricsError::NotLoopback(address));
+    }
+    TcpListener::bind(address).await.map_err(|e| MetricsError::Bind(address, e))
+}
+
+/// Answers `GET /metrics` with what `text` says then, until the future is dropped.
+pub async fn run(listener: TcpListener, text: impl Fn() -> String + Send + Sync + 'static) {
+    let (text, room) = (Arc::new(text), Arc::new(Semaphore::new(CONNECTIONS_MAX)));
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(PATIENCE / 100).await;
+            continue;
+        };
+        let text = text.clone();
+        tokio::spawn(async move {
+            let service = service_fn(|request| {
+                let answer = answer(&request, &*text);
+                async { Ok::<_, Infallible>(answer) }
+            });
+            let mut server = hyper::server::conn::http1::Builder::new();
+            server.timer(TokioTimer::new()).header_read_timeout(PATIENCE).keep_alive(false);
+            let serving = server.serve_connection(TokioIo::new(stream), service);
+            // Whoever goes away early has what it wanted.
+            let _ = tokio::time::timeout(PATIENCE * 2, serving).await;
+            drop(permit);
+        });
+    }
+}
+
+fn answer(request: &Request<Incoming>, text: &dyn Fn() -> String) -> Response<String> {
+    let (status, body) = match (request.method(), request.uri().path()) {
+        (&Method::GET, "/metrics") => (StatusCode::OK, text()),
+        (_, "/metrics") => (StatusCode::METHOD_NOT_ALLOWED, String::new()),
+        _ => (StatusCode::NOT_FOUND, String::new()),
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let kind = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}

@@ -1,0 +1,139 @@
+//! Offices right under an origin, without a relay: behind a NAT, behind a proxy, where nobody reaches anybody, without IPv4.
+
+use std::fs;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+
+use distd_tests::artifacts;
+use distd_tests::lab::{Lab, Outcome, Running, same, wait_until};
+use distd_tests::office::{Numbering, Office};
+
+/// Devices that pull at once. One more pulls alone, so that all of these begin alike.
+const DEVICES: usize = 5;
+
+/// Slow enough for a pull to last while the others start.
+const SLOW: &str = "[limits]\ndownload_bytes_per_second = 8000000\n";
+
+/// An origin beyond the office's router, with a release, and devices that enrolled from inside.
+struct Setting {
+    lab: Lab,
+    office: Office,
+    image: PathBuf,
+}
+
+impl Setting {
+    fn new(numbering: Numbering, rng_seed: u64) -> Self {
+        let office = Office::new(numbering, DEVICES + 1);
+        let lab = Lab::start_at(office.beyond(), &office.origin_host());
+        let (image, _) = artifacts::release_pair(lab.path("").as_path(), rng_seed);
+        lab.push(&image, "os", "1").ok();
+        Self { lab, office, image }
+    }
+
+    fn enroll(&self, settings: &str) {
+        for n in 0..=DEVICES {
+            let (name, place) = (format!("d{n}"), self.office.device(n));
+            self.lab.enroll_at(Some(&place), &name, self.lab.quic(), &[]);
+            self.lab.configure(&name, &format!("{settings}{SLOW}"));
+        }
+    }
+
+    fn start(&self, n: usize, out: &str, args: &[&str]) -> Running {
+        let out = self.lab.path(&format!("{out}-{n}"));
+        let pull = self.lab.pull_command(&format!("d{n}"), "os@1", &out, args);
+        Running::start(self.office.device(n).run(&pull))
+    }
+
+    /// Pulls on `devices` at once: what the origin sent, and what each said.
+    fn pull(&self, devices: Range<usize>, out: &str, args: &[&str]) -> (u64, Vec<Outcome>) {
+        let before = self.lab.served_bytes();
+        let started: Vec<_> = devices.clone().map(|n| self.start(n, out, args)).collect();
+        let said: Vec<_> = started.into_iter().map(|pull| pull.wait().ok()).collect();
+        for n in devices {
+            assert!(same(&self.lab.path(&format!("{out}-{n}")), &self.image), "device {n}");
+        }
+        (self.lab.served_bytes() - before, said)
+    }
+
+    /// That all devices at once cost little more than one alone, and that the exchange is why.
+    fn assert_shared(&self) {
+        let (one, _) = self.pull(DEVICES..DEVICES + 1, "alone", &["--no-share"]);
+        let (together, said) = self.pull(0..DEVICES, "together", &[]);
+        let (apart, _) = self.pull(0..DEVICES, "apart", &["--no-share"]);
+        println!("one {one}, together {together}, apart {apart}");
+        let said: Vec<_> = said.iter().map(|outcome| &outcome.json).collect();
+        assert!(together * 10 <= one * 11, "{together} bytes for {DEVICES} devices, {one} for one: {said:?}");
+        assert!(apart > 4 * one, "{apart} bytes for {DEVICES} devices that do not exchange");
+        assert_eq!(self.lab.metric("distd_quic_nodes_alone_total"), 0);
+    }
+}
+
+#[test]
+fn five_devices_behind_a_nat_cost_the_origin_little_more_than_one() {
+    let setting = Setting::new(Numbering::Nat, 91);
+    setting.enroll("");
+    setting.assert_shared();
+}
+
+#[test]
+fn devices_behind_a_proxy_exchange_too() {
+    let setting = Setting::new(Numbering::Nat, 92);
+    let _proxy = proxy(&setting);
+    let url = format!("http://{}:{PROXY_PORT}", setting.office.gate_host());
+    setting.enroll(&format!("proxy_url = \"{url}\"\n"));
+    setting.office.nothing_out();
+    setting.assert_shared();
+}
+
+#[test]
+fn strangers_behind_one_address_do_not_wait_for_each_other() {
+    let setting = Setting::new(Numbering::Nat, 93);
+    setting.enroll("");
+    setting.office.isolate();
+    let (together, said) = setting.pull(0..DEVICES, "out", &[]);
+    for outcome in &said {
+        assert_eq!(outcome.json["wire_bytes_by_source"]["peer"], 0, "{}", outcome.json);
+    }
+    let seconds: Vec<_> = said.iter().map(|outcome| outcome.json["seconds"].clone()).collect();
+    println!("{together} bytes, {seconds:?} s");
+    assert!(setting.lab.metric("distd_quic_nodes_alone_total") > 0, "nobody was noticed to be alone");
+}
+
+#[test]
+fn five_devices_without_ipv4_exchange() {
+    let setting = Setting::new(Numbering::Ipv6, 94);
+    setting.enroll("");
+    setting.assert_shared();
+}
+
+/// Port of the proxy on the router.
+const PROXY_PORT: u16 = 3128;
+
+/// A real proxy; killed when dropped.
+struct Proxy(Child);
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn proxy(setting: &Setting) -> Proxy {
+    let port = setting.lab.quic().rsplit(':').next().expect("a port");
+    let host = setting.office.gate_host();
+    let config = setting.lab.path("tinyproxy.conf");
+    let text = format!("Port {PROXY_PORT}\nListen {host}\nTimeout 600\nMaxClients 50\nConnectPort {port}\n");
+    fs::write(&config, text).expect("write");
+    let mut command = Command::new("tinyproxy");
+    command.arg("-d").arg("-c").arg(&config);
+    let log = fs::File::create(setting.lab.path("proxy.log")).expect("create the log");
+    let gate = setting.office.gate();
+    let proxy = Proxy(gate.run(&command).stdout(log).spawn().expect("start tinyproxy"));
+    let mut probe = Command::new("curl");
+    probe.args(["-s", "-o", "/dev/null", &format!("http://{host}:{PROXY_PORT}")]);
+    wait_until("the proxy listens", || gate.run(&probe).status().expect("run curl").success());
+    proxy
+}
