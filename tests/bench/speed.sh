@@ -40,8 +40,22 @@ P
 # listening FILE: the address in it, once it is there.
 listening() { wait_for 10 grep -q 'listening on' "$1"; sed -n 's/^listening on //p' "$1"; }
 # serve_raw [SETTINGS...]: QUIC alone, as raw_address. fetch_raw ADDRESS BYTES [SETTINGS...]: MB/s from there.
-serve_raw() { "$speed" serve "$realm_dir/relay" "${listen:-127.0.0.1:0}" "$@" >"$work/raw.out" & raw+=($!); raw_address=$(listening "$work/raw.out"); }
+serve_raw() { : >"$work/raw.out"; "$speed" serve "$realm_dir/relay" "${listen:-127.0.0.1:0}" "$@" >"$work/raw.out" & raw+=($!); raw_address=$(listening "$work/raw.out"); }
+# impair ADDRESS LINK: a bad link to there, as through.
+# shellcheck disable=SC2086
+impair() { : >"$work/impair.out"; "$speed" impair 127.0.0.1:0 "$1" $2 >"$work/impair.out" 2>/dev/null & raw+=($!); through=$(listening "$work/impair.out"); }
 fetch_raw() { "$speed" fetch "$realm_dir/device" "$1" "$2" "$streams" "${@:3}" | json mb_s; }
+
+# start_far N FILE: an origin in the namespace of that name, with the file as release 1. enroll_far H: a device on that host of site 1.
+start_far() {
+  far_data=$realm_dir/admin$1
+  in_place_of_shell origin "$bin/distd-server" serve --data "$realm_dir/origin$1" --http 127.0.0.1:8443 --quic 10.90.0.2:4433 --patches false --solid-sets false >"$work/origin$1.out" 2>"$work/origin$1.log" & raw+=($!)
+  wait_for 30 grep -q 'origin listening on' "$work/origin$1.out"
+  far login --server https://127.0.0.1:8443 --token-file "$realm_dir/origin$1/admin.token" >/dev/null
+  far -q push "$2" --product os --version 1 >/dev/null
+}
+far() { on origin "$bin/distd" --data "$far_data" "$@"; }
+enroll_far() { rm -rf "$realm_dir/far$1"; on "s1-h$1" "$bin/distd" --data "$realm_dir/far$1" enroll --parent 10.90.0.2:4433 --token "$(far --json token join --role leaf --uses 1 --label far | json token)" --label far >/dev/null; }
 
 start_origin --patches false --solid-sets false
 python3 -c 'import random,sys; random.seed(5); [sys.stdout.buffer.write(random.randbytes(1 << 20)) for _ in range(489)]' | head -c "$bytes" >"$work/file"
@@ -63,16 +77,11 @@ if wanted loopback; then
 fi
 if wanted link; then
   net_start 1 1 1gbit - 
-  in_place_of_shell origin "$bin/distd-server" serve --data "$realm_dir/origin2" --http 127.0.0.1:8443 --quic 10.90.0.2:4433 --patches false --solid-sets false >"$work/origin2.out" 2>"$work/origin2.log" & raw+=($!)
-  wait_for 30 grep -q 'origin listening on' "$work/origin2.out"
-  far() { on origin "$bin/distd" --data "$realm_dir/admin2" "$@"; }
-  far login --server https://127.0.0.1:8443 --token-file "$realm_dir/origin2/admin.token" >/dev/null
-  far -q push "$work/file" --product os --version 1 >/dev/null
-  token=$(far --json token join --role leaf --uses 1 --label far | json token)
-  on s1-h10 "$bin/distd" --data "$realm_dir/far" enroll --parent 10.90.0.2:4433 --token "$token" --label far >/dev/null
+  start_far 2 "$work/file"
+  enroll_far 10
   for round in 1 2; do
     before=$(into_site 1)
-    on s1-h10 "$bin/distd" --data "$realm_dir/far" --json pull os@1 --out "$work/out" >"$work/pull.json"; cmp "$work/out" "$work/file"; rm -f "$work"/out*
+    on s1-h10 "$bin/distd" --data "$realm_dir/far10" --json pull os@1 --out "$work/out" >"$work/pull.json"; cmp "$work/out" "$work/file"; rm -f "$work"/out*
     took=$(json seconds <"$work/pull.json")
     row "1 Gbit/s, round $round" "$(rate "$took")" "125 (the link)" "$(awk -v b="$(( $(into_site 1) - before ))" -v s="$took" 'BEGIN { printf "%.2f of the link used", b * 8 / 1e9 / s }')"
   done
@@ -81,17 +90,10 @@ fi
 if wanted share; then
   # A download over TCP (the kernel's CUBIC) and a pull at the same time over 100 Mbit/s; and two pulls.
   net_start 1 2 100mbit -
-  in_place_of_shell origin "$bin/distd-server" serve --data "$realm_dir/origin3" --http 127.0.0.1:8443 --quic 10.90.0.2:4433 --patches false --solid-sets false >"$work/origin3.out" 2>"$work/origin3.log" & raw+=($!)
-  wait_for 30 grep -q 'origin listening on' "$work/origin3.out"
-  far() { on origin "$bin/distd" --data "$realm_dir/admin3" "$@"; }
-  far login --server https://127.0.0.1:8443 --token-file "$realm_dir/origin3/admin.token" >/dev/null
   head -c 100000000 "$work/file" >"$work/some"
-  far -q push "$work/some" --product os --version 1 >/dev/null
-  for host in 10 11; do
-    token=$(far --json token join --role leaf --uses 1 --label far | json token)
-    on "s1-h$host" "$bin/distd" --data "$realm_dir/share$host" enroll --parent 10.90.0.2:4433 --token "$token" --label far >/dev/null
-  done
-  one() { on "s1-h$1" "$bin/distd" --data "$realm_dir/share$1" --json pull os@1 --no-share --out "$work/out$1" >"$work/pull$1.json"; rm -f "$work/out$1"; json seconds <"$work/pull$1.json"; }
+  start_far 3 "$work/some"
+  enroll_far 10; enroll_far 11
+  one() { on "s1-h$1" "$bin/distd" --data "$realm_dir/far$1" --json pull os@1 --no-share --out "$work/out$1" >"$work/pull$1.json"; rm -f "$work/out$1"; json seconds <"$work/pull$1.json"; }
   mb() { awk -v b="$1" -v s="$2" 'BEGIN { printf "%.1f", b / 1e6 / s }'; }
   alone=$(one 10); row "100 Mbit/s, one pull alone" "$(mb 100000000 "$alone")" "12.5 (the link)" ""
   (one 11 >"$work/second") & second=$!
@@ -140,18 +142,14 @@ if wanted loss; then
   for link in "0 20 1000 40" "1 20 1000 40" "1 20 100 40" "0 20 100 5" "0 0.5 1000 20"; do
     for congestion in cubic newreno bbr follow; do
       serve_raw --congestion "$congestion" 2>"$work/raw.err"
-      # shellcheck disable=SC2086
-      "$speed" impair 127.0.0.1:0 "$raw_address" $link >"$work/impair.out" 2>/dev/null & raw+=($!)
-      through=$(listening "$work/impair.out")
+      impair "$raw_address" "$link"
       some=100000000; [[ ${congestion} == cubic || ${congestion} == newreno ]] && some=20000000
       got=$(fetch_raw "$through" "$some" --congestion "$congestion" || echo failed)
       sleep 0.3
       row "loss %, delay ms, Mbit/s, queue ms: $link" "$got" "QUIC alone, $congestion" "$(sed -n 's/^lost \([0-9]*\) of \([0-9]*\) packets.*/\1 \2/p' "$work/raw.err" | awk '{ printf "%.1f %% lost", $1 * 100 / $2 }')"
       end_raw
     done
-    # shellcheck disable=SC2086
-    "$speed" impair 127.0.0.1:0 "$relay_address" $link >"$work/impair.out" 2>/dev/null & raw+=($!)
-    through=$(listening "$work/impair.out")
+    impair "$relay_address" "$link"
     device device --json pull os@1 --parent "$through" --out "$work/out" >"$work/pull.json"; cmp "$work/out" "$work/file"; rm -f "$work"/out*
     row "loss %, delay ms, Mbit/s, queue ms: $link" "$(rate "$(json seconds <"$work/pull.json")")" "a pull" ""
     end_raw

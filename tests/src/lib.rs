@@ -5,6 +5,7 @@ pub mod impair;
 pub mod lab;
 pub mod netns;
 pub mod office;
+pub mod proxy;
 pub mod rng;
 pub mod sim;
 pub mod svg;

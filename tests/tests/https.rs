@@ -4,12 +4,13 @@ use std::fs;
 use std::io::Read;
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use distd_tests::artifacts;
 use distd_tests::lab::{Daemon, Lab, Outcome, same};
 use distd_tests::netns::{FAR, Namespaces, SITE};
+use distd_tests::proxy::{PROXY_PORT, Proxy};
 use serde_json::Value;
 
 fn over(outcome: &Outcome, parent: &str) -> Option<String> {
@@ -247,7 +248,8 @@ fn everything_goes_through_a_proxy_that_wants_a_password() {
     let (v1, v2) = artifacts::release_pair(lab.path("").as_path(), 84);
     lab.push(&v1, "os", "1").ok();
     let port: u16 = lab.quic().rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
-    let _proxy = tinyproxy(&lab, &namespaces, port);
+    let at = |command: &Command| namespaces.at_router(command);
+    let _proxy = Proxy::start(&lab.path(""), at, &FAR, port, "BasicAuth device s3.cret\n");
     // Nothing but the proxy is reached from the site.
     namespaces.cut("meta l4proto udp");
     namespaces.cut(&format!("tcp dport {port}"));
@@ -298,40 +300,4 @@ fn everything_goes_through_a_proxy_that_wants_a_password() {
         "{}",
         refused.stderr
     );
-}
-
-/// Port of the proxy in its namespace.
-const PROXY_PORT: u16 = 3128;
-
-/// A real proxy; killed when dropped.
-struct Proxy(Child);
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn tinyproxy(lab: &Lab, namespaces: &Namespaces, allowed: u16) -> Proxy {
-    let config = lab.path("tinyproxy.conf");
-    let text = format!(
-        "Port {PROXY_PORT}\nListen {FAR}\nTimeout 600\nMaxClients 50\nBasicAuth device s3.cret\nConnectPort {allowed}\n"
-    );
-    fs::write(&config, text).expect("write");
-    let mut command = Command::new("tinyproxy");
-    command.arg("-d").arg("-c").arg(&config);
-    let log = fs::File::create(lab.path("proxy.log")).expect("create the log");
-    let child = namespaces.at_router(&command).stdout(log).spawn().expect("start tinyproxy");
-    let proxy = Proxy(child);
-    let mut probe = Command::new("curl");
-    probe.args(["-s", "-o", "/dev/null", &format!("http://{FAR}:{PROXY_PORT}")]);
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !namespaces.at_router(&probe).status().expect("run curl").success() {
-        let said = fs::read_to_string(lab.path("proxy.log")).unwrap_or_default();
-        assert!(Instant::now() < deadline, "tinyproxy does not listen:\n{said}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    proxy
 }

@@ -1,13 +1,12 @@
 //! Offices right under an origin, without a relay: behind a NAT, behind a proxy, where nobody reaches anybody, without IPv4.
 
-use std::fs;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::process::{Child, Command};
 
 use distd_tests::artifacts;
-use distd_tests::lab::{Lab, Outcome, Running, same, wait_until};
+use distd_tests::lab::{Lab, Outcome, Running, same};
 use distd_tests::office::{Numbering, Office};
+use distd_tests::proxy::{PROXY_PORT, Proxy};
 
 /// Devices that pull at once. One more pulls alone, so that all of these begin alike.
 const DEVICES: usize = 5;
@@ -79,7 +78,10 @@ fn five_devices_behind_a_nat_cost_the_origin_little_more_than_one() {
 #[test]
 fn devices_behind_a_proxy_exchange_too() {
     let setting = Setting::new(Numbering::Nat, 92);
-    let _proxy = proxy(&setting);
+    let port = setting.lab.quic().rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+    let gate = setting.office.gate();
+    let host = setting.office.gate_host();
+    let _proxy = Proxy::start(&setting.lab.path(""), |command| gate.run(command), &host, port, "");
     let url = format!("http://{}:{PROXY_PORT}", setting.office.gate_host());
     setting.enroll(&format!("proxy_url = \"{url}\"\n"));
     setting.office.nothing_out();
@@ -105,35 +107,4 @@ fn five_devices_without_ipv4_exchange() {
     let setting = Setting::new(Numbering::Ipv6, 94);
     setting.enroll("");
     setting.assert_shared();
-}
-
-/// Port of the proxy on the router.
-const PROXY_PORT: u16 = 3128;
-
-/// A real proxy; killed when dropped.
-struct Proxy(Child);
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn proxy(setting: &Setting) -> Proxy {
-    let port = setting.lab.quic().rsplit(':').next().expect("a port");
-    let host = setting.office.gate_host();
-    let config = setting.lab.path("tinyproxy.conf");
-    let text = format!("Port {PROXY_PORT}\nListen {host}\nTimeout 600\nMaxClients 50\nConnectPort {port}\n");
-    fs::write(&config, text).expect("write");
-    let mut command = Command::new("tinyproxy");
-    command.arg("-d").arg("-c").arg(&config);
-    let log = fs::File::create(setting.lab.path("proxy.log")).expect("create the log");
-    let gate = setting.office.gate();
-    let proxy = Proxy(gate.run(&command).stdout(log).spawn().expect("start tinyproxy"));
-    let mut probe = Command::new("curl");
-    probe.args(["-s", "-o", "/dev/null", &format!("http://{host}:{PROXY_PORT}")]);
-    wait_until("the proxy listens", || gate.run(&probe).status().expect("run curl").success());
-    proxy
 }
