@@ -3,8 +3,8 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -51,6 +51,8 @@ struct Liar {
     inner: Arc<Relay>,
     lie: Lie,
     disbelieved: Arc<AtomicU64>,
+    /// As a relay keeps its swarms when nobody has them open.
+    kept: Mutex<Vec<Arc<dyn Swarm>>>,
 }
 
 struct LyingSwarm {
@@ -63,7 +65,10 @@ struct LyingSwarm {
 impl Content for Liar {
     async fn swarm(&self, peer: &PeerIdentity, manifest: ManifestId) -> Result<Arc<dyn Swarm>, ServeError> {
         let inner = self.inner.swarm(peer, manifest).await?;
-        Ok(Arc::new(LyingSwarm { inner, lie: self.lie, disbelieved: self.disbelieved.clone() }))
+        let swarm: Arc<dyn Swarm> =
+            Arc::new(LyingSwarm { inner, lie: self.lie, disbelieved: self.disbelieved.clone() });
+        self.kept.lock().expect("no holder panics").push(swarm.clone());
+        Ok(swarm)
     }
 
     async fn metadata(&self, query: Bytes) -> Result<Bytes, ServeError> {
@@ -162,7 +167,7 @@ async fn start_liar(lab: &Lab, lie: Lie) -> (SocketAddr, Arc<Server>, Arc<Atomic
     let (store, _) = EdgeStore::open(&dir.join("cache"), config).expect("store");
     let inner = Arc::new(Relay::new(Arc::new(store), parents, TrustAnchor::Ca(ca.clone())));
     let disbelieved = Arc::new(AtomicU64::new(0));
-    let content = Liar { inner, lie, disbelieved: disbelieved.clone() };
+    let content = Liar { inner, lie, disbelieved: disbelieved.clone(), kept: Mutex::default() };
     let server = Server::new(Arc::new(content), ServeConfig::default());
     let listen = "127.0.0.1:0".parse().expect("an address");
     let reset = ResetKey::of_node(&identity.private_key());
@@ -194,7 +199,8 @@ async fn whatever_a_relay_lies_about_the_device_gets_the_right_bytes_from_the_ne
         let out = lab.path("out");
         let text = out.display().to_string();
         let (liar, origin) = (address.to_string(), lab.quic().to_owned());
-        let args = ["pull", "os@1", "--out", &text, "--parent", &liar, "--parent", &origin];
+        let args =
+            ["pull", "os@1", "--out", &text, "--parent", &liar, "--parent", &origin, "--transport", "quic"];
         let pulled = tokio::task::block_in_place(|| lab.device(&name, &args)).ok();
         assert!(same(&out, &v1), "{lie:?}");
         assert!(!pulled.stderr.contains("panicked"), "{}", pulled.stderr);
@@ -208,7 +214,7 @@ async fn whatever_a_relay_lies_about_the_device_gets_the_right_bytes_from_the_ne
             }
         };
         let told = caught && tokio::time::timeout(Duration::from_secs(30), told).await.is_ok();
-        assert_eq!((told, disbelieved.load(Ordering::Relaxed)), (caught, caught.into()), "{lie:?}");
+        assert_eq!((told, disbelieved.load(Ordering::Relaxed) > 0), (caught, caught), "{lie:?}");
         fs::remove_file(&out).expect("remove");
     }
 }

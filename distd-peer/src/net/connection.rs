@@ -136,7 +136,7 @@ impl Accepted {
     pub(crate) fn closed_with(&self) -> Option<CloseCode> {
         match self {
             Self::Quic(connection) => match connection.close_reason()? {
-                quinn::ConnectionError::ApplicationClosed(close) => {
+                ConnectionError::ApplicationClosed(close) => {
                     Some(CloseCode::from_code(close.error_code.into_inner()))
                 }
                 _ => None,
