@@ -247,7 +247,7 @@ async fn a_relay_remembers_over_a_restart_which_of_its_parents_lied() {
     let (v1, v2) = artifacts::release_pair(lab.path("").as_path(), 43);
     lab.push(&v1, "os", "1").ok();
     let (liar, server, _) = start_liar(&lab, Lie::WrongBytes).await;
-    let asked = || server.counters.batches.load(std::sync::atomic::Ordering::Relaxed);
+    let asked = || server.counters.batches.load(Ordering::Relaxed);
     let start = || {
         let args = ["--parent", lab.quic(), "--metrics", "127.0.0.1:0"];
         tokio::task::block_in_place(|| lab.relay_at("relay", &liar.to_string(), "127.0.0.1:0", &args))
