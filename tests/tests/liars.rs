@@ -3,7 +3,9 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -48,18 +50,25 @@ enum Lie {
 struct Liar {
     inner: Arc<Relay>,
     lie: Lie,
+    disbelieved: Arc<AtomicU64>,
+    /// As a relay keeps its swarms when nobody has them open.
+    kept: Mutex<Vec<Arc<dyn Swarm>>>,
 }
 
 struct LyingSwarm {
     inner: Arc<dyn Swarm>,
     lie: Lie,
+    disbelieved: Arc<AtomicU64>,
 }
 
 #[async_trait]
 impl Content for Liar {
     async fn swarm(&self, peer: &PeerIdentity, manifest: ManifestId) -> Result<Arc<dyn Swarm>, ServeError> {
         let inner = self.inner.swarm(peer, manifest).await?;
-        Ok(Arc::new(LyingSwarm { inner, lie: self.lie }))
+        let swarm: Arc<dyn Swarm> =
+            Arc::new(LyingSwarm { inner, lie: self.lie, disbelieved: self.disbelieved.clone() });
+        self.kept.lock().expect("no holder panics").push(swarm.clone());
+        Ok(swarm)
     }
 
     async fn metadata(&self, query: Bytes) -> Result<Bytes, ServeError> {
@@ -85,6 +94,10 @@ impl Swarm for LyingSwarm {
 
     fn ids(&self) -> ChunkRanges {
         self.inner.ids()
+    }
+
+    fn disbelieved(&self) {
+        self.disbelieved.fetch_add(1, Ordering::Relaxed);
     }
 
     async fn held(&self) -> Result<ChunkRanges, ServeError> {
@@ -126,7 +139,8 @@ impl Swarm for LyingSwarm {
     }
 }
 
-async fn start_liar(lab: &Lab, lie: Lie) -> (SocketAddr, Arc<Server>) {
+/// Where it listens, and how often somebody left because of wrong bytes.
+async fn start_liar(lab: &Lab, lie: Lie) -> (SocketAddr, Arc<Server>, Arc<AtomicU64>) {
     let dir = lab.path(&format!("liar-{lie:?}"));
     let mut identity = NodeIdentity::load_or_create(&dir).expect("identity");
     let token = lab.join_token("relay", 1).parse().expect("a token");
@@ -152,7 +166,9 @@ async fn start_liar(lab: &Lab, lie: Lie) -> (SocketAddr, Arc<Server>) {
     let config = StoreConfig { min_free_bytes: 0, ..StoreConfig::default() };
     let (store, _) = EdgeStore::open(&dir.join("cache"), config).expect("store");
     let inner = Arc::new(Relay::new(Arc::new(store), parents, TrustAnchor::Ca(ca.clone())));
-    let server = Server::new(Arc::new(Liar { inner, lie }), ServeConfig::default());
+    let disbelieved = Arc::new(AtomicU64::new(0));
+    let content = Liar { inner, lie, disbelieved: disbelieved.clone(), kept: Mutex::default() };
+    let server = Server::new(Arc::new(content), ServeConfig::default());
     let listen = "127.0.0.1:0".parse().expect("an address");
     let reset = ResetKey::of_node(&identity.private_key());
     let config = quic_server(credentials.clone(), &ca).expect("tls");
@@ -160,7 +176,7 @@ async fn start_liar(lab: &Lab, lie: Lie) -> (SocketAddr, Arc<Server>) {
     let address = endpoint.local_addr().expect("bound");
     tokio::spawn(server.clone().run(endpoint));
     tokio::spawn(server.clone().run_tcp(listener, https_parent(credentials, &ca).expect("tls")));
-    (address, server)
+    (address, server, disbelieved)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -177,19 +193,28 @@ async fn whatever_a_relay_lies_about_the_device_gets_the_right_bytes_from_the_ne
         Lie::WrongNodes,
         Lie::WrongMetadata,
     ] {
-        let (address, _server) = start_liar(&lab, lie).await;
+        let (address, _server, disbelieved) = start_liar(&lab, lie).await;
         let name = format!("d-{lie:?}");
         lab.enroll(&name, lab.quic());
         let out = lab.path("out");
         let text = out.display().to_string();
         let (liar, origin) = (address.to_string(), lab.quic().to_owned());
-        let args = ["pull", "os@1", "--out", &text, "--parent", &liar, "--parent", &origin];
+        let args =
+            ["pull", "os@1", "--out", &text, "--parent", &liar, "--parent", &origin, "--transport", "quic"];
         let pulled = tokio::task::block_in_place(|| lab.device(&name, &args)).ok();
         assert!(same(&out, &v1), "{lie:?}");
         assert!(!pulled.stderr.contains("panicked"), "{}", pulled.stderr);
         let quarantine = fs::read_to_string(lab.path(&name).join("quarantine.json")).unwrap_or_default();
         let caught = matches!(lie, Lie::WrongBytes | Lie::Bomb);
         assert_eq!(!quarantine.is_empty(), caught, "{lie:?}: {quarantine}");
+        // It learns why the device left, so that it fetches nothing more for it.
+        let told = async {
+            while disbelieved.load(Ordering::Relaxed) == 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let told = caught && tokio::time::timeout(Duration::from_secs(30), told).await.is_ok();
+        assert_eq!((told, disbelieved.load(Ordering::Relaxed) > 0), (caught, caught), "{lie:?}");
         fs::remove_file(&out).expect("remove");
     }
 }
@@ -199,7 +224,7 @@ async fn a_device_with_only_a_liar_ends_with_an_error_and_no_file() {
     let lab = Lab::start();
     let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 42);
     lab.push(&v1, "os", "1").ok();
-    let (address, server) = start_liar(&lab, Lie::WrongBytes).await;
+    let (address, server, _) = start_liar(&lab, Lie::WrongBytes).await;
     lab.enroll("d", lab.quic());
     let out = lab.path("out");
     let (text, liar) = (out.display().to_string(), address.to_string());
@@ -209,11 +234,11 @@ async fn a_device_with_only_a_liar_ends_with_an_error_and_no_file() {
     assert!(failed.stderr.contains("next:"), "{}", failed.stderr);
     assert!(!out.exists());
     // In quarantine it is not asked for anything more.
-    let before = server.counters.batches.load(std::sync::atomic::Ordering::Relaxed);
+    let before = server.counters.batches.load(Ordering::Relaxed);
     let again = tokio::task::block_in_place(|| lab.device("d", &args));
     assert_ne!(again.code, 0);
     assert!(again.stderr.contains("wrong bytes"), "{}", again.stderr);
-    assert_eq!(server.counters.batches.load(std::sync::atomic::Ordering::Relaxed), before);
+    assert_eq!(server.counters.batches.load(Ordering::Relaxed), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -221,8 +246,8 @@ async fn a_relay_remembers_over_a_restart_which_of_its_parents_lied() {
     let lab = Lab::start();
     let (v1, v2) = artifacts::release_pair(lab.path("").as_path(), 43);
     lab.push(&v1, "os", "1").ok();
-    let (liar, server) = start_liar(&lab, Lie::WrongBytes).await;
-    let asked = || server.counters.batches.load(std::sync::atomic::Ordering::Relaxed);
+    let (liar, server, _) = start_liar(&lab, Lie::WrongBytes).await;
+    let asked = || server.counters.batches.load(Ordering::Relaxed);
     let start = || {
         let args = ["--parent", lab.quic(), "--metrics", "127.0.0.1:0"];
         tokio::task::block_in_place(|| lab.relay_at("relay", &liar.to_string(), "127.0.0.1:0", &args))

@@ -117,6 +117,7 @@ enum Message {
 enum Want {
     More(ChunkRanges),
     NoMore(ChunkRanges),
+    Disbelieved,
 }
 
 /// Asks a running driver for more chunks.
@@ -133,6 +134,11 @@ impl DriverHandle {
     /// Nobody waits for these any more: those not on their way yet are not fetched.
     pub fn want_no_more(&self, chunks: ChunkRanges) {
         let _ = self.0.send(Want::NoMore(chunks));
+    }
+
+    /// Somebody who asked this node had wrong bytes of it.
+    pub fn disbelieved(&self) {
+        let _ = self.0.send(Want::Disbelieved);
     }
 }
 
@@ -380,6 +386,7 @@ impl Driver {
                 match wanted {
                     Some(Want::More(chunks)) => self.add_wanted(&chunks),
                     Some(Want::NoMore(chunks)) => self.fetch.want_no_more(monotonic_now(), &chunks),
+                    Some(Want::Disbelieved) => self.fetch.handle_disbelieved(monotonic_now()),
                     None => {}
                 }
             }

@@ -132,6 +132,19 @@ impl Accepted {
         }
     }
 
+    /// The code with which the other end closed it; TCP carries none.
+    pub(crate) fn closed_with(&self) -> Option<CloseCode> {
+        match self {
+            Self::Quic(connection) => match connection.close_reason()? {
+                ConnectionError::ApplicationClosed(close) => {
+                    Some(CloseCode::from_code(close.error_code.into_inner()))
+                }
+                _ => None,
+            },
+            Self::Https(_) => None,
+        }
+    }
+
     /// Who is at the other end, at `now` (unix seconds).
     pub(crate) fn identity(&self, now: u64) -> Result<PeerIdentity, PeerRefused> {
         match self {

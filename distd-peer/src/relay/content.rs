@@ -440,6 +440,10 @@ impl Swarm for RelaySwarm {
         self.table.ids().clone()
     }
 
+    fn disbelieved(&self) {
+        self.driver.disbelieved();
+    }
+
     async fn held(&self) -> Result<ChunkRanges, ServeError> {
         let held = tokio::task::block_in_place(|| self.held_of(self.table.ids()))
             .map_err(|e| ServeError::Internal(e.into()))?;

@@ -1,9 +1,9 @@
 //! One accepted connection: who it is, and its streams.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use distd_core::proto::close::CloseCode;
@@ -95,6 +95,25 @@ pub(super) struct Peer {
     pub(super) observed: SocketAddr,
     /// What of the upload slots it may have.
     pub(super) slots: Semaphore,
+    /// What it was served from last, as long as that is kept.
+    served: Mutex<VecDeque<Weak<dyn Swarm>>>,
+}
+
+impl Peer {
+    /// The peer opened a swarm.
+    pub(super) fn serves(&self, content: &Arc<dyn Swarm>) {
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        if served.len() == SWARMS_MAX {
+            served.pop_front();
+        }
+        served.push_back(Arc::downgrade(content));
+    }
+
+    /// The peer left because it had wrong bytes.
+    fn disbelieves(&self) {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        served.iter().filter_map(Weak::upgrade).for_each(|content| content.disbelieved());
+    }
 }
 
 /// Serves one connection over QUIC.
@@ -146,10 +165,13 @@ async fn answer(server: Arc<Server>, mut connection: Accepted) {
     let left = Duration::from_secs(identity.expires.saturating_sub(unix_now()));
     let slots = Semaphore::new(server.config.upload_slots_per_peer);
     let (swarms, meter) = (Swarms::default(), Arc::default());
-    let peer = Arc::new(Peer { server, identity, swarms, meter, observed: remote, slots });
+    let peer =
+        Arc::new(Peer { server, identity, swarms, meter, observed: remote, slots, served: Mutex::default() });
     // A certificate that ends ends what it allowed.
     if tokio::time::timeout(left, accept_streams(&peer, &mut connection)).await.is_err() {
         connection.close(CloseCode::Unauthorised);
+    } else if connection.closed_with() == Some(CloseCode::IntegrityFailed) {
+        peer.disbelieves();
     }
     let unknown = peer.meter.read().unknown_frames;
     peer.server.counters.unknown_frames.fetch_add(unknown, Ordering::Relaxed);

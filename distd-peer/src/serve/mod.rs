@@ -95,6 +95,9 @@ pub trait Swarm: Send + Sync + 'static {
         None
     }
 
+    /// Somebody left because it had wrong bytes from here.
+    fn disbelieved(&self) {}
+
     /// What is held and verified.
     async fn held(&self) -> Result<ChunkRanges, ServeError>;
 

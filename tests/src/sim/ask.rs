@@ -317,7 +317,7 @@ impl Sim {
         let Some(asking) = &mut self.nodes[n.0].asking else { return };
         asking.contacts[peer].gone = true;
         if let Some(conn) = asking.contacts[peer].conn.take() {
-            self.close(conn, End::Opener);
+            self.close_for(conn, End::Opener, fault == PeerFault::WrongBytes);
         }
     }
 

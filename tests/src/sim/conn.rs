@@ -42,8 +42,8 @@ pub(super) enum Payload {
     Fin(BatchId, u64),
     /// STOP_SENDING.
     Withdraw(BatchId),
-    /// CONNECTION_CLOSE, or the answer of a process that knows nothing of the connection.
-    Close,
+    /// CONNECTION_CLOSE, and whether it is because of wrong bytes; or the answer of a process that knows nothing of the connection.
+    Close(bool),
 }
 
 #[derive(Clone, Debug)]

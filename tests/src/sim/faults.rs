@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::conn::{ConnNo, End, Payload};
 use super::node::{Answering, NodeNo, Role};
+use super::rules::Rule;
 use super::world::{Event, Sim};
 
 /// After how long of silence a connection is dead (`net/endpoint.rs`).
@@ -125,10 +126,30 @@ impl Sim {
 
     /// Closes a connection from one end, and tells the other.
     pub(super) fn close(&mut self, conn: ConnNo, end: End) {
+        self.close_for(conn, end, false);
+    }
+
+    /// The same, and says whether it is because of wrong bytes.
+    pub(super) fn close_for(&mut self, conn: ConnNo, end: End, wrong_bytes: bool) {
         if self.conns[conn.0].is_open(end) {
-            self.send(conn, end, Payload::Close);
+            self.send(conn, end, Payload::Close(wrong_bytes));
         }
         self.shut(conn, end);
+    }
+
+    /// The other end closed a connection.
+    pub(super) fn closed(&mut self, conn: ConnNo, end: End, wrong_bytes: bool) {
+        self.shut(conn, end);
+        let n = self.conns[conn.0].node(end);
+        let now = self.clock(n);
+        if wrong_bytes
+            && self.nodes[n.0].role == Role::Relay
+            && let Some(asking) =
+                self.nodes[n.0].asking.as_mut().filter(|_| !self.off.contains(&Rule::Unwanted))
+        {
+            asking.fetch.handle_disbelieved(now);
+            self.drive(n);
+        }
     }
 
     /// One end takes the connection for closed.

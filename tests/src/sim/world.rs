@@ -302,11 +302,11 @@ impl Sim {
             return self.welcome(conn);
         }
         // The opener's end opens with the welcome.
-        let dialled = to == End::Opener && matches!(payload, Payload::Welcome | Payload::Close);
+        let dialled = to == End::Opener && matches!(payload, Payload::Welcome | Payload::Close(_));
         if !self.conns[conn.0].is_open(to) && !dialled {
-            if self.conns[conn.0].is_open(to.other()) && !matches!(payload, Payload::Close) {
+            if self.conns[conn.0].is_open(to.other()) && !matches!(payload, Payload::Close(_)) {
                 // Another process, or none any more: a stateless reset.
-                self.send(conn, to, Payload::Close);
+                self.send(conn, to, Payload::Close(false));
             }
             return;
         }
@@ -316,7 +316,7 @@ impl Sim {
         match payload {
             Payload::Hello => {}
             Payload::Welcome => self.connected(conn),
-            Payload::Close => self.shut(conn, to),
+            Payload::Close(wrong_bytes) => self.closed(conn, to, wrong_bytes),
             Payload::Control(frame) => self.control(conn, to, frame),
             Payload::Request(batch, wanted) => self.requested(conn, batch, wanted),
             Payload::Withdraw(batch) => self.withdrawn(conn, batch),
@@ -338,6 +338,6 @@ fn describe(payload: &Payload) -> (&'static str, u64) {
         Payload::Answer(..) => ("refusal", 0),
         Payload::Fin(batch, _) => ("fin", batch.0),
         Payload::Withdraw(batch) => ("withdraw", batch.0),
-        Payload::Close => ("close", 0),
+        Payload::Close(wrong_bytes) => ("close", u64::from(*wrong_bytes)),
     }
 }

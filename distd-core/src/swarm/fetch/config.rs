@@ -116,6 +116,9 @@ pub(super) const ENDGAME_LEAST: u64 = 4;
 /// How long a parent that left a whole batch to neighbours is not asked for another: what one gathers announcements for.
 pub(super) const ALL_LEASED: Duration = Duration::from_millis(100);
 
+/// For how long what nobody waits for is withdrawn once somebody had wrong bytes: until the batches are over that were open when it left.
+pub(super) const DISBELIEVED: Duration = Duration::from_secs(1);
+
 /// How long neighbours are let that fetch by way of a relay that this side knows for a liar, after the last chunk one of them brought.
 pub(super) const OTHERS_FETCH: Duration = Duration::from_millis(300);
 

@@ -93,6 +93,8 @@ pub struct Fetch {
     doubled_ever: u64,
     /// Chunks open in a batch that nobody waits for any more.
     unwanted: ChunkRanges,
+    /// Somebody had wrong bytes of this side: until when such batches are withdrawn.
+    disbelieved_until: Timestamp,
     wanted_ever: u64,
     /// Where it begins among the wanted chunks: nodes of a site that start at once ask for different parts.
     pivot: Option<ChunkId>,
@@ -121,6 +123,7 @@ impl Fetch {
             doubled: ChunkRanges::new(),
             doubled_ever: 0,
             unwanted: ChunkRanges::new(),
+            disbelieved_until: Timestamp(0),
             wanted_ever: 0,
             pivot: None,
             came: 0,
@@ -143,14 +146,14 @@ impl Fetch {
         self.changed();
     }
 
-    /// Nobody waits for these any more. A batch of which they are half is withdrawn: what of the other half is on its way comes twice, which
-    /// is less.
+    /// Nobody waits for these any more: those that are not on their way are not asked for. The others come all the same, for somebody who was
+    /// sent elsewhere for a moment will want them again, unless this side is not believed any more ([`Fetch::handle_disbelieved`]).
     pub fn want_no_more(&mut self, now: Timestamp, chunks: &ChunkRanges) {
+        self.wanted = self.wanted.difference(chunks);
         self.unwanted.extend(chunks);
-        let idle = |b: &Batch| b.open.intersection(&self.unwanted).len() * 2 >= b.open.len();
-        let idle: Vec<_> = self.batches.iter().filter(|(_, b)| idle(b)).map(|(id, _)| *id).collect();
-        idle.into_iter().for_each(|batch| self.withdraw(now, batch));
-        self.wanted = self.wanted.difference(&self.unwanted);
+        if now < self.disbelieved_until {
+            self.withdraw_unwanted(now);
+        }
         let open = self.batches.values().map(|b| b.open.intersection(&self.unwanted));
         self.unwanted = open.fold(ChunkRanges::new(), |mut all, open| {
             all.extend(&open);

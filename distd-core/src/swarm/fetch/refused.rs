@@ -68,8 +68,10 @@ impl Fetch {
     pub fn handle_choked(&mut self, now: Timestamp, peer: PeerId, retry_after: Duration) {
         self.changed();
         let Some(p) = self.peers.get_mut(&peer) else { return };
+        // Of batches that were asked for at one time one counts.
+        let is_news = p.choked_until <= now;
         p.choked_until = p.choked_until.max(now + retry_after.min(self.config.backoff_max));
-        p.chokes = if p.choked_at == self.came { p.chokes.saturating_add(1) } else { 1 };
+        p.chokes = if p.choked_at == self.came { p.chokes.saturating_add(is_news.into()) } else { 1 };
         p.choked_at = self.came;
         if p.chokes > CHOKES_MAX {
             self.pause(now, peer, PeerFault::Failed);

@@ -83,7 +83,7 @@ fn a_relay_that_lied_to_others_is_asked_only_when_the_origin_cannot_be() {
 }
 
 #[test]
-fn what_nobody_waits_for_is_fetched_no_more_unless_most_of_its_batch_is_waited_for() {
+fn what_nobody_waits_for_is_fetched_no_more_and_withdrawn_when_this_side_is_not_believed() {
     let mut f = Fetch::new(FetchConfig { batch_chunks: 10, ..FetchConfig::relay() });
     f.handle_connected(T0, ORIGIN, Tier::Origin);
     f.want(&set(1, 50));
@@ -92,6 +92,8 @@ fn what_nobody_waits_for_is_fetched_no_more_unless_most_of_its_batch_is_waited_f
     f.want_no_more(T0, &set(41, 50));
     f.want_no_more(T0, &set(1, 4));
     f.want_no_more(T0, &set(11, 20));
+    assert_eq!(f.poll_event(), None, "it is on its way, and somebody may want it again");
+    f.handle_disbelieved(T0);
     assert_eq!(f.poll_event(), Some(FetchEvent::Abandon(ORIGIN, BatchId(1))));
     assert_eq!(f.poll_event(), None);
     assert_eq!(asked(&mut f, T0).into_iter().map(|(_, _, chunks)| chunks).collect::<Vec<_>>(), [set(31, 40)]);
