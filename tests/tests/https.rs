@@ -47,9 +47,12 @@ fn a_device_enrols_and_pulls_over_tcp_through_a_relay_that_does_the_same() {
     let out = lab.path("direct").display().to_string();
     let https = lab.device("d", &[&direct[..], &[&out]].concat()).ok();
     assert_eq!(over(&https, lab.quic()).as_deref(), Some("https"));
-    for name in ["chunk_bytes", "node_bytes", "requests"] {
+    for name in ["chunk_bytes", "node_bytes"] {
         assert_eq!(https.number(name), quic.number(name), "{name}: {} {}", https.json, quic.json);
     }
+    // Batches grow with each that ends, and which ends first is the processor's choice.
+    let (a, b) = (https.number("requests"), quic.number("requests"));
+    assert!(a.abs_diff(b) <= 3, "{a} requests over HTTPS, {b} over QUIC");
     let (a, b) = (https.number("wire_bytes"), quic.number("wire_bytes"));
     assert!(a.abs_diff(b) < b / 100, "{a} bytes over HTTPS, {b} over QUIC");
     assert_eq!(lab.metric("distd_quic_breaches_total"), 0);
