@@ -64,7 +64,7 @@ pub(super) struct Placer {
     /// Chunk id and position; sorted.
     places: Vec<(ChunkId, usize)>,
     progress: Arc<dyn Fn(u64) + Send + Sync>,
-    /// Bytes of chunks that came though they were written already. must stay 0.
+    /// Bytes of chunks that came though they were written already: must stay 0.
     repeated_bytes: AtomicU64,
 }
 

@@ -131,7 +131,7 @@ impl Tuning {
 /// thousand connections do not each hold megabytes. To be called as bytes are written.
 pub fn fit_send_window(connection: &quinn::Connection) {
     let in_flight = connection.stats().path.cwnd;
-    let most = u64::from(CONNECTION_WINDOW).max(SEND_WINDOW_MIN);
+    let most = u64::from(CONNECTION_WINDOW);
     connection.set_send_window(in_flight.saturating_mul(2).clamp(SEND_WINDOW_MIN, most));
 }
 

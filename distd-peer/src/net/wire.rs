@@ -175,9 +175,10 @@ impl FrameWriter {
         self.stream.write(kind.encode().into()).await
     }
 
-    /// Writes one frame.
+    /// Writes one frame, behind what was gathered.
     pub async fn send(&mut self, frame: &Frame) -> Result<(), WireError> {
-        self.stream.write(frame.encode()).await
+        self.gather(frame);
+        self.flush().await
     }
 
     /// Puts a frame with others to be written in one go; true when [`Self::flush`] should follow.

@@ -80,7 +80,6 @@ pub(super) async fn answer(
                 let data = match answer {
                     ChunkAnswer::Data(data) => data,
                     ChunkAnswer::DontHave(chunks, reason) => {
-                        flush(peer, writer).await?;
                         refuse(peer, writer, &chunks, reason).await?;
                         continue;
                     }

@@ -30,15 +30,13 @@ pub(super) fn wire(error: WireError) -> CloseCode {
     error.close_code()
 }
 
-/// Sends a frame; an asker that does not read for too long is given up.
+/// Sends a frame, behind what was gathered.
 pub(super) async fn send(peer: &Peer, writer: &mut FrameWriter, frame: &Frame) -> Result<(), CloseCode> {
-    match tokio::time::timeout(peer.server.config.stall, writer.send(frame)).await {
-        Ok(sent) => sent.map_err(wire),
-        Err(_) => Err(CloseCode::Stalled),
-    }
+    writer.gather(frame);
+    flush(peer, writer).await
 }
 
-/// Sends what was gathered, as [`send`] does.
+/// Sends what was gathered; an asker that does not read for too long is given up.
 pub(super) async fn flush(peer: &Peer, writer: &mut FrameWriter) -> Result<(), CloseCode> {
     match tokio::time::timeout(peer.server.config.stall, writer.flush()).await {
         Ok(sent) => sent.map_err(wire),
