@@ -199,8 +199,7 @@ async fn whatever_a_relay_lies_about_the_device_gets_the_right_bytes_from_the_ne
         let out = lab.path("out");
         let text = out.display().to_string();
         let (liar, origin) = (address.to_string(), lab.quic().to_owned());
-        let args =
-            ["pull", "os@1", "--out", &text, "--parent", &liar, "--parent", &origin, "--transport", "quic"];
+        let args = ["pull", "os@1", "--out", &text, "--parent", &liar, "--parent", &origin];
         let pulled = tokio::task::block_in_place(|| lab.device(&name, &args)).ok();
         assert!(same(&out, &v1), "{lie:?}");
         assert!(!pulled.stderr.contains("panicked"), "{}", pulled.stderr);

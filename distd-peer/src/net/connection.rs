@@ -96,11 +96,11 @@ impl Connection {
         }
     }
 
-    /// Ends it. TCP carries no code.
+    /// Ends it.
     pub(crate) fn close(&self, code: CloseCode) {
         match self {
             Self::Quic(connection) => connection.close(close_code(code), b""),
-            Self::Https(dialled) => dialled.close(),
+            Self::Https(dialled) => dialled.close(code),
         }
     }
 }
@@ -132,7 +132,7 @@ impl Accepted {
         }
     }
 
-    /// The code with which the other end closed it; TCP carries none.
+    /// The code with which the other end closed it.
     pub(crate) fn closed_with(&self) -> Option<CloseCode> {
         match self {
             Self::Quic(connection) => match connection.close_reason()? {
@@ -141,7 +141,7 @@ impl Accepted {
                 }
                 _ => None,
             },
-            Self::Https(_) => None,
+            Self::Https(accepted) => accepted.closed_with(),
         }
     }
 
@@ -176,7 +176,7 @@ impl Accepted {
         }
     }
 
-    /// Ends it. TCP carries no code.
+    /// Ends it. Over TCP who dialled is told no code.
     pub(crate) fn close(self, code: CloseCode) {
         match self {
             Self::Quic(connection) => connection.close(close_code(code), b""),

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use distd_core::proto::close::CloseCode;
+use h2::client::ResponseFuture;
 use h2::{PingPong, Reason};
 use http::{Method, Request, Response, StatusCode, Uri};
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, watch};
-use tokio::task::AbortHandle;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -28,6 +29,12 @@ use crate::trust::tls::ALPN_HTTP2;
 
 /// Where streams are posted.
 pub(crate) const XFER_PATH: &str = "/v1/xfer";
+
+/// What a connection's end is posted to, with its code behind it.
+const CLOSE_PATH: &str = "/v1/close/";
+
+/// How long the other side may take to hear of the end.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// How long TLS and the first words of HTTP/2 may take of whoever dials.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -49,12 +56,12 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 #[derive(Clone)]
 pub(crate) struct Dialled {
     requests: h2::client::SendRequest<Bytes>,
-    uri: Uri,
     remote: SocketAddr,
     certificates: Vec<CertificateDer<'static>>,
     /// Its sender lives as long as the connection.
     alive: watch::Receiver<()>,
-    task: AbortHandle,
+    /// Ends the connection once this is answered, or at once.
+    farewell: mpsc::Sender<Option<ResponseFuture>>,
 }
 
 impl Dialled {
@@ -85,28 +92,29 @@ impl Dialled {
         let (requests, mut connection) = handshake.await.map_err(io::Error::other)?;
         let ping = connection.ping_pong();
         let (alive_tx, alive) = watch::channel(());
-        let task = tokio::spawn(async move {
-            let _alive = alive_tx;
-            tokio::select! {
-                ended = connection => if let Err(error) = ended {
+        let (farewell, mut closing) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let said = tokio::select! {
+                ended = &mut connection => return if let Err(error) = ended {
                     tracing::debug!(error = &error as &dyn std::error::Error, "connection to a parent ended");
                 },
-                () = keep_alive(ping, heard) => tracing::debug!("a parent fell silent"),
-            }
+                () = keep_alive(ping, heard) => return tracing::debug!("a parent fell silent"),
+                Some(said) = closing.recv() => said,
+            };
+            drop(alive_tx);
+            let Some(said) = said else { return };
+            let heard = async {
+                tokio::select! { _ = connection => {} _ = said => {} }
+            };
+            let _ = tokio::time::timeout(FAREWELL, heard).await;
         });
-        let uri = Uri::builder().scheme("https").authority(PARENT_NAME).path_and_query(XFER_PATH).build();
-        let uri = uri.expect("constants that make a URI");
-        Ok(Self { requests, uri, remote, certificates, alive, task: task.abort_handle() })
+        Ok(Self { requests, remote, certificates, alive, farewell })
     }
 
     /// Opens a stream; its id is the same on both sides.
     pub(super) async fn open(&self) -> Result<(u64, SendStream, RecvStream), WireError> {
         let mut requests = self.requests.clone().ready().await.map_err(wire_error)?;
-        let mut request = Request::new(());
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.uri.clone();
-        *request.version_mut() = http::Version::HTTP_2;
-        let (response, body) = requests.send_request(request, false).map_err(wire_error)?;
+        let (response, body) = requests.send_request(post(XFER_PATH), false).map_err(wire_error)?;
         let id = u64::from(body.stream_id().as_u32());
         let (out, body) = asked(response, body);
         Ok((id, SendStream::Https(out), RecvStream::Https(body)))
@@ -129,9 +137,28 @@ impl Dialled {
         let _ = self.alive.clone().changed().await;
     }
 
-    pub(super) fn close(&self) {
-        self.task.abort();
+    /// Ends it and says why; what is under way may still come until the other side has heard.
+    pub(super) fn close(&self, code: CloseCode) {
+        let path = format!("{CLOSE_PATH}{}", code.code());
+        let said = self.requests.clone().send_request(post(&path), true);
+        // Full: it ends already.
+        let _ = self.farewell.try_send(said.ok().map(|(response, _)| response));
     }
+}
+
+/// A request to a parent.
+fn post(path: &str) -> Request<()> {
+    let uri = Uri::builder().scheme("https").authority(PARENT_NAME).path_and_query(path).build();
+    let mut request = Request::new(());
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = uri.expect("a constant and a number make a URI");
+    *request.version_mut() = http::Version::HTTP_2;
+    request
+}
+
+/// The code with which a request ends the connection.
+fn close_in(path: &str) -> Option<CloseCode> {
+    path.strip_prefix(CLOSE_PATH)?.parse().ok().map(CloseCode::from_code)
 }
 
 /// What an accepted connection runs over.
@@ -142,6 +169,7 @@ pub(crate) struct Accepted<S = ServedStream> {
     connection: h2::server::Connection<S, Bytes>,
     /// Streams being answered. HTTP/2 counts none that its opener has reset, however long the answer is still worked at.
     slots: Arc<Semaphore>,
+    closed_with: Option<CloseCode>,
     ping: Option<(PingPong, watch::Receiver<Instant>)>,
     remote: SocketAddr,
     certificates: Vec<CertificateDer<'static>>,
@@ -191,12 +219,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Accepted<S> {
         let mut connection = handshake.await.map_err(io::Error::other)?;
         let ping = connection.ping_pong().map(|ping| (ping, heard));
         let slots = Arc::new(Semaphore::new(STREAMS_MAX as usize));
-        Ok(Self { connection, slots, ping, remote, certificates })
+        Ok(Self { connection, slots, closed_with: None, ping, remote, certificates })
     }
 
     /// The next stream; `None` when the connection is over. Cancelling the future loses nothing.
     pub(crate) async fn next(&mut self) -> Option<(u64, SendStream, RecvStream)> {
-        let Self { connection, ping, slots, .. } = self;
+        let Self { connection, ping, slots, closed_with, .. } = self;
+        if closed_with.is_some() {
+            return None;
+        }
         loop {
             let silent = async {
                 match ping {
@@ -209,6 +240,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Accepted<S> {
                 () = silent => return None,
             };
             let (request, mut respond) = accepted.ok()?;
+            *closed_with = close_in(request.uri().path());
+            if closed_with.is_some() {
+                return None;
+            }
             let Ok(slot) = slots.clone().try_acquire_owned() else {
                 respond.send_reset(Reason::REFUSED_STREAM);
                 continue;
@@ -230,6 +265,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Accepted<S> {
         }
     }
 
+    /// The code with which the other side ended it, if it did.
+    pub(super) fn closed_with(&self) -> Option<CloseCode> {
+        self.closed_with
+    }
+
     /// Accepts no more, and ends when the streams there are have ended.
     pub(crate) async fn finish(&mut self) {
         self.connection.graceful_shutdown();
@@ -239,7 +279,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Accepted<S> {
     /// Nothing but what is on its way goes on: refuses every further stream until the connection is over.
     pub(crate) async fn refuse(&mut self) {
         while let Some((_, mut send, _)) = self.next().await {
-            send.reset(distd_core::proto::close::CloseCode::Protocol);
+            send.reset(CloseCode::Protocol);
         }
     }
 
@@ -254,8 +294,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Accepted<S> {
 
 #[cfg(test)]
 mod tests {
-    use distd_core::proto::close::CloseCode;
-
     use super::*;
 
     #[tokio::test]
@@ -266,7 +304,7 @@ mod tests {
         let (client, server) = tokio::join!(h2::client::handshake(near), server);
         let ((requests, connection), mut server) = (client.expect("client"), server.expect("server"));
         tokio::spawn(connection);
-        let (taken_tx, mut taken) = tokio::sync::mpsc::unbounded_channel();
+        let (taken_tx, mut taken) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Some(stream) = server.next().await {
                 let _ = taken_tx.send(stream);
