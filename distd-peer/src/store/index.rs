@@ -8,13 +8,13 @@ use distd_core::packing::{Codec, PackedChunk};
 use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::StoreError;
-use super::record::Header;
+use super::record::{Header, RotCheck};
 use super::segment::SegmentId;
 
 /// redb's page cache, bytes. The index of 100 000 chunks is 9 MB; hot pages are few.
 const CACHE_BYTES: usize = 8 << 20;
 
-/// Chunk hash → segment, offset, raw length, stored length, codec, rot check: 29 bytes big-endian.
+/// Chunk hash → segment, offset, raw length, stored length, codec, rot check and its kind: 29 bytes big-endian.
 const CHUNKS: TableDefinition<'_, &[u8; 32], &[u8; 29]> = TableDefinition::new("chunks");
 
 /// Segment → length up to which it is indexed.
@@ -48,7 +48,9 @@ impl Location {
         out[8..12].copy_from_slice(&self.header.raw_len.to_be_bytes());
         out[12..16].copy_from_slice(&self.header.stored_len.to_be_bytes());
         out[16] = self.header.codec.code();
-        out[17..25].copy_from_slice(&self.header.rot_check.to_be_bytes());
+        let (kind, check) = self.header.rot_check.encode();
+        out[17..25].copy_from_slice(&check);
+        out[25] = kind;
         out
     }
 
@@ -62,7 +64,7 @@ impl Location {
                 raw_len: number(8),
                 stored_len: number(12),
                 codec: Codec::from_code(bytes[16])?,
-                rot_check: u64::from_be_bytes(bytes[17..25].try_into().expect("eight bytes")),
+                rot_check: RotCheck::decode(bytes[25], &bytes[17..25])?,
             },
         })
     }

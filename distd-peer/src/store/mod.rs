@@ -23,11 +23,14 @@ use distd_core::packing::PackedChunk;
 pub use index::Location;
 
 use index::Index;
-use record::{HEADER_BYTES, Header, rot_check};
+use record::{HEADER_BYTES, Header};
 use segment::{Segment, SegmentId};
 
 /// Layout version in the file `VERSION`.
-const LAYOUT_VERSION: &str = "1\n";
+const LAYOUT_VERSION: &str = "2\n";
+
+/// The one before, whose records are read as they are.
+const LAYOUT_BEFORE: &str = "1\n";
 
 /// What is kept in memory when the disk refuses a chunk, bytes: enough for the batches in flight.
 const UNSTORED_BYTES_MAX: usize = 32 << 20;
@@ -318,7 +321,7 @@ impl EdgeStore {
             return Ok(self.inner().unstored.iter().find(|(h, _)| h == hash).map(|(_, chunk)| chunk.clone()));
         };
         match segment::read_run(&self.dir.join("segments"), &[location]) {
-            Ok(bytes) if rot_check(&bytes) == location.header.rot_check => Ok(Some(location.chunk(bytes))),
+            Ok(bytes) if location.header.rot_check.passes(&bytes) => Ok(Some(location.chunk(bytes))),
             // Evicted between the look-up and the read, or rotten: either way it is not here any more.
             result if is_gone(&result) => {
                 self.counters.rotten.fetch_add(1, Ordering::Relaxed);
@@ -360,7 +363,7 @@ impl EdgeStore {
                 for (place, at) in run.iter().zip(&order[done..]) {
                     let from = (place.offset - run[0].offset) as usize;
                     let bytes = bytes.slice(from..from + place.header.stored_len as usize);
-                    found[*at] = (rot_check(&bytes) == place.header.rot_check).then(|| place.chunk(bytes));
+                    found[*at] = place.header.rot_check.passes(&bytes).then(|| place.chunk(bytes));
                 }
             }
             done += run.len();
@@ -407,6 +410,9 @@ fn check_version(dir: &Path) -> Result<(), StoreError> {
     let path = dir.join("VERSION");
     match fs::read_to_string(&path) {
         Ok(version) if version == LAYOUT_VERSION => Ok(()),
+        Ok(version) if version == LAYOUT_BEFORE => {
+            fs::write(&path, LAYOUT_VERSION).map_err(StoreError::io("write", &path))
+        }
         Ok(other) => Err(StoreError::Newer(dir.to_owned(), other.trim().to_owned())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             fs::write(&path, LAYOUT_VERSION).map_err(StoreError::io("write", &path))

@@ -3,6 +3,7 @@
 use distd_core::ChunkHash;
 use distd_core::limits::CHUNK_BYTES_MAX;
 use distd_core::packing::{Codec, PackedChunk};
+use twox_hash::XxHash3_64;
 
 /// Bytes of a record's header.
 pub(super) const HEADER_BYTES: usize = 56;
@@ -17,15 +18,52 @@ pub(super) struct Header {
     pub(super) raw_len: u32,
     pub(super) stored_len: u32,
     pub(super) codec: Codec,
-    /// First eight bytes of the BLAKE3 of the packed bytes: finds rot without unpacking. It vouches for nothing; the chunk
-    /// hash does, at whoever receives the chunk.
-    pub(super) rot_check: u64,
+    pub(super) rot_check: RotCheck,
 }
 
-/// Rot check of packed bytes.
-pub(super) fn rot_check(packed: &[u8]) -> u64 {
-    let hash = blake3::hash(packed);
-    u64::from_be_bytes(hash.as_bytes()[..8].try_into().expect("eight of 32 bytes"))
+/// What finds rot in packed bytes without unpacking them. It vouches for nothing; the chunk hash does, at whoever receives
+/// the chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RotCheck {
+    /// First eight bytes of the BLAKE3, in records of layout 1.
+    Blake3(u64),
+    /// XXH3, 64 bits, without a seed: rot is no adversary, and a relay reads each byte it sends.
+    Xxh3(u64),
+}
+
+impl RotCheck {
+    fn of(packed: &[u8]) -> Self {
+        Self::Xxh3(XxHash3_64::oneshot(packed))
+    }
+
+    /// Whether these are the bytes it was made of.
+    pub(super) fn passes(self, packed: &[u8]) -> bool {
+        match self {
+            Self::Blake3(first) => blake3::hash(packed).as_bytes()[..8] == first.to_be_bytes(),
+            Self::Xxh3(_) => self == Self::of(packed),
+        }
+    }
+
+    /// Kind and value.
+    pub(super) fn encode(self) -> (u8, [u8; 8]) {
+        match self {
+            Self::Blake3(value) => (0, value.to_be_bytes()),
+            Self::Xxh3(value) => (1, value.to_be_bytes()),
+        }
+    }
+
+    /// `None` for a kind this build does not know.
+    ///
+    /// # Panics
+    /// When `value` is not eight bytes.
+    pub(super) fn decode(kind: u8, value: &[u8]) -> Option<Self> {
+        let value = u64::from_be_bytes(value.try_into().expect("eight bytes"));
+        match kind {
+            0 => Some(Self::Blake3(value)),
+            1 => Some(Self::Xxh3(value)),
+            _ => None,
+        }
+    }
 }
 
 impl Header {
@@ -35,17 +73,19 @@ impl Header {
             raw_len: chunk.raw_len,
             stored_len: chunk.bytes.len() as u32,
             codec: chunk.codec,
-            rot_check: rot_check(&chunk.bytes),
+            rot_check: RotCheck::of(&chunk.bytes),
         }
     }
 
     pub(super) fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut out = [0; HEADER_BYTES];
         out[..4].copy_from_slice(&MAGIC);
+        let (kind, check) = self.rot_check.encode();
         out[4] = self.codec.code();
+        out[5] = kind;
         out[8..12].copy_from_slice(&self.raw_len.to_be_bytes());
         out[12..16].copy_from_slice(&self.stored_len.to_be_bytes());
-        out[16..24].copy_from_slice(&self.rot_check.to_be_bytes());
+        out[16..24].copy_from_slice(&check);
         out[24..56].copy_from_slice(&self.hash.0);
         out
     }
@@ -53,14 +93,14 @@ impl Header {
     /// `None` when the bytes are no header this build wrote.
     pub(super) fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
         let number = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
-        if bytes[..4] != MAGIC || bytes[5..8] != [0; 3] {
+        if bytes[..4] != MAGIC || bytes[6..8] != [0; 2] {
             return None;
         }
         let header = Self {
             codec: Codec::from_code(bytes[4])?,
             raw_len: number(8),
             stored_len: number(12),
-            rot_check: u64::from_be_bytes(bytes[16..24].try_into().expect("eight bytes")),
+            rot_check: RotCheck::decode(bytes[5], &bytes[16..24])?,
             hash: ChunkHash::from_slice(&bytes[24..56])?,
         };
         let sound = header.stored_len > 0
@@ -81,7 +121,8 @@ mod tests {
         let bytes = header.encode();
         assert_eq!(
             hex::encode(bytes),
-            format!("64636831010000000000012c00000006{:016x}{}", rot_check(b"packed"), "07".repeat(32))
+            // XXH3 of "packed", computed by another implementation.
+            format!("64636831010100000000012c000000065f67a2b7d2136dc0{}", "07".repeat(32))
         );
         assert_eq!(Header::decode(&bytes), Some(header));
         for i in [0, 3, 4, 5, 7, 8, 12] {
@@ -89,5 +130,22 @@ mod tests {
             bad[i] ^= 0xff;
             assert_eq!(Header::decode(&bad), None, "byte {i}");
         }
+    }
+
+    #[test]
+    fn a_record_of_layout_1_is_checked_as_it_was_then() {
+        let hash = blake3::hash(b"packed");
+        let first = u64::from_be_bytes(hash.as_bytes()[..8].try_into().expect("eight of 32 bytes"));
+        let old = Header {
+            hash: ChunkHash([7; 32]),
+            raw_len: 300,
+            stored_len: 6,
+            codec: Codec::Zstd,
+            rot_check: RotCheck::Blake3(first),
+        };
+        let bytes = old.encode();
+        assert_eq!(hex::encode(&bytes[..24]), format!("64636831010000000000012c00000006{first:016x}"));
+        assert_eq!(Header::decode(&bytes), Some(old));
+        assert!(old.rot_check.passes(b"packed") && !old.rot_check.passes(b"pickled"));
     }
 }

@@ -10,7 +10,7 @@ use distd_core::ChunkHash;
 
 use super::StoreError;
 use super::index::Location;
-use super::record::{HEADER_BYTES, Header, rot_check};
+use super::record::{HEADER_BYTES, Header};
 
 /// Number of a segment; they only grow, so the order of numbers is the order of age.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -112,7 +112,7 @@ impl Segment {
             self.file
                 .read_exact_at(&mut bytes, location.offset)
                 .map_err(StoreError::io("read", &self.path))?;
-            let whole = rot_check(&bytes) == header.rot_check;
+            let whole = header.rot_check.passes(&bytes);
             if !whole && end == self.len {
                 // The last record, half written.
                 break;

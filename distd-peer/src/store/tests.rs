@@ -2,6 +2,7 @@ use std::os::unix::fs::FileExt;
 
 use distd_core::packing::{LEVEL_DEFAULT, Packer};
 
+use super::record::RotCheck;
 use super::*;
 
 fn chunk(n: u64) -> (ChunkHash, PackedChunk) {
@@ -153,8 +154,30 @@ fn a_second_process_and_a_newer_layout_are_refused_by_name() {
     let (store, _) = open(dir.path());
     assert!(matches!(EdgeStore::open(dir.path(), StoreConfig::default()), Err(StoreError::InUse(_))));
     drop(store);
-    fs::write(dir.path().join("VERSION"), "2\n").expect("write");
+    fs::write(dir.path().join("VERSION"), "3\n").expect("write");
     assert!(matches!(EdgeStore::open(dir.path(), StoreConfig::default()), Err(StoreError::Newer(..))));
+}
+
+#[test]
+fn a_store_of_layout_1_is_taken_as_it_is() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (hash, packed) = chunk(1);
+    let blake3 = blake3::hash(&packed.bytes);
+    let first = u64::from_be_bytes(blake3.as_bytes()[..8].try_into().expect("eight of 32 bytes"));
+    let header = Header { rot_check: RotCheck::Blake3(first), ..Header::of(hash, &packed) };
+    fs::create_dir_all(dir.path().join("segments")).expect("create");
+    fs::write(dir.path().join("VERSION"), "1\n").expect("write");
+    let record = [&header.encode()[..], &packed.bytes].concat();
+    fs::write(dir.path().join("segments/00000001.seg"), record).expect("write");
+    let (store, recovered) = open(dir.path());
+    assert!(recovered.rebuilt);
+    assert_eq!(store.get(&hash).expect("get"), Some(packed.clone()));
+    drop(store);
+    // Now from the index.
+    let (store, recovered) = open(dir.path());
+    assert_eq!(recovered, Recovered::default());
+    assert_eq!(store.get(&hash).expect("get"), Some(packed));
+    assert_eq!(fs::read_to_string(dir.path().join("VERSION")).expect("read"), "2\n");
 }
 
 #[test]
