@@ -11,8 +11,7 @@ use distd_core::cut::ReadAt;
 use rustix::fs::{OFlags, SeekFrom, seek};
 use rustix::io::Errno;
 
-/// Bytes of one read when a whole file is hashed: two of these are in memory.
-const HASH_PIECE: usize = 4 << 20;
+use crate::whole_hash::{PIECE_BYTES, Pieces, whole_hash};
 
 /// What tells that a file is still the one it was: if any of these differs, somebody wrote or replaced it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,7 +155,7 @@ impl ReadAt for FileReader {
     }
 }
 
-/// BLAKE3 of everything `source` holds, as `b3sum` prints it: the next piece is read while all cores hash the last.
+/// BLAKE3 of everything `source` holds, as `b3sum` prints it.
 ///
 /// # Errors
 /// What reading reports.
@@ -164,27 +163,22 @@ pub(crate) fn hash_reader(
     source: &(impl ReadAt + ?Sized),
     progress: &(dyn Fn(u64) + Sync),
 ) -> io::Result<ArtifactHash> {
-    let len = source.len();
-    let read = |mut buffer: Vec<u8>, offset: u64| -> io::Result<Vec<u8>> {
-        buffer.resize(usize::try_from(len - offset).unwrap_or(usize::MAX).min(HASH_PIECE), 0);
-        source.read_exact_at(&mut buffer, offset)?;
-        Ok(buffer)
-    };
-    let mut hasher = blake3::Hasher::new();
-    let mut piece = read(Vec::new(), 0)?;
-    let mut spare = Vec::new();
-    let mut offset = 0;
-    while !piece.is_empty() {
-        offset += piece.len() as u64;
-        let next = std::thread::scope(|scope| {
-            let next = scope.spawn(move || read(spare, offset));
-            hasher.update_rayon(&piece);
-            next.join().unwrap_or_else(|_| Err(io::Error::other("a reading thread failed")))
-        })?;
-        progress(piece.len() as u64);
-        spare = std::mem::replace(&mut piece, next);
+    whole_hash(source.len(), || Read { source, progress, buffer: vec![0; PIECE_BYTES] })
+}
+
+/// What one thread has read of a source.
+struct Read<'s, S: ?Sized> {
+    source: &'s S,
+    progress: &'s (dyn Fn(u64) + Sync),
+    buffer: Vec<u8>,
+}
+
+impl<S: ReadAt + ?Sized> Pieces for Read<'_, S> {
+    fn piece(&mut self, offset: u64, len: usize) -> io::Result<&[u8]> {
+        self.source.read_exact_at(&mut self.buffer[..len], offset)?;
+        (self.progress)(len as u64);
+        Ok(&self.buffer[..len])
     }
-    Ok(hasher.finalize().into())
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ mod progress;
 mod pull;
 mod push;
 mod share;
+mod threads;
+mod whole_hash;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

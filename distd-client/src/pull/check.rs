@@ -3,65 +3,56 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::mpsc;
 
 use distd_core::ArtifactHash;
 
 use super::target::Target;
-
-/// Bytes read at once.
-const PIECE_BYTES: usize = 1 << 20;
-
-/// Pieces in memory: one being read, one waiting, one being hashed.
-const PIECES: usize = 3;
+use crate::whole_hash::{PIECE_BYTES, Pieces, whole_hash};
 
 /// What offsets, lengths and addresses of direct reads are multiples of: no medium wants more.
 const ALIGN: usize = 4096;
 
 /// A buffer that a direct read may fill.
-struct Piece {
+struct Piece<'t> {
+    target: &'t dyn Target,
+    /// Past the page cache: reads what the medium holds, in a third of the time of reading through an emptied cache.
+    direct: Option<&'t File>,
     buffer: Vec<u8>,
     start: usize,
-    len: usize,
 }
 
-impl Piece {
-    fn new() -> Self {
+impl<'t> Piece<'t> {
+    fn new(target: &'t dyn Target, direct: Option<&'t File>) -> Self {
         let buffer = vec![0; PIECE_BYTES + ALIGN];
         // The heap block does not move when the vector does.
         let start = buffer.as_ptr().align_offset(ALIGN);
-        Self { buffer, start, len: 0 }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.buffer[self.start..self.start + self.len]
-    }
-
-    /// Reads `len` bytes from `offset` on, a multiple of [`PIECE_BYTES`].
-    fn fill(&mut self, from: &Reader<'_>, offset: u64, len: usize) -> io::Result<()> {
-        self.len = len;
-        let whole = &mut self.buffer[self.start..self.start + len.next_multiple_of(ALIGN)];
-        let Reader { direct: Some(file), .. } = from else {
-            return from.target.read_at(offset, &mut whole[..len]);
-        };
-        let mut filled = 0;
-        while filled < len {
-            match file.read_at(&mut whole[filled..], offset + filled as u64) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Not every file system can, and some say so only now.
-                Err(_) => return from.target.read_at(offset, &mut whole[..len]),
-            }
-        }
-        Ok(())
+        Self { target, direct, buffer, start }
     }
 }
 
-struct Reader<'t> {
-    target: &'t dyn Target,
-    /// Past the page cache: reads what the medium holds, in a third of the time of reading through an emptied cache.
-    direct: Option<File>,
+impl Pieces for Piece<'_> {
+    fn piece(&mut self, offset: u64, len: usize) -> io::Result<&[u8]> {
+        let whole = &mut self.buffer[self.start..self.start + len.next_multiple_of(ALIGN)];
+        // Not every file system can, and some say so only now.
+        if self.direct.is_none_or(|file| read_direct(file, offset, whole, len).is_err()) {
+            self.target.read_at(offset, &mut whole[..len])?;
+        }
+        Ok(&whole[..len])
+    }
+}
+
+/// Reads at least the first `len` of `whole`, as far as the file goes.
+fn read_direct(file: &File, offset: u64, whole: &mut [u8], len: usize) -> io::Result<()> {
+    let mut filled = 0;
+    while filled < len {
+        match file.read_at(&mut whole[filled..], offset + filled as u64) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// The hash of the first `total` bytes of the target; `None` when some cannot be read.
@@ -70,34 +61,7 @@ struct Reader<'t> {
 /// What making the target durable fails with.
 pub(super) fn hash_medium(target: &dyn Target, total: u64) -> io::Result<Option<ArtifactHash>> {
     target.sync()?;
-    let reader = Reader { target, direct: target.medium() };
-    let mut hasher = blake3::Hasher::new();
-    let (full_tx, full_rx) = mpsc::sync_channel::<io::Result<Piece>>(1);
-    let (empty_tx, empty_rx) = mpsc::channel::<Piece>();
-    for _ in 0..PIECES {
-        // Received by the thread below.
-        let _ = empty_tx.send(Piece::new());
-    }
-    std::thread::scope(|scope| {
-        // Reading and hashing side by side.
-        scope.spawn(move || {
-            let mut offset = 0;
-            while offset < total {
-                let Ok(mut piece) = empty_rx.recv() else { return };
-                let len = PIECE_BYTES.min(usize::try_from(total - offset).unwrap_or(PIECE_BYTES));
-                let read = piece.fill(&reader, offset, len);
-                offset += len as u64;
-                if full_tx.send(read.map(|()| piece)).is_err() {
-                    return;
-                }
-            }
-        });
-        for piece in full_rx {
-            // What cannot be read back is not there.
-            let Ok(piece) = piece else { return Ok(None) };
-            hasher.update_rayon(piece.bytes());
-            let _ = empty_tx.send(piece);
-        }
-        Ok(Some(hasher.finalize().into()))
-    })
+    let direct = target.medium();
+    // What cannot be read back is not there.
+    Ok(whole_hash(total, || Piece::new(target, direct.as_ref())).ok())
 }

@@ -11,7 +11,7 @@ use super::entries::Entries;
 use super::journal::Journal;
 use super::seeds::Bytes;
 use super::target::Target;
-use super::threads::on_all_cores;
+use crate::threads::on_all_cores;
 
 /// Longest run read and written at once, bytes.
 const RUN_BYTES_MAX: u64 = 1 << 20;

@@ -19,7 +19,6 @@ mod run;
 mod seeds;
 mod sink;
 mod target;
-mod threads;
 mod tree;
 mod verify;
 mod wanted;

@@ -18,7 +18,7 @@ use super::payloads::Payloads;
 use super::stream::{self, MEMORY};
 use crate::pull::place::Placer;
 use crate::pull::seeds::Seeds;
-use crate::pull::threads::on_all_cores;
+use crate::threads::on_all_cores;
 
 /// Bytes of bases and targets in memory at once, over all threads. A patch that needs more than is left waits; one that
 /// needs more than there is works alone.

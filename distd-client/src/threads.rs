@@ -7,7 +7,7 @@ use std::io;
 ///
 /// # Errors
 /// What `work` reports; a thread that panics is an error too.
-pub(super) fn on_all_cores(
+pub(crate) fn on_all_cores(
     work: impl Fn() -> io::Result<()> + Sync,
     stop: impl Fn() + Sync,
 ) -> io::Result<()> {
