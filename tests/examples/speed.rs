@@ -6,11 +6,15 @@
 //! speed impair LISTEN TARGET LOSS% DELAY_MS MBIT QUEUE_MS
 //! ```
 //!
-//! Settings for the first two: `--congestion cubic|newreno|bbr|follow`, `--window MIB` (of a connection, half of it a stream), `--mtu BYTES`.
+//! Settings for the first two: `--congestion cubic|newreno|bbr|follow`, `--window MIB` (of a connection, half of it a stream), `--mtu BYTES`,
+//! `--file PATH`: read from there, or hashed in pieces, written there, read back and hashed once more, and nothing else: what is left of QUIC's
+//! speed to whoever takes a file as distd does.
 
 use std::error::Error;
+use std::fs::File;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,18 +29,26 @@ type Failure = Box<dyn Error + Send + Sync>;
 /// Bytes handed to a stream at once: a chunk of middling length.
 const PIECE: usize = 64 << 10;
 
+/// Bytes read, hashed and written at once with `--file`, as distd does it.
+const RUN: usize = 128 << 10;
+
+struct Settings {
+    tuning: Tuning,
+    file: Option<PathBuf>,
+}
+
 fn main() -> Result<(), Failure> {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
-    let tuning = tuning(&mut args)?;
+    let settings = settings(&mut args)?;
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
-        ["serve", state, listen] => runtime()?.block_on(serve(state.as_ref(), listen.parse()?, &tuning)),
+        ["serve", state, listen] => runtime()?.block_on(serve(state.as_ref(), listen.parse()?, &settings)),
         ["fetch", state, address, bytes, streams] => runtime()?.block_on(fetch(
             state.as_ref(),
             address.parse()?,
             bytes.parse()?,
             streams.parse()?,
-            &tuning,
+            &settings,
         )),
         ["impair", listen, target, loss, delay, mbit, queue] => {
             let impairment = Impairment {
@@ -61,8 +73,8 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 }
 
 /// Takes the settings out of the arguments.
-fn tuning(args: &mut Vec<String>) -> Result<Tuning, Failure> {
-    let mut tuning = Tuning::default();
+fn settings(args: &mut Vec<String>) -> Result<Settings, Failure> {
+    let (mut tuning, mut file) = (Tuning::default(), None);
     while let Some(at) = args.iter().position(|arg| arg.starts_with("--")) {
         let mut pair = args.drain(at..(at + 2).min(args.len()));
         let (name, value) = (pair.next().unwrap_or_default(), pair.next().ok_or("an option wants a value")?);
@@ -76,10 +88,11 @@ fn tuning(args: &mut Vec<String>) -> Result<Tuning, Failure> {
                 tuning.stream_window = tuning.connection_window / 2;
             }
             ("--mtu", bytes) => tuning.mtu_max = bytes.parse()?,
+            ("--file", path) => file = Some(path.into()),
             _ => return Err(format!("unknown setting {name} {value}").into()),
         }
     }
-    Ok(tuning)
+    Ok(Settings { tuning, file })
 }
 
 fn endpoint(
@@ -93,7 +106,9 @@ fn endpoint(
     Ok(Endpoint::new(config, server, socket, Arc::new(TokioRuntime))?)
 }
 
-async fn serve(state: &Path, listen: SocketAddr, tuning: &Tuning) -> Result<(), Failure> {
+async fn serve(state: &Path, listen: SocketAddr, settings: &Settings) -> Result<(), Failure> {
+    let tuning = &settings.tuning;
+    let file = settings.file.as_deref().map(File::open).transpose()?.map(Arc::new);
     let identity = NodeIdentity::load_or_create(state)?;
     let ca = identity.ca_der().ok_or("not enrolled")?.clone();
     let mut config = quic_server(Credentials::of_node(&identity)?, &ca)?;
@@ -101,20 +116,30 @@ async fn serve(state: &Path, listen: SocketAddr, tuning: &Tuning) -> Result<(), 
     let endpoint = endpoint(listen, Some(config), tuning)?;
     println!("listening on {}", endpoint.local_addr()?);
     while let Some(incoming) = endpoint.accept().await {
+        let file = file.clone();
         tokio::spawn(async move {
             let connection = incoming.await?;
             while let Ok((mut send, mut recv)) = connection.accept_bi().await {
-                let connection = connection.clone();
+                let (connection, file) = (connection.clone(), file.clone());
                 tokio::spawn(async move {
-                    let asked = recv.read_to_end(8).await?;
-                    let mut left = u64::from_be_bytes(asked.as_slice().try_into()?);
+                    let asked = recv.read_to_end(16).await?;
+                    let number =
+                        |at: usize| Ok::<_, Failure>(u64::from_be_bytes(asked[at..at + 8].try_into()?));
+                    let (mut at, end) = (number(0)?, number(0)? + number(8)?);
                     // No two bytes alike matter: QUIC encrypts whatever it is.
                     let piece = bytes::Bytes::from(vec![0x5a; PIECE]);
-                    while left > 0 {
-                        let step = left.min(PIECE as u64);
+                    while at < end {
                         fit_send_window(&connection);
-                        send.write_chunk(piece.slice(..step as usize)).await?;
-                        left -= step;
+                        let bytes = match &file {
+                            Some(file) => {
+                                let mut run = vec![0; RUN.min((end - at) as usize)];
+                                file.read_exact_at(&mut run, at)?;
+                                run.into()
+                            }
+                            None => piece.slice(..PIECE.min((end - at) as usize)),
+                        };
+                        at += bytes.len() as u64;
+                        send.write_chunk(bytes).await?;
                     }
                     send.finish()?;
                     Ok::<(), Failure>(())
@@ -136,8 +161,11 @@ async fn fetch(
     address: SocketAddr,
     bytes: u64,
     streams: u64,
-    tuning: &Tuning,
+    settings: &Settings,
 ) -> Result<(), Failure> {
+    let tuning = &settings.tuning;
+    let create = |path| File::options().read(true).write(true).create(true).truncate(true).open(path);
+    let file = settings.file.as_ref().map(create).transpose()?.map(Arc::new);
     let identity = NodeIdentity::load_or_create(state)?;
     let ca = identity.ca_der().ok_or("not enrolled")?.clone();
     let mut config = quic_client(Credentials::of_node(&identity)?, &ca)?;
@@ -148,15 +176,25 @@ async fn fetch(
     let start = Instant::now();
     let connection = endpoint.connect(address, PARENT_NAME)?.await?;
     let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..streams {
-        let connection = connection.clone();
+    for number in 0..streams {
+        let (connection, file) = (connection.clone(), file.clone());
         tasks.spawn(async move {
             let (mut send, mut recv) = connection.open_bi().await?;
-            send.write_all(&(bytes / streams).to_be_bytes()).await?;
+            let (from, count) = (number * (bytes / streams), bytes / streams);
+            send.write_all(&[from.to_be_bytes(), count.to_be_bytes()].concat()).await?;
             send.finish()?;
             let mut got = 0;
+            let mut run = Vec::with_capacity(RUN + PIECE);
             while let Some(chunk) = recv.read_chunk(PIECE, true).await? {
                 got += chunk.bytes.len() as u64;
+                if let Some(file) = &file {
+                    run.extend_from_slice(&chunk.bytes);
+                    if run.len() >= RUN || got == count {
+                        std::hint::black_box(blake3::hash(&run));
+                        file.write_all_at(&run, from + got - run.len() as u64)?;
+                        run.clear();
+                    }
+                }
             }
             Ok::<u64, Failure>(got)
         });
@@ -164,6 +202,9 @@ async fn fetch(
     let mut got = 0;
     while let Some(done) = tasks.join_next().await {
         got += done??;
+    }
+    if let Some(file) = file {
+        tokio::task::spawn_blocking(move || read_back(&file, got)).await??;
     }
     let seconds = start.elapsed().as_secs_f64();
     let stats = connection.stats();
@@ -176,4 +217,23 @@ async fn fetch(
     connection.close(0u32.into(), b"");
     endpoint.wait_idle().await;
     Ok(())
+}
+
+/// Reads all of it, half on each of two threads, and hashes it.
+fn read_back(file: &File, bytes: u64) -> std::io::Result<()> {
+    let half = |range: std::ops::Range<u64>| {
+        let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; 1 << 20]);
+        for at in range.clone().step_by(buffer.len()) {
+            let len = buffer.len().min((range.end - at) as usize);
+            file.read_exact_at(&mut buffer[..len], at)?;
+            hasher.update(&buffer[..len]);
+        }
+        std::hint::black_box(hasher.finalize());
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| half(0..bytes / 2));
+        half(bytes / 2..bytes)?;
+        first.join().unwrap_or_else(|_| Err(std::io::Error::other("a reading thread failed")))
+    })
 }

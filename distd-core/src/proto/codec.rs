@@ -242,6 +242,12 @@ impl FrameDecoder {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// The same with room made once: growing piece by piece copies what is there each time.
+    pub fn push_all(&mut self, pieces: &[Bytes]) {
+        self.buffer.reserve(pieces.iter().map(Bytes::len).sum());
+        pieces.iter().for_each(|piece| self.push(piece));
+    }
+
     /// The next complete frame; `Ok(None)` when more bytes are needed. Call until it says so.
     ///
     /// # Errors

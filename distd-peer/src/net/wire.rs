@@ -133,12 +133,11 @@ impl FrameReader {
             if let Some(frame) = self.arrived()? {
                 return Ok(Some(frame));
             }
-            if self.read().await?.is_none() {
+            let Some(count) = self.read().await?.map(|pieces| pieces.len()) else {
                 return if self.decoder.pending() == 0 { Ok(None) } else { Err(WireError::Truncated) };
-            }
-            for piece in &mut self.pieces {
-                self.decoder.push(&std::mem::take(piece));
-            }
+            };
+            self.decoder.push_all(&self.pieces[..count]);
+            self.pieces[..count].fill(Bytes::new());
         }
     }
 
