@@ -70,11 +70,11 @@ fn leaves_know_each_other_and_not_only_the_slow_ones_that_have_everything() {
         let chunks = |of: &[NodeNo]| -> u64 {
             fresh.iter().map(|leaf| of.iter().map(|from| sim.received(*leaf, *from)).sum::<u64>()).sum()
         };
-        // Ten links of 20 Mbit/s take 63 s for 60 copies. Measured: 5 s and 1 % of them; when lists were of those ten alone, 92 s and 93 %.
+        // Ten links of 20 Mbit/s take 63 s for 60 copies. Measured: at most 7.3 s; when lists were of those ten alone, 92 s and 93 %.
         assert!(chunks(&slow) * 20 < chunks(&fresh), "{} beside {}", chunks(&slow), chunks(&fresh));
         assert!(sim.now() - before < Duration::from_secs(10), "{:?}", sim.now() - before);
-        // A copy for those ten, and what is asked of the origin while they keep nobody's pace. Measured: at most 129 %.
-        sim.assert_egress(site, 100..=135);
+        // A copy for those ten. Measured: at most 105 %; 123 to 130 when what stalled neighbours hold was asked of the origin at once.
+        sim.assert_egress(site, 100..=106);
     });
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::config::{
     BATCH_CHUNKS_MIN, BATCH_TIME, CLAIM_AFTER, CLAIM_AFTER_BY_RELAY, ENDGAME_LEAST, ENDGAME_MIN,
-    ENDGAME_PART, EXPLORE, RELAY_HELPS, SHARED_BATCHES,
+    ENDGAME_PART, EXPLORE, RELAY_HELPS, SEVERAL, SHARED_BATCHES, SITE_BRINGS,
 };
 use super::peer::Peer;
 use super::{Batch, BatchId, Fetch, FetchEvent, PeerFault, PeerId, Tier};
@@ -61,9 +61,9 @@ impl Fetch {
         let claims = unstarted.flat_map(|b| [b.progress + CLAIM_AFTER, b.progress + CLAIM_AFTER_BY_RELAY]);
         let ends = others && self.wanted.is_empty() && !self.batches.is_empty() && self.may_double() > 0;
         let end = ends.then(|| now + ENDGAME_MIN);
-        let dry = self.others_fetch_until(now);
+        let dry = [self.others_fetch_until(now), self.site_brings_until(now, SITE_BRINGS)];
         deadlines
-            .chain(dry)
+            .chain(dry.into_iter().flatten())
             .chain(pauses)
             .chain(settled)
             .chain(claims)
@@ -158,8 +158,11 @@ impl Fetch {
         let near = self.pace_of_neighbours(now);
         let by_others = self.others_fetch_until(now).is_some();
         for (tier, most) in most {
-            if tier == Tier::Origin && by_others {
-                return None;
+            if tier == Tier::Origin {
+                if by_others {
+                    return None;
+                }
+                left = left.difference(&self.left_to_stalled(now, &left));
             }
             // Of several parents the first is asked: each would fetch everything over the uplink they share.
             let mut lacks = left.clone();
@@ -185,6 +188,32 @@ impl Fetch {
             left = lacks;
         }
         None
+    }
+
+    /// What of `wanted` is not asked of an origin though who holds it here made no progress: several hold it, and the site goes on. Sixty that begin at
+    /// once beside ten slow links stall each other there, and what the ten pass on goes round.
+    fn left_to_stalled(&self, now: Timestamp, wanted: &ChunkRanges) -> ChunkRanges {
+        let mut held: [ChunkRanges; SEVERAL] = Default::default();
+        if self.site_brings_until(now, SITE_BRINGS).is_some() {
+            let stalled = |p: &&Peer| p.tier == Tier::Site && p.stalled && p.connected && !p.dropped;
+            for p in self.peers.values().filter(stalled) {
+                let mut could = p.could_send(wanted);
+                // By one more than before.
+                for held in &mut held {
+                    let again = held.intersection(&could);
+                    held.extend(&could);
+                    could = again;
+                }
+            }
+        }
+        let [.., held] = held;
+        held
+    }
+
+    /// Until when, if nothing more comes, neighbours count as bringing something, and `None` when they do not: the last came so lately.
+    pub(super) fn site_brings_until(&self, now: Timestamp, lately: Duration) -> Option<Timestamp> {
+        let near = self.peers.values().filter(|p| p.tier == Tier::Site && p.is_well(now) && p.right > 0);
+        near.map(|p| p.came_at + lately).max().filter(|until| *until > now)
     }
 
     /// Chunks a second that neighbours bring together, as far as it is known; `None` when none is there.

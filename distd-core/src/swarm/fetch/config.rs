@@ -122,5 +122,11 @@ pub(super) const DISBELIEVED: Duration = Duration::from_secs(1);
 /// How long neighbours are let that fetch by way of a relay that this side knows for a liar, after the last chunk one of them brought.
 pub(super) const OTHERS_FETCH: Duration = Duration::from_millis(300);
 
+/// How long after the last chunk from a neighbour what several stalled ones hold is not asked of an origin.
+pub(super) const SITE_BRINGS: Duration = Duration::from_millis(500);
+
+/// How many stalled neighbours have to hold a chunk for that: more than a few that are there for harm.
+pub(super) const SEVERAL: usize = 3;
+
 /// When a relay that lives has answered, if only that its parent could not help: what it waits for that, and a moment.
 pub(super) const RELAY_ANSWERS: Duration = UPSTREAM_WAIT.saturating_add(Duration::from_secs(2));

@@ -42,7 +42,6 @@ impl Fetch {
         if !self.peers.values().any(lied) {
             return None;
         }
-        let near = self.peers.values().filter(|p| p.tier == Tier::Site && p.is_well(now) && p.right > 0);
-        near.map(|p| p.came_at + OTHERS_FETCH).max().filter(|until| *until > now)
+        self.site_brings_until(now, OTHERS_FETCH)
     }
 }

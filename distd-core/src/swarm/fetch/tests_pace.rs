@@ -1,6 +1,6 @@
 //! What a [`Fetch`] makes of how fast its peers are, and of what one holds back.
 
-use super::config::{CLAIM_AFTER, ENDGAME_LEAST, RELAY_ANSWERS};
+use super::config::{CLAIM_AFTER, ENDGAME_LEAST, RELAY_ANSWERS, SEVERAL, SITE_BRINGS};
 use super::*;
 
 const T0: Timestamp = Timestamp(1_000_000);
@@ -61,6 +61,43 @@ fn the_faster_neighbour_is_asked_more_often_and_for_more() {
     }
     assert!(asked[0] > 150 && asked[1] >= 4, "the slow one is tried now and then: {asked:?}");
     assert!(sizes[0] > 50 && sizes[1] == 4, "a tenth of a second each: {sizes:?}");
+}
+
+/// An origin, neighbours that have everything and stalled, so many, and one that has half and has just brought a chunk; who is asked now for what is
+/// wanted, until nobody has room.
+fn asked_beside_stalled(stalled: u32) -> (Fetch, Timestamp, Vec<PeerId>) {
+    let (mut f, origin, other) = (sharing(100), PeerId(0), PeerId(9));
+    for peer in (1..=stalled).map(PeerId).chain([other]) {
+        f.handle_connected(T0, peer, Tier::Site);
+        f.handle_have(T0, peer, &set(1, if peer == other { 50 } else { 100 }));
+    }
+    let mut brought = T0;
+    while let Some((peer, batch, chunks)) = f.poll_request(T0) {
+        if peer == other {
+            let first = chunks.ids().next().expect("a batch is not empty");
+            brought = T0 + MS;
+            f.handle_chunk(brought, batch, first);
+        }
+    }
+    for peer in (1..=stalled).map(PeerId) {
+        f.handle_fault(brought, peer, PeerFault::Stalled);
+    }
+    f.handle_connected(brought, origin, Tier::Origin);
+    let asked = std::iter::from_fn(|| f.poll_request(brought)).map(|(peer, ..)| peer).collect();
+    (f, brought, asked)
+}
+
+#[test]
+fn what_several_stalled_neighbours_hold_is_not_asked_of_the_origin_while_others_bring_something() {
+    let origin = PeerId(0);
+    let (_, _, asked) = asked_beside_stalled(SEVERAL as u32 - 1);
+    assert!(asked.contains(&origin), "few may be there for harm: {asked:?}");
+    let (mut f, brought, asked) = asked_beside_stalled(SEVERAL as u32);
+    assert!(!asked.contains(&origin), "{asked:?}");
+    let dry = brought + SITE_BRINGS;
+    assert!(f.poll_timeout(brought).is_some_and(|at| at <= dry));
+    let asked: Vec<_> = std::iter::from_fn(|| f.poll_request(dry)).map(|(peer, ..)| peer).collect();
+    assert!(asked.contains(&origin), "nothing came any more: {asked:?}");
 }
 
 #[test]
