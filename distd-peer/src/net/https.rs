@@ -103,10 +103,10 @@ impl Dialled {
             };
             drop(alive_tx);
             let Some(said) = said else { return };
-            let heard = async {
+            let answered = async {
                 tokio::select! { _ = connection => {} _ = said => {} }
             };
-            let _ = tokio::time::timeout(FAREWELL, heard).await;
+            let _ = tokio::time::timeout(FAREWELL, answered).await;
         });
         Ok(Self { requests, remote, certificates, alive, farewell })
     }

@@ -408,16 +408,16 @@ fn lock(dir: &Path) -> Result<fs::File, StoreError> {
 
 fn check_version(dir: &Path) -> Result<(), StoreError> {
     let path = dir.join("VERSION");
-    match fs::read_to_string(&path) {
-        Ok(version) if version == LAYOUT_VERSION => Ok(()),
-        Ok(version) if version == LAYOUT_BEFORE => {
+    let version = match fs::read_to_string(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        read => Some(read.map_err(StoreError::io("read", &path))?),
+    };
+    match version.as_deref() {
+        Some(LAYOUT_VERSION) => Ok(()),
+        None | Some(LAYOUT_BEFORE) => {
             fs::write(&path, LAYOUT_VERSION).map_err(StoreError::io("write", &path))
         }
-        Ok(other) => Err(StoreError::Newer(dir.to_owned(), other.trim().to_owned())),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            fs::write(&path, LAYOUT_VERSION).map_err(StoreError::io("write", &path))
-        }
-        Err(e) => Err(StoreError::io("read", &path)(e)),
+        Some(other) => Err(StoreError::Newer(dir.to_owned(), other.trim().to_owned())),
     }
 }
 

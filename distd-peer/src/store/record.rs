@@ -36,11 +36,17 @@ impl RotCheck {
         Self::Xxh3(XxHash3_64::oneshot(packed))
     }
 
+    /// As layout 1 had it.
+    pub(super) fn of_layout_1(packed: &[u8]) -> Self {
+        let hash = blake3::hash(packed);
+        Self::Blake3(u64::from_be_bytes(hash.as_bytes()[..8].try_into().expect("eight of 32 bytes")))
+    }
+
     /// Whether these are the bytes it was made of.
     pub(super) fn passes(self, packed: &[u8]) -> bool {
-        match self {
-            Self::Blake3(first) => blake3::hash(packed).as_bytes()[..8] == first.to_be_bytes(),
-            Self::Xxh3(_) => self == Self::of(packed),
+        self == match self {
+            Self::Blake3(_) => Self::of_layout_1(packed),
+            Self::Xxh3(_) => Self::of(packed),
         }
     }
 
