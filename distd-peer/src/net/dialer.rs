@@ -58,10 +58,10 @@ pub enum DialError {
 }
 
 impl DialError {
-    /// Whether nobody listens there just now.
+    /// Whether nobody listens there just now, or who did went away.
     fn may_pass(&self) -> bool {
         match self {
-            Self::Tcp(_, error) => error.kind() == io::ErrorKind::ConnectionRefused,
+            Self::Tcp(_, error) => error.kind() == io::ErrorKind::ConnectionRefused || went_away(error),
             // What proxies say of it.
             Self::Proxy(ProxyError::Refused { status, .. }) => (502..=504).contains(status),
             _ => false,
@@ -82,6 +82,12 @@ impl DialError {
             error => error,
         }
     }
+}
+
+/// Whether the other side was gone before it had said anything: a parent that is killed then may be started again.
+fn went_away(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 /// What a node dials its parents with.
@@ -207,7 +213,10 @@ impl Dialer {
             }
         };
         let dialled = Dialled::establish(wire, remote, self.tls.clone()).await;
-        let dialled = dialled.map_err(|e| DialError::Connect(address.to_owned(), e.into()))?;
+        let dialled = dialled.map_err(|e| match went_away(&e) {
+            true => DialError::Tcp(address.to_owned(), e),
+            false => DialError::Connect(address.to_owned(), e.into()),
+        })?;
         Ok(Connection::Https(dialled))
     }
 }
