@@ -113,7 +113,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Code> {
         return Some(code_of_enrollment(error));
     }
     if let Some(error) = cause.downcast_ref::<IdentityError>() {
-        return Some(if matches!(error, IdentityError::File(_)) { Code::Local } else { Code::Refused });
+        return Some(code_of_identity(error));
     }
     if cause.is::<TokenError>() {
         return Some(Code::Refused);
@@ -147,19 +147,22 @@ pub(crate) fn code_of_tuf(error: &TufError) -> Code {
 pub(crate) fn code_of_enrollment(error: &EnrollmentError) -> Code {
     match error {
         EnrollmentError::Exchange(error) => code_of_enroll_exchange(error),
-        EnrollmentError::Refused(refusal) if refusal.code == RefusalCode::Internal => Code::Other,
-        EnrollmentError::Refused(_) => Code::Refused,
-        EnrollmentError::Identity(IdentityError::File(_)) => Code::Local,
-        EnrollmentError::Identity(_) => Code::Refused,
-        EnrollmentError::OtherReply => Code::Other,
+        EnrollmentError::Identity(error) => code_of_identity(error),
         EnrollmentError::NoParent => Code::Usage,
+    }
+}
+
+fn code_of_identity(error: &IdentityError) -> Code {
+    match error {
+        IdentityError::File(_) => Code::Local,
+        IdentityError::Refused(refusal) if refusal.code == RefusalCode::Internal => Code::Other,
+        _ => Code::Refused,
     }
 }
 
 fn code_of_enroll_exchange(error: &EnrollError) -> Code {
     match error {
         EnrollError::Connect(_, cause) if is_certificate_error(&**cause) => Code::Refused,
-        EnrollError::Body(_) => Code::Integrity,
         _ => Code::Network,
     }
 }

@@ -21,7 +21,7 @@ use super::demand::{Arrival, Demand, Waiter};
 use crate::driver::{Driver, DriverHandle};
 use crate::limits::Throttle;
 use crate::manifest_fetch::fetch_manifest;
-use crate::net::exchange_raw;
+use crate::net::exchange_enroll;
 use crate::parents::Parents;
 use crate::serve::{ChunkAnswer, Content, NodesAnswer, ServeError, Swarm, answer_nodes};
 use crate::store::{EdgeStore, Location};
@@ -282,7 +282,7 @@ impl Content for Relay {
         let mut last = ServeError::Upstream("no parent configured".into());
         for index in 0..self.parents.len() {
             let (address, outbound) = (self.parents.address(index), self.parents.outbound());
-            match exchange_raw(address, &self.anchor, outbound, body.clone()).await {
+            match exchange_enroll(address, &self.anchor, outbound, &body).await {
                 Ok(reply) => return Ok(reply),
                 Err(error) => last = ServeError::Upstream(error.into()),
             }

@@ -129,9 +129,9 @@ impl Origin {
     /// # Errors
     /// [`ServeError::Internal`]; refusals are replies.
     pub async fn enroll(&self, body: &[u8]) -> Result<Vec<u8>, ServeError> {
-        let root = self.repository.root_json().await.map_err(|e| ServeError::Internal(e.into()))?;
-        let root = std::str::from_utf8(&root).map_err(|e| ServeError::Internal(e.into()))?;
-        let (reply, refused) = self.realm.handle_enroll(body, root, unix_now(), &SqlRegistry(&self.db)).await;
+        let roots = self.repository.roots().await.map_err(|e| ServeError::Internal(e.into()))?;
+        let (reply, refused) =
+            self.realm.handle_enroll(body, &roots, unix_now(), &SqlRegistry(&self.db)).await;
         if let Some(reason) = refused {
             tracing::info!(error = &reason as &dyn std::error::Error, "enrolment refused");
         }
