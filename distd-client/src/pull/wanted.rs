@@ -218,7 +218,8 @@ fn blames_the_parent(error: &TufError) -> bool {
         error,
         TufError::UnknownTarget(_)
             | TufError::BadTarget { .. }
-            | TufError::ClockBackwards(_)
+            | TufError::ClockBehind { .. }
+            | TufError::ClockStepped(_)
             | TufError::Source(_)
             | TufError::File(_)
             | TufError::Store(_)

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
+use distd_peer::trust::tuf::SIGNED_AT;
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 use tough::schema::decoded::{Decoded, Hex};
@@ -347,6 +348,8 @@ impl TufRepository {
             state.timestamp.version = next(state.timestamp.version);
         }
         state.timestamp.expires = expires("timestamp", now)?;
+        // What a device may take for the time: its own clock vouches for nothing.
+        state.timestamp._extra.insert(SIGNED_AT.to_owned(), now.into());
         let signers = self.root_signers(state, keys, RoleType::Timestamp, dirty)?;
         let bytes = sign(state.timestamp.clone(), &signers)?;
         self.store.put("timestamp.json", bytes).await?;
