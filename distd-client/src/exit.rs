@@ -3,8 +3,9 @@
 use std::fmt;
 
 use distd_core::names::{NameError, WantedError};
+use distd_core::proto::close::CloseCode;
 use distd_peer::enrollment::EnrollmentError;
-use distd_peer::net::EnrollError;
+use distd_peer::net::{EnrollError, WireError};
 use distd_peer::trust::enroll::RefusalCode;
 use distd_peer::trust::files::FileError;
 use distd_peer::trust::identity::IdentityError;
@@ -96,7 +97,23 @@ impl std::error::Error for Failure {
 /// What to do next, as far as an error knows.
 pub(crate) fn advice(error: &anyhow::Error) -> Option<String> {
     let own = || error.chain().find_map(|cause| cause.downcast_ref::<Failure>()?.next.clone());
-    if error.chain().any(is_clock_error) { Some(clock_advice()) } else { own() }
+    if error.chain().any(is_clock_error) {
+        Some(clock_advice())
+    } else if error.chain().any(is_shut_out) {
+        Some("ask the realm's operator whether this device was revoked (distd node ls)".to_owned())
+    } else {
+        own()
+    }
+}
+
+/// Whether a parent ended a connection or stream because this node has no right to it.
+pub(crate) fn is_shut_out(cause: &(dyn std::error::Error + 'static)) -> bool {
+    causes(cause).any(|error| {
+        let stream = matches!(error.downcast_ref(), Some(WireError::Closed(CloseCode::Unauthorised)));
+        let connection = matches!(error.downcast_ref(), Some(quinn::ConnectionError::ApplicationClosed(close))
+            if CloseCode::from_code(close.error_code.into_inner()) == CloseCode::Unauthorised);
+        stream || connection
+    })
 }
 
 fn clock_advice() -> String {
@@ -170,6 +187,7 @@ pub(crate) fn code_of_tuf(error: &TufError) -> Code {
         TufError::Mismatch(_) | TufError::Malformed(_) | TufError::BadTarget { .. } | TufError::Answer(_) => {
             Code::Integrity
         }
+        TufError::Source(cause) if is_shut_out(&**cause) => Code::Refused,
         TufError::Missing { .. } | TufError::Source(_) => Code::Network,
         TufError::File(_) | TufError::Store(_) => Code::Local,
     }

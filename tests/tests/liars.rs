@@ -18,7 +18,9 @@ use distd_peer::net::{Dialer, Outbound, ResetKey, Transport, client_endpoint, pa
 use distd_peer::parents::Parents;
 use distd_peer::quarantine::Quarantine;
 use distd_peer::relay::Relay;
-use distd_peer::serve::{ChunkAnswer, Content, NodesAnswer, ServeConfig, ServeError, Server, Swarm};
+use distd_peer::serve::{
+    ChunkAnswer, Content, NodeBudget, NodesAnswer, ServeConfig, ServeError, Server, Swarm,
+};
 use distd_peer::store::{EdgeStore, StoreConfig};
 use distd_peer::trust::enroll::{EnrollMessage, EnrollReply};
 use distd_peer::trust::identity::{NodeIdentity, Role};
@@ -69,8 +71,13 @@ struct LyingSwarm {
 
 #[async_trait]
 impl Content for Liar {
-    async fn swarm(&self, peer: &PeerIdentity, manifest: ManifestId) -> Result<Arc<dyn Swarm>, ServeError> {
-        let inner = self.inner.swarm(peer, manifest).await?;
+    async fn swarm(
+        &self,
+        peer: &PeerIdentity,
+        budget: &Arc<NodeBudget>,
+        manifest: ManifestId,
+    ) -> Result<Arc<dyn Swarm>, ServeError> {
+        let inner = self.inner.swarm(peer, budget, manifest).await?;
         let swarm: Arc<dyn Swarm> =
             Arc::new(LyingSwarm { inner, lie: self.lie, disbelieved: self.disbelieved.clone() });
         self.kept.lock().expect("no holder panics").push(swarm.clone());
@@ -149,7 +156,12 @@ impl Swarm for LyingSwarm {
         Ok(answer)
     }
 
-    async fn chunks(&self, wanted: ChunkRanges, answers: mpsc::Sender<ChunkAnswer>) {
+    async fn chunks(
+        &self,
+        budget: &Arc<NodeBudget>,
+        wanted: ChunkRanges,
+        answers: mpsc::Sender<ChunkAnswer>,
+    ) {
         let Some(first) = wanted.ids().next() else { return };
         let data = |id, codec, bytes| ChunkAnswer::Data(Data { id, codec, bytes });
         let lie = match self.lie {
@@ -165,7 +177,7 @@ impl Swarm for LyingSwarm {
             }
             Lie::Silence => return,
             Lie::WrongNodes | Lie::WrongMetadata | Lie::OtherRoot | Lie::OtherRootUnsealed => {
-                return self.inner.chunks(wanted, answers).await;
+                return self.inner.chunks(budget, wanted, answers).await;
             }
         };
         let _ = answers.send(lie).await;

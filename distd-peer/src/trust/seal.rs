@@ -89,12 +89,20 @@ impl SealedReply {
         if sha256(&self.ca_der) != *ca_fingerprint {
             return Err(SealError::ForeignCa);
         }
-        let (_, ca) = X509Certificate::from_der(&self.ca_der).map_err(|_| SealError::ForeignCa)?;
-        let key = &ca.public_key().subject_public_key.data;
-        let algorithm = &aws_lc_rs::signature::ECDSA_P256_SHA256_ASN1;
-        aws_lc_rs::signature::UnparsedPublicKey::new(algorithm, key)
-            .verify(&seal_message(request, &self.reply), &self.signature)
-            .map_err(|_| SealError::Signature)?;
+        verify_by_ca(&self.ca_der, &seal_message(request, &self.reply), &self.signature)?;
         Ok(CertificateDer::from(self.ca_der.clone()))
     }
+}
+
+/// Checks a signature by the key of the CA whose certificate this is.
+///
+/// # Errors
+/// [`SealError::ForeignCa`] for a certificate that is none, [`SealError::Signature`].
+pub(super) fn verify_by_ca(ca_der: &[u8], message: &[u8], signature: &[u8]) -> Result<(), SealError> {
+    let (_, ca) = X509Certificate::from_der(ca_der).map_err(|_| SealError::ForeignCa)?;
+    let key = &ca.public_key().subject_public_key.data;
+    let algorithm = &aws_lc_rs::signature::ECDSA_P256_SHA256_ASN1;
+    aws_lc_rs::signature::UnparsedPublicKey::new(algorithm, key)
+        .verify(message, signature)
+        .map_err(|_| SealError::Signature)
 }

@@ -6,7 +6,6 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use distd_peer::clock::unix_now;
 use distd_peer::trust::enroll::ENROLL_BYTES_MAX;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -14,7 +13,6 @@ use utoipa::ToSchema;
 use super::auth::{Caller, ToAdminister};
 use super::body::{At, Incoming};
 use super::{ApiError, App};
-use crate::origin::signed;
 
 /// A node.
 #[derive(Serialize, ToSchema)]
@@ -67,7 +65,7 @@ pub(super) async fn revoke(
     _: Caller<ToAdminister>,
     At(id): At<String>,
 ) -> Result<StatusCode, ApiError> {
-    if !app.origin.db().revoke_node(&id, signed(unix_now())).await? {
+    if !app.origin.revoke_node(&id).await? {
         return Err(ApiError::not_found("node of this id"));
     }
     tracing::info!(node = id, "node revoked");

@@ -5,12 +5,14 @@ mod metadata;
 mod patches;
 mod publish;
 mod registry;
+mod revoked;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use distd_peer::clock::unix_now;
+use distd_peer::trust::revoked::Revoked;
 use distd_peer::trust::tls::Credentials;
 
 use crate::db::{Db, DbError, UnixSeconds};
@@ -24,6 +26,7 @@ pub use content::OriginContent;
 pub use metadata::ObjectMetadata;
 pub use patches::RequestPatchesError;
 pub use publish::{PublishReleaseError, SetChannelError};
+pub use revoked::RevokedListError;
 
 /// Where an origin keeps what.
 #[derive(Clone, Debug)]
@@ -110,6 +113,7 @@ pub struct Origin {
     credentials: Arc<Credentials>,
     hosts: Vec<String>,
     spool: PathBuf,
+    revoked: Arc<Revoked>,
     /// Publications take turns, so that a channel's counter and its document agree.
     publishing: tokio::sync::Mutex<()>,
 }
@@ -155,6 +159,7 @@ impl Origin {
             credentials,
             hosts,
             spool,
+            revoked: Arc::default(),
             publishing: tokio::sync::Mutex::new(()),
         });
         let swept = origin.ingest.sweep_orphans(origin.ingest.scope_at_start(), signed(now)).await?;
@@ -164,6 +169,7 @@ impl Origin {
             tracing::info!(cut_off, "patch sets are made again");
         }
         origin.publish_pending().await?;
+        origin.refresh_revoked().await?;
         Ok(origin)
     }
 
