@@ -131,14 +131,12 @@ async fn a_device_that_holds_many_releases_open_keeps_none_from_others() {
     }
     // Places are free again when swarms are left.
     drop(held);
-    let mut reopened = 0;
-    for (_, manifest) in releases.iter().rev().take(12) {
+    for (reopened, (_, manifest)) in releases.iter().rev().take(12).enumerate() {
         let deadline = Instant::now() + Duration::from_secs(30);
         while rogue.open(*manifest).await.is_err() {
             assert!(Instant::now() < deadline, "no place after {reopened}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        reopened += 1;
     }
 }
 
@@ -156,7 +154,7 @@ async fn unknown_manifests_by_the_thousand_cost_a_relay_no_log_and_its_devices_n
             let ask = |n: u32| async move {
                 let mut id = [7; 32];
                 id[..4].copy_from_slice(&(round * 60 + n).to_be_bytes());
-                let code = rogue.open(ManifestId(id)).await.err().expect("nobody knows it");
+                let code = rogue.open(ManifestId(id)).await.expect_err("nobody knows it");
                 assert!(matches!(code, CloseCode::NoManifest | CloseCode::Busy), "{code:?}");
             };
             futures::future::join_all((0..60).map(ask)).await;
