@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::unix_now;
-use crate::net::{EnrollError, Outbound, exchange_enroll};
+use crate::net::{DialError, EnrollError, Outbound, exchange_enroll};
 use crate::trust::enroll::EnrollMessage;
 use crate::trust::identity::{IdentityError, NodeIdentity, Role};
 use crate::trust::tls::{Credentials, TrustAnchor};
@@ -25,6 +25,21 @@ pub enum EnrollmentError {
     /// No parent given.
     #[error("no parent to enrol with: name one with --parent HOST:PORT")]
     NoParent,
+}
+
+impl EnrollmentError {
+    /// Whether nobody was reached, which may pass by itself.
+    pub fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::Exchange(
+                EnrollError::Wire(..)
+                    | EnrollError::Dial(
+                        DialError::Resolve(..) | DialError::Silent { .. } | DialError::Tcp(..)
+                    )
+            )
+        )
+    }
 }
 
 /// Asks one parent after the other until `take` accepts a reply. A reply that the realm has not sealed is as

@@ -86,13 +86,12 @@ fn settings(args: RunArgs) -> anyhow::Result<(RelayConfig, Option<JoinToken>)> {
         (None, None) => None,
     };
     let token = token.map(|text| text.trim().parse::<JoinToken>()).transpose()?;
+    let listen = args.listen.or(file.listen);
     let config = RelayConfig {
         data: args.data.or(file.data).context("say where to keep key and cache: --data DIR")?,
         parents: if args.parent.is_empty() { file.parents.unwrap_or_default() } else { args.parent },
-        listen: match args.listen.or(file.listen) {
-            Some(address) => address,
-            None => DEFAULT_LISTEN.parse().expect("a constant address"),
-        },
+        listen: listen.unwrap_or_else(|| DEFAULT_LISTEN.parse().expect("a constant address")),
+        listen_is_default: listen.is_none(),
         transport: args.transport.or(file.transport).unwrap_or_default(),
         proxy_url: file.proxy_url,
         metrics: args.metrics.or(file.metrics),

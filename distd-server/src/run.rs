@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use distd_peer::clock::unix_now;
-use distd_peer::net::{BindError, parent_sockets};
+use distd_peer::net::{BindError, everywhere_ipv4, is_without_ipv6, parent_sockets};
 use distd_peer::serve::{ServeConfig, Server, SiteRule, Sites};
 use distd_peer::trust::files::{self, FileError};
 use distd_peer::trust::tls::{TlsError, https_parent, https_server, quic_server};
@@ -243,17 +243,6 @@ async fn listen(settings: &Settings) -> Result<TcpListener, StartError> {
         }
         other => other.map_err(|e| StartError::Http(address, e)),
     }
-}
-
-/// The default address is for both families; some machines have but one.
-fn is_without_ipv6(error: &io::Error) -> bool {
-    let code = error.raw_os_error();
-    let is = |errno: rustix::io::Errno| code == Some(errno.raw_os_error());
-    is(rustix::io::Errno::AFNOSUPPORT) || is(rustix::io::Errno::ADDRNOTAVAIL)
-}
-
-fn everywhere_ipv4(address: SocketAddr) -> SocketAddr {
-    ([0, 0, 0, 0], address.port()).into()
 }
 
 /// Ends the connections of nodes that another process revoked.

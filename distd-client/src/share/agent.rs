@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
 use super::{Lateral, Node, Sharing, installed};
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, code_of};
 use crate::pull::read_kept_manifest;
 
 /// How often the agent says that it is here; its records hold three times as long.
@@ -38,6 +38,10 @@ const NEIGHBOURS_TOLD: usize = 8;
 
 /// How long one of them may take.
 const TOLD_WITHIN: Duration = Duration::from_secs(30);
+
+/// First pause before an agent without a certificate that holds tries again; doubles up to [`OPEN_AGAIN_MAX`].
+const OPEN_AGAIN: Duration = Duration::from_secs(5);
+const OPEN_AGAIN_MAX: Duration = Duration::from_secs(60);
 
 /// What an agent starts from.
 pub(crate) struct AgentRequest {
@@ -62,7 +66,7 @@ pub(crate) async fn run(request: AgentRequest) -> anyhow::Result<()> {
         return Err(Failure::new(Code::Usage, error).next(next).into());
     }
     let AgentRequest { parents, listen, outbound, .. } = request;
-    let node = Node::open(&request.data, parents, listen, &request.sharing, outbound.clone()).await?;
+    let node = open_patiently(&request, listen, parents, &outbound).await?;
     let address = node.endpoint.local_addr().context("the socket has no address")?;
     let lateral = Arc::new(Lateral::start(&node, &request.sharing, true)?);
     let measuring = match request.metrics {
@@ -90,6 +94,28 @@ pub(crate) async fn run(request: AgentRequest) -> anyhow::Result<()> {
     endpoint.close(close_code(CloseCode::Done), b"");
     let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
     Ok(())
+}
+
+/// Opens the node, and tries again for as long as no parent renews a certificate that has ended: a device that was
+/// off for a day may boot before its network is there.
+async fn open_patiently(
+    request: &AgentRequest,
+    listen: SocketAddr,
+    parents: Vec<String>,
+    outbound: &Arc<Outbound>,
+) -> anyhow::Result<Node> {
+    let mut pause = OPEN_AGAIN;
+    loop {
+        let opened = Node::open(&request.data, parents.clone(), listen, &request.sharing, outbound.clone());
+        match opened.await {
+            Err(error) if code_of(&error) == Code::Network => {
+                tracing::warn!(error = format!("{error:#}"), "no parent can be reached; trying again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(OPEN_AGAIN_MAX);
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Gives metrics at a loopback address; where, and the task.

@@ -1,6 +1,7 @@
 //! Dialling parents: over QUIC, over HTTPS, or over whichever gets through.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::connection::{Carrier, Connection};
-use super::endpoint::{BindError, client_endpoint, resolve};
+use super::endpoint::{BindError, client_endpoint, first_of, resolve};
 use super::https::{Dialled, Wire};
 use super::outbound::{Outbound, Transport};
 use super::proxy::{ProxyError, tunnel};
@@ -84,6 +85,27 @@ impl DialError {
     }
 }
 
+/// An endpoint that dials, of both families where the machine has both.
+///
+/// # Errors
+/// [`BindError`], or that of `config`.
+pub(crate) fn endpoint_of_both<E: From<BindError>>(
+    config: impl Fn() -> Result<quinn::ClientConfig, E>,
+) -> Result<Endpoint, E> {
+    match client_endpoint(true, config()?) {
+        Ok(endpoint) => Ok(endpoint),
+        Err(_) => Ok(client_endpoint(false, config()?)?),
+    }
+}
+
+async fn addresses(address: &str) -> Result<Vec<SocketAddr>, DialError> {
+    resolve(address).await.map_err(|e| DialError::Resolve(address.to_owned(), e))
+}
+
+fn without_address(address: &str) -> DialError {
+    DialError::Resolve(address.to_owned(), io::ErrorKind::NotFound.into())
+}
+
 /// Whether the other side was gone before it had said anything: a parent that is killed then may be started again.
 fn went_away(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
@@ -117,9 +139,7 @@ impl Dialer {
     /// # Errors
     /// [`BindError`].
     pub(crate) fn enrolling(anchor: &TrustAnchor, outbound: Arc<Outbound>) -> Result<Self, BindError> {
-        // Some machines have but one family.
-        let quic = client_endpoint(true, quic_enroll_client(anchor))
-            .or_else(|_| client_endpoint(false, quic_enroll_client(anchor)))?;
+        let quic = endpoint_of_both(|| Ok(quic_enroll_client(anchor)))?;
         Ok(Self { quic, tls: Arc::new(https_enroll_client(anchor)), outbound })
     }
 
@@ -189,10 +209,14 @@ impl Dialer {
     }
 
     async fn quic(&self, address: &str) -> Result<Connection, DialError> {
-        let remote = resolve(address).await.map_err(|e| DialError::Resolve(address.to_owned(), e))?;
-        let failed = |e: Box<dyn std::error::Error + Send + Sync>| DialError::Connect(address.to_owned(), e);
-        let connecting = self.quic.connect(remote, PARENT_NAME).map_err(|e| failed(e.into()))?;
-        Ok(Connection::Quic(connecting.await.map_err(|e| failed(e.into()))?))
+        let found = addresses(address).await?;
+        let connect = |remote| async move {
+            let failed =
+                |e: Box<dyn std::error::Error + Send + Sync>| DialError::Connect(address.to_owned(), e);
+            let connecting = self.quic.connect(remote, PARENT_NAME).map_err(|e| failed(e.into()))?;
+            Ok(Connection::Quic(connecting.await.map_err(|e| failed(e.into()))?))
+        };
+        first_of(&found, connect).await.unwrap_or_else(|| Err(without_address(address)))
     }
 
     async fn https(&self, address: &str) -> Result<Connection, DialError> {
@@ -203,9 +227,9 @@ impl Dialer {
             }
             None => {
                 let failed = |e| DialError::Tcp(address.to_owned(), e);
-                let found = tokio::net::lookup_host(address).await;
-                let found: Vec<_> = found.map_err(|e| DialError::Resolve(address.to_owned(), e))?.collect();
-                let stream = TcpStream::connect(&found[..]).await.map_err(failed)?;
+                let found = addresses(address).await?;
+                let stream = first_of(&found, TcpStream::connect).await;
+                let stream = stream.ok_or_else(|| without_address(address))?.map_err(failed)?;
                 let remote = stream.peer_addr().map_err(failed)?;
                 // A socket that refuses is about to fail anyway.
                 let _ = stream.set_nodelay(true);

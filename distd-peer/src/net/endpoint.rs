@@ -1,11 +1,14 @@
 //! QUIC endpoints with distd's windows and timers, which connections over TCP have too.
 
+use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 use rustix::net::sockopt;
@@ -266,11 +269,137 @@ pub fn parent_sockets(
     }
 }
 
-/// Resolves `HOST:PORT`.
+/// Most addresses of one name that are tried.
+const ADDRESSES_MAX: usize = 8;
+
+/// All addresses of `HOST:PORT`, in the order in which they are to be tried: the resolver's, its families by
+/// turns (RFC 8305 §4). A link-local address may name its interface, as in `[fe80::1%eth0]:4433`.
 ///
 /// # Errors
 /// The resolver's, or `NotFound` for a name without addresses.
-pub async fn resolve(address: &str) -> io::Result<SocketAddr> {
-    let mut found = tokio::net::lookup_host(address).await?;
-    found.next().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
+pub async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
+    if let Some(scoped) = scoped_address(address) {
+        return Ok(vec![scoped?]);
+    }
+    let found: Vec<SocketAddr> = tokio::net::lookup_host(address).await?.collect();
+    let Some(first) = found.first() else {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+    };
+    let v6_first = first.is_ipv6();
+    let (mut first, mut second): (VecDeque<_>, VecDeque<_>) =
+        found.into_iter().partition(|address| address.is_ipv6() == v6_first);
+    let mut out = Vec::new();
+    while out.len() < ADDRESSES_MAX && !(first.is_empty() && second.is_empty()) {
+        out.extend(first.pop_front());
+        out.extend(second.pop_front());
+    }
+    out.truncate(ADDRESSES_MAX);
+    Ok(out)
+}
+
+/// `[ADDRESS%INTERFACE]:PORT`, which the system's resolver does not read; `None` for anything else.
+fn scoped_address(address: &str) -> Option<io::Result<SocketAddr>> {
+    let (host, port) = address.strip_prefix('[')?.rsplit_once("]:")?;
+    let (ip, zone) = host.split_once('%')?;
+    let (ip, port): (Ipv6Addr, u16) = (ip.parse().ok()?, port.parse().ok()?);
+    let scope = match zone.parse() {
+        Ok(index) => Ok(index),
+        Err(_) => interface_index(zone),
+    };
+    Some(scope.map(|scope| SocketAddrV6::new(ip, port, 0, scope).into()))
+}
+
+fn interface_index(name: &str) -> io::Result<u32> {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    rustix::net::netdevice::name_to_index(&socket, name)
+        .map_err(|e| io::Error::new(e.kind(), format!("there is no network interface {name}")))
+}
+
+/// How long one address has the field to itself before the next is tried too (RFC 8305 §5).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// Tries addresses one after the other, each while those before it are still under way, and returns the first
+/// that gets through. A dead address costs a quarter of a second, not the whole wait.
+///
+/// # Errors
+/// The last failure, when all have failed.
+pub(super) async fn first_of<T, E, F>(
+    addresses: &[SocketAddr],
+    connect: impl Fn(SocketAddr) -> F,
+) -> Option<Result<T, E>>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    let mut left = addresses.iter();
+    let mut under_way = FuturesUnordered::new();
+    let mut last = None;
+    under_way.extend(left.next().map(|address| connect(*address)));
+    loop {
+        tokio::select! {
+            Some(done) = under_way.next() => match done {
+                Ok(connected) => return Some(Ok(connected)),
+                Err(error) => last = Some(Err(error)),
+            },
+            () = tokio::time::sleep(ATTEMPT_DELAY), if !under_way.is_empty() && left.len() > 0 => {}
+            else => return last,
+        }
+        match left.next() {
+            Some(address) => under_way.push(connect(*address)),
+            None if under_way.is_empty() => return last,
+            None => {}
+        }
+    }
+}
+
+/// Whether an address cannot be bound because the machine has no IPv6.
+pub fn is_without_ipv6(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(rustix::io::Errno::from_raw_os_error),
+        Some(rustix::io::Errno::AFNOSUPPORT | rustix::io::Errno::ADDRNOTAVAIL)
+    )
+}
+
+/// All IPv4 addresses, at the same port: where a default of all addresses falls back to without IPv6.
+pub fn everywhere_ipv4(address: SocketAddr) -> SocketAddr {
+    (Ipv4Addr::UNSPECIFIED, address.port()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(port: u16) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, port).into()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_swallows_everything_holds_up_the_next_by_a_moment() {
+        let start = tokio::time::Instant::now();
+        let addresses = [at(1), at(2), at(3)];
+        let got = first_of(&addresses, |address| async move {
+            match address.port() {
+                1 => std::future::pending().await,
+                2 => Err("refused"),
+                port => Ok(port),
+            }
+        });
+        assert_eq!(got.await, Some(Ok(3)));
+        assert_eq!(start.elapsed(), ATTEMPT_DELAY, "a failure makes way at once");
+        let all: Option<Result<u16, _>> =
+            first_of(&[at(1), at(2)], |address| async move { Err(address) }).await;
+        assert_eq!(all, Some(Err(at(2))));
+        let none: Option<Result<u16, ()>> = first_of(&[], |_| std::future::ready(Ok(1))).await;
+        assert_eq!(none, None);
+    }
+
+    #[tokio::test]
+    async fn interfaces_are_known_by_name() {
+        let found = resolve("[fe80::1%lo]:4433").await.expect("an address");
+        assert_eq!(found.len(), 1);
+        let SocketAddr::V6(address) = found[0] else { panic!("{found:?}") };
+        assert!(address.scope_id() > 0 && address.port() == 4433);
+        let error = resolve("[fe80::1%no-such-if]:4433").await.expect_err("no such interface");
+        assert!(error.to_string().contains("no-such-if"), "{error}");
+        assert_eq!(resolve("127.0.0.1:5").await.expect("an address"), [at(5)]);
+    }
 }

@@ -20,6 +20,8 @@ pub struct RelayConfig {
     pub parents: Vec<String>,
     /// Where to listen: UDP for QUIC, TCP for HTTPS.
     pub listen: SocketAddr,
+    /// Whether nobody said where: a default of all addresses falls back to IPv4 where there is no IPv6.
+    pub listen_is_default: bool,
     /// How parents are reached.
     pub transport: Transport,
     /// The HTTP proxy towards parents; else `HTTPS_PROXY` says. A secret: it may hold a password.

@@ -14,7 +14,8 @@ use crate::clock::unix_now;
 use crate::enrollment::{self, EnrollmentError};
 use crate::metrics::{self, MetricsError};
 use crate::net::{
-    BindError, Dialer, Outbound, Proxies, ProxyError, ResetKey, client_endpoint, parent_sockets, resolve,
+    BindError, Dialer, Outbound, Proxies, ProxyError, ResetKey, endpoint_of_both, everywhere_ipv4,
+    is_without_ipv6, parent_sockets,
 };
 use crate::parents::Parents;
 use crate::quarantine::Quarantine;
@@ -31,6 +32,10 @@ const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
 /// How often a relay asks whom the origin has revoked: well within the quarter of an hour that docs/trust.md states.
 const REVOKED_EVERY: Duration = Duration::from_secs(20);
+
+/// First pause before a relay that reached no parent tries to enrol again; doubles up to [`ENROLL_AGAIN_MAX`].
+const ENROLL_AGAIN: Duration = Duration::from_secs(1);
+const ENROLL_AGAIN_MAX: Duration = Duration::from_secs(30);
 
 /// Why a relay did not start.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +92,9 @@ pub struct Running {
 /// # Errors
 /// [`StartError`].
 pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Running, StartError> {
-    let first = config.parents.first().ok_or(StartError::NoParent)?.clone();
+    if config.parents.is_empty() {
+        return Err(StartError::NoParent);
+    }
     let proxies = match &config.proxy_url {
         Some(url) => Proxies::fixed(url)?,
         None => Proxies::of_environment(),
@@ -96,8 +103,7 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     let mut identity = NodeIdentity::load_or_create(&config.data)?;
     if identity.cert().is_none() {
         let token = token.ok_or(StartError::NotEnrolled)?;
-        let (label, parents) = (&config.label, &config.parents);
-        enrollment::enroll(&mut identity, token, Role::Relay, label, parents, &outbound).await?;
+        enroll_patiently(&mut identity, token, &config, &outbound).await?;
     } else if identity.needs_renewal(unix_now()) {
         // A relay whose parent is away still serves its office: the renewal task tries again.
         if let Err(error) = enrollment::renew(&mut identity, &config.parents, &outbound).await {
@@ -111,9 +117,7 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
         tokio::task::block_in_place(|| EdgeStore::open(&dir, bounds))?
     };
     let store = Arc::new(store);
-    // A parent that cannot be resolved now may be later: only the socket's family is decided here.
-    let dual = resolve(&first).await.is_ok_and(|a| a.is_ipv6());
-    let quic = client_endpoint(dual, quic_client(credentials.clone(), &ca)?)?;
+    let quic = endpoint_of_both(|| Ok::<_, StartError>(quic_client(credentials.clone(), &ca)?))?;
     let dialer = Dialer::new(quic, credentials.clone(), &ca, outbound.clone())?;
     let quarantine = Arc::new(Quarantine::load(&config.data.join("quarantine.json")));
     let parents = Arc::new(Parents::new(dialer, config.parents.clone(), quarantine));
@@ -121,7 +125,12 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     let relay = Arc::new(relay.limited(config.download.clone()));
     let reset = ResetKey::of_node(&identity.private_key());
     let quic = quic_server(credentials.clone(), &ca)?;
-    let (endpoint, listener) = parent_sockets(config.listen, &quic, &reset)?;
+    let (endpoint, listener) = match parent_sockets(config.listen, &quic, &reset) {
+        Err(error) if config.listen_is_default && is_without_ipv6(&error.cause) => {
+            parent_sockets(everywhere_ipv4(config.listen), &quic, &reset)?
+        }
+        other => other?,
+    };
     let address = endpoint.local_addr().map_err(|cause| BindError { address: config.listen, cause })?;
     // A chunk crosses a relay's uplink once whoever asks, so nothing is leased here.
     let sites = Sites::new(ca.clone(), SiteRule::Named, false);
@@ -145,6 +154,29 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     tasks.spawn(learn_revoked(relay.clone(), revoked, ca.clone()));
     tasks.spawn(enrollment::renew_regularly(identity, credentials, config.parents.clone(), outbound));
     Ok(Running { relay, server, address, metrics, recovered, endpoint, tasks })
+}
+
+/// Enrols, and tries again for as long as no parent can be reached: at boot the network may come later than the
+/// relay.
+async fn enroll_patiently(
+    identity: &mut NodeIdentity,
+    token: &JoinToken,
+    config: &RelayConfig,
+    outbound: &Arc<Outbound>,
+) -> Result<(), EnrollmentError> {
+    let mut pause = ENROLL_AGAIN;
+    loop {
+        let (label, parents) = (&config.label, &config.parents);
+        match enrollment::enroll(identity, token, Role::Relay, label, parents, outbound).await {
+            Err(error @ EnrollmentError::Exchange(_)) if error.may_pass() => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "not enrolled yet: no parent can be reached; trying again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(ENROLL_AGAIN_MAX);
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Asks the parents whom the origin has revoked, for as long as the relay runs.
