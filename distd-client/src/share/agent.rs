@@ -65,8 +65,7 @@ pub(crate) async fn run(request: AgentRequest) -> anyhow::Result<()> {
         let next = "change that in client.toml of the state directory, or do not run an agent here";
         return Err(Failure::new(Code::Usage, error).next(next).into());
     }
-    let AgentRequest { parents, listen, outbound, .. } = request;
-    let node = open_patiently(&request, listen, parents, &outbound).await?;
+    let node = open_patiently(&request).await?;
     let address = node.endpoint.local_addr().context("the socket has no address")?;
     let lateral = Arc::new(Lateral::start(&node, &request.sharing, true)?);
     let measuring = match request.metrics {
@@ -78,7 +77,7 @@ pub(crate) async fn run(request: AgentRequest) -> anyhow::Result<()> {
         println!("metrics on http://{at}/metrics");
     }
     let Node { identity, credentials, parent_addresses, endpoint, parents, data, .. } = node;
-    let renewing = tokio::spawn(renew_regularly(identity, credentials, parent_addresses, outbound));
+    let renewing = tokio::spawn(renew_regularly(identity, credentials, parent_addresses, request.outbound));
     let announcer = Announcer { data, parents, lateral };
     let announcing = tokio::spawn(async move { announcer.run().await });
     let mut terminate = signal(SignalKind::terminate())?;
@@ -98,15 +97,11 @@ pub(crate) async fn run(request: AgentRequest) -> anyhow::Result<()> {
 
 /// Opens the node, and tries again for as long as no parent renews a certificate that has ended: a device that was
 /// off for a day may boot before its network is there.
-async fn open_patiently(
-    request: &AgentRequest,
-    listen: SocketAddr,
-    parents: Vec<String>,
-    outbound: &Arc<Outbound>,
-) -> anyhow::Result<Node> {
+async fn open_patiently(request: &AgentRequest) -> anyhow::Result<Node> {
+    let AgentRequest { parents, listen, outbound, sharing, .. } = request;
     let mut pause = OPEN_AGAIN;
     loop {
-        let opened = Node::open(&request.data, parents.clone(), listen, &request.sharing, outbound.clone());
+        let opened = Node::open(&request.data, parents.clone(), *listen, sharing, outbound.clone());
         match opened.await {
             Err(error) if code_of(&error) == Code::Network => {
                 tracing::warn!(error = format!("{error:#}"), "no parent can be reached; trying again");
