@@ -182,8 +182,7 @@ pub(crate) fn code_of_tuf(error: &TufError) -> Code {
         TufError::Expired { .. }
         | TufError::RolledBack { .. }
         | TufError::BadSignature { .. }
-        | TufError::ClockBehind { .. }
-        | TufError::ClockStepped(_) => Code::Refused,
+        | TufError::ClockBehind { .. } => Code::Refused,
         TufError::Mismatch(_) | TufError::Malformed(_) | TufError::BadTarget { .. } | TufError::Answer(_) => {
             Code::Integrity
         }

@@ -42,7 +42,7 @@ pub const METADATA_QUERY_MAX: usize = 16 << 10;
 /// Largest piece of an answer in one frame, bytes.
 pub const METADATA_PIECE_MAX: usize = 256 << 10;
 
-/// Largest answer over all its frames, bytes: `releases.json` of some 20 000 releases.
+/// Largest answer over all its frames, bytes.
 pub const METADATA_ANSWER_MAX: usize = 16 << 20;
 
 /// Most peer records in one PEX_REScert: how many neighbours a node is told of at once.

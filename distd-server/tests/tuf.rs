@@ -3,6 +3,7 @@
 
 mod tuf_cases;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +17,7 @@ use distd_peer::trust::tuf::{
 };
 use distd_server::tuf::{
     Answerer, Change, DirStore, MetadataStore, Options, PublishError, Published, RotatableRole, StoreError,
-    TufRepository,
+    TufRepository, release_roles,
 };
 use tuf_cases::{DAY, channel_doc, move_channel, name, open, publish, root_node};
 
@@ -353,7 +354,13 @@ async fn refreshing_signs_only_what_runs_out_and_prunes_after_a_day() {
     let snapshot = repo.refresh(start + 5 * DAY).await.unwrap();
     assert_eq!(snapshot.signed, ["snapshot", "timestamp"]);
     let all = repo.refresh(start + 300 * DAY).await.unwrap();
-    assert_eq!(all.signed, ["root", "releases", "channels", "patches", "targets", "snapshot", "timestamp"]);
+    let bins = ["1", "2"].iter().flat_map(|n| release_roles(&format!("releases/os/{n}")));
+    let delegated: BTreeSet<String> =
+        bins.chain(["channels", "patches", "releases"].map(str::to_owned)).collect();
+    let mut expected = vec!["root".to_owned()];
+    expected.extend(delegated);
+    expected.extend(["targets", "snapshot", "timestamp"].map(str::to_owned));
+    assert_eq!(all.signed, expected);
     assert!(store.get("2.root.json").await.unwrap().is_some());
 }
 
@@ -381,13 +388,135 @@ async fn a_repository_altered_in_its_store_is_never_signed_again() {
     let dir = tempfile::tempdir().unwrap();
     let repo = open(dir.path(), now()).await;
     publish(&repo, "1", 1, now()).await;
-    let file = dir.path().join("repo/2.releases.json");
+    let file = dir.path().join(format!("repo/1.{}.json", release_roles("releases/os/1")[1]));
     let text = std::fs::read_to_string(&file).unwrap().replace("releases/os/1", "releases/os/6");
     std::fs::write(&file, text).unwrap();
     assert!(repo.refresh(now() + DAY).await.is_err());
     let custom = serde_json::Map::new();
-    let result = repo.publish_release(&name("os"), &name("2"), root_node(2).0, custom, now()).await;
+    // Where the altered file is looked at: another release of the same bin.
+    let beside =
+        (2_u32..).find(|n| release_roles(&format!("releases/os/{n}")) == release_roles("releases/os/1"));
+    let beside = name(&beside.expect("some").to_string());
+    let result = repo.publish_release(&name("os"), &beside, root_node(2).0, custom, now()).await;
     assert!(matches!(result, Err(PublishError::Repository(_))), "{result:?}");
+}
+
+/// Counts what is written.
+struct Counting {
+    inner: DirStore,
+    bytes: AtomicU64,
+    writes: AtomicU64,
+}
+
+#[async_trait]
+impl MetadataStore for Counting {
+    async fn get(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
+        self.inner.get(name).await
+    }
+    async fn put(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
+        self.bytes.fetch_add(bytes.len() as u64, Ordering::SeqCst);
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        self.inner.put(name, bytes).await
+    }
+    async fn list(&self) -> Result<Vec<String>, StoreError> {
+        self.inner.list().await
+    }
+    async fn delete(&self, name: &str) -> Result<(), StoreError> {
+        self.inner.delete(name).await
+    }
+}
+
+/// A release whose signed fields are as long as real ones and as little alike.
+fn release(version: u32) -> Change {
+    let mut custom = serde_json::Map::new();
+    let hash = hex::encode(distd_peer::trust::token::sha256(&version.to_be_bytes()));
+    for field in ["manifest", "blake3"] {
+        custom.insert(field.to_owned(), hash.clone().into());
+    }
+    custom.insert("bytes".to_owned(), (u64::from(version) * 1_000_003).into());
+    let root_node = root_node((version % 251) as u8).0;
+    let (product, version) = (name("many"), name(&version.to_string()));
+    Change::SetRelease { product, version, root_node, custom }
+}
+
+#[tokio::test]
+async fn ten_thousand_releases_cost_a_device_and_a_publication_no_more_than_ten() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("repo");
+    let store =
+        Arc::new(Counting { inner: DirStore::new(&at), bytes: AtomicU64::new(0), writes: AtomicU64::new(0) });
+    let keys = dir.path().join("keys");
+    let repo = TufRepository::open(store.clone(), &keys, Options::default(), now()).await.unwrap();
+    repo.apply((1..=10).map(release).collect(), now()).await.unwrap();
+    repo.apply((11..=10_000).map(release).collect(), now()).await.unwrap();
+    let device = device(&at.join("1.root.json"));
+    device.get(Honest::over(&at), "many@10000").await.unwrap();
+
+    let before = (store.bytes.load(Ordering::SeqCst), store.writes.load(Ordering::SeqCst));
+    repo.apply(vec![release(10_001)], now()).await.unwrap();
+    let written = store.bytes.load(Ordering::SeqCst) - before.0;
+    let writes = store.writes.load(Ordering::SeqCst) - before.1;
+    assert!(written <= 64 << 10, "a publication writes {written} bytes");
+    // The target, its bin, the snapshot, the timestamp.
+    assert_eq!(writes, 4);
+    let updated = device.get(Honest::over(&at), "many@10001").await.unwrap();
+    assert_eq!(updated.cost.round_trips, 1);
+    assert!(updated.cost.received_bytes <= 8 << 10, "a device receives {:?}", updated.cost);
+    println!("with 10 000 releases: {written} bytes written, {:?}", updated.cost);
+
+    // Another instance goes on from what is there, and keeps everything when it looks after it.
+    let again = TufRepository::open(store.clone(), &keys, Options::default(), now()).await.unwrap();
+    again.refresh(now()).await.unwrap();
+    again.refresh(now() + 2 * DAY).await.unwrap();
+    for version in ["1", "5000", "10001"] {
+        let wanted = wanted(&format!("many@{version}"));
+        device.client.resolve(Honest::over(&at), &wanted, now() + 2 * DAY).await.unwrap();
+    }
+}
+
+/// Files as `tough` asks for them, which puts a target's hash before the whole name.
+#[derive(Clone, Debug)]
+struct Earlier(std::path::PathBuf);
+
+#[async_trait]
+impl tough::Transport for Earlier {
+    async fn fetch(&self, url: url::Url) -> Result<tough::TransportStream, tough::TransportError> {
+        let path = self.0.join(url.path().trim_start_matches('/'));
+        match std::fs::read(path) {
+            Ok(bytes) => Ok(Box::pin(futures::stream::once(async move { Ok(bytes.into()) }))),
+            Err(_) => Err(tough::TransportError::new(tough::TransportErrorKind::FileNotFound, url)),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_device_of_an_earlier_release_which_reads_all_roles_finds_every_release() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = open(dir.path(), now()).await;
+    for version in 1..=9_u8 {
+        publish(&repo, &version.to_string(), version, now()).await;
+    }
+    move_channel(&repo, "9", 9, 1, now()).await;
+    let store = dir.path().join("repo");
+    let root = std::fs::read(store.join("1.root.json")).unwrap();
+    let url = |path: &str| url::Url::parse(&format!("repo:///{path}")).unwrap();
+    let loader =
+        tough::RepositoryLoader::new(&root, url(""), url("targets/")).transport(Earlier(store.clone()));
+    let loaded = loader.load().await.unwrap();
+    for wanted in (1..=9).map(|n| format!("releases/os/{n}")).chain(["channels/os/stable".to_owned()]) {
+        let target = tough::TargetName::new(&wanted).unwrap();
+        assert!(loaded.targets().signed.find_target(&target, false).is_ok(), "{wanted}");
+    }
+    // Its question names every role it holds, and is answered with what is new of all of them.
+    let names: Vec<_> = (0..16_u8)
+        .flat_map(|node| (0..32_u8).map(move |bin| (format!("releases-{node:x}-{bin:02x}"), 1)))
+        .collect();
+    let query = Query { root: 1, latest: true, roles: names, ..Query::default() };
+    let encoded = query.encode();
+    assert!(encoded.len() <= 16 << 10, "{} bytes", encoded.len());
+    let answer = Answerer::new(Arc::new(DirStore::new(&store))).answer(&encoded).await.unwrap();
+    let files = Answer::decode(&answer).unwrap().files;
+    assert!(files.iter().any(|(name, _)| name.ends_with(".channels.json")), "{files:?}");
 }
 
 /// Fails every write from the nth on, as if the process had been killed before it.

@@ -220,7 +220,6 @@ fn blames_the_parent(error: &TufError) -> bool {
         TufError::UnknownTarget(_)
             | TufError::BadTarget { .. }
             | TufError::ClockBehind { .. }
-            | TufError::ClockStepped(_)
             | TufError::Source(_)
             | TufError::File(_)
             | TufError::Store(_)

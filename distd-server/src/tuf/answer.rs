@@ -11,6 +11,7 @@ use distd_peer::trust::tuf::wire::{
 };
 use serde::Deserialize;
 
+use super::bins::{parent_of, release_roles};
 use super::store::{MetadataStore, StoreError, is_served_name};
 
 /// Most bytes of immutable files kept in memory.
@@ -116,26 +117,43 @@ impl Answerer {
         if snapshot.version != query.snapshot {
             out.push(name, bytes);
         }
+        // Where each wanted target is listed: of the delegated roles a device of today needs no others.
+        let mut wanted: Vec<String> = query.targets.clone();
         let mut targets = BTreeMap::new();
+        for file in ["channels.json", "patches.json"] {
+            if let Some(at) = snapshot.meta.get(file) {
+                let name = format!("{}.{file}", at.version);
+                let bytes = self.immutable(&name).await?;
+                targets.extend(parse::<Targets>(&name, &bytes)?.targets);
+            }
+        }
+        // A channel is asked for to get the release behind it: that comes along.
+        for channel in query.targets.iter().filter(|name| name.starts_with("channels/")) {
+            if let Some(bytes) = self.target(channel, &targets, query, out).await?
+                && let Ok(doc) = serde_json::from_slice::<ChannelDoc>(&bytes)
+            {
+                wanted.push(release_target(&doc.product, &doc.version));
+            }
+        }
+        let releases = wanted.iter().filter(|name| name.starts_with("releases/"));
+        let on_path: BTreeSet<String> = releases.flat_map(|name| release_roles(name)).collect();
         for (file, at) in &snapshot.meta {
             let role = file.trim_end_matches(".json");
+            let is_bin = parent_of(role).is_some();
+            if is_bin && query.on_path && !on_path.contains(role) {
+                continue;
+            }
             let name = format!("{}.{file}", at.version);
             let bytes = self.immutable(&name).await?;
-            if !query.targets.is_empty() {
+            if is_bin && on_path.contains(role) {
                 targets.extend(parse::<Targets>(&name, &bytes)?.targets);
             }
             if !query.roles.iter().any(|(r, v)| r == role && *v == at.version) {
                 out.push(name, bytes);
             }
         }
-        for wanted in &query.targets {
-            let Some(bytes) = self.target(wanted, &targets, query, out).await? else { continue };
-            // A channel is asked for to get the release behind it: that comes along.
-            if wanted.starts_with("channels/")
-                && let Ok(doc) = serde_json::from_slice::<ChannelDoc>(&bytes)
-            {
-                self.target(&release_target(&doc.product, &doc.version), &targets, query, out).await?;
-            }
+        for name in &wanted {
+            self.target(name, &targets, query, out).await?;
         }
         Ok(())
     }

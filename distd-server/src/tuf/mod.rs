@@ -1,10 +1,12 @@
 //! The TUF repository: what devices believe. docs/trust.md, "The repository".
 //!
-//! `root` → `targets` → `releases` (`releases/*/*`), `channels` (`channels/*/*`) and `patches` (`patches/*`),
-//! `snapshot`, `timestamp`; consistent snapshots. The repository itself is the only state: every operation reads it, writes new files
-//! beside the old ones and `timestamp.json` last, so a crash between any two writes leaves it as it was.
+//! `root` → `targets` → `releases` (`releases/*/*`, and below it bins by hash), `channels` (`channels/*/*`) and
+//! `patches` (`patches/*`), `snapshot`, `timestamp`; consistent snapshots. The repository itself is the only state:
+//! every operation reads what it needs of it, writes new files beside the old ones and `timestamp.json` last, so a
+//! crash between any two writes leaves it as it was.
 
 mod answer;
+mod bins;
 mod keys;
 mod publish;
 mod refresh;
@@ -12,6 +14,7 @@ mod sign;
 mod store;
 
 pub use answer::{AnswerError, Answerer};
+pub use bins::release_roles;
 pub use keys::KeyError;
 pub use publish::{Change, PATCHES_BYTES_MAX, PublishError, Published};
 pub use refresh::{Refreshed, RotatableRole};

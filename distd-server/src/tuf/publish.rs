@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use tough::TargetName;
 use tough::schema::Target;
 
+use super::bins::release_roles;
 use super::sign::{Dirty, RepositoryError, State, TufRepository, hashes, schema};
 
 /// One change of what devices see.
@@ -173,10 +174,25 @@ impl TufRepository {
         let mut dirty = Dirty::default();
         let mut files = Vec::new();
         for change in changes {
-            if let Some(role) = change_state(&mut state, change, &mut files)?
-                && !dirty.roles.iter().any(|r| r == role)
-            {
-                dirty.roles.push(role.to_owned());
+            // What the change looks at.
+            match &change {
+                Change::SetRelease { product, version, .. } | Change::RemoveRelease { product, version } => {
+                    self.read_bin(&mut state, &keys, &release_target(product, version)).await?;
+                }
+                Change::SetChannel { product, json, .. } => {
+                    if let Ok(doc) = serde_json::from_slice::<ChannelDoc>(json) {
+                        self.read_bin(&mut state, &keys, &release_target(product, &doc.version)).await?;
+                    }
+                }
+                Change::SetPatches { .. } | Change::RemoveChannel { .. } => {}
+            }
+            match change_state(&mut state, change, &mut files)? {
+                Some(Changed::Role(role)) => dirty.role(&role),
+                Some(Changed::Release(name, new)) => {
+                    let bin = self.make_bin(&mut state, &keys, name.raw(), &mut dirty, now).await?;
+                    bin.targets.insert(name, new);
+                }
+                None => {}
             }
         }
         if dirty.roles.is_empty() {
@@ -191,12 +207,21 @@ impl TufRepository {
     }
 }
 
-/// Changes the state in memory; the role it touched, if any.
+/// What a change came to.
+enum Changed {
+    /// This role is to be written.
+    Role(String),
+    /// A release is to be put into its bin.
+    Release(TargetName, Target),
+}
+
+/// Changes the state in memory, but for a new release, whose bin may have to be made; `None` when nothing changed.
 fn change_state(
     state: &mut State,
     change: Change,
     files: &mut Vec<(String, Bytes)>,
-) -> Result<Option<&'static str>, PublishError> {
+) -> Result<Option<Changed>, PublishError> {
+    let role = |name: &str| Some(Changed::Role(name.to_owned()));
     match change {
         Change::SetRelease { product, version, root_node, custom } => {
             let name = release_target(&product, &version);
@@ -204,15 +229,13 @@ fn change_state(
             decoded.map_err(|cause| PublishError::Manifest { target: name.clone(), cause })?;
             let new = target(&root_node, custom.into_iter().collect());
             let key = target_name(&name)?;
-            let releases = targets_of(state, "releases")?;
-            match releases.get(&key) {
+            match listed_release(state, &key) {
                 Some(old) if old.hashes != new.hashes => return Err(PublishError::VersionTaken(name)),
                 Some(old) if *old == new => return Ok(None),
                 _ => {}
             }
             files.push((target_path(&name, &new.hashes.sha256), root_node));
-            releases.insert(key, new);
-            Ok(Some("releases"))
+            Ok(Some(Changed::Release(key, new)))
         }
         Change::SetChannel { product, channel, json } => {
             let name = channel_target(&product, &channel);
@@ -222,7 +245,7 @@ fn change_state(
                 return Err(bad("it names another channel".into()));
             }
             let release = release_target(&product, &doc.version);
-            if !targets_of(state, "releases")?.contains_key(&target_name(&release)?) {
+            if listed_release(state, &target_name(&release)?).is_none() {
                 return Err(bad(format!("{release} is not published; push it first")));
             }
             let custom = HashMap::from([(POINTS_TO.to_owned(), Value::from(doc.version.as_str()))]);
@@ -234,7 +257,7 @@ fn change_state(
             }
             files.push((target_path(&name, &new.hashes.sha256), json));
             channels.insert(key, new);
-            Ok(Some("channels"))
+            Ok(role("channels"))
         }
         Change::SetPatches { product, json } => {
             let name = patches_target(&product);
@@ -249,7 +272,7 @@ fn change_state(
             let key = target_name(&name)?;
             let patches = targets_of(state, "patches")?;
             if doc.sets.is_empty() {
-                return Ok(patches.remove(&key).map(|_| "patches"));
+                return Ok(patches.remove(&key).and_then(|_| role("patches")));
             }
             let new = target(&json, HashMap::new());
             if patches.get(&key) == Some(&new) {
@@ -257,7 +280,7 @@ fn change_state(
             }
             files.push((target_path(&name, &new.hashes.sha256), json));
             patches.insert(key, new);
-            Ok(Some("patches"))
+            Ok(role("patches"))
         }
         Change::RemoveRelease { product, version } => {
             let release = release_target(&product, &version);
@@ -269,23 +292,34 @@ fn change_state(
             if let Some((channel, _)) = user {
                 return Err(PublishError::InUse { release, channel: channel.raw().to_owned() });
             }
-            let gone = targets_of(state, "releases")?.remove(&target_name(&release)?);
-            Ok(gone.map(|_| "releases"))
+            let key = target_name(&release)?;
+            let [_, bin] = release_roles(key.raw());
+            let gone = state.roles.get_mut(&bin).and_then(|bin| bin.targets.remove(&key));
+            Ok(gone.and_then(|_| role(&bin)))
         }
         Change::RemoveChannel { product, channel } => {
             let name = target_name(&channel_target(&product, &channel))?;
-            Ok(targets_of(state, "channels")?.remove(&name).map(|_| "channels"))
+            Ok(targets_of(state, "channels")?.remove(&name).and_then(|_| role("channels")))
         }
     }
+}
+
+/// A release as its bin lists it.
+fn listed_release<'a>(state: &'a State, name: &TargetName) -> Option<&'a Target> {
+    let [_, bin] = release_roles(name.raw());
+    state.roles.get(&bin)?.targets.get(name)
 }
 
 fn targets_of<'a>(
     state: &'a mut State,
     role: &str,
 ) -> Result<&'a mut HashMap<TargetName, Target>, RepositoryError> {
-    let found = state.roles.iter_mut().find(|(name, _)| name == role);
     // Opening adds every role; whoever put an older repository back did not open it.
-    found.map(|(_, role)| &mut role.targets).ok_or_else(|| RepositoryError::Missing(format!("{role}.json")))
+    state
+        .roles
+        .get_mut(role)
+        .map(|role| &mut role.targets)
+        .ok_or_else(|| RepositoryError::Missing(format!("{role}.json")))
 }
 
 fn target(bytes: &[u8], custom: HashMap<String, Value>) -> Target {

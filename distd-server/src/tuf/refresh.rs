@@ -57,6 +57,7 @@ impl TufRepository {
     pub async fn refresh(&self, now: u64) -> Result<Refreshed, RepositoryError> {
         let keys = self.keys.lock().await;
         let mut state = self.state(&keys).await?;
+        self.read_bins(&mut state, &keys).await?;
         let mut out = Refreshed::default();
 
         if due("root", state.root.signed.expires, now) {
@@ -161,7 +162,7 @@ impl TufRepository {
         let mut reachable = BTreeSet::from(["timestamp.json".to_owned(), PRUNING.to_owned()]);
         reachable.insert(format!("{}.snapshot.json", state.snapshot.version));
         reachable.extend(state.snapshot.meta.iter().map(|(name, at)| format!("{}.{name}", at.version)));
-        for (_, role) in &state.roles {
+        for role in state.roles.values() {
             let paths = role.targets.iter().map(|(name, t)| target_path(name.raw(), &t.hashes.sha256));
             reachable.extend(paths);
         }

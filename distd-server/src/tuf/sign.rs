@@ -1,6 +1,6 @@
 //! The repository's present state, read and verified; and signing of its next.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use tough::schema::{
     Signature, Signed, Snapshot, Targets, Timestamp,
 };
 
+use super::bins::{self, RELEASES, key_role, parent_of, release_roles};
 use super::keys::{KeyError, KeyRing, SigningKey};
 use super::store::{MetadataStore, StoreError};
 use crate::realm::Roots;
@@ -108,8 +109,10 @@ pub(super) struct State {
     pub(super) timestamp: Timestamp,
     pub(super) snapshot: Snapshot,
     pub(super) targets: Targets,
-    /// By name, in the order of [`DELEGATED`].
-    pub(super) roles: Vec<(String, Targets)>,
+    /// Delegated roles by name: those of [`DELEGATED`], and of the bins those that were read or made.
+    pub(super) roles: BTreeMap<String, Targets>,
+    /// Those of them that were made and not written yet.
+    pub(super) fresh: BTreeSet<String>,
 }
 
 impl TufRepository {
@@ -125,6 +128,7 @@ impl TufRepository {
         let mut keys = this.keys.lock().await;
         let state = this.state(&keys).await?;
         this.delegate_missing(state, &mut keys, now).await?;
+        this.fill_bins(&keys, now).await?;
         drop(keys);
         Ok(this)
     }
@@ -173,7 +177,7 @@ impl TufRepository {
     ) -> Result<(), RepositoryError> {
         let mut dirty = Dirty { targets: true, ..Dirty::default() };
         for (name, pattern) in DELEGATED {
-            if state.roles.iter().any(|(role, _)| role == name) {
+            if state.roles.contains_key(name) {
                 continue;
             }
             // One that was made and not used: an adding that was cut off.
@@ -182,10 +186,118 @@ impl TufRepository {
             }
             let delegations = state.targets.delegations.get_or_insert_with(Delegations::new);
             delegate(delegations, keys, name, pattern)?;
-            state.roles.push((name.to_owned(), empty_role(name, now)?));
+            state.roles.insert(name.to_owned(), empty_role(name, now)?);
+            state.fresh.insert(name.to_owned());
             dirty.roles.push(name.to_owned());
         }
         if dirty.roles.is_empty() { Ok(()) } else { self.write(&mut state, keys, &dirty, now).await }
+    }
+
+    /// Moves releases out of `releases.json`, which listed them all in repositories of earlier releases, into
+    /// bins.
+    async fn fill_bins(&self, keys: &KeyRing, now: u64) -> Result<(), RepositoryError> {
+        let mut state = self.state(keys).await?;
+        let listed = state.roles.get_mut(RELEASES).map(|role| std::mem::take(&mut role.targets));
+        let listed = listed.unwrap_or_default();
+        if listed.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(releases = listed.len(), "releases are moved into bins");
+        let mut dirty = Dirty { roles: vec![RELEASES.to_owned()], ..Dirty::default() };
+        for (name, target) in listed {
+            let bin = self.make_bin(&mut state, keys, name.raw(), &mut dirty, now).await?;
+            bin.targets.insert(name, target);
+        }
+        self.write(&mut state, keys, &dirty, now).await
+    }
+
+    /// The bin of a release's target, read or made; it and what is made for it is to be written.
+    pub(super) async fn make_bin<'s>(
+        &self,
+        state: &'s mut State,
+        keys: &KeyRing,
+        target: &str,
+        dirty: &mut Dirty,
+        now: u64,
+    ) -> Result<&'s mut Targets, RepositoryError> {
+        let roles = release_roles(target);
+        for role in &roles {
+            if self.read_role(state, keys, role).await? {
+                continue;
+            }
+            let parent = parent_of(role).unwrap_or(RELEASES);
+            let own: Vec<_> = keys.of_role(RELEASES).collect();
+            if own.is_empty() {
+                return Err(keys.missing(RELEASES).into());
+            }
+            let above =
+                state.roles.get_mut(parent).ok_or_else(|| RepositoryError::Missing(parent.to_owned()))?;
+            let delegations = above.delegations.get_or_insert_with(Delegations::new);
+            delegations.keys.extend(own.iter().map(|k| (k.id.clone(), k.public.clone())));
+            delegations.roles.retain(|known| known.name != *role);
+            delegations.roles.push(bins::delegation(role, &own)?);
+            dirty.role(parent);
+            state.roles.insert(role.clone(), empty_role(role, now)?);
+            state.fresh.insert(role.clone());
+        }
+        let [_, bin] = roles;
+        dirty.role(&bin);
+        state.roles.get_mut(&bin).ok_or(RepositoryError::Missing(bin))
+    }
+
+    /// Reads the node and the bin of a release's target, where there are any.
+    pub(super) async fn read_bin(
+        &self,
+        state: &mut State,
+        keys: &KeyRing,
+        target: &str,
+    ) -> Result<(), RepositoryError> {
+        for role in release_roles(target) {
+            if !self.read_role(state, keys, &role).await? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads all nodes and bins.
+    pub(super) async fn read_bins(&self, state: &mut State, keys: &KeyRing) -> Result<(), RepositoryError> {
+        let names: Vec<_> =
+            state.snapshot.meta.keys().filter_map(|file| file.strip_suffix(".json")).collect();
+        let mut names: Vec<_> =
+            names.into_iter().filter(|name| parent_of(name).is_some()).map(str::to_owned).collect();
+        // A node before its bins: its name is the shorter one.
+        names.sort_by_key(String::len);
+        for name in names {
+            self.read_role(state, keys, &name).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads a node or bin and checks that this origin signed it; `false` when there is none.
+    async fn read_role(
+        &self,
+        state: &mut State,
+        keys: &KeyRing,
+        name: &str,
+    ) -> Result<bool, RepositoryError> {
+        if state.roles.contains_key(name) {
+            return Ok(true);
+        }
+        let file = format!("{name}.json");
+        let Some(at) = state.snapshot.meta.get(&file) else { return Ok(false) };
+        let role: Signed<Targets> = self.read(&format!("{}.{file}", at.version), Some(at)).await?;
+        let above = parent_of(name).and_then(|parent| state.roles.get(parent));
+        let delegations = above.and_then(|above| above.delegations.as_ref());
+        let delegations = delegations.ok_or_else(|| altered(&file)("no role delegates to it"))?;
+        delegations.verify_role(&role, name).map_err(altered(&file))?;
+        if role.signed.version != at.version {
+            return Err(altered(&file)("it states another version than the snapshot"));
+        }
+        let ids = delegations.roles.iter().find(|r| r.name == name).map(|r| r.keyids.as_slice());
+        require_own(keys, RELEASES, ids.unwrap_or_default())?;
+        state.roles.insert(name.to_owned(), role.signed);
+        Ok(true)
     }
 
     /// The newest root metadata: what a node gets at enrolment.
@@ -215,13 +327,14 @@ impl TufRepository {
         let version = NonZeroU64::MIN;
         let mut targets = Targets::new(SPEC.to_owned(), version, expires("targets", now)?);
         targets.delegations = Some(delegations);
-        let mut roles = Vec::new();
+        let mut roles = BTreeMap::new();
         for (name, _) in delegated {
-            roles.push(((*name).to_owned(), empty_role(name, now)?));
+            roles.insert((*name).to_owned(), empty_role(name, now)?);
         }
         let snapshot = Snapshot::new(SPEC.to_owned(), version, expires("snapshot", now)?);
         let timestamp = Timestamp::new(SPEC.to_owned(), version, expires("timestamp", now)?);
-        let mut state = State { root, root_bytes, timestamp, snapshot, targets, roles };
+        let fresh = roles.keys().cloned().collect();
+        let mut state = State { root, root_bytes, timestamp, snapshot, targets, roles, fresh };
         let dirty = Dirty::everything(&state);
         self.write(&mut state, &keys, &dirty, now).await
     }
@@ -261,7 +374,7 @@ impl TufRepository {
         let targets: Signed<Targets> = self.read(&format!("{}.targets.json", at.version), Some(&at)).await?;
         root.signed.verify_role(&targets).map_err(altered("targets.json"))?;
         let delegations = targets.signed.delegations.clone().unwrap_or_default();
-        let mut roles = Vec::new();
+        let mut roles = BTreeMap::new();
         for (name, _) in DELEGATED {
             if !delegations.roles.iter().any(|role| role.name == name) {
                 continue;
@@ -272,7 +385,7 @@ impl TufRepository {
             delegations.verify_role(&role, name).map_err(altered(&file))?;
             let ids = delegations.roles.iter().find(|r| r.name == name).map(|r| r.keyids.as_slice());
             require_own(keys, name, ids.unwrap_or_default())?;
-            roles.push((name.to_owned(), role.signed));
+            roles.insert(name.to_owned(), role.signed);
         }
         Ok(State {
             root,
@@ -281,6 +394,7 @@ impl TufRepository {
             snapshot: snapshot.signed,
             targets: targets.signed,
             roles,
+            fresh: BTreeSet::new(),
         })
     }
 
@@ -307,20 +421,32 @@ impl TufRepository {
         dirty: &Dirty,
         now: u64,
     ) -> Result<(), RepositoryError> {
-        let delegations = state.targets.delegations.clone().unwrap_or_default();
-        for (name, role) in &mut state.roles {
-            if dirty.roles.contains(name) {
-                if !dirty.first {
-                    role.version = next(role.version);
-                }
-                role.expires = expires(name, now)?;
-                let ids = delegations.roles.iter().find(|r| r.name == *name).map(|r| r.keyids.as_slice());
-                let signers = signers(keys, name, ids.unwrap_or_default(), dirty)?;
-                let bytes = sign(role.clone(), &signers)?;
-                let file = format!("{name}.json");
-                state.snapshot.meta.insert(file.clone(), metafile(role.version, &bytes));
-                self.store.put(&format!("{}.{file}", role.version), bytes).await?;
+        let names: Vec<_> = state.roles.keys().filter(|name| dirty.roles.contains(name)).cloned().collect();
+        for name in names {
+            let above = match parent_of(&name) {
+                Some(parent) => state.roles.get(parent).and_then(|role| role.delegations.as_ref()),
+                None => state.targets.delegations.as_ref(),
+            };
+            let listed = above.and_then(|above| above.roles.iter().find(|r| r.name == name));
+            let ids = listed.map(|r| r.keyids.clone()).unwrap_or_default();
+            let signers = signers(keys, key_role(&name), &ids, dirty)?;
+            let is_fresh = state.fresh.remove(&name);
+            let Some(role) = state.roles.get_mut(&name) else { continue };
+            if !is_fresh {
+                role.version = next(role.version);
             }
+            role.expires = expires(&name, now)?;
+            let bytes = sign(role.clone(), &signers)?;
+            let file = format!("{name}.json");
+            let at = match parent_of(&name) {
+                // Hundreds of them: the version is what keeps one from being led back.
+                Some(_) => {
+                    Metafile { length: None, hashes: None, version: role.version, _extra: HashMap::new() }
+                }
+                None => metafile(role.version, &bytes),
+            };
+            state.snapshot.meta.insert(file.clone(), at);
+            self.store.put(&format!("{}.{file}", role.version), bytes).await?;
         }
         if dirty.targets {
             if !dirty.first {
@@ -381,8 +507,15 @@ pub(super) struct Dirty {
 
 impl Dirty {
     fn everything(state: &State) -> Self {
-        let roles = state.roles.iter().map(|(name, _)| name.clone()).collect();
+        let roles = state.roles.keys().cloned().collect();
         Self { roles, targets: true, snapshot: true, also: None, first: true }
+    }
+
+    /// One more role.
+    pub(super) fn role(&mut self, name: &str) {
+        if !self.roles.iter().any(|role| role == name) {
+            self.roles.push(name.to_owned());
+        }
     }
 }
 
@@ -509,6 +642,48 @@ mod tests {
     const NOW: u64 = 1_800_000_000;
 
     #[tokio::test]
+    async fn releases_that_an_earlier_release_listed_in_one_role_are_moved_into_bins() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let store = Arc::new(DirStore::new(dir.path().join("repo")));
+        let keys = dir.path().join("keys");
+        let old = TufRepository::make(store.clone(), &keys, Options::default(), &DELEGATED, NOW).await;
+        let old = old.expect("a repository");
+        {
+            let ring = old.keys.lock().await;
+            let mut state = old.state(&ring).await.expect("verifies");
+            let releases = state.roles.get_mut(RELEASES).expect("the role");
+            for n in 0..40 {
+                let target = tough::schema::Target {
+                    length: 1,
+                    hashes: hashes(&[n]),
+                    custom: HashMap::new(),
+                    _extra: HashMap::new(),
+                };
+                let name = tough::TargetName::new(format!("releases/os/{n}")).expect("a name");
+                releases.targets.insert(name, target);
+            }
+            let dirty = Dirty { roles: vec![RELEASES.to_owned()], ..Dirty::default() };
+            old.write(&mut state, &ring, &dirty, NOW).await.expect("written");
+        }
+        drop(old);
+        for _ in 0..2 {
+            let opened = TufRepository::open(store.clone(), &keys, Options::default(), NOW).await;
+            let opened = opened.expect("opens");
+            let ring = opened.keys.lock().await;
+            let mut state = opened.state(&ring).await.expect("verifies");
+            opened.read_bins(&mut state, &ring).await.expect("verify");
+            assert!(state.roles[RELEASES].targets.is_empty());
+            for n in 0..40 {
+                let name = format!("releases/os/{n}");
+                let [_, bin] = release_roles(&name);
+                let name = tough::TargetName::new(name).expect("a name");
+                assert!(state.roles[&bin].targets.contains_key(&name), "{n}");
+            }
+            assert_eq!(state.roles[RELEASES].version.get(), 3, "moved once");
+        }
+    }
+
+    #[tokio::test]
     async fn a_repository_made_before_there_was_a_role_gets_it_when_it_is_opened() {
         let dir = tempfile::tempdir().expect("tempdir");
         let store = Arc::new(DirStore::new(dir.path().join("repo")));
@@ -521,8 +696,8 @@ mod tests {
             let opened = opened.expect("opens");
             let ring = opened.keys.lock().await;
             let state = opened.state(&ring).await.expect("verifies");
-            let names: Vec<_> = state.roles.iter().map(|(name, _)| name.as_str()).collect();
-            assert_eq!(names, DELEGATED.map(|(name, _)| name));
+            let names: BTreeSet<_> = state.roles.keys().map(String::as_str).collect();
+            assert_eq!(names, BTreeSet::from(DELEGATED.map(|(name, _)| name)));
             assert_eq!(state.targets.version.get(), 2, "once is enough");
             assert_eq!(ring.of_role("patches").count(), 1);
             assert!(state.snapshot.meta.contains_key("patches.json"));

@@ -14,7 +14,7 @@ use distd_core::cut::CutParams;
 use distd_core::manifest::{Builder, Entry, Kind};
 use distd_core::names::Name;
 use distd_core::{ArtifactHash, ChunkHash, ChunkId, ManifestId};
-use distd_server::tuf::{DirStore, Options, RotatableRole, TufRepository};
+use distd_server::tuf::{DirStore, Options, RotatableRole, TufRepository, release_roles};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject;
 use serde::Serialize;
@@ -193,6 +193,10 @@ pub async fn make(out: &Path, now: u64) -> Vec<Case> {
     // The same, signed today: what an attacker replays who has kept it.
     repo.refresh(now - 3600).await.expect("refresh");
     copy_dir(&work.join("repo"), &out.join("older-state"));
+    // The bin of version 2 has another release already, so that there is an older one to go back to.
+    let bin = &release_roles("releases/os/2")[1];
+    let beside = (3_u32..).find(|n| release_roles(&format!("releases/os/{n}"))[1] == *bin).expect("some");
+    publish(&repo, &beside.to_string(), 3, now).await;
     publish(&repo, "2", 2, now).await;
     move_channel(&repo, "2", 2, 2, now).await;
     copy_dir(&work.join("repo"), &out.join("good"));
@@ -273,6 +277,41 @@ pub async fn make(out: &Path, now: u64) -> Vec<Case> {
     });
     add("role-expired", Some("Expired"), "the releases role has expired");
 
+    // The same of the bin that lists the release.
+    let bin_file = format!("{bin}.json");
+    let next_bin = |forge: &Forge, change: &dyn Fn(&mut Targets), signer: &str| {
+        let mut role = forge.role(bin);
+        role.version = role.version.saturating_add(1);
+        change(&mut role);
+        let at = forge.write(&format!("{}.{bin_file}", role.version), &role, &[signer]);
+        forge.next_snapshot(|s| {
+            s.meta.insert(bin_file.clone(), Metafile { length: None, hashes: None, ..at });
+        });
+    };
+    let forge = variant("rolled-back-bin");
+    forge.next_snapshot(|s| {
+        s.meta.get_mut(&bin_file).expect("the bin").version = NonZeroU64::MIN;
+    });
+    add("rolled-back-bin", Some("RolledBack"), "a new snapshot lists an older bin");
+    let forge = variant("bin-version-mismatch");
+    let role = forge.role(bin);
+    let file = format!("{}.{bin_file}", role.version.saturating_add(1));
+    let mut at = forge.write(&file, &role, &["releases"]);
+    at.version = role.version.saturating_add(1);
+    forge.next_snapshot(|s| {
+        s.meta.insert(bin_file.clone(), Metafile { length: None, hashes: None, ..at });
+    });
+    add("bin-version-mismatch", Some("Mismatch"), "a bin states another version than the snapshot");
+    next_bin(&variant("bin-foreign-key"), &|_| {}, "channels");
+    add("bin-foreign-key", Some("BadSignature"), "a bin signed by the channels key");
+    next_bin(&variant("bin-expired"), &|role| role.expires = jiff_at(now - 60), "releases");
+    add("bin-expired", Some("Expired"), "the bin has expired");
+    let forge = variant("bin-gone");
+    forge.next_snapshot(|s| {
+        s.meta.remove(&bin_file);
+    });
+    add("bin-gone", Some("RolledBack"), "a new snapshot no longer lists the bin");
+
     let forge = variant("snapshot-expired");
     forge.next_snapshot(|s| s.expires = jiff_at(now - 60));
     add("snapshot-expired", Some("Expired"), "the snapshot has expired");
@@ -306,25 +345,25 @@ pub async fn make(out: &Path, now: u64) -> Vec<Case> {
     let forge = variant("outside-delegation");
     let mut channels = forge.role("channels");
     let release = TargetName::new("releases/os/2").expect("a name");
-    channels.targets.insert(release.clone(), forge.role("releases").targets[&release].clone());
+    channels.targets.insert(release.clone(), forge.role(bin).targets[&release].clone());
     channels.version = channels.version.saturating_add(1);
     let channels_at = forge.write(&format!("{}.channels.json", channels.version), &channels, &["channels"]);
-    let mut releases = forge.role("releases");
+    let mut releases = forge.role(bin);
     releases.targets.remove(&release);
     releases.version = releases.version.saturating_add(1);
-    let at = forge.write(&format!("{}.releases.json", releases.version), &releases, &["releases"]);
+    let at = forge.write(&format!("{}.{bin_file}", releases.version), &releases, &["releases"]);
     forge.next_snapshot(|s| {
         s.meta.insert("channels.json".into(), channels_at);
-        s.meta.insert("releases.json".into(), at);
+        s.meta.insert(bin_file.clone(), at);
     });
-    add("outside-delegation", Some("Malformed"), "the channels role signs a release");
+    add("outside-delegation", Some("UnknownTarget"), "the channels role signs a release");
 
     // A second role for the same paths behind the terminating one (CVE-2025-2886).
     let forge = variant("behind-terminating");
-    let mut releases = forge.role("releases");
+    let mut releases = forge.role(bin);
     let stolen = releases.targets.remove(&release).expect("the release");
     releases.version = releases.version.saturating_add(1);
-    let at = forge.write(&format!("{}.releases.json", releases.version), &releases, &["releases"]);
+    let at = forge.write(&format!("{}.{bin_file}", releases.version), &releases, &["releases"]);
     let mut channels = forge.role("channels");
     channels.targets = HashMap::from([(release, stolen)]);
     channels.version = channels.version.saturating_add(1);
@@ -336,7 +375,7 @@ pub async fn make(out: &Path, now: u64) -> Vec<Case> {
     second.paths = PathSet::Paths(vec![PathPattern::new("releases/*/*").expect("a pattern")]);
     let targets_at = forge.write(&format!("{}.targets.json", targets.version), &targets, &["targets"]);
     forge.next_snapshot(|s| {
-        s.meta.insert("releases.json".into(), at);
+        s.meta.insert(bin_file.clone(), at);
         s.meta.insert("channels.json".into(), channels_at);
         s.meta.insert("targets.json".into(), targets_at);
     });
@@ -368,7 +407,7 @@ async fn roots(
     let mut root = forge.read::<Root>("1.root.json").signed;
     root.version = NonZeroU64::new(3).expect("three");
     forge.write("2.root.json", &root, &["root"]);
-    add("root-skips-a-version", Some("RolledBack"), "2.root.json states version 3");
+    add("root-skips-a-version", Some("Mismatch"), "2.root.json states version 3");
 
     let forge = variant("root-repeats");
     std::fs::copy(forge.repo.join("1.root.json"), forge.repo.join("2.root.json")).expect("copy");

@@ -11,22 +11,16 @@ use distd_core::manifest::Root;
 use distd_core::names::{Name, Wanted, patches_target, release_target};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tough::{IntoVec, Limits, Repository, RepositoryLoader, TargetName};
-use url::Url;
+use tough::TargetName;
 
 use super::error::TufError;
-use super::memory::{Files, METADATA_URL, MetadataSource, TARGETS_URL};
+use super::memory::{Files, MetadataSource};
 use super::store::Store;
-use super::wire::{HELD_TARGETS_MAX, Query, held_prefix, target_path};
+use super::walk::{Verified, current_files, newest_root};
+use super::wire::{HELD_TARGETS_MAX, QUERY_NAMES_MAX, Query, held_prefix};
 
-/// Bounds on metadata whose length no signed file states.
-const LIMITS: Limits = Limits {
-    max_root_size: 256 << 10,
-    max_timestamp_size: 16 << 10,
-    max_snapshot_size: 256 << 10,
-    max_targets_size: 16 << 20,
-    max_root_updates: 1024,
-};
+/// Most role files kept: a question names each.
+const ROLES_KEPT_MAX: usize = QUERY_NAMES_MAX;
 
 /// Largest target file, bytes: a manifest's root node or a channel document.
 const TARGET_BYTES_MAX: u64 = NODE_BYTES_MAX as u64;
@@ -175,24 +169,31 @@ impl TufClient {
         let files = Files::new(source, held);
         files.ask(&query).await?;
 
-        let staging = self.store.stage()?;
-        let loaded = load(&root, &files, staging.path()).await;
-        self.store.commit(staging.path())?;
-        let repo = match (loaded, files.take_failure()) {
-            (Ok(repo), _) => repo,
-            (Err(_), Some(failure)) => return Err(failure.into()),
-            (Err(e), None) => return Err(e),
+        let newest = match newest_root(&root, &files).await {
+            Ok(newest) => newest,
+            Err(error) => return Err(failure_or(&files, error)),
         };
-        check_dates(&repo, now)?;
-        check_clock(&repo, now)?;
-        let found = find(&repo, wanted).await;
-        let resolved = match (found, files.take_failure()) {
-            (Err(TufError::Missing { .. }), Some(failure)) => return Err(failure.into()),
-            (found, _) => found,
-        };
-        self.store.set_cached(&to_keep(&repo, &files, &held_targets, resolved.as_ref().ok()))?;
+        if newest.is_rotated {
+            self.store.forget_seen()?;
+        }
+        let seen = self.store.seen()?;
+        let verified = Verified::load(&newest.root, &files, &seen, now).await;
+        // A root that was verified stays, whatever else is wrong.
+        self.store.set_trusted(verified.as_ref().ok(), &newest.bytes)?;
+        let mut verified = verified.map_err(|error| failure_or(&files, error))?;
+        check_clock(&verified, now)?;
+        let resolved = find(&mut verified, wanted).await.map_err(|error| failure_or(&files, error));
+        self.store.set_cached(&to_keep(&verified, &files, &held_targets, resolved.as_ref().ok()))?;
         let (round_trips, received_bytes) = files.cost();
         resolved.map(|r| Resolved { cost: Cost { round_trips, received_bytes }, ..r })
+    }
+}
+
+/// A source that failed is the reason for what is missing.
+fn failure_or(files: &Files, error: TufError) -> TufError {
+    match (&error, files.take_failure()) {
+        (TufError::Missing { .. }, Some(failure)) => failure.into(),
+        _ => error,
     }
 }
 
@@ -201,6 +202,7 @@ fn query(root: &[u8], held: &BTreeMap<String, Bytes>, wanted: &Wanted) -> Query 
     let mut query = Query {
         root: version_of(root).unwrap_or(1),
         latest: true,
+        on_path: true,
         timestamp: held.get("timestamp.json").and_then(|b| version_of(b)).unwrap_or(0),
         targets: vec![wanted.target_name(), patches_target(wanted.product())],
         ..Query::default()
@@ -228,41 +230,11 @@ fn version_of(json: &[u8]) -> Option<u64> {
     serde_json::from_slice::<Value>(json).ok()?.get("signed")?.get("version")?.as_u64()
 }
 
-async fn load(root: &[u8], files: &Files, staging: &Path) -> Result<Repository, TufError> {
-    let url = |s: &str| Url::parse(s).expect("a constant URL");
-    let loader = RepositoryLoader::new(&root, url(METADATA_URL), url(TARGETS_URL))
-        .transport(files.clone())
-        .limits(LIMITS)
-        .datastore(staging);
-    Ok(loader.load().await?)
-}
-
-/// `tough` has compared every date with the system's clock; this does so with the caller's, which may know
-/// better, and includes the delegated roles.
-fn check_dates(repo: &Repository, now: u64) -> Result<(), TufError> {
-    let mut dates = vec![
-        ("root", repo.root().signed.expires.as_second()),
-        ("timestamp", repo.timestamp().signed.expires.as_second()),
-        ("snapshot", repo.snapshot().signed.expires.as_second()),
-        ("targets", repo.targets().signed.expires.as_second()),
-    ];
-    for role in repo.targets().signed.delegations.iter().flat_map(|d| &d.roles) {
-        if let Some(targets) = &role.targets {
-            dates.push((&role.name, targets.signed.expires.as_second()));
-        }
-    }
-    let now = i64::try_from(now).unwrap_or(i64::MAX);
-    match dates.into_iter().find(|(_, expires)| now > *expires) {
-        Some((which, _)) => Err(TufError::Expired { which: which.to_owned() }),
-        None => Ok(()),
-    }
-}
-
 /// Refuses a clock that is behind the time at which the origin signed the timestamp: metadata that has ended
 /// would pass for valid. Nothing else is remembered of time. What this machine's own clock once said vouches
 /// for nothing, and a device whose clock was ahead comes back by itself once it is right.
-fn check_clock(repo: &Repository, now: u64) -> Result<(), TufError> {
-    let timestamp = &repo.timestamp().signed;
+fn check_clock(verified: &Verified, now: u64) -> Result<(), TufError> {
+    let timestamp = &verified.timestamp.signed;
     let signed_at = timestamp._extra.get(SIGNED_AT).and_then(Value::as_u64).unwrap_or_else(|| {
         // An origin of an earlier release does not say, and signs for a day.
         u64::try_from(timestamp.expires.as_second()).unwrap_or(0).saturating_sub(TIMESTAMP_SECONDS)
@@ -273,7 +245,7 @@ fn check_clock(repo: &Repository, now: u64) -> Result<(), TufError> {
     Ok(())
 }
 
-async fn find(repo: &Repository, wanted: &Wanted) -> Result<Resolved, TufError> {
+async fn find(repo: &mut Verified, wanted: &Wanted) -> Result<Resolved, TufError> {
     let (product, version, channel) = match wanted {
         Wanted::Release { product, version } => (product, version.clone(), None),
         Wanted::Channel { product, channel } => {
@@ -300,7 +272,7 @@ async fn find(repo: &Repository, wanted: &Wanted) -> Result<Resolved, TufError> 
 }
 
 /// The product's patch sets. They only save bytes: a list that is no list is as good as none.
-async fn find_patches(repo: &Repository, product: &Name) -> Result<Vec<PatchSetRef>, TufError> {
+async fn find_patches(repo: &mut Verified, product: &Name) -> Result<Vec<PatchSetRef>, TufError> {
     let bytes = match read_target(repo, &patches_target(product)).await {
         Ok((bytes, _)) => bytes,
         Err(TufError::UnknownTarget(_) | TufError::BadTarget { .. }) => return Ok(Vec::new()),
@@ -315,36 +287,35 @@ async fn find_patches(repo: &Repository, product: &Name) -> Result<Vec<PatchSetR
     }
 }
 
-async fn read_target(repo: &Repository, name: &str) -> Result<(Bytes, Map<String, Value>), TufError> {
+async fn read_target(repo: &mut Verified, name: &str) -> Result<(Bytes, Map<String, Value>), TufError> {
     let bad = |cause| TufError::BadTarget { target: name.to_owned(), cause };
     let target_name = TargetName::new(name).map_err(|e| bad(Some(e.into())))?;
-    let Ok(target) = repo.targets().signed.find_target(&target_name, false) else {
+    let Some(target) = repo.find(&target_name).await? else {
         return Err(TufError::UnknownTarget(name.to_owned()));
     };
     if target.length > TARGET_BYTES_MAX {
         return Err(bad(None));
     }
     let custom = target.custom.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-    let stream = repo.read_target(&target_name).await?;
-    let stream = stream.ok_or_else(|| TufError::UnknownTarget(name.to_owned()))?;
-    Ok((Bytes::from(stream.into_vec().await?), custom))
+    Ok((repo.read(&target_name, &target).await?, custom))
 }
 
-/// The files worth keeping: the present metadata, and targets that are still signed.
+/// The files worth keeping: the present metadata as far as it was needed lately, and targets that are still signed.
 fn to_keep(
-    repo: &Repository,
+    repo: &Verified,
     files: &Files,
     held_targets: &[String],
     resolved: Option<&Resolved>,
 ) -> BTreeMap<String, Bytes> {
-    let snapshot = &repo.snapshot().signed;
+    let snapshot = &repo.snapshot.signed;
     let mut names = vec!["timestamp.json".to_owned(), format!("{}.snapshot.json", snapshot.version)];
-    names.extend(snapshot.meta.iter().map(|(name, meta)| format!("{}.{name}", meta.version)));
-    let path_of = |name: &str| {
-        let target_name = TargetName::new(name).ok()?;
-        let target = repo.targets().signed.find_target(&target_name, false).ok()?;
-        Some(target_path(name, &target.hashes.sha256))
-    };
+    // Those of other releases too, as long as they are current: a device asks for few.
+    let mut roles: Vec<_> =
+        current_files(snapshot).into_values().filter(|name| files.get(name).is_some()).collect();
+    roles.sort_unstable();
+    roles.truncate(ROLES_KEPT_MAX);
+    names.extend(roles);
+    let path_of = |name: &str| repo.known_path(&TargetName::new(name).ok()?);
     if let Some(resolved) = resolved {
         names.extend(path_of(&release_target(&resolved.product, &resolved.version)));
         names.extend(path_of(&patches_target(&resolved.product)));
@@ -352,15 +323,13 @@ fn to_keep(
         let channel = channel.map(|d| distd_core::names::channel_target(&d.product, &d.channel));
         names.extend(channel.and_then(|name| path_of(&name)));
     }
-    for held in held_targets.iter().take(HELD_TARGETS_MAX.saturating_sub(3)) {
-        let target =
-            held.strip_prefix("targets/").and_then(|p| p.rsplit_once('/')).and_then(|(dirs, file)| {
-                let (_, name) = file.split_once('.')?;
-                Some(format!("{dirs}/{name}"))
-            });
-        if target.and_then(|name| path_of(&name)).as_deref() == Some(held) {
-            names.push(held.clone());
-        }
-    }
+    // What an earlier update held and this one did not look at: it is checked again when it is used.
+    let is_superseded = |held: &String| {
+        let path = held.strip_prefix("targets/").and_then(|path| path.rsplit_once('/'));
+        let name = path.and_then(|(dirs, file)| Some(format!("{dirs}/{}", file.split_once('.')?.1)));
+        name.and_then(|name| path_of(&name)).is_some_and(|now| now != *held)
+    };
+    let others = held_targets.iter().filter(|held| !is_superseded(held));
+    names.extend(others.take(HELD_TARGETS_MAX.saturating_sub(3)).cloned());
     names.into_iter().filter_map(|name| files.get(&name).map(|bytes| (name, bytes))).collect()
 }

@@ -1,7 +1,5 @@
 //! What can be wrong with metadata, and what to do about it.
 
-use tough::schema::RoleType;
-
 use super::memory::{FetchError, SourceError};
 use super::wire::WireError;
 use crate::trust::files::FileError;
@@ -25,9 +23,10 @@ pub enum TufError {
     RolledBack {
         /// The role.
         which: String,
-        /// The cause.
-        #[source]
-        cause: Box<tough::error::Error>,
+        /// The version seen before.
+        held: u64,
+        /// The version offered; 0 for a role that is gone.
+        offered: u64,
     },
     /// Not signed by the keys that must sign it.
     #[error(
@@ -38,13 +37,13 @@ pub enum TufError {
         which: String,
         /// The cause.
         #[source]
-        cause: Box<tough::error::Error>,
+        cause: Box<tough::schema::Error>,
     },
     /// Files that do not belong together, or a file with changed bytes.
     #[error(
         "the parent offers metadata or a target that differs from what was signed; try again, then use another parent"
     )]
-    Mismatch(#[source] Box<tough::error::Error>),
+    Mismatch(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Not the JSON it should be.
     #[error("the parent offers malformed metadata; try again, then use another parent")]
     Malformed(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -79,9 +78,6 @@ pub enum TufError {
         /// The origin's at the signing, unix seconds.
         signed_at: u64,
     },
-    /// The clock was set back while an update went on.
-    #[error("this machine's clock was set back in the middle of the update; try again")]
-    ClockStepped(#[source] Box<tough::error::Error>),
     /// The source did not answer.
     #[error("no metadata could be fetched; check the parent's address and the network")]
     Source(#[source] SourceError),
@@ -91,7 +87,7 @@ pub enum TufError {
     /// The trusted state could not be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The trusted state could not be locked, or `tough` could not use its directory.
+    /// The trusted state could not be locked.
     #[error("the directory of trusted metadata could not be used; check the disk and its permissions")]
     Store(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
@@ -107,50 +103,6 @@ impl From<FetchError> for TufError {
         match e {
             FetchError::Source(cause) => Self::Source(cause),
             FetchError::Wire(cause) => Self::Answer(cause),
-        }
-    }
-}
-
-impl From<tough::error::Error> for TufError {
-    fn from(e: tough::error::Error) -> Self {
-        use tough::error::Error as E;
-        let role = |r: &RoleType| r.to_string();
-        let cause = Box::new(e);
-        match &*cause {
-            E::ExpiredMetadata { role: r, .. } => Self::Expired { which: role(r) },
-            E::OlderMetadata { role: r, .. } => Self::RolledBack { which: role(r), cause },
-            E::OlderSnapshotInTimestamp { .. } => Self::RolledBack { which: "snapshot".into(), cause },
-            E::SnapshotRoleMissing { role: r, .. } | E::SnapshotRoleRollback { role: r, .. } => {
-                Self::RolledBack { which: r.trim_end_matches(".json").to_owned(), cause }
-            }
-            E::VerifyMetadata { role: r, .. } => Self::BadSignature { which: role(r), cause },
-            E::VerifyTrustedMetadata { .. } => Self::BadSignature { which: "trusted root".into(), cause },
-            E::VerifyRoleMetadata { role: r, .. } => Self::BadSignature { which: r.clone(), cause },
-            E::SystemTimeSteppedBackward { .. } => Self::ClockStepped(cause),
-            E::ParseMetadata { .. }
-            | E::ParseTrustedMetadata { .. }
-            | E::TimestampMetaLength { .. }
-            | E::MissingSnapshotMeta { .. }
-            | E::SnapshotTargetsMetaMissing { .. }
-            | E::MetaMissing { .. }
-            | E::RoleNotInMeta { .. }
-            | E::DelegatedRolesNotConsistent { .. }
-            | E::MaxUpdatesExceeded { .. }
-            | E::InvalidPath { .. } => Self::Malformed(cause),
-            E::Transport { url, source, .. } => {
-                // A file that is there but too long or of another hash comes as a cause in the transport error.
-                let differs = std::error::Error::source(source).is_some();
-                if differs { Self::Mismatch(cause) } else { Self::Missing { name: url.path().to_owned() } }
-            }
-            E::VersionMismatch { .. } | E::HashMismatch { .. } | E::MaxSizeExceeded { .. } => {
-                Self::Mismatch(cause)
-            }
-            E::DatastoreInit { .. }
-            | E::DatastoreCreate { .. }
-            | E::DatastoreOpen { .. }
-            | E::DatastoreRemove { .. }
-            | E::DatastoreSerialize { .. } => Self::Store(cause),
-            _ => Self::Malformed(cause),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The files at hand: what the cache held, what the source answered. `tough` reads them as its transport.
+//! The files at hand: what the cache held, what the source answered, and what it is asked for once more.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,10 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tough::{Transport, TransportError, TransportErrorKind, TransportStream};
-use url::Url;
 
-use super::wire::{Answer, QUERY_NAMES_MAX, Query, ROOTS_PER_ANSWER, WireError, target_path};
+use super::wire::{Answer, QUERY_NAMES_MAX, Query, ROOTS_PER_ANSWER, WireError};
 
 /// Why a source gave no answer.
 pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
@@ -107,12 +105,13 @@ impl Files {
         self.with(|state| (state.round_trips, state.received))
     }
 
-    /// Why the source failed, if it did: the transport's own errors carry only text.
+    /// Why the source failed, if it did.
     pub(super) fn take_failure(&self) -> Option<FetchError> {
         self.with(|state| state.failure.take())
     }
 
-    async fn get_or_ask(&self, name: &str) -> Option<Bytes> {
+    /// A file that is at hand, or that the source has.
+    pub(super) async fn get_or_ask(&self, name: &str) -> Option<Bytes> {
         if let Some(bytes) = self.get(name) {
             return Some(bytes);
         }
@@ -136,49 +135,5 @@ impl Files {
             return None;
         }
         self.get(name)
-    }
-}
-
-/// Base URLs handed to `tough`; nothing is ever dialled there.
-pub(super) const METADATA_URL: &str = "distd://tuf/metadata/";
-pub(super) const TARGETS_URL: &str = "distd://tuf/targets/";
-
-/// The repository's name of what `tough` asks for. `tough` puts a target's hash before the whole name, the
-/// specification before its last part.
-fn name_of(url: &Url) -> Option<String> {
-    let url = url.as_str();
-    if let Some(name) = url.strip_prefix(METADATA_URL) {
-        return Some(name.to_owned());
-    }
-    let (sha256, target) = url.strip_prefix(TARGETS_URL)?.split_once('.')?;
-    Some(target_path(target, &hex::decode(sha256).ok()?))
-}
-
-#[async_trait]
-impl Transport for Files {
-    async fn fetch(&self, url: Url) -> Result<TransportStream, TransportError> {
-        let bytes = match name_of(&url) {
-            Some(name) => self.get_or_ask(&name).await,
-            None => None,
-        };
-        match bytes {
-            Some(bytes) => Ok(Box::pin(futures::stream::once(async move { Ok(bytes) }))),
-            None => Err(TransportError::new(TransportErrorKind::FileNotFound, url)),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_tough_asks_for_is_found_where_the_specification_puts_it() {
-        let base = Url::parse(TARGETS_URL).expect("a URL");
-        let url = base.join("00ff.releases/os/12.1+deb12u3").expect("a URL");
-        assert_eq!(name_of(&url).as_deref(), Some("targets/releases/os/00ff.12.1+deb12u3"));
-        let base = Url::parse(METADATA_URL).expect("a URL");
-        let url = base.join("3.snapshot.json").expect("a URL");
-        assert_eq!(name_of(&url).as_deref(), Some("3.snapshot.json"));
     }
 }

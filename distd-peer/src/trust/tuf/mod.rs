@@ -1,12 +1,13 @@
-//! What a release is: TUF metadata, verified on the device by the crate `tough`.
+//! What a release is: TUF metadata, verified on the device; signatures and formats by the crate `tough`.
 //!
 //! [`TufClient`] starts from one `root.json`, asks any untrusted source for what is new ([`wire`]) and keeps
-//! what it has verified, so that it can never be led back. What it adds to `tough` is stated in docs/trust.md.
+//! what it has verified, so that it can never be led back. How is stated in docs/trust.md.
 
 mod client;
 mod error;
 mod memory;
 mod store;
+mod walk;
 pub mod wire;
 
 pub use client::{ChannelDoc, Cost, PatchSetRef, PatchesDoc, Resolved, SIGNED_AT, TufClient};

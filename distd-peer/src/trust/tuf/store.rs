@@ -1,7 +1,6 @@
 //! What the device has verified, on disk: `DIR/tuf/trusted` (never led back) and `DIR/tuf/cache` (bytes saved).
 //!
-//! `tough` writes its state in place; a crash in between would leave a file it ignores, and with it the
-//! protection against rollback. So each update works on a copy, taken over file by file, atomically.
+//! Each file is replaced whole, and only by what has been verified.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,14 +10,17 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use super::error::TufError;
+use super::walk::{Seen, Verified};
 use crate::trust::files::{self, FileError};
 
-/// State that makes rollback visible. The root comes last: until it is there, the next update goes through
-/// the same key rotation again.
-const TRUSTED: [&str; 3] = ["timestamp.json", "snapshot.json", "root.json"];
-/// The clock's reading at the last update, which `tough` keeps in its directory and which earlier releases took
-/// over. Nothing vouches for it, so it is left behind: a clock that was ahead once would lock the device out.
-const TIME: &str = "latest_known_time.json";
+/// State that makes rollback visible.
+const TIMESTAMP: &str = "timestamp.json";
+const SNAPSHOT: &str = "snapshot.json";
+const ROOT: &str = "root.json";
+
+/// The clock's reading at the last update, which earlier releases kept. Nothing vouches for it: a clock that was
+/// ahead once would lock the device out.
+const LEFT_BEHIND: [&str; 1] = ["latest_known_time.json"];
 
 /// Longest cache file read, bytes.
 const CACHE_FILE_BYTES_MAX: u64 = 16 << 20;
@@ -59,41 +61,38 @@ impl Store {
 
     /// The newest root this device has verified.
     pub(super) fn trusted_root(&self) -> Result<Option<Vec<u8>>, FileError> {
-        files::read(&self.trusted.join("root.json"))
+        files::read(&self.trusted.join(ROOT))
     }
 
-    /// A copy of the trusted state for one update.
-    pub(super) fn stage(&self) -> Result<tempfile::TempDir, TufError> {
-        let io = |e: io::Error| TufError::Store(e.into());
-        // What a killed update left behind; the lock says no other is running.
-        for entry in fs::read_dir(&self.dir).map_err(io)?.flatten() {
-            if entry.file_name().to_string_lossy().starts_with("staging-") {
-                fs::remove_dir_all(entry.path()).map_err(io)?;
-            }
-        }
-        let staging = tempfile::Builder::new().prefix("staging-").tempdir_in(&self.dir).map_err(io)?;
-        for name in TRUSTED {
-            if let Some(bytes) = files::read(&self.trusted.join(name))? {
-                fs::write(staging.path().join(name), bytes).map_err(io)?;
-            }
-        }
-        Ok(staging)
+    /// What no update may lead back behind.
+    pub(super) fn seen(&self) -> Result<Seen, FileError> {
+        let read = |name| files::read(&self.trusted.join(name));
+        Ok(Seen { timestamp: read(TIMESTAMP)?, snapshot: read(SNAPSHOT)? })
     }
 
-    /// Takes over what the update verified, also after one that failed half way: a root or timestamp that
-    /// was accepted stays accepted.
-    pub(super) fn commit(&self, staging: &Path) -> Result<(), FileError> {
-        for name in TRUSTED {
-            let (from, to) = (staging.join(name), self.trusted.join(name));
-            match files::read(&from)? {
-                Some(new) if files::read(&to)?.as_ref() == Some(&new) => {}
-                Some(new) => files::write_atomic(&to, &new, 0o600)?,
-                // Removed by a key rotation; a root is never removed.
-                None if name != "root.json" => files::remove(&to)?,
-                None => {}
-            }
+    /// Forgets which timestamp and snapshot were seen: their keys have changed.
+    pub(super) fn forget_seen(&self) -> Result<(), FileError> {
+        [TIMESTAMP, SNAPSHOT].iter().try_for_each(|name| files::remove(&self.trusted.join(name)))
+    }
+
+    /// Takes over what was verified. The root comes last: until it is there, the next update goes through the same
+    /// key rotation again.
+    pub(super) fn set_trusted(&self, verified: Option<&Verified>, root: &[u8]) -> Result<(), FileError> {
+        if let Some(verified) = verified {
+            self.set(SNAPSHOT, &verified.snapshot_bytes)?;
+            self.set(TIMESTAMP, &verified.timestamp_bytes)?;
         }
-        files::remove(&self.trusted.join(TIME))
+        self.set(ROOT, root)?;
+        LEFT_BEHIND.iter().try_for_each(|name| files::remove(&self.trusted.join(name)))
+    }
+
+    fn set(&self, name: &str, bytes: &[u8]) -> Result<(), FileError> {
+        let path = self.trusted.join(name);
+        // Flash wears: what is there is not written again.
+        if files::read(&path)?.as_deref() == Some(bytes) {
+            return Ok(());
+        }
+        files::write_atomic(&path, bytes, 0o600)
     }
 
     /// The cached files, by their name in the repository. Unreadable ones are as good as none.

@@ -9,11 +9,14 @@ use serde::{Deserialize, Serialize};
 /// Largest question, bytes.
 pub const QUERY_BYTES_MAX: usize = 16 << 10;
 
-/// Largest answer after decompression, bytes: `releases.json` of some 20 000 releases.
+/// Largest answer after decompression, bytes.
 pub const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// Most targets or files named in a question.
 pub const QUERY_NAMES_MAX: usize = 64;
+
+/// Most roles named in a question: a device of an earlier release holds all there are.
+pub const QUERY_ROLES_MAX: usize = 1024;
 
 /// Most root versions in one answer; a device further behind asks again.
 pub const ROOTS_PER_ANSWER: u64 = 32;
@@ -48,6 +51,10 @@ pub struct Query {
     /// Files it wants by name, when the answer to an earlier question left something out.
     #[serde(default)]
     pub files: Vec<String>,
+    /// Whether of the delegated roles it wants only those on the way to the targets. A device of an earlier
+    /// release reads them all.
+    #[serde(default)]
+    pub on_path: bool,
     /// Whether it wants the list of revoked nodes ([`crate::trust::revoked`]).
     #[serde(default)]
     pub revoked: bool,
@@ -88,7 +95,7 @@ impl Query {
         let query: Self = rmp_serde::from_slice(bytes).map_err(WireError::Malformed)?;
         let too_many = query.targets.len() > QUERY_NAMES_MAX
             || query.files.len() > QUERY_NAMES_MAX
-            || query.roles.len() > QUERY_NAMES_MAX
+            || query.roles.len() > QUERY_ROLES_MAX
             || query.held.len() > HELD_TARGETS_MAX;
         if too_many { Err(WireError::TooLarge) } else { Ok(query) }
     }
