@@ -190,7 +190,7 @@ impl TufRepository {
                 Some(Changed::Role(role)) => dirty.role(&role),
                 Some(Changed::Release(name, new)) => {
                     let bin = self.make_bin(&mut state, &keys, name.raw(), &mut dirty, now).await?;
-                    bin.targets.insert(name, new);
+                    bin.targets.insert(name, *new);
                 }
                 None => {}
             }
@@ -212,7 +212,7 @@ enum Changed {
     /// This role is to be written.
     Role(String),
     /// A release is to be put into its bin.
-    Release(TargetName, Target),
+    Release(TargetName, Box<Target>),
 }
 
 /// Changes the state in memory, but for a new release, whose bin may have to be made; `None` when nothing changed.
@@ -235,7 +235,7 @@ fn change_state(
                 _ => {}
             }
             files.push((target_path(&name, &new.hashes.sha256), root_node));
-            Ok(Some(Changed::Release(key, new)))
+            Ok(Some(Changed::Release(key, Box::new(new))))
         }
         Change::SetChannel { product, channel, json } => {
             let name = channel_target(&product, &channel);
