@@ -7,6 +7,7 @@ pub mod config;
 pub mod db;
 pub mod http;
 pub mod ingest;
+pub mod locks;
 pub mod origin;
 pub mod patches;
 pub mod realm;

@@ -156,10 +156,11 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     };
     let running = started?;
     announce(&running).context("could not write to standard output")?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let overtaken = tokio::select! {
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+        () = running.overtaken() => true,
+    };
     tracing::info!("stopping");
     // The second signal does not wait.
     tokio::select! {
@@ -170,6 +171,9 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         }
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+    }
+    if overtaken {
+        anyhow::bail!("another distd-server has taken the database over: let one of them run");
     }
     Ok(())
 }

@@ -176,7 +176,9 @@ impl Realm {
     async fn again(self) -> Self {
         self.origin.db().close().await;
         let places = Places::in_dir(self.directory.path());
-        Self { origin: Origin::open(&places, tuning(true, false)).await.expect("an origin"), ..self }
+        let origin = Origin::open(&places, tuning(true, false)).await.expect("an origin");
+        origin.sweep_at_start().await.expect("sweep");
+        Self { origin, ..self }
     }
 
     async fn push(&self, version: &str, bytes: &[u8]) -> ManifestId {

@@ -17,6 +17,9 @@ pub(crate) struct Release {
     pub(crate) chunks: u64,
     /// Unix seconds.
     pub(crate) created: i64,
+    /// The origin's store has lost a part of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) damaged: bool,
 }
 
 /// Releases of a product.

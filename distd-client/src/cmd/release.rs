@@ -59,7 +59,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             let release = context.api(&api)?.release(product.as_str(), version.as_str()).await;
             let release = release.map_err(Failure::from)?;
             context.output().result(&release, |release| {
-                let Release { product, version, kind, manifest, blake3, bytes, chunks, created } = release;
+                let Release { product, version, kind, manifest, blake3, bytes, chunks, created, .. } = release;
                 format!(
                     "release  {product}@{version}\nkind     {kind}\nbytes    {bytes}\nchunks   {chunks}\ncreated  {}\n\
                      blake3   {blake3}\nmanifest {manifest}",

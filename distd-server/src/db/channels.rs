@@ -3,7 +3,7 @@
 use distd_core::names::Name;
 use sqlx::any::AnyRow;
 
-use super::row::Columns;
+use super::row::{Columns, signed};
 use super::{Db, DbError, UnixSeconds, failed};
 
 /// One channel.
@@ -94,6 +94,34 @@ impl Db {
         let row = read(&row).map_err(failed(what))?;
         tx.commit().await.map_err(failed(what))?;
         Ok(if changed == 1 { SetChannelOutcome::Set(row) } else { SetChannelOutcome::Unchanged(row) })
+    }
+
+    /// Sets a channel to what is signed for it with a later counter than the row has, or than no row.
+    ///
+    /// # Errors
+    /// [`DbError::Query`], also when there is no such release.
+    pub async fn take_over_channel(
+        &self,
+        product: &Name,
+        channel: &Name,
+        version: &Name,
+        counter: u64,
+        now: UnixSeconds,
+    ) -> Result<(), DbError> {
+        sqlx::query(
+            "INSERT INTO channels (product, channel, version, counter, updated) VALUES ($1, $2, $3, $4, $5) \
+             ON CONFLICT (product, channel) DO UPDATE SET version = excluded.version, \
+             counter = excluded.counter, updated = excluded.updated WHERE channels.counter < excluded.counter",
+        )
+        .bind(product.to_string())
+        .bind(channel.to_string())
+        .bind(version.to_string())
+        .bind(signed(counter))
+        .bind(now)
+        .execute(&self.pool)
+        .await
+        .map(drop)
+        .map_err(failed("take the channel over"))
     }
 
     /// One channel.

@@ -8,8 +8,11 @@ mod bulk;
 mod channels;
 mod chunks;
 mod commit;
+mod doomed;
+mod identity;
 mod ids;
 mod join_tokens;
+mod lock;
 mod nodes;
 mod packs;
 mod patch_sets;
@@ -22,7 +25,9 @@ pub use api_tokens::ApiTokenRow;
 pub use channels::{ChannelRow, SetChannelOutcome};
 pub use chunks::{ChunkRow, Location};
 pub use commit::{BeginCommit, CommitTx, UnreleasedManifests};
+pub use identity::Contents;
 pub use join_tokens::{JoinTokenRow, JoinTokenUse};
+pub use lock::SessionLock;
 pub use nodes::NodeRow;
 pub use packs::{PackId, PackIndexes};
 pub use patch_sets::{MadeSet, PatchSetKey, PatchSetRow, PatchSetState, PatchSetTx, SetKind};
@@ -224,6 +229,12 @@ fn sqlite_pragmas() -> String {
     )
 }
 
+/// The file of a SQLite address; `None` for any other address.
+pub(crate) fn sqlite_path(address: &str) -> Option<PathBuf> {
+    let path = address.strip_prefix("sqlite:").filter(|path| !path.is_empty())?;
+    Some(PathBuf::from(path.strip_prefix("//").unwrap_or(path)))
+}
+
 /// The driver reads a percent-encoded URL; a path may hold anything.
 fn sqlite_url(path: &str, address: &str) -> Result<String, DbError> {
     let path = path.strip_prefix("//").unwrap_or(path);
@@ -242,7 +253,7 @@ fn sqlite_url(path: &str, address: &str) -> Result<String, DbError> {
 }
 
 /// The address without its password, for messages.
-fn redact(address: &str) -> String {
+pub(crate) fn redact(address: &str) -> String {
     match url::Url::parse(address) {
         Ok(mut url) if url.password().is_some() => {
             // Fails only for URLs that cannot have a password.
@@ -265,8 +276,12 @@ macro_rules! migration {
 }
 
 /// In the order of their numbers, which start their names.
-const MIGRATIONS: [(&str, &str, &str); 3] =
-    [migration!("0001_origin"), migration!("0002_pack_index"), migration!("0003_patch_sets")];
+const MIGRATIONS: [(&str, &str, &str); 4] = [
+    migration!("0001_origin"),
+    migration!("0002_pack_index"),
+    migration!("0003_patch_sets"),
+    migration!("0004_identity"),
+];
 
 fn migrator(engine: Engine) -> Migrator {
     let migrations = (1i64..)

@@ -80,6 +80,17 @@ impl Db {
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the releases"))
     }
 
+    /// Every release of every product, oldest first.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn all_releases(&self) -> Result<Vec<ReleaseRow>, DbError> {
+        let sql =
+            sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM releases ORDER BY created, product, version"));
+        let rows = sqlx::query(sql).fetch_all(&self.pool).await;
+        rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the releases"))
+    }
+
     /// Releases of one manifest: whether it may be served, and under which names.
     ///
     /// # Errors

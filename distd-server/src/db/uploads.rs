@@ -182,8 +182,8 @@ impl Db {
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list expired uploads"))
     }
 
-    /// Gives up an open upload: its packs leave the database. Gives the names of the pack objects,
-    /// for the caller to delete, or `None` when the upload is not open.
+    /// Gives up an open upload: its packs leave the database. Gives the names of the pack objects, which are noted
+    /// as doomed, for the caller to delete, or `None` when the upload is not open.
     ///
     /// With `expired_at`, only if it is still expired then: chunks that arrive meanwhile save it.
     ///
@@ -207,6 +207,14 @@ impl Db {
         if closed.rows_affected() == 0 {
             return Ok(None);
         }
+        sqlx::query(
+            "INSERT INTO doomed (object, since) SELECT object, 0 FROM packs WHERE upload = $1 \
+             ON CONFLICT (object) DO NOTHING",
+        )
+        .bind(id.to_string())
+        .execute(&mut *tx)
+        .await
+        .map_err(failed(what))?;
         let rows = sqlx::query("DELETE FROM packs WHERE upload = $1 RETURNING object")
             .bind(id.to_string())
             .fetch_all(&mut *tx)

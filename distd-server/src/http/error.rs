@@ -250,7 +250,12 @@ impl From<IngestError> for ApiError {
             IngestError::VersionTaken { product, version, blake3 } => Self::version_taken(format!(
                 "{product}@{version} is released already with other bytes (BLAKE3 {blake3})"
             )),
+            IngestError::OtherCut => Self::conflict(
+                "the release is damaged, and these chunks are cut in another way than its own",
+                "push it as another version",
+            ),
             IngestError::StoredChunk(_)
+            | IngestError::SweepTooLarge { .. }
             | IngestError::MissingManifest(_)
             | IngestError::File(_)
             | IngestError::FileChanged

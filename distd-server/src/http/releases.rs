@@ -33,6 +33,9 @@ pub(super) struct Release {
     chunks: u64,
     /// When it was made, unix seconds.
     created: i64,
+    /// The origin's store has lost a part of it: push the same bytes again.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    damaged: bool,
 }
 
 /// Releases.
@@ -41,9 +44,10 @@ pub(super) struct ReleaseList {
     releases: Vec<Release>,
 }
 
-impl From<ReleaseRow> for Release {
-    fn from(row: ReleaseRow) -> Self {
+impl Release {
+    pub(super) fn of(app: &App, row: ReleaseRow) -> Self {
         Self {
+            damaged: app.origin.ingest().is_damaged(&row.manifest),
             product: row.product.to_string(),
             version: row.version.to_string(),
             kind: row.kind,
@@ -74,7 +78,7 @@ pub(super) async fn publish(
             "released"
         );
     }
-    Ok((status, Json(committed.release.into())))
+    Ok((status, Json(Release::of(app, committed.release))))
 }
 
 /// A product's releases, newest first.
@@ -88,7 +92,7 @@ pub(super) async fn list(
 ) -> Result<Json<ReleaseList>, ApiError> {
     products::find(&app, &product).await?;
     let rows = app.origin.db().releases(&product).await?;
-    Ok(Json(ReleaseList { releases: rows.into_iter().map(Release::from).collect() }))
+    Ok(Json(ReleaseList { releases: rows.into_iter().map(|row| Release::of(&app, row)).collect() }))
 }
 
 /// One release.
@@ -101,7 +105,7 @@ pub(super) async fn show(
     At((product, version)): At<(Name, Name)>,
 ) -> Result<Json<Release>, ApiError> {
     if let Some(row) = app.origin.db().release(&product, &version).await? {
-        return Ok(Json(row.into()));
+        return Ok(Json(Release::of(&app, row)));
     }
     products::find(&app, &product).await?;
     Err(ApiError::unknown_version(&product, &version))

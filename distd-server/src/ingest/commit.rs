@@ -102,20 +102,29 @@ impl Ingest {
     ) -> Result<CommitResult, IngestError> {
         request.check()?;
         let row = self.db.upload(upload).await?.ok_or_else(|| IngestError::UnknownUpload(upload.clone()))?;
-        if let Some(release) = self.db.release(&row.product, &row.version).await? {
-            return self.found(&row, release, &request).await;
+        let released = self.db.release(&row.product, &row.version).await?;
+        if let Some(release) = &released
+            && (release.blake3 != request.blake3 || !self.is_damaged(&release.manifest))
+        {
+            return self.found(&row, release.clone(), &request).await;
         }
         self.open_upload(upload).await?;
         self.indexes.lock(&self.db, upload).await?.refresh(&self.db, upload).await?;
         self.verify(upload, &request.runs, request.blake3).await?;
         let index = self.indexes.lock(&self.db, upload).await?;
-        match self.db.begin_commit(upload).await? {
-            BeginCommit::Ready(tx) => self.release(tx, index, &row, request, by, now).await,
+        let begun = match &released {
+            None => self.db.begin_commit(upload).await?,
+            Some(_) => self.db.begin_healing(upload).await?,
+        };
+        match begun {
+            BeginCommit::Ready(tx) => self.release(tx, index, &row, request, by, now, released).await,
             BeginCommit::Released(release) => self.found(&row, *release, &request).await,
             BeginCommit::Closed => Err(IngestError::UploadOver(upload.clone())),
         }
     }
 
+    /// Makes the release, or puts uploaded chunks in the place of what `damaged` has lost.
+    #[expect(clippy::too_many_arguments, reason = "what a commit is made of, used once")]
     async fn release(
         &self,
         mut tx: CommitTx,
@@ -124,9 +133,11 @@ impl Ingest {
         request: CommitRequest,
         by: &str,
         now: UnixSeconds,
+        damaged: Option<ReleaseRow>,
     ) -> Result<CommitResult, IngestError> {
         let CommitRequest { kind, cut, mut runs, blake3, bytes } = request;
         let mut builder = Builder::new(cut, kind);
+        let mut healed = 0;
         // The list is given back while the manifest grows: of a large artifact they are the largest things in memory.
         runs.reverse();
         while !runs.is_empty() {
@@ -135,6 +146,7 @@ impl Ingest {
             runs.shrink_to_fit();
             let hashes: Vec<ChunkHash> = batch.iter().map(|run| run.hash).collect();
             let ids = assign(&mut tx, &mut index, &upload.id, &hashes).await?;
+            healed += self.relocate(&mut tx, &mut index, &upload.id, &hashes).await?;
             for (run, id) in batch.iter().zip(ids) {
                 for _ in 0..run.repeat {
                     builder.push(Entry { id, hash: run.hash, len: run.len });
@@ -143,27 +155,32 @@ impl Ingest {
         }
         let manifest = builder.finish(blake3);
         let root = manifest.root_bytes().clone();
-        let release = ReleaseRow {
-            product: upload.product.clone(),
-            version: upload.version.clone(),
-            manifest: manifest.id(),
-            blake3,
-            bytes,
-            chunk_count: manifest.root().chunks,
-            kind: match kind {
-                Kind::File => "file".to_owned(),
-                Kind::Tree { .. } => "tree".to_owned(),
-                Kind::PatchSet { .. } => "patch set".to_owned(),
+        let already_existed = damaged.is_some();
+        let release = match damaged {
+            Some(release) if release.manifest != manifest.id() => return Err(IngestError::OtherCut),
+            Some(release) => release,
+            None => ReleaseRow {
+                product: upload.product.clone(),
+                version: upload.version.clone(),
+                manifest: manifest.id(),
+                blake3,
+                bytes,
+                chunk_count: manifest.root().chunks,
+                kind: match kind {
+                    Kind::File => "file".to_owned(),
+                    Kind::Tree { .. } => "tree".to_owned(),
+                    Kind::PatchSet { .. } => "patch set".to_owned(),
+                },
+                created: now,
+                created_by: by.to_owned(),
+                published: None,
             },
-            created: now,
-            created_by: by.to_owned(),
-            published: None,
         };
         let file = manifest.to_file_bytes();
         drop(manifest);
         self.store.put(&manifest_object(&release.manifest), file).await?;
         let new_chunks = tx.given();
-        let unused = tx.finish(&release).await?;
+        let unused = tx.finish((!already_existed).then_some(&release)).await?;
         drop(index);
         self.indexes.forget(&upload.id);
         if let Err(error) = self.delete_all(&unused).await {
@@ -173,7 +190,39 @@ impl Ingest {
                 "could not delete packs that hold nothing new"
             );
         }
-        Ok(CommitResult { manifest: release.manifest, root, already_existed: false, new_chunks, release })
+        if healed > 0 || already_existed {
+            tracing::info!(
+                product = %release.product, version = %release.version, chunks = healed,
+                "chunks that the store had lost are back"
+            );
+            self.look_again().await?;
+        }
+        Ok(CommitResult { manifest: release.manifest, root, already_existed, new_chunks, release })
+    }
+
+    /// Points chunks that lie in lost packs to where the upload has them. Gives how many.
+    async fn relocate(
+        &self,
+        tx: &mut CommitTx,
+        index: &mut UploadIndex,
+        upload: &UploadId,
+        hashes: &[ChunkHash],
+    ) -> Result<usize, IngestError> {
+        if self.losses.is_empty() {
+            return Ok(0);
+        }
+        let mut moved = HashMap::new();
+        for (hash, place) in hashes.iter().zip(tx.places(hashes).await?) {
+            if let Some((id, pack)) = place
+                && self.losses.has_pack(pack)
+            {
+                let location = index.locate(tx, upload, hash).await?;
+                moved.insert(id, location.ok_or(IngestError::MissingChunk(*hash))?);
+            }
+        }
+        let moved: Vec<_> = moved.into_iter().collect();
+        tx.relocate(&moved).await?;
+        Ok(moved.len())
     }
 
     /// The version is released: the same bytes are found, others refused. Either way the upload has no use any more.

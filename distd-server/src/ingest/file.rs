@@ -90,8 +90,10 @@ impl Ingest {
         let file = spawn_blocking(move || FileHandle::open(&path)).await.expect("opening does not panic");
         let file = Arc::new(file.map_err(IngestError::File)?);
         if let Some(release) = self.db.release(product, version).await? {
-            let hash = hash_file(file).await?;
-            return self.existing(release, hash).await;
+            let hash = hash_file(file.clone()).await?;
+            if release.blake3 != hash || !self.is_damaged(&release.manifest) {
+                return self.existing(release, hash).await;
+            }
         }
         let upload = self.begin_upload(product, version, by, now).await?.id;
         let result = async {

@@ -7,16 +7,19 @@
 mod commit;
 mod file;
 mod index;
+mod losses;
 mod receive;
 mod sweep;
 mod verify;
 
 pub use commit::{CommitRequest, CommitResult, Run};
 pub use file::{FileHandle, FileRequest};
+pub use losses::LossReport;
 pub use receive::{ChunkSink, IncomingChunk};
-pub use sweep::{SweepScope, Swept};
+pub use sweep::{Orphans, SweepScope, Swept};
 
 use self::index::UploadIndexes;
+use self::losses::Losses;
 
 use std::sync::Arc;
 
@@ -111,6 +114,25 @@ pub enum IngestError {
     /// The file to cut could not be read.
     #[error("could not read the file to cut")]
     File(#[source] std::io::Error),
+    /// Objects that no row names are more than what crashes leave.
+    #[error(
+        "{orphans} of {total} {kind} in the object store are in no row of the database, and none was deleted: is it \
+         this store's database? look with distd-server fsck; if they are to go: distd-server fsck --repair \
+         --delete-unknown"
+    )]
+    SweepTooLarge {
+        /// `packs` or `manifests`.
+        kind: &'static str,
+        /// How many no row names.
+        orphans: usize,
+        /// How many there are.
+        total: usize,
+    },
+    /// A damaged release was pushed again, cut in another way.
+    #[error(
+        "the release is damaged, and these chunks are cut in another way than its own: push another version"
+    )]
+    OtherCut,
     /// The file changed while it was cut.
     #[error("the file changed while it was cut: push a file that nobody writes to")]
     FileChanged,
@@ -132,6 +154,7 @@ pub struct Ingest {
     store: Store,
     packs: PackReader,
     indexes: Arc<UploadIndexes>,
+    losses: Arc<Losses>,
     sinks: Arc<Semaphore>,
     // Reading a whole artifact back keeps both cores and some 40 MiB busy.
     verifiers: Arc<Semaphore>,
@@ -141,11 +164,13 @@ pub struct Ingest {
 impl Ingest {
     /// Ingest into a database and a store. Files that the origin cuts are compressed at the default level.
     pub fn new(db: Db, store: Store) -> Self {
+        let losses = Arc::<Losses>::default();
         Self {
             packs: PackReader::new(db.clone(), store.clone()),
             db,
             store,
-            indexes: Arc::default(),
+            indexes: Arc::new(UploadIndexes::new(losses.clone())),
+            losses,
             sinks: Arc::new(Semaphore::new(SINKS_MAX)),
             verifiers: Arc::new(Semaphore::new(1)),
             zstd_level: LEVEL_DEFAULT,
@@ -197,9 +222,20 @@ impl Ingest {
         self.open_upload(upload).await?;
         let mut index = self.indexes.lock(&self.db, upload).await?;
         index.refresh(&self.db, upload).await?;
-        let released = self.db.locate(hashes).await?;
+        let released = self.released(hashes).await?;
         let missing = |(hash, at): (&ChunkHash, &Option<Location>)| at.is_none() && !index.has(hash);
         Ok((0u32..).zip(hashes.iter().zip(&released)).filter(|(_, h)| missing(*h)).map(|(n, _)| n).collect())
+    }
+
+    /// Where those chunks lie that some release has and the store did not lose. In the order given.
+    pub(crate) async fn released(&self, hashes: &[ChunkHash]) -> Result<Vec<Option<Location>>, DbError> {
+        let mut found = self.db.locate(hashes).await?;
+        if !self.losses.is_empty() {
+            for place in &mut found {
+                *place = place.take().filter(|at| !self.losses.has_pack(at.pack));
+            }
+        }
+        Ok(found)
     }
 
     /// Where chunks lie, in this upload or in a release. In the order given.
@@ -216,7 +252,7 @@ impl Ingest {
         drop(index);
         let of_releases: Vec<usize> = (0..hashes.len()).filter(|n| found[*n].is_none()).collect();
         let rest: Vec<ChunkHash> = of_releases.iter().map(|n| hashes[*n]).collect();
-        for (n, location) in of_releases.into_iter().zip(self.db.locate(&rest).await?) {
+        for (n, location) in of_releases.into_iter().zip(self.released(&rest).await?) {
             found[n] = location;
         }
         Ok(found)
@@ -257,11 +293,12 @@ impl Ingest {
         }
     }
 
+    /// Deletes objects that are noted as doomed.
     async fn delete_all(&self, objects: &[String]) -> Result<(), IngestError> {
         for object in objects {
             self.store.delete(object).await?;
         }
-        Ok(())
+        Ok(self.db.forget_doomed(objects).await?)
     }
 
     /// The database.

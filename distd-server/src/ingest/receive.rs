@@ -118,7 +118,7 @@ impl ChunkSink {
 
     /// Which of the hashes must come: neither durable nor in the pack being filled.
     pub(super) async fn wanted(&self, hashes: &[ChunkHash]) -> Result<Vec<bool>, IngestError> {
-        let released = self.ingest.db.locate(hashes).await?;
+        let released = self.ingest.released(hashes).await?;
         let index = self.ingest.indexes.lock(&self.ingest.db, &self.upload).await?;
         let wanted = |hash: &ChunkHash| !index.has(hash) && !self.in_pack.contains(hash);
         Ok(hashes.iter().zip(released).map(|(hash, at)| at.is_none() && wanted(hash)).collect())

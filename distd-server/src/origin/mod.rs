@@ -1,5 +1,6 @@
 //! The origin put together: storage, trust and publication behind one handle that HTTP and QUIC share.
 
+mod agree;
 mod content;
 mod metadata;
 mod patches;
@@ -13,13 +14,15 @@ use std::time::Duration;
 use distd_peer::clock::unix_now;
 use distd_peer::trust::tls::Credentials;
 
-use crate::db::{Db, DbError, UnixSeconds};
+use crate::db::{Db, DbError, UnixSeconds, redact};
 use crate::ingest::{Ingest, IngestError};
 use crate::patches::{PatchMaker, PatchOptions};
 use crate::realm::{OriginCert, Realm, RealmError};
 use crate::store::{Chunks, Store, StoreError};
 use crate::tuf::{Answerer, Options, PublishError, RepositoryError, TufRepository};
 
+pub use agree::DisagreementError;
+pub(crate) use agree::{Comparison, Parties};
 pub use content::OriginContent;
 pub use metadata::ObjectMetadata;
 pub use patches::RequestPatchesError;
@@ -89,6 +92,9 @@ pub enum OpenError {
     /// The TUF repository.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
+    /// Its parts do not belong together.
+    #[error(transparent)]
+    Disagreement(#[from] DisagreementError),
     /// Cleaning up after the last run.
     #[error(transparent)]
     Ingest(#[from] IngestError),
@@ -115,9 +121,11 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Opens an origin, making what is missing.
+    /// Opens an origin, making what is missing. The caller holds the [locks](crate::locks::Locks) of these places.
     ///
-    /// What an earlier run left half done is finished or cleaned up.
+    /// Database, store and metadata are compared before anything in them is changed: what belongs to another realm, or
+    /// to another time, is refused. What an earlier run left half done is finished; what it left lying about is
+    /// [swept](Self::sweep_at_start) later.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -139,9 +147,19 @@ impl Origin {
         let db = Db::open(&places.db).await?;
         let store = Store::open(&places.store)?;
         store.check().await?;
+        let parties = Parties {
+            db: &db,
+            database: redact(&places.db),
+            store: &store,
+            place: places.store.clone(),
+            realm: hex::encode(realm.ca_fingerprint()),
+        };
+        parties.check_owners().await?;
         let metadata = Arc::new(ObjectMetadata::new(store.clone()));
         let keys = data.join("tuf-keys");
         let repository = TufRepository::open(metadata.clone(), &keys, Options::default(), now).await?;
+        let listed = parties.check_releases(&repository).await?;
+        parties.adopt().await?;
         let ingest = Ingest::new(db.clone(), store.clone()).with_zstd_level(zstd_level);
         let origin = Arc::new(Self {
             answerer: Answerer::new(metadata.clone()),
@@ -157,14 +175,51 @@ impl Origin {
             spool,
             publishing: tokio::sync::Mutex::new(()),
         });
-        let swept = origin.ingest.sweep_orphans(origin.ingest.scope_at_start(), signed(now)).await?;
-        tracing::info!(?swept, "swept");
+        origin.name_losses().await?;
         let cut_off = origin.db.requeue_patch_sets().await?;
         if cut_off > 0 {
             tracing::info!(cut_off, "patch sets are made again");
         }
-        origin.publish_pending().await?;
+        origin.publish_pending(&listed).await?;
         Ok(origin)
+    }
+
+    /// Says what the store has lost, and puts patch sets that lost something back into the queue.
+    async fn name_losses(&self) -> Result<(), OpenError> {
+        let losses = self.ingest.look_for_losses().await?;
+        if losses.is_empty() {
+            return Ok(());
+        }
+        let (packs, manifests) = (losses.packs.len(), losses.manifests.len());
+        tracing::error!(
+            packs,
+            manifests,
+            first = losses.packs.first().or(losses.manifests.first()),
+            "the object store lacks objects that the database names: restore them from a backup"
+        );
+        for (product, version) in &losses.releases {
+            tracing::error!(%product, %version, "the release cannot be served whole: push the same bytes again");
+        }
+        for set in &losses.patch_sets {
+            self.db.remake_patch_set(set).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes what crashes left in the store. Call it when the origin is about to serve, before it does: then nobody
+    /// else writes, and a process that cannot serve has deleted nothing.
+    ///
+    /// # Errors
+    /// [`IngestError`]; a sweep that would take too much is logged, takes nothing and is no error.
+    pub async fn sweep_at_start(&self) -> Result<(), IngestError> {
+        match self.ingest.sweep_orphans(self.ingest.scope_at_start(), signed(unix_now())).await {
+            Ok(swept) => tracing::info!(?swept, "swept"),
+            Err(error @ IngestError::SweepTooLarge { .. }) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "nothing was swept");
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// The database.

@@ -4,10 +4,13 @@ use bytes::Bytes;
 use distd_core::limits::CHUNK_BYTES_MAX;
 use distd_core::packing::{Codec, PackedChunk};
 use distd_core::{ArtifactHash, ChunkHash};
+use distd_peer::clock::unix_now;
 use tokio::task::spawn_blocking;
 
 use super::MakeError;
+use crate::db::Db;
 use crate::ingest::random;
+use crate::origin::signed;
 use crate::store::Store;
 use crate::store::pack::{self, PackWriter, object_name};
 
@@ -32,6 +35,7 @@ pub(super) struct StoredPack {
 /// Payloads in their order, then the index, in as many packs as it takes. Holds one pack in memory.
 #[derive(Debug)]
 pub(super) struct PayloadPacks {
+    db: Db,
     store: Store,
     writer: PackWriter,
     payloads: Vec<PlacedChunk>,
@@ -53,8 +57,9 @@ pub(super) struct PackedSet {
 }
 
 impl PayloadPacks {
-    pub(super) fn new(store: Store) -> Self {
+    pub(super) fn new(db: Db, store: Store) -> Self {
         Self {
+            db,
             store,
             writer: PackWriter::default(),
             payloads: Vec::new(),
@@ -90,7 +95,8 @@ impl PayloadPacks {
         let writer = std::mem::take(&mut self.writer);
         let sealed = spawn_blocking(move || writer.seal()).await.expect("sealing does not panic");
         let object = object_name(random());
-        // Known before it is there, so that it can be deleted whatever comes of it.
+        // Known before it is there, so that it can be deleted whatever comes of it: here, and after a crash.
+        self.db.doom(&object, signed(unix_now())).await?;
         self.packs.push(StoredPack { object: object.clone(), bytes: sealed.bytes });
         Ok(self.store.put(&object, sealed.payload).await?)
     }
@@ -153,14 +159,18 @@ impl PayloadPacks {
 
     /// Deletes what was stored, as far as that works; the sweep does the rest.
     pub(super) async fn discard(self) {
-        delete(&self.store, &self.packs).await;
+        delete(&self.db, &self.store, &self.packs).await;
     }
 }
 
 /// Deletes packs that no row names.
-pub(super) async fn delete(store: &Store, packs: &[StoredPack]) {
+pub(super) async fn delete(db: &Db, store: &Store, packs: &[StoredPack]) {
     for pack in packs {
-        if let Err(error) = store.delete(&pack.object).await {
+        let deleted = async {
+            store.delete(&pack.object).await?;
+            Ok::<_, MakeError>(db.forget_doomed(std::slice::from_ref(&pack.object)).await?)
+        };
+        if let Err(error) = deleted.await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "could not delete a pack that is not used"

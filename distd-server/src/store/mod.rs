@@ -84,6 +84,12 @@ pub struct ObjectInfo {
     pub modified: UnixSeconds,
 }
 
+/// The directory of a store's address; `None` for S3.
+pub(crate) fn directory_of(address: &str) -> Option<PathBuf> {
+    let path = address.strip_prefix("file://").unwrap_or(address);
+    (!path.is_empty() && !path.contains("://")).then(|| PathBuf::from(path))
+}
+
 /// An object store; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {

@@ -6,6 +6,7 @@
 
 mod answer;
 mod keys;
+mod listed;
 mod publish;
 mod refresh;
 mod sign;
@@ -13,6 +14,7 @@ mod store;
 
 pub use answer::{AnswerError, Answerer};
 pub use keys::KeyError;
+pub use listed::{Listed, ListedRelease};
 pub use publish::{Change, PATCHES_BYTES_MAX, PublishError, Published};
 pub use refresh::{Refreshed, RotatableRole};
 pub use sign::{Options, RepositoryError, TufRepository};

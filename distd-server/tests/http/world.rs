@@ -46,7 +46,11 @@ impl World {
     }
 
     pub(crate) async fn open(directory: TempDir) -> Self {
-        let running = start(&settings(directory.path(), &[])).await.expect("starts");
+        Self::open_with(directory, &[]).await
+    }
+
+    pub(crate) async fn open_with(directory: TempDir, more: &[(&'static str, &str)]) -> Self {
+        let running = start(&settings(directory.path(), more)).await.expect("starts");
         let token = std::fs::read_to_string(directory.path().join("admin.token")).expect("the first token");
         let token = token.trim().to_owned();
         let parsed: ApiToken = token.parse().expect("a token");
