@@ -8,6 +8,7 @@ pub mod db;
 pub mod http;
 pub mod ingest;
 pub mod locks;
+pub mod offline;
 pub mod origin;
 pub mod patches;
 pub mod realm;

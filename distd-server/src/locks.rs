@@ -54,6 +54,7 @@ impl Locks {
     /// [`LockError`].
     pub async fn take(places: &Places) -> Result<Self, LockError> {
         let data = &places.data;
+        private(data).map_err(|e| LockError::File(data.clone(), e))?;
         let mut files = vec![file(&data.join("lock"), || LockError::Data(data.clone()))?];
         if let Some(path) = sqlite_path(&places.db) {
             // Not the database itself: closing any handle on it would end SQLite's own locks in this process.
@@ -87,10 +88,28 @@ impl Drop for Locks {
     }
 }
 
+fn create_private(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+/// Makes a data directory for its owner alone; one that is there too, when it is empty or an origin's.
+fn private(data: &Path) -> io::Result<()> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    create_private(data)?;
+    let found = std::fs::metadata(data)?;
+    let ours = found.uid() == rustix::process::geteuid().as_raw()
+        && (data.join("realm/ca.key").exists() || std::fs::read_dir(data)?.next().is_none());
+    if ours && found.mode() & 0o077 != 0 {
+        std::fs::set_permissions(data, std::fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
 fn file(path: &Path, taken: impl FnOnce() -> LockError) -> Result<File, LockError> {
     let failed = |e| LockError::File(path.to_owned(), e);
     if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(failed)?;
+        create_private(parent).map_err(failed)?;
     }
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(failed)?;
     match file.try_lock() {

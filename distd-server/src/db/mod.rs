@@ -18,6 +18,7 @@ mod packs;
 mod patch_sets;
 mod products;
 mod releases;
+mod restore;
 mod row;
 mod uploads;
 
@@ -33,6 +34,7 @@ pub use packs::{PackId, PackIndexes};
 pub use patch_sets::{MadeSet, PatchSetKey, PatchSetRow, PatchSetState, PatchSetTx, SetKind};
 pub use products::ProductRow;
 pub use releases::ReleaseRow;
+pub use restore::Restoration;
 pub use uploads::{BeginUpload, UploadId, UploadRow, UploadState};
 
 use std::path::{Path, PathBuf};
@@ -76,6 +78,22 @@ pub enum DbError {
         "could not bring the database schema up to date: a database written by a newer distd needs that distd"
     )]
     Migrate(#[source] MigrateError),
+    /// There is no such database, or it is no origin's.
+    #[error("there is no origin's database at {0}: check --db and --data")]
+    Absent(String),
+    /// The schema is another version's.
+    #[error(
+        "the database {address} has schema {version}, this distd-server writes schema {wanted}: start distd-server serve \
+         of this version on it once"
+    )]
+    OtherVersion {
+        /// The address, redacted.
+        address: String,
+        /// Its schema.
+        version: i64,
+        /// Ours.
+        wanted: usize,
+    },
     /// SQLite did not take a setting that durability depends on.
     #[error(
         "SQLite keeps {setting} at {found}, distd needs {wanted}: put the database on a local file system"
@@ -126,6 +144,47 @@ impl Db {
     /// # Errors
     /// [`DbError`].
     pub async fn open(address: &str) -> Result<Self, DbError> {
+        let db = Self::connect(address).await?;
+        migrator(db.engine).run(&db.pool).await.map_err(DbError::Migrate)?;
+        Ok(db)
+    }
+
+    /// Opens a database that is there, beside an origin that may be running on it: nothing is made and no migration runs.
+    ///
+    /// # Errors
+    /// [`DbError::Absent`], [`DbError::Migrate`] when another version has written it, and as [`open`](Self::open).
+    pub async fn open_present(address: &str) -> Result<Self, DbError> {
+        if sqlite_path(address).is_some_and(|path| !path.is_file()) {
+            return Err(DbError::Absent(redact(address)));
+        }
+        let db = Self::connect(address).await?;
+        let row = sqlx::query("SELECT COALESCE(MAX(version), 0) AS version FROM _sqlx_migrations")
+            .fetch_one(&db.pool)
+            .await
+            .map_err(|_| DbError::Absent(redact(address)))?;
+        let version: i64 = row.try_get("version").map_err(failed("read the version of the schema"))?;
+        if version != MIGRATIONS.len() as i64 {
+            return Err(DbError::OtherVersion {
+                address: redact(address),
+                version,
+                wanted: MIGRATIONS.len(),
+            });
+        }
+        Ok(db)
+    }
+
+    /// Writes a consistent copy of a SQLite database to a new file, whoever writes meanwhile.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn snapshot(&self, to: &Path) -> Result<(), DbError> {
+        let path = to.to_str().ok_or_else(|| DbError::Address(to.display().to_string()))?;
+        let sql = format!("VACUUM INTO '{}'", path.replace('\'', "''"));
+        let done = sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&self.pool).await;
+        done.map(drop).map_err(failed("copy the database"))
+    }
+
+    async fn connect(address: &str) -> Result<Self, DbError> {
         sqlx::any::install_default_drivers();
         let (engine, url) = match address.split_once(':') {
             Some(("sqlite", path)) if !path.is_empty() => (Engine::Sqlite, sqlite_url(path, address)?),
@@ -156,7 +215,6 @@ impl Db {
         if engine == Engine::Sqlite {
             db.check_sqlite_settings().await?;
         }
-        migrator(engine).run(&db.pool).await.map_err(DbError::Migrate)?;
         Ok(db)
     }
 
