@@ -11,6 +11,7 @@ pub mod locks;
 pub mod offline;
 pub mod origin;
 pub mod patches;
+pub mod publisher;
 pub mod realm;
 pub mod run;
 pub mod store;

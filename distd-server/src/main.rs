@@ -165,6 +165,15 @@ struct ServeArgs {
     /// Memory for making patches, MiB [default: 256 for each core]
     #[arg(long, value_name = "MIB")]
     patch_memory_mib: Option<String>,
+    /// Longest artifact, bytes [default: 68719476736]
+    #[arg(long, value_name = "BYTES")]
+    artifact_bytes_max: Option<String>,
+    /// Most bytes of one token's open uploads [default: 274877906944]
+    #[arg(long, value_name = "BYTES")]
+    upload_bytes_max: Option<String>,
+    /// Most open uploads of one token [default: 64]
+    #[arg(long, value_name = "N")]
+    uploads_max: Option<String>,
     /// Show each setting and where it comes from, and end.
     #[arg(long)]
     effective: bool,
@@ -183,6 +192,9 @@ impl ServeArgs {
             ("patch_threads", &self.patch_threads),
             ("patch_level", &self.patch_level),
             ("patch_memory_mib", &self.patch_memory_mib),
+            ("artifact_bytes_max", &self.artifact_bytes_max),
+            ("upload_bytes_max", &self.upload_bytes_max),
+            ("uploads_max", &self.uploads_max),
         ] {
             if let Some(value) = value {
                 line.insert(key, vec![value.clone()]);

@@ -23,6 +23,7 @@ use crate::http::{self, App, Scope};
 use crate::ingest::{IngestError, SweepScope};
 use crate::locks::{LockError, Locks};
 use crate::origin::{OpenError, Origin, OriginContent, signed};
+use crate::publisher::Products;
 
 /// How long requests under way may go on after the origin was told to stop.
 pub const STOP: Duration = Duration::from_secs(10);
@@ -221,6 +222,7 @@ async fn first_token(origin: &Origin, data: &Path) -> Result<Option<PathBuf>, St
         secret_sha256: token.secret_hash(),
         label: "first admin".to_owned(),
         scopes: Scope::Admin.as_str().to_owned(),
+        products: Products::all().to_row(),
         created: signed(unix_now()),
         expires: None,
         revoked: None,

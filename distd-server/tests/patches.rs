@@ -26,6 +26,7 @@ use distd_server::db::{Db, Location, MadeSet, NodeRow, PatchSetRow, PatchSetStat
 use distd_server::ingest::FileRequest;
 use distd_server::origin::{Origin, OriginContent, Places, RequestPatchesError, Tuning};
 use distd_server::patches::PatchOptions;
+use distd_server::publisher::Publisher;
 use distd_server::run::{Running, start};
 use distd_server::store::Store;
 use distd_server::tuf::Answerer;
@@ -188,7 +189,7 @@ impl Realm {
             product: name("os"),
             version: name(version),
             cut: CutParams::default(),
-            by: "ci".into(),
+            by: Publisher::unbound("ci"),
         };
         let db = self.origin.db();
         db.ensure_product(&request.product, request.cut, NOW).await.expect("product");

@@ -15,11 +15,13 @@ use distd_core::packing::{Codec, Packer, Unpacker};
 use distd_core::ranges::ChunkRanges;
 use distd_core::{ArtifactHash, ChunkHash, ChunkId};
 use distd_server::db::{
-    ApiTokenRow, Db, JoinTokenRow, JoinTokenUse, NodeRow, SetChannelOutcome, UploadId, UploadState,
+    ApiTokenRow, Db, JoinTokenRow, JoinTokenUse, NodeRow, RevokeToken, SetChannelOutcome, UploadId,
+    UploadState,
 };
 use distd_server::ingest::{
     CommitRequest, FileRequest, IncomingChunk, Ingest, IngestError, Run, SweepScope, UPLOAD_SECONDS,
 };
+use distd_server::publisher::Publisher;
 use distd_server::store::{Chunks, Store};
 use futures::future::join_all;
 use world::{World, name, noise, on_every_back_end};
@@ -68,7 +70,7 @@ impl Artifact {
 async fn begin(ingest: &Ingest, version: &str) -> UploadId {
     let product = name("os");
     ingest.db().ensure_product(&product, CutParams::default(), NOW).await.expect("product");
-    ingest.begin_upload(&product, &name(version), "ci", NOW).await.expect("upload").id
+    ingest.begin_upload(&product, &name(version), &Publisher::unbound("ci"), NOW).await.expect("upload").id
 }
 
 /// Uploads what is missing and commits.
@@ -358,7 +360,7 @@ on_every_back_end! {
         std::fs::write(&spool, &bytes).expect("spool");
         let product = name("os");
         world.db.ensure_product(&product, CutParams::default(), NOW).await.expect("product");
-        let request = FileRequest { product, version: name("1"), cut: CutParams::default(), by: "curl".into() };
+        let request = FileRequest { product, version: name("1"), cut: CutParams::default(), by: Publisher::unbound("curl") };
         let done = world.ingest.ingest_file(&request, &spool, NOW).await.expect("ingest");
         assert_eq!(read_back(world, &done.manifest).await, bytes);
         let again = world.ingest.ingest_file(&request, &spool, NOW).await.expect("again");
@@ -442,14 +444,14 @@ on_every_back_end! {
         assert_eq!(world.db.nodes().await.expect("list"), [found]);
 
         let token = ApiTokenRow {
-            secret_sha256: [9; 32], label: "ci".into(), scopes: "read,publish".into(), created: NOW,
+            secret_sha256: [9; 32], label: "ci".into(), scopes: "read,publish".into(), products: "os,app-*".into(), created: NOW,
             expires: Some(NOW + 60), revoked: None,
         };
         world.db.put_api_token(&token).await.expect("put");
         let found = world.db.api_token(&[9; 32]).await.expect("read").expect("there");
         assert_eq!(found, token);
         assert!(found.is_valid(NOW + 60) && !found.is_valid(NOW + 61));
-        assert!(world.db.revoke_api_token(&[9; 32], NOW).await.expect("revoke"));
+        assert_eq!(world.db.revoke_api_token(&[9; 32], NOW).await.expect("revoke"), RevokeToken::Revoked);
         let found = world.db.api_token(&[9; 32]).await.expect("read").expect("there");
         assert!(!found.is_valid(NOW));
         assert_eq!(world.db.api_token(&[8; 32]).await.expect("read"), None);
@@ -507,7 +509,7 @@ async fn a_damaged_pack_is_noticed_before_a_release_names_it() {
 fn every_call_can_be_spawned(ingest: Ingest, chunks: Chunks, file: FileRequest, commit: CommitRequest) {
     let upload = UploadId::from_random([0; 16]);
     tokio::spawn(async move {
-        let _ = ingest.begin_upload(&file.product, &file.version, "ci", NOW).await;
+        let _ = ingest.begin_upload(&file.product, &file.version, &Publisher::unbound("ci"), NOW).await;
         let _ = ingest.missing(&upload, &[]).await;
         let _ = ingest.put_chunks(&upload, Vec::new(), NOW).await;
         let _ = ingest.commit(&upload, commit, "ci", NOW).await;
@@ -624,7 +626,8 @@ async fn measure_a_large_file() {
     drop(file);
     let cut = CutParams::new(1024, 4096, 16_384).expect("valid");
     world.db.ensure_product(&name("os"), cut, NOW).await.expect("product");
-    let request = FileRequest { product: name("os"), version: name("1"), cut, by: "curl".into() };
+    let request =
+        FileRequest { product: name("os"), version: name("1"), cut, by: Publisher::unbound("curl") };
     let before = peak_mib();
     let start = std::time::Instant::now();
     let done = world.ingest.ingest_file(&request, &spool, NOW).await.expect("ingest");

@@ -200,9 +200,14 @@ impl Api {
         &self,
         label: &str,
         scopes: &[String],
+        products: &[String],
         expires_in: Option<Duration>,
     ) -> Result<Secret, ApiError> {
         let mut body = serde_json::json!({ "label": label, "scopes": scopes });
+        // An origin of before, asked for a token for some products, refuses instead of making one for all.
+        if !products.is_empty() {
+            body["products"] = products.into();
+        }
         if let Some(expires_in) = expires_in {
             body["expires_in"] = expires_in.as_secs().into();
         }

@@ -88,12 +88,23 @@ pub(crate) struct TokenInfo {
     pub(crate) id: String,
     pub(crate) label: String,
     pub(crate) scopes: Vec<String>,
+    /// Patterns of the products it is for.
+    #[serde(default = "all_products")]
+    pub(crate) products: Vec<String>,
     /// Unix seconds.
     pub(crate) created: i64,
     /// Unix seconds; none for ever.
     pub(crate) expires: Option<i64>,
     /// Unix seconds.
     pub(crate) revoked: Option<i64>,
+    /// `valid`, `expired` or `revoked`; empty from an origin of before.
+    #[serde(default)]
+    pub(crate) state: String,
+}
+
+/// What tokens of an origin are for that knows no other.
+fn all_products() -> Vec<String> {
+    vec!["*".to_owned()]
 }
 
 /// API tokens.

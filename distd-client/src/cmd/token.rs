@@ -28,6 +28,9 @@ enum Command {
         /// What it allows; repeat or separate by commas. admin implies all others.
         #[arg(long, required = true, value_delimiter = ',')]
         scope: Vec<Scope>,
+        /// A product it is for, * for any characters; repeat or separate by commas. Default: all products.
+        #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
+        product: Vec<String>,
         /// What operators call it.
         #[arg(long)]
         label: String,
@@ -115,11 +118,11 @@ struct Revoked<'a> {
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     match args.command {
-        Command::Create { scope, label, expires, out, api } => {
+        Command::Create { scope, product, label, expires, out, api } => {
             let api = context.api(&api)?;
             refuse_existing(out.as_deref())?;
             let scopes: Vec<String> = scope.into_iter().map(word).collect();
-            let secret = api.create_token(&label, &scopes, expires).await.map_err(Failure::from)?;
+            let secret = api.create_token(&label, &scopes, &product, expires).await.map_err(Failure::from)?;
             hand_over(context, &secret, out.as_deref())?;
             let server = api.server();
             let file = out.as_deref().map_or("FILE".to_owned(), |path| path.display().to_string());
@@ -143,14 +146,14 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         Command::Ls { api } => {
             let list = context.api(&api)?.tokens().await.map_err(Failure::from)?;
             context.output().result(&list, |list| {
-                let mut rows = vec![
-                    ["ID", "LABEL", "SCOPES", "CREATED", "EXPIRES", "STATE"].map(str::to_owned).to_vec(),
-                ];
+                let head = ["ID", "LABEL", "SCOPES", "PRODUCTS", "CREATED", "EXPIRES", "STATE"];
+                let mut rows = vec![head.map(str::to_owned).to_vec()];
                 rows.extend(list.tokens.iter().map(|token| {
-                    let TokenInfo { id, label, scopes, created, expires, revoked } = token.clone();
+                    let TokenInfo { id, label, scopes, products, created, expires, state, .. } =
+                        token.clone();
                     let expires = expires.map_or("never".to_owned(), time);
-                    let state = if revoked.is_some() { "revoked" } else { "" };
-                    vec![id, label, scopes.join(","), time(created), expires, state.to_owned()]
+                    let products = if products == ["*"] { "all".to_owned() } else { products.join(",") };
+                    vec![id, label, scopes.join(","), products, time(created), expires, state]
                 }));
                 table(&rows)
             })?;

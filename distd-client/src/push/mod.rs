@@ -182,7 +182,8 @@ async fn upload(
     progress: &Arc<Progress>,
     start: Instant,
 ) -> anyhow::Result<Outcome> {
-    let begun = api.begin_upload(request.product.as_str(), request.version.as_str()).await;
+    let begun = api.begin_upload(request.product.as_str(), request.version.as_str(), source.len());
+    let begun = begun.await;
     let upload = begun.map_err(Failure::from)?;
     let for_regions = source.clone();
     let regions = tokio::task::spawn_blocking(move || for_regions.regions()).await??;

@@ -22,7 +22,7 @@ mod restore;
 mod row;
 mod uploads;
 
-pub use api_tokens::ApiTokenRow;
+pub use api_tokens::{ApiTokenRow, RevokeToken};
 pub use channels::{ChannelRow, SetChannelOutcome};
 pub use chunks::{ChunkRow, Location};
 pub use commit::{BeginCommit, CommitTx, UnreleasedManifests};
@@ -35,7 +35,7 @@ pub use patch_sets::{MadeSet, PatchSetKey, PatchSetRow, PatchSetState, PatchSetT
 pub use products::ProductRow;
 pub use releases::ReleaseRow;
 pub use restore::Restoration;
-pub use uploads::{BeginUpload, UploadId, UploadRow, UploadState};
+pub use uploads::{BeginUpload, OpenUpload, UploadId, UploadRow, UploadState};
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -334,11 +334,12 @@ macro_rules! migration {
 }
 
 /// In the order of their numbers, which start their names.
-const MIGRATIONS: [(&str, &str, &str); 4] = [
+const MIGRATIONS: [(&str, &str, &str); 5] = [
     migration!("0001_origin"),
     migration!("0002_pack_index"),
     migration!("0003_patch_sets"),
     migration!("0004_identity"),
+    migration!("0005_publishers"),
 ];
 
 fn migrator(engine: Engine) -> Migrator {

@@ -148,6 +148,19 @@ impl Db {
         Ok(objects.iter().map(|name| known.contains(name)).collect())
     }
 
+    /// The pack of an object.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn pack_of(&self, object: &str) -> Result<Option<PackId>, DbError> {
+        let row = sqlx::query("SELECT id FROM packs WHERE object = $1")
+            .bind(object.to_owned())
+            .fetch_optional(&self.pool)
+            .await;
+        row.and_then(|row| row.map(|row| Ok(PackId(row.number("id")?))).transpose())
+            .map_err(failed("find the pack"))
+    }
+
     /// Every pack: its row, its object and the object's length.
     ///
     /// # Errors

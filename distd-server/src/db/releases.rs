@@ -138,6 +138,23 @@ impl Db {
         .map_err(failed("record that the release is published"))
     }
 
+    /// Products of which a release or a patch set names this manifest.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn products_of_manifest(&self, manifest: &ManifestId) -> Result<Vec<Name>, DbError> {
+        let rows = sqlx::query(
+            "SELECT product FROM releases WHERE manifest = $1 \
+             UNION SELECT product FROM patch_sets WHERE set_manifest = $2",
+        )
+        .bind(manifest.as_bytes().as_slice())
+        .bind(manifest.as_bytes().as_slice())
+        .fetch_all(&self.pool)
+        .await;
+        rows.and_then(|rows| rows.iter().map(|row| row.parsed("product")).collect())
+            .map_err(failed("find the manifest"))
+    }
+
     /// Which of these manifests a release or a patch set names, in the order given: those may be served.
     ///
     /// # Errors

@@ -64,9 +64,10 @@ async fn with_release(app: &App, row: ChannelRow) -> Result<Channel, ApiError> {
     responses((status = 200, body = ChannelList)), security(("token" = ["read"])))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
-    _: Caller<ToRead>,
+    caller: Caller<ToRead>,
     At(product): At<Name>,
 ) -> Result<Json<ChannelList>, ApiError> {
+    caller.may(&product)?;
     products::find(&app, &product).await?;
     let mut channels = Vec::new();
     for row in app.origin.db().channels().await?.into_iter().filter(|row| row.product == product) {
@@ -81,9 +82,10 @@ pub(super) async fn list(
     responses((status = 200, body = Channel)), security(("token" = ["read"])))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
-    _: Caller<ToRead>,
+    caller: Caller<ToRead>,
     At((product, name)): At<(Name, Name)>,
 ) -> Result<Json<Channel>, ApiError> {
+    caller.may(&product)?;
     match app.origin.db().channel(&product, &name).await? {
         Some(row) => Ok(Json(with_release(&app, row).await?)),
         None => {
@@ -103,6 +105,7 @@ pub(super) async fn put(
     At((product, name)): At<(Name, Name)>,
     Given(wanted): Given<Move>,
 ) -> Result<Json<Channel>, ApiError> {
+    caller.may(&product)?;
     products::find(&app, &product).await?;
     let version: Name =
         wanted.version.parse().map_err(|_| ApiError::unknown_version(&product, &wanted.version))?;

@@ -1,6 +1,7 @@
 //! `/v1/nodes`, and enrolment over HTTPS.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -15,6 +16,9 @@ use super::auth::{Caller, ToAdminister};
 use super::body::{At, Incoming};
 use super::{ApiError, App};
 use crate::origin::signed;
+
+/// How long the body of an enrolment may take: it needs no token, so it must not hold a connection for long.
+const ENROLL: Duration = Duration::from_secs(10);
 
 /// A node.
 #[derive(Serialize, ToSchema)]
@@ -82,6 +86,6 @@ pub(super) async fn enroll(
     State(app): State<Arc<App>>,
     body: Incoming<{ ENROLL_BYTES_MAX as u64 }>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let reply = app.origin.enroll(&body.whole().await?).await?;
+    let reply = app.origin.enroll(&body.within(ENROLL).whole().await?).await?;
     Ok(([(header::CONTENT_TYPE, "application/msgpack")], reply))
 }

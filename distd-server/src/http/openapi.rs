@@ -28,7 +28,7 @@ impl Modify for BearerToken {
         state::healthz, state::readyz, metrics::metrics, state::version, show,
         products::create, products::list, products::show,
         releases::list, releases::show, content::put,
-        uploads::begin, uploads::missing, uploads::chunks, uploads::commit, uploads::abort,
+        uploads::begin, uploads::missing, uploads::chunks, uploads::commit, uploads::list, uploads::abort,
         manifests::show, manifests::node, packs::show,
         channels::list, channels::show, channels::put,
         patches::list, patches::create,

@@ -87,9 +87,10 @@ pub(super) async fn publish(
 ), security(("token" = ["read"])))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
-    _: Caller<ToRead>,
+    caller: Caller<ToRead>,
     At(product): At<Name>,
 ) -> Result<Json<ReleaseList>, ApiError> {
+    caller.may(&product)?;
     products::find(&app, &product).await?;
     let rows = app.origin.db().releases(&product).await?;
     Ok(Json(ReleaseList { releases: rows.into_iter().map(|row| Release::of(&app, row)).collect() }))
@@ -101,9 +102,10 @@ pub(super) async fn list(
     responses((status = 200, body = Release)), security(("token" = ["read"])))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
-    _: Caller<ToRead>,
+    caller: Caller<ToRead>,
     At((product, version)): At<(Name, Name)>,
 ) -> Result<Json<Release>, ApiError> {
+    caller.may(&product)?;
     if let Some(row) = app.origin.db().release(&product, &version).await? {
         return Ok(Json(Release::of(&app, row)));
     }

@@ -11,11 +11,12 @@ use distd_peer::trust::token::{ApiToken, JoinToken};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::auth::{Caller, Scope, ToAdminister};
+use super::auth::{Caller, Scope, ToAdminister, token_id};
 use super::body::{At, Given};
 use super::{ApiError, App};
-use crate::db::{ApiTokenRow, JoinTokenRow};
+use crate::db::{ApiTokenRow, JoinTokenRow, RevokeToken};
 use crate::origin::signed;
+use crate::publisher::Products;
 
 /// Longest label, bytes.
 const LABEL_BYTES_MAX: usize = 200;
@@ -29,9 +30,6 @@ const JOIN_SECONDS: u64 = 24 * 3600;
 /// Most nodes that one join token brings in.
 const USES_MAX: u64 = 1_000_000;
 
-/// Bytes of a token's id, out of the hash of its secret.
-const ID_BYTES: usize = 8;
-
 /// An API token to make.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -40,6 +38,8 @@ pub(super) struct NewToken {
     label: String,
     /// What it may do.
     scopes: Vec<Scope>,
+    /// Names of the products it is for, `*` for any characters; all products when absent.
+    products: Option<Vec<String>>,
     /// Seconds from now; for ever when absent.
     expires_in: Option<u64>,
 }
@@ -59,12 +59,16 @@ pub(super) struct Token {
     id: String,
     label: String,
     scopes: Vec<Scope>,
+    /// Patterns of the products it is for; `*` alone for all.
+    products: Vec<String>,
     /// Unix seconds.
     created: i64,
     /// Unix seconds; null for ever.
     expires: Option<i64>,
     /// Unix seconds; null unless revoked.
     revoked: Option<i64>,
+    /// `valid`, `expired` or `revoked`, by the origin's clock.
+    state: &'static str,
 }
 
 /// Tokens.
@@ -96,8 +100,13 @@ pub(super) struct MadeJoinToken {
     token: String,
 }
 
-fn id_of(secret_sha256: &[u8; 32]) -> String {
-    hex::encode(&secret_sha256[..ID_BYTES])
+/// How a token stands.
+fn state_of(revoked: Option<i64>, expires: Option<i64>, now: i64) -> &'static str {
+    match (revoked, expires) {
+        (Some(_), _) => "revoked",
+        (None, Some(end)) if end < now => "expired",
+        _ => "valid",
+    }
 }
 
 fn check_label(label: &str) -> Result<(), ApiError> {
@@ -130,18 +139,29 @@ pub(super) async fn create(
         let next = "choose some of: read, publish, channel, admin";
         return Err(ApiError::bad_request("a token without scopes is of no use", next));
     }
+    let products = match &new.products {
+        None => Products::all(),
+        Some(patterns) => Products::new(patterns).map_err(|e| {
+            ApiError::bad_request(e.to_string(), "choose names of products, such as os or app-*")
+        })?,
+    };
+    if new.scopes.contains(&Scope::Admin) && !products.are_all() {
+        let next = "leave products out, or leave admin out";
+        return Err(ApiError::bad_request("the scope admin is for all products", next));
+    }
     let token = ApiToken::generate(app.origin.realm().ca_fingerprint());
     let row = ApiTokenRow {
         secret_sha256: token.secret_hash(),
         label: new.label,
         scopes: Scope::to_row(&new.scopes),
+        products: products.to_row(),
         created: signed(unix_now()),
         expires: new.expires_in.map(check_seconds).transpose()?,
         revoked: None,
     };
     app.origin.db().put_api_token(&row).await?;
-    let id = id_of(&row.secret_sha256);
-    tracing::info!(id, label = row.label, scopes = row.scopes, "API token made");
+    let id = token_id(&row.secret_sha256);
+    tracing::info!(id, label = row.label, scopes = row.scopes, products = row.products, "API token made");
     Ok((StatusCode::CREATED, Json(MadeToken { token: token.to_secret_string(), id })))
 }
 
@@ -153,10 +173,13 @@ pub(super) async fn list(
     State(app): State<Arc<App>>,
     _: Caller<ToAdminister>,
 ) -> Result<Json<TokenList>, ApiError> {
+    let now = signed(unix_now());
     let token = |row: ApiTokenRow| Token {
-        id: id_of(&row.secret_sha256),
+        state: state_of(row.revoked, row.expires, now),
+        id: token_id(&row.secret_sha256),
         label: row.label,
         scopes: Scope::of_row(&row.scopes),
+        products: Products::of_row(&row.products).patterns().to_vec(),
         created: row.created,
         expires: row.expires,
         revoked: row.revoked,
@@ -176,16 +199,19 @@ pub(super) async fn revoke(
 ) -> Result<StatusCode, ApiError> {
     let now = signed(unix_now());
     let rows = app.origin.db().api_tokens().await?;
-    let row = rows.iter().find(|row| id_of(&row.secret_sha256) == id);
+    let row = rows.iter().find(|row| token_id(&row.secret_sha256) == id);
     let row = row.ok_or_else(|| ApiError::not_found("API token of this id"))?;
-    let administers =
-        |row: &ApiTokenRow| row.is_valid(now) && Scope::of_row(&row.scopes).contains(&Scope::Admin);
-    let others = rows.iter().any(|other| other.secret_sha256 != row.secret_sha256 && administers(other));
-    if administers(row) && !others {
+    if app.origin.db().revoke_api_token(&row.secret_sha256, now).await? == RevokeToken::LastAdmin {
         let next = "make another token with the scope admin first";
         return Err(ApiError::conflict("this is the last token that may administer", next));
     }
-    app.origin.db().revoke_api_token(&row.secret_sha256, now).await?;
+    for upload in app.origin.db().uploads_open().await? {
+        // What it sent and did not commit is nobody's now.
+        if upload.row.token == id {
+            let at = app.clone();
+            app.detached(async move { Ok(at.origin.ingest().abort(&upload.row.id).await?) }).await?;
+        }
+    }
     tracing::info!(id, label = row.label, "API token revoked");
     Ok(StatusCode::NO_CONTENT)
 }

@@ -15,6 +15,12 @@ use crate::db::{BeginCommit, CommitTx, ReleaseRow, UnixSeconds, UploadId, Upload
 /// Runs given their ids at once. Small next to a large artifact, large next to one query.
 const RUNS_AT_ONCE: usize = 65_536;
 
+/// Most runs of a commit: 335 MB of them.
+const RUNS_MAX: usize = 1 << 23;
+
+/// Most chunks shorter than the smallest that the cut parameters allow: one for each region of an artifact.
+const SHORT_CHUNKS_MAX: u64 = 1 << 20;
+
 /// One chunk of an artifact, as often as it follows itself: a hole of a gigabyte is one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
@@ -41,6 +47,22 @@ pub struct CommitRequest {
     pub bytes: u64,
 }
 
+/// A commit whose artifact was read back.
+#[derive(Debug)]
+pub struct Prepared {
+    row: UploadRow,
+    /// The version is there already.
+    released: Option<ReleaseRow>,
+    request: CommitRequest,
+    /// It is there and has lost something.
+    heals: bool,
+}
+
+/// What the manifest of a commit takes in the store at most, bytes, roughly.
+fn manifest_bytes(request: &CommitRequest) -> u64 {
+    request.runs.iter().map(|run| u64::from(run.repeat)).sum::<u64>().saturating_mul(48)
+}
+
 /// A release, new or found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommitResult {
@@ -57,10 +79,15 @@ pub struct CommitResult {
 }
 
 impl CommitRequest {
-    fn check(&self) -> Result<(), IngestError> {
+    fn check(&self, bytes_max: u64) -> Result<(), IngestError> {
         let bad = |why| Err(IngestError::BadList(why));
         if self.bytes == 0 {
             return bad("the artifact is empty, which is no release anyone wants");
+        }
+        // Each region ends with a chunk that may be shorter than the smallest: a file of a tree, a member of an archive.
+        let chunks = self.runs.iter().fold(0u64, |sum, run| sum.saturating_add(run.repeat.into()));
+        if self.runs.len() > RUNS_MAX || chunks > self.bytes / u64::from(self.cut.min()) + SHORT_CHUNKS_MAX {
+            return bad("there are more chunks than the cut parameters make of so many bytes");
         }
         let mut sum = 0u64;
         for run in &self.runs {
@@ -72,6 +99,9 @@ impl CommitRequest {
         }
         if sum != self.bytes || sum > ARTIFACT_BYTES_MAX {
             return bad("the chunks' lengths do not add up to the artifact's, or to more than 16 TiB");
+        }
+        if self.bytes > bytes_max {
+            return Err(IngestError::TooLarge { bytes: self.bytes, bytes_max });
         }
         match self.kind {
             Kind::Tree { listing_bytes } if listing_bytes > self.bytes.min(TREE_LISTING_BYTES_MAX) => {
@@ -100,26 +130,55 @@ impl Ingest {
         by: &str,
         now: UnixSeconds,
     ) -> Result<CommitResult, IngestError> {
-        request.check()?;
+        let prepared = self.prepare(upload, request).await?;
+        self.finish(prepared, by, now).await
+    }
+
+    /// The first part of a [`commit`](Self::commit), which changes nothing but in the end of a version that is taken, and may
+    /// be dropped: checks the list and reads the whole artifact back.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub async fn prepare(&self, upload: &UploadId, request: CommitRequest) -> Result<Prepared, IngestError> {
+        request.check(self.limits.artifact_bytes_max)?;
         let row = self.db.upload(upload).await?.ok_or_else(|| IngestError::UnknownUpload(upload.clone()))?;
         let released = self.db.release(&row.product, &row.version).await?;
         if let Some(release) = &released
             && (release.blake3 != request.blake3 || !self.is_damaged(&release.manifest))
         {
-            return self.found(&row, release.clone(), &request).await;
+            return Ok(Prepared { row, released, request, heals: false });
         }
         self.open_upload(upload).await?;
+        self.check_room(manifest_bytes(&request))?;
         self.indexes.lock(&self.db, upload).await?.refresh(&self.db, upload).await?;
-        self.verify(upload, &request.runs, request.blake3).await?;
-        let index = self.indexes.lock(&self.db, upload).await?;
-        let begun = match &released {
-            None => self.db.begin_commit(upload).await?,
-            Some(_) => self.db.begin_healing(upload).await?,
+        self.verify(&row, &request).await?;
+        let heals = released.is_some();
+        Ok(Prepared { row, released, request, heals })
+    }
+
+    /// The second part of a [`commit`](Self::commit): must not be dropped half-way.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub async fn finish(
+        &self,
+        prepared: Prepared,
+        by: &str,
+        now: UnixSeconds,
+    ) -> Result<CommitResult, IngestError> {
+        let Prepared { row, released, request, heals } = prepared;
+        if let Some(release) = released.clone().filter(|_| !heals) {
+            return self.found(&row, release, &request).await;
+        }
+        let index = self.indexes.lock(&self.db, &row.id).await?;
+        let begun = match heals {
+            false => self.db.begin_commit(&row.id).await?,
+            true => self.db.begin_healing(&row.id).await?,
         };
         match begun {
             BeginCommit::Ready(tx) => self.release(tx, index, &row, request, by, now, released).await,
             BeginCommit::Released(release) => self.found(&row, *release, &request).await,
-            BeginCommit::Closed => Err(IngestError::UploadOver(upload.clone())),
+            BeginCommit::Closed => Err(IngestError::UploadOver(row.id)),
         }
     }
 

@@ -7,20 +7,25 @@
 mod commit;
 mod file;
 mod index;
+mod limits;
 mod losses;
 mod receive;
 mod sweep;
 mod verify;
+mod visible;
 
-pub use commit::{CommitRequest, CommitResult, Run};
+pub use commit::{CommitRequest, CommitResult, Prepared, Run};
 pub use file::{FileHandle, FileRequest};
+pub use limits::{IngestLimits, room};
 pub use losses::LossReport;
 pub use receive::{ChunkSink, IncomingChunk};
 pub use sweep::{Orphans, SweepScope, Swept};
 
 use self::index::UploadIndexes;
 use self::losses::Losses;
+use self::visible::ProductChunks;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use aws_lc_rs::rand;
@@ -30,6 +35,7 @@ use distd_core::{ArtifactHash, ChunkHash, ManifestId};
 use tokio::sync::Semaphore;
 
 use crate::db::{BeginUpload, Db, DbError, Location, PackId, UnixSeconds, UploadId, UploadRow, UploadState};
+use crate::publisher::{Products, Publisher};
 use crate::store::pack::PackError;
 use crate::store::{PackReader, ReadError, Store, StoreError};
 
@@ -53,6 +59,32 @@ pub enum IngestError {
     /// The upload was committed, aborted or expired.
     #[error("upload {0} is over: begin another")]
     UploadOver(UploadId),
+    /// The token has too many.
+    #[error("this token has {uploads_max} open uploads, as many as it may have")]
+    TooManyUploads {
+        /// The bound.
+        uploads_max: u64,
+    },
+    /// The token's uploads are too long.
+    #[error("this token's open uploads may have {bytes_max} bytes together")]
+    Quota {
+        /// The bound.
+        bytes_max: u64,
+    },
+    /// The artifact is too long.
+    #[error("an artifact of {bytes} bytes is longer than this origin takes: {bytes_max}")]
+    TooLarge {
+        /// Its length.
+        bytes: u64,
+        /// The bound.
+        bytes_max: u64,
+    },
+    /// Only the reserve of the disk is left.
+    #[error("the disk is full but for the reserve that renewals and signed metadata need")]
+    NoRoom,
+    /// A tree that no device would take.
+    #[error("the tree's listing is not what a device takes")]
+    BadTree(#[source] distd_core::tree::DecodeListingError),
     /// A chunk's lengths are outside the bounds.
     #[error("chunk number {index} has a length out of bounds: 1 to 1048576 bytes, stored no longer than raw")]
     ChunkBounds {
@@ -158,6 +190,11 @@ pub struct Ingest {
     sinks: Arc<Semaphore>,
     // Reading a whole artifact back keeps both cores and some 40 MiB busy.
     verifiers: Arc<Semaphore>,
+    // Small artifacts do not wait for large ones.
+    small_verifiers: Arc<Semaphore>,
+    visible: Arc<ProductChunks>,
+    limits: IngestLimits,
+    directories: Arc<[PathBuf]>,
     zstd_level: i32,
 }
 
@@ -173,6 +210,10 @@ impl Ingest {
             losses,
             sinks: Arc::new(Semaphore::new(SINKS_MAX)),
             verifiers: Arc::new(Semaphore::new(1)),
+            small_verifiers: Arc::new(Semaphore::new(1)),
+            visible: Arc::default(),
+            limits: IngestLimits::default(),
+            directories: Arc::default(),
             zstd_level: LEVEL_DEFAULT,
         }
     }
@@ -183,21 +224,41 @@ impl Ingest {
         self
     }
 
-    /// Begins an upload, or goes on with the open one of this version: the chunks it has need not come again. It
-    /// ends [`UPLOAD_SECONDS`] after its last chunk.
+    /// Begins an upload, or goes on with the open one that this publisher began for this version: the chunks it has need
+    /// not come again. It ends [`UPLOAD_SECONDS`] after its last chunk.
     ///
     /// # Errors
-    /// [`IngestError::UnknownProduct`], [`IngestError::Db`].
+    /// [`IngestError::UnknownProduct`], [`IngestError::TooManyUploads`], [`IngestError::Db`].
     pub async fn begin_upload(
         &self,
         product: &Name,
         version: &Name,
-        by: &str,
+        by: &Publisher,
         now: UnixSeconds,
     ) -> Result<UploadRow, IngestError> {
+        Ok(self.begin_or_resume(product, version, by, now).await?.0)
+    }
+
+    /// As [`begin_upload`](Self::begin_upload); also says whether it was begun before.
+    ///
+    /// # Errors
+    /// As [`begin_upload`](Self::begin_upload).
+    pub async fn begin_or_resume(
+        &self,
+        product: &Name,
+        version: &Name,
+        by: &Publisher,
+        now: UnixSeconds,
+    ) -> Result<(UploadRow, bool), IngestError> {
         let fresh = UploadId::from_random(random());
-        match self.db.begin_upload(fresh, product, version, by, now, now + UPLOAD_SECONDS).await? {
-            BeginUpload::Open(row) => Ok(row),
+        let (expires, uploads_max) = (now + UPLOAD_SECONDS, self.limits.uploads_max);
+        let begun = self.db.begin_upload(fresh.clone(), product, version, by, now, expires, uploads_max);
+        match begun.await? {
+            BeginUpload::Open(row) => {
+                let resumed = row.id != fresh;
+                Ok((row, resumed))
+            }
+            BeginUpload::TooMany => Err(IngestError::TooManyUploads { uploads_max }),
             BeginUpload::UnknownProduct => Err(IngestError::UnknownProduct(product.clone())),
         }
     }
@@ -214,15 +275,16 @@ impl Ingest {
         }
     }
 
-    /// Indexes of the hashes that no release and not this upload has, ascending: these chunks must be sent.
+    /// Indexes of the hashes that no release of the publisher's products and not this upload has, ascending: these chunks
+    /// must be sent.
     ///
     /// # Errors
     /// As [`open_upload`](Self::open_upload).
     pub async fn missing(&self, upload: &UploadId, hashes: &[ChunkHash]) -> Result<Vec<u32>, IngestError> {
-        self.open_upload(upload).await?;
+        let products = self.open_upload(upload).await?.products;
         let mut index = self.indexes.lock(&self.db, upload).await?;
         index.refresh(&self.db, upload).await?;
-        let released = self.released(hashes).await?;
+        let released = self.released_to(&products, hashes).await?;
         let missing = |(hash, at): (&ChunkHash, &Option<Location>)| at.is_none() && !index.has(hash);
         Ok((0u32..).zip(hashes.iter().zip(&released)).filter(|(_, h)| missing(*h)).map(|(n, _)| n).collect())
     }
@@ -242,6 +304,7 @@ impl Ingest {
     async fn locate(
         &self,
         upload: &UploadId,
+        products: &Products,
         hashes: &[ChunkHash],
     ) -> Result<Vec<Option<Location>>, IngestError> {
         let mut index = self.indexes.lock(&self.db, upload).await?;
@@ -252,7 +315,7 @@ impl Ingest {
         drop(index);
         let of_releases: Vec<usize> = (0..hashes.len()).filter(|n| found[*n].is_none()).collect();
         let rest: Vec<ChunkHash> = of_releases.iter().map(|n| hashes[*n]).collect();
-        for (n, location) in of_releases.into_iter().zip(self.released(&rest).await?) {
+        for (n, location) in of_releases.into_iter().zip(self.released_to(products, &rest).await?) {
             found[n] = location;
         }
         Ok(found)

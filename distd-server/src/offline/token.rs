@@ -10,6 +10,7 @@ use super::is_origin;
 use crate::db::{ApiTokenRow, Db, DbError};
 use crate::http::Scope;
 use crate::origin::{Places, signed};
+use crate::publisher::Products;
 use crate::realm::{Realm, RealmError};
 
 /// Why no token was made.
@@ -64,6 +65,7 @@ pub async fn admin_token(
         secret_sha256: token.secret_hash(),
         label: label.to_owned(),
         scopes: Scope::Admin.as_str().to_owned(),
+        products: Products::all().to_row(),
         created: signed(unix_now()),
         expires: None,
         revoked: None,

@@ -15,7 +15,7 @@ use distd_peer::clock::unix_now;
 use distd_peer::trust::tls::Credentials;
 
 use crate::db::{Db, DbError, UnixSeconds, redact};
-use crate::ingest::{Ingest, IngestError};
+use crate::ingest::{Ingest, IngestError, IngestLimits};
 use crate::patches::{PatchMaker, PatchOptions};
 use crate::realm::{OriginCert, Realm, RealmError};
 use crate::store::{Chunks, Store, StoreError};
@@ -61,6 +61,8 @@ pub struct Tuning {
     pub zstd_level: i32,
     /// Whether patches are made, and how.
     pub patches: PatchOptions,
+    /// What publishers may take.
+    pub limits: IngestLimits,
 }
 
 impl Default for Tuning {
@@ -70,6 +72,7 @@ impl Default for Tuning {
             cert_validity: Duration::from_secs(24 * 3600),
             zstd_level: distd_core::packing::LEVEL_DEFAULT,
             patches: PatchOptions::default(),
+            limits: IngestLimits::default(),
         }
     }
 }
@@ -130,7 +133,7 @@ impl Origin {
     /// # Errors
     /// [`OpenError`].
     pub async fn open(places: &Places, tuning: Tuning) -> Result<Arc<Self>, OpenError> {
-        let Tuning { hosts, cert_validity, zstd_level, patches } = tuning;
+        let Tuning { hosts, cert_validity, zstd_level, patches, limits } = tuning;
         let now = unix_now();
         let data = &places.data;
         let failed = |e| OpenError::Data(data.clone(), e);
@@ -160,7 +163,9 @@ impl Origin {
         let repository = TufRepository::open(metadata.clone(), &keys, Options::default(), now).await?;
         let listed = parties.check_releases(&repository).await?;
         parties.adopt().await?;
-        let ingest = Ingest::new(db.clone(), store.clone()).with_zstd_level(zstd_level);
+        let ingest = Ingest::new(db.clone(), store.clone())
+            .with_zstd_level(zstd_level)
+            .with_limits(limits, vec![spool.clone()]);
         let origin = Arc::new(Self {
             answerer: Answerer::new(metadata.clone()),
             chunks: Chunks::new(db.clone(), store.clone()),

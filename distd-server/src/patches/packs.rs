@@ -9,7 +9,7 @@ use tokio::task::spawn_blocking;
 
 use super::MakeError;
 use crate::db::Db;
-use crate::ingest::random;
+use crate::ingest::{Ingest, random};
 use crate::origin::signed;
 use crate::store::Store;
 use crate::store::pack::{self, PackWriter, object_name};
@@ -35,8 +35,7 @@ pub(super) struct StoredPack {
 /// Payloads in their order, then the index, in as many packs as it takes. Holds one pack in memory.
 #[derive(Debug)]
 pub(super) struct PayloadPacks {
-    db: Db,
-    store: Store,
+    ingest: Ingest,
     writer: PackWriter,
     payloads: Vec<PlacedChunk>,
     payload_bytes: u64,
@@ -57,10 +56,9 @@ pub(super) struct PackedSet {
 }
 
 impl PayloadPacks {
-    pub(super) fn new(db: Db, store: Store) -> Self {
+    pub(super) fn new(ingest: Ingest) -> Self {
         Self {
-            db,
-            store,
+            ingest,
             writer: PackWriter::default(),
             payloads: Vec::new(),
             payload_bytes: 0,
@@ -94,11 +92,13 @@ impl PayloadPacks {
     async fn store_pack(&mut self) -> Result<(), MakeError> {
         let writer = std::mem::take(&mut self.writer);
         let sealed = spawn_blocking(move || writer.seal()).await.expect("sealing does not panic");
+        // The reserve of the disk is not for patches.
+        self.ingest.check_room(sealed.bytes)?;
         let object = object_name(random());
         // Known before it is there, so that it can be deleted whatever comes of it: here, and after a crash.
-        self.db.doom(&object, signed(unix_now())).await?;
+        self.ingest.db().doom(&object, signed(unix_now())).await?;
         self.packs.push(StoredPack { object: object.clone(), bytes: sealed.bytes });
-        Ok(self.store.put(&object, sealed.payload).await?)
+        Ok(self.ingest.store().put(&object, sealed.payload).await?)
     }
 
     /// Appends bytes that are no payload, cut into chunks.
@@ -129,7 +129,7 @@ impl PayloadPacks {
                 break;
             }
             // The payloads are the heads of the packs, in order; the index is behind them.
-            let found = self.store.get(&pack.object).await?;
+            let found = self.ingest.store().get(&pack.object).await?;
             let damaged = || MakeError::Damaged(pack.object.clone());
             let object = found.ok_or_else(damaged)?;
             let hash = spawn_blocking(move || {
@@ -159,7 +159,7 @@ impl PayloadPacks {
 
     /// Deletes what was stored, as far as that works; the sweep does the rest.
     pub(super) async fn discard(self) {
-        delete(&self.db, &self.store, &self.packs).await;
+        delete(self.ingest.db(), self.ingest.store(), &self.packs).await;
     }
 }
 

@@ -35,7 +35,7 @@ impl PatchMaker {
         row: &PatchSetRow,
         stop: &CancellationToken,
     ) -> Result<Option<MadeSet>, MakeError> {
-        let mut packs = PayloadPacks::new(self.db.clone(), self.store.clone());
+        let mut packs = PayloadPacks::new(self.ingest.clone());
         let packed = match self.make_packs(row, &mut packs, stop).await {
             Ok(packed) => packed,
             Err(error) => {

@@ -162,6 +162,11 @@ impl Store {
         self.directory.is_some()
     }
 
+    /// The directory of a directory store.
+    pub fn directory(&self) -> Option<&FsPath> {
+        self.directory.as_deref()
+    }
+
     /// Asks the store something cheap: for `/readyz` and for a clear error at start.
     ///
     /// # Errors

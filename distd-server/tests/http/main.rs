@@ -2,6 +2,7 @@
 
 mod process;
 mod products;
+mod publishers;
 mod refusals;
 mod releases;
 mod tokens;

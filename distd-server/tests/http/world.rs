@@ -114,11 +114,17 @@ impl World {
 
     /// A token with these scopes, put into the database behind the API.
     pub(crate) async fn token_with(&self, scopes: &str, expires: Option<i64>) -> String {
+        self.token_for(scopes, "*", expires).await
+    }
+
+    /// The same, for products of these patterns.
+    pub(crate) async fn token_for(&self, scopes: &str, products: &str, expires: Option<i64>) -> String {
         let token = ApiToken::generate(self.running.origin.realm().ca_fingerprint());
         let row = ApiTokenRow {
             secret_sha256: token.secret_hash(),
             label: scopes.to_owned(),
             scopes: scopes.to_owned(),
+            products: products.to_owned(),
             created: 1,
             expires,
             revoked: None,
