@@ -410,7 +410,7 @@ on_every_back_end! {
     async fn a_join_token_brings_in_as_many_nodes_as_it_says(world: World) {
         let token = JoinTokenRow {
             public_key: "ab".repeat(32), role: "leaf".into(), uses_left: 2, expires: NOW + 10,
-            label: "site 7".into(), created: NOW,
+            label: "site 7".into(), created: NOW, revoked: None,
         };
         world.db.put_join_token(&token).await.expect("put");
         let take = |node: &'static str, now| {
@@ -424,9 +424,12 @@ on_every_back_end! {
         let all = join_all(["b", "c", "d", "e", "f"].map(|node| take(node, NOW + 10))).await;
         assert_eq!(all.iter().filter(|u| matches!(u, JoinTokenUse::Taken(_))).count(), 1);
         assert_eq!(all.iter().filter(|u| **u == JoinTokenUse::UsedUp).count(), 4);
-        assert!(world.db.delete_join_token(&token.public_key).await.expect("delete"));
-        assert_eq!(take("a", NOW).await, JoinTokenUse::Unknown);
-        assert_eq!(world.db.join_tokens().await.expect("list"), []);
+        assert_eq!(world.db.join_token_uses().await.expect("count")[&token.public_key], 2);
+        assert!(world.db.revoke_join_token(&token.public_key, NOW + 7).await.expect("revoke"));
+        assert!(!world.db.revoke_join_token("nobody", NOW).await.expect("revoke"));
+        // Nor for whom it brought in before.
+        assert_eq!(take("a", NOW).await, JoinTokenUse::Revoked);
+        assert_eq!(world.db.join_tokens().await.expect("list")[0].revoked, Some(NOW + 7));
     }
 
     async fn nodes_and_api_tokens_keep_what_they_are_given(world: World) {
@@ -455,6 +458,27 @@ on_every_back_end! {
         let found = world.db.api_token(&[9; 32]).await.expect("read").expect("there");
         assert!(!found.is_valid(NOW));
         assert_eq!(world.db.api_token(&[8; 32]).await.expect("read"), None);
+    }
+
+    async fn of_two_admins_that_revoke_each_other_at_once_one_stays(world: World) {
+        for round in 0..8u8 {
+            let admins = [[2 * round; 32], [2 * round + 1; 32]];
+            for secret_sha256 in admins {
+                world.db.put_api_token(&ApiTokenRow {
+                    secret_sha256, label: "admin".into(), scopes: "admin".into(), products: "*".into(),
+                    created: NOW, expires: None, revoked: None,
+                }).await.expect("put");
+            }
+            // The one that stayed in the round before goes with them.
+            let before: Vec<_> = world.db.api_tokens().await.expect("list").into_iter()
+                .filter(|token| token.is_valid(NOW)).map(|token| token.secret_sha256).collect();
+            let done = join_all(before.iter().map(|token| world.db.revoke_api_token(token, NOW))).await;
+            let refused = done.into_iter().filter(|done| *done.as_ref().expect("asked") == RevokeToken::LastAdmin);
+            assert_eq!(refused.count(), 1);
+            let valid = world.db.api_tokens().await.expect("list").into_iter().filter(|token| token.is_valid(NOW));
+            assert_eq!(valid.count(), 1, "round {round}");
+        }
+        assert_eq!(world.db.revoke_api_token(&[99; 32], NOW).await.expect("asked"), RevokeToken::Unknown);
     }
 
     async fn objects_are_put_read_listed_and_deleted(world: World) {

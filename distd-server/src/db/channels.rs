@@ -58,12 +58,14 @@ impl Db {
     ) -> Result<SetChannelOutcome, DbError> {
         let what = "set the channel";
         let mut tx = self.begin_write().await?;
-        let known = sqlx::query("SELECT version FROM releases WHERE product = $1 AND version = $2")
-            .bind(product.to_string())
-            .bind(version.to_string())
-            .fetch_optional(&mut *tx)
-            .await
-            .map_err(failed(what))?;
+        let known = sqlx::query(
+            "SELECT version FROM releases WHERE product = $1 AND version = $2 AND withdrawn IS NULL",
+        )
+        .bind(product.to_string())
+        .bind(version.to_string())
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed(what))?;
         if known.is_none() {
             return Ok(SetChannelOutcome::UnknownRelease);
         }
@@ -122,6 +124,20 @@ impl Db {
         .await
         .map(drop)
         .map_err(failed("take the channel over"))
+    }
+
+    /// Removes a channel; `false` when there is none.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn remove_channel(&self, product: &Name, channel: &Name) -> Result<bool, DbError> {
+        let done = sqlx::query("DELETE FROM channels WHERE product = $1 AND channel = $2")
+            .bind(product.to_string())
+            .bind(channel.to_string())
+            .execute(&self.pool)
+            .await
+            .map_err(failed("remove the channel"))?;
+        Ok(done.rows_affected() == 1)
     }
 
     /// One channel.

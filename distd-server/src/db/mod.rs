@@ -21,6 +21,7 @@ mod releases;
 mod restore;
 mod row;
 mod uploads;
+mod withdraw;
 
 pub use api_tokens::{ApiTokenRow, RevokeToken};
 pub use channels::{ChannelRow, SetChannelOutcome};
@@ -36,6 +37,7 @@ pub use products::ProductRow;
 pub use releases::ReleaseRow;
 pub use restore::Restoration;
 pub use uploads::{BeginUpload, OpenUpload, UploadId, UploadRow, UploadState};
+pub use withdraw::{Withdraw, WithdrawalTx};
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -334,12 +336,13 @@ macro_rules! migration {
 }
 
 /// In the order of their numbers, which start their names.
-const MIGRATIONS: [(&str, &str, &str); 5] = [
+const MIGRATIONS: [(&str, &str, &str); 6] = [
     migration!("0001_origin"),
     migration!("0002_pack_index"),
     migration!("0003_patch_sets"),
     migration!("0004_identity"),
     migration!("0005_publishers"),
+    migration!("0006_out"),
 ];
 
 fn migrator(engine: Engine) -> Migrator {

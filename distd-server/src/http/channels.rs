@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use distd_core::names::Name;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -117,4 +118,27 @@ pub(super) async fn put(
         Ok(moved)
     });
     Ok(Json(channel(moved.await?)))
+}
+
+/// Removes a channel: devices that follow it are told that there is none.
+#[utoipa::path(delete, path = "/v1/products/{product}/channels/{channel}", tag = "channels",
+    params(("product" = String, Path), ("channel" = String, Path)),
+    responses((status = 204, description = "Removed")), security(("token" = ["channel"])))]
+pub(super) async fn remove(
+    State(app): State<Arc<App>>,
+    caller: Caller<ToMoveChannels>,
+    At((product, name)): At<(Name, Name)>,
+) -> Result<StatusCode, ApiError> {
+    caller.may(&product)?;
+    products::find(&app, &product).await?;
+    let at = app.clone();
+    let work = app.detached(async move {
+        if !at.origin.remove_channel(&product, &name).await? {
+            return Err(ApiError::unknown_channel(&product, &name));
+        }
+        tracing::info!(%product, channel = %name, by = caller.label, "channel removed");
+        Ok(())
+    });
+    work.await?;
+    Ok(StatusCode::NO_CONTENT)
 }

@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use super::request_id;
 use crate::db::DbError;
 use crate::ingest::IngestError;
-use crate::origin::{PublishReleaseError, RequestPatchesError, SetChannelError};
+use crate::origin::{PublishReleaseError, RequestPatchesError, SetChannelError, WithdrawError};
 use crate::store::StoreError;
 use crate::tuf::{self, PublishError};
 
@@ -90,6 +90,16 @@ impl ApiError {
     pub(super) fn not_found(what: &str) -> Self {
         let next = "look the address up in /v1/openapi.json";
         Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {what}"), next)
+    }
+
+    /// Something that a list has or has not.
+    pub(super) fn unlisted(what: &str, list: &str) -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            format!("there is no {what}"),
+            format!("{list} lists them"),
+        )
     }
 
     pub(super) fn method_not_allowed() -> Self {
@@ -313,6 +323,25 @@ impl From<SetChannelError> for ApiError {
     fn from(error: SetChannelError) -> Self {
         match error {
             SetChannelError::UnknownRelease { product, version } => Self::unknown_version(&product, &version),
+            error => Self::internal(error),
+        }
+    }
+}
+
+impl From<WithdrawError> for ApiError {
+    fn from(error: WithdrawError) -> Self {
+        match error {
+            WithdrawError::UnknownRelease { product, version } => Self::unknown_version(&product, &version),
+            WithdrawError::InUse { product, version, channels } => {
+                let channels: Vec<String> =
+                    channels.iter().map(|channel| format!("{product}:{channel}")).collect();
+                Self::new(
+                    StatusCode::CONFLICT,
+                    "in_use",
+                    format!("{product}@{version} is what {} points to", channels.join(" and ")),
+                    "point the channel to another version, or remove it, first",
+                )
+            }
             error => Self::internal(error),
         }
     }

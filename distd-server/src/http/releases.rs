@@ -10,10 +10,10 @@ use distd_core::names::Name;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::auth::{Caller, ToRead};
+use super::auth::{Caller, ToPublish, ToRead};
 use super::body::At;
 use super::{ApiError, App, products};
-use crate::db::ReleaseRow;
+use crate::db::{ChannelRow, ReleaseRow};
 use crate::ingest::CommitResult;
 
 /// A release.
@@ -36,6 +36,9 @@ pub(super) struct Release {
     /// The origin's store has lost a part of it: push the same bytes again.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     damaged: bool,
+    /// Channels that point to it; in lists.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    channels: Vec<String>,
 }
 
 /// Releases.
@@ -47,6 +50,7 @@ pub(super) struct ReleaseList {
 impl Release {
     pub(super) fn of(app: &App, row: ReleaseRow) -> Self {
         Self {
+            channels: Vec::new(),
             damaged: app.origin.ingest().is_damaged(&row.manifest),
             product: row.product.to_string(),
             version: row.version.to_string(),
@@ -93,7 +97,13 @@ pub(super) async fn list(
     caller.may(&product)?;
     products::find(&app, &product).await?;
     let rows = app.origin.db().releases(&product).await?;
-    Ok(Json(ReleaseList { releases: rows.into_iter().map(|row| Release::of(&app, row)).collect() }))
+    let channels = app.origin.db().channels().await?;
+    let of = |row: ReleaseRow| {
+        let points = |channel: &&ChannelRow| channel.product == row.product && channel.version == row.version;
+        let channels = channels.iter().filter(points).map(|channel| channel.channel.to_string()).collect();
+        Release { channels, ..Release::of(&app, row) }
+    };
+    Ok(Json(ReleaseList { releases: rows.into_iter().map(of).collect() }))
 }
 
 /// One release.
@@ -111,4 +121,25 @@ pub(super) async fn show(
     }
     products::find(&app, &product).await?;
     Err(ApiError::unknown_version(&product, &version))
+}
+
+/// Withdraws a release: devices are told of it no more, and the space that nothing else needs comes back.
+#[utoipa::path(delete, path = "/v1/products/{product}/releases/{version}", tag = "releases",
+    params(("product" = String, Path), ("version" = String, Path)),
+    responses((status = 204, description = "Withdrawn")), security(("token" = ["publish"])))]
+pub(super) async fn withdraw(
+    State(app): State<Arc<App>>,
+    caller: Caller<ToPublish>,
+    At((product, version)): At<(Name, Name)>,
+) -> Result<StatusCode, ApiError> {
+    caller.may(&product)?;
+    products::find(&app, &product).await?;
+    let at = app.clone();
+    let work = app.detached(async move {
+        at.origin.withdraw_release(&product, &version).await?;
+        tracing::info!(%product, %version, by = caller.label, "release withdrawn");
+        Ok(())
+    });
+    work.await?;
+    Ok(StatusCode::NO_CONTENT)
 }

@@ -114,14 +114,31 @@ impl Ingest {
         }
         for names in manifests.names.chunks(NAMES_AT_ONCE) {
             let suspects: Vec<ManifestId> = names.iter().filter_map(manifest_id).collect();
-            let orphans = self.db.unreleased_manifests(&suspects).await?;
-            for id in &orphans.ids {
-                self.store.delete(&manifest_object(id)).await?;
-                swept.manifests += 1;
-            }
-            orphans.end().await?;
+            swept.manifests += self.delete_unnamed_manifests(&suspects).await?;
         }
         Ok(swept)
+    }
+
+    /// Deletes those of the manifests that nothing names, while no commit runs. Gives how many.
+    ///
+    /// # Errors
+    /// [`IngestError::Db`], [`IngestError::Store`].
+    pub async fn delete_unnamed_manifests(&self, manifests: &[ManifestId]) -> Result<u64, IngestError> {
+        let unnamed = self.db.unreleased_manifests(manifests).await?;
+        for id in &unnamed.ids {
+            self.store.delete(&manifest_object(id)).await?;
+        }
+        let deleted = unnamed.ids.len() as u64;
+        unnamed.end().await?;
+        Ok(deleted)
+    }
+
+    /// Deletes objects that the database has noted as doomed.
+    ///
+    /// # Errors
+    /// [`IngestError::Db`], [`IngestError::Store`]; the next sweep goes on.
+    pub async fn delete_doomed(&self, objects: &[String]) -> Result<(), IngestError> {
+        self.delete_all(objects).await
     }
 
     /// What of `packs` or `manifests` is in the store and in no row, as far as it was put at `modified_max` or before.

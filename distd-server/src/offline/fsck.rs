@@ -184,7 +184,7 @@ impl Look {
         let mut out =
             FsckReport { releases: rows.len(), packs: self.db.packs().await?.len(), ..FsckReport::default() };
         let name = |(product, version)| format!("{product}@{version}");
-        let comparison = Comparison::of(&listed, rows);
+        let comparison = Comparison::of(&listed, rows, self.db.withdrawn().await?);
         out.without_row = comparison.without_row.into_iter().map(name).collect();
         out.unlisted =
             comparison.unlisted.iter().map(|row| format!("{}@{}", row.product, row.version)).collect();
@@ -226,7 +226,7 @@ async fn repair(places: &Places, options: FsckOptions) -> Result<(Vec<String>, V
     let (mut done, mut left) = (Vec::new(), Vec::new());
     let look = Look::open(places, true).await?;
     let listed = look.repository.listed().await?;
-    let comparison = Comparison::of(&listed, look.db.all_releases().await?);
+    let comparison = Comparison::of(&listed, look.db.all_releases().await?, look.db.withdrawn().await?);
     if !comparison.without_row.is_empty() {
         let packs = UnknownPacks::read(&look.db, &look.store).await?;
         raise_counter(&look.db, &look.ingest).await?;

@@ -160,7 +160,7 @@ impl Parties<'_> {
                 });
             }
         }
-        let comparison = Comparison::of(&listed, self.db.all_releases().await?);
+        let comparison = Comparison::of(&listed, self.db.all_releases().await?, self.db.withdrawn().await?);
         if let Some(name) = comparison.differing.first() {
             return Err(DisagreementError::OtherRelease { name: name.clone() });
         }
@@ -198,7 +198,8 @@ pub(crate) struct Comparison {
 }
 
 impl Comparison {
-    pub(crate) fn of(listed: &Listed, rows: Vec<ReleaseRow>) -> Self {
+    /// Rows on their way out may be listed or not.
+    pub(crate) fn of(listed: &Listed, rows: Vec<ReleaseRow>, withdrawn: Vec<ReleaseRow>) -> Self {
         let mut out = Self::default();
         let by_name: BTreeMap<_, _> =
             listed.releases.iter().map(|r| ((r.product.clone(), r.version.clone()), r.manifest())).collect();
@@ -214,6 +215,7 @@ impl Comparison {
             }
             seen.insert(name);
         }
+        seen.extend(withdrawn.into_iter().map(|row| (row.product, row.version)));
         out.without_row = by_name.into_keys().filter(|name| !seen.contains(name)).collect();
         out
     }

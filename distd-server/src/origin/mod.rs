@@ -6,6 +6,7 @@ mod metadata;
 mod patches;
 mod publish;
 mod registry;
+mod withdraw;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub use content::OriginContent;
 pub use metadata::ObjectMetadata;
 pub use patches::RequestPatchesError;
 pub use publish::{PublishReleaseError, SetChannelError};
+pub use withdraw::WithdrawError;
 
 /// Where an origin keeps what.
 #[derive(Clone, Debug)]
@@ -98,6 +100,9 @@ pub enum OpenError {
     /// Its parts do not belong together.
     #[error(transparent)]
     Disagreement(#[from] DisagreementError),
+    /// Finishing a withdrawal that was cut off.
+    #[error("could not finish a withdrawal that was cut off")]
+    Withdraw(#[from] WithdrawError),
     /// Cleaning up after the last run.
     #[error(transparent)]
     Ingest(#[from] IngestError),
@@ -186,6 +191,7 @@ impl Origin {
             tracing::info!(cut_off, "patch sets are made again");
         }
         origin.publish_pending(&listed).await?;
+        origin.finish_withdrawals().await?;
         Ok(origin)
     }
 

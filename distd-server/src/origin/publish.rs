@@ -107,7 +107,7 @@ impl Origin {
         self.take_over_channels(listed).await?;
         let mut believed: BTreeSet<(Name, Name)> =
             listed.releases.iter().map(|r| (r.product.clone(), r.version.clone())).collect();
-        let pending = Comparison::of(listed, self.db.all_releases().await?).unlisted;
+        let pending = Comparison::of(listed, self.db.all_releases().await?, Vec::new()).unlisted;
         for release in &pending {
             if release.published.is_some() {
                 let (product, version) = (&release.product, &release.version);

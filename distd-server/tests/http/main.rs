@@ -6,4 +6,5 @@ mod publishers;
 mod refusals;
 mod releases;
 mod tokens;
+mod withdraw;
 mod world;

@@ -24,7 +24,7 @@ enum About {
 }
 
 /// Every route, with the scope it needs.
-const ROUTES: [(&str, &str, &str, About); 33] = [
+const ROUTES: [(&str, &str, &str, About); 38] = [
     ("GET", "/healthz", "", About::Nothing),
     ("GET", "/readyz", "", About::Nothing),
     ("GET", "/metrics", "", About::Nothing),
@@ -53,11 +53,17 @@ const ROUTES: [(&str, &str, &str, About); 33] = [
     ("POST", "/v1/tokens", "admin", About::Nothing),
     ("GET", "/v1/tokens", "admin", About::Nothing),
     ("DELETE", "/v1/tokens/{id}", "admin", About::Nothing),
+    ("GET", "/v1/token", "", About::Nothing),
     ("POST", "/v1/join-tokens", "admin", About::Nothing),
+    ("GET", "/v1/join-tokens", "admin", About::Nothing),
+    ("DELETE", "/v1/join-tokens/{id}", "admin", About::Nothing),
     ("GET", "/v1/nodes", "admin", About::Nothing),
     ("POST", "/v1/nodes/{id}/revoke", "admin", About::Nothing),
     ("POST", "/v1/enroll", "", About::Nothing),
     ("GET", "/tuf/{path}", "", About::Nothing),
+    // Last: they take away what the others are asked for.
+    ("DELETE", "/v1/products/{product}/channels/{channel}", "channel", About::Product),
+    ("DELETE", "/v1/products/{product}/releases/{version}", "publish", About::Product),
 ];
 
 #[tokio::test(flavor = "multi_thread")]
