@@ -51,6 +51,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Login(cmd::login::Args),
+    Logout(cmd::login::LogoutArgs),
+    Whoami(cmd::login::WhoamiArgs),
     Enroll(cmd::enroll::Args),
     Push(cmd::push::Args),
     Plan(cmd::plan::Args),
@@ -58,6 +60,7 @@ enum Command {
     Pull(cmd::pull::Args),
     Verify(cmd::verify::Args),
     Agent(cmd::agent::Args),
+    Product(cmd::product::Args),
     Release(cmd::release::Args),
     Channel(cmd::channel::Args),
     Patch(cmd::patch::Args),
@@ -68,6 +71,8 @@ enum Command {
 async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
     match command {
         Command::Login(args) => cmd::login::run(context, args).await,
+        Command::Logout(_) => cmd::login::logout(context),
+        Command::Whoami(args) => cmd::login::whoami(context, args).await,
         Command::Enroll(args) => cmd::enroll::run(context, args).await,
         Command::Push(args) => cmd::push::run(context, args).await,
         Command::Explain(args) => cmd::explain::run(context, args).await,
@@ -75,6 +80,7 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Pull(args) => cmd::pull::run(context, args).await,
         Command::Verify(args) => cmd::verify::run(context, args).await,
         Command::Agent(args) => cmd::agent::run(context, args).await,
+        Command::Product(args) => cmd::product::run(context, args).await,
         Command::Release(args) => cmd::release::run(context, args).await,
         Command::Channel(args) => cmd::channel::run(context, args).await,
         Command::Patch(args) => cmd::patch::run(context, args).await,

@@ -10,8 +10,10 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use distd_core::limits::ARTIFACT_BYTES_MAX;
 use distd_core::packing::LEVEL_DEFAULT;
 
+use crate::ingest::IngestLimits;
 use crate::origin::{Places, Tuning};
 use crate::patches::PatchOptions;
 
@@ -25,7 +27,7 @@ pub const ENV_CONFIG: &str = "DISTD_SERVER_CONFIG";
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Every key, in the order in which they are shown.
-pub const KEYS: [&str; 14] = [
+pub const KEYS: [&str; 17] = [
     "data",
     "db",
     "store",
@@ -40,6 +42,9 @@ pub const KEYS: [&str; 14] = [
     "patch_threads",
     "patch_level",
     "patch_memory_mib",
+    "artifact_bytes_max",
+    "upload_bytes_max",
+    "uploads_max",
 ];
 
 /// Bounds of node certificates' validity, seconds: clocks differ by minutes, and a CA lasts ten years.
@@ -112,6 +117,12 @@ pub struct Settings {
     pub patch_level: Setting<i32>,
     /// Memory for making patches, MiB.
     pub patch_memory_mib: Setting<u64>,
+    /// Longest artifact, bytes.
+    pub artifact_bytes_max: Setting<u64>,
+    /// Most bytes of one token's open uploads.
+    pub upload_bytes_max: Setting<u64>,
+    /// Most open uploads of one token.
+    pub uploads_max: Setting<u64>,
 }
 
 /// What was said on the command line: texts by key.
@@ -189,6 +200,18 @@ impl Settings {
             mib.ok_or("is no number between 64 and 1048576")
         });
 
+        let bytes = |text: &str| {
+            let bytes = text.parse().ok().filter(|bytes| (1 << 20..=ARTIFACT_BYTES_MAX).contains(bytes));
+            bytes.ok_or("is no number of bytes between 1048576 and 17592186044416")
+        };
+        let IngestLimits { artifact_bytes_max, upload_bytes_max, uploads_max } = tuning.limits;
+        let artifact_bytes_max = layers.pick("artifact_bytes_max", Some(artifact_bytes_max), bytes);
+        let upload_bytes_max = layers.pick("upload_bytes_max", Some(upload_bytes_max), bytes);
+        let uploads_max = layers.pick("uploads_max", Some(uploads_max), |text| {
+            let uploads = text.parse().ok().filter(|uploads| (1..=100_000).contains(uploads));
+            uploads.ok_or("is no number between 1 and 100000")
+        });
+
         if let (true, Some(http)) = (plain, &http)
             && !http.value.ip().is_loopback()
         {
@@ -212,7 +235,8 @@ impl Settings {
         }
         let problems = layers.problems;
         let patches = (patches, solid_sets, patch_threads, patch_level, patch_memory_mib);
-        match (data, db, store, http, quic, name, http_plain, cert_validity, zstd_level, patches) {
+        let limits = (artifact_bytes_max, upload_bytes_max, uploads_max);
+        match (data, db, store, http, quic, name, http_plain, cert_validity, zstd_level, patches, limits) {
             (
                 Some(data),
                 Some(db),
@@ -230,6 +254,7 @@ impl Settings {
                     Some(patch_level),
                     Some(patch_memory_mib),
                 ),
+                (Some(artifact_bytes_max), Some(upload_bytes_max), Some(uploads_max)),
             ) if problems.is_empty() => Ok(Self {
                 data,
                 db,
@@ -245,6 +270,9 @@ impl Settings {
                 patch_threads,
                 patch_level,
                 patch_memory_mib,
+                artifact_bytes_max,
+                upload_bytes_max,
+                uploads_max,
             }),
             _ => Err(SettingsError(problems)),
         }
@@ -273,6 +301,13 @@ impl Settings {
             ("patch_threads", self.patch_threads.value.to_string(), &self.patch_threads.source),
             ("patch_level", self.patch_level.value.to_string(), &self.patch_level.source),
             ("patch_memory_mib", self.patch_memory_mib.value.to_string(), &self.patch_memory_mib.source),
+            (
+                "artifact_bytes_max",
+                self.artifact_bytes_max.value.to_string(),
+                &self.artifact_bytes_max.source,
+            ),
+            ("upload_bytes_max", self.upload_bytes_max.value.to_string(), &self.upload_bytes_max.source),
+            ("uploads_max", self.uploads_max.value.to_string(), &self.uploads_max.source),
         ];
         let mut out = String::new();
         for (key, value, source) in lines {
@@ -298,6 +333,11 @@ impl Settings {
                 threads: self.patch_threads.value,
                 level: self.patch_level.value,
                 memory_bytes: self.patch_memory_mib.value << 20,
+            },
+            limits: IngestLimits {
+                artifact_bytes_max: self.artifact_bytes_max.value,
+                upload_bytes_max: self.upload_bytes_max.value,
+                uploads_max: self.uploads_max.value,
             },
         }
     }

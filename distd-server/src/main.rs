@@ -2,12 +2,14 @@
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use distd_server::config::{CommandLine, ENV_CONFIG, Settings};
+use distd_server::offline::{self, FsckOptions};
+use distd_server::origin::Places;
 use distd_server::run::{self, Running, STOP};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -23,12 +25,78 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Serve until stopped. A new data directory is set up first.
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
+    /// Compare store, database and signed metadata. Nothing is changed without --repair. The origin must not run.
+    ///
+    /// Ends with 0 when everything is sound, with 1 when something is wrong.
+    Fsck(FsckArgs),
+    /// Copy the whole origin to a new directory, while it runs or not.
+    Backup {
+        /// A new or empty directory.
+        #[arg(value_name = "DIR")]
+        to: PathBuf,
+        #[command(flatten)]
+        places: PlaceArgs,
+    },
+    /// Make an origin again from a backup, in a new data directory.
+    Restore {
+        /// The directory that backup has written.
+        #[arg(value_name = "DIR")]
+        from: PathBuf,
+        #[command(flatten)]
+        places: PlaceArgs,
+    },
+    /// Change TUF keys. The origin must not run.
+    Keys {
+        #[command(subcommand)]
+        command: KeysCommand,
+    },
+    /// Make an admin token, when the last one is lost. The origin may run.
+    AdminToken {
+        /// Write it to this new file, readable by its owner alone, instead of printing it.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// What operators call it.
+        #[arg(long, default_value = "admin, made on the origin")]
+        label: String,
+        #[command(flatten)]
+        places: PlaceArgs,
+    },
 }
 
-/// Each option can also be set as DISTD_SERVER_OPTION in the environment or in the --config file.
+#[derive(Subcommand)]
+enum KeysCommand {
+    /// Give roles new keys.
+    Rotate {
+        /// Roles: root, targets, snapshot, timestamp; repeat or separate by commas.
+        #[arg(long, required = true, value_delimiter = ',')]
+        role: Vec<String>,
+        #[command(flatten)]
+        places: PlaceArgs,
+    },
+}
+
 #[derive(Args)]
-struct ServeArgs {
+struct FsckArgs {
+    /// Mend what can be mended: rows made again from the store, releases listed again.
+    #[arg(long)]
+    repair: bool,
+    /// With --repair: delete packs and manifests that no row names, however many.
+    #[arg(long)]
+    delete_unknown: bool,
+    /// Read every pack; with --repair those that are damaged are put aside.
+    #[arg(long)]
+    check_data: bool,
+    /// End with one JSON object.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    places: PlaceArgs,
+}
+
+/// Where the origin is. Each option can also be set as DISTD_SERVER_OPTION in the environment or in the --config file.
+#[derive(Args)]
+struct PlaceArgs {
     /// Directory for keys, spool and, by default, everything else.
     #[arg(long, value_name = "DIR")]
     data: Option<String>,
@@ -38,6 +106,32 @@ struct ServeArgs {
     /// Object store: DIR or s3://BUCKET[/PREFIX][?endpoint=URL&region=R] [default: objects/ in the data directory]
     #[arg(long, value_name = "ADDRESS")]
     store: Option<String>,
+    /// TOML file with the same settings.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl PlaceArgs {
+    fn resolve(&self, mut line: CommandLine) -> anyhow::Result<Settings> {
+        for (key, value) in [("data", &self.data), ("db", &self.db), ("store", &self.store)] {
+            if let Some(value) = value {
+                line.insert(key, vec![value.clone()]);
+            }
+        }
+        let file = self.config.clone().or_else(|| std::env::var_os(ENV_CONFIG).map(PathBuf::from));
+        Ok(Settings::resolve(&line, |name| std::env::var(name).ok(), file.as_deref())?)
+    }
+
+    fn places(&self) -> anyhow::Result<Places> {
+        Ok(self.resolve(CommandLine::new())?.places())
+    }
+}
+
+/// Each option can also be set as DISTD_SERVER_OPTION in the environment or in the --config file.
+#[derive(Args)]
+struct ServeArgs {
+    #[command(flatten)]
+    places: PlaceArgs,
     /// Address for HTTPS (TCP) [default: [::]:7443]
     #[arg(long, value_name = "ADDR:PORT")]
     http: Option<String>,
@@ -53,7 +147,7 @@ struct ServeArgs {
     /// Validity of node certificates, as in 24h [default: 24h]
     #[arg(long, value_name = "DURATION")]
     cert_validity: Option<String>,
-    /// zstd level, 1 to 19, for files that the origin cuts [default: 3]
+    /// zstd level, 1 to 19, for files that the origin cuts [default: 1]
     #[arg(long, value_name = "LEVEL")]
     zstd_level: Option<String>,
     /// Make patches between releases: true or false [default: true]
@@ -71,9 +165,15 @@ struct ServeArgs {
     /// Memory for making patches, MiB [default: 256 for each core]
     #[arg(long, value_name = "MIB")]
     patch_memory_mib: Option<String>,
-    /// TOML file with the same settings.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    /// Longest artifact, bytes [default: 68719476736]
+    #[arg(long, value_name = "BYTES")]
+    artifact_bytes_max: Option<String>,
+    /// Most bytes of one token's open uploads [default: 274877906944]
+    #[arg(long, value_name = "BYTES")]
+    upload_bytes_max: Option<String>,
+    /// Most open uploads of one token [default: 64]
+    #[arg(long, value_name = "N")]
+    uploads_max: Option<String>,
     /// Show each setting and where it comes from, and end.
     #[arg(long)]
     effective: bool,
@@ -83,9 +183,6 @@ impl ServeArgs {
     fn settings(&self) -> anyhow::Result<Settings> {
         let mut line = CommandLine::new();
         for (key, value) in [
-            ("data", &self.data),
-            ("db", &self.db),
-            ("store", &self.store),
             ("http", &self.http),
             ("quic", &self.quic),
             ("cert_validity", &self.cert_validity),
@@ -95,6 +192,9 @@ impl ServeArgs {
             ("patch_threads", &self.patch_threads),
             ("patch_level", &self.patch_level),
             ("patch_memory_mib", &self.patch_memory_mib),
+            ("artifact_bytes_max", &self.artifact_bytes_max),
+            ("upload_bytes_max", &self.upload_bytes_max),
+            ("uploads_max", &self.uploads_max),
         ] {
             if let Some(value) = value {
                 line.insert(key, vec![value.clone()]);
@@ -106,8 +206,7 @@ impl ServeArgs {
         if self.http_plain {
             line.insert("http_plain", vec!["true".to_owned()]);
         }
-        let file = self.config.clone().or_else(|| std::env::var_os(ENV_CONFIG).map(PathBuf::from));
-        Ok(Settings::resolve(&line, |name| std::env::var(name).ok(), file.as_deref())?)
+        self.places.resolve(line)
     }
 }
 
@@ -134,10 +233,71 @@ fn announce(running: &Running) -> std::io::Result<()> {
 }
 
 /// A path as a shell takes it.
-fn quoted(path: &std::path::Path) -> String {
+fn quoted(path: &Path) -> String {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '+' | '=');
     if path.chars().all(plain) { path } else { format!("'{}'", path.replace('\'', r"'\''")) }
+}
+
+async fn fsck(args: FsckArgs) -> anyhow::Result<ExitCode> {
+    let FsckArgs { repair, delete_unknown, check_data, json, places } = args;
+    let options = FsckOptions { repair, delete_unknown, check_data };
+    let report = offline::fsck(&places.places()?, options).await?;
+    let text = if json { serde_json::to_string(&report)? } else { report.to_string() };
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(if report.is_sound() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn backup(to: &Path, places: &Places) -> anyhow::Result<()> {
+    let backed = offline::backup(places, to).await?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{} releases backed up to {}", backed.releases, quoted(to))?;
+    if !backed.database {
+        writeln!(out, "not in it: the PostgreSQL database; next: pg_dump it, now")?;
+    }
+    if !backed.objects {
+        writeln!(out, "not in it: the objects in {}; next: copy the bucket, now", places.store)?;
+    }
+    Ok(())
+}
+
+async fn restore(from: &Path, places: &Places) -> anyhow::Result<()> {
+    let restored = offline::restore(places, from).await?;
+    let data = quoted(&places.data);
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{} releases restored to {data}", restored.backup.releases)?;
+    if let Some(error) = restored.keys {
+        out.flush()?;
+        let error = anyhow::Error::from(error);
+        anyhow::bail!(
+            "everything is restored, but devices that saw later metadata will refuse it until the keys of snapshot and \
+             timestamp are changed: {error:#}\nnext: distd-server keys rotate --data {data} --role snapshot,timestamp"
+        );
+    }
+    writeln!(out, "the keys of snapshot and timestamp are new: devices take this origin's metadata again")?;
+    writeln!(out, "next: distd-server serve --data {data}")?;
+    Ok(())
+}
+
+async fn run_command(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Serve(args) => serve(*args).await?,
+        Command::Fsck(args) => return fsck(args).await,
+        Command::Backup { to, places } => backup(&to, &places.places()?).await?,
+        Command::Restore { from, places } => restore(&from, &places.places()?).await?,
+        Command::Keys { command: KeysCommand::Rotate { role, places } } => {
+            offline::rotate(&places.places()?, &role).await?;
+            writeln!(std::io::stdout(), "new keys: {}", role.join(", "))?;
+        }
+        Command::AdminToken { out, label, places } => {
+            match (offline::admin_token(&places.places()?, &label, out.as_deref()).await?, out) {
+                (Some(token), _) => writeln!(std::io::stdout(), "{token}")?,
+                (None, Some(path)) => writeln!(std::io::stdout(), "token written to {}", quoted(&path))?,
+                (None, None) => {}
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn serve(args: ServeArgs) -> anyhow::Result<()> {
@@ -156,10 +316,11 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     };
     let running = started?;
     announce(&running).context("could not write to standard output")?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let overtaken = tokio::select! {
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+        () = running.overtaken() => true,
+    };
     tracing::info!("stopping");
     // The second signal does not wait.
     tokio::select! {
@@ -171,12 +332,17 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    if overtaken {
+        anyhow::bail!("another distd-server has taken the database over: let one of them run");
+    }
     Ok(())
 }
 
 fn main() -> ExitCode {
     distd_peer::process::bound_arenas();
     distd_peer::process::raise_open_files();
+    // Keys, tokens and contents are for their owner alone, whatever the shell says.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("DISTD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
@@ -187,12 +353,11 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let Command::Serve(args) = cli.command;
-    let result = runtime.block_on(serve(args));
+    let result = runtime.block_on(run_command(cli.command));
     // A blocking read of a dead disk would hold the process.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

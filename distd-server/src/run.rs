@@ -1,6 +1,5 @@
 //! A whole origin: opened, listening, maintained, and stopped in good order.
 
-use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -21,8 +20,10 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Settings, Source};
 use crate::db::{ApiTokenRow, DbError};
 use crate::http::{self, App, Scope};
-use crate::ingest::SweepScope;
+use crate::ingest::{IngestError, SweepScope};
+use crate::locks::{LockError, Locks};
 use crate::origin::{OpenError, Origin, OriginContent, signed};
+use crate::publisher::Products;
 
 /// How long requests under way may go on after the origin was told to stop.
 pub const STOP: Duration = Duration::from_secs(10);
@@ -42,15 +43,18 @@ const CLOSE_STOPPING: u32 = 0;
 /// Why an origin did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The data directory cannot be made or used.
-    #[error("could not use the data directory {}: check its permissions and free space", .0.display())]
-    Data(PathBuf, #[source] io::Error),
+    /// A lock cannot be had.
+    #[error(transparent)]
+    Lock(LockError),
     /// Another process has it.
     #[error("another distd-server uses {}: stop it, or give this one another --data directory", .0.display())]
     InUse(PathBuf),
     /// The origin itself.
     #[error("could not open the origin")]
     Open(#[from] OpenError),
+    /// Cleaning up after the last run.
+    #[error("could not clean up after the last run")]
+    Sweep(#[from] IngestError),
     /// The first admin token's file.
     #[error(transparent)]
     TokenFile(#[from] FileError),
@@ -95,7 +99,7 @@ pub struct Running {
     patches: JoinHandle<()>,
     stop_patches: CancellationToken,
     endpoint: quinn::Endpoint,
-    _lock: File,
+    locks: Locks,
 }
 
 /// Starts an origin. When this returns it answers.
@@ -107,8 +111,12 @@ pub async fn start(settings: &Settings) -> Result<Running, StartError> {
     if plain && !settings.http.value.ip().is_loopback() {
         return Err(StartError::PlainHttp(settings.http.value));
     }
-    let lock = lock(&settings.data.value)?;
-    let origin = Origin::open(&settings.places(), settings.tuning()).await?;
+    let places = settings.places();
+    let locks = Locks::take(&places).await.map_err(|error| match error {
+        LockError::Data(path) => StartError::InUse(path),
+        error => StartError::Lock(error),
+    })?;
+    let origin = Origin::open(&places, settings.tuning()).await?;
     let admin_token = first_token(&origin, &settings.data.value).await?;
 
     let listener = listen(settings).await?;
@@ -124,6 +132,9 @@ pub async fn start(settings: &Settings) -> Result<Running, StartError> {
         other => other?,
     };
     let quic = endpoint.local_addr().map_err(|cause| BindError { address: quic, cause })?;
+
+    // Everything that could keep this process from serving is behind us: only now is anything deleted.
+    origin.sweep_at_start().await?;
 
     let sites = Sites::new(origin.realm().ca_der().clone(), SiteRule::NamedOrNetwork, true);
     let revoked = origin.revoked().clone();
@@ -154,16 +165,21 @@ pub async fn start(settings: &Settings) -> Result<Running, StartError> {
         app,
         stop,
         endpoint,
-        _lock: lock,
+        locks,
     })
 }
 
 impl Running {
+    /// Waits until another process has taken the database over: this one must end then.
+    pub async fn overtaken(&self) {
+        self.locks.lost().cancelled().await;
+    }
+
     /// Stops: requests under way have until `deadline` to end. `false` when some were cut off; what they had
     /// committed stays.
     pub async fn stop(self, deadline: Duration) -> bool {
         let Self {
-            stop, http_task, quic_task, nodes_task, maintenance, endpoint, app, origin, _lock, ..
+            stop, http_task, quic_task, nodes_task, maintenance, endpoint, app, origin, locks, ..
         } = self;
         let Self { mut patches, stop_patches, .. } = self;
         stop.send_replace(true);
@@ -188,20 +204,9 @@ impl Running {
         // So that peers learn of it before the process is gone.
         let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
         let _ = tokio::time::timeout(Duration::from_secs(5), origin.db().close()).await;
+        // Not before the last write.
+        drop(locks);
         in_time
-    }
-}
-
-/// Two processes on one directory would sweep away each other's uploads.
-fn lock(data: &Path) -> Result<File, StartError> {
-    let failed = |e| StartError::Data(data.to_owned(), e);
-    std::fs::create_dir_all(data).map_err(failed)?;
-    let path = data.join("lock");
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StartError::InUse(data.to_owned())),
-        Err(TryLockError::Error(error)) => Err(failed(error)),
     }
 }
 
@@ -226,6 +231,7 @@ async fn first_token(origin: &Origin, data: &Path) -> Result<Option<PathBuf>, St
         secret_sha256: token.secret_hash(),
         label: "first admin".to_owned(),
         scopes: Scope::Admin.as_str().to_owned(),
+        products: Products::all().to_row(),
         created: signed(unix_now()),
         expires: None,
         revoked: None,

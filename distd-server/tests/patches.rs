@@ -26,6 +26,7 @@ use distd_server::db::{Db, Location, MadeSet, NodeRow, PatchSetRow, PatchSetStat
 use distd_server::ingest::FileRequest;
 use distd_server::origin::{Origin, OriginContent, Places, RequestPatchesError, Tuning};
 use distd_server::patches::PatchOptions;
+use distd_server::publisher::Publisher;
 use distd_server::run::{Running, start};
 use distd_server::store::Store;
 use distd_server::tuf::Answerer;
@@ -176,7 +177,9 @@ impl Realm {
     async fn again(self) -> Self {
         self.origin.db().close().await;
         let places = Places::in_dir(self.directory.path());
-        Self { origin: Origin::open(&places, tuning(true, false)).await.expect("an origin"), ..self }
+        let origin = Origin::open(&places, tuning(true, false)).await.expect("an origin");
+        origin.sweep_at_start().await.expect("sweep");
+        Self { origin, ..self }
     }
 
     async fn push(&self, version: &str, bytes: &[u8]) -> ManifestId {
@@ -186,7 +189,7 @@ impl Realm {
             product: name("os"),
             version: name(version),
             cut: CutParams::default(),
-            by: "ci".into(),
+            by: Publisher::unbound("ci"),
         };
         let db = self.origin.db();
         db.ensure_product(&request.product, request.cut, NOW).await.expect("product");

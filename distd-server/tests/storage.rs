@@ -15,11 +15,13 @@ use distd_core::packing::{Codec, Packer, Unpacker};
 use distd_core::ranges::ChunkRanges;
 use distd_core::{ArtifactHash, ChunkHash, ChunkId};
 use distd_server::db::{
-    ApiTokenRow, Db, JoinTokenRow, JoinTokenUse, NodeRow, SetChannelOutcome, UploadId, UploadState,
+    ApiTokenRow, Db, JoinTokenRow, JoinTokenUse, NodeRow, RevokeToken, SetChannelOutcome, UploadId,
+    UploadState,
 };
 use distd_server::ingest::{
     CommitRequest, FileRequest, IncomingChunk, Ingest, IngestError, Run, SweepScope, UPLOAD_SECONDS,
 };
+use distd_server::publisher::Publisher;
 use distd_server::store::{Chunks, Store};
 use futures::future::join_all;
 use world::{World, name, noise, on_every_back_end};
@@ -68,7 +70,7 @@ impl Artifact {
 async fn begin(ingest: &Ingest, version: &str) -> UploadId {
     let product = name("os");
     ingest.db().ensure_product(&product, CutParams::default(), NOW).await.expect("product");
-    ingest.begin_upload(&product, &name(version), "ci", NOW).await.expect("upload").id
+    ingest.begin_upload(&product, &name(version), &Publisher::unbound("ci"), NOW).await.expect("upload").id
 }
 
 /// Uploads what is missing and commits.
@@ -358,7 +360,7 @@ on_every_back_end! {
         std::fs::write(&spool, &bytes).expect("spool");
         let product = name("os");
         world.db.ensure_product(&product, CutParams::default(), NOW).await.expect("product");
-        let request = FileRequest { product, version: name("1"), cut: CutParams::default(), by: "curl".into() };
+        let request = FileRequest { product, version: name("1"), cut: CutParams::default(), by: Publisher::unbound("curl") };
         let done = world.ingest.ingest_file(&request, &spool, NOW).await.expect("ingest");
         assert_eq!(read_back(world, &done.manifest).await, bytes);
         let again = world.ingest.ingest_file(&request, &spool, NOW).await.expect("again");
@@ -408,7 +410,7 @@ on_every_back_end! {
     async fn a_join_token_brings_in_as_many_nodes_as_it_says(world: World) {
         let token = JoinTokenRow {
             public_key: "ab".repeat(32), role: "leaf".into(), uses_left: 2, expires: NOW + 10,
-            label: "site 7".into(), created: NOW,
+            label: "site 7".into(), created: NOW, revoked: None,
         };
         world.db.put_join_token(&token).await.expect("put");
         let take = |node: &'static str, now| {
@@ -422,9 +424,12 @@ on_every_back_end! {
         let all = join_all(["b", "c", "d", "e", "f"].map(|node| take(node, NOW + 10))).await;
         assert_eq!(all.iter().filter(|u| matches!(u, JoinTokenUse::Taken(_))).count(), 1);
         assert_eq!(all.iter().filter(|u| **u == JoinTokenUse::UsedUp).count(), 4);
-        assert!(world.db.delete_join_token(&token.public_key).await.expect("delete"));
-        assert_eq!(take("a", NOW).await, JoinTokenUse::Unknown);
-        assert_eq!(world.db.join_tokens().await.expect("list"), []);
+        assert_eq!(world.db.join_token_uses().await.expect("count")[&token.public_key], 2);
+        assert!(world.db.revoke_join_token(&token.public_key, NOW + 7).await.expect("revoke"));
+        assert!(!world.db.revoke_join_token("nobody", NOW).await.expect("revoke"));
+        // Nor for whom it brought in before.
+        assert_eq!(take("a", NOW).await, JoinTokenUse::Revoked);
+        assert_eq!(world.db.join_tokens().await.expect("list")[0].revoked, Some(NOW + 7));
     }
 
     async fn nodes_and_api_tokens_keep_what_they_are_given(world: World) {
@@ -442,17 +447,38 @@ on_every_back_end! {
         assert_eq!(world.db.nodes().await.expect("list"), [found]);
 
         let token = ApiTokenRow {
-            secret_sha256: [9; 32], label: "ci".into(), scopes: "read,publish".into(), created: NOW,
+            secret_sha256: [9; 32], label: "ci".into(), scopes: "read,publish".into(), products: "os,app-*".into(), created: NOW,
             expires: Some(NOW + 60), revoked: None,
         };
         world.db.put_api_token(&token).await.expect("put");
         let found = world.db.api_token(&[9; 32]).await.expect("read").expect("there");
         assert_eq!(found, token);
         assert!(found.is_valid(NOW + 60) && !found.is_valid(NOW + 61));
-        assert!(world.db.revoke_api_token(&[9; 32], NOW).await.expect("revoke"));
+        assert_eq!(world.db.revoke_api_token(&[9; 32], NOW).await.expect("revoke"), RevokeToken::Revoked);
         let found = world.db.api_token(&[9; 32]).await.expect("read").expect("there");
         assert!(!found.is_valid(NOW));
         assert_eq!(world.db.api_token(&[8; 32]).await.expect("read"), None);
+    }
+
+    async fn of_two_admins_that_revoke_each_other_at_once_one_stays(world: World) {
+        for round in 0..8u8 {
+            let admins = [[2 * round; 32], [2 * round + 1; 32]];
+            for secret_sha256 in admins {
+                world.db.put_api_token(&ApiTokenRow {
+                    secret_sha256, label: "admin".into(), scopes: "admin".into(), products: "*".into(),
+                    created: NOW, expires: None, revoked: None,
+                }).await.expect("put");
+            }
+            // The one that stayed in the round before goes with them.
+            let before: Vec<_> = world.db.api_tokens().await.expect("list").into_iter()
+                .filter(|token| token.is_valid(NOW)).map(|token| token.secret_sha256).collect();
+            let done = join_all(before.iter().map(|token| world.db.revoke_api_token(token, NOW))).await;
+            let refused = done.into_iter().filter(|done| *done.as_ref().expect("asked") == RevokeToken::LastAdmin);
+            assert_eq!(refused.count(), 1);
+            let valid = world.db.api_tokens().await.expect("list").into_iter().filter(|token| token.is_valid(NOW));
+            assert_eq!(valid.count(), 1, "round {round}");
+        }
+        assert_eq!(world.db.revoke_api_token(&[99; 32], NOW).await.expect("asked"), RevokeToken::Unknown);
     }
 
     async fn objects_are_put_read_listed_and_deleted(world: World) {
@@ -507,7 +533,7 @@ async fn a_damaged_pack_is_noticed_before_a_release_names_it() {
 fn every_call_can_be_spawned(ingest: Ingest, chunks: Chunks, file: FileRequest, commit: CommitRequest) {
     let upload = UploadId::from_random([0; 16]);
     tokio::spawn(async move {
-        let _ = ingest.begin_upload(&file.product, &file.version, "ci", NOW).await;
+        let _ = ingest.begin_upload(&file.product, &file.version, &Publisher::unbound("ci"), NOW).await;
         let _ = ingest.missing(&upload, &[]).await;
         let _ = ingest.put_chunks(&upload, Vec::new(), NOW).await;
         let _ = ingest.commit(&upload, commit, "ci", NOW).await;
@@ -624,7 +650,8 @@ async fn measure_a_large_file() {
     drop(file);
     let cut = CutParams::new(1024, 4096, 16_384).expect("valid");
     world.db.ensure_product(&name("os"), cut, NOW).await.expect("product");
-    let request = FileRequest { product: name("os"), version: name("1"), cut, by: "curl".into() };
+    let request =
+        FileRequest { product: name("os"), version: name("1"), cut, by: Publisher::unbound("curl") };
     let before = peak_mib();
     let start = std::time::Instant::now();
     let done = world.ingest.ingest_file(&request, &spool, NOW).await.expect("ingest");

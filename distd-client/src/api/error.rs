@@ -127,6 +127,14 @@ impl ApiError {
         matches!(self, Self::Answered { status, .. } if *status == StatusCode::NOT_FOUND)
     }
 
+    /// The API's code; empty when the answer is not the API's.
+    pub(crate) fn code(&self) -> &str {
+        match self {
+            Self::Answered { code, .. } => code,
+            _ => "",
+        }
+    }
+
     /// Whether the upload is unknown, over or short of a chunk: begun anew, what was sent is found again.
     pub(crate) fn is_upload_gone(&self) -> bool {
         matches!(self, Self::Answered { code, .. } if code == "unknown_upload" || code == "conflict")
@@ -179,6 +187,12 @@ impl ApiError {
                 }
                 ("forbidden", _) => {
                     "use a token with this right; an admin makes one: distd token create --scope SCOPE"
+                }
+                ("forbidden_product", _) => {
+                    "use a token for this product; an admin makes one: distd token create --scope SCOPE --product PRODUCT"
+                }
+                ("quota", _) => {
+                    "wait until open uploads of this token end, a day after their last chunk, or ask an admin to end them"
                 }
                 ("version_taken", _) => "push with another --version",
                 (_, Some(next)) => return Some(next.clone()),

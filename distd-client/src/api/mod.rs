@@ -17,7 +17,8 @@ use serde::de::DeserializeOwned;
 
 pub(crate) use error::ApiError;
 pub(crate) use types::{
-    Channel, Node, NodeList, PatchSet, PatchSetList, Release, ReleaseList, Secret, TokenInfo, TokenList,
+    Channel, ChannelList, JoinTokenInfo, JoinTokenList, Node, NodeList, PatchSet, PatchSetList, Product,
+    ProductList, Release, ReleaseList, RevokedNode, Secret, TokenInfo, TokenList,
 };
 pub(crate) use upload::{COMMIT_BYTES_MAX, CommitRequest, MISSING_MAX, RUN_BYTES, Upload};
 pub(crate) use url::ServerUrl;
@@ -200,9 +201,14 @@ impl Api {
         &self,
         label: &str,
         scopes: &[String],
+        products: &[String],
         expires_in: Option<Duration>,
     ) -> Result<Secret, ApiError> {
         let mut body = serde_json::json!({ "label": label, "scopes": scopes });
+        // An origin of before, asked for a token for some products, refuses instead of making one for all.
+        if !products.is_empty() {
+            body["products"] = products.into();
+        }
         if let Some(expires_in) = expires_in {
             body["expires_in"] = expires_in.as_secs().into();
         }
@@ -223,14 +229,52 @@ impl Api {
         self.with_body(Method::POST, &["v1", "join-tokens"], &body).await
     }
 
-    /// API tokens, without their secrets.
+    /// API tokens and join tokens, without their secrets.
     pub(crate) async fn tokens(&self) -> Result<TokenList, ApiError> {
-        self.get(&["v1", "tokens"]).await
+        let mut list: TokenList = self.get(&["v1", "tokens"]).await?;
+        let join: JoinTokenList = self.get(&["v1", "join-tokens"]).await?;
+        list.join_tokens = join.join_tokens;
+        Ok(list)
+    }
+
+    /// The token in use.
+    pub(crate) async fn own_token(&self) -> Result<TokenInfo, ApiError> {
+        self.get(&["v1", "token"]).await
+    }
+
+    async fn delete(&self, path: &[&str]) -> Result<(), ApiError> {
+        self.send(self.request(Method::DELETE, path).timeout(ANSWER)).await.map(drop)
+    }
+
+    /// Ends a join token.
+    pub(crate) async fn revoke_join_token(&self, id: &str) -> Result<(), ApiError> {
+        self.delete(&["v1", "join-tokens", id]).await
+    }
+
+    /// Withdraws a release. Its answer comes when the space is given back, which may take minutes.
+    pub(crate) async fn withdraw(&self, product: &str, version: &str) -> Result<(), ApiError> {
+        let path = ["v1", "products", product, "releases", version];
+        self.send(self.request(Method::DELETE, &path)).await.map(drop)
+    }
+
+    /// Removes a channel.
+    pub(crate) async fn remove_channel(&self, product: &str, channel: &str) -> Result<(), ApiError> {
+        self.delete(&["v1", "products", product, "channels", channel]).await
+    }
+
+    /// Channels of a product.
+    pub(crate) async fn channels(&self, product: &str) -> Result<ChannelList, ApiError> {
+        self.get(&["v1", "products", product, "channels"]).await
+    }
+
+    /// Products.
+    pub(crate) async fn products(&self) -> Result<ProductList, ApiError> {
+        self.get(&["v1", "products"]).await
     }
 
     /// Ends an API token.
     pub(crate) async fn revoke_token(&self, id: &str) -> Result<(), ApiError> {
-        self.send(self.request(Method::DELETE, &["v1", "tokens", id]).timeout(ANSWER)).await.map(drop)
+        self.delete(&["v1", "tokens", id]).await
     }
 
     /// Nodes of the realm.
@@ -241,6 +285,12 @@ impl Api {
     /// Shuts a node out.
     pub(crate) async fn revoke_node(&self, id: &str) -> Result<(), ApiError> {
         self.send(self.request(Method::POST, &["v1", "nodes", id, "revoke"]).timeout(ANSWER)).await.map(drop)
+    }
+
+    /// Shuts a node out, and ends the join tokens it came by.
+    pub(crate) async fn revoke_node_and_tokens(&self, id: &str) -> Result<RevokedNode, ApiError> {
+        let body = serde_json::json!({ "tokens": true });
+        self.with_body(Method::POST, &["v1", "nodes", id, "revoke"], &body).await
     }
 
     /// One enrolment exchange over HTTPS; both bodies are msgpack.

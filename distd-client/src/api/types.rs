@@ -17,6 +17,12 @@ pub(crate) struct Release {
     pub(crate) chunks: u64,
     /// Unix seconds.
     pub(crate) created: i64,
+    /// The origin's store has lost a part of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) damaged: bool,
+    /// Channels that point to it, in lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) channels: Vec<String>,
 }
 
 /// Releases of a product.
@@ -35,6 +41,35 @@ pub(crate) struct Channel {
     pub(crate) counter: u64,
     /// Unix seconds.
     pub(crate) updated: i64,
+}
+
+/// Channels of a product.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ChannelList {
+    pub(crate) channels: Vec<Channel>,
+}
+
+/// A product.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Product {
+    pub(crate) name: String,
+    pub(crate) cut: CutParamsInfo,
+    /// Unix seconds.
+    pub(crate) created: i64,
+}
+
+/// How releases of a product are cut, bytes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct CutParamsInfo {
+    pub(crate) min: u32,
+    pub(crate) avg: u32,
+    pub(crate) max: u32,
+}
+
+/// Products.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ProductList {
+    pub(crate) products: Vec<Product>,
 }
 
 /// A patch set.
@@ -74,7 +109,7 @@ pub(crate) struct PatchSetList {
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Secret {
     pub(crate) token: String,
-    /// API tokens have one, join tokens need none.
+    /// None from an origin of before, for join tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) id: Option<String>,
 }
@@ -85,18 +120,63 @@ pub(crate) struct TokenInfo {
     pub(crate) id: String,
     pub(crate) label: String,
     pub(crate) scopes: Vec<String>,
+    /// Patterns of the products it is for.
+    #[serde(default = "all_products")]
+    pub(crate) products: Vec<String>,
     /// Unix seconds.
     pub(crate) created: i64,
     /// Unix seconds; none for ever.
     pub(crate) expires: Option<i64>,
     /// Unix seconds.
     pub(crate) revoked: Option<i64>,
+    /// `valid`, `expired` or `revoked`; empty from an origin of before.
+    #[serde(default)]
+    pub(crate) state: String,
 }
 
-/// API tokens.
+/// What tokens of an origin are for that knows no other.
+fn all_products() -> Vec<String> {
+    vec!["*".to_owned()]
+}
+
+/// API tokens, and join tokens.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct TokenList {
     pub(crate) tokens: Vec<TokenInfo>,
+    #[serde(default)]
+    pub(crate) join_tokens: Vec<JoinTokenInfo>,
+}
+
+/// A join token without its secret.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct JoinTokenInfo {
+    pub(crate) id: String,
+    pub(crate) label: String,
+    /// `leaf` or `relay`.
+    pub(crate) role: String,
+    /// Nodes it has brought in.
+    pub(crate) nodes: u64,
+    pub(crate) uses_left: u64,
+    /// Unix seconds.
+    pub(crate) created: i64,
+    /// Unix seconds.
+    pub(crate) expires: i64,
+    /// Unix seconds.
+    pub(crate) revoked: Option<i64>,
+    /// `valid`, `used up`, `expired` or `revoked`.
+    pub(crate) state: String,
+}
+
+/// Join tokens.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct JoinTokenList {
+    pub(crate) join_tokens: Vec<JoinTokenInfo>,
+}
+
+/// What was revoked with a node.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct RevokedNode {
+    pub(crate) join_tokens: Vec<String>,
 }
 
 /// A node of the realm.

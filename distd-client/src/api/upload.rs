@@ -101,10 +101,16 @@ async fn persistently<T, F: Future<Output = Result<T, ApiError>>>(
 }
 
 impl Api {
-    /// Begins an upload, or goes on with the open one of this version.
-    pub(crate) async fn begin_upload(&self, product: &str, version: &str) -> Result<Upload, ApiError> {
+    /// Begins an upload of so many bytes, or goes on with this token's open one of this version.
+    pub(crate) async fn begin_upload(
+        &self,
+        product: &str,
+        version: &str,
+        bytes: u64,
+    ) -> Result<Upload, ApiError> {
         let path = ["v1", "products", product, "releases", version, "uploads"];
-        let begun: Begun = self.send_json(self.request(Method::POST, &path).timeout(ANSWER)).await?;
+        let announced = serde_json::json!({ "bytes": bytes });
+        let begun: Begun = self.with_body(Method::POST, &path, &announced).await?;
         Ok(Upload { api: self.clone(), id: begun.upload, cut: begun.cut, resumed: begun.resumed })
     }
 }

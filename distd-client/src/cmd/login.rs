@@ -1,9 +1,10 @@
-//! `distd login`: remember an origin and a token.
+//! `distd login`, `logout`, `whoami`: which origin and token later commands use.
 
 use anyhow::anyhow;
 use serde::Serialize;
 
-use crate::api::Api;
+use super::parse::time;
+use crate::api::{Api, TokenInfo};
 use crate::context::{ApiArgs, Context};
 use crate::exit::{Code, Failure};
 
@@ -17,10 +18,58 @@ pub(crate) struct Args {
     api: ApiArgs,
 }
 
+/// Forget the origin and the token. The token itself stays valid: an admin ends it with distd token revoke.
+#[derive(clap::Args)]
+pub(crate) struct LogoutArgs {}
+
+/// Show which token is in use and what it allows.
+#[derive(clap::Args)]
+pub(crate) struct WhoamiArgs {
+    #[command(flatten)]
+    api: ApiArgs,
+}
+
 #[derive(Serialize)]
 struct LoggedIn {
     server: String,
     file: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<TokenInfo>,
+}
+
+#[derive(Serialize)]
+struct LoggedOut {
+    logged_out: Option<String>,
+}
+
+/// What a token allows, in words.
+fn rights(token: &TokenInfo) -> String {
+    let scopes = token.scopes.join(", ");
+    let products = match token.products == ["*"] {
+        true => "all products".to_owned(),
+        false => token.products.join(", "),
+    };
+    let until = token.expires.map_or(String::new(), |end| format!(", until {}", time(end)));
+    format!("{:?}: {scopes}; for {products}{until}", token.label)
+}
+
+pub(crate) fn logout(context: &Context) -> anyhow::Result<()> {
+    let mut server = None;
+    context.remember(|file| {
+        server = file.server.take();
+        file.token = None;
+    })?;
+    context.output().result(&LoggedOut { logged_out: server }, |done| match &done.logged_out {
+        Some(server) => format!("logged out of {server}; the token stays valid until it is revoked"),
+        None => "nothing was remembered".to_owned(),
+    })
+}
+
+pub(crate) async fn whoami(context: &Context, args: WhoamiArgs) -> anyhow::Result<()> {
+    let api = context.api(&args.api)?;
+    let token = api.own_token().await.map_err(Failure::from)?;
+    let server = api.server().to_string();
+    context.output().result(&token, |token| format!("{} at {server}, id {}", rights(token), token.id))
 }
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
@@ -38,7 +87,12 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         file.token = Some(token.to_secret_string());
     })?;
     let file = context.data().join(crate::config::FILE_NAME).display().to_string();
-    context.output().result(&LoggedIn { server, file }, |done| format!("logged in to {}", done.server))?;
+    // An origin of before does not say.
+    let own = api.own_token().await.ok();
+    context.output().result(&LoggedIn { server, file, token: own }, |done| match &done.token {
+        Some(token) => format!("logged in to {} with {}", done.server, rights(token)),
+        None => format!("logged in to {}", done.server),
+    })?;
     context.output().note("next: distd push FILE --product PRODUCT --version VERSION");
     Ok(())
 }

@@ -9,6 +9,7 @@ pub(crate) mod node;
 pub(crate) mod parse;
 pub(crate) mod patch;
 pub(crate) mod plan;
+pub(crate) mod product;
 pub(crate) mod pull;
 pub(crate) mod push;
 pub(crate) mod release;

@@ -23,11 +23,14 @@ enum Command {
         #[command(flatten)]
         api: ApiArgs,
     },
-    /// Shut a node out: it gets no further certificate.
+    /// Shut a node out: it is served nothing and gets no further certificate.
     Revoke {
         /// Its id, as listed.
         #[arg(value_parser = node_id)]
         id: String,
+        /// Also end the join tokens it came by: whoever has one could come back with a new key.
+        #[arg(long)]
+        with_token: bool,
         #[command(flatten)]
         api: ApiArgs,
     },
@@ -36,6 +39,8 @@ enum Command {
 #[derive(Serialize)]
 struct Revoked<'a> {
     revoked: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    join_tokens: Option<Vec<String>>,
 }
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
@@ -53,9 +58,31 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
                 table(&rows)
             })
         }
-        Command::Revoke { id, api } => {
-            context.api(&api)?.revoke_node(&id).await.map_err(Failure::from)?;
-            context.output().result(&Revoked { revoked: &id }, |_| format!("node {id} is revoked"))
+        Command::Revoke { id, with_token, api } => {
+            let api = context.api(&api)?;
+            let revoked = match with_token {
+                true => api.revoke_node_and_tokens(&id).await.map(|done| Some(done.join_tokens)),
+                false => api.revoke_node(&id).await.map(|()| None),
+            };
+            let join_tokens = revoked.map_err(|error| match error.is_not_found() {
+                true => Failure::from(error).next("see which there are: distd node ls"),
+                false => Failure::from(error),
+            })?;
+            context.output().result(&Revoked { revoked: &id, join_tokens }, |done| {
+                match &done.join_tokens {
+                    None => format!("node {id} is revoked"),
+                    Some(tokens) => {
+                        format!("node {id} is revoked, and the join tokens it came by: {}", tokens.join(" "))
+                    }
+                }
+            })?;
+            if !with_token {
+                let text = format!(
+                    "a join token that has uses left would let it in with a new key; next: distd node revoke {id} --with-token"
+                );
+                context.output().note(&text);
+            }
+            Ok(())
         }
     }
 }

@@ -1,7 +1,8 @@
-//! `distd release`: what has been released.
+//! `distd release`: what has been released, and what is withdrawn.
 
 use clap::Subcommand;
 use distd_core::names::Name;
+use serde::Serialize;
 
 use super::parse::{ReleaseName, time};
 use crate::api::Release;
@@ -9,7 +10,7 @@ use crate::context::{ApiArgs, Context};
 use crate::exit::Failure;
 use crate::output::{human_bytes, table};
 
-/// See what has been released.
+/// See what has been released, or withdraw it.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -25,6 +26,14 @@ enum Command {
         #[command(flatten)]
         api: ApiArgs,
     },
+    /// Withdraw a release that no channel points to: devices are told of it no more, and its space comes back.
+    Rm {
+        /// The release.
+        #[arg(value_name = "PRODUCT@VERSION")]
+        release: ReleaseName,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
     /// Show one release.
     Show {
         /// The release.
@@ -33,6 +42,11 @@ enum Command {
         #[command(flatten)]
         api: ApiArgs,
     },
+}
+
+#[derive(Serialize)]
+struct Withdrawn<'a> {
+    withdrawn: &'a str,
 }
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
@@ -44,22 +58,48 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
                     return format!("{product} has no releases");
                 }
                 let mut rows = vec![
-                    ["VERSION", "KIND", "SIZE", "CHUNKS", "CREATED", "BLAKE3"].map(str::to_owned).to_vec(),
+                    ["VERSION", "KIND", "SIZE", "CHUNKS", "CREATED", "BLAKE3", "CHANNELS", "STATE"]
+                        .map(str::to_owned)
+                        .to_vec(),
                 ];
                 rows.extend(list.releases.iter().map(|release| {
-                    let Release { version, kind, bytes, chunks, created, blake3, .. } = release.clone();
+                    let Release { version, kind, bytes, chunks, created, blake3, channels, damaged, .. } =
+                        release.clone();
+                    let state = if damaged { "damaged: push it again" } else { "" }.to_owned();
                     let mut short = blake3.to_string();
                     short.truncate(16);
-                    vec![version, kind, human_bytes(bytes), chunks.to_string(), time(created), short]
+                    vec![
+                        version,
+                        kind,
+                        human_bytes(bytes),
+                        chunks.to_string(),
+                        time(created),
+                        short,
+                        channels.join(","),
+                        state,
+                    ]
                 }));
                 table(&rows)
+            })
+        }
+        Command::Rm { release: ReleaseName { product, version }, api } => {
+            let done = context.api(&api)?.withdraw(product.as_str(), version.as_str()).await;
+            done.map_err(|error| match error.code() {
+                "in_use" => Failure::from(error).next(format!(
+                    "distd channel set {product}:CHANNEL OTHER-VERSION, or distd channel rm {product}:CHANNEL"
+                )),
+                _ => Failure::from(error),
+            })?;
+            let withdrawn = format!("{product}@{version}");
+            context.output().result(&Withdrawn { withdrawn: &withdrawn }, |done| {
+                format!("{} is withdrawn", done.withdrawn)
             })
         }
         Command::Show { release: ReleaseName { product, version }, api } => {
             let release = context.api(&api)?.release(product.as_str(), version.as_str()).await;
             let release = release.map_err(Failure::from)?;
             context.output().result(&release, |release| {
-                let Release { product, version, kind, manifest, blake3, bytes, chunks, created } = release;
+                let Release { product, version, kind, manifest, blake3, bytes, chunks, created, .. } = release;
                 format!(
                     "release  {product}@{version}\nkind     {kind}\nbytes    {bytes}\nchunks   {chunks}\ncreated  {}\n\
                      blake3   {blake3}\nmanifest {manifest}",

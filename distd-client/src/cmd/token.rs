@@ -9,7 +9,7 @@ use distd_peer::trust::files;
 use serde::Serialize;
 
 use super::parse::{duration, time, token_id};
-use crate::api::{Secret, TokenInfo};
+use crate::api::{JoinTokenInfo, Secret, TokenInfo};
 use crate::context::{ApiArgs, Context};
 use crate::exit::{Code, Failure};
 use crate::output::table;
@@ -28,6 +28,9 @@ enum Command {
         /// What it allows; repeat or separate by commas. admin implies all others.
         #[arg(long, required = true, value_delimiter = ',')]
         scope: Vec<Scope>,
+        /// A product it is for, * for any characters; repeat or separate by commas. Default: all products.
+        #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
+        product: Vec<String>,
         /// What operators call it.
         #[arg(long)]
         label: String,
@@ -45,10 +48,10 @@ enum Command {
         /// What a node may become with it.
         #[arg(long, default_value = "leaf")]
         role: JoinRole,
-        /// How many nodes may use it.
-        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        /// How many nodes may use it, at most 10000: one token for each batch, so that one can be ended by itself.
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         uses: u32,
-        /// How long it is valid, such as 45m, 24h or 7d.
+        /// How long it is valid, such as 45m, 24h or 7d; at most 90d.
         #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
         expires: Duration,
         /// What operators call it.
@@ -60,12 +63,12 @@ enum Command {
         #[command(flatten)]
         api: ApiArgs,
     },
-    /// List API tokens.
+    /// List API tokens and join tokens.
     Ls {
         #[command(flatten)]
         api: ApiArgs,
     },
-    /// End an API token.
+    /// End an API token or a join token. Nodes that a join token brought in stay.
     Revoke {
         /// Its id, as listed.
         #[arg(value_parser = token_id)]
@@ -115,11 +118,11 @@ struct Revoked<'a> {
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     match args.command {
-        Command::Create { scope, label, expires, out, api } => {
+        Command::Create { scope, product, label, expires, out, api } => {
             let api = context.api(&api)?;
             refuse_existing(out.as_deref())?;
             let scopes: Vec<String> = scope.into_iter().map(word).collect();
-            let secret = api.create_token(&label, &scopes, expires).await.map_err(Failure::from)?;
+            let secret = api.create_token(&label, &scopes, &product, expires).await.map_err(Failure::from)?;
             hand_over(context, &secret, out.as_deref())?;
             let server = api.server();
             let file = out.as_deref().map_or("FILE".to_owned(), |path| path.display().to_string());
@@ -143,20 +146,37 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         Command::Ls { api } => {
             let list = context.api(&api)?.tokens().await.map_err(Failure::from)?;
             context.output().result(&list, |list| {
-                let mut rows = vec![
-                    ["ID", "LABEL", "SCOPES", "CREATED", "EXPIRES", "STATE"].map(str::to_owned).to_vec(),
-                ];
+                let head = ["ID", "LABEL", "FOR", "PRODUCTS", "CREATED", "EXPIRES", "STATE"];
+                let mut rows = vec![head.map(str::to_owned).to_vec()];
                 rows.extend(list.tokens.iter().map(|token| {
-                    let TokenInfo { id, label, scopes, created, expires, revoked } = token.clone();
+                    let TokenInfo { id, label, scopes, products, created, expires, state, .. } =
+                        token.clone();
                     let expires = expires.map_or("never".to_owned(), time);
-                    let state = if revoked.is_some() { "revoked" } else { "" };
-                    vec![id, label, scopes.join(","), time(created), expires, state.to_owned()]
+                    let products = if products == ["*"] { "all".to_owned() } else { products.join(",") };
+                    vec![id, label, scopes.join(","), products, time(created), expires, state]
+                }));
+                rows.extend(list.join_tokens.iter().map(|token| {
+                    let JoinTokenInfo { id, label, role, nodes, uses_left, created, expires, state, .. } =
+                        token.clone();
+                    let what = format!("join as {role}, {nodes} of {} nodes", nodes + uses_left);
+                    vec![id, label, what, String::new(), time(created), time(expires), state]
                 }));
                 table(&rows)
             })?;
         }
         Command::Revoke { id, api } => {
-            context.api(&api)?.revoke_token(&id).await.map_err(Failure::from)?;
+            let api = context.api(&api)?;
+            let revoked = match api.revoke_token(&id).await {
+                Err(error) if error.is_not_found() => api.revoke_join_token(&id).await,
+                other => other,
+            };
+            revoked.map_err(|error| match error.is_not_found() {
+                true => {
+                    let error = anyhow!("there is no API token and no join token {id}");
+                    Failure::new(Code::NotFound, error).next("see which there are: distd token ls")
+                }
+                false => Failure::from(error),
+            })?;
             context.output().result(&Revoked { revoked: &id }, |_| format!("token {id} is revoked"))?;
         }
     }

@@ -123,8 +123,9 @@ pub(crate) async fn push(
     let label = format!("{} {}", request.product, request.version);
     progress.begin(source.len(), &label);
     let mut outcome = match existing(api, request).await? {
-        Some(release) => compare(release, &source, &progress, start).await?,
-        None => upload(api, request, &source, &progress, start).await?,
+        Some(release) if !release.damaged => compare(release, &source, &progress, start).await?,
+        // A release of which the origin lost a part is healed by what is pushed again.
+        _ => upload(api, request, &source, &progress, start).await?,
     };
     outcome.sockets_skipped = source.sockets_skipped();
     if let Some(channel) = &request.channel {
@@ -181,7 +182,8 @@ async fn upload(
     progress: &Arc<Progress>,
     start: Instant,
 ) -> anyhow::Result<Outcome> {
-    let begun = api.begin_upload(request.product.as_str(), request.version.as_str()).await;
+    let begun = api.begin_upload(request.product.as_str(), request.version.as_str(), source.len());
+    let begun = begun.await;
     let upload = begun.map_err(Failure::from)?;
     let for_regions = source.clone();
     let regions = tokio::task::spawn_blocking(move || for_regions.regions()).await??;

@@ -14,6 +14,8 @@ pub struct ApiTokenRow {
     pub label: String,
     /// Scopes, separated by commas.
     pub scopes: String,
+    /// Patterns of products, separated by commas.
+    pub products: String,
     /// When it was made.
     pub created: UnixSeconds,
     /// Last second it may be used; `None` for ever.
@@ -29,13 +31,14 @@ impl ApiTokenRow {
     }
 }
 
-const COLUMNS: &str = "secret_sha256, label, scopes, created, expires, revoked";
+const COLUMNS: &str = "secret_sha256, label, scopes, products, created, expires, revoked";
 
 fn read(row: &AnyRow) -> Result<ApiTokenRow, sqlx::Error> {
     Ok(ApiTokenRow {
         secret_sha256: row.hash("secret_sha256")?,
         label: row.text("label")?,
         scopes: row.text("scopes")?,
+        products: row.text("products")?,
         created: row.time("created")?,
         expires: row.time_or_none("expires")?,
         revoked: row.time_or_none("revoked")?,
@@ -49,12 +52,13 @@ impl Db {
     /// [`DbError::Query`].
     pub async fn put_api_token(&self, token: &ApiTokenRow) -> Result<(), DbError> {
         sqlx::query(
-            "INSERT INTO api_tokens (secret_sha256, label, scopes, created, expires, revoked) \
-             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (secret_sha256) DO NOTHING",
+            "INSERT INTO api_tokens (secret_sha256, label, scopes, products, created, expires, revoked) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (secret_sha256) DO NOTHING",
         )
         .bind(token.secret_sha256.as_slice())
         .bind(token.label.clone())
         .bind(token.scopes.clone())
+        .bind(token.products.clone())
         .bind(token.created)
         .bind(token.expires)
         .bind(token.revoked)
@@ -85,7 +89,7 @@ impl Db {
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the API tokens"))
     }
 
-    /// Revokes a token; `false` when there is none. The first time stays.
+    /// Revokes a token, unless it is the last valid one with the scope `admin`. The first time stays.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -93,14 +97,52 @@ impl Db {
         &self,
         secret_sha256: &[u8; 32],
         now: UnixSeconds,
-    ) -> Result<bool, DbError> {
-        let done =
-            sqlx::query("UPDATE api_tokens SET revoked = COALESCE(revoked, $1) WHERE secret_sha256 = $2")
-                .bind(now)
-                .bind(secret_sha256.as_slice())
-                .execute(&self.pool)
-                .await
-                .map_err(failed("revoke the API token"))?;
-        Ok(done.rows_affected() == 1)
+    ) -> Result<RevokeToken, DbError> {
+        let what = "revoke the API token";
+        let mut tx = self.begin_write().await?;
+        // Two admins that revoke each other at once take turns, on PostgreSQL too, so that the second sees the first gone.
+        sqlx::query("UPDATE counters SET value = value + 1 WHERE name = 'tokens'")
+            .execute(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        let admin = |table: &str| {
+            format!(
+                "({table}.revoked IS NULL AND ({table}.expires IS NULL OR {table}.expires >= $1) \
+                 AND (',' || {table}.scopes || ',') LIKE '%,admin,%')"
+            )
+        };
+        let sql = format!(
+            "UPDATE api_tokens SET revoked = COALESCE(revoked, $1) WHERE secret_sha256 = $2 AND (NOT {} OR EXISTS \
+             (SELECT 1 FROM api_tokens other WHERE other.secret_sha256 <> $2 AND {}))",
+            admin("api_tokens"),
+            admin("other")
+        );
+        let done = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(now)
+            .bind(secret_sha256.as_slice())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        if done.rows_affected() == 1 {
+            tx.commit().await.map_err(failed(what))?;
+            return Ok(RevokeToken::Revoked);
+        }
+        let known = sqlx::query("SELECT 1 FROM api_tokens WHERE secret_sha256 = $1")
+            .bind(secret_sha256.as_slice())
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        Ok(if known.is_some() { RevokeToken::LastAdmin } else { RevokeToken::Unknown })
     }
+}
+
+/// What became of revoking a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RevokeToken {
+    /// It is revoked, now or before.
+    Revoked,
+    /// It stays: without it nobody could administer.
+    LastAdmin,
+    /// There is none.
+    Unknown,
 }

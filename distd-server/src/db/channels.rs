@@ -3,7 +3,7 @@
 use distd_core::names::Name;
 use sqlx::any::AnyRow;
 
-use super::row::Columns;
+use super::row::{Columns, signed};
 use super::{Db, DbError, UnixSeconds, failed};
 
 /// One channel.
@@ -58,12 +58,14 @@ impl Db {
     ) -> Result<SetChannelOutcome, DbError> {
         let what = "set the channel";
         let mut tx = self.begin_write().await?;
-        let known = sqlx::query("SELECT version FROM releases WHERE product = $1 AND version = $2")
-            .bind(product.to_string())
-            .bind(version.to_string())
-            .fetch_optional(&mut *tx)
-            .await
-            .map_err(failed(what))?;
+        let known = sqlx::query(
+            "SELECT version FROM releases WHERE product = $1 AND version = $2 AND withdrawn IS NULL",
+        )
+        .bind(product.to_string())
+        .bind(version.to_string())
+        .fetch_optional(&mut *tx)
+        .await
+        .map_err(failed(what))?;
         if known.is_none() {
             return Ok(SetChannelOutcome::UnknownRelease);
         }
@@ -94,6 +96,48 @@ impl Db {
         let row = read(&row).map_err(failed(what))?;
         tx.commit().await.map_err(failed(what))?;
         Ok(if changed == 1 { SetChannelOutcome::Set(row) } else { SetChannelOutcome::Unchanged(row) })
+    }
+
+    /// Sets a channel to what is signed for it with a later counter than the row has, or than no row.
+    ///
+    /// # Errors
+    /// [`DbError::Query`], also when there is no such release.
+    pub async fn take_over_channel(
+        &self,
+        product: &Name,
+        channel: &Name,
+        version: &Name,
+        counter: u64,
+        now: UnixSeconds,
+    ) -> Result<(), DbError> {
+        sqlx::query(
+            "INSERT INTO channels (product, channel, version, counter, updated) VALUES ($1, $2, $3, $4, $5) \
+             ON CONFLICT (product, channel) DO UPDATE SET version = excluded.version, \
+             counter = excluded.counter, updated = excluded.updated WHERE channels.counter < excluded.counter",
+        )
+        .bind(product.to_string())
+        .bind(channel.to_string())
+        .bind(version.to_string())
+        .bind(signed(counter))
+        .bind(now)
+        .execute(&self.pool)
+        .await
+        .map(drop)
+        .map_err(failed("take the channel over"))
+    }
+
+    /// Removes a channel; `false` when there is none.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn remove_channel(&self, product: &Name, channel: &Name) -> Result<bool, DbError> {
+        let done = sqlx::query("DELETE FROM channels WHERE product = $1 AND channel = $2")
+            .bind(product.to_string())
+            .bind(channel.to_string())
+            .execute(&self.pool)
+            .await
+            .map_err(failed("remove the channel"))?;
+        Ok(done.rows_affected() == 1)
     }
 
     /// One channel.

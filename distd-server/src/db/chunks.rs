@@ -86,28 +86,37 @@ pub(super) async fn ids_of<'e>(
     rows.iter().map(|row| Ok((ChunkHash(row.hash("hash")?), ChunkId(row.number("id")?)))).collect()
 }
 
+/// Ids and places of those hashes that have an id; at most [`LIST_MAX`] hashes.
+pub(super) async fn places_of<'e>(
+    on: impl Executor<'e, Database = Any>,
+    engine: Engine,
+    hashes: &[ChunkHash],
+) -> Result<Vec<(ChunkHash, ChunkId, Location)>, sqlx::Error> {
+    let sql = format!(
+        "WITH wanted (hash) AS (VALUES {}) SELECT c.id, c.hash, {LOCATION} FROM wanted CROSS JOIN chunks c \
+         WHERE c.hash = wanted.hash",
+        engine.values(padded_len(hashes), 1)
+    );
+    let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
+    for hash in padded(hashes) {
+        query = query.bind(hash.as_bytes().as_slice());
+    }
+    let rows = query.fetch_all(on).await?;
+    rows.iter().map(read).map(|row| row.map(|row| (row.hash, row.id, row.location))).collect()
+}
+
 impl Db {
     /// Where those of the hashes lie that some release has. In the order given.
     ///
     /// # Errors
     /// [`DbError::Query`].
     pub async fn locate(&self, hashes: &[ChunkHash]) -> Result<Vec<Option<Location>>, DbError> {
-        let what = "find chunks by hash";
         let mut all = Vec::with_capacity(hashes.len());
         for batch in hashes.chunks(LIST_MAX) {
-            let sql = format!(
-                "WITH wanted (hash) AS (VALUES {}) SELECT c.hash, {LOCATION} FROM wanted CROSS JOIN chunks c \
-                 WHERE c.hash = wanted.hash",
-                self.engine.values(padded_len(batch), 1)
-            );
-            let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
-            for hash in padded(batch) {
-                query = query.bind(hash.as_bytes().as_slice());
-            }
-            let rows = query.fetch_all(&self.pool).await.map_err(failed(what))?;
-            let read = |row: &AnyRow| Ok((ChunkHash(row.hash("hash")?), read_location(row)?));
-            let found: Result<HashMap<ChunkHash, Location>, sqlx::Error> = rows.iter().map(read).collect();
-            let found = found.map_err(failed(what))?;
+            let found =
+                places_of(&self.pool, self.engine, batch).await.map_err(failed("find chunks by hash"))?;
+            let found: HashMap<ChunkHash, Location> =
+                found.into_iter().map(|(hash, _, location)| (hash, location)).collect();
             all.extend(batch.iter().map(|hash| found.get(hash).copied()));
         }
         Ok(all)

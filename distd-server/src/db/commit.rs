@@ -52,15 +52,15 @@ impl Db {
         if let Some(release) = released {
             return Ok(BeginCommit::Released(Box::new(release)));
         }
-        let closed = sqlx::query("UPDATE uploads SET state = 'committed' WHERE id = $1 AND state = 'open'")
-            .bind(upload.to_string())
-            .execute(&mut **tx)
-            .await
-            .map_err(failed(WHAT))?;
-        if closed.rows_affected() == 0 {
-            return Ok(BeginCommit::Closed);
-        }
-        Ok(BeginCommit::Ready(CommitTx { ids, upload: upload.clone() }))
+        close_upload(ids, upload).await
+    }
+
+    /// Begins to put chunks of an upload in the place of lost ones of a release that is there. As a commit otherwise.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn begin_healing(&self, upload: &UploadId) -> Result<BeginCommit, DbError> {
+        close_upload(IdTx::begin(self).await?, upload).await
     }
 
     /// Those manifests that no release and no patch set names. Until the answer is [dropped](UnreleasedManifests::end) no commit can run.
@@ -83,6 +83,20 @@ impl Db {
         }
         Ok(UnreleasedManifests { ids, lock })
     }
+}
+
+/// Closes an upload to chunks.
+async fn close_upload(mut ids: IdTx, upload: &UploadId) -> Result<BeginCommit, DbError> {
+    let tx = &mut ids.tx;
+    let closed = sqlx::query("UPDATE uploads SET state = 'committed' WHERE id = $1 AND state = 'open'")
+        .bind(upload.to_string())
+        .execute(&mut **tx)
+        .await
+        .map_err(failed(WHAT))?;
+    if closed.rows_affected() == 0 {
+        return Ok(BeginCommit::Closed);
+    }
+    Ok(BeginCommit::Ready(CommitTx { ids, upload: upload.clone() }))
 }
 
 /// Manifests without a release, and the lock that keeps them so.
@@ -127,36 +141,62 @@ impl CommitTx {
         self.ids.give(chunks).await
     }
 
+    /// Ids and packs of chunks that have an id. In the order given.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn places(&mut self, hashes: &[ChunkHash]) -> Result<Vec<Option<(ChunkId, PackId)>>, DbError> {
+        self.ids.places(hashes).await
+    }
+
+    /// Moves chunks to other packs: those they were in are lost.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn relocate(&mut self, chunks: &[(ChunkId, Location)]) -> Result<(), DbError> {
+        self.ids.relocate(chunks).await
+    }
+
     /// How many ids were given so far.
     pub fn given(&self) -> u64 {
         self.ids.given()
     }
 
-    /// Inserts the release and commits. Gives the objects of packs that turned out to hold nothing new, for the
+    /// Inserts the release, unless it is there, and commits. Gives the objects of packs that turned out to hold nothing new, for the
     /// caller to delete.
     ///
     /// The manifest must be durable in the object store before.
     ///
     /// # Errors
     /// [`DbError::Query`].
-    pub async fn finish(mut self, release: &ReleaseRow) -> Result<Vec<String>, DbError> {
+    pub async fn finish(mut self, release: Option<&ReleaseRow>) -> Result<Vec<String>, DbError> {
         let upload = self.upload.to_string();
         self.ids.count().await?;
         let tx = &mut self.ids.tx;
+        if let Some(release) = release {
+            sqlx::query(
+                "INSERT INTO releases (product, version, manifest, blake3, bytes, chunk_count, kind, created, \
+                 created_by, published) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+            )
+            .bind(release.product.to_string())
+            .bind(release.version.to_string())
+            .bind(release.manifest.as_bytes().as_slice())
+            .bind(release.blake3.as_bytes().as_slice())
+            .bind(signed(release.bytes))
+            .bind(signed(release.chunk_count))
+            .bind(release.kind.clone())
+            .bind(release.created)
+            .bind(release.created_by.clone())
+            .bind(release.published)
+            .execute(&mut **tx)
+            .await
+            .map_err(failed(WHAT))?;
+        }
         sqlx::query(
-            "INSERT INTO releases (product, version, manifest, blake3, bytes, chunk_count, kind, created, \
-             created_by, published) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+            "INSERT INTO doomed (object, since) SELECT object, 0 FROM packs WHERE upload = $1 \
+             AND NOT EXISTS (SELECT 1 FROM chunks WHERE chunks.pack = packs.id) ON CONFLICT (object) DO NOTHING",
         )
-        .bind(release.product.to_string())
-        .bind(release.version.to_string())
-        .bind(release.manifest.as_bytes().as_slice())
-        .bind(release.blake3.as_bytes().as_slice())
-        .bind(signed(release.bytes))
-        .bind(signed(release.chunk_count))
-        .bind(release.kind.clone())
-        .bind(release.created)
-        .bind(release.created_by.clone())
-        .bind(release.published)
+        .bind(upload.clone())
         .execute(&mut **tx)
         .await
         .map_err(failed(WHAT))?;

@@ -9,9 +9,9 @@ use distd_core::{ChunkHash, ChunkId};
 use sqlx::{Any, Transaction};
 
 use super::bulk::{LIST_MAX, ROWS_MAX};
-use super::chunks::ids_of;
+use super::chunks::{ids_of, places_of};
 use super::row::{Columns, signed};
-use super::{Db, DbError, Engine, Location, failed};
+use super::{Db, DbError, Engine, Location, PackId, failed};
 
 const WHAT: &str = "give chunk ids";
 
@@ -47,6 +47,41 @@ impl IdTx {
         Ok(all)
     }
 
+    /// Ids and packs of hashes that have an id. In the order given.
+    pub(super) async fn places(
+        &mut self,
+        hashes: &[ChunkHash],
+    ) -> Result<Vec<Option<(ChunkId, PackId)>>, DbError> {
+        let mut all = Vec::with_capacity(hashes.len());
+        for batch in hashes.chunks(LIST_MAX) {
+            let found = places_of(&mut *self.tx, self.engine, batch).await.map_err(failed(WHAT))?;
+            let found: HashMap<ChunkHash, (ChunkId, PackId)> =
+                found.into_iter().map(|(hash, id, at)| (hash, (id, at.pack))).collect();
+            all.extend(batch.iter().map(|hash| found.get(hash).copied()));
+        }
+        Ok(all)
+    }
+
+    /// Moves chunks to other packs. One statement each: what was lost is a few packs at most.
+    pub(super) async fn relocate(&mut self, chunks: &[(ChunkId, Location)]) -> Result<(), DbError> {
+        for (id, location) in chunks {
+            sqlx::query(
+                "UPDATE chunks SET pack = $1, pack_offset = $2, stored_len = $3, raw_len = $4, codec = $5 \
+                 WHERE id = $6",
+            )
+            .bind(signed(location.pack.0))
+            .bind(signed(location.offset))
+            .bind(i64::from(location.stored_len))
+            .bind(i64::from(location.raw_len))
+            .bind(i64::from(location.codec.code()))
+            .bind(signed(id.0))
+            .execute(&mut *self.tx)
+            .await
+            .map_err(failed("move chunks out of a lost pack"))?;
+        }
+        Ok(())
+    }
+
     /// Gives the next ids to chunks that have none, in order. Fails when one of them has an id.
     pub(super) async fn give(&mut self, chunks: &[(ChunkHash, Location)]) -> Result<Vec<ChunkId>, DbError> {
         let first = self.last_id + 1;
@@ -72,6 +107,11 @@ impl IdTx {
         self.last_id += chunks.len() as u64;
         self.given += chunks.len() as u64;
         Ok((first..=self.last_id).map(ChunkId).collect())
+    }
+
+    /// The engine it runs on.
+    pub(super) fn engine(&self) -> Engine {
+        self.engine
     }
 
     /// How many ids were given so far.

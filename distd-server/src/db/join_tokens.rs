@@ -1,5 +1,7 @@
 //! Join tokens: only the public key of each is known here.
 
+use std::collections::HashMap;
+
 use sqlx::any::AnyRow;
 
 use super::row::Columns;
@@ -21,6 +23,8 @@ pub struct JoinTokenRow {
     pub label: String,
     /// When it was made.
     pub created: UnixSeconds,
+    /// When it was revoked: it brings nobody in any more.
+    pub revoked: Option<UnixSeconds>,
 }
 
 /// What became of using a join token.
@@ -34,11 +38,13 @@ pub enum JoinTokenUse {
     UsedUp,
     /// Its time is over.
     Expired,
+    /// It was revoked.
+    Revoked,
     /// There is no such token.
     Unknown,
 }
 
-const COLUMNS: &str = "public_key, role, uses_left, expires, label, created";
+const COLUMNS: &str = "public_key, role, uses_left, expires, label, created, revoked";
 
 fn read(row: &AnyRow) -> Result<JoinTokenRow, sqlx::Error> {
     Ok(JoinTokenRow {
@@ -48,6 +54,7 @@ fn read(row: &AnyRow) -> Result<JoinTokenRow, sqlx::Error> {
         expires: row.time("expires")?,
         label: row.text("label")?,
         created: row.time("created")?,
+        revoked: row.time_or_none("revoked")?,
     })
 }
 
@@ -119,6 +126,9 @@ impl Db {
         let row =
             sqlx::query(sql).bind(public_key.to_owned()).fetch_one(&mut *tx).await.map_err(failed(what))?;
         let mut token = read(&row).map_err(failed(what))?;
+        if token.revoked.is_some() {
+            return Ok(JoinTokenUse::Revoked);
+        }
         if token.expires < now {
             return Ok(JoinTokenUse::Expired);
         }
@@ -152,16 +162,66 @@ impl Db {
         Ok(JoinTokenUse::Taken(token))
     }
 
-    /// Deletes a token; nodes it brought in stay. `false` when there is none.
+    /// How many nodes each token has brought in, by public key.
     ///
     /// # Errors
     /// [`DbError::Query`].
-    pub async fn delete_join_token(&self, public_key: &str) -> Result<bool, DbError> {
-        let done = sqlx::query("DELETE FROM join_tokens WHERE public_key = $1")
-            .bind(public_key.to_owned())
-            .execute(&self.pool)
-            .await
-            .map_err(failed("delete the join token"))?;
+    pub async fn join_token_uses(&self) -> Result<HashMap<String, u64>, DbError> {
+        let rows = sqlx::query("SELECT token, COUNT(*) AS nodes FROM join_token_uses GROUP BY token")
+            .fetch_all(&self.pool);
+        let rows = rows.await;
+        rows.and_then(|rows| rows.iter().map(|row| Ok((row.text("token")?, row.number("nodes")?))).collect())
+            .map_err(failed("count the uses of join tokens"))
+    }
+
+    /// Revokes a token; nodes it brought in stay. `false` when there is none. The first time stays.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn revoke_join_token(&self, public_key: &str, now: UnixSeconds) -> Result<bool, DbError> {
+        let done =
+            sqlx::query("UPDATE join_tokens SET revoked = COALESCE(revoked, $1) WHERE public_key = $2")
+                .bind(now)
+                .bind(public_key.to_owned())
+                .execute(&self.pool)
+                .await
+                .map_err(failed("revoke the join token"))?;
         Ok(done.rows_affected() == 1)
+    }
+
+    /// Revokes a node, and the tokens it came by, all at once. Gives the public keys of those; `None` when there is no such
+    /// node.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn revoke_node_and_tokens(
+        &self,
+        node: &str,
+        now: UnixSeconds,
+    ) -> Result<Option<Vec<String>>, DbError> {
+        let what = "revoke the node and its join token";
+        let mut tx = self.begin_write().await?;
+        let done = sqlx::query("UPDATE nodes SET revoked = COALESCE(revoked, $1) WHERE id = $2")
+            .bind(now)
+            .bind(node.to_owned())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        if done.rows_affected() == 0 {
+            return Ok(None);
+        }
+        let rows = sqlx::query(
+            "UPDATE join_tokens SET revoked = COALESCE(revoked, $1) WHERE EXISTS (SELECT 1 FROM join_token_uses \
+             WHERE token = join_tokens.public_key AND node = $2) RETURNING public_key",
+        )
+        .bind(now)
+        .bind(node.to_owned())
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed(what))?;
+        let tokens: Result<_, _> = rows.iter().map(|row| row.text("public_key")).collect();
+        let tokens = tokens.map_err(failed(what))?;
+        tx.commit().await.map_err(failed(what))?;
+        Ok(Some(tokens))
     }
 }

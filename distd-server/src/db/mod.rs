@@ -8,27 +8,36 @@ mod bulk;
 mod channels;
 mod chunks;
 mod commit;
+mod doomed;
+mod identity;
 mod ids;
 mod join_tokens;
+mod lock;
 mod nodes;
 mod packs;
 mod patch_sets;
 mod products;
 mod releases;
+mod restore;
 mod row;
 mod uploads;
+mod withdraw;
 
-pub use api_tokens::ApiTokenRow;
+pub use api_tokens::{ApiTokenRow, RevokeToken};
 pub use channels::{ChannelRow, SetChannelOutcome};
 pub use chunks::{ChunkRow, Location};
 pub use commit::{BeginCommit, CommitTx, UnreleasedManifests};
+pub use identity::Contents;
 pub use join_tokens::{JoinTokenRow, JoinTokenUse};
+pub use lock::SessionLock;
 pub use nodes::NodeRow;
 pub use packs::{PackId, PackIndexes};
 pub use patch_sets::{MadeSet, PatchSetKey, PatchSetRow, PatchSetState, PatchSetTx, SetKind};
 pub use products::ProductRow;
 pub use releases::ReleaseRow;
-pub use uploads::{BeginUpload, UploadId, UploadRow, UploadState};
+pub use restore::Restoration;
+pub use uploads::{BeginUpload, OpenUpload, UploadId, UploadRow, UploadState};
+pub use withdraw::{Withdraw, WithdrawalTx};
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -71,6 +80,22 @@ pub enum DbError {
         "could not bring the database schema up to date: a database written by a newer distd needs that distd"
     )]
     Migrate(#[source] MigrateError),
+    /// There is no such database, or it is no origin's.
+    #[error("there is no origin's database at {0}: check --db and --data")]
+    Absent(String),
+    /// The schema is another version's.
+    #[error(
+        "the database {address} has schema {version}, this distd-server writes schema {wanted}: start distd-server serve \
+         of this version on it once"
+    )]
+    OtherVersion {
+        /// The address, redacted.
+        address: String,
+        /// Its schema.
+        version: i64,
+        /// Ours.
+        wanted: usize,
+    },
     /// SQLite did not take a setting that durability depends on.
     #[error(
         "SQLite keeps {setting} at {found}, distd needs {wanted}: put the database on a local file system"
@@ -121,6 +146,47 @@ impl Db {
     /// # Errors
     /// [`DbError`].
     pub async fn open(address: &str) -> Result<Self, DbError> {
+        let db = Self::connect(address).await?;
+        migrator(db.engine).run(&db.pool).await.map_err(DbError::Migrate)?;
+        Ok(db)
+    }
+
+    /// Opens a database that is there, beside an origin that may be running on it: nothing is made and no migration runs.
+    ///
+    /// # Errors
+    /// [`DbError::Absent`], [`DbError::Migrate`] when another version has written it, and as [`open`](Self::open).
+    pub async fn open_present(address: &str) -> Result<Self, DbError> {
+        if sqlite_path(address).is_some_and(|path| !path.is_file()) {
+            return Err(DbError::Absent(redact(address)));
+        }
+        let db = Self::connect(address).await?;
+        let row = sqlx::query("SELECT COALESCE(MAX(version), 0) AS version FROM _sqlx_migrations")
+            .fetch_one(&db.pool)
+            .await
+            .map_err(|_| DbError::Absent(redact(address)))?;
+        let version: i64 = row.try_get("version").map_err(failed("read the version of the schema"))?;
+        if version != MIGRATIONS.len() as i64 {
+            return Err(DbError::OtherVersion {
+                address: redact(address),
+                version,
+                wanted: MIGRATIONS.len(),
+            });
+        }
+        Ok(db)
+    }
+
+    /// Writes a consistent copy of a SQLite database to a new file, whoever writes meanwhile.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn snapshot(&self, to: &Path) -> Result<(), DbError> {
+        let path = to.to_str().ok_or_else(|| DbError::Address(to.display().to_string()))?;
+        let sql = format!("VACUUM INTO '{}'", path.replace('\'', "''"));
+        let done = sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&self.pool).await;
+        done.map(drop).map_err(failed("copy the database"))
+    }
+
+    async fn connect(address: &str) -> Result<Self, DbError> {
         sqlx::any::install_default_drivers();
         let (engine, url) = match address.split_once(':') {
             Some(("sqlite", path)) if !path.is_empty() => (Engine::Sqlite, sqlite_url(path, address)?),
@@ -151,7 +217,6 @@ impl Db {
         if engine == Engine::Sqlite {
             db.check_sqlite_settings().await?;
         }
-        migrator(engine).run(&db.pool).await.map_err(DbError::Migrate)?;
         Ok(db)
     }
 
@@ -224,6 +289,12 @@ fn sqlite_pragmas() -> String {
     )
 }
 
+/// The file of a SQLite address; `None` for any other address.
+pub(crate) fn sqlite_path(address: &str) -> Option<PathBuf> {
+    let path = address.strip_prefix("sqlite:").filter(|path| !path.is_empty())?;
+    Some(PathBuf::from(path.strip_prefix("//").unwrap_or(path)))
+}
+
 /// The driver reads a percent-encoded URL; a path may hold anything.
 fn sqlite_url(path: &str, address: &str) -> Result<String, DbError> {
     let path = path.strip_prefix("//").unwrap_or(path);
@@ -242,7 +313,7 @@ fn sqlite_url(path: &str, address: &str) -> Result<String, DbError> {
 }
 
 /// The address without its password, for messages.
-fn redact(address: &str) -> String {
+pub(crate) fn redact(address: &str) -> String {
     match url::Url::parse(address) {
         Ok(mut url) if url.password().is_some() => {
             // Fails only for URLs that cannot have a password.
@@ -265,8 +336,14 @@ macro_rules! migration {
 }
 
 /// In the order of their numbers, which start their names.
-const MIGRATIONS: [(&str, &str, &str); 3] =
-    [migration!("0001_origin"), migration!("0002_pack_index"), migration!("0003_patch_sets")];
+const MIGRATIONS: [(&str, &str, &str); 6] = [
+    migration!("0001_origin"),
+    migration!("0002_pack_index"),
+    migration!("0003_patch_sets"),
+    migration!("0004_identity"),
+    migration!("0005_publishers"),
+    migration!("0006_out"),
+];
 
 fn migrator(engine: Engine) -> Migrator {
     let migrations = (1i64..)

@@ -1,5 +1,7 @@
 //! Packs: the objects that hold chunks.
 
+use distd_core::ChunkId;
+use sqlx::any::AnyRow;
 use sqlx::{Any, Executor};
 
 use super::bulk::{LIST_MAX, padded, padded_len};
@@ -144,6 +146,58 @@ impl Db {
             }
         }
         Ok(objects.iter().map(|name| known.contains(name)).collect())
+    }
+
+    /// The pack of an object.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn pack_of(&self, object: &str) -> Result<Option<PackId>, DbError> {
+        let row = sqlx::query("SELECT id FROM packs WHERE object = $1")
+            .bind(object.to_owned())
+            .fetch_optional(&self.pool)
+            .await;
+        row.and_then(|row| row.map(|row| Ok(PackId(row.number("id")?))).transpose())
+            .map_err(failed("find the pack"))
+    }
+
+    /// Every pack: its row, its object and the object's length.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn packs(&self) -> Result<Vec<(PackId, String, u64)>, DbError> {
+        let rows = sqlx::query("SELECT id, object, bytes FROM packs ORDER BY id").fetch_all(&self.pool).await;
+        let read = |row: &AnyRow| Ok((PackId(row.number("id")?), row.text("object")?, row.number("bytes")?));
+        rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the packs"))
+    }
+
+    /// Ids of the chunks that lie in a pack.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn pack_chunks(&self, pack: PackId) -> Result<Vec<ChunkId>, DbError> {
+        let rows = sqlx::query("SELECT id FROM chunks WHERE pack = $1 ORDER BY id")
+            .bind(signed(pack.0))
+            .fetch_all(&self.pool)
+            .await;
+        rows.and_then(|rows| rows.iter().map(|row| Ok(ChunkId(row.number("id")?))).collect())
+            .map_err(failed("list the chunks of a pack"))
+    }
+
+    /// Forgets a pack in which no chunk lies any more and that no upload has. `false` when one does.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn forget_empty_pack(&self, pack: PackId) -> Result<bool, DbError> {
+        let done = sqlx::query(
+            "DELETE FROM packs WHERE id = $1 AND upload IS NULL \
+             AND NOT EXISTS (SELECT 1 FROM chunks WHERE chunks.pack = packs.id)",
+        )
+        .bind(signed(pack.0))
+        .execute(&self.pool)
+        .await
+        .map_err(failed("forget a lost pack"))?;
+        Ok(done.rows_affected() == 1)
     }
 
     /// Bytes of all packs known: what the chunks cost in the object store.

@@ -8,7 +8,7 @@ use sqlx::any::AnyRow;
 
 use super::ids::IdTx;
 use super::row::{Columns, signed};
-use super::{Db, DbError, Location, PackId, ReleaseRow, UnixSeconds, failed};
+use super::{Db, DbError, Location, PackId, ReleaseRow, UnixSeconds, doomed, failed};
 
 /// Rows of one listing.
 const ROWS_MAX: i64 = 1000;
@@ -304,6 +304,30 @@ impl Db {
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the patch sets"))
     }
 
+    /// Every set that has a manifest.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn patch_sets_with_manifest(&self) -> Result<Vec<(PatchSetKey, ManifestId)>, DbError> {
+        let sql = format!("SELECT {COLUMNS} FROM patch_sets WHERE set_manifest IS NOT NULL");
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_all(&self.pool).await;
+        let read = |row: &AnyRow| read(row).map(|row| row.set.map(|set| (row.key, set)));
+        rows.and_then(|rows| rows.iter().filter_map(|row| read(row).transpose()).collect())
+            .map_err(failed("list the patch sets"))
+    }
+
+    /// Puts a set whose contents are lost back into the queue.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn remake_patch_set(&self, key: &PatchSetKey) -> Result<(), DbError> {
+        let sql = format!(
+            "UPDATE patch_sets SET state = 'queued', set_manifest = NULL, started = NULL, finished = NULL WHERE {KEY}"
+        );
+        let done = with_key(sql, key).execute(&self.pool).await;
+        done.map(drop).map_err(failed("queue a patch set again"))
+    }
+
     /// How many sets wait or are being made.
     ///
     /// # Errors
@@ -343,7 +367,7 @@ impl PatchSetTx {
         self.ids.ids(hashes).await
     }
 
-    /// Records a pack that is durable in the object store.
+    /// Records a pack that is durable in the object store, and is not doomed from then on.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -358,6 +382,8 @@ impl PatchSetTx {
         .fetch_one(&mut *self.ids.tx)
         .await
         .map_err(failed(what))?;
+        let (named, engine) = ([object.to_owned()], self.ids.engine());
+        doomed::spare(&mut *self.ids.tx, engine, &named).await.map_err(failed(what))?;
         Ok(PackId(row.number("id").map_err(failed(what))?))
     }
 
@@ -367,6 +393,22 @@ impl PatchSetTx {
     /// [`DbError::Query`], also when one of them has an id.
     pub async fn give_ids(&mut self, chunks: &[(ChunkHash, Location)]) -> Result<Vec<ChunkId>, DbError> {
         self.ids.give(chunks).await
+    }
+
+    /// Ids and packs of chunks that have an id. In the order given.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn places(&mut self, hashes: &[ChunkHash]) -> Result<Vec<Option<(ChunkId, PackId)>>, DbError> {
+        self.ids.places(hashes).await
+    }
+
+    /// Moves chunks to other packs: those they were in are lost.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn relocate(&mut self, chunks: &[(ChunkId, Location)]) -> Result<(), DbError> {
+        self.ids.relocate(chunks).await
     }
 
     /// Makes the set ready and commits. `false`, and nothing changed, when it is not being made any more.

@@ -58,7 +58,7 @@ impl Db {
     /// [`DbError::Query`].
     pub async fn release(&self, product: &Name, version: &Name) -> Result<Option<ReleaseRow>, DbError> {
         let sql = sqlx::AssertSqlSafe(format!(
-            "SELECT {COLUMNS} FROM releases WHERE product = $1 AND version = $2"
+            "SELECT {COLUMNS} FROM releases WHERE product = $1 AND version = $2 AND withdrawn IS NULL"
         ));
         let row = sqlx::query(sql)
             .bind(product.to_string())
@@ -74,9 +74,21 @@ impl Db {
     /// [`DbError::Query`].
     pub async fn releases(&self, product: &Name) -> Result<Vec<ReleaseRow>, DbError> {
         let sql = sqlx::AssertSqlSafe(format!(
-            "SELECT {COLUMNS} FROM releases WHERE product = $1 ORDER BY created DESC, version DESC"
+            "SELECT {COLUMNS} FROM releases WHERE product = $1 AND withdrawn IS NULL ORDER BY created DESC, version DESC"
         ));
         let rows = sqlx::query(sql).bind(product.to_string()).fetch_all(&self.pool).await;
+        rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the releases"))
+    }
+
+    /// Every release of every product, oldest first.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn all_releases(&self) -> Result<Vec<ReleaseRow>, DbError> {
+        let sql = sqlx::AssertSqlSafe(format!(
+            "SELECT {COLUMNS} FROM releases WHERE withdrawn IS NULL ORDER BY created, product, version"
+        ));
+        let rows = sqlx::query(sql).fetch_all(&self.pool).await;
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the releases"))
     }
 
@@ -86,7 +98,7 @@ impl Db {
     /// [`DbError::Query`].
     pub async fn releases_of_manifest(&self, manifest: &ManifestId) -> Result<Vec<ReleaseRow>, DbError> {
         let sql = sqlx::AssertSqlSafe(format!(
-            "SELECT {COLUMNS} FROM releases WHERE manifest = $1 ORDER BY created, product, version"
+            "SELECT {COLUMNS} FROM releases WHERE manifest = $1 AND withdrawn IS NULL ORDER BY created, product, version"
         ));
         let rows = sqlx::query(sql).bind(manifest.as_bytes().as_slice()).fetch_all(&self.pool).await;
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("find the manifest"))
@@ -99,7 +111,7 @@ impl Db {
     /// [`DbError::Query`].
     pub async fn releases_unpublished(&self) -> Result<Vec<ReleaseRow>, DbError> {
         let sql = sqlx::AssertSqlSafe(format!(
-            "SELECT {COLUMNS} FROM releases WHERE published IS NULL ORDER BY created, product, version"
+            "SELECT {COLUMNS} FROM releases WHERE published IS NULL AND withdrawn IS NULL ORDER BY created, product, version"
         ));
         let rows = sqlx::query(sql).fetch_all(&self.pool).await;
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list unpublished releases"))
@@ -127,6 +139,23 @@ impl Db {
         .map_err(failed("record that the release is published"))
     }
 
+    /// Products of which a release or a patch set names this manifest.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn products_of_manifest(&self, manifest: &ManifestId) -> Result<Vec<Name>, DbError> {
+        let rows = sqlx::query(
+            "SELECT product FROM releases WHERE manifest = $1 AND withdrawn IS NULL \
+             UNION SELECT product FROM patch_sets WHERE set_manifest = $2",
+        )
+        .bind(manifest.as_bytes().as_slice())
+        .bind(manifest.as_bytes().as_slice())
+        .fetch_all(&self.pool)
+        .await;
+        rows.and_then(|rows| rows.iter().map(|row| row.parsed("product")).collect())
+            .map_err(failed("find the manifest"))
+    }
+
     /// Which of these manifests a release or a patch set names, in the order given: those may be served.
     ///
     /// # Errors
@@ -134,13 +163,13 @@ impl Db {
     pub async fn manifests_released(&self, manifests: &[ManifestId]) -> Result<Vec<bool>, DbError> {
         let mut released = Vec::with_capacity(manifests.len());
         for manifest in manifests {
-            released.push(is_named(&self.pool, manifest).await.map_err(failed("find the manifest"))?);
+            released.push(!self.products_of_manifest(manifest).await?.is_empty());
         }
         Ok(released)
     }
 }
 
-/// Whether a release or a patch set has this manifest.
+/// Whether a release, also one on its way out, or a patch set has this manifest.
 pub(super) async fn is_named<'e>(
     on: impl Executor<'e, Database = Any>,
     manifest: &ManifestId,

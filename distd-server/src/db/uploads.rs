@@ -8,6 +8,7 @@ use sqlx::any::AnyRow;
 
 use super::row::Columns;
 use super::{Db, DbError, UnixSeconds, failed};
+use crate::publisher::{Products, Publisher};
 
 /// Names an upload: 32 lower-case hexadecimal digits, drawn at random.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,6 +85,19 @@ pub struct UploadRow {
     pub expires: UnixSeconds,
     /// Label of the token that began it.
     pub created_by: String,
+    /// Id of the token that began it; empty for uploads from before tokens had uploads.
+    pub token: String,
+    /// The products of that token.
+    pub products: Products,
+}
+
+/// An open upload, as it is listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenUpload {
+    /// The upload.
+    pub row: UploadRow,
+    /// Bytes of its packs.
+    pub bytes: u64,
 }
 
 /// What became of beginning an upload.
@@ -93,9 +107,11 @@ pub enum BeginUpload {
     Open(UploadRow),
     /// There is no such product.
     UnknownProduct,
+    /// The token has as many open uploads as it may have.
+    TooMany,
 }
 
-const COLUMNS: &str = "id, product, version, state, created, expires, created_by";
+const COLUMNS: &str = "id, product, version, state, created, expires, created_by, token, products";
 
 fn read(row: &AnyRow) -> Result<UploadRow, sqlx::Error> {
     Ok(UploadRow {
@@ -106,22 +122,27 @@ fn read(row: &AnyRow) -> Result<UploadRow, sqlx::Error> {
         created: row.time("created")?,
         expires: row.time("expires")?,
         created_by: row.text("created_by")?,
+        token: row.text("token")?,
+        products: Products::of_row(&row.text("products")?),
     })
 }
 
 impl Db {
-    /// Opens an upload under `fresh`, or gives the open one of this version and moves its end to `expires`.
+    /// Opens an upload under `fresh`, or gives the open one that this token began for this version and moves its end to
+    /// `expires`. Of different tokens each has its own; the first that commits makes the release.
     ///
     /// # Errors
     /// [`DbError::Query`].
+    #[expect(clippy::too_many_arguments, reason = "the columns of the row")]
     pub async fn begin_upload(
         &self,
         fresh: UploadId,
         product: &Name,
         version: &Name,
-        by: &str,
+        by: &Publisher,
         now: UnixSeconds,
         expires: UnixSeconds,
+        uploads_max: u64,
     ) -> Result<BeginUpload, DbError> {
         let what = "begin the upload";
         let mut tx = self.begin_write().await?;
@@ -133,26 +154,44 @@ impl Db {
         if known.is_none() {
             return Ok(BeginUpload::UnknownProduct);
         }
+        let row = sqlx::query(
+            "SELECT CAST(COUNT(*) AS BIGINT) AS uploads, \
+             CAST(COALESCE(SUM(CASE WHEN product = $2 AND version = $3 THEN 1 ELSE 0 END), 0) AS BIGINT) AS same \
+             FROM uploads WHERE token = $1 AND state = 'open'",
+        )
+        .bind(by.token.clone())
+        .bind(product.to_string())
+        .bind(version.to_string())
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed(what))?;
+        let count = |column| row.number(column).map_err(failed(what));
+        if count("same")? == 0 && count("uploads")? >= uploads_max {
+            return Ok(BeginUpload::TooMany);
+        }
         sqlx::query(
-            "INSERT INTO uploads (id, product, version, state, created, expires, created_by) \
-             VALUES ($1, $2, $3, 'open', $4, $5, $6) \
-             ON CONFLICT (product, version) WHERE state = 'open' DO UPDATE SET expires = excluded.expires",
+            "INSERT INTO uploads (id, product, version, state, created, expires, created_by, token, products) \
+             VALUES ($1, $2, $3, 'open', $4, $5, $6, $7, $8) \
+             ON CONFLICT (product, version, token) WHERE state = 'open' DO UPDATE SET expires = excluded.expires",
         )
         .bind(fresh.to_string())
         .bind(product.to_string())
         .bind(version.to_string())
         .bind(now)
         .bind(expires)
-        .bind(by.to_owned())
+        .bind(by.label.clone())
+        .bind(by.token.clone())
+        .bind(by.products.to_row())
         .execute(&mut *tx)
         .await
         .map_err(failed(what))?;
         let sql = sqlx::AssertSqlSafe(format!(
-            "SELECT {COLUMNS} FROM uploads WHERE product = $1 AND version = $2 AND state = 'open'"
+            "SELECT {COLUMNS} FROM uploads WHERE product = $1 AND version = $2 AND token = $3 AND state = 'open'"
         ));
         let row = sqlx::query(sql)
             .bind(product.to_string())
             .bind(version.to_string())
+            .bind(by.token.clone())
             .fetch_one(&mut *tx)
             .await
             .map_err(failed(what))?;
@@ -170,6 +209,37 @@ impl Db {
         row.and_then(|r| r.as_ref().map(read).transpose()).map_err(failed("read the upload"))
     }
 
+    /// Every open upload, the oldest first, with the bytes of its packs.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn uploads_open(&self) -> Result<Vec<OpenUpload>, DbError> {
+        let sql = sqlx::AssertSqlSafe(format!(
+            "SELECT {COLUMNS}, (SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) FROM packs WHERE packs.upload = uploads.id) \
+             AS held FROM uploads WHERE state = 'open' ORDER BY created, id"
+        ));
+        let rows = sqlx::query(sql).fetch_all(&self.pool).await;
+        let open = |row: &AnyRow| Ok(OpenUpload { row: read(row)?, bytes: row.number("held")? });
+        rows.and_then(|rows| rows.iter().map(open).collect()).map_err(failed("list the open uploads"))
+    }
+
+    /// Bytes of packs in the open uploads of a token.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn uncommitted_bytes(&self, token: &str) -> Result<u64, DbError> {
+        let what = "add up the uploads of a token";
+        let row = sqlx::query(
+            "SELECT CAST(COALESCE(SUM(packs.bytes), 0) AS BIGINT) AS bytes FROM packs JOIN uploads \
+             ON uploads.id = packs.upload WHERE uploads.token = $1 AND uploads.state = 'open'",
+        )
+        .bind(token.to_owned())
+        .fetch_one(&self.pool)
+        .await
+        .map_err(failed(what))?;
+        row.number("bytes").map_err(failed(what))
+    }
+
     /// Open uploads whose time is over at `now`.
     ///
     /// # Errors
@@ -182,8 +252,8 @@ impl Db {
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list expired uploads"))
     }
 
-    /// Gives up an open upload: its packs leave the database. Gives the names of the pack objects,
-    /// for the caller to delete, or `None` when the upload is not open.
+    /// Gives up an open upload: its packs leave the database. Gives the names of the pack objects, which are noted
+    /// as doomed, for the caller to delete, or `None` when the upload is not open.
     ///
     /// With `expired_at`, only if it is still expired then: chunks that arrive meanwhile save it.
     ///
@@ -207,6 +277,14 @@ impl Db {
         if closed.rows_affected() == 0 {
             return Ok(None);
         }
+        sqlx::query(
+            "INSERT INTO doomed (object, since) SELECT object, 0 FROM packs WHERE upload = $1 \
+             ON CONFLICT (object) DO NOTHING",
+        )
+        .bind(id.to_string())
+        .execute(&mut *tx)
+        .await
+        .map_err(failed(what))?;
         let rows = sqlx::query("DELETE FROM packs WHERE upload = $1 RETURNING object")
             .bind(id.to_string())
             .fetch_all(&mut *tx)

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
+use distd_core::names::Name;
 use distd_peer::clock::unix_now;
 use distd_peer::trust::token::ApiToken;
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use utoipa::ToSchema;
 
 use super::{ApiError, App};
 use crate::origin::signed;
+use crate::publisher::{Products, Publisher};
 
 /// What a token may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -56,24 +58,58 @@ impl Scope {
 
 /// A scope as a type, so that a handler's signature says what it needs.
 pub(super) trait Need: Send + Sync {
-    const SCOPE: Scope;
+    const SCOPE: Option<Scope>;
+}
+
+impl Need for AnyToken {
+    const SCOPE: Option<Scope> = None;
 }
 
 macro_rules! needs {
     ($($name:ident => $scope:ident),*) => {$(
         pub(super) struct $name;
         impl Need for $name {
-            const SCOPE: Scope = Scope::$scope;
+            const SCOPE: Option<Scope> = Some(Scope::$scope);
         }
     )*};
 }
+/// Any token that is valid will do.
+pub(super) struct AnyToken;
+
 needs!(ToRead => Read, ToPublish => Publish, ToMoveChannels => Channel, ToAdminister => Admin);
 
 /// A caller with the right to `N`.
 pub(super) struct Caller<N> {
     /// Label of the token: who made what.
     pub(super) label: String,
+    /// Id of the token.
+    pub(super) token: String,
+    /// The products it is for.
+    pub(super) products: Products,
+    /// It may do everything.
+    pub(super) admin: bool,
     need: PhantomData<N>,
+}
+
+impl<N> Caller<N> {
+    /// Refuses a product that the token is not for. Before anything is looked up: the answer is the same whether or not
+    /// there is such a product.
+    pub(super) fn may(&self, product: &Name) -> Result<(), ApiError> {
+        if self.products.has(product) { Ok(()) } else { Err(ApiError::other_product(product)) }
+    }
+
+    /// As the one who makes uploads.
+    pub(super) fn publisher(&self) -> Publisher {
+        Publisher { label: self.label.clone(), token: self.token.clone(), products: self.products.clone() }
+    }
+}
+
+/// Bytes of a token's id, out of the hash of its secret.
+const ID_BYTES: usize = 8;
+
+/// Names a token in lists and for revocation.
+pub(super) fn token_id(secret_sha256: &[u8; 32]) -> String {
+    hex::encode(&secret_sha256[..ID_BYTES])
 }
 
 impl<N: Need> FromRequestParts<Arc<App>> for Caller<N> {
@@ -95,10 +131,16 @@ impl<N: Need> FromRequestParts<Arc<App>> for Caller<N> {
             return Err(ApiError::unauthorised("this token has expired or was revoked"));
         }
         let scopes = Scope::of_row(&row.scopes);
-        if !scopes.contains(&N::SCOPE) && !scopes.contains(&Scope::Admin) {
-            return Err(ApiError::forbidden(N::SCOPE.as_str()));
+        if let Some(scope) =
+            N::SCOPE.filter(|scope| !scopes.contains(scope) && !scopes.contains(&Scope::Admin))
+        {
+            return Err(ApiError::forbidden(scope.as_str()));
         }
-        Ok(Self { label: row.label, need: PhantomData })
+        // Whoever may make tokens may have one for any product.
+        let admin = scopes.contains(&Scope::Admin);
+        let products = if admin { Products::all() } else { Products::of_row(&row.products) };
+        let token = token_id(&row.secret_sha256);
+        Ok(Self { label: row.label, token, products, admin, need: PhantomData })
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use distd_core::names::Name;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -64,9 +65,10 @@ async fn with_release(app: &App, row: ChannelRow) -> Result<Channel, ApiError> {
     responses((status = 200, body = ChannelList)), security(("token" = ["read"])))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
-    _: Caller<ToRead>,
+    caller: Caller<ToRead>,
     At(product): At<Name>,
 ) -> Result<Json<ChannelList>, ApiError> {
+    caller.may(&product)?;
     products::find(&app, &product).await?;
     let mut channels = Vec::new();
     for row in app.origin.db().channels().await?.into_iter().filter(|row| row.product == product) {
@@ -81,9 +83,10 @@ pub(super) async fn list(
     responses((status = 200, body = Channel)), security(("token" = ["read"])))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
-    _: Caller<ToRead>,
+    caller: Caller<ToRead>,
     At((product, name)): At<(Name, Name)>,
 ) -> Result<Json<Channel>, ApiError> {
+    caller.may(&product)?;
     match app.origin.db().channel(&product, &name).await? {
         Some(row) => Ok(Json(with_release(&app, row).await?)),
         None => {
@@ -103,6 +106,7 @@ pub(super) async fn put(
     At((product, name)): At<(Name, Name)>,
     Given(wanted): Given<Move>,
 ) -> Result<Json<Channel>, ApiError> {
+    caller.may(&product)?;
     products::find(&app, &product).await?;
     let version: Name =
         wanted.version.parse().map_err(|_| ApiError::unknown_version(&product, &wanted.version))?;
@@ -114,4 +118,27 @@ pub(super) async fn put(
         Ok(moved)
     });
     Ok(Json(channel(moved.await?)))
+}
+
+/// Removes a channel: devices that follow it are told that there is none.
+#[utoipa::path(delete, path = "/v1/products/{product}/channels/{channel}", tag = "channels",
+    params(("product" = String, Path), ("channel" = String, Path)),
+    responses((status = 204, description = "Removed")), security(("token" = ["channel"])))]
+pub(super) async fn remove(
+    State(app): State<Arc<App>>,
+    caller: Caller<ToMoveChannels>,
+    At((product, name)): At<(Name, Name)>,
+) -> Result<StatusCode, ApiError> {
+    caller.may(&product)?;
+    products::find(&app, &product).await?;
+    let at = app.clone();
+    let work = app.detached(async move {
+        if !at.origin.remove_channel(&product, &name).await? {
+            return Err(ApiError::unknown_channel(&product, &name));
+        }
+        tracing::info!(%product, channel = %name, by = caller.label, "channel removed");
+        Ok(())
+    });
+    work.await?;
+    Ok(StatusCode::NO_CONTENT)
 }

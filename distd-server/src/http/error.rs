@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use super::request_id;
 use crate::db::DbError;
 use crate::ingest::IngestError;
-use crate::origin::{PublishReleaseError, RequestPatchesError, SetChannelError};
+use crate::origin::{PublishReleaseError, RequestPatchesError, SetChannelError, WithdrawError};
 use crate::store::StoreError;
 use crate::tuf::{self, PublishError};
 
@@ -72,9 +72,34 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "forbidden", message, next)
     }
 
+    pub(super) fn other_product(product: &impl std::fmt::Display) -> Self {
+        let message = format!("this token is not for the product {product}");
+        let next = "use a token for it; an admin makes one, and GET /v1/tokens shows which is for what";
+        Self::new(StatusCode::FORBIDDEN, "forbidden_product", message, next)
+    }
+
+    pub(super) fn busy(message: &str) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", message, "repeat the request in a while")
+    }
+
+    pub(super) fn quota(message: impl Into<String>) -> Self {
+        let next = "commit or abort open uploads of this token, or wait a day: GET /v1/uploads lists them for admins";
+        Self::new(StatusCode::FORBIDDEN, "quota", message, next)
+    }
+
     pub(super) fn not_found(what: &str) -> Self {
         let next = "look the address up in /v1/openapi.json";
         Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {what}"), next)
+    }
+
+    /// Something that a list has or has not.
+    pub(super) fn unlisted(what: &str, list: &str) -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            format!("there is no {what}"),
+            format!("{list} lists them"),
+        )
     }
 
     pub(super) fn method_not_allowed() -> Self {
@@ -250,7 +275,19 @@ impl From<IngestError> for ApiError {
             IngestError::VersionTaken { product, version, blake3 } => Self::version_taken(format!(
                 "{product}@{version} is released already with other bytes (BLAKE3 {blake3})"
             )),
+            IngestError::TooManyUploads { .. } | IngestError::Quota { .. } => Self::quota(error.to_string()),
+            IngestError::TooLarge { bytes_max, .. } => Self::too_large(bytes_max),
+            IngestError::NoRoom => Self::storage_full(),
+            IngestError::BadTree(cause) => Self::bad_request(
+                format!("the tree's listing is not what a device takes: {cause}"),
+                "push the directory again with distd push",
+            ),
+            IngestError::OtherCut => Self::conflict(
+                "the release is damaged, and these chunks are cut in another way than its own",
+                "push it as another version",
+            ),
             IngestError::StoredChunk(_)
+            | IngestError::SweepTooLarge { .. }
             | IngestError::MissingManifest(_)
             | IngestError::File(_)
             | IngestError::FileChanged
@@ -286,6 +323,25 @@ impl From<SetChannelError> for ApiError {
     fn from(error: SetChannelError) -> Self {
         match error {
             SetChannelError::UnknownRelease { product, version } => Self::unknown_version(&product, &version),
+            error => Self::internal(error),
+        }
+    }
+}
+
+impl From<WithdrawError> for ApiError {
+    fn from(error: WithdrawError) -> Self {
+        match error {
+            WithdrawError::UnknownRelease { product, version } => Self::unknown_version(&product, &version),
+            WithdrawError::InUse { product, version, channels } => {
+                let channels: Vec<String> =
+                    channels.iter().map(|channel| format!("{product}:{channel}")).collect();
+                Self::new(
+                    StatusCode::CONFLICT,
+                    "in_use",
+                    format!("{product}@{version} is what {} points to", channels.join(" and ")),
+                    "point the channel to another version, or remove it, first",
+                )
+            }
             error => Self::internal(error),
         }
     }

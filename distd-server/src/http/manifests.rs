@@ -22,10 +22,12 @@ fn parse(text: &str) -> Result<ManifestId, ApiError> {
     text.parse().map_err(|e| ApiError::bad_request(format!("{text:?} is no manifest id"), format!("{e}")))
 }
 
-/// Only what a release names is there: an upload that was never committed is nobody's to see.
-async fn released(app: &App, id: &ManifestId) -> Result<(), ApiError> {
-    let released = app.origin.db().manifests_released(&[*id]).await?;
-    if released == [true] { Ok(()) } else { Err(unknown(id)) }
+/// Only what a release or patch set of the token's products names is there: an upload that was never committed is nobody's
+/// to see, and another product's manifest is not there for this token.
+async fn released(app: &App, caller: &Caller<ToRead>, id: &ManifestId) -> Result<(), ApiError> {
+    let products = app.origin.db().products_of_manifest(id).await?;
+    let may = products.iter().any(|product| caller.products.has(product));
+    if may { Ok(()) } else { Err(unknown(id)) }
 }
 
 /// A manifest as one file.
@@ -33,11 +35,11 @@ async fn released(app: &App, id: &ManifestId) -> Result<(), ApiError> {
     responses((status = 200, body = Vec<u8>, content_type = "application/msgpack")), security(("token" = ["read"])))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
-    _: Caller<ToRead>,
+    caller: Caller<ToRead>,
     At(manifest): At<String>,
 ) -> Result<Response, ApiError> {
     let id = parse(&manifest)?;
-    released(&app, &id).await?;
+    released(&app, &caller, &id).await?;
     let found = objects::whole(app.origin.ingest().store(), manifest_object(&id), MSGPACK).await?;
     found.ok_or_else(|| ApiError::internal(format!("manifest {id} is missing from the store")))
 }
@@ -48,14 +50,14 @@ pub(super) async fn show(
     responses((status = 200, body = Vec<u8>, content_type = "application/msgpack")), security(("token" = ["read"])))]
 pub(super) async fn node(
     State(app): State<Arc<App>>,
-    _: Caller<ToRead>,
+    caller: Caller<ToRead>,
     At((manifest, node)): At<(String, String)>,
 ) -> Result<Response, ApiError> {
     let id = parse(&manifest)?;
     let hash: NodeHash = node
         .parse()
         .map_err(|e| ApiError::bad_request(format!("{node:?} is no node hash"), format!("{e}")))?;
-    released(&app, &id).await?;
+    released(&app, &caller, &id).await?;
     let manifest = app.manifest(id).await?;
     let bytes = if hash.as_bytes() == id.as_bytes() {
         Some(manifest.root_bytes().clone())

@@ -20,6 +20,7 @@ mod products;
 mod releases;
 mod request_id;
 mod serve;
+mod spool;
 mod state;
 mod tokens;
 mod tuf;
@@ -60,6 +61,7 @@ pub struct App {
     metrics: metrics::Metrics,
     tasks: TaskTracker,
     lists: Arc<Semaphore>,
+    spooling: Arc<spool::Spooling>,
     manifests: Mutex<VecDeque<Arc<Manifest>>>,
 }
 
@@ -72,6 +74,7 @@ impl App {
             metrics: metrics::Metrics::default(),
             tasks: TaskTracker::new(),
             lists: Arc::new(Semaphore::new(LISTS_MIB as usize)),
+            spooling: Arc::default(),
             manifests: Mutex::default(),
         })
     }
@@ -121,14 +124,6 @@ impl App {
         }
         Ok(found)
     }
-
-    /// Free bytes where uploads are spooled; a system that does not say is taken to have enough.
-    fn free_bytes(&self) -> u64 {
-        match rustix::fs::statvfs(self.origin.spool()) {
-            Ok(stat) => stat.f_bavail.saturating_mul(stat.f_frsize),
-            Err(_) => u64::MAX,
-        }
-    }
 }
 
 /// One method of one path.
@@ -159,11 +154,13 @@ fn routes() -> Vec<Route> {
         Route::new(Method::GET, "/v1/products/{product}", products::show),
         Route::new(Method::GET, "/v1/products/{product}/releases", releases::list),
         Route::new(Method::GET, "/v1/products/{product}/releases/{version}", releases::show),
+        Route::new(Method::DELETE, "/v1/products/{product}/releases/{version}", releases::withdraw),
         Route::new(Method::PUT, "/v1/products/{product}/releases/{version}/content", content::put),
         Route::new(Method::POST, "/v1/products/{product}/releases/{version}/uploads", uploads::begin),
         Route::new(Method::POST, "/v1/uploads/{upload}/missing", uploads::missing),
         Route::new(Method::POST, "/v1/uploads/{upload}/chunks", uploads::chunks),
         Route::new(Method::POST, "/v1/uploads/{upload}/commit", uploads::commit),
+        Route::new(Method::GET, "/v1/uploads", uploads::list),
         Route::new(Method::DELETE, "/v1/uploads/{upload}", uploads::abort),
         Route::new(Method::GET, "/v1/manifests/{manifest}", manifests::show),
         Route::new(Method::GET, "/v1/manifests/{manifest}/nodes/{node}", manifests::node),
@@ -171,12 +168,16 @@ fn routes() -> Vec<Route> {
         Route::new(Method::GET, "/v1/products/{product}/channels", channels::list),
         Route::new(Method::GET, "/v1/products/{product}/channels/{channel}", channels::show),
         Route::new(Method::PUT, "/v1/products/{product}/channels/{channel}", channels::put),
+        Route::new(Method::DELETE, "/v1/products/{product}/channels/{channel}", channels::remove),
         Route::new(Method::GET, "/v1/products/{product}/patches", patches::list),
         Route::new(Method::POST, "/v1/products/{product}/releases/{version}/patches", patches::create),
         Route::new(Method::POST, "/v1/tokens", tokens::create),
         Route::new(Method::GET, "/v1/tokens", tokens::list),
         Route::new(Method::DELETE, "/v1/tokens/{id}", tokens::revoke),
+        Route::new(Method::GET, "/v1/token", tokens::own),
         Route::new(Method::POST, "/v1/join-tokens", tokens::create_join),
+        Route::new(Method::GET, "/v1/join-tokens", tokens::list_join),
+        Route::new(Method::DELETE, "/v1/join-tokens/{id}", tokens::revoke_join),
         Route::new(Method::GET, "/v1/nodes", nodes::list),
         Route::new(Method::POST, "/v1/nodes/{id}/revoke", nodes::revoke),
         Route::new(Method::POST, "/v1/enroll", nodes::enroll),

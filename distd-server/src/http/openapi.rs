@@ -27,12 +27,13 @@ impl Modify for BearerToken {
     paths(
         state::healthz, state::readyz, metrics::metrics, state::version, show,
         products::create, products::list, products::show,
-        releases::list, releases::show, content::put,
-        uploads::begin, uploads::missing, uploads::chunks, uploads::commit, uploads::abort,
+        releases::list, releases::show, releases::withdraw, content::put,
+        uploads::begin, uploads::missing, uploads::chunks, uploads::commit, uploads::list, uploads::abort,
         manifests::show, manifests::node, packs::show,
-        channels::list, channels::show, channels::put,
+        channels::list, channels::show, channels::put, channels::remove,
         patches::list, patches::create,
-        tokens::create, tokens::list, tokens::revoke, tokens::create_join,
+        tokens::create, tokens::list, tokens::revoke, tokens::own,
+        tokens::create_join, tokens::list_join, tokens::revoke_join,
         nodes::list, nodes::revoke, nodes::enroll,
         tuf::file
     ),

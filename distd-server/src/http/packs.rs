@@ -22,7 +22,7 @@ use crate::store::pack::object_name;
     ), security(("token" = ["read"])))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
-    _: Caller<ToRead>,
+    caller: Caller<ToRead>,
     At(name): At<String>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
@@ -30,8 +30,15 @@ pub(super) async fn show(
     let mut id = [0; 16];
     hex::decode_to_slice(&name, &mut id).map_err(|_| none())?;
     let object = object_name(id);
-    if app.origin.db().packs_known(std::slice::from_ref(&object)).await? != [true] {
-        return Err(none());
+    let db = app.origin.db();
+    let pack = db.pack_of(&object).await?.ok_or_else(none)?;
+    if !caller.products.are_all() {
+        // A pack comes from one upload, so its chunks are in releases of one product at least. One of an open upload has none
+        // yet.
+        let chunks = db.pack_chunks(pack).await?;
+        if chunks.is_empty() || !app.origin.ingest().may_see(&caller.products, &chunks).await? {
+            return Err(none());
+        }
     }
     let etag = format!("\"{}\"", hex::encode(id));
     let store = app.origin.ingest().store();

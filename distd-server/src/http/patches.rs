@@ -91,9 +91,10 @@ impl From<PatchSetRow> for PatchSet {
     responses((status = 200, body = PatchSetList)), security(("token" = ["read"])))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
-    _: Caller<ToRead>,
+    caller: Caller<ToRead>,
     At(product): At<Name>,
 ) -> Result<Json<PatchSetList>, ApiError> {
+    caller.may(&product)?;
     products::find(&app, &product).await?;
     let rows = app.origin.db().patch_sets(&product).await?;
     Ok(Json(PatchSetList { patches: rows.into_iter().map(PatchSet::from).collect() }))
@@ -112,6 +113,7 @@ pub(super) async fn create(
     At((product, version)): At<(Name, Name)>,
     Given(wanted): Given<Wanted>,
 ) -> Result<(StatusCode, Json<PatchSet>), ApiError> {
+    caller.may(&product)?;
     products::find(&app, &product).await?;
     let version_of = |text: String| text.parse().map_err(|_| ApiError::unknown_version(&product, &text));
     let from: Option<Name> = wanted.from.map(version_of).transpose()?;

@@ -75,12 +75,13 @@ impl From<ProductRow> for Product {
 ), security(("token" = ["publish"])))]
 pub(super) async fn create(
     State(app): State<Arc<App>>,
-    _: Caller<ToPublish>,
+    caller: Caller<ToPublish>,
     Given(new): Given<NewProduct>,
 ) -> Result<(StatusCode, Json<Product>), ApiError> {
     let name: Name = new.name.parse().map_err(|e| {
         ApiError::bad_request(format!("{:?} is no product name", new.name), format!("choose another: {e}"))
     })?;
+    caller.may(&name)?;
     let cut = match new.cut {
         Some(Cut { min, avg, max }) => Some(
             CutParams::new(min, avg, max)
@@ -98,16 +99,16 @@ pub(super) async fn create(
     Ok((status, Json(row.into())))
 }
 
-/// Every product, by name.
+/// Every product that the token is for, by name.
 #[utoipa::path(get, path = "/v1/products", tag = "products", responses(
     (status = 200, body = ProductList)
 ), security(("token" = ["read"])))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
-    _: Caller<ToRead>,
+    caller: Caller<ToRead>,
 ) -> Result<Json<ProductList>, ApiError> {
-    let rows = app.origin.db().products().await?;
-    Ok(Json(ProductList { products: rows.into_iter().map(Product::from).collect() }))
+    let rows = app.origin.db().products().await?.into_iter().filter(|row| caller.products.has(&row.name));
+    Ok(Json(ProductList { products: rows.map(Product::from).collect() }))
 }
 
 /// One product.
@@ -116,9 +117,10 @@ pub(super) async fn list(
 ), security(("token" = ["read"])))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
-    _: Caller<ToRead>,
+    caller: Caller<ToRead>,
     At(name): At<Name>,
 ) -> Result<Json<Product>, ApiError> {
+    caller.may(&name)?;
     Ok(Json(find(&app, &name).await?.into()))
 }
 

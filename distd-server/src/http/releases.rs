@@ -10,10 +10,10 @@ use distd_core::names::Name;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::auth::{Caller, ToRead};
+use super::auth::{Caller, ToPublish, ToRead};
 use super::body::At;
 use super::{ApiError, App, products};
-use crate::db::ReleaseRow;
+use crate::db::{ChannelRow, ReleaseRow};
 use crate::ingest::CommitResult;
 
 /// A release.
@@ -33,6 +33,12 @@ pub(super) struct Release {
     chunks: u64,
     /// When it was made, unix seconds.
     created: i64,
+    /// The origin's store has lost a part of it: push the same bytes again.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    damaged: bool,
+    /// Channels that point to it; in lists.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    channels: Vec<String>,
 }
 
 /// Releases.
@@ -41,9 +47,11 @@ pub(super) struct ReleaseList {
     releases: Vec<Release>,
 }
 
-impl From<ReleaseRow> for Release {
-    fn from(row: ReleaseRow) -> Self {
+impl Release {
+    pub(super) fn of(app: &App, row: ReleaseRow) -> Self {
         Self {
+            channels: Vec::new(),
+            damaged: app.origin.ingest().is_damaged(&row.manifest),
             product: row.product.to_string(),
             version: row.version.to_string(),
             kind: row.kind,
@@ -74,7 +82,7 @@ pub(super) async fn publish(
             "released"
         );
     }
-    Ok((status, Json(committed.release.into())))
+    Ok((status, Json(Release::of(app, committed.release))))
 }
 
 /// A product's releases, newest first.
@@ -83,12 +91,19 @@ pub(super) async fn publish(
 ), security(("token" = ["read"])))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
-    _: Caller<ToRead>,
+    caller: Caller<ToRead>,
     At(product): At<Name>,
 ) -> Result<Json<ReleaseList>, ApiError> {
+    caller.may(&product)?;
     products::find(&app, &product).await?;
     let rows = app.origin.db().releases(&product).await?;
-    Ok(Json(ReleaseList { releases: rows.into_iter().map(Release::from).collect() }))
+    let channels = app.origin.db().channels().await?;
+    let of = |row: ReleaseRow| {
+        let points = |channel: &&ChannelRow| channel.product == row.product && channel.version == row.version;
+        let channels = channels.iter().filter(points).map(|channel| channel.channel.to_string()).collect();
+        Release { channels, ..Release::of(&app, row) }
+    };
+    Ok(Json(ReleaseList { releases: rows.into_iter().map(of).collect() }))
 }
 
 /// One release.
@@ -97,12 +112,34 @@ pub(super) async fn list(
     responses((status = 200, body = Release)), security(("token" = ["read"])))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
-    _: Caller<ToRead>,
+    caller: Caller<ToRead>,
     At((product, version)): At<(Name, Name)>,
 ) -> Result<Json<Release>, ApiError> {
+    caller.may(&product)?;
     if let Some(row) = app.origin.db().release(&product, &version).await? {
-        return Ok(Json(row.into()));
+        return Ok(Json(Release::of(&app, row)));
     }
     products::find(&app, &product).await?;
     Err(ApiError::unknown_version(&product, &version))
+}
+
+/// Withdraws a release: devices are told of it no more, and the space that nothing else needs comes back.
+#[utoipa::path(delete, path = "/v1/products/{product}/releases/{version}", tag = "releases",
+    params(("product" = String, Path), ("version" = String, Path)),
+    responses((status = 204, description = "Withdrawn")), security(("token" = ["publish"])))]
+pub(super) async fn withdraw(
+    State(app): State<Arc<App>>,
+    caller: Caller<ToPublish>,
+    At((product, version)): At<(Name, Name)>,
+) -> Result<StatusCode, ApiError> {
+    caller.may(&product)?;
+    products::find(&app, &product).await?;
+    let at = app.clone();
+    let work = app.detached(async move {
+        at.origin.withdraw_release(&product, &version).await?;
+        tracing::info!(%product, %version, by = caller.label, "release withdrawn");
+        Ok(())
+    });
+    work.await?;
+    Ok(StatusCode::NO_CONTENT)
 }

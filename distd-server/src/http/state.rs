@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::App;
 use crate::tuf::MetadataStore;
 
-/// Free bytes of the data directory below which no upload can be expected to work: one pack and the database.
+/// Free bytes above the disks' reserve below which no upload can be expected to work: one pack and the database.
 const FREE_BYTES_MIN: u64 = 64 << 20;
 
 /// What works.
@@ -81,7 +81,8 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> (StatusCode, Json<Rea
             Some(_) => "ok",
         },
     };
-    let space = say(app.free_bytes() >= FREE_BYTES_MIN, "the data directory is full");
+    let space =
+        say(origin.ingest().check_room(FREE_BYTES_MIN).is_ok(), "the disk is full but for its reserve");
     let database = say(database.is_ok(), "does not answer");
     let store = say(store.is_ok(), "does not answer");
     let ready = [database, store, metadata, space].iter().all(|s| *s == "ok");

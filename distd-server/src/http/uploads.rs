@@ -1,7 +1,6 @@
 //! `/v1/uploads`: chunks that the publisher cut.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use axum::Json;
 use axum::extract::State;
@@ -16,16 +15,17 @@ use distd_core::packing::Codec;
 use distd_core::{ArtifactHash, ChunkHash};
 use distd_peer::clock::unix_now;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::fs::File;
+use tokio::io::AsyncReadExt;
 use utoipa::ToSchema;
 
-use super::auth::{Caller, ToPublish};
-use super::body::{At, Incoming, broken_off};
+use super::auth::{Caller, ToAdminister, ToPublish};
+use super::body::{At, Incoming, Perhaps};
 use super::products::Cut;
 use super::releases::{self, Release};
 use super::{ApiError, App};
-use crate::db::{BeginUpload, UploadId};
-use crate::ingest::{CommitRequest, IncomingChunk, Run, UPLOAD_SECONDS};
+use crate::db::{OpenUpload, UploadId};
+use crate::ingest::{ChunkSink, CommitRequest, IncomingChunk, Run};
 use crate::origin::signed;
 
 /// Most hashes in one question.
@@ -47,8 +47,8 @@ const RUN_BYTES: usize = 32 + 4 + 4;
 /// a list of a few bytes can take.
 const ARTIFACT_CHUNKS_MAX: u64 = 1 << 28;
 
-/// Chunks between the socket and the sink; each has at most 1 MiB.
-const QUEUE: usize = 4;
+/// Bytes of a spooled body read at once.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// An upload.
 #[derive(Serialize, ToSchema)]
@@ -68,30 +68,43 @@ pub(super) struct Stored {
     stored: u64,
 }
 
-/// Begins an upload, or goes on with the open one of this version. The product is made when it is not there.
+/// What an upload is to become.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Announced {
+    /// Length of the artifact: what could never be committed is refused now.
+    bytes: Option<u64>,
+}
+
+/// Begins an upload, or goes on with the open one of this version that the token began. The product is made when it is not
+/// there.
 #[utoipa::path(post, path = "/v1/products/{product}/releases/{version}/uploads", tag = "uploads",
-    params(("product" = String, Path), ("version" = String, Path)),
+    params(("product" = String, Path), ("version" = String, Path)), request_body = Option<Announced>,
     responses((status = 200, body = Upload)), security(("token" = ["publish"])))]
 pub(super) async fn begin(
     State(app): State<Arc<App>>,
     caller: Caller<ToPublish>,
     At((product, version)): At<(Name, Name)>,
+    Perhaps(announced): Perhaps<Announced>,
 ) -> Result<Json<Upload>, ApiError> {
+    caller.may(&product)?;
+    let ingest = app.origin.ingest();
+    if let Some(bytes) = announced.bytes {
+        ingest.check_announced(bytes)?;
+    }
+    ingest.check_room(0)?;
     let now = signed(unix_now());
-    let db = app.origin.db();
-    let (row, _) = db.ensure_product(&product, CutParams::default(), now).await?;
-    let mut random = [0; 16];
-    aws_lc_rs::rand::fill(&mut random).expect("the system has a random source");
-    let fresh = UploadId::from_random(random);
-    let begun =
-        db.begin_upload(fresh.clone(), &product, &version, &caller.label, now, now + UPLOAD_SECONDS).await?;
-    match begun {
-        BeginUpload::Open(upload) => Ok(Json(Upload {
-            resumed: upload.id != fresh,
-            upload: upload.id.to_string(),
-            cut: row.cut.into(),
-        })),
-        BeginUpload::UnknownProduct => Err(ApiError::unknown_product(&product)),
+    let (row, _) = app.origin.db().ensure_product(&product, CutParams::default(), now).await?;
+    let (upload, resumed) = ingest.begin_or_resume(&product, &version, &caller.publisher(), now).await?;
+    Ok(Json(Upload { resumed, upload: upload.id.to_string(), cut: row.cut.into() }))
+}
+
+/// The upload, which must be this caller's: another's is none, so that its id says nothing.
+async fn own<N>(app: &App, caller: &Caller<N>, text: &str) -> Result<UploadId, ApiError> {
+    let id = upload_id(text)?;
+    match app.origin.db().upload(&id).await? {
+        Some(row) if row.token == caller.token => Ok(id),
+        _ => Err(ApiError::unknown_upload(format!("this token has no upload {id}"))),
     }
 }
 
@@ -106,11 +119,11 @@ fn upload_id(text: &str) -> Result<UploadId, ApiError> {
     security(("token" = ["publish"])))]
 pub(super) async fn missing(
     State(app): State<Arc<App>>,
-    _: Caller<ToPublish>,
+    caller: Caller<ToPublish>,
     At(upload): At<String>,
     body: Incoming<{ HASHES_MAX * 32 }>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let upload = upload_id(&upload)?;
+    let upload = own(&app, &caller, &upload).await?;
     app.origin.ingest().open_upload(&upload).await?;
     let body = body.whole().await?;
     let (hashes, rest) = body.as_chunks::<32>();
@@ -134,55 +147,46 @@ pub(super) async fn missing(
     responses((status = 200, body = Stored)), security(("token" = ["publish"])))]
 pub(super) async fn chunks(
     State(app): State<Arc<App>>,
-    _: Caller<ToPublish>,
+    caller: Caller<ToPublish>,
     At(upload): At<String>,
     body: Incoming<CHUNKS_BYTES_MAX>,
 ) -> Result<Json<Stored>, ApiError> {
-    let upload = upload_id(&upload)?;
+    let upload = own(&app, &caller, &upload).await?;
     app.origin.ingest().open_upload(&upload).await?;
+    // The body first: a sink, of which there are few, is taken when all of it is here.
+    let spooled = app.spool(&caller.token, body.with_deadline(), false).await?;
     // The sink works in a task of its own, so that a connection that ends never stops it between a pack and
-    // the pack's row. `None` says that the body came to its end.
-    let (tx, mut rx) = mpsc::channel::<Option<IncomingChunk>>(QUEUE);
+    // the pack's row.
     let at = app.clone();
     let stored = app.detached(async move {
-        let mut sink = at.origin.ingest().sink(&upload, signed(unix_now())).await?;
-        loop {
-            match rx.recv().await {
-                Some(Some(chunk)) => sink.push(chunk).await?,
-                Some(None) => return Ok(sink.finish().await?),
-                None => return Err(broken_off("the body broke off")),
-            }
-        }
+        let file = File::open(&spooled.path).await.map_err(ApiError::internal)?;
+        let sink = at.origin.ingest().sink(&upload, signed(unix_now())).await?;
+        let stored = feed(file, sink).await?;
+        spooled.remove().await;
+        Ok(stored)
     });
-    feed(&app, body.with_deadline(), tx).await?;
     Ok(Json(Stored { stored: stored.await? }))
 }
 
-/// Cuts the body into chunks. A receiver that is gone has its own reason, so that is no error here.
-async fn feed(
-    app: &App,
-    mut body: Incoming<CHUNKS_BYTES_MAX>,
-    tx: mpsc::Sender<Option<IncomingChunk>>,
-) -> Result<(), ApiError> {
+/// Cuts the body into chunks and stores them.
+async fn feed(mut file: File, mut sink: ChunkSink) -> Result<u64, ApiError> {
     let mut buffer = BytesMut::new();
     let mut index = 0u64;
-    while let Some(piece) = body.next().await? {
-        app.metrics.received_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
-        buffer.extend_from_slice(&piece);
+    loop {
+        buffer.reserve(PIECE_BYTES);
+        if file.read_buf(&mut buffer).await.map_err(ApiError::internal)? == 0 {
+            break;
+        }
         while let Some(chunk) = take_record(&mut buffer, index)? {
             index += 1;
-            if tx.send(Some(chunk)).await.is_err() {
-                return Ok(());
-            }
+            sink.push(chunk).await?;
         }
     }
     if !buffer.is_empty() {
         let message = format!("record number {index} is cut off");
         return Err(ApiError::bad_request(message, "send whole records"));
     }
-    // As above.
-    let _ = tx.send(None).await;
-    Ok(())
+    Ok(sink.finish().await?)
 }
 
 /// The record at the head of `buffer`, once it is whole. Its lengths are checked before the rest is waited for.
@@ -271,33 +275,81 @@ pub(super) async fn commit(
     At(upload): At<String>,
     body: Incoming<LIST_BYTES_MAX>,
 ) -> Result<(StatusCode, Json<Release>), ApiError> {
-    let upload = upload_id(&upload)?;
-    let unknown = || ApiError::unknown_upload(format!("there is no upload {upload}"));
-    // Over ones too: a commit whose answer was lost is repeated.
-    app.origin.db().upload(&upload).await?.ok_or_else(unknown)?;
-    let room = app.list_room(body.announced().unwrap_or(LIST_BYTES_MAX)).await;
-    let body = body.whole().await?;
+    let upload = own(&app, &caller, &upload).await?;
+    let spooled = app.spool(&caller.token, body.with_deadline(), false).await?;
+    // Room is taken when the list is here: one that drips holds up nobody.
+    let room = app.list_room(spooled.bytes).await;
+    let body = tokio::fs::read(&spooled.path).await.map_err(ApiError::internal)?;
+    spooled.remove().await;
     let request = commit_request(&body)?;
     drop(body);
+    // Reading back ends with the caller; what changes rows does not.
+    let prepared = app.origin.ingest().prepare(&upload, request).await?;
     let at = app.clone();
     let work = app.detached(async move {
         let _room = room;
         let now = signed(unix_now());
-        let committed = at.origin.ingest().commit(&upload, request, &caller.label, now).await?;
+        let committed = at.origin.ingest().finish(prepared, &caller.label, now).await?;
         releases::publish(&at, committed).await
     });
     work.await
 }
 
-/// Gives an upload up; its space comes back.
+/// An open upload as admins see it.
+#[derive(Serialize, ToSchema)]
+pub(super) struct OpenUploadInfo {
+    upload: String,
+    product: String,
+    version: String,
+    /// Bytes of its packs.
+    bytes: u64,
+    /// Label of the token that began it.
+    by: String,
+    /// Id of that token.
+    token: String,
+    /// When it began, unix seconds.
+    created: i64,
+    /// When it is given up unless more chunks come, unix seconds.
+    expires: i64,
+}
+
+/// Open uploads.
+#[derive(Serialize, ToSchema)]
+pub(super) struct UploadList {
+    uploads: Vec<OpenUploadInfo>,
+}
+
+/// Every open upload, the oldest first.
+#[utoipa::path(get, path = "/v1/uploads", tag = "uploads", responses(
+    (status = 200, body = UploadList)
+), security(("token" = ["admin"])))]
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    _: Caller<ToAdminister>,
+) -> Result<Json<UploadList>, ApiError> {
+    let info = |OpenUpload { row, bytes }| OpenUploadInfo {
+        upload: row.id.to_string(),
+        product: row.product.to_string(),
+        version: row.version.to_string(),
+        bytes,
+        by: row.created_by,
+        token: row.token,
+        created: row.created,
+        expires: row.expires,
+    };
+    let uploads = app.origin.db().uploads_open().await?.into_iter().map(info).collect();
+    Ok(Json(UploadList { uploads }))
+}
+
+/// Gives an upload up; its space comes back. Admins may give up any.
 #[utoipa::path(delete, path = "/v1/uploads/{upload}", tag = "uploads", params(("upload" = String, Path)),
     responses((status = 204, description = "Given up")), security(("token" = ["publish"])))]
 pub(super) async fn abort(
     State(app): State<Arc<App>>,
-    _: Caller<ToPublish>,
+    caller: Caller<ToPublish>,
     At(upload): At<String>,
 ) -> Result<StatusCode, ApiError> {
-    let upload = upload_id(&upload)?;
+    let upload = if caller.admin { upload_id(&upload)? } else { own(&app, &caller, &upload).await? };
     let at = app.clone();
     app.detached(async move { Ok(at.origin.ingest().abort(&upload).await?) }).await?;
     Ok(StatusCode::NO_CONTENT)

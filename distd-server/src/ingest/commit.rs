@@ -15,6 +15,12 @@ use crate::db::{BeginCommit, CommitTx, ReleaseRow, UnixSeconds, UploadId, Upload
 /// Runs given their ids at once. Small next to a large artifact, large next to one query.
 const RUNS_AT_ONCE: usize = 65_536;
 
+/// Most runs of a commit: 335 MB of them.
+const RUNS_MAX: usize = 1 << 23;
+
+/// Most chunks shorter than the smallest that the cut parameters allow: one for each region of an artifact.
+const SHORT_CHUNKS_MAX: u64 = 1 << 20;
+
 /// One chunk of an artifact, as often as it follows itself: a hole of a gigabyte is one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
@@ -41,6 +47,22 @@ pub struct CommitRequest {
     pub bytes: u64,
 }
 
+/// A commit whose artifact was read back.
+#[derive(Debug)]
+pub struct Prepared {
+    row: UploadRow,
+    /// The version is there already.
+    released: Option<ReleaseRow>,
+    request: CommitRequest,
+    /// It is there and has lost something.
+    heals: bool,
+}
+
+/// What the manifest of a commit takes in the store at most, bytes, roughly.
+fn manifest_bytes(request: &CommitRequest) -> u64 {
+    request.runs.iter().map(|run| u64::from(run.repeat)).sum::<u64>().saturating_mul(48)
+}
+
 /// A release, new or found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommitResult {
@@ -57,10 +79,15 @@ pub struct CommitResult {
 }
 
 impl CommitRequest {
-    fn check(&self) -> Result<(), IngestError> {
+    fn check(&self, bytes_max: u64) -> Result<(), IngestError> {
         let bad = |why| Err(IngestError::BadList(why));
         if self.bytes == 0 {
             return bad("the artifact is empty, which is no release anyone wants");
+        }
+        // Each region ends with a chunk that may be shorter than the smallest: a file of a tree, a member of an archive.
+        let chunks = self.runs.iter().fold(0u64, |sum, run| sum.saturating_add(run.repeat.into()));
+        if self.runs.len() > RUNS_MAX || chunks > self.bytes / u64::from(self.cut.min()) + SHORT_CHUNKS_MAX {
+            return bad("there are more chunks than the cut parameters make of so many bytes");
         }
         let mut sum = 0u64;
         for run in &self.runs {
@@ -72,6 +99,9 @@ impl CommitRequest {
         }
         if sum != self.bytes || sum > ARTIFACT_BYTES_MAX {
             return bad("the chunks' lengths do not add up to the artifact's, or to more than 16 TiB");
+        }
+        if self.bytes > bytes_max {
+            return Err(IngestError::TooLarge { bytes: self.bytes, bytes_max });
         }
         match self.kind {
             Kind::Tree { listing_bytes } if listing_bytes > self.bytes.min(TREE_LISTING_BYTES_MAX) => {
@@ -100,22 +130,60 @@ impl Ingest {
         by: &str,
         now: UnixSeconds,
     ) -> Result<CommitResult, IngestError> {
-        request.check()?;
+        let prepared = self.prepare(upload, request).await?;
+        self.finish(prepared, by, now).await
+    }
+
+    /// The first part of a [`commit`](Self::commit), which changes nothing but in the end of a version that is taken, and may
+    /// be dropped: checks the list and reads the whole artifact back.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub async fn prepare(&self, upload: &UploadId, request: CommitRequest) -> Result<Prepared, IngestError> {
+        request.check(self.limits.artifact_bytes_max)?;
         let row = self.db.upload(upload).await?.ok_or_else(|| IngestError::UnknownUpload(upload.clone()))?;
-        if let Some(release) = self.db.release(&row.product, &row.version).await? {
-            return self.found(&row, release, &request).await;
+        let released = self.db.release(&row.product, &row.version).await?;
+        if let Some(release) = &released
+            && (release.blake3 != request.blake3 || !self.is_damaged(&release.manifest))
+        {
+            return Ok(Prepared { row, released, request, heals: false });
         }
         self.open_upload(upload).await?;
+        self.check_room(manifest_bytes(&request))?;
         self.indexes.lock(&self.db, upload).await?.refresh(&self.db, upload).await?;
-        self.verify(upload, &request.runs, request.blake3).await?;
-        let index = self.indexes.lock(&self.db, upload).await?;
-        match self.db.begin_commit(upload).await? {
-            BeginCommit::Ready(tx) => self.release(tx, index, &row, request, by, now).await,
+        self.verify(&row, &request).await?;
+        let heals = released.is_some();
+        Ok(Prepared { row, released, request, heals })
+    }
+
+    /// The second part of a [`commit`](Self::commit): must not be dropped half-way.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub async fn finish(
+        &self,
+        prepared: Prepared,
+        by: &str,
+        now: UnixSeconds,
+    ) -> Result<CommitResult, IngestError> {
+        let Prepared { row, released, request, heals } = prepared;
+        if let Some(release) = released.clone().filter(|_| !heals) {
+            return self.found(&row, release, &request).await;
+        }
+        let index = self.indexes.lock(&self.db, &row.id).await?;
+        let begun = match heals {
+            false => self.db.begin_commit(&row.id).await?,
+            true => self.db.begin_healing(&row.id).await?,
+        };
+        match begun {
+            BeginCommit::Ready(tx) => self.release(tx, index, &row, request, by, now, released).await,
             BeginCommit::Released(release) => self.found(&row, *release, &request).await,
-            BeginCommit::Closed => Err(IngestError::UploadOver(upload.clone())),
+            BeginCommit::Closed => Err(IngestError::UploadOver(row.id)),
         }
     }
 
+    /// Makes the release, or puts uploaded chunks in the place of what `damaged` has lost.
+    #[expect(clippy::too_many_arguments, reason = "what a commit is made of, used once")]
     async fn release(
         &self,
         mut tx: CommitTx,
@@ -124,9 +192,11 @@ impl Ingest {
         request: CommitRequest,
         by: &str,
         now: UnixSeconds,
+        damaged: Option<ReleaseRow>,
     ) -> Result<CommitResult, IngestError> {
         let CommitRequest { kind, cut, mut runs, blake3, bytes } = request;
         let mut builder = Builder::new(cut, kind);
+        let mut healed = 0;
         // The list is given back while the manifest grows: of a large artifact they are the largest things in memory.
         runs.reverse();
         while !runs.is_empty() {
@@ -135,6 +205,7 @@ impl Ingest {
             runs.shrink_to_fit();
             let hashes: Vec<ChunkHash> = batch.iter().map(|run| run.hash).collect();
             let ids = assign(&mut tx, &mut index, &upload.id, &hashes).await?;
+            healed += self.relocate(&mut tx, &mut index, &upload.id, &hashes).await?;
             for (run, id) in batch.iter().zip(ids) {
                 for _ in 0..run.repeat {
                     builder.push(Entry { id, hash: run.hash, len: run.len });
@@ -143,27 +214,32 @@ impl Ingest {
         }
         let manifest = builder.finish(blake3);
         let root = manifest.root_bytes().clone();
-        let release = ReleaseRow {
-            product: upload.product.clone(),
-            version: upload.version.clone(),
-            manifest: manifest.id(),
-            blake3,
-            bytes,
-            chunk_count: manifest.root().chunks,
-            kind: match kind {
-                Kind::File => "file".to_owned(),
-                Kind::Tree { .. } => "tree".to_owned(),
-                Kind::PatchSet { .. } => "patch set".to_owned(),
+        let already_existed = damaged.is_some();
+        let release = match damaged {
+            Some(release) if release.manifest != manifest.id() => return Err(IngestError::OtherCut),
+            Some(release) => release,
+            None => ReleaseRow {
+                product: upload.product.clone(),
+                version: upload.version.clone(),
+                manifest: manifest.id(),
+                blake3,
+                bytes,
+                chunk_count: manifest.root().chunks,
+                kind: match kind {
+                    Kind::File => "file".to_owned(),
+                    Kind::Tree { .. } => "tree".to_owned(),
+                    Kind::PatchSet { .. } => "patch set".to_owned(),
+                },
+                created: now,
+                created_by: by.to_owned(),
+                published: None,
             },
-            created: now,
-            created_by: by.to_owned(),
-            published: None,
         };
         let file = manifest.to_file_bytes();
         drop(manifest);
         self.store.put(&manifest_object(&release.manifest), file).await?;
         let new_chunks = tx.given();
-        let unused = tx.finish(&release).await?;
+        let unused = tx.finish((!already_existed).then_some(&release)).await?;
         drop(index);
         self.indexes.forget(&upload.id);
         if let Err(error) = self.delete_all(&unused).await {
@@ -173,7 +249,39 @@ impl Ingest {
                 "could not delete packs that hold nothing new"
             );
         }
-        Ok(CommitResult { manifest: release.manifest, root, already_existed: false, new_chunks, release })
+        if healed > 0 || already_existed {
+            tracing::info!(
+                product = %release.product, version = %release.version, chunks = healed,
+                "chunks that the store had lost are back"
+            );
+            self.look_again().await?;
+        }
+        Ok(CommitResult { manifest: release.manifest, root, already_existed, new_chunks, release })
+    }
+
+    /// Points chunks that lie in lost packs to where the upload has them. Gives how many.
+    async fn relocate(
+        &self,
+        tx: &mut CommitTx,
+        index: &mut UploadIndex,
+        upload: &UploadId,
+        hashes: &[ChunkHash],
+    ) -> Result<usize, IngestError> {
+        if self.losses.is_empty() {
+            return Ok(0);
+        }
+        let mut moved = HashMap::new();
+        for (hash, place) in hashes.iter().zip(tx.places(hashes).await?) {
+            if let Some((id, pack)) = place
+                && self.losses.has_pack(pack)
+            {
+                let location = index.locate(tx, upload, hash).await?;
+                moved.insert(id, location.ok_or(IngestError::MissingChunk(*hash))?);
+            }
+        }
+        let moved: Vec<_> = moved.into_iter().collect();
+        tx.relocate(&moved).await?;
+        Ok(moved.len())
     }
 
     /// The version is released: the same bytes are found, others refused. Either way the upload has no use any more.

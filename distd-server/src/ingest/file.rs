@@ -19,6 +19,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use super::commit::{CommitRequest, CommitResult, Run};
 use super::{ChunkSink, Ingest, IngestError};
 use crate::db::UnixSeconds;
+use crate::publisher::Publisher;
 
 /// Batches of 4 MiB waiting for the next stage, and as many again being compressed. With those in the hands of a
 /// thread six exist, 24 MiB; two keep two cores busy.
@@ -33,8 +34,8 @@ pub struct FileRequest {
     pub version: Name,
     /// How to cut it.
     pub cut: CutParams,
-    /// Label of the token.
-    pub by: String,
+    /// Its publisher.
+    pub by: Publisher,
 }
 
 /// An open file as an artifact.
@@ -90,14 +91,16 @@ impl Ingest {
         let file = spawn_blocking(move || FileHandle::open(&path)).await.expect("opening does not panic");
         let file = Arc::new(file.map_err(IngestError::File)?);
         if let Some(release) = self.db.release(product, version).await? {
-            let hash = hash_file(file).await?;
-            return self.existing(release, hash).await;
+            let hash = hash_file(file.clone()).await?;
+            if release.blake3 != hash || !self.is_damaged(&release.manifest) {
+                return self.existing(release, hash).await;
+            }
         }
         let upload = self.begin_upload(product, version, by, now).await?.id;
         let result = async {
             let sink = self.sink(&upload, now).await?;
             let commit = self.cut_into(sink, file, request.cut).await?;
-            self.commit(&upload, commit, by, now).await
+            self.commit(&upload, commit, &by.label, now).await
         };
         match result.await {
             Ok(done) => Ok(done),

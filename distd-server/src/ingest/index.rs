@@ -7,6 +7,7 @@ use distd_core::ChunkHash;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use super::IngestError;
+use super::losses::Losses;
 use crate::db::{Db, Location, PackId, PackIndexes, UploadId};
 use crate::store::pack::{PackEntry, parse_index};
 
@@ -25,6 +26,7 @@ const KEY_BYTES: usize = 16;
 pub(super) struct UploadIndexes {
     // The one used last at the end.
     recent: Mutex<Vec<(UploadId, Arc<AsyncMutex<UploadIndex>>)>>,
+    losses: Arc<Losses>,
 }
 
 /// An index in use.
@@ -33,6 +35,11 @@ pub(super) struct UploadIndexes {
 pub(super) type LockedIndex = OwnedMutexGuard<UploadIndex>;
 
 impl UploadIndexes {
+    /// None yet; packs among `losses` are left out of them.
+    pub(super) fn new(losses: Arc<Losses>) -> Self {
+        Self { losses, ..Self::default() }
+    }
+
     /// The index of an upload, with every pack that was recorded before it was last [refreshed](UploadIndex::refresh).
     ///
     /// # Errors
@@ -48,7 +55,10 @@ impl UploadIndexes {
     fn of(&self, upload: &UploadId) -> Arc<AsyncMutex<UploadIndex>> {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let found = recent.iter().position(|(id, _)| id == upload).map(|at| recent.remove(at));
-        let (id, index) = found.unwrap_or_else(|| (upload.clone(), Arc::default()));
+        let (id, index) = found.unwrap_or_else(|| {
+            let index = UploadIndex { losses: self.losses.clone(), ..UploadIndex::default() };
+            (upload.clone(), Arc::new(AsyncMutex::new(index)))
+        });
         recent.push((id, index.clone()));
         if recent.len() > UPLOADS_MAX {
             recent.remove(0);
@@ -72,6 +82,7 @@ pub(super) struct UploadIndex {
     chunks: HashMap<[u8; KEY_BYTES], (u32, u32)>,
     /// Packs whose entries were needed last, the latest at the end.
     open: VecDeque<(u32, Arc<Vec<PackEntry>>)>,
+    losses: Arc<Losses>,
 }
 
 fn key(hash: &ChunkHash) -> [u8; KEY_BYTES] {
@@ -79,13 +90,13 @@ fn key(hash: &ChunkHash) -> [u8; KEY_BYTES] {
 }
 
 impl UploadIndex {
-    /// Learns of packs that were recorded elsewhere: before a restart, or by another replica.
+    /// Learns of packs that were recorded elsewhere: before a restart, or by another replica. Lost ones are left out.
     ///
     /// # Errors
     /// [`IngestError::Db`], [`IngestError::DamagedIndex`].
     pub(super) async fn refresh(&mut self, db: &Db, upload: &UploadId) -> Result<(), IngestError> {
         for pack in db.upload_packs(upload).await? {
-            if !self.known.contains(&pack) {
+            if !self.known.contains(&pack) && !self.losses.has_pack(pack) {
                 let entries = read(&mut db.clone(), upload, pack).await?;
                 self.add(pack, entries);
             }

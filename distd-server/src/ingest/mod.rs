@@ -7,17 +7,25 @@
 mod commit;
 mod file;
 mod index;
+mod limits;
+mod losses;
 mod receive;
 mod sweep;
 mod verify;
+mod visible;
 
-pub use commit::{CommitRequest, CommitResult, Run};
+pub use commit::{CommitRequest, CommitResult, Prepared, Run};
 pub use file::{FileHandle, FileRequest};
+pub use limits::{IngestLimits, room};
+pub use losses::LossReport;
 pub use receive::{ChunkSink, IncomingChunk};
-pub use sweep::{SweepScope, Swept};
+pub use sweep::{Orphans, SweepScope, Swept};
 
 use self::index::UploadIndexes;
+use self::losses::Losses;
+use self::visible::ProductChunks;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use aws_lc_rs::rand;
@@ -27,6 +35,7 @@ use distd_core::{ArtifactHash, ChunkHash, ManifestId};
 use tokio::sync::Semaphore;
 
 use crate::db::{BeginUpload, Db, DbError, Location, PackId, UnixSeconds, UploadId, UploadRow, UploadState};
+use crate::publisher::{Products, Publisher};
 use crate::store::pack::PackError;
 use crate::store::{PackReader, ReadError, Store, StoreError};
 
@@ -50,6 +59,32 @@ pub enum IngestError {
     /// The upload was committed, aborted or expired.
     #[error("upload {0} is over: begin another")]
     UploadOver(UploadId),
+    /// The token has too many.
+    #[error("this token has {uploads_max} open uploads, as many as it may have")]
+    TooManyUploads {
+        /// The bound.
+        uploads_max: u64,
+    },
+    /// The token's uploads are too long.
+    #[error("this token's open uploads may have {bytes_max} bytes together")]
+    Quota {
+        /// The bound.
+        bytes_max: u64,
+    },
+    /// The artifact is too long.
+    #[error("an artifact of {bytes} bytes is longer than this origin takes: {bytes_max}")]
+    TooLarge {
+        /// Its length.
+        bytes: u64,
+        /// The bound.
+        bytes_max: u64,
+    },
+    /// Only the reserve of the disk is left.
+    #[error("the disk is full but for the reserve that renewals and signed metadata need")]
+    NoRoom,
+    /// A tree that no device would take.
+    #[error("the tree's listing is not what a device takes")]
+    BadTree(#[source] distd_core::tree::DecodeListingError),
     /// A chunk's lengths are outside the bounds.
     #[error("chunk number {index} has a length out of bounds: 1 to 1048576 bytes, stored no longer than raw")]
     ChunkBounds {
@@ -111,6 +146,25 @@ pub enum IngestError {
     /// The file to cut could not be read.
     #[error("could not read the file to cut")]
     File(#[source] std::io::Error),
+    /// Objects that no row names are more than what crashes leave.
+    #[error(
+        "{orphans} of {total} {kind} in the object store are in no row of the database, and none was deleted: is it \
+         this store's database? look with distd-server fsck; if they are to go: distd-server fsck --repair \
+         --delete-unknown"
+    )]
+    SweepTooLarge {
+        /// `packs` or `manifests`.
+        kind: &'static str,
+        /// How many no row names.
+        orphans: usize,
+        /// How many there are.
+        total: usize,
+    },
+    /// A damaged release was pushed again, cut in another way.
+    #[error(
+        "the release is damaged, and these chunks are cut in another way than its own: push another version"
+    )]
+    OtherCut,
     /// The file changed while it was cut.
     #[error("the file changed while it was cut: push a file that nobody writes to")]
     FileChanged,
@@ -132,22 +186,34 @@ pub struct Ingest {
     store: Store,
     packs: PackReader,
     indexes: Arc<UploadIndexes>,
+    losses: Arc<Losses>,
     sinks: Arc<Semaphore>,
     // Reading a whole artifact back keeps both cores and some 40 MiB busy.
     verifiers: Arc<Semaphore>,
+    // Small artifacts do not wait for large ones.
+    small_verifiers: Arc<Semaphore>,
+    visible: Arc<ProductChunks>,
+    limits: IngestLimits,
+    directories: Arc<[PathBuf]>,
     zstd_level: i32,
 }
 
 impl Ingest {
     /// Ingest into a database and a store. Files that the origin cuts are compressed at the default level.
     pub fn new(db: Db, store: Store) -> Self {
+        let losses = Arc::<Losses>::default();
         Self {
             packs: PackReader::new(db.clone(), store.clone()),
             db,
             store,
-            indexes: Arc::default(),
+            indexes: Arc::new(UploadIndexes::new(losses.clone())),
+            losses,
             sinks: Arc::new(Semaphore::new(SINKS_MAX)),
             verifiers: Arc::new(Semaphore::new(1)),
+            small_verifiers: Arc::new(Semaphore::new(1)),
+            visible: Arc::default(),
+            limits: IngestLimits::default(),
+            directories: Arc::default(),
             zstd_level: LEVEL_DEFAULT,
         }
     }
@@ -158,21 +224,41 @@ impl Ingest {
         self
     }
 
-    /// Begins an upload, or goes on with the open one of this version: the chunks it has need not come again. It
-    /// ends [`UPLOAD_SECONDS`] after its last chunk.
+    /// Begins an upload, or goes on with the open one that this publisher began for this version: the chunks it has need
+    /// not come again. It ends [`UPLOAD_SECONDS`] after its last chunk.
     ///
     /// # Errors
-    /// [`IngestError::UnknownProduct`], [`IngestError::Db`].
+    /// [`IngestError::UnknownProduct`], [`IngestError::TooManyUploads`], [`IngestError::Db`].
     pub async fn begin_upload(
         &self,
         product: &Name,
         version: &Name,
-        by: &str,
+        by: &Publisher,
         now: UnixSeconds,
     ) -> Result<UploadRow, IngestError> {
+        Ok(self.begin_or_resume(product, version, by, now).await?.0)
+    }
+
+    /// As [`begin_upload`](Self::begin_upload); also says whether it was begun before.
+    ///
+    /// # Errors
+    /// As [`begin_upload`](Self::begin_upload).
+    pub async fn begin_or_resume(
+        &self,
+        product: &Name,
+        version: &Name,
+        by: &Publisher,
+        now: UnixSeconds,
+    ) -> Result<(UploadRow, bool), IngestError> {
         let fresh = UploadId::from_random(random());
-        match self.db.begin_upload(fresh, product, version, by, now, now + UPLOAD_SECONDS).await? {
-            BeginUpload::Open(row) => Ok(row),
+        let (expires, uploads_max) = (now + UPLOAD_SECONDS, self.limits.uploads_max);
+        let begun = self.db.begin_upload(fresh.clone(), product, version, by, now, expires, uploads_max);
+        match begun.await? {
+            BeginUpload::Open(row) => {
+                let resumed = row.id != fresh;
+                Ok((row, resumed))
+            }
+            BeginUpload::TooMany => Err(IngestError::TooManyUploads { uploads_max }),
             BeginUpload::UnknownProduct => Err(IngestError::UnknownProduct(product.clone())),
         }
     }
@@ -189,23 +275,36 @@ impl Ingest {
         }
     }
 
-    /// Indexes of the hashes that no release and not this upload has, ascending: these chunks must be sent.
+    /// Indexes of the hashes that no release of the publisher's products and not this upload has, ascending: these chunks
+    /// must be sent.
     ///
     /// # Errors
     /// As [`open_upload`](Self::open_upload).
     pub async fn missing(&self, upload: &UploadId, hashes: &[ChunkHash]) -> Result<Vec<u32>, IngestError> {
-        self.open_upload(upload).await?;
+        let products = self.open_upload(upload).await?.products;
         let mut index = self.indexes.lock(&self.db, upload).await?;
         index.refresh(&self.db, upload).await?;
-        let released = self.db.locate(hashes).await?;
+        let released = self.released_to(&products, hashes).await?;
         let missing = |(hash, at): (&ChunkHash, &Option<Location>)| at.is_none() && !index.has(hash);
         Ok((0u32..).zip(hashes.iter().zip(&released)).filter(|(_, h)| missing(*h)).map(|(n, _)| n).collect())
+    }
+
+    /// Where those chunks lie that some release has and the store did not lose. In the order given.
+    pub(crate) async fn released(&self, hashes: &[ChunkHash]) -> Result<Vec<Option<Location>>, DbError> {
+        let mut found = self.db.locate(hashes).await?;
+        if !self.losses.is_empty() {
+            for place in &mut found {
+                *place = place.take().filter(|at| !self.losses.has_pack(at.pack));
+            }
+        }
+        Ok(found)
     }
 
     /// Where chunks lie, in this upload or in a release. In the order given.
     async fn locate(
         &self,
         upload: &UploadId,
+        products: &Products,
         hashes: &[ChunkHash],
     ) -> Result<Vec<Option<Location>>, IngestError> {
         let mut index = self.indexes.lock(&self.db, upload).await?;
@@ -216,7 +315,7 @@ impl Ingest {
         drop(index);
         let of_releases: Vec<usize> = (0..hashes.len()).filter(|n| found[*n].is_none()).collect();
         let rest: Vec<ChunkHash> = of_releases.iter().map(|n| hashes[*n]).collect();
-        for (n, location) in of_releases.into_iter().zip(self.db.locate(&rest).await?) {
+        for (n, location) in of_releases.into_iter().zip(self.released_to(products, &rest).await?) {
             found[n] = location;
         }
         Ok(found)
@@ -257,11 +356,12 @@ impl Ingest {
         }
     }
 
+    /// Deletes objects that are noted as doomed.
     async fn delete_all(&self, objects: &[String]) -> Result<(), IngestError> {
         for object in objects {
             self.store.delete(object).await?;
         }
-        Ok(())
+        Ok(self.db.forget_doomed(objects).await?)
     }
 
     /// The database.

@@ -10,7 +10,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::{Ingest, IngestError, UPLOAD_SECONDS, random};
-use crate::db::{UnixSeconds, UploadId};
+use crate::db::{UnixSeconds, UploadId, UploadRow};
+use crate::publisher::Products;
 use crate::store::pack::{PackWriter, object_name};
 
 /// Raw bytes verified in one go: some milliseconds of work, so that handing it to another thread costs nothing.
@@ -42,6 +43,8 @@ type Verified = Result<Vec<(ChunkHash, PackedChunk)>, IngestError>;
 pub struct ChunkSink {
     ingest: Ingest,
     upload: UploadId,
+    token: String,
+    products: Products,
     now: UnixSeconds,
     _slot: OwnedSemaphorePermit,
     pushed: u64,
@@ -60,11 +63,13 @@ impl Ingest {
     /// As [`open_upload`](Self::open_upload).
     pub async fn sink(&self, upload: &UploadId, now: UnixSeconds) -> Result<ChunkSink, IngestError> {
         let slot = self.sinks.clone().acquire_owned().await.expect("the semaphore is never closed");
-        self.open_upload(upload).await?;
+        let UploadRow { token, products, .. } = self.open_upload(upload).await?;
         self.indexes.lock(&self.db, upload).await?.refresh(&self.db, upload).await?;
         Ok(ChunkSink {
             ingest: self.clone(),
             upload: upload.clone(),
+            token,
+            products,
             now,
             _slot: slot,
             pushed: 0,
@@ -118,7 +123,7 @@ impl ChunkSink {
 
     /// Which of the hashes must come: neither durable nor in the pack being filled.
     pub(super) async fn wanted(&self, hashes: &[ChunkHash]) -> Result<Vec<bool>, IngestError> {
-        let released = self.ingest.db.locate(hashes).await?;
+        let released = self.ingest.released_to(&self.products, hashes).await?;
         let index = self.ingest.indexes.lock(&self.ingest.db, &self.upload).await?;
         let wanted = |hash: &ChunkHash| !index.has(hash) && !self.in_pack.contains(hash);
         Ok(hashes.iter().zip(released).map(|(hash, at)| at.is_none() && wanted(hash)).collect())
@@ -161,6 +166,8 @@ impl ChunkSink {
         }
         let pack = std::mem::take(&mut self.pack);
         let sealed = spawn_blocking(move || pack.seal()).await.expect("sealing does not panic");
+        self.ingest.check_quota(&self.token, sealed.bytes).await?;
+        self.ingest.check_room(sealed.bytes)?;
         let object = object_name(random());
         let Ingest { store, db, .. } = &self.ingest;
         store.put(&object, sealed.payload).await?;

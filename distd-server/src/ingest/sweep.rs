@@ -1,7 +1,5 @@
 //! What interrupted work left behind: expired uploads, and objects that no row names.
 
-use std::future::ready;
-
 use distd_core::ManifestId;
 use futures::TryStreamExt;
 
@@ -18,6 +16,13 @@ const REMEMBER_SECONDS: i64 = 7 * 24 * 3600;
 /// Names asked about in one query.
 const NAMES_AT_ONCE: usize = 1000;
 
+/// Objects of a kind that may be swept whatever share they are: packs that sinks had put when the process ended, a
+/// manifest or two.
+const ORPHANS_FREE: usize = 8;
+
+/// One in so many objects of a kind may be swept.
+const ORPHANS_SHARE: usize = 10;
+
 /// Who else may be writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SweepScope {
@@ -32,7 +37,7 @@ pub enum SweepScope {
 pub struct Swept {
     /// Uploads given up.
     pub uploads: u64,
-    /// Packs that no row named.
+    /// Packs that no row named, or that were noted as doomed.
     pub packs: u64,
     /// Manifests that no release named.
     pub manifests: u64,
@@ -65,9 +70,26 @@ impl Ingest {
 
     /// Removes what crashes left behind. Call it at start, and daily with [`SweepScope::Shared`].
     ///
+    /// Objects that the database noted as doomed go. Of others that no row names, no more than [`ORPHANS_FREE`] or a
+    /// [tenth](ORPHANS_SHARE) of all go without a person's word: more is no crash, but a database of another time or
+    /// place.
+    ///
     /// # Errors
-    /// [`IngestError::Db`], [`IngestError::Store`]; what is left is done next time.
+    /// [`IngestError::SweepTooLarge`], and nothing but doomed objects was deleted; [`IngestError::Db`],
+    /// [`IngestError::Store`]; what is left is done next time.
     pub async fn sweep_orphans(&self, scope: SweepScope, now: UnixSeconds) -> Result<Swept, IngestError> {
+        self.sweep(scope, now, false).await
+    }
+
+    /// As [`sweep_orphans`](Self::sweep_orphans), however much there is: a person has said so.
+    ///
+    /// # Errors
+    /// [`IngestError::Db`], [`IngestError::Store`].
+    pub async fn sweep_everything(&self, scope: SweepScope, now: UnixSeconds) -> Result<Swept, IngestError> {
+        self.sweep(scope, now, true).await
+    }
+
+    async fn sweep(&self, scope: SweepScope, now: UnixSeconds, all: bool) -> Result<Swept, IngestError> {
         let mut swept = Swept { uploads: self.expire(now).await?, ..Swept::default() };
         let modified_max = match scope {
             SweepScope::Alone => {
@@ -76,37 +98,104 @@ impl Ingest {
             }
             SweepScope::Shared => now - ORPHAN_SECONDS,
         };
-        let old =
-            |prefix| self.store.list(prefix).try_filter(move |object| ready(object.modified <= modified_max));
+        let doomed = self.db.doomed(modified_max).await?;
+        self.delete_all(&doomed).await?;
+        swept.packs += doomed.len() as u64;
 
-        let mut packs = old("packs").try_chunks(NAMES_AT_ONCE);
-        while let Some(objects) = packs.try_next().await.map_err(|e| e.1)? {
-            let names: Vec<String> = objects.into_iter().map(|object| object.name).collect();
-            let known = self.db.packs_known(&names).await?;
-            for (name, _) in names.iter().zip(known).filter(|(_, known)| !known) {
-                self.store.delete(name).await?;
-                swept.packs += 1;
-            }
+        let packs = self.orphans("packs", modified_max).await?;
+        let manifests = self.orphans("manifests", modified_max).await?;
+        if !all {
+            packs.check()?;
+            manifests.check()?;
         }
-
-        let mut manifests = old("manifests").try_chunks(NAMES_AT_ONCE);
-        while let Some(objects) = manifests.try_next().await.map_err(|e| e.1)? {
-            let id = |name: String| name.strip_prefix("manifests/")?.parse::<ManifestId>().ok();
-            let ids: Vec<ManifestId> = objects.into_iter().filter_map(|object| id(object.name)).collect();
-            // Looked at before without the lock that stops commits: mostly there is nothing to delete.
-            let released = self.db.manifests_released(&ids).await?;
-            let suspects: Vec<_> =
-                ids.into_iter().zip(released).filter(|(_, r)| !r).map(|(id, _)| id).collect();
-            if suspects.is_empty() {
-                continue;
-            }
-            let orphans = self.db.unreleased_manifests(&suspects).await?;
-            for id in &orphans.ids {
-                self.store.delete(&manifest_object(id)).await?;
-                swept.manifests += 1;
-            }
-            orphans.end().await?;
+        for name in &packs.names {
+            self.store.delete(name).await?;
+            swept.packs += 1;
+        }
+        for names in manifests.names.chunks(NAMES_AT_ONCE) {
+            let suspects: Vec<ManifestId> = names.iter().filter_map(manifest_id).collect();
+            swept.manifests += self.delete_unnamed_manifests(&suspects).await?;
         }
         Ok(swept)
+    }
+
+    /// Deletes those of the manifests that nothing names, while no commit runs. Gives how many.
+    ///
+    /// # Errors
+    /// [`IngestError::Db`], [`IngestError::Store`].
+    pub async fn delete_unnamed_manifests(&self, manifests: &[ManifestId]) -> Result<u64, IngestError> {
+        let unnamed = self.db.unreleased_manifests(manifests).await?;
+        for id in &unnamed.ids {
+            self.store.delete(&manifest_object(id)).await?;
+        }
+        let deleted = unnamed.ids.len() as u64;
+        unnamed.end().await?;
+        Ok(deleted)
+    }
+
+    /// Deletes objects that the database has noted as doomed.
+    ///
+    /// # Errors
+    /// [`IngestError::Db`], [`IngestError::Store`]; the next sweep goes on.
+    pub async fn delete_doomed(&self, objects: &[String]) -> Result<(), IngestError> {
+        self.delete_all(objects).await
+    }
+
+    /// What of `packs` or `manifests` is in the store and in no row, as far as it was put at `modified_max` or before.
+    ///
+    /// # Errors
+    /// [`IngestError::Db`], [`IngestError::Store`].
+    pub async fn orphans(
+        &self,
+        kind: &'static str,
+        modified_max: UnixSeconds,
+    ) -> Result<Orphans, IngestError> {
+        let mut found = Orphans { kind, names: Vec::new(), total: 0 };
+        let mut objects = self.store.list(kind).try_chunks(NAMES_AT_ONCE);
+        while let Some(objects) = objects.try_next().await.map_err(|e| e.1)? {
+            found.total += objects.len();
+            let old = objects.into_iter().filter(|object| object.modified <= modified_max);
+            let mut names: Vec<String> = old.map(|object| object.name).collect();
+            let known = if kind == "packs" {
+                self.db.packs_known(&names).await?
+            } else {
+                names.retain(|name| manifest_id(name).is_some());
+                // Looked at without the lock that stops commits: mostly there is nothing to delete.
+                let ids: Vec<ManifestId> = names.iter().filter_map(manifest_id).collect();
+                self.db.manifests_released(&ids).await?
+            };
+            found
+                .names
+                .extend(names.into_iter().zip(known).filter(|(_, known)| !known).map(|(name, _)| name));
+        }
+        Ok(found)
+    }
+}
+
+fn manifest_id(object: impl AsRef<str>) -> Option<ManifestId> {
+    object.as_ref().strip_prefix("manifests/")?.parse().ok()
+}
+
+/// Objects that no row names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Orphans {
+    kind: &'static str,
+    /// Their names.
+    pub names: Vec<String>,
+    /// How many objects of this kind there are.
+    pub total: usize,
+}
+
+impl Orphans {
+    /// Whether these may be what crashes left.
+    ///
+    /// # Errors
+    /// [`IngestError::SweepTooLarge`].
+    pub fn check(&self) -> Result<(), IngestError> {
+        let orphans = self.names.len();
+        if orphans <= ORPHANS_FREE.max(self.total / ORPHANS_SHARE) {
+            return Ok(());
+        }
+        Err(IngestError::SweepTooLarge { kind: self.kind, orphans, total: self.total })
     }
 }

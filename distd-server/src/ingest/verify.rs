@@ -1,13 +1,19 @@
 //! Reading a whole artifact back from its packs before it becomes a release.
 
+use std::collections::{HashSet, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+
+use distd_core::manifest::Kind;
 use distd_core::packing::{UnpackError, Unpacker};
+use distd_core::tree::Listing;
 use distd_core::{ArtifactHash, ChunkHash};
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use tokio::task::spawn_blocking;
 
-use super::{Ingest, IngestError, Run};
-use crate::db::{Location, UploadId};
+use super::{CommitRequest, Ingest, IngestError, Run};
+use crate::db::{Location, UploadRow};
 
 /// Raw bytes read and unpacked in one go.
 const BATCH_BYTES: u64 = 4 << 20;
@@ -18,39 +24,61 @@ const BATCH_RUNS: usize = 4096;
 /// Batches read ahead of the hasher: with stored and raw bytes some 16 MiB.
 const BATCHES_AHEAD: usize = 2;
 
+/// Bytes hashed between two looks at whether anybody still wants it: a tenth of a second.
+const STEP_BYTES: u64 = 256 << 20;
+
+/// Longest artifact that is verified beside larger ones, bytes: some seconds of work.
+const SMALL_BYTES: u64 = 1 << 30;
+
 impl Ingest {
-    /// Checks that the chunks of `runs`, all of them uploaded, make an artifact with this hash, reading every
-    /// stored byte: what is released can be served.
+    /// Checks that the chunks of a commit, all of them uploaded or known to the publisher, make an artifact with its
+    /// hash, reading every stored byte: what is released can be served. A tree's listing must be one that devices take.
     ///
     /// The hash of the whole is all that is compared. Each chunk's own was when it came; only when the whole is wrong
-    /// are they all looked at again, to say whether the store or the publisher is.
+    /// are they all looked at again, to say whether the store or the publisher is. Ends when it is dropped, or the
+    /// upload is aborted.
     pub(super) async fn verify(
         &self,
-        upload: &UploadId,
-        runs: &[Run],
-        expected: ArtifactHash,
+        upload: &UploadRow,
+        request: &CommitRequest,
     ) -> Result<(), IngestError> {
-        let _turn = self.verifiers.acquire().await.expect("the semaphore is never closed");
-        let actual = self.read_back(upload, runs, Checks::Whole).await?;
+        let small = request.bytes <= SMALL_BYTES;
+        let turns = if small { &self.small_verifiers } else { &self.verifiers };
+        let _turn = turns.acquire().await.expect("the semaphore is never closed");
+        let listing_bytes = match request.kind {
+            Kind::Tree { listing_bytes } => listing_bytes,
+            _ => 0,
+        };
+        let (actual, head) = self.read_back(upload, &request.runs, Checks::Whole, listing_bytes).await?;
+        let expected = request.blake3;
         if actual == expected {
-            return Ok(());
+            return match request.kind {
+                Kind::Tree { .. } => check_tree(head, request.bytes).await,
+                _ => Ok(()),
+            };
         }
-        self.read_back(upload, runs, Checks::Chunks).await?;
+        let mut seen = HashSet::new();
+        let once = request.runs.iter().filter(|run| seen.insert(run.hash));
+        let once: Vec<Run> = once.map(|run| Run { repeat: 1, ..*run }).collect();
+        self.read_back(upload, &once, Checks::Chunks, 0).await?;
         Err(IngestError::WrongArtifact { expected, actual })
     }
 
-    /// The hash of the artifact that the chunks make.
+    /// The hash of the artifact that the chunks make, and its first `head_bytes` bytes.
     async fn read_back(
         &self,
-        upload: &UploadId,
+        upload: &UploadRow,
         runs: &[Run],
         checks: Checks,
-    ) -> Result<ArtifactHash, IngestError> {
+        head_bytes: u64,
+    ) -> Result<(ArtifactHash, Vec<u8>), IngestError> {
         // Futures that own what they need, and no closure over borrowed runs: so that this one can be spawned.
         let mut batches = batches(runs);
         // Tasks, not bare futures: they go on while the hash is waited for.
         let mut reads = FuturesOrdered::new();
         let mut hasher = blake3::Hasher::new();
+        let mut head = Vec::new();
+        let mut unlooked = 0;
         loop {
             while reads.len() < BATCHES_AHEAD
                 && let Some(batch) = batches.next()
@@ -62,25 +90,39 @@ impl Ingest {
                 )));
             }
             let Some(batch) = reads.next().await else { break };
-            let batch = batch.expect("reading back does not panic")?;
-            let hash = spawn_blocking(move || {
-                batch.hash(&mut hasher);
-                hasher
-            });
-            hasher = hash.await.expect("hashing does not panic");
+            let batch = Arc::new(batch.expect("reading back does not panic")?);
+            batch.take_head(&mut head, head_bytes);
+            let mut rest = match checks {
+                Checks::Whole => batch.segments(),
+                Checks::Chunks => VecDeque::new(),
+            };
+            while !rest.is_empty() {
+                let (raw, mut segments) = (batch.clone(), rest);
+                let hashed = spawn_blocking(move || {
+                    let bytes = hash_some(&mut hasher, &raw.raw, &mut segments);
+                    (hasher, segments, bytes)
+                });
+                let bytes;
+                (hasher, rest, bytes) = hashed.await.expect("hashing does not panic");
+                unlooked += bytes;
+                if unlooked >= STEP_BYTES {
+                    unlooked = 0;
+                    self.open_upload(&upload.id).await?;
+                }
+            }
         }
-        Ok(hasher.finalize().into())
+        Ok((hasher.finalize().into(), head))
     }
 
     /// The raw bytes of consecutive runs, each once.
     async fn read_batch(
         self,
-        upload: UploadId,
+        upload: UploadRow,
         runs: Vec<Run>,
         checks: Checks,
     ) -> Result<RawBatch, IngestError> {
         let hashes: Vec<ChunkHash> = runs.iter().map(|run| run.hash).collect();
-        let found = self.locate(&upload, &hashes).await?;
+        let found = self.locate(&upload.id, &upload.products, &hashes).await?;
         let mut locations: Vec<Location> = Vec::with_capacity(runs.len());
         for (run, location) in runs.iter().zip(found) {
             let location = location.ok_or(IngestError::MissingChunk(run.hash))?;
@@ -132,23 +174,66 @@ struct RawBatch {
 }
 
 impl RawBatch {
-    /// Hashes the bytes with their repeats, in pieces as long as can be: BLAKE3 fed chunk by chunk hashes the borders
-    /// of each by themselves, which took a third of the time.
-    fn hash(&self, hasher: &mut blake3::Hasher) {
+    /// Ranges of the bytes and how often each follows itself, in pieces as long as can be: BLAKE3 fed chunk by chunk
+    /// hashes the borders of each by themselves, which took a third of the time.
+    fn segments(&self) -> VecDeque<(Range<usize>, u32)> {
+        let mut out = VecDeque::new();
         let (mut from, mut to) = (0, 0);
         for run in &self.runs {
             let start = to;
             to += run.len as usize;
             if run.repeat > 1 {
-                hasher.update(&self.raw[from..to]);
-                for _ in 1..run.repeat {
-                    hasher.update(&self.raw[start..to]);
-                }
+                out.push_back((from..to, 1));
+                out.push_back((start..to, run.repeat - 1));
                 from = to;
             }
         }
-        hasher.update(&self.raw[from..]);
+        out.push_back((from..to, 1));
+        out.retain(|(range, _)| !range.is_empty());
+        out
     }
+
+    /// Appends to the artifact's head what it lacks of its first `bytes` bytes.
+    fn take_head(&self, head: &mut Vec<u8>, bytes: u64) {
+        for (range, times) in self.segments() {
+            for _ in 0..times {
+                let missing = bytes.saturating_sub(head.len() as u64);
+                if missing == 0 {
+                    return;
+                }
+                let part = &self.raw[range.clone()];
+                head.extend_from_slice(&part[..part.len().min(missing as usize)]);
+            }
+        }
+    }
+}
+
+/// Hashes the next [`STEP_BYTES`] of what is left; gives how many bytes those were.
+fn hash_some(hasher: &mut blake3::Hasher, raw: &[u8], left: &mut VecDeque<(Range<usize>, u32)>) -> u64 {
+    let mut hashed = 0;
+    while let Some((range, times)) = left.front_mut() {
+        hasher.update(&raw[range.clone()]);
+        hashed += range.len() as u64;
+        *times -= 1;
+        if *times == 0 {
+            left.pop_front();
+        }
+        if hashed >= STEP_BYTES {
+            break;
+        }
+    }
+    hashed
+}
+
+/// Refuses a tree that a device would refuse: after the release is signed it is too late.
+async fn check_tree(listing: Vec<u8>, bytes: u64) -> Result<(), IngestError> {
+    let listing_bytes = listing.len() as u64;
+    let decoded = spawn_blocking(move || Listing::decode(&listing).map(|listing| listing.file_bytes()));
+    let file_bytes = decoded.await.expect("decoding does not panic").map_err(IngestError::BadTree)?;
+    if listing_bytes.checked_add(file_bytes) != Some(bytes) {
+        return Err(IngestError::BadList("the tree's listing and its files do not add up to the artifact"));
+    }
+    Ok(())
 }
 
 /// Consecutive parts of `runs` with about [`BATCH_BYTES`] each, repeats not counted.

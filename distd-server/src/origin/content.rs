@@ -47,18 +47,20 @@ impl OriginContent {
     }
 
     async fn load(&self, id: ManifestId) -> Result<Arc<Loaded>, ServeError> {
+        let internal = |e: Box<dyn std::error::Error + Send + Sync>| ServeError::Internal(e);
+        // Only what a release names is served: an upload that was never committed is nobody's to see, nor is what was
+        // withdrawn since.
+        let released = self.origin.db().manifests_released(&[id]).await.map_err(|e| internal(e.into()))?;
+        if released != [true] {
+            self.loaded.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            return Err(ServeError::NoManifest(id));
+        }
         {
             let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some((used, found)) = loaded.get_mut(&id) {
                 *used = Instant::now();
                 return Ok(found.clone());
             }
-        }
-        let internal = |e: Box<dyn std::error::Error + Send + Sync>| ServeError::Internal(e);
-        // Only what a release names is served: an upload that was never committed is nobody's to see.
-        let released = self.origin.db().manifests_released(&[id]).await.map_err(|e| internal(e.into()))?;
-        if released != [true] {
-            return Err(ServeError::NoManifest(id));
         }
         let manifest = match self.origin.ingest().manifest(&id).await {
             Ok(manifest) => Arc::new(manifest),

@@ -1,11 +1,13 @@
 //! The origin put together: storage, trust and publication behind one handle that HTTP and QUIC share.
 
+mod agree;
 mod content;
 mod metadata;
 mod patches;
 mod publish;
 mod registry;
 mod revoked;
+mod withdraw;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,18 +17,21 @@ use distd_peer::clock::unix_now;
 use distd_peer::trust::revoked::Revoked;
 use distd_peer::trust::tls::Credentials;
 
-use crate::db::{Db, DbError, UnixSeconds};
-use crate::ingest::{Ingest, IngestError};
+use crate::db::{Db, DbError, UnixSeconds, redact};
+use crate::ingest::{Ingest, IngestError, IngestLimits};
 use crate::patches::{PatchMaker, PatchOptions};
 use crate::realm::{OriginCert, Realm, RealmError};
 use crate::store::{Chunks, Store, StoreError};
 use crate::tuf::{Answerer, Options, PublishError, RepositoryError, TufRepository};
 
+pub use agree::DisagreementError;
+pub(crate) use agree::{Comparison, Parties};
 pub use content::OriginContent;
 pub use metadata::ObjectMetadata;
 pub use patches::RequestPatchesError;
 pub use publish::{PublishReleaseError, SetChannelError};
 pub use revoked::RevokedListError;
+pub use withdraw::WithdrawError;
 
 /// Where an origin keeps what.
 #[derive(Clone, Debug)]
@@ -61,6 +66,8 @@ pub struct Tuning {
     pub zstd_level: i32,
     /// Whether patches are made, and how.
     pub patches: PatchOptions,
+    /// What publishers may take.
+    pub limits: IngestLimits,
 }
 
 impl Default for Tuning {
@@ -70,6 +77,7 @@ impl Default for Tuning {
             cert_validity: Duration::from_secs(24 * 3600),
             zstd_level: distd_core::packing::LEVEL_DEFAULT,
             patches: PatchOptions::default(),
+            limits: IngestLimits::default(),
         }
     }
 }
@@ -92,6 +100,12 @@ pub enum OpenError {
     /// The TUF repository.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
+    /// Its parts do not belong together.
+    #[error(transparent)]
+    Disagreement(#[from] DisagreementError),
+    /// Finishing a withdrawal that was cut off.
+    #[error("could not finish a withdrawal that was cut off")]
+    Withdraw(#[from] WithdrawError),
     /// Cleaning up after the last run.
     #[error(transparent)]
     Ingest(#[from] IngestError),
@@ -119,14 +133,16 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Opens an origin, making what is missing.
+    /// Opens an origin, making what is missing. The caller holds the [locks](crate::locks::Locks) of these places.
     ///
-    /// What an earlier run left half done is finished or cleaned up.
+    /// Database, store and metadata are compared before anything in them is changed: what belongs to another realm, or
+    /// to another time, is refused. What an earlier run left half done is finished; what it left lying about is
+    /// [swept](Self::sweep_at_start) later.
     ///
     /// # Errors
     /// [`OpenError`].
     pub async fn open(places: &Places, tuning: Tuning) -> Result<Arc<Self>, OpenError> {
-        let Tuning { hosts, cert_validity, zstd_level, patches } = tuning;
+        let Tuning { hosts, cert_validity, zstd_level, patches, limits } = tuning;
         let now = unix_now();
         let data = &places.data;
         let failed = |e| OpenError::Data(data.clone(), e);
@@ -143,10 +159,22 @@ impl Origin {
         let db = Db::open(&places.db).await?;
         let store = Store::open(&places.store)?;
         store.check().await?;
+        let parties = Parties {
+            db: &db,
+            database: redact(&places.db),
+            store: &store,
+            place: places.store.clone(),
+            realm: hex::encode(realm.ca_fingerprint()),
+        };
+        parties.check_owners().await?;
         let metadata = Arc::new(ObjectMetadata::new(store.clone()));
         let keys = data.join("tuf-keys");
         let repository = TufRepository::open(metadata.clone(), &keys, Options::default(), now).await?;
-        let ingest = Ingest::new(db.clone(), store.clone()).with_zstd_level(zstd_level);
+        let listed = parties.check_releases(&repository).await?;
+        parties.adopt().await?;
+        let ingest = Ingest::new(db.clone(), store.clone())
+            .with_zstd_level(zstd_level)
+            .with_limits(limits, vec![spool.clone()]);
         let origin = Arc::new(Self {
             answerer: Answerer::new(metadata.clone()),
             chunks: Chunks::new(db.clone(), store.clone()),
@@ -162,15 +190,53 @@ impl Origin {
             revoked: Arc::default(),
             publishing: tokio::sync::Mutex::new(()),
         });
-        let swept = origin.ingest.sweep_orphans(origin.ingest.scope_at_start(), signed(now)).await?;
-        tracing::info!(?swept, "swept");
+        origin.name_losses().await?;
         let cut_off = origin.db.requeue_patch_sets().await?;
         if cut_off > 0 {
             tracing::info!(cut_off, "patch sets are made again");
         }
-        origin.publish_pending().await?;
+        origin.publish_pending(&listed).await?;
+        origin.finish_withdrawals().await?;
         origin.refresh_revoked().await?;
         Ok(origin)
+    }
+
+    /// Says what the store has lost, and puts patch sets that lost something back into the queue.
+    async fn name_losses(&self) -> Result<(), OpenError> {
+        let losses = self.ingest.look_for_losses().await?;
+        if losses.is_empty() {
+            return Ok(());
+        }
+        let (packs, manifests) = (losses.packs.len(), losses.manifests.len());
+        tracing::error!(
+            packs,
+            manifests,
+            first = losses.packs.first().or(losses.manifests.first()),
+            "the object store lacks objects that the database names: restore them from a backup"
+        );
+        for (product, version) in &losses.releases {
+            tracing::error!(%product, %version, "the release cannot be served whole: push the same bytes again");
+        }
+        for set in &losses.patch_sets {
+            self.db.remake_patch_set(set).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes what crashes left in the store. Call it when the origin is about to serve, before it does: then nobody
+    /// else writes, and a process that cannot serve has deleted nothing.
+    ///
+    /// # Errors
+    /// [`IngestError`]; a sweep that would take too much is logged, takes nothing and is no error.
+    pub async fn sweep_at_start(&self) -> Result<(), IngestError> {
+        match self.ingest.sweep_orphans(self.ingest.scope_at_start(), signed(unix_now())).await {
+            Ok(swept) => tracing::info!(?swept, "swept"),
+            Err(error @ IngestError::SweepTooLarge { .. }) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "nothing was swept");
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// The database.

@@ -1,8 +1,10 @@
 //! Which patch sets are made, and their way to devices.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::sync::Arc;
 
+use distd_core::ManifestId;
 use distd_core::names::Name;
 use distd_peer::clock::unix_now;
 use distd_peer::trust::tuf::{PatchSetRef, PatchesDoc};
@@ -217,13 +219,19 @@ impl Origin {
 
     /// The list of a product's sets as devices are to see it.
     pub(super) async fn patches_change(&self, product: &Name) -> Result<Change, DbError> {
-        let rows = self.db.patch_sets_usable(product, SETS_MAX).await?;
+        // Sets from or to a release that is on its way out go with it.
+        let releases: BTreeSet<ManifestId> =
+            self.db.releases(product).await?.into_iter().map(|release| release.manifest).collect();
+        let stays = |row: &PatchSetRow| {
+            let from = row.key.from == ManifestId::NOTHING || releases.contains(&row.key.from);
+            from && releases.contains(&row.key.to)
+        };
+        let rows = self.db.patch_sets_usable(product, SETS_MAX).await?.into_iter().filter(stays);
         let set = |row: PatchSetRow| {
             let bytes = row.bytes;
             row.set.map(|set| PatchSetRef { from: row.key.from, to: row.key.to, set, bytes })
         };
-        let mut doc =
-            PatchesDoc { product: product.clone(), sets: rows.into_iter().filter_map(set).collect() };
+        let mut doc = PatchesDoc { product: product.clone(), sets: rows.filter_map(set).collect() };
         loop {
             let json = serde_json::to_vec(&doc).expect("names and numbers always encode");
             if json.len() <= PATCHES_BYTES_MAX {

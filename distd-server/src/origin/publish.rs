@@ -1,14 +1,16 @@
 //! From rows to signed metadata: the last step of a release, and the moves of channels.
 
+use std::collections::BTreeSet;
+
 use distd_core::names::Name;
 use distd_peer::clock::unix_now;
 use distd_peer::trust::tuf::ChannelDoc;
 use serde_json::{Map, Value, json};
 
-use super::{Origin, signed};
+use super::{Comparison, Origin, signed};
 use crate::db::{ChannelRow, DbError, ReleaseRow, SetChannelOutcome};
 use crate::ingest::{CommitResult, IngestError};
-use crate::tuf::{Change, PublishError};
+use crate::tuf::{Change, Listed, PublishError};
 
 /// Why a channel was not moved.
 #[derive(Debug, thiserror::Error)]
@@ -97,12 +99,20 @@ impl Origin {
         Ok((row, release))
     }
 
-    /// Publishes what an earlier run committed and did not get to publish.
-    pub(super) async fn publish_pending(&self) -> Result<(), super::OpenError> {
+    /// Makes the signed metadata what the rows say: publishes what an earlier run committed and did not get to publish,
+    /// and what another process lost from the list.
+    pub(super) async fn publish_pending(&self, listed: &Listed) -> Result<(), super::OpenError> {
         let now = unix_now();
         let mut changes = Vec::new();
-        let pending = self.db.releases_unpublished().await?;
+        self.take_over_channels(listed).await?;
+        let mut believed: BTreeSet<(Name, Name)> =
+            listed.releases.iter().map(|r| (r.product.clone(), r.version.clone())).collect();
+        let pending = Comparison::of(listed, self.db.all_releases().await?, Vec::new()).unlisted;
         for release in &pending {
+            if release.published.is_some() {
+                let (product, version) = (&release.product, &release.version);
+                tracing::warn!(%product, %version, "the release was published once and is not listed: listed again");
+            }
             let root_node = match self.ingest.manifest(&release.manifest).await {
                 Ok(manifest) => manifest.root_bytes().clone(),
                 Err(IngestError::MissingManifest(id)) => {
@@ -111,6 +121,7 @@ impl Origin {
                 }
                 Err(error) => return Err(error.into()),
             };
+            believed.insert((release.product.clone(), release.version.clone()));
             changes.push(Change::SetRelease {
                 product: release.product.clone(),
                 version: release.version.clone(),
@@ -120,7 +131,8 @@ impl Origin {
         }
         // Setting a channel to what it is changes nothing, so all of them are set.
         for row in self.db.channels().await? {
-            if let Some(release) = self.db.release(&row.product, &row.version).await? {
+            let listed = believed.contains(&(row.product.clone(), row.version.clone()));
+            if let Some(release) = self.db.release(&row.product, &row.version).await?.filter(|_| listed) {
                 changes.push(channel_change(&row, &release));
             }
         }
@@ -134,6 +146,25 @@ impl Origin {
         for release in &pending {
             self.db.mark_published(&release.product, &release.version, signed(now)).await?;
             self.queue_for_release(release).await;
+        }
+        Ok(())
+    }
+}
+
+impl Origin {
+    /// Takes channels over that were moved after the database was saved: a device must not see one go back.
+    async fn take_over_channels(&self, listed: &Listed) -> Result<(), DbError> {
+        for doc in &listed.channels {
+            let (product, channel) = (&doc.product, &doc.channel);
+            let row = self.db.channel(product, channel).await?;
+            if row.is_none_or(|row| row.counter < doc.counter) {
+                tracing::warn!(
+                    %product, %channel, version = %doc.version, counter = doc.counter,
+                    "the channel is signed with a later change than the database has: taken over"
+                );
+                let now = signed(unix_now());
+                self.db.take_over_channel(product, channel, &doc.version, doc.counter, now).await?;
+            }
         }
         Ok(())
     }

@@ -33,7 +33,8 @@ impl JoinTokens for SqlRegistry<'_> {
             Some(_) => {}
         }
         match self.0.use_join_token(&key, &id, signed(redemption.now)).await.map_err(storage)? {
-            JoinTokenUse::Unknown => refused(RefusalCode::UnknownToken),
+            // A node is not told apart which.
+            JoinTokenUse::Unknown | JoinTokenUse::Revoked => refused(RefusalCode::UnknownToken),
             JoinTokenUse::Expired => refused(RefusalCode::TokenExpired),
             JoinTokenUse::UsedUp => refused(RefusalCode::TokenUsedUp),
             JoinTokenUse::Taken(_) | JoinTokenUse::Again(_) => {

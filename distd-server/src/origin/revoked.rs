@@ -51,6 +51,16 @@ impl Origin {
         Ok(known)
     }
 
+    /// The same with the join tokens it came by, whose ids are returned.
+    ///
+    /// # Errors
+    /// [`DbError`].
+    pub async fn revoke_node_and_tokens(&self, id: &str) -> Result<Option<Vec<String>>, DbError> {
+        let tokens = self.db.revoke_node_and_tokens(id, signed(unix_now())).await?;
+        self.refresh_revoked().await?;
+        Ok(tokens)
+    }
+
     /// The signed list as an answer to a metadata question.
     pub(super) async fn revoked_answer(&self) -> Result<Vec<u8>, RevokedListError> {
         let list = self.refresh_revoked().await?;

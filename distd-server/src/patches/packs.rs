@@ -4,10 +4,13 @@ use bytes::Bytes;
 use distd_core::limits::CHUNK_BYTES_MAX;
 use distd_core::packing::{Codec, PackedChunk};
 use distd_core::{ArtifactHash, ChunkHash};
+use distd_peer::clock::unix_now;
 use tokio::task::spawn_blocking;
 
 use super::MakeError;
-use crate::ingest::random;
+use crate::db::Db;
+use crate::ingest::{Ingest, random};
+use crate::origin::signed;
 use crate::store::Store;
 use crate::store::pack::{self, PackWriter, object_name};
 
@@ -32,7 +35,7 @@ pub(super) struct StoredPack {
 /// Payloads in their order, then the index, in as many packs as it takes. Holds one pack in memory.
 #[derive(Debug)]
 pub(super) struct PayloadPacks {
-    store: Store,
+    ingest: Ingest,
     writer: PackWriter,
     payloads: Vec<PlacedChunk>,
     payload_bytes: u64,
@@ -53,9 +56,9 @@ pub(super) struct PackedSet {
 }
 
 impl PayloadPacks {
-    pub(super) fn new(store: Store) -> Self {
+    pub(super) fn new(ingest: Ingest) -> Self {
         Self {
-            store,
+            ingest,
             writer: PackWriter::default(),
             payloads: Vec::new(),
             payload_bytes: 0,
@@ -89,10 +92,13 @@ impl PayloadPacks {
     async fn store_pack(&mut self) -> Result<(), MakeError> {
         let writer = std::mem::take(&mut self.writer);
         let sealed = spawn_blocking(move || writer.seal()).await.expect("sealing does not panic");
+        // The reserve of the disk is not for patches.
+        self.ingest.check_room(sealed.bytes)?;
         let object = object_name(random());
-        // Known before it is there, so that it can be deleted whatever comes of it.
+        // Known before it is there, so that it can be deleted whatever comes of it: here, and after a crash.
+        self.ingest.db().doom(&object, signed(unix_now())).await?;
         self.packs.push(StoredPack { object: object.clone(), bytes: sealed.bytes });
-        Ok(self.store.put(&object, sealed.payload).await?)
+        Ok(self.ingest.store().put(&object, sealed.payload).await?)
     }
 
     /// Appends bytes that are no payload, cut into chunks.
@@ -123,7 +129,7 @@ impl PayloadPacks {
                 break;
             }
             // The payloads are the heads of the packs, in order; the index is behind them.
-            let found = self.store.get(&pack.object).await?;
+            let found = self.ingest.store().get(&pack.object).await?;
             let damaged = || MakeError::Damaged(pack.object.clone());
             let object = found.ok_or_else(damaged)?;
             let hash = spawn_blocking(move || {
@@ -153,14 +159,18 @@ impl PayloadPacks {
 
     /// Deletes what was stored, as far as that works; the sweep does the rest.
     pub(super) async fn discard(self) {
-        delete(&self.store, &self.packs).await;
+        delete(self.ingest.db(), self.ingest.store(), &self.packs).await;
     }
 }
 
 /// Deletes packs that no row names.
-pub(super) async fn delete(store: &Store, packs: &[StoredPack]) {
+pub(super) async fn delete(db: &Db, store: &Store, packs: &[StoredPack]) {
     for pack in packs {
-        if let Err(error) = store.delete(&pack.object).await {
+        let deleted = async {
+            store.delete(&pack.object).await?;
+            Ok::<_, MakeError>(db.forget_doomed(std::slice::from_ref(&pack.object)).await?)
+        };
+        if let Err(error) = deleted.await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "could not delete a pack that is not used"

@@ -35,7 +35,7 @@ impl PatchMaker {
         row: &PatchSetRow,
         stop: &CancellationToken,
     ) -> Result<Option<MadeSet>, MakeError> {
-        let mut packs = PayloadPacks::new(self.store.clone());
+        let mut packs = PayloadPacks::new(self.ingest.clone());
         let packed = match self.make_packs(row, &mut packs, stop).await {
             Ok(packed) => packed,
             Err(error) => {
@@ -113,9 +113,14 @@ impl PatchMaker {
         // The lock that commits take. Until it is given back nothing here may ask for another connection: whoever has
         // one may be waiting for this lock.
         let mut tx = self.db.begin_patch_set(signed(unix_now())).await?;
-        let known = tx.ids(&hashes).await?;
+        let known = tx.places(&hashes).await?;
+        let known: HashMap<ChunkHash, (ChunkId, PackId)> =
+            hashes.iter().zip(known).filter_map(|(hash, place)| Some((*hash, place?))).collect();
+        // Of an earlier set like this one, whose packs are lost: they keep their ids.
+        let (lost, held): (HashMap<_, _>, HashMap<_, _>) =
+            known.into_iter().partition(|(_, (_, pack))| self.ingest.is_lost(*pack));
         let mut ids: HashMap<ChunkHash, ChunkId> =
-            hashes.iter().zip(known).filter_map(|(hash, id)| Some((*hash, id?))).collect();
+            held.into_iter().map(|(hash, (id, _))| (hash, id)).collect();
         let mut seen = HashSet::new();
         let fresh: Vec<_> = set
             .chunks
@@ -145,6 +150,11 @@ impl PatchMaker {
                 (chunk.hash, place)
             })
             .collect();
+        let (again, places): (Vec<_>, Vec<_>) =
+            places.into_iter().partition(|(hash, _)| lost.contains_key(hash));
+        let again: Vec<_> = again.into_iter().map(|(hash, place)| (hash, lost[&hash].0, place)).collect();
+        tx.relocate(&again.iter().map(|(_, id, place)| (*id, *place)).collect::<Vec<_>>()).await?;
+        ids.extend(again.into_iter().map(|(hash, id, _)| (hash, id)));
         let given = tx.give_ids(&places).await?;
         ids.extend(places.iter().map(|(hash, _)| *hash).zip(given));
         let cut = CutParams::new(CUT.0, CUT.1, CUT.2).expect("these sizes are within the bounds");
@@ -157,10 +167,10 @@ impl PatchMaker {
         let patches = set.patches;
         let made = MadeSet { set: Some(manifest.id()), bytes: set.bytes, packed, patches };
         if !tx.finish(&row.key, &made).await? {
-            delete(&self.store, &set.packs).await;
+            delete(&self.db, &self.store, &set.packs).await;
             return Ok(None);
         }
-        delete(&self.store, &unused).await;
+        delete(&self.db, &self.store, &unused).await;
         Ok(Some(made))
     }
 }

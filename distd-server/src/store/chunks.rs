@@ -54,7 +54,7 @@ impl StoredChunk {
 pub struct Chunks {
     db: Db,
     packs: PackReader,
-    // Rows never change: chunks are not moved between packs. Whoever adds that must empty this.
+    // A row changes only when a chunk is moved out of a lost pack, which cannot be read.
     rows: Arc<Mutex<HashMap<ChunkId, ChunkRow>>>,
 }
 
@@ -71,8 +71,20 @@ impl Chunks {
     /// [`ChunkReadError`].
     pub async fn chunk(&self, id: ChunkId) -> Result<Option<StoredChunk>, ChunkReadError> {
         let Some(row) = self.row(id).await? else { return Ok(None) };
-        let bytes = self.packs.read_one(&row.location).await?;
-        Ok(Some(StoredChunk::new(&row, bytes)))
+        match self.packs.read_one(&row.location).await {
+            Ok(bytes) => Ok(Some(StoredChunk::new(&row, bytes))),
+            Err(error) => {
+                // A chunk whose pack was lost may lie elsewhere since.
+                self.rows.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                match self.row(id).await? {
+                    Some(moved) if moved.location != row.location => {
+                        let bytes = self.packs.read_one(&moved.location).await?;
+                        Ok(Some(StoredChunk::new(&moved, bytes)))
+                    }
+                    _ => Err(error.into()),
+                }
+            }
+        }
     }
 
     async fn row(&self, id: ChunkId) -> Result<Option<ChunkRow>, DbError> {

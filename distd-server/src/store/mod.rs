@@ -84,6 +84,12 @@ pub struct ObjectInfo {
     pub modified: UnixSeconds,
 }
 
+/// The directory of a store's address; `None` for S3.
+pub(crate) fn directory_of(address: &str) -> Option<PathBuf> {
+    let path = address.strip_prefix("file://").unwrap_or(address);
+    (!path.is_empty() && !path.contains("://")).then(|| PathBuf::from(path))
+}
+
 /// An object store; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -154,6 +160,11 @@ impl Store {
     /// Whether the store is a directory of this machine.
     pub fn is_local(&self) -> bool {
         self.directory.is_some()
+    }
+
+    /// The directory of a directory store.
+    pub fn directory(&self) -> Option<&FsPath> {
+        self.directory.as_deref()
     }
 
     /// Asks the store something cheap: for `/readyz` and for a clear error at start.

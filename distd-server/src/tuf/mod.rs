@@ -8,6 +8,7 @@
 mod answer;
 mod bins;
 mod keys;
+mod listed;
 mod publish;
 mod refresh;
 mod sign;
@@ -16,6 +17,7 @@ mod store;
 pub use answer::{AnswerError, Answerer};
 pub use bins::release_roles;
 pub use keys::KeyError;
+pub use listed::{Listed, ListedRelease};
 pub use publish::{Change, PATCHES_BYTES_MAX, PublishError, Published};
 pub use refresh::{Refreshed, RotatableRole};
 pub use sign::{Options, RepositoryError, TufRepository};

@@ -2,7 +2,9 @@
 
 mod process;
 mod products;
+mod publishers;
 mod refusals;
 mod releases;
 mod tokens;
+mod withdraw;
 mod world;

@@ -46,7 +46,11 @@ impl World {
     }
 
     pub(crate) async fn open(directory: TempDir) -> Self {
-        let running = start(&settings(directory.path(), &[])).await.expect("starts");
+        Self::open_with(directory, &[]).await
+    }
+
+    pub(crate) async fn open_with(directory: TempDir, more: &[(&'static str, &str)]) -> Self {
+        let running = start(&settings(directory.path(), more)).await.expect("starts");
         let token = std::fs::read_to_string(directory.path().join("admin.token")).expect("the first token");
         let token = token.trim().to_owned();
         let parsed: ApiToken = token.parse().expect("a token");
@@ -110,11 +114,17 @@ impl World {
 
     /// A token with these scopes, put into the database behind the API.
     pub(crate) async fn token_with(&self, scopes: &str, expires: Option<i64>) -> String {
+        self.token_for(scopes, "*", expires).await
+    }
+
+    /// The same, for products of these patterns.
+    pub(crate) async fn token_for(&self, scopes: &str, products: &str, expires: Option<i64>) -> String {
         let token = ApiToken::generate(self.running.origin.realm().ca_fingerprint());
         let row = ApiTokenRow {
             secret_sha256: token.secret_hash(),
             label: scopes.to_owned(),
             scopes: scopes.to_owned(),
+            products: products.to_owned(),
             created: 1,
             expires,
             revoked: None,

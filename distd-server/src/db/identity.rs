@@ -1,0 +1,74 @@
+//! Whose database this is.
+
+use sqlx::Row;
+
+use super::{Db, DbError, failed};
+
+/// How much a database holds, to tell an empty one from one that was in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contents {
+    /// Releases.
+    pub releases: u64,
+    /// Packs, of open uploads too.
+    pub packs: u64,
+    /// Nodes that enrolled.
+    pub nodes: u64,
+    /// API tokens.
+    pub tokens: u64,
+}
+
+impl Contents {
+    /// Whether nobody has used the database yet.
+    pub fn is_new(&self) -> bool {
+        *self == Self { releases: 0, packs: 0, nodes: 0, tokens: 0 }
+    }
+}
+
+impl Db {
+    /// The realm that the database belongs to, by the SHA-256 of its CA; `None` until it was said.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn realm(&self) -> Result<Option<String>, DbError> {
+        let row = sqlx::query("SELECT realm FROM identity").fetch_optional(&self.pool).await;
+        row.and_then(|row| row.map(|row| row.try_get("realm")).transpose())
+            .map_err(failed("read whose database this is"))
+    }
+
+    /// Says whose database this is; the first word stays.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn set_realm(&self, realm: &str) -> Result<(), DbError> {
+        sqlx::query("INSERT INTO identity (one, realm) VALUES (1, $1) ON CONFLICT (one) DO NOTHING")
+            .bind(realm.to_owned())
+            .execute(&self.pool)
+            .await
+            .map(drop)
+            .map_err(failed("record whose database this is"))
+    }
+
+    /// How much there is.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn contents(&self) -> Result<Contents, DbError> {
+        use super::row::Columns;
+        let what = failed("count what the database holds");
+        let count = async || -> Result<Contents, sqlx::Error> {
+            let row = sqlx::query(
+                "SELECT (SELECT COUNT(*) FROM releases) AS releases, (SELECT COUNT(*) FROM packs) AS packs, \
+                 (SELECT COUNT(*) FROM nodes) AS nodes, (SELECT COUNT(*) FROM api_tokens) AS tokens",
+            )
+            .fetch_one(&self.pool)
+            .await?;
+            Ok(Contents {
+                releases: row.number("releases")?,
+                packs: row.number("packs")?,
+                nodes: row.number("nodes")?,
+                tokens: row.number("tokens")?,
+            })
+        };
+        count().await.map_err(what)
+    }
+}

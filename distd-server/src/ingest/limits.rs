@@ -1,0 +1,89 @@
+//! What publishers may take: sizes, quotas, and the part of the disk that is not for them.
+
+use std::path::{Path, PathBuf};
+
+use super::{Ingest, IngestError};
+
+/// What publishers may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IngestLimits {
+    /// Longest artifact, bytes: what a commit may make the origin hash.
+    pub artifact_bytes_max: u64,
+    /// Most bytes of one token's open uploads.
+    pub upload_bytes_max: u64,
+    /// Most open uploads of one token.
+    pub uploads_max: u64,
+}
+
+impl Default for IngestLimits {
+    fn default() -> Self {
+        Self { artifact_bytes_max: 64 << 30, upload_bytes_max: 256 << 30, uploads_max: 64 }
+    }
+}
+
+/// Part of a disk, one in so many bytes, that publishers and patches leave free.
+const RESERVE_SHARE: u64 = 20;
+
+/// What they leave free at most, bytes: renewals of certificates and metadata for months.
+const RESERVE_BYTES_MAX: u64 = 1 << 30;
+
+/// Bytes of a disk that are free, less the reserve: a twentieth of it or 1 GiB, what is less. A system that does not say
+/// is taken to have enough.
+pub fn room(directory: &Path) -> u64 {
+    match rustix::fs::statvfs(directory) {
+        Ok(stat) => {
+            let all = stat.f_blocks.saturating_mul(stat.f_frsize);
+            let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+            free.saturating_sub((all / RESERVE_SHARE).min(RESERVE_BYTES_MAX))
+        }
+        Err(_) => u64::MAX,
+    }
+}
+
+impl Ingest {
+    /// The limits.
+    pub fn limits(&self) -> IngestLimits {
+        self.limits
+    }
+
+    /// With other limits, and directories on whose disks a reserve is kept besides the store's.
+    #[must_use]
+    pub fn with_limits(mut self, limits: IngestLimits, directories: Vec<PathBuf>) -> Self {
+        self.limits = limits;
+        self.directories = directories.into();
+        self
+    }
+
+    /// Refuses what would take from the reserve.
+    ///
+    /// # Errors
+    /// [`IngestError::NoRoom`].
+    pub fn check_room(&self, bytes: u64) -> Result<(), IngestError> {
+        let directories = self.directories.iter().map(PathBuf::as_path).chain(self.store.directory());
+        match directories.map(room).min() {
+            Some(room) if room < bytes => Err(IngestError::NoRoom),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses what would take a token's open uploads above its quota.
+    ///
+    /// # Errors
+    /// [`IngestError::Quota`], [`IngestError::Db`].
+    pub async fn check_quota(&self, token: &str, more: u64) -> Result<(), IngestError> {
+        let bytes_max = self.limits.upload_bytes_max;
+        if self.db.uncommitted_bytes(token).await?.saturating_add(more) > bytes_max {
+            return Err(IngestError::Quota { bytes_max });
+        }
+        Ok(())
+    }
+
+    /// Refuses an upload of so many bytes, announced before its first chunk, that could not become a release.
+    ///
+    /// # Errors
+    /// [`IngestError::TooLarge`].
+    pub fn check_announced(&self, bytes: u64) -> Result<(), IngestError> {
+        let bytes_max = self.limits.artifact_bytes_max;
+        if bytes > bytes_max { Err(IngestError::TooLarge { bytes, bytes_max }) } else { Ok(()) }
+    }
+}

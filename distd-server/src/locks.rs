@@ -1,0 +1,158 @@
+//! One process at a time: on a data directory, on a database, on a directory store.
+//!
+//! Two origins on one database or store would sweep away each other's uploads and sign metadata over each other's
+//! heads. A lock on a file ends with its process, however that ends; PostgreSQL's advisory lock ends with its session.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::db::{DbError, SessionLock, sqlite_path};
+use crate::origin::Places;
+
+/// How long a lock of PostgreSQL is waited for: a server may take seconds to notice that a killed process is gone.
+const WAIT: Duration = Duration::from_secs(10);
+
+/// Time between two looks at a lock of PostgreSQL.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Why a lock was not got.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// A directory cannot be made or a file not be opened.
+    #[error("could not lock {}: check its permissions and free space", .0.display())]
+    File(PathBuf, #[source] io::Error),
+    /// Another process has the data directory.
+    #[error("another distd-server uses {}: stop it, or give this one another --data directory", .0.display())]
+    Data(PathBuf),
+    /// Another process has the database.
+    #[error("another distd-server uses the database {0}: stop it, or give this one another --db")]
+    Database(String),
+    /// Another process has the store.
+    #[error("another distd-server uses the store {}: stop it, or give this one another --store", .0.display())]
+    Store(PathBuf),
+    /// The database cannot be asked.
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+/// Locks held until dropped.
+#[derive(Debug)]
+pub struct Locks {
+    _files: Vec<File>,
+    lost: CancellationToken,
+    keeper: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Locks {
+    /// Takes every lock there is for these places, making directories that are not there.
+    ///
+    /// # Errors
+    /// [`LockError`].
+    pub async fn take(places: &Places) -> Result<Self, LockError> {
+        let data = &places.data;
+        private(data).map_err(|e| LockError::File(data.clone(), e))?;
+        let mut files = vec![file(&data.join("lock"), || LockError::Data(data.clone()))?];
+        if let Some(path) = sqlite_path(&places.db) {
+            // Not the database itself: closing any handle on it would end SQLite's own locks in this process.
+            let mut name = path.into_os_string();
+            name.push("-lock");
+            files.push(file(Path::new(&name), || LockError::Database(places.db.clone()))?);
+        }
+        if let Some(directory) = crate::store::directory_of(&places.store) {
+            files.push(file(&directory.join("lock"), || LockError::Store(directory.clone()))?);
+        }
+        let lost = CancellationToken::new();
+        let mut keeper = None;
+        if sqlite_path(&places.db).is_none() {
+            let lock = wait_for(&places.db).await?;
+            keeper = Some(tokio::spawn(keep(lock, places.db.clone(), lost.clone())));
+        }
+        Ok(Self { _files: files, lost, keeper })
+    }
+
+    /// Ends when another process got a lock that this one had lost with its connection to the database.
+    pub fn lost(&self) -> CancellationToken {
+        self.lost.clone()
+    }
+}
+
+impl Drop for Locks {
+    fn drop(&mut self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.abort();
+        }
+    }
+}
+
+fn create_private(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+/// Makes a data directory for its owner alone; one that is there too, when it is empty or an origin's.
+fn private(data: &Path) -> io::Result<()> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    create_private(data)?;
+    let found = std::fs::metadata(data)?;
+    let ours = found.uid() == rustix::process::geteuid().as_raw()
+        && (data.join("realm/ca.key").exists() || std::fs::read_dir(data)?.next().is_none());
+    if ours && found.mode() & 0o077 != 0 {
+        std::fs::set_permissions(data, std::fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+fn file(path: &Path, taken: impl FnOnce() -> LockError) -> Result<File, LockError> {
+    let failed = |e| LockError::File(path.to_owned(), e);
+    if let Some(parent) = path.parent() {
+        create_private(parent).map_err(failed)?;
+    }
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(taken()),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+async fn wait_for(address: &str) -> Result<SessionLock, LockError> {
+    let until = tokio::time::Instant::now() + WAIT;
+    loop {
+        if let Some(lock) = SessionLock::try_take(address).await? {
+            return Ok(lock);
+        }
+        if tokio::time::Instant::now() >= until {
+            return Err(LockError::Database(crate::db::redact(address)));
+        }
+        tokio::time::sleep(LOOK / 4).await;
+    }
+}
+
+/// Looks after a lock that ends with its connection: takes it again when the server comes back, and says so when
+/// another process was faster.
+async fn keep(mut lock: SessionLock, address: String, lost: CancellationToken) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if lock.is_held().await {
+            continue;
+        }
+        tracing::warn!("the connection that holds the database's lock broke off");
+        lock = loop {
+            match SessionLock::try_take(&address).await {
+                Ok(Some(lock)) => break lock,
+                Ok(None) => {
+                    tracing::error!("another distd-server has taken the database over: this one ends");
+                    lost.cancel();
+                    return;
+                }
+                // The server is away; nothing can be written meanwhile.
+                Err(_) => tokio::time::sleep(LOOK).await,
+            }
+        };
+        tracing::info!("the database's lock is held again");
+    }
+}

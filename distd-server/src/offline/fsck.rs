@@ -1,0 +1,332 @@
+//! Whether store, rows and signed metadata agree, and what can be mended.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use distd_peer::clock::unix_now;
+use serde::Serialize;
+
+use super::is_origin;
+use super::rebuild::{RebuildError, UnknownPacks, raise_counter, rebuild};
+use crate::db::{Db, DbError, redact};
+use crate::ingest::{Ingest, IngestError, SweepScope};
+use crate::locks::{LockError, Locks};
+use crate::origin::{
+    Comparison, DisagreementError, ObjectMetadata, OpenError, Origin, Parties, Places, Tuning, signed,
+};
+use crate::realm::{Realm, RealmError};
+use crate::store::pack::read_index;
+use crate::store::{Store, StoreError};
+use crate::tuf::{MetadataStore, Options, RepositoryError, TufRepository};
+
+/// Where damaged packs are put aside: not deleted, since part of them may be of use to someone.
+const ASIDE: &str = "damaged/";
+
+/// What to do beside looking.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FsckOptions {
+    /// Mend what can be mended.
+    pub repair: bool,
+    /// Delete packs and manifests that no row names, however many; with `repair`.
+    pub delete_unknown: bool,
+    /// Read every pack and compare its hash.
+    pub check_data: bool,
+}
+
+/// Why nothing could be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum FsckError {
+    /// Not an origin's directory.
+    #[error("{} holds no origin: give --data the directory that distd-server serve uses", .0.display())]
+    NoOrigin(PathBuf),
+    /// A word without the other.
+    #[error("--delete-unknown changes the store: say --repair as well")]
+    NeedsRepair,
+    /// The store has no repository.
+    #[error("the store {0} holds no TUF repository: give --store the store of this origin")]
+    NoRepository(String),
+    /// The origin runs, or something else has its places.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The CA.
+    #[error(transparent)]
+    Realm(#[from] RealmError),
+    /// Parts of different realms.
+    #[error(transparent)]
+    Disagreement(#[from] DisagreementError),
+    /// The database.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The metadata.
+    #[error(transparent)]
+    Metadata(#[from] crate::tuf::StoreError),
+    /// The repository.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// Looking at packs.
+    #[error(transparent)]
+    Ingest(#[from] IngestError),
+    /// Making rows again.
+    #[error("could not make rows again")]
+    Rebuild(#[from] RebuildError),
+    /// Opening the origin after repairs.
+    #[error("could not open the origin after the repair")]
+    Open(#[from] OpenError),
+}
+
+/// What was found, and what became of it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct FsckReport {
+    /// Releases in the database.
+    pub releases: usize,
+    /// Packs in the database.
+    pub packs: usize,
+    /// Releases that devices are told of and no row has.
+    pub without_row: Vec<String>,
+    /// Releases in the database that devices are not told of.
+    pub unlisted: Vec<String>,
+    /// Releases whose row names another manifest than devices are told.
+    pub differing: Vec<String>,
+    /// Packs and manifests that rows name and the store does not have.
+    pub lost: Vec<String>,
+    /// Packs whose bytes are not what they were; `None` when they were not read.
+    pub rotten: Option<Vec<String>>,
+    /// Releases that cannot be served whole.
+    pub damaged: Vec<String>,
+    /// Packs and manifests that no row names.
+    pub unknown: Vec<String>,
+    /// What was mended, in words.
+    pub repaired: Vec<String>,
+    /// What could not be mended, and why.
+    pub left: Vec<String>,
+}
+
+impl FsckReport {
+    /// Whether something is wrong that was not mended. Objects that no row names are not: they cost space alone.
+    pub fn is_sound(&self) -> bool {
+        self.without_row.is_empty()
+            && self.unlisted.is_empty()
+            && self.differing.is_empty()
+            && self.lost.is_empty()
+            && self.rotten.as_ref().is_none_or(Vec::is_empty)
+            && self.damaged.is_empty()
+            && self.left.is_empty()
+    }
+}
+
+/// Looks, and mends when told to. The origin must not run.
+///
+/// # Errors
+/// [`FsckError`].
+pub async fn fsck(places: &Places, options: FsckOptions) -> Result<FsckReport, FsckError> {
+    if options.delete_unknown && !options.repair {
+        return Err(FsckError::NeedsRepair);
+    }
+    if !is_origin(&places.data) {
+        return Err(FsckError::NoOrigin(places.data.clone()));
+    }
+    let _locks = Locks::take(places).await?;
+    let mut mended = (Vec::new(), Vec::new());
+    if options.repair {
+        mended = repair(places, options).await?;
+    }
+    let look = Look::open(places, false).await?;
+    // After a repair the packs were read already.
+    let mut report = look.report(options.check_data && !options.repair).await?;
+    (report.repaired, report.left) = mended;
+    look.db.close().await;
+    Ok(report)
+}
+
+/// Everything that is looked at.
+struct Look {
+    db: Db,
+    store: Store,
+    ingest: Ingest,
+    repository: TufRepository,
+}
+
+impl Look {
+    /// Opens without making anything, unless a lost database is to be made again.
+    async fn open(places: &Places, make_database: bool) -> Result<Self, FsckError> {
+        let realm = Realm::load_or_create(&places.data, unix_now())?;
+        let store = Store::open(&places.store)?;
+        store.check().await?;
+        let metadata = Arc::new(ObjectMetadata::new(store.clone()));
+        if metadata.get("timestamp.json").await?.is_none() {
+            return Err(FsckError::NoRepository(places.store.clone()));
+        }
+        let db = match make_database {
+            true => Db::open(&places.db).await?,
+            false => Db::open_present(&places.db).await?,
+        };
+        let parties = Parties {
+            db: &db,
+            database: redact(&places.db),
+            store: &store,
+            place: places.store.clone(),
+            realm: hex::encode(realm.ca_fingerprint()),
+        };
+        parties.check_owners().await?;
+        let keys = places.data.join("tuf-keys");
+        let repository = TufRepository::open(metadata, &keys, Options::default(), unix_now()).await?;
+        let ingest = Ingest::new(db.clone(), store.clone());
+        Ok(Self { db, store, ingest, repository })
+    }
+
+    async fn report(&self, read_packs: bool) -> Result<FsckReport, FsckError> {
+        let listed = self.repository.listed().await?;
+        let rows = self.db.all_releases().await?;
+        let mut out =
+            FsckReport { releases: rows.len(), packs: self.db.packs().await?.len(), ..FsckReport::default() };
+        let name = |(product, version)| format!("{product}@{version}");
+        let comparison = Comparison::of(&listed, rows, self.db.withdrawn().await?);
+        out.without_row = comparison.without_row.into_iter().map(name).collect();
+        out.unlisted =
+            comparison.unlisted.iter().map(|row| format!("{}@{}", row.product, row.version)).collect();
+        out.differing = comparison.differing;
+        if read_packs {
+            out.rotten = Some(self.rotten().await?);
+        }
+        let losses = self.ingest.look_for_losses().await?;
+        out.lost = losses.packs.into_iter().chain(losses.manifests).collect();
+        out.damaged = losses.releases.into_iter().map(name).collect();
+        let doomed: BTreeSet<String> = self.db.doomed(i64::MAX).await?.into_iter().collect();
+        for kind in ["packs", "manifests"] {
+            let names = self.ingest.orphans(kind, i64::MAX).await?.names;
+            out.unknown.extend(names.into_iter().filter(|name| !doomed.contains(name)));
+        }
+        Ok(out)
+    }
+
+    /// Packs that rows name and whose bytes are not what they were.
+    async fn rotten(&self) -> Result<Vec<String>, FsckError> {
+        let mut rotten = Vec::new();
+        for (_, object, bytes) in self.db.packs().await? {
+            let Some(found) = self.store.get(&object).await? else { continue };
+            // Another length is a loss already.
+            if found.len() as u64 != bytes {
+                continue;
+            }
+            let read = tokio::task::spawn_blocking(move || read_index(&found).is_ok());
+            if !read.await.expect("reading an index does not panic") {
+                rotten.push(object);
+            }
+        }
+        Ok(rotten)
+    }
+}
+
+/// Mends what can be mended; gives what was done and what could not be.
+async fn repair(places: &Places, options: FsckOptions) -> Result<(Vec<String>, Vec<String>), FsckError> {
+    let (mut done, mut left) = (Vec::new(), Vec::new());
+    let look = Look::open(places, true).await?;
+    let listed = look.repository.listed().await?;
+    let comparison = Comparison::of(&listed, look.db.all_releases().await?, look.db.withdrawn().await?);
+    if !comparison.without_row.is_empty() {
+        let packs = UnknownPacks::read(&look.db, &look.store).await?;
+        raise_counter(&look.db, &look.ingest).await?;
+        for name in &comparison.without_row {
+            let (product, version) = name;
+            match rebuild(&look.db, &look.ingest, &packs, &listed, name).await {
+                Ok(()) => done.push(format!("{product}@{version}: its rows are made again from the store")),
+                Err(error @ (RebuildError::Db(_) | RebuildError::Store(_) | RebuildError::Ingest(_))) => {
+                    return Err(error.into());
+                }
+                Err(error) => left.push(format!("{product}@{version}: {error}")),
+            }
+        }
+    }
+    if options.check_data {
+        for object in look.rotten().await? {
+            if let Some(bytes) = look.store.get(&object).await? {
+                look.store.put(&format!("{ASIDE}{object}"), bytes).await?;
+                look.store.delete(&object).await?;
+                done.push(format!("{object}: damaged, put aside as {ASIDE}{object}"));
+            }
+        }
+    }
+    let unlisted: Vec<String> =
+        comparison.unlisted.iter().map(|row| format!("{}@{}", row.product, row.version)).collect();
+    let mend = left.is_empty() && comparison.differing.is_empty();
+    if options.delete_unknown && mend {
+        let now = signed(unix_now());
+        let scope = look.ingest.scope_at_start();
+        let swept = match scope {
+            SweepScope::Alone => look.ingest.sweep_everything(scope, now).await?,
+            // This process holds the locks: nobody records anything meanwhile.
+            SweepScope::Shared => look.ingest.sweep_everything(SweepScope::Alone, now).await?,
+        };
+        done.push(format!(
+            "{} packs and {} manifests that no row names are deleted",
+            swept.packs, swept.manifests
+        ));
+    } else if options.delete_unknown {
+        left.push("nothing is deleted while releases lack their rows".to_owned());
+    }
+    look.db.close().await;
+    drop(look);
+    if mend {
+        // Lists what is not listed, takes channels over, marks whose database and store these are.
+        match Origin::open(places, Tuning::default()).await {
+            Ok(origin) => origin.db().close().await,
+            Err(OpenError::Disagreement(DisagreementError::EmptyDatabase { packs, .. })) => {
+                left.push(format!(
+                    "the database is empty, and {packs} packs belong to no release that devices are told of: \
+                     --delete-unknown deletes them"
+                ));
+                return Ok((done, left));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        done.extend(unlisted.into_iter().map(|name| format!("{name}: devices are told of it again")));
+    }
+    Ok((done, left))
+}
+
+/// The report in words, one finding a line.
+impl std::fmt::Display for FsckReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for line in &self.repaired {
+            writeln!(f, "mended: {line}")?;
+        }
+        for line in &self.left {
+            writeln!(f, "not mended: {line}")?;
+        }
+        let findings: [(&[String], &str); 7] = [
+            (
+                &self.without_row,
+                "devices are told of it, and no row has it: fsck --repair takes it over from the store",
+            ),
+            (
+                &self.unlisted,
+                "devices are not told of it: distd-server serve, or fsck --repair, lists it again",
+            ),
+            (
+                &self.differing,
+                "its row names another manifest than devices are told: restore both from one backup",
+            ),
+            (
+                &self.lost,
+                "named by rows and not in the store, or of another length: restore it from a backup",
+            ),
+            (
+                self.rotten.as_deref().unwrap_or_default(),
+                "damaged: restore it from a backup, or fsck --repair --check-data puts it aside",
+            ),
+            (&self.damaged, "cannot be served whole: push the same bytes again, or restore the store"),
+            (&self.unknown, "named by no row: the sweep, or fsck --repair --delete-unknown, deletes it"),
+        ];
+        for (names, what) in findings {
+            for name in names {
+                writeln!(f, "{name}: {what}")?;
+            }
+        }
+        let verdict = if self.is_sound() { "sound" } else { "not sound" };
+        write!(f, "{} releases, {} packs: {verdict}", self.releases, self.packs)
+    }
+}

@@ -1,0 +1,92 @@
+//! Changing TUF keys.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use distd_peer::clock::unix_now;
+
+use super::is_origin;
+use crate::locks::{LockError, Locks};
+use crate::origin::{ObjectMetadata, Places};
+use crate::store::{Store, StoreError};
+use crate::tuf::{MetadataStore, Options, RepositoryError, RotatableRole, TufRepository};
+
+/// Why keys were not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum KeysError {
+    /// No such role.
+    #[error("there is no role {0:?} whose key can be changed: choose root, targets, snapshot or timestamp")]
+    UnknownRole(String),
+    /// Not an origin's directory.
+    #[error("{} holds no origin: give --data the directory that distd-server serve uses", .0.display())]
+    NoOrigin(PathBuf),
+    /// No repository.
+    #[error("the store {0} holds no TUF repository: give --store the store of this origin")]
+    NoRepository(String),
+    /// The origin runs, or something else has its places.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The metadata cannot be read.
+    #[error(transparent)]
+    Metadata(#[from] crate::tuf::StoreError),
+    /// The repository, or a key that is needed.
+    #[error(
+        "the key of {role} was not changed; root keys that are kept elsewhere must be in tuf-keys/ for this"
+    )]
+    Rotate {
+        /// The role.
+        role: String,
+        /// Why.
+        #[source]
+        cause: RepositoryError,
+    },
+    /// The repository cannot be opened.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+}
+
+fn parse(role: &str) -> Result<RotatableRole, KeysError> {
+    match role {
+        "root" => Ok(RotatableRole::Root),
+        "targets" => Ok(RotatableRole::Targets),
+        "snapshot" => Ok(RotatableRole::Snapshot),
+        "timestamp" => Ok(RotatableRole::Timestamp),
+        other => Err(KeysError::UnknownRole(other.to_owned())),
+    }
+}
+
+/// Gives roles new keys, one after the other. The origin must not run.
+///
+/// # Errors
+/// [`KeysError`]; roles before the one that is named have their new keys.
+pub async fn rotate(places: &Places, roles: &[String]) -> Result<(), KeysError> {
+    let roles: Vec<_> =
+        roles.iter().map(|role| Ok((role, parse(role)?))).collect::<Result<_, KeysError>>()?;
+    if !is_origin(&places.data) {
+        return Err(KeysError::NoOrigin(places.data.clone()));
+    }
+    let _locks = Locks::take(places).await?;
+    rotate_locked(places, &roles).await
+}
+
+/// As [`rotate`], under locks that the caller holds.
+pub(super) async fn rotate_locked(
+    places: &Places,
+    roles: &[(&String, RotatableRole)],
+) -> Result<(), KeysError> {
+    let metadata = Arc::new(ObjectMetadata::new(Store::open(&places.store)?));
+    if metadata.get("timestamp.json").await?.is_none() {
+        return Err(KeysError::NoRepository(places.store.clone()));
+    }
+    let keys = places.data.join("tuf-keys");
+    let now = unix_now();
+    let repository = TufRepository::open(metadata, &keys, Options::default(), now).await?;
+    for (name, role) in roles {
+        let rotated = repository.rotate_key(*role, now).await;
+        rotated.map_err(|cause| KeysError::Rotate { role: (*name).clone(), cause })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,155 @@
+//! Releases and channels that go.
+//!
+//! A withdrawal is marked in its row, taken out of the signed list, and then its rows and objects go, in this order: so
+//! devices are never told of what is not there, and a start goes on from any step.
+
+use std::collections::BTreeSet;
+
+use distd_core::ManifestId;
+use distd_core::names::Name;
+use distd_core::ranges::ChunkRanges;
+use distd_peer::clock::unix_now;
+
+use super::{Origin, signed};
+use crate::db::{DbError, ReleaseRow, Withdraw};
+use crate::ingest::IngestError;
+use crate::tuf::{Change, PublishError};
+
+/// Why a release was not withdrawn, or not to the end: a start goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum WithdrawError {
+    /// No such release.
+    #[error("{product} has no release {version}")]
+    UnknownRelease {
+        /// The product.
+        product: Name,
+        /// The version.
+        version: Name,
+    },
+    /// Channels point to it.
+    #[error("{product}@{version} is what channels point to")]
+    InUse {
+        /// The product.
+        product: Name,
+        /// The version.
+        version: Name,
+        /// The channels.
+        channels: Vec<Name>,
+    },
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// The list could not be signed.
+    #[error("could not take the release out of the signed list")]
+    Publish(#[from] PublishError),
+    /// Reading manifests or deleting objects failed.
+    #[error("could not give the space of the release back")]
+    Ingest(#[from] IngestError),
+}
+
+impl Origin {
+    /// Withdraws a release: devices are told of it no more, and what nothing else needs is deleted.
+    ///
+    /// # Errors
+    /// [`WithdrawError`].
+    pub async fn withdraw_release(&self, product: &Name, version: &Name) -> Result<(), WithdrawError> {
+        let _turn = self.publishing.lock().await;
+        let (product, version) = (product.clone(), version.clone());
+        match self.db.mark_withdrawn(&product, &version, signed(unix_now())).await? {
+            Withdraw::Unknown => Err(WithdrawError::UnknownRelease { product, version }),
+            Withdraw::InUse(channels) => Err(WithdrawError::InUse { product, version, channels }),
+            Withdraw::Marked(release) => self.finish_withdrawal(&release).await,
+        }
+    }
+
+    /// Goes on with what an earlier run began to withdraw.
+    pub(super) async fn finish_withdrawals(&self) -> Result<(), WithdrawError> {
+        let _turn = self.publishing.lock().await;
+        for release in self.db.withdrawn().await? {
+            let (product, version) = (&release.product, &release.version);
+            tracing::info!(%product, %version, "a withdrawal goes on");
+            self.finish_withdrawal(&release).await?;
+        }
+        Ok(())
+    }
+
+    async fn finish_withdrawal(&self, release: &ReleaseRow) -> Result<(), WithdrawError> {
+        let (product, version) = (release.product.clone(), release.version.clone());
+        let patches = self.patches_change(&product).await?;
+        self.repository.apply(vec![patches, Change::RemoveRelease { product, version }], unix_now()).await?;
+
+        // Without the lock that commits take, as far as it goes: others' manifests may be many.
+        let mut seen = BTreeSet::new();
+        let mut free = ChunkRanges::new();
+        let (unneeded, needed) = {
+            let mut tx = self.db.begin_withdrawal(release).await?;
+            (tx.unneeded().await?, tx.needed().await?)
+        };
+        for manifest in &unneeded {
+            free.extend(&self.ids_of(manifest).await?);
+        }
+        self.subtract(&mut free, &needed, &mut seen).await?;
+        let mut tx = self.db.begin_withdrawal(release).await?;
+        // What was committed meanwhile. The store is read under the lock, the database is not asked.
+        let needed = tx.needed().await?;
+        self.subtract(&mut free, &needed, &mut seen).await?;
+        let unneeded: Vec<ManifestId> = unneeded.difference(&needed).copied().collect();
+        let chunks: Vec<_> = free.ids().collect();
+        let objects = tx.finish(&chunks).await?;
+        self.ingest.delete_doomed(&objects).await?;
+        self.ingest.delete_unnamed_manifests(&unneeded).await?;
+        Ok(())
+    }
+
+    /// Chunk ids of a manifest; of one that is lost, none: its chunks stay.
+    async fn ids_of(&self, manifest: &ManifestId) -> Result<ChunkRanges, IngestError> {
+        match self.ingest.manifest(manifest).await {
+            Ok(manifest) => Ok(manifest.entries().map(|at| at.entry.id).collect()),
+            Err(IngestError::MissingManifest(_)) => Ok(ChunkRanges::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes the chunks of `needed` out of `free`, as far as they were not `seen` before.
+    ///
+    /// A needed manifest that is lost keeps everything: nobody can say what it has.
+    async fn subtract(
+        &self,
+        free: &mut ChunkRanges,
+        needed: &BTreeSet<ManifestId>,
+        seen: &mut BTreeSet<ManifestId>,
+    ) -> Result<(), IngestError> {
+        for manifest in needed {
+            if free.is_empty() || !seen.insert(*manifest) {
+                continue;
+            }
+            match self.ingest.manifest(manifest).await {
+                Ok(manifest) => {
+                    *free = free.difference(&manifest.entries().map(|at| at.entry.id).collect());
+                }
+                Err(IngestError::MissingManifest(id)) => {
+                    tracing::warn!(%id, "the manifest of another release is lost: no chunk is deleted");
+                    *free = ChunkRanges::new();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a channel; `false` when there is none.
+    ///
+    /// # Errors
+    /// [`WithdrawError`].
+    pub async fn remove_channel(&self, product: &Name, channel: &Name) -> Result<bool, WithdrawError> {
+        let _turn = self.publishing.lock().await;
+        if self.db.channel(product, channel).await?.is_none() {
+            return Ok(false);
+        }
+        // The list first: a row without it is listed again at the next start, and nothing was promised.
+        let (product_name, channel_name) = (product.clone(), channel.clone());
+        let change = Change::RemoveChannel { product: product_name, channel: channel_name };
+        self.repository.apply(vec![change], unix_now()).await?;
+        Ok(self.db.remove_channel(product, channel).await?)
+    }
+}

@@ -1,0 +1,473 @@
+//! Publishers are apart: by product, by upload, by what they know of, and by what they may take.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use distd_core::ChunkHash;
+use distd_core::cut::CutParams;
+use reqwest::{Body, Method, RequestBuilder, StatusCode};
+use serde_json::{Value, json};
+
+use crate::world::*;
+
+/// What a route does with a token that has the right scope.
+#[derive(Clone, Copy, PartialEq)]
+enum About {
+    /// It is about one product: another's is refused (403).
+    Product,
+    /// It is about an upload or object: another's is not there (404).
+    Thing,
+    /// It lists what the token is for.
+    List,
+    /// It needs no token, or only admins may.
+    Nothing,
+}
+
+/// Every route, with the scope it needs.
+const ROUTES: [(&str, &str, &str, About); 38] = [
+    ("GET", "/healthz", "", About::Nothing),
+    ("GET", "/readyz", "", About::Nothing),
+    ("GET", "/metrics", "", About::Nothing),
+    ("GET", "/v1/version", "", About::Nothing),
+    ("GET", "/v1/openapi.json", "", About::Nothing),
+    ("POST", "/v1/products", "publish", About::Product),
+    ("GET", "/v1/products", "read", About::List),
+    ("GET", "/v1/products/{product}", "read", About::Product),
+    ("GET", "/v1/products/{product}/releases", "read", About::Product),
+    ("GET", "/v1/products/{product}/releases/{version}", "read", About::Product),
+    ("PUT", "/v1/products/{product}/releases/{version}/content", "publish", About::Product),
+    ("POST", "/v1/products/{product}/releases/{version}/uploads", "publish", About::Product),
+    ("POST", "/v1/uploads/{upload}/missing", "publish", About::Thing),
+    ("POST", "/v1/uploads/{upload}/chunks", "publish", About::Thing),
+    ("POST", "/v1/uploads/{upload}/commit", "publish", About::Thing),
+    ("GET", "/v1/uploads", "admin", About::Nothing),
+    ("DELETE", "/v1/uploads/{upload}", "publish", About::Thing),
+    ("GET", "/v1/manifests/{manifest}", "read", About::Thing),
+    ("GET", "/v1/manifests/{manifest}/nodes/{node}", "read", About::Thing),
+    ("GET", "/v1/packs/{name}", "read", About::Thing),
+    ("GET", "/v1/products/{product}/channels", "read", About::Product),
+    ("GET", "/v1/products/{product}/channels/{channel}", "read", About::Product),
+    ("PUT", "/v1/products/{product}/channels/{channel}", "channel", About::Product),
+    ("GET", "/v1/products/{product}/patches", "read", About::Product),
+    ("POST", "/v1/products/{product}/releases/{version}/patches", "publish", About::Product),
+    ("POST", "/v1/tokens", "admin", About::Nothing),
+    ("GET", "/v1/tokens", "admin", About::Nothing),
+    ("DELETE", "/v1/tokens/{id}", "admin", About::Nothing),
+    ("GET", "/v1/token", "", About::Nothing),
+    ("POST", "/v1/join-tokens", "admin", About::Nothing),
+    ("GET", "/v1/join-tokens", "admin", About::Nothing),
+    ("DELETE", "/v1/join-tokens/{id}", "admin", About::Nothing),
+    ("GET", "/v1/nodes", "admin", About::Nothing),
+    ("POST", "/v1/nodes/{id}/revoke", "admin", About::Nothing),
+    ("POST", "/v1/enroll", "", About::Nothing),
+    ("GET", "/tuf/{path}", "", About::Nothing),
+    // Last: they take away what the others are asked for.
+    ("DELETE", "/v1/products/{product}/channels/{channel}", "channel", About::Product),
+    ("DELETE", "/v1/products/{product}/releases/{version}", "publish", About::Product),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_route_keeps_scopes_and_products_apart() {
+    let world = World::new().await;
+    let (_, document) = answer(world.bare(Method::GET, "/v1/openapi.json")).await;
+    let mut documented = BTreeSet::new();
+    for (path, methods) in document["paths"].as_object().expect("paths") {
+        documented
+            .extend(methods.as_object().expect("methods").keys().map(|m| (m.to_uppercase(), path.clone())));
+    }
+    let here: BTreeSet<_> = ROUTES.iter().map(|(m, p, ..)| ((*m).to_owned(), (*p).to_owned())).collect();
+    assert_eq!(here, documented, "every route is in the table, and no other");
+
+    // One product of one team, with a release, a channel and an upload.
+    world.put_content("theirs", "1", noise(30, 200_000)).await;
+    world.json(Method::PUT, "/v1/products/theirs/channels/stable", Some(json!({"version": "1"}))).await;
+    let (_, release) = world.get("/v1/products/theirs/releases/1").await;
+    let manifest = text(&release["manifest"]);
+    let pack = world.packs()[0].file_name().expect("a name").to_string_lossy().into_owned();
+    let (upload, _) = world.begin("theirs", "2").await;
+
+    for (method, path, scope, about) in ROUTES {
+        if scope.is_empty() {
+            continue;
+        }
+        let path = path
+            .replace("{product}", "theirs")
+            .replace("{version}", "1")
+            .replace("{channel}", "stable")
+            .replace("{upload}", &upload)
+            .replace("{manifest}", &manifest)
+            .replace("{node}", &manifest)
+            .replace("{name}", &pack)
+            .replace("{id}", &"0".repeat(32));
+        let call = |token: &str| -> RequestBuilder {
+            let body = match path.as_str() {
+                "/v1/products" => json!({"name": "theirs"}).to_string(),
+                path if path.ends_with("/stable") => json!({"version": "1"}).to_string(),
+                path if path.ends_with("/patches") => "{}".to_owned(),
+                _ => String::new(),
+            };
+            let request = world.bare(method.parse().expect("a method"), &path).bearer_auth(token);
+            if method == "GET" { request } else { request.body(body) }
+        };
+        let status = async |token: String| call(&token).send().await.expect("an answer").status().as_u16();
+        // The scope is needed, whatever the products.
+        for other in ["read", "publish", "channel"].into_iter().filter(|other| *other != scope) {
+            let got = status(world.token_for(other, "*", None).await).await;
+            assert_eq!(got, 403, "{method} {path} with {other} alone");
+        }
+        if scope == "admin" {
+            continue;
+        }
+        let got = status(world.token_for(scope, "mine,my-*", None).await).await;
+        let wanted = match about {
+            About::Product => 403,
+            About::Thing => 404,
+            About::List | About::Nothing => 200,
+        };
+        assert_eq!(got, wanted, "{method} {path} with {scope} for another product");
+        // A product that is not there gets the same answer.
+        if about == About::Product && path != "/v1/products" {
+            let token = world.token_for(scope, "mine", None).await;
+            let path = path.replace("theirs", "nobodys");
+            let body = if path.ends_with("/stable") { r#"{"version": "1"}"# } else { "{}" };
+            let request = world.bare(method.parse().expect("a method"), &path).bearer_auth(token).body(body);
+            assert_eq!(request.send().await.expect("an answer").status().as_u16(), 403, "{method} {path}");
+        }
+        // For the product it is: anything but a refusal of the token. Uploads are their token's alone.
+        let got = status(world.token_for(scope, "the*", None).await).await;
+        let own = about != About::Thing || scope == "read";
+        assert_eq!(!matches!(got, 401 | 403 | 404), own, "{method} {path} with {scope}: {got}");
+    }
+    let token = world.token_for("read", "mine", None).await;
+    let (_, list) = answer(world.bare(Method::GET, "/v1/products").bearer_auth(token)).await;
+    assert_eq!(list["products"], json!([]));
+}
+
+/// An upload of one token.
+async fn begin(world: &World, token: &str, product: &str, version: &str) -> (StatusCode, Value) {
+    let path = format!("/v1/products/{product}/releases/{version}/uploads");
+    answer(world.bare(Method::POST, &path).bearer_auth(token)).await
+}
+
+async fn post(
+    world: &World,
+    token: &str,
+    upload: &Value,
+    what: &str,
+    body: Vec<u8>,
+) -> (StatusCode, Vec<u8>) {
+    let path = format!("/v1/uploads/{}/{what}", upload["upload"].as_str().expect("an id"));
+    let response =
+        world.bare(Method::POST, &path).bearer_auth(token).body(body).send().await.expect("answer");
+    (response.status(), response.bytes().await.expect("body").to_vec())
+}
+
+fn hashes(hashes: &[ChunkHash]) -> Vec<u8> {
+    hashes.iter().flat_map(|hash| *hash.as_bytes()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_is_its_tokens_alone() {
+    let world = World::new().await;
+    let (one, two) =
+        (world.token_for("publish", "os", None).await, world.token_for("publish", "os", None).await);
+    let image = cut(&noise(31, 200_000));
+    let (_, first) = begin(&world, &one, "os", "7").await;
+    let (status, second) = begin(&world, &two, "os", "7").await;
+    assert_eq!((status, &second["resumed"]), (StatusCode::OK, &json!(false)));
+    assert_ne!(first["upload"], second["upload"], "nobody gets another's upload, nor keeps anybody out");
+    assert_eq!(begin(&world, &one, "os", "7").await.1["resumed"], true);
+
+    let all = image.records(&vec![true; image.chunks.len()]);
+    let admin = world.token.clone();
+    for stranger in [&two, &admin] {
+        for (what, body) in [("missing", Vec::new()), ("chunks", all.clone()), ("commit", image.commit())] {
+            assert_eq!(post(&world, stranger, &first, what, body).await.0, StatusCode::NOT_FOUND, "{what}");
+        }
+    }
+    let path = format!("/v1/uploads/{}", text(&first["upload"]));
+    let abort = |token: &str| world.bare(Method::DELETE, &path).bearer_auth(token).send();
+    assert_eq!(abort(&two).await.expect("answer").status(), StatusCode::NOT_FOUND);
+    assert_eq!(post(&world, &one, &first, "chunks", all.clone()).await.0, StatusCode::OK);
+
+    // Admins see both, with what they hold, and may end them.
+    let (_, open) = world.get("/v1/uploads").await;
+    let open = open["uploads"].as_array().expect("a list");
+    assert_eq!(open.len(), 2);
+    let held = |upload: &Value| {
+        let found = open.iter().find(|open| open["upload"] == upload["upload"]).expect("it is listed");
+        found["bytes"].as_u64().expect("bytes")
+    };
+    assert!(held(&first) > 190_000 && held(&second) == 0, "{open:?}");
+    assert_eq!(abort(&admin).await.expect("answer").status(), StatusCode::NO_CONTENT);
+    assert_eq!(world.packs().len(), 0);
+
+    // A token that is revoked takes its uploads along.
+    assert_eq!(post(&world, &two, &second, "chunks", all).await.0, StatusCode::OK);
+    let (_, open) = world.get("/v1/uploads").await;
+    let id = text(&open["uploads"][0]["token"]);
+    assert_eq!(world.json(Method::DELETE, &format!("/v1/tokens/{id}"), None).await.0, StatusCode::NO_CONTENT);
+    assert_eq!(world.get("/v1/uploads").await.1["uploads"], json!([]));
+    assert_eq!(world.packs().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_of_another_team_is_neither_confirmed_nor_released_by_its_hash() {
+    let world = World::new().await;
+    let secret = cut(&noise(32, 300_000));
+    assert_eq!(secret.push(&world, "theirs", "1").await.0, StatusCode::CREATED);
+    let mine = world.token_for("publish,read", "mine-*", None).await;
+    let (_, upload) = begin(&world, &mine, "mine-app", "1").await;
+    let wanted = async |token: &str, upload: &Value| {
+        let (status, bitmap) = post(&world, token, upload, "missing", hashes(&secret.hashes())).await;
+        assert_eq!(status, StatusCode::OK);
+        (0..secret.chunks.len()).filter(|i| bitmap[i / 8] & (0x80 >> (i % 8)) != 0).count()
+    };
+    assert_eq!(
+        wanted(&mine, &upload).await,
+        secret.chunks.len(),
+        "all of them are missing, as far as it knows"
+    );
+    let (status, body) = post(&world, &mine, &upload, "commit", secret.commit()).await;
+    assert_eq!(status, StatusCode::CONFLICT, "{}", String::from_utf8_lossy(&body));
+
+    // Whoever has the bytes may send them: they are taken, and the release is whole.
+    let all = secret.records(&vec![true; secret.chunks.len()]);
+    assert_eq!(post(&world, &mine, &upload, "chunks", all).await.0, StatusCode::OK);
+    assert_eq!(wanted(&mine, &upload).await, 0, "what it sent it knows");
+    let (status, body) = post(&world, &mine, &upload, "commit", secret.commit()).await;
+    assert_eq!(status, StatusCode::CREATED, "{}", String::from_utf8_lossy(&body));
+    // They were stored once: the second pack held nothing new.
+    assert_eq!(world.packs().len(), 1);
+    // From then on the team knows them, in any of its products.
+    let (_, next) = begin(&world, &mine, "mine-other", "1").await;
+    assert_eq!(wanted(&mine, &next).await, 0);
+    // A token for all products knew them all the time.
+    let all = world.token_for("publish", "*", None).await;
+    let (_, upload) = begin(&world, &all, "new", "1").await;
+    assert_eq!(wanted(&all, &upload).await, 0);
+    // A file that the origin cuts is no way around.
+    let stranger = world.token_for("publish", "third", None).await;
+    let path = "/v1/products/third/releases/1/content";
+    let put = world.bare(Method::PUT, path).bearer_auth(&stranger).body(secret.whole.clone());
+    assert_eq!(answer(put).await.0, StatusCode::CREATED);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_tokens_are_for_all_products_and_new_ones_say_what_for() {
+    let world = World::new().await;
+    let make = async |body: Value| world.json(Method::POST, "/v1/tokens", Some(body)).await;
+    let (status, _) = make(json!({"label": "team", "scopes": ["read"], "products": ["os", "app-*"]})).await;
+    assert_eq!(status, StatusCode::CREATED);
+    for bad in [json!([]), json!(["../x"]), json!(["a,b"]), json!([""])] {
+        let (status, error) = make(json!({"label": "x", "scopes": ["read"], "products": bad})).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{error}");
+    }
+    let (status, error) = make(json!({"label": "x", "scopes": ["admin"], "products": ["os"]})).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{error}");
+    let (_, tokens) = world.get("/v1/tokens").await;
+    let products: Vec<_> =
+        tokens["tokens"].as_array().expect("a list").iter().map(|t| &t["products"]).collect();
+    assert!(products.contains(&&json!(["os", "app-*"])) && products.contains(&&json!(["*"])), "{tokens}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_takes_no_more_than_its_quotas() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let quotas = [("upload_bytes_max", "1048576"), ("uploads_max", "2"), ("artifact_bytes_max", "2097152")];
+    let world = World::open_with(directory, &quotas).await;
+    let token = world.token_for("publish", "os", None).await;
+    let (_, first) = begin(&world, &token, "os", "1").await;
+    assert_eq!(begin(&world, &token, "os", "2").await.0, StatusCode::OK);
+    let (status, error) = begin(&world, &token, "os", "3").await;
+    assert_eq!((status, &error["error"]["code"]), (StatusCode::FORBIDDEN, &json!("quota")));
+    assert_eq!(begin(&world, &token, "os", "1").await.0, StatusCode::OK, "what is open goes on");
+
+    let small = cut(&noise(33, 700_000));
+    let all = |image: &Cut| image.records(&vec![true; image.chunks.len()]);
+    assert_eq!(post(&world, &token, &first, "chunks", all(&small)).await.0, StatusCode::OK);
+    let more = cut(&noise(34, 700_000));
+    let (status, body) = post(&world, &token, &first, "chunks", all(&more)).await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "{}", String::from_utf8_lossy(&body));
+    // Spooled bytes count, without a length announced too.
+    let stream = futures::stream::iter((0..20).map(|n| Ok::<_, std::io::Error>(noise(n, 1 << 20))));
+    let path = "/v1/products/os/releases/big/content";
+    let put = world.bare(Method::PUT, path).bearer_auth(&token).body(Body::wrap_stream(stream));
+    let (status, error) = answer(put).await;
+    assert_eq!((status, &error["error"]["code"]), (StatusCode::FORBIDDEN, &json!("quota")));
+    assert_eq!(world.spooled().len(), 0);
+    // Committed, it counts no more.
+    let (status, body) = post(&world, &token, &first, "commit", small.commit()).await;
+    assert_eq!(status, StatusCode::CREATED, "{}", String::from_utf8_lossy(&body));
+    let other = world.token_for("publish", "os", None).await;
+    assert_eq!(begin(&world, &other, "os", "9").await.0, StatusCode::OK, "quotas are each token's own");
+
+    // Longer than the origin takes: refused when it is announced, and when it is committed.
+    let path = "/v1/products/os/releases/10/uploads";
+    let announced = world.bare(Method::POST, path).bearer_auth(&other).json(&json!({"bytes": 2_097_153}));
+    assert_eq!(answer(announced).await.0, StatusCode::PAYLOAD_TOO_LARGE);
+    let (_, upload) = begin(&world, &other, "os", "10").await;
+    let zeros = cut(&[0; 65_536]);
+    post(&world, &other, &upload, "chunks", all(&zeros)).await;
+    let commit = lie(&zeros, 1 << 19, 64 << 10);
+    assert_eq!(post(&world, &other, &upload, "commit", commit).await.0, StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+/// A commit of the first chunk so many times.
+fn lie(image: &Cut, repeat: u32, len: u32) -> Vec<u8> {
+    let mut chunks = image.chunks[0].0.as_bytes().to_vec();
+    chunks.extend(len.to_be_bytes());
+    chunks.extend(repeat.to_be_bytes());
+    let bytes = u64::from(repeat) * u64::from(len);
+    let body = CommitBody {
+        kind: "file",
+        listing_bytes: 0,
+        cut: CutParams::default(),
+        bytes,
+        blake3: [1; 32],
+        chunks,
+    };
+    rmp_serde::to_vec_named(&body).expect("encodes")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_more_chunks_than_the_cut_makes_is_refused_at_once() {
+    let world = World::new().await;
+    let tiny = cut(b"x");
+    let (upload, _) = world.begin("os", "1").await;
+    world.post_bytes(&format!("/v1/uploads/{upload}/chunks"), tiny.records(&[true])).await;
+    // Sixteen million chunks of one byte; a million are as many as an archive may have members.
+    let (status, error) =
+        world.post_bytes(&format!("/v1/uploads/{upload}/commit"), lie(&tiny, 1 << 24, 1)).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{error}");
+    let (status, error) =
+        world.post_bytes(&format!("/v1/uploads/{upload}/commit"), lie(&tiny, 1 << 10, 1)).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "as many as may be are looked at: {error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_commit_does_not_wait_for_a_large_one_which_ends_with_its_upload() {
+    let world = World::new().await;
+    let zeros = cut(&[0; 65_536]);
+    let (upload, _) = world.begin("os", "large").await;
+    world
+        .post_bytes(&format!("/v1/uploads/{upload}/chunks"), zeros.records(&vec![true; zeros.chunks.len()]))
+        .await;
+    // 64 GiB from 132 bytes, with a wrong hash: minutes of hashing.
+    let path = format!("/v1/uploads/{upload}/commit");
+    let large = tokio::spawn(world.request(Method::POST, &path).body(lie(&zeros, 1 << 20, 64 << 10)).send());
+    let small = cut(&noise(35, 300_000));
+    assert_eq!(small.push(&world, "os", "small").await.0, StatusCode::CREATED);
+    assert!(!large.is_finished(), "it is still being hashed");
+    assert_eq!(
+        world.json(Method::DELETE, &format!("/v1/uploads/{upload}"), None).await.0,
+        StatusCode::NO_CONTENT
+    );
+    let ended = large.await.expect("no panic").expect("an answer");
+    assert_eq!(ended.status(), StatusCode::CONFLICT);
+
+    // And with its caller: the next large one has its turn at once.
+    let commit = async |version: &str| {
+        let (upload, _) = world.begin("os", version).await;
+        let path = format!("/v1/uploads/{upload}/chunks");
+        world.post_bytes(&path, zeros.records(&vec![true; zeros.chunks.len()])).await;
+        let path = format!("/v1/uploads/{upload}/commit");
+        (tokio::spawn(world.request(Method::POST, &path).body(lie(&zeros, 1 << 20, 64 << 10)).send()), upload)
+    };
+    let (gone, _) = commit("gone").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    gone.abort();
+    let (_, upload) = commit("next").await;
+    assert_eq!(
+        world.json(Method::DELETE, &format!("/v1/uploads/{upload}"), None).await.0,
+        StatusCode::NO_CONTENT
+    );
+    assert!(world.running.stop(Duration::from_secs(10)).await, "nothing goes on hashing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_drip_hold_up_nobody() {
+    let world = World::new().await;
+    let image = cut(&noise(36, 300_000));
+    let (upload, _) = world.begin("os", "slow").await;
+    let mut slow = Vec::new();
+    // More than there are sinks; and lists as long as there may be.
+    for what in ["chunks", "chunks", "chunks", "chunks", "commit", "commit"] {
+        let (tx, body) = dripping();
+        let path = format!("/v1/uploads/{upload}/{what}");
+        let request = world.request(Method::POST, &path).header("content-length", 30 << 20).body(body);
+        slow.push((tx, tokio::spawn(request.send())));
+    }
+    eventually("all of them are on their way", async || world.spooled().len() == slow.len()).await;
+    let (status, release) = image.push(&world, "os", "1").await;
+    assert_eq!(status, StatusCode::CREATED, "{release}");
+    assert_eq!(world.put_content("os", "2", noise(37, 300_000)).await.0, StatusCode::CREATED);
+    assert!(slow.iter().all(|(_, request)| !request.is_finished()), "they still drip");
+}
+
+/// A body of which one byte comes, and more when its sender is used.
+fn dripping() -> (futures::channel::mpsc::UnboundedSender<Result<Vec<u8>, std::io::Error>>, Body) {
+    let (tx, rx) = futures::channel::mpsc::unbounded();
+    tx.unbounded_send(Ok(vec![0])).expect("a receiver");
+    (tx, Body::wrap_stream(rx))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_that_no_device_takes_is_not_released() {
+    let world = World::new().await;
+    let push = async |version: &str, listing: Vec<u8>, files: &[u8]| {
+        let listing_bytes = listing.len() as u64;
+        let whole = [listing.as_slice(), files].concat();
+        let parts: Vec<&[u8]> =
+            [&whole[..listing.len()], files].into_iter().filter(|p| !p.is_empty()).collect();
+        let (upload, _) = world.begin("tree", version).await;
+        let records: Vec<u8> = parts.iter().flat_map(|part| record(&ChunkHash::of(part), part)).collect();
+        world.post_bytes(&format!("/v1/uploads/{upload}/chunks"), records).await;
+        let mut chunks = Vec::new();
+        for part in &parts {
+            chunks.extend(ChunkHash::of(part).as_bytes());
+            chunks.extend((part.len() as u32).to_be_bytes());
+            chunks.extend(1u32.to_be_bytes());
+        }
+        let body = CommitBody {
+            kind: "tree",
+            listing_bytes,
+            cut: CutParams::default(),
+            bytes: whole.len() as u64,
+            blake3: *blake3::hash(&whole).as_bytes(),
+            chunks,
+        };
+        let body = rmp_serde::to_vec_named(&body).expect("encodes");
+        world.post_bytes(&format!("/v1/uploads/{upload}/commit"), body).await
+    };
+    let good = listing("etc/motd", 5);
+    assert_eq!(push("good", good.clone(), b"hello").await.0, StatusCode::CREATED);
+    for (version, listing, files) in [
+        ("noise", noise(38, 100), &b"hello"[..]),
+        ("long", good.clone(), b"hello!"),
+        ("short", good.clone(), b"hell"),
+        ("cut", good[..good.len() - 1].to_vec(), b"hello"),
+    ] {
+        let (status, error) = push(version, listing, files).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{version}: {error}");
+        assert_eq!(
+            world.get(&format!("/v1/products/tree/releases/{version}")).await.0,
+            StatusCode::NOT_FOUND
+        );
+    }
+}
+
+fn listing(path: &str, size: u64) -> Vec<u8> {
+    use distd_core::tree::{Entry, EntryKind, Listing, TreePath};
+    let entry = |path: &str, kind| Entry {
+        path: TreePath::new(path.as_bytes()).expect("a path"),
+        kind,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        xattrs: Vec::new(),
+    };
+    let (parent, _) = path.split_once('/').expect("a directory");
+    let entries = vec![entry(parent, EntryKind::Dir), entry(path, EntryKind::File { size })];
+    Listing::new(entries).expect("a listing").encode()
+}

@@ -1,0 +1,452 @@
+//! An origin beside the wrong database or store, or beside one that lost something: it refuses, names and heals, and
+//! never deletes what a right one would need. On every back end.
+
+#[path = "http/world.rs"]
+#[expect(dead_code, reason = "shared with tests that use all of it")]
+mod world;
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use distd_server::origin::{DisagreementError, OpenError};
+use distd_server::run::{StartError, start};
+use distd_server::store::Store;
+use futures::TryStreamExt;
+use reqwest::{Method, StatusCode};
+use sqlx::{AnyConnection, Connection, Executor};
+use tempfile::TempDir;
+use world::{World, cut, files, noise, settings};
+
+/// A database and a store of one test's own, and the PostgreSQL database to drop in the end.
+struct Site {
+    directory: Option<TempDir>,
+    path: PathBuf,
+    db: String,
+    store: String,
+    postgres: Vec<(String, String)>,
+}
+
+fn random() -> String {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes).expect("random");
+    hex::encode(bytes)
+}
+
+fn not_run(variable: &str) {
+    eprintln!("NOT RUN: set {variable} to run this test (tests/run.sh does)");
+}
+
+async fn new_postgres() -> Option<(String, String, String)> {
+    let Ok(server) = std::env::var("DISTD_TEST_POSTGRES_URL") else {
+        not_run("DISTD_TEST_POSTGRES_URL");
+        return None;
+    };
+    sqlx::any::install_default_drivers();
+    let name = format!("distd_test_{}", random());
+    let mut admin = AnyConnection::connect(&server).await.expect("PostgreSQL server");
+    admin.execute(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.expect("create database");
+    let mut url = url::Url::parse(&server).expect("a URL");
+    url.set_path(&name);
+    Some((server, name, url.to_string()))
+}
+
+impl Site {
+    fn local() -> Self {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let path = directory.path().to_owned();
+        let db = format!("sqlite:{}", path.join("distd.sqlite").display());
+        let store = path.join("objects").display().to_string();
+        Self { directory: Some(directory), path, db, store, postgres: Vec::new() }
+    }
+
+    async fn on_postgres() -> Option<Self> {
+        let (server, name, db) = new_postgres().await?;
+        Some(Self { db, postgres: vec![(server, name)], ..Self::local() })
+    }
+
+    async fn on_s3() -> Option<Self> {
+        let Ok(bucket) = std::env::var("DISTD_TEST_S3_URL") else {
+            not_run("DISTD_TEST_S3_URL");
+            return None;
+        };
+        let mut url = url::Url::parse(&bucket).expect("a URL");
+        url.set_path(&format!("/{}", random()));
+        Some(Self { store: url.to_string(), ..Self::local() })
+    }
+
+    async fn open(&mut self) -> World {
+        let directory = self.directory.take().expect("it was stopped");
+        World::open_with(directory, &[("db", &self.db), ("store", &self.store), ("patches", "false")]).await
+    }
+
+    async fn close(&mut self, world: World) {
+        let World { running, directory, .. } = world;
+        assert!(running.stop(Duration::from_secs(10)).await, "nothing is under way");
+        self.directory = Some(directory);
+    }
+
+    /// The error of a start with these places in the place of its own.
+    async fn refused(&self, db: &str, store: &str) -> DisagreementError {
+        let settings = settings(&self.path, &[("db", db), ("store", store)]);
+        match start(&settings).await {
+            Err(StartError::Open(OpenError::Disagreement(error))) => error,
+            Err(error) => panic!("another error: {}", whole(&error)),
+            Ok(_) => panic!("it started"),
+        }
+    }
+
+    /// An empty database of the same engine.
+    async fn empty_db(&mut self) -> String {
+        if self.db.starts_with("sqlite:") {
+            return format!("sqlite:{}", self.path.join(format!("{}.sqlite", random())).display());
+        }
+        let (server, name, url) = new_postgres().await.expect("a server");
+        self.postgres.push((server, name));
+        url
+    }
+
+    /// An empty store of the same kind.
+    fn empty_store(&self) -> String {
+        match url::Url::parse(&self.store) {
+            Ok(mut url) => {
+                url.set_path(&format!("/{}", random()));
+                url.to_string()
+            }
+            Err(_) => self.path.join(random()).display().to_string(),
+        }
+    }
+
+    async fn objects(&self) -> Vec<String> {
+        let store = Store::open(&self.store).expect("store");
+        let mut names = Vec::new();
+        for prefix in ["packs", "manifests"] {
+            names.extend(store.list(prefix).map_ok(|o| o.name).try_collect::<Vec<_>>().await.expect("list"));
+        }
+        names.sort();
+        names
+    }
+
+    async fn end(self) {
+        for (server, database) in self.postgres {
+            let mut admin = AnyConnection::connect(&server).await.expect("PostgreSQL server");
+            let drop = format!("DROP DATABASE {database} WITH (FORCE)");
+            admin.execute(sqlx::AssertSqlSafe(drop)).await.expect("drop database");
+        }
+    }
+}
+
+/// An error and its causes.
+fn whole(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+macro_rules! on_every_back_end {
+    ($(async fn $test:ident($site:ident: Site) $body:block)*) => {$(
+        mod $test {
+            use super::*;
+
+            async fn run($site: &mut Site) $body
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn on_sqlite_and_a_directory() {
+                let mut site = Site::local();
+                run(&mut site).await;
+                site.end().await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn on_postgres_and_a_directory() {
+                if let Some(mut site) = Site::on_postgres().await {
+                    run(&mut site).await;
+                    site.end().await;
+                }
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn on_sqlite_and_s3() {
+                if let Some(mut site) = Site::on_s3().await {
+                    run(&mut site).await;
+                    site.end().await;
+                }
+            }
+        }
+    )*};
+}
+
+on_every_back_end! {
+    async fn an_empty_database_beside_a_store_in_use_is_refused_and_nothing_is_deleted(site: Site) {
+        let world = site.open().await;
+        let (_, release) = world.put_content("os", "1", noise(1, 400_000)).await;
+        site.close(world).await;
+        let before = site.objects().await;
+        assert!(!before.is_empty());
+
+        let empty = site.empty_db().await;
+        let store = site.store.clone();
+        let error = site.refused(&empty, &store).await;
+        assert!(matches!(error, DisagreementError::EmptyDatabase { releases: 1, packs: 1, .. }), "{error:?}");
+        assert!(error.to_string().contains("distd-server fsck --repair"), "{error}");
+        assert_eq!(site.objects().await, before);
+        // Nor the second time, when the empty one has its tables.
+        assert!(matches!(site.refused(&empty, &store).await, DisagreementError::EmptyDatabase { .. }));
+        assert_eq!(site.objects().await, before);
+
+        let world = site.open().await;
+        assert_eq!(world.get("/v1/products/os/releases/1").await, (StatusCode::OK, release));
+        site.close(world).await;
+    }
+
+    async fn an_upload_alone_is_enough_to_tell_an_empty_database_from_the_right_one(site: Site) {
+        let world = site.open().await;
+        let image = cut(&noise(2, 400_000));
+        let (upload, _) = world.begin("os", "1").await;
+        let records = image.records(&vec![true; image.chunks.len()]);
+        world.post_bytes(&format!("/v1/uploads/{upload}/chunks"), records).await;
+        site.close(world).await;
+        let before = site.objects().await;
+        let (empty, store) = (site.empty_db().await, site.store.clone());
+        assert!(matches!(site.refused(&empty, &store).await, DisagreementError::EmptyDatabase { .. }));
+        assert_eq!(site.objects().await, before);
+    }
+
+    async fn an_empty_store_beside_a_database_in_use_is_refused_and_stays_empty(site: Site) {
+        let world = site.open().await;
+        world.put_content("os", "1", noise(3, 100_000)).await;
+        site.close(world).await;
+        let (db, empty) = (site.db.clone(), site.empty_store());
+        let error = site.refused(&db, &empty).await;
+        assert!(matches!(error, DisagreementError::EmptyStore { releases: 1, .. }), "{error:?}");
+        let store = Store::open(&empty).expect("store");
+        assert_eq!(store.list("tuf").try_collect::<Vec<_>>().await.expect("list"), [], "no repository was made");
+    }
+
+    async fn another_realms_database_and_store_are_refused(site: Site) {
+        let world = site.open().await;
+        world.put_content("os", "1", noise(4, 100_000)).await;
+        site.close(world).await;
+        let mut other = Site::local();
+        let world = other.open().await;
+        world.put_content("os", "1", noise(5, 100_000)).await;
+        other.close(world).await;
+
+        let before = (site.objects().await, other.objects().await);
+        let error = other.refused(&site.db, &other.store).await;
+        assert!(matches!(error, DisagreementError::ForeignDatabase { .. }), "{error:?}");
+        let error = other.refused(&other.db, &site.store).await;
+        assert!(matches!(error, DisagreementError::ForeignStore { .. }), "{error:?}");
+        // Both of one realm, and this data directory of another.
+        let error = other.refused(&site.db, &site.store).await;
+        assert!(matches!(error, DisagreementError::ForeignDatabase { .. }), "{error:?}");
+        assert_eq!((site.objects().await, other.objects().await), before);
+    }
+
+    async fn a_database_and_a_store_from_before_there_were_owners_are_adopted_once(site: Site) {
+        let world = site.open().await;
+        world.put_content("os", "1", noise(6, 100_000)).await;
+        site.close(world).await;
+        sqlx::any::install_default_drivers();
+        let mut connection = AnyConnection::connect(&site.db).await.expect("database");
+        connection.execute("DELETE FROM identity").await.expect("forget");
+        connection.close().await.expect("close");
+        let store = Store::open(&site.store).expect("store");
+        store.delete("realm").await.expect("forget");
+
+        let world = site.open().await;
+        assert_eq!(world.get("/v1/products/os/releases/1").await.0, StatusCode::OK);
+        let realm = hex::encode(world.running.origin.realm().ca_fingerprint());
+        assert_eq!(world.running.origin.db().realm().await.expect("read"), Some(realm.clone()));
+        assert_eq!(store.get("realm").await.expect("get").as_deref(), Some(format!("{realm}\n").as_bytes()));
+        site.close(world).await;
+    }
+
+    async fn a_lost_pack_is_found_at_start_and_the_same_image_pushed_again_brings_it_back(site: Site) {
+        let world = site.open().await;
+        let image = cut(&noise(7, 600_000));
+        assert_eq!(image.push(&world, "os", "1").await.0, StatusCode::CREATED);
+        let other = noise(8, 300_000);
+        assert_eq!(world.put_content("os", "other", other.clone()).await.0, StatusCode::CREATED);
+        site.close(world).await;
+
+        // All of them: what is lost is not only what the pushed release has.
+        let store = Store::open(&site.store).expect("store");
+        let packs: Vec<_> = site.objects().await.into_iter().filter(|o| o.starts_with("packs/")).collect();
+        for pack in &packs {
+            store.delete(pack).await.expect("lose it");
+        }
+        let world = site.open().await;
+        let damaged = |releases: &serde_json::Value| -> Vec<String> {
+            let all = releases["releases"].as_array().expect("a list").iter();
+            all.filter(|r| r["damaged"] == true).map(|r| world::text(&r["version"])).collect()
+        };
+        let (_, releases) = world.get("/v1/products/os/releases").await;
+        assert_eq!(damaged(&releases).len(), 2, "{releases}");
+
+        let (upload, _) = world.begin("os", "1").await;
+        assert!(world.missing(&upload, &image.hashes()).await.iter().all(|missing| *missing));
+        let (status, answer) = image.push(&world, "os", "1").await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        assert_eq!(damaged(&world.get("/v1/products/os/releases").await.1), ["other"]);
+        assert_eq!(world.put_content("os", "other", other).await.0, StatusCode::OK);
+        assert!(damaged(&world.get("/v1/products/os/releases").await.1).is_empty());
+        let origin = world.running.origin.clone();
+        let mut n = 1;
+        while let Some(chunk) = origin.chunks().chunk(distd_core::ChunkId(n)).await.expect("can be read") {
+            assert_eq!(chunk.id.0, n);
+            n += 1;
+        }
+        assert!(n > 20, "there are chunks");
+        drop(origin);
+        site.close(world).await;
+        let world = site.open().await;
+        assert!(damaged(&world.get("/v1/products/os/releases").await.1).is_empty());
+        site.close(world).await;
+    }
+
+    async fn a_lost_pack_comes_back_with_any_version_that_has_its_chunks(site: Site) {
+        let world = site.open().await;
+        let image = noise(9, 500_000);
+        assert_eq!(world.put_content("os", "1", image.clone()).await.0, StatusCode::CREATED);
+        site.close(world).await;
+        let store = Store::open(&site.store).expect("store");
+        for object in site.objects().await {
+            store.delete(&object).await.expect("lose it");
+        }
+        let world = site.open().await;
+        assert_eq!(world.put_content("os", "2", image.clone()).await.0, StatusCode::CREATED);
+        let (_, one) = world.get("/v1/products/os/releases/1").await;
+        assert_ne!(one["damaged"], true, "the same manifest and the same chunks: {one}");
+        site.close(world).await;
+    }
+
+    async fn two_processes_on_one_database_do_not_run(site: Site) {
+        let world = site.open().await;
+        let second = tempfile::tempdir().expect("tempdir");
+        let store = second.path().join("objects").display().to_string();
+        let begun = start(&settings(second.path(), &[("db", &site.db), ("store", &store)])).await;
+        let Err(error) = begun else { panic!("two on one database") };
+        assert!(whole(&error).contains("another distd-server uses the database"), "{}", whole(&error));
+        assert!(!Path::new(&store).join("tuf").exists(), "nothing was made");
+        site.close(world).await;
+    }
+
+    async fn releases_that_the_list_lost_are_listed_again(site: Site) {
+        let world = site.open().await;
+        world.put_content("os", "1", noise(10, 50_000)).await;
+        let store = Store::open(&site.store).expect("store");
+        let tuf: Vec<_> = store.list("tuf").try_collect().await.expect("list");
+        let mut saved = Vec::new();
+        for object in tuf {
+            saved.push((object.name.clone(), store.get(&object.name).await.expect("get").expect("there")));
+        }
+        world.put_content("os", "2", noise(11, 50_000)).await;
+        let (status, _) = world.json(Method::PUT, "/v1/products/os/channels/stable", Some(
+            serde_json::json!({"version": "2"}))).await;
+        assert_eq!(status, StatusCode::OK);
+        site.close(world).await;
+        // As another process did that signed over this one's list.
+        for (name, bytes) in saved {
+            store.put(&name, bytes.to_vec()).await.expect("put");
+        }
+        let world = site.open().await;
+        let moved = serde_json::json!({"version": "1"});
+        let (status, _) = world.json(Method::PUT, "/v1/products/os/channels/stable", Some(moved)).await;
+        assert_eq!(status, StatusCode::OK);
+        let moved = serde_json::json!({"version": "2"});
+        let (status, answer) = world.json(Method::PUT, "/v1/products/os/channels/stable", Some(moved)).await;
+        assert_eq!(status, StatusCode::OK, "the release is listed: {answer}");
+        site.close(world).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_database_beside_a_newer_store_is_refused_and_nothing_is_deleted() {
+    let mut site = Site::local();
+    let world = site.open().await;
+    world.put_content("os", "1", noise(12, 200_000)).await;
+    site.close(world).await;
+    let old = site.path.join("old");
+    std::fs::create_dir(&old).expect("mkdir");
+    let database: Vec<PathBuf> =
+        files(&site.path).into_iter().filter(|f| f.display().to_string().contains("distd.sqlite")).collect();
+    for file in &database {
+        std::fs::copy(file, old.join(file.file_name().expect("a name"))).expect("copy");
+    }
+    let world = site.open().await;
+    world.put_content("os", "2", noise(13, 200_000)).await;
+    site.close(world).await;
+    let before = site.objects().await;
+    for file in files(&site.path) {
+        if file.parent() == Some(&site.path) && file.display().to_string().contains("distd.sqlite") {
+            std::fs::remove_file(&file).expect("remove");
+        }
+    }
+    for file in files(&old) {
+        std::fs::copy(&file, site.path.join(file.file_name().expect("a name"))).expect("copy");
+    }
+    let error = site.refused(&site.db, &site.store).await;
+    let DisagreementError::OlderDatabase { count: 1, names } = &error else { panic!("{error:?}") };
+    assert_eq!(names, "os@2");
+    assert_eq!(site.objects().await, before);
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sweep_that_would_take_much_takes_nothing_and_serving_goes_on() {
+    let mut site = Site::local();
+    let world = site.open().await;
+    world.put_content("os", "1", noise(14, 200_000)).await;
+    site.close(world).await;
+    let store = Store::open(&site.store).expect("store");
+    let stray = |n: u32| format!("packs/aa/aa{n:030x}");
+    for n in 0..9 {
+        store.put(&stray(n), vec![1, 2, 3]).await.expect("put");
+    }
+    let before = site.objects().await;
+    let world = site.open().await;
+    assert_eq!(site.objects().await, before);
+    assert_eq!(world.get("/readyz").await.0, StatusCode::OK);
+    site.close(world).await;
+    // As many as a crash may leave.
+    store.delete(&stray(0)).await.expect("delete");
+    let world = site.open().await;
+    assert_eq!(site.objects().await.len(), before.len() - 9);
+    site.close(world).await;
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_that_cannot_listen_deletes_nothing() {
+    let mut site = Site::local();
+    let world = site.open().await;
+    world.put_content("os", "1", noise(15, 200_000)).await;
+    site.close(world).await;
+    let store = Store::open(&site.store).expect("store");
+    store.put("packs/aa/aa000000000000000000000000000000", vec![1]).await.expect("put");
+    let before = site.objects().await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("its address").to_string();
+    for key in ["http", "quic"] {
+        assert!(start(&settings(&site.path, &[(key, &address)])).await.is_err(), "{key}");
+        assert_eq!(site.objects().await, before, "{key}");
+    }
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_on_one_store_do_not_run() {
+    let mut site = Site::local();
+    let world = site.open().await;
+    let second = tempfile::tempdir().expect("tempdir");
+    let begun = start(&settings(second.path(), &[("store", &site.store)])).await;
+    let Err(error) = begun else { panic!("two on one store") };
+    assert!(whole(&error).contains("another distd-server uses the store"), "{}", whole(&error));
+    site.close(world).await;
+    site.end().await;
+}
