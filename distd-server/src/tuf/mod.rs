@@ -5,20 +5,20 @@
 //! every operation reads what it needs of it, writes new files beside the old ones and `timestamp.json` last, so a
 //! crash between any two writes leaves it as it was.
 
-mod answer;
 mod bins;
 mod keys;
 mod listed;
 mod publish;
 mod refresh;
 mod sign;
-mod store;
 
-pub use answer::{AnswerError, Answerer};
+pub use distd_peer::trust::tuf::{
+    AnswerError, Answerer, DirStore, MetadataStore, StoreError, is_served_name,
+};
+
 pub use bins::release_roles;
 pub use keys::KeyError;
 pub use listed::{Listed, ListedRelease};
 pub use publish::{Change, PATCHES_BYTES_MAX, PublishError, Published};
 pub use refresh::{Refreshed, RotatableRole};
 pub use sign::{Options, RepositoryError, TufRepository};
-pub use store::{DirStore, MetadataStore, StoreError, is_served_name};

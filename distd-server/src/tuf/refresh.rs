@@ -3,13 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
+use distd_peer::trust::tuf::PRUNING;
 use distd_peer::trust::tuf::wire::target_path;
 use tough::schema::{RoleType, Signed};
 
 use super::sign::{Dirty, RepositoryError, State, TufRepository, expires, lifetime, next, schema, sign};
-
-/// Where it is noted since when files have been unreachable. Advice only: losing it delays their removal.
-pub(super) const PRUNING: &str = "pruning.json";
 
 /// How long an unreachable file stays, seconds: a device in the middle of an update, or a cache, may want it.
 const PRUNE_AFTER_SECONDS: u64 = 24 * 3600;

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
-use distd_peer::trust::tuf::SIGNED_AT;
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 use tough::schema::decoded::{Decoded, Hex};
@@ -19,8 +18,8 @@ use tough::schema::{
 
 use super::bins::{self, RELEASES, key_role, parent_of, release_roles};
 use super::keys::{KeyError, KeyRing, SigningKey};
-use super::store::{MetadataStore, StoreError};
 use crate::realm::Roots;
+use distd_peer::trust::tuf::{MetadataStore, SIGNED_AT, StoreError};
 
 const DAY: u64 = 24 * 3600;
 /// The version of the TUF specification the metadata states.
@@ -636,8 +635,8 @@ fn altered<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::store::DirStore;
     use super::*;
+    use distd_peer::trust::tuf::DirStore;
 
     const NOW: u64 = 1_800_000_000;
 

@@ -1,18 +1,17 @@
-//! The origin's side of the metadata exchange: a device's question in, the files it lacks out.
+//! The answering side of the metadata exchange, at the origin and at a relay whose parents are away: a device's
+//! question in, the files it lacks out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use distd_core::names::release_target;
-use distd_peer::trust::tuf::ChannelDoc;
-use distd_peer::trust::tuf::wire::{
-    ANSWER_BYTES_MAX, Answer, Query, ROOTS_PER_ANSWER, WireError, held_prefix, target_path,
-};
 use serde::Deserialize;
 
 use super::bins::{parent_of, release_roles};
-use super::store::{MetadataStore, StoreError, is_served_name};
+use super::client::ChannelDoc;
+use super::files_store::{MetadataStore, StoreError, is_served_name};
+use super::wire::{ANSWER_BYTES_MAX, Answer, Query, ROOTS_PER_ANSWER, WireError, held_prefix, target_path};
 
 /// Most bytes of immutable files kept in memory.
 const CACHE_BYTES_MAX: usize = 8 << 20;
@@ -27,7 +26,7 @@ pub enum AnswerError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The repository is damaged.
-    #[error("{0} in the TUF repository is missing or damaged; look at the origin's log")]
+    #[error("{0} in the TUF repository is missing or damaged; look at the log")]
     Damaged(String),
 }
 

@@ -2,9 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::trust::files;
 use async_trait::async_trait;
 use bytes::Bytes;
-use distd_peer::trust::files;
+
+/// Where an origin notes since when files have been unreachable. Advice only: losing it delays their removal.
+pub const PRUNING: &str = "pruning.json";
 
 /// Why a store failed.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +50,7 @@ pub trait MetadataStore: Send + Sync {
 pub fn is_served_name(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '+' | '-');
     name.len() <= 512
-        && name != super::refresh::PRUNING
+        && name != PRUNING
         && name.split('/').all(|s| !s.is_empty() && !s.starts_with('.') && s.chars().all(plain))
 }
 
@@ -64,7 +67,7 @@ impl DirStore {
     }
 
     fn path(&self, name: &str) -> Result<PathBuf, StoreError> {
-        if is_served_name(name) || name == super::refresh::PRUNING {
+        if is_served_name(name) || name == PRUNING {
             Ok(self.dir.join(name))
         } else {
             Err(StoreError::new("name", name, "not a name of the repository"))
