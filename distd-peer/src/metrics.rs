@@ -27,6 +27,9 @@ const CONNECTIONS_MAX: usize = 8;
 /// How long one may take to ask, and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Silence after which a relay's parent counts as away, seconds: it is asked each 30.
+const PARENT_SILENT_SECONDS: u64 = 90;
+
 /// Why there is no door.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
@@ -120,6 +123,10 @@ pub fn of_relay(relay: &Relay, served: &ServeCounters) -> String {
     out.serve(served);
     out.fetched(relay.parents(), None);
     let (fetched, again) = relay.fetched();
+    let heard = relay.heard();
+    let is_up = u64::from(unix_now().saturating_sub(heard) <= PARENT_SILENT_SECONDS);
+    out.one("distd_relay_parent_up", "gauge", "1 when a parent answered in the last 90 s.", is_up);
+    out.one("distd_relay_parent_heard_seconds", "gauge", "When a parent answered last, unix seconds.", heard);
     out.one("distd_relay_chunks_fetched", "gauge", "Chunks fetched from parents, of open swarms.", fetched);
     out.one("distd_relay_chunks_fetched_again", "gauge", "Those of them that were here already.", again);
     let store = relay.store();

@@ -1,6 +1,7 @@
 //! What a relay serves: its store, and through it its parent.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,6 +19,8 @@ use distd_core::{ChunkId, ManifestId};
 use tokio::sync::{OnceCell, SemaphorePermit, mpsc};
 
 use super::demand::{Arrival, Demand, Waiter};
+use super::mirror::Mirror;
+use crate::clock::unix_now;
 use crate::driver::{Driver, DriverHandle};
 use crate::limits::Throttle;
 use crate::manifest_fetch::fetch_manifest;
@@ -103,6 +106,10 @@ pub struct Relay {
     /// Manifests that no parent knew, and when.
     unknown: Mutex<HashMap<ManifestId, Instant>>,
     metadata: tokio::sync::Mutex<MetadataCache>,
+    /// What came through of signed metadata, for when the parents are away.
+    mirror: Option<Mirror>,
+    /// When a parent answered last, unix seconds; 0 for never.
+    heard: AtomicU64,
     /// Counters.
     pub counters: RelayCounters,
 }
@@ -119,6 +126,8 @@ impl Relay {
             swarms: Mutex::default(),
             unknown: Mutex::default(),
             metadata,
+            mirror: None,
+            heard: AtomicU64::new(0),
             counters: RelayCounters::default(),
         }
     }
@@ -128,6 +137,63 @@ impl Relay {
     pub fn limited(mut self, download: Option<Arc<Throttle>>) -> Self {
         self.download = download;
         self
+    }
+
+    /// Keeps signed metadata in `dir`, and answers from there while no parent does.
+    #[must_use]
+    pub fn mirroring(mut self, dir: &Path) -> Self {
+        self.mirror = Some(Mirror::new(dir));
+        self
+    }
+
+    /// When a parent answered last, unix seconds; 0 for never.
+    pub fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
+    }
+
+    /// A parent answered.
+    pub(super) fn hear(&self) {
+        self.heard.store(unix_now(), Ordering::Relaxed);
+    }
+
+    /// Has the newest of the metadata that every device needs, whether one asks for it or not.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub(super) async fn refresh_metadata(&self) -> Result<(), ServeError> {
+        let Some(mirror) = &self.mirror else { return Ok(()) };
+        let question = mirror.question().await.map_err(|e| ServeError::Internal(e.into()))?;
+        let answer = self.ask_metadata(question.encode().into()).await?;
+        mirror.keep(&answer).await.map_err(|e| ServeError::Internal(e.into()))
+    }
+
+    /// Returns when a device was told of newer metadata than what is kept.
+    pub(super) async fn metadata_news(&self) {
+        match &self.mirror {
+            Some(mirror) => mirror.news.notified().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn ask_metadata(&self, question: Bytes) -> Result<Bytes, ServeError> {
+        let link = self.parents.any_link().await.map_err(|e| ServeError::Upstream(e.into()))?;
+        let answer = link.metadata(question).await.map_err(|e| ServeError::Upstream(e.into()))?;
+        self.hear();
+        Ok(answer)
+    }
+
+    /// What is kept, for a question that no parent answers.
+    async fn kept_metadata(&self, question: &Bytes) -> Option<Bytes> {
+        match self.mirror.as_ref()?.answer(question).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::debug!(
+                    error = &error as &dyn std::error::Error,
+                    "no metadata is kept for a question"
+                );
+                None
+            }
+        }
     }
 
     /// Whom it asks.
@@ -295,6 +361,9 @@ impl Content for Relay {
     }
 
     async fn metadata(&self, query: Bytes) -> Result<Bytes, ServeError> {
+        if let Some(mirror) = &self.mirror {
+            mirror.note(&query);
+        }
         // Held over the question: whoever asks the same meanwhile waits and finds the answer.
         let mut cache = self.metadata.lock().await;
         if let Some((at, answer)) = cache.kept.get(&query)
@@ -303,26 +372,41 @@ impl Content for Relay {
             return Ok(answer.clone());
         }
         let down = cache.down_until.is_some_and(|until| Instant::now() < until);
-        if down && let Some((_, answer)) = cache.kept.get(&query) {
+        let stale = |answer: Bytes| {
             self.counters.metadata_stale.fetch_add(1, Ordering::Relaxed);
-            return Ok(answer.clone());
-        }
-        let fresh = match self.parents.any_link().await {
-            Ok(link) => link.metadata(query.clone()).await.map_err(|e| ServeError::Upstream(e.into())),
-            Err(error) => Err(ServeError::Upstream(error.into())),
+            Ok(answer)
         };
-        match fresh {
+        if down {
+            let kept = cache.kept.get(&query).map(|(_, answer)| answer.clone());
+            let kept = match kept {
+                None => self.kept_metadata(&query).await,
+                kept => kept,
+            };
+            if let Some(answer) = kept {
+                return stale(answer);
+            }
+        }
+        match self.ask_metadata(query.clone()).await {
             Ok(answer) => {
                 cache.down_until = None;
                 cache.keep(query, answer.clone());
+                drop(cache);
+                if let Some(mirror) = &self.mirror
+                    && let Err(error) = mirror.keep_of_device(&answer).await
+                {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "metadata is not kept");
+                }
                 Ok(answer)
             }
             Err(error) => {
                 cache.down_until = Some(Instant::now() + PARENT_DOWN);
-                let Some((_, answer)) = cache.kept.get(&query) else { return Err(error) };
-                self.counters.metadata_stale.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(error = &error as &dyn std::error::Error, "serving metadata from before");
-                Ok(answer.clone())
+                let kept = cache.kept.get(&query).map(|(_, answer)| answer.clone());
+                drop(cache);
+                let kept = match kept {
+                    None => self.kept_metadata(&query).await,
+                    kept => kept,
+                };
+                kept.map_or(Err(error), stale)
             }
         }
     }

@@ -3,6 +3,7 @@
 mod config;
 mod content;
 mod demand;
+mod mirror;
 mod run;
 
 pub use config::{CacheFile, RelayConfig, RelayConfigError, RelayFile};

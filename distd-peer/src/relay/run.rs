@@ -30,6 +30,9 @@ use crate::trust::tuf::wire::{Answer, Query};
 /// How often appended chunks are made durable and indexed.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
+/// How often a relay looks whether a parent answers.
+const WATCH_EVERY: Duration = Duration::from_secs(30);
+
 /// How often a relay asks whom the origin has revoked: well within the quarter of an hour that docs/trust.md states.
 const REVOKED_EVERY: Duration = Duration::from_secs(20);
 
@@ -122,7 +125,8 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     let quarantine = Arc::new(Quarantine::load(&config.data.join("quarantine.json")));
     let parents = Arc::new(Parents::new(dialer, config.parents.clone(), quarantine));
     let relay = Relay::new(store.clone(), parents, TrustAnchor::Ca(ca.clone()));
-    let relay = Arc::new(relay.limited(config.download.clone()));
+    let relay = relay.limited(config.download.clone()).mirroring(&config.data.join("metadata"));
+    let relay = Arc::new(relay);
     let reset = ResetKey::of_node(&identity.private_key());
     let quic = quic_server(credentials.clone(), &ca)?;
     let (endpoint, listener) = match parent_sockets(config.listen, &quic, &reset) {
@@ -152,6 +156,7 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     tasks.spawn(server.clone().run_tcp(listener, https_parent(credentials.clone(), &ca)?));
     tasks.spawn(commit_regularly(store));
     tasks.spawn(learn_revoked(relay.clone(), revoked, ca.clone()));
+    tasks.spawn(watch_parents(relay.clone(), config.parents.clone()));
     tasks.spawn(enrollment::renew_regularly(identity, credentials, config.parents.clone(), outbound));
     Ok(Running { relay, server, address, metrics, recovered, endpoint, tasks })
 }
@@ -175,6 +180,31 @@ async fn enroll_patiently(
                 pause = (pause * 2).min(ENROLL_AGAIN_MAX);
             }
             other => return other,
+        }
+    }
+}
+
+/// Keeps the signed metadata that every device needs, and says when no parent answers and when one does again.
+async fn watch_parents(relay: Arc<Relay>, parents: Vec<String>) {
+    let mut away = false;
+    loop {
+        match relay.refresh_metadata().await {
+            Ok(()) if away => {
+                tracing::warn!(parents = parents.join(" "), "a parent answers again");
+                away = false;
+            }
+            Err(error) if !away => {
+                let error = &error as &dyn std::error::Error;
+                let parents = parents.join(" ");
+                tracing::warn!(parents, error, "no parent answers: what is here is served until one does");
+                away = true;
+            }
+            Ok(()) | Err(_) => {}
+        }
+        // What a device has just asked for is kept too, so that it is there when the uplink goes.
+        tokio::select! {
+            () = tokio::time::sleep(WATCH_EVERY) => {}
+            () = relay.metadata_news() => {}
         }
     }
 }

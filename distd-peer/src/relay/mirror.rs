@@ -1,0 +1,263 @@
+//! Signed metadata that came through a relay, kept on disk: while no parent answers, the relay answers devices'
+//! questions itself, also after a restart.
+//!
+//! Nothing is verified here: devices do that, and TUF's own expiry bounds how old what they get can be. What is
+//! kept is one state of the repository: its timestamp is replaced only together with all it needs for the targets
+//! that devices of the office ask for.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use crate::trust::files;
+use crate::trust::tuf::wire::{Answer, Query, held_prefix};
+use crate::trust::tuf::{AnswerError, Answerer, DirStore, MetadataStore, StoreError, is_served_name};
+
+/// Most files kept: all metadata of a realm with 512 bins, and the targets that an office asks for.
+const FILES_MAX: usize = 2048;
+
+/// Largest file kept, bytes.
+const FILE_BYTES_MAX: usize = 1 << 20;
+
+/// Questions of devices whose targets are kept up to date: what an office runs is few products.
+const WANTED_MAX: usize = 10;
+
+/// Targets of one of them: a channel or release, and the product's patches.
+const WANTED_NAMES_MAX: usize = 4;
+
+const TIMESTAMP: &str = "timestamp.json";
+
+/// The files of a realm's repository, as far as devices need them.
+pub(super) struct Mirror {
+    store: Arc<DirStore>,
+    answerer: Answerer,
+    /// Targets of the latest questions, the latest last.
+    wanted: Mutex<VecDeque<Vec<String>>>,
+    /// Where they are kept over a restart.
+    wanted_path: PathBuf,
+    /// A device was told of something newer than what is kept.
+    pub(super) news: Notify,
+}
+
+impl Mirror {
+    /// Keeps files in `dir`, and beside it what devices ask for.
+    pub(super) fn new(dir: &Path) -> Self {
+        let store = Arc::new(DirStore::new(dir));
+        let wanted_path = dir.with_extension("wanted.json");
+        let wanted = match files::read(&wanted_path) {
+            Ok(Some(bytes)) => serde_json::from_slice(&bytes).unwrap_or_default(),
+            _ => VecDeque::new(),
+        };
+        let answerer = Answerer::new(store.clone());
+        Self { store, answerer, wanted: Mutex::new(wanted), wanted_path, news: Notify::new() }
+    }
+
+    fn wanted(&self) -> MutexGuard<'_, VecDeque<Vec<String>>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A device asks: its targets are kept from now on.
+    pub(super) fn note(&self, question: &[u8]) {
+        let Ok(query) = Query::decode(question) else { return };
+        let targets: Vec<String> = query.targets.into_iter().take(WANTED_NAMES_MAX).collect();
+        if targets.is_empty() {
+            return;
+        }
+        let mut wanted = self.wanted();
+        let was_known = wanted.contains(&targets);
+        wanted.retain(|known| *known != targets);
+        wanted.push_back(targets);
+        if was_known {
+            return;
+        }
+        while wanted.len() > WANTED_MAX {
+            wanted.pop_front();
+        }
+        let text = serde_json::to_vec(&*wanted).expect("strings always encode");
+        if let Err(error) = files::write_atomic(&self.wanted_path, &text, 0o600) {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "what devices ask for is known until restart only");
+        }
+    }
+
+    /// The question from whose answer what is kept becomes the newest. Nothing comes when nothing has changed.
+    pub(super) async fn question(&self) -> Result<Query, StoreError> {
+        let mut query = Query { root: 1, latest: true, on_path: true, ..Query::default() };
+        query.targets = self.wanted().iter().flatten().cloned().collect();
+        query.targets.sort_unstable();
+        query.targets.dedup();
+        let Some(timestamp) = self.timestamp().await? else { return Ok(query) };
+        query.timestamp = timestamp;
+        let mut newest: BTreeMap<String, u64> = BTreeMap::new();
+        for name in self.store.list().await? {
+            if let Some((role, version)) = role_file(&name) {
+                let at = newest.entry(role.to_owned()).or_insert(version);
+                *at = version.max(*at);
+            } else if let Some(sha256) = target_hash(&name) {
+                query.held.push(held_prefix(&sha256));
+            }
+        }
+        query.held.truncate(crate::trust::tuf::wire::HELD_TARGETS_MAX);
+        query.root = newest.remove("root").unwrap_or(1);
+        query.snapshot = newest.remove("snapshot").unwrap_or(0);
+        query.roles = newest.into_iter().take(crate::trust::tuf::wire::QUERY_ROLES_MAX).collect();
+        Ok(query)
+    }
+
+    /// Version of the timestamp that is kept.
+    async fn timestamp(&self) -> Result<Option<u64>, StoreError> {
+        let Some(bytes) = self.store.get(TIMESTAMP).await? else { return Ok(None) };
+        Ok(version_of(&bytes))
+    }
+
+    /// Keeps the files of an answer to [`Self::question`], the timestamp last.
+    pub(super) async fn keep(&self, answer: &Bytes) -> Result<(), StoreError> {
+        let Ok(Answer { files }) = Answer::decode(answer) else { return Ok(()) };
+        self.keep_files(&files).await?;
+        if let Some((_, bytes)) = files.iter().find(|(name, _)| name == TIMESTAMP) {
+            self.store.put(TIMESTAMP, bytes.clone()).await?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the files of an answer to a device. Its timestamp may need more than came with it: where that is
+    /// newer, all it needs is asked for.
+    pub(super) async fn keep_of_device(&self, answer: &Bytes) -> Result<(), StoreError> {
+        let Ok(Answer { files }) = Answer::decode(answer) else { return Ok(()) };
+        self.keep_files(&files).await?;
+        if let Some((_, bytes)) = files.iter().find(|(name, _)| name == TIMESTAMP)
+            && version_of(bytes) != self.timestamp().await?
+        {
+            self.news.notify_one();
+        }
+        Ok(())
+    }
+
+    async fn keep_files(&self, files: &[(String, Bytes)]) -> Result<(), StoreError> {
+        let fits = |(name, bytes): &&(String, Bytes)| {
+            name != TIMESTAMP && is_served_name(name) && bytes.len() <= FILE_BYTES_MAX
+        };
+        for (name, bytes) in files.iter().filter(fits) {
+            // What has a version or hash in its name never changes.
+            if self.store.get(name).await?.is_some() {
+                continue;
+            }
+            if self.store.list().await?.len() >= FILES_MAX {
+                self.prune().await?;
+            }
+            self.store.put(name, bytes.clone()).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes older versions of roles, and all targets: what is still asked for comes again.
+    async fn prune(&self) -> Result<(), StoreError> {
+        let names = self.store.list().await?;
+        let mut newest: BTreeMap<&str, u64> = BTreeMap::new();
+        for (role, version) in names.iter().filter_map(|name| role_file(name)) {
+            let at = newest.entry(role).or_insert(version);
+            *at = version.max(*at);
+        }
+        for name in &names {
+            let is_old = match role_file(name) {
+                // Devices walk the roots one by one, from any old one.
+                Some(("root", _)) => false,
+                Some((role, version)) => newest.get(role) != Some(&version),
+                None => target_hash(name).is_some(),
+            };
+            if is_old {
+                self.store.delete(name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers a device's question from what is kept; `None` when the device knows of newer metadata.
+    ///
+    /// # Errors
+    /// [`AnswerError`] when what the question needs is not kept.
+    pub(super) async fn answer(&self, question: &[u8]) -> Result<Option<Bytes>, AnswerError> {
+        let held = Query::decode(question)?.timestamp;
+        match self.timestamp().await? {
+            Some(kept) if kept >= held => {
+                self.answerer.answer(question).await.map(|answer| Some(answer.into()))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// `signed.version` of a metadata file: nobody believes it, it steers what is asked for.
+fn version_of(json: &[u8]) -> Option<u64> {
+    serde_json::from_slice::<serde_json::Value>(json).ok()?.get("signed")?.get("version")?.as_u64()
+}
+
+/// Role and version of `VERSION.ROLE.json`.
+fn role_file(name: &str) -> Option<(&str, u64)> {
+    let (version, role) = name.strip_suffix(".json")?.split_once('.')?;
+    Some((role, version.parse().ok()?)).filter(|_| !name.contains('/'))
+}
+
+/// The hash in a target's path.
+fn target_hash(name: &str) -> Option<Vec<u8>> {
+    let file = name.strip_prefix("targets/")?.rsplit('/').next()?;
+    hex::decode(file.split('.').next()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(files: &[(&str, &str)]) -> Bytes {
+        let file =
+            |(name, text): &(&str, &str)| ((*name).to_owned(), Bytes::copy_from_slice(text.as_bytes()));
+        Answer { files: files.iter().map(file).collect() }.encode().into()
+    }
+
+    fn timestamp(version: u64) -> String {
+        format!(r#"{{"signed":{{"version":{version}}}}}"#)
+    }
+
+    #[tokio::test]
+    async fn what_came_through_is_kept_and_asked_for_by_version() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let dir = dir.path().join("metadata");
+        let mirror = Mirror::new(&dir);
+        let targets = vec!["channels/os/stable".to_owned(), "patches/os".to_owned()];
+        let asked = Query { targets: targets.clone(), timestamp: 7, ..Query::default() }.encode();
+        mirror.note(&asked);
+        assert_eq!(mirror.question().await.expect("a question").timestamp, 0);
+        let state = answer(&[
+            ("timestamp.json", &timestamp(7)),
+            ("3.snapshot.json", "{}"),
+            ("2.channels.json", "{}"),
+            ("5.releases-0-1f.json", "{}"),
+            ("2.root.json", "{}"),
+            ("../outside", "no"),
+        ]);
+        mirror.keep(&state).await.expect("kept");
+        let again = Mirror::new(&dir);
+        let question = again.question().await.expect("a question");
+        assert_eq!((question.root, question.timestamp, question.snapshot), (2, 7, 3));
+        assert_eq!(question.roles, [("channels".to_owned(), 2), ("releases-0-1f".to_owned(), 5)]);
+        assert_eq!(question.targets, targets);
+        assert!(!dir.with_file_name("outside").exists());
+        // A device that knows of a newer state is told nothing; and a newer state is taken only as a whole.
+        let newer = Query { timestamp: 8, ..Query::default() }.encode();
+        assert!(again.answer(&newer).await.expect("no error").is_none());
+        let of_device = answer(&[("timestamp.json", &timestamp(8)), ("4.snapshot.json", "{}")]);
+        again.keep_of_device(&of_device).await.expect("kept");
+        assert_eq!(again.timestamp().await.expect("read"), Some(7));
+        again.news.notified().await;
+        again.keep(&answer(&[("targets/releases/os/00.1", "x")])).await.expect("kept");
+        again.prune().await.expect("pruned");
+        let mut left = again.store.list().await.expect("listed");
+        left.sort();
+        let expected =
+            ["2.channels.json", "2.root.json", "4.snapshot.json", "5.releases-0-1f.json", "timestamp.json"];
+        assert_eq!(left, expected);
+    }
+}
