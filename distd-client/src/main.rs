@@ -7,6 +7,7 @@ mod api;
 mod cmd;
 mod config;
 mod context;
+mod disk;
 mod exit;
 mod explain;
 mod local;
@@ -96,6 +97,10 @@ fn start(command: Command, data: Option<PathBuf>, output: Output) -> anyhow::Res
 fn main() -> ExitCode {
     distd_peer::process::bound_arenas();
     let cli = Cli::parse();
+    if !matches!(cli.command, Command::Explain(_)) {
+        // Artifacts and state may hold secrets: what is for others too gets its mode by name. A picture is for everybody.
+        rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    }
     let level = match (cli.quiet, cli.verbose) {
         (true, _) => "error",
         (false, 0) => "warn",

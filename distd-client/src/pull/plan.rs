@@ -1,32 +1,60 @@
 //! What a pull would do, before a byte of the artifact moves.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
-use distd_core::ChunkId;
+use distd_core::manifest::ChunkAt;
 use distd_core::patch::Choice;
 use distd_core::planner;
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::FetchConfig;
+use distd_core::{ChunkHash, ChunkId};
 use distd_peer::table::ChunkTable;
 
 use super::entries::ZeroChunk;
+use super::kept::{is_block_device, staging_path};
 use super::patches::held;
 use super::report::{PlanReport, SourcePlan};
-use super::run::{PullRequest, prepare, received};
+use super::run::{PullRequest, ask, prepare, received};
+use super::seeds::open_file;
 
 /// Bytes that a device reads, hashes and writes in a second, about (docs/benchmarks.md, "Against others").
 const COPY_RATE: f64 = 500e6;
+
+/// What a pull writes over and keeps as far as it is right: a block device, or the file of a pull that was interrupted.
+struct InPlace {
+    file: File,
+    buffer: Vec<u8>,
+}
+
+impl InPlace {
+    fn open(out: &Path) -> Option<Self> {
+        let path = if is_block_device(out) { out.to_owned() } else { staging_path(out) };
+        let file = open_file(&path).ok()?;
+        Some(Self { file, buffer: Vec::new() })
+    }
+
+    fn has(&mut self, at: &ChunkAt) -> bool {
+        self.buffer.resize(at.entry.len as usize, 0);
+        let read = self.file.read_exact_at(&mut self.buffer, at.offset);
+        read.is_ok() && ChunkHash::of(&self.buffer) == at.entry.hash
+    }
+}
 
 /// Says what a pull would do; nothing is written.
 ///
 /// # Errors
 /// As [`pull`](super::pull).
 pub(crate) async fn plan(request: &PullRequest) -> anyhow::Result<PlanReport> {
-    let out = Some(request.out.as_path()).filter(|out| out.exists());
-    let prepared = prepare(request, out, None).await?;
+    let prepared = prepare(request, ask(request).await?, None).await?;
     let zero = ZeroChunk::new(prepared.manifest.root().cut.max());
+    let mut in_place = request.target.as_ref().and_then(|target| InPlace::open(target.path()));
     let mut plan = planner::plan(&prepared.manifest, FetchConfig::default().batch_chunks, |at| {
-        zero.is(at) || prepared.index.find(&at.entry.hash, at.entry.len).is_some()
+        zero.is(at)
+            || prepared.index.find(&at.entry.hash, at.entry.len).is_some()
+            || in_place.as_mut().is_some_and(|there| there.has(at))
     });
     let wanted: Vec<ChunkId> = plan.fetch.ids().collect();
     let choice = if prepared.offers.sets.is_empty() {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use distd_core::ManifestId;
 use serde::{Deserialize, Serialize};
 
-use crate::pull::write_atomic;
+use crate::disk::side::write_atomic;
 
 /// Name of the file in the state directory.
 pub(crate) const FILE_NAME: &str = "installed.json";
@@ -48,7 +48,7 @@ pub(crate) fn remember(data: &Path, path: &Path, manifest: ManifestId) -> io::Re
     installed.extend(list(data).into_iter().filter(|old| old.path != path && old.path.exists()));
     installed.truncate(INSTALLED_MAX);
     let text = serde_json::to_vec_pretty(&installed).map_err(io::Error::other)?;
-    write_atomic(&data.join(FILE_NAME), &text)
+    write_atomic(&data.join(FILE_NAME), &text).map_err(io::Error::other)
 }
 
 #[cfg(test)]
