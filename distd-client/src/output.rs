@@ -91,6 +91,15 @@ impl Output {
         }
     }
 
+    /// The JSON of a command line that is refused; its text was printed.
+    pub(crate) fn refused(message: &str, next: Option<&str>) {
+        let code = Code::Usage;
+        let body = ErrorBody { code: code.name(), exit: code as u8, message, next };
+        if let Ok(text) = serde_json::to_string(&ErrorObject { found: serde_json::Map::new(), error: body }) {
+            let _ = writeln!(io::stdout().lock(), "{text}");
+        }
+    }
+
     /// Prints why the command failed and what to do next; returns its exit code.
     pub(crate) fn failure(&self, error: &anyhow::Error) -> Code {
         let code = exit::code_of(error);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use distd_core::names::Wanted;
 use distd_peer::limits::Class;
 
+use super::parse;
 use crate::context::{Context, TransportArgs};
 use crate::disk::path::{ArtifactPath, Role};
 use crate::exit::Failure;
@@ -34,7 +35,7 @@ pub(crate) struct Sources {
     #[arg(long, value_name = "OLD")]
     seed: Vec<PathBuf>,
     /// A relay or origin to ask; repeat for more, nearest first. Default: the one enrolled with.
-    #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT")]
+    #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT", value_parser = parse::parent)]
     parent: Vec<String>,
     /// What to save: bytes of the link, time, or time on the link as it is. Only weighs patches that cost much processor time.
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]

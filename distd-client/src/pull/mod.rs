@@ -7,6 +7,7 @@
 
 mod attributes;
 mod check;
+mod clean;
 mod compare;
 mod copy;
 mod entries;
@@ -32,6 +33,7 @@ mod tree;
 mod verify;
 mod wanted;
 
+pub(crate) use clean::clean;
 pub(crate) use kept::{Kept, read_kept_manifest};
 pub(crate) use patches::Aim;
 pub(crate) use plan::plan;

@@ -85,8 +85,10 @@ pub(super) fn check(out: &ArtifactPath, data: &Path) -> anyhow::Result<()> {
         return Ok(device::check_unused(path).map_err(Failure::from)?);
     }
     match check_parent(path) {
-        // Nothing can be lost there, and whoever asks for a release that does not exist is told that first.
+        // Nothing can be lost there: a release that does not exist is said first.
         Err(NotOurs::NoDirectory(_)) => return Ok(()),
+        // What is there already needs no right to write.
+        Err(NotOurs::Closed { .. }) => {}
         other => other.map_err(Failure::from)?,
     }
     match out.standing() {
@@ -99,7 +101,7 @@ pub(super) fn check(out: &ArtifactPath, data: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Refuses a path in a directory that is not there.
+/// Refuses a path in a directory that is not there, or that cannot be written to.
 ///
 /// # Errors
 /// Failures with [`Code::Local`].

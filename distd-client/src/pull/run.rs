@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use distd_core::ManifestId;
 use distd_core::manifest::{Manifest, Root};
 use distd_core::names::Wanted;
@@ -101,8 +101,7 @@ pub(super) async fn ask(request: &PullRequest) -> anyhow::Result<Asked> {
     let (parents, outbound) = (request.parents.clone(), request.outbound.clone());
     let realm = Realm::open(&request.data, parents, &request.sharing, outbound).await?;
     let resolved = realm.resolve(&request.wanted).await?;
-    if let Some(target) = &request.target {
-        ours::check_directory_of(target)?;
+    if request.target.is_some() {
         target::check_kind(&request.out, Root::decode(&resolved.root_node)?.kind)?;
     }
     let metadata_bytes = received(&realm);
@@ -116,6 +115,9 @@ pub(super) async fn prepare(
     files: Option<Files>,
 ) -> anyhow::Result<Prepared> {
     let Asked { realm, resolved, metadata_bytes } = asked;
+    if let Some(target) = &request.target {
+        ours::check_directory_of(target)?;
+    }
     let (paths, data) = (request.seeds.clone(), request.data.clone());
     let out = request.target.as_ref().map(|target| target.path().to_owned());
     let root = Root::decode(&resolved.root_node)?;
@@ -209,6 +211,7 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
     if let Some(manifest) = there::find(request, asked.resolved.manifest).await? {
         return already_there(request, asked, &manifest, start).await;
     }
+    ours::check_directory_of(request.target.as_ref().context("a pull has a target")?)?;
     let files =
         Files { payloads: state_path(request, PATCH_FILES[0]), rebuilt: state_path(request, REBUILT_FILE) };
     if let Some(dir) = files.payloads.parent() {

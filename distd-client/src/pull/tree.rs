@@ -27,6 +27,9 @@ use crate::disk::side::{self, Lock, with_suffix};
 use crate::disk::xattrs;
 use crate::exit::{Code, Failure};
 
+/// Shorter reads are not worth the question whether they are of a hole. A guess: the longest chunk.
+const HOLE_BYTES_MIN: usize = 64 << 10;
+
 /// Why the entries of a tree cannot be made.
 #[derive(Debug, thiserror::Error)]
 enum LayOutError {
@@ -330,6 +333,23 @@ fn copy_link(laid: &Laid, at: &At<'_>, target: &[u8]) -> io::Result<()> {
     io::copy(&mut from, &mut to).map(drop)
 }
 
+/// Reads what is written there; of a hole the system is only asked where it ends.
+fn read_or_skip(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    let end = offset + buffer.len() as u64;
+    if buffer.len() >= HOLE_BYTES_MIN && file.metadata()?.len() >= end {
+        match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(offset)) {
+            Ok(data) if data < end => {}
+            Ok(_) | Err(Errno::NXIO) => {
+                buffer.fill(0);
+                return Ok(());
+            }
+            // A file system that knows no holes.
+            Err(_) => {}
+        }
+    }
+    file.read_exact_at(buffer, offset)
+}
+
 impl Target for TreeTarget {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let in_listing = self.listing_bytes.saturating_sub(offset).min(bytes.len() as u64) as usize;
@@ -356,7 +376,7 @@ impl Target for TreeTarget {
         }
         let (laid, rest) = (self.laid()?, &mut buffer[in_listing..]);
         for (entry, at, range) in laid.layout.parts(offset + in_listing as u64, rest.len()) {
-            self.file(laid, entry)?.read_exact_at(&mut rest[range], at)?;
+            read_or_skip(&*self.file(laid, entry)?, &mut rest[range], at)?;
         }
         Ok(())
     }
