@@ -504,6 +504,76 @@ fn side_files_that_others_may_have_made_are_refused_under_any_umask() {
     lab.pull("d", "os@1", &small.join("out"), &[]).ok();
 }
 
+#[test]
+fn a_lock_that_another_program_has_on_a_device_for_a_moment_is_waited_for() {
+    if !can_mount() {
+        return;
+    }
+    let lab = lab();
+    let slot = Loop::new(&lab.path("slot.img"), 16 << 20);
+    let other = fs::File::open(slot.path()).expect("open");
+    other.lock_shared().expect("lock");
+    let pull = lab.start_pull("d", "os@1", slot.path(), &["--no-share"]);
+    // Long enough for the pull to find it, whatever else runs; it passes also if it does not.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    other.unlock().expect("unlock");
+    pull.wait().ok();
+    // Another pull's is not waited for.
+    let lock = lab.path("held");
+    let held = fs::File::create(lab.path("held.distd-lock")).expect("create");
+    fs::set_permissions(lab.path("held.distd-lock"), fs::Permissions::from_mode(0o600)).expect("chmod");
+    held.lock().expect("lock");
+    fails(&lab.pull("d", "os@1", &lock, &[]), LOCAL, "another pull writes");
+}
+
+#[test]
+fn a_plan_counts_of_a_device_what_a_pull_finds_there() {
+    if !can_mount() {
+        return;
+    }
+    let lab = Lab::start();
+    let mut rng = Rng::announced("plans of a device", 94);
+    let first = rng.bytes(3_000_000);
+    let second = [&first[..2_000_000], &rng.bytes(5000), &first[2_000_000..]].concat();
+    for (version, bytes) in [("1", &first), ("2", &second)] {
+        let image = lab.path(version);
+        fs::write(&image, bytes).expect("write");
+        lab.push(&image, "os", version).ok();
+    }
+    lab.enroll("d", lab.quic());
+    let slot = Loop::new(&lab.path("slot.img"), 16 << 20);
+    let node = slot.path().display().to_string();
+    lab.pull("d", "os@1", slot.path(), &[]).ok();
+    let plan = lab.device("d", &["plan", "os@2", "--out", &node]).ok();
+    let pull = lab.pull("d", "os@2", slot.path(), &[]).ok();
+    assert_eq!(plan.number("fetch_raw_bytes"), pull.number("fetched_bytes"), "{}\n{}", plan.json, pull.json);
+    assert!(pull.number("held_bytes") > 1_500_000, "{}", pull.json);
+    // The device's own manifest is there too: few nodes are asked for, though nothing else is taken from it.
+    assert!(pull.number("node_bytes") < 2000, "{}", pull.json);
+}
+
+#[test]
+fn a_pull_that_was_cut_off_before_it_kept_the_manifest_is_completed_and_is_a_seed() {
+    let lab = lab();
+    let out = lab.path("slot");
+    for finish in [true, false] {
+        lab.pull("d", "os@1", &out, &[]).ok();
+        // Right before the last rename.
+        fs::rename(lab.path("slot.distd"), lab.path("slot.distd-part-manifest")).expect("rename");
+        let path = out.display().to_string();
+        lab.device("d", &["verify", &path]).ok();
+        if finish {
+            let again = lab.pull("d", "os@1", &out, &[]).ok();
+            assert_eq!(again.json["already_there"], true, "{}", again.json);
+            assert!(lab.path("slot.distd").exists() && !lab.path("slot.distd-part-manifest").exists());
+        } else {
+            let other = lab.path("other");
+            let copied = lab.pull("d", "os@1", &other, &[&out]).ok();
+            assert_eq!(copied.number("fetched_bytes") + copied.number("node_bytes"), 0, "{}", copied.json);
+        }
+    }
+}
+
 /// What tells that nothing was written: inode, change and modification times of everything below.
 fn traces(path: &Path) -> Vec<(PathBuf, u64, i64, i64, i64, i64)> {
     let mut found = Vec::new();

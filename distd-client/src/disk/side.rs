@@ -90,16 +90,26 @@ pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     path.with_file_name(OsString::from_vec(short))
 }
 
+/// Whether what has this owner may be this user's: it is, or its file system gives that owner to whatever this user makes there, as FAT
+/// does, and NFS to root.
+pub(crate) fn may_be_ours(path: &Path, owner: u32) -> bool {
+    if owner == rustix::process::geteuid().as_raw() {
+        return true;
+    }
+    let made = path.parent().and_then(|dir| tempfile::tempfile_in(dir).ok());
+    made.and_then(|file| file.metadata().ok()).is_some_and(|meta| meta.uid() == owner)
+}
+
 /// What is wrong with a file that is open or was looked at; `None` where it is a regular file that only this user can have made.
-fn foreign(meta: &fs::Metadata) -> Option<&'static str> {
+fn foreign(path: &Path, meta: &fs::Metadata) -> Option<&'static str> {
     if meta.file_type().is_symlink() {
         Some("a link")
     } else if !meta.is_file() {
         Some("no regular file")
-    } else if meta.uid() != rustix::process::geteuid().as_raw() {
-        Some("a file of another user")
     } else if meta.nlink() > 1 {
         Some("a file with another name beside this one")
+    } else if !may_be_ours(path, meta.uid()) {
+        Some("a file of another user")
     } else {
         None
     }
@@ -159,7 +169,7 @@ fn create_new(path: &Path) -> io::Result<File> {
 fn open_existing(path: &Path, write: bool) -> Result<File, SideError> {
     let looked = fs::symlink_metadata(path).map_err(SideError::io("inspect", path))?;
     let refuse = |what| SideError::Foreign { path: path.to_owned(), what };
-    if let Some(what) = foreign(&looked) {
+    if let Some(what) = foreign(path, &looked) {
         return Err(refuse(what));
     }
     // Non-blocking: a pipe that took its place meanwhile must not hang this process.
@@ -167,7 +177,7 @@ fn open_existing(path: &Path, write: bool) -> Result<File, SideError> {
     let file = OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
     let file = file.map_err(SideError::io("open", path))?;
     let meta = file.metadata().map_err(SideError::io("inspect", path))?;
-    match foreign(&meta) {
+    match foreign(path, &meta) {
         Some(what) => Err(refuse(what)),
         None => Ok(file),
     }
@@ -227,7 +237,7 @@ pub(crate) fn remove(path: &Path) -> Result<(), SideError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(SideError::io("inspect", path)(error)),
         Ok(meta) => {
-            if let Some(what) = foreign(&meta) {
+            if let Some(what) = foreign(path, &meta) {
                 return Err(SideError::Foreign { path: path.to_owned(), what });
             }
         }
@@ -436,6 +446,15 @@ mod tests {
         drop(held);
         drop(Lock::take(path.clone()).expect("free again"));
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn where_there_are_no_locks_a_pull_goes_on() {
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        // A handle of this kind takes none, as some network file systems take none of any.
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let handle = rustix::fs::open(file.path(), flags, rustix::fs::Mode::empty()).expect("open");
+        lock(&File::from(handle), file.path(), Patience::None).expect("no lock is no error");
     }
 
     #[test]

@@ -124,7 +124,7 @@ impl Staging {
         if meta.file_type().is_symlink() {
             return foreign("it is a link".into());
         }
-        if meta.uid() != rustix::process::geteuid().as_raw() {
+        if !side::may_be_ours(&self.dir, meta.uid()) {
             return foreign("another user made it".into());
         }
         if !meta.is_dir() {

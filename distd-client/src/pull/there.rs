@@ -39,6 +39,11 @@ fn look(out: &Path, data: &Path, wanted: ManifestId) -> anyhow::Result<Option<Ar
                 if kept.part {
                     complete(out, data, &kept)?;
                 }
+                let lock = kept::part_path(out, data, ".distd-lock");
+                if lock.exists() {
+                    // Of a pull that was killed; dropped, it is gone. One at work keeps it.
+                    drop(Lock::take(lock));
+                }
                 return Ok(Some(Arc::new(kept.manifest)));
             }
             Ok(_) => {}
