@@ -54,6 +54,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Login(cmd::login::Args),
+    Logout(cmd::logout::Args),
     Enroll(cmd::enroll::Args),
     Push(cmd::push::Args),
     Plan(cmd::plan::Args),
@@ -72,6 +73,7 @@ enum Command {
 async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
     match command {
         Command::Login(args) => cmd::login::run(context, args).await,
+        Command::Logout(args) => cmd::logout::run(context, args).await,
         Command::Enroll(args) => cmd::enroll::run(context, args).await,
         Command::Push(args) => cmd::push::run(context, args).await,
         Command::Explain(args) => cmd::explain::run(context, args).await,

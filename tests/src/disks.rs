@@ -1,8 +1,9 @@
 //! Loop devices, mounts and another user, for tests of what a device's disks can do to a pull. All of it needs root.
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use crate::lab::{Lab, Outcome, binary};
 
@@ -101,6 +102,43 @@ impl Drop for Mount {
     }
 }
 
+/// Something mounted in a mount namespace of its own, which goes with its one process.
+#[derive(Debug)]
+pub struct Elsewhere(Child);
+
+impl Elsewhere {
+    /// `mount ARGS` there.
+    ///
+    /// # Panics
+    /// When it cannot be mounted.
+    pub fn mount(args: &[&str]) -> Self {
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", "mount \"$@\" && echo mounted && exec sleep 600", "sh"]).args(args);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("run unshare");
+        let mut said = String::new();
+        let stdout = child.stdout.take().expect("a pipe");
+        BufReader::new(stdout).read_line(&mut said).expect("read");
+        assert_eq!(said.trim(), "mounted");
+        Self(child)
+    }
+
+    /// Ends it; nothing is mounted there any more.
+    ///
+    /// # Panics
+    /// When its process cannot be waited for.
+    pub fn end(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        self.0.wait().expect("wait for it");
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 /// A device whose commands run as a user that is not root.
 #[derive(Debug)]
 pub struct User<'l> {
@@ -137,7 +175,7 @@ impl<'l> User<'l> {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", &id, "--regid", &id, "--clear-groups"]).arg(&self.program);
         command.arg("--json").arg("--data").arg(self.home.join("state")).args(args);
-        command.stdin(std::process::Stdio::null());
+        command.stdin(Stdio::null());
         command
     }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
-use distd_tests::lab::{Lab, Outcome, binary};
+use distd_tests::lab::{Lab, Outcome, Running, binary};
 
 const USAGE: i32 = 2;
 
@@ -56,6 +56,32 @@ fn a_wrong_command_line_ends_with_the_json_that_was_asked_for() {
     for help in [&["--help"][..], &["--json", "help", "pull"], &["--version"]] {
         assert_eq!(distd(help).code, 0, "{help:?}");
     }
+}
+
+#[test]
+fn logging_out_forgets_the_token() {
+    let lab = Lab::start();
+    lab.admin(&["release", "ls", "none"]);
+    let out = lab.admin(&["logout"]).ok();
+    assert!(out.json["server"].as_str().is_some_and(|server| server.contains(lab.https())), "{}", out.json);
+    assert!(!fs::read_to_string(lab.path("admin/client.toml")).expect("read").contains("distd-api"));
+    assert_eq!(lab.admin(&["release", "ls", "none"]).code, USAGE, "no server is known");
+    assert!(lab.admin(&["logout"]).ok().json["server"].is_null());
+}
+
+#[test]
+fn a_push_waits_for_an_origin_that_is_just_starting() {
+    let mut lab = Lab::start();
+    let file = lab.path("file");
+    fs::write(&file, "content").expect("write");
+    lab.stop_origin();
+    let mut push = lab.command("admin");
+    push.args(["push", &file.display().to_string(), "--product", "p", "--version", "1"]);
+    let push = Running::start(push);
+    // Until the first connection was refused, whatever else runs; it passes also if it was not.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    lab.start_origin();
+    push.wait().ok();
 }
 
 #[test]

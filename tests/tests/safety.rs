@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use distd_tests::Rng;
-use distd_tests::disks::{Loop, Mount, can_mount, is_root};
+use distd_tests::disks::{Elsewhere, Loop, Mount, can_mount, is_root};
 use distd_tests::lab::{Lab, Outcome, same};
 
 const USAGE: i32 = 2;
@@ -149,6 +149,10 @@ fn mounts_at_or_below_out_are_refused_before_anything_is_written() {
         assert_eq!(fs::read(volume.join("db")).expect("read"), b"keep", "{at:?}");
         assert!(!lab.path("app.distd-part").exists(), "nothing was begun");
     }
+    // Where this process does not see it.
+    let mut elsewhere = Elsewhere::mount(&["--bind", &source, &out.join("sub/data").display().to_string()]);
+    fails(&lab.pull("d", "t@2", &out, &[]), LOCAL, "another mount namespace");
+    elsewhere.end();
     // A file that is mounted over the target, and one below a tree.
     let file = volume.join("db").display().to_string();
     {
@@ -200,18 +204,10 @@ fn a_block_device_in_use_is_not_written() {
         drop(mounted);
     }
     // In another mount namespace: only the kernel and its processes know.
-    let mut elsewhere = Command::new("unshare");
-    let script = format!("mount {node} {} && echo mounted && exec sleep 60", mount.display());
-    elsewhere.args(["-m", "sh", "-c", &script]).stdout(std::process::Stdio::piped());
-    let mut elsewhere = elsewhere.spawn().expect("run unshare");
-    let mut said = String::new();
-    let stdout = elsewhere.stdout.take().expect("a pipe");
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut said).expect("read");
-    assert_eq!(said.trim(), "mounted");
-    let refused = lab.pull("d", "os@1", slot.path(), &[]);
-    elsewhere.kill().expect("end it");
-    elsewhere.wait().expect("wait");
-    fails(&refused, LOCAL, "another mount namespace");
+    let mut elsewhere = Elsewhere::mount(&[&node, &mount.display().to_string()]);
+    fails(&lab.pull("d", "os@1", slot.path(), &[]), LOCAL, "another mount namespace");
+    fails(&lab.push(slot.path(), "torn", "elsewhere"), UNUSABLE, "another mount namespace");
+    elsewhere.end();
     // Below another device.
     {
         let _above = Loop::over(slot.path());

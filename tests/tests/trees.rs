@@ -367,6 +367,29 @@ fn a_pull_without_root_that_was_cut_off_at_its_end_goes_on() {
     assert_eq!(fs::read(out.join("d/f")).expect("read"), [b'x'; 1000]);
     assert!(!part.exists());
     user.run(&["verify", &out.display().to_string()]).ok();
+    // And another release is wanted then: what was begun goes, however closed its directories are.
+    mode(&tree.join("d"), 0o755);
+    fs::write(tree.join("d/g"), "y".repeat(1000)).expect("write");
+    mode(&tree.join("d"), 0o555);
+    lab.push(&tree, "ro", "2").ok();
+    let begun = user.home.join("other.distd-part");
+    let copy = Command::new("setpriv")
+        .args(["--reuid", "1000", "--regid", "1000", "--clear-groups", "cp", "-a"])
+        .arg(&out)
+        .arg(user.home.join("copy"))
+        .status();
+    assert!(copy.expect("run cp").success());
+    fs::create_dir(&begun).expect("mkdir");
+    fs::rename(user.home.join("copy"), begun.join("tree")).expect("rename");
+    let inode = fs::metadata(begun.join("tree")).expect("stat").ino();
+    fs::write(begun.join("manifest"), format!("{id} {inode}")).expect("write");
+    for path in ["", "manifest"] {
+        std::os::unix::fs::chown(begun.join(path), Some(USER), Some(USER)).expect("chown");
+        mode(&begun.join(path), if path.is_empty() { 0o700 } else { 0o600 });
+    }
+    user.pull("ro@2", &user.home.join("other")).ok();
+    assert!(!begun.exists());
+    assert_eq!(fs::read(user.home.join("other/d/g")).expect("read"), [b'y'; 1000]);
     // And a kill right behind it: new tree, old manifest.
     fs::create_dir(&part).expect("mkdir");
     let inode = fs::metadata(&out).expect("stat").ino();

@@ -19,7 +19,7 @@ pub(crate) use error::ApiError;
 pub(crate) use types::{
     Channel, Node, NodeList, PatchSet, PatchSetList, Release, ReleaseList, Secret, TokenInfo, TokenList,
 };
-pub(crate) use upload::{COMMIT_BYTES_MAX, CommitRequest, MISSING_MAX, RUN_BYTES, Upload};
+pub(crate) use upload::{COMMIT_BYTES_MAX, CommitRequest, MISSING_MAX, RUN_BYTES, Upload, persistently};
 pub(crate) use url::ServerUrl;
 
 /// How long a connection may take.

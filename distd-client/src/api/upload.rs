@@ -80,8 +80,11 @@ impl CommitRequest {
     }
 }
 
-/// Tries again while the failure may pass.
-async fn persistently<T, F: Future<Output = Result<T, ApiError>>>(
+/// Tries again while the failure may pass: for what may be asked twice.
+///
+/// # Errors
+/// The last attempt's.
+pub(crate) async fn persistently<T, F: Future<Output = Result<T, ApiError>>>(
     mut attempt: impl FnMut() -> F,
 ) -> Result<T, ApiError> {
     for pause in PAUSES {
@@ -104,7 +107,8 @@ impl Api {
     /// Begins an upload, or goes on with the open one of this version.
     pub(crate) async fn begin_upload(&self, product: &str, version: &str) -> Result<Upload, ApiError> {
         let path = ["v1", "products", product, "releases", version, "uploads"];
-        let begun: Begun = self.send_json(self.request(Method::POST, &path).timeout(ANSWER)).await?;
+        let begin = || self.send_json(self.request(Method::POST, &path).timeout(ANSWER));
+        let begun: Begun = persistently(begin).await?;
         Ok(Upload { api: self.clone(), id: begun.upload, cut: begun.cut, resumed: begun.resumed })
     }
 }

@@ -6,6 +6,7 @@ pub(crate) mod clean;
 pub(crate) mod enroll;
 pub(crate) mod explain;
 pub(crate) mod login;
+pub(crate) mod logout;
 pub(crate) mod node;
 pub(crate) mod parse;
 pub(crate) mod patch;

@@ -162,6 +162,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_mounted_below_stays_though_it_is_of_the_same_file_system() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (volume, tree) = (dir.path().join("volume"), dir.path().join("tree"));
+        fs::create_dir(&volume).expect("mkdir");
+        fs::write(volume.join("db"), "keep").expect("write");
+        fs::create_dir_all(tree.join("a/data")).expect("mkdir");
+        let mount = |args: &[&std::ffi::OsStr]| std::process::Command::new(args[0]).args(&args[1..]).status();
+        let at = tree.join("a/data");
+        let bound = mount(&["mount".as_ref(), "--bind".as_ref(), volume.as_ref(), at.as_ref()]);
+        if !rustix::process::geteuid().is_root() || !bound.is_ok_and(|status| status.success()) {
+            eprintln!("skipped: only root may mount");
+            return;
+        }
+        let error = remove_tree(&tree).expect_err("something is mounted in it");
+        let unmounted = mount(&["umount".as_ref(), at.as_ref()]);
+        assert!(unmounted.is_ok_and(|status| status.success()));
+        assert_eq!(error.kind(), io::ErrorKind::CrossesDevices, "{error}");
+        assert_eq!(fs::read(volume.join("db")).expect("read"), b"keep");
+        remove_tree(&tree).expect("nothing is mounted any more");
+    }
+
+    #[test]
     fn deep_directories_go_too() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let top = dir.path().join("top");

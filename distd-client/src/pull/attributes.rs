@@ -84,8 +84,11 @@ pub(super) fn set_xattrs(
     let short = at.short_path();
     for there in xattrs::read(&short, buffer).unwrap_or_default() {
         let is_stated = stated.xattrs.iter().any(|xattr| xattr.name == there.name);
-        if !is_stated && is_ours_to_remove(&there.name) {
-            rustix::fs::lremovexattr(&short, OsStr::from_bytes(&there.name))?;
+        if !is_stated
+            && is_ours_to_remove(&there.name)
+            && let Err(error) = rustix::fs::lremovexattr(&short, OsStr::from_bytes(&there.name))
+        {
+            left.add(path, Lost::Xattr(&there.name), &io::Error::from(error));
         }
     }
     for xattr in stated.xattrs {

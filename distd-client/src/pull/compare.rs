@@ -174,7 +174,7 @@ impl Compare<'_> {
         }
         for extra in there {
             let is_stated = stated.xattrs.iter().any(|xattr| xattr.name == extra.name);
-            if !is_stated && is_ours_to_remove(&extra.name) {
+            if !is_stated && is_ours_to_remove(&extra.name) && !self.left_out.has_xattr(&extra.name) {
                 self.found.add(path, format!("has the attribute {} in addition", extra.name.escape_ascii()));
             }
         }

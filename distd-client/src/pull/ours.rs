@@ -16,7 +16,7 @@ use super::layout::Layout;
 use super::staging::Staging;
 use crate::disk::beneath::Beneath;
 use crate::disk::device;
-use crate::disk::mounts;
+use crate::disk::mounts::{self, Mount};
 use crate::disk::path::{ArtifactPath, Standing};
 use crate::disk::side;
 use crate::exit::{Code, Failure};
@@ -38,6 +38,9 @@ enum NotOurs {
     /// Something is mounted there.
     #[error("something is mounted at {}: it would be moved or hidden", .0.display())]
     Mounted(PathBuf),
+    /// The same, where this process does not see it.
+    #[error("something is mounted at {} in another mount namespace: it would be unmounted there", .0.display())]
+    MountedElsewhere(PathBuf),
     /// A directory that others may write to.
     #[error("others may write to {} (mode {mode:04o}), and could put a link where root writes", path.display())]
     Open {
@@ -67,6 +70,9 @@ impl From<NotOurs> for Failure {
                 "name an empty or a new directory with --out, or move what is there away".to_owned()
             }
             NotOurs::Mounted(point) => format!("unmount it first: umount {}", point.display()),
+            NotOurs::MountedElsewhere(_) => {
+                "stop the service that has it mounted, then run the command again".to_owned()
+            }
             NotOurs::Open { path, .. } => format!("take that right away: chmod o-w,g-w {}", path.display()),
             NotOurs::NoDirectory(dir) => format!("make it: mkdir -p {}", dir.display()),
             NotOurs::Closed { .. } => "choose another --out, or another user".to_owned(),
@@ -138,9 +144,17 @@ fn check_mounts(path: &Path) -> Result<(), NotOurs> {
         }
     };
     let staging = staging_path(path);
-    let found = mounts::at_or_below(&mounts, path).chain(mounts::at_or_below(&mounts, &staging)).next();
-    match found {
-        Some(mount) => Err(NotOurs::Mounted(mount.point.clone())),
+    let find = |mounts: &[Mount]| -> Option<PathBuf> {
+        let mut found = mounts::at_or_below(mounts, path).chain(mounts::at_or_below(mounts, &staging));
+        found.next().map(|mount| mount.point.clone())
+    };
+    if let Some(point) = find(&mounts) {
+        return Err(NotOurs::Mounted(point));
+    }
+    // The kernel unmounts what is mounted elsewhere on a directory that is removed here. Paths there may begin at another root, and then
+    // mean something else; most services keep the host's.
+    match find(&mounts::elsewhere()) {
+        Some(point) => Err(NotOurs::MountedElsewhere(point)),
         None => Ok(()),
     }
 }

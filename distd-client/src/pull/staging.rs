@@ -105,7 +105,7 @@ impl Staging {
     }
 
     /// Whether the tree that is begun for `id` can be gone on with.
-    fn is_begun_for(&self, id: ManifestId) -> bool {
+    pub(super) fn is_begun_for(&self, id: ManifestId) -> bool {
         let inode = identity(&self.tree()).map(|(_, inode)| inode);
         // Without all of its entries nothing was fetched into it.
         self.mark() == inode.map(|inode| (id.to_string(), inode)) && self.laid().exists()

@@ -22,7 +22,7 @@ use serde::Serialize;
 use self::cut::CutError;
 use self::pipeline::{PipelineError, Sent};
 use self::source::Source;
-use crate::api::{Api, CommitRequest, Release};
+use crate::api::{Api, CommitRequest, Release, persistently};
 use crate::disk::device;
 use crate::exit::{Code, Failure};
 use crate::output::human_bytes;
@@ -140,7 +140,8 @@ pub(crate) async fn push(
     outcome.mounts_skipped = source.skipped().mounts;
     if let Some(channel) = &request.channel {
         progress.phase("setting the channel");
-        let set = api.set_channel(request.product.as_str(), channel.as_str(), request.version.as_str()).await;
+        let set = || api.set_channel(request.product.as_str(), channel.as_str(), request.version.as_str());
+        let set = persistently(set).await;
         outcome.channel = Some(set.map_err(Failure::from)?.channel);
     }
     outcome.seconds = start.elapsed().as_secs_f64();
@@ -168,7 +169,8 @@ fn refuse_written_device(path: &Path) -> anyhow::Result<()> {
 
 /// The release, when the version is taken. A token that may not read finds out when it commits.
 async fn existing(api: &Api, request: &PushRequest) -> anyhow::Result<Option<Release>> {
-    match api.release(request.product.as_str(), request.version.as_str()).await {
+    let ask = || api.release(request.product.as_str(), request.version.as_str());
+    match persistently(ask).await {
         Ok(release) => Ok(Some(release)),
         Err(error) if error.is_not_found() || error.is_forbidden() => Ok(None),
         Err(error) => Err(Failure::from(error).into()),
