@@ -8,7 +8,8 @@ use super::kept::{part_path, staging_path};
 use super::staging::Staging;
 use super::target::locked;
 use super::tree::staging_failure;
-use crate::disk::side::{self, Lock, with_suffix};
+use crate::disk::lock::Lock;
+use crate::disk::side::{self, with_suffix};
 use crate::exit::Failure;
 
 /// Removes what interrupted pulls left of the artifact at `path`, which stays as it is; the files that are gone.

@@ -16,6 +16,7 @@ mod journal;
 mod kept;
 mod layout;
 mod left_out;
+mod make_entry;
 mod metadata;
 mod ours;
 mod patches;

@@ -15,8 +15,9 @@ use super::ours;
 use super::staging::Staging;
 use super::tree::{TreeTarget, staging_failure};
 use crate::disk::device;
+use crate::disk::lock::{self, Lock, Patience};
 use crate::disk::room::Room;
-use crate::disk::side::{self, Lock, Patience, SideError, sync_parent};
+use crate::disk::side::{self, SideError, sync_parent};
 use crate::disk::xattrs;
 use crate::exit::{Code, Failure};
 
@@ -103,7 +104,7 @@ impl FileTarget {
         if is_block_device(out) {
             let file = device::open_claimed(out).map_err(Failure::from)?;
             // udev holds a lock while it looks at a device that has just appeared (systemd, "Locking Block Device Access").
-            side::lock(&file, out, Patience::Some).map_err(Failure::from)?;
+            lock::lock(&file, out, Patience::Some).map_err(Failure::from)?;
             let room = size_of(&file).with_context(|| format!("could not size {}", out.display()))?;
             if room < bytes {
                 let error = anyhow!("{} has {room} bytes, the artifact {bytes}", out.display());

@@ -13,7 +13,8 @@ use super::staging::Staging;
 use super::target::locked;
 use super::tree::staging_failure;
 use super::verify::{may_be_of, verify};
-use crate::disk::side::{self, Lock};
+use crate::disk::lock::Lock;
+use crate::disk::side;
 use crate::exit::Failure;
 
 /// The manifest of the release, when the target holds it: its content, and of a tree everything that the listing states, was looked at.

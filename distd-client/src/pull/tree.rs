@@ -12,44 +12,25 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use anyhow::{Context, anyhow};
 use distd_core::tree::{Entry, EntryKind};
 use distd_core::{ManifestId, limits::TREE_LISTING_BYTES_MAX};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::attributes::{Stated, set_mode_and_time, set_owner, set_xattrs};
 use super::layout::Layout;
 use super::left_out::{LeftOut, Lost, shown};
+use super::make_entry::{LayOutError, copy_link, kind_in_words, make};
 use super::ours;
 use super::staging::{Staging, StagingError};
 use super::target::{InPlace, Target, locked};
 use crate::disk::beneath::{At, Beneath};
+use crate::disk::lock::Lock;
 use crate::disk::room::Room;
-use crate::disk::side::{self, Lock, with_suffix};
+use crate::disk::side::{self, with_suffix};
 use crate::disk::xattrs;
 use crate::exit::{Code, Failure};
 
 /// Shorter reads are not worth the question whether they are of a hole. A guess: the longest chunk.
 const HOLE_BYTES_MIN: usize = 64 << 10;
-
-/// Why the entries of a tree cannot be made.
-#[derive(Debug, thiserror::Error)]
-enum LayOutError {
-    /// Two names that this file system takes for one.
-    #[error(
-        "{0} is there already under another name: this file system does not tell some names of the release apart"
-    )]
-    Twice(String),
-    /// An entry.
-    #[error("could not make {path}, {what}")]
-    Make {
-        /// Which.
-        path: String,
-        /// What it is.
-        what: &'static str,
-        /// The cause.
-        #[source]
-        cause: io::Error,
-    },
-}
 
 /// The tree being built.
 pub(super) struct TreeTarget {
@@ -199,7 +180,7 @@ impl TreeTarget {
             let at = laid.beneath.at(entry.path.as_bytes())?;
             if let EntryKind::HardLink { target } = &entry.kind {
                 if known.has_hard_links() {
-                    copy_link(laid, &at, target.as_bytes())?;
+                    copy_link(&laid.beneath, &at, target.as_bytes())?;
                     left.add(&shown(entry), Lost::HardLink, &"not here");
                 }
                 continue;
@@ -272,65 +253,6 @@ pub(super) fn staging_failure(error: StagingError) -> Failure {
         Some(next) => failure.next(next),
         None => failure,
     }
-}
-
-fn kind_in_words(kind: &EntryKind) -> &'static str {
-    match kind {
-        EntryKind::File { .. } => "a file",
-        EntryKind::Dir => "a directory",
-        EntryKind::Symlink { .. } => "a symbolic link",
-        EntryKind::Fifo => "a named pipe",
-        EntryKind::CharDev { .. } => "a character device",
-        EntryKind::BlockDev { .. } => "a block device",
-        EntryKind::HardLink { .. } => "a hard link",
-    }
-}
-
-/// Makes one entry. In a new staging directory nothing may be there under its name: where something is, two names of the release are one
-/// for this file system.
-fn make(at: &At<'_>, entry: &Entry, beneath: &Beneath, left: &mut LeftOut, resumed: bool) -> io::Result<()> {
-    let made = match &entry.kind {
-        EntryKind::Dir => rustix::fs::mkdirat(&at.dir, at.name, Mode::RWXU),
-        EntryKind::File { size } => return make_file(at, *size, resumed),
-        EntryKind::Symlink { target } => rustix::fs::symlinkat(&**target, &at.dir, at.name),
-        EntryKind::Fifo => make_node(at, FileType::Fifo, 0),
-        EntryKind::CharDev { rdev } => make_node(at, FileType::CharacterDevice, *rdev),
-        EntryKind::BlockDev { rdev } => make_node(at, FileType::BlockDevice, *rdev),
-        EntryKind::HardLink { target } => {
-            let first = beneath.at(target.as_bytes())?;
-            match rustix::fs::linkat(&first.dir, first.name, &at.dir, at.name, AtFlags::empty()) {
-                Err(error @ (Errno::PERM | Errno::OPNOTSUPP | Errno::MLINK | Errno::NOSYS | Errno::XDEV)) => {
-                    left.add(&shown(entry), Lost::HardLink, &io::Error::from(error));
-                    return make_file(at, 0, resumed);
-                }
-                other => other,
-            }
-        }
-    };
-    match made {
-        Err(Errno::EXIST) if resumed => Ok(()),
-        other => Ok(other?),
-    }
-}
-
-fn make_node(at: &At<'_>, kind: FileType, rdev: u64) -> Result<(), Errno> {
-    rustix::fs::mknodat(&at.dir, at.name, kind, Mode::RUSR | Mode::WUSR, rdev)
-}
-
-fn make_file(at: &At<'_>, size: u64, resumed: bool) -> io::Result<()> {
-    let exclusive = if resumed { OFlags::empty() } else { OFlags::EXCL };
-    let flags =
-        OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | exclusive;
-    let file = File::from(rustix::fs::openat(&at.dir, at.name, flags, Mode::RUSR | Mode::WUSR)?);
-    if size > 0 { file.set_len(size) } else { Ok(()) }
-}
-
-/// Makes a file of its own of what cannot be a hard link here.
-fn copy_link(laid: &Laid, at: &At<'_>, target: &[u8]) -> io::Result<()> {
-    let mut from = laid.beneath.open_file(target, false)?;
-    let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut to = File::from(rustix::fs::openat(&at.dir, at.name, flags, Mode::empty())?);
-    io::copy(&mut from, &mut to).map(drop)
 }
 
 /// Reads what is written there; of a hole the system is only asked where it ends.
@@ -460,5 +382,87 @@ impl Target for TreeTarget {
 
     fn end(&self) {
         self.staging.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::exit::code_of;
+
+    /// A listing of version 1: a directory `d` of mode 0500, and a file in it of 5 bytes and mode 0444.
+    const PLAIN: &[u8] = b"\x92\x01\x92\
+        \x97\xc4\x01d\x01\x00\xcd\x01\x40\x00\x00\x90\
+        \x97\xc4\x03d/f\x00\x05\xcd\x01\x24\x00\x00\x90";
+
+    fn dir() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let out = fs::canonicalize(dir.path()).expect("canonical").join("out");
+        (dir, out)
+    }
+
+    fn target(out: &Path, id: u8, listing: &[u8], total: u64) -> TreeTarget {
+        let id = ManifestId([id; 32]);
+        let target = TreeTarget::open(out, id, listing.len() as u64, total).expect("open");
+        target.write_at(0, listing).expect("write the listing");
+        target
+    }
+
+    #[test]
+    fn a_tree_of_a_listing_without_its_own_directory_has_the_mode_of_the_one_it_replaces() {
+        let (_dir, out) = dir();
+        let bytes = PLAIN.len() as u64;
+        for (id, mode) in [(1, 0o755), (2, 0o2710)] {
+            if id == 2 {
+                fs::set_permissions(&out, fs::Permissions::from_mode(mode)).expect("chmod");
+            }
+            let target = target(&out, id, PLAIN, bytes + 5);
+            assert!(target.write_at(bytes, b"early").is_err(), "nothing is there to write to");
+            target.lay_out().expect("make the entries");
+            target.write_at(bytes, b"hello").expect("write");
+            let mut back = [0; 5];
+            target.read_at(bytes, &mut back).expect("read");
+            assert_eq!(&back, b"hello");
+            let in_place = target.finish().expect("finish");
+            assert!(in_place.left_out.is_empty() && in_place.found.is_none(), "{:?}", in_place.found);
+            target.end();
+            let is = |path: &str| fs::metadata(out.join(path)).expect("stat").mode() & 0o7777;
+            assert_eq!([is(""), is("d"), is("d/f")], [mode, 0o500, 0o444]);
+            assert_eq!(fs::read(out.join("d/f")).expect("read"), b"hello");
+        }
+    }
+
+    #[test]
+    fn a_listing_that_is_none_is_the_releases_fault_and_not_the_disks() {
+        let (_dir, out) = dir();
+        let total = PLAIN.len() as u64 + 5;
+        let twisted = [&PLAIN[..PLAIN.len() - 1], b"\x91"].concat();
+        let outside = PLAIN.iter().map(|byte| if *byte == b'd' { b'.' } else { *byte }).collect::<Vec<_>>();
+        for (n, (listing, total)) in
+            [(&twisted[..], total), (&outside[..], total), (PLAIN, total + 1), (b"", 5)]
+                .into_iter()
+                .enumerate()
+        {
+            let target = target(&out, n as u8, listing, total);
+            let error = target.lay_out().expect_err("no listing of this artifact");
+            assert_eq!(code_of(&error), Code::Integrity, "{n}: {error:#}");
+            assert!(
+                fs::read_dir(target.staging.tree()).expect("list").next().is_none(),
+                "{n}: nothing was made"
+            );
+        }
+        assert!(!out.exists());
+    }
+
+    #[test]
+    fn names_that_are_one_are_told_before_anything_is_written() {
+        let (_dir, out) = dir();
+        let target = target(&out, 1, PLAIN, PLAIN.len() as u64 + 5);
+        // As if the file system had taken another name for this one.
+        fs::create_dir(target.staging.tree().join("d")).expect("mkdir");
+        let error = format!("{:#}", target.lay_out().expect_err("it is there already"));
+        assert!(error.contains("does not tell some names"), "{error}");
     }
 }

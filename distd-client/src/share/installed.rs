@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use distd_core::ManifestId;
 use serde::{Deserialize, Serialize};
 
-use crate::disk::side::{self, Patience, write_atomic};
+use crate::disk::lock::{Patience, lock};
+use crate::disk::side::{self, write_atomic};
 
 /// Name of the file in the state directory.
 pub(crate) const FILE_NAME: &str = "installed.json";
@@ -43,8 +44,8 @@ pub(crate) fn remember(data: &Path, path: &Path, manifest: ManifestId) -> io::Re
     let path = fs::canonicalize(path)?;
     // Two pulls may end at once.
     let lock_path = data.join("installed.lock");
-    let (lock, _) = side::open(&lock_path).map_err(io::Error::other)?;
-    side::lock(&lock, &lock_path, Patience::Some).map_err(io::Error::other)?;
+    let (held, _) = side::open(&lock_path).map_err(io::Error::other)?;
+    lock(&held, &lock_path, Patience::Some).map_err(io::Error::other)?;
     let mut installed = vec![Installed { path: path.clone(), manifest }];
     installed.extend(list(data).into_iter().filter(|old| old.path != path && old.path.exists()));
     installed.truncate(INSTALLED_MAX);
