@@ -1,5 +1,6 @@
 //! What every command starts from: the state directory, what is remembered in it, and how to speak.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use distd_peer::trust::token::ApiToken;
 
 use crate::api::{Api, ServerUrl};
 use crate::config::{ClientFile, default_data};
+use crate::disk::side;
 use crate::exit::{Code, Failure};
 use crate::output::Output;
 use crate::share::{Connectivity, Sharing};
@@ -162,6 +164,37 @@ impl Context {
     }
 }
 
+/// A secret that was handed to this process: it belongs to root or to this user, and is for nobody outside its group. Container secrets and
+/// credentials of systemd come with mode 0440 (as PostgreSQL takes its key files).
+fn read_granted(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let other_way = format!("hand it over on standard input: --token-file - <{}", path.display());
+    let local = |e: anyhow::Error| Failure::new(Code::Local, e);
+    let file = side::open_regular(path).map_err(|error| {
+        let text = match error.kind() {
+            std::io::ErrorKind::NotFound => format!("there is no token file {}", path.display()),
+            std::io::ErrorKind::InvalidInput => format!("{} is no file", path.display()),
+            _ => {
+                return local(
+                    anyhow::Error::new(error).context(format!("could not open {}", path.display())),
+                );
+            }
+        };
+        local(anyhow!(text)).next("name the file that holds the token")
+    })?;
+    let meta = file.metadata().map_err(|e| local(e.into()))?;
+    let (mode, owner) = (meta.mode() & 0o777, meta.uid());
+    if ![0, rustix::process::geteuid().as_raw()].contains(&owner) {
+        let error = anyhow!("{} belongs to another user", path.display());
+        return Err(local(error).next(other_way).into());
+    }
+    if mode & 0o027 != 0 {
+        let error = anyhow!("{} is open to others (mode {mode:03o})", path.display());
+        let next = format!("run: chmod 600 {}; or {other_way}", path.display());
+        return Err(local(error).next(next).into());
+    }
+    side::read_anyones(path, files::TRUST_FILE_BYTES_MAX).map_err(|e| local(e.into()).into())
+}
+
 fn read_token_file(path: &Path) -> anyhow::Result<String> {
     let local = |e: anyhow::Error| Failure::new(Code::Local, e);
     if path == Path::new("-") {
@@ -169,8 +202,7 @@ fn read_token_file(path: &Path) -> anyhow::Result<String> {
             .context("could not read the token from standard input")
             .map_err(|e| local(e).into());
     }
-    let bytes = files::read_secret(path).map_err(|e| local(e.into()))?;
-    let bytes = bytes.ok_or_else(|| local(anyhow!("there is no token file {}", path.display())))?;
+    let bytes = read_granted(path)?;
     String::from_utf8(bytes).map_err(|_| local(anyhow!("{} is no token file", path.display())).into())
 }
 
@@ -225,6 +257,37 @@ mod tests {
         let (text, next) = (format!("{error:#}"), advice(&error).expect("what to do"));
         assert!(!text.contains("topsecret") && next.contains("proxy_url"), "{text}; {next}");
         assert!(lan_only.is_ok(), "none is used there");
+    }
+
+    #[test]
+    fn token_files_are_taken_as_containers_hand_them_over_and_not_when_others_may_read_them() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("token");
+        let token = ApiToken::generate([3; 32]).to_secret_string();
+        std::fs::write(&path, &token).expect("write");
+        let read = |path: &Path| context(dir.path()).token(&args(None, Some(path.to_owned())));
+        for (mode, good) in [
+            (0o600, true),
+            (0o400, true),
+            (0o440, true),
+            (0o640, true),
+            (0o444, false),
+            (0o660, false),
+            (0o604, false),
+        ] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("chmod");
+            match read(&path) {
+                Ok(got) => assert!(good && got.to_secret_string() == token, "{mode:o}"),
+                Err(error) => {
+                    let next = advice(&error).expect("what to do");
+                    assert!(!good && next.contains("--token-file -"), "{mode:o}: {error:#}; {next}");
+                    assert_eq!(code_of(&error), Code::Local);
+                }
+            }
+        }
+        let error = read(dir.path()).expect_err("a directory");
+        assert!(format!("{error:#}").contains("is no file"), "{error:#}");
     }
 
     #[test]

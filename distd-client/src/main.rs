@@ -7,6 +7,7 @@ mod api;
 mod cmd;
 mod config;
 mod context;
+mod disk;
 mod exit;
 mod explain;
 mod local;
@@ -18,6 +19,7 @@ mod share;
 mod threads;
 mod whole_hash;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -26,6 +28,7 @@ use clap::{ArgAction, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::context::Context;
+use crate::exit::Code;
 use crate::output::Output;
 
 /// Ships OS images and other files to a fleet, with the fewest bytes, signed and resumable.
@@ -59,6 +62,7 @@ enum Command {
     Explain(cmd::explain::Args),
     Pull(cmd::pull::Args),
     Verify(cmd::verify::Args),
+    Clean(cmd::clean::Args),
     Agent(cmd::agent::Args),
     Product(cmd::product::Args),
     Release(cmd::release::Args),
@@ -79,6 +83,7 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Plan(args) => cmd::plan::run(context, args).await,
         Command::Pull(args) => cmd::pull::run(context, args).await,
         Command::Verify(args) => cmd::verify::run(context, args).await,
+        Command::Clean(args) => cmd::clean::run(context, args).await,
         Command::Agent(args) => cmd::agent::run(context, args).await,
         Command::Product(args) => cmd::product::run(context, args).await,
         Command::Release(args) => cmd::release::run(context, args).await,
@@ -99,10 +104,36 @@ fn start(command: Command, data: Option<PathBuf>, output: Output) -> anyhow::Res
     result
 }
 
+/// The end of a command line that is none, or that only asks for help.
+fn refused(error: &clap::Error) -> ExitCode {
+    let is_json = |arg: &OsString| arg == "--json";
+    let json = std::env::args_os().take_while(|arg| arg != "--").any(|arg| is_json(&arg));
+    // Help goes to standard output, which the reader may have closed.
+    let _ = error.print();
+    if !error.use_stderr() {
+        return ExitCode::SUCCESS;
+    }
+    if json {
+        let text = error.render().to_string();
+        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let message = lines.next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        let usage = lines.find(|line| line.starts_with("Usage:")).map(str::to_owned);
+        Output::refused(&message, usage.as_deref());
+    }
+    ExitCode::from(Code::Usage as u8)
+}
+
 fn main() -> ExitCode {
     distd_peer::process::bound_arenas();
     distd_peer::process::raise_open_files();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refused(&error),
+    };
+    if !matches!(cli.command, Command::Explain(_)) {
+        // Artifacts and state may hold secrets: what is for others too gets its mode by name. A picture is for everybody.
+        rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    }
     let level = match (cli.quiet, cli.verbose) {
         (true, _) => "error",
         (false, 0) => "warn",

@@ -1,10 +1,14 @@
 //! What is said, and where: results on standard output, everything else on standard error.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
 use crate::exit::{self, Code};
+
+/// What a check found, until the error comes that it goes with.
+static FOUND: Mutex<Option<serde_json::Map<String, serde_json::Value>>> = Mutex::new(None);
 
 /// How much is said, and in which form.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +20,9 @@ pub(crate) struct Output {
 /// The one object that `--json` ends with when a command fails.
 #[derive(Serialize)]
 struct ErrorObject<'a> {
+    /// What the command found out before it failed.
+    #[serde(flatten)]
+    found: serde_json::Map<String, serde_json::Value>,
     error: ErrorBody<'a>,
 }
 
@@ -59,11 +66,37 @@ impl Output {
         }
     }
 
+    /// Prints what a check found that fails; as JSON it is one object with the error, which comes behind it.
+    ///
+    /// # Errors
+    /// As [`result`](Self::result).
+    pub(crate) fn finding<T: Serialize>(
+        &self,
+        value: &T,
+        human: impl FnOnce(&T) -> String,
+    ) -> anyhow::Result<()> {
+        if !self.json {
+            return self.result(value, human);
+        }
+        let found = serde_json::to_value(value)?;
+        *FOUND.lock().unwrap_or_else(PoisonError::into_inner) = found.as_object().cloned();
+        Ok(())
+    }
+
     /// A line for people on standard error: what happened beside the result, what to do next.
     pub(crate) fn note(&self, text: &str) {
         if !self.quiet && !self.json {
             // Nobody to tell when standard error is closed.
             let _ = writeln!(io::stderr().lock(), "{text}");
+        }
+    }
+
+    /// The JSON of a command line that is refused; its text was printed.
+    pub(crate) fn refused(message: &str, next: Option<&str>) {
+        let code = Code::Usage;
+        let body = ErrorBody { code: code.name(), exit: code as u8, message, next };
+        if let Ok(text) = serde_json::to_string(&ErrorObject { found: serde_json::Map::new(), error: body }) {
+            let _ = writeln!(io::stdout().lock(), "{text}");
         }
     }
 
@@ -81,7 +114,8 @@ impl Output {
         if self.json {
             let body =
                 ErrorBody { code: code.name(), exit: code as u8, message: &message, next: next.as_deref() };
-            if let Ok(text) = serde_json::to_string(&ErrorObject { error: body }) {
+            let found = FOUND.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+            if let Ok(text) = serde_json::to_string(&ErrorObject { found, error: body }) {
                 let _ = writeln!(io::stdout().lock(), "{text}");
             }
         }

@@ -11,8 +11,11 @@ use rmp::{decode, encode};
 use crate::cut::{RegionKind, Regions};
 use crate::limits::{ARTIFACT_BYTES_MAX, PATH_BYTES_MAX, TREE_ENTRIES_MAX, TREE_LISTING_BYTES_MAX};
 
-/// Format version, the first element of a listing.
-const VERSION: u64 = 1;
+/// Format version without the directory itself, times and hard links; read, and written by nobody any more.
+const VERSION_PLAIN: u64 = 1;
+
+/// Format version that states the directory itself, times and hard links.
+const VERSION_FULL: u64 = 2;
 
 /// Longest component of a path, bytes (Linux `NAME_MAX`).
 pub const COMPONENT_BYTES_MAX: usize = 255;
@@ -140,6 +143,38 @@ pub enum EntryKind {
         /// Device number as Linux's 64-bit `dev_t` (`makedev`).
         rdev: u64,
     },
+    /// One more name of a file of the tree; it has no bytes and no attributes of its own.
+    HardLink {
+        /// Path of an earlier entry, which is a file.
+        target: TreePath,
+    },
+}
+
+/// A time of modification, as a file system keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Time {
+    /// Seconds since 1970, negative before.
+    pub seconds: i64,
+    /// Nanoseconds behind them, `0..=999_999_999`.
+    pub nanos: u32,
+}
+
+/// Nanoseconds of a second.
+const NANOS: u32 = 1_000_000_000;
+
+/// The directory that was shipped, itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootDir {
+    /// Permission bits with set-id and sticky, `0..=0o7777`.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Extended attributes by name, each once.
+    pub xattrs: Vec<Xattr>,
+    /// When it was modified.
+    pub modified: Time,
 }
 
 /// One extended attribute.
@@ -166,11 +201,15 @@ pub struct Entry {
     pub gid: u32,
     /// Extended attributes by name, each once.
     pub xattrs: Vec<Xattr>,
+    /// When it was modified; `None` in a listing of version 1, and of a hard link.
+    pub modified: Option<Time>,
 }
 
 /// A valid listing: sorted by path bytes, no path twice, every parent an earlier directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listing {
+    /// `None` in version 1.
+    root: Option<RootDir>,
     entries: Vec<Entry>,
     bytes: u64,
 }
@@ -192,6 +231,12 @@ pub enum ListingError {
     /// An entry is not after the one before it.
     #[error("entry {0:?} is twice in the tree or out of order")]
     Order(TreePath),
+    /// A hard link does not lead to an earlier file.
+    #[error("entry {0:?} is a hard link of something that is no earlier file of the tree")]
+    Link(TreePath),
+    /// The directory itself has a field out of its bounds.
+    #[error("the directory has {0} out of bounds")]
+    Root(&'static str),
     /// The directory of an entry is not a directory entry.
     #[error("entry {0:?} lies in something that is not a directory of the tree")]
     Parent(TreePath),
@@ -237,19 +282,31 @@ pub enum DecodeListingError {
     Listing(#[from] ListingError),
 }
 
+fn xattrs_are_good(xattrs: &[Xattr]) -> bool {
+    let good = |x: &Xattr| {
+        !x.name.is_empty()
+            && x.name.len() <= XATTR_NAME_BYTES_MAX
+            && !x.name.contains(&0)
+            && x.value.len() <= XATTR_VALUE_BYTES_MAX
+    };
+    xattrs.len() <= XATTRS_MAX && xattrs.iter().all(good) && xattrs.is_sorted_by(|a, b| a.name < b.name)
+}
+
 impl Listing {
-    /// Sorts and checks `entries`; attributes are sorted too.
+    /// Sorts and checks `entries` of the directory `root`; attributes are sorted too.
     ///
     /// # Errors
     /// [`ListingError`] for the first rule broken.
-    pub fn new(mut entries: Vec<Entry>) -> Result<Self, ListingError> {
+    pub fn new(mut root: RootDir, mut entries: Vec<Entry>) -> Result<Self, ListingError> {
         entries.sort_by(|a, b| a.path.cmp(&b.path));
+        root.xattrs.sort();
         for entry in &mut entries {
             entry.xattrs.sort();
         }
-        let mut listing = Self::default();
         let mut scratch = Vec::new();
-        let mut encoded = HEADER_BYTES_MAX;
+        encode_header(Some(&root), entries.len(), &mut scratch);
+        let mut listing = Self::of_root(Some(root))?;
+        let mut encoded = scratch.len() as u64;
         for entry in entries {
             scratch.clear();
             encode_entry(&entry, &mut scratch);
@@ -262,33 +319,55 @@ impl Listing {
         Ok(listing)
     }
 
+    fn of_root(root: Option<RootDir>) -> Result<Self, ListingError> {
+        if let Some(root) = &root {
+            if root.mode > 0o7777 {
+                return Err(ListingError::Root("its mode"));
+            }
+            if root.modified.nanos >= NANOS {
+                return Err(ListingError::Root("its time"));
+            }
+            if !xattrs_are_good(&root.xattrs) {
+                return Err(ListingError::Root("its extended attributes"));
+            }
+        }
+        Ok(Self { root, ..Self::default() })
+    }
+
     /// Appends an entry that keeps the listing valid.
     fn push(&mut self, entry: Entry) -> Result<(), ListingError> {
         if self.entries.len() == TREE_ENTRIES_MAX {
             return Err(ListingError::TooMany);
         }
         let field = |field| Err(ListingError::Field { path: entry.path.clone(), field });
+        let link = matches!(entry.kind, EntryKind::HardLink { .. });
         match &entry.kind {
             EntryKind::Symlink { target }
                 if target.is_empty() || target.len() > TARGET_BYTES_MAX || target.contains(&0) =>
             {
                 return field("its target");
             }
+            EntryKind::HardLink { target } => {
+                let is_file = |entry: &Entry| matches!(entry.kind, EntryKind::File { .. });
+                if self.root.is_none() || !self.get(target.as_bytes()).is_some_and(is_file) {
+                    return Err(ListingError::Link(entry.path));
+                }
+                let bare = (entry.mode, entry.uid, entry.gid) == (0, 0, 0) && entry.xattrs.is_empty();
+                if !bare {
+                    return field("attributes beside those of the file it links to");
+                }
+            }
             _ => {}
         }
         if entry.mode > 0o7777 {
             return field("its mode");
         }
-        let bad_xattr = |x: &Xattr| {
-            x.name.is_empty()
-                || x.name.len() > XATTR_NAME_BYTES_MAX
-                || x.name.contains(&0)
-                || x.value.len() > XATTR_VALUE_BYTES_MAX
-        };
-        if entry.xattrs.len() > XATTRS_MAX
-            || entry.xattrs.iter().any(bad_xattr)
-            || !entry.xattrs.is_sorted_by(|a, b| a.name < b.name)
+        if entry.modified.is_some() != (self.root.is_some() && !link)
+            || entry.modified.is_some_and(|time| time.nanos >= NANOS)
         {
+            return field("its time");
+        }
+        if !xattrs_are_good(&entry.xattrs) {
             return field("its extended attributes");
         }
         if self.entries.last().is_some_and(|last| last.path >= entry.path) {
@@ -308,6 +387,11 @@ impl Listing {
         }
         self.entries.push(entry);
         Ok(())
+    }
+
+    /// The directory itself; `None` in a listing of version 1, which does not state it.
+    pub fn root(&self) -> Option<&RootDir> {
+        self.root.as_ref()
     }
 
     /// All entries, parents before children.
@@ -351,7 +435,7 @@ impl Listing {
     /// The one encoding.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        encode_header(self.entries.len(), &mut out);
+        encode_header(self.root.as_ref(), self.entries.len(), &mut out);
         for entry in &self.entries {
             encode_entry(entry, &mut out);
         }
@@ -371,17 +455,20 @@ impl Listing {
         let malformed = |entry| DecodeListingError::Malformed { entry };
         let mut rest = bytes;
         let parts = array(&mut rest).ok_or(malformed(0))?;
-        let version = uint(&mut rest).ok_or(malformed(0))?;
-        if version != VERSION {
-            return Err(DecodeListingError::Version(version));
-        }
-        let count = array(&mut rest).filter(|_| parts == 2).ok_or(malformed(0))?;
+        let version: u64 = uint(&mut rest).ok_or(malformed(0))?;
+        let root = match version {
+            VERSION_PLAIN if parts == 2 => None,
+            VERSION_FULL if parts == 3 => Some(decode_root(&mut rest).ok_or(malformed(0))?),
+            VERSION_PLAIN | VERSION_FULL => return Err(malformed(0)),
+            other => return Err(DecodeListingError::Version(other)),
+        };
+        let count = array(&mut rest).ok_or(malformed(0))?;
         let mut scratch = Vec::new();
-        encode_header(count, &mut scratch);
+        encode_header(root.as_ref(), count, &mut scratch);
         if !bytes.starts_with(&scratch) {
             return Err(DecodeListingError::NotCanonical { entry: 0 });
         }
-        let mut listing = Self::default();
+        let mut listing = Self::of_root(root)?;
         for index in 0..count {
             let before = rest;
             let entry = decode_entry(&mut rest, index)?;
@@ -396,18 +483,22 @@ impl Listing {
     }
 }
 
-/// Array of two, version, array header of at most five bytes.
-const HEADER_BYTES_MAX: u64 = 7;
-
 const KIND_FILE: u64 = 0;
 const KIND_DIR: u64 = 1;
 const KIND_SYMLINK: u64 = 2;
 const KIND_FIFO: u64 = 3;
 const KIND_CHAR_DEV: u64 = 4;
 const KIND_BLOCK_DEV: u64 = 5;
+const KIND_HARD_LINK: u64 = 6;
 
-/// Fields of an encoded entry.
-const ENTRY_FIELDS: usize = 7;
+/// Fields of an encoded entry of version 1.
+const PLAIN_FIELDS: usize = 7;
+
+/// Fields of an encoded entry with its time.
+const FULL_FIELDS: usize = 8;
+
+/// Fields of an encoded hard link.
+const LINK_FIELDS: usize = 3;
 
 fn put_array(len: usize, out: &mut Vec<u8>) {
     encode::write_array_len(out, len as u32).expect("a vector takes every write");
@@ -421,16 +512,49 @@ fn put_bin(bytes: &[u8], out: &mut Vec<u8>) {
     encode::write_bin(out, bytes).expect("a vector takes every write");
 }
 
-fn encode_header(entries: usize, out: &mut Vec<u8>) {
-    put_array(2, out);
-    put_uint(VERSION, out);
+fn encode_header(root: Option<&RootDir>, entries: usize, out: &mut Vec<u8>) {
+    match root {
+        None => {
+            put_array(2, out);
+            put_uint(VERSION_PLAIN, out);
+        }
+        Some(root) => {
+            put_array(3, out);
+            put_uint(VERSION_FULL, out);
+            put_array(5, out);
+            put_owner(root.mode, root.uid, root.gid, &root.xattrs, out);
+            put_time(root.modified, out);
+        }
+    }
     put_array(entries, out);
 }
 
+fn put_owner(mode: u16, uid: u32, gid: u32, xattrs: &[Xattr], out: &mut Vec<u8>) {
+    put_uint(mode.into(), out);
+    put_uint(uid.into(), out);
+    put_uint(gid.into(), out);
+    put_array(xattrs.len(), out);
+    for xattr in xattrs {
+        put_array(2, out);
+        put_bin(&xattr.name, out);
+        put_bin(&xattr.value, out);
+    }
+}
+
+fn put_time(time: Time, out: &mut Vec<u8>) {
+    put_array(2, out);
+    encode::write_sint(out, time.seconds).expect("a vector takes every write");
+    put_uint(time.nanos.into(), out);
+}
+
 fn encode_entry(entry: &Entry, out: &mut Vec<u8>) {
-    put_array(ENTRY_FIELDS, out);
-    put_bin(entry.path.as_bytes(), out);
     let (kind, number) = match &entry.kind {
+        EntryKind::HardLink { target } => {
+            put_array(LINK_FIELDS, out);
+            put_bin(entry.path.as_bytes(), out);
+            put_uint(KIND_HARD_LINK, out);
+            return put_bin(target.as_bytes(), out);
+        }
         EntryKind::File { size } => (KIND_FILE, *size),
         EntryKind::Dir => (KIND_DIR, 0),
         EntryKind::Symlink { .. } => (KIND_SYMLINK, 0),
@@ -438,19 +562,16 @@ fn encode_entry(entry: &Entry, out: &mut Vec<u8>) {
         EntryKind::CharDev { rdev } => (KIND_CHAR_DEV, *rdev),
         EntryKind::BlockDev { rdev } => (KIND_BLOCK_DEV, *rdev),
     };
+    put_array(if entry.modified.is_some() { FULL_FIELDS } else { PLAIN_FIELDS }, out);
+    put_bin(entry.path.as_bytes(), out);
     put_uint(kind, out);
     match &entry.kind {
         EntryKind::Symlink { target } => put_bin(target, out),
         _ => put_uint(number, out),
     }
-    put_uint(entry.mode.into(), out);
-    put_uint(entry.uid.into(), out);
-    put_uint(entry.gid.into(), out);
-    put_array(entry.xattrs.len(), out);
-    for xattr in &entry.xattrs {
-        put_array(2, out);
-        put_bin(&xattr.name, out);
-        put_bin(&xattr.value, out);
+    put_owner(entry.mode, entry.uid, entry.gid, &entry.xattrs, out);
+    if let Some(time) = entry.modified {
+        put_time(time, out);
     }
 }
 
@@ -467,17 +588,48 @@ fn bin<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     rest.split_off(..len)
 }
 
-fn decode_entry(rest: &mut &[u8], index: usize) -> Result<Entry, DecodeListingError> {
-    let malformed = DecodeListingError::Malformed { entry: index };
-    if array(rest) != Some(ENTRY_FIELDS) {
-        return Err(malformed);
-    }
-    let path = bin(rest).ok_or(malformed.clone())?;
-    let path = TreePath::new(path).map_err(|cause| DecodeListingError::Path { entry: index, cause })?;
-    decode_fields(rest, path).ok_or(malformed)
+fn time(rest: &mut &[u8]) -> Option<Time> {
+    let 2 = array(rest)? else { return None };
+    let seconds = decode::read_int::<i64, _>(rest).ok()?;
+    Some(Time { seconds, nanos: uint(rest)? })
 }
 
-fn decode_fields(rest: &mut &[u8], path: TreePath) -> Option<Entry> {
+fn xattrs(rest: &mut &[u8]) -> Option<Vec<Xattr>> {
+    let count = array(rest).filter(|count| *count <= XATTRS_MAX)?;
+    let mut xattrs = Vec::new();
+    for _ in 0..count {
+        let 2 = array(rest)? else { return None };
+        xattrs.push(Xattr { name: bin(rest)?.into(), value: bin(rest)?.into() });
+    }
+    Some(xattrs)
+}
+
+fn decode_root(rest: &mut &[u8]) -> Option<RootDir> {
+    let 5 = array(rest)? else { return None };
+    let (mode, uid, gid) = (uint(rest)?, uint(rest)?, uint(rest)?);
+    Some(RootDir { mode, uid, gid, xattrs: xattrs(rest)?, modified: time(rest)? })
+}
+
+fn decode_entry(rest: &mut &[u8], index: usize) -> Result<Entry, DecodeListingError> {
+    let malformed = DecodeListingError::Malformed { entry: index };
+    let fields = array(rest).ok_or(malformed.clone())?;
+    let bad_path = |cause| DecodeListingError::Path { entry: index, cause };
+    let path = TreePath::new(bin(rest).ok_or(malformed.clone())?).map_err(bad_path)?;
+    if fields != LINK_FIELDS {
+        return decode_fields(rest, path, fields).ok_or(malformed);
+    }
+    if uint(rest) != Some(KIND_HARD_LINK) {
+        return Err(malformed);
+    }
+    let target = TreePath::new(bin(rest).ok_or(malformed)?).map_err(bad_path)?;
+    let kind = EntryKind::HardLink { target };
+    Ok(Entry { path, kind, mode: 0, uid: 0, gid: 0, xattrs: Vec::new(), modified: None })
+}
+
+fn decode_fields(rest: &mut &[u8], path: TreePath, fields: usize) -> Option<Entry> {
+    if !matches!(fields, PLAIN_FIELDS | FULL_FIELDS) {
+        return None;
+    }
     let kind = match uint(rest)? {
         KIND_FILE => EntryKind::File { size: uint(rest)? },
         KIND_SYMLINK => EntryKind::Symlink { target: bin(rest)?.into() },
@@ -490,11 +642,7 @@ fn decode_fields(rest: &mut &[u8], path: TreePath) -> Option<Entry> {
         _ => return None,
     };
     let (mode, uid, gid) = (uint(rest)?, uint(rest)?, uint(rest)?);
-    let count = array(rest).filter(|count| *count <= XATTRS_MAX)?;
-    let mut xattrs = Vec::new();
-    for _ in 0..count {
-        let 2 = array(rest)? else { return None };
-        xattrs.push(Xattr { name: bin(rest)?.into(), value: bin(rest)?.into() });
-    }
-    Some(Entry { path, kind, mode, uid, gid, xattrs })
+    let xattrs = xattrs(rest)?;
+    let modified = if fields == FULL_FIELDS { Some(time(rest)?) } else { None };
+    Some(Entry { path, kind, mode, uid, gid, xattrs, modified })
 }

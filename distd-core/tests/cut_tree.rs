@@ -6,7 +6,19 @@ use distd_core::tree::*;
 
 fn entry(path: &[u8], kind: EntryKind) -> Entry {
     let path = TreePath::new(path).expect("a good path");
-    Entry { path, kind, mode: 0o755, uid: 0, gid: 0, xattrs: Vec::new() }
+    let modified = Some(Time { seconds: 1, nanos: 2 });
+    Entry { path, kind, mode: 0o755, uid: 0, gid: 0, xattrs: Vec::new(), modified }
+}
+
+fn root() -> RootDir {
+    RootDir { mode: 0o750, uid: 33, gid: 0, xattrs: Vec::new(), modified: Time { seconds: -1, nanos: 5 } }
+}
+
+fn hard_link(path: &str, target: &str) -> Entry {
+    let target = TreePath::new(target.as_bytes()).expect("a good path");
+    let mut link = entry(path.as_bytes(), EntryKind::HardLink { target });
+    (link.mode, link.modified) = (0, None);
+    link
 }
 
 fn file(path: &str, size: u64) -> Entry {
@@ -69,18 +81,7 @@ fn a_path_knows_its_parent_and_prints_without_control_characters() {
 }
 
 #[test]
-fn golden_bytes_of_a_listing() {
-    let mut link = entry(b"d/l", EntryKind::Symlink { target: (*b"../x").into() });
-    link.uid = 1000;
-    let mut f = file("d/f", 300);
-    f.xattrs.push(Xattr { name: (*b"user.a").into(), value: (*b"v").into() });
-    let listing = Listing::new(vec![
-        link,
-        entry(b"n", EntryKind::CharDev { rdev: 0x103 }),
-        f,
-        entry(b"d", EntryKind::Dir),
-    ])
-    .expect("a tree");
+fn golden_bytes_of_a_listing_of_version_1() {
     let expected = [
         &b"\x92\x01\x94"[..],
         b"\x97\xc4\x01d\x01\x00\xcd\x01\xed\x00\x00\x90",
@@ -89,14 +90,50 @@ fn golden_bytes_of_a_listing() {
         b"\x97\xc4\x01n\x04\xcd\x01\x03\xcd\x01\xed\x00\x00\x90",
     ]
     .concat();
+    let listing = Listing::decode(&expected).expect("decodes");
     assert_eq!(listing.encode(), expected);
-    assert_eq!(Listing::decode(&expected).expect("decodes"), listing);
+    assert_eq!(listing.root(), None);
+    let mut wanted = vec![
+        entry(b"d", EntryKind::Dir),
+        file("d/f", 300),
+        entry(b"d/l", EntryKind::Symlink { target: (*b"../x").into() }),
+        entry(b"n", EntryKind::CharDev { rdev: 0x103 }),
+    ];
+    wanted[1].xattrs.push(Xattr { name: (*b"user.a").into(), value: (*b"v").into() });
+    wanted[2].uid = 1000;
+    wanted.iter_mut().for_each(|entry| entry.modified = None);
+    assert_eq!(listing.entries(), wanted);
     assert_eq!(Listing::default().encode(), b"\x92\x01\x90");
 }
 
 #[test]
+fn golden_bytes_of_a_listing_of_version_2() {
+    let mut link = entry(b"d/l", EntryKind::Symlink { target: (*b"../x").into() });
+    link.uid = 1000;
+    let mut f = file("d/f", 300);
+    f.xattrs.push(Xattr { name: (*b"user.a").into(), value: (*b"v").into() });
+    f.modified = Some(Time { seconds: 1_700_000_000, nanos: 999_999_999 });
+    let entries = vec![link, hard_link("d/g", "d/f"), f, entry(b"d", EntryKind::Dir)];
+    let listing = Listing::new(root(), entries).expect("a tree");
+    let expected = [
+        &b"\x93\x02\x95\xcd\x01\xe8\x21\x00\x90\x92\xff\x05\x94"[..],
+        b"\x98\xc4\x01d\x01\x00\xcd\x01\xed\x00\x00\x90\x92\x01\x02",
+        b"\x98\xc4\x03d/f\x00\xcd\x01\x2c\xcd\x01\xed\x00\x00\x91\x92\xc4\x06user.a\xc4\x01v",
+        b"\x92\xce\x65\x53\xf1\x00\xce\x3b\x9a\xc9\xff",
+        b"\x93\xc4\x03d/g\x06\xc4\x03d/f",
+        b"\x98\xc4\x03d/l\x02\xc4\x04../x\xcd\x01\xed\xcd\x03\xe8\x00\x90\x92\x01\x02",
+    ]
+    .concat();
+    assert_eq!(listing.encode(), expected);
+    let decoded = Listing::decode(&expected).expect("decodes");
+    assert_eq!(decoded, listing);
+    assert_eq!(decoded.root(), Some(&root()));
+    assert_eq!(decoded.file_bytes(), 300, "a hard link has no bytes of its own");
+}
+
+#[test]
 fn entries_that_make_no_tree_are_refused() {
-    let bad = |entries: Vec<Entry>| Listing::new(entries).expect_err("no tree");
+    let bad = |entries: Vec<Entry>| Listing::new(root(), entries).expect_err("no tree");
     let path = |path: &[u8]| TreePath::new(path).expect("good");
     assert_eq!(bad(vec![file("a", 1), file("a", 2)]), ListingError::Order(path(b"a")));
     assert_eq!(bad(vec![file("a/b", 1)]), ListingError::Parent(path(b"a/b")));
@@ -114,6 +151,31 @@ fn entries_that_make_no_tree_are_refused() {
     let mut twice = file("a", 1);
     twice.xattrs = vec![Xattr { name: (*b"user.a").into(), value: Box::default() }; 2];
     assert!(matches!(bad(vec![twice]), ListingError::Field { .. }));
+    let mut timeless = file("a", 1);
+    timeless.modified = None;
+    assert!(matches!(bad(vec![timeless]), ListingError::Field { .. }));
+    let mut late = file("a", 1);
+    late.modified = Some(Time { seconds: 0, nanos: 1_000_000_000 });
+    assert!(matches!(bad(vec![late]), ListingError::Field { .. }));
+    for (path, target) in [("b", "none"), ("b", "c"), ("b", "b"), ("b", "d"), ("b", "e")] {
+        let others =
+            [entry(b"c", EntryKind::Fifo), entry(b"d", EntryKind::Dir), hard_link("e", "a"), file("a", 1)];
+        let error = bad(others.into_iter().chain([hard_link(path, target)]).collect());
+        assert_eq!(error, ListingError::Link(TreePath::new(b"b").expect("good")), "{target}");
+    }
+    let mut owned = hard_link("b", "a");
+    owned.uid = 1;
+    assert!(matches!(bad(vec![file("a", 1), owned]), ListingError::Field { .. }));
+    let wrong: [fn(&mut RootDir); 3] = [
+        |root| root.mode = 0o10000,
+        |root| root.modified.nanos = 1_000_000_000,
+        |root| root.xattrs = vec![Xattr { name: Box::default(), value: Box::default() }],
+    ];
+    for wrong in wrong {
+        let mut root = root();
+        wrong(&mut root);
+        assert!(matches!(Listing::new(root, Vec::new()), Err(ListingError::Root(_))));
+    }
 }
 
 #[test]
@@ -138,7 +200,19 @@ fn other_encodings_of_the_same_tree_are_refused() {
     malformed(b"\x92\x01\x91\x97\xc4\x01a\x01\x01\x00\x00\x00\x90");
     malformed(b"\x92\x01\x91\x97\xc4\x01a\x09\x00\x00\x00\x00\x90");
     malformed(b"\x92\x01\x91\x97\xc4\x01a\x00\x05\x00\x00\x00\xdd\xff\xff\xff\xff");
-    assert_eq!(Listing::decode(b"\x92\x02\x90"), Err(DecodeListingError::Version(2)));
+    // A time in a listing of version 1, none in one of version 2, a hard link without its file.
+    let inconsistent = |bytes: &[u8]| {
+        let error = Listing::decode(bytes).expect_err("inconsistent");
+        assert!(matches!(error, DecodeListingError::Listing(_)), "{error:?}");
+    };
+    inconsistent(b"\x92\x01\x91\x98\xc4\x01a\x01\x00\x00\x00\x00\x90\x92\x01\x02");
+    inconsistent(b"\x93\x02\x95\x00\x00\x00\x90\x92\x01\x02\x91\x97\xc4\x01a\x01\x00\x00\x00\x00\x90");
+    inconsistent(b"\x93\x02\x95\x00\x00\x00\x90\x92\x01\x02\x91\x93\xc4\x01a\x06\xc4\x01b");
+    malformed(b"\x92\x02\x90");
+    malformed(b"\x93\x02\x94\x00\x00\x00\x90\x90");
+    malformed(b"\x93\x02\x95\x00\x00\x00\x90\x92\x01\x02\x91\x93\xc4\x01a\x01\xc4\x01b");
+    not_canonical(b"\x93\x02\x95\x00\x00\x00\x90\x92\xd0\x01\x02\x90");
+    assert_eq!(Listing::decode(b"\x93\x03\x90\x90"), Err(DecodeListingError::Version(3)));
     assert!(matches!(
         Listing::decode(b"\x92\x01\x91\x97\xc4\x02..\x01\x00\x00\x00\x00\x90"),
         Err(DecodeListingError::Path { entry: 0, cause: TreePathError::Dots })
@@ -149,7 +223,7 @@ fn other_encodings_of_the_same_tree_are_refused() {
 
 #[test]
 fn files_follow_the_listing_in_its_order() {
-    let listing = Listing::new(vec![file("b", 5), file("a", 7), file("empty", 0)]).expect("a tree");
+    let listing = Listing::new(root(), vec![file("b", 5), file("a", 7), file("empty", 0)]).expect("a tree");
     let len = listing.encode().len() as u64;
     let files: Vec<_> = listing.files(len).map(|(at, size, e)| (at, size, e.path.to_string())).collect();
     assert_eq!(files, [(len, 7, "a".to_owned()), (len + 7, 5, "b".to_owned())]);
@@ -195,7 +269,14 @@ fn listing() -> impl Strategy<Value = Listing> {
             (new.mode, new.uid, new.gid, new.xattrs) = (mode, uid, gid, xattrs);
             entries.entry(path).or_insert(new);
         }
-        Listing::new(entries.into_values().collect()).expect("every parent is there")
+        let files = entries.values().filter(|e| matches!(e.kind, EntryKind::File { .. }) && e.uid % 2 == 0);
+        // Behind the files in any order: nothing they are made of sorts behind `~`.
+        let paths: Vec<String> = files.map(|file| file.path.to_string()).collect();
+        for path in paths {
+            let link = format!("~{path}").replace('/', "~");
+            entries.insert(link.clone(), hard_link(&link, &path));
+        }
+        Listing::new(root(), entries.into_values().collect()).expect("every parent is there")
     })
 }
 
@@ -221,5 +302,7 @@ proptest! {
     fn any_bytes_decode_or_fail_but_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let _ = Listing::decode(&bytes);
         let _ = Listing::decode(&[b"\x92\x01\x91\x97\xc4", &bytes[..]].concat());
+        let _ = Listing::decode(&[b"\x93\x02\x95\x00\x00\x00", &bytes[..]].concat());
+        let _ = Listing::decode(&[b"\x93\x02\x95\x00\x00\x00\x90\x92\x01\x02\x91\x98\xc4", &bytes[..]].concat());
     }
 }

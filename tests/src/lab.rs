@@ -320,6 +320,11 @@ impl Lab {
         &self.quic
     }
 
+    /// `HOST:PORT` of the origin's HTTP API.
+    pub fn https(&self) -> &str {
+        &self.https
+    }
+
     /// A join token for `role`.
     ///
     /// # Panics

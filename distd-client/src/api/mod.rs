@@ -20,7 +20,7 @@ pub(crate) use types::{
     Channel, ChannelList, JoinTokenInfo, JoinTokenList, Node, NodeList, PatchSet, PatchSetList, Product,
     ProductList, Release, ReleaseList, RevokedNode, Secret, TokenInfo, TokenList,
 };
-pub(crate) use upload::{COMMIT_BYTES_MAX, CommitRequest, MISSING_MAX, RUN_BYTES, Upload};
+pub(crate) use upload::{COMMIT_BYTES_MAX, CommitRequest, MISSING_MAX, RUN_BYTES, Upload, persistently};
 pub(crate) use url::ServerUrl;
 
 /// How long a connection may take.

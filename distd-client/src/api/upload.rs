@@ -80,8 +80,11 @@ impl CommitRequest {
     }
 }
 
-/// Tries again while the failure may pass.
-async fn persistently<T, F: Future<Output = Result<T, ApiError>>>(
+/// Tries again while the failure may pass: for what may be asked twice.
+///
+/// # Errors
+/// The last attempt's.
+pub(crate) async fn persistently<T, F: Future<Output = Result<T, ApiError>>>(
     mut attempt: impl FnMut() -> F,
 ) -> Result<T, ApiError> {
     for pause in PAUSES {
@@ -110,7 +113,7 @@ impl Api {
     ) -> Result<Upload, ApiError> {
         let path = ["v1", "products", product, "releases", version, "uploads"];
         let announced = serde_json::json!({ "bytes": bytes });
-        let begun: Begun = self.with_body(Method::POST, &path, &announced).await?;
+        let begun: Begun = persistently(|| self.with_body(Method::POST, &path, &announced)).await?;
         Ok(Upload { api: self.clone(), id: begun.upload, cut: begun.cut, resumed: begun.resumed })
     }
 }

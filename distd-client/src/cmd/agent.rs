@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::parse;
 use crate::context::{Context, TransportArgs};
 use crate::share::agent::{self, AgentRequest};
 
@@ -17,7 +18,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDR:PORT", env = "DISTD_AGENT_METRICS")]
     metrics: Option<SocketAddr>,
     /// A relay or origin to ask; repeat for more, nearest first. Default: the one enrolled with.
-    #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT")]
+    #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT", value_parser = parse::parent)]
     parent: Vec<String>,
     #[command(flatten)]
     transport: TransportArgs,

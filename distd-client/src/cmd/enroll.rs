@@ -23,7 +23,7 @@ use crate::exit::{Code, Failure, code_of_enrollment};
 #[command(group(clap::ArgGroup::new("join").required(true).args(["token", "token_file"])))]
 pub(crate) struct Args {
     /// Relay or origin to enrol with and to pull from; repeat for more, nearest first.
-    #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT")]
+    #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT", value_parser = parse::parent)]
     parent: Vec<String>,
     /// Enrol with the origin's HTTP API.
     #[arg(long, value_name = "URL")]

@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod channel;
+pub(crate) mod clean;
 pub(crate) mod enroll;
 pub(crate) mod explain;
 pub(crate) mod login;

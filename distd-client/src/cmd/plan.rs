@@ -22,8 +22,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
-    let out = args.out.unwrap_or_default();
-    let request = args.sources.request(context, args.wanted, out)?.unshared();
+    let request = args.sources.request(context, args.wanted, args.out)?.unshared();
     let report = plan(&request).await?;
     context.output().result(&report, |report| report.summary())
 }

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use distd_core::names::Wanted;
 use distd_peer::limits::Class;
 
+use super::parse;
 use crate::context::{Context, TransportArgs};
+use crate::disk::path::{ArtifactPath, Role};
+use crate::exit::Failure;
 use crate::progress::Progress;
 use crate::pull::{Aim, PullRequest, pull};
 use crate::share::Connectivity;
@@ -32,7 +35,7 @@ pub(crate) struct Sources {
     #[arg(long, value_name = "OLD")]
     seed: Vec<PathBuf>,
     /// A relay or origin to ask; repeat for more, nearest first. Default: the one enrolled with.
-    #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT")]
+    #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT", value_parser = parse::parent)]
     parent: Vec<String>,
     /// What to save: bytes of the link, time, or time on the link as it is. Only weighs patches that cost much processor time.
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
@@ -56,8 +59,13 @@ impl Sources {
         self,
         context: &Context,
         wanted: Wanted,
-        out: PathBuf,
+        out: Option<PathBuf>,
     ) -> anyhow::Result<PullRequest> {
+        let target = out.as_deref().map(ArtifactPath::target).transpose().map_err(Failure::from)?;
+        let seed =
+            |typed: &PathBuf| ArtifactPath::existing(typed, Role::Seed).map(|seed| seed.path().to_owned());
+        let seeds: Vec<PathBuf> =
+            self.seed.iter().map(seed).collect::<Result<_, _>>().map_err(Failure::from)?;
         let by_hand = || if std::io::stderr().is_terminal() { Class::Interactive } else { Class::Update };
         let class = self.class.unwrap_or_else(by_hand);
         let sharing = context.sharing().within(self.connectivity).with_class(class);
@@ -65,8 +73,9 @@ impl Sources {
         let outbound = context.outbound(&self.transport, sharing.connectivity)?;
         Ok(PullRequest {
             wanted,
-            out,
-            seeds: self.seed,
+            out: target.as_ref().map(|target| target.path().to_owned()).unwrap_or_default(),
+            target,
+            seeds,
             parents,
             data: context.data().to_owned(),
             aim: self.optimize,
@@ -77,7 +86,7 @@ impl Sources {
 }
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
-    let request = args.sources.request(context, args.wanted, args.out)?;
+    let request = args.sources.request(context, args.wanted, Some(args.out))?;
     let progress = Arc::new(Progress::new(context.output()));
     let outcome = pull(&request, progress).await?;
     context.output().result(&outcome, |outcome| outcome.summary())

@@ -42,8 +42,8 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let progress = Arc::new(Progress::new(context.output()));
     let outcome = push(&api, &request, progress).await?;
     context.output().result(&outcome, |outcome| outcome.summary())?;
-    if outcome.sockets_skipped() > 0 {
-        context.output().note(&format!("warning: {} sockets were left out", outcome.sockets_skipped()));
+    for what in outcome.left_out() {
+        context.output().note(&format!("warning: {what} were left out"));
     }
     Ok(())
 }

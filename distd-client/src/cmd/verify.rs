@@ -1,13 +1,14 @@
 //! `distd verify`: check an artifact against the manifest kept beside it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use distd_core::manifest::Manifest;
 
 use crate::context::Context;
+use crate::disk::path::{ArtifactPath, PathError, Role};
 use crate::exit::{Code, Failure};
-use crate::pull::{read_kept_manifest, verify};
+use crate::pull::{Kept, verify, verify_kept};
 
 /// Check an artifact against its manifest.
 #[derive(clap::Args)]
@@ -20,27 +21,33 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
-    let manifest = match &args.manifest {
-        Some(path) => {
-            let bytes = std::fs::read(path)
-                .with_context(|| format!("could not read {}", path.display()))
-                .map_err(|e| Failure::new(Code::Local, e))?;
-            Manifest::from_file_bytes(bytes.into())
-                .with_context(|| format!("{} is no manifest", path.display()))
-                .map_err(|e| Failure::new(Code::Unusable, e))?
-        }
-        None => read_kept_manifest(&args.path, context.data()).ok_or_else(|| {
-            let error = anyhow!("no manifest is kept beside {}", args.path.display());
-            Failure::new(Code::NotFound, error)
-                .next("name one with --manifest FILE, or pull the artifact with distd")
-        })?,
+    let path = match ArtifactPath::existing(&args.path, Role::Artifact) {
+        Ok(found) => found.path().to_owned(),
+        // Nothing is kept beside it either, most likely, which is the better word for it.
+        Err(PathError::Missing { .. }) => args.path.components().collect(),
+        Err(error) => return Err(Failure::from(error).into()),
     };
-    let path = args.path.clone();
-    let report = tokio::task::spawn_blocking(move || verify(&path, &manifest)).await??;
-    context.output().result(&report, |report| report.summary())?;
+    let named = args.manifest.as_deref().map(read_manifest).transpose()?;
+    let (data, artifact) = (context.data().to_owned(), path.clone());
+    let check = move || match named {
+        Some(manifest) => verify(&artifact, &Kept::named(manifest, &artifact)),
+        None => verify_kept(&artifact, &data),
+    };
+    let report = tokio::task::spawn_blocking(check).await??;
     if report.is_intact() {
-        return Ok(());
+        return context.output().result(&report, |report| report.summary());
     }
-    let error = anyhow!("{} does not match its manifest", args.path.display());
+    context.output().finding(&report, |report| report.summary())?;
+    let error = anyhow!("{} does not match its manifest", path.display());
     Err(Failure::new(Code::Integrity, error).next("pull it again: chunks that still match are kept").into())
+}
+
+fn read_manifest(path: &Path) -> anyhow::Result<Manifest> {
+    let bytes = std::fs::read(path)
+        .with_context(|| format!("could not read {}", path.display()))
+        .map_err(|e| Failure::new(Code::Local, e))?;
+    let manifest = Manifest::from_file_bytes(bytes.into())
+        .with_context(|| format!("{} is no manifest", path.display()))
+        .map_err(|e| Failure::new(Code::Unusable, e))?;
+    Ok(manifest)
 }

@@ -29,6 +29,7 @@ use super::seeds::Seeds;
 use super::sink::TargetSink;
 use super::target::{self, Target};
 use super::wanted::Realm;
+use crate::disk::side;
 use crate::exit::{Code, Failure};
 use crate::progress::Progress;
 use crate::share::Published;
@@ -107,18 +108,17 @@ impl Job {
         offers: Arc<Offers>,
         link: Link,
     ) -> anyhow::Result<Self> {
-        let target: Arc<dyn Target> = target::open(&request.out, manifest)?.into();
+        let table = Arc::new(ChunkTable::of(manifest));
+        let entries = Arc::new(Entries::of(manifest, table.clone()));
+        let zero = ZeroChunk::new(manifest.root().cut.max());
+        let manifest_bytes = manifest.to_file_bytes();
+        let data = entries.iter().filter(|(_, at)| !zero.is(at)).map(|(_, at)| u64::from(at.entry.len)).sum();
+        let kept = manifest_bytes.len() as u64;
+        let target: Arc<dyn Target> = target::open(&request.out, &request.data, manifest, data, kept)?.into();
         let part_manifest = state_path(request, ".distd-part-manifest");
         let resumed = part_manifest.exists();
-        let keep = || -> io::Result<()> {
-            if let Some(dir) = part_manifest.parent().filter(|p| !p.as_os_str().is_empty()) {
-                std::fs::create_dir_all(dir)?;
-            }
-            super::kept::write_atomic(&part_manifest, &manifest.to_file_bytes())
-        };
-        keep()
-            .with_context(|| format!("could not write {}", part_manifest.display()))
-            .map_err(|e| Failure::new(Code::Local, e))?;
+        side::write_atomic(&part_manifest, &manifest_bytes).map_err(Failure::from)?;
+        drop(manifest_bytes);
         let journal =
             Journal::open(state_path(request, ".distd-part-journal"), manifest.id(), manifest.root().chunks);
         let patch_files: Vec<PathBuf> =
@@ -130,7 +130,6 @@ impl Job {
             payloads.push(Arc::new(opened.map_err(|e| Failure::new(Code::Local, e))?));
         }
         let bases = offers.bases();
-        let table = Arc::new(ChunkTable::of(manifest));
         // What both have is found in the first.
         let only_base = |id| bases.contains(id) && table.get(id).is_none();
         let seed_table = ChunkTable::of_those(&seeds.held_manifests(), only_base);
@@ -140,9 +139,9 @@ impl Job {
         }
         Ok(Self {
             manifest: manifest.clone(),
-            entries: Arc::new(Entries::of(manifest, table.clone())),
+            entries,
             table,
-            zero: ZeroChunk::new(manifest.root().cut.max()),
+            zero,
             seed_table: Arc::new(seed_table),
             seeds,
             index,
@@ -185,6 +184,8 @@ impl Job {
     pub(super) async fn fill(&self, realm: &Realm) -> anyhow::Result<()> {
         if let Kind::Tree { listing_bytes } = self.manifest.root().kind {
             self.fill_range(realm, 0..listing_bytes).await?;
+            let target = self.target.clone();
+            tokio::task::spawn_blocking(move || target.lay_out()).await??;
         }
         self.fill_range(realm, 0..u64::MAX).await
     }
@@ -393,8 +394,13 @@ impl Job {
 
     /// Makes progress durable again and again; returns only with an error.
     async fn journal_regularly(&self) -> anyhow::Error {
+        let mut pause = JOURNAL_EVERY;
         loop {
-            tokio::time::sleep(JOURNAL_EVERY).await;
+            tokio::time::sleep(pause).await;
+            if self.target.syncs_others() {
+                // Other programs' writing is waited for too: a few times, however long the pull takes.
+                pause *= 2;
+            }
             let (target, journal, writing) =
                 (self.target.clone(), self.journal.clone(), self.writing.clone());
             let written =
@@ -438,10 +444,11 @@ impl Job {
         }
         let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
-        let removed = journal.remove().and_then(|()| std::fs::remove_file(&self.part_manifest));
-        if let Err(error) = removed {
-            tracing::warn!(%error, "state of the finished pull left behind");
+        if let Err(error) = journal.remove().and_then(|()| side::remove(&self.part_manifest)) {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "state of the finished pull left behind");
         }
+        self.target.end();
     }
 }
 
@@ -456,7 +463,12 @@ fn write_journal(target: &dyn Target, journal: &Mutex<Journal>, writing: &Mutex<
         journal.snapshot()
     };
     target.sync()?;
-    Journal::write(&path, &bytes)
+    if let Err(error) = Journal::write(&path, &bytes) {
+        // It saves work after a kill and nothing else: no reason to end a pull.
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(error, "progress cannot be remembered");
+    }
+    Ok(())
 }
 
 fn write_failed(error: io::Error) -> anyhow::Error {

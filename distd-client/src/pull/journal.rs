@@ -3,8 +3,6 @@
 //! The journal only saves work: what it does not list is hashed in place on resume, so a chunk that reached the target is
 //! never fetched again even when the kill came before its line was written.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,7 +13,10 @@ use distd_peer::share::Holdings;
 use serde::{Deserialize, Serialize};
 
 use super::entries::Entries;
-use super::kept::write_atomic;
+use crate::disk::side::{self, SideError, write_atomic};
+
+/// Longest journal read: every second chunk of the largest artifact has a range of some 20 bytes.
+const JOURNAL_BYTES_MAX: u64 = 1 << 30;
 
 #[derive(Serialize, Deserialize)]
 struct Wire {
@@ -44,7 +45,7 @@ impl Journal {
     pub(super) fn open(path: PathBuf, manifest: ManifestId, chunks: u64) -> Self {
         let mut journal =
             Self { path, manifest, done: ChunkRanges::new(), written: 0, closed: false, told: None };
-        let Ok(bytes) = fs::read(&journal.path) else { return journal };
+        let Ok(Some(bytes)) = side::read(&journal.path, JOURNAL_BYTES_MAX) else { return journal };
         match rmp_serde::from_slice::<Wire>(&bytes) {
             Ok(wire) if wire.version == 1 && wire.manifest == manifest => {
                 for (start, end) in wire.done {
@@ -99,22 +100,27 @@ impl Journal {
     }
 
     /// Writes a snapshot.
-    pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// [`SideError`].
+    pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), SideError> {
         write_atomic(path, bytes)
     }
 
     /// The pull is over.
-    pub(super) fn remove(&mut self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// [`SideError`].
+    pub(super) fn remove(&mut self) -> Result<(), SideError> {
         self.closed = true;
-        match fs::remove_file(&self.path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        }
+        side::remove(&self.path)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

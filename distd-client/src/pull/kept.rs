@@ -1,80 +1,151 @@
-//! The manifest kept beside an artifact, so that it need not be cut again to serve as a seed.
+//! What is kept beside an artifact: its manifest, of a tree its listing, and what could not be kept of it.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::FileTypeExt;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use distd_core::limits::TREE_LISTING_BYTES_MAX;
 use distd_core::manifest::Manifest;
+
+use super::left_out::LeftOut;
+use crate::disk::side::{self, SideError, with_suffix};
 
 /// Largest manifest file read: one of a 1 TiB artifact.
 const MANIFEST_FILE_MAX: u64 = 4 << 30;
+
+/// Largest list of what was left out that is read.
+pub(super) const LEFT_OUT_BYTES_MAX: u64 = 64 << 20;
+
+/// Name of the listing, behind that of the tree.
+const LISTING_SUFFIX: &str = ".distd-tree";
+
+/// Name of the list of what was left out, behind that of the tree.
+const LEFT_OUT_SUFFIX: &str = ".distd-left-out";
 
 /// Whether `path` is a block device.
 pub(crate) fn is_block_device(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device())
 }
 
-/// Where the manifest of the artifact at `path` is kept: `PATH.distd`, or under the state directory for a block device,
-/// whose directory is no place for files.
-pub(crate) fn kept_manifest_path(path: &Path, data: &Path) -> PathBuf {
+/// What the files of the artifact at `path` begin with: the path itself, or for a block device, whose directory is no place for files, a
+/// name in the state directory. `path` is in its one form, so each device has one name.
+pub(super) fn base(path: &Path, data: &Path) -> PathBuf {
     if is_block_device(path) {
         let name = blake3::hash(path.as_os_str().as_encoded_bytes()).to_hex();
-        return data.join("slots").join(format!("{}.distd", &name[..32]));
+        return data.join("slots").join(&name[..32]);
     }
-    with_suffix(path, ".distd")
+    path.to_owned()
 }
 
-/// `path` with `suffix` behind its last component.
-pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
+/// Where the manifest of the artifact at `path` is kept.
+pub(super) fn manifest_path(path: &Path, data: &Path) -> PathBuf {
+    with_suffix(&base(path, data), ".distd")
+}
+
+/// A file of a pull in progress.
+pub(super) fn part_path(path: &Path, data: &Path, suffix: &str) -> PathBuf {
+    let base = base(path, data);
+    // Slots were named so before; a pull that was interrupted goes on.
+    let base = if base == path { base } else { with_suffix(&base, ".distd") };
+    with_suffix(&base, suffix)
+}
+
+/// The directory in which a tree is built.
+pub(super) fn staging_path(out: &Path) -> PathBuf {
+    with_suffix(out, ".distd-part")
+}
+
+/// Where the listing of the tree at `path` is kept.
+pub(super) fn listing_path(path: &Path) -> PathBuf {
+    with_suffix(path, LISTING_SUFFIX)
+}
+
+/// Where it is kept what of the tree at `path` could not be had here.
+pub(super) fn left_out_path(path: &Path) -> PathBuf {
+    with_suffix(path, LEFT_OUT_SUFFIX)
+}
+
+/// A manifest with the listing it speaks of, for a tree.
+pub(crate) struct Kept {
+    pub(crate) manifest: Manifest,
+    /// Bytes of a tree's listing.
+    pub(crate) listing: Option<Vec<u8>>,
+    /// Whether it is still that of a pull which did not come to its end.
+    pub(super) part: bool,
+}
+
+impl Kept {
+    /// A manifest that was named, for the artifact at `path`.
+    pub(crate) fn named(manifest: Manifest, path: &Path) -> Self {
+        Self { manifest, listing: kept_listing(path), part: false }
+    }
+}
+
+/// The listing kept beside the tree at `path`.
+fn kept_listing(path: &Path) -> Option<Vec<u8>> {
+    side::read_anyones(&listing_path(path), TREE_LISTING_BYTES_MAX).ok()
+}
+
+/// The manifest of the pull in progress, as far as there is one.
+pub(super) fn read_part_manifest(path: &Path, data: &Path) -> Option<Manifest> {
+    read_manifest(&part_path(path, data, ".distd-part-manifest"))
+}
+
+/// What may be the manifest of the artifact at `path`: the one kept beside it, and the one of a pull that was cut off right before it
+/// kept it.
+pub(super) fn candidates(path: &Path, data: &Path) -> Vec<Kept> {
+    let mut found = Vec::new();
+    if let Some(manifest) = read_kept_manifest(path, data) {
+        let listing = kept_listing(path);
+        found.push(Kept { manifest, listing, part: false });
+    }
+    if let Some(manifest) = read_part_manifest(path, data) {
+        let staged = side::read_anyones(&staging_path(path).join("listing"), TREE_LISTING_BYTES_MAX);
+        let listing =
+            staged.or_else(|_| side::read_anyones(&listing_path(path), TREE_LISTING_BYTES_MAX)).ok();
+        found.push(Kept { manifest, listing, part: true });
+    }
+    found
 }
 
 /// The kept manifest of `path`; `None` when there is none or it is damaged.
 pub(crate) fn read_kept_manifest(path: &Path, data: &Path) -> Option<Manifest> {
-    let file = kept_manifest_path(path, data);
-    let len = fs::metadata(&file).ok()?.len();
-    if len > MANIFEST_FILE_MAX {
-        return None;
-    }
-    let bytes = fs::read(&file).ok()?;
+    read_manifest(&manifest_path(path, data))
+}
+
+fn read_manifest(file: &Path) -> Option<Manifest> {
+    let bytes = match side::read_anyones(file, MANIFEST_FILE_MAX) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            tracing::warn!(path = %file.display(), %error, "kept manifest cannot be read");
+            return None;
+        }
+    };
     match Manifest::from_file_bytes(Bytes::from(bytes)) {
         Ok(manifest) => Some(manifest),
         Err(error) => {
-            tracing::warn!(path = %file.display(), %error, "kept manifest is damaged; the seed is cut again");
+            tracing::warn!(path = %file.display(), %error, "kept manifest is damaged; the artifact is cut again");
             None
         }
     }
 }
 
-/// Keeps `manifest` for the artifact at `path`.
-pub(crate) fn keep_manifest(path: &Path, data: &Path, manifest: &Manifest) -> io::Result<()> {
-    let file = kept_manifest_path(path, data);
-    if let Some(dir) = file.parent() {
-        fs::create_dir_all(dir)?;
-    }
-    write_atomic(&file, &manifest.to_file_bytes())
+/// Keeps the manifest that a pull of `path` wrote when it began: no second copy of it is made, so that a full disk cannot
+/// spoil a finished pull.
+pub(super) fn keep_part_manifest(path: &Path, data: &Path) -> Result<(), SideError> {
+    side::replace(&part_path(path, data, ".distd-part-manifest"), &manifest_path(path, data))
 }
 
-/// Writes a file whole or not at all: temporary file, sync, rename, sync of the directory.
-///
-/// Unlike `distd_peer::trust::files::write_atomic` the temporary name is fixed: a journal is written every second, and a kill must not
-/// leave one file behind each time.
-pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let part = with_suffix(path, ".part");
-    let mut file = File::create(&part)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    drop(file);
-    fs::rename(&part, path)?;
-    sync_parent(path)
+/// What of the tree at `path` could not be had when it was put there.
+pub(super) fn read_left_out(path: &Path) -> LeftOut {
+    let bytes = side::read_anyones(&left_out_path(path), LEFT_OUT_BYTES_MAX).unwrap_or_default();
+    serde_json::from_slice(&bytes).unwrap_or_default()
 }
 
-/// Makes a rename in `path`'s directory durable.
-pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(dir)?.sync_all()
+/// Device and inode of what is at `path` itself.
+pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }

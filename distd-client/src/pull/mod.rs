@@ -1,16 +1,24 @@
 //! Pulling an artifact: what is held is copied, what is missing is fetched, all of it is verified, then it is in place.
 //!
-//! [`wanted`] learns the release and gets its manifest; [`seeds`] finds chunks that are held; [`target`] is where the
-//! artifact grows; [`journal`] remembers across kills; [`copy`], [`sink`] and [`patches`] fill the target through [`place`];
+//! [`ours`] decides whether the target may be taken and [`there`] whether there is anything to do; [`wanted`] learns the release and gets
+//! its manifest; [`seeds`] finds chunks that are held; [`target`] is where the artifact grows, [`tree`] and [`staging`] where a directory
+//! does; [`journal`] remembers across kills; [`copy`], [`sink`] and [`patches`] fill the target through [`place`];
 //! [`job`] is one pull's state, [`run`] the order of it all, [`plan`](mod@plan) what it would do, [`report`] what is said in the end.
 
+mod attributes;
 mod check;
+mod clean;
+mod compare;
 mod copy;
 mod entries;
 mod job;
 mod journal;
 mod kept;
+mod layout;
+mod left_out;
+mod make_entry;
 mod metadata;
+mod ours;
 mod patches;
 mod place;
 mod plan;
@@ -18,14 +26,18 @@ mod report;
 mod run;
 mod seeds;
 mod sink;
+mod staging;
+mod sweep;
 mod target;
+mod there;
 mod tree;
 mod verify;
 mod wanted;
 
-pub(crate) use kept::{read_kept_manifest, write_atomic};
+pub(crate) use clean::clean;
+pub(crate) use kept::{Kept, read_kept_manifest};
 pub(crate) use patches::Aim;
 pub(crate) use plan::plan;
 pub(crate) use run::{PullRequest, pull};
 pub(crate) use seeds::{Bytes, open_artifact};
-pub(crate) use verify::verify;
+pub(crate) use verify::{verify, verify_kept};

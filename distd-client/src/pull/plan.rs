@@ -1,32 +1,70 @@
 //! What a pull would do, before a byte of the artifact moves.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use distd_core::ChunkId;
+use distd_core::limits::TREE_LISTING_BYTES_MAX;
+use distd_core::manifest::{ChunkAt, Kind, Manifest};
 use distd_core::patch::Choice;
 use distd_core::planner;
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::FetchConfig;
+use distd_core::{ChunkHash, ChunkId};
 use distd_peer::table::ChunkTable;
 
 use super::entries::ZeroChunk;
+use super::kept::{is_block_device, staging_path};
 use super::patches::held;
 use super::report::{PlanReport, SourcePlan};
-use super::run::{PullRequest, prepare, received};
+use super::run::{PullRequest, ask, prepare, received};
+use super::seeds::{Bytes, open_file};
+use super::staging::Staging;
+use crate::disk::side;
 
 /// Bytes that a device reads, hashes and writes in a second, about (docs/benchmarks.md, "Against others").
 const COPY_RATE: f64 = 500e6;
+
+/// What a pull writes over and keeps as far as it is right: a block device, or what a pull that was interrupted has of the artifact.
+struct InPlace {
+    bytes: Bytes,
+    buffer: Vec<u8>,
+}
+
+impl InPlace {
+    fn open(out: &Path, manifest: &Manifest) -> Option<Self> {
+        let bytes = match manifest.root().kind {
+            Kind::Tree { .. } => {
+                let staging = Staging::of(out);
+                let listing = staging.is_begun_for(manifest.id()).then_some(staging.listing())?;
+                let listing = side::read_anyones(&listing, TREE_LISTING_BYTES_MAX).ok()?;
+                Bytes::of_tree(&staging.tree(), listing).ok()?
+            }
+            _ if is_block_device(out) => Bytes::File(open_file(out).ok()?),
+            _ => Bytes::File(open_file(&staging_path(out)).ok()?),
+        };
+        Some(Self { bytes, buffer: Vec::new() })
+    }
+
+    fn has(&mut self, at: &ChunkAt) -> bool {
+        self.buffer.resize(at.entry.len as usize, 0);
+        let read = self.bytes.read_at(at.offset, &mut self.buffer);
+        read.is_ok() && ChunkHash::of(&self.buffer) == at.entry.hash
+    }
+}
 
 /// Says what a pull would do; nothing is written.
 ///
 /// # Errors
 /// As [`pull`](super::pull).
 pub(crate) async fn plan(request: &PullRequest) -> anyhow::Result<PlanReport> {
-    let out = Some(request.out.as_path()).filter(|out| out.exists());
-    let prepared = prepare(request, out, None).await?;
+    let prepared = prepare(request, ask(request).await?, None).await?;
     let zero = ZeroChunk::new(prepared.manifest.root().cut.max());
+    let mut in_place =
+        request.target.as_ref().and_then(|target| InPlace::open(target.path(), &prepared.manifest));
     let mut plan = planner::plan(&prepared.manifest, FetchConfig::default().batch_chunks, |at| {
-        zero.is(at) || prepared.index.find(&at.entry.hash, at.entry.len).is_some()
+        zero.is(at)
+            || prepared.index.find(&at.entry.hash, at.entry.len).is_some()
+            || in_place.as_mut().is_some_and(|there| there.has(at))
     });
     let wanted: Vec<ChunkId> = plan.fetch.ids().collect();
     let choice = if prepared.offers.sets.is_empty() {

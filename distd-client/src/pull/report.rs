@@ -1,11 +1,13 @@
 //! What pulls and plans report.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use distd_core::{ArtifactHash, ManifestId};
 use distd_peer::net::Carrier;
 use serde::Serialize;
 
+use super::left_out::Count;
 use crate::output::table;
 
 /// Bytes received, by who sent them.
@@ -50,6 +52,11 @@ pub(crate) struct Outcome {
     pub(super) blake3: ArtifactHash,
     pub(super) resumed: bool,
     pub(super) already_there: bool,
+    /// What of a tree could not be had here, by what it is.
+    pub(super) left_out: BTreeMap<String, Count>,
+    /// Where files are now that were in the tree and not distd's, or that were edited.
+    #[serde(rename = "kept")]
+    pub(super) found: Option<PathBuf>,
     /// What each parent was reached over, by address.
     pub(super) transport: BTreeMap<String, Carrier>,
 }

@@ -1,6 +1,7 @@
 //! The order of a pull.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,13 +11,16 @@ use distd_core::manifest::{Manifest, Root};
 use distd_core::names::Wanted;
 use distd_core::planner::HeldIndex;
 use distd_peer::net::Outbound;
+use distd_peer::trust::files;
+use distd_peer::trust::tuf::Resolved;
 
 use super::job::{Job, PATCH_FILES, REBUILT_FILE};
-use super::kept::{is_block_device, keep_manifest, kept_manifest_path, read_kept_manifest, with_suffix};
 use super::patches::{Aim, Files, Link, Offers, Rebuilt, rebuild};
 use super::report::{BySource, Outcome};
 use super::seeds::Seeds;
 use super::wanted::Realm;
+use super::{kept, ours, target, there};
+use crate::disk::path::ArtifactPath;
 use crate::exit::{Code, Failure};
 use crate::progress::Progress;
 use crate::share::{Sharing, installed};
@@ -25,8 +29,10 @@ use crate::share::{Sharing, installed};
 pub(crate) struct PullRequest {
     /// The release or channel.
     pub(crate) wanted: Wanted,
-    /// Where to.
+    /// Where to, in the form of [`ArtifactPath`].
     pub(crate) out: PathBuf,
+    /// The same with what stood there; `None` for a plan that goes nowhere.
+    pub(crate) target: Option<ArtifactPath>,
     /// Earlier artifacts.
     pub(crate) seeds: Vec<PathBuf>,
     /// Parents, nearest first.
@@ -79,39 +85,67 @@ pub(super) fn received(realm: &Realm) -> u64 {
 /// Sets up to this length may bring their manifest too: where more changes, nodes are a small part of it. A guess.
 const SMALL_SET: u64 = 4 << 20;
 
+/// The realm, and which release is wanted.
+pub(super) struct Asked {
+    realm: Realm,
+    resolved: Resolved,
+    metadata_bytes: u64,
+}
+
+/// Looks at the target and learns what the wanted release is; nothing else is received.
+pub(super) async fn ask(request: &PullRequest) -> anyhow::Result<Asked> {
+    if let Some(target) = request.target.clone() {
+        let data = request.data.clone();
+        tokio::task::spawn_blocking(move || ours::check(&target, &data)).await??;
+    }
+    let (parents, outbound) = (request.parents.clone(), request.outbound.clone());
+    let realm = Realm::open(&request.data, parents, &request.sharing, outbound).await?;
+    let resolved = realm.resolve(&request.wanted).await?;
+    if request.target.is_some() {
+        target::check_kind(&request.out, Root::decode(&resolved.root_node)?.kind)?;
+    }
+    let metadata_bytes = received(&realm);
+    Ok(Asked { realm, resolved, metadata_bytes })
+}
+
 /// Learns all that is needed before a byte of the artifact moves. With `files`, a small set of patches is applied at once.
 pub(super) async fn prepare(
     request: &PullRequest,
-    extra_seed: Option<&Path>,
+    asked: Asked,
     files: Option<Files>,
 ) -> anyhow::Result<Prepared> {
-    let realm = {
-        let (parents, outbound) = (request.parents.clone(), request.outbound.clone());
-        Realm::open(&request.data, parents, &request.sharing, outbound).await?
-    };
-    let resolved = realm.resolve(&request.wanted).await?;
-    let metadata_bytes = received(&realm);
-    let mut paths = request.seeds.clone();
-    paths.extend(extra_seed.map(Path::to_owned));
-    let data = request.data.clone();
+    let Asked { realm, resolved, metadata_bytes } = asked;
+    if let Some(target) = &request.target {
+        ours::check_directory_of(target)?;
+    }
+    let (paths, data) = (request.seeds.clone(), request.data.clone());
+    let out = request.target.as_ref().map(|target| target.path().to_owned());
     let root = Root::decode(&resolved.root_node)?;
     let opened = tokio::task::spawn_blocking(move || {
-        let seeds = Seeds::open(&paths, &data)?;
+        let seeds = Seeds::open(&paths, out.as_deref(), &data)?;
         let index = seeds.index(root.cut)?;
         anyhow::Ok((Arc::new(seeds), Arc::new(index)))
     });
     let (mut seeds, mut index) = opened.await??;
     // Nodes of the manifest itself may be there from a pull that was interrupted.
-    let part = read_part_manifest(request);
-    let held_ids: Vec<ManifestId> = seeds.held_manifests().iter().map(|m| m.id()).collect();
-    let route = Offers::route(&resolved.patches, &held_ids, resolved.manifest);
+    let part = request.target.as_ref().and_then(|to| kept::read_part_manifest(to.path(), &request.data));
+    let held_ids: Vec<ManifestId> = seeds.held_releases().map(Manifest::id).collect();
+    let known = seeds.held_manifests().into_iter().chain(part.as_ref());
+    let known = known.filter(|manifest| manifest.id() == resolved.manifest).max_by_key(|_| 0).cloned();
+    // Where all of it is here nothing is asked for.
+    let all_held = known.as_ref().is_some_and(|manifest| {
+        manifest.entries().all(|at| index.find(&at.entry.hash, at.entry.len).is_some())
+    });
+    let route = match all_held {
+        true => Vec::new(),
+        false => Offers::route(&resolved.patches, &held_ids, resolved.manifest),
+    };
     let small = route.iter().map(|set| set.bytes).sum::<u64>() <= SMALL_SET && !route.is_empty();
-    let known = part.as_ref().is_some_and(|part| part.id() == resolved.manifest);
     let asked = Instant::now();
     let mut rebuilt = None;
     let mut offers = Arc::new(Offers::default());
     if small
-        && !known
+        && known.is_none()
         && let Some(files) = &files
     {
         offers = Arc::new(Offers::fetch(&realm, &route, request.aim).await);
@@ -127,7 +161,12 @@ pub(super) async fn prepare(
         None => {
             let mut held = seeds.held_manifests();
             held.extend(part.as_ref());
-            let manifest = realm.manifest(&resolved, &held);
+            let manifest = async {
+                match known {
+                    Some(known) => Ok(known),
+                    None => realm.manifest(&resolved, &held).await,
+                }
+            };
             let manifest = if offers.sets.is_empty() {
                 // Side by side: neither needs the other.
                 let (manifest, fetched) = tokio::join!(manifest, Offers::fetch(&realm, &route, request.aim));
@@ -158,17 +197,7 @@ pub(super) async fn prepare(
 
 /// Files of a pull in progress, beside the target or in the state directory for a block device.
 pub(super) fn state_path(request: &PullRequest, suffix: &str) -> PathBuf {
-    let base = if is_block_device(&request.out) {
-        kept_manifest_path(&request.out, &request.data)
-    } else {
-        request.out.clone()
-    };
-    with_suffix(&base, suffix)
-}
-
-fn read_part_manifest(request: &PullRequest) -> Option<Manifest> {
-    let bytes = std::fs::read(state_path(request, ".distd-part-manifest")).ok()?;
-    Manifest::from_file_bytes(bytes.into()).ok()
+    kept::part_path(&request.out, &request.data, suffix)
 }
 
 /// Pulls an artifact.
@@ -177,18 +206,22 @@ fn read_part_manifest(request: &PullRequest) -> Option<Manifest> {
 /// A [`Failure`] with its exit code. What was verified stays and the same command goes on from there.
 pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyhow::Result<Outcome> {
     let start = Instant::now();
-    let device = is_block_device(&request.out);
-    let out_seed = Some(request.out.as_path()).filter(|out| !device && out.exists());
+    let asked = ask(request).await?;
+    progress.phase("looking at what is there");
+    if let Some(manifest) = there::find(request, asked.resolved.manifest).await? {
+        return already_there(request, asked, &manifest, start).await;
+    }
+    ours::check_directory_of(request.target.as_ref().context("a pull has a target")?)?;
     let files =
         Files { payloads: state_path(request, PATCH_FILES[0]), rebuilt: state_path(request, REBUILT_FILE) };
-    let prepared = prepare(request, out_seed, Some(files)).await?;
+    if let Some(dir) = files.payloads.parent() {
+        files::create_private_dir(dir)?;
+    }
+    let prepared = prepare(request, asked, Some(files)).await?;
     let Prepared { realm, product, version, manifest, seeds, index, offers, link, .. } = prepared;
     let Prepared { rebuilt, metadata_bytes, node_bytes, .. } = prepared;
     let manifest = Arc::new(manifest);
     let mut job = Job::open(request, &manifest, seeds, index, offers, link)?;
-    let already_there = !device
-        && request.out.exists()
-        && read_kept_manifest(&request.out, &request.data).is_some_and(|m| m.id() == manifest.id());
     progress.begin(manifest.root().bytes, &format!("{product} {version}"));
     job.progress = progress.clone();
     job.share(&realm);
@@ -217,14 +250,12 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
         let next = "the medium may be failing: check it, then pull to another one";
         return Err(Failure::new(Code::Integrity, error).next(next).into());
     }
-    job.target.finish()?;
-    keep_manifest(&request.out, &request.data, &manifest)
-        .context("could not keep the manifest beside the artifact")
-        .map_err(|e| Failure::new(Code::Local, e))?;
+    let finishing = job.clone();
+    let in_place = tokio::task::spawn_blocking(move || finishing.target.finish()).await??;
+    kept::keep_part_manifest(&request.out, &request.data)
+        .map_err(|error| Failure::from(error).next("run the same command again: the artifact is in place"))?;
     job.clean_up();
-    if let Err(error) = installed::remember(&request.data, &request.out, manifest.id()) {
-        tracing::warn!(%error, "the artifact will not be served to neighbours by an agent");
-    }
+    remember(request, manifest.id());
     progress.end();
     let seconds = start.elapsed().as_secs_f64();
     realm.leave(&manifest.id(), request.sharing.linger).await;
@@ -261,7 +292,68 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
         manifest: manifest.id(),
         blake3: manifest.root().blake3,
         resumed: job.resumed,
-        already_there,
+        already_there: false,
+        left_out: in_place.left_out.counts().clone(),
+        found: in_place.found,
         transport,
+    })
+}
+
+/// Lets an agent serve the artifact.
+fn remember(request: &PullRequest, manifest: ManifestId) {
+    let is_known = |known: &installed::Installed| known.path == request.out && known.manifest == manifest;
+    if installed::list(&request.data).iter().any(is_known) {
+        return;
+    }
+    if let Err(error) = installed::remember(&request.data, &request.out, manifest) {
+        tracing::warn!(%error, "the artifact will not be served to neighbours by an agent");
+    }
+}
+
+/// The end of a pull that had nothing to do.
+async fn already_there(
+    request: &PullRequest,
+    asked: Asked,
+    manifest: &Manifest,
+    start: Instant,
+) -> anyhow::Result<Outcome> {
+    let Asked { realm, resolved, metadata_bytes } = asked;
+    remember(request, manifest.id());
+    realm.leave(&manifest.id(), Duration::ZERO).await;
+    let (relay, origin) = realm.parents.readings();
+    let peer = realm.neighbour_reading();
+    Ok(Outcome {
+        product: resolved.product.to_string(),
+        version: resolved.version.to_string(),
+        artifact_bytes: manifest.root().bytes,
+        held_bytes: manifest.root().bytes,
+        fetched_bytes: 0,
+        wire_bytes: relay.bytes_in + origin.bytes_in + peer.bytes_in,
+        wire_bytes_by_source: BySource {
+            origin: origin.bytes_in,
+            relay: relay.bytes_in,
+            peer: peer.bytes_in,
+            http: 0,
+        },
+        served_bytes: realm.served_bytes(),
+        chunk_bytes: 0,
+        patch_bytes: 0,
+        patches_applied: 0,
+        patches_failed: 0,
+        rebuilt_bytes: 0,
+        metadata_bytes,
+        node_bytes: 0,
+        refetched_verified_bytes: 0,
+        duplicate_bytes: 0,
+        requests: relay.requests + origin.requests + peer.requests,
+        round_trips: relay.round_trips + origin.round_trips,
+        seconds: start.elapsed().as_secs_f64(),
+        manifest: manifest.id(),
+        blake3: manifest.root().blake3,
+        resumed: false,
+        already_there: true,
+        left_out: BTreeMap::new(),
+        found: None,
+        transport: realm.parents.carriers(),
     })
 }

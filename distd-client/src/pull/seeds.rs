@@ -2,20 +2,27 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::{Context, anyhow};
 use distd_core::ChunkHash;
-use distd_core::cut::{Batches, CutParams, regions};
+use distd_core::cut::{Batches, CutParams, ReadAt, Regions, regions};
+use distd_core::limits::TREE_LISTING_BYTES_MAX;
 use distd_core::manifest::{Kind, Manifest};
 use distd_core::planner::{HeldAt, HeldIndex};
+use distd_core::tree::{Entry, EntryKind};
 
-use super::kept::{read_kept_manifest, with_suffix};
-use super::tree::{LISTING_SUFFIX, Layout, path_below};
+use super::attributes::same_time;
+use super::kept::{self, Kept, is_block_device, listing_path};
+use super::layout::Layout;
+use super::ours::is_listing_of;
+use crate::disk::beneath::Beneath;
+use crate::disk::side;
 use crate::exit::{Code, Failure};
 use crate::local::FileReader;
+use crate::push::tree::TreeSource;
 
 /// Chunks tried when a seed is opened with its manifest: enough to notice a seed that was changed or replaced.
 const SAMPLES: usize = 16;
@@ -23,14 +30,22 @@ const SAMPLES: usize = 16;
 /// Bytes of one seed by offset.
 pub(crate) enum Bytes {
     File(File),
-    Tree { root: PathBuf, listing: Vec<u8>, layout: Box<Layout> },
+    /// A tree as it was put there, by the listing kept beside it.
+    Tree {
+        beneath: Beneath,
+        listing: Vec<u8>,
+        layout: Box<Layout>,
+    },
+    /// A directory as it is.
+    Directory(Box<TreeSource>),
 }
 
 impl Bytes {
     pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         match self {
             Self::File(file) => file.read_exact_at(buffer, offset),
-            Self::Tree { root, listing, layout } => {
+            Self::Directory(tree) => tree.read_exact_at(buffer, offset),
+            Self::Tree { beneath, listing, layout } => {
                 let in_listing =
                     (listing.len() as u64).saturating_sub(offset).min(buffer.len() as u64) as usize;
                 if in_listing > 0 {
@@ -44,72 +59,102 @@ impl Bytes {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
                 for (entry, at, range) in parts {
-                    open_regular(&path_below(root, entry))?.read_exact_at(&mut rest[range], at)?;
+                    let file = beneath.open_file(entry.path.as_bytes(), false)?;
+                    file.read_exact_at(&mut rest[range], at)?;
                 }
                 Ok(())
             }
         }
     }
-}
 
-/// Opens a regular file; a fifo or device in its place must not block or act.
-fn open_regular(path: &Path) -> io::Result<File> {
-    if !fs::symlink_metadata(path)?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    /// The bytes of the tree at `path`, whose listing is `listing`.
+    ///
+    /// # Errors
+    /// When the bytes are no listing, or the directory cannot be opened.
+    pub(super) fn of_tree(path: &Path, listing: Vec<u8>) -> anyhow::Result<Self> {
+        let layout = Box::new(Layout::new(&listing)?);
+        Ok(Self::Tree { beneath: Beneath::open(path)?, listing, layout })
     }
-    File::open(path)
 }
 
 /// All seeds of a pull.
+#[derive(Default)]
 pub(super) struct Seeds {
     pub(super) seeds: Vec<Bytes>,
     pub(super) manifests: Vec<Manifest>,
-    /// Seeds without a usable manifest: cut once the wanted artifact's cut parameters are known.
+    /// What each manifest is good for.
+    uses: Vec<Use>,
+    /// Seeds that are not what a manifest says: cut once the wanted artifact's cut parameters are known.
     uncut: Vec<(u32, PathBuf)>,
-    /// Which seed each manifest is of.
-    of_seed: Vec<u32>,
+}
+
+/// What a manifest kept beside a seed is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    /// The seed holds its chunks.
+    Index(u32),
+    /// Its nodes, which are true whatever became of the artifact. Patches do not start from it: their bases may be gone.
+    Nodes,
 }
 
 impl Seeds {
-    /// Opens `paths`. One that cannot be read is an error: it was named on the command line.
+    /// Opens `paths`, and what is at `out`. A seed that cannot be read is an error: it was named on the command line.
     ///
     /// # Errors
     /// Failures with [`Code::Local`].
-    pub(super) fn open(paths: &[PathBuf], data: &Path) -> anyhow::Result<Self> {
-        let mut this =
-            Self { seeds: Vec::new(), manifests: Vec::new(), uncut: Vec::new(), of_seed: Vec::new() };
+    pub(super) fn open(paths: &[PathBuf], out: Option<&Path>, data: &Path) -> anyhow::Result<Self> {
+        let mut this = Self::default();
         for path in paths {
-            let local = |e: anyhow::Error| {
-                Failure::new(Code::Local, e.context(format!("could not read seed {}", path.display())))
-            };
-            let seed = u32::try_from(this.seeds.len()).map_err(|e| local(e.into()))?;
-            let meta = fs::metadata(path).map_err(|e| local(e.into()))?;
-            let manifest = read_kept_manifest(path, data);
-            let bytes = if meta.is_dir() {
-                match open_tree(path) {
-                    Ok(bytes) => bytes,
-                    Err(error) => {
-                        tracing::warn!(path = %path.display(), %error, "directory seed without its listing is passed over");
-                        continue;
-                    }
-                }
-            } else {
-                Bytes::File(File::open(path).map_err(|e| local(e.into()))?)
-            };
-            match manifest {
-                Some(manifest) if samples_match(&bytes, &manifest) => {
-                    this.manifests.push(manifest);
-                    this.of_seed.push(seed);
-                }
-                _ if meta.is_dir() => {
-                    tracing::warn!(path = %path.display(), "directory seed has changed and is passed over");
-                    continue;
-                }
-                _ => this.uncut.push((seed, path.clone())),
+            this.add(path, data)?;
+        }
+        match out {
+            // Written in place: what is read from it for another place may be gone by then.
+            Some(out) if is_block_device(out) => {
+                this.manifests.extend(kept::read_kept_manifest(out, data));
+                this.uses.resize(this.manifests.len(), Use::Nodes);
             }
-            this.seeds.push(bytes);
+            Some(out) if out.exists() && !paths.iter().any(|path| path == out) => this.add(out, data)?,
+            _ => {}
         }
         Ok(this)
+    }
+
+    fn add(&mut self, path: &Path, data: &Path) -> anyhow::Result<()> {
+        let local = |e: anyhow::Error| {
+            Failure::new(Code::Local, e.context(format!("could not read seed {}", path.display())))
+        };
+        let seed = u32::try_from(self.seeds.len()).map_err(|e| local(e.into()))?;
+        let meta = fs::metadata(path).map_err(|e| local(e.into()))?;
+        let mut candidates = kept::candidates(path, data);
+        for (number, kept) in candidates.iter_mut().enumerate() {
+            let Some(bytes) = open_kept(path, &meta, kept) else { continue };
+            if samples_match(&bytes, &kept.manifest) && is_unchanged(&bytes) {
+                self.seeds.push(bytes);
+                self.manifests.push(candidates.swap_remove(number).manifest);
+                self.uses.push(Use::Index(seed));
+                return Ok(());
+            }
+        }
+        let bytes = if meta.is_dir() {
+            match TreeSource::open(path) {
+                Ok(tree) => Bytes::Directory(Box::new(tree)),
+                Err(error) => {
+                    let error = &*error;
+                    tracing::warn!(path = %path.display(), error, "directory seed cannot be read and is passed over");
+                    return Ok(());
+                }
+            }
+        } else {
+            Bytes::File(open_file(path).map_err(|e| local(e.into()))?)
+        };
+        self.seeds.push(bytes);
+        self.uncut.push((seed, path.to_owned()));
+        if let Some(kept) = candidates.into_iter().find(|kept| !kept.part) {
+            tracing::info!(path = %path.display(), "seed has changed since distd put it there; it is cut as it is");
+            self.manifests.push(kept.manifest);
+            self.uses.push(Use::Nodes);
+        }
+        Ok(())
     }
 
     /// Forgets the manifests, once all their chunks are indexed.
@@ -129,34 +174,87 @@ impl Seeds {
         self.manifests.iter().collect()
     }
 
-    /// Where every chunk of the seeds lies; seeds without manifest are cut now, with `cut`.
+    /// The manifests of releases that a seed holds.
+    pub(super) fn held_releases(&self) -> impl Iterator<Item = &Manifest> {
+        let held = |(manifest, what): (_, &Use)| (*what != Use::Nodes).then_some(manifest);
+        self.manifests.iter().zip(&self.uses).filter_map(held)
+    }
+
+    /// Where every chunk of the seeds lies; those that are not what a manifest says are cut now, with `cut`.
     ///
     /// # Errors
     /// Failures with [`Code::Local`].
     pub(super) fn index(&self, cut: CutParams) -> anyhow::Result<HeldIndex> {
         let mut index = HeldIndex::new();
-        for (manifest, seed) in self.manifests.iter().zip(&self.of_seed) {
-            index.insert_manifest(*seed, manifest);
+        for (manifest, what) in self.manifests.iter().zip(&self.uses) {
+            if let Use::Index(seed) = what {
+                index.insert_manifest(*seed, manifest);
+            }
         }
         for (seed, path) in &self.uncut {
-            cut_seed(path, *seed, cut, &mut index)
-                .with_context(|| format!("could not read seed {}", path.display()))
-                .map_err(|e| Failure::new(Code::Local, e))?;
+            match &self.seeds[*seed as usize] {
+                Bytes::Directory(tree) => match tree.regions() {
+                    // One file after the other is open.
+                    Ok(regions) => cut_seed(&**tree, &regions, 1, *seed, cut, &mut index),
+                    Err(error) => Err(error),
+                },
+                _ => FileReader::open(path).map_err(anyhow::Error::from).and_then(|reader| {
+                    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
+                    cut_seed(&reader, &regions(&reader), threads, *seed, cut, &mut index)
+                }),
+            }
+            .with_context(|| format!("could not read seed {}", path.display()))
+            .map_err(|e| Failure::new(Code::Local, e))?;
         }
         index.finish();
         Ok(index)
     }
 }
 
-/// The bytes of an artifact on this device.
+/// The bytes of an artifact on this device, by what is kept beside it.
 pub(crate) fn open_artifact(path: &Path) -> anyhow::Result<Bytes> {
-    if fs::metadata(path)?.is_dir() { open_tree(path) } else { Ok(Bytes::File(File::open(path)?)) }
+    if fs::metadata(path)?.is_dir() {
+        let listing = side::read_anyones(&listing_path(path), TREE_LISTING_BYTES_MAX)?;
+        Bytes::of_tree(path, listing)
+    } else {
+        Ok(Bytes::File(open_file(path)?))
+    }
 }
 
-fn open_tree(path: &Path) -> anyhow::Result<Bytes> {
-    let listing = fs::read(with_suffix(path, LISTING_SUFFIX))?;
-    let layout = Box::new(Layout::new(&listing)?);
-    Ok(Bytes::Tree { root: path.to_owned(), listing, layout })
+/// Opens a file or block device; a pipe that stands there does not block.
+pub(super) fn open_file(path: &Path) -> io::Result<File> {
+    if is_block_device(path) { File::open(path) } else { side::open_regular(path) }
+}
+
+/// The bytes of an artifact as its manifest sees them; `None` when it is of another kind, or of a tree the listing is missing.
+fn open_kept(path: &Path, meta: &fs::Metadata, kept: &mut Kept) -> Option<Bytes> {
+    match kept.manifest.root().kind {
+        Kind::Tree { listing_bytes } if meta.is_dir() => {
+            let listing = kept.listing.take()?;
+            is_listing_of(&listing, listing_bytes, &kept.manifest).then_some(())?;
+            Bytes::of_tree(path, listing).ok()
+        }
+        Kind::File if !meta.is_dir() => open_file(path).ok().map(Bytes::File),
+        _ => None,
+    }
+}
+
+/// Whether every file of a tree has the length that its listing states, and the time, if it states one. What a file that was
+/// written since has is not worth a look at each of its chunks.
+fn is_unchanged(bytes: &Bytes) -> bool {
+    let Bytes::Tree { beneath, layout, .. } = bytes else { return true };
+    let same = |entry: &Entry| match entry.kind {
+        EntryKind::File { size } => {
+            let looked =
+                beneath.at(entry.path.as_bytes()).and_then(|at| fs::symlink_metadata(at.short_path()));
+            looked.is_ok_and(|meta| {
+                let on_time = entry.modified.is_none_or(|time| same_time(&meta, time));
+                meta.is_file() && meta.size() == size && on_time
+            })
+        }
+        _ => true,
+    };
+    layout.listing.entries().iter().all(same)
 }
 
 /// Whether a few chunks spread over the seed are what its manifest says.
@@ -170,24 +268,25 @@ fn samples_match(bytes: &Bytes, manifest: &Manifest) -> bool {
             buffer.resize(at.entry.len as usize, 0);
             bytes.read_at(at.offset, &mut buffer).is_ok() && ChunkHash::of(&buffer) == at.entry.hash
         },
-    ) && matches!(
-        (manifest.root().kind, bytes),
-        (Kind::File, Bytes::File(_)) | (Kind::Tree { .. }, Bytes::Tree { .. })
     )
 }
 
-/// Cuts a seed on the spot, on two threads at region borders.
-fn cut_seed(path: &Path, seed: u32, cut: CutParams, index: &mut HeldIndex) -> anyhow::Result<()> {
-    let reader = FileReader::open(path)?;
-    let regions = regions(&reader);
+/// Cuts a seed on the spot, on `threads` threads at region borders.
+fn cut_seed<R: ReadAt>(
+    reader: &R,
+    regions: &Regions,
+    threads: usize,
+    seed: u32,
+    cut: CutParams,
+    index: &mut HeldIndex,
+) -> anyhow::Result<()> {
     let found = Mutex::new(Vec::new());
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
     std::thread::scope(|scope| -> anyhow::Result<()> {
         let workers: Vec<_> = regions
             .split(threads)
             .into_iter()
             .map(|range| {
-                let (reader, regions, found) = (&reader, &regions, &found);
+                let found = &found;
                 scope.spawn(move || -> io::Result<()> {
                     let mut batches = Batches::new(reader, &regions.all()[range], cut);
                     let mut buffer = Vec::new();

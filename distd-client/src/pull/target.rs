@@ -2,15 +2,33 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use distd_core::manifest::{Kind, Manifest};
 
-use super::kept::{is_block_device, sync_parent, with_suffix};
-use super::tree::TreeTarget;
+use super::kept::{is_block_device, part_path, staging_path};
+use super::left_out::LeftOut;
+use super::ours;
+use super::staging::Staging;
+use super::tree::{TreeTarget, staging_failure};
+use crate::disk::device;
+use crate::disk::lock::{self, Lock, Patience};
+use crate::disk::room::Room;
+use crate::disk::side::{self, SideError, sync_parent};
+use crate::disk::xattrs;
 use crate::exit::{Code, Failure};
+
+/// What became of a target that was finished.
+#[derive(Debug, Default)]
+pub(super) struct InPlace {
+    /// What of the artifact could not be had here.
+    pub(super) left_out: LeftOut,
+    /// Where files are now that were found in a tree and are not distd's.
+    pub(super) found: Option<PathBuf>,
+}
 
 /// A place that takes an artifact's bytes by offset. Calls come from several threads.
 pub(super) trait Target: Send + Sync {
@@ -32,6 +50,19 @@ pub(super) trait Target: Send + Sync {
     /// Makes what was written durable.
     fn sync(&self) -> io::Result<()>;
 
+    /// Whether making it durable waits for what other programs write.
+    fn syncs_others(&self) -> bool {
+        false
+    }
+
+    /// Makes what the bytes belong to, once the listing of a tree is written.
+    ///
+    /// # Errors
+    /// Failures that say what cannot be put here.
+    fn lay_out(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     /// Whether bytes that were never written read as zeros.
     fn is_zeroed(&self) -> bool;
 
@@ -43,7 +74,13 @@ pub(super) trait Target: Send + Sync {
     fn medium(&self) -> Option<File>;
 
     /// Puts the complete, verified artifact in its final place.
-    fn finish(&self) -> anyhow::Result<()>;
+    ///
+    /// # Errors
+    /// Failures with [`Code::Local`]; the same pull goes on from there.
+    fn finish(&self) -> anyhow::Result<InPlace>;
+
+    /// Once its manifest is kept too: removes what is left of the work.
+    fn end(&self) {}
 }
 
 /// A file that becomes `out` at the end, or a block device written in place.
@@ -53,54 +90,104 @@ pub(super) struct FileTarget {
     /// `None` for a block device.
     part: Option<PathBuf>,
     resumed: bool,
+    /// Held from before the file is touched.
+    _lock: Lock,
 }
 
 impl FileTarget {
-    fn open(out: &Path, bytes: u64) -> anyhow::Result<Self> {
-        let device = is_block_device(out);
-        let path = if device { out.to_owned() } else { with_suffix(out, ".distd-part") };
-        let resumed = device || path.exists();
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(!device)
-            .truncate(false)
-            .open(&path)
-            .with_context(|| format!("could not open {}", path.display()))
-            .map_err(|e| Failure::new(Code::Local, e))?;
-        if file.try_lock().is_err() {
-            let error = anyhow::anyhow!("another pull writes {}", path.display());
-            return Err(Failure::new(Code::Local, error)
-                .next("wait for it to end, or choose another --out")
-                .into());
+    fn open(out: &Path, data: &Path, bytes: u64) -> anyhow::Result<Self> {
+        let lock = part_path(out, data, ".distd-lock");
+        if let Some(dir) = lock.parent() {
+            fs::create_dir_all(dir).with_context(|| format!("could not create {}", dir.display()))?;
         }
-        if device {
+        let lock = locked(Lock::take(lock), out)?;
+        if is_block_device(out) {
+            let file = device::open_claimed(out).map_err(Failure::from)?;
+            // udev holds a lock while it looks at a device that has just appeared (systemd, "Locking Block Device Access").
+            lock::lock(&file, out, Patience::Some).map_err(Failure::from)?;
             let room = size_of(&file).with_context(|| format!("could not size {}", out.display()))?;
             if room < bytes {
-                let error = anyhow::anyhow!("{} has {room} bytes, the artifact {bytes}", out.display());
+                let error = anyhow!("{} has {room} bytes, the artifact {bytes}", out.display());
                 return Err(Failure::new(Code::Local, error).next("choose a larger install slot").into());
             }
-        } else {
-            check_room(&path, &file, bytes)?;
-            file.set_len(bytes)
-                .with_context(|| format!("could not size {}", path.display()))
-                .map_err(|e| Failure::new(Code::Local, e))?;
+            return Ok(Self { file, out: out.to_owned(), part: None, resumed: true, _lock: lock });
         }
-        Ok(Self { file, out: out.to_owned(), part: (!device).then_some(path), resumed })
+        let part = staging_path(out);
+        if fs::symlink_metadata(&part).is_ok_and(|meta| meta.is_dir()) {
+            // An interrupted pull of a tree.
+            Staging::of(out).clear().map_err(staging_failure)?;
+        }
+        let (file, resumed) = side::open(&part).map_err(Failure::from)?;
+        file.set_len(bytes)
+            .with_context(|| format!("could not size {}", part.display()))
+            .map_err(|e| Failure::new(Code::Local, e))?;
+        Ok(Self { file, out: out.to_owned(), part: Some(part), resumed, _lock: lock })
+    }
+
+    /// Gives the new file the owner, the attributes and the mode of the one that it replaces. A new one is for its owner alone: an
+    /// image may hold secrets.
+    fn take_over(&self, old: &fs::Metadata) -> io::Result<()> {
+        let part = self.part.as_ref().unwrap_or(&self.out);
+        if (old.uid(), old.gid())
+            != (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+            && std::os::unix::fs::fchown(&self.file, Some(old.uid()), Some(old.gid())).is_err()
+        {
+            // Another user's file in a directory of ours: only its group may be one of ours too.
+            let _ = std::os::unix::fs::fchown(&self.file, None, Some(old.gid()));
+        }
+        let mut buffer = vec![0; xattrs::BUFFER_BYTES];
+        for xattr in xattrs::read(&self.out, &mut buffer)? {
+            // These speak of the old content.
+            if [&b"security.capability"[..], b"security.ima", b"security.evm"].contains(&&*xattr.name) {
+                continue;
+            }
+            let name = std::os::unix::ffi::OsStrExt::from_bytes(&xattr.name);
+            let name: &std::ffi::OsStr = name;
+            let flags = rustix::fs::XattrFlags::empty();
+            if let Err(error) = rustix::fs::fsetxattr(&self.file, name, &xattr.value, flags) {
+                let name = name.display();
+                tracing::warn!(path = %part.display(), %name, %error, "attribute of the old file not kept");
+            }
+        }
+        self.file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777))
     }
 }
 
-/// Refuses before a byte moves what cannot fit.
-fn check_room(path: &Path, file: &File, bytes: u64) -> anyhow::Result<()> {
-    use std::os::unix::fs::MetadataExt;
-    let allocated = file.metadata().map(|m| m.blocks() * 512).unwrap_or(0);
-    let stat = rustix::fs::fstatvfs(file).map_err(io::Error::from).context("could not ask for free space")?;
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    // An image with holes needs less than its length: only a tenth of it missing is surely too little.
-    if free.saturating_add(allocated) < bytes / 10 {
-        let error =
-            anyhow::anyhow!("{} free bytes are not enough for {} ({bytes} bytes)", free, path.display());
-        let _ = fs::remove_file(path);
+/// A lock, or the failure that another pull has it.
+pub(super) fn locked(lock: Result<Lock, SideError>, out: &Path) -> anyhow::Result<Lock> {
+    match lock {
+        Ok(lock) => Ok(lock),
+        Err(SideError::Locked { .. }) => {
+            let error = anyhow!("another pull writes {}", out.display());
+            let next = "wait for it to end, or choose another --out";
+            Err(Failure::new(Code::Local, error).next(next).into())
+        }
+        Err(error) => Err(Failure::from(error).into()),
+    }
+}
+
+/// Refuses before a byte moves what cannot fit: `bytes` of the artifact that are no holes, and `kept` that stay beside it.
+fn check_room(out: &Path, data: &Path, bytes: u64, kept: u64) -> anyhow::Result<()> {
+    let device = is_block_device(out);
+    let side = part_path(out, data, ".distd-part-manifest");
+    // The state directory may have to be made.
+    let dir = side.ancestors().skip(1).find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
+    let Ok(room) = Room::at(dir) else { return Ok(()) };
+    let part = staging_path(out);
+    let there = match fs::symlink_metadata(&part) {
+        Ok(meta) if meta.is_file() => meta.blocks().saturating_mul(512),
+        // How much of a tree is there is not worth a walk.
+        Ok(_) => return Ok(()),
+        Err(_) => 0,
+    };
+    let needed = kept + if device { 0 } else { bytes };
+    if room.is_too_small_for(needed, if device { 0 } else { there }) {
+        let what = if device { "the manifest kept of it" } else { "the artifact" };
+        let error = anyhow!(
+            "{} free bytes in {} are not enough for {what} ({needed} bytes)",
+            room.free,
+            dir.display()
+        );
         return Err(Failure::new(Code::Local, error).next("free some space, or choose another --out").into());
     }
     Ok(())
@@ -153,7 +240,8 @@ impl Target for FileTarget {
 
     fn medium(&self) -> Option<File> {
         let direct = rustix::fs::OFlags::DIRECT.bits().cast_signed();
-        let path = self.part.as_ref().unwrap_or(&self.out);
+        // The file itself, whatever has its name by now.
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let file = OpenOptions::new().read(true).custom_flags(direct).open(path);
         if file.is_err() {
             // Advice only: without it the check may read the cache, which is no worse than other tools do.
@@ -162,33 +250,70 @@ impl Target for FileTarget {
         file.ok()
     }
 
-    fn finish(&self) -> anyhow::Result<()> {
-        let Some(part) = &self.part else { return Ok(()) };
-        fs::rename(part, &self.out)
-            .and_then(|()| sync_parent(&self.out))
+    fn finish(&self) -> anyhow::Result<InPlace> {
+        let Some(part) = &self.part else { return Ok(InPlace::default()) };
+        let place = || -> io::Result<()> {
+            match fs::symlink_metadata(&self.out) {
+                Ok(old) if old.is_file() => self.take_over(&old)?,
+                Ok(_) => return Err(io::Error::other("something else was put there meanwhile")),
+                Err(_) => {}
+            }
+            self.file.sync_all()?;
+            fs::rename(part, &self.out)?;
+            sync_parent(&self.out)
+        };
+        place()
             .with_context(|| format!("could not put {} in place", self.out.display()))
-            .map_err(|e| Failure::new(Code::Local, e).into())
+            .map_err(|e| Failure::new(Code::Local, e))?;
+        Ok(InPlace::default())
     }
 }
 
-/// Opens the target for an artifact.
+/// Refuses an artifact of one kind where something of another stands.
+///
+/// # Errors
+/// Failures with [`Code::Usage`].
+pub(super) fn check_kind(out: &Path, kind: Kind) -> anyhow::Result<()> {
+    let is = fs::metadata(out).ok();
+    let (what, next) = match (kind, is) {
+        (Kind::File, Some(meta)) if meta.is_dir() => {
+            ("a directory, the artifact a file", "name a file with --out")
+        }
+        (Kind::Tree { .. }, Some(meta)) if meta.is_file() => {
+            ("a file, the artifact a directory", "name a directory with --out")
+        }
+        (Kind::Tree { .. }, Some(meta)) if !meta.is_dir() => {
+            ("a block device, the artifact a directory", "name a directory with --out")
+        }
+        (Kind::PatchSet { .. }, _) => {
+            let error = anyhow!("the release is a set of patches, which is nothing to install");
+            return Err(Failure::new(Code::Integrity, error).next("tell whoever runs the origin").into());
+        }
+        _ => return Ok(()),
+    };
+    let error = anyhow!("{} is {what}", out.display());
+    Err(Failure::new(Code::Usage, error).next(next).into())
+}
+
+/// Opens the target for an artifact, `bytes` of which are no holes and of which `kept` bytes stay beside it.
 ///
 /// # Errors
 /// Failures with [`Code::Local`]: no room, no permission, another pull at work.
-pub(super) fn open(out: &Path, manifest: &Manifest) -> anyhow::Result<Box<dyn Target>> {
-    let bytes = manifest.root().bytes;
-    match manifest.root().kind {
-        Kind::File if out.is_dir() => {
-            let error = anyhow::anyhow!("{} is a directory, the artifact a file", out.display());
-            Err(Failure::new(Code::Usage, error).next("name a file with --out").into())
-        }
-        Kind::File => Ok(Box::new(FileTarget::open(out, bytes)?)),
+pub(super) fn open(
+    out: &Path,
+    data: &Path,
+    manifest: &Manifest,
+    bytes: u64,
+    kept: u64,
+) -> anyhow::Result<Box<dyn Target>> {
+    let root = manifest.root();
+    check_kind(out, root.kind)?;
+    check_room(out, data, bytes, kept)?;
+    match root.kind {
         Kind::Tree { listing_bytes } => {
-            Ok(Box::new(TreeTarget::open(out, manifest.id(), listing_bytes, bytes)?))
+            ours::check_directory(out)?;
+            Ok(Box::new(TreeTarget::open(out, manifest.id(), listing_bytes, root.bytes)?))
         }
-        Kind::PatchSet { .. } => {
-            let error = anyhow::anyhow!("the release is a set of patches, which is nothing to install");
-            Err(Failure::new(Code::Integrity, error).next("tell whoever runs the origin").into())
-        }
+        _ => Ok(Box::new(FileTarget::open(out, data, root.bytes)?)),
     }
 }

@@ -1,260 +1,275 @@
-//! A tree as target: its listing first, then the bytes of each file, under a staging name; owners, modes and the final
-//! name come last.
+//! A tree as target: its listing first, then every entry, then the bytes of each file, under a staging name; modes, times and the
+//! final name come last.
 
-use std::fs::{self, File, OpenOptions};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use anyhow::Context;
-use distd_core::ManifestId;
-use distd_core::tree::{Entry, EntryKind, Listing};
-use rustix::fs::{AtFlags, CWD, Gid, Mode, RenameFlags, Uid, XattrFlags};
+use anyhow::{Context, anyhow};
+use distd_core::tree::{Entry, EntryKind};
+use distd_core::{ManifestId, limits::TREE_LISTING_BYTES_MAX};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
 
-use super::kept::{sync_parent, with_suffix};
-use super::target::Target;
+use super::attributes::{Stated, set_mode_and_time, set_owner, set_xattrs};
+use super::layout::Layout;
+use super::left_out::{LeftOut, Lost, shown};
+use super::make_entry::{LayOutError, copy_link, kind_in_words, make};
+use super::ours;
+use super::staging::{Staging, StagingError};
+use super::target::{InPlace, Target, locked};
+use crate::disk::beneath::{At, Beneath};
+use crate::disk::lock::Lock;
+use crate::disk::room::Room;
+use crate::disk::side::{self, with_suffix};
+use crate::disk::xattrs;
 use crate::exit::{Code, Failure};
 
-/// Name of the listing inside the staging directory; kept beside the tree at the end, for use as a seed.
-pub(super) const LISTING_SUFFIX: &str = ".distd-tree";
-
-/// The layout of a tree artifact: listing, then files.
-pub(crate) struct Layout {
-    listing_bytes: u64,
-    listing: Listing,
-    /// Offset in the artifact, size, position in the listing; files only, in order.
-    files: Vec<(u64, u64, usize)>,
-}
-
-impl Layout {
-    /// # Errors
-    /// When the bytes are no listing.
-    pub(super) fn new(bytes: &[u8]) -> Result<Self, distd_core::tree::DecodeListingError> {
-        let listing = Listing::decode(bytes)?;
-        let listing_bytes = bytes.len() as u64;
-        let mut files = Vec::new();
-        let mut offset = listing_bytes;
-        for (position, entry) in listing.entries().iter().enumerate() {
-            if let EntryKind::File { size } = entry.kind {
-                files.push((offset, size, position));
-                offset += size;
-            }
-        }
-        Ok(Self { listing_bytes, listing, files })
-    }
-
-    /// The parts of `[offset, offset + len)` behind the listing: entry, offset in its file, range of the buffer.
-    pub(super) fn parts(&self, offset: u64, len: usize) -> Vec<(&Entry, u64, std::ops::Range<usize>)> {
-        let end = offset + len as u64;
-        let first = self.files.partition_point(|(start, size, _)| start + size <= offset);
-        let mut parts = Vec::new();
-        for (start, size, position) in &self.files[first..] {
-            if *start >= end {
-                break;
-            }
-            let from = (*start).max(offset);
-            let to = (start + size).min(end);
-            if from < to {
-                let range = (from - offset) as usize..(to - offset) as usize;
-                parts.push((&self.listing.entries()[*position], from - start, range));
-            }
-        }
-        parts
-    }
-}
-
-/// Path of an entry below `root`. [`distd_core::tree::TreePath`] has refused everything that could lead out of it.
-pub(super) fn path_below(root: &Path, entry: &Entry) -> PathBuf {
-    root.join(Path::new(std::ffi::OsStr::from_bytes(entry.path.as_bytes())))
-}
+/// Shorter reads are not worth the question whether they are of a hole. A guess: the longest chunk.
+const HOLE_BYTES_MIN: usize = 64 << 10;
 
 /// The tree being built.
 pub(super) struct TreeTarget {
     out: PathBuf,
-    staging: PathBuf,
-    root: PathBuf,
+    staging: Staging,
     listing_file: File,
     listing_bytes: u64,
     total: u64,
-    layout: OnceLock<Layout>,
+    resumed: bool,
+    laid: OnceLock<Laid>,
+    left_out: Mutex<LeftOut>,
     /// The file written last: chunks of one file come in a row.
-    last: Mutex<Option<(PathBuf, File)>>,
+    last: Mutex<Option<OpenFile>>,
     /// Held from before the staging directory is touched.
-    _lock: File,
-    lock_path: PathBuf,
+    _lock: Lock,
+}
+
+/// A file of the tree by its path.
+type OpenFile = (Box<[u8]>, Arc<File>);
+
+/// The tree once its entries are there.
+struct Laid {
+    layout: Layout,
+    beneath: Beneath,
 }
 
 impl TreeTarget {
     pub(super) fn open(out: &Path, id: ManifestId, listing_bytes: u64, total: u64) -> anyhow::Result<Self> {
-        if out.exists() && !out.is_dir() {
-            let error = anyhow::anyhow!("{} is a file, the artifact a directory", out.display());
-            return Err(Failure::new(Code::Usage, error).next("name a directory with --out").into());
-        }
-        let staging = with_suffix(out, ".distd-part");
-        let lock_path = with_suffix(out, ".distd-lock");
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
-        let lock = lock
-            .with_context(|| format!("could not create {}", lock_path.display()))
-            .map_err(|e| Failure::new(Code::Local, e))?;
-        if lock.try_lock().is_err() {
-            let error = anyhow::anyhow!("another pull writes {}", out.display());
-            return Err(Failure::new(Code::Local, error)
-                .next("wait for it to end, or choose another --out")
-                .into());
-        }
-        let open = || -> io::Result<File> {
-            // What another release left there, or the old tree that an interrupted finish exchanged in, could redirect writes (a
-            // link where this release has a directory): only the very directory that was begun for this release is gone on with.
-            let mark = || -> io::Result<String> {
-                Ok(format!("{id} {}", fs::symlink_metadata(staging.join("tree"))?.ino()))
-            };
-            let begun = fs::read_to_string(staging.join("manifest")).ok();
-            if staging.exists() && (begun.is_none() || begun != mark().ok()) {
-                fs::remove_dir_all(&staging)?;
-            }
-            match fs::DirBuilder::new().mode(0o700).create(&staging) {
-                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-                _ => {}
-            }
-            match fs::DirBuilder::new().mode(0o700).create(staging.join("tree")) {
-                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-                _ => {}
-            }
-            fs::write(staging.join("manifest"), mark()?)?;
-            let path = staging.join("listing");
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(path)?;
-            file.set_len(listing_bytes)?;
-            Ok(file)
-        };
-        let listing_file = open()
-            .with_context(|| format!("could not create {}", staging.display()))
+        let lock = locked(Lock::take(with_suffix(out, ".distd-lock")), out)?;
+        let staging = Staging::of(out);
+        let resumed = staging.begin(id).map_err(staging_failure)?;
+        let (listing_file, _) = side::open(&staging.listing()).map_err(Failure::from)?;
+        listing_file
+            .set_len(listing_bytes)
+            .with_context(|| format!("could not size {}", staging.listing().display()))
             .map_err(|e| Failure::new(Code::Local, e))?;
         Ok(Self {
             out: out.to_owned(),
-            root: staging.join("tree"),
             staging,
             listing_file,
             listing_bytes,
             total,
-            layout: OnceLock::new(),
-            last: Mutex::new(None),
+            resumed,
+            laid: OnceLock::new(),
+            left_out: Mutex::default(),
+            last: Mutex::default(),
             _lock: lock,
-            lock_path,
         })
     }
 
-    /// The layout, once the listing is written; directories are made with it.
-    fn layout(&self) -> io::Result<&Layout> {
-        if let Some(layout) = self.layout.get() {
-            return Ok(layout);
-        }
-        let mut bytes = vec![0; usize::try_from(self.listing_bytes).map_err(io::Error::other)?];
-        self.listing_file.read_exact_at(&mut bytes, 0)?;
-        let layout = Layout::new(&bytes).map_err(io::Error::other)?;
-        if layout.listing_bytes + layout.listing.file_bytes() != self.total {
-            return Err(io::Error::other("the listing does not describe this artifact"));
-        }
-        for entry in layout.listing.entries() {
-            let path = path_below(&self.root, entry);
-            match entry.kind {
-                EntryKind::Dir => match fs::DirBuilder::new().mode(0o700).create(&path) {
-                    Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-                    _ => {}
-                },
-                EntryKind::File { size } => {
-                    let file = OpenOptions::new()
-                        .write(true)
-                        .create(true)
-                        .truncate(false)
-                        .mode(0o600)
-                        .open(&path)?;
-                    file.set_len(size)?;
-                }
-                _ => {}
-            }
-        }
-        Ok(self.layout.get_or_init(|| layout))
+    /// The layout and the tree, once [`lay_out`](Target::lay_out) was called.
+    fn laid(&self) -> io::Result<&Laid> {
+        self.laid.get().ok_or_else(|| io::Error::other("the tree has no entries yet"))
     }
 
-    fn with_file<T>(&self, entry: &Entry, work: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
-        let path = path_below(&self.root, entry);
+    fn file(&self, laid: &Laid, entry: &Entry) -> io::Result<Arc<File>> {
+        let path = entry.path.as_bytes();
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.as_ref().is_none_or(|(held, _)| *held != path) {
-            let file = no_follow().open(&path)?;
-            *last = Some((path, file));
+        if let Some((held, file)) = &*last
+            && **held == *path
+        {
+            return Ok(file.clone());
         }
-        let (_, file) = last.as_ref().expect("set just above");
-        work(file)
+        let file = Arc::new(laid.beneath.open_file(path, true)?);
+        *last = Some((path.into(), file.clone()));
+        Ok(file)
     }
 
-    fn apply_attributes(&self, layout: &Layout) -> io::Result<()> {
-        let root = rustix::process::geteuid().is_root();
-        // Children before parents: a directory without write permission must not stop what is below it.
-        for entry in layout.listing.entries().iter().rev() {
-            let path = path_below(&self.root, entry);
-            make_special(&path, &entry.kind)?;
-            if root {
-                let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-                rustix::fs::chownat(CWD, &path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-            }
-            if !matches!(entry.kind, EntryKind::Symlink { .. }) {
-                // After chown, which clears the set-id bits.
-                rustix::fs::chmodat(
-                    CWD,
-                    &path,
-                    Mode::from_raw_mode(u32::from(entry.mode & 0o7777)),
-                    AtFlags::empty(),
-                )?;
-            }
-            for xattr in &entry.xattrs {
-                let name = std::ffi::OsStr::from_bytes(&xattr.name);
-                match rustix::fs::lsetxattr(&path, name, &xattr.value, XattrFlags::empty()) {
-                    // Only root may set trusted and security attributes, and some file systems keep none.
-                    Err(e) if root && e != rustix::io::Errno::OPNOTSUPP => return Err(e.into()),
-                    Err(error) => tracing::warn!(path = %path.display(), %error, "attribute not set"),
-                    Ok(()) => {}
+    /// Makes every entry, and gives it its owner and attributes: what cannot be had is known before anything is fetched.
+    fn make_entries(&self, layout: &Layout, beneath: &Beneath) -> anyhow::Result<()> {
+        let mut left = LeftOut::default();
+        for entry in layout.listing.entries() {
+            let failed = |cause: io::Error| {
+                let (path, what) = (shown(entry), kind_in_words(&entry.kind));
+                match cause.kind() {
+                    io::ErrorKind::AlreadyExists => LayOutError::Twice(path),
+                    _ => LayOutError::Make { path, what, cause },
                 }
+            };
+            let at = beneath.at(entry.path.as_bytes()).map_err(failed)?;
+            let made = if self.resumed { self.remake(&at, entry) } else { Ok(()) };
+            made.and_then(|()| make(&at, entry, beneath, &mut left, self.resumed)).map_err(failed)?;
+            if !matches!(entry.kind, EntryKind::HardLink { .. }) {
+                set_owner(&at, &shown(entry), Stated::of(entry), &mut left).map_err(failed)?;
             }
+        }
+        // After every entry is there: a default access list of a directory would be inherited.
+        let mut buffer = vec![0; xattrs::BUFFER_BYTES];
+        for entry in layout.listing.entries() {
+            if entry.xattrs.is_empty() {
+                continue;
+            }
+            let context = || format!("could not set attributes of {}", entry.path);
+            let at = beneath.at(entry.path.as_bytes()).with_context(context)?;
+            set_xattrs(&at, &shown(entry), Stated::of(entry), &mut left, &mut buffer)
+                .with_context(context)?;
+        }
+        *self.left_out.lock().unwrap_or_else(PoisonError::into_inner) = left;
+        Ok(())
+    }
+
+    /// Takes final modes away again, which an earlier pull had set when it was cut off.
+    fn remake(&self, at: &At<'_>, entry: &Entry) -> io::Result<()> {
+        let mode = match entry.kind {
+            EntryKind::Dir => Mode::RWXU,
+            EntryKind::File { .. } => Mode::RUSR | Mode::WUSR,
+            _ => return Ok(()),
+        };
+        match rustix::fs::chmodat(&at.dir, at.name, mode, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn check_room(&self, layout: &Layout) -> anyhow::Result<()> {
+        if self.resumed {
+            return Ok(());
+        }
+        let parent = self.out.parent().unwrap_or(Path::new("/"));
+        let Ok(room) = Room::at(parent) else { return Ok(()) };
+        let entries = layout.listing.entries().len() as u64;
+        if room.has_too_few_inodes_for(entries) {
+            let error = anyhow!("{} has no room for {entries} more entries", parent.display());
+            return Err(Failure::new(Code::Local, error).next("free some, or choose another --out").into());
         }
         Ok(())
     }
-}
 
-/// Opens for reading and writing, and never through a link.
-fn no_follow() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
-    options
-}
-
-fn make_special(path: &Path, kind: &EntryKind) -> io::Result<()> {
-    use rustix::fs::FileType;
-    let make_node = |file_type, rdev| -> io::Result<()> {
-        match rustix::fs::mknodat(CWD, path, file_type, Mode::from_raw_mode(0o600), rdev) {
-            Err(rustix::io::Errno::EXIST) | Ok(()) => Ok(()),
-            Err(e) => Err(e.into()),
-        }
-    };
-    match kind {
-        EntryKind::File { .. } | EntryKind::Dir => Ok(()),
-        EntryKind::Symlink { target } => {
-            match std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(target), path) {
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-                other => other,
+    /// What every entry still lacks, in the order in which it may be given.
+    fn finish_entries(&self, laid: &Laid) -> io::Result<()> {
+        let mut buffer = vec![0; xattrs::BUFFER_BYTES];
+        let mut left = self.left_out.lock().unwrap_or_else(PoisonError::into_inner);
+        // Counted when the entries were made; now they are set for good.
+        let known = left.clone();
+        *left = LeftOut::default();
+        let entries = laid.layout.listing.entries();
+        let mut copies: BTreeMap<&[u8], Vec<&Entry>> = BTreeMap::new();
+        if known.has_hard_links() {
+            for link in entries {
+                if let EntryKind::HardLink { target } = &link.kind {
+                    copies.entry(target.as_bytes()).or_default().push(link);
+                }
             }
         }
-        EntryKind::Fifo => make_node(FileType::Fifo, 0),
-        EntryKind::CharDev { rdev } => make_node(FileType::CharacterDevice, *rdev),
-        EntryKind::BlockDev { rdev } => make_node(FileType::BlockDevice, *rdev),
+        // Children before parents: a directory without write permission must not stop what is below it.
+        for entry in entries.iter().rev() {
+            let at = laid.beneath.at(entry.path.as_bytes())?;
+            if let EntryKind::HardLink { target } = &entry.kind {
+                if known.has_hard_links() {
+                    copy_link(&laid.beneath, &at, target.as_bytes())?;
+                    left.add(&shown(entry), Lost::HardLink, &"not here");
+                }
+                continue;
+            }
+            let (path, stated) = (shown(entry), Stated::of(entry));
+            set_owner(&at, &path, stated, &mut left)?;
+            set_xattrs(&at, &path, stated, &mut left, &mut buffer)?;
+            set_mode_and_time(&at, &path, stated, 0, &mut left)?;
+            // Files that stand for hard links have what their first name has.
+            for link in copies.get(entry.path.as_bytes()).into_iter().flatten() {
+                let at = laid.beneath.at(link.path.as_bytes())?;
+                set_owner(&at, &path, stated, &mut left)?;
+                set_mode_and_time(&at, &path, stated, 0, &mut left)?;
+            }
+        }
+        laid.beneath.forget();
+        Ok(())
     }
+
+    /// The attributes of the tree's own directory: as listed, or those of the directory that it replaces.
+    fn finish_root(&self, laid: &Laid, also: u16) -> io::Result<()> {
+        let staged = self.staging.tree();
+        let dir = fs::symlink_metadata(&staged).map_or_else(|_| self.out.clone(), |_| staged.clone());
+        let dir = if self.staging.is_in_place() { self.out.clone() } else { dir };
+        let parent = dir.parent().unwrap_or(Path::new("/"));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let handle: OwnedFd = rustix::fs::open(parent, flags, Mode::empty())?;
+        let at = At { dir: Arc::new(handle), name: dir.file_name().unwrap_or_default() };
+        let mut left = self.left_out.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffer = vec![0; xattrs::BUFFER_BYTES];
+        match laid.layout.listing.root() {
+            Some(root) => {
+                let stated = Stated::of_root(root);
+                if also != 0 {
+                    set_owner(&at, "", stated, &mut left)?;
+                    set_xattrs(&at, "", stated, &mut left, &mut buffer)?;
+                }
+                set_mode_and_time(&at, "", stated, also, &mut left)
+            }
+            None if also != 0 => {
+                let (mode, owner) = match fs::symlink_metadata(&self.out) {
+                    Ok(old) => (old.mode() & 0o7777, (old.uid(), old.gid())),
+                    Err(_) => {
+                        (0o755, (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()))
+                    }
+                };
+                // A user who may not give it away keeps it.
+                let _ = std::os::unix::fs::chown(&dir, Some(owner.0), Some(owner.1));
+                Ok(rustix::fs::chmod(&dir, Mode::from_raw_mode(mode))?)
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+pub(super) fn staging_failure(error: StagingError) -> Failure {
+    let next = match &error {
+        StagingError::Foreign { path, .. } => Some(format!("look into {} and move it away", path.display())),
+        StagingError::Mounted(path) => Some(format!("unmount it: umount {}", path.display())),
+        StagingError::Side(_) => None,
+        StagingError::Io { .. } => {
+            Some("look at the permissions of the directory, then run the command again".into())
+        }
+    };
+    let failure = match error {
+        StagingError::Side(error) => Failure::from(error),
+        error => Failure::new(Code::Local, error.into()),
+    };
+    match next {
+        Some(next) => failure.next(next),
+        None => failure,
+    }
+}
+
+/// Reads what is written there; of a hole the system is only asked where it ends.
+fn read_or_skip(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    let end = offset + buffer.len() as u64;
+    if buffer.len() >= HOLE_BYTES_MIN && file.metadata()?.len() >= end {
+        match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(offset)) {
+            Ok(data) if data < end => {}
+            Ok(_) | Err(Errno::NXIO) => {
+                buffer.fill(0);
+                return Ok(());
+            }
+            // A file system that knows no holes.
+            Err(_) => {}
+        }
+    }
+    file.read_exact_at(buffer, offset)
 }
 
 impl Target for TreeTarget {
@@ -266,9 +281,9 @@ impl Target for TreeTarget {
         if in_listing == bytes.len() {
             return Ok(());
         }
-        let rest = &bytes[in_listing..];
-        for (entry, at, range) in self.layout()?.parts(offset + in_listing as u64, rest.len()) {
-            self.with_file(entry, |file| file.write_all_at(&rest[range], at))?;
+        let (laid, rest) = (self.laid()?, &bytes[in_listing..]);
+        for (entry, at, range) in laid.layout.parts(offset + in_listing as u64, rest.len()) {
+            self.file(laid, entry)?.write_all_at(&rest[range], at)?;
         }
         Ok(())
     }
@@ -281,9 +296,9 @@ impl Target for TreeTarget {
         if in_listing == buffer.len() {
             return Ok(());
         }
-        let rest = &mut buffer[in_listing..];
-        for (entry, at, range) in self.layout()?.parts(offset + in_listing as u64, rest.len()) {
-            self.with_file(entry, |file| file.read_exact_at(&mut rest[range], at))?;
+        let (laid, rest) = (self.laid()?, &mut buffer[in_listing..]);
+        for (entry, at, range) in laid.layout.parts(offset + in_listing as u64, rest.len()) {
+            read_or_skip(&*self.file(laid, entry)?, &mut rest[range], at)?;
         }
         Ok(())
     }
@@ -294,64 +309,160 @@ impl Target for TreeTarget {
         Ok(())
     }
 
+    fn syncs_others(&self) -> bool {
+        true
+    }
+
     fn is_zeroed(&self) -> bool {
-        false
+        !self.resumed
     }
 
     fn may_hold_bytes(&self) -> bool {
-        true
+        self.resumed
     }
 
     fn medium(&self) -> Option<File> {
         None
     }
 
-    fn finish(&self) -> anyhow::Result<()> {
-        let place = || -> io::Result<()> {
-            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            let layout = self.layout()?;
-            self.apply_attributes(layout)?;
-            rustix::fs::syncfs(&self.listing_file)?;
-            if self.out.exists() {
-                rustix::fs::renameat_with(CWD, &self.root, CWD, &self.out, RenameFlags::EXCHANGE)?;
-            } else {
-                fs::rename(&self.root, &self.out)?;
-            }
-            fs::rename(self.staging.join("listing"), with_suffix(&self.out, LISTING_SUFFIX))?;
-            sync_parent(&self.out)?;
-            fs::remove_dir_all(&self.staging)?;
-            fs::remove_file(&self.lock_path)
+    fn lay_out(&self) -> anyhow::Result<()> {
+        if self.laid.get().is_some() {
+            return Ok(());
+        }
+        if self.listing_bytes > TREE_LISTING_BYTES_MAX {
+            let error = anyhow!("the release's listing is longer than a listing may be");
+            return Err(Failure::new(Code::Integrity, error).next("tell whoever pushed the release").into());
+        }
+        let bad = |error: anyhow::Error| {
+            let error = error.context("the release's listing cannot be used");
+            Failure::new(Code::Integrity, error).next("tell whoever pushed the release")
         };
-        place()
-            .with_context(|| format!("could not put {} in place", self.out.display()))
-            .map_err(|e| Failure::new(Code::Local, e).into())
+        let local = |error: anyhow::Error| Failure::new(Code::Local, error);
+        let mut bytes = vec![0; usize::try_from(self.listing_bytes).map_err(|e| bad(e.into()))?];
+        self.listing_file.read_exact_at(&mut bytes, 0).map_err(|e| local(e.into()))?;
+        let layout = Layout::new(&bytes).map_err(|e| bad(e.into()))?;
+        if layout.total() != self.total {
+            return Err(bad(anyhow!("it does not describe this artifact")).into());
+        }
+        self.check_room(&layout)?;
+        let beneath = Beneath::open(&self.staging.tree()).map_err(|e| local(e.into()))?;
+        self.make_entries(&layout, &beneath).map_err(|error| {
+            let failure = local(error.context(format!("{} cannot be put here", self.out.display())));
+            failure.next("pull it as root, or to a file system that can hold it")
+        })?;
+        self.staging.set_laid().map_err(staging_failure)?;
+        for line in self.left_out.lock().unwrap_or_else(PoisonError::into_inner).lines() {
+            tracing::warn!("left out: {line}");
+        }
+        // Set by this thread alone.
+        let _ = self.laid.set(Laid { layout, beneath });
+        Ok(())
+    }
+
+    fn finish(&self) -> anyhow::Result<InPlace> {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let failed = |error: anyhow::Error| {
+            let error = error.context(format!("could not put {} in place", self.out.display()));
+            Failure::new(Code::Local, error).next("run the same command again: it goes on from here")
+        };
+        let laid = self.laid().map_err(|e| failed(e.into()))?;
+        let local = |e: io::Error| failed(e.into());
+        self.finish_entries(laid).map_err(local)?;
+        self.finish_root(laid, 0o300).map_err(local)?;
+        rustix::fs::syncfs(&self.listing_file).map_err(|e| local(e.into()))?;
+        let left_out = self.left_out.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.staging.keep_left_out(&left_out).map_err(|error| failed(error.into()))?;
+        // Looked at again: something may have been put or mounted there meanwhile.
+        ours::check_directory(&self.out)?;
+        let replaced = self.staging.swap().map_err(|error| failed(error.into()))?;
+        self.finish_root(laid, 0).map_err(local)?;
+        let found = self.staging.settle(replaced).map_err(|error| failed(error.into()))?;
+        Ok(InPlace { left_out, found })
+    }
+
+    fn end(&self) {
+        self.staging.end();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use distd_core::tree::TreePath;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::exit::code_of;
+
+    /// A listing of version 1: a directory `d` of mode 0500, and a file in it of 5 bytes and mode 0444.
+    const PLAIN: &[u8] = b"\x92\x01\x92\
+        \x97\xc4\x01d\x01\x00\xcd\x01\x40\x00\x00\x90\
+        \x97\xc4\x03d/f\x00\x05\xcd\x01\x24\x00\x00\x90";
+
+    fn dir() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let out = fs::canonicalize(dir.path()).expect("canonical").join("out");
+        (dir, out)
+    }
+
+    fn target(out: &Path, id: u8, listing: &[u8], total: u64) -> TreeTarget {
+        let id = ManifestId([id; 32]);
+        let target = TreeTarget::open(out, id, listing.len() as u64, total).expect("open");
+        target.write_at(0, listing).expect("write the listing");
+        target
+    }
 
     #[test]
-    fn a_range_over_several_files_is_split_at_their_borders() {
-        let file = |path: &str, size| Entry {
-            path: TreePath::new(path.as_bytes()).expect("valid"),
-            kind: EntryKind::File { size },
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            xattrs: Vec::new(),
-        };
-        let listing = Listing::new(vec![file("a", 10), file("b", 0), file("c", 5)]).expect("valid");
-        let bytes = listing.encode();
-        let start = bytes.len() as u64;
-        let layout = Layout::new(&bytes).expect("own bytes");
-        let parts = layout.parts(start + 8, 5);
-        let seen: Vec<_> =
-            parts.iter().map(|(e, at, r)| (e.path.as_bytes().to_vec(), *at, r.clone())).collect();
-        assert_eq!(seen, [(b"a".to_vec(), 8, 0..2), (b"c".to_vec(), 0, 2..5)]);
-        assert!(layout.parts(start + 15, 3).is_empty());
+    fn a_tree_of_a_listing_without_its_own_directory_has_the_mode_of_the_one_it_replaces() {
+        let (_dir, out) = dir();
+        let bytes = PLAIN.len() as u64;
+        for (id, mode) in [(1, 0o755), (2, 0o2710)] {
+            if id == 2 {
+                fs::set_permissions(&out, fs::Permissions::from_mode(mode)).expect("chmod");
+            }
+            let target = target(&out, id, PLAIN, bytes + 5);
+            assert!(target.write_at(bytes, b"early").is_err(), "nothing is there to write to");
+            target.lay_out().expect("make the entries");
+            target.write_at(bytes, b"hello").expect("write");
+            let mut back = [0; 5];
+            target.read_at(bytes, &mut back).expect("read");
+            assert_eq!(&back, b"hello");
+            let in_place = target.finish().expect("finish");
+            assert!(in_place.left_out.is_empty() && in_place.found.is_none(), "{:?}", in_place.found);
+            target.end();
+            let is = |path: &str| fs::metadata(out.join(path)).expect("stat").mode() & 0o7777;
+            assert_eq!([is(""), is("d"), is("d/f")], [mode, 0o500, 0o444]);
+            assert_eq!(fs::read(out.join("d/f")).expect("read"), b"hello");
+        }
+    }
+
+    #[test]
+    fn a_listing_that_is_none_is_the_releases_fault_and_not_the_disks() {
+        let (_dir, out) = dir();
+        let total = PLAIN.len() as u64 + 5;
+        let twisted = [&PLAIN[..PLAIN.len() - 1], b"\x91"].concat();
+        let outside = PLAIN.iter().map(|byte| if *byte == b'd' { b'.' } else { *byte }).collect::<Vec<_>>();
+        for (n, (listing, total)) in
+            [(&twisted[..], total), (&outside[..], total), (PLAIN, total + 1), (b"", 5)]
+                .into_iter()
+                .enumerate()
+        {
+            let target = target(&out, n as u8, listing, total);
+            let error = target.lay_out().expect_err("no listing of this artifact");
+            assert_eq!(code_of(&error), Code::Integrity, "{n}: {error:#}");
+            assert!(
+                fs::read_dir(target.staging.tree()).expect("list").next().is_none(),
+                "{n}: nothing was made"
+            );
+        }
+        assert!(!out.exists());
+    }
+
+    #[test]
+    fn names_that_are_one_are_told_before_anything_is_written() {
+        let (_dir, out) = dir();
+        let target = target(&out, 1, PLAIN, PLAIN.len() as u64 + 5);
+        // As if the file system had taken another name for this one.
+        fs::create_dir(target.staging.tree().join("d")).expect("mkdir");
+        let error = format!("{:#}", target.lay_out().expect_err("it is there already"));
+        assert!(error.contains("does not tell some names"), "{error}");
     }
 }

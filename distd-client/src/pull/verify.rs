@@ -1,14 +1,23 @@
 //! Checking an artifact in place.
 
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use anyhow::Context;
-use distd_core::manifest::Manifest;
+use anyhow::anyhow;
+use distd_core::manifest::{Kind, Manifest};
 use distd_core::{ArtifactHash, ChunkHash, ManifestId};
 use serde::Serialize;
 
-use super::seeds::open_artifact;
+use super::compare::{Differences, compare};
+use super::kept::{self, Kept, read_left_out};
+use super::layout::Layout;
+use super::ours::is_listing_of;
+use super::seeds::{Bytes, open_file};
+use super::staging::Staging;
 use crate::exit::{Code, Failure};
+use crate::whole_hash::{PIECE_BYTES, Pieces, whole_hash};
 
 /// What a check found.
 #[derive(Clone, Debug, Serialize)]
@@ -18,44 +27,130 @@ pub(crate) struct VerifyReport {
     artifact_bytes: u64,
     bad_chunks: u64,
     bad_bytes: u64,
+    /// Lengths, and what a tree has beside content.
+    differences: Differences,
 }
 
 impl VerifyReport {
-    /// Whether every chunk matched.
+    /// Whether everything is what it was when it was released.
     pub(crate) fn is_intact(&self) -> bool {
-        self.bad_chunks == 0
+        self.bad_chunks == 0 && self.differences.count == 0
     }
 
     /// For people.
     pub(crate) fn summary(&self) -> String {
         if self.is_intact() {
-            format!("intact: {} bytes, blake3 {}", self.artifact_bytes, self.blake3)
-        } else {
-            format!(
-                "damaged: {} chunks, {} of {} bytes",
-                self.bad_chunks, self.bad_bytes, self.artifact_bytes
-            )
+            return format!("intact: {} bytes, blake3 {}", self.artifact_bytes, self.blake3);
         }
+        let mut lines = vec![format!(
+            "damaged: {} chunks, {} of {} bytes; {} other differences",
+            self.bad_chunks, self.bad_bytes, self.artifact_bytes, self.differences.count
+        )];
+        lines.extend(self.differences.named.iter().map(|found| {
+            let path = if found.path.is_empty() { "the directory itself" } else { &found.path };
+            format!("{path} {}", found.what)
+        }));
+        lines.join("\n")
     }
 }
 
-/// Checks the artifact at `path` chunk by chunk, and as a whole.
+/// What the artifact at `path` is checked against: what is kept beside it.
+///
+/// # Errors
+/// Failures with [`Code::NotFound`] when nothing is.
+pub(crate) fn verify_kept(path: &Path, data: &Path) -> anyhow::Result<VerifyReport> {
+    let mut report = None;
+    // A pull that was cut off right before it kept the manifest left the artifact whole.
+    for kept in kept::candidates(path, data) {
+        if kept.part && !may_be_of(path, &kept) {
+            continue;
+        }
+        let found = verify(path, &kept)?;
+        if found.is_intact() {
+            return Ok(found);
+        }
+        report.get_or_insert(found);
+    }
+    report.ok_or_else(|| {
+        let error = anyhow!("no manifest is kept beside {}", path.display());
+        let next = "name one with --manifest FILE, or pull the artifact with distd";
+        Failure::new(Code::NotFound, error).next(next).into()
+    })
+}
+
+/// Whether the manifest of a pull that did not come to its end can be that of what is at `path`.
+pub(super) fn may_be_of(path: &Path, kept: &Kept) -> bool {
+    match kept.manifest.root().kind {
+        Kind::Tree { .. } => Staging::of(path).is_in_place() || !kept::staging_path(path).exists(),
+        // The file that was written has its own name until it is complete; a device has none.
+        _ => kept::is_block_device(path) || !kept::staging_path(path).exists(),
+    }
+}
+
+/// Checks the artifact at `path` against a manifest and, of a tree, its listing.
 ///
 /// # Errors
 /// Failures with [`Code::Local`] when it cannot be opened; bytes that cannot be read count as bad.
-pub(crate) fn verify(path: &Path, manifest: &Manifest) -> anyhow::Result<VerifyReport> {
-    let bytes = open_artifact(path)
-        .with_context(|| format!("could not read {}", path.display()))
-        .map_err(|e| Failure::new(Code::Local, e))?;
+pub(crate) fn verify(path: &Path, kept: &Kept) -> anyhow::Result<VerifyReport> {
+    let manifest = &kept.manifest;
     let root = manifest.root();
+    let local = |error: anyhow::Error| {
+        Failure::new(Code::Local, error.context(format!("could not read {}", path.display())))
+    };
+    let meta = fs::metadata(path).map_err(|e| local(e.into()))?;
     let mut report = VerifyReport {
         manifest: manifest.id(),
         blake3: root.blake3,
         artifact_bytes: root.bytes,
         bad_chunks: 0,
         bad_bytes: 0,
+        differences: Differences::default(),
     };
-    let mut whole = blake3::Hasher::new();
+    let differences = &mut report.differences;
+    let bytes = match root.kind {
+        Kind::Tree { listing_bytes } if meta.is_dir() => {
+            let listing = kept.listing.clone().unwrap_or_default();
+            if !is_listing_of(&listing, listing_bytes, manifest) {
+                let error = anyhow!("no listing that fits its manifest is kept beside {}", path.display());
+                let next = "pull it again: what still matches is kept";
+                return Err(Failure::new(Code::Integrity, error).next(next).into());
+            }
+            let layout = Layout::new(&listing).map_err(|e| local(e.into()))?;
+            let staged = kept.part.then(|| Staging::of(path).read_left_out()).flatten();
+            let left_out = staged.unwrap_or_else(|| read_left_out(path));
+            *differences = compare(path, &layout.listing, &left_out).map_err(|e| local(e.into()))?;
+            Bytes::of_tree(path, listing).map_err(local)?
+        }
+        Kind::File if !meta.is_dir() => {
+            if meta.is_file() && meta.size() != root.bytes {
+                differences.add("", format!("has {} bytes instead of {}", meta.size(), root.bytes));
+            }
+            Bytes::File(open_file(path).map_err(|e| local(e.into()))?)
+        }
+        _ => {
+            let what = if meta.is_dir() { "a directory" } else { "no directory" };
+            return Err(Failure::new(
+                Code::Integrity,
+                anyhow!("{} is {what}, other than its release", path.display()),
+            )
+            .next("pull it again")
+            .into());
+        }
+    };
+    let whole = whole_hash(root.bytes, || Read { bytes: &bytes, buffer: vec![0; PIECE_BYTES] });
+    if whole.is_ok_and(|whole| whole == root.blake3) {
+        return Ok(report);
+    }
+    count_bad(&bytes, manifest, &mut report);
+    // Chunks that all match and a whole that does not: the manifest contradicts itself, and nothing it says counts.
+    if report.bad_chunks == 0 {
+        report.bad_chunks = root.chunks;
+        report.bad_bytes = root.bytes;
+    }
+    Ok(report)
+}
+
+fn count_bad(bytes: &Bytes, manifest: &Manifest, report: &mut VerifyReport) {
     let mut buffer = Vec::new();
     for at in manifest.entries() {
         buffer.resize(at.entry.len as usize, 0);
@@ -63,12 +158,18 @@ pub(crate) fn verify(path: &Path, manifest: &Manifest) -> anyhow::Result<VerifyR
             report.bad_chunks += 1;
             report.bad_bytes += u64::from(at.entry.len);
         }
-        whole.update(&buffer);
     }
-    // Chunks that all match and a whole that does not: the manifest contradicts itself, and nothing it says counts.
-    if report.is_intact() && ArtifactHash::from(whole.finalize()) != root.blake3 {
-        report.bad_chunks = root.chunks;
-        report.bad_bytes = root.bytes;
+}
+
+/// What one thread has read of an artifact.
+struct Read<'b> {
+    bytes: &'b Bytes,
+    buffer: Vec<u8>,
+}
+
+impl Pieces for Read<'_> {
+    fn piece(&mut self, offset: u64, len: usize) -> io::Result<&[u8]> {
+        self.bytes.read_at(offset, &mut self.buffer[..len])?;
+        Ok(&self.buffer[..len])
     }
-    Ok(report)
 }

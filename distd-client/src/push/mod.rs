@@ -6,9 +6,9 @@
 mod cut;
 mod pipeline;
 pub(crate) mod source;
-mod tree;
+pub(crate) mod tree;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,7 +22,8 @@ use serde::Serialize;
 use self::cut::CutError;
 use self::pipeline::{PipelineError, Sent};
 use self::source::Source;
-use crate::api::{Api, CommitRequest, Release};
+use crate::api::{Api, CommitRequest, Release, persistently};
+use crate::disk::device;
 use crate::exit::{Code, Failure};
 use crate::output::human_bytes;
 use crate::progress::Progress;
@@ -57,6 +58,7 @@ pub(crate) struct Outcome {
     already_existed: bool,
     resumed: bool,
     sockets_skipped: u64,
+    mounts_skipped: u64,
     channel: Option<String>,
 }
 
@@ -76,13 +78,17 @@ impl Outcome {
             already_existed: true,
             resumed: false,
             sockets_skipped: 0,
+            mounts_skipped: 0,
             channel: None,
         }
     }
 
-    /// Sockets of a tree that were left out.
-    pub(crate) fn sockets_skipped(&self) -> u64 {
-        self.sockets_skipped
+    /// What of a tree was left out, in words.
+    pub(crate) fn left_out(&self) -> Vec<String> {
+        let sockets = (self.sockets_skipped > 0).then(|| format!("{} sockets", self.sockets_skipped));
+        let mounts =
+            (self.mounts_skipped > 0).then(|| format!("{} mounted file systems", self.mounts_skipped));
+        sockets.into_iter().chain(mounts).collect()
     }
 
     /// For people.
@@ -119,7 +125,11 @@ pub(crate) async fn push(
 ) -> anyhow::Result<Outcome> {
     let start = Instant::now();
     let path = request.path.clone();
-    let source = Arc::new(tokio::task::spawn_blocking(move || Source::open(&path)).await??);
+    let open = move || {
+        refuse_written_device(&path)?;
+        Source::open(&path)
+    };
+    let source = Arc::new(tokio::task::spawn_blocking(open).await??);
     let label = format!("{} {}", request.product, request.version);
     progress.begin(source.len(), &label);
     let mut outcome = match existing(api, request).await? {
@@ -127,10 +137,12 @@ pub(crate) async fn push(
         // A release of which the origin lost a part is healed by what is pushed again.
         _ => upload(api, request, &source, &progress, start).await?,
     };
-    outcome.sockets_skipped = source.sockets_skipped();
+    outcome.sockets_skipped = source.skipped().sockets;
+    outcome.mounts_skipped = source.skipped().mounts;
     if let Some(channel) = &request.channel {
         progress.phase("setting the channel");
-        let set = api.set_channel(request.product.as_str(), channel.as_str(), request.version.as_str()).await;
+        let set = || api.set_channel(request.product.as_str(), channel.as_str(), request.version.as_str());
+        let set = persistently(set).await;
         outcome.channel = Some(set.map_err(Failure::from)?.channel);
     }
     outcome.seconds = start.elapsed().as_secs_f64();
@@ -138,9 +150,28 @@ pub(crate) async fn push(
     Ok(outcome)
 }
 
+/// Refuses a block device whose file system may be written while it is read: the release would be no state that it ever had, and
+/// nothing about the device's node tells.
+fn refuse_written_device(path: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let Ok(meta) = std::fs::metadata(path) else { return Ok(()) };
+    if !meta.file_type().is_block_device() {
+        return Ok(());
+    }
+    match device::written_through(meta.rdev(), path) {
+        Some(used) => {
+            let error = anyhow!("{used}, and may be written while it is read");
+            let next = "unmount it, mount it read-only (mount -o remount,ro), or push a snapshot of it";
+            Err(Failure::new(Code::Unusable, error).next(next).into())
+        }
+        None => Ok(()),
+    }
+}
+
 /// The release, when the version is taken. A token that may not read finds out when it commits.
 async fn existing(api: &Api, request: &PushRequest) -> anyhow::Result<Option<Release>> {
-    match api.release(request.product.as_str(), request.version.as_str()).await {
+    let ask = || api.release(request.product.as_str(), request.version.as_str());
+    match persistently(ask).await {
         Ok(release) => Ok(Some(release)),
         Err(error) if error.is_not_found() || error.is_forbidden() => Ok(None),
         Err(error) => Err(Failure::from(error).into()),

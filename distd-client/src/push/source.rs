@@ -7,7 +7,8 @@ use anyhow::{Context, anyhow};
 use distd_core::cut::{ReadAt, Regions, regions};
 use distd_core::limits::ARTIFACT_BYTES_MAX;
 
-use super::tree::TreeSource;
+use super::tree::{Skipped, TreeSource};
+use crate::disk::path::PathError;
 use crate::exit::{Code, Failure};
 use crate::local::{FileReader, Stamp};
 use crate::output::human_bytes;
@@ -15,7 +16,7 @@ use crate::output::human_bytes;
 /// An artifact to be.
 pub(crate) enum Source {
     File { path: PathBuf, reader: FileReader },
-    Tree(TreeSource),
+    Tree(Box<TreeSource>),
 }
 
 /// What to do when an artifact changes under the reader.
@@ -31,9 +32,12 @@ impl Source {
             let error = anyhow::Error::new(e).context(format!("could not open {}", path.display()));
             Failure::new(Code::Local, error)
         };
+        if path == Path::new("-") {
+            return Err(Failure::from(PathError::Stream("what is pushed")).into());
+        }
         let meta = std::fs::metadata(path).map_err(local)?;
         let source = if meta.is_dir() {
-            Self::Tree(TreeSource::open(path)?)
+            Self::Tree(Box::new(TreeSource::open(path)?))
         } else {
             let reader = FileReader::open(path).map_err(|e| match e.kind() {
                 io::ErrorKind::InvalidInput => {
@@ -76,11 +80,11 @@ impl Source {
         }
     }
 
-    /// Sockets of a tree that were left out: what they connect to cannot be shipped.
-    pub(crate) fn sockets_skipped(&self) -> u64 {
+    /// What of a tree is not shipped.
+    pub(crate) fn skipped(&self) -> Skipped {
         match self {
-            Self::File { .. } => 0,
-            Self::Tree(tree) => tree.sockets_skipped(),
+            Self::File { .. } => Skipped::default(),
+            Self::Tree(tree) => tree.skipped(),
         }
     }
 

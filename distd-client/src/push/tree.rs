@@ -1,34 +1,47 @@
 //! A directory as one run of bytes: its listing, then its files in listing order.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::anyhow;
 use distd_core::cut::{ReadAt, Regions};
 use distd_core::limits::{REGIONS_MAX, TREE_ENTRIES_MAX};
-use distd_core::tree::{Entry, EntryKind, Listing, TreePath, Xattr};
-use rustix::fs::OFlags;
+use distd_core::tree::{Entry, EntryKind, Listing, RootDir, Time, TreePath, Xattr};
 use rustix::io::Errno;
 
+use crate::disk::beneath::{At, Beneath};
+use crate::disk::mounts;
 use crate::exit::{Code, Failure};
-use crate::local::Stamp;
+use crate::local::{FileReader, Stamp};
 
 /// Linux lists at most this many bytes of attribute names, and a value is no longer (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
-const XATTR_BUFFER: usize = 64 << 10;
+const XATTR_BUFFER: usize = crate::disk::xattrs::BUFFER_BYTES;
 
 /// A directory read as a tree artifact.
 pub(crate) struct TreeSource {
     root: PathBuf,
+    beneath: Beneath,
     listing: Listing,
     encoded: Vec<u8>,
     files: Vec<TreeFile>,
-    sockets: u64,
+    skipped: Skipped,
     /// The file read last: reading goes through them in order.
-    last: Mutex<Option<(usize, File)>>,
+    last: Mutex<Option<(usize, FileReader)>>,
+}
+
+/// What lies in the directory and is not shipped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Skipped {
+    /// Sockets: what they connect to cannot be shipped.
+    pub(crate) sockets: u64,
+    /// File systems mounted below the directory: they are not part of it.
+    pub(crate) mounts: u64,
 }
 
 struct TreeFile {
@@ -46,18 +59,32 @@ struct TreeFile {
 struct FileChanged(PathBuf);
 
 impl TreeSource {
-    /// Lists everything below `root`; no link is followed, except `root` itself.
+    /// Lists everything below `root`; no link is followed, except `root` itself, and no mount is entered.
     ///
     /// # Errors
     /// Failures with [`Code::Local`] for what cannot be read, [`Code::Unusable`] for what cannot be shipped.
     pub(crate) fn open(root: &Path) -> anyhow::Result<Self> {
-        let mut walk = Walk { found: Vec::new(), sockets: 0, buffer: vec![0; XATTR_BUFFER] };
-        walk.run(root)?;
-        let Walk { mut found, sockets, .. } = walk;
-        found.sort_by(|a, b| a.0.path.cmp(&b.0.path));
-        let (entries, stamps): (Vec<Entry>, Vec<Stamp>) = found.into_iter().unzip();
+        let root = fs::canonicalize(root).map_err(|e| failed(root, e))?;
+        let beneath = Beneath::open(&root).map_err(|e| failed(&root, e))?;
+        let mounted = mounts::here().unwrap_or_default();
+        let mounted = mounts::at_or_below(&mounted, &root).map(|mount| mount.point.clone());
+        let mut walk = Walk {
+            beneath: &beneath,
+            root: &root,
+            mounted: mounted.filter(|point| *point != root).collect(),
+            found: Vec::new(),
+            skipped: Skipped::default(),
+            buffer: vec![0; XATTR_BUFFER],
+        };
+        let top = walk.root_dir()?;
+        walk.run()?;
+        let Walk { mut found, skipped, .. } = walk;
+        found.sort_by(|a, b| a.entry.path.cmp(&b.entry.path));
+        link_names(&mut found);
+        let (entries, stamps): (Vec<Entry>, Vec<Stamp>) =
+            found.into_iter().map(|found| (found.entry, found.stamp)).unzip();
         let unusable = |error: anyhow::Error| Failure::new(Code::Unusable, error);
-        let listing = Listing::new(entries).map_err(|e| {
+        let listing = Listing::new(top, entries).map_err(|e| {
             unusable(anyhow::Error::new(e).context(format!("{} cannot be shipped as a tree", root.display())))
         })?;
         let encoded = listing.encode();
@@ -71,19 +98,24 @@ impl TreeSource {
                 start += size;
             }
         }
-        Ok(Self { root: root.to_owned(), listing, encoded, files, sockets, last: Mutex::default() })
+        Ok(Self { root, beneath, listing, encoded, files, skipped, last: Mutex::default() })
     }
 
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 
+    #[cfg(test)]
+    pub(crate) fn listing(&self) -> &Listing {
+        &self.listing
+    }
+
     pub(crate) fn listing_bytes(&self) -> u64 {
         self.encoded.len() as u64
     }
 
-    pub(crate) fn sockets_skipped(&self) -> u64 {
-        self.sockets
+    pub(crate) fn skipped(&self) -> Skipped {
+        self.skipped
     }
 
     /// The listing, then each file.
@@ -105,28 +137,33 @@ impl TreeSource {
         }
     }
 
-    fn path(&self, index: usize) -> PathBuf {
-        let path = &self.listing.entries()[self.files[index].entry].path;
-        self.root.join(std::ffi::OsStr::from_bytes(path.as_bytes()))
+    fn below(&self, index: usize) -> &TreePath {
+        &self.listing.entries()[self.files[index].entry].path
     }
 
-    fn check(&self, index: usize, file: &File) -> io::Result<()> {
-        if Stamp::of(&file.metadata()?) == self.files[index].stamp {
+    fn path(&self, index: usize) -> PathBuf {
+        self.root.join(OsStr::from_bytes(self.below(index).as_bytes()))
+    }
+
+    fn check(&self, index: usize, file: &FileReader) -> io::Result<()> {
+        if file.stamp() == self.files[index].stamp && file.is_unchanged()? {
             Ok(())
         } else {
             Err(io::Error::other(FileChanged(self.path(index))))
         }
     }
 
-    fn open_file(&self, index: usize) -> io::Result<File> {
-        let path = self.path(index);
-        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-        let file = match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
+    fn open_file(&self, index: usize) -> io::Result<FileReader> {
+        let opened = self.beneath.open_file(self.below(index).as_bytes(), false);
+        let file = match opened.and_then(FileReader::of_file) {
             Ok(file) => file,
             Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::NOENT | Errno::LOOP)) => {
-                return Err(io::Error::other(FileChanged(path)));
+                return Err(io::Error::other(FileChanged(self.path(index))));
             }
-            Err(e) => return Err(at(&path)(e)),
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
+                return Err(io::Error::other(FileChanged(self.path(index))));
+            }
+            Err(e) => return Err(at(&self.path(index))(e)),
         };
         self.check(index, &file)?;
         Ok(file)
@@ -145,6 +182,21 @@ impl TreeSource {
             io::ErrorKind::UnexpectedEof => io::Error::other(FileChanged(self.path(index))),
             _ => at(&self.path(index))(e),
         })
+    }
+}
+
+/// Makes further names of a file hard links of its first one.
+fn link_names(found: &mut [Found]) {
+    let mut first: BTreeMap<(u64, u64), TreePath> = BTreeMap::new();
+    for Found { entry, file, .. } in found {
+        let Some(file) = *file else { continue };
+        if let Some(target) = first.get(&file) {
+            entry.kind = EntryKind::HardLink { target: target.clone() };
+            (entry.mode, entry.uid, entry.gid, entry.modified) = (0, 0, 0, None);
+            entry.xattrs = Vec::new();
+        } else {
+            first.insert(file, entry.path.clone());
+        }
     }
 }
 
@@ -183,43 +235,78 @@ impl ReadAt for TreeSource {
     }
 }
 
-struct Walk {
-    found: Vec<(Entry, Stamp)>,
-    sockets: u64,
+/// An entry as it was found.
+struct Found {
+    entry: Entry,
+    stamp: Stamp,
+    /// Device and inode of a file that has several names.
+    file: Option<(u64, u64)>,
+}
+
+struct Walk<'w> {
+    beneath: &'w Beneath,
+    root: &'w Path,
+    /// Mount points below the root.
+    mounted: Vec<PathBuf>,
+    found: Vec<Found>,
+    skipped: Skipped,
     buffer: Vec<u8>,
 }
 
-impl Walk {
-    fn run(&mut self, root: &Path) -> anyhow::Result<()> {
-        let mut open = vec![root.to_owned()];
+impl Walk<'_> {
+    fn root_dir(&mut self) -> anyhow::Result<RootDir> {
+        let meta = fs::metadata(self.root).map_err(|e| failed(self.root, e))?;
+        let xattrs = self.xattrs(self.root).map_err(|e| failed(self.root, e))?;
+        let mode = (meta.mode() & 0o7777) as u16;
+        Ok(RootDir { mode, uid: meta.uid(), gid: meta.gid(), xattrs, modified: modified(&meta) })
+    }
+
+    fn run(&mut self) -> anyhow::Result<()> {
+        let mut open: Vec<Vec<u8>> = vec![Vec::new()];
         while let Some(dir) = open.pop() {
-            let list = fs::read_dir(&dir).map_err(|e| failed(&dir, e))?;
-            for item in list {
-                let path = item.map_err(|e| failed(&dir, e))?.path();
-                let meta = fs::symlink_metadata(&path).map_err(|e| failed(&path, e))?;
+            let full = |below: &[u8]| self.root.join(OsStr::from_bytes(below));
+            let names = self.beneath.names(&dir).map_err(|e| failed(&full(&dir), e))?;
+            for name in names {
+                let mut below = dir.clone();
+                if !below.is_empty() {
+                    below.push(b'/');
+                }
+                below.extend_from_slice(name.as_bytes());
+                let path = self.root.join(OsStr::from_bytes(&below));
+                let at = self.beneath.at(&below).map_err(|e| failed(&path, e))?;
+                let meta = fs::symlink_metadata(at.short_path()).map_err(|e| failed(&path, e))?;
+                let mounted = self.mounted.contains(&path);
+                if mounted {
+                    self.skipped.mounts += 1;
+                    tracing::warn!(path = %path.display(), "a mounted file system is not part of the directory and is left out");
+                }
                 if meta.file_type().is_socket() {
-                    self.sockets += 1;
+                    self.skipped.sockets += 1;
                     tracing::info!(path = %path.display(), "socket left out");
                     continue;
                 }
+                if mounted && !meta.is_dir() {
+                    continue;
+                }
                 if self.found.len() == TREE_ENTRIES_MAX {
-                    let error = anyhow!("{} has more than {TREE_ENTRIES_MAX} entries", root.display());
+                    let error = anyhow!("{} has more than {TREE_ENTRIES_MAX} entries", self.root.display());
                     let next = "ship it as several products or as an image";
                     return Err(Failure::new(Code::Unusable, error).next(next).into());
                 }
-                let entry = self.entry(root, &path, &meta)?;
-                self.found.push((entry, Stamp::of(&meta)));
-                if meta.is_dir() {
-                    open.push(path);
+                let entry = self.entry(&below, &at, &path, &meta)?;
+                let file = (meta.is_file() && meta.nlink() > 1).then(|| (meta.dev(), meta.ino()));
+                self.found.push(Found { entry, stamp: Stamp::of(&meta), file });
+                // The place of a mount stays, as an empty directory.
+                if meta.is_dir() && !mounted {
+                    open.push(below);
                 }
             }
         }
         Ok(())
     }
 
-    fn entry(&mut self, root: &Path, path: &Path, meta: &Metadata) -> anyhow::Result<Entry> {
-        let below = path.strip_prefix(root).unwrap_or(path);
-        let tree_path = TreePath::new(below.as_os_str().as_bytes()).map_err(|e| {
+    fn entry(&mut self, below: &[u8], at: &At<'_>, path: &Path, meta: &Metadata) -> anyhow::Result<Entry> {
+        let tree_path = TreePath::new(below).map_err(|e| {
             let error = anyhow::Error::new(e).context(format!("{} cannot be shipped", path.display()));
             Failure::new(Code::Unusable, error)
         })?;
@@ -229,7 +316,7 @@ impl Walk {
         } else if file_type.is_dir() {
             EntryKind::Dir
         } else if file_type.is_symlink() {
-            let target = fs::read_link(path).map_err(|e| failed(path, e))?;
+            let target = fs::read_link(at.short_path()).map_err(|e| failed(path, e))?;
             EntryKind::Symlink { target: target.as_os_str().as_bytes().into() }
         } else if file_type.is_fifo() {
             EntryKind::Fifo
@@ -241,31 +328,21 @@ impl Walk {
             let error = anyhow!("{} is of a kind that cannot be shipped", path.display());
             return Err(Failure::new(Code::Unusable, error).into());
         };
-        let xattrs = self.xattrs(path).map_err(|e| failed(path, e))?;
+        let xattrs = self.xattrs(&at.short_path()).map_err(|e| failed(path, e))?;
         // The mask keeps what the cast would lose out of it.
         let mode = (meta.mode() & 0o7777) as u16;
-        Ok(Entry { path: tree_path, kind, mode, uid: meta.uid(), gid: meta.gid(), xattrs })
+        let modified = Some(modified(meta));
+        Ok(Entry { path: tree_path, kind, mode, uid: meta.uid(), gid: meta.gid(), xattrs, modified })
     }
 
     fn xattrs(&mut self, path: &Path) -> io::Result<Vec<Xattr>> {
-        let len = match rustix::fs::llistxattr(path, &mut self.buffer[..]) {
-            Ok(len) => len,
-            // The file system keeps none.
-            Err(Errno::OPNOTSUPP) => 0,
-            Err(e) => return Err(e.into()),
-        };
-        let names = self.buffer[..len].to_vec();
-        let mut xattrs = Vec::new();
-        for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            match rustix::fs::lgetxattr(path, name, &mut self.buffer[..]) {
-                Ok(len) => xattrs.push(Xattr { name: name.into(), value: self.buffer[..len].into() }),
-                // Gone since it was listed, or listed though it has no value here.
-                Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Ok(xattrs)
+        crate::disk::xattrs::read(path, &mut self.buffer)
     }
+}
+
+fn modified(meta: &Metadata) -> Time {
+    // The system keeps it below a second.
+    Time { seconds: meta.mtime(), nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0) }
 }
 
 fn failed(path: &Path, error: io::Error) -> Failure {
@@ -309,13 +386,15 @@ mod tests {
         let socket = std::os::unix::net::UnixListener::bind(dir.path().join("sock")).expect("socket");
         let tree = TreeSource::open(dir.path()).expect("open");
         drop(socket);
-        assert_eq!(tree.sockets_skipped(), 1);
+        assert_eq!(tree.skipped(), Skipped { sockets: 1, mounts: 0 });
         let paths: Vec<_> = tree.listing.entries().iter().map(|e| e.path.to_string()).collect();
         assert_eq!(paths, ["a", "a-b", "a/b", "a/b/two", "a/empty", "a/link", "z", "zz"]);
         assert_eq!(tree.listing.entries()[6].mode, 0o4755);
         let mut expected = tree.listing.encode();
         expected.extend_from_slice(b"dash22");
-        expected.extend_from_slice(&[7; 20_000]);
+        expected.extend_from_slice(&[7; 10_000]);
+        let target = TreePath::new(b"z").expect("a path");
+        assert_eq!(tree.listing.entries()[7].kind, EntryKind::HardLink { target });
         assert_eq!(tree.len(), expected.len() as u64);
         for step in [1, 7, 4096, expected.len()] {
             let mut got = vec![0; expected.len()];
@@ -353,7 +432,7 @@ mod tests {
         let tree = TreeSource::open(dir.path()).expect("open");
         let mut buf = vec![0; usize::try_from(tree.len()).expect("small")];
         tree.read_exact_at(&mut buf, 0).expect("read");
-        write(&dir.path().join("zz"), &[8; 10_000]);
+        write(&dir.path().join("z"), &[8; 10_000]);
         assert!(tree.check_last().is_err(), "written after it was read");
     }
 
@@ -370,6 +449,30 @@ mod tests {
         let tree = TreeSource::open(dir.path()).expect("open");
         let xattrs = &tree.listing.entries()[0].xattrs;
         assert!(xattrs.iter().any(|x| &*x.name == b"user.distd" && &*x.value == b"value"));
+    }
+
+    #[test]
+    fn a_long_path_is_listed_and_read() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let name = "d".repeat(250);
+        let beneath = Beneath::open(dir.path()).expect("open");
+        let mut path = Vec::new();
+        for _ in 0..16 {
+            path.extend_from_slice(name.as_bytes());
+            let at = beneath.at(&path).expect("its directory is there");
+            rustix::fs::mkdirat(&at.dir, at.name, rustix::fs::Mode::RWXU).expect("mkdir");
+            path.push(b'/');
+        }
+        path.extend_from_slice(b"f");
+        let at = beneath.at(&path).expect("its directory is there");
+        write(&at.short_path(), b"deep");
+        assert!(path.len() + dir.path().as_os_str().len() > 4030);
+        let tree = TreeSource::open(dir.path()).expect("open");
+        let mut buf = vec![0; usize::try_from(tree.len()).expect("small")];
+        tree.read_exact_at(&mut buf, 0).expect("read");
+        assert!(buf.ends_with(b"deep"));
+        beneath.forget();
+        crate::disk::remove::remove_tree(&dir.path().join(&name)).expect("remove");
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! `DIR/installed.json`: what pulls have put in place on this device, so that an agent can serve it.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use distd_core::ManifestId;
 use serde::{Deserialize, Serialize};
 
-use crate::pull::write_atomic;
+use crate::disk::lock::{Patience, lock};
+use crate::disk::side::{self, write_atomic};
 
 /// Name of the file in the state directory.
 pub(crate) const FILE_NAME: &str = "installed.json";
@@ -42,13 +43,14 @@ pub(crate) fn list(data: &Path) -> Vec<Installed> {
 pub(crate) fn remember(data: &Path, path: &Path, manifest: ManifestId) -> io::Result<()> {
     let path = fs::canonicalize(path)?;
     // Two pulls may end at once.
-    let lock = File::create(data.join("installed.lock"))?;
-    lock.lock()?;
+    let lock_path = data.join("installed.lock");
+    let (held, _) = side::open(&lock_path).map_err(io::Error::other)?;
+    lock(&held, &lock_path, Patience::Some).map_err(io::Error::other)?;
     let mut installed = vec![Installed { path: path.clone(), manifest }];
     installed.extend(list(data).into_iter().filter(|old| old.path != path && old.path.exists()));
     installed.truncate(INSTALLED_MAX);
     let text = serde_json::to_vec_pretty(&installed).map_err(io::Error::other)?;
-    write_atomic(&data.join(FILE_NAME), &text)
+    write_atomic(&data.join(FILE_NAME), &text).map_err(io::Error::other)
 }
 
 #[cfg(test)]

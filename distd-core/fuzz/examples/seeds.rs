@@ -15,7 +15,7 @@ use distd_core::proto::Frame;
 use distd_core::proto::frame::{
     Choke, Codec as DataCodec, Data, DontHave, DontHaveReason, Handshake, Node, NodeRequest, NodesEnd, Ranges,
 };
-use distd_core::tree::{Entry as TreeEntry, EntryKind, Listing, TreePath, Xattr};
+use distd_core::tree::{Entry as TreeEntry, EntryKind, Listing, RootDir, Time, TreePath, Xattr};
 use distd_core::{ArtifactHash, ChunkHash, ChunkId, ManifestId, NodeHash};
 use distd_core_fuzz::bodies::input::part;
 
@@ -300,21 +300,33 @@ fn manifests(seeds: &Seeds) -> Result<()> {
 
     let entry = |path: &str, kind| -> Result<TreeEntry> {
         let path = TreePath::new(path.as_bytes())?;
-        Ok(TreeEntry { path, kind, mode: 0o755, uid: 0, gid: 1000, xattrs: Vec::new() })
+        let modified = Some(Time { seconds: 1_700_000_000, nanos: 5 });
+        Ok(TreeEntry { path, kind, mode: 0o755, uid: 0, gid: 1000, xattrs: Vec::new(), modified })
     };
     let mut file = entry("etc/file", EntryKind::File { size: 300 })?;
     let xattr = |name: &[u8], value: &[u8]| Xattr { name: name.into(), value: value.into() };
     file.xattrs = vec![xattr(b"security.capability", &[1, 0, 0, 2]), xattr(b"user.x", b"")];
-    let listing = Listing::new(vec![
+    let root = || RootDir {
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        xattrs: vec![xattr(b"user.root", b"x")],
+        modified: Time { seconds: -1, nanos: 0 },
+    };
+    let mut link = entry("etc/same", EntryKind::HardLink { target: TreePath::new(b"etc/file")? })?;
+    (link.mode, link.gid, link.modified) = (0, 0, None);
+    let entries = vec![
         entry("etc", EntryKind::Dir)?,
         file,
+        link,
         entry("etc/link", EntryKind::Symlink { target: (*b"../usr").into() })?,
         entry("pipe", EntryKind::Fifo)?,
         entry("null", EntryKind::CharDev { rdev: 259 })?,
         entry("disk", EntryKind::BlockDev { rdev: 1 << 40 })?,
-    ])?;
-    seeds.put("tree_listing", "kinds", &[&listing.encode()])?;
-    seeds.put("tree_listing", "empty", &[&Listing::new(Vec::new())?.encode()])
+    ];
+    seeds.put("tree_listing", "full", &[&Listing::new(root(), entries)?.encode()])?;
+    // Those of version 1 ("kinds", "empty") stay as they are: nobody writes that version any more.
+    seeds.put("tree_listing", "full_empty", &[&Listing::new(root(), Vec::new())?.encode()])
 }
 
 fn frames(seeds: &Seeds) -> Result<()> {

@@ -5,6 +5,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, RenameFlags};
+use rustix::io::Errno;
+
 /// Largest key, certificate or root metadata file read, bytes. A certificate chain has about 2 KiB and a
 /// `root.json` with a dozen keys about 8 KiB.
 pub const TRUST_FILE_BYTES_MAX: u64 = 1 << 20;
@@ -69,10 +72,19 @@ pub fn read_secret(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     };
     // Of the open file, so that the file checked is the file read.
     let mode = file.metadata().map_err(FileError::io("inspect", path))?.mode() & 0o777;
-    if mode & 0o077 != 0 {
+    if mode & 0o077 != 0 && keeps_modes_beside(path) {
         return Err(FileError::TooOpen { path: path.to_owned(), mode });
     }
     read_bounded(file, path).map(Some)
+}
+
+/// Whether a file made with mode 0600 beside `path` has it: on FAT every file has the one mode of the mount.
+fn keeps_modes_beside(path: &Path) -> bool {
+    let Ok(probe) = write_temporary(path, b"", 0o600) else { return true };
+    let mode = fs::symlink_metadata(&probe).map(|meta| meta.mode() & 0o777);
+    // It is empty, and its name is nobody's.
+    let _ = fs::remove_file(&probe);
+    mode.map_or(true, |mode| mode == 0o600)
 }
 
 fn read_bounded(file: File, path: &Path) -> Result<Vec<u8>, FileError> {
@@ -88,13 +100,35 @@ fn read_bounded(file: File, path: &Path) -> Result<Vec<u8>, FileError> {
 /// exists. A crash leaves the whole file or none: the bytes are durable before the name is linked.
 pub fn create_secret(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
     let tmp = write_temporary(path, bytes, 0o600)?;
-    let linked = fs::hard_link(&tmp, path);
-    fs::remove_file(&tmp).map_err(FileError::io("remove", &tmp))?;
+    let linked = match fs::hard_link(&tmp, path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(e),
+        // FAT, exFAT and some FUSE file systems have no hard links, and say so with one error or another.
+        Err(_) => match rustix::fs::renameat_with(CWD, &tmp, CWD, path, RenameFlags::NOREPLACE) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => claim(&tmp, path),
+            renamed => renamed.map_err(Into::into),
+        },
+        linked => linked,
+    };
+    // Renamed by then where there are no hard links.
+    remove(&tmp)?;
     match linked {
         Ok(()) => sync_parent(path).map(|()| true),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(e) => Err(FileError::io("create", path)(e)),
     }
+}
+
+/// Gives `tmp` the name `path`, unless that is taken, where the system has no one call for it. A crash between the two steps leaves an
+/// empty file, which the next try takes for nobody's.
+fn claim(tmp: &Path, path: &Path) -> io::Result<()> {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => match fs::symlink_metadata(path) {
+            Ok(meta) if meta.is_file() && meta.len() == 0 => {}
+            _ => return Err(e),
+        },
+        other => drop(other?),
+    }
+    fs::rename(tmp, path)
 }
 
 /// Replaces `path` by these bytes, durably; a crash leaves the old file or the new one.
@@ -154,6 +188,19 @@ mod tests {
         assert_eq!(read_secret(&path).expect("read"), Some(b"one".to_vec()));
         assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn without_hard_links_a_secret_is_claimed_once_and_an_empty_file_is_none() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("k");
+        let claim = |bytes: &[u8]| claim(&write_temporary(&path, bytes, 0o600).expect("write"), &path);
+        claim(b"one").expect("nobody has it");
+        assert_eq!(claim(b"two").expect_err("taken").kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(read_secret(&path).expect("read"), Some(b"one".to_vec()));
+        fs::write(&path, b"").expect("as a crash leaves it");
+        claim(b"three").expect("an empty file is none");
+        assert_eq!(read_secret(&path).expect("read"), Some(b"three".to_vec()));
     }
 
     #[test]

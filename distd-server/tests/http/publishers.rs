@@ -458,7 +458,8 @@ async fn a_tree_that_no_device_takes_is_not_released() {
 }
 
 fn listing(path: &str, size: u64) -> Vec<u8> {
-    use distd_core::tree::{Entry, EntryKind, Listing, TreePath};
+    use distd_core::tree::{Entry, EntryKind, Listing, RootDir, Time, TreePath};
+    let modified = Time { seconds: 0, nanos: 0 };
     let entry = |path: &str, kind| Entry {
         path: TreePath::new(path.as_bytes()).expect("a path"),
         kind,
@@ -466,8 +467,10 @@ fn listing(path: &str, size: u64) -> Vec<u8> {
         uid: 0,
         gid: 0,
         xattrs: Vec::new(),
+        modified: Some(modified),
     };
+    let root = RootDir { mode: 0o755, uid: 0, gid: 0, xattrs: Vec::new(), modified };
     let (parent, _) = path.split_once('/').expect("a directory");
     let entries = vec![entry(parent, EntryKind::Dir), entry(path, EntryKind::File { size })];
-    Listing::new(entries).expect("a listing").encode()
+    Listing::new(root, entries).expect("a listing").encode()
 }

@@ -1,13 +1,15 @@
 //! Chunks that nobody wants but a later patch: those of releases in between, and the unpacked side of packed files.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use distd_core::ChunkId;
+
+use crate::disk::side::{self, SideError};
 
 /// They live in a file beside the target until all patches are applied. Not checked one by one: what is made of them is.
 pub(in crate::pull) struct Passing {
@@ -27,10 +29,11 @@ struct Chunks {
 impl Passing {
     /// Makes the file, if anything is `wanted`; where that fails, whatever is written is lost, and its patches fail.
     pub(in crate::pull) fn open(path: PathBuf, wanted: bool) -> Self {
-        let open = || OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
-        let file = wanted.then(open).and_then(|opened| {
-            let failed =
-                |error: &io::Error| tracing::warn!(path = %path.display(), %error, "no room for patches");
+        let file = wanted.then(|| side::open_empty(&path)).and_then(|opened| {
+            let failed = |error: &SideError| {
+                let error = error as &dyn std::error::Error;
+                tracing::warn!(path = %path.display(), error, "no file for patches");
+            };
             opened.inspect_err(failed).ok()
         });
         Self { path, file, chunks: Mutex::default() }

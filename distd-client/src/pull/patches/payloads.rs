@@ -1,7 +1,6 @@
 //! Payloads in a file beside the target, so that an interrupted pull does not fetch them again.
 
-use std::fs::{File, OpenOptions};
-use std::io;
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use distd_peer::share::{ChunkBytes, Holdings};
 
 use super::Arrivals;
 use super::offers::Set;
+use crate::disk::side::{self, SideError};
 use crate::pull::sink::Came;
 
 /// One set's file: payloads at the offsets they have in the set, the rest a hole.
@@ -42,9 +42,8 @@ impl Payloads {
     ///
     /// # Errors
     /// What making the file fails with.
-    pub(in crate::pull) fn open(path: &Path, set: usize, body: &Set) -> io::Result<Self> {
-        let resumed = path.exists();
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+    pub(in crate::pull) fn open(path: &Path, set: usize, body: &Set) -> Result<Self, SideError> {
+        let (file, resumed) = side::open(path)?;
         let behind = body.outline.iter();
         let payloads: Vec<Entry> =
             body.payloads.iter().copied().chain(behind.clone().map(|at| at.entry)).collect();

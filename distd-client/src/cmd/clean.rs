@@ -1,0 +1,44 @@
+//! `distd clean`: remove what interrupted pulls left.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::disk::path::ArtifactPath;
+use crate::exit::Failure;
+use crate::pull::clean;
+
+/// Remove what interrupted pulls left beside an artifact.
+///
+/// A pull that is run again goes on from there; this is for those that nobody goes on with. The artifact stays as it is.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The --out of the pulls.
+    #[arg(value_name = "FILE|BLOCKDEV|DIR", required = true)]
+    out: Vec<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Cleaned {
+    removed: Vec<String>,
+}
+
+pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
+    let targets = args.out.iter().map(|out| ArtifactPath::target(out));
+    let targets = targets.collect::<Result<Vec<_>, _>>().map_err(Failure::from)?;
+    let data = context.data().to_owned();
+    let work = move || {
+        let mut removed = Vec::new();
+        for target in &targets {
+            removed.extend(clean(target.path(), &data)?);
+        }
+        anyhow::Ok(removed)
+    };
+    let removed = tokio::task::spawn_blocking(work).await??;
+    let cleaned = Cleaned { removed: removed.iter().map(|path| path.display().to_string()).collect() };
+    context.output().result(&cleaned, |cleaned| match cleaned.removed.is_empty() {
+        true => "nothing was left".to_owned(),
+        false => format!("removed {}", cleaned.removed.join("\nremoved ")),
+    })
+}

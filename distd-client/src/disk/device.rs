@@ -1,0 +1,222 @@
+//! Block devices: the name of each, and whether anything uses one.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{OFlags, major, minor};
+
+use super::mounts::{self, Mount};
+use crate::exit::{Code, Failure};
+
+/// Device number: major and minor.
+type Number = (u32, u32);
+
+/// What uses a block device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Use {
+    /// The device in use: the one asked for, a partition of it, or the disk it is part of.
+    device: PathBuf,
+    what: What,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum What {
+    Mounted {
+        at: PathBuf,
+        elsewhere: bool,
+    },
+    Swap,
+    /// A device that is made of it: device mapper, RAID, a loop device.
+    Below(PathBuf),
+    /// The kernel says so, and not by whom.
+    Claimed,
+}
+
+impl fmt::Display for Use {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let device = self.device.display();
+        match &self.what {
+            What::Mounted { at, elsewhere: false } => write!(f, "{device} is mounted at {}", at.display()),
+            What::Mounted { at, elsewhere: true } => {
+                write!(f, "{device} is mounted in another mount namespace, at {} there", at.display())
+            }
+            What::Swap => write!(f, "{device} is swap space"),
+            What::Below(other) => write!(f, "{device} lies below {}", other.display()),
+            What::Claimed => write!(f, "{device} is in use: mounted, or held by another program"),
+        }
+    }
+}
+
+/// Why a block device cannot be opened for writing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DeviceError {
+    /// Something uses it.
+    #[error("{0}")]
+    InUse(Use),
+    /// The system refused.
+    #[error("could not open {}", path.display())]
+    Open {
+        /// The device.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+impl From<DeviceError> for Failure {
+    fn from(error: DeviceError) -> Self {
+        let next = match &error {
+            DeviceError::InUse(_) => "unmount it, or name the install slot that is not running",
+            DeviceError::Open { .. } => "look at the device and its permissions: lsblk",
+        };
+        Self::new(Code::Local, error.into()).next(next)
+    }
+}
+
+fn number_of(rdev: u64) -> Number {
+    (major(rdev), minor(rdev))
+}
+
+fn sysfs((major, minor): Number) -> PathBuf {
+    PathBuf::from(format!("/sys/dev/block/{major}:{minor}"))
+}
+
+/// The number of the block device at `path`; `None` when there is none.
+fn number_at(path: &Path) -> Option<Number> {
+    let meta = fs::metadata(path).ok()?;
+    meta.file_type().is_block_device().then(|| number_of(meta.rdev()))
+}
+
+/// The kernel's own name for a device, below `/dev`, where there is a node of it; else `path`. All nodes of a device and links to
+/// them so have one name.
+pub(super) fn node(rdev: u64, path: PathBuf) -> PathBuf {
+    let named = name_of(number_of(rdev));
+    named.filter(|named| number_at(named) == Some(number_of(rdev))).unwrap_or(path)
+}
+
+fn name_of(number: Number) -> Option<PathBuf> {
+    let text = fs::read_to_string(sysfs(number).join("uevent")).ok()?;
+    let name = text.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
+    Some(Path::new("/dev").join(name))
+}
+
+/// The device, its partitions, and the disk it is a partition of.
+fn family(number: Number) -> Vec<Number> {
+    let read = |dir: &Path| -> Option<Number> {
+        let text = fs::read_to_string(dir.join("dev")).ok()?;
+        let (major, minor) = text.trim().split_once(':')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    };
+    let mut family = vec![number];
+    let Ok(dir) = fs::canonicalize(sysfs(number)) else { return family };
+    if dir.join("partition").exists() {
+        family.extend(dir.parent().and_then(read));
+    } else {
+        let below = fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        family.extend(below.filter(|path| path.join("partition").exists()).filter_map(|path| read(&path)));
+    }
+    family
+}
+
+/// Whether `mount` is of the device. File systems over several devices have numbers of their own, and are known by their source.
+fn is_of(mount: &Mount, number: Number) -> bool {
+    mount.device == number || (mount.source.is_absolute() && number_at(&mount.source) == Some(number))
+}
+
+/// What uses the block device with this number; `None` when nothing is known to.
+fn usage(rdev: u64, path: &Path) -> Option<Use> {
+    let asked = number_of(rdev);
+    let named = |number: Number| match number == asked {
+        true => path.to_owned(),
+        false => {
+            name_of(number).unwrap_or_else(|| PathBuf::from(format!("device {}:{}", number.0, number.1)))
+        }
+    };
+    let family = family(asked);
+    let mounted = |mounts: &[Mount], elsewhere: bool| {
+        family.iter().find_map(|number| {
+            let mount = mounts.iter().find(|mount| is_of(mount, *number))?;
+            let what = What::Mounted { at: mount.point.clone(), elsewhere };
+            Some(Use { device: named(*number), what })
+        })
+    };
+    let swap = || {
+        let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+        let swaps: Vec<Number> = swaps
+            .lines()
+            .skip(1)
+            .filter_map(|line| number_at(Path::new(line.split_whitespace().next()?)))
+            .collect();
+        let number = family.iter().find(|number| swaps.contains(number))?;
+        Some(Use { device: named(*number), what: What::Swap })
+    };
+    let below = || {
+        family.iter().find_map(|number| {
+            let mut held = fs::read_dir(sysfs(*number).join("holders")).into_iter().flatten().flatten();
+            let held = held.next().map(|holder| Path::new("/dev").join(holder.file_name()));
+            let other = held.or_else(|| loop_over(*number))?;
+            Some(Use { device: named(*number), what: What::Below(other) })
+        })
+    };
+    mounted(&mounts::here().unwrap_or_default(), false)
+        .or_else(swap)
+        .or_else(below)
+        .or_else(|| mounted(&mounts::elsewhere(), true))
+}
+
+/// The loop device that reads the block device: it takes no claim on it, so the kernel does not say that it is in use.
+fn loop_over(number: Number) -> Option<PathBuf> {
+    fs::read_dir("/sys/block").into_iter().flatten().flatten().find_map(|entry| {
+        let text = fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
+        let backing = text.trim_end_matches('\n');
+        (number_at(Path::new(backing)) == Some(number)).then(|| Path::new("/dev").join(entry.file_name()))
+    })
+}
+
+/// Fails when something uses the block device at `path`.
+///
+/// # Errors
+/// [`DeviceError`].
+pub(crate) fn check_unused(path: &Path) -> Result<(), DeviceError> {
+    let meta = fs::metadata(path).map_err(|cause| DeviceError::Open { path: path.to_owned(), cause })?;
+    match usage(meta.rdev(), path) {
+        Some(used) => Err(DeviceError::InUse(used)),
+        None => Ok(()),
+    }
+}
+
+/// Opens the block device at `path` for reading and writing, claimed: nobody can mount it meanwhile.
+///
+/// # Errors
+/// [`DeviceError::InUse`] when something uses it, a partition of it, or the disk it is part of.
+pub(crate) fn open_claimed(path: &Path) -> Result<File, DeviceError> {
+    check_unused(path)?;
+    // On a block device, without O_CREAT: a claim that file systems, swap and partitions of the disk take too (open(2)).
+    let flags = OFlags::EXCL.bits().cast_signed();
+    OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).map_err(|cause| {
+        match rustix::io::Errno::from_io_error(&cause) {
+            Some(rustix::io::Errno::BUSY) => {
+                let claimed = Use { device: path.to_owned(), what: What::Claimed };
+                DeviceError::InUse(
+                    fs::metadata(path).ok().and_then(|m| usage(m.rdev(), path)).unwrap_or(claimed),
+                )
+            }
+            _ => DeviceError::Open { path: path.to_owned(), cause },
+        }
+    })
+}
+
+/// A mount through which the device with this number may be written while it is read.
+pub(crate) fn written_through(rdev: u64, path: &Path) -> Option<Use> {
+    let family = family(number_of(rdev));
+    let find = |mounts: Vec<Mount>, elsewhere: bool| {
+        let writable = |mount: &&Mount| mount.writable && family.iter().any(|number| is_of(mount, *number));
+        let at = mounts.iter().find(writable)?.point.clone();
+        Some(Use { device: path.to_owned(), what: What::Mounted { at, elsewhere } })
+    };
+    find(mounts::here().unwrap_or_default(), false).or_else(|| find(mounts::elsewhere(), true))
+}

@@ -1,0 +1,365 @@
+//! Files beside an artifact: made so that nobody else can have put them there, read and written only if they are ours.
+//!
+//! A directory that others may write to can hold anything under the names that distd uses: a link to a file worth more, a file of
+//! another owner, a pipe. Everything that a pull opens beside its target goes through here.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+use crate::exit::{Code, Failure};
+
+/// Longest name that Linux file systems take, bytes.
+const NAME_BYTES_MAX: usize = 255;
+
+/// Why a file beside the target cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SideError {
+    /// Somebody else may have put it there.
+    #[error("{} is {what}, and not a file of this command", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// Another process holds the lock.
+    #[error("another process holds a lock on {}", path.display())]
+    Locked {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("could not {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+impl SideError {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |cause| Self::Io { action, path: path.to_owned(), cause }
+    }
+}
+
+impl From<SideError> for Failure {
+    fn from(error: SideError) -> Self {
+        let next = match &error {
+            SideError::Foreign { path, .. } => {
+                format!("look at {}; if nothing needs it, remove it", path.display())
+            }
+            SideError::Locked { .. } => {
+                "wait until the other program is done, then run the command again".to_owned()
+            }
+            SideError::Io { path, .. } => {
+                let dir = path.parent().unwrap_or(Path::new("/"));
+                format!("look at the permissions of {} and the space there", dir.display())
+            }
+        };
+        Self::new(Code::Local, error.into()).next(next)
+    }
+}
+
+/// `path` with `suffix` behind its last name. A name that would become too long is cut, and told apart by its hash.
+pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    if name.len() + suffix.len() <= NAME_BYTES_MAX {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        return PathBuf::from(name);
+    }
+    let tag = format!("~{}{suffix}", &blake3::hash(name).to_hex()[..16]);
+    let mut short = name[..NAME_BYTES_MAX.saturating_sub(tag.len()).min(name.len())].to_vec();
+    short.extend_from_slice(tag.as_bytes());
+    path.with_file_name(OsString::from_vec(short))
+}
+
+/// Whether what has this owner may be this user's: it is, or its file system gives that owner to whatever this user makes there, as FAT
+/// does, and NFS to root.
+pub(crate) fn may_be_ours(path: &Path, owner: u32) -> bool {
+    if owner == rustix::process::geteuid().as_raw() {
+        return true;
+    }
+    let made = path.parent().and_then(|dir| tempfile::tempfile_in(dir).ok());
+    made.and_then(|file| file.metadata().ok()).is_some_and(|meta| meta.uid() == owner)
+}
+
+/// What is wrong with a file that is open or was looked at; `None` where it is a regular file that only this user can have made.
+fn foreign(path: &Path, meta: &fs::Metadata) -> Option<&'static str> {
+    if meta.file_type().is_symlink() {
+        Some("a link")
+    } else if !meta.is_file() {
+        Some("no regular file")
+    } else if meta.nlink() > 1 {
+        Some("a file with another name beside this one")
+    } else if !may_be_ours(path, meta.uid()) {
+        Some("a file of another user")
+    } else {
+        None
+    }
+}
+
+/// Opens a file of ours for reading and writing; whether it was there already.
+///
+/// A new file has mode 0600, whatever the umask. One that is there is never followed through a link, and is used only if it
+/// belongs to this user and has no other name.
+///
+/// # Errors
+/// [`SideError`].
+pub(crate) fn open(path: &Path) -> Result<(File, bool), SideError> {
+    // One round more than the race that a file is made or removed between the two calls can take.
+    for _ in 0..3 {
+        match create_new(path) {
+            Ok(file) => return Ok((file, false)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(SideError::io("create", path)(error)),
+        }
+        match open_existing(path, true) {
+            Ok(file) => return Ok((file, true)),
+            Err(SideError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(SideError::io("create", path)(io::ErrorKind::AlreadyExists.into()))
+}
+
+/// Opens a file of ours anew and empty, in place of one that is there.
+///
+/// # Errors
+/// [`SideError`].
+pub(crate) fn open_empty(path: &Path) -> Result<File, SideError> {
+    remove(path)?;
+    create_new(path).map_err(SideError::io("create", path))
+}
+
+fn create_new(path: &Path) -> io::Result<File> {
+    let no_follow = OFlags::NOFOLLOW.bits().cast_signed();
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(no_follow)
+        .open(path)?;
+    // A default access list of the directory may have widened it.
+    use std::os::unix::fs::PermissionsExt;
+    if file.metadata()?.mode() & 0o777 != 0o600 {
+        // Not every file system has modes; the owner check below does without.
+        let _ = file.set_permissions(fs::Permissions::from_mode(0o600));
+    }
+    Ok(file)
+}
+
+fn open_existing(path: &Path, write: bool) -> Result<File, SideError> {
+    let looked = fs::symlink_metadata(path).map_err(SideError::io("inspect", path))?;
+    let refuse = |what| SideError::Foreign { path: path.to_owned(), what };
+    if let Some(what) = foreign(path, &looked) {
+        return Err(refuse(what));
+    }
+    // Non-blocking: a pipe that took its place meanwhile must not hang this process.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file = OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
+    let file = file.map_err(SideError::io("open", path))?;
+    let meta = file.metadata().map_err(SideError::io("inspect", path))?;
+    match foreign(path, &meta) {
+        Some(what) => Err(refuse(what)),
+        None => Ok(file),
+    }
+}
+
+/// The bytes of a file of ours, at most `max`; `None` when there is none.
+///
+/// # Errors
+/// [`SideError`].
+pub(crate) fn read(path: &Path, max: u64) -> Result<Option<Vec<u8>>, SideError> {
+    let file = match open_existing(path, false) {
+        Ok(file) => file,
+        Err(SideError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = Vec::new();
+    file.take(max.saturating_add(1)).read_to_end(&mut bytes).map_err(SideError::io("read", path))?;
+    if bytes.len() as u64 > max {
+        return Err(SideError::io("read", path)(io::ErrorKind::FileTooLarge.into()));
+    }
+    Ok(Some(bytes))
+}
+
+/// The bytes of a regular file of anybody, at most `max`: for what is only read. A pipe in its place does not block.
+///
+/// # Errors
+/// As the system reports.
+pub(crate) fn read_anyones(path: &Path, max: u64) -> io::Result<Vec<u8>> {
+    let file = open_regular(path)?;
+    let mut bytes = Vec::new();
+    file.take(max.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > max {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(bytes)
+}
+
+/// Opens a regular file for reading; anything else is an error, and a pipe does not block.
+///
+/// # Errors
+/// As the system reports.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+    }
+}
+
+/// Removes a file of ours; none is no error.
+///
+/// # Errors
+/// [`SideError`]; a file that somebody else may have put there stays.
+pub(crate) fn remove(path: &Path) -> Result<(), SideError> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(SideError::io("inspect", path)(error)),
+        Ok(meta) => {
+            if let Some(what) = foreign(path, &meta) {
+                return Err(SideError::Foreign { path: path.to_owned(), what });
+            }
+        }
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SideError::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a file whole or not at all, for its owner alone: temporary file, sync, rename, sync of the directory.
+///
+/// Unlike `distd_peer::trust::files::write_atomic` the temporary name is fixed: a journal is written every second, and a kill must not
+/// leave one file behind each time.
+///
+/// # Errors
+/// [`SideError`].
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), SideError> {
+    let part = with_suffix(path, ".part");
+    let mut file = open_empty(&part)?;
+    let write = |file: &mut File| file.write_all(bytes).and_then(|()| file.sync_all());
+    if let Err(error) = write(&mut file) {
+        // Half of it is of no use, and the first error is the one that matters.
+        let _ = fs::remove_file(&part);
+        return Err(SideError::io("write", path)(error));
+    }
+    fs::rename(&part, path).map_err(SideError::io("replace", path))?;
+    sync_parent(path).map_err(SideError::io("write", path))
+}
+
+/// Puts the file of ours at `from` in the place of `to`, durably.
+///
+/// # Errors
+/// [`SideError`].
+pub(crate) fn replace(from: &Path, to: &Path) -> Result<(), SideError> {
+    fs::rename(from, to).map_err(SideError::io("replace", to))?;
+    sync_parent(to).map_err(SideError::io("write", to))
+}
+
+/// Makes a rename in `path`'s directory durable.
+///
+/// # Errors
+/// As the system reports.
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_name_that_would_be_too_long_is_cut_and_stays_apart_from_others() {
+        let path = Path::new("/d/short");
+        assert_eq!(with_suffix(path, ".distd"), Path::new("/d/short.distd"));
+        let long = |last: char| format!("/d/{}{last}", "x".repeat(250));
+        let (a, b) =
+            (with_suffix(Path::new(&long('a')), ".distd"), with_suffix(Path::new(&long('b')), ".distd"));
+        assert_ne!(a, b);
+        for name in [&a, &b] {
+            assert_eq!(name.parent(), Some(Path::new("/d")));
+            assert!(name.file_name().expect("a name").len() <= NAME_BYTES_MAX);
+            assert!(name.to_string_lossy().ends_with(".distd"));
+        }
+    }
+
+    #[test]
+    fn what_others_may_have_put_there_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let precious = dir.path().join("precious");
+        fs::write(&precious, "precious").expect("write");
+        let side = dir.path().join("side");
+        type Make<'a> = (&'a str, &'a dyn Fn());
+        let kinds: [Make<'_>; 4] = [
+            ("link", &|| symlink(&precious, &side).expect("link")),
+            ("dangling link", &|| symlink("nowhere", &side).expect("link")),
+            ("hard link", &|| fs::hard_link(&precious, &side).expect("link")),
+            ("fifo", &|| {
+                let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+                let fifo = rustix::fs::FileType::Fifo;
+                rustix::fs::mknodat(rustix::fs::CWD, &side, fifo, mode, 0).expect("mkfifo");
+            }),
+        ];
+        for (name, make) in kinds {
+            make();
+            for result in [
+                open(&side).map(drop),
+                open_empty(&side).map(drop),
+                remove(&side),
+                read(&side, 100).map(drop),
+            ] {
+                assert!(matches!(result, Err(SideError::Foreign { .. })), "{name}: {result:?}");
+            }
+            // Renamed over: the link itself is replaced, and nothing behind it is written.
+            assert_eq!(fs::read(&precious).expect("read"), b"precious", "{name}");
+            fs::remove_file(&side).expect("remove");
+            assert!(!dir.path().join("nowhere").exists());
+        }
+        if rustix::process::geteuid().is_root() {
+            fs::write(&side, "theirs").expect("write");
+            std::os::unix::fs::chown(&side, Some(65534), Some(65534)).expect("chown");
+            assert!(matches!(open(&side), Err(SideError::Foreign { .. })), "a file of another user");
+            assert!(matches!(open_empty(&side), Err(SideError::Foreign { .. })));
+            assert_eq!(fs::read(&side).expect("read"), b"theirs");
+        }
+    }
+
+    #[test]
+    fn new_files_are_for_their_owner_alone_and_old_ones_keep_their_bytes() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("side");
+        let (mut file, there) = open(&path).expect("open");
+        assert!(!there);
+        file.write_all(b"begun").expect("write");
+        assert_eq!(fs::metadata(&path).expect("stat").permissions().mode() & 0o777, 0o600);
+        assert!(open(&path).expect("open").1);
+        assert_eq!(read(&path, 5).expect("read").as_deref(), Some(&b"begun"[..]));
+        assert!(read(&path, 4).is_err(), "longer than it may be");
+        write_atomic(&path, b"whole").expect("write");
+        assert_eq!(fs::read(&path).expect("read"), b"whole");
+        drop(open_empty(&path).expect("open"));
+        assert_eq!(fs::metadata(&path).expect("stat").len(), 0);
+        remove(&path).expect("remove");
+        remove(&path).expect("gone already");
+        assert_eq!(read(&path, 5).expect("read"), None);
+    }
+}

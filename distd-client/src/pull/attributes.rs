@@ -1,0 +1,153 @@
+//! Owners, attributes, modes and times of a tree's entries.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+
+use distd_core::tree::{Entry, EntryKind, RootDir, Time, Xattr};
+use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags};
+
+use super::left_out::{LeftOut, Lost, SET_ID};
+use crate::disk::beneath::At;
+use crate::disk::xattrs;
+
+/// What a listing states of an entry beside its content.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stated<'e> {
+    /// `None` where a link has no mode of its own.
+    pub(super) mode: Option<u16>,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) xattrs: &'e [Xattr],
+    pub(super) modified: Option<Time>,
+}
+
+impl<'e> Stated<'e> {
+    /// Of an entry that is no hard link.
+    pub(super) fn of(entry: &'e Entry) -> Self {
+        let link = matches!(entry.kind, EntryKind::Symlink { .. });
+        Self {
+            mode: (!link).then_some(entry.mode),
+            uid: entry.uid,
+            gid: entry.gid,
+            xattrs: &entry.xattrs,
+            modified: entry.modified,
+        }
+    }
+
+    pub(super) fn of_root(root: &'e RootDir) -> Self {
+        Self {
+            mode: Some(root.mode),
+            uid: root.uid,
+            gid: root.gid,
+            xattrs: &root.xattrs,
+            modified: Some(root.modified),
+        }
+    }
+}
+
+/// Whether an attribute that a listing does not state is taken away: what grants rights, and what a publisher may have meant. Labels of
+/// a security module are the device's own.
+pub(super) fn is_ours_to_remove(name: &[u8]) -> bool {
+    name.starts_with(b"system.posix_acl_")
+        || name.starts_with(b"user.")
+        || name.starts_with(b"trusted.")
+        || name == b"security.capability"
+}
+
+/// Gives an entry its owner, as far as this process may.
+pub(super) fn set_owner(at: &At<'_>, path: &str, stated: Stated<'_>, left: &mut LeftOut) -> io::Result<()> {
+    let meta = std::fs::symlink_metadata(at.short_path())?;
+    if (meta.uid(), meta.gid()) == (stated.uid, stated.gid) {
+        return Ok(());
+    }
+    let (uid, gid) = (Uid::from_raw(stated.uid), Gid::from_raw(stated.gid));
+    let set = |uid, gid| rustix::fs::chownat(&at.dir, at.name, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
+    if let Err(error) = set(Some(uid), Some(gid)) {
+        // The group alone may be one of this user's.
+        let _ = set(None, Some(gid));
+        left.add(path, Lost::Owner(stated.uid, stated.gid), &io::Error::from(error));
+    }
+    Ok(())
+}
+
+/// Gives an entry its attributes and takes away those that are not stated. Before the mode: what may not be written has no
+/// attributes set.
+pub(super) fn set_xattrs(
+    at: &At<'_>,
+    path: &str,
+    stated: Stated<'_>,
+    left: &mut LeftOut,
+    buffer: &mut [u8],
+) -> io::Result<()> {
+    let short = at.short_path();
+    for there in xattrs::read(&short, buffer).unwrap_or_default() {
+        let is_stated = stated.xattrs.iter().any(|xattr| xattr.name == there.name);
+        if !is_stated
+            && is_ours_to_remove(&there.name)
+            && let Err(error) = rustix::fs::lremovexattr(&short, OsStr::from_bytes(&there.name))
+        {
+            left.add(path, Lost::Xattr(&there.name), &io::Error::from(error));
+        }
+    }
+    for xattr in stated.xattrs {
+        let name = OsStr::from_bytes(&xattr.name);
+        if let Err(error) = rustix::fs::lsetxattr(&short, name, &xattr.value, XattrFlags::empty()) {
+            left.add(path, Lost::Xattr(&xattr.name), &io::Error::from(error));
+        }
+    }
+    Ok(())
+}
+
+/// Gives an entry its mode and then its time. Set-id bits are left out where the owner is another than stated: they would run the
+/// program as whoever pulled it.
+pub(super) fn set_mode_and_time(
+    at: &At<'_>,
+    path: &str,
+    stated: Stated<'_>,
+    also: u16,
+    left: &mut LeftOut,
+) -> io::Result<()> {
+    if let Some(mode) = stated.mode {
+        let short = at.short_path();
+        let mut wanted = mode;
+        if mode & SET_ID != 0 && left.has_owner(stated.uid, stated.gid) {
+            wanted &= !SET_ID;
+            left.add(path, Lost::Mode(mode), &"its owner is another");
+        }
+        let raw = Mode::from_raw_mode(u32::from(wanted | also));
+        let set = rustix::fs::chmodat(&at.dir, at.name, raw, AtFlags::empty());
+        let is = std::fs::symlink_metadata(&short)?.mode() & 0o7777;
+        if let Err(error) = set {
+            left.add(path, Lost::Mode(mode), &io::Error::from(error));
+        } else if is != u32::from(wanted | also) {
+            left.add(path, Lost::Mode(mode), &format!("it is {is:04o} here"));
+        }
+    }
+    if let Some(time) = stated.modified {
+        set_time(at, path, time, left);
+    }
+    Ok(())
+}
+
+fn set_time(at: &At<'_>, path: &str, time: Time, left: &mut LeftOut) {
+    let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    let modified = Timespec { tv_sec: time.seconds, tv_nsec: time.nanos.into() };
+    let times = Timestamps { last_access: omit, last_modification: modified };
+    if let Err(error) = rustix::fs::utimensat(&at.dir, at.name, &times, AtFlags::SYMLINK_NOFOLLOW) {
+        left.add(path, Lost::Time, &io::Error::from(error));
+    }
+}
+
+/// Whether a file has the time that is stated. File systems keep times as finely as they can: whole seconds, FAT every second one.
+pub(super) fn same_time(meta: &std::fs::Metadata, time: Time) -> bool {
+    let there = (meta.mtime(), meta.mtime_nsec());
+    if there == (time.seconds, i64::from(time.nanos)) {
+        return true;
+    }
+    let apart = time.seconds.saturating_sub(there.0);
+    // Some keep 100 ns, or a microsecond.
+    let coarse = there.1 % 100 == 0 && apart == 0 && (i64::from(time.nanos) - there.1).abs() < 1000;
+    coarse || (there.1 == 0 && (0..2).contains(&apart))
+}

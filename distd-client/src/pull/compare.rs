@@ -1,0 +1,202 @@
+//! What a tree is, beside what its listing states: kinds, lengths, links, owners, modes, attributes, times, and what is there in
+//! addition.
+
+use std::collections::BTreeSet;
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use distd_core::tree::{Entry, EntryKind, Listing};
+use serde::Serialize;
+
+use super::attributes::{Stated, is_ours_to_remove, same_time};
+use super::left_out::{LeftOut, shown};
+use crate::disk::beneath::{At, Beneath};
+use crate::disk::xattrs;
+
+/// Differences that are named; more are counted.
+const NAMED_MAX: usize = 1000;
+
+/// One thing that is otherwise than its listing states.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Difference {
+    /// Below the tree; empty for the tree itself.
+    pub(crate) path: String,
+    /// What is otherwise.
+    pub(crate) what: String,
+}
+
+/// All of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Differences {
+    /// The first thousand.
+    pub(crate) named: Vec<Difference>,
+    /// How many there are.
+    pub(crate) count: u64,
+}
+
+impl Differences {
+    pub(super) fn add(&mut self, path: impl Into<String>, what: impl Into<String>) {
+        self.count += 1;
+        if self.named.len() < NAMED_MAX {
+            self.named.push(Difference { path: path.into(), what: what.into() });
+        }
+    }
+}
+
+/// Compares the tree at `root` with its listing, but for the content of files. What was left out when it was put there is no
+/// difference.
+///
+/// # Errors
+/// When the directory itself cannot be opened; what cannot be looked at below it is a difference.
+pub(super) fn compare(root: &Path, listing: &Listing, left_out: &LeftOut) -> io::Result<Differences> {
+    let beneath = Beneath::open(root)?;
+    let mut found = Differences::default();
+    let mut buffer = vec![0; xattrs::BUFFER_BYTES];
+    let mut compare =
+        Compare { beneath: &beneath, listing, left_out, found: &mut found, buffer: &mut buffer };
+    compare.root(root)?;
+    for entry in listing.entries() {
+        compare.entry(entry);
+    }
+    compare.additions();
+    Ok(found)
+}
+
+struct Compare<'c> {
+    beneath: &'c Beneath,
+    listing: &'c Listing,
+    left_out: &'c LeftOut,
+    found: &'c mut Differences,
+    buffer: &'c mut [u8],
+}
+
+impl Compare<'_> {
+    fn root(&mut self, root: &Path) -> io::Result<()> {
+        let Some(stated) = self.listing.root() else { return Ok(()) };
+        let meta = std::fs::symlink_metadata(root)?;
+        self.attributes("", root, &meta, Stated::of_root(stated));
+        Ok(())
+    }
+
+    fn entry(&mut self, entry: &Entry) {
+        let path = shown(entry);
+        let looked = self.beneath.at(entry.path.as_bytes()).and_then(|at| {
+            let meta = std::fs::symlink_metadata(at.short_path())?;
+            Ok((at, meta))
+        });
+        let (at, meta) = match looked {
+            Ok(looked) => looked,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return self.found.add(path, "is missing");
+            }
+            Err(error) => return self.found.add(path, format!("cannot be looked at: {error}")),
+        };
+        match self.kind(entry, &at, &meta) {
+            Ok(true) => self.attributes(&path, &at.short_path(), &meta, Stated::of(entry)),
+            Ok(false) => {}
+            Err(what) => self.found.add(path, what),
+        }
+    }
+
+    /// Whether the entry has attributes of its own.
+    fn kind(&self, entry: &Entry, at: &At<'_>, meta: &Metadata) -> Result<bool, String> {
+        let kind = meta.file_type();
+        let must = |holds: bool, what: &str| if holds { Ok(true) } else { Err(what.to_owned()) };
+        match &entry.kind {
+            EntryKind::File { size } => {
+                must(kind.is_file(), "is no regular file")?;
+                must(meta.size() == *size, &format!("has {} bytes instead of {size}", meta.size()))
+            }
+            EntryKind::Dir => must(kind.is_dir(), "is no directory"),
+            EntryKind::Symlink { target } => {
+                must(kind.is_symlink(), "is no symbolic link")?;
+                let leads = std::fs::read_link(at.short_path()).map_err(|error| error.to_string())?;
+                must(leads.as_os_str().as_bytes() == &**target, &format!("leads to {}", leads.display()))
+            }
+            EntryKind::Fifo => must(kind.is_fifo(), "is no named pipe"),
+            EntryKind::CharDev { rdev } => {
+                must(kind.is_char_device() && meta.rdev() == *rdev, "is not the character device")
+            }
+            EntryKind::BlockDev { rdev } => {
+                must(kind.is_block_device() && meta.rdev() == *rdev, "is not the block device")
+            }
+            EntryKind::HardLink { target } => {
+                let first = self.beneath.at(target.as_bytes());
+                let first = first.and_then(|at| std::fs::symlink_metadata(at.short_path()));
+                let same = first.is_ok_and(|first| (first.dev(), first.ino()) == (meta.dev(), meta.ino()));
+                if self.left_out.has_hard_links() && kind.is_file() {
+                    let stated = self.listing.get(target.as_bytes()).map(|entry| &entry.kind);
+                    let same_size = stated == Some(&EntryKind::File { size: meta.size() });
+                    return must(same_size, "has another length").map(|_| false);
+                }
+                must(same, &format!("is no hard link of {target}")).map(|_| false)
+            }
+        }
+    }
+
+    fn attributes(&mut self, path: &str, at: &Path, meta: &Metadata, stated: Stated<'_>) {
+        let owner = (meta.uid(), meta.gid());
+        if owner != (stated.uid, stated.gid) && !self.left_out.has_owner(stated.uid, stated.gid) {
+            let what = format!("belongs to {}:{} instead of {}:{}", owner.0, owner.1, stated.uid, stated.gid);
+            self.found.add(path, what);
+        }
+        let mode = stated.mode.and_then(|mode| self.left_out.mode_of(mode, stated.uid, stated.gid));
+        if let Some(mode) = mode
+            && meta.mode() & 0o7777 != u32::from(mode)
+        {
+            self.found.add(path, format!("has mode {:04o} instead of {mode:04o}", meta.mode() & 0o7777));
+        }
+        if let Some(time) = stated.modified
+            && !self.left_out.has_times()
+            && !same_time(meta, time)
+        {
+            self.found.add(path, "was modified at another time");
+        }
+        let there = match xattrs::read(at, self.buffer) {
+            Ok(there) => there,
+            Err(error) => {
+                return self.found.add(path, format!("has attributes that cannot be read: {error}"));
+            }
+        };
+        for xattr in stated.xattrs {
+            let name = xattr.name.escape_ascii();
+            match there.iter().find(|there| there.name == xattr.name) {
+                _ if self.left_out.has_xattr(&xattr.name) => {}
+                Some(there) if there.value == xattr.value => {}
+                Some(_) => self.found.add(path, format!("has another value of the attribute {name}")),
+                // Others' attributes of this name space are not shown to this user.
+                None if xattr.name.starts_with(b"trusted.") && !rustix::process::geteuid().is_root() => {}
+                None => self.found.add(path, format!("lacks the attribute {name}")),
+            }
+        }
+        for extra in there {
+            let is_stated = stated.xattrs.iter().any(|xattr| xattr.name == extra.name);
+            if !is_stated && is_ours_to_remove(&extra.name) && !self.left_out.has_xattr(&extra.name) {
+                self.found.add(path, format!("has the attribute {} in addition", extra.name.escape_ascii()));
+            }
+        }
+    }
+
+    /// Everything that is there and not listed.
+    fn additions(&mut self) {
+        let dirs = self.listing.entries().iter().filter(|entry| entry.kind == EntryKind::Dir);
+        let dirs = std::iter::once(&[][..]).chain(dirs.map(|entry| entry.path.as_bytes()));
+        let mut seen = BTreeSet::new();
+        for dir in dirs {
+            // One that cannot be read was named already.
+            for name in self.beneath.names(dir).unwrap_or_default() {
+                let mut path = dir.to_vec();
+                if !path.is_empty() {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(name.as_bytes());
+                if self.listing.get(&path).is_none() && seen.insert(path.clone()) {
+                    self.found.add(path.escape_ascii().to_string(), "is not in the release");
+                }
+            }
+        }
+    }
+}

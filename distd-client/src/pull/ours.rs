@@ -1,0 +1,240 @@
+//! Whether `--out` may be taken: what is there is distd's own, or nothing.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use distd_core::ChunkHash;
+use distd_core::limits::TREE_LISTING_BYTES_MAX;
+use distd_core::manifest::{Kind, Manifest};
+use distd_core::tree::{Entry, EntryKind};
+use rustix::fs::Access;
+
+use super::kept::{listing_path, manifest_path, read_kept_manifest, staging_path};
+use super::layout::Layout;
+use super::staging::Staging;
+use crate::disk::beneath::Beneath;
+use crate::disk::device;
+use crate::disk::mounts::{self, Mount};
+use crate::disk::path::{ArtifactPath, Standing};
+use crate::disk::side;
+use crate::exit::{Code, Failure};
+
+/// Entries looked for in a directory that may be a tree of ours. More would tell no more.
+const LOOKED_AT_MAX: usize = 2000;
+
+/// Why `--out` cannot be taken.
+#[derive(Debug, thiserror::Error)]
+enum NotOurs {
+    /// A directory with something in it.
+    #[error("{} is not empty, and {why}", path.display())]
+    Filled {
+        /// The directory.
+        path: PathBuf,
+        /// Why it is not taken for a tree of distd's.
+        why: &'static str,
+    },
+    /// Something is mounted there.
+    #[error("something is mounted at {}: it would be moved or hidden", .0.display())]
+    Mounted(PathBuf),
+    /// The same, where this process does not see it.
+    #[error("something is mounted at {} in another mount namespace: it would be unmounted there", .0.display())]
+    MountedElsewhere(PathBuf),
+    /// A directory that others may write to.
+    #[error("others may write to {} (mode {mode:04o}), and could put a link where root writes", path.display())]
+    Open {
+        /// The directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The directory of the path is not there.
+    #[error("the directory {} does not exist", .0.display())]
+    NoDirectory(PathBuf),
+    /// A directory that this user may not write to.
+    #[error("nothing can be written to {}", path.display())]
+    Closed {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+impl From<NotOurs> for Failure {
+    fn from(error: NotOurs) -> Self {
+        let next = match &error {
+            NotOurs::Filled { .. } => {
+                "name an empty or a new directory with --out, or move what is there away".to_owned()
+            }
+            NotOurs::Mounted(point) => format!("unmount it first: umount {}", point.display()),
+            NotOurs::MountedElsewhere(_) => {
+                "stop the service that has it mounted, then run the command again".to_owned()
+            }
+            NotOurs::Open { path, .. } => format!("take that right away: chmod o-w,g-w {}", path.display()),
+            NotOurs::NoDirectory(dir) => format!("make it: mkdir -p {}", dir.display()),
+            NotOurs::Closed { .. } => "choose another --out, or another user".to_owned(),
+        };
+        Self::new(Code::Local, error.into()).next(next)
+    }
+}
+
+/// Looks at everything about `--out` that must be right before a byte is fetched; nothing is changed.
+///
+/// # Errors
+/// Failures with [`Code::Local`].
+pub(super) fn check(out: &ArtifactPath, data: &Path) -> anyhow::Result<()> {
+    let path = out.path();
+    if out.standing() == Standing::Device {
+        return Ok(device::check_unused(path).map_err(Failure::from)?);
+    }
+    match check_parent(path) {
+        // Nothing can be lost there: a release that does not exist is said first.
+        Err(NotOurs::NoDirectory(_)) => return Ok(()),
+        // What is there already needs no right to write.
+        Err(NotOurs::Closed { .. }) => {}
+        other => other.map_err(Failure::from)?,
+    }
+    match out.standing() {
+        Standing::Dir => {
+            check_directory(path)?;
+            check_filled(path, data).map_err(Failure::from)?;
+        }
+        _ => check_mounts(path).map_err(Failure::from)?,
+    }
+    Ok(())
+}
+
+/// Refuses a path in a directory that is not there, or that cannot be written to.
+///
+/// # Errors
+/// Failures with [`Code::Local`].
+pub(super) fn check_directory_of(out: &ArtifactPath) -> anyhow::Result<()> {
+    match out.standing() {
+        Standing::Device => Ok(()),
+        _ => Ok(check_parent(out.path()).map_err(Failure::from)?),
+    }
+}
+
+/// Looks at the directory in which an artifact gets its name.
+fn check_parent(path: &Path) -> Result<(), NotOurs> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let closed = |cause| NotOurs::Closed { path: dir.to_owned(), cause };
+    let meta = fs::metadata(dir).map_err(|cause| match cause.kind() {
+        io::ErrorKind::NotFound => NotOurs::NoDirectory(dir.to_owned()),
+        _ => closed(cause),
+    })?;
+    let mode = meta.mode() & 0o7777;
+    // Root's own group is root. A sticky directory keeps others from renaming and removing what is not theirs.
+    let open = mode & 0o002 != 0 || (mode & 0o020 != 0 && meta.gid() != 0);
+    if rustix::process::geteuid().is_root() && open && mode & 0o1000 == 0 {
+        return Err(NotOurs::Open { path: dir.to_owned(), mode });
+    }
+    rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| closed(error.into()))
+}
+
+fn check_mounts(path: &Path) -> Result<(), NotOurs> {
+    let mounts = match mounts::here() {
+        Ok(mounts) => mounts,
+        Err(error) => {
+            tracing::warn!(%error, "mounts cannot be listed: none is entered, but none can be named either");
+            return Ok(());
+        }
+    };
+    let staging = staging_path(path);
+    let find = |mounts: &[Mount]| -> Option<PathBuf> {
+        let mut found = mounts::at_or_below(mounts, path).chain(mounts::at_or_below(mounts, &staging));
+        found.next().map(|mount| mount.point.clone())
+    };
+    if let Some(point) = find(&mounts) {
+        return Err(NotOurs::Mounted(point));
+    }
+    // The kernel unmounts what is mounted elsewhere on a directory that is removed here. Paths there may begin at another root, and then
+    // mean something else; most services keep the host's.
+    match find(&mounts::elsewhere()) {
+        Some(point) => Err(NotOurs::MountedElsewhere(point)),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a directory that cannot be replaced because something is mounted at it or below it.
+///
+/// # Errors
+/// Failures with [`Code::Local`].
+pub(super) fn check_directory(path: &Path) -> anyhow::Result<()> {
+    Ok(check_mounts(path).map_err(Failure::from)?)
+}
+
+/// Refuses a directory with anything in it that distd did not put there as a tree.
+fn check_filled(path: &Path, data: &Path) -> Result<(), NotOurs> {
+    let empty = fs::read_dir(path).is_ok_and(|mut list| list.next().is_none());
+    if empty || Staging::of(path).is_in_place() {
+        return Ok(());
+    }
+    match why_not_ours(path, data) {
+        Some(why) => Err(NotOurs::Filled { path: path.to_owned(), why }),
+        None => Ok(()),
+    }
+}
+
+/// Why a directory is not taken for the tree whose manifest and listing are kept beside it; `None` where it is.
+fn why_not_ours(path: &Path, data: &Path) -> Option<&'static str> {
+    let Some(manifest) = read_kept_manifest(path, data) else {
+        return Some(match manifest_path(path, data).exists() {
+            true => "the manifest beside it cannot be read",
+            false => "distd did not put it there: no manifest is kept beside it",
+        });
+    };
+    let Kind::Tree { listing_bytes } = manifest.root().kind else {
+        return Some("the manifest beside it is of a file");
+    };
+    let listing = side::read_anyones(&listing_path(path), TREE_LISTING_BYTES_MAX).unwrap_or_default();
+    if !is_listing_of(&listing, listing_bytes, &manifest) {
+        return Some("no listing that fits the manifest is kept beside it");
+    }
+    let Ok(layout) = Layout::new(&listing) else { return Some("the listing beside it cannot be read") };
+    let Ok(beneath) = Beneath::open(path) else { return Some("it cannot be opened") };
+    let entries = layout.listing.entries();
+    let step = (entries.len() / LOOKED_AT_MAX).max(1);
+    let looked: Vec<&Entry> = entries.iter().step_by(step).collect();
+    let there = looked.iter().filter(|entry| is_there(&beneath, entry)).count();
+    // Some may have been removed or replaced by hand; where most are missing, it is another directory that took its name.
+    (there * 2 < looked.len() || entries.is_empty()).then_some("it does not hold what distd put there")
+}
+
+fn is_there(beneath: &Beneath, entry: &Entry) -> bool {
+    let look = beneath.at(entry.path.as_bytes()).and_then(|at| fs::symlink_metadata(at.short_path()));
+    look.is_ok_and(|meta| {
+        let kind = meta.file_type();
+        match entry.kind {
+            EntryKind::File { .. } | EntryKind::HardLink { .. } => kind.is_file(),
+            EntryKind::Dir => kind.is_dir(),
+            EntryKind::Symlink { .. } => kind.is_symlink(),
+            EntryKind::Fifo => kind.is_fifo(),
+            EntryKind::CharDev { .. } => kind.is_char_device(),
+            EntryKind::BlockDev { .. } => kind.is_block_device(),
+        }
+    })
+}
+
+/// Whether these bytes are the listing that a manifest begins with.
+pub(super) fn is_listing_of(listing: &[u8], listing_bytes: u64, manifest: &Manifest) -> bool {
+    if listing.len() as u64 != listing_bytes {
+        return false;
+    }
+    let of_listing = manifest.entries().take_while(|at| at.offset < listing_bytes);
+    of_listing.into_iter().all(|at| {
+        // A listing has at most 256 MiB.
+        let start = at.offset as usize;
+        let piece = listing.get(start..start + at.entry.len as usize);
+        piece.is_some_and(|piece| ChunkHash::of(piece) == at.entry.hash)
+    })
+}
+
+/// The layout of the tree at `path`, by the listing beside it.
+pub(super) fn installed_layout(path: &Path) -> Option<Layout> {
+    let listing = side::read_anyones(&listing_path(path), TREE_LISTING_BYTES_MAX).ok()?;
+    Layout::new(&listing).ok()
+}

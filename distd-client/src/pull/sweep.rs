@@ -1,0 +1,150 @@
+//! Removing a tree that was replaced, but for what distd did not put there.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use distd_core::tree::{Entry, EntryKind, Listing};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::attributes::same_time;
+use super::left_out::LeftOut;
+use crate::disk::beneath::Beneath;
+use crate::disk::remove;
+
+/// What became of a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sweep {
+    /// All of it was distd's, and is gone.
+    Gone,
+    /// Something in it is not, and is still there with the directories it lies in.
+    Left,
+}
+
+/// Removes from the tree at `root` what `listing` states, as far as it still is what it states: a file that was edited stays, as does one
+/// that was added. No mount is entered.
+///
+/// # Errors
+/// As the system reports; nothing but what the listing states was removed.
+pub(super) fn sweep(root: &Path, listing: &Listing, left_out: &LeftOut) -> io::Result<Sweep> {
+    let beneath = Beneath::open(root)?;
+    let mut dirs = Vec::new();
+    for entry in listing.entries() {
+        if entry.kind == EntryKind::Dir {
+            dirs.push(entry);
+        }
+    }
+    // Without the right to write to a directory nothing in it can be removed.
+    remove::make_changeable(beneath.root().as_fd())?;
+    for dir in &dirs {
+        if let Ok(handle) = open(&beneath, dir) {
+            remove::make_changeable(handle.as_fd())?;
+        }
+    }
+    // Children before parents.
+    for entry in listing.entries().iter().rev() {
+        if entry.kind == EntryKind::Dir || !is_unchanged(&beneath, listing, left_out, entry) {
+            continue;
+        }
+        let at = beneath.at(entry.path.as_bytes())?;
+        rustix::fs::unlinkat(&at.dir, at.name, AtFlags::empty())?;
+    }
+    for dir in dirs.iter().rev() {
+        let Ok(at) = beneath.at(dir.path.as_bytes()) else { continue };
+        match rustix::fs::unlinkat(&at.dir, at.name, AtFlags::REMOVEDIR) {
+            // Something is in it, it is gone, or it is no directory any more.
+            Ok(()) | Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+            Err(error) => return Err(error.into()),
+        }
+        beneath.forget();
+    }
+    drop(beneath);
+    match rustix::fs::unlinkat(CWD, root, AtFlags::REMOVEDIR) {
+        Ok(()) => Ok(Sweep::Gone),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(Sweep::Left),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn open(beneath: &Beneath, dir: &Entry) -> io::Result<OwnedFd> {
+    let at = beneath.at(dir.path.as_bytes())?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(&at.dir, at.name, flags, Mode::empty())?)
+}
+
+/// Whether an entry is there, and still what distd put there. Of a file the length and the time tell; a listing of version 1 has no
+/// times.
+fn is_unchanged(beneath: &Beneath, listing: &Listing, left_out: &LeftOut, entry: &Entry) -> bool {
+    let Ok(at) = beneath.at(entry.path.as_bytes()) else { return false };
+    let path = at.short_path();
+    let Ok(meta) = std::fs::symlink_metadata(&path) else { return false };
+    let kind = meta.file_type();
+    let same_file = |of: &Entry| match of.kind {
+        EntryKind::File { size } => {
+            let same_time = of.modified.is_none_or(|time| left_out.has_times() || same_time(&meta, time));
+            kind.is_file() && meta.size() == size && same_time
+        }
+        _ => false,
+    };
+    match &entry.kind {
+        EntryKind::File { .. } => same_file(entry),
+        EntryKind::HardLink { target } => listing.get(target.as_bytes()).is_some_and(same_file),
+        EntryKind::Dir => kind.is_dir(),
+        EntryKind::Symlink { target } => {
+            std::fs::read_link(&path).is_ok_and(|leads| leads.as_os_str().as_bytes() == &**target)
+        }
+        EntryKind::Fifo => kind.is_fifo(),
+        EntryKind::CharDev { rdev } => kind.is_char_device() && meta.rdev() == *rdev,
+        EntryKind::BlockDev { rdev } => kind.is_block_device() && meta.rdev() == *rdev,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+    use crate::push::tree::TreeSource;
+
+    /// A tree as a pull leaves it, and its listing.
+    fn installed() -> (tempfile::TempDir, std::path::PathBuf, Listing) {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let root = dir.path().join("tree");
+        fs::create_dir_all(root.join("etc/sub")).expect("mkdir");
+        fs::write(root.join("etc/conf"), "a=1").expect("write");
+        fs::write(root.join("etc/sub/deep"), "deep").expect("write");
+        fs::hard_link(root.join("etc/conf"), root.join("same")).expect("link");
+        symlink("etc", root.join("link")).expect("link");
+        let listing = TreeSource::open(&root).expect("list").listing().clone();
+        (dir, root, listing)
+    }
+
+    #[test]
+    fn a_tree_as_it_was_put_there_goes_whole_however_closed_its_directories_are() {
+        let (_dir, root, listing) = installed();
+        for closed in ["etc/sub", "etc", ""] {
+            fs::set_permissions(root.join(closed), fs::Permissions::from_mode(0o555)).expect("chmod");
+        }
+        assert_eq!(sweep(&root, &listing, &LeftOut::default()).expect("sweep"), Sweep::Gone);
+        assert!(!root.exists());
+    }
+
+    #[test]
+    fn what_was_added_or_edited_stays_and_nothing_else() {
+        let (_dir, root, listing) = installed();
+        fs::write(root.join("etc/conf"), "a=2").expect("write");
+        fs::create_dir(root.join("var")).expect("mkdir");
+        fs::write(root.join("var/db"), "mine").expect("write");
+        fs::remove_file(root.join("link")).expect("remove");
+        fs::create_dir(root.join("link")).expect("mkdir");
+        assert_eq!(sweep(&root, &listing, &LeftOut::default()).expect("sweep"), Sweep::Left);
+        assert_eq!(fs::read(root.join("etc/conf")).expect("read"), b"a=2");
+        assert_eq!(fs::read(root.join("var/db")).expect("read"), b"mine");
+        assert!(root.join("link").is_dir());
+        assert!(!root.join("etc/sub").exists());
+    }
+}

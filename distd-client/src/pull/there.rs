@@ -1,0 +1,73 @@
+//! Whether the wanted release is in place already: then nothing is written.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use distd_core::ManifestId;
+use distd_core::manifest::{Kind, Manifest};
+
+use super::job::PATCH_FILES;
+use super::kept::{self, Kept};
+use super::run::PullRequest;
+use super::staging::Staging;
+use super::target::locked;
+use super::tree::staging_failure;
+use super::verify::{may_be_of, verify};
+use crate::disk::lock::Lock;
+use crate::disk::side;
+use crate::exit::Failure;
+
+/// The manifest of the release, when the target holds it: its content, and of a tree everything that the listing states, was looked at.
+/// What a pull left undone that was cut off behind the last check is done now.
+///
+/// # Errors
+/// Failures of finishing such a pull; whatever else is wrong at the target is a pull's to mend.
+pub(super) async fn find(request: &PullRequest, wanted: ManifestId) -> anyhow::Result<Option<Arc<Manifest>>> {
+    let (out, data) = (request.out.clone(), request.data.clone());
+    tokio::task::spawn_blocking(move || look(&out, &data, wanted)).await?
+}
+
+fn look(out: &Path, data: &Path, wanted: ManifestId) -> anyhow::Result<Option<Arc<Manifest>>> {
+    if !out.exists() {
+        return Ok(None);
+    }
+    for kept in kept::candidates(out, data) {
+        if kept.manifest.id() != wanted || (kept.part && !may_be_of(out, &kept)) {
+            continue;
+        }
+        match verify(out, &kept) {
+            Ok(report) if report.is_intact() => {
+                if kept.part {
+                    complete(out, data, &kept)?;
+                }
+                let lock = kept::part_path(out, data, ".distd-lock");
+                if lock.exists() {
+                    // Of a pull that was killed; dropped, it is gone. One at work keeps it.
+                    drop(Lock::take(lock));
+                }
+                return Ok(Some(Arc::new(kept.manifest)));
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(error = &*error, "what is there cannot be checked");
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The last steps of a pull whose artifact is in place.
+fn complete(out: &Path, data: &Path, kept: &Kept) -> anyhow::Result<()> {
+    let _lock = locked(Lock::take(kept::part_path(out, data, ".distd-lock")), out)?;
+    let staging = Staging::of(out);
+    if matches!(kept.manifest.root().kind, Kind::Tree { .. }) {
+        staging.check().map_err(staging_failure)?;
+        staging.settle(None).map_err(staging_failure)?;
+    }
+    kept::keep_part_manifest(out, data).map_err(Failure::from)?;
+    for suffix in PATCH_FILES.iter().chain(&[".distd-part-journal"]) {
+        side::remove(&kept::part_path(out, data, suffix)).map_err(Failure::from)?;
+    }
+    staging.end();
+    Ok(())
+}
