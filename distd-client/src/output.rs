@@ -3,9 +3,16 @@
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 
+use distd_core::text::shown;
 use serde::Serialize;
 
 use crate::exit::{self, Code};
+
+/// Longest cell of a table, characters: a BLAKE3 in hexadecimal fits.
+const CELL_MAX: usize = 110;
+
+/// Longest message, characters.
+const MESSAGE_MAX: usize = 4000;
 
 /// What a check found, until the error comes that it goes with.
 static FOUND: Mutex<Option<serde_json::Map<String, serde_json::Value>>> = Mutex::new(None);
@@ -103,8 +110,9 @@ impl Output {
     /// Prints why the command failed and what to do next; returns its exit code.
     pub(crate) fn failure(&self, error: &anyhow::Error) -> Code {
         let code = exit::code_of(error);
-        let next = exit::advice(error);
-        let message = chain(error);
+        // Others wrote parts of it: peers, files, servers.
+        let next = exit::advice(error).map(|next| shown(&next, MESSAGE_MAX));
+        let message = shown(&chain(error), MESSAGE_MAX);
         let mut stderr = io::stderr().lock();
         // Nobody to tell when standard error is closed; the exit code still says it.
         let _ = writeln!(stderr, "error: {message}");
@@ -143,6 +151,8 @@ fn chain(error: &anyhow::Error) -> String {
 /// A table with aligned columns, the first line its head.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| shown(cell, CELL_MAX)).collect()).collect();
     let width =
         |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max();
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();

@@ -18,6 +18,7 @@ pub mod planner;
 pub mod proto;
 pub mod ranges;
 pub mod swarm;
+pub mod text;
 pub mod time;
 pub mod tree;
 

@@ -226,6 +226,11 @@ async fn a_relay_in_between_can_change_nothing_in_a_request() {
         let reply = ask(&realm, &registry, EnrollMessage::Enroll(bad), now()).await;
         assert_eq!(code(&reply), RefusalCode::BadRequest);
     }
+    for label in ["a\nb", "a\u{202e}b", "a\u{200b}b", "a  b"] {
+        let request = node.enroll_request(&token, Role::Leaf, label).unwrap();
+        let reply = ask(&realm, &registry, EnrollMessage::Enroll(request), now()).await;
+        assert_eq!(code(&reply), RefusalCode::BadLabel, "{label:?}");
+    }
     let (reply, why) = realm.handle_enroll(b"junk", &roots(), now(), &registry).await;
     let junk = Exchange { request: b"junk".to_vec(), reply };
     assert_eq!(code(&junk.says()), RefusalCode::BadRequest);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow};
+use distd_core::text::{LABEL_SIGNS, is_label};
 use distd_peer::enrollment::{self, EnrollmentError};
 use distd_peer::trust::enroll::{EnrollMessage, LABEL_BYTES_MAX};
 use distd_peer::trust::identity::{NodeIdentity, Role};
@@ -59,6 +60,11 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     if label.len() > LABEL_BYTES_MAX {
         let error = anyhow!("the label has {} bytes; at most {LABEL_BYTES_MAX} are allowed", label.len());
         return Err(Failure::new(Code::Usage, error).into());
+    }
+    if !is_label(&label) {
+        let error = anyhow!("the label has characters that cannot be used");
+        let next = format!("choose letters, digits, single blanks and {LABEL_SIGNS}");
+        return Err(Failure::new(Code::Usage, error).next(next).into());
     }
     let failed = |e: EnrollmentError| Failure::new(code_of_enrollment(&e), anyhow::Error::new(e));
     let mut identity = NodeIdentity::load_or_create(context.data()).map_err(|e| failed(e.into()))?;

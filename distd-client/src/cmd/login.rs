@@ -39,7 +39,7 @@ struct LoggedIn {
 
 #[derive(Serialize)]
 struct LoggedOut {
-    logged_out: Option<String>,
+    server: Option<String>,
 }
 
 /// What a token allows, in words.
@@ -59,7 +59,7 @@ pub(crate) fn logout(context: &Context) -> anyhow::Result<()> {
         server = file.server.take();
         file.token = None;
     })?;
-    context.output().result(&LoggedOut { logged_out: server }, |done| match &done.logged_out {
+    context.output().result(&LoggedOut { server }, |done| match &done.server {
         Some(server) => format!("logged out of {server}; the token stays valid until it is revoked"),
         None => "nothing was remembered".to_owned(),
     })

@@ -1,6 +1,7 @@
 //! `distd node`: who has joined the realm.
 
 use clap::Subcommand;
+use distd_core::text::shown;
 use serde::Serialize;
 
 use super::parse::{node_id, time};
@@ -10,6 +11,9 @@ use crate::exit::Failure;
 use crate::output::table;
 
 /// List nodes, or shut one out.
+/// Characters of a label that are shown.
+const LABEL_SHOWN: usize = 40;
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -52,6 +56,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
                 let mut rows = vec![head.map(str::to_owned).to_vec()];
                 rows.extend(list.nodes.iter().map(|node| {
                     let Node { id, role, label, enrolled, cert_expires, revoked } = node.clone();
+                    let label = shown(&label, LABEL_SHOWN);
                     let state = if revoked.is_some() { "revoked" } else { "" };
                     vec![id, role, label, time(enrolled), time(cert_expires), state.to_owned()]
                 }));

@@ -133,6 +133,8 @@ pub enum RefusalCode {
     WrongRole,
     /// The request is no PKCS#10 with an Ed25519 key, or a field is out of bounds.
     BadRequest,
+    /// The label has characters that do not show as what they are.
+    BadLabel,
     /// The node has been revoked.
     Revoked,
     /// A renewal by a node the origin does not know.
@@ -160,6 +162,9 @@ impl RefusalCode {
                 "the join token is for another role; make one with: distd token join --role ROLE"
             }
             Self::BadRequest => "the request is malformed; use the same version of distd on both sides",
+            Self::BadLabel => {
+                "the label cannot be used; choose another with --label: letters, digits, single blanks and plain signs"
+            }
             Self::Revoked => "this node has been revoked; delete its node.key and enrol it as a new node",
             Self::UnknownNode => "the origin does not know this node; enrol it with a join token",
             Self::CertificateRefused => {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use distd_core::text::{LABEL_SIGNS, is_label};
 use distd_peer::clock::unix_now;
 use distd_peer::trust::identity::Role;
 use distd_peer::trust::token::{ApiToken, JoinToken};
@@ -150,16 +151,10 @@ fn state_of(revoked: Option<i64>, expires: Option<i64>, now: i64) -> &'static st
     }
 }
 
-/// A label is shown in lists on terminals: letters and digits of any script, a blank between words, plain signs.
 fn check_label(label: &str) -> Result<(), ApiError> {
-    let plain = |c: char| c.is_alphanumeric() || " .,:;@_+-/()#&'!=".contains(c);
-    if label.len() > LABEL_BYTES_MAX
-        || !label.chars().all(plain)
-        || label.contains("  ")
-        || label.trim() != label
-    {
+    if label.len() > LABEL_BYTES_MAX || !is_label(label) {
         let next = format!(
-            "choose letters, digits, single blanks and . , : ; @ _ + - / ( ) # & ' ! = in at most {LABEL_BYTES_MAX} bytes"
+            "choose letters, digits, single blanks and {LABEL_SIGNS} in at most {LABEL_BYTES_MAX} bytes"
         );
         return Err(ApiError::bad_request("the label cannot be used", next));
     }

@@ -1,6 +1,7 @@
 //! Enrolment and renewal: from a request to a certificate, or a refusal.
 
 use async_trait::async_trait;
+use distd_core::text::is_label;
 use distd_peer::trust::enroll::{
     EnrollMessage, EnrollReply, EnrollRequest, EnrollResponse, LABEL_BYTES_MAX, Refusal, RefusalCode,
     RenewRequest, RenewResponse, enroll_message,
@@ -144,8 +145,11 @@ impl Realm {
         let refused = RequestRefused::Request;
         let token: [u8; 32] =
             request.token_public_key.as_slice().try_into().map_err(|_| refused(RefusalCode::BadRequest))?;
-        if request.label.len() > LABEL_BYTES_MAX || request.label.chars().any(char::is_control) {
+        if request.label.len() > LABEL_BYTES_MAX {
             return Err(refused(RefusalCode::BadRequest));
+        }
+        if !is_label(&request.label) {
+            return Err(refused(RefusalCode::BadLabel));
         }
         // Nobody enrols as the origin: only this host has such a certificate.
         if request.role == Role::Origin {
