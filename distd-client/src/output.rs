@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::exit::{self, Code};
 
-/// What a check found, until the error comes that it goes with.
+/// Findings of a check, until the error comes that they go with.
 static FOUND: Mutex<Option<serde_json::Map<String, serde_json::Value>>> = Mutex::new(None);
 
 /// How much is said, and in which form.
@@ -20,7 +20,7 @@ pub(crate) struct Output {
 /// The one object that `--json` ends with when a command fails.
 #[derive(Serialize)]
 struct ErrorObject<'a> {
-    /// What the command found out before it failed.
+    /// Findings of the command before it failed.
     #[serde(flatten)]
     found: serde_json::Map<String, serde_json::Value>,
     error: ErrorBody<'a>,

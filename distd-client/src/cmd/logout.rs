@@ -12,7 +12,7 @@ pub(crate) struct Args {}
 
 #[derive(Serialize)]
 struct LoggedOut {
-    /// What was logged in to; none when nothing was.
+    /// The server that was logged in to; none when there was none.
     server: Option<String>,
 }
 

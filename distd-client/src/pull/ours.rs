@@ -57,7 +57,7 @@ enum NotOurs {
     Closed {
         /// The directory.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         cause: io::Error,
     },
@@ -93,7 +93,7 @@ pub(super) fn check(out: &ArtifactPath, data: &Path) -> anyhow::Result<()> {
     match check_parent(path) {
         // Nothing can be lost there: a release that does not exist is said first.
         Err(NotOurs::NoDirectory(_)) => return Ok(()),
-        // What is there already needs no right to write.
+        // A release that is there already needs no right to write.
         Err(NotOurs::Closed { .. }) => {}
         other => other.map_err(Failure::from)?,
     }
