@@ -570,6 +570,19 @@ fn a_pull_that_was_cut_off_before_it_kept_the_manifest_is_completed_and_is_a_see
     }
 }
 
+#[test]
+fn an_agent_says_what_it_cannot_serve() {
+    let lab = lab();
+    let out = lab.path("slot");
+    lab.pull("d", "os@1", &out, &[]).ok();
+    // As the agent sees it where its service has a /tmp of its own.
+    fs::rename(lab.path("slot.distd"), lab.path("elsewhere")).expect("rename");
+    let mut agent = lab.agent("d");
+    agent.wait_for("installed, but not served");
+    assert!(agent.log().contains(&fs::canonicalize(&out).expect("canonical").display().to_string()));
+    agent.kill();
+}
+
 /// Traces of writing: inode, change and modification times of everything below.
 fn traces(path: &Path) -> Vec<(PathBuf, u64, i64, i64, i64, i64)> {
     let mut found = Vec::new();
