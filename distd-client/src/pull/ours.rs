@@ -151,9 +151,8 @@ fn check_mounts(path: &Path) -> Result<(), NotOurs> {
     if let Some(point) = find(&mounts) {
         return Err(NotOurs::Mounted(point));
     }
-    // The kernel unmounts what is mounted elsewhere on a directory that is removed here. Paths there may begin at another root, and then
-    // mean something else; most services keep the host's.
-    match find(&mounts::elsewhere()) {
+    // The kernel unmounts what is mounted elsewhere on a directory that is removed here.
+    match find(&mounts::elsewhere_below_this_root()) {
         Some(point) => Err(NotOurs::MountedElsewhere(point)),
         None => Ok(()),
     }
