@@ -14,7 +14,7 @@ const CELL_MAX: usize = 110;
 /// Longest message, characters.
 const MESSAGE_MAX: usize = 4000;
 
-/// What a check found, until the error comes that it goes with.
+/// Findings of a check, until the error comes that they go with.
 static FOUND: Mutex<Option<serde_json::Map<String, serde_json::Value>>> = Mutex::new(None);
 
 /// How much is said, and in which form.
@@ -27,7 +27,7 @@ pub(crate) struct Output {
 /// The one object that `--json` ends with when a command fails.
 #[derive(Serialize)]
 struct ErrorObject<'a> {
-    /// What the command found out before it failed.
+    /// Findings of the command before it failed.
     #[serde(flatten)]
     found: serde_json::Map<String, serde_json::Value>,
     error: ErrorBody<'a>,

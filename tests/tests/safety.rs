@@ -163,7 +163,7 @@ fn mounts_at_or_below_out_are_refused_before_anything_is_written() {
         let _mounted = Mount::on(&["--bind", file.as_str()], &image);
         fails(&lab.pull("d", "os@2", &image, &[]), LOCAL, "mounted");
     }
-    // What an earlier program left: a mount in the staging directory.
+    // A mount in the staging directory, as an earlier program left it.
     let left = lab.path("app.distd-part/tree/data");
     fs::create_dir_all(&left).expect("mkdir");
     {
@@ -430,7 +430,7 @@ fn what_another_pull_left_of_the_other_kind_is_no_obstacle() {
     // An empty directory, as somebody may make one.
     fs::create_dir(lab.path("y.distd-part")).expect("mkdir");
     lab.pull("d", "os@1", &lab.path("y"), &[]).ok();
-    // What is not ours stays.
+    // A directory with anything else in it stays.
     fs::create_dir(lab.path("z.distd-part")).expect("mkdir");
     fs::write(lab.path("z.distd-part/notes.txt"), "precious").expect("write");
     for wanted in ["os@1", "t@1"] {
@@ -570,7 +570,20 @@ fn a_pull_that_was_cut_off_before_it_kept_the_manifest_is_completed_and_is_a_see
     }
 }
 
-/// What tells that nothing was written: inode, change and modification times of everything below.
+#[test]
+fn an_agent_says_what_it_cannot_serve() {
+    let lab = lab();
+    let out = lab.path("slot");
+    lab.pull("d", "os@1", &out, &[]).ok();
+    // As the agent sees it where its service has a /tmp of its own.
+    fs::rename(lab.path("slot.distd"), lab.path("elsewhere")).expect("rename");
+    let mut agent = lab.agent("d");
+    agent.wait_for("installed, but not served");
+    assert!(agent.log().contains(&fs::canonicalize(&out).expect("canonical").display().to_string()));
+    agent.kill();
+}
+
+/// Traces of writing: inode, change and modification times of everything below.
 fn traces(path: &Path) -> Vec<(PathBuf, u64, i64, i64, i64, i64)> {
     let mut found = Vec::new();
     let mut open = vec![path.to_owned()];
@@ -627,7 +640,7 @@ fn a_pull_of_what_is_there_writes_nothing_and_needs_no_parent() {
     assert_eq!(fs::read(copy.join("conf")).expect("read"), b"version=2");
     lab.stop_origin();
     again(&lab, &[]);
-    // What is damaged is not there.
+    // A damaged tree is not there.
     fs::write(tree.join("conf"), "version=3").expect("write");
     let verify = lab.device("d", &["verify", &tree.display().to_string()]);
     assert_eq!(verify.code, INTEGRITY);

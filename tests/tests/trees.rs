@@ -53,7 +53,7 @@ fn at_time(path: &Path, seconds: i64, nanos: i64) {
     rustix::fs::utimensat(CWD, path, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).expect("set the time");
 }
 
-/// What a file system says of an entry.
+/// An entry as the file system has it.
 #[derive(Debug, PartialEq, Eq)]
 struct Node {
     mode: u32,
@@ -315,7 +315,7 @@ fn without_root_a_tree_is_updated_whatever_its_modes_are_and_losses_are_counted(
         let again = user.pull(&format!("ro@{version}"), &out).ok();
         assert_eq!(again.json["already_there"], true, "{}", again.json);
     }
-    // What cannot be made at all is named before anything is fetched.
+    // An entry that cannot be made at all is named before anything is fetched.
     let tree = lab.path("nodes");
     fs::create_dir_all(tree.join("dev")).expect("mkdir");
     let null = rustix::fs::makedev(1, 3);

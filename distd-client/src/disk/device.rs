@@ -14,7 +14,7 @@ use crate::exit::{Code, Failure};
 /// Device number: major and minor.
 type Number = (u32, u32);
 
-/// What uses a block device.
+/// One use of a block device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Use {
     /// The device in use: the one asked for, a partition of it, or the disk it is part of.
@@ -127,7 +127,7 @@ fn is_of(mount: &Mount, number: Number) -> bool {
     mount.device == number || (mount.source.is_absolute() && number_at(&mount.source) == Some(number))
 }
 
-/// What uses the block device with this number; `None` when nothing is known to.
+/// A use of the block device with this number; `None` when none is known.
 fn usage(rdev: u64, path: &Path) -> Option<Use> {
     let asked = number_of(rdev);
     let named = |number: Number| match number == asked {
@@ -214,9 +214,12 @@ pub(crate) fn open_claimed(path: &Path) -> Result<File, DeviceError> {
 pub(crate) fn written_through(rdev: u64, path: &Path) -> Option<Use> {
     let family = family(number_of(rdev));
     let find = |mounts: Vec<Mount>, elsewhere: bool| {
-        let writable = |mount: &&Mount| mount.writable && family.iter().any(|number| is_of(mount, *number));
-        let at = mounts.iter().find(writable)?.point.clone();
-        Some(Use { device: path.to_owned(), what: What::Mounted { at, elsewhere } })
+        mounts.iter().filter(|mount| mount.writable).find_map(|mount| {
+            let number = family.iter().find(|number| is_of(mount, **number))?;
+            let device = if *number == family[0] { Some(path.to_owned()) } else { name_of(*number) };
+            let what = What::Mounted { at: mount.point.clone(), elsewhere };
+            Some(Use { device: device.unwrap_or_else(|| path.to_owned()), what })
+        })
     };
     find(mounts::here().unwrap_or_default(), false).or_else(|| find(mounts::elsewhere(), true))
 }

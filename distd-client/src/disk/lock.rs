@@ -63,7 +63,7 @@ impl Lock {
         loop {
             let (file, _) = side::open(&path)?;
             lock(&file, &path, Patience::None)?;
-            // Who held it before may have removed the file that this lock is on.
+            // The pull that held it before may have removed the file that this lock is on.
             let same = |a: fs::Metadata, b: fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
             if let (Ok(open), Ok(named)) = (file.metadata(), fs::symlink_metadata(&path))
                 && same(open, named)

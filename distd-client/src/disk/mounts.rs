@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Longest mountinfo read. A host with ten thousand containers' mounts has some 2 MB.
@@ -47,6 +48,18 @@ fn of_process(proc: &Path) -> io::Result<Vec<Mount>> {
 /// The mounts of every other mount namespace that this process may look into, those of one namespace once. Their paths are as the
 /// processes there see them.
 pub(crate) fn elsewhere() -> Vec<Mount> {
+    of_others(|_| true)
+}
+
+/// The same of those namespaces alone whose root is this process's: their paths mean what they mean here. A container has another root,
+/// and a volume in it may have any path.
+pub(crate) fn elsewhere_below_this_root() -> Vec<Mount> {
+    let root = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    let here = root(Path::new("/proc/self/root"));
+    of_others(|process| here.is_some() && root(&process.join("root")) == here)
+}
+
+fn of_others(is_asked_for: impl Fn(&Path) -> bool) -> Vec<Mount> {
     let mut seen: BTreeSet<PathBuf> = fs::read_link("/proc/self/ns/mnt").into_iter().collect();
     let mut found = Vec::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -55,6 +68,8 @@ pub(crate) fn elsewhere() -> Vec<Mount> {
         // A process may end meanwhile, or belong to somebody else.
         if numeric
             && let Ok(namespace) = fs::read_link(path.join("ns/mnt"))
+            && !seen.contains(&namespace)
+            && is_asked_for(&path)
             && seen.insert(namespace)
         {
             found.extend(of_process(&path).unwrap_or_default());

@@ -15,7 +15,7 @@ use crate::exit::{Code, Failure};
 /// Most links followed one after the other, as the kernel does.
 const LINKS_MAX: usize = 40;
 
-/// What stands at a path.
+/// Kind of the thing at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
     /// Nothing yet.
@@ -47,14 +47,14 @@ impl Standing {
     }
 }
 
-/// What a path was given as.
+/// Part that a path plays in a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// `--out`.
     Out,
     /// `--seed`.
     Seed,
-    /// What is to be checked or pushed.
+    /// The artifact to check or to push.
     Artifact,
 }
 
@@ -80,11 +80,11 @@ pub(crate) enum PathError {
     /// Neither file, directory nor block device.
     #[error("{option} {} is {what}; it must be a file, a directory or a block device", path.display())]
     Kind {
-        /// What it was given as.
+        /// The option that named it.
         option: &'static str,
         /// Where.
         path: PathBuf,
-        /// What it is.
+        /// Its kind, in words.
         what: &'static str,
     },
     /// The root directory, which has no name to put files beside.
@@ -93,7 +93,7 @@ pub(crate) enum PathError {
     /// Nothing there.
     #[error("{option} {} does not exist", path.display())]
     Missing {
-        /// What it was given as.
+        /// The option that named it.
         option: &'static str,
         /// Where.
         path: PathBuf,
@@ -107,7 +107,7 @@ pub(crate) enum PathError {
     /// The system refused.
     #[error("could not look at {option} {}", path.display())]
     Io {
-        /// What it was given as.
+        /// The option that named it.
         option: &'static str,
         /// Where.
         path: PathBuf,
@@ -186,7 +186,7 @@ impl ArtifactPath {
             return Err(PathError::Stream(option));
         }
         let io = |cause| PathError::Io { option, path: typed.to_owned(), cause };
-        // Takes away `.`, double slashes and a slash at the end. What `..` leads to depends on links, so the system says.
+        // Takes away `.`, double slashes and a slash at the end. The system resolves `..`, which depends on links.
         let absolute: PathBuf = std::path::absolute(typed).map_err(io)?.components().collect();
         let (path, standing) = match fs::metadata(&absolute) {
             Ok(meta) => {
@@ -212,8 +212,11 @@ impl ArtifactPath {
         }
         let a_file = standing != Standing::Device;
         let among_devices = |path: &Path| path.starts_with("/dev") || mounts::is_the_kernels(mounts, path);
-        if role == Role::Out && a_file && (among_devices(&path) || among_devices(&absolute)) {
-            return Err(PathError::NoDevice(path));
+        if role == Role::Out && a_file {
+            // As it was typed, if that is what names a device.
+            if let Some(path) = [&absolute, &path].into_iter().find(|path| among_devices(path)) {
+                return Err(PathError::NoDevice(path.clone()));
+            }
         }
         Ok(Self { path, standing })
     }
@@ -223,7 +226,7 @@ impl ArtifactPath {
         &self.path
     }
 
-    /// What stood there.
+    /// Kind of the thing that stood there.
     pub(crate) fn standing(&self) -> Standing {
         self.standing
     }

@@ -85,7 +85,7 @@ pub(super) fn open_below(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Er
     }
 }
 
-/// What tells one mount from another: the mount's number since Linux 5.8, before that only the file system's.
+/// Numbers that tell one mount from another: the mount's number since Linux 5.8, before that only the file system's.
 fn mount_of(dir: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
     let stat = rustix::fs::fstat(dir)?;
     // `STATX_MNT_ID` of linux/stat.h.

@@ -25,7 +25,7 @@ pub(crate) enum SideError {
     Foreign {
         /// The file.
         path: PathBuf,
-        /// What it is.
+        /// Its kind, in words.
         what: &'static str,
     },
     /// Another process holds the lock.
@@ -37,7 +37,7 @@ pub(crate) enum SideError {
     /// The system refused.
     #[error("could not {action} {}", path.display())]
     Io {
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
         /// With which file.
         path: PathBuf,
@@ -95,7 +95,7 @@ pub(crate) fn may_be_ours(path: &Path, owner: u32) -> bool {
     made.and_then(|file| file.metadata().ok()).is_some_and(|meta| meta.uid() == owner)
 }
 
-/// What is wrong with a file that is open or was looked at; `None` where it is a regular file that only this user can have made.
+/// Reason why a file may be somebody else's; `None` where it is a regular file that only this user can have made.
 fn foreign(path: &Path, meta: &fs::Metadata) -> Option<&'static str> {
     if meta.file_type().is_symlink() {
         Some("a link")

@@ -12,7 +12,7 @@ use super::left_out::{LeftOut, Lost, SET_ID};
 use crate::disk::beneath::At;
 use crate::disk::xattrs;
 
-/// What a listing states of an entry beside its content.
+/// Attributes of an entry as its listing states them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stated<'e> {
     /// `None` where a link has no mode of its own.

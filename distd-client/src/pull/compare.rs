@@ -1,4 +1,4 @@
-//! What a tree is, beside what its listing states: kinds, lengths, links, owners, modes, attributes, times, and what is there in
+//! Comparison of a tree with its listing: kinds, lengths, links, owners, modes, attributes, times, and what is there in
 //! addition.
 
 use std::collections::BTreeSet;
@@ -24,7 +24,7 @@ const NAMED_MAX: usize = 1000;
 pub(crate) struct Difference {
     /// Below the tree; empty for the tree itself.
     pub(crate) path: String,
-    /// What is otherwise.
+    /// The difference, in words.
     pub(crate) what: String,
 }
 
@@ -46,7 +46,7 @@ impl Differences {
     }
 }
 
-/// Compares the tree at `root` with its listing, but for the content of files. What was left out when it was put there is no
+/// Compares the tree at `root` with its listing, but for the content of files. Things that were left out when it was put there are no
 /// difference.
 ///
 /// # Errors

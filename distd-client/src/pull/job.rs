@@ -397,10 +397,7 @@ impl Job {
         let mut pause = JOURNAL_EVERY;
         loop {
             tokio::time::sleep(pause).await;
-            if self.target.syncs_others() {
-                // Other programs' writing is waited for too: a few times, however long the pull takes.
-                pause *= 2;
-            }
+            pause = next_pause(pause, self.target.syncs_others());
             let (target, journal, writing) =
                 (self.target.clone(), self.journal.clone(), self.writing.clone());
             let written =
@@ -452,6 +449,12 @@ impl Job {
     }
 }
 
+/// The pause after the next one. Where making progress durable waits for other programs' writing, that happens a few times, however
+/// long the pull takes.
+fn next_pause(pause: Duration, syncs_others: bool) -> Duration {
+    if syncs_others { pause * 2 } else { pause }
+}
+
 /// Data first, then the journal that speaks of it.
 fn write_journal(target: &dyn Target, journal: &Mutex<Journal>, writing: &Mutex<()>) -> io::Result<()> {
     let _turn = writing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -475,4 +478,24 @@ fn write_failed(error: io::Error) -> anyhow::Error {
     let error = anyhow::Error::new(error).context("could not write the artifact");
     let next = "free some space or check the medium, then run the same command again: it resumes";
     Failure::new(Code::Local, error).next(next).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_of_pulling_a_tree_waits_a_few_times_for_other_programs_writing() {
+        let times = |syncs_others| {
+            let (mut pause, mut passed, mut times) = (JOURNAL_EVERY, Duration::ZERO, 0);
+            while passed < Duration::from_secs(24 * 3600) {
+                passed += pause;
+                pause = next_pause(pause, syncs_others);
+                times += 1;
+            }
+            times
+        };
+        assert!(times(true) < 20, "{}", times(true));
+        assert_eq!(times(false), 96_000);
+    }
 }

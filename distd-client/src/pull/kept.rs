@@ -1,4 +1,4 @@
-//! What is kept beside an artifact: its manifest, of a tree its listing, and what could not be kept of it.
+//! Files kept beside an artifact: its manifest, and of a tree its listing and a list of everything that could not be had of it.
 
 use std::fs;
 use std::io;
@@ -29,7 +29,7 @@ pub(crate) fn is_block_device(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device())
 }
 
-/// What the files of the artifact at `path` begin with: the path itself, or for a block device, whose directory is no place for files, a
+/// Beginning of the names of all files kept for the artifact at `path`: the path itself, or for a block device, whose directory is no place for files, a
 /// name in the state directory. `path` is in its one form, so each device has one name.
 pub(super) fn base(path: &Path, data: &Path) -> PathBuf {
     if is_block_device(path) {
@@ -93,7 +93,7 @@ pub(super) fn read_part_manifest(path: &Path, data: &Path) -> Option<Manifest> {
     read_manifest(&part_path(path, data, ".distd-part-manifest"))
 }
 
-/// What may be the manifest of the artifact at `path`: the one kept beside it, and the one of a pull that was cut off right before it
+/// Manifests that may be that of the artifact at `path`: the one kept beside it, and the one of a pull that was cut off right before it
 /// kept it.
 pub(super) fn candidates(path: &Path, data: &Path) -> Vec<Kept> {
     let mut found = Vec::new();
@@ -139,7 +139,7 @@ pub(super) fn keep_part_manifest(path: &Path, data: &Path) -> Result<(), SideErr
     side::replace(&part_path(path, data, ".distd-part-manifest"), &manifest_path(path, data))
 }
 
-/// What of the tree at `path` could not be had when it was put there.
+/// Everything that could not be had of the tree at `path` when it was put there.
 pub(super) fn read_left_out(path: &Path) -> LeftOut {
     let bytes = side::read_anyones(&left_out_path(path), LEFT_OUT_BYTES_MAX).unwrap_or_default();
     serde_json::from_slice(&bytes).unwrap_or_default()

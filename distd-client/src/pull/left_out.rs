@@ -1,4 +1,4 @@
-//! What a tree's listing states and this process, or this file system, cannot have: counted in the result, and remembered beside the
+//! Parts of a tree's listing that this process, or this file system, cannot have: counted in the result, and remembered beside the
 //! tree so that a later check does not call it damage.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use distd_core::tree::Entry;
 use serde::{Deserialize, Serialize};
 
-/// What was left out of one tree.
+/// Everything that was left out of one tree.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct LeftOut {
@@ -30,7 +30,7 @@ pub(crate) struct Count {
     entries: u64,
     /// Path of the first entry.
     first: String,
-    /// What the system said.
+    /// The system's words.
     why: String,
 }
 

@@ -23,7 +23,7 @@ pub(super) enum LayOutError {
     Make {
         /// Which.
         path: String,
-        /// What it is.
+        /// Its kind, in words.
         what: &'static str,
         /// The cause.
         #[source]

@@ -57,7 +57,7 @@ enum NotOurs {
     Closed {
         /// The directory.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         cause: io::Error,
     },
@@ -93,7 +93,7 @@ pub(super) fn check(out: &ArtifactPath, data: &Path) -> anyhow::Result<()> {
     match check_parent(path) {
         // Nothing can be lost there: a release that does not exist is said first.
         Err(NotOurs::NoDirectory(_)) => return Ok(()),
-        // What is there already needs no right to write.
+        // A release that is there already needs no right to write.
         Err(NotOurs::Closed { .. }) => {}
         other => other.map_err(Failure::from)?,
     }
@@ -151,9 +151,8 @@ fn check_mounts(path: &Path) -> Result<(), NotOurs> {
     if let Some(point) = find(&mounts) {
         return Err(NotOurs::Mounted(point));
     }
-    // The kernel unmounts what is mounted elsewhere on a directory that is removed here. Paths there may begin at another root, and then
-    // mean something else; most services keep the host's.
-    match find(&mounts::elsewhere()) {
+    // The kernel unmounts what is mounted elsewhere on a directory that is removed here.
+    match find(&mounts::elsewhere_below_this_root()) {
         Some(point) => Err(NotOurs::MountedElsewhere(point)),
         None => Ok(()),
     }

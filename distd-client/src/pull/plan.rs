@@ -24,7 +24,7 @@ use crate::disk::side;
 /// Bytes that a device reads, hashes and writes in a second, about (docs/benchmarks.md, "Against others").
 const COPY_RATE: f64 = 500e6;
 
-/// What a pull writes over and keeps as far as it is right: a block device, or what a pull that was interrupted has of the artifact.
+/// Bytes that a pull writes over and keeps as far as they are right: a block device, or the part of the artifact that an interrupted pull has.
 struct InPlace {
     bytes: Bytes,
     buffer: Vec<u8>,

@@ -52,7 +52,7 @@ pub(crate) struct Outcome {
     pub(super) blake3: ArtifactHash,
     pub(super) resumed: bool,
     pub(super) already_there: bool,
-    /// What of a tree could not be had here, by what it is.
+    /// Parts of a tree that could not be had here, by kind.
     pub(super) left_out: BTreeMap<String, Count>,
     /// Where files are now that were in the tree and not distd's, or that were edited.
     #[serde(rename = "kept")]

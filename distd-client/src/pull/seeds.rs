@@ -82,13 +82,13 @@ impl Bytes {
 pub(super) struct Seeds {
     pub(super) seeds: Vec<Bytes>,
     pub(super) manifests: Vec<Manifest>,
-    /// What each manifest is good for.
+    /// Use of each manifest.
     uses: Vec<Use>,
     /// Seeds that are not what a manifest says: cut once the wanted artifact's cut parameters are known.
     uncut: Vec<(u32, PathBuf)>,
 }
 
-/// What a manifest kept beside a seed is good for.
+/// Use of a manifest kept beside a seed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Use {
     /// The seed holds its chunks.
@@ -239,8 +239,8 @@ fn open_kept(path: &Path, meta: &fs::Metadata, kept: &mut Kept) -> Option<Bytes>
     }
 }
 
-/// Whether every file of a tree has the length that its listing states, and the time, if it states one. What a file that was
-/// written since has is not worth a look at each of its chunks.
+/// Whether every file of a tree has the length that its listing states, and the time, if it states one. A file that was
+/// written since is cut again.
 fn is_unchanged(bytes: &Bytes) -> bool {
     let Bytes::Tree { beneath, layout, .. } = bytes else { return true };
     let same = |entry: &Entry| match entry.kind {

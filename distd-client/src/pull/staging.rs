@@ -1,7 +1,7 @@
 //! The directory in which a tree is built, and how it takes the place of what is there.
 //!
 //! `OUT.distd-part/` holds `manifest` (for which release and which directory it was begun), `listing`, `laid` (once every entry is
-//! there), `tree`, and for moments `old`. Whatever step is cut off, the state it leaves is one that the same pull goes on from:
+//! there), `tree`, and for moments `old`. The same pull goes on from the state that any step leaves when it is cut off:
 //! `manifest` names the inode of the new tree, so it is known whether that one is at OUT already.
 
 use std::fs::{self, DirBuilder};
@@ -51,7 +51,7 @@ pub(super) enum StagingError {
     /// The system refused.
     #[error("could not {action} {}", path.display())]
     Io {
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
         /// With what.
         path: PathBuf,
@@ -188,7 +188,7 @@ impl Staging {
         self.dir.join("left-out")
     }
 
-    /// What could not be had of the tree that is in its place, as long as the pull has not come to its end.
+    /// Everything that could not be had of the tree that is in its place, as long as the pull has not come to its end.
     pub(super) fn read_left_out(&self) -> Option<LeftOut> {
         let bytes = side::read_anyones(&self.left_out(), LEFT_OUT_BYTES_MAX).ok()?;
         serde_json::from_slice(&bytes).ok()
@@ -376,7 +376,7 @@ impl Staging {
         let holds_tree =
             own_only.into_iter().any(|entry| entry.file_name() == "tree" || entry.file_name() == "old");
         if holds_tree {
-            // What could not be moved away: named by then.
+            // An old tree that could not be moved away was named by then.
             return;
         }
         if let Err(error) = remove_tree(&self.dir).and_then(|()| sync_parent(&self.out)) {

@@ -15,7 +15,7 @@ use super::left_out::LeftOut;
 use crate::disk::beneath::Beneath;
 use crate::disk::remove;
 
-/// What became of a tree.
+/// End of a tree that was replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sweep {
     /// All of it was distd's, and is gone.

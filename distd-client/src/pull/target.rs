@@ -21,10 +21,10 @@ use crate::disk::side::{self, SideError, sync_parent};
 use crate::disk::xattrs;
 use crate::exit::{Code, Failure};
 
-/// What became of a target that was finished.
+/// Result of finishing a target.
 #[derive(Debug, Default)]
 pub(super) struct InPlace {
-    /// What of the artifact could not be had here.
+    /// Parts of the artifact that could not be had here.
     pub(super) left_out: LeftOut,
     /// Where files are now that were found in a tree and are not distd's.
     pub(super) found: Option<PathBuf>,

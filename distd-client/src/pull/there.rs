@@ -18,7 +18,7 @@ use crate::disk::side;
 use crate::exit::Failure;
 
 /// The manifest of the release, when the target holds it: its content, and of a tree everything that the listing states, was looked at.
-/// What a pull left undone that was cut off behind the last check is done now.
+/// The last steps of a pull that was cut off behind its last check are done now.
 ///
 /// # Errors
 /// Failures of finishing such a pull; whatever else is wrong at the target is a pull's to mend.

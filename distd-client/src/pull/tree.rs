@@ -159,7 +159,7 @@ impl TreeTarget {
         Ok(())
     }
 
-    /// What every entry still lacks, in the order in which it may be given.
+    /// Gives every entry its final attributes, in the order in which they may be given.
     fn finish_entries(&self, laid: &Laid) -> io::Result<()> {
         let mut buffer = vec![0; xattrs::BUFFER_BYTES];
         let mut left = self.left_out.lock().unwrap_or_else(PoisonError::into_inner);

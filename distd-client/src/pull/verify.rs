@@ -54,7 +54,7 @@ impl VerifyReport {
     }
 }
 
-/// What the artifact at `path` is checked against: what is kept beside it.
+/// Checks the artifact at `path` against the manifest kept beside it.
 ///
 /// # Errors
 /// Failures with [`Code::NotFound`] when nothing is.
@@ -161,7 +161,7 @@ fn count_bad(bytes: &Bytes, manifest: &Manifest, report: &mut VerifyReport) {
     }
 }
 
-/// What one thread has read of an artifact.
+/// Piece of an artifact that one thread has read.
 struct Read<'b> {
     bytes: &'b Bytes,
     buffer: Vec<u8>,

@@ -83,7 +83,7 @@ impl Outcome {
         }
     }
 
-    /// What of a tree was left out, in words.
+    /// Parts of a tree that were left out, in words.
     pub(crate) fn left_out(&self) -> Vec<String> {
         let sockets = (self.sockets_skipped > 0).then(|| format!("{} sockets", self.sockets_skipped));
         let mounts =

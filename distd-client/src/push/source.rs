@@ -80,7 +80,7 @@ impl Source {
         }
     }
 
-    /// What of a tree is not shipped.
+    /// Parts of a tree that are not shipped.
     pub(crate) fn skipped(&self) -> Skipped {
         match self {
             Self::File { .. } => Skipped::default(),

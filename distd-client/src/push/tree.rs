@@ -35,7 +35,7 @@ pub(crate) struct TreeSource {
     last: Mutex<Option<(usize, FileReader)>>,
 }
 
-/// What lies in the directory and is not shipped.
+/// Entries of the directory that are not shipped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Skipped {
     /// Sockets: what they connect to cannot be shipped.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
@@ -78,7 +78,7 @@ pub(crate) async fn run(request: AgentRequest) -> anyhow::Result<()> {
     }
     let Node { identity, credentials, parent_addresses, endpoint, parents, data, .. } = node;
     let renewing = tokio::spawn(renew_regularly(identity, credentials, parent_addresses, request.outbound));
-    let announcer = Announcer { data, parents, lateral };
+    let announcer = Announcer { data, parents, lateral, unserved: Mutex::default() };
     let announcing = tokio::spawn(async move { announcer.run().await });
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
@@ -133,6 +133,8 @@ struct Announcer {
     data: PathBuf,
     parents: Arc<distd_peer::parents::Parents>,
     lateral: Arc<Lateral>,
+    /// Installed artifacts that were not there the last time, which is said once.
+    unserved: Mutex<BTreeSet<PathBuf>>,
 }
 
 impl Announcer {
@@ -157,7 +159,9 @@ impl Announcer {
     /// Tells parents and neighbours what is here; how many were reached.
     async fn announce(&self) -> usize {
         let data = self.data.clone();
-        let holdings = tokio::task::spawn_blocking(move || holdings(&data)).await.unwrap_or_default();
+        let looked = tokio::task::spawn_blocking(move || holdings(&data)).await;
+        let (holdings, unserved) = looked.unwrap_or_default();
+        self.warn_of(unserved);
         let mut reached = 0;
         let mut told = BTreeSet::new();
         for index in 0..self.parents.len() {
@@ -176,6 +180,16 @@ impl Announcer {
         }
         tracing::debug!(reached, "announced");
         reached
+    }
+
+    /// Says once of each artifact that it is not served: a service may have a `/tmp` of its own.
+    fn warn_of(&self, unserved: BTreeSet<PathBuf>) {
+        let mut said = self.unserved.lock().unwrap_or_else(PoisonError::into_inner);
+        for path in unserved.difference(&said) {
+            let path = path.display();
+            tracing::warn!(%path, "installed, but not served: its manifest cannot be read by this process");
+        }
+        *said = unserved;
     }
 
     async fn tell(&self, link: &Arc<Link>, holdings: &[(ManifestId, ChunkRanges)]) -> bool {
@@ -220,17 +234,20 @@ impl Announcer {
     }
 }
 
-/// What is installed, each with the ids of its chunks.
-fn holdings(data: &std::path::Path) -> Vec<(ManifestId, ChunkRanges)> {
-    let mut found = Vec::new();
+/// The installed artifacts, each with the ids of its chunks, and the paths of those that are not there.
+fn holdings(data: &std::path::Path) -> (Vec<(ManifestId, ChunkRanges)>, BTreeSet<PathBuf>) {
+    let (mut found, mut missing) = (Vec::new(), BTreeSet::new());
     for artifact in installed::list(data) {
         if found.len() == ANNOUNCED_MAX || found.iter().any(|(id, _)| *id == artifact.manifest) {
             continue;
         }
         let kept = read_kept_manifest(&artifact.path, data).filter(|kept| kept.id() == artifact.manifest);
+        if kept.is_none() {
+            missing.insert(artifact.path);
+        }
         found.extend(kept.map(|kept| (kept.id(), kept.entries().map(|at| at.entry.id).collect())));
     }
-    found
+    (found, missing)
 }
 
 /// Anything from 0 to 1.
