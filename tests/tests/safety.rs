@@ -719,4 +719,12 @@ fn a_name_of_any_length_works() {
             lab.device("d", &["verify", &out.display().to_string()]).ok();
         }
     }
+    // And whatever a push accepts as product and version.
+    let (product, version) = ("p".repeat(100), "1".repeat(100));
+    let artifact = lab.path("long-names");
+    artifacts_of(&artifact, 20_000);
+    lab.push(&artifact, &product, &version).ok();
+    let out = lab.path("long-names.out");
+    lab.pull("d", &format!("{product}@{version}"), &out, &[]).ok();
+    assert!(same(&out, &artifact));
 }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::error::TufError;
 use super::walk::{Seen, Verified};
 use crate::trust::files::{self, FileError};
+use crate::trust::token::sha256;
 
 /// State that makes rollback visible.
 const TIMESTAMP: &str = "timestamp.json";
@@ -101,11 +102,18 @@ impl Store {
         for entry in fs::read_dir(&self.cache).into_iter().flatten().flatten() {
             let Ok(name) = entry.file_name().into_string() else { continue };
             let small = entry.metadata().is_ok_and(|m| m.is_file() && m.len() <= CACHE_FILE_BYTES_MAX);
-            if small
-                && !name.starts_with('.')
-                && let Ok(bytes) = fs::read(entry.path())
-            {
-                out.insert(name.replace(',', "/"), Bytes::from(bytes));
+            if !small || name.starts_with('.') {
+                continue;
+            }
+            let Ok(bytes) = fs::read(entry.path()) else { continue };
+            let bytes = Bytes::from(bytes);
+            if name.starts_with(LONG) {
+                // The name stands before the contents.
+                let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { continue };
+                let Ok(long) = std::str::from_utf8(&bytes[..end]) else { continue };
+                out.insert(long.to_owned(), bytes.slice(end + 1..));
+            } else {
+                out.insert(name.replace(',', "/"), bytes);
             }
         }
         out
@@ -113,19 +121,63 @@ impl Store {
 
     /// Makes the cache hold exactly `keep`.
     pub(super) fn set_cached(&self, keep: &BTreeMap<String, Bytes>) -> Result<(), FileError> {
+        let files: BTreeMap<String, Bytes> =
+            keep.iter().map(|(name, bytes)| cache_file(name, bytes)).collect();
         for entry in fs::read_dir(&self.cache).into_iter().flatten().flatten() {
-            let kept = entry.file_name().into_string().is_ok_and(|n| keep.contains_key(&n.replace(',', "/")));
+            let kept = entry.file_name().into_string().is_ok_and(|name| files.contains_key(&name));
             if !kept {
                 files::remove(&entry.path())?;
             }
         }
-        for (name, bytes) in keep {
-            // Names hold no comma: they are role names, hex and `Name`s.
-            let path = self.cache.join(name.replace('/', ","));
+        for (name, bytes) in &files {
+            let path = self.cache.join(name);
             if fs::read(&path).ok().as_deref() != Some(bytes) {
                 files::write_atomic(&path, bytes, 0o600)?;
             }
         }
         Ok(())
+    }
+}
+
+/// Longest file name in the cache, bytes: with what a temporary file has more it fits file systems that encrypt
+/// names (eCryptfs: 143 bytes).
+const NAME_MAX: usize = 120;
+
+/// What the file of a longer name is called, before its hash.
+const LONG: &str = "long-";
+
+/// The cache's file for a file of the repository: its name, and what is in it.
+fn cache_file(name: &str, bytes: &Bytes) -> (String, Bytes) {
+    // Names hold no comma: they are role names, hex and `Name`s.
+    let short = name.replace('/', ",");
+    if short.len() <= NAME_MAX && !short.starts_with(LONG) {
+        return (short, bytes.clone());
+    }
+    let file = format!("{LONG}{}", hex::encode(&sha256(name.as_bytes())[..16]));
+    (file, [name.as_bytes(), b"\n", bytes].concat().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_any_length_are_cached_and_found_again() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = Store::open(dir.path()).expect("open");
+        let long = format!("targets/releases/{}/{}.{}", "p".repeat(100), "a".repeat(64), "1".repeat(100));
+        let keep: BTreeMap<String, Bytes> = [
+            ("timestamp.json".to_owned(), Bytes::from_static(b"{}")),
+            (long, Bytes::from_static(b"line\nline")),
+            ("long-x".to_owned(), Bytes::new()),
+        ]
+        .into();
+        store.set_cached(&keep).expect("kept");
+        assert_eq!(store.cached(), keep);
+        for entry in fs::read_dir(&store.cache).expect("list").flatten() {
+            assert!(entry.file_name().len() <= NAME_MAX);
+        }
+        store.set_cached(&BTreeMap::new()).expect("emptied");
+        assert_eq!(fs::read_dir(&store.cache).expect("list").count(), 0);
     }
 }
