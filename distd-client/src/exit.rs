@@ -3,13 +3,15 @@
 use std::fmt;
 
 use distd_core::names::{NameError, WantedError};
+use distd_core::proto::close::CloseCode;
 use distd_peer::enrollment::EnrollmentError;
-use distd_peer::net::EnrollError;
+use distd_peer::net::{EnrollError, WireError};
 use distd_peer::trust::enroll::RefusalCode;
 use distd_peer::trust::files::FileError;
 use distd_peer::trust::identity::IdentityError;
 use distd_peer::trust::token::TokenError;
 use distd_peer::trust::tuf::TufError;
+use rustls::{AlertDescription, CertificateError};
 
 /// Why the program ended, for scripts. Numbers are never given another meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +96,53 @@ impl std::error::Error for Failure {
 
 /// What to do next, as far as an error knows.
 pub(crate) fn advice(error: &anyhow::Error) -> Option<String> {
-    error.chain().find_map(|cause| cause.downcast_ref::<Failure>()?.next.clone())
+    let own = || error.chain().find_map(|cause| cause.downcast_ref::<Failure>()?.next.clone());
+    if error.chain().any(is_clock_error) {
+        Some(clock_advice())
+    } else if error.chain().any(is_shut_out) {
+        Some("ask the realm's operator whether this device was revoked (distd node ls)".to_owned())
+    } else {
+        own()
+    }
+}
+
+/// Whether a parent ended a connection or stream because this node has no right to it.
+pub(crate) fn is_shut_out(cause: &(dyn std::error::Error + 'static)) -> bool {
+    causes(cause).any(|error| {
+        let stream = matches!(error.downcast_ref(), Some(WireError::Closed(CloseCode::Unauthorised)));
+        let connection = matches!(error.downcast_ref(), Some(quinn::ConnectionError::ApplicationClosed(close))
+            if CloseCode::from_code(close.error_code.into_inner()) == CloseCode::Unauthorised);
+        stream || connection
+    })
+}
+
+fn clock_advice() -> String {
+    let now = crate::cmd::parse::time(i64::try_from(distd_peer::clock::unix_now()).unwrap_or(i64::MAX));
+    format!("check this machine's clock: it says {now}; set it right, then try again")
+}
+
+/// Whether a certificate was refused for its dates alone. Certificates hold for a day and are renewed in time,
+/// so the clock of one side is the likely reason.
+fn is_clock_error(cause: &(dyn std::error::Error + 'static)) -> bool {
+    causes(cause).any(|error| {
+        let of_tls = error.downcast_ref::<rustls::Error>().is_some_and(|error| match error {
+            rustls::Error::InvalidCertificate(why) => matches!(
+                why,
+                CertificateError::Expired
+                    | CertificateError::ExpiredContext { .. }
+                    | CertificateError::NotValidYet
+                    | CertificateError::NotValidYetContext { .. }
+            ),
+            rustls::Error::AlertReceived(alert) => *alert == AlertDescription::CertificateExpired,
+            _ => false,
+        });
+        // quinn keeps the text of rustls' error alone.
+        let of_quic = error.downcast_ref::<quinn::ConnectionError>().is_some_and(|error| {
+            matches!(error, quinn::ConnectionError::TransportError(error)
+                if error.reason.contains("not valid yet") || error.reason.contains("certificate expired"))
+        });
+        of_tls || of_quic
+    })
 }
 
 /// The exit code of an error: its own, else that of the first cause whose kind is known.
@@ -113,7 +161,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Code> {
         return Some(code_of_enrollment(error));
     }
     if let Some(error) = cause.downcast_ref::<IdentityError>() {
-        return Some(if matches!(error, IdentityError::File(_)) { Code::Local } else { Code::Refused });
+        return Some(code_of_identity(error));
     }
     if cause.is::<TokenError>() {
         return Some(Code::Refused);
@@ -134,10 +182,12 @@ pub(crate) fn code_of_tuf(error: &TufError) -> Code {
         TufError::Expired { .. }
         | TufError::RolledBack { .. }
         | TufError::BadSignature { .. }
-        | TufError::ClockBackwards(_) => Code::Refused,
+        | TufError::ClockBehind { .. }
+        | TufError::ClockStepped(_) => Code::Refused,
         TufError::Mismatch(_) | TufError::Malformed(_) | TufError::BadTarget { .. } | TufError::Answer(_) => {
             Code::Integrity
         }
+        TufError::Source(cause) if is_shut_out(&**cause) => Code::Refused,
         TufError::Missing { .. } | TufError::Source(_) => Code::Network,
         TufError::File(_) | TufError::Store(_) => Code::Local,
     }
@@ -147,48 +197,57 @@ pub(crate) fn code_of_tuf(error: &TufError) -> Code {
 pub(crate) fn code_of_enrollment(error: &EnrollmentError) -> Code {
     match error {
         EnrollmentError::Exchange(error) => code_of_enroll_exchange(error),
-        EnrollmentError::Refused(refusal) if refusal.code == RefusalCode::Internal => Code::Other,
-        EnrollmentError::Refused(_) => Code::Refused,
-        EnrollmentError::Identity(IdentityError::File(_)) => Code::Local,
-        EnrollmentError::Identity(_) => Code::Refused,
-        EnrollmentError::OtherReply => Code::Other,
+        EnrollmentError::Identity(error) => code_of_identity(error),
         EnrollmentError::NoParent => Code::Usage,
+    }
+}
+
+fn code_of_identity(error: &IdentityError) -> Code {
+    match error {
+        IdentityError::File(_) => Code::Local,
+        IdentityError::Refused(refusal) if refusal.code == RefusalCode::Internal => Code::Other,
+        _ => Code::Refused,
     }
 }
 
 fn code_of_enroll_exchange(error: &EnrollError) -> Code {
     match error {
+        // A clock is set right sooner or later, by NTP mostly: scripts may try again.
+        EnrollError::Connect(_, cause) if is_clock_error(&**cause) => Code::Network,
         EnrollError::Connect(_, cause) if is_certificate_error(&**cause) => Code::Refused,
-        EnrollError::Body(_) => Code::Integrity,
         _ => Code::Network,
     }
 }
 
 /// Whether a failed connection failed over a certificate: the other side is there, but of another realm.
 pub(crate) fn is_certificate_error(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+    causes(error).any(|error| {
+        let tls = error.downcast_ref::<rustls::Error>();
+        if let Some(rustls::Error::InvalidCertificate(_)) = tls {
             return true;
         }
-        if let Some(rustls::Error::AlertReceived(alert)) = error.downcast_ref()
+        if let Some(rustls::Error::AlertReceived(alert)) = tls
             && (42..=49).contains(&u8::from(*alert))
         {
             return true;
         }
         // TLS alerts 42 to 49 are about certificates (RFC 8446 section 6.2); QUIC carries them as 0x100 + alert.
-        if let Some(quinn::ConnectionError::TransportError(error)) = error.downcast_ref()
-            && (0x100 + 42..=0x100 + 49).contains(&u64::from(error.code))
-        {
-            return true;
-        }
+        matches!(error.downcast_ref(), Some(quinn::ConnectionError::TransportError(error))
+            if (0x100 + 42..=0x100 + 49).contains(&u64::from(error.code)))
+    })
+}
+
+/// An error and all behind it.
+fn causes<'e>(
+    error: &'e (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'e (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| {
         // An `io::Error` made of another error hides that one and names the one behind it.
-        cause = match error.downcast_ref::<std::io::Error>().and_then(|e| e.get_ref()) {
+        match error.downcast_ref::<std::io::Error>().and_then(|e| e.get_ref()) {
             Some(inner) => Some(inner),
             None => error.source(),
-        };
-    }
-    false
+        }
+    })
 }
 
 #[cfg(test)]
@@ -222,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_certificate_error_is_found_below_io_errors() {
-        let tls = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let tls = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
         let io = std::io::Error::other(std::io::Error::other(tls));
         assert!(is_certificate_error(&io));
         assert!(!is_certificate_error(&std::io::Error::other("refused")));

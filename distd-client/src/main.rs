@@ -101,6 +101,7 @@ fn start(command: Command, data: Option<PathBuf>, output: Output) -> anyhow::Res
 
 fn main() -> ExitCode {
     distd_peer::process::bound_arenas();
+    distd_peer::process::raise_open_files();
     let cli = Cli::parse();
     let level = match (cli.quiet, cli.verbose) {
         (true, _) => "error",

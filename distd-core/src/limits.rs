@@ -30,6 +30,9 @@ pub const NODE_BYTES_MAX: usize = 64 << 10;
 /// petabyte needs six.
 pub const MANIFEST_LEVELS_MAX: u8 = 12;
 
+/// Most bytes of manifest nodes that are fetched for one artifact: some five million chunks, 300 GB of 64 KiB each.
+pub const MANIFEST_BYTES_MAX: u64 = 256 << 20;
+
 /// Largest artifact, bytes: 16 TiB. Keeps every offset far from overflow.
 pub const ARTIFACT_BYTES_MAX: u64 = 16 << 40;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::clock::unix_now;
 use crate::net::{EnrollError, Outbound, exchange_enroll};
-use crate::trust::enroll::{EnrollMessage, EnrollReply, Refusal};
+use crate::trust::enroll::EnrollMessage;
 use crate::trust::identity::{IdentityError, NodeIdentity, Role};
 use crate::trust::tls::{Credentials, TrustAnchor};
 use crate::trust::token::JoinToken;
@@ -19,30 +19,34 @@ pub enum EnrollmentError {
     /// No parent could be asked.
     #[error(transparent)]
     Exchange(#[from] EnrollError),
-    /// The origin said no.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// The reply does not fit, or could not be kept.
+    /// The reply is a refusal, does not fit, or could not be kept.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// The parent answered another question.
-    #[error("the parent answered something else: use the same version of distd on both sides")]
-    OtherReply,
     /// No parent given.
     #[error("no parent to enrol with: name one with --parent HOST:PORT")]
     NoParent,
 }
 
+/// Asks one parent after the other until `take` accepts a reply. A reply that the realm has not sealed is as
+/// good as none: another parent may pass on the real one. A refusal is the origin's, and final.
 async fn ask(
     parents: &[String],
     anchor: &TrustAnchor,
     outbound: &Arc<Outbound>,
-    message: &EnrollMessage,
-) -> Result<EnrollReply, EnrollmentError> {
+    request: &[u8],
+    mut take: impl FnMut(&[u8]) -> Result<(), IdentityError>,
+) -> Result<(), EnrollmentError> {
     let mut last = EnrollmentError::NoParent;
     for parent in parents {
-        match exchange_enroll(parent, anchor, outbound, message).await {
-            Ok(reply) => return Ok(reply),
+        match exchange_enroll(parent, anchor, outbound, request).await {
+            Ok(reply) => match take(&reply) {
+                Ok(()) => return Ok(()),
+                Err(error @ IdentityError::Seal(_)) => {
+                    tracing::warn!(parent, %error, "enrolment reply not believed");
+                    last = error.into();
+                }
+                Err(error) => return Err(error.into()),
+            },
             Err(error) => last = error.into(),
         }
     }
@@ -62,12 +66,9 @@ pub async fn enroll(
     outbound: &Arc<Outbound>,
 ) -> Result<(), EnrollmentError> {
     let anchor = TrustAnchor::Fingerprint(*token.ca_fingerprint());
-    let message = EnrollMessage::Enroll(identity.enroll_request(token, role, label)?);
-    match ask(parents, &anchor, outbound, &message).await? {
-        EnrollReply::Enrolled(response) => Ok(identity.install_enrolled(token, &response)?),
-        EnrollReply::Refused(refusal) => Err(refusal.into()),
-        EnrollReply::Renewed(_) => Err(EnrollmentError::OtherReply),
-    }
+    let request = EnrollMessage::Enroll(identity.enroll_request(token, role, label)?).encode();
+    let take = |reply: &[u8]| identity.install_enrolled(token, role, &request, reply);
+    ask(parents, &anchor, outbound, &request, take).await
 }
 
 /// Gets the next certificate.
@@ -80,12 +81,9 @@ pub async fn renew(
     outbound: &Arc<Outbound>,
 ) -> Result<(), EnrollmentError> {
     let ca = identity.ca_der().ok_or(IdentityError::NotEnrolled)?.clone();
-    let message = EnrollMessage::Renew(identity.renew_request()?);
-    match ask(parents, &TrustAnchor::Ca(ca), outbound, &message).await? {
-        EnrollReply::Renewed(response) => Ok(identity.install_renewed(&response)?),
-        EnrollReply::Refused(refusal) => Err(refusal.into()),
-        EnrollReply::Enrolled(_) => Err(EnrollmentError::OtherReply),
-    }
+    let request = EnrollMessage::Renew(identity.renew_request()?).encode();
+    let take = |reply: &[u8]| identity.install_renewed(&request, reply);
+    ask(parents, &TrustAnchor::Ca(ca), outbound, &request, take).await
 }
 
 /// Renews whenever it is time, for as long as the node runs; new handshakes present the new certificate.

@@ -19,6 +19,7 @@ pub mod parents;
 pub mod process;
 pub mod quarantine;
 pub mod relay;
+pub mod seldom;
 pub mod serve;
 pub mod share;
 pub mod store;

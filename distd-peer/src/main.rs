@@ -138,6 +138,7 @@ async fn run(args: RunArgs) -> anyhow::Result<()> {
 
 fn main() -> ExitCode {
     distd_peer::process::bound_arenas();
+    distd_peer::process::raise_open_files();
     let filter = EnvFilter::try_from_env("DISTD_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let cli = Cli::parse();

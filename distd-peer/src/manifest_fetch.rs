@@ -1,7 +1,7 @@
 //! Getting a manifest from a parent with the fewest bytes and round trips.
 
 use bytes::Bytes;
-use distd_core::limits::{HELD_MANIFESTS_MAX, NODE_REQUEST_HASHES_MAX};
+use distd_core::limits::{HELD_MANIFESTS_MAX, MANIFEST_BYTES_MAX, NODE_REQUEST_HASHES_MAX};
 use distd_core::manifest::{Assembly, InsertError, Manifest, NodeError, expand_leaf};
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::frame::{COMPACT_LEAF, Node, NodeRequest, ROOT_LEVEL};
@@ -25,6 +25,9 @@ pub enum ManifestFetchError {
     /// It sent a node that does not belong.
     #[error("{0} sent a wrong manifest node")]
     Node(String, #[source] InsertError),
+    /// It sent more than the manifest may have.
+    #[error("{0} sends more of manifest {1} than is taken from it")]
+    TooLong(String, ManifestId),
     /// It does not have all nodes.
     #[error("{0} does not have the whole of manifest {1}")]
     Incomplete(String, ManifestId),
@@ -52,16 +55,31 @@ impl ManifestFetchError {
 /// One round trip when the parent knows one of `held` (or there is none), else one a level.
 ///
 /// # Errors
-/// [`ManifestFetchError`].
+/// [`ManifestFetchError`]; [`ManifestFetchError::TooLong`] above `MANIFEST_BYTES_MAX`.
 pub async fn fetch_manifest(
     swarm: &SwarmHandle,
     id: ManifestId,
     root: Option<Bytes>,
     held: &[&Manifest],
 ) -> Result<Manifest, ManifestFetchError> {
+    fetch_manifest_within(swarm, id, root, held, MANIFEST_BYTES_MAX).await
+}
+
+/// As [`fetch_manifest`], taking `bytes_max` bytes of nodes at most.
+///
+/// # Errors
+/// [`ManifestFetchError`].
+pub async fn fetch_manifest_within(
+    swarm: &SwarmHandle,
+    id: ManifestId,
+    root: Option<Bytes>,
+    held: &[&Manifest],
+    bytes_max: u64,
+) -> Result<Manifest, ManifestFetchError> {
     let mut taker = Taker {
         id,
         held,
+        bytes_left: bytes_max,
         known: None,
         assembly: None,
         address: swarm.link.address().to_owned(),
@@ -114,6 +132,7 @@ struct Taker<'a> {
     address: String,
     came: u64,
     failed: Option<ManifestFetchError>,
+    bytes_left: u64,
 }
 
 impl Taker<'_> {
@@ -125,6 +144,9 @@ impl Taker<'_> {
 
     fn try_take(&mut self, Node { level, bytes }: Node) -> Result<(), ManifestFetchError> {
         let id = self.id;
+        // Also what turns out to be held or unasked: the sender decides how much of that there is.
+        let too_long = || ManifestFetchError::TooLong(self.address.clone(), id);
+        self.bytes_left = self.bytes_left.checked_sub(bytes.len() as u64).ok_or_else(too_long)?;
         let Some(assembly) = &mut self.assembly else {
             if level != ROOT_LEVEL {
                 return Err(ManifestFetchError::WrongRoot(self.address.clone(), id));

@@ -1,4 +1,4 @@
-//! What the process asks of its allocator.
+//! What the process asks of its allocator and of the system.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -29,4 +29,15 @@ pub fn bound_arenas() {
     // Returns only when it failed.
     let error = command.args(arguments).env(VARIABLE, "2").env(THRESHOLD.0, THRESHOLD.1).exec();
     eprintln!("note: memory may grow more than usual: could not start again with {VARIABLE}=2: {error}");
+}
+
+/// Raises the number of files that may be open to what the system lets this process have: a socket for each of
+/// thousands of connections. Where that cannot be done the program runs on as it is.
+pub fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum {
+        // The hard limit may always be taken.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    }
 }

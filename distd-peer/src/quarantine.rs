@@ -43,7 +43,7 @@ impl Quarantine {
     /// Until when `node` is not asked; `None` when it may be.
     pub fn until(&self, node: &NodeId, now: u64) -> Option<u64> {
         let until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.get(&node.to_string()).copied().filter(|t| *t > now)
+        until.get(&node.to_string()).copied().filter(|t| holds(*t, now))
     }
 
     /// Those that are not asked at `now`, those added last first.
@@ -51,7 +51,7 @@ impl Quarantine {
         let until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
         let mut nodes: Vec<_> = until
             .iter()
-            .filter(|(_, t)| **t > now)
+            .filter(|(_, t)| holds(**t, now))
             .filter_map(|(node, t)| Some((*t, node.parse().ok()?)))
             .collect();
         nodes.sort_by_key(|(t, _)| std::cmp::Reverse(*t));
@@ -66,7 +66,7 @@ impl Quarantine {
     /// Adds a node from `now` on and writes the list.
     pub fn add(&self, node: NodeId, now: u64) {
         let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.retain(|_, t| *t > now);
+        until.retain(|_, t| holds(*t, now));
         until.insert(node.to_string(), now + QUARANTINE_SECONDS);
         while until.len() > ENTRIES_MAX {
             let Some(soonest) = until.iter().min_by_key(|(_, t)| **t).map(|(k, _)| k.clone()) else { break };
@@ -78,6 +78,12 @@ impl Quarantine {
         }
         self.changed.send_replace(());
     }
+}
+
+/// Whether an entry that ends at `until` holds at `now`. One that would hold for longer than a day was written
+/// while the clock was ahead, and counts no more.
+fn holds(until: u64, now: u64) -> bool {
+    until > now && until <= now.saturating_add(QUARANTINE_SECONDS)
 }
 
 #[cfg(test)]
@@ -94,6 +100,7 @@ mod tests {
         assert_eq!(again.until(&node, 1001), Some(1000 + QUARANTINE_SECONDS));
         assert_eq!(again.until(&node, 1000 + QUARANTINE_SECONDS), None);
         assert_eq!(again.until(&NodeId([4; 16]), 1001), None);
+        assert_eq!(again.until(&node, 500), None, "written by a clock that was ahead");
         again.add(NodeId([4; 16]), 2000);
         assert_eq!(again.nodes(2001), [NodeId([4; 16]), node]);
         assert_eq!(again.nodes(1000 + QUARANTINE_SECONDS), [NodeId([4; 16])]);

@@ -340,6 +340,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
 
 fn main() -> ExitCode {
     distd_peer::process::bound_arenas();
+    distd_peer::process::raise_open_files();
     // Keys, tokens and contents are for their owner alone, whatever the shell says.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let cli = Cli::parse();

@@ -28,6 +28,9 @@ use crate::publisher::Products;
 /// How long requests under way may go on after the origin was told to stop.
 pub const STOP: Duration = Duration::from_secs(10);
 
+/// How often it is looked whom another process has revoked: within the minute that docs/trust.md states.
+const REVOKED_EVERY: Duration = Duration::from_secs(30);
+
 /// Wait after maintenance failed.
 const MAINTAIN_AGAIN: Duration = Duration::from_secs(60);
 
@@ -134,7 +137,8 @@ pub async fn start(settings: &Settings) -> Result<Running, StartError> {
     origin.sweep_at_start().await?;
 
     let sites = Sites::new(origin.realm().ca_der().clone(), SiteRule::NamedOrNetwork, true);
-    let serve = ServeConfig { sites: Some(sites), ..ServeConfig::default() };
+    let revoked = origin.revoked().clone();
+    let serve = ServeConfig { sites: Some(sites), revoked, ..ServeConfig::default() };
     let server = Server::new(OriginContent::new(origin.clone()).into_content(), serve);
     let app = App::new(origin.clone(), server.counters.clone());
     let nodes_tls = https_parent(credentials.clone(), ca)?;
@@ -149,7 +153,12 @@ pub async fn start(settings: &Settings) -> Result<Running, StartError> {
         http_task: tokio::spawn(http::serve(listener, tls, app.clone(), stopped)),
         quic_task: tokio::spawn(server.clone().run(endpoint.clone())),
         nodes_task: tokio::spawn(server.run_tcp(nodes, nodes_tls)),
-        maintenance: tokio::spawn(maintain(origin.clone())),
+        maintenance: {
+            let (origin, same) = (origin.clone(), origin.clone());
+            tokio::spawn(async {
+                tokio::join!(maintain(origin), watch_revoked(same));
+            })
+        },
         patches: tokio::spawn(origin.clone().make_patches(stop_patches.clone())),
         stop_patches,
         origin,
@@ -251,6 +260,16 @@ fn is_without_ipv6(error: &io::Error) -> bool {
 
 fn everywhere_ipv4(address: SocketAddr) -> SocketAddr {
     ([0, 0, 0, 0], address.port()).into()
+}
+
+/// Ends the connections of nodes that another process revoked.
+async fn watch_revoked(origin: Arc<Origin>) {
+    loop {
+        tokio::time::sleep(REVOKED_EVERY).await;
+        if let Err(error) = origin.refresh_revoked().await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "revoked nodes could not be read");
+        }
+    }
 }
 
 async fn maintain(origin: Arc<Origin>) {

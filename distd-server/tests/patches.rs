@@ -16,7 +16,7 @@ use distd_core::names::Name;
 use distd_core::packing::{Codec, Unpacker};
 use distd_core::patch::{Method as PatchMethod, SetIndex, decode};
 use distd_core::{ArtifactHash, ChunkHash, ChunkId, ManifestId};
-use distd_peer::serve::{ChunkAnswer, Content};
+use distd_peer::serve::{ChunkAnswer, Content, NodeBudget};
 use distd_peer::trust::identity::{NodeId, Role};
 use distd_peer::trust::tls::PeerIdentity;
 use distd_peer::trust::tuf::PatchesDoc;
@@ -252,10 +252,11 @@ impl Realm {
         self.origin.db().put_node(&row).await.expect("node");
         let peer = PeerIdentity { node_id: node, role: Role::Leaf, expires: u64::MAX };
         let content: Arc<dyn Content> = OriginContent::new(self.origin.clone()).into_content();
-        let swarm = content.swarm(&peer, manifest.id()).await.expect("served");
+        let budget = NodeBudget::of(Role::Leaf);
+        let swarm = content.swarm(&peer, &budget, manifest.id()).await.expect("served");
         let held = swarm.held().await.expect("held");
         let (tx, mut rx) = tokio::sync::mpsc::channel(64);
-        let asking = tokio::spawn(async move { swarm.chunks(held, tx).await });
+        let asking = tokio::spawn(async move { swarm.chunks(&budget, held, tx).await });
         let entries: BTreeMap<_, _> = manifest.entries().map(|at| (at.entry.id, at.entry)).collect();
         let (mut unpacker, mut got) = (Unpacker::default(), BTreeMap::new());
         while let Some(answer) = rx.recv().await {

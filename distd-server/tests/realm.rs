@@ -3,18 +3,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use distd_peer::trust::enroll::{EnrollMessage, EnrollReply, EnrollRequest, RefusalCode};
+use distd_peer::trust::enroll::{EnrollMessage, EnrollReply, EnrollRequest, Refusal, RefusalCode};
 use distd_peer::trust::identity::{CertInfo, IdentityError, NodeId, NodeIdentity, PARENT_NAME, Role};
+use distd_peer::trust::seal::{SealError, SealedReply};
 use distd_peer::trust::tls::{self, Credentials, PeerIdentity, PeerRefused, TrustAnchor};
-use distd_peer::trust::token::JoinToken;
-use distd_server::realm::{JoinTokens, Realm, Redemption, RegistryError};
+use distd_peer::trust::token::{JoinToken, sha256};
+use distd_server::realm::{JoinTokens, Realm, Redemption, RegistryError, Roots};
 
 const DAY: u64 = 24 * 3600;
 const ROOT_JSON: &str = "{}";
+
+fn roots() -> Roots {
+    Roots { newest: ROOT_JSON.to_owned(), sha256: vec![sha256(ROOT_JSON.as_bytes())] }
+}
 
 fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
@@ -86,9 +91,26 @@ impl JoinTokens for Registry {
     }
 }
 
+/// A request and the sealed reply to it, as both are on the wire.
+struct Exchange {
+    request: Vec<u8>,
+    reply: Vec<u8>,
+}
+
+impl Exchange {
+    fn says(&self) -> EnrollReply {
+        EnrollReply::decode(&SealedReply::decode(&self.reply).unwrap().reply).unwrap()
+    }
+}
+
+async fn exchange(realm: &Realm, registry: &Registry, message: EnrollMessage, at: u64) -> Exchange {
+    let request = message.encode();
+    let (reply, _) = realm.handle_enroll(&request, &roots(), at, registry).await;
+    Exchange { request, reply }
+}
+
 async fn ask(realm: &Realm, registry: &Registry, message: EnrollMessage, at: u64) -> EnrollReply {
-    let (reply, _) = realm.handle_enroll(&message.encode(), ROOT_JSON, at, registry).await;
-    EnrollReply::decode(&reply).unwrap()
+    exchange(realm, registry, message, at).await.says()
 }
 
 fn code(reply: &EnrollReply) -> RefusalCode {
@@ -102,11 +124,8 @@ async fn enroll(realm: &Realm, registry: &Registry, dir: &Path, role: Role, at: 
     let token = registry.token(realm, role, 1, at + DAY);
     let mut node = NodeIdentity::load_or_create(dir).unwrap();
     let request = node.enroll_request(&token, role, "test").unwrap();
-    let EnrollReply::Enrolled(response) = ask(realm, registry, EnrollMessage::Enroll(request), at).await
-    else {
-        panic!("refused")
-    };
-    node.install_enrolled(&token, &response).unwrap();
+    let sent = exchange(realm, registry, EnrollMessage::Enroll(request), at).await;
+    node.install_enrolled(&token, role, &sent.request, &sent.reply).unwrap();
     node
 }
 
@@ -123,10 +142,8 @@ async fn a_node_enrols_renews_and_is_found_again_after_a_restart() {
     assert!(node.needs_renewal(now() + 20 * 3600));
 
     let renew = EnrollMessage::Renew(node.renew_request().unwrap());
-    let EnrollReply::Renewed(next) = ask(&realm, &registry, renew, now() + 20 * 3600).await else {
-        panic!("refused")
-    };
-    node.install_renewed(&next).unwrap();
+    let next = exchange(&realm, &registry, renew, now() + 20 * 3600).await;
+    node.install_renewed(&next.request, &next.reply).unwrap();
     assert!(node.cert().unwrap().not_after > cert.not_after);
 
     let again = NodeIdentity::load_or_create(&data).unwrap();
@@ -209,8 +226,9 @@ async fn a_relay_in_between_can_change_nothing_in_a_request() {
         let reply = ask(&realm, &registry, EnrollMessage::Enroll(bad), now()).await;
         assert_eq!(code(&reply), RefusalCode::BadRequest);
     }
-    let (reply, why) = realm.handle_enroll(b"junk", ROOT_JSON, now(), &registry).await;
-    assert_eq!(code(&EnrollReply::decode(&reply).unwrap()), RefusalCode::BadRequest);
+    let (reply, why) = realm.handle_enroll(b"junk", &roots(), now(), &registry).await;
+    let junk = Exchange { request: b"junk".to_vec(), reply };
+    assert_eq!(code(&junk.says()), RefusalCode::BadRequest);
     assert!(why.is_some());
     // A renewal with somebody else's certificate.
     let enrolled = enroll(&realm, &registry, &dir.path().join("c"), Role::Leaf, now()).await;
@@ -230,22 +248,154 @@ async fn a_reply_of_another_realm_is_not_installed() {
     let mut node = NodeIdentity::load_or_create(&dir.path().join("node")).unwrap();
     let request = node.enroll_request(&token, Role::Leaf, "").unwrap();
     let message = EnrollMessage::Enroll(request);
-    let EnrollReply::Enrolled(mut foreign) = ask(&theirs, &registry, message, now()).await else {
-        panic!("refused")
-    };
-    assert!(matches!(node.install_enrolled(&token, &foreign), Err(IdentityError::ForeignCa)));
-    foreign.ca_pem = ours.ca_pem().to_owned();
-    assert!(matches!(node.install_enrolled(&token, &foreign), Err(IdentityError::BadReply)));
+    let foreign = exchange(&theirs, &registry, message, now()).await;
+    assert!(matches!(
+        node.install_enrolled(&token, Role::Leaf, &foreign.request, &foreign.reply),
+        Err(IdentityError::Seal(SealError::ForeignCa))
+    ));
     assert!(node.cert().is_none() && !dir.path().join("node/node.pem").exists());
 
     let mut node = enroll(&ours, &registry, &dir.path().join("node"), Role::Leaf, now()).await;
     let token = registry.token(&theirs, Role::Leaf, 1, now() + DAY);
     let request = node.enroll_request(&token, Role::Leaf, "").unwrap();
     let message = EnrollMessage::Enroll(request);
-    let EnrollReply::Enrolled(reply) = ask(&theirs, &registry, message, now()).await else {
-        panic!("refused")
-    };
-    assert!(matches!(node.install_enrolled(&token, &reply), Err(IdentityError::OtherRealm(_))));
+    let sent = exchange(&theirs, &registry, message, now()).await;
+    assert!(matches!(
+        node.install_enrolled(&token, Role::Leaf, &sent.request, &sent.reply),
+        Err(IdentityError::OtherRealm(_))
+    ));
+}
+
+/// All files below `dir` with their bytes.
+fn state_of(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    files.filter(|path| path.is_file()).map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
+}
+
+/// The reply with each of its fields changed in turn, those of the seal and those within. A field that is
+/// added later is among them by itself.
+fn altered(reply: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let sealed = SealedReply::decode(reply).unwrap();
+    let mut out = Vec::new();
+    for (name, field) in [
+        ("ca_der", (|s: &mut SealedReply| &mut s.ca_der) as fn(&mut SealedReply) -> &mut Vec<u8>),
+        ("reply", |s| &mut s.reply),
+        ("signature", |s| &mut s.signature),
+    ] {
+        let mut changed = sealed.clone();
+        let bytes = field(&mut changed);
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        out.push((name.to_owned(), changed.encode()));
+    }
+    let inner: serde_json::Value = serde_json::to_value(EnrollReply::decode(&sealed.reply).unwrap()).unwrap();
+    let (kind, fields) = inner.as_object().unwrap().iter().next().unwrap();
+    for (field, value) in fields.as_object().unwrap() {
+        let mut changed = inner.clone();
+        // The very thing the attack did: something else that is well formed.
+        let other = value.as_str().map_or_else(|| "{}".to_owned(), |text| format!("{text} "));
+        changed[kind][field] = serde_json::Value::String(other);
+        let reply: EnrollReply = serde_json::from_value(changed).unwrap();
+        let forged = SealedReply { reply: reply.encode(), ..sealed.clone() };
+        out.push((format!("{kind}.{field}"), forged.encode()));
+    }
+    let refused = EnrollReply::Refused(Refusal { code: RefusalCode::Revoked });
+    out.push(("a refusal".to_owned(), SealedReply { reply: refused.encode(), ..sealed.clone() }.encode()));
+    out.push(("no seal".to_owned(), sealed.reply.clone()));
+    out.push(("nothing".to_owned(), Vec::new()));
+    out
+}
+
+#[tokio::test]
+async fn a_relay_in_between_can_change_nothing_in_a_reply() {
+    let dir = tempfile::tempdir().unwrap();
+    let realm = Realm::load_or_create(dir.path(), now()).unwrap();
+    let registry = Registry::default();
+    let token = registry.token(&realm, Role::Leaf, 9, now() + DAY);
+    let data = dir.path().join("node");
+    let mut node = NodeIdentity::load_or_create(&data).unwrap();
+    let request = node.enroll_request(&token, Role::Leaf, "kiosk").unwrap();
+    let honest = exchange(&realm, &registry, EnrollMessage::Enroll(request), now()).await;
+    let before = state_of(&data);
+    let forgeries = altered(&honest.reply);
+    assert!(forgeries.len() >= 10, "{forgeries:?}");
+    for (what, forged) in &forgeries {
+        let result = node.install_enrolled(&token, Role::Leaf, &honest.request, forged);
+        assert!(matches!(result, Err(IdentityError::Seal(_))), "{what}: {result:?}");
+        assert_eq!(state_of(&data), before, "{what}");
+        assert!(node.cert().is_none(), "{what}");
+    }
+    // An honest reply to another request, the same node's even, is none to this one.
+    let again = node.enroll_request(&token, Role::Leaf, "kiosk").unwrap();
+    let again = exchange(&realm, &registry, EnrollMessage::Enroll(again), now()).await;
+    let result = node.install_enrolled(&token, Role::Leaf, &honest.request, &again.reply);
+    assert!(matches!(result, Err(IdentityError::Seal(SealError::Signature))), "{result:?}");
+    node.install_enrolled(&token, Role::Leaf, &honest.request, &honest.reply).unwrap();
+    assert!(node.root_checked());
+
+    let before = state_of(&data);
+    let renew = EnrollMessage::Renew(node.renew_request().unwrap());
+    let next = exchange(&realm, &registry, renew, now() + 20 * 3600).await;
+    for (what, forged) in altered(&next.reply) {
+        let result = node.install_renewed(&next.request, &forged);
+        assert!(matches!(result, Err(IdentityError::Seal(_))), "{what}: {result:?}");
+        assert_eq!(state_of(&data), before, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_root_that_was_never_the_realms_is_replaced_at_the_next_renewal() {
+    let dir = tempfile::tempdir().unwrap();
+    let realm = Realm::load_or_create(dir.path(), now()).unwrap();
+    let registry = Registry::default();
+    let data = dir.path().join("node");
+    enroll(&realm, &registry, &data, Role::Leaf, now()).await;
+    // As an earlier release left it: a root that nobody vouched for, and metadata that it verified.
+    std::fs::write(data.join("root.json"), b"the attacker's").unwrap();
+    std::fs::remove_file(data.join("root.checked")).unwrap();
+    std::fs::create_dir_all(data.join("tuf/trusted")).unwrap();
+    std::fs::write(data.join("tuf/trusted/root.json"), b"the attacker's").unwrap();
+
+    let mut node = NodeIdentity::load_or_create(&data).unwrap();
+    assert!(node.needs_renewal(now()), "the origin is asked at once");
+    let renew = EnrollMessage::Renew(node.renew_request().unwrap());
+    let next = exchange(&realm, &registry, renew, now()).await;
+    node.install_renewed(&next.request, &next.reply).unwrap();
+    assert_eq!(node.root_json(), Some(ROOT_JSON.as_bytes()));
+    assert!(!data.join("tuf").exists() && data.join("tuf.refused-0/trusted/root.json").exists());
+
+    let again = NodeIdentity::load_or_create(&data).unwrap();
+    assert_eq!(again.root_json(), Some(ROOT_JSON.as_bytes()));
+    assert!(!again.needs_renewal(now()));
+    // One that the realm did sign stays, and so does the state it verified.
+    std::fs::create_dir_all(data.join("tuf/trusted")).unwrap();
+    let renew = EnrollMessage::Renew(node.renew_request().unwrap());
+    let next = exchange(&realm, &registry, renew, now()).await;
+    node.install_renewed(&next.request, &next.reply).unwrap();
+    assert!(data.join("tuf").exists() && !data.join("tuf.refused-1").exists());
+}
+
+#[tokio::test]
+async fn a_row_that_says_relay_makes_no_relay_of_a_device() {
+    let dir = tempfile::tempdir().unwrap();
+    let realm = Realm::load_or_create(dir.path(), now()).unwrap();
+    let registry = Registry::default();
+    let node = enroll(&realm, &registry, &dir.path().join("node"), Role::Leaf, now()).await;
+    registry.nodes.lock().unwrap().get_mut(&node.node_id()).unwrap().0 = Role::Relay;
+    let renew = EnrollMessage::Renew(node.renew_request().unwrap());
+    assert_eq!(code(&ask(&realm, &registry, renew, now()).await), RefusalCode::WrongRole);
+}
+
+#[tokio::test]
+async fn a_node_of_an_earlier_release_still_renews_without_a_seal() {
+    let dir = tempfile::tempdir().unwrap();
+    let realm = Realm::load_or_create(dir.path(), now()).unwrap();
+    let registry = Registry::default();
+    let node = enroll(&realm, &registry, &dir.path().join("node"), Role::Leaf, now()).await;
+    let mut renew = node.renew_request().unwrap();
+    (renew.nonce, renew.root_sha256) = (Vec::new(), Vec::new());
+    let sent = exchange(&realm, &registry, EnrollMessage::Renew(renew), now()).await;
+    assert!(matches!(EnrollReply::decode(&sent.reply), Ok(EnrollReply::Renewed(_))));
 }
 
 #[test]

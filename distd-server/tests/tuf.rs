@@ -131,6 +131,42 @@ async fn what_held_metadata_may_be_used_for_ends_when_it_expires() {
 }
 
 #[tokio::test]
+async fn a_clock_counts_as_behind_by_what_the_origin_signed_and_by_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = open(dir.path(), now()).await;
+    publish(&repo, "1", 1, now()).await;
+    let store = dir.path().join("repo");
+    let device = device(&store.join("1.root.json"));
+    let at = async |source, now: u64| device.client.resolve(source, &wanted("os@1"), now).await;
+    // The clock was ahead once, with and without an answer that holds.
+    for ahead in [10 * 3600, 23 * 3600, 2 * DAY, 25 * DAY, 400 * DAY] {
+        let _ = at(Honest::over(&store), now() + ahead).await;
+        let _ = at(Arc::new(Offline), now() + ahead).await;
+        at(Honest::over(&store), now()).await.unwrap();
+        at(Arc::new(Offline), now()).await.unwrap();
+    }
+    at(Honest::over(&store), now() - 1800).await.unwrap();
+    for behind in [2 * 3600, 2 * DAY, now()] {
+        let refused = at(Honest::over(&store), now() - behind).await;
+        assert!(matches!(refused, Err(TufError::ClockBehind { .. })), "{behind}: {refused:?}");
+    }
+    at(Honest::over(&store), now()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_release_that_was_never_asked_for_costs_no_held_metadata_while_no_parent_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = open(dir.path(), now()).await;
+    publish(&repo, "1", 1, now()).await;
+    publish(&repo, "2", 2, now()).await;
+    let store = dir.path().join("repo");
+    let device = device(&store.join("1.root.json"));
+    device.get(Honest::over(&store), "os@1").await.unwrap();
+    device.get(Arc::new(Offline), "os@2").await.unwrap_err();
+    device.get(Arc::new(Offline), "os@1").await.unwrap();
+}
+
+#[tokio::test]
 async fn every_attack_is_refused_for_its_own_reason_and_does_not_lock_the_device_out() {
     let dir = tempfile::tempdir().unwrap();
     let cases = tuf_cases::make(dir.path(), now()).await;

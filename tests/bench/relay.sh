@@ -26,9 +26,10 @@ device device -q pull os@1 --out "$work/out"
 relay=${realm_pids[relay]}; alone=$(rss "$relay")
 ulimit -n 8192
 mkfifo "$work/go"
-"$bin/examples/crowd" "$realm_dir/device" "$relay_address" "$(json manifest <"$work/push.json")" "$connections" "$fetching" 1 <"$work/go" >"$work/crowd.out" & crowd=$!
+token=$(admin -q token join --role leaf --uses "$connections")
+"$bin/examples/crowd" "$realm_dir/device" "$token" "$relay_address" "$(json manifest <"$work/push.json")" "$connections" "$fetching" 1 <"$work/go" >"$work/crowd.out" & crowd=$!
 exec 9>"$work/go"
-wait_for 120 grep -q connected "$work/crowd.out"
+wait_for 300 grep -q connected "$work/crowd.out"
 connected=$(rss "$relay"); before=$(cpu "$relay")
 echo >&9; wait "$crowd"; exec 9>&-
 after=$(cpu "$relay"); bytes=$(json bytes <"$work/crowd.out"); peak=$(peak_mib relay)

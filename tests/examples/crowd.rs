@@ -1,11 +1,13 @@
 //! Many leaves of one relay in one process: `tests/bench/relay.sh`.
 //!
 //! ```text
-//! crowd STATE PARENT MANIFEST CONNECTED FETCHING ROUNDS
+//! crowd STATE TOKEN PARENT MANIFEST CONNECTED FETCHING ROUNDS
 //! ```
 //!
-//! Opens so many connections (over QUIC, or as `DISTD_TRANSPORT` says) with the swarm of the manifest on each, as the device enrolled in STATE. Prints `connected` and waits for a line on
-//! standard input; then so many of them fetch every chunk so many times, verify and drop it, and a JSON object says what that took.
+//! Enrols so many devices below STATE with the join token, and opens a connection of each (over QUIC, or as
+//! `DISTD_TRANSPORT` says) with the swarm of the manifest on it. Prints `connected` and waits for a line on standard
+//! input; then so many of them fetch every chunk so many times, verify and drop it, and a JSON object says what
+//! that took.
 
 use std::error::Error;
 use std::io::BufRead;
@@ -19,13 +21,15 @@ use distd_core::manifest::Entry;
 use distd_core::packing::PackedChunk;
 use distd_core::swarm::FetchConfig;
 use distd_peer::driver::{ChunkSink, Driver, SinkError};
+use distd_peer::enrollment;
 use distd_peer::manifest_fetch::fetch_manifest;
 use distd_peer::net::{Dialer, Outbound, Transport, client_endpoint};
 use distd_peer::parents::Parents;
 use distd_peer::quarantine::Quarantine;
 use distd_peer::table::ChunkTable;
-use distd_peer::trust::identity::NodeIdentity;
+use distd_peer::trust::identity::{NodeIdentity, Role};
 use distd_peer::trust::tls::{Credentials, quic_client};
+use distd_peer::trust::token::JoinToken;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -43,25 +47,28 @@ impl ChunkSink for Counted {
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<(), Failure> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [state, parent, manifest, connected, fetching, rounds] = &args[..] else {
+    let [state, token, parent, manifest, connected, fetching, rounds] = &args[..] else {
         return Err("usage: see the top of tests/examples/crowd.rs".into());
     };
     let (connected, fetching, rounds): (usize, usize, u32) =
         (connected.parse()?, fetching.parse()?, rounds.parse()?);
     let manifest: ManifestId = manifest.parse()?;
-    let identity = NodeIdentity::load_or_create(Path::new(state))?;
-    let ca = identity.ca_der().ok_or("not enrolled")?.clone();
-    let credentials = Credentials::of_node(&identity)?;
-    let endpoint = client_endpoint(false, quic_client(credentials.clone(), &ca)?)?;
+    let token: JoinToken = token.parse()?;
     let transport = std::env::var("DISTD_TRANSPORT").map_or(Ok(Transport::Quic), |text| text.parse())?;
-    let dialer = Dialer::new(endpoint, credentials, &ca, Outbound::direct(transport))?;
+    let outbound = Outbound::direct(transport);
     let quarantine = Arc::new(Quarantine::load(&Path::new(state).join("crowd-quarantine.json")));
-    let leaf = || Arc::new(Parents::new(dialer.clone(), vec![parent.clone()], quarantine.clone()));
 
     let mut leaves = Vec::new();
     let mut swarms = Vec::new();
-    for _ in 0..connected {
-        let parents = leaf();
+    for n in 0..connected {
+        let mut identity = NodeIdentity::load_or_create(&Path::new(state).join(format!("crowd-{n}")))?;
+        let asked = std::slice::from_ref(parent);
+        enrollment::enroll(&mut identity, &token, Role::Leaf, "crowd", asked, &outbound).await?;
+        let ca = identity.ca_der().ok_or("not enrolled")?.clone();
+        let credentials = Credentials::of_node(&identity)?;
+        let endpoint = client_endpoint(false, quic_client(credentials.clone(), &ca)?)?;
+        let dialer = Dialer::new(endpoint, credentials, &ca, outbound.clone())?;
+        let parents = Arc::new(Parents::new(dialer, vec![parent.clone()], quarantine.clone()));
         swarms.push(parents.link(0).await?.open_swarm(manifest).await?);
         leaves.push(parents);
     }

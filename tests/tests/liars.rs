@@ -18,9 +18,13 @@ use distd_peer::net::{Dialer, Outbound, ResetKey, Transport, client_endpoint, pa
 use distd_peer::parents::Parents;
 use distd_peer::quarantine::Quarantine;
 use distd_peer::relay::Relay;
-use distd_peer::serve::{ChunkAnswer, Content, NodesAnswer, ServeConfig, ServeError, Server, Swarm};
+use distd_peer::serve::{
+    ChunkAnswer, Content, NodeBudget, NodesAnswer, ServeConfig, ServeError, Server, Swarm,
+};
 use distd_peer::store::{EdgeStore, StoreConfig};
+use distd_peer::trust::enroll::{EnrollMessage, EnrollReply};
 use distd_peer::trust::identity::{NodeIdentity, Role};
+use distd_peer::trust::seal::SealedReply;
 use distd_peer::trust::tls::{
     Credentials, PeerIdentity, TrustAnchor, https_parent, quic_client, quic_server,
 };
@@ -44,6 +48,10 @@ enum Lie {
     WrongNodes,
     /// TUF metadata with a changed byte.
     WrongMetadata,
+    /// Another realm's TUF root in the reply to an enrolment.
+    OtherRoot,
+    /// The same, after the request was changed so that the origin answers without a seal.
+    OtherRootUnsealed,
 }
 
 /// An honest relay but for one lie.
@@ -63,8 +71,13 @@ struct LyingSwarm {
 
 #[async_trait]
 impl Content for Liar {
-    async fn swarm(&self, peer: &PeerIdentity, manifest: ManifestId) -> Result<Arc<dyn Swarm>, ServeError> {
-        let inner = self.inner.swarm(peer, manifest).await?;
+    async fn swarm(
+        &self,
+        peer: &PeerIdentity,
+        budget: &Arc<NodeBudget>,
+        manifest: ManifestId,
+    ) -> Result<Arc<dyn Swarm>, ServeError> {
+        let inner = self.inner.swarm(peer, budget, manifest).await?;
         let swarm: Arc<dyn Swarm> =
             Arc::new(LyingSwarm { inner, lie: self.lie, disbelieved: self.disbelieved.clone() });
         self.kept.lock().expect("no holder panics").push(swarm.clone());
@@ -82,8 +95,33 @@ impl Content for Liar {
     }
 
     async fn enroll(&self, body: Bytes) -> Result<Bytes, ServeError> {
-        self.inner.enroll(body).await
+        match self.lie {
+            Lie::OtherRoot => {
+                let reply = self.inner.enroll(body).await?;
+                let mut sealed = SealedReply::decode(&reply).expect("the origin seals");
+                sealed.reply = with_another_root(&sealed.reply);
+                Ok(sealed.encode().into())
+            }
+            Lie::OtherRootUnsealed => {
+                let EnrollMessage::Enroll(mut request) = EnrollMessage::decode(&body).expect("a request")
+                else {
+                    panic!("not an enrolment")
+                };
+                request.nonce.clear();
+                let reply = self.inner.enroll(EnrollMessage::Enroll(request).encode().into()).await?;
+                Ok(with_another_root(&reply).into())
+            }
+            _ => self.inner.enroll(body).await,
+        }
     }
+}
+
+/// A reply to an enrolment with what would make the device believe another realm.
+fn with_another_root(reply: &[u8]) -> Vec<u8> {
+    let reply = EnrollReply::decode(reply).expect("a reply");
+    let EnrollReply::Enrolled(mut response) = reply else { panic!("refused: {reply:?}") };
+    response.root_json = r#"{"signed":{"version":1},"signatures":[]}"#.to_owned();
+    EnrollReply::Enrolled(response).encode()
 }
 
 #[async_trait]
@@ -118,7 +156,12 @@ impl Swarm for LyingSwarm {
         Ok(answer)
     }
 
-    async fn chunks(&self, wanted: ChunkRanges, answers: mpsc::Sender<ChunkAnswer>) {
+    async fn chunks(
+        &self,
+        budget: &Arc<NodeBudget>,
+        wanted: ChunkRanges,
+        answers: mpsc::Sender<ChunkAnswer>,
+    ) {
         let Some(first) = wanted.ids().next() else { return };
         let data = |id, codec, bytes| ChunkAnswer::Data(Data { id, codec, bytes });
         let lie = match self.lie {
@@ -133,7 +176,9 @@ impl Swarm for LyingSwarm {
                 ChunkAnswer::DontHave(all, DontHaveReason::NotHeld)
             }
             Lie::Silence => return,
-            Lie::WrongNodes | Lie::WrongMetadata => return self.inner.chunks(wanted, answers).await,
+            Lie::WrongNodes | Lie::WrongMetadata | Lie::OtherRoot | Lie::OtherRootUnsealed => {
+                return self.inner.chunks(budget, wanted, answers).await;
+            }
         };
         let _ = answers.send(lie).await;
     }
@@ -215,6 +260,28 @@ async fn whatever_a_relay_lies_about_the_device_gets_the_right_bytes_from_the_ne
         let told = caught && tokio::time::timeout(Duration::from_secs(30), told).await.is_ok();
         assert_eq!((told, disbelieved.load(Ordering::Relaxed) > 0), (caught, caught), "{lie:?}");
         fs::remove_file(&out).expect("remove");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_cannot_choose_the_root_of_who_enrols_through_it() {
+    let lab = Lab::start();
+    for (n, lie) in [Lie::OtherRoot, Lie::OtherRootUnsealed].into_iter().enumerate() {
+        let (liar, _server, _) = start_liar(&lab, lie).await;
+        let (liar, origin) = (liar.to_string(), lab.quic().to_owned());
+        let (token, name) = (lab.join_token("leaf", 1), format!("victim{n}"));
+        let args = ["enroll", "--parent", &liar, "--token", &token];
+        let refused = tokio::task::block_in_place(|| lab.device(&name, &args));
+        assert_eq!(refused.code, 4, "{lie:?}: {}", refused.stderr);
+        let state: Vec<_> = fs::read_dir(lab.path(&name)).expect("its state").flatten().collect();
+        let names: Vec<_> = state.iter().map(|entry| entry.file_name()).collect();
+        assert!(!names.iter().any(|n| n == "root.json" || n == "node.pem"), "{lie:?}: {names:?}");
+        // The same token, past the liar: the next parent brings what the origin said.
+        let args = ["enroll", "--parent", &liar, "--parent", &origin, "--token", &token];
+        tokio::task::block_in_place(|| lab.device(&name, &args)).ok();
+        let root = fs::read(lab.path(&name).join("root.json")).expect("enrolled");
+        let signed = fs::read(lab.path("origin/objects/tuf/1.root.json")).expect("the realm's root");
+        assert!(root == signed, "{lie:?}");
     }
 }
 

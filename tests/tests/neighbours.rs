@@ -15,7 +15,9 @@ use distd_core::ranges::ChunkRanges;
 use distd_peer::clock::unix_now;
 use distd_peer::enrollment;
 use distd_peer::net::{Dialer, Link, Meter, Outbound, ResetKey, SwarmLink, Transport, device_endpoint};
-use distd_peer::serve::{ChunkAnswer, Content, NodesAnswer, ServeConfig, ServeError, Server, Swarm};
+use distd_peer::serve::{
+    ChunkAnswer, Content, NodeBudget, NodesAnswer, ServeConfig, ServeError, Server, Swarm,
+};
 use distd_peer::trust::identity::{NodeIdentity, Role};
 use distd_peer::trust::record::{RecordRefused, RecordSigner, RecordText, verify_record};
 use distd_peer::trust::tls::{Credentials, PeerIdentity, quic_client, quic_neighbour};
@@ -104,7 +106,12 @@ struct Liar {
 
 #[async_trait]
 impl Content for Liar {
-    async fn swarm(&self, _: &PeerIdentity, _: ManifestId) -> Result<Arc<dyn Swarm>, ServeError> {
+    async fn swarm(
+        &self,
+        _: &PeerIdentity,
+        _: &Arc<NodeBudget>,
+        _: ManifestId,
+    ) -> Result<Arc<dyn Swarm>, ServeError> {
         Ok(Arc::new(Self { ids: self.ids.clone(), asked: self.asked.clone() }))
     }
 
@@ -135,7 +142,7 @@ impl Swarm for Liar {
         Ok(NodesAnswer::default())
     }
 
-    async fn chunks(&self, wanted: ChunkRanges, answers: mpsc::Sender<ChunkAnswer>) {
+    async fn chunks(&self, _: &Arc<NodeBudget>, wanted: ChunkRanges, answers: mpsc::Sender<ChunkAnswer>) {
         self.asked.fetch_add(1, Ordering::Relaxed);
         for id in wanted.ids() {
             let data = Data { id, codec: Codec::Raw, bytes: Bytes::from_static(b"not the chunk") };

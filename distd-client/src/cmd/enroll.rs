@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow};
 use distd_peer::enrollment::{self, EnrollmentError};
-use distd_peer::trust::enroll::{EnrollMessage, EnrollReply, LABEL_BYTES_MAX};
+use distd_peer::trust::enroll::{EnrollMessage, LABEL_BYTES_MAX};
 use distd_peer::trust::identity::{NodeIdentity, Role};
 use distd_peer::trust::tls::TrustAnchor;
 use distd_peer::trust::token::JoinToken;
@@ -124,14 +124,7 @@ async fn over_https(
     let anchor = TrustAnchor::Fingerprint(*token.ca_fingerprint());
     let api = Api::anonymous(server, anchor).map_err(Failure::from)?;
     let request = identity.enroll_request(token, Role::Leaf, label).map_err(|e| failed(e.into()))?;
-    let reply = api.enroll(EnrollMessage::Enroll(request).encode()).await.map_err(Failure::from)?;
-    let reply = EnrollReply::decode(&reply).map_err(|e| Failure::new(Code::Integrity, e.into()))?;
-    match reply {
-        EnrollReply::Enrolled(response) => {
-            identity.install_enrolled(token, &response).map_err(|e| failed(e.into()))?;
-            Ok(())
-        }
-        EnrollReply::Refused(refusal) => Err(failed(refusal.into()).into()),
-        EnrollReply::Renewed(_) => Err(failed(EnrollmentError::OtherReply).into()),
-    }
+    let request = EnrollMessage::Enroll(request).encode();
+    let reply = api.enroll(request.clone()).await.map_err(Failure::from)?;
+    identity.install_enrolled(token, Role::Leaf, &request, &reply).map_err(|e| failed(e.into()).into())
 }

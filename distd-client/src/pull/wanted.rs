@@ -24,7 +24,7 @@ use distd_peer::trust::tuf::{Offline, Resolved, TufClient, TufError};
 use quinn::Endpoint;
 
 use super::metadata::{LOST_MAX, ParentMetadata, pause_after};
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, is_shut_out};
 use crate::share::{Lateral, Node, Published, Sharing, anywhere};
 
 /// How long saying goodbye may take.
@@ -107,7 +107,8 @@ impl Realm {
                 Ok(resolved) => return Ok(resolved),
                 Err(error) => {
                     let retry = blames_the_parent(&error);
-                    unreachable &= matches!(error, TufError::Source(_));
+                    // A parent that shuts this device out did answer.
+                    unreachable &= matches!(&error, TufError::Source(cause) if !is_shut_out(&**cause));
                     last = Some(error);
                     if !retry {
                         break;
@@ -218,7 +219,8 @@ fn blames_the_parent(error: &TufError) -> bool {
         error,
         TufError::UnknownTarget(_)
             | TufError::BadTarget { .. }
-            | TufError::ClockBackwards(_)
+            | TufError::ClockBehind { .. }
+            | TufError::ClockStepped(_)
             | TufError::Source(_)
             | TufError::File(_)
             | TufError::Store(_)

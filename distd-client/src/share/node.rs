@@ -15,7 +15,7 @@ use distd_peer::trust::tls::{Credentials, quic_client, quic_neighbour};
 use quinn::Endpoint;
 
 use super::{Connectivity, Sharing};
-use crate::exit::{Code, Failure};
+use crate::exit::{Code, Failure, code_of_enrollment};
 
 /// An enrolled device with its endpoint open.
 pub(crate) struct Node {
@@ -64,11 +64,16 @@ impl Node {
             // Until it has ended the old certificate will do; offline nobody asks for one.
             let expired = identity.cert().is_none_or(|cert| cert.is_expired(unix_now()));
             if expired && sharing.connectivity != Connectivity::Offline {
+                // A parent that is away comes back, and then the certificate is renewed.
+                let code = match code_of_enrollment(&error) {
+                    Code::Usage => Code::Network,
+                    other => other,
+                };
                 let error = anyhow::Error::new(error)
                     .context("the device's certificate has ended and was not renewed");
                 let next =
                     "check the connection and the clock; if it stays so, enrol again with a new join token";
-                return Err(Failure::new(Code::Refused, error).next(next).into());
+                return Err(Failure::new(code, error).next(next).into());
             }
             tracing::warn!(%error, "certificate not renewed yet");
         }

@@ -1,5 +1,6 @@
 //! What is installed, opened when a neighbour asks: each artifact is its own store, its manifest beside it says what is where.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,9 +8,12 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use distd_core::manifest::{ChunkAt, Entry, Manifest};
 use distd_core::ranges::ChunkRanges;
+use distd_core::swarm::FetchCredit;
 use distd_core::{ChunkId, ManifestId};
-use distd_peer::manifest_fetch::fetch_manifest;
+use distd_peer::clock::monotonic_now;
+use distd_peer::manifest_fetch::fetch_manifest_within;
 use distd_peer::parents::Parents;
+use distd_peer::serve::NodeBudget;
 use distd_peer::share::{ChunkBytes, DeviceContent, Holdings, SharedSwarm, Shelf};
 use distd_peer::table::ChunkTable;
 
@@ -25,54 +29,137 @@ const SEARCHED_MAX: usize = 2;
 /// How long it is remembered that nothing is held of a manifest.
 const NOTHING: Duration = Duration::from_secs(30);
 
-/// Swarms opened, with the time of their last use; `None` where nothing is held.
-type Opened = Vec<(ManifestId, Instant, Option<Arc<SharedSwarm>>)>;
+/// Manifests of which that is remembered.
+const NOTHING_MAX: usize = 256;
+
+/// Bytes of nodes that are fetched for a manifest which only a neighbour speaks of: an image of 18 GB has as many.
+const FOREIGN_BYTES_MAX: u64 = 16 << 20;
+
+/// What neighbours may have this device fetch of manifests an hour, all of them together, bytes.
+const FOREIGN_CREDIT: u64 = 64 << 20;
+
+/// Swarms opened, with the time of their last use.
+type Opened = Vec<(ManifestId, Instant, Arc<SharedSwarm>)>;
 
 /// The installed artifacts of a device.
 pub(super) struct InstalledShelf {
     data: PathBuf,
     parents: Arc<Parents>,
     opened: Mutex<Opened>,
-    /// Held while one is opened, so that many who ask at once open it once.
+    /// Manifests of which nothing is held, and since when that is known.
+    nothing: Mutex<HashMap<ManifestId, Instant>>,
+    /// Held while an installed one is opened, so that many who ask at once open it once.
     opening: tokio::sync::Mutex<()>,
+    /// Held while another manifest is fetched for a neighbour: one at a time, and no installed one waits for it.
+    fetching: tokio::sync::Mutex<()>,
+    credit: Mutex<FetchCredit>,
 }
 
 impl InstalledShelf {
     /// Those remembered in `data`; manifests that are not there come from the parents.
     pub(super) fn new(data: PathBuf, parents: Arc<Parents>) -> Arc<Self> {
-        Arc::new(Self { data, parents, opened: Mutex::default(), opening: tokio::sync::Mutex::default() })
+        Arc::new(Self {
+            data,
+            parents,
+            opened: Mutex::default(),
+            nothing: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
+            fetching: tokio::sync::Mutex::default(),
+            credit: Mutex::new(FetchCredit::new(FOREIGN_CREDIT, monotonic_now())),
+        })
+    }
+
+    fn credit(&self) -> MutexGuard<'_, FetchCredit> {
+        self.credit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn nothing(&self) -> MutexGuard<'_, HashMap<ManifestId, Instant>> {
+        self.nothing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn opened(&self) -> MutexGuard<'_, Opened> {
         self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn look(&self, id: ManifestId) -> Option<Option<Arc<SharedSwarm>>> {
+    fn look(&self, id: ManifestId) -> Option<Arc<SharedSwarm>> {
         let mut opened = self.opened();
-        opened.retain(|(_, used, swarm)| swarm.is_some() || used.elapsed() < NOTHING);
         let (_, used, swarm) = opened.iter_mut().find(|(other, ..)| *other == id)?;
-        if swarm.is_some() {
-            *used = Instant::now();
-        }
+        *used = Instant::now();
         Some(swarm.clone())
     }
 
-    async fn open(&self, id: ManifestId, content: &Arc<DeviceContent>) -> Option<Arc<SharedSwarm>> {
-        let installed = installed::list(&self.data);
-        if let Some(whole) = installed.iter().find(|artifact| artifact.manifest == id) {
-            let (held, bytes) = self.load(whole).await?;
-            let index = Index::of(bytes, &held);
-            return Some(serve(Arc::new(held), vec![index], content));
+    fn keep(&self, id: ManifestId, swarm: &Arc<SharedSwarm>) {
+        let mut opened = self.opened();
+        opened.push((id, Instant::now(), swarm.clone()));
+        while opened.len() > OPEN_MAX {
+            let oldest = (0..opened.len()).min_by_key(|n| opened[*n].1);
+            oldest.map(|n| opened.swap_remove(n));
+        }
+    }
+
+    /// What is installed as `whole`.
+    async fn open_installed(
+        &self,
+        whole: &Installed,
+        content: &Arc<DeviceContent>,
+    ) -> Option<Arc<SharedSwarm>> {
+        let _one = self.opening.lock().await;
+        if let Some(known) = self.look(whole.manifest) {
+            return Some(known);
+        }
+        let (held, bytes) = self.load(whole).await?;
+        let index = Index::of(bytes, &held);
+        let swarm = serve(Arc::new(held), vec![index], content);
+        self.keep(whole.manifest, &swarm);
+        Some(swarm)
+    }
+
+    /// What installed artifacts hold of another manifest, which a parent has to be asked for.
+    async fn open_foreign(
+        &self,
+        id: ManifestId,
+        installed: &[Installed],
+        budget: &NodeBudget,
+        content: &Arc<DeviceContent>,
+    ) -> Option<Arc<SharedSwarm>> {
+        let _few = budget.opening().await;
+        let _one = self.fetching.lock().await;
+        if let Some(known) = self.look(id) {
+            return Some(known);
+        }
+        let is_nothing = self.nothing().get(&id).is_some_and(|at| at.elapsed() < NOTHING);
+        if is_nothing || budget.is_spent() || self.credit().is_spent(monotonic_now()) {
+            return None;
         }
         let mut parts = Vec::new();
         for artifact in installed.iter().take(SEARCHED_MAX) {
             parts.extend(self.load(artifact).await);
         }
-        if parts.is_empty() {
-            return None;
+        let swarm = if parts.is_empty() { None } else { self.open_parts(id, parts, budget, content).await };
+        match &swarm {
+            Some(swarm) => self.keep(id, swarm),
+            None => {
+                let mut nothing = self.nothing();
+                if nothing.len() >= NOTHING_MAX {
+                    nothing.retain(|_, at| at.elapsed() < NOTHING);
+                }
+                if nothing.len() < NOTHING_MAX {
+                    nothing.insert(id, Instant::now());
+                }
+            }
         }
+        swarm
+    }
+
+    async fn open_parts(
+        &self,
+        id: ManifestId,
+        parts: Vec<(Manifest, Bytes)>,
+        budget: &NodeBudget,
+        content: &Arc<DeviceContent>,
+    ) -> Option<Arc<SharedSwarm>> {
         let held: Vec<&Manifest> = parts.iter().map(|(manifest, _)| manifest).collect();
-        let manifest = self.fetch(id, &held).await?;
+        let manifest = self.fetch(id, &held, budget).await?;
         let indexes = parts.into_iter().map(|(manifest, bytes)| Index::of(bytes, &manifest)).collect();
         let swarm = serve(Arc::new(manifest), indexes, content);
         (!swarm.holdings().snapshot().is_empty()).then_some(swarm)
@@ -89,12 +176,16 @@ impl InstalledShelf {
         tokio::task::spawn_blocking(load).await.ok()?
     }
 
-    async fn fetch(&self, id: ManifestId, held: &[&Manifest]) -> Option<Manifest> {
+    async fn fetch(&self, id: ManifestId, held: &[&Manifest], budget: &NodeBudget) -> Option<Manifest> {
         for index in 0..self.parents.len() {
             let Ok(link) = self.parents.link(index).await else { continue };
             let Ok(swarm) = link.open_swarm(id).await else { continue };
-            let fetched = fetch_manifest(&swarm.handle(), id, None, held).await;
+            let before = link.meter().read().bytes_in;
+            let fetched = fetch_manifest_within(&swarm.handle(), id, None, held, FOREIGN_BYTES_MAX).await;
             swarm.leave();
+            let came = link.meter().read().bytes_in.saturating_sub(before);
+            budget.charge(came);
+            self.credit().charge(monotonic_now(), came);
             match fetched {
                 Ok(manifest) => return Some(manifest),
                 Err(error) if error.is_breach() => self.parents.quarantine(&link),
@@ -116,28 +207,26 @@ fn serve(manifest: Arc<Manifest>, indexes: Vec<Index>, content: &Arc<DeviceConte
 
 #[async_trait]
 impl Shelf for InstalledShelf {
-    async fn find(&self, id: ManifestId, content: &Arc<DeviceContent>) -> Option<Arc<SharedSwarm>> {
+    async fn find(
+        &self,
+        id: ManifestId,
+        budget: &NodeBudget,
+        content: &Arc<DeviceContent>,
+    ) -> Option<Arc<SharedSwarm>> {
         if let Some(known) = self.look(id) {
-            return known;
+            return Some(known);
         }
-        let _one = self.opening.lock().await;
-        if let Some(known) = self.look(id) {
-            return known;
+        let installed = installed::list(&self.data);
+        match installed.iter().find(|artifact| artifact.manifest == id) {
+            Some(whole) => self.open_installed(whole, content).await,
+            None => self.open_foreign(id, &installed, budget, content).await,
         }
-        let swarm = self.open(id, content).await;
-        let mut opened = self.opened();
-        opened.push((id, Instant::now(), swarm.clone()));
-        while opened.len() > OPEN_MAX {
-            let oldest = (0..opened.len()).min_by_key(|n| opened[*n].1);
-            oldest.map(|n| opened.swap_remove(n));
-        }
-        swarm
     }
 
     fn manifest(&self, id: &ManifestId) -> Option<Arc<Manifest>> {
         let opened = self.opened();
         let (.., swarm) = opened.iter().find(|(other, ..)| other == id)?;
-        swarm.as_ref().map(|swarm| swarm.manifest().clone())
+        Some(swarm.manifest().clone())
     }
 }
 

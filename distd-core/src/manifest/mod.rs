@@ -83,6 +83,11 @@ impl Manifest {
         self.nodes.len()
     }
 
+    /// Bytes of the nodes below the root.
+    pub fn nodes_bytes(&self) -> u64 {
+        self.nodes.values().map(|node| node.len() as u64).sum()
+    }
+
     /// Every chunk in artifact order, repeats included.
     pub fn entries(&self) -> Entries<'_> {
         Entries::new(self)

@@ -7,6 +7,7 @@ use quinn::ConnectionError;
 use serde::{Deserialize, Serialize};
 
 use super::WireError;
+use super::endpoint::STREAMS_MOST;
 use super::https;
 use super::stream::{RecvStream, SendStream};
 use super::wire::close_code;
@@ -157,6 +158,17 @@ impl Accepted {
         match self {
             Self::Quic(connection) => connection.remote_address(),
             Self::Https(accepted) => accepted.remote(),
+        }
+    }
+
+    /// Lets the other end have so many streams open at once.
+    pub(crate) fn allow_streams(&mut self, streams: usize) {
+        match self {
+            Self::Quic(connection) => {
+                let streams = u32::try_from(streams).unwrap_or(STREAMS_MOST).min(STREAMS_MOST);
+                connection.set_max_concurrent_bi_streams(quinn::VarInt::from_u32(streams));
+            }
+            Self::Https(accepted) => accepted.allow_streams(streams),
         }
     }
 

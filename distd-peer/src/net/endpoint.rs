@@ -27,6 +27,9 @@ const SEND_WINDOW_MIN: u64 = 512 << 10;
 /// Streams a peer may have open: control streams of a few swarms and their batches.
 pub(super) const STREAMS_MAX: u32 = 128;
 
+/// Streams that any peer may have open: a relay has on one connection what all its own askers have.
+pub(super) const STREAMS_MOST: u32 = 1024;
+
 /// Silence after which a connection counts as lost.
 pub(super) const IDLE: Duration = Duration::from_secs(30);
 
@@ -195,6 +198,7 @@ pub fn device_endpoint(
 ) -> Result<Endpoint, BindError> {
     client.transport_config(Tuning::default().asking());
     server.transport_config(Tuning::default().answering());
+    bound_incoming(&mut server);
     let mut endpoint = endpoint(address, Some(server), Some(reset))?;
     endpoint.set_default_client_config(client);
     Ok(endpoint)
@@ -222,7 +226,13 @@ pub fn server_endpoint(
     reset: &ResetKey,
 ) -> Result<Endpoint, BindError> {
     config.transport_config(Tuning::default().answering());
+    bound_incoming(&mut config);
     endpoint(address, Some(config), Some(reset))
+}
+
+/// Bounds what strangers' packets hold before a handshake has begun: each is accepted or refused within moments.
+fn bound_incoming(config: &mut quinn::ServerConfig) {
+    config.max_incoming(4096).incoming_buffer_size(16 << 10).incoming_buffer_size_total(16 << 20);
 }
 
 /// Times a port that the system chose for UDP is tried for TCP too.

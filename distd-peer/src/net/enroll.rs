@@ -13,7 +13,6 @@ use super::dialer::{DialError, Dialer};
 use super::endpoint::BindError;
 use super::outbound::Outbound;
 use super::{FrameReader, FrameWriter, Meter, WireError};
-use crate::trust::enroll::{BodyError, EnrollMessage, EnrollReply};
 use crate::trust::tls::TrustAnchor;
 
 /// How long a parent may take to answer: it may have to ask its own.
@@ -36,9 +35,6 @@ pub enum EnrollError {
     /// The exchange broke off.
     #[error("the enrolment exchange with {0} broke off: try again")]
     Wire(String, #[source] WireError),
-    /// The answer is unreadable.
-    #[error("the answer is unreadable")]
-    Body(#[from] BodyError),
 }
 
 impl From<DialError> for EnrollError {
@@ -50,7 +46,8 @@ impl From<DialError> for EnrollError {
     }
 }
 
-/// Sends one message to the parent at `address` (`HOST:PORT`), as `outbound` says, and returns its reply.
+/// Sends one encoded request to the parent at `address` (`HOST:PORT`), as `outbound` says, and returns the
+/// bytes of its reply: a relay forwards both as they are, a node checks the reply's seal.
 ///
 /// # Errors
 /// [`EnrollError`].
@@ -58,19 +55,9 @@ pub async fn exchange_enroll(
     address: &str,
     anchor: &TrustAnchor,
     outbound: &Arc<Outbound>,
-    message: &EnrollMessage,
-) -> Result<EnrollReply, EnrollError> {
-    let reply = exchange_raw(address, anchor, outbound, Bytes::from(message.encode())).await?;
-    Ok(EnrollReply::decode(&reply)?)
-}
-
-/// The same with the bodies as they are: what a relay forwards.
-pub(crate) async fn exchange_raw(
-    address: &str,
-    anchor: &TrustAnchor,
-    outbound: &Arc<Outbound>,
-    body: Bytes,
+    request: &[u8],
 ) -> Result<Bytes, EnrollError> {
+    let body = Bytes::copy_from_slice(request);
     let connection = Dialer::enrolling(anchor, outbound.clone())?.dial(address).await?;
     let exchange = async {
         let (_, send, recv) = connection.open().await?;

@@ -20,6 +20,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use super::WireError;
 use super::endpoint::{
     CONNECTION_WINDOW, REQUEST_CONNECTION_WINDOW, REQUEST_STREAM_WINDOW, STREAM_WINDOW, STREAMS_MAX,
+    STREAMS_MOST,
 };
 use super::http2::{answered, asked, wire_error};
 use super::keep_alive::{Heard, keep_alive, keep_alive_with};
@@ -214,12 +215,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Accepted<S> {
             .max_frame_size(FRAME_MAX)
             .max_header_list_size(HEAD_MAX)
             .max_send_buffer_size(SEND_BUFFER)
-            .max_concurrent_streams(STREAMS_MAX)
+            .max_concurrent_streams(STREAMS_MOST)
             .handshake(stream);
         let mut connection = handshake.await.map_err(io::Error::other)?;
         let ping = connection.ping_pong().map(|ping| (ping, heard));
         let slots = Arc::new(Semaphore::new(STREAMS_MAX as usize));
         Ok(Self { connection, slots, closed_with: None, ping, remote, certificates })
+    }
+
+    /// Lets the other side have so many streams open at once. HTTP/2 told it the most that anybody may have;
+    /// one beyond its own number is refused.
+    pub(crate) fn allow_streams(&mut self, streams: usize) {
+        self.slots.add_permits(streams.min(STREAMS_MOST as usize).saturating_sub(STREAMS_MAX as usize));
     }
 
     /// The next stream; `None` when the connection is over. Cancelling the future loses nothing.

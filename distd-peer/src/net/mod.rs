@@ -23,7 +23,6 @@ pub use endpoint::{
     BindError, ResetKey, Tuning, client_endpoint, device_endpoint, fit_send_window, own_address,
     parent_sockets, resolve, server_endpoint, udp_socket,
 };
-pub(crate) use enroll::exchange_raw;
 pub use enroll::{EnrollError, exchange_enroll};
 pub(crate) use https::Accepted as HttpsAccepted;
 pub use link::{Link, LinkError, SwarmHandle, SwarmLink};

@@ -87,8 +87,8 @@ struct Learned {
 
 impl Learned {
     fn https_first(&self, now: u64) -> bool {
-        // A clock that was set back makes it no older.
-        self.https_since.is_some_and(|since| now < since.saturating_add(HTTPS_SECONDS))
+        // A time ahead of now was written while the clock was ahead: it says nothing.
+        self.https_since.is_some_and(|since| since <= now && now < since.saturating_add(HTTPS_SECONDS))
     }
 }
 
@@ -138,7 +138,8 @@ impl Outbound {
         }
         let now = unix_now();
         self.change(address, |learned| {
-            if now >= learned.starved_since.saturating_add(STARVED_SECONDS) {
+            let recent = learned.starved_since..learned.starved_since.saturating_add(STARVED_SECONDS);
+            if !recent.contains(&now) {
                 (learned.starved, learned.starved_since) = (0, now);
             }
             learned.starved += 1;
@@ -201,6 +202,7 @@ mod tests {
         assert!(
             learned.https_first(since + HTTPS_SECONDS - 1) && !learned.https_first(since + HTTPS_SECONDS)
         );
+        assert!(!learned.https_first(since - 1), "written by a clock that was ahead");
         // Nothing makes it younger but QUIC failing once more.
         again.reached("a:1", Carrier::Https, Carrier::Https);
         assert_eq!(again.parents()["a:1"], learned);

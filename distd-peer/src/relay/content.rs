@@ -15,21 +15,33 @@ use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::FetchConfig;
 use distd_core::swarm::rules::UPSTREAM_WAIT;
 use distd_core::{ChunkId, ManifestId};
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::{OnceCell, SemaphorePermit, mpsc};
 
 use super::demand::{Arrival, Demand, Waiter};
 use crate::driver::{Driver, DriverHandle};
 use crate::limits::Throttle;
 use crate::manifest_fetch::fetch_manifest;
-use crate::net::exchange_raw;
+use crate::net::exchange_enroll;
 use crate::parents::Parents;
-use crate::serve::{ChunkAnswer, Content, NodesAnswer, ServeError, Swarm, answer_nodes};
+use crate::serve::{ChunkAnswer, Content, NodeBudget, NodesAnswer, ServeError, Swarm, answer_nodes};
 use crate::store::{EdgeStore, Location};
 use crate::table::ChunkTable;
 use crate::trust::tls::{PeerIdentity, TrustAnchor};
 
 /// Swarms kept open; the least recently used goes first. One costs its manifest, some 8 MB for an 800 MB image.
 const SWARMS_MAX: usize = 4;
+
+/// Swarms whose driver is kept although nobody has fetched from them for [`DRIVER_IDLE`].
+const DRIVER_IDLE: Duration = Duration::from_secs(30);
+
+/// How long a manifest that no parent knows is not asked for again.
+const UNKNOWN: Duration = Duration::from_secs(10);
+
+/// Such manifests remembered.
+const UNKNOWN_MAX: usize = 1024;
+
+/// Chunks that one batch wants from upstream ahead of what its asker has taken.
+const AHEAD: usize = 128;
 
 /// How often a chunk that was evicted between arriving and being read is fetched again for one asker.
 const EVICTED_TRIES: u32 = 3;
@@ -88,6 +100,8 @@ pub struct Relay {
     download: Option<Arc<Throttle>>,
     anchor: TrustAnchor,
     swarms: Mutex<OpenSwarms>,
+    /// Manifests that no parent knew, and when.
+    unknown: Mutex<HashMap<ManifestId, Instant>>,
     metadata: tokio::sync::Mutex<MetadataCache>,
     /// Counters.
     pub counters: RelayCounters,
@@ -103,6 +117,7 @@ impl Relay {
             download: None,
             anchor,
             swarms: Mutex::default(),
+            unknown: Mutex::default(),
             metadata,
             counters: RelayCounters::default(),
         }
@@ -145,6 +160,8 @@ impl Relay {
         let entry = swarms.entry(id).or_insert_with(|| (now, Arc::default()));
         entry.0 = now;
         let cell = entry.1.clone();
+        // A parent has places for the swarms that are fetched from, not for all that are open here.
+        swarms.values().filter_map(|(_, cell)| cell.get()).for_each(|swarm| swarm.leave_when_idle());
         while swarms.len() > SWARMS_MAX {
             // One that is in use stays: a second driver for it would fetch the same chunks again.
             let idle = |cell: &OnceCell<Arc<RelaySwarm>>| {
@@ -157,12 +174,39 @@ impl Relay {
         cell
     }
 
-    async fn open(&self, id: ManifestId) -> Result<Arc<RelaySwarm>, ServeError> {
+    fn unknown(&self) -> MutexGuard<'_, HashMap<ManifestId, Instant>> {
+        self.unknown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn open(&self, id: ManifestId, budget: &NodeBudget) -> Result<Arc<RelaySwarm>, ServeError> {
         let store = self.store.clone();
         let kept = blocking(move || store.manifest(&id)).await?;
         let manifest = match kept {
             Some(manifest) => manifest,
-            None => self.fetch(id).await?,
+            None => {
+                // Few at once for one node, and none for one that made this relay fetch too much in vain.
+                let _one = budget.opening().await;
+                if budget.is_spent() {
+                    return Err(ServeError::Upstream("the node has made this relay fetch too much".into()));
+                }
+                if self.unknown().get(&id).is_some_and(|at| at.elapsed() < UNKNOWN) {
+                    return Err(ServeError::NoManifest(id));
+                }
+                let fetched = self.fetch(id).await;
+                if matches!(fetched, Err(ServeError::NoManifest(_))) {
+                    let mut unknown = self.unknown();
+                    if unknown.len() >= UNKNOWN_MAX {
+                        unknown.retain(|_, at| at.elapsed() < UNKNOWN);
+                    }
+                    if unknown.len() < UNKNOWN_MAX {
+                        unknown.insert(id, Instant::now());
+                    }
+                }
+                let manifest = fetched?;
+                // What the node then takes of it is given back.
+                budget.charge(manifest.nodes_bytes());
+                manifest
+            }
         };
         self.counters.swarms_opened.fetch_add(1, Ordering::Relaxed);
         Ok(RelaySwarm::start(self, Arc::new(manifest)))
@@ -229,9 +273,14 @@ async fn blocking<T: Send + 'static>(
 
 #[async_trait]
 impl Content for Relay {
-    async fn swarm(&self, _peer: &PeerIdentity, manifest: ManifestId) -> Result<Arc<dyn Swarm>, ServeError> {
+    async fn swarm(
+        &self,
+        _peer: &PeerIdentity,
+        budget: &Arc<NodeBudget>,
+        manifest: ManifestId,
+    ) -> Result<Arc<dyn Swarm>, ServeError> {
         let cell = self.cell(manifest);
-        let swarm = cell.get_or_try_init(|| self.open(manifest)).await;
+        let swarm = cell.get_or_try_init(|| self.open(manifest, budget)).await;
         match swarm {
             Ok(swarm) => Ok(swarm.clone()),
             Err(error) => {
@@ -282,7 +331,7 @@ impl Content for Relay {
         let mut last = ServeError::Upstream("no parent configured".into());
         for index in 0..self.parents.len() {
             let (address, outbound) = (self.parents.address(index), self.parents.outbound());
-            match exchange_raw(address, &self.anchor, outbound, body.clone()).await {
+            match exchange_enroll(address, &self.anchor, outbound, &body).await {
                 Ok(reply) => return Ok(reply),
                 Err(error) => last = ServeError::Upstream(error.into()),
             }
@@ -294,11 +343,26 @@ impl Content for Relay {
 /// One swarm of a relay.
 pub(super) struct RelaySwarm {
     parents: Arc<Parents>,
+    download: Option<Arc<Throttle>>,
     manifest: Arc<Manifest>,
     table: Arc<ChunkTable>,
     store: Arc<EdgeStore>,
     demand: Arc<Demand>,
-    driver: DriverHandle,
+    driver: Mutex<Option<Driven>>,
+}
+
+/// A driver at work, and when something was last asked of it.
+struct Driven {
+    handle: DriverHandle,
+    used: Instant,
+    /// Batches that may yet ask something of it.
+    users: Arc<()>,
+}
+
+/// A driver in use by a batch.
+struct Driving {
+    handle: DriverHandle,
+    _user: Arc<()>,
 }
 
 impl RelaySwarm {
@@ -306,16 +370,41 @@ impl RelaySwarm {
         let (store, parents) = (relay.store.clone(), relay.parents.clone());
         let table = Arc::new(ChunkTable::of(&manifest));
         let demand = Arc::new(Demand::new(store.clone()));
-        let config = FetchConfig::relay();
-        let (driver, handle) =
-            Driver::new(parents.clone(), manifest.id(), table.clone(), demand.clone(), config);
-        let driver = driver.limited(relay.download.clone());
-        tokio::spawn(async move {
-            if let Err(error) = driver.run().await {
-                tracing::error!(error = &error as &dyn std::error::Error, "swarm ended");
-            }
+        let download = relay.download.clone();
+        Arc::new(Self { parents, download, manifest, table, store, demand, driver: Mutex::default() })
+    }
+
+    fn driver(&self) -> MutexGuard<'_, Option<Driven>> {
+        self.driver.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The driver that fetches from the parents: it has the swarm open there for as long as it runs.
+    fn driving(&self) -> Driving {
+        let mut driver = self.driver();
+        let driven = driver.get_or_insert_with(|| {
+            let config = FetchConfig::relay();
+            let (parents, table, demand) = (self.parents.clone(), self.table.clone(), self.demand.clone());
+            let (driver, handle) = Driver::new(parents, self.manifest.id(), table, demand, config);
+            let driver = driver.limited(self.download.clone());
+            tokio::spawn(async move {
+                if let Err(error) = driver.run().await {
+                    tracing::error!(error = &error as &dyn std::error::Error, "swarm ended");
+                }
+            });
+            Driven { handle, used: Instant::now(), users: Arc::default() }
         });
-        Arc::new(Self { parents, manifest, table, store, demand, driver: handle })
+        driven.used = Instant::now();
+        Driving { handle: driven.handle.clone(), _user: driven.users.clone() }
+    }
+
+    /// Leaves the swarm at the parents when nobody has fetched from it for a while.
+    fn leave_when_idle(&self) {
+        let mut driver = self.driver();
+        let idle =
+            |driven: &Driven| Arc::strong_count(&driven.users) == 1 && driven.used.elapsed() > DRIVER_IDLE;
+        if driver.as_ref().is_some_and(idle) {
+            *driver = None;
+        }
     }
 
     /// Reads a few chunks off the disk, in one go on a thread that may block. Where they are may be known already.
@@ -345,52 +434,88 @@ impl RelaySwarm {
         Ok(entries.into_iter().zip(places).filter_map(|(e, place)| Some((e, place?))).collect())
     }
 
-    async fn answer(&self, wanted: ChunkRanges, answers: &mpsc::Sender<ChunkAnswer>) -> Option<()> {
+    async fn answer(
+        &self,
+        budget: &Arc<NodeBudget>,
+        wanted: ChunkRanges,
+        answers: &mpsc::Sender<ChunkAnswer>,
+    ) -> Option<()> {
         let known = wanted.intersection(self.table.ids());
         let foreign = wanted.difference(&known);
         if !foreign.is_empty() {
             answers.send(ChunkAnswer::DontHave(foreign, DontHaveReason::NotInSwarm)).await.ok()?;
         }
         let held = self.held_of(&known).unwrap_or_default();
-        let mut open = known.difference(&held.iter().map(|(entry, _)| entry.id).collect());
+        let here: ChunkRanges = held.iter().map(|(entry, _)| entry.id).collect();
+        let driving = self.driving();
         let (tx, arrivals) = mpsc::unbounded_channel();
-        let mut waiter =
-            Waiter { demand: &self.demand, driver: &self.driver, chunks: known, arrivals, is_told: false };
-        self.want(&open, &tx);
+        let mut asking = Asking {
+            swarm: self,
+            tx,
+            later: known.difference(&here),
+            open: ChunkRanges::new(),
+            room: None,
+            waiter: Waiter {
+                demand: &self.demand,
+                driver: driving.handle.clone(),
+                budget,
+                table: &self.table,
+                chunks: known,
+                unsent: ChunkRanges::new(),
+                arrivals,
+                is_told: false,
+            },
+        };
+        asking.top_up();
         for group in held.chunks(READ_GROUP) {
             let group = group.iter().map(|(entry, place)| (*entry, Some(*place))).collect();
             for (id, data) in self.read(group).await {
                 match data {
                     Some(data) => answers.send(ChunkAnswer::Data(data)).await.ok()?,
                     // Evicted or rotten since the look-up.
-                    None => {
-                        open.insert(id);
-                        self.want(&[id].into_iter().collect(), &tx);
-                    }
+                    None => drop(asking.later.insert(id)),
                 }
             }
+            asking.top_up();
         }
         let mut tries: HashMap<ChunkId, u32> = HashMap::new();
         let mut arrived = Vec::with_capacity(READ_GROUP);
-        while !open.is_empty() {
+        loop {
+            if asking.open.is_empty() {
+                if asking.later.is_empty() {
+                    return Some(());
+                }
+                if budget.is_spent() {
+                    let rest = std::mem::take(&mut asking.later);
+                    return answers.send(ChunkAnswer::DontHave(rest, DontHaveReason::Busy)).await.ok();
+                }
+                tokio::select! {
+                    () = asking.wait_for_room() => {}
+                    () = answers.closed() => return None,
+                }
+                continue;
+            }
             let count = tokio::select! {
-                received = tokio::time::timeout(UPSTREAM_WAIT, waiter.arrivals.recv_many(&mut arrived, READ_GROUP)) => received,
+                received = tokio::time::timeout(UPSTREAM_WAIT, asking.waiter.arrivals.recv_many(&mut arrived, READ_GROUP)) => received,
                 () = answers.closed() => return None,
             };
             let Ok(1..) = count else {
                 // It will ask again.
-                waiter.is_told = true;
-                answers.send(ChunkAnswer::DontHave(open, DontHaveReason::Upstream)).await.ok()?;
+                asking.waiter.is_told = true;
+                let mut rest = asking.open.clone();
+                rest.extend(&asking.later);
+                answers.send(ChunkAnswer::DontHave(rest, DontHaveReason::Upstream)).await.ok()?;
                 return Some(());
             };
             let mut ready = Vec::with_capacity(arrived.len());
             for arrival in arrived.drain(..) {
                 match arrival {
-                    Arrival::Held(id) if open.contains(id) => {
+                    Arrival::Held(id) if asking.open.contains(id) => {
+                        asking.waiter.unsent.insert(id);
                         ready.extend(self.table.get(id).map(|entry| (entry, None)));
                     }
                     Arrival::Held(_) => {}
-                    Arrival::Gone(id) => refuse(answers, &mut open, id, DontHaveReason::NotHeld).await?,
+                    Arrival::Gone(id) => asking.refuse(answers, id, DontHaveReason::NotHeld).await?,
                 }
             }
             for (id, data) in self.read(ready).await {
@@ -398,36 +523,102 @@ impl RelaySwarm {
                 *tries += 1;
                 match data {
                     Some(data) => {
-                        if open.remove(id) {
+                        if asking.open.contains(id) {
                             answers.send(ChunkAnswer::Data(data)).await.ok()?;
+                            asking.sent(id);
                         }
                     }
-                    None if *tries < EVICTED_TRIES => self.want(&[id].into_iter().collect(), &tx),
-                    None => refuse(answers, &mut open, id, DontHaveReason::Busy).await?,
+                    None if *tries < EVICTED_TRIES => asking.again(id),
+                    None => asking.refuse(answers, id, DontHaveReason::Busy).await?,
                 }
             }
-        }
-        Some(())
-    }
-
-    fn want(&self, chunks: &ChunkRanges, tx: &mpsc::UnboundedSender<Arrival>) {
-        if !chunks.is_empty() {
-            self.demand.wait_for(chunks, tx, |chunks| self.driver.want(chunks));
+            asking.top_up();
         }
     }
 }
 
-/// Answers that one open chunk will not come; `None` when the asker went away.
-async fn refuse(
-    answers: &mpsc::Sender<ChunkAnswer>,
-    open: &mut ChunkRanges,
-    id: ChunkId,
-    reason: DontHaveReason,
-) -> Option<()> {
-    if !open.remove(id) {
-        return Some(());
+/// One batch's chunks that come from upstream: asked for as far ahead as its node may have them.
+struct Asking<'a> {
+    swarm: &'a RelaySwarm,
+    tx: mpsc::UnboundedSender<Arrival>,
+    /// Not asked for yet.
+    later: ChunkRanges,
+    /// Asked for, and not answered yet.
+    open: ChunkRanges,
+    /// What of its node's room the open ones take.
+    room: Option<SemaphorePermit<'a>>,
+    waiter: Waiter<'a>,
+}
+
+impl<'a> Asking<'a> {
+    /// Asks for as many more as there is room for.
+    fn top_up(&mut self) {
+        let most = AHEAD.saturating_sub(usize::try_from(self.open.len()).unwrap_or(usize::MAX));
+        let want = most.min(usize::try_from(self.later.len()).unwrap_or(usize::MAX));
+        if want == 0 || self.waiter.budget.is_spent() {
+            return;
+        }
+        let budget: &'a NodeBudget = self.waiter.budget;
+        let got = want.min(budget.ahead().available_permits());
+        if let Ok(room) = budget.ahead().try_acquire_many(u32::try_from(got).unwrap_or(u32::MAX)) {
+            self.ask(room, got);
+        }
     }
-    answers.send(ChunkAnswer::DontHave([id].into_iter().collect(), reason)).await.ok()
+
+    /// Waits until there is room for one, and asks for it.
+    async fn wait_for_room(&mut self) {
+        let budget: &'a NodeBudget = self.waiter.budget;
+        // Nobody closes it.
+        let Ok(room) = budget.ahead().acquire().await else { return };
+        self.ask(room, 1);
+        self.top_up();
+    }
+
+    fn ask(&mut self, room: SemaphorePermit<'a>, count: usize) {
+        let next = self.later.take_first(count as u64);
+        if next.is_empty() {
+            return;
+        }
+        match &mut self.room {
+            Some(held) => held.merge(room),
+            None => self.room = Some(room),
+        }
+        self.open.extend(&next);
+        self.want(&next);
+    }
+
+    fn want(&self, chunks: &ChunkRanges) {
+        let (demand, driver) = (&self.swarm.demand, &self.waiter.driver);
+        demand.wait_for(chunks, self.waiter.budget, &self.tx, |chunks| driver.want(chunks));
+    }
+
+    /// One that came was evicted before it was read.
+    fn again(&mut self, id: ChunkId) {
+        self.waiter.unsent.remove(id);
+        self.want(&[id].into_iter().collect());
+    }
+
+    /// One went to the asker, or will not come: its room is free.
+    fn sent(&mut self, id: ChunkId) {
+        self.waiter.unsent.remove(id);
+        if self.open.remove(id) {
+            drop(self.room.as_mut().and_then(|room| room.split(1)));
+        }
+    }
+
+    /// Answers that one open chunk will not come; `None` when the asker went away.
+    async fn refuse(
+        &mut self,
+        answers: &mpsc::Sender<ChunkAnswer>,
+        id: ChunkId,
+        reason: DontHaveReason,
+    ) -> Option<()> {
+        if !self.open.contains(id) {
+            return Some(());
+        }
+        self.sent(id);
+        answers.send(ChunkAnswer::DontHave([id].into_iter().collect(), reason)).await.ok()
+    }
 }
 
 #[async_trait]
@@ -441,7 +632,9 @@ impl Swarm for RelaySwarm {
     }
 
     fn disbelieved(&self) {
-        self.driver.disbelieved();
+        if let Some(driven) = &*self.driver() {
+            driven.handle.disbelieved();
+        }
     }
 
     async fn held(&self) -> Result<ChunkRanges, ServeError> {
@@ -461,8 +654,13 @@ impl Swarm for RelaySwarm {
         Ok(answer_nodes(&self.manifest, &request, find).await)
     }
 
-    async fn chunks(&self, wanted: ChunkRanges, answers: mpsc::Sender<ChunkAnswer>) {
+    async fn chunks(
+        &self,
+        budget: &Arc<NodeBudget>,
+        wanted: ChunkRanges,
+        answers: mpsc::Sender<ChunkAnswer>,
+    ) {
         // `None`: the asker went away.
-        let _ = self.answer(wanted, &answers).await;
+        let _ = self.answer(budget, wanted, &answers).await;
     }
 }

@@ -11,7 +11,9 @@ use distd_core::ranges::ChunkRanges;
 use tokio::sync::mpsc;
 
 use crate::driver::{ChunkSink, DriverHandle, SinkError};
+use crate::serve::NodeBudget;
 use crate::store::EdgeStore;
+use crate::table::ChunkTable;
 
 /// What a waiter learns of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub(super) enum Arrival {
 pub(super) struct Demand {
     store: Arc<EdgeStore>,
     waiters: Mutex<HashMap<ChunkId, Vec<mpsc::UnboundedSender<Arrival>>>>,
+    /// On whose behalf what is on its way was asked for: charged when nobody waits for it any more.
+    askers: Mutex<HashMap<ChunkId, Arc<NodeBudget>>>,
     /// Chunks fetched from a parent.
     pub(super) fetched: AtomicU64,
     /// Chunks fetched although the store had them: must stay 0.
@@ -34,25 +38,43 @@ pub(super) struct Demand {
 
 impl Demand {
     pub(super) fn new(store: Arc<EdgeStore>) -> Self {
-        Self { store, waiters: Mutex::default(), fetched: AtomicU64::new(0), refetched: AtomicU64::new(0) }
+        Self {
+            store,
+            waiters: Mutex::default(),
+            askers: Mutex::default(),
+            fetched: AtomicU64::new(0),
+            refetched: AtomicU64::new(0),
+        }
     }
 
     fn waiters(&self) -> MutexGuard<'_, HashMap<ChunkId, Vec<mpsc::UnboundedSender<Arrival>>>> {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Registers for `chunks`, and calls `want` before anybody else may say that they are not waited for. Ids are 8 bytes each, so the
-    /// channel needs no bound beyond the request's own.
+    fn askers(&self) -> MutexGuard<'_, HashMap<ChunkId, Arc<NodeBudget>>> {
+        self.askers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registers for `chunks` on behalf of the node of `budget`, and calls `want` before anybody else may say
+    /// that they are not waited for. Ids are 8 bytes each, so the channel needs no bound beyond the request's
+    /// own.
     pub(super) fn wait_for(
         &self,
         chunks: &ChunkRanges,
+        budget: &Arc<NodeBudget>,
         tx: &mpsc::UnboundedSender<Arrival>,
         want: impl FnOnce(ChunkRanges),
     ) {
         let mut waiters = self.waiters();
+        let mut askers = self.askers();
         for id in chunks.ids() {
-            waiters.entry(id).or_default().push(tx.clone());
+            let list = waiters.entry(id).or_default();
+            if list.is_empty() {
+                askers.insert(id, budget.clone());
+            }
+            list.push(tx.clone());
         }
+        drop(askers);
         want(chunks.clone());
     }
 
@@ -74,19 +96,25 @@ impl Demand {
         }
     }
 
-    fn tell(&self, id: ChunkId, arrival: Arrival) {
+    /// Tells all who wait; `false` when nobody did.
+    fn tell(&self, id: ChunkId, arrival: Arrival) -> bool {
+        let mut told = false;
         for tx in self.waiters().remove(&id).unwrap_or_default() {
-            // Who went away needs no answer.
-            let _ = tx.send(arrival);
+            told |= tx.send(arrival).is_ok();
         }
+        told
     }
 }
 
 /// One asker's place among those who wait; given up when it is dropped, with the task of a connection that is gone too.
 pub(super) struct Waiter<'s> {
     pub(super) demand: &'s Demand,
-    pub(super) driver: &'s DriverHandle,
+    pub(super) driver: DriverHandle,
+    pub(super) budget: &'s Arc<NodeBudget>,
+    pub(super) table: &'s ChunkTable,
     pub(super) chunks: ChunkRanges,
+    /// Those of them that came from upstream on this asker's behalf and were not sent to it yet.
+    pub(super) unsent: ChunkRanges,
     pub(super) arrivals: mpsc::UnboundedReceiver<Arrival>,
     /// It waited in vain and was told so: it will ask again, and what it waited for is still to be fetched.
     pub(super) is_told: bool,
@@ -95,6 +123,13 @@ pub(super) struct Waiter<'s> {
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         self.arrivals.close();
+        while let Ok(arrival) = self.arrivals.try_recv() {
+            if let Arrival::Held(id) = arrival {
+                self.unsent.insert(id);
+            }
+        }
+        let length = |id| self.table.get(id).map_or(0, |entry| u64::from(entry.len));
+        self.budget.charge(self.unsent.ids().map(length).sum());
         self.demand.forget_gone(&self.chunks, |unwanted| {
             if !self.is_told {
                 self.driver.want_no_more(unwanted);
@@ -114,7 +149,12 @@ impl ChunkSink for Demand {
             // One bad write must not end the swarm: whoever waits finds nothing, and asks again.
             tracing::error!(error = &error as &dyn std::error::Error, "chunk not stored");
         }
-        self.tell(entry.id, Arrival::Held(entry.id));
+        let asker = self.askers().remove(&entry.id);
+        if !self.tell(entry.id, Arrival::Held(entry.id))
+            && let Some(asker) = asker
+        {
+            asker.charge(packed.bytes.len() as u64);
+        }
         Ok(())
     }
 
@@ -128,6 +168,7 @@ impl ChunkSink for Demand {
 
     fn unavailable(&self, chunks: &ChunkRanges) {
         for id in chunks.ids() {
+            self.askers().remove(&id);
             self.tell(id, Arrival::Gone(id));
         }
     }

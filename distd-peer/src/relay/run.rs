@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use quinn::Endpoint;
+use rustls::pki_types::CertificateDer;
 use tokio::task::JoinSet;
 
 use super::{Relay, RelayConfig};
@@ -19,11 +21,16 @@ use crate::quarantine::Quarantine;
 use crate::serve::{ServeConfig, Server, SiteRule, Sites};
 use crate::store::{EdgeStore, Recovered, StoreError};
 use crate::trust::identity::{IdentityError, NodeIdentity, Role};
+use crate::trust::revoked::{self, Revoked};
 use crate::trust::tls::{Credentials, TlsError, TrustAnchor, https_parent, quic_client, quic_server};
 use crate::trust::token::JoinToken;
+use crate::trust::tuf::wire::{Answer, Query};
 
 /// How often appended chunks are made durable and indexed.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
+
+/// How often a relay asks whom the origin has revoked: well within the quarter of an hour that docs/trust.md states.
+const REVOKED_EVERY: Duration = Duration::from_secs(20);
 
 /// Why a relay did not start.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +125,9 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     let address = endpoint.local_addr().map_err(|cause| BindError { address: config.listen, cause })?;
     // A chunk crosses a relay's uplink once whoever asks, so nothing is leased here.
     let sites = Sites::new(ca.clone(), SiteRule::Named, false);
-    let server = Server::new(relay.clone(), ServeConfig { sites: Some(sites), ..config.serve.clone() });
+    let revoked = Revoked::load(&config.data.join("revoked"), &ca);
+    let serve = ServeConfig { sites: Some(sites), revoked: revoked.clone(), ..config.serve.clone() };
+    let server = Server::new(relay.clone(), serve);
     let mut tasks = JoinSet::new();
     let metrics = match config.metrics {
         Some(at) => {
@@ -133,8 +142,26 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     tasks.spawn(server.clone().run(endpoint.clone()));
     tasks.spawn(server.clone().run_tcp(listener, https_parent(credentials.clone(), &ca)?));
     tasks.spawn(commit_regularly(store));
+    tasks.spawn(learn_revoked(relay.clone(), revoked, ca.clone()));
     tasks.spawn(enrollment::renew_regularly(identity, credentials, config.parents.clone(), outbound));
     Ok(Running { relay, server, address, metrics, recovered, endpoint, tasks })
+}
+
+/// Asks the parents whom the origin has revoked, for as long as the relay runs.
+async fn learn_revoked(relay: Arc<Relay>, revoked: Arc<Revoked>, ca: CertificateDer<'static>) {
+    let question = Bytes::from(Query { revoked: true, ..Query::default() }.encode());
+    loop {
+        if let Ok(link) = relay.parents().any_link().await
+            && let Ok(answer) = link.metadata(question.clone()).await
+            && let Ok(answer) = Answer::decode(&answer)
+            // An origin of an earlier release sends none.
+            && let Some((_, bytes)) = answer.files.iter().find(|(name, _)| name == revoked::FILE)
+            && let Err(error) = revoked.take(bytes, &ca)
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the parent's answer is not taken");
+        }
+        tokio::time::sleep(REVOKED_EVERY).await;
+    }
 }
 
 async fn commit_regularly(store: Arc<EdgeStore>) {

@@ -1,7 +1,7 @@
 //! One batch of chunks, answered.
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use distd_core::proto::Frame;
 use distd_core::proto::batch::BatchAnswer;
@@ -9,16 +9,20 @@ use distd_core::proto::close::CloseCode;
 use distd_core::proto::frame::{Choke, DontHave, DontHaveReason, Ranges};
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::rules::CROWD;
-use tokio::sync::{SemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 
+use super::ChunkAnswer;
 use super::connection::Peer;
-use super::streams::{flush, send, wire};
-use super::{ChunkAnswer, Server};
-use crate::net::{FrameReader, FrameWriter};
+use super::slots::Slot;
+use super::streams::{send, wire};
+use crate::net::{FrameReader, FrameWriter, WireError};
 
 /// Answers queued between reading chunks and writing them to the stream. A few keep the stream full; each may be a
 /// megabyte.
 const ANSWER_QUEUE: usize = 8;
+
+/// How long a batch that is not read keeps its upload slot while others wait.
+const UNREAD_MAX: Duration = Duration::from_secs(2);
 
 pub(super) async fn answer(
     peer: &Peer,
@@ -34,7 +38,7 @@ pub(super) async fn answer(
     let swarm = peer.swarms.wait(control).await?;
     let counters = &peer.server.counters;
     if let Some(member) = &swarm.member {
-        let crowd = peer.server.active() >= CROWD;
+        let crowd = peer.server.slots.held() >= CROWD;
         let (granted, left) = member.left_lately(wanted, crowd, swarm.content.fetches_upstream());
         counters.leased.fetch_add(left.len(), Ordering::Relaxed);
         refuse(peer, writer, &left, DontHaveReason::Leased).await?;
@@ -43,7 +47,8 @@ pub(super) async fn answer(
         }
         wanted = granted;
     }
-    let _slot = match slot(peer).await {
+    let node = peer.identity.node_id;
+    let mut slot = match peer.server.slots.take(node, peer.server.config.upload_slot_wait).await {
         Ok(slot) => slot,
         Err(retry_after) => {
             counters.choked.fetch_add(1, Ordering::Relaxed);
@@ -60,13 +65,14 @@ pub(super) async fn answer(
     let (tx, mut answers) = mpsc::channel(ANSWER_QUEUE);
     let answering = async {
         if !wanted.is_empty() {
-            swarm.content.chunks(wanted, tx).await;
+            swarm.content.chunks(&peer.budget, wanted, tx).await;
         }
     };
     // Owns the receiver: when sending fails it is dropped, and `chunks` notices that nobody listens.
     let sending = async move {
         let mut ready = Vec::with_capacity(ANSWER_QUEUE);
         let mut sent = Vec::with_capacity(ANSWER_QUEUE);
+        let mut sent_bytes = 0;
         loop {
             let count = tokio::select! {
                 count = answers.recv_many(&mut ready, ANSWER_QUEUE) => count,
@@ -80,29 +86,34 @@ pub(super) async fn answer(
                 let data = match answer {
                     ChunkAnswer::Data(data) => data,
                     ChunkAnswer::DontHave(chunks, reason) => {
-                        refuse(peer, writer, &chunks, reason).await?;
+                        for frame in refusals(&chunks, reason) {
+                            writer.gather(&frame);
+                            flush_in_turn(peer, writer, &mut slot).await?;
+                        }
                         continue;
                     }
                 };
                 counters.chunks.fetch_add(1, Ordering::Relaxed);
                 counters.chunk_bytes.fetch_add(data.bytes.len() as u64, Ordering::Relaxed);
                 sent.push(data.id);
+                sent_bytes += data.bytes.len() as u64;
                 let frame = Frame::Data(data);
                 match &peer.server.config.upload {
                     Some(limit) => {
-                        let (node, stall) = (peer.identity.node_id, peer.server.config.stall);
-                        writer.send_limited(&frame, limit, node, stall).await.map_err(wire)?;
+                        let stall = peer.server.config.stall;
+                        in_turn(peer, writer.send_limited(&frame, limit, node, stall), &mut slot).await?;
                     }
-                    None if writer.gather(&frame) => flush(peer, writer).await?,
+                    None if writer.gather(&frame) => flush_in_turn(peer, writer, &mut slot).await?,
                     None => {}
                 }
             }
-            flush(peer, writer).await?;
+            flush_in_turn(peer, writer, &mut slot).await?;
             for id in sent.drain(..) {
                 if let Some(lease) = &lease {
                     lease.sent(id);
                 }
             }
+            peer.budget.give_back(std::mem::take(&mut sent_bytes));
         }
     };
     let ((), result) = tokio::join!(answering, sending);
@@ -110,46 +121,48 @@ pub(super) async fn answer(
     result
 }
 
-/// An upload slot, while it is held.
-struct Slot<'p> {
-    _own: SemaphorePermit<'p>,
-    _of_all: SemaphorePermit<'p>,
-    server: &'p Server,
-    since: Instant,
+/// Writes what was gathered; an asker that does not read for too long is given up.
+async fn flush_in_turn(peer: &Peer, writer: &mut FrameWriter, slot: &mut Slot) -> Result<(), CloseCode> {
+    in_turn(
+        peer,
+        async {
+            tokio::time::timeout(peer.server.config.stall, writer.flush())
+                .await
+                .map_err(|_| WireError::Stalled(peer.server.config.stall))?
+        },
+        slot,
+    )
+    .await
 }
 
-impl Drop for Slot<'_> {
-    fn drop(&mut self) {
-        self.server.pace().handle_freed(self.since.elapsed());
+/// Writes to the asker. While it reads nothing and others wait, they have its slot; then it gets one in its
+/// turn. What so many batches of one node hold in memory meanwhile is bounded: a further one ends.
+async fn in_turn(
+    peer: &Peer,
+    writing: impl Future<Output = Result<(), WireError>>,
+    slot: &mut Slot,
+) -> Result<(), CloseCode> {
+    let mut writing = std::pin::pin!(writing);
+    let mut lent = None;
+    let written = loop {
+        match tokio::time::timeout(UNREAD_MAX, &mut writing).await {
+            Ok(written) => break written,
+            Err(_) if slot.is_wanted() => {
+                lent = Some(peer.budget.lend().ok_or(CloseCode::Stalled)?);
+                slot.lend();
+            }
+            Err(_) => {}
+        }
+    };
+    written.map_err(wire)?;
+    if lent.is_some() {
+        slot.reclaim().await;
     }
+    Ok(())
 }
 
-/// One of those who wait for a slot.
-struct Waiting<'p>(&'p Server);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A slot for the peer, waited for as long as that pays; otherwise when to come again.
-async fn slot(peer: &Peer) -> Result<Slot<'_>, Duration> {
-    let server = &*peer.server;
-    let held = |own, of_all| Slot { _own: own, _of_all: of_all, server, since: Instant::now() };
-    if let (Ok(own), Ok(of_all)) = (peer.slots.try_acquire(), server.slots.try_acquire()) {
-        return Ok(held(own, of_all));
-    }
-    let before = server.waiting.fetch_add(1, Ordering::Relaxed);
-    let _waiting = Waiting(server);
-    if let Some(retry_after) = server.pace().choke(before) {
-        return Err(retry_after);
-    }
-    let both = async { (peer.slots.acquire().await, server.slots.acquire().await) };
-    match tokio::time::timeout(server.config.upload_slot_wait, both).await {
-        Ok((Ok(own), Ok(of_all))) => Ok(held(own, of_all)),
-        _ => Err(server.pace().retry_after(before)),
-    }
+fn refusals(chunks: &ChunkRanges, reason: DontHaveReason) -> impl Iterator<Item = Frame> {
+    Ranges::split(chunks).map(move |ranges| Frame::DontHave(DontHave { reason, ranges }))
 }
 
 async fn refuse(
@@ -158,8 +171,8 @@ async fn refuse(
     chunks: &ChunkRanges,
     reason: DontHaveReason,
 ) -> Result<(), CloseCode> {
-    for ranges in Ranges::split(chunks) {
-        send(peer, writer, &Frame::DontHave(DontHave { reason, ranges })).await?;
+    for frame in refusals(chunks, reason) {
+        send(peer, writer, &frame).await?;
     }
     Ok(())
 }

@@ -3,17 +3,19 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::stream::StreamKind;
 use quinn::Incoming;
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use super::budget::NodeBudget;
+use super::door::{STRANGER_TIME, Stranger};
 use super::sites::Member;
 use super::{Server, Swarm, batch, control, streams};
 use crate::clock::unix_now;
@@ -23,8 +25,8 @@ use crate::trust::tls::PeerIdentity;
 /// How long a request stream waits for the handshake of its swarm, which travels on another stream.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(30);
 
-/// Most swarms open on one connection.
-const SWARMS_MAX: usize = 8;
+/// Swarms of which it is remembered who has had them, for when the peer leaves over wrong bytes.
+const SERVED_MAX: usize = 32;
 
 /// A swarm whose handshake was answered.
 pub(super) struct OpenSwarm {
@@ -33,10 +35,13 @@ pub(super) struct OpenSwarm {
     pub(super) member: Option<Member>,
 }
 
-/// Swarms of one connection by the id of their control stream. `None` until the handshake has been answered.
+/// Streams of one connection that may be control streams, by their id, and the swarms of those that are.
+///
+/// Streams are accepted in the order in which they were opened, so that the control stream of a swarm is here
+/// before any stream that names it.
 #[derive(Default)]
 pub(super) struct Swarms {
-    open: Mutex<HashMap<u64, watch::Sender<SwarmState>>>,
+    streams: Mutex<HashMap<u64, watch::Sender<SwarmState>>>,
 }
 
 /// Where the handshake of a swarm stands.
@@ -49,31 +54,31 @@ pub(super) enum SwarmState {
 }
 
 impl Swarms {
-    fn slot(&self, control: u64) -> Option<watch::Receiver<SwarmState>> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.len() >= SWARMS_MAX && !open.contains_key(&control) {
-            return None;
-        }
-        Some(open.entry(control).or_default().subscribe())
+    fn streams(&self) -> MutexGuard<'_, HashMap<u64, watch::Sender<SwarmState>>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A stream was accepted; what it is for is not known yet.
+    fn accepted(&self, id: u64) {
+        self.streams().entry(id).or_default();
+    }
+
+    /// The handshake of a control stream was answered.
     pub(super) fn set(&self, control: u64, state: SwarmState) {
-        // The slot is made if a request stream has not made it yet.
-        drop(self.slot(control));
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = open.get(&control) {
-            slot.send_replace(state);
+        if let Some(stream) = self.streams().get(&control) {
+            stream.send_replace(state);
         }
     }
 
-    pub(super) fn forget(&self, control: u64) {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&control);
+    /// The stream is no control stream, or has ended.
+    pub(super) fn forget(&self, id: u64) {
+        self.streams().remove(&id);
     }
 
-    /// The swarm of a control stream, once its handshake is answered.
+    /// The swarm of a control stream, once its handshake is answered. A breach where there is no such stream.
     pub(super) async fn wait(&self, control: u64) -> Result<Arc<OpenSwarm>, CloseCode> {
-        let mut slot = self.slot(control).ok_or(CloseCode::Protocol)?;
-        let answered = slot.wait_for(|state| !matches!(state, SwarmState::Pending));
+        let mut stream = self.streams().get(&control).ok_or(CloseCode::Protocol)?.subscribe();
+        let answered = stream.wait_for(|state| !matches!(state, SwarmState::Pending));
         match tokio::time::timeout(HANDSHAKE_WAIT, answered).await {
             Ok(Ok(state)) => match &*state {
                 SwarmState::Open(swarm) => Ok(swarm.clone()),
@@ -93,8 +98,8 @@ pub(super) struct Peer {
     pub(super) meter: Arc<Meter>,
     /// Where it was seen.
     pub(super) observed: SocketAddr,
-    /// What of the upload slots it may have.
-    pub(super) slots: Semaphore,
+    /// What its node may have, over all its connections.
+    pub(super) budget: Arc<NodeBudget>,
     /// What it was served from last, as long as that is kept.
     served: Mutex<VecDeque<Weak<dyn Swarm>>>,
 }
@@ -103,7 +108,7 @@ impl Peer {
     /// The peer opened a swarm.
     pub(super) fn serves(&self, content: &Arc<dyn Swarm>) {
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-        if served.len() == SWARMS_MAX {
+        if served.len() == SERVED_MAX {
             served.pop_front();
         }
         served.push_back(Arc::downgrade(content));
@@ -117,11 +122,17 @@ impl Peer {
 }
 
 /// Serves one connection over QUIC.
-pub(super) async fn serve(server: Arc<Server>, incoming: Incoming) {
+pub(super) async fn serve(server: Arc<Server>, incoming: Incoming, mut place: Stranger) {
     let remote = incoming.remote_address();
-    match incoming.await {
-        Ok(connection) => answer(server, Accepted::Quic(connection)).await,
-        Err(error) => unusable(&server, remote, &error),
+    let handshake = async { incoming.accept()?.await };
+    let done = tokio::select! {
+        done = tokio::time::timeout(STRANGER_TIME, handshake) => done,
+        () = place.lost() => return server.count_refused(),
+    };
+    match done {
+        Ok(Ok(connection)) => answer(server, Accepted::Quic(connection), place).await,
+        Ok(Err(error)) => unusable(&server, remote, &error),
+        Err(slow) => unusable(&server, remote, &slow),
     }
 }
 
@@ -131,47 +142,88 @@ pub(super) async fn serve_tcp(
     stream: TcpStream,
     remote: SocketAddr,
     tls: Arc<TlsAcceptor>,
+    mut place: Stranger,
 ) {
-    match HttpsAccepted::handshake(stream, remote, &tls).await {
-        Ok(accepted) => answer(server, Accepted::Https(Box::new(accepted))).await,
+    let done = tokio::select! {
+        done = HttpsAccepted::handshake(stream, remote, &tls) => done,
+        () = place.lost() => return server.count_refused(),
+    };
+    match done {
+        Ok(accepted) => answer(server, Accepted::Https(Box::new(accepted)), place).await,
         Err(error) => unusable(&server, remote, &error),
     }
 }
 
 fn unusable(server: &Server, remote: SocketAddr, error: &(dyn std::error::Error + 'static)) {
-    server.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
+    server.count_refused();
     tracing::debug!(%remote, error, "handshake failed");
 }
 
-async fn answer(server: Arc<Server>, mut connection: Accepted) {
+async fn answer(server: Arc<Server>, mut connection: Accepted, mut stranger: Stranger) {
     let remote = connection.remote();
     server.counters.connections.fetch_add(1, Ordering::Relaxed);
     if connection.enrols() {
         let deadline = server.config.stall;
-        // One exchange, then the asker closes.
-        let _ = tokio::time::timeout(deadline, enroll(&server, &mut connection)).await;
-        let _ = tokio::time::timeout(deadline, connection.finish()).await;
+        let exchange = async {
+            // One exchange, then the asker closes.
+            let _ = tokio::time::timeout(deadline, enroll(&server, &mut connection)).await;
+            let _ = tokio::time::timeout(STRANGER_TIME, connection.finish()).await;
+        };
+        tokio::select! {
+            () = exchange => {}
+            () = stranger.lost() => server.count_refused(),
+        }
         return;
     }
     let identity = match connection.identity(unix_now()) {
         Ok(identity) => identity,
         Err(error) => {
-            server.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(%remote, error = &error as &dyn std::error::Error, "peer refused");
+            server.count_refused();
+            tracing::debug!(%remote, error = &error as &dyn std::error::Error, "peer refused");
             connection.close(CloseCode::Unauthorised);
             return;
         }
     };
+    if server.config.revoked.holds(&identity.node_id) {
+        server.count_refused();
+        return connection.close(CloseCode::Unauthorised);
+    }
+    let Some(mut place) = server.door.node(identity.node_id, identity.role) else {
+        server.count_refused();
+        return connection.close(CloseCode::Busy);
+    };
+    drop(stranger);
     let left = Duration::from_secs(identity.expires.saturating_sub(unix_now()));
-    let slots = Semaphore::new(server.config.upload_slots_per_peer);
+    let budget = server.budgets.of(&identity);
+    connection.allow_streams(budget.streams());
     let (swarms, meter) = (Swarms::default(), Arc::default());
-    let peer =
-        Arc::new(Peer { server, identity, swarms, meter, observed: remote, slots, served: Mutex::default() });
-    // A certificate that ends ends what it allowed.
-    if tokio::time::timeout(left, accept_streams(&peer, &mut connection)).await.is_err() {
-        connection.close(CloseCode::Unauthorised);
-    } else if connection.closed_with() == Some(CloseCode::IntegrityFailed) {
-        peer.disbelieves();
+    let peer = Arc::new(Peer {
+        server,
+        identity,
+        swarms,
+        meter,
+        observed: remote,
+        budget,
+        served: Mutex::default(),
+    });
+    let ended = tokio::select! {
+        // A certificate that ends ends what it allowed.
+        served = tokio::time::timeout(left, accept_streams(&peer, &mut connection)) => {
+            served.err().map(|_| CloseCode::Unauthorised)
+        }
+        () = peer.server.config.revoked.until(peer.identity.node_id) => {
+            tracing::info!(node = %peer.identity.node_id, "a revoked node's connection is ended");
+            Some(CloseCode::Unauthorised)
+        }
+        () = place.lost() => {
+            peer.server.count_refused();
+            Some(CloseCode::Busy)
+        }
+    };
+    match ended {
+        Some(code) => connection.close(code),
+        None if connection.closed_with() == Some(CloseCode::IntegrityFailed) => peer.disbelieves(),
+        None => {}
     }
     let unknown = peer.meter.read().unknown_frames;
     peer.server.counters.unknown_frames.fetch_add(unknown, Ordering::Relaxed);
@@ -180,7 +232,7 @@ async fn answer(server: Arc<Server>, mut connection: Accepted) {
 async fn enroll(server: &Server, connection: &mut Accepted) {
     let Some((_, send, recv)) = connection.next().await else { return };
     let mut writer = FrameWriter::new(send);
-    let mut reader = FrameReader::new(recv, Arc::new(Meter::default()), server.config.stall);
+    let mut reader = FrameReader::new(recv, Arc::new(Meter::default()), STRANGER_TIME);
     tokio::select! {
         () = streams::enroll(server, &mut writer, &mut reader) => {}
         () = connection.refuse() => {}
@@ -192,10 +244,15 @@ async fn accept_streams(peer: &Arc<Peer>, connection: &mut Accepted) {
     while let Some((id, send, recv)) = connection.next().await {
         while tasks.try_join_next().is_some() {}
         let peer = peer.clone();
+        peer.swarms.accepted(id);
         tasks.spawn(async move {
             let mut writer = FrameWriter::new(send);
             let mut reader = FrameReader::new(recv, peer.meter.clone(), peer.server.config.stall);
-            let result = match reader.stream_kind().await {
+            let kind = reader.stream_kind().await;
+            if !matches!(kind, Ok(StreamKind::Control)) {
+                peer.swarms.forget(id);
+            }
+            let result = match kind {
                 Ok(StreamKind::Control) => control::answer(&peer, id, &mut writer, &mut reader).await,
                 Ok(StreamKind::Batch { control }) => {
                     batch::answer(&peer, control, &mut writer, &mut reader).await
@@ -212,7 +269,13 @@ async fn accept_streams(peer: &Arc<Peer>, connection: &mut Accepted) {
                 Err(code) => {
                     if code == CloseCode::Protocol {
                         peer.server.counters.breaches.fetch_add(1, Ordering::Relaxed);
-                        tracing::info!(node = %peer.identity.node_id, "peer broke the protocol on a stream");
+                        let node = peer.identity.node_id;
+                        match peer.server.refusals.due((node, "breach")) {
+                            Some(times) => {
+                                tracing::info!(%node, times, "peer broke the protocol on a stream")
+                            }
+                            None => tracing::debug!(%node, "peer broke the protocol on a stream"),
+                        }
                     }
                     reader.stop(code);
                     writer.reset(code);

@@ -45,8 +45,10 @@ async fn open(
         return Err(CloseCode::Protocol);
     };
     let (manifest, exchanges) = (theirs.manifest, theirs.exchanges);
-    let content =
-        peer.server.content.swarm(&peer.identity, manifest).await.map_err(|e| refuse("swarm", &e))?;
+    // Before anything is answered or opened: a swarm that was answered has its place.
+    let _place = peer.budget.swarm().ok_or(CloseCode::Busy)?;
+    let content = peer.server.content.swarm(&peer.identity, &peer.budget, manifest).await;
+    let content = content.map_err(|e| refuse(peer, "swarm", &e))?;
     let ours = Handshake { fetches_upstream: content.fetches_upstream(), ..Handshake::new(manifest) };
     let mut control = Control::new(Side::Answerer, ours);
     control.handle_frame(Frame::Handshake(theirs)).map_err(|e| e.close_code())?;
@@ -114,7 +116,7 @@ impl Answerer<'_> {
     }
 
     async fn announce(&mut self) -> Result<(), CloseCode> {
-        let held = self.swarm.content.held().await.map_err(|e| refuse("holdings", &e))?;
+        let held = self.swarm.content.held().await.map_err(|e| refuse(self.peer, "holdings", &e))?;
         self.control.announce(&held);
         Ok(())
     }

@@ -1,36 +1,44 @@
 //! The answering side of the protocol, the same for origin, relay and device.
 
 mod batch;
+mod budget;
 mod connection;
 mod control;
+mod door;
 mod manifest_nodes;
 mod reach;
 mod site;
 mod sites;
+mod slots;
 mod streams;
 
+pub use budget::NodeBudget;
 pub use manifest_nodes::answer_nodes;
 pub use site::SiteRule;
 pub use sites::Sites;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use distd_core::ManifestId;
 use distd_core::proto::frame::{Cost, Data, DontHaveReason, Node, NodeRequest};
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::SlotPace;
 use distd_core::swarm::rules::{UPLOAD_SLOT_WAIT, UPLOAD_SLOTS};
+use distd_core::{ManifestId, NodeId};
 use quinn::Endpoint;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use self::budget::Budgets;
+use self::door::Door;
+use self::slots::Slots;
 use crate::limits::Throttle;
+use crate::seldom::Seldom;
+use crate::trust::revoked::Revoked;
 use crate::trust::tls::PeerIdentity;
 
 /// Why something is not served. The message goes to the log, never to the peer.
@@ -53,8 +61,13 @@ pub enum ServeError {
 /// What a node serves.
 #[async_trait]
 pub trait Content: Send + Sync + 'static {
-    /// The swarm of a manifest for this peer.
-    async fn swarm(&self, peer: &PeerIdentity, manifest: ManifestId) -> Result<Arc<dyn Swarm>, ServeError>;
+    /// The swarm of a manifest for this peer. What has to be fetched for it is taken from `budget`.
+    async fn swarm(
+        &self,
+        peer: &PeerIdentity,
+        budget: &Arc<NodeBudget>,
+        manifest: ManifestId,
+    ) -> Result<Arc<dyn Swarm>, ServeError>;
 
     /// Answers a question for TUF metadata, both opaque (docs/trust.md, "Metadata exchange").
     async fn metadata(&self, query: Bytes) -> Result<Bytes, ServeError>;
@@ -109,18 +122,19 @@ pub trait Swarm: Send + Sync + 'static {
     /// Manifest nodes.
     async fn nodes(&self, request: NodeRequest) -> Result<NodesAnswer, ServeError>;
 
-    /// Answers for each of `wanted` exactly once, as chunks become ready. Stops when the receiver is gone.
-    async fn chunks(&self, wanted: ChunkRanges, answers: mpsc::Sender<ChunkAnswer>);
+    /// Answers for each of `wanted` exactly once, as chunks become ready. Stops when the receiver is gone. What
+    /// has to be fetched is taken from `budget`, the asker's.
+    async fn chunks(&self, budget: &Arc<NodeBudget>, wanted: ChunkRanges, answers: mpsc::Sender<ChunkAnswer>);
 }
 
 /// Bounds of the answering side.
 #[derive(Clone)]
 pub struct ServeConfig {
-    /// Most connections; further ones are refused.
+    /// Most connections of nodes; a further one takes the place of one of whoever has most.
     pub connections_max: usize,
     /// Most batches answered at once.
     pub upload_slots_max: usize,
-    /// Most batches answered at once on one connection.
+    /// Most batches answered at once of one node, over all its connections; fewer while others wait.
     pub upload_slots_per_peer: usize,
     /// How long a batch may wait for an upload slot before it is choked.
     pub upload_slot_wait: Duration,
@@ -130,6 +144,8 @@ pub struct ServeConfig {
     pub upload: Option<Arc<Throttle>>,
     /// Who exchanges with whom; without it nobody is told of neighbours.
     pub sites: Option<Arc<Sites>>,
+    /// Nodes that are served nothing although their certificates hold.
+    pub revoked: Arc<Revoked>,
 }
 
 impl Default for ServeConfig {
@@ -142,6 +158,7 @@ impl Default for ServeConfig {
             stall: Duration::from_secs(30),
             upload: None,
             sites: None,
+            revoked: Arc::default(),
         }
     }
 }
@@ -151,7 +168,7 @@ impl Default for ServeConfig {
 pub struct ServeCounters {
     /// Connections accepted.
     pub connections: AtomicU64,
-    /// Connections refused: too many, or not of this realm.
+    /// Connections refused or ended: too many, or not of this realm.
     pub connections_refused: AtomicU64,
     /// Batches answered.
     pub batches: AtomicU64,
@@ -182,11 +199,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Server {
     content: Arc<dyn Content>,
     config: ServeConfig,
-    slots: Arc<Semaphore>,
-    /// How long batches keep a slot, and how many wait for one.
-    pace: Mutex<SlotPace>,
-    waiting: AtomicUsize,
-    connections: Arc<Semaphore>,
+    slots: Arc<Slots>,
+    door: Door,
+    budgets: Budgets,
+    /// Lines about what nodes were refused.
+    refusals: Seldom<(NodeId, &'static str)>,
     /// Counters.
     pub counters: Arc<ServeCounters>,
 }
@@ -197,22 +214,17 @@ impl Server {
         let alone = config.sites.as_ref().map(|sites| sites.alone.clone()).unwrap_or_default();
         Arc::new(Self {
             content,
-            slots: Arc::new(Semaphore::new(config.upload_slots_max)),
-            pace: Mutex::new(SlotPace::new(config.upload_slots_max)),
-            waiting: AtomicUsize::new(0),
-            connections: Arc::new(Semaphore::new(config.connections_max)),
+            slots: Slots::new(config.upload_slots_max, config.upload_slots_per_peer),
+            door: Door::new(config.connections_max),
+            budgets: Budgets::default(),
+            refusals: Seldom::default(),
             config,
             counters: Arc::new(ServeCounters { alone, ..ServeCounters::default() }),
         })
     }
 
-    fn pace(&self) -> MutexGuard<'_, SlotPace> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Batches answered now.
-    fn active(&self) -> usize {
-        self.config.upload_slots_max.saturating_sub(self.slots.available_permits())
+    fn count_refused(&self) {
+        self.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Accepts connections over TCP until the future is dropped, and all connections with it.
@@ -229,31 +241,33 @@ impl Server {
                     continue;
                 }
             };
-            let Ok(permit) = self.connections.clone().try_acquire_owned() else {
-                self.counters.connections_refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let Some(place) = self.door.stranger(remote) else {
+                self.count_refused();
                 continue;
             };
             let (server, tls) = (self.clone(), tls.clone());
-            connections.spawn(async move {
-                connection::serve_tcp(server, stream, remote, tls).await;
-                drop(permit);
-            });
+            connections.spawn(connection::serve_tcp(server, stream, remote, tls, place));
         }
     }
 
     /// Accepts connections over QUIC until the endpoint is closed, then waits for none of them.
     pub async fn run(self: Arc<Self>, endpoint: Endpoint) {
         while let Some(incoming) = endpoint.accept().await {
-            let Ok(permit) = self.connections.clone().try_acquire_owned() else {
-                self.counters.connections_refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                incoming.refuse();
-                continue;
+            let place = if incoming.remote_address_validated() {
+                self.door.stranger(incoming.remote_address())
+            } else {
+                self.door.unvalidated()
             };
-            let server = self.clone();
-            tokio::spawn(async move {
-                connection::serve(server, incoming).await;
-                drop(permit);
-            });
+            match place {
+                Some(place) => drop(tokio::spawn(connection::serve(self.clone(), incoming, place))),
+                // Its client says that it is there, or goes away. Nothing is kept of it meanwhile.
+                None if incoming.may_retry() => drop(incoming.retry()),
+                // Its client sends the packet again in a second.
+                None => {
+                    self.count_refused();
+                    incoming.ignore();
+                }
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use distd_core::NodeId;
 use distd_core::proto::Frame;
 use distd_core::proto::batch::BatchAnswer;
 use distd_core::proto::close::CloseCode;
@@ -21,8 +22,12 @@ fn code_of(error: &ServeError) -> CloseCode {
     }
 }
 
-pub(super) fn refuse(what: &str, error: &ServeError) -> CloseCode {
-    tracing::info!(error = error as &dyn std::error::Error, "{what} not served");
+pub(super) fn refuse(peer: &Peer, what: &'static str, error: &ServeError) -> CloseCode {
+    let (node, error_of) = (peer.identity.node_id, error as &dyn std::error::Error);
+    match peer.server.refusals.due((node, what)) {
+        Some(times) => tracing::info!(%node, error = error_of, times, "{what} not served"),
+        None => tracing::debug!(%node, error = error_of, "{what} not served"),
+    }
     code_of(error)
 }
 
@@ -56,11 +61,13 @@ pub(super) async fn nodes(
         _ => return Err(CloseCode::Protocol),
     };
     let swarm = peer.swarms.wait(control).await?;
-    let answer = swarm.content.nodes(request).await.map_err(|e| refuse("nodes", &e))?;
+    let answer = swarm.content.nodes(request).await.map_err(|e| refuse(peer, "nodes", &e))?;
     for node in answer.nodes {
         peer.server.counters.nodes.fetch_add(1, Ordering::Relaxed);
-        peer.server.counters.control_bytes.fetch_add(node.bytes.len() as u64, Ordering::Relaxed);
+        let bytes = node.bytes.len() as u64;
+        peer.server.counters.control_bytes.fetch_add(bytes, Ordering::Relaxed);
         send(peer, writer, &Frame::Integrity(node)).await?;
+        peer.budget.give_back(bytes);
     }
     send(peer, writer, &Frame::NodesEnd(NodesEnd { missing: answer.missing })).await
 }
@@ -81,7 +88,7 @@ async fn cost(
     }
     let wanted = asked.finish().map_err(|_| CloseCode::Protocol)?;
     let swarm = peer.swarms.wait(control).await?;
-    let cost = swarm.content.cost(&wanted).await.map_err(|e| refuse("cost", &e))?;
+    let cost = swarm.content.cost(&wanted).await.map_err(|e| refuse(peer, "cost", &e))?;
     send(peer, writer, &Frame::Cost(cost)).await
 }
 
@@ -93,7 +100,7 @@ pub(super) async fn metadata(
     let Some(Frame::MetadataRequest(request)) = reader.next().await.map_err(wire)? else {
         return Err(CloseCode::Protocol);
     };
-    let answer = peer.server.content.metadata(request.0).await.map_err(|e| refuse("metadata", &e))?;
+    let answer = peer.server.content.metadata(request.0).await.map_err(|e| refuse(peer, "metadata", &e))?;
     peer.server.counters.control_bytes.fetch_add(answer.len() as u64, Ordering::Relaxed);
     for piece in Metadata::split(&answer) {
         send(peer, writer, &Frame::Metadata(piece)).await?;
@@ -110,7 +117,14 @@ pub(super) async fn enroll(server: &Server, writer: &mut FrameWriter, reader: &m
         let Some(Frame::Enroll(EnrollBody(body))) = reader.next().await.map_err(wire)? else {
             return Err(CloseCode::Protocol);
         };
-        let reply = server.content.enroll(body).await.map_err(|e| refuse("enrolment", &e))?;
+        let reply = server.content.enroll(body).await.map_err(|error| {
+            let of = &error as &dyn std::error::Error;
+            match server.refusals.due((NodeId([0; 16]), "enrolment")) {
+                Some(times) => tracing::info!(error = of, times, "enrolment not served"),
+                None => tracing::debug!(error = of, "enrolment not served"),
+            }
+            code_of(&error)
+        })?;
         writer.send(&Frame::Enrolled(EnrollBody(reply))).await.map_err(wire)
     };
     match answer.await {

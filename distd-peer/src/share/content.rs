@@ -10,14 +10,20 @@ use distd_core::manifest::Manifest;
 
 use super::swarm::Serving;
 use super::{Manifests, ShareCounters, SharedSwarm};
-use crate::serve::{Content, ServeError, Swarm};
+use crate::serve::{Content, NodeBudget, ServeError, Swarm};
 use crate::trust::tls::PeerIdentity;
 
 /// What a device has besides what it is pulling.
 #[async_trait]
 pub trait Shelf: Send + Sync + 'static {
-    /// What is held of this manifest; `None` when nothing is.
-    async fn find(&self, id: ManifestId, content: &Arc<DeviceContent>) -> Option<Arc<SharedSwarm>>;
+    /// What is held of this manifest; `None` when nothing is. A manifest that has to be fetched to know is taken
+    /// from `budget`, the asker's.
+    async fn find(
+        &self,
+        id: ManifestId,
+        budget: &NodeBudget,
+        content: &Arc<DeviceContent>,
+    ) -> Option<Arc<SharedSwarm>>;
 
     /// A manifest that is known.
     fn manifest(&self, id: &ManifestId) -> Option<Arc<Manifest>>;
@@ -64,11 +70,16 @@ pub struct Device(pub Arc<DeviceContent>);
 
 #[async_trait]
 impl Content for Device {
-    async fn swarm(&self, _peer: &PeerIdentity, id: ManifestId) -> Result<Arc<dyn Swarm>, ServeError> {
+    async fn swarm(
+        &self,
+        _peer: &PeerIdentity,
+        budget: &Arc<NodeBudget>,
+        id: ManifestId,
+    ) -> Result<Arc<dyn Swarm>, ServeError> {
         let published = self.0.published().get(&id).cloned();
         let found = match published {
             Some(swarm) => Some(swarm),
-            None => self.0.shelf.find(id, &self.0).await,
+            None => self.0.shelf.find(id, budget, &self.0).await,
         };
         let swarm = found.ok_or(ServeError::NoManifest(id))?;
         Ok(Arc::new(Serving(swarm)))

@@ -12,7 +12,7 @@ use distd_core::{ChunkHash, ChunkId, ManifestId};
 use tokio::sync::{mpsc, watch};
 
 use super::Holdings;
-use crate::serve::{ChunkAnswer, NodesAnswer, ServeError, Swarm, answer_nodes};
+use crate::serve::{ChunkAnswer, NodeBudget, NodesAnswer, ServeError, Swarm, answer_nodes};
 use crate::table::ChunkTable;
 
 /// Chunks read and packed in one go on a thread that may block.
@@ -120,7 +120,12 @@ impl Swarm for Serving {
         Ok(answer_nodes(&self.0.manifest, &request, find).await)
     }
 
-    async fn chunks(&self, wanted: ChunkRanges, answers: mpsc::Sender<ChunkAnswer>) {
+    async fn chunks(
+        &self,
+        _budget: &Arc<NodeBudget>,
+        wanted: ChunkRanges,
+        answers: mpsc::Sender<ChunkAnswer>,
+    ) {
         let known = wanted.intersection(self.0.table.ids());
         let held = known.intersection(&self.0.holdings.snapshot());
         for (rest, reason) in [

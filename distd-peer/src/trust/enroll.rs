@@ -1,7 +1,7 @@
 //! Bodies of the enrolment exchange, the same on QUIC (ALPN `distd-enroll/1`) and HTTPS (`POST /v1/enroll`).
 //!
 //! One message in, one reply out, then the stream ends. Relays forward both without reading them: a request
-//! is signed with the join token's key, and a reply holds nothing secret and is checked by the node.
+//! is signed with the join token's key, a reply with the realm CA's (`seal.rs`), so a relay can change neither.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +12,9 @@ pub const ENROLL_BYTES_MAX: usize = 64 << 10;
 
 /// Largest label, bytes.
 pub const LABEL_BYTES_MAX: usize = 200;
+
+/// Random bytes in a request.
+pub const NONCE_BYTES: usize = 16;
 
 /// What a node asks of its origin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +36,16 @@ pub enum EnrollReply {
     Refused(Refusal),
 }
 
+impl EnrollMessage {
+    /// The random bytes of the request; empty where a node expects no sealed reply.
+    pub fn nonce(&self) -> &[u8] {
+        match self {
+            Self::Enroll(request) => &request.nonce,
+            Self::Renew(request) => &request.nonce,
+        }
+    }
+}
+
 /// A first certificate, please.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnrollRequest {
@@ -49,6 +62,10 @@ pub struct EnrollRequest {
     pub label: String,
     /// What the node wants to be.
     pub role: Role,
+    /// [`NONCE_BYTES`] random bytes that tie the reply to this request; empty from a node made before
+    /// replies were sealed.
+    #[serde(default, with = "serde_bytes")]
+    pub nonce: Vec<u8>,
 }
 
 /// The certificate and what it is worth nothing without.
@@ -73,6 +90,13 @@ pub struct RenewRequest {
     /// The certificate that is about to end or has ended.
     #[serde(with = "serde_bytes")]
     pub cert_der: Vec<u8>,
+    /// As in [`EnrollRequest::nonce`].
+    #[serde(default, with = "serde_bytes")]
+    pub nonce: Vec<u8>,
+    /// SHA-256 of the TUF root the node started from, for the origin to say whether that was ever its own;
+    /// empty when the node does not ask.
+    #[serde(default, with = "serde_bytes")]
+    pub root_sha256: Vec<u8>,
 }
 
 /// The next certificate.
@@ -80,6 +104,9 @@ pub struct RenewRequest {
 pub struct RenewResponse {
     /// The node's certificate.
     pub cert_chain_pem: String,
+    /// The realm's newest TUF root, when the one in [`RenewRequest::root_sha256`] was never the realm's.
+    #[serde(default)]
+    pub root_json: Option<String>,
 }
 
 /// Why the origin gave no certificate.
@@ -199,6 +226,7 @@ mod tests {
             token_signature: vec![3; 64],
             label: "branch".into(),
             role: Role::Leaf,
+            nonce: vec![4; NONCE_BYTES],
         });
         let bytes = message.encode();
         assert_eq!(EnrollMessage::decode(&bytes).expect("round trip"), message);

@@ -1,7 +1,8 @@
 //! What a node is: its key, its certificate, the CA it believes.
 //!
 //! `DIR/node.key` (Ed25519, PKCS#8 PEM, 0600), `DIR/node.pem` (certificate), `DIR/realm-ca.pem`,
-//! `DIR/root.json` (TUF root to start from). The key is made once and never leaves the machine.
+//! `DIR/root.json` (TUF root to start from), `DIR/root.checked` (its hash, once the origin has vouched for it).
+//! The key is made once and never leaves the machine.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,8 +18,9 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
-use super::enroll::{EnrollRequest, EnrollResponse, RenewRequest, RenewResponse};
+use super::enroll::{EnrollReply, EnrollRequest, NONCE_BYTES, Refusal, RenewRequest};
 use super::files::{self, FileError};
+use super::seal::{SealError, SealedReply};
 use super::token::{JoinToken, sha256};
 
 /// Certificate name of the origin, whatever its address.
@@ -29,6 +31,9 @@ pub const PARENT_NAME: &str = "parent.distd.internal";
 pub const RELAY_NAME: &str = "relay.distd.internal";
 /// Certificate name of devices.
 pub const LEAF_NAME: &str = "leaf.distd.internal";
+
+/// File that holds the SHA-256 of the `root.json` that the origin has vouched for.
+const ROOT_CHECKED: &str = "root.checked";
 
 pub use distd_core::NodeId;
 
@@ -171,9 +176,12 @@ pub enum IdentityError {
     /// A certificate request could not be made.
     #[error("could not make a certificate request")]
     Request(#[source] rcgen::Error),
-    /// The reply is not what the token promises.
-    #[error("the enrolment reply is not of the realm the join token names; somebody in between answered")]
-    ForeignCa,
+    /// The reply is not the realm's, or not to this request.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// The origin said no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// This directory is enrolled elsewhere.
     #[error("{0} is enrolled in another realm; use another --data directory")]
     OtherRealm(PathBuf),
@@ -198,6 +206,7 @@ struct Enrolled {
     info: CertInfo,
     ca: CertificateDer<'static>,
     root_json: Vec<u8>,
+    root_checked: bool,
 }
 
 impl fmt::Debug for NodeIdentity {
@@ -249,7 +258,9 @@ impl NodeIdentity {
             return Ok(None);
         }
         let ca = certificate_from_pem(&ca_pem).map_err(damaged(&ca))?;
-        Ok(Some(Enrolled { cert: cert_der, info, ca, root_json }))
+        let mark = files::read(&self.dir.join(ROOT_CHECKED))?.unwrap_or_default();
+        let root_checked = mark.trim_ascii() == hex::encode(sha256(&root_json)).as_bytes();
+        Ok(Some(Enrolled { cert: cert_der, info, ca, root_json, root_checked }))
     }
 
     /// Who this node is.
@@ -282,9 +293,10 @@ impl NodeIdentity {
         PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.serialize_der()))
     }
 
-    /// Whether it is time for another certificate at `now` (unix seconds): none, or two thirds over.
+    /// Whether it is time for another certificate at `now` (unix seconds): there is none, two thirds of its
+    /// time are over, or the origin has not vouched for the TUF root yet.
     pub fn needs_renewal(&self, now: u64) -> bool {
-        self.cert().is_none_or(|c| c.needs_renewal(now))
+        self.cert().is_none_or(|c| c.needs_renewal(now)) || !self.root_checked()
     }
 
     /// A PKCS#10 certificate request by this node's key.
@@ -310,25 +322,43 @@ impl NodeIdentity {
             csr_der,
             label: label.to_owned(),
             role,
+            nonce: nonce(),
         })
     }
 
     /// The request for the next certificate.
     pub fn renew_request(&self) -> Result<RenewRequest, IdentityError> {
-        let cert = self.cert_der().ok_or(IdentityError::NotEnrolled)?;
-        Ok(RenewRequest { csr_der: self.csr_der()?, cert_der: cert.to_vec() })
+        let held = self.enrolled.as_ref().ok_or(IdentityError::NotEnrolled)?;
+        Ok(RenewRequest {
+            csr_der: self.csr_der()?,
+            cert_der: held.cert.to_vec(),
+            nonce: nonce(),
+            root_sha256: sha256(&held.root_json).to_vec(),
+        })
     }
 
-    /// Takes what the origin answered to an enrolment: the CA must be the token's, the certificate must be
-    /// for this key and of that CA. Nothing is written before all of it has been checked.
+    /// Takes the origin's answer to an enrolment that asked for `role`: `request` and `reply` are the bytes
+    /// as they were sent and received. The reply must be sealed by the CA that the token names, the
+    /// certificate must be for this key. Nothing is written before all of it has been checked.
+    ///
+    /// # Errors
+    /// [`IdentityError`], [`IdentityError::Refused`] when the origin said no.
     pub fn install_enrolled(
         &mut self,
         token: &JoinToken,
-        response: &EnrollResponse,
+        role: Role,
+        request: &[u8],
+        reply: &[u8],
     ) -> Result<(), IdentityError> {
-        let ca = certificate_from_pem(response.ca_pem.as_bytes()).map_err(|_| IdentityError::BadReply)?;
-        if sha256(&ca) != *token.ca_fingerprint() {
-            return Err(IdentityError::ForeignCa);
+        let (ca, reply) = open_sealed(reply, request, token.ca_fingerprint())?;
+        let response = match reply {
+            EnrollReply::Enrolled(response) => response,
+            EnrollReply::Refused(refusal) => return Err(refusal.into()),
+            EnrollReply::Renewed(_) => return Err(IdentityError::BadReply),
+        };
+        let named = certificate_from_pem(response.ca_pem.as_bytes());
+        if named.is_ok_and(|named| named != ca) || response.node_id != self.node_id.to_string() {
+            return Err(IdentityError::BadReply);
         }
         let ca_path = self.dir.join("realm-ca.pem");
         if let Some(old) = files::read(&ca_path)? {
@@ -337,35 +367,112 @@ impl NodeIdentity {
                 return Err(IdentityError::OtherRealm(self.dir.clone()));
             }
         }
-        let (cert, info) = self.check_cert(&response.cert_chain_pem, &ca)?;
+        let (cert, info) = self.check_cert(&response.cert_chain_pem, &ca, role)?;
+        let root_json = response.root_json.clone().into_bytes();
         // The certificate last: with it the node counts as enrolled.
         files::write_atomic(&ca_path, response.ca_pem.as_bytes(), 0o644)?;
-        files::write_atomic(&self.dir.join("root.json"), response.root_json.as_bytes(), 0o644)?;
+        let root_is_new = self.root_json() != Some(root_json.as_slice());
+        if root_is_new && !self.root_checked() {
+            self.set_metadata_aside()?;
+        }
+        files::write_atomic(&self.dir.join("root.json"), &root_json, 0o644)?;
+        self.mark_root_checked(&root_json)?;
         files::write_atomic(&self.dir.join("node.pem"), response.cert_chain_pem.as_bytes(), 0o644)?;
-        let root_json = response.root_json.clone().into_bytes();
-        self.enrolled = Some(Enrolled { cert, info, ca, root_json });
+        self.enrolled = Some(Enrolled { cert, info, ca, root_json, root_checked: true });
         Ok(())
     }
 
-    /// Takes the next certificate.
-    pub fn install_renewed(&mut self, response: &RenewResponse) -> Result<(), IdentityError> {
-        let ca = self.ca_der().ok_or(IdentityError::NotEnrolled)?.clone();
-        let (cert, info) = self.check_cert(&response.cert_chain_pem, &ca)?;
+    /// Takes the origin's answer to a renewal, sealed by the CA held here. When the origin says that the TUF
+    /// root held here was never its own, its root takes that one's place, and the metadata verified by the
+    /// old one is set aside.
+    ///
+    /// # Errors
+    /// [`IdentityError`], [`IdentityError::Refused`] when the origin said no.
+    pub fn install_renewed(&mut self, request: &[u8], reply: &[u8]) -> Result<(), IdentityError> {
+        let held = self.enrolled.as_ref().ok_or(IdentityError::NotEnrolled)?;
+        let (ca, reply) = open_sealed(reply, request, &sha256(&held.ca))?;
+        let response = match reply {
+            EnrollReply::Renewed(response) => response,
+            EnrollReply::Refused(refusal) => return Err(refusal.into()),
+            EnrollReply::Enrolled(_) => return Err(IdentityError::BadReply),
+        };
+        let (cert, info) = self.check_cert(&response.cert_chain_pem, &ca, held.info.role)?;
+        let mut root_json = held.root_json.clone();
+        if let Some(own) = &response.root_json {
+            tracing::error!(
+                "the TUF root this node started from was never the realm's: whoever answered its enrolment \
+                 made it up. The realm's own root is in its place now, and what was installed before may \
+                 not be the realm's: pull it again"
+            );
+            root_json = own.clone().into_bytes();
+            self.set_metadata_aside()?;
+            files::write_atomic(&self.dir.join("root.json"), &root_json, 0o644)?;
+        }
+        self.mark_root_checked(&root_json)?;
         files::write_atomic(&self.dir.join("node.pem"), response.cert_chain_pem.as_bytes(), 0o644)?;
-        let enrolled = self.enrolled.as_mut().ok_or(IdentityError::NotEnrolled)?;
-        enrolled.cert = cert;
-        enrolled.info = info;
+        self.enrolled = Some(Enrolled { cert, info, ca, root_json, root_checked: true });
         Ok(())
     }
 
-    fn check_cert(&self, pem: &str, ca: &[u8]) -> Result<(CertificateDer<'static>, CertInfo), IdentityError> {
+    /// Whether the origin has vouched for the TUF root this node started from, in a sealed reply.
+    pub fn root_checked(&self) -> bool {
+        self.enrolled.as_ref().is_some_and(|e| e.root_checked)
+    }
+
+    fn mark_root_checked(&self, root_json: &[u8]) -> Result<(), IdentityError> {
+        let text = format!("{}\n", hex::encode(sha256(root_json)));
+        Ok(files::write_atomic(&self.dir.join(ROOT_CHECKED), text.as_bytes(), 0o644)?)
+    }
+
+    /// Moves the TUF state out of the way: nothing a foreign root has verified counts any more. It is kept
+    /// for whoever looks into what happened.
+    fn set_metadata_aside(&self) -> Result<(), IdentityError> {
+        let from = self.dir.join("tuf");
+        for n in 0.. {
+            let to = self.dir.join(format!("tuf.refused-{n}"));
+            if to.exists() {
+                continue;
+            }
+            return match std::fs::rename(&from, &to) {
+                Ok(()) => Ok(()),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                Err(cause) => Err(FileError::Io { action: "set aside", path: from, cause }.into()),
+            };
+        }
+        Ok(())
+    }
+
+    fn check_cert(
+        &self,
+        pem: &str,
+        ca: &[u8],
+        role: Role,
+    ) -> Result<(CertificateDer<'static>, CertInfo), IdentityError> {
         let der = certificate_from_pem(pem.as_bytes()).map_err(|_| IdentityError::BadReply)?;
         let info = CertInfo::parse(&der).map_err(|_| IdentityError::BadReply)?;
-        if info.node_id != self.node_id || !is_signed_by(&der, ca) {
+        if info.node_id != self.node_id || info.role != role || !is_signed_by(&der, ca) {
             return Err(IdentityError::BadReply);
         }
         Ok((der, info))
     }
+}
+
+/// Opens a sealed reply: the CA certificate that sealed it, and what it says.
+fn open_sealed(
+    reply: &[u8],
+    request: &[u8],
+    ca_fingerprint: &[u8; 32],
+) -> Result<(CertificateDer<'static>, EnrollReply), IdentityError> {
+    let sealed = SealedReply::decode(reply)?;
+    let ca = sealed.verify(request, ca_fingerprint)?;
+    let reply = EnrollReply::decode(&sealed.reply).map_err(|_| IdentityError::BadReply)?;
+    Ok((ca, reply))
+}
+
+fn nonce() -> Vec<u8> {
+    let mut bytes = vec![0; NONCE_BYTES];
+    aws_lc_rs::rand::fill(&mut bytes).expect("the system has a random source");
+    bytes
 }
 
 /// Whether the certificate's signature is by the CA's key. Says nothing about validity or names.

@@ -86,6 +86,17 @@ impl Db {
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the nodes"))
     }
 
+    /// Ids of revoked nodes whose last certificate has not ended at `now`.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn nodes_revoked(&self, now: UnixSeconds) -> Result<Vec<String>, DbError> {
+        let sql = "SELECT id FROM nodes WHERE revoked IS NOT NULL AND cert_expires >= $1 ORDER BY id";
+        let rows = sqlx::query(sql).bind(now).fetch_all(&self.pool).await;
+        rows.and_then(|rows| rows.iter().map(|row| row.text("id")).collect())
+            .map_err(failed("list the revoked nodes"))
+    }
+
     /// Revokes a node; `false` when there is none. The first time stays.
     ///
     /// # Errors

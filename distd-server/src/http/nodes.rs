@@ -7,7 +7,6 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use distd_peer::clock::unix_now;
 use distd_peer::trust::enroll::ENROLL_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -16,7 +15,6 @@ use super::auth::{Caller, ToAdminister};
 use super::body::{At, Incoming, Perhaps};
 use super::tokens::join_token_id;
 use super::{ApiError, App};
-use crate::origin::signed;
 
 /// How long the body of an enrolment may take: it needs no token, so it must not hold a connection for long.
 const ENROLL: Duration = Duration::from_secs(10);
@@ -92,15 +90,14 @@ pub(super) async fn revoke(
     Perhaps(also): Perhaps<RevokeNode>,
 ) -> Result<Response, ApiError> {
     let unknown = || ApiError::unlisted("node of this id", "GET /v1/nodes");
-    let (db, now) = (app.origin.db(), signed(unix_now()));
     if !also.tokens {
-        if !db.revoke_node(&id, now).await? {
+        if !app.origin.revoke_node(&id).await? {
             return Err(unknown());
         }
         tracing::info!(node = id, "node revoked");
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let tokens = db.revoke_node_and_tokens(&id, now).await?.ok_or_else(unknown)?;
+    let tokens = app.origin.revoke_node_and_tokens(&id).await?.ok_or_else(unknown)?;
     let join_tokens: Vec<String> = tokens.iter().map(|key| join_token_id(key)).collect();
     tracing::info!(node = id, ?join_tokens, "node revoked with the join tokens it came by");
     Ok(Json(RevokedNode { join_tokens }).into_response())

@@ -12,8 +12,9 @@ use distd_core::packing::Unpacker;
 use distd_core::proto::frame::{Cost, Data, DontHaveReason, NodeRequest};
 use distd_core::ranges::ChunkRanges;
 use distd_peer::clock::unix_now;
-use distd_peer::serve::{ChunkAnswer, Content, NodesAnswer, ServeError, Swarm, answer_nodes};
+use distd_peer::serve::{ChunkAnswer, Content, NodeBudget, NodesAnswer, ServeError, Swarm, answer_nodes};
 use distd_peer::trust::tls::PeerIdentity;
+use distd_peer::trust::tuf::wire::Query;
 use tokio::sync::mpsc;
 
 use super::Origin;
@@ -95,7 +96,12 @@ struct Shared(Arc<OriginContent>);
 
 #[async_trait]
 impl Content for Shared {
-    async fn swarm(&self, peer: &PeerIdentity, manifest: ManifestId) -> Result<Arc<dyn Swarm>, ServeError> {
+    async fn swarm(
+        &self,
+        peer: &PeerIdentity,
+        _budget: &Arc<NodeBudget>,
+        manifest: ManifestId,
+    ) -> Result<Arc<dyn Swarm>, ServeError> {
         let content = &self.0;
         let node = content.origin.db().node(&peer.node_id.to_string()).await;
         // A certificate outlives its revocation by a day at most; here it does not.
@@ -109,8 +115,13 @@ impl Content for Shared {
     }
 
     async fn metadata(&self, query: Bytes) -> Result<Bytes, ServeError> {
-        let answer = self.0.origin.answerer.answer(&query).await;
-        answer.map(Bytes::from).map_err(|e| ServeError::Internal(e.into()))
+        let origin = &self.0.origin;
+        let internal = |e: Box<dyn std::error::Error + Send + Sync>| ServeError::Internal(e);
+        if Query::decode(&query).is_ok_and(|query| query.revoked) {
+            return origin.revoked_answer().await.map(Bytes::from).map_err(|e| internal(e.into()));
+        }
+        let answer = origin.answerer.answer(&query).await;
+        answer.map(Bytes::from).map_err(|e| internal(e.into()))
     }
 
     async fn enroll(&self, body: Bytes) -> Result<Bytes, ServeError> {
@@ -131,9 +142,9 @@ impl Origin {
     /// # Errors
     /// [`ServeError::Internal`]; refusals are replies.
     pub async fn enroll(&self, body: &[u8]) -> Result<Vec<u8>, ServeError> {
-        let root = self.repository.root_json().await.map_err(|e| ServeError::Internal(e.into()))?;
-        let root = std::str::from_utf8(&root).map_err(|e| ServeError::Internal(e.into()))?;
-        let (reply, refused) = self.realm.handle_enroll(body, root, unix_now(), &SqlRegistry(&self.db)).await;
+        let roots = self.repository.roots().await.map_err(|e| ServeError::Internal(e.into()))?;
+        let (reply, refused) =
+            self.realm.handle_enroll(body, &roots, unix_now(), &SqlRegistry(&self.db)).await;
         if let Some(reason) = refused {
             tracing::info!(error = &reason as &dyn std::error::Error, "enrolment refused");
         }
@@ -186,7 +197,12 @@ impl Swarm for OriginSwarm {
         Ok(answer_nodes(&self.loaded.manifest, &request, find).await)
     }
 
-    async fn chunks(&self, wanted: ChunkRanges, answers: mpsc::Sender<ChunkAnswer>) {
+    async fn chunks(
+        &self,
+        _budget: &Arc<NodeBudget>,
+        wanted: ChunkRanges,
+        answers: mpsc::Sender<ChunkAnswer>,
+    ) {
         let known = wanted.intersection(&self.loaded.ids);
         let foreign = wanted.difference(&known);
         if !foreign.is_empty()

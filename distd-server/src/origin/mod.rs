@@ -6,6 +6,7 @@ mod metadata;
 mod patches;
 mod publish;
 mod registry;
+mod revoked;
 mod withdraw;
 
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use distd_peer::clock::unix_now;
+use distd_peer::trust::revoked::Revoked;
 use distd_peer::trust::tls::Credentials;
 
 use crate::db::{Db, DbError, UnixSeconds, redact};
@@ -28,6 +30,7 @@ pub use content::OriginContent;
 pub use metadata::ObjectMetadata;
 pub use patches::RequestPatchesError;
 pub use publish::{PublishReleaseError, SetChannelError};
+pub use revoked::RevokedListError;
 pub use withdraw::WithdrawError;
 
 /// Where an origin keeps what.
@@ -124,6 +127,7 @@ pub struct Origin {
     credentials: Arc<Credentials>,
     hosts: Vec<String>,
     spool: PathBuf,
+    revoked: Arc<Revoked>,
     /// Publications take turns, so that a channel's counter and its document agree.
     publishing: tokio::sync::Mutex<()>,
 }
@@ -183,6 +187,7 @@ impl Origin {
             credentials,
             hosts,
             spool,
+            revoked: Arc::default(),
             publishing: tokio::sync::Mutex::new(()),
         });
         origin.name_losses().await?;
@@ -192,6 +197,7 @@ impl Origin {
         }
         origin.publish_pending(&listed).await?;
         origin.finish_withdrawals().await?;
+        origin.refresh_revoked().await?;
         Ok(origin)
     }
 

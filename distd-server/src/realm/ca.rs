@@ -9,11 +9,13 @@ use std::time::{Duration, UNIX_EPOCH};
 use distd_peer::net::ResetKey;
 use distd_peer::trust::files::{self, FileError};
 use distd_peer::trust::identity::{CertError, CertInfo, Role, certificate_from_pem, key_from_pem, to_pem};
+use distd_peer::trust::revoked::{RevokedList, SignedRevokedList, revoked_message};
+use distd_peer::trust::seal::{SealedReply, seal_message};
 use distd_peer::trust::tls::{Credentials, TlsError};
 use distd_peer::trust::token::sha256;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber, SigningKey,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -175,6 +177,25 @@ impl Realm {
         let der = self.sign(key, role, &[], now, self.node_seconds)?;
         let info = CertInfo::parse(&der).map_err(RealmError::Unusable)?;
         Ok((to_pem("CERTIFICATE", &der), info))
+    }
+
+    /// Seals the reply to an enrolment or renewal, so that no relay can change it.
+    ///
+    /// # Errors
+    /// [`RealmError::Issue`] when signing failed.
+    pub(super) fn seal(&self, request: &[u8], reply: Vec<u8>) -> Result<SealedReply, RealmError> {
+        let signature = self.ca_key.sign(&seal_message(request, &reply)).map_err(RealmError::Issue)?;
+        Ok(SealedReply { ca_der: self.ca.to_vec(), reply, signature })
+    }
+
+    /// Signs the list of revoked nodes.
+    ///
+    /// # Errors
+    /// [`RealmError::Issue`] when signing failed.
+    pub fn sign_revoked(&self, list: &RevokedList) -> Result<SignedRevokedList, RealmError> {
+        let list = serde_json::to_vec(list).expect("numbers and ids always encode");
+        let signature = self.ca_key.sign(&revoked_message(&list)).map_err(RealmError::Issue)?;
+        Ok(SignedRevokedList { list, signature })
     }
 
     fn sign(

@@ -16,6 +16,15 @@ use super::ca::{Realm, RealmError};
 /// What lets it in is its key and its row in the registry, which revocation removes.
 const RENEW_GRACE_SECONDS: u64 = 400 * 24 * 3600;
 
+/// The realm's TUF roots.
+#[derive(Clone, Debug, Default)]
+pub struct Roots {
+    /// The newest, as JSON: the start of a node that enrols now.
+    pub newest: String,
+    /// SHA-256 of each version so far, the oldest first.
+    pub sha256: Vec<[u8; 32]>,
+}
+
 /// One use of a join token by one node.
 #[derive(Clone, Debug)]
 pub struct Redemption<'a> {
@@ -94,22 +103,33 @@ impl Realm {
     pub async fn handle_enroll(
         &self,
         message: &[u8],
-        root_json: &str,
+        roots: &Roots,
         now: u64,
         registry: &dyn JoinTokens,
     ) -> (Vec<u8>, Option<RequestRefused>) {
-        let result = match EnrollMessage::decode(message) {
+        let decoded = EnrollMessage::decode(message);
+        // A node of an earlier release sends no nonce and reads no seal. It can renew until it is updated.
+        let sealed = !matches!(&decoded, Ok(message) if message.nonce().is_empty());
+        let result = match decoded {
             Ok(EnrollMessage::Enroll(request)) => {
-                self.enroll(&request, root_json, now, registry).await.map(EnrollReply::Enrolled)
+                self.enroll(&request, roots, now, registry).await.map(EnrollReply::Enrolled)
             }
             Ok(EnrollMessage::Renew(request)) => {
-                self.renew(&request, now, registry).await.map(EnrollReply::Renewed)
+                self.renew(&request, roots, now, registry).await.map(EnrollReply::Renewed)
             }
             Err(_) => Err(RequestRefused::Request(RefusalCode::BadRequest)),
         };
-        match result {
+        let (reply, why) = match result {
             Ok(reply) => (reply.encode(), None),
             Err(e) => (EnrollReply::Refused(Refusal { code: e.code() }).encode(), Some(e)),
+        };
+        if !sealed {
+            return (reply, why);
+        }
+        match self.seal(message, reply) {
+            Ok(sealed) => (sealed.encode(), why),
+            // Without a seal nobody believes it: an empty reply says as much.
+            Err(error) => (Vec::new(), Some(error.into())),
         }
     }
 
@@ -117,7 +137,7 @@ impl Realm {
     pub async fn enroll(
         &self,
         request: &EnrollRequest,
-        root_json: &str,
+        roots: &Roots,
         now: u64,
         registry: &dyn JoinTokens,
     ) -> Result<EnrollResponse, RequestRefused> {
@@ -153,7 +173,7 @@ impl Realm {
         Ok(EnrollResponse {
             cert_chain_pem,
             ca_pem: self.ca_pem().to_owned(),
-            root_json: root_json.to_owned(),
+            root_json: roots.newest.clone(),
             node_id: node_id.to_string(),
         })
     }
@@ -162,6 +182,7 @@ impl Realm {
     pub async fn renew(
         &self,
         request: &RenewRequest,
+        roots: &Roots,
         now: u64,
         registry: &dyn JoinTokens,
     ) -> Result<RenewResponse, RequestRefused> {
@@ -175,12 +196,23 @@ impl Realm {
             return Err(refused(RefusalCode::CertificateRefused));
         }
         let role = registry.node_role(node_id).await?;
-        if role == Role::Origin {
+        // The role is what the CA signed at the enrolment: a changed row in the database makes no device a
+        // relay.
+        if role == Role::Origin || role != last.role {
             return Err(refused(RefusalCode::WrongRole));
         }
         let (cert_chain_pem, info) = self.node_cert(&key, role, now)?;
         registry.issued(&info).await?;
-        Ok(RenewResponse { cert_chain_pem })
+        let asked: Result<[u8; 32], _> = request.root_sha256.as_slice().try_into();
+        let foreign = asked.is_ok_and(|sha256| !roots.sha256.contains(&sha256));
+        if foreign {
+            tracing::error!(
+                node = %node_id,
+                "the node started from a TUF root that was never this realm's: whoever passed its enrolment on \
+                 made it up; the node gets the realm's own now"
+            );
+        }
+        Ok(RenewResponse { cert_chain_pem, root_json: foreign.then(|| roots.newest.clone()) })
     }
 }
 

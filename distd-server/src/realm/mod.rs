@@ -8,4 +8,4 @@ mod ca;
 mod enroll;
 
 pub use ca::{OriginCert, Realm, RealmError};
-pub use enroll::{JoinTokens, Redemption, RegistryError, RequestRefused};
+pub use enroll::{JoinTokens, Redemption, RegistryError, RequestRefused, Roots};

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
+use distd_peer::trust::tuf::SIGNED_AT;
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 use tough::schema::decoded::{Decoded, Hex};
@@ -18,6 +19,7 @@ use tough::schema::{
 
 use super::keys::{KeyError, KeyRing, SigningKey};
 use super::store::{MetadataStore, StoreError};
+use crate::realm::Roots;
 
 const DAY: u64 = 24 * 3600;
 /// The version of the TUF specification the metadata states.
@@ -89,6 +91,8 @@ pub struct TufRepository {
     pub(super) keys: Mutex<KeyRing>,
     /// A root version known to exist: where to begin looking for the newest.
     root_hint: AtomicU64,
+    /// SHA-256 of each root so far, the oldest first.
+    root_hashes: Mutex<Vec<[u8; 32]>>,
 }
 
 impl std::fmt::Debug for TufRepository {
@@ -148,7 +152,12 @@ impl TufRepository {
             let root = sign(root, &keys.of_role("root").collect::<Vec<_>>())?;
             store.put("1.root.json", root).await?;
         }
-        let this = Self { store, keys: Mutex::new(keys), root_hint: AtomicU64::new(1) };
+        let this = Self {
+            store,
+            keys: Mutex::new(keys),
+            root_hint: AtomicU64::new(1),
+            root_hashes: Mutex::default(),
+        };
         if this.store.get("timestamp.json").await?.is_none() {
             this.first_publication(delegated, now).await?;
         }
@@ -182,6 +191,18 @@ impl TufRepository {
     /// The newest root metadata: what a node gets at enrolment.
     pub async fn root_json(&self) -> Result<Bytes, RepositoryError> {
         Ok(self.newest_root().await?.1)
+    }
+
+    /// Every root so far: the newest in full, all by their SHA-256. Root metadata never changes once written, so
+    /// each is read once.
+    pub async fn roots(&self) -> Result<Roots, RepositoryError> {
+        let newest = self.newest_root().await?.1;
+        let mut sha256 = self.root_hashes.lock().await;
+        while let Some(bytes) = self.store.get(&format!("{}.root.json", sha256.len() + 1)).await? {
+            sha256.push(distd_peer::trust::token::sha256(&bytes));
+        }
+        let newest = String::from_utf8_lossy(&newest).into_owned();
+        Ok(Roots { newest, sha256: sha256.clone() })
     }
 
     async fn first_publication(&self, delegated: &[(&str, &str)], now: u64) -> Result<(), RepositoryError> {
@@ -327,6 +348,8 @@ impl TufRepository {
             state.timestamp.version = next(state.timestamp.version);
         }
         state.timestamp.expires = expires("timestamp", now)?;
+        // What a device may take for the time: its own clock vouches for nothing.
+        state.timestamp._extra.insert(SIGNED_AT.to_owned(), now.into());
         let signers = self.root_signers(state, keys, RoleType::Timestamp, dirty)?;
         let bytes = sign(state.timestamp.clone(), &signers)?;
         self.store.put("timestamp.json", bytes).await?;

@@ -2,6 +2,7 @@
 
 use distd_peer::trust::enroll::{EnrollReply, RefusalCode};
 use distd_peer::trust::identity::{NodeIdentity, Role};
+use distd_peer::trust::seal::SealedReply;
 use distd_peer::trust::token::{ApiToken, JoinToken};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
@@ -102,26 +103,28 @@ async fn a_node_enrols_over_https_with_a_join_token_and_is_revoked() {
     let enroll = async |body: Vec<u8>| {
         let response = world.bare(Method::POST, "/v1/enroll").body(body).send().await.expect("answer");
         assert_eq!(response.status(), StatusCode::OK);
-        EnrollReply::decode(&response.bytes().await.expect("bytes")).expect("a reply")
+        response.bytes().await.expect("bytes")
+    };
+    let says = |reply: &[u8]| {
+        let sealed = SealedReply::decode(reply).expect("a sealed reply");
+        EnrollReply::decode(&sealed.reply).expect("a reply")
     };
     let request = distd_peer::trust::enroll::EnrollMessage::Enroll(
         node.enroll_request(&token, Role::Relay, "office").expect("a request"),
     );
-    match enroll(request.encode()).await {
-        EnrollReply::Enrolled(response) => node.install_enrolled(&token, &response).expect("a certificate"),
-        other => panic!("{other:?}"),
-    }
+    let reply = enroll(request.encode()).await;
+    node.install_enrolled(&token, Role::Relay, &request.encode(), &reply).expect("a certificate");
     let (_, list) = world.get("/v1/nodes").await;
     assert_eq!((&list["nodes"][0]["label"], &list["nodes"][0]["role"]), (&json!("office"), &json!("relay")));
     let id = text(&list["nodes"][0]["id"]);
     assert_eq!(id, node.node_id().to_string());
     let revoke = format!("/v1/nodes/{id}/revoke");
     assert_eq!(world.json(Method::POST, &revoke, None).await.0, StatusCode::NO_CONTENT);
-    match enroll(request.encode()).await {
+    match says(&enroll(request.encode()).await) {
         EnrollReply::Refused(refusal) => assert_eq!(refusal.code, RefusalCode::Revoked),
         other => panic!("{other:?}"),
     }
-    match enroll(b"junk".to_vec()).await {
+    match says(&enroll(b"junk".to_vec()).await) {
         EnrollReply::Refused(refusal) => assert_eq!(refusal.code, RefusalCode::BadRequest),
         other => panic!("{other:?}"),
     }

@@ -31,6 +31,15 @@ const LIMITS: Limits = Limits {
 /// Largest target file, bytes: a manifest's root node or a channel document.
 const TARGET_BYTES_MAX: u64 = NODE_BYTES_MAX as u64;
 
+/// Field of `timestamp.json` in which the origin says when it signed, unix seconds.
+pub const SIGNED_AT: &str = "signed_at";
+
+/// How long a timestamp holds, seconds, where it does not say when it was signed.
+const TIMESTAMP_SECONDS: u64 = 24 * 3600;
+
+/// How far this machine's clock may be behind the origin's, seconds: as far as certificates are backdated.
+const CLOCK_BEHIND_MAX: u64 = 3600;
+
 /// The channel document: what a channel target's file holds, as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChannelDoc {
@@ -139,11 +148,11 @@ impl TufClient {
         let held = self.store.cached();
         let had_cache = !held.is_empty();
         match self.attempt(source.clone(), held, wanted, now).await {
-            // A damaged cache must not lock a device out: once more with nothing but the trusted state.
+            // A damaged cache must not lock a device out: once more with nothing but the trusted state. The
+            // cache itself goes only when this succeeds: while no parent answers it is all there is.
             Err(e) if had_cache && e.may_be_cache() => {
-                self.store.set_cached(&BTreeMap::new())?;
-                // Offline there is nothing to fetch, and the first error says more.
                 match self.attempt(source, BTreeMap::new(), wanted, now).await {
+                    // Offline there is nothing to fetch, and the first error says more.
                     Err(TufError::Missing { .. }) => Err(e),
                     other => other,
                 }
@@ -175,6 +184,7 @@ impl TufClient {
             (Err(e), None) => return Err(e),
         };
         check_dates(&repo, now)?;
+        check_clock(&repo, now)?;
         let found = find(&repo, wanted).await;
         let resolved = match (found, files.take_failure()) {
             (Err(TufError::Missing { .. }), Some(failure)) => return Err(failure.into()),
@@ -246,6 +256,21 @@ fn check_dates(repo: &Repository, now: u64) -> Result<(), TufError> {
         Some((which, _)) => Err(TufError::Expired { which: which.to_owned() }),
         None => Ok(()),
     }
+}
+
+/// Refuses a clock that is behind the time at which the origin signed the timestamp: metadata that has ended
+/// would pass for valid. Nothing else is remembered of time. What this machine's own clock once said vouches
+/// for nothing, and a device whose clock was ahead comes back by itself once it is right.
+fn check_clock(repo: &Repository, now: u64) -> Result<(), TufError> {
+    let timestamp = &repo.timestamp().signed;
+    let signed_at = timestamp._extra.get(SIGNED_AT).and_then(Value::as_u64).unwrap_or_else(|| {
+        // An origin of an earlier release does not say, and signs for a day.
+        u64::try_from(timestamp.expires.as_second()).unwrap_or(0).saturating_sub(TIMESTAMP_SECONDS)
+    });
+    if now.saturating_add(CLOCK_BEHIND_MAX) < signed_at {
+        return Err(TufError::ClockBehind { now, signed_at });
+    }
+    Ok(())
 }
 
 async fn find(repo: &Repository, wanted: &Wanted) -> Result<Resolved, TufError> {

@@ -66,9 +66,22 @@ pub enum TufError {
         #[source]
         cause: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
-    /// The clock is behind a time seen earlier.
-    #[error("this machine's clock went back; set it right, then try again")]
-    ClockBackwards(#[source] Box<tough::error::Error>),
+    /// The clock is behind the time at which the origin signed what it now offers.
+    #[error(
+        "this machine's clock is behind: it says {}, and the origin signed this metadata at {}; set the clock, \
+         then try again",
+        utc(*now),
+        utc(*signed_at)
+    )]
+    ClockBehind {
+        /// This machine's clock, unix seconds.
+        now: u64,
+        /// The origin's at the signing, unix seconds.
+        signed_at: u64,
+    },
+    /// The clock was set back while an update went on.
+    #[error("this machine's clock was set back in the middle of the update; try again")]
+    ClockStepped(#[source] Box<tough::error::Error>),
     /// The source did not answer.
     #[error("no metadata could be fetched; check the parent's address and the network")]
     Source(#[source] SourceError),
@@ -81,6 +94,12 @@ pub enum TufError {
     /// The trusted state could not be locked, or `tough` could not use its directory.
     #[error("the directory of trusted metadata could not be used; check the disk and its permissions")]
     Store(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// A time as an operator reads it, UTC.
+fn utc(unix_seconds: u64) -> String {
+    let seconds = i64::try_from(unix_seconds).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_second(seconds).map_or_else(|_| format!("{unix_seconds} s"), |t| t.to_string())
 }
 
 impl From<FetchError> for TufError {
@@ -107,7 +126,7 @@ impl From<tough::error::Error> for TufError {
             E::VerifyMetadata { role: r, .. } => Self::BadSignature { which: role(r), cause },
             E::VerifyTrustedMetadata { .. } => Self::BadSignature { which: "trusted root".into(), cause },
             E::VerifyRoleMetadata { role: r, .. } => Self::BadSignature { which: r.clone(), cause },
-            E::SystemTimeSteppedBackward { .. } => Self::ClockBackwards(cause),
+            E::SystemTimeSteppedBackward { .. } => Self::ClockStepped(cause),
             E::ParseMetadata { .. }
             | E::ParseTrustedMetadata { .. }
             | E::TimestampMetaLength { .. }

@@ -9,6 +9,6 @@ mod memory;
 mod store;
 pub mod wire;
 
-pub use client::{ChannelDoc, Cost, PatchSetRef, PatchesDoc, Resolved, TufClient};
+pub use client::{ChannelDoc, Cost, PatchSetRef, PatchesDoc, Resolved, SIGNED_AT, TufClient};
 pub use error::TufError;
 pub use memory::{MetadataSource, Offline, SourceError};

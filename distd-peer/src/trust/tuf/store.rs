@@ -16,7 +16,8 @@ use crate::trust::files::{self, FileError};
 /// State that makes rollback visible. The root comes last: until it is there, the next update goes through
 /// the same key rotation again.
 const TRUSTED: [&str; 3] = ["timestamp.json", "snapshot.json", "root.json"];
-/// When the clock was last seen; written at most once an hour, since flash wears.
+/// The clock's reading at the last update, which `tough` keeps in its directory and which earlier releases took
+/// over. Nothing vouches for it, so it is left behind: a clock that was ahead once would lock the device out.
 const TIME: &str = "latest_known_time.json";
 
 /// Longest cache file read, bytes.
@@ -71,7 +72,7 @@ impl Store {
             }
         }
         let staging = tempfile::Builder::new().prefix("staging-").tempdir_in(&self.dir).map_err(io)?;
-        for name in TRUSTED.iter().chain([&TIME]) {
+        for name in TRUSTED {
             if let Some(bytes) = files::read(&self.trusted.join(name))? {
                 fs::write(staging.path().join(name), bytes).map_err(io)?;
             }
@@ -92,15 +93,7 @@ impl Store {
                 None => {}
             }
         }
-        let (new, old) = (files::read(&staging.join(TIME))?, files::read(&self.trusted.join(TIME))?);
-        // `"2026-01-02T03:` is the hour.
-        let hour = |bytes: &Option<Vec<u8>>| bytes.as_ref().map(|b| b[..b.len().min(15)].to_vec());
-        if hour(&new) != hour(&old)
-            && let Some(new) = new
-        {
-            files::write_atomic(&self.trusted.join(TIME), &new, 0o600)?;
-        }
-        Ok(())
+        files::remove(&self.trusted.join(TIME))
     }
 
     /// The cached files, by their name in the repository. Unreadable ones are as good as none.

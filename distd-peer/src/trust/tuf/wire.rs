@@ -48,6 +48,9 @@ pub struct Query {
     /// Files it wants by name, when the answer to an earlier question left something out.
     #[serde(default)]
     pub files: Vec<String>,
+    /// Whether it wants the list of revoked nodes ([`crate::trust::revoked`]).
+    #[serde(default)]
+    pub revoked: bool,
 }
 
 /// The files a device lacks: name in the repository, bytes.

@@ -1,0 +1,173 @@
+//! [`Places`]: who is let in where places are few, shared fairly by key.
+//!
+//! Goals: nobody keeps others out by taking all places; what is given away is the oldest of whoever has most.
+//! Non-goals: queues and clocks of its own; closing what lost its place, which is the caller's.
+//!
+//! Example, three places, at most two a key: A, A and B are in. Another A takes the place of the first A. A C
+//! takes the place of the older A, for A has more than C would have. Another B, with A, B and C in, finds
+//! nobody who has more than B, and is refused.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use crate::time::Timestamp;
+
+/// One place taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PlaceId(u64);
+
+/// What becomes of an arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// It has a place.
+    In(PlaceId),
+    /// It has a place, and the other one has lost its own.
+    InsteadOf(PlaceId, PlaceId),
+    /// No place can be given.
+    Full,
+}
+
+/// Places of a fixed number, shared by key: an address prefix, a node.
+#[derive(Debug)]
+pub struct Places<K> {
+    max: usize,
+    /// How long a place is safe from arrivals of its own key, so that a burst does not undo itself.
+    safe: Duration,
+    next: u64,
+    taken: usize,
+    /// By key, the oldest first.
+    keys: BTreeMap<K, VecDeque<(PlaceId, Timestamp)>>,
+}
+
+impl<K: Ord + Clone> Places<K> {
+    /// `max` places. One is safe from arrivals of its own key for as long as `safe`.
+    pub fn new(max: usize, safe: Duration) -> Self {
+        Self { max, safe, next: 0, taken: 0, keys: BTreeMap::new() }
+    }
+
+    /// Places taken now.
+    pub fn taken(&self) -> usize {
+        self.taken
+    }
+
+    /// Places that `key` has now.
+    pub fn taken_by(&self, key: &K) -> usize {
+        self.keys.get(key).map_or(0, VecDeque::len)
+    }
+
+    /// Somebody of `key`, which may have `key_max` places, arrives at `now`.
+    pub fn handle_arrival(&mut self, now: Timestamp, key: K, key_max: usize) -> Arrival {
+        let own = self.taken_by(&key);
+        let victim = if own >= key_max.min(self.max) {
+            Some(key.clone())
+        } else if self.taken >= self.max {
+            let most = self.keys.iter().max_by_key(|(_, places)| places.len());
+            let Some((most, count)) = most.map(|(key, places)| (key.clone(), places.len())) else {
+                return Arrival::Full;
+            };
+            if count > own + 1 {
+                Some(most)
+            } else if own > 0 {
+                // Nobody has more: it may still replace its own oldest.
+                Some(key.clone())
+            } else {
+                return Arrival::Full;
+            }
+        } else {
+            None
+        };
+        let Some(victim) = victim else { return Arrival::In(self.take(now, key)) };
+        let Some((oldest, since)) = self.keys.get(&victim).and_then(|places| places.front()).copied() else {
+            return Arrival::Full;
+        };
+        if victim == key && now.since(since) < self.safe {
+            return Arrival::Full;
+        }
+        self.handle_left(&victim, oldest);
+        Arrival::InsteadOf(self.take(now, key), oldest)
+    }
+
+    fn take(&mut self, now: Timestamp, key: K) -> PlaceId {
+        self.next += 1;
+        self.taken += 1;
+        let id = PlaceId(self.next);
+        self.keys.entry(key).or_default().push_back((id, now));
+        id
+    }
+
+    /// The place of `key` is free again; one that was given away already is no longer there.
+    pub fn handle_left(&mut self, key: &K, id: PlaceId) {
+        let Some(places) = self.keys.get_mut(key) else { return };
+        if let Some(at) = places.iter().position(|(place, _)| *place == id) {
+            places.remove(at);
+            self.taken -= 1;
+        }
+        if places.is_empty() {
+            self.keys.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SAFE: Duration = Duration::from_secs(2);
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp(seconds * 1_000_000)
+    }
+
+    #[test]
+    fn whoever_has_most_makes_room_and_nobody_undoes_a_burst() {
+        let mut places = Places::new(3, SAFE);
+        let Arrival::In(first) = places.handle_arrival(at(0), 'a', 2) else { panic!("room") };
+        let Arrival::In(second) = places.handle_arrival(at(0), 'a', 2) else { panic!("room") };
+        assert_eq!(places.handle_arrival(at(1), 'a', 2), Arrival::Full, "both are young");
+        let Arrival::InsteadOf(third, gone) = places.handle_arrival(at(2), 'a', 2) else { panic!("old") };
+        assert_eq!(gone, first);
+        assert!(matches!(places.handle_arrival(at(2), 'b', 2), Arrival::In(_)));
+        let Arrival::InsteadOf(_, gone) = places.handle_arrival(at(2), 'c', 2) else { panic!("a has most") };
+        assert_eq!(gone, second);
+        assert_eq!(places.handle_arrival(at(2), 'd', 2), Arrival::Full, "each has one");
+        assert_eq!(places.handle_arrival(at(2), 'b', 2), Arrival::Full, "its own is young");
+        places.handle_left(&'a', third);
+        places.handle_left(&'a', third);
+        assert_eq!(places.taken(), 2);
+        assert!(matches!(places.handle_arrival(at(2), 'd', 2), Arrival::In(_)));
+    }
+
+    proptest! {
+        /// Whatever arrives and leaves: the bounds hold, and who has nothing gets in unless nobody has two.
+        #[test]
+        fn bounds_hold_and_a_newcomer_gets_in_where_anybody_has_two(
+            events in proptest::collection::vec((0_u8..5, 0_u64..4, any::<bool>()), 1..200),
+        ) {
+            let mut places = Places::new(8, Duration::ZERO);
+            let mut held: Vec<(u8, PlaceId)> = Vec::new();
+            let mut now = 0;
+            for (key, later, leaves) in events {
+                now += later;
+                if leaves && !held.is_empty() {
+                    let (key, id) = held.remove(usize::from(key) % held.len());
+                    places.handle_left(&key, id);
+                    continue;
+                }
+                let own = places.taken_by(&key);
+                let most = (0..5).map(|k| places.taken_by(&k)).max().unwrap_or(0);
+                match places.handle_arrival(at(now), key, 4) {
+                    Arrival::In(id) => held.push((key, id)),
+                    Arrival::InsteadOf(id, gone) => {
+                        held.retain(|(_, other)| *other != gone);
+                        held.push((key, id));
+                    }
+                    Arrival::Full => prop_assert!(own == 0 && most <= 1),
+                }
+                prop_assert!(places.taken() <= 8 && places.taken() == held.len());
+                prop_assert!((0..5).all(|k| places.taken_by(&k) <= 4));
+            }
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Log lines that anybody can cause: one a minute of each kind, with the number of those left out.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often a line is written for one key.
+const EVERY: Duration = Duration::from_secs(60);
+
+/// Keys remembered; above it all begin anew.
+const KEYS_MAX: usize = 4096;
+
+/// Counts what happens by key, and says when a line is due.
+#[derive(Debug)]
+pub struct Seldom<K> {
+    last: Mutex<HashMap<K, (Instant, u64)>>,
+}
+
+impl<K> Default for Seldom<K> {
+    fn default() -> Self {
+        Self { last: Mutex::default() }
+    }
+}
+
+impl<K: Eq + Hash> Seldom<K> {
+    /// One more of `key`: `Some` when a line is due, with how many there were since the last one, this
+    /// included.
+    pub fn due(&self, key: K) -> Option<u64> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.len() >= KEYS_MAX && !last.contains_key(&key) {
+            last.clear();
+        }
+        let now = Instant::now();
+        match last.get_mut(&key) {
+            Some((at, count)) if now.duration_since(*at) < EVERY => {
+                *count += 1;
+                None
+            }
+            Some(entry) => Some(std::mem::replace(entry, (now, 0)).1 + 1),
+            None => {
+                last.insert(key, (now, 0));
+                Some(1)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_one_key_is_a_line_and_hides_no_other() {
+        let seldom = Seldom::default();
+        assert_eq!(seldom.due(1), Some(1));
+        assert!((0..1000).all(|_| seldom.due(1).is_none()));
+        assert_eq!(seldom.due(2), Some(1));
+        if let Some((at, _)) = seldom.last.lock().expect("no holder panics").get_mut(&1) {
+            *at -= EVERY;
+        }
+        assert_eq!(seldom.due(1), Some(1001));
+    }
+}

@@ -1,0 +1,207 @@
+//! Upload slots, waited for.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use distd_core::NodeId;
+use distd_core::swarm::{SlotAsk, SlotTold, UploadSlots, WaitId};
+use tokio::sync::oneshot;
+
+/// The upload slots of one answering side, shared by node id over all connections.
+pub(super) struct Slots {
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    core: UploadSlots<NodeId>,
+    waiting: HashMap<WaitId, oneshot::Sender<SlotTold>>,
+}
+
+impl Inner {
+    /// Tells those whose waiting is over. One that is gone meanwhile gives its slot to the next.
+    fn tell(&mut self) {
+        while let Some((id, what)) = self.core.poll_told() {
+            if let Some(waiter) = self.waiting.remove(&id) {
+                // A waiter that is gone takes itself out, and gives back what it was granted: `Waiting::drop`.
+                let _ = waiter.send(what);
+            }
+        }
+    }
+}
+
+impl Slots {
+    pub(super) fn new(slots: usize, node_max: usize) -> Arc<Self> {
+        let core = UploadSlots::new(slots, node_max);
+        Arc::new(Self { inner: Mutex::new(Inner { core, waiting: HashMap::new() }) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Batches answered now.
+    pub(super) fn held(&self) -> usize {
+        self.lock().core.held()
+    }
+
+    fn others_wait(&self, node: NodeId) -> bool {
+        self.lock().core.others_wait(node)
+    }
+
+    fn freed(&self, node: NodeId, held: Duration) {
+        let mut inner = self.lock();
+        inner.core.handle_freed(node, held);
+        inner.tell();
+    }
+
+    fn ask(&self, node: NodeId) -> Result<Result<(), Waiting<'_>>, Duration> {
+        let mut inner = self.lock();
+        let asked = inner.core.handle_ask(node);
+        let asked = match asked {
+            SlotAsk::Granted => Ok(Ok(())),
+            SlotAsk::Choked(retry_after) => Err(retry_after),
+            SlotAsk::Waits(id) => {
+                let (tell, told) = oneshot::channel();
+                inner.waiting.insert(id, tell);
+                Ok(Err(Waiting { slots: self, node, id, told: Some(told) }))
+            }
+        };
+        inner.tell();
+        asked
+    }
+
+    /// A slot for a batch of `node`, waited for `wait` at most.
+    ///
+    /// # Errors
+    /// After what time the asker is to come again.
+    pub(super) async fn take(self: &Arc<Self>, node: NodeId, wait: Duration) -> Result<Slot, Duration> {
+        if let Err(waiting) = self.ask(node)? {
+            waiting.until(wait).await?;
+        }
+        Ok(Slot { slots: self.clone(), node, since: Some(Instant::now()) })
+    }
+}
+
+/// One that waits; leaves its place when dropped.
+struct Waiting<'s> {
+    slots: &'s Slots,
+    node: NodeId,
+    id: WaitId,
+    told: Option<oneshot::Receiver<SlotTold>>,
+}
+
+impl Waiting<'_> {
+    async fn until(mut self, wait: Duration) -> Result<(), Duration> {
+        let Some(told) = &mut self.told else { return Ok(()) };
+        match tokio::time::timeout(wait, told).await {
+            Ok(Ok(SlotTold::Granted)) => {
+                self.told = None;
+                Ok(())
+            }
+            Ok(Ok(SlotTold::Choked(retry_after))) => {
+                self.told = None;
+                Err(retry_after)
+            }
+            // Its time is over: `leave` gives back what may have been granted this moment.
+            Ok(Err(_)) | Err(_) => Err(self.leave()),
+        }
+    }
+
+    fn leave(&mut self) -> Duration {
+        let Some(mut told) = self.told.take() else { return Duration::ZERO };
+        let mut inner = self.slots.lock();
+        inner.waiting.remove(&self.id);
+        if matches!(told.try_recv(), Ok(SlotTold::Granted)) {
+            inner.core.handle_freed(self.node, Duration::ZERO);
+        }
+        let retry_after = inner.core.handle_left(self.node, self.id);
+        inner.tell();
+        retry_after
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// A batch's slot, given back when dropped, and before that while its asker reads nothing.
+pub(super) struct Slot {
+    slots: Arc<Slots>,
+    node: NodeId,
+    /// Since when it is held; `None` while it is lent to others.
+    since: Option<Instant>,
+}
+
+impl Slot {
+    /// Whether a batch of another node waits for this one.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.since.is_some() && self.slots.others_wait(self.node)
+    }
+
+    /// Gives it to others for as long as the asker reads nothing.
+    pub(super) fn lend(&mut self) {
+        if let Some(since) = self.since.take() {
+            self.slots.freed(self.node, since.elapsed());
+        }
+    }
+
+    /// Has it again, in its turn.
+    pub(super) async fn reclaim(&mut self) {
+        while self.since.is_none() {
+            let taken = match self.slots.ask(self.node) {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(waiting)) => waiting.until(Duration::MAX).await,
+                Err(retry_after) => Err(retry_after),
+            };
+            match taken {
+                Ok(()) => self.since = Some(Instant::now()),
+                Err(retry_after) => tokio::time::sleep(retry_after).await,
+            }
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.lend();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_slot_that_is_granted_to_one_who_left_goes_to_the_next() {
+        let slots = Slots::new(1, 1);
+        let (a, b) = (NodeId([1; 16]), NodeId([2; 16]));
+        let held = slots.take(a, Duration::ZERO).await.expect("free");
+        let mut waits = Box::pin(slots.take(b, Duration::from_secs(60)));
+        assert!(tokio::time::timeout(Duration::from_millis(5), &mut waits).await.is_err());
+        assert!(held.is_wanted());
+        drop(held);
+        // It is granted and never looked at.
+        drop(waits);
+        assert_eq!(slots.held(), 0);
+        let held = slots.take(a, Duration::ZERO).await.expect("free again");
+        assert!(slots.take(b, Duration::from_millis(5)).await.is_err());
+        assert!(!held.is_wanted(), "who waited in vain waits no more");
+    }
+
+    #[tokio::test]
+    async fn a_lent_slot_comes_back_in_its_turn() {
+        let slots = Slots::new(1, 1);
+        let (a, b) = (NodeId([1; 16]), NodeId([2; 16]));
+        let mut lent = slots.take(a, Duration::ZERO).await.expect("free");
+        lent.lend();
+        let held = slots.take(b, Duration::ZERO).await.expect("lent");
+        let mut back = Box::pin(lent.reclaim());
+        assert!(tokio::time::timeout(Duration::from_millis(5), &mut back).await.is_err());
+        drop(held);
+        back.await;
+        assert_eq!(slots.held(), 1);
+    }
+}

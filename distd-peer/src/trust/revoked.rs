@@ -1,0 +1,216 @@
+//! Nodes that were revoked while their certificates hold: a list that the realm's CA signs.
+//!
+//! The origin makes it, relays fetch it through whatever parents they have ([`FILE`] in an answer to a
+//! metadata question), and both end the connections of whoever is on it. A certificate holds for a day, so the
+//! list is short.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::files;
+use super::identity::NodeId;
+use super::seal::{SealError, verify_by_ca};
+
+/// The list's name in an answer to a metadata question.
+pub const FILE: &str = "revoked";
+
+/// Domain of the signature.
+const DOMAIN: &[u8] = b"distd-revoked-v1\0";
+
+/// Largest signed list, bytes: some 30 000 nodes revoked in a day.
+const BYTES_MAX: usize = 1 << 20;
+
+/// The list as the origin signs it: JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedList {
+    /// When it was made, unix seconds.
+    pub made: u64,
+    /// Whoever is on it; in JSON 32 hexadecimal digits each.
+    #[serde(with = "as_text")]
+    pub nodes: Vec<NodeId>,
+}
+
+mod as_text {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::NodeId;
+
+    pub(super) fn serialize<S: Serializer>(nodes: &[NodeId], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(nodes.iter().map(NodeId::to_string))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<NodeId>, D::Error> {
+        let texts = Vec::<String>::deserialize(from)?;
+        let parsed: Result<Vec<NodeId>, _> = texts.iter().map(|text| text.parse()).collect();
+        parsed.map_err(|_| serde::de::Error::custom("a node id has 32 hexadecimal digits"))
+    }
+}
+
+/// A list with its signature: msgpack, a map with field names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedRevokedList {
+    /// A [`RevokedList`] as JSON.
+    #[serde(with = "serde_bytes")]
+    pub list: Vec<u8>,
+    /// ECDSA P-256 with SHA-256, ASN.1, by the CA's key over [`revoked_message`].
+    #[serde(with = "serde_bytes")]
+    pub signature: Vec<u8>,
+}
+
+/// Why a list is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum RevokedError {
+    /// Not what it should be.
+    #[error("the list of revoked nodes is malformed")]
+    Malformed,
+    /// Not signed by the realm's CA.
+    #[error("the list of revoked nodes is not signed by the realm")]
+    Seal(#[from] SealError),
+}
+
+/// The bytes that the CA's key signs.
+pub fn revoked_message(list: &[u8]) -> Vec<u8> {
+    [DOMAIN, list].concat()
+}
+
+impl SignedRevokedList {
+    /// Its bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        rmp_serde::to_vec_named(self).expect("bytes always encode")
+    }
+
+    /// Checks bytes of the network against the CA's certificate.
+    ///
+    /// # Errors
+    /// [`RevokedError`].
+    pub fn open(bytes: &[u8], ca_der: &[u8]) -> Result<RevokedList, RevokedError> {
+        if bytes.len() > BYTES_MAX {
+            return Err(RevokedError::Malformed);
+        }
+        let signed: Self = rmp_serde::from_slice(bytes).map_err(|_| RevokedError::Malformed)?;
+        verify_by_ca(ca_der, &revoked_message(&signed.list), &signed.signature)?;
+        serde_json::from_slice(&signed.list).map_err(|_| RevokedError::Malformed)
+    }
+}
+
+#[derive(Default)]
+struct Held {
+    made: u64,
+    nodes: HashSet<NodeId>,
+}
+
+/// The nodes that are revoked, as far as this node knows.
+pub struct Revoked {
+    held: RwLock<Held>,
+    changed: watch::Sender<()>,
+    /// Where the signed list is kept over a restart.
+    path: Option<PathBuf>,
+}
+
+impl Default for Revoked {
+    fn default() -> Self {
+        Self { held: RwLock::default(), changed: watch::Sender::new(()), path: None }
+    }
+}
+
+impl Revoked {
+    /// The list kept in `path`, if the CA signed it; none otherwise.
+    pub fn load(path: &Path, ca_der: &[u8]) -> Arc<Self> {
+        let this = Self { path: Some(path.to_owned()), ..Self::default() };
+        if let Ok(Some(bytes)) = files::read(path) {
+            match SignedRevokedList::open(&bytes, ca_der) {
+                Ok(list) => this.set(list),
+                Err(error) => tracing::warn!(path = %path.display(), %error, "a kept list is not taken"),
+            }
+        }
+        Arc::new(this)
+    }
+
+    /// Whether a node is revoked.
+    pub fn holds(&self, node: &NodeId) -> bool {
+        self.held.read().unwrap_or_else(PoisonError::into_inner).nodes.contains(node)
+    }
+
+    /// Returns when `node` is revoked.
+    pub async fn until(&self, node: NodeId) {
+        let mut changed = self.changed.subscribe();
+        while !self.holds(&node) {
+            // The sender lives as long as this.
+            if changed.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Takes a list whose signature was checked, or made here. One that is older than the present is left.
+    pub fn set(&self, list: RevokedList) {
+        let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
+        if list.made < held.made {
+            return;
+        }
+        *held = Held { made: list.made, nodes: list.nodes.into_iter().collect() };
+        drop(held);
+        self.changed.send_replace(());
+    }
+
+    /// Takes a signed list as a parent sent it, and keeps it.
+    ///
+    /// # Errors
+    /// [`RevokedError`].
+    pub fn take(&self, bytes: &[u8], ca_der: &[u8]) -> Result<(), RevokedError> {
+        let list = SignedRevokedList::open(bytes, ca_der)?;
+        let is_news = {
+            let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+            let same = held.nodes.len() == list.nodes.len();
+            !same || list.nodes.iter().any(|node| !held.nodes.contains(node))
+        };
+        self.set(list);
+        // Flash wears: a list that says nothing new is not written.
+        if let Some(path) = self.path.as_ref().filter(|_| is_news)
+            && let Err(error) = files::write_atomic(path, bytes, 0o600)
+        {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "revoked nodes are known until restart only"
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(made: u64, nodes: &[u8]) -> RevokedList {
+        RevokedList { made, nodes: nodes.iter().map(|n| NodeId([*n; 16])).collect() }
+    }
+
+    #[tokio::test]
+    async fn whoever_is_put_on_the_list_is_told_and_an_older_list_takes_nobody_off() {
+        let revoked = Revoked::default();
+        revoked.set(list(5, &[1]));
+        revoked.until(NodeId([1; 16])).await;
+        let two = revoked.until(NodeId([2; 16]));
+        tokio::pin!(two);
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(5), &mut two).await.is_err());
+        revoked.set(list(6, &[1, 2]));
+        two.await;
+        revoked.set(list(4, &[]));
+        assert!(revoked.holds(&NodeId([1; 16])));
+        revoked.set(list(7, &[2]));
+        assert!(!revoked.holds(&NodeId([1; 16])), "its certificate has ended");
+    }
+
+    #[test]
+    fn a_list_that_nobody_signed_is_not_taken() {
+        let signed =
+            SignedRevokedList { list: b"{\"made\":1,\"nodes\":[]}".to_vec(), signature: vec![0; 70] };
+        assert!(matches!(SignedRevokedList::open(b"junk", b""), Err(RevokedError::Malformed)));
+        assert!(matches!(SignedRevokedList::open(&signed.encode(), b""), Err(RevokedError::Seal(_))));
+    }
+}

@@ -1,0 +1,71 @@
+//! Nodes that are out before their certificates end.
+
+use std::sync::Arc;
+
+use distd_peer::clock::unix_now;
+use distd_peer::trust::revoked::{FILE, Revoked, RevokedList};
+use distd_peer::trust::tuf::wire::Answer;
+
+use super::{Origin, signed};
+use crate::db::DbError;
+use crate::realm::RealmError;
+
+/// Why there is no list of revoked nodes.
+#[derive(Debug, thiserror::Error)]
+pub enum RevokedListError {
+    /// The database.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// Signing failed.
+    #[error(transparent)]
+    Realm(#[from] RealmError),
+}
+
+impl Origin {
+    /// The nodes that are served nothing although their certificates hold.
+    pub fn revoked(&self) -> &Arc<Revoked> {
+        &self.revoked
+    }
+
+    /// Reads who is revoked, and ends their connections. To be called at start, after each revocation, and now
+    /// and then for those that another process makes.
+    ///
+    /// # Errors
+    /// [`DbError`].
+    pub async fn refresh_revoked(&self) -> Result<RevokedList, DbError> {
+        let made = unix_now();
+        let ids = self.db.nodes_revoked(signed(made)).await?;
+        let nodes = ids.iter().filter_map(|id| id.parse().ok()).collect();
+        let list = RevokedList { made, nodes };
+        self.revoked.set(list.clone());
+        Ok(list)
+    }
+
+    /// Revokes a node and ends its connections; `false` when there is none of this id.
+    ///
+    /// # Errors
+    /// [`DbError`].
+    pub async fn revoke_node(&self, id: &str) -> Result<bool, DbError> {
+        let known = self.db.revoke_node(id, signed(unix_now())).await?;
+        self.refresh_revoked().await?;
+        Ok(known)
+    }
+
+    /// As [`revoke_node`](Self::revoke_node), and revokes the join tokens it came by. Gives the public keys of those; `None`
+    /// when there is no such node.
+    ///
+    /// # Errors
+    /// [`DbError`].
+    pub async fn revoke_node_and_tokens(&self, id: &str) -> Result<Option<Vec<String>>, DbError> {
+        let tokens = self.db.revoke_node_and_tokens(id, signed(unix_now())).await?;
+        self.refresh_revoked().await?;
+        Ok(tokens)
+    }
+
+    /// The signed list as an answer to a metadata question.
+    pub(super) async fn revoked_answer(&self) -> Result<Vec<u8>, RevokedListError> {
+        let list = self.refresh_revoked().await?;
+        let signed = self.realm.sign_revoked(&list)?;
+        Ok(Answer { files: vec![(FILE.to_owned(), signed.encode().into())] }.encode())
+    }
+}
