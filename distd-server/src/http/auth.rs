@@ -12,6 +12,7 @@ use distd_peer::trust::token::ApiToken;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::crowd::Known;
 use super::{ApiError, App};
 use crate::origin::signed;
 use crate::publisher::{Products, Publisher};
@@ -129,6 +130,9 @@ impl<N: Need> FromRequestParts<Arc<App>> for Caller<N> {
         let row = row.ok_or_else(|| ApiError::unauthorised("this token is not known here"))?;
         if !row.is_valid(signed(unix_now())) {
             return Err(ApiError::unauthorised("this token has expired or was revoked"));
+        }
+        if let Some(known) = parts.extensions.get::<Known>() {
+            known.set();
         }
         let scopes = Scope::of_row(&row.scopes);
         if let Some(scope) =

@@ -7,6 +7,7 @@ mod auth;
 mod body;
 mod channels;
 mod content;
+mod crowd;
 mod drain;
 mod error;
 mod manifests;

@@ -8,18 +8,17 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 
+use super::crowd::{Crowd, Known};
 use super::{App, router};
-
-/// Connections at once. Each costs some 100 KiB at work.
-const CONNECTIONS_MAX: usize = 512;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -46,22 +45,22 @@ pub async fn serve(
 ) {
     let service = TowerToHyperService::new(router(app.clone()));
     let acceptor = tls.map(TlsAcceptor::from);
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let crowd = Arc::<Crowd>::default();
     let connections = tokio_util::task::TaskTracker::new();
     loop {
         let accepted = tokio::select! {
             () = stopped(&mut stop) => break,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "no connection accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let Ok(slot) = slots.clone().try_acquire_owned() else {
+        let Some(place) = crowd.enter(address.ip()) else {
             app.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
             continue;
         };
@@ -69,9 +68,14 @@ pub async fn serve(
         connections.spawn(async move {
             app.metrics.connections.fetch_add(1, Ordering::Relaxed);
             app.metrics.connections_open.fetch_add(1, Ordering::Relaxed);
-            connection(stream, acceptor, service, &app, stop).await;
+            let known = place.known.clone();
+            tokio::select! {
+                () = connection(stream, acceptor, service, known, &app, stop) => {}
+                () = place.leave.cancelled() => {
+                    app.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
+                }
+            }
             app.metrics.connections_open.fetch_sub(1, Ordering::Relaxed);
-            drop(slot);
         });
     }
     drop(listener);
@@ -90,16 +94,17 @@ async fn connection(
     stream: TcpStream,
     acceptor: Option<TlsAcceptor>,
     service: Service,
+    known: Known,
     app: &App,
     stop: watch::Receiver<bool>,
 ) {
     // Answers are small and wanted now. A socket that refuses is about to fail anyway.
     let _ = stream.set_nodelay(true);
     let Some(acceptor) = acceptor else {
-        return requests(stream, service, stop).await;
+        return requests(stream, service, known, stop).await;
     };
     match timeout(HANDSHAKE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => requests(stream, service, stop).await,
+        Ok(Ok(stream)) => requests(stream, service, known, stop).await,
         Ok(Err(error)) => {
             app.metrics.handshakes_failed.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(error = &error as &dyn std::error::Error, "TLS handshake failed");
@@ -114,8 +119,13 @@ async fn connection(
 async fn requests(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     service: Service,
+    known: Known,
     mut stop: watch::Receiver<bool>,
 ) {
+    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(known.clone());
+        service.call(request)
+    });
     let io = TokioIo::new(Unstalled { stream, since: None });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

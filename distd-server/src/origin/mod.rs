@@ -88,6 +88,17 @@ pub enum OpenError {
     /// The data directory cannot be made or used.
     #[error("could not use the data directory {}", .0.display())]
     Data(PathBuf, #[source] std::io::Error),
+    /// The clock is wrong, and keys would be made by it.
+    #[error(
+        "this machine's clock says {now}, but this program was built {built}: set the clock first, or the certificate \
+         authority made now would end too early for ever"
+    )]
+    Clock {
+        /// What the clock says, UTC.
+        now: String,
+        /// When the program was built, UTC.
+        built: String,
+    },
     /// The database.
     #[error(transparent)]
     Db(#[from] DbError),
@@ -146,6 +157,9 @@ impl Origin {
         let now = unix_now();
         let data = &places.data;
         let failed = |e| OpenError::Data(data.clone(), e);
+        if !data.join("realm/ca.pem").exists() {
+            check_clock(now, built())?;
+        }
         std::fs::create_dir_all(data).map_err(failed)?;
         let spool = data.join("spool");
         // Spooled uploads end with the connection that brought them.
@@ -301,7 +315,44 @@ impl Origin {
     }
 }
 
+/// When this program was built, unix seconds.
+fn built() -> u64 {
+    env!("DISTD_BUILT").parse().expect("the build script writes a number")
+}
+
+/// How far a clock may be behind the build's: two machines never quite agree.
+const CLOCK_SECONDS: u64 = 24 * 3600;
+
+/// Refuses a clock that is before the build: a CA of ten years made in 1970 is expired for every client that looks at dates.
+fn check_clock(now: u64, built: u64) -> Result<(), OpenError> {
+    if now.saturating_add(CLOCK_SECONDS) >= built {
+        return Ok(());
+    }
+    let text = |seconds| {
+        let time = jiff::Timestamp::from_second(signed(seconds));
+        time.map_or_else(|_| seconds.to_string(), |time| time.to_string())
+    };
+    Err(OpenError::Clock { now: text(now), built: text(built) })
+}
+
 /// Unix seconds as the database counts them.
 pub fn signed(seconds: u64) -> UnixSeconds {
     i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_not_made_by_a_clock_that_is_before_the_build() {
+        for (now, good) in
+            [(0, false), (162_864_000, false), (1_800_000_000 - 90_000, false), (1_800_000_000, true)]
+        {
+            assert_eq!(check_clock(now, 1_800_000_000).is_ok(), good, "{now}");
+        }
+        let error = check_clock(162_864_000, 1_800_000_000).expect_err("1975").to_string();
+        assert!(error.contains("1975-03-01") && error.contains("set the clock"), "{error}");
+        assert!(check_clock(unix_now(), built()).is_ok());
+    }
 }

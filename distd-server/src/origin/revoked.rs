@@ -51,7 +51,8 @@ impl Origin {
         Ok(known)
     }
 
-    /// The same with the join tokens it came by, whose ids are returned.
+    /// As [`revoke_node`](Self::revoke_node), and revokes the join tokens it came by. Gives the public keys of those; `None`
+    /// when there is no such node.
     ///
     /// # Errors
     /// [`DbError`].

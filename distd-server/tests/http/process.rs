@@ -118,3 +118,25 @@ async fn many_callers_at_once_are_served() {
         6
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_do_nothing_lock_nobody_out() {
+    let world = World::new().await;
+    // From many addresses, and more than there are places.
+    let mut idle = Vec::new();
+    for n in 0..600u32 {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        let from = std::net::Ipv4Addr::from(0x7f00_0002 + n / 30);
+        socket.bind((from, 0).into()).expect("a loopback address");
+        idle.push(socket.connect(world.running.http).await.expect("connected"));
+    }
+    // Nor do enrolments that drip: they need no token.
+    let (_tx, rx) = futures::channel::mpsc::unbounded::<Result<Vec<u8>, std::io::Error>>();
+    let drip = world.bare(Method::POST, "/v1/enroll").header("content-length", 1000);
+    let drip = tokio::spawn(drip.body(reqwest::Body::wrap_stream(rx)).send());
+    assert_eq!(world.bare(Method::GET, "/healthz").send().await.expect("answer").status(), 200);
+    let (status, release) = world.put_content("os", "1", noise(60, 300_000)).await;
+    assert_eq!(status, StatusCode::CREATED, "{release}");
+    drop(idle);
+    drip.abort();
+}
