@@ -401,6 +401,38 @@ async fn a_repository_altered_in_its_store_is_never_signed_again() {
     assert!(matches!(result, Err(PublishError::Repository(_))), "{result:?}");
 }
 
+#[tokio::test]
+async fn a_root_that_somebody_put_into_the_store_is_none_of_the_realms() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = open(&dir.path().join("ours"), now()).await;
+    publish(&repo, "1", 1, now()).await;
+    let thief = open(&dir.path().join("theirs"), now()).await;
+    thief.rotate_key(RotatableRole::Timestamp, now()).await.unwrap();
+    let (ours, theirs) = (dir.path().join("ours"), dir.path().join("theirs/repo"));
+    let honest = repo.roots().await.unwrap();
+    // Beside ours: the next one, signed by keys of its own.
+    std::fs::copy(theirs.join("2.root.json"), ours.join("repo/2.root.json")).unwrap();
+    drop(repo);
+    let repo = open(&ours, now()).await;
+    let roots = repo.roots().await.unwrap();
+    assert_eq!((roots.newest, roots.sha256), (honest.newest, honest.sha256));
+    publish(&repo, "2", 2, now()).await;
+    // A rotation puts the real one in its place.
+    repo.rotate_key(RotatableRole::Timestamp, now()).await.unwrap();
+    assert_eq!(repo.roots().await.unwrap().sha256.len(), 2);
+    drop(repo);
+    // In place of ours: the whole repository of another.
+    for entry in std::fs::read_dir(&theirs).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            std::fs::copy(&path, ours.join("repo").join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let store = Arc::new(DirStore::new(ours.join("repo")));
+    let opened = TufRepository::open(store, &ours.join("keys"), Options::default(), now()).await;
+    assert!(opened.is_err(), "another realm's first root");
+}
+
 /// Counts what is written.
 struct Counting {
     inner: DirStore,

@@ -35,6 +35,9 @@ const NOTHING_MAX: usize = 256;
 /// Bytes of nodes that are fetched for a manifest which only a neighbour speaks of: an image of 18 GB has as many.
 const FOREIGN_BYTES_MAX: u64 = 16 << 20;
 
+/// What a look for a manifest counts, bytes: the manifests of what is installed are read for it.
+const LOOK_COST: u64 = 256 << 10;
+
 /// What neighbours may have this device fetch of manifests an hour, all of them together, bytes.
 const FOREIGN_CREDIT: u64 = 64 << 20;
 
@@ -180,12 +183,12 @@ impl InstalledShelf {
         for index in 0..self.parents.len() {
             let Ok(link) = self.parents.link(index).await else { continue };
             let Ok(swarm) = link.open_swarm(id).await else { continue };
-            let before = link.meter().read().bytes_in;
             let fetched = fetch_manifest_within(&swarm.handle(), id, None, held, FOREIGN_BYTES_MAX).await;
             swarm.leave();
-            let came = link.meter().read().bytes_in.saturating_sub(before);
-            budget.charge(came);
-            self.credit().charge(monotonic_now(), came);
+            // At least what it costs this device to look.
+            let cost = fetched.as_ref().map_or(LOOK_COST, |manifest| manifest.nodes_bytes().max(LOOK_COST));
+            budget.charge(cost);
+            self.credit().charge(monotonic_now(), cost);
             match fetched {
                 Ok(manifest) => return Some(manifest),
                 Err(error) if error.is_breach() => self.parents.quarantine(&link),

@@ -11,8 +11,6 @@ use quinn::{ReadError, VarInt, WriteError};
 
 use super::Meter;
 use super::stream::{RecvStream, SendStream};
-use crate::limits::{LIMITED_PIECE, Throttle};
-use crate::trust::identity::NodeId;
 
 /// Why a stream could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -196,23 +194,9 @@ impl FrameWriter {
         written
     }
 
-    /// Writes one frame to `peer` no faster than `limit` allows. Gives up when nothing is taken for `stall`; waiting for the limit is none of
-    /// the reader's doing.
-    pub async fn send_limited(
-        &mut self,
-        frame: &Frame,
-        limit: &Throttle,
-        peer: NodeId,
-        stall: Duration,
-    ) -> Result<(), WireError> {
-        let mut bytes = frame.encode();
-        while !bytes.is_empty() {
-            let piece = bytes.split_to(bytes.len().min(LIMITED_PIECE));
-            limit.pass(peer, piece.len()).await;
-            let written = tokio::time::timeout(stall, self.stream.write(piece)).await;
-            written.map_err(|_| WireError::Stalled(stall))??;
-        }
-        Ok(())
+    /// Writes a piece of a frame's bytes.
+    pub async fn write_piece(&mut self, piece: Bytes) -> Result<(), WireError> {
+        self.stream.write(piece).await
     }
 
     /// Returns when the peer wants nothing more of the stream, or is gone. Cancelling the future loses nothing.

@@ -40,6 +40,12 @@ const DRIVER_IDLE: Duration = Duration::from_secs(30);
 /// How long a manifest that no parent knows is not asked for again.
 const UNKNOWN: Duration = Duration::from_secs(10);
 
+/// What a question for a manifest that nobody knows counts, bytes.
+const UNKNOWN_COST: u64 = 64 << 10;
+
+/// What a manifest that did not come whole counts, bytes: the parents may have sent most of a large one.
+const FAILED_COST: u64 = 4 << 20;
+
 /// Such manifests remembered.
 const UNKNOWN_MAX: usize = 1024;
 
@@ -167,6 +173,12 @@ impl Relay {
         mirror.keep(&answer).await.map_err(|e| ServeError::Internal(e.into()))
     }
 
+    /// Leaves the swarms at the parents that nobody has fetched from for a while: a parent has places for those that
+    /// are fetched from, not for all that are open here.
+    pub(super) fn leave_idle(&self) {
+        self.swarms().values().filter_map(|(_, cell)| cell.get()).for_each(|swarm| swarm.leave_when_idle());
+    }
+
     /// Returns when a device was told of newer metadata than what is kept.
     pub(super) async fn metadata_news(&self) {
         match &self.mirror {
@@ -226,8 +238,6 @@ impl Relay {
         let entry = swarms.entry(id).or_insert_with(|| (now, Arc::default()));
         entry.0 = now;
         let cell = entry.1.clone();
-        // A parent has places for the swarms that are fetched from, not for all that are open here.
-        swarms.values().filter_map(|(_, cell)| cell.get()).for_each(|swarm| swarm.leave_when_idle());
         while swarms.len() > SWARMS_MAX {
             // One that is in use stays: a second driver for it would fetch the same chunks again.
             let idle = |cell: &OnceCell<Arc<RelaySwarm>>| {
@@ -244,21 +254,31 @@ impl Relay {
         self.unknown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn open(&self, id: ManifestId, budget: &NodeBudget) -> Result<Arc<RelaySwarm>, ServeError> {
+    async fn open(&self, id: ManifestId, budget: &Arc<NodeBudget>) -> Result<Arc<RelaySwarm>, ServeError> {
         let store = self.store.clone();
         let kept = blocking(move || store.manifest(&id)).await?;
         let manifest = match kept {
             Some(manifest) => manifest,
             None => {
-                // Few at once for one node, and none for one that made this relay fetch too much in vain.
-                let _one = budget.opening().await;
                 if budget.is_spent() {
                     return Err(ServeError::Upstream("the node has made this relay fetch too much".into()));
                 }
                 if self.unknown().get(&id).is_some_and(|at| at.elapsed() < UNKNOWN) {
                     return Err(ServeError::NoManifest(id));
                 }
-                let fetched = self.fetch(id).await;
+                // In a task of its own: it ends, is kept and charged also when its asker is gone.
+                let (store, parents, budget) = (self.store.clone(), self.parents.clone(), budget.clone());
+                let fetching = tokio::spawn(async move {
+                    let fetched = fetch(&store, &parents, id).await;
+                    // What the node then takes of it is given back.
+                    budget.charge(match &fetched {
+                        Ok(manifest) => manifest.nodes_bytes(),
+                        Err(ServeError::NoManifest(_)) => UNKNOWN_COST,
+                        Err(_) => FAILED_COST,
+                    });
+                    fetched
+                });
+                let fetched = fetching.await.map_err(|e| ServeError::Internal(e.into()))?;
                 if matches!(fetched, Err(ServeError::NoManifest(_))) {
                     let mut unknown = self.unknown();
                     if unknown.len() >= UNKNOWN_MAX {
@@ -268,64 +288,60 @@ impl Relay {
                         unknown.insert(id, Instant::now());
                     }
                 }
-                let manifest = fetched?;
-                // What the node then takes of it is given back.
-                budget.charge(manifest.nodes_bytes());
-                manifest
+                fetched?
             }
         };
         self.counters.swarms_opened.fetch_add(1, Ordering::Relaxed);
         Ok(RelaySwarm::start(self, Arc::new(manifest)))
     }
+}
 
-    async fn fetch(&self, id: ManifestId) -> Result<Manifest, ServeError> {
-        let store = self.store.clone();
-        // The newest few are enough: a release shares nodes with the ones before it.
-        let held = blocking(move || {
-            let ids = store.recent_manifests(HELD_MANIFESTS_MAX.min(2))?;
-            ids.iter()
-                .map(|id| store.manifest(id))
-                .filter_map(Result::transpose)
-                .collect::<Result<Vec<_>, _>>()
-        })
-        .await?;
-        let upstream = |e: Box<dyn std::error::Error + Send + Sync>| ServeError::Upstream(e);
-        let mut last = ServeError::NoManifest(id);
-        for index in 0..self.parents.len() {
-            let link = match self.parents.link(index).await {
-                Ok(link) => link,
-                Err(error) => {
-                    last = upstream(error.into());
-                    continue;
+/// Fetches a manifest from the first parent that has it, and keeps it.
+async fn fetch(
+    store: &Arc<EdgeStore>,
+    parents: &Arc<Parents>,
+    id: ManifestId,
+) -> Result<Manifest, ServeError> {
+    let local = store.clone();
+    // The newest few are enough: a release shares nodes with the ones before it.
+    let held = blocking(move || {
+        let ids = local.recent_manifests(HELD_MANIFESTS_MAX.min(2))?;
+        ids.iter().map(|id| local.manifest(id)).filter_map(Result::transpose).collect::<Result<Vec<_>, _>>()
+    })
+    .await?;
+    let upstream = |e: Box<dyn std::error::Error + Send + Sync>| ServeError::Upstream(e);
+    let mut last = ServeError::NoManifest(id);
+    for index in 0..parents.len() {
+        let link = match parents.link(index).await {
+            Ok(link) => link,
+            Err(error) => {
+                last = upstream(error.into());
+                continue;
+            }
+        };
+        let attempt = async {
+            let swarm = link.open_swarm(id).await?;
+            let held: Vec<&Manifest> = held.iter().collect();
+            let fetched = fetch_manifest(&swarm.handle(), id, None, &held).await;
+            swarm.leave();
+            fetched
+        };
+        match attempt.await {
+            Ok(manifest) => {
+                let (local, kept) = (store.clone(), manifest.clone());
+                blocking(move || local.put_manifest(&kept)).await?;
+                return Ok(manifest);
+            }
+            Err(error) => {
+                if error.is_breach() {
+                    parents.quarantine(&link);
                 }
-            };
-            let attempt = async {
-                let swarm = link.open_swarm(id).await?;
-                let held: Vec<&Manifest> = held.iter().collect();
-                let fetched = fetch_manifest(&swarm.handle(), id, None, &held).await;
-                swarm.leave();
-                fetched
-            };
-            match attempt.await {
-                Ok(manifest) => {
-                    let (store, kept) = (self.store.clone(), manifest.clone());
-                    blocking(move || store.put_manifest(&kept)).await?;
-                    return Ok(manifest);
-                }
-                Err(error) => {
-                    if error.is_breach() {
-                        self.parents.quarantine(&link);
-                    }
-                    last = if error.is_no_manifest() {
-                        ServeError::NoManifest(id)
-                    } else {
-                        upstream(error.into())
-                    };
-                }
+                last =
+                    if error.is_no_manifest() { ServeError::NoManifest(id) } else { upstream(error.into()) };
             }
         }
-        Err(last)
     }
+    Err(last)
 }
 
 async fn blocking<T: Send + 'static>(
@@ -346,6 +362,11 @@ impl Content for Relay {
         manifest: ManifestId,
     ) -> Result<Arc<dyn Swarm>, ServeError> {
         let cell = self.cell(manifest);
+        // Few at once for one node, taken before the cell: others who want the same do not wait behind it.
+        let _few = match cell.get() {
+            Some(_) => None,
+            None => Some(budget.opening().await),
+        };
         let swarm = cell.get_or_try_init(|| self.open(manifest, budget)).await;
         match swarm {
             Ok(swarm) => Ok(swarm.clone()),
@@ -361,9 +382,6 @@ impl Content for Relay {
     }
 
     async fn metadata(&self, query: Bytes) -> Result<Bytes, ServeError> {
-        if let Some(mirror) = &self.mirror {
-            mirror.note(&query);
-        }
         // Held over the question: whoever asks the same meanwhile waits and finds the answer.
         let mut cache = self.metadata.lock().await;
         if let Some((at, answer)) = cache.kept.get(&query)
@@ -377,9 +395,9 @@ impl Content for Relay {
             Ok(answer)
         };
         if down {
-            let kept = cache.kept.get(&query).map(|(_, answer)| answer.clone());
-            let kept = match kept {
-                None => self.kept_metadata(&query).await,
+            // The mirror is never older than an answer that is kept.
+            let kept = match self.kept_metadata(&query).await {
+                None => cache.kept.get(&query).map(|(_, answer)| answer.clone()),
                 kept => kept,
             };
             if let Some(answer) = kept {
@@ -389,10 +407,10 @@ impl Content for Relay {
         match self.ask_metadata(query.clone()).await {
             Ok(answer) => {
                 cache.down_until = None;
-                cache.keep(query, answer.clone());
+                cache.keep(query.clone(), answer.clone());
                 drop(cache);
                 if let Some(mirror) = &self.mirror
-                    && let Err(error) = mirror.keep_of_device(&answer).await
+                    && let Err(error) = mirror.keep_of_device(&query, &answer).await
                 {
                     tracing::warn!(error = &error as &dyn std::error::Error, "metadata is not kept");
                 }
@@ -402,11 +420,7 @@ impl Content for Relay {
                 cache.down_until = Some(Instant::now() + PARENT_DOWN);
                 let kept = cache.kept.get(&query).map(|(_, answer)| answer.clone());
                 drop(cache);
-                let kept = match kept {
-                    None => self.kept_metadata(&query).await,
-                    kept => kept,
-                };
-                kept.map_or(Err(error), stale)
+                self.kept_metadata(&query).await.or(kept).map_or(Err(error), stale)
             }
         }
     }
@@ -545,6 +559,7 @@ impl RelaySwarm {
                 budget,
                 table: &self.table,
                 chunks: known,
+                own: ChunkRanges::new(),
                 unsent: ChunkRanges::new(),
                 arrivals,
                 is_told: false,
@@ -671,9 +686,10 @@ impl<'a> Asking<'a> {
         self.want(&next);
     }
 
-    fn want(&self, chunks: &ChunkRanges) {
+    fn want(&mut self, chunks: &ChunkRanges) {
         let (demand, driver) = (&self.swarm.demand, &self.waiter.driver);
-        demand.wait_for(chunks, self.waiter.budget, &self.tx, |chunks| driver.want(chunks));
+        let fresh = demand.wait_for(chunks, self.waiter.budget, &self.tx, |chunks| driver.want(chunks));
+        self.waiter.own.extend(&fresh);
     }
 
     /// One that came was evicted before it was read.

@@ -57,25 +57,28 @@ impl Demand {
 
     /// Registers for `chunks` on behalf of the node of `budget`, and calls `want` before anybody else may say
     /// that they are not waited for. Ids are 8 bytes each, so the channel needs no bound beyond the request's
-    /// own.
+    /// own. Returns those that nobody waited for before: what they cost is this node's.
     pub(super) fn wait_for(
         &self,
         chunks: &ChunkRanges,
         budget: &Arc<NodeBudget>,
         tx: &mpsc::UnboundedSender<Arrival>,
         want: impl FnOnce(ChunkRanges),
-    ) {
+    ) -> ChunkRanges {
+        let mut fresh = ChunkRanges::new();
         let mut waiters = self.waiters();
         let mut askers = self.askers();
         for id in chunks.ids() {
             let list = waiters.entry(id).or_default();
             if list.is_empty() {
                 askers.insert(id, budget.clone());
+                fresh.insert(id);
             }
             list.push(tx.clone());
         }
         drop(askers);
         want(chunks.clone());
+        fresh
     }
 
     /// Drops waiters that went away, and calls `unwanted` with those of `chunks` that nobody waits for any more.
@@ -113,7 +116,9 @@ pub(super) struct Waiter<'s> {
     pub(super) budget: &'s Arc<NodeBudget>,
     pub(super) table: &'s ChunkTable,
     pub(super) chunks: ChunkRanges,
-    /// Those of them that came from upstream on this asker's behalf and were not sent to it yet.
+    /// Those of them that are fetched on this asker's behalf alone or first.
+    pub(super) own: ChunkRanges,
+    /// Those that came and were not sent to it yet.
     pub(super) unsent: ChunkRanges,
     pub(super) arrivals: mpsc::UnboundedReceiver<Arrival>,
     /// It waited in vain and was told so: it will ask again, and what it waited for is still to be fetched.
@@ -129,7 +134,7 @@ impl Drop for Waiter<'_> {
             }
         }
         let length = |id| self.table.get(id).map_or(0, |entry| u64::from(entry.len));
-        self.budget.charge(self.unsent.ids().map(length).sum());
+        self.budget.charge(self.unsent.intersection(&self.own).ids().map(length).sum());
         self.demand.forget_gone(&self.chunks, |unwanted| {
             if !self.is_told {
                 self.driver.want_no_more(unwanted);

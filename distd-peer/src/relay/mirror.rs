@@ -10,11 +10,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use distd_core::names::{Name, release_target};
 use tokio::sync::Notify;
 
 use crate::trust::files;
-use crate::trust::tuf::wire::{Answer, Query, held_prefix};
-use crate::trust::tuf::{AnswerError, Answerer, DirStore, MetadataStore, StoreError, is_served_name};
+use crate::trust::tuf::wire::{
+    Answer, HELD_TARGETS_MAX, QUERY_BYTES_MAX, QUERY_ROLES_MAX, Query, held_prefix,
+};
+use crate::trust::tuf::{
+    AnswerError, Answerer, ChannelDoc, DirStore, MetadataStore, StoreError, is_served_name,
+};
 
 /// Most files kept: all metadata of a realm with 512 bins, and the targets that an office asks for.
 const FILES_MAX: usize = 2048;
@@ -59,25 +64,33 @@ impl Mirror {
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A device asks: its targets are kept from now on.
-    pub(super) fn note(&self, question: &[u8]) {
+    /// A device asked and was told: its targets are kept from now on. Only names that the realm could have count, and
+    /// only where the answer brought one of them: what a device makes up is not remembered.
+    async fn note(&self, question: &[u8], files: &[(String, Bytes)]) {
         let Ok(query) = Query::decode(question) else { return };
-        let targets: Vec<String> = query.targets.into_iter().take(WANTED_NAMES_MAX).collect();
-        if targets.is_empty() {
+        let targets: Vec<String> =
+            query.targets.into_iter().take(WANTED_NAMES_MAX).filter(|name| is_target(name)).collect();
+        let brought =
+            |target: &String| files.iter().any(|(name, _)| target_of(name).as_ref() == Some(target));
+        if !targets.iter().any(brought) {
             return;
         }
-        let mut wanted = self.wanted();
-        let was_known = wanted.contains(&targets);
-        wanted.retain(|known| *known != targets);
-        wanted.push_back(targets);
-        if was_known {
-            return;
-        }
-        while wanted.len() > WANTED_MAX {
-            wanted.pop_front();
-        }
-        let text = serde_json::to_vec(&*wanted).expect("strings always encode");
-        if let Err(error) = files::write_atomic(&self.wanted_path, &text, 0o600) {
+        let text = {
+            let mut wanted = self.wanted();
+            let was_known = wanted.contains(&targets);
+            wanted.retain(|known| *known != targets);
+            wanted.push_back(targets);
+            while wanted.len() > WANTED_MAX {
+                wanted.pop_front();
+            }
+            if was_known {
+                return;
+            }
+            serde_json::to_vec(&*wanted).expect("strings always encode")
+        };
+        let path = self.wanted_path.clone();
+        let written = tokio::task::spawn_blocking(move || files::write_atomic(&path, &text, 0o600)).await;
+        if let Ok(Err(error)) = written {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, "what devices ask for is known until restart only");
         }
@@ -92,18 +105,32 @@ impl Mirror {
         let Some(timestamp) = self.timestamp().await? else { return Ok(query) };
         query.timestamp = timestamp;
         let mut newest: BTreeMap<String, u64> = BTreeMap::new();
-        for name in self.store.list().await? {
-            if let Some((role, version)) = role_file(&name) {
-                let at = newest.entry(role.to_owned()).or_insert(version);
-                *at = version.max(*at);
-            } else if let Some(sha256) = target_hash(&name) {
-                query.held.push(held_prefix(&sha256));
+        let names = self.store.list().await?;
+        for (role, version) in names.iter().filter_map(|name| role_file(name)) {
+            let at = newest.entry(role.to_owned()).or_insert(version);
+            *at = version.max(*at);
+        }
+        // What would come: the wanted targets, and the releases that wanted channels point to.
+        let path_of = |target: &str| names.iter().find(|name| target_of(name).as_deref() == Some(target));
+        for target in &query.targets {
+            let Some(path) = path_of(target) else { continue };
+            query.held.extend(target_hash(path).map(|sha256| held_prefix(&sha256)));
+            if target.starts_with("channels/")
+                && let Some(bytes) = self.store.get(path).await?
+                && let Ok(doc) = serde_json::from_slice::<ChannelDoc>(&bytes)
+                && let Some(path) = path_of(&release_target(&doc.product, &doc.version))
+            {
+                query.held.extend(target_hash(path).map(|sha256| held_prefix(&sha256)));
             }
         }
-        query.held.truncate(crate::trust::tuf::wire::HELD_TARGETS_MAX);
+        query.held.sort_unstable();
+        query.held.dedup();
+        query.held.truncate(HELD_TARGETS_MAX);
         query.root = newest.remove("root").unwrap_or(1);
         query.snapshot = newest.remove("snapshot").unwrap_or(0);
-        query.roles = newest.into_iter().take(crate::trust::tuf::wire::QUERY_ROLES_MAX).collect();
+        query.roles = newest.into_iter().take(QUERY_ROLES_MAX).collect();
+        // Bins that are not named come again; a question that is too long is answered by nobody.
+        while query.encode().len() > QUERY_BYTES_MAX && query.roles.pop().is_some() {}
         Ok(query)
     }
 
@@ -125,8 +152,9 @@ impl Mirror {
 
     /// Keeps the files of an answer to a device. Its timestamp may need more than came with it: where that is
     /// newer, all it needs is asked for.
-    pub(super) async fn keep_of_device(&self, answer: &Bytes) -> Result<(), StoreError> {
+    pub(super) async fn keep_of_device(&self, question: &[u8], answer: &Bytes) -> Result<(), StoreError> {
         let Ok(Answer { files }) = Answer::decode(answer) else { return Ok(()) };
+        self.note(question, &files).await;
         self.keep_files(&files).await?;
         if let Some((_, bytes)) = files.iter().find(|(name, _)| name == TIMESTAMP)
             && version_of(bytes) != self.timestamp().await?
@@ -141,14 +169,22 @@ impl Mirror {
             name != TIMESTAMP && is_served_name(name) && bytes.len() <= FILE_BYTES_MAX
         };
         for (name, bytes) in files.iter().filter(fits) {
-            // What has a version or hash in its name never changes.
-            if self.store.get(name).await?.is_some() {
+            // What has a version or hash in its name changes only behind a restored backup.
+            if self.store.get(name).await?.as_ref() == Some(bytes) {
                 continue;
             }
-            if self.store.list().await?.len() >= FILES_MAX {
+            let names = self.store.list().await?;
+            if names.len() >= FILES_MAX {
                 self.prune().await?;
             }
             self.store.put(name, bytes.clone()).await?;
+            // A target has one present file.
+            if let Some(target) = target_of(name) {
+                for old in names.iter().filter(|old| *old != name && target_of(old).as_ref() == Some(&target))
+                {
+                    self.store.delete(old).await?;
+                }
+            }
         }
         Ok(())
     }
@@ -201,6 +237,22 @@ fn role_file(name: &str) -> Option<(&str, u64)> {
     Some((role, version.parse().ok()?)).filter(|_| !name.contains('/'))
 }
 
+/// Whether a realm could have a target of this name.
+fn is_target(name: &str) -> bool {
+    let is_name = |part: &str| part.parse::<Name>().is_ok();
+    match name.split('/').collect::<Vec<_>>()[..] {
+        ["releases" | "channels", product, of] => is_name(product) && is_name(of),
+        ["patches", product] => is_name(product),
+        _ => false,
+    }
+}
+
+/// The target that lies at a path of the repository.
+fn target_of(path: &str) -> Option<String> {
+    let (dirs, file) = path.strip_prefix("targets/")?.rsplit_once('/')?;
+    Some(format!("{dirs}/{}", file.split_once('.')?.1))
+}
+
 /// The hash in a target's path.
 fn target_hash(name: &str) -> Option<Vec<u8>> {
     let file = name.strip_prefix("targets/")?.rsplit('/').next()?;
@@ -228,7 +280,23 @@ mod tests {
         let mirror = Mirror::new(&dir);
         let targets = vec!["channels/os/stable".to_owned(), "patches/os".to_owned()];
         let asked = Query { targets: targets.clone(), timestamp: 7, ..Query::default() }.encode();
-        mirror.note(&asked);
+        // What a device makes up is not remembered, nor what nobody has.
+        for made_up in ["x".repeat(9000), "channels/os/none".to_owned()] {
+            let made_up = Query { targets: vec![made_up], ..Query::default() }.encode();
+            mirror
+                .keep_of_device(&made_up, &answer(&[("targets/channels/os/00.stable", "{}")]))
+                .await
+                .expect("kept");
+        }
+        assert!(mirror.question().await.expect("a question").targets.is_empty());
+        mirror
+            .keep_of_device(&asked, &answer(&[("targets/channels/os/01.stable", "{}")]))
+            .await
+            .expect("kept");
+        assert!(
+            mirror.store.get("targets/channels/os/00.stable").await.expect("read").is_none(),
+            "superseded"
+        );
         assert_eq!(mirror.question().await.expect("a question").timestamp, 0);
         let state = answer(&[
             ("timestamp.json", &timestamp(7)),
@@ -249,7 +317,7 @@ mod tests {
         let newer = Query { timestamp: 8, ..Query::default() }.encode();
         assert!(again.answer(&newer).await.expect("no error").is_none());
         let of_device = answer(&[("timestamp.json", &timestamp(8)), ("4.snapshot.json", "{}")]);
-        again.keep_of_device(&of_device).await.expect("kept");
+        again.keep_of_device(&newer, &of_device).await.expect("kept");
         assert_eq!(again.timestamp().await.expect("read"), Some(7));
         again.news.notified().await;
         again.keep(&answer(&[("targets/releases/os/00.1", "x")])).await.expect("kept");

@@ -188,6 +188,7 @@ async fn enroll_patiently(
 async fn watch_parents(relay: Arc<Relay>, parents: Vec<String>) {
     let mut away = false;
     loop {
+        relay.leave_idle();
         match relay.refresh_metadata().await {
             Ok(()) if away => {
                 tracing::warn!(parents = parents.join(" "), "a parent answers again");

@@ -15,6 +15,7 @@ use super::ChunkAnswer;
 use super::connection::Peer;
 use super::slots::Slot;
 use super::streams::{send, wire};
+use crate::limits::LIMITED_PIECE;
 use crate::net::{FrameReader, FrameWriter, WireError};
 
 /// Answers queued between reading chunks and writing them to the stream. A few keep the stream full; each may be a
@@ -100,8 +101,13 @@ pub(super) async fn answer(
                 let frame = Frame::Data(data);
                 match &peer.server.config.upload {
                     Some(limit) => {
-                        let stall = peer.server.config.stall;
-                        in_turn(peer, writer.send_limited(&frame, limit, node, stall), &mut slot).await?;
+                        let mut bytes = frame.encode();
+                        while !bytes.is_empty() {
+                            let piece = bytes.split_to(bytes.len().min(LIMITED_PIECE));
+                            // Waiting for the limit is none of the reader's doing.
+                            limit.pass(node, piece.len()).await;
+                            in_turn(peer, writer.write_piece(piece), &mut slot).await?;
+                        }
                     }
                     None if writer.gather(&frame) => flush_in_turn(peer, writer, &mut slot).await?,
                     None => {}
@@ -121,18 +127,9 @@ pub(super) async fn answer(
     result
 }
 
-/// Writes what was gathered; an asker that does not read for too long is given up.
+/// Writes what was gathered.
 async fn flush_in_turn(peer: &Peer, writer: &mut FrameWriter, slot: &mut Slot) -> Result<(), CloseCode> {
-    in_turn(
-        peer,
-        async {
-            tokio::time::timeout(peer.server.config.stall, writer.flush())
-                .await
-                .map_err(|_| WireError::Stalled(peer.server.config.stall))?
-        },
-        slot,
-    )
-    .await
+    in_turn(peer, writer.flush(), slot).await
 }
 
 /// Writes to the asker. While it reads nothing and others wait, they have its slot; then it gets one in its
@@ -142,7 +139,8 @@ async fn in_turn(
     writing: impl Future<Output = Result<(), WireError>>,
     slot: &mut Slot,
 ) -> Result<(), CloseCode> {
-    let mut writing = std::pin::pin!(writing);
+    // An asker that does not read for too long is given up.
+    let mut writing = std::pin::pin!(tokio::time::timeout(peer.server.config.stall, writing));
     let mut lent = None;
     let written = loop {
         match tokio::time::timeout(UNREAD_MAX, &mut writing).await {
@@ -154,7 +152,7 @@ async fn in_turn(
             Err(_) => {}
         }
     };
-    written.map_err(wire)?;
+    written.map_err(|_| CloseCode::Stalled)?.map_err(wire)?;
     if lent.is_some() {
         slot.reclaim().await;
     }

@@ -39,6 +39,7 @@ const RELAY: Bounds =
 /// One node's budget, whatever connections it has.
 #[derive(Debug)]
 pub struct NodeBudget {
+    role: Role,
     bounds: Bounds,
     swarms: AtomicUsize,
     lent: AtomicUsize,
@@ -52,6 +53,7 @@ impl NodeBudget {
     pub fn of(role: Role) -> Arc<Self> {
         let bounds = if role == Role::Leaf { LEAF } else { RELAY };
         Arc::new(Self {
+            role,
             bounds,
             swarms: AtomicUsize::new(0),
             lent: AtomicUsize::new(0),
@@ -143,6 +145,11 @@ impl Budgets {
         if nodes.len() >= REMEMBERED {
             nodes.retain(|_, budget| Arc::strong_count(budget) > 1);
         }
-        nodes.entry(peer.node_id).or_insert_with(|| NodeBudget::of(peer.role)).clone()
+        let known = nodes.get(&peer.node_id).filter(|known| known.role == peer.role).cloned();
+        known.unwrap_or_else(|| {
+            let fresh = NodeBudget::of(peer.role);
+            nodes.insert(peer.node_id, fresh.clone());
+            fresh
+        })
     }
 }

@@ -88,6 +88,8 @@ async fn cost(
     }
     let wanted = asked.finish().map_err(|_| CloseCode::Protocol)?;
     let swarm = peer.swarms.wait(control).await?;
+    // A relay opens a swarm at its parent for it.
+    let _few = peer.budget.opening().await;
     let cost = swarm.content.cost(&wanted).await.map_err(|e| refuse(peer, "cost", &e))?;
     send(peer, writer, &Frame::Cost(cost)).await
 }
@@ -100,6 +102,8 @@ pub(super) async fn metadata(
     let Some(Frame::MetadataRequest(request)) = reader.next().await.map_err(wire)? else {
         return Err(CloseCode::Protocol);
     };
+    // Few of one node at once: a relay asks one after the other.
+    let _few = peer.budget.opening().await;
     let answer = peer.server.content.metadata(request.0).await.map_err(|e| refuse(peer, "metadata", &e))?;
     peer.server.counters.control_bytes.fetch_add(answer.len() as u64, Ordering::Relaxed);
     for piece in Metadata::split(&answer) {

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::files;
 use super::identity::NodeId;
 use super::seal::{SealError, verify_by_ca};
+use crate::clock::unix_now;
 
 /// The list's name in an answer to a metadata question.
 pub const FILE: &str = "revoked";
@@ -23,6 +24,9 @@ const DOMAIN: &[u8] = b"distd-revoked-v1\0";
 
 /// Largest signed list, bytes: some 30 000 nodes revoked in a day.
 const BYTES_MAX: usize = 1 << 20;
+
+/// How far the origin's clock may be ahead of this node's, seconds.
+const AHEAD_MAX: u64 = 3600;
 
 /// The list as the origin signs it: JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,7 +127,7 @@ impl Revoked {
         let this = Self { path: Some(path.to_owned()), ..Self::default() };
         if let Ok(Some(bytes)) = files::read(path) {
             match SignedRevokedList::open(&bytes, ca_der) {
-                Ok(list) => this.set(list),
+                Ok(list) => drop(this.set(list, unix_now())),
                 Err(error) => tracing::warn!(path = %path.display(), %error, "a kept list is not taken"),
             }
         }
@@ -146,15 +150,23 @@ impl Revoked {
         }
     }
 
-    /// Takes a list whose signature was checked, or made here. One that is older than the present is left.
-    pub fn set(&self, list: RevokedList) {
+    /// Takes the list as it is known where it is made.
+    pub fn replace(&self, list: RevokedList) {
         let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
-        if list.made < held.made {
-            return;
-        }
         *held = Held { made: list.made, nodes: list.nodes.into_iter().collect() };
         drop(held);
         self.changed.send_replace(());
+    }
+
+    /// Takes a list whose signature was checked; `false` when it is older than the present one, or made at a time
+    /// that is yet to come: such a list would keep out all later ones.
+    fn set(&self, list: RevokedList, now: u64) -> bool {
+        let made = self.held.read().unwrap_or_else(PoisonError::into_inner).made;
+        if list.made < made || list.made > now.saturating_add(AHEAD_MAX) {
+            return false;
+        }
+        self.replace(list);
+        true
     }
 
     /// Takes a signed list as a parent sent it, and keeps it.
@@ -168,9 +180,9 @@ impl Revoked {
             let same = held.nodes.len() == list.nodes.len();
             !same || list.nodes.iter().any(|node| !held.nodes.contains(node))
         };
-        self.set(list);
+        let taken = self.set(list, unix_now());
         // Flash wears: a list that says nothing new is not written.
-        if let Some(path) = self.path.as_ref().filter(|_| is_news)
+        if let Some(path) = self.path.as_ref().filter(|_| taken && is_news)
             && let Err(error) = files::write_atomic(path, bytes, 0o600)
         {
             tracing::warn!(
@@ -193,16 +205,16 @@ mod tests {
     #[tokio::test]
     async fn whoever_is_put_on_the_list_is_told_and_an_older_list_takes_nobody_off() {
         let revoked = Revoked::default();
-        revoked.set(list(5, &[1]));
+        assert!(revoked.set(list(5, &[1]), 5));
         revoked.until(NodeId([1; 16])).await;
         let two = revoked.until(NodeId([2; 16]));
         tokio::pin!(two);
         assert!(tokio::time::timeout(std::time::Duration::from_millis(5), &mut two).await.is_err());
-        revoked.set(list(6, &[1, 2]));
+        assert!(revoked.set(list(6, &[1, 2]), 5));
         two.await;
-        revoked.set(list(4, &[]));
+        assert!(!revoked.set(list(4, &[]), 6) && !revoked.set(list(99_999, &[]), 6));
         assert!(revoked.holds(&NodeId([1; 16])));
-        revoked.set(list(7, &[2]));
+        assert!(revoked.set(list(7, &[2]), 7));
         assert!(!revoked.holds(&NodeId([1; 16])), "its certificate has ended");
     }
 

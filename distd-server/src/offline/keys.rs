@@ -69,13 +69,17 @@ pub async fn rotate(places: &Places, roles: &[String]) -> Result<(), KeysError> 
         return Err(KeysError::NoOrigin(places.data.clone()));
     }
     let _locks = Locks::take(places).await?;
-    rotate_locked(places, &roles).await
+    rotate_locked(places, &roles, false).await
 }
 
-/// As [`rotate`], under locks that the caller holds.
+/// Versions that are passed over behind a restored backup: more than were published since it was made.
+const SKIPPED: u64 = 1_000_000;
+
+/// As [`rotate`], under locks that the caller holds; behind a backup past all versions that may have been seen.
 pub(super) async fn rotate_locked(
     places: &Places,
     roles: &[(&String, RotatableRole)],
+    behind_backup: bool,
 ) -> Result<(), KeysError> {
     let metadata = Arc::new(ObjectMetadata::new(Store::open(&places.store)?));
     if metadata.get("timestamp.json").await?.is_none() {
@@ -84,6 +88,9 @@ pub(super) async fn rotate_locked(
     let keys = places.data.join("tuf-keys");
     let now = unix_now();
     let repository = TufRepository::open(metadata, &keys, Options::default(), now).await?;
+    if behind_backup {
+        repository.skip_versions(SKIPPED, now).await?;
+    }
     for (name, role) in roles {
         let rotated = repository.rotate_key(*role, now).await;
         rotated.map_err(|cause| KeysError::Rotate { role: (*name).clone(), cause })?;

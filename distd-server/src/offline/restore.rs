@@ -102,7 +102,7 @@ pub async fn restore(places: &Places, from: &Path) -> Result<Restored, RestoreEr
     }
     let roles = ["snapshot".to_owned(), "timestamp".to_owned()];
     let roles = [(&roles[0], RotatableRole::Snapshot), (&roles[1], RotatableRole::Timestamp)];
-    let keys = rotate_locked(places, &roles).await.err();
+    let keys = rotate_locked(places, &roles, true).await.err();
     Ok(Restored { backup, keys })
 }
 

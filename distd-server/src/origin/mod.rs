@@ -139,6 +139,8 @@ pub struct Origin {
     hosts: Vec<String>,
     spool: PathBuf,
     revoked: Arc<Revoked>,
+    /// Reading who is revoked takes turns.
+    revoking: tokio::sync::Mutex<()>,
     /// Publications take turns, so that a channel's counter and its document agree.
     publishing: tokio::sync::Mutex<()>,
 }
@@ -202,6 +204,7 @@ impl Origin {
             hosts,
             spool,
             revoked: Arc::default(),
+            revoking: tokio::sync::Mutex::new(()),
             publishing: tokio::sync::Mutex::new(()),
         });
         origin.name_losses().await?;

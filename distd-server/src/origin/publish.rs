@@ -103,7 +103,7 @@ impl Origin {
     /// and what another process lost from the list.
     pub(super) async fn publish_pending(&self, listed: &Listed) -> Result<(), super::OpenError> {
         let now = unix_now();
-        let mut changes = Vec::new();
+        let (mut changes, mut publishable) = (Vec::new(), Vec::new());
         self.take_over_channels(listed).await?;
         let mut believed: BTreeSet<(Name, Name)> =
             listed.releases.iter().map(|r| (r.product.clone(), r.version.clone())).collect();
@@ -122,6 +122,7 @@ impl Origin {
                 Err(error) => return Err(error.into()),
             };
             believed.insert((release.product.clone(), release.version.clone()));
+            publishable.push(release);
             changes.push(Change::SetRelease {
                 product: release.product.clone(),
                 version: release.version.clone(),
@@ -143,7 +144,8 @@ impl Origin {
         if !changes.is_empty() {
             self.repository.apply(changes, now).await?;
         }
-        for release in &pending {
+        // One without its manifest stays unpublished: pushing the same bytes again heals and publishes it.
+        for release in publishable {
             self.db.mark_published(&release.product, &release.version, signed(now)).await?;
             self.queue_for_release(release).await;
         }

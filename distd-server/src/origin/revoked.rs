@@ -33,11 +33,13 @@ impl Origin {
     /// # Errors
     /// [`DbError`].
     pub async fn refresh_revoked(&self) -> Result<RevokedList, DbError> {
+        // One at a time: a list that was read before a revocation must not come behind it.
+        let _turn = self.revoking.lock().await;
         let made = unix_now();
         let ids = self.db.nodes_revoked(signed(made)).await?;
         let nodes = ids.iter().filter_map(|id| id.parse().ok()).collect();
         let list = RevokedList { made, nodes };
-        self.revoked.set(list.clone());
+        self.revoked.replace(list.clone());
         Ok(list)
     }
 

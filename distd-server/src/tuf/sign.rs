@@ -2,9 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU64;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
@@ -19,6 +18,8 @@ use tough::schema::{
 use super::bins::{self, RELEASES, key_role, parent_of, release_roles};
 use super::keys::{KeyError, KeyRing, SigningKey};
 use crate::realm::Roots;
+use distd_peer::trust::files;
+use distd_peer::trust::token::sha256;
 use distd_peer::trust::tuf::{MetadataStore, SIGNED_AT, StoreError};
 
 const DAY: u64 = 24 * 3600;
@@ -89,10 +90,10 @@ impl Default for Options {
 pub struct TufRepository {
     pub(super) store: Arc<dyn MetadataStore>,
     pub(super) keys: Mutex<KeyRing>,
-    /// A root version known to exist: where to begin looking for the newest.
-    root_hint: AtomicU64,
-    /// SHA-256 of each root so far, the oldest first.
-    root_hashes: Mutex<Vec<[u8; 32]>>,
+    /// The roots so far, each signed by the keys of the one before, the oldest first.
+    chain: Mutex<Vec<(Bytes, Signed<Root>)>>,
+    /// Holds the SHA-256 of the first root, beside the keys: whoever can write to the store cannot choose it.
+    first_root: PathBuf,
 }
 
 impl std::fmt::Debug for TufRepository {
@@ -158,8 +159,8 @@ impl TufRepository {
         let this = Self {
             store,
             keys: Mutex::new(keys),
-            root_hint: AtomicU64::new(1),
-            root_hashes: Mutex::default(),
+            chain: Mutex::default(),
+            first_root: keys_dir.join("first-root.sha256"),
         };
         if this.store.get("timestamp.json").await?.is_none() {
             this.first_publication(delegated, now).await?;
@@ -308,12 +309,9 @@ impl TufRepository {
     /// each is read once.
     pub async fn roots(&self) -> Result<Roots, RepositoryError> {
         let newest = self.newest_root().await?.1;
-        let mut sha256 = self.root_hashes.lock().await;
-        while let Some(bytes) = self.store.get(&format!("{}.root.json", sha256.len() + 1)).await? {
-            sha256.push(distd_peer::trust::token::sha256(&bytes));
-        }
-        let newest = String::from_utf8_lossy(&newest).into_owned();
-        Ok(Roots { newest, sha256: sha256.clone() })
+        let chain = self.chain.lock().await;
+        let sha256 = chain.iter().map(|(bytes, _)| sha256(bytes)).collect();
+        Ok(Roots { newest: String::from_utf8_lossy(&newest).into_owned(), sha256 })
     }
 
     async fn first_publication(&self, delegated: &[(&str, &str)], now: u64) -> Result<(), RepositoryError> {
@@ -338,18 +336,74 @@ impl TufRepository {
         self.write(&mut state, &keys, &dirty, now).await
     }
 
+    /// The newest root that the first one leads to. A file that its predecessor's keys did not sign is none:
+    /// whoever can write to the store must not get the origin to vouch for their root.
     async fn newest_root(&self) -> Result<(Signed<Root>, Bytes), RepositoryError> {
-        let mut version = self.root_hint.load(Ordering::Relaxed);
-        let mut found = None;
-        while let Some(bytes) = self.store.get(&format!("{version}.root.json")).await? {
-            found = Some(bytes);
-            version += 1;
+        let mut chain = self.chain.lock().await;
+        loop {
+            let name = format!("{}.root.json", chain.len() + 1);
+            let Some(bytes) = self.store.get(&name).await? else { break };
+            match self.next_root(chain.last().map(|(_, root)| root), chain.len() as u64 + 1, &name, &bytes) {
+                Ok(root) => chain.push((bytes, root)),
+                Err(error) if chain.is_empty() => return Err(error),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(
+                        error,
+                        "a file in the TUF repository is no root of this realm: remove it"
+                    );
+                    break;
+                }
+            }
         }
-        let bytes = found.ok_or_else(|| RepositoryError::Missing(format!("{version}.root.json")))?;
-        self.root_hint.store(version - 1, Ordering::Relaxed);
-        let root: Signed<Root> = parse("root.json", &bytes)?;
-        root.signed.verify_role(&root).map_err(altered("root.json"))?;
-        Ok((root, bytes))
+        let (bytes, root) = chain.last().ok_or_else(|| RepositoryError::Missing("1.root.json".to_owned()))?;
+        Ok((root.clone(), bytes.clone()))
+    }
+
+    fn next_root(
+        &self,
+        before: Option<&Signed<Root>>,
+        version: u64,
+        name: &str,
+        bytes: &Bytes,
+    ) -> Result<Signed<Root>, RepositoryError> {
+        let root: Signed<Root> = parse(name, bytes)?;
+        root.signed.verify_role(&root).map_err(altered(name))?;
+        if root.signed.version.get() != version {
+            return Err(altered(name)("it states another version"));
+        }
+        match before {
+            Some(before) => before.signed.verify_role(&root).map_err(altered(name))?,
+            None => {
+                let hash = hex::encode(sha256(bytes));
+                match files::read(&self.first_root).map_err(KeyError::File)? {
+                    Some(pinned) if pinned.trim_ascii() != hash.as_bytes() => {
+                        return Err(altered(name)("it is not the first root of this realm"));
+                    }
+                    Some(_) => {}
+                    // A repository of an earlier release is taken as it is, once.
+                    None => files::write_atomic(&self.first_root, hash.as_bytes(), 0o600)
+                        .map_err(KeyError::File)?,
+                }
+            }
+        }
+        Ok(root)
+    }
+
+    /// Raises the versions of all delegated roles by `by` and signs them anew, at `now` (unix seconds): behind a
+    /// restored backup no device or relay takes a file that it has seen for another of the same version.
+    pub async fn skip_versions(&self, by: u64, now: u64) -> Result<(), RepositoryError> {
+        let keys = self.keys.lock().await;
+        let mut state = self.state(&keys).await?;
+        self.read_bins(&mut state, &keys).await?;
+        for role in state.roles.values_mut() {
+            role.version = role.version.saturating_add(by);
+        }
+        let raise = |version: &mut NonZeroU64| *version = version.saturating_add(by);
+        raise(&mut state.targets.version);
+        raise(&mut state.snapshot.version);
+        let dirty = Dirty { roles: state.roles.keys().cloned().collect(), targets: true, ..Dirty::default() };
+        self.write(&mut state, &keys, &dirty, now).await
     }
 
     /// Reads what is published and checks that this origin's keys signed it: whoever can write to the store must
