@@ -70,9 +70,8 @@ impl Ingest {
 
     /// Removes what crashes left behind. Call it at start, and daily with [`SweepScope::Shared`].
     ///
-    /// Objects that the database noted as doomed go. Of others that no row names, no more than [`ORPHANS_FREE`] or a
-    /// [tenth](ORPHANS_SHARE) of all go without a person's word: more is no crash, but a database of another time or
-    /// place.
+    /// Objects that the database noted as doomed go. Of others that no row names, no more than eight or a tenth of
+    /// all go without a person's word: more is no crash, but a database of another time or place.
     ///
     /// # Errors
     /// [`IngestError::SweepTooLarge`], and nothing but doomed objects was deleted; [`IngestError::Db`],
