@@ -23,6 +23,10 @@ const READING: &str = "openat,openat2,read,pread64,readv,preadv,getdents64,statx
 /// Errors that a disk or a policy gives.
 const ERRORS: [&str; 3] = ["EIO", "ENOSPC", "EPERM"];
 
+/// Calls that are no points where a path is random: without a path the fault would strike sockets and the runtime's own pipes. A fault
+/// of such a file is one at its `fsync` or `rename`.
+const OF_SOCKETS_TOO: [&str; 5] = ["write", "writev", "ioctl", "fcntl", "sendfile"];
+
 /// A fault at a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
@@ -148,9 +152,10 @@ pub fn points(first: &Path, second: &Path) -> Vec<Point> {
     for (key, (count, changes)) in first {
         if second.contains_key(&key) {
             found.insert(key, (count, changes));
-        } else if changes {
+        } else if changes && !OF_SOCKETS_TOO.contains(&key.0.as_str()) {
             let any = (key.0.clone(), None);
-            found.entry(any).or_insert((count, true));
+            let known = found.entry(any).or_insert((0, true));
+            known.0 += count;
         }
     }
     let mut points = Vec::new();
@@ -169,11 +174,10 @@ pub fn points(first: &Path, second: &Path) -> Vec<Point> {
     points
 }
 
-/// The calls of a trace. Calls without a path of their own (sockets, pipes, memory) count for no path where they write, and not
-/// at all where they read.
+/// The calls of a trace. Those on sockets, pipes and memory do not count: faults of the network have tests of their own, and the kernel
+/// has none for the others.
 fn calls(trace: &str) -> Calls {
-    let mut each: BTreeMap<(&str, String, Option<String>), (u64, bool)> = BTreeMap::new();
-    let mut all: BTreeMap<(&str, String), u64> = BTreeMap::new();
+    let mut each: BTreeMap<(&str, String, String), (u64, bool)> = BTreeMap::new();
     for line in trace.lines() {
         let Some((thread, rest)) = line.split_once(' ') else { continue };
         let Some((call, args)) = rest.trim_start().split_once('(') else { continue };
@@ -187,19 +191,13 @@ fn calls(trace: &str) -> Calls {
         {
             continue;
         }
-        *all.entry((thread, call.to_owned())).or_default() += 1;
-        let path = path_of(call, args);
-        if path.as_deref().is_some_and(is_of_the_system) || (path.is_none() && !changes) {
-            continue;
-        }
+        let Some(path) = path_of(call, args).filter(|path| !is_of_the_system(path)) else { continue };
         let known = each.entry((thread, call.to_owned(), path)).or_default();
         *known = (known.0 + 1, known.1 || changes);
     }
     let mut most = Calls::new();
-    for ((thread, call, path), (count, changes)) in each {
-        // Without a path every call of the thread counts.
-        let count = if path.is_none() { all[&(thread, call.clone())] } else { count };
-        let known = most.entry((call, path)).or_default();
+    for ((_, call, path), (count, changes)) in each {
+        let known = most.entry((call, Some(path))).or_default();
         *known = (known.0.max(count), known.1 || changes);
     }
     most

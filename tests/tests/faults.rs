@@ -6,18 +6,22 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use distd_tests::Rng;
+use distd_tests::disks::{Loop, can_mount};
 use distd_tests::faults::{self, Fault, Point};
-use distd_tests::lab::{Lab, Outcome};
+use distd_tests::lab::{Lab, Outcome, binary};
 use rustix::fs::XattrFlags;
 
 /// Points that the ordinary run takes of each command beside the first and the last of every system call.
 const SAMPLE: usize = 10;
+
+/// Exit code of the relay's script when the relay ended before the pull did.
+const RELAY_ENDED: i32 = 100;
 
 type Checked = Result<(), String>;
 
@@ -31,10 +35,14 @@ struct Case<'c> {
     holds: &'c dyn Fn(&Outcome) -> Checked,
     /// After a run without a fault.
     done: &'c dyn Fn(&Outcome) -> Checked,
+    /// Whether a point is one of this command.
+    takes: &'c dyn Fn(&Point) -> bool,
+    /// Points that were wrong once, by call, end of the path and fault: always taken.
+    once_wrong: &'c [(&'c str, &'c str, Fault)],
 }
 
 /// Ones of `all` that the ordinary run takes.
-fn sample(all: &[Point], rng: &mut Rng) -> Vec<Point> {
+fn sample(all: &[Point], once_wrong: &[(&str, &str, Fault)], rng: &mut Rng) -> Vec<Point> {
     if std::env::var("DISTD_TEST_FAULTS").is_ok_and(|which| which == "all") {
         return all.to_vec();
     }
@@ -42,7 +50,15 @@ fn sample(all: &[Point], rng: &mut Rng) -> Vec<Point> {
     for point in all {
         of_call.entry(&point.call).or_default().push(point);
     }
-    let mut taken = BTreeSet::new();
+    let was_wrong = |point: &&Point| {
+        once_wrong.iter().any(|(call, path, fault)| {
+            *call == point.call
+                && *fault == point.fault
+                && point.path.as_deref().is_some_and(|of| of.ends_with(path))
+        })
+    };
+    let mut taken: BTreeSet<Point> = all.iter().filter(was_wrong).cloned().collect();
+    assert!(taken.len() >= once_wrong.len(), "points that were wrong once are not there: {once_wrong:?}");
     for points in of_call.values() {
         let first: Vec<_> = points.iter().filter(|point| point.nth == 1).collect();
         let last: Vec<_> = points.iter().filter(|point| point.nth == point.of).collect();
@@ -67,6 +83,7 @@ fn said_right(outcome: &Outcome, point: &Point) -> Checked {
     match outcome.code {
         0 => Ok(()),
         _ if killed || unloaded || silent => Ok(()),
+        RELAY_ENDED => Ok(()),
         1..=9 if outcome.stderr.contains("next:") => Ok(()),
         code @ 1..=9 => Err(format!("no advice (exit {code}): {}", outcome.stderr)),
         code => Err(format!("exit {code}: {}", outcome.stderr)),
@@ -97,8 +114,9 @@ fn at_every_point(case: &Case<'_>, rng_seed: u64) {
         let outcome = faults::run(faults::traced(&(case.command)(), &args, log), &case.work).ok();
         (case.done)(&outcome).unwrap_or_else(|why| panic!("{} without a fault: {why}", case.name));
     }
-    let all = faults::points(&logs[0], &logs[1]);
-    let points = sample(&all, &mut rng);
+    let mut all = faults::points(&logs[0], &logs[1]);
+    all.retain(|point| (case.takes)(point));
+    let points = sample(&all, case.once_wrong, &mut rng);
     let (mut hits, mut wrong) = (0, Vec::new());
     for point in &points {
         match one(case, point) {
@@ -144,12 +162,18 @@ struct Device {
     /// Whether the pull said that it left something out: a call that this user may not do or this file system does not have (EPERM,
     /// and ENOSPC of an attribute that is too long) is no fault, but `left_out` (docs/cli.md).
     lacks: Cell<bool>,
+    /// A block device with what is on it at first.
+    block: Option<(PathBuf, Vec<u8>)>,
 }
 
 impl Device {
     /// Of releases that `make` writes.
-    fn new(product: &'static str, mut make: impl FnMut(&Path, u32)) -> Self {
-        let lab = Lab::start();
+    fn new(product: &'static str, make: impl FnMut(&Path, u32)) -> Self {
+        Self::on(Lab::start(), None, product, make)
+    }
+
+    /// The same in `lab`, on a block device or not.
+    fn on(lab: Lab, block: Option<PathBuf>, product: &'static str, mut make: impl FnMut(&Path, u32)) -> Self {
         lab.enroll("d", lab.quic());
         for version in [1, 2] {
             let artifact = lab.path(&format!("{product}{version}"));
@@ -161,33 +185,43 @@ impl Device {
         for name in ["neighbour", "out.mine", "out2", ".hidden"] {
             fs::write(place.join(name), format!("{name} is the user's")).expect("write");
         }
-        let device = Self {
+        let mut device = Self {
             lab,
             product,
             old: BTreeMap::new(),
             new: BTreeMap::new(),
             usual: RefCell::new(None),
             lacks: Cell::new(false),
+            block: block.map(|path| (path, Vec::new())),
         };
-        device.lab.pull("d", &format!("{product}@1"), &place.join("out"), &[]).ok();
+        let out = device.out();
+        device.lab.pull("d", &format!("{product}@1"), &out, &[]).ok();
+        if let Some((path, start)) = &mut device.block {
+            *start = fs::read(path).expect("read the device");
+        }
         copy(&place, &device.lab.path("place.start"));
         copy(&device.lab.path("d"), &device.lab.path("d.start"));
         fs::create_dir(device.lab.path("work")).expect("mkdir");
-        let old = faults::fingerprint(&place.join("out"), "mine");
-        device.lab.pull("d", &format!("{product}@2"), &place.join("out"), &[]).ok();
-        let new = faults::fingerprint(&place.join("out"), "mine");
-        assert_ne!(old, new);
-        Self { old, new, ..device }
+        device.old = faults::fingerprint(&out, "mine");
+        device.lab.pull("d", &format!("{product}@2"), &out, &[]).ok();
+        device.new = faults::fingerprint(&out, "mine");
+        assert_eq!(device.old == device.new, device.block.is_some());
+        device
     }
 
     fn out(&self) -> PathBuf {
-        self.lab.path("place/out")
+        let file = || self.lab.path("place/out");
+        self.block.as_ref().map_or_else(file, |(path, _)| path.clone())
     }
 
     fn prepare(&self) {
         self.lacks.set(false);
         for name in ["place", "d"] {
             copy(&self.lab.path(&format!("{name}.start")), &self.lab.path(name));
+        }
+        if let Some((path, start)) = &self.block {
+            let device = File::options().write(true).open(path).expect("open the device");
+            device.write_all_at(start, 0).and_then(|()| device.sync_all()).expect("write the device");
         }
     }
 
@@ -263,7 +297,13 @@ impl Device {
         Ok(())
     }
 
-    fn at_every_point(&self, name: &'static str, rng_seed: u64, holds: &dyn Fn(&Outcome) -> Checked) {
+    fn at_every_point(
+        &self,
+        name: &'static str,
+        rng_seed: u64,
+        holds: &dyn Fn(&Outcome) -> Checked,
+        once_wrong: &[(&str, &str, Fault)],
+    ) {
         let case = Case {
             name,
             work: self.lab.path("work"),
@@ -271,6 +311,8 @@ impl Device {
             command: &|| self.command(),
             holds,
             done: &|outcome| self.done(outcome),
+            takes: &|_| true,
+            once_wrong,
         };
         at_every_point(&case, rng_seed);
     }
@@ -308,7 +350,14 @@ fn a_pull_of_a_file_survives_a_fault_at_any_system_call() {
         return;
     }
     let device = Device::new("os", image);
-    device.at_every_point("pull of a file", 131, &|outcome| device.holds(outcome));
+    let once_wrong = [
+        // It stayed beside the file for good.
+        ("unlink", "out.distd-part-journal", Fault::Error("ENOSPC")),
+        // It was called refused, and nothing said what to do.
+        ("mkdir", "/d/tuf/trusted", Fault::Error("EIO")),
+        ("fchmod", "out.distd-part", Fault::Error("EIO")),
+    ];
+    device.at_every_point("pull of a file", 131, &|outcome| device.holds(outcome), &once_wrong);
 }
 
 #[test]
@@ -318,5 +367,162 @@ fn a_pull_of_a_tree_survives_a_fault_at_any_system_call() {
     }
     let device = Device::new("t", tree);
     fs::write(device.lab.path("place.start/out/mine"), "the user's").expect("write");
-    device.at_every_point("pull of a tree", 132, &|outcome| device.holds(outcome));
+    let once_wrong = [
+        // The journal of a tree that was not laid out was taken for that of the next one, whose listing was empty then.
+        ("mkdirat", "empty", Fault::Error("EIO")),
+        ("linkat", "other", Fault::Error("EIO")),
+        // An error of the disk was taken for an attribute that the file system cannot have.
+        ("lsetxattr", "attr", Fault::Error("EIO")),
+        // The old tree with the user's file stayed in the staging directory.
+        ("renameat2", "out.distd-part/tree", Fault::Error("ENOSPC")),
+    ];
+    device.at_every_point("pull of a tree", 132, &|outcome| device.holds(outcome), &once_wrong);
+}
+
+#[test]
+fn a_pull_to_a_block_device_goes_on_after_a_fault_at_any_system_call() {
+    if !can_mount() || !faults::can_trace() {
+        return;
+    }
+    const ROOM: u64 = 1 << 20;
+    let lab = Lab::start();
+    let slot = Loop::new(&lab.path("backing"), ROOM);
+    let tail = Rng::new(8).bytes(ROOM as usize - 300_000);
+    let node = File::options().read(true).write(true).open(slot.path()).expect("open the device");
+    node.write_all_at(&tail, 300_000).expect("write");
+    let device = Device::on(lab, Some(slot.path().to_owned()), "os", image);
+    let whole = |artifact: &str| [fs::read(device.lab.path(artifact)).expect("read"), tail.clone()].concat();
+    let new = whole("os2");
+    // While it is written it is neither the one nor the other; behind the artifact nothing changes.
+    let holds = |_: &Outcome| {
+        let now = fs::read(slot.path()).expect("read the device");
+        if now[300_000..] != tail {
+            return Err("bytes behind the artifact were written".to_owned());
+        }
+        device.bystanders()
+    };
+    let case = Case {
+        name: "pull to a block device",
+        work: device.lab.path("work"),
+        prepare: &|| device.prepare(),
+        command: &|| device.command(),
+        holds: &holds,
+        done: &|outcome| match fs::read(slot.path()).expect("read the device") == new {
+            true => device.done(outcome),
+            false => Err("the new release is not on the device".to_owned()),
+        },
+        takes: &|_| true,
+        once_wrong: &[],
+    };
+    at_every_point(&case, 133);
+}
+
+#[test]
+fn a_push_survives_a_fault_at_any_system_call() {
+    if !faults::can_trace() {
+        return;
+    }
+    let lab = Lab::start();
+    let (state, kept, file) = (lab.path("admin"), lab.path("admin.start"), lab.path("artifact"));
+    copy(&state, &kept);
+    let work = lab.path("work");
+    fs::create_dir(&work).expect("mkdir");
+    let round = Cell::new(0u64);
+    let bytes = || Rng::new(round.get()).bytes(200_000);
+    let holds = || match fs::read(&file).ok() == Some(bytes()) && names(&state) == names(&kept) {
+        true => Ok(()),
+        false => Err("the artifact or the state was changed".to_owned()),
+    };
+    let case = Case {
+        name: "push",
+        work,
+        prepare: &|| {
+            round.set(round.get() + 1);
+            fs::write(&file, bytes()).expect("write");
+            copy(&kept, &state);
+        },
+        command: &|| {
+            let mut command = lab.command("admin");
+            command.arg("push").arg(&file).args(["--product", "os", "--version", &round.get().to_string()]);
+            command
+        },
+        holds: &|_| holds(),
+        done: &|outcome| {
+            holds()?;
+            let hash = blake3::hash(&bytes()).to_hex().to_string();
+            let shown = lab.admin(&["release", "show", &format!("os@{}", round.get())]);
+            match outcome.json["blake3"] == hash.as_str() && shown.code == 0 {
+                true => Ok(()),
+                false => Err(format!("the release is not there: {} {}", outcome.json, shown.stderr)),
+            }
+        },
+        takes: &|_| true,
+        once_wrong: &[],
+    };
+    at_every_point(&case, 134);
+}
+
+/// Starts a relay ($1, address $2, parent $3, data $4), runs the rest of its arguments and ends the relay. Ends with their exit code,
+/// or with 100 when the relay ended by itself.
+const WITH_RELAY: &str = r#"
+relay=$1 listen=$2 parent=$3 data=$4; shift 4
+"$relay" run --listen "$listen" --parent "$parent" --label relay --data "$data" >"$data.said" & r=$!
+until grep -q "relay listening" "$data.said"; do kill -0 $r 2>/dev/null || exit 100; sleep 0.02; done
+"$@" & p=$!
+while kill -0 $p 2>/dev/null; do
+  kill -0 $r 2>/dev/null || { kill $p; wait $p; exit 100; }
+  sleep 0.02
+done
+wait $p; code=$?
+kill $r; wait $r
+exit $code
+"#;
+
+#[test]
+fn a_relay_serves_the_release_after_a_fault_at_any_system_call() {
+    if !faults::can_trace() {
+        return;
+    }
+    let lab = Lab::start();
+    let artifact = lab.path("artifact");
+    image(&artifact, 1);
+    lab.push(&artifact, "os", "1").ok();
+    let mut relay = lab.relay("relay", lab.quic());
+    let address = relay.addresses[0].clone();
+    relay.kill();
+    lab.enroll("d", lab.quic());
+    for name in ["relay", "d"] {
+        copy(&lab.path(name), &lab.path(&format!("{name}.start")));
+    }
+    let work = lab.path("work");
+    fs::create_dir(&work).expect("mkdir");
+    let (data, out) = (lab.path("relay"), lab.path("out"));
+    let case = Case {
+        name: "fetch of a relay",
+        work,
+        prepare: &|| {
+            for name in ["relay", "d"] {
+                copy(&lab.path(&format!("{name}.start")), &lab.path(name));
+            }
+            let _ = fs::remove_file(&out);
+        },
+        command: &|| {
+            let pull = lab.pull_command("d", "os@1", &out, &["--no-share", "--parent", &address]);
+            let mut command = Command::new("bash");
+            command.args(["-c", WITH_RELAY, "bash"]).arg(binary("distd-peer")).args([&address, lab.quic()]);
+            command.arg(&data).arg(pull.get_program()).args(pull.get_args());
+            command
+        },
+        holds: &|_| match !out.exists() || fs::read(&out).ok() == fs::read(&artifact).ok() {
+            true => Ok(()),
+            false => Err("something else than the release is in place".to_owned()),
+        },
+        done: &|_| match fs::read(&out).ok() == fs::read(&artifact).ok() {
+            true => Ok(()),
+            false => Err("the release is not in place".to_owned()),
+        },
+        takes: &|point| point.path.as_deref().is_some_and(|path| Path::new(path).starts_with(&data)),
+        once_wrong: &[],
+    };
+    at_every_point(&case, 135);
 }
