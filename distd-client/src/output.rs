@@ -11,8 +11,8 @@ use crate::exit::{self, Code};
 /// Longest cell of a table, characters: a BLAKE3 in hexadecimal fits.
 const CELL_MAX: usize = 110;
 
-/// Longest message, characters.
-const MESSAGE_MAX: usize = 4000;
+/// Longest message, characters: two paths of the longest kind (`PATH_MAX` is 4096) and some words.
+const MESSAGE_MAX: usize = 10_000;
 
 /// Findings of a check, until the error comes that they go with.
 static FOUND: Mutex<Option<serde_json::Map<String, serde_json::Value>>> = Mutex::new(None);
