@@ -11,6 +11,7 @@ use distd_peer::trust::files::FileError;
 use distd_peer::trust::identity::IdentityError;
 use distd_peer::trust::token::TokenError;
 use distd_peer::trust::tuf::TufError;
+use rustix::io::Errno;
 use rustls::{AlertDescription, CertificateError};
 
 /// Why the program ended, for scripts. Numbers are never given another meaning.
@@ -75,6 +76,12 @@ impl Failure {
         Self { code, next, error }
     }
 
+    /// `error` as a refusal, unless it is the disk under keys and trusted metadata that failed.
+    pub(crate) fn refused(error: anyhow::Error) -> Self {
+        let code = if local_advice(&error).is_some() { Code::Local } else { Code::Refused };
+        Self::new(code, error)
+    }
+
     /// Adds what to do next.
     pub(crate) fn next(mut self, next: impl Into<String>) -> Self {
         self.next = Some(next.into());
@@ -104,6 +111,38 @@ pub(crate) fn advice(error: &anyhow::Error) -> Option<String> {
     } else {
         own()
     }
+}
+
+/// The same, and for a local file or disk at least whatever its error number says: a command that ends always names a way on.
+pub(crate) fn next(error: &anyhow::Error) -> Option<String> {
+    let local = || (code_of(error) == Code::Local).then(|| local_advice(error)).flatten();
+    advice(error).or_else(local)
+}
+
+fn local_advice(error: &anyhow::Error) -> Option<String> {
+    let first = match Errno::from_raw_os_error(error.chain().find_map(error_number)?) {
+        Errno::NOSPC | Errno::DQUOT => "free some space there",
+        Errno::PERM | Errno::ACCESS => {
+            "check the permissions there, and whether a security policy forbids it"
+        }
+        Errno::ROFS => "make the file system writable",
+        Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN => "end other programs or raise the limit",
+        Errno::IO | Errno::UCLEAN | Errno::NXIO | Errno::NODEV | Errno::STALE | Errno::REMOTEIO => {
+            "check the medium (the kernel's log names its errors)"
+        }
+        // Mostly a wrong path, and the message has it; or no disk at all.
+        _ => return None,
+    };
+    Some(format!("{first}, then run the same command again"))
+}
+
+/// The number that the system gave an error, or one below it.
+fn error_number(cause: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    causes(cause).find_map(|error| match error.downcast_ref::<Failure>() {
+        // It stands for the first of its errors, which is no cause of its own.
+        Some(failure) => failure.error.chain().find_map(error_number),
+        None => error.downcast_ref::<std::io::Error>()?.raw_os_error(),
+    })
 }
 
 /// Whether a parent ended a connection or stream because this node has no right to it.
@@ -276,6 +315,24 @@ mod tests {
         assert_eq!(code_of(&anyhow!("whatever")), Code::Other);
         assert_eq!(code_of_tuf(&TufError::UnknownTarget("x".into())), Code::NotFound);
         assert_eq!(code_of_tuf(&TufError::Expired { which: "timestamp".into() }), Code::Refused);
+    }
+
+    #[test]
+    fn an_error_of_a_disk_names_a_way_on_and_advice_of_its_own_comes_first() {
+        let of = |errno: Errno| anyhow::Error::new(std::io::Error::from(errno)).context("could not write");
+        assert!(next(&of(Errno::NOSPC)).is_some_and(|next| next.contains("space")));
+        assert!(next(&of(Errno::IO)).is_some_and(|next| next.contains("medium")));
+        assert!(next(&of(Errno::PERM)).is_some_and(|next| next.contains("permissions")));
+        assert_eq!(next(&of(Errno::NOENT)), None, "the path is in the message");
+        let nested = std::io::Error::other(std::io::Error::from(Errno::IO));
+        assert!(next(&nested.into()).is_some(), "below another error");
+        let bare = Failure::new(Code::Local, std::io::Error::from(Errno::IO).into());
+        assert!(next(&bare.into()).is_some(), "an error that a failure stands for");
+        assert_eq!(code_of(&Failure::refused(of(Errno::IO)).into()), Code::Local);
+        assert_eq!(code_of(&Failure::refused(anyhow!("no certificate")).into()), Code::Refused);
+        let own = Failure::new(Code::Local, of(Errno::IO)).next("buy another");
+        assert_eq!(next(&own.into()).as_deref(), Some("buy another"));
+        assert_eq!(next(&anyhow!("whatever")), None);
     }
 
     #[test]

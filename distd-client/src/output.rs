@@ -11,8 +11,8 @@ use crate::exit::{self, Code};
 /// Longest cell of a table, characters: a BLAKE3 in hexadecimal fits.
 const CELL_MAX: usize = 110;
 
-/// Longest message, characters.
-const MESSAGE_MAX: usize = 4000;
+/// Longest message, characters: two paths of the longest kind (`PATH_MAX` is 4096) and some words.
+const MESSAGE_MAX: usize = 10_000;
 
 /// Findings of a check, until the error comes that they go with.
 static FOUND: Mutex<Option<serde_json::Map<String, serde_json::Value>>> = Mutex::new(None);
@@ -68,7 +68,9 @@ impl Output {
     ) -> anyhow::Result<()> {
         let text = if self.json { serde_json::to_string(value)? } else { human(value) };
         match writeln!(io::stdout().lock(), "{}", text.trim_end()) {
-            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
+            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+                Err(anyhow::Error::new(e).context("done, but standard output does not take the result"))
+            }
             _ => Ok(()),
         }
     }
@@ -111,7 +113,7 @@ impl Output {
     pub(crate) fn failure(&self, error: &anyhow::Error) -> Code {
         let code = exit::code_of(error);
         // Others wrote parts of it: peers, files, servers.
-        let next = exit::advice(error).map(|next| shown(&next, MESSAGE_MAX));
+        let next = exit::next(error).map(|next| shown(&next, MESSAGE_MAX));
         let message = shown(&chain(error), MESSAGE_MAX);
         let mut stderr = io::stderr().lock();
         // Nobody to tell when standard error is closed; the exit code still says it.

@@ -2,6 +2,7 @@
 
 pub mod artifacts;
 pub mod disks;
+pub mod faults;
 pub mod impair;
 pub mod lab;
 pub mod netns;

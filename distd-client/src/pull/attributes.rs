@@ -2,15 +2,22 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use distd_core::tree::{Entry, EntryKind, RootDir, Time, Xattr};
 use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags};
+use rustix::io::Errno;
 
 use super::left_out::{LeftOut, Lost, SET_ID};
 use crate::disk::beneath::At;
+use crate::disk::room::Room;
 use crate::disk::xattrs;
+
+/// Room that the longest attribute and its name take (`XATTR_SIZE_MAX`), bytes.
+const XATTR_BYTES_MAX: u64 = 128 << 10;
 
 /// Attributes of an entry as its listing states them.
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +74,7 @@ pub(super) fn set_owner(at: &At<'_>, path: &str, stated: Stated<'_>, left: &mut 
     if let Err(error) = set(Some(uid), Some(gid)) {
         // The group alone may be one of this user's.
         let _ = set(None, Some(gid));
-        left.add(path, Lost::Owner(stated.uid, stated.gid), &io::Error::from(error));
+        lost(left, at, path, Lost::Owner(stated.uid, stated.gid), error)?;
     }
     Ok(())
 }
@@ -82,19 +89,23 @@ pub(super) fn set_xattrs(
     buffer: &mut [u8],
 ) -> io::Result<()> {
     let short = at.short_path();
-    for there in xattrs::read(&short, buffer).unwrap_or_default() {
+    let there = match xattrs::read(&short, buffer) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::IO) => return Err(error),
+        other => other.unwrap_or_default(),
+    };
+    for there in there {
         let is_stated = stated.xattrs.iter().any(|xattr| xattr.name == there.name);
         if !is_stated
             && is_ours_to_remove(&there.name)
             && let Err(error) = rustix::fs::lremovexattr(&short, OsStr::from_bytes(&there.name))
         {
-            left.add(path, Lost::Xattr(&there.name), &io::Error::from(error));
+            lost(left, at, path, Lost::Xattr(&there.name), error)?;
         }
     }
     for xattr in stated.xattrs {
         let name = OsStr::from_bytes(&xattr.name);
         if let Err(error) = rustix::fs::lsetxattr(&short, name, &xattr.value, XattrFlags::empty()) {
-            left.add(path, Lost::Xattr(&xattr.name), &io::Error::from(error));
+            lost(left, at, path, Lost::Xattr(&xattr.name), error)?;
         }
     }
     Ok(())
@@ -120,24 +131,50 @@ pub(super) fn set_mode_and_time(
         let set = rustix::fs::chmodat(&at.dir, at.name, raw, AtFlags::empty());
         let is = std::fs::symlink_metadata(&short)?.mode() & 0o7777;
         if let Err(error) = set {
-            left.add(path, Lost::Mode(mode), &io::Error::from(error));
+            lost(left, at, path, Lost::Mode(mode), error)?;
         } else if is != u32::from(wanted | also) {
             left.add(path, Lost::Mode(mode), &format!("it is {is:04o} here"));
         }
     }
     if let Some(time) = stated.modified {
-        set_time(at, path, time, left);
+        set_time(at, path, time, left)?;
     }
     Ok(())
 }
 
-fn set_time(at: &At<'_>, path: &str, time: Time, left: &mut LeftOut) {
+fn set_time(at: &At<'_>, path: &str, time: Time, left: &mut LeftOut) -> io::Result<()> {
     let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
     let modified = Timespec { tv_sec: time.seconds, tv_nsec: time.nanos.into() };
     let times = Timestamps { last_access: omit, last_modification: modified };
     if let Err(error) = rustix::fs::utimensat(&at.dir, at.name, &times, AtFlags::SYMLINK_NOFOLLOW) {
-        left.add(path, Lost::Time, &io::Error::from(error));
+        lost(left, at, path, Lost::Time, error)?;
     }
+    Ok(())
+}
+
+/// Leaves a thing out where this user or this file system cannot have it. An error of the medium is none of that: the same pull later
+/// gets what is missing.
+fn lost(left: &mut LeftOut, at: &At<'_>, path: &str, what: Lost<'_>, error: Errno) -> io::Result<()> {
+    let passes = match error {
+        // ext4 says so too of attributes that are longer than it keeps, whatever room there is.
+        Errno::NOSPC if matches!(what, Lost::Xattr(_)) => {
+            let dir = format!("/proc/self/fd/{}", at.dir.as_raw_fd());
+            Room::at(Path::new(&dir)).is_ok_and(|room| room.free < XATTR_BYTES_MAX)
+        }
+        Errno::IO
+        | Errno::NOSPC
+        | Errno::DQUOT
+        | Errno::ROFS
+        | Errno::NOMEM
+        | Errno::STALE
+        | Errno::UCLEAN => true,
+        _ => false,
+    };
+    if passes {
+        return Err(error.into());
+    }
+    left.add(path, what, &io::Error::from(error));
+    Ok(())
 }
 
 /// Whether a file has the time that is stated. File systems keep times as finely as they can: whole seconds, FAT every second one.

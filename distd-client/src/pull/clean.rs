@@ -17,6 +17,30 @@ use crate::exit::Failure;
 /// # Errors
 /// Failures when a pull is at work there, or something is not distd's.
 pub(crate) fn clean(path: &Path, data: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    clean_all(path, data, &left(path, data))
+}
+
+/// The same for the pull that put the artifact there and could not remove all of its own; nothing is locked or written where it did.
+///
+/// # Errors
+/// As [`clean`].
+pub(super) fn leftovers(path: &Path, data: &Path) -> anyhow::Result<()> {
+    let there = |file: &PathBuf| fs::symlink_metadata(file).is_ok();
+    let left = left(path, data);
+    if !left.iter().any(there) && !there(&staging_path(path)) {
+        return Ok(());
+    }
+    clean_all(path, data, &left).map(drop)
+}
+
+/// Files that a pull may leave, beside the staging directory.
+fn left(path: &Path, data: &Path) -> Vec<PathBuf> {
+    let suffixes = PATCH_FILES.iter().chain(&[".distd-part-manifest", ".distd-part-journal"]);
+    let files = suffixes.map(|suffix| part_path(path, data, suffix));
+    files.flat_map(|file| [with_suffix(&file, ".part"), file]).collect()
+}
+
+fn clean_all(path: &Path, data: &Path, left: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let lock = part_path(path, data, ".distd-lock");
     if !lock.parent().is_some_and(Path::is_dir) {
         return Ok(Vec::new());
@@ -28,13 +52,10 @@ pub(crate) fn clean(path: &Path, data: &Path) -> anyhow::Result<Vec<PathBuf>> {
         Staging::of(path).clear().map_err(staging_failure)?;
         removed.push(staging);
     }
-    for suffix in PATCH_FILES.iter().chain(&[".distd-part-manifest", ".distd-part-journal"]) {
-        let file = part_path(path, data, suffix);
-        for file in [with_suffix(&file, ".part"), file] {
-            if fs::symlink_metadata(&file).is_ok() {
-                side::remove(&file).map_err(Failure::from)?;
-                removed.push(file);
-            }
+    for file in left {
+        if fs::symlink_metadata(file).is_ok() {
+            side::remove(file).map_err(Failure::from)?;
+            removed.push(file.clone());
         }
     }
     Ok(removed)

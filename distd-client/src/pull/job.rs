@@ -119,8 +119,13 @@ impl Job {
         let resumed = part_manifest.exists();
         side::write_atomic(&part_manifest, &manifest_bytes).map_err(Failure::from)?;
         drop(manifest_bytes);
-        let journal =
+        let mut journal =
             Journal::open(state_path(request, ".distd-part-journal"), manifest.id(), manifest.root().chunks);
+        if !target.may_hold_bytes() {
+            // The target was begun anew: an earlier one failed before it could be gone on with, or was removed. The journal that is
+            // there speaks of that one.
+            journal.replace(std::iter::empty());
+        }
         let patch_files: Vec<PathBuf> =
             PATCH_FILES.iter().map(|suffix| state_path(request, suffix)).collect();
         let mut payloads = Vec::new();

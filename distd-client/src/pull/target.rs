@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use distd_core::manifest::{Kind, Manifest};
+use distd_peer::trust::files;
 
 use super::kept::{is_block_device, part_path, staging_path};
 use super::left_out::LeftOut;
@@ -98,7 +99,7 @@ impl FileTarget {
     fn open(out: &Path, data: &Path, bytes: u64) -> anyhow::Result<Self> {
         let lock = part_path(out, data, ".distd-lock");
         if let Some(dir) = lock.parent() {
-            fs::create_dir_all(dir).with_context(|| format!("could not create {}", dir.display()))?;
+            files::create_private_dir(dir)?;
         }
         let lock = locked(Lock::take(lock), out)?;
         if is_block_device(out) {

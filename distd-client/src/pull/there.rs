@@ -6,6 +6,7 @@ use std::sync::Arc;
 use distd_core::ManifestId;
 use distd_core::manifest::{Kind, Manifest};
 
+use super::clean;
 use super::job::PATCH_FILES;
 use super::kept::{self, Kept};
 use super::run::PullRequest;
@@ -39,6 +40,10 @@ fn look(out: &Path, data: &Path, wanted: ManifestId) -> anyhow::Result<Option<Ar
             Ok(report) if report.is_intact() => {
                 if kept.part {
                     complete(out, data, &kept)?;
+                } else if kept::read_part_manifest(out, data).is_none()
+                    && let Err(error) = clean::leftovers(out, data)
+                {
+                    tracing::warn!(error = &*error, "state of a finished pull left behind");
                 }
                 let lock = kept::part_path(out, data, ".distd-lock");
                 if lock.exists() {

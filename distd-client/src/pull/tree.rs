@@ -339,13 +339,17 @@ impl Target for TreeTarget {
         };
         let local = |error: anyhow::Error| Failure::new(Code::Local, error);
         let mut bytes = vec![0; usize::try_from(self.listing_bytes).map_err(|e| bad(e.into()))?];
-        self.listing_file.read_exact_at(&mut bytes, 0).map_err(|e| local(e.into()))?;
+        let read = self.listing_file.read_exact_at(&mut bytes, 0);
+        read.with_context(|| format!("could not read {}", self.staging.listing().display()))
+            .map_err(local)?;
         let layout = Layout::new(&bytes).map_err(|e| bad(e.into()))?;
         if layout.total() != self.total {
             return Err(bad(anyhow!("it does not describe this artifact")).into());
         }
         self.check_room(&layout)?;
-        let beneath = Beneath::open(&self.staging.tree()).map_err(|e| local(e.into()))?;
+        let tree = self.staging.tree();
+        let beneath = Beneath::open(&tree).with_context(|| format!("could not open {}", tree.display()));
+        let beneath = beneath.map_err(local)?;
         self.make_entries(&layout, &beneath).map_err(|error| {
             let failure = local(error.context(format!("{} cannot be put here", self.out.display())));
             failure.next("pull it as root, or to a file system that can hold it")

@@ -51,7 +51,7 @@ impl Realm {
         sharing: &Sharing,
         outbound: Arc<Outbound>,
     ) -> anyhow::Result<Self> {
-        let refused = |e: anyhow::Error| Failure::new(Code::Refused, e);
+        let refused = Failure::refused;
         let node = Node::open(data, parents, anywhere(0), sharing, outbound).await?;
         let root = node.identity.root_json().context("the device has no TUF root").map_err(refused)?;
         let tuf = TufClient::open(data, root).map_err(|e| refused(e.into()))?;

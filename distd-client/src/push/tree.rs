@@ -200,9 +200,18 @@ fn link_names(found: &mut [Found]) {
     }
 }
 
+/// An error of one path; its number stays known, for what to do next depends on it.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {cause}", path.display())]
+struct AtPath {
+    path: PathBuf,
+    #[source]
+    cause: io::Error,
+}
+
 /// Puts the path before an error that does not name it.
 fn at(path: &Path) -> impl FnOnce(io::Error) -> io::Error {
-    move |e| io::Error::new(e.kind(), format!("{}: {e}", path.display()))
+    move |cause| io::Error::new(cause.kind(), AtPath { path: path.to_owned(), cause })
 }
 
 impl ReadAt for TreeSource {

@@ -51,8 +51,7 @@ impl Node {
             return Err(Failure::new(Code::Usage, anyhow!("no parent to ask")).next(next).into());
         }
         let parents = sharing.connectivity.allowed(parents);
-        let mut identity =
-            NodeIdentity::load_or_create(data).map_err(|e| Failure::new(Code::Refused, e.into()))?;
+        let mut identity = NodeIdentity::load_or_create(data).map_err(|e| Failure::refused(e.into()))?;
         if identity.cert().is_none() {
             let error = anyhow!("this device is not enrolled (looked in {})", data.display());
             let next = "enrol it: distd enroll --parent HOST:PORT --token TOKEN";

@@ -51,7 +51,15 @@ impl FileError {
 /// Creates `dir` and its parents; `dir` itself is for the owner alone.
 pub fn create_private_dir(dir: &Path) -> Result<(), FileError> {
     use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(FileError::io("create", dir))
+    match fs::DirBuilder::new().recursive(true).mode(0o700).create(dir) {
+        // The standard library says so too when it could not look whether a directory is there.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match fs::metadata(dir) {
+            Ok(meta) if meta.is_dir() => Ok(()),
+            Ok(_) => Err(FileError::io("create", dir)(error)),
+            Err(cause) => Err(FileError::io("inspect", dir)(cause)),
+        },
+        made => made.map_err(FileError::io("create", dir)),
+    }
 }
 
 /// Contents of `path`, at most [`TRUST_FILE_BYTES_MAX`]; `None` when there is no such file.
