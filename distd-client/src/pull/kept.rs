@@ -26,7 +26,12 @@ const LEFT_OUT_SUFFIX: &str = ".distd-left-out";
 
 /// Whether `path` is a block device.
 pub(crate) fn is_block_device(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|m| m.file_type().is_block_device())
+    match fs::metadata(path) {
+        Ok(meta) => meta.file_type().is_block_device(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        // Nothing else is taken there (docs/cli.md, "Paths of artifacts"), and `/dev` is no place for files of ours.
+        Err(_) => path.starts_with("/dev"),
+    }
 }
 
 /// Beginning of the names of all files kept for the artifact at `path`: the path itself, or for a block device, whose directory is no place for files, a
