@@ -161,6 +161,17 @@ mod tests {
     }
 
     #[test]
+    fn every_command_says_what_it_is_for() {
+        fn check(command: &clap::Command) {
+            for below in command.get_subcommands() {
+                assert!(below.get_about().is_some(), "{} {}", command.get_name(), below.get_name());
+                check(below);
+            }
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
     fn api_tokens_cannot_be_given_on_the_command_line() {
         let push = ["distd", "push", "f", "--product", "p", "--version", "1"];
         assert!(Cli::try_parse_from(push).is_ok());

@@ -10,10 +10,10 @@ use crate::context::{ApiArgs, Context};
 use crate::exit::Failure;
 use crate::output::table;
 
-/// List nodes, or shut one out.
 /// Characters of a label that are shown.
 const LABEL_SHOWN: usize = 40;
 
+/// List nodes, or shut one out.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
