@@ -259,43 +259,24 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
     progress.end();
     let seconds = start.elapsed().as_secs_f64();
     realm.leave(&manifest.id(), request.sharing.linger).await;
-    let transport = realm.parents.carriers();
-    let (relay, origin) = realm.parents.readings();
-    let peer = realm.neighbour_reading();
     let counts = *job.counts.lock().unwrap_or_else(PoisonError::into_inner);
+    let artifact_bytes = manifest.root().bytes;
     Ok(Outcome {
-        product,
-        version,
-        artifact_bytes: manifest.root().bytes,
-        held_bytes: manifest.root().bytes.saturating_sub(counts.placed_bytes + rebuilt.bytes),
+        held_bytes: artifact_bytes.saturating_sub(counts.placed_bytes + rebuilt.bytes),
         fetched_bytes: counts.fetched_bytes,
-        wire_bytes: relay.bytes_in + origin.bytes_in + peer.bytes_in,
-        wire_bytes_by_source: BySource {
-            origin: origin.bytes_in,
-            relay: relay.bytes_in,
-            peer: peer.bytes_in,
-            http: 0,
-        },
-        served_bytes: realm.served_bytes(),
         chunk_bytes: counts.chunk_bytes,
         patch_bytes: rebuilt.patch_bytes + job.patch_bytes(),
         patches_applied: rebuilt.patches + counts.patches_applied,
         patches_failed: counts.patches_failed,
         rebuilt_bytes: rebuilt.bytes + counts.rebuilt_bytes,
-        metadata_bytes,
         node_bytes,
         refetched_verified_bytes: counts.repeated_bytes,
         duplicate_bytes: counts.duplicate_bytes,
-        requests: relay.requests + origin.requests + peer.requests,
-        round_trips: relay.round_trips + origin.round_trips,
-        seconds,
-        manifest: manifest.id(),
-        blake3: manifest.root().blake3,
         resumed: job.resumed,
         already_there: false,
         left_out: in_place.left_out.counts().clone(),
         found: in_place.found,
-        transport,
+        ..nothing_moved(&realm, product, version, &manifest, metadata_bytes, seconds)
     })
 }
 
@@ -320,11 +301,25 @@ async fn already_there(
     let Asked { realm, resolved, metadata_bytes } = asked;
     remember(request, manifest.id());
     realm.leave(&manifest.id(), Duration::ZERO).await;
+    let seconds = start.elapsed().as_secs_f64();
+    let (product, version) = (resolved.product.to_string(), resolved.version.to_string());
+    Ok(nothing_moved(&realm, product, version, manifest, metadata_bytes, seconds))
+}
+
+/// The outcome when all of the artifact was there, with what the realm's connections count up to now.
+fn nothing_moved(
+    realm: &Realm,
+    product: String,
+    version: String,
+    manifest: &Manifest,
+    metadata_bytes: u64,
+    seconds: f64,
+) -> Outcome {
     let (relay, origin) = realm.parents.readings();
     let peer = realm.neighbour_reading();
-    Ok(Outcome {
-        product: resolved.product.to_string(),
-        version: resolved.version.to_string(),
+    Outcome {
+        product,
+        version,
         artifact_bytes: manifest.root().bytes,
         held_bytes: manifest.root().bytes,
         fetched_bytes: 0,
@@ -347,7 +342,7 @@ async fn already_there(
         duplicate_bytes: 0,
         requests: relay.requests + origin.requests + peer.requests,
         round_trips: relay.round_trips + origin.round_trips,
-        seconds: start.elapsed().as_secs_f64(),
+        seconds,
         manifest: manifest.id(),
         blake3: manifest.root().blake3,
         resumed: false,
@@ -355,5 +350,5 @@ async fn already_there(
         left_out: BTreeMap::new(),
         found: None,
         transport: realm.parents.carriers(),
-    })
+    }
 }
