@@ -1,6 +1,8 @@
 //! An origin beside the wrong database or store, or beside one that lost something: it refuses, names and heals, and
 //! never deletes what a right one would need. On every back end.
 
+#[path = "storage/servers.rs"]
+mod servers;
 #[path = "http/world.rs"]
 #[expect(dead_code, reason = "shared with tests that use all of it")]
 mod world;
@@ -14,41 +16,18 @@ use distd_server::run::{StartError, start};
 use distd_server::store::Store;
 use futures::TryStreamExt;
 use reqwest::{Method, StatusCode};
+use servers::{Postgres, random};
 use sqlx::{AnyConnection, Connection, Executor};
 use tempfile::TempDir;
 use world::{World, cut, files, noise, settings};
 
-/// A database and a store of one test's own, and the PostgreSQL database to drop in the end.
+/// A database and a store of one test's own, and the PostgreSQL databases to drop in the end.
 struct Site {
     directory: Option<TempDir>,
     path: PathBuf,
     db: String,
     store: String,
-    postgres: Vec<(String, String)>,
-}
-
-fn random() -> String {
-    let mut bytes = [0; 8];
-    aws_lc_rs::rand::fill(&mut bytes).expect("random");
-    hex::encode(bytes)
-}
-
-fn not_run(variable: &str) {
-    eprintln!("NOT RUN: set {variable} to run this test (tests/run.sh does)");
-}
-
-async fn new_postgres() -> Option<(String, String, String)> {
-    let Ok(server) = std::env::var("DISTD_TEST_POSTGRES_URL") else {
-        not_run("DISTD_TEST_POSTGRES_URL");
-        return None;
-    };
-    sqlx::any::install_default_drivers();
-    let name = format!("distd_test_{}", random());
-    let mut admin = AnyConnection::connect(&server).await.expect("PostgreSQL server");
-    admin.execute(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.expect("create database");
-    let mut url = url::Url::parse(&server).expect("a URL");
-    url.set_path(&name);
-    Some((server, name, url.to_string()))
+    postgres: Vec<Postgres>,
 }
 
 impl Site {
@@ -61,18 +40,12 @@ impl Site {
     }
 
     async fn on_postgres() -> Option<Self> {
-        let (server, name, db) = new_postgres().await?;
-        Some(Self { db, postgres: vec![(server, name)], ..Self::local() })
+        let postgres = Postgres::create().await?;
+        Some(Self { db: postgres.url.clone(), postgres: vec![postgres], ..Self::local() })
     }
 
     async fn on_s3() -> Option<Self> {
-        let Ok(bucket) = std::env::var("DISTD_TEST_S3_URL") else {
-            not_run("DISTD_TEST_S3_URL");
-            return None;
-        };
-        let mut url = url::Url::parse(&bucket).expect("a URL");
-        url.set_path(&format!("/{}", random()));
-        Some(Self { store: url.to_string(), ..Self::local() })
+        Some(Self { store: servers::s3()?, ..Self::local() })
     }
 
     async fn open(&mut self) -> World {
@@ -101,20 +74,15 @@ impl Site {
         if self.db.starts_with("sqlite:") {
             return format!("sqlite:{}", self.path.join(format!("{}.sqlite", random())).display());
         }
-        let (server, name, url) = new_postgres().await.expect("a server");
-        self.postgres.push((server, name));
+        let postgres = Postgres::create().await.expect("a server");
+        let url = postgres.url.clone();
+        self.postgres.push(postgres);
         url
     }
 
     /// An empty store of the same kind.
     fn empty_store(&self) -> String {
-        match url::Url::parse(&self.store) {
-            Ok(mut url) => {
-                url.set_path(&format!("/{}", random()));
-                url.to_string()
-            }
-            Err(_) => self.path.join(random()).display().to_string(),
-        }
+        servers::beside(&self.store).unwrap_or_else(|| self.path.join(random()).display().to_string())
     }
 
     async fn objects(&self) -> Vec<String> {
@@ -128,10 +96,8 @@ impl Site {
     }
 
     async fn end(self) {
-        for (server, database) in self.postgres {
-            let mut admin = AnyConnection::connect(&server).await.expect("PostgreSQL server");
-            let drop = format!("DROP DATABASE {database} WITH (FORCE)");
-            admin.execute(sqlx::AssertSqlSafe(drop)).await.expect("drop database");
+        for postgres in self.postgres {
+            postgres.end().await;
         }
     }
 }

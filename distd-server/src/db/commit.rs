@@ -7,7 +7,7 @@ use distd_core::{ChunkHash, ChunkId, ManifestId};
 use super::ids::IdTx;
 use super::packs::{PackId, PackIndexes, read_index};
 use super::releases::{self, ReleaseRow};
-use super::row::{Columns, signed};
+use super::row::Columns;
 use super::{Db, DbError, Location, UploadId, failed};
 
 const WHAT: &str = "commit the upload";
@@ -174,23 +174,7 @@ impl CommitTx {
         self.ids.count().await?;
         let tx = &mut self.ids.tx;
         if let Some(release) = release {
-            sqlx::query(
-                "INSERT INTO releases (product, version, manifest, blake3, bytes, chunk_count, kind, created, \
-                 created_by, published) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-            )
-            .bind(release.product.to_string())
-            .bind(release.version.to_string())
-            .bind(release.manifest.as_bytes().as_slice())
-            .bind(release.blake3.as_bytes().as_slice())
-            .bind(signed(release.bytes))
-            .bind(signed(release.chunk_count))
-            .bind(release.kind.clone())
-            .bind(release.created)
-            .bind(release.created_by.clone())
-            .bind(release.published)
-            .execute(&mut **tx)
-            .await
-            .map_err(failed(WHAT))?;
+            releases::insert(&mut **tx, release).await.map_err(failed(WHAT))?;
         }
         sqlx::query(
             "INSERT INTO doomed (object, since) SELECT object, 0 FROM packs WHERE upload = $1 \

@@ -5,7 +5,7 @@ use distd_core::{ArtifactHash, ManifestId};
 use sqlx::any::AnyRow;
 use sqlx::{Any, Executor};
 
-use super::row::Columns;
+use super::row::{Columns, signed};
 use super::{Db, DbError, UnixSeconds, failed};
 
 /// One release.
@@ -49,6 +49,30 @@ pub(super) fn read(row: &AnyRow) -> Result<ReleaseRow, sqlx::Error> {
         created_by: row.text("created_by")?,
         published: row.time_or_none("published")?,
     })
+}
+
+/// Inserts a release.
+pub(super) async fn insert<'e>(
+    on: impl Executor<'e, Database = Any>,
+    release: &ReleaseRow,
+) -> Result<(), sqlx::Error> {
+    let sql = sqlx::AssertSqlSafe(format!(
+        "INSERT INTO releases ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+    ));
+    sqlx::query(sql)
+        .bind(release.product.to_string())
+        .bind(release.version.to_string())
+        .bind(release.manifest.as_bytes().as_slice())
+        .bind(release.blake3.as_bytes().as_slice())
+        .bind(signed(release.bytes))
+        .bind(signed(release.chunk_count))
+        .bind(release.kind.clone())
+        .bind(release.created)
+        .bind(release.created_by.clone())
+        .bind(release.published)
+        .execute(on)
+        .await
+        .map(drop)
 }
 
 impl Db {

@@ -6,7 +6,7 @@ use distd_core::ChunkId;
 use distd_core::cut::CutParams;
 
 use super::row::{Columns, signed};
-use super::{Db, DbError, ReleaseRow, failed};
+use super::{Db, DbError, ReleaseRow, failed, releases};
 use crate::store::pack::PackEntry;
 
 const WHAT: &str = "make the rows of a release again";
@@ -79,23 +79,7 @@ impl Db {
                 .map_err(failed(WHAT))?;
             }
         }
-        sqlx::query(
-            "INSERT INTO releases (product, version, manifest, blake3, bytes, chunk_count, kind, created, \
-             created_by, published) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-        )
-        .bind(release.product.to_string())
-        .bind(release.version.to_string())
-        .bind(release.manifest.as_bytes().as_slice())
-        .bind(release.blake3.as_bytes().as_slice())
-        .bind(signed(release.bytes))
-        .bind(signed(release.chunk_count))
-        .bind(release.kind.clone())
-        .bind(release.created)
-        .bind(release.created_by.clone())
-        .bind(release.published)
-        .execute(&mut *tx)
-        .await
-        .map_err(failed(WHAT))?;
+        releases::insert(&mut *tx, release).await.map_err(failed(WHAT))?;
         tx.commit().await.map_err(failed(WHAT))
     }
 }

@@ -1,5 +1,7 @@
 //! A database and a store of one test's own.
 
+mod servers;
+
 use std::path::Path;
 
 use distd_core::names::Name;
@@ -7,7 +9,7 @@ use distd_server::db::Db;
 use distd_server::ingest::Ingest;
 use distd_server::store::Store;
 use futures::TryStreamExt;
-use sqlx::{AnyConnection, Connection, Executor};
+use servers::Postgres;
 use tempfile::TempDir;
 
 pub(crate) struct World {
@@ -16,8 +18,7 @@ pub(crate) struct World {
     pub(crate) ingest: Ingest,
     pub(crate) address: String,
     pub(crate) directory: TempDir,
-    /// Server address and name of a database to drop in the end.
-    postgres: Option<(String, String)>,
+    postgres: Option<Postgres>,
 }
 
 pub(crate) fn name(s: &str) -> Name {
@@ -29,16 +30,6 @@ pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     blake3::Hasher::new().update(&seed.to_be_bytes()).finalize_xof().fill(&mut bytes);
     bytes
-}
-
-fn random() -> String {
-    let mut bytes = [0; 8];
-    aws_lc_rs::rand::fill(&mut bytes).expect("random");
-    hex::encode(bytes)
-}
-
-fn not_run(variable: &str) {
-    eprintln!("NOT RUN: set {variable} to run this test (tests/run.sh does)");
 }
 
 impl World {
@@ -67,34 +58,16 @@ impl World {
     }
 
     pub(crate) async fn postgres_and_directory() -> Option<Self> {
-        let Ok(server) = std::env::var("DISTD_TEST_POSTGRES_URL") else {
-            not_run("DISTD_TEST_POSTGRES_URL");
-            return None;
-        };
-        sqlx::any::install_default_drivers();
-        let database = format!("distd_test_{}", random());
-        let mut admin = AnyConnection::connect(&server).await.expect("PostgreSQL server");
-        admin
-            .execute(sqlx::AssertSqlSafe(format!("CREATE DATABASE {database}")))
-            .await
-            .expect("create database");
-        let mut url = url::Url::parse(&server).expect("a URL");
-        url.set_path(&database);
+        let postgres = Postgres::create().await?;
         let directory = tempfile::tempdir().expect("tempdir");
         let store = Self::directory_store(&directory);
-        let mut world = Self::new(directory, url.to_string(), store).await;
-        world.postgres = Some((server, database));
+        let mut world = Self::new(directory, postgres.url.clone(), store).await;
+        world.postgres = Some(postgres);
         Some(world)
     }
 
     pub(crate) async fn sqlite_and_s3() -> Option<Self> {
-        let Ok(bucket) = std::env::var("DISTD_TEST_S3_URL") else {
-            not_run("DISTD_TEST_S3_URL");
-            return None;
-        };
-        let mut url = url::Url::parse(&bucket).expect("a URL");
-        url.set_path(&format!("/{}", random()));
-        let store = Store::open(url.as_str()).expect("S3");
+        let store = Store::open(&servers::s3()?).expect("S3");
         let directory = tempfile::tempdir().expect("tempdir");
         let address = format!("sqlite:{}/distd.sqlite", directory.path().display());
         Some(Self::new(directory, address, store).await)
@@ -115,10 +88,8 @@ impl World {
 
     pub(crate) async fn end(self) {
         self.db.close().await;
-        if let Some((server, database)) = self.postgres {
-            let mut admin = AnyConnection::connect(&server).await.expect("PostgreSQL server");
-            let drop = format!("DROP DATABASE {database} WITH (FORCE)");
-            admin.execute(sqlx::AssertSqlSafe(drop)).await.expect("drop database");
+        if let Some(postgres) = self.postgres {
+            postgres.end().await;
         }
     }
 }
