@@ -171,7 +171,7 @@ impl<N: Ord + Copy> UploadSlots<N> {
 
     /// Gives free slots to those who wait: to the node that holds fewest, and of several to the next in turn.
     fn grant(&mut self) {
-        while self.held < self.slots {
+        while self.held < self.slots && self.waiting > 0 {
             let share = self.share();
             let after = |node: &N| self.last.is_none_or(|last| *node <= last);
             let next = self

@@ -35,13 +35,14 @@ pub(super) struct OpenSwarm {
     pub(super) member: Option<Member>,
 }
 
-/// Streams of one connection that may be control streams, by their id, and the swarms of those that are.
+/// Streams of one connection that may be control streams, by their id, and the swarms of those that are: a
+/// channel once somebody asks for it, since most streams are none.
 ///
 /// Streams are accepted in the order in which they were opened, so that the control stream of a swarm is here
 /// before any stream that names it.
 #[derive(Default)]
 pub(super) struct Swarms {
-    streams: Mutex<HashMap<u64, watch::Sender<SwarmState>>>,
+    streams: Mutex<HashMap<u64, Option<watch::Sender<SwarmState>>>>,
 }
 
 /// Where the handshake of a swarm stands.
@@ -54,7 +55,7 @@ pub(super) enum SwarmState {
 }
 
 impl Swarms {
-    fn streams(&self) -> MutexGuard<'_, HashMap<u64, watch::Sender<SwarmState>>> {
+    fn streams(&self) -> MutexGuard<'_, HashMap<u64, Option<watch::Sender<SwarmState>>>> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -65,8 +66,8 @@ impl Swarms {
 
     /// The handshake of a control stream was answered.
     pub(super) fn set(&self, control: u64, state: SwarmState) {
-        if let Some(stream) = self.streams().get(&control) {
-            stream.send_replace(state);
+        if let Some(stream) = self.streams().get_mut(&control) {
+            stream.get_or_insert_default().send_replace(state);
         }
     }
 
@@ -77,7 +78,10 @@ impl Swarms {
 
     /// The swarm of a control stream, once its handshake is answered. A breach where there is no such stream.
     pub(super) async fn wait(&self, control: u64) -> Result<Arc<OpenSwarm>, CloseCode> {
-        let mut stream = self.streams().get(&control).ok_or(CloseCode::Protocol)?.subscribe();
+        let mut stream = {
+            let mut streams = self.streams();
+            streams.get_mut(&control).ok_or(CloseCode::Protocol)?.get_or_insert_default().subscribe()
+        };
         let answered = stream.wait_for(|state| !matches!(state, SwarmState::Pending));
         match tokio::time::timeout(HANDSHAKE_WAIT, answered).await {
             Ok(Ok(state)) => match &*state {
@@ -270,7 +274,7 @@ async fn accept_streams(peer: &Arc<Peer>, connection: &mut Accepted) {
                     if code == CloseCode::Protocol {
                         peer.server.counters.breaches.fetch_add(1, Ordering::Relaxed);
                         let node = peer.identity.node_id;
-                        match peer.server.refusals.due((node, "breach")) {
+                        match peer.server.refusals.due((Some(node), "breach")) {
                             Some(times) => {
                                 tracing::info!(%node, times, "peer broke the protocol on a stream")
                             }

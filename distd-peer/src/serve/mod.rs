@@ -203,7 +203,7 @@ pub struct Server {
     door: Door,
     budgets: Budgets,
     /// Lines about what nodes were refused.
-    refusals: Seldom<(NodeId, &'static str)>,
+    refusals: Seldom<(Option<NodeId>, &'static str)>,
     /// Counters.
     pub counters: Arc<ServeCounters>,
 }

@@ -23,10 +23,15 @@ fn code_of(error: &ServeError) -> CloseCode {
 }
 
 pub(super) fn refuse(peer: &Peer, what: &'static str, error: &ServeError) -> CloseCode {
-    let (node, error_of) = (peer.identity.node_id, error as &dyn std::error::Error);
-    match peer.server.refusals.due((node, what)) {
-        Some(times) => tracing::info!(%node, error = error_of, times, "{what} not served"),
-        None => tracing::debug!(%node, error = error_of, "{what} not served"),
+    not_served(&peer.server, Some(peer.identity.node_id), what, error)
+}
+
+/// Logs that a node, or a stranger, was not served.
+fn not_served(server: &Server, node: Option<NodeId>, what: &'static str, error: &ServeError) -> CloseCode {
+    let (name, error_of) = (node.map(tracing::field::display), error as &dyn std::error::Error);
+    match server.refusals.due((node, what)) {
+        Some(times) => tracing::info!(node = name, error = error_of, times, "{what} not served"),
+        None => tracing::debug!(node = name, error = error_of, "{what} not served"),
     }
     code_of(error)
 }
@@ -35,14 +40,9 @@ pub(super) fn wire(error: WireError) -> CloseCode {
     error.close_code()
 }
 
-/// Sends a frame, behind what was gathered.
+/// Sends a frame, behind what was gathered; an asker that does not read for too long is given up.
 pub(super) async fn send(peer: &Peer, writer: &mut FrameWriter, frame: &Frame) -> Result<(), CloseCode> {
     writer.gather(frame);
-    flush(peer, writer).await
-}
-
-/// Sends what was gathered; an asker that does not read for too long is given up.
-pub(super) async fn flush(peer: &Peer, writer: &mut FrameWriter) -> Result<(), CloseCode> {
     match tokio::time::timeout(peer.server.config.stall, writer.flush()).await {
         Ok(sent) => sent.map_err(wire),
         Err(_) => Err(CloseCode::Stalled),
@@ -121,14 +121,8 @@ pub(super) async fn enroll(server: &Server, writer: &mut FrameWriter, reader: &m
         let Some(Frame::Enroll(EnrollBody(body))) = reader.next().await.map_err(wire)? else {
             return Err(CloseCode::Protocol);
         };
-        let reply = server.content.enroll(body).await.map_err(|error| {
-            let of = &error as &dyn std::error::Error;
-            match server.refusals.due((NodeId([0; 16]), "enrolment")) {
-                Some(times) => tracing::info!(error = of, times, "enrolment not served"),
-                None => tracing::debug!(error = of, "enrolment not served"),
-            }
-            code_of(&error)
-        })?;
+        let reply = server.content.enroll(body).await;
+        let reply = reply.map_err(|error| not_served(server, None, "enrolment", &error))?;
         writer.send(&Frame::Enrolled(EnrollBody(reply))).await.map_err(wire)
     };
     match answer.await {
