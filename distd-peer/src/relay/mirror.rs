@@ -15,7 +15,8 @@ use tokio::sync::Notify;
 
 use crate::trust::files;
 use crate::trust::tuf::wire::{
-    Answer, HELD_TARGETS_MAX, QUERY_BYTES_MAX, QUERY_ROLES_MAX, Query, held_prefix,
+    Answer, HELD_TARGETS_MAX, QUERY_BYTES_MAX, QUERY_ROLES_MAX, Query, held_prefix, role_file, target_hash,
+    target_of, version_of,
 };
 use crate::trust::tuf::{
     AnswerError, Answerer, ChannelDoc, DirStore, MetadataStore, StoreError, is_served_name,
@@ -104,12 +105,8 @@ impl Mirror {
         query.targets.dedup();
         let Some(timestamp) = self.timestamp().await? else { return Ok(query) };
         query.timestamp = timestamp;
-        let mut newest: BTreeMap<String, u64> = BTreeMap::new();
         let names = self.store.list().await?;
-        for (role, version) in names.iter().filter_map(|name| role_file(name)) {
-            let at = newest.entry(role.to_owned()).or_insert(version);
-            *at = version.max(*at);
-        }
+        let mut newest = newest(&names);
         // What would come: the wanted targets, and the releases that wanted channels point to.
         let path_of = |target: &str| names.iter().find(|name| target_of(name).as_deref() == Some(target));
         for target in &query.targets {
@@ -128,7 +125,8 @@ impl Mirror {
         query.held.truncate(HELD_TARGETS_MAX);
         query.root = newest.remove("root").unwrap_or(1);
         query.snapshot = newest.remove("snapshot").unwrap_or(0);
-        query.roles = newest.into_iter().take(QUERY_ROLES_MAX).collect();
+        let roles = newest.into_iter().take(QUERY_ROLES_MAX);
+        query.roles = roles.map(|(role, version)| (role.to_owned(), version)).collect();
         // Bins that are not named come again; a question that is too long is answered by nobody.
         while query.encode().len() > QUERY_BYTES_MAX && query.roles.pop().is_some() {}
         Ok(query)
@@ -168,23 +166,30 @@ impl Mirror {
         let fits = |(name, bytes): &&(String, Bytes)| {
             name != TIMESTAMP && is_served_name(name) && bytes.len() <= FILE_BYTES_MAX
         };
+        let mut listed: Option<Vec<String>> = None;
         for (name, bytes) in files.iter().filter(fits) {
             // What has a version or hash in its name changes only behind a restored backup.
             if self.store.get(name).await?.as_ref() == Some(bytes) {
                 continue;
             }
-            let names = self.store.list().await?;
+            let mut names = match listed.take() {
+                Some(names) => names,
+                None => self.store.list().await?,
+            };
             if names.len() >= FILES_MAX {
                 self.prune().await?;
+                names = self.store.list().await?;
             }
             self.store.put(name, bytes.clone()).await?;
             // A target has one present file.
             if let Some(target) = target_of(name) {
-                for old in names.iter().filter(|old| *old != name && target_of(old).as_ref() == Some(&target))
-                {
-                    self.store.delete(old).await?;
+                let is_old = |old: &mut String| target_of(old).as_ref() == Some(&target);
+                for old in names.extract_if(.., is_old).filter(|old| old != name) {
+                    self.store.delete(&old).await?;
                 }
             }
+            names.push(name.clone());
+            listed = Some(names);
         }
         Ok(())
     }
@@ -192,11 +197,7 @@ impl Mirror {
     /// Removes older versions of roles, and all targets: what is still asked for comes again.
     async fn prune(&self) -> Result<(), StoreError> {
         let names = self.store.list().await?;
-        let mut newest: BTreeMap<&str, u64> = BTreeMap::new();
-        for (role, version) in names.iter().filter_map(|name| role_file(name)) {
-            let at = newest.entry(role).or_insert(version);
-            *at = version.max(*at);
-        }
+        let newest = newest(&names);
         for name in &names {
             let is_old = match role_file(name) {
                 // Devices walk the roots one by one, from any old one.
@@ -226,15 +227,14 @@ impl Mirror {
     }
 }
 
-/// `signed.version` of a metadata file: nobody believes it, it steers what is asked for.
-fn version_of(json: &[u8]) -> Option<u64> {
-    serde_json::from_slice::<serde_json::Value>(json).ok()?.get("signed")?.get("version")?.as_u64()
-}
-
-/// Role and version of `VERSION.ROLE.json`.
-fn role_file(name: &str) -> Option<(&str, u64)> {
-    let (version, role) = name.strip_suffix(".json")?.split_once('.')?;
-    Some((role, version.parse().ok()?)).filter(|_| !name.contains('/'))
+/// The newest version of every role among files.
+fn newest(names: &[String]) -> BTreeMap<&str, u64> {
+    let mut newest = BTreeMap::new();
+    for (role, version) in names.iter().filter_map(|name| role_file(name)) {
+        let at = newest.entry(role).or_insert(version);
+        *at = version.max(*at);
+    }
+    newest
 }
 
 /// Whether a realm could have a target of this name.
@@ -245,18 +245,6 @@ fn is_target(name: &str) -> bool {
         ["patches", product] => is_name(product),
         _ => false,
     }
-}
-
-/// The target that lies at a path of the repository.
-fn target_of(path: &str) -> Option<String> {
-    let (dirs, file) = path.strip_prefix("targets/")?.rsplit_once('/')?;
-    Some(format!("{dirs}/{}", file.split_once('.')?.1))
-}
-
-/// The hash in a target's path.
-fn target_hash(name: &str) -> Option<Vec<u8>> {
-    let file = name.strip_prefix("targets/")?.rsplit('/').next()?;
-    hex::decode(file.split('.').next()?).ok()
 }
 
 #[cfg(test)]

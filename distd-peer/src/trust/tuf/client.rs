@@ -17,7 +17,9 @@ use super::error::TufError;
 use super::memory::{Files, MetadataSource};
 use super::store::Store;
 use super::walk::{Verified, current_files, newest_root};
-use super::wire::{HELD_TARGETS_MAX, QUERY_NAMES_MAX, Query, held_prefix};
+use super::wire::{
+    HELD_TARGETS_MAX, QUERY_NAMES_MAX, Query, held_prefix, role_file, target_hash, target_of, version_of,
+};
 
 /// Most role files kept: a question names each.
 const ROLES_KEPT_MAX: usize = QUERY_NAMES_MAX;
@@ -208,13 +210,9 @@ fn query(root: &[u8], held: &BTreeMap<String, Bytes>, wanted: &Wanted) -> Query 
         ..Query::default()
     };
     for name in held.keys() {
-        if let Some(target) = name.strip_prefix("targets/") {
-            let file = target.rsplit('/').next().unwrap_or(target);
-            let sha256 = file.split('.').next().and_then(|hex| hex::decode(hex).ok());
-            query.held.extend(sha256.map(|h| held_prefix(&h)));
-        } else if let Some((version, role)) = name.strip_suffix(".json").and_then(|n| n.split_once('.'))
-            && let Ok(version) = version.parse()
-        {
+        if let Some(sha256) = target_hash(name) {
+            query.held.push(held_prefix(&sha256));
+        } else if let Some((role, version)) = role_file(name) {
             match role {
                 "snapshot" => query.snapshot = version,
                 role => query.roles.push((role.to_owned(), version)),
@@ -223,11 +221,6 @@ fn query(root: &[u8], held: &BTreeMap<String, Bytes>, wanted: &Wanted) -> Query 
     }
     query.held.truncate(HELD_TARGETS_MAX);
     query
-}
-
-/// `signed.version`, of files already verified once: it only steers what is asked for.
-fn version_of(json: &[u8]) -> Option<u64> {
-    serde_json::from_slice::<Value>(json).ok()?.get("signed")?.get("version")?.as_u64()
 }
 
 /// Refuses a clock that is behind the time at which the origin signed the timestamp: metadata that has ended
@@ -324,11 +317,8 @@ fn to_keep(
         names.extend(channel.and_then(|name| path_of(&name)));
     }
     // What an earlier update held and this one did not look at: it is checked again when it is used.
-    let is_superseded = |held: &String| {
-        let path = held.strip_prefix("targets/").and_then(|path| path.rsplit_once('/'));
-        let name = path.and_then(|(dirs, file)| Some(format!("{dirs}/{}", file.split_once('.')?.1)));
-        name.and_then(|name| path_of(&name)).is_some_and(|now| now != *held)
-    };
+    let is_superseded =
+        |held: &String| target_of(held).and_then(|name| path_of(&name)).is_some_and(|now| now != *held);
     let others = held_targets.iter().filter(|held| !is_superseded(held));
     names.extend(others.take(HELD_TARGETS_MAX.saturating_sub(3)).cloned());
     names.into_iter().filter_map(|name| files.get(&name).map(|bytes| (name, bytes))).collect()

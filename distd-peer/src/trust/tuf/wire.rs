@@ -143,6 +143,29 @@ pub fn target_path(target: &str, sha256: &[u8]) -> String {
     }
 }
 
+/// The target whose file lies at a path that [`target_path`] gave.
+pub fn target_of(path: &str) -> Option<String> {
+    let (dirs, file) = path.strip_prefix("targets/")?.rsplit_once('/')?;
+    Some(format!("{dirs}/{}", file.split_once('.')?.1))
+}
+
+/// The SHA-256 in such a path.
+pub fn target_hash(path: &str) -> Option<Vec<u8>> {
+    let file = path.strip_prefix("targets/")?.rsplit('/').next()?;
+    hex::decode(file.split('.').next()?).ok()
+}
+
+/// Role and version of `VERSION.ROLE.json`.
+pub fn role_file(name: &str) -> Option<(&str, u64)> {
+    let (version, role) = name.strip_suffix(".json")?.split_once('.')?;
+    Some((role, version.parse().ok()?)).filter(|_| !name.contains('/'))
+}
+
+/// `signed.version` of a metadata file. It steers what is asked for, and vouches for nothing.
+pub fn version_of(json: &[u8]) -> Option<u64> {
+    serde_json::from_slice::<serde_json::Value>(json).ok()?.get("signed")?.get("version")?.as_u64()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
