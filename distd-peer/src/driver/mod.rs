@@ -60,6 +60,9 @@ pub trait ChunkSink: Send + Sync + 'static {
 
     /// No parent can send these.
     fn unavailable(&self, _chunks: &ChunkRanges) {}
+
+    /// These were wanted no more and are not on their way.
+    fn given_up(&self, _chunks: &ChunkRanges) {}
 }
 
 /// Why a sink cannot go on.
@@ -383,17 +386,27 @@ impl Driver {
                 }
             }
             wanted = self.wants.recv(), if serving && !(self.wants.is_closed() && self.wants.is_empty()) => {
-                match wanted {
-                    Some(Want::More(chunks)) => self.add_wanted(&chunks),
-                    Some(Want::NoMore(chunks)) => self.fetch.want_no_more(monotonic_now(), &chunks),
-                    Some(Want::Disbelieved) => self.fetch.handle_disbelieved(monotonic_now()),
-                    None => {}
+                let mut next = wanted;
+                while let Some(wanted) = next {
+                    self.heed(wanted);
+                    next = self.wants.try_recv().ok();
                 }
             }
             () = sleep => {}
         }
         while self.tasks.try_join_next().is_some() {}
         Ok(None)
+    }
+
+    fn heed(&mut self, wanted: Want) {
+        match wanted {
+            Want::More(chunks) => self.add_wanted(&chunks),
+            Want::NoMore(chunks) => {
+                let given_up = self.fetch.want_no_more(monotonic_now(), &chunks);
+                self.sink.given_up(&given_up);
+            }
+            Want::Disbelieved => self.fetch.handle_disbelieved(monotonic_now()),
+        }
     }
 
     /// Whoever has something held back by this side's limit is not slow: what else it sends waits behind that in its connection.

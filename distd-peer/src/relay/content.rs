@@ -34,11 +34,14 @@ use crate::trust::tls::{PeerIdentity, TrustAnchor};
 /// Swarms kept open; the least recently used goes first. One costs its manifest, some 8 MB for an 800 MB image.
 const SWARMS_MAX: usize = 4;
 
-/// Swarms whose driver is kept although nobody has fetched from them for [`DRIVER_IDLE`].
+/// How long the driver of a swarm is kept although nobody fetches from it.
 const DRIVER_IDLE: Duration = Duration::from_secs(30);
 
 /// How long a manifest that no parent knows is not asked for again.
 const UNKNOWN: Duration = Duration::from_secs(10);
+
+/// Manifests remembered that no parent knows.
+const UNKNOWN_MAX: usize = 1024;
 
 /// What a question for a manifest that nobody knows counts, bytes.
 const UNKNOWN_COST: u64 = 64 << 10;
@@ -46,11 +49,12 @@ const UNKNOWN_COST: u64 = 64 << 10;
 /// What a manifest that did not come whole counts, bytes: the parents may have sent most of a large one.
 const FAILED_COST: u64 = 4 << 20;
 
-/// Such manifests remembered.
-const UNKNOWN_MAX: usize = 1024;
-
 /// Chunks that one batch wants from upstream ahead of what its asker has taken.
 const AHEAD: usize = 128;
+
+/// Fewer than these are not asked for by themselves while others are on their way: every question costs the driver a
+/// turn, and the parent may have to answer it with a batch of its own.
+const AHEAD_STEP: usize = AHEAD / 2;
 
 /// How often a chunk that was evicted between arriving and being read is fetched again for one asker.
 const EVICTED_TRIES: u32 = 3;
@@ -157,11 +161,6 @@ impl Relay {
         self.heard.load(Ordering::Relaxed)
     }
 
-    /// A parent answered.
-    pub(super) fn hear(&self) {
-        self.heard.store(unix_now(), Ordering::Relaxed);
-    }
-
     /// Has the newest of the metadata that every device needs, whether one asks for it or not.
     ///
     /// # Errors
@@ -187,10 +186,14 @@ impl Relay {
         }
     }
 
-    async fn ask_metadata(&self, question: Bytes) -> Result<Bytes, ServeError> {
+    /// What a parent answers.
+    ///
+    /// # Errors
+    /// [`ServeError::Upstream`].
+    pub(super) async fn ask_metadata(&self, question: Bytes) -> Result<Bytes, ServeError> {
         let link = self.parents.any_link().await.map_err(|e| ServeError::Upstream(e.into()))?;
         let answer = link.metadata(question).await.map_err(|e| ServeError::Upstream(e.into()))?;
-        self.hear();
+        self.heard.store(unix_now(), Ordering::Relaxed);
         Ok(answer)
     }
 
@@ -328,9 +331,8 @@ async fn fetch(
         };
         match attempt.await {
             Ok(manifest) => {
-                let (local, kept) = (store.clone(), manifest.clone());
-                blocking(move || local.put_manifest(&kept)).await?;
-                return Ok(manifest);
+                let local = store.clone();
+                return blocking(move || local.put_manifest(&manifest).map(|()| manifest)).await;
             }
             Err(error) => {
                 if error.is_breach() {
@@ -451,16 +453,9 @@ pub(super) struct RelaySwarm {
 
 /// A driver at work, and when something was last asked of it.
 struct Driven {
-    handle: DriverHandle,
+    /// Shared with the batches that may yet ask something of it.
+    handle: Arc<DriverHandle>,
     used: Instant,
-    /// Batches that may yet ask something of it.
-    users: Arc<()>,
-}
-
-/// A driver in use by a batch.
-struct Driving {
-    handle: DriverHandle,
-    _user: Arc<()>,
 }
 
 impl RelaySwarm {
@@ -477,7 +472,7 @@ impl RelaySwarm {
     }
 
     /// The driver that fetches from the parents: it has the swarm open there for as long as it runs.
-    fn driving(&self) -> Driving {
+    fn driving(&self) -> Arc<DriverHandle> {
         let mut driver = self.driver();
         let driven = driver.get_or_insert_with(|| {
             let config = FetchConfig::relay();
@@ -489,17 +484,17 @@ impl RelaySwarm {
                     tracing::error!(error = &error as &dyn std::error::Error, "swarm ended");
                 }
             });
-            Driven { handle, used: Instant::now(), users: Arc::default() }
+            Driven { handle: Arc::new(handle), used: Instant::now() }
         });
         driven.used = Instant::now();
-        Driving { handle: driven.handle.clone(), _user: driven.users.clone() }
+        driven.handle.clone()
     }
 
     /// Leaves the swarm at the parents when nobody has fetched from it for a while.
     fn leave_when_idle(&self) {
         let mut driver = self.driver();
         let idle =
-            |driven: &Driven| Arc::strong_count(&driven.users) == 1 && driven.used.elapsed() > DRIVER_IDLE;
+            |driven: &Driven| Arc::strong_count(&driven.handle) == 1 && driven.used.elapsed() > DRIVER_IDLE;
         if driver.as_ref().is_some_and(idle) {
             *driver = None;
         }
@@ -545,20 +540,19 @@ impl RelaySwarm {
         }
         let held = self.held_of(&known).unwrap_or_default();
         let here: ChunkRanges = held.iter().map(|(entry, _)| entry.id).collect();
-        let driving = self.driving();
+        let driver = self.driving();
         let (tx, arrivals) = mpsc::unbounded_channel();
         let mut asking = Asking {
             swarm: self,
             tx,
             later: known.difference(&here),
-            open: ChunkRanges::new(),
             room: None,
             waiter: Waiter {
                 demand: &self.demand,
-                driver: driving.handle.clone(),
+                driver: &driver,
                 budget,
                 table: &self.table,
-                chunks: known,
+                open: ChunkRanges::new(),
                 own: ChunkRanges::new(),
                 unsent: ChunkRanges::new(),
                 arrivals,
@@ -580,7 +574,7 @@ impl RelaySwarm {
         let mut tries: HashMap<ChunkId, u32> = HashMap::new();
         let mut arrived = Vec::with_capacity(READ_GROUP);
         loop {
-            if asking.open.is_empty() {
+            if asking.waiter.open.is_empty() {
                 if asking.later.is_empty() {
                     return Some(());
                 }
@@ -601,7 +595,7 @@ impl RelaySwarm {
             let Ok(1..) = count else {
                 // It will ask again.
                 asking.waiter.is_told = true;
-                let mut rest = asking.open.clone();
+                let mut rest = asking.waiter.open.clone();
                 rest.extend(&asking.later);
                 answers.send(ChunkAnswer::DontHave(rest, DontHaveReason::Upstream)).await.ok()?;
                 return Some(());
@@ -609,7 +603,7 @@ impl RelaySwarm {
             let mut ready = Vec::with_capacity(arrived.len());
             for arrival in arrived.drain(..) {
                 match arrival {
-                    Arrival::Held(id) if asking.open.contains(id) => {
+                    Arrival::Held(id) if asking.waiter.open.contains(id) => {
                         asking.waiter.unsent.insert(id);
                         ready.extend(self.table.get(id).map(|entry| (entry, None)));
                     }
@@ -622,7 +616,7 @@ impl RelaySwarm {
                 *tries += 1;
                 match data {
                     Some(data) => {
-                        if asking.open.contains(id) {
+                        if asking.waiter.open.contains(id) {
                             answers.send(ChunkAnswer::Data(data)).await.ok()?;
                             asking.sent(id);
                         }
@@ -642,34 +636,41 @@ struct Asking<'a> {
     tx: mpsc::UnboundedSender<Arrival>,
     /// Not asked for yet.
     later: ChunkRanges,
-    /// Asked for, and not answered yet.
-    open: ChunkRanges,
-    /// What of its node's room the open ones take.
+    /// What of its node's room the open ones take, and those answered since [`Self::top_up`].
     room: Option<SemaphorePermit<'a>>,
     waiter: Waiter<'a>,
 }
 
 impl<'a> Asking<'a> {
-    /// Asks for as many more as there is room for.
+    /// Gives back the room of what was answered, and asks for as many more as there is room for.
     fn top_up(&mut self) {
-        let most = AHEAD.saturating_sub(usize::try_from(self.open.len()).unwrap_or(usize::MAX));
-        let want = most.min(usize::try_from(self.later.len()).unwrap_or(usize::MAX));
+        let open = usize::try_from(self.waiter.open.len()).unwrap_or(usize::MAX);
+        if let Some(room) = &mut self.room {
+            drop(room.split(room.num_permits().saturating_sub(open)));
+        }
+        let most = AHEAD.saturating_sub(open);
+        let left = usize::try_from(self.later.len()).unwrap_or(usize::MAX);
+        let want = most.min(left);
         if want == 0 || self.waiter.budget.is_spent() {
             return;
         }
         let budget: &'a NodeBudget = self.waiter.budget;
         let got = want.min(budget.ahead().available_permits());
+        if open > 0 && got < AHEAD_STEP.min(left) {
+            return;
+        }
         if let Ok(room) = budget.ahead().try_acquire_many(u32::try_from(got).unwrap_or(u32::MAX)) {
             self.ask(room, got);
         }
     }
 
-    /// Waits until there is room for one, and asks for it.
+    /// Waits until there is room for a few, and asks for them.
     async fn wait_for_room(&mut self) {
         let budget: &'a NodeBudget = self.waiter.budget;
+        let few = AHEAD_STEP.min(usize::try_from(self.later.len()).unwrap_or(usize::MAX));
         // Nobody closes it.
-        let Ok(room) = budget.ahead().acquire().await else { return };
-        self.ask(room, 1);
+        let Ok(room) = budget.ahead().acquire_many(few as u32).await else { return };
+        self.ask(room, few);
         self.top_up();
     }
 
@@ -682,12 +683,12 @@ impl<'a> Asking<'a> {
             Some(held) => held.merge(room),
             None => self.room = Some(room),
         }
-        self.open.extend(&next);
+        self.waiter.open.extend(&next);
         self.want(&next);
     }
 
     fn want(&mut self, chunks: &ChunkRanges) {
-        let (demand, driver) = (&self.swarm.demand, &self.waiter.driver);
+        let (demand, driver) = (&self.swarm.demand, self.waiter.driver);
         let fresh = demand.wait_for(chunks, self.waiter.budget, &self.tx, |chunks| driver.want(chunks));
         self.waiter.own.extend(&fresh);
     }
@@ -698,12 +699,10 @@ impl<'a> Asking<'a> {
         self.want(&[id].into_iter().collect());
     }
 
-    /// One went to the asker, or will not come: its room is free.
+    /// One went to the asker, or will not come.
     fn sent(&mut self, id: ChunkId) {
         self.waiter.unsent.remove(id);
-        if self.open.remove(id) {
-            drop(self.room.as_mut().and_then(|room| room.split(1)));
-        }
+        self.waiter.open.remove(id);
     }
 
     /// Answers that one open chunk will not come; `None` when the asker went away.
@@ -713,7 +712,7 @@ impl<'a> Asking<'a> {
         id: ChunkId,
         reason: DontHaveReason,
     ) -> Option<()> {
-        if !self.open.contains(id) {
+        if !self.waiter.open.contains(id) {
             return Some(());
         }
         self.sent(id);

@@ -24,12 +24,18 @@ pub(super) enum Arrival {
     Gone(ChunkId),
 }
 
+/// A chunk that is on its way, or asked for.
+struct Wanted {
+    /// Asked for it first: charged for it when nobody waits any more.
+    asker: Arc<NodeBudget>,
+    waiters: Vec<mpsc::UnboundedSender<Arrival>>,
+}
+
 /// The waiters of one swarm, and the sink its driver fills.
 pub(super) struct Demand {
     store: Arc<EdgeStore>,
-    waiters: Mutex<HashMap<ChunkId, Vec<mpsc::UnboundedSender<Arrival>>>>,
-    /// On whose behalf what is on its way was asked for: charged when nobody waits for it any more.
-    askers: Mutex<HashMap<ChunkId, Arc<NodeBudget>>>,
+    /// Without waiters when those of a chunk went away and it may come all the same.
+    wanted: Mutex<HashMap<ChunkId, Wanted>>,
     /// Chunks fetched from a parent.
     pub(super) fetched: AtomicU64,
     /// Chunks fetched although the store had them: must stay 0.
@@ -38,21 +44,11 @@ pub(super) struct Demand {
 
 impl Demand {
     pub(super) fn new(store: Arc<EdgeStore>) -> Self {
-        Self {
-            store,
-            waiters: Mutex::default(),
-            askers: Mutex::default(),
-            fetched: AtomicU64::new(0),
-            refetched: AtomicU64::new(0),
-        }
+        Self { store, wanted: Mutex::default(), fetched: AtomicU64::new(0), refetched: AtomicU64::new(0) }
     }
 
-    fn waiters(&self) -> MutexGuard<'_, HashMap<ChunkId, Vec<mpsc::UnboundedSender<Arrival>>>> {
-        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn askers(&self) -> MutexGuard<'_, HashMap<ChunkId, Arc<NodeBudget>>> {
-        self.askers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn wanted(&self) -> MutexGuard<'_, HashMap<ChunkId, Wanted>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Registers for `chunks` on behalf of the node of `budget`, and calls `want` before anybody else may say
@@ -66,30 +62,28 @@ impl Demand {
         want: impl FnOnce(ChunkRanges),
     ) -> ChunkRanges {
         let mut fresh = ChunkRanges::new();
-        let mut waiters = self.waiters();
-        let mut askers = self.askers();
+        let mut all = self.wanted();
         for id in chunks.ids() {
-            let list = waiters.entry(id).or_default();
-            if list.is_empty() {
-                askers.insert(id, budget.clone());
+            let new = || Wanted { asker: budget.clone(), waiters: Vec::new() };
+            let wanted = all.entry(id).or_insert_with(new);
+            if wanted.waiters.is_empty() {
+                wanted.asker = budget.clone();
                 fresh.insert(id);
             }
-            list.push(tx.clone());
+            wanted.waiters.push(tx.clone());
         }
-        drop(askers);
         want(chunks.clone());
         fresh
     }
 
     /// Drops waiters that went away, and calls `unwanted` with those of `chunks` that nobody waits for any more.
     fn forget_gone(&self, chunks: &ChunkRanges, unwanted: impl FnOnce(ChunkRanges)) {
-        let mut waiters = self.waiters();
+        let mut all = self.wanted();
         let mut forgotten = ChunkRanges::new();
         for id in chunks.ids() {
-            if let Some(list) = waiters.get_mut(&id) {
-                list.retain(|tx| !tx.is_closed());
-                if list.is_empty() {
-                    waiters.remove(&id);
+            if let Some(wanted) = all.get_mut(&id).filter(|wanted| !wanted.waiters.is_empty()) {
+                wanted.waiters.retain(|tx| !tx.is_closed());
+                if wanted.waiters.is_empty() {
                     forgotten.insert(id);
                 }
             }
@@ -99,23 +93,22 @@ impl Demand {
         }
     }
 
-    /// Tells all who wait; `false` when nobody did.
-    fn tell(&self, id: ChunkId, arrival: Arrival) -> bool {
-        let mut told = false;
-        for tx in self.waiters().remove(&id).unwrap_or_default() {
-            told |= tx.send(arrival).is_ok();
-        }
-        told
+    /// Tells all who wait. Returns the first asker when there is nobody left to tell.
+    fn tell(&self, id: ChunkId, arrival: Arrival) -> Option<Arc<NodeBudget>> {
+        let wanted = self.wanted().remove(&id)?;
+        let told = wanted.waiters.iter().filter(|tx| tx.send(arrival).is_ok()).count();
+        (told == 0).then_some(wanted.asker)
     }
 }
 
 /// One asker's place among those who wait; given up when it is dropped, with the task of a connection that is gone too.
 pub(super) struct Waiter<'s> {
     pub(super) demand: &'s Demand,
-    pub(super) driver: DriverHandle,
+    pub(super) driver: &'s DriverHandle,
     pub(super) budget: &'s Arc<NodeBudget>,
     pub(super) table: &'s ChunkTable,
-    pub(super) chunks: ChunkRanges,
+    /// Asked for, and not answered yet.
+    pub(super) open: ChunkRanges,
     /// Those of them that are fetched on this asker's behalf alone or first.
     pub(super) own: ChunkRanges,
     /// Those that came and were not sent to it yet.
@@ -135,7 +128,7 @@ impl Drop for Waiter<'_> {
         }
         let length = |id| self.table.get(id).map_or(0, |entry| u64::from(entry.len));
         self.budget.charge(self.unsent.intersection(&self.own).ids().map(length).sum());
-        self.demand.forget_gone(&self.chunks, |unwanted| {
+        self.demand.forget_gone(&self.open, |unwanted| {
             if !self.is_told {
                 self.driver.want_no_more(unwanted);
             }
@@ -154,10 +147,7 @@ impl ChunkSink for Demand {
             // One bad write must not end the swarm: whoever waits finds nothing, and asks again.
             tracing::error!(error = &error as &dyn std::error::Error, "chunk not stored");
         }
-        let asker = self.askers().remove(&entry.id);
-        if !self.tell(entry.id, Arrival::Held(entry.id))
-            && let Some(asker) = asker
-        {
+        if let Some(asker) = self.tell(entry.id, Arrival::Held(entry.id)) {
             asker.charge(packed.bytes.len() as u64);
         }
         Ok(())
@@ -173,8 +163,17 @@ impl ChunkSink for Demand {
 
     fn unavailable(&self, chunks: &ChunkRanges) {
         for id in chunks.ids() {
-            self.askers().remove(&id);
             self.tell(id, Arrival::Gone(id));
+        }
+    }
+
+    fn given_up(&self, chunks: &ChunkRanges) {
+        let mut all = self.wanted();
+        for id in chunks.ids() {
+            // Somebody may wait again.
+            if all.get(&id).is_some_and(|wanted| wanted.waiters.is_empty()) {
+                all.remove(&id);
+            }
         }
     }
 }

@@ -173,7 +173,7 @@ async fn enroll_patiently(
     loop {
         let (label, parents) = (&config.label, &config.parents);
         match enrollment::enroll(identity, token, Role::Relay, label, parents, outbound).await {
-            Err(error @ EnrollmentError::Exchange(_)) if error.may_pass() => {
+            Err(error) if error.may_pass() => {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error, "not enrolled yet: no parent can be reached; trying again");
                 tokio::time::sleep(pause).await;
@@ -214,8 +214,7 @@ async fn watch_parents(relay: Arc<Relay>, parents: Vec<String>) {
 async fn learn_revoked(relay: Arc<Relay>, revoked: Arc<Revoked>, ca: CertificateDer<'static>) {
     let question = Bytes::from(Query { revoked: true, ..Query::default() }.encode());
     loop {
-        if let Ok(link) = relay.parents().any_link().await
-            && let Ok(answer) = link.metadata(question.clone()).await
+        if let Ok(answer) = relay.ask_metadata(question.clone()).await
             && let Ok(answer) = Answer::decode(&answer)
             // An origin of an earlier release sends none.
             && let Some((_, bytes)) = answer.files.iter().find(|(name, _)| name == revoked::FILE)

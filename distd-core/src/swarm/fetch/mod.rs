@@ -147,8 +147,9 @@ impl Fetch {
     }
 
     /// Nobody waits for these any more: those that are not on their way are not asked for. The others come all the same, for somebody who was
-    /// sent elsewhere for a moment will want them again, unless this side is not believed any more ([`Fetch::handle_disbelieved`]).
-    pub fn want_no_more(&mut self, now: Timestamp, chunks: &ChunkRanges) {
+    /// sent elsewhere for a moment will want them again, unless this side is not believed any more ([`Fetch::handle_disbelieved`]). Returns
+    /// those that are not on their way.
+    pub fn want_no_more(&mut self, now: Timestamp, chunks: &ChunkRanges) -> ChunkRanges {
         self.wanted = self.wanted.difference(chunks);
         self.unwanted.extend(chunks);
         if now < self.disbelieved_until {
@@ -159,6 +160,7 @@ impl Fetch {
             all.extend(&open);
             all
         });
+        chunks.difference(&self.unwanted)
     }
 
     /// What was found to be so when there was nothing to ask for holds no longer.
