@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use distd_core::limits::ARTIFACT_BYTES_MAX;
@@ -16,6 +17,8 @@ use distd_core::packing::LEVEL_DEFAULT;
 use crate::ingest::IngestLimits;
 use crate::origin::{Places, Tuning};
 use crate::patches::PatchOptions;
+use crate::signer::{KeyHolder, SignerLink};
+use crate::tuf::ROOT_KEYS_MAX;
 
 /// Prefix of environment variables.
 const ENV_PREFIX: &str = "DISTD_SERVER_";
@@ -27,10 +30,14 @@ pub const ENV_CONFIG: &str = "DISTD_SERVER_CONFIG";
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Every key, in the order in which they are shown.
-pub const KEYS: [&str; 17] = [
+pub const KEYS: [&str; 21] = [
     "data",
     "db",
     "store",
+    "keys",
+    "signer",
+    "offline_root",
+    "root_threshold",
     "http",
     "quic",
     "name",
@@ -95,6 +102,14 @@ pub struct Settings {
     pub db: Setting<String>,
     /// Object store: a directory or `s3://…`.
     pub store: Setting<String>,
+    /// Directory of the CA's key and the TUF keys.
+    pub keys: Setting<PathBuf>,
+    /// Unix socket of a signer that runs as another user; none: the origin starts one of its own.
+    pub signer: Setting<Option<PathBuf>>,
+    /// Files with the public root keys of a new realm; none: the origin makes a root key.
+    pub offline_root: Setting<Vec<PathBuf>>,
+    /// How many root keys must sign a root of a new realm.
+    pub root_threshold: Setting<NonZeroU64>,
     /// Where to listen for HTTPS, TCP.
     pub http: Setting<SocketAddr>,
     /// Where to listen for nodes: QUIC over UDP, HTTP/2 over TCP.
@@ -158,6 +173,33 @@ impl Settings {
         let some = |text: &str| if text.is_empty() { Err("is empty") } else { Ok(text.to_owned()) };
         let db = layers.pick("db", Some(places.db), some);
         let store = layers.pick("store", Some(places.store), some);
+        let data_dir = data.as_ref().map(|data| data.value.clone()).unwrap_or_default();
+        let directory = |text: &str| if text.is_empty() { Err("is no directory") } else { Ok(text.into()) };
+        let keys = layers.pick("keys", Some(data_dir), directory);
+        let signer = layers.pick("signer", Some(None), |text| {
+            if text.is_empty() { Err("is no path of a socket") } else { Ok(Some(PathBuf::from(text))) }
+        });
+        let offline_root = layers.pick_all("offline_root", |text| {
+            if text.is_empty() { Err("is no file") } else { Ok(PathBuf::from(text)) }
+        });
+        let root_threshold = layers.pick("root_threshold", Some(NonZeroU64::MIN), |text| {
+            let threshold =
+                text.parse().ok().filter(|threshold: &NonZeroU64| threshold.get() <= ROOT_KEYS_MAX);
+            threshold.ok_or("is no number between 1 and 32")
+        });
+        if let (Some(keys), Some(threshold)) = (&offline_root, &root_threshold) {
+            let (files, needed) = (keys.value.len() as u64, threshold.value.get());
+            if files > ROOT_KEYS_MAX {
+                layers
+                    .problems
+                    .push(format!("offline_root ({}): more than {ROOT_KEYS_MAX} keys", keys.source));
+            } else if files > 0 && needed > files {
+                layers.problems.push(format!(
+                    "root_threshold ({}): {needed} signatures, but offline_root names {files} keys",
+                    threshold.source
+                ));
+            }
+        }
         let yes_or_no = |text: &str| match text {
             "true" | "1" | "yes" => Ok(true),
             "false" | "0" | "no" => Ok(false),
@@ -176,11 +218,7 @@ impl Settings {
             false => Err("is neither a host name nor an IP address"),
         });
         let tuning = Tuning::default();
-        let cert_validity = layers.pick("cert_validity", Some(tuning.cert_validity), |text| {
-            parse_duration(text)
-                .filter(|d| VALIDITY_SECONDS.contains(&d.as_secs()))
-                .ok_or("is no duration between 5m and 365d, as in 24h")
-        });
+        let cert_validity = layers.pick("cert_validity", Some(tuning.cert_validity), parse_validity);
         let zstd_level = layers.pick("zstd_level", Some(LEVEL_DEFAULT), |text| {
             text.parse().ok().filter(|level| (1..=19).contains(level)).ok_or("is no number between 1 and 19")
         });
@@ -236,10 +274,11 @@ impl Settings {
         let problems = layers.problems;
         let patches = (patches, solid_sets, patch_threads, patch_level, patch_memory_mib);
         let limits = (artifact_bytes_max, upload_bytes_max, uploads_max);
+        let db = (db, keys, signer, offline_root, root_threshold);
         match (data, db, store, http, quic, name, http_plain, cert_validity, zstd_level, patches, limits) {
             (
                 Some(data),
-                Some(db),
+                (Some(db), Some(keys), Some(signer), Some(offline_root), Some(root_threshold)),
                 Some(store),
                 Some(http),
                 Some(quic),
@@ -259,6 +298,10 @@ impl Settings {
                 data,
                 db,
                 store,
+                keys,
+                signer,
+                offline_root,
+                root_threshold,
                 http,
                 quic,
                 name,
@@ -282,10 +325,17 @@ impl Settings {
     pub fn effective(&self) -> String {
         let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
         let names: Vec<String> = self.name.value.iter().map(|name| quoted(name)).collect();
+        let signer = self.signer.value.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        let roots: Vec<String> =
+            self.offline_root.value.iter().map(|path| quoted(&path.display().to_string())).collect();
         let lines = [
             ("data", quoted(&self.data.value.display().to_string()), &self.data.source),
             ("db", quoted(&without_password(&self.db.value)), &self.db.source),
             ("store", quoted(&without_password(&self.store.value)), &self.store.source),
+            ("keys", quoted(&self.keys.value.display().to_string()), &self.keys.source),
+            ("signer", quoted(&signer), &self.signer.source),
+            ("offline_root", format!("[{}]", roots.join(", ")), &self.offline_root.source),
+            ("root_threshold", self.root_threshold.value.to_string(), &self.root_threshold.source),
             ("http", quoted(&self.http.value.to_string()), &self.http.source),
             ("quic", quoted(&self.quic.value.to_string()), &self.quic.source),
             ("name", format!("[{}]", names.join(", ")), &self.name.source),
@@ -316,9 +366,31 @@ impl Settings {
         out
     }
 
-    /// Where the origin keeps what.
+    /// Where the origin keeps what. Without a signer at a socket the keys are read by this process.
     pub fn places(&self) -> Places {
-        Places { data: self.data.value.clone(), db: self.db.value.clone(), store: self.store.value.clone() }
+        let keys = match &self.signer.value {
+            Some(path) => KeyHolder::Signer(Arc::new(SignerLink::connect(path.clone()))),
+            None => KeyHolder::ThisProcess(self.keys.value.clone()),
+        };
+        Places {
+            data: self.data.value.clone(),
+            db: self.db.value.clone(),
+            store: self.store.value.clone(),
+            keys,
+        }
+    }
+
+    /// As [`Self::places`], with a signer of the origin's own: `program` started as `distd-server signer`.
+    pub fn places_with_signer(&self, program: PathBuf) -> Places {
+        let mut places = self.places();
+        if let KeyHolder::ThisProcess(keys) = &places.keys {
+            let keys = keys.display().to_string();
+            let validity = format!("{}s", self.cert_validity.value.as_secs());
+            let arguments = ["signer", "--keys", &keys, "--cert-validity", &validity];
+            let link = SignerLink::start(program, arguments.map(str::to_owned).to_vec());
+            places.keys = KeyHolder::Signer(Arc::new(link));
+        }
+        places
     }
 
     /// How the origin works.
@@ -339,6 +411,8 @@ impl Settings {
                 upload_bytes_max: self.upload_bytes_max.value,
                 uploads_max: self.uploads_max.value,
             },
+            offline_root: self.offline_root.value.clone(),
+            root_threshold: self.root_threshold.value,
         }
     }
 }
@@ -364,9 +438,9 @@ impl<E: Fn(&str) -> Option<String>> Layers<'_, E> {
         }
         let variable = format!("{ENV_PREFIX}{}", key.to_uppercase());
         if let Some(text) = (self.environment)(&variable) {
-            // Only names can be several, and no name holds a comma.
+            // Names and files of keys can be several; no name holds a comma.
             let texts = match key {
-                "name" => {
+                "name" | "offline_root" => {
                     text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(str::to_owned).collect()
                 }
                 _ => vec![text],
@@ -474,6 +548,15 @@ fn text_of(value: toml::Value) -> Option<String> {
         toml::Value::Boolean(yes) => Some(yes.to_string()),
         _ => None,
     }
+}
+
+/// Validity of a node's certificate, as in `24h`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_validity(text: &str) -> Result<Duration, &'static str> {
+    let validity = parse_duration(text).filter(|validity| VALIDITY_SECONDS.contains(&validity.as_secs()));
+    validity.ok_or("is no duration between 5m and 365d, as in 24h")
 }
 
 /// `90`, `90s`, `15m`, `24h`, `7d`.

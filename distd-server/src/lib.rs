@@ -14,5 +14,6 @@ pub mod patches;
 pub mod publisher;
 pub mod realm;
 pub mod run;
+pub mod signer;
 pub mod store;
 pub mod tuf;

@@ -99,7 +99,7 @@ fn private(data: &Path) -> io::Result<()> {
     create_private(data)?;
     let found = std::fs::metadata(data)?;
     let ours = found.uid() == rustix::process::geteuid().as_raw()
-        && (data.join("realm/ca.key").exists() || std::fs::read_dir(data)?.next().is_none());
+        && (data.join("realm/ca.pem").exists() || std::fs::read_dir(data)?.next().is_none());
     if ours && found.mode() & 0o077 != 0 {
         std::fs::set_permissions(data, std::fs::Permissions::from_mode(0o700))?;
     }

@@ -2,15 +2,17 @@
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use distd_server::config::{CommandLine, ENV_CONFIG, Settings};
-use distd_server::offline::{self, FsckOptions};
+use distd_server::config::{CommandLine, ENV_CONFIG, Settings, parse_validity};
+use distd_server::offline::{self, FsckOptions, RootOrder};
 use distd_server::origin::Places;
 use distd_server::run::{self, Running, STOP};
+use distd_server::signer;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -51,6 +53,22 @@ enum Command {
         #[command(subcommand)]
         command: KeysCommand,
     },
+    /// Change the TUF root where its keys are kept away from the origin.
+    Root {
+        #[command(subcommand)]
+        command: RootCommand,
+    },
+    /// Sign for the origin, with keys that it does not hold itself, until it closes the socket on standard input.
+    ///
+    /// `serve` starts a signer of its own. A systemd socket unit starts one that runs as another user.
+    Signer {
+        /// Directory of the CA's key (realm/) and the TUF keys (tuf-keys/).
+        #[arg(long, value_name = "DIR")]
+        keys: PathBuf,
+        /// Longest validity of a node's certificate, as in 24h; the origin's setting of that name is at most this.
+        #[arg(long, value_name = "DURATION", default_value = "24h")]
+        cert_validity: String,
+    },
     /// Make an admin token, when the last one is lost. The origin may run.
     AdminToken {
         /// Write it to this new file, readable by its owner alone, instead of printing it.
@@ -71,6 +89,58 @@ enum KeysCommand {
         /// Roles: root, targets, snapshot, timestamp; repeat or separate by commas.
         #[arg(long, required = true, value_delimiter = ',')]
         role: Vec<String>,
+        #[command(flatten)]
+        places: PlaceArgs,
+    },
+}
+
+#[derive(Subcommand)]
+enum RootCommand {
+    /// Make a root key, on a machine of your choice: FILE, and FILE.pub for the origin.
+    NewKey {
+        /// A new file.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Show the root in force, and the one that waits for signatures.
+    Show {
+        #[command(flatten)]
+        places: PlaceArgs,
+    },
+    /// Write the next root to root-next.json in the data directory, for the root keys to sign. The origin may run.
+    Prepare {
+        /// Public root key to list, the .pub file of new-key; repeat for more.
+        #[arg(long, value_name = "FILE")]
+        add: Vec<PathBuf>,
+        /// Id of a root key to list no more, or its beginning; repeat for more.
+        #[arg(long, value_name = "ID")]
+        remove: Vec<String>,
+        /// How many root keys must sign from now on [default: as before]
+        #[arg(long, value_name = "N")]
+        threshold: Option<NonZeroU64>,
+        /// Roles that get new keys: targets, snapshot, timestamp; repeat or separate by commas.
+        #[arg(long, value_name = "ROLE", value_delimiter = ',')]
+        rotate: Vec<String>,
+        /// Give up a proposal that waits for signatures.
+        #[arg(long)]
+        replace: bool,
+        #[command(flatten)]
+        places: PlaceArgs,
+    },
+    /// Sign a root, where the keys are.
+    Sign {
+        /// The file that prepare has written, or the first start of an origin; it is changed.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Root key; repeat for more.
+        #[arg(long, value_name = "FILE", required = true)]
+        key: Vec<PathBuf>,
+    },
+    /// Hand signed copies in. The origin takes the root over within a minute, or when it starts.
+    Install {
+        /// Copies of root-next.json that were signed.
+        #[arg(value_name = "FILE", required = true)]
+        file: Vec<PathBuf>,
         #[command(flatten)]
         places: PlaceArgs,
     },
@@ -106,6 +176,12 @@ struct PlaceArgs {
     /// Object store: DIR or s3://BUCKET[/PREFIX][?endpoint=URL&region=R] [default: objects/ in the data directory]
     #[arg(long, value_name = "ADDRESS")]
     store: Option<String>,
+    /// Directory of the CA's key and the TUF keys [default: the data directory]
+    #[arg(long, value_name = "DIR")]
+    keys: Option<String>,
+    /// Unix socket of a signer that runs as another user and holds the keys [default: serve starts one of its own]
+    #[arg(long, value_name = "SOCKET")]
+    signer: Option<String>,
     /// TOML file with the same settings.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -113,7 +189,13 @@ struct PlaceArgs {
 
 impl PlaceArgs {
     fn resolve(&self, mut line: CommandLine) -> anyhow::Result<Settings> {
-        for (key, value) in [("data", &self.data), ("db", &self.db), ("store", &self.store)] {
+        for (key, value) in [
+            ("data", &self.data),
+            ("db", &self.db),
+            ("store", &self.store),
+            ("keys", &self.keys),
+            ("signer", &self.signer),
+        ] {
             if let Some(value) = value {
                 line.insert(key, vec![value.clone()]);
             }
@@ -174,6 +256,12 @@ struct ServeArgs {
     /// Most open uploads of one token [default: 64]
     #[arg(long, value_name = "N")]
     uploads_max: Option<String>,
+    /// Public root key of a new realm whose root keys are kept elsewhere, a .pub file of `root new-key`; repeat for more.
+    #[arg(long, value_name = "FILE")]
+    offline_root: Vec<String>,
+    /// How many root keys must sign a root of a new realm [default: 1]
+    #[arg(long, value_name = "N")]
+    root_threshold: Option<String>,
     /// Show each setting and where it comes from, and end.
     #[arg(long)]
     effective: bool,
@@ -195,13 +283,16 @@ impl ServeArgs {
             ("artifact_bytes_max", &self.artifact_bytes_max),
             ("upload_bytes_max", &self.upload_bytes_max),
             ("uploads_max", &self.uploads_max),
+            ("root_threshold", &self.root_threshold),
         ] {
             if let Some(value) = value {
                 line.insert(key, vec![value.clone()]);
             }
         }
-        if !self.name.is_empty() {
-            line.insert("name", self.name.clone());
+        for (key, values) in [("name", &self.name), ("offline_root", &self.offline_root)] {
+            if !values.is_empty() {
+                line.insert(key, values.clone());
+            }
         }
         if self.http_plain {
             line.insert("http_plain", vec!["true".to_owned()]);
@@ -279,6 +370,59 @@ async fn restore(from: &Path, places: &Places) -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn root(command: RootCommand) -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
+    match command {
+        RootCommand::NewKey { file } => {
+            let id = offline::new_root_key(&file)?;
+            let path = quoted(&file);
+            writeln!(out, "root key {id}")?;
+            writeln!(out, "keep {path} to yourself; next: distd-server serve --offline-root {path}.pub, or")?;
+            writeln!(out, "distd-server root prepare --add {path}.pub")?;
+        }
+        RootCommand::Show { places } => {
+            let shown = offline::show_root(&places.places()?).await?;
+            writeln!(out, "in force: {}", shown.in_force.join("\n  "))?;
+            if let Some((waiting, missing)) = shown.waiting {
+                writeln!(out, "waiting: {}", waiting.join("\n  "))?;
+                writeln!(out, "{missing}")?;
+            }
+        }
+        RootCommand::Prepare { add, remove, threshold, rotate, replace, places } => {
+            let order = RootOrder { add, remove, threshold, rotate, replace };
+            let (path, missing) = offline::prepare_root(&places.places()?, &order).await?;
+            writeln!(out, "written to {}: {missing}", quoted(&path))?;
+            if !missing.is_none() {
+                writeln!(
+                    out,
+                    "next: take the file to the keys, and there: distd-server root sign FILE --key KEY"
+                )?;
+            }
+        }
+        RootCommand::Sign { file, key } => {
+            let (said, unlisted) = offline::sign_root(&file, &key)?;
+            writeln!(out, "signed: {}", said.join("\n  "))?;
+            for id in unlisted {
+                writeln!(
+                    out,
+                    "note: this root does not list {id}; its signature counts if the root before it does"
+                )?;
+            }
+            writeln!(out, "next: bring the file back, and there: distd-server root install FILE --data DIR")?;
+        }
+        RootCommand::Install { file, places } => {
+            match offline::install_root(&places.places()?, &file).await? {
+                Some(missing) if missing.is_none() => {
+                    writeln!(out, "{missing}; the origin takes it over within a minute, or when it starts")?;
+                }
+                Some(missing) => writeln!(out, "{missing}")?,
+                None => writeln!(out, "next: start the origin with the same settings as before")?,
+            }
+        }
+    }
+    Ok(())
+}
+
 async fn run_command(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(args) => serve(*args).await?,
@@ -289,6 +433,8 @@ async fn run_command(command: Command) -> anyhow::Result<ExitCode> {
             offline::rotate(&places.places()?, &role).await?;
             writeln!(std::io::stdout(), "new keys: {}", role.join(", "))?;
         }
+        Command::Root { command } => root(command).await?,
+        Command::Signer { .. } => unreachable!("main answers it before there is a runtime"),
         Command::AdminToken { out, label, places } => {
             match (offline::admin_token(&places.places()?, &label, out.as_deref()).await?, out) {
                 (Some(token), _) => writeln!(std::io::stdout(), "{token}")?,
@@ -308,8 +454,10 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     }
     let mut terminate = signal(SignalKind::terminate()).context("could not listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("could not listen for signals")?;
+    let program = std::env::current_exe().context("could not find this program, which is the signer too")?;
+    let places = settings.places_with_signer(program);
     let started = tokio::select! {
-        started = run::start(&settings) => started,
+        started = run::start_at(&settings, &places) => started,
         // Nothing was promised to anyone yet.
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
@@ -338,6 +486,15 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Runs as the signer, in one thread.
+fn sign(keys: &Path, cert_validity: &str) -> anyhow::Result<()> {
+    // No other process of this user may read the keys out of this one's memory, and no core file may hold them.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .context("could not keep the keys out of core files")?;
+    let validity = parse_validity(cert_validity).map_err(anyhow::Error::msg)?;
+    Ok(signer::run(keys, validity.as_secs())?)
+}
+
 fn main() -> ExitCode {
     distd_peer::process::bound_arenas();
     distd_peer::process::raise_open_files();
@@ -346,6 +503,15 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("DISTD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    if let Command::Signer { keys, cert_validity } = &cli.command {
+        return match sign(keys, cert_validity) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -22,14 +22,15 @@ use crate::db::{ApiTokenRow, DbError};
 use crate::http::{self, App, Scope};
 use crate::ingest::{IngestError, SweepScope};
 use crate::locks::{LockError, Locks};
-use crate::origin::{OpenError, Origin, OriginContent, signed};
+use crate::origin::{OpenError, Origin, OriginContent, Places, signed};
 use crate::publisher::Products;
 
 /// How long requests under way may go on after the origin was told to stop.
 pub const STOP: Duration = Duration::from_secs(10);
 
-/// How often it is looked whom another process has revoked: within the minute that docs/trust.md states.
-const REVOKED_EVERY: Duration = Duration::from_secs(30);
+/// How often the origin looks what other processes have done: a revocation counts within the minute that docs/trust.md
+/// states, and so does a root that was handed in.
+const WATCH_EVERY: Duration = Duration::from_secs(30);
 
 /// Wait after maintenance failed.
 const MAINTAIN_AGAIN: Duration = Duration::from_secs(60);
@@ -102,21 +103,28 @@ pub struct Running {
     locks: Locks,
 }
 
-/// Starts an origin. When this returns it answers.
+/// Starts an origin that holds its keys in its own process. When this returns it answers.
 ///
 /// # Errors
 /// [`StartError`].
 pub async fn start(settings: &Settings) -> Result<Running, StartError> {
+    start_at(settings, &settings.places()).await
+}
+
+/// Starts an origin at `places`, which say who holds the keys. When this returns it answers.
+///
+/// # Errors
+/// [`StartError`].
+pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, StartError> {
     let plain = settings.http_plain.value;
     if plain && !settings.http.value.ip().is_loopback() {
         return Err(StartError::PlainHttp(settings.http.value));
     }
-    let places = settings.places();
-    let locks = Locks::take(&places).await.map_err(|error| match error {
+    let locks = Locks::take(places).await.map_err(|error| match error {
         LockError::Data(path) => StartError::InUse(path),
         error => StartError::Lock(error),
     })?;
-    let origin = Origin::open(&places, settings.tuning()).await?;
+    let origin = Origin::open(places, settings.tuning()).await?;
     let admin_token = first_token(&origin, &settings.data.value).await?;
 
     let listener = listen(settings).await?;
@@ -156,7 +164,7 @@ pub async fn start(settings: &Settings) -> Result<Running, StartError> {
         maintenance: {
             let (origin, same) = (origin.clone(), origin.clone());
             tokio::spawn(async {
-                tokio::join!(maintain(origin), watch_revoked(same));
+                tokio::join!(maintain(origin), watch(same));
             })
         },
         patches: tokio::spawn(origin.clone().make_patches(stop_patches.clone())),
@@ -251,10 +259,16 @@ async fn listen(settings: &Settings) -> Result<TcpListener, StartError> {
     }
 }
 
-/// Ends the connections of nodes that another process revoked.
-async fn watch_revoked(origin: Arc<Origin>) {
+/// Ends the connections of nodes that another process revoked, and puts a root in force that was handed in.
+async fn watch(origin: Arc<Origin>) {
     loop {
-        tokio::time::sleep(REVOKED_EVERY).await;
+        tokio::time::sleep(WATCH_EVERY).await;
+        if let Err(error) = origin.take_next_root().await {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the next TUF root was not put in force"
+            );
+        }
         if let Err(error) = origin.refresh_revoked().await {
             tracing::warn!(error = &error as &dyn std::error::Error, "revoked nodes could not be read");
         }

@@ -15,6 +15,7 @@ use distd_peer::trust::tuf::wire::{Answer, Query};
 use distd_peer::trust::tuf::{
     MetadataSource, Offline, PatchSetRef, PatchesDoc, Resolved, SourceError, TufClient, TufError,
 };
+use distd_server::signer::KeyHolder;
 use distd_server::tuf::{
     Answerer, Change, DirStore, MetadataStore, Options, PublishError, Published, RotatableRole, StoreError,
     TufRepository, release_roles,
@@ -369,7 +370,7 @@ async fn a_root_key_kept_elsewhere_is_missed_only_when_the_root_is_due() {
     let dir = tempfile::tempdir().unwrap();
     let start = now();
     drop(open(dir.path(), start).await);
-    let keys = dir.path().join("keys");
+    let keys = dir.path().join("tuf-keys");
     for entry in std::fs::read_dir(&keys).unwrap() {
         let path = entry.unwrap().path();
         if path.file_name().unwrap().to_string_lossy().starts_with("root-") {
@@ -429,7 +430,7 @@ async fn a_root_that_somebody_put_into_the_store_is_none_of_the_realms() {
         }
     }
     let store = Arc::new(DirStore::new(ours.join("repo")));
-    let opened = TufRepository::open(store, &ours.join("keys"), Options::default(), now()).await;
+    let opened = TufRepository::open(store, &KeyHolder::in_dir(&ours), Options::default(), now()).await;
     assert!(opened.is_err(), "another realm's first root");
 }
 
@@ -477,7 +478,7 @@ async fn ten_thousand_releases_cost_a_device_and_a_publication_no_more_than_ten(
     let at = dir.path().join("repo");
     let store =
         Arc::new(Counting { inner: DirStore::new(&at), bytes: AtomicU64::new(0), writes: AtomicU64::new(0) });
-    let keys = dir.path().join("keys");
+    let keys = KeyHolder::in_dir(dir.path());
     let repo = TufRepository::open(store.clone(), &keys, Options::default(), now()).await.unwrap();
     repo.apply((1..=10).map(release).collect(), now()).await.unwrap();
     repo.apply((11..=10_000).map(release).collect(), now()).await.unwrap();
@@ -582,7 +583,7 @@ async fn a_kill_between_any_two_writes_leaves_a_repository_that_verifies_and_goe
         let store = dir.path().join("repo");
         let killed = Arc::new(Killed { inner: DirStore::new(&store), writes_left: AtomicU64::new(writes) });
         let story = async {
-            let keys = dir.path().join("keys");
+            let keys = KeyHolder::in_dir(dir.path());
             let repo = TufRepository::open(killed.clone(), &keys, Options::default(), now()).await.ok()?;
             let none = serde_json::Map::new();
             let os = name("os");

@@ -101,6 +101,11 @@ impl Daemon {
         metric_in(&text, name)
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it wrote to standard error.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
@@ -248,16 +253,20 @@ impl Lab {
 
     /// The same with more arguments to `distd-server serve`.
     pub fn start_with(args: &[&str]) -> Self {
-        Self::open(args, "127.0.0.1", None)
+        Self::open(tempdir(), args, "127.0.0.1", None)
+    }
+
+    /// The same in a directory in which something has been done before.
+    pub fn start_on(dir: tempfile::TempDir, args: &[&str]) -> Self {
+        Self::open(dir, args, "127.0.0.1", None)
     }
 
     /// The same with the origin and the release engineer in a namespace, at `host`.
     pub fn start_at(place: Place, host: &str) -> Self {
-        Self::open(&[], host, Some(place))
+        Self::open(tempdir(), &[], host, Some(place))
     }
 
-    fn open(args: &[&str], host: &str, place: Option<Place>) -> Self {
-        let dir = tempfile::tempdir().expect("temporary directory");
+    fn open(dir: tempfile::TempDir, args: &[&str], host: &str, place: Option<Place>) -> Self {
         let mut lab = Self {
             dir,
             origin: None,
@@ -503,6 +512,10 @@ impl Lab {
     pub fn metric(&self, name: &str) -> u64 {
         metric_in(&self.curl("/metrics", &[]).1, name)
     }
+}
+
+fn tempdir() -> tempfile::TempDir {
+    tempfile::tempdir().expect("temporary directory")
 }
 
 /// The value of a metric in Prometheus' text format; labels summed.

@@ -59,6 +59,11 @@ pub fn seal_message(request: &[u8], reply: &[u8]) -> Vec<u8> {
     out
 }
 
+/// Whether `message` is a [`seal_message`]: the signer signs nothing that could be taken for something else.
+pub fn is_seal_message(message: &[u8]) -> bool {
+    message.len() == DOMAIN.len() + 64 && message.starts_with(DOMAIN)
+}
+
 impl SealedReply {
     /// Its bytes.
     pub fn encode(&self) -> Vec<u8> {

@@ -153,7 +153,7 @@ struct Look {
 impl Look {
     /// Opens without making anything, unless a lost database is to be made again.
     async fn open(places: &Places, make_database: bool) -> Result<Self, FsckError> {
-        let realm = Realm::load_or_create(&places.data, unix_now())?;
+        let realm = Realm::open(&places.data, &places.keys, unix_now())?;
         let store = Store::open(&places.store)?;
         store.check().await?;
         let metadata = Arc::new(ObjectMetadata::new(store.clone()));
@@ -172,8 +172,7 @@ impl Look {
             realm: hex::encode(realm.ca_fingerprint()),
         };
         parties.check_owners().await?;
-        let keys = places.data.join("tuf-keys");
-        let repository = TufRepository::open(metadata, &keys, Options::default(), unix_now()).await?;
+        let repository = TufRepository::open(metadata, &places.keys, Options::default(), unix_now()).await?;
         let ingest = Ingest::new(db.clone(), store.clone());
         Ok(Self { db, store, ingest, repository })
     }

@@ -34,7 +34,7 @@ pub enum KeysError {
     Metadata(#[from] crate::tuf::StoreError),
     /// The repository, or a key that is needed.
     #[error(
-        "the key of {role} was not changed; root keys that are kept elsewhere must be in tuf-keys/ for this"
+        "the key of {role} was not changed; where root keys are kept elsewhere: distd-server root prepare --rotate {role}"
     )]
     Rotate {
         /// The role.
@@ -48,7 +48,7 @@ pub enum KeysError {
     Repository(#[from] RepositoryError),
 }
 
-fn parse(role: &str) -> Result<RotatableRole, KeysError> {
+pub(super) fn parse(role: &str) -> Result<RotatableRole, KeysError> {
     match role {
         "root" => Ok(RotatableRole::Root),
         "targets" => Ok(RotatableRole::Targets),
@@ -85,9 +85,8 @@ pub(super) async fn rotate_locked(
     if metadata.get("timestamp.json").await?.is_none() {
         return Err(KeysError::NoRepository(places.store.clone()));
     }
-    let keys = places.data.join("tuf-keys");
     let now = unix_now();
-    let repository = TufRepository::open(metadata, &keys, Options::default(), now).await?;
+    let repository = TufRepository::open(metadata, &places.keys, Options::default(), now).await?;
     if behind_backup {
         repository.skip_versions(SKIPPED, now).await?;
     }

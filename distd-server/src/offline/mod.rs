@@ -1,10 +1,12 @@
-//! What an operator does on the origin's machine: check, back up, restore, change keys, make an admin token.
+//! What an operator does on the origin's machine: check, back up, restore, change keys and roots, make an admin
+//! token.
 
 mod backup;
 mod fsck;
 mod keys;
 mod rebuild;
 mod restore;
+mod root;
 mod token;
 
 pub use backup::{Backed, BackupError, backup};
@@ -12,11 +14,15 @@ pub use fsck::{FsckError, FsckOptions, FsckReport, fsck};
 pub use keys::{KeysError, rotate};
 pub use rebuild::RebuildError;
 pub use restore::{RestoreError, Restored, restore};
+pub use root::{
+    RootError, RootOrder, RootShown, install_root, new_root_key, prepare_root, show_root, sign_root,
+};
 pub use token::{TokenError, admin_token};
 
 use std::path::Path;
 
-/// Whether a directory holds an origin's keys.
+/// Whether a directory is an origin's. The CA's key may be a signer's.
 fn is_origin(data: &Path) -> bool {
-    data.join("realm/ca.key").is_file() && data.join("realm/ca.pem").is_file()
+    let has = |name: &str| data.join("realm").join(name).is_file();
+    has("ca.pem") && (has("ca.key") || has("origin.key"))
 }

@@ -48,7 +48,7 @@ pub async fn admin_token(
     if !is_origin(&places.data) {
         return Err(TokenError::NoOrigin(places.data.clone()));
     }
-    let fingerprint = Realm::load_or_create(&places.data, unix_now())?.ca_fingerprint();
+    let fingerprint = Realm::open(&places.data, &places.keys, unix_now())?.ca_fingerprint();
     let db = Db::open_present(&places.db).await?;
     if db.realm().await?.is_some_and(|realm| realm != hex::encode(fingerprint)) {
         return Err(TokenError::ForeignDatabase);

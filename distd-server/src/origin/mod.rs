@@ -7,8 +7,10 @@ mod patches;
 mod publish;
 mod registry;
 mod revoked;
+mod root;
 mod withdraw;
 
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +23,9 @@ use crate::db::{Db, DbError, UnixSeconds, redact};
 use crate::ingest::{Ingest, IngestError, IngestLimits};
 use crate::patches::{PatchMaker, PatchOptions};
 use crate::realm::{OriginCert, Realm, RealmError};
+use crate::signer::KeyHolder;
 use crate::store::{Chunks, Store, StoreError};
-use crate::tuf::{Answerer, Options, PublishError, RepositoryError, TufRepository};
+use crate::tuf::{Answerer, MetadataStore, Missing, Options, PublishError, RepositoryError, TufRepository};
 
 pub use agree::DisagreementError;
 pub(crate) use agree::{Comparison, Parties};
@@ -31,6 +34,7 @@ pub use metadata::ObjectMetadata;
 pub use patches::RequestPatchesError;
 pub use publish::{PublishReleaseError, SetChannelError};
 pub use revoked::RevokedListError;
+pub use root::{NextRootError, next_root_path, read_root_file, write_root_file};
 pub use withdraw::WithdrawError;
 
 /// Where an origin keeps what.
@@ -42,6 +46,8 @@ pub struct Places {
     pub db: String,
     /// A directory or `s3://…`.
     pub store: String,
+    /// Who holds the CA's key and the TUF keys.
+    pub keys: KeyHolder,
 }
 
 impl Places {
@@ -51,6 +57,7 @@ impl Places {
             data: data.to_owned(),
             db: format!("sqlite:{}", data.join("distd.sqlite").display()),
             store: data.join("objects").display().to_string(),
+            keys: KeyHolder::in_dir(data),
         }
     }
 }
@@ -68,6 +75,10 @@ pub struct Tuning {
     pub patches: PatchOptions,
     /// What publishers may take.
     pub limits: IngestLimits,
+    /// Files with the public root keys of a new realm; none: the origin makes a root key.
+    pub offline_root: Vec<PathBuf>,
+    /// How many root keys must sign a root of a new realm.
+    pub root_threshold: NonZeroU64,
 }
 
 impl Default for Tuning {
@@ -78,6 +89,8 @@ impl Default for Tuning {
             zstd_level: distd_core::packing::LEVEL_DEFAULT,
             patches: PatchOptions::default(),
             limits: IngestLimits::default(),
+            offline_root: Vec::new(),
+            root_threshold: NonZeroU64::MIN,
         }
     }
 }
@@ -111,6 +124,21 @@ pub enum OpenError {
     /// The TUF repository.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
+    /// The next root.
+    #[error(transparent)]
+    NextRoot(#[from] NextRootError),
+    /// The first root waits for keys that are kept elsewhere.
+    #[error(
+        "the realm begins with a root that its keys have signed, and {missing}\n\
+         next: distd-server root sign {} --key FILE, where the key is; bring the file back to its place; start again",
+        path.display()
+    )]
+    FirstRootUnsigned {
+        /// The file.
+        path: PathBuf,
+        /// What it lacks.
+        missing: Missing,
+    },
     /// Its parts do not belong together.
     #[error(transparent)]
     Disagreement(#[from] DisagreementError),
@@ -137,6 +165,7 @@ pub struct Origin {
     answerer: Answerer,
     credentials: Arc<Credentials>,
     hosts: Vec<String>,
+    data: PathBuf,
     spool: PathBuf,
     revoked: Arc<Revoked>,
     /// Reading who is revoked takes turns.
@@ -155,7 +184,8 @@ impl Origin {
     /// # Errors
     /// [`OpenError`].
     pub async fn open(places: &Places, tuning: Tuning) -> Result<Arc<Self>, OpenError> {
-        let Tuning { hosts, cert_validity, zstd_level, patches, limits } = tuning;
+        let Tuning { hosts, cert_validity, zstd_level, patches, limits, offline_root, root_threshold } =
+            tuning;
         let now = unix_now();
         let data = &places.data;
         let failed = |e| OpenError::Data(data.clone(), e);
@@ -169,7 +199,7 @@ impl Origin {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
             _ => std::fs::create_dir_all(&spool).map_err(failed)?,
         }
-        let realm = Realm::load_or_create(data, now)?.with_node_validity(cert_validity.as_secs());
+        let realm = Realm::open(data, &places.keys, now)?.with_node_validity(cert_validity.as_secs());
         let cert: OriginCert = realm.origin_cert(&hosts, now)?;
         let credentials = realm.credentials(&cert)?;
         let db = Db::open(&places.db).await?;
@@ -184,8 +214,7 @@ impl Origin {
         };
         parties.check_owners().await?;
         let metadata = Arc::new(ObjectMetadata::new(store.clone()));
-        let keys = data.join("tuf-keys");
-        let repository = TufRepository::open(metadata.clone(), &keys, Options::default(), now).await?;
+        let repository = open_repository(places, &metadata, &offline_root, root_threshold, now).await?;
         let listed = parties.check_releases(&repository).await?;
         parties.adopt().await?;
         let ingest = Ingest::new(db.clone(), store.clone())
@@ -202,11 +231,17 @@ impl Origin {
             metadata,
             credentials,
             hosts,
+            data: data.clone(),
             spool,
             revoked: Arc::default(),
             revoking: tokio::sync::Mutex::new(()),
             publishing: tokio::sync::Mutex::new(()),
         });
+        if let Some(missing) = origin.take_next_root().await?
+            && !missing.is_none()
+        {
+            tracing::warn!("{missing}: distd-server root show says more");
+        }
         origin.name_losses().await?;
         let cut_off = origin.db.requeue_patch_sets().await?;
         if cut_off > 0 {
@@ -305,7 +340,7 @@ impl Origin {
         let now = unix_now();
         let refreshed = self.repository.refresh(now).await?;
         if refreshed.root_key_needed {
-            tracing::error!("the TUF root runs out and its keys are not here: bring them and restart");
+            self.ask_for_next_root().await?;
         }
         let expired = self.ingest.expire(signed(now)).await?;
         if expired > 0 {
@@ -315,6 +350,29 @@ impl Origin {
         self.realm.replace_credentials(&self.credentials, &cert)?;
         // Not later than hourly, for uploads; not earlier than each minute.
         Ok(refreshed.next.saturating_sub(now).clamp(60, 3600))
+    }
+}
+
+/// Opens the repository. The first root of a realm whose root keys are elsewhere is left for them.
+async fn open_repository(
+    places: &Places,
+    metadata: &Arc<ObjectMetadata>,
+    offline_root: &[PathBuf],
+    root_threshold: NonZeroU64,
+    now: u64,
+) -> Result<TufRepository, OpenError> {
+    let begun = metadata.get("1.root.json").await.map_err(RepositoryError::from)?.is_some();
+    let options = match begun {
+        true => Options::default(),
+        false => root::first_root_options(&places.data, offline_root, root_threshold)?,
+    };
+    match TufRepository::open(metadata.clone(), &places.keys, options, now).await {
+        Err(RepositoryError::FirstRootUnsigned { file, missing }) => {
+            let path = next_root_path(&places.data);
+            write_root_file(&path, &file).map_err(NextRootError::from)?;
+            Err(OpenError::FirstRootUnsigned { path, missing })
+        }
+        other => Ok(other?),
     }
 }
 

@@ -16,8 +16,14 @@ use distd_peer::trust::token::sha256;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber, SigningKey,
+    SubjectPublicKeyInfo,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
+
+use super::authority::Authority;
+use crate::signer::{KeyHolder, SignerError, SignerLink};
 
 const DAY: u64 = 24 * 3600;
 /// Validity of the CA, seconds.
@@ -38,6 +44,9 @@ pub enum RealmError {
     /// A key that cannot be read. A new CA would lock out every node, so none is made.
     #[error("{0} is damaged; restore it from a backup")]
     Key(PathBuf, #[source] rcgen::Error),
+    /// A certificate without its key.
+    #[error("{} is missing: restore it from a backup, or name the signer's directory (--keys) or socket (--signer)", .0.display())]
+    KeyMissing(PathBuf),
     /// A key without its certificate, or a damaged one.
     #[error("{0} is missing or damaged; restore it from a backup")]
     Certificate(PathBuf),
@@ -56,11 +65,67 @@ pub enum RealmError {
     /// Not usable for TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The signer has no signature for this.
+    #[error(transparent)]
+    Signer(#[from] SignerError),
+}
+
+/// The CA's private key.
+enum CaKey {
+    Here(KeyPair),
+    /// In a signer; the public key beside it, as the certificate has it.
+    Signer(Arc<SignerLink>, Vec<u8>),
+}
+
+impl CaKey {
+    fn of_signer(link: Arc<SignerLink>, ca: &CertificateDer<'_>) -> Result<Self, RealmError> {
+        let unusable = || RealmError::Unusable(CertError::Malformed);
+        let (_, parsed) = X509Certificate::from_der(ca).map_err(|_| unusable())?;
+        let spki = SubjectPublicKeyInfo::from_der(parsed.public_key().raw).map_err(|_| unusable())?;
+        if *spki.algorithm() != PKCS_ECDSA_P256_SHA256 {
+            return Err(unusable());
+        }
+        Ok(Self::Signer(link, spki.der_bytes().to_vec()))
+    }
+
+    /// Signs a seal or a list of revoked nodes.
+    fn sign_statement(&self, message: &[u8]) -> Result<Vec<u8>, RealmError> {
+        match self {
+            Self::Here(key) => key.sign(message).map_err(RealmError::Issue),
+            Self::Signer(link, _) => Ok(link.sign_statement(message)?),
+        }
+    }
+}
+
+impl PublicKeyData for CaKey {
+    fn der_bytes(&self) -> &[u8] {
+        match self {
+            Self::Here(key) => key.der_bytes(),
+            Self::Signer(_, public) => public,
+        }
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        &PKCS_ECDSA_P256_SHA256
+    }
+}
+
+/// Signs certificates alone.
+impl SigningKey for CaKey {
+    fn sign(&self, tbs: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        match self {
+            Self::Here(key) => key.sign(tbs),
+            Self::Signer(link, _) => link.sign_certificate(tbs).map_err(|error| {
+                tracing::error!(error = &error as &dyn std::error::Error, "no certificate was signed");
+                rcgen::Error::RemoteKeyError
+            }),
+        }
+    }
 }
 
 /// One realm's CA, and the key of its origin.
 pub struct Realm {
-    ca_key: KeyPair,
+    ca_key: CaKey,
     ca: CertificateDer<'static>,
     ca_pem: String,
     origin_key: KeyPair,
@@ -85,28 +150,32 @@ pub struct OriginCert {
 impl Realm {
     /// Loads the realm in `DIR/realm`, or makes it at `now` (unix seconds). A crash in between is continued.
     pub fn load_or_create(data: &Path, now: u64) -> Result<Self, RealmError> {
-        let dir = data.join("realm");
-        files::create_private_dir(&dir)?;
-        let ca_key = load_or_create_key(&dir.join("ca.key"))?;
-        let origin_key = load_or_create_key(&dir.join("origin.key"))?;
-        let path = dir.join("ca.pem");
-        let pem = match files::read(&path)? {
-            Some(pem) => pem,
-            None => {
-                let pem = make_ca(&ca_key, now)?;
-                files::write_atomic(&path, pem.as_bytes(), 0o644)?;
-                pem.into_bytes()
+        Self::open(data, &KeyHolder::in_dir(data), now)
+    }
+
+    /// Loads the realm whose CA `keys` holds, or makes it at `now` (unix seconds). The origin's own key is in
+    /// `DIR/realm`.
+    pub fn open(data: &Path, keys: &KeyHolder, now: u64) -> Result<Self, RealmError> {
+        let (ca_key, ca, ca_pem) = match keys {
+            KeyHolder::ThisProcess(dir) => {
+                let Authority { key, cert, pem, .. } = Authority::load_or_create(dir, now)?;
+                (CaKey::Here(key), cert, pem)
+            }
+            KeyHolder::Signer(link) => {
+                let (pem, _) = link.hello()?;
+                let ca = certificate_from_pem(pem.as_bytes()).map_err(RealmError::Unusable)?;
+                (CaKey::of_signer(link.clone(), &ca)?, ca, pem)
             }
         };
-        let ca = certificate_from_pem(&pem).map_err(|_| RealmError::Certificate(path.clone()))?;
-        let ca_pem = String::from_utf8(pem).map_err(|_| RealmError::Certificate(path.clone()))?;
-        // A certificate of another key would let every handshake fail far from here.
-        let (_, parsed) = <x509_parser::certificate::X509Certificate<'_> as x509_parser::prelude::FromDer<
-            _,
-        >>::from_der(&ca)
-        .map_err(|_| RealmError::Certificate(path.clone()))?;
-        if parsed.public_key().raw != ca_key.subject_public_key_info() {
-            return Err(RealmError::Mismatch(path));
+        let dir = data.join("realm");
+        files::create_private_dir(&dir)?;
+        let origin_key = load_or_create_key(&dir.join("origin.key"))?;
+        // Whoever uses curl on this machine finds the certificate here, wherever the key is.
+        let path = dir.join("ca.pem");
+        match files::read(&path)? {
+            Some(known) if known == ca_pem.as_bytes() => {}
+            Some(_) => return Err(RealmError::Mismatch(path)),
+            None => files::write_atomic(&path, ca_pem.as_bytes(), 0o644)?,
         }
         Ok(Self { ca_key, ca, ca_pem, origin_key, node_seconds: NODE_SECONDS })
     }
@@ -168,7 +237,7 @@ impl Realm {
     }
 
     /// Issues a node certificate for `key` at `now` (unix seconds).
-    pub(super) fn node_cert(
+    pub(crate) fn node_cert(
         &self,
         key: &impl PublicKeyData,
         role: Role,
@@ -183,8 +252,8 @@ impl Realm {
     ///
     /// # Errors
     /// [`RealmError::Issue`] when signing failed.
-    pub(super) fn seal(&self, request: &[u8], reply: Vec<u8>) -> Result<SealedReply, RealmError> {
-        let signature = self.ca_key.sign(&seal_message(request, &reply)).map_err(RealmError::Issue)?;
+    pub(crate) fn seal(&self, request: &[u8], reply: Vec<u8>) -> Result<SealedReply, RealmError> {
+        let signature = self.ca_key.sign_statement(&seal_message(request, &reply))?;
         Ok(SealedReply { ca_der: self.ca.to_vec(), reply, signature })
     }
 
@@ -194,7 +263,7 @@ impl Realm {
     /// [`RealmError::Issue`] when signing failed.
     pub fn sign_revoked(&self, list: &RevokedList) -> Result<SignedRevokedList, RealmError> {
         let list = serde_json::to_vec(list).expect("numbers and ids always encode");
-        let signature = self.ca_key.sign(&revoked_message(&list)).map_err(RealmError::Issue)?;
+        let signature = self.ca_key.sign_statement(&revoked_message(&list))?;
         Ok(SignedRevokedList { list, signature })
     }
 
@@ -231,7 +300,7 @@ impl Realm {
     }
 }
 
-fn make_ca(key: &KeyPair, now: u64) -> Result<String, RealmError> {
+pub(super) fn make_ca(key: &KeyPair, now: u64) -> Result<String, RealmError> {
     let mut params = CertificateParams::default();
     // A random part keeps two realms' CAs apart in a listing.
     let tag = hex::encode(&sha256(&key.subject_public_key_info())[..4]);
@@ -246,7 +315,7 @@ fn make_ca(key: &KeyPair, now: u64) -> Result<String, RealmError> {
     Ok(to_pem("CERTIFICATE", cert.der()))
 }
 
-fn load_or_create_key(path: &Path) -> Result<KeyPair, RealmError> {
+pub(super) fn load_or_create_key(path: &Path) -> Result<KeyPair, RealmError> {
     let pem = loop {
         if let Some(pem) = files::read_secret(path)? {
             break pem;

@@ -4,8 +4,10 @@
 //! made anew at each start and before its 30 days are over, and lives in memory alone. P-256 rather than Ed25519
 //! for these two, because every HTTPS client speaks it; nodes have Ed25519 keys.
 
+mod authority;
 mod ca;
 mod enroll;
 
+pub(crate) use authority::Authority;
 pub use ca::{OriginCert, Realm, RealmError};
 pub use enroll::{JoinTokens, Redemption, RegistryError, RequestRefused, Roots};

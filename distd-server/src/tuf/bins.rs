@@ -10,7 +10,7 @@ use super::keys::SigningKey;
 use super::sign::{RepositoryError, schema};
 
 /// The role whose keys sign `role`.
-pub(super) fn key_role(role: &str) -> &str {
+pub(crate) fn key_role(role: &str) -> &str {
     if parent_of(role).is_some() { RELEASES } else { role }
 }
 

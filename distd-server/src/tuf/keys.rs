@@ -1,10 +1,11 @@
-//! Signing keys: `tuf-keys/ROLE-KEYID.pem`, Ed25519, 0600.
+//! Signing keys: `tuf-keys/ROLE-KEYID.pem`, Ed25519, 0600; or the same in a signer.
 //!
 //! A role may have several files: during a rotation the old key and the new one. Which of them count is said by
 //! the metadata, not by the files, so a rotation cut off anywhere is safe. A missing root key is fine until
 //! the root has to be signed: it can be kept offline.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aws_lc_rs::signature::Ed25519KeyPair;
 use distd_peer::trust::files::{self, FileError};
@@ -14,6 +15,8 @@ use rustls::pki_types::pem::PemObject;
 use tough::schema::decoded::{Decoded, Hex};
 use tough::schema::key::Key;
 use tough::sign::Sign;
+
+use crate::signer::{KeyHolder, PublicKey, SignerError, SignerLink, TUF_KEYS};
 
 /// Why signing keys could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -29,69 +32,192 @@ pub enum KeyError {
     Malformed(PathBuf),
     /// The metadata names a key that is not here.
     #[error(
-        "no private key for the TUF role {role} in {dir}; copy tuf-keys from the origin that made this repository"
+        "no private key for the TUF role {role} in {place}; copy tuf-keys from the origin that made this repository"
     )]
     Missing {
         /// The role.
         role: String,
-        /// The directory.
-        dir: PathBuf,
+        /// Where it was looked for.
+        place: String,
     },
+    /// A file that is not there.
+    #[error("there is no file {}", .0.display())]
+    NoFile(PathBuf),
+    /// A file that must be new.
+    #[error("{} exists: name a new file", .0.display())]
+    Exists(PathBuf),
+    /// A key that is listed no more cannot be moved.
+    #[error("could not put {} aside", .0.display())]
+    PutAside(PathBuf, #[source] std::io::Error),
+    /// Not a public key.
+    #[error("{} is no public root key: give the .pub file that distd-server root new-key has written", .0.display())]
+    NotPublic(PathBuf),
+    /// The signer.
+    #[error(transparent)]
+    Signer(#[from] SignerError),
+    /// A key of the signer's that cannot be read.
+    #[error("the signer names a public key that cannot be read: use one release of origin and signer")]
+    Public,
 }
 
+/// Directory of keys that a signer has put aside, within that of the keys.
+const RETIRED: &str = "retired";
+
 /// One private key.
-pub(super) struct SigningKey {
+pub(crate) struct SigningKey {
     pub(super) role: String,
     pub(super) id: Decoded<Hex>,
     pub(super) public: Key,
-    path: PathBuf,
-    pair: Ed25519KeyPair,
+    private: Private,
+}
+
+enum Private {
+    /// In this file.
+    Here(PathBuf, Ed25519KeyPair),
+    Signer(Arc<SignerLink>),
 }
 
 impl SigningKey {
-    pub(super) fn sign(&self, message: &[u8]) -> Vec<u8> {
-        self.pair.sign(message).as_ref().to_vec()
+    /// Signs metadata in canonical form.
+    ///
+    /// # Errors
+    /// [`KeyError::Signer`]
+    pub(crate) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        match &self.private {
+            Private::Here(_, pair) => Ok(pair.sign(message).as_ref().to_vec()),
+            Private::Signer(link) => Ok(link.sign_metadata(&self.role, &self.id, message)?),
+        }
+    }
+
+    fn to_public(&self) -> Result<PublicKey, KeyError> {
+        let json = serde_json::to_string(&self.public).map_err(|_| KeyError::Public)?;
+        Ok(PublicKey { role: self.role.clone(), json })
+    }
+
+    fn of_signer(link: &Arc<SignerLink>, public: PublicKey) -> Result<Self, KeyError> {
+        let key: Key = serde_json::from_str(&public.json).map_err(|_| KeyError::Public)?;
+        let id = key.key_id().map_err(|_| KeyError::Public)?;
+        Ok(Self { role: public.role, id, public: key, private: Private::Signer(link.clone()) })
     }
 }
 
-/// All private keys of a directory.
-pub(super) struct KeyRing {
-    dir: PathBuf,
+/// A root key in a file of its own, wherever it is kept.
+pub struct OfflineKey(SigningKey);
+
+impl std::fmt::Debug for OfflineKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "OfflineKey({})", hex::encode(&self.0.id[..8]))
+    }
+}
+
+impl OfflineKey {
+    /// Makes a key in the new file `path`, 0600, and its public half in `path` with `.pub` behind it.
+    ///
+    /// # Errors
+    /// [`KeyError::Exists`] when the file is there; [`KeyError::File`].
+    pub fn create(path: &Path) -> Result<Self, KeyError> {
+        let pem = generate_ed25519_pem();
+        let key = Self(parse("root", pem.as_bytes(), path.to_owned())?);
+        if !files::create_secret(path, pem.as_bytes())? {
+            return Err(KeyError::Exists(path.to_owned()));
+        }
+        let mut public = path.as_os_str().to_owned();
+        public.push(".pub");
+        files::write_atomic(Path::new(&public), key.0.to_public()?.json.as_bytes(), 0o644)?;
+        Ok(key)
+    }
+
+    /// Reads a private key, PKCS#8 PEM.
+    ///
+    /// # Errors
+    /// [`KeyError`]
+    pub fn read(path: &Path) -> Result<Self, KeyError> {
+        let pem = files::read_secret(path)?.ok_or_else(|| KeyError::NoFile(path.to_owned()))?;
+        Ok(Self(parse("root", &pem, path.to_owned())?))
+    }
+
+    /// Its id, as metadata lists it.
+    pub fn id(&self) -> &Decoded<Hex> {
+        &self.0.id
+    }
+
+    pub(super) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        self.0.sign(message)
+    }
+}
+
+/// Reads a public key that [`OfflineKey::create`] has written.
+///
+/// # Errors
+/// [`KeyError`]
+pub fn read_public_key(path: &Path) -> Result<Key, KeyError> {
+    let json = files::read(path)?.ok_or_else(|| KeyError::NoFile(path.to_owned()))?;
+    let key: Key = serde_json::from_slice(&json).map_err(|_| KeyError::NotPublic(path.to_owned()))?;
+    match key {
+        Key::Ed25519 { .. } => Ok(key),
+        _ => Err(KeyError::NotPublic(path.to_owned())),
+    }
+}
+
+/// All private keys of a holder.
+pub(crate) struct KeyRing {
+    holder: KeyHolder,
     keys: Vec<SigningKey>,
 }
 
 impl KeyRing {
-    pub(super) fn load(dir: &Path) -> Result<Self, KeyError> {
-        files::create_private_dir(dir)?;
-        let list = |e| KeyError::List(dir.to_owned(), e);
-        let mut keys = Vec::new();
-        for entry in std::fs::read_dir(dir).map_err(list)? {
-            let path = entry.map_err(list)?.path();
-            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            let Some((role, _)) = name.strip_suffix(".pem").and_then(|n| n.rsplit_once('-')) else {
-                continue;
-            };
-            // A dot in front: a temporary file of a write that was cut off.
-            if !role.starts_with('.')
-                && let Some(pem) = files::read_secret(&path)?
-            {
-                keys.push(parse(role, &pem, path)?);
+    /// The keys that `holder` has now.
+    ///
+    /// # Errors
+    /// [`KeyError`]
+    pub(crate) fn load(holder: &KeyHolder) -> Result<Self, KeyError> {
+        let mut keys = match holder {
+            KeyHolder::ThisProcess(dir) => load_files(&dir.join(TUF_KEYS))?,
+            KeyHolder::Signer(link) => {
+                let (_, keys) = link.hello()?;
+                let keys = keys.into_iter().map(|public| SigningKey::of_signer(link, public));
+                keys.collect::<Result<Vec<_>, _>>()?
             }
-        }
+        };
         // Directory order is not defined; signatures should not depend on it.
         keys.sort_by(|a, b| (&a.role, &a.id).cmp(&(&b.role, &b.id)));
-        Ok(Self { dir: dir.to_owned(), keys })
+        Ok(Self { holder: holder.clone(), keys })
     }
 
     /// A new key for `role`, durable before it is used.
-    pub(super) fn generate(&mut self, role: &str) -> Result<Decoded<Hex>, KeyError> {
-        let pem = generate_ed25519_pem();
-        let mut key = parse(role, pem.as_bytes(), PathBuf::new())?;
-        key.path = self.dir.join(format!("{role}-{}.pem", hex::encode(&key.id[..8])));
-        files::create_secret(&key.path, pem.as_bytes())?;
+    ///
+    /// # Errors
+    /// [`KeyError`]
+    pub(crate) fn generate(&mut self, role: &str) -> Result<Decoded<Hex>, KeyError> {
+        let key = match &self.holder {
+            KeyHolder::ThisProcess(dir) => generate_in(&dir.join(TUF_KEYS), role)?,
+            KeyHolder::Signer(link) => SigningKey::of_signer(link, link.generate(role)?)?,
+        };
         let id = key.id.clone();
         self.keys.push(key);
         Ok(id)
+    }
+
+    /// All public keys.
+    ///
+    /// # Errors
+    /// [`KeyError::Public`]
+    pub(crate) fn public_keys(&self) -> Result<Vec<PublicKey>, KeyError> {
+        self.keys.iter().map(SigningKey::to_public).collect()
+    }
+
+    /// All keys by role.
+    pub(crate) fn own(&self) -> Vec<(String, Decoded<Hex>, Key)> {
+        self.keys.iter().map(|key| (key.role.clone(), key.id.clone(), key.public.clone())).collect()
+    }
+
+    /// One public key.
+    ///
+    /// # Errors
+    /// [`KeyError::Missing`]
+    pub(crate) fn public_key(&self, role: &str, id: &Decoded<Hex>) -> Result<PublicKey, KeyError> {
+        let found = self.keys.iter().find(|key| key.role == role && key.id == *id);
+        found.ok_or_else(|| self.missing(role))?.to_public()
     }
 
     /// The keys of one role.
@@ -100,22 +226,91 @@ impl KeyRing {
     }
 
     /// The keys of one role that the metadata lists.
-    pub(super) fn keys_of(&self, role: &str, ids: &[Decoded<Hex>]) -> Vec<&SigningKey> {
+    pub(crate) fn keys_of(&self, role: &str, ids: &[Decoded<Hex>]) -> Vec<&SigningKey> {
         self.keys.iter().filter(|k| k.role == role && ids.contains(&k.id)).collect()
     }
 
-    /// Removes the keys of a role that the metadata no longer lists.
+    /// Removes the keys of a role that the metadata no longer lists; a signer puts them aside.
     pub(super) fn retire(&mut self, role: &str, listed: &[Decoded<Hex>]) -> Result<(), KeyError> {
-        for key in self.keys.iter().filter(|k| k.role == role && !listed.contains(&k.id)) {
-            files::remove(&key.path)?;
+        let unlisted = |key: &SigningKey| key.role == role && !listed.contains(&key.id);
+        if let KeyHolder::Signer(link) = &self.holder
+            && self.keys.iter().any(unlisted)
+        {
+            link.retire(role, &listed.iter().map(|id| &**id).collect::<Vec<_>>())?;
         }
-        self.keys.retain(|k| k.role != role || listed.contains(&k.id));
+        for key in self.keys.iter().filter(|key| unlisted(key)) {
+            if let Private::Here(path, _) = &key.private {
+                files::remove(path)?;
+            }
+        }
+        self.keys.retain(|key| !unlisted(key));
         Ok(())
     }
 
-    pub(super) fn missing(&self, role: &str) -> KeyError {
-        KeyError::Missing { role: role.to_owned(), dir: self.dir.clone() }
+    /// Moves the files of keys of a role that are not in `listed` to `tuf-keys/retired`: the signer cannot see what
+    /// metadata lists, so whoever asks wrongly has no key destroyed.
+    pub(crate) fn put_aside(&mut self, role: &str, listed: &[Decoded<Hex>]) -> Result<(), KeyError> {
+        let unlisted = |key: &SigningKey| key.role == role && !listed.contains(&key.id);
+        for key in self.keys.iter().filter(|key| unlisted(key)) {
+            let Private::Here(path, _) = &key.private else { continue };
+            let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { continue };
+            let aside = dir.join(RETIRED);
+            files::create_private_dir(&aside)?;
+            let to = aside.join(name);
+            std::fs::rename(path, &to).map_err(|e| KeyError::PutAside(path.clone(), e))?;
+            tracing::warn!(role, "a key that is no longer listed was put aside: delete {}", to.display());
+        }
+        self.keys.retain(|key| !unlisted(key));
+        Ok(())
     }
+
+    pub(crate) fn missing(&self, role: &str) -> KeyError {
+        KeyError::Missing { role: role.to_owned(), place: self.holder.describe() }
+    }
+}
+
+/// The SHA-256 (hexadecimal) of the realm's first root, which lies beside the keys so that nobody who can write to the
+/// store chooses it; `sha256` when none was remembered.
+///
+/// # Errors
+/// [`KeyError`]
+pub(crate) fn pin_first_root(tuf_keys: &Path, sha256: &str) -> Result<String, KeyError> {
+    let path = tuf_keys.join("first-root.sha256");
+    match files::read(&path)? {
+        Some(pinned) => Ok(String::from_utf8_lossy(pinned.trim_ascii()).into_owned()),
+        None => {
+            files::write_atomic(&path, sha256.as_bytes(), 0o600)?;
+            Ok(sha256.to_owned())
+        }
+    }
+}
+
+fn load_files(dir: &Path) -> Result<Vec<SigningKey>, KeyError> {
+    files::create_private_dir(dir)?;
+    let list = |e| KeyError::List(dir.to_owned(), e);
+    let mut keys = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(list)? {
+        let path = entry.map_err(list)?.path();
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let Some((role, _)) = name.strip_suffix(".pem").and_then(|n| n.rsplit_once('-')) else {
+            continue;
+        };
+        // A dot in front: a temporary file of a write that was cut off.
+        if !role.starts_with('.')
+            && let Some(pem) = files::read_secret(&path)?
+        {
+            keys.push(parse(role, &pem, path)?);
+        }
+    }
+    Ok(keys)
+}
+
+fn generate_in(dir: &Path, role: &str) -> Result<SigningKey, KeyError> {
+    let pem = generate_ed25519_pem();
+    let made = parse(role, pem.as_bytes(), PathBuf::new())?;
+    let path = dir.join(format!("{role}-{}.pem", hex::encode(&made.id[..8])));
+    files::create_secret(&path, pem.as_bytes())?;
+    parse(role, pem.as_bytes(), path)
 }
 
 fn parse(role: &str, pem: &[u8], path: PathBuf) -> Result<SigningKey, KeyError> {
@@ -126,5 +321,5 @@ fn parse(role: &str, pem: &[u8], path: PathBuf) -> Result<SigningKey, KeyError> 
         .map_err(|_| malformed())?;
     let public = pair.tuf_key();
     let id = public.key_id().map_err(|_| malformed())?;
-    Ok(SigningKey { role: role.to_owned(), id, public, path, pair })
+    Ok(SigningKey { role: role.to_owned(), id, public, private: Private::Here(path, pair) })
 }

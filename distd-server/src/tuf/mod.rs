@@ -10,15 +10,20 @@ mod keys;
 mod listed;
 mod publish;
 mod refresh;
+mod root;
 mod sign;
 
 pub use distd_peer::trust::tuf::{
     AnswerError, Answerer, DirStore, MetadataStore, StoreError, is_served_name,
 };
 
+pub(crate) use bins::key_role;
 pub use bins::release_roles;
-pub use keys::KeyError;
+pub use keys::{KeyError, OfflineKey, read_public_key};
+pub(crate) use keys::{KeyRing, pin_first_root};
 pub use listed::{Listed, ListedRelease};
 pub use publish::{Change, PATCHES_BYTES_MAX, PublishError, Published};
 pub use refresh::{Refreshed, RotatableRole};
+pub use root::{Missing, ROOT_KEYS_MAX, RootChange, RootFile, RootFileError};
 pub use sign::{Options, RepositoryError, TufRepository};
+pub(crate) use sign::{expires_after, key_roles};

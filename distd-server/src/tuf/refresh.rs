@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use bytes::Bytes;
 use distd_peer::trust::tuf::PRUNING;
 use distd_peer::trust::tuf::wire::target_path;
-use tough::schema::{RoleType, Signed};
+use tough::schema::RoleType;
 
 use super::sign::{Dirty, RepositoryError, State, TufRepository, expires, lifetime, next, schema, sign};
 
@@ -39,7 +38,7 @@ pub enum RotatableRole {
 }
 
 impl RotatableRole {
-    fn role_type(self) -> RoleType {
+    pub(super) fn role_type(self) -> RoleType {
         match self {
             Self::Root => RoleType::Root,
             Self::Targets => RoleType::Targets,
@@ -62,15 +61,20 @@ impl TufRepository {
             let ids =
                 &state.root.signed.roles.get(&RoleType::Root).map(|r| r.keyids.clone()).unwrap_or_default();
             let signers = keys.keys_of("root", ids);
-            if (signers.len() as u64) < threshold(&state) {
-                out.root_key_needed = true;
-            } else {
-                let mut root = state.root.signed.clone();
-                root.version = next(root.version);
-                root.expires = expires("root", now)?;
-                let bytes = sign(root, &signers)?;
-                self.put_root(&mut state, bytes).await?;
-                out.signed.push("root".to_owned());
+            let mut root = state.root.signed.clone();
+            root.version = next(root.version);
+            root.expires = expires("root", now)?;
+            // A signer refuses a root with keys that are not its own; the other roles must not wait for that.
+            let signed = match (signers.len() as u64) < threshold(&state) {
+                true => None,
+                false => sign(root, &signers).ok(),
+            };
+            match signed {
+                None => out.root_key_needed = true,
+                Some(bytes) => {
+                    self.put_root(&mut state, bytes).await?;
+                    out.signed.push("root".to_owned());
+                }
             }
         }
 
@@ -93,67 +97,6 @@ impl TufRepository {
         out.pruned = self.prune(&state, now).await?;
         out.next = next_due(&state, now, out.root_key_needed);
         Ok(out)
-    }
-
-    /// Gives a role a new key, at `now` (unix seconds), and removes the old one. At every moment in between the
-    /// repository verifies: the role is first signed by both keys, then the root lists the new one alone.
-    ///
-    /// Changing the snapshot and timestamp keys also makes devices forget which versions they have seen, which
-    /// is how they recover after an attacker has counted the versions up, or after a restored backup.
-    pub async fn rotate_key(&self, role: RotatableRole, now: u64) -> Result<(), RepositoryError> {
-        let mut keys = self.keys.lock().await;
-        let mut state = self.state(&keys).await?;
-        let kind = role.role_type();
-        let name = kind.to_string();
-        let old = state.root.signed.roles.get(&kind).map(|r| r.keyids.clone()).unwrap_or_default();
-        let root_ids =
-            state.root.signed.roles.get(&RoleType::Root).map(|r| r.keyids.clone()).unwrap_or_default();
-        if (keys.keys_of("root", &root_ids).len() as u64) < threshold(&state) {
-            return Err(keys.missing("root").into());
-        }
-        let fresh = keys.generate(&name)?;
-        if role != RotatableRole::Root {
-            let dirty = Dirty {
-                targets: role == RotatableRole::Targets,
-                snapshot: role == RotatableRole::Snapshot,
-                also: Some(fresh.clone()),
-                ..Dirty::default()
-            };
-            self.write(&mut state, &keys, &dirty, now).await?;
-        }
-        let mut root = state.root.signed.clone();
-        root.version = next(root.version);
-        root.expires = expires("root", now)?;
-        for id in &old {
-            root.keys.remove(id);
-        }
-        let public = keys.keys_of(&name, std::slice::from_ref(&fresh));
-        root.keys.extend(public.iter().map(|k| (k.id.clone(), k.public.clone())));
-        let role_keys = root.roles.get_mut(&kind).ok_or_else(|| schema("the root lacks the role"))?;
-        role_keys.keyids = vec![fresh.clone()];
-        if role == RotatableRole::Root {
-            role_keys.threshold = std::num::NonZeroU64::MIN;
-        }
-        // By the old root keys and, when they change, the new.
-        let ids: Vec<_> = match role {
-            RotatableRole::Root => root_ids.iter().chain([&fresh]).cloned().collect(),
-            _ => root_ids,
-        };
-        let bytes = sign(root, &keys.keys_of("root", &ids))?;
-        self.put_root(&mut state, bytes).await?;
-        keys.retire(&name, &[fresh])?;
-        Ok(())
-    }
-
-    async fn put_root(&self, state: &mut State, bytes: Bytes) -> Result<(), RepositoryError> {
-        let root: Signed<tough::schema::Root> = serde_json::from_slice(&bytes).map_err(schema)?;
-        // A root that its predecessor's keys did not sign would lock every device out.
-        state.root.signed.verify_role(&root).map_err(schema)?;
-        root.signed.verify_role(&root).map_err(schema)?;
-        self.store.put(&format!("{}.root.json", root.signed.version), bytes.clone()).await?;
-        state.root = root;
-        state.root_bytes = bytes;
-        Ok(())
     }
 
     async fn prune(&self, state: &State, now: u64) -> Result<usize, RepositoryError> {

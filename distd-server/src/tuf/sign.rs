@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU64;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -10,15 +9,17 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 use tough::schema::decoded::{Decoded, Hex};
+use tough::schema::key::Key;
 use tough::schema::{
     DelegatedRole, Delegations, Hashes, Metafile, PathPattern, PathSet, Role, RoleKeys, RoleType, Root,
     Signature, Signed, Snapshot, Targets, Timestamp,
 };
 
 use super::bins::{self, RELEASES, key_role, parent_of, release_roles};
-use super::keys::{KeyError, KeyRing, SigningKey};
+use super::keys::{KeyError, KeyRing, SigningKey, pin_first_root};
+use super::root::{self, Missing, RootFile};
 use crate::realm::Roots;
-use distd_peer::trust::files;
+use crate::signer::{KeyHolder, TUF_KEYS};
 use distd_peer::trust::token::sha256;
 use distd_peer::trust::tuf::{MetadataStore, SIGNED_AT, StoreError};
 
@@ -29,6 +30,11 @@ const SPEC: &str = "1.0.0";
 /// opened.
 pub(super) const DELEGATED: [(&str, &str); 3] =
     [("releases", "releases/*/*"), ("channels", "channels/*/*"), ("patches", "patches/*")];
+
+/// The roles that have keys of their own.
+pub(crate) fn key_roles() -> impl Iterator<Item = &'static str> {
+    ["root", "targets", "snapshot", "timestamp"].into_iter().chain(DELEGATED.map(|(name, _)| name))
+}
 
 /// How long a role's metadata holds, seconds.
 pub(super) fn lifetime(role: &str) -> u64 {
@@ -61,6 +67,35 @@ pub enum RepositoryError {
         #[source]
         cause: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The first root waits for signatures by keys that are kept elsewhere.
+    #[error("{missing}")]
+    FirstRootUnsigned {
+        /// The root so far.
+        file: Box<RootFile>,
+        /// What it lacks.
+        missing: Missing,
+    },
+    /// A root for another moment.
+    #[error("root {version} cannot follow root {in_force}, which is in force: prepare a new one")]
+    RootOutdated {
+        /// Its version.
+        version: u64,
+        /// The version in force; 0: none.
+        in_force: u64,
+    },
+    /// A root key that is not listed, or several.
+    #[error("{0:?} is the beginning of no root key's id, or of several: distd-server root show lists them")]
+    NoSuchRootKey(String),
+    /// More signatures than keys, or too many keys.
+    #[error(
+        "{keys} root keys and {threshold} signatures do not fit: at most 32 keys, no more signatures than keys"
+    )]
+    RootThreshold {
+        /// Root keys.
+        keys: usize,
+        /// Signatures.
+        threshold: u64,
+    },
     /// A value could not be made.
     #[error("could not make TUF metadata")]
     Schema(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -71,15 +106,19 @@ pub(super) fn schema(e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> 
 }
 
 /// How a new repository is made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
-    /// Root keys made, and signatures a root needs.
+    /// Signatures a root needs.
     pub root_threshold: NonZeroU64,
+    /// Root keys that are kept elsewhere; none: as many as must sign are made here.
+    pub offline_root: Vec<Key>,
+    /// The first root, where root keys are kept elsewhere: as it came back from them.
+    pub first_root: Option<RootFile>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { root_threshold: NonZeroU64::MIN }
+        Self { root_threshold: NonZeroU64::MIN, offline_root: Vec::new(), first_root: None }
     }
 }
 
@@ -92,8 +131,8 @@ pub struct TufRepository {
     pub(super) keys: Mutex<KeyRing>,
     /// The roots so far, each signed by the keys of the one before, the oldest first.
     chain: Mutex<Vec<(Bytes, Signed<Root>)>>,
-    /// Holds the SHA-256 of the first root, beside the keys: whoever can write to the store cannot choose it.
-    first_root: PathBuf,
+    /// Remembers the first root, too: whoever can write to the store cannot choose it.
+    pub(super) holder: KeyHolder,
 }
 
 impl std::fmt::Debug for TufRepository {
@@ -116,15 +155,15 @@ pub(super) struct State {
 }
 
 impl TufRepository {
-    /// Opens the repository in `store` with the keys in `keys_dir`, and makes both when there is none at `now`
+    /// Opens the repository in `store` with the keys of `keys_of`, and makes both when there is none at `now`
     /// (unix seconds). A making that was cut off is continued.
     pub async fn open(
         store: Arc<dyn MetadataStore>,
-        keys_dir: &Path,
+        keys_of: &KeyHolder,
         options: Options,
         now: u64,
     ) -> Result<Self, RepositoryError> {
-        let this = Self::make(store, keys_dir, options, &DELEGATED, now).await?;
+        let this = Self::make(store, keys_of, options, &DELEGATED, now).await?;
         let mut keys = this.keys.lock().await;
         let state = this.state(&keys).await?;
         this.delegate_missing(state, &mut keys, now).await?;
@@ -136,32 +175,26 @@ impl TufRepository {
     /// Opens the repository, made with the delegated roles `delegated` when there is none.
     async fn make(
         store: Arc<dyn MetadataStore>,
-        keys_dir: &Path,
+        keys_of: &KeyHolder,
         options: Options,
         delegated: &[(&str, &str)],
         now: u64,
     ) -> Result<Self, RepositoryError> {
-        let mut keys = KeyRing::load(keys_dir)?;
+        let mut keys = KeyRing::load(keys_of)?;
         let begun = store.get("1.root.json").await?;
         if begun.is_none() {
             let once = ["targets", "snapshot", "timestamp"].into_iter();
             let once = once.chain(delegated.iter().map(|(name, _)| *name)).map(|role| (role, 1));
-            for (role, count) in [("root", options.root_threshold.get())].into_iter().chain(once) {
+            let here = if options.offline_root.is_empty() { options.root_threshold.get() } else { 0 };
+            for (role, count) in [("root", here)].into_iter().chain(once) {
                 let have = keys.of_role(role).count() as u64;
                 for _ in have..count {
                     keys.generate(role)?;
                 }
             }
-            let root = first_root(&keys, options, now)?;
-            let root = sign(root, &keys.of_role("root").collect::<Vec<_>>())?;
-            store.put("1.root.json", root).await?;
+            store.put("1.root.json", make_first_root(&keys, &options, now)?).await?;
         }
-        let this = Self {
-            store,
-            keys: Mutex::new(keys),
-            chain: Mutex::default(),
-            first_root: keys_dir.join("first-root.sha256"),
-        };
+        let this = Self { store, keys: Mutex::new(keys), chain: Mutex::default(), holder: keys_of.clone() };
         if this.store.get("timestamp.json").await?.is_none() {
             this.first_publication(delegated, now).await?;
         }
@@ -338,7 +371,7 @@ impl TufRepository {
 
     /// The newest root that the first one leads to. A file that its predecessor's keys did not sign is none:
     /// whoever can write to the store must not get the origin to vouch for their root.
-    async fn newest_root(&self) -> Result<(Signed<Root>, Bytes), RepositoryError> {
+    pub(super) async fn newest_root(&self) -> Result<(Signed<Root>, Bytes), RepositoryError> {
         let mut chain = self.chain.lock().await;
         loop {
             let name = format!("{}.root.json", chain.len() + 1);
@@ -376,14 +409,13 @@ impl TufRepository {
             Some(before) => before.signed.verify_role(&root).map_err(altered(name))?,
             None => {
                 let hash = hex::encode(sha256(bytes));
-                match files::read(&self.first_root).map_err(KeyError::File)? {
-                    Some(pinned) if pinned.trim_ascii() != hash.as_bytes() => {
-                        return Err(altered(name)("it is not the first root of this realm"));
-                    }
-                    Some(_) => {}
-                    // A repository of an earlier release is taken as it is, once.
-                    None => files::write_atomic(&self.first_root, hash.as_bytes(), 0o600)
-                        .map_err(KeyError::File)?,
+                // A repository of an earlier release is taken as it is, once.
+                let pinned = match &self.holder {
+                    KeyHolder::ThisProcess(dir) => pin_first_root(&dir.join(TUF_KEYS), &hash)?,
+                    KeyHolder::Signer(link) => link.first_root(&hash).map_err(KeyError::from)?,
+                };
+                if pinned != hash {
+                    return Err(altered(name)("it is not the first root of this realm"));
                 }
             }
         }
@@ -553,15 +585,15 @@ pub(super) struct Dirty {
     pub(super) roles: Vec<String>,
     pub(super) targets: bool,
     pub(super) snapshot: bool,
-    /// Sign with this key too, though the metadata does not list it yet: a rotation.
-    pub(super) also: Option<Decoded<Hex>>,
+    /// Sign with these keys too, though the root does not list them yet: a rotation.
+    pub(super) also: Vec<Decoded<Hex>>,
     pub(super) first: bool,
 }
 
 impl Dirty {
     fn everything(state: &State) -> Self {
         let roles = state.roles.keys().cloned().collect();
-        Self { roles, targets: true, snapshot: true, also: None, first: true }
+        Self { roles, targets: true, snapshot: true, also: Vec::new(), first: true }
     }
 
     /// One more role.
@@ -620,7 +652,31 @@ fn require_own(keys: &KeyRing, role: &str, listed: &[Decoded<Hex>]) -> Result<()
     Ok(())
 }
 
-fn first_root(keys: &KeyRing, options: Options, now: u64) -> Result<Root, RepositoryError> {
+/// The first root with all its signatures.
+fn make_first_root(keys: &KeyRing, options: &Options, now: u64) -> Result<Bytes, RepositoryError> {
+    let Options { root_threshold, offline_root, first_root } = options;
+    let root = || first_root_of(keys, offline_root, *root_threshold, now);
+    if offline_root.is_empty() {
+        return sign(root()?, &keys.of_role("root").collect::<Vec<_>>());
+    }
+    let file = match first_root {
+        // A file of an earlier try with other keys is made anew.
+        Some(file) if root::check_first(file, offline_root, *root_threshold, keys).is_ok() => file.clone(),
+        _ => root::unsigned(root()?),
+    };
+    let missing = root::check_first(&file, offline_root, *root_threshold, keys)?;
+    if !missing.is_none() {
+        return Err(RepositoryError::FirstRootUnsigned { file: Box::new(file), missing });
+    }
+    Ok(file.to_bytes().into())
+}
+
+fn first_root_of(
+    keys: &KeyRing,
+    offline_root: &[Key],
+    root_threshold: NonZeroU64,
+    now: u64,
+) -> Result<Root, RepositoryError> {
     let mut root = Root {
         spec_version: SPEC.to_owned(),
         consistent_snapshot: true,
@@ -631,15 +687,22 @@ fn first_root(keys: &KeyRing, options: Options, now: u64) -> Result<Root, Reposi
         _extra: HashMap::new(),
     };
     for (role, threshold) in [
-        (RoleType::Root, options.root_threshold),
+        (RoleType::Root, root_threshold),
         (RoleType::Targets, NonZeroU64::MIN),
         (RoleType::Snapshot, NonZeroU64::MIN),
         (RoleType::Timestamp, NonZeroU64::MIN),
     ] {
         let name = role.to_string();
-        let own: Vec<_> = keys.of_role(&name).collect();
-        root.keys.extend(own.iter().map(|k| (k.id.clone(), k.public.clone())));
-        let keyids = own.iter().map(|k| k.id.clone()).collect();
+        let listed: Vec<(Decoded<Hex>, Key)> = if role == RoleType::Root && !offline_root.is_empty() {
+            let listed = offline_root.iter().map(|key| Ok((key.key_id().map_err(schema)?, key.clone())));
+            listed.collect::<Result<_, RepositoryError>>()?
+        } else {
+            keys.of_role(&name).map(|key| (key.id.clone(), key.public.clone())).collect()
+        };
+        let mut keyids: Vec<_> = listed.iter().map(|(id, _)| id.clone()).collect();
+        keyids.sort();
+        keyids.dedup();
+        root.keys.extend(listed);
         root.roles.insert(role, RoleKeys { keyids, threshold, _extra: HashMap::new() });
     }
     Ok(root)
@@ -648,14 +711,22 @@ fn first_root(keys: &KeyRing, options: Options, now: u64) -> Result<Root, Reposi
 /// Signs metadata: its canonical JSON by each key; the file's own order is sorted, so equal input is equal output.
 pub(super) fn sign<T: Role>(role: T, keys: &[&SigningKey]) -> Result<Bytes, RepositoryError> {
     let message = role.canonical_form().map_err(schema)?;
-    let signatures =
-        keys.iter().map(|k| Signature { keyid: k.id.clone(), sig: k.sign(&message).into() }).collect();
+    let signatures = keys.iter().map(|key| {
+        let sig = key.sign(&message)?;
+        Ok(Signature { keyid: key.id.clone(), sig: sig.into() })
+    });
+    let signatures = signatures.collect::<Result<_, KeyError>>()?;
     let value = serde_json::to_value(Signed { signed: role, signatures }).map_err(schema)?;
     Ok(serde_json::to_vec(&value).map_err(schema)?.into())
 }
 
+/// When metadata of `role` that is signed at `now` ends, unix seconds.
+pub(crate) fn expires_after(role: &str, now: u64) -> u64 {
+    now.saturating_add(lifetime(role))
+}
+
 pub(super) fn expires(role: &str, now: u64) -> Result<jiff::Timestamp, RepositoryError> {
-    let seconds = i64::try_from(now.saturating_add(lifetime(role))).map_err(schema)?;
+    let seconds = i64::try_from(expires_after(role, now)).map_err(schema)?;
     jiff::Timestamp::from_second(seconds).map_err(schema)
 }
 
@@ -698,7 +769,7 @@ mod tests {
     async fn releases_that_an_earlier_release_listed_in_one_role_are_moved_into_bins() {
         let dir = tempfile::tempdir().expect("tempdir");
         let store = Arc::new(DirStore::new(dir.path().join("repo")));
-        let keys = dir.path().join("keys");
+        let keys = KeyHolder::in_dir(dir.path());
         let old = TufRepository::make(store.clone(), &keys, Options::default(), &DELEGATED, NOW).await;
         let old = old.expect("a repository");
         {
@@ -740,7 +811,7 @@ mod tests {
     async fn a_repository_made_before_there_was_a_role_gets_it_when_it_is_opened() {
         let dir = tempfile::tempdir().expect("tempdir");
         let store = Arc::new(DirStore::new(dir.path().join("repo")));
-        let keys = dir.path().join("keys");
+        let keys = KeyHolder::in_dir(dir.path());
         let old = TufRepository::make(store.clone(), &keys, Options::default(), &DELEGATED[..2], NOW).await;
         drop(old.expect("a repository"));
         assert!(store.get("1.patches.json").await.expect("read").is_none());
@@ -761,7 +832,7 @@ mod tests {
     async fn adding_a_role_goes_on_after_it_was_cut_off_behind_its_key() {
         let dir = tempfile::tempdir().expect("tempdir");
         let store = Arc::new(DirStore::new(dir.path().join("repo")));
-        let keys = dir.path().join("keys");
+        let keys = KeyHolder::in_dir(dir.path());
         let old = TufRepository::make(store.clone(), &keys, Options::default(), &DELEGATED[..2], NOW).await;
         old.expect("a repository").keys.lock().await.generate("patches").expect("a key");
         let opened = TufRepository::open(store, &keys, Options::default(), NOW).await.expect("opens");

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use distd_server::db::Withdraw;
 use distd_server::origin::ObjectMetadata;
+use distd_server::signer::KeyHolder;
 use distd_server::store::Store;
 use distd_server::tuf::{Options, TufRepository};
 use reqwest::{Method, StatusCode};
@@ -26,7 +27,7 @@ async fn listed(world: &World) -> Vec<String> {
     let directory = world.directory.path();
     let store = Store::open(&directory.join("objects").display().to_string()).expect("store");
     let metadata = Arc::new(ObjectMetadata::new(store));
-    let keys = directory.join("tuf-keys");
+    let keys = KeyHolder::in_dir(directory);
     let now = distd_peer::clock::unix_now();
     let repository = TufRepository::open(metadata, &keys, Options::default(), now).await.expect("opens");
     let listed = repository.listed().await.expect("listed");
@@ -132,7 +133,8 @@ async fn a_withdrawal_that_was_cut_off_anywhere_is_finished_at_the_next_start() 
         assert!(running.stop(std::time::Duration::from_secs(10)).await);
         if step != "marked" {
             let store = Store::open(&directory.path().join("objects").display().to_string()).expect("store");
-            let (metadata, keys) = (Arc::new(ObjectMetadata::new(store)), directory.path().join("tuf-keys"));
+            let (metadata, keys) =
+                (Arc::new(ObjectMetadata::new(store)), KeyHolder::in_dir(directory.path()));
             let now = distd_peer::clock::unix_now();
             let repository =
                 TufRepository::open(metadata, &keys, Options::default(), now).await.expect("opens");

@@ -14,7 +14,10 @@ use distd_core::cut::CutParams;
 use distd_core::manifest::{Builder, Entry, Kind};
 use distd_core::names::Name;
 use distd_core::{ArtifactHash, ChunkHash, ChunkId, ManifestId};
-use distd_server::tuf::{DirStore, Options, RotatableRole, TufRepository, release_roles};
+use distd_server::signer::KeyHolder;
+use distd_server::tuf::{
+    DirStore, OfflineKey, Options, RootChange, RotatableRole, TufRepository, read_public_key, release_roles,
+};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject;
 use serde::Serialize;
@@ -65,7 +68,7 @@ pub fn channel_doc(version: &str, seed: u8, counter: u64) -> Bytes {
 
 pub async fn open(dir: &Path, now: u64) -> TufRepository {
     let store = Arc::new(DirStore::new(dir.join("repo")));
-    TufRepository::open(store, &dir.join("keys"), Options::default(), now).await.expect("a repository")
+    TufRepository::open(store, &KeyHolder::in_dir(dir), Options::default(), now).await.expect("a repository")
 }
 
 pub async fn publish(repo: &TufRepository, version: &str, seed: u8, now: u64) {
@@ -181,7 +184,7 @@ pub async fn make(out: &Path, now: u64) -> Vec<Case> {
         cases.push(Case { dir, target, refused, about, fresh });
     };
     let work = out.join("work");
-    let keys = work.join("keys");
+    let keys = work.join("tuf-keys");
 
     // Two days ago there was version 1 alone; its timestamp has expired, the rest holds.
     let then = now - 2 * DAY;
@@ -425,10 +428,12 @@ async fn roots(
         "2.root.json signed by its own keys but not by the old ones",
     );
 
+    thresholds(out, keys, now, add).await;
+
     // Rotation by the repository itself, with copies of the keys, so that the cases above keep theirs.
     let rotating = out.join("rotating");
     copy_dir(&out.join("good"), &rotating.join("repo"));
-    copy_dir(keys, &rotating.join("keys"));
+    copy_dir(keys, &rotating.join("tuf-keys"));
     let repo = open(&rotating, now).await;
     repo.rotate_key(RotatableRole::Snapshot, now).await.expect("rotate");
     repo.rotate_key(RotatableRole::Timestamp, now).await.expect("rotate");
@@ -444,6 +449,50 @@ async fn roots(
     let file = "timestamp.json";
     std::fs::copy(out.join("good").join(file), out.join("rotated-then-old").join(file)).expect("copy");
     add("rotated-then-old", Some("BadSignature"), "new roots with the timestamp of the retired key");
+}
+
+/// Roots that two of three keys must sign, two of them kept elsewhere.
+async fn thresholds(
+    out: &Path,
+    keys: &Path,
+    now: u64,
+    add: &mut impl FnMut(&str, Option<&'static str>, &'static str),
+) {
+    let made = out.join("of-three");
+    copy_dir(&out.join("good"), &made.join("repo"));
+    copy_dir(keys, &made.join("tuf-keys"));
+    let repo = open(&made, now).await;
+    let away = ["a", "b"].map(|name| OfflineKey::create(&made.join(name)).expect("a key"));
+    let public = ["a.pub", "b.pub"].map(|name| read_public_key(&made.join(name)).expect("a public key"));
+    let change = RootChange { add: public.to_vec(), threshold: NonZeroU64::new(2), ..RootChange::default() };
+    let signed_by_all = async |change: &RootChange| {
+        let mut root = repo.propose_root(change, now).await.expect("a proposal");
+        for key in &away {
+            assert!(root.sign(key).expect("signs"), "the root lists the key");
+        }
+        root
+    };
+    let second = signed_by_all(&change).await;
+    assert!(repo.install_root(&second, now).await.expect("installed").is_none());
+    let third = signed_by_all(&RootChange::default()).await;
+    let third: serde_json::Value = serde_json::from_slice(&third.to_bytes()).expect("JSON");
+    let mut signed = |name: &str, signers: &[usize], error, what| {
+        let to = out.join(name);
+        copy_dir(&made.join("repo"), &to);
+        let mut root = third.clone();
+        root["signatures"] = signers.iter().map(|n| third["signatures"][n].clone()).collect();
+        std::fs::write(to.join("3.root.json"), root.to_string()).expect("write");
+        add(name, error, what);
+    };
+    signed("threshold-met", &[0, 2], None, "a root signed by two of three keys, as the root before it asks");
+    signed("threshold-missed", &[1], Some("BadSignature"), "a root signed by one key where two must sign");
+    signed(
+        "threshold-twice",
+        &[1, 1],
+        Some("BadSignature"),
+        "a root signed twice by the same key where two must sign",
+    );
+    std::fs::remove_dir_all(&made).expect("clean up");
 }
 
 fn jiff_at(unix: u64) -> jiff::Timestamp {

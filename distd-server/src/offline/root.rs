@@ -1,0 +1,178 @@
+//! The ceremony of root keys that are kept away from the origin: keys made, roots proposed, signed, handed in.
+
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use distd_peer::clock::unix_now;
+use distd_peer::trust::files::FileError;
+
+use super::is_origin;
+use super::keys::{KeysError, parse};
+use crate::origin::{NextRootError, ObjectMetadata, Places, next_root_path, read_root_file, write_root_file};
+use crate::store::{Store, StoreError};
+use crate::tuf::{
+    KeyError, Missing, OfflineKey, Options, RepositoryError, RootChange, RootFile, RootFileError,
+    TufRepository, read_public_key,
+};
+
+/// Why a step of the ceremony failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RootError {
+    /// Not an origin's directory.
+    #[error("{} holds no origin: give --data the directory that distd-server serve uses", .0.display())]
+    NoOrigin(PathBuf),
+    /// No such file.
+    #[error("there is no file {}", .0.display())]
+    NoFile(PathBuf),
+    /// Another proposal waits.
+    #[error("{} waits for signatures: sign and install it, or say --replace", .0.display())]
+    Waiting(PathBuf),
+    /// A key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// A role.
+    #[error(transparent)]
+    Role(#[from] KeysError),
+    /// A file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The file of a root.
+    #[error(transparent)]
+    NextRoot(#[from] NextRootError),
+    /// What a file of a root holds.
+    #[error(transparent)]
+    RootFile(#[from] RootFileError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The repository.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+}
+
+/// What the next root is to change.
+#[derive(Clone, Debug, Default)]
+pub struct RootOrder {
+    /// Files of public root keys to list.
+    pub add: Vec<PathBuf>,
+    /// Beginnings of ids of root keys to list no more.
+    pub remove: Vec<String>,
+    /// How many root keys must sign.
+    pub threshold: Option<NonZeroU64>,
+    /// Roles that get new keys.
+    pub rotate: Vec<String>,
+    /// Whether a proposal that waits is given up.
+    pub replace: bool,
+}
+
+/// What [`show_root`] found.
+#[derive(Clone, Debug)]
+pub struct RootShown {
+    /// The root in force, one line for each thing.
+    pub in_force: Vec<String>,
+    /// The root that waits, likewise, and what it lacks.
+    pub waiting: Option<(Vec<String>, Missing)>,
+}
+
+/// Makes a root key in a new file, and its public half beside it. Returns the key's id in hexadecimal.
+///
+/// # Errors
+/// [`KeyError`]
+pub fn new_root_key(path: &Path) -> Result<String, KeyError> {
+    Ok(hex::encode(OfflineKey::create(path)?.id()))
+}
+
+/// Writes the next root to the data directory, for its keys to sign. The origin may run. Returns the file, and what the
+/// root lacks.
+///
+/// # Errors
+/// [`RootError`]
+pub async fn prepare_root(places: &Places, order: &RootOrder) -> Result<(PathBuf, Missing), RootError> {
+    let path = next_root_path(&places.data);
+    let repository = open(places).await?;
+    if let Some(waiting) = read_root_file(&path)?
+        && waiting.version() > repository.root_file().await?.version()
+        && !order.replace
+    {
+        return Err(RootError::Waiting(path));
+    }
+    let add = order.add.iter().map(|path| read_public_key(path)).collect::<Result<_, _>>()?;
+    let rotate = order.rotate.iter().map(|role| parse(role)).collect::<Result<_, _>>()?;
+    let change = RootChange { add, remove: order.remove.clone(), threshold: order.threshold, rotate };
+    let root = repository.propose_root(&change, unix_now()).await?;
+    write_root_file(&path, &root)?;
+    let missing = repository.root_missing(&root).await?;
+    Ok((path, missing))
+}
+
+/// Signs the root in a file with keys in files. Returns what the root says, and the ids of those keys that it does not
+/// list itself.
+///
+/// # Errors
+/// [`RootError`]; the file is as it was then.
+pub fn sign_root(path: &Path, keys: &[PathBuf]) -> Result<(Vec<String>, Vec<String>), RootError> {
+    let mut root = read_root_file(path)?.ok_or_else(|| RootError::NoFile(path.to_owned()))?;
+    let mut unlisted = Vec::new();
+    for key in keys {
+        let key = OfflineKey::read(key)?;
+        if !root.sign(&key)? {
+            unlisted.push(hex::encode(key.id()));
+        }
+    }
+    write_root_file(path, &root)?;
+    Ok((root.describe(), unlisted))
+}
+
+/// Hands in signed copies of the root that waits. The origin takes it over within a minute, or when it starts, once
+/// nothing is missing.
+///
+/// # Errors
+/// [`RootError`]; nothing was changed then.
+pub async fn install_root(places: &Places, copies: &[PathBuf]) -> Result<Option<Missing>, RootError> {
+    let path = next_root_path(&places.data);
+    let mut root = read_root_file(&path)?;
+    for copy in copies {
+        let copy = read_root_file(copy)?.ok_or_else(|| RootError::NoFile(copy.clone()))?;
+        match &mut root {
+            Some(root) => root.merge(copy)?,
+            None => root = Some(copy),
+        }
+    }
+    let Some(root) = root else { return Err(RootError::NoFile(path)) };
+    // Of a realm that has no root yet, its first start looks.
+    let missing = match begun(places).await? {
+        true => Some(open(places).await?.root_missing(&root).await?),
+        false => None,
+    };
+    write_root_file(&path, &root)?;
+    Ok(missing)
+}
+
+/// The root in force, and the one that waits.
+///
+/// # Errors
+/// [`RootError`]
+pub async fn show_root(places: &Places) -> Result<RootShown, RootError> {
+    let repository = open(places).await?;
+    let in_force = repository.root_file().await?;
+    let waiting: Option<RootFile> = read_root_file(&next_root_path(&places.data))?;
+    let waiting = match waiting.filter(|root| root.version() > in_force.version()) {
+        Some(root) => Some((root.describe(), repository.root_missing(&root).await?)),
+        None => None,
+    };
+    Ok(RootShown { in_force: in_force.describe(), waiting })
+}
+
+async fn begun(places: &Places) -> Result<bool, RootError> {
+    let store = Store::open(&places.store)?;
+    Ok(store.get("tuf/timestamp.json").await?.is_some())
+}
+
+async fn open(places: &Places) -> Result<TufRepository, RootError> {
+    if !is_origin(&places.data) || !begun(places).await? {
+        return Err(RootError::NoOrigin(places.data.clone()));
+    }
+    let metadata = Arc::new(ObjectMetadata::new(Store::open(&places.store)?));
+    Ok(TufRepository::open(metadata, &places.keys, Options::default(), unix_now()).await?)
+}

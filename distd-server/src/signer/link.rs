@@ -1,0 +1,222 @@
+//! The origin's side: one signer, one request at a time.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+use super::wire::{self, PublicKey, Reply, Request, VERSION};
+
+/// How long a signer may take for one request.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Prefixes of environment variables that a signer is not given: it needs neither database nor object store.
+const WITHHELD: [&str; 3] = ["DISTD_SERVER_", "AWS_", "PG"];
+
+/// Why the signer gave no signature.
+#[derive(Debug, thiserror::Error)]
+pub enum SignerError {
+    /// It cannot be started.
+    #[error("could not start the signer {}", .0.display())]
+    Start(PathBuf, #[source] io::Error),
+    /// It cannot be reached.
+    #[error("could not connect to the signer at {}: check that it runs and that this user may use its socket", .0.display())]
+    Connect(PathBuf, #[source] io::Error),
+    /// It ended, or its answer makes no sense.
+    #[error("the signer did not answer: look at its log")]
+    Broken(#[source] io::Error),
+    /// It says no.
+    #[error("the signer refused: {0}")]
+    Refused(String),
+}
+
+/// A connection to a signer, made when it is first used and again when it was lost.
+#[derive(Debug)]
+pub struct SignerLink {
+    way: Way,
+    open: Mutex<Option<Connection>>,
+}
+
+#[derive(Debug)]
+enum Way {
+    /// Start this program with these arguments; its standard input is the socket.
+    Start(PathBuf, Vec<String>),
+    /// Connect to this socket.
+    Connect(PathBuf),
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: UnixStream,
+    child: Option<Child>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // A signer holds no state of a request: whatever it was doing can be asked for again.
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl SignerLink {
+    /// A signer that is started by and ends with this process: `program` with `arguments`.
+    pub fn start(program: PathBuf, arguments: Vec<String>) -> Self {
+        Self { way: Way::Start(program, arguments), open: Mutex::default() }
+    }
+
+    /// A signer that listens on the Unix socket at `path`.
+    pub fn connect(path: PathBuf) -> Self {
+        Self { way: Way::Connect(path), open: Mutex::default() }
+    }
+
+    pub(super) fn describe(&self) -> String {
+        match &self.way {
+            Way::Start(..) => "the signer's tuf-keys".to_owned(),
+            Way::Connect(path) => format!("tuf-keys of the signer at {}", path.display()),
+        }
+    }
+
+    /// The CA's certificate, PEM, and the public TUF keys.
+    pub(crate) fn hello(&self) -> Result<(String, Vec<PublicKey>), SignerError> {
+        match self.call(&Request::Hello { version: VERSION })? {
+            Reply::Hello { ca_pem, keys } => Ok((ca_pem, keys)),
+            _ => Err(unfit()),
+        }
+    }
+
+    /// A new key of a TUF role, durable in the signer's files.
+    pub(crate) fn generate(&self, role: &str) -> Result<PublicKey, SignerError> {
+        match self.call(&Request::Generate { role: role.to_owned() })? {
+            Reply::Key(key) => Ok(key),
+            _ => Err(unfit()),
+        }
+    }
+
+    /// Has the keys of a role put aside that metadata no longer lists, but for those in `listed`.
+    pub(crate) fn retire(&self, role: &str, listed: &[impl AsRef<[u8]>]) -> Result<(), SignerError> {
+        let listed = listed.iter().map(|id| id.as_ref().to_vec().into()).collect();
+        match self.call(&Request::Retire { role: role.to_owned(), listed })? {
+            Reply::Retired => Ok(()),
+            _ => Err(unfit()),
+        }
+    }
+
+    /// The signature of a TUF key under metadata in canonical form.
+    pub(crate) fn sign_metadata(
+        &self,
+        role: &str,
+        key_id: &[u8],
+        message: &[u8],
+    ) -> Result<Vec<u8>, SignerError> {
+        let (role, key_id, message) = (role.to_owned(), key_id.to_vec(), message.to_vec());
+        self.signature(&Request::Metadata { role, key_id, message })
+    }
+
+    /// The CA's signature under a TBSCertificate, DER.
+    pub(crate) fn sign_certificate(&self, tbs: &[u8]) -> Result<Vec<u8>, SignerError> {
+        self.signature(&Request::Certificate { tbs: tbs.to_vec() })
+    }
+
+    /// The CA's signature under a seal or a list of revoked nodes.
+    pub(crate) fn sign_statement(&self, message: &[u8]) -> Result<Vec<u8>, SignerError> {
+        self.signature(&Request::Statement { message: message.to_vec() })
+    }
+
+    /// The first root that the signer knows, by its SHA-256 in hexadecimal; `sha256` when it knew none.
+    pub(crate) fn first_root(&self, sha256: &str) -> Result<String, SignerError> {
+        match self.call(&Request::FirstRoot { sha256: sha256.to_owned() })? {
+            Reply::FirstRoot(known) => Ok(known),
+            _ => Err(unfit()),
+        }
+    }
+
+    fn signature(&self, request: &Request) -> Result<Vec<u8>, SignerError> {
+        match self.call(request)? {
+            Reply::Signature(signature) => Ok(signature),
+            _ => Err(unfit()),
+        }
+    }
+
+    /// Asks without holding up the tasks of this runtime's thread.
+    fn call(&self, request: &Request) -> Result<Reply, SignerError> {
+        let several = |handle: Handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread;
+        if Handle::try_current().is_ok_and(several) {
+            tokio::task::block_in_place(|| self.exchange(request))
+        } else {
+            self.exchange(request)
+        }
+    }
+
+    fn exchange(&self, request: &Request) -> Result<Reply, SignerError> {
+        let mut open = self.open.lock().expect("no panic while it is locked");
+        let reply = match open.take() {
+            Some(connection) => match ask(&connection.stream, request) {
+                Ok(reply) => {
+                    *open = Some(connection);
+                    reply
+                }
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "the signer is started again");
+                    drop(connection);
+                    self.ask_anew(&mut open, request)?
+                }
+            },
+            None => self.ask_anew(&mut open, request)?,
+        };
+        match reply {
+            Reply::Refused(why) => Err(SignerError::Refused(why)),
+            reply => Ok(reply),
+        }
+    }
+
+    fn ask_anew(&self, open: &mut Option<Connection>, request: &Request) -> Result<Reply, SignerError> {
+        let connection = self.open()?;
+        let reply = ask(&connection.stream, request).map_err(SignerError::Broken)?;
+        *open = Some(connection);
+        Ok(reply)
+    }
+
+    fn open(&self) -> Result<Connection, SignerError> {
+        let connection = match &self.way {
+            Way::Start(program, arguments) => {
+                let failed = |e| SignerError::Start(program.clone(), e);
+                let (stream, theirs) = UnixStream::pair().map_err(failed)?;
+                let mut command = Command::new(program);
+                command.args(arguments).stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
+                command.stdout(Stdio::null());
+                // An interrupt from the terminal is for the origin, which still has to sign while it stops.
+                std::os::unix::process::CommandExt::process_group(&mut command, 0);
+                for (name, _) in std::env::vars_os() {
+                    if WITHHELD.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+                        command.env_remove(&name);
+                    }
+                }
+                Connection { stream, child: Some(command.spawn().map_err(failed)?) }
+            }
+            Way::Connect(path) => {
+                let failed = |e| SignerError::Connect(path.clone(), e);
+                Connection { stream: UnixStream::connect(path).map_err(failed)?, child: None }
+            }
+        };
+        let stream = &connection.stream;
+        stream.set_read_timeout(Some(PATIENCE)).map_err(SignerError::Broken)?;
+        stream.set_write_timeout(Some(PATIENCE)).map_err(SignerError::Broken)?;
+        Ok(connection)
+    }
+}
+
+fn ask(stream: &UnixStream, request: &Request) -> io::Result<Reply> {
+    wire::send(stream, request)?;
+    wire::receive(stream)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+fn unfit() -> SignerError {
+    SignerError::Broken(io::Error::new(io::ErrorKind::InvalidData, "the reply does not fit the request"))
+}

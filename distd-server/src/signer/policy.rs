@@ -1,0 +1,154 @@
+//! What the signer signs.
+//!
+//! Whoever controls the origin's process controls every request. The rules here bound what such a request can gain
+//! beyond the time in which it is made.
+
+use std::collections::HashMap;
+
+use distd_peer::trust::identity::Role;
+use distd_peer::trust::revoked::revoked_message;
+use distd_peer::trust::seal::is_seal_message;
+use serde_json::Value;
+use tough::schema::decoded::{Decoded, Hex};
+use tough::schema::key::Key;
+use tough::schema::{Root, Targets};
+use x509_parser::certificate::TbsCertificate;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::prelude::FromDer;
+
+use crate::tuf::{expires_after, key_roles};
+
+/// How far the clocks of two processes may be apart, seconds.
+const CLOCK_SECONDS: u64 = 3600;
+
+/// Longest validity of a certificate with the origin's name, seconds.
+const ORIGIN_SECONDS_MAX: u64 = 31 * 24 * 3600;
+
+/// Checks TUF metadata in canonical form that a key of `role` is to sign at `now` (unix seconds). `own` are the signer's
+/// public keys by role: metadata may name no other.
+///
+/// # Errors
+/// Why it is not signed.
+pub(super) fn check_metadata(
+    role: &str,
+    message: &[u8],
+    own: &[(String, Decoded<Hex>, Key)],
+    now: u64,
+) -> Result<(), String> {
+    if !key_roles().any(|known| known == role) {
+        return Err(format!("there is no TUF role {role:?}"));
+    }
+    let value: Value = serde_json::from_slice(message).map_err(|_| "the metadata is no JSON".to_owned())?;
+    let kind = match role {
+        "root" | "snapshot" | "timestamp" => role,
+        _ => "targets",
+    };
+    if value.get("_type").and_then(Value::as_str) != Some(kind) {
+        return Err(format!("a key of {role} signs no other metadata than {kind}"));
+    }
+    let expires: Option<jiff::Timestamp> =
+        value.get("expires").and_then(Value::as_str).and_then(|text| text.parse().ok());
+    let expires = expires.and_then(|at| u64::try_from(at.as_second()).ok());
+    let latest = expires_after(role, now).saturating_add(CLOCK_SECONDS);
+    if expires.is_none_or(|at| at > latest) {
+        return Err(format!("the metadata of {role} would hold longer than it may; compare the clocks"));
+    }
+    let is_own = |role: &str, id: &Decoded<Hex>, key: Option<&Key>| {
+        own.iter().any(|(of, own_id, own)| of == role && own_id == id && key.is_none_or(|key| key == own))
+    };
+    let foreign =
+        |role: &str| Err(format!("the metadata names a key for {role} that this signer does not hold"));
+    match kind {
+        "root" => {
+            let root: Root = serde_json::from_value(value).map_err(|_| "the root is malformed".to_owned())?;
+            for (listed, role_keys) in &root.roles {
+                let name = listed.to_string();
+                if role_keys.keyids.iter().any(|id| !is_own(&name, id, root.keys.get(id))) {
+                    return foreign(&name);
+                }
+            }
+        }
+        "targets" => {
+            let targets: Targets =
+                serde_json::from_value(value).map_err(|_| "the metadata is malformed".to_owned())?;
+            let none = HashMap::new();
+            let delegations = targets.delegations.as_ref();
+            let keys = delegations.map_or(&none, |delegations| &delegations.keys);
+            for delegated in delegations.iter().flat_map(|delegations| &delegations.roles) {
+                let key_role = crate::tuf::key_role(&delegated.name);
+                if delegated.keyids.iter().any(|id| !is_own(key_role, id, keys.get(id))) {
+                    return foreign(&delegated.name);
+                }
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Checks a TBSCertificate (DER) that the CA with the subject `ca` (DER) is to sign at `now` (unix seconds). A node's may
+/// hold `node_seconds`.
+///
+/// # Errors
+/// Why it is not signed.
+pub(super) fn check_certificate(tbs: &[u8], ca: &[u8], node_seconds: u64, now: u64) -> Result<(), String> {
+    let refuse = |why: &str| Err(why.to_owned());
+    let Ok((rest, cert)) = TbsCertificate::from_der(tbs) else {
+        return refuse("the certificate is malformed");
+    };
+    if !rest.is_empty() || cert.issuer.as_raw() != ca {
+        return refuse("the certificate is not this CA's");
+    }
+    let mut names = Vec::new();
+    for extension in cert.extensions() {
+        match extension.parsed_extension() {
+            ParsedExtension::BasicConstraints(constraints) if !constraints.ca => {}
+            ParsedExtension::KeyUsage(usage) if !usage.key_cert_sign() && !usage.crl_sign() => {}
+            ParsedExtension::SubjectAlternativeName(alternatives) => {
+                for name in &alternatives.general_names {
+                    match name {
+                        GeneralName::DNSName(name) => names.push(*name),
+                        GeneralName::IPAddress(_) => names.push(""),
+                        _ => {
+                            return refuse(
+                                "the certificate has a name that is neither a host nor an address",
+                            );
+                        }
+                    }
+                }
+            }
+            ParsedExtension::ExtendedKeyUsage(_)
+            | ParsedExtension::AuthorityKeyIdentifier(_)
+            | ParsedExtension::SubjectKeyIdentifier(_) => {}
+            _ => return refuse("the certificate has an extension that no node's has"),
+        }
+    }
+    let is_of =
+        |role: Role| names.len() == role.names().len() && names.iter().all(|n| role.names().contains(n));
+    let longest = if is_of(Role::Leaf) || is_of(Role::Relay) {
+        node_seconds
+    } else if Role::Origin.names().iter().all(|name| names.contains(name)) {
+        ORIGIN_SECONDS_MAX
+    } else {
+        return refuse("the certificate has the names of no role");
+    };
+    let latest = i64::try_from(now.saturating_add(longest).saturating_add(CLOCK_SECONDS)).unwrap_or(i64::MAX);
+    if cert.validity().not_after.timestamp() > latest {
+        return refuse(
+            "the certificate would hold longer than it may; compare the clocks, and cert_validity of origin and signer",
+        );
+    }
+    Ok(())
+}
+
+/// Checks a message that the CA's key is to sign and that is no certificate.
+///
+/// # Errors
+/// Why it is not signed.
+pub(super) fn check_statement(message: &[u8]) -> Result<(), String> {
+    if is_seal_message(message) || message.starts_with(&revoked_message(b"")) {
+        Ok(())
+    } else {
+        Err("the CA's key signs certificates, seals of replies and lists of revoked nodes alone".to_owned())
+    }
+}

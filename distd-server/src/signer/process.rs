@@ -1,0 +1,127 @@
+//! The signer's side: one connection on standard input, served until it ends.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use distd_peer::clock::unix_now;
+use rcgen::SigningKey as _;
+use tough::schema::decoded::{Decoded, Hex};
+
+use super::policy::{check_certificate, check_metadata, check_statement};
+use super::wire::{self, Reply, Request, VERSION};
+use super::{KeyHolder, TUF_KEYS};
+use crate::realm::{Authority, RealmError};
+use crate::tuf::{KeyError, KeyRing, key_roles, pin_first_root};
+
+/// Why the signer ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SignerProcessError {
+    /// Standard input is no socket.
+    #[error(
+        "standard input is no Unix socket: distd-server serve starts the signer, or a systemd socket unit does"
+    )]
+    NoSocket(#[source] io::Error),
+    /// The CA.
+    #[error(transparent)]
+    Realm(#[from] RealmError),
+    /// The TUF keys.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The connection broke.
+    #[error("the connection from the origin broke")]
+    Connection(#[source] io::Error),
+}
+
+/// Signs what the origin asks for over the Unix socket on standard input, with the keys under `keys`, until the origin
+/// closes it. A CA that is not there yet is made. Certificates of nodes may hold `node_seconds`.
+///
+/// # Errors
+/// [`SignerProcessError`]
+pub fn run(keys: &Path, node_seconds: u64) -> Result<(), SignerProcessError> {
+    let socket = io::stdin().as_fd().try_clone_to_owned().map_err(SignerProcessError::NoSocket)?;
+    let stream = UnixStream::from(socket);
+    stream.peer_addr().map_err(SignerProcessError::NoSocket)?;
+    answer(&stream, keys, node_seconds)
+}
+
+/// Answers the requests of one connection until its end.
+pub(super) fn answer(stream: &UnixStream, keys: &Path, node_seconds: u64) -> Result<(), SignerProcessError> {
+    let mut signer = Signer::open(keys, node_seconds)?;
+    loop {
+        let request = wire::receive(stream).map_err(SignerProcessError::Connection)?;
+        let Some(request) = request else { return Ok(()) };
+        let reply = signer.answer(request).unwrap_or_else(|why| {
+            tracing::warn!(why, "a request to sign was refused");
+            Reply::Refused(why)
+        });
+        wire::send(stream, &reply).map_err(SignerProcessError::Connection)?;
+    }
+}
+
+struct Signer {
+    authority: Authority,
+    ring: KeyRing,
+    holder: KeyHolder,
+    tuf_keys: PathBuf,
+    node_seconds: u64,
+}
+
+impl Signer {
+    fn open(keys: &Path, node_seconds: u64) -> Result<Self, SignerProcessError> {
+        let authority = Authority::load_or_create(keys, unix_now())?;
+        let holder = KeyHolder::in_dir(keys);
+        let ring = KeyRing::load(&holder)?;
+        Ok(Self { authority, ring, holder, tuf_keys: keys.join(TUF_KEYS), node_seconds })
+    }
+
+    fn answer(&mut self, request: Request) -> Result<Reply, String> {
+        let now = unix_now();
+        match request {
+            Request::Hello { version: VERSION } => {
+                // A command that an operator ran may have made keys since.
+                self.ring = KeyRing::load(&self.holder).map_err(|e| e.to_string())?;
+                let keys = self.ring.public_keys().map_err(|e| e.to_string())?;
+                Ok(Reply::Hello { ca_pem: self.authority.pem.clone(), keys })
+            }
+            Request::Hello { version } => Err(format!(
+                "it speaks version {VERSION}, the origin version {version}: use one release of both"
+            )),
+            Request::Generate { role } => {
+                if !key_roles().any(|known| known == role) {
+                    return Err(format!("there is no TUF role {role:?}"));
+                }
+                let id = self.ring.generate(&role).map_err(|e| e.to_string())?;
+                tracing::info!(role, key = hex::encode(&id[..8]), "a TUF key was made");
+                self.ring.public_key(&role, &id).map(Reply::Key).map_err(|e| e.to_string())
+            }
+            Request::Retire { role, listed } => {
+                let listed: Vec<Decoded<Hex>> = listed.into_iter().map(|id| id.into_vec().into()).collect();
+                self.ring.put_aside(&role, &listed).map_err(|e| e.to_string())?;
+                Ok(Reply::Retired)
+            }
+            Request::Metadata { role, key_id, message } => {
+                check_metadata(&role, &message, &self.ring.own(), now)?;
+                let id: Decoded<Hex> = key_id.into();
+                let key = self.ring.keys_of(&role, std::slice::from_ref(&id));
+                let key = key.first().ok_or_else(|| self.ring.missing(&role).to_string())?;
+                key.sign(&message).map(Reply::Signature).map_err(|e| e.to_string())
+            }
+            Request::Certificate { tbs } => {
+                check_certificate(&tbs, &self.authority.subject, self.node_seconds, now)?;
+                self.authority.key.sign(&tbs).map(Reply::Signature).map_err(|e| e.to_string())
+            }
+            Request::Statement { message } => {
+                check_statement(&message)?;
+                self.authority.key.sign(&message).map(Reply::Signature).map_err(|e| e.to_string())
+            }
+            Request::FirstRoot { sha256 } => {
+                if sha256.len() != 64 || !sha256.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                    return Err("that is no SHA-256".to_owned());
+                }
+                pin_first_root(&self.tuf_keys, &sha256).map(Reply::FirstRoot).map_err(|e| e.to_string())
+            }
+        }
+    }
+}

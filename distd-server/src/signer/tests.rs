@@ -1,0 +1,239 @@
+//! What a signer does for an honest origin, and what it refuses to whoever has taken the origin over.
+
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+
+use distd_peer::clock::unix_now;
+use distd_peer::trust::identity::Role;
+use distd_peer::trust::revoked::RevokedList;
+use distd_peer::trust::tuf::DirStore;
+use rcgen::{
+    BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PKCS_ED25519, PublicKeyData, SanType,
+    SigningKey,
+};
+use serde_json::{Value, json};
+
+use super::process::answer;
+use super::{KeyHolder, SignerError, SignerLink};
+use crate::realm::Realm;
+use crate::tuf::{Options, RotatableRole, TufRepository};
+
+const DAY: u64 = 24 * 3600;
+
+/// A signer behind a socket in `dir`, with its keys in `dir/keys`. It serves `connections` one after the other.
+fn signer(dir: &Path, connections: usize) -> KeyHolder {
+    let path = dir.join("socket");
+    let listener = UnixListener::bind(&path).expect("bind");
+    let keys = dir.join("keys");
+    std::thread::spawn(move || {
+        for _ in 0..connections {
+            let (stream, _) = listener.accept().expect("accept");
+            answer(&stream, &keys, DAY).expect("served to its end");
+        }
+    });
+    KeyHolder::Signer(Arc::new(SignerLink::connect(path)))
+}
+
+fn link(holder: &KeyHolder) -> &SignerLink {
+    match holder {
+        KeyHolder::Signer(link) => link,
+        KeyHolder::ThisProcess(_) => panic!("a signer"),
+    }
+}
+
+fn refused<T: std::fmt::Debug>(result: Result<T, SignerError>, why: &str) {
+    match result {
+        Err(SignerError::Refused(said)) => assert!(said.contains(why), "{said}"),
+        other => panic!("{why}: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_origin_needs_no_private_key_of_its_own() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (holder, now) = (signer(dir.path(), 1), unix_now());
+    let data = dir.path().join("origin");
+    std::fs::create_dir(&data).expect("mkdir");
+    let realm = Realm::open(&data, &holder, now).expect("a realm");
+    realm.origin_cert(&["updates.example".to_owned()], now).expect("its own certificate");
+    let node = KeyPair::generate_for(&PKCS_ED25519).expect("a key");
+    for role in [Role::Leaf, Role::Relay] {
+        realm.node_cert(&node, role, now).expect("a node's certificate");
+    }
+    realm.sign_revoked(&RevokedList { made: now, nodes: Vec::new() }).expect("a list of revoked nodes");
+    realm.seal(b"request", b"reply".to_vec()).expect("a seal");
+
+    let store = Arc::new(DirStore::new(data.join("repo")));
+    let repository =
+        TufRepository::open(store, &holder, Options::default(), now).await.expect("a repository");
+    for role in
+        [RotatableRole::Timestamp, RotatableRole::Snapshot, RotatableRole::Targets, RotatableRole::Root]
+    {
+        repository.rotate_key(role, now).await.expect("a new key");
+    }
+    assert!(
+        !repository.refresh(now + 300 * DAY).await.is_ok_and(|done| done.signed.contains(&"root".to_owned()))
+    );
+
+    let of_origin: Vec<_> = std::fs::read_dir(data.join("realm")).expect("list").collect();
+    assert_eq!(of_origin.len(), 2, "origin.key and ca.pem");
+    assert!(!data.join("tuf-keys").exists() && !data.join("realm/ca.key").exists());
+}
+
+#[test]
+fn a_signer_that_ended_is_asked_again() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let holder = signer(dir.path(), 2);
+    let (pem, keys) = link(&holder).hello().expect("an answer");
+    assert!(keys.is_empty());
+    // A message that nobody can read ends the connection; the next request makes another.
+    let socket = dir.path().join("socket");
+    drop(holder);
+    let again = SignerLink::connect(socket);
+    assert_eq!(again.hello().expect("an answer").0, pem);
+}
+
+/// A TBSCertificate: what rcgen would have the CA sign.
+struct Recorder(KeyPair, std::sync::Mutex<Vec<u8>>);
+
+impl PublicKeyData for Recorder {
+    fn der_bytes(&self) -> &[u8] {
+        self.0.der_bytes()
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        PublicKeyData::algorithm(&self.0)
+    }
+}
+
+impl SigningKey for Recorder {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        *self.1.lock().expect("not poisoned") = message.to_vec();
+        self.0.sign(message)
+    }
+}
+
+fn tbs(ca_pem: &str, change: impl FnOnce(&mut CertificateParams)) -> Vec<u8> {
+    let ca = distd_peer::trust::identity::certificate_from_pem(ca_pem.as_bytes()).expect("a certificate");
+    let recorder = Recorder(KeyPair::generate().expect("a key"), std::sync::Mutex::default());
+    let mut params = CertificateParams::default();
+    let names = Role::Leaf.names().iter().map(|name| SanType::DnsName((*name).try_into().expect("a name")));
+    params.subject_alt_names = names.collect();
+    let at = |seconds: u64| std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+    params.not_before = at(unix_now()).into();
+    params.not_after = at(unix_now() + DAY / 2).into();
+    change(&mut params);
+    let issuer = Issuer::from_ca_cert_der(&ca, &recorder).expect("an issuer");
+    params.signed_by(&KeyPair::generate_for(&PKCS_ED25519).expect("a key"), &issuer).expect("signs");
+    drop(issuer);
+    recorder.1.into_inner().expect("not poisoned")
+}
+
+#[test]
+fn no_certificate_outlasts_the_compromise_of_an_origin() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let holder = signer(dir.path(), 1);
+    let link = link(&holder);
+    let pem = link.hello().expect("an answer").0;
+    link.sign_certificate(&tbs(&pem, |_| {})).expect("an ordinary one");
+    let dns = |name: &str| SanType::DnsName(name.try_into().expect("a name"));
+    let after =
+        |seconds: u64| (std::time::UNIX_EPOCH + std::time::Duration::from_secs(unix_now() + seconds)).into();
+    let ca = |params: &mut CertificateParams| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    refused(link.sign_certificate(&tbs(&pem, ca)), "extension that no node's has");
+    refused(
+        link.sign_certificate(&tbs(&pem, |params| params.not_after = after(2 * DAY))),
+        "longer than it may",
+    );
+    let bank = |params: &mut CertificateParams| params.subject_alt_names = vec![dns("bank.example")];
+    refused(link.sign_certificate(&tbs(&pem, bank)), "names of no role");
+    let also = |params: &mut CertificateParams| params.subject_alt_names.push(dns("bank.example"));
+    refused(link.sign_certificate(&tbs(&pem, also)), "names of no role");
+    let origin = |params: &mut CertificateParams| {
+        params.subject_alt_names = Role::Origin.names().iter().map(|name| dns(name)).collect();
+        params.not_after = after(300 * DAY);
+    };
+    refused(link.sign_certificate(&tbs(&pem, origin)), "longer than it may");
+    let other = Realm::load_or_create(&dir.path().join("other"), unix_now()).expect("another realm");
+    refused(link.sign_certificate(&tbs(other.ca_pem(), |_| {})), "not this CA's");
+    refused(link.sign_certificate(b"0\x03\x02\x01\x01"), "malformed");
+    refused(link.sign_statement(&tbs(&pem, |_| {})), "certificates, seals");
+    refused(link.sign_statement(b"distd-enroll-reply-v1\0short"), "certificates, seals");
+}
+
+#[tokio::test]
+async fn no_metadata_outlasts_the_compromise_of_an_origin() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (holder, now) = (signer(dir.path(), 1), unix_now());
+    let store = Arc::new(DirStore::new(dir.path().join("repo")));
+    TufRepository::open(store.clone(), &holder, Options::default(), now).await.expect("a repository");
+    let link = link(&holder);
+    let keys = link.hello().expect("an answer").1;
+    let id_of = |role: &str| {
+        let key = keys.iter().find(|key| key.role == role).expect("a key");
+        let key: tough::schema::key::Key = serde_json::from_str(&key.json).expect("a key");
+        key.key_id().expect("an id").to_vec()
+    };
+    let sign = |role: &str, value: &Value| {
+        link.sign_metadata(role, &id_of(role), &serde_json::to_vec(value).expect("JSON"))
+    };
+    let read = |name: &str| {
+        let bytes = std::fs::read(dir.path().join("repo").join(name)).expect("a file");
+        serde_json::from_slice::<Value>(&bytes).expect("JSON")["signed"].clone()
+    };
+    let (root, targets, timestamp) = (read("1.root.json"), read("1.targets.json"), read("timestamp.json"));
+    for (role, value) in [("root", &root), ("targets", &targets), ("timestamp", &timestamp)] {
+        sign(role, value).expect("as it was");
+    }
+    refused(sign("timestamp", &read("1.snapshot.json")), "signs no other metadata");
+    refused(sign("releases", &root), "signs no other metadata");
+    for (role, value, at) in [("timestamp", &timestamp, 3), ("root", &root, 400), ("targets", &targets, 100)]
+    {
+        let mut longer = value.clone();
+        let end =
+            jiff::Timestamp::from_second(i64::try_from(now + at * DAY).expect("a time")).expect("a time");
+        longer["expires"] = json!(end.to_string());
+        refused(sign(role, &longer), "longer than it may");
+        longer["expires"] = json!("soon");
+        refused(sign(role, &longer), "longer than it may");
+    }
+    // A key of a thief's own, under each role.
+    let foreign =
+        tough::sign::Sign::tuf_key(&aws_lc_rs::signature::Ed25519KeyPair::generate().expect("a key"));
+    let (id, foreign) = (hex::encode(foreign.key_id().expect("an id")), json!(foreign));
+    for role in ["root", "targets", "snapshot", "timestamp"] {
+        let mut changed = root.clone();
+        changed["keys"][&id] = foreign.clone();
+        changed["roles"][role]["keyids"].as_array_mut().expect("a list").push(json!(id));
+        refused(sign("root", &changed), "does not hold");
+    }
+    let mut changed = targets.clone();
+    changed["delegations"]["keys"][&id] = foreign;
+    changed["delegations"]["roles"][0]["keyids"] = json!([id]);
+    refused(sign("targets", &changed), "does not hold");
+    // A key that is known, for a role that is not its own.
+    let mut changed = root;
+    let of_timestamp = changed["roles"]["timestamp"]["keyids"].clone();
+    changed["roles"]["root"]["keyids"] = of_timestamp;
+    refused(sign("root", &changed), "does not hold");
+
+    refused(link.generate("releases-1"), "no TUF role");
+    refused(link.generate("../timestamp"), "no TUF role");
+    refused(
+        link.sign_metadata("timestamp", &id_of("snapshot"), &serde_json::to_vec(&timestamp).expect("JSON")),
+        "no private key",
+    );
+    refused(link.first_root("../../etc/passwd"), "no SHA-256");
+    // Keys that somebody has retired can be put back.
+    link.retire("timestamp", &[[0u8; 32]]).expect("an answer");
+    refused(sign("timestamp", &timestamp), "no private key");
+    let kept = std::fs::read_dir(dir.path().join("keys/tuf-keys/retired")).expect("list");
+    for key in kept.map(|key| key.expect("an entry")) {
+        std::fs::rename(key.path(), dir.path().join("keys/tuf-keys").join(key.file_name())).expect("back");
+    }
+    link.hello().expect("an answer");
+    sign("timestamp", &timestamp).expect("as before");
+    let pinned = link.first_root(&"0".repeat(64)).expect("an answer");
+    assert_ne!(pinned, "0".repeat(64), "the first root stays the first");
+}

@@ -1,0 +1,401 @@
+//! Changing the root: a proposal, signatures from wherever the root keys are, and its installation.
+//!
+//! A root key may be on another machine, or several keys with several people. So a root is first proposed, then signed
+//! by one key after the other as a file, and installed once both the root before it and its own rules are satisfied.
+
+use std::collections::{BTreeSet, HashMap};
+use std::num::NonZeroU64;
+
+use bytes::Bytes;
+use tough::schema::decoded::{Decoded, Hex};
+use tough::schema::key::Key;
+use tough::schema::{Role, RoleKeys, RoleType, Root, Signature, Signed};
+
+use super::keys::{KeyRing, OfflineKey};
+use super::refresh::RotatableRole;
+use super::sign::{Dirty, RepositoryError, TufRepository, expires, next, schema, sign};
+
+/// What a new root changes. Its validity begins anew in any case.
+#[derive(Clone, Debug, Default)]
+pub struct RootChange {
+    /// Root keys to list from now on.
+    pub add: Vec<Key>,
+    /// Root keys to list no more, by their id in hexadecimal or its beginning.
+    pub remove: Vec<String>,
+    /// How many root keys must sign, when that changes.
+    pub threshold: Option<NonZeroU64>,
+    /// Roles that get a new key of this origin's.
+    pub rotate: Vec<RotatableRole>,
+}
+
+/// How far a root is from being taken by devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// Version of the root.
+    pub version: u64,
+    /// Signatures that the root before it still asks for.
+    pub by_old: u64,
+    /// Signatures that its own list of keys still asks for.
+    pub by_new: u64,
+}
+
+impl Missing {
+    /// Whether nothing is missing.
+    pub fn is_none(&self) -> bool {
+        self.by_old == 0 && self.by_new == 0
+    }
+}
+
+impl std::fmt::Display for Missing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { version, by_old, by_new } = self;
+        match (by_old, by_new) {
+            (0, 0) => write!(f, "root {version} has all signatures"),
+            (old, 0) => write!(f, "root {version} lacks {old} signatures by keys of the root before it"),
+            (0, new) => write!(f, "root {version} lacks {new} signatures by its own keys"),
+            (old, new) => write!(
+                f,
+                "root {version} lacks {old} signatures by keys of the root before it and {new} by its own keys"
+            ),
+        }
+    }
+}
+
+/// A root as a file that is carried from key to key.
+#[derive(Clone, Debug)]
+pub struct RootFile(Signed<Root>);
+
+/// Why a file is no root, or was not signed.
+#[derive(Debug, thiserror::Error)]
+pub enum RootFileError {
+    /// Not TUF root metadata.
+    #[error("it is no TUF root: give the file that distd-server root prepare has written")]
+    Malformed(#[source] serde_json::Error),
+    /// Two files hold different roots.
+    #[error("the files hold different roots: sign copies of one file")]
+    Different,
+    /// Signing failed.
+    #[error(transparent)]
+    Sign(#[from] RepositoryError),
+}
+
+impl RootFile {
+    /// Longest file, bytes.
+    pub const BYTES_MAX: u64 = 1 << 20;
+
+    /// Reads TUF root metadata, signed or not.
+    ///
+    /// # Errors
+    /// [`RootFileError::Malformed`]
+    pub fn parse(bytes: &[u8]) -> Result<Self, RootFileError> {
+        serde_json::from_slice(bytes).map(Self).map_err(RootFileError::Malformed)
+    }
+
+    /// Its bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(&self.0).expect("a root always encodes")
+    }
+
+    /// Version of the root.
+    pub fn version(&self) -> u64 {
+        self.0.signed.version.get()
+    }
+
+    /// Adds the signature of a key; `false` when the root does not list the key, so that only the root before it may.
+    ///
+    /// # Errors
+    /// [`RootFileError::Sign`]
+    pub fn sign(&mut self, key: &OfflineKey) -> Result<bool, RootFileError> {
+        let message = self.0.signed.canonical_form().map_err(schema)?;
+        let (id, sig) = (key.id().clone(), key.sign(&message).map_err(RepositoryError::from)?.into());
+        self.0.signatures.retain(|signature| signature.keyid != id);
+        self.0.signatures.push(Signature { keyid: id.clone(), sig });
+        Ok(root_key_ids(&self.0.signed).contains(&id))
+    }
+
+    /// Takes over the signatures of another copy.
+    ///
+    /// # Errors
+    /// [`RootFileError::Different`]
+    pub fn merge(&mut self, other: Self) -> Result<(), RootFileError> {
+        if self.0.signed != other.0.signed {
+            return Err(RootFileError::Different);
+        }
+        for signature in other.0.signatures {
+            if !self.0.signatures.iter().any(|known| known.keyid == signature.keyid) {
+                self.0.signatures.push(signature);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the root says, for whoever is to sign it: one line each.
+    pub fn describe(&self) -> Vec<String> {
+        let root = &self.0.signed;
+        let mut lines = vec![format!("root {}, valid until {}", root.version, root.expires)];
+        for role in [RoleType::Root, RoleType::Targets, RoleType::Snapshot, RoleType::Timestamp] {
+            let Some(keys) = root.roles.get(&role) else { continue };
+            let ids: Vec<_> = keys.keyids.iter().map(hex::encode).collect();
+            lines.push(format!("{role}: {} of {}: {}", keys.threshold, ids.len(), ids.join(", ")));
+        }
+        lines
+    }
+
+    /// What the root still lacks, behind the root `before` it.
+    fn missing(&self, before: Option<&Root>) -> Missing {
+        let by_old = before.map_or(0, |before| lacking(before, &self.0));
+        Missing { version: self.version(), by_old, by_new: lacking(&self.0.signed, &self.0) }
+    }
+}
+
+/// How many signatures by root keys of `by` are missing under `root`.
+fn lacking(by: &Root, root: &Signed<Root>) -> u64 {
+    let Some(keys) = by.roles.get(&RoleType::Root) else { return 0 };
+    let listed: BTreeSet<_> = keys.keyids.iter().collect();
+    let good = listed.into_iter().filter(|id| {
+        // A rule that this key alone satisfies.
+        let mut rule = by.clone();
+        let only =
+            RoleKeys { keyids: vec![(*id).clone()], threshold: NonZeroU64::MIN, _extra: HashMap::new() };
+        rule.roles.insert(RoleType::Root, only);
+        rule.verify_role(root).is_ok()
+    });
+    keys.threshold.get().saturating_sub(good.count() as u64)
+}
+
+fn root_key_ids(root: &Root) -> Vec<Decoded<Hex>> {
+    root.roles.get(&RoleType::Root).map(|role| role.keyids.clone()).unwrap_or_default()
+}
+
+impl TufRepository {
+    /// The root in force, as a file.
+    ///
+    /// # Errors
+    /// [`RepositoryError`]
+    pub async fn root_file(&self) -> Result<RootFile, RepositoryError> {
+        Ok(RootFile(self.newest_root().await?.0))
+    }
+
+    /// Proposes the next root at `now` (unix seconds). Root keys at hand have signed it. Nothing is changed, but for keys
+    /// made for roles that get new ones.
+    ///
+    /// # Errors
+    /// [`RepositoryError`]
+    pub async fn propose_root(&self, change: &RootChange, now: u64) -> Result<RootFile, RepositoryError> {
+        let mut keys = self.keys.lock().await;
+        self.propose(&mut keys, change, now).await
+    }
+
+    async fn propose(
+        &self,
+        keys: &mut KeyRing,
+        change: &RootChange,
+        now: u64,
+    ) -> Result<RootFile, RepositoryError> {
+        let before = self.newest_root().await?.0.signed;
+        let mut root = before.clone();
+        root.version = next(root.version);
+        root.expires = expires("root", now)?;
+        for key in &change.add {
+            let id = key.key_id().map_err(schema)?;
+            let role = role_keys(&mut root, RoleType::Root)?;
+            if !role.keyids.contains(&id) {
+                role.keyids.push(id.clone());
+            }
+            root.keys.insert(id, key.clone());
+        }
+        for start in &change.remove {
+            let role = role_keys(&mut root, RoleType::Root)?;
+            let found: Vec<_> = role
+                .keyids
+                .iter()
+                .filter(|id| hex::encode(id).starts_with(start.as_str()))
+                .cloned()
+                .collect();
+            let [id] = &found[..] else {
+                return Err(RepositoryError::NoSuchRootKey(start.clone()));
+            };
+            role.keyids.retain(|known| known != id);
+            root.keys.remove(id);
+        }
+        for role in &change.rotate {
+            let kind = role.role_type();
+            let fresh = keys.generate(&kind.to_string())?;
+            let public = keys.keys_of(&kind.to_string(), std::slice::from_ref(&fresh));
+            root.keys.extend(public.iter().map(|key| (key.id.clone(), key.public.clone())));
+            let listed = role_keys(&mut root, kind)?;
+            let old = std::mem::replace(&mut listed.keyids, vec![fresh]);
+            if *role == RotatableRole::Root {
+                listed.threshold = NonZeroU64::MIN;
+            }
+            root.keys.retain(|id, _| !old.contains(id));
+        }
+        let role = role_keys(&mut root, RoleType::Root)?;
+        role.threshold = change.threshold.unwrap_or(role.threshold);
+        if role.keyids.len() as u64 > ROOT_KEYS_MAX || (role.keyids.len() as u64) < role.threshold.get() {
+            return Err(RepositoryError::RootThreshold {
+                keys: role.keyids.len(),
+                threshold: role.threshold.get(),
+            });
+        }
+        let mut ids = root_key_ids(&before);
+        ids.extend(root_key_ids(&root));
+        match sign(root.clone(), &keys.keys_of("root", &ids)) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(RootFile).map_err(schema),
+            // A signer signs no root with keys that are not its own: people do.
+            Err(error) => {
+                tracing::info!(
+                    error = &error as &dyn std::error::Error,
+                    "the proposed root is not signed here"
+                );
+                Ok(unsigned(root))
+            }
+        }
+    }
+
+    /// What a proposed root lacks before it can be installed.
+    ///
+    /// # Errors
+    /// [`RepositoryError::RootOutdated`] when another root is in force meanwhile.
+    pub async fn root_missing(&self, file: &RootFile) -> Result<Missing, RepositoryError> {
+        let before = self.newest_root().await?.0.signed;
+        if file.version() != before.version.get() + 1 {
+            return Err(RepositoryError::RootOutdated {
+                version: file.version(),
+                in_force: before.version.get(),
+            });
+        }
+        Ok(file.missing(Some(&before)))
+    }
+
+    /// Puts a root in force at `now` (unix seconds) when it has all signatures; what it lacks otherwise. At every moment
+    /// in between the repository verifies: a role with a new key is first signed by both keys, then the root lists the
+    /// new one alone.
+    ///
+    /// # Errors
+    /// [`RepositoryError`]
+    pub async fn install_root(&self, file: &RootFile, now: u64) -> Result<Missing, RepositoryError> {
+        let mut keys = self.keys.lock().await;
+        self.install(&mut keys, file, now).await
+    }
+
+    async fn install(
+        &self,
+        keys: &mut KeyRing,
+        file: &RootFile,
+        now: u64,
+    ) -> Result<Missing, RepositoryError> {
+        let missing = self.root_missing(file).await?;
+        if !missing.is_none() {
+            return Ok(missing);
+        }
+        // Keys that another process made with its proposal.
+        *keys = KeyRing::load(&self.holder)?;
+        let mut state = self.state(keys).await?;
+        let root = &file.0.signed;
+        let mut dirty = Dirty::default();
+        for role in ONLINE {
+            let name = role.to_string();
+            let ids = |root: &Root| root.roles.get(&role).map(|r| r.keyids.clone()).unwrap_or_default();
+            let (old, new) = (ids(&state.root.signed), ids(root));
+            // With a key that is elsewhere nothing could be published any more.
+            if new.is_empty() || keys.keys_of(&name, &new).len() != new.len() {
+                return Err(keys.missing(&name).into());
+            }
+            let fresh: Vec<_> = new.into_iter().filter(|id| !old.contains(id)).collect();
+            if !fresh.is_empty() {
+                dirty.targets |= role == RoleType::Targets;
+                dirty.snapshot |= role == RoleType::Snapshot;
+                dirty.also.extend(fresh);
+            }
+        }
+        if !dirty.also.is_empty() {
+            self.write(&mut state, keys, &dirty, now).await?;
+        }
+        let bytes = serde_json::to_vec(&serde_json::to_value(&file.0).map_err(schema)?).map_err(schema)?;
+        self.put_root(&mut state, bytes.into()).await?;
+        for role in ONLINE.into_iter().chain([RoleType::Root]) {
+            let listed = root.roles.get(&role).map(|r| r.keyids.clone()).unwrap_or_default();
+            keys.retire(&role.to_string(), &listed)?;
+        }
+        Ok(missing)
+    }
+
+    /// Gives a role a new key, at `now` (unix seconds), and removes the old one. The root keys must be here.
+    ///
+    /// Changing the snapshot and timestamp keys also makes devices forget which versions they have seen, which
+    /// is how they recover after an attacker has counted the versions up, or after a restored backup.
+    ///
+    /// # Errors
+    /// [`RepositoryError`]; without the root keys nothing was changed.
+    pub async fn rotate_key(&self, role: RotatableRole, now: u64) -> Result<(), RepositoryError> {
+        let mut keys = self.keys.lock().await;
+        let before = self.newest_root().await?.0.signed;
+        let threshold = before.roles.get(&RoleType::Root).map_or(1, |role| role.threshold.get());
+        if (keys.keys_of("root", &root_key_ids(&before)).len() as u64) < threshold {
+            return Err(keys.missing("root").into());
+        }
+        let file =
+            self.propose(&mut keys, &RootChange { rotate: vec![role], ..RootChange::default() }, now).await?;
+        let missing = self.install(&mut keys, &file, now).await?;
+        if missing.is_none() { Ok(()) } else { Err(keys.missing("root").into()) }
+    }
+
+    /// Puts a root behind the present one.
+    pub(super) async fn put_root(
+        &self,
+        state: &mut super::sign::State,
+        bytes: Bytes,
+    ) -> Result<(), RepositoryError> {
+        let root: Signed<Root> = serde_json::from_slice(&bytes).map_err(schema)?;
+        // A root that its predecessor's keys did not sign would lock every device out.
+        state.root.signed.verify_role(&root).map_err(schema)?;
+        root.signed.verify_role(&root).map_err(schema)?;
+        self.store.put(&format!("{}.root.json", root.signed.version), bytes.clone()).await?;
+        state.root = root;
+        state.root_bytes = bytes;
+        Ok(())
+    }
+}
+
+/// The roles of a root whose keys are the origin's.
+const ONLINE: [RoleType; 3] = [RoleType::Targets, RoleType::Snapshot, RoleType::Timestamp];
+
+/// Most keys of a root: devices check every signature.
+pub const ROOT_KEYS_MAX: u64 = 32;
+
+fn role_keys(root: &mut Root, role: RoleType) -> Result<&mut RoleKeys, RepositoryError> {
+    root.roles.get_mut(&role).ok_or_else(|| schema(format!("the root lacks the role {role}")))
+}
+
+/// The first root of a realm whose root keys are elsewhere, unsigned.
+pub(super) fn unsigned(root: Root) -> RootFile {
+    RootFile(Signed { signed: root, signatures: Vec::new() })
+}
+
+/// Checks a first root that was signed elsewhere against the keys that were ordered and the origin's own.
+pub(super) fn check_first(
+    file: &RootFile,
+    ordered: &[Key],
+    threshold: NonZeroU64,
+    keys: &KeyRing,
+) -> Result<Missing, RepositoryError> {
+    let root = &file.0.signed;
+    let outdated = || RepositoryError::RootOutdated { version: file.version(), in_force: 0 };
+    let mut wanted: Vec<_> = ordered.iter().map(Key::key_id).collect::<Result<_, _>>().map_err(schema)?;
+    let mut listed = root_key_ids(root);
+    wanted.sort();
+    wanted.dedup();
+    listed.sort();
+    let same = root.roles.get(&RoleType::Root).is_some_and(|role| role.threshold == threshold);
+    if file.version() != 1 || wanted != listed || !same {
+        return Err(outdated());
+    }
+    for role in ONLINE {
+        let ids = root.roles.get(&role).map(|r| r.keyids.clone()).unwrap_or_default();
+        if ids.is_empty() || keys.keys_of(&role.to_string(), &ids).len() != ids.len() {
+            return Err(outdated());
+        }
+    }
+    Ok(file.missing(None))
+}
