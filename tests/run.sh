@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 . tests/lib/install.sh
 . tests/lib/newer_erofs.sh
 
-need mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils cc:gcc make:make ip:iproute2 nft:nftables tinyproxy:tinyproxy faketime:faketime strace:strace
+need mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils cc:gcc make:make ip:iproute2 nft:nftables tinyproxy:tinyproxy faketime:faketime strace:strace mount.exfat-fuse:exfat-fuse mkfs.exfat:exfatprogs
 command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 work=$(mktemp -d); chmod 755 "$work"
 pids=()

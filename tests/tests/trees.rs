@@ -634,26 +634,96 @@ fn a_seed_is_used_as_far_as_it_still_matches_whatever_it_is() {
     update(&lab.path("from-file"), &[&copy.join("blob")]);
 }
 
-#[test]
-fn names_that_fall_together_are_found_before_anything_is_fetched() {
+/// A file system without links, owners and modes, with times in seconds, and with names in either case: exFAT.
+fn exfat(lab: &Lab) -> Option<(PathBuf, Mount)> {
     if !can_mount() {
+        return None;
+    }
+    let image = lab.path("fat.img");
+    fs::File::create(&image).and_then(|file| file.set_len(64 << 20)).expect("create");
+    let has = |program: &str| Command::new(program).arg("-V").output().is_ok();
+    if !has("mkfs.exfat") || !has("mount.exfat-fuse") || !Path::new("/dev/fuse").exists() {
+        eprintln!("skipped: no exFAT here");
+        return None;
+    }
+    assert!(Command::new("mkfs.exfat").arg(&image).output().expect("run mkfs.exfat").status.success());
+    let point = lab.path("fat");
+    let mounted = Mount::new(&["-o", "loop", "-t", "exfat-fuse", &image.display().to_string()], &point);
+    Some((point, mounted))
+}
+
+#[test]
+fn a_tree_is_at_home_on_a_file_system_without_modes_and_links() {
+    let lab = lab();
+    let Some((point, _mounted)) = exfat(&lab) else { return };
+    let tree = lab.path("tree");
+    fs::create_dir_all(tree.join("sub")).expect("mkdir");
+    fs::write(tree.join("sub/f"), "x").expect("write");
+    fs::write(tree.join("File"), "y").expect("write");
+    at_time(&tree.join("sub/f"), 1_700_000_001, 500_000_000);
+    lab.push(&tree, "t", "1").ok();
+    fs::write(tree.join("File"), "z").expect("write");
+    lab.push(&tree, "t", "2").ok();
+    let out = point.join("out");
+    for version in ["1", "2"] {
+        let wanted = format!("t@{version}");
+        let pulled = lab.pull("d", &wanted, &out, &[]).ok();
+        // The system shows 0777 for everything, and that is said. Times are kept, as far as seconds.
+        assert_eq!(pulled.json["left_out"]["mode"]["entries"], 4, "{}", pulled.json);
+        assert!(pulled.json["left_out"]["time"].is_null(), "{}", pulled.json);
+        assert!(pulled.json["kept"].is_null(), "nothing of the user's is in it: {}", pulled.json);
+        assert_eq!(fs::metadata(out.join("sub/f")).expect("there").mtime(), 1_700_000_001);
+        let again = lab.pull("d", &wanted, &out, &[]).ok();
+        assert_eq!(again.json["already_there"], true, "{}", again.json);
+        lab.device("d", &["verify", &out.display().to_string()]).ok();
+    }
+    // What a device keeps lives there too, and a file beside it.
+    lab.enroll("fat/state", lab.quic());
+    lab.push(&tree.join("File"), "file", "1").ok();
+    lab.pull("fat/state", "file@1", &point.join("file"), &[]).ok();
+    assert_eq!(fs::read(point.join("file")).expect("read"), b"z");
+}
+
+#[test]
+fn times_that_a_file_system_does_not_keep_are_left_out_and_nothing_is_taken_for_edited() {
+    if !distd_tests::faults::can_trace() {
         return;
     }
     let lab = lab();
-    let image = lab.path("fat.img");
-    fs::File::create(&image).and_then(|file| file.set_len(64 << 20)).expect("create");
-    let made = Command::new("mkfs.vfat").arg(&image).output();
-    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    if !made.is_ok_and(|made| made.status.success()) || !known.contains("vfat") {
-        eprintln!("skipped: no FAT here");
-        return;
-    }
+    let tree = lab.path("tree");
+    fs::create_dir(&tree).expect("mkdir");
+    fs::write(tree.join("f"), "x").expect("write");
+    at_time(&tree.join("f"), 1_700_000_001, 0);
+    lab.push(&tree, "t", "1").ok();
+    let out = lab.path("out");
+    let pull = lab.pull_command("d", "t@1", &out, &[]);
+    // The call says that it did what it did not do.
+    let ignoring = ["-e", "trace=utimensat", "-e", "inject=utimensat:retval=0"];
+    let pulled = distd_tests::faults::traced(&pull, &ignoring, Path::new("/dev/null"));
+    let pulled = distd_tests::faults::run(pulled, &lab.path("")).ok();
+    assert_eq!(pulled.json["left_out"]["time"]["first"], "f", "{}", pulled.json);
+    assert_ne!(fs::metadata(out.join("f")).expect("there").mtime(), 1_700_000_001);
+    let again = lab.pull("d", "t@1", &out, &[]).ok();
+    assert_eq!(again.json["already_there"], true, "{}", again.json);
+    lab.device("d", &["verify", &out.display().to_string()]).ok();
+}
+
+#[test]
+fn names_that_fall_together_are_found_before_anything_is_fetched() {
+    let lab = lab();
+    let Some((point, _mounted)) = exfat(&lab) else { return };
     let tree = lab.path("tree");
     fs::create_dir(&tree).expect("mkdir");
     fs::write(tree.join("Readme"), "a").expect("write");
-    fs::write(tree.join("README"), "b").expect("write");
     lab.push(&tree, "t", "1").ok();
-    let point = lab.path("fat");
-    let _mounted = Mount::new(&["-o", "loop", &image.display().to_string()], &point);
-    fails(&lab.pull("d", "t@1", &point.join("out"), &[]), LOCAL, "does not tell some names");
+    let out = point.join("out");
+    lab.pull("d", "t@1", &out, &[]).ok();
+    fs::write(tree.join("README"), "b").expect("write");
+    lab.push(&tree, "t", "2").ok();
+    for _ in 0..2 {
+        fails(&lab.pull("d", "t@2", &out, &[]), LOCAL, "does not tell some names");
+        assert_eq!(fs::read(out.join("Readme")).expect("as it was"), b"a");
+    }
+    lab.device("d", &["verify", &out.display().to_string()]).ok();
+    assert_eq!(lab.pull("d", "t@1", &out, &[]).ok().json["already_there"], true);
 }

@@ -11,6 +11,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use crate::exit::{Code, Failure};
 
@@ -93,6 +94,20 @@ pub(crate) fn may_be_ours(path: &Path, owner: u32) -> bool {
     }
     let made = path.parent().and_then(|dir| tempfile::tempfile_in(dir).ok());
     made.and_then(|file| file.metadata().ok()).is_some_and(|meta| meta.uid() == owner)
+}
+
+/// Whether the file system of a directory has no symbolic links. Then nobody can put one there, and permission bits say nothing:
+/// FAT has neither, and shows the same bits for all.
+pub(crate) fn is_without_links(dir: &Path) -> bool {
+    let link = |path: &Path| std::os::unix::fs::symlink("distd", path);
+    match tempfile::Builder::new().prefix(".distd-").make_in(dir, link) {
+        Ok(_) => false,
+        Err(error) => {
+            let errno = Errno::from_io_error(&error);
+            // The kernel's FAT and exFAT, file systems in user space, others.
+            errno.is_some_and(|errno| [Errno::PERM, Errno::NOSYS, Errno::OPNOTSUPP].contains(&errno))
+        }
+    }
 }
 
 /// Reason why a file may be somebody else's; `None` where it is a regular file that only this user can have made.

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use distd_core::tree::{Entry, EntryKind, RootDir, Time, Xattr};
-use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags};
+use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::left_out::{LeftOut, Lost, SET_ID};
@@ -143,11 +143,18 @@ pub(super) fn set_mode_and_time(
 }
 
 fn set_time(at: &At<'_>, path: &str, time: Time, left: &mut LeftOut) -> io::Result<()> {
-    let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    let short = at.short_path();
+    // Both times: file systems on libfuse 2 do nothing, and say that they did, where one of them is left as it is.
+    let was = std::fs::symlink_metadata(&short)?;
+    let accessed = Timespec { tv_sec: was.atime(), tv_nsec: was.atime_nsec() };
     let modified = Timespec { tv_sec: time.seconds, tv_nsec: time.nanos.into() };
-    let times = Timestamps { last_access: omit, last_modification: modified };
-    if let Err(error) = rustix::fs::utimensat(&at.dir, at.name, &times, AtFlags::SYMLINK_NOFOLLOW) {
-        lost(left, at, path, Lost::Time, error)?;
+    let times = Timestamps { last_access: accessed, last_modification: modified };
+    match rustix::fs::utimensat(&at.dir, at.name, &times, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(error) => lost(left, at, path, Lost::Time, error)?,
+        Ok(()) if !same_time(&std::fs::symlink_metadata(&short)?, time) => {
+            left.add(path, Lost::Time, &"this file system keeps another time");
+        }
+        Ok(()) => {}
     }
     Ok(())
 }

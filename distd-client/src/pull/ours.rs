@@ -129,7 +129,8 @@ fn check_parent(path: &Path) -> Result<(), NotOurs> {
     let mode = meta.mode() & 0o7777;
     // Root's own group is root. A sticky directory keeps others from renaming and removing what is not theirs.
     let open = mode & 0o002 != 0 || (mode & 0o020 != 0 && meta.gid() != 0);
-    if rustix::process::geteuid().is_root() && open && mode & 0o1000 == 0 {
+    let open = open && mode & 0o1000 == 0;
+    if rustix::process::geteuid().is_root() && open && !side::is_without_links(dir) {
         return Err(NotOurs::Open { path: dir.to_owned(), mode });
     }
     rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| closed(error.into()))

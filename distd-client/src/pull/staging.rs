@@ -131,7 +131,8 @@ impl Staging {
             // A file of an interrupted pull; whether it is one is looked at when it is opened or removed.
             return Ok(());
         }
-        if meta.mode() & 0o022 != 0 && !fs::read_dir(&self.dir).is_ok_and(|mut list| list.next().is_none()) {
+        let is_open = || meta.mode() & 0o022 != 0 && !side::is_without_links(&self.dir);
+        if !fs::read_dir(&self.dir).is_ok_and(|mut list| list.next().is_none()) && is_open() {
             return foreign("others may write to it".into());
         }
         for entry in fs::read_dir(&self.dir).map_err(io_error("read", &self.dir))?.flatten() {
