@@ -108,6 +108,25 @@ impl Namespaces {
         self.nft(&rules);
     }
 
+    /// From now on datagrams longer than `bytes`, IP header included, do not reach the site, and no router says so: the path has
+    /// become narrower. The sender's kernel splits what it is given at once, as a network card would; otherwise two short
+    /// datagrams would count as one long.
+    ///
+    /// # Panics
+    /// When `nft` is missing or refuses.
+    pub fn narrow(&self, bytes: u32) {
+        ip(&format!("-n {} link set down0 gso_max_segs 1", self.far));
+        let rules = format!(
+            "add table inet distd; add chain inet distd in {{ type filter hook input priority 0; }}; \
+             add rule inet distd in iifname up0 meta l4proto udp meta length > {bytes} drop"
+        );
+        let mut command = Command::new("nft");
+        command.arg(&rules);
+        let output = self.in_site(&command).output().expect("run ip");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "nft {rules}: {said} (install nftables)");
+    }
+
     /// Everything passes again.
     ///
     /// # Panics

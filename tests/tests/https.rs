@@ -215,11 +215,11 @@ fn a_site_whose_udp_is_dropped_enrols_pulls_and_remembers() {
     assert!(!forgotten.contains("https_since"), "{forgotten}");
 }
 
-#[test]
-fn a_pull_whose_udp_is_cut_off_half_way_goes_on_over_tcp() {
+/// A pull over QUIC that `happens` to when some of it is durable.
+fn pull_half_way(seed: u64, happens: impl FnOnce(&Namespaces)) -> (Lab, Outcome) {
     let namespaces = Namespaces::new();
     let lab = Lab::start_at(namespaces.router(), FAR);
-    let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 85);
+    let (v1, _) = artifacts::release_pair(lab.path("").as_path(), seed);
     lab.push(&v1, "os", "1").ok();
     let site = Site { lab: &lab, namespaces: &namespaces, environment: Vec::new() };
     site.enroll("d", lab.quic()).ok();
@@ -234,14 +234,27 @@ fn a_pull_whose_udp_is_cut_off_half_way_goes_on_over_tcp() {
     while fs::metadata(&journal).map_or(0, |meta| meta.len()) == 0 {
         std::thread::sleep(Duration::from_millis(20));
     }
-    namespaces.cut("meta l4proto udp");
+    happens(&namespaces);
     let pulled = Outcome::of(pull.wait_with_output().expect("wait for distd")).ok();
     assert!(same(&out, &v1));
-    assert_eq!(over(&pulled, lab.quic()).as_deref(), Some("https"));
     assert_eq!(pulled.number("refetched_verified_bytes"), 0, "{}", pulled.json);
+    (lab, pulled)
+}
+
+#[test]
+fn a_pull_whose_udp_is_cut_off_half_way_goes_on_over_tcp() {
+    let (lab, pulled) = pull_half_way(85, |namespaces| namespaces.cut("meta l4proto udp"));
+    assert_eq!(over(&pulled, lab.quic()).as_deref(), Some("https"));
     let learned = fs::read_to_string(lab.path("d/transports.json")).expect("remembered");
     let learned: Value = serde_json::from_str(&learned).expect("JSON");
     assert_eq!(learned[lab.quic()]["starved"], 1, "{learned}");
+}
+
+#[test]
+fn a_pull_whose_path_becomes_narrower_half_way_goes_on_over_quic() {
+    // What QUIC is promised to pass, and no more: 1200 bytes behind the headers of IP and UDP.
+    let (lab, pulled) = pull_half_way(86, |namespaces| namespaces.narrow(1228));
+    assert_eq!(over(&pulled, lab.quic()).as_deref(), Some("quic"), "{}", pulled.json);
 }
 
 #[test]
