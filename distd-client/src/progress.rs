@@ -10,6 +10,9 @@ use crate::output::{Output, human_bytes};
 /// How often a plain line is printed.
 const LINE_EVERY: Duration = Duration::from_secs(2);
 
+/// How often a command says that nothing comes.
+const SILENCE_EVERY: Duration = Duration::from_secs(10);
+
 /// How far a command has come. Cheap to call from many threads.
 #[derive(Debug)]
 pub(crate) struct Progress {
@@ -116,6 +119,47 @@ impl Progress {
         }
     }
 
+    /// Bytes counted so far; `None` where nothing is shown.
+    fn done(&self) -> Option<u64> {
+        match &self.form {
+            Form::None => None,
+            Form::Bar(bar) => Some(bar.position()),
+            Form::Lines(lines) => Some(lock(lines).done),
+        }
+    }
+
+    /// Says it again and again while no bytes are counted, so that nobody takes a command that waits for one that hangs.
+    pub(crate) async fn watch_for_silence(&self) -> std::convert::Infallible {
+        let mut before = self.done();
+        let mut quiet = Duration::ZERO;
+        loop {
+            tokio::time::sleep(SILENCE_EVERY).await;
+            let now = self.done();
+            quiet = if now == before { quiet + SILENCE_EVERY } else { Duration::ZERO };
+            before = now;
+            self.silence(quiet);
+        }
+    }
+
+    fn silence(&self, quiet: Duration) {
+        let said = format!("nothing has come for {} s; still trying", quiet.as_secs());
+        match &self.form {
+            Form::None => {}
+            Form::Bar(bar) if quiet.is_zero() => {
+                if bar.message().starts_with("nothing has come") {
+                    bar.set_message("");
+                }
+            }
+            Form::Bar(bar) => bar.set_message(said),
+            Form::Lines(_) if quiet.is_zero() => {}
+            Form::Lines(lines) => {
+                let lines = lock(lines);
+                let (done, total) = (human_bytes(lines.done), human_bytes(lines.total));
+                eprintln!("{}: {done} of {total}, {said}", lines.label);
+            }
+        }
+    }
+
     /// Takes the bar away: the result is printed next.
     pub(crate) fn end(&self) {
         if let Form::Bar(bar) = &self.form {
@@ -138,6 +182,27 @@ fn lock(lines: &Mutex<Lines>) -> std::sync::MutexGuard<'_, Lines> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_said_until_bytes_come() {
+        let bar = ProgressBar::hidden();
+        let progress = Progress { form: Form::Bar(bar.clone()) };
+        let (watch, steps) = (progress.watch_for_silence(), async {
+            progress.add(1);
+            tokio::time::sleep(Duration::from_secs(11)).await;
+            assert_eq!(bar.message(), "");
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            assert_eq!(bar.message(), "nothing has come for 20 s; still trying");
+            progress.add(1);
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            assert_eq!(bar.message(), "");
+        });
+        tokio::select! {
+            biased;
+            never = watch => match never {},
+            () = steps => {}
+        }
+    }
 
     #[test]
     fn a_plain_line_says_how_far_and_how_fast() {

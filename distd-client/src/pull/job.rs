@@ -251,6 +251,7 @@ impl Job {
         tokio::select! {
             result = fetching => result,
             failed = journalling => Err(failed),
+            never = self.progress.watch_for_silence() => match never {},
         }
     }
 
