@@ -23,7 +23,7 @@ use distd_peer::trust::tuf::PatchesDoc;
 use distd_peer::trust::tuf::wire::{Answer, Query};
 use distd_server::config::{CommandLine, Settings};
 use distd_server::db::{Db, Location, MadeSet, NodeRow, PatchSetRow, PatchSetState, ReleaseRow, SetKind};
-use distd_server::ingest::FileRequest;
+use distd_server::ingest::{FileHandle, FileRequest};
 use distd_server::origin::{Origin, OriginContent, Places, RequestPatchesError, Tuning};
 use distd_server::patches::PatchOptions;
 use distd_server::publisher::Publisher;
@@ -194,7 +194,8 @@ impl Realm {
         let db = self.origin.db();
         db.ensure_product(&request.product, request.cut, NOW).await.expect("product");
         let now = NOW + version.len() as i64 + i64::from(version.as_bytes()[0]);
-        let committed = self.origin.ingest().ingest_file(&request, &path, now).await.expect("ingest");
+        let file = FileHandle::open(&path).expect("opens");
+        let committed = self.origin.ingest().ingest_file(&request, file, now).await.expect("ingest");
         self.origin.publish_release(&committed).await.expect("publish");
         committed.manifest
     }

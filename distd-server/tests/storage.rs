@@ -19,7 +19,8 @@ use distd_server::db::{
     UploadState,
 };
 use distd_server::ingest::{
-    CommitRequest, FileRequest, IncomingChunk, Ingest, IngestError, Run, SweepScope, UPLOAD_SECONDS,
+    CommitRequest, FileHandle, FileRequest, IncomingChunk, Ingest, IngestError, Run, SweepScope,
+    UPLOAD_SECONDS,
 };
 use distd_server::publisher::Publisher;
 use distd_server::store::{Chunks, Store};
@@ -65,6 +66,10 @@ impl Artifact {
     fn hashes(&self) -> Vec<ChunkHash> {
         self.chunks.iter().map(|c| c.hash).collect()
     }
+}
+
+fn opened(path: &std::path::Path) -> FileHandle {
+    FileHandle::open(path).expect("opens")
 }
 
 async fn begin(ingest: &Ingest, version: &str) -> UploadId {
@@ -361,9 +366,9 @@ on_every_back_end! {
         let product = name("os");
         world.db.ensure_product(&product, CutParams::default(), NOW).await.expect("product");
         let request = FileRequest { product, version: name("1"), cut: CutParams::default(), by: Publisher::unbound("curl") };
-        let done = world.ingest.ingest_file(&request, &spool, NOW).await.expect("ingest");
+        let done = world.ingest.ingest_file(&request, opened(&spool), NOW).await.expect("ingest");
         assert_eq!(read_back(world, &done.manifest).await, bytes);
-        let again = world.ingest.ingest_file(&request, &spool, NOW).await.expect("again");
+        let again = world.ingest.ingest_file(&request, opened(&spool), NOW).await.expect("again");
         assert_eq!((again.already_existed, again.manifest), (true, done.manifest));
 
         let other = World::sqlite_and_directory().await;
@@ -372,14 +377,14 @@ on_every_back_end! {
 
         bytes[0] ^= 1;
         std::fs::write(&spool, &bytes).expect("spool");
-        let error = world.ingest.ingest_file(&request, &spool, NOW).await.expect_err("other bytes");
+        let error = world.ingest.ingest_file(&request, opened(&spool), NOW).await.expect_err("other bytes");
         assert!(matches!(error, IngestError::VersionTaken { .. }), "{error:?}");
         std::fs::write(&spool, b"").expect("spool");
         let empty = FileRequest { version: name("empty"), ..request.clone() };
-        let error = world.ingest.ingest_file(&empty, &spool, NOW).await.expect_err("empty");
+        let error = world.ingest.ingest_file(&empty, opened(&spool), NOW).await.expect_err("empty");
         assert!(matches!(error, IngestError::BadList(_)), "{error:?}");
         let unknown = FileRequest { product: name("nobody"), ..request };
-        let error = world.ingest.ingest_file(&unknown, &spool, NOW).await.expect_err("no product");
+        let error = world.ingest.ingest_file(&unknown, opened(&spool), NOW).await.expect_err("no product");
         assert!(matches!(error, IngestError::UnknownProduct(_)), "{error:?}");
         other.end().await;
     }
@@ -537,7 +542,7 @@ fn every_call_can_be_spawned(ingest: Ingest, chunks: Chunks, file: FileRequest, 
         let _ = ingest.missing(&upload, &[]).await;
         let _ = ingest.put_chunks(&upload, Vec::new(), NOW).await;
         let _ = ingest.commit(&upload, commit, "ci", NOW).await;
-        let _ = ingest.ingest_file(&file, std::path::Path::new(""), NOW).await;
+        let _ = ingest.ingest_file(&file, opened(std::path::Path::new("")), NOW).await;
         let _ = ingest.abort(&upload).await;
         let _ = ingest.sweep_orphans(SweepScope::Shared, NOW).await;
         let _ = chunks.chunk(ChunkId(1)).await;
@@ -654,7 +659,7 @@ async fn measure_a_large_file() {
         FileRequest { product: name("os"), version: name("1"), cut, by: Publisher::unbound("curl") };
     let before = peak_mib();
     let start = std::time::Instant::now();
-    let done = world.ingest.ingest_file(&request, &spool, NOW).await.expect("ingest");
+    let done = world.ingest.ingest_file(&request, opened(&spool), NOW).await.expect("ingest");
     println!(
         "{mib} MiB, {} chunks: {:?}, peak {} MiB (before: {before} MiB)",
         done.release.chunk_count,

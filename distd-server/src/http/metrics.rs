@@ -96,6 +96,15 @@ async fn text(app: &App) -> String {
         out.one(name, "counter", help, load(counter));
     }
 
+    let s = &app.spooling;
+    for (name, help, value) in [
+        ("distd_http_bodies", "Bodies of uploads on their way.", s.bodies()),
+        ("distd_http_bodies_memory_bytes", "Memory that those take.", s.held_bytes()),
+        ("distd_http_bodies_disk_bytes", "Bytes of those in files without a name.", s.disk_bytes()),
+    ] {
+        out.one(name, "gauge", help, value);
+    }
+
     let p = &app.origin.patches().counters;
     out.head("distd_patch_sets_total", "counter", "Patch sets made or not by this process, by result.");
     for (result, counter) in [("ready", &p.ready), ("empty", &p.empty), ("failed", &p.failed)] {
