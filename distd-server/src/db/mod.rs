@@ -336,13 +336,14 @@ macro_rules! migration {
 }
 
 /// In the order of their numbers, which start their names.
-const MIGRATIONS: [(&str, &str, &str); 6] = [
+const MIGRATIONS: [(&str, &str, &str); 7] = [
     migration!("0001_origin"),
     migration!("0002_pack_index"),
     migration!("0003_patch_sets"),
     migration!("0004_identity"),
     migration!("0005_publishers"),
     migration!("0006_out"),
+    migration!("0007_pack_bytes"),
 ];
 
 fn migrator(engine: Engine) -> Migrator {
