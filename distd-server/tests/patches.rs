@@ -82,7 +82,7 @@ on_every_back_end! {
         let mut tx = db.begin_patch_set(NOW + 4).await.expect("begin");
         let pack = tx.record_pack("packs/aa/one", 10).await.expect("pack");
         let (hash, other) = (ChunkHash([7; 32]), ChunkHash([8; 32]));
-        assert_eq!(tx.ids(&[hash]).await.expect("ids"), [None]);
+        assert_eq!(tx.places(&[hash]).await.expect("places"), [None]);
         let at = |offset| Location { pack, offset, stored_len: 5, raw_len: 5, codec: Codec::Raw };
         let ids = tx.give_ids(&[(hash, at(0)), (other, at(5))]).await.expect("give");
         let set = ManifestId([9; 32]);

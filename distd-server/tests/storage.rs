@@ -406,9 +406,14 @@ on_every_back_end! {
         let row = world.db.channel(&product, &stable).await.expect("read").expect("set");
         assert_eq!(row.version, name("2"));
 
-        assert_eq!(world.db.releases_unpublished().await.expect("list").len(), 2);
+        let unpublished = async || {
+            let mut releases = world.db.all_releases().await.expect("list");
+            releases.retain(|release| release.published.is_none());
+            releases
+        };
+        assert_eq!(unpublished().await.len(), 2);
         world.db.mark_published(&product, &name("1"), NOW).await.expect("mark");
-        let left = world.db.releases_unpublished().await.expect("list");
+        let left = unpublished().await;
         assert_eq!(left.iter().map(|r| r.version.clone()).collect::<Vec<_>>(), [name("2")]);
     }
 

@@ -23,7 +23,7 @@ use super::products::Cut;
 use super::releases::{self, Release};
 use super::spool::{Spooled, Use};
 use super::{ApiError, App};
-use crate::db::{OpenUpload, UploadId};
+use crate::db::{OpenUpload, UploadId, UploadRow};
 use crate::ingest::{ChunkSink, CommitRequest, IncomingChunk, Run};
 use crate::origin::signed;
 
@@ -96,10 +96,10 @@ pub(super) async fn begin(
 }
 
 /// The upload, which must be this caller's: another's is none, so that its id says nothing.
-async fn own<N>(app: &App, caller: &Caller<N>, text: &str) -> Result<UploadId, ApiError> {
+async fn own<N>(app: &App, caller: &Caller<N>, text: &str) -> Result<UploadRow, ApiError> {
     let id = upload_id(text)?;
     match app.origin.db().upload(&id).await? {
-        Some(row) if row.token == caller.token => Ok(id),
+        Some(row) if row.token == caller.token => Ok(row),
         _ => Err(ApiError::unknown_upload(format!("this token has no upload {id}"))),
     }
 }
@@ -120,7 +120,7 @@ pub(super) async fn missing(
     body: Incoming<{ HASHES_MAX * 32 }>,
 ) -> Result<impl IntoResponse, ApiError> {
     let upload = own(&app, &caller, &upload).await?;
-    app.origin.ingest().open_upload(&upload).await?;
+    upload.must_be_open()?;
     let body = body.whole().await?;
     let (hashes, rest) = body.as_chunks::<32>();
     if !rest.is_empty() {
@@ -129,7 +129,7 @@ pub(super) async fn missing(
     }
     let hashes: Vec<ChunkHash> = hashes.iter().map(|hash| ChunkHash(*hash)).collect();
     let mut bitmap = vec![0u8; hashes.len().div_ceil(8)];
-    for index in app.origin.ingest().missing(&upload, &hashes).await? {
+    for index in app.origin.ingest().missing_from(&upload, &hashes).await? {
         let index = index as usize;
         bitmap[index / 8] |= 0x80 >> (index % 8);
     }
@@ -148,7 +148,7 @@ pub(super) async fn chunks(
     body: Incoming<CHUNKS_BYTES_MAX>,
 ) -> Result<Json<Stored>, ApiError> {
     let upload = own(&app, &caller, &upload).await?;
-    app.origin.ingest().open_upload(&upload).await?;
+    upload.must_be_open()?;
     // The body first: a sink, of which there are few, is taken when all of it is here.
     let spooled = app.spool(&caller.token, body.with_deadline(), Use::Once).await?;
     // The sink works in a task of its own, so that a connection that ends never stops it between a pack and
@@ -320,12 +320,12 @@ pub(super) async fn commit(
     let request = commit_request(&body)?;
     drop(body);
     // Reading back ends with the caller; what changes rows does not.
-    let prepared = app.origin.ingest().prepare(&upload, request).await?;
+    let prepared = app.origin.ingest().prepare(upload, request).await?;
     let at = app.clone();
     let work = app.detached(async move {
         let _room = room;
         let now = signed(unix_now());
-        let committed = at.origin.ingest().finish(prepared, &caller.label, now).await?;
+        let committed = at.origin.ingest().finish(prepared, &caller.row.label, now).await?;
         releases::publish(&at, committed).await
     });
     work.await
@@ -385,7 +385,7 @@ pub(super) async fn abort(
     caller: Caller<ToPublish>,
     At(upload): At<String>,
 ) -> Result<StatusCode, ApiError> {
-    let upload = if caller.admin { upload_id(&upload)? } else { own(&app, &caller, &upload).await? };
+    let upload = if caller.admin { upload_id(&upload)? } else { own(&app, &caller, &upload).await?.id };
     let at = app.clone();
     app.detached(async move { Ok(at.origin.ingest().abort(&upload).await?) }).await?;
     Ok(StatusCode::NO_CONTENT)

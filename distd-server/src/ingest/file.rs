@@ -101,17 +101,17 @@ impl Ingest {
                 return self.existing(release, hash).await;
             }
         }
-        let upload = self.begin_upload(product, version, by, now).await?.id;
+        let upload = self.begin_upload(product, version, by, now).await?;
         let result = async {
             let sink = self.sink(&upload, now).await?;
             let commit = self.cut_into(sink, file, request.cut).await?;
-            self.commit(&upload, commit, &by.label, now).await
+            self.finish(self.prepare(upload.clone(), commit).await?, &by.label, now).await
         };
         match result.await {
             Ok(done) => Ok(done),
             Err(error) => {
                 // Best effort: an upload that cannot be aborted now expires later.
-                if let Err(abort) = self.abort(&upload).await {
+                if let Err(abort) = self.abort(&upload.id).await {
                     tracing::debug!(error = &abort as &dyn std::error::Error, "could not abort the upload");
                 }
                 Err(error)

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::is_origin;
 use super::rebuild::{RebuildError, UnknownPacks, raise_counter, rebuild};
 use crate::db::{Db, DbError, redact};
-use crate::ingest::{Ingest, IngestError, SweepScope};
+use crate::ingest::{Ingest, IngestError};
 use crate::locks::{LockError, Locks};
 use crate::origin::{
     Comparison, DisagreementError, ObjectMetadata, OpenError, Origin, Parties, Places, Tuning, signed,
@@ -254,13 +254,8 @@ async fn repair(places: &Places, options: FsckOptions) -> Result<(Vec<String>, V
         comparison.unlisted.iter().map(|row| format!("{}@{}", row.product, row.version)).collect();
     let mend = left.is_empty() && comparison.differing.is_empty();
     if options.delete_unknown && mend {
-        let now = signed(unix_now());
-        let scope = look.ingest.scope_at_start();
-        let swept = match scope {
-            SweepScope::Alone => look.ingest.sweep_everything(scope, now).await?,
-            // This process holds the locks: nobody records anything meanwhile.
-            SweepScope::Shared => look.ingest.sweep_everything(SweepScope::Alone, now).await?,
-        };
+        // This process holds the locks: nobody records anything meanwhile.
+        let swept = look.ingest.sweep_everything(signed(unix_now())).await?;
         done.push(format!(
             "{} packs and {} manifests that no row names are deleted",
             swept.packs, swept.manifests
