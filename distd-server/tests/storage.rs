@@ -16,11 +16,11 @@ use distd_core::ranges::ChunkRanges;
 use distd_core::{ArtifactHash, ChunkHash, ChunkId};
 use distd_server::db::{
     ApiTokenRow, Db, JoinTokenRow, JoinTokenUse, NodeRow, RevokeToken, SetChannelOutcome, UploadId,
-    UploadState,
+    UploadState, Withdraw,
 };
 use distd_server::ingest::{
-    CommitRequest, FileHandle, FileRequest, IncomingChunk, Ingest, IngestError, Run, SweepScope,
-    UPLOAD_SECONDS,
+    CommitRequest, EMPTIED_SECONDS, FileHandle, FileRequest, IncomingChunk, Ingest, IngestError, Run,
+    SweepScope, UPLOAD_SECONDS,
 };
 use distd_server::publisher::Publisher;
 use distd_server::store::{Chunks, Store};
@@ -320,6 +320,37 @@ on_every_back_end! {
         let second = world.ingest.commit(&two, a.request.clone(), "ci", NOW).await.expect("commit");
         assert_eq!((second.manifest, second.new_chunks), (first.manifest, 0));
         assert_eq!(world.objects().await.len(), 2, "one pack, one manifest");
+    }
+
+    async fn a_pack_that_is_mostly_unused_is_emptied_and_deleted_a_day_later(world: World) {
+        let mut bytes = noise(70, 600_000);
+        let shared = bytes.clone();
+        bytes.extend_from_slice(&noise(71, 3 << 20));
+        let one = push(&world.ingest, "1", &artifact(bytes)).await.expect("push");
+        let mut bytes = shared;
+        bytes.extend_from_slice(&noise(72, 100_000));
+        let two = push(&world.ingest, "2", &artifact(bytes.clone())).await.expect("push");
+        let chunks = async |id| world.ingest.manifest_chunks(id).await.expect("read").expect("there");
+        let unneeded = chunks(&one.manifest).await.difference(&chunks(&two.manifest).await);
+        let marked = world.db.mark_withdrawn(&name("os"), &name("1"), NOW).await.expect("marked");
+        assert!(matches!(marked, Withdraw::Marked(_)));
+        let tx = world.db.begin_withdrawal(&one.release).await.expect("begin");
+        let objects = tx.finish(&unneeded.ids().collect::<Vec<_>>()).await.expect("finish");
+        assert!(objects.is_empty(), "both packs are in use");
+        let before = world.db.pack_bytes().await.expect("a sum");
+
+        let done = world.ingest.compact(NOW).await.expect("compacts");
+        assert_eq!((done.packs, done.deleted, done.more), (1, 0, false));
+        assert!(done.chunks >= 2, "{done:?}");
+        assert_eq!(read_back(world, &two.manifest).await, bytes);
+        let done = world.ingest.compact(NOW + EMPTIED_SECONDS).await.expect("compacts");
+        assert_eq!((done.packs, done.deleted), (0, 1));
+        assert_eq!(read_back(world, &two.manifest).await, bytes);
+        let after = world.db.pack_bytes().await.expect("a sum");
+        assert!(before > 3_600_000 && after < 900_000, "{before} -> {after}");
+        let packs = world.objects().await.into_iter().filter(|name| name.starts_with("packs/"));
+        assert_eq!(packs.count(), 2);
+        assert!(world.ingest.look_for_losses().await.expect("looked").is_empty());
     }
 
     async fn runs_of_ids_are_served_in_order_within_their_budget(world: World) {

@@ -56,7 +56,7 @@ pub(super) fn read_location(row: &AnyRow) -> Result<Location, sqlx::Error> {
     })
 }
 
-fn read(row: &AnyRow) -> Result<ChunkRow, sqlx::Error> {
+pub(super) fn read(row: &AnyRow) -> Result<ChunkRow, sqlx::Error> {
     Ok(ChunkRow {
         id: ChunkId(row.number("id")?),
         hash: ChunkHash(row.hash("hash")?),

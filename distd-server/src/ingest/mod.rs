@@ -5,6 +5,7 @@
 //! docs/store.md, "Ingest", has the order of writes and what each crash leaves.
 
 mod commit;
+mod compact;
 mod file;
 mod index;
 mod limits;
@@ -15,6 +16,7 @@ mod verify;
 mod visible;
 
 pub use commit::{CommitRequest, CommitResult, Prepared, Run};
+pub use compact::{Compacted, Compaction, EMPTIED_SECONDS};
 pub use file::{FileHandle, FileRequest};
 pub use limits::IngestLimits;
 pub use losses::LossReport;
@@ -193,6 +195,7 @@ pub struct Ingest {
     // Small artifacts do not wait for large ones.
     small_verifiers: Arc<Semaphore>,
     visible: Arc<ProductChunks>,
+    compaction: Arc<Compaction>,
     limits: IngestLimits,
     directories: Arc<[PathBuf]>,
     zstd_level: i32,
@@ -212,6 +215,7 @@ impl Ingest {
             verifiers: Arc::new(Semaphore::new(1)),
             small_verifiers: Arc::new(Semaphore::new(1)),
             visible: Arc::default(),
+            compaction: Arc::new(Compaction::new(true)),
             limits: IngestLimits::default(),
             directories: Arc::default(),
             zstd_level: LEVEL_DEFAULT,

@@ -89,6 +89,8 @@ impl Ingest {
     }
 
     async fn sweep(&self, scope: SweepScope, now: UnixSeconds, all: bool) -> Result<Swept, IngestError> {
+        // Uploads that sent more than they committed, too, leave packs that are partly used.
+        self.compaction.wake();
         let mut swept = Swept { uploads: self.expire(now).await?, ..Swept::default() };
         let modified_max = match scope {
             SweepScope::Alone => {

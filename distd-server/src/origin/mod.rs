@@ -313,8 +313,22 @@ impl Origin {
         }
         let cert = self.realm.origin_cert(&self.hosts, now)?;
         self.realm.replace_credentials(&self.credentials, &cert)?;
+        // Last, and no failure of maintenance: space can wait, signatures cannot.
+        let more = match self.ingest.compact(signed(now)).await {
+            Ok(compacted) => {
+                if compacted.packs > 0 || compacted.deleted > 0 {
+                    tracing::info!(?compacted, "packs that were mostly unused");
+                }
+                compacted.more
+            }
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "packs could not be compacted");
+                false
+            }
+        };
         // Not later than hourly, for uploads; not earlier than each minute.
-        Ok(refreshed.next.saturating_sub(now).clamp(60, 3600))
+        let latest = if more { 60 } else { 3600 };
+        Ok(refreshed.next.saturating_sub(now).clamp(60, latest))
     }
 }
 

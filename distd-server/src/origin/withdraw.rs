@@ -97,6 +97,7 @@ impl Origin {
         let unneeded: Vec<ManifestId> = unneeded.difference(&needed).copied().collect();
         let chunks: Vec<_> = free.ids().collect();
         let objects = tx.finish(&chunks).await?;
+        self.ingest.compaction().wake();
         self.ingest.delete_all(&objects).await?;
         self.ingest.delete_unnamed_manifests(&unneeded).await?;
         Ok(())
