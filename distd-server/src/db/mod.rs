@@ -339,7 +339,7 @@ macro_rules! migration {
 }
 
 /// In the order of their numbers, which start their names.
-const MIGRATIONS: [(&str, &str, &str); 8] = [
+const MIGRATIONS: [(&str, &str, &str); 9] = [
     migration!("0001_origin"),
     migration!("0002_pack_index"),
     migration!("0003_patch_sets"),
@@ -348,6 +348,7 @@ const MIGRATIONS: [(&str, &str, &str); 8] = [
     migration!("0006_out"),
     migration!("0007_pack_bytes"),
     migration!("0008_emptied"),
+    migration!("0009_database_id"),
 ];
 
 fn migrator(engine: Engine) -> Migrator {

@@ -13,7 +13,8 @@ use crate::db::{Db, DbError, redact};
 use crate::ingest::{Ingest, IngestError};
 use crate::locks::{LockError, Locks};
 use crate::origin::{
-    Comparison, DisagreementError, ObjectMetadata, OpenError, Origin, Parties, Places, Tuning, signed,
+    Comparison, DisagreementError, ObjectMetadata, OpenError, Origin, Parties, Places, Tuning, give_store,
+    signed,
 };
 use crate::realm::{Realm, RealmError};
 use crate::store::pack::read_index;
@@ -148,6 +149,8 @@ struct Look {
     store: Store,
     ingest: Ingest,
     repository: TufRepository,
+    /// SHA-256 of the realm's CA, hexadecimal.
+    realm: String,
 }
 
 impl Look {
@@ -172,10 +175,11 @@ impl Look {
             realm: hex::encode(realm.ca_fingerprint()),
         };
         parties.check_owners().await?;
+        let realm = parties.realm;
         let keys = places.data.join("tuf-keys");
         let repository = TufRepository::open(metadata, &keys, Options::default(), unix_now()).await?;
         let ingest = Ingest::new(db.clone(), store.clone());
-        Ok(Self { db, store, ingest, repository })
+        Ok(Self { db, store, ingest, repository, realm })
     }
 
     async fn report(&self, read_packs: bool) -> Result<FsckReport, FsckError> {
@@ -262,6 +266,9 @@ async fn repair(places: &Places, options: FsckOptions) -> Result<(Vec<String>, V
         ));
     } else if options.delete_unknown {
         left.push("nothing is deleted while releases lack their rows".to_owned());
+    }
+    if mend && !look.db.contents().await?.is_new() {
+        give_store(&look.db, &look.store, &look.realm).await?;
     }
     look.db.close().await;
     drop(look);

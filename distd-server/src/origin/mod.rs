@@ -3,6 +3,7 @@
 mod agree;
 mod content;
 mod metadata;
+mod owner;
 mod patches;
 mod publish;
 mod registry;
@@ -17,6 +18,7 @@ use distd_peer::clock::unix_now;
 use distd_peer::trust::revoked::Revoked;
 use distd_peer::trust::tls::Credentials;
 
+use self::owner::Owner;
 use crate::db::{Db, DbError, UnixSeconds, redact};
 use crate::ingest::{Ingest, IngestError, IngestLimits};
 use crate::patches::{PatchMaker, PatchOptions};
@@ -25,9 +27,10 @@ use crate::store::{Chunks, Store, StoreError};
 use crate::tuf::{Answerer, Options, PublishError, RepositoryError, TufRepository};
 
 pub use agree::DisagreementError;
-pub(crate) use agree::{Comparison, Parties};
+pub(crate) use agree::{Comparison, Parties, give_store};
 pub use content::OriginContent;
 pub use metadata::ObjectMetadata;
+pub use owner::OwnerError;
 pub use patches::RequestPatchesError;
 pub use publish::{PublishReleaseError, SetChannelError};
 pub use revoked::RevokedListError;
@@ -183,11 +186,16 @@ impl Origin {
             realm: hex::encode(realm.ca_fingerprint()),
         };
         parties.check_owners().await?;
-        let metadata = Arc::new(ObjectMetadata::new(store.clone()));
+        let owner = Owner::new(store.clone());
+        if parties.has_no_repository().await? {
+            // Before a repository is made: of two origins that begin here at once, one makes it.
+            parties.adopt(&owner).await?;
+        }
+        let metadata = Arc::new(ObjectMetadata::owned(owner.clone(), store.clone()));
         let keys = data.join("tuf-keys");
         let repository = TufRepository::open(metadata.clone(), &keys, Options::default(), now).await?;
         let listed = parties.check_releases(&repository).await?;
-        parties.adopt().await?;
+        parties.adopt(&owner).await?;
         let ingest = Ingest::new(db.clone(), store.clone())
             .with_zstd_level(zstd_level)
             .with_limits(limits, vec![spool.clone()]);
