@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use distd_peer::trust::files::{FileError, create_private_dir};
 use tokio_util::sync::CancellationToken;
 
 use crate::db::{DbError, SessionLock, sqlite_path};
@@ -22,7 +23,10 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Why a lock was not got.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// A directory cannot be made or a file not be opened.
+    /// A directory cannot be made.
+    #[error("could not make the place of a lock: check permissions and free space")]
+    Directory(#[from] FileError),
+    /// A file cannot be opened.
     #[error("could not lock {}: check its permissions and free space", .0.display())]
     File(PathBuf, #[source] io::Error),
     /// Another process has the data directory.
@@ -54,7 +58,8 @@ impl Locks {
     /// [`LockError`].
     pub async fn take(places: &Places) -> Result<Self, LockError> {
         let data = &places.data;
-        private(data).map_err(|e| LockError::File(data.clone(), e))?;
+        create_private_dir(data)?;
+        make_private(data).map_err(|e| LockError::File(data.clone(), e))?;
         let mut files = vec![file(&data.join("lock"), || LockError::Data(data.clone()))?];
         if let Some(path) = sqlite_path(&places.db) {
             // Not the database itself: closing any handle on it would end SQLite's own locks in this process.
@@ -88,15 +93,9 @@ impl Drop for Locks {
     }
 }
 
-fn create_private(directory: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
-}
-
-/// Makes a data directory for its owner alone; one that is there too, when it is empty or an origin's.
-fn private(data: &Path) -> io::Result<()> {
+/// Takes the access of others to a data directory away, when it is empty or an origin's.
+fn make_private(data: &Path) -> io::Result<()> {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
-    create_private(data)?;
     let found = std::fs::metadata(data)?;
     let ours = found.uid() == rustix::process::geteuid().as_raw()
         && (data.join("realm/ca.pem").exists() || std::fs::read_dir(data)?.next().is_none());
@@ -109,7 +108,7 @@ fn private(data: &Path) -> io::Result<()> {
 fn file(path: &Path, taken: impl FnOnce() -> LockError) -> Result<File, LockError> {
     let failed = |e| LockError::File(path.to_owned(), e);
     if let Some(parent) = path.parent() {
-        create_private(parent).map_err(failed)?;
+        create_private_dir(parent)?;
     }
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(failed)?;
     match file.try_lock() {

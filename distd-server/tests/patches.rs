@@ -23,7 +23,7 @@ use distd_peer::trust::tuf::PatchesDoc;
 use distd_peer::trust::tuf::wire::{Answer, Query};
 use distd_server::config::{CommandLine, Settings};
 use distd_server::db::{Db, Location, MadeSet, NodeRow, PatchSetRow, PatchSetState, ReleaseRow, SetKind};
-use distd_server::ingest::FileRequest;
+use distd_server::ingest::{FileHandle, FileRequest};
 use distd_server::origin::{Origin, OriginContent, Places, RequestPatchesError, Tuning};
 use distd_server::patches::PatchOptions;
 use distd_server::publisher::Publisher;
@@ -82,7 +82,7 @@ on_every_back_end! {
         let mut tx = db.begin_patch_set(NOW + 4).await.expect("begin");
         let pack = tx.record_pack("packs/aa/one", 10).await.expect("pack");
         let (hash, other) = (ChunkHash([7; 32]), ChunkHash([8; 32]));
-        assert_eq!(tx.ids(&[hash]).await.expect("ids"), [None]);
+        assert_eq!(tx.places(&[hash]).await.expect("places"), [None]);
         let at = |offset| Location { pack, offset, stored_len: 5, raw_len: 5, codec: Codec::Raw };
         let ids = tx.give_ids(&[(hash, at(0)), (other, at(5))]).await.expect("give");
         let set = ManifestId([9; 32]);
@@ -194,7 +194,8 @@ impl Realm {
         let db = self.origin.db();
         db.ensure_product(&request.product, request.cut, NOW).await.expect("product");
         let now = NOW + version.len() as i64 + i64::from(version.as_bytes()[0]);
-        let committed = self.origin.ingest().ingest_file(&request, &path, now).await.expect("ingest");
+        let file = FileHandle::open(&path).expect("opens");
+        let committed = self.origin.ingest().ingest_file(&request, file, now).await.expect("ingest");
         self.origin.publish_release(&committed).await.expect("publish");
         committed.manifest
     }

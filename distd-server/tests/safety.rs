@@ -9,9 +9,13 @@ mod world;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use distd_server::origin::{DisagreementError, OpenError};
+use bytes::Bytes;
+use distd_server::offline::{FsckOptions, fsck};
+use distd_server::origin::{DisagreementError, OpenError, Origin, Places, Tuning};
+use distd_server::patches::PatchOptions;
 use distd_server::run::{StartError, start};
 use distd_server::store::Store;
 use futures::TryStreamExt;
@@ -83,6 +87,35 @@ impl Site {
     /// An empty store of the same kind.
     fn empty_store(&self) -> String {
         servers::beside(&self.store).unwrap_or_else(|| self.path.join(random()).display().to_string())
+    }
+
+    fn places(&self) -> Places {
+        Places {
+            data: self.path.clone(),
+            db: self.db.clone(),
+            store: self.store.clone(),
+            keys: distd_server::signer::KeyHolder::in_dir(&self.path),
+        }
+    }
+
+    /// A second origin on the same database and store, with the same keys, as on a machine whose locks say nothing.
+    async fn second(&self, first: &World) -> Arc<Origin> {
+        // Dropped at the end of the test's process: its spool is in there.
+        let data = tempfile::tempdir().expect("tempdir").keep();
+        for directory in ["realm", "tuf-keys"] {
+            let to = data.join(directory);
+            std::fs::create_dir(&to).expect("made");
+            for file in files(&first.directory.path().join(directory)) {
+                std::fs::copy(&file, to.join(file.file_name().expect("a name"))).expect("copied");
+            }
+        }
+        let patches = PatchOptions { enabled: false, ..PatchOptions::default() };
+        let tuning = Tuning { patches, ..Tuning::default() };
+        Origin::open(&Places { data, ..self.places() }, tuning).await.expect("it takes over")
+    }
+
+    async fn object(&self, name: &str) -> Option<Bytes> {
+        Store::open(&self.store).expect("store").get(name).await.expect("read")
     }
 
     async fn objects(&self) -> Vec<String> {
@@ -223,6 +256,7 @@ on_every_back_end! {
         connection.close().await.expect("close");
         let store = Store::open(&site.store).expect("store");
         store.delete("realm").await.expect("forget");
+        store.delete("owner").await.expect("forget");
 
         let world = site.open().await;
         assert_eq!(world.get("/v1/products/os/releases/1").await.0, StatusCode::OK);
@@ -288,6 +322,53 @@ on_every_back_end! {
         assert_eq!(world.put_content("os", "2", image.clone()).await.0, StatusCode::CREATED);
         let (_, one) = world.get("/v1/products/os/releases/1").await;
         assert_ne!(one["damaged"], true, "the same manifest and the same chunks: {one}");
+        site.close(world).await;
+    }
+
+    async fn a_store_of_another_database_is_refused_and_a_repair_takes_it_over(site: Site) {
+        let world = site.open().await;
+        let (_, release) = world.put_content("os", "1", noise(90, 100_000)).await;
+        site.close(world).await;
+        // As a second database of this realm would be, on the same bucket, with the same releases.
+        sqlx::any::install_default_drivers();
+        let mut connection = AnyConnection::connect(&site.db).await.expect("database");
+        connection.execute("UPDATE identity SET id = 'another'").await.expect("another id");
+        connection.close().await.expect("close");
+        let (before, said) = (site.objects().await, site.object("tuf/timestamp.json").await);
+        let (db, store) = (site.db.clone(), site.store.clone());
+        let error = site.refused(&db, &store).await;
+        assert!(matches!(&error, DisagreementError::OtherDatabase { database, .. } if database == "another"), "{error:?}");
+        assert!(error.to_string().contains("distd-server fsck --repair"), "{error}");
+        assert_eq!((site.objects().await, site.object("tuf/timestamp.json").await), (before, said));
+
+        let options = FsckOptions { repair: true, ..FsckOptions::default() };
+        fsck(&site.places(), options).await.expect("repairs");
+        let world = site.open().await;
+        assert_eq!(world.get("/v1/products/os/releases/1").await, (StatusCode::OK, release));
+        site.close(world).await;
+    }
+
+    async fn of_two_processes_on_one_store_the_one_that_started_last_signs(site: Site) {
+        let world = site.open().await;
+        assert_eq!(world.put_content("os", "1", noise(91, 100_000)).await.0, StatusCode::CREATED);
+        let second = site.second(&world).await;
+        let said = site.object("tuf/timestamp.json").await;
+        let (status, error) = world.put_content("os", "2", noise(92, 100_000)).await;
+        assert!(status.is_server_error(), "{status} {error}");
+        assert_eq!(site.object("tuf/timestamp.json").await, said, "the first signs nothing any more");
+        let name = |text: &str| text.parse().expect("a name");
+        second.set_channel(&name("os"), &name("stable"), &name("1")).await.expect("the second may");
+        assert_ne!(site.object("tuf/timestamp.json").await, said);
+
+        // Started again the first is the last.
+        site.close(world).await;
+        let world = site.open().await;
+        let error = second.set_channel(&name("os"), &name("beta"), &name("1")).await.expect_err("overtaken");
+        assert!(whole(&error).contains("has taken the store over"), "{}", whole(&error));
+        assert_eq!(world.get("/v1/products/os/channels/stable").await.0, StatusCode::OK);
+        let (_, two) = world.get("/v1/products/os/releases/2").await;
+        assert_eq!(two["version"], "2", "what it had committed is published now");
+        second.db().close().await;
         site.close(world).await;
     }
 
@@ -413,6 +494,48 @@ async fn two_processes_on_one_store_do_not_run() {
     let begun = start(&settings(second.path(), &[("store", &site.store)])).await;
     let Err(error) = begun else { panic!("two on one store") };
     assert!(whole(&error).contains("another distd-server uses the store"), "{}", whole(&error));
+    site.close(world).await;
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_whose_lock_on_postgres_is_lost_signs_nothing_past_a_second_and_ends() {
+    let Some(mut site) = Site::on_postgres().await else { return };
+    let world = site.open().await;
+    assert_eq!(world.put_content("os", "1", noise(93, 100_000)).await.0, StatusCode::CREATED);
+    // The second process waits for the lock, then the connection that holds it ends.
+    let mut waits = AnyConnection::connect(&site.db).await.expect("PostgreSQL");
+    let mut admin = AnyConnection::connect(&site.db).await.expect("PostgreSQL");
+    let held = "SELECT CAST(COUNT(*) AS BIGINT) FROM pg_locks WHERE locktype = 'advisory' AND database = \
+                (SELECT oid FROM pg_database WHERE datname = current_database()) AND granted = ";
+    let count = async |admin: &mut AnyConnection, granted: &str| -> i64 {
+        let sql = sqlx::AssertSqlSafe(format!("{held}{granted}"));
+        sqlx::query_scalar(sql).fetch_one(admin).await.expect("a count")
+    };
+    let got = tokio::spawn(async move {
+        let locked =
+            waits.execute("SELECT CAST(1 AS INT) FROM (SELECT pg_advisory_lock(431265903716)) l").await;
+        locked.map(|_| waits)
+    });
+    let waits_since = std::time::Instant::now();
+    while count(&mut admin, "false").await == 0 {
+        assert!(waits_since.elapsed() < Duration::from_secs(60), "the second waits for the lock");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let end = "SELECT CAST(pg_terminate_backend(pid) AS INT) FROM pg_locks WHERE locktype = 'advisory' AND granted \
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    admin.execute(end).await.expect("terminated");
+    let lock = got.await.expect("no panic").expect("the second has the lock");
+    let second = site.second(&world).await;
+
+    let said = site.object("tuf/timestamp.json").await;
+    let (status, error) = world.put_content("os", "2", noise(94, 100_000)).await;
+    assert!(status.is_server_error(), "{status} {error}");
+    assert_eq!(site.object("tuf/timestamp.json").await, said);
+    let ends = tokio::time::timeout(Duration::from_secs(60), world.running.overtaken());
+    ends.await.expect("it learns that another has the database");
+    second.db().close().await;
+    drop((lock, admin));
     site.close(world).await;
     site.end().await;
 }

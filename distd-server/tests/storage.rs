@@ -16,10 +16,11 @@ use distd_core::ranges::ChunkRanges;
 use distd_core::{ArtifactHash, ChunkHash, ChunkId};
 use distd_server::db::{
     ApiTokenRow, Db, JoinTokenRow, JoinTokenUse, NodeRow, RevokeToken, SetChannelOutcome, UploadId,
-    UploadState,
+    UploadState, Withdraw,
 };
 use distd_server::ingest::{
-    CommitRequest, FileRequest, IncomingChunk, Ingest, IngestError, Run, SweepScope, UPLOAD_SECONDS,
+    CommitRequest, EMPTIED_SECONDS, FileHandle, FileRequest, IncomingChunk, Ingest, IngestError, Run,
+    SweepScope, UPLOAD_SECONDS,
 };
 use distd_server::publisher::Publisher;
 use distd_server::store::{Chunks, Store};
@@ -65,6 +66,10 @@ impl Artifact {
     fn hashes(&self) -> Vec<ChunkHash> {
         self.chunks.iter().map(|c| c.hash).collect()
     }
+}
+
+fn opened(path: &std::path::Path) -> FileHandle {
+    FileHandle::open(path).expect("opens")
 }
 
 async fn begin(ingest: &Ingest, version: &str) -> UploadId {
@@ -317,6 +322,37 @@ on_every_back_end! {
         assert_eq!(world.objects().await.len(), 2, "one pack, one manifest");
     }
 
+    async fn a_pack_that_is_mostly_unused_is_emptied_and_deleted_a_day_later(world: World) {
+        let mut bytes = noise(70, 600_000);
+        let shared = bytes.clone();
+        bytes.extend_from_slice(&noise(71, 3 << 20));
+        let one = push(&world.ingest, "1", &artifact(bytes)).await.expect("push");
+        let mut bytes = shared;
+        bytes.extend_from_slice(&noise(72, 100_000));
+        let two = push(&world.ingest, "2", &artifact(bytes.clone())).await.expect("push");
+        let chunks = async |id| world.ingest.manifest_chunks(id).await.expect("read").expect("there");
+        let unneeded = chunks(&one.manifest).await.difference(&chunks(&two.manifest).await);
+        let marked = world.db.mark_withdrawn(&name("os"), &name("1"), NOW).await.expect("marked");
+        assert!(matches!(marked, Withdraw::Marked(_)));
+        let tx = world.db.begin_withdrawal(&one.release).await.expect("begin");
+        let objects = tx.finish(&unneeded.ids().collect::<Vec<_>>()).await.expect("finish");
+        assert!(objects.is_empty(), "both packs are in use");
+        let before = world.db.pack_bytes().await.expect("a sum");
+
+        let done = world.ingest.compact(NOW).await.expect("compacts");
+        assert_eq!((done.packs, done.deleted, done.more), (1, 0, false));
+        assert!(done.chunks >= 2, "{done:?}");
+        assert_eq!(read_back(world, &two.manifest).await, bytes);
+        let done = world.ingest.compact(NOW + EMPTIED_SECONDS).await.expect("compacts");
+        assert_eq!((done.packs, done.deleted), (0, 1));
+        assert_eq!(read_back(world, &two.manifest).await, bytes);
+        let after = world.db.pack_bytes().await.expect("a sum");
+        assert!(before > 3_600_000 && after < 900_000, "{before} -> {after}");
+        let packs = world.objects().await.into_iter().filter(|name| name.starts_with("packs/"));
+        assert_eq!(packs.count(), 2);
+        assert!(world.ingest.look_for_losses().await.expect("looked").is_empty());
+    }
+
     async fn runs_of_ids_are_served_in_order_within_their_budget(world: World) {
         let a = artifact(noise(13, 4 << 20));
         push(&world.ingest, "1", &a).await.expect("push");
@@ -361,9 +397,9 @@ on_every_back_end! {
         let product = name("os");
         world.db.ensure_product(&product, CutParams::default(), NOW).await.expect("product");
         let request = FileRequest { product, version: name("1"), cut: CutParams::default(), by: Publisher::unbound("curl") };
-        let done = world.ingest.ingest_file(&request, &spool, NOW).await.expect("ingest");
+        let done = world.ingest.ingest_file(&request, opened(&spool), NOW).await.expect("ingest");
         assert_eq!(read_back(world, &done.manifest).await, bytes);
-        let again = world.ingest.ingest_file(&request, &spool, NOW).await.expect("again");
+        let again = world.ingest.ingest_file(&request, opened(&spool), NOW).await.expect("again");
         assert_eq!((again.already_existed, again.manifest), (true, done.manifest));
 
         let other = World::sqlite_and_directory().await;
@@ -372,14 +408,14 @@ on_every_back_end! {
 
         bytes[0] ^= 1;
         std::fs::write(&spool, &bytes).expect("spool");
-        let error = world.ingest.ingest_file(&request, &spool, NOW).await.expect_err("other bytes");
+        let error = world.ingest.ingest_file(&request, opened(&spool), NOW).await.expect_err("other bytes");
         assert!(matches!(error, IngestError::VersionTaken { .. }), "{error:?}");
         std::fs::write(&spool, b"").expect("spool");
         let empty = FileRequest { version: name("empty"), ..request.clone() };
-        let error = world.ingest.ingest_file(&empty, &spool, NOW).await.expect_err("empty");
+        let error = world.ingest.ingest_file(&empty, opened(&spool), NOW).await.expect_err("empty");
         assert!(matches!(error, IngestError::BadList(_)), "{error:?}");
         let unknown = FileRequest { product: name("nobody"), ..request };
-        let error = world.ingest.ingest_file(&unknown, &spool, NOW).await.expect_err("no product");
+        let error = world.ingest.ingest_file(&unknown, opened(&spool), NOW).await.expect_err("no product");
         assert!(matches!(error, IngestError::UnknownProduct(_)), "{error:?}");
         other.end().await;
     }
@@ -401,9 +437,14 @@ on_every_back_end! {
         let row = world.db.channel(&product, &stable).await.expect("read").expect("set");
         assert_eq!(row.version, name("2"));
 
-        assert_eq!(world.db.releases_unpublished().await.expect("list").len(), 2);
+        let unpublished = async || {
+            let mut releases = world.db.all_releases().await.expect("list");
+            releases.retain(|release| release.published.is_none());
+            releases
+        };
+        assert_eq!(unpublished().await.len(), 2);
         world.db.mark_published(&product, &name("1"), NOW).await.expect("mark");
-        let left = world.db.releases_unpublished().await.expect("list");
+        let left = unpublished().await;
         assert_eq!(left.iter().map(|r| r.version.clone()).collect::<Vec<_>>(), [name("2")]);
     }
 
@@ -537,7 +578,7 @@ fn every_call_can_be_spawned(ingest: Ingest, chunks: Chunks, file: FileRequest, 
         let _ = ingest.missing(&upload, &[]).await;
         let _ = ingest.put_chunks(&upload, Vec::new(), NOW).await;
         let _ = ingest.commit(&upload, commit, "ci", NOW).await;
-        let _ = ingest.ingest_file(&file, std::path::Path::new(""), NOW).await;
+        let _ = ingest.ingest_file(&file, opened(std::path::Path::new("")), NOW).await;
         let _ = ingest.abort(&upload).await;
         let _ = ingest.sweep_orphans(SweepScope::Shared, NOW).await;
         let _ = chunks.chunk(ChunkId(1)).await;
@@ -654,7 +695,7 @@ async fn measure_a_large_file() {
         FileRequest { product: name("os"), version: name("1"), cut, by: Publisher::unbound("curl") };
     let before = peak_mib();
     let start = std::time::Instant::now();
-    let done = world.ingest.ingest_file(&request, &spool, NOW).await.expect("ingest");
+    let done = world.ingest.ingest_file(&request, opened(&spool), NOW).await.expect("ingest");
     println!(
         "{mib} MiB, {} chunks: {:?}, peak {} MiB (before: {before} MiB)",
         done.release.chunk_count,

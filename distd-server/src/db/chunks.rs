@@ -56,7 +56,7 @@ pub(super) fn read_location(row: &AnyRow) -> Result<Location, sqlx::Error> {
     })
 }
 
-fn read(row: &AnyRow) -> Result<ChunkRow, sqlx::Error> {
+pub(super) fn read(row: &AnyRow) -> Result<ChunkRow, sqlx::Error> {
     Ok(ChunkRow {
         id: ChunkId(row.number("id")?),
         hash: ChunkHash(row.hash("hash")?),
@@ -67,14 +67,16 @@ fn read(row: &AnyRow) -> Result<ChunkRow, sqlx::Error> {
 // Hashes are looked up by joining a VALUES list and not by `IN`: a prepared `IN` of parameters is compared one by one in
 // PostgreSQL, 18 s for the 70 000 chunks of an image. CROSS JOIN keeps SQLite from turning the loops around.
 
-/// Ids of those hashes that have one; at most [`LIST_MAX`] hashes.
-pub(super) async fn ids_of<'e>(
+/// Rows of those hashes that have one, as `read` reads these columns of the table `c`; at most [`LIST_MAX`] hashes.
+async fn by_hash<'e, T>(
     on: impl Executor<'e, Database = Any>,
     engine: Engine,
     hashes: &[ChunkHash],
-) -> Result<Vec<(ChunkHash, ChunkId)>, sqlx::Error> {
+    columns: &str,
+    read: impl Fn(&AnyRow) -> Result<T, sqlx::Error>,
+) -> Result<Vec<T>, sqlx::Error> {
     let sql = format!(
-        "WITH wanted (hash) AS (VALUES {}) SELECT c.id, c.hash FROM wanted CROSS JOIN chunks c \
+        "WITH wanted (hash) AS (VALUES {}) SELECT {columns} FROM wanted CROSS JOIN chunks c \
          WHERE c.hash = wanted.hash",
         engine.values(padded_len(hashes), 1)
     );
@@ -82,8 +84,17 @@ pub(super) async fn ids_of<'e>(
     for hash in padded(hashes) {
         query = query.bind(hash.as_bytes().as_slice());
     }
-    let rows = query.fetch_all(on).await?;
-    rows.iter().map(|row| Ok((ChunkHash(row.hash("hash")?), ChunkId(row.number("id")?)))).collect()
+    query.fetch_all(on).await?.iter().map(read).collect()
+}
+
+/// Ids of those hashes that have one; at most [`LIST_MAX`] hashes. The index of hashes alone answers this.
+pub(super) async fn ids_of<'e>(
+    on: impl Executor<'e, Database = Any>,
+    engine: Engine,
+    hashes: &[ChunkHash],
+) -> Result<Vec<(ChunkHash, ChunkId)>, sqlx::Error> {
+    let read = |row: &AnyRow| Ok((ChunkHash(row.hash("hash")?), ChunkId(row.number("id")?)));
+    by_hash(on, engine, hashes, "c.id, c.hash", read).await
 }
 
 /// Ids and places of those hashes that have an id; at most [`LIST_MAX`] hashes.
@@ -92,31 +103,23 @@ pub(super) async fn places_of<'e>(
     engine: Engine,
     hashes: &[ChunkHash],
 ) -> Result<Vec<(ChunkHash, ChunkId, Location)>, sqlx::Error> {
-    let sql = format!(
-        "WITH wanted (hash) AS (VALUES {}) SELECT c.id, c.hash, {LOCATION} FROM wanted CROSS JOIN chunks c \
-         WHERE c.hash = wanted.hash",
-        engine.values(padded_len(hashes), 1)
-    );
-    let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
-    for hash in padded(hashes) {
-        query = query.bind(hash.as_bytes().as_slice());
-    }
-    let rows = query.fetch_all(on).await?;
-    rows.iter().map(read).map(|row| row.map(|row| (row.hash, row.id, row.location))).collect()
+    let columns = format!("c.id, c.hash, {LOCATION}");
+    let read = |row: &AnyRow| read(row).map(|row| (row.hash, row.id, row.location));
+    by_hash(on, engine, hashes, &columns, read).await
 }
 
 impl Db {
-    /// Where those of the hashes lie that some release has. In the order given.
+    /// Ids and places of those of the hashes that some release has. In the order given.
     ///
     /// # Errors
     /// [`DbError::Query`].
-    pub async fn locate(&self, hashes: &[ChunkHash]) -> Result<Vec<Option<Location>>, DbError> {
+    pub async fn places(&self, hashes: &[ChunkHash]) -> Result<Vec<Option<(ChunkId, Location)>>, DbError> {
         let mut all = Vec::with_capacity(hashes.len());
         for batch in hashes.chunks(LIST_MAX) {
             let found =
                 places_of(&self.pool, self.engine, batch).await.map_err(failed("find chunks by hash"))?;
-            let found: HashMap<ChunkHash, Location> =
-                found.into_iter().map(|(hash, _, location)| (hash, location)).collect();
+            let found: HashMap<ChunkHash, (ChunkId, Location)> =
+                found.into_iter().map(|(hash, id, location)| (hash, (id, location))).collect();
             all.extend(batch.iter().map(|hash| found.get(hash).copied()));
         }
         Ok(all)

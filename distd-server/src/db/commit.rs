@@ -39,8 +39,9 @@ impl Db {
         let mut ids = IdTx::begin(self).await?;
         let tx = &mut ids.tx;
         let sql = sqlx::AssertSqlSafe(format!(
-            "SELECT {} FROM releases WHERE EXISTS (SELECT 1 FROM uploads WHERE uploads.id = $1 \
-             AND uploads.product = releases.product AND uploads.version = releases.version)",
+            // Not by EXISTS: SQLite would look at every release.
+            "SELECT {} FROM releases WHERE product = (SELECT product FROM uploads WHERE id = $1) \
+             AND version = (SELECT version FROM uploads WHERE id = $1)",
             releases::COLUMNS
         ));
         let released = sqlx::query(sql)

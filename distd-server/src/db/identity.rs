@@ -48,6 +48,21 @@ impl Db {
             .map_err(failed("record whose database this is"))
     }
 
+    /// The id of the database, whose realm was said; `fresh` when it has none yet. The first one stays.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn id(&self, fresh: &str) -> Result<String, DbError> {
+        let what = "read which database this is";
+        sqlx::query("UPDATE identity SET id = $1 WHERE id IS NULL")
+            .bind(fresh.to_owned())
+            .execute(&self.pool)
+            .await
+            .map_err(failed(what))?;
+        let row = sqlx::query("SELECT id FROM identity").fetch_one(&self.pool).await;
+        row.and_then(|row| row.try_get("id")).map_err(failed(what))
+    }
+
     /// How much there is.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ mod bulk;
 mod channels;
 mod chunks;
 mod commit;
+mod compact;
 mod doomed;
 mod identity;
 mod ids;
@@ -27,6 +28,8 @@ pub use api_tokens::{ApiTokenRow, RevokeToken};
 pub use channels::{ChannelRow, SetChannelOutcome};
 pub use chunks::{ChunkRow, Location};
 pub use commit::{BeginCommit, CommitTx, UnreleasedManifests};
+pub(crate) use compact::SPARSE_MAX;
+pub use compact::{MovedChunk, SparsePack};
 pub use identity::Contents;
 pub use join_tokens::{JoinTokenRow, JoinTokenUse};
 pub use lock::SessionLock;
@@ -336,13 +339,16 @@ macro_rules! migration {
 }
 
 /// In the order of their numbers, which start their names.
-const MIGRATIONS: [(&str, &str, &str); 6] = [
+const MIGRATIONS: [(&str, &str, &str); 9] = [
     migration!("0001_origin"),
     migration!("0002_pack_index"),
     migration!("0003_patch_sets"),
     migration!("0004_identity"),
     migration!("0005_publishers"),
     migration!("0006_out"),
+    migration!("0007_pack_bytes"),
+    migration!("0008_emptied"),
+    migration!("0009_database_id"),
 ];
 
 fn migrator(engine: Engine) -> Migrator {

@@ -359,14 +359,6 @@ pub struct PatchSetTx {
 }
 
 impl PatchSetTx {
-    /// The ids of hashes that have one. In the order given.
-    ///
-    /// # Errors
-    /// [`DbError::Query`].
-    pub async fn ids(&mut self, hashes: &[ChunkHash]) -> Result<Vec<Option<ChunkId>>, DbError> {
-        self.ids.ids(hashes).await
-    }
-
     /// Records a pack that is durable in the object store, and is not doomed from then on.
     ///
     /// # Errors

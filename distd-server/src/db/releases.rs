@@ -1,5 +1,6 @@
 //! Releases: one version of a product, naming a manifest.
 
+use distd_core::manifest::{Kind, Manifest};
 use distd_core::names::Name;
 use distd_core::{ArtifactHash, ManifestId};
 use sqlx::any::AnyRow;
@@ -31,6 +32,30 @@ pub struct ReleaseRow {
     pub created_by: String,
     /// When the TUF repository first listed it; `None` until then.
     pub published: Option<UnixSeconds>,
+}
+
+impl ReleaseRow {
+    /// The row of a release that was just made, not published yet.
+    pub fn of(manifest: &Manifest, product: &Name, version: &Name, by: &str, created: UnixSeconds) -> Self {
+        let root = manifest.root();
+        let kind = match root.kind {
+            Kind::File => "file",
+            Kind::Tree { .. } => "tree",
+            Kind::PatchSet { .. } => "patch set",
+        };
+        Self {
+            product: product.clone(),
+            version: version.clone(),
+            manifest: manifest.id(),
+            blake3: root.blake3,
+            bytes: root.bytes,
+            chunk_count: root.chunks,
+            kind: kind.to_owned(),
+            created,
+            created_by: by.to_owned(),
+            published: None,
+        }
+    }
 }
 
 pub(super) const COLUMNS: &str =
@@ -126,19 +151,6 @@ impl Db {
         ));
         let rows = sqlx::query(sql).bind(manifest.as_bytes().as_slice()).fetch_all(&self.pool).await;
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("find the manifest"))
-    }
-
-    /// Releases committed but not yet seen in the TUF repository, oldest first: publish these at start, for a
-    /// process can end between the two.
-    ///
-    /// # Errors
-    /// [`DbError::Query`].
-    pub async fn releases_unpublished(&self) -> Result<Vec<ReleaseRow>, DbError> {
-        let sql = sqlx::AssertSqlSafe(format!(
-            "SELECT {COLUMNS} FROM releases WHERE published IS NULL AND withdrawn IS NULL ORDER BY created, product, version"
-        ));
-        let rows = sqlx::query(sql).fetch_all(&self.pool).await;
-        rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list unpublished releases"))
     }
 
     /// Records that the TUF repository lists a release; the first time stays.

@@ -127,6 +127,10 @@ fn read(row: &AnyRow) -> Result<UploadRow, sqlx::Error> {
     })
 }
 
+/// Asked for each pack that comes.
+const UNCOMMITTED: &str = "SELECT CAST(COALESCE(SUM(packs.bytes), 0) AS BIGINT) AS bytes FROM uploads JOIN packs \
+                           ON packs.upload = uploads.id WHERE uploads.token = $1 AND uploads.state = 'open'";
+
 impl Db {
     /// Opens an upload under `fresh`, or gives the open one that this token began for this version and moves its end to
     /// `expires`. Of different tokens each has its own; the first that commits makes the release.
@@ -229,14 +233,11 @@ impl Db {
     /// [`DbError::Query`].
     pub async fn uncommitted_bytes(&self, token: &str) -> Result<u64, DbError> {
         let what = "add up the uploads of a token";
-        let row = sqlx::query(
-            "SELECT CAST(COALESCE(SUM(packs.bytes), 0) AS BIGINT) AS bytes FROM packs JOIN uploads \
-             ON uploads.id = packs.upload WHERE uploads.token = $1 AND uploads.state = 'open'",
-        )
-        .bind(token.to_owned())
-        .fetch_one(&self.pool)
-        .await
-        .map_err(failed(what))?;
+        let row = sqlx::query(UNCOMMITTED)
+            .bind(token.to_owned())
+            .fetch_one(&self.pool)
+            .await
+            .map_err(failed(what))?;
         row.number("bytes").map_err(failed(what))
     }
 
@@ -307,5 +308,26 @@ impl Db {
             .await
             .map_err(failed("forget old uploads"))?;
         Ok(done.rows_affected())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::Row;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_packs_of_a_token_are_added_up_by_indexes_alone() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let address = format!("sqlite:{}/db", directory.path().display());
+        let db = Db::open(&address).await.expect("opens");
+        let sql = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {UNCOMMITTED}"));
+        let plan = sqlx::query(sql).bind("token").fetch_all(&db.pool).await.expect("a plan");
+        let plan: Vec<String> = plan.iter().map(|row| row.get("detail")).collect();
+        let packs = "SEARCH packs USING COVERING INDEX packs_upload_bytes (upload=?)";
+        assert!(plan.iter().any(|step| step == packs), "{plan:?}");
+        assert_eq!(plan.len(), 2, "and the open uploads, of which a token has few: {plan:?}");
+        db.close().await;
     }
 }

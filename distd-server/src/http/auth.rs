@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 
 use super::crowd::Known;
 use super::{ApiError, App};
+use crate::db::ApiTokenRow;
 use crate::origin::signed;
 use crate::publisher::{Products, Publisher};
 
@@ -81,8 +82,8 @@ needs!(ToRead => Read, ToPublish => Publish, ToMoveChannels => Channel, ToAdmini
 
 /// A caller with the right to `N`.
 pub(super) struct Caller<N> {
-    /// Label of the token: who made what.
-    pub(super) label: String,
+    /// The token's row.
+    pub(super) row: ApiTokenRow,
     /// Id of the token.
     pub(super) token: String,
     /// The products it is for.
@@ -101,7 +102,11 @@ impl<N> Caller<N> {
 
     /// As the one who makes uploads.
     pub(super) fn publisher(&self) -> Publisher {
-        Publisher { label: self.label.clone(), token: self.token.clone(), products: self.products.clone() }
+        Publisher {
+            label: self.row.label.clone(),
+            token: self.token.clone(),
+            products: self.products.clone(),
+        }
     }
 }
 
@@ -144,7 +149,7 @@ impl<N: Need> FromRequestParts<Arc<App>> for Caller<N> {
         let admin = scopes.contains(&Scope::Admin);
         let products = if admin { Products::all() } else { Products::of_row(&row.products) };
         let token = token_id(&row.secret_sha256);
-        Ok(Self { label: row.label, token, products, admin, need: PhantomData })
+        Ok(Self { row, token, products, admin, need: PhantomData })
     }
 }
 

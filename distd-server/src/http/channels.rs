@@ -114,7 +114,7 @@ pub(super) async fn put(
     let moved = app.detached(async move {
         let moved = at.origin.set_channel(&product, &name, &version).await?;
         let counter = moved.0.counter;
-        tracing::info!(%product, channel = %name, %version, counter, by = caller.label, "channel set");
+        tracing::info!(%product, channel = %name, %version, counter, by = caller.row.label, "channel set");
         Ok(moved)
     });
     Ok(Json(channel(moved.await?)))
@@ -136,7 +136,7 @@ pub(super) async fn remove(
         if !at.origin.remove_channel(&product, &name).await? {
             return Err(ApiError::unknown_channel(&product, &name));
         }
-        tracing::info!(%product, channel = %name, by = caller.label, "channel removed");
+        tracing::info!(%product, channel = %name, by = caller.row.label, "channel removed");
         Ok(())
     });
     work.await?;

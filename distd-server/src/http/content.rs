@@ -13,8 +13,9 @@ use distd_peer::clock::unix_now;
 use super::auth::{Caller, ToPublish};
 use super::body::{At, Incoming};
 use super::releases::{self, Release};
+use super::spool::Use;
 use super::{ApiError, App};
-use crate::ingest::FileRequest;
+use crate::ingest::{FileHandle, FileRequest};
 use crate::origin::signed;
 
 /// Makes a release of the body.
@@ -37,14 +38,16 @@ pub(super) async fn put(
         return Err(ApiError::too_large(bytes_max));
     }
     // Dropped with this future when the connection ends, and the file goes with it.
-    let spooled = app.spool(&caller.token, body, true).await?;
+    let spooled = app.spool(&caller.token, body, Use::File).await?;
     let at = app.clone();
     let work = app.detached(async move {
         let now = signed(unix_now());
         let (row, _) = at.origin.db().ensure_product(&product, CutParams::default(), now).await?;
         let request = FileRequest { product, version, cut: row.cut, by: caller.publisher() };
-        let committed = at.origin.ingest().ingest_file(&request, &spooled.path, now).await?;
-        spooled.remove().await;
+        let file = spooled.file().ok_or_else(|| ApiError::internal("a file was to be spooled"))?;
+        let file = file.try_clone().and_then(FileHandle::of).map_err(ApiError::internal)?;
+        let committed = at.origin.ingest().ingest_file(&request, file, now).await?;
+        drop(spooled);
         releases::publish(&at, committed).await
     });
     work.await

@@ -96,6 +96,24 @@ async fn text(app: &App) -> String {
         out.one(name, "counter", help, load(counter));
     }
 
+    let s = &app.spooling;
+    for (name, help, value) in [
+        ("distd_http_bodies", "Bodies of uploads on their way.", s.bodies()),
+        ("distd_http_bodies_memory_bytes", "Memory that those take.", s.held_bytes()),
+        ("distd_http_bodies_disk_bytes", "Bytes of those in files without a name.", s.disk_bytes()),
+    ] {
+        out.one(name, "gauge", help, value);
+    }
+
+    let c = app.origin.ingest().compaction();
+    for (name, help, counter) in [
+        ("distd_compacted_packs_total", "Packs emptied because they were mostly unused.", &c.packs),
+        ("distd_compacted_bytes_total", "Bytes of chunks copied out of those.", &c.copied_bytes),
+        ("distd_compaction_deleted_bytes_total", "Bytes of emptied packs deleted.", &c.deleted_bytes),
+    ] {
+        out.one(name, "counter", help, load(counter));
+    }
+
     let p = &app.origin.patches().counters;
     out.head("distd_patch_sets_total", "counter", "Patch sets made or not by this process, by result.");
     for (result, counter) in [("ready", &p.ready), ("empty", &p.empty), ("failed", &p.failed)] {
@@ -117,14 +135,20 @@ async fn text(app: &App) -> String {
 
     let db = app.origin.db();
     // Every open upload has its end before the end of time.
-    let state =
-        tokio::try_join!(db.uploads_expired(i64::MAX), db.pack_bytes(), db.nodes(), db.patch_sets_waiting());
+    let state = tokio::try_join!(
+        db.uploads_expired(i64::MAX),
+        db.pack_bytes(),
+        db.emptied_bytes(),
+        db.nodes(),
+        db.patch_sets_waiting()
+    );
     out.one("distd_database_up", "gauge", "Whether the database answers.", u64::from(state.is_ok()));
     match state {
-        Ok((uploads, bytes, nodes, patch_sets)) => {
+        Ok((uploads, bytes, emptied, nodes, patch_sets)) => {
             out.one("distd_uploads_open", "gauge", "Uploads open.", uploads.len() as u64);
             out.one("distd_patch_sets_waiting", "gauge", "Patch sets queued or being made.", patch_sets);
             out.one("distd_pack_bytes", "gauge", "Bytes of all packs in the object store.", bytes);
+            out.one("distd_emptied_pack_bytes", "gauge", "Bytes of packs emptied within a day.", emptied);
             let active = nodes.iter().filter(|node| node.revoked.is_none()).count() as u64;
             out.one("distd_nodes", "gauge", "Nodes enrolled and not revoked.", active);
         }

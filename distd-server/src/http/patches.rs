@@ -119,7 +119,7 @@ pub(super) async fn create(
     let from: Option<Name> = wanted.from.map(version_of).transpose()?;
     let at = app.clone();
     let queued = app.detached(async move {
-        Ok(at.origin.request_patches(&product, from.as_ref(), &version, &caller.label).await?)
+        Ok(at.origin.request_patches(&product, from.as_ref(), &version, &caller.row.label).await?)
     });
     let (row, _) = queued.await?;
     let status = if row.state == PatchSetState::Ready { StatusCode::OK } else { StatusCode::ACCEPTED };

@@ -137,7 +137,7 @@ pub(super) async fn withdraw(
     let at = app.clone();
     let work = app.detached(async move {
         at.origin.withdraw_release(&product, &version).await?;
-        tracing::info!(%product, %version, by = caller.label, "release withdrawn");
+        tracing::info!(%product, %version, by = caller.row.label, "release withdrawn");
         Ok(())
     });
     work.await?;

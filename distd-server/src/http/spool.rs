@@ -1,15 +1,19 @@
-//! Bodies that wait on the disk until they are whole: a slow caller holds neither memory nor anybody's turn.
+//! Request bodies until they are whole: in memory while they come fast and there is room, else in a file without a
+//! name. A slow caller holds neither memory nor anybody's turn.
 
-use std::collections::HashMap;
-use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tempfile::TempPath;
-use tokio::io::AsyncWriteExt;
+use bytes::{Bytes, BytesMut};
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{sleep, timeout};
 
 use super::body::Incoming;
 use super::{ApiError, App};
@@ -23,159 +27,478 @@ const WAIT: Duration = Duration::from_secs(30);
 /// Bytes between two looks at quota and disk.
 const LOOK_BYTES: u64 = 8 << 20;
 
-/// What tokens have on their way.
-#[derive(Default)]
-pub(super) struct Spooling(Mutex<HashMap<String, OfToken>>);
+/// Bytes of all bodies in memory, whoever sends them: the longest that the command line sends, once for each of the three
+/// sinks.
+const HELD_BYTES_MAX: usize = 48 << 20;
+
+/// Bytes of memory taken at once.
+const BLOCK_BYTES: usize = 256 << 10;
+
+/// Blocks that a body on the disk gathers before they are written.
+const GATHERED_MAX: usize = 4;
+
+/// How long a body that is not whole stays in memory: 12 MiB at 50 Mbit/s.
+const HOLD: Duration = Duration::from_secs(2);
+
+/// Bytes of a file read at once.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// The bodies that are on their way.
+pub(super) struct Spooling {
+    tokens: Mutex<HashMap<String, OfToken>>,
+    /// One permit for each block.
+    room: Arc<Semaphore>,
+    disk_bytes: AtomicU64,
+}
 
 struct OfToken {
     places: Arc<Semaphore>,
+    /// On the disk.
     bytes: u64,
     users: usize,
 }
 
-/// A token's place, and the bytes it has spooled.
-pub(super) struct Place {
-    spooling: Arc<Spooling>,
-    token: String,
-    bytes: u64,
-    _permit: OwnedSemaphorePermit,
+impl Default for Spooling {
+    fn default() -> Self {
+        Self::with_room(HELD_BYTES_MAX / BLOCK_BYTES)
+    }
 }
 
 impl Spooling {
-    fn with<T>(&self, act: impl FnOnce(&mut HashMap<String, OfToken>) -> T) -> T {
-        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with_room(blocks: usize) -> Self {
+        Self {
+            tokens: Mutex::default(),
+            room: Arc::new(Semaphore::new(blocks)),
+            disk_bytes: AtomicU64::new(0),
+        }
     }
 
-    fn leave(&self, token: &str, bytes: u64) {
-        self.with(|tokens| {
-            if let Some(of) = tokens.get_mut(token) {
-                of.bytes -= bytes;
-                of.users -= 1;
-                if of.users == 0 {
-                    tokens.remove(token);
-                }
-            }
-        });
+    fn tokens<T>(&self, act: impl FnOnce(&mut HashMap<String, OfToken>) -> T) -> T {
+        act(&mut self.tokens.lock().unwrap_or_else(PoisonError::into_inner))
     }
-}
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.spooling.leave(&self.token, self.bytes);
+    /// Bodies that have a place or wait for one.
+    pub(super) fn bodies(&self) -> u64 {
+        self.tokens(|tokens| tokens.values().map(|of| of.users as u64).sum())
     }
-}
 
-impl Place {
-    /// Counts more bytes; gives how many the token has spooled.
-    fn add(&mut self, bytes: u64) -> u64 {
-        self.bytes += bytes;
-        self.spooling.with(|tokens| {
-            tokens.get_mut(&self.token).map_or(bytes, |of| {
-                of.bytes += bytes;
-                of.bytes
-            })
-        })
+    /// Bytes of memory that bodies have taken.
+    pub(super) fn held_bytes(&self) -> u64 {
+        let free = self.room.available_permits() * BLOCK_BYTES;
+        HELD_BYTES_MAX.saturating_sub(free) as u64
     }
-}
 
-/// A body that came whole.
-pub(super) struct Spooled {
-    pub(super) path: TempPath,
-    /// Its length, bytes.
-    pub(super) bytes: u64,
-    _place: Place,
-}
+    /// Bytes of bodies on the disk.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        self.disk_bytes.load(Ordering::Relaxed)
+    }
 
-impl App {
     /// A place for a body of a token's; waits while the token has all of its own.
-    async fn place(&self, token: &str) -> Result<Place, ApiError> {
-        let places = self.spooling.with(|tokens| {
+    async fn place(self: &Arc<Self>, token: &str) -> Result<Place, ApiError> {
+        let places = self.tokens(|tokens| {
             let new = || OfToken { places: Arc::new(Semaphore::new(BODIES_MAX)), bytes: 0, users: 0 };
             let of = tokens.entry(token.to_owned()).or_insert_with(new);
             of.users += 1;
             of.places.clone()
         });
-        // Leaves when the caller does, too.
-        let user = User { spooling: self.spooling.clone(), token: token.to_owned(), leaves: true };
+        // Counted before it waits: dropped meanwhile, it leaves as it does later.
+        let (spooling, token) = (self.clone(), token.to_owned());
+        let mut place = Place { spooling, token, bytes: AtomicU64::new(0), permit: None };
         match timeout(WAIT, places.acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(user.stay(permit)),
-            _ => Err(ApiError::busy("this token has as many requests on their way as it may have")),
+            Ok(Ok(permit)) => place.permit = Some(permit),
+            _ => return Err(ApiError::busy("this token has as many requests on their way as it may have")),
         }
+        Ok(place)
+    }
+}
+
+/// One of a token's places, and the bytes that it has on the disk.
+struct Place {
+    spooling: Arc<Spooling>,
+    token: String,
+    bytes: AtomicU64,
+    /// `None` while it is waited for.
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Place {
+    /// Counts more bytes on the disk.
+    fn add(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.spooling.disk_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.spooling.tokens(|tokens| {
+            if let Some(of) = tokens.get_mut(&self.token) {
+                of.bytes += bytes;
+            }
+        });
     }
 
-    /// Takes a whole body to the disk. `kept` says that its bytes count against the token's quota.
+    /// Bytes that the token has on the disk.
+    fn of_token(&self) -> u64 {
+        self.spooling.tokens(|tokens| tokens.get(&self.token).map_or(0, |of| of.bytes))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        self.spooling.disk_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.spooling.tokens(|tokens| {
+            if let Some(of) = tokens.get_mut(&self.token) {
+                of.bytes -= bytes;
+                of.users -= 1;
+                if of.users == 0 {
+                    tokens.remove(&self.token);
+                }
+            }
+        });
+    }
+}
+
+/// Bytes of a body in memory, at most [`BLOCK_BYTES`] of them where they have room.
+struct Block {
+    bytes: BytesMut,
+    /// `None` when all room was taken, or the bytes come from the disk.
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+/// A file without a name, so that nothing is left of it whatever happens. The place ends when its bytes are given back.
+struct Unnamed {
+    file: Option<File>,
+    place: Arc<Place>,
+}
+
+impl Unnamed {
+    fn create(directory: &Path, place: Arc<Place>) -> io::Result<Self> {
+        Ok(Self { file: Some(tempfile::tempfile_in(directory)?), place })
+    }
+
+    fn file(&self) -> &File {
+        self.file.as_ref().expect("the file is there until the drop")
+    }
+
+    fn write(&self, blocks: VecDeque<Block>) -> io::Result<()> {
+        for block in blocks {
+            self.file().write_all(&block.bytes)?;
+            self.place.add(block.bytes.len() as u64);
+        }
+        Ok(())
+    }
+
+    fn read_piece(&self) -> io::Result<Vec<u8>> {
+        let mut piece = Vec::with_capacity(PIECE_BYTES as usize);
+        self.file().take(PIECE_BYTES).read_to_end(&mut piece)?;
+        Ok(piece)
+    }
+}
+
+impl Drop for Unnamed {
+    fn drop(&mut self) {
+        // To give gigabytes back takes a while.
+        let all = (self.file.take(), self.place.clone());
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(move || drop(all))),
+            Err(_) => drop(all),
+        }
+    }
+}
+
+/// A body that is not whole yet.
+struct Growing {
+    directory: PathBuf,
+    place: Arc<Place>,
+    blocks: VecDeque<Block>,
+    written: Written,
+}
+
+/// What of a body is on the disk. Writing goes on while more comes.
+#[derive(Default)]
+enum Written {
+    #[default]
+    Nothing,
+    Writing(JoinHandle<io::Result<Unnamed>>),
+    Done(Unnamed),
+}
+
+impl Written {
+    /// Waits for what is being written.
+    async fn file(self) -> io::Result<Option<Unnamed>> {
+        match self {
+            Self::Nothing => Ok(None),
+            Self::Writing(task) => task.await.expect("writing a body does not panic").map(Some),
+            Self::Done(file) => Ok(Some(file)),
+        }
+    }
+}
+
+impl Growing {
+    fn new(directory: PathBuf, place: Place) -> Self {
+        Self { directory, place: Arc::new(place), blocks: VecDeque::new(), written: Written::Nothing }
+    }
+
+    /// Takes a piece, into memory as far as there is room.
+    async fn push(&mut self, piece: &[u8]) -> io::Result<()> {
+        let mut rest = piece;
+        while !rest.is_empty() {
+            let last = self.blocks.back_mut().map(|block| &mut block.bytes);
+            let Some(bytes) = last.filter(|bytes| bytes.len() < bytes.capacity()) else {
+                self.make_room(rest).await?;
+                if self.blocks.is_empty() {
+                    return Ok(());
+                }
+                continue;
+            };
+            let (now, later) = rest.split_at(rest.len().min(bytes.capacity() - bytes.len()));
+            bytes.extend_from_slice(now);
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Begins a block; without room for one, writes what is in memory and the piece, and leaves no block.
+    async fn make_room(&mut self, piece: &[u8]) -> io::Result<()> {
+        if self.is_on_disk() && self.blocks.len() >= GATHERED_MAX {
+            self.settle().await?;
+            self.write_out();
+        }
+        let room = match self.place.spooling.room.clone().try_acquire_owned() {
+            Ok(room) => room,
+            Err(_) => {
+                self.blocks.push_back(Block { bytes: BytesMut::from(piece), _room: None });
+                self.write_out();
+                return self.settle().await;
+            }
+        };
+        let bytes = BytesMut::with_capacity(BLOCK_BYTES);
+        self.blocks.push_back(Block { bytes, _room: Some(room) });
+        Ok(())
+    }
+
+    /// Begins to write what is in memory.
+    fn write_out(&mut self) {
+        let (before, blocks) = (std::mem::take(&mut self.written), std::mem::take(&mut self.blocks));
+        let (directory, place) = (self.directory.clone(), self.place.clone());
+        self.written = Written::Writing(tokio::spawn(async move {
+            let before = before.file().await?;
+            let write = spawn_blocking(move || {
+                let file = before.map_or_else(|| Unnamed::create(&directory, place), Ok)?;
+                file.write(blocks)?;
+                Ok(file)
+            });
+            write.await.expect("writing a body does not panic")
+        }));
+    }
+
+    /// Waits until what was begun to be written is.
+    async fn settle(&mut self) -> io::Result<()> {
+        if let Some(file) = std::mem::take(&mut self.written).file().await? {
+            self.written = Written::Done(file);
+        }
+        Ok(())
+    }
+
+    fn is_on_disk(&self) -> bool {
+        !matches!(self.written, Written::Nothing)
+    }
+
+    /// The whole body; in a file if it has to be, or was begun to be written.
+    async fn whole(mut self, in_file: bool) -> io::Result<Spooled> {
+        if in_file || self.is_on_disk() {
+            self.write_out();
+        }
+        let file = self.written.file().await?;
+        if let Some(file) = &file {
+            file.file().rewind()?;
+        }
+        Ok(Spooled { blocks: self.blocks, file, place: self.place })
+    }
+}
+
+/// A body that came whole.
+pub(super) struct Spooled {
+    /// In their order, when it is in memory.
+    blocks: VecDeque<Block>,
+    file: Option<Unnamed>,
+    place: Arc<Place>,
+}
+
+/// The next bytes of a body; while it lives they count as held.
+pub(super) struct Piece {
+    pub(super) bytes: Bytes,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl Spooled {
+    /// Its length, bytes.
+    pub(super) fn len(&self) -> u64 {
+        let held: usize = self.blocks.iter().map(|block| block.bytes.len()).sum();
+        held as u64 + self.place.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Its file, when it was to be in one.
+    pub(super) fn file(&self) -> Option<&File> {
+        self.file.as_ref().map(Unnamed::file)
+    }
+
+    /// The next bytes; `None` at the end.
+    pub(super) async fn next(&mut self) -> io::Result<Option<Piece>> {
+        if let Some(file) = self.file.take() {
+            let read = spawn_blocking(move || file.read_piece().map(|piece| (file, piece)));
+            let (file, piece) = read.await.expect("reading a body does not panic")?;
+            self.file = Some(file);
+            return Ok((!piece.is_empty()).then(|| Piece { bytes: piece.into(), _room: None }));
+        }
+        let block = self.blocks.pop_front();
+        Ok(block.map(|Block { bytes, _room }| Piece { bytes: bytes.freeze(), _room }))
+    }
+
+    /// All of it, in one piece. The caller bounds its length.
+    pub(super) async fn read(mut self) -> io::Result<Vec<u8>> {
+        let mut all = Vec::with_capacity(usize::try_from(self.len()).unwrap_or(0));
+        while let Some(piece) = self.next().await? {
+            all.extend_from_slice(&piece.bytes);
+        }
+        Ok(all)
+    }
+}
+
+/// What becomes of a body.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    /// It is read once, in order.
+    Once,
+    /// It becomes a file, whose bytes count against the token's quota.
+    File,
+}
+
+impl App {
+    /// Takes a whole body.
     pub(super) async fn spool<const MAX: u64>(
         &self,
         token: &str,
         mut body: Incoming<MAX>,
-        kept: bool,
+        purpose: Use,
     ) -> Result<Spooled, ApiError> {
         let ingest = self.origin.ingest();
+        let in_file = purpose == Use::File;
         ingest.check_room(body.announced().unwrap_or(0))?;
-        if kept {
+        if in_file {
             ingest.check_quota(token, body.announced().unwrap_or(0)).await?;
         }
-        let mut place = self.place(token).await?;
-        let (file, path) = create(self.origin.spool()).await.map_err(ApiError::internal)?;
-        let mut file = tokio::fs::File::from_std(file);
-        let (mut bytes, mut unlooked) = (0, 0);
-        while let Some(piece) = body.next().await? {
+        let place = self.spooling.place(token).await?;
+        let mut growing = Growing::new(self.origin.spool().to_owned(), place);
+        if in_file {
+            growing.write_out();
+        }
+        let mut unlooked = 0;
+        let hold = sleep(HOLD);
+        tokio::pin!(hold);
+        loop {
+            let next = {
+                // One future until it is done: it knows how long the caller has been waited for.
+                let next = body.next();
+                tokio::pin!(next);
+                loop {
+                    tokio::select! {
+                        biased;
+                        piece = &mut next => break piece?,
+                        () = &mut hold, if !growing.blocks.is_empty() => growing.write_out(),
+                    }
+                }
+            };
+            let Some(piece) = next else { break };
             self.metrics.received_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
-            file.write_all(&piece).await.map_err(ApiError::internal)?;
-            bytes += piece.len() as u64;
+            if growing.blocks.is_empty() {
+                hold.as_mut().reset(tokio::time::Instant::now() + HOLD);
+            }
+            growing.push(&piece).await.map_err(ApiError::internal)?;
             unlooked += piece.len() as u64;
-            let spooled = place.add(piece.len() as u64);
             if unlooked >= LOOK_BYTES {
                 unlooked = 0;
                 ingest.check_room(0)?;
-                if kept {
-                    ingest.check_quota(token, spooled).await?;
+                if in_file {
+                    ingest.check_quota(token, growing.place.of_token()).await?;
                 }
             }
         }
-        file.flush().await.map_err(ApiError::internal)?;
-        Ok(Spooled { path, bytes, _place: place })
+        growing.whole(in_file).await.map_err(ApiError::internal)
     }
 }
 
-/// Whoever waits for a place.
-struct User {
-    spooling: Arc<Spooling>,
-    token: String,
-    leaves: bool,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl User {
-    fn stay(mut self, permit: OwnedSemaphorePermit) -> Place {
-        self.leaves = false;
-        let (spooling, token) = (self.spooling.clone(), self.token.clone());
-        Place { spooling, token, bytes: 0, _permit: permit }
+    fn noise(len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+        bytes
     }
-}
 
-impl Drop for User {
-    fn drop(&mut self) {
-        if self.leaves {
-            self.spooling.leave(&self.token, 0);
+    #[tokio::test]
+    async fn a_body_keeps_its_bytes_wherever_they_go_and_memory_its_bound() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        // (blocks of room, whether it must be a file, whether it is in a file then)
+        for (room, in_file, file) in
+            [(0, false, true), (1, false, true), (3, false, true), (64, false, false), (64, true, true)]
+        {
+            for (len, piece) in [(0, 1), (1, 1), (3 << 20, 16_411), (5 << 20, 1 << 20), (3 << 20, 3 << 20)] {
+                let spooling = Arc::new(Spooling::with_room(room));
+                let place = spooling.place("token").await.expect("a place");
+                let mut growing = Growing::new(directory.path().to_owned(), place);
+                if in_file {
+                    growing.write_out();
+                }
+                let bytes = noise(len);
+                for piece in bytes.chunks(piece) {
+                    growing.push(piece).await.expect("room on the disk");
+                    let held: usize = growing.blocks.iter().map(|block| block.bytes.capacity()).sum();
+                    assert!(held <= room * BLOCK_BYTES, "{held} of {room} blocks");
+                }
+                let spooled = growing.whole(in_file).await.expect("whole");
+                assert_eq!(
+                    spooled.file.is_some(),
+                    in_file || (file && len > room * BLOCK_BYTES),
+                    "{room} {len}"
+                );
+                assert_eq!(spooled.len(), len as u64);
+                let on_disk = if spooled.file.is_some() { len as u64 } else { 0 };
+                assert_eq!((spooling.disk_bytes(), spooling.bodies()), (on_disk, 1));
+                assert!(spooled.read().await.expect("reads") == bytes, "{room} {len} {piece}");
+                assert_eq!(spooling.room.available_permits(), room, "all room is given back");
+            }
         }
+        assert_eq!(std::fs::read_dir(directory.path()).expect("lists").count(), 0, "no file has a name");
     }
-}
 
-async fn create(directory: &Path) -> std::io::Result<(std::fs::File, TempPath)> {
-    let directory = directory.to_owned();
-    let made = tokio::task::spawn_blocking(move || {
-        tempfile::Builder::new().prefix("upload-").tempfile_in(directory).map(|file| file.into_parts())
-    });
-    made.await.expect("making a file does not panic")
-}
-
-impl Spooled {
-    /// Removes it. Unlinking gigabytes takes a while.
-    pub(super) async fn remove(self) {
-        let Self { path, _place, .. } = self;
-        let removed = tokio::task::spawn_blocking(move || path.close());
-        if let Err(error) = removed.await.expect("removing a file does not panic") {
-            tracing::warn!(error = &error as &dyn std::error::Error, "could not remove a spooled file");
+    #[tokio::test]
+    async fn a_place_ends_with_its_bytes_and_a_token_has_so_many() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let spooling = Arc::new(Spooling::with_room(0));
+        let mut bodies = Vec::new();
+        for _ in 0..BODIES_MAX {
+            let place = spooling.place("token").await.expect("a place");
+            let mut growing = Growing::new(directory.path().to_owned(), place);
+            growing.push(&[1; 1000]).await.expect("room on the disk");
+            bodies.push(growing.whole(false).await.expect("whole"));
         }
+        assert_eq!(spooling.disk_bytes(), BODIES_MAX as u64 * 1000);
+        let waits = tokio::spawn({
+            let spooling = spooling.clone();
+            async move { spooling.place("token").await.map(drop).is_ok() }
+        });
+        let other = spooling.place("other").await.expect("another token has its own");
+        while spooling.bodies() < BODIES_MAX as u64 + 2 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!waits.is_finished());
+        drop(bodies.pop());
+        assert!(waits.await.expect("no panic"), "the place that was given back");
+        drop((bodies, other));
+        // Files are given back on other threads.
+        while spooling.bodies() > 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(spooling.disk_bytes(), 0);
     }
 }

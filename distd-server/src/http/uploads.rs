@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use distd_core::cut::CutParams;
 use distd_core::limits::CHUNK_BYTES_MAX;
 use distd_core::manifest::Kind;
@@ -15,16 +15,15 @@ use distd_core::packing::Codec;
 use distd_core::{ArtifactHash, ChunkHash};
 use distd_peer::clock::unix_now;
 use serde::{Deserialize, Serialize};
-use tokio::fs::File;
-use tokio::io::AsyncReadExt;
 use utoipa::ToSchema;
 
 use super::auth::{Caller, ToAdminister, ToPublish};
 use super::body::{At, Incoming, Perhaps};
 use super::products::Cut;
 use super::releases::{self, Release};
+use super::spool::{Spooled, Use};
 use super::{ApiError, App};
-use crate::db::{OpenUpload, UploadId};
+use crate::db::{OpenUpload, UploadId, UploadRow};
 use crate::ingest::{ChunkSink, CommitRequest, IncomingChunk, Run};
 use crate::origin::signed;
 
@@ -46,9 +45,6 @@ const RUN_BYTES: usize = 32 + 4 + 4;
 /// Most chunks of an artifact, repeats counted: 16 TiB in chunks of the default's largest size. Bounds the time
 /// a list of a few bytes can take.
 const ARTIFACT_CHUNKS_MAX: u64 = 1 << 28;
-
-/// Bytes of a spooled body read at once.
-const PIECE_BYTES: usize = 1 << 20;
 
 /// An upload.
 #[derive(Serialize, ToSchema)]
@@ -100,10 +96,10 @@ pub(super) async fn begin(
 }
 
 /// The upload, which must be this caller's: another's is none, so that its id says nothing.
-async fn own<N>(app: &App, caller: &Caller<N>, text: &str) -> Result<UploadId, ApiError> {
+async fn own<N>(app: &App, caller: &Caller<N>, text: &str) -> Result<UploadRow, ApiError> {
     let id = upload_id(text)?;
     match app.origin.db().upload(&id).await? {
-        Some(row) if row.token == caller.token => Ok(id),
+        Some(row) if row.token == caller.token => Ok(row),
         _ => Err(ApiError::unknown_upload(format!("this token has no upload {id}"))),
     }
 }
@@ -124,7 +120,7 @@ pub(super) async fn missing(
     body: Incoming<{ HASHES_MAX * 32 }>,
 ) -> Result<impl IntoResponse, ApiError> {
     let upload = own(&app, &caller, &upload).await?;
-    app.origin.ingest().open_upload(&upload).await?;
+    upload.must_be_open()?;
     let body = body.whole().await?;
     let (hashes, rest) = body.as_chunks::<32>();
     if !rest.is_empty() {
@@ -133,7 +129,7 @@ pub(super) async fn missing(
     }
     let hashes: Vec<ChunkHash> = hashes.iter().map(|hash| ChunkHash(*hash)).collect();
     let mut bitmap = vec![0u8; hashes.len().div_ceil(8)];
-    for index in app.origin.ingest().missing(&upload, &hashes).await? {
+    for index in app.origin.ingest().missing_from(&upload, &hashes).await? {
         let index = index as usize;
         bitmap[index / 8] |= 0x80 >> (index % 8);
     }
@@ -152,64 +148,105 @@ pub(super) async fn chunks(
     body: Incoming<CHUNKS_BYTES_MAX>,
 ) -> Result<Json<Stored>, ApiError> {
     let upload = own(&app, &caller, &upload).await?;
-    app.origin.ingest().open_upload(&upload).await?;
+    upload.must_be_open()?;
     // The body first: a sink, of which there are few, is taken when all of it is here.
-    let spooled = app.spool(&caller.token, body.with_deadline(), false).await?;
+    let spooled = app.spool(&caller.token, body.with_deadline(), Use::Once).await?;
     // The sink works in a task of its own, so that a connection that ends never stops it between a pack and
     // the pack's row.
     let at = app.clone();
     let stored = app.detached(async move {
-        let file = File::open(&spooled.path).await.map_err(ApiError::internal)?;
         let sink = at.origin.ingest().sink(&upload, signed(unix_now())).await?;
-        let stored = feed(file, sink).await?;
-        spooled.remove().await;
-        Ok(stored)
+        feed(spooled, sink).await
     });
     Ok(Json(Stored { stored: stored.await? }))
 }
 
 /// Cuts the body into chunks and stores them.
-async fn feed(mut file: File, mut sink: ChunkSink) -> Result<u64, ApiError> {
-    let mut buffer = BytesMut::new();
-    let mut index = 0u64;
-    loop {
-        buffer.reserve(PIECE_BYTES);
-        if file.read_buf(&mut buffer).await.map_err(ApiError::internal)? == 0 {
-            break;
-        }
-        while let Some(chunk) = take_record(&mut buffer, index)? {
-            index += 1;
+async fn feed(mut body: Spooled, mut sink: ChunkSink) -> Result<u64, ApiError> {
+    let mut records = Records::default();
+    while let Some(mut piece) = body.next().await.map_err(ApiError::internal)? {
+        while let Some(chunk) = records.take(&mut piece.bytes)? {
             sink.push(chunk).await?;
         }
     }
-    if !buffer.is_empty() {
-        let message = format!("record number {index} is cut off");
-        return Err(ApiError::bad_request(message, "send whole records"));
-    }
+    records.end()?;
+    // The body's memory and place are not kept while the last pack is stored.
+    drop(body);
     Ok(sink.finish().await?)
 }
 
-/// The record at the head of `buffer`, once it is whole. Its lengths are checked before the rest is waited for.
-fn take_record(buffer: &mut BytesMut, index: u64) -> Result<Option<IncomingChunk>, ApiError> {
-    let Some((head, rest)) = buffer.split_at_checked(RECORD_HEAD) else { return Ok(None) };
+/// Chunk records out of the pieces of a body.
+#[derive(Default)]
+struct Records {
+    /// Records that came out.
+    count: u64,
+    /// Of the next record as much of its head as came.
+    head: Vec<u8>,
+    /// The next record, once its head is whole: its bytes as far as they came.
+    begun: Option<IncomingRecord>,
+}
+
+struct IncomingRecord {
+    hash: ChunkHash,
+    codec: Codec,
+    raw_len: u32,
+    stored_len: usize,
+    bytes: Vec<u8>,
+}
+
+impl Records {
+    /// The next record, once it is whole, taken from the head of `piece`. Its lengths are checked before the rest is
+    /// waited for.
+    fn take(&mut self, piece: &mut Bytes) -> Result<Option<IncomingChunk>, ApiError> {
+        if self.begun.is_none() {
+            let taken = piece.split_to(piece.len().min(RECORD_HEAD - self.head.len()));
+            self.head.extend_from_slice(&taken);
+            if self.head.len() < RECORD_HEAD {
+                return Ok(None);
+            }
+            self.begun = Some(read_head(&self.head, self.count)?);
+            self.head.clear();
+        }
+        let Some(record) = &mut self.begun else { return Ok(None) };
+        // A copy, so that a chunk that is kept does not keep its neighbours.
+        let taken = piece.split_to(piece.len().min(record.stored_len - record.bytes.len()));
+        record.bytes.extend_from_slice(&taken);
+        if record.bytes.len() < record.stored_len {
+            return Ok(None);
+        }
+        self.count += 1;
+        let whole = self.begun.take().map(|IncomingRecord { hash, codec, raw_len, bytes, .. }| {
+            IncomingChunk { hash, codec, raw_len, bytes: bytes.into() }
+        });
+        Ok(whole)
+    }
+
+    /// Refuses a last record that is not whole.
+    fn end(&self) -> Result<(), ApiError> {
+        if self.head.is_empty() && self.begun.is_none() {
+            return Ok(());
+        }
+        let message = format!("record number {} is cut off", self.count);
+        Err(ApiError::bad_request(message, "send whole records"))
+    }
+}
+
+/// A record of which nothing but the head, [`RECORD_HEAD`] bytes, has come.
+fn read_head(head: &[u8], index: u64) -> Result<IncomingRecord, ApiError> {
     let bad = |what: &str| {
         let next = "a record is hash[32] codec[1] raw_len[4] stored_len[4] bytes; stored_len is at most raw_len, \
                     raw_len at most 1048576";
         Err(ApiError::bad_request(format!("record number {index} has {what}"), next))
     };
     let (hash, mut numbers) = head.split_at(32);
+    let hash = ChunkHash::from_slice(hash).expect("the head begins with 32 bytes of hash");
     let Some(codec) = Codec::from_code(numbers.get_u8()) else { return bad("an unknown codec") };
     let (raw_len, stored_len) = (numbers.get_u32(), numbers.get_u32() as usize);
     if raw_len == 0 || raw_len as usize > CHUNK_BYTES_MAX || stored_len == 0 || stored_len > raw_len as usize
     {
         return bad("a length out of bounds");
     }
-    let Some(bytes) = rest.get(..stored_len) else { return Ok(None) };
-    let hash = ChunkHash::from_slice(hash).expect("the head begins with 32 bytes of hash");
-    // A copy, so that a chunk that is kept does not keep its neighbours.
-    let bytes = Bytes::copy_from_slice(bytes);
-    buffer.advance(RECORD_HEAD + stored_len);
-    Ok(Some(IncomingChunk { hash, codec, raw_len, bytes }))
+    Ok(IncomingRecord { hash, codec, raw_len, stored_len, bytes: Vec::with_capacity(stored_len) })
 }
 
 /// The body of a commit (msgpack map).
@@ -276,20 +313,19 @@ pub(super) async fn commit(
     body: Incoming<LIST_BYTES_MAX>,
 ) -> Result<(StatusCode, Json<Release>), ApiError> {
     let upload = own(&app, &caller, &upload).await?;
-    let spooled = app.spool(&caller.token, body.with_deadline(), false).await?;
+    let spooled = app.spool(&caller.token, body.with_deadline(), Use::Once).await?;
     // Room is taken when the list is here: one that drips holds up nobody.
-    let room = app.list_room(spooled.bytes).await;
-    let body = tokio::fs::read(&spooled.path).await.map_err(ApiError::internal)?;
-    spooled.remove().await;
+    let room = app.list_room(spooled.len()).await;
+    let body = spooled.read().await.map_err(ApiError::internal)?;
     let request = commit_request(&body)?;
     drop(body);
     // Reading back ends with the caller; what changes rows does not.
-    let prepared = app.origin.ingest().prepare(&upload, request).await?;
+    let prepared = app.origin.ingest().prepare(upload, request).await?;
     let at = app.clone();
     let work = app.detached(async move {
         let _room = room;
         let now = signed(unix_now());
-        let committed = at.origin.ingest().finish(prepared, &caller.label, now).await?;
+        let committed = at.origin.ingest().finish(prepared, &caller.row.label, now).await?;
         releases::publish(&at, committed).await
     });
     work.await
@@ -349,7 +385,7 @@ pub(super) async fn abort(
     caller: Caller<ToPublish>,
     At(upload): At<String>,
 ) -> Result<StatusCode, ApiError> {
-    let upload = if caller.admin { upload_id(&upload)? } else { own(&app, &caller, &upload).await? };
+    let upload = if caller.admin { upload_id(&upload)? } else { own(&app, &caller, &upload).await?.id };
     let at = app.clone();
     app.detached(async move { Ok(at.origin.ingest().abort(&upload).await?) }).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -359,26 +395,35 @@ pub(super) async fn abort(
 mod tests {
     use super::*;
 
-    fn record(codec: u8, raw_len: u32, stored_len: u32, bytes: &[u8]) -> BytesMut {
-        let mut out = BytesMut::from(&[7u8; 32][..]);
-        out.extend_from_slice(&[codec]);
-        out.extend_from_slice(&raw_len.to_be_bytes());
-        out.extend_from_slice(&stored_len.to_be_bytes());
-        out.extend_from_slice(bytes);
+    fn record(codec: u8, raw_len: u32, stored_len: u32, bytes: &[u8]) -> Vec<u8> {
+        let mut out = vec![7; 32];
+        out.push(codec);
+        out.extend(raw_len.to_be_bytes());
+        out.extend(stored_len.to_be_bytes());
+        out.extend(bytes);
         out
     }
 
     #[test]
-    fn a_record_comes_out_once_it_is_whole() {
-        let whole = record(0, 3, 3, b"abcRest");
-        for n in 0..whole.len() {
-            let mut part = BytesMut::from(&whole[..n]);
-            let taken = take_record(&mut part, 0).expect("nothing is wrong with it");
-            assert_eq!(taken.is_some(), n >= RECORD_HEAD + 3, "{n} bytes");
+    fn records_come_out_once_they_are_whole_wherever_the_pieces_end() {
+        let whole = [record(0, 3, 3, b"abc"), record(1, 9, 2, b"de")].concat();
+        let first = RECORD_HEAD + 3;
+        for len in 1..=whole.len() {
+            let mut records = Records::default();
+            let (mut out, mut came) = (Vec::new(), 0);
+            for piece in whole.chunks(len) {
+                came += piece.len();
+                let mut piece = Bytes::copy_from_slice(piece);
+                while let Some(chunk) = records.take(&mut piece).expect("nothing is wrong with it") {
+                    out.push(chunk.bytes);
+                }
+                assert!(piece.is_empty(), "a piece is used up");
+                let due = usize::from(came >= first) + usize::from(came == whole.len());
+                assert_eq!(out.len(), due, "{came} bytes in pieces of {len}");
+                assert_eq!(records.end().is_ok(), came == first || came == whole.len(), "{came}");
+            }
+            assert_eq!(out, [&b"abc"[..], b"de"]);
         }
-        let mut buffer = whole;
-        let chunk = take_record(&mut buffer, 0).expect("good").expect("whole");
-        assert_eq!((&chunk.bytes[..], &buffer[..]), (&b"abc"[..], &b"Rest"[..]));
     }
 
     #[test]
@@ -386,7 +431,8 @@ mod tests {
         for (codec, raw, stored) in
             [(9, 3, 3), (0, 0, 0), (0, 3, 0), (0, 3, 4), (1, 1 << 21, 5), (1, u32::MAX, u32::MAX)]
         {
-            assert!(take_record(&mut record(codec, raw, stored, b""), 0).is_err(), "{codec} {raw} {stored}");
+            let mut piece = Bytes::from(record(codec, raw, stored, b""));
+            assert!(Records::default().take(&mut piece).is_err(), "{codec} {raw} {stored}");
         }
     }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use distd_core::cut::CutParams;
 use distd_core::limits::{ARTIFACT_BYTES_MAX, TREE_LISTING_BYTES_MAX};
 use distd_core::manifest::{Builder, Entry, Kind, Manifest};
+use distd_core::ranges::ChunkRanges;
 use distd_core::{ArtifactHash, ChunkHash, ChunkId, ManifestId};
 
 use super::index::{LockedIndex, UploadIndex};
@@ -130,7 +131,8 @@ impl Ingest {
         by: &str,
         now: UnixSeconds,
     ) -> Result<CommitResult, IngestError> {
-        let prepared = self.prepare(upload, request).await?;
+        let row = self.db.upload(upload).await?.ok_or_else(|| IngestError::UnknownUpload(upload.clone()))?;
+        let prepared = self.prepare(row, request).await?;
         self.finish(prepared, by, now).await
     }
 
@@ -139,18 +141,17 @@ impl Ingest {
     ///
     /// # Errors
     /// As [`commit`](Self::commit).
-    pub async fn prepare(&self, upload: &UploadId, request: CommitRequest) -> Result<Prepared, IngestError> {
+    pub async fn prepare(&self, row: UploadRow, request: CommitRequest) -> Result<Prepared, IngestError> {
         request.check(self.limits.artifact_bytes_max)?;
-        let row = self.db.upload(upload).await?.ok_or_else(|| IngestError::UnknownUpload(upload.clone()))?;
         let released = self.db.release(&row.product, &row.version).await?;
         if let Some(release) = &released
             && (release.blake3 != request.blake3 || !self.is_damaged(&release.manifest))
         {
             return Ok(Prepared { row, released, request, heals: false });
         }
-        self.open_upload(upload).await?;
+        row.must_be_open()?;
         self.check_room(manifest_bytes(&request))?;
-        self.indexes.lock(&self.db, upload).await?.refresh(&self.db, upload).await?;
+        self.indexes.lock(&self.db, &row.id).await?.refresh(&self.db, &row.id).await?;
         self.verify(&row, &request).await?;
         let heals = released.is_some();
         Ok(Prepared { row, released, request, heals })
@@ -194,7 +195,7 @@ impl Ingest {
         now: UnixSeconds,
         damaged: Option<ReleaseRow>,
     ) -> Result<CommitResult, IngestError> {
-        let CommitRequest { kind, cut, mut runs, blake3, bytes } = request;
+        let CommitRequest { kind, cut, mut runs, blake3, .. } = request;
         let mut builder = Builder::new(cut, kind);
         let mut healed = 0;
         // The list is given back while the manifest grows: of a large artifact they are the largest things in memory.
@@ -218,22 +219,7 @@ impl Ingest {
         let release = match damaged {
             Some(release) if release.manifest != manifest.id() => return Err(IngestError::OtherCut),
             Some(release) => release,
-            None => ReleaseRow {
-                product: upload.product.clone(),
-                version: upload.version.clone(),
-                manifest: manifest.id(),
-                blake3,
-                bytes,
-                chunk_count: manifest.root().chunks,
-                kind: match kind {
-                    Kind::File => "file".to_owned(),
-                    Kind::Tree { .. } => "tree".to_owned(),
-                    Kind::PatchSet { .. } => "patch set".to_owned(),
-                },
-                created: now,
-                created_by: by.to_owned(),
-                published: None,
-            },
+            None => ReleaseRow::of(&manifest, &upload.product, &upload.version, by, now),
         };
         let file = manifest.to_file_bytes();
         drop(manifest);
@@ -310,6 +296,18 @@ impl Ingest {
         }
         let root = self.manifest(&manifest).await?.root_bytes().clone();
         Ok(CommitResult { manifest, root, already_existed: true, new_chunks: 0, release })
+    }
+
+    /// Ids of the chunks of a release or patch set; `None` when its manifest is lost.
+    ///
+    /// # Errors
+    /// [`IngestError::Store`].
+    pub async fn manifest_chunks(&self, id: &ManifestId) -> Result<Option<ChunkRanges>, IngestError> {
+        match self.manifest(id).await {
+            Ok(manifest) => Ok(Some(manifest.entries().map(|at| at.entry.id).collect())),
+            Err(IngestError::MissingManifest(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The manifest of a release, read from the store and checked.

@@ -51,8 +51,15 @@ impl FileHandle {
     /// # Errors
     /// What opening and measuring it reports.
     pub fn open(path: &Path) -> io::Result<Self> {
+        Self::of(File::open(path)?)
+    }
+
+    /// A file that is open already.
+    ///
+    /// # Errors
+    /// What measuring it reports.
+    pub fn of(mut file: File) -> io::Result<Self> {
         use std::io::{Seek, SeekFrom};
-        let mut file = File::open(path)?;
         let len = file.seek(SeekFrom::End(0))?;
         Ok(Self { file, len })
     }
@@ -75,7 +82,7 @@ struct Hashed {
 }
 
 impl Ingest {
-    /// Cuts a spooled file, stores what is new and makes the release: the same manifest id as when the command
+    /// Cuts a file, stores what is new and makes the release: the same manifest id as when the command
     /// line cuts it. An error leaves no release, and what was stored for it is given back.
     ///
     /// # Errors
@@ -83,30 +90,28 @@ impl Ingest {
     pub async fn ingest_file(
         &self,
         request: &FileRequest,
-        path: &Path,
+        file: FileHandle,
         now: UnixSeconds,
     ) -> Result<CommitResult, IngestError> {
         let FileRequest { product, version, by, .. } = request;
-        let path = path.to_owned();
-        let file = spawn_blocking(move || FileHandle::open(&path)).await.expect("opening does not panic");
-        let file = Arc::new(file.map_err(IngestError::File)?);
+        let file = Arc::new(file);
         if let Some(release) = self.db.release(product, version).await? {
             let hash = hash_file(file.clone()).await?;
             if release.blake3 != hash || !self.is_damaged(&release.manifest) {
                 return self.existing(release, hash).await;
             }
         }
-        let upload = self.begin_upload(product, version, by, now).await?.id;
+        let upload = self.begin_upload(product, version, by, now).await?;
         let result = async {
             let sink = self.sink(&upload, now).await?;
             let commit = self.cut_into(sink, file, request.cut).await?;
-            self.commit(&upload, commit, &by.label, now).await
+            self.finish(self.prepare(upload.clone(), commit).await?, &by.label, now).await
         };
         match result.await {
             Ok(done) => Ok(done),
             Err(error) => {
                 // Best effort: an upload that cannot be aborted now expires later.
-                if let Err(abort) = self.abort(&upload).await {
+                if let Err(abort) = self.abort(&upload.id).await {
                     tracing::debug!(error = &abort as &dyn std::error::Error, "could not abort the upload");
                 }
                 Err(error)

@@ -29,7 +29,7 @@ const RESERVE_BYTES_MAX: u64 = 1 << 30;
 
 /// Bytes of a disk that are free, less the reserve: a twentieth of it or 1 GiB, what is less. A system that does not say
 /// is taken to have enough.
-pub fn room(directory: &Path) -> u64 {
+fn room(directory: &Path) -> u64 {
     match rustix::fs::statvfs(directory) {
         Ok(stat) => {
             let all = stat.f_blocks.saturating_mul(stat.f_frsize);

@@ -5,6 +5,7 @@
 //! docs/store.md, "Ingest", has the order of writes and what each crash leaves.
 
 mod commit;
+mod compact;
 mod file;
 mod index;
 mod limits;
@@ -15,15 +16,16 @@ mod verify;
 mod visible;
 
 pub use commit::{CommitRequest, CommitResult, Prepared, Run};
+pub use compact::{Compacted, Compaction, EMPTIED_SECONDS};
 pub use file::{FileHandle, FileRequest};
-pub use limits::{IngestLimits, room};
+pub use limits::IngestLimits;
 pub use losses::LossReport;
 pub use receive::{ChunkSink, IncomingChunk};
 pub use sweep::{Orphans, SweepScope, Swept};
 
 use self::index::UploadIndexes;
 use self::losses::Losses;
-use self::visible::ProductChunks;
+use self::visible::{ProductChunks, Seen};
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,11 +33,11 @@ use std::sync::Arc;
 use aws_lc_rs::rand;
 use distd_core::names::Name;
 use distd_core::packing::{LEVEL_DEFAULT, UnpackError};
-use distd_core::{ArtifactHash, ChunkHash, ManifestId};
+use distd_core::{ArtifactHash, ChunkHash, ChunkId, ManifestId};
 use tokio::sync::Semaphore;
 
 use crate::db::{BeginUpload, Db, DbError, Location, PackId, UnixSeconds, UploadId, UploadRow, UploadState};
-use crate::publisher::{Products, Publisher};
+use crate::publisher::Publisher;
 use crate::store::pack::PackError;
 use crate::store::{PackReader, ReadError, Store, StoreError};
 
@@ -193,6 +195,7 @@ pub struct Ingest {
     // Small artifacts do not wait for large ones.
     small_verifiers: Arc<Semaphore>,
     visible: Arc<ProductChunks>,
+    compaction: Arc<Compaction>,
     limits: IngestLimits,
     directories: Arc<[PathBuf]>,
     zstd_level: i32,
@@ -212,6 +215,7 @@ impl Ingest {
             verifiers: Arc::new(Semaphore::new(1)),
             small_verifiers: Arc::new(Semaphore::new(1)),
             visible: Arc::default(),
+            compaction: Arc::new(Compaction::new(true)),
             limits: IngestLimits::default(),
             directories: Arc::default(),
             zstd_level: LEVEL_DEFAULT,
@@ -270,8 +274,7 @@ impl Ingest {
     pub async fn open_upload(&self, upload: &UploadId) -> Result<UploadRow, IngestError> {
         match self.db.upload(upload).await? {
             None => Err(IngestError::UnknownUpload(upload.clone())),
-            Some(row) if row.state != UploadState::Open => Err(IngestError::UploadOver(upload.clone())),
-            Some(row) => Ok(row),
+            Some(row) => row.must_be_open().map(|()| row),
         }
     }
 
@@ -281,20 +284,32 @@ impl Ingest {
     /// # Errors
     /// As [`open_upload`](Self::open_upload).
     pub async fn missing(&self, upload: &UploadId, hashes: &[ChunkHash]) -> Result<Vec<u32>, IngestError> {
-        let products = self.open_upload(upload).await?.products;
-        let mut index = self.indexes.lock(&self.db, upload).await?;
-        index.refresh(&self.db, upload).await?;
-        let released = self.released_to(&products, hashes).await?;
+        self.missing_from(&self.open_upload(upload).await?, hashes).await
+    }
+
+    /// As [`missing`](Self::missing), of an upload whose row is at hand.
+    ///
+    /// # Errors
+    /// [`IngestError`].
+    pub async fn missing_from(
+        &self,
+        upload: &UploadRow,
+        hashes: &[ChunkHash],
+    ) -> Result<Vec<u32>, IngestError> {
+        let seen = self.seen_by(&upload.products).await?;
+        let mut index = self.indexes.lock(&self.db, &upload.id).await?;
+        index.refresh(&self.db, &upload.id).await?;
+        let released = self.released_to(&seen, hashes).await?;
         let missing = |(hash, at): (&ChunkHash, &Option<Location>)| at.is_none() && !index.has(hash);
         Ok((0u32..).zip(hashes.iter().zip(&released)).filter(|(_, h)| missing(*h)).map(|(n, _)| n).collect())
     }
 
     /// Where those chunks lie that some release has and the store did not lose. In the order given.
-    pub(crate) async fn released(&self, hashes: &[ChunkHash]) -> Result<Vec<Option<Location>>, DbError> {
-        let mut found = self.db.locate(hashes).await?;
+    async fn released(&self, hashes: &[ChunkHash]) -> Result<Vec<Option<(ChunkId, Location)>>, DbError> {
+        let mut found = self.db.places(hashes).await?;
         if !self.losses.is_empty() {
             for place in &mut found {
-                *place = place.take().filter(|at| !self.losses.has_pack(at.pack));
+                *place = place.take().filter(|(_, at)| !self.losses.has_pack(at.pack));
             }
         }
         Ok(found)
@@ -304,7 +319,7 @@ impl Ingest {
     async fn locate(
         &self,
         upload: &UploadId,
-        products: &Products,
+        seen: &Seen,
         hashes: &[ChunkHash],
     ) -> Result<Vec<Option<Location>>, IngestError> {
         let mut index = self.indexes.lock(&self.db, upload).await?;
@@ -315,7 +330,7 @@ impl Ingest {
         drop(index);
         let of_releases: Vec<usize> = (0..hashes.len()).filter(|n| found[*n].is_none()).collect();
         let rest: Vec<ChunkHash> = of_releases.iter().map(|n| hashes[*n]).collect();
-        for (n, location) in of_releases.into_iter().zip(self.released_to(products, &rest).await?) {
+        for (n, location) in of_releases.into_iter().zip(self.released_to(seen, &rest).await?) {
             found[n] = location;
         }
         Ok(found)
@@ -334,7 +349,7 @@ impl Ingest {
         chunks: Vec<IncomingChunk>,
         now: UnixSeconds,
     ) -> Result<u64, IngestError> {
-        let mut sink = self.sink(upload, now).await?;
+        let mut sink = self.sink(&self.open_upload(upload).await?, now).await?;
         for chunk in chunks {
             sink.push(chunk).await?;
         }
@@ -356,8 +371,11 @@ impl Ingest {
         }
     }
 
-    /// Deletes objects that are noted as doomed.
-    async fn delete_all(&self, objects: &[String]) -> Result<(), IngestError> {
+    /// Deletes objects that the database has noted as doomed.
+    ///
+    /// # Errors
+    /// [`IngestError::Db`], [`IngestError::Store`]; the next sweep goes on.
+    pub(crate) async fn delete_all(&self, objects: &[String]) -> Result<(), IngestError> {
         for object in objects {
             self.store.delete(object).await?;
         }
@@ -372,6 +390,19 @@ impl Ingest {
     /// The store.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+}
+
+impl UploadRow {
+    /// Refuses an upload that is over.
+    ///
+    /// # Errors
+    /// [`IngestError::UploadOver`].
+    pub fn must_be_open(&self) -> Result<(), IngestError> {
+        match self.state {
+            UploadState::Open => Ok(()),
+            UploadState::Committed | UploadState::Aborted => Err(IngestError::UploadOver(self.id.clone())),
+        }
     }
 }
 

@@ -9,9 +9,9 @@ use distd_core::packing::{Codec, PackedChunk, Unpacker};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use super::visible::Seen;
 use super::{Ingest, IngestError, UPLOAD_SECONDS, random};
 use crate::db::{UnixSeconds, UploadId, UploadRow};
-use crate::publisher::Products;
 use crate::store::pack::{PackWriter, object_name};
 
 /// Raw bytes verified in one go: some milliseconds of work, so that handing it to another thread costs nothing.
@@ -44,7 +44,7 @@ pub struct ChunkSink {
     ingest: Ingest,
     upload: UploadId,
     token: String,
-    products: Products,
+    seen: Seen,
     now: UnixSeconds,
     _slot: OwnedSemaphorePermit,
     pushed: u64,
@@ -57,19 +57,20 @@ pub struct ChunkSink {
 }
 
 impl Ingest {
-    /// A sink for the chunks of an open upload; waits while others are at work.
+    /// A sink for the chunks of an open upload; waits while others are at work. One that is over by then takes nothing: its
+    /// first pack is refused.
     ///
     /// # Errors
-    /// As [`open_upload`](Self::open_upload).
-    pub async fn sink(&self, upload: &UploadId, now: UnixSeconds) -> Result<ChunkSink, IngestError> {
+    /// [`IngestError::Db`], [`IngestError::Store`].
+    pub async fn sink(&self, upload: &UploadRow, now: UnixSeconds) -> Result<ChunkSink, IngestError> {
         let slot = self.sinks.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let UploadRow { token, products, .. } = self.open_upload(upload).await?;
-        self.indexes.lock(&self.db, upload).await?.refresh(&self.db, upload).await?;
+        let seen = self.seen_by(&upload.products).await?;
+        self.indexes.lock(&self.db, &upload.id).await?.refresh(&self.db, &upload.id).await?;
         Ok(ChunkSink {
             ingest: self.clone(),
-            upload: upload.clone(),
-            token,
-            products,
+            upload: upload.id.clone(),
+            token: upload.token.clone(),
+            seen,
             now,
             _slot: slot,
             pushed: 0,
@@ -123,7 +124,7 @@ impl ChunkSink {
 
     /// Which of the hashes must come: neither durable nor in the pack being filled.
     pub(super) async fn wanted(&self, hashes: &[ChunkHash]) -> Result<Vec<bool>, IngestError> {
-        let released = self.ingest.released_to(&self.products, hashes).await?;
+        let released = self.ingest.released_to(&self.seen, hashes).await?;
         let index = self.ingest.indexes.lock(&self.ingest.db, &self.upload).await?;
         let wanted = |hash: &ChunkHash| !index.has(hash) && !self.in_pack.contains(hash);
         Ok(hashes.iter().zip(released).map(|(hash, at)| at.is_none() && wanted(hash)).collect())

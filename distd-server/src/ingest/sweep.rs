@@ -80,15 +80,17 @@ impl Ingest {
         self.sweep(scope, now, false).await
     }
 
-    /// As [`sweep_orphans`](Self::sweep_orphans), however much there is: a person has said so.
+    /// As [`sweep_orphans`](Self::sweep_orphans), however much there is: a person has said so. While nobody else writes.
     ///
     /// # Errors
     /// [`IngestError::Db`], [`IngestError::Store`].
-    pub async fn sweep_everything(&self, scope: SweepScope, now: UnixSeconds) -> Result<Swept, IngestError> {
-        self.sweep(scope, now, true).await
+    pub async fn sweep_everything(&self, now: UnixSeconds) -> Result<Swept, IngestError> {
+        self.sweep(SweepScope::Alone, now, true).await
     }
 
     async fn sweep(&self, scope: SweepScope, now: UnixSeconds, all: bool) -> Result<Swept, IngestError> {
+        // Uploads that sent more than they committed, too, leave packs that are partly used.
+        self.compaction.wake();
         let mut swept = Swept { uploads: self.expire(now).await?, ..Swept::default() };
         let modified_max = match scope {
             SweepScope::Alone => {
@@ -130,14 +132,6 @@ impl Ingest {
         let deleted = unnamed.ids.len() as u64;
         unnamed.end().await?;
         Ok(deleted)
-    }
-
-    /// Deletes objects that the database has noted as doomed.
-    ///
-    /// # Errors
-    /// [`IngestError::Db`], [`IngestError::Store`]; the next sweep goes on.
-    pub async fn delete_doomed(&self, objects: &[String]) -> Result<(), IngestError> {
-        self.delete_all(objects).await
     }
 
     /// What of `packs` or `manifests` is in the store and in no row, as far as it was put at `modified_max` or before.

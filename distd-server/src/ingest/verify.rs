@@ -12,8 +12,9 @@ use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use tokio::task::spawn_blocking;
 
+use super::visible::Seen;
 use super::{CommitRequest, Ingest, IngestError, Run};
-use crate::db::{Location, UploadRow};
+use crate::db::{Location, UploadId, UploadRow};
 
 /// Raw bytes read and unpacked in one go.
 const BATCH_BYTES: u64 = 4 << 20;
@@ -49,7 +50,8 @@ impl Ingest {
             Kind::Tree { listing_bytes } => listing_bytes,
             _ => 0,
         };
-        let (actual, head) = self.read_back(upload, &request.runs, Checks::Whole, listing_bytes).await?;
+        let from = From { upload: upload.id.clone(), seen: self.seen_by(&upload.products).await? };
+        let (actual, head) = self.read_back(&from, &request.runs, Checks::Whole, listing_bytes).await?;
         let expected = request.blake3;
         if actual == expected {
             return match request.kind {
@@ -60,14 +62,14 @@ impl Ingest {
         let mut seen = HashSet::new();
         let once = request.runs.iter().filter(|run| seen.insert(run.hash));
         let once: Vec<Run> = once.map(|run| Run { repeat: 1, ..*run }).collect();
-        self.read_back(upload, &once, Checks::Chunks, 0).await?;
+        self.read_back(&from, &once, Checks::Chunks, 0).await?;
         Err(IngestError::WrongArtifact { expected, actual })
     }
 
     /// The hash of the artifact that the chunks make, and its first `head_bytes` bytes.
     async fn read_back(
         &self,
-        upload: &UploadRow,
+        from: &From,
         runs: &[Run],
         checks: Checks,
         head_bytes: u64,
@@ -83,11 +85,7 @@ impl Ingest {
             while reads.len() < BATCHES_AHEAD
                 && let Some(batch) = batches.next()
             {
-                reads.push_back(tokio::spawn(self.clone().read_batch(
-                    upload.clone(),
-                    batch.to_vec(),
-                    checks,
-                )));
+                reads.push_back(tokio::spawn(self.clone().read_batch(from.clone(), batch.to_vec(), checks)));
             }
             let Some(batch) = reads.next().await else { break };
             let batch = Arc::new(batch.expect("reading back does not panic")?);
@@ -107,7 +105,7 @@ impl Ingest {
                 unlooked += bytes;
                 if unlooked >= STEP_BYTES {
                     unlooked = 0;
-                    self.open_upload(&upload.id).await?;
+                    self.open_upload(&from.upload).await?;
                 }
             }
         }
@@ -115,14 +113,9 @@ impl Ingest {
     }
 
     /// The raw bytes of consecutive runs, each once.
-    async fn read_batch(
-        self,
-        upload: UploadRow,
-        runs: Vec<Run>,
-        checks: Checks,
-    ) -> Result<RawBatch, IngestError> {
+    async fn read_batch(self, from: From, runs: Vec<Run>, checks: Checks) -> Result<RawBatch, IngestError> {
         let hashes: Vec<ChunkHash> = runs.iter().map(|run| run.hash).collect();
-        let found = self.locate(&upload.id, &upload.products, &hashes).await?;
+        let found = self.locate(&from.upload, &from.seen, &hashes).await?;
         let mut locations: Vec<Location> = Vec::with_capacity(runs.len());
         for (run, location) in runs.iter().zip(found) {
             let location = location.ok_or(IngestError::MissingChunk(run.hash))?;
@@ -151,6 +144,13 @@ impl Ingest {
         });
         unpack.await.expect("unpacking does not panic")
     }
+}
+
+/// Where chunks are read back from: an upload, and what its publisher may know of.
+#[derive(Clone)]
+struct From {
+    upload: UploadId,
+    seen: Seen,
 }
 
 /// What is compared while reading back.
@@ -195,6 +195,10 @@ impl RawBatch {
 
     /// Appends to the artifact's head what it lacks of its first `bytes` bytes.
     fn take_head(&self, head: &mut Vec<u8>, bytes: u64) {
+        // Mostly, and then there is no need to look at every run of every batch.
+        if head.len() as u64 >= bytes {
+            return;
+        }
         for (range, times) in self.segments() {
             for _ in 0..times {
                 let missing = bytes.saturating_sub(head.len() as u64);

@@ -22,18 +22,34 @@ const PRODUCTS_MAX: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct ProductChunks(Mutex<HashMap<Name, Arc<Known>>>);
 
+/// Chunks of one product.
 #[derive(Debug, Default)]
-struct Known {
+pub(super) struct Known {
     manifests: BTreeSet<ManifestId>,
     ids: ChunkRanges,
 }
 
+/// Chunks that a publisher may know of.
+#[derive(Clone, Debug)]
+pub(super) enum Seen {
+    /// Those of every product.
+    All,
+    /// Those of some products.
+    Of(Arc<[Arc<Known>]>),
+}
+
+impl Seen {
+    fn has(&self, chunk: ChunkId) -> bool {
+        match self {
+            Self::All => true,
+            Self::Of(products) => products.iter().any(|known| known.ids.contains(chunk)),
+        }
+    }
+}
+
 impl Ingest {
-    /// Ids of the chunks that releases and patch sets of a product have.
-    ///
-    /// # Errors
-    /// [`IngestError`]. A manifest that is lost counts for nothing.
-    pub async fn product_chunks(&self, product: &Name) -> Result<ChunkRanges, IngestError> {
+    /// Ids of the chunks that releases and patch sets of a product have. A manifest that is lost counts for nothing.
+    async fn product_chunks(&self, product: &Name) -> Result<Arc<Known>, IngestError> {
         let mut manifests: BTreeSet<ManifestId> =
             self.db.releases(product).await?.into_iter().map(|release| release.manifest).collect();
         let sets = self.db.patch_sets(product).await?;
@@ -43,25 +59,24 @@ impl Ingest {
             kept.get(product).cloned().unwrap_or_default()
         };
         if known.manifests == manifests {
-            return Ok(known.ids.clone());
+            return Ok(known);
         }
         // What was withdrawn must not stay known.
         let grown = known.manifests.is_subset(&manifests);
         let (mut ids, before) =
             if grown { (known.ids.clone(), known.manifests.clone()) } else { Default::default() };
         for manifest in manifests.difference(&before) {
-            match self.manifest(manifest).await {
-                Ok(manifest) => ids.extend(&manifest.entries().map(|at| at.entry.id).collect()),
-                Err(IngestError::MissingManifest(_)) => {}
-                Err(error) => return Err(error),
+            if let Some(chunks) = self.manifest_chunks(manifest).await? {
+                ids.extend(&chunks);
             }
         }
         let mut kept = self.visible.0.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= PRODUCTS_MAX && !kept.contains_key(product) {
             kept.clear();
         }
-        kept.insert(product.clone(), Arc::new(Known { manifests, ids: ids.clone() }));
-        Ok(ids)
+        let known = Arc::new(Known { manifests, ids });
+        kept.insert(product.clone(), known.clone());
+        Ok(known)
     }
 
     /// Whether all of these chunks are in releases of `products`.
@@ -69,38 +84,34 @@ impl Ingest {
     /// # Errors
     /// [`IngestError`].
     pub async fn may_see(&self, products: &Products, chunks: &[ChunkId]) -> Result<bool, IngestError> {
-        if products.are_all() {
-            return Ok(true);
-        }
         let seen = self.seen_by(products).await?;
-        Ok(chunks.iter().all(|chunk| seen.iter().any(|ids| ids.contains(*chunk))))
+        Ok(chunks.iter().all(|chunk| seen.has(*chunk)))
     }
 
-    async fn seen_by(&self, products: &Products) -> Result<Vec<ChunkRanges>, IngestError> {
+    /// What publishers of these products may know of now: asked once for each request.
+    ///
+    /// # Errors
+    /// [`IngestError`].
+    pub(super) async fn seen_by(&self, products: &Products) -> Result<Seen, IngestError> {
+        if products.are_all() {
+            return Ok(Seen::All);
+        }
         let mut seen = Vec::new();
         for product in self.db.products().await? {
             if products.has(&product.name) {
                 seen.push(self.product_chunks(&product.name).await?);
             }
         }
-        Ok(seen)
+        Ok(Seen::Of(seen.into()))
     }
 
-    /// Where those chunks lie that some release of these products has and the store did not lose. In the order given.
+    /// Where those chunks lie that are among `seen` and the store did not lose. In the order given.
     pub(super) async fn released_to(
         &self,
-        products: &Products,
+        seen: &Seen,
         hashes: &[ChunkHash],
     ) -> Result<Vec<Option<Location>>, IngestError> {
-        let mut found = self.released(hashes).await?;
-        if !products.are_all() {
-            let ids = self.db.chunk_ids(hashes).await?;
-            let seen = self.seen_by(products).await?;
-            for (place, id) in found.iter_mut().zip(ids) {
-                let known = id.is_some_and(|id| seen.iter().any(|ids| ids.contains(id)));
-                *place = place.take().filter(|_| known);
-            }
-        }
-        Ok(found)
+        let found = self.released(hashes).await?;
+        Ok(found.into_iter().map(|place| place.filter(|(id, _)| seen.has(*id)).map(|(_, at)| at)).collect())
     }
 }

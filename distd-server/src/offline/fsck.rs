@@ -10,10 +10,11 @@ use serde::Serialize;
 use super::is_origin;
 use super::rebuild::{RebuildError, UnknownPacks, raise_counter, rebuild};
 use crate::db::{Db, DbError, redact};
-use crate::ingest::{Ingest, IngestError, SweepScope};
+use crate::ingest::{Ingest, IngestError};
 use crate::locks::{LockError, Locks};
 use crate::origin::{
-    Comparison, DisagreementError, ObjectMetadata, OpenError, Origin, Parties, Places, Tuning, signed,
+    Comparison, DisagreementError, ObjectMetadata, OpenError, Origin, Parties, Places, Tuning, give_store,
+    signed,
 };
 use crate::realm::{Realm, RealmError};
 use crate::store::pack::read_index;
@@ -148,6 +149,8 @@ struct Look {
     store: Store,
     ingest: Ingest,
     repository: TufRepository,
+    /// SHA-256 of the realm's CA, hexadecimal.
+    realm: String,
 }
 
 impl Look {
@@ -172,9 +175,10 @@ impl Look {
             realm: hex::encode(realm.ca_fingerprint()),
         };
         parties.check_owners().await?;
+        let realm = parties.realm;
         let repository = TufRepository::open(metadata, &places.keys, Options::default(), unix_now()).await?;
         let ingest = Ingest::new(db.clone(), store.clone());
-        Ok(Self { db, store, ingest, repository })
+        Ok(Self { db, store, ingest, repository, realm })
     }
 
     async fn report(&self, read_packs: bool) -> Result<FsckReport, FsckError> {
@@ -253,19 +257,17 @@ async fn repair(places: &Places, options: FsckOptions) -> Result<(Vec<String>, V
         comparison.unlisted.iter().map(|row| format!("{}@{}", row.product, row.version)).collect();
     let mend = left.is_empty() && comparison.differing.is_empty();
     if options.delete_unknown && mend {
-        let now = signed(unix_now());
-        let scope = look.ingest.scope_at_start();
-        let swept = match scope {
-            SweepScope::Alone => look.ingest.sweep_everything(scope, now).await?,
-            // This process holds the locks: nobody records anything meanwhile.
-            SweepScope::Shared => look.ingest.sweep_everything(SweepScope::Alone, now).await?,
-        };
+        // This process holds the locks: nobody records anything meanwhile.
+        let swept = look.ingest.sweep_everything(signed(unix_now())).await?;
         done.push(format!(
             "{} packs and {} manifests that no row names are deleted",
             swept.packs, swept.manifests
         ));
     } else if options.delete_unknown {
         left.push("nothing is deleted while releases lack their rows".to_owned());
+    }
+    if mend && !look.db.contents().await?.is_new() {
+        give_store(&look.db, &look.store, &look.realm).await?;
     }
     look.db.close().await;
     drop(look);

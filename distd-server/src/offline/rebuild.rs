@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use distd_core::manifest::{Kind, Manifest};
 use distd_core::names::Name;
 use distd_core::{ChunkHash, ChunkId, ManifestId};
 use distd_peer::clock::unix_now;
@@ -133,26 +132,8 @@ pub(super) async fn rebuild(
         let chunks = restoration.packs.entry(object.clone()).or_insert((*bytes, Vec::new()));
         chunks.1.push((id, *entry));
     }
-    let row = row_of(product, version, &manifest);
+    let now = signed(unix_now());
+    // Devices are told of it already.
+    let row = ReleaseRow { published: Some(now), ..ReleaseRow::of(&manifest, product, version, "fsck", now) };
     Ok(db.restore_release(&row, manifest.root().cut, &restoration).await?)
-}
-
-fn row_of(product: &Name, version: &Name, manifest: &Manifest) -> ReleaseRow {
-    let (root, now) = (manifest.root(), signed(unix_now()));
-    ReleaseRow {
-        product: product.clone(),
-        version: version.clone(),
-        manifest: manifest.id(),
-        blake3: root.blake3,
-        bytes: root.bytes,
-        chunk_count: root.chunks,
-        kind: match root.kind {
-            Kind::File => "file".to_owned(),
-            Kind::Tree { .. } => "tree".to_owned(),
-            Kind::PatchSet { .. } => "patch set".to_owned(),
-        },
-        created: now,
-        created_by: "fsck".to_owned(),
-        published: Some(now),
-    }
 }

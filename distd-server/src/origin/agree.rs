@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use distd_core::names::Name;
 use futures::TryStreamExt;
 
+use super::owner::Owner;
 use crate::db::{Db, DbError, ReleaseRow};
 use crate::store::{Store, StoreError};
 use crate::tuf::{Listed, RepositoryError, TufRepository};
@@ -92,6 +93,20 @@ pub enum DisagreementError {
         /// The release.
         name: String,
     },
+    /// The store is another database's.
+    #[error(
+        "the store {store} belongs to database {owner}, this one is {database}: two databases on one store would sign \
+         over each other; give --db that database, or another --store; if it is lost, distd-server fsck --repair takes the \
+         store over for this one"
+    )]
+    OtherDatabase {
+        /// The store.
+        store: String,
+        /// Id of the database that it belongs to.
+        owner: String,
+        /// Id of this one.
+        database: String,
+    },
     /// The database.
     #[error(transparent)]
     Db(#[from] DbError),
@@ -132,7 +147,7 @@ impl Parties<'_> {
             return Err(DisagreementError::ForeignStore { store: self.place.clone(), found, wanted });
         }
         let releases = self.db.contents().await?.releases;
-        if releases > 0 && self.store.get("tuf/timestamp.json").await?.is_none() {
+        if releases > 0 && self.has_no_repository().await? {
             let (database, store) = (self.database.clone(), self.place.clone());
             return Err(DisagreementError::EmptyStore { database, store, releases });
         }
@@ -176,14 +191,26 @@ impl Parties<'_> {
         Ok(listed)
     }
 
+    /// Whether the store is new.
+    pub(super) async fn has_no_repository(&self) -> Result<bool, DisagreementError> {
+        Ok(self.store.get("tuf/timestamp.json").await?.is_none())
+    }
+
     /// Writes down whose database and store these are, once they were found to belong together.
-    pub(crate) async fn adopt(&self) -> Result<(), DisagreementError> {
+    pub(super) async fn adopt(&self, owner: &Owner) -> Result<(), DisagreementError> {
         self.db.set_realm(&self.realm).await?;
+        owner.take(self.db, &self.place).await?;
         if self.store.get(REALM).await?.is_none() {
             self.store.put(REALM, format!("{}\n", self.realm).into_bytes()).await?;
         }
         Ok(())
     }
+}
+
+/// Makes a store this database's, whosever it was: a person has said so.
+pub(crate) async fn give_store(db: &Db, store: &Store, realm: &str) -> Result<(), DisagreementError> {
+    db.set_realm(realm).await?;
+    Owner::give(db, store).await
 }
 
 /// Rows beside what is listed.

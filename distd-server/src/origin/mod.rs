@@ -3,6 +3,7 @@
 mod agree;
 mod content;
 mod metadata;
+mod owner;
 mod patches;
 mod publish;
 mod registry;
@@ -19,6 +20,7 @@ use distd_peer::clock::unix_now;
 use distd_peer::trust::revoked::Revoked;
 use distd_peer::trust::tls::Credentials;
 
+use self::owner::Owner;
 use crate::db::{Db, DbError, UnixSeconds, redact};
 use crate::ingest::{Ingest, IngestError, IngestLimits};
 use crate::patches::{PatchMaker, PatchOptions};
@@ -28,9 +30,10 @@ use crate::store::{Chunks, Store, StoreError};
 use crate::tuf::{Answerer, MetadataStore, Missing, Options, PublishError, RepositoryError, TufRepository};
 
 pub use agree::DisagreementError;
-pub(crate) use agree::{Comparison, Parties};
+pub(crate) use agree::{Comparison, Parties, give_store};
 pub use content::OriginContent;
 pub use metadata::ObjectMetadata;
+pub use owner::OwnerError;
 pub use patches::RequestPatchesError;
 pub use publish::{PublishReleaseError, SetChannelError};
 pub use revoked::RevokedListError;
@@ -213,10 +216,15 @@ impl Origin {
             realm: hex::encode(realm.ca_fingerprint()),
         };
         parties.check_owners().await?;
-        let metadata = Arc::new(ObjectMetadata::new(store.clone()));
+        let owner = Owner::new(store.clone());
+        if parties.has_no_repository().await? {
+            // Before a repository is made: of two origins that begin here at once, one makes it.
+            parties.adopt(&owner).await?;
+        }
+        let metadata = Arc::new(ObjectMetadata::owned(owner.clone(), store.clone()));
         let repository = open_repository(places, &metadata, &offline_root, root_threshold, now).await?;
         let listed = parties.check_releases(&repository).await?;
-        parties.adopt().await?;
+        parties.adopt(&owner).await?;
         let ingest = Ingest::new(db.clone(), store.clone())
             .with_zstd_level(zstd_level)
             .with_limits(limits, vec![spool.clone()]);
@@ -348,8 +356,22 @@ impl Origin {
         }
         let cert = self.realm.origin_cert(&self.hosts, now)?;
         self.realm.replace_credentials(&self.credentials, &cert)?;
+        // Last, and no failure of maintenance: space can wait, signatures cannot.
+        let more = match self.ingest.compact(signed(now)).await {
+            Ok(compacted) => {
+                if compacted.packs > 0 || compacted.deleted > 0 {
+                    tracing::info!(?compacted, "packs that were mostly unused");
+                }
+                compacted.more
+            }
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "packs could not be compacted");
+                false
+            }
+        };
         // Not later than hourly, for uploads; not earlier than each minute.
-        Ok(refreshed.next.saturating_sub(now).clamp(60, 3600))
+        let latest = if more { 60 } else { 3600 };
+        Ok(refreshed.next.saturating_sub(now).clamp(60, latest))
     }
 }
 

@@ -86,7 +86,8 @@ impl Origin {
             (tx.unneeded().await?, tx.needed().await?)
         };
         for manifest in &unneeded {
-            free.extend(&self.ids_of(manifest).await?);
+            // Of one that is lost the chunks stay.
+            free.extend(&self.ingest.manifest_chunks(manifest).await?.unwrap_or_default());
         }
         self.subtract(&mut free, &needed, &mut seen).await?;
         let mut tx = self.db.begin_withdrawal(release).await?;
@@ -96,18 +97,10 @@ impl Origin {
         let unneeded: Vec<ManifestId> = unneeded.difference(&needed).copied().collect();
         let chunks: Vec<_> = free.ids().collect();
         let objects = tx.finish(&chunks).await?;
-        self.ingest.delete_doomed(&objects).await?;
+        self.ingest.compaction().wake();
+        self.ingest.delete_all(&objects).await?;
         self.ingest.delete_unnamed_manifests(&unneeded).await?;
         Ok(())
-    }
-
-    /// Chunk ids of a manifest; of one that is lost, none: its chunks stay.
-    async fn ids_of(&self, manifest: &ManifestId) -> Result<ChunkRanges, IngestError> {
-        match self.ingest.manifest(manifest).await {
-            Ok(manifest) => Ok(manifest.entries().map(|at| at.entry.id).collect()),
-            Err(IngestError::MissingManifest(_)) => Ok(ChunkRanges::new()),
-            Err(error) => Err(error),
-        }
     }
 
     /// Takes the chunks of `needed` out of `free`, as far as they were not `seen` before.
@@ -123,15 +116,12 @@ impl Origin {
             if free.is_empty() || !seen.insert(*manifest) {
                 continue;
             }
-            match self.ingest.manifest(manifest).await {
-                Ok(manifest) => {
-                    *free = free.difference(&manifest.entries().map(|at| at.entry.id).collect());
-                }
-                Err(IngestError::MissingManifest(id)) => {
-                    tracing::warn!(%id, "the manifest of another release is lost: no chunk is deleted");
+            match self.ingest.manifest_chunks(manifest).await? {
+                Some(chunks) => *free = free.difference(&chunks),
+                None => {
+                    tracing::warn!(id = %manifest, "the manifest of another release is lost: no chunk is deleted");
                     *free = ChunkRanges::new();
                 }
-                Err(error) => return Err(error),
             }
         }
         Ok(())

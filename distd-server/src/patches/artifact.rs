@@ -57,8 +57,8 @@ impl StoredArtifact {
         let mut places = Vec::with_capacity(spans.len());
         for batch in spans.chunks(ROWS_AT_ONCE) {
             let hashes: Vec<_> = batch.iter().map(|span| span.hash).collect();
-            for (span, place) in batch.iter().zip(db.locate(&hashes).await?) {
-                let place = place.filter(|place| place.raw_len == span.len);
+            for (span, place) in batch.iter().zip(db.places(&hashes).await?) {
+                let place = place.map(|(_, place)| place).filter(|place| place.raw_len == span.len);
                 places.push(place.ok_or(MakeError::MissingChunk(span.hash))?);
             }
         }

@@ -54,7 +54,7 @@ impl StoredChunk {
 pub struct Chunks {
     db: Db,
     packs: PackReader,
-    // A row changes only when a chunk is moved out of a lost pack, which cannot be read.
+    // A row changes only when a chunk is moved out of a pack that is lost or was mostly unused. Neither can be read for long.
     rows: Arc<Mutex<HashMap<ChunkId, ChunkRow>>>,
 }
 

@@ -22,7 +22,7 @@ use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
-use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, PutPayload};
+use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 
 use crate::db::UnixSeconds;
 
@@ -185,6 +185,27 @@ impl Store {
     pub async fn put(&self, name: &str, payload: impl Into<PutPayload>) -> Result<(), StoreError> {
         let put = self.objects.put(&Path::from(name), payload.into()).await;
         put.map(drop).map_err(|cause| request("store", name, cause))
+    }
+
+    /// Stores an object unless there is one of this name; `false` when there is. Of several that do this to a bucket at once
+    /// one succeeds, provided that its server knows conditional puts (`If-None-Match`); a directory is one process's.
+    ///
+    /// # Errors
+    /// [`StoreError::Request`].
+    pub async fn put_new(&self, name: &str, payload: impl Into<PutPayload>) -> Result<bool, StoreError> {
+        if self.is_local() {
+            // Not by a hard link, as the library does: not every file system has them.
+            if self.len(name).await?.is_some() {
+                return Ok(false);
+            }
+            return self.put(name, payload).await.map(|()| true);
+        }
+        let put = self.objects.put_opts(&Path::from(name), payload.into(), PutMode::Create.into()).await;
+        match put {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+            Err(cause) => Err(request("store", name, cause)),
+        }
     }
 
     /// A whole object, or `None`.

@@ -295,7 +295,7 @@ async fn a_token_takes_no_more_than_its_quotas() {
     let put = world.bare(Method::PUT, path).bearer_auth(&token).body(Body::wrap_stream(stream));
     let (status, error) = answer(put).await;
     assert_eq!((status, &error["error"]["code"]), (StatusCode::FORBIDDEN, &json!("quota")));
-    assert_eq!(world.spooled().len(), 0);
+    world.no_bodies().await;
     // Committed, it counts no more.
     let (status, body) = post(&world, &token, &first, "commit", small.commit()).await;
     assert_eq!(status, StatusCode::CREATED, "{}", String::from_utf8_lossy(&body));
@@ -398,11 +398,56 @@ async fn bodies_that_drip_hold_up_nobody() {
         let request = world.request(Method::POST, &path).header("content-length", 30 << 20).body(body);
         slow.push((tx, tokio::spawn(request.send())));
     }
-    eventually("all of them are on their way", async || world.spooled().len() == slow.len()).await;
+    let count = slow.len() as u64;
+    eventually("all are on their way and hold no memory", async || {
+        world.metric("distd_http_bodies").await == count
+            && world.metric("distd_http_bodies_disk_bytes").await == count
+            && world.metric("distd_http_bodies_memory_bytes").await == 0
+    })
+    .await;
     let (status, release) = image.push(&world, "os", "1").await;
     assert_eq!(status, StatusCode::CREATED, "{release}");
     assert_eq!(world.put_content("os", "2", noise(37, 300_000)).await.0, StatusCode::CREATED);
     assert!(slow.iter().all(|(_, request)| !request.is_finished()), "they still drip");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_take_no_more_memory_than_their_bound_and_keep_their_bytes() {
+    const MEMORY_MAX: u64 = 48 << 20;
+    let world = World::new().await;
+    let image = cut(&noise(39, 20 << 20));
+    let all = image.records(&vec![true; image.chunks.len()]);
+    let (upload, _) = world.begin("os", "1").await;
+    let path = format!("/v1/uploads/{upload}/chunks");
+    // Together twice the bound, and none of them whole.
+    let mut begun = Vec::new();
+    for _ in 0..5 {
+        let (tx, rx) = futures::channel::mpsc::unbounded();
+        tx.unbounded_send(Ok::<_, std::io::Error>(all[..all.len() - 1].to_vec())).expect("a receiver");
+        let body = Body::wrap_stream(rx);
+        begun.push((tx, tokio::spawn(world.request(Method::POST, &path).body(body).send())));
+    }
+    let received = 5 * (all.len() as u64 - 1);
+    let mut most = 0;
+    eventually("all but the ends came", async || {
+        most = most.max(world.metric("distd_http_bodies_memory_bytes").await);
+        world.metric("distd_ingest_bytes_total").await == received
+    })
+    .await;
+    assert!(most <= MEMORY_MAX, "{most}");
+    eventually("what stands still is on the disk", async || {
+        world.metric("distd_http_bodies_disk_bytes").await == received
+            && world.metric("distd_http_bodies_memory_bytes").await == 0
+    })
+    .await;
+    for (tx, request) in begun {
+        tx.unbounded_send(Ok(all[all.len() - 1..].to_vec())).expect("a receiver");
+        drop(tx);
+        assert_eq!(request.await.expect("no panic").expect("an answer").status(), StatusCode::OK);
+    }
+    world.no_bodies().await;
+    let (status, release) = world.post_bytes(&format!("/v1/uploads/{upload}/commit"), image.commit()).await;
+    assert_eq!(status, StatusCode::CREATED, "{release}");
 }
 
 /// A body of which one byte comes, and more when its sender is used.

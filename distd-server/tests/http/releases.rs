@@ -45,7 +45,7 @@ async fn both_ways_in_give_the_same_manifest_and_an_update_sends_only_what_is_ne
     assert_eq!(world.get("/v1/products/whole/releases/2").await, (StatusCode::OK, sent_whole.clone()));
     let (_, list) = world.get("/v1/products/whole/releases").await;
     assert_eq!(list["releases"].as_array().expect("a list").len(), 2);
-    assert!(world.spooled().is_empty());
+    world.no_bodies().await;
 
     // The manifest as a file, its nodes one by one.
     let id = text(&sent_whole["manifest"]);
@@ -73,7 +73,7 @@ async fn a_version_pushed_again_is_the_same_or_refused() {
     let (status, error) = cut(&noise(4, 200_000)).push(&world, "os", "1").await;
     assert_eq!((status, &error["error"]["code"]), (StatusCode::CONFLICT, &json!("version_taken")));
     assert_eq!(world.packs().len(), 1, "what was refused is not kept");
-    assert!(world.spooled().is_empty());
+    world.no_bodies().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,7 +86,7 @@ async fn an_upload_that_breaks_off_leaves_nothing() {
     }));
     let put = world.request(Method::PUT, path).body(reqwest::Body::wrap_stream(pieces)).send().await;
     assert!(put.is_err());
-    eventually("the spooled file goes", async || world.spooled().is_empty()).await;
+    world.no_bodies().await;
     assert_eq!(world.get("/v1/products/os/releases/1").await.0, StatusCode::NOT_FOUND);
     assert!(world.packs().is_empty());
 

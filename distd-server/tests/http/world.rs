@@ -137,8 +137,22 @@ impl World {
         files(&self.directory.path().join("objects/packs"))
     }
 
-    pub(crate) fn spooled(&self) -> Vec<PathBuf> {
-        files(&self.directory.path().join("spool"))
+    /// One number of `/metrics`.
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
+        let text = self.bare(Method::GET, "/metrics").send().await.expect("an answer").text().await;
+        let text = text.expect("text");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.expect("the metric is there").parse().expect("a number")
+    }
+
+    /// Waits until no body is on its way and none takes space.
+    pub(crate) async fn no_bodies(&self) {
+        eventually("bodies give back what they took", async || {
+            self.metric("distd_http_bodies").await == 0
+                && self.metric("distd_http_bodies_memory_bytes").await == 0
+                && self.metric("distd_http_bodies_disk_bytes").await == 0
+        })
+        .await;
     }
 }
 
