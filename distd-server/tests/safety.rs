@@ -321,7 +321,7 @@ on_every_back_end! {
             store.put(&name, bytes.to_vec()).await.expect("put");
         }
         let world = site.open().await;
-        let moved = serde_json::json!({"version": "1"});
+        let moved = serde_json::json!({"version": "1", "downgrade": true});
         let (status, _) = world.json(Method::PUT, "/v1/products/os/channels/stable", Some(moved)).await;
         assert_eq!(status, StatusCode::OK);
         let moved = serde_json::json!({"version": "2"});

@@ -233,6 +233,7 @@ impl Ingest {
                 created: now,
                 created_by: by.to_owned(),
                 published: None,
+                sequence: tx.number(&upload.product, now).await?,
             },
         };
         let file = manifest.to_file_bytes();

@@ -105,6 +105,8 @@ pub(super) async fn rebuild(
     let unnamed = || RebuildError::Unnamed(format!("{product}@{version}"));
     let found = listed.releases.iter().find(|r| r.product == *product && r.version == *version);
     let id = found.and_then(|release| release.manifest()).ok_or_else(unnamed)?;
+    // One that was signed before there were numbers is older than all that have one.
+    let sequence = found.and_then(|release| release.sequence()).unwrap_or(0);
     let manifest = match ingest.manifest(&id).await {
         Err(IngestError::MissingManifest(id)) => return Err(RebuildError::Manifest(id)),
         other => other?,
@@ -133,7 +135,7 @@ pub(super) async fn rebuild(
         let chunks = restoration.packs.entry(object.clone()).or_insert((*bytes, Vec::new()));
         chunks.1.push((id, *entry));
     }
-    let row = row_of(product, version, &manifest);
+    let row = ReleaseRow { sequence, ..row_of(product, version, &manifest) };
     Ok(db.restore_release(&row, manifest.root().cut, &restoration).await?)
 }
 
@@ -154,5 +156,6 @@ fn row_of(product: &Name, version: &Name, manifest: &Manifest) -> ReleaseRow {
         created: now,
         created_by: "fsck".to_owned(),
         published: Some(now),
+        sequence: 0,
     }
 }
