@@ -1,7 +1,7 @@
 -- The order of a product's releases, and who moved which channel where (docs/trust.md, "Downgrades").
 
 -- Number of a release among those of its product: grows with each, and is never given twice. Releases from before there
--- were numbers get theirs by when they were made; later ones are numbered by unix seconds, far above.
+-- were numbers get theirs by when they were made; later ones are numbered by the time, far above.
 ALTER TABLE releases ADD COLUMN sequence BIGINT NOT NULL DEFAULT 0;
 UPDATE releases SET sequence = numbered.sequence FROM (
     SELECT product, version, ROW_NUMBER() OVER (PARTITION BY product ORDER BY created, published, version) AS sequence

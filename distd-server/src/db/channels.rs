@@ -130,7 +130,7 @@ impl Db {
         let order = match downgrade {
             true => {
                 // Releases to come are behind the order.
-                let order = last.max(u64::try_from(now).unwrap_or(0));
+                let order = last.max(products::numbers_of(now).1);
                 products::last_sequence(&mut *tx, product, order).await.map_err(failed(what))?;
                 Some(order)
             }

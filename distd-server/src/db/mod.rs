@@ -436,7 +436,7 @@ mod tests {
                 assert_eq!(found, last, "{product}");
             }
             // Later ones are far above, and grow also when the clock stands still.
-            for next in [1000, 1001, 1002] {
+            for next in [1_000_000, 1_000_001, 1_000_002] {
                 assert_eq!(products::next_sequence(&mut *tx, &name("os"), 1000).await.expect("next"), next);
             }
             drop(tx);

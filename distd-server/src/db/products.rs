@@ -48,7 +48,16 @@ pub(super) async fn last_sequence<'e>(
     row.map(|row| row.number("last_sequence")).transpose()
 }
 
-/// Numbers the next release of a product: the unix time, or one more than the last where that is not above it. So the
+/// Numbers of a second: enough that releases made one after the other do not run ahead of the clock.
+const PER_SECOND: u64 = 1000;
+
+/// The first and the last number of the second `now`.
+pub(super) fn numbers_of(now: UnixSeconds) -> (u64, u64) {
+    let first = u64::try_from(now).unwrap_or(0).saturating_mul(PER_SECOND);
+    (first, first.saturating_add(PER_SECOND - 1))
+}
+
+/// Numbers the next release of a product: by the unix time, or one more than the last where that is not above it. So the
 /// numbers go on growing when the database is lost or an older one comes back, as long as the clock is not behind.
 pub(super) async fn next_sequence<'e>(
     on: impl Executor<'e, Database = Any>,
@@ -59,7 +68,7 @@ pub(super) async fn next_sequence<'e>(
         "UPDATE products SET last_sequence = CASE WHEN last_sequence < $1 THEN $1 ELSE last_sequence + 1 END \
          WHERE name = $2 RETURNING last_sequence",
     )
-    .bind(now)
+    .bind(signed(numbers_of(now).0))
     .bind(product.to_string())
     .fetch_one(on)
     .await?;
