@@ -8,6 +8,7 @@ use distd_peer::net::Transport;
 use distd_peer::trust::files::{self, FileError};
 use serde::{Deserialize, Serialize};
 
+use crate::pull::Downgrade;
 use crate::share::Connectivity;
 
 /// Name of the file in the state directory.
@@ -64,6 +65,24 @@ pub(crate) struct ClientFile {
     /// Bounds on both directions.
     #[serde(default, skip_serializing_if = "LimitsFile::is_default")]
     pub(crate) limits: LimitsFile,
+    /// What is taken from channels.
+    #[serde(default, skip_serializing_if = "PolicyFile::is_default")]
+    pub(crate) policy: PolicyFile,
+}
+
+/// `[policy]` of `client.toml`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PolicyFile {
+    /// Whether a channel may lead this device back to an older release.
+    #[serde(default, skip_serializing_if = "Downgrade::is_default")]
+    pub(crate) downgrade: Downgrade,
+}
+
+impl PolicyFile {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// `[share]` of `client.toml`.
@@ -160,6 +179,7 @@ mod tests {
             connectivity: Connectivity::LanOnly,
             share: ShareFile { enabled: Some(false), ..ShareFile::default() },
             limits: LimitsFile { upload_slots: Some(3), ..LimitsFile::default() },
+            policy: PolicyFile { downgrade: Downgrade::Never },
         };
         file.store(dir.path()).expect("store");
         assert_eq!(ClientFile::load(dir.path()).expect("load"), file);

@@ -14,6 +14,7 @@ use crate::config::{ClientFile, default_data};
 use crate::disk::side;
 use crate::exit::{Code, Failure};
 use crate::output::Output;
+use crate::pull::Downgrade;
 use crate::share::{Connectivity, Sharing};
 
 /// File with what each parent was reached over, in the state directory.
@@ -80,6 +81,11 @@ impl Context {
     /// The parents enrolled with.
     pub(crate) fn parents(&self) -> Vec<String> {
         self.file.parents.clone()
+    }
+
+    /// Whether a channel may lead this device back, as remembered.
+    pub(crate) fn downgrade(&self) -> Downgrade {
+        self.file.policy.downgrade
     }
 
     /// How this device exchanges with its neighbours, as remembered.

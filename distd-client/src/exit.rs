@@ -101,6 +101,14 @@ impl std::error::Error for Failure {
     }
 }
 
+/// The first cause of this kind; a [`Failure`] stands for the first of its errors, which is no cause of its own.
+pub(crate) fn cause_of<T: std::error::Error + Send + Sync + 'static>(error: &anyhow::Error) -> Option<&T> {
+    error.chain().find_map(|cause| match cause.downcast_ref::<Failure>() {
+        Some(failure) => cause_of(&failure.error),
+        None => cause.downcast_ref(),
+    })
+}
+
 /// What to do next, as far as an error knows.
 pub(crate) fn advice(error: &anyhow::Error) -> Option<String> {
     let own = || error.chain().find_map(|cause| cause.downcast_ref::<Failure>()?.next.clone());
@@ -301,6 +309,9 @@ mod tests {
         assert_eq!(code_of(&error), Code::Conflict);
         assert_eq!(advice(&error).as_deref(), Some("choose another"));
         assert_eq!(format!("{error:#}"), "outermost: outer: taken");
+        let io = Failure::new(Code::Local, std::io::Error::from(std::io::ErrorKind::StorageFull).into());
+        let io = Err::<(), _>(io).context("outer").expect_err("an error");
+        assert!(cause_of::<std::io::Error>(&io).is_some() && cause_of::<std::io::Error>(&error).is_none());
         let wrapped = anyhow::Error::from(Failure::new(Code::Network, error));
         assert_eq!(code_of(&wrapped), Code::Network, "the outermost decides");
         assert_eq!(advice(&wrapped).as_deref(), Some("choose another"));

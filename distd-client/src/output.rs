@@ -87,9 +87,15 @@ impl Output {
         if !self.json {
             return self.result(value, human);
         }
-        let found = serde_json::to_value(value)?;
-        *FOUND.lock().unwrap_or_else(PoisonError::into_inner) = found.as_object().cloned();
+        self.beside_failure(value);
         Ok(())
+    }
+
+    /// Has the object that `--json` ends with, when the command fails, hold the fields of `value` beside the error.
+    pub(crate) fn beside_failure<T: Serialize>(&self, value: &T) {
+        let found = serde_json::to_value(value).ok();
+        let found = found.as_ref().and_then(serde_json::Value::as_object).cloned();
+        *FOUND.lock().unwrap_or_else(PoisonError::into_inner) = found;
     }
 
     /// A line for people on standard error: what happened beside the result, what to do next.

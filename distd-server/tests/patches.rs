@@ -22,7 +22,9 @@ use distd_peer::trust::tls::PeerIdentity;
 use distd_peer::trust::tuf::PatchesDoc;
 use distd_peer::trust::tuf::wire::{Answer, Query};
 use distd_server::config::{CommandLine, Settings};
-use distd_server::db::{Db, Location, MadeSet, NodeRow, PatchSetRow, PatchSetState, ReleaseRow, SetKind};
+use distd_server::db::{
+    ChannelMove, Db, Location, MadeSet, MoveBy, NodeRow, PatchSetRow, PatchSetState, ReleaseRow, SetKind,
+};
 use distd_server::ingest::{FileHandle, FileRequest};
 use distd_server::origin::{Origin, OriginContent, Places, RequestPatchesError, Tuning};
 use distd_server::patches::PatchOptions;
@@ -51,6 +53,7 @@ fn release(product: &Name, version: &str, n: u8) -> ReleaseRow {
         created: NOW,
         created_by: "ci".to_owned(),
         published: None,
+        sequence: n.into(),
     }
 }
 
@@ -180,6 +183,13 @@ impl Realm {
         let origin = Origin::open(&places, tuning(true, false)).await.expect("an origin");
         origin.sweep_at_start().await.expect("sweep");
         Self { origin, ..self }
+    }
+
+    /// Points a channel of the product to a version, whatever it had.
+    async fn point(&self, channel: &str, version: &str) {
+        let (product, channel, version) = (name("os"), name(channel), name(version));
+        let to = ChannelMove { product: &product, channel: &channel, version: &version, downgrade: true };
+        self.origin.set_channel(to, &MoveBy::origin()).await.expect("channel");
     }
 
     async fn push(&self, version: &str, bytes: &[u8]) -> ManifestId {
@@ -488,19 +498,19 @@ async fn a_release_that_has_nothing_in_common_is_solid_and_noise_is_left_alone()
 #[tokio::test(flavor = "multi_thread")]
 async fn sets_are_queued_from_where_channels_point_and_where_they_move() {
     let realm = Realm::new(true).await;
-    let (os, stable, edge) = (name("os"), name("stable"), name("edge"));
+    let os = name("os");
     let origin = &realm.origin;
     realm.push("1", &noise(1, 100_000)).await;
-    origin.set_channel(&os, &stable, &name("1")).await.expect("channel");
-    origin.set_channel(&os, &edge, &name("1")).await.expect("channel");
+    realm.point("stable", "1").await;
+    realm.point("edge", "1").await;
     realm.push("2", &noise(2, 100_000)).await;
-    origin.set_channel(&os, &edge, &name("2")).await.expect("channel");
+    realm.point("edge", "2").await;
     let pair = |from: &str, to: &str| (from.to_owned(), to.to_owned());
     assert_eq!(realm.pairs().await, [pair("1", "2")]);
     realm.push("3", &noise(3, 100_000)).await;
     assert_eq!(realm.pairs().await, [pair("1", "2"), pair("1", "3"), pair("2", "3")]);
     // Back again, as an operator in need does.
-    origin.set_channel(&os, &edge, &name("1")).await.expect("channel");
+    realm.point("edge", "1").await;
     assert!(realm.pairs().await.contains(&pair("2", "1")));
     // On request, once.
     let (row, queued) =
@@ -519,9 +529,9 @@ async fn an_origin_without_patches_queues_and_makes_none() {
     let old = text(1, 500_000);
     realm.push("1", &old).await;
     realm.push("2", &edited(&old)).await;
-    let (os, stable) = (name("os"), name("stable"));
-    realm.origin.set_channel(&os, &stable, &name("1")).await.expect("channel");
-    realm.origin.set_channel(&os, &stable, &name("2")).await.expect("channel");
+    let os = name("os");
+    realm.point("stable", "1").await;
+    realm.point("stable", "2").await;
     assert!(realm.rows().await.is_empty());
     let asked = realm.origin.request_patches(&os, Some(&name("1")), &name("2"), "ci").await;
     assert!(matches!(asked, Err(RequestPatchesError::Disabled)), "{asked:?}");

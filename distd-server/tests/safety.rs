@@ -13,6 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use distd_core::names::Name;
+use distd_server::db::{ChannelMove, MoveBy};
 use distd_server::offline::{FsckOptions, fsck};
 use distd_server::origin::{DisagreementError, OpenError, Origin, Places, Tuning};
 use distd_server::patches::PatchOptions;
@@ -356,14 +358,20 @@ on_every_back_end! {
         let (status, error) = world.put_content("os", "2", noise(92, 100_000)).await;
         assert!(status.is_server_error(), "{status} {error}");
         assert_eq!(site.object("tuf/timestamp.json").await, said, "the first signs nothing any more");
-        let name = |text: &str| text.parse().expect("a name");
-        second.set_channel(&name("os"), &name("stable"), &name("1")).await.expect("the second may");
+        let name = |text: &str| -> Name { text.parse().expect("a name") };
+        let (os, one) = (name("os"), name("1"));
+        let point = async |channel: &str| {
+            let channel = name(channel);
+            let to = ChannelMove { product: &os, channel: &channel, version: &one, downgrade: false };
+            second.set_channel(to, &MoveBy::origin()).await
+        };
+        point("stable").await.expect("the second may");
         assert_ne!(site.object("tuf/timestamp.json").await, said);
 
         // Started again the first is the last.
         site.close(world).await;
         let world = site.open().await;
-        let error = second.set_channel(&name("os"), &name("beta"), &name("1")).await.expect_err("overtaken");
+        let error = point("beta").await.expect_err("overtaken");
         assert!(whole(&error).contains("has taken the store over"), "{}", whole(&error));
         assert_eq!(world.get("/v1/products/os/channels/stable").await.0, StatusCode::OK);
         let (_, two) = world.get("/v1/products/os/releases/2").await;
@@ -402,7 +410,7 @@ on_every_back_end! {
             store.put(&name, bytes.to_vec()).await.expect("put");
         }
         let world = site.open().await;
-        let moved = serde_json::json!({"version": "1"});
+        let moved = serde_json::json!({"version": "1", "downgrade": true});
         let (status, _) = world.json(Method::PUT, "/v1/products/os/channels/stable", Some(moved)).await;
         assert_eq!(status, StatusCode::OK);
         let moved = serde_json::json!({"version": "2"});

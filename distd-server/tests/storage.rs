@@ -15,8 +15,8 @@ use distd_core::packing::{Codec, Packer, Unpacker};
 use distd_core::ranges::ChunkRanges;
 use distd_core::{ArtifactHash, ChunkHash, ChunkId};
 use distd_server::db::{
-    ApiTokenRow, Db, JoinTokenRow, JoinTokenUse, NodeRow, RevokeToken, SetChannelOutcome, UploadId,
-    UploadState, Withdraw,
+    ApiTokenRow, ChannelMove, ChannelRow, Db, JoinTokenRow, JoinTokenUse, MoveBy, NodeRow, RevokeToken,
+    SetChannelOutcome, UploadId, UploadState, Withdraw,
 };
 use distd_server::ingest::{
     CommitRequest, EMPTIED_SECONDS, FileHandle, FileRequest, IncomingChunk, Ingest, IngestError, Run,
@@ -427,11 +427,16 @@ on_every_back_end! {
         }
         let set = |version: &'static str| {
             let (db, product, stable) = (world.db.clone(), product.clone(), stable.clone());
-            async move { db.set_channel(&product, &stable, &name(version), NOW).await.expect("set") }
+            async move {
+                let version = name(version);
+                let to =
+                    ChannelMove { product: &product, channel: &stable, version: &version, downgrade: false };
+                db.set_channel(to, &MoveBy::origin(), NOW).await.expect("set")
+            }
         };
-        assert!(matches!(set("1").await, SetChannelOutcome::Set(row) if row.counter == 1));
+        assert!(matches!(set("1").await, SetChannelOutcome::Set { row, from: None } if row.counter == 1));
         assert!(matches!(set("1").await, SetChannelOutcome::Unchanged(row) if row.counter == 1));
-        assert!(matches!(set("2").await, SetChannelOutcome::Set(row) if row.counter == 2));
+        assert!(matches!(set("2").await, SetChannelOutcome::Set { row, from: Some(_) } if row.counter == 2));
         assert_eq!(set("3").await, SetChannelOutcome::UnknownRelease);
         assert_eq!(world.db.channels().await.expect("list").len(), 1);
         let row = world.db.channel(&product, &stable).await.expect("read").expect("set");
@@ -446,6 +451,78 @@ on_every_back_end! {
         world.db.mark_published(&product, &name("1"), NOW).await.expect("mark");
         let left = unpublished().await;
         assert_eq!(left.iter().map(|r| r.version.clone()).collect::<Vec<_>>(), [name("2")]);
+    }
+
+    async fn a_channel_goes_back_only_by_order_and_every_change_is_kept(world: World) {
+        let (product, db) = (name("os"), &world.db);
+        for version in ["1", "2", "3"] {
+            push(&world.ingest, version, &artifact(noise(15, 50_000))).await.expect("push");
+        }
+        let releases = db.releases(&product).await.expect("list");
+        let versions: Vec<_> = releases.iter().map(|row| row.version.to_string()).collect();
+        assert_eq!(versions, ["3", "2", "1"], "made in the same second, and numbered one after the other");
+        let last = releases[0].sequence;
+        let ci = MoveBy { token: "0123456789abcdef".into(), label: "ci".into() };
+        let set = async |channel: &str, version: &str, downgrade: bool, now: i64| {
+            let (channel, version) = (name(channel), name(version));
+            let to = ChannelMove { product: &product, channel: &channel, version: &version, downgrade };
+            db.set_channel(to, &ci, now).await.expect("set")
+        };
+        let order = |outcome: SetChannelOutcome| match outcome {
+            SetChannelOutcome::Set { row, .. } => row.downgrade_from,
+            other => panic!("not set: {other:?}"),
+        };
+        let older = |version: &str| SetChannelOutcome::Older { newest: Some(name(version)) };
+        assert_eq!(order(set("stable", "3", false, NOW).await), None);
+        assert_eq!(set("stable", "1", false, NOW).await, older("3"));
+        // The order reaches up to all there is, whatever the clock says, and later releases are behind it.
+        assert_eq!(order(set("stable", "1", true, NOW - 9).await), Some(last));
+        assert!(matches!(set("stable", "1", true, NOW).await, SetChannelOutcome::Unchanged(_)), "said again");
+        // It was for that step and no other, up or down.
+        assert_eq!(set("stable", "2", false, NOW).await, older("3"));
+        assert_eq!(order(set("stable", "3", false, NOW).await), None);
+        assert_eq!(order(set("stable", "2", true, NOW + 100).await), Some((NOW + 100) as u64 * 1000 + 999));
+        push(&world.ingest, "4", &artifact(noise(15, 50_000))).await.expect("push");
+        let four = db.release(&product, &name("4")).await.expect("read").expect("pushed").sequence;
+        assert_eq!(four, (NOW + 101) as u64 * 1000);
+        // Now there is one to come back from that the order did not know.
+        assert_eq!(order(set("stable", "2", true, NOW).await), Some(four));
+
+        // Removed and made again, it has not forgotten.
+        assert!(db.remove_channel(&product, &name("stable"), &ci, NOW).await.expect("remove"));
+        assert!(!db.remove_channel(&product, &name("stable"), &ci, NOW).await.expect("none"));
+        assert_eq!(set("stable", "2", false, NOW).await, older("3"));
+        assert_eq!(order(set("stable", "3", false, NOW).await), None);
+        assert_eq!(order(set("other", "1", false, NOW).await), None, "another channel has a way of its own");
+
+        let history = async |before, limit| {
+            let rows = db.channel_moves(&product, &name("stable"), before, limit).await.expect("read");
+            let text = |version: &Option<_>| version.as_ref().map_or("-".to_owned(), ToString::to_string);
+            assert!(rows.iter().all(|row| row.by == ci));
+            let line = |row: &distd_server::db::MoveRow| {
+                let order = if row.downgrade_from.is_some() { "!" } else { "" };
+                format!("{}>{}{order}", text(&row.from), text(&row.to))
+            };
+            (rows.iter().map(line).collect::<Vec<_>>().join(" "), rows.last().map(|row| row.id))
+        };
+        let (first, last) = history(None, 5).await;
+        assert_eq!(first, "->3 2>- 2>2! 3>2! 1>3");
+        assert_eq!(history(last, 5).await.0, "3>1! ->3");
+
+        // A later change that is signed is taken over, with its order: which releases it had is not known, so it is the highest.
+        let signed = ChannelRow {
+            product: product.clone(), channel: name("stable"), version: name("1"), counter: 70,
+            updated: NOW, downgrade_from: Some(four + 50),
+        };
+        for _ in 0..2 {
+            db.take_over_channel(&signed, NOW).await.expect("take over");
+            assert_eq!(db.channel(&product, &name("stable")).await.expect("read"), Some(signed.clone()));
+        }
+        let moves = db.channel_moves(&product, &name("stable"), None, 9).await.expect("read");
+        assert_eq!((moves.len(), &moves[0].by), (8, &MoveBy::origin()));
+        assert_eq!(set("stable", "4", false, NOW).await, SetChannelOutcome::Older { newest: None });
+        push(&world.ingest, "5", &artifact(noise(15, 50_000))).await.expect("push");
+        assert_eq!(order(set("stable", "5", false, NOW).await), None);
     }
 
     async fn a_join_token_brings_in_as_many_nodes_as_it_says(world: World) {

@@ -220,6 +220,12 @@ fn a_backup_made_while_serving_is_restored_and_devices_that_saw_more_go_on() {
     succeeded(origin(&lab, &["fsck", "--check-data"]));
     lab.start_origin();
 
+    // The channel points to what the backup had, and a device does not go back because an origin did.
+    let stays = lab.pull("device", "os:stable", &lab.path("out"), &[]);
+    assert_eq!(stays.code, 4, "{}", stays.stderr);
+    assert!(same(&three, &lab.path("out")));
+    // Ordered it does, although this origin knows of nothing later than what it points to.
+    lab.admin(&["channel", "set", "os:stable", "1", "--downgrade"]).ok();
     lab.pull("device", "os:stable", &lab.path("out"), &[]).ok();
     assert!(same(&one, &lab.path("out")), "what the backup had");
     lab.push(&three, "os", "3").ok();

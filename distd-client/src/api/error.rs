@@ -195,6 +195,10 @@ impl ApiError {
                     "wait until open uploads of this token end, a day after their last chunk, or ask an admin to end them"
                 }
                 ("version_taken", _) => "push with another --version",
+                ("downgrade", _) => {
+                    "if devices are to go back to it: distd channel set PRODUCT:CHANNEL VERSION --downgrade, with a token \
+                     that has the scopes channel and downgrade"
+                }
                 (_, Some(next)) => return Some(next.clone()),
                 (_, None) => return None,
             },

@@ -17,8 +17,9 @@ use serde::de::DeserializeOwned;
 
 pub(crate) use error::ApiError;
 pub(crate) use types::{
-    Channel, ChannelList, JoinTokenInfo, JoinTokenList, Node, NodeList, PatchSet, PatchSetList, Product,
-    ProductList, Release, ReleaseList, RevokedNode, Secret, TokenInfo, TokenList,
+    Channel, ChannelChange, ChannelHistory, ChannelList, JoinTokenInfo, JoinTokenList, Node, NodeList,
+    PatchSet, PatchSetList, Product, ProductList, Release, ReleaseList, RevokedNode, Secret, TokenInfo,
+    TokenList,
 };
 pub(crate) use upload::{COMMIT_BYTES_MAX, CommitRequest, MISSING_MAX, RUN_BYTES, Upload, persistently};
 pub(crate) use url::ServerUrl;
@@ -101,7 +102,13 @@ impl Api {
     }
 
     fn request(&self, method: Method, path: &[&str]) -> RequestBuilder {
-        let request = self.client.request(method, self.server.join(path));
+        self.request_with(method, path, None)
+    }
+
+    fn request_with(&self, method: Method, path: &[&str], query: Option<&str>) -> RequestBuilder {
+        let mut url = self.server.join(path);
+        url.set_query(query);
+        let request = self.client.request(method, url);
         match &self.authorization {
             Some(value) => request.header(AUTHORIZATION, value.clone()),
             None => request,
@@ -169,15 +176,37 @@ impl Api {
         self.get(&["v1", "products", product, "channels", channel]).await
     }
 
-    /// Points a channel at a version.
+    /// Points a channel at a version; with `downgrade` devices that have a later one are ordered back to it.
     pub(crate) async fn set_channel(
         &self,
         product: &str,
         channel: &str,
         version: &str,
+        downgrade: bool,
     ) -> Result<Channel, ApiError> {
         let path = ["v1", "products", product, "channels", channel];
-        self.with_body(Method::PUT, &path, &serde_json::json!({ "version": version })).await
+        let mut body = serde_json::json!({ "version": version });
+        // An origin of before knows no orders, and refuses one.
+        if downgrade {
+            body["downgrade"] = true.into();
+        }
+        self.with_body(Method::PUT, &path, &body).await
+    }
+
+    /// Changes of a channel before the change `before`, the newest first, `limit` at most.
+    pub(crate) async fn channel_history(
+        &self,
+        product: &str,
+        channel: &str,
+        before: Option<u64>,
+        limit: u32,
+    ) -> Result<ChannelHistory, ApiError> {
+        let path = ["v1", "products", product, "channels", channel, "history"];
+        let mut query = format!("limit={limit}");
+        if let Some(before) = before {
+            query.push_str(&format!("&before={before}"));
+        }
+        self.send_json(self.request_with(Method::GET, &path, Some(&query)).timeout(ANSWER)).await
     }
 
     /// Asks for the patches from one version, or from nothing, to another.

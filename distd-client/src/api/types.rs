@@ -17,6 +17,9 @@ pub(crate) struct Release {
     pub(crate) chunks: u64,
     /// Unix seconds.
     pub(crate) created: i64,
+    /// Its number among the product's releases; none from an origin of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sequence: Option<u64>,
     /// The origin's store has lost a part of it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) damaged: bool,
@@ -41,6 +44,35 @@ pub(crate) struct Channel {
     pub(crate) counter: u64,
     /// Unix seconds.
     pub(crate) updated: i64,
+    /// Devices with releases numbered up to this may come back to the version; none where that was not ordered.
+    #[serde(default)]
+    pub(crate) downgrade_from: Option<u64>,
+}
+
+/// One change of a channel.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ChannelChange {
+    pub(crate) id: u64,
+    /// Unix seconds.
+    pub(crate) at: i64,
+    /// None when it was made.
+    pub(crate) from: Option<String>,
+    /// None when it was removed.
+    pub(crate) to: Option<String>,
+    /// Whether devices were ordered to come back to it.
+    pub(crate) downgrade: bool,
+    pub(crate) downgrade_from: Option<u64>,
+    /// Id of the token; none when the origin did it by itself.
+    pub(crate) token: Option<String>,
+    pub(crate) label: Option<String>,
+}
+
+/// Changes of a channel, the newest first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ChannelHistory {
+    pub(crate) changes: Vec<ChannelChange>,
+    /// More are before this one.
+    pub(crate) before: Option<u64>,
 }
 
 /// Channels of a product.

@@ -5,7 +5,7 @@ use distd_core::names::Name;
 use serde::Serialize;
 
 use super::parse::{ChannelName, time};
-use crate::api::{Api, Channel, ChannelList};
+use crate::api::{Api, Channel, ChannelChange, ChannelHistory, ChannelList};
 use crate::context::{ApiArgs, Context};
 use crate::exit::Failure;
 use crate::output::table;
@@ -26,6 +26,9 @@ enum Command {
         channel: ChannelName,
         /// A version of the product.
         version: Name,
+        /// Order devices that have a later release back to this one. Needs the scope downgrade, too.
+        #[arg(long)]
+        downgrade: bool,
         #[command(flatten)]
         api: ApiArgs,
     },
@@ -41,6 +44,17 @@ enum Command {
         /// The channel.
         #[arg(value_name = "PRODUCT:CHANNEL")]
         channel: ChannelName,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+    /// Show who pointed a channel where, the newest change first; also of one that was removed.
+    History {
+        /// The channel.
+        #[arg(value_name = "PRODUCT:CHANNEL")]
+        channel: ChannelName,
+        /// Most changes shown.
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        limit: u32,
         #[command(flatten)]
         api: ApiArgs,
     },
@@ -78,7 +92,7 @@ async fn list(context: &Context, api: &Api, product: Option<Name>) -> anyhow::Re
         let head = ["CHANNEL", "VERSION", "CHANGE", "UPDATED", "MANIFEST"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         rows.extend(list.channels.iter().map(|channel| {
-            let Channel { product, channel, version, manifest, counter, updated } = channel.clone();
+            let Channel { product, channel, version, manifest, counter, updated, .. } = channel.clone();
             let mut short = manifest.to_string();
             short.truncate(16);
             vec![format!("{product}:{channel}"), version, counter.to_string(), time(updated), short]
@@ -87,15 +101,59 @@ async fn list(context: &Context, api: &Api, product: Option<Name>) -> anyhow::Re
     })
 }
 
+/// Most changes that an origin gives at once.
+const PAGE_MAX: u32 = 1000;
+
+/// Shows the newest `limit` changes.
+async fn history(context: &Context, api: &Api, channel: &ChannelName, limit: u32) -> anyhow::Result<()> {
+    let ChannelName { product, channel } = channel;
+    let mut found = ChannelHistory { changes: Vec::new(), before: None };
+    loop {
+        let left = limit.saturating_sub(u32::try_from(found.changes.len()).unwrap_or(u32::MAX));
+        let page =
+            api.channel_history(product.as_str(), channel.as_str(), found.before, left.min(PAGE_MAX)).await;
+        let page = page.map_err(Failure::from)?;
+        let is_end = page.changes.is_empty() || left <= PAGE_MAX;
+        found.changes.extend(page.changes);
+        found.before = page.before;
+        if is_end || found.before.is_none() {
+            break;
+        }
+    }
+    context.output().result(&found, |found| {
+        let head = ["WHEN", "FROM", "TO", "DOWNGRADE", "BY", "TOKEN"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        rows.extend(found.changes.iter().map(|change| {
+            let ChannelChange { at, from, to, downgrade, token, label, .. } = change.clone();
+            let none = || "-".to_owned();
+            let by = label.unwrap_or_else(|| "the origin".to_owned());
+            let downgrade = if downgrade { "ordered".to_owned() } else { none() };
+            vec![
+                time(at),
+                from.unwrap_or_else(none),
+                to.unwrap_or_else(|| "removed".to_owned()),
+                downgrade,
+                by,
+                token.unwrap_or_else(none),
+            ]
+        }));
+        table(&rows)
+    })
+}
+
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let channel = match args.command {
-        Command::Set { channel: ChannelName { product, channel }, version, api } => {
-            context.api(&api)?.set_channel(product.as_str(), channel.as_str(), version.as_str()).await
+        Command::Set { channel: ChannelName { product, channel }, version, downgrade, api } => {
+            let (product, channel, version) = (product.as_str(), channel.as_str(), version.as_str());
+            context.api(&api)?.set_channel(product, channel, version, downgrade).await
         }
         Command::Show { channel: ChannelName { product, channel }, api } => {
             context.api(&api)?.channel(product.as_str(), channel.as_str()).await
         }
         Command::Ls { product, api } => return list(context, &context.api(&api)?, product).await,
+        Command::History { channel, limit, api } => {
+            return history(context, &context.api(&api)?, &channel, limit).await;
+        }
         Command::Rm { channel, api } => {
             let ChannelName { product, channel: name } = &channel;
             let done = context.api(&api)?.remove_channel(product.as_str(), name.as_str()).await;
@@ -107,9 +165,13 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         }
     };
     context.output().result(&channel.map_err(Failure::from)?, |channel| {
-        let Channel { product, channel, version, manifest, counter, updated } = channel;
+        let Channel { product, channel, version, manifest, counter, updated, downgrade_from } = channel;
+        let order = match downgrade_from {
+            Some(_) => "; devices with a later release are ordered back to it",
+            None => "",
+        };
         format!(
-            "{product}:{channel} points at {version} (change {counter}, {})\nmanifest {manifest}",
+            "{product}:{channel} points at {version} (change {counter}, {}){order}\nmanifest {manifest}",
             time(*updated)
         )
     })

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use distd_core::names::Wanted;
 
-use super::pull::Sources;
+use super::pull::{Sources, say_refused};
 use crate::context::Context;
 use crate::pull::plan;
 
@@ -23,6 +23,6 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let request = args.sources.request(context, args.wanted, args.out)?.unshared();
-    let report = plan(&request).await?;
+    let report = plan(&request).await.inspect_err(|error| say_refused(context, error))?;
     context.output().result(&report, |report| report.summary())
 }

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use distd_core::names::Wanted;
 use distd_peer::limits::Class;
+use serde::Serialize;
 
 use super::parse;
 use crate::context::{Context, TransportArgs};
 use crate::disk::path::{ArtifactPath, Role};
-use crate::exit::Failure;
+use crate::exit::{self, Failure};
 use crate::progress::Progress;
-use crate::pull::{Aim, PullRequest, pull};
+use crate::pull::{Aim, Downgrade, PullRequest, Refused, pull};
 use crate::share::Connectivity;
 
 /// Get a release into a file, a block device or a directory.
@@ -40,6 +41,9 @@ pub(crate) struct Sources {
     /// What to save: bytes of the link, time, or time on the link as it is. Only weighs patches that cost much processor time.
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
     optimize: Aim,
+    /// Take the release a channel points to even if this device has a later one and the channel does not order it back.
+    #[arg(long)]
+    allow_downgrade: bool,
     /// Neither serve neighbours nor fetch from them.
     #[arg(long)]
     no_share: bool,
@@ -78,6 +82,7 @@ impl Sources {
             seeds,
             parents,
             data: context.data().to_owned(),
+            downgrade: if self.allow_downgrade { Downgrade::Always } else { context.downgrade() },
             aim: self.optimize,
             sharing: if self.no_share { sharing.off() } else { sharing },
             outbound,
@@ -85,9 +90,21 @@ impl Sources {
     }
 }
 
+#[derive(Serialize)]
+struct RefusedDowngrade<'a> {
+    downgrade: &'a Refused,
+}
+
+/// Says to programs which downgrade a failure is about, if it is about one.
+pub(crate) fn say_refused(context: &Context, error: &anyhow::Error) {
+    if let Some(downgrade) = exit::cause_of::<Refused>(error) {
+        context.output().beside_failure(&RefusedDowngrade { downgrade });
+    }
+}
+
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let request = args.sources.request(context, args.wanted, Some(args.out))?;
     let progress = Arc::new(Progress::new(context.output()));
-    let outcome = pull(&request, progress).await?;
+    let outcome = pull(&request, progress).await.inspect_err(|error| say_refused(context, error))?;
     context.output().result(&outcome, |outcome| outcome.summary())
 }

@@ -87,6 +87,8 @@ enum Scope {
     Publish,
     /// Move channels.
     Channel,
+    /// With channel: order devices back to older releases.
+    Downgrade,
     /// Everything, tokens and nodes included.
     Admin,
 }

@@ -1,6 +1,6 @@
 //! Pulling an artifact: what is held is copied, what is missing is fetched, all of it is verified, then it is in place.
 //!
-//! [`ours`] decides whether the target may be taken and [`there`] whether there is anything to do; [`wanted`] learns the release and gets
+//! [`ours`] decides whether the target may be taken, [`downgrade`] whether the release may take it, and [`there`] whether there is anything to do; [`wanted`] learns the release and gets
 //! its manifest; [`seeds`] finds chunks that are held; [`target`] is where the artifact grows, [`tree`] and [`staging`] where a directory
 //! does; [`journal`] remembers across kills; [`copy`], [`sink`] and [`patches`] fill the target through [`place`];
 //! [`job`] is one pull's state, [`run`] the order of it all, [`plan`](mod@plan) what it would do, [`report`] what is said in the end.
@@ -10,6 +10,7 @@ mod check;
 mod clean;
 mod compare;
 mod copy;
+mod downgrade;
 mod entries;
 mod job;
 mod journal;
@@ -35,6 +36,7 @@ mod verify;
 mod wanted;
 
 pub(crate) use clean::clean;
+pub(crate) use downgrade::{Downgrade, Refused};
 pub(crate) use kept::{Kept, read_kept_manifest};
 pub(crate) use patches::Aim;
 pub(crate) use plan::plan;

@@ -120,6 +120,7 @@ pub(crate) async fn plan(request: &PullRequest) -> anyhow::Result<PlanReport> {
     Ok(PlanReport {
         product: prepared.product,
         version: prepared.version,
+        downgraded_from: prepared.step.back_from(),
         manifest: prepared.manifest.id(),
         artifact_bytes: plan.artifact_bytes,
         held_bytes: plan.held_bytes,

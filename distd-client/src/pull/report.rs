@@ -24,6 +24,8 @@ pub(crate) struct BySource {
 pub(crate) struct Outcome {
     pub(super) product: String,
     pub(super) version: String,
+    /// The version that this device had, when a channel led back from it with leave.
+    pub(super) downgraded_from: Option<String>,
     pub(super) artifact_bytes: u64,
     pub(super) held_bytes: u64,
     pub(super) fetched_bytes: u64,
@@ -66,6 +68,8 @@ pub(crate) struct Outcome {
 pub(crate) struct PlanReport {
     pub(super) product: String,
     pub(super) version: String,
+    /// The version that this device has, when a channel leads back from it with leave.
+    pub(super) downgraded_from: Option<String>,
     pub(super) manifest: ManifestId,
     pub(super) artifact_bytes: u64,
     pub(super) held_bytes: u64,
@@ -103,15 +107,21 @@ pub(crate) struct SourcePlan {
     pub(super) seconds: f64,
 }
 
+/// Says that a device goes back.
+fn back_from(version: Option<&str>) -> String {
+    version.map(|version| format!(" (back from {version})")).unwrap_or_default()
+}
+
 impl Outcome {
     /// For people.
     pub(crate) fn summary(&self) -> String {
         let state = if self.already_there { "already there" } else { "in place" };
         let by = &self.wire_bytes_by_source;
         format!(
-            "{} {} {state}: {} bytes, {} held, {} rebuilt by {} patches, {} received (neighbours {}, relay {}, origin {}) in {:.1} s\nblake3 {}",
+            "{} {}{} {state}: {} bytes, {} held, {} rebuilt by {} patches, {} received (neighbours {}, relay {}, origin {}) in {:.1} s\nblake3 {}",
             self.product,
             self.version,
+            back_from(self.downgraded_from.as_deref()),
             self.artifact_bytes,
             self.held_bytes,
             self.rebuilt_bytes,
@@ -138,9 +148,10 @@ impl PlanReport {
         };
         let rows: Vec<_> = std::iter::once(head).chain(self.sources.iter().map(row)).collect();
         format!(
-            "{} {}: {} bytes; {} patches for {} bytes of chunks, {} chunks in {} ranges; {} bytes received for this plan\n{}",
+            "{} {}{}: {} bytes; {} patches for {} bytes of chunks, {} chunks in {} ranges; {} bytes received for this plan\n{}",
             self.product,
             self.version,
+            back_from(self.downgraded_from.as_deref()),
             self.artifact_bytes,
             self.patches,
             self.patched_chunk_bytes,

@@ -14,6 +14,7 @@ use distd_peer::net::Outbound;
 use distd_peer::trust::files;
 use distd_peer::trust::tuf::Resolved;
 
+use super::downgrade::{self, Arrival, Downgrade, Step, When};
 use super::job::{Job, PATCH_FILES, REBUILT_FILE};
 use super::patches::{Aim, Files, Link, Offers, Rebuilt, rebuild};
 use super::report::{BySource, Outcome};
@@ -39,6 +40,8 @@ pub(crate) struct PullRequest {
     pub(crate) parents: Vec<String>,
     /// The device's state.
     pub(crate) data: PathBuf,
+    /// Whether a channel may lead back to an older release.
+    pub(crate) downgrade: Downgrade,
     /// What to save.
     pub(crate) aim: Aim,
     /// How to exchange with neighbours.
@@ -59,6 +62,7 @@ pub(super) struct Prepared {
     pub(super) realm: Realm,
     pub(super) product: String,
     pub(super) version: String,
+    pub(super) step: Step,
     pub(super) manifest: Manifest,
     pub(super) seeds: Arc<Seeds>,
     pub(super) index: Arc<HeldIndex>,
@@ -89,7 +93,15 @@ const SMALL_SET: u64 = 4 << 20;
 pub(super) struct Asked {
     realm: Realm,
     resolved: Resolved,
+    step: Step,
     metadata_bytes: u64,
+}
+
+impl Asked {
+    /// The release on its way to the target of `request`.
+    fn arrival(&self, request: &PullRequest) -> Arrival {
+        Arrival::new(&request.data, &request.out, &self.resolved, request.downgrade, self.step.clone())
+    }
 }
 
 /// Looks at the target and learns what the wanted release is; nothing else is received.
@@ -101,11 +113,13 @@ pub(super) async fn ask(request: &PullRequest) -> anyhow::Result<Asked> {
     let (parents, outbound) = (request.parents.clone(), request.outbound.clone());
     let realm = Realm::open(&request.data, parents, &request.sharing, outbound).await?;
     let resolved = realm.resolve(&request.wanted).await?;
+    let out = request.target.as_ref().map(|target| target.path());
+    let step = downgrade::check(&request.data, out, &resolved, request.downgrade)?;
     if request.target.is_some() {
         target::check_kind(&request.out, Root::decode(&resolved.root_node)?.kind)?;
     }
     let metadata_bytes = received(&realm);
-    Ok(Asked { realm, resolved, metadata_bytes })
+    Ok(Asked { realm, resolved, step, metadata_bytes })
 }
 
 /// Learns all that is needed before a byte of the artifact moves. With `files`, a small set of patches is applied at once.
@@ -114,7 +128,7 @@ pub(super) async fn prepare(
     asked: Asked,
     files: Option<Files>,
 ) -> anyhow::Result<Prepared> {
-    let Asked { realm, resolved, metadata_bytes } = asked;
+    let Asked { realm, resolved, step, metadata_bytes } = asked;
     if let Some(target) = &request.target {
         ours::check_directory_of(target)?;
     }
@@ -184,6 +198,7 @@ pub(super) async fn prepare(
         realm,
         product: resolved.product.to_string(),
         version: resolved.version.to_string(),
+        step,
         manifest,
         seeds,
         index,
@@ -217,8 +232,9 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
     if let Some(dir) = files.payloads.parent() {
         files::create_private_dir(dir)?;
     }
+    let arrival = asked.arrival(request);
     let prepared = prepare(request, asked, Some(files)).await?;
-    let Prepared { realm, product, version, manifest, seeds, index, offers, link, .. } = prepared;
+    let Prepared { realm, product, version, step, manifest, seeds, index, offers, link, .. } = prepared;
     let Prepared { rebuilt, metadata_bytes, node_bytes, .. } = prepared;
     let manifest = Arc::new(manifest);
     let mut job = Job::open(request, &manifest, seeds, index, offers, link)?;
@@ -250,10 +266,16 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
         let next = "the medium may be failing: check it, then pull to another one";
         return Err(Failure::new(Code::Integrity, error).next(next).into());
     }
-    let finishing = job.clone();
-    let in_place = tokio::task::spawn_blocking(move || finishing.target.finish()).await??;
+    let (finishing, arriving) = (job.clone(), arrival.clone());
+    let in_place = tokio::task::spawn_blocking(move || {
+        arriving.remember(When::Before)?;
+        finishing.target.finish()
+    });
+    let in_place = in_place.await??;
+    let again = "run the same command again: the artifact is in place";
     kept::keep_part_manifest(&request.out, &request.data)
-        .map_err(|error| Failure::from(error).next("run the same command again: the artifact is in place"))?;
+        .map_err(|error| Failure::from(error).next(again))?;
+    arrived(arrival).await?;
     job.clean_up();
     remember(request, manifest.id());
     progress.end();
@@ -276,8 +298,13 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
         already_there: false,
         left_out: in_place.left_out.counts().clone(),
         found: in_place.found,
-        ..nothing_moved(&realm, product, version, &manifest, metadata_bytes, seconds)
+        ..nothing_moved(&realm, product, version, &step, &manifest, metadata_bytes, seconds)
     })
+}
+
+/// Remembers a release that is in place.
+async fn arrived(arrival: Arrival) -> anyhow::Result<()> {
+    tokio::task::spawn_blocking(move || arrival.remember(When::After)).await?
 }
 
 /// Lets an agent serve the artifact.
@@ -298,12 +325,13 @@ async fn already_there(
     manifest: &Manifest,
     start: Instant,
 ) -> anyhow::Result<Outcome> {
-    let Asked { realm, resolved, metadata_bytes } = asked;
+    arrived(asked.arrival(request)).await?;
+    let Asked { realm, resolved, step, metadata_bytes } = asked;
     remember(request, manifest.id());
     realm.leave(&manifest.id(), Duration::ZERO).await;
     let seconds = start.elapsed().as_secs_f64();
     let (product, version) = (resolved.product.to_string(), resolved.version.to_string());
-    Ok(nothing_moved(&realm, product, version, manifest, metadata_bytes, seconds))
+    Ok(nothing_moved(&realm, product, version, &step, manifest, metadata_bytes, seconds))
 }
 
 /// The outcome when all of the artifact was there, with what the realm's connections count up to now.
@@ -311,6 +339,7 @@ fn nothing_moved(
     realm: &Realm,
     product: String,
     version: String,
+    step: &Step,
     manifest: &Manifest,
     metadata_bytes: u64,
     seconds: f64,
@@ -320,6 +349,7 @@ fn nothing_moved(
     Outcome {
         product,
         version,
+        downgraded_from: step.back_from(),
         artifact_bytes: manifest.root().bytes,
         held_bytes: manifest.root().bytes,
         fetched_bytes: 0,

@@ -141,7 +141,8 @@ pub(crate) async fn push(
     outcome.mounts_skipped = source.skipped().mounts;
     if let Some(channel) = &request.channel {
         progress.phase("setting the channel");
-        let set = || api.set_channel(request.product.as_str(), channel.as_str(), request.version.as_str());
+        let set =
+            || api.set_channel(request.product.as_str(), channel.as_str(), request.version.as_str(), false);
         let set = persistently(set).await;
         outcome.channel = Some(set.map_err(Failure::from)?.channel);
     }

@@ -2,13 +2,14 @@
 //!
 //! It takes the chunk counter's row first, so commits run one after the other, on every replica.
 
+use distd_core::names::Name;
 use distd_core::{ChunkHash, ChunkId, ManifestId};
 
 use super::ids::IdTx;
 use super::packs::{PackId, PackIndexes, read_index};
 use super::releases::{self, ReleaseRow};
 use super::row::Columns;
-use super::{Db, DbError, Location, UploadId, failed};
+use super::{Db, DbError, Location, UnixSeconds, UploadId, failed, products};
 
 const WHAT: &str = "commit the upload";
 
@@ -161,6 +162,14 @@ impl CommitTx {
     /// How many ids were given so far.
     pub fn given(&self) -> u64 {
         self.ids.given()
+    }
+
+    /// Numbers the release that this commit makes.
+    ///
+    /// # Errors
+    /// [`DbError::Query`], also when there is no such product.
+    pub async fn number(&mut self, product: &Name, now: UnixSeconds) -> Result<u64, DbError> {
+        products::next_sequence(&mut *self.ids.tx, product, now).await.map_err(failed(WHAT))
     }
 
     /// Inserts the release, unless it is there, and commits. Gives the objects of packs that turned out to hold nothing new, for the

@@ -14,6 +14,7 @@ mod identity;
 mod ids;
 mod join_tokens;
 mod lock;
+mod moves;
 mod nodes;
 mod packs;
 mod patch_sets;
@@ -25,7 +26,7 @@ mod uploads;
 mod withdraw;
 
 pub use api_tokens::{ApiTokenRow, RevokeToken};
-pub use channels::{ChannelRow, SetChannelOutcome};
+pub use channels::{ChannelMove, ChannelRow, SetChannelOutcome};
 pub use chunks::{ChunkRow, Location};
 pub use commit::{BeginCommit, CommitTx, UnreleasedManifests};
 pub(crate) use compact::SPARSE_MAX;
@@ -33,6 +34,7 @@ pub use compact::{MovedChunk, SparsePack};
 pub use identity::Contents;
 pub use join_tokens::{JoinTokenRow, JoinTokenUse};
 pub use lock::SessionLock;
+pub use moves::{MoveBy, MoveRow};
 pub use nodes::NodeRow;
 pub use packs::{PackId, PackIndexes};
 pub use patch_sets::{MadeSet, PatchSetKey, PatchSetRow, PatchSetState, PatchSetTx, SetKind};
@@ -339,7 +341,7 @@ macro_rules! migration {
 }
 
 /// In the order of their numbers, which start their names.
-const MIGRATIONS: [(&str, &str, &str); 9] = [
+const MIGRATIONS: [(&str, &str, &str); 10] = [
     migration!("0001_origin"),
     migration!("0002_pack_index"),
     migration!("0003_patch_sets"),
@@ -349,6 +351,7 @@ const MIGRATIONS: [(&str, &str, &str); 9] = [
     migration!("0007_pack_bytes"),
     migration!("0008_emptied"),
     migration!("0009_database_id"),
+    migration!("0010_moves"),
 ];
 
 fn migrator(engine: Engine) -> Migrator {
@@ -374,6 +377,94 @@ mod tests {
     fn a_path_with_odd_characters_becomes_a_url_that_means_it() {
         let url = sqlite_url("/tmp/a b?c#d%.sqlite", "").expect("utf-8");
         assert_eq!(url, "sqlite:///tmp/a%20b%3Fc%23d%25.sqlite?mode=rwc");
+    }
+
+    /// Also on PostgreSQL, when the tests know a server.
+    #[tokio::test]
+    async fn releases_and_channels_from_before_get_numbers_and_the_beginning_of_a_history() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut addresses = vec![format!("sqlite:{}", dir.path().join("db").display())];
+        let server = std::env::var("DISTD_TEST_POSTGRES_URL").ok();
+        let schema = format!("before_{}", std::process::id());
+        if let Some(server) = &server {
+            let db = Db::connect(server).await.expect("a server");
+            let sql = format!("CREATE DATABASE {schema}");
+            db.pool.execute(sqlx::AssertSqlSafe(sql).into_sql_str()).await.expect("a database");
+            db.close().await;
+            addresses.push(format!("{}/{schema}", server.rsplit_once('/').expect("a URL").0));
+        }
+        for address in addresses {
+            let db = Db::connect(&address).await.expect("connects");
+            let mut before = migrator(db.engine);
+            before.migrations.to_mut().truncate(6);
+            before.run(&db.pool).await.expect("the schema of before");
+            let hash = "00".repeat(32);
+            let hash = match db.engine {
+                Engine::Sqlite => format!("x'{hash}'"),
+                Engine::Postgres => format!("decode('{hash}', 'hex')"),
+            };
+            let release = |product: &str, version: &str, created: i64| {
+                format!(
+                    "INSERT INTO releases (product, version, manifest, blake3, bytes, chunk_count, kind, created, \
+                     created_by) VALUES ('{product}', '{version}', {hash}, {hash}, 1, 1, 'file', {created}, 'ci')"
+                )
+            };
+            let product = |name: &str| {
+                format!(
+                    "INSERT INTO products (name, cut_min, cut_avg, cut_max, created) VALUES ('{name}', 4096, 16384, 65536, 1)"
+                )
+            };
+            // Of version 10 the name comes first, and it was made last.
+            let statements = [
+                product("os"),
+                product("app"),
+                product("none"),
+                release("os", "9", 100),
+                release("os", "10", 300),
+                release("os", "8", 50),
+                release("app", "1", 200),
+                "INSERT INTO channels (product, channel, version, counter, updated) VALUES ('os', 'stable', '9', 4, 120)"
+                    .to_owned(),
+            ];
+            for sql in statements {
+                db.pool.execute(sqlx::AssertSqlSafe(sql).into_sql_str()).await.expect("a row");
+            }
+            db.close().await;
+
+            let db = Db::open(&address).await.expect("migrates");
+            let name = |text: &str| -> distd_core::names::Name { text.parse().expect("a name") };
+            let os = db.releases(&name("os")).await.expect("list");
+            let numbers: Vec<_> = os.iter().map(|row| (row.version.to_string(), row.sequence)).collect();
+            assert_eq!(numbers, [("10".to_owned(), 3), ("9".to_owned(), 2), ("8".to_owned(), 1)]);
+            let mut tx = db.begin_write().await.expect("begin");
+            for (product, last) in [("os", Some(3)), ("app", Some(1)), ("none", Some(0)), ("other", None)] {
+                let found = products::last_sequence(&mut *tx, &name(product), 0).await.expect("read");
+                assert_eq!(found, last, "{product}");
+            }
+            // Later ones are far above, and grow also when the clock stands still.
+            for next in [1_000_000, 1_000_001, 1_000_002] {
+                assert_eq!(products::next_sequence(&mut *tx, &name("os"), 1000).await.expect("next"), next);
+            }
+            drop(tx);
+            let moves = db.channel_moves(&name("os"), &name("stable"), None, 9).await.expect("read");
+            let [found] = &moves[..] else { panic!("one entry: {moves:?}") };
+            assert_eq!((found.moved, &found.from, &found.to), (120, &None, &Some(name("9"))));
+            assert_eq!((found.downgrade_from, &found.by), (None, &MoveBy::origin()));
+            let back = ChannelMove {
+                product: &name("os"),
+                channel: &name("stable"),
+                version: &name("8"),
+                downgrade: false,
+            };
+            let outcome = db.set_channel(back, &MoveBy::origin(), 400).await.expect("set");
+            assert_eq!(outcome, SetChannelOutcome::Older { newest: Some(name("9")) });
+            db.close().await;
+        }
+        if let Some(server) = &server {
+            let db = Db::connect(server).await.expect("a server");
+            let sql = format!("DROP DATABASE {schema}");
+            db.pool.execute(sqlx::AssertSqlSafe(sql).into_sql_str()).await.expect("dropped");
+        }
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use distd_core::cut::CutParams;
 use distd_core::names::Name;
 use sqlx::any::AnyRow;
+use sqlx::{Any, Executor};
 
-use super::row::{Columns, impossible};
+use super::row::{Columns, impossible, signed};
 use super::{Db, DbError, UnixSeconds, failed};
 
 /// One product.
@@ -27,6 +28,51 @@ fn read(row: &AnyRow) -> Result<ProductRow, sqlx::Error> {
         cut: CutParams::new(min, avg, max).map_err(|_| impossible("cut_min"))?,
         created: row.time("created")?,
     })
+}
+
+/// The last number given to a release of a product, raised to `at_least`; `None` when there is no such product. Whoever
+/// asks has the product's row for itself until its transaction ends.
+pub(super) async fn last_sequence<'e>(
+    on: impl Executor<'e, Database = Any>,
+    product: &Name,
+    at_least: u64,
+) -> Result<Option<u64>, sqlx::Error> {
+    let row = sqlx::query(
+        "UPDATE products SET last_sequence = CASE WHEN last_sequence < $1 THEN $1 ELSE last_sequence END \
+         WHERE name = $2 RETURNING last_sequence",
+    )
+    .bind(signed(at_least))
+    .bind(product.to_string())
+    .fetch_optional(on)
+    .await?;
+    row.map(|row| row.number("last_sequence")).transpose()
+}
+
+/// Numbers of a second: enough that releases made one after the other do not run ahead of the clock.
+const PER_SECOND: u64 = 1000;
+
+/// The first and the last number of the second `now`.
+pub(super) fn numbers_of(now: UnixSeconds) -> (u64, u64) {
+    let first = u64::try_from(now).unwrap_or(0).saturating_mul(PER_SECOND);
+    (first, first.saturating_add(PER_SECOND - 1))
+}
+
+/// Numbers the next release of a product: by the unix time, or one more than the last where that is not above it. So the
+/// numbers go on growing when the database is lost or an older one comes back, as long as the clock is not behind.
+pub(super) async fn next_sequence<'e>(
+    on: impl Executor<'e, Database = Any>,
+    product: &Name,
+    now: UnixSeconds,
+) -> Result<u64, sqlx::Error> {
+    let row = sqlx::query(
+        "UPDATE products SET last_sequence = CASE WHEN last_sequence < $1 THEN $1 ELSE last_sequence + 1 END \
+         WHERE name = $2 RETURNING last_sequence",
+    )
+    .bind(signed(numbers_of(now).0))
+    .bind(product.to_string())
+    .fetch_one(on)
+    .await?;
+    row.number("last_sequence")
 }
 
 impl Db {

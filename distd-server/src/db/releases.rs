@@ -7,7 +7,7 @@ use sqlx::any::AnyRow;
 use sqlx::{Any, Executor};
 
 use super::row::{Columns, signed};
-use super::{Db, DbError, UnixSeconds, failed};
+use super::{Db, DbError, UnixSeconds, failed, products};
 
 /// One release.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,10 +32,12 @@ pub struct ReleaseRow {
     pub created_by: String,
     /// When the TUF repository first listed it; `None` until then.
     pub published: Option<UnixSeconds>,
+    /// Its number among the product's releases: a later one has a higher one. 0 when that is not known.
+    pub sequence: u64,
 }
 
 impl ReleaseRow {
-    /// The row of a release that was just made, not published yet.
+    /// The row of a release that was just made, not published yet and without its number.
     pub fn of(manifest: &Manifest, product: &Name, version: &Name, by: &str, created: UnixSeconds) -> Self {
         let root = manifest.root();
         let kind = match root.kind {
@@ -54,12 +56,13 @@ impl ReleaseRow {
             created,
             created_by: by.to_owned(),
             published: None,
+            sequence: 0,
         }
     }
 }
 
 pub(super) const COLUMNS: &str =
-    "product, version, manifest, blake3, bytes, chunk_count, kind, created, created_by, published";
+    "product, version, manifest, blake3, bytes, chunk_count, kind, created, created_by, published, sequence";
 
 pub(super) fn read(row: &AnyRow) -> Result<ReleaseRow, sqlx::Error> {
     Ok(ReleaseRow {
@@ -73,6 +76,7 @@ pub(super) fn read(row: &AnyRow) -> Result<ReleaseRow, sqlx::Error> {
         created: row.time("created")?,
         created_by: row.text("created_by")?,
         published: row.time_or_none("published")?,
+        sequence: row.number("sequence")?,
     })
 }
 
@@ -82,7 +86,7 @@ pub(super) async fn insert<'e>(
     release: &ReleaseRow,
 ) -> Result<(), sqlx::Error> {
     let sql = sqlx::AssertSqlSafe(format!(
-        "INSERT INTO releases ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+        "INSERT INTO releases ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
     ));
     sqlx::query(sql)
         .bind(release.product.to_string())
@@ -95,6 +99,7 @@ pub(super) async fn insert<'e>(
         .bind(release.created)
         .bind(release.created_by.clone())
         .bind(release.published)
+        .bind(signed(release.sequence))
         .execute(on)
         .await
         .map(drop)
@@ -123,7 +128,7 @@ impl Db {
     /// [`DbError::Query`].
     pub async fn releases(&self, product: &Name) -> Result<Vec<ReleaseRow>, DbError> {
         let sql = sqlx::AssertSqlSafe(format!(
-            "SELECT {COLUMNS} FROM releases WHERE product = $1 AND withdrawn IS NULL ORDER BY created DESC, version DESC"
+            "SELECT {COLUMNS} FROM releases WHERE product = $1 AND withdrawn IS NULL ORDER BY sequence DESC, created DESC, version DESC"
         ));
         let rows = sqlx::query(sql).bind(product.to_string()).fetch_all(&self.pool).await;
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the releases"))
@@ -173,6 +178,29 @@ impl Db {
         .await
         .map(drop)
         .map_err(failed("record that the release is published"))
+    }
+
+    /// Gives a release the number under which devices know it, and the product none at or below it from now on.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn take_over_sequence(
+        &self,
+        product: &Name,
+        version: &Name,
+        sequence: u64,
+    ) -> Result<(), DbError> {
+        let what = "take the release's number over";
+        let mut tx = self.begin_write().await?;
+        products::last_sequence(&mut *tx, product, sequence).await.map_err(failed(what))?;
+        sqlx::query("UPDATE releases SET sequence = $1 WHERE product = $2 AND version = $3")
+            .bind(signed(sequence))
+            .bind(product.to_string())
+            .bind(version.to_string())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        tx.commit().await.map_err(failed(what))
     }
 
     /// Products of which a release or a patch set names this manifest.

@@ -6,7 +6,7 @@ use distd_core::ChunkId;
 use distd_core::cut::CutParams;
 
 use super::row::{Columns, signed};
-use super::{Db, DbError, ReleaseRow, failed, releases};
+use super::{Db, DbError, ReleaseRow, failed, products, releases};
 use crate::store::pack::PackEntry;
 
 const WHAT: &str = "make the rows of a release again";
@@ -79,6 +79,7 @@ impl Db {
                 .map_err(failed(WHAT))?;
             }
         }
+        products::last_sequence(&mut *tx, &release.product, release.sequence).await.map_err(failed(WHAT))?;
         releases::insert(&mut *tx, release).await.map_err(failed(WHAT))?;
         tx.commit().await.map_err(failed(WHAT))
     }

@@ -18,6 +18,7 @@ pub(super) trait Columns {
     fn time(&self, column: &'static str) -> Result<i64, Error>;
     fn time_or_none(&self, column: &'static str) -> Result<Option<i64>, Error>;
     fn number(&self, column: &'static str) -> Result<u64, Error>;
+    fn number_or_none(&self, column: &'static str) -> Result<Option<u64>, Error>;
     fn number32(&self, column: &'static str) -> Result<u32, Error>;
     fn blob(&self, column: &'static str) -> Result<Vec<u8>, Error>;
     fn hash(&self, column: &'static str) -> Result<[u8; 32], Error>;
@@ -44,6 +45,11 @@ impl Columns for AnyRow {
 
     fn number(&self, column: &'static str) -> Result<u64, Error> {
         u64::try_from(self.try_get::<i64, _>(column)?).map_err(|_| impossible(column))
+    }
+
+    fn number_or_none(&self, column: &'static str) -> Result<Option<u64>, Error> {
+        let number = self.try_get::<Option<i64>, _>(column)?;
+        number.map(|number| u64::try_from(number).map_err(|_| impossible(column))).transpose()
     }
 
     fn number32(&self, column: &'static str) -> Result<u32, Error> {

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use super::crowd::Known;
 use super::{ApiError, App};
-use crate::db::ApiTokenRow;
+use crate::db::{ApiTokenRow, MoveBy};
 use crate::origin::signed;
 use crate::publisher::{Products, Publisher};
 
@@ -28,12 +28,14 @@ pub enum Scope {
     Publish,
     /// Move channels.
     Channel,
+    /// Order devices back to an older release when moving a channel.
+    Downgrade,
     /// Everything, tokens and nodes too.
     Admin,
 }
 
 impl Scope {
-    const ALL: [Self; 4] = [Self::Read, Self::Publish, Self::Channel, Self::Admin];
+    const ALL: [Self; 5] = [Self::Read, Self::Publish, Self::Channel, Self::Downgrade, Self::Admin];
 
     /// Its word, in SQL and JSON.
     pub fn as_str(self) -> &'static str {
@@ -41,6 +43,7 @@ impl Scope {
             Self::Read => "read",
             Self::Publish => "publish",
             Self::Channel => "channel",
+            Self::Downgrade => "downgrade",
             Self::Admin => "admin",
         }
     }
@@ -90,6 +93,8 @@ pub(super) struct Caller<N> {
     pub(super) products: Products,
     /// It may do everything.
     pub(super) admin: bool,
+    /// It may order downgrades.
+    downgrades: bool,
     need: PhantomData<N>,
 }
 
@@ -98,6 +103,17 @@ impl<N> Caller<N> {
     /// there is such a product.
     pub(super) fn may(&self, product: &Name) -> Result<(), ApiError> {
         if self.products.has(product) { Ok(()) } else { Err(ApiError::other_product(product)) }
+    }
+
+    /// Refuses to order a downgrade without the scope for it: whoever holds a token that moves channels, and no more,
+    /// cannot lead devices back.
+    pub(super) fn may_downgrade(&self) -> Result<(), ApiError> {
+        if self.downgrades { Ok(()) } else { Err(ApiError::forbidden(Scope::Downgrade.as_str())) }
+    }
+
+    /// As the one who moves channels.
+    pub(super) fn mover(&self) -> MoveBy {
+        MoveBy { token: self.token.clone(), label: self.row.label.clone() }
     }
 
     /// As the one who makes uploads.
@@ -148,8 +164,9 @@ impl<N: Need> FromRequestParts<Arc<App>> for Caller<N> {
         // Whoever may make tokens may have one for any product.
         let admin = scopes.contains(&Scope::Admin);
         let products = if admin { Products::all() } else { Products::of_row(&row.products) };
+        let downgrades = admin || scopes.contains(&Scope::Downgrade);
         let token = token_id(&row.secret_sha256);
-        Ok(Self { row, token, products, admin, need: PhantomData })
+        Ok(Self { row, token, products, admin, downgrades, need: PhantomData })
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream};
-use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_LENGTH;
 use axum::http::request::Parts;
@@ -200,6 +200,23 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Arc<App>> for At<T> {
             Err(rejection) => Err(ApiError::bad_request(
                 format!("the address does not fit: {}", rejection.body_text()),
                 "names are made of a-z A-Z 0-9 . _ + -, ids of hexadecimal digits",
+            )),
+        }
+    }
+}
+
+/// What the address asks for behind its `?`, parsed.
+pub(super) struct Asked<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<Arc<App>> for Asked<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        match Query::<T>::from_request_parts(parts, app).await {
+            Ok(Query(value)) => Ok(Self(value)),
+            Err(rejection) => Err(ApiError::bad_request(
+                format!("the address does not fit: {}", rejection.body_text()),
+                "look it up in /v1/openapi.json",
             )),
         }
     }

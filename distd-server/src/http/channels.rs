@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::auth::{Caller, ToMoveChannels, ToRead};
-use super::body::{At, Given};
+use super::body::{Asked, At, Given};
 use super::{ApiError, App, products};
-use crate::db::{ChannelRow, ReleaseRow};
+use crate::db::{ChannelMove, ChannelRow, MoveRow, ReleaseRow};
 
 /// Where a channel is to point.
 #[derive(Deserialize, ToSchema)]
@@ -20,6 +20,53 @@ use crate::db::{ChannelRow, ReleaseRow};
 pub(super) struct Move {
     /// A released version of the product.
     version: String,
+    /// Whether devices that have a later release are to come back to it. Needs the scope `downgrade`.
+    #[serde(default)]
+    downgrade: bool,
+}
+
+/// Changes of a channel that are asked for.
+#[derive(Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Page {
+    /// Only changes before this one.
+    before: Option<u64>,
+    /// Most changes, 1 to 1000; else 100.
+    limit: Option<u32>,
+}
+
+/// Changes in one answer where nothing is said, and at most.
+const PAGE: u32 = 100;
+const PAGE_MAX: u32 = 1000;
+
+/// One change of a channel.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ChannelChange {
+    /// Grows with each change.
+    id: u64,
+    /// When, unix seconds.
+    at: i64,
+    /// The version it pointed to; null when it was made.
+    from: Option<String>,
+    /// The version it points to since; null when it was removed.
+    to: Option<String>,
+    /// Whether devices were ordered to come back to it.
+    downgrade: bool,
+    /// From releases with numbers up to this one; null where that was not ordered.
+    downgrade_from: Option<u64>,
+    /// Id of the token; null when the origin did it by itself.
+    token: Option<String>,
+    /// Its label.
+    label: Option<String>,
+}
+
+/// Changes of a channel, the newest first.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ChannelHistory {
+    changes: Vec<ChannelChange>,
+    /// Ask for the ones before this for more; null when there are none.
+    before: Option<u64>,
 }
 
 /// A channel.
@@ -35,6 +82,8 @@ pub(super) struct Channel {
     counter: u64,
     /// When it last changed, unix seconds.
     updated: i64,
+    /// Devices with releases numbered up to this may come back to the version; null where that was not ordered.
+    downgrade_from: Option<u64>,
 }
 
 /// Channels.
@@ -51,6 +100,7 @@ fn channel((row, release): (ChannelRow, ReleaseRow)) -> Channel {
         manifest: release.manifest.to_string(),
         counter: row.counter,
         updated: row.updated,
+        downgrade_from: row.downgrade_from,
     }
 }
 
@@ -96,6 +146,48 @@ pub(super) async fn show(
     }
 }
 
+/// What became of a channel: every change, and by which token. Also of one that was removed.
+#[utoipa::path(get, path = "/v1/products/{product}/channels/{channel}/history", tag = "channels",
+    params(("product" = String, Path), ("channel" = String, Path), Page),
+    responses((status = 200, body = ChannelHistory)), security(("token" = ["read"])))]
+pub(super) async fn history(
+    State(app): State<Arc<App>>,
+    caller: Caller<ToRead>,
+    At((product, name)): At<(Name, Name)>,
+    Asked(page): Asked<Page>,
+) -> Result<Json<ChannelHistory>, ApiError> {
+    caller.may(&product)?;
+    let limit = page.limit.unwrap_or(PAGE);
+    if !(1..=PAGE_MAX).contains(&limit) {
+        return Err(ApiError::bad_request(
+            format!("the limit {limit} cannot be"),
+            format!("ask for 1 to {PAGE_MAX} changes at once"),
+        ));
+    }
+    let rows = app.origin.db().channel_moves(&product, &name, page.before, limit).await?;
+    if rows.is_empty() && page.before.is_none() {
+        products::find(&app, &product).await?;
+        return Err(ApiError::unknown_channel(&product, &name));
+    }
+    let full = rows.len() == limit as usize;
+    let before = rows.last().map(|row| row.id).filter(|_| full);
+    Ok(Json(ChannelHistory { changes: rows.into_iter().map(change).collect(), before }))
+}
+
+fn change(row: MoveRow) -> ChannelChange {
+    let by_token = !row.by.token.is_empty();
+    ChannelChange {
+        id: row.id,
+        at: row.moved,
+        from: row.from.map(|version| version.to_string()),
+        to: row.to.map(|version| version.to_string()),
+        downgrade: row.downgrade_from.is_some(),
+        downgrade_from: row.downgrade_from,
+        token: by_token.then_some(row.by.token),
+        label: by_token.then_some(row.by.label),
+    }
+}
+
 /// Points a channel to a release; makes the channel when it is not there.
 #[utoipa::path(put, path = "/v1/products/{product}/channels/{channel}", tag = "channels",
     params(("product" = String, Path), ("channel" = String, Path)), request_body = Move,
@@ -107,14 +199,20 @@ pub(super) async fn put(
     Given(wanted): Given<Move>,
 ) -> Result<Json<Channel>, ApiError> {
     caller.may(&product)?;
+    let downgrade = wanted.downgrade;
+    if downgrade {
+        caller.may_downgrade()?;
+    }
     products::find(&app, &product).await?;
     let version: Name =
         wanted.version.parse().map_err(|_| ApiError::unknown_version(&product, &wanted.version))?;
     let at = app.clone();
     let moved = app.detached(async move {
-        let moved = at.origin.set_channel(&product, &name, &version).await?;
+        let wanted = ChannelMove { product: &product, channel: &name, version: &version, downgrade };
+        let moved = at.origin.set_channel(wanted, &caller.mover()).await?;
         let counter = moved.0.counter;
-        tracing::info!(%product, channel = %name, %version, counter, by = caller.row.label, "channel set");
+        let (by, token) = (&caller.row.label, &caller.token);
+        tracing::info!(%product, channel = %name, %version, counter, downgrade, by, token, "channel set");
         Ok(moved)
     });
     Ok(Json(channel(moved.await?)))
@@ -133,7 +231,7 @@ pub(super) async fn remove(
     products::find(&app, &product).await?;
     let at = app.clone();
     let work = app.detached(async move {
-        if !at.origin.remove_channel(&product, &name).await? {
+        if !at.origin.remove_channel(&product, &name, &caller.mover()).await? {
             return Err(ApiError::unknown_channel(&product, &name));
         }
         tracing::info!(%product, channel = %name, by = caller.row.label, "channel removed");

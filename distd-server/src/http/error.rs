@@ -323,6 +323,18 @@ impl From<SetChannelError> for ApiError {
     fn from(error: SetChannelError) -> Self {
         match error {
             SetChannelError::UnknownRelease { product, version } => Self::unknown_version(&product, &version),
+            SetChannelError::Older { product, channel, version, newest } => {
+                let newest = newest.map_or_else(
+                    || "than a release that was withdrawn, to which".to_owned(),
+                    |newest| format!("than {product}@{newest}, to which"),
+                );
+                Self::new(
+                    StatusCode::CONFLICT,
+                    "downgrade",
+                    format!("{product}@{version} is older {newest} {product}:{channel} has pointed"),
+                    "if devices are to go back to it, say \"downgrade\": true, with a token that has the scope \"downgrade\"",
+                )
+            }
             error => Self::internal(error),
         }
     }

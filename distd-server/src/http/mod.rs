@@ -170,6 +170,7 @@ fn routes() -> Vec<Route> {
         Route::new(Method::GET, "/v1/products/{product}/channels/{channel}", channels::show),
         Route::new(Method::PUT, "/v1/products/{product}/channels/{channel}", channels::put),
         Route::new(Method::DELETE, "/v1/products/{product}/channels/{channel}", channels::remove),
+        Route::new(Method::GET, "/v1/products/{product}/channels/{channel}/history", channels::history),
         Route::new(Method::GET, "/v1/products/{product}/patches", patches::list),
         Route::new(Method::POST, "/v1/products/{product}/releases/{version}/patches", patches::create),
         Route::new(Method::POST, "/v1/tokens", tokens::create),

@@ -30,7 +30,7 @@ impl Modify for BearerToken {
         releases::list, releases::show, releases::withdraw, content::put,
         uploads::begin, uploads::missing, uploads::chunks, uploads::commit, uploads::list, uploads::abort,
         manifests::show, manifests::node, packs::show,
-        channels::list, channels::show, channels::put, channels::remove,
+        channels::list, channels::show, channels::put, channels::remove, channels::history,
         patches::list, patches::create,
         tokens::create, tokens::list, tokens::revoke, tokens::own,
         tokens::create_join, tokens::list_join, tokens::revoke_join,

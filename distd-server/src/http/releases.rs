@@ -33,6 +33,8 @@ pub(super) struct Release {
     chunks: u64,
     /// When it was made, unix seconds.
     created: i64,
+    /// Its number among the product's releases: a later one has a higher one.
+    sequence: u64,
     /// The origin's store has lost a part of it: push the same bytes again.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     damaged: bool,
@@ -60,6 +62,7 @@ impl Release {
             bytes: row.bytes,
             chunks: row.chunk_count,
             created: row.created,
+            sequence: row.sequence,
         }
     }
 }

@@ -219,7 +219,11 @@ impl Ingest {
         let release = match damaged {
             Some(release) if release.manifest != manifest.id() => return Err(IngestError::OtherCut),
             Some(release) => release,
-            None => ReleaseRow::of(&manifest, &upload.product, &upload.version, by, now),
+            None => {
+                let sequence = tx.number(&upload.product, now).await?;
+                let row = ReleaseRow::of(&manifest, &upload.product, &upload.version, by, now);
+                ReleaseRow { sequence, ..row }
+            }
         };
         let file = manifest.to_file_bytes();
         drop(manifest);

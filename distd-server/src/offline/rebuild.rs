@@ -104,6 +104,8 @@ pub(super) async fn rebuild(
     let unnamed = || RebuildError::Unnamed(format!("{product}@{version}"));
     let found = listed.releases.iter().find(|r| r.product == *product && r.version == *version);
     let id = found.and_then(|release| release.manifest()).ok_or_else(unnamed)?;
+    // One that was signed before there were numbers is older than all that have one.
+    let sequence = found.and_then(|release| release.sequence()).unwrap_or(0);
     let manifest = match ingest.manifest(&id).await {
         Err(IngestError::MissingManifest(id)) => return Err(RebuildError::Manifest(id)),
         other => other?,
@@ -134,6 +136,10 @@ pub(super) async fn rebuild(
     }
     let now = signed(unix_now());
     // Devices are told of it already.
-    let row = ReleaseRow { published: Some(now), ..ReleaseRow::of(&manifest, product, version, "fsck", now) };
+    let row = ReleaseRow {
+        published: Some(now),
+        sequence,
+        ..ReleaseRow::of(&manifest, product, version, "fsck", now)
+    };
     Ok(db.restore_release(&row, manifest.root().cut, &restoration).await?)
 }

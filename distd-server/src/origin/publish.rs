@@ -1,14 +1,14 @@
 //! From rows to signed metadata: the last step of a release, and the moves of channels.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use distd_core::names::Name;
 use distd_peer::clock::unix_now;
-use distd_peer::trust::tuf::ChannelDoc;
+use distd_peer::trust::tuf::{ChannelDoc, SEQUENCE};
 use serde_json::{Map, Value, json};
 
 use super::{Comparison, Origin, signed};
-use crate::db::{ChannelRow, DbError, ReleaseRow, SetChannelOutcome};
+use crate::db::{ChannelMove, ChannelRow, DbError, MoveBy, ReleaseRow, SetChannelOutcome};
 use crate::ingest::{CommitResult, IngestError};
 use crate::tuf::{Change, Listed, PublishError};
 
@@ -22,6 +22,18 @@ pub enum SetChannelError {
         product: Name,
         /// The version.
         version: Name,
+    },
+    /// The channel has pointed to a later release, and a downgrade was not ordered.
+    #[error("{product}@{version} is older than what {product}:{channel} has pointed to")]
+    Older {
+        /// The product.
+        product: Name,
+        /// The channel.
+        channel: Name,
+        /// The version.
+        version: Name,
+        /// The latest release that the channel has pointed to, as long as it is known.
+        newest: Option<Name>,
     },
     /// The database failed.
     #[error(transparent)]
@@ -47,6 +59,7 @@ fn custom_of(release: &ReleaseRow) -> Map<String, Value> {
         "manifest": release.manifest.to_string(),
         "blake3": release.blake3.to_string(),
         "bytes": release.bytes,
+        SEQUENCE: release.sequence,
     });
     match custom {
         Value::Object(map) => map,
@@ -73,29 +86,33 @@ impl Origin {
         Ok(())
     }
 
-    /// Points a channel to a release of its product.
+    /// Points a channel to a release of its product, in the name of `by`.
     ///
     /// # Errors
     /// [`SetChannelError`].
     pub async fn set_channel(
         &self,
-        product: &Name,
-        channel: &Name,
-        version: &Name,
+        wanted: ChannelMove<'_>,
+        by: &MoveBy,
     ) -> Result<(ChannelRow, ReleaseRow), SetChannelError> {
+        let ChannelMove { product, channel, version, .. } = wanted;
         let unknown =
             || SetChannelError::UnknownRelease { product: product.clone(), version: version.clone() };
         let _turn = self.publishing.lock().await;
         let now = unix_now();
         let release = self.db.release(product, version).await?.ok_or_else(unknown)?;
-        let before = self.db.channel(product, channel).await?;
-        let row = match self.db.set_channel(product, channel, version, signed(now)).await? {
-            SetChannelOutcome::Set(row) | SetChannelOutcome::Unchanged(row) => row,
+        let (row, before) = match self.db.set_channel(wanted, by, signed(now)).await? {
+            SetChannelOutcome::Set { row, from } => (row, from),
+            SetChannelOutcome::Unchanged(row) => (row.clone(), Some(row.version)),
+            SetChannelOutcome::Older { newest } => {
+                let (product, channel, version) = (product.clone(), channel.clone(), version.clone());
+                return Err(SetChannelError::Older { product, channel, version, newest });
+            }
             SetChannelOutcome::UnknownRelease => return Err(unknown()),
         };
         let change = channel_change(&row, &release);
         self.repository.apply(vec![change], now).await?;
-        self.queue_for_move(before.as_ref().map(|before| &before.version), &release).await;
+        self.queue_for_move(before.as_ref(), &release).await;
         Ok((row, release))
     }
 
@@ -104,7 +121,9 @@ impl Origin {
     pub(super) async fn publish_pending(&self, listed: &Listed) -> Result<(), super::OpenError> {
         let now = unix_now();
         let (mut changes, mut publishable) = (Vec::new(), Vec::new());
+        self.take_over_numbers(listed).await?;
         self.take_over_channels(listed).await?;
+        changes.extend(self.numbers_to_sign(listed).await?);
         let mut believed: BTreeSet<(Name, Name)> =
             listed.releases.iter().map(|r| (r.product.clone(), r.version.clone())).collect();
         let pending = Comparison::of(listed, self.db.all_releases().await?, Vec::new()).unlisted;
@@ -165,10 +184,51 @@ impl Origin {
                     "the channel is signed with a later change than the database has: taken over"
                 );
                 let now = signed(unix_now());
-                self.db.take_over_channel(product, channel, &doc.version, doc.counter, now).await?;
+                let signed_as = ChannelRow {
+                    product: product.clone(),
+                    channel: channel.clone(),
+                    version: doc.version.clone(),
+                    counter: doc.counter,
+                    updated: now,
+                    downgrade_from: doc.downgrade_from,
+                };
+                self.db.take_over_channel(&signed_as, now).await?;
             }
         }
         Ok(())
+    }
+
+    /// Takes over numbers that are signed otherwise than the database has them: devices remember those.
+    async fn take_over_numbers(&self, listed: &Listed) -> Result<(), DbError> {
+        let rows = self.numbers().await?;
+        for release in &listed.releases {
+            let (product, version) = (&release.product, &release.version);
+            let Some(row) = rows.get(&(product.clone(), version.clone())) else { continue };
+            if let Some(number) = release.sequence().filter(|number| *number != row.sequence) {
+                tracing::warn!(%product, %version, number, "the release is signed with another number: taken over");
+                self.db.take_over_sequence(product, version, number).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What signs numbers beside releases that were published before there were any.
+    async fn numbers_to_sign(&self, listed: &Listed) -> Result<Vec<Change>, DbError> {
+        let rows = self.numbers().await?;
+        let unnumbered = listed.releases.iter().filter(|release| release.sequence().is_none());
+        let rows = unnumbered.filter_map(|r| rows.get(&(r.product.clone(), r.version.clone())));
+        let change = |row: &ReleaseRow| Change::SetCustom {
+            product: row.product.clone(),
+            version: row.version.clone(),
+            custom: custom_of(row),
+        };
+        Ok(rows.map(change).collect())
+    }
+
+    /// Every release, by its name.
+    async fn numbers(&self) -> Result<BTreeMap<(Name, Name), ReleaseRow>, DbError> {
+        let rows = self.db.all_releases().await?;
+        Ok(rows.into_iter().map(|row| ((row.product.clone(), row.version.clone()), row)).collect())
     }
 }
 
@@ -179,6 +239,7 @@ fn channel_change(row: &ChannelRow, release: &ReleaseRow) -> Change {
         version: row.version.clone(),
         manifest: release.manifest,
         counter: row.counter,
+        downgrade_from: row.downgrade_from,
         extra: Map::new(),
     };
     let json = serde_json::to_vec(&doc).expect("names and numbers always encode");

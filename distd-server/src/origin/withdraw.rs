@@ -11,7 +11,7 @@ use distd_core::ranges::ChunkRanges;
 use distd_peer::clock::unix_now;
 
 use super::{Origin, signed};
-use crate::db::{DbError, ReleaseRow, Withdraw};
+use crate::db::{DbError, MoveBy, ReleaseRow, Withdraw};
 use crate::ingest::IngestError;
 use crate::tuf::{Change, PublishError};
 
@@ -127,11 +127,16 @@ impl Origin {
         Ok(())
     }
 
-    /// Removes a channel; `false` when there is none.
+    /// Removes a channel in the name of `by`; `false` when there is none.
     ///
     /// # Errors
     /// [`WithdrawError`].
-    pub async fn remove_channel(&self, product: &Name, channel: &Name) -> Result<bool, WithdrawError> {
+    pub async fn remove_channel(
+        &self,
+        product: &Name,
+        channel: &Name,
+        by: &MoveBy,
+    ) -> Result<bool, WithdrawError> {
         let _turn = self.publishing.lock().await;
         if self.db.channel(product, channel).await?.is_none() {
             return Ok(false);
@@ -139,7 +144,8 @@ impl Origin {
         // The list first: a row without it is listed again at the next start, and nothing was promised.
         let (product_name, channel_name) = (product.clone(), channel.clone());
         let change = Change::RemoveChannel { product: product_name, channel: channel_name };
-        self.repository.apply(vec![change], unix_now()).await?;
-        Ok(self.db.remove_channel(product, channel).await?)
+        let now = unix_now();
+        self.repository.apply(vec![change], now).await?;
+        Ok(self.db.remove_channel(product, channel, by, signed(now)).await?)
     }
 }

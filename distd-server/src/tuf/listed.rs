@@ -2,8 +2,8 @@
 
 use distd_core::ManifestId;
 use distd_core::names::Name;
-use distd_peer::trust::tuf::ChannelDoc;
 use distd_peer::trust::tuf::wire::target_path;
+use distd_peer::trust::tuf::{ChannelDoc, SEQUENCE};
 use serde_json::{Map, Value};
 
 use super::sign::{RepositoryError, TufRepository};
@@ -23,6 +23,11 @@ impl ListedRelease {
     /// Its manifest, where it is said.
     pub fn manifest(&self) -> Option<ManifestId> {
         self.custom.get("manifest")?.as_str()?.parse().ok()
+    }
+
+    /// Its number among the product's releases, where it is said.
+    pub fn sequence(&self) -> Option<u64> {
+        self.custom.get(SEQUENCE)?.as_u64()
     }
 }
 

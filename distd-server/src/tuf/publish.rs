@@ -28,6 +28,15 @@ pub enum Change {
         /// Signed beside it for clients to read.
         custom: Map<String, Value>,
     },
+    /// What is signed beside a release that is listed; one that is not stays so.
+    SetCustom {
+        /// The product.
+        product: Name,
+        /// The version.
+        version: Name,
+        /// All of it.
+        custom: Map<String, Value>,
+    },
     /// A channel made or moved.
     SetChannel {
         /// The product.
@@ -176,7 +185,9 @@ impl TufRepository {
         for change in changes {
             // What the change looks at.
             match &change {
-                Change::SetRelease { product, version, .. } | Change::RemoveRelease { product, version } => {
+                Change::SetRelease { product, version, .. }
+                | Change::SetCustom { product, version, .. }
+                | Change::RemoveRelease { product, version } => {
                     self.read_bin(&mut state, &keys, &release_target(product, version)).await?;
                 }
                 Change::SetChannel { product, json, .. } => {
@@ -236,6 +247,19 @@ fn change_state(
             }
             files.push((target_path(&name, &new.hashes.sha256), root_node));
             Ok(Some(Changed::Release(key, Box::new(new))))
+        }
+        Change::SetCustom { product, version, custom } => {
+            let key = target_name(&release_target(&product, &version))?;
+            let [_, bin] = release_roles(key.raw());
+            let Some(target) = state.roles.get_mut(&bin).and_then(|bin| bin.targets.get_mut(&key)) else {
+                return Ok(None);
+            };
+            let custom: HashMap<String, Value> = custom.into_iter().collect();
+            if target.custom == custom {
+                return Ok(None);
+            }
+            target.custom = custom;
+            Ok(role(&bin))
         }
         Change::SetChannel { product, channel, json } => {
             let name = channel_target(&product, &channel);

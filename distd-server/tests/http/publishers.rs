@@ -24,7 +24,7 @@ enum About {
 }
 
 /// Every route, with the scope it needs.
-const ROUTES: [(&str, &str, &str, About); 38] = [
+const ROUTES: [(&str, &str, &str, About); 39] = [
     ("GET", "/healthz", "", About::Nothing),
     ("GET", "/readyz", "", About::Nothing),
     ("GET", "/metrics", "", About::Nothing),
@@ -48,6 +48,7 @@ const ROUTES: [(&str, &str, &str, About); 38] = [
     ("GET", "/v1/products/{product}/channels", "read", About::Product),
     ("GET", "/v1/products/{product}/channels/{channel}", "read", About::Product),
     ("PUT", "/v1/products/{product}/channels/{channel}", "channel", About::Product),
+    ("GET", "/v1/products/{product}/channels/{channel}/history", "read", About::Product),
     ("GET", "/v1/products/{product}/patches", "read", About::Product),
     ("POST", "/v1/products/{product}/releases/{version}/patches", "publish", About::Product),
     ("POST", "/v1/tokens", "admin", About::Nothing),
@@ -111,7 +112,7 @@ async fn each_route_keeps_scopes_and_products_apart() {
         };
         let status = async |token: String| call(&token).send().await.expect("an answer").status().as_u16();
         // The scope is needed, whatever the products.
-        for other in ["read", "publish", "channel"].into_iter().filter(|other| *other != scope) {
+        for other in ["read", "publish", "channel", "downgrade"].into_iter().filter(|other| *other != scope) {
             let got = status(world.token_for(other, "*", None).await).await;
             assert_eq!(got, 403, "{method} {path} with {other} alone");
         }

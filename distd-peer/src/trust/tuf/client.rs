@@ -30,6 +30,10 @@ const TARGET_BYTES_MAX: u64 = NODE_BYTES_MAX as u64;
 /// Field of `timestamp.json` in which the origin says when it signed, unix seconds.
 pub const SIGNED_AT: &str = "signed_at";
 
+/// What is signed beside a release says, as a whole number, where the release is among those of its product: a later one
+/// has a higher number.
+pub const SEQUENCE: &str = "sequence";
+
 /// How long a timestamp holds, seconds, where it does not say when it was signed.
 const TIMESTAMP_SECONDS: u64 = 24 * 3600;
 
@@ -49,6 +53,9 @@ pub struct ChannelDoc {
     pub manifest: ManifestId,
     /// Grows by one with each change.
     pub counter: u64,
+    /// An ordered downgrade: devices with releases of the product up to this [number](SEQUENCE) may come back to this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downgrade_from: Option<u64>,
     /// What later versions add.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -104,6 +111,13 @@ pub struct Resolved {
     pub patches: Vec<PatchSetRef>,
     /// What it cost.
     pub cost: Cost,
+}
+
+impl Resolved {
+    /// The release's [number](SEQUENCE); `None` for one that an origin of an earlier release signed.
+    pub fn sequence(&self) -> Option<u64> {
+        self.custom.get(SEQUENCE)?.as_u64()
+    }
 }
 
 /// Verifies releases and channels of one realm and remembers what it has seen.

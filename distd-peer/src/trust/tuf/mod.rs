@@ -14,7 +14,7 @@ mod walk;
 pub mod wire;
 
 pub use answer::{AnswerError, Answerer};
-pub use client::{ChannelDoc, Cost, PatchSetRef, PatchesDoc, Resolved, SIGNED_AT, TufClient};
+pub use client::{ChannelDoc, Cost, PatchSetRef, PatchesDoc, Resolved, SEQUENCE, SIGNED_AT, TufClient};
 pub use error::TufError;
 pub use files_store::{DirStore, MetadataStore, PRUNING, StoreError, is_served_name};
 pub use memory::{MetadataSource, Offline, SourceError};
