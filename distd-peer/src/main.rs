@@ -95,7 +95,7 @@ fn settings(args: RunArgs) -> anyhow::Result<(RelayConfig, Option<JoinToken>)> {
         transport: args.transport.or(file.transport).unwrap_or_default(),
         proxy_url: file.proxy_url,
         metrics: args.metrics.or(file.metrics),
-        label: args.label.or(file.label).unwrap_or_else(|| "relay".to_owned()),
+        label: args.label.or(file.label).unwrap_or_else(|| distd_peer::process::host_name("relay")),
         store: StoreConfig {
             max_bytes: args.cache_max_bytes.or(cache.max_bytes).unwrap_or(bounds.max_bytes),
             min_free_bytes: args

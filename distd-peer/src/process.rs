@@ -41,3 +41,9 @@ pub fn raise_open_files() {
         let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     }
 }
+
+/// Name of this machine, by which operators tell nodes apart; `otherwise` where it has none.
+pub fn host_name(otherwise: &str) -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    if name.is_empty() { otherwise.to_owned() } else { name }
+}

@@ -56,7 +56,7 @@ struct Enrolled {
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let token = join_token(&args)?;
-    let label = args.label.clone().unwrap_or_else(host_name);
+    let label = args.label.clone().unwrap_or_else(|| distd_peer::process::host_name("device"));
     if label.len() > LABEL_BYTES_MAX {
         let error = anyhow!("the label has {} bytes; at most {LABEL_BYTES_MAX} are allowed", label.len());
         return Err(Failure::new(Code::Usage, error).into());
@@ -113,11 +113,6 @@ fn join_token(args: &Args) -> anyhow::Result<JoinToken> {
         }
     };
     text.parse::<JoinToken>().map_err(|e| Failure::new(Code::Refused, e.into()).into())
-}
-
-fn host_name() -> String {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    if name.is_empty() { "device".to_owned() } else { name }
 }
 
 async fn over_https(

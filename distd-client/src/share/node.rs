@@ -54,7 +54,7 @@ impl Node {
         let mut identity = NodeIdentity::load_or_create(data).map_err(|e| Failure::refused(e.into()))?;
         if identity.cert().is_none() {
             let error = anyhow!("this device is not enrolled (looked in {})", data.display());
-            let next = "enrol it: distd enroll --parent HOST:PORT --token TOKEN";
+            let next = "enrol it: distd enroll --parent HOST:PORT --token-file FILE";
             return Err(Failure::new(Code::Refused, error).next(next).into());
         }
         if identity.needs_renewal(unix_now())

@@ -6,7 +6,7 @@
 //! controls the origin's process can have a release signed; taking it back needs no new keys.
 //!
 //! `distd-server serve` starts a signer of its own, or connects to one that runs as another user. The two speak over a
-//! Unix socket, one request at a time ([`wire`]). Commands that an operator runs while the origin is stopped use the keys in
+//! Unix socket, one request at a time. Commands that an operator runs while the origin is stopped use the keys in
 //! their own process.
 
 mod link;
