@@ -88,7 +88,7 @@ pub fn run(mut command: Command, dir: &Path) -> Outcome {
 /// `command` under strace with `args`.
 pub fn traced(command: &Command, args: &[&str], log: &Path) -> Command {
     let mut strace = Command::new("strace");
-    strace.args(["-f", "-qq", "-y", "--seccomp-bpf", "-o"]).arg(log).args(args).arg("--");
+    strace.args(["-f", "-qq", "-y", "-o"]).arg(log).args(args).arg("--");
     strace.arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
