@@ -278,15 +278,16 @@ async fn watch(origin: Arc<Origin>) {
 async fn maintain(origin: Arc<Origin>) {
     let mut swept = unix_now();
     loop {
-        let wait = match origin.maintain().await {
-            Ok(seconds) => Duration::from_secs(seconds),
+        let (wait, is_well) = match origin.maintain().await {
+            Ok(seconds) => (Duration::from_secs(seconds), true),
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "maintenance failed");
-                MAINTAIN_AGAIN
+                (MAINTAIN_AGAIN, false)
             }
         };
         let now = unix_now();
-        if now.saturating_sub(swept) >= SWEEP_SECONDS {
+        // Not by a process that another has overtaken.
+        if is_well && now.saturating_sub(swept) >= SWEEP_SECONDS {
             match origin.ingest().sweep_orphans(SweepScope::Shared, signed(now)).await {
                 Ok(found) => {
                     swept = now;

@@ -188,10 +188,18 @@ fn a_signer_of_another_user_holds_the_keys_and_the_origins_directory_has_none() 
     ]));
     succeeded(server(&["keys", "rotate", "--role", "snapshot", "--data", &data, "--keys", &text(&keys)]));
     lab.start_origin();
+    // A backup holds whatever the origin has, which is no key.
+    let (backup, again) = (text(&outside.path().join("backup")), text(&outside.path().join("again")));
+    succeeded(server(&["backup", &backup, "--data", &data, "--signer", &text(&socket)]));
+    assert!(
+        !Path::new(&backup).join("tuf-keys").exists() && !Path::new(&backup).join("realm/ca.key").exists()
+    );
     let two = artifact(&lab, 5);
     lab.push(&two, "os", "2").ok();
     lab.pull("a", "os@2", &lab.path("out"), &[]).ok();
     assert!(same(&two, &lab.path("out")));
+    lab.stop_origin();
+    succeeded(server(&["restore", &backup, "--data", &again, "--signer", &text(&socket)]));
 }
 
 fn new_key(directory: &Path, name: &str) -> PathBuf {
@@ -244,6 +252,10 @@ fn root_keys_of_several_people_never_come_near_the_origin() {
     let by_ann = sign(&data, away.path(), &[&ann]);
     succeeded(server(&["root", "install", &text(&by_ann), "--data", &data_text]));
     refused("lacks 1 signatures by its own keys");
+    // Whoever forgets the options gets no realm with a root key of the origin's own.
+    let forgot = server(&serve(&[]).iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(told(&forgot).contains("waits to be the first root"), "{}", told(&forgot));
+    assert!(data.join("root-next.json").exists());
     // A stranger's signature is none, and a key given twice counts once.
     let stranger = new_key(away.path(), "stranger");
     let by_others = sign(&data, away.path(), &[&stranger, &ann]);
@@ -356,7 +368,7 @@ fn an_origin_that_began_with_its_own_root_key_gives_it_away() {
 
 #[test]
 fn a_damaged_or_foreign_root_is_named_and_changes_nothing() {
-    let lab = Lab::start();
+    let mut lab = Lab::start();
     let data = lab.path("origin");
     let data_text = text(&data);
     let next = data.join("root-next.json");
@@ -368,6 +380,12 @@ fn a_damaged_or_foreign_root_is_named_and_changes_nothing() {
     }
     fs::write(&next, vec![b' '; (1 << 20) + 1]).expect("write");
     assert!(told(&show()).contains("longer than 1 MiB"), "{}", told(&show()));
+    fs::remove_file(&next).expect("remove");
+    // Nor does it keep the origin from starting, and signing.
+    fs::write(&next, b"no json").expect("write");
+    lab.restart_origin();
+    lab.push(&artifact(&lab, 9), "os", "1").ok();
+    assert!(lab.origin().log().contains("was not put in force"), "{}", lab.origin().log());
     fs::remove_file(&next).expect("remove");
     // Another realm's root of the next version.
     let other = Lab::start();

@@ -26,6 +26,11 @@ impl Losses {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a pack is lost.
+    pub(super) fn has_packs(&self) -> bool {
+        !self.known().packs.is_empty()
+    }
+
     /// Whether nothing is lost: then nothing needs to be looked up.
     pub(super) fn is_empty(&self) -> bool {
         let known = self.known();

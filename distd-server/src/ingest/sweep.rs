@@ -103,6 +103,14 @@ impl Ingest {
         self.delete_all(&doomed).await?;
         swept.packs += doomed.len() as u64;
 
+        // A database that misses packs is of an older time: the packs that it does not know may hold the only copies.
+        if all {
+            self.look_for_losses().await?;
+        }
+        if self.losses.has_packs() {
+            tracing::error!("packs are missing: none that the database does not know is deleted");
+            return Ok(swept);
+        }
         let packs = self.orphans("packs", modified_max).await?;
         let manifests = self.orphans("manifests", modified_max).await?;
         if !all {

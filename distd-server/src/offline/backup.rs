@@ -105,7 +105,10 @@ pub async fn backup(places: &Places, to: &Path) -> Result<Backed, BackupError> {
 async fn copy(places: &Places, db: &Db, to: &Path) -> Result<Backed, BackupError> {
     let created = unix_now();
     for name in KEYS {
-        copy_tree(&places.data.join(name), &to.join(name))?;
+        // A signer's keys are elsewhere.
+        if places.data.join(name).is_dir() {
+            copy_tree(&places.data.join(name), &to.join(name))?;
+        }
     }
     let token = places.data.join("admin.token");
     if token.is_file() {

@@ -98,7 +98,9 @@ pub async fn restore(places: &Places, from: &Path) -> Result<Restored, RestoreEr
         copy_file(&token, &places.data.join("admin.token"))?;
     }
     for name in KEYS {
-        copy_tree(&from.join(name), &places.data.join(name))?;
+        if from.join(name).is_dir() {
+            copy_tree(&from.join(name), &places.data.join(name))?;
+        }
     }
     let roles = ["snapshot".to_owned(), "timestamp".to_owned()];
     let roles = [(&roles[0], RotatableRole::Snapshot), (&roles[1], RotatableRole::Timestamp)];

@@ -91,9 +91,9 @@ pub fn new_root_key(path: &Path) -> Result<String, KeyError> {
 pub async fn prepare_root(places: &Places, order: &RootOrder) -> Result<(PathBuf, Missing), RootError> {
     let path = next_root_path(&places.data);
     let repository = open(places).await?;
-    if let Some(waiting) = read_root_file(&path)?
+    if !order.replace
+        && let Some(waiting) = read_root_file(&path)?
         && waiting.version() > repository.root_file().await?.version()
-        && !order.replace
     {
         return Err(RootError::Waiting(path));
     }

@@ -142,6 +142,15 @@ pub enum OpenError {
         /// What it lacks.
         missing: Missing,
     },
+    /// A ceremony was begun, and its keys are not named any more.
+    #[error(
+        "{} waits to be the first root of this realm: name its keys with --offline-root and --root-threshold as before, \
+         or remove the file to begin with a root key of the origin's own", .0.display()
+    )]
+    OfflineRootNotNamed(PathBuf),
+    /// Another process signs for this store now.
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
     /// Its parts do not belong together.
     #[error(transparent)]
     Disagreement(#[from] DisagreementError),
@@ -168,6 +177,7 @@ pub struct Origin {
     answerer: Answerer,
     credentials: Arc<Credentials>,
     hosts: Vec<String>,
+    owner: Owner,
     data: PathBuf,
     spool: PathBuf,
     revoked: Arc<Revoked>,
@@ -239,16 +249,26 @@ impl Origin {
             metadata,
             credentials,
             hosts,
+            owner,
             data: data.clone(),
             spool,
             revoked: Arc::default(),
             revoking: tokio::sync::Mutex::new(()),
             publishing: tokio::sync::Mutex::new(()),
         });
-        if let Some(missing) = origin.take_next_root().await?
-            && !missing.is_none()
-        {
-            tracing::warn!("{missing}: distd-server root show says more");
+        // A file that cannot be used must not keep a realm from signing its timestamp.
+        match origin.take_next_root().await {
+            Ok(Some(missing)) if !missing.is_none() => {
+                tracing::warn!("{missing}: distd-server root show says more");
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(
+                    error,
+                    "the next TUF root was not put in force: prepare it again with --replace"
+                );
+            }
         }
         origin.name_losses().await?;
         let cut_off = origin.db.requeue_patch_sets().await?;
@@ -346,9 +366,17 @@ impl Origin {
     /// The first thing that failed; call again after a while.
     pub async fn maintain(&self) -> Result<u64, OpenError> {
         let now = unix_now();
+        // Whoever was overtaken signs nothing, and deletes nothing that another may need.
+        self.owner.check().await?;
         let refreshed = self.repository.refresh(now).await?;
-        if refreshed.root_key_needed {
-            self.ask_for_next_root().await?;
+        if refreshed.root_key_needed
+            && let Err(error) = self.ask_for_next_root().await
+        {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(
+                error,
+                "the TUF root runs out, and the next one could not be written for its keys"
+            );
         }
         let expired = self.ingest.expire(signed(now)).await?;
         if expired > 0 {
@@ -384,6 +412,9 @@ async fn open_repository(
     now: u64,
 ) -> Result<TufRepository, OpenError> {
     let begun = metadata.get("1.root.json").await.map_err(RepositoryError::from)?.is_some();
+    if !begun && offline_root.is_empty() && next_root_path(&places.data).exists() {
+        return Err(OpenError::OfflineRootNotNamed(next_root_path(&places.data)));
+    }
     let options = match begun {
         true => Options::default(),
         false => root::first_root_options(&places.data, offline_root, root_threshold)?,

@@ -79,6 +79,7 @@ impl Origin {
         let in_force = self.repository.root_file().await?.version();
         if file.version() <= in_force {
             // Left by a crash behind its installation, or the first root.
+            self.repository.retire_unlisted().await?;
             files::remove(&path)?;
             return Ok(None);
         }

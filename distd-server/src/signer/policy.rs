@@ -3,7 +3,7 @@
 //! Whoever controls the origin's process controls every request. The rules here bound what such a request can gain
 //! beyond the time in which it is made.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use distd_peer::trust::identity::Role;
 use distd_peer::trust::revoked::revoked_message;
@@ -63,6 +63,12 @@ pub(super) fn check_metadata(
             let root: Root = serde_json::from_value(value).map_err(|_| "the root is malformed".to_owned())?;
             for (listed, role_keys) in &root.roles {
                 let name = listed.to_string();
+                let distinct: BTreeSet<_> = role_keys.keyids.iter().collect();
+                let fits = distinct.len() == role_keys.keyids.len()
+                    && role_keys.threshold.get() <= distinct.len() as u64;
+                if !fits || !root.consistent_snapshot {
+                    return Err(format!("with this root nobody could sign for {name}"));
+                }
                 if role_keys.keyids.iter().any(|id| !is_own(&name, id, root.keys.get(id))) {
                     return foreign(&name);
                 }
@@ -120,14 +126,16 @@ pub(super) fn check_certificate(tbs: &[u8], ca: &[u8], node_seconds: u64, now: u
             ParsedExtension::ExtendedKeyUsage(_)
             | ParsedExtension::AuthorityKeyIdentifier(_)
             | ParsedExtension::SubjectKeyIdentifier(_) => {}
-            _ => return refuse("the certificate has an extension that no node's has"),
+            _ => return refuse("the certificate has an extension that no certificate of a node has"),
         }
     }
     let is_of =
         |role: Role| names.len() == role.names().len() && names.iter().all(|n| role.names().contains(n));
     let longest = if is_of(Role::Leaf) || is_of(Role::Relay) {
         node_seconds
-    } else if Role::Origin.names().iter().all(|name| names.contains(name)) {
+    } else if Role::Origin.names().iter().all(|name| names.contains(name))
+        && !names.iter().any(|name| is_anothers(name))
+    {
         ORIGIN_SECONDS_MAX
     } else {
         return refuse("the certificate has the names of no role");
@@ -139,6 +147,12 @@ pub(super) fn check_certificate(tbs: &[u8], ca: &[u8], node_seconds: u64, now: u
         );
     }
     Ok(())
+}
+
+/// Whether a name is that of a role which the origin does not have.
+fn is_anothers(name: &str) -> bool {
+    let of = |role: Role| role.names().contains(&name);
+    (of(Role::Leaf) || of(Role::Relay)) && !of(Role::Origin)
 }
 
 /// Checks a message that the CA's key is to sign and that is no certificate.

@@ -86,7 +86,7 @@ impl Signer {
                 Ok(Reply::Hello { ca_pem: self.authority.pem.clone(), keys })
             }
             Request::Hello { version } => Err(format!(
-                "it speaks version {VERSION}, the origin version {version}: use one release of both"
+                "the signer speaks version {VERSION}, the origin version {version}: use one release of both"
             )),
             Request::Generate { role } => {
                 if !key_roles().any(|known| known == role) {

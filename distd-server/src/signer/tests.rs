@@ -141,7 +141,7 @@ fn no_certificate_outlasts_the_compromise_of_an_origin() {
     let after =
         |seconds: u64| (std::time::UNIX_EPOCH + std::time::Duration::from_secs(unix_now() + seconds)).into();
     let ca = |params: &mut CertificateParams| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    refused(link.sign_certificate(&tbs(&pem, ca)), "extension that no node's has");
+    refused(link.sign_certificate(&tbs(&pem, ca)), "extension that no certificate");
     refused(
         link.sign_certificate(&tbs(&pem, |params| params.not_after = after(2 * DAY))),
         "longer than it may",
@@ -155,6 +155,11 @@ fn no_certificate_outlasts_the_compromise_of_an_origin() {
         params.not_after = after(300 * DAY);
     };
     refused(link.sign_certificate(&tbs(&pem, origin)), "longer than it may");
+    let all = |params: &mut CertificateParams| {
+        let names = [Role::Origin, Role::Relay].into_iter().flat_map(|role| role.names());
+        params.subject_alt_names = names.map(|name| dns(name)).collect();
+    };
+    refused(link.sign_certificate(&tbs(&pem, all)), "names of no role");
     let other = Realm::load_or_create(&dir.path().join("other"), unix_now()).expect("another realm");
     refused(link.sign_certificate(&tbs(other.ca_pem(), |_| {})), "not this CA's");
     refused(link.sign_certificate(b"0\x03\x02\x01\x01"), "malformed");
@@ -212,6 +217,16 @@ async fn no_metadata_outlasts_the_compromise_of_an_origin() {
     changed["delegations"]["keys"][&id] = foreign;
     changed["delegations"]["roles"][0]["keyids"] = json!([id]);
     refused(sign("targets", &changed), "does not hold");
+    for role in ["root", "targets", "snapshot", "timestamp"] {
+        for keys in [json!([]), json!([hex::encode(id_of(role)), hex::encode(id_of(role))])] {
+            let mut changed = root.clone();
+            changed["roles"][role]["keyids"] = keys;
+            refused(sign("root", &changed), "nobody could sign");
+        }
+        let mut changed = root.clone();
+        changed["roles"][role]["threshold"] = json!(2);
+        refused(sign("root", &changed), "nobody could sign");
+    }
     // A key that is known, for a role that is not its own.
     let mut changed = root;
     let of_timestamp = changed["roles"]["timestamp"]["keyids"].clone();

@@ -118,11 +118,14 @@ impl OfflineKey {
     pub fn create(path: &Path) -> Result<Self, KeyError> {
         let pem = generate_ed25519_pem();
         let key = Self(parse("root", pem.as_bytes(), path.to_owned())?);
-        if !files::create_secret(path, pem.as_bytes())? {
-            return Err(KeyError::Exists(path.to_owned()));
-        }
         let mut public = path.as_os_str().to_owned();
         public.push(".pub");
+        let key = match files::create_secret(path, pem.as_bytes())? {
+            true => key,
+            // Cut off between the two files: the public half is made of what is there.
+            false if !Path::new(&public).exists() => Self::read(path)?,
+            false => return Err(KeyError::Exists(path.to_owned())),
+        };
         files::write_atomic(Path::new(&public), key.0.to_public()?.json.as_bytes(), 0o644)?;
         Ok(key)
     }

@@ -6,6 +6,7 @@ use distd_peer::trust::tuf::PRUNING;
 use distd_peer::trust::tuf::wire::target_path;
 use tough::schema::RoleType;
 
+use super::root::is_refused;
 use super::sign::{Dirty, RepositoryError, State, TufRepository, expires, lifetime, next, schema, sign};
 
 /// How long an unreachable file stays, seconds: a device in the middle of an update, or a cache, may want it.
@@ -67,7 +68,10 @@ impl TufRepository {
             // A signer refuses a root with keys that are not its own; the other roles must not wait for that.
             let signed = match (signers.len() as u64) < threshold(&state) {
                 true => None,
-                false => sign(root, &signers).ok(),
+                false => match sign(root, &signers) {
+                    Err(error) if is_refused(&error) => None,
+                    other => Some(other?),
+                },
             };
             match signed {
                 None => out.root_key_needed = true,

@@ -11,9 +11,10 @@ use tough::schema::decoded::{Decoded, Hex};
 use tough::schema::key::Key;
 use tough::schema::{Role, RoleKeys, RoleType, Root, Signature, Signed};
 
-use super::keys::{KeyRing, OfflineKey};
+use super::keys::{KeyError, KeyRing, OfflineKey};
 use super::refresh::RotatableRole;
 use super::sign::{Dirty, RepositoryError, TufRepository, expires, next, schema, sign};
+use crate::signer::SignerError;
 
 /// What a new root changes. Its validity begins anew in any case.
 #[derive(Clone, Debug, Default)]
@@ -243,13 +244,14 @@ impl TufRepository {
         match sign(root.clone(), &keys.keys_of("root", &ids)) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(RootFile).map_err(schema),
             // A signer signs no root with keys that are not its own: people do.
-            Err(error) => {
+            Err(error) if is_refused(&error) => {
                 tracing::info!(
                     error = &error as &dyn std::error::Error,
                     "the proposed root is not signed here"
                 );
                 Ok(unsigned(root))
             }
+            Err(error) => Err(error),
         }
     }
 
@@ -314,10 +316,7 @@ impl TufRepository {
         }
         let bytes = serde_json::to_vec(&serde_json::to_value(&file.0).map_err(schema)?).map_err(schema)?;
         self.put_root(&mut state, bytes.into()).await?;
-        for role in ONLINE.into_iter().chain([RoleType::Root]) {
-            let listed = root.roles.get(&role).map(|r| r.keyids.clone()).unwrap_or_default();
-            keys.retire(&role.to_string(), &listed)?;
-        }
+        retire(keys, root)?;
         Ok(missing)
     }
 
@@ -339,6 +338,17 @@ impl TufRepository {
             self.propose(&mut keys, &RootChange { rotate: vec![role], ..RootChange::default() }, now).await?;
         let missing = self.install(&mut keys, &file, now).await?;
         if missing.is_none() { Ok(()) } else { Err(keys.missing("root").into()) }
+    }
+
+    /// Removes keys that the root in force does not list: what an installation that was cut off had left to do.
+    ///
+    /// # Errors
+    /// [`RepositoryError`]
+    pub async fn retire_unlisted(&self) -> Result<(), RepositoryError> {
+        let mut keys = self.keys.lock().await;
+        *keys = KeyRing::load(&self.holder)?;
+        let root = self.newest_root().await?.0.signed;
+        retire(&mut keys, &root)
     }
 
     /// Puts a root behind the present one.
@@ -364,8 +374,21 @@ const ONLINE: [RoleType; 3] = [RoleType::Targets, RoleType::Snapshot, RoleType::
 /// Most keys of a root: devices check every signature.
 pub const ROOT_KEYS_MAX: u64 = 32;
 
+fn retire(keys: &mut KeyRing, root: &Root) -> Result<(), RepositoryError> {
+    for role in ONLINE.into_iter().chain([RoleType::Root]) {
+        let listed = root.roles.get(&role).map(|r| r.keyids.clone()).unwrap_or_default();
+        keys.retire(&role.to_string(), &listed)?;
+    }
+    Ok(())
+}
+
 fn role_keys(root: &mut Root, role: RoleType) -> Result<&mut RoleKeys, RepositoryError> {
     root.roles.get_mut(&role).ok_or_else(|| schema(format!("the root lacks the role {role}")))
+}
+
+/// Whether the signer answered, and said no.
+pub(super) fn is_refused(error: &RepositoryError) -> bool {
+    matches!(error, RepositoryError::Key(KeyError::Signer(SignerError::Refused(_))))
 }
 
 /// The first root of a realm whose root keys are elsewhere, unsigned.
