@@ -65,7 +65,7 @@ pub(crate) struct ClientFile {
     /// Bounds on both directions.
     #[serde(default, skip_serializing_if = "LimitsFile::is_default")]
     pub(crate) limits: LimitsFile,
-    /// What is taken from channels.
+    /// Rules for releases that channels bring.
     #[serde(default, skip_serializing_if = "PolicyFile::is_default")]
     pub(crate) policy: PolicyFile,
 }

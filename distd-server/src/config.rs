@@ -553,7 +553,7 @@ fn text_of(value: toml::Value) -> Option<String> {
 /// Validity of a node's certificate, as in `24h`.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The reason why the text is no validity.
 pub fn parse_validity(text: &str) -> Result<Duration, &'static str> {
     let validity = parse_duration(text).filter(|validity| VALIDITY_SECONDS.contains(&validity.as_secs()));
     validity.ok_or("is no duration between 5m and 365d, as in 24h")

@@ -186,7 +186,7 @@ impl Relay {
         }
     }
 
-    /// What a parent answers.
+    /// Asks a parent for metadata, with the bytes of a question.
     ///
     /// # Errors
     /// [`ServeError::Upstream`].
@@ -636,7 +636,7 @@ struct Asking<'a> {
     tx: mpsc::UnboundedSender<Arrival>,
     /// Not asked for yet.
     later: ChunkRanges,
-    /// What of its node's room the open ones take, and those answered since [`Self::top_up`].
+    /// Room of the asker's node that the open ones take, and those answered since [`Self::top_up`].
     room: Option<SemaphorePermit<'a>>,
     waiter: Waiter<'a>,
 }

@@ -205,7 +205,7 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Arc<App>> for At<T> {
     }
 }
 
-/// What the address asks for behind its `?`, parsed.
+/// The query of the address, parsed.
 pub(super) struct Asked<T>(pub(super) T);
 
 impl<T: DeserializeOwned + Send> FromRequestParts<Arc<App>> for Asked<T> {

@@ -146,7 +146,7 @@ pub(super) async fn show(
     }
 }
 
-/// What became of a channel: every change, and by which token. Also of one that was removed.
+/// The history of a channel: every change, and the token that made it. A channel that was removed has one too.
 #[utoipa::path(get, path = "/v1/products/{product}/channels/{channel}/history", tag = "channels",
     params(("product" = String, Path), ("channel" = String, Path), Page),
     responses((status = 200, body = ChannelHistory)), security(("token" = ["read"])))]

@@ -211,7 +211,7 @@ struct Growing {
     written: Written,
 }
 
-/// What of a body is on the disk. Writing goes on while more comes.
+/// The part of a body that is on the disk. Writing goes on while more comes.
 #[derive(Default)]
 enum Written {
     #[default]
@@ -362,7 +362,7 @@ impl Spooled {
     }
 }
 
-/// What becomes of a body.
+/// The way a body is used.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
     /// It is read once, in order.

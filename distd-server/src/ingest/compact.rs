@@ -33,7 +33,7 @@ const ROUND_BYTES: u64 = 1 << 30;
 /// Stored bytes of chunks read in one go.
 const READ_BYTES: u64 = 4 << 20;
 
-/// What compaction has done and has to do.
+/// The state of compaction: counters, and whether there is work.
 #[derive(Debug)]
 pub struct Compaction {
     enabled: bool,
@@ -64,7 +64,7 @@ impl Compaction {
     }
 }
 
-/// What one call did.
+/// The result of one call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Compacted {
     /// Packs emptied.
@@ -133,7 +133,7 @@ impl Ingest {
             allowed = rest;
             match self.empty_pack(pack, &mut filling, now, done).await {
                 Ok(()) => done.packs += 1,
-                // What was damaged stays where it is, and stays known as damaged.
+                // A damaged chunk stays where it is, and stays known as damaged.
                 Err(
                     error @ (IngestError::StoredChunk(_)
                     | IngestError::Read(
@@ -253,7 +253,7 @@ impl Ingest {
         Ok(objects.len() as u64)
     }
 
-    /// What compaction has done.
+    /// Counters of compaction.
     pub fn compaction(&self) -> &Compaction {
         &self.compaction
     }

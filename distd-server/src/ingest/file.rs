@@ -57,7 +57,7 @@ impl FileHandle {
     /// A file that is open already.
     ///
     /// # Errors
-    /// What measuring it reports.
+    /// The error of the seek that measures the file.
     pub fn of(mut file: File) -> io::Result<Self> {
         use std::io::{Seek, SeekFrom};
         let len = file.seek(SeekFrom::End(0))?;

@@ -88,7 +88,7 @@ impl Ingest {
         Ok(chunks.iter().all(|chunk| seen.has(*chunk)))
     }
 
-    /// What publishers of these products may know of now: asked once for each request.
+    /// The chunks that publishers of these products may know of now: asked once for each request.
     ///
     /// # Errors
     /// [`IngestError`].

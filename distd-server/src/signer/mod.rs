@@ -23,6 +23,8 @@ pub use link::{SignerError, SignerLink};
 pub use process::{SignerProcessError, run};
 pub(crate) use wire::PublicKey;
 
+use crate::tuf::{KeyError, pin_first_root};
+
 /// Directory of the TUF keys, within the directory of all keys.
 pub(crate) const TUF_KEYS: &str = "tuf-keys";
 
@@ -39,6 +41,18 @@ impl KeyHolder {
     /// The keys of an origin whose data directory is `data`, in this process.
     pub fn in_dir(data: &Path) -> Self {
         Self::ThisProcess(data.to_owned())
+    }
+
+    /// The SHA-256 (hexadecimal) of the realm's first root, which the holder remembers beside the keys, so that nobody who
+    /// can write to the store chooses it; `sha256` when none was remembered.
+    ///
+    /// # Errors
+    /// [`KeyError`]
+    pub(crate) fn first_root(&self, sha256: &str) -> Result<String, KeyError> {
+        match self {
+            Self::ThisProcess(dir) => pin_first_root(&dir.join(TUF_KEYS), sha256),
+            Self::Signer(link) => Ok(link.first_root(sha256)?),
+        }
     }
 
     /// Names the holder, for messages.

@@ -9,14 +9,12 @@ use distd_peer::trust::identity::Role;
 use distd_peer::trust::revoked::revoked_message;
 use distd_peer::trust::seal::is_seal_message;
 use serde_json::Value;
-use tough::schema::decoded::{Decoded, Hex};
-use tough::schema::key::Key;
 use tough::schema::{Root, Targets};
 use x509_parser::certificate::TbsCertificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
-use crate::tuf::{expires_after, key_roles};
+use crate::tuf::{KeyRing, expires_after, key_roles};
 
 /// How far the clocks of two processes may be apart, seconds.
 const CLOCK_SECONDS: u64 = 3600;
@@ -24,17 +22,12 @@ const CLOCK_SECONDS: u64 = 3600;
 /// Longest validity of a certificate with the origin's name, seconds.
 const ORIGIN_SECONDS_MAX: u64 = 31 * 24 * 3600;
 
-/// Checks TUF metadata in canonical form that a key of `role` is to sign at `now` (unix seconds). `own` are the signer's
-/// public keys by role: metadata may name no other.
+/// Checks TUF metadata in canonical form that a key of `role` is to sign at `now` (unix seconds). Metadata may name
+/// no key but those in `own`, the signer's.
 ///
 /// # Errors
 /// Why it is not signed.
-pub(super) fn check_metadata(
-    role: &str,
-    message: &[u8],
-    own: &[(String, Decoded<Hex>, Key)],
-    now: u64,
-) -> Result<(), String> {
+pub(super) fn check_metadata(role: &str, message: &[u8], own: &KeyRing, now: u64) -> Result<(), String> {
     if !key_roles().any(|known| known == role) {
         return Err(format!("there is no TUF role {role:?}"));
     }
@@ -53,9 +46,6 @@ pub(super) fn check_metadata(
     if expires.is_none_or(|at| at > latest) {
         return Err(format!("the metadata of {role} would hold longer than it may; compare the clocks"));
     }
-    let is_own = |role: &str, id: &Decoded<Hex>, key: Option<&Key>| {
-        own.iter().any(|(of, own_id, own)| of == role && own_id == id && key.is_none_or(|key| key == own))
-    };
     let foreign =
         |role: &str| Err(format!("the metadata names a key for {role} that this signer does not hold"));
     match kind {
@@ -69,7 +59,7 @@ pub(super) fn check_metadata(
                 if !fits || !root.consistent_snapshot {
                     return Err(format!("with this root nobody could sign for {name}"));
                 }
-                if role_keys.keyids.iter().any(|id| !is_own(&name, id, root.keys.get(id))) {
+                if role_keys.keyids.iter().any(|id| !own.has(&name, id, root.keys.get(id))) {
                     return foreign(&name);
                 }
             }
@@ -82,7 +72,7 @@ pub(super) fn check_metadata(
             let keys = delegations.map_or(&none, |delegations| &delegations.keys);
             for delegated in delegations.iter().flat_map(|delegations| &delegations.roles) {
                 let key_role = crate::tuf::key_role(&delegated.name);
-                if delegated.keyids.iter().any(|id| !is_own(key_role, id, keys.get(id))) {
+                if delegated.keyids.iter().any(|id| !own.has(key_role, id, keys.get(id))) {
                     return foreign(&delegated.name);
                 }
             }

@@ -3,17 +3,17 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use distd_peer::clock::unix_now;
 use rcgen::SigningKey as _;
 use tough::schema::decoded::{Decoded, Hex};
 
+use super::KeyHolder;
 use super::policy::{check_certificate, check_metadata, check_statement};
 use super::wire::{self, Reply, Request, VERSION};
-use super::{KeyHolder, TUF_KEYS};
 use crate::realm::{Authority, RealmError};
-use crate::tuf::{KeyError, KeyRing, key_roles, pin_first_root};
+use crate::tuf::{KeyError, KeyRing, key_roles};
 
 /// Why the signer ended.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +64,6 @@ struct Signer {
     authority: Authority,
     ring: KeyRing,
     holder: KeyHolder,
-    tuf_keys: PathBuf,
     node_seconds: u64,
 }
 
@@ -73,7 +72,7 @@ impl Signer {
         let authority = Authority::load_or_create(keys, unix_now())?;
         let holder = KeyHolder::in_dir(keys);
         let ring = KeyRing::load(&holder)?;
-        Ok(Self { authority, ring, holder, tuf_keys: keys.join(TUF_KEYS), node_seconds })
+        Ok(Self { authority, ring, holder, node_seconds })
     }
 
     fn answer(&mut self, request: Request) -> Result<Reply, String> {
@@ -102,7 +101,7 @@ impl Signer {
                 Ok(Reply::Retired)
             }
             Request::Metadata { role, key_id, message } => {
-                check_metadata(&role, &message, &self.ring.own(), now)?;
+                check_metadata(&role, &message, &self.ring, now)?;
                 let id: Decoded<Hex> = key_id.into();
                 let key = self.ring.keys_of(&role, std::slice::from_ref(&id));
                 let key = key.first().ok_or_else(|| self.ring.missing(&role).to_string())?;
@@ -120,7 +119,7 @@ impl Signer {
                 if sha256.len() != 64 || !sha256.bytes().all(|byte| byte.is_ascii_hexdigit()) {
                     return Err("that is no SHA-256".to_owned());
                 }
-                pin_first_root(&self.tuf_keys, &sha256).map(Reply::FirstRoot).map_err(|e| e.to_string())
+                self.holder.first_root(&sha256).map(Reply::FirstRoot).map_err(|e| e.to_string())
             }
         }
     }

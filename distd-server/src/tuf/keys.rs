@@ -209,9 +209,12 @@ impl KeyRing {
         self.keys.iter().map(SigningKey::to_public).collect()
     }
 
-    /// All keys by role.
-    pub(crate) fn own(&self) -> Vec<(String, Decoded<Hex>, Key)> {
-        self.keys.iter().map(|key| (key.role.clone(), key.id.clone(), key.public.clone())).collect()
+    /// Whether a key of this role has this id, and is `public` where that is stated.
+    pub(crate) fn has(&self, role: &str, id: &Decoded<Hex>, public: Option<&Key>) -> bool {
+        let is_it = |key: &SigningKey| {
+            key.role == role && key.id == *id && public.is_none_or(|public| *public == key.public)
+        };
+        self.keys.iter().any(is_it)
     }
 
     /// One public key.
@@ -272,8 +275,7 @@ impl KeyRing {
     }
 }
 
-/// The SHA-256 (hexadecimal) of the realm's first root, which lies beside the keys so that nobody who can write to the
-/// store chooses it; `sha256` when none was remembered.
+/// [`KeyHolder::first_root`] of keys in files.
 ///
 /// # Errors
 /// [`KeyError`]
@@ -310,10 +312,13 @@ fn load_files(dir: &Path) -> Result<Vec<SigningKey>, KeyError> {
 
 fn generate_in(dir: &Path, role: &str) -> Result<SigningKey, KeyError> {
     let pem = generate_ed25519_pem();
-    let made = parse(role, pem.as_bytes(), PathBuf::new())?;
-    let path = dir.join(format!("{role}-{}.pem", hex::encode(&made.id[..8])));
+    let mut key = parse(role, pem.as_bytes(), PathBuf::new())?;
+    let path = dir.join(format!("{role}-{}.pem", hex::encode(&key.id[..8])));
     files::create_secret(&path, pem.as_bytes())?;
-    parse(role, pem.as_bytes(), path)
+    if let Private::Here(at, _) = &mut key.private {
+        *at = path;
+    }
+    Ok(key)
 }
 
 fn parse(role: &str, pem: &[u8], path: PathBuf) -> Result<SigningKey, KeyError> {

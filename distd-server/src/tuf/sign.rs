@@ -16,10 +16,10 @@ use tough::schema::{
 };
 
 use super::bins::{self, RELEASES, key_role, parent_of, release_roles};
-use super::keys::{KeyError, KeyRing, SigningKey, pin_first_root};
+use super::keys::{KeyError, KeyRing, SigningKey};
 use super::root::{self, Missing, RootFile};
 use crate::realm::Roots;
-use crate::signer::{KeyHolder, TUF_KEYS};
+use crate::signer::KeyHolder;
 use distd_peer::trust::token::sha256;
 use distd_peer::trust::tuf::{MetadataStore, SIGNED_AT, StoreError};
 
@@ -410,11 +410,7 @@ impl TufRepository {
             None => {
                 let hash = hex::encode(sha256(bytes));
                 // A repository of an earlier release is taken as it is, once.
-                let pinned = match &self.holder {
-                    KeyHolder::ThisProcess(dir) => pin_first_root(&dir.join(TUF_KEYS), &hash)?,
-                    KeyHolder::Signer(link) => link.first_root(&hash).map_err(KeyError::from)?,
-                };
-                if pinned != hash {
+                if self.holder.first_root(&hash)? != hash {
                     return Err(altered(name)("it is not the first root of this realm"));
                 }
             }

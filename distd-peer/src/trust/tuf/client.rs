@@ -30,7 +30,7 @@ const TARGET_BYTES_MAX: u64 = NODE_BYTES_MAX as u64;
 /// Field of `timestamp.json` in which the origin says when it signed, unix seconds.
 pub const SIGNED_AT: &str = "signed_at";
 
-/// What is signed beside a release says, as a whole number, where the release is among those of its product: a later one
+/// This field, signed beside a release, says as a whole number where the release is among those of its product: a later one
 /// has a higher number.
 pub const SEQUENCE: &str = "sequence";
 
