@@ -101,7 +101,8 @@ impl std::error::Error for Failure {
     }
 }
 
-/// The first cause of this kind; a [`Failure`] stands for the first of its errors, which is no cause of its own.
+/// The first cause of this kind; a [`Failure`] stands for the first of its errors, which is no
+/// cause of its own.
 pub(crate) fn cause_of<T: std::error::Error + Send + Sync + 'static>(error: &anyhow::Error) -> Option<&T> {
     error.chain().find_map(|cause| match cause.downcast_ref::<Failure>() {
         Some(failure) => cause_of(&failure.error),
@@ -121,7 +122,8 @@ pub(crate) fn advice(error: &anyhow::Error) -> Option<String> {
     }
 }
 
-/// The same, and for a local file or disk at least whatever its error number says: a command that ends always names a way on.
+/// The same, and for a local file or disk at least whatever its error number says: a command that
+/// ends always names a way on.
 pub(crate) fn next(error: &anyhow::Error) -> Option<String> {
     let local = || (code_of(error) == Code::Local).then(|| local_advice(error)).flatten();
     advice(error).or_else(local)

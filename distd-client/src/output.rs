@@ -91,7 +91,8 @@ impl Output {
         Ok(())
     }
 
-    /// Has the object that `--json` ends with, when the command fails, hold the fields of `value` beside the error.
+    /// Has the object that `--json` ends with, when the command fails, hold the fields of `value`
+    /// beside the error.
     pub(crate) fn beside_failure<T: Serialize>(&self, value: &T) {
         let found = serde_json::to_value(value).ok();
         let found = found.as_ref().and_then(serde_json::Value::as_object).cloned();

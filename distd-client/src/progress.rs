@@ -128,7 +128,8 @@ impl Progress {
         }
     }
 
-    /// Says it again and again while no bytes are counted, so that nobody takes a command that waits for one that hangs.
+    /// Says it again and again while no bytes are counted, so that nobody takes a command that
+    /// waits for one that hangs.
     pub(crate) async fn watch_for_silence(&self) -> std::convert::Infallible {
         let mut before = self.done();
         let mut quiet = Duration::ZERO;

@@ -58,14 +58,16 @@ enum Command {
         #[command(subcommand)]
         command: RootCommand,
     },
-    /// Sign for the origin, with keys that it does not hold itself, until it closes the socket on standard input.
+    /// Sign for the origin, with keys that it does not hold itself, until it closes the socket on
+    /// standard input.
     ///
     /// `serve` starts a signer of its own. A systemd socket unit starts one that runs as another user.
     Signer {
         /// Directory of the CA's key (realm/) and the TUF keys (tuf-keys/).
         #[arg(long, value_name = "DIR")]
         keys: PathBuf,
-        /// Longest validity of a node's certificate, as in 24h; the origin's setting of that name is at most this.
+        /// Longest validity of a node's certificate, as in 24h; the origin's setting of that name
+        /// is at most this.
         #[arg(long, value_name = "DURATION", default_value = "24h")]
         cert_validity: String,
     },
@@ -107,7 +109,8 @@ enum RootCommand {
         #[command(flatten)]
         places: PlaceArgs,
     },
-    /// Write the next root to root-next.json in the data directory, for the root keys to sign. The origin may run.
+    /// Write the next root to root-next.json in the data directory, for the root keys to sign. The
+    /// origin may run.
     Prepare {
         /// Public root key to list, the .pub file of new-key; repeat for more.
         #[arg(long, value_name = "FILE")]
@@ -179,7 +182,8 @@ struct PlaceArgs {
     /// Directory of the CA's key and the TUF keys [default: the data directory]
     #[arg(long, value_name = "DIR")]
     keys: Option<String>,
-    /// Unix socket of a signer that runs as another user and holds the keys [default: serve starts one of its own]
+    /// Unix socket of a signer that runs as another user and holds the keys [default: serve starts
+    /// one of its own]
     #[arg(long, value_name = "SOCKET")]
     signer: Option<String>,
     /// TOML file with the same settings.
@@ -256,7 +260,8 @@ struct ServeArgs {
     /// Most open uploads of one token [default: 64]
     #[arg(long, value_name = "N")]
     uploads_max: Option<String>,
-    /// Public root key of a new realm whose root keys are kept elsewhere, a .pub file of `root new-key`; repeat for more.
+    /// Public root key of a new realm whose root keys are kept elsewhere, a .pub file of `root
+    /// new-key`; repeat for more.
     #[arg(long, value_name = "FILE")]
     offline_root: Vec<String>,
     /// How many root keys must sign a root of a new realm [default: 1]
@@ -488,7 +493,8 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
 
 /// Runs as the signer, in one thread.
 fn sign(keys: &Path, cert_validity: &str) -> anyhow::Result<()> {
-    // No other process of this user may read the keys out of this one's memory, and no core file may hold them.
+    // No other process of this user may read the keys out of this one's memory, and no core file
+    // may hold them.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .context("could not keep the keys out of core files")?;
     let validity = parse_validity(cert_validity).map_err(anyhow::Error::msg)?;

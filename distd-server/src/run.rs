@@ -28,8 +28,8 @@ use crate::publisher::Products;
 /// How long requests under way may go on after the origin was told to stop.
 pub const STOP: Duration = Duration::from_secs(10);
 
-/// How often the origin looks what other processes have done: a revocation counts within the minute that docs/trust.md
-/// states, and so does a root that was handed in.
+/// How often the origin looks what other processes have done: a revocation counts within the minute
+/// that docs/trust.md states, and so does a root that was handed in.
 const WATCH_EVERY: Duration = Duration::from_secs(30);
 
 /// Wait after maintenance failed.

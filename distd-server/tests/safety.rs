@@ -100,7 +100,8 @@ impl Site {
         }
     }
 
-    /// A second origin on the same database and store, with the same keys, as on a machine whose locks say nothing.
+    /// A second origin on the same database and store, with the same keys, as on a machine whose
+    /// locks say nothing.
     async fn second(&self, first: &World) -> Arc<Origin> {
         // Dropped at the end of the test's process: its spool is in there.
         let data = tempfile::tempdir().expect("tempdir").keep();

@@ -509,7 +509,8 @@ on_every_back_end! {
         assert_eq!(first, "->3 2>- 2>2! 3>2! 1>3");
         assert_eq!(history(last, 5).await.0, "3>1! ->3");
 
-        // A later change that is signed is taken over, with its order: which releases it had is not known, so it is the highest.
+        // A later change that is signed is taken over, with its order: which releases it had is not
+        // known, so it is the highest.
         let signed = ChannelRow {
             product: product.clone(), channel: name("stable"), version: name("1"), counter: 70,
             updated: NOW, downgrade_from: Some(four + 50),

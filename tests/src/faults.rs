@@ -1,4 +1,5 @@
-//! Faults at system calls: `strace` counts the calls of a command, then makes one of them fail or kills the command there.
+//! Faults at system calls: `strace` counts the calls of a command, then makes one of them fail or
+//! kills the command there.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,8 +24,8 @@ const READING: &str = "openat,openat2,read,pread64,readv,preadv,getdents64,statx
 /// Errors that a disk or a policy gives.
 const ERRORS: [&str; 3] = ["EIO", "ENOSPC", "EPERM"];
 
-/// Calls that are no points where a path is random: without a path the fault would strike sockets and the runtime's own pipes. A fault
-/// of such a file is one at its `fsync` or `rename`.
+/// Calls that are no points where a path is random: without a path the fault would strike sockets
+/// and the runtime's own pipes. A fault of such a file is one at its `fsync` or `rename`.
 const OF_SOCKETS_TOO: [&str; 5] = ["write", "writev", "ioctl", "fcntl", "sendfile"];
 
 /// A fault at a call.
@@ -41,7 +42,8 @@ pub enum Fault {
 pub struct Point {
     /// The system call.
     pub call: String,
-    /// The path or name that the call is given, or that its descriptor leads to; `None` where names differ from run to run.
+    /// The path or name that the call is given, or that its descriptor leads to; `None` where names
+    /// differ from run to run.
     pub path: Option<String>,
     /// Which call of a thread with this path, from 1: strace counts for each thread by itself.
     pub nth: u64,
@@ -141,8 +143,8 @@ pub fn counting() -> [String; 2] {
 /// How often a call occurs in one thread at most, and whether it changes something.
 type Calls = BTreeMap<(String, Option<String>), (u64, bool)>;
 
-/// Every point of a command, out of the traces of two runs without a fault. A path that is in one of them alone is taken for
-/// a random name.
+/// Every point of a command, out of the traces of two runs without a fault. A path that is in one
+/// of them alone is taken for a random name.
 pub fn points(first: &Path, second: &Path) -> Vec<Point> {
     let [first, second] = [first, second].map(|log| {
         let bytes = fs::read(log).expect("the trace");
@@ -174,8 +176,8 @@ pub fn points(first: &Path, second: &Path) -> Vec<Point> {
     points
 }
 
-/// The calls of a trace. Those on sockets, pipes and memory do not count: faults of the network have tests of their own, and the kernel
-/// has none for the others.
+/// The calls of a trace. Those on sockets, pipes and memory do not count: faults of the network
+/// have tests of their own, and the kernel has none for the others.
 fn calls(trace: &str) -> Calls {
     let mut each: BTreeMap<(&str, String, String), (u64, bool)> = BTreeMap::new();
     for line in trace.lines() {
@@ -233,7 +235,8 @@ fn is_of_the_system(path: &str) -> bool {
     foreign || ["/lib", "/usr/lib", "/etc/ld.so", "/dev/null"].iter().any(|dir| path.starts_with(dir))
 }
 
-/// Everything that is below `root`, with content, owner, mode, time, links and attributes; entries called `except` left out.
+/// Everything that is below `root`, with content, owner, mode, time, links and attributes; entries
+/// called `except` left out.
 ///
 /// # Panics
 /// When it cannot be read.
@@ -257,7 +260,8 @@ pub fn fingerprint(root: &Path, except: &str) -> BTreeMap<PathBuf, String> {
         let len = rustix::fs::llistxattr(&path, &mut names[..]).unwrap_or(0);
         let names = String::from_utf8_lossy(&names[..len]).into_owned();
         let links = if meta.is_file() { meta.nlink() } else { 0 };
-        // A tree's own user may add to it, which moves the times of directories; an image has whatever time it came.
+        // A tree's own user may add to it, which moves the times of directories; an image has
+        // whatever time it came.
         let time = if meta.is_dir() || path == root { (0, 0) } else { (meta.mtime(), meta.mtime_nsec()) };
         let text =
             format!("{:o} {}:{} {time:?} {links} {names:?} {content}", meta.mode(), meta.uid(), meta.gid());

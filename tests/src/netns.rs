@@ -108,9 +108,9 @@ impl Namespaces {
         self.nft(&rules);
     }
 
-    /// From now on datagrams longer than `bytes`, IP header included, do not reach the site, and no router says so: the path has
-    /// become narrower. The sender's kernel splits what it is given at once, as a network card would; otherwise two short
-    /// datagrams would count as one long.
+    /// From now on datagrams longer than `bytes`, IP header included, do not reach the site, and no
+    /// router says so: the path has become narrower. The sender's kernel splits what it is given at
+    /// once, as a network card would; otherwise two short datagrams would count as one long.
     ///
     /// # Panics
     /// When `nft` is missing or refuses.

@@ -30,7 +30,8 @@ fn lab() -> (Lab, Vec<PathBuf>) {
     (lab, images)
 }
 
-/// Moves a channel of `os` back past the origin's API, as who can write to its database would: signed, and without an order.
+/// Moves a channel of `os` back past the origin's API, as who can write to its database would:
+/// signed, and without an order.
 fn lead_back(lab: &mut Lab, channel: &str, version: &str) {
     lab.stop_origin();
     let change = "import sqlite3, sys\n\
@@ -284,7 +285,8 @@ fn trees_and_block_devices_go_the_same_way() {
 fn killed(lab: &Lab, out: &Path, call: &str, path: &str) {
     let pull = lab.pull_command("d", "os:stable", out, &["--no-share"]);
     let mut strace = Command::new("strace");
-    // Without seccomp: with it strace injects nothing in a thread that made the call with another path before.
+    // Without seccomp: with it strace injects nothing in a thread that made the call with another
+    // path before.
     strace.args(["-f", "-qq", "-o"]).arg(lab.path("trace"));
     strace.args(["-e", &format!("trace={call}"), "-P", path]);
     strace.args(["-e", &format!("inject={call}:signal=KILL:when=1+"), "--"]);

@@ -1,8 +1,8 @@
 //! A fault at every system call: the command is killed there, or the call fails with EIO, ENOSPC or EPERM.
 //!
-//! After each the old release or the new one is in place, the same command without a fault ends with the new one, and nothing
-//! else was touched. The ordinary run takes a sample, with every system call at its first and its last; `tests/soak/faults.sh`
-//! takes all of them.
+//! After each the old release or the new one is in place, the same command without a fault ends
+//! with the new one, and nothing else was touched. The ordinary run takes a sample, with every
+//! system call at its first and its last; `tests/soak/faults.sh` takes all of them.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -159,8 +159,9 @@ struct Device {
     new: BTreeMap<PathBuf, String>,
     /// Names beside the artifact and in the state directory after a pull without a fault.
     usual: RefCell<Option<[BTreeSet<String>; 2]>>,
-    /// Whether the pull said that it left something out: a call that this user may not do or this file system does not have (EPERM,
-    /// and ENOSPC of an attribute that is too long) is no fault, but `left_out` (docs/cli.md).
+    /// Whether the pull said that it left something out: a call that this user may not do or this
+    /// file system does not have (EPERM, and ENOSPC of an attribute that is too long) is no fault,
+    /// but `left_out` (docs/cli.md).
     lacks: Cell<bool>,
     /// A block device with what is on it at first.
     block: Option<(PathBuf, Vec<u8>)>,
@@ -368,7 +369,8 @@ fn a_pull_of_a_tree_survives_a_fault_at_any_system_call() {
     let device = Device::new("t", tree);
     fs::write(device.lab.path("place.start/out/mine"), "the user's").expect("write");
     let once_wrong = [
-        // The journal of a tree that was not laid out was taken for that of the next one, whose listing was empty then.
+        // The journal of a tree that was not laid out was taken for that of the next one, whose
+        // listing was empty then.
         ("mkdirat", "empty", Fault::Error("EIO")),
         ("linkat", "other", Fault::Error("EIO")),
         // An error of the disk was taken for an attribute that the file system cannot have.
@@ -467,8 +469,8 @@ fn a_push_survives_a_fault_at_any_system_call() {
     at_every_point(&case, 134);
 }
 
-/// Starts a relay ($1, address $2, parent $3, data $4), runs the rest of its arguments and ends the relay. Ends with their exit code,
-/// or with 100 when the relay ended by itself.
+/// Starts a relay ($1, address $2, parent $3, data $4), runs the rest of its arguments and ends the
+/// relay. Ends with their exit code, or with 100 when the relay ended by itself.
 const WITH_RELAY: &str = r#"
 relay=$1 listen=$2 parent=$3 data=$4; shift 4
 "$relay" run --listen "$listen" --parent "$parent" --label relay --data "$data" >"$data.said" & r=$!

@@ -130,7 +130,8 @@ fn the_keys_are_never_in_the_origins_memory() {
     assert_eq!(found, ["origin.key"], "of {} secrets", secrets.len());
 }
 
-/// A signer behind a socket, as a systemd socket unit starts one: a process for each connection, on standard input.
+/// A signer behind a socket, as a systemd socket unit starts one: a process for each connection, on
+/// standard input.
 fn activate(socket: &Path, keys: &Path) {
     let listener = std::os::unix::net::UnixListener::bind(socket).expect("bind");
     let keys = keys.to_owned();

@@ -634,7 +634,8 @@ fn a_seed_is_used_as_far_as_it_still_matches_whatever_it_is() {
     update(&lab.path("from-file"), &[&copy.join("blob")]);
 }
 
-/// A file system without links, owners and modes, with times in seconds, and with names in either case: exFAT.
+/// A file system without links, owners and modes, with times in seconds, and with names in either
+/// case: exFAT.
 fn exfat(lab: &Lab) -> Option<(PathBuf, Mount)> {
     if !can_mount() {
         return None;

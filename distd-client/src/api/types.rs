@@ -44,7 +44,8 @@ pub(crate) struct Channel {
     pub(crate) counter: u64,
     /// Unix seconds.
     pub(crate) updated: i64,
-    /// Devices with releases numbered up to this may come back to the version; none where that was not ordered.
+    /// Devices with releases numbered up to this may come back to the version; none where that was
+    /// not ordered.
     #[serde(default)]
     pub(crate) downgrade_from: Option<u64>,
 }

@@ -41,7 +41,8 @@ pub(crate) struct Sources {
     /// What to save: bytes of the link, time, or time on the link as it is. Only weighs patches that cost much processor time.
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
     optimize: Aim,
-    /// Take the release a channel points to even if this device has a later one and the channel does not order it back.
+    /// Take the release a channel points to even if this device has a later one and the channel
+    /// does not order it back.
     #[arg(long)]
     allow_downgrade: bool,
     /// Neither serve neighbours nor fetch from them.

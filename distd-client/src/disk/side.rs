@@ -96,8 +96,8 @@ pub(crate) fn may_be_ours(path: &Path, owner: u32) -> bool {
     made.and_then(|file| file.metadata().ok()).is_some_and(|meta| meta.uid() == owner)
 }
 
-/// Whether the file system of a directory has no symbolic links. Then nobody can put one there, and permission bits say nothing:
-/// FAT has neither, and shows the same bits for all.
+/// Whether the file system of a directory has no symbolic links. Then nobody can put one there, and
+/// permission bits say nothing: FAT has neither, and shows the same bits for all.
 pub(crate) fn is_without_links(dir: &Path) -> bool {
     let link = |path: &Path| std::os::unix::fs::symlink("distd", path);
     match tempfile::Builder::new().prefix(".distd-").make_in(dir, link) {

@@ -144,7 +144,8 @@ pub(super) fn set_mode_and_time(
 
 fn set_time(at: &At<'_>, path: &str, time: Time, left: &mut LeftOut) -> io::Result<()> {
     let short = at.short_path();
-    // Both times: file systems on libfuse 2 do nothing, and say that they did, where one of them is left as it is.
+    // Both times: file systems on libfuse 2 do nothing, and say that they did, where one of them is
+    // left as it is.
     let was = std::fs::symlink_metadata(&short)?;
     let accessed = Timespec { tv_sec: was.atime(), tv_nsec: was.atime_nsec() };
     let modified = Timespec { tv_sec: time.seconds, tv_nsec: time.nanos.into() };
@@ -159,8 +160,8 @@ fn set_time(at: &At<'_>, path: &str, time: Time, left: &mut LeftOut) -> io::Resu
     Ok(())
 }
 
-/// Leaves a thing out where this user or this file system cannot have it. An error of the medium is none of that: the same pull later
-/// gets what is missing.
+/// Leaves a thing out where this user or this file system cannot have it. An error of the medium is
+/// none of that: the same pull later gets what is missing.
 fn lost(left: &mut LeftOut, at: &At<'_>, path: &str, what: Lost<'_>, error: Errno) -> io::Result<()> {
     let passes = match error {
         // ext4 says so too of attributes that are longer than it keeps, whatever room there is.

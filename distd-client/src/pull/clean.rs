@@ -20,7 +20,8 @@ pub(crate) fn clean(path: &Path, data: &Path) -> anyhow::Result<Vec<PathBuf>> {
     clean_all(path, data, &left(path, data))
 }
 
-/// The same for the pull that put the artifact there and could not remove all of its own; nothing is locked or written where it did.
+/// The same for the pull that put the artifact there and could not remove all of its own; nothing
+/// is locked or written where it did.
 ///
 /// # Errors
 /// As [`clean`].

@@ -1,9 +1,9 @@
-//! Whether the release of a channel may take the place of what this device has: a channel that is moved back is
-//! followed only where that was ordered (docs/trust.md, "Downgrades").
+//! Whether the release of a channel may take the place of what this device has: a channel that is
+//! moved back is followed only where that was ordered (docs/trust.md, "Downgrades").
 //!
 //! `DIR/releases.json` remembers what pulls have installed: of each channel the release that came last, whatever the
-//! place, so that the older of two slots permits nothing; of each place the release that is there, whichever way it
-//! came.
+//! place, so that the older of two slots permits nothing; of each place the release that is there,
+//! whichever way it came.
 
 use std::fmt;
 use std::io;
@@ -21,8 +21,8 @@ use crate::exit::{Code, Failure};
 /// Name of the file in the state directory.
 const FILE_NAME: &str = "releases.json";
 
-/// Most channels and most places remembered; the one that changed longest ago goes first. A device follows one channel
-/// of a few products, into two slots each.
+/// Most channels and most places remembered; the one that changed longest ago goes first. A device
+/// follows one channel of a few products, into two slots each.
 const REMEMBERED_MAX: usize = 64;
 
 /// Longest file read, bytes: 128 entries of three names of 100 bytes take a quarter.
@@ -193,8 +193,9 @@ impl Memory {
         self.places.truncate(REMEMBERED_MAX);
     }
 
-    /// Enters a release. While `is_done` is false it is about to take its place, and only what is later than what is
-    /// remembered is entered: a kill in between leaves the memory of the later of both.
+    /// Enters a release. While `is_done` is false it is about to take its place, and only what is
+    /// later than what is remembered is entered: a kill in between leaves the memory of the later
+    /// of both.
     fn enter(&mut self, had: &Had, channel: Option<&Name>, place: &str, step: &Step, is_done: bool) {
         let of_channel = |of: &&OfChannel| Some(&of.channel) == channel && of.had.product == had.product;
         if let Some(channel) = channel {
@@ -238,7 +239,8 @@ impl From<LoadError> for Failure {
 /// Looks whether `resolved` may be pulled into `out`; nothing is written.
 ///
 /// # Errors
-/// Failures with [`Code::Refused`] around [`Refused`], or with [`Code::Local`] when the memory cannot be read.
+/// Failures with [`Code::Refused`] around [`Refused`], or with [`Code::Local`] when the memory
+/// cannot be read.
 pub(super) fn check(
     data: &Path,
     out: Option<&Path>,

@@ -122,8 +122,8 @@ impl Job {
         let mut journal =
             Journal::open(state_path(request, ".distd-part-journal"), manifest.id(), manifest.root().chunks);
         if !target.may_hold_bytes() {
-            // The target was begun anew: an earlier one failed before it could be gone on with, or was removed. The journal that is
-            // there speaks of that one.
+            // The target was begun anew: an earlier one failed before it could be gone on with, or
+            // was removed. The journal that is there speaks of that one.
             journal.replace(std::iter::empty());
         }
         let patch_files: Vec<PathBuf> =

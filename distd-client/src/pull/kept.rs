@@ -29,7 +29,8 @@ pub(crate) fn is_block_device(path: &Path) -> bool {
     match fs::metadata(path) {
         Ok(meta) => meta.file_type().is_block_device(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-        // Nothing else is taken there (docs/cli.md, "Paths of artifacts"), and `/dev` is no place for files of ours.
+        // Nothing else is taken there (docs/cli.md, "Paths of artifacts"), and `/dev` is no place
+        // for files of ours.
         Err(_) => path.starts_with("/dev"),
     }
 }

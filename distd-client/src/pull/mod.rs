@@ -1,9 +1,11 @@
 //! Pulling an artifact: what is held is copied, what is missing is fetched, all of it is verified, then it is in place.
 //!
-//! [`ours`] decides whether the target may be taken, [`downgrade`] whether the release may take it, and [`there`] whether there is anything to do; [`wanted`] learns the release and gets
-//! its manifest; [`seeds`] finds chunks that are held; [`target`] is where the artifact grows, [`tree`] and [`staging`] where a directory
-//! does; [`journal`] remembers across kills; [`copy`], [`sink`] and [`patches`] fill the target through [`place`];
-//! [`job`] is one pull's state, [`run`] the order of it all, [`plan`](mod@plan) what it would do, [`report`] what is said in the end.
+//! [`ours`] decides whether the target may be taken, [`downgrade`] whether the release may take it,
+//! and [`there`] whether there is anything to do; [`wanted`] learns the release and gets its
+//! manifest; [`seeds`] finds chunks that are held; [`target`] is where the artifact grows, [`tree`]
+//! and [`staging`] where a directory does; [`journal`] remembers across kills; [`copy`], [`sink`]
+//! and [`patches`] fill the target through [`place`]; [`job`] is one pull's state, [`run`] the
+//! order of it all, [`plan`](mod@plan) what it would do, [`report`] what is said in the end.
 
 mod attributes;
 mod check;

@@ -52,8 +52,8 @@ const FAILED_COST: u64 = 4 << 20;
 /// Chunks that one batch wants from upstream ahead of what its asker has taken.
 const AHEAD: usize = 128;
 
-/// Fewer than these are not asked for by themselves while others are on their way: every question costs the driver a
-/// turn, and the parent may have to answer it with a batch of its own.
+/// Fewer than these are not asked for by themselves while others are on their way: every question
+/// costs the driver a turn, and the parent may have to answer it with a batch of its own.
 const AHEAD_STEP: usize = AHEAD / 2;
 
 /// How often a chunk that was evicted between arriving and being read is fetched again for one asker.

@@ -1,4 +1,5 @@
-//! Channels: named pointers to a release. Each change is a transaction with its entry in the history (`moves.rs`).
+//! Channels: named pointers to a release. Each change is a transaction with its entry in the
+//! history (`moves.rs`).
 
 use distd_core::names::Name;
 use sqlx::any::AnyRow;
@@ -20,7 +21,8 @@ pub struct ChannelRow {
     pub counter: u64,
     /// When it last changed.
     pub updated: UnixSeconds,
-    /// Devices with releases up to this number may come back to the version; `None` where that was not ordered.
+    /// Devices with releases up to this number may come back to the version; `None` where that was
+    /// not ordered.
     pub downgrade_from: Option<u64>,
 }
 
@@ -74,9 +76,10 @@ fn read(row: &AnyRow) -> Result<ChannelRow, sqlx::Error> {
 impl Db {
     /// Points a channel to a release.
     ///
-    /// A release with a lower number than one that the channel has pointed to before, also under an earlier life of
-    /// its name, is older: it needs an order. An order reaches up to every release there is at `now`, so that it also
-    /// holds for devices that have more than this database knows of, as after a restored backup.
+    /// A release with a lower number than one that the channel has pointed to before, also under an
+    /// earlier life of its name, is older: it needs an order. An order reaches up to every release
+    /// there is at `now`, so that it also holds for devices that have more than this database knows
+    /// of, as after a restored backup.
     ///
     /// # Errors
     /// [`DbError::Query`].

@@ -67,7 +67,8 @@ pub(super) fn read(row: &AnyRow) -> Result<ChunkRow, sqlx::Error> {
 // Hashes are looked up by joining a VALUES list and not by `IN`: a prepared `IN` of parameters is compared one by one in
 // PostgreSQL, 18 s for the 70 000 chunks of an image. CROSS JOIN keeps SQLite from turning the loops around.
 
-/// Rows of those hashes that have one, as `read` reads these columns of the table `c`; at most [`LIST_MAX`] hashes.
+/// Rows of those hashes that have one, as `read` reads these columns of the table `c`; at most
+/// [`LIST_MAX`] hashes.
 async fn by_hash<'e, T>(
     on: impl Executor<'e, Database = Any>,
     engine: Engine,

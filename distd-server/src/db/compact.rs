@@ -1,5 +1,5 @@
-//! Chunks that move out of packs that are mostly unused. docs/store.md, "Compaction", has the order and what each crash
-//! leaves.
+//! Chunks that move out of packs that are mostly unused. docs/store.md, "Compaction", has the order
+//! and what each crash leaves.
 
 use std::collections::BTreeSet;
 
@@ -37,8 +37,9 @@ pub struct MovedChunk {
 }
 
 impl Db {
-    /// Packs of which less than one in `share` bytes is used, the least used first, at most `limit`. Those of open
-    /// uploads and those that were emptied are left out. Reads the row of every chunk.
+    /// Packs of which less than one in `share` bytes is used, the least used first, at most
+    /// `limit`. Those of open uploads and those that were emptied are left out. Reads the row of
+    /// every chunk.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -74,9 +75,10 @@ impl Db {
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the chunks of a pack"))
     }
 
-    /// Records a pack that is durable and noted as doomed, with these chunks, which lie in it from then on; those that
-    /// were deleted or moved meanwhile are left alone. Packs that are empty then are marked. Gives how many chunks
-    /// moved; with none nothing is recorded, and the pack stays doomed.
+    /// Records a pack that is durable and noted as doomed, with these chunks, which lie in it from
+    /// then on; those that were deleted or moved meanwhile are left alone. Packs that are empty
+    /// then are marked. Gives how many chunks moved; with none nothing is recorded, and the pack
+    /// stays doomed.
     ///
     /// No commit, recording of patch sets or withdrawal runs meanwhile.
     ///
@@ -156,8 +158,8 @@ impl Db {
         row.number("bytes").map_err(failed(what))
     }
 
-    /// Forgets packs that were emptied at `until` or before. Gives their objects, which are noted as doomed, and their bytes
-    /// together.
+    /// Forgets packs that were emptied at `until` or before. Gives their objects, which are noted
+    /// as doomed, and their bytes together.
     ///
     /// # Errors
     /// [`DbError::Query`].

@@ -106,7 +106,8 @@ fn read(row: &AnyRow) -> Result<MoveRow, sqlx::Error> {
 }
 
 impl Db {
-    /// Changes of a channel, the newest first: at most `limit`, and of those only the ones before the change `before`.
+    /// Changes of a channel, the newest first: at most `limit`, and of those only the ones before
+    /// the change `before`.
     ///
     /// # Errors
     /// [`DbError::Query`].

@@ -30,8 +30,8 @@ fn read(row: &AnyRow) -> Result<ProductRow, sqlx::Error> {
     })
 }
 
-/// The last number given to a release of a product, raised to `at_least`; `None` when there is no such product. Whoever
-/// asks has the product's row for itself until its transaction ends.
+/// The last number given to a release of a product, raised to `at_least`; `None` when there is no
+/// such product. Whoever asks has the product's row for itself until its transaction ends.
 pub(super) async fn last_sequence<'e>(
     on: impl Executor<'e, Database = Any>,
     product: &Name,
@@ -57,8 +57,9 @@ pub(super) fn numbers_of(now: UnixSeconds) -> (u64, u64) {
     (first, first.saturating_add(PER_SECOND - 1))
 }
 
-/// Numbers the next release of a product: by the unix time, or one more than the last where that is not above it. So the
-/// numbers go on growing when the database is lost or an older one comes back, as long as the clock is not behind.
+/// Numbers the next release of a product: by the unix time, or one more than the last where that is
+/// not above it. So the numbers go on growing when the database is lost or an older one comes back,
+/// as long as the clock is not behind.
 pub(super) async fn next_sequence<'e>(
     on: impl Executor<'e, Database = Any>,
     product: &Name,

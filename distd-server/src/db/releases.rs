@@ -180,7 +180,8 @@ impl Db {
         .map_err(failed("record that the release is published"))
     }
 
-    /// Gives a release the number under which devices know it, and the product none at or below it from now on.
+    /// Gives a release the number under which devices know it, and the product none at or below it
+    /// from now on.
     ///
     /// # Errors
     /// [`DbError::Query`].

@@ -105,8 +105,8 @@ impl<N> Caller<N> {
         if self.products.has(product) { Ok(()) } else { Err(ApiError::other_product(product)) }
     }
 
-    /// Refuses to order a downgrade without the scope for it: whoever holds a token that moves channels, and no more,
-    /// cannot lead devices back.
+    /// Refuses to order a downgrade without the scope for it: whoever holds a token that moves
+    /// channels, and no more, cannot lead devices back.
     pub(super) fn may_downgrade(&self) -> Result<(), ApiError> {
         if self.downgrades { Ok(()) } else { Err(ApiError::forbidden(Scope::Downgrade.as_str())) }
     }

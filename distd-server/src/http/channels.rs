@@ -82,7 +82,8 @@ pub(super) struct Channel {
     counter: u64,
     /// When it last changed, unix seconds.
     updated: i64,
-    /// Devices with releases numbered up to this may come back to the version; null where that was not ordered.
+    /// Devices with releases numbered up to this may come back to the version; null where that was
+    /// not ordered.
     downgrade_from: Option<u64>,
 }
 
@@ -146,7 +147,8 @@ pub(super) async fn show(
     }
 }
 
-/// The history of a channel: every change, and the token that made it. A channel that was removed has one too.
+/// The history of a channel: every change, and the token that made it. A channel that was removed
+/// has one too.
 #[utoipa::path(get, path = "/v1/products/{product}/channels/{channel}/history", tag = "channels",
     params(("product" = String, Path), ("channel" = String, Path), Page),
     responses((status = 200, body = ChannelHistory)), security(("token" = ["read"])))]

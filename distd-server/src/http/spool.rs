@@ -1,5 +1,5 @@
-//! Request bodies until they are whole: in memory while they come fast and there is room, else in a file without a
-//! name. A slow caller holds neither memory nor anybody's turn.
+//! Request bodies until they are whole: in memory while they come fast and there is room, else in a
+//! file without a name. A slow caller holds neither memory nor anybody's turn.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -27,8 +27,8 @@ const WAIT: Duration = Duration::from_secs(30);
 /// Bytes between two looks at quota and disk.
 const LOOK_BYTES: u64 = 8 << 20;
 
-/// Bytes of all bodies in memory, whoever sends them: the longest that the command line sends, once for each of the three
-/// sinks.
+/// Bytes of all bodies in memory, whoever sends them: the longest that the command line sends, once
+/// for each of the three sinks.
 const HELD_BYTES_MAX: usize = 48 << 20;
 
 /// Bytes of memory taken at once.
@@ -162,7 +162,8 @@ struct Block {
     _room: Option<OwnedSemaphorePermit>,
 }
 
-/// A file without a name, so that nothing is left of it whatever happens. The place ends when its bytes are given back.
+/// A file without a name, so that nothing is left of it whatever happens. The place ends when its
+/// bytes are given back.
 struct Unnamed {
     file: Option<File>,
     place: Arc<Place>,

@@ -195,8 +195,8 @@ struct IncomingRecord {
 }
 
 impl Records {
-    /// The next record, once it is whole, taken from the head of `piece`. Its lengths are checked before the rest is
-    /// waited for.
+    /// The next record, once it is whole, taken from the head of `piece`. Its lengths are checked
+    /// before the rest is waited for.
     fn take(&mut self, piece: &mut Bytes) -> Result<Option<IncomingChunk>, ApiError> {
         if self.begun.is_none() {
             let taken = piece.split_to(piece.len().min(RECORD_HEAD - self.head.len()));

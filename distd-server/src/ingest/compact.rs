@@ -13,15 +13,17 @@ use crate::db::{ChunkRow, MovedChunk, SPARSE_MAX, SparsePack, UnixSeconds};
 use crate::store::pack::{PackWriter, object_name};
 use crate::store::{ReadError, StoreError};
 
-/// A pack is emptied when less than one in so many of its bytes is used: at that share a byte copied gives back one.
+/// A pack is emptied when less than one in so many of its bytes is used: at that share a byte
+/// copied gives back one.
 const USED_SHARE: u64 = 2;
 
-/// How long the object of an emptied pack stays, seconds: a reader that looked a chunk up before finds it there. Making a
-/// patch set keeps places for hours, a backup of the store compares with rows as long as it copies.
+/// How long the object of an emptied pack stays, seconds: a reader that looked a chunk up before
+/// finds it there. Making a patch set keeps places for hours, a backup of the store compares with
+/// rows as long as it copies.
 pub const EMPTIED_SECONDS: i64 = 24 * 3600;
 
-/// Emptied packs that are still there take one in so many bytes of all packs, or [`EMPTIED_BYTES`] where that is more.
-/// The new packs take less than half as much.
+/// Emptied packs that are still there take one in so many bytes of all packs, or [`EMPTIED_BYTES`]
+/// where that is more. The new packs take less than half as much.
 const EMPTIED_SHARE: u64 = 16;
 
 /// See [`EMPTIED_SHARE`].
@@ -92,8 +94,8 @@ struct Filling {
 }
 
 impl Ingest {
-    /// Moves chunks out of packs that are mostly unused, and deletes the objects of packs that were emptied a day ago.
-    /// Call it hourly, one at a time; it does nothing until chunks were deleted.
+    /// Moves chunks out of packs that are mostly unused, and deletes the objects of packs that were
+    /// emptied a day ago. Call it hourly, one at a time; it does nothing until chunks were deleted.
     ///
     /// # Errors
     /// [`IngestError`]; nothing is lost, and what is left is done next time.
@@ -186,7 +188,8 @@ impl Ingest {
         Ok(())
     }
 
-    /// The chunks as they are stored, each compared with its hash: the hash of the new pack would vouch for damage.
+    /// The chunks as they are stored, each compared with its hash: the hash of the new pack would
+    /// vouch for damage.
     async fn read_checked(&self, rows: Vec<ChunkRow>) -> Result<Vec<(ChunkRow, PackedChunk)>, IngestError> {
         let locations: Vec<_> = rows.iter().map(|row| row.location).collect();
         let stored = self.packs.read_many(&locations).await?;

@@ -57,8 +57,8 @@ pub struct ChunkSink {
 }
 
 impl Ingest {
-    /// A sink for the chunks of an open upload; waits while others are at work. One that is over by then takes nothing: its
-    /// first pack is refused.
+    /// A sink for the chunks of an open upload; waits while others are at work. One that is over by
+    /// then takes nothing: its first pack is refused.
     ///
     /// # Errors
     /// [`IngestError::Db`], [`IngestError::Store`].

@@ -80,7 +80,8 @@ impl Ingest {
         self.sweep(scope, now, false).await
     }
 
-    /// As [`sweep_orphans`](Self::sweep_orphans), however much there is: a person has said so. While nobody else writes.
+    /// As [`sweep_orphans`](Self::sweep_orphans), however much there is: a person has said so.
+    /// While nobody else writes.
     ///
     /// # Errors
     /// [`IngestError::Db`], [`IngestError::Store`].
@@ -103,7 +104,8 @@ impl Ingest {
         self.delete_all(&doomed).await?;
         swept.packs += doomed.len() as u64;
 
-        // A database that misses packs is of an older time: the packs that it does not know may hold the only copies.
+        // A database that misses packs is of an older time: the packs that it does not know may
+        // hold the only copies.
         if all {
             self.look_for_losses().await?;
         }

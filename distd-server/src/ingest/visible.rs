@@ -48,7 +48,8 @@ impl Seen {
 }
 
 impl Ingest {
-    /// Ids of the chunks that releases and patch sets of a product have. A manifest that is lost counts for nothing.
+    /// Ids of the chunks that releases and patch sets of a product have. A manifest that is lost
+    /// counts for nothing.
     async fn product_chunks(&self, product: &Name) -> Result<Arc<Known>, IngestError> {
         let mut manifests: BTreeSet<ManifestId> =
             self.db.releases(product).await?.into_iter().map(|release| release.manifest).collect();

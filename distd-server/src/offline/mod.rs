@@ -1,5 +1,5 @@
-//! What an operator does on the origin's machine: check, back up, restore, change keys and roots, make an admin
-//! token.
+//! What an operator does on the origin's machine: check, back up, restore, change keys and roots,
+//! make an admin token.
 
 mod backup;
 mod fsck;

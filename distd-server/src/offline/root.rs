@@ -1,4 +1,5 @@
-//! The ceremony of root keys that are kept away from the origin: keys made, roots proposed, signed, handed in.
+//! The ceremony of root keys that are kept away from the origin: keys made, roots proposed, signed,
+//! handed in.
 
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
@@ -83,8 +84,8 @@ pub fn new_root_key(path: &Path) -> Result<String, KeyError> {
     Ok(hex::encode(OfflineKey::create(path)?.id()))
 }
 
-/// Writes the next root to the data directory, for its keys to sign. The origin may run. Returns the file, and what the
-/// root lacks.
+/// Writes the next root to the data directory, for its keys to sign. The origin may run. Returns
+/// the file, and what the root lacks.
 ///
 /// # Errors
 /// [`RootError`]
@@ -106,8 +107,8 @@ pub async fn prepare_root(places: &Places, order: &RootOrder) -> Result<(PathBuf
     Ok((path, missing))
 }
 
-/// Signs the root in a file with keys in files. Returns what the root says, and the ids of those keys that it does not
-/// list itself.
+/// Signs the root in a file with keys in files. Returns what the root says, and the ids of those
+/// keys that it does not list itself.
 ///
 /// # Errors
 /// [`RootError`]; the file is as it was then.
@@ -124,8 +125,8 @@ pub fn sign_root(path: &Path, keys: &[PathBuf]) -> Result<(Vec<String>, Vec<Stri
     Ok((root.describe(), unlisted))
 }
 
-/// Hands in signed copies of the root that waits. The origin takes it over within a minute, or when it starts, once
-/// nothing is missing.
+/// Hands in signed copies of the root that waits. The origin takes it over within a minute, or when
+/// it starts, once nothing is missing.
 ///
 /// # Errors
 /// [`RootError`]; nothing was changed then.

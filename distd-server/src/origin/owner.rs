@@ -1,7 +1,8 @@
-//! Which process may sign into a store: the one that started on it last, with the database that the store belongs to.
+//! Which process may sign into a store: the one that started on it last, with the database that the
+//! store belongs to.
 //!
-//! Nothing locks a bucket, and PostgreSQL's lock can be lost with its connection. So the store itself says whose it is,
-//! in an object that is read again before each write of metadata.
+//! Nothing locks a bucket, and PostgreSQL's lock can be lost with its connection. So the store
+//! itself says whose it is, in an object that is read again before each write of metadata.
 
 use std::sync::{Arc, OnceLock};
 

@@ -68,8 +68,8 @@ pub(super) fn first_root_options(
 }
 
 impl Origin {
-    /// Puts the root in `DIR/root-next.json` in force once it has all signatures, and removes the file. What it lacks
-    /// otherwise; `None` when no root waits.
+    /// Puts the root in `DIR/root-next.json` in force once it has all signatures, and removes the
+    /// file. What it lacks otherwise; `None` when no root waits.
     ///
     /// # Errors
     /// [`NextRootError`]; the file stays.

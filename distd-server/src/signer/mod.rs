@@ -1,13 +1,14 @@
 //! Who holds the realm's private keys: the CA's and those of the TUF roles. docs/trust.md, "The signer".
 //!
-//! Goals: the process that decodes images, patches and requests from the network never has these keys in its memory,
-//! and cannot get a signature that would outlast its own compromise: no certificate of another CA, no TUF key that the
-//! signer did not make, nothing that holds longer than the origin's own metadata. Non-goals: to judge a release. Whoever
-//! controls the origin's process can have a release signed; taking it back needs no new keys.
+//! Goals: the process that decodes images, patches and requests from the network never has these
+//! keys in its memory, and cannot get a signature that would outlast its own compromise: no
+//! certificate of another CA, no TUF key that the signer did not make, nothing that holds longer
+//! than the origin's own metadata. Non-goals: to judge a release. Whoever controls the origin's
+//! process can have a release signed; taking it back needs no new keys.
 //!
 //! `distd-server serve` starts a signer of its own, or connects to one that runs as another user. The two speak over a
-//! Unix socket, one request at a time. Commands that an operator runs while the origin is stopped use the keys in
-//! their own process.
+//! Unix socket, one request at a time. Commands that an operator runs while the origin is stopped
+//! use the keys in their own process.
 
 mod link;
 mod policy;
@@ -43,8 +44,9 @@ impl KeyHolder {
         Self::ThisProcess(data.to_owned())
     }
 
-    /// The SHA-256 (hexadecimal) of the realm's first root, which the holder remembers beside the keys, so that nobody who
-    /// can write to the store chooses it; `sha256` when none was remembered.
+    /// The SHA-256 (hexadecimal) of the realm's first root, which the holder remembers beside the
+    /// keys, so that nobody who can write to the store chooses it; `sha256` when none was
+    /// remembered.
     ///
     /// # Errors
     /// [`KeyError`]

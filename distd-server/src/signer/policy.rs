@@ -1,7 +1,7 @@
 //! What the signer signs.
 //!
-//! Whoever controls the origin's process controls every request. The rules here bound what such a request can gain
-//! beyond the time in which it is made.
+//! Whoever controls the origin's process controls every request. The rules here bound what such a
+//! request can gain beyond the time in which it is made.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -22,8 +22,8 @@ const CLOCK_SECONDS: u64 = 3600;
 /// Longest validity of a certificate with the origin's name, seconds.
 const ORIGIN_SECONDS_MAX: u64 = 31 * 24 * 3600;
 
-/// Checks TUF metadata in canonical form that a key of `role` is to sign at `now` (unix seconds). Metadata may name
-/// no key but those in `own`, the signer's.
+/// Checks TUF metadata in canonical form that a key of `role` is to sign at `now` (unix seconds).
+/// Metadata may name no key but those in `own`, the signer's.
 ///
 /// # Errors
 /// Why it is not signed.
@@ -82,8 +82,8 @@ pub(super) fn check_metadata(role: &str, message: &[u8], own: &KeyRing, now: u64
     Ok(())
 }
 
-/// Checks a TBSCertificate (DER) that the CA with the subject `ca` (DER) is to sign at `now` (unix seconds). A node's may
-/// hold `node_seconds`.
+/// Checks a TBSCertificate (DER) that the CA with the subject `ca` (DER) is to sign at `now` (unix
+/// seconds). A node's may hold `node_seconds`.
 ///
 /// # Errors
 /// Why it is not signed.

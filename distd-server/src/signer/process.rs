@@ -34,8 +34,9 @@ pub enum SignerProcessError {
     Connection(#[source] io::Error),
 }
 
-/// Signs what the origin asks for over the Unix socket on standard input, with the keys under `keys`, until the origin
-/// closes it. A CA that is not there yet is made. Certificates of nodes may hold `node_seconds`.
+/// Signs what the origin asks for over the Unix socket on standard input, with the keys under
+/// `keys`, until the origin closes it. A CA that is not there yet is made. Certificates of nodes
+/// may hold `node_seconds`.
 ///
 /// # Errors
 /// [`SignerProcessError`]

@@ -21,7 +21,8 @@ use crate::tuf::{Options, RotatableRole, TufRepository};
 
 const DAY: u64 = 24 * 3600;
 
-/// A signer behind a socket in `dir`, with its keys in `dir/keys`. It serves `connections` one after the other.
+/// A signer behind a socket in `dir`, with its keys in `dir/keys`. It serves `connections` one
+/// after the other.
 fn signer(dir: &Path, connections: usize) -> KeyHolder {
     let path = dir.join("socket");
     let listener = UnixListener::bind(&path).expect("bind");

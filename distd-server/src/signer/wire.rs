@@ -46,7 +46,8 @@ pub(super) enum Request {
         #[serde(with = "serde_bytes")]
         message: Vec<u8>,
     },
-    /// Asks for the SHA-256 of the realm's first TUF root, hexadecimal; this one is remembered when there is none.
+    /// Asks for the SHA-256 of the realm's first TUF root, hexadecimal; this one is remembered when
+    /// there is none.
     FirstRoot { sha256: String },
 }
 

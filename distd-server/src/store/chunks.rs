@@ -54,7 +54,8 @@ impl StoredChunk {
 pub struct Chunks {
     db: Db,
     packs: PackReader,
-    // A row changes only when a chunk is moved out of a pack that is lost or was mostly unused. Neither can be read for long.
+    // A row changes only when a chunk is moved out of a pack that is lost or was mostly unused.
+    // Neither can be read for long.
     rows: Arc<Mutex<HashMap<ChunkId, ChunkRow>>>,
 }
 

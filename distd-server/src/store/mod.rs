@@ -187,8 +187,9 @@ impl Store {
         put.map(drop).map_err(|cause| request("store", name, cause))
     }
 
-    /// Stores an object unless there is one of this name; `false` when there is. Of several that do this to a bucket at once
-    /// one succeeds, provided that its server knows conditional puts (`If-None-Match`); a directory is one process's.
+    /// Stores an object unless there is one of this name; `false` when there is. Of several that do
+    /// this to a bucket at once one succeeds, provided that its server knows conditional puts
+    /// (`If-None-Match`); a directory is one process's.
     ///
     /// # Errors
     /// [`StoreError::Request`].

@@ -253,8 +253,8 @@ impl KeyRing {
         Ok(())
     }
 
-    /// Moves the files of keys of a role that are not in `listed` to `tuf-keys/retired`: the signer cannot see what
-    /// metadata lists, so whoever asks wrongly has no key destroyed.
+    /// Moves the files of keys of a role that are not in `listed` to `tuf-keys/retired`: the signer
+    /// cannot see what metadata lists, so whoever asks wrongly has no key destroyed.
     pub(crate) fn put_aside(&mut self, role: &str, listed: &[Decoded<Hex>]) -> Result<(), KeyError> {
         let unlisted = |key: &SigningKey| key.role == role && !listed.contains(&key.id);
         for key in self.keys.iter().filter(|key| unlisted(key)) {

@@ -1,7 +1,8 @@
 //! Changing the root: a proposal, signatures from wherever the root keys are, and its installation.
 //!
-//! A root key may be on another machine, or several keys with several people. So a root is first proposed, then signed
-//! by one key after the other as a file, and installed once both the root before it and its own rules are satisfied.
+//! A root key may be on another machine, or several keys with several people. So a root is first
+//! proposed, then signed by one key after the other as a file, and installed once both the root
+//! before it and its own rules are satisfied.
 
 use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroU64;
@@ -102,7 +103,8 @@ impl RootFile {
         self.0.signed.version.get()
     }
 
-    /// Adds the signature of a key; `false` when the root does not list the key, so that only the root before it may.
+    /// Adds the signature of a key; `false` when the root does not list the key, so that only the
+    /// root before it may.
     ///
     /// # Errors
     /// [`RootFileError::Sign`]
@@ -177,8 +179,8 @@ impl TufRepository {
         Ok(RootFile(self.newest_root().await?.0))
     }
 
-    /// Proposes the next root at `now` (unix seconds). Root keys at hand have signed it. Nothing is changed, but for keys
-    /// made for roles that get new ones.
+    /// Proposes the next root at `now` (unix seconds). Root keys at hand have signed it. Nothing is
+    /// changed, but for keys made for roles that get new ones.
     ///
     /// # Errors
     /// [`RepositoryError`]
@@ -270,9 +272,9 @@ impl TufRepository {
         Ok(file.missing(Some(&before)))
     }
 
-    /// Puts a root in force at `now` (unix seconds) when it has all signatures; what it lacks otherwise. At every moment
-    /// in between the repository verifies: a role with a new key is first signed by both keys, then the root lists the
-    /// new one alone.
+    /// Puts a root in force at `now` (unix seconds) when it has all signatures; what it lacks
+    /// otherwise. At every moment in between the repository verifies: a role with a new key is
+    /// first signed by both keys, then the root lists the new one alone.
     ///
     /// # Errors
     /// [`RepositoryError`]
@@ -322,8 +324,9 @@ impl TufRepository {
 
     /// Gives a role a new key, at `now` (unix seconds), and removes the old one. The root keys must be here.
     ///
-    /// Changing the snapshot and timestamp keys also makes devices forget which versions they have seen, which
-    /// is how they recover after an attacker has counted the versions up, or after a restored backup.
+    /// Changing the snapshot and timestamp keys also makes devices forget which versions they have
+    /// seen, which is how they recover after an attacker has counted the versions up, or after a
+    /// restored backup.
     ///
     /// # Errors
     /// [`RepositoryError`]; without the root keys nothing was changed.
@@ -340,7 +343,8 @@ impl TufRepository {
         if missing.is_none() { Ok(()) } else { Err(keys.missing("root").into()) }
     }
 
-    /// Removes keys that the root in force does not list: what an installation that was cut off had left to do.
+    /// Removes keys that the root in force does not list: what an installation that was cut off had
+    /// left to do.
     ///
     /// # Errors
     /// [`RepositoryError`]

@@ -1,4 +1,5 @@
-//! A PostgreSQL database and a place in an S3 bucket of one test's own, where `tests/run.sh` names the servers.
+//! A PostgreSQL database and a place in an S3 bucket of one test's own, where `tests/run.sh` names
+//! the servers.
 
 use sqlx::{AnyConnection, Connection, Executor};
 

@@ -146,8 +146,9 @@ impl Fetch {
         self.changed();
     }
 
-    /// Nobody waits for these any more: those that are not on their way are not asked for. The others come all the same, for somebody who was
-    /// sent elsewhere for a moment will want them again, unless this side is not believed any more ([`Fetch::handle_disbelieved`]). Returns
+    /// Nobody waits for these any more: those that are not on their way are not asked for. The
+    /// others come all the same, for somebody who was sent elsewhere for a moment will want them
+    /// again, unless this side is not believed any more ([`Fetch::handle_disbelieved`]). Returns
     /// those that are not on their way.
     pub fn want_no_more(&mut self, now: Timestamp, chunks: &ChunkRanges) -> ChunkRanges {
         self.wanted = self.wanted.difference(chunks);

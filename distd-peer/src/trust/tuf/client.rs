@@ -30,8 +30,8 @@ const TARGET_BYTES_MAX: u64 = NODE_BYTES_MAX as u64;
 /// Field of `timestamp.json` in which the origin says when it signed, unix seconds.
 pub const SIGNED_AT: &str = "signed_at";
 
-/// This field, signed beside a release, says as a whole number where the release is among those of its product: a later one
-/// has a higher number.
+/// This field, signed beside a release, says as a whole number where the release is among those of
+/// its product: a later one has a higher number.
 pub const SEQUENCE: &str = "sequence";
 
 /// How long a timestamp holds, seconds, where it does not say when it was signed.
@@ -53,7 +53,8 @@ pub struct ChannelDoc {
     pub manifest: ManifestId,
     /// Grows by one with each change.
     pub counter: u64,
-    /// An ordered downgrade: devices with releases of the product up to this [number](SEQUENCE) may come back to this one.
+    /// An ordered downgrade: devices with releases of the product up to this [number](SEQUENCE) may
+    /// come back to this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downgrade_from: Option<u64>,
     /// What later versions add.
