@@ -2,24 +2,22 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use distd_peer::clock::unix_now;
 use serde::Serialize;
 
-use super::is_origin;
 use super::rebuild::{RebuildError, UnknownPacks, raise_counter, rebuild};
+use super::{is_origin, metadata_in};
 use crate::db::{Db, DbError, redact};
 use crate::ingest::{Ingest, IngestError};
 use crate::locks::{LockError, Locks};
 use crate::origin::{
-    Comparison, DisagreementError, ObjectMetadata, OpenError, Origin, Parties, Places, Tuning, give_store,
-    signed,
+    Comparison, DisagreementError, OpenError, Origin, Parties, Places, Tuning, give_store, signed,
 };
 use crate::realm::{Realm, RealmError};
 use crate::store::pack::read_index;
 use crate::store::{Store, StoreError};
-use crate::tuf::{MetadataStore, Options, RepositoryError, TufRepository};
+use crate::tuf::{Options, RepositoryError, TufRepository};
 
 /// Where damaged packs are put aside: not deleted, since part of them may be of use to someone.
 const ASIDE: &str = "damaged/";
@@ -159,10 +157,8 @@ impl Look {
         let realm = Realm::open(&places.data, &places.keys, unix_now())?;
         let store = Store::open(&places.store)?;
         store.check().await?;
-        let metadata = Arc::new(ObjectMetadata::new(store.clone()));
-        if metadata.get("timestamp.json").await?.is_none() {
-            return Err(FsckError::NoRepository(places.store.clone()));
-        }
+        let metadata = metadata_in(store.clone()).await?;
+        let metadata = metadata.ok_or_else(|| FsckError::NoRepository(places.store.clone()))?;
         let db = match make_database {
             true => Db::open(&places.db).await?,
             false => Db::open_present(&places.db).await?,

@@ -1,15 +1,14 @@
 //! Changing TUF keys.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use distd_peer::clock::unix_now;
 
-use super::is_origin;
+use super::{is_origin, metadata_in};
 use crate::locks::{LockError, Locks};
-use crate::origin::{ObjectMetadata, Places};
+use crate::origin::Places;
 use crate::store::{Store, StoreError};
-use crate::tuf::{MetadataStore, Options, RepositoryError, RotatableRole, TufRepository};
+use crate::tuf::{Options, RepositoryError, RotatableRole, TufRepository};
 
 /// Why keys were not changed.
 #[derive(Debug, thiserror::Error)]
@@ -81,10 +80,8 @@ pub(super) async fn rotate_locked(
     roles: &[(&String, RotatableRole)],
     behind_backup: bool,
 ) -> Result<(), KeysError> {
-    let metadata = Arc::new(ObjectMetadata::new(Store::open(&places.store)?));
-    if metadata.get("timestamp.json").await?.is_none() {
-        return Err(KeysError::NoRepository(places.store.clone()));
-    }
+    let metadata = metadata_in(Store::open(&places.store)?).await?;
+    let metadata = metadata.ok_or_else(|| KeysError::NoRepository(places.store.clone()))?;
     let now = unix_now();
     let repository = TufRepository::open(metadata, &places.keys, Options::default(), now).await?;
     if behind_backup {

@@ -20,6 +20,18 @@ pub use root::{
 pub use token::{TokenError, admin_token};
 
 use std::path::Path;
+use std::sync::Arc;
+
+use crate::origin::ObjectMetadata;
+use crate::store::Store;
+use crate::tuf::{MetadataStore, StoreError};
+
+/// The TUF repository in a store; `None` when none was begun there.
+async fn metadata_in(store: Store) -> Result<Option<Arc<ObjectMetadata>>, StoreError> {
+    let metadata = Arc::new(ObjectMetadata::new(store));
+    let begun = metadata.get("timestamp.json").await?.is_some();
+    Ok(begun.then_some(metadata))
+}
 
 /// Whether a directory is an origin's. The CA's key may be a signer's.
 fn is_origin(data: &Path) -> bool {

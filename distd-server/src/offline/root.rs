@@ -8,8 +8,8 @@ use std::sync::Arc;
 use distd_peer::clock::unix_now;
 use distd_peer::trust::files::FileError;
 
-use super::is_origin;
 use super::keys::{KeysError, parse};
+use super::{is_origin, metadata_in};
 use crate::origin::{NextRootError, ObjectMetadata, Places, next_root_path, read_root_file, write_root_file};
 use crate::store::{Store, StoreError};
 use crate::tuf::{
@@ -142,9 +142,9 @@ pub async fn install_root(places: &Places, copies: &[PathBuf]) -> Result<Option<
     }
     let Some(root) = root else { return Err(RootError::NoFile(path)) };
     // Of a realm that has no root yet, its first start looks.
-    let missing = match begun(places).await? {
-        true => Some(open(places).await?.root_missing(&root).await?),
-        false => None,
+    let missing = match metadata(places).await? {
+        Some(_) => Some(open(places).await?.root_missing(&root).await?),
+        None => None,
     };
     write_root_file(&path, &root)?;
     Ok(missing)
@@ -165,15 +165,12 @@ pub async fn show_root(places: &Places) -> Result<RootShown, RootError> {
     Ok(RootShown { in_force: in_force.describe(), waiting })
 }
 
-async fn begun(places: &Places) -> Result<bool, RootError> {
-    let store = Store::open(&places.store)?;
-    Ok(store.get("tuf/timestamp.json").await?.is_some())
+async fn metadata(places: &Places) -> Result<Option<Arc<ObjectMetadata>>, RootError> {
+    Ok(metadata_in(Store::open(&places.store)?).await.map_err(RepositoryError::from)?)
 }
 
 async fn open(places: &Places) -> Result<TufRepository, RootError> {
-    if !is_origin(&places.data) || !begun(places).await? {
-        return Err(RootError::NoOrigin(places.data.clone()));
-    }
-    let metadata = Arc::new(ObjectMetadata::new(Store::open(&places.store)?));
+    let found = if is_origin(&places.data) { metadata(places).await? } else { None };
+    let metadata = found.ok_or_else(|| RootError::NoOrigin(places.data.clone()))?;
     Ok(TufRepository::open(metadata, &places.keys, Options::default(), unix_now()).await?)
 }
