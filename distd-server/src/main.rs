@@ -104,8 +104,12 @@ enum RootCommand {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
-    /// Show the root in force, and the one that waits for signatures.
+    /// Show the root in force, and the one that waits for signatures; or the root in a file, before
+    /// it is signed.
     Show {
+        /// A root, as `root prepare` writes it; no origin is needed here.
+        #[arg(value_name = "FILE", conflicts_with_all = ["data", "db", "store"])]
+        file: Option<PathBuf>,
         #[command(flatten)]
         places: PlaceArgs,
     },
@@ -385,7 +389,10 @@ async fn root(command: RootCommand) -> anyhow::Result<()> {
             writeln!(out, "keep {path} to yourself; next: distd-server serve --offline-root {path}.pub, or")?;
             writeln!(out, "distd-server root prepare --add {path}.pub")?;
         }
-        RootCommand::Show { places } => {
+        RootCommand::Show { file: Some(file), .. } => {
+            writeln!(out, "{}", offline::show_root_file(&file)?.join("\n  "))?;
+        }
+        RootCommand::Show { file: None, places } => {
             let shown = offline::show_root(&places.places()?).await?;
             writeln!(out, "in force: {}", shown.in_force.join("\n  "))?;
             if let Some((waiting, missing)) = shown.waiting {
@@ -400,7 +407,8 @@ async fn root(command: RootCommand) -> anyhow::Result<()> {
             if !missing.is_none() {
                 writeln!(
                     out,
-                    "next: take the file to the keys, and there: distd-server root sign FILE --key KEY"
+                    "next: take the file to the keys; there, distd-server root show FILE shows the root and \
+                     distd-server root sign FILE --key KEY signs it"
                 )?;
             }
         }

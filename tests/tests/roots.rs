@@ -252,7 +252,7 @@ fn root_keys_of_several_people_never_come_near_the_origin() {
     refused("lacks 2 signatures by its own keys");
     let by_ann = sign(&data, away.path(), &[&ann]);
     succeeded(server(&["root", "install", &text(&by_ann), "--data", &data_text]));
-    refused("lacks 1 signatures by its own keys");
+    refused("lacks 1 signature by its own keys");
     // Whoever forgets the options gets no realm with a root key of the origin's own.
     let forgot = server(&serve(&[]).iter().map(String::as_str).collect::<Vec<_>>());
     assert!(told(&forgot).contains("waits to be the first root"), "{}", told(&forgot));
@@ -261,7 +261,7 @@ fn root_keys_of_several_people_never_come_near_the_origin() {
     let stranger = new_key(away.path(), "stranger");
     let by_others = sign(&data, away.path(), &[&stranger, &ann]);
     succeeded(server(&["root", "install", &text(&by_others), "--data", &data_text]));
-    refused("lacks 1 signatures by its own keys");
+    refused("lacks 1 signature by its own keys");
     let by_ben = sign(&data, away.path(), &[&ben]);
     succeeded(server(&["root", "install", &text(&by_ben), "--data", &data_text]));
 
@@ -301,9 +301,17 @@ fn root_keys_of_several_people_never_come_near_the_origin() {
         let copy = sign(&data, away.path(), keys);
         succeeded(server(&["root", "install", &text(&copy), "--data", &data_text]))
     };
+    // Ann's first copy was damaged on its way. Her next one counts nevertheless.
+    let damaged = sign(&data, away.path(), &[&ann]);
+    let copy = fs::read_to_string(&damaged).expect("read");
+    let (start, digit) = copy.rsplit_once("\"sig\": \"").expect("a signature");
+    let other = if digit.starts_with('0') { "1" } else { "0" };
+    fs::write(&damaged, format!("{start}\"sig\": \"{other}{}", &digit[1..])).expect("write");
+    let said = succeeded(server(&["root", "install", &text(&damaged), "--data", &data_text]));
+    assert!(said.contains("lacks 2 signatures by keys of the root before it and 2"), "{said}");
     // The old root asks for Ann and Ben, the new one for Ann and Cem.
     let said = hand_in(&[&ann, &cem]);
-    assert!(said.contains("lacks 1 signatures by keys of the root before it"), "{said}");
+    assert!(said.contains("lacks 1 signature by keys of the root before it"), "{said}");
     assert!(data.join("root-next.json").exists());
     let said = hand_in(&[&ben]);
     assert!(said.contains("has all signatures"), "{said}");
@@ -321,7 +329,17 @@ fn root_keys_of_several_people_never_come_near_the_origin() {
     assert!(same(&two, &lab.path("out")), "a device of the old root follows");
     lab.enroll("b", lab.quic());
     lab.pull("b", "os@2", &lab.path("out-b"), &[]).ok();
+    let in_force = fs::read_to_string(data.join("objects/tuf/2.root.json")).expect("read");
+    assert_eq!(in_force.matches(r#""keyid""#).count(), 3, "one signature of each key: {in_force}");
+    // A proposal that came too late is kept beside, with its signatures.
+    let late = fs::read_to_string(&damaged).expect("read").replace("\"expires\": \"2", "\"expires\": \"3");
+    fs::write(data.join("root-next.json"), &late).expect("write");
+    let shown = succeeded(server(&["root", "show", &text(&data.join("root-next.json"))]));
+    assert!(shown.contains("root 2, valid until 3"), "{shown}");
     lab.restart_origin();
+    assert!(lab.origin().log().contains("run distd-server root prepare again"), "{}", lab.origin().log());
+    let kept = fs::read_to_string(data.join("root-next.2-outdated.json")).expect("kept");
+    assert!(kept == late && !data.join("root-next.json").exists());
     lab.pull("a", "os@2", &lab.path("out"), &[]).ok();
     // The first root's settings are not asked for again, nor its files.
     for file in [&a, &b] {
@@ -398,7 +416,7 @@ fn a_damaged_or_foreign_root_is_named_and_changes_nothing() {
         "--data",
         &data_text,
     ]));
-    assert!(said.contains("lacks 1 signatures by keys of the root before it"), "{said}");
+    assert!(said.contains("lacks 1 signature by keys of the root before it"), "{said}");
     let shown = succeeded(show());
     assert!(shown.contains("in force: root 1"), "{shown}");
 }

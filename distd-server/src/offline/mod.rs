@@ -15,7 +15,8 @@ pub use keys::{KeysError, rotate};
 pub use rebuild::RebuildError;
 pub use restore::{RestoreError, Restored, restore};
 pub use root::{
-    RootError, RootOrder, RootShown, install_root, new_root_key, prepare_root, show_root, sign_root,
+    RootError, RootOrder, RootShown, install_root, new_root_key, prepare_root, show_root, show_root_file,
+    sign_root,
 };
 pub use token::{TokenError, admin_token};
 

@@ -10,7 +10,9 @@ use distd_peer::trust::files::FileError;
 
 use super::keys::{KeysError, parse};
 use super::{is_origin, metadata_in};
-use crate::origin::{NextRootError, ObjectMetadata, Places, next_root_path, read_root_file, write_root_file};
+use crate::origin::{
+    NextRootError, NextRootLock, ObjectMetadata, Places, next_root_path, read_root_file, write_root_file,
+};
 use crate::store::{Store, StoreError};
 use crate::tuf::{
     KeyError, Missing, OfflineKey, Options, RepositoryError, RootChange, RootFile, RootFileError,
@@ -92,6 +94,7 @@ pub fn new_root_key(path: &Path) -> Result<String, KeyError> {
 pub async fn prepare_root(places: &Places, order: &RootOrder) -> Result<(PathBuf, Missing), RootError> {
     let path = next_root_path(&places.data);
     let repository = open(places).await?;
+    let _lock = NextRootLock::take(&places.data)?;
     if !order.replace
         && let Some(waiting) = read_root_file(&path)?
         && waiting.version() > repository.root_file().await?.version()
@@ -105,6 +108,16 @@ pub async fn prepare_root(places: &Places, order: &RootOrder) -> Result<(PathBuf
     write_root_file(&path, &root)?;
     let missing = repository.root_missing(&root).await?;
     Ok((path, missing))
+}
+
+/// Reads the root in a file, wherever the file is. Returns what the root says, one line for each
+/// thing.
+///
+/// # Errors
+/// [`RootError`]
+pub fn show_root_file(path: &Path) -> Result<Vec<String>, RootError> {
+    let root = read_root_file(path)?.ok_or_else(|| RootError::NoFile(path.to_owned()))?;
+    Ok(root.describe())
 }
 
 /// Signs the root in a file with keys in files. Returns what the root says, and the ids of those
@@ -132,6 +145,10 @@ pub fn sign_root(path: &Path, keys: &[PathBuf]) -> Result<(Vec<String>, Vec<Stri
 /// [`RootError`]; nothing was changed then.
 pub async fn install_root(places: &Places, copies: &[PathBuf]) -> Result<Option<Missing>, RootError> {
     let path = next_root_path(&places.data);
+    if !is_origin(&places.data) {
+        return Err(RootError::NoOrigin(places.data.clone()));
+    }
+    let _lock = NextRootLock::take(&places.data)?;
     let mut root = read_root_file(&path)?;
     for copy in copies {
         let copy = read_root_file(copy)?.ok_or_else(|| RootError::NoFile(copy.clone()))?;

@@ -37,7 +37,7 @@ pub use owner::OwnerError;
 pub use patches::RequestPatchesError;
 pub use publish::{PublishReleaseError, SetChannelError};
 pub use revoked::RevokedListError;
-pub use root::{NextRootError, next_root_path, read_root_file, write_root_file};
+pub use root::{NextRootError, NextRootLock, next_root_path, read_root_file, write_root_file};
 pub use withdraw::WithdrawError;
 
 /// Where an origin keeps what.
@@ -415,6 +415,8 @@ async fn open_repository(
     if !begun && offline_root.is_empty() && next_root_path(&places.data).exists() {
         return Err(OpenError::OfflineRootNotNamed(next_root_path(&places.data)));
     }
+    // Held until the file is written: an operator may hand in a signed copy at the same time.
+    let lock = if begun { None } else { Some(NextRootLock::take(&places.data)?) };
     let options = match begun {
         true => Options::default(),
         false => root::first_root_options(&places.data, offline_root, root_threshold)?,
@@ -423,6 +425,7 @@ async fn open_repository(
         Err(RepositoryError::FirstRootUnsigned { file, missing }) => {
             let path = next_root_path(&places.data);
             write_root_file(&path, &file).map_err(NextRootError::from)?;
+            drop(lock);
             Err(OpenError::FirstRootUnsigned { path, missing })
         }
         other => Ok(other?),

@@ -1,5 +1,8 @@
 //! The next TUF root, on its way between the origin and keys that are kept elsewhere: `DIR/root-next.json`.
 
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use distd_peer::clock::unix_now;
@@ -13,6 +16,9 @@ use crate::tuf::{
 /// Name of the file in the data directory.
 const NEXT_ROOT: &str = "root-next.json";
 
+/// Name of the lock file beside it.
+const LOCK: &str = "root-next.lock";
+
 /// Why the next root was not read or put in force.
 #[derive(Debug, thiserror::Error)]
 pub enum NextRootError {
@@ -22,12 +28,56 @@ pub enum NextRootError {
     /// What is in it.
     #[error("{} is unusable", .0.display())]
     Content(PathBuf, #[source] RootFileError),
+    /// The lock.
+    #[error("could not lock {}: check its permissions and free space", .0.display())]
+    Lock(PathBuf, #[source] io::Error),
+    /// An outdated file stays in the way.
+    #[error("could not rename {}", .0.display())]
+    PutAside(PathBuf, #[source] io::Error),
     /// Longer than a root can be.
     #[error("{} is longer than 1 MiB: it is no root", .0.display())]
     TooLong(PathBuf),
     /// The repository.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
+}
+
+/// The right to read and change `root-next.json`, until dropped. The origin and the commands of an
+/// operator change the file at the same time.
+#[derive(Debug)]
+pub struct NextRootLock {
+    _file: File,
+}
+
+impl NextRootLock {
+    /// Waits for the lock. Each holder has it for one read and one write.
+    ///
+    /// # Errors
+    /// [`NextRootError::Lock`]
+    pub fn take(data: &Path) -> Result<Self, NextRootError> {
+        let path = data.join(LOCK);
+        let locked = open_lock(&path).and_then(|file| file.lock().map(|()| file));
+        locked.map(|file| Self { _file: file }).map_err(|error| NextRootError::Lock(path, error))
+    }
+
+    /// Takes the lock unless somebody has it.
+    ///
+    /// # Errors
+    /// [`NextRootError::Lock`]
+    fn try_take(data: &Path) -> Result<Option<Self>, NextRootError> {
+        let path = data.join(LOCK);
+        let failed = |error| NextRootError::Lock(path.clone(), error);
+        let file = open_lock(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self { _file: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(failed(error)),
+        }
+    }
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)
 }
 
 /// Where the next root lies.
@@ -69,18 +119,31 @@ pub(super) fn first_root_options(
 
 impl Origin {
     /// Puts the root in `DIR/root-next.json` in force once it has all signatures, and removes the
-    /// file. What it lacks otherwise; `None` when no root waits.
+    /// file. Returns what the root lacks; `None` when no root waits or a command changes the file
+    /// at this moment. A file that can never be installed, because another root of its version is
+    /// in force, is renamed, so that its signatures are not lost.
     ///
     /// # Errors
     /// [`NextRootError`]; the file stays.
     pub async fn take_next_root(&self) -> Result<Option<Missing>, NextRootError> {
         let path = next_root_path(&self.data);
+        let Some(_lock) = NextRootLock::try_take(&self.data)? else { return Ok(None) };
         let Some(file) = read_root_file(&path)? else { return Ok(None) };
         let in_force = self.repository.root_file().await?.version();
         if file.version() <= in_force {
-            // Left by a crash behind its installation, or the first root.
             self.repository.retire_unlisted().await?;
-            files::remove(&path)?;
+            if self.repository.was_installed(&file).await? {
+                // Left by a crash after its installation, or the first root.
+                files::remove(&path)?;
+            } else {
+                let aside = self.data.join(format!("root-next.{}-outdated.json", file.version()));
+                std::fs::rename(&path, &aside).map_err(|e| NextRootError::PutAside(path.clone(), e))?;
+                tracing::error!(
+                    in_force,
+                    "a proposed root is outdated and was renamed to {}: run distd-server root prepare again",
+                    aside.display()
+                );
+            }
             return Ok(None);
         }
         let missing = self.repository.install_root(&file, unix_now()).await?;
@@ -97,7 +160,9 @@ impl Origin {
     /// [`NextRootError`]
     pub(super) async fn ask_for_next_root(&self) -> Result<(), NextRootError> {
         let path = next_root_path(&self.data);
-        if read_root_file(&path)?.is_none() {
+        if let Some(_lock) = NextRootLock::try_take(&self.data)?
+            && read_root_file(&path)?.is_none()
+        {
             let root = self.repository.propose_root(&RootChange::default(), unix_now()).await?;
             write_root_file(&path, &root)?;
         }

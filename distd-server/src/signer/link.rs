@@ -5,14 +5,24 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::wire::{self, PublicKey, Reply, Request, VERSION};
 
-/// How long a signer may take for one request.
+/// Longest time that a signer may take for one request.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Callers that may wait for the signer at one time. Each holds a thread of the runtime, and every
+/// node that enrols or renews its certificate brings one, so a signer that hangs must not collect
+/// more of them.
+const CALLERS_MAX: usize = 32;
+
+/// Time after an unanswered request during which no other request is sent. The callers that waited
+/// behind that request fail at once instead of waiting in turn.
+const PAUSE: Duration = Duration::from_secs(5);
 
 /// Prefixes of environment variables that a signer is not given: it needs neither database nor object store.
 const WITHHELD: [&str; 3] = ["DISTD_SERVER_", "AWS_", "PG"];
@@ -29,6 +39,12 @@ pub enum SignerError {
     /// It ended, or its answer makes no sense.
     #[error("the signer did not answer: look at its log")]
     Broken(#[source] io::Error),
+    /// Too many callers wait for it already.
+    #[error("the signer is busy: try again in a minute")]
+    Busy,
+    /// It left a request unanswered a moment ago.
+    #[error("the signer does not answer: look at its log")]
+    Hangs,
     /// It says no.
     #[error("the signer refused: {0}")]
     Refused(String),
@@ -38,7 +54,16 @@ pub enum SignerError {
 #[derive(Debug)]
 pub struct SignerLink {
     way: Way,
-    open: Mutex<Option<Connection>>,
+    open: Mutex<Open>,
+    callers: AtomicUsize,
+    patience: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    connection: Option<Connection>,
+    /// Time at which a request was given up for lack of an answer.
+    given_up: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -68,12 +93,22 @@ impl Drop for Connection {
 impl SignerLink {
     /// A signer that is started by and ends with this process: `program` with `arguments`.
     pub fn start(program: PathBuf, arguments: Vec<String>) -> Self {
-        Self { way: Way::Start(program, arguments), open: Mutex::default() }
+        Self::new(Way::Start(program, arguments))
     }
 
     /// A signer that listens on the Unix socket at `path`.
     pub fn connect(path: PathBuf) -> Self {
-        Self { way: Way::Connect(path), open: Mutex::default() }
+        Self::new(Way::Connect(path))
+    }
+
+    fn new(way: Way) -> Self {
+        Self { way, open: Mutex::default(), callers: AtomicUsize::new(0), patience: PATIENCE }
+    }
+
+    /// Waits no longer than `patience` for each answer.
+    #[cfg(test)]
+    pub(super) fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     pub(super) fn describe(&self) -> String {
@@ -129,10 +164,10 @@ impl SignerLink {
         self.signature(&Request::Statement { message: message.to_vec() })
     }
 
-    /// The first root that the signer knows, by its SHA-256 in hexadecimal; `sha256` when it knew none.
-    pub(crate) fn first_root(&self, sha256: &str) -> Result<String, SignerError> {
-        match self.call(&Request::FirstRoot { sha256: sha256.to_owned() })? {
-            Reply::FirstRoot(known) => Ok(known),
+    /// Shows the signer a root, signed, JSON. Returns the version of the newest root that it knows.
+    pub(crate) fn follow_root(&self, root: &[u8]) -> Result<u64, SignerError> {
+        match self.call(&Request::Root { root: root.to_vec() })? {
+            Reply::NewestRoot(version) => Ok(version),
             _ => Err(unfit()),
         }
     }
@@ -155,32 +190,45 @@ impl SignerLink {
     }
 
     fn exchange(&self, request: &Request) -> Result<Reply, SignerError> {
-        let mut open = self.open.lock().expect("no panic while it is locked");
-        let reply = match open.take() {
-            Some(connection) => match ask(&connection.stream, request) {
-                Ok(reply) => {
-                    *open = Some(connection);
-                    reply
-                }
-                Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "the signer is started again");
-                    drop(connection);
-                    self.ask_anew(&mut open, request)?
-                }
-            },
-            None => self.ask_anew(&mut open, request)?,
-        };
-        match reply {
+        if self.callers.fetch_add(1, Ordering::Relaxed) >= CALLERS_MAX {
+            self.callers.fetch_sub(1, Ordering::Relaxed);
+            return Err(SignerError::Busy);
+        }
+        let reply = self.exchange_in_turn(request);
+        self.callers.fetch_sub(1, Ordering::Relaxed);
+        match reply? {
             Reply::Refused(why) => Err(SignerError::Refused(why)),
             reply => Ok(reply),
         }
     }
 
-    fn ask_anew(&self, open: &mut Option<Connection>, request: &Request) -> Result<Reply, SignerError> {
+    fn exchange_in_turn(&self, request: &Request) -> Result<Reply, SignerError> {
+        let mut open = self.open.lock().expect("no panic while it is locked");
+        if open.given_up.is_some_and(|at| at.elapsed() < PAUSE) {
+            return Err(SignerError::Hangs);
+        }
+        open.given_up = None;
+        if let Some(connection) = open.connection.take() {
+            match ask(&connection.stream, request) {
+                Ok(reply) => {
+                    open.connection = Some(connection);
+                    return Ok(reply);
+                }
+                Err(error) if is_timeout(&error) => return Err(open.give_up(error)),
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "the signer is started again");
+                }
+            }
+        }
         let connection = self.open()?;
-        let reply = ask(&connection.stream, request).map_err(SignerError::Broken)?;
-        *open = Some(connection);
-        Ok(reply)
+        match ask(&connection.stream, request) {
+            Ok(reply) => {
+                open.connection = Some(connection);
+                Ok(reply)
+            }
+            Err(error) if is_timeout(&error) => Err(open.give_up(error)),
+            Err(error) => Err(SignerError::Broken(error)),
+        }
     }
 
     fn open(&self) -> Result<Connection, SignerError> {
@@ -206,10 +254,22 @@ impl SignerLink {
             }
         };
         let stream = &connection.stream;
-        stream.set_read_timeout(Some(PATIENCE)).map_err(SignerError::Broken)?;
-        stream.set_write_timeout(Some(PATIENCE)).map_err(SignerError::Broken)?;
+        stream.set_read_timeout(Some(self.patience)).map_err(SignerError::Broken)?;
+        stream.set_write_timeout(Some(self.patience)).map_err(SignerError::Broken)?;
         Ok(connection)
     }
+}
+
+impl Open {
+    fn give_up(&mut self, error: io::Error) -> SignerError {
+        self.given_up = Some(Instant::now());
+        SignerError::Broken(error)
+    }
+}
+
+/// Whether the time set for the socket passed. Linux reports `EAGAIN` for it.
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 fn ask(stream: &UnixStream, request: &Request) -> io::Result<Reply> {

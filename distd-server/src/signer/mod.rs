@@ -13,6 +13,7 @@
 mod link;
 mod policy;
 mod process;
+mod roots;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -24,7 +25,8 @@ pub use link::{SignerError, SignerLink};
 pub use process::{SignerProcessError, run};
 pub(crate) use wire::PublicKey;
 
-use crate::tuf::{KeyError, pin_first_root};
+use crate::tuf::KeyError;
+use roots::KnownRoots;
 
 /// Directory of the TUF keys, within the directory of all keys.
 pub(crate) const TUF_KEYS: &str = "tuf-keys";
@@ -44,16 +46,17 @@ impl KeyHolder {
         Self::ThisProcess(data.to_owned())
     }
 
-    /// The SHA-256 (hexadecimal) of the realm's first root, which the holder remembers beside the
-    /// keys, so that nobody who can write to the store chooses it; `sha256` when none was
-    /// remembered.
+    /// Shows the holder a root of the repository, signed, JSON, in the order of the versions. The
+    /// holder compares it with the roots that it remembers beside the keys, so that nobody who can
+    /// write to the store chooses a root. Returns the version of the newest root that the holder
+    /// knows.
     ///
     /// # Errors
-    /// [`KeyError`]
-    pub(crate) fn first_root(&self, sha256: &str) -> Result<String, KeyError> {
+    /// [`KeyError::OtherRoot`] or [`SignerError::Refused`] when the root is not this realm's.
+    pub(crate) fn follow_root(&self, root: &[u8]) -> Result<u64, KeyError> {
         match self {
-            Self::ThisProcess(dir) => pin_first_root(&dir.join(TUF_KEYS), sha256),
-            Self::Signer(link) => Ok(link.first_root(sha256)?),
+            Self::ThisProcess(dir) => KnownRoots::load(&dir.join(TUF_KEYS))?.follow(root),
+            Self::Signer(link) => Ok(link.follow_root(root)?),
         }
     }
 

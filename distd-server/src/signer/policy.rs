@@ -14,20 +14,28 @@ use x509_parser::certificate::TbsCertificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
+use super::roots::KnownRoots;
 use crate::tuf::{KeyRing, expires_after, key_roles};
 
-/// How far the clocks of two processes may be apart, seconds.
-const CLOCK_SECONDS: u64 = 3600;
+/// Largest difference between the clocks of two processes, seconds.
+pub(super) const CLOCK_SECONDS: u64 = 3600;
 
 /// Longest validity of a certificate with the origin's name, seconds.
 const ORIGIN_SECONDS_MAX: u64 = 31 * 24 * 3600;
 
 /// Checks TUF metadata in canonical form that a key of `role` is to sign at `now` (unix seconds).
-/// Metadata may name no key but those in `own`, the signer's.
+/// The metadata may name no keys but those in `own`, the signer's; a root must prolong the newest
+/// of `roots`.
 ///
 /// # Errors
-/// Why it is not signed.
-pub(super) fn check_metadata(role: &str, message: &[u8], own: &KeyRing, now: u64) -> Result<(), String> {
+/// The reason for the refusal.
+pub(super) fn check_metadata(
+    role: &str,
+    message: &[u8],
+    own: &KeyRing,
+    roots: &KnownRoots,
+    now: u64,
+) -> Result<(), String> {
     if !key_roles().any(|known| known == role) {
         return Err(format!("there is no TUF role {role:?}"));
     }
@@ -63,6 +71,7 @@ pub(super) fn check_metadata(role: &str, message: &[u8], own: &KeyRing, now: u64
                     return foreign(&name);
                 }
             }
+            roots.check_prolongs(&root, now)?;
         }
         "targets" => {
             let targets: Targets =
@@ -86,7 +95,7 @@ pub(super) fn check_metadata(role: &str, message: &[u8], own: &KeyRing, now: u64
 /// seconds). A node's may hold `node_seconds`.
 ///
 /// # Errors
-/// Why it is not signed.
+/// The reason for the refusal.
 pub(super) fn check_certificate(tbs: &[u8], ca: &[u8], node_seconds: u64, now: u64) -> Result<(), String> {
     let refuse = |why: &str| Err(why.to_owned());
     let Ok((rest, cert)) = TbsCertificate::from_der(tbs) else {
@@ -148,7 +157,7 @@ fn is_anothers(name: &str) -> bool {
 /// Checks a message that the CA's key is to sign and that is no certificate.
 ///
 /// # Errors
-/// Why it is not signed.
+/// The reason for the refusal.
 pub(super) fn check_statement(message: &[u8]) -> Result<(), String> {
     if is_seal_message(message) || message.starts_with(&revoked_message(b"")) {
         Ok(())

@@ -3,15 +3,16 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use distd_peer::clock::unix_now;
 use rcgen::SigningKey as _;
 use tough::schema::decoded::{Decoded, Hex};
 
-use super::KeyHolder;
 use super::policy::{check_certificate, check_metadata, check_statement};
+use super::roots::KnownRoots;
 use super::wire::{self, Reply, Request, VERSION};
+use super::{KeyHolder, TUF_KEYS};
 use crate::realm::{Authority, RealmError};
 use crate::tuf::{KeyError, KeyRing, key_roles};
 
@@ -64,24 +65,28 @@ pub(super) fn answer(stream: &UnixStream, keys: &Path, node_seconds: u64) -> Res
 struct Signer {
     authority: Authority,
     ring: KeyRing,
-    holder: KeyHolder,
+    roots: KnownRoots,
+    keys: PathBuf,
     node_seconds: u64,
 }
 
 impl Signer {
     fn open(keys: &Path, node_seconds: u64) -> Result<Self, SignerProcessError> {
         let authority = Authority::load_or_create(keys, unix_now())?;
-        let holder = KeyHolder::in_dir(keys);
-        let ring = KeyRing::load(&holder)?;
-        Ok(Self { authority, ring, holder, node_seconds })
+        let (ring, roots) = Self::read_keys(keys)?;
+        Ok(Self { authority, ring, roots, keys: keys.to_owned(), node_seconds })
+    }
+
+    fn read_keys(keys: &Path) -> Result<(KeyRing, KnownRoots), KeyError> {
+        Ok((KeyRing::load(&KeyHolder::in_dir(keys))?, KnownRoots::load(&keys.join(TUF_KEYS))?))
     }
 
     fn answer(&mut self, request: Request) -> Result<Reply, String> {
         let now = unix_now();
         match request {
             Request::Hello { version: VERSION } => {
-                // A command that an operator ran may have made keys since.
-                self.ring = KeyRing::load(&self.holder).map_err(|e| e.to_string())?;
+                // A command of an operator may have made keys or a root in the meantime.
+                (self.ring, self.roots) = Self::read_keys(&self.keys).map_err(|e| e.to_string())?;
                 let keys = self.ring.public_keys().map_err(|e| e.to_string())?;
                 Ok(Reply::Hello { ca_pem: self.authority.pem.clone(), keys })
             }
@@ -102,7 +107,7 @@ impl Signer {
                 Ok(Reply::Retired)
             }
             Request::Metadata { role, key_id, message } => {
-                check_metadata(&role, &message, &self.ring, now)?;
+                check_metadata(&role, &message, &self.ring, &self.roots, now)?;
                 let id: Decoded<Hex> = key_id.into();
                 let key = self.ring.keys_of(&role, std::slice::from_ref(&id));
                 let key = key.first().ok_or_else(|| self.ring.missing(&role).to_string())?;
@@ -116,11 +121,8 @@ impl Signer {
                 check_statement(&message)?;
                 self.authority.key.sign(&message).map(Reply::Signature).map_err(|e| e.to_string())
             }
-            Request::FirstRoot { sha256 } => {
-                if sha256.len() != 64 || !sha256.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-                    return Err("that is no SHA-256".to_owned());
-                }
-                self.holder.first_root(&sha256).map(Reply::FirstRoot).map_err(|e| e.to_string())
+            Request::Root { root } => {
+                self.roots.follow(&root).map(Reply::NewestRoot).map_err(|e| e.to_string())
             }
         }
     }

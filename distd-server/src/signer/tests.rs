@@ -68,14 +68,10 @@ async fn an_origin_needs_no_private_key_of_its_own() {
     let store = Arc::new(DirStore::new(data.join("repo")));
     let repository =
         TufRepository::open(store, &holder, Options::default(), now).await.expect("a repository");
-    for role in
-        [RotatableRole::Timestamp, RotatableRole::Snapshot, RotatableRole::Targets, RotatableRole::Root]
-    {
-        repository.rotate_key(role, now).await.expect("a new key");
+    for later in [300 * DAY, 10 * DAY] {
+        let refreshed = repository.refresh(now + later).await;
+        assert!(!refreshed.is_ok_and(|done| done.signed.contains(&"root".to_owned())), "no root before time");
     }
-    assert!(
-        !repository.refresh(now + 300 * DAY).await.is_ok_and(|done| done.signed.contains(&"root".to_owned()))
-    );
 
     let of_origin: Vec<_> = std::fs::read_dir(data.join("realm")).expect("list").collect();
     assert_eq!(of_origin.len(), 2, "origin.key and ca.pem");
@@ -240,7 +236,6 @@ async fn no_metadata_outlasts_the_compromise_of_an_origin() {
         link.sign_metadata("timestamp", &id_of("snapshot"), &serde_json::to_vec(&timestamp).expect("JSON")),
         "no private key",
     );
-    refused(link.first_root("../../etc/passwd"), "no SHA-256");
     // Keys that somebody has retired can be put back.
     link.retire("timestamp", &[[0u8; 32]]).expect("an answer");
     refused(sign("timestamp", &timestamp), "no private key");
@@ -250,6 +245,113 @@ async fn no_metadata_outlasts_the_compromise_of_an_origin() {
     }
     link.hello().expect("an answer");
     sign("timestamp", &timestamp).expect("as before");
-    let pinned = link.first_root(&"0".repeat(64)).expect("an answer");
-    assert_ne!(pinned, "0".repeat(64), "the first root stays the first");
+}
+
+/// A root that prolongs the one in force is signed when it is due; every other change of the root
+/// takes the keys themselves.
+#[tokio::test]
+async fn a_signer_prolongs_the_newest_root_and_changes_none() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (now, keys) = (unix_now(), dir.path().join("keys"));
+    let store = Arc::new(DirStore::new(dir.path().join("repo")));
+    // The realm is 300 days old: its root is due.
+    let here = KeyHolder::in_dir(&keys);
+    let first = TufRepository::open(store.clone(), &here, Options::default(), now - 300 * DAY).await;
+    drop(first.expect("a repository"));
+    let holder = signer(dir.path(), 1);
+    let link = link(&holder);
+    let public = link.hello().expect("an answer").1;
+    let id = public.iter().find(|key| key.role == "root").expect("a key");
+    let id =
+        serde_json::from_str::<tough::schema::key::Key>(&id.json).expect("a key").key_id().expect("an id");
+    let read =
+        |version: u64| std::fs::read(dir.path().join(format!("repo/{version}.root.json"))).expect("a root");
+    let sign = |root: &Value| link.sign_metadata("root", &id, &serde_json::to_vec(root).expect("JSON"));
+    let of = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).expect("JSON")["signed"].clone();
+
+    let first = of(&read(1));
+    let end = jiff::Timestamp::from_second(i64::try_from(now + 300 * DAY).expect("a time")).expect("a time");
+    let mut later = first.clone();
+    (later["version"], later["expires"]) = (json!(2), json!(end.to_string()));
+    let mut single = later.clone();
+    let timestamp = single["roles"]["timestamp"]["keyids"].clone();
+    single["x-note"] = timestamp;
+    refused(sign(&single), "with a later end");
+    let mut same = later.clone();
+    same["version"] = json!(1);
+    refused(sign(&same), "with a later end");
+    let mut far = later.clone();
+    far["version"] = json!(9);
+    refused(sign(&far), "with a later end");
+    sign(&later).expect("due");
+
+    let repository =
+        TufRepository::open(store.clone(), &holder, Options::default(), now).await.expect("opens");
+    let done = repository.refresh(now).await.expect("refreshed");
+    assert!(done.signed.contains(&"root".to_owned()), "{:?}", done.signed);
+    let second = of(&read(2));
+    sign(&second).expect("the newest once more");
+    // The predecessor is followed no more, and the newest has most of its time left.
+    refused(sign(&later), "with a later end");
+    let mut third = second.clone();
+    (third["version"], third["expires"]) = (json!(3), json!(end.to_string()));
+    refused(sign(&third), "not due");
+    assert!(repository.rotate_key(RotatableRole::Timestamp, now).await.is_err());
+
+    // With the keys themselves it changes, and the signer takes note.
+    drop(repository);
+    let repository = TufRepository::open(store.clone(), &here, Options::default(), now).await.expect("opens");
+    repository.rotate_key(RotatableRole::Timestamp, now).await.expect("a new key");
+    link.hello().expect("an answer");
+    let changed = of(&read(3));
+    assert_ne!(changed["roles"]["timestamp"], second["roles"]["timestamp"]);
+    sign(&changed).expect("the newest once more");
+    refused(sign(&second), "with a later end");
+    let repository = TufRepository::open(store, &holder, Options::default(), now).await.expect("opens");
+    repository.refresh(now + DAY).await.expect("refreshed");
+
+    // Roots of others.
+    refused(link.follow_root(b"{}"), "malformed");
+    let other = Arc::new(DirStore::new(dir.path().join("other")));
+    let theirs = KeyHolder::in_dir(&dir.path().join("theirs"));
+    TufRepository::open(other, &theirs, Options::default(), now).await.expect("another realm's");
+    let theirs = std::fs::read(dir.path().join("other/1.root.json")).expect("a root");
+    refused(link.follow_root(&theirs), "not the first root");
+    let mut fourth: Value = serde_json::from_slice(&read(3)).expect("JSON");
+    fourth["signed"]["version"] = json!(4);
+    refused(link.follow_root(&serde_json::to_vec(&fourth).expect("JSON")), "signatures");
+    fourth["signed"]["version"] = json!(6);
+    refused(link.follow_root(&serde_json::to_vec(&fourth).expect("JSON")), "before it");
+    fourth["signed"]["version"] = json!(3);
+    fourth["signed"]["expires"] = json!(end.to_string());
+    refused(link.follow_root(&serde_json::to_vec(&fourth).expect("JSON")), "another root of this version");
+    assert_eq!(link.follow_root(&read(2)).expect("an answer"), 3);
+}
+
+/// A signer that accepts requests and never answers costs each caller one wait at most.
+#[test]
+fn callers_do_not_queue_behind_a_signer_that_hangs() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("socket");
+    let listener = UnixListener::bind(&path).expect("bind");
+    let patience = std::time::Duration::from_millis(300);
+    let link = SignerLink::connect(path).with_patience(patience);
+    let (count, began) = (200, std::time::Instant::now());
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..count).map(|_| scope.spawn(|| link.hello())).collect();
+        calls.into_iter().map(|call| call.join().expect("no panic")).collect()
+    });
+    drop(listener);
+    let (mut timed_out, mut at_once) = (0, 0);
+    for answer in answers {
+        match answer {
+            Err(SignerError::Broken(_)) => timed_out += 1,
+            Err(SignerError::Hangs | SignerError::Busy) => at_once += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(timed_out + at_once, count);
+    // Far below one wait for each caller, whatever the machine's load.
+    assert!(began.elapsed() < patience * 100, "{:?}, {timed_out} timed out", began.elapsed());
+    assert!(timed_out <= 3, "{timed_out}");
 }

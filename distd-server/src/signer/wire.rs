@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Version of these messages.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// Longest message, bytes: `channels.json` of a large realm, once.
 const MESSAGE_BYTES_MAX: u32 = 64 << 20;
@@ -46,9 +46,11 @@ pub(super) enum Request {
         #[serde(with = "serde_bytes")]
         message: Vec<u8>,
     },
-    /// Asks for the SHA-256 of the realm's first TUF root, hexadecimal; this one is remembered when
-    /// there is none.
-    FirstRoot { sha256: String },
+    /// Shows a root of the repository, signed, JSON. The signer takes note of it.
+    Root {
+        #[serde(with = "serde_bytes")]
+        root: Vec<u8>,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -60,7 +62,8 @@ pub(super) enum Reply {
     Key(PublicKey),
     Retired,
     Signature(#[serde(with = "serde_bytes")] Vec<u8>),
-    FirstRoot(String),
+    /// Version of the newest root that the signer knows.
+    NewestRoot(u64),
     /// Why the request was not granted.
     Refused(String),
 }

@@ -55,6 +55,12 @@ pub enum KeyError {
     /// The signer.
     #[error(transparent)]
     Signer(#[from] SignerError),
+    /// The root that is remembered beside the keys cannot be read.
+    #[error("{} holds no TUF root: restore it from a backup of the keys", .0.display())]
+    KnownRoot(PathBuf, #[source] serde_json::Error),
+    /// A root that is not this realm's.
+    #[error("the holder of the keys refuses this root: {0}")]
+    OtherRoot(String),
     /// A key of the signer's that cannot be read.
     #[error("the signer names a public key that cannot be read: use one release of origin and signer")]
     Public,
@@ -272,21 +278,6 @@ impl KeyRing {
 
     pub(crate) fn missing(&self, role: &str) -> KeyError {
         KeyError::Missing { role: role.to_owned(), place: self.holder.describe() }
-    }
-}
-
-/// [`KeyHolder::first_root`] of keys in files.
-///
-/// # Errors
-/// [`KeyError`]
-pub(crate) fn pin_first_root(tuf_keys: &Path, sha256: &str) -> Result<String, KeyError> {
-    let path = tuf_keys.join("first-root.sha256");
-    match files::read(&path)? {
-        Some(pinned) => Ok(String::from_utf8_lossy(pinned.trim_ascii()).into_owned()),
-        None => {
-            files::write_atomic(&path, sha256.as_bytes(), 0o600)?;
-            Ok(sha256.to_owned())
-        }
     }
 }
 

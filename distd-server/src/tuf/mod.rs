@@ -19,10 +19,11 @@ pub use distd_peer::trust::tuf::{
 
 pub(crate) use bins::key_role;
 pub use bins::release_roles;
+pub(crate) use keys::KeyRing;
 pub use keys::{KeyError, OfflineKey, read_public_key};
-pub(crate) use keys::{KeyRing, pin_first_root};
 pub use listed::{Listed, ListedRelease};
 pub use publish::{Change, PATCHES_BYTES_MAX, PublishError, Published};
+pub(crate) use refresh::due as renewal_due;
 pub use refresh::{Refreshed, RotatableRole};
 pub use root::{Missing, ROOT_KEYS_MAX, RootChange, RootFile, RootFileError};
 pub use sign::{Options, RepositoryError, TufRepository};

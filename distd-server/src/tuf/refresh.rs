@@ -148,7 +148,8 @@ fn due_at(role: &str, expires: jiff::Timestamp) -> u64 {
     u64::try_from(expires.as_second()).unwrap_or(0).saturating_sub(lifetime(role) / 3)
 }
 
-fn due(role: &str, expires: jiff::Timestamp, now: u64) -> bool {
+/// Whether metadata of `role` that ends at `expires` is to be signed again at `now` (unix seconds).
+pub(crate) fn due(role: &str, expires: jiff::Timestamp, now: u64) -> bool {
     now >= due_at(role, expires)
 }
 

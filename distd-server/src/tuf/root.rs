@@ -51,13 +51,18 @@ impl Missing {
 impl std::fmt::Display for Missing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { version, by_old, by_new } = self;
+        let signatures = |count: &u64| match count {
+            1 => "1 signature".to_owned(),
+            count => format!("{count} signatures"),
+        };
+        let (old, new) = (signatures(by_old), signatures(by_new));
         match (by_old, by_new) {
             (0, 0) => write!(f, "root {version} has all signatures"),
-            (old, 0) => write!(f, "root {version} lacks {old} signatures by keys of the root before it"),
-            (0, new) => write!(f, "root {version} lacks {new} signatures by its own keys"),
-            (old, new) => write!(
+            (_, 0) => write!(f, "root {version} lacks {old} by keys of the root before it"),
+            (0, _) => write!(f, "root {version} lacks {new} by its own keys"),
+            (_, _) => write!(
                 f,
-                "root {version} lacks {old} signatures by keys of the root before it and {new} by its own keys"
+                "root {version} lacks {old} by keys of the root before it and {new} by its own keys"
             ),
         }
     }
@@ -76,6 +81,9 @@ pub enum RootFileError {
     /// Two files hold different roots.
     #[error("the files hold different roots: sign copies of one file")]
     Different,
+    /// More signatures than copies of one root can have.
+    #[error("the files hold more than 128 signatures: give the copies that the owners of the keys sent back")]
+    TooManySignatures,
     /// Signing failed.
     #[error(transparent)]
     Sign(#[from] RepositoryError),
@@ -116,18 +124,22 @@ impl RootFile {
         Ok(root_key_ids(&self.0.signed).contains(&id))
     }
 
-    /// Takes over the signatures of another copy.
+    /// Takes over the signatures of another copy. Several signatures of one key stay side by side,
+    /// because a bad one must not displace a good one.
     ///
     /// # Errors
-    /// [`RootFileError::Different`]
+    /// [`RootFileError::Different`]; [`RootFileError::TooManySignatures`]
     pub fn merge(&mut self, other: Self) -> Result<(), RootFileError> {
         if self.0.signed != other.0.signed {
             return Err(RootFileError::Different);
         }
         for signature in other.0.signatures {
-            if !self.0.signatures.iter().any(|known| known.keyid == signature.keyid) {
+            if !self.0.signatures.contains(&signature) {
                 self.0.signatures.push(signature);
             }
+        }
+        if self.0.signatures.len() > SIGNATURES_MAX {
+            return Err(RootFileError::TooManySignatures);
         }
         Ok(())
     }
@@ -151,19 +163,39 @@ impl RootFile {
     }
 }
 
-/// How many signatures by root keys of `by` are missing under `root`.
+/// Number of signatures by root keys of `by` that are missing under `root`.
 fn lacking(by: &Root, root: &Signed<Root>) -> u64 {
     let Some(keys) = by.roles.get(&RoleType::Root) else { return 0 };
-    let listed: BTreeSet<_> = keys.keyids.iter().collect();
-    let good = listed.into_iter().filter(|id| {
+    let good: BTreeSet<_> =
+        good_signatures(by, root).into_iter().map(|signature| signature.keyid.clone()).collect();
+    keys.threshold.get().saturating_sub(good.len() as u64)
+}
+
+/// Signatures under `root` that are right and by root keys of `by`.
+fn good_signatures<'a>(by: &Root, root: &'a Signed<Root>) -> Vec<&'a Signature> {
+    let listed: BTreeSet<_> = root_key_ids(by).into_iter().collect();
+    let is_good = |signature: &&Signature| {
         // A rule that this key alone satisfies.
         let mut rule = by.clone();
-        let only =
-            RoleKeys { keyids: vec![(*id).clone()], threshold: NonZeroU64::MIN, _extra: HashMap::new() };
-        rule.roles.insert(RoleType::Root, only);
-        rule.verify_role(root).is_ok()
-    });
-    keys.threshold.get().saturating_sub(good.count() as u64)
+        let keyids = vec![signature.keyid.clone()];
+        rule.roles
+            .insert(RoleType::Root, RoleKeys { keyids, threshold: NonZeroU64::MIN, _extra: HashMap::new() });
+        let alone = Signed { signed: root.signed.clone(), signatures: vec![(*signature).clone()] };
+        listed.contains(&signature.keyid) && rule.verify_role(&alone).is_ok()
+    };
+    root.signatures.iter().filter(is_good).collect()
+}
+
+/// The root with one right signature of each key: TUF clients refuse metadata that has several
+/// signatures of one key.
+fn with_good_signatures(before: &Root, root: &Signed<Root>) -> Signed<Root> {
+    let mut signatures: Vec<Signature> = Vec::new();
+    for signature in [before, &root.signed].into_iter().flat_map(|by| good_signatures(by, root)) {
+        if !signatures.iter().any(|known| known.keyid == signature.keyid) {
+            signatures.push(signature.clone());
+        }
+    }
+    Signed { signed: root.signed.clone(), signatures }
 }
 
 fn root_key_ids(root: &Root) -> Vec<Decoded<Hex>> {
@@ -177,6 +209,17 @@ impl TufRepository {
     /// [`RepositoryError`]
     pub async fn root_file(&self) -> Result<RootFile, RepositoryError> {
         Ok(RootFile(self.newest_root().await?.0))
+    }
+
+    /// Whether the root in a file is the root of its version, in force now or before.
+    ///
+    /// # Errors
+    /// [`RepositoryError`]
+    pub async fn was_installed(&self, file: &RootFile) -> Result<bool, RepositoryError> {
+        self.newest_root().await?;
+        let chain = self.chain.lock().await;
+        let index = usize::try_from(file.version() - 1).unwrap_or(usize::MAX);
+        Ok(chain.get(index).is_some_and(|(_, root)| root.signed == file.0.signed))
     }
 
     /// Proposes the next root at `now` (unix seconds). Root keys at hand have signed it. Nothing is
@@ -316,7 +359,8 @@ impl TufRepository {
         if !dirty.also.is_empty() {
             self.write(&mut state, keys, &dirty, now).await?;
         }
-        let bytes = serde_json::to_vec(&serde_json::to_value(&file.0).map_err(schema)?).map_err(schema)?;
+        let signed = with_good_signatures(&state.root.signed, &file.0);
+        let bytes = serde_json::to_vec(&serde_json::to_value(&signed).map_err(schema)?).map_err(schema)?;
         self.put_root(&mut state, bytes.into()).await?;
         retire(keys, root)?;
         Ok(missing)
@@ -366,6 +410,7 @@ impl TufRepository {
         state.root.signed.verify_role(&root).map_err(schema)?;
         root.signed.verify_role(&root).map_err(schema)?;
         self.store.put(&format!("{}.root.json", root.signed.version), bytes.clone()).await?;
+        self.holder.follow_root(&bytes)?;
         state.root = root;
         state.root_bytes = bytes;
         Ok(())
@@ -377,6 +422,9 @@ const ONLINE: [RoleType; 3] = [RoleType::Targets, RoleType::Snapshot, RoleType::
 
 /// Most keys of a root: devices check every signature.
 pub const ROOT_KEYS_MAX: u64 = 32;
+
+/// Most signatures of a root file: those of the keys before and after, and as many bad ones.
+const SIGNATURES_MAX: usize = 4 * ROOT_KEYS_MAX as usize;
 
 fn retire(keys: &mut KeyRing, root: &Root) -> Result<(), RepositoryError> {
     for role in ONLINE.into_iter().chain([RoleType::Root]) {

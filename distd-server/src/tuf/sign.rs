@@ -19,7 +19,7 @@ use super::bins::{self, RELEASES, key_role, parent_of, release_roles};
 use super::keys::{KeyError, KeyRing, SigningKey};
 use super::root::{self, Missing, RootFile};
 use crate::realm::Roots;
-use crate::signer::KeyHolder;
+use crate::signer::{KeyHolder, SignerError};
 use distd_peer::trust::token::sha256;
 use distd_peer::trust::tuf::{MetadataStore, SIGNED_AT, StoreError};
 
@@ -130,8 +130,9 @@ pub struct TufRepository {
     pub(super) store: Arc<dyn MetadataStore>,
     pub(super) keys: Mutex<KeyRing>,
     /// The roots so far, each signed by the keys of the one before, the oldest first.
-    chain: Mutex<Vec<(Bytes, Signed<Root>)>>,
-    /// Remembers the first root, too: whoever can write to the store cannot choose it.
+    pub(super) chain: Mutex<Vec<(Bytes, Signed<Root>)>>,
+    /// The holder of the keys also remembers the roots: whoever can write to the store cannot choose
+    /// one.
     pub(super) holder: KeyHolder,
 }
 
@@ -373,11 +374,16 @@ impl TufRepository {
     /// whoever can write to the store must not get the origin to vouch for their root.
     pub(super) async fn newest_root(&self) -> Result<(Signed<Root>, Bytes), RepositoryError> {
         let mut chain = self.chain.lock().await;
+        // Version of the newest root that the holder of the keys knows.
+        let mut known = 0;
         loop {
             let name = format!("{}.root.json", chain.len() + 1);
             let Some(bytes) = self.store.get(&name).await? else { break };
             match self.next_root(chain.last().map(|(_, root)| root), chain.len() as u64 + 1, &name, &bytes) {
-                Ok(root) => chain.push((bytes, root)),
+                Ok((root, newest)) => {
+                    known = newest;
+                    chain.push((bytes, root));
+                }
                 Err(error) if chain.is_empty() => return Err(error),
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
@@ -389,6 +395,13 @@ impl TufRepository {
                 }
             }
         }
+        if known > chain.len() as u64 {
+            tracing::error!(
+                known,
+                newest = chain.len(),
+                "the TUF repository lacks a root that the holder of the keys knows: restore {known}.root.json"
+            );
+        }
         let (bytes, root) = chain.last().ok_or_else(|| RepositoryError::Missing("1.root.json".to_owned()))?;
         Ok((root.clone(), bytes.clone()))
     }
@@ -399,23 +412,20 @@ impl TufRepository {
         version: u64,
         name: &str,
         bytes: &Bytes,
-    ) -> Result<Signed<Root>, RepositoryError> {
+    ) -> Result<(Signed<Root>, u64), RepositoryError> {
         let root: Signed<Root> = parse(name, bytes)?;
         root.signed.verify_role(&root).map_err(altered(name))?;
         if root.signed.version.get() != version {
             return Err(altered(name)("it states another version"));
         }
-        match before {
-            Some(before) => before.signed.verify_role(&root).map_err(altered(name))?,
-            None => {
-                let hash = hex::encode(sha256(bytes));
-                // A repository of an earlier release is taken as it is, once.
-                if self.holder.first_root(&hash)? != hash {
-                    return Err(altered(name)("it is not the first root of this realm"));
-                }
-            }
+        if let Some(before) = before {
+            before.signed.verify_role(&root).map_err(altered(name))?;
         }
-        Ok(root)
+        let known = self.holder.follow_root(bytes).map_err(|error| match error {
+            KeyError::OtherRoot(_) | KeyError::Signer(SignerError::Refused(_)) => altered(name)(error),
+            error => error.into(),
+        })?;
+        Ok((root, known))
     }
 
     /// Raises the versions of all delegated roles by `by` and signs them anew, at `now` (unix seconds): behind a
