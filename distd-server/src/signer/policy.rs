@@ -18,13 +18,13 @@ use super::roots::KnownRoots;
 use crate::tuf::{KeyRing, expires_after, key_roles};
 
 /// Largest difference between the clocks of two processes, seconds.
-pub(super) const CLOCK_SECONDS: u64 = 3600;
+const CLOCK_SECONDS: u64 = 3600;
 
 /// Longest validity of a certificate with the origin's name, seconds.
 const ORIGIN_SECONDS_MAX: u64 = 31 * 24 * 3600;
 
 /// Checks TUF metadata in canonical form that a key of `role` is to sign at `now` (unix seconds).
-/// The metadata may name no keys but those in `own`, the signer's; a root must prolong the newest
+/// The metadata may name no keys but those in `own`, the signer's; a root must follow the newest
 /// of `roots`.
 ///
 /// # Errors
@@ -71,7 +71,7 @@ pub(super) fn check_metadata(
                     return foreign(&name);
                 }
             }
-            roots.check_prolongs(&root, now)?;
+            roots.check_successor(&root, now)?;
         }
         "targets" => {
             let targets: Targets =

@@ -1,21 +1,31 @@
 //! The newest TUF root that the holder of the keys has been shown: `tuf-keys/root.json`.
 //!
 //! A root names the keys of every role, so a root that is signed wrongly outlasts everything else.
-//! The holder therefore follows the roots as a device does, from the first one on, and the signer
-//! signs a root only to prolong the newest. A root that changes keys or thresholds is signed where
-//! a person is: by the commands `keys rotate` and `root`.
+//! The holder therefore follows the roots as a device does, from the first one on. The signer signs
+//! only the successor of the newest root, with the same root keys and threshold, so that every root
+//! it ever signed leads to the same next one. Root keys are changed where a person is, by commands
+//! that use the keys themselves.
 
 use std::path::{Path, PathBuf};
 
+use distd_peer::clock::unix_now;
 use distd_peer::trust::files;
 use distd_peer::trust::token::sha256;
-use tough::schema::{Root, Signed};
+use tough::schema::{RoleType, Root, Signed};
 
-use super::policy::CLOCK_SECONDS;
-use crate::tuf::{KeyError, renewal_due};
+use crate::tuf::KeyError;
 
 /// The newest root, in the form in which the origin published it.
 const NEWEST_ROOT: &str = "root.json";
+
+/// Times at which the newest roots were followed, unix seconds, JSON.
+const ROOT_TIMES: &str = "root-times.json";
+
+/// Most roots in [`A_DAY`]. Devices fetch each root between theirs and the newest, so a chain that
+/// an attacker made long would stay a burden. A restored backup and a rotation of all keys take six.
+const ROOTS_MAX: usize = 16;
+
+const A_DAY: u64 = 24 * 3600;
 
 /// SHA-256 of the realm's first root, hexadecimal.
 const FIRST_ROOT: &str = "first-root.sha256";
@@ -68,6 +78,7 @@ impl KnownRoots {
                 for rule in rules {
                     rule.verify_role(&root).map_err(|_| other("its signatures are not sufficient"))?;
                 }
+                self.note_time(unix_now())?;
                 files::write_atomic(&self.tuf_keys.join(NEWEST_ROOT), bytes, 0o600)?;
                 self.newest = Some(root);
             }
@@ -85,12 +96,27 @@ impl KnownRoots {
         }
     }
 
+    /// Times at which the last roots were followed, at most [`ROOTS_MAX`] of them, unix seconds.
+    fn times(&self) -> Result<Vec<u64>, KeyError> {
+        let path = self.tuf_keys.join(ROOT_TIMES);
+        let times = files::read(&path)?.map(|bytes| serde_json::from_slice(&bytes)).transpose();
+        Ok(times.map_err(|error| KeyError::KnownRoot(path, error))?.unwrap_or_default())
+    }
+
+    fn note_time(&self, now: u64) -> Result<(), KeyError> {
+        let mut times = self.times()?;
+        times.push(now);
+        let kept = &times[times.len().saturating_sub(ROOTS_MAX)..];
+        let bytes = serde_json::to_vec(kept).expect("numbers always encode");
+        Ok(files::write_atomic(&self.tuf_keys.join(ROOT_TIMES), &bytes, 0o600)?)
+    }
+
     /// Checks that `root`, which a root key is to sign at `now` (unix seconds), is the newest root
-    /// or prolongs it and changes nothing else.
+    /// or follows it with the same root keys and threshold.
     ///
     /// # Errors
     /// The reason for the refusal.
-    pub(super) fn check_prolongs(&self, root: &Root, now: u64) -> Result<(), String> {
+    pub(super) fn check_successor(&self, root: &Root, now: u64) -> Result<(), String> {
         let Some(Signed { signed: newest, .. }) = &self.newest else {
             return match root.version.get() {
                 1 => Ok(()),
@@ -100,20 +126,26 @@ impl KnownRoots {
         if root == newest {
             return Ok(());
         }
-        let mut prolonged = newest.clone();
-        prolonged.version = newest.version.saturating_add(1);
-        prolonged.expires = root.expires;
-        if *root != prolonged {
+        let (version, before) = (root.version, newest.version);
+        if version != before.saturating_add(1) {
             return Err(format!(
-                "root {} is not root {} with a later end: stop the origin and use distd-server keys rotate or \
-                 distd-server root, which sign with the keys themselves",
-                root.version, newest.version
+                "root {version} cannot follow root {before}, the newest that this signer knows"
             ));
         }
-        if !renewal_due("root", newest.expires, now.saturating_add(CLOCK_SECONDS)) {
+        let of_root = |root: &Root| root.roles.get(&RoleType::Root).cloned();
+        let same_roles = root.roles.len() == newest.roles.len()
+            && newest.roles.keys().all(|role| root.roles.contains_key(role));
+        if of_root(root) != of_root(newest) || !same_roles || root._extra != newest._extra {
             return Err(format!(
-                "root {} holds until {} and is not due for renewal",
-                newest.version, newest.expires
+                "root {version} has other root keys than root {before}: give the command that changes them the \
+                 signer's directory with --keys"
+            ));
+        }
+        let times = self.times().map_err(|error| error.to_string())?;
+        let today = times.iter().filter(|time| now.saturating_sub(**time) < A_DAY).count();
+        if today >= ROOTS_MAX {
+            return Err(format!(
+                "{today} roots were made within a day: wait, and investigate if you made none"
             ));
         }
         Ok(())

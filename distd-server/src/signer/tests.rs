@@ -68,10 +68,12 @@ async fn an_origin_needs_no_private_key_of_its_own() {
     let store = Arc::new(DirStore::new(data.join("repo")));
     let repository =
         TufRepository::open(store, &holder, Options::default(), now).await.expect("a repository");
-    for later in [300 * DAY, 10 * DAY] {
-        let refreshed = repository.refresh(now + later).await;
-        assert!(!refreshed.is_ok_and(|done| done.signed.contains(&"root".to_owned())), "no root before time");
+    for role in [RotatableRole::Timestamp, RotatableRole::Snapshot, RotatableRole::Targets] {
+        repository.rotate_key(role, now).await.expect("a new key");
     }
+    assert!(
+        !repository.refresh(now + 300 * DAY).await.is_ok_and(|done| done.signed.contains(&"root".to_owned()))
+    );
 
     let of_origin: Vec<_> = std::fs::read_dir(data.join("realm")).expect("list").collect();
     assert_eq!(of_origin.len(), 2, "origin.key and ca.pem");
@@ -247,19 +249,17 @@ async fn no_metadata_outlasts_the_compromise_of_an_origin() {
     sign("timestamp", &timestamp).expect("as before");
 }
 
-/// A root that prolongs the one in force is signed when it is due; every other change of the root
-/// takes the keys themselves.
+/// The signer signs a successor of the newest root with the same root keys. Other root keys take the
+/// keys themselves.
 #[tokio::test]
-async fn a_signer_prolongs_the_newest_root_and_changes_none() {
+async fn a_signer_follows_the_roots_and_keeps_the_root_keys() {
     let dir = tempfile::tempdir().expect("tempdir");
     let (now, keys) = (unix_now(), dir.path().join("keys"));
     let store = Arc::new(DirStore::new(dir.path().join("repo")));
-    // The realm is 300 days old: its root is due.
-    let here = KeyHolder::in_dir(&keys);
-    let first = TufRepository::open(store.clone(), &here, Options::default(), now - 300 * DAY).await;
-    drop(first.expect("a repository"));
     let holder = signer(dir.path(), 1);
     let link = link(&holder);
+    let repository =
+        TufRepository::open(store.clone(), &holder, Options::default(), now).await.expect("opens");
     let public = link.hello().expect("an answer").1;
     let id = public.iter().find(|key| key.role == "root").expect("a key");
     let id =
@@ -270,45 +270,45 @@ async fn a_signer_prolongs_the_newest_root_and_changes_none() {
     let of = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).expect("JSON")["signed"].clone();
 
     let first = of(&read(1));
-    let end = jiff::Timestamp::from_second(i64::try_from(now + 300 * DAY).expect("a time")).expect("a time");
-    let mut later = first.clone();
-    (later["version"], later["expires"]) = (json!(2), json!(end.to_string()));
-    let mut single = later.clone();
-    let timestamp = single["roles"]["timestamp"]["keyids"].clone();
-    single["x-note"] = timestamp;
-    refused(sign(&single), "with a later end");
-    let mut same = later.clone();
-    same["version"] = json!(1);
-    refused(sign(&same), "with a later end");
-    let mut far = later.clone();
-    far["version"] = json!(9);
-    refused(sign(&far), "with a later end");
-    sign(&later).expect("due");
-
-    let repository =
-        TufRepository::open(store.clone(), &holder, Options::default(), now).await.expect("opens");
-    let done = repository.refresh(now).await.expect("refreshed");
-    assert!(done.signed.contains(&"root".to_owned()), "{:?}", done.signed);
-    let second = of(&read(2));
-    sign(&second).expect("the newest once more");
-    // The predecessor is followed no more, and the newest has most of its time left.
-    refused(sign(&later), "with a later end");
-    let mut third = second.clone();
-    (third["version"], third["expires"]) = (json!(3), json!(end.to_string()));
-    refused(sign(&third), "not due");
-    assert!(repository.rotate_key(RotatableRole::Timestamp, now).await.is_err());
-
-    // With the keys themselves it changes, and the signer takes note.
+    let of_version = |root: &Value, version: u64| {
+        let mut root = root.clone();
+        root["version"] = json!(version);
+        root
+    };
+    sign(&of_version(&first, 2)).expect("the successor");
+    refused(sign(&of_version(&first, 3)), "cannot follow root 1");
+    let mut noted = of_version(&first, 2);
+    noted["x-note"] = json!("of an attacker");
+    refused(sign(&noted), "other root keys");
+    let mut lacks = of_version(&first, 2);
+    lacks["roles"].as_object_mut().expect("roles").remove("timestamp");
+    refused(sign(&lacks), "other root keys");
+    for role in [RotatableRole::Timestamp, RotatableRole::Snapshot, RotatableRole::Targets] {
+        repository.rotate_key(role, now).await.expect("a new key");
+    }
+    let fourth = of(&read(4));
+    sign(&fourth).expect("the newest once more");
+    for version in [2, 3] {
+        refused(sign(&of_version(&fourth, version)), "cannot follow root 4");
+    }
+    assert!(repository.rotate_key(RotatableRole::Root, now).await.is_err());
     drop(repository);
+
+    // With the keys themselves, the root key changes as well, and the signer follows.
+    let here = KeyHolder::in_dir(&keys);
     let repository = TufRepository::open(store.clone(), &here, Options::default(), now).await.expect("opens");
-    repository.rotate_key(RotatableRole::Timestamp, now).await.expect("a new key");
-    link.hello().expect("an answer");
-    let changed = of(&read(3));
-    assert_ne!(changed["roles"]["timestamp"], second["roles"]["timestamp"]);
-    sign(&changed).expect("the newest once more");
-    refused(sign(&second), "with a later end");
+    repository.rotate_key(RotatableRole::Root, now).await.expect("a new key");
+    drop(repository);
     let repository = TufRepository::open(store, &holder, Options::default(), now).await.expect("opens");
-    repository.refresh(now + DAY).await.expect("refreshed");
+    repository.rotate_key(RotatableRole::Timestamp, now).await.expect("a new key");
+    // No long chain of roots, also not by reconnecting.
+    let mut version = 6;
+    while repository.rotate_key(RotatableRole::Timestamp, now).await.is_ok() {
+        version += 1;
+        assert!(version < 20, "somewhen it is enough");
+        link.hello().expect("an answer");
+    }
+    assert_eq!(version, 16);
 
     // Roots of others.
     refused(link.follow_root(b"{}"), "malformed");
@@ -317,15 +317,15 @@ async fn a_signer_prolongs_the_newest_root_and_changes_none() {
     TufRepository::open(other, &theirs, Options::default(), now).await.expect("another realm's");
     let theirs = std::fs::read(dir.path().join("other/1.root.json")).expect("a root");
     refused(link.follow_root(&theirs), "not the first root");
-    let mut fourth: Value = serde_json::from_slice(&read(3)).expect("JSON");
-    fourth["signed"]["version"] = json!(4);
-    refused(link.follow_root(&serde_json::to_vec(&fourth).expect("JSON")), "signatures");
-    fourth["signed"]["version"] = json!(6);
-    refused(link.follow_root(&serde_json::to_vec(&fourth).expect("JSON")), "before it");
-    fourth["signed"]["version"] = json!(3);
-    fourth["signed"]["expires"] = json!(end.to_string());
-    refused(link.follow_root(&serde_json::to_vec(&fourth).expect("JSON")), "another root of this version");
-    assert_eq!(link.follow_root(&read(2)).expect("an answer"), 3);
+    let mut newest: Value = serde_json::from_slice(&read(16)).expect("JSON");
+    for (version, why) in [(17, "signatures"), (18, "before it")] {
+        newest["signed"]["version"] = json!(version);
+        refused(link.follow_root(&serde_json::to_vec(&newest).expect("JSON")), why);
+    }
+    newest["signed"]["version"] = json!(16);
+    newest["signed"]["expires"] = json!("2200-01-01T00:00:00Z");
+    refused(link.follow_root(&serde_json::to_vec(&newest).expect("JSON")), "another root of this version");
+    assert_eq!(link.follow_root(&read(2)).expect("an answer"), 16);
 }
 
 /// A signer that accepts requests and never answers costs each caller one wait at most.

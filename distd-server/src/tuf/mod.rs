@@ -23,7 +23,6 @@ pub(crate) use keys::KeyRing;
 pub use keys::{KeyError, OfflineKey, read_public_key};
 pub use listed::{Listed, ListedRelease};
 pub use publish::{Change, PATCHES_BYTES_MAX, PublishError, Published};
-pub(crate) use refresh::due as renewal_due;
 pub use refresh::{Refreshed, RotatableRole};
 pub use root::{Missing, ROOT_KEYS_MAX, RootChange, RootFile, RootFileError};
 pub use sign::{Options, RepositoryError, TufRepository};

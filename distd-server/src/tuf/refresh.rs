@@ -149,7 +149,7 @@ fn due_at(role: &str, expires: jiff::Timestamp) -> u64 {
 }
 
 /// Whether metadata of `role` that ends at `expires` is to be signed again at `now` (unix seconds).
-pub(crate) fn due(role: &str, expires: jiff::Timestamp, now: u64) -> bool {
+fn due(role: &str, expires: jiff::Timestamp, now: u64) -> bool {
     now >= due_at(role, expires)
 }
 
