@@ -1,4 +1,4 @@
-//! The newest TUF root that the holder of the keys has been shown: `tuf-keys/root.json`.
+//! The newest TUF root that the holder of the keys has been shown: `tuf-keys/newest-root.json`.
 //!
 //! A root names the keys of every role, so a root that is signed wrongly outlasts everything else.
 //! The holder therefore follows the roots as a device does, from the first one on. The signer signs
@@ -16,10 +16,10 @@ use tough::schema::{RoleType, Root, Signed};
 use crate::tuf::KeyError;
 
 /// The newest root, in the form in which the origin published it.
-const NEWEST_ROOT: &str = "root.json";
+const NEWEST_ROOT: &str = "newest-root.json";
 
 /// Times at which the newest roots were followed, unix seconds, JSON.
-const ROOT_TIMES: &str = "root-times.json";
+const ROOT_TIMES: &str = "followed-roots.json";
 
 /// Most roots in [`A_DAY`]. Devices fetch each root between theirs and the newest, so a chain that
 /// an attacker made long would stay a burden. A restored backup and a rotation of all keys take six.
