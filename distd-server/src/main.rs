@@ -48,7 +48,7 @@ enum Command {
         #[command(flatten)]
         places: PlaceArgs,
     },
-    /// Change TUF keys. The origin must not run.
+    /// Change TUF keys, or renew the CA's certificate.
     Keys {
         #[command(subcommand)]
         command: KeysCommand,
@@ -86,11 +86,17 @@ enum Command {
 
 #[derive(Subcommand)]
 enum KeysCommand {
-    /// Give roles new keys.
+    /// Give roles new keys. The origin must not run.
     Rotate {
         /// Roles: root, targets, snapshot, timestamp; repeat or separate by commas.
         #[arg(long, required = true, value_delimiter = ',')]
         role: Vec<String>,
+        #[command(flatten)]
+        places: PlaceArgs,
+    },
+    /// Make a new certificate of the CA's key, valid for ten years from now, and put it into
+    /// realm/ca.pem. Nodes and tokens stay as they are. The origin may run.
+    RenewCa {
         #[command(flatten)]
         places: PlaceArgs,
     },
@@ -445,6 +451,13 @@ async fn run_command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Keys { command: KeysCommand::Rotate { role, places } } => {
             offline::rotate(&places.places()?, &role).await?;
             writeln!(std::io::stdout(), "new keys: {}", role.join(", "))?;
+        }
+        Command::Keys { command: KeysCommand::RenewCa { places } } => {
+            let (path, end) = offline::renew_ca(&places.places()?)?;
+            let end = i64::try_from(end).ok().and_then(|end| jiff::Timestamp::from_second(end).ok());
+            let end = end.map(|end| end.to_string()).unwrap_or_default();
+            writeln!(std::io::stdout(), "{}: the CA's certificate is valid until {end}", quoted(&path))?;
+            writeln!(std::io::stdout(), "next: give the file to those who use the HTTP API with --cacert")?;
         }
         Command::Root { command } => root(command).await?,
         Command::Signer { .. } => unreachable!("main answers it before there is a runtime"),

@@ -341,3 +341,65 @@ fn nothing_of_an_origin_is_for_other_users_whatever_the_umask() {
         drop(origin);
     }
 }
+
+/// The CA of a realm that began with a wrong clock, or ten years ago.
+#[test]
+fn an_ended_ca_is_renewed_with_its_key_and_nobody_enrols_again() {
+    let place = tempfile::tempdir().expect("tempdir");
+    let realm = place.path().join("origin/realm");
+    fs::create_dir_all(&realm).expect("mkdir");
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a key");
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "distd realm of long ago");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::DigitalSignature];
+    (params.not_before, params.not_after) =
+        (rcgen::date_time_ymd(1975, 3, 1), rcgen::date_time_ymd(1985, 3, 1));
+    let ended = params.self_signed(&key).expect("a certificate").pem();
+    fs::write(realm.join("ca.key"), key.serialize_pem()).expect("write");
+    fs::set_permissions(realm.join("ca.key"), fs::Permissions::from_mode(0o600)).expect("chmod");
+    fs::write(realm.join("ca.pem"), &ended).expect("write");
+    fs::set_permissions(place.path().join("origin"), fs::Permissions::from_mode(0o700)).expect("chmod");
+    fs::set_permissions(&realm, fs::Permissions::from_mode(0o700)).expect("chmod");
+
+    let mut lab = Lab::start_on(place, &[]);
+    let warns = |lab: &mut Lab| lab.origin().log().contains("distd-server keys renew-ca");
+    assert!(warns(&mut lab), "{}", lab.origin().log());
+    lab.enroll("a", lab.quic());
+    let token = lab.join_token("leaf", 1);
+    let curl = |lab: &Lab| {
+        let url = format!("https://{}/healthz", lab.https());
+        let mut command = Command::new("curl");
+        command.args(["-sS", "--max-time", "20", "--cacert"]).arg(realm.join("ca.pem")).arg(url);
+        let output = command.output().expect("run curl");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (answered, why) = curl(&lab);
+    assert!(!answered && why.contains("expired"), "{why}");
+
+    let data = lab.path("origin").display().to_string();
+    for _ in 0..2 {
+        let output = Command::new(binary("distd-server"))
+            .args(["keys", "renew-ca", "--data", &data])
+            .output()
+            .expect("run distd-server");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let renewed = fs::read_to_string(realm.join("ca.pem")).expect("read");
+    assert_eq!(renewed.matches("BEGIN CERTIFICATE").count(), 2, "the identity and one renewed certificate");
+    assert!(renewed.replace("\r\n", "\n").starts_with(ended.replace("\r\n", "\n").trim_end()));
+    let (answered, why) = curl(&lab);
+    assert!(answered, "{why}");
+
+    lab.restart_origin();
+    assert!(!warns(&mut lab), "{}", lab.origin().log());
+    assert!(curl(&lab).0);
+    // A device of before, and a token of before.
+    let artifact = artifact(&lab, 11);
+    lab.push(&artifact, "os", "1").ok();
+    lab.pull("a", "os@1", &lab.path("out"), &[]).ok();
+    fs::write(lab.path("token"), token).expect("write");
+    let token_file = lab.path("token").display().to_string();
+    lab.device("b", &["enroll", "--parent", lab.quic(), "--token-file", &token_file]).ok();
+    lab.pull("b", "os@1", &lab.path("out-b"), &[]).ok();
+}

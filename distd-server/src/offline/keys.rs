@@ -7,6 +7,8 @@ use distd_peer::clock::unix_now;
 use super::{is_origin, metadata_in};
 use crate::locks::{LockError, Locks};
 use crate::origin::Places;
+use crate::realm::{Authority, RealmError};
+use crate::signer::KeyHolder;
 use crate::store::{Store, StoreError};
 use crate::tuf::{Options, RepositoryError, RotatableRole, TufRepository};
 
@@ -42,6 +44,12 @@ pub enum KeysError {
         #[source]
         cause: RepositoryError,
     },
+    /// The CA.
+    #[error(transparent)]
+    Realm(#[from] RealmError),
+    /// The CA's key is in a signer.
+    #[error("the signer renews no CA: give its directory with --keys")]
+    InSigner,
     /// The repository cannot be opened.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
@@ -55,6 +63,17 @@ pub(super) fn parse(role: &str) -> Result<RotatableRole, KeysError> {
         "timestamp" => Ok(RotatableRole::Timestamp),
         other => Err(KeysError::UnknownRole(other.to_owned())),
     }
+}
+
+/// Makes a new certificate of the CA's key. Nodes and tokens stay as they are, and the origin may
+/// run. Returns the file and the certificate's end, unix seconds.
+///
+/// # Errors
+/// [`KeysError::Realm`]; [`KeysError::InSigner`]
+pub fn renew_ca(places: &Places) -> Result<(PathBuf, u64), KeysError> {
+    let KeyHolder::ThisProcess(keys) = &places.keys else { return Err(KeysError::InSigner) };
+    let end = Authority::renew(keys, unix_now())?;
+    Ok((keys.join("realm/ca.pem"), end))
 }
 
 /// Gives roles new keys, one after the other. The origin must not run.

@@ -11,7 +11,7 @@ mod token;
 
 pub use backup::{Backed, BackupError, backup};
 pub use fsck::{FsckError, FsckOptions, FsckReport, fsck};
-pub use keys::{KeysError, rotate};
+pub use keys::{KeysError, renew_ca, rotate};
 pub use rebuild::RebuildError;
 pub use restore::{RestoreError, Restored, restore};
 pub use root::{

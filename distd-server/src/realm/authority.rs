@@ -1,15 +1,23 @@
-//! The certificate authority's key and certificate, as files.
+//! The certificate authority's key and certificates, as files.
+//!
+//! The first certificate in `ca.pem` is the realm's identity: tokens and nodes know its hash, and no
+//! node looks at its dates. Programs that verify HTTPS with OpenSSL do, so a renewed certificate of
+//! the same key stands behind the first one in the file.
 
 use std::path::Path;
 
 use distd_peer::trust::files;
-use distd_peer::trust::identity::certificate_from_pem;
+use distd_peer::trust::identity::{certificate_from_pem, to_pem};
 use rcgen::{KeyPair, PublicKeyData};
 use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
 use super::ca::{RealmError, load_or_create_key, make_ca};
+
+/// A CA certificate that ends within this time is due for renewal, seconds.
+const RENEWAL_SECONDS: u64 = 365 * 24 * 3600;
 
 /// The CA of a realm.
 pub(crate) struct Authority {
@@ -53,5 +61,41 @@ impl Authority {
         }
         let subject = parsed.subject().as_raw().to_vec();
         Ok(Self { key, cert, pem, subject })
+    }
+
+    /// Makes a new certificate of the same key at `now` (unix seconds), behind the first one in
+    /// `keys/realm/ca.pem` and in place of an earlier renewed one. Returns its end, unix seconds.
+    ///
+    /// # Errors
+    /// [`RealmError`]; the file is as it was then.
+    pub(crate) fn renew(keys: &Path, now: u64) -> Result<u64, RealmError> {
+        let path = keys.join("realm/ca.pem");
+        if !path.exists() {
+            return Err(RealmError::Certificate(path));
+        }
+        let authority = Self::load_or_create(keys, now)?;
+        let renewed = make_ca(&authority.key, now)?;
+        let pem = to_pem("CERTIFICATE", &authority.cert) + &renewed;
+        files::write_atomic(&path, pem.as_bytes(), 0o644)?;
+        Ok(ca_end(&pem))
+    }
+}
+
+/// Latest end of the certificates in a PEM file, unix seconds; 0 without one.
+fn ca_end(pem: &str) -> u64 {
+    let ends = CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok).filter_map(|der| {
+        let (_, cert) = X509Certificate::from_der(&der).ok()?;
+        u64::try_from(cert.validity().not_after.timestamp()).ok()
+    });
+    ends.max().unwrap_or(0)
+}
+
+/// Logs at `now` (unix seconds) that the certificates in `ca.pem` end soon.
+pub(super) fn warn_of_end(pem: &str, now: u64) {
+    if ca_end(pem) < now.saturating_add(RENEWAL_SECONDS) {
+        tracing::warn!(
+            "the CA's certificate ends within a year, and curl will refuse it then: run distd-server keys \
+             renew-ca and give ca.pem to the users of the HTTP API"
+        );
     }
 }

@@ -22,7 +22,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use super::authority::Authority;
+use super::authority::{Authority, warn_of_end};
 use crate::signer::{KeyHolder, SignerError, SignerLink};
 
 const DAY: u64 = 24 * 3600;
@@ -174,9 +174,14 @@ impl Realm {
         let path = dir.join("ca.pem");
         match files::read(&path)? {
             Some(known) if known == ca_pem.as_bytes() => {}
+            // The holder of the keys has renewed the certificate.
+            Some(known) if certificate_from_pem(&known).is_ok_and(|known| known == ca) => {
+                files::write_atomic(&path, ca_pem.as_bytes(), 0o644)?;
+            }
             Some(_) => return Err(RealmError::Mismatch(path)),
             None => files::write_atomic(&path, ca_pem.as_bytes(), 0o644)?,
         }
+        warn_of_end(&ca_pem, now);
         Ok(Self { ca_key, ca, ca_pem, origin_key, node_seconds: NODE_SECONDS })
     }
 
