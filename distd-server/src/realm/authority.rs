@@ -75,6 +75,13 @@ impl Authority {
         }
         let authority = Self::load_or_create(keys, now)?;
         let renewed = make_ca(&authority.key, now)?;
+        // Nodes' certificates name their issuer.
+        let made = certificate_from_pem(renewed.as_bytes()).map_err(RealmError::Unusable)?;
+        let (_, made) =
+            X509Certificate::from_der(&made).map_err(|_| RealmError::Certificate(path.clone()))?;
+        if made.subject().as_raw() != authority.subject {
+            return Err(RealmError::ForeignCa(path));
+        }
         let pem = to_pem("CERTIFICATE", &authority.cert) + &renewed;
         files::write_atomic(&path, pem.as_bytes(), 0o644)?;
         Ok(ca_end(&pem))

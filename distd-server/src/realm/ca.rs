@@ -50,6 +50,11 @@ pub enum RealmError {
     /// A key without its certificate, or a damaged one.
     #[error("{0} is missing or damaged; restore it from a backup")]
     Certificate(PathBuf),
+    /// The CA has a name that no origin gives.
+    #[error(
+        "{0} was not made by distd-server: renew it with the tool that made it, with the same key and name"
+    )]
+    ForeignCa(PathBuf),
     /// The certificate of a CA with another key.
     #[error("{0} does not belong to the ca.key beside it; restore both from one backup")]
     Mismatch(PathBuf),
