@@ -1,4 +1,5 @@
-//! One golden encoding per frame: added to, never edited. They pin docs/protocol.md.
+//! One golden encoding for each frame. They pin docs/protocol.md; new ones are added, none is
+//! edited.
 
 use std::time::Duration;
 
