@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  publisher   artifact --cut--> regions --cut--> chunks --packing--> packed chunks --> origin
-//!              (tree: a listing, then files)         |                (a patch set is an artifact too)
+//!              (tree: a listing, then files)         |            (a patch set is an artifact too)
 //!                                                    | one entry each, in artifact order
 //!                                                    v
 //!  manifest    root node <-- inner nodes <-- leaves: [chunk id, chunk hash, length] ...

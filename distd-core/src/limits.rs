@@ -20,7 +20,8 @@ pub const REQUEST_CHUNKS_MAX: u64 = 65_536;
 /// Most node hashes in one NODE_REQUEST.
 pub const NODE_REQUEST_HASHES_MAX: usize = 16_384;
 
-/// Most manifests a NODE_REQUEST may name as held. A device keeps two install slots and a few seeds.
+/// Most manifests a NODE_REQUEST may name as held. A device keeps two install slots and a few
+/// seeds.
 pub const HELD_MANIFESTS_MAX: usize = 16;
 
 /// Largest manifest node, bytes: four times `manifest::NODE_ENTRIES_MAX` entries of at most 56

@@ -22,8 +22,8 @@ pub enum NameError {
 
 /// Name of a product, a version or a channel: `[A-Za-z0-9][A-Za-z0-9._+-]*`, at most 100 bytes.
 ///
-/// The alphabet has no separator, no percent sign and no leading dot, so a name is the same string in a
-/// path, a URL and a TUF target name.
+/// The alphabet has no separator, no percent sign and no leading dot, so a name is the same string
+/// in a path, a URL and a TUF target name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);

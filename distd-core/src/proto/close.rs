@@ -1,4 +1,5 @@
-//! Codes that travel in RESET_STREAM, STOP_SENDING and CONNECTION_CLOSE (docs/protocol.md, "Close codes").
+//! Codes that travel in RESET_STREAM, STOP_SENDING and CONNECTION_CLOSE (docs/protocol.md, "Close
+//! codes").
 
 use std::fmt;
 

@@ -1,4 +1,5 @@
-//! HAVE, REQUEST, CANCEL and DONT_HAVE: inclusive 64-bit chunk ranges, big-endian (RFC 7574 §8.5, §8.8, §8.9).
+//! HAVE, REQUEST, CANCEL and DONT_HAVE: inclusive 64-bit chunk ranges, big-endian (RFC 7574 §8.5,
+//! §8.8, §8.9).
 
 use std::ops::RangeInclusive;
 

@@ -1,4 +1,4 @@
-//! What [`Fetch`] asks, of whom and when.
+//! Tests of the requests of a [`Fetch`]: which chunks, from which peer, and when.
 
 use super::config::{CHOKES_MAX, SETTLED, SHARED_BATCHES};
 use super::*;
@@ -52,7 +52,7 @@ fn a_farther_tier_is_not_asked_for_what_a_busy_nearer_one_will_send() {
     f.want(&set(1, 100));
     let asked: Vec<_> = std::iter::from_fn(|| f.poll_request(T0)).collect();
     assert_eq!(asked.iter().map(|(peer, ..)| *peer).collect::<Vec<_>>(), [PeerId(1), PeerId(1)]);
-    // Its failure makes the origin the nearest.
+    // The relay's failure makes the origin the nearest.
     f.handle_fault(T0, PeerId(1), PeerFault::Failed);
     assert_eq!(f.poll_request(T0).map(|(peer, ..)| peer), Some(PeerId(0)));
 }
@@ -123,7 +123,8 @@ fn a_liar_is_dropped_at_once_and_a_failing_peer_after_its_last_try() {
 
 #[test]
 fn any_order_of_answers_and_faults_ends_with_every_chunk_once() {
-    // A small deterministic model: peers answer, refuse or fail by a generator that the number seeds.
+    // A small deterministic model: peers answer, refuse or fail by a generator seeded with this
+    // number.
     for rng_seed in 0..200u64 {
         let mut state = rng_seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut random = move |n: u64| {
