@@ -62,8 +62,8 @@ impl HeldIndex {
         self.sorted = true;
     }
 
-    /// Returns the place where the chunk `hash` of `len` bytes should be; whoever reads it there
-    /// has to hash it.
+    /// Returns the place where the chunk `hash` of `len` bytes should be. The caller has to hash
+    /// the bytes it reads there.
     ///
     /// # Panics
     /// If [`HeldIndex::finish`] has not run since the last insert.

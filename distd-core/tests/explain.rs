@@ -281,7 +281,7 @@ fn ends_packed_together_are_fragments() {
     let kinds = kinds(&report);
     assert!(kinds[&Kind::Fragments] * 2 > report.wire_bytes, "{kinds:?}");
     assert_eq!(saved(&report, Advice::NoFragments), Some(kinds[&Kind::Fragments]));
-    // Once unpacked, the other files are all the same.
+    // Once unpacked, all other files are found in the old image.
     let uncompressed = report.uncompressed.expect("measured");
     assert!(uncompressed.files >= 200 && uncompressed.files_not_unpacked == 0, "{uncompressed:?}");
     assert!(uncompressed.wire_bytes < kinds[&Kind::Fragments], "{uncompressed:?} {kinds:?}");
