@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn other_bytes_name_both_hashes() {
+    fn a_hash_mismatch_names_both_hashes() {
         let (wanted, sent) = (ChunkHash::of(b"wanted"), b"sent!!");
         let result = Unpacker::default().unpack(Codec::Raw, sent, 6, &wanted).map(<[u8]>::to_vec);
         assert_eq!(result, Err(UnpackError::HashMismatch { expected: wanted, actual: ChunkHash::of(sent) }));

@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_forges_other_text_is_seen() {
+    fn characters_that_forge_other_text_are_made_visible() {
         for c in [
             '\n',
             '\u{1b}',

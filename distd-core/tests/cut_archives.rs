@@ -127,7 +127,7 @@ fn format() -> impl Strategy<Value = Format> {
 
 proptest! {
     #[test]
-    fn archives_one_behind_the_other_have_the_regions_of_the_model(
+    fn concatenated_archives_have_the_regions_of_the_model(
         archives in prop::collection::vec((format(), members(), 0usize..5), 1..4), rest in any::<bool>(),
     ) {
         let (mut bytes, mut want) = (Vec::new(), Vec::new());
@@ -191,7 +191,7 @@ fn tar(dir: &Path, arguments: &[&str]) -> Vec<u8> {
 }
 
 #[test]
-fn what_tar_makes_of_any_names_has_every_file_in_its_region() {
+fn every_file_of_a_tar_archive_has_its_region_whatever_its_name() {
     let dir = TempDir::new().expect("a temporary directory");
     let mut noise = Noise(3);
     let deep = format!("{}/{}", "d".repeat(90), "e".repeat(120));

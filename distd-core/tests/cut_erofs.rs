@@ -247,7 +247,7 @@ fn random_damage_in_the_metadata_still_gives_a_cover() {
 }
 
 #[test]
-fn a_forged_image_is_read_as_meant() {
+fn a_hand_made_image_is_read_as_intended() {
     let root = directory(&[("f", 129, 1), ("g", 130, 1), ("h", 131, 1)]);
     let inodes = [
         inode(DIR, 0, root.len() as u32, 16),

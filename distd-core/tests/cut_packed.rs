@@ -354,7 +354,7 @@ fn every_cluster_is_in_a_packed_region_and_nothing_is_left_unmapped() {
 }
 
 #[test]
-fn what_is_not_supported_stays_in_plain_regions() {
+fn unsupported_files_stay_in_plain_regions() {
     let dir = TempDir::new().expect("a temporary directory");
     let tree = dir.path().join("tree");
     let files = sample_files(7);

@@ -217,7 +217,7 @@ fn another_uuid_is_a_hint_of_its_own() {
 }
 
 #[test]
-fn clusters_of_content_that_is_there_are_compression() {
+fn clusters_of_unchanged_content_count_as_compression() {
     let lab = Lab::new();
     for options in [&["-zlz4"][..], &["-zlz4hc", "-C65536"], &["-zzstd"], &["-zdeflate"]] {
         let body = text(1, 2_000_000);
@@ -250,7 +250,7 @@ fn clusters_of_content_that_is_there_are_compression() {
 }
 
 #[test]
-fn new_content_costs_what_it_is_and_only_worse_packing_is_compression() {
+fn new_content_costs_its_own_bytes_and_only_worse_packing_counts_as_compression() {
     let lab = Lab::new();
     let old = files(&[("log", text(1, 500_000))]);
     let new = files(&[("log", text(9, 500_000))]);
@@ -309,7 +309,7 @@ fn a_compressed_file_that_changed_from_end_to_end_is_named() {
 }
 
 #[test]
-fn what_no_reader_knows_is_unknown() {
+fn content_that_no_reader_knows_is_unknown() {
     let (mut old, new) = (Noise(1).bytes(300_000), Noise(1).bytes(300_000));
     old[100_000..150_000].fill(7);
     let report = explained(&old, &new);

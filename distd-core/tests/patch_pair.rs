@@ -196,7 +196,7 @@ fn structures_of_the_file_system_are_base_for_their_successors() {
 }
 
 #[test]
-fn what_was_rebuilt_is_base_for_what_comes_later() {
+fn rebuilt_chunks_are_bases_for_later_ones() {
     let fresh = noise(100_000, 6);
     let old = Release::of(&[("x", noise(50_000, 7))]);
     let new = Release::of(&[("a", fresh.clone()), ("x", noise(50_000, 7)), ("z", touched(&fresh))]);

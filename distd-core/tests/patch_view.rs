@@ -88,7 +88,7 @@ fn members_padding_and_a_lost_end_come_back() {
 }
 
 #[test]
-fn what_is_no_gzip_or_not_worth_it_has_no_view() {
+fn files_that_are_not_gzip_or_save_nothing_have_no_view() {
     let file = gzip(&text(100_000), 6);
     assert!(taken_apart(&[]).is_none());
     assert!(taken_apart(&text(100_000)).is_none());
@@ -279,7 +279,7 @@ fn a_png_whose_chunks_are_damaged_or_of_many_lengths_has_no_view() {
 }
 
 #[test]
-fn damaged_archives_have_views_of_what_is_sound() {
+fn damaged_archives_have_views_of_their_sound_parts() {
     let file = zip(&text(600_000), 6, false);
     for cut in [file.len() - 1, file.len() - 300, file.len() - 20_000, file.len() / 2] {
         let (_, view, inflated) = both_views(&file[..cut]);

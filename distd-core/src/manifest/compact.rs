@@ -114,7 +114,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_compacted_expands_to_the_same_bytes(
+        fn a_compacted_leaf_expands_to_the_same_bytes(
             ids in prop::collection::vec(prop_oneof![1u64..500, 1u64..i64::MAX as u64], 1..256),
             odd_known in any::<bool>(),
         ) {

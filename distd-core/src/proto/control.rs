@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_shunned_is_told_once_and_no_more_of_them_than_is_bearable() {
+    fn each_shunned_node_is_sent_once_and_never_more_than_the_limit() {
         let (mut opener, mut answerer) = (control(Side::Opener), control(Side::Answerer));
         answerer.handle_frame(opener.poll_transmit().expect("handshake")).expect("fits");
         let nodes: Vec<_> = (0..SHUN_NODES_MAX as u8 + 9).map(|n| NodeId([n; 16])).collect();
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_announced_is_not_announced_again() {
+    fn announced_chunks_are_not_announced_again() {
         let mut control = control(Side::Opener);
         control.poll_transmit();
         let mut held: ChunkRanges = [ChunkId(1)..=ChunkId(5)].into_iter().collect();

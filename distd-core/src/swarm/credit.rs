@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wasted_comes_back_by_sending_or_with_time() {
+    fn spent_credit_comes_back_by_sending_or_with_time() {
         let at = |seconds: u64| Timestamp(seconds * 1_000_000);
         let mut credit = FetchCredit::new(1000, at(0));
         credit.charge(at(0), 999);

@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_short_ranked_and_of_the_site_alone() {
+    fn a_list_is_short_ranked_and_of_one_site() {
         let mut directory = Directory::default();
         let chunks = set(1, 100);
         for n in 1..=20 {
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn half_of_a_list_are_those_that_fetch_now_though_others_hold_everything() {
+    fn half_of_a_list_are_nodes_that_fetch_now_although_others_hold_everything() {
         let mut directory = Directory::default();
         let chunks = set(1, 100);
         for n in 1..=40 {
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn one_whom_several_shun_comes_last_and_who_shuns_it_is_not_told_of_it() {
+    fn a_node_that_several_shun_is_listed_last_and_never_to_nodes_that_shun_it() {
         let mut directory = Directory::default();
         for n in 1..=4 {
             directory.handle_record(NOW, &site(), node(n), record(n, true, NOW + 60));
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_that_serve_nobody_are_not_handed_out() {
+    fn nodes_that_do_not_serve_are_not_advertised() {
         let mut directory = Directory::default();
         let silent = PeerRecord { addresses: Vec::new(), ..record(1, false, NOW + 60) };
         directory.handle_record(NOW, &site(), node(1), silent);

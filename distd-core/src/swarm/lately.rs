@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_a_moment_ago_is_left_to_neighbours_and_not_for_long() {
+    fn recently_sent_chunks_are_left_to_neighbours_for_a_short_time() {
         let (mut lately, t0) = (Lately::of(true), Timestamp(1_000_000));
         assert_eq!(lately.handle_request(t0, &set(1, 9)), (set(1, 9), ChunkRanges::new()));
         lately.handle_granted(t0, &set(1, 9));

@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_node_asked_for_is_refused_to_the_next_and_not_to_itself() {
+    fn chunks_leased_to_one_node_are_refused_to_the_next_but_not_to_itself() {
         let mut leases = Leases::default();
         let (_, granted, refused) = leases.handle_request(T0, A, &set(1, 10), true, &Shuns::default());
         assert_eq!((granted, refused), (set(1, 10), ChunkRanges::new()));
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_announces_is_had_from_it_first() {
+    fn announced_chunks_are_leased_to_the_node_that_announced_them() {
         let mut leases = Leases::default();
         leases.handle_have(T0, A, &set(1, 5));
         let (_, granted, refused) = leases.handle_request(T0, B, &set(1, 10), true, &Shuns::default());
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_keeps_a_lease_alive_keeps_nobody_waiting_for_ever() {
+    fn a_holder_that_keeps_its_lease_alive_does_not_make_others_wait_for_ever() {
         let mut leases = Leases::default();
         let mut now = T0;
         let mut refusals = 0;
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn who_serves_nobody_has_its_chunks_from_those_who_do() {
+    fn a_node_that_does_not_serve_is_refused_while_another_node_fetches() {
         let mut leases = Leases::default();
         assert_eq!(
             leases.handle_request(T0, A, &set(1, 5), false, &Shuns::default()).1,
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_of_one_whom_the_asker_shuns_is_no_reason_to_refuse_it() {
+    fn a_lease_does_not_count_against_an_asker_that_shuns_its_holder() {
         let (mut leases, mut shuns) = (Leases::default(), Shuns::default());
         assert_eq!(leases.handle_request(T0, A, &set(1, 5), true, &shuns).1, set(1, 5));
         said(B, A, &mut shuns);
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn one_whom_several_shun_fetches_nothing_for_the_site_while_another_does() {
+    fn a_node_that_several_shun_gets_no_lease_while_another_node_fetches() {
         let (mut leases, mut shuns) = (Leases::default(), Shuns::default());
         said(B, A, &mut shuns);
         said(NodeId([3; 16]), A, &mut shuns);

@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_most_makes_room_and_nobody_undoes_a_burst() {
+    fn the_key_with_most_places_makes_room_and_a_burst_does_not_displace_itself() {
         let mut places = Places::new(3, SAFE);
         let Arrival::In(first) = places.handle_arrival(at(0), 'a', 2) else { panic!("room") };
         let Arrival::In(second) = places.handle_arrival(at(0), 'a', 2) else { panic!("room") };
@@ -146,7 +146,7 @@ mod tests {
         /// After any arrivals and departures the bounds hold, and a key without a place gets one
         /// unless no key has two.
         #[test]
-        fn bounds_hold_and_a_newcomer_gets_in_where_anybody_has_two(
+        fn bounds_hold_and_a_new_key_gets_a_place_if_any_key_has_two(
             events in proptest::collection::vec((0_u8..5, 0_u64..4, any::<bool>()), 1..200),
         ) {
             let mut places = Places::new(8, Duration::ZERO);

@@ -90,7 +90,7 @@ mod tests {
     const NOW: u64 = 1_000_000;
 
     #[test]
-    fn one_voice_is_for_its_owner_and_two_are_for_all() {
+    fn one_node_shuns_for_itself_and_two_shun_for_the_site() {
         let node = |n: u8| NodeId([n; 16]);
         let mut shuns = Shuns::default();
         shuns.handle_shuns(NOW, node(1), [node(9)].into());

@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_many_wait_as_are_answered_and_the_others_come_again_in_their_time() {
+    fn as_many_batches_wait_as_are_answered_and_further_ones_get_a_retry_after() {
         let mut pace = SlotPace::new(4);
         assert_eq!(pace.choke(3), None);
         assert_eq!(pace.choke(4), Some(RETRY_MIN * 2));

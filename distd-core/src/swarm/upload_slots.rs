@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn one_node_may_use_all_and_makes_way_for_others() {
+    fn one_node_may_use_all_slots_and_makes_way_for_others() {
         let mut slots = UploadSlots::new(4, 4);
         let asked: Vec<_> = (0..6).map(|_| slots.handle_ask('a')).collect();
         assert_eq!(asked[..4], [SlotAsk::Granted; 4]);
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting_places_go_to_those_who_have_fewest() {
+    fn waiting_places_go_to_the_node_with_fewest() {
         let mut slots = UploadSlots::new(2, 2);
         let asked: Vec<_> = (0..5).map(|_| slots.handle_ask(1)).collect();
         let SlotAsk::Waits(newest) = asked[3] else { panic!("{asked:?}") };
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_asks_for_everything_costs_twenty_others_half_their_pace_at_most() {
+    fn a_greedy_node_costs_twenty_others_at_most_half_their_pace() {
         // Each honest node takes 50 batches, one after the other, each a tick long; with 8 slots,
         // twenty nodes need 125 ticks. The attacker asks for 128 batches at once, again and again.
         // It keeps each slot for 2 ticks.
@@ -309,7 +309,7 @@ mod tests {
         /// Held slots and waiting places stay bounded, and no batch waits beside a slot it could
         /// have.
         #[test]
-        fn bounds_hold_and_no_slot_is_idle_while_somebody_may_have_it(
+        fn bounds_hold_and_no_slot_is_idle_while_a_batch_may_have_it(
             events in proptest::collection::vec((0_u8..4, 0_u8..3), 1..300),
         ) {
             let mut slots = UploadSlots::new(5, 3);

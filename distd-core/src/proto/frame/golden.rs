@@ -160,7 +160,7 @@ fn an_unknown_type_is_skipped_by_its_length() {
 
 proptest! {
     #[test]
-    fn random_bytes_never_panic_and_what_decodes_encodes_again(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn random_bytes_never_panic_and_decoded_frames_encode_again(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(frames) = decode_all(&bytes) {
             for frame in frames {
                 if !matches!(frame, Frame::Unknown { .. } | Frame::Handshake(_)) {

@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_nobody_can_be_at_are_refused() {
+    fn addresses_no_host_can_have_are_refused() {
         for bad in [
             "0.0.0.0:1",
             "224.0.0.1:1",
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_a_later_form_is_passed_over_and_the_others_are_read() {
+    fn a_record_of_a_later_form_is_skipped_and_the_others_are_read() {
         let good = record("10.0.0.1:1");
         let mut later = good.encode();
         later[0] = 9;

@@ -71,7 +71,7 @@ fn of_two_relays_the_second_is_asked_when_the_first_fails_or_chokes() {
 }
 
 #[test]
-fn what_nobody_has_is_reported_once() {
+fn chunks_no_peer_has_are_reported_once() {
     let mut f = fetch(100);
     f.handle_connected(T0, PeerId(0), Tier::Origin);
     f.want(&set(1, 10));
@@ -200,7 +200,7 @@ fn a_neighbour_is_asked_for_what_it_announced_and_the_parent_for_the_rest() {
 }
 
 #[test]
-fn what_a_neighbour_is_fetching_is_left_to_it_until_it_announces_or_the_time_is_up() {
+fn chunks_a_neighbour_is_fetching_are_left_to_it_until_it_announces_them_or_time_is_up() {
     let mut f = fetch(100);
     f.handle_connected(T0, PeerId(0), Tier::Origin);
     f.handle_connected(T0, PeerId(1), Tier::Site);
@@ -221,7 +221,7 @@ fn what_a_neighbour_is_fetching_is_left_to_it_until_it_announces_or_the_time_is_
 }
 
 #[test]
-fn a_choked_neighbours_chunks_wait_for_it_and_not_for_ever() {
+fn chunks_of_a_choking_neighbour_wait_for_it_but_not_for_ever() {
     let mut f = fetch(100);
     f.handle_connected(T0, PeerId(0), Tier::Origin);
     f.handle_connected(T0, PeerId(1), Tier::Site);
@@ -245,7 +245,7 @@ fn a_choked_neighbours_chunks_wait_for_it_and_not_for_ever() {
 }
 
 #[test]
-fn what_only_one_neighbour_has_is_asked_of_it_first() {
+fn chunks_only_one_neighbour_has_are_requested_first() {
     let mut f = fetch(2);
     for peer in [1, 2] {
         f.handle_connected(T0, PeerId(peer), Tier::Site);
@@ -280,7 +280,7 @@ fn nodes_that_start_at_different_places_ask_for_different_chunks_and_all_ask_for
 }
 
 #[test]
-fn batches_grow_while_nobody_shares_the_work_and_are_small_when_somebody_does() {
+fn batches_grow_without_neighbours_and_are_small_with_them() {
     let config = FetchConfig { shared_batch: Some(2), batch_chunks: 32, ..FetchConfig::default() };
     let mut f = Fetch::new(config);
     f.handle_connected(T0, PeerId(0), Tier::Origin);
@@ -319,7 +319,7 @@ fn without_a_parent_a_silent_neighbour_is_waited_for_and_then_given_up() {
 }
 
 #[test]
-fn what_was_left_to_a_neighbour_is_asked_of_the_parent_at_once_when_it_leaves() {
+fn chunks_left_to_a_neighbour_are_asked_of_the_parent_at_once_when_it_leaves() {
     let mut f = fetch(100);
     f.handle_connected(T0, PeerId(0), Tier::Origin);
     f.handle_connected(T0, PeerId(1), Tier::Site);
@@ -333,7 +333,7 @@ fn what_was_left_to_a_neighbour_is_asked_of_the_parent_at_once_when_it_leaves() 
 }
 
 #[test]
-fn waiting_for_this_sides_own_limit_is_no_stall() {
+fn waiting_for_this_sides_own_limit_is_not_a_stall() {
     let mut f = fetch(100);
     f.handle_connected(T0, PeerId(0), Tier::Origin);
     f.want(&set(1, 3));

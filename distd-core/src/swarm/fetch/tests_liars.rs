@@ -25,7 +25,7 @@ fn asked(f: &mut Fetch, now: Timestamp) -> Vec<(PeerId, BatchId, ChunkRanges)> {
 }
 
 #[test]
-fn all_of_a_site_ask_a_relay_that_has_shown_nothing_for_the_same_chunk_and_then_for_different_ones() {
+fn all_nodes_of_a_site_ask_an_unproven_relay_for_the_same_chunk_and_then_for_different_ones() {
     let after_the_first = |rng_seed| {
         let mut f = sharing(rng_seed);
         let first = asked(&mut f, T0);
@@ -40,7 +40,7 @@ fn all_of_a_site_ask_a_relay_that_has_shown_nothing_for_the_same_chunk_and_then_
 }
 
 #[test]
-fn a_relay_that_lied_to_one_is_not_gone_past_while_neighbours_bring_what_they_have_of_it() {
+fn the_origin_is_not_asked_while_neighbours_bring_chunks_of_a_relay_that_lied_to_this_side() {
     let mut f = sharing(1);
     f.handle_connected(T0, NEIGHBOUR, Tier::Site);
     f.handle_have(T0, NEIGHBOUR, &set(1, 1));
@@ -84,7 +84,7 @@ fn a_relay_that_lied_to_others_is_asked_only_when_the_origin_cannot_be() {
 }
 
 #[test]
-fn what_nobody_waits_for_is_fetched_no_more_and_withdrawn_when_this_side_is_not_believed() {
+fn unwanted_chunks_are_not_requested_and_are_withdrawn_after_a_report_of_bad_data() {
     let mut f = Fetch::new(FetchConfig { batch_chunks: 10, ..FetchConfig::relay() });
     f.handle_connected(T0, ORIGIN, Tier::Origin);
     f.want(&set(1, 50));

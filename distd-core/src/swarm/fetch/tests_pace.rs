@@ -91,7 +91,7 @@ fn asked_beside_stalled(stalled: u32) -> (Fetch, Timestamp, Vec<PeerId>) {
 }
 
 #[test]
-fn what_several_stalled_neighbours_hold_is_not_asked_of_the_origin_while_others_bring_something() {
+fn chunks_several_stalled_neighbours_hold_are_not_asked_of_the_origin_while_others_bring_chunks() {
     let origin = PeerId(0);
     let (_, _, asked) = asked_beside_stalled(SEVERAL as u32 - 1);
     assert!(asked.contains(&origin), "few may be there for harm: {asked:?}");
@@ -104,7 +104,7 @@ fn what_several_stalled_neighbours_hold_is_not_asked_of_the_origin_while_others_
 }
 
 #[test]
-fn what_waits_in_a_parents_queue_is_taken_back_when_a_neighbour_has_it() {
+fn a_batch_that_waits_at_a_parent_is_taken_back_when_a_neighbour_has_its_chunks() {
     let mut f = sharing(1000);
     f.handle_connected(T0, PeerId(0), Tier::Relay);
     let (_, queued, chunks) = f.poll_request(T0).expect("the relay");
@@ -208,7 +208,7 @@ fn a_relay_whose_parent_was_away_is_asked_before_the_origin_again() {
 }
 
 #[test]
-fn a_relay_that_says_nothing_at_all_is_left_when_one_that_lives_had_answered() {
+fn a_silent_relay_is_left_after_the_time_in_which_a_live_one_answers() {
     let mut f = sharing(1000);
     f.handle_connected(T0, PeerId(0), Tier::Relay);
     f.handle_connected(T0, PeerId(1), Tier::Origin);
@@ -223,7 +223,7 @@ fn a_relay_that_says_nothing_at_all_is_left_when_one_that_lives_had_answered() {
 }
 
 #[test]
-fn nothing_is_looked_for_again_until_something_changes() {
+fn no_request_is_searched_for_again_until_something_changes() {
     let mut f = sharing(1000);
     f.handle_connected(T0, PeerId(0), Tier::Relay);
     let (_, batch, chunks) = f.poll_request(T0).expect("the relay");
@@ -238,7 +238,7 @@ fn nothing_is_looked_for_again_until_something_changes() {
 }
 
 #[test]
-fn what_our_own_limit_holds_back_is_nobodys_fault_and_nobodys_pace() {
+fn batches_held_back_by_this_sides_limit_count_neither_as_faults_nor_as_pace() {
     let (mut f, mut now) = fast_and_slow(1000);
     let rate = |f: &Fetch| f.peers[&PeerId(1)].capacity.rate();
     let before = rate(&f);
