@@ -225,26 +225,26 @@ pub enum ListingError {
     TooMany,
     /// The listing would be longer than [`TREE_LISTING_BYTES_MAX`].
     #[error(
-        "the tree's listing is over {TREE_LISTING_BYTES_MAX} bytes; ship it as several trees or as an image"
+        "the tree's listing is longer than {TREE_LISTING_BYTES_MAX} bytes; ship it as several trees or as an image"
     )]
     TooLong,
     /// The files add up to more than [`ARTIFACT_BYTES_MAX`].
-    #[error("the tree's files are over {ARTIFACT_BYTES_MAX} bytes together")]
+    #[error("the tree's files have more than {ARTIFACT_BYTES_MAX} bytes together")]
     TooBig,
     /// An entry's path is not greater than the path before it.
-    #[error("entry {0:?} is twice in the tree or out of order")]
+    #[error("entry {0:?} is in the tree twice or out of order")]
     Order(TreePath),
     /// A hard link does not point at an earlier file.
-    #[error("entry {0:?} is a hard link of something that is no earlier file of the tree")]
+    #[error("entry {0:?} is a hard link, but its target is not an earlier file of the tree")]
     Link(TreePath),
     /// A field of the directory itself is out of its bounds.
-    #[error("the directory has {0} out of bounds")]
+    #[error("the directory has an invalid value: {0}")]
     Root(&'static str),
     /// The parent of an entry is not an earlier entry of kind directory.
-    #[error("entry {0:?} lies in something that is not a directory of the tree")]
+    #[error("the parent of entry {0:?} is not a directory of the tree")]
     Parent(TreePath),
     /// A field of an entry is out of its bounds.
-    #[error("entry {path:?} has {field} out of bounds")]
+    #[error("entry {path:?} has an invalid value: {field}")]
     Field {
         /// Path of the entry.
         path: TreePath,
@@ -358,7 +358,7 @@ impl Listing {
                 }
                 let bare = (entry.mode, entry.uid, entry.gid) == (0, 0, 0) && entry.xattrs.is_empty();
                 if !bare {
-                    return field("attributes beside those of the file it links to");
+                    return field("attributes of its own, which a hard link cannot have");
                 }
             }
             _ => {}

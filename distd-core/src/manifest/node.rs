@@ -93,7 +93,7 @@ pub enum NodeError {
     #[error("manifest has format version {0}, this build reads version {FORMAT_VERSION}: upgrade distd")]
     Version(u8),
     /// A count, length or level is out of bounds.
-    #[error("manifest node has {0} out of bounds")]
+    #[error("manifest node has an invalid value: {0}")]
     Bounds(&'static str),
 }
 

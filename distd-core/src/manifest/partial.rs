@@ -12,7 +12,7 @@ use crate::{ManifestId, NodeHash};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InsertError {
     /// The node's hash is not among the missing ones.
-    #[error("received manifest node {0} of level {1} that nobody asked for")]
+    #[error("received manifest node {0} of level {1}, which was not requested")]
     Unasked(NodeHash, u8),
     /// The node breaks a rule of the format.
     #[error("manifest node {hash} is unusable")]

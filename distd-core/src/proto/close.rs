@@ -72,14 +72,14 @@ impl fmt::Display for CloseCode {
         f.write_str(match self {
             Self::Done => "done",
             Self::Protocol => "protocol error",
-            Self::NoManifest => "manifest unknown there",
+            Self::NoManifest => "manifest not known",
             Self::Unauthorised => "not authorised",
-            Self::IntegrityFailed => "wrong bytes",
+            Self::IntegrityFailed => "bytes did not match their hash",
             Self::Version => "no version in common",
             Self::Busy => "busy",
             Self::Stalled => "no progress",
             Self::Cancelled => "cancelled",
-            Self::Internal => "failed there",
+            Self::Internal => "internal error",
             Self::Unknown(code) => return write!(f, "close code {code}"),
         })
     }

@@ -42,7 +42,7 @@ pub enum ControlError {
     #[error("peer sent a second handshake")]
     SecondHandshake,
     /// The peer's handshake names another swarm.
-    #[error("peer answered for manifest {0}")]
+    #[error("peer sent a handshake for another manifest, {0}")]
     OtherSwarm(ManifestId),
     /// The two sides have no version in common: the peer's lowest and highest version.
     #[error(
