@@ -47,8 +47,7 @@ impl Packer {
     /// Returns a packer at zstd `level`.
     pub fn new(level: i32) -> Self {
         let mut context = zstd::bulk::Compressor::new(level).expect("a zstd context needs only memory");
-        // The manifest states the length, and the chunk hash is the checksum. A frame need not
-        // carry either again.
+        // The chunk hash is the checksum, so frames carry none of their own.
         context
             .set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(false))
             .expect("the parameter exists in every zstd of this decade");

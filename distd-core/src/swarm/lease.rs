@@ -132,8 +132,8 @@ impl Leases {
         }
     }
 
-    /// `holder` announced chunks that it got elsewhere. They are leased to it, so that other nodes
-    /// ask it first.
+    /// `holder` announced chunks that it got elsewhere. Chunks without a lease are leased to it, so
+    /// that other nodes ask it first.
     pub fn handle_have(&mut self, now: Timestamp, holder: NodeId, chunks: &ChunkRanges) {
         self.expire(now);
         let mut fresh = chunks.clone();

@@ -33,8 +33,8 @@ pub const GATHER: Duration = Duration::from_millis(25);
 /// only advertise the asker to other nodes.
 pub const GATHER_UP: Duration = Duration::from_millis(500);
 
-/// Number of neighbours advertised to a peer at once. A peer that knows this many is advertised
-/// further ones only now and then.
+/// Number of neighbours that are advertised to a peer as soon as they come. Further ones are
+/// advertised now and then.
 pub const TOLD_ENOUGH: usize = NEIGHBOURS_MAX;
 
 /// Most advertised records remembered for one peer.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::swarm::rules::UPSTREAM_WAIT;
 
-/// Settings of a fetch. All of them are bounds.
+/// Settings of a fetch: bounds, waiting times and the seed of its random choices.
 #[derive(Clone, Debug)]
 pub struct FetchConfig {
     /// Most chunks in one batch.

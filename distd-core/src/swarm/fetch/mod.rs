@@ -156,10 +156,10 @@ impl Fetch {
         self.changed();
     }
 
-    /// Tells that these chunks are no longer wanted. Chunks that are not in flight are not
-    /// requested any more, and are returned. Chunks in flight still come, because an asker that was
-    /// told to ask elsewhere for a moment will want them again, unless an asker reported this side
-    /// for bad data ([`Fetch::handle_disbelieved`]).
+    /// Removes chunks that the caller no longer wants. Chunks that are not in flight are no longer
+    /// requested, and are returned. Chunks in flight still come, because an asker that was told to
+    /// ask elsewhere for a moment will want them again. The exception is the time after an asker
+    /// reported this side for bad data ([`Fetch::handle_disbelieved`]).
     pub fn want_no_more(&mut self, now: Timestamp, chunks: &ChunkRanges) -> ChunkRanges {
         self.wanted = self.wanted.difference(chunks);
         self.unwanted.extend(chunks);

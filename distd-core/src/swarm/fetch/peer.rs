@@ -21,7 +21,7 @@ pub(super) struct Peer {
     /// they are left to them.
     pub(super) leased: VecDeque<(Timestamp, ChunkRanges)>,
     pub(super) not_before: Timestamp,
-    /// The peer answers nothing until then, although it will have the chunks.
+    /// The peer choked and answers nothing until then, although it has or will have the chunks.
     pub(super) choked_until: Timestamp,
     /// The peer left a whole batch to neighbours and is not asked for another until then.
     pub(super) left_until: Timestamp,
