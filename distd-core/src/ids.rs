@@ -1,14 +1,15 @@
-//! Names of things: one newtype per kind, so that none is mistaken for another.
+//! Identifiers. Each kind has its own newtype, so that the compiler refuses one in place of
+//! another.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Ordinal the origin gave to a chunk hash, `1..=i64::MAX`.
+/// Number the origin gave to a chunk hash, `1..=i64::MAX`.
 ///
-/// Ids are handed out in artifact order, are never reused and say nothing about content
-/// (docs/formats.md, "Chunk ids"). Zero is never given, so that it can mark "none" in a fixed field.
+/// Ids are given in artifact order, are never reused and do not depend on content (docs/formats.md,
+/// "Chunk ids"). Zero is never given, so a field of fixed size can use it for "none".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ChunkId(pub u64);
@@ -19,7 +20,7 @@ impl fmt::Display for ChunkId {
     }
 }
 
-/// Why a string is no identifier.
+/// Reason why a string is not an identifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseIdError {
     /// The string is not 64 hexadecimal digits.
@@ -34,12 +35,12 @@ macro_rules! hash_newtype {
         pub struct $name(pub [u8; 32]);
 
         impl $name {
-            /// The 32 bytes.
+            /// Returns the 32 bytes.
             pub const fn as_bytes(&self) -> &[u8; 32] {
                 &self.0
             }
 
-            /// From exactly 32 bytes; `None` for any other length.
+            /// Makes the hash from exactly 32 bytes; `None` for any other length.
             pub fn from_slice(bytes: &[u8]) -> Option<Self> {
                 bytes.try_into().ok().map(Self)
             }
@@ -98,29 +99,33 @@ macro_rules! hash_newtype {
 }
 
 hash_newtype! {
-    /// BLAKE3-256 of a chunk's raw bytes: the identity, and the only test of validity.
+    /// BLAKE3-256 of a chunk's raw bytes. It identifies the chunk and is the only test of its
+    /// validity.
     ChunkHash
 }
 hash_newtype! {
-    /// Hash of a manifest node under the domain of its level (docs/formats.md, "Node hashes").
+    /// Hash of a manifest node, in the hash domain of the node's level (docs/formats.md, "Node
+    /// hashes").
     NodeHash
 }
 hash_newtype! {
-    /// Hash of a manifest's root node: names an artifact with its cutting and its chunk ids.
+    /// Hash of a manifest's root node. It identifies an artifact together with its cut and its
+    /// chunk ids.
     ManifestId
 }
 hash_newtype! {
-    /// BLAKE3-256 of a whole artifact, what `b3sum` prints for it.
+    /// BLAKE3-256 of a whole artifact, as `b3sum` prints it.
     ArtifactHash
 }
 
 impl ManifestId {
-    /// Stands for holding nothing at all: where a patch set of solid segments starts from. No manifest has it, since no
-    /// node with this hash is known.
+    /// Stands for "holds nothing": the `from` of a patch set of solid segments. No manifest has
+    /// this id, since no node with this hash is known.
     pub const NOTHING: Self = Self([0; 32]);
 }
 
-/// Who a node is for as long as it has its key: the first 16 bytes of the SHA-256 of its SubjectPublicKeyInfo.
+/// Identity of a node for as long as the node keeps its key: the first 16 bytes of the SHA-256 of
+/// its SubjectPublicKeyInfo.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub [u8; 16]);
 
@@ -147,7 +152,7 @@ impl FromStr for NodeId {
 }
 
 impl ChunkHash {
-    /// Hash of `raw`.
+    /// Returns the hash of `raw`.
     pub fn of(raw: &[u8]) -> Self {
         blake3::hash(raw).into()
     }

@@ -1,10 +1,50 @@
-//! Pure logic of distd.
+//! Pure logic of distd: the decisions of origin, relays and devices, without I/O.
 //!
-//! An artifact is cut into **regions** and those into **chunks** ([`cut`]); the chunks of an artifact,
-//! in order, are the leaves of its **manifest** ([`manifest`]), a Merkle tree with content-defined
-//! nodes. Comparing what a manifest wants with what is held gives a **plan** ([`planner`]); **frames**
-//! ([`proto`]) ask for the rest and carry it. Nothing here opens a file, a socket, a thread or a clock:
-//! those are arguments.
+//! ```text
+//!  publisher   artifact --cut--> regions --cut--> chunks --packing--> packed chunks --> origin
+//!              (tree: a listing, then files)         |            (a patch set is an artifact too)
+//!                                                    | one entry each, in artifact order
+//!                                                    v
+//!  manifest    root node <-- inner nodes <-- leaves: [chunk id, chunk hash, length] ...
+//!                 |
+//!                 | signed by TUF
+//!                 v
+//!  device      chunks of the wanted manifest
+//!                - chunks in place or in a seed      planner
+//!                - chunks that a patch rebuilds      patch
+//!                = chunks to fetch                   ranges
+//!                 |
+//!                 v
+//!  swarm       which chunk next, from which peer?    swarm::Fetch
+//!                 |
+//!                 | REQUEST -->  neighbour, relay or origin:    proto
+//!                 | <-- DATA     may the asker have it now?     swarm::Leases, swarm::UploadSlots
+//!                 v
+//!              unpack, compare the hash              packing
+//!                 |
+//!                 v
+//!              target
+//! ```
+//!
+//! | module | contents |
+//! |---|---|
+//! | [`cut`] | formats and FastCDC: an artifact becomes regions, regions become chunks |
+//! | [`tree`] | the listing of a directory artifact, and the paths it may contain |
+//! | [`manifest`] | the Merkle tree over an artifact's chunks |
+//! | [`patch`] | patches that rebuild chunks from base chunks, patch sets and the choice of both |
+//! | [`explain`] | reports on which files cause the difference between two artifacts |
+//! | [`planner`] | the chunks a device holds and the chunks it must fetch |
+//! | [`swarm`] | state machines of a fetch and of the node that answers it |
+//! | [`proto`] | frames of the protocol `distd/1` and the state of its streams |
+//! | [`packing`] | one chunk, raw or zstd, and its verification |
+//! | [`ranges`] | sets of chunk ids |
+//! | [`ids`], [`names`] | identifiers; names of products, versions and channels |
+//! | [`limits`] | bounds on input from files and peers |
+//! | [`text`] | foreign text made safe for an operator's terminal |
+//! | [`time`] | moments, as callers pass them in |
+//!
+//! Nothing here opens a file, a socket, a thread or a clock. Callers pass bytes, time and
+//! randomness as arguments.
 
 pub mod cut;
 pub mod explain;

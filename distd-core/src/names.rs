@@ -1,4 +1,4 @@
-//! Product, version and channel names: one validator for every tier.
+//! Product, version and channel names, with one validator for origin, relays and devices.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,13 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::NAME_BYTES_MAX;
 
-/// Why a string is no name.
+/// Reason why a string is not a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Empty, or longer than the bound.
+    /// The string is empty or longer than the bound; its length in bytes.
     #[error("a name has 1 to {NAME_BYTES_MAX} bytes, this one has {0}")]
     Length(usize),
-    /// A character that is not allowed where it stands.
+    /// A character that is not allowed, or not as the first one.
     #[error(
         "a name is made of a-z A-Z 0-9 . _ + - and starts with a letter or digit; {0:?} is not allowed there"
     )]
@@ -22,14 +22,14 @@ pub enum NameError {
 
 /// Name of a product, a version or a channel: `[A-Za-z0-9][A-Za-z0-9._+-]*`, at most 100 bytes.
 ///
-/// The alphabet has no separator, no percent sign and no leading dot, so a name is the same string in a
-/// path, a URL and a TUF target name.
+/// The alphabet has no separator, no percent sign and no leading dot, so a name is the same string
+/// in a path, a URL and a TUF target name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
 
 impl Name {
-    /// The name.
+    /// Returns the name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -72,7 +72,8 @@ impl fmt::Display for Name {
     }
 }
 
-/// What a device asks for: a release by version (`PRODUCT@VERSION`) or a channel (`PRODUCT:CHANNEL`).
+/// A release as a device asks for it: by version (`PRODUCT@VERSION`) or by channel
+/// (`PRODUCT:CHANNEL`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// `PRODUCT@VERSION`.
@@ -91,26 +92,27 @@ pub enum Wanted {
     },
 }
 
-/// Why a string names neither a release nor a channel.
+/// Reason why a string names neither a release nor a channel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WantedError {
-    /// Neither `@` nor `:` in it.
+    /// The string has neither `@` nor `:`.
     #[error("write PRODUCT@VERSION or PRODUCT:CHANNEL")]
     Shape,
-    /// One part is no name.
+    /// One part of the string is not a name.
     #[error(transparent)]
     Name(#[from] NameError),
 }
 
 impl Wanted {
-    /// The product.
+    /// Returns the product.
     pub fn product(&self) -> &Name {
         match self {
             Self::Release { product, .. } | Self::Channel { product, .. } => product,
         }
     }
 
-    /// The TUF target that answers: `releases/P/V` or `channels/P/C` (docs/formats.md, "TUF targets").
+    /// Returns the name of the TUF target with the answer: `releases/P/V` or `channels/P/C`
+    /// (docs/formats.md, "TUF targets").
     pub fn target_name(&self) -> String {
         match self {
             Self::Release { product, version } => release_target(product, version),
@@ -133,17 +135,17 @@ impl FromStr for Wanted {
     }
 }
 
-/// TUF target name of a release.
+/// Returns the TUF target name of a release.
 pub fn release_target(product: &Name, version: &Name) -> String {
     format!("releases/{product}/{version}")
 }
 
-/// TUF target name of a channel document.
+/// Returns the TUF target name of a channel document.
 pub fn channel_target(product: &Name, channel: &Name) -> String {
     format!("channels/{product}/{channel}")
 }
 
-/// TUF target name of the list of a product's patch sets.
+/// Returns the TUF target name of the list of a product's patch sets.
 pub fn patches_target(product: &Name) -> String {
     format!("patches/{product}")
 }

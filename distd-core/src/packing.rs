@@ -1,4 +1,4 @@
-//! How a single chunk is packed for travel and storage: raw, or one zstd frame when that saves something.
+//! Packing of a single chunk for travel and storage: raw, or one zstd frame if that is smaller.
 
 use bytes::Bytes;
 
@@ -6,11 +6,12 @@ use crate::ChunkHash;
 use crate::limits::CHUNK_BYTES_MAX;
 pub use crate::proto::frame::Codec;
 
-/// zstd level chunks are packed with by default. Measured on the reference pair (docs/benchmarks.md): 3 saves 1.3 % of the bytes and costs a
-/// third more time, and a push shares the processor with cutting, hashing and the origin.
+/// Default zstd level for chunks. On the reference pair (docs/benchmarks.md) level 3 saves 1.3 % of
+/// the bytes and costs a third more time than level 1, and a push shares the processor with
+/// cutting, hashing and the origin.
 pub const LEVEL_DEFAULT: i32 = 1;
 
-/// A chunk as it is stored and sent. Its hash is of the raw bytes.
+/// A chunk as it is stored and sent. The chunk's hash is that of the raw bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackedChunk {
     /// How `bytes` are packed.
@@ -21,18 +22,18 @@ pub struct PackedChunk {
     pub bytes: Bytes,
 }
 
-/// Why a packed chunk is not the chunk it should be.
+/// Reason why a packed chunk is not the expected chunk.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnpackError {
     /// The bytes do not unpack to the expected length.
     #[error("chunk {0} does not unpack to its {1} bytes")]
     Length(ChunkHash, u32),
-    /// They unpack to something else.
+    /// The unpacked bytes have another hash.
     #[error("chunk {expected} arrived as {actual}")]
     HashMismatch {
-        /// The chunk wanted.
+        /// Hash of the expected chunk.
         expected: ChunkHash,
-        /// The hash of what came.
+        /// Hash of the unpacked bytes.
         actual: ChunkHash,
     },
 }
@@ -43,20 +44,21 @@ pub struct Packer {
 }
 
 impl Packer {
-    /// A packer at zstd `level`.
+    /// Returns a packer at zstd `level`.
     pub fn new(level: i32) -> Self {
         let mut context = zstd::bulk::Compressor::new(level).expect("a zstd context needs only memory");
-        // The length is in the manifest, the hash is the checksum: neither is paid for again in every frame.
+        // The chunk hash is the checksum, so frames carry none of their own.
         context
             .set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(false))
             .expect("the parameter exists in every zstd of this decade");
         Self { context }
     }
 
-    /// Packs one chunk: raw unless zstd saves at least a sixteenth (below that unpacking costs more than it saves).
+    /// Packs one chunk. The chunk stays raw unless zstd saves at least a sixteenth: below that,
+    /// unpacking costs more than it saves.
     ///
     /// # Panics
-    /// Above `CHUNK_BYTES_MAX`; cut parameters keep chunks below it.
+    /// If `raw` is longer than `CHUNK_BYTES_MAX`; cut parameters keep chunks below it.
     pub fn pack(&mut self, raw: &[u8]) -> PackedChunk {
         assert!(raw.len() <= CHUNK_BYTES_MAX, "cut parameters bound chunks");
         let raw_len = raw.len() as u32;
@@ -70,7 +72,7 @@ impl Packer {
     }
 }
 
-/// Unpacks and verifies chunks, reusing one context and one buffer.
+/// Unpacks and verifies chunks, reusing one decompression context and one buffer.
 pub struct Unpacker {
     context: zstd::bulk::Decompressor<'static>,
     buffer: Vec<u8>,
@@ -86,11 +88,11 @@ impl Default for Unpacker {
 }
 
 impl Unpacker {
-    /// The raw bytes of chunk `hash`, which is `raw_len` bytes long; valid until the next call. What was not packed is
-    /// given back as it is.
+    /// Returns the raw bytes of chunk `hash`, which is `raw_len` bytes long. They are valid until
+    /// the next call. Raw chunks are returned as the given slice, without a copy.
     ///
     /// # Errors
-    /// [`UnpackError`]: never more than `raw_len` (at most `CHUNK_BYTES_MAX`) bytes are written.
+    /// [`UnpackError`]. Never more than `raw_len` (at most `CHUNK_BYTES_MAX`) bytes are written.
     pub fn unpack<'b>(
         &'b mut self,
         codec: Codec,
@@ -106,10 +108,12 @@ impl Unpacker {
         Ok(raw)
     }
 
-    /// Fills `raw` with a chunk of that length, without a look at its hash: for whoever checks the hash of more at once.
+    /// Unpacks a chunk into `raw`, which has the chunk's length, without hashing it: for callers
+    /// that hash several chunks at once.
     ///
     /// # Errors
-    /// [`UnpackError::Length`] when the bytes do not unpack to `raw.len()`; what is in `raw` means nothing then.
+    /// [`UnpackError::Length`] when the bytes do not unpack to `raw.len()` bytes; the content of
+    /// `raw` is undefined then.
     pub fn unpack_unverified_into(
         &mut self,
         codec: Codec,
@@ -128,8 +132,8 @@ impl Unpacker {
         if fits { Ok(()) } else { Err(UnpackError::Length(*hash, raw.len() as u32)) }
     }
 
-    /// The bytes without a look at their hash; `None` when they are not `raw_len` bytes (at
-    /// most `CHUNK_BYTES_MAX`), of which no more are ever written.
+    /// Returns the unpacked bytes without hashing them; `None` if they are not exactly `raw_len`
+    /// bytes (at most `CHUNK_BYTES_MAX`). No more than that are ever written.
     fn unpack_unverified<'b>(&'b mut self, codec: Codec, bytes: &'b [u8], raw_len: u32) -> Option<&'b [u8]> {
         let len = raw_len as usize;
         if len > CHUNK_BYTES_MAX {
@@ -167,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn other_bytes_name_both_hashes() {
+    fn a_hash_mismatch_names_both_hashes() {
         let (wanted, sent) = (ChunkHash::of(b"wanted"), b"sent!!");
         let result = Unpacker::default().unpack(Codec::Raw, sent, 6, &wanted).map(<[u8]>::to_vec);
         assert_eq!(result, Err(UnpackError::HashMismatch { expected: wanted, actual: ChunkHash::of(sent) }));

@@ -1,32 +1,34 @@
-//! What is held against what is wanted: a plan, before a byte moves.
+//! The plan of a pull, made before a byte moves: wanted chunks compared with held ones.
 //!
-//! Pure: the caller says where each chunk could be read locally, the plan says what to copy and which ids to ask for.
+//! Pure: the caller says which chunks it can read locally; the plan says how much of the artifact
+//! is held and which chunk ids to fetch.
 
 use crate::ChunkHash;
 use crate::manifest::{ChunkAt, Manifest};
 use crate::ranges::ChunkRanges;
 
-/// A seed and a place in it.
+/// A seed and an offset in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HeldAt {
-    /// Index of the seed, in the caller's order.
+    /// Index of the seed in the caller's list.
     pub seed: u32,
     /// Byte offset in the seed.
     pub offset: u64,
 }
 
-/// Where chunks can be read on this device: an index over its seeds.
+/// Index over this device's seeds: for each chunk, a place where it can be read.
 ///
-/// By the first eight bytes of a chunk's hash and its length: whoever reads it hashes it anyway, for a seed may have rotted, so that
-/// two chunks that agree in both are a read in vain. 24 bytes a distinct chunk.
+/// The key is the first eight bytes of the chunk's hash, with the chunk's length. A reader has to
+/// hash a chunk from a seed anyway, since the seed may be damaged; two chunks with the same key
+/// cost one read in vain. 24 bytes for each distinct chunk.
 #[derive(Debug, Default)]
 pub struct HeldIndex {
-    /// Sorted once [`HeldIndex::finish`] ran; the first of equals is the earliest seed.
+    /// Sorted by [`HeldIndex::finish`]. Of equal keys, the earliest seed comes first.
     chunks: Vec<Held>,
     sorted: bool,
 }
 
-/// Start of the hash, length, and where.
+/// First eight bytes of the hash, length, seed, offset.
 type Held = (u64, u32, u32, u64);
 
 fn start_of(hash: &ChunkHash) -> u64 {
@@ -34,7 +36,7 @@ fn start_of(hash: &ChunkHash) -> u64 {
 }
 
 impl HeldIndex {
-    /// An empty index.
+    /// Returns an empty index.
     pub fn new() -> Self {
         Self::default()
     }
@@ -45,14 +47,14 @@ impl HeldIndex {
         self.sorted = false;
     }
 
-    /// Adds every chunk of a seed that has its manifest.
+    /// Adds every chunk of the manifest of a seed.
     pub fn insert_manifest(&mut self, seed: u32, manifest: &Manifest) {
         for ChunkAt { offset, entry } in manifest.entries() {
             self.insert(entry.hash, entry.len, HeldAt { seed, offset });
         }
     }
 
-    /// Sorts; call before looking anything up.
+    /// Sorts the index. Call this before [`HeldIndex::find`].
     pub fn finish(&mut self) {
         self.chunks.sort_unstable();
         self.chunks.dedup_by_key(|(start, len, ..)| (*start, *len));
@@ -60,10 +62,11 @@ impl HeldIndex {
         self.sorted = true;
     }
 
-    /// Where `hash` with `len` bytes should be held: to be checked by whoever reads it.
+    /// Returns the place where the chunk `hash` of `len` bytes should be. The caller has to hash
+    /// the bytes it reads there.
     ///
     /// # Panics
-    /// When [`HeldIndex::finish`] has not run since the last insert.
+    /// If [`HeldIndex::finish`] has not run since the last insert.
     pub fn find(&self, hash: &ChunkHash, len: u32) -> Option<HeldAt> {
         assert!(self.sorted, "finish() sorts the index before it is searched");
         let wanted = (start_of(hash), len);
@@ -72,35 +75,35 @@ impl HeldIndex {
         Some(HeldAt { seed, offset })
     }
 
-    /// Number of distinct chunks.
+    /// Returns the number of distinct chunks.
     pub fn len(&self) -> usize {
         self.chunks.len()
     }
 
-    /// Whether there is none.
+    /// Whether the index has no chunk.
     pub fn is_empty(&self) -> bool {
         self.chunks.is_empty()
     }
 }
 
-/// What a pull will do.
+/// The work of one pull.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Length of the artifact.
+    /// Length of the artifact in bytes.
     pub artifact_bytes: u64,
-    /// Bytes that are held already (in the target or a seed).
+    /// Raw bytes of the chunks that are held already (in the target or a seed), repeats counted.
     pub held_bytes: u64,
-    /// Raw bytes of the distinct chunks to fetch: what the link carries before compression.
+    /// Raw bytes of the distinct chunks to fetch. The link carries them packed.
     pub fetch_raw_bytes: u64,
-    /// The chunks to fetch.
+    /// Ids of the chunks to fetch.
     pub fetch: ChunkRanges,
-    /// Number of batches that ask for them.
+    /// Number of batches for [`Plan::fetch`].
     pub batches: u64,
 }
 
-/// Plans one pull. `held` answers, per chunk, whether it can be read locally.
+/// Plans one pull. `held` says of each chunk whether it can be read locally.
 ///
-/// Cost: one walk of the manifest, memory for the ranges only.
+/// Cost: one walk over the manifest, and memory for the ranges only.
 pub fn plan(manifest: &Manifest, batch_chunks: u64, mut held: impl FnMut(&ChunkAt) -> bool) -> Plan {
     let mut plan = Plan { artifact_bytes: manifest.root().bytes, ..Plan::default() };
     for at in manifest.entries() {

@@ -1,7 +1,7 @@
 //! Sets of chunk ids as sorted, disjoint, inclusive ranges.
 //!
-//! The new chunks of a release are numbered in a row, so a few ranges say what is wanted or held however many
-//! chunks there are (RFC 7574 §4.3.2, addressing method 4: 64-bit chunk ranges, end inclusive).
+//! The new chunks of a release have consecutive ids, so a few ranges describe any number of wanted
+//! or held chunks (RFC 7574 §4.3.2, addressing method 4: 64-bit chunk ranges, end inclusive).
 
 use std::ops::RangeInclusive;
 
@@ -9,8 +9,9 @@ use crate::ChunkId;
 
 /// A set of chunk ids.
 ///
-/// Lookup costs O(log ranges). So do insert and remove, and the moving of the ranges behind (16 bytes each): cheap for the
-/// hundreds of ranges a swarm has. Whatever a peer sends goes in by [`ChunkRanges::extend`], O(ranges of both).
+/// A lookup costs O(log ranges). An insert or a removal also moves the ranges behind it (16 bytes
+/// each), which is cheap for the hundreds of ranges of a swarm. Ranges from a peer are added by
+/// [`ChunkRanges::extend`], in O(ranges of both).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChunkRanges {
     /// Start and inclusive end, ascending. No two ranges touch.
@@ -19,37 +20,37 @@ pub struct ChunkRanges {
 }
 
 impl ChunkRanges {
-    /// The empty set.
+    /// Returns the empty set.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Number of ids.
+    /// Returns the number of ids.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether there is none.
+    /// Whether the set has no id.
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
     }
 
-    /// Number of ranges: what the set costs on the wire, times 16 bytes.
+    /// Returns the number of ranges. Each takes 16 bytes on the wire.
     pub fn range_count(&self) -> usize {
         self.ranges.len()
     }
 
-    /// The ranges in ascending order.
+    /// Returns the ranges in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = RangeInclusive<ChunkId>> + '_ {
         self.ranges.iter().map(|&(start, end)| ChunkId(start)..=ChunkId(end))
     }
 
-    /// Every id in ascending order.
+    /// Returns every id in ascending order.
     pub fn ids(&self) -> impl Iterator<Item = ChunkId> + '_ {
         self.ranges.iter().flat_map(|&(start, end)| (start..=end).map(ChunkId))
     }
 
-    /// Place of the first range that ends at `id` or later.
+    /// Returns the index of the first range that ends at `id` or later.
     fn at(&self, id: u64) -> usize {
         self.ranges.partition_point(|&(_, end)| end < id)
     }
@@ -65,7 +66,7 @@ impl ChunkRanges {
         found.is_some_and(|&(start, end)| start <= range.start().0 && end >= range.end().0)
     }
 
-    /// Adds one id; false if it was there.
+    /// Adds one id; false if the set had it already.
     pub fn insert(&mut self, id: ChunkId) -> bool {
         let before = self.len;
         self.insert_range(id..=id);
@@ -78,7 +79,7 @@ impl ChunkRanges {
         if start > end {
             return;
         }
-        // Every range that overlaps or touches becomes one.
+        // All ranges that overlap or touch the new one become one range.
         let from = self.at(start.saturating_sub(1));
         let behind = self.ranges[from..].partition_point(|&(s, _)| s <= end.saturating_add(1));
         let touched = &self.ranges[from..from + behind];
@@ -109,7 +110,7 @@ impl ChunkRanges {
         self.len += end - start + 1;
     }
 
-    /// Takes one id out; false if it was not there.
+    /// Removes one id; false if the set did not have it.
     pub fn remove(&mut self, id: ChunkId) -> bool {
         let at = self.at(id.0);
         let Some(&(start, end)) = self.ranges.get(at).filter(|(start, _)| *start <= id.0) else {
@@ -149,7 +150,7 @@ impl ChunkRanges {
         *self = out;
     }
 
-    /// What is in both. Costs O(ranges of both).
+    /// Returns the ids in both sets. Costs O(ranges of both).
     pub fn intersection(&self, other: &Self) -> Self {
         let mut out = Self::new();
         self.overlaps(other, |start, end| {
@@ -159,7 +160,7 @@ impl ChunkRanges {
         out
     }
 
-    /// Whether anything is in both.
+    /// Whether any id is in both sets.
     pub fn intersects(&self, other: &Self) -> bool {
         let mut found = false;
         self.overlaps(other, |_, _| {
@@ -169,7 +170,8 @@ impl ChunkRanges {
         found
     }
 
-    /// Calls `each` with what is in both, in ascending order, as long as it says so.
+    /// Calls `each` with every range of ids in both sets, in ascending order, until `each` returns
+    /// false.
     fn overlaps(&self, other: &Self, mut each: impl FnMut(u64, u64) -> bool) {
         let (mut left, mut right) = (&self.ranges[..], &other.ranges[..]);
         while let (Some(&(ls, le)), Some(&(rs, re))) = (left.first(), right.first()) {
@@ -185,7 +187,7 @@ impl ChunkRanges {
         }
     }
 
-    /// What is here and not in `other`. Costs O(ranges of both).
+    /// Returns the ids in this set that are not in `other`. Costs O(ranges of both).
     pub fn difference(&self, other: &Self) -> Self {
         let mut out = Self::new();
         let mut cuts = &other.ranges[..];
@@ -204,7 +206,7 @@ impl ChunkRanges {
                     out.push(start, cs - 1);
                 }
                 if ce >= end {
-                    // Later ranges of ours may still touch this cut: it stays.
+                    // Keep this cut: later ranges of `self` may overlap it too.
                     rest = false;
                     break;
                 }
@@ -218,7 +220,7 @@ impl ChunkRanges {
         out
     }
 
-    /// Takes up to `count` of the lowest ids out and returns them.
+    /// Removes up to `count` of the lowest ids and returns them.
     pub fn take_first(&mut self, count: u64) -> Self {
         let mut out = Self::new();
         let mut whole = 0;
@@ -237,7 +239,7 @@ impl ChunkRanges {
         out
     }
 
-    /// The `n`-th id, counted from zero in ascending order.
+    /// Returns the `n`-th id, counted from zero in ascending order; `None` if the set has fewer.
     pub fn nth(&self, mut n: u64) -> Option<ChunkId> {
         for &(start, end) in &self.ranges {
             let len = end - start + 1;
@@ -249,7 +251,8 @@ impl ChunkRanges {
         None
     }
 
-    /// Takes up to `count` ids out and returns them: the lowest from `from` on, then the lowest below it.
+    /// Removes up to `count` ids and returns them: the lowest from `from` on, then the lowest below
+    /// `from`.
     pub fn take_from(&mut self, from: ChunkId, count: u64) -> Self {
         let at = self.at(from.0);
         let mut above = Self { ranges: self.ranges.split_off(at), len: 0 };
@@ -277,7 +280,7 @@ impl FromIterator<ChunkId> for ChunkRanges {
 impl FromIterator<RangeInclusive<ChunkId>> for ChunkRanges {
     fn from_iter<I: IntoIterator<Item = RangeInclusive<ChunkId>>>(ranges: I) -> Self {
         let mut out = Self::new();
-        // Those out of order, which are few or many: sorted once.
+        // Ranges that come out of order. They may be many, so they are sorted once at the end.
         let mut late = Vec::new();
         for range in ranges {
             let (start, end) = (range.start().0, range.end().0);

@@ -1,20 +1,21 @@
-//! Text that others wrote, as it may be shown to an operator.
+//! Text written by other people, made safe to show to an operator.
 
-/// Signs that a label may have beside letters, digits and single blanks.
+/// Characters a label may have besides letters, digits and single blanks.
 pub const LABEL_SIGNS: &str = ".,:;@_+-/()#&'!=";
 
-/// Whether a label shows as what it is: letters and digits of any script, single blanks between words, plain signs.
+/// Whether a label looks like what it is: letters and digits of any script, single blanks between
+/// words, and [`LABEL_SIGNS`].
 pub fn is_label(label: &str) -> bool {
     let plain = |c: char| c.is_alphanumeric() || c == ' ' || LABEL_SIGNS.contains(c);
     label.chars().all(plain) && !label.contains("  ") && label.trim() == label
 }
 
-/// Most combining marks that are shown on one letter.
+/// Most combining marks shown on one letter.
 const MARKS_MAX: usize = 2;
 
-/// `text` in at most `max` characters, without what moves, hides or forges other text on a terminal: control
-/// characters, direction marks, zero-width and tag characters, line separators, piles of combining marks. Each is
-/// shown as U+FFFD.
+/// Returns `text` in at most `max` characters. Characters that move, hide or forge other text on a
+/// terminal become U+FFFD: control characters, direction marks, zero-width and tag characters, line
+/// separators. Of a pile of combining marks, two are kept. A cut text ends in `…`.
 pub fn shown(text: &str, max: usize) -> String {
     let mut out = String::with_capacity(text.len().min(max.saturating_mul(4)));
     let (mut count, mut marks) = (0, 0);
@@ -34,7 +35,7 @@ pub fn shown(text: &str, max: usize) -> String {
     out
 }
 
-/// Characters without a shape of their own that change how their neighbours show.
+/// Whether a character has no shape of its own but changes how its neighbours are shown.
 fn is_unseen(c: char) -> bool {
     c.is_control()
         || matches!(
@@ -45,7 +46,7 @@ fn is_unseen(c: char) -> bool {
         )
 }
 
-/// The common blocks of combining marks.
+/// Whether a character is in one of the common blocks of combining marks.
 fn is_mark(c: char) -> bool {
     matches!(c, '\u{0300}'..='\u{036f}' | '\u{1ab0}'..='\u{1aff}' | '\u{1dc0}'..='\u{1dff}'
         | '\u{20d0}'..='\u{20ff}' | '\u{fe20}'..='\u{fe2f}')
@@ -56,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_forges_other_text_is_seen() {
+    fn characters_that_forge_other_text_are_made_visible() {
         for c in [
             '\n',
             '\u{1b}',

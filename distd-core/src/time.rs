@@ -1,14 +1,15 @@
-//! Time as an argument: microseconds since an epoch the caller chose.
+//! Time as an argument, in microseconds since an epoch that the caller chooses.
 
 use std::ops::Add;
 use std::time::Duration;
 
-/// A moment, microseconds since the caller's epoch. Monotonic by the caller's promise.
+/// A moment, in microseconds since the caller's epoch. The caller guarantees that it never runs
+/// backwards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
-    /// Time since `earlier`, zero when that is later.
+    /// Returns the time since `earlier`; zero if `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }

@@ -1,8 +1,8 @@
-//! Tree listing: what is in a directory artifact beside the files' bytes.
+//! Tree listing: everything in a directory artifact except the bytes of its files.
 //!
-//! A directory is shipped as one byte stream: the listing, then the bytes of every file in listing order
-//! (docs/formats.md, "Tree listing"). The listing decides where a device writes, so it is decoded
-//! strictly and every path in it is a [`TreePath`], the one path validator of distd.
+//! A directory is shipped as one byte stream: the listing, then the bytes of every file in listing
+//! order (docs/formats.md, "Tree listing"). The listing decides where a device writes, so it is
+//! decoded strictly, and every path in it is a [`TreePath`], the one path validator of distd.
 
 use std::fmt;
 
@@ -11,7 +11,8 @@ use rmp::{decode, encode};
 use crate::cut::{RegionKind, Regions};
 use crate::limits::{ARTIFACT_BYTES_MAX, PATH_BYTES_MAX, TREE_ENTRIES_MAX, TREE_LISTING_BYTES_MAX};
 
-/// Format version without the directory itself, times and hard links; read, and written by nobody any more.
+/// Format version without the directory itself, times and hard links. This build reads it and never
+/// writes it.
 const VERSION_PLAIN: u64 = 1;
 
 /// Format version that states the directory itself, times and hard links.
@@ -20,11 +21,11 @@ const VERSION_FULL: u64 = 2;
 /// Longest component of a path, bytes (Linux `NAME_MAX`).
 pub const COMPONENT_BYTES_MAX: usize = 255;
 
-/// Longest symlink target, bytes: Linux takes less than one page.
+/// Longest symlink target, bytes: Linux accepts less than one page.
 pub const TARGET_BYTES_MAX: usize = 4095;
 
-/// Most extended attributes of one entry. Linux lists 64 KiB of names at most; 1024 is a guess far above
-/// what any tool sets.
+/// Most extended attributes of one entry. Linux lists at most 64 KiB of names; 1024 is a guess far
+/// above what any tool sets.
 pub const XATTRS_MAX: usize = 1024;
 
 /// Longest attribute name, bytes (Linux `XATTR_NAME_MAX`).
@@ -35,28 +36,30 @@ pub const XATTR_VALUE_BYTES_MAX: usize = 64 << 10;
 
 /// A path that stays inside the directory it is joined to.
 ///
-/// Relative, `1..=`[`PATH_BYTES_MAX`] bytes of any encoding, without NUL; its components are neither
-/// empty nor `.` nor `..` and at most [`COMPONENT_BYTES_MAX`] bytes. Ordered by bytes. It says nothing
-/// about symlinks already on the disk: whoever writes must not follow them.
+/// Relative, `1..=`[`PATH_BYTES_MAX`] bytes of any encoding, without NUL; its components are
+/// neither empty nor `.` nor `..` and at most [`COMPONENT_BYTES_MAX`] bytes. Ordered by bytes. A
+/// path says nothing about symlinks that are already on the disk; code that writes to it must not
+/// follow them.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TreePath(Box<[u8]>);
 
-/// Why bytes are no [`TreePath`].
+/// Reason why bytes are not a [`TreePath`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TreePathError {
-    /// Nothing there.
+    /// The path has no bytes.
     #[error("the path is empty")]
     Empty,
-    /// More than [`PATH_BYTES_MAX`] bytes, or a component over [`COMPONENT_BYTES_MAX`].
+    /// The path has more than [`PATH_BYTES_MAX`] bytes, or a component more than
+    /// [`COMPONENT_BYTES_MAX`].
     #[error("the path or one of its names is too long")]
     TooLong,
-    /// A NUL byte, which no file system can hold.
+    /// The path has a NUL byte, which no file system can store.
     #[error("the path has a NUL byte")]
     Nul,
-    /// Starts or ends with `/`, or has two of them in a row.
+    /// The path starts or ends with `/`, or has two of them in a row.
     #[error("the path is absolute or has an empty name")]
     EmptyComponent,
-    /// `.` or `..` as a component.
+    /// A component is `.` or `..`.
     #[error("the path has a `.` or `..` name")]
     Dots,
 }
@@ -87,17 +90,17 @@ impl TreePath {
         Ok(Self(path.into()))
     }
 
-    /// The bytes, with `/` between components.
+    /// Returns the bytes, with `/` between components.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// Components from the top down.
+    /// Returns the components from the top down.
     pub fn components(&self) -> impl Iterator<Item = &[u8]> {
         self.0.split(|byte| *byte == b'/')
     }
 
-    /// Bytes of the directory it lies in; `None` at the top.
+    /// Returns the bytes of the parent directory's path; `None` for an entry at the top.
     pub fn parent(&self) -> Option<&[u8]> {
         self.0.iter().rposition(|byte| *byte == b'/').map(|slash| &self.0[..slash])
     }
@@ -116,19 +119,19 @@ impl fmt::Debug for TreePath {
     }
 }
 
-/// What an entry is.
+/// Kind of an entry, with the data that only this kind has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EntryKind {
     /// A regular file.
     File {
-        /// Bytes.
+        /// Length in bytes.
         size: u64,
     },
     /// A directory.
     Dir,
     /// A symbolic link.
     Symlink {
-        /// What it points at, `1..=`[`TARGET_BYTES_MAX`] bytes without NUL, never resolved by us.
+        /// The link's text, `1..=`[`TARGET_BYTES_MAX`] bytes without NUL. distd never resolves it.
         target: Box<[u8]>,
     },
     /// A named pipe.
@@ -143,37 +146,37 @@ pub enum EntryKind {
         /// Device number as Linux's 64-bit `dev_t` (`makedev`).
         rdev: u64,
     },
-    /// One more name of a file of the tree; it has no bytes and no attributes of its own.
+    /// One more name of a file of the tree. It has no bytes and no attributes of its own.
     HardLink {
-        /// Path of an earlier entry, which is a file.
+        /// Path of an earlier entry of kind file.
         target: TreePath,
     },
 }
 
-/// A time of modification, as a file system keeps it.
+/// A modification time, as a file system stores it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Time {
     /// Seconds since 1970, negative before.
     pub seconds: i64,
-    /// Nanoseconds behind them, `0..=999_999_999`.
+    /// Nanoseconds after `seconds`, `0..=999_999_999`.
     pub nanos: u32,
 }
 
-/// Nanoseconds of a second.
+/// Nanoseconds in a second.
 const NANOS: u32 = 1_000_000_000;
 
-/// The directory that was shipped, itself.
+/// Attributes of the shipped directory itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootDir {
     /// Permission bits with set-id and sticky, `0..=0o7777`.
     pub mode: u16,
-    /// Owner.
+    /// User id of the owner.
     pub uid: u32,
-    /// Group.
+    /// Group id.
     pub gid: u32,
-    /// Extended attributes by name, each once.
+    /// Extended attributes, sorted by name, each name once.
     pub xattrs: Vec<Xattr>,
-    /// When it was modified.
+    /// Modification time.
     pub modified: Time,
 }
 
@@ -182,39 +185,39 @@ pub struct RootDir {
 pub struct Xattr {
     /// Full name with its namespace (`security.capability`), without NUL.
     pub name: Box<[u8]>,
-    /// Value.
+    /// Value, at most [`XATTR_VALUE_BYTES_MAX`] bytes.
     pub value: Box<[u8]>,
 }
 
-/// One line of a listing.
+/// One entry of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Where, below the directory shipped.
+    /// Path below the shipped directory.
     pub path: TreePath,
-    /// What.
+    /// Kind of the entry.
     pub kind: EntryKind,
     /// Permission bits with set-id and sticky, `0..=0o7777`.
     pub mode: u16,
-    /// Owner.
+    /// User id of the owner.
     pub uid: u32,
-    /// Group.
+    /// Group id.
     pub gid: u32,
-    /// Extended attributes by name, each once.
+    /// Extended attributes, sorted by name, each name once.
     pub xattrs: Vec<Xattr>,
-    /// When it was modified; `None` in a listing of version 1, and of a hard link.
+    /// Modification time; `None` in a listing of version 1, and for a hard link.
     pub modified: Option<Time>,
 }
 
 /// A valid listing: sorted by path bytes, no path twice, every parent an earlier directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listing {
-    /// `None` in version 1.
+    /// The shipped directory itself; `None` in version 1.
     root: Option<RootDir>,
     entries: Vec<Entry>,
     bytes: u64,
 }
 
-/// Why entries make no listing.
+/// Reason why entries do not form a listing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ListingError {
     /// More than [`TREE_ENTRIES_MAX`] entries.
@@ -222,62 +225,63 @@ pub enum ListingError {
     TooMany,
     /// The listing would be longer than [`TREE_LISTING_BYTES_MAX`].
     #[error(
-        "the tree's listing is over {TREE_LISTING_BYTES_MAX} bytes; ship it as several trees or as an image"
+        "the tree's listing is longer than {TREE_LISTING_BYTES_MAX} bytes; ship it as several trees or as an image"
     )]
     TooLong,
     /// The files add up to more than [`ARTIFACT_BYTES_MAX`].
-    #[error("the tree's files are over {ARTIFACT_BYTES_MAX} bytes together")]
+    #[error("the tree's files have more than {ARTIFACT_BYTES_MAX} bytes together")]
     TooBig,
-    /// An entry is not after the one before it.
-    #[error("entry {0:?} is twice in the tree or out of order")]
+    /// An entry's path is not greater than the path before it.
+    #[error("entry {0:?} is in the tree twice or out of order")]
     Order(TreePath),
-    /// A hard link does not lead to an earlier file.
-    #[error("entry {0:?} is a hard link of something that is no earlier file of the tree")]
+    /// A hard link does not point at an earlier file.
+    #[error("entry {0:?} is a hard link, but its target is not an earlier file of the tree")]
     Link(TreePath),
-    /// The directory itself has a field out of its bounds.
-    #[error("the directory has {0} out of bounds")]
+    /// A field of the directory itself is out of its bounds.
+    #[error("the directory has an invalid value: {0}")]
     Root(&'static str),
-    /// The directory of an entry is not a directory entry.
-    #[error("entry {0:?} lies in something that is not a directory of the tree")]
+    /// The parent of an entry is not an earlier entry of kind directory.
+    #[error("the parent of entry {0:?} is not a directory of the tree")]
     Parent(TreePath),
-    /// A field is out of its bounds.
-    #[error("entry {path:?} has {field} out of bounds")]
+    /// A field of an entry is out of its bounds.
+    #[error("entry {path:?} has an invalid value: {field}")]
     Field {
-        /// Which entry.
+        /// Path of the entry.
         path: TreePath,
-        /// Which of its fields.
+        /// The field, in words.
         field: &'static str,
     },
 }
 
-/// Why bytes are no listing.
+/// Reason why bytes are not a listing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeListingError {
-    /// Not msgpack of the expected shape, or it ends early or goes on behind its end.
+    /// The bytes are not msgpack of the expected shape, end too early, or go on behind the last
+    /// entry.
     #[error("entry {entry} of the tree listing is malformed")]
     Malformed {
-        /// Index of the entry; the number of entries for what follows the last.
+        /// Index of the entry; the number of entries if bytes follow the last one.
         entry: usize,
     },
-    /// A version this program does not know.
+    /// The listing has a format version that this build does not know.
     #[error("the tree listing has format version {0}; update distd")]
     Version(u64),
-    /// Valid values in another than the one canonical form.
+    /// The values are valid, but not in their one canonical form.
     #[error("entry {entry} of the tree listing is not in canonical form")]
     NotCanonical {
         /// Index of the entry.
         entry: usize,
     },
-    /// A path that could lead out of the tree.
+    /// A path could lead out of the tree.
     #[error("entry {entry} of the tree listing has a bad path")]
     Path {
         /// Index of the entry.
         entry: usize,
-        /// What is wrong with it.
+        /// The rule that the path breaks.
         #[source]
         cause: TreePathError,
     },
-    /// Well-formed entries that make no tree.
+    /// The entries are well-formed but do not form a tree.
     #[error("the tree listing is inconsistent")]
     Listing(#[from] ListingError),
 }
@@ -293,10 +297,10 @@ fn xattrs_are_good(xattrs: &[Xattr]) -> bool {
 }
 
 impl Listing {
-    /// Sorts and checks `entries` of the directory `root`; attributes are sorted too.
+    /// Sorts and checks `entries` of the directory `root`. Extended attributes are sorted too.
     ///
     /// # Errors
-    /// [`ListingError`] for the first rule broken.
+    /// [`ListingError`] for the first broken rule.
     pub fn new(mut root: RootDir, mut entries: Vec<Entry>) -> Result<Self, ListingError> {
         entries.sort_by(|a, b| a.path.cmp(&b.path));
         root.xattrs.sort();
@@ -334,7 +338,7 @@ impl Listing {
         Ok(Self { root, ..Self::default() })
     }
 
-    /// Appends an entry that keeps the listing valid.
+    /// Appends an entry, or refuses it if the listing would become invalid.
     fn push(&mut self, entry: Entry) -> Result<(), ListingError> {
         if self.entries.len() == TREE_ENTRIES_MAX {
             return Err(ListingError::TooMany);
@@ -354,7 +358,7 @@ impl Listing {
                 }
                 let bare = (entry.mode, entry.uid, entry.gid) == (0, 0, 0) && entry.xattrs.is_empty();
                 if !bare {
-                    return field("attributes beside those of the file it links to");
+                    return field("attributes of its own, which a hard link cannot have");
                 }
             }
             _ => {}
@@ -389,29 +393,30 @@ impl Listing {
         Ok(())
     }
 
-    /// The directory itself; `None` in a listing of version 1, which does not state it.
+    /// Returns the attributes of the directory itself; `None` in a listing of version 1, which has
+    /// none.
     pub fn root(&self) -> Option<&RootDir> {
         self.root.as_ref()
     }
 
-    /// All entries, parents before children.
+    /// Returns all entries, parents before children.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// The entry at `path`.
+    /// Returns the entry at `path`.
     pub fn get(&self, path: &[u8]) -> Option<&Entry> {
         let index = self.entries.binary_search_by(|entry| entry.path.as_bytes().cmp(path)).ok()?;
         self.entries.get(index)
     }
 
-    /// Bytes of all files together.
+    /// Returns the length of all files together, bytes.
     pub fn file_bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The files that have bytes, with the offset of their first byte in the artifact, given the
-    /// length of the encoded listing before them.
+    /// Returns the non-empty files, each with the offset of its first byte in the artifact and its
+    /// length. `listing_len` is the length of the encoded listing before them.
     pub fn files(&self, listing_len: u64) -> impl Iterator<Item = (u64, u64, &Entry)> {
         let mut at = listing_len;
         self.entries.iter().filter_map(move |entry| match entry.kind {
@@ -424,7 +429,8 @@ impl Listing {
         })
     }
 
-    /// Regions of the tree artifact: the listing of `listing_len` bytes, then each file.
+    /// Returns the regions of the tree artifact: the listing of `listing_len` bytes, then each
+    /// file.
     ///
     /// `None` above the bounds of [`Regions::from_parts`].
     pub fn regions(&self, listing_len: u64) -> Option<Regions> {
@@ -432,7 +438,7 @@ impl Listing {
         Regions::from_parts(std::iter::once((listing_len, RegionKind::Metadata, None)).chain(files))
     }
 
-    /// The one encoding.
+    /// Returns the canonical encoding.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         encode_header(self.root.as_ref(), self.entries.len(), &mut out);
@@ -442,12 +448,12 @@ impl Listing {
         out
     }
 
-    /// Reads back what [`encode`](Self::encode) wrote, and nothing else.
+    /// Decodes a listing that [`encode`](Self::encode) wrote, and refuses any other encoding.
     ///
-    /// Allocates in step with `bytes`, never by a length they claim.
+    /// Memory grows with the bytes read, never by a length that they claim.
     ///
     /// # Errors
-    /// [`DecodeListingError`]; there is no half result.
+    /// [`DecodeListingError`]; there is no partial result.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeListingError> {
         if bytes.len() as u64 > TREE_LISTING_BYTES_MAX {
             return Err(ListingError::TooLong.into());
@@ -491,13 +497,13 @@ const KIND_CHAR_DEV: u64 = 4;
 const KIND_BLOCK_DEV: u64 = 5;
 const KIND_HARD_LINK: u64 = 6;
 
-/// Fields of an encoded entry of version 1.
+/// Number of fields of an encoded entry of version 1.
 const PLAIN_FIELDS: usize = 7;
 
-/// Fields of an encoded entry with its time.
+/// Number of fields of an encoded entry with its time.
 const FULL_FIELDS: usize = 8;
 
-/// Fields of an encoded hard link.
+/// Number of fields of an encoded hard link.
 const LINK_FIELDS: usize = 3;
 
 fn put_array(len: usize, out: &mut Vec<u8>) {

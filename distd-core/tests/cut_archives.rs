@@ -1,4 +1,5 @@
-//! Regions of archives and gzip files: compared with naive models, and with what tar and gzip make.
+//! Tests of the regions of archives and gzip files: compared with naive models, and on archives of
+//! tar and gzip.
 
 use std::fs;
 use std::path::Path;
@@ -85,7 +86,7 @@ impl Format {
         out
     }
 
-    /// What its regions are, `zeros` behind it.
+    /// Returns the regions of its archive with `zeros` zero bytes behind it.
     fn model(self, members: &Members, zeros: usize) -> Vec<(u64, RegionKind, String)> {
         let (mut out, mut open) = (Vec::new(), 0);
         for (path, data) in members {
@@ -110,7 +111,7 @@ fn listed(regions: &Regions) -> Vec<(u64, RegionKind, String)> {
     regions.all().iter().map(|region| (region.len, region.kind, name(region))).collect()
 }
 
-/// Names that are relative already, so that they come back as they are.
+/// Archive members with relative names, which come back unchanged.
 fn members() -> impl Strategy<Value = Members> {
     let data = prop_oneof![
         Just(Vec::new()),
@@ -126,12 +127,13 @@ fn format() -> impl Strategy<Value = Format> {
 
 proptest! {
     #[test]
-    fn archives_one_behind_the_other_have_the_regions_of_the_model(
+    fn concatenated_archives_have_the_regions_of_the_model(
         archives in prop::collection::vec((format(), members(), 0usize..5), 1..4), rest in any::<bool>(),
     ) {
         let (mut bytes, mut want) = (Vec::new(), Vec::new());
         for (format, members, zeros) in &archives {
-            // A tar without members is zeros: nothing begins with its end.
+            // A tar without members is only zeros, and an artifact does not start with the end of
+            // an archive.
             if matches!(format, Format::Tar) && members.is_empty() {
                 continue;
             }
@@ -147,7 +149,7 @@ proptest! {
         let found = regions(&bytes);
         assert_covers(&found, bytes.len(), "archives");
         prop_assert_eq!(listed(&found), want);
-        // Inside a view they have the same borders, and borders around the header of each file.
+        // In a view, archives have the same borders, and borders around the header of each file.
         let inside = parts(&bytes, 0..bytes.len() as u64, b"v").expect("memory reads");
         prop_assert_eq!(inside.iter().map(|(len, ..)| len).sum::<u64>(), bytes.len() as u64);
         for (_, members, _) in &archives {
@@ -163,7 +165,8 @@ proptest! {
         format in format(), members in members(), cut in any::<prop::sample::Index>(),
     ) {
         let mut bytes = format.archive(&members);
-        // Any cut takes away at least a part of its end; half a tar's end is one still.
+        // Any cut removes at least a part of the archive's end. Half of a tar's end is still an
+        // end.
         let sound = bytes.len() - if matches!(format, Format::Tar) { 512 } else { 0 };
         bytes.truncate(cut.index(sound));
         prop_assert_eq!(regions(&bytes), Regions::plain(bytes.len() as u64));
@@ -188,7 +191,7 @@ fn tar(dir: &Path, arguments: &[&str]) -> Vec<u8> {
 }
 
 #[test]
-fn what_tar_makes_of_any_names_has_every_file_in_its_region() {
+fn every_file_of_a_tar_archive_has_its_region_whatever_its_name() {
     let dir = TempDir::new().expect("a temporary directory");
     let mut noise = Noise(3);
     let deep = format!("{}/{}", "d".repeat(90), "e".repeat(120));
@@ -236,7 +239,7 @@ fn each_member_of_a_gzip_file_is_a_region_and_an_initrd_has_all_of_it() {
     let both = [&one[..], &two].concat();
     assert_eq!(listed(&regions(&both)), [file(&one, "one.txt"), file(&two, "one.txt")]);
     assert_eq!(listed(&regions(&two)), [file(&two, "gzip-1")]);
-    // A member that is damaged, cut off or lies about its length ends them.
+    // The files end at a member that is damaged, cut off, or states a wrong length.
     let mut bad = both.clone();
     *bad.last_mut().expect("not empty") ^= 1;
     assert_eq!(listed(&regions(&bad)), [file(&one, "one.txt"), rest(two.len() as u64)]);
@@ -248,7 +251,7 @@ fn each_member_of_a_gzip_file_is_a_region_and_an_initrd_has_all_of_it() {
     let mut want = Format::Cpio.model(&early, 508);
     want.extend([file(&two, "gzip-1"), rest(100)]);
     assert_eq!(listed(&regions(&initrd)), want);
-    // Another compressor's main archive is one region behind the early one.
+    // A main archive of an unknown compressor is one region behind the early archive.
     let initrd = [Format::Cpio.archive(&early), vec![0; 508], noise.bytes(3000)].concat();
     let mut want = Format::Cpio.model(&early, 508);
     want.push(rest(3000));
@@ -262,7 +265,7 @@ fn a_bomb_is_given_up_and_is_one_plain_region() {
     assert_eq!(regions(&bomb), Regions::plain(bomb.len() as u64));
 }
 
-/// Hash and length of each chunk.
+/// Returns hash and length of each chunk.
 fn chunks(bytes: &[u8]) -> Vec<(ChunkHash, u64)> {
     let found = regions(bytes);
     let mut batches = Batches::new(bytes, found.all(), CutParams::default());
@@ -287,7 +290,8 @@ fn a_file_that_moves_within_an_archive_costs_its_header() {
             .filter(|chunk| !old.contains(chunk))
             .map(|(_, len)| len)
             .sum();
-        // Padding lies with the header behind it: that of the file itself and of the two that it moved between.
+        // Padding belongs to the header behind it. Three are new: the header of the moved file, and
+        // those of the two files it moved between.
         assert!(fresh <= 3 * (512 + 600), "{format:?}: {fresh}");
     }
 }

@@ -1,4 +1,5 @@
-//! Regions of real EROFS images, whole and damaged. Needs `mkfs.erofs` (Debian: erofs-utils).
+//! Tests of regions of real EROFS images, whole and damaged. Needs `mkfs.erofs` (Debian:
+//! erofs-utils).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,7 +13,7 @@ use tempfile::TempDir;
 mod erofs_images;
 use erofs_images::{DIR, FILE, Files, Noise, assert_covers, directory, forged, inode, mkfs};
 
-/// Files of every awkward size, in nested directories, one of them with many entries.
+/// Makes files of every awkward size, in nested directories, one of which has many entries.
 fn sample_files(seed: u64) -> Files {
     let mut noise = Noise(seed);
     let mut files = Files::new();
@@ -26,7 +27,7 @@ fn sample_files(seed: u64) -> Files {
         files.insert(format!("many/file-with-a-rather-long-name-{index:04}"), noise.bytes(len));
     }
     files.insert("deep/1/2/3/4/5/6/7/8/9/end".into(), noise.bytes(20_000));
-    // Two thirds a hole.
+    // Two thirds of the file are a hole.
     let mut sparse = noise.bytes(65_536);
     sparse.extend(vec![0; 262_144]);
     sparse.extend(noise.bytes(40_000));
@@ -46,7 +47,7 @@ fn write_tree(root: &Path, files: &Files) {
     symlink("short", root.join("link")).expect("links work");
     symlink("x".repeat(4000), root.join("deep/long-link")).expect("links work");
     fs::create_dir(root.join("empty-directory")).expect("a temporary directory is writable");
-    // Attributes move what lies behind an inode: tails and chunk tables.
+    // Attributes move the data behind an inode: tails and chunk tables.
     for path in ["a/sizes/5000", "a/sizes/257", "sparse", "many/file-with-a-rather-long-name-0000"] {
         for (name, len) in [("user.short", 3), ("user.long", 900)] {
             let flags = rustix::fs::XattrFlags::empty();
@@ -102,7 +103,8 @@ fn a_files_regions_hold_that_files_bytes_in_every_layout() {
         let mapped: BTreeMap<&str, Vec<u8>> = pieces
             .into_iter()
             .map(|(name, mut pieces)| {
-                // Regions are in artifact order, and an inline tail may lie before its file's blocks.
+                // Regions are in artifact order, and an inline tail may lie before its file's
+                // blocks.
                 let tail = pieces.iter().position(|piece| piece.len() % 4096 != 0);
                 if let Some(tail) = tail {
                     let tail = pieces.remove(tail);
@@ -122,14 +124,15 @@ fn a_files_regions_hold_that_files_bytes_in_every_layout() {
             let got = mapped.get(path.as_str()).or_else(|| mapped.get(other));
             let label = format!("{path} with {options:?}");
             if path == "sparse" && chunked {
-                // Its hole has no blocks; what is left is its two ends.
+                // The hole has no blocks. The two ends of the file remain.
                 let got = got.expect(&label);
                 assert!(got.starts_with(&bytes[..65_536]) && got.len() < bytes.len(), "{label}");
                 let end = &got[got.len().next_multiple_of(4096) - 40_960..];
                 assert!(end[..40_000] == bytes[327_680..], "{label}: other bytes");
                 continue;
             }
-            // What is shorter stays between the inodes: nothing, or a short tail behind whole blocks.
+            // Shorter data stays between the inodes: an empty file, or a short tail behind whole
+            // blocks.
             let Some(got) = got else {
                 assert!(bytes.len() < 256, "{label}: no region");
                 continue;
@@ -142,14 +145,14 @@ fn a_files_regions_hold_that_files_bytes_in_every_layout() {
                 "{label}: padding"
             );
         }
-        // Nothing is mapped that is no file: directories and symlinks are metadata.
+        // Only files are mapped. Directories and symlinks are metadata.
         for name in mapped.keys() {
             assert!(files.contains_key(*name) || name.starts_with("deep/hard"), "{name} with {options:?}");
         }
     }
 }
 
-/// Hashes of the chunks in each file's regions.
+/// Returns the hashes of the chunks in each file's regions.
 fn chunk_hashes(image: &[u8]) -> BTreeMap<Vec<u8>, BTreeSet<ChunkHash>> {
     let regions = regions(image);
     let mut by_file: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
@@ -174,7 +177,8 @@ fn a_file_added_to_the_tree_changes_no_other_files_chunks() {
         fs::write(tree.join("a/added"), Noise(3).bytes(123_457)).expect("writable");
         let after = chunk_hashes(&mkfs(options, &tree, &dir.path().join("after")));
         assert!(before.len() > 100);
-        // Whether a tail is inline depends, in newer versions of mkfs, on what is in its block already.
+        // In newer versions of mkfs, the content of a tail's block so far decides whether the tail
+        // is inline.
         let moved = before.iter().filter(|(file, chunks)| after.get(*file) != Some(chunks)).count();
         assert!(moved * 100 < before.len(), "{moved} of {} files with {options:?}", before.len());
         let new: Vec<_> = after.keys().filter(|key| !before.contains_key(*key)).collect();
@@ -219,7 +223,7 @@ fn every_truncation_still_gives_a_cover() {
 fn random_damage_in_the_metadata_still_gives_a_cover() {
     for options in [&[][..], &["-Eforce-inode-extended"], &["--chunksize=4096"], &["-zlz4"]] {
         let Sample { image, .. } = sample(options);
-        // Only metadata is read, so that is where damage must go to be met.
+        // Only metadata is read, so only damage there has an effect.
         let places: Vec<usize> = regions(&image)
             .all()
             .iter()
@@ -243,14 +247,14 @@ fn random_damage_in_the_metadata_still_gives_a_cover() {
 }
 
 #[test]
-fn a_forged_image_is_read_as_meant() {
+fn a_hand_made_image_is_read_as_intended() {
     let root = directory(&[("f", 129, 1), ("g", 130, 1), ("h", 131, 1)]);
     let inodes = [
         inode(DIR, 0, root.len() as u32, 16),
         inode(FILE, 0, 8000, 17),
-        // Shares a block with the first and has one of its own.
+        // This file shares a block with the first and has one of its own.
         inode(FILE, 0, 8192, 18),
-        // A hole.
+        // This file is a hole.
         inode(FILE, 0, 8192, u32::MAX),
     ];
     let image = forged(&inodes, &[root, vec![1; 4096], vec![2; 4096], vec![3; 4096]]);
@@ -292,8 +296,9 @@ fn hostile_images_are_one_plain_region() {
 
 #[test]
 fn a_directory_that_unfolds_without_end_stops_early() {
-    // A chunk-based root: the table behind its inode names one block of entries 14 000 times over, which
-    // with longer images would grow with the square of the length. All entries are "." and give nothing.
+    // A chunk-based root. The table behind its inode names one block of entries 14 000 times, and
+    // with longer images the work would grow with the square of the length. All entries are "." and
+    // give nothing.
     let dots = directory(&[(".", 128, 2)]);
     let mut block = dots.clone();
     block.resize(4096, 0);
@@ -305,7 +310,7 @@ fn a_directory_that_unfolds_without_end_stops_early() {
     }
     assert_covers(&regions(&image), image.len(), "dots");
 
-    // Many directories whose entries lie in the same block, each naming all of them.
+    // Many directories share the block of their entries, and each entry list names all of them.
     let names: Vec<String> = (0..200).map(|n| format!("{n:03}")).collect();
     let entries: Vec<_> = names.iter().zip(129..).map(|(name, nid)| (name.as_str(), nid, 2)).collect();
     let shared = directory(&entries);

@@ -1,4 +1,4 @@
-//! Cutting inside regions, compared with FastCDC run over each whole region.
+//! Tests of cutting inside regions, compared with FastCDC run over each whole region.
 
 use distd_core::ChunkHash;
 use distd_core::cut::{Batches, CutParams, ReadAt, RegionKind, Regions};
@@ -20,7 +20,7 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
     out
 }
 
-/// Offset and length of each chunk. Checks on the way that each carries its own bytes.
+/// Returns offset and length of each chunk, after checking that each chunk carries its own bytes.
 fn cut(
     data: &[u8],
     regions: &[distd_core::cut::Region],

@@ -1,5 +1,5 @@
-//! Regions and extent maps of compressed EROFS images. Needs `mkfs.erofs`; what its version does not
-//! offer is left out, see [`samples`].
+//! Tests of regions and extent maps of compressed EROFS images. Needs `mkfs.erofs`; options that
+//! its version does not offer are left out, see [`samples`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 mod erofs_images;
 use erofs_images::{Files, Noise, assert_covers, mkfs, try_mkfs};
 
-/// Sets of options that change how mkfs stores compressed data. The first ones every version knows.
+/// Sets of options that change how mkfs stores compressed data, and that every version knows.
 const KNOWN: [&[&str]; 13] = [
     &["-zlz4"],
     &["-zlz4hc"],
@@ -87,7 +87,7 @@ fn sample_files(seed: u64) -> Files {
     }
     files.insert("noise".into(), noise.bytes(50_000));
     files.insert("zeros".into(), vec![0; 3_000_000]);
-    // The same again with something in front, for deduplication and partial references.
+    // The same content again with something in front, for deduplication and partial references.
     let common = text(&mut noise, 200_000);
     for (name, front) in [("twin/1", 0), ("twin/2", 5000), ("twin/3", 77)] {
         let mut bytes = text(&mut noise, front);
@@ -105,7 +105,7 @@ fn write_tree(root: &Path, files: &Files) {
     }
 }
 
-/// An image for each set of options that this mkfs offers, made from one tree.
+/// Makes an image from one tree for each set of options that this mkfs offers.
 fn samples(files: &Files) -> impl Iterator<Item = (&'static [&'static str], Vec<u8>)> {
     let dir = TempDir::new().expect("a temporary directory");
     let tree = dir.path().join("tree");
@@ -129,7 +129,7 @@ fn samples(files: &Files) -> impl Iterator<Item = (&'static [&'static str], Vec<
     })
 }
 
-/// Of one compressed file: path, inode number, size, extents.
+/// Path, inode number, size and extents of one compressed file.
 type Map = (Vec<u8>, u64, u64, Vec<Extent>);
 
 fn maps(image: &[u8]) -> Vec<Map> {
@@ -149,7 +149,7 @@ fn maps(image: &[u8]) -> Vec<Map> {
     out
 }
 
-/// Content as an independent reader sees it.
+/// Returns the content as an independent reader sees it.
 fn content(fs: &EroFS<SliceImage<'_>>, nid: u64) -> std::io::Result<Vec<u8>> {
     let inode = fs.get_inode(nid).map_err(std::io::Error::other)?;
     let mut bytes = Vec::new();
@@ -157,7 +157,7 @@ fn content(fs: &EroFS<SliceImage<'_>>, nid: u64) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The first bytes of an LZ4 block, as many as `out` takes.
+/// Unpacks the first bytes of an LZ4 block, as many as `out` has room for.
 fn lz4_prefix(input: &[u8], out: &mut [u8]) -> Option<()> {
     fn long(short: u8, input: &mut impl Iterator<Item = u8>) -> Option<usize> {
         let mut len = usize::from(short);
@@ -274,11 +274,13 @@ fn maps_give_the_content_of_every_file_in_every_layout() {
 
 #[test]
 fn damage_in_a_cluster_is_damage_in_its_extent_alone() {
-    // For the algorithms that are not unpacked above: another reader says which content a cluster holds.
+    // For the algorithms that are not unpacked above: the other reader says which content a cluster
+    // holds.
     let files = sample_files(5);
     for (options, image) in samples(&files) {
         if options[0] == "-zlibdeflate" {
-            // It leaves the window size 0, which Linux takes and the other reader does not.
+            // mkfs leaves the window size 0 here, which Linux accepts and the other reader does
+            // not.
             continue;
         }
         let maps = maps(&image);
@@ -352,17 +354,17 @@ fn every_cluster_is_in_a_packed_region_and_nothing_is_left_unmapped() {
 }
 
 #[test]
-fn what_is_not_supported_stays_in_plain_regions() {
+fn unsupported_files_stay_in_plain_regions() {
     let dir = TempDir::new().expect("a temporary directory");
     let tree = dir.path().join("tree");
     let files = sample_files(7);
     write_tree(&tree, &files);
     let image = dir.path().join("image");
-    // Data in another device: the whole image.
+    // With data on another device, the whole image is one region.
     let device = format!("--blobdev={}", dir.path().join("blob").display());
     let multi = mkfs(&["--chunksize=65536", &device], &tree, &image);
     assert_eq!(regions(&multi), Regions::plain(multi.len() as u64));
-    // Encoded extents, or inodes in the metabox: what they describe.
+    // With encoded extents, or inodes in the metabox, only their files have no map.
     for options in [
         &["-zlz4", "-E48bit"][..],
         &["-zlz4", "-C65536", "-E48bit,fragments"],
@@ -376,7 +378,7 @@ fn what_is_not_supported_stays_in_plain_regions() {
         };
         let features = u16::from_le_bytes([image[1024 + 80], image[1024 + 81]]);
         if features & 0x180 == 0 {
-            // Old versions pass over options they do not know.
+            // Old versions ignore options they do not know.
             eprintln!("not offered here: {options:?}");
             continue;
         }
@@ -393,14 +395,14 @@ fn what_is_not_supported_stays_in_plain_regions() {
         let plain = regions.all().iter().any(|region| region.kind == RegionKind::Plain);
         assert!(plain && errors.iter().all(|e| e.starts_with("not supported")), "{options:?}: {errors:?}");
     }
-    // Files in chunks beside compressed options are not compressed, and mapped.
+    // With compression options and chunks, files in chunks are not compressed, and are mapped.
     let chunked = mkfs(&["-zlz4", "--chunksize=8192"], &tree, &image);
     let regions = regions(&chunked);
     assert_covers(&regions, chunked.len(), "chunks");
     assert!(regions.all().iter().all(|region| region.kind != RegionKind::Plain));
 }
 
-/// Hashes of the chunks in each file's regions.
+/// Returns the hashes of the chunks in each file's regions.
 fn chunk_hashes(image: &[u8]) -> BTreeMap<Vec<u8>, BTreeSet<ChunkHash>> {
     let regions = regions(image);
     let mut by_file: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
@@ -428,7 +430,7 @@ fn a_change_moves_no_chunk_of_another_file_and_none_before_it_in_its_own() {
         write_tree(&tree, &files);
         let before = mkfs(options, &tree, &dir.path().join("before"));
         let (before_maps, before) = (maps(&before), chunk_hashes(&before));
-        // One file more, in front of most, and another one longer in its last third.
+        // One more file, in front of most others, and another file that grows in its last third.
         let mut noise = Noise(4);
         fs::write(tree.join("a/added"), text(&mut noise, 123_457)).expect("writable");
         let changed = "a/sizes/1500000";
@@ -440,7 +442,7 @@ fn a_change_moves_no_chunk_of_another_file_and_none_before_it_in_its_own() {
         let (after_maps, after) = (maps(&after), chunk_hashes(&after));
         let (before_inline, after_inline) = (inline_files(&before_maps), inline_files(&after_maps));
 
-        // Every file large enough for clusters is there, and almost nothing moved.
+        // Every file large enough for clusters has regions, and almost nothing moved.
         assert!(before_maps.len() > 100, "{options:?}");
         for (path, _, _, extents) in &before_maps {
             let outside = |e: &Extent| matches!(e.data, ExtentData::Cluster { inline: false, .. });
@@ -448,7 +450,7 @@ fn a_change_moves_no_chunk_of_another_file_and_none_before_it_in_its_own() {
                 assert!(before.contains_key(path), "{} with {options:?}", path.escape_ascii());
             }
         }
-        // Whether an end is inline depends on what is in the block already.
+        // Whether an end is inline depends on the content of its block so far.
         let mut repacked = 0;
         for (file, chunks) in &before {
             let label = format!("{} with {options:?}", file.escape_ascii());

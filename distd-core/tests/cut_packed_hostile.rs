@@ -1,5 +1,5 @@
-//! Compressed EROFS images that no mkfs makes: an index writer of our own, damage, and rules broken one
-//! by one.
+//! Tests with compressed EROFS images that no mkfs makes: from an index writer of these tests, with
+//! damage, and with rules broken one by one.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -20,7 +20,7 @@ const BIG: u16 = 0x6;
 const INLINE: u16 = 0x8;
 const FRAGMENT: u16 = 0x20;
 
-/// Bit 11 of a distance: it is a block count.
+/// Bit 11 of a distance. With it, the distance is a block count.
 const COUNT: u16 = 1 << 11;
 
 /// Image offset of the header of a forged file, and its inode number.
@@ -34,10 +34,10 @@ struct Forgery {
     layout: u16,
     size: u32,
     advice: u16,
-    /// First and second algorithm.
+    /// First and second algorithm, as in byte 6 of the header.
     algorithms: u8,
     cluster_bits: u8,
-    /// The first four bytes of the header.
+    /// First four bytes of the header.
     front: u32,
     index: Vec<u8>,
     features: u32,
@@ -97,7 +97,7 @@ impl Forgery {
     }
 }
 
-/// Entries of a full index: kind and flags, offset, block or distances.
+/// Returns entries of a full index, from kind and flags, offset, and block or distances.
 fn full(entries: &[(u16, u16, u32)]) -> Vec<u8> {
     let entry = |(kind, within, block): &(u16, u16, u32)| {
         let [a, b] = kind.to_le_bytes();
@@ -127,7 +127,7 @@ fn two_algorithms_block_counts_and_offsets_in_a_full_index() {
         algorithms: 0x30,
         index: full(&[
             (3, 0, DATA + 9),
-            // Only the block count matters: the distances are nonsense.
+            // Only the block count matters. The distances are nonsense.
             (2, 0, u32::from(COUNT | 3) | 0xffff << 16),
             (2, 0, 0),
             (0x8001, 100, DATA),
@@ -150,7 +150,7 @@ fn two_algorithms_block_counts_and_offsets_in_a_full_index() {
             cluster(5 * 4096 + 40, 2 * 4096 - 45, DATA + 12, 2, Coding::Lz4),
         ]
     );
-    // Runs in the order of the content: 9..12, then 0..2, then 12..14.
+    // Runs lie in the order of the content: blocks 9 to 12, then 0 to 2, then 12 to 14.
     let image = forgery.image();
     let regions = regions(&image);
     assert_covers(&regions, image.len(), "runs");
@@ -239,11 +239,11 @@ fn base_with(edit: impl FnOnce(&mut Forgery)) -> Forgery {
 fn a_packed_inode_is_a_file_of_its_own_and_may_not_point_into_itself() {
     let forgery = base_with(|f| (f.advice, f.front) = (FRAGMENT, 77));
     let mut image = forgery.image();
-    // The file itself as the packed inode.
+    // The file itself is the packed inode.
     image[1024 + 96..1024 + 104].copy_from_slice(&NID.to_le_bytes());
     let reader = Reader::open(&image[..]).expect("an image");
     assert!(matches!(reader.packed_file(NID).expect("there").extents(), Err(MapError::Damaged(_))));
-    // Another inode, in a block of its own, one flat block long.
+    // The packed inode is another inode, in a block of its own, one flat block long.
     let nid = 14 * 128u64;
     image[14 * 4096..14 * 4096 + 32].copy_from_slice(&inode(FILE, 0, 4096, DATA + 5));
     image[1024 + 96..1024 + 104].copy_from_slice(&nid.to_le_bytes());
@@ -256,25 +256,25 @@ fn a_packed_inode_is_a_file_of_its_own_and_may_not_point_into_itself() {
     assert_covers(&found, image.len(), "packed inode");
     let named = found.all().iter().find(|r| found.name(r) == Some(b"/packed-inode")).expect("a region");
     assert_eq!((named.start, named.len), (u64::from(DATA + 5) << 12, 4096));
-    // A packed inode that is none.
+    // The packed inode does not exist.
     image[1024 + 96..1024 + 104].copy_from_slice(&u64::MAX.to_le_bytes());
     assert_eq!(regions(&image), Regions::plain(image.len() as u64));
 }
 
-/// One pcluster of the model: logical clusters it spans, where the next one starts in its own, blocks,
-/// and the kind asked for.
+/// One physical cluster of the model: number of logical clusters it spans, offset of the next one's
+/// start in its logical cluster, blocks, and the intended kind.
 type Model = Vec<(u64, u16, u32, u16)>;
 
-/// Number of its logical cluster, offset in there, first block, blocks, kind.
+/// Number of the logical cluster, offset in it, first block, blocks, kind.
 type Head = (u64, u16, u32, u32, u16);
 
-/// What the model means, and how many logical clusters it takes.
+/// Returns the heads that the model describes, and the number of logical clusters.
 fn heads(model: &Model, big: bool) -> (Vec<Head>, u64) {
     let (mut number, mut block) = (0, DATA);
     let mut out = Vec::new();
     for (index, (span, within, blocks, kind)) in model.iter().enumerate() {
         let within = if index == 0 { 0 } else { *within };
-        // The count stands in the entry behind the head, so there has to be one.
+        // The count is in the entry behind the head, so that entry has to exist.
         let blocks = if big && *span > 1 { *blocks } else { 1 };
         // A plain extent is no longer than its cluster.
         let next = model.get(index + 1).map_or(0, |next| next.1);
@@ -286,7 +286,7 @@ fn heads(model: &Model, big: bool) -> (Vec<Head>, u64) {
     (out, number)
 }
 
-/// Kind, low bits and distance to the next head of each logical cluster.
+/// Returns kind, low bits and distance to the next head of each logical cluster.
 fn lclusters(heads: &[Head], count: u64, big: bool) -> Vec<(u16, u16, u16)> {
     let mut out = Vec::new();
     for (index, (number, within, _, blocks, kind)) in heads.iter().enumerate() {
@@ -378,7 +378,8 @@ proptest! {
     }
 }
 
-/// Whatever the image is: regions cover it, and extents follow each other inside it.
+/// Checks that regions cover the image, and that extents follow each other inside it, whatever the
+/// image is.
 fn assert_sane(image: &[u8], what: &str) {
     assert_covers(&regions(image), image.len(), what);
     let Some(reader) = Reader::open(image) else { return };
@@ -432,7 +433,7 @@ fn every_flipped_byte_of_the_metadata_still_gives_a_cover() {
     for (options, image) in small_images() {
         let regions = regions(&image);
         assert!(regions.all().iter().any(|region| region.kind == RegionKind::Packed), "{options}");
-        // Of the empty rest of a block, a few bytes will do.
+        // A few bytes are enough of the empty rest of a block.
         let metadata = regions.all().iter().filter(|region| region.kind == RegionKind::Metadata);
         let places = metadata.flat_map(|region| region.start as usize..region.end() as usize);
         for at in places.filter(|at| image[*at] != 0 || at % 16 == 0) {
@@ -474,8 +475,8 @@ fn random_damage_and_truncation_still_give_a_cover() {
 
 #[test]
 fn many_files_that_share_one_long_index_run_out_of_work() {
-    // Attributes that reach over all inodes lead each file to the same long index: without an end to the
-    // work, it would grow with the square of the length.
+    // Attributes that reach over all inodes lead each file to the same long index. Without a bound,
+    // the work would grow with the square of the length.
     let files = 2000u64;
     let names: Vec<String> = (0..files).map(|n| format!("{n:04}")).collect();
     let mut dirs = Vec::new();
@@ -495,7 +496,8 @@ fn many_files_that_share_one_long_index_run_out_of_work() {
     image[1024 + 14..1024 + 16].copy_from_slice(&128u16.to_le_bytes());
     image[4096..4128].copy_from_slice(&root);
     image.extend(dirs.concat());
-    // A header and the head of an extent that goes on to the end, where it turns out too long.
+    // A header, and the head of an extent that continues to the end, where it turns out to be too
+    // long.
     image.extend([0; 16]);
     image.extend(full(&[(1, 0, 1)]));
     let rest = full(&[(2, 0, 1); 512]);

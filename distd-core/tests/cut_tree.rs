@@ -1,4 +1,4 @@
-//! Tree listings and the path validator.
+//! Tests of tree listings and the path validator.
 
 use proptest::prelude::*;
 
@@ -200,7 +200,7 @@ fn other_encodings_of_the_same_tree_are_refused() {
     malformed(b"\x92\x01\x91\x97\xc4\x01a\x01\x01\x00\x00\x00\x90");
     malformed(b"\x92\x01\x91\x97\xc4\x01a\x09\x00\x00\x00\x00\x90");
     malformed(b"\x92\x01\x91\x97\xc4\x01a\x00\x05\x00\x00\x00\xdd\xff\xff\xff\xff");
-    // A time in a listing of version 1, none in one of version 2, a hard link without its file.
+    // A time in a listing of version 1, no time in one of version 2, a hard link without its file.
     let inconsistent = |bytes: &[u8]| {
         let error = Listing::decode(bytes).expect_err("inconsistent");
         assert!(matches!(error, DecodeListingError::Listing(_)), "{error:?}");
@@ -250,7 +250,7 @@ fn xattrs() -> impl Strategy<Value = Vec<Xattr>> {
     })
 }
 
-/// Components from an alphabet around `/` in byte order, where sorting goes wrong if it can.
+/// Components from characters around `/` in byte order, which is where sorting can go wrong.
 fn path() -> impl Strategy<Value = Vec<String>> {
     prop::collection::vec("[a.+0/-]{1,3}".prop_map(|name| name.replace(['.', '/'], "-")), 1..4)
 }
@@ -270,7 +270,8 @@ fn listing() -> impl Strategy<Value = Listing> {
             entries.entry(path).or_insert(new);
         }
         let files = entries.values().filter(|e| matches!(e.kind, EntryKind::File { .. }) && e.uid % 2 == 0);
-        // Behind the files in any order: nothing they are made of sorts behind `~`.
+        // Hard links come behind their files, in any order among themselves: no other path sorts
+        // behind `~`.
         let paths: Vec<String> = files.map(|file| file.path.to_string()).collect();
         for path in paths {
             let link = format!("~{path}").replace('/', "~");

@@ -1,4 +1,4 @@
-//! Explanations of real EROFS images, a rule at a time. Needs `mkfs.erofs`.
+//! Tests of explanations of real EROFS images, one rule each. Needs `mkfs.erofs`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +21,7 @@ fn explained(old: &[u8], new: &[u8]) -> Report {
     report
 }
 
-/// Whatever the rules say, every byte is somewhere once.
+/// Checks that every byte is counted exactly once, by kind and by path.
 fn assert_sums(report: &Report) {
     for (raw, wire) in [
         report.kinds.iter().fold((0, 0), |sum, cost| (sum.0 + cost.raw_bytes, sum.1 + cost.wire_bytes)),
@@ -31,7 +31,7 @@ fn assert_sums(report: &Report) {
     }
 }
 
-/// Words, which compress about threefold.
+/// Returns words, which compress about threefold.
 fn text(seed: u64, len: usize) -> Vec<u8> {
     let mut noise = Noise(seed);
     let mut out = Vec::with_capacity(len + 32);
@@ -79,7 +79,7 @@ fn of<'r>(report: &'r Report, path: &str) -> Vec<&'r PathCost> {
     report.paths.iter().filter(|cost| cost.path.as_deref() == Some(path.as_bytes())).collect()
 }
 
-/// Bytes the hint saves, if there is one.
+/// Returns the bytes the hint saves; `None` without such a hint.
 fn saved(report: &Report, advice: Advice) -> Option<u64> {
     report.hints.iter().find(|hint| hint.advice == advice).map(|hint| hint.saves_bytes)
 }
@@ -117,7 +117,7 @@ fn files_are_new_changed_or_renamed() {
         ref costs => panic!("{path}: {costs:?}"),
     };
     assert_eq!(kind("etc/changed"), (Kind::Changed, None));
-    // It had no region of its own: only directories know of it.
+    // The file is too small for a region of its own, so only the directories name it.
     assert_eq!(kind("etc/tiny"), (Kind::Changed, None));
     assert_eq!(kind("new"), (Kind::New, None));
     assert_eq!(kind("lib/libx.so.1.3"), (Kind::Renamed, Some("lib/libx.so.1.2.3".into())));
@@ -131,7 +131,7 @@ fn files_are_new_changed_or_renamed() {
     assert_eq!(saved(&report, Advice::NoCompressedFiles), None);
 }
 
-/// An image with the times of its files, as builds without a fixed one make.
+/// Makes an image that keeps the times of its files, as builds without a fixed time do.
 fn dated(lab: &Lab, files: &Files, seconds: u64) -> Vec<u8> {
     let tree = lab.tree(files);
     let dirs = (0..7).map(|n| format!("d{n}")).chain([".".to_owned()]);
@@ -173,7 +173,8 @@ fn times_are_noise_and_counted_by_inode() {
     let hint = report.hints.iter().find(|hint| hint.advice == Advice::FixTimes).expect("a hint");
     assert_eq!(hint.method, Method::Measured);
 
-    // One of another length, one of other content of the same: they differ in more than their time.
+    // One file has another length, the other has other content of the same length. Both inodes
+    // differ in more than their time.
     let mut changed = files.clone();
     changed.insert("d1/file-1".into(), Noise(1).bytes(100));
     changed.insert("d0/body".into(), Noise(2).bytes(5000));
@@ -181,7 +182,7 @@ fn times_are_noise_and_counted_by_inode() {
     assert_eq!(again.times.expect("inodes").differ_only_in_time, times.differ_only_in_time - 2);
 
     let same = explained(&old, &dated(&lab, &files, 1_600_000_000));
-    // Only the superblock knows when it was made.
+    // Only the superblock states when the image was made.
     assert_eq!(same.times.expect("inodes").differ, 0);
     assert!(same.chunks <= 1, "{:?}", same.kinds);
 }
@@ -208,7 +209,7 @@ fn another_uuid_is_a_hint_of_its_own() {
     let lab = Lab::new();
     let files = many_small();
     let old = lab.image(&[], &files);
-    // The last of the options counts.
+    // mkfs uses the last of two equal options.
     let new = lab.image(&["-U22222222-2222-3333-4444-555555555555"], &files);
     let report = explained(&old, &new);
     assert_eq!(kinds(&report).keys().collect::<Vec<_>>(), [&Kind::Metadata]);
@@ -216,7 +217,7 @@ fn another_uuid_is_a_hint_of_its_own() {
 }
 
 #[test]
-fn clusters_of_content_that_is_there_are_compression() {
+fn clusters_of_unchanged_content_count_as_compression() {
     let lab = Lab::new();
     for options in [&["-zlz4"][..], &["-zlz4hc", "-C65536"], &["-zzstd"], &["-zdeflate"]] {
         let body = text(1, 2_000_000);
@@ -226,7 +227,7 @@ fn clusters_of_content_that_is_there_are_compression() {
             eprintln!("not offered here: {options:?}");
             continue;
         };
-        // One line more in the front: every cluster behind it holds other bytes.
+        // One more line at the front changes the bytes of every cluster behind it.
         let mut longer = b"a line more\n".to_vec();
         longer.extend_from_slice(&body);
         let algorithms = if before[1024 + 80] & 2 == 0 { 1 } else { before[1024 + 84] };
@@ -240,7 +241,7 @@ fn clusters_of_content_that_is_there_are_compression() {
         let log: u64 = of(&report, "log").iter().map(|cost| cost.wire_bytes).sum();
         assert!(log * 10 > report.wire_bytes * 8);
         assert_eq!(saved(&report, Advice::NoCompression), Some(report.wire_bytes - uncompressed.wire_bytes));
-        // What it says is what it is.
+        // The stated cost is the measured cost.
         let plain = explained(&lab.image(&[], &old), &lab.image(&[], &new));
         let file: u64 = of(&plain, "log").iter().map(|cost| cost.wire_bytes).sum();
         let said: u64 = log - kinds[&Kind::Compression];
@@ -249,7 +250,7 @@ fn clusters_of_content_that_is_there_are_compression() {
 }
 
 #[test]
-fn new_content_costs_what_it_is_and_only_worse_packing_is_compression() {
+fn new_content_costs_its_own_bytes_and_only_worse_packing_counts_as_compression() {
     let lab = Lab::new();
     let old = files(&[("log", text(1, 500_000))]);
     let new = files(&[("log", text(9, 500_000))]);
@@ -271,7 +272,7 @@ fn ends_packed_together_are_fragments() {
         return;
     };
     if old[1024 + 80] & 0x20 == 0 {
-        // Old versions pass over options they do not know.
+        // Old versions ignore options they do not know.
         eprintln!("not offered here: {options:?}");
         return;
     }
@@ -280,7 +281,7 @@ fn ends_packed_together_are_fragments() {
     let kinds = kinds(&report);
     assert!(kinds[&Kind::Fragments] * 2 > report.wire_bytes, "{kinds:?}");
     assert_eq!(saved(&report, Advice::NoFragments), Some(kinds[&Kind::Fragments]));
-    // The other files are all there once they are unpacked.
+    // Once unpacked, all other files are found in the old image.
     let uncompressed = report.uncompressed.expect("measured");
     assert!(uncompressed.files >= 200 && uncompressed.files_not_unpacked == 0, "{uncompressed:?}");
     assert!(uncompressed.wire_bytes < kinds[&Kind::Fragments], "{uncompressed:?} {kinds:?}");
@@ -293,7 +294,8 @@ fn a_compressed_file_that_changed_from_end_to_end_is_named() {
         files(&[
             ("boot/initrd.img-6.1", Noise(seed).bytes(300_000)),
             ("usr/a.ko.xz", Noise(seed + 1).bytes(100_000)),
-            // Compresses, whatever its name says; changed, but of another name; unchanged.
+            // The first file compresses, whatever its name says. The second changes but has another
+            // name. The third does not change.
             ("usr/words.gz", text(seed, 100_000)),
             ("usr/random", Noise(seed + 2).bytes(100_000)),
             ("usr/same.gz", Noise(0).bytes(100_000)),
@@ -307,7 +309,7 @@ fn a_compressed_file_that_changed_from_end_to_end_is_named() {
 }
 
 #[test]
-fn what_no_reader_knows_is_unknown() {
+fn content_that_no_reader_knows_is_unknown() {
     let (mut old, new) = (Noise(1).bytes(300_000), Noise(1).bytes(300_000));
     old[100_000..150_000].fill(7);
     let report = explained(&old, &new);
@@ -319,7 +321,8 @@ fn what_no_reader_knows_is_unknown() {
 
 #[test]
 fn a_content_that_unfolds_without_end_is_not_unpacked() {
-    // A file of 1 TiB in a hole costs nothing; a compressed one that claims so has no index behind it.
+    // A file of 1 TiB in a hole costs nothing. A compressed file that claims this size has no index
+    // behind it.
     let root = directory(&[("f", 129, 1)]);
     let mut bomb = inode(FILE, 3, u32::MAX, 17);
     bomb[4..6].copy_from_slice(&FILE.to_le_bytes());
@@ -331,7 +334,7 @@ fn a_content_that_unfolds_without_end_is_not_unpacked() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Broken images have fewer names, never other sums.
+    /// Damage may remove names from an image, but never changes the sums.
     #[test]
     fn damage_never_breaks_the_sums(seed: u64, places in prop::collection::vec((0.0f64..1.0, any::<u8>()), 1..20)) {
         thread_local! {

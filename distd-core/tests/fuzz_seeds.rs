@@ -1,5 +1,5 @@
-//! Runs the bodies of the fuzz targets over `fuzz/seeds` and over damaged copies of these: what a fuzzer found once
-//! stays found (docs/testing.md, "Fuzzing").
+//! Runs the bodies of the fuzz targets over `fuzz/seeds` and over damaged copies of the seeds, so
+//! that defects a fuzzer found do not return (docs/testing.md, "Fuzzing").
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,7 +11,7 @@ pub mod fuzz_bodies;
 use erofs_images::Noise;
 use fuzz_bodies::{TARGETS, Target, memory};
 
-/// Damaged copies of each seed.
+/// Number of damaged copies of each seed.
 const DAMAGED: usize = 24;
 
 fn fuzz_dir() -> PathBuf {
@@ -48,7 +48,7 @@ fn replay(target: &str) {
     }
 }
 
-/// One copy in four is cut off, the others have bits flipped or bytes replaced.
+/// Cuts off one copy in four, and flips bits or replaces bytes in the others.
 fn damage(input: &mut Vec<u8>, copy: usize, noise: &mut Noise) {
     let mut at = |len: usize| (noise.next() % len as u64) as usize;
     if copy.is_multiple_of(4) {

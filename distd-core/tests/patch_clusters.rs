@@ -1,4 +1,5 @@
-//! Files packed by LZ4 in EROFS images come back bit for bit from their views, and no recipe does harm. Needs `mkfs.erofs`.
+//! Tests of files in EROFS images that LZ4 and other algorithms packed: they come back bit for bit
+//! from their views, and no recipe does harm. Needs `mkfs.erofs`.
 
 use std::fs;
 use std::io::Cursor;
@@ -33,7 +34,7 @@ const KNOWN: [(&[&str], bool); 11] = [
     (&["-zlz4hc", "-Elegacy-compress"], false),
 ];
 
-/// Options newer versions know.
+/// Options that newer versions know.
 const OFFERED: [&[&str]; 4] = [
     &["-zlz4hc", "-C65536", "-Efragments"],
     &["-zlz4hc", "-Eall-fragments"],
@@ -41,7 +42,8 @@ const OFFERED: [&[&str]; 4] = [
     &["-zlz4hc", "-b1024", "-C8192"],
 ];
 
-/// Options of algorithms that versions from 1.8 on have, and what part of the packed bytes the recipe may take: one in so many.
+/// Options for algorithms of version 1.8 and later, and the part of the packed bytes that the
+/// recipe may take: one in this many.
 const ALGORITHMS: [(&[&str], usize); 11] = [
     (&["-zzstd"], 40),
     (&["-zzstd", "-C65536"], 40),
@@ -50,7 +52,7 @@ const ALGORITHMS: [(&[&str], usize); 11] = [
     (&["-zzstd,22", "-C1048576"], 40),
     (&["-zlibdeflate"], 40),
     (&["-zlibdeflate,9", "-C65536", "-Eztailpacking"], 40),
-    // Its packer is its own: corrections of each stream stand in the recipe.
+    // `deflate` has a packer of its own, so the recipe has corrections of each stream.
     (&["-zdeflate", "-C65536"], 5),
     (&["-zdeflate,9", "-C65536", "-Eztailpacking"], 5),
     (&["-zzstd,6:lz4hc,9", "-C65536"], 40),
@@ -108,7 +110,8 @@ fn all_files(image: &[u8]) -> ClusterFiles {
     cluster_files(image, &regions(image), |_, _| true)
 }
 
-/// Views of all files as one group: the view, what came of it, and the bytes of the parts.
+/// Makes the views of all files as one group. Returns the view, the result, and the bytes of the
+/// parts.
 fn views(image: &[u8], files: &[ClusterFile], old: bool) -> (Vec<u8>, ClusterViews, Vec<u8>) {
     let mut sink = Cursor::new(Vec::new());
     let made = if old {
@@ -139,7 +142,8 @@ fn packed_again(recipe: &[u8], view: &[u8]) -> Result<Vec<u8>, RecipeError> {
     Ok(out)
 }
 
-/// Checks all views of an image; files with a view, bytes of the recipe, bytes packed.
+/// Checks all views of an image. Returns the number of files with a view, the bytes of the recipe,
+/// and the packed bytes.
 fn check(files: &Files, image: &[u8], what: &str) -> (usize, usize, usize) {
     let found = all_files(image);
     if found.files.is_empty() {
@@ -153,7 +157,7 @@ fn check(files: &Files, image: &[u8], what: &str) -> (usize, usize, usize) {
         let name = String::from_utf8_lossy(&file.name).into_owned();
         let range = range.start as usize..range.end as usize;
         if file.name != PACKED_INODE_NAME {
-            // A fragment at the end is not in the view.
+            // A fragment at the end of a file is not in its view.
             assert!(files[&name].starts_with(&view[range.clone()]), "{what}: {name}");
         }
     }
@@ -207,12 +211,13 @@ fn files_of_every_algorithm_come_back_bit_for_bit() {
         println!("{options:?}: {with} of {} files, recipe {recipe} of {packed}", found.files.len());
         assert!(found.without.iter().all(|(_, why)| matches!(why, NoView::Plain | NoView::NoClusters)));
         assert!(with > 4, "{options:?}: {with}");
-        // Versions of libdeflate differ now and then; of small files corrections are too large a part.
+        // Versions of libdeflate differ now and then, and corrections take too large a part of
+        // small files.
         let most = if part < 40 { 80 } else { 95 };
         assert!(with * 100 >= found.files.len() * most, "{options:?}: {with}");
         assert!(recipe * part < packed, "{options:?}: {recipe} of {packed}");
     }
-    // What has no coder here is left as it is.
+    // Files of an algorithm without a coder here stay packed.
     let image = try_mkfs_of(&mkfs, &["-zlzma"], &tree, &dir.path().join("image")).expect("known to it");
     let found = all_files(&image);
     assert!(found.files.is_empty());
@@ -223,7 +228,7 @@ fn files_of_every_algorithm_come_back_bit_for_bit() {
 fn small_insertions_cost_little_only_with_views() {
     let mut noise = Noise(7);
     let before = text(&mut noise, 500_000);
-    // Nearly every match of a packer reaches back over one of them and gets another distance.
+    // Nearly every match of a packer reaches back over an insertion and gets another distance.
     let after: Vec<u8> = before.chunks(2000).flat_map(|piece| [b"new ".as_slice(), piece].concat()).collect();
     let newer = newer_mkfs();
     let of_newer =
@@ -256,7 +261,7 @@ fn small_insertions_cost_little_only_with_views() {
         let with = cost(&old_view, &new_view) + old.recipe.len() + new.recipe.len();
         let without = cost(&old_packed, &new_packed);
         println!("{option}: {with} bytes with views, {without} without");
-        // Corrections of a packer that is not known stand in the recipe.
+        // The recipe has the corrections for a packer that is not known here.
         let (most, part) = if option.starts_with("-zdeflate") { (15_000, 4) } else { (2500, 20) };
         assert!(with < most, "{option}: {with} bytes");
         assert!(without > part * with, "{option}: {without} bytes without, {with} with views");
@@ -282,7 +287,7 @@ fn groups_hold_all_files_in_order_and_long_ones_alone() {
     }
 }
 
-/// One small image and what belongs to it.
+/// Makes one small image, its new and old views, and the bytes of their parts.
 fn small() -> (Vec<u8>, ClusterViews, Vec<u8>, Vec<u8>, ClusterViews, Vec<u8>) {
     let mut noise = Noise(5);
     let files: Files =
@@ -317,9 +322,9 @@ fn damaged_recipes_are_errors_or_other_bytes_and_never_panics() {
             let _ = unpack_with(&flipped, &packed, VIEW_BYTES_MAX, &mut Vec::new());
         }
     }
-    // Less view than the recipe is for.
+    // The view is shorter than the recipe expects.
     assert!(matches!(packed_again(&made.recipe, &view[..100]), Err(RecipeError::Io(_))));
-    // Rot in the old clusters ends the old view, or changes it.
+    // Damage in the old clusters ends the old view, or changes it.
     for at in (0..packed.len()).step_by(97) {
         let mut rotten = packed.clone();
         rotten[at] ^= 0x55;
@@ -347,15 +352,15 @@ fn numbers_that_lie_are_refused_before_they_cost_anything() {
     damaged(&[0]);
     damaged(&[5]);
     damaged(&vec![2; (1 << 20) + 1]);
-    // A file, a window, a block that cannot be.
+    // An impossible file, window and block.
     damaged(&file(VIEW_BYTES_MAX + 1, 1 << 20));
     damaged(&file(1000, 1 << 30));
     damaged(&[2, 0, 0xF1, 1, 1]);
-    // Pieces before any file, a file left early, unknown ones.
+    // Pieces before any file, a file that ends early, unknown pieces.
     damaged(&[2, 4, 1]);
     damaged(&file(1000, 1000));
     damaged(&[&file(1000, 1000)[..], &[10, 1]].concat());
-    // Settings, capacities, counts and lengths beyond all bounds.
+    // Settings, capacities, counts and lengths above all bounds.
     for piece in [&[1, 13, 0x50, 0, 1][..], &[1, 9], &[1, 9, 0], &[1, 9, 0x50, 0, 0], &[4, 0], &[5, 1, 0]] {
         damaged(&[&file(1000, 1000)[..], piece].concat());
     }
@@ -364,7 +369,8 @@ fn numbers_that_lie_are_refused_before_they_cost_anything() {
     }
     damaged(&[&file(1000, 1000)[..], &[1, 9], &huge, &[1]].concat());
     damaged(&[&file(1000, 1000)[..], &[1, 9, 0x50, 0], &huge].concat());
-    // Of the newer form: windows and settings of others, corrections without end, settings that pack all but overlap or begin anew.
+    // The newer form: windows out of range, settings that the form or the window does not have,
+    // corrections that are too long or do not fit.
     let newer = |window: u8| [&[4, 0, 0x31][..], &eight(1000), &eight(1000), &[window]].concat();
     for window in [1, 9, 21, 255] {
         damaged(&newer(window));
@@ -385,10 +391,10 @@ fn numbers_that_lie_are_refused_before_they_cost_anything() {
         damaged(&[&newer(19)[..], &[kind, 8, 3, 1, 2, 3]].concat());
         damaged(&[&file(1000, 1000)[..], &[kind, 8, 3, 1, 2, 3]].concat());
     }
-    // Clusters that overlap for ever: each takes all there is and steps one byte on.
+    // Clusters that overlap without end: each takes all there is and moves on by one byte.
     let overlapping = [&file(4 << 20, 4 << 20)[..], &[3, 9, 0x90, 0, 0, 0, 1].repeat(100_000)].concat();
     damaged(&overlapping);
-    // A byte becomes a block of 64 KiB: a gigabyte is the most there is.
+    // One byte becomes a block of 64 KiB. A gigabyte is the most there may be.
     let blocks = [&[2, 0, 0x71][..], &eight(4 << 20), &eight(1), &[4, 1].repeat(20_000)].concat();
     assert!(matches!(repack(&blocks, &mut &view[..], &mut std::io::sink()), Err(RecipeError::Damaged(_))));
 
@@ -428,7 +434,7 @@ proptest! {
     fn random_recipes_never_panic(mut recipe in prop::collection::vec(any::<u8>(), 1..200), small in any::<bool>()) {
         recipe[0] = 2;
         if small {
-            // Small numbers get farther.
+            // Recipes with small numbers are decoded further.
             recipe[1..].iter_mut().for_each(|byte| *byte &= 0x0F);
         }
         let view = text(&mut Noise(1), 20_000);

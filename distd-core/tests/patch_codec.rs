@@ -1,4 +1,4 @@
-//! Every codec brings every target back, and no payload does harm.
+//! Tests of every codec: each target comes back, and no payload does harm.
 
 use distd_core::limits::{PATCH_BASE_BYTES_MAX, PATCH_PAYLOAD_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
 use distd_core::patch::{Codec, Effort, PatchError, decode, encode};
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 const QUICK: Effort = Effort { level: 3 };
 
-/// Bytes that look random and are the same on every machine.
+/// Returns bytes that look random and are the same on every machine.
 fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
@@ -18,7 +18,7 @@ fn noise(len: usize, seed: u64) -> Vec<u8> {
     (0..len).map(|_| next()).collect()
 }
 
-/// What a new release does to a binary: here a byte changed, there some inserted, some gone.
+/// Changes a binary as a new release does: a byte changed here, some inserted there, some removed.
 fn revised(old: &[u8], seed: u64) -> Vec<u8> {
     let mut new = Vec::new();
     for (n, piece) in old.chunks(997).enumerate() {
@@ -55,7 +55,8 @@ fn a_base_is_used_wherever_the_target_starts_in_it() {
     let old = noise(PATCH_BASE_BYTES_MAX, 2);
     for start in [0, old.len() / 2, old.len() - 100_000] {
         for codec in Codec::ALL {
-            // A copy: zstd takes a target inside the base's own memory for one that overwrites it.
+            // A copy, because zstd takes a target inside the base's own memory for one that
+            // overwrites it.
             let target = old[start..start + 100_000].to_vec();
             let payload = back(codec, &old, &target, QUICK);
             assert!(payload.len() < 1000, "{codec:?} from {start}: {}", payload.len());
@@ -77,7 +78,7 @@ fn nothing_above_the_limits_is_made_or_taken() {
         let payload = back(codec, b"base", b"target", QUICK);
         assert_eq!(encode(codec, &long, b"target", QUICK), None);
         assert_eq!(encode(codec, b"", &long[..PATCH_TARGET_BYTES_MAX + 1], QUICK), None);
-        // It fits the target limit but its payload is noise, above the limit of a payload.
+        // The target fits its limit, but its payload is noise, above the limit of a payload.
         assert_eq!(encode(codec, b"", &long[..2 << 20], QUICK), None);
         let refused = |error| matches!(error, Err(PatchError::TooLong { .. }));
         assert!(refused(decode(codec, &long, &payload, 6)));
@@ -126,7 +127,8 @@ fn every_truncation_and_every_flip_ends_without_a_panic() {
                 }
             }
         }
-        // A base that rotted, or is another: bytes come out or an error, never a panic.
+        // With a damaged base, or another base, decoding returns bytes or an error and never
+        // panics.
         for base in [&old[..100], &[], &noise(5000, 6)] {
             let _ = decode(codec, base, &payload, new.len());
         }

@@ -1,4 +1,4 @@
-//! What becomes the base of what, and that every job can be done in its order.
+//! Tests of pairing: each new chunk's base, and that every job can be done in its order.
 
 use std::ops::Range;
 
@@ -22,12 +22,12 @@ fn noise(len: usize, seed: u64) -> Vec<u8> {
     (0..len).map(|_| next()).collect()
 }
 
-/// One byte in 500 changed.
+/// Changes one byte in 500.
 fn touched(bytes: &[u8]) -> Vec<u8> {
     bytes.iter().enumerate().map(|(at, byte)| byte.wrapping_add(u8::from(at % 500 == 7))).collect()
 }
 
-/// An artifact made of named files.
+/// An artifact of named files.
 struct Release {
     bytes: Vec<u8>,
     regions: Regions,
@@ -71,7 +71,7 @@ impl Release {
 struct Outcome {
     jobs: Vec<PatchJob>,
     patches: Vec<Patch>,
-    /// Wanted chunks that no patch rebuilds, bytes.
+    /// Bytes of wanted chunks that no patch rebuilds.
     left: usize,
 }
 
@@ -81,7 +81,8 @@ impl Outcome {
     }
 }
 
-/// Pairs and builds, then rebuilds like a device: new chunks are at hand only once a patch or a fetch brought them.
+/// Pairs and builds patches, then rebuilds as a device does: a new chunk is only available once a
+/// patch or a fetch brought it.
 fn update(old: &Release, new: &Release, options: PairOptions) -> Outcome {
     let needs = needs(&old.chunks, &new.chunks);
     let jobs = pair(old.side(), new.side(), &needs, options).expect("memory reads");
@@ -123,7 +124,7 @@ fn update(old: &Release, new: &Release, options: PairOptions) -> Outcome {
                 assert!(std::mem::take(&mut left[index as usize]), "rebuilt twice, or not wanted");
             }
         }
-        // What no patch of the job rebuilds is fetched as a chunk, at any time.
+        // Targets that no patch of the job rebuilds are fetched as chunks, at any time.
         job.targets.iter().cloned().flatten().for_each(|index| ready[index as usize] = true);
         patches.extend(built);
     }
@@ -140,7 +141,8 @@ fn only(by_name: bool, by_content: bool) -> PairOptions {
     PairOptions { by_name, by_content, ..PairOptions::default() }
 }
 
-/// Bytes on the wire with and without a rule, of a release with one file that needs it.
+/// Compares the bytes on the wire with and without a rule, for a release with one file that needs
+/// the rule.
 fn gain(old: (&str, Vec<u8>), new: (&str, Vec<u8>), with: PairOptions, without: PairOptions) {
     let other = noise(300_000, 99);
     let len = new.1.len();
@@ -156,7 +158,7 @@ fn gain(old: (&str, Vec<u8>), new: (&str, Vec<u8>), with: PairOptions, without: 
 
 #[test]
 fn a_file_of_the_same_name_is_the_base() {
-    // Too short and too often changed for an anchor: only the name tells.
+    // The file is too short and changes too often for an anchor. Only its name points to its base.
     let old = noise(600, 1);
     gain(("a/b", old.clone()), ("a/b", touched(&old)), only(true, false), only(false, true));
 }
@@ -194,12 +196,12 @@ fn structures_of_the_file_system_are_base_for_their_successors() {
 }
 
 #[test]
-fn what_was_rebuilt_is_base_for_what_comes_later() {
+fn rebuilt_chunks_are_bases_for_later_ones() {
     let fresh = noise(100_000, 6);
     let old = Release::of(&[("x", noise(50_000, 7))]);
     let new = Release::of(&[("a", fresh.clone()), ("x", noise(50_000, 7)), ("z", touched(&fresh))]);
     let outcome = update(&old, &new, PairOptions::default());
-    // "a" is new and noise: it is left over. "z" is made from it.
+    // "a" is new noise and is left over. "z" is built from it.
     assert!(outcome.payload() + outcome.left < 120_000, "{} {}", outcome.payload(), outcome.left);
     assert!(outcome.jobs.iter().any(|job| job.bases.iter().any(|span| span.of == Of::New)));
 }
@@ -221,7 +223,7 @@ fn many_new_files_share_solid_segments() {
     let files: Vec<_> = names.iter().enumerate().map(|(n, name)| (name.as_str(), text(n))).collect();
     let new = Release::of(&files);
     let outcome = update(&Release::of(&[("x", noise(5000, 1))]), &new, PairOptions::default());
-    // One may be close enough to another to be built from it.
+    // One file may be close enough to another to be built from it.
     assert!(outcome.jobs.len() <= 2 && outcome.left == 0);
     assert!(outcome.payload() * 20 < new.bytes.len(), "{} of {}", outcome.payload(), new.bytes.len());
 }

@@ -1,4 +1,4 @@
-//! Packed files come back bit for bit, and no recipe does harm.
+//! Tests of views: packed files come back bit for bit, and no recipe does harm.
 
 #![expect(clippy::disallowed_methods, reason = "a test may feed a pipe from a thread")]
 
@@ -12,7 +12,7 @@ use distd_core::patch::view::{
 };
 use proptest::prelude::*;
 
-/// Text that compresses, `len` bytes.
+/// Returns `len` bytes of text, which compresses well.
 fn text(len: usize) -> Vec<u8> {
     let (mut out, mut state) = (Vec::new(), 1u32);
     while out.len() < len {
@@ -23,7 +23,7 @@ fn text(len: usize) -> Vec<u8> {
     out
 }
 
-/// What gzip makes of it; it is on every system these tests run on.
+/// Packs `data` with gzip, which every system that runs these tests has.
 fn gzip(data: &[u8], level: u8) -> Vec<u8> {
     let mut child = Command::new("gzip")
         .args(["-n", "-c", &format!("-{level}")])
@@ -77,7 +77,7 @@ fn members_padding_and_a_lost_end_come_back() {
     assert!(view == [first.clone(), second].concat());
     assert!(packed_again(&unpacked.recipe, &view).expect("sound") == whole);
 
-    // The tail lies where no region shows it.
+    // The tail lies outside all regions.
     let long = gzip(&text(3_000_000), 6);
     let cut = &long[..long.len() - 2000];
     let (unpacked, view) = taken_apart(cut).expect("a view of most of it");
@@ -88,7 +88,7 @@ fn members_padding_and_a_lost_end_come_back() {
 }
 
 #[test]
-fn what_is_no_gzip_or_not_worth_it_has_no_view() {
+fn files_that_are_not_gzip_or_save_nothing_have_no_view() {
     let file = gzip(&text(100_000), 6);
     assert!(taken_apart(&[]).is_none());
     assert!(taken_apart(&text(100_000)).is_none());
@@ -155,7 +155,8 @@ fn a_file_in_two_parts_is_one_run_with_its_tail_last() {
     assert!(packed_again(&unpacked.recipe, sink.get_ref()).expect("sound") == file);
 }
 
-/// What Python makes of `script`, which reads `data` from `sys.stdin.buffer` and writes a file to `sys.stdout.buffer`.
+/// Returns the output of a Python `script`, which reads `data` from `sys.stdin.buffer` and writes a
+/// file to `sys.stdout.buffer`.
 fn python(script: &str, data: &[u8]) -> Vec<u8> {
     let mut child = Command::new("python3")
         .args(["-c", script])
@@ -172,7 +173,8 @@ fn python(script: &str, data: &[u8]) -> Vec<u8> {
     out.stdout
 }
 
-/// Files of a third each, one of them stored, and an empty directory; with data descriptors where it is streamed.
+/// Makes a zip archive of three files with a third of `data` each, one of them stored, and an empty
+/// directory. A streamed archive has data descriptors.
 fn zip(data: &[u8], level: u8, streamed: bool) -> Vec<u8> {
     let script = format!(
         "
@@ -195,7 +197,7 @@ sys.stdout.buffer.write(out.getvalue())
     python(&script, data)
 }
 
-/// A picture with `data` as its filtered rows, in IDAT chunks of `size`.
+/// Makes a picture with `data` as its filtered rows, in IDAT chunks of `size`.
 fn png(data: &[u8], level: u8, size: usize) -> Vec<u8> {
     let script = format!(
         r"
@@ -213,7 +215,8 @@ sys.stdout.buffer.write(out + chunk(b'IEND', b''))
     python(&script, data)
 }
 
-/// The view of a file as the origin makes it, after it came back from that bit for bit, and as a device makes it.
+/// Returns the view that the origin makes of a file, after checking that the file comes back bit
+/// for bit, and the view that a device makes.
 fn both_views(file: &[u8]) -> (Unpacked, Vec<u8>, Vec<u8>) {
     let (unpacked, view) = taken_apart(file).expect("a view");
     assert!(packed_again(&unpacked.recipe, &view).expect("sound") == file);
@@ -239,7 +242,7 @@ fn zip_archives_come_back_from_small_recipes_and_their_view_has_all_files() {
             let third = &plain[n * 200_000..][..200_000];
             assert!(has(&view, &third[..5000]) && has(&view, &third[195_000..]), "level {level}, file {n}");
         }
-        // What is shorter packed than unpacked alone is told apart.
+        // Only parts that are shorter packed than unpacked differ.
         assert!(view.len().abs_diff(inflated.len()) <= 2 && inflated.starts_with(&view[..600_000]));
     }
 }
@@ -262,13 +265,13 @@ fn pngs_come_back_from_one_idat_and_from_many() {
 fn a_png_whose_chunks_are_damaged_or_of_many_lengths_has_no_view() {
     let file = png(&text(300_000), 6, 8192);
     let first = file.windows(4).position(|kind| kind == b"IDAT").expect("a chunk") - 4;
-    // The CRC of the first chunk.
+    // Damage the CRC of the first chunk.
     let mut damaged = file.clone();
     damaged[first + 8 + 8192] ^= 1;
     assert!(taken_apart(&damaged).is_none());
     assert!(taken_apart(&file[..file.len() / 2]).is_none(), "the last chunk is cut");
     assert!(taken_apart(&[&file[..first], &file[first + 8192 + 12 - 20..]].concat()).is_none());
-    // A shorter chunk before longer ones: another picture's last.
+    // A shorter chunk before longer ones: the last chunk of another picture.
     let other = png(&text(30_000), 6, 1 << 20);
     let from = other.windows(4).position(|kind| kind == b"IDAT").expect("a chunk") - 4;
     let short = [&file[..first], &other[from..other.len() - 12], &file[first..]].concat();
@@ -276,7 +279,7 @@ fn a_png_whose_chunks_are_damaged_or_of_many_lengths_has_no_view() {
 }
 
 #[test]
-fn damaged_archives_have_views_of_what_is_sound() {
+fn damaged_archives_have_views_of_their_sound_parts() {
     let file = zip(&text(600_000), 6, false);
     for cut in [file.len() - 1, file.len() - 300, file.len() - 20_000, file.len() / 2] {
         let (_, view, inflated) = both_views(&file[..cut]);
@@ -287,7 +290,7 @@ fn damaged_archives_have_views_of_what_is_sound() {
     if let Some((unpacked, view)) = taken_apart(&damaged) {
         assert!(packed_again(&unpacked.recipe, &view).expect("sound") == damaged);
     }
-    // Headers of files that are none: after some of them the rest stays packed.
+    // Headers of files that do not exist. After some of them, the rest stays packed.
     let fake = [b"PK\x03\x04\x14\0\x08\0\x08\0".as_slice(), &[0; 20], &[0xFF; 20]].concat();
     let many = [fake.repeat(2000), file].concat();
     assert!(taken_apart(&many).is_none());
@@ -312,13 +315,13 @@ fn recipes_with_frames_that_do_not_fit_are_errors() {
     assert_eq!(framed[16..24], *b"\0\0\0\x02IDAT");
     assert_eq!((framed.len(), &framed[24..26], framed[30]), (31, &view[4..6], view[6]));
     for damaged in [
-        &[3, 4, 0, 6][..],                  // chunks of nothing
-        &[3, 4, 4, 0],                      // nothing in chunks
-        &[3, 4, 4],                         // no length
-        &[3, 4, 4, 6, 3, 5],                // not full
-        &[3, 4, 4, 6, 3, 5, 4, 1, 1, 3, 2], // within one another
-        &[3, 5, 1],                         // unknown
-        &[1, 3, 1],                         // of another version
+        &[3, 4, 0, 6][..],                  // IDAT chunks of length 0
+        &[3, 4, 4, 0],                      // no bytes in IDAT chunks
+        &[3, 4, 4],                         // without a total length
+        &[3, 4, 4, 6, 3, 5],                // chunks that are not full
+        &[3, 4, 4, 6, 3, 5, 4, 1, 1, 3, 2], // chunks within chunks
+        &[3, 5, 1],                         // an unknown piece
+        &[1, 3, 1],                         // a piece of another version
         &[1, 4, 1, 1, 0, 1, 0],
         &[4, 3, 1],
     ] {

@@ -10,9 +10,10 @@ use super::{BORDER_MASK, Manifest, NODE_ENTRIES_MAX, NODE_ENTRIES_MIN, ROOT_CHIL
 use crate::cut::CutParams;
 use crate::{ArtifactHash, NodeHash};
 
-/// Takes chunks in artifact order and gives the manifest.
+/// Takes chunks in artifact order and builds the manifest.
 ///
-/// Memory: the nodes, each once (about 45 bytes a distinct chunk), and 48 bytes a leaf node.
+/// Memory: each distinct node once (about 45 bytes for each distinct chunk), and 48 bytes for each
+/// leaf.
 #[derive(Debug)]
 pub struct Builder {
     cut: CutParams,
@@ -22,13 +23,13 @@ pub struct Builder {
     nodes: BTreeMap<NodeHash, Bytes>,
 }
 
-/// Whether a node ends behind an entry with this hash, when it then has `entries` entries.
+/// Whether a node of `entries` entries ends behind its last entry, whose hash is `hash`.
 fn is_border(hash: &[u8; 32], entries: usize) -> bool {
     entries >= NODE_ENTRIES_MAX || (entries >= NODE_ENTRIES_MIN && hash[31] & BORDER_MASK == 0)
 }
 
 impl Builder {
-    /// An empty artifact of `kind`, cut with `cut`.
+    /// Starts an empty artifact of `kind`, cut with `cut`.
     pub fn new(cut: CutParams, kind: Kind) -> Self {
         Self { cut, kind, leaf: Vec::new(), leaves: Vec::new(), nodes: BTreeMap::new() }
     }
@@ -53,7 +54,7 @@ impl Builder {
         });
     }
 
-    /// Ends the artifact; `blake3` is the hash of all its bytes.
+    /// Ends the artifact and returns its manifest; `blake3` is the hash of all its bytes.
     pub fn finish(mut self, blake3: ArtifactHash) -> Manifest {
         if !self.leaf.is_empty() {
             self.end_leaf();

@@ -1,8 +1,10 @@
-//! Leaves as they travel to someone who holds an earlier manifest: chunks known from there go by id alone.
+//! Compact leaves, for a receiver that holds an earlier manifest: an entry the receiver knows is
+//! sent as its chunk id alone.
 //!
-//! When block addresses move, nearly every leaf of an image changes by a few entries. Sending the others' 32-byte hashes
-//! again would make the manifest most of a small update. Ids stand for one hash for ever, so an id is enough; what is
-//! rebuilt is hashed and compared like any other node.
+//! When block addresses move in an image, a few entries of nearly every leaf change. Sending the
+//! 32-byte hashes of all other entries again would make the manifest the larger part of a small
+//! update. An id stands for one hash for ever, so the id is enough. The receiver hashes the rebuilt
+//! leaf and compares it, as it does with any other node (docs/decisions/0004).
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -12,25 +14,27 @@ use crate::limits::CHUNK_BYTES_MAX;
 use crate::proto::{put_varint, take_varint, unzigzag, zigzag};
 use crate::{ChunkHash, ChunkId};
 
-/// Ids are told as differences to the last id of the same kind: a run of either costs a byte a chunk.
+/// Last known and last new id written. An id is sent as the difference to the last id of the same
+/// kind, so a run of either kind costs one byte a chunk.
 #[derive(Default)]
 struct Last {
     known: u64,
     fresh: u64,
 }
 
-/// The compact form of a leaf node, for someone who can look up each id that `known` says it can; `None` when ids are so far apart
-/// that the plain form is the better one (2^60 and more).
+/// Returns the compact form of a leaf for a receiver that can look up every id for which `known` is
+/// true. Returns `None` when two ids are so far apart (2^60 and more) that the plain form is
+/// better.
 ///
 /// # Errors
-/// [`NodeError`] when `leaf` is no leaf node.
+/// [`NodeError`] when `leaf` is not a leaf.
 pub fn compact_leaf(leaf: &[u8], known: impl Fn(ChunkId) -> bool) -> Result<Option<Bytes>, NodeError> {
     let mut out = BytesMut::new();
     let mut last = Last::default();
     for entry in decode_leaf(leaf)? {
         let is_known = known(entry.id);
         let reference = if is_known { &mut last.known } else { &mut last.fresh };
-        // Both are below 2^63.
+        // Both ids are below 2^63.
         let step = zigzag(entry.id.0 as i64 - *reference as i64 - 1);
         *reference = entry.id.0;
         if step >= 1 << 61 {
@@ -45,10 +49,11 @@ pub fn compact_leaf(leaf: &[u8], known: impl Fn(ChunkId) -> bool) -> Result<Opti
     Ok(Some(out.freeze()))
 }
 
-/// The leaf node that a compact form stands for; `find` looks up what is held.
+/// Returns the leaf that a compact form stands for; `find` looks up the entries this side holds.
 ///
 /// # Errors
-/// [`NodeError`] when the form is damaged or names an id that is not held. The result's hash still has to be compared.
+/// [`NodeError`] when the form is damaged or names an id this side does not hold. The caller still
+/// has to compare the result's hash.
 pub fn expand_leaf(
     mut compact: &[u8],
     find: impl Fn(ChunkId) -> Option<(ChunkHash, u32)>,
@@ -109,7 +114,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_compacted_expands_to_the_same_bytes(
+        fn a_compacted_leaf_expands_to_the_same_bytes(
             ids in prop::collection::vec(prop_oneof![1u64..500, 1u64..i64::MAX as u64], 1..256),
             odd_known in any::<bool>(),
         ) {

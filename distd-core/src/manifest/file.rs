@@ -1,4 +1,5 @@
-//! The manifest file: root and nodes in one piece, kept beside an artifact and in the origin's object store.
+//! The manifest file: root and nodes in one piece, kept beside an artifact and in the origin's
+//! object store.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -9,26 +10,26 @@ use crate::limits::NODE_BYTES_MAX;
 /// First bytes of a manifest file.
 pub const FILE_MAGIC: &[u8; 8] = b"distdmf1";
 
-/// Why a file is no manifest file.
+/// Reason why a file is not a manifest file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FileError {
-    /// Does not begin with [`FILE_MAGIC`].
+    /// The file does not begin with [`FILE_MAGIC`].
     #[error("not a distd manifest file")]
     Magic,
-    /// Ends inside a record, or lacks nodes the root needs.
+    /// The file ends inside a record, or lacks nodes that the root needs.
     #[error("manifest file is truncated")]
     Truncated,
-    /// The root is unusable.
+    /// The root does not decode.
     #[error("manifest root is unusable")]
     Root(#[source] NodeError),
-    /// A node is unusable or does not belong.
+    /// A node does not decode, or does not belong to this manifest.
     #[error("manifest file is damaged")]
     Node(#[source] InsertError),
 }
 
 impl Manifest {
-    /// The manifest file's bytes: magic, root, then every node once, highest level first (docs/formats.md,
-    /// "Manifest file").
+    /// Returns the manifest file's bytes: magic, root, then every distinct node once, highest level
+    /// first (docs/formats.md, "Manifest file").
     pub fn to_file_bytes(&self) -> Bytes {
         let list = self.nodes_missing_from(&[]);
         let total: usize = list.iter().map(|(_, hash)| self.nodes[hash].len() + 5).sum();
@@ -45,9 +46,9 @@ impl Manifest {
         out.freeze()
     }
 
-    /// Reads a manifest file, checking every node against its parent.
+    /// Reads a manifest file and checks every node against its parent.
     ///
-    /// Nodes are slices of `bytes`, so memory is the file's length.
+    /// The nodes are slices of `bytes`, so the manifest takes as much memory as the file.
     ///
     /// # Errors
     /// [`FileError`].
@@ -139,7 +140,7 @@ mod tests {
         let old = manifest(0..70_000);
         let new = manifest((0..70_000).map(|n| if n == 35_000 { 1_000_000 } else { n }));
         let missing = new.nodes_missing_from(&[&old]);
-        // Two more can change when the chunk was, or becomes, a border.
+        // Two more nodes a level can change when the old or the new chunk is a border.
         assert!((1..=6).contains(&missing.len()), "{missing:?}");
         assert!(new.changed_since(&old).count() <= 512);
         assert!(new.changed_since(&old).any(|at| at.entry == entry(1_000_000)));

@@ -1,4 +1,5 @@
-//! The three kinds of node: one canonical encoding, one hash domain each.
+//! The three kinds of node (leaf, inner, root), with one canonical encoding and one hash domain
+//! each.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -11,15 +12,16 @@ use crate::limits::{
 };
 use crate::{ArtifactHash, ChunkHash, ChunkId, ManifestId, NodeHash};
 
-/// Format version in the root node.
+/// Format version that the root node states.
 pub(super) const FORMAT_VERSION: u8 = 1;
 
-// One context a level kind (BLAKE3 derive_key mode), so that no node can be passed off as another kind, nor as a chunk.
+// One context for each kind of node (BLAKE3 derive_key mode), so that no node can be passed off as
+// a node of another kind, or as a chunk.
 const LEAF_CONTEXT: &str = "distd 2026-11-20 manifest leaf v1";
 const INNER_CONTEXT: &str = "distd 2026-11-20 manifest inner v1";
 const ROOT_CONTEXT: &str = "distd 2026-11-20 manifest root v1";
 
-/// What an artifact is.
+/// Kind of an artifact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// One file or image.
@@ -29,7 +31,8 @@ pub enum Kind {
         /// Bytes of the listing at the head of the artifact.
         listing_bytes: u64,
     },
-    /// The patches between two manifests: their index, then their payloads, a chunk each (docs/formats.md, "Patch set").
+    /// The patches between two manifests: their index, then their payloads, one chunk each
+    /// (docs/formats.md, "Patch set").
     PatchSet {
         /// Bytes of the index at the head of the artifact.
         index_bytes: u64,
@@ -39,62 +42,63 @@ pub enum Kind {
 /// One chunk of an artifact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Ordinal of the chunk hash at the origin.
+    /// Number that the origin gave to the chunk's hash.
     pub id: ChunkId,
-    /// Identity of the content.
+    /// Hash of the chunk's raw bytes.
     pub hash: ChunkHash,
     /// Raw length in bytes, `1..=cut.max`.
     pub len: u32,
 }
 
-/// A node as its parent lists it.
+/// A child node, as its parent lists it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Child {
-    /// The node's hash, under the domain of its level.
+    /// The child's hash, in the hash domain of its level.
     pub hash: NodeHash,
-    /// Chunks below it, repeats counted.
+    /// Number of chunks below the child, repeats counted.
     pub chunks: u64,
-    /// Artifact bytes below it.
+    /// Number of artifact bytes below the child.
     pub bytes: u64,
 }
 
-/// The root node.
+/// The root node, decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Root {
-    /// What the artifact is.
+    /// Kind of the artifact.
     pub kind: Kind,
     /// Total bytes of the artifact.
     pub bytes: u64,
-    /// Chunks of the artifact, repeats counted.
+    /// Number of chunks of the artifact, repeats counted.
     pub chunks: u64,
-    /// How it was cut.
+    /// Parameters with which the artifact was cut.
     pub cut: CutParams,
     /// BLAKE3 of the whole artifact.
     pub blake3: ArtifactHash,
-    /// Levels below the root: 1 when its children are leaves, 0 when there are none.
+    /// Levels below the root: 1 when its children are leaves, 0 when it has no children.
     pub levels: u8,
     /// The children, in artifact order.
     pub children: Vec<Child>,
 }
 
-/// Why bytes are no manifest node.
+/// Reason why bytes are not a manifest node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NodeError {
-    /// Larger than any node can be.
+    /// The bytes are more than any node has.
     #[error("a manifest node has at most {NODE_BYTES_MAX} bytes, this one has {0}")]
     TooLong(usize),
-    /// Not msgpack of the expected shape, or not in canonical form.
+    /// The bytes are not msgpack of the expected shape, or not in canonical form.
     #[error("manifest node is not in canonical form")]
     Malformed,
-    /// The root is of a format this build does not read.
+    /// The root has a format version that this build does not read.
     #[error("manifest has format version {0}, this build reads version {FORMAT_VERSION}: upgrade distd")]
     Version(u8),
-    /// A count, length or level is outside its bounds.
-    #[error("manifest node has {0} out of bounds")]
+    /// A count, length or level is out of bounds.
+    #[error("manifest node has an invalid value: {0}")]
     Bounds(&'static str),
 }
 
-// The wire shapes are tuples, which rmp-serde writes as arrays: no field names, one encoding.
+// The wire shapes are tuples because rmp-serde writes tuples as arrays: without field names, in one
+// encoding.
 type WireEntry = (u64, ChunkHash, u32);
 type WireChild = (NodeHash, u64, u64);
 type WireRoot = (u8, u8, u64, u64, (u32, u32, u32), ArtifactHash, u64, u8, Vec<WireChild>);
@@ -103,7 +107,8 @@ fn encode<T: Serialize>(value: &T) -> Bytes {
     Bytes::from(rmp_serde::to_vec(value).expect("tuples of integers and byte arrays always encode"))
 }
 
-/// Decodes and re-encodes: what does not come back byte for byte was not canonical.
+/// Decodes `bytes` and encodes the value again. Bytes that differ from the second encoding were not
+/// canonical.
 fn decode<'a, T: Serialize + Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, NodeError> {
     if bytes.len() > NODE_BYTES_MAX {
         return Err(NodeError::TooLong(bytes.len()));
@@ -115,12 +120,12 @@ fn decode<'a, T: Serialize + Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Node
     Ok(value)
 }
 
-/// Hash of a leaf node's bytes.
+/// Returns the hash of a leaf's bytes.
 pub fn leaf_hash(bytes: &[u8]) -> NodeHash {
     blake3::Hasher::new_derive_key(LEAF_CONTEXT).update(bytes).finalize().into()
 }
 
-/// Hash of a node's bytes at `level` (0 is a leaf).
+/// Returns the hash of a node's bytes at `level`; level 0 is a leaf.
 pub fn node_hash(level: u8, bytes: &[u8]) -> NodeHash {
     if level == 0 {
         return leaf_hash(bytes);
@@ -128,7 +133,7 @@ pub fn node_hash(level: u8, bytes: &[u8]) -> NodeHash {
     blake3::Hasher::new_derive_key(INNER_CONTEXT).update(bytes).finalize().into()
 }
 
-/// Hash of a root node's bytes: the manifest id.
+/// Returns the hash of a root node's bytes, which is the manifest id.
 pub(super) fn root_hash(bytes: &[u8]) -> ManifestId {
     blake3::Hasher::new_derive_key(ROOT_CONTEXT).update(bytes).finalize().into()
 }
@@ -179,7 +184,7 @@ pub(super) fn decode_inner(level: u8, bytes: &[u8]) -> Result<Vec<Child>, NodeEr
     Ok(from_wire(wire))
 }
 
-/// Chunks and bytes below `children`; `None` where the sum overflows.
+/// Returns the chunks and bytes below all `children`; `None` if a sum overflows.
 pub(super) fn sum(children: &[Child]) -> Option<(u64, u64)> {
     children.iter().try_fold((0u64, 0u64), |(c, b), child| {
         Some((c.checked_add(child.chunks)?, b.checked_add(child.bytes)?))
@@ -187,7 +192,7 @@ pub(super) fn sum(children: &[Child]) -> Option<(u64, u64)> {
 }
 
 impl Root {
-    /// The canonical bytes.
+    /// Returns the canonical bytes.
     pub fn encode(&self) -> Bytes {
         let (kind, listing) = match self.kind {
             Kind::File => (0, 0),
@@ -212,9 +217,11 @@ impl Root {
     /// Decodes and checks a root node.
     ///
     /// # Errors
-    /// [`NodeError`]: not canonical, of another version, or with counts that do not add up.
+    /// [`NodeError`] when the bytes are not canonical, have another version, or state counts that
+    /// do not add up.
     pub fn decode(bytes: &[u8]) -> Result<Self, NodeError> {
-        // The version is read first and alone, so that a newer format is named and not called malformed.
+        // Read the version before the rest, so that the error for a newer format names the version
+        // instead of "malformed".
         if let [0x90..=0x9f, version, ..] = bytes
             && *version != FORMAT_VERSION
             && *version < 0x80
@@ -247,7 +254,7 @@ impl Root {
         Ok(Self { kind, bytes: total, chunks, cut, blake3, levels, children })
     }
 
-    /// The manifest id of this root.
+    /// Returns the manifest id of this root.
     pub fn id(&self) -> ManifestId {
         root_hash(&self.encode())
     }

@@ -1,4 +1,4 @@
-//! A manifest that is still being fetched: root first, then the nodes it lacks, level by level.
+//! A manifest while it is being fetched: the root first, then the missing nodes, level by level.
 
 use std::collections::BTreeMap;
 
@@ -8,40 +8,37 @@ use super::Manifest;
 use super::node::{Child, NodeError, Root, decode_inner, decode_leaf, node_hash, root_hash, sum};
 use crate::{ManifestId, NodeHash};
 
-/// Why a node cannot be part of this manifest.
+/// Reason why a node cannot be part of this manifest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InsertError {
-    /// The node's hash is not among those still missing.
-    #[error("received manifest node {0} of level {1} that nobody asked for")]
+    /// The node's hash is not among the missing ones.
+    #[error("received manifest node {0} of level {1}, which was not requested")]
     Unasked(NodeHash, u8),
     /// The node breaks a rule of the format.
     #[error("manifest node {hash} is unusable")]
     Node {
-        /// The node.
+        /// Hash of the node.
         hash: NodeHash,
-        /// What is wrong with it.
+        /// The rule that it breaks.
         #[source]
         cause: NodeError,
     },
 }
 
-/// Gathers the nodes of one manifest. Only nodes named by a verified parent are accepted, so at most the
-/// manifest's own size is ever held.
+/// Collects the nodes of one manifest. It accepts only nodes that a verified parent names, so it
+/// never holds more than the manifest's own size.
 #[derive(Debug)]
 pub struct Assembly {
     root: Root,
     root_bytes: Bytes,
     id: ManifestId,
     nodes: BTreeMap<NodeHash, Bytes>,
-    /// What the parents of the nodes not yet held say of them: level, chunks, bytes.
+    /// Claims that parents make about the missing nodes, by node hash: level, chunks, bytes.
     missing: BTreeMap<NodeHash, (u8, u64, u64)>,
 }
 
 impl Assembly {
-    /// Starts from the root node's bytes, as signed.
-    ///
-    /// # Errors
-    /// [`NodeError`] when they are no root node.
+    /// Starts from the bytes of the signed root node.
     pub fn new(root_bytes: Bytes) -> Result<Self, NodeError> {
         let root = Root::decode(&root_bytes)?;
         let id = root_hash(&root_bytes);
@@ -53,12 +50,12 @@ impl Assembly {
         Ok(assembly)
     }
 
-    /// The manifest id.
+    /// Returns the manifest id.
     pub fn id(&self) -> ManifestId {
         self.id
     }
 
-    /// The decoded root.
+    /// Returns the decoded root.
     pub fn root(&self) -> &Root {
         &self.root
     }
@@ -72,8 +69,9 @@ impl Assembly {
                 }
                 Some(_) => {}
                 None if self.nodes.contains_key(&child.hash) => {
-                    // The same node elsewhere in the tree: its own sums were checked against an equal claim or not at all,
-                    // so check this one too.
+                    // The same node also lies elsewhere in the tree. Its sums were compared there
+                    // with that parent's claim, or not compared at all, so compare them with this
+                    // claim too.
                     let bytes = self.nodes[&child.hash].clone();
                     check_sums(level, &bytes, child.chunks, child.bytes)?;
                 }
@@ -85,7 +83,7 @@ impl Assembly {
         Ok(())
     }
 
-    /// Takes every node that `held` has, without asking anyone.
+    /// Takes every missing node that `held` has, without a request.
     pub fn reuse(&mut self, held: &Manifest) {
         self.reuse_with(|hash| held.node(hash).cloned());
     }
@@ -104,7 +102,7 @@ impl Assembly {
                 return;
             }
             for (hash, level, bytes) in found {
-                // A held node that does not fit is damaged: it stays missing and is fetched.
+                // A held node that does not fit is damaged. It stays missing and is fetched.
                 if self.insert(level, bytes).is_err() {
                     refused.push(hash);
                 }
@@ -112,8 +110,8 @@ impl Assembly {
         }
     }
 
-    /// The nodes to ask for now, highest level first; empty when the manifest is complete. Call again after
-    /// inserting them: their children are known only then.
+    /// Returns the nodes to ask for now, highest level first; empty when the manifest is complete.
+    /// Call this again after inserting them: their children are only known then.
     pub fn missing(&self) -> Vec<(u8, NodeHash)> {
         let mut list: Vec<_> = self.missing.iter().map(|(hash, (level, ..))| (*level, *hash)).collect();
         list.sort_by_key(|(level, hash)| (std::cmp::Reverse(*level), *hash));
@@ -123,7 +121,7 @@ impl Assembly {
     /// Adds one node.
     ///
     /// # Errors
-    /// [`InsertError`]: unasked for, or breaking the format. Nothing changes then.
+    /// [`InsertError`] when the node is not missing or breaks the format. Nothing changes then.
     pub fn insert(&mut self, level: u8, bytes: Bytes) -> Result<NodeHash, InsertError> {
         let hash = node_hash(level, &bytes);
         let Some(&(expected_level, chunks, total)) = self.missing.get(&hash) else {
@@ -153,7 +151,7 @@ impl Assembly {
         Ok(hash)
     }
 
-    /// The manifest, once nothing is missing; otherwise the assembly back.
+    /// Returns the manifest if no node is missing, and the assembly itself otherwise.
     pub fn finish(self) -> Result<Manifest, Box<Self>> {
         if !self.missing.is_empty() {
             return Err(Box::new(self));
@@ -162,7 +160,8 @@ impl Assembly {
     }
 }
 
-/// Checks that what is below a node is what its parent says, and returns its children (none for a leaf).
+/// Checks that the chunks and bytes below a node are the ones its parent states, and returns the
+/// node's children (none for a leaf).
 fn check_sums(level: u8, bytes: &[u8], chunks: u64, total: u64) -> Result<Vec<Child>, NodeError> {
     let (children, sums) = if level == 0 {
         let entries = decode_leaf(bytes)?;

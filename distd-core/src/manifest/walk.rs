@@ -1,4 +1,4 @@
-//! Walking manifests: every chunk, or only what another manifest lacks.
+//! Walks over manifests: every chunk, or only the chunks another manifest lacks.
 
 use std::collections::BTreeSet;
 
@@ -6,16 +6,16 @@ use super::Manifest;
 use super::node::{Child, Entry, decode_inner, decode_leaf};
 use crate::NodeHash;
 
-/// One chunk and where it lies in the artifact.
+/// One chunk and its place in the artifact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChunkAt {
     /// Byte offset in the artifact.
     pub offset: u64,
-    /// The chunk.
+    /// Id, hash and length of the chunk.
     pub entry: Entry,
 }
 
-/// Depth-first walk that holds one node a level.
+/// Depth-first walk that holds one node of each level.
 #[derive(Debug)]
 struct Walk<'a> {
     manifest: &'a Manifest,
@@ -81,7 +81,8 @@ impl Iterator for Entries<'_> {
     }
 }
 
-/// The chunks of subtrees that another manifest lacks ([`Manifest::changed_since`]).
+/// The chunks of subtrees that another manifest lacks ([`Manifest::changed_since`]), in artifact
+/// order.
 #[derive(Debug)]
 pub struct Changed<'a> {
     walk: Walk<'a>,

@@ -1,41 +1,41 @@
-//! One request stream, sans-io: REQUEST in, DATA out, DONT_HAVE for the rest.
+//! State of one request stream, sans-io: REQUEST frames in, DATA out, DONT_HAVE for the rest.
 
 use super::Frame;
 use super::frame::{Choke, Data, DontHave, Ranges};
 use crate::limits::REQUEST_CHUNKS_MAX;
 use crate::ranges::ChunkRanges;
 
-/// What the asker learns from a frame of the answer.
+/// Content of one frame of the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BatchEvent {
-    /// One of the chunks asked for; not yet verified.
+    /// One of the requested chunks, not verified yet.
     Data(Data),
-    /// These will not come.
+    /// Requested chunks that will not come.
     DontHave(DontHave),
-    /// None will come now.
+    /// The peer answers none of the open chunks now.
     Choked(Choke),
-    /// A frame of unknown type, to be counted.
+    /// A frame of unknown type, which the caller counts.
     Unknown,
 }
 
 /// A breach of the protocol on a request stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {
-    /// A chunk came that was not asked for, or came twice.
+    /// The peer sent a chunk that was not requested, or sent a chunk twice.
     #[error("peer sent chunk {0}, which was not asked for on this stream")]
     Unasked(u64),
-    /// A frame that does not belong here.
+    /// The peer sent a frame that belongs on another kind of stream.
     #[error("peer sent a frame that does not belong in a batch")]
     Misplaced,
-    /// The stream ended before every chunk was answered for.
+    /// The stream ended with this many chunks unanswered.
     #[error("peer ended the batch with {0} chunks unanswered")]
     Unanswered(u64),
-    /// A request for nothing, or for more than one batch may carry.
+    /// A request for no chunk, or for more chunks than a batch may have.
     #[error("a batch asks for 1 to {REQUEST_CHUNKS_MAX} chunks, this one for {0}")]
     Size(u64),
 }
 
-/// The asking side.
+/// The asker's side of a batch.
 #[derive(Debug)]
 pub struct BatchAsk {
     open: ChunkRanges,
@@ -43,10 +43,10 @@ pub struct BatchAsk {
 }
 
 impl BatchAsk {
-    /// A batch for `wanted`, and the frames that ask for it.
+    /// Starts a batch for `wanted` and returns the frames that request it.
     ///
     /// # Errors
-    /// [`BatchError::Size`].
+    /// [`BatchError::Size`] if `wanted` is empty or too large.
     pub fn new(wanted: ChunkRanges) -> Result<(Self, Vec<Frame>), BatchError> {
         if wanted.is_empty() || wanted.len() > REQUEST_CHUNKS_MAX {
             return Err(BatchError::Size(wanted.len()));
@@ -58,7 +58,7 @@ impl BatchAsk {
     /// Takes the next frame of the answer.
     ///
     /// # Errors
-    /// [`BatchError`]: the peer cannot be trusted with this batch any more.
+    /// [`BatchError`]. The peer cannot be trusted with this batch any more.
     pub fn handle_frame(&mut self, frame: Frame) -> Result<BatchEvent, BatchError> {
         match frame {
             Frame::Data(data) => {
@@ -84,7 +84,7 @@ impl BatchAsk {
         }
     }
 
-    /// The stream ended.
+    /// Ends the batch: the peer ended its side of the stream.
     ///
     /// # Errors
     /// [`BatchError::Unanswered`] when chunks are open and the peer did not choke.
@@ -95,13 +95,13 @@ impl BatchAsk {
         Err(BatchError::Unanswered(self.open.len()))
     }
 
-    /// Chunks not answered for yet.
+    /// Returns the chunks not answered yet.
     pub fn open(&self) -> &ChunkRanges {
         &self.open
     }
 }
 
-/// The answering side: gathers the REQUEST frames of one stream.
+/// The answerer's side of a batch: collects the REQUEST frames of one stream.
 #[derive(Debug, Default)]
 pub struct BatchAnswer {
     wanted: ChunkRanges,
@@ -126,10 +126,10 @@ impl BatchAnswer {
         }
     }
 
-    /// All requests are in: what to answer.
+    /// Returns the requested chunks, once all REQUEST frames are in.
     ///
     /// # Errors
-    /// [`BatchError::Size`] when nothing was asked for.
+    /// [`BatchError::Size`] if no chunk was requested.
     pub fn finish(self) -> Result<ChunkRanges, BatchError> {
         if self.wanted.is_empty() {
             return Err(BatchError::Size(0));

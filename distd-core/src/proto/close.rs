@@ -1,36 +1,38 @@
-//! Codes that travel in RESET_STREAM, STOP_SENDING and CONNECTION_CLOSE (docs/protocol.md, "Close codes").
+//! Codes that travel in RESET_STREAM, STOP_SENDING and CONNECTION_CLOSE (docs/protocol.md, "Close
+//! codes").
 
 use std::fmt;
 
-/// Why a stream or connection was ended. Never renumbered; unknown codes read as [`CloseCode::Unknown`].
+/// Reason why a stream or connection ended. Numbers never change; unknown codes read as
+/// [`CloseCode::Unknown`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseCode {
-    /// Done, nothing wrong.
+    /// The work is done and nothing is wrong.
     Done,
     /// The peer broke the protocol.
     Protocol,
-    /// The manifest is not known here.
+    /// The sender does not know the manifest.
     NoManifest,
     /// The peer's certificate does not allow this.
     Unauthorised,
     /// A chunk or node did not match its hash.
     IntegrityFailed,
-    /// No version in common.
+    /// The two sides have no version in common.
     Version,
-    /// Too busy; try later or elsewhere.
+    /// The sender is too busy; try later or elsewhere.
     Busy,
-    /// No progress for too long.
+    /// The peer made no progress for too long.
     Stalled,
-    /// The other side withdrew the request (RFC 7574 CANCEL).
+    /// The sender withdrew its request (RFC 7574 CANCEL).
     Cancelled,
-    /// This side failed.
+    /// The sender failed.
     Internal,
     /// A code of a later version.
     Unknown(u64),
 }
 
 impl CloseCode {
-    /// The number on the wire.
+    /// Returns the number on the wire.
     pub fn code(self) -> u64 {
         match self {
             Self::Done => 0,
@@ -47,7 +49,7 @@ impl CloseCode {
         }
     }
 
-    /// Reads a number from the wire.
+    /// Returns the code with this number.
     pub fn from_code(code: u64) -> Self {
         match code {
             0 => Self::Done,
@@ -70,14 +72,14 @@ impl fmt::Display for CloseCode {
         f.write_str(match self {
             Self::Done => "done",
             Self::Protocol => "protocol error",
-            Self::NoManifest => "manifest unknown there",
+            Self::NoManifest => "manifest not known",
             Self::Unauthorised => "not authorised",
-            Self::IntegrityFailed => "wrong bytes",
+            Self::IntegrityFailed => "bytes did not match their hash",
             Self::Version => "no version in common",
             Self::Busy => "busy",
             Self::Stalled => "no progress",
             Self::Cancelled => "cancelled",
-            Self::Internal => "failed there",
+            Self::Internal => "internal error",
             Self::Unknown(code) => return write!(f, "close code {code}"),
         })
     }

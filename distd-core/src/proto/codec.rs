@@ -9,7 +9,8 @@ use super::frame::{
 use super::varint::{put_varint, take_varint};
 use crate::limits::FRAME_BODY_MAX;
 
-/// Message types: RFC 7574 §8.2's where it has one, from 128 up our own (docs/protocol.md, "Frames").
+/// Message types: the RFC 7574 §8.2 number where the message is in the RFC, private numbers from
+/// 128 up (docs/protocol.md, "Frames").
 pub(super) mod types {
     pub(in crate::proto) const HANDSHAKE: u8 = 0;
     pub(in crate::proto) const DATA: u8 = 1;
@@ -36,71 +37,72 @@ pub(super) mod types {
 /// One message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// First on every control stream, each way.
+    /// First frame on every control stream, in each direction.
     Handshake(Handshake),
     /// One chunk.
     Data(Data),
-    /// The sender holds and has verified these chunks.
+    /// Chunks the sender holds and has verified.
     Have(Ranges),
     /// One manifest node.
     Integrity(Node),
-    /// Tell me of my neighbours, now and as they change.
+    /// Request for neighbours, now and as further ones come.
     PexRequest,
-    /// Send these chunks.
+    /// Request for chunks.
     Request(Ranges),
-    /// These chunks are no longer wanted.
+    /// Chunks the sender no longer wants.
     Cancel(Ranges),
-    /// Requests will not be answered for a while.
+    /// The sender answers no requests for a while.
     Choke(Choke),
-    /// New requests will be answered.
+    /// The sender answers new requests.
     Unchoke,
-    /// Where the sender listens, or where its neighbours do.
+    /// Addresses where the sender, or neighbours of the receiver, listen.
     PeerRecords(PeerRecords),
-    /// These requested chunks will not come.
+    /// Requested chunks that will not come.
     DontHave(DontHave),
-    /// Send the nodes that I lack.
+    /// Request for manifest nodes that the sender lacks.
     NodeRequest(NodeRequest),
-    /// All nodes that will come have come.
+    /// End of the answer to a NODE_REQUEST.
     NodesEnd(NodesEnd),
     /// A question for TUF metadata.
     MetadataRequest(MetadataRequest),
-    /// A piece of its answer.
+    /// A piece of the answer to a METADATA_REQUEST.
     Metadata(Metadata),
     /// Enrolment or renewal request.
     Enroll(EnrollBody),
-    /// Its answer.
+    /// Answer to an ENROLL.
     Enrolled(EnrollBody),
-    /// What would these chunks cost?
+    /// Request for the cost of chunks.
     CostRequest(Ranges),
-    /// So much.
+    /// Answer to a COST_REQUEST.
     Cost(Cost),
-    /// I take nothing of these nodes any more.
+    /// Nodes the sender shuns and asks the receiver not to use.
     Shun(Shun),
-    /// A type this build does not know: counted and ignored (RFC 7574 §9.1 leaves room for extensions).
+    /// A frame of a type this build does not know. It is counted and ignored (RFC 7574 §9.1 leaves
+    /// room for extensions).
     Unknown {
-        /// The type.
+        /// Type number of the frame.
         frame_type: u8,
-        /// Length of its body.
+        /// Length of the frame's body in bytes.
         len: usize,
     },
 }
 
-/// Why bytes are no frame. The stream cannot be read on after it.
+/// Reason why bytes are not a frame. Nothing after them in the stream can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// The stated length is above the limit; nothing was allocated.
+    /// The stated length is above the limit. Nothing was allocated.
     #[error("frame of {0} bytes is above the limit of {FRAME_BODY_MAX}")]
     TooLong(u64),
     /// The body ends too soon or has bytes left over.
     #[error("{0} frame has a body of the wrong length")]
     Length(&'static str),
-    /// A field has a value it cannot have.
+    /// A field has an invalid value.
     #[error("{0} frame has a bad {1}")]
     Field(&'static str, &'static str),
 }
 
 impl Frame {
-    /// Appends the frame's bytes in as many pieces as are there; a chunk's are not copied.
+    /// Appends the frame's bytes to `out`, in pieces; the bytes of a chunk are not copied.
     pub fn encode_pieces(&self, out: &mut Vec<Bytes>) {
         match self {
             Self::Data(data) => out.extend([data.encode_head(), data.bytes.clone()]),
@@ -108,7 +110,7 @@ impl Frame {
         }
     }
 
-    /// The frame's bytes.
+    /// Returns the frame's bytes.
     pub fn encode(&self) -> Bytes {
         let mut body = BytesMut::new();
         let frame_type = match self {
@@ -228,9 +230,9 @@ pub(super) fn put_header(out: &mut impl BufMut, frame_type: u8, body_len: usize)
     put_varint(out, body_len as u64);
 }
 
-/// Cuts a byte stream into frames, whatever pieces it arrives in.
+/// Splits a byte stream into frames, whatever pieces it arrives in.
 ///
-/// Holds at most one frame and what came in the same piece behind it.
+/// It holds at most one frame, and the bytes that came behind it in the same piece.
 #[derive(Debug, Default)]
 pub struct FrameDecoder {
     buffer: BytesMut,
@@ -242,16 +244,18 @@ impl FrameDecoder {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The same with room made once: growing piece by piece copies what is there each time.
+    /// Adds several pieces and makes room for them once. Growing piece by piece would copy the
+    /// buffered bytes each time.
     pub fn push_all(&mut self, pieces: &[Bytes]) {
         self.buffer.reserve(pieces.iter().map(Bytes::len).sum());
         pieces.iter().for_each(|piece| self.push(piece));
     }
 
-    /// The next complete frame; `Ok(None)` when more bytes are needed. Call until it says so.
+    /// Returns the next complete frame; `Ok(None)` when more bytes are needed. Call it until it
+    /// returns `Ok(None)`.
     ///
     /// # Errors
-    /// [`DecodeError`]; the stream is then of no further use.
+    /// [`DecodeError`]. The stream is of no further use then.
     pub fn poll(&mut self) -> Result<Option<Frame>, DecodeError> {
         let mut rest = &self.buffer[..];
         let Some((&frame_type, tail)) = rest.split_first() else { return Ok(None) };
@@ -271,7 +275,8 @@ impl FrameDecoder {
         Frame::decode(frame_type, body).map(Some)
     }
 
-    /// Bytes received that are not yet a frame: not zero at the end of a stream means it was cut off.
+    /// Returns the number of received bytes that are not a frame yet. A number above zero at the
+    /// end of a stream means that the stream was cut off.
     pub fn pending(&self) -> usize {
         self.buffer.len()
     }

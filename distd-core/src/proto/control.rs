@@ -1,7 +1,7 @@
 //! One side of one swarm's control stream, sans-io.
 //!
-//! Feed every frame of the stream to [`Control::handle_frame`]; send what [`Control::poll_transmit`] returns until it
-//! returns `None`, again after each call that changes something.
+//! Pass every frame of the stream to [`Control::handle_frame`]. After each call that changes
+//! something, send the frames that [`Control::poll_transmit`] returns until it returns `None`.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -13,16 +13,16 @@ use crate::limits::SHUN_NODES_MAX;
 use crate::ranges::ChunkRanges;
 use crate::{ManifestId, NodeId};
 
-/// Most disjoint HAVE ranges kept of a peer. Beyond it further ones are dropped: the peer is asked less than it could
-/// be, nothing else.
+/// Most disjoint HAVE ranges kept of a peer. Further ranges are dropped, and the peer is asked for
+/// less than it has.
 const HAVE_RANGES_MAX: usize = 1024;
 
-/// Which side opened the stream.
+/// Side of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// Opened the stream: speaks first.
+    /// Opened the stream and speaks first.
     Opener,
-    /// Answers.
+    /// Accepted the stream and speaks second.
     Answerer,
 }
 
@@ -41,21 +41,21 @@ pub enum ControlError {
     /// HANDSHAKE came twice.
     #[error("peer sent a second handshake")]
     SecondHandshake,
-    /// The peer answers for another swarm.
-    #[error("peer answered for manifest {0}")]
+    /// The peer's handshake names another swarm.
+    #[error("peer sent a handshake for another manifest, {0}")]
     OtherSwarm(ManifestId),
-    /// No version in common.
+    /// The two sides have no version in common: the peer's lowest and highest version.
     #[error(
         "peer speaks versions {0} to {1} of the protocol, this build version {PROTOCOL_VERSION}: upgrade the older side"
     )]
     Version(u8, u8),
-    /// A frame that belongs on another kind of stream.
+    /// The peer sent a frame that belongs on another kind of stream.
     #[error("peer sent a frame that does not belong on a control stream")]
     Misplaced,
 }
 
 impl ControlError {
-    /// The code to end the stream with.
+    /// Returns the code to end the stream with.
     pub fn close_code(&self) -> CloseCode {
         match self {
             Self::Version(..) => CloseCode::Version,
@@ -64,26 +64,27 @@ impl ControlError {
     }
 }
 
-/// What a frame changed.
+/// Effect of a received frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ControlEvent {
     /// The handshake is complete.
     Open(Handshake),
     /// The peer announced chunks.
     Have(ChunkRanges),
-    /// The peer will not answer requests until then.
+    /// The peer will not answer requests before the CHOKE's retry-after is over.
     Choked(Choke),
     /// The peer answers new requests.
     Unchoked,
-    /// The peer wants to know its neighbours.
+    /// The peer asks for its neighbours.
     PeersWanted,
-    /// Where the peer listens, or its neighbours do; not yet verified.
+    /// Peer records of the sender or of neighbours. They are not verified yet.
     Peers(Vec<PeerRecord>),
-    /// The peer takes nothing of these nodes any more, nor of those it named before: all it named, by its word alone.
+    /// All nodes the peer shuns: the ones it has just named and the ones it named before. The peer
+    /// gives no proof.
     Shuns(BTreeSet<NodeId>),
 }
 
-/// State of one side.
+/// State of one side of the stream.
 #[derive(Debug)]
 pub struct Control {
     side: Side,
@@ -91,17 +92,17 @@ pub struct Control {
     state: State,
     out: VecDeque<Frame>,
     remote_have: ChunkRanges,
-    /// Announced to the peer already: never announced twice.
+    /// Chunks already announced to the peer. They are never announced again.
     announced: ChunkRanges,
     choked_for: Option<Duration>,
-    /// Whom this side told the peer it shuns, and whom the peer shuns by its word.
+    /// Nodes this side told the peer it shuns, and nodes the peer says it shuns.
     shun_told: BTreeSet<NodeId>,
     remote_shuns: BTreeSet<NodeId>,
     unknown_frames: u64,
 }
 
 impl Control {
-    /// Starts one side with the handshake it sends.
+    /// Starts one side. `handshake` is the first frame this side sends.
     pub fn new(side: Side, handshake: Handshake) -> Self {
         Self {
             side,
@@ -120,7 +121,7 @@ impl Control {
     /// Takes the next frame of the stream.
     ///
     /// # Errors
-    /// [`ControlError`]: end the stream with its code.
+    /// [`ControlError`]. The caller ends the stream with [`ControlError::close_code`].
     pub fn handle_frame(&mut self, frame: Frame) -> Result<Option<ControlEvent>, ControlError> {
         match (self.state, frame) {
             (_, Frame::Unknown { .. }) => {
@@ -166,25 +167,28 @@ impl Control {
                 }
                 Ok(Some(ControlEvent::Shuns(self.remote_shuns.clone())))
             }
-            // A request stream is withdrawn by STOP_SENDING; CANCEL here is for what was never sent, so for us nothing.
+            // An asker withdraws a batch with STOP_SENDING. CANCEL concerns only chunks of no open
+            // batch, for which this side keeps no state.
             (State::Open, Frame::Cancel(_)) => Ok(None),
             (State::Open, _) => Err(ControlError::Misplaced),
         }
     }
 
-    /// Announces what this side holds and has verified; what was announced before is left out.
+    /// Announces chunks this side holds and has verified. Chunks announced before are left out.
     pub fn announce(&mut self, held: &ChunkRanges) {
         let fresh = held.difference(&self.announced);
         self.out.extend(Ranges::split(&fresh).map(Frame::Have));
         self.announced.extend(&fresh);
     }
 
-    /// Tells the peer where this side, or a neighbour of the peer, listens; at most `PEX_RECORDS_MAX` records.
+    /// Sends peer records: this side's own, or those of the peer's neighbours. At most
+    /// `PEX_RECORDS_MAX`.
     pub fn send_peers(&mut self, records: Vec<PeerRecord>) {
         self.out.push_back(Frame::PeerRecords(PeerRecords(records)));
     }
 
-    /// Tells the peer whom this side takes nothing of; who was named before is left out, and who comes after `SHUN_NODES_MAX` too.
+    /// Tells the peer which nodes this side shuns. Nodes named before are left out, and so are
+    /// nodes beyond `SHUN_NODES_MAX` in all.
     pub fn shun<'n>(&mut self, nodes: impl IntoIterator<Item = &'n NodeId>) {
         let room = SHUN_NODES_MAX - self.shun_told.len();
         let fresh = nodes.into_iter().filter(|node| !self.shun_told.contains(node)).take(room);
@@ -195,23 +199,23 @@ impl Control {
         }
     }
 
-    /// Asks for neighbours, now and as they change.
+    /// Asks the peer for neighbours now, and for further ones as they come.
     pub fn want_peers(&mut self) {
         self.out.push_back(Frame::PexRequest);
     }
 
-    /// Tells the peer not to ask for a while.
+    /// Tells the peer to send no requests for a while.
     pub fn choke(&mut self, choke: Choke) {
         self.out.push_back(Frame::Choke(choke));
     }
 
-    /// Tells the peer it may ask again.
+    /// Tells the peer that it may send requests again.
     pub fn unchoke(&mut self) {
         self.out.push_back(Frame::Unchoke);
     }
 
-    /// The next frame to send. The answerer says nothing before it has heard the opener's handshake
-    /// (RFC 7574 §8.4: no answer to a handshake that does not fit).
+    /// Returns the next frame to send. The answerer says nothing before it has received the
+    /// opener's handshake (RFC 7574 §8.4: no answer to a handshake that does not fit).
     pub fn poll_transmit(&mut self) -> Option<Frame> {
         if self.side == Side::Answerer && self.state == State::AwaitHandshake {
             return None;
@@ -219,17 +223,17 @@ impl Control {
         self.out.pop_front()
     }
 
-    /// Chunks the peer announced.
+    /// Returns the chunks the peer announced.
     pub fn remote_have(&self) -> &ChunkRanges {
         &self.remote_have
     }
 
-    /// How long the peer asked not to be asked, while it does.
+    /// Returns the retry-after of the peer's last CHOKE, until the peer sends UNCHOKE.
     pub fn choked_for(&self) -> Option<Duration> {
         self.choked_for
     }
 
-    /// Frames of unknown type seen so far.
+    /// Returns the number of frames of unknown type received so far.
     pub fn unknown_frames(&self) -> u64 {
         self.unknown_frames
     }
@@ -303,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_shunned_is_told_once_and_no_more_of_them_than_is_bearable() {
+    fn each_shunned_node_is_sent_once_and_never_more_than_the_limit() {
         let (mut opener, mut answerer) = (control(Side::Opener), control(Side::Answerer));
         answerer.handle_frame(opener.poll_transmit().expect("handshake")).expect("fits");
         let nodes: Vec<_> = (0..SHUN_NODES_MAX as u8 + 9).map(|n| NodeId([n; 16])).collect();
@@ -321,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_announced_is_not_announced_again() {
+    fn announced_chunks_are_not_announced_again() {
         let mut control = control(Side::Opener);
         control.poll_transmit();
         let mut held: ChunkRanges = [ChunkId(1)..=ChunkId(5)].into_iter().collect();

@@ -1,8 +1,8 @@
-//! The first bytes of every stream: what it is for, and of which swarm.
+//! First bytes of every stream: its purpose and its swarm.
 
 use super::varint::{put_varint, take_varint};
 
-/// What a bidirectional stream carries. The opener writes it first (docs/protocol.md, "Streams").
+/// Purpose of a bidirectional stream. The opener writes it first (docs/protocol.md, "Streams").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamKind {
     /// Control stream of a swarm: HANDSHAKE first, open as long as the swarm is of interest.
@@ -12,7 +12,7 @@ pub enum StreamKind {
         /// QUIC stream id of the control stream.
         control: u64,
     },
-    /// Manifest nodes of that swarm.
+    /// Manifest nodes of the swarm whose control stream has this QUIC stream id.
     Nodes {
         /// QUIC stream id of the control stream.
         control: u64,
@@ -27,7 +27,7 @@ pub enum StreamKind {
 pub const STREAM_HEADER_MAX: usize = 9;
 
 impl StreamKind {
-    /// The header's bytes.
+    /// Returns the header's bytes.
     pub fn encode(self) -> Vec<u8> {
         let mut out = Vec::with_capacity(STREAM_HEADER_MAX);
         match self {
@@ -46,10 +46,10 @@ impl StreamKind {
         out
     }
 
-    /// Takes a header from the front of `input`: `Ok(None)` while it is not all there.
+    /// Takes a header from the front of `input`; `Ok(None)` while it is incomplete.
     ///
     /// # Errors
-    /// The kind's number, when this build does not know it.
+    /// The number of the kind, when this build does not know it.
     pub fn take(input: &mut &[u8]) -> Result<Option<Self>, u8> {
         let mut rest = *input;
         let Some((&kind, tail)) = rest.split_first() else { return Ok(None) };

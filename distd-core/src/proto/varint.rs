@@ -8,7 +8,7 @@ const MAX: u64 = (1 << 62) - 1;
 /// Appends `value` in the fewest bytes.
 ///
 /// # Panics
-/// Above 2^62 - 1; callers encode lengths and stream ids, which are far below.
+/// If `value` is above 2^62 - 1. Callers encode lengths and stream ids, which are far below.
 pub fn put_varint(out: &mut impl BufMut, value: u64) {
     assert!(value <= MAX, "a varint holds 62 bits");
     match value {
@@ -19,7 +19,8 @@ pub fn put_varint(out: &mut impl BufMut, value: u64) {
     }
 }
 
-/// Takes a varint from the front of `input`; `None`, with nothing taken, when it is not all there.
+/// Takes a varint from the front of `input`; `None`, with nothing taken, if the varint is
+/// incomplete.
 pub fn take_varint(input: &mut &[u8]) -> Option<u64> {
     let first = *input.first()?;
     let len = 1usize << (first >> 6);
@@ -31,12 +32,12 @@ pub fn take_varint(input: &mut &[u8]) -> Option<u64> {
     Some((&padded[..]).get_u64() & (u64::MAX >> (64 - bits)))
 }
 
-/// A number of either sign as one without: small ones stay small.
+/// Maps a signed number to an unsigned one, so that small absolute values stay small.
 pub(crate) fn zigzag(n: i64) -> u64 {
     ((n << 1) ^ (n >> 63)) as u64
 }
 
-/// What [`zigzag`] was given.
+/// Returns the number that was passed to [`zigzag`].
 pub(crate) fn unzigzag(n: u64) -> i64 {
     (n >> 1) as i64 ^ -((n & 1) as i64)
 }

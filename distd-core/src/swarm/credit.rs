@@ -1,14 +1,15 @@
-//! [`FetchCredit`]: what one node may make another fetch in vain.
+//! [`FetchCredit`]: a bound on bytes that one node makes another node fetch in vain.
 
 use std::time::Duration;
 
 use crate::time::Timestamp;
 
-/// Bytes that were fetched on a node's behalf and not taken by it: at most `max` at once, and `max` more an
-/// hour. What is on its way when the last is spent still comes.
+/// Credit for bytes that are fetched on a node's behalf and that the node does not take: `max` at
+/// once, and `max` more an hour. Chunks that are on their way when the credit is spent still
+/// arrive.
 ///
-/// A node that takes what it asks for never runs out, for what is sent to it is given back. One that asks and
-/// leaves has made a relay fetch some `max` bytes, and then waits.
+/// A node that takes the chunks it asks for never runs out, because sent bytes are given back. A
+/// node that asks and leaves makes a relay fetch about `max` bytes, and then has to wait.
 #[derive(Debug)]
 pub struct FetchCredit {
     max: u64,
@@ -16,22 +17,22 @@ pub struct FetchCredit {
     at: Timestamp,
 }
 
-/// Time in which a spent credit fills by itself.
+/// Time in which a spent credit refills by itself.
 const FILL: Duration = Duration::from_secs(3600);
 
 impl FetchCredit {
-    /// A full credit of `max` bytes at `now`.
+    /// Returns a full credit of `max` bytes at `now`.
     pub fn new(max: u64, now: Timestamp) -> Self {
         Self { max, left: max, at: now }
     }
 
-    /// Whether nothing is left at `now`.
+    /// Whether no credit is left at `now`.
     pub fn is_spent(&mut self, now: Timestamp) -> bool {
         if now.since(self.at) >= FILL {
             (self.left, self.at) = (self.max, now);
         } else if self.max > 0 {
             let filled = u128::from(self.max) * now.since(self.at).as_micros() / FILL.as_micros();
-            // The part of a byte that is left goes on to count.
+            // Keep the time of the remaining fraction of a byte.
             let used = filled * FILL.as_micros() / u128::from(self.max);
             self.at = self.at + Duration::from_micros(u64::try_from(used).unwrap_or(u64::MAX));
             self.give_back(u64::try_from(filled).unwrap_or(u64::MAX));
@@ -39,14 +40,14 @@ impl FetchCredit {
         self.left == 0
     }
 
-    /// So many bytes were fetched at `now` and nobody took them.
+    /// `bytes` bytes were fetched at `now` and the node did not take them.
     pub fn charge(&mut self, now: Timestamp, bytes: u64) {
-        // What has filled up until now counts first.
+        // Add the refill up to `now` first.
         self.is_spent(now);
         self.left = self.left.saturating_sub(bytes);
     }
 
-    /// So many bytes were sent to the node.
+    /// `bytes` bytes were sent to the node.
     pub fn give_back(&mut self, bytes: u64) {
         self.left = self.left.saturating_add(bytes).min(self.max);
     }
@@ -57,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wasted_comes_back_by_sending_or_with_time() {
+    fn spent_credit_comes_back_by_sending_or_with_time() {
         let at = |seconds: u64| Timestamp(seconds * 1_000_000);
         let mut credit = FetchCredit::new(1000, at(0));
         credit.charge(at(0), 999);

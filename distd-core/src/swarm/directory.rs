@@ -1,7 +1,7 @@
-//! [`Directory`]: which nodes of which site listen where, and what they hold.
+//! [`Directory`]: nodes of each site, their addresses and the chunks they hold.
 //!
-//! Pure: records come verified, and a caller's clock says what has expired. Kept by every node that answers: by a parent for
-//! its children, by a device for the neighbours it has heard of.
+//! Pure: callers pass verified records and the time. Every node that answers keeps a directory: a
+//! parent for its children, a device for the neighbours advertised to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,10 +11,11 @@ use crate::proto::frame::PeerRecord;
 use crate::ranges::ChunkRanges;
 use crate::{ManifestId, NodeId};
 
-/// Most disjoint ranges remembered of what a node holds; beyond it the node ranks lower than it could, nothing else.
+/// Most disjoint ranges remembered of the chunks a node holds. A node with more ranks lower than it
+/// could; nothing else changes.
 const HELD_RANGES_MAX: usize = 1024;
 
-/// One group of nodes that may exchange laterally, by a name the caller gives.
+/// Name of one site, chosen by the caller. Nodes of a site may exchange chunks with each other.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SiteKey(pub String);
 
@@ -22,13 +23,14 @@ pub struct SiteKey(pub String);
 struct Entry {
     record: PeerRecord,
     held: ChunkRanges,
-    /// Swarms the node is in now, with how often it opened each.
+    /// Swarms the node is in now, each with the number of times the node opened it.
     swarms: BTreeMap<ManifestId, u32>,
-    /// Unix seconds.
+    /// Time of the node's last record, unix seconds.
     heard: u64,
 }
 
-/// A node is here with each of its processes: an agent and a pull of one device listen at two places.
+/// Node id, and whether the process is resident. The agent and a pull of one device listen at two
+/// addresses and have one entry each.
 type Key = (NodeId, bool);
 
 #[derive(Debug, Default)]
@@ -38,27 +40,27 @@ struct Site {
     heard: u64,
 }
 
-/// Bounded: `DIRECTORY_SITES_MAX` sites of `DIRECTORY_NODES_MAX` nodes.
+/// All sites. Bounded: `DIRECTORY_SITES_MAX` sites of `DIRECTORY_NODES_MAX` nodes.
 #[derive(Debug, Default)]
 pub struct Directory {
     sites: BTreeMap<SiteKey, Site>,
     nothing_said: Shuns,
 }
 
-/// What a node that asks for neighbours is and wants.
+/// A node that asks for neighbours, and its swarm.
 #[derive(Clone, Copy, Debug)]
 pub struct Asker<'a> {
-    /// Who asks: not told of itself.
+    /// The asking node. It is not advertised to itself.
     pub node: NodeId,
-    /// The swarm.
+    /// Id of the swarm's manifest.
     pub manifest: ManifestId,
-    /// The chunks of that swarm.
+    /// Chunks of the swarm.
     pub chunks: &'a ChunkRanges,
 }
 
 impl Directory {
-    /// Takes a record whose signatures and addresses the caller has verified, at `now` (unix seconds). False for one that is
-    /// older than what is known, or expired.
+    /// Takes a record at `now` (unix seconds). The caller has verified its signatures and
+    /// addresses. Returns false if the record has expired or is not newer than the known one.
     pub fn handle_record(&mut self, now: u64, site: &SiteKey, node: NodeId, record: PeerRecord) -> bool {
         if record.expires <= now {
             return false;
@@ -111,19 +113,20 @@ impl Directory {
         }
     }
 
-    /// A node says at `now` (unix seconds) whom it takes nothing of: all of them.
+    /// A node says at `now` (unix seconds) which nodes it shuns; `whom` has all of them.
     pub fn handle_shuns(&mut self, now: u64, site: &SiteKey, node: NodeId, whom: BTreeSet<NodeId>) {
         if let Some(group) = self.sites.get_mut(site) {
             group.shuns.handle_shuns(now, node, whom);
         }
     }
 
-    /// What the nodes of a site say of each other.
+    /// Returns the shuns of a site's nodes.
     pub fn shuns(&self, site: &SiteKey) -> &Shuns {
         self.sites.get(site).map_or(&self.nothing_said, |group| &group.shuns)
     }
 
-    /// A node left a swarm. One that does not go on listening is forgotten with its last swarm; true then.
+    /// A node left a swarm. A node that is not resident is forgotten with its last swarm; returns
+    /// true then.
     pub fn handle_left(
         &mut self,
         site: &SiteKey,
@@ -150,9 +153,12 @@ impl Directory {
         gone
     }
 
-    /// Who may help `asker`, at most `PEX_RECORDS_MAX`, and nobody whom it shuns. Half of them the best: those whom not several shun, of them
-    /// those in `first` (they fetch for the site), then who holds half of the swarm's chunks, some, or is in the swarm. Half those that are in
-    /// the swarm. Ties fall differently for each asker, so that not all go to one.
+    /// Returns the neighbours to advertise to `asker`: at most `PEX_RECORDS_MAX`, and none that the
+    /// asker shuns. The first half are the best of them, in this order: nodes in `first` (they
+    /// fetch for the site), then nodes that hold half of the swarm's chunks, some, or none but are
+    /// in the swarm. Nodes that several others shun come after all of these. The second half are
+    /// nodes in the swarm. Ties fall differently for each asker, so that not all askers go to one
+    /// node.
     pub fn ranked(
         &self,
         now: u64,
@@ -184,8 +190,9 @@ impl Directory {
             .filter(|(helps, ..)| *helps)
             .collect();
         found.sort_by_key(|(_, rank, ..)| *rank);
-        // Half of the list are those that can help most; the others those that fetch now, or all would know only the few that have everything,
-        // however slow these are, and not each other.
+        // The second half of the list are nodes that fetch now. With the best nodes alone, all
+        // askers would know only the few nodes that have everything, however slow these are, and
+        // not each other.
         let rest = found.get_mut(PEX_RECORDS_MAX / 2..).unwrap_or_default();
         rest.sort_by_key(|(_, _, fetches, ..)| *fetches);
         let listed = found.into_iter().take(PEX_RECORDS_MAX);
@@ -193,7 +200,7 @@ impl Directory {
     }
 }
 
-/// A number that differs for each pair.
+/// Returns a number that differs for each pair.
 fn tie(asker: NodeId, node: NodeId) -> u64 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&asker.0).update(&node.0);
@@ -248,14 +255,14 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_short_ranked_and_of_the_site_alone() {
+    fn a_list_is_short_ranked_and_of_one_site() {
         let mut directory = Directory::default();
         let chunks = set(1, 100);
         for n in 1..=20 {
             assert!(directory.handle_record(NOW, &site(), node(n), record(n, false, NOW + 60)));
             directory.handle_joined(&site(), node(n), false, V2);
         }
-        // Holds a relative of the swarm's manifest, and is not in the swarm itself.
+        // Holds chunks of a similar manifest and is not in the swarm itself.
         directory.handle_record(NOW, &site(), node(30), record(30, true, NOW + 60));
         directory.handle_have(&site(), node(30), true, &set(50, 500));
         directory.handle_have(&site(), node(7), false, &set(1, 90));
@@ -302,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn half_of_a_list_are_those_that_fetch_now_though_others_hold_everything() {
+    fn half_of_a_list_are_nodes_that_fetch_now_although_others_hold_everything() {
         let mut directory = Directory::default();
         let chunks = set(1, 100);
         for n in 1..=40 {
@@ -322,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn one_whom_several_shun_comes_last_and_who_shuns_it_is_not_told_of_it() {
+    fn a_node_that_several_shun_is_listed_last_and_never_to_nodes_that_shun_it() {
         let mut directory = Directory::default();
         for n in 1..=4 {
             directory.handle_record(NOW, &site(), node(n), record(n, true, NOW + 60));
@@ -343,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_that_serve_nobody_are_not_handed_out() {
+    fn nodes_that_do_not_serve_are_not_advertised() {
         let mut directory = Directory::default();
         let silent = PeerRecord { addresses: Vec::new(), ..record(1, false, NOW + 60) };
         directory.handle_record(NOW, &site(), node(1), silent);

@@ -1,4 +1,5 @@
-//! [`Lately`]: what a node has sent a site a moment ago, so that a crowd gets each chunk from it once.
+//! [`Lately`]: chunks a node sent to a site recently. When many askers come at once, each chunk is
+//! sent once.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -6,21 +7,24 @@ use std::time::Duration;
 use crate::ranges::ChunkRanges;
 use crate::time::Timestamp;
 
-/// How long what a relay sent is left to neighbours: some hops from one to the next, each with the gathering of announcements. Less than
-/// after what an asker comes again (`FetchConfig::lease_retry`), who then gets it: whoever was sent a chunk need not pass it on.
+/// How long a relay leaves a sent chunk to neighbours: several hops between neighbours, each with
+/// the delay of coalesced announcements. It is shorter than `FetchConfig::lease_retry`, after which
+/// an asker asks again and gets the chunk, because the node that was sent the chunk need not pass
+/// it on.
 const BY_RELAY: Duration = Duration::from_millis(1500);
 
-/// The same of a neighbour, who has few askers; they come again after [`LEFT_RETRY`].
+/// How long a neighbour leaves a sent chunk to others. A neighbour has few askers, and they ask
+/// again after [`LEFT_RETRY`].
 const BY_NEIGHBOUR: Duration = Duration::from_millis(200);
 
-/// How long what a neighbour left to others is not asked of it again.
+/// How long an asker does not ask a neighbour again for a chunk that this neighbour left to others.
 pub(super) const LEFT_RETRY: Duration = Duration::from_millis(250);
 
 /// Chunks sent within this time are remembered together.
 const SLICE: Duration = Duration::from_millis(100);
 
-/// Chunks granted to nodes of one site in one swarm a moment ago. Unlike a lease it has no holder: who
-/// has the chunk sends it again for nothing but its own link.
+/// Chunks sent recently to nodes of one site in one swarm. Unlike a lease, they have no holder: the
+/// answerer has the chunk, and sending it again costs only the answerer's own link.
 #[derive(Debug)]
 pub struct Lately {
     keep: Duration,
@@ -28,12 +32,13 @@ pub struct Lately {
 }
 
 impl Lately {
-    /// Nothing sent yet, by a relay or by a neighbour.
+    /// Starts with nothing sent, for a relay or for a neighbour.
     pub fn of(relay: bool) -> Self {
         Self { keep: if relay { BY_RELAY } else { BY_NEIGHBOUR }, slices: VecDeque::new() }
     }
 
-    /// What of `wanted` is sent now, and what is left to neighbours, to whom it was sent lately.
+    /// Splits `wanted` into the chunks to send now and the chunks to leave to neighbours that were
+    /// sent them recently.
     pub fn handle_request(&mut self, now: Timestamp, wanted: &ChunkRanges) -> (ChunkRanges, ChunkRanges) {
         self.expire(now);
         let mut granted = wanted.clone();
@@ -49,7 +54,7 @@ impl Lately {
         }
     }
 
-    /// These are sent to a node that serves others.
+    /// Notes that these chunks are being sent to a node that serves others.
     pub fn handle_granted(&mut self, now: Timestamp, granted: &ChunkRanges) {
         self.expire(now);
         match self.slices.back_mut() {
@@ -69,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_a_moment_ago_is_left_to_neighbours_and_not_for_long() {
+    fn recently_sent_chunks_are_left_to_neighbours_for_a_short_time() {
         let (mut lately, t0) = (Lately::of(true), Timestamp(1_000_000));
         assert_eq!(lately.handle_request(t0, &set(1, 9)), (set(1, 9), ChunkRanges::new()));
         lately.handle_granted(t0, &set(1, 9));

@@ -1,8 +1,9 @@
-//! [`Leases`]: one uplink fetch per chunk per site, at a parent that has everything.
+//! [`Leases`]: each chunk crosses a site's uplink once, from a parent that has every chunk.
 //!
-//! Pure: the caller says who asks and what was sent. A chunk asked for by one node of a site is leased to it; the others are
-//! told to ask that node. A lease ends a fixed time after its last progress, so that a dead holder moves it; and whatever a holder
-//! does to keep one, nobody is refused the same chunk for longer than [`WAIT_MAX`].
+//! Pure: the caller says which node asks and which chunks were sent. A chunk that one node of a
+//! site asked for is leased to this node, and other nodes of the site are told to ask it. A lease
+//! ends a fixed time after its last progress, so a dead holder loses its leases. No node is refused
+//! the same chunk for longer than [`WAIT_MAX`], whatever a holder does to keep a lease.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -13,21 +14,23 @@ use crate::ranges::ChunkRanges;
 use crate::time::Timestamp;
 use crate::{ChunkId, NodeId};
 
-/// How long a lease outlives its last progress while its batch runs: what its holder has to recover before a second copy crosses the uplink.
+/// How long a lease outlives its last progress while its batch runs. The holder has this time to
+/// recover before a second copy crosses the uplink.
 pub const LEASE: Duration = Duration::from_secs(10);
 
-/// How long what a node was sent, or announced, is left to it: some hops from one neighbour to the next. Whoever has not got it by then may
-/// not know the holder, or not trust it.
+/// How long a chunk stays leased to the node that was sent it or announced it: several hops between
+/// neighbours. A node that has not got the chunk by then may not know the holder, or not trust it.
 pub(super) const HELD: Duration = Duration::from_secs(4);
 
-/// How long a node is refused the same chunk. Six leases: on a slow uplink a batch takes a while, and a second copy would make it slower;
-/// a holder that announces what it does not serve, or reads a byte a second, costs the others no more than this, once.
+/// Longest time a node is refused the same chunk. It is six leases long: on a slow uplink a batch
+/// takes a while, and a second copy would make it slower. A holder that announces chunks it does
+/// not serve, or reads one byte a second, costs each other node this time at most, once.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// Times of first refusal told apart for one node.
+/// Most times of first refusal kept apart for one node.
 const WAITS_MAX: usize = 64;
 
-/// One grant: a batch that is answered.
+/// A lease of the chunks granted to one batch, or of announced chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LeaseId(u64);
 
@@ -35,7 +38,7 @@ pub struct LeaseId(u64);
 struct Lease {
     holder: NodeId,
     chunks: ChunkRanges,
-    /// Those of them that were sent.
+    /// Chunks of the lease that were sent.
     sent: ChunkRanges,
     until: Timestamp,
 }
@@ -44,18 +47,24 @@ struct Lease {
 #[derive(Debug, Default)]
 pub struct Leases {
     leases: BTreeMap<LeaseId, Lease>,
-    /// Since when each node is refused which chunks, the oldest first.
+    /// Chunks that each node is being refused, with the time of the first refusal, the oldest
+    /// first.
     waits: BTreeMap<NodeId, VecDeque<(Timestamp, ChunkRanges)>>,
     next: u64,
 }
 
 impl Leases {
-    /// `asker` asks for `wanted`: what it gets, under which lease, and what is leased to others of its site. One that serves nobody
-    /// takes no lease, for nobody could have the chunks from it, and gets nothing while others of the site fetch who do serve: it can have
-    /// all from them, and what it were sent would be sent again to one of them. The same for one whom several shun, for they would not have it
-    /// from there. A lease of a node that the asker shuns is nothing to the asker.
+    /// Splits the request of `asker` for `wanted`. Returns the id of the lease, the granted chunks,
+    /// and the refused chunks, which are leased to other nodes of the site.
     ///
-    /// Cost: the ranges of all leases in force, of which there are at most `LEASES_MAX`.
+    /// A node that does not serve gets no lease, since nobody could fetch the chunks from it. It is
+    /// refused every chunk while any chunk is leased in its site: it can fetch all chunks from the
+    /// holders, and a chunk sent to it would be sent again to one of them. A node that several
+    /// nodes shun is likewise refused every chunk while a node that few shun holds a lease, because
+    /// others would not fetch from it. A lease does not count against an asker that shuns its
+    /// holder.
+    ///
+    /// Cost: the ranges of all current leases, at most `LEASES_MAX` of them.
     pub fn handle_request(
         &mut self,
         now: Timestamp,
@@ -89,7 +98,7 @@ impl Leases {
         (id, granted, refused)
     }
 
-    /// What of `wanted` was refused to this node for long enough.
+    /// Returns the chunks of `wanted` that this node has been refused for [`WAIT_MAX`].
     fn waited_enough(&self, now: Timestamp, asker: NodeId, wanted: &ChunkRanges) -> ChunkRanges {
         let mut enough = ChunkRanges::new();
         for (since, chunks) in self.waits.get(&asker).into_iter().flatten() {
@@ -123,7 +132,8 @@ impl Leases {
         }
     }
 
-    /// `holder` announced chunks that it got elsewhere: the others ask it first.
+    /// `holder` announced chunks that it got elsewhere. Chunks without a lease are leased to it, so
+    /// that other nodes ask it first.
     pub fn handle_have(&mut self, now: Timestamp, holder: NodeId, chunks: &ChunkRanges) {
         self.expire(now);
         let mut fresh = chunks.clone();
@@ -148,7 +158,7 @@ impl Leases {
         }
     }
 
-    /// A chunk was sent under a lease.
+    /// A chunk of a lease was sent.
     pub fn handle_sent(&mut self, now: Timestamp, id: LeaseId, chunk: ChunkId) {
         if let Some(lease) = self.leases.get_mut(&id) {
             lease.sent.insert(chunk);
@@ -156,7 +166,8 @@ impl Leases {
         }
     }
 
-    /// The batch of a lease is over, well or not: what was not sent is free for others at once.
+    /// The batch of a lease ended, well or not. Chunks that were not sent are free for other nodes
+    /// at once.
     pub fn handle_end(&mut self, now: Timestamp, id: LeaseId) {
         let Some(lease) = self.leases.get_mut(&id) else { return };
         lease.chunks = std::mem::take(&mut lease.sent);
@@ -167,18 +178,18 @@ impl Leases {
         }
     }
 
-    /// A node left and serves nobody any more.
+    /// A node left and serves no longer.
     pub fn handle_gone(&mut self, holder: NodeId) {
         self.leases.retain(|_, lease| lease.holder != holder);
         self.waits.remove(&holder);
     }
 
-    /// Who holds leases now.
+    /// Returns the holder of each current lease.
     pub fn holders(&self, now: Timestamp) -> impl Iterator<Item = NodeId> + '_ {
         self.leases.values().filter(move |lease| lease.until > now).map(|lease| lease.holder)
     }
 
-    /// Whether nothing is leased any more.
+    /// Whether no chunk is leased.
     pub fn is_idle(&mut self, now: Timestamp) -> bool {
         self.expire(now);
         self.leases.is_empty()
@@ -202,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_node_asked_for_is_refused_to_the_next_and_not_to_itself() {
+    fn chunks_leased_to_one_node_are_refused_to_the_next_but_not_to_itself() {
         let mut leases = Leases::default();
         let (_, granted, refused) = leases.handle_request(T0, A, &set(1, 10), true, &Shuns::default());
         assert_eq!((granted, refused), (set(1, 10), ChunkRanges::new()));
@@ -241,12 +252,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_announces_is_had_from_it_first() {
+    fn announced_chunks_are_leased_to_the_node_that_announced_them() {
         let mut leases = Leases::default();
         leases.handle_have(T0, A, &set(1, 5));
         let (_, granted, refused) = leases.handle_request(T0, B, &set(1, 10), true, &Shuns::default());
         assert_eq!((granted, refused), (set(6, 10), set(1, 5)));
-        // Announced by the second too: no second lease, and the first still ends.
+        // The second node announces the chunks too. It gets no second lease, and the first lease
+        // still ends.
         leases.handle_have(T0 + Duration::from_secs(2), B, &set(1, 5));
         let (_, granted, _) =
             leases.handle_request(T0 + HELD, NodeId([3; 16]), &set(1, 5), true, &Shuns::default());
@@ -255,12 +267,12 @@ mod tests {
     }
 
     #[test]
-    fn whoever_keeps_a_lease_alive_keeps_nobody_waiting_for_ever() {
+    fn a_holder_that_keeps_its_lease_alive_does_not_make_others_wait_for_ever() {
         let mut leases = Leases::default();
         let mut now = T0;
         let mut refusals = 0;
         loop {
-            // Announced again and again, and never served.
+            // The holder announces again and again, and never serves.
             leases.handle_have(now, A, &set(1, 5));
             let (id, granted, _) = leases.handle_request(now, B, &set(1, 9), true, &Shuns::default());
             leases.handle_end(now, id);
@@ -272,7 +284,7 @@ mod tests {
             now = now + Duration::from_secs(2);
         }
         assert_eq!(now, T0 + WAIT_MAX, "after {refusals} refusals");
-        // Once had, the clock starts anew; and it is each node's own.
+        // The wait starts anew once the node got the chunk, and each node has its own wait.
         leases.handle_have(now, A, &set(1, 5));
         let (_, granted, _) =
             leases.handle_request(now, NodeId([3; 16]), &set(1, 5), true, &Shuns::default());
@@ -280,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn who_serves_nobody_has_its_chunks_from_those_who_do() {
+    fn a_node_that_does_not_serve_is_refused_while_another_node_fetches() {
         let mut leases = Leases::default();
         assert_eq!(
             leases.handle_request(T0, A, &set(1, 5), false, &Shuns::default()).1,
@@ -304,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_of_one_whom_the_asker_shuns_is_no_reason_to_refuse_it() {
+    fn a_lease_does_not_count_against_an_asker_that_shuns_its_holder() {
         let (mut leases, mut shuns) = (Leases::default(), Shuns::default());
         assert_eq!(leases.handle_request(T0, A, &set(1, 5), true, &shuns).1, set(1, 5));
         said(B, A, &mut shuns);
@@ -314,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn one_whom_several_shun_fetches_nothing_for_the_site_while_another_does() {
+    fn a_node_that_several_shun_gets_no_lease_while_another_node_fetches() {
         let (mut leases, mut shuns) = (Leases::default(), Shuns::default());
         said(B, A, &mut shuns);
         said(NodeId([3; 16]), A, &mut shuns);
@@ -325,7 +337,7 @@ mod tests {
         );
         assert_eq!(leases.handle_request(T0, B, &set(6, 9), true, &shuns).1, set(6, 9));
         assert!(leases.handle_request(T0, A, &set(10, 20), true, &shuns).1.is_empty());
-        // When several shun everybody, all is as if nobody did.
+        // When several nodes shun every holder, the shuns have no effect.
         said(A, B, &mut shuns);
         said(NodeId([4; 16]), B, &mut shuns);
         let (_, granted, _) = leases.handle_request(T0, A, &set(10, 20), true, &shuns);

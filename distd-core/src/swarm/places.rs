@@ -1,61 +1,64 @@
-//! [`Places`]: who is let in where places are few, shared fairly by key.
+//! [`Places`]: admission to a limited number of places, shared fairly by key.
 //!
-//! Goals: nobody keeps others out by taking all places; what is given away is the oldest of whoever has most.
-//! Non-goals: queues and clocks of its own; closing what lost its place, which is the caller's.
+//! Goals: no key can keep others out by taking all places; the place that is given away is the
+//! oldest of the key with most places. Non-goals: queues and a clock; closing the connection that
+//! lost its place, which is the caller's.
 //!
-//! Example, three places, at most two a key: A, A and B are in. Another A takes the place of the first A. A C
-//! takes the place of the older A, for A has more than C would have. Another B, with A, B and C in, finds
-//! nobody who has more than B, and is refused.
+//! Example with three places, at most two for each key: A, A and B are admitted. Another A takes
+//! the place of the first A. A C takes the place of the older A, because A has more places than C
+//! would have. Another B, with A, B and C admitted, finds no key with more places than B. It may
+//! only take the place of the B before it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::time::Timestamp;
 
-/// One place taken.
+/// A taken place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PlaceId(u64);
 
-/// What becomes of an arrival.
+/// Outcome for an arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival {
-    /// It has a place.
+    /// The arrival has this place.
     In(PlaceId),
-    /// It has a place, and the other one has lost its own.
+    /// The arrival has the first place; the holder of the second place has lost it.
     InsteadOf(PlaceId, PlaceId),
-    /// No place can be given.
+    /// The arrival gets no place.
     Full,
 }
 
-/// Places of a fixed number, shared by key: an address prefix, a node.
+/// A fixed number of places, shared by key: an address prefix or a node.
 #[derive(Debug)]
 pub struct Places<K> {
     max: usize,
-    /// How long a place is safe from arrivals of its own key, so that a burst does not undo itself.
+    /// How long a place is safe from arrivals of its own key, so that a burst does not displace
+    /// itself.
     safe: Duration,
     next: u64,
     taken: usize,
-    /// By key, the oldest first.
+    /// Taken places of each key, the oldest first.
     keys: BTreeMap<K, VecDeque<(PlaceId, Timestamp)>>,
 }
 
 impl<K: Ord + Clone> Places<K> {
-    /// `max` places. One is safe from arrivals of its own key for as long as `safe`.
+    /// Makes `max` places. Each is safe from arrivals of its own key for the time `safe`.
     pub fn new(max: usize, safe: Duration) -> Self {
         Self { max, safe, next: 0, taken: 0, keys: BTreeMap::new() }
     }
 
-    /// Places taken now.
+    /// Returns the number of taken places.
     pub fn taken(&self) -> usize {
         self.taken
     }
 
-    /// Places that `key` has now.
+    /// Returns the number of places that `key` has.
     pub fn taken_by(&self, key: &K) -> usize {
         self.keys.get(key).map_or(0, VecDeque::len)
     }
 
-    /// Somebody of `key`, which may have `key_max` places, arrives at `now`.
+    /// An arrival of `key`, which may have `key_max` places, at `now`.
     pub fn handle_arrival(&mut self, now: Timestamp, key: K, key_max: usize) -> Arrival {
         let own = self.taken_by(&key);
         let victim = if own >= key_max.min(self.max) {
@@ -68,7 +71,7 @@ impl<K: Ord + Clone> Places<K> {
             if count > own + 1 {
                 Some(most)
             } else if own > 0 {
-                // Nobody has more: it may still replace its own oldest.
+                // No key has more places, but `key` may still replace its own oldest.
                 Some(key.clone())
             } else {
                 return Arrival::Full;
@@ -95,7 +98,7 @@ impl<K: Ord + Clone> Places<K> {
         id
     }
 
-    /// The place of `key` is free again; one that was given away already is no longer there.
+    /// Frees a place of `key`. Nothing changes if the place was given away before.
     pub fn handle_left(&mut self, key: &K, id: PlaceId) {
         let Some(places) = self.keys.get_mut(key) else { return };
         if let Some(at) = places.iter().position(|(place, _)| *place == id) {
@@ -121,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_most_makes_room_and_nobody_undoes_a_burst() {
+    fn the_key_with_most_places_makes_room_and_a_burst_does_not_displace_itself() {
         let mut places = Places::new(3, SAFE);
         let Arrival::In(first) = places.handle_arrival(at(0), 'a', 2) else { panic!("room") };
         let Arrival::In(second) = places.handle_arrival(at(0), 'a', 2) else { panic!("room") };
@@ -140,9 +143,10 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever arrives and leaves: the bounds hold, and who has nothing gets in unless nobody has two.
+        /// After any arrivals and departures the bounds hold, and a key without a place gets one
+        /// unless no key has two.
         #[test]
-        fn bounds_hold_and_a_newcomer_gets_in_where_anybody_has_two(
+        fn bounds_hold_and_a_new_key_gets_a_place_if_any_key_has_two(
             events in proptest::collection::vec((0_u8..5, 0_u64..4, any::<bool>()), 1..200),
         ) {
             let mut places = Places::new(8, Duration::ZERO);

@@ -1,35 +1,37 @@
-//! [`Shuns`]: which nodes of a site say that others sent them wrong bytes.
+//! [`Shuns`]: nodes of a site that, by the word of other nodes, sent wrong bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::NodeId;
 use crate::limits::{DIRECTORY_NODES_MAX, RECORD_SECONDS_MAX};
 
-/// Nodes that must say the same of one before the others of the site are spared it: one liar alone, or a device whose memory rots, cannot take
-/// anybody's good name.
+/// Number of nodes of a site that must shun a node before the rest of the site is kept away from
+/// it. One liar alone, or one device with failing memory, cannot discredit another node.
 const VOICES: usize = 2;
 
-/// In a large site one in so many must.
+/// In a large site, one in this many nodes must shun a node.
 const VOICES_PART: usize = 16;
 
-/// What the nodes of one site say of each other, each its own word: no proof of anything. Bounded: `DIRECTORY_NODES_MAX` that speak, of
-/// `SHUN_NODES_MAX` each (`Control`).
+/// Nodes that the nodes of one site shun. Each entry is the word of one node and no proof. Bounded:
+/// `DIRECTORY_NODES_MAX` nodes, each with `SHUN_NODES_MAX` shunned nodes (`Control` sees to that).
 #[derive(Debug, Default)]
 pub struct Shuns {
-    /// Whom each shuns, and until when its word counts, unix seconds: as long as a record at most. A pull is over before what it learned is
-    /// of no use to the next.
+    /// Nodes that each node shuns, and until when its word counts, unix seconds: at most as long as
+    /// a peer record. The word outlives the pull that learned it, because the next pull can still
+    /// use it.
     by: BTreeMap<NodeId, (u64, BTreeSet<NodeId>)>,
     voices: BTreeMap<NodeId, usize>,
     members: usize,
 }
 
 impl Shuns {
-    /// So many nodes are in the site.
+    /// The site now has `members` nodes.
     pub(super) fn handle_members(&mut self, members: usize) {
         self.members = members;
     }
 
-    /// `by` takes nothing of `whom`, as it says at `now` (unix seconds); instead of what it said before.
+    /// `by` says at `now` (unix seconds) that it shuns `whom`. The new set replaces the node's
+    /// earlier one.
     pub fn handle_shuns(&mut self, now: u64, by: NodeId, whom: BTreeSet<NodeId>) {
         self.expire(now);
         self.forget(by);
@@ -39,7 +41,7 @@ impl Shuns {
         }
     }
 
-    /// Words that are old count no longer.
+    /// Removes words that are too old to count.
     pub(super) fn expire(&mut self, now: u64) {
         let old = self.by.iter().filter(|(_, (until, _))| *until <= now).map(|(by, _)| *by);
         old.collect::<Vec<_>>().into_iter().for_each(|by| self.forget(by));
@@ -61,17 +63,17 @@ impl Shuns {
         }
     }
 
-    /// Whether `node` takes nothing of `whom`.
+    /// Whether `node` shuns `whom`.
     pub fn is_shunned_by(&self, whom: NodeId, node: NodeId) -> bool {
         self.by.get(&node).is_some_and(|(_, shunned)| shunned.contains(&whom))
     }
 
-    /// All of whom several say so.
+    /// Returns the nodes that enough nodes of the site shun for an origin to distrust them.
     pub fn disowned(&self) -> impl Iterator<Item = &NodeId> {
         self.voices.iter().filter(|(_, voices)| self.is_enough(**voices)).map(|(node, _)| node)
     }
 
-    /// Whether several say so.
+    /// Whether enough nodes of the site shun `node` for an origin to distrust it.
     pub fn is_disowned(&self, node: NodeId) -> bool {
         self.voices.get(&node).is_some_and(|voices| self.is_enough(*voices))
     }
@@ -88,7 +90,7 @@ mod tests {
     const NOW: u64 = 1_000_000;
 
     #[test]
-    fn one_voice_is_for_its_owner_and_two_are_for_all() {
+    fn one_node_shuns_for_itself_and_two_shun_for_the_site() {
         let node = |n: u8| NodeId([n; 16]);
         let mut shuns = Shuns::default();
         shuns.handle_shuns(NOW, node(1), [node(9)].into());

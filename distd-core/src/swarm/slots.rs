@@ -1,15 +1,17 @@
-//! [`SlotPace`]: whether it pays to wait for an upload slot, and when to come again if not.
+//! [`SlotPace`]: whether a batch should wait for an upload slot, and when a choked asker should ask
+//! again.
 
 use std::time::Duration;
 
-/// Bounds of what a choked asker is told to wait.
+/// Bounds of the retry-after of a CHOKE.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// How long batches keep their upload slots, smoothed over some eight of them.
+/// How long batches keep their upload slots, smoothed over about eight of them.
 ///
-/// As many batches may wait as there are slots, so that one waits about as long as one is answered. Further ones are choked at once: what
-/// waits here its asker keeps from neighbours that have it meanwhile.
+/// As many batches may wait as there are slots, so a batch waits about as long as it takes to
+/// answer one. Further batches are choked at once: while a batch waits here, its asker does not
+/// request the chunks from neighbours that may hold them meanwhile.
 #[derive(Debug)]
 pub struct SlotPace {
     slots: usize,
@@ -17,22 +19,24 @@ pub struct SlotPace {
 }
 
 impl SlotPace {
-    /// Nothing answered yet, with so many slots.
+    /// Starts with `slots` slots and no batch answered.
     pub fn new(slots: usize) -> Self {
         Self { slots, usual: RETRY_MIN }
     }
 
-    /// A batch gave its slot back after so long.
+    /// A batch kept its slot for `held` and gave it back.
     pub fn handle_freed(&mut self, held: Duration) {
         self.usual = (self.usual * 7 + held.min(RETRY_MAX)) / 8;
     }
 
-    /// A batch found no free slot where so many wait: `None` to let it wait too, otherwise after what time to come again.
+    /// Decides about a batch that found no free slot while `waiting` batches wait: `None` to let it
+    /// wait too, otherwise its retry-after.
     pub fn choke(&self, waiting: usize) -> Option<Duration> {
         (waiting >= self.slots).then(|| self.retry_after(waiting))
     }
 
-    /// After what time one comes again who waited in vain, or would have to, behind so many.
+    /// Returns the retry-after for a batch that waited in vain, or would have to, behind `waiting`
+    /// batches.
     pub fn retry_after(&self, waiting: usize) -> Duration {
         let rounds = 1 + waiting / self.slots.max(1);
         self.usual.saturating_mul(rounds as u32).clamp(RETRY_MIN, RETRY_MAX)
@@ -44,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_many_wait_as_are_answered_and_the_others_come_again_in_their_time() {
+    fn as_many_batches_wait_as_are_answered_and_further_ones_get_a_retry_after() {
         let mut pace = SlotPace::new(4);
         assert_eq!(pace.choke(3), None);
         assert_eq!(pace.choke(4), Some(RETRY_MIN * 2));

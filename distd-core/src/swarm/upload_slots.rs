@@ -1,52 +1,54 @@
-//! [`UploadSlots`]: which batches are answered now, shared fairly by node.
+//! [`UploadSlots`]: batches that are answered now, with the slots shared fairly between nodes.
 //!
-//! Goals: a node gets slots whatever others ask for; a node alone may use all it is allowed; nobody waits for
-//! a slot in vain. Non-goals: what a batch sends, how fast, and when it stalls, which is the caller's.
+//! Goals: a node gets slots whatever other nodes ask for; a node alone may use all slots it is
+//! allowed; no batch waits for a slot in vain. Non-goals: the content of a batch, its speed and its
+//! stalls, which are the caller's.
 //!
-//! Example, four slots: node A asks for six batches, four are answered and two wait. Node B asks for one and
-//! waits; two active nodes may have two slots each. The next slot that A gives back goes to B, and B's second
-//! batch comes before A's fifth.
+//! Example with four slots: node A asks for six batches; four are answered and two wait. Node B
+//! asks for two, which wait. Two active nodes may have two slots each, so the next two slots that A
+//! gives back go to B, before A's fifth batch gets one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::slots::SlotPace;
 
-/// Slots that a node may hold while others wait, at least.
+/// Fewest slots that a node may hold while other nodes wait.
 const SHARE_MIN: usize = 2;
 
-/// A batch that waits.
+/// A waiting batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WaitId(u64);
 
-/// What becomes of a batch that asks.
+/// Answer to a batch that asks for a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlotAsk {
-    /// It has a slot.
+    /// The batch has a slot.
     Granted,
-    /// It waits, and is told by [`UploadSlots::poll_told`].
+    /// The batch waits for a slot. [`UploadSlots::poll_told`] reports the outcome.
     Waits(WaitId),
-    /// It is to come again after this time.
+    /// The asker has to ask again after this time.
     Choked(Duration),
 }
 
-/// What one that waited is told.
+/// Outcome for a batch that waited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlotTold {
-    /// It has a slot now.
+    /// The batch has a slot now.
     Granted,
-    /// Its waiting place went to a node that has fewer; it is to come again after this time.
+    /// The batch lost its waiting place to a node that has fewer. Its asker has to ask again after
+    /// this time.
     Choked(Duration),
 }
 
 #[derive(Debug, Default)]
 struct NodeSlots {
     held: usize,
-    /// The oldest first.
+    /// Waiting batches, the oldest first.
     waiting: VecDeque<WaitId>,
 }
 
-/// The upload slots of one answering side. `N` says whose a batch is.
+/// The upload slots of one answerer. `N` identifies the node that a batch belongs to.
 #[derive(Debug)]
 pub struct UploadSlots<N> {
     slots: usize,
@@ -56,13 +58,13 @@ pub struct UploadSlots<N> {
     waiting: usize,
     next: u64,
     nodes: BTreeMap<N, NodeSlots>,
-    /// The node that was served last of those that waited.
+    /// The last node that got a slot for a waiting batch.
     last: Option<N>,
     told: VecDeque<(WaitId, SlotTold)>,
 }
 
 impl<N: Ord + Copy> UploadSlots<N> {
-    /// `slots` slots, and as many waiting places; a node holds `node_max` slots at most.
+    /// Makes `slots` slots and as many waiting places. A node holds at most `node_max` slots.
     pub fn new(slots: usize, node_max: usize) -> Self {
         Self {
             slots,
@@ -77,17 +79,17 @@ impl<N: Ord + Copy> UploadSlots<N> {
         }
     }
 
-    /// Batches answered now.
+    /// Returns the number of batches answered now.
     pub fn held(&self) -> usize {
         self.held
     }
 
-    /// Whether a batch of another node than this waits.
+    /// Whether a batch of a node other than `node` waits.
     pub fn others_wait(&self, node: N) -> bool {
         self.waiting > self.nodes.get(&node).map_or(0, |own| own.waiting.len())
     }
 
-    /// Slots a node may hold while others wait.
+    /// Returns the number of slots a node may hold while other nodes wait.
     fn share(&self) -> usize {
         (self.slots / self.nodes.len().max(1)).max(SHARE_MIN).min(self.node_max)
     }
@@ -95,7 +97,7 @@ impl<N: Ord + Copy> UploadSlots<N> {
     /// A batch of `node` asks for a slot.
     pub fn handle_ask(&mut self, node: N) -> SlotAsk {
         let own = self.nodes.entry(node).or_default();
-        // Whoever waits comes first, except behind a node that is at its own limit.
+        // Waiting batches come first, unless their nodes are at their own limit.
         if self.held < self.slots && own.waiting.is_empty() && own.held < self.node_max && self.waiting == 0 {
             own.held += 1;
             self.held += 1;
@@ -112,7 +114,7 @@ impl<N: Ord + Copy> UploadSlots<N> {
         self.nodes.entry(node).or_default().waiting.push_back(id);
         self.waiting += 1;
         self.grant();
-        // It may have been its turn at once.
+        // The batch may have got a slot at once.
         match self.told.iter().position(|told| *told == (id, SlotTold::Granted)) {
             Some(at) => {
                 self.told.remove(at);
@@ -122,8 +124,8 @@ impl<N: Ord + Copy> UploadSlots<N> {
         }
     }
 
-    /// Frees the newest waiting place of the node with most of them, if it has more than one with `own` places
-    /// would have.
+    /// Frees the newest waiting place of the node with most of them, if this node has at least two
+    /// more than `own`.
     fn make_room(&mut self, own: usize) -> bool {
         let most = self.nodes.iter().max_by_key(|(_, node)| node.waiting.len());
         let Some((most, _)) = most.filter(|(_, node)| node.waiting.len() > own + 1) else { return false };
@@ -136,7 +138,7 @@ impl<N: Ord + Copy> UploadSlots<N> {
         true
     }
 
-    /// A batch of `node` gave back its slot after so long.
+    /// A batch of `node` kept its slot for `held` and gave it back.
     pub fn handle_freed(&mut self, node: N, held: Duration) {
         self.pace.handle_freed(held);
         if let Some(own) = self.nodes.get_mut(&node) {
@@ -147,8 +149,8 @@ impl<N: Ord + Copy> UploadSlots<N> {
         self.grant();
     }
 
-    /// A batch of `node` waits no more: its time is over, or its asker is gone. Returns after what time it is
-    /// to come again.
+    /// A batch of `node` no longer waits, because its time is over or its asker left. Returns its
+    /// retry-after.
     pub fn handle_left(&mut self, node: N, id: WaitId) -> Duration {
         let retry_after = self.pace.retry_after(self.waiting);
         if let Some(own) = self.nodes.get_mut(&node)
@@ -158,7 +160,7 @@ impl<N: Ord + Copy> UploadSlots<N> {
             self.waiting -= 1;
         }
         self.forget_idle(node);
-        // With fewer nodes each may have more.
+        // With fewer nodes, each may have more slots.
         self.grant();
         retry_after
     }
@@ -169,7 +171,8 @@ impl<N: Ord + Copy> UploadSlots<N> {
         }
     }
 
-    /// Gives free slots to those who wait: to the node that holds fewest, and of several to the next in turn.
+    /// Gives free slots to waiting batches: first to the node that holds the fewest, and between
+    /// equals to the next in turn.
     fn grant(&mut self) {
         while self.held < self.slots && self.waiting > 0 {
             let share = self.share();
@@ -191,7 +194,8 @@ impl<N: Ord + Copy> UploadSlots<N> {
         }
     }
 
-    /// What a waiting batch is to be told; to be called until `None` after each other call.
+    /// Returns the next outcome for a waiting batch. Call this until it returns `None`, after each
+    /// call of another method.
     pub fn poll_told(&mut self) -> Option<(WaitId, SlotTold)> {
         self.told.pop_front()
     }
@@ -210,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn one_node_may_use_all_and_makes_way_for_others() {
+    fn one_node_may_use_all_slots_and_makes_way_for_others() {
         let mut slots = UploadSlots::new(4, 4);
         let asked: Vec<_> = (0..6).map(|_| slots.handle_ask('a')).collect();
         assert_eq!(asked[..4], [SlotAsk::Granted; 4]);
@@ -229,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting_places_go_to_those_who_have_fewest() {
+    fn waiting_places_go_to_the_node_with_fewest() {
         let mut slots = UploadSlots::new(2, 2);
         let asked: Vec<_> = (0..5).map(|_| slots.handle_ask(1)).collect();
         let SlotAsk::Waits(newest) = asked[3] else { panic!("{asked:?}") };
@@ -248,10 +252,10 @@ mod tests {
     }
 
     #[test]
-    fn one_that_asks_for_everything_costs_twenty_others_half_their_pace_at_most() {
-        // Each honest node takes 50 batches, one after the other, each a tick long; with 8 slots twenty of them
-        // need 125 ticks. The attacker asks for 128 at once, again and again, and gives each slot back after
-        // 2 ticks alone, when others wait.
+    fn a_greedy_node_costs_twenty_others_at_most_half_their_pace() {
+        // Each honest node takes 50 batches, one after the other, each a tick long; with 8 slots,
+        // twenty nodes need 125 ticks. The attacker asks for 128 batches at once, again and again.
+        // It keeps each slot for 2 ticks.
         let (honest, batches) = (20_u32, 50);
         let mut slots = UploadSlots::new(8, 8);
         let mut running: Vec<(u32, u32)> = Vec::new();
@@ -302,9 +306,10 @@ mod tests {
     }
 
     proptest! {
-        /// Held slots and waiting places stay bounded, and nothing waits beside a slot it could have.
+        /// Held slots and waiting places stay bounded, and no batch waits beside a slot it could
+        /// have.
         #[test]
-        fn bounds_hold_and_no_slot_is_idle_while_somebody_may_have_it(
+        fn bounds_hold_and_no_slot_is_idle_while_a_batch_may_have_it(
             events in proptest::collection::vec((0_u8..4, 0_u8..3), 1..300),
         ) {
             let mut slots = UploadSlots::new(5, 3);

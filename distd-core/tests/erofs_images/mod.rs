@@ -1,4 +1,5 @@
-//! What the tests of EROFS images share: trees, `mkfs.erofs` (Debian: erofs-utils), hand-made images.
+//! Shared parts of the tests of EROFS images: trees, `mkfs.erofs` (Debian: erofs-utils), hand-made
+//! images.
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
@@ -26,19 +27,21 @@ impl Noise {
     }
 }
 
-/// Path of each file and its bytes.
+/// Bytes of each file, by path.
 pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 
 pub(crate) fn mkfs(options: &[&str], tree: &Path, image: &Path) -> Vec<u8> {
     try_mkfs(options, tree, image).unwrap_or_else(|message| panic!("mkfs.erofs {options:?}: {message}"))
 }
 
-/// What mkfs says against the options, if it does: newer versions know more of them.
+/// Makes an image; the error is the message of mkfs if it refuses the options. Newer versions know
+/// more options.
 pub(crate) fn try_mkfs(options: &[&str], tree: &Path, image: &Path) -> Result<Vec<u8>, String> {
     try_mkfs_of("mkfs.erofs".as_ref(), options, tree, image)
 }
 
-/// A `mkfs.erofs` that packs by every algorithm: the one that `DISTD_TEST_NEWER_MKFS` names, which `tests/run.sh` sets.
+/// Returns a `mkfs.erofs` with every algorithm: the one that `DISTD_TEST_NEWER_MKFS` names, which
+/// `tests/run.sh` sets.
 pub(crate) fn newer_mkfs() -> Option<PathBuf> {
     let named = std::env::var_os("DISTD_TEST_NEWER_MKFS").map(PathBuf::from);
     if named.is_none() {
@@ -75,8 +78,8 @@ pub(crate) fn assert_covers(regions: &Regions, len: usize, what: &str) {
     assert_eq!(at, len as u64, "{what}");
 }
 
-/// A hand-made image of 4 KiB blocks: superblock, inodes as given (compact, 32 bytes each, from byte 4096
-/// on; the first is the root), then `blocks` from block 16 on.
+/// Makes an image of 4 KiB blocks by hand: a superblock, the given inodes (compact, 32 bytes each,
+/// from byte 4096 on; the first is the root), then `blocks` from block 16 on.
 pub(crate) fn forged(inodes: &[[u8; 32]], blocks: &[Vec<u8>]) -> Vec<u8> {
     let mut image = vec![0; 16 * 4096];
     image[1024..1028].copy_from_slice(&0xe0f5_e1e2u32.to_le_bytes());

@@ -1,4 +1,4 @@
-//! Patch codecs.
+//! Fuzz bodies of the patch codecs.
 
 use distd_core::limits::{PATCH_PAYLOAD_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
 use distd_core::patch::{Codec, Effort, PatchError, decode, encode};
@@ -6,14 +6,14 @@ use distd_core::patch::{Codec, Effort, PatchError, decode, encode};
 use super::input::Input;
 use super::memory::within;
 
-/// Longest target asked for, bytes: zeros of 4 MiB for each input would be most of the time.
+/// Longest target asked for, bytes. Zeros of 4 MiB for each input would take most of the time.
 const TARGET_MAX: u32 = 256 << 10;
 
 fn codec(byte: u8) -> Codec {
     Codec::ALL[usize::from(byte) % Codec::ALL.len()]
 }
 
-/// Any payload gives exactly the length wanted, or an error, within `base + target + 12 MiB`.
+/// Any payload gives exactly the wanted length or an error, within `base + target + 12 MiB`.
 pub fn patch_decode(data: &[u8]) {
     let mut input = Input(data);
     let codec = codec(input.byte());
@@ -28,7 +28,7 @@ pub fn patch_decode(data: &[u8]) {
     assert!(matches!(too_long, Err(PatchError::TooLong { .. })));
 }
 
-/// What is encoded comes back, and one byte of it changed is no panic.
+/// Encoded targets decode again, and a payload with one changed byte causes no panic.
 pub fn patch_encode(data: &[u8]) {
     let mut input = Input(data);
     let codec = codec(input.byte());

@@ -1,4 +1,4 @@
-//! Protocol frames, and the state machines that take them.
+//! Fuzz bodies of protocol frames, and of the state machines that take them.
 
 use distd_core::ManifestId;
 use distd_core::limits::{FRAME_BODY_MAX, REQUEST_CHUNKS_MAX};
@@ -11,8 +11,9 @@ use distd_core::ranges::ChunkRanges;
 
 use super::memory::within;
 
-/// Frames are the same in whatever pieces a stream arrives, encode to what decodes to the same, and no length that is
-/// only claimed is believed. The first byte is the length of the pieces.
+/// A stream gives the same frames in whatever pieces it arrives. Each frame encodes to bytes that
+/// decode to the same frame, and nothing is allocated for a length that is only claimed. The first
+/// byte of the input is the length of the pieces.
 pub fn frames(data: &[u8]) {
     let Some((piece, data)) = data.split_first() else { return };
     let whole = decoded(data, data.len().max(1));
@@ -28,7 +29,7 @@ pub fn frames(data: &[u8]) {
         let encoded = frame.encode();
         assert_eq!(decoded(&encoded, encoded.len()).0, std::slice::from_ref(frame));
         let _ = control.handle_frame(frame.clone());
-        // A breach ends the stream.
+        // A breach of the protocol ends the stream.
         answer = answer.and_then(|mut answer| answer.handle_frame(frame.clone()).is_ok().then_some(answer));
         if ask.handle_frame(frame.clone()).is_ok() {
             assert!(ask.open().difference(&open).is_empty(), "nothing opens again");
@@ -48,10 +49,10 @@ pub fn frames(data: &[u8]) {
     }
 }
 
-/// Every frame up to the end, the first breach, or what is cut off.
+/// Returns every frame before the end of the data, the first breach, or an incomplete frame.
 fn decoded(data: &[u8], piece: usize) -> (Vec<Frame>, Option<DecodeError>) {
     let (mut decoder, mut frames) = (FrameDecoder::default(), Vec::new());
-    // The buffer at hand and the one it moves to; the frames are slices of these, and their parts.
+    // The current buffer and the one it grows into. Frames and their parts are slices of these.
     let bound = 2 * (FRAME_BODY_MAX + 16) + 8 * data.len() + (1 << 20);
     let error = within(bound, || {
         for bytes in data.chunks(piece) {

@@ -1,4 +1,4 @@
-//! Region readers, extent maps, archives.
+//! Fuzz bodies of region readers, extent maps and archives.
 
 use std::ops::ControlFlow;
 
@@ -9,7 +9,8 @@ use distd_core::patch::view::parts;
 
 use super::memory::within;
 
-/// Sorted, without gap or overlap, covering all of `len`; names within bounds.
+/// Checks that regions are sorted, without gap or overlap, and cover all of `len`, with names
+/// within bounds.
 fn assert_covers(regions: &Regions, len: u64) {
     let mut at = 0;
     for region in regions.all() {
@@ -22,9 +23,9 @@ fn assert_covers(regions: &Regions, len: u64) {
     assert_eq!(regions.total(), len);
 }
 
-/// Regions cover any bytes, the same each time, and chunks cover the regions whatever the window.
+/// Regions cover any bytes, the same each time, and chunks cover the regions with any window.
 pub fn regions(data: &[u8]) {
-    // 4 MiB of cache, a block of 64 KiB for each of 512 levels, and what the regions take.
+    // 4 MiB of cache, a block of 64 KiB for each of 512 levels, and the memory of the regions.
     let found = within((40 << 20) + 64 * data.len(), || find_regions(data));
     assert_covers(&found, data.len() as u64);
     assert_eq!(found, find_regions(data));
@@ -50,7 +51,8 @@ pub fn regions(data: &[u8]) {
     assert!(found.all().iter().map(Region::end).all(|end| ends.binary_search(&end).is_ok()));
 }
 
-/// Extents of compressed files follow each other from 0 to the file's size, in clusters inside the image.
+/// Extents of compressed files follow each other from 0 to the file's size, in clusters inside the
+/// image.
 pub fn erofs_maps(data: &[u8]) {
     let Some(reader) = Reader::open(data) else { return };
     let whole = reader.packed_files(|file| {
@@ -79,7 +81,7 @@ pub fn erofs_maps(data: &[u8]) {
     });
 }
 
-/// Parts cover a view that is an archive, or not.
+/// Parts cover a view, whether the view is an archive or not.
 pub fn archive_parts(data: &[u8]) {
     let parts = parts(data, 0..data.len() as u64, b"view").expect("memory reads");
     assert_eq!(parts.iter().map(|(len, ..)| len).sum::<u64>(), data.len() as u64);

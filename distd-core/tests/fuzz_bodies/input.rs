@@ -1,20 +1,20 @@
-//! Several parts out of one input. Whatever the bytes are, there is something to take.
+//! Splits one input into several parts. There is something to take whatever the bytes are.
 
-/// What is left of an input.
+/// Remaining bytes of an input.
 pub struct Input<'a>(pub &'a [u8]);
 
 impl<'a> Input<'a> {
-    /// The next byte, 0 behind the end.
+    /// Returns the next byte; 0 behind the end.
     pub fn byte(&mut self) -> u8 {
         self.take(1).first().copied().unwrap_or(0)
     }
 
-    /// The next three bytes, little-endian.
+    /// Returns the next three bytes as a little-endian number.
     pub fn number(&mut self) -> u32 {
         u32::from_le_bytes([self.byte(), self.byte(), self.byte(), 0])
     }
 
-    /// A part of a length that three bytes before it tell, or what is left.
+    /// Returns a part whose length is in the three bytes before it, or the remaining bytes.
     pub fn part(&mut self) -> &'a [u8] {
         let len = self.number() as usize;
         self.take(len)
@@ -27,7 +27,7 @@ impl<'a> Input<'a> {
     }
 }
 
-/// What [`Input::part`] takes apart again.
+/// Encodes a part for [`Input::part`].
 pub fn part(bytes: &[u8]) -> Vec<u8> {
     let len = bytes.len() as u32;
     [&len.to_le_bytes()[..3], bytes].concat()

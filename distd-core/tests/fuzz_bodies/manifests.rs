@@ -1,4 +1,4 @@
-//! Manifest nodes and files, compact leaves, tree listings.
+//! Fuzz bodies of manifest nodes and files, compact leaves and tree listings.
 
 use bytes::Bytes;
 use distd_core::cut::CutParams;
@@ -11,10 +11,11 @@ use distd_core::{ArtifactHash, ChunkHash, ChunkId};
 
 use super::memory::within;
 
-/// Chunks walked at most: nodes that repeat make any number of them.
+/// Most chunks to walk over: repeated nodes can make any number of them.
 const WALKED: usize = 5000;
 
-/// By the first byte: a manifest file, a root node, a leaf, or a compact leaf.
+/// The first byte chooses the kind of input: a manifest file, a root node, a leaf or a compact
+/// leaf.
 pub fn manifest(data: &[u8]) {
     let Some((kind, data)) = data.split_first() else { return };
     match kind % 4 {
@@ -32,7 +33,7 @@ pub fn manifest(data: &[u8]) {
 
 fn file(data: &[u8]) {
     let bytes = Bytes::copy_from_slice(data);
-    // Nodes are slices of the file; decoding one takes a few times its length.
+    // Nodes are slices of the file. Decoding a node takes a few times its length.
     let Ok(manifest) = within(8 * data.len() + (1 << 20), || Manifest::from_file_bytes(bytes)) else {
         return;
     };
@@ -44,7 +45,7 @@ fn file(data: &[u8]) {
     assert!(manifest.nodes_missing_from(&[&again]).is_empty());
     assert_eq!(manifest.changed_since(&again).count(), 0);
 
-    // What has the same nodes is put together from them.
+    // A manifest with the same nodes is assembled from them.
     let mut assembly = Assembly::new(manifest.root_bytes().clone()).expect("own root");
     assembly.reuse(&again);
     assert!(assembly.missing().is_empty());
@@ -76,7 +77,7 @@ fn root(data: &[u8]) {
     }
 }
 
-/// A leaf is the node of the entries it has, and its compact form stands for it.
+/// A leaf is the node of its entries, and its compact form stands for it.
 fn leaf(data: &[u8]) {
     let Ok(compact) = compact_leaf(data, |_| false) else { return };
     if let Some(compact) = compact {
@@ -88,19 +89,19 @@ fn leaf(data: &[u8]) {
     entries.iter().for_each(|entry| builder.push(*entry));
     let manifest = builder.finish(ArtifactHash([9; 32]));
     assert!(manifest.entries().map(|at| at.entry).eq(entries));
-    // Unless a border lies within, it is the only node.
+    // Unless one of its entries is a border, the leaf is the only node.
     if manifest.node_count() == 1 {
         assert_eq!(manifest.root().children[0].hash, leaf_hash(data));
     }
 }
 
-/// The entries of a leaf, by way of a manifest of that one node.
+/// Returns the entries of a leaf.
 fn entries(leaf: &[u8]) -> Vec<Entry> {
     let list: Vec<(u64, ChunkHash, u32)> = rmp_serde::from_slice(leaf).expect("a leaf");
     list.into_iter().map(|(id, hash, len)| Entry { id: ChunkId(id), hash, len }).collect()
 }
 
-/// What decodes encodes to the very same bytes.
+/// A decoded listing encodes to the same bytes.
 pub fn tree_listing(data: &[u8]) {
     let Ok(listing) = within(64 * data.len() + (1 << 20), || Listing::decode(data)) else { return };
     assert_eq!(listing.encode(), data);

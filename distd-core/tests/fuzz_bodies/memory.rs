@@ -1,4 +1,4 @@
-//! Bounds on memory: what a body allocates through Rust. What C libraries allocate is not counted.
+//! Bounds on the memory that a body allocates through Rust. Memory of C libraries is not counted.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,16 +7,16 @@ use peak_alloc::PeakAlloc;
 #[global_allocator]
 static PEAK: PeakAlloc = PeakAlloc;
 
-/// The peak is the process's: tests in other threads wait.
+/// The peak is that of the process, so tests in other threads wait.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Runs `body` alone in its process.
+/// Runs `body` while no other body runs in this process.
 pub fn alone(body: impl FnOnce()) {
     let _guard = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     body();
 }
 
-/// Result of `work`, which may allocate at most `bytes` at any moment.
+/// Returns the result of `work`, which may allocate at most `bytes` at any moment.
 pub fn within<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
     let before = PEAK.current_usage();
     PEAK.reset_peak_usage();

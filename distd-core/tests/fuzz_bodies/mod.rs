@@ -1,6 +1,6 @@
-//! What each fuzz target does with its input: the one place for `distd-core/fuzz` and for the replay of its seeds
-//! (`tests/fuzz_seeds.rs`). A body panics when the code under it breaks a promise; an error is a fine answer to
-//! hostile bytes.
+//! Bodies of the fuzz targets, shared by `distd-core/fuzz` and the replay of its seeds
+//! (`tests/fuzz_seeds.rs`). A body panics when the code under it breaks a promise; an error is a
+//! valid answer to hostile bytes.
 
 pub mod codecs;
 pub mod frames;
@@ -11,14 +11,14 @@ pub mod memory;
 pub mod sets;
 pub mod views;
 
-/// One target.
+/// One fuzz target.
 #[derive(Debug)]
 pub struct Target {
-    /// Also the name of its file in `fuzz/fuzz_targets`.
+    /// Name of the target, and of its file in `fuzz/fuzz_targets`.
     pub name: &'static str,
-    /// The directory of its inputs in `fuzz/seeds`.
+    /// Directory of its inputs in `fuzz/seeds`.
     pub seeds: &'static str,
-    /// What it does.
+    /// Function that checks one input.
     pub body: fn(&[u8]),
 }
 
@@ -26,12 +26,12 @@ const fn target(name: &'static str, body: fn(&[u8])) -> Target {
     Target { name, seeds: name, body }
 }
 
-/// One that takes whole files, packed or not.
+/// Makes a target that takes whole files, packed or not.
 const fn of_artifacts(name: &'static str, body: fn(&[u8])) -> Target {
     Target { name, seeds: "artifacts", body }
 }
 
-/// Every target.
+/// All fuzz targets.
 pub const TARGETS: [Target; 15] = [
     of_artifacts("regions", image::regions),
     of_artifacts("erofs_maps", image::erofs_maps),

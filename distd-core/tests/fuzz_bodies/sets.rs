@@ -1,4 +1,5 @@
-//! Patch sets: their index, the outline of what they lead to, and the choice among them.
+//! Fuzz bodies of patch sets: their index, their outline of the target manifest, and the choice
+//! among patches.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +14,8 @@ use distd_core::{ChunkHash, ChunkId, ManifestId};
 use super::input::Input;
 use super::memory::within;
 
-/// The input as it is where the first byte is even, else its rest packed behind `head`.
+/// Returns the input without its first byte if that byte is even, otherwise the rest packed behind
+/// `head`.
 fn packed(data: &[u8], head: &[u8]) -> Vec<u8> {
     match data {
         [first, rest @ ..] if first % 2 == 1 => {
@@ -24,7 +26,7 @@ fn packed(data: &[u8], head: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Unpacked bytes that the frame claims.
+/// Returns the number of unpacked bytes that the frame claims.
 fn claimed(packed: &[u8]) -> usize {
     let claimed = zstd::zstd_safe::get_frame_content_size(packed).ok().flatten().unwrap_or(0);
     claimed.min(PATCH_INDEX_BYTES_MAX) as usize
@@ -32,11 +34,11 @@ fn claimed(packed: &[u8]) -> usize {
 
 fn index(data: &[u8]) -> Option<SetIndex> {
     let packed = packed(data, &[&b"distdps1"[..], &[7; 64]].concat());
-    // An index of lengths of one byte is 16 times as long in memory, 7 of its bytes 100.
+    // In memory, an index of one-byte lengths is 16 times as long, and 7 of its bytes take 100.
     within(40 * claimed(&packed) + (1 << 20), || SetIndex::decode(&packed)).ok()
 }
 
-/// What decodes keeps its bounds and encodes to the same.
+/// A decoded index keeps its bounds and encodes to the same index.
 pub fn set_index(data: &[u8]) {
     let Some(mut index) = index(data) else { return };
     assert!(index.patches.len() <= PATCHES_MAX);
@@ -57,7 +59,7 @@ fn entry(n: u64) -> Entry {
     Entry { id: ChunkId(n), hash: ChunkHash::of(&n.to_be_bytes()), len: 1 + (n % 1000) as u32 }
 }
 
-/// What decodes encodes to the same, and tells no more entries than asked for.
+/// A decoded outline encodes to the same outline, and gives no more entries than asked for.
 pub fn outline(data: &[u8]) {
     let packed = packed(data, b"distdol1");
     let Ok(outline) = within(40 * claimed(&packed) + (1 << 20), || Outline::decode(&packed)) else { return };
@@ -67,7 +69,7 @@ pub fn outline(data: &[u8]) {
     let rebuilt = |id: ChunkId| Some((ChunkHash::of(&id.0.to_be_bytes()), 1));
     let Some(entries) = within(1 << 20, || outline.entries(&from, rebuilt, 1000)) else { return };
     assert!(entries.len() <= 1000);
-    // What was told can be told again.
+    // Entries that an outline gave can be written as an outline again.
     let told = Outline::new(&from, &entries, |id| id.0 >= 200);
     let lookup = |id: ChunkId| entries.iter().find(|entry| entry.id == id).map(|e| (e.hash, e.len));
     let unique = entries.iter().all(|entry| lookup(entry.id) == Some((entry.hash, entry.len)));
@@ -77,7 +79,8 @@ pub fn outline(data: &[u8]) {
     }
 }
 
-/// Of two sets, any wanted chunks and any held ones, what is chosen can be applied in its order and leaves nothing open.
+/// For two sets, any wanted chunks and any held ones, the choice can be applied in its order and
+/// leaves no chunk open.
 pub fn choose(data: &[u8]) {
     let mut input = Input(data);
     let (modulus, optimize) = (u64::from(input.byte()).max(2), input.byte());
@@ -91,7 +94,7 @@ pub fn choose(data: &[u8]) {
     let sets = [&first, &second];
     let payloads = sets.map(|set| vec![payload; set.patches.len()]);
     let targets = sets.iter().flat_map(|set| &set.patches).flat_map(|patch| patch.target_chunks());
-    // Every other target, and some that no patch makes.
+    // Every second target, and some chunks that no patch makes.
     let wanted: BTreeSet<ChunkId> = targets
         .map(|(id, _)| id)
         .filter(|id| id.0 % 2 == 0 && id.0 < 1 << 60)
@@ -122,7 +125,7 @@ fn assert_applicable(
     assert!(choice.passing.iter().all(|id| wanted.binary_search(id).is_err() && there.contains(id)));
 }
 
-/// The way found is a way, and none of all others is shorter.
+/// The route found is a route, and none of all other routes is shorter.
 pub fn route(data: &[u8]) {
     let mut input = Input(data);
     let id = |byte: u8| ManifestId([byte % 8; 32]);
@@ -142,7 +145,7 @@ pub fn route(data: &[u8]) {
         assert!(way.windows(2).all(|two| legs[two[0]].to == legs[two[1]].from));
         assert_eq!(legs[*way.last().expect("not empty")].to, to);
     }
-    // Every way there is.
+    // Try every route there is.
     let mut best: Option<u64> = None;
     let mut open: Vec<Vec<usize>> =
         (0..legs.len()).filter(|n| held.contains(&legs[*n].from)).map(|n| vec![n]).collect();

@@ -1,4 +1,4 @@
-//! Views: recipes from others, and those made of hostile files.
+//! Fuzz bodies of views: foreign recipes, and recipes made of hostile files.
 
 use std::io::Cursor;
 use std::ops::Range;
@@ -15,7 +15,8 @@ use super::memory::within;
 /// Longest view taken, bytes.
 const VIEW_MAX: u64 = 1 << 20;
 
-/// Any unpack recipe writes at most what it may, and says how much. Memory as `patch::view` says of either kind.
+/// Any unpack recipe writes at most the allowed bytes and returns how many it wrote. Memory is
+/// bounded as `patch::view` states for each kind.
 pub fn unpack_recipe(data: &[u8]) {
     let mut input = Input(data);
     let (max, recipe) = (u64::from(input.number()) % VIEW_MAX, input.part());
@@ -27,7 +28,7 @@ pub fn unpack_recipe(data: &[u8]) {
     }
 }
 
-/// Any recipe to pack again ends, with as much as it says.
+/// Any repack recipe ends, after as many bytes as it returns.
 pub fn repack_recipe(data: &[u8]) {
     let mut input = Input(data);
     let recipe = input.part();
@@ -37,7 +38,8 @@ pub fn repack_recipe(data: &[u8]) {
     }
 }
 
-/// Files that have views, in images sound or not, come back bit for bit from those, and by the device's own way too.
+/// Files with views, in sound and in damaged images, come back bit for bit from their views, and
+/// from a device's own views too.
 pub fn make(data: &[u8]) {
     let regions = regions(data);
     for file in packed_files(data, &regions).expect("memory reads") {

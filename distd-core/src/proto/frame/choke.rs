@@ -1,4 +1,4 @@
-//! CHOKE: "I will not answer your requests" (RFC 7574 §8.10), and when and where someone may.
+//! CHOKE: the sender answers no requests (RFC 7574 §8.10), with the time to ask again.
 
 use std::time::Duration;
 
@@ -9,12 +9,13 @@ use crate::proto::codec::DecodeError;
 /// Most alternates in one frame.
 const ALTERNATES_MAX: usize = 16;
 
-/// Refusal with an end and a way out.
+/// Refusal of requests for a while.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choke {
-    /// When to ask again, milliseconds on the wire.
+    /// Time to wait before asking again; milliseconds on the wire.
     pub retry_after: Duration,
-    /// Other peers to ask, `HOST:PORT`.
+    /// Other peers to ask, `HOST:PORT`. Nodes send none and ignore received ones
+    /// (docs/decisions/0011).
     pub alternates: Vec<String>,
 }
 

@@ -1,15 +1,16 @@
-//! COST: what chunks are on the wire, before any is asked for. COST_REQUEST has the form of a REQUEST.
+//! COST: the bytes that chunks take on the wire, known before any is requested. COST_REQUEST has
+//! the form of a REQUEST.
 
 use bytes::{Buf, BufMut, Bytes};
 
 use crate::proto::codec::DecodeError;
 
-/// What the chunks of a COST_REQUEST would cost.
+/// Cost of the chunks of a COST_REQUEST.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// How many of them the answerer, or its parent, knows.
+    /// Number of the requested chunks whose cost the answerer, or its parent, knows.
     pub chunks: u64,
-    /// Their packed bytes together, as DATA carries them; frame headers come on top.
+    /// Packed bytes of these chunks together, as DATA carries them. Frame headers come on top.
     pub bytes: u64,
 }
 

@@ -1,4 +1,4 @@
-//! DATA: one chunk, compressed as the origin has it (RFC 7574 §8.6 without the timestamp).
+//! DATA: one chunk, packed as the origin stores it (RFC 7574 §8.6 without the timestamp).
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -6,17 +6,17 @@ use crate::ChunkId;
 use crate::limits::CHUNK_BYTES_MAX;
 use crate::proto::codec::{DecodeError, put_header, types};
 
-/// How the bytes of a chunk are packed.
+/// Packing of a chunk's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Codec {
-    /// As they are.
+    /// The raw bytes.
     Raw,
     /// One zstd frame (RFC 8878).
     Zstd,
 }
 
 impl Codec {
-    /// Number on the wire and in stores.
+    /// Returns the number of the codec on the wire and in stores.
     pub fn code(self) -> u8 {
         match self {
             Self::Raw => 0,
@@ -24,7 +24,7 @@ impl Codec {
         }
     }
 
-    /// Reads the number; `None` for one this build does not know.
+    /// Returns the codec with this number; `None` if this build does not know it.
     pub fn from_code(code: u8) -> Option<Self> {
         match code {
             0 => Some(Self::Raw),
@@ -34,23 +34,23 @@ impl Codec {
     }
 }
 
-/// One chunk.
+/// One chunk on its way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Data {
-    /// Which chunk; the range of RFC 7574 is always of one.
+    /// Id of the chunk. The range in RFC 7574 always has one chunk here.
     pub id: ChunkId,
-    /// How `bytes` are packed.
+    /// Packing of `bytes`.
     pub codec: Codec,
-    /// The packed bytes, `1..=CHUNK_BYTES_MAX` of them: what does not shrink travels raw.
+    /// The packed bytes, `1..=CHUNK_BYTES_MAX` of them. A chunk that does not shrink is sent raw.
     pub bytes: Bytes,
 }
 
 impl Data {
     const NAME: &'static str = "DATA";
-    /// Range and codec.
+    /// Bytes of range and codec.
     const HEADER: usize = 17;
 
-    /// All of the frame but the packed bytes.
+    /// Returns the frame without the packed bytes.
     pub(in crate::proto) fn encode_head(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(Self::HEADER + 9);
         put_header(&mut out, types::DATA, Self::HEADER + self.bytes.len());

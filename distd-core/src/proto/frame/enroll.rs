@@ -1,7 +1,7 @@
-//! ENROLL and ENROLLED: opaque to the protocol, so that relays forward what they cannot use.
+//! ENROLL and ENROLLED: opaque to the protocol, so relays can forward bodies that they cannot read.
 
 use bytes::Bytes;
 
-/// Body of an enrolment or renewal, msgpack as docs/trust.md says. At most one frame.
+/// Body of an enrolment or renewal, msgpack as in docs/trust.md. It fits in one frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EnrollBody(pub Bytes);

@@ -1,4 +1,5 @@
-//! One golden encoding per frame: added to, never edited. They pin docs/protocol.md.
+//! One golden encoding for each frame. They pin docs/protocol.md; new ones are added, none is
+//! edited.
 
 use std::time::Duration;
 
@@ -159,7 +160,7 @@ fn an_unknown_type_is_skipped_by_its_length() {
 
 proptest! {
     #[test]
-    fn random_bytes_never_panic_and_what_decodes_encodes_again(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn random_bytes_never_panic_and_decoded_frames_encode_again(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(frames) = decode_all(&bytes) {
             for frame in frames {
                 if !matches!(frame, Frame::Unknown { .. } | Frame::Handshake(_)) {

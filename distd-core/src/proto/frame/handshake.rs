@@ -1,4 +1,4 @@
-//! HANDSHAKE: what both sides must agree on before anything else (RFC 7574 §7, options).
+//! HANDSHAKE: the options on which both sides must agree before anything else (RFC 7574 §7).
 
 use bytes::{Buf, BufMut, Bytes};
 
@@ -8,7 +8,7 @@ use crate::proto::codec::DecodeError;
 /// Version this build speaks.
 pub const PROTOCOL_VERSION: u8 = 1;
 
-/// Options of RFC 7574 §7 that we send; 128 and up are ours.
+/// Options of RFC 7574 §7 that this build sends; 128 and up are private.
 mod option {
     pub(super) const VERSION: u8 = 0;
     pub(super) const MINIMUM_VERSION: u8 = 1;
@@ -24,9 +24,9 @@ mod option {
     pub(super) const END: u8 = 255;
 }
 
-/// Manifest tree: our private value for option 3 (the RFC's 1 is its own binary Merkle tree).
+/// Manifest tree: private value of option 3 (the RFC's 1 is its own binary Merkle tree).
 const INTEGRITY_MANIFEST: u8 = 128;
-/// BLAKE3: our private value for option 4.
+/// BLAKE3: private value of option 4.
 const HASH_BLAKE3: u8 = 128;
 /// 64-bit chunk ranges (RFC 7574 §8.3).
 const ADDRESSING_CHUNK_RANGES_64: u8 = 4;
@@ -34,7 +34,8 @@ const ADDRESSING_CHUNK_RANGES_64: u8 = 4;
 const CHUNK_SIZE_VARIABLE: u32 = u32::MAX;
 /// Most bytes of a capability.
 const CAPABILITY_MAX: usize = 4096;
-/// Types 0, 1, 3, 4, 8, 9, 10, 11 (MSB first, RFC 7574 §7.9); extensions, and PEX, are implied by the ALPN.
+/// Types 0, 1, 3, 4, 8, 9, 10, 11 (MSB first, RFC 7574 §7.9). The ALPN implies the extensions and
+/// PEX.
 const SUPPORTED: [u8; 2] = [0b1101_1000, 0b1111_0000];
 
 /// The handshake of one swarm.
@@ -44,20 +45,22 @@ pub struct Handshake {
     pub version: u8,
     /// Lowest version the sender speaks.
     pub minimum_version: u8,
-    /// The swarm: the manifest's id.
+    /// Id of the manifest, which names the swarm.
     pub manifest: ManifestId,
-    /// Signed capability, opaque here; empty when the certificate alone decides.
+    /// Signed capability, opaque here; empty if the certificate alone decides.
     pub capability: Bytes,
-    /// Whether the sender gets what it does not hold from a parent of its own: then HAVE is no bound on what to ask.
+    /// Whether the sender fetches chunks it does not hold from a parent of its own. It may be asked
+    /// for chunks that it did not announce.
     pub fetches_upstream: bool,
-    /// Whether the sender exchanges chunks with its neighbours: then its peer record is the next frame.
+    /// Whether the sender exchanges chunks with its neighbours. Its peer record is then the next
+    /// frame.
     pub exchanges: bool,
 }
 
 impl Handshake {
     const NAME: &'static str = "HANDSHAKE";
 
-    /// Handshake of this build for `manifest`.
+    /// Returns the handshake of this build for `manifest`.
     pub fn new(manifest: ManifestId) -> Self {
         Self {
             version: PROTOCOL_VERSION,

@@ -1,12 +1,13 @@
-//! METADATA_REQUEST and METADATA: a question for TUF metadata and its answer, opaque to the protocol. The answer verifies
-//! itself, so any tier may forward both (docs/trust.md, "Metadata exchange").
+//! METADATA_REQUEST and METADATA: a question for TUF metadata and its answer, opaque to the
+//! protocol. The answer's signatures prove it, so any tier may forward both (docs/trust.md,
+//! "Metadata exchange").
 
 use bytes::Bytes;
 
 use crate::limits::{METADATA_PIECE_MAX, METADATA_QUERY_MAX};
 use crate::proto::codec::DecodeError;
 
-/// A question, at most [`METADATA_QUERY_MAX`] bytes.
+/// A question for metadata, at most [`METADATA_QUERY_MAX`] bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetadataRequest(pub Bytes);
 
@@ -19,7 +20,7 @@ impl MetadataRequest {
     }
 }
 
-/// A piece of the answer, at most [`METADATA_PIECE_MAX`] bytes; the stream's end ends the answer.
+/// A piece of an answer, at most [`METADATA_PIECE_MAX`] bytes. The stream's end ends the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metadata(pub Bytes);
 

@@ -1,4 +1,4 @@
-//! The messages, one concept a file.
+//! The messages of the protocol, one concept a file.
 
 mod choke;
 mod cost;

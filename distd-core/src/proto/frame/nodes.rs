@@ -1,4 +1,4 @@
-//! INTEGRITY, NODE_REQUEST and NODES_END: the manifest's nodes.
+//! INTEGRITY, NODE_REQUEST and NODES_END: requests for manifest nodes and the nodes themselves.
 
 use bytes::{Buf, BufMut, Bytes};
 
@@ -6,18 +6,21 @@ use crate::limits::{HELD_MANIFESTS_MAX, MANIFEST_LEVELS_MAX, NODE_BYTES_MAX, NOD
 use crate::proto::codec::DecodeError;
 use crate::{ManifestId, NodeHash};
 
-/// Level under which a root node travels: it is asked for by the manifest id in place of a node hash.
+/// Level of a root node on the wire. A root is requested by the manifest id in place of a node
+/// hash.
 pub const ROOT_LEVEL: u8 = 255;
 
-/// Level under which a leaf travels in compact form, to someone who named a held manifest that the sender knows.
+/// Level of a compact leaf on the wire. It is sent to an asker that named a held manifest the
+/// sender knows.
 pub const COMPACT_LEAF: u8 = 254;
 
-/// One manifest node (RFC 7574 §8.7: there a hash, here the node whose hash the receiver already trusts).
+/// One manifest node. In RFC 7574 §8.7 an INTEGRITY carries a hash; here it carries the node whose
+/// hash the receiver already trusts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// Its level: 0 is a leaf.
+    /// Level of the node: 0 is a leaf; also [`ROOT_LEVEL`] and [`COMPACT_LEAF`].
     pub level: u8,
-    /// Its bytes.
+    /// Bytes of the node.
     pub bytes: Bytes,
 }
 
@@ -41,13 +44,13 @@ impl Node {
     }
 }
 
-/// Asks for nodes: with no hashes (or the manifest id alone, for the root too), all that the held manifests lack; with
-/// hashes, those and no others.
+/// Request for nodes. Without hashes (or with the manifest id alone, for the root too) it asks for
+/// all nodes that the held manifests lack; with hashes it asks for these nodes only.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeRequest {
-    /// Manifests the asker has in full. The answerer skips what they share, where it knows them.
+    /// Manifests the asker has in full. The answerer skips the nodes of those it knows.
     pub held: Vec<ManifestId>,
-    /// Nodes by hash.
+    /// Hashes of the requested nodes.
     pub hashes: Vec<NodeHash>,
 }
 
@@ -83,16 +86,17 @@ impl NodeRequest {
     }
 }
 
-/// Ends the answer to a NODE_REQUEST and says how many of the named nodes are not here;
-/// [`NodesEnd::HELD_UNKNOWN`] when none of the held manifests is known and nothing was sent.
+/// End of the answer to a NODE_REQUEST. It states how many of the requested nodes did not come, or
+/// [`NodesEnd::HELD_UNKNOWN`] if the answerer knows none of the held manifests and sent nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodesEnd {
-    /// Nodes asked for by hash that did not come.
+    /// Number of nodes requested by hash that did not come.
     pub missing: u32,
 }
 
 impl NodesEnd {
-    /// The answerer cannot tell what the asker lacks: ask by hash, level by level.
+    /// The answerer cannot tell which nodes the asker lacks. The asker has to request by hash,
+    /// level by level.
     pub const HELD_UNKNOWN: u32 = u32::MAX;
 
     pub(in crate::proto) fn encode(&self, out: &mut impl BufMut) {

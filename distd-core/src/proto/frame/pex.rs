@@ -1,7 +1,9 @@
-//! PEX_REScert: where nodes of a site listen, signed by each of them (RFC 7574 §3.10, §8.13).
+//! PEX_REScert: addresses where nodes of a site listen, signed by each node (RFC 7574 §3.10,
+//! §8.13).
 //!
-//! The RFC's answer is a membership certificate with one address. Here it is a list of records, each with the node's own
-//! certificate of the realm, so that whoever gets one third-hand can verify it. Verifying is the caller's, who has the realm's CA.
+//! The RFC's answer is a membership certificate with one address. Here the answer is a list of
+//! records, each with the node's own certificate of the realm, so a node that receives a record
+//! third-hand can verify it. The caller verifies, since the caller has the realm's CA.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -10,48 +12,49 @@ use bytes::{Buf, BufMut, Bytes};
 use crate::limits::{PEX_RECORDS_MAX, RECORD_ADDRESSES_MAX, RECORD_CERTIFICATE_MAX, SITE_BYTES_MAX};
 use crate::proto::codec::DecodeError;
 
-/// What a record's signature begins with, so that it is a signature of nothing else.
+/// First bytes of the signed data, so that a record's signature is valid for nothing else.
 pub const RECORD_DOMAIN: &[u8] = b"distd-peer-record-v1\0";
 
-/// Form of a record. One of another form is passed over.
+/// Form of a record. Records of another form are skipped.
 const RECORD_VERSION: u8 = 1;
-/// Flag: the node goes on listening when the connection ends on which the record came.
+/// Flag: the node continues to listen after the connection ends that brought the record.
 const RESIDENT: u8 = 1;
 const SIGNATURE_BYTES: usize = 64;
 
 const NAME: &str = "PEX_REScert";
 
-/// Where one node listens, by its own word.
+/// Addresses where one node listens, as the node itself states them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerRecord {
-    /// Grows with each record a node makes: of two the larger counts.
+    /// Number that grows with each record a node makes. Of two records of a node, the one with the
+    /// larger number counts.
     pub sequence: u64,
     /// End of validity, unix seconds.
     pub expires: u64,
-    /// Whether the node goes on listening when the connection ends on which the record came.
+    /// Whether the node continues to listen after the connection ends that brought the record.
     pub resident: bool,
-    /// The site the node says it is of; empty when it leaves that to its parent.
+    /// Site of the node, as the node states it; empty if its parent decides.
     pub site: String,
-    /// Where it listens; none when it takes chunks and serves nobody.
+    /// Addresses where the node listens; empty if the node fetches chunks and serves nobody.
     pub addresses: Vec<SocketAddr>,
     /// The node's certificate, DER.
     pub certificate: Bytes,
-    /// Ed25519 by the certificate's key over [`PeerRecord::signed_bytes`].
+    /// Ed25519 signature over [`PeerRecord::signed_bytes`], by the certificate's key.
     pub signature: [u8; SIGNATURE_BYTES],
 }
 
 impl PeerRecord {
-    /// What the signature is over.
+    /// Returns the bytes the signature covers.
     pub fn signed_bytes(&self) -> Vec<u8> {
         let mut out = RECORD_DOMAIN.to_vec();
         self.put_body(&mut out);
         out
     }
 
-    /// The record's bytes.
+    /// Returns the record's bytes.
     ///
     /// # Panics
-    /// When a field is longer than the limits allow; whoever makes a record keeps to them.
+    /// If a field is longer than its limit. The code that makes a record keeps to the limits.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         self.put_body(&mut out);
@@ -86,7 +89,7 @@ impl PeerRecord {
         out.put_slice(&self.certificate);
     }
 
-    /// Reads a record; `None` for one of a later form.
+    /// Reads a record; `None` if it has a later form.
     ///
     /// # Errors
     /// [`DecodeError`].
@@ -131,11 +134,12 @@ impl PeerRecord {
     }
 }
 
-/// Whether one host could be at this address: neither a group of them nor none.
+/// Whether one host can have this address: not unspecified, multicast or broadcast, and the port is
+/// not 0.
 fn is_dialable(address: &SocketAddr) -> bool {
     let ip = address.ip();
     let none = ip.is_unspecified() || ip.is_multicast() || ip == Ipv4Addr::BROADCAST;
-    // An IPv4 address has one form.
+    // Refuse IPv4 addresses in IPv6 form: an address has one form.
     address.port() != 0 && !none && ip == ip.to_canonical()
 }
 
@@ -146,7 +150,7 @@ fn take(body: &mut Bytes, len: usize) -> Result<Bytes, DecodeError> {
     Ok(body.split_to(len))
 }
 
-/// At most [`PEX_RECORDS_MAX`] records; none is an answer too.
+/// List of at most [`PEX_RECORDS_MAX`] records. An empty list is an answer too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerRecords(pub Vec<PeerRecord>);
 
@@ -195,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_nobody_can_be_at_are_refused() {
+    fn addresses_no_host_can_have_are_refused() {
         for bad in [
             "0.0.0.0:1",
             "224.0.0.1:1",
@@ -215,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_a_later_form_is_passed_over_and_the_others_are_read() {
+    fn a_record_of_a_later_form_is_skipped_and_the_others_are_read() {
         let good = record("10.0.0.1:1");
         let mut later = good.encode();
         later[0] = 9;

@@ -1,4 +1,5 @@
-//! HAVE, REQUEST, CANCEL and DONT_HAVE: inclusive 64-bit chunk ranges, big-endian (RFC 7574 §8.5, §8.8, §8.9).
+//! HAVE, REQUEST, CANCEL and DONT_HAVE: inclusive 64-bit chunk ranges, big-endian (RFC 7574 §8.5,
+//! §8.8, §8.9).
 
 use std::ops::RangeInclusive;
 
@@ -11,7 +12,8 @@ use crate::ranges::ChunkRanges;
 
 const RANGE_BYTES: usize = 16;
 
-/// One to [`RANGES_MAX`] ranges. RFC 7574 puts one in each message; a frame here carries a list.
+/// One to [`RANGES_MAX`] ranges. RFC 7574 puts one range in each message; a frame here carries a
+/// list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ranges(pub Vec<RangeInclusive<ChunkId>>);
 
@@ -25,7 +27,7 @@ impl Ranges {
         })
     }
 
-    /// The ranges as a set.
+    /// Returns the ranges as a set.
     pub fn to_set(&self) -> ChunkRanges {
         self.0.iter().cloned().collect()
     }
@@ -54,27 +56,28 @@ impl Ranges {
     }
 }
 
-/// Why requested chunks will not come.
+/// Reason why requested chunks will not come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DontHaveReason {
-    /// They are not held here and cannot be got.
+    /// The answerer does not hold the chunks and cannot get them.
     NotHeld,
-    /// They are not part of this swarm's manifest.
+    /// The chunks are not part of this swarm's manifest.
     NotInSwarm,
-    /// The parent could not be reached or failed.
+    /// The answerer's parent could not be reached, or failed.
     Upstream,
-    /// Too busy now.
+    /// The answerer is too busy now.
     Busy,
-    /// A neighbour of the asker is fetching them: ask it, and here again later.
+    /// A neighbour of the asker is fetching the chunks. The asker asks this neighbour, and the
+    /// answerer again later.
     Leased,
 }
 
-/// The rest of a request that will not be answered with DATA.
+/// Chunks of a request that will not be answered with DATA.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DontHave {
-    /// Why.
+    /// Reason for all chunks of `ranges`.
     pub reason: DontHaveReason,
-    /// Which.
+    /// Ranges of the refused chunks.
     pub ranges: Ranges,
 }
 
@@ -98,7 +101,7 @@ impl DontHave {
             2 => DontHaveReason::Upstream,
             3 => DontHaveReason::Busy,
             4 => DontHaveReason::Leased,
-            // Later reasons read as the plainest one.
+            // Reasons of later versions read as the most general one.
             _ => DontHaveReason::NotHeld,
         };
         Ok(Self { reason, ranges: Ranges::decode(Self::NAME, body)? })

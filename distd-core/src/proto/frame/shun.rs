@@ -1,4 +1,4 @@
-//! SHUN: whom the sender takes nothing of any more, because it was sent wrong bytes.
+//! SHUN: asks the receiver not to use the named nodes, because they sent the sender wrong bytes.
 
 use bytes::{Buf, BufMut, Bytes};
 
@@ -8,7 +8,7 @@ use crate::proto::codec::DecodeError;
 
 const ID_BYTES: usize = 16;
 
-/// Nodes, 1 to `SHUN_NODES_MAX`. The word of one node, and no proof.
+/// Nodes the sender shuns, 1 to `SHUN_NODES_MAX`. The sender gives no proof.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shun(pub Vec<NodeId>);
 

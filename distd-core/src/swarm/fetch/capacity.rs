@@ -1,26 +1,27 @@
-//! What a peer has shown it can do.
+//! Measured pace of a peer.
 
 use std::time::Duration;
 
 use crate::time::Timestamp;
 
-/// Shortest time over which a pace is taken: below it one late wake-up of ours would be the peer's.
+/// Shortest time over which a pace is measured. In less time, one late wake-up of this side would
+/// count as the peer's.
 const SAMPLE_MIN: Duration = Duration::from_millis(2);
 
-/// Pace of a peer as it comes to us, what others take of it included.
+/// Pace of a peer as this side sees it, reduced by the share that other askers take.
 #[derive(Debug, Default)]
 pub(super) struct Capacity {
-    /// Chunks a second, smoothed over some four samples; `None` until the first chunks came.
+    /// Chunks a second, smoothed over about four samples; `None` until the first sample.
     rate: Option<f64>,
-    /// Since when and how many of the sample that is being taken.
+    /// Start of the current sample, and its number of chunks.
     from: Timestamp,
     chunks: u64,
-    /// Something else than the peer was slow meanwhile.
+    /// Something other than the peer was slow during the current sample.
     spoilt: bool,
 }
 
 impl Capacity {
-    /// The peer is asked, and had nothing to do before: what it takes to begin counts.
+    /// A request was sent to an idle peer and a sample begins. The peer's time to begin counts.
     pub(super) fn begin(&mut self, now: Timestamp) {
         (self.from, self.chunks, self.spoilt) = (now, 0, false);
     }
@@ -30,12 +31,12 @@ impl Capacity {
         self.chunks += 1;
     }
 
-    /// What is being measured now says nothing about the peer.
+    /// The current sample says nothing about the peer.
     pub(super) fn spoil(&mut self) {
         self.spoilt = true;
     }
 
-    /// A batch ended: a sample is complete, if it is long enough.
+    /// A batch ended. The sample is complete if it is long enough.
     pub(super) fn sample(&mut self, now: Timestamp) {
         let took = now.since(self.from);
         if took < SAMPLE_MIN || self.chunks == 0 {
@@ -49,12 +50,12 @@ impl Capacity {
         self.begin(now);
     }
 
-    /// Chunks a second, if it is known; never zero.
+    /// Returns the chunks a second, if known; never zero.
     pub(super) fn rate(&self) -> Option<f64> {
         self.rate.map(|rate| rate.max(1e-3))
     }
 
-    /// How long so many chunks take, if that is known.
+    /// Returns the time that `chunks` chunks take, if the pace is known; at most an hour.
     pub(super) fn time_for(&self, chunks: u64) -> Option<Duration> {
         Some(Duration::from_secs_f64((chunks as f64 / self.rate()?).min(3600.0)))
     }

@@ -1,4 +1,4 @@
-//! What is asked of whom: the outputs of [`Fetch`].
+//! Requests of a [`Fetch`]: which chunks are requested from which peer.
 
 use std::time::Duration;
 
@@ -14,10 +14,12 @@ use crate::time::Timestamp;
 type Request = (PeerId, BatchId, ChunkRanges);
 
 impl Fetch {
-    /// The next batch to ask for; `None` until something changes. Free when nothing has changed since it last said so.
+    /// Returns the next batch to request; `None` until something changes. Costs nothing if nothing
+    /// has changed since the last `None`.
     ///
-    /// Nearer peers come first, among neighbours the faster ones more often, of parents the first that is well. What a nearer peer will send
-    /// when it has room again is not asked of a farther one.
+    /// Nearer peers come first, among neighbours the faster ones more often, among parents the
+    /// first that is well. Chunks that a nearer peer will send when it has room again are not
+    /// requested from a farther one.
     pub fn poll_request(&mut self, now: Timestamp) -> Option<Request> {
         if self.quiet_until.is_some_and(|until| now < until) {
             return None;
@@ -34,7 +36,8 @@ impl Fetch {
         request
     }
 
-    /// When to call [`Fetch::poll_request`] again if nothing happens before: later than `now`, at which it has just been called.
+    /// Returns the time to call [`Fetch::poll_request`] again if nothing happens before; it is
+    /// later than `now`, at which `poll_request` was just called.
     pub fn poll_timeout(&self, now: Timestamp) -> Option<Timestamp> {
         match self.quiet_until {
             Some(until) if until > now => (until < Timestamp(u64::MAX)).then_some(until),
@@ -55,7 +58,7 @@ impl Fetch {
         let origins =
             !self.wanted.is_empty() && self.peers.values().any(|p| p.tier == Tier::Origin && p.connected);
         let settled = self.peers.values().filter_map(|p| p.settles_at(now)).filter(|_| origins).max();
-        // Somebody else may be asked for what is slow.
+        // Another peer may be asked for chunks of a slow one.
         let others = self.peers.len() > 1;
         let unstarted = self.batches.values().filter(|b| others && b.got == 0);
         let claims = unstarted.flat_map(|b| [b.progress + CLAIM_AFTER, b.progress + CLAIM_AFTER_BY_RELAY]);
@@ -84,13 +87,13 @@ impl Fetch {
         self.peers.values().any(|p| p.tier == Tier::Site && p.connected && !p.dropped)
     }
 
-    /// Batches that may be in flight to peers of a tier.
+    /// Returns how many batches may be in flight to one peer of a tier.
     fn batches_max(&self, now: Timestamp, tier: Tier) -> usize {
         let most = self.config.batches_per_peer;
         if self.config.shared_batch.is_none() || tier == Tier::Site {
             return most;
         }
-        // Until it is known who else is there, and what they hold, parents are asked for little.
+        // Parents are asked for little until the other nodes and their chunks are known.
         let settling = tier == Tier::Origin && self.peers.values().any(|p| p.is_settling(now));
         match self.has_neighbours() {
             _ if settling || self.came == 0 => 1,
@@ -99,7 +102,7 @@ impl Fetch {
         }
     }
 
-    /// Most chunks of the next batch to a peer.
+    /// Returns the most chunks the next batch to a peer may have.
     fn batch_size(&self, now: Timestamp, peer: &Peer) -> u64 {
         let most = self.config.batch_chunks;
         let Some(shared) = self.config.shared_batch else { return most };
@@ -118,7 +121,7 @@ impl Fetch {
         (in_time as u64).clamp(least, shared.max(least)).min(most).min(shown)
     }
 
-    /// A batch of chunks nobody has been asked for.
+    /// Returns a batch of chunks that no peer has been asked for.
     fn choose(&mut self, now: Timestamp) -> Option<Request> {
         if self.wanted.is_empty() {
             return None;
@@ -133,7 +136,7 @@ impl Fetch {
         Some(self.ask(now, id, chunks))
     }
 
-    /// Neighbours with room, and what each could send.
+    /// Returns the neighbours with room, and the chunks each could send now.
     fn able_neighbours(&mut self, now: Timestamp) -> Vec<(PeerId, ChunkRanges)> {
         let most = self.batches_max(now, Tier::Site);
         let near = self.peers.iter_mut().filter(|(_, p)| p.tier == Tier::Site && p.has_room(now, most));
@@ -141,7 +144,7 @@ impl Fetch {
         could.filter(|(_, could)| !could.is_empty()).collect()
     }
 
-    /// The first parent with room for what nobody nearer will send.
+    /// Returns the first parent with room, and chunks that no nearer peer will send.
     fn able_parent(&mut self, now: Timestamp) -> Option<(PeerId, ChunkRanges)> {
         let most = [Tier::Relay, Tier::Origin].map(|tier| (tier, self.batches_max(now, tier)));
         let origin = self.peers.values().any(|p| p.tier == Tier::Origin && p.is_well(now));
@@ -164,7 +167,8 @@ impl Fetch {
                 }
                 left = left.difference(&self.left_to_stalled(now, &left));
             }
-            // Of several parents the first is asked: each would fetch everything over the uplink they share.
+            // Of several parents of a tier, only the first is asked. Each would fetch everything
+            // over the uplink that they share.
             let mut lacks = left.clone();
             for (id, p) in self.peers.iter_mut().filter(|(_, p)| p.tier == tier && !is_avoided(p)) {
                 let waits = p.is_waited_for(now);
@@ -190,15 +194,17 @@ impl Fetch {
         None
     }
 
-    /// What of `wanted` is not asked of an origin though who holds it here made no progress: several hold it, and the site goes on. Sixty that begin at
-    /// once beside ten slow links stall each other there, and what the ten pass on goes round.
+    /// Returns the chunks of `wanted` that are not requested from the origin although their local
+    /// holders have stalled: at least three neighbours hold them, and the site is still making
+    /// progress. Sixty nodes that start at once beside ten holders with slow links stall each other
+    /// at these links, while the chunks that the ten send spread through the site.
     fn left_to_stalled(&self, now: Timestamp, wanted: &ChunkRanges) -> ChunkRanges {
         let mut held: [ChunkRanges; SEVERAL] = Default::default();
         if self.site_brings_until(now, SITE_BRINGS).is_some() {
             let stalled = |p: &&Peer| p.tier == Tier::Site && p.stalled && p.connected && !p.dropped;
             for p in self.peers.values().filter(stalled) {
                 let mut could = p.could_send(wanted);
-                // By one more than before.
+                // After each peer, `held[n]` has the chunks that more than `n` peers hold.
                 for held in &mut held {
                     let again = held.intersection(&could);
                     held.extend(&could);
@@ -210,26 +216,29 @@ impl Fetch {
         held
     }
 
-    /// Until when, if nothing more comes, neighbours count as bringing something, and `None` when they do not: the last came so lately.
+    /// Returns the time until which neighbours count as bringing chunks if no more come: `lately`
+    /// after the last one. `None` if they do not count now.
     pub(super) fn site_brings_until(&self, now: Timestamp, lately: Duration) -> Option<Timestamp> {
         let near = self.peers.values().filter(|p| p.tier == Tier::Site && p.is_well(now) && p.right > 0);
         near.map(|p| p.came_at + lately).max().filter(|until| *until > now)
     }
 
-    /// Chunks a second that neighbours bring together, as far as it is known; `None` when none is there.
+    /// Returns the chunks a second that neighbours bring together, as far as their pace is known;
+    /// `None` if it is not known of any.
     fn pace_of_neighbours(&self, now: Timestamp) -> Option<f64> {
         let near = self.peers.values().filter(|p| p.tier == Tier::Site && p.is_well(now));
         near.filter_map(|p| p.capacity.rate()).reduce(|sum, rate| sum + rate)
     }
 
-    /// One of the peers that could send something, by chance: one twice as fast twice as often.
+    /// Chooses one of the peers that could send something, by chance. A peer that is twice as fast
+    /// is chosen twice as often.
     fn weigh(&mut self, mut able: Vec<(PeerId, ChunkRanges)>) -> Option<(PeerId, ChunkRanges)> {
         if able.len() < 2 {
             return able.pop();
         }
         let explores = self.random().is_multiple_of(EXPLORE);
         let rates = || able.iter().filter_map(|(id, _)| self.peers[id].capacity.rate());
-        // One that is not known yet is taken for an ordinary one.
+        // A peer of unknown pace counts as an average one.
         let usual = rates().sum::<f64>().max(1.0) / rates().count().max(1) as f64;
         let weight = |(id, _): &(PeerId, ChunkRanges)| {
             let p = &self.peers[id];
@@ -244,13 +253,14 @@ impl Fetch {
         Some(able.swap_remove(chosen.unwrap_or(0)))
     }
 
-    /// The chunks of the next batch to a peer, out of what it could send.
+    /// Returns the chunks of the next batch to a peer, out of those it could send.
     fn pick(&mut self, now: Timestamp, id: PeerId, mut could: ChunkRanges) -> ChunkRanges {
         let peer = &self.peers[&id];
         let count = self.batch_size(now, peer);
         if peer.tier == Tier::Relay && self.config.shared_batch.is_some() && peer.right == 0 && !peer.stalled
         {
-            // The same one for all that begin at once: what a liar fetched for those who catch it is lost with it.
+            // All nodes that start at once request the same chunk: if the relay lies, this chunk is
+            // all it fetched in vain.
             return could.take_first(1);
         }
         if peer.tier != Tier::Site {
@@ -263,7 +273,8 @@ impl Fetch {
                 None => could.take_first(count),
             };
         }
-        // First what no other neighbour has: those may leave. From any place, so that others who ask the same peer get other chunks.
+        // Chunks that no other neighbour has come first, because their holder may leave. They are
+        // taken from a random place, so that other askers of the same peer get other chunks.
         let mut rare = could.clone();
         let others = self.peers.iter().filter(|(other, p)| **other != id && p.connected && !p.dropped);
         for announced in others.filter_map(|(_, p)| p.announced.as_ref()) {
@@ -308,8 +319,9 @@ impl Fetch {
         (id, batch, chunks)
     }
 
-    /// Takes back a batch that has brought nothing yet when another peer has nothing else to send and has half of it: what waits in one
-    /// peer's queue is another's to give. Nothing has been sent, so nothing comes twice.
+    /// Takes back a batch that has brought nothing yet when another peer has room and half of it.
+    /// Chunks that wait in one peer's queue can come from another. Nothing was sent, so nothing
+    /// comes twice. Called only when no peer has anything else to send.
     fn claim(&mut self, now: Timestamp) -> bool {
         let late = |b: &Batch, after: Duration| b.got == 0 && now.since(b.progress) >= after;
         let claimed = self.batches.iter().filter(|(_, b)| late(b, CLAIM_AFTER)).find_map(|(batch, b)| {
@@ -325,7 +337,7 @@ impl Fetch {
         });
         let Some((batch, peer, tier)) = claimed else { return false };
         if tier == Tier::Site {
-            // It was not asked for more than it announced, and had time.
+            // A neighbour was asked only for chunks it announced, and had time to send them.
             self.handle_fault(now, peer, PeerFault::Stalled);
         } else {
             self.withdraw(now, batch);
@@ -333,13 +345,14 @@ impl Fetch {
         true
     }
 
-    /// How many more chunks may be asked of a second peer.
+    /// Returns how many more chunks may be requested from a second peer.
     fn may_double(&self) -> u64 {
         (self.wanted_ever / ENDGAME_PART).max(ENDGAME_LEAST).saturating_sub(self.doubled_ever)
     }
 
-    /// The end-game: everything is asked for, and a peer with room would send the rest of the slowest batch much sooner. Never the origin,
-    /// and never for a relay: what comes twice to those that share crosses no uplink twice.
+    /// The end-game: every chunk is requested, and a peer with room would send the rest of the
+    /// slowest batch much sooner. The origin is never such a peer, and a relay's own fetch never
+    /// does this, so chunks that come twice cross no uplink twice.
     fn ask_twice(&mut self, now: Timestamp) -> Option<Request> {
         let most = self.may_double();
         if self.config.shared_batch.is_none()
@@ -368,7 +381,7 @@ impl Fetch {
                 }
                 let could = p.could_send(&open);
                 let size = could.len().min(self.batch_size(now, p)).min(most);
-                // One whose pace nobody knows is as good as the one that is slow.
+                // A peer of unknown pace may be as slow as this one.
                 let Some(time) = p.capacity.time_for(self.open_at(*id) + size) else { continue };
                 if size > 0 && time * 2 < rest {
                     slowest = Some((rest, *id, last_of(could, size)));
@@ -382,12 +395,12 @@ impl Fetch {
         Some(self.ask(now, id, chunks))
     }
 
-    /// Chunks open at a peer.
+    /// Returns the number of chunks open at a peer.
     fn open_at(&self, peer: PeerId) -> u64 {
         self.batches.values().filter(|b| b.peer == peer).map(|b| b.open.len()).sum()
     }
 
-    /// Chunks that every remaining peer lacks will never come: say so, once.
+    /// Reports chunks that every remaining peer lacks, once: they will never come.
     fn report_unavailable(&mut self, now: Timestamp) {
         let mut hopeless = self.wanted.clone();
         for peer in self.peers.values().filter(|p| !p.dropped) {
@@ -398,7 +411,7 @@ impl Fetch {
         }
         if !hopeless.is_empty() {
             self.wanted = self.wanted.difference(&hopeless);
-            // Who wants them later asks anew.
+            // A caller that wants these chunks later asks all peers anew.
             for peer in self.peers.values_mut() {
                 peer.lacks = peer.lacks.difference(&hopeless);
             }
@@ -407,7 +420,8 @@ impl Fetch {
     }
 }
 
-/// Whether a relay is asked for what neighbours have too: they are slow beside it.
+/// Whether a relay is asked for chunks that neighbours have too, because they are slow compared
+/// with it.
 fn helps_with(relay: &Peer, near: Option<f64>) -> bool {
     match (relay.capacity.rate(), near) {
         (Some(rate), Some(near)) => rate >= near * RELAY_HELPS,
@@ -415,7 +429,7 @@ fn helps_with(relay: &Peer, near: Option<f64>) -> bool {
     }
 }
 
-/// The highest `count` ids: a batch is mostly answered in order, so they would come last.
+/// Returns the highest `count` ids. A batch is mostly answered in order, so these would come last.
 fn last_of(mut chunks: ChunkRanges, count: u64) -> ChunkRanges {
     let before = chunks.len().saturating_sub(count);
     chunks.take_first(before);

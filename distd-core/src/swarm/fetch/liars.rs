@@ -1,4 +1,4 @@
-//! What is made of relays that sent wrong bytes, to this side or to others of the site.
+//! Reaction to relays that sent wrong bytes, to this side or to other nodes of the site.
 
 use super::config::{DISBELIEVED, OTHERS_FETCH};
 use super::peer::Peer;
@@ -6,8 +6,10 @@ use super::{Batch, Fetch, PeerId, Tier};
 use crate::time::Timestamp;
 
 impl Fetch {
-    /// Somebody who asked this side had wrong bytes of it, and left. Others will, and what it has not fetched yet it will fetch in vain: batches of
-    /// which nobody waits for half are withdrawn, now and for a moment. What of the other half is on its way comes twice, which is less.
+    /// An asker reported this side for bad data and left. Other askers will leave too, and chunks
+    /// this side has not fetched yet would be fetched in vain. Withdraws batches of which at least
+    /// half of the open chunks are unwanted, now and for one second. Chunks of the wanted half that
+    /// are already on their way come twice, which costs less.
     pub fn handle_disbelieved(&mut self, now: Timestamp) {
         self.disbelieved_until = now + DISBELIEVED;
         self.withdraw_unwanted(now);
@@ -23,8 +25,9 @@ impl Fetch {
         self.wanted = self.wanted.difference(&self.unwanted);
     }
 
-    /// The origin says that several of the site had wrong bytes of this relay: it is asked only when the origin cannot be, and what it has not
-    /// begun to send is taken back.
+    /// The origin says that several nodes of the site had wrong bytes from this relay. The relay is
+    /// now asked only when the origin cannot be, and batches it has not begun to send are
+    /// withdrawn.
     pub fn handle_disowned(&mut self, now: Timestamp, peer: PeerId) {
         let relay = self.peers.get_mut(&peer).filter(|p| p.tier == Tier::Relay && !p.disowned);
         let Some(relay) = relay else { return };
@@ -35,8 +38,10 @@ impl Fetch {
         theirs.into_iter().for_each(|batch| self.withdraw(now, batch));
     }
 
-    /// Neighbours bring what they have of a relay that lied to this side and, as far as the origin knows, to no other: until when, if nothing
-    /// more comes, they are let. What this side fetched past the relay meanwhile would cross the uplink twice.
+    /// Returns until when this side leaves chunks to neighbours, if no more come from them. A relay
+    /// lied to this side but, as far as the origin knows, to no other node, so neighbours still
+    /// fetch through it. Chunks that this side fetched past the relay meanwhile would cross the
+    /// uplink twice.
     pub(super) fn others_fetch_until(&self, now: Timestamp) -> Option<Timestamp> {
         let lied = |p: &Peer| p.tier == Tier::Relay && p.lied && !p.disowned;
         if !self.peers.values().any(lied) {

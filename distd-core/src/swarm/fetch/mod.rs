@@ -1,10 +1,12 @@
 //! [`Fetch`]: a sans-io state machine over wanted chunks and the peers that may send them.
 //!
-//! Inputs are `handle_*`; after each of them, and when [`Fetch::poll_timeout`] is reached, call
-//! [`Fetch::poll_request`] until it returns `None`, then [`Fetch::poll_event`] likewise.
+//! Inputs are `handle_*` methods. After each of them, and when [`Fetch::poll_timeout`] is reached,
+//! call [`Fetch::poll_request`] until it returns `None`, then [`Fetch::poll_event`] until it
+//! returns `None`.
 //!
-//! Here is what happens to chunks, batches and peers, in `refused` what a peer does not send, in `liars` what is made of relays
-//! that sent wrong bytes; `choose` has what is asked of whom.
+//! This file has the state of chunks, batches and peers; `refused` handles chunks that a peer does
+//! not send, `liars` relays that sent wrong bytes. `choose` decides which chunks are requested from
+//! which peer.
 
 mod capacity;
 mod choose;
@@ -23,7 +25,7 @@ use crate::ChunkId;
 use crate::ranges::ChunkRanges;
 use crate::time::Timestamp;
 
-/// A peer of this fetch, in the caller's numbering.
+/// A peer of this fetch, numbered by the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(pub u32);
 
@@ -31,10 +33,11 @@ pub struct PeerId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BatchId(pub u64);
 
-/// How near a peer is; nearer ones are asked first.
+/// Distance of a peer. Nearer peers are asked first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tier {
-    /// A neighbour: asked only for what it announced, for it fetches nothing on another's behalf.
+    /// A neighbour. It is only asked for chunks it announced, because it fetches nothing for other
+    /// nodes.
     Site,
     /// A relay.
     Relay,
@@ -42,25 +45,26 @@ pub enum Tier {
     Origin,
 }
 
-/// What a peer did wrong.
+/// Fault of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerFault {
-    /// The connection or a stream failed: tried again after a pause.
+    /// The connection or a stream failed. The peer is tried again after a pause.
     Failed,
-    /// It made no progress: tried again after a pause.
+    /// The peer made no progress. It is tried again after a pause.
     Stalled,
-    /// It sent bytes that are not the chunk: never asked again.
+    /// The peer sent bytes that are not the chunk. It is never asked again.
     WrongBytes,
-    /// It broke the protocol: never asked again.
+    /// The peer broke the protocol. It is never asked again.
     Protocol,
 }
 
-/// What the caller should know.
+/// News for the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FetchEvent {
-    /// Abandon this batch's stream: it stalled, its peer is gone, or others brought or will bring its chunks.
+    /// Abandon this batch's stream: the batch stalled, its peer is gone, or other peers brought or
+    /// will bring its chunks.
     Abandon(PeerId, BatchId),
-    /// No peer is left that could send these chunks.
+    /// No remaining peer can send these chunks.
     Unavailable(ChunkRanges),
     /// The peer is not asked any more.
     Dropped(PeerId, PeerFault),
@@ -71,16 +75,18 @@ struct Batch {
     peer: PeerId,
     open: ChunkRanges,
     asked: Timestamp,
-    /// When a chunk came last, or it was asked for, or was last seen to be held back by this side's limit.
+    /// Time of the last chunk, of the request, or of the last moment this side's own limit held the
+    /// batch back.
     progress: Timestamp,
-    /// Chunks that came.
+    /// Number of chunks that came.
     got: u64,
     deadline: Timestamp,
-    /// This side's limit has held it back: nobody else would bring it sooner.
+    /// This side's own limit has held the batch back, so no other peer would bring it sooner.
     held_back: bool,
 }
 
-/// The state machine. Every wanted chunk is in exactly one place: to be asked for, or open in one batch; at the end a few are open in two.
+/// The state machine. Every wanted chunk is in exactly one place: to be requested, or open in one
+/// batch. At the end a few chunks are open in two batches.
 #[derive(Debug)]
 pub struct Fetch {
     config: FetchConfig,
@@ -88,29 +94,33 @@ pub struct Fetch {
     peers: BTreeMap<PeerId, Peer>,
     batches: BTreeMap<BatchId, Batch>,
     next_batch: u64,
-    /// Chunks open in two batches, how many were made so, and how many were wanted in all.
+    /// Chunks open in two batches, and the number of chunks that ever were.
     doubled: ChunkRanges,
     doubled_ever: u64,
-    /// Chunks open in a batch that nobody waits for any more.
+    /// Chunks that are open in a batch although the caller no longer wants them.
     unwanted: ChunkRanges,
-    /// Somebody had wrong bytes of this side: until when such batches are withdrawn.
+    /// An asker reported this side for bad data. Until this time, batches are withdrawn when half
+    /// of their open chunks are unwanted.
     disbelieved_until: Timestamp,
+    /// Number of chunks that were ever wanted.
     wanted_ever: u64,
-    /// Where it begins among the wanted chunks: nodes of a site that start at once ask for different parts.
+    /// Chunk id where requests to parents begin, so that nodes of a site that start at once ask for
+    /// different parts.
     pivot: Option<ChunkId>,
-    /// Chunks of the next batch, while no neighbour is known.
+    /// Number of chunks of the next batch, while no neighbour is known.
     alone_batch: u64,
-    /// Chunks that came, and those of them that had come before.
+    /// Number of chunks that came, and of those that had come before.
     came: u64,
     duplicates: u64,
     random: u64,
-    /// Until when nothing can be asked for unless something changes; set when there was nothing to ask for.
+    /// Time before which no request is possible unless something changes; set when there was none
+    /// to make.
     quiet_until: Option<Timestamp>,
     events: VecDeque<FetchEvent>,
 }
 
 impl Fetch {
-    /// Nothing wanted, nobody to ask.
+    /// Starts with no wanted chunks and no peers.
     pub fn new(config: FetchConfig) -> Self {
         Self {
             alone_batch: config.shared_batch.map_or(config.batch_chunks, |_| FIRST_BATCH),
@@ -133,7 +143,7 @@ impl Fetch {
         }
     }
 
-    /// Adds chunks; those already wanted or in flight are not asked for twice.
+    /// Adds chunks. Chunks that are already wanted or in flight are not requested twice.
     pub fn want(&mut self, chunks: &ChunkRanges) {
         self.unwanted = self.unwanted.difference(chunks);
         let mut fresh = chunks.clone();
@@ -146,10 +156,10 @@ impl Fetch {
         self.changed();
     }
 
-    /// Nobody waits for these any more: those that are not on their way are not asked for. The
-    /// others come all the same, for somebody who was sent elsewhere for a moment will want them
-    /// again, unless this side is not believed any more ([`Fetch::handle_disbelieved`]). Returns
-    /// those that are not on their way.
+    /// Removes chunks that the caller no longer wants. Chunks that are not in flight are no longer
+    /// requested, and are returned. Chunks in flight still come, because an asker that was told to
+    /// ask elsewhere for a moment will want them again. The exception is the time after an asker
+    /// reported this side for bad data ([`Fetch::handle_disbelieved`]).
     pub fn want_no_more(&mut self, now: Timestamp, chunks: &ChunkRanges) -> ChunkRanges {
         self.wanted = self.wanted.difference(chunks);
         self.unwanted.extend(chunks);
@@ -164,7 +174,8 @@ impl Fetch {
         chunks.difference(&self.unwanted)
     }
 
-    /// What was found to be so when there was nothing to ask for holds no longer.
+    /// Something changed, so the earlier conclusion that there is nothing to request is no longer
+    /// valid.
     fn changed(&mut self) {
         self.quiet_until = None;
     }
@@ -176,7 +187,8 @@ impl Fetch {
         let entry = self.peers.entry(peer).or_insert_with(|| Peer::new(now, tier, shares));
         entry.tier = tier;
         if !entry.connected {
-            // Whatever it lacked or had before, that may be otherwise now: another process may answer there.
+            // Forget which chunks the peer lacked or announced before: another process may answer
+            // at its address now.
             entry.lacks = ChunkRanges::new();
             entry.announced = (tier == Tier::Site).then(ChunkRanges::new);
             entry.leased.clear();
@@ -185,27 +197,28 @@ impl Fetch {
         entry.since = now;
         entry.connected = true;
         if tier == Tier::Origin {
-            // Nearer parents that waited for theirs come first again.
+            // Excused relays, whose own parents failed, are asked before the origin again.
             self.peers.values_mut().filter(|p| p.excused).for_each(|p| p.not_before = now);
         }
     }
 
-    /// A neighbour announced chunks: it may be asked for them.
+    /// A neighbour announced chunks and may be asked for them.
     pub fn handle_have(&mut self, now: Timestamp, peer: PeerId, chunks: &ChunkRanges) {
         let Some(p) = self.peers.get_mut(&peer) else { return };
         let Some(announced) = &mut p.announced else { return };
         announced.extend(chunks);
-        // It has them after all.
+        // The peer has these chunks after all.
         p.lacks = p.lacks.difference(chunks);
         p.hope_until = now + self.config.hope;
-        // What a busy peer has is asked for when it has room again.
+        // A peer without room is asked for its chunks when it has room again.
         let news = self.wanted.is_empty() || self.wanted.intersects(chunks);
         if news && p.has_room(now, self.config.batches_per_peer) {
             self.changed();
         }
     }
 
-    /// A batch is alive although no chunk came: this side's own limit holds it back, which is no fault of the peer, nor its pace.
+    /// A batch is alive although no chunk came, because this side's own limit holds it back. That
+    /// is not the peer's fault and says nothing about its pace.
     pub fn handle_held_back(&mut self, now: Timestamp, batch: BatchId) {
         self.progressed(now, batch);
         let Some(b) = self.batches.get_mut(&batch) else { return };
@@ -215,7 +228,7 @@ impl Fetch {
         }
     }
 
-    /// A peer is being dialled: chunks wait for it, but it is not asked yet.
+    /// A peer is being dialled. Chunks wait for it, but it is not asked yet.
     pub fn handle_awaiting(&mut self, peer: PeerId) {
         self.changed();
         if let Some(p) = self.peers.get_mut(&peer) {
@@ -223,7 +236,8 @@ impl Fetch {
         }
     }
 
-    /// A peer's connection is gone, or could not be made: it is asked again once [`Fetch::handle_connected`] says so.
+    /// A peer's connection is gone, or could not be made. The peer is asked again after
+    /// [`Fetch::handle_connected`].
     pub fn handle_disconnected(&mut self, now: Timestamp, peer: PeerId, tier: Tier) {
         self.handle_connected(now, peer, tier);
         self.handle_fault(now, peer, PeerFault::Failed);
@@ -231,7 +245,8 @@ impl Fetch {
             p.connected = false;
         }
         if tier == Tier::Site {
-            // What a parent left to a neighbour may have been left to this one.
+            // Chunks that a parent left to a neighbour may have been left to this neighbour. Ask
+            // the parents again at once.
             for p in self.peers.values_mut() {
                 p.leased.clear();
                 p.left_until = now;
@@ -239,7 +254,8 @@ impl Fetch {
         }
     }
 
-    /// A chunk of a batch arrived and was verified. False when it had come before: a duplicate. The bytes are good in any case.
+    /// A chunk of a batch arrived and was verified. Returns false if the chunk had come before (a
+    /// duplicate). The bytes are good in either case.
     pub fn handle_chunk(&mut self, now: Timestamp, batch: BatchId, id: ChunkId) -> bool {
         self.progressed(now, batch);
         let mut missing = false;
@@ -254,18 +270,18 @@ impl Fetch {
                 peer.right += 1;
                 peer.came_at = now;
                 if peer.right == 1 {
-                    // It may be asked for more.
+                    // The peer may be asked for more now.
                     self.quiet_until = None;
                 }
                 if peer.not_before > now {
-                    // It did not fail after all.
+                    // The peer did not fail after all.
                     peer.not_before = now;
                     self.quiet_until = None;
                 }
             }
         }
         if !missing || self.doubled.remove(id) {
-            // Late, or asked of two.
+            // The chunk came late, or was requested from two peers.
             missing |= self.wanted.remove(id);
             missing |= self.close_elsewhere(now, batch, id);
         }
@@ -274,7 +290,8 @@ impl Fetch {
         missing
     }
 
-    /// Takes a chunk out of the other batches it is open in; one that has nothing else open is withdrawn.
+    /// Removes a chunk from the other batches it is open in. A batch with no other open chunk is
+    /// withdrawn.
     fn close_elsewhere(&mut self, now: Timestamp, batch: BatchId, id: ChunkId) -> bool {
         let holds = |(at, b): (&BatchId, &mut Batch)| (*at != batch && b.open.remove(id)).then_some(*at);
         let others: Vec<BatchId> = self.batches.iter_mut().filter_map(holds).collect();
@@ -302,13 +319,14 @@ impl Fetch {
         }
     }
 
-    /// Chunks that are open no longer in one batch are wanted, unless they are open in another.
+    /// Chunks that are no longer open in one batch are wanted again, unless they are open in
+    /// another batch.
     fn want_again(&mut self, chunks: &ChunkRanges) {
         self.wanted.extend(&chunks.difference(&self.doubled));
         self.doubled = self.doubled.difference(chunks);
     }
 
-    /// A neighbour is not dialled any more.
+    /// The caller no longer dials this neighbour.
     pub fn handle_gone(&mut self, peer: PeerId) {
         self.changed();
         if let Some(p) = self.peers.get_mut(&peer) {
@@ -316,7 +334,7 @@ impl Fetch {
         }
     }
 
-    /// A batch's stream ended well; chunks it did not answer for (a choke) are asked for again.
+    /// A batch's stream ended well. Chunks it did not answer (after a choke) are requested again.
     pub fn handle_batch_end(&mut self, now: Timestamp, batch: BatchId) {
         if let Some(b) = self.batches.get(&batch)
             && let Some(peer) = self.peers.get_mut(&b.peer)
@@ -325,7 +343,7 @@ impl Fetch {
             if b.got > 0 {
                 self.alone_batch = self.alone_batch.saturating_mul(2).min(self.config.batch_chunks);
             } else if !peer.leased.is_empty() {
-                // Neighbours fetch what was asked for, and very likely the next as well.
+                // Neighbours fetch the requested chunks, and very likely the next ones too.
                 peer.left_until = now + ALL_LEASED;
                 self.pivot = None;
             }
@@ -366,14 +384,15 @@ impl Fetch {
         if let Some(peer) = self.peers.get_mut(&b.peer) {
             peer.in_flight -= 1;
             if peer.in_flight > 0 && b.got == 0 {
-                // What is left is measured by itself.
+                // The pace of the remaining batches is measured by itself.
                 peer.capacity.begin(now);
             }
         }
     }
 
-    /// How long a batch may make no progress: for a neighbour whose pace is known some time of it; a relay has to answer when it has waited
-    /// for its parent in vain.
+    /// Returns how long a batch may make no progress. For a neighbour of known pace it is a
+    /// multiple of the usual time; a relay has to answer by the time it has waited for its parent
+    /// in vain.
     fn patience(&self, peer: PeerId) -> Duration {
         let stall = self.config.stall;
         let Some(p) = self.peers.get(&peer) else { return stall };
@@ -382,7 +401,7 @@ impl Fetch {
             Tier::Relay => return stall.min(RELAY_ANSWERS),
             Tier::Origin => return stall,
         }
-        // All batches of the peer come in turn.
+        // A peer answers all its batches in turn.
         let usual = p.capacity.time_for(p.in_flight as u64).map_or(stall / 4, |time| time * 8);
         usual.clamp(self.config.stall_min.min(stall), stall)
     }
@@ -394,17 +413,17 @@ impl Fetch {
         }
     }
 
-    /// The next thing to tell the caller.
+    /// Returns the next event for the caller.
     pub fn poll_event(&mut self) -> Option<FetchEvent> {
         self.events.pop_front()
     }
 
-    /// Whether nothing is wanted and nothing in flight.
+    /// Whether no chunk is wanted and no batch is in flight.
     pub fn is_idle(&self) -> bool {
         self.wanted.is_empty() && self.batches.is_empty()
     }
 
-    /// Chunks that came although they had come before.
+    /// Returns the number of chunks that had come before.
     pub fn duplicates(&self) -> u64 {
         self.duplicates
     }

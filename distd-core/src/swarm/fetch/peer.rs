@@ -1,4 +1,5 @@
-//! One peer of a [`Fetch`](super::Fetch): what it said, how it did, and when it is asked again.
+//! One peer of a [`Fetch`](super::Fetch): its announcements, its record so far, and the time it may
+//! be asked again.
 
 use std::collections::VecDeque;
 
@@ -10,40 +11,44 @@ use crate::time::Timestamp;
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) tier: Tier,
-    /// Whether it is one of several that share the work.
+    /// Whether the fetch shares its work with neighbours (`FetchConfig::shared_batch` is set).
     shares: bool,
-    /// What it said it does not have.
+    /// Chunks the peer said it does not have.
     pub(super) lacks: ChunkRanges,
-    /// What it announced; `None` for a parent, which may be asked for anything.
+    /// Chunks the peer announced; `None` for a parent, which may be asked for any chunk.
     pub(super) announced: Option<ChunkRanges>,
-    /// What neighbours are fetching by its word, and until when that is left to them.
+    /// Chunks that neighbours are fetching, by this peer's word, each with the time until which
+    /// they are left to them.
     pub(super) leased: VecDeque<(Timestamp, ChunkRanges)>,
     pub(super) not_before: Timestamp,
-    /// It answers nothing until then, though it will have the chunks.
+    /// The peer choked and answers nothing until then, although it has or will have the chunks.
     pub(super) choked_until: Timestamp,
-    /// It left a whole batch to neighbours, and is not asked for another until then.
+    /// The peer left a whole batch to neighbours and is not asked for another until then.
     pub(super) left_until: Timestamp,
-    /// It may yet announce more until then.
+    /// End of the announce grace: until then the peer may announce more.
     pub(super) hope_until: Timestamp,
-    /// When it was introduced, or its connection came up.
+    /// Time when the peer was added, or when its connection came up.
     pub(super) since: Timestamp,
     pub(super) failures: u32,
-    /// While nothing came from anybody; and how much had come when it last choked.
+    /// Number of chokes in a row while no chunk came from any peer, and the number of chunks that
+    /// had come at the last choke.
     pub(super) chokes: u32,
     pub(super) choked_at: u64,
     pub(super) in_flight: usize,
-    /// A relay whose parent was away, for the first time or when farther parents were too: it is asked before them again.
+    /// The relay's parent failed, for the first time or while no farther parent could be reached
+    /// either. The relay is asked again before farther parents.
     pub(super) excused: bool,
-    /// When its parent failed first, since its last chunk.
+    /// Time of its parent's first failure since the peer's last chunk.
     pub(super) upstream_failed: Option<Timestamp>,
-    /// It made no progress when it was asked last: farther peers do not wait for it.
+    /// The peer made no progress when it was asked last. Farther peers do not wait for it.
     pub(super) stalled: bool,
-    /// Right chunks it has sent, and when the last of them.
+    /// Number of right chunks the peer has sent, and the time of the last.
     pub(super) right: u64,
     pub(super) came_at: Timestamp,
-    /// It has sent a wrong one.
+    /// The peer has sent a wrong chunk.
     pub(super) lied: bool,
-    /// Several of the site say so, by the word of the origin: a relay is asked after it.
+    /// The origin says that several nodes of the site shun this relay. The origin is asked before
+    /// it.
     pub(super) disowned: bool,
     pub(super) connected: bool,
     pub(super) dropped: bool,
@@ -80,7 +85,7 @@ impl Peer {
         }
     }
 
-    /// What of `wanted` it has, or will have, as far as it said.
+    /// Returns the chunks of `wanted` that the peer has or will have, as far as it said.
     pub(super) fn could_send(&self, wanted: &ChunkRanges) -> ChunkRanges {
         match &self.announced {
             Some(announced) if self.lacks.is_empty() => wanted.intersection(announced),
@@ -89,7 +94,7 @@ impl Peer {
         }
     }
 
-    /// The same without what it left to neighbours for now.
+    /// Returns the same chunks without those the peer leaves to neighbours now.
     pub(super) fn could_send_now(&mut self, now: Timestamp, wanted: &ChunkRanges) -> ChunkRanges {
         while self.leased.front().is_some_and(|(until, _)| *until <= now) {
             self.leased.pop_front();
@@ -101,30 +106,32 @@ impl Peer {
         could
     }
 
-    /// Whether it is asked at all now, when it has room.
+    /// Whether the peer may be asked now, if it has room.
     pub(super) fn is_well(&self, now: Timestamp) -> bool {
         self.connected && !self.dropped && self.not_before <= now
     }
 
-    /// Whether it is asked now, if it has less than so many batches to answer.
+    /// Whether the peer may be asked now and has fewer than `most` batches to answer.
     pub(super) fn has_room(&self, now: Timestamp, most: usize) -> bool {
-        // Of one that has shown nothing yet little is lost if it lies.
+        // A peer that has sent nothing yet gets one batch, so that little is lost if it lies.
         let unproven = self.shares && self.right == 0;
         let most = if self.stalled || unproven { most.min(1) } else { most };
         self.is_well(now) && self.in_flight < most && self.choked_until.max(self.left_until) <= now
     }
 
-    /// Whether what it could send waits for it rather than go to a farther peer: uplinks are for what nobody near has.
+    /// Whether chunks the peer could send wait for it rather than go to a farther peer: uplinks are
+    /// for chunks that no near peer has.
     pub(super) fn is_waited_for(&self, now: Timestamp) -> bool {
         !self.stalled && (self.is_well(now) || (self.excused && self.connected && !self.dropped))
     }
 
-    /// A neighbour that is being dialled, or has just connected, and may hold anything.
+    /// Whether the peer is a neighbour that is being dialled, or has just connected, and may hold
+    /// any chunk.
     pub(super) fn is_settling(&self, now: Timestamp) -> bool {
         self.settles_at(now).is_some()
     }
 
-    /// When it will have settled, if it has not.
+    /// Returns the time when the peer counts as settled; `None` if it has settled already.
     pub(super) fn settles_at(&self, now: Timestamp) -> Option<Timestamp> {
         let silent = self.announced.as_ref().is_some_and(ChunkRanges::is_empty);
         let at = self.since + if self.connected { config::SETTLED } else { config::SETTLING };

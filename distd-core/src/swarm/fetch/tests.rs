@@ -1,4 +1,4 @@
-//! What [`Fetch`] asks, of whom and when.
+//! Tests of the requests of a [`Fetch`]: which chunks, from which peer, and when.
 
 use super::config::{CHOKES_MAX, SETTLED, SHARED_BATCHES};
 use super::*;
@@ -52,7 +52,7 @@ fn a_farther_tier_is_not_asked_for_what_a_busy_nearer_one_will_send() {
     f.want(&set(1, 100));
     let asked: Vec<_> = std::iter::from_fn(|| f.poll_request(T0)).collect();
     assert_eq!(asked.iter().map(|(peer, ..)| *peer).collect::<Vec<_>>(), [PeerId(1), PeerId(1)]);
-    // Its failure makes the origin the nearest.
+    // The relay's failure makes the origin the nearest.
     f.handle_fault(T0, PeerId(1), PeerFault::Failed);
     assert_eq!(f.poll_request(T0).map(|(peer, ..)| peer), Some(PeerId(0)));
 }
@@ -71,7 +71,7 @@ fn of_two_relays_the_second_is_asked_when_the_first_fails_or_chokes() {
 }
 
 #[test]
-fn what_nobody_has_is_reported_once() {
+fn chunks_no_peer_has_are_reported_once() {
     let mut f = fetch(100);
     f.handle_connected(T0, PeerId(0), Tier::Origin);
     f.want(&set(1, 10));
@@ -123,7 +123,8 @@ fn a_liar_is_dropped_at_once_and_a_failing_peer_after_its_last_try() {
 
 #[test]
 fn any_order_of_answers_and_faults_ends_with_every_chunk_once() {
-    // A small deterministic model: peers answer, refuse or fail by a generator that the number seeds.
+    // A small deterministic model: peers answer, refuse or fail by a generator seeded with this
+    // number.
     for rng_seed in 0..200u64 {
         let mut state = rng_seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut random = move |n: u64| {
@@ -199,7 +200,7 @@ fn a_neighbour_is_asked_for_what_it_announced_and_the_parent_for_the_rest() {
 }
 
 #[test]
-fn what_a_neighbour_is_fetching_is_left_to_it_until_it_announces_or_the_time_is_up() {
+fn chunks_a_neighbour_is_fetching_are_left_to_it_until_it_announces_them_or_time_is_up() {
     let mut f = fetch(100);
     f.handle_connected(T0, PeerId(0), Tier::Origin);
     f.handle_connected(T0, PeerId(1), Tier::Site);
@@ -220,7 +221,7 @@ fn what_a_neighbour_is_fetching_is_left_to_it_until_it_announces_or_the_time_is_
 }
 
 #[test]
-fn a_choked_neighbours_chunks_wait_for_it_and_not_for_ever() {
+fn chunks_of_a_choking_neighbour_wait_for_it_but_not_for_ever() {
     let mut f = fetch(100);
     f.handle_connected(T0, PeerId(0), Tier::Origin);
     f.handle_connected(T0, PeerId(1), Tier::Site);
@@ -244,7 +245,7 @@ fn a_choked_neighbours_chunks_wait_for_it_and_not_for_ever() {
 }
 
 #[test]
-fn what_only_one_neighbour_has_is_asked_of_it_first() {
+fn chunks_only_one_neighbour_has_are_requested_first() {
     let mut f = fetch(2);
     for peer in [1, 2] {
         f.handle_connected(T0, PeerId(peer), Tier::Site);
@@ -279,7 +280,7 @@ fn nodes_that_start_at_different_places_ask_for_different_chunks_and_all_ask_for
 }
 
 #[test]
-fn batches_grow_while_nobody_shares_the_work_and_are_small_when_somebody_does() {
+fn batches_grow_without_neighbours_and_are_small_with_them() {
     let config = FetchConfig { shared_batch: Some(2), batch_chunks: 32, ..FetchConfig::default() };
     let mut f = Fetch::new(config);
     f.handle_connected(T0, PeerId(0), Tier::Origin);
@@ -318,7 +319,7 @@ fn without_a_parent_a_silent_neighbour_is_waited_for_and_then_given_up() {
 }
 
 #[test]
-fn what_was_left_to_a_neighbour_is_asked_of_the_parent_at_once_when_it_leaves() {
+fn chunks_left_to_a_neighbour_are_asked_of_the_parent_at_once_when_it_leaves() {
     let mut f = fetch(100);
     f.handle_connected(T0, PeerId(0), Tier::Origin);
     f.handle_connected(T0, PeerId(1), Tier::Site);
@@ -332,7 +333,7 @@ fn what_was_left_to_a_neighbour_is_asked_of_the_parent_at_once_when_it_leaves() 
 }
 
 #[test]
-fn waiting_for_this_sides_own_limit_is_no_stall() {
+fn waiting_for_this_sides_own_limit_is_not_a_stall() {
     let mut f = fetch(100);
     f.handle_connected(T0, PeerId(0), Tier::Origin);
     f.want(&set(1, 3));

@@ -1,4 +1,4 @@
-//! What a [`Fetch`] makes of relays that lie, and of chunks that nobody wants any more.
+//! Tests of a [`Fetch`] with relays that lie, and with chunks that are no longer wanted.
 
 use super::config::OTHERS_FETCH;
 use super::*;
@@ -19,13 +19,13 @@ fn sharing(rng_seed: u64) -> Fetch {
     f
 }
 
-/// All that is asked for now.
+/// Returns all requests that are made now.
 fn asked(f: &mut Fetch, now: Timestamp) -> Vec<(PeerId, BatchId, ChunkRanges)> {
     std::iter::from_fn(|| f.poll_request(now)).collect()
 }
 
 #[test]
-fn all_of_a_site_ask_a_relay_that_has_shown_nothing_for_the_same_chunk_and_then_for_different_ones() {
+fn all_nodes_of_a_site_ask_an_unproven_relay_for_the_same_chunk_and_then_for_different_ones() {
     let after_the_first = |rng_seed| {
         let mut f = sharing(rng_seed);
         let first = asked(&mut f, T0);
@@ -40,7 +40,7 @@ fn all_of_a_site_ask_a_relay_that_has_shown_nothing_for_the_same_chunk_and_then_
 }
 
 #[test]
-fn a_relay_that_lied_to_one_is_not_gone_past_while_neighbours_bring_what_they_have_of_it() {
+fn the_origin_is_not_asked_while_neighbours_bring_chunks_of_a_relay_that_lied_to_this_side() {
     let mut f = sharing(1);
     f.handle_connected(T0, NEIGHBOUR, Tier::Site);
     f.handle_have(T0, NEIGHBOUR, &set(1, 1));
@@ -56,7 +56,8 @@ fn a_relay_that_lied_to_one_is_not_gone_past_while_neighbours_bring_what_they_ha
     assert_eq!(f.poll_timeout(later), Some(dry));
     let request = f.poll_request(dry).expect("it brought no more");
     assert_eq!(request.0, ORIGIN);
-    // The origin knows of others: nobody fetches of that relay any more.
+    // The origin knows of other nodes that the relay lied to, so no node fetches through it any
+    // more.
     f.handle_batch_end(dry, request.1);
     f.handle_have(dry, NEIGHBOUR, &set(2, 2));
     let (_, batch, _) = f.poll_request(dry).expect("the neighbour");
@@ -83,12 +84,12 @@ fn a_relay_that_lied_to_others_is_asked_only_when_the_origin_cannot_be() {
 }
 
 #[test]
-fn what_nobody_waits_for_is_fetched_no_more_and_withdrawn_when_this_side_is_not_believed() {
+fn unwanted_chunks_are_not_requested_and_are_withdrawn_after_a_report_of_bad_data() {
     let mut f = Fetch::new(FetchConfig { batch_chunks: 10, ..FetchConfig::relay() });
     f.handle_connected(T0, ORIGIN, Tier::Origin);
     f.want(&set(1, 50));
     assert_eq!(asked(&mut f, T0).len(), 3, "30 of them");
-    // Not asked for yet; a part of a batch; all of another.
+    // Chunks that are not requested yet, a part of one batch, and all of another.
     f.want_no_more(T0, &set(41, 50));
     f.want_no_more(T0, &set(1, 4));
     f.want_no_more(T0, &set(11, 20));
@@ -97,7 +98,8 @@ fn what_nobody_waits_for_is_fetched_no_more_and_withdrawn_when_this_side_is_not_
     assert_eq!(f.poll_event(), Some(FetchEvent::Abandon(ORIGIN, BatchId(1))));
     assert_eq!(f.poll_event(), None);
     assert_eq!(asked(&mut f, T0).into_iter().map(|(_, _, chunks)| chunks).collect::<Vec<_>>(), [set(31, 40)]);
-    // Wanted again before the first batch came to half: it stays. Then half of it is not.
+    // Two chunks are wanted again before half of the first batch is unwanted, so the batch stays.
+    // Then half of it is unwanted.
     f.want(&set(1, 2));
     f.want_no_more(T0, &set(5, 6));
     assert_eq!(f.poll_event(), None);

@@ -1,4 +1,5 @@
-//! What a [`Fetch`] makes of how fast its peers are, and of what one holds back.
+//! Tests of a [`Fetch`] with peers of different pace, and with batches that this side's limit holds
+//! back.
 
 use super::config::{CLAIM_AFTER, ENDGAME_LEAST, RELAY_ANSWERS, SEVERAL, SITE_BRINGS};
 use super::*;
@@ -16,7 +17,7 @@ fn sharing(wanted: u64) -> Fetch {
     f
 }
 
-/// Answers a batch, a chunk each `pace`; when it ended.
+/// Answers a batch with one chunk each `pace`; returns the time of its end.
 fn answer(
     f: &mut Fetch,
     mut now: Timestamp,
@@ -32,7 +33,8 @@ fn answer(
     now
 }
 
-/// Two neighbours that have everything and have shown a pace of one and of a hundred milliseconds a chunk.
+/// Returns a fetch with two neighbours that have everything. One has shown a pace of 1 ms a chunk,
+/// the other of 100 ms.
 fn fast_and_slow(wanted: u64) -> (Fetch, Timestamp) {
     let mut f = sharing(wanted);
     for peer in [1, 2] {
@@ -63,8 +65,9 @@ fn the_faster_neighbour_is_asked_more_often_and_for_more() {
     assert!(sizes[0] > 50 && sizes[1] == 4, "a tenth of a second each: {sizes:?}");
 }
 
-/// An origin, neighbours that have everything and stalled, so many, and one that has half and has just brought a chunk; who is asked now for what is
-/// wanted, until nobody has room.
+/// Makes a fetch with an origin, `stalled` neighbours that have everything and stalled, and one
+/// neighbour that has half and has just brought a chunk. Returns the peers that are asked now,
+/// until none has room.
 fn asked_beside_stalled(stalled: u32) -> (Fetch, Timestamp, Vec<PeerId>) {
     let (mut f, origin, other) = (sharing(100), PeerId(0), PeerId(9));
     for peer in (1..=stalled).map(PeerId).chain([other]) {
@@ -88,7 +91,7 @@ fn asked_beside_stalled(stalled: u32) -> (Fetch, Timestamp, Vec<PeerId>) {
 }
 
 #[test]
-fn what_several_stalled_neighbours_hold_is_not_asked_of_the_origin_while_others_bring_something() {
+fn chunks_several_stalled_neighbours_hold_are_not_asked_of_the_origin_while_others_bring_chunks() {
     let origin = PeerId(0);
     let (_, _, asked) = asked_beside_stalled(SEVERAL as u32 - 1);
     assert!(asked.contains(&origin), "few may be there for harm: {asked:?}");
@@ -101,7 +104,7 @@ fn what_several_stalled_neighbours_hold_is_not_asked_of_the_origin_while_others_
 }
 
 #[test]
-fn what_waits_in_a_parents_queue_is_taken_back_when_a_neighbour_has_it() {
+fn a_batch_that_waits_at_a_parent_is_taken_back_when_a_neighbour_has_its_chunks() {
     let mut f = sharing(1000);
     f.handle_connected(T0, PeerId(0), Tier::Relay);
     let (_, queued, chunks) = f.poll_request(T0).expect("the relay");
@@ -137,12 +140,13 @@ fn a_batch_that_has_begun_is_left_to_its_peer() {
 struct End {
     fetch: Fetch,
     now: Timestamp,
-    /// What the fast one was asked for although it is open at the slow one.
+    /// The request to the fast peer for chunks that are open at the slow one.
     second: (BatchId, ChunkRanges),
     slow: Vec<(BatchId, ChunkRanges)>,
 }
 
-/// Asks for all that is left of forty chunks: the fast one answers at once until it is asked for what the slow one has not brought.
+/// Requests all that is left of forty chunks. The fast peer answers at once until it is asked for
+/// chunks the slow one has not brought.
 fn at_the_end() -> End {
     let (mut f, mut now) = fast_and_slow(40);
     let mut slow: Vec<(BatchId, ChunkRanges)> = Vec::new();
@@ -204,7 +208,7 @@ fn a_relay_whose_parent_was_away_is_asked_before_the_origin_again() {
 }
 
 #[test]
-fn a_relay_that_says_nothing_at_all_is_left_when_one_that_lives_had_answered() {
+fn a_silent_relay_is_left_after_the_time_in_which_a_live_one_answers() {
     let mut f = sharing(1000);
     f.handle_connected(T0, PeerId(0), Tier::Relay);
     f.handle_connected(T0, PeerId(1), Tier::Origin);
@@ -212,14 +216,14 @@ fn a_relay_that_says_nothing_at_all_is_left_when_one_that_lives_had_answered() {
     assert_eq!(f.poll_timeout(T0), Some(T0 + CLAIM_AFTER));
     let silent = T0 + RELAY_ANSWERS;
     assert_eq!(f.poll_request(silent).map(|(peer, ..)| peer), Some(PeerId(1)));
-    // Asked again after its pause, for a little, and nobody waits for it.
+    // The relay is asked again after its pause, for a little, and no other peer waits for it.
     let later = silent + Duration::from_secs(1);
     let asked: Vec<_> = std::iter::from_fn(|| f.poll_request(later)).map(|(peer, ..)| peer).collect();
     assert!(asked.iter().filter(|peer| **peer == PeerId(0)).count() <= 1, "{asked:?}");
 }
 
 #[test]
-fn nothing_is_looked_for_again_until_something_changes() {
+fn no_request_is_searched_for_again_until_something_changes() {
     let mut f = sharing(1000);
     f.handle_connected(T0, PeerId(0), Tier::Relay);
     let (_, batch, chunks) = f.poll_request(T0).expect("the relay");
@@ -234,17 +238,17 @@ fn nothing_is_looked_for_again_until_something_changes() {
 }
 
 #[test]
-fn what_our_own_limit_holds_back_is_nobodys_fault_and_nobodys_pace() {
+fn batches_held_back_by_this_sides_limit_count_neither_as_faults_nor_as_pace() {
     let (mut f, mut now) = fast_and_slow(1000);
     let rate = |f: &Fetch| f.peers[&PeerId(1)].capacity.rate();
     let before = rate(&f);
-    // All that either may be asked for is asked for.
+    // Request all that may be requested from either neighbour.
     let mut open = Vec::new();
     while let Some(request) = f.poll_request(now) {
         open.push(request);
     }
     assert!(open.len() > 2);
-    // Two minutes pass in which the limit lets a chunk of one batch through now and then.
+    // For two minutes, the limit lets a chunk of one batch through now and then.
     let (_, first, chunks) =
         open.iter().find(|(peer, ..)| *peer == PeerId(1)).cloned().expect("the fast one");
     for id in chunks.ids().take(4) {
