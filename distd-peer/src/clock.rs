@@ -10,7 +10,7 @@ pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-/// Monotonic time for state machines, from the first call on.
+/// Monotonic time for state machines, counted from the first call.
 pub fn monotonic_now() -> Timestamp {
     static START: OnceLock<Instant> = OnceLock::new();
     let start = START.get_or_init(Instant::now);

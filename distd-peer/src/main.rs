@@ -64,7 +64,7 @@ struct RunArgs {
     config: Option<PathBuf>,
 }
 
-/// Port relays listen on when nothing is said.
+/// Address that relays listen on if none is configured.
 const DEFAULT_LISTEN: &str = "[::]:4433";
 
 fn settings(args: RunArgs) -> anyhow::Result<(RelayConfig, Option<JoinToken>)> {

@@ -1,4 +1,5 @@
-//! Numbers for operators in Prometheus' text format, and a door for them on the loopback interface.
+//! Metrics for operators in Prometheus' text format, and an HTTP listener for them on the loopback
+//! interface.
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -21,22 +22,23 @@ use crate::relay::Relay;
 use crate::serve::ServeCounters;
 use crate::share::ShareCounters;
 
-/// Most scrapers connected at once.
+/// Maximum number of scrapers connected at once.
 const CONNECTIONS_MAX: usize = 8;
 
-/// How long one may take to ask, and to take the answer.
+/// How long a scraper may take to send its request. It gets twice as long for the whole exchange.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Silence after which a relay's parent counts as away, seconds: it is asked each 30.
+/// Silence after which a relay's parent counts as down, seconds. The relay asks its parent every 30
+/// s.
 const PARENT_SILENT_SECONDS: u64 = 90;
 
-/// Why there is no door.
+/// Reason why the metrics listener could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
-    /// Others than this host could knock.
+    /// Other hosts could connect to this address.
     #[error("metrics are for this host: {0} is no loopback address, try 127.0.0.1:{port}", port = .0.port())]
     NotLoopback(SocketAddr),
-    /// The system refused.
+    /// The system refused to listen on this address.
     #[error("could not listen for metrics on {0}")]
     Bind(SocketAddr, #[source] std::io::Error),
 }
@@ -46,25 +48,25 @@ pub enum MetricsError {
 pub struct MetricsText(pub String);
 
 impl MetricsText {
-    /// What follows is of this name.
+    /// Writes the header (help and type) of the samples that follow, all named `name`.
     pub fn head(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    /// One number without labels.
+    /// Writes one number without labels.
     pub fn one(&mut self, name: &str, kind: &str, help: &str, value: u64) {
         self.head(name, kind, help);
         let _ = writeln!(self.0, "{name} {value}");
     }
 
-    /// Counters without labels: name, help, number.
+    /// Writes counters without labels; each is (name, help, value).
     pub fn counters(&mut self, counters: &[(&str, &str, &AtomicU64)]) {
         for (name, help, counter) in counters {
             self.one(name, "counter", help, counter.load(Ordering::Relaxed));
         }
     }
 
-    /// The answering side of a node.
+    /// Writes the counters of a node's answering side.
     pub fn serve(&mut self, c: &ServeCounters) {
         self.counters(&[
             ("distd_quic_connections_total", "QUIC connections accepted.", &c.connections),
@@ -86,7 +88,7 @@ impl MetricsText {
         ]);
     }
 
-    /// What was fetched, by who sent it; neighbours too where there are any.
+    /// Writes the traffic fetched, by kind of sender; neighbours only if `neighbours` is given.
     fn fetched(&mut self, parents: &Parents, neighbours: Option<MeterReading>) {
         let (relay, origin) = parents.readings();
         let sources = [("relay", Some(relay)), ("origin", Some(origin)), ("neighbour", neighbours)];
@@ -115,7 +117,7 @@ impl MetricsText {
     }
 }
 
-/// A relay's.
+/// Metrics of a relay.
 pub fn of_relay(relay: &Relay, served: &ServeCounters) -> String {
     let mut out = MetricsText::default();
     out.head("distd_build_info", "gauge", "Version of distd-peer.");
@@ -153,7 +155,7 @@ pub fn of_relay(relay: &Relay, served: &ServeCounters) -> String {
     out.0
 }
 
-/// A device's that serves its neighbours.
+/// Metrics of a device that serves its neighbours.
 pub fn of_device(
     parents: &Parents,
     neighbours: MeterReading,
@@ -173,7 +175,7 @@ pub fn of_device(
     out.0
 }
 
-/// A listener on a loopback address.
+/// Opens a listener on a loopback address.
 ///
 /// # Errors
 /// [`MetricsError`].
@@ -184,7 +186,7 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, MetricsError> {
     TcpListener::bind(address).await.map_err(|e| MetricsError::Bind(address, e))
 }
 
-/// Answers `GET /metrics` with what `text` says then, until the future is dropped.
+/// Answers `GET /metrics` with the current result of `text`, until the future is dropped.
 pub async fn run(listener: TcpListener, text: impl Fn() -> String + Send + Sync + 'static) {
     let (text, room) = (Arc::new(text), Arc::new(Semaphore::new(CONNECTIONS_MAX)));
     loop {
@@ -202,7 +204,7 @@ pub async fn run(listener: TcpListener, text: impl Fn() -> String + Send + Sync 
             let mut server = hyper::server::conn::http1::Builder::new();
             server.timer(TokioTimer::new()).header_read_timeout(PATIENCE).keep_alive(false);
             let serving = server.serve_connection(TokioIo::new(stream), service);
-            // Whoever goes away early has what it wanted.
+            // A timeout or an error ends only this scrape.
             let _ = tokio::time::timeout(PATIENCE * 2, serving).await;
             drop(permit);
         });

@@ -92,7 +92,7 @@ fn a_lost_or_damaged_index_is_rebuilt_from_the_segments() {
         if damage {
             let len = fs::metadata(&index).expect("stat").len() as usize;
             fs::write(&index, vec![0x5a; len]).expect("overwrite");
-            // What redb does not recognise as its own it does not call corrupted.
+            // redb does not report a file as corrupted that it does not recognise as its own.
             if EdgeStore::open(dir.path(), StoreConfig::default()).is_err() {
                 fs::remove_file(&index).expect("remove, as the error says");
             }
@@ -171,7 +171,7 @@ fn a_store_of_layout_1_is_taken_as_it_is() {
     assert!(recovered.rebuilt);
     assert_eq!(store.get(&hash).expect("get"), Some(packed.clone()));
     drop(store);
-    // Now from the index.
+    // This time the location comes from the index.
     let (store, recovered) = open(dir.path());
     assert_eq!(recovered, Recovered::default());
     assert_eq!(store.get(&hash).expect("get"), Some(packed));
@@ -197,7 +197,7 @@ fn chunks_read_in_runs_are_those_read_one_by_one() {
     for at in rotten {
         file.write_all_at(b"rot", at).expect("write");
     }
-    // Neither in the order of the file, nor all of it, and one that is not held.
+    // The order is not that of the file, some chunks are left out, and some are not held.
     let order: Vec<u64> = (0..130).map(|n| n * 37 % 130).filter(|n| n % 5 != 3).collect();
     let hashes: Vec<ChunkHash> = order.iter().map(|n| chunk(*n).0).collect();
     let places = store.locate_each(hashes.iter()).expect("look up");
