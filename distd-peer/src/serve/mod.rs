@@ -4,7 +4,8 @@
 //! # Goals
 //!
 //! - Every node is served within one budget over all its connections, and no node uses another's.
-//! - A site gets each chunk over a busy link once: at an origin chunks are leased to one node of a
+//! - Every node is served within one budget over all its connections, and no node uses the budget
+//!   of another.
 //!   site; elsewhere a chunk recently sent to a site is left to its neighbours while many askers
 //!   are answered at once.
 //! - Each request is answered completely or refused with a reason: a DONT_HAVE, a CHOKE or a close
@@ -19,9 +20,9 @@
 //!   enrolments either.
 //!
 //! # Example
-//!
 //! A device that takes part in the exchange asks a relay for the chunks 7, 8 and 9. The relay's
-//! store has 7 and 9, but not 8. The relay sent 9 to a neighbour of the device half a second ago,
+//! store has 7 and 9, but not 8. Half a second ago the relay sent 9 to a neighbour that serves, and
+//! it is answering at least 32 batches.
 //! and answers more than 32 batches at the moment.
 //!
 //! 1. The device connects. Its certificate gives the node id, by which the server finds the node's
@@ -34,10 +35,10 @@
 //! 4. The server takes an upload slot for the batch and calls [`Swarm::chunks`] with 7 and 8.
 //! 5. The swarm requests 8 from its parent, charged to the device's budget, and sends
 //!    [`ChunkAnswer::Data`] with 7 meanwhile. When 8 has arrived, it sends 8 and returns. If 8 does
-//!    not come in 10 s, it sends [`ChunkAnswer::DontHave`] with 8 instead. Either way 7 and 8 are
-//!    answered exactly once.
-//! 6. The server writes each answer to the stream as it comes, finishes the stream when `chunks`
-//!    returns, and gives the slot back.
+//! 5. The swarm requests 8 from its parent, charged to the device's budget, and sends
+//!    [`ChunkAnswer::Data`] with 7 meanwhile. When 8 has arrived, it sends 8 and returns. If
+//!    nothing arrives for 10 s, it sends [`ChunkAnswer::DontHave`] with 8 instead. Either way 7 and
+//!    8 are answered exactly once.
 
 mod batch;
 mod budget;
