@@ -5,7 +5,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use distd_core::time::Timestamp;
 
-/// Seconds since 1970, as certificates and TUF count. A clock before 1970 reads as 0, which nothing accepts.
+/// Seconds since 1970, as used in certificates and TUF metadata. A clock before 1970 reads as 0,
+/// which nothing accepts.
 pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
