@@ -1,4 +1,4 @@
-//! The two clocks this crate reads, in one place.
+//! The only two clocks that this crate reads.
 
 use std::sync::OnceLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};

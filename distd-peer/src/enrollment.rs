@@ -16,7 +16,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// Reason why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrollmentError {
-    /// No parent could be asked.
+    /// No parent could be reached.
     #[error(transparent)]
     Exchange(#[from] EnrollError),
     /// The reply is a refusal, does not match the request, or could not be stored.

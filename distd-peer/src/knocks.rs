@@ -40,7 +40,7 @@ impl Knocks {
         self.0.remove(node);
     }
 
-    /// Whether the node may be dialled.
+    /// Whether the node may be dialled now.
     pub(crate) fn allow(&self, now: Timestamp, node: &NodeId) -> bool {
         self.0.get(node).is_none_or(|(times, last)| *times < NEIGHBOUR_TRIES || now.since(*last) >= PAUSE)
     }

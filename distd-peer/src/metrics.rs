@@ -43,7 +43,7 @@ pub enum MetricsError {
     Bind(SocketAddr, #[source] std::io::Error),
 }
 
-/// Metrics as text.
+/// Metrics in Prometheus' text format.
 #[derive(Debug, Default)]
 pub struct MetricsText(pub String);
 

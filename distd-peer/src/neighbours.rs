@@ -25,7 +25,8 @@ use crate::trust::identity::IdentityError;
 use crate::trust::record::{RecordSigner, verify_record};
 use crate::trust::token::sha256;
 
-/// Most neighbours remembered over restarts; the one heard of longest ago goes first.
+/// Maximum number of neighbours remembered over restarts; beyond it the one heard of longest ago is
+/// forgotten.
 const REMEMBERED_MAX: usize = 64;
 
 /// Maximum number of neighbours found by multicast DNS.
@@ -46,10 +47,10 @@ pub struct Neighbour {
     pub address: SocketAddr,
 }
 
-/// Why a neighbour cannot be used.
+/// Reason why a neighbour cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum NeighbourError {
-    /// It could not be dialled.
+    /// Dialling the neighbour failed, or its connection did.
     #[error(transparent)]
     Link(#[from] LinkError),
     /// The neighbour sent wrong bytes before, did not answer several times, or is farther away than

@@ -86,12 +86,12 @@ pub trait ChunkSink: Send + Sync + 'static {
     /// Takes several chunks that came together.
     ///
     /// # Errors
-    /// As [`Self::accept`].
+    /// The same as [`Self::accept`].
     fn accept_all(&self, chunks: &[Verified<'_>]) -> Result<(), SinkError> {
         chunks.iter().try_for_each(|chunk| self.accept(chunk.entry, chunk.packed, chunk.raw))
     }
 
-    /// Whether the sink holds the chunk already, so that it is not asked for.
+    /// Whether the sink holds the chunk already, in which case it is not requested.
     fn holds(&self, _entry: &Entry) -> bool {
         false
     }
@@ -119,7 +119,7 @@ pub enum FetchError {
     Unavailable {
         /// Number of chunks.
         count: u64,
-        /// The last thing that went wrong with a parent.
+        /// Last problem with a parent, for the message.
         last: Option<String>,
     },
 }
@@ -144,7 +144,7 @@ enum Message {
     Local(Vec<Neighbour>),
     /// A node may have dialled this device for the same swarm.
     Called,
-    /// A neighbour is not dialled any more.
+    /// A neighbour has not answered several dials, and is not dialled any more.
     Gone(PeerId),
     HeldBack(BatchId),
     Chunks(BatchId, Vec<ChunkId>),

@@ -37,7 +37,7 @@ const KNOCK_MAX: Duration = Duration::from_secs(1);
 /// Reason why a parent could not be dialled.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    /// The name has no address.
+    /// The address does not resolve.
     #[error("could not resolve {0}")]
     Resolve(String, #[source] io::Error),
     /// A node answered, but not as a parent of this realm.

@@ -151,7 +151,7 @@ impl FrameReader {
         Ok(frame)
     }
 
-    /// Tells the peer to send no more.
+    /// Asks the peer to stop sending.
     pub fn stop(&mut self, code: CloseCode) {
         self.stream.stop(code);
     }

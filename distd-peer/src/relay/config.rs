@@ -24,7 +24,7 @@ pub struct RelayConfig {
     /// Whether `listen` is the default, which falls back from all IPv6 addresses to IPv4 on a host
     /// without IPv6.
     pub listen_is_default: bool,
-    /// How parents are reached.
+    /// How parents are reached: QUIC, HTTPS or whichever gets through.
     pub transport: Transport,
     /// URL of the HTTP proxy towards parents; if `None`, `HTTPS_PROXY` applies. Secret, as it may
     /// contain a password.
@@ -59,7 +59,7 @@ pub struct RelayFile {
     pub label: Option<String>,
     /// Loopback address where metrics are served.
     pub metrics: Option<SocketAddr>,
-    /// Cache bounds.
+    /// Bounds of the edge store.
     pub cache: Option<CacheFile>,
     /// Maximum number of batches answered at once.
     pub upload_slots_max: Option<usize>,

@@ -80,7 +80,7 @@ const METADATA_KEPT_BYTES: usize = 8 << 20;
 /// How long a parent that failed is not asked for metadata while an answer to the question is kept.
 const PARENT_DOWN: Duration = Duration::from_secs(10);
 
-/// Counters for `/metrics` and tests.
+/// Counters of a relay, for `/metrics` and tests.
 #[derive(Debug, Default)]
 pub struct RelayCounters {
     /// Questions answered from kept metadata because no parent could be reached.
@@ -126,12 +126,13 @@ pub struct Relay {
     mirror: Option<Mirror>,
     /// Unix time in seconds at which a parent last answered; 0 for never.
     heard: AtomicU64,
-    /// Counters.
+    /// Counters of this relay.
     pub counters: RelayCounters,
 }
 
 impl Relay {
-    /// A relay over `store` that asks `parents`; enrolments are forwarded to the first parent that answers.
+    /// Creates a relay over `store` that asks `parents`. Enrolments are forwarded to the first
+    /// parent that answers.
     pub fn new(store: Arc<EdgeStore>, parents: Arc<Parents>, anchor: TrustAnchor) -> Self {
         let metadata = tokio::sync::Mutex::default();
         Self {
@@ -451,7 +452,7 @@ impl Content for Relay {
     }
 }
 
-/// One swarm of a relay.
+/// One open swarm of a relay.
 pub(super) struct RelaySwarm {
     parents: Arc<Parents>,
     download: Option<Arc<Throttle>>,
@@ -774,7 +775,7 @@ impl Swarm for RelaySwarm {
         wanted: ChunkRanges,
         answers: mpsc::Sender<ChunkAnswer>,
     ) {
-        // `None`: the asker went away.
+        // `None` means that the asker went away.
         let _ = self.answer(budget, wanted, &answers).await;
     }
 }

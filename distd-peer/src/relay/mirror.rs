@@ -144,7 +144,7 @@ impl Mirror {
         Ok(version_of(&bytes))
     }
 
-    /// Keeps the files of an answer to [`Self::question`], the timestamp last.
+    /// Stores the files of an answer to [`Self::question`], the timestamp last.
     pub(super) async fn keep(&self, answer: &Bytes) -> Result<(), StoreError> {
         let Ok(Answer { files }) = Answer::decode(answer) else { return Ok(()) };
         self.keep_files(&files).await?;

@@ -90,10 +90,10 @@ pub enum ServeError {
     /// The peer is not permitted to have it.
     #[error("the peer has no right to this")]
     Unauthorised,
-    /// The parent of this node could not help.
+    /// The parent of this node could not be asked, or did not help.
     #[error("the parent could not be asked")]
     Upstream(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// This node failed.
+    /// This node failed internally.
     #[error("could not serve")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
@@ -121,7 +121,7 @@ pub trait Content: Send + Sync + 'static {
 /// Part of the answer to a request for chunks.
 #[derive(Clone, Debug)]
 pub enum ChunkAnswer {
-    /// A chunk.
+    /// One chunk, packed.
     Data(Data),
     /// Chunks that will not come, and the reason.
     DontHave(ChunkRanges, DontHaveReason),
@@ -250,7 +250,7 @@ pub struct Server {
     budgets: Budgets,
     /// Suppresses repeated log lines about refused requests.
     refusals: Seldom<(Option<NodeId>, &'static str)>,
-    /// Counters.
+    /// Counters of this server.
     pub counters: Arc<ServeCounters>,
 }
 

@@ -15,7 +15,8 @@ use super::segment::SegmentId;
 /// hot.
 const CACHE_BYTES: usize = 8 << 20;
 
-/// Chunk hash → segment, offset, raw length, stored length, codec, rot check and its kind: 29 bytes big-endian.
+/// Chunk hash → segment, offset, raw length, stored length, codec, rot check and its kind: 29 bytes
+/// big-endian.
 const CHUNKS: TableDefinition<'_, &[u8; 32], &[u8; 29]> = TableDefinition::new("chunks");
 
 /// Segment → length up to which it is indexed.

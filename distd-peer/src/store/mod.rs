@@ -68,7 +68,7 @@ pub enum StoreError {
         #[source]
         cause: io::Error,
     },
-    /// The index failed.
+    /// The index failed, for example because redb reported an error.
     #[error(
         "edge store: the index failed; if it goes on, delete index.redb and it is rebuilt from the segments"
     )]
@@ -128,7 +128,8 @@ struct Inner {
     unstored_bytes: usize,
 }
 
-/// A store of verified chunks on disk. All methods block on the disk and are safe to call from several threads.
+/// A store of verified chunks on disk. All methods block on the disk and are safe to call from
+/// several threads.
 pub struct EdgeStore {
     dir: PathBuf,
     config: StoreConfig,
@@ -136,7 +137,7 @@ pub struct EdgeStore {
     inner: Mutex<Inner>,
     /// Lock file, held for the life of the store.
     _lock: fs::File,
-    /// Counters.
+    /// Counters of this store.
     pub counters: StoreCounters,
 }
 
@@ -292,7 +293,7 @@ impl EdgeStore {
         Ok(())
     }
 
-    /// Whether the chunk can be served.
+    /// Whether the chunk can be served, from disk or from memory.
     pub fn contains(&self, hash: &ChunkHash) -> Result<bool, StoreError> {
         Ok(self.locate(hash)?.is_some() || self.inner().unstored.iter().any(|(h, _)| h == hash))
     }

@@ -1,4 +1,4 @@
-//! Segment files: records appended, read by offset, removed whole.
+//! Segment files. Records are appended and read by offset; a file is removed as a whole.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -35,7 +35,7 @@ pub(super) struct Scan {
     pub(super) torn_bytes: u64,
 }
 
-/// An open segment.
+/// An open segment file.
 pub(super) struct Segment {
     id: SegmentId,
     path: PathBuf,
@@ -167,7 +167,7 @@ pub(super) fn read_run(dir: &Path, run: &[Location]) -> Result<Bytes, StoreError
     Ok(bytes.into())
 }
 
-/// Existing segments, oldest first.
+/// Returns the existing segments, oldest first.
 pub(super) fn list(dir: &Path) -> Result<Vec<SegmentId>, StoreError> {
     let mut ids = Vec::new();
     for entry in fs::read_dir(dir).map_err(StoreError::io("read", dir))? {

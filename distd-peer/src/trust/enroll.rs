@@ -104,7 +104,7 @@ pub struct RenewRequest {
 /// Answer to a renewal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenewResponse {
-    /// The node's certificate.
+    /// The node's next certificate.
     pub cert_chain_pem: String,
     /// Newest TUF root of the realm, if the one in [`RenewRequest::root_sha256`] was never the
     /// realm's.

@@ -85,8 +85,8 @@ impl SealedReply {
         rmp_serde::from_slice(bytes).map_err(|_| SealError::Unsealed)
     }
 
-    /// Checks the seal of the reply to `request` against the SHA-256 of the realm CA's certificate, and
-    /// returns that certificate.
+    /// Checks the seal of the reply to `request` against the SHA-256 of the realm CA's certificate,
+    /// and returns that certificate.
     ///
     /// # Errors
     /// [`SealError`].

@@ -72,7 +72,7 @@ struct ShortestRoundTrip {
     at: Instant,
 }
 
-/// One connection's state.
+/// State of one connection's controller.
 #[derive(Clone)]
 pub(super) struct Follow {
     mtu: u64,

@@ -143,7 +143,8 @@ impl TufClient {
         Ok(Self { store: Arc::new(Store::open(dir)?), initial_root: initial_root.to_vec() })
     }
 
-    /// Updates the metadata from `source` (one round trip) and resolves `wanted` at `now` (unix seconds).
+    /// Updates the metadata from `source` (one round trip) and resolves `wanted` at `now` (unix
+    /// seconds).
     ///
     /// With [`super::Offline`] as the source, the stored files are used as long as none of them has
     /// expired.
