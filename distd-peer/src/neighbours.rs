@@ -267,7 +267,7 @@ impl Neighbourhood {
     }
 }
 
-/// Whether a task is dialling over the slot, or its connection is open.
+/// Whether a task is dialling with this slot, or the slot's connection is open.
 fn is_in_use(slot: &LinkSlot) -> bool {
     Arc::strong_count(slot) > 1
         || slot.try_lock().is_ok_and(|held| held.as_ref().is_some_and(|link| !link.is_closed()))

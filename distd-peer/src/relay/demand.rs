@@ -113,7 +113,7 @@ pub(super) struct Waiter<'s> {
     pub(super) table: &'s ChunkTable,
     /// Chunks requested and not answered yet.
     pub(super) open: ChunkRanges,
-    /// Those of them that are fetched on this asker's behalf alone or first.
+    /// Open chunks that are fetched on this asker's behalf alone, or that it requested first.
     pub(super) own: ChunkRanges,
     /// Chunks that arrived and were not sent to the asker yet.
     pub(super) unsent: ChunkRanges,

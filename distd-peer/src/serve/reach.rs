@@ -10,7 +10,8 @@ use distd_core::ranges::ChunkRanges;
 use distd_core::time::Timestamp;
 
 /// How long a node that has not yet announced a refused chunk may be refused chunks that others of
-/// its site were sent: several hops, each longer than a chunk stays leased to its holder.
+/// its site were sent. It is the time of several hops, and longer than a chunk stays leased to its
+/// holder.
 const FIRST: Duration = Duration::from_secs(5);
 
 /// The same for a node that has announced such a chunk before: its neighbours may be busy for a

@@ -68,7 +68,7 @@ pub enum StoreError {
         #[source]
         cause: io::Error,
     },
-    /// The index failed, for example because redb reported an error.
+    /// The index (redb) failed.
     #[error(
         "edge store: the index failed; if it goes on, delete index.redb and it is rebuilt from the segments"
     )]
