@@ -54,7 +54,7 @@ mod tests {
     const NODE: NodeId = NodeId([1; 16]);
 
     #[test]
-    fn who_is_nowhere_to_be_found_is_left_alone_wherever_it_says_it_is() {
+    fn a_node_that_does_not_answer_is_left_alone_at_every_address() {
         let mut knocks = Knocks::default();
         for _ in 0..NEIGHBOUR_TRIES {
             assert!(knocks.allow(T0, &NODE));
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn the_number_of_remembered_nodes_is_bounded() {
         let mut knocks = Knocks::default();
         for n in 0..NODES_MAX as u64 + 5 {
             let mut id = [0; 16];

@@ -346,7 +346,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neighbours_outlive_a_restart_and_are_few() {
+    fn neighbours_outlive_a_restart_and_are_bounded() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("neighbours.json");
         let neighbour = |n: u8| Neighbour { node: NodeId([n; 16]), address: ([10, 0, 0, n], 4434).into() };

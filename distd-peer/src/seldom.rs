@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_of_one_key_is_a_line_and_hides_no_other() {
+    fn a_flood_of_one_key_is_one_line_and_hides_no_other_key() {
         let seldom = Seldom::default();
         assert_eq!(seldom.due(1), Some(1));
         assert!((0..1000).all(|_| seldom.due(1).is_none()));

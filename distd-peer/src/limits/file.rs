@@ -256,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_mistake_is_said() {
+    fn every_mistake_is_reported() {
         let text = r#"
             upload_bytes_per_second = 0
             upload_slots = 0
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_change_the_rate_of_all_or_of_a_class() {
+    fn windows_change_the_rate_of_all_traffic_or_of_a_class() {
         let text = r#"
             download_bytes_per_second = 8000000
             prefetch.download_bytes_per_second = 1000000

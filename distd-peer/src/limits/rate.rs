@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn any_length_passes_and_what_is_above_the_burst_takes_its_time() {
+    async fn any_length_passes_and_bytes_beyond_the_burst_wait() {
         let rate = Rate::new(Schedule { otherwise: Some(1 << 20), windows: Vec::new() });
         rate.pass(0).await;
         rate.pass(1).await;

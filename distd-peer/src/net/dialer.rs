@@ -255,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_two_ways_that_failed_the_one_that_got_farther_is_reported() {
+    fn the_error_of_the_transport_that_got_farther_is_reported() {
         let silent = |over| DialError::Silent { address: "a:1".into(), over };
         let refused = || DialError::Tcp("a:1".into(), io::ErrorKind::ConnectionRefused.into());
         let stranger = || DialError::Connect("a:1".into(), "unknown issuer".into());

@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_address_that_swallows_everything_holds_up_the_next_by_a_moment() {
+    async fn a_silent_address_delays_the_next_one_only_briefly() {
         let start = tokio::time::Instant::now();
         let addresses = [at(1), at(2), at(3)];
         let got = first_of(&addresses, |address| async move {
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn interfaces_are_known_by_name() {
+    async fn a_link_local_address_may_name_its_interface() {
         let found = resolve("[fe80::1%lo]:4433").await.expect("an address");
         assert_eq!(found.len(), 1);
         let SocketAddr::V6(address) = found[0] else { panic!("{found:?}") };

@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn both_halves_are_open_at_once_and_longer_than_any_window() {
+    async fn both_halves_are_open_at_once_and_may_exceed_any_window() {
         let ((mut ask, answers), (mut answer, mut asked)) = stream().await;
         let long: Bytes = (0..3_000_000u32).map(|n| n as u8).collect();
         // The answer begins before the request ends, and the request continues after that.
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_is_whole_although_the_question_was_not_read_to_its_end() {
+    async fn an_answer_is_complete_although_the_request_was_not_read_to_its_end() {
         let ((mut ask, answers), (mut answer, asked)) = stream().await;
         ask.write(Bytes::from_static(b"more than is read")).await.expect("written");
         answer.write(Bytes::from_static(b"enough")).await.expect("written");
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn close_codes_come_through_and_those_of_http_are_none_of_them() {
+    fn close_codes_survive_and_codes_of_http2_stay_distinct() {
         let all = [
             CloseCode::Done,
             CloseCode::Protocol,

@@ -310,7 +310,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn streams_that_are_reset_count_until_whoever_answers_has_done_with_them() {
+    async fn reset_streams_count_until_the_answerer_is_done_with_them() {
         let (near, far) = tokio::io::duplex(64 << 10);
         let heard = watch::channel(Instant::now()).1;
         let server = Accepted::greet(far, heard, ([127, 0, 0, 1], 1).into(), Vec::new());

@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_answers_is_kept_and_one_that_falls_silent_is_left() {
+    async fn a_peer_that_answers_is_kept_and_a_silent_one_is_dropped() {
         let (near, far) = tokio::io::duplex(64 << 10);
         let (near, heard) = Heard::new(near);
         let (client, server) = tokio::join!(

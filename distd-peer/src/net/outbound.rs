@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_got_through_goes_first_after_a_restart_until_it_is_old() {
+    fn the_transport_that_worked_goes_first_after_a_restart_for_an_hour() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("transports.json");
         let first = outbound(&path);
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_none_is_forgotten() {
+    fn an_unreadable_file_is_ignored() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("transports.json");
         std::fs::write(&path, "junk").expect("write");

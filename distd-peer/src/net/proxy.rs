@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fixed_proxy_is_for_all_parents_but_those_listed() {
+    fn a_fixed_proxy_applies_to_all_parents_except_those_listed() {
         let proxies = Proxies::fixed_but("http://u:p%40ss@proxy.example:3128", "10.0.0.0/8,near.example")
             .expect("a proxy");
         let at = |address: &str| proxies.for_parent(address).map(|proxy| proxy.uri().to_string());
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_http_proxy_is_refused() {
+    fn anything_but_an_http_proxy_is_refused() {
         assert!(matches!(Proxies::fixed_but("", ""), Err(ProxyError::Url)));
         assert!(matches!(Proxies::fixed_but("http://", ""), Err(ProxyError::Url)));
         assert!(matches!(Proxies::fixed_but("socks5://h:1", ""), Err(ProxyError::Scheme(_))));

@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_came_through_is_kept_and_asked_for_by_version() {
+    async fn metadata_that_passed_through_is_kept_and_refreshed_by_version() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let dir = dir.path().join("metadata");
         let mirror = Mirror::new(&dir);

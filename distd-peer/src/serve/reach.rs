@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn who_gets_nothing_of_what_its_neighbours_were_sent_is_alone() {
+    fn a_node_that_gets_nothing_from_its_neighbours_is_alone() {
         let (mut reach, none) = (Reach::default(), ChunkRanges::new());
         // Nobody has a chunk of the refused ones yet: a slow uplink is no evidence.
         reach.handle_answer(T0, &set(10, 19), &set(1, 9), &none);
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn one_chunk_from_a_neighbour_shows_that_there_are_some() {
+    fn one_chunk_from_a_neighbour_shows_that_neighbours_are_reachable() {
         let (mut reach, none) = (Reach::default(), ChunkRanges::new());
         reach.handle_answer(T0, &none, &set(1, 9), &set(1, 9));
         reach.handle_have(&set(5, 5));

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_is_what_a_site_is_seen_at() {
+    fn a_node_without_a_site_name_is_of_the_network_it_is_seen_at() {
         for (ip, network) in [
             ("192.168.7.9", "network 192.168.7.0/24"),
             ("203.0.113.9", "network 203.0.113.9/32"),
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_behind_a_nat_is_told_at_its_network_alone() {
+    fn an_address_behind_a_nat_is_advertised_only_in_its_network() {
         let at = |name, addresses: &[&str], seen| site(SiteRule::NamedOrNetwork, name, addresses, seen);
         let (public, private) = ("203.0.113.9", ["192.168.1.7"]);
         assert_eq!(at("", &private, public).as_deref(), Some("network 203.0.113.9/32"));
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neither_seen_nor_private_behind_a_public_address_is_refused() {
+    fn an_address_neither_seen_nor_private_behind_a_public_one_is_refused() {
         for (addresses, seen) in [
             (&["198.51.100.1"][..], "203.0.113.9"),
             (&["192.168.1.7", "198.51.100.1"], "203.0.113.9"),

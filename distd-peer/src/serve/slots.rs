@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_slot_that_is_granted_to_one_who_left_goes_to_the_next() {
+    async fn a_slot_granted_to_a_waiter_that_left_goes_to_the_next() {
         let slots = Slots::new(1, 1);
         let (a, b) = (NodeId([1; 16]), NodeId([2; 16]));
         let held = slots.take(a, Duration::ZERO).await.expect("free");
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lent_slot_comes_back_in_its_turn() {
+    async fn a_lent_slot_is_taken_again_in_its_turn() {
         let slots = Slots::new(1, 1);
         let (a, b) = (NodeId([1; 16]), NodeId([2; 16]));
         let mut lent = slots.take(a, Duration::ZERO).await.expect("free");

@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_keeps_its_golden_bytes_and_a_damaged_one_is_none() {
+    fn a_header_keeps_its_golden_bytes_and_a_damaged_one_is_refused() {
         let chunk = PackedChunk { codec: Codec::Zstd, raw_len: 300, bytes: b"packed".as_slice().into() };
         let header = Header::of(ChunkHash([7; 32]), &chunk);
         let bytes = header.encode();
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_layout_1_is_checked_as_it_was_then() {
+    fn a_record_of_layout_1_is_checked_with_the_checksum_of_layout_1() {
         let hash = blake3::hash(b"packed");
         let first = u64::from_be_bytes(hash.as_bytes()[..8].try_into().expect("eight of 32 bytes"));
         let old = Header {

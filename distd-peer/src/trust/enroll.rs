@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bodies_survive_and_oversized_or_broken_ones_are_errors() {
+    fn bodies_survive_a_round_trip_and_oversized_or_broken_ones_are_errors() {
         let message = EnrollMessage::Enroll(EnrollRequest {
             csr_der: vec![1; 300],
             token_public_key: vec![2; 32],

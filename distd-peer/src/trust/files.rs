@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_made_once_with_mode_600() {
+    fn a_secret_is_created_once_with_mode_600() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("k");
         assert!(create_secret(&path, b"one").expect("create"));
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn without_hard_links_a_secret_is_claimed_once_and_an_empty_file_is_none() {
+    fn without_hard_links_a_secret_is_created_once_and_an_empty_file_is_replaced() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("k");
         let claim = |bytes: &[u8]| claim(&write_temporary(&path, bytes, 0o600).expect("write"), &path);
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_others_can_read_is_refused_with_the_command_that_helps() {
+    fn a_secret_that_others_can_read_is_refused_and_the_error_names_the_fix() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("k");
         create_secret(&path, b"one").expect("create");

@@ -524,7 +524,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_keeps_its_id_and_its_key_is_for_the_owner_alone() {
+    fn a_node_keeps_its_id_and_only_the_owner_can_read_its_key() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().expect("a temporary directory");
         let data = dir.path().join("data");
@@ -548,7 +548,7 @@ mod tests {
     }
 
     #[test]
-    fn renewal_is_due_after_two_thirds() {
+    fn renewal_is_due_after_two_thirds_of_the_validity() {
         let info = CertInfo {
             node_id: NodeId([0; 16]),
             role: Role::Leaf,

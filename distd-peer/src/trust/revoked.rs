@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_is_put_on_the_list_is_told_and_an_older_list_takes_nobody_off() {
+    async fn a_newly_revoked_node_is_reported_and_an_older_list_restores_none() {
         let revoked = Revoked::default();
         assert!(revoked.set(list(5, &[1]), 5));
         revoked.until(NodeId([1; 16])).await;
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_nobody_signed_is_not_taken() {
+    fn an_unsigned_list_is_refused() {
         let signed =
             SignedRevokedList { list: b"{\"made\":1,\"nodes\":[]}".to_vec(), signature: vec![0; 70] };
         assert!(matches!(SignedRevokedList::open(b"junk", b""), Err(RevokedError::Malformed)));

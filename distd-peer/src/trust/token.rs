@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_survive_their_text_and_hide_their_secret() {
+    fn tokens_survive_a_round_trip_as_text_and_hide_their_secret() {
         let join = JoinToken::generate([7; 32]);
         let text = join.to_secret_string();
         assert_eq!(text.parse::<JoinToken>().as_ref(), Ok(&join));

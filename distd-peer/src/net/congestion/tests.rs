@@ -153,7 +153,7 @@ fn mbit(rate: f64) -> f64 {
 const MS: Duration = Duration::from_millis(1);
 
 #[test]
-fn a_link_is_used_and_its_queue_is_not() {
+fn a_sender_fills_the_link_but_not_its_queue() {
     for rate in [2.0, 20.0, 100.0] {
         let link = Bottleneck { rate: mbit(rate), delay: 20 * MS, queue: 100 * MS, lost_per_thousand: 0 };
         let outcome = run(&link, &[Duration::ZERO], 20_000 * MS);
@@ -164,7 +164,7 @@ fn a_link_is_used_and_its_queue_is_not() {
 }
 
 #[test]
-fn losses_by_chance_cost_what_was_lost() {
+fn random_losses_cost_only_what_was_lost() {
     for (lost, least) in [(10, 0.85), (50, 0.7)] {
         let link = Bottleneck { rate: mbit(100.0), delay: 20 * MS, queue: 40 * MS, lost_per_thousand: lost };
         let outcome = run(&link, &[Duration::ZERO], 8_000 * MS);
@@ -191,7 +191,7 @@ fn senders_share_a_link() {
 }
 
 #[test]
-fn a_path_shorter_than_any_counts_as_a_millisecond() {
+fn a_very_short_path_counts_as_a_millisecond() {
     let link = Bottleneck {
         rate: mbit(1000.0),
         delay: Duration::from_micros(20),

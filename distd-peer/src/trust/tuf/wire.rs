@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn questions_and_answers_survive_and_are_small() {
+    fn questions_and_answers_survive_a_round_trip_and_are_small() {
         let query = Query {
             root: 1,
             latest: true,
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_would_not_fit_in_memory_is_refused_before_it_is_unpacked() {
+    fn an_answer_too_large_for_memory_is_refused_before_it_is_unpacked() {
         let bomb = zstd::bulk::compress(&vec![0; ANSWER_BYTES_MAX + 1], 9).expect("compress");
         assert!(bomb.len() < 10_000);
         assert!(matches!(Answer::decode(&bomb), Err(WireError::TooLarge)));
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_lies_where_the_tuf_specification_puts_it() {
+    fn a_target_has_the_path_that_the_tuf_specification_gives() {
         assert_eq!(target_path("releases/os/1", &[0xab]), "targets/releases/os/ab.1");
     }
 }
