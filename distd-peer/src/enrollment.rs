@@ -58,7 +58,7 @@ async fn ask(
             Ok(reply) => match take(&reply) {
                 Ok(()) => return Ok(()),
                 Err(error @ IdentityError::Seal(_)) => {
-                    tracing::warn!(parent, %error, "enrolment reply not believed");
+                    tracing::warn!(parent, %error, "enrolment reply refused; trying the next parent, if any");
                     last = error.into();
                 }
                 Err(error) => return Err(error.into()),
@@ -116,7 +116,10 @@ pub async fn renew_regularly(
             continue;
         }
         if let Err(error) = renew(&mut identity, &parents, &outbound).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "certificate not renewed yet");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "certificate could not be renewed; trying again in a minute"
+            );
             continue;
         }
         let (Some(cert), Some(ca)) = (identity.cert_der(), identity.ca_der()) else { continue };

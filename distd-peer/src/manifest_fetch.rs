@@ -26,10 +26,10 @@ pub enum ManifestFetchError {
     #[error("{0} sent a wrong manifest node")]
     Node(String, #[source] InsertError),
     /// The parent sent more bytes than are accepted.
-    #[error("{0} sends more of manifest {1} than is taken from it")]
+    #[error("{0} sent more bytes of manifest {1} than are accepted")]
     TooLong(String, ManifestId),
     /// The parent does not have all nodes.
-    #[error("{0} does not have the whole of manifest {1}")]
+    #[error("{0} does not have all of manifest {1}")]
     Incomplete(String, ManifestId),
 }
 

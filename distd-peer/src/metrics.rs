@@ -36,7 +36,7 @@ const PARENT_SILENT_SECONDS: u64 = 90;
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
     /// Other hosts could connect to this address.
-    #[error("metrics are for this host: {0} is no loopback address, try 127.0.0.1:{port}", port = .0.port())]
+    #[error("metrics are served on loopback only: {0} is not a loopback address; use 127.0.0.1:{port}", port = .0.port())]
     NotLoopback(SocketAddr),
     /// The system refused to listen on this address.
     #[error("could not listen for metrics on {0}")]
@@ -73,10 +73,14 @@ impl MetricsText {
             ("distd_quic_connections_refused_total", "QUIC connections refused.", &c.connections_refused),
             ("distd_quic_batches_total", "Batches of chunks answered.", &c.batches),
             ("distd_quic_batches_choked_total", "Batches choked.", &c.choked),
-            ("distd_quic_chunks_leased_total", "Chunks left to a neighbour of the asker.", &c.leased),
+            (
+                "distd_quic_chunks_leased_total",
+                "Chunks refused because a neighbour of the asker fetches or has them.",
+                &c.leased,
+            ),
             (
                 "distd_quic_nodes_alone_total",
-                "Nodes that got nothing of what was left to their neighbours.",
+                "Nodes that got none of the chunks left to their neighbours.",
                 &c.alone,
             ),
             ("distd_quic_chunks_total", "Chunks served.", &c.chunks),
@@ -95,10 +99,10 @@ impl MetricsText {
         for (name, help, number) in [
             (
                 "distd_fetch_bytes_total",
-                "Bytes received, by who sent them.",
+                "Bytes received, by kind of sender.",
                 (|reading| reading.bytes_in) as fn(MeterReading) -> u64,
             ),
-            ("distd_fetch_requests_total", "Streams opened, by to whom.", |reading| reading.requests),
+            ("distd_fetch_requests_total", "Streams opened, by kind of peer.", |reading| reading.requests),
         ] {
             self.head(name, "counter", help);
             for (source, reading) in sources {
@@ -111,7 +115,7 @@ impl MetricsText {
         self.one(
             "distd_peers_quarantined",
             "gauge",
-            "Nodes that are not asked, for wrong bytes.",
+            "Nodes in quarantine because they sent wrong bytes.",
             quarantined,
         );
     }
@@ -130,25 +134,30 @@ pub fn of_relay(relay: &Relay, served: &ServeCounters) -> String {
     out.one("distd_relay_parent_up", "gauge", "1 when a parent answered in the last 90 s.", is_up);
     out.one("distd_relay_parent_heard_seconds", "gauge", "When a parent answered last, unix seconds.", heard);
     out.one("distd_relay_chunks_fetched", "gauge", "Chunks fetched from parents, of open swarms.", fetched);
-    out.one("distd_relay_chunks_fetched_again", "gauge", "Those of them that were here already.", again);
+    out.one(
+        "distd_relay_chunks_fetched_again",
+        "gauge",
+        "Chunks fetched from parents that were here already, of open swarms.",
+        again,
+    );
     let store = relay.store();
     out.one("distd_store_bytes", "gauge", "Bytes of the cache.", store.bytes());
     out.counters(&[
         ("distd_relay_swarms_opened_total", "Swarms opened.", &relay.counters.swarms_opened),
         (
             "distd_relay_metadata_stale_total",
-            "Metadata answered out of memory because the parent was away.",
+            "Metadata questions answered from kept metadata because no parent answered.",
             &relay.counters.metadata_stale,
         ),
         (
             "distd_store_unstored_total",
-            "Chunks passed on and not kept, for want of room.",
+            "Chunks that could not be stored on disk and were served from memory.",
             &store.counters.unstored,
         ),
         ("distd_store_rotten_total", "Chunks that were damaged on the disk.", &store.counters.rotten),
         (
             "distd_store_evicted_segments_total",
-            "Segments given up for room.",
+            "Segments evicted to make room.",
             &store.counters.evicted_segments,
         ),
     ]);
@@ -169,7 +178,7 @@ pub fn of_device(
     out.fetched(parents, Some(neighbours));
     out.counters(&[(
         "distd_share_misses_total",
-        "Chunks that were not what they should be when they were read, and not sent.",
+        "Chunks that were unreadable or damaged when read, and not sent.",
         &shared.misses,
     )]);
     out.0

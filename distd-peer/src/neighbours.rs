@@ -293,7 +293,7 @@ impl Remembered {
     fn load(path: &Path) -> Self {
         let lines: Vec<Line> = match files::read(path) {
             Ok(Some(bytes)) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(path = %path.display(), %error, "remembered neighbours are unreadable and forgotten");
+                tracing::warn!(path = %path.display(), %error, "list of neighbours is unreadable; starting with an empty list");
                 Vec::new()
             }),
             _ => Vec::new(),
@@ -335,7 +335,7 @@ impl Remembered {
         if let Err(error) = files::write_atomic(&self.path, &text, 0o600) {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "neighbours are remembered until restart only"
+                "list of neighbours could not be written; it will be lost at the next restart"
             );
         }
     }

@@ -60,7 +60,7 @@ pub enum ParentsError {
     Link(#[from] LinkError),
     /// The parent is in quarantine: its address, the unix time it ends, and the file of the list.
     #[error(
-        "{0} sent wrong bytes earlier and is not asked until {1} (unix seconds); remove it from {2} to ask it before"
+        "{0} sent wrong bytes earlier and is not asked until {1} (unix seconds); to ask it sooner, remove it from {2}"
     )]
     Quarantined(String, u64, std::path::PathBuf),
 }
@@ -162,7 +162,7 @@ impl Parents {
                     tracing::debug!(
                         parent = self.address(index),
                         error = &error as &dyn std::error::Error,
-                        "parent passed over"
+                        "parent cannot be used; trying the next one"
                     );
                     last = error;
                 }

@@ -29,7 +29,7 @@ impl Quarantine {
     pub fn load(path: &Path) -> Self {
         let until = match files::read(path) {
             Ok(Some(bytes)) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(path = %path.display(), %error, "quarantine list is unreadable and starts empty");
+                tracing::warn!(path = %path.display(), %error, "quarantine list is unreadable; starting with an empty list");
                 BTreeMap::new()
             }),
             _ => BTreeMap::new(),
@@ -76,7 +76,10 @@ impl Quarantine {
         }
         let text = serde_json::to_vec_pretty(&*until).expect("a map of strings to numbers always encodes");
         if let Err(error) = files::write_atomic(&self.path, &text, 0o600) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "quarantine holds until restart only");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "quarantine list could not be written; it will be lost at the next restart"
+            );
         }
         self.changed.send_replace(());
     }

@@ -115,7 +115,7 @@ pub enum FetchError {
     #[error(transparent)]
     Sink(#[from] SinkError),
     /// No remaining parent has these chunks.
-    #[error("{count} chunks cannot be had from any parent{}", last_words(.last))]
+    #[error("{count} chunks are not available from any parent{}", last_words(.last))]
     Unavailable {
         /// Number of chunks.
         count: u64,

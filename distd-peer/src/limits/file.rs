@@ -96,14 +96,14 @@ struct Checker {
 impl Checker {
     fn rate(&mut self, name: &str, rate: Option<u64>) -> Option<u64> {
         if let Some(rate) = rate.filter(|rate| *rate < RATE_MIN) {
-            self.wrong.push(format!("{name} = {rate}: the least is {RATE_MIN}"));
+            self.wrong.push(format!("{name} = {rate}: the minimum is {RATE_MIN}"));
         }
         rate
     }
 
     fn slots(&mut self, name: &str, slots: Option<usize>) {
         if slots == Some(0) {
-            self.wrong.push(format!("{name} = 0: the least is 1"));
+            self.wrong.push(format!("{name} = 0: the minimum is 1"));
         }
     }
 
@@ -116,21 +116,21 @@ impl Checker {
         let days = file.days.as_deref().map_or(Some(0x7f), days);
         if days.is_none() {
             let text = file.days.as_deref().unwrap_or_default();
-            self.wrong.push(format!("{name}.days = {text:?}: say days as in \"mon-fri\" or \"sat,sun\""));
+            self.wrong.push(format!("{name}.days = {text:?}: write days as in \"mon-fri\" or \"sat,sun\""));
         }
         let mut time = |key: &str, text: &str| {
             let minute = minute(text);
             if minute.is_none() {
-                self.wrong.push(format!("{name}.{key} = {text:?}: say a time as in \"08:00\""));
+                self.wrong.push(format!("{name}.{key} = {text:?}: write a time as in \"08:00\""));
             }
             minute
         };
         let (from, to) = (time("from", &file.from), time("to", &file.to));
         if from.is_some() && from == to {
-            self.wrong.push(format!("{name} is empty: for a whole day say \"00:00\" to \"24:00\""));
+            self.wrong.push(format!("{name} is empty: for a whole day write \"00:00\" to \"24:00\""));
         }
         if from == Some(24 * 60) {
-            self.wrong.push(format!("{name}.from = \"24:00\": say \"00:00\""));
+            self.wrong.push(format!("{name}.from = \"24:00\": write \"00:00\""));
         }
         if file.upload_bytes_per_second.is_none() && file.download_bytes_per_second.is_none() {
             self.wrong.push(format!("{name} changes nothing: give it a rate"));
@@ -199,9 +199,10 @@ impl LimitsFile {
             limits.download.of(class).otherwise = down;
         }
         if self.windows.len() > WINDOWS_MAX {
-            checker
-                .wrong
-                .push(format!("limits.windows has {}: the most is {WINDOWS_MAX}", self.windows.len()));
+            checker.wrong.push(format!(
+                "limits.windows has {} entries: the maximum is {WINDOWS_MAX}",
+                self.windows.len()
+            ));
         }
         for (n, file) in self.windows.iter().enumerate() {
             let name = format!("limits.windows[{n}]");
@@ -234,11 +235,11 @@ impl LimitsFile {
         let mut wrong = self.check().err().map(|error| error.0).unwrap_or_default();
         if of_class {
             wrong.push(
-                "limits by class are for devices: a relay does not know for what it is asked".to_owned(),
+                "limits by class are for devices: a relay does not know the class of a request".to_owned(),
             );
         }
         if slots {
-            wrong.push("limits.upload_slots is for devices: say upload_slots_max".to_owned());
+            wrong.push("limits.upload_slots is for devices: use upload_slots_max".to_owned());
         }
         if wrong.is_empty() { self.check() } else { Err(LimitsError(wrong)) }
     }
@@ -275,7 +276,7 @@ mod tests {
         let wrong = file.check().expect_err("wrong").0;
         for (place, part) in [
             ("limits.upload_bytes_per_second", "4096"),
-            ("limits.upload_slots", "least is 1"),
+            ("limits.upload_slots", "minimum is 1"),
             ("limits.update.download_bytes_per_second", "4096"),
             ("limits.windows[0].class", "urgent"),
             ("limits.windows[0].days", "mon-fri"),

@@ -37,19 +37,19 @@ pub enum LinkError {
     #[error(transparent)]
     Dial(#[from] DialError),
     /// The peer's certificate does not let it be a parent or neighbour.
-    #[error("{0} cannot be a parent")]
+    #[error("{0} cannot be used as a parent or neighbour")]
     Peer(String, #[source] PeerRefused),
     /// A stream failed.
-    #[error("{0} broke off")]
+    #[error("the exchange with {0} broke off")]
     Wire(String, #[source] WireError),
     /// The peer broke the protocol.
     #[error("{0} broke the protocol")]
     Control(String, #[source] ControlError),
     /// Another node than the expected one answered.
-    #[error("{0} is not the neighbour that was to be there")]
+    #[error("{0} is another node than the expected neighbour")]
     OtherNode(String),
     /// The peer sent a frame that has no place in the exchange.
-    #[error("{0} sent a frame out of place")]
+    #[error("{0} sent an unexpected frame")]
     Misplaced(String),
 }
 

@@ -100,7 +100,7 @@ impl Outbound {
     pub fn new(transport: Transport, proxies: Proxies, path: &Path) -> Arc<Self> {
         let parents = match files::read(path) {
             Ok(Some(bytes)) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(path = %path.display(), %error, "remembered transports are unreadable and forgotten");
+                tracing::warn!(path = %path.display(), %error, "remembered transports are unreadable; starting with an empty list");
                 BTreeMap::new()
             }),
             _ => BTreeMap::new(),
@@ -152,7 +152,7 @@ impl Outbound {
                 *learned = Learned { https_since: Some(now), ..Learned::default() };
                 tracing::warn!(
                     parent = address,
-                    "QUIC is cut off again and again: HTTPS goes first for an hour"
+                    "QUIC connections keep falling silent; dialling HTTPS first for an hour"
                 );
             }
         });
@@ -178,7 +178,7 @@ impl Outbound {
         if let Err(error) = files::write_atomic(path, &text, 0o600) {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "transports are remembered until restart only"
+                "remembered transports could not be written; they will be lost at the next restart"
             );
         }
     }

@@ -20,20 +20,20 @@ pub enum ProxyError {
     #[error("the proxy's URL is unusable: write it as http://USER:PASSWORD@HOST:PORT")]
     Url,
     /// The proxy is of an unsupported kind; only HTTP proxies are supported.
-    #[error("a proxy of the kind {0:?} is not supported: name one as http://HOST:PORT")]
+    #[error("a proxy of the kind {0:?} is not supported: use one of the form http://HOST:PORT")]
     Scheme(String),
     /// The proxy itself cannot be reached.
     #[error("could not connect to the proxy {0}: check its address")]
     Connect(String, #[source] std::io::Error),
     /// The proxy answered with status 407, or with the 401 that some send for wrong credentials.
     #[error(
-        "the proxy {0} refused the credentials, or wants some: name them in proxy_url or HTTPS_PROXY as \
+        "the proxy {0} refused the credentials or requires some: set them in proxy_url or HTTPS_PROXY as \
          http://USER:PASSWORD@HOST:PORT"
     )]
     Credentials(String),
     /// The proxy answered with any other status.
     #[error(
-        "the proxy {proxy} refused to connect to {parent} (HTTP status {status}): have it allow CONNECT there"
+        "the proxy {proxy} refused to connect to {parent} (HTTP status {status}): configure the proxy to allow CONNECT to it"
     )]
     Refused {
         /// Name of the proxy.
@@ -44,7 +44,7 @@ pub enum ProxyError {
         status: u16,
     },
     /// The proxy does not speak HTTP, or broke off.
-    #[error("the proxy {0} broke off")]
+    #[error("the connection to the proxy {0} broke off")]
     Broken(String, #[source] Box<dyn std::error::Error + Send + Sync>),
 }
 

@@ -34,7 +34,7 @@ pub enum WireError {
     #[error("the peer answered with HTTP status {0}")]
     Status(u16),
     /// Nothing came for this long.
-    #[error("nothing came for {} s", .0.as_secs())]
+    #[error("nothing arrived for {} s", .0.as_secs())]
     Stalled(Duration),
 }
 

@@ -212,7 +212,7 @@ impl Relay {
             Err(error) => {
                 tracing::debug!(
                     error = &error as &dyn std::error::Error,
-                    "no metadata is kept for a question"
+                    "kept metadata cannot answer a question"
                 );
                 None
             }
@@ -426,7 +426,7 @@ impl Content for Relay {
                 if let Some(mirror) = &self.mirror
                     && let Err(error) = mirror.keep_of_device(&query, &answer).await
                 {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "metadata is not kept");
+                    tracing::warn!(error = &error as &dyn std::error::Error, "metadata could not be stored");
                 }
                 Ok(answer)
             }
@@ -494,7 +494,10 @@ impl RelaySwarm {
             let driver = driver.limited(self.download.clone());
             tokio::spawn(async move {
                 if let Err(error) = driver.run().await {
-                    tracing::error!(error = &error as &dyn std::error::Error, "swarm ended");
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "fetching for a swarm ended with an error"
+                    );
                 }
             });
             Driven { handle: Arc::new(handle), used: Instant::now() }

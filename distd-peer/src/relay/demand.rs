@@ -151,7 +151,10 @@ impl ChunkSink for Demand {
         if let Err(error) = put {
             // One failed write must not end the swarm: the waiters find nothing in the store, and
             // ask again.
-            tracing::error!(error = &error as &dyn std::error::Error, "chunk not stored");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "chunk could not be stored; its askers will ask again"
+            );
         }
         if let Some(asker) = self.tell(entry.id, Arrival::Held(entry.id)) {
             asker.charge(packed.bytes.len() as u64);

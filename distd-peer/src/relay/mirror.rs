@@ -96,7 +96,10 @@ impl Mirror {
         let written = tokio::task::spawn_blocking(move || files::write_atomic(&path, &text, 0o600)).await;
         if let Ok(Err(error)) = written {
             let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, "what devices ask for is known until restart only");
+            tracing::warn!(
+                error,
+                "list of wanted targets could not be written; it will be lost at the next restart"
+            );
         }
     }
 

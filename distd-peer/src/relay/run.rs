@@ -113,7 +113,10 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     } else if identity.needs_renewal(unix_now()) {
         // A relay whose parent is away still serves its office. The renewal task tries again.
         if let Err(error) = enrollment::renew(&mut identity, &config.parents, &outbound).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "certificate not renewed yet");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "certificate could not be renewed; trying again in a minute"
+            );
         }
     }
     let ca = identity.ca_der().ok_or(StartError::NotEnrolled)?.clone();
@@ -201,7 +204,11 @@ async fn watch_parents(relay: Arc<Relay>, parents: Vec<String>) {
             Err(error) if !away => {
                 let error = &error as &dyn std::error::Error;
                 let parents = parents.join(" ");
-                tracing::warn!(parents, error, "no parent answers: what is here is served until one does");
+                tracing::warn!(
+                    parents,
+                    error,
+                    "no parent answers; serving only what is cached until one does"
+                );
                 away = true;
             }
             Ok(()) | Err(_) => {}
@@ -224,7 +231,7 @@ async fn learn_revoked(relay: Arc<Relay>, revoked: Arc<Revoked>, ca: Certificate
             && let Some((_, bytes)) = answer.files.iter().find(|(name, _)| name == revoked::FILE)
             && let Err(error) = revoked.take(bytes, &ca)
         {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the parent's answer is not taken");
+            tracing::warn!(error = &error as &dyn std::error::Error, "list of revoked nodes refused");
         }
         tokio::time::sleep(REVOKED_EVERY).await;
     }
@@ -236,7 +243,7 @@ async fn commit_regularly(store: Arc<EdgeStore>) {
         let store = store.clone();
         let result = tokio::task::spawn_blocking(move || store.commit()).await;
         if let Ok(Err(error)) = result {
-            tracing::error!(error = &error as &dyn std::error::Error, "store not committed");
+            tracing::error!(error = &error as &dyn std::error::Error, "store could not be committed");
         }
     }
 }

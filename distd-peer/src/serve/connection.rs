@@ -219,7 +219,7 @@ async fn answer(server: Arc<Server>, mut connection: Accepted, mut stranger: Str
             served.err().map(|_| CloseCode::Unauthorised)
         }
         () = peer.server.config.revoked.until(peer.identity.node_id) => {
-            tracing::info!(node = %peer.identity.node_id, "a revoked node's connection is ended");
+            tracing::info!(node = %peer.identity.node_id, "closing the connection of a revoked node");
             Some(CloseCode::Unauthorised)
         }
         () = place.lost() => {

@@ -88,13 +88,13 @@ pub enum ServeError {
     #[error("manifest {0} is not known here")]
     NoManifest(ManifestId),
     /// The peer is not permitted to have it.
-    #[error("the peer has no right to this")]
+    #[error("the peer is not permitted to have this")]
     Unauthorised,
     /// The parent of this node could not be asked, or did not help.
-    #[error("the parent could not be asked")]
+    #[error("could not ask the parent")]
     Upstream(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// This node failed internally.
-    #[error("could not serve")]
+    #[error("this node could not serve the request")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
@@ -282,7 +282,7 @@ impl Server {
             let (stream, remote) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "no connection accepted");
+                    tracing::warn!(error = &error as &dyn std::error::Error, "could not accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }

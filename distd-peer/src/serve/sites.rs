@@ -106,7 +106,7 @@ impl Sites {
         match verify_record(&record, &self.ca, now) {
             Ok(signer) if signer == node => {}
             Ok(signer) => {
-                tracing::info!(%node, %signer, "a node sent another's record as its own");
+                tracing::info!(%node, %signer, "a node sent the peer record of another node as its own");
                 return None;
             }
             Err(error) => {
@@ -245,7 +245,7 @@ impl Member {
         let leased = leased.entry((self.site.clone(), self.manifest)).or_default();
         let mut reach = self.reach();
         if reach.handle_request(now) {
-            tracing::info!(node = %self.node, site = self.site.0, "a node gets nothing from its neighbours");
+            tracing::info!(node = %self.node, site = self.site.0, "a node gets nothing from its neighbours; sending it everything");
             self.sites.alone.fetch_add(1, Ordering::Relaxed);
             // Nor do the others wait for this node.
             leased.leases.handle_gone(self.node);

@@ -70,7 +70,7 @@ pub enum StoreError {
     },
     /// The index (redb) failed.
     #[error(
-        "edge store: the index failed; if it goes on, delete index.redb and it is rebuilt from the segments"
+        "edge store: the index failed; if this happens again, delete index.redb: the next start rebuilds it from the segments"
     )]
     Index(#[source] Box<redb::Error>),
     /// Another process has the store open.
@@ -212,7 +212,10 @@ impl EdgeStore {
         match self.append(&mut inner, hash, chunk) {
             Ok(()) => Ok(true),
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "chunk kept in memory only");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "chunk could not be stored on disk; keeping it in memory"
+                );
                 self.counters.unstored.fetch_add(1, Ordering::Relaxed);
                 inner.unstored_bytes += chunk.bytes.len();
                 inner.unstored.push_back((*hash, chunk.clone()));

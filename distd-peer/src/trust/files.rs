@@ -25,7 +25,7 @@ pub enum FileError {
         mode: u32,
     },
     /// The file is longer than [`TRUST_FILE_BYTES_MAX`].
-    #[error("{path} is longer than {TRUST_FILE_BYTES_MAX} bytes, so it is not the file it should be")]
+    #[error("{path} is longer than {TRUST_FILE_BYTES_MAX} bytes, the most such a file may have")]
     TooLong {
         /// Path of the file.
         path: PathBuf,

@@ -402,9 +402,9 @@ impl NodeIdentity {
         let mut root_json = held.root_json.clone();
         if let Some(own) = &response.root_json {
             tracing::error!(
-                "the TUF root this node started from was never the realm's: whoever answered its enrolment \
-                 made it up. The realm's own root is in its place now, and what was installed before may \
-                 not be the realm's: pull it again"
+                "the TUF root this node started from was never the realm's: the peer that answered its \
+                 enrolment forged it. The realm's own root has replaced it. Artifacts installed before may be \
+                 forged, too: pull them again"
             );
             root_json = own.clone().into_bytes();
             self.set_metadata_aside()?;

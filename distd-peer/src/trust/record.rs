@@ -105,7 +105,7 @@ impl RecordSigner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordRefused {
     /// The certificate is not from this realm, not a device's, or not valid now.
-    #[error("the certificate in the peer record is not one of this realm that holds now")]
+    #[error("the certificate in the peer record is not a valid device certificate of this realm")]
     Certificate,
     /// The record has expired, or is valid for longer than allowed.
     #[error("the peer record has expired, or expires too late")]

@@ -130,7 +130,7 @@ impl Revoked {
         if let Ok(Some(bytes)) = files::read(path) {
             match SignedRevokedList::open(&bytes, ca_der) {
                 Ok(list) => drop(this.set(list, unix_now())),
-                Err(error) => tracing::warn!(path = %path.display(), %error, "a kept list is not taken"),
+                Err(error) => tracing::warn!(path = %path.display(), %error, "revocation list refused"),
             }
         }
         Arc::new(this)
@@ -190,7 +190,7 @@ impl Revoked {
         {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "revoked nodes are known until restart only"
+                "list of revoked nodes could not be written; it will be lost at the next restart"
             );
         }
         Ok(())

@@ -377,7 +377,7 @@ pub enum PeerRefused {
     #[error("the peer showed no certificate; enrol it with a join token")]
     NoCertificate,
     /// The certificate is not one that a distd realm issues.
-    #[error("the peer's certificate is none of a distd node")]
+    #[error("the peer's certificate is not one of a distd node")]
     Certificate(#[from] CertError),
     /// The certificate has expired or is not valid yet.
     #[error(

@@ -17,7 +17,7 @@ const API_PREFIX: &str = "distd-api-v1";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// The string is the other kind of token, or no token.
-    #[error("this is no {expected} token: it must start with \"{expected}.\"; copy the whole line")]
+    #[error("this is not a {expected} token: it must start with \"{expected}.\"; copy the whole line")]
     Prefix {
         /// Prefix of the expected kind of token.
         expected: &'static str,

@@ -296,7 +296,7 @@ async fn find_patches(repo: &mut Verified, product: &Name) -> Result<Vec<PatchSe
     match serde_json::from_slice::<PatchesDoc>(&bytes) {
         Ok(doc) if doc.product == *product => Ok(doc.sets),
         _ => {
-            tracing::warn!(%product, "the list of patch sets is of no use");
+            tracing::warn!(%product, "list of patch sets is malformed and ignored");
             Ok(Vec::new())
         }
     }
