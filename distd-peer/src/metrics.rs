@@ -121,7 +121,7 @@ impl MetricsText {
     }
 }
 
-/// Metrics of a relay.
+/// Writes the metrics of a relay.
 pub fn of_relay(relay: &Relay, served: &ServeCounters) -> String {
     let mut out = MetricsText::default();
     out.head("distd_build_info", "gauge", "Version of distd-peer.");

@@ -132,8 +132,8 @@ impl Caller {
         event
     }
 
-    /// Chunks to announce. A neighbour may want any chunk; a parent is told only of those chunks
-    /// that other nodes may fetch from it, too.
+    /// Chunks to announce. A neighbour may want any chunk. A parent is told only of the chunks that
+    /// other nodes may fetch from the parent, too.
     fn news(&self, exchange: &Exchange) -> ChunkRanges {
         let held = exchange.holdings.snapshot();
         match &self.whom {

@@ -16,9 +16,9 @@ const ENOUGH_BYTES: usize = 128 << 10;
 pub struct Verified<'v> {
     /// The chunk's entry in the manifest.
     pub entry: &'v Entry,
-    /// The chunk as received.
+    /// The chunk as received, packed.
     pub packed: &'v PackedChunk,
-    /// The chunk's raw bytes.
+    /// The chunk's unpacked bytes.
     pub raw: &'v [u8],
 }
 

@@ -51,7 +51,7 @@ pub struct RelayFile {
     pub listen: Option<SocketAddr>,
     /// How parents are reached: `auto`, `quic` or `https`.
     pub transport: Option<Transport>,
-    /// `http://[USER:PASSWORD@]HOST:PORT`.
+    /// URL of the HTTP proxy towards parents, `http://[USER:PASSWORD@]HOST:PORT`.
     pub proxy_url: Option<String>,
     /// Directory for state and cache.
     pub data: Option<PathBuf>,

@@ -93,7 +93,7 @@ pub enum ServeError {
     /// The parent of this node could not be asked, or did not help.
     #[error("could not ask the parent")]
     Upstream(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// This node failed internally.
+    /// This node failed for a reason of its own.
     #[error("this node could not serve the request")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
 }

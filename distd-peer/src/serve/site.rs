@@ -11,12 +11,12 @@ use distd_core::swarm::SiteKey;
 pub enum SiteRule {
     /// All askers are of one site, whatever name they state: the neighbours of a device.
     All,
-    /// Nodes that name the same site are of one, and so are all nodes that name none: the office of
-    /// a relay.
+    /// Nodes that name the same site form one site, and all nodes that name none form another: the
+    /// office of a relay.
     Named,
-    /// Nodes that name the same site are of one. Of the others those are of one that are seen at
-    /// one network: behind one public IPv4 address, in one IPv4 /24 of private addresses, or in one
-    /// IPv6 /64.
+    /// Nodes that name the same site form one site. Nodes that name none form one site if they are
+    /// seen at one network: behind one public IPv4 address, in one IPv4 /24 of private addresses,
+    /// or in one IPv6 /64.
     NamedOrNetwork,
 }
 

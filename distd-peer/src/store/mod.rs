@@ -60,7 +60,7 @@ pub enum StoreError {
     /// A file operation failed.
     #[error("edge store: could not {op} {path}", path = path.display())]
     Io {
-        /// Attempted operation.
+        /// Attempted operation, a verb for the message.
         op: &'static str,
         /// File or directory concerned.
         path: PathBuf,

@@ -73,7 +73,7 @@ pub struct EnrollRequest {
 /// Certificate of a newly enrolled node, with the CA certificate and TUF root that it needs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnrollResponse {
-    /// The node's certificate.
+    /// The node's certificate, PEM.
     pub cert_chain_pem: String,
     /// The realm CA's certificate; its hash is in the join token.
     pub ca_pem: String,
@@ -104,7 +104,7 @@ pub struct RenewRequest {
 /// Answer to a renewal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenewResponse {
-    /// The node's next certificate.
+    /// The node's next certificate, PEM.
     pub cert_chain_pem: String,
     /// Newest TUF root of the realm, if the one in [`RenewRequest::root_sha256`] was never the
     /// realm's.

@@ -33,7 +33,7 @@ pub enum FileError {
     /// The system refused an operation.
     #[error("could not {action} {path}")]
     Io {
-        /// Attempted operation.
+        /// Attempted operation, a verb for the message.
         action: &'static str,
         /// Path of the file.
         path: PathBuf,

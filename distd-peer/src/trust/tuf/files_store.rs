@@ -14,7 +14,7 @@ pub const PRUNING: &str = "pruning.json";
 #[derive(Debug, thiserror::Error)]
 #[error("could not {action} {name} in the TUF repository")]
 pub struct StoreError {
-    /// Attempted operation.
+    /// Attempted operation, a verb for the message.
     pub action: &'static str,
     /// Name of the file.
     pub name: String,
