@@ -121,7 +121,7 @@ impl MetricsText {
     }
 }
 
-/// Writes the metrics of a relay.
+/// Returns the metrics of a relay.
 pub fn of_relay(relay: &Relay, served: &ServeCounters) -> String {
     let mut out = MetricsText::default();
     out.head("distd_build_info", "gauge", "Version of distd-peer.");
@@ -164,7 +164,7 @@ pub fn of_relay(relay: &Relay, served: &ServeCounters) -> String {
     out.0
 }
 
-/// Metrics of a device that serves its neighbours.
+/// Returns the metrics of a device that serves its neighbours.
 pub fn of_device(
     parents: &Parents,
     neighbours: MeterReading,
