@@ -35,7 +35,7 @@ pub(crate) const XFER_PATH: &str = "/v1/xfer";
 /// Path to which the end of a connection is posted, followed by the close code.
 const CLOSE_PATH: &str = "/v1/close/";
 
-/// How long to wait for the other side to receive the close code.
+/// How long to wait for the peer to receive the close code.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// How long TLS and the HTTP/2 handshake of a dialling peer may take.
@@ -139,7 +139,7 @@ impl Dialled {
         let _ = self.alive.clone().changed().await;
     }
 
-    /// Closes the connection with a code. Data in flight may still arrive until the other side has
+    /// Closes the connection with a code. Data in flight may still arrive until the peer has
     /// received the code.
     pub(super) fn close(&self, code: CloseCode) {
         let path = format!("{CLOSE_PATH}{}", code.code());

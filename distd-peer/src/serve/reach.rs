@@ -38,7 +38,7 @@ impl Default for Reach {
 
 impl Reach {
     /// Records an answer: the node was sent `granted` and refused `refused`. `there` are the chunks
-    /// sent to any node of the site before.
+    /// sent to or announced by any node of the site before.
     pub(super) fn handle_answer(
         &mut self,
         now: Timestamp,

@@ -57,7 +57,8 @@ impl State {
     }
 }
 
-/// State of one swarm at one site.
+/// Leases of one swarm's chunks at one site, and the chunks sent to or announced by any node of the
+/// site.
 #[derive(Default)]
 struct Leased {
     leases: Leases,
