@@ -1,4 +1,4 @@
-//! Getting a certificate and keeping it fresh, through whichever parent answers.
+//! Enrolment: getting a certificate and renewing it, through the first parent that answers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,25 +10,25 @@ use crate::trust::identity::{IdentityError, NodeIdentity, Role};
 use crate::trust::tls::{Credentials, TrustAnchor};
 use crate::trust::token::JoinToken;
 
-/// How often a running node looks whether its certificate wants renewing.
+/// Interval at which a running node checks whether its certificate needs renewal.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
-/// Why there is no certificate.
+/// Reason why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrollmentError {
-    /// No parent could be asked.
+    /// No parent could be reached.
     #[error(transparent)]
     Exchange(#[from] EnrollError),
-    /// The reply is a refusal, does not fit, or could not be kept.
+    /// The reply is a refusal, does not match the request, or could not be stored.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// No parent given.
+    /// No parent was given.
     #[error("no parent to enrol with: name one with --parent HOST:PORT")]
     NoParent,
 }
 
 impl EnrollmentError {
-    /// Whether nobody was reached, which may pass by itself.
+    /// Whether no parent was reached, which may pass by itself.
     pub fn may_pass(&self) -> bool {
         matches!(
             self,
@@ -42,8 +42,9 @@ impl EnrollmentError {
     }
 }
 
-/// Asks one parent after the other until `take` accepts a reply. A reply that the realm has not sealed is as
-/// good as none: another parent may pass on the real one. A refusal is the origin's, and final.
+/// Asks one parent after another until `take` accepts a reply. A reply that the realm has not
+/// sealed counts as no reply: another parent may pass on the real one. A refusal comes from the
+/// origin and is final.
 async fn ask(
     parents: &[String],
     anchor: &TrustAnchor,
@@ -57,7 +58,7 @@ async fn ask(
             Ok(reply) => match take(&reply) {
                 Ok(()) => return Ok(()),
                 Err(error @ IdentityError::Seal(_)) => {
-                    tracing::warn!(parent, %error, "enrolment reply not believed");
+                    tracing::warn!(parent, %error, "enrolment reply refused; trying the next parent, if any");
                     last = error.into();
                 }
                 Err(error) => return Err(error.into()),
@@ -68,7 +69,7 @@ async fn ask(
     Err(last)
 }
 
-/// Turns a join token into a certificate.
+/// Obtains a certificate with a join token.
 ///
 /// # Errors
 /// [`EnrollmentError`].
@@ -86,7 +87,7 @@ pub async fn enroll(
     ask(parents, &anchor, outbound, &request, take).await
 }
 
-/// Gets the next certificate.
+/// Obtains the next certificate.
 ///
 /// # Errors
 /// [`EnrollmentError`].
@@ -101,7 +102,8 @@ pub async fn renew(
     ask(parents, &TrustAnchor::Ca(ca), outbound, &request, take).await
 }
 
-/// Renews whenever it is time, for as long as the node runs; new handshakes present the new certificate.
+/// Renews the certificate whenever it is due, for as long as the node runs. New handshakes present
+/// the new certificate.
 pub async fn renew_regularly(
     mut identity: NodeIdentity,
     credentials: Arc<Credentials>,
@@ -114,7 +116,10 @@ pub async fn renew_regularly(
             continue;
         }
         if let Err(error) = renew(&mut identity, &parents, &outbound).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "certificate not renewed yet");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "certificate could not be renewed; trying again in a minute"
+            );
             continue;
         }
         let (Some(cert), Some(ca)) = (identity.cert_der(), identity.ca_der()) else { continue };

@@ -1,7 +1,8 @@
-//! [`Knocks`]: nodes that were not where they were said to be.
+//! Dial backoff: nodes that did not answer at the addresses they advertised.
 //!
-//! A node may say that it is anywhere in the network of those who are told. Whatever it says, and however often it says something else,
-//! others knock a few times; then they leave it alone for a while.
+//! A node can advertise any address in the network of its neighbours, and change it often. After a
+//! few failed dials the neighbours leave that node alone for a while, whatever address it
+//! advertises.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,19 +11,21 @@ use distd_core::NodeId;
 use distd_core::swarm::rules::NEIGHBOUR_TRIES;
 use distd_core::time::Timestamp;
 
-/// How long a node that did not answer several times in a row is not dialled; after it each dial in vain counts as several.
+/// How long a node is not dialled after [`NEIGHBOUR_TRIES`] failed dials in a row. From then on
+/// each failed dial starts the pause again.
 const PAUSE: Duration = Duration::from_secs(300);
 
-/// Most nodes remembered; the one that was dialled in vain longest ago goes first.
+/// Maximum number of nodes remembered. Beyond it the node dialled longest ago is forgotten.
 const NODES_MAX: usize = 1024;
 
-/// Dials since the last one that was answered, by node, and when the last was. Those under way are among them: a node that is said to be at
-/// many places at once is not looked for at all of them.
+/// For each node, the number of dials since its last answer, and the time of the latest dial. Dials
+/// in progress count, so a node that advertises many addresses at once is not dialled at all of
+/// them.
 #[derive(Debug, Default)]
 pub(crate) struct Knocks(BTreeMap<NodeId, (u32, Timestamp)>);
 
 impl Knocks {
-    /// It is dialled.
+    /// Records that the node is being dialled.
     pub(crate) fn handle_dialled(&mut self, now: Timestamp, node: NodeId) {
         let (times, last) = self.0.entry(node).or_insert((0, now));
         (*times, *last) = (times.saturating_add(1), now);
@@ -32,12 +35,12 @@ impl Knocks {
         }
     }
 
-    /// It answered.
+    /// Records that the node answered.
     pub(crate) fn handle_reached(&mut self, node: &NodeId) {
         self.0.remove(node);
     }
 
-    /// Whether the node may be dialled.
+    /// Whether the node may be dialled now.
     pub(crate) fn allow(&self, now: Timestamp, node: &NodeId) -> bool {
         self.0.get(node).is_none_or(|(times, last)| *times < NEIGHBOUR_TRIES || now.since(*last) >= PAUSE)
     }
@@ -51,7 +54,7 @@ mod tests {
     const NODE: NodeId = NodeId([1; 16]);
 
     #[test]
-    fn who_is_nowhere_to_be_found_is_left_alone_wherever_it_says_it_is() {
+    fn a_node_that_does_not_answer_is_left_alone_at_every_address() {
         let mut knocks = Knocks::default();
         for _ in 0..NEIGHBOUR_TRIES {
             assert!(knocks.allow(T0, &NODE));
@@ -68,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn the_number_of_remembered_nodes_is_bounded() {
         let mut knocks = Knocks::default();
         for n in 0..NODES_MAX as u64 + 5 {
             let mut id = [0; 16];

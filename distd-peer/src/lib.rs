@@ -1,9 +1,36 @@
-//! distd between origin and device: endpoints, swarm driver, edge chunk store and relay.
+//! Library of relay and device, and transport of the origin: everything between the protocol core
+//! (`distd_core`) and sockets, disks and certificates. The binary `distd-peer` is the relay.
 //!
-//! [`net`] puts the frames of `distd_core::proto` on QUIC or HTTP/2; [`serve`] answers them for whatever [`serve::Content`] an
-//! origin or relay has; [`driver`] runs the core's fetching state machine against [`parents`]; [`store`] keeps verified
-//! chunks on a disk; [`limits`] says how much of a link they take; [`relay`] puts all of it together. [`trust`] says who may talk to
-//! whom.
+//! Read [`driver`] first: it fetches the chunks of one swarm. Its counterpart [`serve`] answers
+//! requests. Both module pages show an example with three chunks. Then [`relay`], which combines
+//! the two, and docs/architecture.md.
+//!
+//! Fetching:
+//!
+//! - [`parents`]: the configured parents of a node and the connections to them.
+//! - [`neighbours`]: the nodes of the same site and the connections to them; [`mdns`] finds some of
+//!   them, and `knocks` (private) limits repeated dialling of a node that does not answer.
+//! - [`manifest_fetch`]: fetches a manifest. [`table`]: its chunks by id.
+//! - [`driver`]: fetches chunks from parents and neighbours.
+//! - [`quarantine`]: peers that sent wrong bytes.
+//!
+//! Serving:
+//!
+//! - [`serve`]: the answering side, for any [`serve::Content`].
+//! - [`share`]: the content of a device.
+//! - [`relay`]: the content of a relay, and its start; [`store`] keeps its chunks on disk.
+//!
+//! Both directions:
+//!
+//! - [`net`]: frames on streams of QUIC or HTTP/2, dialling, congestion control.
+//! - [`limits`]: rates that a node may use of its link.
+//! - [`trust`]: keys, certificates, enrolment bodies, peer records and TUF metadata; [`enrollment`]
+//!   obtains and renews the certificate.
+//!
+//! Process:
+//!
+//! - [`clock`], [`process`] (memory arenas, open files), [`metrics`] (Prometheus), [`seldom`] (rate
+//!   limit for log lines).
 
 pub mod clock;
 pub mod driver;

@@ -47,16 +47,16 @@ struct RunArgs {
     /// How to reach parents: auto, quic, or https where UDP is blocked.
     #[arg(long, value_name = "HOW", env = "DISTD_TRANSPORT")]
     transport: Option<Transport>,
-    /// Name operators see.
+    /// Name of this relay that operators see.
     #[arg(long)]
     label: Option<String>,
-    /// Most bytes the cache may take.
+    /// Maximum size of the cache.
     #[arg(long, value_name = "BYTES")]
     cache_max_bytes: Option<u64>,
     /// Free space the cache leaves on its file system.
     #[arg(long, value_name = "BYTES")]
     cache_min_free_bytes: Option<u64>,
-    /// Loopback address to give metrics on, as Prometheus asks for them: http://ADDR:PORT/metrics.
+    /// Loopback address to serve Prometheus metrics on: http://ADDR:PORT/metrics.
     #[arg(long, value_name = "ADDR:PORT", env = "DISTD_PEER_METRICS")]
     metrics: Option<SocketAddr>,
     /// TOML file with the same settings.
@@ -64,7 +64,7 @@ struct RunArgs {
     config: Option<PathBuf>,
 }
 
-/// Port relays listen on when nothing is said.
+/// Address that relays listen on if none is configured.
 const DEFAULT_LISTEN: &str = "[::]:4433";
 
 fn settings(args: RunArgs) -> anyhow::Result<(RelayConfig, Option<JoinToken>)> {
@@ -88,7 +88,7 @@ fn settings(args: RunArgs) -> anyhow::Result<(RelayConfig, Option<JoinToken>)> {
     let token = token.map(|text| text.trim().parse::<JoinToken>()).transpose()?;
     let listen = args.listen.or(file.listen);
     let config = RelayConfig {
-        data: args.data.or(file.data).context("say where to keep key and cache: --data DIR")?,
+        data: args.data.or(file.data).context("no directory for key and cache: name one with --data DIR")?,
         parents: if args.parent.is_empty() { file.parents.unwrap_or_default() } else { args.parent },
         listen: listen.unwrap_or_else(|| DEFAULT_LISTEN.parse().expect("a constant address")),
         listen_is_default: listen.is_none(),

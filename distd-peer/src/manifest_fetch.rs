@@ -1,4 +1,4 @@
-//! Getting a manifest from a parent with the fewest bytes and round trips.
+//! Fetching of a manifest from a parent with the fewest bytes and round trips.
 
 use bytes::Bytes;
 use distd_core::limits::{HELD_MANIFESTS_MAX, MANIFEST_BYTES_MAX, NODE_REQUEST_HASHES_MAX};
@@ -10,26 +10,26 @@ use distd_core::{ManifestId, NodeHash};
 use crate::net::{LinkError, SwarmHandle, WireError};
 use crate::table::ChunkTable;
 
-/// Why a manifest could not be had.
+/// Reason why a manifest could not be fetched.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestFetchError {
-    /// The parent failed.
+    /// The connection to the parent failed.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// What it sent as root is not the manifest's.
+    /// The parent sent a root node that does not have the manifest's id.
     #[error("{0} sent a wrong root for manifest {1}")]
     WrongRoot(String, ManifestId),
-    /// The root is unusable.
+    /// The root cannot be used.
     #[error("the root of manifest {0} is unusable")]
     Root(ManifestId, #[source] NodeError),
-    /// It sent a node that does not belong.
+    /// The parent sent a node that does not belong to the manifest.
     #[error("{0} sent a wrong manifest node")]
     Node(String, #[source] InsertError),
-    /// It sent more than the manifest may have.
-    #[error("{0} sends more of manifest {1} than is taken from it")]
+    /// The parent sent more bytes than are accepted.
+    #[error("{0} sent more bytes of manifest {1} than are accepted")]
     TooLong(String, ManifestId),
-    /// It does not have all nodes.
-    #[error("{0} does not have the whole of manifest {1}")]
+    /// The parent does not have all nodes.
+    #[error("{0} does not have all of manifest {1}")]
     Incomplete(String, ManifestId),
 }
 
@@ -39,7 +39,7 @@ impl ManifestFetchError {
         matches!(self, Self::Link(LinkError::Wire(_, WireError::Closed(CloseCode::NoManifest))))
     }
 
-    /// Whether the parent lied: it is not to be asked again.
+    /// Whether the parent sent wrong nodes or broke the protocol, and must not be asked again.
     pub fn is_breach(&self) -> bool {
         match self {
             Self::WrongRoot(..) | Self::Node(..) => true,
@@ -51,8 +51,9 @@ impl ManifestFetchError {
 
 /// Fetches the nodes of `id` that none of `held` has.
 ///
-/// `root` is the root node where it is known already (out of TUF); otherwise it is fetched too and checked against `id`.
-/// One round trip when the parent knows one of `held` (or there is none), else one a level.
+/// `root` is the root node if it is already known (from TUF). Otherwise the root is fetched, too,
+/// and checked against `id`. Takes one round trip if the parent knows one of `held` or if `held` is
+/// empty, otherwise one round trip for each level.
 ///
 /// # Errors
 /// [`ManifestFetchError`]; [`ManifestFetchError::TooLong`] above `MANIFEST_BYTES_MAX`.
@@ -65,7 +66,7 @@ pub async fn fetch_manifest(
     fetch_manifest_within(swarm, id, root, held, MANIFEST_BYTES_MAX).await
 }
 
-/// As [`fetch_manifest`], taking `bytes_max` bytes of nodes at most.
+/// Like [`fetch_manifest`], but accepts at most `bytes_max` bytes of nodes.
 ///
 /// # Errors
 /// [`ManifestFetchError`].
@@ -93,7 +94,7 @@ pub async fn fetch_manifest_within(
     }
     let incomplete = |taker: &Taker<'_>| ManifestFetchError::Incomplete(taker.address.clone(), id);
     if taker.assembly.as_ref().is_none_or(|assembly| !assembly.missing().is_empty()) {
-        // Everything in one go.
+        // Ask for everything in one request.
         let request = NodeRequest {
             held: held.iter().take(HELD_MANIFESTS_MAX).map(|m| m.id()).collect(),
             hashes: if taker.assembly.is_none() { vec![NodeHash(id.0)] } else { Vec::new() },
@@ -101,7 +102,7 @@ pub async fn fetch_manifest_within(
         swarm.nodes(request, |node| taker.take(node)).await?;
         taker.result()?;
     }
-    // Level by level for what did not come.
+    // Ask level by level for the nodes that did not come.
     loop {
         let Some(assembly) = &mut taker.assembly else { return Err(incomplete(&taker)) };
         held.iter().for_each(|m| assembly.reuse(m));
@@ -122,11 +123,11 @@ pub async fn fetch_manifest_within(
     manifest.filter(|manifest| manifest.id() == id).ok_or(missing)
 }
 
-/// Gathers the nodes of one answer.
+/// Collects the nodes of one answer.
 struct Taker<'a> {
     id: ManifestId,
     held: &'a [&'a Manifest],
-    /// Chunks of `held` by id, made when the first compact leaf comes.
+    /// Chunks of `held` by id, built when the first compact leaf comes.
     known: Option<ChunkTable>,
     assembly: Option<Assembly>,
     address: String,
@@ -144,7 +145,8 @@ impl Taker<'_> {
 
     fn try_take(&mut self, Node { level, bytes }: Node) -> Result<(), ManifestFetchError> {
         let id = self.id;
-        // Also what turns out to be held or unasked: the sender decides how much of that there is.
+        // Count nodes that turn out to be held or unrequested, too: the sender decides how many of
+        // them it sends.
         let too_long = || ManifestFetchError::TooLong(self.address.clone(), id);
         self.bytes_left = self.bytes_left.checked_sub(bytes.len() as u64).ok_or_else(too_long)?;
         let Some(assembly) = &mut self.assembly else {
@@ -161,12 +163,13 @@ impl Taker<'_> {
             return Ok(());
         };
         let (level, bytes) = match level {
-            // The root again, from a parent that was not told we have it.
+            // The root again, from a parent that does not know we have it.
             ROOT_LEVEL => return Ok(()),
             COMPACT_LEAF => {
                 let held = self.held;
                 let known = self.known.get_or_insert_with(|| ChunkTable::of_those(held, |_| true));
-                // One that does not expand here is asked for by hash: a held manifest may be of another realm.
+                // A leaf that cannot be expanded here is later requested by hash: a held manifest
+                // may be from another realm.
                 let leaf = expand_leaf(&bytes, |id| known.get(id).map(|entry| (entry.hash, entry.len)));
                 let Ok(leaf) = leaf else { return Ok(()) };
                 (0, leaf)
@@ -178,7 +181,8 @@ impl Taker<'_> {
                 self.came += 1;
                 Ok(())
             }
-            // Held from elsewhere already, or expanded with other ids than the sender's: no lie, and no progress either.
+            // The node is held from elsewhere already, or was expanded with other ids than the
+            // sender's. Neither is a breach, and neither is progress.
             Err(InsertError::Unasked(..)) => Ok(()),
             Err(e) => Err(ManifestFetchError::Node(self.address.clone(), e)),
         }

@@ -1,7 +1,9 @@
-//! Neighbours on the same cable, by multicast DNS (RFC 6762, RFC 6763): `_distd._udp.local`.
+//! Discovery of neighbours on the same local network by multicast DNS (RFC 6762, RFC 6763), service
+//! `_distd._udp.local`.
 //!
-//! The beacon says that a node of a realm listens here, and which node. Nothing of what it holds: that it tells those who have
-//! shown a certificate. A beacon is a hint; whoever is dialled on it must show the certificate of that node.
+//! The beacon says which node of a realm listens here. It does not say what the node holds: the
+//! node tells that only to peers that have shown a certificate. A beacon is only a hint; the node
+//! dialled because of it must show the certificate of the advertised node.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -11,23 +13,23 @@ use tokio::task::AbortHandle;
 
 use crate::neighbours::{Neighbour, Neighbourhood};
 
-/// Name of the service.
+/// DNS-SD name of the service.
 const SERVICE: &str = "_distd._udp.local.";
 
-/// Bytes of the CA's fingerprint that name the realm.
+/// Number of leading bytes of the CA's fingerprint that name the realm in a beacon.
 const REALM_BYTES: usize = 8;
 
-/// Beacon and ear of this device; both end when it is dropped.
+/// Beacon and listener of this device; both end when this value is dropped.
 pub struct Mdns {
     daemon: ServiceDaemon,
     listening: AbortHandle,
 }
 
 impl Mdns {
-    /// Listens for neighbours, and sends a beacon when this device is there to stay and serves.
+    /// Listens for neighbours. Also sends a beacon if this device is resident and serves.
     ///
     /// # Errors
-    /// When the host has no network that carries multicast.
+    /// If the host has no network that carries multicast.
     pub fn start(neighbourhood: &Arc<Neighbourhood>) -> Result<Self, mdns_sd::Error> {
         let daemon = ServiceDaemon::new()?;
         let realm = hex::encode(&neighbourhood.realm()[..REALM_BYTES]);
@@ -56,12 +58,12 @@ impl Mdns {
 impl Drop for Mdns {
     fn drop(&mut self) {
         self.listening.abort();
-        // It is gone already otherwise.
+        // An error means that the daemon has already stopped.
         let _ = self.daemon.shutdown();
     }
 }
 
-/// The neighbour that a beacon of this realm speaks of.
+/// Returns the neighbour that a beacon of this realm describes.
 fn neighbour_of(service: &ResolvedService, realm: &str) -> Option<Neighbour> {
     let text = |name| service.txt_properties.get_property_val_str(name);
     if text("realm") != Some(realm) {
@@ -69,7 +71,7 @@ fn neighbour_of(service: &ResolvedService, realm: &str) -> Option<Neighbour> {
     }
     let node = text("node")?.parse().ok()?;
     let mut addresses: Vec<IpAddr> = service.addresses.iter().map(|address| address.to_ip_addr()).collect();
-    // A link-local address is none without its interface, which the record has no place for.
+    // A link-local address is useless without its interface, for which the record has no field.
     addresses.retain(|ip| match ip {
         IpAddr::V4(ip) => !ip.is_loopback(),
         IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),

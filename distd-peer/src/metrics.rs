@@ -1,4 +1,5 @@
-//! Numbers for operators in Prometheus' text format, and a door for them on the loopback interface.
+//! Metrics for operators in Prometheus' text format, and an HTTP listener for them on the loopback
+//! interface.
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -21,60 +22,65 @@ use crate::relay::Relay;
 use crate::serve::ServeCounters;
 use crate::share::ShareCounters;
 
-/// Most scrapers connected at once.
+/// Maximum number of scrapers connected at once.
 const CONNECTIONS_MAX: usize = 8;
 
-/// How long one may take to ask, and to take the answer.
+/// How long a scraper may take to send its request. It gets twice as long for the whole exchange.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Silence after which a relay's parent counts as away, seconds: it is asked each 30.
+/// Silence after which a relay's parent counts as down, seconds. The relay asks its parent every 30
+/// s.
 const PARENT_SILENT_SECONDS: u64 = 90;
 
-/// Why there is no door.
+/// Reason why the metrics listener could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
-    /// Others than this host could knock.
-    #[error("metrics are for this host: {0} is no loopback address, try 127.0.0.1:{port}", port = .0.port())]
+    /// Other hosts could connect to this address.
+    #[error("metrics are served on loopback only: {0} is not a loopback address; use 127.0.0.1:{port}", port = .0.port())]
     NotLoopback(SocketAddr),
-    /// The system refused.
+    /// The system refused to listen on this address.
     #[error("could not listen for metrics on {0}")]
     Bind(SocketAddr, #[source] std::io::Error),
 }
 
-/// Metrics as text.
+/// Metrics in Prometheus' text format.
 #[derive(Debug, Default)]
 pub struct MetricsText(pub String);
 
 impl MetricsText {
-    /// What follows is of this name.
+    /// Writes the header (help and type) of the samples that follow, all named `name`.
     pub fn head(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    /// One number without labels.
+    /// Writes one number without labels.
     pub fn one(&mut self, name: &str, kind: &str, help: &str, value: u64) {
         self.head(name, kind, help);
         let _ = writeln!(self.0, "{name} {value}");
     }
 
-    /// Counters without labels: name, help, number.
+    /// Writes counters without labels; each is (name, help, value).
     pub fn counters(&mut self, counters: &[(&str, &str, &AtomicU64)]) {
         for (name, help, counter) in counters {
             self.one(name, "counter", help, counter.load(Ordering::Relaxed));
         }
     }
 
-    /// The answering side of a node.
+    /// Writes the counters of a node's answering side.
     pub fn serve(&mut self, c: &ServeCounters) {
         self.counters(&[
             ("distd_quic_connections_total", "QUIC connections accepted.", &c.connections),
             ("distd_quic_connections_refused_total", "QUIC connections refused.", &c.connections_refused),
             ("distd_quic_batches_total", "Batches of chunks answered.", &c.batches),
             ("distd_quic_batches_choked_total", "Batches choked.", &c.choked),
-            ("distd_quic_chunks_leased_total", "Chunks left to a neighbour of the asker.", &c.leased),
+            (
+                "distd_quic_chunks_leased_total",
+                "Chunks refused because a neighbour of the asker fetches or has them.",
+                &c.leased,
+            ),
             (
                 "distd_quic_nodes_alone_total",
-                "Nodes that got nothing of what was left to their neighbours.",
+                "Nodes that got none of the chunks left to their neighbours.",
                 &c.alone,
             ),
             ("distd_quic_chunks_total", "Chunks served.", &c.chunks),
@@ -86,17 +92,17 @@ impl MetricsText {
         ]);
     }
 
-    /// What was fetched, by who sent it; neighbours too where there are any.
+    /// Writes the traffic fetched, by kind of sender; neighbours only if `neighbours` is given.
     fn fetched(&mut self, parents: &Parents, neighbours: Option<MeterReading>) {
         let (relay, origin) = parents.readings();
         let sources = [("relay", Some(relay)), ("origin", Some(origin)), ("neighbour", neighbours)];
         for (name, help, number) in [
             (
                 "distd_fetch_bytes_total",
-                "Bytes received, by who sent them.",
+                "Bytes received, by kind of sender.",
                 (|reading| reading.bytes_in) as fn(MeterReading) -> u64,
             ),
-            ("distd_fetch_requests_total", "Streams opened, by to whom.", |reading| reading.requests),
+            ("distd_fetch_requests_total", "Streams opened, by kind of peer.", |reading| reading.requests),
         ] {
             self.head(name, "counter", help);
             for (source, reading) in sources {
@@ -109,13 +115,13 @@ impl MetricsText {
         self.one(
             "distd_peers_quarantined",
             "gauge",
-            "Nodes that are not asked, for wrong bytes.",
+            "Nodes in quarantine because they sent wrong bytes.",
             quarantined,
         );
     }
 }
 
-/// A relay's.
+/// Returns the metrics of a relay.
 pub fn of_relay(relay: &Relay, served: &ServeCounters) -> String {
     let mut out = MetricsText::default();
     out.head("distd_build_info", "gauge", "Version of distd-peer.");
@@ -128,32 +134,37 @@ pub fn of_relay(relay: &Relay, served: &ServeCounters) -> String {
     out.one("distd_relay_parent_up", "gauge", "1 when a parent answered in the last 90 s.", is_up);
     out.one("distd_relay_parent_heard_seconds", "gauge", "When a parent answered last, unix seconds.", heard);
     out.one("distd_relay_chunks_fetched", "gauge", "Chunks fetched from parents, of open swarms.", fetched);
-    out.one("distd_relay_chunks_fetched_again", "gauge", "Those of them that were here already.", again);
+    out.one(
+        "distd_relay_chunks_fetched_again",
+        "gauge",
+        "Chunks fetched from parents that were here already, of open swarms.",
+        again,
+    );
     let store = relay.store();
     out.one("distd_store_bytes", "gauge", "Bytes of the cache.", store.bytes());
     out.counters(&[
         ("distd_relay_swarms_opened_total", "Swarms opened.", &relay.counters.swarms_opened),
         (
             "distd_relay_metadata_stale_total",
-            "Metadata answered out of memory because the parent was away.",
+            "Metadata questions answered from kept metadata because no parent answered.",
             &relay.counters.metadata_stale,
         ),
         (
             "distd_store_unstored_total",
-            "Chunks passed on and not kept, for want of room.",
+            "Chunks that could not be stored on disk and were served from memory.",
             &store.counters.unstored,
         ),
         ("distd_store_rotten_total", "Chunks that were damaged on the disk.", &store.counters.rotten),
         (
             "distd_store_evicted_segments_total",
-            "Segments given up for room.",
+            "Segments evicted to make room.",
             &store.counters.evicted_segments,
         ),
     ]);
     out.0
 }
 
-/// A device's that serves its neighbours.
+/// Returns the metrics of a device that serves its neighbours.
 pub fn of_device(
     parents: &Parents,
     neighbours: MeterReading,
@@ -167,13 +178,13 @@ pub fn of_device(
     out.fetched(parents, Some(neighbours));
     out.counters(&[(
         "distd_share_misses_total",
-        "Chunks that were not what they should be when they were read, and not sent.",
+        "Chunks that were unreadable or damaged when read, and not sent.",
         &shared.misses,
     )]);
     out.0
 }
 
-/// A listener on a loopback address.
+/// Opens a listener on a loopback address.
 ///
 /// # Errors
 /// [`MetricsError`].
@@ -184,7 +195,7 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, MetricsError> {
     TcpListener::bind(address).await.map_err(|e| MetricsError::Bind(address, e))
 }
 
-/// Answers `GET /metrics` with what `text` says then, until the future is dropped.
+/// Answers `GET /metrics` with the current result of `text`, until the future is dropped.
 pub async fn run(listener: TcpListener, text: impl Fn() -> String + Send + Sync + 'static) {
     let (text, room) = (Arc::new(text), Arc::new(Semaphore::new(CONNECTIONS_MAX)));
     loop {
@@ -202,7 +213,7 @@ pub async fn run(listener: TcpListener, text: impl Fn() -> String + Send + Sync 
             let mut server = hyper::server::conn::http1::Builder::new();
             server.timer(TokioTimer::new()).header_read_timeout(PATIENCE).keep_alive(false);
             let serving = server.serve_connection(TokioIo::new(stream), service);
-            // Whoever goes away early has what it wanted.
+            // A timeout or an error ends only this scrape.
             let _ = tokio::time::timeout(PATIENCE * 2, serving).await;
             drop(permit);
         });

@@ -1,4 +1,5 @@
-//! The neighbours of this device: whom it has heard of, and the connections to them, shared by all swarms.
+//! The neighbours of this device: the ones it knows of, and the connections to them, shared by all
+//! swarms.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -24,58 +25,61 @@ use crate::trust::identity::IdentityError;
 use crate::trust::record::{RecordSigner, verify_record};
 use crate::trust::token::sha256;
 
-/// Most neighbours remembered over restarts; the one heard of longest ago goes first.
+/// Maximum number of neighbours remembered over restarts; beyond it the one heard of longest ago is
+/// forgotten.
 const REMEMBERED_MAX: usize = 64;
 
-/// Most neighbours found on the same cable.
+/// Maximum number of neighbours found by multicast DNS.
 const LOCAL_MAX: usize = 64;
 
-/// Connections, made or tried, from which on those are forgotten that nobody has.
+/// Number of connections, made or attempted, from which on unused ones are forgotten.
 const LINKS_MAX: usize = 64;
 
-/// How long one is remembered that is not heard of again, seconds.
+/// How long a neighbour that is not heard of again is remembered, seconds.
 const REMEMBERED_SECONDS: u64 = 30 * 24 * 3600;
 
-/// A node and where it listens.
+/// A node and the address where it listens.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Neighbour {
-    /// Who is to answer there.
+    /// Node that must answer at the address.
     pub node: NodeId,
-    /// Where.
+    /// Address to dial.
     pub address: SocketAddr,
 }
 
-/// Why a neighbour cannot be used.
+/// Reason why a neighbour cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum NeighbourError {
-    /// It could not be dialled.
+    /// Dialling the neighbour failed, or its connection did.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// It sent wrong bytes before, did not answer several times, or is farther away than this device may reach.
+    /// The neighbour sent wrong bytes before, did not answer several times, or is farther away than
+    /// this device may reach.
     #[error("neighbour {0} is in quarantine or out of reach")]
     Unusable(NodeId),
-    /// This node's own record cannot be made.
+    /// This node's own record could not be signed.
     #[error("could not sign this node's peer record")]
     Record(#[source] IdentityError),
 }
 
 type LinkSlot = Arc<tokio::sync::Mutex<Option<Arc<Link>>>>;
 
-/// What a device lets its neighbours be.
+/// Settings of a device's exchange with its neighbours.
 pub struct Neighbours {
-    /// Whether they may dial this device.
+    /// Whether neighbours may dial this device.
     pub serves: bool,
-    /// Who of them is not asked.
+    /// Nodes that are not asked.
     pub quarantine: Arc<Quarantine>,
-    /// Where those heard of go, for the device's own server to tell on.
+    /// Directory that receives learned peer records, from which the device's own server advertises
+    /// them.
     pub sites: Arc<Sites>,
-    /// File of those reached in earlier sessions.
+    /// File with the neighbours reached in earlier sessions.
     pub remembered: PathBuf,
     /// Whether an address may be dialled.
     pub allowed: Box<dyn Fn(SocketAddr) -> bool + Send + Sync>,
 }
 
-/// A device among its neighbours.
+/// The neighbours of a device and its connections to them.
 pub struct Neighbourhood {
     endpoint: Endpoint,
     ca: CertificateDer<'static>,
@@ -83,14 +87,15 @@ pub struct Neighbourhood {
     settings: Neighbours,
     links: Mutex<HashMap<Neighbour, LinkSlot>>,
     remembered: Remembered,
-    /// Those on the same cable.
+    /// Neighbours found by multicast DNS.
     local: watch::Sender<BTreeSet<Neighbour>>,
     knocks: Mutex<Knocks>,
     meter: Arc<Meter>,
 }
 
 impl Neighbourhood {
-    /// Dials from `endpoint`, where the device also listens when it serves.
+    /// Creates a neighbourhood that dials from `endpoint`, where the device also listens if it
+    /// serves.
     pub fn new(
         endpoint: Endpoint,
         ca: CertificateDer<'static>,
@@ -103,7 +108,7 @@ impl Neighbourhood {
         Arc::new(Self { endpoint, ca, signer, settings, links, remembered, local, knocks, meter })
     }
 
-    /// This device.
+    /// Id of this device.
     pub fn node_id(&self) -> NodeId {
         self.signer.node_id()
     }
@@ -113,20 +118,21 @@ impl Neighbourhood {
         sha256(&self.ca)
     }
 
-    /// Where neighbours find this device again and again; `None` when they do not.
+    /// Port where neighbours find this device permanently; `None` if it does not serve or does not
+    /// stay.
     pub(crate) fn resident_port(&self) -> Option<u16> {
         let stays = self.settings.serves && self.signer.is_resident();
         self.endpoint.local_addr().ok().filter(|_| stays).map(|at| at.port())
     }
 
-    /// Somebody on the same cable.
+    /// Takes a neighbour that was found by multicast DNS.
     pub(crate) fn found(&self, neighbour: Neighbour) {
         if self.is_usable(&neighbour) {
             self.local.send_if_modified(|local| local.len() < LOCAL_MAX && local.insert(neighbour));
         }
     }
 
-    /// Those on the same cable, now and as they are found.
+    /// Neighbours found by multicast DNS, now and as more are found.
     pub fn local(&self) -> watch::Receiver<BTreeSet<Neighbour>> {
         self.local.subscribe()
     }
@@ -135,7 +141,8 @@ impl Neighbourhood {
         self.knocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it may be dialled: not this device itself, not in quarantine, not too far away, not dialled in vain a moment ago.
+    /// Whether a neighbour may be dialled: it is not this device itself, not in quarantine, not too
+    /// far away, and did not just fail to answer several dials.
     fn is_usable(&self, neighbour: &Neighbour) -> bool {
         neighbour.node != self.signer.node_id()
             && self.knocks().allow(monotonic_now(), &neighbour.node)
@@ -143,7 +150,7 @@ impl Neighbourhood {
             && (self.settings.allowed)(neighbour.address)
     }
 
-    /// This node's record for whoever is at `remote`.
+    /// This node's record, for the node at `remote`.
     ///
     /// # Errors
     /// [`NeighbourError::Record`].
@@ -153,12 +160,13 @@ impl Neighbourhood {
         self.signer.sign(own.into_iter().collect()).map_err(NeighbourError::Record)
     }
 
-    /// How long a record of this node holds, seconds.
+    /// How long a record of this node is valid, seconds.
     pub fn record_seconds(&self) -> u64 {
         self.signer.seconds()
     }
 
-    /// The neighbours that `records`, which came in the swarm of `manifest`, tell of: those that verify and may be dialled.
+    /// Returns the neighbours in `records`, which came in the swarm of `manifest`: those whose
+    /// record verifies and that may be dialled.
     pub fn take(&self, manifest: ManifestId, records: Vec<PeerRecord>) -> Vec<Neighbour> {
         let now = unix_now();
         let mut found = Vec::new();
@@ -180,7 +188,7 @@ impl Neighbourhood {
         found
     }
 
-    /// Neighbours of earlier sessions, the one heard of last first.
+    /// Neighbours of earlier sessions, most recently heard of first.
     pub fn remembered(&self) -> Vec<Neighbour> {
         let mut known = self.remembered.list(unix_now());
         known.retain(|neighbour| self.is_usable(neighbour));
@@ -192,7 +200,7 @@ impl Neighbourhood {
         self.remembered.add(neighbour, unix_now());
     }
 
-    /// The connection to a neighbour, made now if there is none.
+    /// Returns the connection to a neighbour and makes one if there is none.
     ///
     /// # Errors
     /// [`NeighbourError`].
@@ -222,58 +230,60 @@ impl Neighbourhood {
         Ok(link)
     }
 
-    /// Marks the node behind a link as a liar, persistently.
+    /// Quarantines the node behind a link, persistently, and closes the link.
     pub fn quarantine(&self, link: &Link) {
         self.settings.quarantine.add(link.node_id(), unix_now());
         link.close(CloseCode::IntegrityFailed);
     }
 
-    /// Those that have the swarm of `manifest` open here and listen themselves.
+    /// Nodes that have the swarm of `manifest` open at this device and that listen, too.
     pub(crate) fn callers(&self, manifest: &ManifestId) -> Vec<Neighbour> {
         let callers = self.settings.sites.callers(manifest).into_iter();
         callers.map(|(node, address)| Neighbour { node, address }).filter(|n| self.is_usable(n)).collect()
     }
 
-    /// Marked as changed when there is one more.
+    /// Receiver that is marked as changed when the device's directory changes, for example because
+    /// another node opened a swarm here.
     pub(crate) fn calls(&self) -> watch::Receiver<()> {
         self.settings.sites.changes(&SiteKey::default())
     }
 
-    /// Whom this device takes nothing of.
+    /// Nodes from which this device takes nothing.
     pub(crate) fn shunned(&self) -> Vec<NodeId> {
         self.settings.quarantine.nodes(unix_now())
     }
 
-    /// Marked as changed from the start, and when there is one more.
+    /// Receiver that is marked as changed at the start and whenever a node is added to
+    /// [`Self::shunned`].
     pub(crate) fn shunning(&self) -> watch::Receiver<()> {
         let mut changes = self.settings.quarantine.changes();
         changes.mark_changed();
         changes
     }
 
-    /// What came from neighbours so far.
+    /// Traffic received from neighbours so far.
     pub fn reading(&self) -> MeterReading {
         self.meter.read()
     }
 }
 
-/// Whether somebody dials or has the connection.
+/// Whether a task is dialling with this slot, or the slot's connection is open.
 fn is_in_use(slot: &LinkSlot) -> bool {
     Arc::strong_count(slot) > 1
         || slot.try_lock().is_ok_and(|held| held.as_ref().is_some_and(|link| !link.is_closed()))
 }
 
-/// One line of the file.
+/// One entry of the file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Line {
     node: String,
     address: SocketAddr,
-    /// Unix seconds.
+    /// When the node was last heard of, unix seconds.
     heard: u64,
 }
 
-/// Neighbours that were reached, in a JSON file. Addresses to try, nothing more: whoever answers there must show the certificate
-/// of that node.
+/// Neighbours that were reached, in a JSON file. These are only addresses to try: the node that
+/// answers must show the certificate of the remembered node.
 struct Remembered {
     path: PathBuf,
     lines: Mutex<BTreeMap<Neighbour, u64>>,
@@ -283,7 +293,7 @@ impl Remembered {
     fn load(path: &Path) -> Self {
         let lines: Vec<Line> = match files::read(path) {
             Ok(Some(bytes)) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(path = %path.display(), %error, "remembered neighbours are unreadable and forgotten");
+                tracing::warn!(path = %path.display(), %error, "list of neighbours is unreadable; starting with an empty list");
                 Vec::new()
             }),
             _ => Vec::new(),
@@ -309,7 +319,8 @@ impl Remembered {
 
     fn add(&self, neighbour: &Neighbour, now: u64) {
         let mut lines = self.lines();
-        // A device has one place where it is found again, and a pull's is gone with it.
+        // A resident device keeps its address; the address of a single pull is gone when the pull
+        // ends.
         lines.insert(neighbour.clone(), now);
         while lines.len() > REMEMBERED_MAX {
             let oldest =
@@ -324,7 +335,7 @@ impl Remembered {
         if let Err(error) = files::write_atomic(&self.path, &text, 0o600) {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "neighbours are remembered until restart only"
+                "list of neighbours could not be written; it will be lost at the next restart"
             );
         }
     }
@@ -335,7 +346,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neighbours_outlive_a_restart_and_are_few() {
+    fn neighbours_outlive_a_restart_and_are_bounded() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("neighbours.json");
         let neighbour = |n: u8| Neighbour { node: NodeId([n; 16]), address: ([10, 0, 0, n], 4434).into() };

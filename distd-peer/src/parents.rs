@@ -1,4 +1,5 @@
-//! The parents of this node, nearest first: dialled when needed, dialled again when lost, shared by all swarms.
+//! The parents of this node, nearest first. They are dialled when needed, dialled again after a
+//! lost connection, and shared by all swarms.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -17,7 +18,8 @@ use crate::net::{Carrier, DialError, Dialer, Link, LinkError, Meter, MeterReadin
 use crate::quarantine::Quarantine;
 use crate::trust::identity::Role;
 
-/// How long a parent that did not answer is not dialled again, so that each stage of a pull does not wait for it anew.
+/// How long a parent that did not answer is not dialled again, so that not every stage of a pull
+/// waits for it anew.
 const DOWN: Duration = Duration::from_secs(3);
 
 #[derive(Default)]
@@ -29,9 +31,10 @@ struct Held {
 struct Slot {
     address: String,
     link: Mutex<Held>,
-    /// What it was reached over last.
+    /// How the parent was last reached.
     carrier: std::sync::Mutex<Option<Carrier>>,
-    /// By what the parent turned out to be, so that a relay replaced by an origin is counted apart.
+    /// Traffic received from this parent, split by the role it turned out to have, so that an
+    /// origin that replaces a relay is counted separately.
     relay: Arc<Meter>,
     origin: Arc<Meter>,
 }
@@ -43,27 +46,27 @@ pub struct Parents {
     quarantine: Arc<Quarantine>,
 }
 
-/// Why no parent could be reached.
+/// Reason why no parent could be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum ParentsError {
-    /// None configured.
+    /// No parent is configured.
     #[error("no parent to ask: name one with --parent HOST:PORT")]
     None,
-    /// It did not answer a moment ago.
+    /// The parent did not answer a moment ago.
     #[error("{0} did not answer: check that it runs and that packets reach it")]
     Down(String),
-    /// The last one failed like this.
+    /// Dialling or using the last parent failed.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// It is in quarantine.
+    /// The parent is in quarantine: its address, the unix time it ends, and the file of the list.
     #[error(
-        "{0} sent wrong bytes earlier and is not asked until {1} (unix seconds); remove it from {2} to ask it before"
+        "{0} sent wrong bytes earlier and is not asked until {1} (unix seconds); to ask it sooner, remove it from {2}"
     )]
     Quarantined(String, u64, std::path::PathBuf),
 }
 
 impl Parents {
-    /// Parents at `addresses` (`HOST:PORT`), asked in this order.
+    /// Creates the list of the parents at `addresses` (`HOST:PORT`), asked in this order.
     pub fn new(dialer: Dialer, addresses: Vec<String>, quarantine: Arc<Quarantine>) -> Self {
         let slot = |address| Slot {
             address,
@@ -75,22 +78,22 @@ impl Parents {
         Self { dialer, slots: addresses.into_iter().map(slot).collect(), quarantine }
     }
 
-    /// How many there are.
+    /// Number of parents.
     pub fn len(&self) -> usize {
         self.slots.len()
     }
 
-    /// Whether there is none.
+    /// Whether there is no parent.
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
 
-    /// The address of a parent.
+    /// Configured address of a parent.
     pub fn address(&self, index: usize) -> &str {
         &self.slots[index].address
     }
 
-    /// The connection to one parent, made now if there is none.
+    /// Returns the connection to one parent and makes one if there is none.
     ///
     /// # Errors
     /// [`ParentsError`].
@@ -122,21 +125,22 @@ impl Parents {
         Ok(link)
     }
 
-    /// How they are reached.
+    /// How parents are reached: transport, proxy, and which worked last.
     pub fn outbound(&self) -> &Arc<Outbound> {
         self.dialer.outbound()
     }
 
-    /// What each parent that was connected to was reached over last, by address.
+    /// Carrier (QUIC or HTTPS) over which each parent was last reached, by address; only parents
+    /// that were connected to.
     pub fn carriers(&self) -> BTreeMap<String, Carrier> {
         let last = |slot: &Slot| *slot.carrier.lock().unwrap_or_else(PoisonError::into_inner);
         self.slots.iter().filter_map(|slot| Some((slot.address.clone(), last(slot)?))).collect()
     }
 
-    /// Ends all connections.
+    /// Closes all connections.
     pub fn close(&self) {
         for slot in &self.slots {
-            // One that is being dialled is none yet.
+            // A parent that is being dialled has no connection yet.
             if let Ok(held) = slot.link.try_lock()
                 && let Some(link) = &held.link
             {
@@ -145,10 +149,10 @@ impl Parents {
         }
     }
 
-    /// The first parent that answers, in order.
+    /// Returns the connection to the first parent that answers, in order.
     ///
     /// # Errors
-    /// The last parent's.
+    /// The error of the last parent.
     pub async fn any_link(&self) -> Result<Arc<Link>, ParentsError> {
         let mut last = ParentsError::None;
         for index in 0..self.slots.len() {
@@ -158,7 +162,7 @@ impl Parents {
                     tracing::debug!(
                         parent = self.address(index),
                         error = &error as &dyn std::error::Error,
-                        "parent passed over"
+                        "parent cannot be used; trying the next one"
                     );
                     last = error;
                 }
@@ -167,7 +171,8 @@ impl Parents {
         Err(last)
     }
 
-    /// What chunks of a swarm would cost, by the first parent that answers; more than one question may carry is asked in parts.
+    /// Asks the first parent that answers how many bytes some chunks of a swarm would take. Asks in
+    /// several parts if the chunks exceed one question.
     ///
     /// # Errors
     /// [`ParentsError`].
@@ -183,18 +188,18 @@ impl Parents {
         Ok(sum)
     }
 
-    /// Marks the node behind a link as a liar, persistently.
+    /// Quarantines the node behind a link, persistently, and closes the link.
     pub fn quarantine(&self, link: &Link) {
         self.quarantine.add(link.node_id(), unix_now());
         link.close(CloseCode::IntegrityFailed);
     }
 
-    /// How many nodes are in quarantine, at `now` (unix seconds).
+    /// Number of nodes in quarantine at `now` (unix seconds).
     pub fn quarantined(&self, now: u64) -> usize {
         self.quarantine.nodes(now).len()
     }
 
-    /// What came from relays and from origins so far.
+    /// Traffic received so far from relays and from origins.
     pub fn readings(&self) -> (MeterReading, MeterReading) {
         let sum = |pick: fn(&Slot) -> &Arc<Meter>| {
             self.slots.iter().map(|slot| pick(slot).read()).fold(MeterReading::default(), |a, b| {
@@ -210,7 +215,7 @@ impl Parents {
     }
 }
 
-/// The planner's tier of a role.
+/// Fetch tier that corresponds to a role.
 pub(crate) fn tier_of(role: Role) -> Tier {
     match role {
         Role::Origin => Tier::Origin,

@@ -1,21 +1,23 @@
-//! What the process asks of its allocator and of the system.
+//! Process-wide settings: the allocator's arenas, the limit on open files, the host's name.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// glibc's name for the bound on arenas.
+/// Environment variable by which glibc bounds the number of its arenas.
 const VARIABLE: &str = "MALLOC_ARENA_MAX";
 
-/// What else is set with it: from 256 KiB on memory is the system's again as soon as it is freed. glibc raises the threshold with the
-/// first large buffer it sees freed, and keeps the following ones: 71 MB instead of 64 on a device that applies patches.
+/// Setting that goes with it: glibc returns buffers of 256 KiB or more to the system as soon as
+/// they are freed. Otherwise glibc raises this threshold when the first large buffer is freed, and
+/// keeps later buffers: 71 MB instead of 64 on a device that applies patches.
 const THRESHOLD: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "262144");
 
-/// Starts this program again, in the same process, with glibc's heap arenas bounded to two unless the environment says otherwise.
-/// Call it first thing in `main`.
+/// Starts this program again, in the same process, with glibc's heap bounded to two arenas unless
+/// the environment already sets a bound. Must be the first call in `main`.
 ///
-/// With an arena for each of a dozen threads, chunks freed on another thread than they came from stay resident: one update of an
-/// 800 MB image peaked at 149 MiB in the relay and 186 MiB in the origin, with two arenas at 82 and 97 MiB, in the same time
-/// (docs/decisions/0005-two-arenas.md). Where this cannot be done the program runs on as it is.
+/// Each of a dozen threads would get its own arena, and chunks freed on another thread than the one
+/// that allocated them would stay resident. One update of an 800 MB image peaked at 149 MiB in the
+/// relay and 186 MiB in the origin; with two arenas it peaked at 82 and 97 MiB, in the same time
+/// (docs/decisions/0005-two-arenas.md). If the restart fails, the program continues without it.
 pub fn bound_arenas() {
     if cfg!(not(target_env = "gnu")) || std::env::var_os(VARIABLE).is_some() {
         return;
@@ -26,23 +28,24 @@ pub fn bound_arenas() {
     if let Some(name) = arguments.next() {
         command.arg0(name);
     }
-    // Returns only when it failed.
+    // `exec` returns only if it failed.
     let error = command.args(arguments).env(VARIABLE, "2").env(THRESHOLD.0, THRESHOLD.1).exec();
     eprintln!("note: memory may grow more than usual: could not start again with {VARIABLE}=2: {error}");
 }
 
-/// Raises the number of files that may be open to what the system lets this process have: a socket for each of
-/// thousands of connections. Where that cannot be done the program runs on as it is.
+/// Raises the limit on open files to the highest value the system allows this process: each of
+/// thousands of connections needs a socket. If that fails, the program continues with the old
+/// limit.
 pub fn raise_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum {
-        // The hard limit may always be taken.
+        // A process may always raise its soft limit to the hard limit.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     }
 }
 
-/// Name of this machine, by which operators tell nodes apart; `otherwise` where it has none.
+/// Name of this machine, by which operators tell nodes apart; `otherwise` if the machine has none.
 pub fn host_name(otherwise: &str) -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     if name.is_empty() { otherwise.to_owned() } else { name }

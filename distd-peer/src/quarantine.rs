@@ -1,4 +1,4 @@
-//! Peers that sent wrong bytes: not asked for a day, across restarts.
+//! Peers that sent wrong bytes. They are not asked for a day, across restarts.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,15 @@ use tokio::sync::watch;
 use crate::trust::files;
 use crate::trust::identity::NodeId;
 
-/// How long a liar is not asked: a day, as long as a certificate lives, so that a repaired node is back by itself.
+/// How long such a peer is not asked: a day, as long as a certificate is valid. A repaired node is
+/// therefore used again without any action.
 const QUARANTINE_SECONDS: u64 = 24 * 3600;
 
-/// Most entries kept; the ones that end first go first.
+/// Maximum number of entries. Beyond it the entries that end soonest are dropped.
 const ENTRIES_MAX: usize = 10_000;
 
-/// A list in a JSON file: node id → unix seconds until which it is not asked.
+/// A list in a JSON file that maps a node id to the unix time in seconds until which the node is
+/// not asked.
 pub struct Quarantine {
     path: PathBuf,
     until: Mutex<BTreeMap<String, u64>>,
@@ -23,11 +25,11 @@ pub struct Quarantine {
 }
 
 impl Quarantine {
-    /// The list in `path`; a missing or unreadable file is an empty list.
+    /// Loads the list from `path`; a missing or unreadable file is an empty list.
     pub fn load(path: &Path) -> Self {
         let until = match files::read(path) {
             Ok(Some(bytes)) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(path = %path.display(), %error, "quarantine list is unreadable and starts empty");
+                tracing::warn!(path = %path.display(), %error, "quarantine list is unreadable; starting with an empty list");
                 BTreeMap::new()
             }),
             _ => BTreeMap::new(),
@@ -35,18 +37,18 @@ impl Quarantine {
         Self { path: path.to_owned(), until: Mutex::new(until), changed: watch::Sender::new(()) }
     }
 
-    /// The file.
+    /// Path of the list's file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Until when `node` is not asked; `None` when it may be.
+    /// Unix time until which `node` is not asked; `None` if `node` may be asked.
     pub fn until(&self, node: &NodeId, now: u64) -> Option<u64> {
         let until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
         until.get(&node.to_string()).copied().filter(|t| holds(*t, now))
     }
 
-    /// Those that are not asked at `now`, those added last first.
+    /// Nodes that are not asked at `now`, most recently added first.
     pub fn nodes(&self, now: u64) -> Vec<NodeId> {
         let until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
         let mut nodes: Vec<_> = until
@@ -58,12 +60,12 @@ impl Quarantine {
         nodes.into_iter().map(|(_, node)| node).collect()
     }
 
-    /// Marked as changed when a node was added.
+    /// Receiver that is marked as changed when a node is added.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
-    /// Adds a node from `now` on and writes the list.
+    /// Adds a node, starting at `now`, and writes the list.
     pub fn add(&self, node: NodeId, now: u64) {
         let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
         until.retain(|_, t| holds(*t, now));
@@ -74,14 +76,17 @@ impl Quarantine {
         }
         let text = serde_json::to_vec_pretty(&*until).expect("a map of strings to numbers always encodes");
         if let Err(error) = files::write_atomic(&self.path, &text, 0o600) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "quarantine holds until restart only");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "quarantine list could not be written; it will be lost at the next restart"
+            );
         }
         self.changed.send_replace(());
     }
 }
 
-/// Whether an entry that ends at `until` holds at `now`. One that would hold for longer than a day was written
-/// while the clock was ahead, and counts no more.
+/// Whether an entry that ends at `until` is in force at `now`. An entry that would last longer than
+/// a day was written while the clock was ahead, and is ignored.
 fn holds(until: u64, now: u64) -> bool {
     until > now && until <= now.saturating_add(QUARANTINE_SECONDS)
 }

@@ -1,17 +1,18 @@
-//! Log lines that anybody can cause: one a minute of each kind, with the number of those left out.
+//! Rate limit for log lines that any peer can cause: one line a minute of each kind, with the
+//! number of suppressed ones.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often a line is written for one key.
+/// Minimum time between two lines of one key.
 const EVERY: Duration = Duration::from_secs(60);
 
-/// Keys remembered; above it all begin anew.
+/// Maximum number of keys remembered. A new key beyond it clears all of them.
 const KEYS_MAX: usize = 4096;
 
-/// Counts what happens by key, and says when a line is due.
+/// Counts events by key and tells when a line is due.
 #[derive(Debug)]
 pub struct Seldom<K> {
     last: Mutex<HashMap<K, (Instant, u64)>>,
@@ -24,8 +25,8 @@ impl<K> Default for Seldom<K> {
 }
 
 impl<K: Eq + Hash> Seldom<K> {
-    /// One more of `key`: `Some` when a line is due, with how many there were since the last one, this
-    /// included.
+    /// Counts one event of `key`. Returns `Some` when a line is due, with the number of events
+    /// since the last line, this one included.
     pub fn due(&self, key: K) -> Option<u64> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.len() >= KEYS_MAX && !last.contains_key(&key) {
@@ -51,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_of_one_key_is_a_line_and_hides_no_other() {
+    fn a_flood_of_one_key_is_one_line_and_hides_no_other_key() {
         let seldom = Seldom::default();
         assert_eq!(seldom.due(1), Some(1));
         assert!((0..1000).all(|_| seldom.due(1).is_none()));

@@ -1,4 +1,4 @@
-//! A manifest's chunks by id: what a batch is checked against.
+//! A manifest's chunks by id, against which received batches are checked.
 
 use distd_core::manifest::{Entry, Manifest};
 use distd_core::ranges::ChunkRanges;
@@ -12,13 +12,13 @@ pub struct ChunkTable {
 }
 
 impl ChunkTable {
-    /// The table of a manifest. An id that stands for two hashes keeps the first: the other can then never verify,
-    /// which is right, for no origin gives such ids.
+    /// Builds the table of a manifest. If one id stands for two hashes, the first is kept and the
+    /// second can never verify. That is right, as no origin gives such ids.
     pub fn of(manifest: &Manifest) -> Self {
         Self::of_those(&[manifest], |_| true)
     }
 
-    /// The table of those chunks of several manifests that are `wanted`.
+    /// Builds the table of those chunks of several manifests for which `wanted` is true.
     pub fn of_those(manifests: &[&Manifest], wanted: impl Fn(ChunkId) -> bool) -> Self {
         let entries = manifests.iter().flat_map(|manifest| manifest.entries());
         let entries = entries.filter(|at| wanted(at.entry.id));
@@ -30,32 +30,32 @@ impl ChunkTable {
         Self { chunks, ids }
     }
 
-    /// The chunk with this id.
+    /// Returns the chunk with this id.
     pub fn get(&self, id: ChunkId) -> Option<Entry> {
         self.index_of(id).map(|index| self.at(index))
     }
 
-    /// Where the chunk with this id stands in the order of ids.
+    /// Position of the chunk with this id in the order of ids.
     pub fn index_of(&self, id: ChunkId) -> Option<u32> {
         // A manifest of 2^32 chunks does not fit in memory.
         self.chunks.binary_search_by_key(&id, |(id, ..)| *id).ok().map(|index| index as u32)
     }
 
-    /// The chunk that stands there.
+    /// Returns the chunk at a position.
     ///
     /// # Panics
-    /// When none does.
+    /// If `index` is not below the number of chunks.
     pub fn at(&self, index: u32) -> Entry {
         let (id, hash, len) = self.chunks[index as usize];
         Entry { id, hash, len }
     }
 
-    /// All ids.
+    /// Ids of all chunks.
     pub fn ids(&self) -> &ChunkRanges {
         &self.ids
     }
 
-    /// All chunks in id order.
+    /// Iterates over all chunks in id order.
     pub fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
         self.chunks.iter().map(|&(id, hash, len)| Entry { id, hash, len })
     }

@@ -1,4 +1,4 @@
-//! One batch, asked and taken.
+//! One batch: its request, its answers, and their way to the sink.
 
 use std::pin::pin;
 
@@ -16,11 +16,11 @@ use crate::limits::Throttle;
 use crate::net::{Link, LinkError, WireError};
 use crate::table::ChunkTable;
 
-/// Why a batch did not come to its end.
+/// Reason why a batch ended early.
 pub(super) enum BatchFailure {
     /// The sink failed.
     Sink(SinkError),
-    /// The peer did.
+    /// The peer failed or broke the protocol: a description for the log, and the kind of fault.
     Peer(String, PeerFault),
 }
 
@@ -31,7 +31,7 @@ impl From<LinkError> for BatchFailure {
     }
 }
 
-/// Asks for `chunks` and hands what comes, verified, to the sink. The driver is told of each.
+/// Requests `chunks`, hands each one to the sink once it is verified, and reports it to the driver.
 pub(super) async fn run_batch(
     swarm: &Joined,
     batch: BatchId,
@@ -46,12 +46,12 @@ pub(super) async fn run_batch(
     if matches!(end, Err(BatchFailure::Sink(_))) {
         return end;
     }
-    // What came before a failure too, so that it is not asked for again.
+    // Also pass on the chunks that came before a failure, so that they are not requested again.
     taken.pass_on().await.map_err(BatchFailure::Sink)?;
     end
 }
 
-/// Chunks that came, on their way to the sink and the driver.
+/// Received chunks on their way to the sink and the driver.
 struct Taken<'t> {
     batch: BatchId,
     gathered: Gathered,
@@ -63,7 +63,7 @@ impl Taken<'_> {
     async fn pass_on(&mut self) -> Result<(), SinkError> {
         let chunks: Vec<ChunkId> = self.gathered.hand_to(self.sink)?.map(|entry| entry.id).collect();
         if !chunks.is_empty() {
-            // The driver is gone only when nobody waits for the answer.
+            // The receiver is gone only if nobody waits for the driver's result.
             let _ = self.tx.send(Message::Chunks(self.batch, chunks)).await;
         }
         Ok(())
@@ -88,10 +88,11 @@ async fn take_batch(
     loop {
         let mut frame = reader.arrived().map_err(|e| link.wire(e))?;
         if frame.is_none() {
-            // All that came at once, before this waits for more.
+            // Pass on everything that arrived together before waiting for more.
             taken.pass_on().await.map_err(BatchFailure::Sink)?;
             frame = match reader.next().await {
-                // What this side's limit holds back may be all that the peer may have in flight. If it is not, the driver takes the batch back.
+                // The bytes that this side's limit holds back may fill the peer's send window. If
+                // the peer did stall, the driver takes the batch back.
                 Err(WireError::Stalled(_)) if download.is_some() => continue,
                 next => next.map_err(|e| link.wire(e))?,
             };
@@ -130,7 +131,8 @@ fn breach(link: &Link, error: &dyn std::error::Error) -> BatchFailure {
     BatchFailure::Peer(format!("{}: {}", link.address(), chain(error)), PeerFault::Protocol)
 }
 
-/// Waits for the download limit. Flow control then slows the peer down, which is no fault of it.
+/// Waits for the download limit. Meanwhile flow control slows the peer down, which is not its
+/// fault.
 async fn held_back(
     limit: &Throttle,
     link: &Link,
@@ -139,7 +141,7 @@ async fn held_back(
 ) -> Result<(), BatchFailure> {
     let mut pass = pin!(limit.pass(link.node_id(), bytes));
     if pass.as_mut().now_or_never().is_none() {
-        // What has come is told of first.
+        // Report the chunks that have come before waiting.
         taken.pass_on().await.map_err(BatchFailure::Sink)?;
         let _ = taken.tx.send(Message::HeldBack(taken.batch)).await;
         pass.await;

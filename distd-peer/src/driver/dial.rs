@@ -1,4 +1,4 @@
-//! Keeps one peer connected and in the swarm, and says when it is not.
+//! Task that keeps one peer connected and in the swarm, and reports when the peer is not.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,15 +15,15 @@ use crate::neighbours::{Neighbour, NeighbourError, Neighbourhood};
 use crate::net::{Link, LinkError, SwarmLink};
 use crate::parents::{Parents, ParentsError};
 
-/// Whom to dial.
+/// Peer to dial.
 pub(super) enum Whom {
-    /// One of the parents.
+    /// The parent with this index.
     Parent(Arc<Parents>, usize),
     /// A neighbour.
     Neighbour(Arc<Neighbourhood>, Neighbour),
 }
 
-/// Why a swarm could not be joined.
+/// Reason why a swarm could not be joined.
 #[derive(Debug, thiserror::Error)]
 enum JoinError {
     #[error(transparent)]
@@ -34,13 +34,13 @@ enum JoinError {
     Link(#[from] LinkError),
 }
 
-/// One peer's task.
+/// State of one peer's task.
 pub(super) struct Caller {
     pub(super) peer: PeerId,
     pub(super) whom: Whom,
     pub(super) manifest: ManifestId,
     pub(super) exchange: Option<Exchange>,
-    /// What the driver was started for.
+    /// Chunks that the driver was started for.
     pub(super) wanted: Arc<ChunkRanges>,
     pub(super) tx: mpsc::Sender<Message>,
 }
@@ -83,7 +83,8 @@ impl Caller {
         Ok(link.open_swarm_exchanging(self.manifest, own).await?)
     }
 
-    /// Until the peer leaves the swarm. `opened` is called when it has answered.
+    /// Follows the control stream until the peer leaves the swarm. Calls `opened` when the peer has
+    /// answered the handshake.
     async fn follow(&self, mut swarm: SwarmLink, opened: &mut impl FnMut()) -> Result<(), LinkError> {
         let Some(exchange) = &self.exchange else {
             while let Some(event) = self.next(&mut swarm).await? {
@@ -93,7 +94,7 @@ impl Caller {
         };
         let mut shunning = matches!(self.whom, Whom::Parent(..)).then(|| exchange.neighbourhood.shunning());
         let mut growth = exchange.holdings.subscribe();
-        // What is held already is news too.
+        // Chunks held from the start have to be announced, too.
         growth.mark_changed();
         let half = Duration::from_secs(exchange.neighbourhood.record_seconds() / 2);
         let mut renew = tokio::time::interval_at(tokio::time::Instant::now() + half, half);
@@ -109,7 +110,7 @@ impl Caller {
                     growth.mark_unchanged();
                     swarm.announce(&self.news(exchange)).await?;
                 }
-                // Wakes the loop; the tick above then is due.
+                // Wakes the loop; the tick above is then due.
                 Ok(()) = growth.changed(), if !growth.has_changed().unwrap_or(true) => growth.mark_changed(),
                 () = next_change(&mut shunning) => swarm.shun(&exchange.neighbourhood.shunned()).await?,
                 _ = renew.tick() => {
@@ -131,7 +132,8 @@ impl Caller {
         event
     }
 
-    /// What to announce: a neighbour may want any chunk, a parent is told only of those that others may fetch from it too.
+    /// Chunks to announce. A neighbour may want any chunk. A parent is told only of the chunks that
+    /// other nodes may fetch from the parent, too.
     fn news(&self, exchange: &Exchange) -> ChunkRanges {
         let held = exchange.holdings.snapshot();
         match &self.whom {
@@ -151,12 +153,12 @@ impl Caller {
             ControlEvent::Shuns(nodes) => Message::Disowned(self.peer, nodes),
             _ => return,
         };
-        // The driver is gone only when nobody waits for the answer.
+        // The receiver is gone only if nobody waits for the driver's result.
         let _ = self.tx.send(message).await;
     }
 }
 
-/// The next change; none where nothing is watched.
+/// Waits for the next change; forever if nothing is watched.
 async fn next_change(watched: &mut Option<watch::Receiver<()>>) {
     let Some(receiver) = watched else { return std::future::pending().await };
     if receiver.changed().await.is_err() {

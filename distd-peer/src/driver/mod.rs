@@ -1,4 +1,42 @@
-//! Runs a core [`Fetch`] over real connections: one task a peer (`dial`), one task a batch (`batch`).
+//! Fetching of one swarm's chunks: runs a core [`Fetch`] over real connections, with one task for
+//! each peer (`dial`) and one for each batch (`batch`).
+//!
+//! # Goals
+//!
+//! - The core decides which chunk to request from which peer. The driver carries each decision out
+//!   and reports back what happened.
+//! - The sink gets a chunk only after its bytes matched the hash in the manifest.
+//! - A peer that fails, stalls or leaves costs only its open batches: the driver dials the peer
+//!   again, and the core requests the rest elsewhere.
+//! - A peer that sends wrong bytes is quarantined and not asked again.
+//!
+//! # Non-goals
+//!
+//! - The driver chooses neither chunks nor peers: `distd_core::swarm` does.
+//! - It stores nothing: a [`ChunkSink`] does, a device's target or a relay's store.
+//! - It fetches no manifest: the caller brings the chunk list as a [`ChunkTable`] (see
+//!   [`crate::manifest_fetch`]).
+//!
+//! # Example
+//!
+//! A device wants the chunks 7, 8 and 9. Its parents are a relay (index 0) and the origin (index
+//! 1).
+//!
+//! 1. [`Driver::fetch_all`] registers both parents with the core as awaited, starts a dialling task
+//!    for each, and wants 7–9. The core requests nothing yet.
+//! 2. The origin connects first. The relay is nearer, so the driver waits for it up to
+//!    `NEARER_GRACE` (1 s). The relay connects, and its certificate shows that it is a relay.
+//! 3. `Fetch::poll_request` returns a batch of 7–9 for the relay. A batch task opens a stream,
+//!    sends REQUEST 7–9 and finishes its side.
+//! 4. The relay sends DATA 7 and DATA 9. The batch task checks both against their hashes, gives
+//!    them to the sink and reports them to the driver. The core marks them as fetched.
+//! 5. The relay waits 10 s for its own parent in vain and sends DONT_HAVE 8 (upstream failed). The
+//!    core wants 8 again, pauses the relay, and requests 8 from it when the pause is over: a first
+//!    upstream failure does not yet send the device to the origin. After a second failure the core
+//!    requests 8 from the origin.
+//! 6. DATA 8 arrives. The core is idle, and `fetch_all` returns `Ok`. Had every parent answered
+//!    that 8 is not in the swarm, it would have returned [`FetchError::Unavailable`]; the sink
+//!    would keep 7 and 9.
 
 mod batch;
 mod dial;
@@ -30,14 +68,14 @@ use crate::parents::{Parents, tier_of};
 use crate::share::Holdings;
 use crate::table::ChunkTable;
 
-/// Neighbours of earlier sessions that are tried.
+/// Number of neighbours from earlier sessions that are dialled at the start.
 const REMEMBERED_TRIED: usize = 8;
 
-/// How often it is looked whom this side's own limit holds back: within the time after which what waits in one peer's queue is asked of
-/// another.
+/// Interval at which the driver checks which peers its own download limit holds back. It is shorter
+/// than the time after which the core requests the chunks of one silent peer from another.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// Where verified chunks go. Calls block at most for the disk.
+/// Destination of verified chunks. Calls block at most for the disk.
 pub trait ChunkSink: Send + Sync + 'static {
     /// Takes a chunk whose bytes matched its hash.
     ///
@@ -45,43 +83,43 @@ pub trait ChunkSink: Send + Sync + 'static {
     /// An error ends the whole fetch: the sink cannot go on.
     fn accept(&self, entry: &Entry, packed: &PackedChunk, raw: &[u8]) -> Result<(), SinkError>;
 
-    /// Takes several that came together.
+    /// Takes several chunks that came together.
     ///
     /// # Errors
-    /// As [`Self::accept`].
+    /// The same as [`Self::accept`].
     fn accept_all(&self, chunks: &[Verified<'_>]) -> Result<(), SinkError> {
         chunks.iter().try_for_each(|chunk| self.accept(chunk.entry, chunk.packed, chunk.raw))
     }
 
-    /// Whether the sink holds the chunk already, so that it is not asked for.
+    /// Whether the sink holds the chunk already, in which case it is not requested.
     fn holds(&self, _entry: &Entry) -> bool {
         false
     }
 
-    /// No parent can send these.
+    /// Reports chunks that no parent can send.
     fn unavailable(&self, _chunks: &ChunkRanges) {}
 
-    /// These were wanted no more and are not on their way.
+    /// Reports chunks that are no longer wanted and not in flight.
     fn given_up(&self, _chunks: &ChunkRanges) {}
 }
 
-/// Why a sink cannot go on.
+/// Reason why a sink cannot go on.
 #[derive(Debug, thiserror::Error)]
 #[error("could not store a chunk")]
 pub struct SinkError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 
-/// Why a fetch ended without its chunks.
+/// Reason why a fetch ended without all its chunks.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The sink failed.
     #[error(transparent)]
     Sink(#[from] SinkError),
-    /// No parent that is left has these chunks.
-    #[error("{count} chunks cannot be had from any parent{}", last_words(.last))]
+    /// No remaining parent has these chunks.
+    #[error("{count} chunks are not available from any parent{}", last_words(.last))]
     Unavailable {
-        /// How many.
+        /// Number of chunks.
         count: u64,
-        /// The last thing that went wrong with a parent.
+        /// Last problem with a parent, for the message.
         last: Option<String>,
     },
 }
@@ -93,20 +131,20 @@ fn last_words(last: &Option<String>) -> String {
 enum Message {
     Connected(PeerId, SwarmHandle),
     Lost(PeerId, String),
-    /// The link of this peer cannot be used at all.
+    /// The link to this peer cannot be used any more.
     Breach(PeerId, String, PeerFault),
     Choked(PeerId, Duration),
     /// A neighbour announced chunks.
     Have(PeerId, ChunkRanges),
-    /// A peer says whom several of the site take nothing of.
+    /// Nodes that the peer, on behalf of several nodes of the site, asks this device not to use.
     Disowned(PeerId, BTreeSet<NodeId>),
-    /// Word of neighbours.
+    /// Records of neighbours that a peer advertised.
     Peers(Vec<PeerRecord>),
-    /// Neighbours found on the same cable.
+    /// Neighbours found by multicast DNS.
     Local(Vec<Neighbour>),
-    /// Somebody may have dialled this device for the same swarm.
+    /// A node may have dialled this device for the same swarm.
     Called,
-    /// A neighbour is not dialled any more.
+    /// A neighbour has not answered several dials, and is not dialled any more.
     Gone(PeerId),
     HeldBack(BatchId),
     Chunks(BatchId, Vec<ChunkId>),
@@ -116,52 +154,52 @@ enum Message {
     SinkFailed(SinkError),
 }
 
-/// What a running driver is told.
+/// Message to a running driver.
 enum Want {
     More(ChunkRanges),
     NoMore(ChunkRanges),
     Disbelieved,
 }
 
-/// Asks a running driver for more chunks.
+/// Handle through which a running driver is asked for more chunks.
 #[derive(Clone)]
 pub struct DriverHandle(mpsc::UnboundedSender<Want>);
 
 impl DriverHandle {
-    /// Wants these chunks too; those held or on their way are not asked for again.
+    /// Wants these chunks too. Chunks that are held or in flight are not requested again.
     pub fn want(&self, chunks: ChunkRanges) {
-        // A driver that has ended has told its sink.
+        // A driver that has ended has reported that to its sink.
         let _ = self.0.send(Want::More(chunks));
     }
 
-    /// Nobody waits for these any more: those not on their way yet are not fetched.
+    /// Drops the wish for chunks that nobody waits for any more. Those in flight still come.
     pub fn want_no_more(&self, chunks: ChunkRanges) {
         let _ = self.0.send(Want::NoMore(chunks));
     }
 
-    /// Somebody who asked this node had wrong bytes of it.
+    /// Reports that a peer left because it got wrong bytes from this node.
     pub fn disbelieved(&self) {
         let _ = self.0.send(Want::Disbelieved);
     }
 }
 
-/// Taking part in the exchange of the site.
+/// A device's part in the exchange between the nodes of its site.
 #[derive(Clone)]
 pub struct Exchange {
-    /// The device among its neighbours.
+    /// The device's neighbours and the connections to them.
     pub neighbourhood: Arc<Neighbourhood>,
-    /// What the device holds of the swarm: announced as it grows.
+    /// Chunks of the swarm that the device holds, announced as they grow.
     pub holdings: Arc<Holdings>,
 }
 
-/// A peer's swarm, in use.
+/// A peer and the swarm opened at it.
 #[derive(Clone)]
 struct Joined {
     peer: PeerId,
     handle: SwarmHandle,
 }
 
-/// One swarm's fetching.
+/// The fetch of one swarm.
 pub struct Driver {
     parents: Arc<Parents>,
     manifest: ManifestId,
@@ -172,19 +210,19 @@ pub struct Driver {
     wanted: Arc<ChunkRanges>,
     download: Option<Arc<Throttle>>,
     swarms: HashMap<PeerId, SwarmHandle>,
-    /// Neighbours dialled, with their number behind those of the parents.
+    /// Dialled neighbours. Their peer ids follow those of the parents.
     neighbours: HashMap<Neighbour, PeerId>,
     next_peer: u32,
     /// Parents that have connected or failed at least once.
     heard: HashSet<PeerId>,
-    /// Of whom several of the site had wrong bytes, by the origin's word.
+    /// Nodes that the origin distrusts: several nodes of the site got wrong bytes from them.
     disowned: BTreeSet<NodeId>,
     started: Timestamp,
     messages_tx: mpsc::Sender<Message>,
     messages: mpsc::Receiver<Message>,
     wants: mpsc::UnboundedReceiver<Want>,
     batches: HashMap<BatchId, (PeerId, AbortHandle)>,
-    /// When it was looked last whom this side's own limit holds back.
+    /// When the driver last checked which peers its own limit holds back.
     looked: Timestamp,
     dialers: HashMap<PeerId, AbortHandle>,
     tasks: JoinSet<()>,
@@ -192,7 +230,7 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// A driver for the swarm of `manifest`, whose chunks `table` lists.
+    /// Creates a driver for the swarm of `manifest`, whose chunks `table` lists.
     pub fn new(
         parents: Arc<Parents>,
         manifest: ManifestId,
@@ -229,14 +267,14 @@ impl Driver {
         (driver, DriverHandle(wants_tx))
     }
 
-    /// Takes part in the exchange of the site.
+    /// Takes part in the exchange between the nodes of the site.
     #[must_use]
     pub fn exchanging(mut self, exchange: Option<Exchange>) -> Self {
         self.exchange = exchange;
         self
     }
 
-    /// Takes chunks no faster than this.
+    /// Limits the download rate.
     #[must_use]
     pub fn limited(mut self, download: Option<Arc<Throttle>>) -> Self {
         self.download = download;
@@ -246,7 +284,7 @@ impl Driver {
     /// Fetches `wanted` and returns when the sink has all of it.
     ///
     /// # Errors
-    /// [`FetchError`]; what the sink took until then stays.
+    /// [`FetchError`]; chunks that the sink took before the error stay there.
     pub async fn fetch_all(mut self, wanted: ChunkRanges) -> Result<(), FetchError> {
         self.wanted = Arc::new(wanted.clone());
         self.dial_all();
@@ -259,7 +297,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Serves wants until every [`DriverHandle`] is gone. What cannot be had is reported to the sink.
+    /// Serves wishes until every [`DriverHandle`] is gone. Reports unavailable chunks to the sink.
     ///
     /// # Errors
     /// [`FetchError::Sink`].
@@ -273,7 +311,8 @@ impl Driver {
 
     fn dial_all(&mut self) {
         for index in 0..self.parents.len() {
-            // Known from the start, so that chunks wait for it instead of being given up.
+            // Known to the core from the start, so that chunks wait for this parent instead of
+            // being given up.
             self.dial(PeerId(index as u32), Tier::Origin, Whom::Parent(self.parents.clone(), index));
         }
         if let Some(exchange) = &self.exchange {
@@ -304,7 +343,7 @@ impl Driver {
         self.dialers.insert(peer, self.tasks.spawn(task));
     }
 
-    /// Dials further neighbours as long as there are not so many.
+    /// Dials further neighbours, up to `most` in all.
     fn dial_neighbours(&mut self, neighbours: Vec<Neighbour>, most: usize) {
         let Some(exchange) = self.exchange.clone() else { return };
         for neighbour in neighbours {
@@ -318,7 +357,7 @@ impl Driver {
         }
     }
 
-    /// How a peer is named in the log.
+    /// Name of a peer in the log.
     fn name(&self, peer: PeerId) -> String {
         match self.neighbours.iter().find(|(_, known)| **known == peer) {
             Some((neighbour, _)) => neighbour.address.to_string(),
@@ -338,7 +377,7 @@ impl Driver {
         self.fetch.want(&missing);
     }
 
-    /// One turn of the loop; how many chunks turned out to be unavailable, if any.
+    /// Runs one turn of the loop. Returns the number of chunks found unavailable, if any.
     async fn step(&mut self, serving: bool) -> Result<Option<u64>, FetchError> {
         let now = monotonic_now();
         self.excuse_held_back(now);
@@ -380,7 +419,7 @@ impl Driver {
         tokio::select! {
             Some(message) = self.messages.recv() => {
                 self.handle(message)?;
-                // One look at what to ask next for all that has come.
+                // Choose the next requests once for all messages that have arrived.
                 while let Ok(message) = self.messages.try_recv() {
                     self.handle(message)?;
                 }
@@ -409,7 +448,8 @@ impl Driver {
         }
     }
 
-    /// Whoever has something held back by this side's limit is not slow: what else it sends waits behind that in its connection.
+    /// Tells the core which batches this side's limit slows down. Their peers are not slow:
+    /// whatever else such a peer sends queues behind the held-back bytes of its connection.
     fn excuse_held_back(&mut self, now: Timestamp) {
         let Some(limit) = &self.download else { return };
         if now.since(self.looked) < LOOK_EVERY {
@@ -423,8 +463,9 @@ impl Driver {
         }
     }
 
-    /// How long to wait yet for parents that come before a connected one and have neither connected nor failed: a farther parent that
-    /// answers faster must not be asked for everything meanwhile.
+    /// Remaining time to wait for parents that come before a connected one and have neither
+    /// connected nor failed. Meanwhile a farther parent that answers faster must not be asked for
+    /// everything.
     fn waits_for_nearer(&self, now: Timestamp) -> Option<Duration> {
         let left = NEARER_GRACE.checked_sub(now.since(self.started)).filter(|left| !left.is_zero())?;
         let first = (0..self.parents.len()).find(|index| self.swarms.contains_key(&PeerId(*index as u32)))?;
@@ -458,7 +499,7 @@ impl Driver {
                 self.fetch.handle_have(now, peer, &chunks.intersection(self.table.ids()));
             }
             Message::Disowned(peer, nodes) => {
-                // Who of its relays lie is nobody's but the origin's to say.
+                // Only the origin is believed about which relays lie.
                 if self.swarms.get(&peer).is_some_and(|s| tier_of(s.link.role()) == Tier::Origin) {
                     self.disowned = nodes;
                     self.heed_disowned(now);
@@ -480,7 +521,7 @@ impl Driver {
             Message::Gone(peer) => {
                 self.fetch.handle_gone(peer);
                 self.dialers.remove(&peer);
-                // Told of again, it is dialled again.
+                // If the neighbour is advertised again, it is dialled again.
                 self.neighbours.retain(|_, known| *known != peer);
             }
             Message::HeldBack(batch) => self.fetch.handle_held_back(now, batch),
@@ -538,14 +579,14 @@ impl Driver {
                 Err(BatchFailure::Sink(error)) => Message::SinkFailed(error),
                 Err(BatchFailure::Peer(problem, fault)) => Message::BatchFailed(peer, batch, problem, fault),
             };
-            // The driver is gone only when nobody waits for the answer.
+            // The receiver is gone only if nobody waits for the driver's result.
             let _ = tx.send(end).await;
         };
         self.batches.insert(batch, (peer, self.tasks.spawn(task)));
     }
 }
 
-/// A problem with all its causes in one line.
+/// Formats an error with all its causes on one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

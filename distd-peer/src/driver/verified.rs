@@ -1,4 +1,5 @@
-//! Chunks between their verification and the sink: what has come together is written together.
+//! Chunks between verification and the sink, coalesced so that chunks that arrive together are
+//! written together.
 
 use distd_core::manifest::Entry;
 use distd_core::packing::{PackedChunk, UnpackError, Unpacker};
@@ -6,17 +7,18 @@ use distd_core::proto::frame::{Codec, Data};
 
 use super::{ChunkSink, SinkError};
 
-/// Raw bytes that are enough for one call of the sink: some six chunks, as a device keeps as much for each batch.
+/// Raw bytes after which the sink is called: about six chunks. A device keeps this much in memory
+/// for each batch.
 const ENOUGH_BYTES: usize = 128 << 10;
 
 /// A chunk whose bytes matched its hash.
 #[derive(Clone, Copy)]
 pub struct Verified<'v> {
-    /// As the manifest has it.
+    /// The chunk's entry in the manifest.
     pub entry: &'v Entry,
-    /// As it came.
+    /// The chunk as received, packed.
     pub packed: &'v PackedChunk,
-    /// Its bytes.
+    /// The chunk's unpacked bytes.
     pub raw: &'v [u8],
 }
 
@@ -25,16 +27,17 @@ pub struct Verified<'v> {
 pub(super) struct Gathered {
     unpacker: Unpacker,
     chunks: Vec<(Entry, PackedChunk)>,
-    /// Bytes of those that came packed, one after the other.
+    /// Raw bytes of the chunks that came compressed, one after the other.
     unpacked: Vec<u8>,
     raw_bytes: usize,
 }
 
 impl Gathered {
-    /// Unpacks and verifies a chunk, and keeps it; true when there is enough.
+    /// Unpacks, verifies and keeps a chunk. Returns true when there is enough for a call of the
+    /// sink.
     ///
     /// # Errors
-    /// [`UnpackError`]; the others stay.
+    /// [`UnpackError`]; chunks added before stay.
     pub(super) fn add(&mut self, entry: Entry, data: Data) -> Result<bool, UnpackError> {
         let packed = PackedChunk { codec: data.codec, raw_len: entry.len, bytes: data.bytes };
         let raw = self.unpacker.unpack(packed.codec, &packed.bytes, entry.len, &entry.hash)?;
@@ -46,10 +49,10 @@ impl Gathered {
         Ok(self.raw_bytes >= ENOUGH_BYTES)
     }
 
-    /// Gives all of them to the sink; which ones.
+    /// Gives all chunks to the sink and returns their entries.
     ///
     /// # Errors
-    /// The sink's.
+    /// The sink's error.
     pub(super) fn hand_to(
         &mut self,
         sink: &dyn ChunkSink,

@@ -1,92 +1,93 @@
-//! `[limits]` of configuration files.
+//! The `[limits]` section of configuration files: its form and its checks.
 
 use serde::{Deserialize, Serialize};
 
 use super::schedule::{Schedule, Window};
 use super::{Class, Limit, Limits};
 
-/// Least rate, bytes a second: below it a chunk takes longer than anybody waits for one. To have nothing sent or fetched there are other settings.
+/// Lowest accepted rate, bytes a second. At a lower rate a chunk would take longer than any peer
+/// waits for it. Other settings turn off uploads and downloads.
 pub const RATE_MIN: u64 = 4096;
 
-/// Most windows.
+/// Largest accepted number of `windows`.
 const WINDOWS_MAX: usize = 64;
 
-/// The file's form. Unknown keys are refused by whoever reads it.
+/// The section as written. Deserialization refuses unknown keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsFile {
-    /// What others may have of the link, bytes a second.
+    /// Upload rate of all peers together, bytes a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upload_bytes_per_second: Option<u64>,
-    /// What is taken of it, from all sources.
+    /// Download rate from all sources together, bytes a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub download_bytes_per_second: Option<u64>,
-    /// What one of the others may have of it.
+    /// Upload rate of each peer by itself, bytes a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upload_bytes_per_second_per_peer: Option<u64>,
-    /// What is taken from one source.
+    /// Download rate from each source by itself, bytes a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub download_bytes_per_second_per_peer: Option<u64>,
-    /// Most batches served at once.
+    /// Maximum number of batches served at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upload_slots: Option<usize>,
-    /// Most batches served at once to one of the others.
+    /// Maximum number of batches served at once to one peer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upload_slots_per_peer: Option<usize>,
-    /// For pulls somebody waits for.
+    /// Rates while a user waits for a pull.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interactive: Option<RatesFile>,
-    /// For pulls of updates.
+    /// Rates while an update is pulled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub update: Option<RatesFile>,
-    /// For pulls of what may be wanted later.
+    /// Rates while an artifact is pulled that may be wanted later.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefetch: Option<RatesFile>,
-    /// Times with other rates.
+    /// Times of the week with other rates.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub windows: Vec<WindowFile>,
 }
 
-/// Rates of a class.
+/// Rates of one class of pulls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RatesFile {
-    /// What others may have of the link meanwhile, bytes a second.
+    /// Upload rate during such a pull, bytes a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upload_bytes_per_second: Option<u64>,
-    /// What is taken of it.
+    /// Download rate of such pulls, bytes a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub download_bytes_per_second: Option<u64>,
 }
 
-/// One of `windows`.
+/// One entry of `windows`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WindowFile {
-    /// `mon-fri`, `sat,sun`, …; every day when nothing is said.
+    /// Days on which the window begins, `mon-fri`, `sat,sun`, …; every day if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub days: Option<String>,
-    /// `HH:MM`.
+    /// First minute of the window, `HH:MM`.
     pub from: String,
-    /// `HH:MM`; not after `from` means the next day.
+    /// First minute after the window, `HH:MM`. A time that is not after `from` is on the next day.
     pub to: String,
-    /// Which class it is about; none for all together.
+    /// Class whose rates the window changes; absent: the rates of all traffic together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
-    /// What others may have of the link then, bytes a second.
+    /// Upload rate during the window, bytes a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upload_bytes_per_second: Option<u64>,
-    /// What is taken of it then.
+    /// Download rate during the window, bytes a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub download_bytes_per_second: Option<u64>,
 }
 
-/// Everything that is wrong with `[limits]`.
+/// Every mistake in `[limits]`, one sentence each.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("; "))]
 pub struct LimitsError(pub Vec<String>);
 
-/// Says what is wrong, all of it.
+/// Collects every mistake, so that one run reports them all.
 #[derive(Default)]
 struct Checker {
     wrong: Vec<String>,
@@ -95,18 +96,18 @@ struct Checker {
 impl Checker {
     fn rate(&mut self, name: &str, rate: Option<u64>) -> Option<u64> {
         if let Some(rate) = rate.filter(|rate| *rate < RATE_MIN) {
-            self.wrong.push(format!("{name} = {rate}: the least is {RATE_MIN}"));
+            self.wrong.push(format!("{name} = {rate}: the minimum is {RATE_MIN}"));
         }
         rate
     }
 
     fn slots(&mut self, name: &str, slots: Option<usize>) {
         if slots == Some(0) {
-            self.wrong.push(format!("{name} = 0: the least is 1"));
+            self.wrong.push(format!("{name} = 0: the minimum is 1"));
         }
     }
 
-    /// The window's class and times, as far as they can be read.
+    /// Returns the window's class and its (days, from, to), each as far as it can be parsed.
     fn window(&mut self, name: &str, file: &WindowFile) -> (Option<Class>, Option<(u8, u16, u16)>) {
         let class = file.class.as_deref().map(str::parse::<Class>);
         if let Some(Err(wrong)) = &class {
@@ -115,21 +116,21 @@ impl Checker {
         let days = file.days.as_deref().map_or(Some(0x7f), days);
         if days.is_none() {
             let text = file.days.as_deref().unwrap_or_default();
-            self.wrong.push(format!("{name}.days = {text:?}: say days as in \"mon-fri\" or \"sat,sun\""));
+            self.wrong.push(format!("{name}.days = {text:?}: write days as in \"mon-fri\" or \"sat,sun\""));
         }
         let mut time = |key: &str, text: &str| {
             let minute = minute(text);
             if minute.is_none() {
-                self.wrong.push(format!("{name}.{key} = {text:?}: say a time as in \"08:00\""));
+                self.wrong.push(format!("{name}.{key} = {text:?}: write a time as in \"08:00\""));
             }
             minute
         };
         let (from, to) = (time("from", &file.from), time("to", &file.to));
         if from.is_some() && from == to {
-            self.wrong.push(format!("{name} is empty: for a whole day say \"00:00\" to \"24:00\""));
+            self.wrong.push(format!("{name} is empty: for a whole day write \"00:00\" to \"24:00\""));
         }
         if from == Some(24 * 60) {
-            self.wrong.push(format!("{name}.from = \"24:00\": say \"00:00\""));
+            self.wrong.push(format!("{name}.from = \"24:00\": write \"00:00\""));
         }
         if file.upload_bytes_per_second.is_none() && file.download_bytes_per_second.is_none() {
             self.wrong.push(format!("{name} changes nothing: give it a rate"));
@@ -138,7 +139,7 @@ impl Checker {
     }
 }
 
-/// `mon-fri`, `sat,sun`, `fri-mon`: a bit each.
+/// Parses `mon-fri`, `sat,sun` or `fri-mon` into a set with one bit for each day, Monday lowest.
 fn days(text: &str) -> Option<u8> {
     const NAMES: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
     let day = |name: &str| NAMES.iter().position(|known| *known == name.trim().to_ascii_lowercase());
@@ -154,7 +155,7 @@ fn days(text: &str) -> Option<u8> {
     })
 }
 
-/// `HH:MM` up to `24:00`.
+/// Parses `HH:MM`, up to `24:00`, into minutes of the day.
 fn minute(text: &str) -> Option<u16> {
     let (hour, minute) = text.split_once(':')?;
     let two = |text: &str| (text.len() == 2).then(|| text.parse::<u16>().ok()).flatten();
@@ -163,12 +164,12 @@ fn minute(text: &str) -> Option<u16> {
 }
 
 impl LimitsFile {
-    /// Whether nothing is said.
+    /// Whether the section is empty.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 
-    /// What it says.
+    /// Returns the limits that the section sets.
     ///
     /// # Errors
     /// [`LimitsError`] with every mistake.
@@ -198,9 +199,10 @@ impl LimitsFile {
             limits.download.of(class).otherwise = down;
         }
         if self.windows.len() > WINDOWS_MAX {
-            checker
-                .wrong
-                .push(format!("limits.windows has {}: the most is {WINDOWS_MAX}", self.windows.len()));
+            checker.wrong.push(format!(
+                "limits.windows has {} entries: the maximum is {WINDOWS_MAX}",
+                self.windows.len()
+            ));
         }
         for (n, file) in self.windows.iter().enumerate() {
             let name = format!("limits.windows[{n}]");
@@ -221,7 +223,8 @@ impl LimitsFile {
         if checker.wrong.is_empty() { Ok(limits) } else { Err(LimitsError(checker.wrong)) }
     }
 
-    /// The same for a node that answers many, whose pulls are all of one kind.
+    /// Checks the section of a relay, whose transfers have no class. Refuses limits by class, and
+    /// upload slots, for which a relay has `upload_slots_max`.
     ///
     /// # Errors
     /// [`LimitsError`] with every mistake.
@@ -232,11 +235,11 @@ impl LimitsFile {
         let mut wrong = self.check().err().map(|error| error.0).unwrap_or_default();
         if of_class {
             wrong.push(
-                "limits by class are for devices: a relay does not know for what it is asked".to_owned(),
+                "limits by class are for devices: a relay does not know the class of a request".to_owned(),
             );
         }
         if slots {
-            wrong.push("limits.upload_slots is for devices: say upload_slots_max".to_owned());
+            wrong.push("limits.upload_slots is for devices: use upload_slots_max".to_owned());
         }
         if wrong.is_empty() { self.check() } else { Err(LimitsError(wrong)) }
     }
@@ -254,7 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_mistake_is_said() {
+    fn every_mistake_is_reported() {
         let text = r#"
             upload_bytes_per_second = 0
             upload_slots = 0
@@ -273,7 +276,7 @@ mod tests {
         let wrong = file.check().expect_err("wrong").0;
         for (place, part) in [
             ("limits.upload_bytes_per_second", "4096"),
-            ("limits.upload_slots", "least is 1"),
+            ("limits.upload_slots", "minimum is 1"),
             ("limits.update.download_bytes_per_second", "4096"),
             ("limits.windows[0].class", "urgent"),
             ("limits.windows[0].days", "mon-fri"),
@@ -293,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_change_the_rate_of_all_or_of_a_class() {
+    fn windows_change_the_rate_of_all_traffic_or_of_a_class() {
         let text = r#"
             download_bytes_per_second = 8000000
             prefetch.download_bytes_per_second = 1000000

@@ -1,6 +1,7 @@
-//! What of its link a node gives and takes: in all, of each peer, for each class of pull, by the time of day.
+//! Rate limits of a node's link: in total, for each peer and for each class of pull, by the time of
+//! day.
 //!
-//! A limit is this node's own doing and never counts against the peer it holds back.
+//! A limit is this node's own choice and never counts against the peer that it slows down.
 
 mod file;
 mod rate;
@@ -19,22 +20,22 @@ use distd_core::NodeId;
 
 use self::rate::{Rate, RateOfEach};
 
-/// Why a device pulls.
+/// Purpose of a device's pull.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// Somebody waits for it.
+    /// A user waits for the pull.
     Interactive,
-    /// An update, in its time.
+    /// A scheduled update.
     Update,
-    /// What may be wanted later.
+    /// An artifact that may be wanted later.
     Prefetch,
 }
 
 impl Class {
-    /// All of them.
+    /// All classes.
     pub const ALL: [Self; 3] = [Self::Interactive, Self::Update, Self::Prefetch];
 
-    /// Its name, as in settings.
+    /// Name of the class in settings.
     pub fn name(self) -> &'static str {
         match self {
             Self::Interactive => "interactive",
@@ -44,7 +45,7 @@ impl Class {
     }
 }
 
-/// No class has this name.
+/// A name that is not a class.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?}: the classes are interactive, update and prefetch")]
 pub struct UnknownClass(String);
@@ -57,28 +58,28 @@ impl FromStr for Class {
     }
 }
 
-/// Both directions, as configured.
+/// Limits of both directions, as configured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// What others get.
+    /// Limit on the bytes sent to peers.
     pub upload: Limit,
-    /// What is fetched.
+    /// Limit on the bytes received.
     pub download: Limit,
 }
 
-/// One direction, as configured.
+/// Limit of one direction, as configured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limit {
-    /// All together.
+    /// Rate of all traffic together.
     pub all: Schedule,
-    /// Those of each class together.
+    /// Rate of the traffic of each class together, indexed by [`Class`].
     pub classes: [Schedule; 3],
-    /// Each peer by itself, bytes a second.
+    /// Rate of each peer by itself, bytes a second.
     pub each: Option<u64>,
 }
 
 impl Limit {
-    /// What holds for chunks of a class, or of none. `None` when nothing does.
+    /// Returns the throttle for chunks of `class`, or of no class. `None` if no limit applies.
     pub fn for_class(&self, class: Option<Class>) -> Option<Arc<Throttle>> {
         let of_class = class.map(|class| self.classes[class as usize].clone());
         let schedules = [Some(self.all.clone()), of_class].into_iter().flatten().filter(|s| !s.is_free());
@@ -92,16 +93,16 @@ impl Limit {
     }
 }
 
-/// One direction's limits at work.
+/// Limits of one direction in operation.
 pub struct Throttle {
     each: Option<RateOfEach<NodeId>>,
-    /// All of these hold.
+    /// Rates that all traffic passes, one after the other.
     rates: Vec<Rate>,
-    /// How many wait, by the peer whose bytes they hold.
+    /// Number of waiting transfers, by the peer they send to or receive from.
     holding: Mutex<BTreeMap<NodeId, usize>>,
 }
 
-/// One that waits.
+/// Entry of one waiting transfer in [`Throttle::holding`], removed on drop.
 struct Holding<'t>(&'t Throttle, NodeId);
 
 impl Throttle {
@@ -109,7 +110,7 @@ impl Throttle {
         self.holding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether anything to or from `peer` is held back just now.
+    /// Whether a transfer to or from `peer` is waiting for a limit now.
     pub fn holds(&self, peer: &NodeId) -> bool {
         self.holding().contains_key(peer)
     }

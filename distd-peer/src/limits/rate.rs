@@ -1,4 +1,4 @@
-//! Byte rates: token buckets that any length may pass.
+//! Byte rates: token buckets that let through messages of any length.
 
 use std::hash::Hash;
 use std::num::NonZeroU32;
@@ -14,19 +14,21 @@ use governor::{NotUntil, Quota, RateLimiter};
 
 use super::schedule::{LocalTime, Schedule};
 
-/// Bytes a token stands for: fine enough for 1 KB/s, coarse enough for the bucket's clock at many GB/s.
+/// Bytes that one token stands for: fine enough for 1 KB/s, coarse enough for the bucket's clock at
+/// many GB/s.
 const TOKEN_BYTES: usize = 1024;
 
-/// Most tokens taken at once, so that a long frame is spread out and others get their turn in between.
+/// Maximum number of tokens taken at once, so that a long frame is spread out and other transfers
+/// get their turn in between.
 const PIECE_TOKENS: u32 = 16;
 
-/// Bytes written or read between two looks at a limit.
+/// Bytes written or read between two checks of a limit.
 pub(crate) const LIMITED_PIECE: usize = PIECE_TOKENS as usize * TOKEN_BYTES;
 
-/// How long a look at the time of day holds.
+/// How long a reading of the time of day is reused.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Buckets of peers from which on those are looked for that are full again.
+/// Number of peers' buckets from which on full buckets are searched for and removed.
 const PEERS_MAX: usize = 1024;
 
 fn quota(bytes_per_second: u64) -> Quota {
@@ -38,14 +40,16 @@ fn quota(bytes_per_second: u64) -> Quota {
 
 type Bucket<C> = RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<<C as Clock>::Instant>>;
 
-/// A rate over the week, shared by all that pass it; bursts of an eighth of a second.
+/// A rate over the week, shared by all transfers that pass it. Allows bursts of an eighth of a
+/// second.
 pub(super) struct Rate<C: Clock = MonotonicClock> {
     schedule: Schedule,
-    /// One for each rate.
+    /// One bucket for each rate of the schedule.
     buckets: Vec<(u64, Bucket<C>)>,
     clock: C,
     local: Box<dyn Fn() -> LocalTime + Send + Sync>,
-    /// When it was looked what time of day it is, and which bucket holds since.
+    /// Time of the last reading of the time of day, and the index of the bucket in force since
+    /// then.
     looked: Mutex<Option<(C::Instant, Option<usize>)>>,
 }
 
@@ -76,7 +80,8 @@ impl<C: Clock + Clone> Rate<C> {
         index.map(|index| &self.buckets[index].1)
     }
 
-    /// Takes so many tokens, or says when to try again; the time of day may have brought another rate by then.
+    /// Takes tokens, or returns how long to wait before trying again: at most [`LOOK_EVERY`], since
+    /// the time of day may bring another rate by then.
     fn take(&self, tokens: NonZeroU32) -> Result<(), Duration> {
         let Some(bucket) = self.bucket() else { return Ok(()) };
         let wait =
@@ -95,7 +100,7 @@ impl<C: Clock + Clone> Rate<C> {
 pub(super) struct RateOfEach<K: Clone + Eq + Hash, C: Clock = MonotonicClock> {
     buckets: RateLimiter<K, HashMapStateStore<K>, C, NoOpMiddleware<<C as Clock>::Instant>>,
     clock: C,
-    /// With so many buckets those that are full again are forgotten.
+    /// Number of buckets at which full buckets are removed.
     forget_at: AtomicUsize,
 }
 
@@ -115,7 +120,7 @@ impl<K: Clone + Eq + Hash, C: Clock + Clone> RateOfEach<K, C> {
     fn take(&self, peer: &K, tokens: NonZeroU32) -> Result<(), Duration> {
         if self.buckets.len() >= self.forget_at.load(Ordering::Relaxed) {
             self.buckets.retain_recent();
-            // Not again before as many have come as are in use.
+            // Not again before the number of buckets has doubled.
             self.forget_at.store((self.buckets.len() * 2).max(PEERS_MAX), Ordering::Relaxed);
         }
         let taken = self.buckets.check_key_n(peer, tokens).unwrap_or(Ok(()));
@@ -151,7 +156,7 @@ mod tests {
 
     const PIECE: NonZeroU32 = NonZeroU32::new(PIECE_TOKENS).expect("not zero");
 
-    /// Bytes that pass in so many seconds of virtual time, taken as fast as may be.
+    /// Returns how many bytes pass in `seconds` of virtual time if taken as fast as possible.
     fn passed(clock: &FakeRelativeClock, seconds: u64, take: impl Fn() -> Result<(), Duration>) -> u64 {
         let (mut left, mut bytes) = (Duration::from_secs(seconds), 0);
         loop {
@@ -171,7 +176,7 @@ mod tests {
     }
 
     fn close_to(bytes: u64, expected: u64) -> bool {
-        // A burst comes on top.
+        // A burst comes on top of the rate.
         bytes >= expected * 98 / 100 && bytes <= expected * 102 / 100 + expected / 8
     }
 
@@ -189,7 +194,7 @@ mod tests {
             let bytes = passed(&clock, 60, || rate.take(PIECE));
             assert!(close_to(bytes, 60 * per_second), "{bytes} bytes in a minute at {hour}");
         }
-        // Outside of windows nothing bounds where nothing was said.
+        // Outside of the windows there is no limit, as the schedule names none.
         let schedule = Schedule { otherwise: None, windows: vec![window] };
         let local = Box::new(|| LocalTime { day: 0, minute: 0 });
         let free = Rate::with_clocks(schedule, clock, local);
@@ -221,12 +226,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn any_length_passes_and_what_is_above_the_burst_takes_its_time() {
+    async fn any_length_passes_and_bytes_beyond_the_burst_wait() {
         let rate = Rate::new(Schedule { otherwise: Some(1 << 20), windows: Vec::new() });
         rate.pass(0).await;
         rate.pass(1).await;
         let start = Instant::now();
-        // An eighth of a second's worth is the burst; the other 384 KiB need three eighths.
+        // The burst is an eighth of a second's worth; the other 384 KiB need three eighths.
         rate.pass(512 << 10).await;
         assert!(start.elapsed() >= Duration::from_millis(300), "{:?}", start.elapsed());
     }

@@ -1,9 +1,9 @@
 //! [`Schedule`]: a rate that depends on the time of day.
 
-/// Minutes of a day.
+/// Minutes in a day.
 const DAY: u16 = 24 * 60;
 
-/// When it is, where this node is.
+/// Day of the week and time of day in this node's time zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LocalTime {
     /// Day of the week, Monday is 0.
@@ -13,7 +13,7 @@ pub struct LocalTime {
 }
 
 impl LocalTime {
-    /// By the clock and time zone of the system; UTC where no zone is set.
+    /// Reads the clock and the time zone of the system; UTC if no zone is set.
     pub fn now() -> Self {
         let now = jiff::Zoned::now();
         Self {
@@ -23,16 +23,16 @@ impl LocalTime {
     }
 }
 
-/// A part of the week with a rate of its own.
+/// A part of the week with its own rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// Days it begins on, a bit each, Monday the lowest.
+    /// Days on which the window begins, one bit each, Monday lowest.
     pub days: u8,
     /// First minute of the day.
     pub from: u16,
-    /// First minute after it; when that is not after `from`, of the next day.
+    /// First minute after the window; on the next day if it is not after `from`.
     pub to: u16,
-    /// Bytes a second.
+    /// Rate in bytes a second.
     pub rate: u64,
 }
 
@@ -47,27 +47,27 @@ impl Window {
     }
 }
 
-/// Bytes a second over the week.
+/// Rate in bytes a second over the week.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Schedule {
-    /// Outside of all windows; `None` for no bound.
+    /// Rate outside of all windows; `None` is no limit.
     pub otherwise: Option<u64>,
-    /// Of those that hold the first counts.
+    /// Windows; where several overlap the first one counts.
     pub windows: Vec<Window>,
 }
 
 impl Schedule {
-    /// The rate at a time.
+    /// Returns the rate in force at a time; `None` is no limit.
     pub fn rate_at(&self, at: LocalTime) -> Option<u64> {
         self.windows.iter().find(|window| window.holds(at)).map(|window| window.rate).or(self.otherwise)
     }
 
-    /// All rates in it.
+    /// Iterates over all rates of the schedule.
     pub fn rates(&self) -> impl Iterator<Item = u64> + '_ {
         self.otherwise.into_iter().chain(self.windows.iter().map(|window| window.rate))
     }
 
-    /// Whether there is no bound at any time.
+    /// Whether there is no limit at any time.
     pub fn is_free(&self) -> bool {
         self.rates().next().is_none()
     }

@@ -1,4 +1,4 @@
-//! A connection, of whichever transport: what opens and accepts streams.
+//! A connection over either transport, which opens and accepts streams.
 
 use std::net::SocketAddr;
 
@@ -15,7 +15,7 @@ use crate::trust::tls::{
     ALPN_ENROLL, PeerIdentity, PeerRefused, identity_in, negotiated_alpn, peer_identity,
 };
 
-/// What a connection runs on.
+/// Transport of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Carrier {
@@ -26,7 +26,7 @@ pub enum Carrier {
 }
 
 impl Carrier {
-    /// Its name, as in settings and reports.
+    /// Name of the carrier in settings and reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Quic => "quic",
@@ -35,7 +35,7 @@ impl Carrier {
     }
 }
 
-/// One end of a connection that this side dialled.
+/// The dialling end of a connection.
 #[derive(Clone)]
 pub(crate) enum Connection {
     Quic(quinn::Connection),
@@ -62,7 +62,7 @@ impl Connection {
         }
     }
 
-    /// Where its packets go: the proxy, if there is one between.
+    /// Address that packets are sent to: the proxy's, if there is one.
     pub(crate) fn remote(&self) -> SocketAddr {
         match self {
             Self::Quic(connection) => connection.remote_address(),
@@ -70,7 +70,7 @@ impl Connection {
         }
     }
 
-    /// Who is at the other end, at `now` (unix seconds).
+    /// Returns the identity of the peer at `now` (unix seconds).
     pub(crate) fn identity(&self, now: u64) -> Result<PeerIdentity, PeerRefused> {
         match self {
             Self::Quic(connection) => peer_identity(connection, now),
@@ -85,7 +85,7 @@ impl Connection {
         }
     }
 
-    /// Whether it was over UDP and nothing came any more.
+    /// Whether the connection ran over UDP and ended because nothing came any more.
     pub(crate) fn starved(&self) -> bool {
         matches!(self, Self::Quic(connection) if connection.close_reason() == Some(ConnectionError::TimedOut))
     }
@@ -97,7 +97,7 @@ impl Connection {
         }
     }
 
-    /// Ends it.
+    /// Closes the connection with a code.
     pub(crate) fn close(&self, code: CloseCode) {
         match self {
             Self::Quic(connection) => connection.close(close_code(code), b""),
@@ -106,14 +106,15 @@ impl Connection {
     }
 }
 
-/// One end of a connection that the other side dialled.
+/// The accepting end of a connection.
 pub(crate) enum Accepted {
     Quic(quinn::Connection),
     Https(Box<https::Accepted>),
 }
 
 impl Accepted {
-    /// The next stream and its id; `None` when the connection is over. Cancelling the future loses nothing.
+    /// Returns the next stream and its id; `None` when the connection is over. Cancelling the
+    /// future loses nothing.
     pub(crate) async fn next(&mut self) -> Option<(u64, SendStream, RecvStream)> {
         match self {
             Self::Quic(connection) => {
@@ -125,7 +126,7 @@ impl Accepted {
         }
     }
 
-    /// Whether all it may do is enrol: over TCP whoever shows no certificate.
+    /// Whether the peer may only enrol. Over TCP this is every peer without a certificate.
     pub(crate) fn enrols(&self) -> bool {
         match self {
             Self::Quic(connection) => negotiated_alpn(connection).as_deref() == Some(ALPN_ENROLL),
@@ -133,7 +134,7 @@ impl Accepted {
         }
     }
 
-    /// The code with which the other end closed it.
+    /// Code with which the peer closed the connection, if it did.
     pub(crate) fn closed_with(&self) -> Option<CloseCode> {
         match self {
             Self::Quic(connection) => match connection.close_reason()? {
@@ -146,7 +147,7 @@ impl Accepted {
         }
     }
 
-    /// Who is at the other end, at `now` (unix seconds).
+    /// Returns the identity of the peer at `now` (unix seconds).
     pub(crate) fn identity(&self, now: u64) -> Result<PeerIdentity, PeerRefused> {
         match self {
             Self::Quic(connection) => peer_identity(connection, now),
@@ -161,7 +162,7 @@ impl Accepted {
         }
     }
 
-    /// Lets the other end have so many streams open at once.
+    /// Sets how many streams the peer may have open at once.
     pub(crate) fn allow_streams(&mut self, streams: usize) {
         match self {
             Self::Quic(connection) => {
@@ -180,7 +181,7 @@ impl Accepted {
         }
     }
 
-    /// Waits until what was written has gone out and the connection is over.
+    /// Waits until everything written has been sent and the connection is over.
     pub(crate) async fn finish(&mut self) {
         match self {
             Self::Quic(connection) => drop(connection.closed().await),
@@ -188,7 +189,7 @@ impl Accepted {
         }
     }
 
-    /// Ends it. Over TCP who dialled is told no code.
+    /// Closes the connection with a code. Over TCP the peer does not learn the code.
     pub(crate) fn close(self, code: CloseCode) {
         match self {
             Self::Quic(connection) => connection.close(close_code(code), b""),

@@ -1,4 +1,4 @@
-//! Dialling parents: over QUIC, over HTTPS, or over whichever gets through.
+//! Dialling of parents over QUIC, over HTTPS, or over whichever gets through.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,52 +24,54 @@ use crate::trust::tls::{
 /// How long a dialled parent may take to answer.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// How long the transport dialled first has the field to itself. Enough for a handshake over any link on the ground; a first packet
-/// of QUIC that is lost is repeated only after a second.
+/// How long the transport dialled first is tried alone. It is enough for a handshake over any
+/// terrestrial link. QUIC repeats a lost first packet only after a second.
 const HEAD_START: Duration = Duration::from_millis(300);
 
-/// First pause before a TCP port that nobody listens on is tried again; doubles up to [`KNOCK_MAX`]. Packets of QUIC are repeated just so,
-/// and a parent that is started again is found the same way.
+/// First pause before a TCP port is tried again on which nobody listens. Doubles up to
+/// [`KNOCK_MAX`]. QUIC repeats its packets in the same way, and a parent that is just being
+/// restarted is found.
 const KNOCK: Duration = Duration::from_millis(200);
 const KNOCK_MAX: Duration = Duration::from_secs(1);
 
-/// Why a parent could not be dialled.
+/// Reason why a parent could not be dialled.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    /// The name has no address.
+    /// The address does not resolve.
     #[error("could not resolve {0}")]
     Resolve(String, #[source] io::Error),
-    /// Somebody answered, but not as a parent of this realm would.
+    /// A node answered, but not as a parent of this realm.
     #[error("could not connect to {0}: check that it runs and belongs to this realm")]
     Connect(String, #[source] Box<dyn std::error::Error + Send + Sync>),
-    /// TCP came to nothing.
+    /// The TCP connection failed.
     #[error("could not connect to {0} over TCP: check that it runs and that TCP reaches it")]
     Tcp(String, #[source] io::Error),
-    /// Nobody answered in time.
+    /// No answer came in time.
     #[error("{address} did not answer: check that it runs and that {over} reaches it")]
     Silent {
-        /// Who did not.
+        /// Address that did not answer.
         address: String,
-        /// What was tried: UDP, TCP or both.
+        /// Transports tried: UDP, TCP or both.
         over: &'static str,
     },
-    /// No way through the proxy.
+    /// The proxy did not open a tunnel.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
 }
 
 impl DialError {
-    /// Whether nobody listens there just now, or who did went away.
+    /// Whether dialling again may help: nothing listens there at the moment, or the node that
+    /// listened went away.
     fn may_pass(&self) -> bool {
         match self {
             Self::Tcp(_, error) => error.kind() == io::ErrorKind::ConnectionRefused || went_away(error),
-            // What proxies say of it.
+            // Statuses by which a proxy reports the same.
             Self::Proxy(ProxyError::Refused { status, .. }) => (502..=504).contains(status),
             _ => false,
         }
     }
 
-    /// Of two ways that failed, what says most about why.
+    /// Of the errors of two transports, returns the one that says most about the cause.
     fn or(self, other: Self) -> Self {
         let weight = |error: &Self| match error {
             Self::Resolve(..) => 0,
@@ -85,10 +87,10 @@ impl DialError {
     }
 }
 
-/// An endpoint that dials, of both families where the machine has both.
+/// Opens an endpoint that dials, for IPv4 and IPv6 if the machine has both.
 ///
 /// # Errors
-/// [`BindError`], or that of `config`.
+/// [`BindError`], or the error of `config`.
 pub(crate) fn endpoint_of_both<E: From<BindError>>(
     config: impl Fn() -> Result<quinn::ClientConfig, E>,
 ) -> Result<Endpoint, E> {
@@ -106,13 +108,14 @@ fn without_address(address: &str) -> DialError {
     DialError::Resolve(address.to_owned(), io::ErrorKind::NotFound.into())
 }
 
-/// Whether the other side was gone before it had said anything: a parent that is killed then may be started again.
+/// Whether the peer was gone before it had sent anything: a parent that was just killed may be
+/// started again.
 fn went_away(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
-/// What a node dials its parents with.
+/// Dialler of a node's parents.
 #[derive(Clone)]
 pub struct Dialer {
     quic: Endpoint,
@@ -121,7 +124,7 @@ pub struct Dialer {
 }
 
 impl Dialer {
-    /// For a node with a certificate, which dials over QUIC from `quic`.
+    /// Creates the dialler of a node with a certificate, which dials QUIC from `quic`.
     ///
     /// # Errors
     /// [`TlsError`].
@@ -134,7 +137,7 @@ impl Dialer {
         Ok(Self { quic, tls: Arc::new(https_parent_client(credentials, ca)?), outbound })
     }
 
-    /// For a node without one: it can enrol, and renew what it has.
+    /// Creates the dialler of a node without a certificate, which can only enrol or renew.
     ///
     /// # Errors
     /// [`BindError`].
@@ -143,12 +146,13 @@ impl Dialer {
         Ok(Self { quic, tls: Arc::new(https_enroll_client(anchor)), outbound })
     }
 
-    /// How parents are reached.
+    /// How parents are reached: transport, proxy, and what was learned before.
     pub(crate) fn outbound(&self) -> &Arc<Outbound> {
         &self.outbound
     }
 
-    /// A connection to the parent at `address` (`HOST:PORT`): a certificate of the realm with a parent's name was shown.
+    /// Dials the parent at `address` (`HOST:PORT`). The parent has shown a certificate of the realm
+    /// with a parent's name.
     ///
     /// # Errors
     /// [`DialError`].
@@ -163,7 +167,8 @@ impl Dialer {
         Ok(connection)
     }
 
-    /// Over `first`, and after its head start over the other one too; the first to get through.
+    /// Dials over `first`, and after its head start over the other carrier, too. Returns the first
+    /// connection.
     async fn race(&self, first: Carrier, address: &str) -> Result<Connection, DialError> {
         let second = match first {
             Carrier::Quic => Carrier::Https,
@@ -231,7 +236,7 @@ impl Dialer {
                 let stream = first_of(&found, TcpStream::connect).await;
                 let stream = stream.ok_or_else(|| without_address(address))?.map_err(failed)?;
                 let remote = stream.peer_addr().map_err(failed)?;
-                // A socket that refuses is about to fail anyway.
+                // A socket that refuses the option is about to fail anyway.
                 let _ = stream.set_nodelay(true);
                 (Box::new(stream), remote)
             }
@@ -250,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_two_ways_that_failed_the_one_that_got_farther_is_reported() {
+    fn the_error_of_the_transport_that_got_farther_is_reported() {
         let silent = |over| DialError::Silent { address: "a:1".into(), over };
         let refused = || DialError::Tcp("a:1".into(), io::ErrorKind::ConnectionRefused.into());
         let stranger = || DialError::Connect("a:1".into(), "unknown issuer".into());

@@ -1,4 +1,4 @@
-//! QUIC endpoints with distd's windows and timers, which connections over TCP have too.
+//! QUIC endpoints with distd's windows and timers, which connections over TCP share.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,43 +17,49 @@ use tokio::net::TcpListener;
 
 use super::congestion::Congestion;
 
-/// Unacknowledged bytes a peer may have in flight to us on one stream: one batch's chunks in compressed form mostly fit.
+/// Maximum number of unread bytes on one stream of an asker. The compressed chunks of one batch
+/// mostly fit.
 pub(super) const STREAM_WINDOW: u32 = 3 << 20;
 
-/// The same over all streams: fills 1 Gbit/s at 50 ms, and bounds what one connection can make us buffer. On a fast link all of it waits for the
-/// disk.
+/// The same over all streams of a connection. Fills 1 Gbit/s at 50 ms, and bounds what one
+/// connection can make the asker buffer. On a fast link all of it waits for the disk.
 pub(super) const CONNECTION_WINDOW: u32 = 6 << 20;
 
-/// Bytes written to a connection and not acknowledged, before anything is known of the path.
+/// Bytes written to a connection and not acknowledged, before the path has been measured.
 const SEND_WINDOW_MIN: u64 = 512 << 10;
 
-/// Streams a peer may have open: control streams of a few swarms and their batches.
+/// Maximum number of streams that a peer may have open: control streams of a few swarms and their
+/// batches.
 pub(super) const STREAMS_MAX: u32 = 128;
 
-/// Streams that any peer may have open: a relay has on one connection what all its own askers have.
+/// Maximum number of streams for any peer: a relay has on one connection everything that its own
+/// askers have.
 pub(super) const STREAMS_MOST: u32 = 1024;
 
-/// Silence after which a connection counts as lost.
+/// Duration of silence after which a connection counts as lost.
 pub(super) const IDLE: Duration = Duration::from_secs(30);
 
-/// Silence after which a peer is asked for a sign of life.
+/// Duration of silence after which a peer is probed.
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// Largest packet probed for, bytes: path MTU discovery settles on what the path carries. The ten packets that QUIC hands to the system at once
-/// must fit one datagram of IPv4 (65 507 bytes), or the system takes none of them and all ten are lost.
+/// Largest packet probed for, bytes. Path MTU discovery settles on what the path carries. QUIC
+/// gives the system ten packets at once, and these must fit one IPv4 datagram (65 507 bytes):
+/// otherwise the system accepts none of them and all ten are lost.
 const MTU_MAX: u16 = 6550;
 
-/// Bytes of datagrams that may wait in a socket until this process gets to run: what a link of 1 Gbit/s brings in 30 ms.
+/// Size of a socket's buffers, bytes. It holds what a link of 1 Gbit/s brings in 30 ms while this
+/// process waits for a processor.
 const SOCKET_BUFFER: usize = 4 << 20;
 
-/// A UDP socket with room for what arrives while this process waits for a processor. What overflows the system's own default (some 200 KiB) is lost, and
-/// sent again.
+/// Opens a UDP socket with room for the datagrams that arrive while this process waits for a
+/// processor. Datagrams that overflow the system's default (some 200 KiB) are lost, and sent again.
 ///
 /// # Errors
-/// Those of binding.
+/// The error of binding.
 pub fn udp_socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
     let socket = std::net::UdpSocket::bind(address)?;
-    // Root may have as much as it wants, others as much as `net.core.rmem_max` says; less only costs speed.
+    // Root may set any size, other users at most `net.core.rmem_max`. A smaller buffer only costs
+    // speed.
     if sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER).is_err() {
         let _ = sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER);
     }
@@ -61,31 +67,34 @@ pub fn udp_socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
     Ok(socket)
 }
 
-/// Why an endpoint could not be opened.
+/// Reason why an endpoint could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("could not listen on {address}: choose another address, or stop what uses it")]
 pub struct BindError {
-    /// The address.
+    /// Address that could not be bound.
     pub address: SocketAddr,
-    /// The operating system's answer.
+    /// Error of the operating system.
     #[source]
     pub cause: io::Error,
 }
 
-/// What an asker may have unread at a node that answers: requests are far smaller than answers.
+/// Maximum number of unread bytes on one stream of an answerer. Requests are far smaller than
+/// answers.
 pub(super) const REQUEST_STREAM_WINDOW: u32 = 1_200_000;
 
-/// The same over all streams of a connection, which may be one of thousands and, for enrolment, anyone's.
+/// The same over all streams of a connection, which may be one of thousands and, for enrolment,
+/// from any sender.
 pub(super) const REQUEST_CONNECTION_WINDOW: u32 = 1_500_000;
 
-/// What a connection's speed depends on. The defaults are measured: docs/benchmarks.md, "Speed".
+/// Parameters on which a connection's speed depends. The defaults are measured (docs/benchmarks.md,
+/// "Speed").
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tuning {
-    /// Of the side that sends chunks.
+    /// Congestion control of the side that sends chunks.
     pub congestion: Congestion,
-    /// Bytes an asker takes in flight on one stream.
+    /// Maximum number of unread bytes on one stream of an asker.
     pub stream_window: u32,
-    /// The same over all streams.
+    /// The same over all streams of a connection.
     pub connection_window: u32,
     /// Largest packet probed for, bytes.
     pub mtu_max: u16,
@@ -103,12 +112,12 @@ impl Default for Tuning {
 }
 
 impl Tuning {
-    /// For who asks for chunks.
+    /// Transport settings of an asker.
     pub fn asking(&self) -> Arc<TransportConfig> {
         self.transport(self.stream_window, self.connection_window)
     }
 
-    /// For who sends them.
+    /// Transport settings of an answerer.
     pub fn answering(&self) -> Arc<TransportConfig> {
         self.transport(REQUEST_STREAM_WINDOW, REQUEST_CONNECTION_WINDOW)
     }
@@ -133,20 +142,22 @@ impl Tuning {
     }
 }
 
-/// Bounds what is written and not acknowledged to twice what the path has in flight: enough that there is always something to send, and a
-/// thousand connections do not each hold megabytes. To be called as bytes are written.
+/// Sets the bound on unacknowledged bytes to twice the congestion window of the path. There is
+/// always something to send, and a thousand connections do not hold megabytes each. Call it
+/// whenever bytes are written.
 pub fn fit_send_window(connection: &quinn::Connection) {
     let in_flight = connection.stats().path.cwnd;
     let most = u64::from(CONNECTION_WINDOW);
     connection.set_send_window(in_flight.saturating_mul(2).clamp(SEND_WINDOW_MIN, most));
 }
 
-/// What makes stateless resets of this node the same after a restart (RFC 9000 §10.3): without it a peer of a process that was
-/// killed waits for its idle timeout before it dials again.
+/// Key that keeps the stateless resets of this node the same over a restart (RFC 9000 §10.3).
+/// Without it, the peer of a process that was killed waits for its idle timeout before it dials
+/// again.
 pub struct ResetKey([u8; 32]);
 
 impl ResetKey {
-    /// From the node's private key, PKCS#8.
+    /// Derives the key from the node's private key, PKCS#8.
     pub fn of_node(private_key: &PrivateKeyDer<'_>) -> Self {
         Self(blake3::derive_key("distd 2026-11-20 quic stateless reset v1", private_key.secret_der()))
     }
@@ -155,7 +166,8 @@ impl ResetKey {
 fn endpoint_config(reset: Option<&ResetKey>) -> EndpointConfig {
     let Some(ResetKey(seed)) = reset else { return EndpointConfig::default() };
     let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, seed)));
-    // Connection ids carry a check of this key; a packet whose id does not pass is answered with nothing.
+    // Connection ids contain a check made with this key. A packet whose id fails the check is not
+    // answered.
     let id_key = blake3::derive_key("distd 2026-11-20 quic connection id v1", seed);
     let id_key = u64::from_be_bytes(id_key[..8].try_into().expect("eight of 32 bytes"));
     config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(id_key)));
@@ -176,7 +188,7 @@ fn endpoint(
     open().map_err(|cause| BindError { address, cause })
 }
 
-/// An endpoint that only dials.
+/// Opens an endpoint that only dials.
 ///
 /// # Errors
 /// [`BindError`].
@@ -188,8 +200,8 @@ pub fn client_endpoint(dual_stack: bool, mut config: quinn::ClientConfig) -> Res
     Ok(endpoint)
 }
 
-/// An endpoint of a device: dials parents and neighbours, and is dialled by neighbours, from one port, so that who is dialled sees
-/// where it listens.
+/// Opens the endpoint of a device. It dials parents and neighbours and is dialled by neighbours,
+/// all from one port, so that a dialled node sees where the device listens.
 ///
 /// # Errors
 /// [`BindError`].
@@ -207,10 +219,10 @@ pub fn device_endpoint(
     Ok(endpoint)
 }
 
-/// The address of this host on the way to `remote`, with `port`. Nothing is sent.
+/// Returns the address of this host on the route to `remote`, with `port`. Sends nothing.
 ///
 /// # Errors
-/// The system's: no way there.
+/// The system's error, if there is no route.
 pub fn own_address(remote: SocketAddr, port: u16) -> io::Result<SocketAddr> {
     let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
     let any: SocketAddr = if remote.is_ipv6() { ([0u16; 8], 0).into() } else { ([0u8; 4], 0).into() };
@@ -219,7 +231,7 @@ pub fn own_address(remote: SocketAddr, port: u16) -> io::Result<SocketAddr> {
     Ok(SocketAddr::new(socket.local_addr()?.ip(), port))
 }
 
-/// An endpoint that listens.
+/// Opens an endpoint that listens.
 ///
 /// # Errors
 /// [`BindError`].
@@ -233,15 +245,16 @@ pub fn server_endpoint(
     endpoint(address, Some(config), Some(reset))
 }
 
-/// Bounds what strangers' packets hold before a handshake has begun: each is accepted or refused within moments.
+/// Bounds the memory for packets of unknown peers before a handshake begins: each is accepted or
+/// refused within moments.
 fn bound_incoming(config: &mut quinn::ServerConfig) {
     config.max_incoming(4096).incoming_buffer_size(16 << 10).incoming_buffer_size_total(16 << 20);
 }
 
-/// Times a port that the system chose for UDP is tried for TCP too.
+/// Number of attempts to find a port, chosen by the system for UDP, that is also free for TCP.
 const PORT_TRIES: u32 = 32;
 
-/// What a parent listens on: QUIC, and TCP at the same port number.
+/// Opens the sockets of a parent: QUIC, and TCP at the same port number.
 ///
 /// # Errors
 /// [`BindError`].
@@ -262,21 +275,22 @@ pub fn parent_sockets(
         tries -= 1;
         match listen() {
             Ok(listener) => return Ok((endpoint, listener)),
-            // Taken for TCP by somebody else.
+            // Another process has this port for TCP.
             Err(e) if e.kind() == io::ErrorKind::AddrInUse && address.port() == 0 && tries > 0 => {}
             Err(e) => return Err(failed(e)),
         }
     }
 }
 
-/// Most addresses of one name that are tried.
+/// Maximum number of addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 8;
 
-/// All addresses of `HOST:PORT`, in the order in which they are to be tried: the resolver's, its families by
-/// turns (RFC 8305 §4). A link-local address may name its interface, as in `[fe80::1%eth0]:4433`.
+/// Returns all addresses of `HOST:PORT` in the order in which they should be tried: the resolver's
+/// order, with address families alternating (RFC 8305 §4). A link-local address may name its
+/// interface, as in `[fe80::1%eth0]:4433`.
 ///
 /// # Errors
-/// The resolver's, or `NotFound` for a name without addresses.
+/// The resolver's error, or `NotFound` for a name without addresses.
 pub async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
     if let Some(scoped) = scoped_address(address) {
         return Ok(vec![scoped?]);
@@ -297,7 +311,8 @@ pub async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
     Ok(out)
 }
 
-/// `[ADDRESS%INTERFACE]:PORT`, which the system's resolver does not read; `None` for anything else.
+/// Parses `[ADDRESS%INTERFACE]:PORT`, which the system's resolver does not accept; `None` for
+/// anything else.
 fn scoped_address(address: &str) -> Option<io::Result<SocketAddr>> {
     let (host, port) = address.strip_prefix('[')?.rsplit_once("]:")?;
     let (ip, zone) = host.split_once('%')?;
@@ -315,14 +330,15 @@ fn interface_index(name: &str) -> io::Result<u32> {
         .map_err(|e| io::Error::new(e.kind(), format!("there is no network interface {name}")))
 }
 
-/// How long one address has the field to itself before the next is tried too (RFC 8305 §5).
+/// How long one address is tried alone before the next one is tried too (RFC 8305 §5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// Tries addresses one after the other, each while those before it are still under way, and returns the first
-/// that gets through. A dead address costs a quarter of a second, not the whole wait.
+/// Tries addresses one after the other, each while the earlier attempts continue, and returns the
+/// first that succeeds. An address that does not answer costs a quarter of a second, not the whole
+/// timeout.
 ///
 /// # Errors
-/// The last failure, when all have failed.
+/// The last failure, if all have failed. `None` if there is no address.
 pub(super) async fn first_of<T, E, F>(
     addresses: &[SocketAddr],
     connect: impl Fn(SocketAddr) -> F,
@@ -351,7 +367,7 @@ where
     }
 }
 
-/// Whether an address cannot be bound because the machine has no IPv6.
+/// Whether binding failed because the machine has no IPv6.
 pub fn is_without_ipv6(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(rustix::io::Errno::from_raw_os_error),
@@ -359,7 +375,8 @@ pub fn is_without_ipv6(error: &io::Error) -> bool {
     )
 }
 
-/// All IPv4 addresses, at the same port: where a default of all addresses falls back to without IPv6.
+/// The wildcard IPv4 address with the same port: the fallback of a default wildcard address on a
+/// host without IPv6.
 pub fn everywhere_ipv4(address: SocketAddr) -> SocketAddr {
     (Ipv4Addr::UNSPECIFIED, address.port()).into()
 }
@@ -373,7 +390,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_address_that_swallows_everything_holds_up_the_next_by_a_moment() {
+    async fn a_silent_address_delays_the_next_one_only_briefly() {
         let start = tokio::time::Instant::now();
         let addresses = [at(1), at(2), at(3)];
         let got = first_of(&addresses, |address| async move {
@@ -393,7 +410,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn interfaces_are_known_by_name() {
+    async fn a_link_local_address_may_name_its_interface() {
         let found = resolve("[fe80::1%lo]:4433").await.expect("an address");
         assert_eq!(found.len(), 1);
         let SocketAddr::V6(address) = found[0] else { panic!("{found:?}") };

@@ -1,4 +1,4 @@
-//! One enrolment exchange.
+//! The asking side of one enrolment exchange.
 
 use std::time::Duration;
 
@@ -15,21 +15,21 @@ use super::outbound::Outbound;
 use super::{FrameReader, FrameWriter, Meter, WireError};
 use crate::trust::tls::TrustAnchor;
 
-/// How long a parent may take to answer: it may have to ask its own.
+/// How long a parent may take to answer. It may have to ask its own parent.
 const ANSWER: Duration = Duration::from_secs(20);
 
-/// Why an enrolment got no answer.
+/// Reason why an enrolment got no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrollError {
-    /// No socket.
+    /// A socket could not be opened.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// Its certificate is not of the realm the token names.
+    /// A node answered, but not as a parent of the realm that the token names.
     #[error(
         "could not connect to {0}: check the address, that it runs, and that the join token is of its realm"
     )]
     Connect(String, #[source] Box<dyn std::error::Error + Send + Sync>),
-    /// It could not be dialled at all.
+    /// The parent could not be reached.
     #[error(transparent)]
     Dial(DialError),
     /// The exchange broke off.
@@ -46,8 +46,9 @@ impl From<DialError> for EnrollError {
     }
 }
 
-/// Sends one encoded request to the parent at `address` (`HOST:PORT`), as `outbound` says, and returns the
-/// bytes of its reply: a relay forwards both as they are, a node checks the reply's seal.
+/// Sends one encoded request to the parent at `address` (`HOST:PORT`), over the transport and proxy
+/// that `outbound` gives, and returns the bytes of the reply. A relay forwards both unchanged; a
+/// node checks the reply's seal.
 ///
 /// # Errors
 /// [`EnrollError`].

@@ -1,4 +1,5 @@
-//! Streams of HTTP/2: the request's body is the asker's half, the response's the answerer's (docs/protocol.md, "Over TCP").
+//! Streams of HTTP/2. The request's body is the asker's half, the response's body the answerer's
+//! (docs/protocol.md, "Over TCP").
 
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,10 +14,11 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::WireError;
 
-/// What a close code is added to in RST_STREAM: HTTP/2's own error codes are small numbers. "di".
+/// Number added to a close code in RST_STREAM, as HTTP/2's own error codes are small numbers. ASCII
+/// "di" in the upper half.
 const CODE_BASE: u32 = 0x6469_0000;
 
-/// Bytes asked for at once from flow control.
+/// Maximum number of bytes requested at once from flow control.
 const PIECE_MAX: usize = 256 << 10;
 
 fn reason(code: CloseCode) -> Reason {
@@ -31,14 +33,14 @@ fn was_reset(reason: Reason) -> WireError {
 fn close_code_of(reason: Reason) -> CloseCode {
     match u32::from(reason) {
         code if code & 0xffff_0000 == CODE_BASE => CloseCode::from_code(u64::from(code & 0xffff)),
-        // A stream that was dropped by its reader or writer: HTTP/2's own codes.
+        // HTTP/2's own codes: a stream whose reader or writer was dropped.
         _ if reason == Reason::CANCEL || reason == Reason::NO_ERROR => CloseCode::Cancelled,
         _ if reason == Reason::REFUSED_STREAM => CloseCode::Busy,
         code => CloseCode::Unknown(u64::from(code)),
     }
 }
 
-/// What an error of HTTP/2 is to a stream.
+/// Converts an error of HTTP/2 to an error of the stream.
 pub(super) fn wire_error(error: h2::Error) -> WireError {
     match error.reason() {
         Some(reason) if error.is_reset() => WireError::Closed(close_code_of(reason)),
@@ -46,39 +48,42 @@ pub(super) fn wire_error(error: h2::Error) -> WireError {
     }
 }
 
-/// Both bodies may end the stream, so both have this; the lock is held for no wait.
+/// Sender of a stream, shared because either half may reset the stream. The lock is never held
+/// across an await.
 type Shared = Arc<Mutex<h2::SendStream<Bytes>>>;
 
 fn lock(stream: &Shared) -> MutexGuard<'_, h2::SendStream<Bytes>> {
     stream.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The body this side sends.
+/// The half of a stream that this side sends.
 pub(crate) struct BodyOut {
     stream: Shared,
     ended: bool,
-    /// Whoever answers counts as busy with the stream until this is gone, even when the asker has reset it.
+    /// Permit of the answerer, held until this half is dropped, even if the asker has reset the
+    /// stream.
     _slot: Option<OwnedSemaphorePermit>,
 }
 
-/// The body the other side sends.
+/// The half of a stream that the peer sends.
 pub(crate) struct BodyIn {
     state: Incoming,
     stream: Shared,
 }
 
 enum Incoming {
-    /// The answer has not begun.
+    /// The response has not begun.
     Awaited(ResponseFuture),
     Body(h2::RecvStream),
 }
 
-/// The asker's two halves of a stream.
+/// Makes the asker's halves of a stream.
 pub(super) fn asked(response: ResponseFuture, body: h2::SendStream<Bytes>) -> (BodyOut, BodyIn) {
     pair(Incoming::Awaited(response), body, None)
 }
 
-/// The answerer's; `slot` is given back when it has done with them.
+/// Makes the answerer's halves of a stream; `slot` is released when the answerer drops its sending
+/// half.
 pub(super) fn answered(
     request: h2::RecvStream,
     body: h2::SendStream<Bytes>,
@@ -107,15 +112,15 @@ impl BodyOut {
         Ok(())
     }
 
-    /// Returns when the other side has reset the stream.
+    /// Waits until the peer has reset the stream.
     pub(super) async fn stopped(&self) -> WireError {
         poll_fn(|cx| lock(&self.stream).poll_reset(cx)).await.map_or_else(wire_error, was_reset)
     }
 
-    /// How many bytes, of `want`, may be sent now.
+    /// Returns how many of `want` bytes may be sent now.
     fn poll_room(&self, cx: &mut Context<'_>, want: usize) -> Poll<Result<usize, WireError>> {
         let mut stream = lock(&self.stream);
-        // A stream the peer has reset may still have room.
+        // A stream that the peer has reset may still have room.
         if let Poll::Ready(reset) = stream.poll_reset(cx) {
             return Poll::Ready(Err(reset.map_or_else(wire_error, was_reset)));
         }
@@ -152,7 +157,8 @@ impl Drop for BodyOut {
 }
 
 impl BodyIn {
-    /// The next bytes, at most a frame; `None` at the end. Cancelling the future loses nothing.
+    /// Reads the next bytes, at most one frame; `None` at the end of the body. Cancelling the
+    /// future loses nothing.
     pub(super) async fn read(&mut self) -> Result<Option<Bytes>, WireError> {
         loop {
             match &mut self.state {
@@ -167,7 +173,7 @@ impl BodyIn {
                     let Some(bytes) = body.data().await.transpose().map_err(wire_error)? else {
                         return Ok(None);
                     };
-                    // Whoever reads has room again. An error comes with the next read.
+                    // Give the peer room for more. An error here is reported by the next read.
                     let _ = body.flow_control().release_capacity(bytes.len());
                     if !bytes.is_empty() {
                         return Ok(Some(bytes));
@@ -177,7 +183,7 @@ impl BodyIn {
         }
     }
 
-    /// HTTP/2 ends both halves at once.
+    /// Resets the stream, which in HTTP/2 ends both halves at once.
     pub(super) fn stop(&mut self, code: CloseCode) {
         lock(&self.stream).send_reset(reason(code));
     }
@@ -189,7 +195,7 @@ mod tests {
 
     use super::*;
 
-    /// A stream as both sides have it, over a pipe.
+    /// Makes the halves of one stream on both sides, over a pipe.
     async fn stream() -> ((BodyOut, BodyIn), (BodyOut, BodyIn)) {
         let (near, far) = tokio::io::duplex(64 << 10);
         let (client, server) = tokio::join!(
@@ -203,7 +209,7 @@ mod tests {
         let (response, body) = requests.send_request(request, false).expect("sent");
         let (request, mut respond) = server.accept().await.expect("a stream").expect("a request");
         let answer = respond.send_response(http::Response::new(()), false).expect("answered");
-        // What drives the connection; the halves are tested without more streams.
+        // Drives the connection; the tests need no further streams.
         tokio::spawn(async move { while server.accept().await.is_some() {} });
         let slot = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("one is free");
         (asked(response, body), answered(request.into_body(), answer, slot))
@@ -218,10 +224,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn both_halves_are_open_at_once_and_longer_than_any_window() {
+    async fn both_halves_are_open_at_once_and_may_exceed_any_window() {
         let ((mut ask, answers), (mut answer, mut asked)) = stream().await;
         let long: Bytes = (0..3_000_000u32).map(|n| n as u8).collect();
-        // Answered before the question is at its end, and the question goes on after the answer began.
+        // The answer begins before the request ends, and the request continues after that.
         ask.write(Bytes::from_static(b"first")).await.expect("written");
         assert_eq!(asked.read().await.expect("read").as_deref(), Some(&b"first"[..]));
         let writing = async {
@@ -261,13 +267,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_is_whole_although_the_question_was_not_read_to_its_end() {
+    async fn an_answer_is_complete_although_the_request_was_not_read_to_its_end() {
         let ((mut ask, answers), (mut answer, asked)) = stream().await;
         ask.write(Bytes::from_static(b"more than is read")).await.expect("written");
         answer.write(Bytes::from_static(b"enough")).await.expect("written");
         answer.finish();
         drop((answer, asked));
-        // Until the word that no more of the question is wanted has come too.
+        // Write until the news arrives that no more of the request is wanted.
         while ask.write(Bytes::from_static(b"more")).await.is_ok() {
             tokio::task::yield_now().await;
         }
@@ -275,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn close_codes_come_through_and_those_of_http_are_none_of_them() {
+    fn close_codes_survive_and_codes_of_http2_stay_distinct() {
         let all = [
             CloseCode::Done,
             CloseCode::Protocol,

@@ -1,4 +1,5 @@
-//! Connections of HTTP/2 over TLS over TCP that carry the streams QUIC would (docs/protocol.md, "Over TCP").
+//! Connections of HTTP/2 over TLS over TCP that carry the same streams as QUIC (docs/protocol.md,
+//! "Over TCP").
 
 use std::io;
 use std::net::SocketAddr;
@@ -28,45 +29,45 @@ use super::stream::{RecvStream, SendStream};
 use crate::trust::identity::PARENT_NAME;
 use crate::trust::tls::ALPN_HTTP2;
 
-/// Where streams are posted.
+/// Path to which streams are posted.
 pub(crate) const XFER_PATH: &str = "/v1/xfer";
 
-/// What a connection's end is posted to, with its code behind it.
+/// Path to which the end of a connection is posted, followed by the close code.
 const CLOSE_PATH: &str = "/v1/close/";
 
-/// How long the other side may take to hear of the end.
+/// How long to wait for the peer to receive the close code.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// How long TLS and the first words of HTTP/2 may take of whoever dials.
+/// How long TLS and the HTTP/2 handshake of a dialling peer may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// Longest DATA frame taken: some records of TLS, so that streams take turns.
+/// Maximum length of a DATA frame accepted: a few TLS records, so that streams take turns.
 const FRAME_MAX: u32 = 64 << 10;
 
-/// Largest head of a request or response, bytes. Ours have five fields.
+/// Maximum size of the head of a request or response, bytes. Those of distd have five fields.
 const HEAD_MAX: u32 = 8 << 10;
 
-/// Bytes of a stream that wait to be sent.
+/// Maximum number of bytes of a stream that wait to be sent.
 const SEND_BUFFER: usize = 256 << 10;
 
-/// What TLS runs over: a TCP connection, or a tunnel through one.
+/// Transport below TLS: a TCP connection, or a tunnel through one.
 pub(super) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
-/// A dialled connection.
+/// The dialling end of a connection.
 #[derive(Clone)]
 pub(crate) struct Dialled {
     requests: h2::client::SendRequest<Bytes>,
     remote: SocketAddr,
     certificates: Vec<CertificateDer<'static>>,
-    /// Its sender lives as long as the connection.
+    /// Closed when the connection ends, as its sender lives as long as the connection.
     alive: watch::Receiver<()>,
-    /// Ends the connection once this is answered, or at once.
+    /// Ends the connection: after the given response if there is one, else at once.
     farewell: mpsc::Sender<Option<ResponseFuture>>,
 }
 
 impl Dialled {
-    /// Speaks TLS as `tls` says, expecting a parent, and HTTP/2 inside.
+    /// Performs the TLS handshake with `tls`, expecting a parent, and the HTTP/2 handshake inside.
     pub(super) async fn establish(
         wire: Box<dyn Wire>,
         remote: SocketAddr,
@@ -112,7 +113,7 @@ impl Dialled {
         Ok(Self { requests, remote, certificates, alive, farewell })
     }
 
-    /// Opens a stream; its id is the same on both sides.
+    /// Opens a stream. Its id is the same on both sides.
     pub(super) async fn open(&self) -> Result<(u64, SendStream, RecvStream), WireError> {
         let mut requests = self.requests.clone().ready().await.map_err(wire_error)?;
         let (response, body) = requests.send_request(post(XFER_PATH), false).map_err(wire_error)?;
@@ -134,20 +135,21 @@ impl Dialled {
     }
 
     pub(super) async fn closed(&self) {
-        // Nothing is ever sent: this ends with the sender.
+        // Nothing is ever sent: the call returns when the sender is dropped.
         let _ = self.alive.clone().changed().await;
     }
 
-    /// Ends it and says why; what is under way may still come until the other side has heard.
+    /// Closes the connection with a code. Data in flight may still arrive until the peer has
+    /// received the code.
     pub(super) fn close(&self, code: CloseCode) {
         let path = format!("{CLOSE_PATH}{}", code.code());
         let said = self.requests.clone().send_request(post(&path), true);
-        // Full: it ends already.
+        // A full queue means that the connection is already closing.
         let _ = self.farewell.try_send(said.ok().map(|(response, _)| response));
     }
 }
 
-/// A request to a parent.
+/// Makes a request to a parent.
 fn post(path: &str) -> Request<()> {
     let uri = Uri::builder().scheme("https").authority(PARENT_NAME).path_and_query(path).build();
     let mut request = Request::new(());
@@ -157,18 +159,19 @@ fn post(path: &str) -> Request<()> {
     request
 }
 
-/// The code with which a request ends the connection.
+/// Returns the close code of a request that ends the connection.
 fn close_in(path: &str) -> Option<CloseCode> {
     path.strip_prefix(CLOSE_PATH)?.parse().ok().map(CloseCode::from_code)
 }
 
-/// What an accepted connection runs over.
+/// Transport of an accepted connection.
 type ServedStream = tokio_rustls::server::TlsStream<Heard<TcpStream>>;
 
-/// An accepted connection. It moves only while [`Accepted::next`] is awaited.
+/// The accepting end of a connection. It makes progress only while [`Accepted::next`] is awaited.
 pub(crate) struct Accepted<S = ServedStream> {
     connection: h2::server::Connection<S, Bytes>,
-    /// Streams being answered. HTTP/2 counts none that its opener has reset, however long the answer is still worked at.
+    /// One permit for each stream that may be answered at once. HTTP/2's own limit does not count
+    /// streams that the asker has reset, even while this side still works on the answer.
     slots: Arc<Semaphore>,
     closed_with: Option<CloseCode>,
     ping: Option<(PingPong, watch::Receiver<Instant>)>,
@@ -177,16 +180,17 @@ pub(crate) struct Accepted<S = ServedStream> {
 }
 
 impl Accepted {
-    /// Both handshakes.
+    /// Performs the TLS and HTTP/2 handshakes.
     ///
     /// # Errors
-    /// Theirs, or `TimedOut`.
+    /// The error of either handshake, or `TimedOut`.
     pub(crate) async fn handshake(
         stream: TcpStream,
         remote: SocketAddr,
         tls: &TlsAcceptor,
     ) -> io::Result<Self> {
-        // Frames are whole when they are written; a socket that refuses is about to fail anyway.
+        // Frames are written as a whole, so waiting for more would only delay them. A socket that
+        // refuses the option is about to fail anyway.
         let _ = stream.set_nodelay(true);
         let establish = async {
             let (wire, heard) = Heard::new(stream);
@@ -202,7 +206,7 @@ impl Accepted {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Accepted<S> {
-    /// The first words of HTTP/2.
+    /// Performs the HTTP/2 handshake.
     async fn greet(
         stream: S,
         heard: watch::Receiver<Instant>,
@@ -223,13 +227,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Accepted<S> {
         Ok(Self { connection, slots, closed_with: None, ping, remote, certificates })
     }
 
-    /// Lets the other side have so many streams open at once. HTTP/2 told it the most that anybody may have;
-    /// one beyond its own number is refused.
+    /// Sets how many streams the peer may have open at once. HTTP/2 has announced the most that any
+    /// peer may have; a stream beyond the peer's own number is refused.
     pub(crate) fn allow_streams(&mut self, streams: usize) {
         self.slots.add_permits(streams.min(STREAMS_MOST as usize).saturating_sub(STREAMS_MAX as usize));
     }
 
-    /// The next stream; `None` when the connection is over. Cancelling the future loses nothing.
+    /// Returns the next stream; `None` when the connection is over. Cancelling the future loses
+    /// nothing.
     pub(crate) async fn next(&mut self) -> Option<(u64, SendStream, RecvStream)> {
         let Self { connection, ping, slots, closed_with, .. } = self;
         if closed_with.is_some() {
@@ -262,7 +267,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Accepted<S> {
             };
             let mut response = Response::new(());
             *response.status_mut() = status;
-            // The answer's head goes at once: what follows may depend on what the asker has yet to say.
+            // The head of the response is sent at once, as the body may depend on what the asker
+            // has yet to send.
             let Ok(body) = respond.send_response(response, status != StatusCode::OK) else { continue };
             if status == StatusCode::OK {
                 let id = u64::from(respond.stream_id().as_u32());
@@ -272,18 +278,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Accepted<S> {
         }
     }
 
-    /// The code with which the other side ended it, if it did.
+    /// Code with which the peer ended the connection, if it did.
     pub(super) fn closed_with(&self) -> Option<CloseCode> {
         self.closed_with
     }
 
-    /// Accepts no more, and ends when the streams there are have ended.
+    /// Accepts no more streams, and returns when the open ones have ended.
     pub(crate) async fn finish(&mut self) {
         self.connection.graceful_shutdown();
         while self.next().await.is_some() {}
     }
 
-    /// Nothing but what is on its way goes on: refuses every further stream until the connection is over.
+    /// Lets running streams finish and refuses new ones, until the connection is over.
     pub(crate) async fn refuse(&mut self) {
         while let Some((_, mut send, _)) = self.next().await {
             send.reset(CloseCode::Protocol);
@@ -304,7 +310,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn streams_that_are_reset_count_until_whoever_answers_has_done_with_them() {
+    async fn reset_streams_count_until_the_answerer_is_done_with_them() {
         let (near, far) = tokio::io::duplex(64 << 10);
         let heard = watch::channel(Instant::now()).1;
         let server = Accepted::greet(far, heard, ([127, 0, 0, 1], 1).into(), Vec::new());

@@ -1,4 +1,4 @@
-//! Whether the other side of a TCP connection is still there: QUIC's timers, on PING of HTTP/2.
+//! Detection of dead TCP connections: QUIC's timers, with PING of HTTP/2.
 
 use std::future::poll_fn;
 use std::io;
@@ -13,13 +13,13 @@ use tokio::time::Instant;
 
 use super::endpoint::{IDLE, KEEP_ALIVE};
 
-/// Pings a silent peer; returns when it stays silent, as QUIC's idle timeout would have it.
+/// Pings a silent peer. Returns when the peer has been silent for as long as QUIC's idle timeout.
 pub(super) async fn keep_alive(ping: Option<PingPong>, mut heard: watch::Receiver<Instant>) {
     let Some(mut ping) = ping else { return std::future::pending().await };
     keep_alive_with(&mut ping, &mut heard).await;
 }
 
-/// The same, of what is borrowed.
+/// Like [`keep_alive`], with borrowed arguments.
 pub(super) async fn keep_alive_with(ping: &mut PingPong, heard: &mut watch::Receiver<Instant>) {
     loop {
         let last = *heard.borrow();
@@ -30,14 +30,14 @@ pub(super) async fn keep_alive_with(ping: &mut PingPong, heard: &mut watch::Rece
         if heard.borrow().elapsed() < KEEP_ALIVE {
             continue;
         }
-        // One ping at a time: the last one's answer is taken first, if it came.
+        // Only one ping can be open, so take the answer to the last one first, if it came.
         let _ = poll_fn(|cx| ping.poll_pong(cx)).now_or_never();
         let _ = ping.send_ping(Ping::opaque());
         tokio::time::sleep(KEEP_ALIVE / 2).await;
     }
 }
 
-/// Notes when something was read last.
+/// A stream that records when something was last read from it.
 pub(crate) struct Heard<S> {
     stream: S,
     last: watch::Sender<Instant>,
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_answers_is_kept_and_one_that_falls_silent_is_left() {
+    async fn a_peer_that_answers_is_kept_and_a_silent_one_is_dropped() {
         let (near, far) = tokio::io::duplex(64 << 10);
         let (near, heard) = Heard::new(near);
         let (client, server) = tokio::join!(
@@ -113,7 +113,7 @@ mod tests {
                 () = async { while server.accept().await.is_some() {} } => {}
                 _ = frozen => {}
             }
-            // Its end of the pipe stays open and nobody reads it.
+            // The server's end of the pipe stays open, and nobody reads it.
             std::future::pending::<()>().await;
             drop(server);
         });

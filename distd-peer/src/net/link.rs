@@ -1,4 +1,4 @@
-//! A connection to a parent or neighbour: swarms opened on it, metadata asked over it.
+//! A connection to a parent or neighbour, on which swarms are opened and metadata is requested.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,37 +24,37 @@ use crate::trust::tls::PeerRefused;
 /// How long a dialled neighbour may take to answer.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// How long a stream may stay silent. A relay waits for its own parent behind it.
+/// How long a stream may stay silent. A relay may be waiting for its own parent meanwhile.
 const STALL: Duration = Duration::from_secs(20);
 
-/// Most nodes one answer may bring: a 16 TiB artifact has fewer than the frames this bounds.
+/// Maximum number of nodes in one answer: a 16 TiB artifact has fewer.
 const NODES_MAX: usize = 4 << 20;
 
-/// Why a parent could not be used.
+/// Reason why a parent or neighbour could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// Dialling failed: nobody there, or not of this realm.
+    /// Dialling failed: no node answered, or the node is not of this realm.
     #[error(transparent)]
     Dial(#[from] DialError),
-    /// The one at the other end may not be a parent.
-    #[error("{0} cannot be a parent")]
+    /// The peer's certificate does not let it be a parent or neighbour.
+    #[error("{0} cannot be used as a parent or neighbour")]
     Peer(String, #[source] PeerRefused),
     /// A stream failed.
-    #[error("{0} broke off")]
+    #[error("the exchange with {0} broke off")]
     Wire(String, #[source] WireError),
-    /// The other side broke the protocol.
+    /// The peer broke the protocol.
     #[error("{0} broke the protocol")]
     Control(String, #[source] ControlError),
-    /// Another node than the one expected answered.
-    #[error("{0} is not the neighbour that was to be there")]
+    /// Another node than the expected one answered.
+    #[error("{0} is another node than the expected neighbour")]
     OtherNode(String),
-    /// The other side sent a frame that has no place in the exchange.
-    #[error("{0} sent a frame out of place")]
+    /// The peer sent a frame that has no place in the exchange.
+    #[error("{0} sent an unexpected frame")]
     Misplaced(String),
 }
 
 impl LinkError {
-    /// Whether trying the same peer again cannot help.
+    /// Whether the peer broke the protocol, so that trying it again cannot help.
     pub fn is_breach(&self) -> bool {
         matches!(self, Self::Control(..) | Self::Misplaced(..) | Self::Wire(_, WireError::Decode(_)))
     }
@@ -70,8 +70,8 @@ pub struct Link {
 }
 
 impl Link {
-    /// Dials `address` (`HOST:PORT`) and checks that a parent of this realm answers. What comes is counted on the meter of
-    /// its role. `now` is unix seconds.
+    /// Dials `address` (`HOST:PORT`) and checks that a parent of this realm answers. Traffic is
+    /// counted on the meter of the parent's role. `now` is unix seconds.
     ///
     /// # Errors
     /// [`LinkError`].
@@ -91,7 +91,8 @@ impl Link {
         Ok(link)
     }
 
-    /// Dials a neighbour over QUIC: a device of this realm, and that very node. `now` is unix seconds.
+    /// Dials a neighbour over QUIC, and checks that exactly this node answers and is a device of
+    /// this realm. `now` is unix seconds.
     ///
     /// # Errors
     /// [`LinkError`].
@@ -133,52 +134,52 @@ impl Link {
         })
     }
 
-    /// Where packets to the other side go: a proxy, if there is one between.
+    /// Address that packets are sent to: the proxy's, if there is one.
     pub fn remote(&self) -> SocketAddr {
         self.connection.remote()
     }
 
-    /// What the connection runs on.
+    /// Transport of the connection.
     pub fn carrier(&self) -> Carrier {
         self.connection.carrier()
     }
 
-    /// Whether it was over UDP and nothing came any more.
+    /// Whether the connection ran over UDP and ended because nothing came any more.
     pub(crate) fn starved(&self) -> bool {
         self.connection.starved()
     }
 
-    /// What the parent is.
+    /// Role of the peer.
     pub fn role(&self) -> Role {
         self.role
     }
 
-    /// Who the parent is.
+    /// Id of the peer's node.
     pub fn node_id(&self) -> NodeId {
         self.node_id
     }
 
-    /// The address dialled.
+    /// Address that was dialled.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// The connection's counters.
+    /// Counters of the connection's traffic.
     pub fn meter(&self) -> &Arc<Meter> {
         &self.meter
     }
 
-    /// Whether the connection is gone.
+    /// Whether the connection is over.
     pub fn is_closed(&self) -> bool {
         self.connection.is_closed()
     }
 
-    /// Waits until the connection is gone.
+    /// Waits until the connection is over.
     pub async fn closed(&self) {
         self.connection.closed().await;
     }
 
-    /// Ends the connection.
+    /// Closes the connection with a code.
     pub fn close(&self, code: CloseCode) {
         self.connection.close(code);
     }
@@ -195,7 +196,8 @@ impl Link {
         Ok((writer, FrameReader::new(recv, self.meter.clone(), STALL)))
     }
 
-    /// Asks for TUF metadata: a question's bytes out, the answer's back, at most `METADATA_ANSWER_MAX` of them.
+    /// Asks for TUF metadata: sends the bytes of a question and returns those of the answer, at
+    /// most `METADATA_ANSWER_MAX`.
     ///
     /// # Errors
     /// [`LinkError`].
@@ -225,8 +227,8 @@ impl Link {
         self.open_control(Control::new(Side::Opener, Handshake::new(manifest))).await
     }
 
-    /// The same, taking part in the exchange of the site: this node's record goes with the handshake, and the other side is asked
-    /// for neighbours.
+    /// Opens the swarm of `manifest` and takes part in the exchange of the site: sends this node's
+    /// record with the handshake, and asks the peer for neighbours.
     ///
     /// # Errors
     /// [`LinkError`].
@@ -249,37 +251,37 @@ impl Link {
         while let Some(frame) = control.poll_transmit() {
             writer.send(&frame).await.map_err(|e| self.wire(e))?;
         }
-        // HAVE and CHOKE may be a long time apart: the connection's own idle timeout is the bound.
+        // HAVE and CHOKE may be far apart in time. The connection's own idle timeout is the bound.
         let reader = FrameReader::new(recv, self.meter.clone(), Duration::from_secs(u64::from(u32::MAX)));
         Ok(SwarmLink { link: self.clone(), control_id, control, writer, reader })
     }
 }
 
-/// One swarm on a link.
+/// A swarm that is open on a link.
 pub struct SwarmLink {
     link: Arc<Link>,
     control_id: u64,
     control: Control,
-    /// Kept open: its end would close the swarm.
+    /// Kept open, as its end would close the swarm.
     writer: FrameWriter,
     reader: FrameReader,
 }
 
-/// What makes request streams of a swarm, apart from its control stream.
+/// Handle that opens request streams of a swarm, independent of the control stream.
 #[derive(Clone)]
 pub struct SwarmHandle {
-    /// The link.
+    /// Link on which the swarm is open.
     pub link: Arc<Link>,
     control_id: u64,
 }
 
 impl SwarmLink {
-    /// What request streams are made from.
+    /// Returns a handle for request streams.
     pub fn handle(&self) -> SwarmHandle {
         SwarmHandle { link: self.link.clone(), control_id: self.control_id }
     }
 
-    /// Waits for the next thing the parent says on the control stream; `None` when it closed the swarm.
+    /// Waits for the next event on the control stream; `None` when the peer closed the swarm.
     ///
     /// # Errors
     /// [`LinkError`]. Cancelling the future loses nothing.
@@ -301,7 +303,7 @@ impl SwarmLink {
         }
     }
 
-    /// Announces what this side holds; what was announced before is left out.
+    /// Announces chunks that this side holds, except those announced before.
     ///
     /// # Errors
     /// [`LinkError`].
@@ -310,7 +312,7 @@ impl SwarmLink {
         self.transmit().await
     }
 
-    /// Sends this node's record anew.
+    /// Sends a newer record of this node.
     ///
     /// # Errors
     /// [`LinkError`].
@@ -319,10 +321,10 @@ impl SwarmLink {
         self.transmit().await
     }
 
-    /// Says whom this side takes nothing of; who was named before is left out.
+    /// Sends the nodes from which this side takes nothing, except those sent before.
     ///
     /// # Errors
-    /// The connection.
+    /// The connection's error.
     pub async fn shun(&mut self, nodes: &[NodeId]) -> Result<(), LinkError> {
         self.control.shun(nodes);
         self.transmit().await
@@ -335,7 +337,7 @@ impl SwarmLink {
         Ok(())
     }
 
-    /// Leaves the swarm once the other side has taken everything that was said on this stream.
+    /// Leaves the swarm after the peer has received everything sent on this stream.
     ///
     /// # Errors
     /// [`LinkError`].
@@ -345,15 +347,15 @@ impl SwarmLink {
         Ok(())
     }
 
-    /// Leaves the swarm.
+    /// Leaves the swarm without waiting.
     pub fn leave(mut self) {
         self.writer.finish();
     }
 }
 
 impl SwarmHandle {
-    /// Asks for manifest nodes. Returns them with their level, and how many the parent could not send
-    /// (`u32::MAX`: it knows none of the held manifests; ask by hash).
+    /// Asks for manifest nodes and gives each one to `accept`. Returns how many the peer could not
+    /// send; `u32::MAX` means that it knows none of the held manifests and must be asked by hash.
     ///
     /// # Errors
     /// [`LinkError`].
@@ -380,7 +382,8 @@ impl SwarmHandle {
         Err(link.wire(WireError::Truncated))
     }
 
-    /// Asks what chunks of this swarm would cost, at most `REQUEST_CHUNKS_MAX` of them.
+    /// Asks how many bytes some chunks of this swarm would take, at most `REQUEST_CHUNKS_MAX`
+    /// chunks.
     ///
     /// # Errors
     /// [`LinkError`].

@@ -1,8 +1,8 @@
-//! What came over one connection, counted where it is read.
+//! Counters of received traffic, updated where streams are read.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counters of one connection. Only grow.
+/// Counters of the connections that share the meter. They only grow.
 #[derive(Debug, Default)]
 pub struct Meter {
     bytes_in: AtomicU64,
@@ -11,16 +11,17 @@ pub struct Meter {
     unknown_frames: AtomicU64,
 }
 
-/// A reading of a [`Meter`].
+/// Values of a [`Meter`] at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MeterReading {
-    /// Bytes received on streams: frames with their headers. What QUIC or HTTP/2, TLS and TCP add is not in it.
+    /// Bytes received on streams: frames with their headers. Excludes the overhead of QUIC or
+    /// HTTP/2, TLS and TCP.
     pub bytes_in: u64,
-    /// Requests made (streams opened).
+    /// Number of requests, that is, of streams opened.
     pub requests: u64,
-    /// Times an answer had to be waited for before the next thing could be asked.
+    /// Number of times the asker had to wait for an answer before it could ask for the next thing.
     pub round_trips: u64,
-    /// Frames of a type this build does not know.
+    /// Number of frames of a type that this build does not know.
     pub unknown_frames: u64,
 }
 
@@ -42,7 +43,7 @@ impl Meter {
         self.round_trips.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The counters now.
+    /// Returns the present values.
     pub fn read(&self) -> MeterReading {
         MeterReading {
             bytes_in: self.bytes_in.load(Ordering::Relaxed),

@@ -1,4 +1,5 @@
-//! Transports below the protocol: endpoints, frames on streams, connections to parents and neighbours.
+//! Transports below the protocol: endpoints, frames on streams, and connections to parents and
+//! neighbours.
 
 mod congestion;
 mod connection;

@@ -1,4 +1,4 @@
-//! How a node reaches its parents: over which transport, through which proxy, and what it learned of that.
+//! How a node reaches its parents: the transport, the proxy, and which transport worked before.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,33 +12,36 @@ use super::proxy::Proxies;
 use crate::clock::unix_now;
 use crate::trust::files;
 
-/// How long a parent reached over HTTPS alone is dialled so first: then QUIC has its turn again. An hour is short beside the life of a
-/// firewall's rule and long beside a pull.
+/// How long HTTPS is dialled first for a parent that only HTTPS reached; after that QUIC goes first
+/// again. An hour is short compared with the life of a firewall rule, and long compared with a
+/// pull.
 const HTTPS_SECONDS: u64 = 3600;
 
-/// QUIC connections of a parent that starved, within [`STARVED_SECONDS`], before HTTPS goes first: one may be a cable.
+/// Number of starved QUIC connections of a parent, within [`STARVED_SECONDS`], after which HTTPS
+/// goes first. A single one may be an unplugged cable.
 const STARVED_MAX: u32 = 2;
 
-/// The time they are counted over: each takes half a minute to be noticed.
+/// Time over which starved connections are counted, seconds. Each takes half a minute to be
+/// noticed.
 const STARVED_SECONDS: u64 = 600;
 
-/// Parents remembered.
+/// Maximum number of parents remembered.
 const PARENTS_MAX: usize = 64;
 
-/// Which transport may be used.
+/// Transport that may be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Transport {
-    /// Whichever gets through, QUIC rather.
+    /// QUIC or HTTPS, whichever gets through; QUIC is preferred.
     #[default]
     Auto,
-    /// QUIC alone.
+    /// Only QUIC.
     Quic,
-    /// HTTPS alone.
+    /// Only HTTPS.
     Https,
 }
 
-/// A text that names no transport.
+/// A text that does not name a transport.
 #[derive(Debug, thiserror::Error)]
 #[error("there is no transport {0:?}: choose auto, quic or https")]
 pub struct UnknownTransport(String);
@@ -57,13 +60,13 @@ impl FromStr for Transport {
 }
 
 impl Transport {
-    /// Whether it is the one nobody has to name.
+    /// Whether this is the default transport.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// Settings and memory of one node; shared by all that dials parents.
+/// Settings and memory of one node for dialling parents, shared by everything that dials them.
 #[derive(Debug)]
 pub struct Outbound {
     pub(super) transport: Transport,
@@ -72,13 +75,13 @@ pub struct Outbound {
     parents: Mutex<BTreeMap<String, Learned>>,
 }
 
-/// What was learned of one parent.
+/// Experience with one parent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Learned {
-    /// HTTPS got through where QUIC did not, unix seconds.
+    /// When HTTPS got through and QUIC did not, unix seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     https_since: Option<u64>,
-    /// QUIC connections that starved since `starved_since`, unix seconds.
+    /// Number of QUIC connections that starved since `starved_since` (unix seconds).
     #[serde(default)]
     starved: u32,
     #[serde(default)]
@@ -87,17 +90,17 @@ struct Learned {
 
 impl Learned {
     fn https_first(&self, now: u64) -> bool {
-        // A time ahead of now was written while the clock was ahead: it says nothing.
+        // A time in the future was written while the clock was ahead, and is ignored.
         self.https_since.is_some_and(|since| since <= now && now < since.saturating_add(HTTPS_SECONDS))
     }
 }
 
 impl Outbound {
-    /// With what is remembered in `path`; a missing or unreadable file remembers nothing.
+    /// Loads the memory from `path`; a missing or unreadable file is an empty memory.
     pub fn new(transport: Transport, proxies: Proxies, path: &Path) -> Arc<Self> {
         let parents = match files::read(path) {
             Ok(Some(bytes)) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(path = %path.display(), %error, "remembered transports are unreadable and forgotten");
+                tracing::warn!(path = %path.display(), %error, "remembered transports are unreadable; starting with an empty list");
                 BTreeMap::new()
             }),
             _ => BTreeMap::new(),
@@ -105,7 +108,7 @@ impl Outbound {
         Arc::new(Self { transport, proxies, path: Some(path.to_owned()), parents: Mutex::new(parents) })
     }
 
-    /// Without proxies, remembering nothing beyond this process.
+    /// Uses no proxies, and keeps its memory only in this process.
     pub fn direct(transport: Transport) -> Arc<Self> {
         Arc::new(Self { transport, proxies: Proxies::none(), path: None, parents: Mutex::default() })
     }
@@ -114,13 +117,14 @@ impl Outbound {
         self.parents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the parent at `address` is dialled over first, where both are allowed.
+    /// Carrier over which the parent at `address` is dialled first, if both are allowed.
     pub(super) fn first(&self, address: &str) -> Carrier {
         let learned = self.parents().get(address).copied().unwrap_or_default();
         if learned.https_first(unix_now()) { Carrier::Https } else { Carrier::Quic }
     }
 
-    /// The parent at `address` was reached over `carrier` before the other one, `first` being dialled first.
+    /// Records that the parent at `address` was reached over `carrier` before the other carrier,
+    /// after `first` was dialled first.
     pub(super) fn reached(&self, address: &str, first: Carrier, carrier: Carrier) {
         let now = unix_now();
         self.change(address, |learned| match (first, carrier) {
@@ -131,7 +135,8 @@ impl Outbound {
         });
     }
 
-    /// A QUIC connection to the parent at `address` was established, and then nothing came over it any more.
+    /// Records that a QUIC connection to the parent at `address` was established and then received
+    /// nothing any more.
     pub(crate) fn starved(&self, address: &str) {
         if self.transport != Transport::Auto {
             return;
@@ -147,7 +152,7 @@ impl Outbound {
                 *learned = Learned { https_since: Some(now), ..Learned::default() };
                 tracing::warn!(
                     parent = address,
-                    "QUIC is cut off again and again: HTTPS goes first for an hour"
+                    "QUIC connections keep falling silent; dialling HTTPS first for an hour"
                 );
             }
         });
@@ -173,7 +178,7 @@ impl Outbound {
         if let Err(error) = files::write_atomic(path, &text, 0o600) {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "transports are remembered until restart only"
+                "remembered transports could not be written; they will be lost at the next restart"
             );
         }
     }
@@ -188,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_got_through_goes_first_after_a_restart_until_it_is_old() {
+    fn the_transport_that_worked_goes_first_after_a_restart_for_an_hour() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("transports.json");
         let first = outbound(&path);
@@ -203,7 +208,7 @@ mod tests {
             learned.https_first(since + HTTPS_SECONDS - 1) && !learned.https_first(since + HTTPS_SECONDS)
         );
         assert!(!learned.https_first(since - 1), "written by a clock that was ahead");
-        // Nothing makes it younger but QUIC failing once more.
+        // The time is renewed only if QUIC fails once more.
         again.reached("a:1", Carrier::Https, Carrier::Https);
         assert_eq!(again.parents()["a:1"], learned);
         again.reached("a:1", Carrier::Https, Carrier::Quic);
@@ -226,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_none_is_forgotten() {
+    fn an_unreadable_file_is_ignored() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("transports.json");
         std::fs::write(&path, "junk").expect("write");

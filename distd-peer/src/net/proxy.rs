@@ -1,4 +1,4 @@
-//! Ways through an HTTP proxy: CONNECT, with TLS from end to end inside.
+//! Tunnels through an HTTP proxy with CONNECT. TLS inside runs from end to end.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,64 +10,65 @@ use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-/// Longest head of a proxy's answer, bytes.
+/// Maximum size of the head of a proxy's answer, bytes.
 const HEAD_MAX: usize = 16 << 10;
 
-/// Why there is no way through a proxy. Names never contain credentials.
+/// Reason why there is no tunnel through a proxy. Names in it never contain credentials.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
-    /// The setting is no URL of a proxy.
+    /// The setting is not the URL of a proxy.
     #[error("the proxy's URL is unusable: write it as http://USER:PASSWORD@HOST:PORT")]
     Url,
-    /// Only HTTP proxies are spoken to.
-    #[error("a proxy of the kind {0:?} is not supported: name one as http://HOST:PORT")]
+    /// The proxy is of an unsupported kind; only HTTP proxies are supported.
+    #[error("a proxy of the kind {0:?} is not supported: use one of the form http://HOST:PORT")]
     Scheme(String),
     /// The proxy itself cannot be reached.
     #[error("could not connect to the proxy {0}: check its address")]
     Connect(String, #[source] std::io::Error),
-    /// Status 407, or the 401 that some answer to wrong ones.
+    /// The proxy answered with status 407, or with the 401 that some send for wrong credentials.
     #[error(
-        "the proxy {0} refused the credentials, or wants some: name them in proxy_url or HTTPS_PROXY as \
+        "the proxy {0} refused the credentials or requires some: set them in proxy_url or HTTPS_PROXY as \
          http://USER:PASSWORD@HOST:PORT"
     )]
     Credentials(String),
-    /// Any other status.
+    /// The proxy answered with any other status.
     #[error(
-        "the proxy {proxy} refused to connect to {parent} (HTTP status {status}): have it allow CONNECT there"
+        "the proxy {proxy} refused to connect to {parent} (HTTP status {status}): configure the proxy to allow CONNECT to it"
     )]
     Refused {
-        /// The proxy.
+        /// Name of the proxy.
         proxy: String,
-        /// Whom it was to connect to.
+        /// Address of the parent to connect to.
         parent: String,
-        /// What it answered.
+        /// HTTP status of the answer.
         status: u16,
     },
-    /// It does not speak HTTP, or broke off.
-    #[error("the proxy {0} broke off")]
+    /// The proxy does not speak HTTP, or broke off.
+    #[error("the connection to the proxy {0} broke off")]
     Broken(String, #[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Which parents are reached through which proxy.
+/// Choice of the proxy for each parent.
 #[derive(Debug)]
 pub struct Proxies {
     matcher: Matcher,
-    /// Whether loopback addresses too; the environment never means those.
+    /// Whether the proxy also applies to loopback addresses. Those of the environment never do.
     loopback: bool,
 }
 
 impl Proxies {
-    /// As `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` say.
+    /// Reads `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` from the environment.
     pub fn of_environment() -> Self {
         Self { matcher: Matcher::from_env(), loopback: false }
     }
 
-    /// No proxy at all.
+    /// Uses no proxy at all.
     pub fn none() -> Self {
         Self { matcher: Matcher::builder().build(), loopback: false }
     }
 
-    /// One proxy, `http://[USER:PASSWORD@]HOST:PORT`, for every parent that `NO_PROXY` does not list.
+    /// Uses one proxy, `http://[USER:PASSWORD@]HOST:PORT`, for every parent that `NO_PROXY` does
+    /// not list.
     ///
     /// # Errors
     /// [`ProxyError::Url`] or [`ProxyError::Scheme`].
@@ -77,14 +78,15 @@ impl Proxies {
     }
 
     fn fixed_but(url: &str, no_proxy: &str) -> Result<Self, ProxyError> {
-        // With an empty list first: a list may cover whatever is asked here.
+        // Check the URL with an empty exception list: the actual list may cover the name used for
+        // the check.
         let everywhere = Matcher::builder().all(url).build();
         let anywhere = everywhere.intercept(&Uri::from_static("https://parent.distd.internal:443"));
         usable(&anywhere.ok_or(ProxyError::Url)?)?;
         Ok(Self { matcher: Matcher::builder().all(url).no(no_proxy).build(), loopback: true })
     }
 
-    /// The proxy for the parent at `address` (`HOST:PORT`).
+    /// Returns the proxy for the parent at `address` (`HOST:PORT`); `None` to connect directly.
     pub(super) fn for_parent(&self, address: &str) -> Option<Intercept> {
         let uri: Uri = format!("https://{address}/").parse().ok()?;
         let host = uri.host()?.trim_matches(['[', ']']);
@@ -101,7 +103,8 @@ fn usable(proxy: &Intercept) -> Result<(), ProxyError> {
     }
 }
 
-/// A tunnel through `proxy` to the parent at `address` (`HOST:PORT`), and where the proxy is.
+/// Opens a tunnel through `proxy` to the parent at `address` (`HOST:PORT`). Also returns the
+/// proxy's address.
 pub(super) async fn tunnel(
     proxy: &Intercept,
     address: &str,
@@ -112,14 +115,14 @@ pub(super) async fn tunnel(
     let connect = |e| ProxyError::Connect(name.clone(), e);
     let stream = TcpStream::connect(&name).await.map_err(connect)?;
     let remote = stream.peer_addr().map_err(connect)?;
-    // A socket that refuses is about to fail anyway.
+    // A socket that refuses the option is about to fail anyway.
     let _ = stream.set_nodelay(true);
     let broken = |e: Box<dyn std::error::Error + Send + Sync>| ProxyError::Broken(name.clone(), e);
     let mut builder = http1::Builder::new();
     builder.max_buf_size(HEAD_MAX);
     let (mut sender, connection) =
         builder.handshake(TokioIo::new(stream)).await.map_err(|e| broken(e.into()))?;
-    // Ends with the request, or hands the stream over.
+    // The task ends with the request, or hands the stream over.
     tokio::spawn(connection.with_upgrades());
     let mut request = Request::connect(address).header(HOST, address);
     if let Some(credentials) = proxy.basic_auth() {
@@ -148,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fixed_proxy_is_for_all_parents_but_those_listed() {
+    fn a_fixed_proxy_applies_to_all_parents_except_those_listed() {
         let proxies = Proxies::fixed_but("http://u:p%40ss@proxy.example:3128", "10.0.0.0/8,near.example")
             .expect("a proxy");
         let at = |address: &str| proxies.for_parent(address).map(|proxy| proxy.uri().to_string());
@@ -162,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_http_proxy_is_refused() {
+    fn anything_but_an_http_proxy_is_refused() {
         assert!(matches!(Proxies::fixed_but("", ""), Err(ProxyError::Url)));
         assert!(matches!(Proxies::fixed_but("http://", ""), Err(ProxyError::Url)));
         assert!(matches!(Proxies::fixed_but("socks5://h:1", ""), Err(ProxyError::Scheme(_))));

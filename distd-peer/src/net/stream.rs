@@ -1,4 +1,4 @@
-//! One bidirectional stream, of whichever transport.
+//! One bidirectional stream of either transport.
 
 use bytes::Bytes;
 use distd_core::proto::close::CloseCode;
@@ -8,24 +8,25 @@ use super::endpoint::fit_send_window;
 use super::http2::{BodyIn, BodyOut};
 use super::wire::close_code;
 
-/// The half this side writes. Dropped, it ends after what was written.
+/// The half that this side writes. Dropping it ends the stream after everything written.
 pub(crate) enum SendStream {
-    /// Of a QUIC stream; that of an answer with its connection, whose window follows the path.
+    /// Half of a QUIC stream. The answerer's half also has its connection, whose send window
+    /// follows the path.
     Quic(quinn::SendStream, Option<quinn::Connection>),
-    /// A body of HTTP/2.
+    /// Body of an HTTP/2 message.
     Https(BodyOut),
 }
 
-/// The half this side reads. Dropped before its end, the peer is told to send no more.
+/// The half that this side reads. Dropping it before its end asks the peer to stop sending.
 pub(crate) enum RecvStream {
-    /// Of a QUIC stream.
+    /// Half of a QUIC stream.
     Quic(quinn::RecvStream),
-    /// A body of HTTP/2.
+    /// Body of an HTTP/2 message.
     Https(BodyIn),
 }
 
 impl SendStream {
-    /// Writes all of `bytes`, as far as the peer makes room.
+    /// Writes all of `bytes`, and waits while the peer gives no room.
     pub(crate) async fn write(&mut self, bytes: Bytes) -> Result<(), WireError> {
         match self {
             Self::Quic(stream, connection) => {
@@ -36,7 +37,7 @@ impl SendStream {
         }
     }
 
-    /// The same for all of `pieces`, which are empty then.
+    /// Writes all of `pieces`, which are empty afterwards.
     pub(crate) async fn write_all(&mut self, pieces: &mut [Bytes]) -> Result<(), WireError> {
         match self {
             Self::Quic(stream, connection) if !pieces.is_empty() => {
@@ -53,7 +54,8 @@ impl SendStream {
         }
     }
 
-    /// Returns when the peer wants nothing more of it, or is gone. Cancelling the future loses nothing.
+    /// Waits until the peer wants nothing more of the stream, or is gone. Cancelling the future
+    /// loses nothing.
     pub(crate) async fn stopped(&self) -> WireError {
         match self {
             Self::Quic(stream, _) => match stream.stopped().await {
@@ -65,10 +67,10 @@ impl SendStream {
         }
     }
 
-    /// Ends the stream after what was written.
+    /// Ends the stream after everything written.
     pub(crate) fn finish(&mut self) {
         match self {
-            // An error means the stream has been reset already, and its reader knows.
+            // An error means that the stream has been reset already, and its reader knows.
             Self::Quic(stream, _) => drop(stream.finish()),
             Self::Https(body) => body.finish(),
         }
@@ -84,7 +86,8 @@ impl SendStream {
 }
 
 impl RecvStream {
-    /// The next bytes, in as many pieces as have come; how many that are, `None` at the end. Cancelling the future loses nothing.
+    /// Reads the next bytes into `pieces` and returns the number of pieces; `None` at the end.
+    /// Cancelling the future loses nothing.
     pub(crate) async fn read(&mut self, pieces: &mut [Bytes]) -> Result<Option<usize>, WireError> {
         match self {
             Self::Quic(stream) => Ok(stream.read_chunks(pieces).await?),
@@ -96,10 +99,10 @@ impl RecvStream {
         }
     }
 
-    /// Tells the peer to send no more.
+    /// Asks the peer to stop sending.
     pub(crate) fn stop(&mut self, code: CloseCode) {
         match self {
-            // An error means the stream has ended already, which is what was wanted.
+            // An error means that the stream has ended already, which is the goal.
             Self::Quic(stream) => drop(stream.stop(close_code(code))),
             Self::Https(body) => body.stop(code),
         }

@@ -1,4 +1,4 @@
-//! Frames on streams.
+//! Frame readers and writers on streams.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,34 +12,34 @@ use quinn::{ReadError, VarInt, WriteError};
 use super::Meter;
 use super::stream::{RecvStream, SendStream};
 
-/// Why a stream could not be read or written.
+/// Reason why a stream could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// The connection is gone.
+    /// The connection is lost.
     #[error("connection lost")]
     Connection(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The peer ended the stream with a code.
     #[error("the peer ended the stream: {0}")]
     Closed(CloseCode),
-    /// The peer sent what is no frame.
+    /// The peer sent bytes that are not a frame.
     #[error("the peer broke the protocol")]
     Decode(#[from] DecodeError),
-    /// The stream ended inside a frame, or before one that had to come.
+    /// The stream ended inside a frame, or before a required frame.
     #[error("the stream ended too soon")]
     Truncated,
-    /// A kind of stream this build does not know.
+    /// The stream is of a kind that this build does not know.
     #[error("the peer opened a stream of unknown kind {0}")]
     StreamKind(u8),
-    /// Not distd, or another version of it, behind an address of HTTP.
+    /// An HTTP server answered that is not distd, or is another version of it.
     #[error("the peer answered with HTTP status {0}")]
     Status(u16),
-    /// Nothing came for too long.
-    #[error("nothing came for {} s", .0.as_secs())]
+    /// Nothing came for this long.
+    #[error("nothing arrived for {} s", .0.as_secs())]
     Stalled(Duration),
 }
 
 impl WireError {
-    /// The code to end the stream with.
+    /// Code to end the stream with after this error.
     pub fn close_code(&self) -> CloseCode {
         match self {
             Self::Decode(_) | Self::Truncated | Self::StreamKind(_) => CloseCode::Protocol,
@@ -69,18 +69,19 @@ impl From<WriteError> for WireError {
     }
 }
 
-/// A close code as quinn wants it.
+/// Converts a close code to quinn's type.
 pub fn close_code(code: CloseCode) -> VarInt {
     VarInt::from_u64(code.code()).unwrap_or(VarInt::MAX)
 }
 
-/// Pieces read at once, each of at most one packet (QUIC) or frame (HTTP/2): what one decoder may hold beyond a frame.
+/// Maximum number of pieces read at once, each at most one packet (QUIC) or frame (HTTP/2). A
+/// decoder holds at most this much beyond a frame.
 const PIECES: usize = 32;
 
-/// Bytes that are enough for one write.
+/// Number of coalesced bytes from which on a write is due.
 const WRITE_BYTES: usize = 128 << 10;
 
-/// Reads frames from a stream, counting what comes.
+/// Reader of frames from a stream, which counts the received bytes.
 pub struct FrameReader {
     stream: RecvStream,
     decoder: FrameDecoder,
@@ -90,12 +91,12 @@ pub struct FrameReader {
 }
 
 impl FrameReader {
-    /// A reader that gives up when nothing comes for `stall`.
+    /// Creates a reader that fails when nothing comes for `stall`.
     pub(crate) fn new(stream: RecvStream, meter: Arc<Meter>, stall: Duration) -> Self {
         Self { stream, decoder: FrameDecoder::default(), meter, stall, pieces: Default::default() }
     }
 
-    /// The next pieces; `None` at the end. Cancelling the future loses nothing.
+    /// Reads the next pieces; `None` at the end of the stream. Cancelling the future loses nothing.
     async fn read(&mut self) -> Result<Option<&mut [Bytes]>, WireError> {
         let read = self.stream.read(&mut self.pieces);
         let count =
@@ -106,7 +107,8 @@ impl FrameReader {
         Ok(Some(pieces))
     }
 
-    /// Reads the header that says what the stream is for. Only the side that did not open the stream calls this, first.
+    /// Reads the header that states the kind of the stream. Called first, and only by the side that
+    /// did not open the stream.
     pub async fn stream_kind(&mut self) -> Result<StreamKind, WireError> {
         let mut held = Vec::new();
         loop {
@@ -125,7 +127,8 @@ impl FrameReader {
         }
     }
 
-    /// The next frame; `None` at the end of the stream. Cancelling the future loses nothing.
+    /// Returns the next frame; `None` at the end of the stream. Cancelling the future loses
+    /// nothing.
     pub async fn next(&mut self) -> Result<Option<Frame>, WireError> {
         loop {
             if let Some(frame) = self.arrived()? {
@@ -139,7 +142,7 @@ impl FrameReader {
         }
     }
 
-    /// The next frame, if all of it has been read already.
+    /// Returns the next frame if it has been read completely already.
     pub fn arrived(&mut self) -> Result<Option<Frame>, WireError> {
         let frame = self.decoder.poll()?;
         if matches!(frame, Some(Frame::Unknown { .. })) {
@@ -148,13 +151,13 @@ impl FrameReader {
         Ok(frame)
     }
 
-    /// Tells the peer to send no more.
+    /// Asks the peer to stop sending.
     pub fn stop(&mut self, code: CloseCode) {
         self.stream.stop(code);
     }
 }
 
-/// Writes frames to a stream.
+/// Writer of frames to a stream.
 pub struct FrameWriter {
     stream: SendStream,
     gathered: Vec<Bytes>,
@@ -162,23 +165,23 @@ pub struct FrameWriter {
 }
 
 impl FrameWriter {
-    /// A writer on `stream`.
+    /// Creates a writer on `stream`.
     pub(crate) fn new(stream: SendStream) -> Self {
         Self { stream, gathered: Vec::new(), gathered_bytes: 0 }
     }
 
-    /// Writes the header of a stream this side opened.
+    /// Writes the header of a stream that this side opened.
     pub async fn stream_kind(&mut self, kind: StreamKind) -> Result<(), WireError> {
         self.stream.write(kind.encode().into()).await
     }
 
-    /// Writes one frame, behind what was gathered.
+    /// Writes one frame, after the coalesced ones.
     pub async fn send(&mut self, frame: &Frame) -> Result<(), WireError> {
         self.gather(frame);
         self.flush().await
     }
 
-    /// Puts a frame with others to be written in one go; true when [`Self::flush`] should follow.
+    /// Adds a frame to those written in one go. Returns true when [`Self::flush`] should follow.
     pub fn gather(&mut self, frame: &Frame) -> bool {
         let before = self.gathered.len();
         frame.encode_pieces(&mut self.gathered);
@@ -186,7 +189,7 @@ impl FrameWriter {
         self.gathered_bytes >= WRITE_BYTES
     }
 
-    /// Writes what was gathered.
+    /// Writes the coalesced frames.
     pub async fn flush(&mut self) -> Result<(), WireError> {
         self.gathered_bytes = 0;
         let written = self.stream.write_all(&mut self.gathered).await;
@@ -194,17 +197,18 @@ impl FrameWriter {
         written
     }
 
-    /// Writes a piece of a frame's bytes.
+    /// Writes part of a frame's bytes.
     pub async fn write_piece(&mut self, piece: Bytes) -> Result<(), WireError> {
         self.stream.write(piece).await
     }
 
-    /// Returns when the peer wants nothing more of the stream, or is gone. Cancelling the future loses nothing.
+    /// Waits until the peer wants nothing more of the stream, or is gone. Cancelling the future
+    /// loses nothing.
     pub async fn stopped(&self) -> WireError {
         self.stream.stopped().await
     }
 
-    /// Ends the stream after what was written.
+    /// Ends the stream after everything written.
     pub fn finish(&mut self) {
         self.stream.finish();
     }

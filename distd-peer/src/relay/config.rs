@@ -1,4 +1,5 @@
-//! A relay's settings: command line over environment over TOML file over default.
+//! Settings of a relay. The command line comes before the environment, the environment before the
+//! TOML file, and the file before the defaults.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,31 +15,33 @@ use crate::store::StoreConfig;
 /// Settings of one relay.
 #[derive(Clone)]
 pub struct RelayConfig {
-    /// State and cache.
+    /// Directory for state and cache.
     pub data: PathBuf,
     /// Parents, `HOST:PORT`, asked in this order.
     pub parents: Vec<String>,
-    /// Where to listen: UDP for QUIC, TCP for HTTPS.
+    /// Address to listen on, UDP for QUIC and TCP for HTTPS.
     pub listen: SocketAddr,
-    /// Whether nobody said where: a default of all addresses falls back to IPv4 where there is no IPv6.
+    /// Whether `listen` is the default, which falls back from all IPv6 addresses to IPv4 on a host
+    /// without IPv6.
     pub listen_is_default: bool,
-    /// How parents are reached.
+    /// How parents are reached: QUIC, HTTPS or whichever gets through.
     pub transport: Transport,
-    /// The HTTP proxy towards parents; else `HTTPS_PROXY` says. A secret: it may hold a password.
+    /// URL of the HTTP proxy towards parents; if `None`, `HTTPS_PROXY` applies. Secret, as it may
+    /// contain a password.
     pub proxy_url: Option<String>,
-    /// What operators see.
+    /// Name of the relay that operators see.
     pub label: String,
-    /// Loopback address metrics are given on.
+    /// Loopback address where metrics are served.
     pub metrics: Option<SocketAddr>,
     /// Bounds of the store.
     pub store: StoreConfig,
-    /// What chunks from parents may take of the link.
+    /// Rate limit for chunks from parents.
     pub download: Option<Arc<Throttle>>,
     /// Bounds of the answering side.
     pub serve: ServeConfig,
 }
 
-/// The file's form. Unknown keys are refused.
+/// The configuration file. Unknown keys are refused.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RelayFile {
@@ -48,69 +51,69 @@ pub struct RelayFile {
     pub listen: Option<SocketAddr>,
     /// How parents are reached: `auto`, `quic` or `https`.
     pub transport: Option<Transport>,
-    /// `http://[USER:PASSWORD@]HOST:PORT`.
+    /// URL of the HTTP proxy towards parents, `http://[USER:PASSWORD@]HOST:PORT`.
     pub proxy_url: Option<String>,
-    /// State and cache.
+    /// Directory for state and cache.
     pub data: Option<PathBuf>,
-    /// What operators see.
+    /// Name of the relay that operators see.
     pub label: Option<String>,
-    /// Loopback address metrics are given on.
+    /// Loopback address where metrics are served.
     pub metrics: Option<SocketAddr>,
-    /// Cache bounds.
+    /// Bounds of the edge store.
     pub cache: Option<CacheFile>,
-    /// Most batches answered at once.
+    /// Maximum number of batches answered at once.
     pub upload_slots_max: Option<usize>,
-    /// Most connections.
+    /// Maximum number of connections of nodes.
     pub connections_max: Option<usize>,
-    /// Rates.
+    /// Rate limits.
     pub limits: Option<LimitsFile>,
 }
 
-/// `[cache]` of the file.
+/// The `[cache]` section of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CacheFile {
-    /// Most bytes of the edge store.
+    /// Maximum size of the edge store, bytes.
     pub max_bytes: Option<u64>,
-    /// Free space left on its file system, bytes.
+    /// Free space to leave on the store's file system, bytes.
     pub min_free_bytes: Option<u64>,
 }
 
-/// Why settings cannot be used.
+/// Reason why settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RelayConfigError {
     /// The file cannot be read.
     #[error("could not read {}", .0.display())]
     Read(PathBuf, #[source] std::io::Error),
-    /// The file is no valid TOML of this form.
+    /// The file is not valid TOML, or not of this form.
     #[error("{} is not usable: line {line}: {what}", .path.display())]
     Parse {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Counted from 1.
+        /// Line number, counted from 1.
         line: usize,
-        /// What is wrong there.
+        /// The mistake in that line.
         what: String,
     },
-    /// Values that cannot be.
+    /// Values in `[limits]` that are not allowed.
     #[error("{} is not usable: {wrong}", .path.display())]
     Limits {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// All of them.
+        /// All mistakes.
         wrong: LimitsError,
     },
 }
 
 impl RelayFile {
-    /// Reads a file.
+    /// Reads and checks a file.
     ///
     /// # Errors
-    /// [`RelayConfigError`]; it names the line and what is wrong there.
+    /// [`RelayConfigError`], which names the line and the mistake in it.
     pub fn read(path: &Path) -> Result<Self, RelayConfigError> {
         let text = std::fs::read_to_string(path).map_err(|e| RelayConfigError::Read(path.to_owned(), e))?;
         let file: Self = toml::from_str(&text).map_err(|e| {
-            // The parser's own text quotes the line, and the line may be the one with the proxy's password.
+            // The parser's own message quotes the line, which may contain the proxy's password.
             let line = e
                 .span()
                 .and_then(|at| text.get(..at.start))
@@ -123,10 +126,10 @@ impl RelayFile {
         }
     }
 
-    /// What `[limits]` says.
+    /// Returns the limits of the `[limits]` section.
     ///
     /// # Errors
-    /// [`LimitsError`]; none for a file that was [read](Self::read).
+    /// [`LimitsError`]; never for a file that was [read](Self::read).
     pub fn limits(&self) -> Result<Limits, LimitsError> {
         self.limits.as_ref().map_or(Ok(Limits::default()), LimitsFile::check_without_classes)
     }

@@ -1,4 +1,4 @@
-//! What a relay serves: its store, and through it its parent.
+//! Content of a relay: its store, and through it the content of its parents.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -31,53 +31,59 @@ use crate::store::{EdgeStore, Location};
 use crate::table::ChunkTable;
 use crate::trust::tls::{PeerIdentity, TrustAnchor};
 
-/// Swarms kept open; the least recently used goes first. One costs its manifest, some 8 MB for an 800 MB image.
+/// Maximum number of swarms kept open; beyond it the least recently used is closed. A swarm costs
+/// the memory of its manifest, some 8 MB for an 800 MB image.
 const SWARMS_MAX: usize = 4;
 
-/// How long the driver of a swarm is kept although nobody fetches from it.
+/// How long the driver of a swarm is kept while nobody fetches from it.
 const DRIVER_IDLE: Duration = Duration::from_secs(30);
 
 /// How long a manifest that no parent knows is not asked for again.
 const UNKNOWN: Duration = Duration::from_secs(10);
 
-/// Manifests remembered that no parent knows.
+/// Maximum number of unknown manifests remembered.
 const UNKNOWN_MAX: usize = 1024;
 
-/// What a question for a manifest that nobody knows counts, bytes.
+/// Bytes charged for a request for a manifest that no parent knows.
 const UNKNOWN_COST: u64 = 64 << 10;
 
-/// What a manifest that did not come whole counts, bytes: the parents may have sent most of a large one.
+/// Bytes charged for a manifest that did not arrive completely: the parents may have sent most of a
+/// large one.
 const FAILED_COST: u64 = 4 << 20;
 
-/// Chunks that one batch wants from upstream ahead of what its asker has taken.
+/// Maximum number of chunks that one batch requests from upstream ahead of those its asker has
+/// taken.
 const AHEAD: usize = 128;
 
-/// Fewer than these are not asked for by themselves while others are on their way: every question
+/// While others are in flight, fewer chunks than this are not requested on their own: each request
 /// costs the driver a turn, and the parent may have to answer it with a batch of its own.
 const AHEAD_STEP: usize = AHEAD / 2;
 
-/// How often a chunk that was evicted between arriving and being read is fetched again for one asker.
+/// Maximum number of attempts, for one asker, to read a chunk that is evicted between arriving and
+/// being read.
 const EVICTED_TRIES: u32 = 3;
 
-/// Chunks read off the disk at once for one asker.
+/// Number of chunks read from disk at once for one asker.
 const READ_GROUP: usize = 8;
 
-/// The same question within this time gets the same answer: a fleet that wakes at once asks the origin once.
+/// Time within which the same question gets the same answer: a fleet that wakes at once then asks
+/// the origin once.
 const METADATA_FRESH: Duration = Duration::from_secs(1);
 
-/// Answers kept for when the parent cannot be reached. TUF's own expiry bounds how stale they can be.
+/// Number of answers kept for when no parent can be reached. TUF's own expiry bounds how stale they
+/// can be.
 const METADATA_KEPT: usize = 64;
 
-/// Their bytes together.
+/// Maximum total size of the kept answers, bytes.
 const METADATA_KEPT_BYTES: usize = 8 << 20;
 
-/// How long a parent that failed is not asked for metadata while an answer is kept.
+/// How long a parent that failed is not asked for metadata while an answer to the question is kept.
 const PARENT_DOWN: Duration = Duration::from_secs(10);
 
-/// Counters for `/metrics` and tests.
+/// Counters of a relay, for `/metrics` and tests.
 #[derive(Debug, Default)]
 pub struct RelayCounters {
-    /// Metadata answered out of memory because the parent could not be reached.
+    /// Questions answered from kept metadata because no parent could be reached.
     pub metadata_stale: AtomicU64,
     /// Swarms opened.
     pub swarms_opened: AtomicU64,
@@ -86,7 +92,7 @@ pub struct RelayCounters {
 #[derive(Default)]
 struct MetadataCache {
     kept: HashMap<Bytes, (Instant, Bytes)>,
-    /// The parent failed just now: what is kept answers without asking it again.
+    /// Set when a parent failed: until then kept answers are used without asking it again.
     down_until: Option<Instant>,
 }
 
@@ -103,29 +109,30 @@ impl MetadataCache {
     }
 }
 
-/// Swarms with the time of their last use; the cell is filled by whoever asks first.
+/// Open swarms with the time of their last use. The first asker fills the cell.
 type OpenSwarms = HashMap<ManifestId, (Instant, Arc<OnceCell<Arc<RelaySwarm>>>)>;
 
-/// A relay's content.
+/// The content of a relay.
 pub struct Relay {
     store: Arc<EdgeStore>,
     parents: Arc<Parents>,
     download: Option<Arc<Throttle>>,
     anchor: TrustAnchor,
     swarms: Mutex<OpenSwarms>,
-    /// Manifests that no parent knew, and when.
+    /// Manifests that no parent knew, and when that was found.
     unknown: Mutex<HashMap<ManifestId, Instant>>,
     metadata: tokio::sync::Mutex<MetadataCache>,
-    /// What came through of signed metadata, for when the parents are away.
+    /// Signed metadata that passed through, kept for when the parents are away.
     mirror: Option<Mirror>,
-    /// When a parent answered last, unix seconds; 0 for never.
+    /// Unix time in seconds at which a parent last answered; 0 for never.
     heard: AtomicU64,
-    /// Counters.
+    /// Counters of this relay.
     pub counters: RelayCounters,
 }
 
 impl Relay {
-    /// A relay over `store` that asks `parents`; enrolments are forwarded to the first parent that answers.
+    /// Creates a relay over `store` that asks `parents`. Enrolments are forwarded to the first
+    /// parent that answers.
     pub fn new(store: Arc<EdgeStore>, parents: Arc<Parents>, anchor: TrustAnchor) -> Self {
         let metadata = tokio::sync::Mutex::default();
         Self {
@@ -142,26 +149,27 @@ impl Relay {
         }
     }
 
-    /// Takes chunks from its parents no faster than this.
+    /// Limits the rate at which chunks are taken from the parents.
     #[must_use]
     pub fn limited(mut self, download: Option<Arc<Throttle>>) -> Self {
         self.download = download;
         self
     }
 
-    /// Keeps signed metadata in `dir`, and answers from there while no parent does.
+    /// Keeps signed metadata in `dir`, and answers from it while no parent does.
     #[must_use]
     pub fn mirroring(mut self, dir: &Path) -> Self {
         self.mirror = Some(Mirror::new(dir));
         self
     }
 
-    /// When a parent answered last, unix seconds; 0 for never.
+    /// Unix time in seconds at which a parent last answered; 0 for never.
     pub fn heard(&self) -> u64 {
         self.heard.load(Ordering::Relaxed)
     }
 
-    /// Has the newest of the metadata that every device needs, whether one asks for it or not.
+    /// Fetches the newest of the metadata that every device needs, whether a device asks for it or
+    /// not.
     ///
     /// # Errors
     /// [`ServeError`].
@@ -172,13 +180,13 @@ impl Relay {
         mirror.keep(&answer).await.map_err(|e| ServeError::Internal(e.into()))
     }
 
-    /// Leaves the swarms at the parents that nobody has fetched from for a while: a parent has places for those that
-    /// are fetched from, not for all that are open here.
+    /// Leaves at the parents those swarms from which nobody has fetched for a while: a parent has
+    /// places for swarms in use, not for all that are open here.
     pub(super) fn leave_idle(&self) {
         self.swarms().values().filter_map(|(_, cell)| cell.get()).for_each(|swarm| swarm.leave_when_idle());
     }
 
-    /// Returns when a device was told of newer metadata than what is kept.
+    /// Returns when a device got newer metadata than the relay keeps.
     pub(super) async fn metadata_news(&self) {
         match &self.mirror {
             Some(mirror) => mirror.news.notified().await,
@@ -186,7 +194,7 @@ impl Relay {
         }
     }
 
-    /// Asks a parent for metadata, with the bytes of a question.
+    /// Sends an encoded metadata question to the first parent that answers.
     ///
     /// # Errors
     /// [`ServeError::Upstream`].
@@ -197,31 +205,32 @@ impl Relay {
         Ok(answer)
     }
 
-    /// What is kept, for a question that no parent answers.
+    /// Returns the kept answer to a question that no parent answers.
     async fn kept_metadata(&self, question: &Bytes) -> Option<Bytes> {
         match self.mirror.as_ref()?.answer(question).await {
             Ok(answer) => answer,
             Err(error) => {
                 tracing::debug!(
                     error = &error as &dyn std::error::Error,
-                    "no metadata is kept for a question"
+                    "kept metadata cannot answer a question"
                 );
                 None
             }
         }
     }
 
-    /// Whom it asks.
+    /// Parents of this relay.
     pub fn parents(&self) -> &Arc<Parents> {
         &self.parents
     }
 
-    /// The store.
+    /// Chunk store of this relay.
     pub fn store(&self) -> &Arc<EdgeStore> {
         &self.store
     }
 
-    /// Chunks fetched from parents, and those of them the store had already (must stay 0).
+    /// Number of chunks fetched from parents, and of those that the store already had (must stay
+    /// 0). Counts the open swarms only.
     pub fn fetched(&self) -> (u64, u64) {
         let swarms = self.swarms();
         swarms.values().filter_map(|(_, cell)| cell.get()).fold((0, 0), |(fetched, again), swarm| {
@@ -242,7 +251,7 @@ impl Relay {
         entry.0 = now;
         let cell = entry.1.clone();
         while swarms.len() > SWARMS_MAX {
-            // One that is in use stays: a second driver for it would fetch the same chunks again.
+            // A swarm in use stays: a second driver for it would fetch the same chunks again.
             let idle = |cell: &OnceCell<Arc<RelaySwarm>>| {
                 cell.get().is_none_or(|swarm| Arc::strong_count(swarm) == 1)
             };
@@ -269,11 +278,12 @@ impl Relay {
                 if self.unknown().get(&id).is_some_and(|at| at.elapsed() < UNKNOWN) {
                     return Err(ServeError::NoManifest(id));
                 }
-                // In a task of its own: it ends, is kept and charged also when its asker is gone.
+                // In a task of its own, so that the fetch completes, is stored and is charged even
+                // if its asker leaves.
                 let (store, parents, budget) = (self.store.clone(), self.parents.clone(), budget.clone());
                 let fetching = tokio::spawn(async move {
                     let fetched = fetch(&store, &parents, id).await;
-                    // What the node then takes of it is given back.
+                    // The part that the node then takes is credited.
                     budget.charge(match &fetched {
                         Ok(manifest) => manifest.nodes_bytes(),
                         Err(ServeError::NoManifest(_)) => UNKNOWN_COST,
@@ -299,14 +309,14 @@ impl Relay {
     }
 }
 
-/// Fetches a manifest from the first parent that has it, and keeps it.
+/// Fetches a manifest from the first parent that has it, and stores it.
 async fn fetch(
     store: &Arc<EdgeStore>,
     parents: &Arc<Parents>,
     id: ManifestId,
 ) -> Result<Manifest, ServeError> {
     let local = store.clone();
-    // The newest few are enough: a release shares nodes with the ones before it.
+    // The two newest are enough: a release shares nodes with the releases before it.
     let held = blocking(move || {
         let ids = local.recent_manifests(HELD_MANIFESTS_MAX.min(2))?;
         ids.iter().map(|id| local.manifest(id)).filter_map(Result::transpose).collect::<Result<Vec<_>, _>>()
@@ -364,7 +374,8 @@ impl Content for Relay {
         manifest: ManifestId,
     ) -> Result<Arc<dyn Swarm>, ServeError> {
         let cell = self.cell(manifest);
-        // Few at once for one node, taken before the cell: others who want the same do not wait behind it.
+        // A node opens few swarms at once. The permit is taken before the cell, so that others who
+        // want the same manifest do not wait behind this node.
         let _few = match cell.get() {
             Some(_) => None,
             None => Some(budget.opening().await),
@@ -384,7 +395,8 @@ impl Content for Relay {
     }
 
     async fn metadata(&self, query: Bytes) -> Result<Bytes, ServeError> {
-        // Held over the question: whoever asks the same meanwhile waits and finds the answer.
+        // Held while asking: another asker of the same question waits here and then finds the
+        // answer.
         let mut cache = self.metadata.lock().await;
         if let Some((at, answer)) = cache.kept.get(&query)
             && at.elapsed() < METADATA_FRESH
@@ -397,7 +409,7 @@ impl Content for Relay {
             Ok(answer)
         };
         if down {
-            // The mirror is never older than an answer that is kept.
+            // The mirror is never older than a kept answer.
             let kept = match self.kept_metadata(&query).await {
                 None => cache.kept.get(&query).map(|(_, answer)| answer.clone()),
                 kept => kept,
@@ -414,7 +426,7 @@ impl Content for Relay {
                 if let Some(mirror) = &self.mirror
                     && let Err(error) = mirror.keep_of_device(&query, &answer).await
                 {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "metadata is not kept");
+                    tracing::warn!(error = &error as &dyn std::error::Error, "metadata could not be stored");
                 }
                 Ok(answer)
             }
@@ -440,7 +452,7 @@ impl Content for Relay {
     }
 }
 
-/// One swarm of a relay.
+/// One open swarm of a relay.
 pub(super) struct RelaySwarm {
     parents: Arc<Parents>,
     download: Option<Arc<Throttle>>,
@@ -451,9 +463,9 @@ pub(super) struct RelaySwarm {
     driver: Mutex<Option<Driven>>,
 }
 
-/// A driver at work, and when something was last asked of it.
+/// A running driver, and the time of its last use.
 struct Driven {
-    /// Shared with the batches that may yet ask something of it.
+    /// Shared with the batches that may still use it.
     handle: Arc<DriverHandle>,
     used: Instant,
 }
@@ -471,7 +483,8 @@ impl RelaySwarm {
         self.driver.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The driver that fetches from the parents: it has the swarm open there for as long as it runs.
+    /// Returns the driver that fetches from the parents, started if there is none. It has the swarm
+    /// open at the parents for as long as it runs.
     fn driving(&self) -> Arc<DriverHandle> {
         let mut driver = self.driver();
         let driven = driver.get_or_insert_with(|| {
@@ -481,7 +494,10 @@ impl RelaySwarm {
             let driver = driver.limited(self.download.clone());
             tokio::spawn(async move {
                 if let Err(error) = driver.run().await {
-                    tracing::error!(error = &error as &dyn std::error::Error, "swarm ended");
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "fetching for a swarm ended with an error"
+                    );
                 }
             });
             Driven { handle: Arc::new(handle), used: Instant::now() }
@@ -490,7 +506,7 @@ impl RelaySwarm {
         driven.handle.clone()
     }
 
-    /// Leaves the swarm at the parents when nobody has fetched from it for a while.
+    /// Leaves the swarm at the parents if nobody has fetched from it for a while.
     fn leave_when_idle(&self) {
         let mut driver = self.driver();
         let idle =
@@ -500,7 +516,8 @@ impl RelaySwarm {
         }
     }
 
-    /// Reads a few chunks off the disk, in one go on a thread that may block. Where they are may be known already.
+    /// Reads a few chunks from disk, in one go on a blocking thread. `None` as a location means
+    /// that it must be looked up.
     async fn read(&self, chunks: Vec<(Entry, Option<Location>)>) -> Vec<(ChunkId, Option<Data>)> {
         let (entries, places): (Vec<Entry>, Vec<Option<Location>>) = chunks.into_iter().unzip();
         let hashes: Vec<_> = entries.iter().map(|entry| entry.hash).collect();
@@ -520,7 +537,7 @@ impl RelaySwarm {
         entries.into_iter().zip(read).map(data).collect()
     }
 
-    /// Which of the swarm's chunks the store has, and where.
+    /// Returns those of the chunks that the store has, and their locations.
     fn held_of(&self, wanted: &ChunkRanges) -> Result<Vec<(Entry, Location)>, crate::store::StoreError> {
         let entries: Vec<_> = wanted.ids().filter_map(|id| self.table.get(id)).collect();
         let places = self.store.locate_each(entries.iter().map(|e| &e.hash))?;
@@ -565,7 +582,7 @@ impl RelaySwarm {
             for (id, data) in self.read(group).await {
                 match data {
                     Some(data) => answers.send(ChunkAnswer::Data(data)).await.ok()?,
-                    // Evicted or rotten since the look-up.
+                    // Evicted or damaged since the look-up.
                     None => drop(asking.later.insert(id)),
                 }
             }
@@ -593,7 +610,7 @@ impl RelaySwarm {
                 () = answers.closed() => return None,
             };
             let Ok(1..) = count else {
-                // It will ask again.
+                // The asker will ask again.
                 asking.waiter.is_told = true;
                 let mut rest = asking.waiter.open.clone();
                 rest.extend(&asking.later);
@@ -630,19 +647,21 @@ impl RelaySwarm {
     }
 }
 
-/// One batch's chunks that come from upstream: asked for as far ahead as its node may have them.
+/// The chunks of one batch that come from upstream, requested as far ahead as the asker's node is
+/// allowed.
 struct Asking<'a> {
     swarm: &'a RelaySwarm,
     tx: mpsc::UnboundedSender<Arrival>,
-    /// Not asked for yet.
+    /// Chunks not yet requested.
     later: ChunkRanges,
-    /// Room of the asker's node that the open ones take, and those answered since [`Self::top_up`].
+    /// Room taken from the asker's node for the open chunks and for those answered since the last
+    /// [`Self::top_up`].
     room: Option<SemaphorePermit<'a>>,
     waiter: Waiter<'a>,
 }
 
 impl<'a> Asking<'a> {
-    /// Gives back the room of what was answered, and asks for as many more as there is room for.
+    /// Gives back the room of answered chunks, and requests as many more as there is room for.
     fn top_up(&mut self) {
         let open = usize::try_from(self.waiter.open.len()).unwrap_or(usize::MAX);
         if let Some(room) = &mut self.room {
@@ -664,11 +683,11 @@ impl<'a> Asking<'a> {
         }
     }
 
-    /// Waits until there is room for a few, and asks for them.
+    /// Waits until there is room for a few chunks, and requests them.
     async fn wait_for_room(&mut self) {
         let budget: &'a NodeBudget = self.waiter.budget;
         let few = AHEAD_STEP.min(usize::try_from(self.later.len()).unwrap_or(usize::MAX));
-        // Nobody closes it.
+        // The semaphore is never closed.
         let Ok(room) = budget.ahead().acquire_many(few as u32).await else { return };
         self.ask(room, few);
         self.top_up();
@@ -693,19 +712,19 @@ impl<'a> Asking<'a> {
         self.waiter.own.extend(&fresh);
     }
 
-    /// One that came was evicted before it was read.
+    /// Requests a chunk again that was evicted before it was read.
     fn again(&mut self, id: ChunkId) {
         self.waiter.unsent.remove(id);
         self.want(&[id].into_iter().collect());
     }
 
-    /// One went to the asker, or will not come.
+    /// Removes a chunk that was sent to the asker or will not come.
     fn sent(&mut self, id: ChunkId) {
         self.waiter.unsent.remove(id);
         self.waiter.open.remove(id);
     }
 
-    /// Answers that one open chunk will not come; `None` when the asker went away.
+    /// Answers that an open chunk will not come. `None` if the asker went away.
     async fn refuse(
         &mut self,
         answers: &mpsc::Sender<ChunkAnswer>,
@@ -742,7 +761,7 @@ impl Swarm for RelaySwarm {
         Ok(held.into_iter().map(|(entry, _)| entry.id).collect())
     }
 
-    // The store knows its own chunks, but not what it has evicted or never had.
+    // The parents answer: the store does not know the size of chunks that it evicted or never had.
     async fn cost(&self, wanted: &ChunkRanges) -> Result<Cost, ServeError> {
         self.parents.cost(self.manifest.id(), wanted).await.map_err(|e| ServeError::Upstream(e.into()))
     }
@@ -759,7 +778,7 @@ impl Swarm for RelaySwarm {
         wanted: ChunkRanges,
         answers: mpsc::Sender<ChunkAnswer>,
     ) {
-        // `None`: the asker went away.
+        // `None` means that the asker went away.
         let _ = self.answer(budget, wanted, &answers).await;
     }
 }

@@ -1,4 +1,5 @@
-//! Who waits for which chunk: one upstream fetch, however many ask.
+//! Waiting askers of each chunk: however many wait, the relay fetches the chunk from its parent
+//! once.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,30 +16,31 @@ use crate::serve::NodeBudget;
 use crate::store::EdgeStore;
 use crate::table::ChunkTable;
 
-/// What a waiter learns of a chunk.
+/// News of a chunk for a waiter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Arrival {
-    /// It is in the store.
+    /// The chunk is in the store.
     Held(ChunkId),
-    /// No parent has it.
+    /// No parent has the chunk.
     Gone(ChunkId),
 }
 
-/// A chunk that is on its way, or asked for.
+/// A chunk that is wanted or in flight.
 struct Wanted {
-    /// Asked for it first: charged for it when nobody waits any more.
+    /// First node that asked for the chunk, charged for it if nobody waits any more when it comes.
     asker: Arc<NodeBudget>,
     waiters: Vec<mpsc::UnboundedSender<Arrival>>,
 }
 
-/// The waiters of one swarm, and the sink its driver fills.
+/// The waiters of one swarm, and the sink of its driver.
 pub(super) struct Demand {
     store: Arc<EdgeStore>,
-    /// Without waiters when those of a chunk went away and it may come all the same.
+    /// Wanted chunks. An entry without waiters is a chunk whose waiters left and that may still
+    /// come.
     wanted: Mutex<HashMap<ChunkId, Wanted>>,
     /// Chunks fetched from a parent.
     pub(super) fetched: AtomicU64,
-    /// Chunks fetched although the store had them: must stay 0.
+    /// Chunks fetched although the store had them. Must stay 0.
     pub(super) refetched: AtomicU64,
 }
 
@@ -51,9 +53,10 @@ impl Demand {
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Registers for `chunks` on behalf of the node of `budget`, and calls `want` before anybody else may say
-    /// that they are not waited for. Ids are 8 bytes each, so the channel needs no bound beyond the request's
-    /// own. Returns those that nobody waited for before: what they cost is this node's.
+    /// Registers a waiter for `chunks` on behalf of the node of `budget`. Calls `want` under the
+    /// lock, before any other task can report these chunks as unwanted. Arrivals take 8 bytes each,
+    /// so the channel needs no bound other than that of the request. Returns the chunks that nobody
+    /// waited for before: their cost is this node's.
     pub(super) fn wait_for(
         &self,
         chunks: &ChunkRanges,
@@ -76,7 +79,8 @@ impl Demand {
         fresh
     }
 
-    /// Drops waiters that went away, and calls `unwanted` with those of `chunks` that nobody waits for any more.
+    /// Drops waiters that left, and calls `unwanted` with those of `chunks` that nobody waits for
+    /// any more.
     fn forget_gone(&self, chunks: &ChunkRanges, unwanted: impl FnOnce(ChunkRanges)) {
         let mut all = self.wanted();
         let mut forgotten = ChunkRanges::new();
@@ -93,7 +97,7 @@ impl Demand {
         }
     }
 
-    /// Tells all who wait. Returns the first asker when there is nobody left to tell.
+    /// Notifies all waiters of a chunk. Returns the first asker if no waiter is left.
     fn tell(&self, id: ChunkId, arrival: Arrival) -> Option<Arc<NodeBudget>> {
         let wanted = self.wanted().remove(&id)?;
         let told = wanted.waiters.iter().filter(|tx| tx.send(arrival).is_ok()).count();
@@ -101,20 +105,21 @@ impl Demand {
     }
 }
 
-/// One asker's place among those who wait; given up when it is dropped, with the task of a connection that is gone too.
+/// One asker's registration, withdrawn on drop, which includes the end of the asker's connection.
 pub(super) struct Waiter<'s> {
     pub(super) demand: &'s Demand,
     pub(super) driver: &'s DriverHandle,
     pub(super) budget: &'s Arc<NodeBudget>,
     pub(super) table: &'s ChunkTable,
-    /// Asked for, and not answered yet.
+    /// Chunks requested and not answered yet.
     pub(super) open: ChunkRanges,
-    /// Those of them that are fetched on this asker's behalf alone or first.
+    /// Open chunks that are fetched on this asker's behalf alone, or that it requested first.
     pub(super) own: ChunkRanges,
-    /// Those that came and were not sent to it yet.
+    /// Chunks that arrived and were not sent to the asker yet.
     pub(super) unsent: ChunkRanges,
     pub(super) arrivals: mpsc::UnboundedReceiver<Arrival>,
-    /// It waited in vain and was told so: it will ask again, and what it waited for is still to be fetched.
+    /// Whether the asker was told that its wait failed. It will ask again, so its open chunks are
+    /// still to be fetched.
     pub(super) is_told: bool,
 }
 
@@ -144,8 +149,12 @@ impl ChunkSink for Demand {
             self.store.put(&entry.hash, packed)
         });
         if let Err(error) = put {
-            // One bad write must not end the swarm: whoever waits finds nothing, and asks again.
-            tracing::error!(error = &error as &dyn std::error::Error, "chunk not stored");
+            // One failed write must not end the swarm: the waiters find nothing in the store, and
+            // ask again.
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "chunk could not be stored; its askers will ask again"
+            );
         }
         if let Some(asker) = self.tell(entry.id, Arrival::Held(entry.id)) {
             asker.charge(packed.bytes.len() as u64);
@@ -170,7 +179,7 @@ impl ChunkSink for Demand {
     fn given_up(&self, chunks: &ChunkRanges) {
         let mut all = self.wanted();
         for id in chunks.ids() {
-            // Somebody may wait again.
+            // Another asker may have begun to wait meanwhile.
             if all.get(&id).is_some_and(|wanted| wanted.waiters.is_empty()) {
                 all.remove(&id);
             }

@@ -1,9 +1,9 @@
-//! Signed metadata that came through a relay, kept on disk: while no parent answers, the relay answers devices'
-//! questions itself, also after a restart.
+//! Signed metadata that passed through a relay, kept on disk. While no parent answers, the relay
+//! itself answers devices' questions from it, also after a restart.
 //!
-//! Nothing is verified here: devices do that, and TUF's own expiry bounds how old what they get can be. What is
-//! kept is one state of the repository: its timestamp is replaced only together with all it needs for the targets
-//! that devices of the office ask for.
+//! Nothing is verified here: devices verify, and TUF's own expiry bounds how old the metadata they
+//! get can be. The kept files are one state of the repository: the timestamp is replaced only
+//! together with everything it needs for the targets that devices of the office ask for.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -22,34 +22,36 @@ use crate::trust::tuf::{
     AnswerError, Answerer, ChannelDoc, DirStore, MetadataStore, StoreError, is_served_name,
 };
 
-/// Most files kept: all metadata of a realm with 512 bins, and the targets that an office asks for.
+/// Maximum number of files: all metadata of a realm with 512 bins, and the targets that an office
+/// asks for.
 const FILES_MAX: usize = 2048;
 
-/// Largest file kept, bytes.
+/// Maximum size of a file, bytes.
 const FILE_BYTES_MAX: usize = 1 << 20;
 
-/// Questions of devices whose targets are kept up to date: what an office runs is few products.
+/// Maximum number of device questions whose targets are kept up to date: an office runs few
+/// products.
 const WANTED_MAX: usize = 10;
 
-/// Targets of one of them: a channel or release, and the product's patches.
+/// Maximum number of targets of one question: a channel or release, and the product's patches.
 const WANTED_NAMES_MAX: usize = 4;
 
 const TIMESTAMP: &str = "timestamp.json";
 
-/// The files of a realm's repository, as far as devices need them.
+/// The files of a realm's repository that devices need.
 pub(super) struct Mirror {
     store: Arc<DirStore>,
     answerer: Answerer,
-    /// Targets of the latest questions, the latest last.
+    /// Targets of the latest questions, oldest first.
     wanted: Mutex<VecDeque<Vec<String>>>,
-    /// Where they are kept over a restart.
+    /// File that keeps `wanted` over a restart.
     wanted_path: PathBuf,
-    /// A device was told of something newer than what is kept.
+    /// Notified when a device was sent something newer than the kept metadata.
     pub(super) news: Notify,
 }
 
 impl Mirror {
-    /// Keeps files in `dir`, and beside it what devices ask for.
+    /// Creates a mirror that keeps files in `dir`, and the wanted targets in a file beside it.
     pub(super) fn new(dir: &Path) -> Self {
         let store = Arc::new(DirStore::new(dir));
         let wanted_path = dir.with_extension("wanted.json");
@@ -65,8 +67,9 @@ impl Mirror {
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A device asked and was told: its targets are kept from now on. Only names that the realm could have count, and
-    /// only where the answer brought one of them: what a device makes up is not remembered.
+    /// Remembers the targets of a question that was answered, to keep them up to date from now on.
+    /// Only names that a realm could have are remembered, and only if the answer contained one of
+    /// the targets, so that a device cannot fill the list with invented names.
     async fn note(&self, question: &[u8], files: &[(String, Bytes)]) {
         let Ok(query) = Query::decode(question) else { return };
         let targets: Vec<String> =
@@ -93,11 +96,15 @@ impl Mirror {
         let written = tokio::task::spawn_blocking(move || files::write_atomic(&path, &text, 0o600)).await;
         if let Ok(Err(error)) = written {
             let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, "what devices ask for is known until restart only");
+            tracing::warn!(
+                error,
+                "list of wanted targets could not be written; it will be lost at the next restart"
+            );
         }
     }
 
-    /// The question from whose answer what is kept becomes the newest. Nothing comes when nothing has changed.
+    /// Returns the question whose answer brings the kept metadata up to date. The answer is empty
+    /// if nothing has changed.
     pub(super) async fn question(&self) -> Result<Query, StoreError> {
         let mut query = Query { root: 1, latest: true, on_path: true, ..Query::default() };
         query.targets = self.wanted().iter().flatten().cloned().collect();
@@ -107,7 +114,8 @@ impl Mirror {
         query.timestamp = timestamp;
         let names = self.store.list().await?;
         let mut newest = newest(&names);
-        // What would come: the wanted targets, and the releases that wanted channels point to.
+        // Targets that the answer would contain: the wanted ones, and the releases that wanted
+        // channels point to.
         let path_of = |target: &str| names.iter().find(|name| target_of(name).as_deref() == Some(target));
         for target in &query.targets {
             let Some(path) = path_of(target) else { continue };
@@ -127,18 +135,19 @@ impl Mirror {
         query.snapshot = newest.remove("snapshot").unwrap_or(0);
         let roles = newest.into_iter().take(QUERY_ROLES_MAX);
         query.roles = roles.map(|(role, version)| (role.to_owned(), version)).collect();
-        // Bins that are not named come again; a question that is too long is answered by nobody.
+        // Bins that the question does not name are sent again, but a question that is too long is
+        // answered by nobody.
         while query.encode().len() > QUERY_BYTES_MAX && query.roles.pop().is_some() {}
         Ok(query)
     }
 
-    /// Version of the timestamp that is kept.
+    /// Version of the kept timestamp; `None` if none is kept.
     async fn timestamp(&self) -> Result<Option<u64>, StoreError> {
         let Some(bytes) = self.store.get(TIMESTAMP).await? else { return Ok(None) };
         Ok(version_of(&bytes))
     }
 
-    /// Keeps the files of an answer to [`Self::question`], the timestamp last.
+    /// Stores the files of an answer to [`Self::question`], the timestamp last.
     pub(super) async fn keep(&self, answer: &Bytes) -> Result<(), StoreError> {
         let Ok(Answer { files }) = Answer::decode(answer) else { return Ok(()) };
         self.keep_files(&files).await?;
@@ -148,8 +157,8 @@ impl Mirror {
         Ok(())
     }
 
-    /// Keeps the files of an answer to a device. Its timestamp may need more than came with it: where that is
-    /// newer, all it needs is asked for.
+    /// Stores the files of an answer to a device. A newer timestamp may need more files than the
+    /// answer contained; in that case [`Self::news`] triggers a question for all of them.
     pub(super) async fn keep_of_device(&self, question: &[u8], answer: &Bytes) -> Result<(), StoreError> {
         let Ok(Answer { files }) = Answer::decode(answer) else { return Ok(()) };
         self.note(question, &files).await;
@@ -168,7 +177,8 @@ impl Mirror {
         };
         let mut listed: Option<Vec<String>> = None;
         for (name, bytes) in files.iter().filter(fits) {
-            // What has a version or hash in its name changes only behind a restored backup.
+            // A file with a version or hash in its name changes only if the origin was restored
+            // from a backup.
             if self.store.get(name).await?.as_ref() == Some(bytes) {
                 continue;
             }
@@ -181,7 +191,7 @@ impl Mirror {
                 names = self.store.list().await?;
             }
             self.store.put(name, bytes.clone()).await?;
-            // A target has one present file.
+            // Each target has one current file.
             if let Some(target) = target_of(name) {
                 let is_old = |old: &mut String| target_of(old).as_ref() == Some(&target);
                 for old in names.extract_if(.., is_old).filter(|old| old != name) {
@@ -194,13 +204,14 @@ impl Mirror {
         Ok(())
     }
 
-    /// Removes older versions of roles, and all targets: what is still asked for comes again.
+    /// Removes older versions of roles, and all targets. Targets that are still wanted are fetched
+    /// again.
     async fn prune(&self) -> Result<(), StoreError> {
         let names = self.store.list().await?;
         let newest = newest(&names);
         for name in &names {
             let is_old = match role_file(name) {
-                // Devices walk the roots one by one, from any old one.
+                // Devices walk the roots one by one, starting from any old one.
                 Some(("root", _)) => false,
                 Some((role, version)) => newest.get(role) != Some(&version),
                 None => target_hash(name).is_some(),
@@ -212,10 +223,11 @@ impl Mirror {
         Ok(())
     }
 
-    /// Answers a device's question from what is kept; `None` when the device knows of newer metadata.
+    /// Answers a device's question from the kept files. `None` if the device knows of newer
+    /// metadata.
     ///
     /// # Errors
-    /// [`AnswerError`] when what the question needs is not kept.
+    /// [`AnswerError`] if a needed file is not kept.
     pub(super) async fn answer(&self, question: &[u8]) -> Result<Option<Bytes>, AnswerError> {
         let held = Query::decode(question)?.timestamp;
         match self.timestamp().await? {
@@ -227,7 +239,7 @@ impl Mirror {
     }
 }
 
-/// The newest version of every role among files.
+/// Returns the newest version of every role among file names.
 fn newest(names: &[String]) -> BTreeMap<&str, u64> {
     let mut newest = BTreeMap::new();
     for (role, version) in names.iter().filter_map(|name| role_file(name)) {
@@ -237,7 +249,7 @@ fn newest(names: &[String]) -> BTreeMap<&str, u64> {
     newest
 }
 
-/// Whether a realm could have a target of this name.
+/// Whether a realm could have a target with this name.
 fn is_target(name: &str) -> bool {
     let is_name = |part: &str| part.parse::<Name>().is_ok();
     match name.split('/').collect::<Vec<_>>()[..] {
@@ -262,13 +274,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_came_through_is_kept_and_asked_for_by_version() {
+    async fn metadata_that_passed_through_is_kept_and_refreshed_by_version() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let dir = dir.path().join("metadata");
         let mirror = Mirror::new(&dir);
         let targets = vec!["channels/os/stable".to_owned(), "patches/os".to_owned()];
         let asked = Query { targets: targets.clone(), timestamp: 7, ..Query::default() }.encode();
-        // What a device makes up is not remembered, nor what nobody has.
+        // Neither invented names nor targets that nobody has are remembered.
         for made_up in ["x".repeat(9000), "channels/os/none".to_owned()] {
             let made_up = Query { targets: vec![made_up], ..Query::default() }.encode();
             mirror
@@ -301,7 +313,8 @@ mod tests {
         assert_eq!(question.roles, [("channels".to_owned(), 2), ("releases-0-1f".to_owned(), 5)]);
         assert_eq!(question.targets, targets);
         assert!(!dir.with_file_name("outside").exists());
-        // A device that knows of a newer state is told nothing; and a newer state is taken only as a whole.
+        // A device that knows of a newer state gets no answer, and a newer state is stored only as
+        // a whole.
         let newer = Query { timestamp: 8, ..Query::default() }.encode();
         assert!(again.answer(&newer).await.expect("no error").is_none());
         let of_device = answer(&[("timestamp.json", &timestamp(8)), ("4.snapshot.json", "{}")]);

@@ -1,4 +1,5 @@
-//! The relay: pulls every byte over its uplink once and serves its office, cutting through.
+//! The relay: fetches every byte over its uplink once and serves its office, forwarding chunks as
+//! they arrive.
 
 mod config;
 mod content;

@@ -1,4 +1,5 @@
-//! Starting a relay: enrol if needed, open the store, serve, renew, commit.
+//! Start of a relay and its regular tasks: enrol if needed, open the store, serve, renew the
+//! certificate, commit the store.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,31 +28,33 @@ use crate::trust::tls::{Credentials, TlsError, TrustAnchor, https_parent, quic_c
 use crate::trust::token::JoinToken;
 use crate::trust::tuf::wire::{Answer, Query};
 
-/// How often appended chunks are made durable and indexed.
+/// Interval at which appended chunks are made durable and indexed.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
-/// How often a relay looks whether a parent answers.
+/// Interval at which a relay checks whether a parent answers.
 const WATCH_EVERY: Duration = Duration::from_secs(30);
 
-/// How often a relay asks whom the origin has revoked: well within the quarter of an hour that docs/trust.md states.
+/// Interval at which a relay asks for the list of revoked nodes: well within the quarter of an hour
+/// that docs/trust.md states.
 const REVOKED_EVERY: Duration = Duration::from_secs(20);
 
-/// First pause before a relay that reached no parent tries to enrol again; doubles up to [`ENROLL_AGAIN_MAX`].
+/// First pause before a relay that reached no parent tries to enrol again. Doubles up to
+/// [`ENROLL_AGAIN_MAX`].
 const ENROLL_AGAIN: Duration = Duration::from_secs(1);
 const ENROLL_AGAIN_MAX: Duration = Duration::from_secs(30);
 
-/// Why a relay did not start.
+/// Reason why a relay did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// No parent given.
+    /// No parent is configured.
     #[error("a relay needs a parent: --parent HOST:PORT")]
     NoParent,
-    /// Not enrolled and no token to enrol with.
+    /// The relay is not enrolled and has no token to enrol with.
     #[error(
         "this relay is not enrolled: give it a join token with --token (make one with: distd token join --role relay)"
     )]
     NotEnrolled,
-    /// Its identity is unusable.
+    /// The relay's identity is unusable.
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// Enrolment failed.
@@ -63,10 +66,10 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// No socket.
+    /// A socket could not be opened.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// No metrics.
+    /// The metrics listener could not start.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
     /// The proxy cannot be used.
@@ -74,23 +77,23 @@ pub enum StartError {
     Proxy(#[from] ProxyError),
 }
 
-/// A relay at work.
+/// A running relay.
 pub struct Running {
-    /// Its content, for counters.
+    /// Content of the relay, for counters.
     pub relay: Arc<Relay>,
-    /// Its answering side, for counters.
+    /// Answering side of the relay, for counters.
     pub server: Arc<Server>,
-    /// Where it listens.
+    /// Address that the relay listens on.
     pub address: SocketAddr,
-    /// Where its metrics are given.
+    /// Address that metrics are served on; `None` if they are not configured.
     pub metrics: Option<SocketAddr>,
-    /// What opening the store found.
+    /// Result of opening the store.
     pub recovered: Recovered,
     endpoint: Endpoint,
     tasks: JoinSet<()>,
 }
 
-/// Starts a relay. `token` is used when there is no identity yet.
+/// Starts a relay. `token` is used if there is no certificate yet.
 ///
 /// # Errors
 /// [`StartError`].
@@ -108,9 +111,12 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
         let token = token.ok_or(StartError::NotEnrolled)?;
         enroll_patiently(&mut identity, token, &config, &outbound).await?;
     } else if identity.needs_renewal(unix_now()) {
-        // A relay whose parent is away still serves its office: the renewal task tries again.
+        // A relay whose parent is away still serves its office. The renewal task tries again.
         if let Err(error) = enrollment::renew(&mut identity, &config.parents, &outbound).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "certificate not renewed yet");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "certificate could not be renewed; trying again in a minute"
+            );
         }
     }
     let ca = identity.ca_der().ok_or(StartError::NotEnrolled)?.clone();
@@ -136,7 +142,7 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
         other => other?,
     };
     let address = endpoint.local_addr().map_err(|cause| BindError { address: config.listen, cause })?;
-    // A chunk crosses a relay's uplink once whoever asks, so nothing is leased here.
+    // A chunk crosses a relay's uplink once, whoever asks for it, so a relay leases nothing.
     let sites = Sites::new(ca.clone(), SiteRule::Named, false);
     let revoked = Revoked::load(&config.data.join("revoked"), &ca);
     let serve = ServeConfig { sites: Some(sites), revoked: revoked.clone(), ..config.serve.clone() };
@@ -161,8 +167,8 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     Ok(Running { relay, server, address, metrics, recovered, endpoint, tasks })
 }
 
-/// Enrols, and tries again for as long as no parent can be reached: at boot the network may come later than the
-/// relay.
+/// Enrols, and tries again for as long as no parent can be reached: at boot the network may come up
+/// later than the relay.
 async fn enroll_patiently(
     identity: &mut NodeIdentity,
     token: &JoinToken,
@@ -184,7 +190,8 @@ async fn enroll_patiently(
     }
 }
 
-/// Keeps the signed metadata that every device needs, and says when no parent answers and when one does again.
+/// Keeps up to date the signed metadata that every device needs, and logs when no parent answers
+/// and when one answers again.
 async fn watch_parents(relay: Arc<Relay>, parents: Vec<String>) {
     let mut away = false;
     loop {
@@ -197,12 +204,16 @@ async fn watch_parents(relay: Arc<Relay>, parents: Vec<String>) {
             Err(error) if !away => {
                 let error = &error as &dyn std::error::Error;
                 let parents = parents.join(" ");
-                tracing::warn!(parents, error, "no parent answers: what is here is served until one does");
+                tracing::warn!(
+                    parents,
+                    error,
+                    "no parent answers; serving only what is cached until one does"
+                );
                 away = true;
             }
             Ok(()) | Err(_) => {}
         }
-        // What a device has just asked for is kept too, so that it is there when the uplink goes.
+        // Metadata that a device has just asked for is kept too, for when the uplink fails.
         tokio::select! {
             () = tokio::time::sleep(WATCH_EVERY) => {}
             () = relay.metadata_news() => {}
@@ -210,17 +221,17 @@ async fn watch_parents(relay: Arc<Relay>, parents: Vec<String>) {
     }
 }
 
-/// Asks the parents whom the origin has revoked, for as long as the relay runs.
+/// Fetches the origin's list of revoked nodes from the parents, for as long as the relay runs.
 async fn learn_revoked(relay: Arc<Relay>, revoked: Arc<Revoked>, ca: CertificateDer<'static>) {
     let question = Bytes::from(Query { revoked: true, ..Query::default() }.encode());
     loop {
         if let Ok(answer) = relay.ask_metadata(question.clone()).await
             && let Ok(answer) = Answer::decode(&answer)
-            // An origin of an earlier release sends none.
+            // An origin of an earlier release sends no such file.
             && let Some((_, bytes)) = answer.files.iter().find(|(name, _)| name == revoked::FILE)
             && let Err(error) = revoked.take(bytes, &ca)
         {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the parent's answer is not taken");
+            tracing::warn!(error = &error as &dyn std::error::Error, "list of revoked nodes refused");
         }
         tokio::time::sleep(REVOKED_EVERY).await;
     }
@@ -232,13 +243,13 @@ async fn commit_regularly(store: Arc<EdgeStore>) {
         let store = store.clone();
         let result = tokio::task::spawn_blocking(move || store.commit()).await;
         if let Ok(Err(error)) = result {
-            tracing::error!(error = &error as &dyn std::error::Error, "store not committed");
+            tracing::error!(error = &error as &dyn std::error::Error, "store could not be committed");
         }
     }
 }
 
 impl Running {
-    /// Stops serving and makes what was stored durable.
+    /// Stops serving and makes everything stored durable.
     pub async fn stop(mut self) -> Result<(), StoreError> {
         self.endpoint.close(crate::net::close_code(distd_core::proto::close::CloseCode::Done), b"");
         self.tasks.shutdown().await;

@@ -1,4 +1,4 @@
-//! One batch of chunks, answered.
+//! The answer to one batch of chunks.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -18,11 +18,11 @@ use super::streams::{send, wire};
 use crate::limits::LIMITED_PIECE;
 use crate::net::{FrameReader, FrameWriter, WireError};
 
-/// Answers queued between reading chunks and writing them to the stream. A few keep the stream full; each may be a
-/// megabyte.
+/// Number of answers queued between reading chunks and writing them to the stream. A few keep the
+/// stream full; each one may be a megabyte.
 const ANSWER_QUEUE: usize = 8;
 
-/// How long a batch that is not read keeps its upload slot while others wait.
+/// How long a batch whose asker reads nothing keeps its upload slot while other batches wait.
 const UNREAD_MAX: Duration = Duration::from_secs(2);
 
 pub(super) async fn answer(
@@ -69,7 +69,8 @@ pub(super) async fn answer(
             swarm.content.chunks(&peer.budget, wanted, tx).await;
         }
     };
-    // Owns the receiver: when sending fails it is dropped, and `chunks` notices that nobody listens.
+    // Owns the receiver. If sending fails, the receiver is dropped and `chunks` notices that nobody
+    // listens.
     let sending = async move {
         let mut ready = Vec::with_capacity(ANSWER_QUEUE);
         let mut sent = Vec::with_capacity(ANSWER_QUEUE);
@@ -77,7 +78,7 @@ pub(super) async fn answer(
         loop {
             let count = tokio::select! {
                 count = answers.recv_many(&mut ready, ANSWER_QUEUE) => count,
-                // Nobody waits any more for what is still on its way from upstream.
+                // The asker no longer waits for chunks still on their way from the parent.
                 gone = writer.stopped() => return Err(wire(gone)),
             };
             if count == 0 {
@@ -104,7 +105,7 @@ pub(super) async fn answer(
                         let mut bytes = frame.encode();
                         while !bytes.is_empty() {
                             let piece = bytes.split_to(bytes.len().min(LIMITED_PIECE));
-                            // Waiting for the limit is none of the reader's doing.
+                            // The wait for the limit must not count against the reader.
                             limit.pass(node, piece.len()).await;
                             in_turn(peer, writer.write_piece(piece), &mut slot).await?;
                         }
@@ -127,19 +128,20 @@ pub(super) async fn answer(
     result
 }
 
-/// Writes what was gathered.
+/// Writes the coalesced frames.
 async fn flush_in_turn(peer: &Peer, writer: &mut FrameWriter, slot: &mut Slot) -> Result<(), CloseCode> {
     in_turn(peer, writer.flush(), slot).await
 }
 
-/// Writes to the asker. While it reads nothing and others wait, they have its slot; then it gets one in its
-/// turn. What so many batches of one node hold in memory meanwhile is bounded: a further one ends.
+/// Writes to the asker. If the asker reads nothing while other batches wait, they get its slot, and
+/// this batch gets one again in its turn. The memory that such batches of one node hold meanwhile
+/// is bounded: beyond the bound the batch ends.
 async fn in_turn(
     peer: &Peer,
     writing: impl Future<Output = Result<(), WireError>>,
     slot: &mut Slot,
 ) -> Result<(), CloseCode> {
-    // An asker that does not read for too long is given up.
+    // An asker that reads nothing for longer than `stall` is given up.
     let mut writing = std::pin::pin!(tokio::time::timeout(peer.server.config.stall, writing));
     let mut lent = None;
     let written = loop {

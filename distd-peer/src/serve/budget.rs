@@ -1,4 +1,4 @@
-//! What one node may have open and make this one do, over all its connections.
+//! Budget of one node: what it may have open and make this node do, over all its connections.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,31 +12,31 @@ use crate::clock::monotonic_now;
 use crate::trust::identity::Role;
 use crate::trust::tls::PeerIdentity;
 
-/// Bounds by role.
+/// Bounds of a node, which depend on its role.
 #[derive(Clone, Copy, Debug)]
 struct Bounds {
-    /// Swarms open.
+    /// Open swarms.
     swarms: usize,
-    /// Streams open on one connection.
+    /// Open streams on one connection.
     streams: usize,
-    /// Batches that go on without their upload slot, because they are not read.
+    /// Batches that continue without an upload slot because their asker does not read.
     lent: usize,
-    /// Chunks that come from upstream and were not sent on yet.
+    /// Chunks fetched from upstream, or requested there, and not yet sent on.
     ahead: usize,
     /// Manifests fetched at once.
     openings: usize,
-    /// Bytes fetched in vain, each hour.
+    /// Bytes that may be fetched in vain, per hour.
     credit: u64,
 }
 
-/// A device has a release and its patch sets open, twice when an agent runs beside a pull.
+/// A device has a release and its patch sets open, twice if an agent runs beside a pull.
 const LEAF: Bounds = Bounds { swarms: 24, streams: 128, lent: 8, ahead: 256, openings: 2, credit: 64 << 20 };
 
-/// A relay has on one connection whatever its own askers have.
+/// A relay has on one connection everything that its own askers have.
 const RELAY: Bounds =
     Bounds { swarms: 512, streams: 1024, lent: 64, ahead: 8192, openings: 64, credit: 4 << 30 };
 
-/// One node's budget, whatever connections it has.
+/// Budget of one node over all its connections.
 #[derive(Debug)]
 pub struct NodeBudget {
     role: Role,
@@ -49,7 +49,7 @@ pub struct NodeBudget {
 }
 
 impl NodeBudget {
-    /// That of a node of this role.
+    /// Creates the budget of a node with this role.
     pub fn of(role: Role) -> Arc<Self> {
         let bounds = if role == Role::Leaf { LEAF } else { RELAY };
         Arc::new(Self {
@@ -63,42 +63,43 @@ impl NodeBudget {
         })
     }
 
-    /// Streams the node may have open on one connection.
+    /// Number of streams that the node may have open on one connection.
     pub(crate) fn streams(&self) -> usize {
         self.bounds.streams
     }
 
-    /// A place for one more swarm, if there is one.
+    /// Takes a place for one more swarm; `None` if all are taken.
     pub(super) fn swarm(self: &Arc<Self>) -> Option<Counted> {
         Counted::new(self.clone(), |budget| &budget.swarms, self.bounds.swarms)
     }
 
-    /// A place for one more batch that goes on without its slot, if there is one.
+    /// Takes a place for one more batch that continues without its slot; `None` if all are taken.
     pub(super) fn lend(self: &Arc<Self>) -> Option<Counted> {
         Counted::new(self.clone(), |budget| &budget.lent, self.bounds.lent)
     }
 
-    /// Chunks that may be on their way from upstream for this node and are not sent to it yet.
+    /// One permit for each chunk that may be on its way from upstream for this node without being
+    /// sent to it yet.
     pub(crate) fn ahead(&self) -> &Semaphore {
         &self.ahead
     }
 
-    /// Waits until the node may have one more manifest fetched on its behalf.
+    /// Waits until one more manifest may be fetched on the node's behalf.
     pub async fn opening(&self) -> SemaphorePermit<'_> {
         self.openings.acquire().await.expect("nobody closes it")
     }
 
-    /// Whether the node has made this one fetch so much in vain that it fetches no more for it.
+    /// Whether so many bytes were fetched in vain for the node that nothing more is fetched for it.
     pub fn is_spent(&self) -> bool {
         self.credit().is_spent(monotonic_now())
     }
 
-    /// So many bytes were fetched on the node's behalf and not taken.
+    /// Charges bytes that were fetched on the node's behalf and not taken by it.
     pub fn charge(&self, bytes: u64) {
         self.credit().charge(monotonic_now(), bytes);
     }
 
-    /// So many bytes went to the node.
+    /// Credits bytes that were sent to the node.
     pub(crate) fn give_back(&self, bytes: u64) {
         self.credit().give_back(bytes);
     }
@@ -108,7 +109,7 @@ impl NodeBudget {
     }
 }
 
-/// One of a bounded number; free again when dropped.
+/// One of a bounded number of places, freed on drop.
 pub(super) struct Counted {
     budget: Arc<NodeBudget>,
     counter: fn(&NodeBudget) -> &AtomicUsize,
@@ -128,18 +129,18 @@ impl Drop for Counted {
     }
 }
 
-/// Budgets kept; above it those of nodes that are not connected go.
+/// Number of budgets from which on those of unconnected nodes are dropped.
 const REMEMBERED: usize = 8192;
 
-/// The budgets of all nodes that are or were connected. One that left keeps its own, or leaving and coming back
-/// would fill its credit.
+/// The budgets of all nodes that are or were connected. A node keeps its budget when it leaves:
+/// otherwise leaving and coming back would restore its credit.
 #[derive(Default)]
 pub(super) struct Budgets {
     nodes: Mutex<HashMap<NodeId, Arc<NodeBudget>>>,
 }
 
 impl Budgets {
-    /// The budget of a node that connects.
+    /// Returns the budget of a connecting node.
     pub(super) fn of(&self, peer: &PeerIdentity) -> Arc<NodeBudget> {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         if nodes.len() >= REMEMBERED {

@@ -1,4 +1,4 @@
-//! One accepted connection: who it is, and its streams.
+//! One accepted connection: the identity of its peer, and its streams.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -25,27 +25,29 @@ use crate::trust::tls::PeerIdentity;
 /// How long a request stream waits for the handshake of its swarm, which travels on another stream.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(30);
 
-/// Swarms of which it is remembered who has had them, for when the peer leaves over wrong bytes.
+/// Number of recent swarms remembered for each peer, to report to them if the peer leaves because
+/// of wrong bytes.
 const SERVED_MAX: usize = 32;
 
 /// A swarm whose handshake was answered.
 pub(super) struct OpenSwarm {
     pub(super) content: Arc<dyn Swarm>,
-    /// The peer's part in the exchange of its site, if it takes any.
+    /// The peer's part in the exchange of its site, if it takes part.
     pub(super) member: Option<Member>,
 }
 
-/// Streams of one connection that may be control streams, by their id, and the swarms of those that are: a
-/// channel once somebody asks for it, since most streams are none.
+/// The streams of one connection that may be control streams, by stream id, and the swarms of the
+/// control streams. A channel is made only when another stream asks for it, since most streams are
+/// no control streams.
 ///
-/// Streams are accepted in the order in which they were opened, so that the control stream of a swarm is here
-/// before any stream that names it.
+/// Streams are accepted in the order in which they were opened. The control stream of a swarm is
+/// therefore known here before any stream that names it.
 #[derive(Default)]
 pub(super) struct Swarms {
     streams: Mutex<HashMap<u64, Option<watch::Sender<SwarmState>>>>,
 }
 
-/// Where the handshake of a swarm stands.
+/// Progress of a swarm's handshake.
 #[derive(Clone, Default)]
 pub(super) enum SwarmState {
     #[default]
@@ -59,24 +61,25 @@ impl Swarms {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A stream was accepted; what it is for is not known yet.
+    /// Records an accepted stream whose kind is not known yet.
     fn accepted(&self, id: u64) {
         self.streams().entry(id).or_default();
     }
 
-    /// The handshake of a control stream was answered.
+    /// Records the answer to the handshake of a control stream.
     pub(super) fn set(&self, control: u64, state: SwarmState) {
         if let Some(stream) = self.streams().get_mut(&control) {
             stream.get_or_insert_default().send_replace(state);
         }
     }
 
-    /// The stream is no control stream, or has ended.
+    /// Removes a stream that is no control stream or has ended.
     pub(super) fn forget(&self, id: u64) {
         self.streams().remove(&id);
     }
 
-    /// The swarm of a control stream, once its handshake is answered. A breach where there is no such stream.
+    /// Returns the swarm of a control stream once its handshake is answered. A stream id that is
+    /// not known is a breach.
     pub(super) async fn wait(&self, control: u64) -> Result<Arc<OpenSwarm>, CloseCode> {
         let mut stream = {
             let mut streams = self.streams();
@@ -94,22 +97,22 @@ impl Swarms {
     }
 }
 
-/// What the streams of one connection share.
+/// State that the streams of one connection share.
 pub(super) struct Peer {
     pub(super) server: Arc<Server>,
     pub(super) identity: PeerIdentity,
     pub(super) swarms: Swarms,
     pub(super) meter: Arc<Meter>,
-    /// Where it was seen.
+    /// Address at which the peer was seen.
     pub(super) observed: SocketAddr,
-    /// What its node may have, over all its connections.
+    /// Budget of the peer's node, over all its connections.
     pub(super) budget: Arc<NodeBudget>,
-    /// What it was served from last, as long as that is kept.
+    /// Recently opened swarms, as long as they are still in use.
     served: Mutex<VecDeque<Weak<dyn Swarm>>>,
 }
 
 impl Peer {
-    /// The peer opened a swarm.
+    /// Remembers that the peer opened a swarm.
     pub(super) fn serves(&self, content: &Arc<dyn Swarm>) {
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         if served.len() == SERVED_MAX {
@@ -118,7 +121,7 @@ impl Peer {
         served.push_back(Arc::downgrade(content));
     }
 
-    /// The peer left because it had wrong bytes.
+    /// Tells the peer's swarms that the peer left because of wrong bytes.
     fn disbelieves(&self) {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         served.iter().filter_map(Weak::upgrade).for_each(|content| content.disbelieved());
@@ -169,7 +172,7 @@ async fn answer(server: Arc<Server>, mut connection: Accepted, mut stranger: Str
     if connection.enrols() {
         let deadline = server.config.stall;
         let exchange = async {
-            // One exchange, then the asker closes.
+            // A connection carries one enrolment; then the asker closes it.
             let _ = tokio::time::timeout(deadline, enroll(&server, &mut connection)).await;
             let _ = tokio::time::timeout(STRANGER_TIME, connection.finish()).await;
         };
@@ -211,12 +214,12 @@ async fn answer(server: Arc<Server>, mut connection: Accepted, mut stranger: Str
         served: Mutex::default(),
     });
     let ended = tokio::select! {
-        // A certificate that ends ends what it allowed.
+        // The connection ends when the certificate expires.
         served = tokio::time::timeout(left, accept_streams(&peer, &mut connection)) => {
             served.err().map(|_| CloseCode::Unauthorised)
         }
         () = peer.server.config.revoked.until(peer.identity.node_id) => {
-            tracing::info!(node = %peer.identity.node_id, "a revoked node's connection is ended");
+            tracing::info!(node = %peer.identity.node_id, "closing the connection of a revoked node");
             Some(CloseCode::Unauthorised)
         }
         () = place.lost() => {

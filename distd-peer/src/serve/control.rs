@@ -1,4 +1,4 @@
-//! The control stream of one swarm, answered.
+//! The answering side of one swarm's control stream.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::connection::{OpenSwarm, Peer, SwarmState};
 use super::streams::{refuse, wire};
 use crate::net::{FrameReader, FrameWriter, WireError};
 
-/// How often a node that does not say when it holds more looks whether it does.
+/// Interval at which new holdings are looked for if the content does not report its growth.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(30);
 
 pub(super) async fn answer(
@@ -45,7 +45,8 @@ async fn open(
         return Err(CloseCode::Protocol);
     };
     let (manifest, exchanges) = (theirs.manifest, theirs.exchanges);
-    // Before anything is answered or opened: a swarm that was answered has its place.
+    // Taken before the swarm is opened or anything is answered: a swarm whose handshake was
+    // answered has its place.
     let _place = peer.budget.swarm().ok_or(CloseCode::Busy)?;
     let content = peer.server.content.swarm(&peer.identity, &peer.budget, manifest).await;
     let content = content.map_err(|e| refuse(peer, "swarm", &e))?;
@@ -54,7 +55,8 @@ async fn open(
     control.handle_frame(Frame::Handshake(theirs)).map_err(|e| e.close_code())?;
     let mut member = None;
     if exchanges {
-        // Before any batch of the swarm is answered: what it asks for may be leased.
+        // The record comes before any batch of the swarm is answered, as the batch's chunks may be
+        // leased.
         let frame = reader.next().await.map_err(wire)?.ok_or(CloseCode::Protocol)?;
         let Ok(Some(ControlEvent::Peers(records))) = control.handle_frame(frame) else {
             return Err(CloseCode::Protocol);
@@ -73,18 +75,19 @@ struct Answerer<'a> {
     peer: &'a Peer,
     swarm: &'a OpenSwarm,
     control: Control,
-    /// Records told already, once the peer has asked for any: by node and kind, the sequence.
+    /// Sequence numbers of the records already advertised to the peer, by node and residency;
+    /// `None` until the peer asks for records.
     told: Option<BTreeMap<(NodeId, bool), u64>>,
 }
 
-/// Why a peer is told of neighbours.
+/// Reason to advertise neighbours to a peer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Tell {
-    /// It asked: also told that there are none.
+    /// The peer asked. It gets an answer even if there are no neighbours.
     Asked,
-    /// Somebody came; who knows enough has no need of it.
+    /// The site's directory changed. A peer that knows enough neighbours is not told.
     Fresh,
-    /// Now and then.
+    /// The regular interval has passed.
     More,
 }
 
@@ -147,7 +150,8 @@ impl Answerer<'_> {
         Ok(())
     }
 
-    /// Tells the peer of neighbours it was not told of, and of whom several of its site take nothing.
+    /// Advertises neighbours that the peer does not know yet, and sends the nodes that several of
+    /// its site shun.
     fn tell_neighbours(&mut self, why: Tell) {
         if let Some(member) = &self.swarm.member {
             self.control.shun(&member.disowned());
@@ -173,7 +177,7 @@ impl Answerer<'_> {
     }
 }
 
-/// Waits for a change, and a moment more for those that follow at once.
+/// Waits for a change, and a moment more to coalesce those that follow at once.
 async fn gathered(changes: &mut Option<watch::Receiver<()>>) {
     let Some(receiver) = changes else { return std::future::pending().await };
     if !receiver.has_changed().unwrap_or(false) {
@@ -181,7 +185,7 @@ async fn gathered(changes: &mut Option<watch::Receiver<()>>) {
             *changes = None;
             return std::future::pending().await;
         }
-        // Not lost when something else comes first.
+        // Keep the change marked, in case the select takes another branch first.
         receiver.mark_changed();
     }
     tokio::time::sleep(GATHER).await;

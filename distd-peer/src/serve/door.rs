@@ -1,10 +1,14 @@
-//! Who gets in: budgets for strangers, for those who shake hands or enrol, and for nodes.
+//! Admission of connections: budgets for handshakes and enrolments by unknown peers ("strangers"),
+//! and for connections of nodes.
 //!
-//! - A QUIC packet whose sender's address may be forged costs nothing that is kept: as soon as
-//!   [`UNVALIDATED_MAX`] of them shake hands, further ones are answered with Retry (RFC 9000 §8.1.2).
-//! - [`STRANGERS_MAX`] connections from real addresses shake hands or enrol at once, shared by address prefix.
-//! - [`super::ServeConfig::connections_max`] nodes are connected, shared by node id: a node has eight
-//!   connections, a relay sixty-four, and a further one takes the place of its oldest.
+//! - A QUIC packet whose source address may be forged allocates nothing that lasts: when
+//!   [`UNVALIDATED_MAX`] such handshakes are in progress, further ones are answered with Retry (RFC
+//!   9000 §8.1.2).
+//! - At most [`STRANGERS_MAX`] connections from validated addresses shake hands or enrol at once,
+//!   shared by address prefix.
+//! - At most [`super::ServeConfig::connections_max`] connections of nodes are open, shared by node
+//!   id. A device has up to eight connections, a relay up to sixty-four; a further one takes the
+//!   place of its oldest.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -18,26 +22,29 @@ use tokio::sync::{Semaphore, oneshot};
 use crate::clock::monotonic_now;
 use crate::trust::identity::Role;
 
-/// Handshakes at once over QUIC with addresses that may be forged.
+/// Maximum number of QUIC handshakes at once from addresses that may be forged.
 const UNVALIDATED_MAX: usize = 256;
 
-/// Handshakes and enrolments at once with addresses that answered.
+/// Maximum number of handshakes and enrolments at once from validated addresses.
 const STRANGERS_MAX: usize = 512;
 
 /// How long a handshake or the request of an enrolment may take.
 pub(super) const STRANGER_TIME: Duration = Duration::from_secs(10);
 
-/// How long a stranger is safe from others of its own address: a handshake over a slow line. A site of a
-/// thousand devices behind one address that wakes at once gets in some hundred a second.
+/// How long a stranger's place is safe from newcomers of the same address: the time of a handshake
+/// over a slow line. A site of a thousand devices behind one address that wakes at once gets in at
+/// some hundred a second.
 const STRANGER_SAFE: Duration = Duration::from_secs(2);
 
-/// Connections of one device: a pull and an agent, and what they lost and have not noticed.
+/// Maximum number of connections of one device: a pull, an agent, and lost connections that have
+/// not been noticed.
 const LEAF_CONNECTIONS: usize = 8;
 
-/// Connections of one relay.
+/// Maximum number of connections of one relay.
 const RELAY_CONNECTIONS: usize = 64;
 
-/// An address as strangers are counted: IPv4 by address, IPv6 by what one customer gets.
+/// Prefix by which strangers are counted: the whole IPv4 address, or the /56 that one IPv6 customer
+/// gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Prefix([u8; 7]);
 
@@ -53,7 +60,7 @@ impl Prefix {
     }
 }
 
-/// Places in one room, and those who are told when they lose theirs.
+/// A bounded set of places shared by key. The holder of a place learns when it loses the place.
 struct Room<K> {
     inner: Mutex<RoomState<K>>,
 }
@@ -78,7 +85,7 @@ impl<K: Ord + Copy> Room<K> {
         let id = match room.places.handle_arrival(monotonic_now(), key, key_max) {
             Arrival::In(id) => id,
             Arrival::InsteadOf(id, gone) => {
-                // Its task may be at its end already.
+                // The task that held the place may have ended already.
                 let _ = room.leave.remove(&gone).map(|leave| leave.send(()));
                 id
             }
@@ -90,7 +97,7 @@ impl<K: Ord + Copy> Room<K> {
     }
 }
 
-/// A place in a room; free again when dropped.
+/// A place in a room, freed on drop.
 pub(super) struct Place<K: Ord + Copy> {
     room: Arc<Room<K>>,
     key: K,
@@ -99,10 +106,10 @@ pub(super) struct Place<K: Ord + Copy> {
 }
 
 impl<K: Ord + Copy> Place<K> {
-    /// Returns when the place was given to another.
+    /// Returns when the place has been given to another connection.
     pub(super) async fn lost(&mut self) {
         if (&mut self.lost).await.is_err() {
-            // The sender goes with the place alone.
+            // The sender is dropped only together with the place.
             std::future::pending().await
         }
     }
@@ -116,22 +123,22 @@ impl<K: Ord + Copy> Drop for Place<K> {
     }
 }
 
-/// A stranger's place, until it is known who it is.
+/// Place of a connection whose peer is not known yet.
 pub(super) enum Stranger {
-    /// Its address may be forged.
+    /// The address may be forged.
     Unvalidated(
         #[expect(dead_code, reason = "held for as long as the handshake goes on")]
         tokio::sync::OwnedSemaphorePermit,
     ),
-    /// Its address answered.
+    /// The address was validated.
     Validated(AddressPlace),
 }
 
-/// A place among those of an address.
+/// A place in the room shared by address prefix.
 pub(super) struct AddressPlace(Place<Prefix>);
 
 impl Stranger {
-    /// Returns when the place was given to another.
+    /// Returns when the place has been given to another connection.
     pub(super) async fn lost(&mut self) {
         match self {
             Self::Unvalidated(_) => std::future::pending().await,
@@ -140,7 +147,7 @@ impl Stranger {
     }
 }
 
-/// All budgets of an answering side.
+/// All admission budgets of an answering side.
 pub(super) struct Door {
     unvalidated: Arc<Semaphore>,
     strangers: Arc<Room<Prefix>>,
@@ -148,7 +155,7 @@ pub(super) struct Door {
 }
 
 impl Door {
-    /// With room for so many connections of nodes.
+    /// Creates a door with room for `connections_max` connections of nodes.
     pub(super) fn new(connections_max: usize) -> Self {
         Self {
             unvalidated: Arc::new(Semaphore::new(UNVALIDATED_MAX)),
@@ -157,18 +164,19 @@ impl Door {
         }
     }
 
-    /// A place for a handshake over QUIC with an address that may be forged; `None`: it is to prove itself.
+    /// Takes a place for a QUIC handshake from an address that may be forged. `None`: the client
+    /// must prove its address first.
     pub(super) fn unvalidated(&self) -> Option<Stranger> {
         self.unvalidated.clone().try_acquire_owned().ok().map(Stranger::Unvalidated)
     }
 
-    /// A place for a handshake with an address that answers.
+    /// Takes a place for a handshake from a validated address.
     pub(super) fn stranger(&self, remote: SocketAddr) -> Option<Stranger> {
         let place = self.strangers.enter(Prefix::of(remote.ip()), STRANGERS_MAX)?;
         Some(Stranger::Validated(AddressPlace(place)))
     }
 
-    /// A place for a connection of a node.
+    /// Takes a place for a connection of a node.
     pub(super) fn node(&self, node: NodeId, role: Role) -> Option<Place<NodeId>> {
         let most = match role {
             Role::Leaf => LEAF_CONNECTIONS,
@@ -193,7 +201,7 @@ mod tests {
         first.lost().await;
         drop(first);
         assert!(tokio::time::timeout(Duration::from_millis(10), others.lost()).await.is_err());
-        // Full: whoever has most makes room for a newcomer.
+        // All places are taken: the node with the most connections makes room for a newcomer.
         let _third = door.node(NodeId([3; 16]), Role::Leaf).expect("instead of one of eight");
         drop(rest);
         assert!(door.node(NodeId([4; 16]), Role::Leaf).is_some());

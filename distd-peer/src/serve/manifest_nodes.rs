@@ -1,4 +1,4 @@
-//! Answers to NODE_REQUEST out of complete manifests: the same for origin and relay.
+//! Answers to NODE_REQUEST from complete manifests, the same for origin, relay and device.
 
 use std::sync::Arc;
 
@@ -9,10 +9,10 @@ use distd_core::{ManifestId, NodeHash};
 
 use super::NodesAnswer;
 
-/// Held manifests compared with at most.
+/// Maximum number of held manifests compared with.
 const HELD_USED_MAX: usize = 2;
 
-/// The answer of a node that has `manifest` and those that `find` knows.
+/// Answers for a node that has `manifest` and the manifests that `find` returns.
 pub async fn answer_nodes<F, Fut>(manifest: &Manifest, request: &NodeRequest, find: F) -> NodesAnswer
 where
     F: Fn(ManifestId) -> Fut,
@@ -30,7 +30,8 @@ where
                 continue;
             }
             match manifest.node(hash) {
-                // The level is the asker's to know: it asked because a parent node names the hash at that level.
+                // The asker knows the level: it asked because a parent node names the hash at that
+                // level.
                 Some(bytes) => {
                     answer.nodes.push(Node { level: level_of(manifest, hash), bytes: bytes.clone() })
                 }
@@ -44,7 +45,8 @@ where
     ids.dedup();
     let mut held = Vec::new();
     for id in ids {
-        // Each is parsed and held while the answer is made: two cover what a device has in its slots.
+        // Each manifest is parsed and kept while the answer is made. Two cover the manifests of a
+        // device's slots.
         if held.len() < HELD_USED_MAX {
             held.extend(find(id).await);
         }
@@ -71,8 +73,8 @@ where
 
 fn level_of(manifest: &Manifest, hash: &NodeHash) -> u8 {
     let bytes = manifest.node(hash).expect("looked up just before");
-    // Leaf and inner nodes hash under different domains, so the hash itself tells them apart; inner nodes begin with
-    // their level.
+    // Leaves and inner nodes are hashed under different domains, so the hash itself tells them
+    // apart. Inner nodes begin with their level.
     if distd_core::manifest::leaf_hash(bytes) == *hash {
         0
     } else {

@@ -1,4 +1,44 @@
-//! The answering side of the protocol, the same for origin, relay and device.
+//! The answering side of the protocol, the same for origin, relay and device. They differ in their
+//! [`Content`].
+//!
+//! # Goals
+//!
+//! - Every node is served within one budget over all its connections, and no node uses another's.
+//! - Every node is served within one budget over all its connections, and no node uses the budget
+//!   of another.
+//!   site; elsewhere a chunk recently sent to a site is left to its neighbours while many askers
+//!   are answered at once.
+//! - Each request is answered completely or refused with a reason: a DONT_HAVE, a CHOKE or a close
+//!   code.
+//!
+//! # Non-goals
+//!
+//! - The server stores and fetches nothing. [`Content`] and [`Swarm`] do; a relay's swarm fetches
+//!   from its parent.
+//! - It does not decide which node may have which manifest: [`Content::swarm`] does.
+//! - It does not verify chunks: the asker hashes each one. It does not look into metadata or
+//!   enrolments either.
+//!
+//! # Example
+//! A device that takes part in the exchange asks a relay for the chunks 7, 8 and 9. The relay's
+//! store has 7 and 9, but not 8. Half a second ago the relay sent 9 to a neighbour that serves, and
+//! it is answering at least 32 batches.
+//! and answers more than 32 batches at the moment.
+//!
+//! 1. The device connects. Its certificate gives the node id, by which the server finds the node's
+//!    budget.
+//! 2. The device opens a control stream with HANDSHAKE and its peer record. The server takes a
+//!    place for one more swarm and calls [`Content::swarm`]. The relay returns its [`Swarm`], after
+//!    it has fetched the manifest if it did not have it. The server answers the handshake.
+//! 3. The device opens a batch stream and sends REQUEST 7–9. The server sends DONT_HAVE 9 (leased):
+//!    the device will get 9 from its neighbour, or ask again.
+//! 4. The server takes an upload slot for the batch and calls [`Swarm::chunks`] with 7 and 8.
+//! 5. The swarm requests 8 from its parent, charged to the device's budget, and sends
+//!    [`ChunkAnswer::Data`] with 7 meanwhile. When 8 has arrived, it sends 8 and returns. If 8 does
+//! 5. The swarm requests 8 from its parent, charged to the device's budget, and sends
+//!    [`ChunkAnswer::Data`] with 7 meanwhile. When 8 has arrived, it sends 8 and returns. If
+//!    nothing arrives for 10 s, it sends [`ChunkAnswer::DontHave`] with 8 instead. Either way 7 and
+//!    8 are answered exactly once.
 
 mod batch;
 mod budget;
@@ -41,27 +81,28 @@ use crate::seldom::Seldom;
 use crate::trust::revoked::Revoked;
 use crate::trust::tls::PeerIdentity;
 
-/// Why something is not served. The message goes to the log, never to the peer.
+/// Reason why a request is not served. The message goes to the log, never to the peer.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// No such manifest here.
+    /// The manifest is not known here.
     #[error("manifest {0} is not known here")]
     NoManifest(ManifestId),
-    /// The peer may not have it.
-    #[error("the peer has no right to this")]
+    /// The peer is not permitted to have it.
+    #[error("the peer is not permitted to have this")]
     Unauthorised,
-    /// The parent of this node could not help.
-    #[error("the parent could not be asked")]
+    /// The parent of this node could not be asked, or did not help.
+    #[error("could not ask the parent")]
     Upstream(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// This node failed.
-    #[error("could not serve")]
+    /// This node failed for a reason of its own.
+    #[error("this node could not serve the request")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// What a node serves.
+/// The data that a node serves. One per [`Server`]; see the module's example.
 #[async_trait]
 pub trait Content: Send + Sync + 'static {
-    /// The swarm of a manifest for this peer. What has to be fetched for it is taken from `budget`.
+    /// Returns the swarm of a manifest for this peer. The cost of anything that must be fetched for
+    /// it is charged to `budget`, the asker's.
     async fn swarm(
         &self,
         peer: &PeerIdentity,
@@ -69,82 +110,87 @@ pub trait Content: Send + Sync + 'static {
         manifest: ManifestId,
     ) -> Result<Arc<dyn Swarm>, ServeError>;
 
-    /// Answers a question for TUF metadata, both opaque (docs/trust.md, "Metadata exchange").
+    /// Answers a TUF metadata question. Question and answer are opaque to the server
+    /// (docs/trust.md, "Metadata exchange").
     async fn metadata(&self, query: Bytes) -> Result<Bytes, ServeError>;
 
-    /// Answers an enrolment or renewal, body in, body out.
+    /// Answers an enrolment or renewal; request and reply are opaque to the server.
     async fn enroll(&self, body: Bytes) -> Result<Bytes, ServeError>;
 }
 
-/// One answer to a request for chunks.
+/// Part of the answer to a request for chunks.
 #[derive(Clone, Debug)]
 pub enum ChunkAnswer {
-    /// A chunk.
+    /// One chunk, packed.
     Data(Data),
-    /// These will not come.
+    /// Chunks that will not come, and the reason.
     DontHave(ChunkRanges, DontHaveReason),
 }
 
-/// Nodes for a NODE_REQUEST.
+/// Answer to a NODE_REQUEST.
 #[derive(Clone, Debug, Default)]
 pub struct NodesAnswer {
     /// The nodes, highest level first.
     pub nodes: Vec<Node>,
-    /// How many of those named are not here, or `NodesEnd::HELD_UNKNOWN`.
+    /// Number of requested nodes that are not here, or `NodesEnd::HELD_UNKNOWN`.
     pub missing: u32,
 }
 
-/// One swarm as this node serves it.
+/// One swarm as this node serves it: the chunks and manifest nodes of one manifest.
 #[async_trait]
 pub trait Swarm: Send + Sync + 'static {
-    /// Whether chunks that are not held are fetched from a parent.
+    /// Whether chunks that are not held are fetched from a parent on request.
     fn fetches_upstream(&self) -> bool;
 
-    /// All chunks of the manifest.
+    /// Ids of all chunks of the manifest.
     fn ids(&self) -> ChunkRanges;
 
-    /// Marked as changed when more is held than before; `None` where that is looked up now and then.
+    /// Receiver that is marked as changed when more chunks are held. `None`: the server polls
+    /// [`Self::held`] instead.
     fn growth(&self) -> Option<watch::Receiver<()>> {
         None
     }
 
-    /// Somebody left because it had wrong bytes from here.
+    /// Reports that a peer disconnected because data from this node failed verification.
     fn disbelieved(&self) {}
 
-    /// What is held and verified.
+    /// Ids of the chunks that are held and verified.
     async fn held(&self) -> Result<ChunkRanges, ServeError>;
 
-    /// What chunks would cost. Who does not know tells of none.
+    /// Returns how many packed bytes some chunks would take. The default knows the cost of no
+    /// chunk.
     async fn cost(&self, _wanted: &ChunkRanges) -> Result<Cost, ServeError> {
         Ok(Cost::default())
     }
 
-    /// Manifest nodes.
+    /// Returns manifest nodes.
     async fn nodes(&self, request: NodeRequest) -> Result<NodesAnswer, ServeError>;
 
-    /// Answers for each of `wanted` exactly once, as chunks become ready. Stops when the receiver is gone. What
-    /// has to be fetched is taken from `budget`, the asker's.
+    /// Answers for each of `wanted` exactly once, as chunks become ready. Stops when the receiver
+    /// is gone. The cost of chunks that must be fetched is charged to `budget`, the asker's.
     async fn chunks(&self, budget: &Arc<NodeBudget>, wanted: ChunkRanges, answers: mpsc::Sender<ChunkAnswer>);
 }
 
-/// Bounds of the answering side.
+/// Bounds and settings of the answering side.
 #[derive(Clone)]
 pub struct ServeConfig {
-    /// Most connections of nodes; a further one takes the place of one of whoever has most.
+    /// Maximum number of connections of nodes. A further one takes the place of a connection of the
+    /// node with the most.
     pub connections_max: usize,
-    /// Most batches answered at once.
+    /// Maximum number of batches answered at once.
     pub upload_slots_max: usize,
-    /// Most batches answered at once of one node, over all its connections; fewer while others wait.
+    /// Maximum number of batches of one node answered at once, over all its connections; fewer
+    /// while other nodes wait.
     pub upload_slots_per_peer: usize,
     /// How long a batch may wait for an upload slot before it is choked.
     pub upload_slot_wait: Duration,
-    /// How long an asker may stay silent inside a request, or not read its answer.
+    /// How long an asker may stay silent inside a request, or leave its answer unread.
     pub stall: Duration,
-    /// What chunks may take of the link.
+    /// Rate limit for sending chunks.
     pub upload: Option<Arc<Throttle>>,
-    /// Who exchanges with whom; without it nobody is told of neighbours.
+    /// Directory of the sites whose nodes exchange chunks; without it no neighbours are advertised.
     pub sites: Option<Arc<Sites>>,
-    /// Nodes that are served nothing although their certificates hold.
+    /// Nodes that are not served although their certificates are valid.
     pub revoked: Arc<Revoked>,
 }
 
@@ -163,12 +209,12 @@ impl Default for ServeConfig {
     }
 }
 
-/// Counters of the answering side, for `/metrics` and tests. Only grow.
+/// Counters of the answering side, for `/metrics` and tests. They only grow.
 #[derive(Debug, Default)]
 pub struct ServeCounters {
     /// Connections accepted.
     pub connections: AtomicU64,
-    /// Connections refused or ended: too many, or not of this realm.
+    /// Connections refused or ended, because there were too many or the peer may not connect.
     pub connections_refused: AtomicU64,
     /// Batches answered.
     pub batches: AtomicU64,
@@ -178,13 +224,13 @@ pub struct ServeCounters {
     pub chunk_bytes: AtomicU64,
     /// Batches choked.
     pub choked: AtomicU64,
-    /// Chunks left to a neighbour of the asker that is fetching them.
+    /// Chunks refused because a neighbour of the asker is fetching them or was recently sent them.
     pub leased: AtomicU64,
-    /// Nodes that got nothing of what was left to their neighbours, and were sent everything from then on.
+    /// Nodes found not to reach their neighbours, and sent everything from then on.
     pub alone: Arc<AtomicU64>,
-    /// Nodes sent.
+    /// Manifest nodes sent.
     pub nodes: AtomicU64,
-    /// Metadata, node and enrolment answers' bytes sent.
+    /// Bytes of metadata, manifest-node and enrolment answers sent.
     pub control_bytes: AtomicU64,
     /// Streams ended because the peer broke the protocol.
     pub breaches: AtomicU64,
@@ -192,7 +238,7 @@ pub struct ServeCounters {
     pub unknown_frames: AtomicU64,
 }
 
-/// Pause after the system gave no connection, for want of file descriptors mostly.
+/// Pause after the system failed to accept a connection, mostly because file descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers connections over QUIC and over TCP.
@@ -202,14 +248,14 @@ pub struct Server {
     slots: Arc<Slots>,
     door: Door,
     budgets: Budgets,
-    /// Lines about what nodes were refused.
+    /// Suppresses repeated log lines about refused requests.
     refusals: Seldom<(Option<NodeId>, &'static str)>,
-    /// Counters.
+    /// Counters of this server.
     pub counters: Arc<ServeCounters>,
 }
 
 impl Server {
-    /// A server for `content`.
+    /// Creates a server for `content`.
     pub fn new(content: Arc<dyn Content>, config: ServeConfig) -> Arc<Self> {
         let alone = config.sites.as_ref().map(|sites| sites.alone.clone()).unwrap_or_default();
         Arc::new(Self {
@@ -227,7 +273,7 @@ impl Server {
         self.counters.connections_refused.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Accepts connections over TCP until the future is dropped, and all connections with it.
+    /// Accepts connections over TCP until the future is dropped, which also drops all connections.
     pub async fn run_tcp(self: Arc<Self>, listener: TcpListener, tls: rustls::ServerConfig) {
         let tls = Arc::new(TlsAcceptor::from(Arc::new(tls)));
         let mut connections = JoinSet::new();
@@ -236,7 +282,7 @@ impl Server {
             let (stream, remote) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "no connection accepted");
+                    tracing::warn!(error = &error as &dyn std::error::Error, "could not accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
@@ -250,7 +296,8 @@ impl Server {
         }
     }
 
-    /// Accepts connections over QUIC until the endpoint is closed, then waits for none of them.
+    /// Accepts connections over QUIC until the endpoint is closed. Does not wait for the
+    /// connections to end.
     pub async fn run(self: Arc<Self>, endpoint: Endpoint) {
         while let Some(incoming) = endpoint.accept().await {
             let place = if incoming.remote_address_validated() {
@@ -260,9 +307,9 @@ impl Server {
             };
             match place {
                 Some(place) => drop(tokio::spawn(connection::serve(self.clone(), incoming, place))),
-                // Its client says that it is there, or goes away. Nothing is kept of it meanwhile.
+                // The client proves its address or goes away. Meanwhile nothing is stored for it.
                 None if incoming.may_retry() => drop(incoming.retry()),
-                // Its client sends the packet again in a second.
+                // The client repeats its packet in a second.
                 None => {
                     self.count_refused();
                     incoming.ignore();

@@ -1,26 +1,30 @@
-//! [`Reach`]: whether a node gets from its neighbours what is left to them.
+//! [`Reach`]: detection of nodes that cannot reach their neighbours.
 //!
-//! That nodes are seen at one address does not say that they reach each other: a carrier's NAT has strangers behind it, a guest network
-//! keeps its guests apart. Nobody needs to say so: a node that has what it was refused announces it.
+//! Nodes seen at one address do not necessarily reach each other: a carrier's NAT has strangers
+//! behind it, and a guest network keeps its guests apart. No configuration is needed: a node that
+//! gets the chunks it was refused announces them.
 
 use std::time::Duration;
 
 use distd_core::ranges::ChunkRanges;
 use distd_core::time::Timestamp;
 
-/// How long a node that has shown nothing yet may be refused what others of its site were sent: some hops, a time longer than a chunk is left
-/// to its holder.
+/// How long a node that has not yet announced a refused chunk may be refused chunks that others of
+/// its site were sent. It is the time of several hops, and longer than a chunk stays leased to its
+/// holder.
 const FIRST: Duration = Duration::from_secs(5);
 
-/// The same for one that has got something in this way: its neighbours may be busy for a while.
+/// The same for a node that has announced such a chunk before: its neighbours may be busy for a
+/// while.
 const AGAIN: Duration = Duration::from_secs(20);
 
-/// What one node in one swarm was refused, and what became of it.
+/// Chunks that one node in one swarm was refused, and whether it got them since.
 #[derive(Debug)]
 pub(super) struct Reach {
-    /// Refused, and neither announced nor sent to it since.
+    /// Refused chunks that were neither announced by the node nor sent to it since.
     open: ChunkRanges,
-    /// Since when nothing of `open` that others have comes.
+    /// Time since which the node has announced none of the chunks in `open`, although others have
+    /// some of them.
     since: Option<Timestamp>,
     patience: Duration,
     alone: bool,
@@ -33,7 +37,8 @@ impl Default for Reach {
 }
 
 impl Reach {
-    /// It was sent `granted` and refused `refused`; `there` is what was sent to anybody of the site before.
+    /// Records an answer: the node was sent `granted` and refused `refused`. `there` are the chunks
+    /// sent to or announced by any node of the site before.
     pub(super) fn handle_answer(
         &mut self,
         now: Timestamp,
@@ -51,7 +56,7 @@ impl Reach {
         }
     }
 
-    /// It announced chunks.
+    /// Records chunks that the node announced.
     pub(super) fn handle_have(&mut self, chunks: &ChunkRanges) {
         let left = self.open.difference(chunks);
         if left.len() < self.open.len() {
@@ -59,14 +64,15 @@ impl Reach {
         }
     }
 
-    /// It asks for chunks. True once: when from now on nothing is left to its neighbours.
+    /// Records a request. Returns true once: at the moment from which the node is refused nothing
+    /// any more.
     pub(super) fn handle_request(&mut self, now: Timestamp) -> bool {
         let before = self.alone;
         self.alone |= self.since.is_some_and(|since| now.since(since) >= self.patience);
         self.alone && !before
     }
 
-    /// Whether nothing is left to its neighbours any more.
+    /// Whether the node is refused nothing any more.
     pub(super) fn is_alone(&self) -> bool {
         self.alone
     }
@@ -85,22 +91,22 @@ mod tests {
     }
 
     #[test]
-    fn who_gets_nothing_of_what_its_neighbours_were_sent_is_alone() {
+    fn a_node_that_gets_nothing_from_its_neighbours_is_alone() {
         let (mut reach, none) = (Reach::default(), ChunkRanges::new());
-        // Nobody has it yet: a slow uplink is no sign.
+        // Nobody has a chunk of the refused ones yet: a slow uplink is no evidence.
         reach.handle_answer(T0, &set(10, 19), &set(1, 9), &none);
         assert!(!reach.handle_request(T0 + AGAIN));
         let t1 = T0 + AGAIN;
         reach.handle_answer(t1, &none, &set(1, 9), &set(1, 1));
         assert!(!reach.handle_request(t1 + FIRST / 2));
-        // Its own chunks say nothing.
+        // Chunks that it was sent from here are no evidence.
         reach.handle_have(&set(10, 19));
         assert!(reach.handle_request(t1 + FIRST) && reach.is_alone());
         assert!(!reach.handle_request(t1 + FIRST) && reach.is_alone(), "said once");
     }
 
     #[test]
-    fn one_chunk_from_a_neighbour_shows_that_there_are_some() {
+    fn one_chunk_from_a_neighbour_shows_that_neighbours_are_reachable() {
         let (mut reach, none) = (Reach::default(), ChunkRanges::new());
         reach.handle_answer(T0, &none, &set(1, 9), &set(1, 9));
         reach.handle_have(&set(5, 5));
@@ -108,7 +114,7 @@ mod tests {
         let t1 = T0 + FIRST;
         reach.handle_answer(t1, &none, &set(1, 4), &set(1, 9));
         assert!(!reach.handle_request(t1 + FIRST));
-        // What it was sent after all is not waited for.
+        // Chunks that were sent in the end are not waited for.
         reach.handle_answer(t1 + FIRST, &set(1, 9), &none, &set(1, 9));
         assert!(!reach.handle_request(t1 + AGAIN));
         reach.handle_answer(t1 + AGAIN, &none, &set(20, 21), &set(20, 29));

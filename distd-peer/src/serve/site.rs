@@ -1,28 +1,33 @@
-//! Which site a node is of: by what its record names, and by where the node was seen.
+//! Assignment of nodes to sites, by the name in a node's record and by the address where the node
+//! was seen.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use distd_core::proto::frame::PeerRecord;
 use distd_core::swarm::SiteKey;
 
-/// Who is of one site.
+/// Rule that decides which nodes are of one site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SiteRule {
-    /// All who ask, whatever they say: a device's neighbours.
+    /// All askers are of one site, whatever name they state: the neighbours of a device.
     All,
-    /// Those that name the same site, and those that name none: a relay's office.
+    /// Nodes that name the same site form one site, and all nodes that name none form another: the
+    /// office of a relay.
     Named,
-    /// Those that name the same site; of the others those that are seen at one network: behind one public IPv4 address, in one
-    /// IPv4 /24 of private addresses, in one IPv6 /64.
+    /// Nodes that name the same site form one site. Nodes that name none form one site if they are
+    /// seen at one network: behind one public IPv4 address, in one IPv4 /24 of private addresses,
+    /// or in one IPv6 /64.
     NamedOrNetwork,
 }
 
 impl SiteRule {
-    /// The site of a node that was seen at `seen`. `None` for a record that others must not be told of: it names an address where its
-    /// node was not seen, and that is not one behind a NAT.
+    /// Returns the site of a node that was seen at `seen`. `None` if its record must not be
+    /// advertised: the record names an address where its node was not seen and that is not a
+    /// private address behind a NAT.
     ///
-    /// Private addresses lead to whatever has them in the network of whoever dials. So those behind a NAT are told only to nodes seen
-    /// at the same network, whichever site they name: anybody may name any.
+    /// A private address leads to different hosts in different networks. Records with private
+    /// addresses behind a NAT are therefore advertised only to nodes seen at the same network,
+    /// whichever site the records name: any node can name any site.
     pub(super) fn site_of(self, record: &PeerRecord, seen: IpAddr) -> Option<SiteKey> {
         if record.addresses.iter().all(|address| address.ip() == seen) {
             return Some(SiteKey(match self {
@@ -33,22 +38,23 @@ impl SiteRule {
             }));
         }
         let behind = is_public(seen) && record.addresses.iter().all(|address| is_private(address.ip()));
-        // A neighbour is seen where it listens.
+        // A neighbour is seen at the address where it listens.
         if !behind || self == Self::All {
             return None;
         }
         let network = network_of(seen);
         Some(SiteKey(match self {
             _ if !record.site.is_empty() => format!("site {} behind {network}", record.site),
-            // With those that are behind nothing, and those that say no address because they serve nobody.
+            // Together with nodes behind no NAT, and with those that state no address because they
+            // serve nobody.
             Self::NamedOrNetwork => network,
             _ => format!("behind {network}"),
         }))
     }
 }
 
-/// Whether only a network of its own leads there (RFC 1918, RFC 4193). Without link-local addresses, which mean nothing without an
-/// interface.
+/// Whether the address can be reached only inside a private network (RFC 1918, RFC 4193). Excludes
+/// link-local addresses, which mean nothing without an interface.
 fn is_private(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip.is_private(),
@@ -56,8 +62,8 @@ fn is_private(ip: IpAddr) -> bool {
     }
 }
 
-/// Whether a NAT may have been seen there: all who come through a load balancer or a carrier's inner network would otherwise be taken for
-/// one site.
+/// Whether the address may be that of a NAT. Without this check, all nodes that come through a load
+/// balancer or a carrier's inner network would be taken for one site.
 fn is_public(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => !(ip.is_private() || ip.is_loopback() || ip.is_link_local() || is_shared(ip)),
@@ -65,13 +71,13 @@ fn is_public(ip: IpAddr) -> bool {
     }
 }
 
-/// Between a carrier's NAT and those of its customers (RFC 6598).
+/// Whether the address lies between a carrier's NAT and those of its customers (RFC 6598).
 fn is_shared(ip: Ipv4Addr) -> bool {
     let [a, b, ..] = ip.octets();
     a == 100 && b & 0xc0 == 64
 }
 
-/// Names the network an address is in.
+/// Returns the name of the network that contains an address.
 fn network_of(ip: IpAddr) -> String {
     match ip {
         IpAddr::V4(ip) if ip.is_private() || ip.is_loopback() || ip.is_link_local() => {
@@ -109,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_is_what_a_site_is_seen_at() {
+    fn a_node_without_a_site_name_is_of_the_network_it_is_seen_at() {
         for (ip, network) in [
             ("192.168.7.9", "network 192.168.7.0/24"),
             ("203.0.113.9", "network 203.0.113.9/32"),
@@ -117,7 +123,7 @@ mod tests {
         ] {
             let found = site(SiteRule::NamedOrNetwork, "", &[ip], ip);
             assert_eq!(found.as_deref(), Some(network));
-            // Who serves nobody is of the same one.
+            // A node that serves nobody is of the same site.
             assert_eq!(site(SiteRule::NamedOrNetwork, "", &[], ip), found);
             assert_eq!(site(SiteRule::NamedOrNetwork, "hall", &[ip], ip).as_deref(), Some("site hall"));
             assert_eq!(site(SiteRule::Named, "", &[ip], ip).as_deref(), Some(""));
@@ -125,12 +131,12 @@ mod tests {
     }
 
     #[test]
-    fn an_address_behind_a_nat_is_told_at_its_network_alone() {
+    fn an_address_behind_a_nat_is_advertised_only_in_its_network() {
         let at = |name, addresses: &[&str], seen| site(SiteRule::NamedOrNetwork, name, addresses, seen);
         let (public, private) = ("203.0.113.9", ["192.168.1.7"]);
         assert_eq!(at("", &private, public).as_deref(), Some("network 203.0.113.9/32"));
         assert_eq!(at("", &["10.0.0.1", "fd00::1"], public), at("", &[public], public));
-        // A name does not lead out of the network, nor does it lead anybody into the site of that name.
+        // A name neither leads out of the network nor lets a node into the site of that name.
         assert_eq!(at("hall", &private, public).as_deref(), Some("site hall behind network 203.0.113.9/32"));
         assert_ne!(at("hall", &private, public), at("hall", &private, "203.0.113.10"));
         assert_ne!(at("hall", &private, public), at("hall", &[public], public));
@@ -140,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neither_seen_nor_private_behind_a_public_address_is_refused() {
+    fn an_address_neither_seen_nor_private_behind_a_public_one_is_refused() {
         for (addresses, seen) in [
             (&["198.51.100.1"][..], "203.0.113.9"),
             (&["192.168.1.7", "198.51.100.1"], "203.0.113.9"),
@@ -149,7 +155,7 @@ mod tests {
             (&["127.0.0.1"], "203.0.113.9"),
             (&["100.64.0.1"], "203.0.113.9"),
             (&["fe80::1"], "2001:db8::1"),
-            // Not what a NAT looks like from outside.
+            // A NAT does not look like this from outside.
             (&["192.168.1.7"], "192.168.1.8"),
             (&["192.168.1.7"], "10.0.0.1"),
             (&["192.168.1.7"], "100.64.0.1"),

@@ -1,6 +1,8 @@
-//! The sites of the nodes that ask: who of them listens where, and what one of them is fetching for the others.
+//! Sites of the asking nodes: which of them listen at which address, and which chunks one of them
+//! fetches for the rest.
 //!
-//! The decisions are the core's [`Directory`] and [`Leases`]; here they get verified records, the time, and a lock.
+//! The core's [`Directory`] and [`Leases`] decide. This module gives them verified records, the
+//! time, and a lock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -19,14 +21,16 @@ use super::site::SiteRule;
 use crate::clock::{monotonic_now, unix_now};
 use crate::trust::record::verify_record;
 
-/// All sites this node answers.
+/// The sites of all askers of this node.
 pub struct Sites {
     ca: CertificateDer<'static>,
     rule: SiteRule,
-    /// Whether chunks are leased: only where each one sent is uplink traffic. Elsewhere a crowd gets each once for a while.
+    /// Whether chunks are leased: only where each chunk sent is uplink traffic. Elsewhere duplicate
+    /// suppression applies while there are many askers at once.
     leasing: bool,
     state: Mutex<State>,
-    /// Nodes to which nothing is left any more.
+    /// Number of nodes that are refused nothing any more, as they get nothing from their
+    /// neighbours.
     pub(super) alone: Arc<AtomicU64>,
 }
 
@@ -36,7 +40,8 @@ struct State {
     leased: BTreeMap<(SiteKey, ManifestId), Leased>,
     lately: BTreeMap<(SiteKey, ManifestId), Lately>,
     changed: BTreeMap<SiteKey, watch::Sender<()>>,
-    /// Open control streams of nodes that take part, by swarm: who, and where it listens if it does.
+    /// Open control streams of nodes that take part, by swarm: the node, and its listening address
+    /// if it serves.
     members: BTreeMap<ManifestId, Vec<(NodeId, Option<SocketAddr>)>>,
 }
 
@@ -52,33 +57,34 @@ impl State {
     }
 }
 
-/// What of one swarm is on its way to nodes of a site, and what has come to any of them.
+/// Leases of one swarm's chunks at one site, and the chunks sent to or announced by any node of the
+/// site.
 #[derive(Default)]
 struct Leased {
     leases: Leases,
     there: ChunkRanges,
 }
 
-/// A node in one swarm, for as long as its control stream is open.
+/// A node's membership in one swarm, which lasts as long as its control stream is open.
 pub(crate) struct Member {
     sites: Arc<Sites>,
     site: SiteKey,
     node: NodeId,
     manifest: ManifestId,
     resident: bool,
-    /// Where it listens; none when it serves nobody.
+    /// Addresses where the node listens; empty if it serves nobody.
     addresses: Vec<SocketAddr>,
     reach: Mutex<Reach>,
 }
 
-/// Leased chunks on their way in one batch. Dropping it frees what was not sent.
+/// Leased chunks of one batch. Dropping it frees the chunks that were not sent.
 pub(crate) struct BatchLease<'m> {
     member: &'m Member,
     id: LeaseId,
 }
 
 impl Sites {
-    /// For nodes of the realm with this CA.
+    /// Creates the directory for nodes of the realm with this CA.
     pub fn new(ca: CertificateDer<'static>, rule: SiteRule, leasing: bool) -> Arc<Self> {
         Arc::new(Self { ca, rule, leasing, state: Mutex::default(), alone: Arc::default() })
     }
@@ -87,8 +93,9 @@ impl Sites {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The peer `node`, seen at `observed`, opened the swarm of `manifest` with `record`. `None` when the record is not its own or
-    /// does not verify: it is served all the same, but takes no part in the exchange.
+    /// Adds the peer `node`, seen at `observed`, which opened the swarm of `manifest` with
+    /// `record`. Returns `None` if the record is not the peer's own or does not verify: the peer is
+    /// served all the same, but takes no part in the exchange.
     pub(crate) fn join(
         self: &Arc<Self>,
         node: NodeId,
@@ -100,7 +107,7 @@ impl Sites {
         match verify_record(&record, &self.ca, now) {
             Ok(signer) if signer == node => {}
             Ok(signer) => {
-                tracing::info!(%node, %signer, "a node sent another's record as its own");
+                tracing::info!(%node, %signer, "a node sent the peer record of another node as its own");
                 return None;
             }
             Err(error) => {
@@ -110,7 +117,7 @@ impl Sites {
         }
         let seen = observed.ip().to_canonical();
         let Some(site) = self.rule.site_of(&record, seen) else {
-            // Nobody can have others sent to an address that is not theirs.
+            // A node must not direct others to an address that is not its own.
             let named = &record.addresses;
             tracing::info!(%node, %seen, ?named, "peer record names an address its node was not seen at");
             return None;
@@ -125,25 +132,27 @@ impl Sites {
         Some(Member { sites: self.clone(), site, node, manifest, resident, addresses, reach })
     }
 
-    /// How many nodes that take part have the swarm open here.
+    /// Number of nodes that take part and have the swarm open here.
     pub fn members(&self, manifest: &ManifestId) -> usize {
         self.state().members.get(manifest).map_or(0, Vec::len)
     }
 
-    /// Who of them listens where, as seen.
+    /// Nodes that have the swarm open here and listen, with their addresses as seen.
     pub(crate) fn callers(&self, manifest: &ManifestId) -> Vec<(NodeId, SocketAddr)> {
         let state = self.state();
         let members = state.members.get(manifest).into_iter().flatten();
         members.filter_map(|(node, listens)| Some((*node, (*listens)?))).collect()
     }
 
-    /// Marked as changed when somebody of a site came.
+    /// Receiver that is marked as changed when a node joins a site, is learned of, or reports nodes
+    /// it shuns.
     pub(crate) fn changes(&self, site: &SiteKey) -> watch::Receiver<()> {
         let mut state = self.state();
         state.changed.entry(site.clone()).or_insert_with(|| watch::Sender::new(())).subscribe()
     }
 
-    /// A record heard of from elsewhere, verified already, of a node in the swarm of `manifest`.
+    /// Takes a record that came from elsewhere and is already verified, of a node in the swarm of
+    /// `manifest`.
     pub(crate) fn learned(&self, node: NodeId, manifest: ManifestId, record: PeerRecord) {
         let site = SiteKey::default();
         let mut state = self.state();
@@ -164,7 +173,7 @@ impl Member {
         self.reach.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The node announced chunks.
+    /// Records chunks that the node announced.
     pub(crate) fn have(&self, chunks: &ChunkRanges) {
         let now = monotonic_now();
         let mut state = self.sites.state();
@@ -176,40 +185,42 @@ impl Member {
             leased.leases.handle_have(now, self.node, chunks);
             leased.there.extend(chunks);
         }
-        // No word to the others: they learn of chunks from the node itself.
+        // The others of the site are not notified: they learn of chunks from the node itself.
     }
 
-    /// The node says whom it takes nothing of.
+    /// Records the nodes from which this node takes nothing.
     pub(crate) fn shuns(&self, nodes: BTreeSet<NodeId>) {
         let mut state = self.sites.state();
         state.directory.handle_shuns(unix_now(), &self.site, self.node, nodes);
         state.tell(&self.site);
     }
 
-    /// Of whom several of the site take nothing, where chunks are leased: who leases them is asked first when they are passed by.
+    /// Nodes that several of the site shun. Empty where chunks are not leased: askers that pass
+    /// such a relay by turn to the node that leases.
     pub(crate) fn disowned(&self) -> Vec<NodeId> {
         let state = self.sites.state();
         let shuns = state.directory.shuns(&self.site);
         shuns.disowned().filter(|_| self.sites.leasing).copied().collect()
     }
 
-    /// The node sent its record anew.
+    /// Takes a newer record of the node.
     pub(crate) fn refresh(&self, observed: SocketAddr, record: PeerRecord) {
         let verified = verify_record(&record, &self.sites.ca, unix_now()) == Ok(self.node);
         let seen = observed.ip().to_canonical();
-        // A private address stays what it was: one after the other would have others knock at each.
+        // A private address must stay the same: a node that changed it again and again could have
+        // others dial one host after another.
         let here = record.addresses.iter().all(|a| a.ip() == seen) || record.addresses == self.addresses;
         if verified && record.resident == self.resident && here {
             self.sites.state().directory.handle_record(unix_now(), &self.site, self.node, record);
         }
     }
 
-    /// Marked as changed when somebody of the site came.
+    /// Receiver that is marked as changed when the directory of the node's site changes.
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
         self.sites.changes(&self.site)
     }
 
-    /// Its neighbours, best first.
+    /// Records of the node's neighbours, best first.
     pub(crate) fn neighbours(&self, chunks: &ChunkRanges) -> Vec<(NodeId, PeerRecord)> {
         let state = self.sites.state();
         let holders: Vec<NodeId> = state
@@ -221,8 +232,9 @@ impl Member {
         state.directory.ranked(unix_now(), &self.site, asker, &holders)
     }
 
-    /// What of `wanted` the node gets, and what is left to a neighbour. `None` where nothing is leased: to nobody, or to this node no
-    /// more, as it does not get what is left to others.
+    /// Splits `wanted` into the chunks that the node gets and those left to a neighbour. `None` if
+    /// nothing is left to neighbours: this node does not lease, or the asking node does not reach
+    /// its neighbours.
     pub(crate) fn lease(&self, wanted: &ChunkRanges) -> Option<(BatchLease<'_>, ChunkRanges, ChunkRanges)> {
         if !self.sites.leasing {
             return None;
@@ -234,9 +246,9 @@ impl Member {
         let leased = leased.entry((self.site.clone(), self.manifest)).or_default();
         let mut reach = self.reach();
         if reach.handle_request(now) {
-            tracing::info!(node = %self.node, site = self.site.0, "a node gets nothing from its neighbours");
+            tracing::info!(node = %self.node, site = self.site.0, "a node gets nothing from its neighbours; sending it everything");
             self.sites.alone.fetch_add(1, Ordering::Relaxed);
-            // Nor do they wait for it.
+            // Nor do the others wait for this node.
             leased.leases.handle_gone(self.node);
         }
         if reach.is_alone() {
@@ -249,7 +261,8 @@ impl Member {
         Some((BatchLease { member: self, id }, granted, refused))
     }
 
-    /// What of `wanted` the node gets, and what is left to neighbours because they were sent it a moment ago and there is a crowd.
+    /// Splits `wanted` into the chunks that the node gets and those left to neighbours: the chunks
+    /// recently sent to the site, if there are many askers at once.
     pub(crate) fn left_lately(
         &self,
         wanted: ChunkRanges,
@@ -281,7 +294,7 @@ impl Member {
 }
 
 impl BatchLease<'_> {
-    /// A chunk is on its way.
+    /// Records that a chunk is on its way.
     pub(crate) fn sent(&self, chunk: ChunkId) {
         self.member.with_leased(|leased| {
             leased.leases.handle_sent(monotonic_now(), self.id, chunk);

@@ -1,4 +1,4 @@
-//! Upload slots, waited for.
+//! Upload slots, and the queue of batches that wait for one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,11 +19,12 @@ struct Inner {
 }
 
 impl Inner {
-    /// Tells those whose waiting is over. One that is gone meanwhile gives its slot to the next.
+    /// Notifies the batches whose wait is over.
     fn tell(&mut self) {
         while let Some((id, what)) = self.core.poll_told() {
             if let Some(waiter) = self.waiting.remove(&id) {
-                // A waiter that is gone takes itself out, and gives back what it was granted: `Waiting::drop`.
+                // A waiter that is gone removes itself and gives back a granted slot in
+                // `Waiting::drop`.
                 let _ = waiter.send(what);
             }
         }
@@ -40,7 +41,7 @@ impl Slots {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Batches answered now.
+    /// Number of batches answered now.
     pub(super) fn held(&self) -> usize {
         self.lock().core.held()
     }
@@ -71,10 +72,10 @@ impl Slots {
         asked
     }
 
-    /// A slot for a batch of `node`, waited for `wait` at most.
+    /// Takes a slot for a batch of `node`, after waiting for at most `wait`.
     ///
     /// # Errors
-    /// After what time the asker is to come again.
+    /// The time after which the asker may ask again.
     pub(super) async fn take(self: &Arc<Self>, node: NodeId, wait: Duration) -> Result<Slot, Duration> {
         if let Err(waiting) = self.ask(node)? {
             waiting.until(wait).await?;
@@ -83,7 +84,7 @@ impl Slots {
     }
 }
 
-/// One that waits; leaves its place when dropped.
+/// A waiting batch; leaves the queue on drop.
 struct Waiting<'s> {
     slots: &'s Slots,
     node: NodeId,
@@ -103,7 +104,7 @@ impl Waiting<'_> {
                 self.told = None;
                 Err(retry_after)
             }
-            // Its time is over: `leave` gives back what may have been granted this moment.
+            // The wait is over. `leave` gives back a slot that may have been granted this moment.
             Ok(Err(_)) | Err(_) => Err(self.leave()),
         }
     }
@@ -127,11 +128,11 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// A batch's slot, given back when dropped, and before that while its asker reads nothing.
+/// The upload slot of one batch. It is given back on drop, or earlier if the asker reads nothing.
 pub(super) struct Slot {
     slots: Arc<Slots>,
     node: NodeId,
-    /// Since when it is held; `None` while it is lent to others.
+    /// When the slot was taken; `None` while it is lent to other batches.
     since: Option<Instant>,
 }
 
@@ -141,14 +142,14 @@ impl Slot {
         self.since.is_some() && self.slots.others_wait(self.node)
     }
 
-    /// Gives it to others for as long as the asker reads nothing.
+    /// Gives the slot to other batches for as long as the asker reads nothing.
     pub(super) fn lend(&mut self) {
         if let Some(since) = self.since.take() {
             self.slots.freed(self.node, since.elapsed());
         }
     }
 
-    /// Has it again, in its turn.
+    /// Takes a slot again, in its turn.
     pub(super) async fn reclaim(&mut self) {
         while self.since.is_none() {
             let taken = match self.slots.ask(self.node) {
@@ -175,7 +176,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_slot_that_is_granted_to_one_who_left_goes_to_the_next() {
+    async fn a_slot_granted_to_a_waiter_that_left_goes_to_the_next() {
         let slots = Slots::new(1, 1);
         let (a, b) = (NodeId([1; 16]), NodeId([2; 16]));
         let held = slots.take(a, Duration::ZERO).await.expect("free");
@@ -183,7 +184,7 @@ mod tests {
         assert!(tokio::time::timeout(Duration::from_millis(5), &mut waits).await.is_err());
         assert!(held.is_wanted());
         drop(held);
-        // It is granted and never looked at.
+        // The slot is granted, and the waiter never looks at it.
         drop(waits);
         assert_eq!(slots.held(), 0);
         let held = slots.take(a, Duration::ZERO).await.expect("free again");
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lent_slot_comes_back_in_its_turn() {
+    async fn a_lent_slot_is_taken_again_in_its_turn() {
         let slots = Slots::new(1, 1);
         let (a, b) = (NodeId([1; 16]), NodeId([2; 16]));
         let mut lent = slots.take(a, Duration::ZERO).await.expect("free");

@@ -1,4 +1,4 @@
-//! What is answered on streams of nodes, metadata and enrolment.
+//! Answers on the streams of manifest nodes, metadata and enrolment.
 
 use std::sync::atomic::Ordering;
 
@@ -26,7 +26,7 @@ pub(super) fn refuse(peer: &Peer, what: &'static str, error: &ServeError) -> Clo
     not_served(&peer.server, Some(peer.identity.node_id), what, error)
 }
 
-/// Logs that a node, or a stranger, was not served.
+/// Logs that a request of a node, or of an unknown peer, was not served.
 fn not_served(server: &Server, node: Option<NodeId>, what: &'static str, error: &ServeError) -> CloseCode {
     let (name, error_of) = (node.map(tracing::field::display), error as &dyn std::error::Error);
     match server.refusals.due((node, what)) {
@@ -40,7 +40,7 @@ pub(super) fn wire(error: WireError) -> CloseCode {
     error.close_code()
 }
 
-/// Sends a frame, behind what was gathered; an asker that does not read for too long is given up.
+/// Sends a frame after the coalesced ones. Gives up on an asker that reads nothing for too long.
 pub(super) async fn send(peer: &Peer, writer: &mut FrameWriter, frame: &Frame) -> Result<(), CloseCode> {
     writer.gather(frame);
     match tokio::time::timeout(peer.server.config.stall, writer.flush()).await {
@@ -72,7 +72,8 @@ pub(super) async fn nodes(
     send(peer, writer, &Frame::NodesEnd(NodesEnd { missing: answer.missing })).await
 }
 
-/// What the chunks of all COST_REQUESTs of a stream cost; they are as bounded as those of a batch.
+/// Answers the COST_REQUESTs of one stream. The number of their chunks is bounded like that of a
+/// batch.
 async fn cost(
     peer: &Peer,
     control: u64,
@@ -88,7 +89,7 @@ async fn cost(
     }
     let wanted = asked.finish().map_err(|_| CloseCode::Protocol)?;
     let swarm = peer.swarms.wait(control).await?;
-    // A relay opens a swarm at its parent for it.
+    // For a cost request a relay opens the swarm at its parent.
     let _few = peer.budget.opening().await;
     let cost = swarm.content.cost(&wanted).await.map_err(|e| refuse(peer, "cost", &e))?;
     send(peer, writer, &Frame::Cost(cost)).await
@@ -102,7 +103,7 @@ pub(super) async fn metadata(
     let Some(Frame::MetadataRequest(request)) = reader.next().await.map_err(wire)? else {
         return Err(CloseCode::Protocol);
     };
-    // Few of one node at once: a relay asks one after the other.
+    // Bounds the number of concurrent requests of one node: a relay asks one after another.
     let _few = peer.budget.opening().await;
     let answer = peer.server.content.metadata(request.0).await.map_err(|e| refuse(peer, "metadata", &e))?;
     peer.server.counters.control_bytes.fetch_add(answer.len() as u64, Ordering::Relaxed);
@@ -112,7 +113,7 @@ pub(super) async fn metadata(
     Ok(())
 }
 
-/// The one stream of an enrolment.
+/// Answers the only stream of an enrolment connection.
 pub(super) async fn enroll(server: &Server, writer: &mut FrameWriter, reader: &mut FrameReader) {
     let answer = async {
         if reader.stream_kind().await.map_err(wire)? != StreamKind::Enroll {

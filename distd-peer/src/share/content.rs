@@ -1,4 +1,4 @@
-//! A device as content: what it pulls now, and what it has installed.
+//! The [`Content`] of a device: the artifacts it is pulling and those it has installed.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,11 +13,11 @@ use super::{Manifests, ShareCounters, SharedSwarm};
 use crate::serve::{Content, NodeBudget, ServeError, Swarm};
 use crate::trust::tls::PeerIdentity;
 
-/// What a device has besides what it is pulling.
+/// The artifacts that a device has installed, besides those it is pulling.
 #[async_trait]
 pub trait Shelf: Send + Sync + 'static {
-    /// What is held of this manifest; `None` when nothing is. A manifest that has to be fetched to know is taken
-    /// from `budget`, the asker's.
+    /// Returns the device's swarm of this manifest; `None` if it holds nothing of it. A manifest
+    /// that must be fetched first is charged to `budget`, the asker's.
     async fn find(
         &self,
         id: ManifestId,
@@ -25,20 +25,21 @@ pub trait Shelf: Send + Sync + 'static {
         content: &Arc<DeviceContent>,
     ) -> Option<Arc<SharedSwarm>>;
 
-    /// A manifest that is known.
+    /// Returns a manifest if it is known here.
     fn manifest(&self, id: &ManifestId) -> Option<Arc<Manifest>>;
 }
 
-/// What a device serves its neighbours: chunks and manifest nodes. Neither metadata nor enrolments, for it is nobody's parent.
+/// Content that a device serves to its neighbours: chunks and manifest nodes. Serves neither
+/// metadata nor enrolments, as a device is nobody's parent.
 pub struct DeviceContent {
     published: Mutex<BTreeMap<ManifestId, Arc<SharedSwarm>>>,
     shelf: Arc<dyn Shelf>,
-    /// Counters.
+    /// Counters of all swarms.
     pub counters: Arc<ShareCounters>,
 }
 
 impl DeviceContent {
-    /// A device with this shelf.
+    /// Creates the content of a device with these installed artifacts.
     pub fn new(shelf: Arc<dyn Shelf>) -> Arc<Self> {
         Arc::new(Self { published: Mutex::default(), shelf, counters: Arc::default() })
     }
@@ -52,7 +53,7 @@ impl DeviceContent {
         self.published().insert(swarm.manifest().id(), swarm);
     }
 
-    /// Stops serving one; who has it open already keeps it.
+    /// Stops serving a swarm to new peers; peers that already have it open keep it.
     pub fn withdraw(&self, id: &ManifestId) {
         self.published().remove(id);
     }

@@ -1,4 +1,4 @@
-//! What is held of one swarm, as it grows.
+//! The growing set of chunks held of one swarm.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -6,7 +6,7 @@ use distd_core::ChunkId;
 use distd_core::ranges::ChunkRanges;
 use tokio::sync::watch;
 
-/// The chunks of one swarm that are verified and in place. Whoever subscribes learns that there are more.
+/// The chunks of one swarm that are verified and in place. Subscribers learn when chunks are added.
 #[derive(Debug)]
 pub struct Holdings {
     held: Mutex<ChunkRanges>,
@@ -20,7 +20,7 @@ impl Default for Holdings {
 }
 
 impl Holdings {
-    /// Starting with these.
+    /// Creates a set that starts with `held`.
     pub fn new(held: ChunkRanges) -> Self {
         Self { held: Mutex::new(held), grown: watch::Sender::new(()) }
     }
@@ -39,22 +39,23 @@ impl Holdings {
         }
     }
 
-    /// Takes one out that turned out to be something else; who was told of it will be refused.
+    /// Removes a chunk that turned out to be damaged. Peers to which the chunk was announced will
+    /// be refused.
     pub fn lose(&self, id: ChunkId) {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
     }
 
-    /// Whether it is held.
+    /// Whether the chunk is held.
     pub fn contains(&self, id: ChunkId) -> bool {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
     }
 
-    /// All of them now.
+    /// Copy of the set as it is now.
     pub fn snapshot(&self) -> ChunkRanges {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Marked as changed whenever something was added since it was last looked at.
+    /// Receiver that is marked as changed when chunks are added.
     pub fn subscribe(&self) -> watch::Receiver<()> {
         self.grown.subscribe()
     }

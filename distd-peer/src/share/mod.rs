@@ -1,4 +1,5 @@
-//! A device that serves its neighbours: what it has installed, and what it is pulling as far as it is verified and in place.
+//! The serving side of a device: it serves neighbours the artifacts it has installed, and the
+//! verified chunks of those it is pulling.
 
 mod content;
 mod holdings;

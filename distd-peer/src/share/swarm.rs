@@ -1,4 +1,5 @@
-//! One artifact of this device, or what it holds of one, served chunk by chunk. Each is hashed as it is read.
+//! One artifact of this device, complete or partial, served chunk by chunk. Each chunk is hashed as
+//! it is read.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,30 +16,31 @@ use super::Holdings;
 use crate::serve::{ChunkAnswer, NodeBudget, NodesAnswer, ServeError, Swarm, answer_nodes};
 use crate::table::ChunkTable;
 
-/// Chunks read and packed in one go on a thread that may block.
+/// Chunks read and packed in one go on a blocking thread.
 const READ_GROUP: usize = 8;
 
-/// Where the bytes of chunks are.
+/// Source of chunk bytes.
 pub trait ChunkBytes: Send + Sync + 'static {
-    /// Fills `buffer`, as long as the chunk, with what should be the chunk; whether it could be read. Called on a thread that
-    /// may block, and checked by the caller.
+    /// Fills `buffer`, which has the chunk's length, with the presumed bytes of the chunk. Returns
+    /// whether they could be read. The caller runs this on a blocking thread and checks the hash.
     fn read(&self, entry: &Entry, buffer: &mut [u8]) -> bool;
 }
 
-/// Other manifests that are known here, for neighbours that say what they hold.
+/// Other manifests known here, for neighbours that name the manifests they hold.
 pub trait Manifests: Send + Sync + 'static {
-    /// One of them.
+    /// Returns one manifest by its id.
     fn manifest(&self, id: &ManifestId) -> Option<Arc<Manifest>>;
 }
 
-/// What serving has met, for all swarms of a device.
+/// Counters of serving, over all swarms of a device.
 #[derive(Debug, Default)]
 pub struct ShareCounters {
-    /// Chunks that were not what they should be when they were read: refused, not sent.
+    /// Chunks whose bytes could not be read or did not match when they were read. They are refused,
+    /// not sent.
     pub misses: AtomicU64,
 }
 
-/// What a device serves of one manifest.
+/// The part of one manifest that a device serves.
 pub struct SharedSwarm {
     manifest: Arc<Manifest>,
     table: Arc<ChunkTable>,
@@ -49,7 +51,8 @@ pub struct SharedSwarm {
 }
 
 impl SharedSwarm {
-    /// Serves `holdings` of `manifest`, whose chunks `table` lists, out of `bytes`.
+    /// Creates a swarm that serves the chunks `holdings` of `manifest` out of `bytes`; `table`
+    /// lists the manifest's chunks.
     pub fn new(
         manifest: Arc<Manifest>,
         table: Arc<ChunkTable>,
@@ -61,17 +64,18 @@ impl SharedSwarm {
         Arc::new(Self { manifest, table, holdings, bytes, known, counters })
     }
 
-    /// The manifest.
+    /// Manifest of the swarm.
     pub fn manifest(&self) -> &Arc<Manifest> {
         &self.manifest
     }
 
-    /// What is held of it.
+    /// Chunks that the device holds.
     pub fn holdings(&self) -> &Arc<Holdings> {
         &self.holdings
     }
 
-    /// Reads a few chunks; what is not what it should be is a miss, and not held any more.
+    /// Reads a few chunks. A chunk that cannot be read or does not match counts as a miss, and is
+    /// not held any more.
     async fn read(self: &Arc<Self>, ids: Vec<ChunkId>) -> Vec<(ChunkId, Option<Data>)> {
         let this = self.clone();
         let work = move || {
@@ -94,7 +98,7 @@ impl SharedSwarm {
     }
 }
 
-/// As a [`Swarm`], which needs to hand itself to other threads.
+/// [`Swarm`] implementation around an [`Arc`], as reading needs to hand the swarm to other threads.
 pub(super) struct Serving(pub(super) Arc<SharedSwarm>);
 
 #[async_trait]

@@ -1,4 +1,4 @@
-//! The index: chunk hash to place in a segment, in redb.
+//! Index of the edge store: maps chunk hashes to locations in segments, in redb.
 
 use std::path::Path;
 
@@ -11,31 +11,33 @@ use super::StoreError;
 use super::record::{Header, RotCheck};
 use super::segment::SegmentId;
 
-/// redb's page cache, bytes. The index of 100 000 chunks is 9 MB; hot pages are few.
+/// Size of redb's page cache, bytes. The index of 100 000 chunks is 9 MB, and few of its pages are
+/// hot.
 const CACHE_BYTES: usize = 8 << 20;
 
-/// Chunk hash → segment, offset, raw length, stored length, codec, rot check and its kind: 29 bytes big-endian.
+/// Chunk hash → segment, offset, raw length, stored length, codec, rot check and its kind: 29 bytes
+/// big-endian.
 const CHUNKS: TableDefinition<'_, &[u8; 32], &[u8; 29]> = TableDefinition::new("chunks");
 
 /// Segment → length up to which it is indexed.
 const SEGMENTS: TableDefinition<'_, u32, u64> = TableDefinition::new("segments");
 
-/// Where a chunk is.
+/// Location of a chunk in the segment files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Location {
     pub(super) segment: SegmentId,
-    /// Offset of the packed bytes, behind the record's header.
+    /// Offset of the packed bytes, after the record's header.
     pub(super) offset: u64,
     pub(super) header: Header,
 }
 
 impl Location {
-    /// The chunk, from its packed bytes.
+    /// Makes the chunk from its packed bytes.
     pub(super) fn chunk(&self, bytes: Bytes) -> PackedChunk {
         PackedChunk { codec: self.header.codec, raw_len: self.header.raw_len, bytes }
     }
 
-    /// Offset behind the packed bytes.
+    /// Offset after the packed bytes.
     pub(super) fn end(&self) -> u64 {
         self.offset + u64::from(self.header.stored_len)
     }
@@ -43,7 +45,7 @@ impl Location {
     fn encode(&self) -> [u8; 29] {
         let mut out = [0; 29];
         out[..4].copy_from_slice(&self.segment.0.to_be_bytes());
-        // A segment is far below 4 GiB.
+        // A segment is far smaller than 4 GiB.
         out[4..8].copy_from_slice(&(self.offset as u32).to_be_bytes());
         out[8..12].copy_from_slice(&self.header.raw_len.to_be_bytes());
         out[12..16].copy_from_slice(&self.header.stored_len.to_be_bytes());
@@ -72,7 +74,7 @@ impl Location {
 
 pub(super) struct Index(Database);
 
-/// A consistent view for many look-ups.
+/// A consistent snapshot of the index for many look-ups.
 pub(super) struct Reader(ReadOnlyTable<&'static [u8; 32], &'static [u8; 29]>);
 
 impl Reader {
@@ -82,7 +84,8 @@ impl Reader {
 }
 
 impl Index {
-    /// Opens or creates; true when it is new or was unreadable and is now empty, to be filled from the segments.
+    /// Opens or creates an index. Returns true if the index is empty because it is new or was
+    /// damaged, and must be filled from the segments.
     pub(super) fn open(path: &Path) -> Result<(Self, bool), StoreError> {
         let existed = path.exists();
         let opened = Database::builder().set_cache_size(CACHE_BYTES).create(path);
@@ -106,13 +109,13 @@ impl Index {
         Ok(Reader(self.0.begin_read()?.open_table(CHUNKS)?))
     }
 
-    /// Length of `segment` that is indexed.
+    /// Length up to which `segment` is indexed.
     pub(super) fn indexed_len(&self, segment: SegmentId) -> Result<u64, StoreError> {
         let table = self.0.begin_read()?.open_table(SEGMENTS)?;
         Ok(table.get(segment.0)?.map_or(0, |len| len.value()))
     }
 
-    /// Adds chunks of one segment, which is then indexed up to `len`. Durable on return.
+    /// Adds chunks of one segment, which is indexed up to `len` after that. Durable on return.
     pub(super) fn add<'a>(
         &self,
         segment: SegmentId,
@@ -120,7 +123,7 @@ impl Index {
         chunks: impl Iterator<Item = (&'a ChunkHash, &'a Location)>,
     ) -> Result<(), StoreError> {
         let mut txn = self.0.begin_write()?;
-        // Without this redb walks the whole index after a kill.
+        // Without quick repair, redb walks the whole index after the process was killed.
         txn.set_quick_repair(true);
         {
             let mut table = txn.open_table(CHUNKS)?;
@@ -133,7 +136,8 @@ impl Index {
         Ok(())
     }
 
-    /// Removes the chunks of an evicted segment, where the index still places them there.
+    /// Removes the chunks of an evicted segment whose location in the index is still in that
+    /// segment.
     pub(super) fn remove<'a>(
         &self,
         segment: SegmentId,

@@ -1,4 +1,4 @@
-//! Manifests beside the chunks: one manifest file each, whole or not there.
+//! Manifests stored beside the chunks, one file each. A file is complete or absent.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -15,7 +15,7 @@ impl EdgeStore {
         self.dir.join("manifests").join(id.to_string())
     }
 
-    /// A manifest kept earlier. A damaged file is a miss and is removed.
+    /// Returns a stored manifest. A damaged file is removed and counts as absent.
     pub fn manifest(&self, id: &ManifestId) -> Result<Option<Manifest>, StoreError> {
         let path = self.manifest_path(id);
         let bytes = match fs::read(&path) {
@@ -32,7 +32,7 @@ impl EdgeStore {
         }
     }
 
-    /// Keeps a manifest: temporary file, sync, rename, sync of the directory.
+    /// Stores a manifest: temporary file, sync, rename, sync of the directory.
     pub fn put_manifest(&self, manifest: &Manifest) -> Result<(), StoreError> {
         let path = self.manifest_path(&manifest.id());
         let part = path.with_extension("part");
@@ -46,7 +46,7 @@ impl EdgeStore {
         write().map_err(StoreError::io("write", &path))
     }
 
-    /// Ids of the manifests kept, newest first, at most `limit`.
+    /// Ids of the stored manifests, newest first, at most `limit`.
     pub fn recent_manifests(&self, limit: usize) -> Result<Vec<ManifestId>, StoreError> {
         let dir = self.dir.join("manifests");
         let mut found = Vec::new();

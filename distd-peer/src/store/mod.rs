@@ -1,8 +1,9 @@
-//! The edge store: verified chunks in segment files, found through a redb index.
+//! The edge store: verified chunks in segment files, with an index in redb.
 //!
-//! Order of durability: segment data, then index, then HAVE. Appended chunks are readable at once and indexed when
-//! [`EdgeStore::commit`] runs; after a crash the tail of the last segment that the index does not know is read again
-//! (records name their chunk, so nothing else is), and nothing that reached the disk is lost. docs/store.md, "Edge store".
+//! Order of durability: segment data, then index, then HAVE. Appended chunks can be read at once,
+//! and are indexed when [`EdgeStore::commit`] runs. After a crash, the tail of each segment that is
+//! not yet in the index is scanned, and no record that reached the disk is lost: each record
+//! contains its chunk hash. See docs/store.md, "Edge store".
 
 mod index;
 mod manifests;
@@ -29,20 +30,21 @@ use segment::{Segment, SegmentId};
 /// Layout version in the file `VERSION`.
 const LAYOUT_VERSION: &str = "2\n";
 
-/// The one before, whose records are read as they are.
+/// The previous layout version, whose records are read as they are.
 const LAYOUT_BEFORE: &str = "1\n";
 
-/// What is kept in memory when the disk refuses a chunk, bytes: enough for the batches in flight.
+/// Maximum number of bytes kept in memory when the disk refuses chunks: enough for the batches in
+/// flight.
 const UNSTORED_BYTES_MAX: usize = 32 << 20;
 
 /// Bounds of a store.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
-    /// Most bytes of segment files; the oldest segments go first.
+    /// Maximum number of bytes in segment files; beyond it the oldest segments are evicted.
     pub max_bytes: u64,
     /// Free space the store leaves on its file system, bytes.
     pub min_free_bytes: u64,
-    /// A segment is closed when it reaches this size: the unit of eviction.
+    /// Size at which a segment is closed, bytes. A segment is the unit of eviction.
     pub segment_bytes: u64,
 }
 
@@ -52,29 +54,29 @@ impl Default for StoreConfig {
     }
 }
 
-/// Why the store could not do something.
+/// Reason why an operation of the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// A file operation failed.
     #[error("edge store: could not {op} {path}", path = path.display())]
     Io {
-        /// What was tried.
+        /// Attempted operation, a verb for the message.
         op: &'static str,
-        /// On what.
+        /// File or directory concerned.
         path: PathBuf,
-        /// The operating system's answer.
+        /// Error of the operating system.
         #[source]
         cause: io::Error,
     },
-    /// The index failed.
+    /// The index (redb) failed.
     #[error(
-        "edge store: the index failed; if it goes on, delete index.redb and it is rebuilt from the segments"
+        "edge store: the index failed; if this happens again, delete index.redb: the next start rebuilds it from the segments"
     )]
     Index(#[source] Box<redb::Error>),
-    /// Another process has it open.
+    /// Another process has the store open.
     #[error("edge store at {0} is in use by another distd process: stop it or choose another --data")]
     InUse(PathBuf),
-    /// Written by a newer build.
+    /// The store was written by a newer build.
     #[error(
         "edge store at {0} was written by a newer distd (layout {1:?}): upgrade this one or choose another --data"
     )]
@@ -93,23 +95,23 @@ impl<E: Into<redb::Error>> From<E> for StoreError {
     }
 }
 
-/// What opening found.
+/// Findings of opening a store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Recovered {
-    /// Chunks read back from the tail the index did not know.
+    /// Chunks found in segment tails that were not indexed.
     pub tail_chunks: u64,
-    /// Bytes of a torn last record, cut off.
+    /// Bytes of torn records, cut off.
     pub torn_bytes: u64,
     /// Whether the whole index was rebuilt from the segments.
     pub rebuilt: bool,
 }
 
-/// Counters, for `/metrics` and tests.
+/// Counters for `/metrics` and tests.
 #[derive(Debug, Default)]
 pub struct StoreCounters {
-    /// Chunks whose bytes rotted on disk: dropped, to be fetched again.
+    /// Chunks whose bytes were damaged on disk. They are dropped, to be fetched again.
     pub rotten: AtomicU64,
-    /// Chunks that could not be stored and were served from memory.
+    /// Chunks that could not be stored and are served from memory.
     pub unstored: AtomicU64,
     /// Segments evicted.
     pub evicted_segments: AtomicU64,
@@ -117,24 +119,25 @@ pub struct StoreCounters {
 
 struct Inner {
     active: Segment,
-    /// Appended since the last commit.
+    /// Locations of the chunks appended since the last commit.
     pending: HashMap<ChunkHash, Location>,
-    /// Closed and active segments with their size; the key order is the order of age.
+    /// Sizes of all segments, closed and active. The order of keys is the order of age.
     sizes: std::collections::BTreeMap<SegmentId, u64>,
-    /// Verified chunks the disk refused, oldest first.
+    /// Verified chunks that the disk refused, oldest first.
     unstored: VecDeque<(ChunkHash, PackedChunk)>,
     unstored_bytes: usize,
 }
 
-/// A store of verified chunks on disk. All methods block on the disk and are safe to call from several threads.
+/// A store of verified chunks on disk. All methods block on the disk and are safe to call from
+/// several threads.
 pub struct EdgeStore {
     dir: PathBuf,
     config: StoreConfig,
     index: Index,
     inner: Mutex<Inner>,
-    /// Held for the life of the store.
+    /// Lock file, held for the life of the store.
     _lock: fs::File,
-    /// Counters.
+    /// Counters of this store.
     pub counters: StoreCounters,
 }
 
@@ -189,14 +192,16 @@ impl EdgeStore {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        // A panic while the lock was held cannot leave the maps half changed in a way that lies about the disk.
+        // A panic while the lock is held cannot leave the maps in a state that contradicts the
+        // disk.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a verified chunk. One that is held already touches no file. True when the disk has it; false when the
-    /// disk refused it and memory keeps it for a while, so that it can be passed on all the same.
+    /// Stores a verified chunk. A chunk that is already held touches no file. Returns true if the
+    /// chunk is on disk. Returns false if the disk refused it: the chunk stays in memory for a
+    /// while, so that it can be passed on all the same.
     pub fn put(&self, hash: &ChunkHash, chunk: &PackedChunk) -> Result<bool, StoreError> {
-        // An index that cannot be read must not keep a chunk from being passed on.
+        // An unreadable index must not keep a chunk from being passed on.
         if self.contains(hash).unwrap_or(false) {
             return Ok(true);
         }
@@ -207,7 +212,10 @@ impl EdgeStore {
         match self.append(&mut inner, hash, chunk) {
             Ok(()) => Ok(true),
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "chunk kept in memory only");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "chunk could not be stored on disk; keeping it in memory"
+                );
                 self.counters.unstored.fetch_add(1, Ordering::Relaxed);
                 inner.unstored_bytes += chunk.bytes.len();
                 inner.unstored.push_back((*hash, chunk.clone()));
@@ -237,7 +245,8 @@ impl EdgeStore {
         Ok(())
     }
 
-    /// Evicts whole segments, oldest first, until `more` bytes fit under the cap and above the free-space floor.
+    /// Evicts whole segments, oldest first, until `more` bytes fit below `max_bytes` and leave
+    /// `min_free_bytes` free.
     fn make_room(&self, inner: &mut Inner, more: u64) -> Result<(), StoreError> {
         let mut total: u64 = inner.sizes.values().sum();
         let cramped = || {
@@ -262,7 +271,8 @@ impl EdgeStore {
 
     fn evict(&self, id: SegmentId) -> Result<(), StoreError> {
         let segments = self.dir.join("segments");
-        // Index first: an index that names no file is never written, a file that no index names is read again at worst.
+        // The index goes first: it must never name a missing file. A file that the index does not
+        // name is at worst scanned again.
         let mut seg = Segment::open(&segments, id)?;
         let scan = seg.scan(0)?;
         self.index.remove(id, scan.found.iter().map(|(h, _)| h))?;
@@ -271,7 +281,7 @@ impl EdgeStore {
         Ok(())
     }
 
-    /// Makes everything appended so far durable and indexed. Cheap when there is nothing.
+    /// Makes everything appended so far durable and indexed. Cheap if nothing was appended.
     pub fn commit(&self) -> Result<(), StoreError> {
         self.commit_locked(&mut self.inner())
     }
@@ -286,13 +296,14 @@ impl EdgeStore {
         Ok(())
     }
 
-    /// Whether the chunk can be served.
+    /// Whether the chunk can be served, from disk or from memory.
     pub fn contains(&self, hash: &ChunkHash) -> Result<bool, StoreError> {
         Ok(self.locate(hash)?.is_some() || self.inner().unstored.iter().any(|(h, _)| h == hash))
     }
 
-    /// Where each is on disk. Appended chunks are looked at first, so that one that is committed meanwhile is found in the index; the lock is not
-    /// held over the index's look-ups, for they can be a hundred thousand.
+    /// Returns the location of each chunk on disk. Looks at appended chunks first, so that a chunk
+    /// committed meanwhile is found in the index. Does not hold the lock during the index look-ups,
+    /// of which there can be a hundred thousand.
     pub fn locate_each<'a>(
         &self,
         hashes: impl Iterator<Item = &'a ChunkHash>,
@@ -315,14 +326,16 @@ impl EdgeStore {
         self.index.reader()?.get(hash)
     }
 
-    /// The chunk, or `None`. A record that rotted is a miss: it is forgotten and counted, to be fetched again.
+    /// Returns the chunk, or `None` if it is not held. A damaged record counts as not held: it is
+    /// counted and removed from the index, to be fetched again.
     pub fn get(&self, hash: &ChunkHash) -> Result<Option<PackedChunk>, StoreError> {
         let Some(location) = self.locate(hash)? else {
             return Ok(self.inner().unstored.iter().find(|(h, _)| h == hash).map(|(_, chunk)| chunk.clone()));
         };
         match segment::read_run(&self.dir.join("segments"), &[location]) {
             Ok(bytes) if location.header.rot_check.passes(&bytes) => Ok(Some(location.chunk(bytes))),
-            // Evicted between the look-up and the read, or rotten: either way it is not here any more.
+            // The record was evicted between look-up and read, or is damaged. Either way it is not
+            // here any more.
             result if is_gone(&result) => {
                 self.counters.rotten.fetch_add(1, Ordering::Relaxed);
                 if self.locate(hash)? == Some(location) {
@@ -331,7 +344,8 @@ impl EdgeStore {
                 }
                 Ok(None)
             }
-            // Too many open files, say: a miss now, and no word about the record.
+            // For example too many open files: the chunk cannot be read now, which says nothing
+            // about its record.
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "chunk could not be read");
                 Ok(None)
@@ -340,8 +354,8 @@ impl EdgeStore {
         }
     }
 
-    /// What [`Self::get`] gives for each, but those that lie side by side are read in one go. Where some are may be known
-    /// already: `places`, as long as `hashes`.
+    /// Returns for each chunk the result of [`Self::get`], but reads adjacent records in one go.
+    /// `places`, as long as `hashes`, gives the locations that are already known.
     pub fn get_each(
         &self,
         hashes: &[ChunkHash],
@@ -358,7 +372,8 @@ impl EdgeStore {
         let mut done = 0;
         while done < places.len() {
             let run = &places[done..done + segment::run_len(&places[done..])];
-            // What fails or is not what it should be is looked at alone, below.
+            // Chunks of a run that fails, and records that fail their check, are read one by one
+            // below.
             if let Ok(bytes) = segment::read_run(&self.dir.join("segments"), run) {
                 for (place, at) in run.iter().zip(&order[done..]) {
                     let from = (place.offset - run[0].offset) as usize;
@@ -369,7 +384,7 @@ impl EdgeStore {
             done += run.len();
         }
         for (hash, found) in hashes.iter().zip(&mut found) {
-            // Gone since it was looked up, rotten, or in memory alone.
+            // Evicted since the look-up, damaged, or only in memory.
             if found.is_none() {
                 *found = self.get(hash)?;
             }
@@ -377,13 +392,13 @@ impl EdgeStore {
         Ok(found)
     }
 
-    /// Bytes of segment files.
+    /// Total size of the segment files, bytes.
     pub fn bytes(&self) -> u64 {
         self.inner().sizes.values().sum()
     }
 }
 
-/// Whether a read showed that the record is not what the index says.
+/// Whether a read showed that the record differs from its entry in the index.
 fn is_gone(read: &Result<Bytes, StoreError>) -> bool {
     match read {
         Ok(_) => true,

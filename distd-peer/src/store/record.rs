@@ -1,14 +1,14 @@
-//! One record of a segment file: a fixed header, then the packed chunk (docs/store.md, "Segments").
+//! Record of a segment file: a fixed header, then the packed chunk (docs/store.md, "Segments").
 
 use distd_core::ChunkHash;
 use distd_core::limits::CHUNK_BYTES_MAX;
 use distd_core::packing::{Codec, PackedChunk};
 use twox_hash::XxHash3_64;
 
-/// Bytes of a record's header.
+/// Size of a record's header, bytes.
 pub(super) const HEADER_BYTES: usize = 56;
 
-/// First bytes of each record, so that a scan knows a header from a torn tail.
+/// First bytes of each record, by which a scan distinguishes a header from a torn tail.
 const MAGIC: [u8; 4] = *b"dch1";
 
 /// A record's header.
@@ -21,13 +21,14 @@ pub(super) struct Header {
     pub(super) rot_check: RotCheck,
 }
 
-/// What finds rot in packed bytes without unpacking them. It vouches for nothing; the chunk hash does, at whoever receives
-/// the chunk.
+/// Checksum that detects damaged packed bytes without unpacking them. It proves nothing about the
+/// content; the receiver checks the chunk hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RotCheck {
     /// First eight bytes of the BLAKE3, in records of layout 1.
     Blake3(u64),
-    /// XXH3, 64 bits, without a seed: rot is no adversary, and a relay reads each byte it sends.
+    /// XXH3, 64 bits, without a seed: bit rot is no adversary, and a relay reads each byte it
+    /// sends.
     Xxh3(u64),
 }
 
@@ -36,13 +37,13 @@ impl RotCheck {
         Self::Xxh3(XxHash3_64::oneshot(packed))
     }
 
-    /// As layout 1 had it.
+    /// Computes the checksum of layout 1.
     pub(super) fn of_layout_1(packed: &[u8]) -> Self {
         let hash = blake3::hash(packed);
         Self::Blake3(u64::from_be_bytes(hash.as_bytes()[..8].try_into().expect("eight of 32 bytes")))
     }
 
-    /// Whether these are the bytes it was made of.
+    /// Whether `packed` are the bytes that the checksum was made of.
     pub(super) fn passes(self, packed: &[u8]) -> bool {
         self == match self {
             Self::Blake3(_) => Self::of_layout_1(packed),
@@ -50,7 +51,7 @@ impl RotCheck {
         }
     }
 
-    /// Kind and value.
+    /// Returns the kind and the value.
     pub(super) fn encode(self) -> (u8, [u8; 8]) {
         match self {
             Self::Blake3(value) => (0, value.to_be_bytes()),
@@ -58,10 +59,10 @@ impl RotCheck {
         }
     }
 
-    /// `None` for a kind this build does not know.
+    /// Returns `None` for a kind that this build does not know.
     ///
     /// # Panics
-    /// When `value` is not eight bytes.
+    /// If `value` is not eight bytes long.
     pub(super) fn decode(kind: u8, value: &[u8]) -> Option<Self> {
         let value = u64::from_be_bytes(value.try_into().expect("eight bytes"));
         match kind {
@@ -96,7 +97,7 @@ impl Header {
         out
     }
 
-    /// `None` when the bytes are no header this build wrote.
+    /// Returns `None` if the bytes are not a header that this build could have written.
     pub(super) fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
         let number = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
         if bytes[..4] != MAGIC || bytes[6..8] != [0; 2] {
@@ -121,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_keeps_its_golden_bytes_and_a_damaged_one_is_none() {
+    fn a_header_keeps_its_golden_bytes_and_a_damaged_one_is_refused() {
         let chunk = PackedChunk { codec: Codec::Zstd, raw_len: 300, bytes: b"packed".as_slice().into() };
         let header = Header::of(ChunkHash([7; 32]), &chunk);
         let bytes = header.encode();
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_layout_1_is_checked_as_it_was_then() {
+    fn a_record_of_layout_1_is_checked_with_the_checksum_of_layout_1() {
         let hash = blake3::hash(b"packed");
         let first = u64::from_be_bytes(hash.as_bytes()[..8].try_into().expect("eight of 32 bytes"));
         let old = Header {

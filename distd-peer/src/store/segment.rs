@@ -1,4 +1,4 @@
-//! Segment files: records appended, read by offset, removed whole.
+//! Segment files. Records are appended and read by offset; a file is removed as a whole.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -12,7 +12,7 @@ use super::StoreError;
 use super::index::Location;
 use super::record::{HEADER_BYTES, Header};
 
-/// Number of a segment; they only grow, so the order of numbers is the order of age.
+/// Number of a segment. Numbers only grow, so their order is the order of age.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct SegmentId(pub(super) u32);
 
@@ -26,16 +26,16 @@ impl SegmentId {
     }
 }
 
-/// What a scan found behind a given offset.
+/// Result of a scan of a segment from a given offset.
 pub(super) struct Scan {
     pub(super) found: Vec<(ChunkHash, Location)>,
-    /// Length up to which records are whole.
+    /// Length up to which all records are complete.
     pub(super) good_len: u64,
-    /// Bytes behind it.
+    /// Number of bytes after `good_len`.
     pub(super) torn_bytes: u64,
 }
 
-/// An open segment.
+/// An open segment file.
 pub(super) struct Segment {
     id: SegmentId,
     path: PathBuf,
@@ -73,8 +73,8 @@ impl Segment {
         self.len
     }
 
-    /// Appends a record and returns the offset of its packed bytes. A failed write leaves the length as it was, so the
-    /// next record overwrites the torn one.
+    /// Appends a record and returns the offset of its packed bytes. A failed write leaves `len`
+    /// unchanged, so the next record overwrites the torn one.
     pub(super) fn append(&mut self, header: &Header, bytes: &[u8]) -> Result<u64, StoreError> {
         let mut record = Vec::with_capacity(HEADER_BYTES + bytes.len());
         record.extend_from_slice(&header.encode());
@@ -95,7 +95,7 @@ impl Segment {
         Ok(())
     }
 
-    /// Reads the records from `from` on, skipping rotten ones; stops at a torn tail.
+    /// Reads the records from offset `from` on and skips damaged ones. Stops at a torn tail.
     pub(super) fn scan(&mut self, from: u64) -> Result<Scan, StoreError> {
         let mut at = from.min(self.len);
         let mut found = Vec::new();
@@ -114,7 +114,7 @@ impl Segment {
                 .map_err(StoreError::io("read", &self.path))?;
             let whole = header.rot_check.passes(&bytes);
             if !whole && end == self.len {
-                // The last record, half written.
+                // The last record was only partly written.
                 break;
             }
             if whole {
@@ -126,13 +126,14 @@ impl Segment {
     }
 }
 
-/// Most bytes read in one go. More than this and the buffers come from the system anew each time.
+/// Maximum number of bytes read in one go. Larger buffers would be allocated from the system anew
+/// each time.
 const RUN_BYTES: u64 = 128 << 10;
 
-/// Bytes between two records' contents that are read and thrown away rather than skipped.
+/// Maximum gap between two records' packed bytes that is read and discarded instead of skipped.
 const GAP_BYTES: u64 = 4096;
 
-/// Locations, in order, that are read in one go: how many from the first on.
+/// Number of locations, from the first one on, that can be read in one go.
 pub(super) fn run_len(locations: &[Location]) -> usize {
     let Some(first) = locations.first() else { return 0 };
     let mut end = first.end();
@@ -146,7 +147,7 @@ pub(super) fn run_len(locations: &[Location]) -> usize {
     1 + locations[1..].iter().take_while(joins).count()
 }
 
-/// The bytes of a segment from the first location of a run to the end of the last.
+/// Reads the bytes of a segment from the first location of a run to the end of the last one.
 pub(super) fn read_run(dir: &Path, run: &[Location]) -> Result<Bytes, StoreError> {
     let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(Bytes::new()) };
     let path = first.segment.path(dir);
@@ -161,12 +162,12 @@ pub(super) fn read_run(dir: &Path, run: &[Location]) -> Result<Bytes, StoreError
             Err(error) => return Err(StoreError::io("read", &path)(error.into())),
         }
     }
-    // The allocator may have given more room than was asked for.
+    // The allocator may have given more room than was requested.
     bytes.truncate(len);
     Ok(bytes.into())
 }
 
-/// Existing segments, oldest first.
+/// Returns the existing segments, oldest first.
 pub(super) fn list(dir: &Path) -> Result<Vec<SegmentId>, StoreError> {
     let mut ids = Vec::new();
     for entry in fs::read_dir(dir).map_err(StoreError::io("read", dir))? {

@@ -23,7 +23,7 @@ fn segments(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn what_was_put_is_read_back_before_and_after_commit_and_reopening() {
+fn a_stored_chunk_is_read_back_before_and_after_commit_and_reopening() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let (store, _) = open(dir.path());
     for n in 0..50 {
@@ -92,7 +92,7 @@ fn a_lost_or_damaged_index_is_rebuilt_from_the_segments() {
         if damage {
             let len = fs::metadata(&index).expect("stat").len() as usize;
             fs::write(&index, vec![0x5a; len]).expect("overwrite");
-            // What redb does not recognise as its own it does not call corrupted.
+            // redb does not report a file as corrupted that it does not recognise as its own.
             if EdgeStore::open(dir.path(), StoreConfig::default()).is_err() {
                 fs::remove_file(&index).expect("remove, as the error says");
             }
@@ -106,7 +106,7 @@ fn a_lost_or_damaged_index_is_rebuilt_from_the_segments() {
 }
 
 #[test]
-fn a_rotten_record_is_a_miss_and_can_be_stored_again() {
+fn a_damaged_record_is_a_miss_and_can_be_stored_again() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let (store, _) = open(dir.path());
     let (hash, packed) = chunk(1);
@@ -138,7 +138,7 @@ fn the_cap_evicts_the_oldest_segments_and_is_never_crossed() {
 }
 
 #[test]
-fn a_chunk_the_disk_refuses_is_passed_on_from_memory() {
+fn a_chunk_that_the_disk_refuses_is_served_from_memory() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let config = StoreConfig { min_free_bytes: u64::MAX / 2, ..StoreConfig::default() };
     let (store, _) = EdgeStore::open(dir.path(), config).expect("open");
@@ -159,7 +159,7 @@ fn a_second_process_and_a_newer_layout_are_refused_by_name() {
 }
 
 #[test]
-fn a_store_of_layout_1_is_taken_as_it_is() {
+fn a_store_of_layout_1_is_read_unchanged() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let (hash, packed) = chunk(1);
     let header = Header { rot_check: RotCheck::of_layout_1(&packed.bytes), ..Header::of(hash, &packed) };
@@ -171,7 +171,7 @@ fn a_store_of_layout_1_is_taken_as_it_is() {
     assert!(recovered.rebuilt);
     assert_eq!(store.get(&hash).expect("get"), Some(packed.clone()));
     drop(store);
-    // Now from the index.
+    // This time the location comes from the index.
     let (store, recovered) = open(dir.path());
     assert_eq!(recovered, Recovered::default());
     assert_eq!(store.get(&hash).expect("get"), Some(packed));
@@ -179,7 +179,7 @@ fn a_store_of_layout_1_is_taken_as_it_is() {
 }
 
 #[test]
-fn chunks_read_in_runs_are_those_read_one_by_one() {
+fn chunks_read_in_runs_equal_those_read_one_by_one() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let (store, _) = open(dir.path());
     let mut rotten = Vec::new();
@@ -197,7 +197,7 @@ fn chunks_read_in_runs_are_those_read_one_by_one() {
     for at in rotten {
         file.write_all_at(b"rot", at).expect("write");
     }
-    // Neither in the order of the file, nor all of it, and one that is not held.
+    // The order is not that of the file, some chunks are left out, and some are not held.
     let order: Vec<u64> = (0..130).map(|n| n * 37 % 130).filter(|n| n % 5 != 3).collect();
     let hashes: Vec<ChunkHash> = order.iter().map(|n| chunk(*n).0).collect();
     let places = store.locate_each(hashes.iter()).expect("look up");

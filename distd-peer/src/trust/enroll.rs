@@ -1,43 +1,45 @@
-//! Bodies of the enrolment exchange, the same on QUIC (ALPN `distd-enroll/1`) and HTTPS (`POST /v1/enroll`).
+//! Message bodies of the enrolment exchange, the same over QUIC (ALPN `distd-enroll/1`) and over
+//! HTTPS (`POST /v1/enroll`).
 //!
-//! One message in, one reply out, then the stream ends. Relays forward both without reading them: a request
-//! is signed with the join token's key, a reply with the realm CA's (`seal.rs`), so a relay can change neither.
+//! An exchange is one message, one reply, and the end of the stream. Relays forward both without
+//! reading them. A request is signed with the join token's key and a reply with the realm CA's
+//! (`seal.rs`), so a relay can change neither.
 
 use serde::{Deserialize, Serialize};
 
 use super::identity::Role;
 
-/// Largest message or reply, bytes.
+/// Maximum size of a message or reply, bytes.
 pub const ENROLL_BYTES_MAX: usize = 64 << 10;
 
-/// Largest label, bytes.
+/// Maximum length of a label, bytes.
 pub const LABEL_BYTES_MAX: usize = 200;
 
-/// Random bytes in a request.
+/// Number of random bytes in a request.
 pub const NONCE_BYTES: usize = 16;
 
-/// What a node asks of its origin.
+/// Request of a node to its origin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EnrollMessage {
-    /// A first certificate, or one after the last has been lost.
+    /// Asks for a first certificate, or for one that replaces a lost one.
     Enroll(EnrollRequest),
-    /// A certificate after the present one.
+    /// Asks for the certificate that follows the present one.
     Renew(RenewRequest),
 }
 
-/// What the origin answers.
+/// Answer of the origin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EnrollReply {
-    /// To [`EnrollMessage::Enroll`].
+    /// Answer to [`EnrollMessage::Enroll`].
     Enrolled(EnrollResponse),
-    /// To [`EnrollMessage::Renew`].
+    /// Answer to [`EnrollMessage::Renew`].
     Renewed(RenewResponse),
-    /// Neither.
+    /// Refusal of either request.
     Refused(Refusal),
 }
 
 impl EnrollMessage {
-    /// The random bytes of the request; empty where a node expects no sealed reply.
+    /// Random bytes of the request; empty if the node expects no sealed reply.
     pub fn nonce(&self) -> &[u8] {
         match self {
             Self::Enroll(request) => &request.nonce,
@@ -46,84 +48,85 @@ impl EnrollMessage {
     }
 }
 
-/// A first certificate, please.
+/// Request for a first certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnrollRequest {
-    /// PKCS#10 request; only its public key and self-signature matter.
+    /// PKCS#10 request. Only its public key and its self-signature are used.
     #[serde(with = "serde_bytes")]
     pub csr_der: Vec<u8>,
-    /// Which join token: its Ed25519 public key, 32 bytes.
+    /// Ed25519 public key of the join token, 32 bytes, by which the origin finds the token.
     #[serde(with = "serde_bytes")]
     pub token_public_key: Vec<u8>,
     /// The token's signature over [`enroll_message`], 64 bytes.
     #[serde(with = "serde_bytes")]
     pub token_signature: Vec<u8>,
-    /// What operators see; at most [`LABEL_BYTES_MAX`].
+    /// Name that operators see, at most [`LABEL_BYTES_MAX`] bytes.
     pub label: String,
-    /// What the node wants to be.
+    /// Role that the node asks for.
     pub role: Role,
-    /// [`NONCE_BYTES`] random bytes that tie the reply to this request; empty from a node made before
-    /// replies were sealed.
+    /// [`NONCE_BYTES`] random bytes that tie the reply to this request. Empty from a node of a
+    /// version before replies were sealed.
     #[serde(default, with = "serde_bytes")]
     pub nonce: Vec<u8>,
 }
 
-/// The certificate and what it is worth nothing without.
+/// Certificate of a newly enrolled node, with the CA certificate and TUF root that it needs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnrollResponse {
-    /// The node's certificate.
+    /// The node's certificate, PEM.
     pub cert_chain_pem: String,
     /// The realm CA's certificate; its hash is in the join token.
     pub ca_pem: String,
     /// TUF root metadata to start from.
     pub root_json: String,
-    /// The node id the origin saw.
+    /// Node id that the origin computed from the request.
     pub node_id: String,
 }
 
-/// The next certificate, please. The request's self-signature proves that the asker has the key.
+/// Request for the next certificate. Its self-signature proves that the asker has the key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenewRequest {
-    /// PKCS#10 request by the same key.
+    /// PKCS#10 request made with the same key.
     #[serde(with = "serde_bytes")]
     pub csr_der: Vec<u8>,
-    /// The certificate that is about to end or has ended.
+    /// The certificate that is about to expire or has expired.
     #[serde(with = "serde_bytes")]
     pub cert_der: Vec<u8>,
-    /// As in [`EnrollRequest::nonce`].
+    /// Same as [`EnrollRequest::nonce`].
     #[serde(default, with = "serde_bytes")]
     pub nonce: Vec<u8>,
-    /// SHA-256 of the TUF root the node started from, for the origin to say whether that was ever its own;
-    /// empty when the node does not ask.
+    /// SHA-256 of the TUF root that the node started from; the origin answers whether that root was
+    /// ever its own. Empty if the node does not ask.
     #[serde(default, with = "serde_bytes")]
     pub root_sha256: Vec<u8>,
 }
 
-/// The next certificate.
+/// Answer to a renewal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenewResponse {
-    /// The node's certificate.
+    /// The node's next certificate, PEM.
     pub cert_chain_pem: String,
-    /// The realm's newest TUF root, when the one in [`RenewRequest::root_sha256`] was never the realm's.
+    /// Newest TUF root of the realm, if the one in [`RenewRequest::root_sha256`] was never the
+    /// realm's.
     #[serde(default)]
     pub root_json: Option<String>,
 }
 
-/// Why the origin gave no certificate.
+/// Refusal by the origin to give a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("the origin refused: {}", self.code.advice())]
 pub struct Refusal {
-    /// For programs.
+    /// Reason of the refusal.
     pub code: RefusalCode,
 }
 
-/// Why the origin gave no certificate, for programs.
+/// Reason of a refusal, for programs. [`Self::advice`] is the text for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefusalCode {
-    /// No such join token in this realm.
+    /// The realm has no such join token.
     UnknownToken,
-    /// The join token's time is over.
+    /// The join token has expired.
     TokenExpired,
     /// The join token has no uses left.
     TokenUsedUp,
@@ -131,25 +134,25 @@ pub enum RefusalCode {
     BadSignature,
     /// The token is for another role.
     WrongRole,
-    /// The request is no PKCS#10 with an Ed25519 key, or a field is out of bounds.
+    /// The request is not a PKCS#10 request with an Ed25519 key, or a field is out of bounds.
     BadRequest,
-    /// The label has characters that do not show as what they are.
+    /// The label contains characters that are displayed as something else than they are.
     BadLabel,
     /// The node has been revoked.
     Revoked,
-    /// A renewal by a node the origin does not know.
+    /// The origin does not know the node that asks for a renewal.
     UnknownNode,
-    /// The certificate to renew is of another realm or has ended too long ago.
+    /// The certificate to renew is from another realm or expired too long ago.
     CertificateRefused,
     /// The origin failed.
     Internal,
-    /// A code of a later version.
+    /// A code that a later version added.
     #[serde(other)]
     Unknown,
 }
 
 impl RefusalCode {
-    /// What happened and what to do next.
+    /// Says what happened and what to do next.
     pub fn advice(self) -> &'static str {
         match self {
             Self::UnknownToken => "no such join token; make one with: distd token join",
@@ -176,13 +179,13 @@ impl RefusalCode {
     }
 }
 
-/// A body that is none.
+/// A body that does not parse.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// Longer than [`ENROLL_BYTES_MAX`].
+    /// The body is longer than [`ENROLL_BYTES_MAX`].
     #[error("an enrolment body of {0} bytes; at most {ENROLL_BYTES_MAX} are allowed")]
     TooLong(usize),
-    /// Not the msgpack expected.
+    /// The body is not the expected msgpack.
     #[error("the enrolment body is malformed")]
     Malformed(#[source] rmp_serde::decode::Error),
 }
@@ -190,12 +193,12 @@ pub enum BodyError {
 macro_rules! body {
     ($type:ty) => {
         impl $type {
-            /// Its bytes: msgpack, maps with field names.
+            /// Encodes the body as msgpack, with maps that have field names.
             pub fn encode(&self) -> Vec<u8> {
                 rmp_serde::to_vec_named(self).expect("strings and bytes always encode")
             }
 
-            /// From bytes of the network, at most [`ENROLL_BYTES_MAX`].
+            /// Decodes bytes from the network, at most [`ENROLL_BYTES_MAX`].
             pub fn decode(bytes: &[u8]) -> Result<Self, BodyError> {
                 if bytes.len() > ENROLL_BYTES_MAX {
                     return Err(BodyError::TooLong(bytes.len()));
@@ -208,8 +211,8 @@ macro_rules! body {
 body!(EnrollMessage);
 body!(EnrollReply);
 
-/// What a join token's key signs: a domain, the role, the label and the certificate request, so that a relay
-/// in between can change none of them.
+/// Returns the bytes that a join token's key signs: a domain, the role, the label and the
+/// certificate request. A relay in between can therefore change none of them.
 pub fn enroll_message(role: Role, label: &str, csr_der: &[u8]) -> Vec<u8> {
     let mut out = b"distd-enroll-v1\0".to_vec();
     for part in [role.as_str().as_bytes(), label.as_bytes(), csr_der] {
@@ -224,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bodies_survive_and_oversized_or_broken_ones_are_errors() {
+    fn bodies_survive_a_round_trip_and_oversized_or_broken_ones_are_errors() {
         let message = EnrollMessage::Enroll(EnrollRequest {
             csr_der: vec![1; 300],
             token_public_key: vec![2; 32],

@@ -1,4 +1,5 @@
-//! Files that hold keys and trust: created exclusively, replaced atomically, refused when others may read them.
+//! Files that hold keys and trust. They are created exclusively, replaced atomically, and refused
+//! if other users may read them.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -8,35 +9,35 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
-/// Largest key, certificate or root metadata file read, bytes. A certificate chain has about 2 KiB and a
-/// `root.json` with a dozen keys about 8 KiB.
+/// Maximum size of a key, certificate or root metadata file that is read, bytes. A certificate
+/// chain has about 2 KiB, and a `root.json` with a dozen keys about 8 KiB.
 pub const TRUST_FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Why a file of the trust directory could not be used.
+/// Reason why a file of the trust directory could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// A secret that others may read or write.
+    /// The file is secret, and other users may read or write it.
     #[error("{path} is open to others (mode {mode:03o}); run: chmod 600 {path}")]
     TooOpen {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its permission bits.
+        /// Permission bits of the file.
         mode: u32,
     },
-    /// Longer than [`TRUST_FILE_BYTES_MAX`].
-    #[error("{path} is longer than {TRUST_FILE_BYTES_MAX} bytes, so it is not the file it should be")]
+    /// The file is longer than [`TRUST_FILE_BYTES_MAX`].
+    #[error("{path} is longer than {TRUST_FILE_BYTES_MAX} bytes, the most such a file may have")]
     TooLong {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// The system refused.
+    /// The system refused an operation.
     #[error("could not {action} {path}")]
     Io {
-        /// What was tried.
+        /// Attempted operation, a verb for the message.
         action: &'static str,
-        /// With which file.
+        /// Path of the file.
         path: PathBuf,
-        /// The cause.
+        /// Error of the operating system.
         #[source]
         cause: io::Error,
     },
@@ -48,11 +49,11 @@ impl FileError {
     }
 }
 
-/// Creates `dir` and its parents; `dir` itself is for the owner alone.
+/// Creates `dir` and its parents. Only the owner may access `dir` itself.
 pub fn create_private_dir(dir: &Path) -> Result<(), FileError> {
     use std::os::unix::fs::DirBuilderExt;
     match fs::DirBuilder::new().recursive(true).mode(0o700).create(dir) {
-        // The standard library says so too when it could not look whether a directory is there.
+        // The standard library also reports this if it could not check whether a directory exists.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match fs::metadata(dir) {
             Ok(meta) if meta.is_dir() => Ok(()),
             Ok(_) => Err(FileError::io("create", dir)(error)),
@@ -62,7 +63,8 @@ pub fn create_private_dir(dir: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Contents of `path`, at most [`TRUST_FILE_BYTES_MAX`]; `None` when there is no such file.
+/// Returns the contents of `path`, at most [`TRUST_FILE_BYTES_MAX`]; `None` if the file does not
+/// exist.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     match File::open(path) {
         Ok(file) => read_bounded(file, path).map(Some),
@@ -71,14 +73,14 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     }
 }
 
-/// As [`read`], refused when group or others have any right on the file.
+/// Like [`read`], but refuses a file on which the group or others have any right.
 pub fn read_secret(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(FileError::io("open", path)(e)),
     };
-    // Of the open file, so that the file checked is the file read.
+    // Use the mode of the open file, so that the file checked is the file read.
     let mode = file.metadata().map_err(FileError::io("inspect", path))?.mode() & 0o777;
     if mode & 0o077 != 0 && keeps_modes_beside(path) {
         return Err(FileError::TooOpen { path: path.to_owned(), mode });
@@ -86,11 +88,12 @@ pub fn read_secret(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     read_bounded(file, path).map(Some)
 }
 
-/// Whether a file made with mode 0600 beside `path` has it: on FAT every file has the one mode of the mount.
+/// Whether a file created with mode 0600 beside `path` gets that mode. On FAT every file has the
+/// one mode of the mount.
 fn keeps_modes_beside(path: &Path) -> bool {
     let Ok(probe) = write_temporary(path, b"", 0o600) else { return true };
     let mode = fs::symlink_metadata(&probe).map(|meta| meta.mode() & 0o777);
-    // It is empty, and its name is nobody's.
+    // The probe is empty, and nothing uses its random name.
     let _ = fs::remove_file(&probe);
     mode.map_or(true, |mode| mode == 0o600)
 }
@@ -104,20 +107,22 @@ fn read_bounded(file: File, path: &Path) -> Result<Vec<u8>, FileError> {
     Ok(out)
 }
 
-/// Creates `path` with mode 0600 and exactly these bytes, or leaves it alone and returns `false` when it
-/// exists. A crash leaves the whole file or none: the bytes are durable before the name is linked.
+/// Creates `path` with mode 0600 and exactly these bytes. Returns false and leaves the file alone
+/// if it exists. A crash leaves the complete file or none: the bytes are durable before the name is
+/// linked.
 pub fn create_secret(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
     let tmp = write_temporary(path, bytes, 0o600)?;
     let linked = match fs::hard_link(&tmp, path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(e),
-        // FAT, exFAT and some FUSE file systems have no hard links, and say so with one error or another.
+        // FAT, exFAT and some FUSE file systems have no hard links, and report it with various
+        // errors.
         Err(_) => match rustix::fs::renameat_with(CWD, &tmp, CWD, path, RenameFlags::NOREPLACE) {
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => claim(&tmp, path),
             renamed => renamed.map_err(Into::into),
         },
         linked => linked,
     };
-    // Renamed by then where there are no hard links.
+    // Already renamed if the file system has no hard links.
     remove(&tmp)?;
     match linked {
         Ok(()) => sync_parent(path).map(|()| true),
@@ -126,8 +131,8 @@ pub fn create_secret(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
     }
 }
 
-/// Gives `tmp` the name `path`, unless that is taken, where the system has no one call for it. A crash between the two steps leaves an
-/// empty file, which the next try takes for nobody's.
+/// Renames `tmp` to `path` unless `path` exists, on systems that have no single call for it. A
+/// crash between the two steps leaves an empty file, which the next attempt replaces.
 fn claim(tmp: &Path, path: &Path) -> io::Result<()> {
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => match fs::symlink_metadata(path) {
@@ -139,14 +144,14 @@ fn claim(tmp: &Path, path: &Path) -> io::Result<()> {
     fs::rename(tmp, path)
 }
 
-/// Replaces `path` by these bytes, durably; a crash leaves the old file or the new one.
+/// Replaces `path` by these bytes, durably. A crash leaves the old file or the new one.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let tmp = write_temporary(path, bytes, mode)?;
     fs::rename(&tmp, path).map_err(FileError::io("replace", path))?;
     sync_parent(path)
 }
 
-/// Removes `path`; no file is no error.
+/// Removes `path`. A missing file is not an error.
 pub fn remove(path: &Path) -> Result<(), FileError> {
     match fs::remove_file(path) {
         Ok(()) => Ok(()),
@@ -166,7 +171,7 @@ fn write_temporary(path: &Path, bytes: &[u8], mode: u32) -> Result<PathBuf, File
         file.sync_all()
     };
     if let Err(e) = write() {
-        // The half-written file is of no use; the error that matters is the first.
+        // The incomplete file is useless, and the first error is the one to report.
         let _ = fs::remove_file(&tmp);
         return Err(FileError::io("write", path)(e));
     }
@@ -188,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_made_once_with_mode_600() {
+    fn a_secret_is_created_once_with_mode_600() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("k");
         assert!(create_secret(&path, b"one").expect("create"));
@@ -199,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn without_hard_links_a_secret_is_claimed_once_and_an_empty_file_is_none() {
+    fn without_hard_links_a_secret_is_created_once_and_an_empty_file_is_replaced() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("k");
         let claim = |bytes: &[u8]| claim(&write_temporary(&path, bytes, 0o600).expect("write"), &path);
@@ -212,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_others_can_read_is_refused_with_the_command_that_helps() {
+    fn a_secret_that_others_can_read_is_refused_and_the_error_names_the_fix() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("k");
         create_secret(&path, b"one").expect("create");

@@ -1,8 +1,9 @@
-//! What a node is: its key, its certificate, the CA it believes.
+//! Identity of a node: its key, its certificate, and the CA and TUF root it trusts.
 //!
-//! `DIR/node.key` (Ed25519, PKCS#8 PEM, 0600), `DIR/node.pem` (certificate), `DIR/realm-ca.pem`,
-//! `DIR/root.json` (TUF root to start from), `DIR/root.checked` (its hash, once the origin has vouched for it).
-//! The key is made once and never leaves the machine.
+//! The files are `DIR/node.key` (Ed25519, PKCS#8 PEM, 0600), `DIR/node.pem` (certificate),
+//! `DIR/realm-ca.pem`, `DIR/root.json` (TUF root to start from) and `DIR/root.checked` (hash of
+//! `root.json`, once the origin has confirmed it). The key is made once and never leaves the
+//! machine.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -23,39 +24,39 @@ use super::files::{self, FileError};
 use super::seal::{SealError, SealedReply};
 use super::token::{JoinToken, sha256};
 
-/// Certificate name of the origin, whatever its address.
+/// Certificate name of the origin, whichever address it has.
 pub const ORIGIN_NAME: &str = "origin.distd.internal";
-/// Certificate name of all that may be dialled as a parent: the origin and relays.
+/// Certificate name of all nodes that may be dialled as a parent: the origin and relays.
 pub const PARENT_NAME: &str = "parent.distd.internal";
 /// Certificate name of relays.
 pub const RELAY_NAME: &str = "relay.distd.internal";
 /// Certificate name of devices.
 pub const LEAF_NAME: &str = "leaf.distd.internal";
 
-/// File that holds the SHA-256 of the `root.json` that the origin has vouched for.
+/// File with the SHA-256 of the `root.json` that the origin has confirmed.
 const ROOT_CHECKED: &str = "root.checked";
 
 pub use distd_core::NodeId;
 
-/// The id that goes with a DER SubjectPublicKeyInfo.
+/// Returns the node id that belongs to a DER SubjectPublicKeyInfo.
 pub fn node_id_of_spki(spki_der: &[u8]) -> NodeId {
     NodeId(sha256(spki_der)[..16].try_into().expect("half of a SHA-256"))
 }
 
-/// What a node's certificate lets it be.
+/// Role that a node's certificate grants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// The root server; only the CA's own host makes such certificates.
+    /// The origin; only the CA's own host makes such certificates.
     Origin,
-    /// May be dialled as a parent.
+    /// A relay, which may be dialled as a parent.
     Relay,
     /// A device.
     Leaf,
 }
 
 impl Role {
-    /// The role's word, also in SQL and JSON.
+    /// Name of the role, also used in SQL and JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Origin => "origin",
@@ -64,7 +65,7 @@ impl Role {
         }
     }
 
-    /// DNS names a certificate of this role carries.
+    /// DNS names in a certificate of this role.
     pub fn names(self) -> &'static [&'static str] {
         match self {
             Self::Origin => &[ORIGIN_NAME, PARENT_NAME],
@@ -88,17 +89,17 @@ impl FromStr for Role {
     }
 }
 
-/// A word that is no role.
+/// A word that is not a role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a role is one of: origin, relay, leaf")]
 pub struct UnknownRole;
 
-/// What distd reads from a certificate. Parsing verifies nothing.
+/// Fields that distd reads from a certificate. Parsing verifies nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertInfo {
-    /// Whose it is.
+    /// Id of the node that holds the certificate.
     pub node_id: NodeId,
-    /// What it lets the node be.
+    /// Role that the certificate grants.
     pub role: Role,
     /// Start of validity, unix seconds.
     pub not_before: u64,
@@ -108,19 +109,19 @@ pub struct CertInfo {
     pub serial: String,
 }
 
-/// Why bytes are no certificate of a realm.
+/// Reason why bytes are not a certificate of a realm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CertError {
-    /// Not DER, or not PEM around it.
+    /// The bytes are not DER, or not PEM around it.
     #[error("the certificate is malformed")]
     Malformed,
-    /// None of the realm's role names is in it.
+    /// The certificate contains none of the realm's role names.
     #[error("the certificate names no distd role")]
     NoRole,
 }
 
 impl CertInfo {
-    /// Reads a DER certificate.
+    /// Parses a DER certificate.
     pub fn parse(der: &[u8]) -> Result<Self, CertError> {
         let (_, cert) = X509Certificate::from_der(der).map_err(|_| CertError::Malformed)?;
         let names = cert.subject_alternative_name().map_err(|_| CertError::Malformed)?;
@@ -148,26 +149,26 @@ impl CertInfo {
         })
     }
 
-    /// Whether two thirds of the validity are over at `now` (unix seconds): time to renew, with a third left
-    /// for an origin that is away.
+    /// Whether two thirds of the validity are over at `now` (unix seconds). Renewal is due then;
+    /// the remaining third is for an origin that is away.
     pub fn needs_renewal(&self, now: u64) -> bool {
         let lifetime = self.not_after.saturating_sub(self.not_before);
         now >= self.not_before.saturating_add(lifetime / 3 * 2)
     }
 
-    /// Whether the validity is over at `now` (unix seconds).
+    /// Whether the certificate has expired at `now` (unix seconds).
     pub fn is_expired(&self, now: u64) -> bool {
         now > self.not_after
     }
 }
 
-/// Why a node has no identity to work with, or could not take the one it was given.
+/// Reason why a node has no usable identity, or could not accept the one it was given.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// A file could not be used.
     #[error(transparent)]
     File(#[from] FileError),
-    /// `node.key` is not what was written there.
+    /// `node.key` is damaged.
     #[error("{0} is damaged; delete it with node.pem beside it and enrol again")]
     Key(PathBuf, #[source] rcgen::Error),
     /// A stored certificate is damaged.
@@ -176,19 +177,19 @@ pub enum IdentityError {
     /// A certificate request could not be made.
     #[error("could not make a certificate request")]
     Request(#[source] rcgen::Error),
-    /// The reply is not the realm's, or not to this request.
+    /// The reply is not sealed by the realm, or does not answer this request.
     #[error(transparent)]
     Seal(#[from] SealError),
-    /// The origin said no.
+    /// The origin refused.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// This directory is enrolled elsewhere.
+    /// This directory belongs to a node of another realm.
     #[error("{0} is enrolled in another realm; use another --data directory")]
     OtherRealm(PathBuf),
-    /// The certificate in the reply is for another key, unsigned or malformed.
+    /// The certificate in the reply is for another key, not signed by the CA, or malformed.
     #[error("the origin's reply holds no certificate for this node; try again")]
     BadReply,
-    /// Nothing to renew.
+    /// There is no certificate to renew.
     #[error("this node is not enrolled; enrol it with a join token")]
     NotEnrolled,
 }
@@ -223,7 +224,7 @@ impl NodeIdentity {
     /// Loads the identity in `dir`, or makes a new key there.
     ///
     /// # Errors
-    /// [`IdentityError`]; above all a key that others may read.
+    /// [`IdentityError`], in particular for a key that other users may read.
     pub fn load_or_create(dir: &Path) -> Result<Self, IdentityError> {
         files::create_private_dir(dir)?;
         let path = dir.join("node.key");
@@ -254,7 +255,7 @@ impl NodeIdentity {
         let cert_der = certificate_from_pem(&cert_pem).map_err(damaged(&cert))?;
         let info = CertInfo::parse(&cert_der).map_err(damaged(&cert))?;
         if info.node_id != self.node_id {
-            // A new key beside an old certificate: as good as none.
+            // A new key beside an old certificate counts as not enrolled.
             return Ok(None);
         }
         let ca = certificate_from_pem(&ca_pem).map_err(damaged(&ca))?;
@@ -263,27 +264,28 @@ impl NodeIdentity {
         Ok(Some(Enrolled { cert: cert_der, info, ca, root_json, root_checked }))
     }
 
-    /// Who this node is.
+    /// Id of this node.
     pub fn node_id(&self) -> NodeId {
         self.node_id
     }
 
-    /// The present certificate's contents; `None` before enrolment.
+    /// Contents of the present certificate; `None` before enrolment.
     pub fn cert(&self) -> Option<&CertInfo> {
         self.enrolled.as_ref().map(|e| &e.info)
     }
 
-    /// The present certificate.
+    /// The present certificate; `None` before enrolment.
     pub fn cert_der(&self) -> Option<&CertificateDer<'static>> {
         self.enrolled.as_ref().map(|e| &e.cert)
     }
 
-    /// The realm CA's certificate.
+    /// The realm CA's certificate; `None` before enrolment.
     pub fn ca_der(&self) -> Option<&CertificateDer<'static>> {
         self.enrolled.as_ref().map(|e| &e.ca)
     }
 
-    /// The TUF root that came with the enrolment.
+    /// The TUF root of the enrolment or of a later correction by the origin; `None` before
+    /// enrolment.
     pub fn root_json(&self) -> Option<&[u8]> {
         self.enrolled.as_ref().map(|e| e.root_json.as_slice())
     }
@@ -293,13 +295,13 @@ impl NodeIdentity {
         PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.serialize_der()))
     }
 
-    /// Whether it is time for another certificate at `now` (unix seconds): there is none, two thirds of its
-    /// time are over, or the origin has not vouched for the TUF root yet.
+    /// Whether another certificate is due at `now` (unix seconds): there is none, two thirds of its
+    /// validity are over, or the origin has not confirmed the TUF root yet.
     pub fn needs_renewal(&self, now: u64) -> bool {
         self.cert().is_none_or(|c| c.needs_renewal(now)) || !self.root_checked()
     }
 
-    /// A PKCS#10 certificate request by this node's key.
+    /// Makes a PKCS#10 certificate request with this node's key.
     pub fn csr_der(&self) -> Result<Vec<u8>, IdentityError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
@@ -308,7 +310,7 @@ impl NodeIdentity {
         Ok(csr.der().to_vec())
     }
 
-    /// The request that turns a join token into a certificate.
+    /// Makes the request for a first certificate, signed with a join token.
     pub fn enroll_request(
         &self,
         token: &JoinToken,
@@ -326,7 +328,7 @@ impl NodeIdentity {
         })
     }
 
-    /// The request for the next certificate.
+    /// Makes the request for the next certificate.
     pub fn renew_request(&self) -> Result<RenewRequest, IdentityError> {
         let held = self.enrolled.as_ref().ok_or(IdentityError::NotEnrolled)?;
         Ok(RenewRequest {
@@ -337,12 +339,12 @@ impl NodeIdentity {
         })
     }
 
-    /// Takes the origin's answer to an enrolment that asked for `role`: `request` and `reply` are the bytes
-    /// as they were sent and received. The reply must be sealed by the CA that the token names, the
-    /// certificate must be for this key. Nothing is written before all of it has been checked.
+    /// Installs the origin's answer to an enrolment that asked for `role`. `request` and `reply`
+    /// are the bytes as sent and received. The reply must be sealed by the CA that the token names,
+    /// and the certificate must be for this key. Everything is checked before anything is written.
     ///
     /// # Errors
-    /// [`IdentityError`], [`IdentityError::Refused`] when the origin said no.
+    /// [`IdentityError`]; [`IdentityError::Refused`] if the origin refused.
     pub fn install_enrolled(
         &mut self,
         token: &JoinToken,
@@ -369,7 +371,7 @@ impl NodeIdentity {
         }
         let (cert, info) = self.check_cert(&response.cert_chain_pem, &ca, role)?;
         let root_json = response.root_json.clone().into_bytes();
-        // The certificate last: with it the node counts as enrolled.
+        // The certificate comes last: with it the node counts as enrolled.
         files::write_atomic(&ca_path, response.ca_pem.as_bytes(), 0o644)?;
         let root_is_new = self.root_json() != Some(root_json.as_slice());
         if root_is_new && !self.root_checked() {
@@ -382,12 +384,12 @@ impl NodeIdentity {
         Ok(())
     }
 
-    /// Takes the origin's answer to a renewal, sealed by the CA held here. When the origin says that the TUF
-    /// root held here was never its own, its root takes that one's place, and the metadata verified by the
-    /// old one is set aside.
+    /// Installs the origin's answer to a renewal, sealed by the CA held here. If the origin says
+    /// that the TUF root held here was never its own, its root replaces that one, and the metadata
+    /// verified under the old root is set aside.
     ///
     /// # Errors
-    /// [`IdentityError`], [`IdentityError::Refused`] when the origin said no.
+    /// [`IdentityError`]; [`IdentityError::Refused`] if the origin refused.
     pub fn install_renewed(&mut self, request: &[u8], reply: &[u8]) -> Result<(), IdentityError> {
         let held = self.enrolled.as_ref().ok_or(IdentityError::NotEnrolled)?;
         let (ca, reply) = open_sealed(reply, request, &sha256(&held.ca))?;
@@ -400,9 +402,9 @@ impl NodeIdentity {
         let mut root_json = held.root_json.clone();
         if let Some(own) = &response.root_json {
             tracing::error!(
-                "the TUF root this node started from was never the realm's: whoever answered its enrolment \
-                 made it up. The realm's own root is in its place now, and what was installed before may \
-                 not be the realm's: pull it again"
+                "the TUF root this node started from was never the realm's: the peer that answered its \
+                 enrolment forged it. The realm's own root has replaced it. Artifacts installed before may be \
+                 forged, too: pull them again"
             );
             root_json = own.clone().into_bytes();
             self.set_metadata_aside()?;
@@ -414,7 +416,8 @@ impl NodeIdentity {
         Ok(())
     }
 
-    /// Whether the origin has vouched for the TUF root this node started from, in a sealed reply.
+    /// Whether the origin has confirmed, in a sealed reply, the TUF root that this node started
+    /// from.
     pub fn root_checked(&self) -> bool {
         self.enrolled.as_ref().is_some_and(|e| e.root_checked)
     }
@@ -424,8 +427,8 @@ impl NodeIdentity {
         Ok(files::write_atomic(&self.dir.join(ROOT_CHECKED), text.as_bytes(), 0o644)?)
     }
 
-    /// Moves the TUF state out of the way: nothing a foreign root has verified counts any more. It is kept
-    /// for whoever looks into what happened.
+    /// Moves the TUF state out of the way, so that nothing verified under a foreign root is used
+    /// any more. The files are kept for an investigation.
     fn set_metadata_aside(&self) -> Result<(), IdentityError> {
         let from = self.dir.join("tuf");
         for n in 0.. {
@@ -457,7 +460,7 @@ impl NodeIdentity {
     }
 }
 
-/// Opens a sealed reply: the CA certificate that sealed it, and what it says.
+/// Opens a sealed reply. Returns the CA certificate that sealed it, and the reply inside.
 fn open_sealed(
     reply: &[u8],
     request: &[u8],
@@ -475,7 +478,7 @@ fn nonce() -> Vec<u8> {
     bytes
 }
 
-/// Whether the certificate's signature is by the CA's key. Says nothing about validity or names.
+/// Whether the certificate is signed by the CA's key. Does not check validity or names.
 pub fn is_signed_by(cert_der: &[u8], ca_der: &[u8]) -> bool {
     let (Ok((_, cert)), Ok((_, ca))) =
         (X509Certificate::from_der(cert_der), X509Certificate::from_der(ca_der))
@@ -485,26 +488,26 @@ pub fn is_signed_by(cert_der: &[u8], ca_der: &[u8]) -> bool {
     cert.issuer() == ca.subject() && cert.verify_signature(Some(ca.public_key())).is_ok()
 }
 
-/// The first certificate of a PEM file.
+/// Returns the first certificate of a PEM file.
 pub fn certificate_from_pem(pem: &[u8]) -> Result<CertificateDer<'static>, CertError> {
     CertificateDer::from_pem_slice(pem).map_err(|_| CertError::Malformed)
 }
 
-/// A key pair from PKCS#8 PEM.
+/// Parses a key pair from PKCS#8 PEM.
 pub fn key_from_pem(pem: &[u8]) -> Result<KeyPair, rcgen::Error> {
     let text = std::str::from_utf8(pem).map_err(|_| rcgen::Error::CouldNotParseKeyPair)?;
     KeyPair::from_pem(text)
 }
 
-/// A new Ed25519 private key as PKCS#8 PEM. Version 1, for OpenSSL 3.0 does not read version 2, which carries
-/// the public key too.
+/// Generates an Ed25519 private key as PKCS#8 PEM, version 1. OpenSSL 3.0 does not read version 2,
+/// which also contains the public key.
 pub fn generate_ed25519_pem() -> String {
     let rng = aws_lc_rs::rand::SystemRandom::new();
     let der = Ed25519KeyPair::generate_pkcs8v1(&rng).expect("the system has a random source");
     to_pem("PRIVATE KEY", der.as_ref())
 }
 
-/// PEM of one DER object, lines of 64 characters.
+/// Encodes one DER object as PEM, in lines of 64 characters.
 pub fn to_pem(label: &str, der: &[u8]) -> String {
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     let mut out = format!("-----BEGIN {label}-----\n");
@@ -521,7 +524,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_keeps_its_id_and_its_key_is_for_the_owner_alone() {
+    fn a_node_keeps_its_id_and_only_the_owner_can_read_its_key() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().expect("a temporary directory");
         let data = dir.path().join("data");
@@ -545,7 +548,7 @@ mod tests {
     }
 
     #[test]
-    fn renewal_is_due_after_two_thirds() {
+    fn renewal_is_due_after_two_thirds_of_the_validity() {
         let info = CertInfo {
             node_id: NodeId([0; 16]),
             role: Role::Leaf,

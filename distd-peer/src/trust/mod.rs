@@ -1,9 +1,11 @@
-//! Who is who, and what may be believed: docs/trust.md.
+//! Identities and trust: which peer is which node, and which data is believed (docs/trust.md).
 //!
-//! A node has a key and a short-lived certificate of the realm CA ([`identity`]), got with a join token
-//! ([`token`], [`enroll`], [`seal`]) and used in mutual TLS ([`tls`]). What a release *is* comes from signed TUF metadata
-//! ([`tuf`]), which any untrusted tier may forward. Where nodes listen, they sign themselves ([`record`]).
-//! Whoever is out before its certificate ends is on a signed list ([`revoked`]).
+//! A node has a key and a short-lived certificate of the realm CA ([`identity`]). It obtains the
+//! certificate with a join token ([`token`], [`enroll`], [`seal`]) and uses it in mutual TLS
+//! ([`tls`]). The content of a release is defined by signed TUF metadata ([`tuf`]), which any
+//! untrusted tier may forward. Nodes sign the records of the addresses where they listen
+//! ([`record`]). Nodes that are excluded before their certificate expires are on a signed list
+//! ([`revoked`]).
 
 pub mod enroll;
 pub mod files;

@@ -1,4 +1,5 @@
-//! Peer records: made with this node's key, and verified whoever passes them on (docs/protocol.md, "Neighbours").
+//! Peer records: signed with this node's key, and verified by the receiver whichever peer forwards
+//! them (docs/protocol.md, "Neighbours").
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,25 +18,26 @@ use super::identity::{CertInfo, IdentityError, NodeId, NodeIdentity, Role, is_si
 use super::tls::Credentials;
 use crate::clock::unix_now;
 
-/// How long the record of a pull holds, seconds; it makes another at half of it.
+/// How long the record of a pull is valid, seconds. The pull makes a new one after half of that
+/// time.
 const PULL_SECONDS: u64 = 600;
 
-/// How long the record of an agent holds, seconds.
+/// How long the record of an agent is valid, seconds.
 const AGENT_SECONDS: u64 = 3600;
 
-/// How far another node's clock may be ahead, seconds.
+/// How far another node's clock may be ahead of this node's, seconds.
 const CLOCK_SECONDS: u64 = 300;
 
-/// What a node says of itself in its records.
+/// Constant part of a node's records.
 #[derive(Clone, Debug)]
 pub struct RecordText {
-    /// Its site; empty when it leaves that to its parent.
+    /// Name of the node's site; empty leaves the choice to its parent.
     pub site: String,
-    /// Whether it goes on listening when a connection ends.
+    /// Whether the node continues to listen when a connection ends.
     pub resident: bool,
 }
 
-/// Makes this node's records.
+/// Signer of this node's records.
 pub struct RecordSigner {
     key: KeyPair,
     node_id: NodeId,
@@ -46,10 +48,11 @@ pub struct RecordSigner {
 }
 
 impl RecordSigner {
-    /// Signs as the node of `identity`, with the certificate that `credentials` present.
+    /// Creates a signer for the node of `identity`, with the certificate that `credentials`
+    /// present.
     ///
     /// # Errors
-    /// [`IdentityError::Key`], which no key that made a certificate gives.
+    /// [`IdentityError::Key`], which cannot happen with a key that a certificate was made for.
     pub fn new(
         identity: &NodeIdentity,
         credentials: Arc<Credentials>,
@@ -57,30 +60,30 @@ impl RecordSigner {
     ) -> Result<Self, IdentityError> {
         let key = KeyPair::try_from(identity.private_key().secret_der())
             .map_err(|e| IdentityError::Key("node.key".into(), e))?;
-        // Records of an earlier run of this node must count less.
+        // Records of an earlier run of this node must have lower numbers.
         let sequence = AtomicU64::new(unix_now().saturating_mul(1000));
         Ok(Self { key, node_id: identity.node_id(), credentials, text, sequence })
     }
 
-    /// Who signs.
+    /// Id of the node that signs.
     pub fn node_id(&self) -> NodeId {
         self.node_id
     }
 
-    /// Whether the node goes on listening when a connection ends.
+    /// Whether the node continues to listen when a connection ends.
     pub fn is_resident(&self) -> bool {
         self.text.resident
     }
 
-    /// How long a record holds, seconds.
+    /// How long a record is valid, seconds.
     pub fn seconds(&self) -> u64 {
         if self.text.resident { AGENT_SECONDS } else { PULL_SECONDS }
     }
 
-    /// A record with these addresses; none when the node serves nobody.
+    /// Signs a record with these addresses. No addresses means that the node serves nobody.
     ///
     /// # Errors
-    /// [`IdentityError::Request`], when the key cannot sign.
+    /// [`IdentityError::Request`] if the key cannot sign.
     pub fn sign(&self, addresses: Vec<SocketAddr>) -> Result<PeerRecord, IdentityError> {
         let mut record = PeerRecord {
             sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
@@ -98,21 +101,22 @@ impl RecordSigner {
     }
 }
 
-/// Why a record is not believed.
+/// Reason why a record is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordRefused {
-    /// Its certificate is none of this realm, or over.
-    #[error("the certificate in the peer record is not one of this realm that holds now")]
+    /// The certificate is not from this realm, not a device's, or not valid now.
+    #[error("the certificate in the peer record is not a valid device certificate of this realm")]
     Certificate,
-    /// It is over, or holds for longer than any may.
+    /// The record has expired, or is valid for longer than allowed.
     #[error("the peer record has expired, or expires too late")]
     Expiry,
-    /// Not signed by the certificate's key.
+    /// The record is not signed by the certificate's key.
     #[error("the peer record is not signed by its node")]
     Signature,
 }
 
-/// Whose record it is, at `now` (unix seconds), for a realm with this CA.
+/// Verifies a record at `now` (unix seconds) in the realm with this CA, and returns the node that
+/// signed it.
 ///
 /// # Errors
 /// [`RecordRefused`].

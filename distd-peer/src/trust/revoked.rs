@@ -1,8 +1,9 @@
-//! Nodes that were revoked while their certificates hold: a list that the realm's CA signs.
+//! List of nodes that were revoked while their certificates are still valid, signed by the realm's
+//! CA.
 //!
-//! The origin makes it, relays fetch it through whatever parents they have ([`FILE`] in an answer to a
-//! metadata question), and both end the connections of whoever is on it. A certificate holds for a day, so the
-//! list is short.
+//! The origin makes the list, and relays fetch it through any parent ([`FILE`] in an answer to a
+//! metadata question). Both end the connections of the nodes on it. A certificate is valid for a
+//! day, so the list is short.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -16,24 +17,24 @@ use super::identity::NodeId;
 use super::seal::{SealError, verify_by_ca};
 use crate::clock::unix_now;
 
-/// The list's name in an answer to a metadata question.
+/// Name of the list in an answer to a metadata question.
 pub const FILE: &str = "revoked";
 
-/// Domain of the signature.
+/// Domain separation of the signature.
 const DOMAIN: &[u8] = b"distd-revoked-v1\0";
 
-/// Largest signed list, bytes: some 30 000 nodes revoked in a day.
+/// Maximum size of a signed list, bytes: some 30 000 nodes revoked in a day.
 const BYTES_MAX: usize = 1 << 20;
 
-/// How far the origin's clock may be ahead of this node's, seconds.
+/// Maximum time by which the origin's clock may be ahead of this node's, seconds.
 const AHEAD_MAX: u64 = 3600;
 
-/// The list as the origin signs it: JSON.
+/// The list that the origin signs, as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RevokedList {
-    /// When it was made, unix seconds.
+    /// When the list was made, unix seconds.
     pub made: u64,
-    /// Whoever is on it; in JSON 32 hexadecimal digits each.
+    /// Revoked nodes; in JSON 32 hexadecimal digits each.
     #[serde(with = "as_text")]
     pub nodes: Vec<NodeId>,
 }
@@ -54,40 +55,40 @@ mod as_text {
     }
 }
 
-/// A list with its signature: msgpack, a map with field names.
+/// A list with its signature, encoded as a msgpack map with field names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedRevokedList {
     /// A [`RevokedList`] as JSON.
     #[serde(with = "serde_bytes")]
     pub list: Vec<u8>,
-    /// ECDSA P-256 with SHA-256, ASN.1, by the CA's key over [`revoked_message`].
+    /// ECDSA P-256 signature with SHA-256, ASN.1, by the CA's key over [`revoked_message`].
     #[serde(with = "serde_bytes")]
     pub signature: Vec<u8>,
 }
 
-/// Why a list is not taken.
+/// Reason why a list is not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum RevokedError {
-    /// Not what it should be.
+    /// The bytes do not parse, or are too many.
     #[error("the list of revoked nodes is malformed")]
     Malformed,
-    /// Not signed by the realm's CA.
+    /// The list is not signed by the realm's CA.
     #[error("the list of revoked nodes is not signed by the realm")]
     Seal(#[from] SealError),
 }
 
-/// The bytes that the CA's key signs.
+/// Returns the bytes that the CA's key signs.
 pub fn revoked_message(list: &[u8]) -> Vec<u8> {
     [DOMAIN, list].concat()
 }
 
 impl SignedRevokedList {
-    /// Its bytes.
+    /// Encodes the signed list.
     pub fn encode(&self) -> Vec<u8> {
         rmp_serde::to_vec_named(self).expect("bytes always encode")
     }
 
-    /// Checks bytes of the network against the CA's certificate.
+    /// Decodes bytes from the network and checks the signature against the CA's certificate.
     ///
     /// # Errors
     /// [`RevokedError`].
@@ -107,11 +108,11 @@ struct Held {
     nodes: HashSet<NodeId>,
 }
 
-/// The nodes that are revoked, as far as this node knows.
+/// The revoked nodes that this node knows of.
 pub struct Revoked {
     held: RwLock<Held>,
     changed: watch::Sender<()>,
-    /// Where the signed list is kept over a restart.
+    /// File that keeps the signed list over a restart; `None` keeps it in memory only.
     path: Option<PathBuf>,
 }
 
@@ -122,13 +123,14 @@ impl Default for Revoked {
 }
 
 impl Revoked {
-    /// The list kept in `path`, if the CA signed it; none otherwise.
+    /// Loads the list from `path`. The list is empty if the file is missing or not signed by the
+    /// CA.
     pub fn load(path: &Path, ca_der: &[u8]) -> Arc<Self> {
         let this = Self { path: Some(path.to_owned()), ..Self::default() };
         if let Ok(Some(bytes)) = files::read(path) {
             match SignedRevokedList::open(&bytes, ca_der) {
                 Ok(list) => drop(this.set(list, unix_now())),
-                Err(error) => tracing::warn!(path = %path.display(), %error, "a kept list is not taken"),
+                Err(error) => tracing::warn!(path = %path.display(), %error, "revocation list refused"),
             }
         }
         Arc::new(this)
@@ -139,18 +141,18 @@ impl Revoked {
         self.held.read().unwrap_or_else(PoisonError::into_inner).nodes.contains(node)
     }
 
-    /// Returns when `node` is revoked.
+    /// Waits until `node` is revoked.
     pub async fn until(&self, node: NodeId) {
         let mut changed = self.changed.subscribe();
         while !self.holds(&node) {
-            // The sender lives as long as this.
+            // The sender lives as long as `self`.
             if changed.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
     }
 
-    /// Takes the list as it is known where it is made.
+    /// Replaces the list where it is made, without a check of age.
     pub fn replace(&self, list: RevokedList) {
         let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
         *held = Held { made: list.made, nodes: list.nodes.into_iter().collect() };
@@ -158,8 +160,9 @@ impl Revoked {
         self.changed.send_replace(());
     }
 
-    /// Takes a list whose signature was checked; `false` when it is older than the present one, or made at a time
-    /// that is yet to come: such a list would keep out all later ones.
+    /// Takes a list whose signature was checked. Returns false if the list is older than the
+    /// present one, or was made at a time still to come: a list from the future would keep out all
+    /// later ones.
     fn set(&self, list: RevokedList, now: u64) -> bool {
         let made = self.held.read().unwrap_or_else(PoisonError::into_inner).made;
         if list.made < made || list.made > now.saturating_add(AHEAD_MAX) {
@@ -169,7 +172,7 @@ impl Revoked {
         true
     }
 
-    /// Takes a signed list as a parent sent it, and keeps it.
+    /// Takes a signed list from a parent, and stores it.
     ///
     /// # Errors
     /// [`RevokedError`].
@@ -181,13 +184,13 @@ impl Revoked {
             !same || list.nodes.iter().any(|node| !held.nodes.contains(node))
         };
         let taken = self.set(list, unix_now());
-        // Flash wears: a list that says nothing new is not written.
+        // Flash memory wears out: a list without changes is not written.
         if let Some(path) = self.path.as_ref().filter(|_| taken && is_news)
             && let Err(error) = files::write_atomic(path, bytes, 0o600)
         {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "revoked nodes are known until restart only"
+                "list of revoked nodes could not be written; it will be lost at the next restart"
             );
         }
         Ok(())
@@ -203,7 +206,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_is_put_on_the_list_is_told_and_an_older_list_takes_nobody_off() {
+    async fn a_newly_revoked_node_is_reported_and_an_older_list_restores_none() {
         let revoked = Revoked::default();
         assert!(revoked.set(list(5, &[1]), 5));
         revoked.until(NodeId([1; 16])).await;
@@ -219,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_nobody_signed_is_not_taken() {
+    fn an_unsigned_list_is_refused() {
         let signed =
             SignedRevokedList { list: b"{\"made\":1,\"nodes\":[]}".to_vec(), signature: vec![0; 70] };
         assert!(matches!(SignedRevokedList::open(b"junk", b""), Err(RevokedError::Malformed)));

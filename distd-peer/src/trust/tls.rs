@@ -1,7 +1,8 @@
-//! TLS configurations. One realm CA is the only root; certificate names are roles, never hosts.
+//! TLS configurations. The realm CA is the only root, and certificate names are roles, never hosts.
 //!
-//! A parent is always verified as `parent.distd.internal`, an origin over HTTPS as `origin.distd.internal`,
-//! whatever address was dialled: a device's certificate holds neither name, so no device can pose as a parent.
+//! A parent is always verified as `parent.distd.internal`, and an origin over HTTPS as
+//! `origin.distd.internal`, whatever address was dialled. A device's certificate holds neither
+//! name, so no device can pose as a parent.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -21,13 +22,13 @@ use super::token::sha256;
 
 pub use distd_core::proto::{ALPN as ALPN_DISTD, ALPN_ENROLL};
 
-/// HTTP/2's own.
+/// ALPN of HTTP/2.
 pub(crate) const ALPN_HTTP2: &[u8] = b"h2";
 
-/// Why a TLS configuration could not be made.
+/// Reason why a TLS configuration could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// Key and certificate do not go together, or one is unusable.
+    /// Key and certificate do not match, or one is unusable.
     #[error("the node's key and certificate do not work for TLS; enrol again")]
     Credentials(#[source] rustls::Error),
     /// The CA certificate is unusable.
@@ -38,7 +39,7 @@ pub enum TlsError {
     NotEnrolled,
 }
 
-/// The one crypto provider.
+/// The crypto provider of all configurations.
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
@@ -50,9 +51,9 @@ pub struct Credentials {
 
 #[derive(Clone)]
 struct Current {
-    /// The certificate alone: a peer of the realm has the CA already.
+    /// The certificate alone, for peers of the realm, which have the CA already.
     bare: Arc<CertifiedKey>,
-    /// With the CA behind it, for a client that knows the fingerprint alone.
+    /// The certificate followed by the CA's, for a client that knows only the CA's fingerprint.
     with_ca: Arc<CertifiedKey>,
 }
 
@@ -63,7 +64,7 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// From a private key, its certificate and the CA's.
+    /// Creates credentials from a private key, its certificate and the CA's.
     pub fn new(
         key: &PrivateKeyDer<'static>,
         cert: &CertificateDer<'static>,
@@ -72,13 +73,13 @@ impl Credentials {
         Ok(Arc::new(Self { current: RwLock::new(Current::new(key, cert, ca)?) }))
     }
 
-    /// From an enrolled node's identity.
+    /// Creates credentials from an enrolled node's identity.
     pub fn of_node(identity: &NodeIdentity) -> Result<Arc<Self>, TlsError> {
         let (cert, ca) = identity.cert_der().zip(identity.ca_der()).ok_or(TlsError::NotEnrolled)?;
         Self::new(&identity.private_key(), cert, ca)
     }
 
-    /// Presents another certificate from the next handshake on; running connections are not touched.
+    /// Presents another certificate from the next handshake on. Open connections keep the old one.
     pub fn replace(
         &self,
         key: &PrivateKeyDer<'static>,
@@ -90,7 +91,7 @@ impl Credentials {
         Ok(())
     }
 
-    /// The certificate presented now.
+    /// Certificate that is presented now.
     pub fn certificate(&self) -> CertificateDer<'static> {
         self.get().bare.cert[0].clone()
     }
@@ -133,20 +134,22 @@ impl ResolvesClientCert for Credentials {
     }
 }
 
-/// What a client takes for the root of trust.
+/// Root of trust of a client.
 #[derive(Clone)]
 pub enum TrustAnchor {
-    /// SHA-256 of the CA certificate's DER, out of a token. The server sends the certificate itself.
+    /// SHA-256 of the CA certificate's DER, from a token. The server sends the certificate itself.
     Fingerprint([u8; 32]),
     /// The CA certificate.
     Ca(CertificateDer<'static>),
 }
 
-/// Verifies a server by a trust anchor and a fixed name, whatever name was dialled.
+/// Verifier that checks a server against a trust anchor and a fixed name, whatever name was
+/// dialled.
 #[derive(Debug)]
 struct FingerprintVerifier {
     fingerprint: [u8; 32],
-    /// The CA, where it is known; else the certificate of that fingerprint must be in the chain.
+    /// The CA certificate if it is known. Otherwise the chain must contain a certificate with
+    /// `fingerprint`.
     ca: Option<CertificateDer<'static>>,
     name: ServerName<'static>,
     provider: Arc<CryptoProvider>,
@@ -172,7 +175,8 @@ impl ServerCertVerifier for FingerprintVerifier {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        // Only a certificate of the very fingerprint becomes a root; it then has to have signed the chain.
+        // Only a certificate with exactly this fingerprint becomes a root, and it must have signed
+        // the chain.
         let ca = match &self.ca {
             Some(ca) => ca.clone(),
             None => intermediates
@@ -221,7 +225,8 @@ fn roots(ca: &CertificateDer<'_>) -> Result<Arc<RootCertStore>, TlsError> {
     Ok(Arc::new(store))
 }
 
-/// QUIC to a parent: mutual TLS, ALPN `distd/1`. Dial with [`PARENT_NAME`] as server name.
+/// Client configuration for QUIC to a parent: mutual TLS, ALPN `distd/1`. Dial with [`PARENT_NAME`]
+/// as server name.
 pub fn quic_client(
     credentials: Arc<Credentials>,
     ca: &CertificateDer<'static>,
@@ -231,8 +236,8 @@ pub fn quic_client(
     Ok(into_quic_client(config))
 }
 
-/// HTTP/2 to a parent: mutual TLS, ALPN `h2` beside `distd/1`, which says that the CA is known here. Dial with
-/// [`PARENT_NAME`] as server name.
+/// Client configuration for HTTP/2 to a parent: mutual TLS, ALPN `h2` and `distd/1`. The latter
+/// tells the parent that the CA is known here. Dial with [`PARENT_NAME`] as server name.
 pub fn https_parent_client(
     credentials: Arc<Credentials>,
     ca: &CertificateDer<'static>,
@@ -250,15 +255,15 @@ fn dialling(credentials: Arc<Credentials>, ca: &CertificateDer<'static>) -> Resu
         .with_client_cert_resolver(credentials))
 }
 
-/// QUIC for enrolment and renewal: no client certificate, ALPN `distd-enroll/1`. The parent is verified as
-/// [`PARENT_NAME`] whatever server name is dialled.
+/// Client configuration for enrolment and renewal over QUIC: no client certificate, ALPN
+/// `distd-enroll/1`. The parent is verified as [`PARENT_NAME`], whatever server name is dialled.
 pub fn quic_enroll_client(anchor: &TrustAnchor) -> quinn::ClientConfig {
     let mut config = anonymous(anchor, PARENT_NAME);
     config.alpn_protocols = vec![ALPN_ENROLL.to_vec()];
     into_quic_client(config)
 }
 
-/// The same over HTTP/2: ALPN `h2` beside `distd-enroll/1`.
+/// Client configuration for enrolment and renewal over HTTP/2: ALPN `h2` and `distd-enroll/1`.
 pub fn https_enroll_client(anchor: &TrustAnchor) -> ClientConfig {
     let mut config = anonymous(anchor, PARENT_NAME);
     config.alpn_protocols = vec![ALPN_HTTP2.to_vec(), ALPN_ENROLL.to_vec()];
@@ -274,14 +279,15 @@ fn anonymous(anchor: &TrustAnchor, name: &'static str) -> ClientConfig {
         .with_no_client_auth()
 }
 
-/// HTTPS to the origin, verified as [`ORIGIN_NAME`] whatever host the URL names. Set `alpn_protocols` as the
-/// HTTP client wants them.
+/// Client configuration for HTTPS to the origin, which is verified as [`ORIGIN_NAME`] whatever host
+/// the URL names. The caller sets `alpn_protocols` for its HTTP client.
 pub fn https_client(anchor: &TrustAnchor) -> ClientConfig {
     anonymous(anchor, ORIGIN_NAME)
 }
 
-/// QUIC to be dialled: both ALPNs. A client certificate may be absent, so every `distd/1` connection must
-/// pass [`peer_identity`] before it is served; one that is there has been verified against the realm CA.
+/// Server configuration for QUIC, with both ALPNs. A client certificate that is present has been
+/// verified against the realm CA, but it may be absent: every `distd/1` connection must pass
+/// [`peer_identity`] before it is served.
 pub fn quic_server(
     credentials: Arc<Credentials>,
     ca: &CertificateDer<'static>,
@@ -289,7 +295,8 @@ pub fn quic_server(
     Ok(into_quic_server(answering(credentials, ca, &[ALPN_DISTD, ALPN_ENROLL])?))
 }
 
-/// HTTP/2 to be dialled by the same peers. A client certificate may be absent: then all it may do is enrol.
+/// Server configuration for HTTP/2 to the same peers. A client without a certificate may only
+/// enrol.
 pub fn https_parent(
     credentials: Arc<Credentials>,
     ca: &CertificateDer<'static>,
@@ -297,7 +304,8 @@ pub fn https_parent(
     answering(credentials, ca, &[ALPN_HTTP2])
 }
 
-/// The same for a device, which its neighbours dial with [`super::identity::LEAF_NAME`]: nobody enrols with it.
+/// Server configuration for QUIC of a device, which its neighbours dial with
+/// [`super::identity::LEAF_NAME`]. It does not offer enrolment.
 pub fn quic_neighbour(
     credentials: Arc<Credentials>,
     ca: &CertificateDer<'static>,
@@ -324,7 +332,8 @@ fn answering(
     Ok(config)
 }
 
-/// HTTPS to be dialled, TLS 1.2 and 1.3, HTTP/1.1; clients show tokens, not certificates.
+/// Server configuration for HTTPS: TLS 1.2 and 1.3, HTTP/1.1. Clients authenticate with tokens, not
+/// certificates.
 pub fn https_server(credentials: Arc<Credentials>) -> ServerConfig {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
@@ -347,30 +356,30 @@ fn into_quic_client(config: ClientConfig) -> quinn::ClientConfig {
     quinn::ClientConfig::new(Arc::new(quic))
 }
 
-/// Who is at the other end of a connection.
+/// Identity of the peer of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerIdentity {
-    /// The node.
+    /// Id of the peer's node.
     pub node_id: NodeId,
-    /// What its certificate lets it be.
+    /// Role that the peer's certificate grants.
     pub role: Role,
-    /// When its certificate ends, unix seconds: the connection should end with it.
+    /// When the peer's certificate expires, unix seconds. The connection should end then.
     pub expires: u64,
 }
 
-/// Why a connection is served nothing.
+/// Reason why a connection is not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PeerRefused {
-    /// It did not speak `distd/1`.
+    /// The peer did not negotiate `distd/1`.
     #[error("the peer did not ask for distd/1")]
     Alpn,
-    /// No certificate.
+    /// The peer showed no certificate.
     #[error("the peer showed no certificate; enrol it with a join token")]
     NoCertificate,
-    /// A certificate no distd realm makes.
-    #[error("the peer's certificate is none of a distd node")]
+    /// The certificate is not one that a distd realm issues.
+    #[error("the peer's certificate is not one of a distd node")]
     Certificate(#[from] CertError),
-    /// Over, or not begun.
+    /// The certificate has expired or is not valid yet.
     #[error(
         "the peer's certificate is not valid now (it ends at {expires}, unix seconds); renew it and look at both clocks"
     )]
@@ -380,10 +389,11 @@ pub enum PeerRefused {
     },
 }
 
-/// Who is at the other end of an established `distd/1` connection, at `now` (unix seconds).
+/// Returns the identity of the peer of an established `distd/1` connection, at `now` (unix
+/// seconds).
 ///
-/// The chain up to the realm CA was verified in the handshake; the time is checked again here, because a
-/// resumed session brings the certificate of its first handshake.
+/// The handshake has verified the chain up to the realm CA. The time is checked again here, because
+/// a resumed session brings the certificate of its first handshake.
 pub fn peer_identity(connection: &quinn::Connection, now: u64) -> Result<PeerIdentity, PeerRefused> {
     if negotiated_alpn(connection).as_deref() != Some(ALPN_DISTD) {
         return Err(PeerRefused::Alpn);
@@ -395,7 +405,8 @@ pub fn peer_identity(connection: &quinn::Connection, now: u64) -> Result<PeerIde
     identity_in(&chain, now)
 }
 
-/// Who showed `chain`, whose way up to the realm CA was verified in the handshake, at `now` (unix seconds).
+/// Returns the identity of the peer that showed `chain`, at `now` (unix seconds). The handshake has
+/// verified the chain up to the realm CA.
 pub(crate) fn identity_in(chain: &[CertificateDer<'_>], now: u64) -> Result<PeerIdentity, PeerRefused> {
     identity_of(chain.first().ok_or(PeerRefused::NoCertificate)?, now)
 }
@@ -408,7 +419,7 @@ fn identity_of(cert: &[u8], now: u64) -> Result<PeerIdentity, PeerRefused> {
     Ok(PeerIdentity { node_id: info.node_id, role: info.role, expires: info.not_after })
 }
 
-/// The ALPN of an established connection.
+/// ALPN of an established connection; `None` if none was negotiated.
 pub fn negotiated_alpn(connection: &quinn::Connection) -> Option<Vec<u8>> {
     let data = connection.handshake_data()?;
     data.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?.protocol

@@ -1,4 +1,4 @@
-//! Join tokens and API tokens: what an operator copies from one machine to another.
+//! Join tokens and API tokens, which operators copy from one machine to another.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,25 +13,26 @@ use super::identity::Role;
 const JOIN_PREFIX: &str = "distd-join-v1";
 const API_PREFIX: &str = "distd-api-v1";
 
-/// Why a string is no token.
+/// Reason why a string is not a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// An API token was given where a join token belongs, or the other way round, or neither.
-    #[error("this is no {expected} token: it must start with \"{expected}.\"; copy the whole line")]
+    /// The string is the other kind of token, or no token.
+    #[error("this is not a {expected} token: it must start with \"{expected}.\"; copy the whole line")]
     Prefix {
-        /// The prefix this kind of token has.
+        /// Prefix of the expected kind of token.
         expected: &'static str,
     },
-    /// A part is missing, too long or not base64url.
+    /// A part is missing, of the wrong length or not base64url.
     #[error("the token is damaged or cut off; copy the whole line, without spaces or line breaks")]
     Shape,
 }
 
-/// A right to enrol in one realm: `distd-join-v1.FINGERPRINT.SEED`.
+/// Permission to enrol in one realm: `distd-join-v1.FINGERPRINT.SEED`.
 ///
-/// The fingerprint (SHA-256 of the realm CA certificate) makes enrolment safe on a hostile network: the node
-/// knows the one CA to believe before it has spoken to anybody. The seed is an Ed25519 private key of which
-/// the origin keeps only the public half, so a request signed with it can pass through untrusted relays.
+/// The fingerprint (SHA-256 of the realm CA certificate) makes enrolment safe on a hostile network:
+/// the node knows the only CA to trust before it contacts any peer. The seed is an Ed25519 private
+/// key. The origin keeps only the public half, so a request signed with the seed can pass through
+/// untrusted relays.
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinToken {
     ca_fingerprint: [u8; 32],
@@ -39,7 +40,7 @@ pub struct JoinToken {
 }
 
 impl JoinToken {
-    /// A new random token for the realm with this CA fingerprint.
+    /// Generates a random token for the realm with this CA fingerprint.
     pub fn generate(ca_fingerprint: [u8; 32]) -> Self {
         Self { ca_fingerprint, seed: random() }
     }
@@ -49,17 +50,17 @@ impl JoinToken {
         &self.ca_fingerprint
     }
 
-    /// The public half: what the origin stores and looks the token up by.
+    /// Public half of the key, which the origin stores and by which it finds the token.
     pub fn public_key(&self) -> [u8; 32] {
         self.key_pair().public_key().as_ref().try_into().expect("an Ed25519 public key has 32 bytes")
     }
 
-    /// Signs an enrolment: the certificate request with the role and label that go with it.
+    /// Signs an enrolment: the certificate request together with its role and label.
     pub fn sign_csr(&self, role: Role, label: &str, csr_der: &[u8]) -> Vec<u8> {
         self.key_pair().sign(&enroll_message(role, label, csr_der)).as_ref().to_vec()
     }
 
-    /// The token as text. It is a secret: print it once, to whom it is for.
+    /// Returns the token as text. The text is secret: print it once, to the person it is for.
     pub fn to_secret_string(&self) -> String {
         format_token(JOIN_PREFIX, &self.ca_fingerprint, &self.seed)
     }
@@ -84,9 +85,9 @@ impl fmt::Debug for JoinToken {
     }
 }
 
-/// A right to use the HTTP API: `distd-api-v1.FINGERPRINT.SECRET`.
+/// Permission to use the HTTP API: `distd-api-v1.FINGERPRINT.SECRET`.
 ///
-/// The secret is 256 random bits, so the origin stores its plain SHA-256: there is nothing to guess.
+/// The secret is 256 random bits and cannot be guessed, so the origin stores its plain SHA-256.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ApiToken {
     ca_fingerprint: [u8; 32],
@@ -94,22 +95,22 @@ pub struct ApiToken {
 }
 
 impl ApiToken {
-    /// A new random token for the realm with this CA fingerprint.
+    /// Generates a random token for the realm with this CA fingerprint.
     pub fn generate(ca_fingerprint: [u8; 32]) -> Self {
         Self { ca_fingerprint, secret: random() }
     }
 
-    /// SHA-256 of the realm CA certificate's DER: how the client knows the origin.
+    /// SHA-256 of the realm CA certificate's DER, by which the client recognises the origin.
     pub fn ca_fingerprint(&self) -> &[u8; 32] {
         &self.ca_fingerprint
     }
 
-    /// SHA-256 of the secret: what the origin stores and looks the token up by.
+    /// SHA-256 of the secret, which the origin stores and by which it finds the token.
     pub fn secret_hash(&self) -> [u8; 32] {
         sha256(&self.secret)
     }
 
-    /// The token as text, for the `Authorization: Bearer` header. It is a secret.
+    /// Returns the token as text, for the `Authorization: Bearer` header. The text is secret.
     pub fn to_secret_string(&self) -> String {
         format_token(API_PREFIX, &self.ca_fingerprint, &self.secret)
     }
@@ -130,7 +131,7 @@ impl fmt::Debug for ApiToken {
     }
 }
 
-/// SHA-256, for fingerprints and token hashes (chunks use BLAKE3).
+/// SHA-256, used for fingerprints and token hashes. Chunks use BLAKE3.
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
     digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
@@ -168,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_survive_their_text_and_hide_their_secret() {
+    fn tokens_survive_a_round_trip_as_text_and_hide_their_secret() {
         let join = JoinToken::generate([7; 32]);
         let text = join.to_secret_string();
         assert_eq!(text.parse::<JoinToken>().as_ref(), Ok(&join));

@@ -1,48 +1,51 @@
 //! Congestion control that follows the rate at which bytes arrive.
 //!
-//! The model is that of BBR (draft-ietf-ccwg-bbr): what is in flight is the largest rate of the last round trips times the shortest round
-//! trip of the last seconds, and a little more. Losses alone change nothing; more than a few in a hundred are taken for a
-//! full queue. QUIC here spreads a window and a quarter over a round trip, so that the window alone decides.
+//! The model is that of BBR (draft-ietf-ccwg-bbr). The window is the largest rate of the last round
+//! trips times the shortest round trip of the last seconds, and a little more. Losses alone change
+//! nothing; more than a few per cent are taken as a full queue. QUIC spreads a window and a quarter
+//! over a round trip here, so the window alone decides.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::rate::{Deliveries, MaxOfRounds};
 
-/// Bytes in flight before anything is known.
+/// Window before the path has been measured, bytes.
 pub(super) const INITIAL_WINDOW: u64 = 32 * 1200;
 
-/// Packets that may always be in flight.
+/// Number of packets that may always be in flight.
 const MIN_PACKETS: u64 = 4;
 
-/// Packets beyond what the model says: senders that share a link come to equal parts by them, whatever each has measured.
+/// Packets beyond the model's window. They bring senders that share a link to equal parts, whatever
+/// each has measured.
 const EXTRA_PACKETS: u64 = 4;
 
-/// The shortest round trip that counts. What is in flight in a shorter one is a packet or two, sent one by one, and the work for each is more than that for
-/// its bytes. A queue grows by as much at most, whatever the link's rate.
+/// Shortest round trip that counts. In a shorter one only a packet or two would be in flight, sent
+/// one by one, and the work for each packet would exceed that for its bytes. The minimum makes a
+/// queue at most this much longer, whatever the link's rate.
 const ROUND_TRIP_MIN: Duration = Duration::from_millis(1);
 
-/// How long the shortest round trip counts before it is measured again.
+/// How long a measured shortest round trip is valid.
 const ROUND_TRIP_VALID: Duration = Duration::from_secs(10);
 
-/// How long less is in flight for that.
+/// How long fewer bytes are in flight to measure the round trip again.
 const PROBE_ROUND_TRIP: Duration = Duration::from_millis(200);
 
-/// Rounds in a row without a quarter more, after which the link is taken to be full.
+/// Number of rounds in a row, without a quarter more, after which the link counts as full.
 const FULL_ROUNDS: u32 = 3;
 
-/// Lost bytes of a round, in percent, above which they are the queue's doing.
+/// Loss of a round, in per cent, above which the cause is taken to be the queue.
 const LOSS_MAX_PERCENT: u64 = 3;
 
-/// Lost packets of a round below which nothing follows from them.
+/// Number of lost packets of a round below which no conclusion is drawn.
 const LOSS_MIN_PACKETS: u64 = 4;
 
-/// Parts of the rate times the round trip that are in flight, in hundredths.
+/// Window as a part of the rate times the round trip, in hundredths.
 mod gain {
     pub(super) const CRUISE: u64 = 125;
-    /// One round to see whether there is more.
+    /// Lasts one round, to see whether there is more room.
     pub(super) const UP: u64 = 150;
-    /// One round to let go of what that put into the queue.
+    /// Lasts one round, to drain what `UP` put into the queue.
     pub(super) const DOWN: u64 = 90;
     pub(super) const DRAIN: u64 = 100;
     pub(super) const PROBE_ROUND_TRIP: u64 = 50;
@@ -50,52 +53,52 @@ mod gain {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
-    /// Twice as much each round trip, until no more arrives.
+    /// Doubles the window each round trip until the rate no longer grows.
     Startup,
-    /// Until what that put into the queue is gone.
+    /// Waits until the queue that startup built is gone.
     Drain,
     Up,
     Down,
-    /// For so many rounds.
+    /// Lasts for this many more rounds.
     Cruise(u32),
-    /// Until then.
+    /// Lasts until this time.
     ProbeRoundTrip(Instant),
 }
 
-/// The shortest round trip of late.
+/// The shortest round trip measured recently.
 #[derive(Clone, Copy)]
 struct ShortestRoundTrip {
     is: Duration,
     at: Instant,
 }
 
-/// One connection's state.
+/// State of one connection's controller.
 #[derive(Clone)]
 pub(super) struct Follow {
     mtu: u64,
     mode: Mode,
     window: u64,
-    /// Most in flight while too much was lost.
+    /// Maximum window after too much was lost, bytes.
     ceiling: Option<u64>,
     deliveries: Deliveries,
     rate: MaxOfRounds,
     round_trip: Option<ShortestRoundTrip>,
-    /// Bytes acknowledged before this acknowledgement.
+    /// Bytes acknowledged before the present acknowledgement.
     delivered_before: u64,
     last_sent: u64,
     /// The round is over when this packet is acknowledged.
     round_ends: u64,
-    /// Bytes acknowledged when it began.
+    /// Bytes acknowledged when the round began.
     round_delivered: u64,
     round_lost: u64,
-    /// The rate that startup last found to be a quarter more.
+    /// Rate at which startup last found a quarter more.
     full_rate: u64,
     full_rounds: u32,
-    /// Spreads the rounds in which connections look for more.
+    /// Random state that varies the rounds in which connections probe for more.
     dice: u64,
 }
 
-/// Connections made so far: each throws other dice.
+/// Number of connections so far, so that each starts from another random state.
 static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 
 impl Follow {
@@ -142,7 +145,7 @@ impl Follow {
     pub(super) fn handle_lost(&mut self, bytes: u64, persistent: bool) {
         self.round_lost += bytes;
         if persistent {
-            // Nothing came for several timeouts (RFC 9002 §7.6): the path is another one.
+            // Nothing came for several timeouts (RFC 9002 §7.6): the path has changed.
             self.window = self.min_window();
             self.rate = MaxOfRounds::default();
             self.round_trip = None;
@@ -156,7 +159,7 @@ impl Follow {
         (self.full_rate, self.full_rounds) = (0, 0);
     }
 
-    /// All packets of one acknowledgement have been told of.
+    /// Ends one acknowledgement, after [`Self::handle_acked`] was called for all its packets.
     pub(super) fn handle_acks_end(
         &mut self,
         now: Instant,
@@ -196,7 +199,8 @@ impl Follow {
         let congested =
             lost >= LOSS_MIN_PACKETS * self.mtu && lost * 100 > LOSS_MAX_PERCENT * (lost + delivered);
         if congested {
-            // What arrived is what the path and its queue hold. Below what the path alone holds losses have another cause.
+            // The delivered bytes are what the path and its queue hold. Losses below what the path
+            // alone holds have another cause.
             self.ceiling = Some((delivered * 95 / 100).max(self.target(gain::DOWN)));
         }
         match self.mode {
@@ -212,7 +216,7 @@ impl Follow {
             }
             Mode::Drain | Mode::ProbeRoundTrip(_) => {}
             Mode::Up => {
-                // There was room for more.
+                // The probe found room for more.
                 self.ceiling = self.ceiling.filter(|_| congested);
                 self.mode = Mode::Down;
             }
@@ -220,13 +224,14 @@ impl Follow {
             Mode::Cruise(0) => self.mode = Mode::Up,
             Mode::Cruise(rounds) => self.mode = Mode::Cruise(rounds - 1),
         }
-        // While there is nothing to send, what was measured before is the best that is known.
+        // While there is nothing to send, the earlier measurements are the best known.
         if !app_limited {
             self.rate.start_round();
         }
     }
 
-    /// Two to nine rounds: never the same as others on the link.
+    /// Cruises for two to nine rounds, at random, so that connections on one link do not probe at
+    /// the same time.
     fn cruise(&mut self) {
         self.dice = self.dice.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
         self.mode = Mode::Cruise(2 + (self.dice >> 61) as u32);
@@ -239,7 +244,7 @@ impl Follow {
             Mode::Up | Mode::Down | Mode::Cruise(_) => {
                 let old = self.round_trip.filter(|shortest| now - shortest.at > ROUND_TRIP_VALID);
                 if let Some(shortest) = old {
-                    // A path that is as short as any counts need not be measured again.
+                    // A path as short as [`ROUND_TRIP_MIN`] need not be measured again.
                     if shortest.is > ROUND_TRIP_MIN {
                         self.mode = Mode::ProbeRoundTrip(now + PROBE_ROUND_TRIP.max(shortest.is));
                     }
@@ -251,7 +256,7 @@ impl Follow {
         }
     }
 
-    /// The rate times the round trip times a gain in hundredths, bytes.
+    /// Returns the rate times the round trip times a gain in hundredths, bytes.
     fn target(&self, gain: u64) -> u64 {
         let round_trip = self.round_trip.map_or(ROUND_TRIP_MIN, |shortest| shortest.is);
         let held = u128::from(self.rate.get()) * round_trip.as_nanos() / 1_000_000_000;
@@ -268,7 +273,7 @@ impl Follow {
             }
             Mode::Drain => gain::DRAIN,
             Mode::Up if self.ceiling.is_none() => gain::UP,
-            // Where too much was lost before, a smaller step shows as well that there is room now.
+            // After too much was lost, a smaller step is enough to show that there is room again.
             Mode::Up | Mode::Cruise(_) => gain::CRUISE,
             Mode::Down => gain::DOWN,
             Mode::ProbeRoundTrip(_) => gain::PROBE_ROUND_TRIP,
@@ -277,7 +282,7 @@ impl Follow {
         if let Some(ceiling) = self.ceiling.filter(|_| self.mode != Mode::Up) {
             target = target.min(ceiling);
         }
-        // No faster than what arrives: a burst would be the queue's.
+        // The window grows no faster than bytes arrive: a burst would fill the queue.
         self.window = if target > self.window { target.min(self.window + acked) } else { target };
     }
 }

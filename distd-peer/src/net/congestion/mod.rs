@@ -1,4 +1,4 @@
-//! How much a sender has in flight.
+//! Congestion control: how many bytes a sender has in flight.
 
 mod follow;
 mod rate;
@@ -14,16 +14,18 @@ use quinn_proto::RttEstimator;
 
 use follow::Follow;
 
-/// What decides how much is in flight.
+/// Choice of the congestion controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Congestion {
-    /// Backs off with each loss (RFC 9438).
+    /// CUBIC, which backs off with each loss (RFC 9438).
     Cubic,
-    /// The same, more slowly back (RFC 9002 §7).
+    /// NewReno, which backs off with each loss and recovers more slowly (RFC 9002 §7).
     NewReno,
-    /// quinn's BBR, experimental there: what it has in flight has no bound but the receiver's windows on short paths.
+    /// quinn's BBR, which is experimental. On short paths only the receiver's windows bound the
+    /// bytes it has in flight.
     QuinnBbr,
-    /// Follows the rate that arrives, as BBR does (draft-ietf-ccwg-bbr), and backs off where more than a few in a hundred are lost.
+    /// Follows the rate at which bytes arrive, like BBR (draft-ietf-ccwg-bbr), and backs off when
+    /// more than a few per cent are lost.
     Follow,
 }
 

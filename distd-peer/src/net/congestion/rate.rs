@@ -1,29 +1,31 @@
-//! At which rate sent bytes arrive: delivery rate samples and their maximum (draft-ietf-ccwg-bbr §4.1).
+//! Delivery rate samples and their maximum (draft-ietf-ccwg-bbr §4.1): the rate at which sent bytes
+//! arrive.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Points of the past kept: the acknowledgements of one round trip at 1 Gbit/s and 100 ms, thinned out by two above.
+/// Maximum number of past points kept: the acknowledgements of one round trip at 1 Gbit/s and 100
+/// ms. Beyond it every second point is dropped.
 const POINTS_MAX: usize = 2048;
 
-/// Round trips over which the largest sample counts.
+/// Number of round trips over which the largest sample counts.
 const ROUNDS: usize = 10;
 
 #[derive(Clone, Copy)]
 struct Point {
     at: Instant,
-    /// Bytes acknowledged until then.
+    /// Bytes acknowledged until `at`.
     delivered: u64,
-    /// When the newest packet that was acknowledged then had been sent.
+    /// When the newest packet acknowledged until then had been sent.
     newest_sent: Instant,
 }
 
-/// What arrived, and when that was known.
+/// Record of the acknowledged bytes, and of when they were acknowledged.
 #[derive(Clone)]
 pub(super) struct Deliveries {
     points: VecDeque<Point>,
     delivered: u64,
-    /// When the newest packet of this acknowledgement was sent.
+    /// When the newest packet acknowledged so far was sent.
     newest_sent: Instant,
 }
 
@@ -33,7 +35,7 @@ impl Deliveries {
         Self { points: VecDeque::from([first]), delivered: 0, newest_sent: now }
     }
 
-    /// Bytes acknowledged so far.
+    /// Number of bytes acknowledged so far.
     pub(super) fn delivered(&self) -> u64 {
         self.delivered
     }
@@ -48,14 +50,15 @@ impl Deliveries {
         self.newest_sent = self.newest_sent.max(sent);
     }
 
-    /// The rate between the sending of the newest packet acknowledged and now, bytes a second.
+    /// Returns the rate since the newest acknowledged packet was sent, bytes a second.
     pub(super) fn handle_acks_end(&mut self, now: Instant) -> Option<u64> {
-        // What was known when that packet was sent.
+        // The point that was the latest when that packet was sent.
         let after = self.points.partition_point(|point| point.at <= self.newest_sent);
-        // Older points will not be asked for again: packets are sent one after the other.
+        // Older points will not be needed again: packets are sent one after the other.
         self.points.drain(..after.saturating_sub(1));
         let then = *self.points.front()?;
-        // Acknowledgements that come all at once say nothing of the rate: what was sent in between took its time.
+        // Acknowledgements that arrive all at once do not show the rate. The packets took at least
+        // the time in which they were sent.
         let elapsed =
             now.duration_since(then.at).max(self.newest_sent.saturating_duration_since(then.newest_sent));
         if self.points.len() >= POINTS_MAX {
@@ -74,7 +77,7 @@ impl Deliveries {
     }
 }
 
-/// The largest sample of the last rounds.
+/// The largest sample of the last [`ROUNDS`] round trips.
 #[derive(Clone, Default)]
 pub(super) struct MaxOfRounds {
     rounds: [u64; ROUNDS],

@@ -1,4 +1,5 @@
-//! [`Follow`] on a simulated link: a rate with a queue before it, a delay, losses by chance. Senders spread their window as QUIC does.
+//! Tests of [`Follow`] on a simulated link with a rate, a queue, a delay and random losses. Senders
+//! spread their window as QUIC does.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ struct Bottleneck {
     /// Bytes a second.
     rate: f64,
     delay: Duration,
-    /// Longest wait in the queue.
+    /// Longest wait in the queue before packets are dropped.
     queue: Duration,
     lost_per_thousand: u64,
 }
@@ -20,7 +21,7 @@ struct Bottleneck {
 struct Packet {
     number: u64,
     sent: Duration,
-    /// When its acknowledgement is back; `None`: never.
+    /// When its acknowledgement arrives; `None` if it never does.
     acked: Option<Duration>,
 }
 
@@ -57,7 +58,8 @@ impl Sender {
 
     fn take_acknowledgements(&mut self, start: Instant, now: Duration) {
         let mut largest = None;
-        // In order: what is back before an earlier one has overtaken a lost packet.
+        // In order: an acknowledgement that arrives before an earlier one has overtaken a lost
+        // packet.
         while let Some(back) =
             self.on_their_way.iter().position(|packet| packet.acked.is_some_and(|at| at <= now))
         {
@@ -82,13 +84,13 @@ impl Sender {
     }
 }
 
-/// What the senders' packets met in the last three quarters of the time.
+/// Measurements of a run.
 struct Outcome {
-    /// Of the link's rate, each sender.
+    /// Each sender's part of the link's rate, over the last three quarters of the time.
     shares: Vec<f64>,
-    /// Of what was sent, percent, over the whole time.
+    /// Lost part of the sent packets in percent, over the whole time.
     lost_percent: f64,
-    /// Mean wait in the queue.
+    /// Mean wait in the queue, over the last three quarters of the time.
     waited: Duration,
 }
 
@@ -151,7 +153,7 @@ fn mbit(rate: f64) -> f64 {
 const MS: Duration = Duration::from_millis(1);
 
 #[test]
-fn a_link_is_used_and_its_queue_is_not() {
+fn a_sender_fills_the_link_but_not_its_queue() {
     for rate in [2.0, 20.0, 100.0] {
         let link = Bottleneck { rate: mbit(rate), delay: 20 * MS, queue: 100 * MS, lost_per_thousand: 0 };
         let outcome = run(&link, &[Duration::ZERO], 20_000 * MS);
@@ -162,7 +164,7 @@ fn a_link_is_used_and_its_queue_is_not() {
 }
 
 #[test]
-fn losses_by_chance_cost_what_was_lost() {
+fn random_losses_cost_only_what_was_lost() {
     for (lost, least) in [(10, 0.85), (50, 0.7)] {
         let link = Bottleneck { rate: mbit(100.0), delay: 20 * MS, queue: 40 * MS, lost_per_thousand: lost };
         let outcome = run(&link, &[Duration::ZERO], 8_000 * MS);
@@ -189,7 +191,7 @@ fn senders_share_a_link() {
 }
 
 #[test]
-fn a_path_shorter_than_any_counts_as_a_millisecond() {
+fn a_very_short_path_counts_as_a_millisecond() {
     let link = Bottleneck {
         rate: mbit(1000.0),
         delay: Duration::from_micros(20),
@@ -198,6 +200,6 @@ fn a_path_shorter_than_any_counts_as_a_millisecond() {
     };
     let outcome = run(&link, &[Duration::ZERO], 2_000 * MS);
     assert!(outcome.shares[0] > 0.9, "{:?}", outcome.shares);
-    // Enough for a batch of packets at a time, and not more.
+    // Enough for a batch of packets at a time, and no more.
     assert!(outcome.waited < 2 * MS, "waits {:?}", outcome.waited);
 }

@@ -1,5 +1,5 @@
-//! The answering side of the metadata exchange, at the origin and at a relay whose parents are away: a device's
-//! question in, the files it lacks out.
+//! The answering side of the metadata exchange, at the origin and at a relay whose parents are
+//! away. Takes a device's question and returns the files that the device lacks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,16 +13,16 @@ use super::client::ChannelDoc;
 use super::files_store::{MetadataStore, StoreError, is_served_name};
 use super::wire::{ANSWER_BYTES_MAX, Answer, Query, ROOTS_PER_ANSWER, WireError, held_prefix, target_path};
 
-/// Most bytes of immutable files kept in memory.
+/// Maximum number of bytes of immutable files kept in memory.
 const CACHE_BYTES_MAX: usize = 8 << 20;
 
-/// Why a question got no answer.
+/// Reason why a question got no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AnswerError {
     /// The question is malformed.
     #[error("the metadata question is unusable")]
     Query(#[from] WireError),
-    /// Storage.
+    /// The storage failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The repository is damaged.
@@ -30,10 +30,10 @@ pub enum AnswerError {
     Damaged(String),
 }
 
-/// Answers devices' questions from a repository. It signs and decides nothing.
+/// Answers devices' questions from a repository. Signs nothing and decides nothing.
 pub struct Answerer {
     store: Arc<dyn MetadataStore>,
-    /// Files that a timestamp named: those never change again.
+    /// Files that a timestamp names, directly or through other files. They never change.
     cache: Mutex<BTreeMap<String, Bytes>>,
 }
 
@@ -75,12 +75,12 @@ struct Hashes {
 }
 
 impl Answerer {
-    /// Over the repository in `store`.
+    /// Creates an answerer over the repository in `store`.
     pub fn new(store: Arc<dyn MetadataStore>) -> Self {
         Self { store, cache: Mutex::default() }
     }
 
-    /// Answers one question: bytes of a [`Query`] in, bytes of an [`Answer`] out.
+    /// Answers one question: takes the bytes of a [`Query`] and returns those of an [`Answer`].
     pub async fn answer(&self, query: &[u8]) -> Result<Vec<u8>, AnswerError> {
         let query = Query::decode(query)?;
         let mut out = Collected::default();
@@ -116,7 +116,8 @@ impl Answerer {
         if snapshot.version != query.snapshot {
             out.push(name, bytes);
         }
-        // Where each wanted target is listed: of the delegated roles a device of today needs no others.
+        // Wanted targets and the roles that list them. A device of the current version needs no
+        // other delegated roles.
         let mut wanted: Vec<String> = query.targets.clone();
         let mut targets = BTreeMap::new();
         for file in ["channels.json", "patches.json"] {
@@ -126,7 +127,8 @@ impl Answerer {
                 targets.extend(parse::<Targets>(&name, &bytes)?.targets);
             }
         }
-        // A channel is asked for to get the release behind it: that comes along.
+        // A device asks for a channel to get the release behind it, so the answer contains that
+        // release.
         for channel in query.targets.iter().filter(|name| name.starts_with("channels/")) {
             if let Some(bytes) = self.target(channel, &targets, query, out).await?
                 && let Ok(doc) = serde_json::from_slice::<ChannelDoc>(&bytes)
@@ -182,7 +184,7 @@ impl Answerer {
         }
         let bytes = self.store.get(name).await?.ok_or_else(|| AnswerError::Damaged(name.to_owned()))?;
         let mut cache = cache();
-        // What is used now is few; a full cache is mostly of the past.
+        // Few files are in use at a time; a full cache mostly holds old ones.
         if cache.values().map(Bytes::len).sum::<usize>() + bytes.len() > CACHE_BYTES_MAX {
             cache.clear();
         }
@@ -205,7 +207,8 @@ struct Collected {
 
 impl Collected {
     fn push(&mut self, name: String, bytes: Bytes) {
-        // Names and framing are small beside the bound's slack; what does not fit is asked for by name.
+        // Names and framing are small compared with the 64 KiB of slack. The device asks by name
+        // for a file that does not fit.
         if self.bytes + bytes.len() + (64 << 10) <= ANSWER_BYTES_MAX && self.names.insert(name.clone()) {
             self.bytes += bytes.len();
             self.files.push((name, bytes));

@@ -1,16 +1,17 @@
-//! Where a release's target is signed: `releases` delegates to sixteen nodes by the first hexadecimal digit of the
-//! SHA-256 of the target's path, each of them to 32 bins by the next five bits.
+//! Roles that sign release targets. `releases` delegates to sixteen nodes by the first hexadecimal
+//! digit of the SHA-256 of the target's path, and each node delegates to 32 bins by the next five
+//! bits.
 //!
-//! A bin is made when its first release comes. With 10 000 releases a bin holds some twenty, so a device receives
-//! twenty entries and not 10 000, and a publication writes as few. The snapshot lists bins by version alone: 33
-//! bytes each.
+//! A bin is made for its first release. With 10 000 releases a bin holds about twenty. A device
+//! therefore receives twenty entries instead of 10 000, and a publication writes as few. The
+//! snapshot lists bins by version only, 33 bytes each.
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-/// The role above all bins, and the name under which its keys are kept.
+/// Role above all bins, and the name under which its keys are kept.
 pub const RELEASES: &str = "releases";
 
-/// The roles on the way to a target of a release: the node, and the bin that lists it.
+/// Returns the roles on the way to a release target: the node, and the bin that lists the target.
 pub fn release_roles(target: &str) -> [String; 2] {
     let hash = digest(&SHA256, target.as_bytes());
     let [first, second, ..] = hash.as_ref() else { unreachable!("a SHA-256 has 32 bytes") };
@@ -19,7 +20,7 @@ pub fn release_roles(target: &str) -> [String; 2] {
     [format!("{RELEASES}-{node:x}"), format!("{RELEASES}-{node:x}-{bin:02x}")]
 }
 
-/// The role above a node or bin; `None` for other names.
+/// Returns the role above a node or bin; `None` for other names.
 pub fn parent_of(role: &str) -> Option<&str> {
     let rest = role.strip_prefix(RELEASES)?.strip_prefix('-')?;
     match rest.split_once('-') {

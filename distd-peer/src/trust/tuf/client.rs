@@ -1,4 +1,5 @@
-//! From `PRODUCT@VERSION` or `PRODUCT:CHANNEL` to a verified manifest root.
+//! Client of a realm's signed metadata: leads from `PRODUCT@VERSION` or `PRODUCT:CHANNEL` to a
+//! verified manifest root.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,62 +22,64 @@ use super::wire::{
     HELD_TARGETS_MAX, QUERY_NAMES_MAX, Query, held_prefix, role_file, target_hash, target_of, version_of,
 };
 
-/// Most role files kept: a question names each.
+/// Maximum number of role files kept, as a question names each of them.
 const ROLES_KEPT_MAX: usize = QUERY_NAMES_MAX;
 
-/// Largest target file, bytes: a manifest's root node or a channel document.
+/// Maximum size of a target file, bytes. Targets are root nodes of manifests and channel documents.
 const TARGET_BYTES_MAX: u64 = NODE_BYTES_MAX as u64;
 
-/// Field of `timestamp.json` in which the origin says when it signed, unix seconds.
+/// Field of `timestamp.json` in which the origin states when it signed, unix seconds.
 pub const SIGNED_AT: &str = "signed_at";
 
-/// This field, signed beside a release, says as a whole number where the release is among those of
-/// its product: a later one has a higher number.
+/// Field signed beside a release, a whole number that orders the releases of a product. A later
+/// release has a higher number.
 pub const SEQUENCE: &str = "sequence";
 
-/// How long a timestamp holds, seconds, where it does not say when it was signed.
+/// Validity of a timestamp that does not state when it was signed, seconds.
 const TIMESTAMP_SECONDS: u64 = 24 * 3600;
 
-/// How far this machine's clock may be behind the origin's, seconds: as far as certificates are backdated.
+/// Maximum time by which this machine's clock may be behind the origin's, seconds; certificates are
+/// backdated by the same time.
 const CLOCK_BEHIND_MAX: u64 = 3600;
 
-/// The channel document: what a channel target's file holds, as JSON.
+/// Channel document: the JSON in the file of a channel target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChannelDoc {
-    /// The product.
+    /// Product of the channel.
     pub product: Name,
-    /// The channel.
+    /// Name of the channel.
     pub channel: Name,
-    /// The version it points to.
+    /// Version that the channel points to.
     pub version: Name,
-    /// That release's manifest.
+    /// Manifest of that release.
     pub manifest: ManifestId,
-    /// Grows by one with each change.
+    /// Number that grows by one with each change.
     pub counter: u64,
-    /// An ordered downgrade: devices with releases of the product up to this [number](SEQUENCE) may
-    /// come back to this one.
+    /// Ordered downgrade: devices with releases of the product up to this [number](SEQUENCE) may go
+    /// back to this release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downgrade_from: Option<u64>,
-    /// What later versions add.
+    /// Fields that later versions add.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
-/// Which patch sets a product has: what the file of target `patches/PRODUCT` holds, as JSON.
+/// List of a product's patch sets: the JSON in the file of target `patches/PRODUCT`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PatchesDoc {
-    /// The product.
+    /// Product of the list.
     pub product: Name,
-    /// Its patch sets.
+    /// Patch sets of the product.
     pub sets: Vec<PatchSetRef>,
 }
 
-/// One patch set.
+/// Reference to one patch set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PatchSetRef {
-    /// Manifest of the release it starts from; [`ManifestId::NOTHING`] for a set that rebuilds all of it.
+    /// Manifest of the release that the set starts from; [`ManifestId::NOTHING`] for a set that
+    /// rebuilds a release from nothing.
     pub from: ManifestId,
-    /// Manifest of the release it leads to.
+    /// Manifest of the release that the set leads to.
     pub to: ManifestId,
     /// Manifest of the set itself.
     pub set: ManifestId,
@@ -84,44 +87,44 @@ pub struct PatchSetRef {
     pub bytes: u64,
 }
 
-/// What an update cost on the wire.
+/// Network cost of an update.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// Questions asked and answered.
+    /// Number of questions asked and answered.
     pub round_trips: u32,
-    /// Bytes of answers.
+    /// Bytes of the answers.
     pub received_bytes: u64,
 }
 
-/// A release whose signatures, hashes and dates all hold.
+/// A release whose signatures, hashes and dates are all valid.
 #[derive(Clone, Debug)]
 pub struct Resolved {
-    /// The product.
+    /// Product of the release.
     pub product: Name,
-    /// The version.
+    /// Version of the release.
     pub version: Name,
-    /// The channel document that led here, when a channel was wanted.
+    /// Channel document that led to the release, if a channel was requested.
     pub channel: Option<ChannelDoc>,
     /// The manifest's root node, verbatim.
     pub root_node: Bytes,
-    /// Its hash: which manifest this is.
+    /// Hash of the root node, which identifies the manifest.
     pub manifest: ManifestId,
-    /// What the publisher signed beside it.
+    /// Fields that the publisher signed beside the release.
     pub custom: Map<String, Value>,
-    /// The product's patch sets; none when the origin lists none, or a list that makes no sense.
+    /// Patch sets of the product; empty if the origin lists none, or if its list does not parse.
     pub patches: Vec<PatchSetRef>,
-    /// What it cost.
+    /// Network cost of the resolution.
     pub cost: Cost,
 }
 
 impl Resolved {
-    /// The release's [number](SEQUENCE); `None` for one that an origin of an earlier release signed.
+    /// The release's [number](SEQUENCE); `None` if an origin of an earlier version signed it.
     pub fn sequence(&self) -> Option<u64> {
         self.custom.get(SEQUENCE)?.as_u64()
     }
 }
 
-/// Verifies releases and channels of one realm and remembers what it has seen.
+/// Verifier of one realm's releases and channels. Remembers on disk what it has verified.
 pub struct TufClient {
     store: Arc<Store>,
     initial_root: Vec<u8>,
@@ -134,18 +137,20 @@ impl std::fmt::Debug for TufClient {
 }
 
 impl TufClient {
-    /// Keeps its state in `DIR/tuf`. `initial_root` is the `root.json` of the enrolment; once a newer root
-    /// has been verified, that one is the start.
+    /// Opens the client's state in `DIR/tuf`. `initial_root` is the `root.json` of the enrolment.
+    /// Once a newer root has been verified, the client starts from that one.
     pub fn open(dir: &Path, initial_root: &[u8]) -> Result<Self, TufError> {
         Ok(Self { store: Arc::new(Store::open(dir)?), initial_root: initial_root.to_vec() })
     }
 
-    /// Updates the metadata from `source` (one round trip) and resolves `wanted` at `now` (unix seconds).
+    /// Updates the metadata from `source` (one round trip) and resolves `wanted` at `now` (unix
+    /// seconds).
     ///
-    /// With [`super::Offline`] as the source, what is held answers as long as none of it has expired.
+    /// With [`super::Offline`] as the source, the stored files are used as long as none of them has
+    /// expired.
     ///
     /// # Errors
-    /// [`TufError`] says what to do next. Nothing unverified is returned or kept.
+    /// [`TufError`] says what to do next. Nothing unverified is returned or stored.
     pub async fn resolve(
         &self,
         source: Arc<dyn MetadataSource>,
@@ -159,8 +164,9 @@ impl TufClient {
         let held = self.store.cached();
         let had_cache = !held.is_empty();
         match self.attempt(source.clone(), held, wanted, now).await {
-            // A damaged cache must not lock a device out: once more with nothing but the trusted state. The
-            // cache itself goes only when this succeeds: while no parent answers it is all there is.
+            // A damaged cache must not lock a device out, so try again with only the trusted state.
+            // The cache is replaced only if that succeeds: while no parent answers, the device has
+            // nothing else.
             Err(e) if had_cache && e.may_be_cache() => {
                 match self.attempt(source, BTreeMap::new(), wanted, now).await {
                     // Offline there is nothing to fetch, and the first error says more.
@@ -195,7 +201,7 @@ impl TufClient {
         }
         let seen = self.store.seen()?;
         let verified = Verified::load(&newest.root, &files, &seen, now).await;
-        // A root that was verified stays, whatever else is wrong.
+        // A verified root is stored, even if the rest is wrong.
         self.store.set_trusted(verified.as_ref().ok(), &newest.bytes)?;
         let mut verified = verified.map_err(|error| failure_or(&files, error))?;
         check_clock(&verified, now)?;
@@ -206,7 +212,7 @@ impl TufClient {
     }
 }
 
-/// A source that failed is the reason for what is missing.
+/// Replaces a "missing" error by the source's failure, if the source failed.
 fn failure_or(files: &Files, error: TufError) -> TufError {
     match (&error, files.take_failure()) {
         (TufError::Missing { .. }, Some(failure)) => failure.into(),
@@ -214,7 +220,7 @@ fn failure_or(files: &Files, error: TufError) -> TufError {
     }
 }
 
-/// What to ask: everything newer than what is held, and the targets wanted.
+/// Makes the question: everything newer than the held files, and the wanted targets.
 fn query(root: &[u8], held: &BTreeMap<String, Bytes>, wanted: &Wanted) -> Query {
     let mut query = Query {
         root: version_of(root).unwrap_or(1),
@@ -238,13 +244,13 @@ fn query(root: &[u8], held: &BTreeMap<String, Bytes>, wanted: &Wanted) -> Query 
     query
 }
 
-/// Refuses a clock that is behind the time at which the origin signed the timestamp: metadata that has ended
-/// would pass for valid. Nothing else is remembered of time. What this machine's own clock once said vouches
-/// for nothing, and a device whose clock was ahead comes back by itself once it is right.
+/// Refuses a clock that is behind the time at which the origin signed the timestamp, as expired
+/// metadata would pass for valid. No other time is remembered. Earlier readings of this machine's
+/// own clock prove nothing, and a device whose clock was ahead works again once its clock is right.
 fn check_clock(verified: &Verified, now: u64) -> Result<(), TufError> {
     let timestamp = &verified.timestamp.signed;
     let signed_at = timestamp._extra.get(SIGNED_AT).and_then(Value::as_u64).unwrap_or_else(|| {
-        // An origin of an earlier release does not say, and signs for a day.
+        // An origin of an earlier version does not state the time, and signs for a day.
         u64::try_from(timestamp.expires.as_second()).unwrap_or(0).saturating_sub(TIMESTAMP_SECONDS)
     });
     if now.saturating_add(CLOCK_BEHIND_MAX) < signed_at {
@@ -279,7 +285,8 @@ async fn find(repo: &mut Verified, wanted: &Wanted) -> Result<Resolved, TufError
     Ok(Resolved { product, version, channel, root_node, manifest, custom, patches, cost })
 }
 
-/// The product's patch sets. They only save bytes: a list that is no list is as good as none.
+/// Returns the product's patch sets. They only save bytes, so a list that does not parse counts as
+/// empty.
 async fn find_patches(repo: &mut Verified, product: &Name) -> Result<Vec<PatchSetRef>, TufError> {
     let bytes = match read_target(repo, &patches_target(product)).await {
         Ok((bytes, _)) => bytes,
@@ -289,7 +296,7 @@ async fn find_patches(repo: &mut Verified, product: &Name) -> Result<Vec<PatchSe
     match serde_json::from_slice::<PatchesDoc>(&bytes) {
         Ok(doc) if doc.product == *product => Ok(doc.sets),
         _ => {
-            tracing::warn!(%product, "the list of patch sets is of no use");
+            tracing::warn!(%product, "list of patch sets is malformed and ignored");
             Ok(Vec::new())
         }
     }
@@ -308,7 +315,8 @@ async fn read_target(repo: &mut Verified, name: &str) -> Result<(Bytes, Map<Stri
     Ok((repo.read(&target_name, &target).await?, custom))
 }
 
-/// The files worth keeping: the present metadata as far as it was needed lately, and targets that are still signed.
+/// Returns the files worth keeping: the present metadata that was needed recently, and targets that
+/// are still signed.
 fn to_keep(
     repo: &Verified,
     files: &Files,
@@ -317,7 +325,7 @@ fn to_keep(
 ) -> BTreeMap<String, Bytes> {
     let snapshot = &repo.snapshot.signed;
     let mut names = vec!["timestamp.json".to_owned(), format!("{}.snapshot.json", snapshot.version)];
-    // Those of other releases too, as long as they are current: a device asks for few.
+    // Roles of other releases are kept too, as long as they are current: a device asks for few.
     let mut roles: Vec<_> =
         current_files(snapshot).into_values().filter(|name| files.get(name).is_some()).collect();
     roles.sort_unstable();
@@ -331,7 +339,8 @@ fn to_keep(
         let channel = channel.map(|d| distd_core::names::channel_target(&d.product, &d.channel));
         names.extend(channel.and_then(|name| path_of(&name)));
     }
-    // What an earlier update held and this one did not look at: it is checked again when it is used.
+    // Targets that an earlier update held and this one did not use. They are checked again when
+    // used.
     let is_superseded =
         |held: &String| target_of(held).and_then(|name| path_of(&name)).is_some_and(|now| now != *held);
     let others = held_targets.iter().filter(|held| !is_superseded(held));

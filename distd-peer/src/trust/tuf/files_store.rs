@@ -1,4 +1,4 @@
-//! Where the repository's files lie.
+//! Storage of the repository's files.
 
 use std::path::{Path, PathBuf};
 
@@ -6,24 +6,25 @@ use crate::trust::files;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-/// Where an origin notes since when files have been unreachable. Advice only: losing it delays their removal.
+/// File in which an origin notes since when other files have been unreachable. It is only advice:
+/// its loss delays the removal of those files.
 pub const PRUNING: &str = "pruning.json";
 
-/// Why a store failed.
+/// Reason why an operation of a store failed.
 #[derive(Debug, thiserror::Error)]
 #[error("could not {action} {name} in the TUF repository")]
 pub struct StoreError {
-    /// What was tried.
+    /// Attempted operation, a verb for the message.
     pub action: &'static str,
-    /// With which file.
+    /// Name of the file.
     pub name: String,
-    /// The cause.
+    /// Error of the storage.
     #[source]
     pub cause: Box<dyn std::error::Error + Send + Sync>,
 }
 
 impl StoreError {
-    /// From whatever the storage says.
+    /// Creates an error from the storage's own error.
     pub fn new(
         action: &'static str,
         name: &str,
@@ -36,17 +37,19 @@ impl StoreError {
 /// Files by name, as served under `/tuf/`. Names satisfy [`is_served_name`] or are `pruning.json`.
 #[async_trait]
 pub trait MetadataStore: Send + Sync {
-    /// A file's bytes; `None` when there is none.
+    /// Returns the bytes of a file; `None` if there is no such file.
     async fn get(&self, name: &str) -> Result<Option<Bytes>, StoreError>;
-    /// Writes or replaces a file: durable, and whole or not at all, when this returns.
+    /// Writes or replaces a file. On return the file is durable; a crash before that leaves the new
+    /// file or the old one.
     async fn put(&self, name: &str, bytes: Bytes) -> Result<(), StoreError>;
-    /// The names of all files.
+    /// Returns the names of all files.
     async fn list(&self) -> Result<Vec<String>, StoreError>;
-    /// Removes a file; none is no error.
+    /// Removes a file. A missing file is not an error.
     async fn delete(&self, name: &str) -> Result<(), StoreError>;
 }
 
-/// Whether `name` may be asked for from outside: plain segments, no dot in front, nothing to escape.
+/// Whether peers may request `name`: plain segments, no leading dot, no character that needs
+/// escaping.
 pub fn is_served_name(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '+' | '-');
     name.len() <= 512
@@ -61,7 +64,7 @@ pub struct DirStore {
 }
 
 impl DirStore {
-    /// In `dir`, which is made when it is needed.
+    /// Creates a store in `dir`, which is created when needed.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into() }
     }
@@ -122,7 +125,7 @@ fn walk(dir: &Path, prefix: &str, names: &mut Vec<String>) -> std::io::Result<()
     for entry in entries {
         let entry = entry?;
         let Ok(file) = entry.file_name().into_string() else { continue };
-        // Temporary files of a write that was cut off.
+        // Temporary files of interrupted writes.
         if file.starts_with('.') {
             continue;
         }

@@ -1,4 +1,5 @@
-//! The files at hand: what the cache held, what the source answered, and what it is asked for once more.
+//! Metadata files of one update: those from the cache, those that the source sent, and those
+//! requested later by name.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,20 +10,21 @@ use bytes::Bytes;
 
 use super::wire::{Answer, QUERY_NAMES_MAX, Query, ROOTS_PER_ANSWER, WireError};
 
-/// Why a source gave no answer.
+/// Reason why a source gave no answer.
 pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Whoever answers metadata questions: a parent over QUIC, the origin over HTTPS. It need not be trusted.
+/// A source that answers metadata questions: a parent over QUIC, or the origin over HTTPS. It need
+/// not be trusted.
 #[async_trait]
 pub trait MetadataSource: Send + Sync {
-    /// One round trip: a [`Query`]'s bytes out, an [`Answer`]'s bytes back.
+    /// Makes one round trip: sends the bytes of a [`Query`] and returns the bytes of an [`Answer`].
     ///
     /// # Errors
-    /// When nobody could be reached; a wrong answer is found by the caller.
+    /// If the source could not be reached. The caller detects a wrong answer.
     async fn query(&self, query: Vec<u8>) -> Result<Vec<u8>, SourceError>;
 }
 
-/// No source: what is held and has not expired must do.
+/// A source that has nothing: only stored files that have not expired are used.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Offline;
 
@@ -33,14 +35,14 @@ impl MetadataSource for Offline {
     }
 }
 
-/// Why files could not be fetched.
+/// Reason why files could not be fetched.
 #[derive(Debug)]
 pub(super) enum FetchError {
     Source(SourceError),
     Wire(WireError),
 }
 
-/// Files by name in the repository, and the source of the ones still missing.
+/// Files by their name in the repository, and the source of missing ones.
 #[derive(Clone)]
 pub(super) struct Files {
     inner: Arc<Inner>,
@@ -54,16 +56,16 @@ struct Inner {
 #[derive(Default)]
 struct State {
     files: BTreeMap<String, Bytes>,
-    /// Root versions that came in the last answer: fewer than the most means there are no more.
+    /// Number of roots in the last answer. Fewer than the maximum means that there are no more.
     roots_answered: u64,
     round_trips: u32,
     received: u64,
-    /// Questions asked again for single files; bounded, since each costs a round trip.
+    /// Number of questions for single files. Bounded, as each costs a round trip.
     repeats: u32,
     failure: Option<FetchError>,
 }
 
-/// Most questions for single files in one update: a correct source needs none.
+/// Maximum number of questions for single files in one update. A correct source needs none.
 const REPEATS_MAX: u32 = 40;
 
 impl fmt::Debug for Files {
@@ -82,7 +84,7 @@ impl Files {
         f(&mut self.inner.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Asks once and keeps what comes.
+    /// Asks one question and keeps the files of the answer.
     pub(super) async fn ask(&self, query: &Query) -> Result<(), FetchError> {
         let bytes = self.inner.source.query(query.encode()).await.map_err(FetchError::Source)?;
         let answer = Answer::decode(&bytes).map_err(FetchError::Wire)?;
@@ -100,17 +102,17 @@ impl Files {
         self.with(|state| state.files.get(name).cloned())
     }
 
-    /// Round trips and bytes received.
+    /// Number of round trips and of bytes received.
     pub(super) fn cost(&self) -> (u32, u64) {
         self.with(|state| (state.round_trips, state.received))
     }
 
-    /// Why the source failed, if it did.
+    /// Takes the failure of the source, if it failed.
     pub(super) fn take_failure(&self) -> Option<FetchError> {
         self.with(|state| state.failure.take())
     }
 
-    /// A file that is at hand, or that the source has.
+    /// Returns a file that is held, or asks the source for it.
     pub(super) async fn get_or_ask(&self, name: &str) -> Option<Bytes> {
         if let Some(bytes) = self.get(name) {
             return Some(bytes);

@@ -1,7 +1,9 @@
-//! What a release is: TUF metadata, verified on the device; signatures and formats by the crate `tough`.
+//! TUF metadata that defines the content of a release, verified on the device. The crate `tough`
+//! provides formats and signature checks.
 //!
-//! [`TufClient`] starts from one `root.json`, asks any untrusted source for what is new ([`wire`]) and keeps
-//! what it has verified, so that it can never be led back. How is stated in docs/trust.md.
+//! [`TufClient`] starts from one `root.json`, asks any untrusted source for newer files ([`wire`])
+//! and stores what it has verified, so that it cannot be rolled back. docs/trust.md describes the
+//! rules.
 
 mod answer;
 pub mod bins;

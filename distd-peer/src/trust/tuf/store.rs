@@ -1,6 +1,7 @@
-//! What the device has verified, on disk: `DIR/tuf/trusted` (never led back) and `DIR/tuf/cache` (bytes saved).
+//! Verified metadata of a device on disk: `DIR/tuf/trusted`, which prevents rollback, and
+//! `DIR/tuf/cache`, which saves bytes.
 //!
-//! Each file is replaced whole, and only by what has been verified.
+//! Each file is replaced atomically. Files in `trusted` are replaced only by verified ones.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,16 +15,16 @@ use super::walk::{Seen, Verified};
 use crate::trust::files::{self, FileError};
 use crate::trust::token::sha256;
 
-/// State that makes rollback visible.
+/// Files of `trusted`, which make a rollback visible.
 const TIMESTAMP: &str = "timestamp.json";
 const SNAPSHOT: &str = "snapshot.json";
 const ROOT: &str = "root.json";
 
-/// The clock's reading at the last update, which earlier releases kept. Nothing vouches for it: a clock that was
-/// ahead once would lock the device out.
+/// File of earlier versions with the clock's reading at the last update. It proves nothing, and a
+/// clock that was ahead once would lock the device out.
 const LEFT_BEHIND: [&str; 1] = ["latest_known_time.json"];
 
-/// Longest cache file read, bytes.
+/// Maximum size of a cache file that is read, bytes.
 const CACHE_FILE_BYTES_MAX: u64 = 16 << 20;
 
 pub(super) struct Store {
@@ -32,7 +33,7 @@ pub(super) struct Store {
     dir: PathBuf,
 }
 
-/// Holds the lock on the directory until dropped.
+/// Lock on the directory, held until dropped.
 pub(super) struct Locked {
     _file: fs::File,
 }
@@ -46,7 +47,7 @@ impl Store {
         Ok(Self { trusted, cache, dir })
     }
 
-    /// Waits until no other process works in the directory.
+    /// Waits until no other process uses the directory.
     pub(super) fn lock(&self) -> Result<Locked, TufError> {
         let lock = || -> io::Result<fs::File> {
             let file = fs::OpenOptions::new()
@@ -60,24 +61,24 @@ impl Store {
         lock().map(|file| Locked { _file: file }).map_err(|e| TufError::Store(e.into()))
     }
 
-    /// The newest root this device has verified.
+    /// Newest root that this device has verified; `None` before the first update.
     pub(super) fn trusted_root(&self) -> Result<Option<Vec<u8>>, FileError> {
         files::read(&self.trusted.join(ROOT))
     }
 
-    /// What no update may lead back behind.
+    /// The timestamp and snapshot that no update may roll back.
     pub(super) fn seen(&self) -> Result<Seen, FileError> {
         let read = |name| files::read(&self.trusted.join(name));
         Ok(Seen { timestamp: read(TIMESTAMP)?, snapshot: read(SNAPSHOT)? })
     }
 
-    /// Forgets which timestamp and snapshot were seen: their keys have changed.
+    /// Forgets the seen timestamp and snapshot, because their keys have changed.
     pub(super) fn forget_seen(&self) -> Result<(), FileError> {
         [TIMESTAMP, SNAPSHOT].iter().try_for_each(|name| files::remove(&self.trusted.join(name)))
     }
 
-    /// Takes over what was verified. The root comes last: until it is there, the next update goes through the same
-    /// key rotation again.
+    /// Stores what was verified. The root is written last: until it is on disk, the next update
+    /// goes through the same key rotation again.
     pub(super) fn set_trusted(&self, verified: Option<&Verified>, root: &[u8]) -> Result<(), FileError> {
         if let Some(verified) = verified {
             self.set(SNAPSHOT, &verified.snapshot_bytes)?;
@@ -89,14 +90,14 @@ impl Store {
 
     fn set(&self, name: &str, bytes: &[u8]) -> Result<(), FileError> {
         let path = self.trusted.join(name);
-        // Flash wears: what is there is not written again.
+        // Flash memory wears out: unchanged bytes are not written again.
         if files::read(&path)?.as_deref() == Some(bytes) {
             return Ok(());
         }
         files::write_atomic(&path, bytes, 0o600)
     }
 
-    /// The cached files, by their name in the repository. Unreadable ones are as good as none.
+    /// Returns the cached files, by their name in the repository. Unreadable files are left out.
     pub(super) fn cached(&self) -> BTreeMap<String, Bytes> {
         let mut out = BTreeMap::new();
         for entry in fs::read_dir(&self.cache).into_iter().flatten().flatten() {
@@ -108,7 +109,7 @@ impl Store {
             let Ok(bytes) = fs::read(entry.path()) else { continue };
             let bytes = Bytes::from(bytes);
             if name.starts_with(LONG) {
-                // The name stands before the contents.
+                // The name is stored before the contents.
                 let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { continue };
                 let Ok(long) = std::str::from_utf8(&bytes[..end]) else { continue };
                 out.insert(long.to_owned(), bytes.slice(end + 1..));
@@ -119,7 +120,7 @@ impl Store {
         out
     }
 
-    /// Makes the cache hold exactly `keep`.
+    /// Makes the cache contain exactly the files in `keep`.
     pub(super) fn set_cached(&self, keep: &BTreeMap<String, Bytes>) -> Result<(), FileError> {
         let files: BTreeMap<String, Bytes> =
             keep.iter().map(|(name, bytes)| cache_file(name, bytes)).collect();
@@ -139,14 +140,14 @@ impl Store {
     }
 }
 
-/// Longest file name in the cache, bytes: with what a temporary file has more it fits file systems that encrypt
-/// names (eCryptfs: 143 bytes).
+/// Maximum length of a file name in the cache, bytes. Together with the suffix of a temporary file
+/// it fits file systems that encrypt names (eCryptfs: 143 bytes).
 const NAME_MAX: usize = 120;
 
-/// What the file of a longer name is called, before its hash.
+/// Prefix of the hashed file name of a file with a longer name.
 const LONG: &str = "long-";
 
-/// The cache's file for a file of the repository: its name, and what is in it.
+/// Returns the cache file for a file of the repository: its name and its contents.
 fn cache_file(name: &str, bytes: &Bytes) -> (String, Bytes) {
     // Names hold no comma: they are role names, hex and `Name`s.
     let short = name.replace('/', ",");

@@ -1,8 +1,8 @@
-//! The client workflow of the TUF specification (1.0.33, section 5): root, timestamp, snapshot, targets, and of
-//! the delegated roles those on the way to one target.
+//! The client workflow of the TUF specification (1.0.33, section 5): root, timestamp, snapshot,
+//! targets, and those delegated roles that are on the way to one target.
 //!
-//! `tough` parses and verifies signatures. Its own workflow loads every delegated role that a snapshot lists,
-//! so that a device would receive all releases of a realm with each of them
+//! `tough` parses files and verifies signatures. Its own workflow loads every delegated role that a
+//! snapshot lists, so a device would receive all releases of a realm with each update
 //! (docs/decisions/0013-delegated-roles-one-by-one.md).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -18,27 +18,30 @@ use super::error::TufError;
 use super::memory::Files;
 use super::wire::target_path;
 
-/// Bounds on files whose length no signed file states, bytes.
+/// Maximum sizes of files whose length no signed file states, bytes.
 const ROOT_BYTES_MAX: u64 = 256 << 10;
 const TIMESTAMP_BYTES_MAX: u64 = 16 << 10;
 const SNAPSHOT_BYTES_MAX: u64 = 256 << 10;
 const TARGETS_BYTES_MAX: u64 = 16 << 20;
 
-/// Most roots that are walked in one update.
+/// Maximum number of roots walked in one update.
 const ROOT_UPDATES_MAX: u64 = 1024;
 
-/// Most delegated roles that are visited for one target; the way to one of ours has three.
+/// Maximum number of delegated roles visited for one target. The way to a target of distd has
+/// three.
 const ROLES_VISITED_MAX: usize = 32;
 
-/// The newest root that the one trusted so far leads to.
+/// The newest root that is reachable from the trusted one.
 pub(super) struct NewRoot {
     pub(super) root: Signed<Root>,
     pub(super) bytes: Bytes,
-    /// The keys of snapshot or timestamp are others than before: their old versions count no more (5.3.11).
+    /// Whether the keys of snapshot or timestamp have changed, which makes their old versions
+    /// irrelevant (5.3.11).
     pub(super) is_rotated: bool,
 }
 
-/// Walks the roots from `start`, each signed by the keys of the one before and its own (5.3).
+/// Walks the roots from `start`. Each must be signed by its own keys and by those of the root
+/// before it (5.3).
 pub(super) async fn newest_root(start: &[u8], files: &Files) -> Result<NewRoot, TufError> {
     let first: Signed<Root> = parse(start)?;
     verify(&first, &first, "trusted root")?;
@@ -65,14 +68,15 @@ pub(super) async fn newest_root(start: &[u8], files: &Files) -> Result<NewRoot, 
     Ok(newest)
 }
 
-/// What an earlier update has verified, and what may not be led back.
+/// Files that an earlier update verified and that must not be rolled back.
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) timestamp: Option<Vec<u8>>,
     pub(super) snapshot: Option<Vec<u8>>,
 }
 
-/// Metadata of which every signature, hash, version and date holds, and the delegated roles seen on the way.
+/// Metadata whose signatures, hashes, versions and dates are all valid, and the delegated roles
+/// loaded so far.
 pub(super) struct Verified {
     files: Files,
     now: u64,
@@ -85,8 +89,8 @@ pub(super) struct Verified {
 }
 
 impl Verified {
-    /// Verifies timestamp, snapshot and targets under `root` at `now` (unix seconds), none of them older than
-    /// what was `seen` (5.4 to 5.6).
+    /// Verifies timestamp, snapshot and targets under `root` at `now` (unix seconds). None of them
+    /// may be older than those in `seen` (5.4 to 5.6).
     pub(super) async fn load(
         root: &Signed<Root>,
         files: &Files,
@@ -94,7 +98,7 @@ impl Verified {
         now: u64,
     ) -> Result<Self, TufError> {
         check_expired(&root.signed, "root", now)?;
-        // Only what the present keys signed counts as seen.
+        // Only files that the present keys have signed count as seen.
         let seen_timestamp = trusted::<Timestamp>(root, seen.timestamp.as_deref());
         let seen_snapshot = trusted::<Snapshot>(root, seen.snapshot.as_deref());
 
@@ -150,8 +154,8 @@ impl Verified {
         })
     }
 
-    /// Finds a target: depth first through the delegations whose paths it fits, up to a terminating one (5.6.7).
-    /// `None` when no role on the way has it.
+    /// Finds a target: depth first through the delegations whose paths match it, up to a
+    /// terminating one (5.6.7). `None` if no role on the way lists it.
     pub(super) async fn find(&mut self, target: &TargetName) -> Result<Option<Target>, TufError> {
         if let Some(found) = self.targets.targets.get(target) {
             return Ok(Some(found.clone()));
@@ -173,8 +177,8 @@ impl Verified {
         Ok(None)
     }
 
-    /// A delegated role, verified by what `parent` (`None`: the top) says of it; `None` when the snapshot does
-    /// not list it.
+    /// Returns a delegated role, verified against the delegation in `parent` (`None`: the top-level
+    /// targets). `None` if the snapshot does not list the role.
     async fn role(&mut self, parent: Option<&str>, name: &str) -> Result<Option<&Targets>, TufError> {
         if !self.roles.contains_key(name) {
             let file = format!("{name}.json");
@@ -194,7 +198,7 @@ impl Verified {
         Ok(self.roles.get(name))
     }
 
-    /// The bytes of a target that was found.
+    /// Returns the bytes of a target that was found.
     pub(super) async fn read(&self, name: &TargetName, target: &Target) -> Result<Bytes, TufError> {
         let path = target_path(name.raw(), &target.hashes.sha256);
         let missing = || TufError::Missing { name: path.clone() };
@@ -204,7 +208,7 @@ impl Verified {
         Ok(bytes)
     }
 
-    /// The path of a target among those found so far, in the repository.
+    /// Path in the repository of a target among the roles loaded so far.
     pub(super) fn known_path(&self, name: &TargetName) -> Option<String> {
         let roles = std::iter::once(&self.targets).chain(self.roles.values());
         let target = roles.filter_map(|role| role.targets.get(name)).next()?;
@@ -212,8 +216,8 @@ impl Verified {
     }
 }
 
-/// Puts the roles to which `role` delegates `target` on the stack, the first on top, each with the role above it.
-/// Behind one that terminates nothing is visited any more.
+/// Pushes the roles to which `role` delegates `target` onto the stack, the first on top, each with
+/// the role above it. Nothing is visited after a terminating delegation.
 fn push_delegates(
     stack: &mut Vec<(Option<String>, String)>,
     name: Option<&str>,
@@ -243,7 +247,8 @@ fn fits(paths: &PathSet, target: &TargetName) -> bool {
     }
 }
 
-/// Whether a path fits a pattern of which `*` stands for any characters but a slash, `?` for one of them.
+/// Whether a path matches a pattern, in which `*` stands for any characters but a slash and `?` for
+/// one of them.
 fn fits_pattern(pattern: &str, path: &str) -> bool {
     let mut patterns = pattern.split('/');
     let mut parts = path.split('/');
@@ -257,7 +262,8 @@ fn fits_pattern(pattern: &str, path: &str) -> bool {
 }
 
 fn fits_part(pattern: &[u8], part: &[u8]) -> bool {
-    // The last star seen, and where in the part what follows it was tried.
+    // The last star seen, and the position in `part` at which the rest of the pattern was last
+    // tried.
     let (mut p, mut s, mut star) = (0, 0, None);
     while s < part.len() {
         match pattern.get(p) {
@@ -313,7 +319,7 @@ fn verify<T: Role + serde::Serialize>(
     signed.map_err(|e| TufError::BadSignature { which: which.to_owned(), cause: Box::new(e) })
 }
 
-/// What was verified earlier, if the present keys signed it.
+/// Returns a file verified earlier, if the present keys signed it.
 fn trusted<T: Role + serde::Serialize + DeserializeOwned>(
     root: &Signed<Root>,
     bytes: Option<&[u8]>,
@@ -355,7 +361,7 @@ fn malformed(text: &'static str) -> TufError {
     TufError::Malformed(text.into())
 }
 
-/// The versions of roles that a snapshot lists, by role file.
+/// Returns the file names of the roles that a snapshot lists, with their versions, by role file.
 pub(super) fn current_files(snapshot: &Snapshot) -> HashMap<String, String> {
     snapshot.meta.iter().map(|(file, at)| (file.clone(), format!("{}.{file}", at.version))).collect()
 }

@@ -1,93 +1,98 @@
-//! One question and one answer fetch whatever TUF metadata a device lacks: docs/trust.md, "Metadata exchange".
+//! Metadata exchange: one question and one answer bring all the TUF metadata that a device lacks
+//! (docs/trust.md, "Metadata exchange").
 //!
-//! The device says what it holds and wants; the origin answers with the files that are newer and the targets,
-//! in one round trip. Relays forward both unread: every byte of the answer is checked by the device.
+//! The device states what it holds and wants. The origin answers with the newer files and the
+//! targets, in one round trip. Relays forward both unread: the device checks every byte of the
+//! answer.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// Largest question, bytes.
+/// Maximum size of a question, bytes.
 pub const QUERY_BYTES_MAX: usize = 16 << 10;
 
-/// Largest answer after decompression, bytes.
+/// Maximum size of an answer after decompression, bytes.
 pub const ANSWER_BYTES_MAX: usize = 16 << 20;
 
-/// Most targets or files named in a question.
+/// Maximum number of targets, and of files, named in a question.
 pub const QUERY_NAMES_MAX: usize = 64;
 
-/// Most roles named in a question: a device of an earlier release holds all there are.
+/// Maximum number of roles named in a question: a device of an earlier version holds all existing
+/// roles.
 pub const QUERY_ROLES_MAX: usize = 1024;
 
-/// Most root versions in one answer; a device further behind asks again.
+/// Maximum number of root versions in one answer. A device further behind asks again.
 pub const ROOTS_PER_ANSWER: u64 = 32;
 
-/// Most held targets named in a question.
+/// Maximum number of held targets named in a question.
 pub const HELD_TARGETS_MAX: usize = 32;
 
-/// What a device holds and wants.
+/// A device's question: what it holds and what it wants.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Query {
-    /// Version of the root it trusts: it wants the ones after it. 0 when it wants none.
+    /// Version of the trusted root: the device wants the roots after it. 0 if it wants no roots.
     #[serde(default)]
     pub root: u64,
-    /// Whether it wants what is newer than the versions below, and the targets.
+    /// Whether the device wants files newer than the versions below, and the targets.
     #[serde(default)]
     pub latest: bool,
-    /// Version of the `timestamp.json` it holds, 0 for none.
+    /// Version of the held `timestamp.json`, 0 if none.
     #[serde(default)]
     pub timestamp: u64,
-    /// Version of the `snapshot.json` it holds, 0 for none.
+    /// Version of the held `snapshot.json`, 0 if none.
     #[serde(default)]
     pub snapshot: u64,
-    /// Versions of the targets roles it holds, by name.
+    /// Names and versions of the held targets roles.
     #[serde(default)]
     pub roles: Vec<(String, u64)>,
-    /// Targets it wants; with a channel comes the release it points to.
+    /// Wanted targets. The answer to a channel also contains the release that the channel points
+    /// to.
     #[serde(default)]
     pub targets: Vec<String>,
-    /// First 8 bytes of the SHA-256 of target files it holds.
+    /// First 8 bytes of the SHA-256 of each held target file.
     #[serde(default)]
     pub held: Vec<u64>,
-    /// Files it wants by name, when the answer to an earlier question left something out.
+    /// Files wanted by name, if the answer to an earlier question left something out.
     #[serde(default)]
     pub files: Vec<String>,
-    /// Whether of the delegated roles it wants only those on the way to the targets. A device of an earlier
-    /// release reads them all.
+    /// Whether the device wants only those delegated roles that are on the way to the targets. A
+    /// device of an earlier version reads all delegated roles.
     #[serde(default)]
     pub on_path: bool,
-    /// Whether it wants the list of revoked nodes ([`crate::trust::revoked`]).
+    /// Whether the sender wants the list of revoked nodes ([`crate::trust::revoked`]).
     #[serde(default)]
     pub revoked: bool,
 }
 
-/// The files a device lacks: name in the repository, bytes.
+/// The files that a device lacks: names in the repository, and bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
-    /// Names are as served under `/tuf/`: `timestamp.json`, `4.snapshot.json`, `targets/…`.
+    /// Files by name. Names are as served under `/tuf/`: `timestamp.json`, `4.snapshot.json`,
+    /// `targets/…`.
     pub files: Vec<(String, Bytes)>,
 }
 
-/// Why bytes are no question or answer.
+/// Reason why bytes are not a question or answer.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// Too long, or with too many names.
+    /// The message is too long, or contains too many names.
     #[error("a metadata message is larger than allowed")]
     TooLarge,
-    /// Not msgpack of this shape.
+    /// The message is not msgpack of this shape.
     #[error("a metadata message is malformed")]
     Malformed(#[source] rmp_serde::decode::Error),
-    /// Not zstd.
+    /// The answer is not zstd.
     #[error("a metadata answer does not decompress")]
     Compressed(#[source] std::io::Error),
 }
 
 impl Query {
-    /// Its bytes.
+    /// Encodes the question as msgpack.
     pub fn encode(&self) -> Vec<u8> {
         rmp_serde::to_vec_named(self).expect("strings and numbers always encode")
     }
 
-    /// From bytes of the network, bounded.
+    /// Decodes bytes from the network, within the bounds above.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         if bytes.len() > QUERY_BYTES_MAX {
             return Err(WireError::TooLarge);
@@ -102,7 +107,8 @@ impl Query {
 }
 
 impl Answer {
-    /// Its bytes: a zstd frame of msgpack. Metadata is mostly hex, which halves.
+    /// Encodes the answer as a zstd frame of msgpack. Metadata is mostly hex, which compresses to
+    /// half.
     pub fn encode(&self) -> Vec<u8> {
         let raw: Vec<(&str, &serde_bytes::Bytes)> =
             self.files.iter().map(|(n, b)| (n.as_str(), serde_bytes::Bytes::new(b))).collect();
@@ -110,7 +116,7 @@ impl Answer {
         zstd::bulk::compress(&raw, 9).expect("compressing memory to memory does not fail")
     }
 
-    /// From bytes of the network: at most [`ANSWER_BYTES_MAX`] come out.
+    /// Decodes bytes from the network; at most [`ANSWER_BYTES_MAX`] come out.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         if bytes.len() > ANSWER_BYTES_MAX {
             return Err(WireError::TooLarge);
@@ -127,14 +133,15 @@ impl Answer {
     }
 }
 
-/// First 8 bytes of a hash: how a question names a held target file.
+/// Returns the first 8 bytes of a hash, by which a question names a held target file.
 pub fn held_prefix(sha256: &[u8]) -> u64 {
     let mut first = [0; 8];
     first.iter_mut().zip(sha256).for_each(|(to, from)| *to = *from);
     u64::from_be_bytes(first)
 }
 
-/// Where a target's file lies under `/tuf/`: `targets/DIRS/SHA256.NAME`, as TUF's consistent snapshots have it.
+/// Path of a target's file under `/tuf/`: `targets/DIRS/SHA256.NAME`, as in TUF's consistent
+/// snapshots.
 pub fn target_path(target: &str, sha256: &[u8]) -> String {
     let sha256 = hex::encode(sha256);
     match target.rsplit_once('/') {
@@ -143,25 +150,26 @@ pub fn target_path(target: &str, sha256: &[u8]) -> String {
     }
 }
 
-/// The target whose file lies at a path that [`target_path`] gave.
+/// Returns the target whose file has a path made by [`target_path`].
 pub fn target_of(path: &str) -> Option<String> {
     let (dirs, file) = path.strip_prefix("targets/")?.rsplit_once('/')?;
     Some(format!("{dirs}/{}", file.split_once('.')?.1))
 }
 
-/// The SHA-256 in such a path.
+/// Returns the SHA-256 in a path made by [`target_path`].
 pub fn target_hash(path: &str) -> Option<Vec<u8>> {
     let file = path.strip_prefix("targets/")?.rsplit('/').next()?;
     hex::decode(file.split('.').next()?).ok()
 }
 
-/// Role and version of `VERSION.ROLE.json`.
+/// Returns role and version of a file name `VERSION.ROLE.json`.
 pub fn role_file(name: &str) -> Option<(&str, u64)> {
     let (version, role) = name.strip_suffix(".json")?.split_once('.')?;
     Some((role, version.parse().ok()?)).filter(|_| !name.contains('/'))
 }
 
-/// `signed.version` of a metadata file. It steers what is asked for, and vouches for nothing.
+/// Returns `signed.version` of a metadata file. It only steers what is requested, and proves
+/// nothing.
 pub fn version_of(json: &[u8]) -> Option<u64> {
     serde_json::from_slice::<serde_json::Value>(json).ok()?.get("signed")?.get("version")?.as_u64()
 }
@@ -171,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn questions_and_answers_survive_and_are_small() {
+    fn questions_and_answers_survive_a_round_trip_and_are_small() {
         let query = Query {
             root: 1,
             latest: true,
@@ -190,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_would_not_fit_in_memory_is_refused_before_it_is_unpacked() {
+    fn an_answer_too_large_for_memory_is_refused_before_it_is_unpacked() {
         let bomb = zstd::bulk::compress(&vec![0; ANSWER_BYTES_MAX + 1], 9).expect("compress");
         assert!(bomb.len() < 10_000);
         assert!(matches!(Answer::decode(&bomb), Err(WireError::TooLarge)));
@@ -199,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_lies_where_the_tuf_specification_puts_it() {
+    fn a_target_has_the_path_that_the_tuf_specification_gives() {
         assert_eq!(target_path("releases/os/1", &[0xab]), "targets/releases/os/ab.1");
     }
 }
