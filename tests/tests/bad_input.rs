@@ -1,4 +1,5 @@
-//! Bad input: a clear error that says what to do next, a documented exit code, nothing lost, nothing left behind.
+//! Bad input gives a clear error that says what to do next and a documented exit code; nothing is
+//! lost, and nothing is left behind.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -153,7 +154,7 @@ fn tokens_and_certificates_of_elsewhere_are_refused() {
     let enroll =
         |name: &str, token: &str| lab.device(name, &["enroll", "--parent", lab.quic(), "--token", token]);
     enroll("a", &once).ok();
-    // The same node may repeat it, another may not.
+    // The same node may use the token again, another node may not.
     enroll("a", &once).ok();
     fails(&enroll("b", &once), REFUSED, "used up");
     fails(&enroll("c", &lab.join_token("relay", 1)), REFUSED, "role");
@@ -163,11 +164,11 @@ fn tokens_and_certificates_of_elsewhere_are_refused() {
     let token = short.json["token"].as_str().expect("a token").to_owned();
     std::thread::sleep(std::time::Duration::from_millis(2500));
     fails(&enroll("f", &token), REFUSED, "expired");
-    // A device of one realm at the other's origin.
+    // A device of one realm at the other realm's origin.
     lab.push(&lab.path("origin/realm/ca.pem"), "os", "1").ok();
     let foreign = lab.device("a", &["pull", "os@1", "--out", "/nonexistent/x", "--parent", other.quic()]);
     assert!([REFUSED, NETWORK].contains(&foreign.code), "{}", foreign.stderr);
-    // Not enrolled at all.
+    // A device that is not enrolled.
     let out = lab.path("out").display().to_string();
     fails(
         &lab.device("nobody", &["pull", "os@1", "--out", &out, "--parent", lab.quic()]),

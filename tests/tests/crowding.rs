@@ -1,4 +1,4 @@
-//! Nodes that ask for more than their share, and strangers: others are served all the same.
+//! Nodes that ask for more than their share, and unknown clients: other nodes are still served.
 //!
 //! The attacker is an enrolled device that speaks the protocol over a connection of its own.
 
@@ -21,14 +21,15 @@ use distd_tests::lab::{Lab, Outcome, same};
 use distd_tests::rng::Rng;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 
-/// A node's own connection, on which it does as it likes.
+/// A node's own connection, on which the test sends any frames it likes.
 struct Rogue {
     connection: Connection,
     _endpoint: Endpoint,
 }
 
 impl Rogue {
-    /// The identity enrolled in `dir`, connected to the parent or, as `name` says, the device at `address`.
+    /// Connects with the identity enrolled in `dir` to `address`, a parent or a device as `name`
+    /// says.
     async fn connect(dir: &Path, address: &str, name: &str) -> Self {
         let identity = NodeIdentity::load_or_create(dir).expect("identity");
         let ca = identity.ca_der().expect("enrolled");
@@ -46,7 +47,7 @@ impl Rogue {
         (send, recv)
     }
 
-    /// Opens the swarm of a manifest; the code with which it was refused otherwise.
+    /// Opens the swarm of a manifest, or returns the code with which it was refused.
     async fn open(&self, manifest: ManifestId) -> Result<(SendStream, RecvStream), CloseCode> {
         let frame = Frame::Handshake(Handshake::new(manifest));
         let (send, mut recv) = self.stream(StreamKind::Control, &frame).await;
@@ -57,7 +58,7 @@ impl Rogue {
         }
     }
 
-    /// Asks for chunks of an open swarm, and reads nothing.
+    /// Asks for chunks of an open swarm, and does not read the answer.
     async fn ask(&self, control: &SendStream, chunks: &ChunkRanges) -> RecvStream {
         let kind = StreamKind::Batch { control: u64::from(control.id()) };
         let ranges = Ranges::split(chunks).next().expect("some");
@@ -76,12 +77,12 @@ impl Rogue {
     }
 }
 
-/// Bytes that nothing compresses, and whose chunks no other number shares.
+/// Writes incompressible bytes that share no chunk with those of another `seed`.
 fn noise(path: &Path, seed: u64, bytes: usize) {
     fs::write(path, Rng::new(seed + 1).bytes(bytes)).expect("write");
 }
 
-/// Releases one artifact; its manifest and its chunks.
+/// Releases one artifact and returns its path and its manifest id.
 fn release(lab: &Lab, product: &str, seed: u64, bytes: usize) -> (PathBuf, ManifestId) {
     let path = lab.path(&format!("{product}.img"));
     noise(&path, seed, bytes);
@@ -90,7 +91,7 @@ fn release(lab: &Lab, product: &str, seed: u64, bytes: usize) -> (PathBuf, Manif
     (path, manifest)
 }
 
-/// All chunk ids that a realm this small has given out.
+/// All chunk ids that such a small realm has given out.
 fn any_chunks(count: u64) -> ChunkRanges {
     (1..=count).map(distd_core::ChunkId).collect()
 }
@@ -119,7 +120,8 @@ async fn a_device_that_holds_many_releases_open_keeps_none_from_others() {
             Err(code) => refused.push(code),
         }
     }
-    // More than eight at once through a relay; and a swarm whose handshake was answered answers.
+    // One node gets more than eight swarms through a relay, and a swarm whose handshake was
+    // answered answers its batches.
     assert!(held.len() >= 12 && !refused.is_empty(), "{} held, refused {refused:?}", held.len());
     assert!(refused.iter().all(|code| *code == CloseCode::Busy), "{refused:?}");
     for (control, _) in &held {
@@ -129,7 +131,7 @@ async fn a_device_that_holds_many_releases_open_keeps_none_from_others() {
         pull(&lab, "honest", &format!("p{n}"), &address).ok();
         assert!(same(&lab.path(&format!("honest-p{n}.out")), &releases[n].0));
     }
-    // Places are free again when swarms are left.
+    // Places are free again when the node leaves its swarms.
     drop(held);
     for (reopened, (_, manifest)) in releases.iter().rev().take(12).enumerate() {
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -202,7 +204,7 @@ async fn connections_of_one_node_take_places_of_its_own_alone() {
     for _ in 0..40 {
         others.push(Rogue::connect(&lab.path("greedy"), &relay.addresses[0], PARENT_NAME).await);
     }
-    // Its oldest goes first.
+    // The node's oldest connection is closed first.
     first.connection.closed().await;
     pull(&lab, "honest", "os", &relay.addresses[0]).ok();
     assert!(same(&lab.path("honest-os.out"), &image));
@@ -216,7 +218,8 @@ async fn handshakes_that_are_never_finished_keep_nobody_out() {
     let (image, _) = release(&lab, "os", 5, 300_000);
     let relay = lab.relay("relay", lab.quic());
     lab.enroll("d", lab.quic());
-    // First packets of clients that have not heard an answer, caught on the way to somebody else.
+    // First packets of clients that have not heard an answer, caught on their way to another
+    // socket.
     let (caught, replay) = (udp().await, udp().await);
     let identity = NodeIdentity::load_or_create(&lab.path("d")).expect("identity");
     let credentials = Credentials::of_node(&identity).expect("credentials");
@@ -235,7 +238,7 @@ async fn handshakes_that_are_never_finished_keep_nobody_out() {
         replay.send_to(&buffer[..len], relay_at).await.expect("sent");
     }
     assert!(ids.len() > 500, "{} different handshakes", ids.len());
-    // And as many that say nothing over TCP.
+    // As many connections that send nothing over TCP.
     let mut silent = Vec::new();
     for _ in 0..600 {
         silent.push(tokio::net::TcpStream::connect(relay_at).await.expect("accepted by the system"));
@@ -292,7 +295,8 @@ async fn an_agent_that_is_asked_for_what_it_has_not_answers_for_what_it_has() {
     pull(&lab, "d", "os", lab.quic()).ok();
     let agent = lab.agent("d");
     let rogue = Rogue::connect(&lab.path("rogue"), &agent.addresses[0], LEAF_NAME).await;
-    // All its places but one wait for manifests that nobody knows, and none of them is answered for nothing.
+    // All places except one wait for unknown manifests, and each of these handshakes costs its node
+    // a place.
     let frame = |n: u8| Frame::Handshake(Handshake::new(ManifestId([n; 32])));
     let mut unknown = Vec::new();
     for n in 0..20 {

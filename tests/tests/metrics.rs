@@ -35,7 +35,7 @@ fn an_agent_gives_its_numbers_on_loopback_alone() {
     assert!(agent.metric("distd_fetch_bytes_total") > 0, "it spoke to the origin");
     assert_eq!(agent.metric("distd_share_misses_total") + agent.metric("distd_peers_quarantined"), 0);
 
-    // Half of the image rots, and the numbers say so.
+    // Half of the image rots, and the numbers show it.
     let image = std::fs::read(lab.path("slot")).expect("read");
     let rotten: Vec<u8> = image.iter().map(|byte| byte ^ 0x55).collect();
     std::fs::write(lab.path("slot"), rotten).expect("write");

@@ -1,4 +1,4 @@
-//! Peers that lie, drop, choke, boast, stall or are slow.
+//! Peers that lie, drop connections, choke, boast, stall or are slow.
 
 use std::time::Duration;
 
@@ -80,7 +80,8 @@ fn a_neighbour_that_never_answers_is_left() {
         let before = sim.now();
         sim.run_until_complete(LIMIT);
         assert!(leaves.iter().all(|leaf| sim.received(*leaf, dead) == 0));
-        // What it was asked for is taken back when others have it; measured: 0.5 s.
+        // Batches open at the silent peer are withdrawn when others have their chunks; measured:
+        // 0.5 s.
         assert!(sim.now() - before < Duration::from_secs(5));
         sim.assert_egress(site, 100..=100);
     });
@@ -95,9 +96,9 @@ fn a_relay_that_never_answers_is_left_for_the_origin() {
         sim.behave(relay, Behaviour { silent: true, ..HONEST() });
         sim.leaves(6, site, &[relay, origin]);
         sim.run_until_complete(LIMIT);
-        // Measured: 13.6 s. A relay that lives has answered by then.
+        // Measured: 13.6 s. A live relay has answered by then.
         assert!(sim.now() < Duration::from_secs(16), "one stall");
-        // Leases work past it.
+        // Leases work without the relay too.
         sim.assert_egress(site, 100..=105);
     });
 }
@@ -147,7 +148,8 @@ fn a_slow_neighbour_holds_nobody_up() {
         let leaves = sim.leaves(6, site, &[relay, origin]);
         let before = sim.now();
         sim.run_until_complete(LIMIT);
-        // It alone announces everything, at 100 kB/s; the relay helps out, and its last chunks are asked of a second peer. Measured: 0.5 s.
+        // Only the slow peer announces everything, at 100 kB/s. The relay helps out, and the slow
+        // peer's last chunks are asked of a second peer. Measured: 0.5 s.
         assert!(leaves.iter().all(|leaf| sim.received(*leaf, slow) <= 24));
         assert!(sim.now() - before < Duration::from_secs(5), "{:?}", sim.now() - before);
         leaves.iter().for_each(|leaf| sim.assert_few_twice(*leaf));
