@@ -1,14 +1,19 @@
-//! What QUIC alone carries with distd's own settings and certificates, and a bad link to try it on: `tests/bench/speed.sh`.
+//! Throughput of QUIC alone with distd's own settings and certificates, and a bad link to try it on;
+//! for `tests/bench/speed.sh`.
 //!
 //! ```text
-//! speed serve STATE LISTEN                      sends as many bytes as it is asked for; STATE of an enrolled relay
-//! speed fetch STATE ADDRESS BYTES STREAMS       asks for them, and prints seconds and MB/s; STATE of an enrolled device
+//! speed serve STATE LISTEN
+//! speed fetch STATE ADDRESS BYTES STREAMS
 //! speed impair LISTEN TARGET LOSS% DELAY_MS MBIT QUEUE_MS
 //! ```
 //!
-//! Settings for the first two: `--congestion cubic|newreno|bbr|follow`, `--window MIB` (of a connection, half of it a stream), `--mtu BYTES`,
-//! `--file PATH`: read from there, or hashed in pieces, written there, read back and hashed once more, and nothing else: what is left of QUIC's
-//! speed to whoever takes a file as distd does.
+//! `serve` sends as many bytes as it is asked for, with the STATE of an enrolled relay. `fetch` asks
+//! for them and prints seconds and MB/s, with the STATE of an enrolled device.
+//!
+//! Settings for these two: `--congestion cubic|newreno|bbr|follow`, `--window MIB` (of a connection,
+//! half of it a stream), `--mtu BYTES`, `--file PATH`. With `--file`, `serve` reads the bytes from
+//! PATH, and `fetch` hashes them in pieces, writes them to PATH, reads them back and hashes them once
+//! more: the rest of QUIC's speed for a program that receives a file as distd does.
 
 use std::error::Error;
 use std::fs::File;

@@ -120,8 +120,8 @@ async fn a_device_that_holds_many_releases_open_keeps_none_from_others() {
             Err(code) => refused.push(code),
         }
     }
-    // One node gets more than eight swarms through a relay, and a swarm whose handshake was
-    // answered answers its batches.
+    // A node may open more than eight swarms through a relay, and a swarm whose handshake was
+    // answered answers its requests.
     assert!(held.len() >= 12 && !refused.is_empty(), "{} held, refused {refused:?}", held.len());
     assert!(refused.iter().all(|code| *code == CloseCode::Busy), "{refused:?}");
     for (control, _) in &held {
@@ -295,8 +295,8 @@ async fn an_agent_that_is_asked_for_what_it_has_not_answers_for_what_it_has() {
     pull(&lab, "d", "os", lab.quic()).ok();
     let agent = lab.agent("d");
     let rogue = Rogue::connect(&lab.path("rogue"), &agent.addresses[0], LEAF_NAME).await;
-    // All places except one wait for unknown manifests, and each of these handshakes costs its node
-    // a place.
+    // All places of the node except one wait for unknown manifests; each of these handshakes is
+    // refused in the end.
     let frame = |n: u8| Frame::Handshake(Handshake::new(ManifestId([n; 32])));
     let mut unknown = Vec::new();
     for n in 0..20 {
