@@ -58,7 +58,7 @@ fn every_program_works_on_a_machine_without_ipv6() {
 }
 
 #[test]
-fn an_address_that_swallows_everything_keeps_nobody_from_the_next() {
+fn an_address_that_never_answers_does_not_block_the_next_one() {
     let lab = Lab::start();
     let port = lab.quic().rsplit(':').next().expect("a port").to_owned();
     let name = format!("localhost:{port}");

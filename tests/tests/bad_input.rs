@@ -56,7 +56,7 @@ fn artifacts_that_are_no_image_travel_as_plain_bytes() {
 }
 
 #[test]
-fn an_empty_file_is_refused_both_ways_in() {
+fn an_empty_file_is_refused_by_push_and_by_http() {
     let lab = Lab::start();
     let empty = lab.path("empty");
     fs::write(&empty, b"").expect("write");
@@ -101,7 +101,7 @@ fn a_version_is_one_content_for_ever() {
 }
 
 #[test]
-fn what_does_not_exist_is_named() {
+fn an_error_names_the_thing_that_does_not_exist() {
     let lab = Lab::start();
     lab.enroll("d", lab.quic());
     let out = lab.path("out");
@@ -147,7 +147,7 @@ fn seeds_that_lie_cost_bytes_and_nothing_else() {
 }
 
 #[test]
-fn tokens_and_certificates_of_elsewhere_are_refused() {
+fn tokens_and_certificates_of_another_realm_are_refused() {
     let lab = Lab::start();
     let other = Lab::start();
     let once = lab.join_token("leaf", 1);
@@ -203,7 +203,7 @@ fn a_revoked_device_gets_nothing_more() {
 }
 
 #[test]
-fn a_full_disk_is_said_and_the_pull_goes_on_when_there_is_room() {
+fn a_full_disk_is_reported_and_the_pull_continues_when_there_is_room() {
     let lab = Lab::start();
     let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 35);
     lab.push(&v1, "os", "1").ok();
@@ -267,7 +267,7 @@ fn an_artifact_that_rotted_is_found_and_repaired_by_pulling_again() {
 }
 
 #[test]
-fn nobody_at_the_other_end_is_a_network_error() {
+fn a_peer_that_does_not_answer_is_a_network_error() {
     let mut lab = Lab::start();
     lab.enroll("d", lab.quic());
     lab.stop_origin();

@@ -30,7 +30,7 @@ fn outcome(mut command: Command) -> Outcome {
 }
 
 #[test]
-fn a_clock_that_was_ahead_once_locks_nobody_out() {
+fn a_clock_that_was_ahead_once_does_not_lock_a_device_out() {
     let lab = Lab::start();
     let artifact = lab.path("a");
     std::fs::write(&artifact, b"an artifact of a few bytes").expect("write");

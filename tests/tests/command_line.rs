@@ -87,7 +87,7 @@ fn a_push_waits_for_an_origin_that_is_just_starting() {
 }
 
 #[test]
-fn a_token_is_taken_as_containers_hand_it_over() {
+fn a_token_is_accepted_in_the_form_that_containers_provide() {
     let lab = Lab::start();
     let server = format!("https://{}", lab.https());
     let token = lab.path("token");
@@ -102,7 +102,7 @@ fn a_token_is_taken_as_containers_hand_it_over() {
 }
 
 #[test]
-fn what_interrupted_pulls_left_can_be_removed_and_nothing_else() {
+fn clean_removes_leftovers_of_interrupted_pulls_and_nothing_else() {
     let lab = Lab::start();
     let tree = lab.path("tree");
     fs::create_dir(&tree).expect("mkdir");

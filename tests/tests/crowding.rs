@@ -104,7 +104,7 @@ fn pull(lab: &Lab, device: &str, product: &str, parent: &str) -> Outcome {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_that_holds_many_releases_open_keeps_none_from_others() {
+async fn a_device_with_many_open_swarms_takes_none_from_others() {
     let lab = Lab::start();
     let releases: Vec<_> = (0..26).map(|n| release(&lab, &format!("p{n}"), n, 60_000)).collect();
     let relay = lab.relay("relay", lab.quic());
@@ -143,7 +143,7 @@ async fn a_device_that_holds_many_releases_open_keeps_none_from_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unknown_manifests_by_the_thousand_cost_a_relay_no_log_and_its_devices_nothing() {
+async fn thousands_of_unknown_manifests_neither_fill_a_relays_log_nor_slow_its_devices() {
     let lab = Lab::start();
     let (image, _) = release(&lab, "os", 1, 300_000);
     let relay = lab.relay("relay", lab.quic());
@@ -170,7 +170,7 @@ async fn unknown_manifests_by_the_thousand_cost_a_relay_no_log_and_its_devices_n
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn batches_that_nobody_reads_keep_no_slot_from_others() {
+async fn unread_batches_take_no_upload_slot_from_others() {
     let lab = Lab::start();
     let (image, manifest) = release(&lab, "os", 3, 24 << 20);
     lab.enroll("rogue", lab.quic());
@@ -190,7 +190,7 @@ async fn batches_that_nobody_reads_keep_no_slot_from_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_of_one_node_take_places_of_its_own_alone() {
+async fn connections_of_one_node_replace_only_its_own() {
     let lab = Lab::start();
     let (image, _) = release(&lab, "os", 4, 300_000);
     let config = lab.path("peer.toml");
@@ -213,7 +213,7 @@ async fn connections_of_one_node_take_places_of_its_own_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn handshakes_that_are_never_finished_keep_nobody_out() {
+async fn unfinished_handshakes_keep_no_device_out() {
     let lab = Lab::start();
     let (image, _) = release(&lab, "os", 5, 300_000);
     let relay = lab.relay("relay", lab.quic());
@@ -256,7 +256,7 @@ async fn udp() -> tokio::net::UdpSocket {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_fetches_little_for_one_that_takes_nothing() {
+async fn a_relay_fetches_little_for_a_node_that_reads_nothing() {
     let lab = Lab::start();
     let (image, manifest) = release(&lab, "os", 6, 96 << 20);
     let relay = lab.relay_at("relay", lab.quic(), "127.0.0.1:0", &["--metrics", "127.0.0.1:0"]);
@@ -287,7 +287,7 @@ async fn a_relay_fetches_little_for_one_that_takes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_that_is_asked_for_what_it_has_not_answers_for_what_it_has() {
+async fn an_agent_asked_for_unknown_manifests_still_serves_its_own() {
     let lab = Lab::start();
     let (_, installed) = release(&lab, "os", 7, 300_000);
     lab.enroll("d", lab.quic());

@@ -157,7 +157,7 @@ fn a_channel_goes_back_only_by_order_and_a_device_follows_only_an_order() {
 }
 
 #[test]
-fn an_order_reaches_no_release_that_came_after_it() {
+fn a_downgrade_order_does_not_cover_later_releases() {
     let (lab, _) = lab();
     let out = lab.path("slot");
     lab.pull("d", "os:stable", &out, &[]).ok();
@@ -176,7 +176,7 @@ fn an_order_reaches_no_release_that_came_after_it() {
 }
 
 #[test]
-fn the_user_on_the_device_and_its_policy_have_a_say() {
+fn a_named_version_and_the_devices_policy_decide_too() {
     let (mut lab, images) = lab();
     let out = lab.path("slot");
     lab.pull("d", "os:stable", &out, &[]).ok();
@@ -221,7 +221,7 @@ fn the_user_on_the_device_and_its_policy_have_a_say() {
 }
 
 #[test]
-fn the_older_of_two_slots_is_no_permission() {
+fn the_older_of_two_slots_does_not_permit_a_downgrade() {
     let (mut lab, images) = lab();
     let (a, b) = (lab.path("slot-a"), lab.path("slot-b"));
     lab.admin(&["channel", "rm", "os:stable"]).ok();
@@ -242,7 +242,7 @@ fn the_older_of_two_slots_is_no_permission() {
 }
 
 #[test]
-fn trees_and_block_devices_go_the_same_way() {
+fn downgrade_rules_apply_to_trees_and_block_devices_too() {
     let mut lab = Lab::start();
     for version in ["1", "2"] {
         let tree = lab.path(&format!("tree{version}"));
@@ -298,7 +298,7 @@ fn killed(lab: &Lab, out: &Path, call: &str, path: &str) {
 }
 
 #[test]
-fn a_kill_anywhere_at_the_end_of_a_pull_forgets_nothing() {
+fn a_kill_at_the_end_of_a_pull_loses_no_memory_of_releases() {
     if !faults::can_trace() {
         return;
     }
@@ -347,7 +347,7 @@ fn a_kill_anywhere_at_the_end_of_a_pull_forgets_nothing() {
 }
 
 #[test]
-fn a_state_of_before_or_a_damaged_one_stops_nothing_that_is_said_to_go_on() {
+fn a_missing_or_damaged_memory_does_not_stop_a_pull_that_is_told_to_continue() {
     let (lab, images) = lab();
     let out = lab.path("slot");
     lab.pull("d", "os:stable", &out, &[]).ok();

@@ -99,7 +99,7 @@ fn curl(lab: &Lab, path: &str, args: &[&str]) -> (i32, String) {
 }
 
 #[test]
-fn strangers_get_nothing_and_odd_requests_an_answer() {
+fn unknown_clients_get_nothing_and_odd_requests_get_an_answer() {
     let lab = Lab::start();
     // This connection sends nothing, and is checked again below.
     let mut silent = TcpStream::connect(lab.quic()).expect("the origin listens");

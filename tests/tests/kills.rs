@@ -102,7 +102,7 @@ fn a_relay_killed_while_it_fetches_loses_nothing_and_its_device_carries_on() {
 }
 
 #[test]
-fn an_origin_killed_while_it_takes_uploads_has_every_release_or_none_of_it() {
+fn an_origin_killed_during_uploads_has_each_release_whole_or_not_at_all() {
     let mut rng = Rng::announced("origin kills", 23);
     let mut lab = Lab::start();
     let (v1, v2) = artifacts::release_pair(lab.path("").as_path(), 23);

@@ -208,7 +208,7 @@ fn a_relay_killed_under_patches_keeps_what_it_had_and_its_device_carries_on() {
 }
 
 #[test]
-fn an_origin_killed_while_it_serves_patches_serves_them_after_all() {
+fn an_origin_killed_while_it_serves_patches_serves_them_after_its_restart() {
     let mut rng = Rng::announced("origin kills with patches", 44);
     let mut update = Update::new(44, true);
     update.lab.enroll("d", update.lab.quic());
@@ -236,7 +236,7 @@ fn an_origin_killed_while_it_serves_patches_serves_them_after_all() {
 }
 
 #[test]
-fn what_an_interrupted_pull_left_goes_with_the_one_that_ends_whether_that_uses_patches_or_not() {
+fn a_finished_pull_removes_leftovers_of_interrupted_ones_with_or_without_patches() {
     let update = Update::new(45, true);
     update.lab.enroll("d", update.lab.quic());
     let slot = update.installed("d");

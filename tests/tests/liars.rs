@@ -265,7 +265,7 @@ async fn whatever_a_relay_lies_about_the_device_gets_the_right_bytes_from_the_ne
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_cannot_choose_the_root_of_who_enrols_through_it() {
+async fn a_relay_cannot_choose_the_root_of_a_node_that_enrols_through_it() {
     let lab = Lab::start();
     for (n, lie) in [Lie::OtherRoot, Lie::OtherRootUnsealed].into_iter().enumerate() {
         let (liar, _server, _) = start_liar(&lab, lie).await;

@@ -22,7 +22,7 @@ fn assert_slow(outcome: &Outcome) {
 }
 
 #[test]
-fn a_device_takes_no_more_than_its_class_the_time_and_each_peer_allow() {
+fn a_device_keeps_its_limits_by_class_time_and_peer() {
     let lab = Lab::start();
     let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 101);
     lab.push(&v1, "os", "1").ok();
@@ -78,7 +78,7 @@ fn a_relay_keeps_to_its_limits_in_both_directions() {
 }
 
 #[test]
-fn neighbours_are_not_taken_for_slow_when_it_is_our_own_limit() {
+fn neighbours_are_not_taken_for_slow_because_of_our_own_limit() {
     let mut lab = Lab::start();
     let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 103);
     lab.push(&v1, "os", "1").ok();

@@ -6,7 +6,7 @@ use distd_tests::artifacts;
 use distd_tests::lab::{Daemon, Lab, same};
 
 #[test]
-fn an_agent_gives_its_numbers_on_loopback_alone() {
+fn an_agent_serves_metrics_only_on_loopback() {
     let lab = Lab::start();
     let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 121);
     lab.push(&v1, "os", "1").ok();

@@ -184,7 +184,7 @@ fn image(tree: &Path, image: &Path, choices: &[&[&str]]) {
 }
 
 #[test]
-fn the_kernel_mounts_what_came_by_patches_and_finds_every_file_as_it_was() {
+fn the_kernel_mounts_an_image_installed_by_patches_and_finds_every_file() {
     if let Some(why) = cannot_mount() {
         println!("skipped: {why}");
         return;

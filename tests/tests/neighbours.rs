@@ -192,7 +192,7 @@ async fn a_lying_neighbour_costs_no_right_byte_and_is_not_asked_for_a_day() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_whom_two_had_wrong_bytes_all_of_the_site_hear_and_of_others_nobody() {
+async fn a_node_reported_by_two_is_reported_to_the_site_and_a_node_reported_by_one_is_not() {
     let lab = Lab::start();
     let (v1, manifest, ids) = released(&lab, 63);
     let liar = Leaf::enrolled(&lab, "liar").await;
@@ -227,7 +227,7 @@ async fn of_whom_two_had_wrong_bytes_all_of_the_site_hear_and_of_others_nobody()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_is_listed_who_is_elsewhere_or_speaks_for_another() {
+async fn records_with_foreign_addresses_or_of_another_node_are_not_listed() {
     let lab = Lab::start();
     let (_, manifest, _) = released(&lab, 62);
     let honest = Leaf::enrolled(&lab, "honest").await;
@@ -253,7 +253,7 @@ async fn nobody_is_listed_who_is_elsewhere_or_speaks_for_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_holds_for_its_node_its_realm_and_its_time() {
+async fn a_record_is_valid_only_for_its_node_its_realm_and_its_time() {
     let (lab, other) = (Lab::start(), Lab::start());
     let leaf = Leaf::enrolled(&lab, "leaf").await;
     let foreign = Leaf::enrolled(&other, "foreign").await;
@@ -279,7 +279,7 @@ async fn a_record_holds_for_its_node_its_realm_and_its_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_that_has_expired_is_handed_to_nobody() {
+async fn an_expired_record_is_not_advertised() {
     let lab = Lab::start();
     let (_, manifest, _) = released(&lab, 63);
     let soon = Leaf::enrolled(&lab, "soon").await;
@@ -310,7 +310,7 @@ async fn a_record_that_has_expired_is_handed_to_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_says_it_is_here_and_there_is_looked_for_at_few_places() {
+async fn a_node_that_advertises_many_addresses_is_dialled_at_few() {
     const PLACES: u64 = 12;
     let lab = Lab::start();
     let (v1, manifest, _) = released(&lab, 64);

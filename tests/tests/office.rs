@@ -92,7 +92,7 @@ fn devices_behind_a_proxy_exchange_too() {
 }
 
 #[test]
-fn strangers_behind_one_address_do_not_wait_for_each_other() {
+fn isolated_devices_behind_one_address_do_not_wait_for_each_other() {
     let setting = Setting::new(Numbering::Nat, 93);
     setting.enroll("");
     setting.office.isolate();

@@ -319,7 +319,7 @@ fn a_lost_admin_token_is_made_anew_on_the_origins_machine() {
 }
 
 #[test]
-fn nothing_of_an_origin_is_for_other_users_whatever_the_umask() {
+fn other_users_can_read_nothing_of_an_origin_whatever_the_umask() {
     for umask in ["000", "022"] {
         let directory = tempfile::tempdir().expect("tempdir");
         let data = directory.path().join("origin");

@@ -24,7 +24,7 @@ fn strings(value: &Value) -> Vec<String> {
 }
 
 #[test]
-fn a_join_token_is_listed_and_ended_alone_or_with_a_node_that_came_by_it() {
+fn a_join_token_is_listed_and_revoked_alone_or_with_its_node() {
     let lab = Lab::start();
     let make = |uses: &str| lab.admin(&["token", "join", "--uses", uses, "--label", "batch 7"]).ok().json;
     let made = make("5");

@@ -106,7 +106,7 @@ fn an_update_by_patches_is_bit_exact_and_a_fraction_of_the_chunks() {
 }
 
 #[test]
-fn two_sets_are_a_way_from_the_first_release_to_the_third() {
+fn two_sets_are_a_route_from_the_first_release_to_the_third() {
     let lab = lab();
     let [v1, v2, v3] = artifacts::releases(&lab.path(""), 22);
     lab.push(&v1, "os", "1").ok();
@@ -138,7 +138,7 @@ fn two_sets_are_a_way_from_the_first_release_to_the_third() {
 }
 
 #[test]
-fn who_holds_nothing_of_use_gets_the_release_compressed_as_one() {
+fn a_device_without_useful_seeds_gets_the_set_from_nothing() {
     let lab = Lab::start_with(&["--patches", "true"]);
     let [v1, v2, _] = artifacts::releases(&lab.path(""), 25);
     lab.push(&v1, "os", "1").ok();
@@ -178,7 +178,7 @@ fn who_holds_nothing_of_use_gets_the_release_compressed_as_one() {
 }
 
 #[test]
-fn a_base_that_rotted_is_a_patch_that_fails_and_its_chunks_come() {
+fn a_rotted_base_fails_its_patch_and_the_chunks_are_fetched() {
     let lab = lab();
     let [v1, v2, _] = artifacts::releases(&lab.path(""), 23);
     lab.push(&v1, "os", "1").ok();
@@ -201,7 +201,7 @@ fn a_base_that_rotted_is_a_patch_that_fails_and_its_chunks_come() {
 }
 
 #[test]
-fn an_origin_killed_while_it_makes_patches_makes_them_after_all() {
+fn an_origin_killed_while_it_makes_patches_makes_them_after_its_restart() {
     let mut lab = lab();
     let [v1, v2, _] = artifacts::releases(&lab.path(""), 24);
     lab.push(&v1, "os", "1").ok();

@@ -59,7 +59,7 @@ fn lan_only_takes_everything_from_the_site_and_no_packet_leaves_it() {
 }
 
 #[test]
-fn a_device_finds_a_neighbour_on_the_cable_that_nobody_told_it_of() {
+fn a_device_finds_an_unadvertised_neighbour_by_multicast() {
     let mut lab = Lab::start();
     let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 72);
     lab.push(&v1, "os", "1").ok();

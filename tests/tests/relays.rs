@@ -14,7 +14,7 @@ fn by_source(outcome: &Outcome, source: &str) -> u64 {
 }
 
 #[test]
-fn a_crowd_at_a_relay_with_two_slots_waits_its_turn_and_blames_nobody() {
+fn many_askers_at_a_relay_with_two_slots_wait_without_counting_failures() {
     const DEVICES: usize = 6;
     let lab = Lab::start();
     let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 111);

@@ -230,7 +230,7 @@ fn a_block_device_in_use_is_not_written() {
 }
 
 #[test]
-fn no_file_is_made_among_devices() {
+fn no_file_is_made_below_dev() {
     let lab = lab();
     let name = format!("/dev/distd-no-slot-{}", std::process::id());
     let link = lab.path("slot");
@@ -288,7 +288,7 @@ fn pipes_devices_sockets_and_streams_are_refused_at_once() {
 }
 
 #[test]
-fn every_way_to_write_a_path_is_the_same_artifact() {
+fn every_spelling_of_a_path_is_the_same_artifact() {
     let lab = lab();
     let work = lab.path("work");
     fs::create_dir(&work).expect("mkdir");
@@ -351,7 +351,7 @@ fn links_are_followed_and_stay() {
 }
 
 #[test]
-fn a_device_is_one_slot_by_whatever_name() {
+fn all_names_of_a_block_device_are_one_slot() {
     if !can_mount() {
         return;
     }
@@ -410,7 +410,7 @@ fn a_file_that_is_replaced_keeps_owner_mode_and_attributes_and_a_new_one_is_priv
 }
 
 #[test]
-fn what_another_pull_left_of_the_other_kind_is_no_obstacle() {
+fn leftovers_of_a_pull_of_the_other_kind_are_no_obstacle() {
     let lab = lab();
     for (wanted, left_by) in [("t@1", "os@1"), ("os@1", "t@1")] {
         let out = lab.path(&format!("out-{}", &wanted[..1]));
@@ -525,7 +525,7 @@ fn a_lock_that_another_program_has_on_a_device_for_a_moment_is_waited_for() {
 }
 
 #[test]
-fn a_plan_counts_of_a_device_what_a_pull_finds_there() {
+fn a_plan_counts_the_bytes_that_a_pull_finds_on_a_block_device() {
     if !can_mount() {
         return;
     }
@@ -602,7 +602,7 @@ fn traces(path: &Path) -> Vec<(PathBuf, u64, i64, i64, i64, i64)> {
 }
 
 #[test]
-fn a_pull_of_what_is_there_writes_nothing_and_needs_no_parent() {
+fn a_pull_of_an_installed_release_writes_nothing_and_needs_no_parent() {
     let mut lab = lab();
     let (image, tree) = (lab.path("slot"), lab.path("out"));
     let device = can_mount().then(|| Loop::new(&lab.path("slot.img"), 16 << 20));
@@ -650,7 +650,7 @@ fn a_pull_of_what_is_there_writes_nothing_and_needs_no_parent() {
 }
 
 #[test]
-fn room_is_looked_at_before_anything_is_fetched() {
+fn free_space_is_checked_before_anything_is_fetched() {
     if !can_mount() {
         return;
     }

@@ -107,7 +107,7 @@ fn a_relay_killed_while_it_serves_five_devices_costs_the_origin_little_more_than
 }
 
 #[test]
-fn an_agent_serves_what_is_installed_and_the_site_lives_on_without_origin_and_relay() {
+fn an_agent_serves_installed_artifacts_to_its_site_without_origin_and_relay() {
     let (mut lab, mut relay, v1) = behind_a_relay(53, &["damaged", "whole", "new"]);
     for device in ["damaged", "whole"] {
         lab.pull(device, "os@1", &lab.path(&format!("slot-{device}")), &[]).ok();
@@ -167,7 +167,7 @@ fn a_device_with_the_last_release_serves_the_half_of_the_next_that_it_has() {
 }
 
 #[test]
-fn an_agent_is_nobodys_parent_and_a_metered_device_runs_none() {
+fn an_agent_is_no_parent_and_a_metered_device_runs_no_agent() {
     let (lab, _relay, _) = behind_a_relay(55, &["d", "other", "metered"]);
     lab.pull("d", "os@1", &lab.path("slot"), &[]).ok();
     let agent = announced_agent(&lab, "d");
@@ -186,7 +186,7 @@ fn an_agent_is_nobodys_parent_and_a_metered_device_runs_none() {
 }
 
 #[test]
-fn one_upload_slot_serves_two_devices_in_turn_and_nobody_is_blamed() {
+fn one_upload_slot_serves_two_devices_in_turn_without_failures() {
     let (mut lab, mut relay, v1) = behind_a_relay(56, &["holder", "a", "b"]);
     for device in ["holder", "a", "b"] {
         lab.pull(device, "os@1", &lab.path(&format!("slot-{device}")), &[]).ok();

@@ -164,7 +164,7 @@ fn everything_about_a_tree_arrives_the_directory_itself_included() {
 }
 
 #[test]
-fn a_check_names_everything_that_is_otherwise_than_released() {
+fn verify_names_everything_that_differs_from_the_release() {
     if !is_root() {
         return;
     }
@@ -447,7 +447,7 @@ fn attributes_that_root_may_not_set_are_left_out_and_counted() {
 }
 
 #[test]
-fn rights_that_a_directory_hands_down_are_not_in_the_tree() {
+fn inherited_access_lists_are_not_in_the_tree() {
     if !is_root() {
         return;
     }
@@ -490,7 +490,7 @@ fn rights_that_a_directory_hands_down_are_not_in_the_tree() {
 }
 
 #[test]
-fn a_huge_hole_in_a_tree_costs_what_it_costs_in_a_file() {
+fn a_huge_hole_costs_the_same_in_a_tree_as_in_a_file() {
     let lab = lab();
     let tree = lab.path("tree");
     fs::create_dir(&tree).expect("mkdir");
@@ -510,7 +510,7 @@ fn a_huge_hole_in_a_tree_costs_what_it_costs_in_a_file() {
 }
 
 #[test]
-fn what_did_not_change_between_two_releases_keeps_its_time() {
+fn unchanged_files_keep_their_time() {
     let lab = lab();
     let tree = lab.path("tree");
     fs::create_dir_all(tree.join("sub")).expect("mkdir");
@@ -558,7 +558,7 @@ fn a_path_near_the_systems_limit_travels() {
 }
 
 #[test]
-fn what_is_mounted_below_a_pushed_tree_is_left_out_and_counted() {
+fn mounts_below_a_pushed_tree_are_left_out_and_counted() {
     if !can_mount() {
         return;
     }
@@ -655,7 +655,7 @@ fn exfat(lab: &Lab) -> Option<(PathBuf, Mount)> {
 }
 
 #[test]
-fn a_tree_is_at_home_on_a_file_system_without_modes_and_links() {
+fn a_tree_can_be_installed_on_a_file_system_without_modes_and_links() {
     let lab = lab();
     let Some((point, _mounted)) = exfat(&lab) else { return };
     let tree = lab.path("tree");
@@ -712,7 +712,7 @@ fn times_that_a_file_system_does_not_keep_are_left_out_and_nothing_is_taken_for_
 }
 
 #[test]
-fn names_that_fall_together_are_found_before_anything_is_fetched() {
+fn names_that_the_file_system_takes_for_one_are_found_before_anything_is_fetched() {
     let lab = lab();
     let Some((point, _mounted)) = exfat(&lab) else { return };
     let tree = lab.path("tree");

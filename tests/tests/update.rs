@@ -43,7 +43,7 @@ fn an_update_through_a_relay_is_bit_exact_and_costs_the_origin_once() {
 }
 
 #[test]
-fn both_ways_in_give_the_same_manifest_and_the_same_bytes_out() {
+fn push_and_http_upload_give_the_same_manifest_and_bytes() {
     let lab = Lab::start();
     let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 12);
     let pushed = lab.push(&v1, "cli", "1").ok();

@@ -21,7 +21,7 @@ fn two_hundred(rng_seed: u64, without: Option<Rule>) -> (u64, Duration) {
 }
 
 #[test]
-fn a_crowd_has_its_chunks_of_each_other_and_would_have_them_of_the_relay_without_the_rule() {
+fn many_leaves_get_chunks_from_each_other_and_without_duplicate_suppression_from_the_relay() {
     each_seed(|rng_seed| {
         let (of_relay, took) = two_hundred(rng_seed, None);
         // Measured: at most 752 of 40 000, and 1.25 s; without the rule, 1900 at least, and 1.6 s.
@@ -46,7 +46,7 @@ fn last_of(leaves: usize, rng_seed: u64, without: Option<Rule>) -> f64 {
 }
 
 #[test]
-fn the_last_of_a_hundred_leaves_takes_little_longer_than_one_because_who_is_dialled_dials_back() {
+fn the_last_of_a_hundred_leaves_takes_little_longer_than_one_because_dialled_leaves_dial_back() {
     each_seed(|rng_seed| {
         let alone = last_of(1, rng_seed, None);
         // Measured: 1.23 times as long, and 1.40 without dialling back.
@@ -84,7 +84,7 @@ fn leaves_know_each_other_and_not_only_the_slow_ones_that_have_everything() {
 }
 
 #[test]
-fn who_serves_a_crowd_fetches_as_fast_as_who_serves_nobody() {
+fn a_leaf_that_serves_many_fetches_as_fast_as_one_that_serves_none() {
     each_seed(|rng_seed| {
         let run = |serves: bool| {
             let (mut sim, origin) = Sim::new(rng_seed, 1000);

@@ -33,7 +33,7 @@ fn six_under_a_liar(rng_seed: u64, permille: u64, without: Option<Rule>) -> Outc
 }
 
 #[test]
-fn a_lying_relay_is_gone_round_and_costs_the_uplink_a_twentieth() {
+fn a_lying_relay_is_bypassed_and_costs_the_uplink_a_twentieth() {
     for permille in [10, 100, 1000] {
         each_seed(|rng_seed| {
             // The uplink alone takes 5.3 s.
@@ -45,7 +45,7 @@ fn a_lying_relay_is_gone_round_and_costs_the_uplink_a_twentieth() {
 }
 
 #[test]
-fn without_word_of_liars_a_site_waits_for_each_other_too_long() {
+fn without_reports_of_bad_data_leaves_wait_for_each_other_too_long() {
     each_seed(|rng_seed| {
         let Outcome { took, .. } = six_under_a_liar(rng_seed, 1000, Some(Rule::Shuns));
         // Measured: 9 to 12 s.
@@ -125,7 +125,7 @@ fn sixteen_liars_of_32_right_under_an_origin_cost_no_more() {
 }
 
 #[test]
-fn a_relay_that_fetched_on_for_nobody_would_cost_more() {
+fn a_relay_that_did_not_cancel_unwanted_chunks_would_cost_more() {
     each_seed(|rng_seed| {
         let percent = half_a_site(rng_seed, 1000, 1, Some(100), Some(Rule::Unwanted)).percent;
         // Measured: 109 to 111 %.
@@ -134,7 +134,7 @@ fn a_relay_that_fetched_on_for_nobody_would_cost_more() {
 }
 
 #[test]
-fn two_that_slander_everybody_cost_what_two_that_take_no_part_cost_and_the_others_no_second_copy() {
+fn two_slanderers_cost_as_much_as_two_leaves_that_take_no_part_and_no_second_copy_for_others() {
     for silent in [false, true] {
         each_seed(|rng_seed| {
             let (mut sim, origin) = Sim::new(rng_seed, 1000);

@@ -53,7 +53,7 @@ fn half_of_a_site_may_lie_and_drop_connections() {
 }
 
 #[test]
-fn a_neighbour_that_announces_what_it_does_not_hold_costs_a_question() {
+fn a_neighbour_that_announces_chunks_it_does_not_hold_costs_one_request() {
     each_seed(|rng_seed| {
         let (mut sim, origin) = Sim::new(rng_seed, 200);
         let site = sim.site(Wan::default());
@@ -104,7 +104,7 @@ fn a_relay_that_never_answers_is_left_for_the_origin() {
 }
 
 #[test]
-fn choking_peers_are_waited_for_and_nobody_goes_past_them() {
+fn leaves_wait_for_choking_peers_and_do_not_bypass_them() {
     each_seed(|rng_seed| {
         let (mut sim, origin) = Sim::new(rng_seed, 200);
         let site = sim.site(Wan::default());
@@ -137,7 +137,7 @@ fn peers_that_always_choke_are_left() {
 }
 
 #[test]
-fn a_slow_neighbour_holds_nobody_up() {
+fn a_slow_neighbour_delays_no_leaf() {
     each_seed(|rng_seed| {
         let (mut sim, origin) = Sim::new(rng_seed, 200);
         let site = sim.site(Wan::default());

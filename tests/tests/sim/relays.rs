@@ -88,7 +88,7 @@ fn a_site_whose_relay_is_cut_off_from_the_origin_goes_on_when_that_is_over() {
 }
 
 #[test]
-fn what_a_site_had_before_the_origin_went_away_is_had_by_all_of_it() {
+fn all_leaves_get_the_chunks_that_their_site_had_before_the_origin_went_away() {
     each_seed(|rng_seed| {
         let (mut sim, origin) = Sim::new(rng_seed, 200);
         let site = sim.site(Wan::default());

@@ -24,7 +24,7 @@ fn leaves_right_under_an_origin_cost_it_little_more_than_one() {
 }
 
 #[test]
-fn pulls_that_end_when_nobody_fetches_from_them_cost_the_origin_little_more_than_one() {
+fn pulls_that_linger_while_others_fetch_cost_the_origin_little_more_than_one() {
     each_seed(|rng_seed| {
         let (mut sim, origin) = Sim::new(rng_seed, 400);
         let site = sim.site(Wan::default());
@@ -39,7 +39,7 @@ fn pulls_that_end_when_nobody_fetches_from_them_cost_the_origin_little_more_than
 }
 
 #[test]
-fn pulls_that_end_at_once_hand_on_what_they_got_last() {
+fn pulls_without_linger_time_still_pass_on_their_last_chunks() {
     each_seed(|rng_seed| {
         let (mut sim, origin) = Sim::new(rng_seed, 400);
         let site = sim.site(Wan::default());
@@ -55,7 +55,7 @@ fn pulls_that_end_at_once_hand_on_what_they_got_last() {
 }
 
 #[test]
-fn what_the_holder_of_a_lease_did_not_get_before_it_died_is_sent_to_another() {
+fn chunks_that_a_lease_holder_lacked_when_it_died_are_sent_to_another_leaf() {
     each_seed(|rng_seed| {
         let (mut sim, origin) = Sim::new(rng_seed, 400);
         let site = sim.site(Wan::default());
@@ -70,7 +70,7 @@ fn what_the_holder_of_a_lease_did_not_get_before_it_died_is_sent_to_another() {
 }
 
 #[test]
-fn leaves_that_serve_nobody_are_served_and_do_not_hold_the_others_up() {
+fn leaves_that_do_not_serve_are_served_and_do_not_delay_others() {
     each_seed(|rng_seed| {
         let (mut sim, origin) = Sim::new(rng_seed, 1000);
         let site = sim.site(Wan::default());
