@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# distd from nothing: builds it, makes two real EROFS releases out of Debian packages, starts an origin, a relay and three
-# devices on loopback, pushes, pulls, updates, compares bit for bit and prints what it cost.
+# Runs distd from nothing: builds it, makes two real EROFS releases out of Debian packages, starts an origin, a relay and
+# three devices on loopback, pushes, pulls, updates, compares bit for bit and prints a table of costs.
 #
-# For a fresh Debian with Rust, as root. Everything it makes is in a temporary directory that goes with it.
+# For a fresh Debian with Rust, as root. Everything is made in a temporary directory, which is removed at the end.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 . "$here/tests/lib/install.sh"
@@ -17,8 +17,8 @@ realm_dir=$work/realm; bin=$here/target/release; mkdir -p "$realm_dir"
 trap 'stop_realm; rm -rf "$work"' EXIT
 
 echo "making two releases out of Debian packages"
-# Release 1 has these packages in the version the archive had at the point release, release 2 in the newest one it offers.
-# Where both are the same, release 2 still differs: it gets more packages and edited configuration.
+# Release 1 has these packages in the version of the point release, release 2 in the newest version of the archive. Where
+# both are the same, release 2 still differs: it gets more packages and edited configuration.
 packages=(git perl-base vim-runtime vim-common openssl libc6 libc-bin libc6-dev coreutils bash curl libcurl4 nginx-common sqlite3
   libsqlite3-0 libpq5 tzdata systemd udev openssh-client openssh-server ca-certificates login passwd binutils-common)
 # These name the versioned packages that hold the files.
@@ -29,7 +29,7 @@ done
 mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
 extra=(jq libjq1 libonig5 htop nftables libnftables1)
 mkdir -p "$work/deb1" "$work/deb2" "$work/tree1" "$work/tree2"
-# versions PACKAGE: what the archive offers, newest first.
+# versions PACKAGE: its versions in the archive, newest first.
 versions() { apt-cache madison "$1" 2>/dev/null | awk -F'|' '{ gsub(/ /, "", $2); print $2 }' | sort -Vru; }
 found=0; changed=0
 for package in "${packages[@]}"; do
@@ -61,7 +61,7 @@ for n in 1 2 3; do
   cmp "$work/slot$n" "$work/v1.erofs"
 done
 admin push "$work/v2.erofs" --product demo --version 2 --channel stable
-# The release is there for devices at once; its patches are made in the background.
+# Devices can install the release at once; its patches are made in the background.
 admin patch make demo 1 2 --wait
 for n in 1 2 3; do
   device "device$n" plan demo:stable --seed "$work/slot$n" --optimize bytes

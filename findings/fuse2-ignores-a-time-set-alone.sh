@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# A file system on libfuse 2 (here exFAT, the driver of many appliances) says that it set a file's modification time and
-# does nothing, when the access time is left as it is (UTIME_OMIT), as `touch -m`, rsync and most tools that install files
-# ask for. Both times together are set. So whoever restores times and compares them later takes every file for edited.
+# A file system on libfuse 2 (here exFAT, the driver of many appliances) reports success for setting a file's modification
+# time and does nothing, when the access time is left as it is (UTIME_OMIT). `touch -m`, rsync and most tools that install
+# files do exactly this. Setting both times together works. A tool that restores times and compares them later therefore
+# takes every file for edited.
 # Seen with exfat-fuse 1.3.0+git20220115-2 and libfuse2 2.9.9-6+b1 of Debian 12. Needs root, /dev/fuse and a loop device.
 set -euo pipefail
 [ "$(id -u)" = 0 ] && [ -e /dev/fuse ] || { echo "skipped: needs root and /dev/fuse"; exit 0; }

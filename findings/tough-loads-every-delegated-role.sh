@@ -3,9 +3,9 @@
 # for paths of its own, all listed in the snapshot.
 #
 # Expected of a TUF client: to find a target it loads the delegated roles on the way to it (specification 1.0.33,
-# section 5.6.7: a search, depth first). python-tuf does: one role for one target.
-# Seen: tough's `RepositoryLoader::load` loads all four before any target is named. A repository that spreads targets
-# over hashed bins, so that a client need not receive them all, saves its tough clients nothing.
+# section 5.6.7: a search, depth first). python-tuf does so: one role for one target.
+# Seen: tough's `RepositoryLoader::load` loads all four before any target is named. Spreading targets over hashed bins,
+# so that a client need not receive them all, therefore saves a repository's tough clients nothing.
 #
 # Output seen:
 #   tough: 1.role0.json 1.role1.json 1.role2.json 1.role3.json

@@ -59,6 +59,6 @@ cargo nextest run --workspace --locked --no-fail-fast
 cargo test --workspace --doc --locked
 
 echo "== what pulls do, once more where UDP is dropped"
-# Not neighbours and sites: those are on QUIC.
+# Without tests of neighbours and sites: these exchange over QUIC only.
 tests/lib/no_udp.sh cargo nextest run --workspace --locked --offline --no-fail-fast \
   -E 'package(distd-tests) & binary(/^(bad_input|kills|kills_patched|liars|patches|update)$/)'

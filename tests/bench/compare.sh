@@ -26,7 +26,7 @@ trap 'stop_realm; rm -rf "$work"' EXIT
 measure() { local out=$1; shift; /usr/bin/time -f '%e %M' -o "$out" "$@"; }
 mb() { awk -v b="$1" 'BEGIN { printf "%.1f", b / 1e6 }'; }
 mib() { awk -v k="$1" 'BEGIN { printf "%.0f", k / 1024 }'; }
-# What nothing that writes an image can be faster than: copying it and hashing the copy, in the page cache, and with the copy on
+# Lower bounds for any tool that writes an image: copying it and hashing the copy, in the page cache, and with the copy on
 # the disk and read back from there.
 copied() {
   warm; /usr/bin/time -f %e -o "$work/copy" sh -c "cp '$new' '$work/out' && b3sum --no-names '$work/out'" >/dev/null; read -r in_cache <"$work/copy"
@@ -42,14 +42,15 @@ row() {
   echo "${rows[-1]}" >&2
 }
 same() { cmp -s "$1" "$new" || { echo "$2: result differs from the new image" >&2; exit 1; }; }
-# How long the result of an apply takes to reach the disk. distd's own times end when it has, and was read back.
+# Time until the result of an apply is on the disk. distd's own times include this and reading the result back.
 flushed() { measure "$work/flush" sync "$1"; read -r flush _ <"$work/flush"; echo "flushing the result: $flush s more"; }
-# Both images in the page cache and nothing left to write before each tool, so that none pays for another's disk.
+# Puts both images into the page cache and writes everything back before each tool, so that no tool pays for
+# another's disk.
 warm() { sync; cat "$old" "$new" >/dev/null; }
 
 if wanted distd; then
   (cd "$here" && cargo build --release --locked --bins) >&2
-  # The sets from nothing take the cores for minutes; tests/bench/installs.sh has those.
+  # The sets from nothing would take the cores for minutes; tests/bench/installs.sh measures them.
   start_origin --solid-sets false
   warm; measure "$work/push1" "$bin/distd" --data "$realm_dir/admin" push "$old" --product os --version 1 >&2
   warm; measure "$work/push2" "$bin/distd" --data "$realm_dir/admin" push "$new" --product os --version 2 >&2
@@ -60,7 +61,7 @@ if wanted distd; then
   for device in device1 device2 device3 device4; do enroll_device "$device" "$relay_address"; done
   device device1 --json pull os@1 --out "$work/slot1" >"$work/first.json"
   cmp "$work/slot1" "$old"
-  # pull DEVICE SEED MANIFEST OPTIMIZE: as $work/DEVICE.json; MANIFEST is "kept" or "none" beside the seed.
+  # pull DEVICE SEED MANIFEST OPTIMIZE: result in $work/DEVICE.json; MANIFEST is "kept" or "none" beside the seed.
   pull() {
     cp "$work/slot1" "$work/seed"; [ "$3" = none ] || cp "$work/slot1.distd" "$work/seed.distd"
     warm; measure "$work/apply-$1" "$bin/distd" --data "$realm_dir/$1" --json pull os@2 --out "$work/out" --seed "$work/seed" --optimize "$4" \
@@ -99,7 +100,7 @@ if wanted bita; then
   warm; measure "$work/apply" bita clone --seed "$work/seed" "$work/new.cba" "$work/out" >"$work/bita.log" 2>&1
   flushed=$(flushed "$work/out")
   same "$work/out" bita
-  # What a clone over HTTP would fetch: its own count of bytes taken from the archive.
+  # Bytes that a clone over HTTP would fetch: bita's own count of bytes taken from the archive.
   fetched=$(python3 - "$work/bita.log" <<'P'
 import re, sys
 text = re.sub(r"\x1b\[[0-9;]*m", "", open(sys.argv[1]).read())

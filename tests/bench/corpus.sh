@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the images that the benchmarks are about, out of Debian's archive: one system in four releases.
+# Builds the images of the benchmarks out of Debian's archive: one system in four releases.
 #
 #   base    Debian stable as released
 #   mid     the same after `apt-get upgrade`: every update that needs no new package, so the old kernel
@@ -8,8 +8,8 @@
 #
 #   tests/bench/corpus.sh OUT     leaves OUT/{base,mid,update,next}.{plain,lz4}.erofs and the trees in OUT/tree
 #
-# Needs root, Debian and its archive, 8 GB and some 20 minutes. Run again, it makes only what is missing; base and update are
-# taken as they are where they exist.
+# Needs root, Debian and its archive, 8 GB and some 20 minutes. A second run makes only missing images; existing base and
+# update images are used as they are.
 set -euo pipefail
 out=${1:?usage: corpus.sh OUT}
 here=$(cd "$(dirname "$0")/../.." && pwd)
@@ -19,7 +19,7 @@ mkdir -p "$out/tree"; out=$(realpath "$out")
 stable=$(. /etc/os-release && echo "$VERSION_CODENAME")
 declare -A after=([bullseye]=bookworm [bookworm]=trixie [trixie]=forky)
 next=${after[$stable]:?no release after $stable is known here: add it to the list}
-# archive SUITE: the address this machine has for it.
+# archive SUITE: the address of the archive that this machine uses for it.
 archive() { apt-get indextargets --format '$(REPO_URI) $(SUITE) $(CODENAME) $(RELEASE)' | awk -v s="$1" '$2 == s || $3 == s || $4 == s { print $1; exit }'; }
 main=$(archive "$stable"); security=$(archive "$stable-security")
 packages=linux-image-amd64,systemd-sysv,openssh-server,nginx,python3,python3-requests,python3-yaml,ca-certificates,curl
@@ -33,7 +33,7 @@ bootstrap() {
   rm -rf "$out/tree/$1"/var/cache/apt/archives/*.deb "$out/tree/$1"/var/lib/apt/lists/* "$out/tree/$1"/var/cache/apt/*.bin
   touch "$out/tree/$1.done"
 }
-# upgraded TREE COMMANDS: a copy of base in which apt has done something.
+# upgraded TREE COMMANDS: a copy of base in which these apt commands have run.
 upgraded() {
   [ -e "$out/tree/$1.done" ] && return
   local tree=$out/tree/$1

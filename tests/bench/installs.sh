@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What a device fetches that holds nothing, or little of use: first install, major upgrade, and an update through two patch
+# Bytes for a device that holds nothing, or little of use: first install, major upgrade, and an update through two patch
 # sets beside a direct one. Every result is compared bit for bit. Markdown on standard output, progress on standard error.
 #
 #   tests/bench/installs.sh CORPUS [KIND]     CORPUS from tests/bench/corpus.sh; KIND: plain (default) or lz4
 #
-# The releases are compressed whole with zstd -19 --long beside it, which takes ten minutes for two of 800 MB, and the result is
-# kept in CORPUS.
+# For comparison the releases are compressed whole with zstd -19 --long, which takes ten minutes for two of 800 MB; the
+# result is kept in CORPUS.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
 corpus=$(realpath "${1:?usage: installs.sh CORPUS [KIND]}"); kind=${2:-plain}
@@ -36,7 +36,7 @@ import json, sys
 sets = json.loads(sys.stdin.read().strip().splitlines()[-1])["patches"]
 print(next(s["bytes"] for s in sets if (s["from"] or "-", s["to"]) == (sys.argv[1], sys.argv[2])))' "$1" "$2"
 }
-# pull DEVICE VERSION SEED OUT: with patches, fewest bytes; the JSON in DEVICE.json, peak KiB in DEVICE.kib.
+# pull DEVICE VERSION SEED OUT: a pull with patches, fewest bytes; JSON in DEVICE.json, peak KiB in DEVICE.kib.
 pull() {
   local seed=(); [ "$3" = - ] || seed=(--seed "$3")
   sync
@@ -59,7 +59,7 @@ rows+=("| first install | $(mb "$(wire fresh)") | $(mb "$(whole update)") (zstd 
 echo "${rows[-1]}" >&2
 rm -f "$work"/fresh*
 
-# base to mid and mid to update were asked for by the pushes.
+# The pushes have requested the sets from base to mid and from mid to update.
 admin -q patch make os base mid --wait >/dev/null
 admin -q patch make os mid update --wait >/dev/null
 pull chained base - "$work/slot"

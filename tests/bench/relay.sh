@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A relay with a thousand connected devices: its memory, and its processor time for each GB it sends, beside nginx sending the same bytes
-# over TLS. Markdown on standard output, progress on standard error.
+# A relay with a thousand connected devices: its memory, and its processor time for each GB it sends, beside nginx, which
+# sends the same bytes over TLS. Markdown on standard output, progress on standard error.
 #
 #   tests/bench/relay.sh [CONNECTIONS]     default 1000
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a publication and a small update cost with ten releases in the realm, and with many. Markdown on standard
-# output, progress on standard error.
+# Cost of a publication and of a small update with ten releases in the realm, and with many. Markdown on standard output,
+# progress on standard error.
 #
 #   tests/bench/releases.sh [RELEASES]     default 10000
 set -euo pipefail

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# How fast a device takes a release from a relay, beside QUIC alone with the same settings, in one run; beside other tools; then over a
-# link of 1 Gbit/s, one that is shared, and one that loses and delays. Markdown on standard output, progress on standard error.
+# Speed of a pull from a relay, beside QUIC alone with the same settings, in one run; beside other tools; then over a
+# link of 1 Gbit/s, a shared link, and a link with loss and delay. Markdown on standard output, progress on standard
+# error.
 #
 #   tests/bench/speed.sh [PART...]     loopback, link, share, loss (default: these), others
 #
-# Needs root (namespaces). What is sent is 512 MB that nothing packs. `others` installs sendme and rqbit with cargo where
-# they are not there, which takes half an hour.
+# Needs root (namespaces). The content is 512 MB that no compressor shrinks. `others` installs sendme and rqbit with cargo
+# if they are missing, which takes half an hour.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
 . "$here/tests/lib/install.sh"
@@ -15,7 +16,7 @@ parts=("$@"); [ ${#parts[@]} -gt 0 ] || parts=(loopback link share loss)
 wanted() { local p; for p in "${parts[@]}"; do [ "$p" = "$1" ] && return 0; done; return 1; }
 need ip:iproute2 tc:iproute2 python3:python3 cmp:diffutils >&2
 (cd "$here" && cargo build --release --locked --bins --example speed) >&2
-# Memory is the disk: what a disk takes to be flushed is measured elsewhere.
+# Files are in memory: the time of flushing to a disk is measured elsewhere.
 work=$(mktemp -d /dev/shm/distd-speed.XXXXXX); bin=$here/target/release; speed=$bin/examples/speed
 realm_dir=$work/realm; mkdir -p "$realm_dir"
 declare -a raw=()
@@ -25,7 +26,7 @@ bytes=512000000 streams=3
 rows=()
 row() { rows+=("| $1 | $2 | $3 | $4 |"); echo "${rows[-1]}" >&2; }
 rate() { awk -v b="$bytes" -v s="$1" 'BEGIN { printf "%.0f", b / 1e6 / s }'; }
-# torrent FILE: a torrent of it, without a tracker.
+# torrent FILE: makes a torrent of it, without a tracker.
 torrent() {
   python3 - "$1" <<'P'
 import hashlib, os, sys
@@ -37,16 +38,17 @@ info = b"d6:lengthi%de4:name%s12:piece lengthi%de6:pieces%se" % (os.path.getsize
 sys.stdout.buffer.write(b"d4:info" + info + b"e")
 P
 }
-# listening FILE: the address in it, once it is there.
+# listening FILE: waits for the address in it and prints the address.
 listening() { wait_for 10 grep -q 'listening on' "$1"; sed -n 's/^listening on //p' "$1"; }
-# serve_raw [SETTINGS...]: QUIC alone, as raw_address. fetch_raw ADDRESS BYTES [SETTINGS...]: MB/s from there.
+# serve_raw [SETTINGS...]: serves QUIC alone, sets raw_address. fetch_raw ADDRESS BYTES [SETTINGS...]: MB/s from there.
 serve_raw() { : >"$work/raw.out"; "$speed" serve "$realm_dir/relay" "${listen:-127.0.0.1:0}" "$@" >"$work/raw.out" & raw+=($!); raw_address=$(listening "$work/raw.out"); }
-# impair ADDRESS LINK: a bad link to there, as through.
+# impair ADDRESS LINK: makes a bad link to ADDRESS, sets through.
 # shellcheck disable=SC2086
 impair() { : >"$work/impair.out"; "$speed" impair 127.0.0.1:0 "$1" $2 >"$work/impair.out" 2>/dev/null & raw+=($!); through=$(listening "$work/impair.out"); }
 fetch_raw() { "$speed" fetch "$realm_dir/device" "$1" "$2" "$streams" "${@:3}" | json mb_s; }
 
-# start_far N FILE: an origin in the namespace of that name, with the file as release 1. enroll_far H: a device on that host of site 1.
+# start_far N FILE: starts an origin in the namespace of that name, with FILE as release 1. enroll_far H: enrols a
+# device on that host of site 1.
 start_far() {
   far_data=$realm_dir/admin$1
   in_place_of_shell origin "$bin/distd-server" serve --data "$realm_dir/origin$1" --http 127.0.0.1:8443 --quic 10.90.0.2:4433 --patches false --solid-sets false >"$work/origin$1.out" 2>"$work/origin$1.log" & raw+=($!)
@@ -103,7 +105,7 @@ if wanted share; then
   row "100 Mbit/s, two pulls" "$(mb 100000000 "$first")" "$(mb 100000000 "$(cat "$work/second")") (the other)" ""
   in_place_of_shell origin python3 -m http.server --bind 10.90.0.2 --directory "$work" 8080 >/dev/null 2>&1 & raw+=($!)
   wait_for 10 on s1-h11 curl -fs -o /dev/null -r 0-9 http://10.90.0.2:8080/some
-  # TCP goes on for as long as the pull does.
+  # TCP sends for as long as the pull runs.
   on s1-h11 curl -fs -o /dev/null -w '%{speed_download}' --max-time 20 http://10.90.0.2:8080/file >"$work/tcp" & second=$!
   first=$(one 10); wait "$second" || true
   row "100 Mbit/s, beside a download over TCP" "$(mb 100000000 "$first")" "$(mb "$(cat "$work/tcp")" 1) (TCP, in 20 s)" ""
@@ -115,7 +117,7 @@ if wanted others; then
   since() { rate "$(awk -v a="$1" -v b="$(date +%s.%N)" 'BEGIN { print b - a }')"; }
   beside() { row "loopback, round $1" "$2" "$3 ($4)" "$(awk -v a="$2" -v b="$3" 'BEGIN { printf "%.2f", a / b }')"; }
   mkdir -p "$work/send" "$work/got"; ln "$work/file" "$work/send/file"
-  # With nothing but a loopback of their own: neither looks for anybody.
+  # Each has only a loopback interface of its own: neither looks for other nodes.
   add_space alone
   (cd "$work/send" && in_place_of_shell alone sendme send --no-progress --relay disabled file </dev/null >"$work/sendme.out" 2>&1) & raw+=($!)
   wait_for 60 grep -q 'receive blob' "$work/sendme.out"

@@ -1,13 +1,13 @@
-//! Many leaves of one relay in one process: `tests/bench/relay.sh`.
+//! Many leaves of one relay in one process, for `tests/bench/relay.sh`.
 //!
 //! ```text
 //! crowd STATE TOKEN PARENT MANIFEST CONNECTED FETCHING ROUNDS
 //! ```
 //!
-//! Enrols so many devices below STATE with the join token, and opens a connection of each (over QUIC, or as
-//! `DISTD_TRANSPORT` says) with the swarm of the manifest on it. Prints `connected` and waits for a line on standard
-//! input; then so many of them fetch every chunk so many times, verify and drop it, and a JSON object says what
-//! that took.
+//! Enrols CONNECTED devices below STATE with the join token, and opens a connection of each (over
+//! QUIC, or as `DISTD_TRANSPORT` says) with the swarm of the manifest on it. Prints `connected` and
+//! waits for a line on standard input. Then FETCHING of the devices fetch every chunk ROUNDS times,
+//! verify and drop it, and the program prints a JSON object with the time and the bytes.
 
 use std::error::Error;
 use std::io::BufRead;
@@ -33,7 +33,7 @@ use distd_peer::trust::token::JoinToken;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// Counts what came, as it was sent.
+/// Counts received bytes in their packed form.
 #[derive(Default)]
 struct Counted(AtomicU64);
 

@@ -1,6 +1,6 @@
-//! Large simulated fleets, printed as a table and drawn as curves: `tests/soak/sim.sh`.
+//! Large simulated fleets, printed as a table and drawn as curves, for `tests/soak/sim.sh`.
 //!
-//! All numbers but the last column are virtual: a fleet behaves the same on every machine.
+//! All numbers except the last column are virtual: a fleet behaves the same on every machine.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,14 +10,15 @@ use distd_tests::svg::{Chart, Curve};
 
 const LIMIT: Duration = Duration::from_secs(3600);
 
-/// Chunks of 64 KiB of the reference update (30 MB) and of a first install (180 MB), docs/benchmarks.md.
+/// Number of chunks of 64 KiB in the reference update (30 MB) and in a first install (180 MB);
+/// docs/benchmarks.md.
 const UPDATE: u64 = 458;
 const INSTALL: u64 = 2750;
 
-/// Most leaves for which a curve is drawn.
+/// Largest number of leaves for which a curve is drawn.
 const DRAWN_MAX: usize = 1000;
 
-/// A number of leaves behind each of a number of relays, or of none.
+/// A fleet: the number of relays (which may be 0) and the number of leaves behind each.
 #[derive(Clone, Copy)]
 struct Fleet {
     relays: usize,
@@ -26,8 +27,8 @@ struct Fleet {
     megabits: u64,
 }
 
-/// What came of one: how long each leaf took in ascending order, what the uplinks carried at most, the relays sent in all, and
-/// came twice.
+/// Result of one fleet: the time of each leaf in ascending order, the largest traffic of an uplink,
+/// the traffic of all relays, and the traffic that came twice.
 struct Outcome {
     took: Vec<f64>,
     uplink_percent: u64,
@@ -81,7 +82,8 @@ fn print_line(fleet: Fleet, rng_seed: u64) {
     );
 }
 
-/// Draws when leaves are complete, and what the origin sends, over the number of leaves.
+/// Draws the times at which leaves are complete, and the origin's traffic over the number of
+/// leaves.
 fn draw(directory: &Path, rng_seed: u64) -> std::io::Result<()> {
     let (mut completion, mut relayed, mut direct) = (Vec::new(), Vec::new(), Vec::new());
     for leaves in [1, 10, 100, DRAWN_MAX] {

@@ -1,14 +1,19 @@
-//! What QUIC alone carries with distd's own settings and certificates, and a bad link to try it on: `tests/bench/speed.sh`.
+//! Throughput of QUIC alone with distd's own settings and certificates, and a bad link to try it on;
+//! for `tests/bench/speed.sh`.
 //!
 //! ```text
-//! speed serve STATE LISTEN                      sends as many bytes as it is asked for; STATE of an enrolled relay
-//! speed fetch STATE ADDRESS BYTES STREAMS       asks for them, and prints seconds and MB/s; STATE of an enrolled device
+//! speed serve STATE LISTEN
+//! speed fetch STATE ADDRESS BYTES STREAMS
 //! speed impair LISTEN TARGET LOSS% DELAY_MS MBIT QUEUE_MS
 //! ```
 //!
-//! Settings for the first two: `--congestion cubic|newreno|bbr|follow`, `--window MIB` (of a connection, half of it a stream), `--mtu BYTES`,
-//! `--file PATH`: read from there, or hashed in pieces, written there, read back and hashed once more, and nothing else: what is left of QUIC's
-//! speed to whoever takes a file as distd does.
+//! `serve` sends as many bytes as it is asked for, with the STATE of an enrolled relay. `fetch` asks
+//! for them and prints seconds and MB/s, with the STATE of an enrolled device.
+//!
+//! Settings for these two: `--congestion cubic|newreno|bbr|follow`, `--window MIB` (of a connection,
+//! half of it a stream), `--mtu BYTES`, `--file PATH`. With `--file`, `serve` reads the bytes from
+//! PATH, and `fetch` hashes them in pieces, writes them to PATH, reads them back and hashes them once
+//! more: the rest of QUIC's speed for a program that receives a file as distd does.
 
 use std::error::Error;
 use std::fs::File;
@@ -29,7 +34,7 @@ type Failure = Box<dyn Error + Send + Sync>;
 /// Bytes handed to a stream at once: a chunk of middling length.
 const PIECE: usize = 64 << 10;
 
-/// Bytes read, hashed and written at once with `--file`, as distd does it.
+/// Bytes read, hashed and written at once with `--file`, as distd does.
 const RUN: usize = 128 << 10;
 
 struct Settings {
@@ -72,7 +77,7 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
 }
 
-/// Takes the settings out of the arguments.
+/// Removes the settings from the arguments.
 fn settings(args: &mut Vec<String>) -> Result<Settings, Failure> {
     let (mut tuning, mut file) = (Tuning::default(), None);
     while let Some(at) = args.iter().position(|arg| arg.starts_with("--")) {
@@ -126,7 +131,7 @@ async fn serve(state: &Path, listen: SocketAddr, settings: &Settings) -> Result<
                     let number =
                         |at: usize| Ok::<_, Failure>(u64::from_be_bytes(asked[at..at + 8].try_into()?));
                     let (mut at, end) = (number(0)?, number(0)? + number(8)?);
-                    // No two bytes alike matter: QUIC encrypts whatever it is.
+                    // Equal bytes do no harm: QUIC encrypts any content in the same time.
                     let piece = bytes::Bytes::from(vec![0x5a; PIECE]);
                     while at < end {
                         fit_send_window(&connection);
@@ -219,7 +224,7 @@ async fn fetch(
     Ok(())
 }
 
-/// Reads all of it, half on each of two threads, and hashes it.
+/// Reads the whole file, half on each of two threads, and hashes it.
 fn read_back(file: &File, bytes: u64) -> std::io::Result<()> {
     let half = |range: std::ops::Range<u64>| {
         let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; 1 << 20]);

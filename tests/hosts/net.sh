@@ -1,22 +1,23 @@
-# Sourced by scripts: an origin, sites behind shaped uplinks and hosts in them, each a network namespace of its own. Needs root.
+# Sourced by scripts: an origin, sites behind shaped uplinks and hosts in them, each a network namespace of its own. Needs
+# root.
 #
 #   hub ── origin        10.90.0.2
 #    ├── site 1, 100 Mbit/s up and down: a bridge, 10.90.1.0/24, hosts .10 and up
 #    └── site 2 ...
 #
-# The hub routes, so that what devices say by multicast stays in their site.
+# The hub routes, so that multicast of devices stays in their site.
 
 declare -a net_spaces=()
 net_tag=hosts$$
 
 space() { printf '%s-%s' "$net_tag" "$1"; }
 add_space() { ip netns add "$(space "$1")"; net_spaces+=("$1"); ip -n "$(space "$1")" link set lo up; }
-# on SPACE COMMAND...: runs it there.
+# on SPACE COMMAND...: runs COMMAND in the namespace.
 on() { local at=$1; shift; ip netns exec "$(space "$at")" "$@"; }
-# The same in the place of a background job's shell, so that the job's number is the command's.
+# The same, replacing the shell of a background job, so that the job's process id is the command's.
 in_place_of_shell() { local at=$1; shift; exec ip netns exec "$(space "$at")" "$@"; }
 
-# shape SPACE DEVICE RATE: what leaves there is slowed down to RATE.
+# shape SPACE DEVICE RATE: limits traffic out of DEVICE to RATE.
 shape() { tc -n "$(space "$1")" qdisc add dev "$2" root tbf rate "$3" burst 1mb latency 50ms; }
 
 # net_start SITES HOSTS UPLINK LAN: sites 1… with hosts 10… each.
@@ -50,6 +51,6 @@ net_stop() { local name; for name in "${net_spaces[@]}"; do ip netns delete "$(s
 # into_site N, out_of_site N: bytes that have crossed its uplink so far.
 into_site() { on hub cat "/sys/class/net/to-site$1/statistics/tx_bytes"; }
 out_of_site() { on hub cat "/sys/class/net/to-site$1/statistics/rx_bytes"; }
-# cut_site N, heal_site N: the uplink is gone, and back.
+# cut_site N, heal_site N: takes the uplink away, and brings it back.
 cut_site() { ip -n "$(space hub)" link set "to-site$1" down; }
 heal_site() { ip -n "$(space hub)" link set "to-site$1" up; }

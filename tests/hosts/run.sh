@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Two offices as they are: an origin, two sites behind uplinks of 100 Mbit/s with a relay and ten devices each, all real processes in network
-# namespaces. What crosses an uplink is counted at its veth. Markdown on standard output, progress on standard error.
+# Two realistic offices: an origin, two sites behind uplinks of 100 Mbit/s with a relay and ten devices each, all real
+# processes in network namespaces. Traffic over an uplink is counted at its veth. Markdown on standard output, progress on
+# standard error.
 #
-#   tests/hosts/run.sh [OLD NEW]     two images; default: two that are made here, 60 MB, a quarter of it new
+#   tests/hosts/run.sh [OLD NEW]     two images; default: two images made here, 60 MB, a quarter of it new
 #
 # Needs root and some ten minutes on two cores.
 set -euo pipefail
@@ -53,20 +54,21 @@ relay_up() { # relay_up SITE
 down() { # down NAME [SIGNAL]
   kill "-${2:-TERM}" "${pids[$1]}" 2>/dev/null || true; wait "${pids[$1]}" 2>/dev/null || true; unset "pids[$1]"
 }
-# fresh SITE: its relay has nothing, nor has any of its devices anything but the old release.
+# fresh SITE: empties its relay, and leaves its devices only the old release.
 fresh() {
   local s=$1 l
   [ -z "${pids[relay$s]:-}" ] || down "relay$s"
   rm -rf "$work/relay$s/cache" "$work/relay$s/quarantine.json"; relay_up "$s"
   for ((l = 11; l < 11 + leaves; l++)); do rm -rf "$work/d$s-$l"/out* "$work/d$s-$l/peers.json" "$work/d$s-$l/quarantine.json"; done
 }
-# pull SITE LEAF [ARGS...]: in the background, as pids[pull-SITE-LEAF]. The relay first, then the origin.
+# pull SITE LEAF [ARGS...]: pulls in the background, process id in pids[pull-SITE-LEAF]. Parents: the relay, then the
+# origin.
 pull() {
   local s=$1 l=$2 d=$work/d$1-$2; shift 2
   in_place_of_shell "s$s-h$l" "$bin/distd" --data "$d" --json pull os@2 --out "$d/out" --seed "$work/seed" --parent "10.90.$s.10:4433" --parent 10.90.0.2:4433 "$@" \
     >"$d/pull.json" 2>"$d/pull.err" & pids[pull-$s-$l]=$!
 }
-# pulled SITE LEAF: waits for it; fails unless it has the new release.
+# pulled SITE LEAF: waits for the pull; fails unless the leaf has the new release.
 pulled() {
   local d=$work/d$1-$2 pid=${pids[pull-$1-$2]}; unset "pids[pull-$1-$2]"
   wait "$pid" || { echo "device $2 of site $1 failed:" >&2; tail -n 5 "$d/pull.err" "$d/pull.json" >&2; return 1; }
@@ -75,13 +77,13 @@ pulled() {
 all() { local l; for ((l = 11; l < 11 + leaves; l++)); do "$1" "$2" "$l" "${@:3}"; done; }
 seconds() { awk -v a="$1" -v b="$(date +%s.%N)" 'BEGIN { printf "%.1f", b - a }'; }
 rows=()
-# row NAME SITE BEFORE START NOTE: what came into the site since, beside what one device alone took.
+# row NAME SITE BEFORE START NOTE: bytes into the site since BEFORE, relative to those of one device alone.
 row() {
   local bytes=$(( $(into_site "$2") - $3 )) ratio
   ratio=$(awk -v a="$bytes" -v b="${alone:-$bytes}" 'BEGIN { printf "%.3f", a / b }')
   rows+=("| $1 | $(awk -v b="$bytes" 'BEGIN { printf "%.2f", b / 1e6 }') | $ratio | $(seconds "$4") | $5 |"); echo "${rows[-1]}" >&2
 }
-# sources SITE: what its devices took from where, in MB.
+# sources SITE: bytes that its devices took from each source, in MB.
 sources() {
   local l kind sums=()
   for kind in wire_bytes_by_source.peer wire_bytes_by_source.relay wire_bytes_by_source.origin; do

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks of the tree that no compiler makes: licences of dependencies, sources, the top level, words."""
+"""Checks of the tree that the compiler cannot make: licences and sources of dependencies, the top level, keys."""
 import json
 import pathlib
 import re
@@ -10,7 +10,7 @@ ALLOWED = {
     "MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Zlib", "0BSD", "Unlicense", "CC0-1.0", "BSL-1.0",
     "Unicode-3.0", "Unicode-DFS-2016", "CDLA-Permissive-2.0", "Apache-2.0 WITH LLVM-exception", "OpenSSL", "MIT-0",
 }
-# Named one by one, each with the decision that took it in.
+# Exceptions, each with the decision that accepted it.
 EXCEPTIONS = {("cabac", "LGPL-3.0-or-later"): "docs/decisions/0008-cabac.md"}
 TOP = {"Cargo.toml", "Cargo.lock", "distd-core", "distd-server", "distd-peer", "distd-client", "deploy", "docs", "findings", "tests",
        "README.md", "LICENSE-APACHE", "LICENSE-MIT"}
@@ -18,7 +18,7 @@ failures = []
 
 
 def licence_ok(expression):
-    """True when some choice of the SPDX expression's OR is allowed throughout."""
+    """True if the SPDX expression has a choice of its ORs in which every licence is allowed."""
     expression = expression.replace("/", " OR ")
     tokens = re.findall(r"\(|\)|AND|OR|[^\s()]+(?: WITH [^\s()]+)?", expression)
 

@@ -1,6 +1,6 @@
-# Sourced by scripts: installs what is missing, once.
+# Sourced by scripts: installs missing programs, once.
 
-# need COMMAND:PACKAGE ... : installs the Debian packages whose command is not there.
+# need COMMAND:PACKAGE ... : installs the Debian packages whose command is missing.
 need() {
   local missing=() pair
   for pair in "$@"; do command -v "${pair%%:*}" >/dev/null 2>&1 || missing+=("${pair##*:}"); done
@@ -10,7 +10,7 @@ need() {
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# The directory of PostgreSQL's server binaries, installing them if there are none.
+# Prints the directory of PostgreSQL's server binaries, after installing them if they are missing.
 postgres_bin() {
   local dir
   if ! ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
@@ -20,10 +20,10 @@ postgres_bin() {
   printf '%s\n' "$dir"
 }
 
-# A free TCP port on loopback.
+# Prints a free TCP port on loopback.
 free_port() { python3 -c 'import socket; s=socket.socket(); s.bind(("127.0.0.1",0)); print(s.getsockname()[1])'; }
 
-# wait_for SECONDS COMMAND... : until the command succeeds.
+# wait_for SECONDS COMMAND... : repeats the command until it succeeds.
 wait_for() {
   local deadline=$(( $(date +%s) + $1 )); shift
   until "$@" >/dev/null 2>&1; do

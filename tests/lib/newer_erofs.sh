@@ -1,7 +1,7 @@
-# Sourced by scripts: a mkfs.erofs that packs by deflate, zstd and lzma too.
+# Sourced by scripts: a mkfs.erofs that can pack with deflate, zstd and lzma too.
 
-# newer_erofs DIR : prints the path of one. The machine's own where that does, else of a later Debian release, unpacked below DIR with the
-# libraries it wants and run with those; nothing on the machine changes.
+# newer_erofs DIR : prints its path. This is the machine's own mkfs.erofs if it can, otherwise that of a later Debian
+# release, unpacked below DIR with its libraries; nothing on the machine changes.
 newer_erofs() {
   local dir=$1 main suite=trixie options deb root
   if mkfs.erofs --help 2>&1 | grep -q 'zstd'; then command -v mkfs.erofs; return; fi

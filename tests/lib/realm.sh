@@ -1,4 +1,4 @@
-# Sourced by scripts: an origin, relays and devices on loopback out of the built binaries. Sets up under $realm_dir.
+# Sourced by scripts: an origin, relays and devices on loopback, from the built binaries. All files are under $realm_dir.
 # Needs: bin (directory of the binaries), realm_dir.
 
 declare -A realm_pids=()
@@ -41,7 +41,7 @@ device() { local name=$1; shift; "$bin/distd" --data "$realm_dir/$name" "$@"; }
 # peak_mib NAME: peak resident memory of a running daemon, MiB.
 peak_mib() { awk '/VmHWM/ { printf "%.0f", $2 / 1024 }' "/proc/${realm_pids[$1]}/status"; }
 
-# origin_served: bytes the origin has served over QUIC: chunks, nodes, metadata.
+# origin_served: bytes that the origin has served over QUIC: chunks, nodes, metadata.
 origin_served() {
   curl -fs --cacert "$realm_dir/origin/realm/ca.pem" "https://$origin_https/metrics" |
     awk '/^distd_quic_(chunk|control)_bytes_total/ { s += $2 } END { printf "%d", s }'
@@ -54,7 +54,7 @@ stop_realm() {
   realm_pids=()
 }
 
-# json FIELD...: prints fields (dots go down) of the last line of standard input, an object.
+# json FIELD...: prints fields (dots descend) of the JSON object in the last line of standard input.
 json() { python3 -c '
 import json, sys
 value = json.loads(sys.stdin.read().strip().splitlines()[-1])

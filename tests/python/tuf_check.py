@@ -38,7 +38,7 @@ class Fetcher(FetcherInterface):
         except urllib.error.HTTPError as e:
             raise exceptions.DownloadHTTPError(str(e), e.code) from e
         except (urllib.error.URLError, OSError) as e:
-            # A missing local file is what 404 is over HTTP.
+            # A missing local file corresponds to 404 over HTTP.
             if url.startswith("file:") and "No such file" in str(e):
                 raise exceptions.DownloadHTTPError(str(e), 404) from e
             raise
@@ -61,7 +61,7 @@ class Client:
             metadata_base_url=base,
             target_base_url=base + "targets/",
             fetcher=self.fetcher,
-            # Once there is a trusted root on disk, that one is the start.
+            # Once a trusted root is on disk, the update starts from that root.
             bootstrap=None if (pathlib.Path(self.dir.name) / "root.json").exists() else self.root,
         )
         updater.refresh()

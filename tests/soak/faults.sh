@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every fault at every system call of pulls, a push and a relay's fetch; prints for each how many points there are and how many ended right.
-# Some 25 minutes on two cores. Further arguments choose tests by name.
+# Every fault at every system call of pulls, a push and a relay's fetch. Prints for each command the number of points and
+# the number that ended right. Some 25 minutes on two cores. Further arguments choose tests by name.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/lib/install.sh

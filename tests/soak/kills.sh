@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# 50 kills -9 of device, relay and origin each, without and with patches (or as many as the first argument says), on real processes.
+# 50 kills -9 of device, relay and origin each (the first argument sets another number), without and with patches, on real
+# processes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export DISTD_TEST_KILLS=${1:-50} DISTD_TEST_RNG_SEED=${DISTD_TEST_RNG_SEED:-$RANDOM}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Memory of a large upload, both ways in: how much the origin and the pushing client keep resident.
+# Memory of a large upload, in both ways: resident memory of the origin and of the pushing client.
 #
 #   tests/soak/upload.sh [GB]      default 20; needs 1.3 times as much disk under $TMPDIR; some ten minutes
 set -euo pipefail
@@ -13,7 +13,7 @@ realm_dir=$work/realm; bin=$here/target/release; mkdir -p "$realm_dir"
 trap 'stop_realm; rm -rf "$work"' EXIT
 (cd "$here" && cargo build --release --locked --bins) >&2
 
-# bytes SEED: so many GB, no two blocks the same, a quarter of each random.
+# bytes SEED: that many GB, no two blocks the same, a quarter of each random.
 bytes() { python3 - "$gb" "$1" <<'P'
 import random, sys
 source = random.Random(int(sys.argv[2]))

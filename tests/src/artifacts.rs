@@ -1,4 +1,4 @@
-//! Real artifacts: EROFS images of generated trees.
+//! Real artifacts for tests: EROFS images of generated trees.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use crate::Rng;
 /// Writes a system-like tree: `files` files of mixed size and kind, deterministic in `rng`.
 ///
 /// # Panics
-/// When the disk refuses; there is nothing a test could do then.
+/// If the disk refuses; a test cannot do anything about that.
 pub fn system_tree(dir: &Path, files: usize, rng: &mut Rng) {
     for n in 0..files {
         let sub = dir.join(format!("usr/lib/part{}", n % 17));
@@ -26,7 +26,7 @@ pub fn system_tree(dir: &Path, files: usize, rng: &mut Rng) {
     std::os::unix::fs::symlink("usr/lib", dir.join("lib")).expect("link");
 }
 
-/// Changes a tree as an update does: some files rewritten, some edited, one added, one gone.
+/// Changes a tree as an update does: some files rewritten, some edited, one added, one removed.
 ///
 /// # Panics
 /// As [`system_tree`].
@@ -73,11 +73,12 @@ pub fn erofs(tree: &Path, image: &Path, options: &[&str]) {
     try_erofs(tree, image, options).unwrap_or_else(|message| panic!("mkfs.erofs {options:?}: {message}"));
 }
 
-/// The same; what `mkfs.erofs` says against the options, if it does: newer versions know more of them. The one that
-/// `DISTD_TEST_NEWER_MKFS` names is taken where that is set.
+/// Makes an EROFS image of `tree` as [`erofs`] does, but returns the message of `mkfs.erofs` if it
+/// rejects the options: newer versions know more of them. Uses the `mkfs.erofs` that
+/// `DISTD_TEST_NEWER_MKFS` names, where that is set.
 ///
 /// # Errors
-/// Its message.
+/// The message of `mkfs.erofs`.
 ///
 /// # Panics
 /// When `mkfs.erofs` is missing.
@@ -93,7 +94,8 @@ pub fn try_erofs(tree: &Path, image: &Path, options: &[&str]) -> Result<(), Stri
     if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
 }
 
-/// Two releases of one system as EROFS images in `dir`: about 15 MB each, and what changed between them.
+/// Two releases of one system as EROFS images in `dir`: about 15 MB each, with the changes of an
+/// update between them.
 ///
 /// # Panics
 /// As [`erofs`].
@@ -108,7 +110,8 @@ pub fn release_pair(dir: &Path, rng_seed: u64) -> (PathBuf, PathBuf) {
     (v1, v2)
 }
 
-/// Three releases of a system: files edited in the middle, and an initrd (gzip, made by gzip) whose inside is edited.
+/// Three releases of a system: files edited in the middle, and an initrd (gzip, made by gzip) whose
+/// content is edited.
 ///
 /// # Panics
 /// As [`erofs`], and when `gzip` is missing.
@@ -122,7 +125,7 @@ pub fn releases(dir: &Path, rng_seed: u64) -> [PathBuf; 3] {
     ["1", "2", "3"].map(|version| {
         for (n, program) in programs.iter_mut().enumerate() {
             fs::write(tree.join(format!("usr/lib/program{n}")), &program).expect("write a file");
-            // For the next release: something small every few chunks.
+            // For the next release: a small change every few chunks.
             for _ in 0..20 {
                 let at = rng.below(program.len() as u64 - 100) as usize;
                 program.splice(at..at + 3, rng.bytes(9));

@@ -1,4 +1,5 @@
-//! Loop devices, mounts and another user, for tests of what a device's disks can do to a pull. All of it needs root.
+//! Loop devices, mounts and a second user, for tests of how a device's disks can affect a pull. All
+//! of these need root.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -10,7 +11,7 @@ use crate::lab::{Lab, Outcome, binary};
 /// User and group that commands run as instead of root.
 pub const USER: u32 = 1000;
 
-/// Whether this machine lets tests mount and make loop devices; says why not.
+/// Whether this machine lets tests mount and make loop devices. Prints the reason if not.
 pub fn can_mount() -> bool {
     let why = if !rustix::process::geteuid().is_root() {
         "only root may mount"
@@ -23,7 +24,7 @@ pub fn can_mount() -> bool {
     false
 }
 
-/// Whether this is root; says why the test does nothing where it is not.
+/// Whether the test runs as root. Prints why the test does nothing if not.
 pub fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
@@ -38,29 +39,29 @@ fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// A loop device over a new file; gone when dropped.
+/// A loop device over a new file; detached when dropped.
 #[derive(Debug)]
 pub struct Loop(PathBuf);
 
 impl Loop {
-    /// One of `bytes`, over the file `backing`.
+    /// Makes a loop device of `bytes` bytes, over the file `backing`.
     ///
     /// # Panics
-    /// When there is none.
+    /// If no loop device can be made.
     pub fn new(backing: &Path, bytes: u64) -> Self {
         File::create(backing).and_then(|file| file.set_len(bytes)).expect("backing file");
         Self::over(backing)
     }
 
-    /// One over whatever is at `backing`.
+    /// Makes a loop device over the existing file or device at `backing`.
     ///
     /// # Panics
-    /// When there is none.
+    /// If no loop device can be made.
     pub fn over(backing: &Path) -> Self {
         Self(run(Command::new("losetup").args(["-f", "--show"]).arg(backing)).into())
     }
 
-    /// Its node.
+    /// Path of the device node.
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -77,7 +78,7 @@ impl Drop for Loop {
 pub struct Mount(PathBuf);
 
 impl Mount {
-    /// `mount ARGS AT`; the directory is made.
+    /// Runs `mount ARGS AT`, after making the directory `AT`.
     ///
     /// # Panics
     /// When it cannot be mounted.
@@ -86,7 +87,7 @@ impl Mount {
         Self::on(args, at)
     }
 
-    /// The same on what is there.
+    /// Runs `mount ARGS AT` on an existing file or directory.
     ///
     /// # Panics
     /// When it cannot be mounted.
@@ -102,12 +103,12 @@ impl Drop for Mount {
     }
 }
 
-/// Something mounted in a mount namespace of its own, which goes with its one process.
+/// A mount in a mount namespace of its own, which ends with the one process in it.
 #[derive(Debug)]
 pub struct Elsewhere(Child);
 
 impl Elsewhere {
-    /// `mount ARGS` there.
+    /// Runs `mount ARGS` in a new mount namespace.
     ///
     /// # Panics
     /// When it cannot be mounted.
@@ -122,12 +123,12 @@ impl Elsewhere {
         Self(child)
     }
 
-    /// Ends it; nothing is mounted there any more.
+    /// Ends the namespace's process, so that nothing is mounted there any more.
     ///
     /// # Panics
     /// When its process cannot be waited for.
     pub fn end(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.0.kill();
         self.0.wait().expect("wait for it");
     }
@@ -144,18 +145,18 @@ impl Drop for Elsewhere {
 pub struct User<'l> {
     lab: &'l Lab,
     program: PathBuf,
-    /// A directory of its own.
+    /// Makes the device's own directory.
     pub home: PathBuf,
 }
 
 impl<'l> User<'l> {
-    /// Enrols it with the origin.
+    /// Enrols the device with the origin.
     ///
     /// # Panics
     /// When the disk refuses.
     pub fn new(lab: &'l Lab) -> Self {
         use std::os::unix::fs::PermissionsExt;
-        // Everybody may pass, and the program may lie where only root gets to.
+        // Every user may enter the directory, and the program may lie where only root can read.
         fs::set_permissions(lab.path(""), fs::Permissions::from_mode(0o755)).expect("chmod");
         let program = lab.path("distd-for-all");
         fs::copy(binary("distd"), &program).expect("copy the program");
@@ -169,7 +170,7 @@ impl<'l> User<'l> {
         user
     }
 
-    /// The command of `distd` with `args`.
+    /// The command `distd` with `args`, not started yet.
     pub fn command(&self, args: &[&str]) -> Command {
         let id = USER.to_string();
         let mut command = Command::new("setpriv");

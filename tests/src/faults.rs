@@ -17,18 +17,18 @@ const CHANGING: &str = "write,pwrite64,writev,pwritev,pwritev2,fsync,fdatasync,s
     fchownat,truncate,ftruncate,fallocate,copy_file_range,sendfile,ioctl,setxattr,lsetxattr,fsetxattr,removexattr,\
     lremovexattr,fremovexattr,symlink,symlinkat,mknod,mknodat,utimensat,flock,fcntl";
 
-/// Calls that only read; they get `EIO`. `openat` counts as changing where it creates or writes.
+/// Calls that only read; they get `EIO`. `openat` counts as changing if it creates or writes.
 const READING: &str = "openat,openat2,read,pread64,readv,preadv,getdents64,statx,newfstatat,fstat,lgetxattr,fgetxattr,\
     llistxattr,flistxattr,readlink,readlinkat,lseek";
 
-/// Errors that a disk or a policy gives.
+/// Errors that a disk or a security policy can return.
 const ERRORS: [&str; 3] = ["EIO", "ENOSPC", "EPERM"];
 
-/// Calls that are no points where a path is random: without a path the fault would strike sockets
-/// and the runtime's own pipes. A fault of such a file is one at its `fsync` or `rename`.
+/// Calls that are not points where a path is random: without a path the fault would strike sockets
+/// and the runtime's own pipes. A fault of such a file strikes at its `fsync` or `rename`.
 const OF_SOCKETS_TOO: [&str; 5] = ["write", "writev", "ioctl", "fcntl", "sendfile"];
 
-/// A fault at a call.
+/// A fault injected at a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     /// The command is killed there.
@@ -37,17 +37,18 @@ pub enum Fault {
     Error(&'static str),
 }
 
-/// One place for a fault.
+/// One place where a fault can be injected.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Point {
     /// The system call.
     pub call: String,
-    /// The path or name that the call is given, or that its descriptor leads to; `None` where names
+    /// The path or name that the call is given, or the path of its descriptor; `None` where names
     /// differ from run to run.
     pub path: Option<String>,
-    /// Which call of a thread with this path, from 1: strace counts for each thread by itself.
+    /// Number of the call among a thread's calls with this path, from 1: strace counts for each
+    /// thread by itself.
     pub nth: u64,
-    /// How often the call occurs there.
+    /// How often the call occurs with this path in one thread, at most.
     pub of: u64,
     /// The fault.
     pub fault: Fault,
@@ -64,7 +65,7 @@ impl fmt::Display for Point {
     }
 }
 
-/// Whether strace can trace here; says why not.
+/// Whether strace can trace here. Prints the reason if not.
 pub fn can_trace() -> bool {
     let tried = Command::new("strace").args(["-f", "-qq", "-o", "/dev/null", "true"]).output();
     let traced = tried.as_ref().is_ok_and(|output| output.status.success());
@@ -74,7 +75,8 @@ pub fn can_trace() -> bool {
     traced
 }
 
-/// Runs a command to its end with its output in files of `dir`: writing to them is a point as well.
+/// Runs a command to its end with its output in files of `dir`, so that writing output is a point
+/// too.
 ///
 /// # Panics
 /// When it cannot be started.
@@ -104,7 +106,7 @@ pub fn traced(command: &Command, args: &[&str], log: &Path) -> Command {
     strace
 }
 
-/// The arguments that make strace do `point`.
+/// The arguments that make strace inject the fault of `point`.
 pub fn injection(point: &Point) -> Vec<String> {
     let fault = match point.fault {
         Fault::Kill => "signal=KILL".to_owned(),
@@ -122,7 +124,7 @@ pub fn injection(point: &Point) -> Vec<String> {
     args
 }
 
-/// Runs `command` with the fault of `point`; whether the fault was done at all.
+/// Runs `command` with the fault of `point`. Returns the outcome, and whether the fault happened.
 pub fn injected(command: &Command, point: &Point, dir: &Path) -> (Outcome, bool) {
     let log = dir.join("trace");
     let args = injection(point);
@@ -132,19 +134,20 @@ pub fn injected(command: &Command, point: &Point, dir: &Path) -> (Outcome, bool)
     (outcome, done)
 }
 
-/// The arguments that make strace note every call that may be a point.
+/// The arguments that make strace log every call that may be a point.
 pub fn counting() -> [String; 2] {
-    // A name that this version of strace or this architecture has no call for is passed over.
+    // strace ignores a name with `?` that its version or this architecture does not know.
     let names = CHANGING.split(',').chain(READING.split(','));
     let names: Vec<String> = names.map(|name| format!("?{}", name.trim())).collect();
     ["-e".to_owned(), format!("trace={}", names.join(","))]
 }
 
-/// How often a call occurs in one thread at most, and whether it changes something.
+/// For each call and path: how often it occurs in one thread at most, and whether it changes
+/// something.
 type Calls = BTreeMap<(String, Option<String>), (u64, bool)>;
 
-/// Every point of a command, out of the traces of two runs without a fault. A path that is in one
-/// of them alone is taken for a random name.
+/// Every point of a command, from the traces of two runs without a fault. A path that occurs in
+/// only one of the traces is taken for a random name.
 pub fn points(first: &Path, second: &Path) -> Vec<Point> {
     let [first, second] = [first, second].map(|log| {
         let bytes = fs::read(log).expect("the trace");
@@ -162,7 +165,8 @@ pub fn points(first: &Path, second: &Path) -> Vec<Point> {
     }
     let mut points = Vec::new();
     for ((call, path), (of, changes)) in found {
-        // What only reads leaves the same behind as a kill at the change before it.
+        // A fault at a call that only reads leaves the same state as a kill at the change before
+        // it.
         let faults: Vec<Fault> = match changes {
             true => ERRORS.into_iter().map(Fault::Error).chain([Fault::Kill]).collect(),
             false => vec![Fault::Error("EIO")],
@@ -176,8 +180,8 @@ pub fn points(first: &Path, second: &Path) -> Vec<Point> {
     points
 }
 
-/// The calls of a trace. Those on sockets, pipes and memory do not count: faults of the network
-/// have tests of their own, and the kernel has none for the others.
+/// The calls of a trace. Calls on sockets, pipes and memory do not count: faults of the network
+/// have tests of their own, and the kernel has no such faults for pipes and memory.
 fn calls(trace: &str) -> Calls {
     let mut each: BTreeMap<(&str, String, String), (u64, bool)> = BTreeMap::new();
     for line in trace.lines() {
@@ -205,7 +209,7 @@ fn calls(trace: &str) -> Calls {
     most
 }
 
-/// The name that a call is given, else the path of its descriptor.
+/// The name that a call is given, or else the path of its descriptor.
 fn path_of(call: &str, args: &str) -> Option<String> {
     let named = call.contains("at") && !call.contains("fdatasync") && call != "fstat" && call != "ftruncate"
         || [
@@ -228,15 +232,16 @@ fn path_of(call: &str, args: &str) -> Option<String> {
     path.starts_with('/').then(|| path.trim_end_matches("(deleted)").to_owned())
 }
 
-/// Whether a path is the loader's, or of another process: a fault there is not one of this command.
+/// Whether a path belongs to the loader or to another process: a fault there is not a fault of this
+/// command.
 fn is_of_the_system(path: &str) -> bool {
     let foreign =
         path.strip_prefix("/proc/").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
     foreign || ["/lib", "/usr/lib", "/etc/ld.so", "/dev/null"].iter().any(|dir| path.starts_with(dir))
 }
 
-/// Everything that is below `root`, with content, owner, mode, time, links and attributes; entries
-/// called `except` left out.
+/// Everything below `root`, with content, owner, mode, time, links and attributes; entries called
+/// `except` are left out.
 ///
 /// # Panics
 /// When it cannot be read.
@@ -260,8 +265,8 @@ pub fn fingerprint(root: &Path, except: &str) -> BTreeMap<PathBuf, String> {
         let len = rustix::fs::llistxattr(&path, &mut names[..]).unwrap_or(0);
         let names = String::from_utf8_lossy(&names[..len]).into_owned();
         let links = if meta.is_file() { meta.nlink() } else { 0 };
-        // A tree's own user may add to it, which moves the times of directories; an image has
-        // whatever time it came.
+        // The user of a tree may add files to it, which changes the times of directories. An image
+        // has the time at which it arrived.
         let time = if meta.is_dir() || path == root { (0, 0) } else { (meta.mtime(), meta.mtime_nsec()) };
         let text =
             format!("{:o} {}:{} {time:?} {links} {names:?} {content}", meta.mode(), meta.uid(), meta.gid());

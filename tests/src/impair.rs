@@ -1,4 +1,5 @@
-//! A bad link for UDP, in user space: loss, delay, a rate with a queue before it. For kernels without netem.
+//! A bad link for UDP, in user space: loss, delay, and a rate with a queue before it. For kernels
+//! without netem.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,23 +12,23 @@ use distd_peer::net::udp_socket;
 
 use crate::Rng;
 
-/// Largest datagram passed on: what Ethernet takes, IPv4 and UDP headers apart.
+/// Length of the largest datagram passed on: an Ethernet packet without its IPv4 and UDP headers.
 const DATAGRAM_MAX: usize = 1472;
 
-/// What the link does in each direction.
+/// Properties of the link in each direction.
 #[derive(Clone, Copy, Debug)]
 pub struct Impairment {
-    /// Datagrams of a million that are lost.
+    /// Number of datagrams in a million that are lost.
     pub lost_per_million: u64,
-    /// One way.
+    /// Delay in one direction.
     pub delay: Duration,
     /// Bytes in a second, 0 for no bound.
     pub rate: u64,
-    /// Longest wait before the rate; what would wait longer is dropped.
+    /// Longest wait before the rate; a datagram that would wait longer is dropped.
     pub queue: Duration,
 }
 
-/// Datagrams on their way, and what counts.
+/// Datagrams on their way, and the counters.
 #[derive(Default)]
 struct Pipe {
     on_their_way: Mutex<VecDeque<(Instant, Vec<u8>)>>,
@@ -37,7 +38,8 @@ struct Pipe {
     dropped: AtomicU64,
 }
 
-/// A running link: a client that sends to [`address`](Self::address) reaches the target, and answers come back. One client.
+/// A running link for one client: the client sends to [`address`](Self::address), which reaches the
+/// target, and answers come back.
 pub struct Link {
     address: SocketAddr,
     there: Arc<Pipe>,
@@ -49,10 +51,10 @@ pub struct Link {
 }
 
 impl Link {
-    /// Listens on `listen` and passes on to `target` and back.
+    /// Listens on `listen` and passes datagrams on to `target` and back.
     ///
     /// # Errors
-    /// The sockets'.
+    /// Errors of the sockets.
     pub fn start(
         listen: SocketAddr,
         target: SocketAddr,
@@ -93,7 +95,7 @@ impl Link {
         Ok(Self { address, there, back, stop, client_side, target_side, threads })
     }
 
-    /// Where the client sends to.
+    /// Address to which the client sends.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -114,7 +116,7 @@ impl Drop for Link {
             pipe.arrived.notify_all();
         }
         for thread in self.threads.drain(..) {
-            // A thread that panicked has said so.
+            // A thread that panicked has printed its message.
             let _ = thread.join();
         }
         let _ = (&self.client_side, &self.target_side);
@@ -132,11 +134,11 @@ fn take_in(
     let mut buffer = vec![0; DATAGRAM_MAX + 1];
     let mut free_at = Instant::now();
     while !stop.load(Ordering::Relaxed) {
-        // A time-out, or a port that is not there yet.
+        // A time-out, or a port that is not open yet.
         let Ok((len, whom)) = from.recv_from(&mut buffer) else { continue };
         heard(whom);
         if len > DATAGRAM_MAX {
-            // A path says nothing when it drops what is too long for it.
+            // A path drops a datagram that is too long for it without a message.
             continue;
         }
         let now = Instant::now();
@@ -150,7 +152,7 @@ fn take_in(
                 pipe.dropped.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
-            // IPv4 and UDP headers are on the link too.
+            // IPv4 and UDP headers take room on the link too.
             free_at = starts + Duration::from_secs_f64((len + 28) as f64 / impairment.rate as f64);
         } else {
             free_at = now;
@@ -179,7 +181,7 @@ fn give_out(
         }
         if due.is_empty() {
             let wait = waiting.front().map_or(Duration::from_millis(100), |(at, _)| *at - now);
-            // Woken for each that comes, so a wait that is too long ends in time.
+            // Each new datagram wakes this thread, so a wait that is too long ends in time.
             drop(pipe.arrived.wait_timeout(waiting, wait));
             continue;
         }

@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use crate::netns::Place;
 
-/// Longest wait for a daemon to come up or a condition to hold. Generous: two cores may be busy with other tests.
+/// Longest wait for a daemon to start or a condition to hold. Generous: two cores may be busy with
+/// other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A binary of this workspace, built by `cargo build --workspace --bins`.
@@ -32,16 +33,17 @@ pub fn binary(name: &str) -> PathBuf {
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
-    /// Where it listens: HTTPS and QUIC for an origin, QUIC for a relay.
+    /// Address on which the daemon listens: HTTPS and QUIC for an origin, QUIC for a relay.
     pub addresses: Vec<String>,
     log: PathBuf,
 }
 
 impl Daemon {
-    /// Starts `command` and waits until it says where it listens, on a line that begins with `marker`.
+    /// Starts `command` and waits until it prints its addresses, on a line that begins with
+    /// `marker`.
     ///
     /// # Panics
-    /// When it ends or takes too long.
+    /// If the command ends or takes too long.
     pub fn start(mut command: Command, log: &Path, marker: &str) -> Self {
         let out = log.with_extension("out");
         let file = File::create(&out).expect("create the output file");
@@ -65,7 +67,7 @@ impl Daemon {
         }
     }
 
-    /// Waits until `line` is in what it wrote to standard error.
+    /// Waits until the daemon has written `line` to standard error.
     ///
     /// # Panics
     /// When that takes too long.
@@ -77,10 +79,10 @@ impl Daemon {
         }
     }
 
-    /// Where it gives its metrics.
+    /// Address of the daemon's metrics.
     ///
     /// # Panics
-    /// When it gives none.
+    /// If the daemon gives none.
     pub fn metrics_url(&self) -> String {
         let out = self.log.with_extension("out");
         let said = || fs::read_to_string(&out).unwrap_or_default();
@@ -89,10 +91,10 @@ impl Daemon {
         url().unwrap_or_default()
     }
 
-    /// The value of a metric it gives; labels summed.
+    /// The value of one of the daemon's metrics; labels summed.
     ///
     /// # Panics
-    /// When it gives none.
+    /// If the daemon does not have it.
     pub fn metric(&self, name: &str) -> u64 {
         let output = Command::new("curl").args(["-sSf", &self.metrics_url()]).output().expect("run curl");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -101,22 +103,22 @@ impl Daemon {
         metric_in(&text, name)
     }
 
-    /// Its process id.
+    /// Process id of the daemon.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// What it wrote to standard error.
+    /// Text that the daemon wrote to standard error.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Ends it as a power cut would: no handler runs.
+    /// Kills the daemon as a power cut would: no handler runs.
     ///
     /// # Panics
     /// When it cannot be waited for.
     pub fn kill(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.child.kill();
         self.child.wait().expect("wait for the daemon");
     }
@@ -152,19 +154,19 @@ impl Drop for Daemon {
     }
 }
 
-/// What a command said.
+/// Result of a command that ended.
 #[derive(Debug)]
 pub struct Outcome {
     /// Exit code; -1 when a signal ended it.
     pub code: i32,
-    /// The last line of standard output, as JSON, if it is any.
+    /// The last line of standard output, if it is JSON.
     pub json: Value,
     /// Standard error.
     pub stderr: String,
 }
 
 impl Outcome {
-    /// What a command that ended said.
+    /// Result of a command from its output.
     pub fn of(output: Output) -> Self {
         let stdout = String::from_utf8_lossy(&output.stdout);
         let json = stdout.lines().last().and_then(|l| serde_json::from_str(l).ok()).unwrap_or(Value::Null);
@@ -172,25 +174,25 @@ impl Outcome {
         Self { code: output.status.code().unwrap_or(-1), json, stderr }
     }
 
-    /// Itself, when the command succeeded.
+    /// Returns the outcome itself, after checking that the command succeeded.
     ///
     /// # Panics
-    /// When it did not.
+    /// If the command failed.
     pub fn ok(self) -> Self {
         assert_eq!(self.code, 0, "command failed: {}", self.stderr);
         self
     }
 
-    /// A number of the result.
+    /// A number in the command's JSON.
     ///
     /// # Panics
-    /// When there is none of that name.
+    /// If there is none of that name.
     pub fn number(&self, name: &str) -> u64 {
         self.json[name].as_u64().unwrap_or_else(|| panic!("no number {name} in {}", self.json))
     }
 }
 
-/// A command under way; killed when dropped before it was waited for.
+/// A running command; killed when dropped before [`Running::wait`].
 #[derive(Debug)]
 pub struct Running(Option<Child>);
 
@@ -204,7 +206,7 @@ impl Running {
         Self(Some(child))
     }
 
-    /// What it said, once it has ended.
+    /// Waits for the command to end and returns its result.
     ///
     /// # Panics
     /// When it cannot be waited for.
@@ -213,13 +215,13 @@ impl Running {
         Outcome::of(child.wait_with_output().expect("wait for distd"))
     }
 
-    /// Ends it as a power cut would.
+    /// Kills the command as a power cut would.
     ///
     /// # Panics
     /// When it cannot be waited for.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.0.take() {
-            // It may have ended already.
+            // The process may have ended already.
             let _ = child.kill();
             child.wait().expect("wait for distd");
         }
@@ -238,7 +240,7 @@ pub struct Lab {
     dir: tempfile::TempDir,
     origin: Option<Daemon>,
     origin_args: Vec<String>,
-    /// Where the origin and the release engineer are, if not here.
+    /// Namespaces of the origin and the release engineer, if not this one.
     place: Option<Place>,
     /// Addresses kept over restarts, so that nodes find the origin again.
     https: String,
@@ -246,22 +248,22 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// An origin with nothing but a data directory, and a release engineer logged in.
+    /// An origin with nothing but a data directory, and a release engineer who is logged in.
     pub fn start() -> Self {
         Self::start_with(&[])
     }
 
-    /// The same with more arguments to `distd-server serve`.
+    /// [`Lab::start`] with more arguments to `distd-server serve`.
     pub fn start_with(args: &[&str]) -> Self {
         Self::open(tempdir(), args, "127.0.0.1", None)
     }
 
-    /// The same in a directory in which something has been done before.
+    /// [`Lab::start_with`] in an existing directory.
     pub fn start_on(dir: tempfile::TempDir, args: &[&str]) -> Self {
         Self::open(dir, args, "127.0.0.1", None)
     }
 
-    /// The same with the origin and the release engineer in a namespace, at `host`.
+    /// [`Lab::start`] with the origin and the release engineer in a namespace, at `host`.
     pub fn start_at(place: Place, host: &str) -> Self {
         Self::open(tempdir(), &[], host, Some(place))
     }
@@ -287,15 +289,16 @@ impl Lab {
         self.dir.path().join(name)
     }
 
-    /// Starts the origin, at the addresses it had before.
+    /// Starts the origin at the addresses it had before.
     ///
     /// # Panics
-    /// When it does not come up.
+    /// If the origin does not start.
     pub fn start_origin(&mut self) {
         let mut command = Command::new(binary("distd-server"));
         command.arg("serve").arg("--data").arg(self.path("origin"));
         command.args(["--http", &self.https, "--quic", &self.quic]).args(&self.origin_args);
-        // Made in the background, at a time of their own: tests that count bytes say so when they want them.
+        // Patches are made in the background at their own time: tests that count bytes ask for
+        // them.
         if !self.origin_args.iter().any(|arg| arg == "--patches") {
             command.args(["--patches", "false"]);
         }
@@ -305,10 +308,10 @@ impl Lab {
         self.origin = Some(origin);
     }
 
-    /// The origin.
+    /// The running origin.
     ///
     /// # Panics
-    /// When it was stopped.
+    /// If the origin was stopped.
     pub fn origin(&mut self) -> &mut Daemon {
         self.origin.as_mut().expect("the origin runs")
     }
@@ -337,19 +340,20 @@ impl Lab {
     /// A join token for `role`.
     ///
     /// # Panics
-    /// When none is given.
+    /// If the origin gives no token.
     pub fn join_token(&self, role: &str, uses: u32) -> String {
         let made =
             self.admin(&["token", "join", "--role", role, "--uses", &uses.to_string(), "--label", role]).ok();
         made.json["token"].as_str().expect("a token").to_owned()
     }
 
-    /// Starts a relay under `parent`; its data is kept under `name`, so that it can be started again.
+    /// Starts a relay under `parent`. Its data is kept under `name`, so that it can be started
+    /// again.
     pub fn relay(&self, name: &str, parent: &str) -> Daemon {
         self.relay_at(name, parent, "127.0.0.1:0", &[])
     }
 
-    /// The same at a given address and with more arguments.
+    /// [`Lab::relay`] at a given address and with more arguments.
     pub fn relay_at(&self, name: &str, parent: &str, listen: &str, args: &[&str]) -> Daemon {
         let mut command = Command::new(binary("distd-peer"));
         command.args(["run", "--parent", parent, "--listen", listen, "--label", name]).args(args);
@@ -360,7 +364,7 @@ impl Lab {
         Daemon::start(command, &self.path(&format!("{name}.log")), "relay listening on ")
     }
 
-    /// The command of an agent on `device`.
+    /// The command of an agent on `device`, not started yet.
     pub fn agent_command(&self, device: &str, listen: &str) -> Command {
         let mut command = self.command(device);
         command.args(["agent", "--listen", listen]).env("DISTD_LOG", "distd::share=debug,warn");
@@ -376,7 +380,7 @@ impl Lab {
     /// Adds settings to the `client.toml` of `device`.
     ///
     /// # Panics
-    /// When the device is not enrolled yet.
+    /// If the device is not enrolled yet.
     pub fn configure(&self, device: &str, settings: &str) {
         use std::io::Write;
         let path = self.path(device).join("client.toml");
@@ -389,7 +393,7 @@ impl Lab {
         self.enroll_at(None, name, parent, &[]);
     }
 
-    /// The same somewhere else, with more arguments.
+    /// [`Lab::enroll`] in another namespace, with more arguments.
     ///
     /// # Panics
     /// When it cannot be started.
@@ -399,7 +403,8 @@ impl Lab {
         command.args(["enroll", "--parent", parent, "--token", &token]).args(args);
         let mut command = place.map(|place| place.run(&command)).unwrap_or(command);
         Outcome::of(command.output().expect("run distd")).ok();
-        // Tests stay on the loopback interface; those in a namespace turn it on.
+        // Tests stay on the loopback interface, so multicast DNS is off; tests in a namespace turn
+        // it on.
         self.configure(name, "mdns = false\n");
     }
 
@@ -440,7 +445,7 @@ impl Lab {
         Running::start(self.pull_command(device, wanted, out, args))
     }
 
-    /// The command of such a pull.
+    /// The command of a pull of `wanted` into `out`, not started yet.
     pub fn pull_command(&self, device: &str, wanted: &str, out: &Path, args: &[&str]) -> Command {
         let mut command = self.command(device);
         command.arg("pull").arg(wanted).arg("--out").arg(out).args(args);
@@ -462,19 +467,20 @@ impl Lab {
         self.admin(&["push", &artifact.display().to_string(), "--product", product, "--version", version])
     }
 
-    /// Runs `curl` against the origin's API with the admin token; returns the status and the body.
+    /// Runs `curl` against the origin's API with the admin token. Returns the status and the body.
     ///
     /// # Panics
     /// When `curl` is missing.
     pub fn curl(&self, path: &str, args: &[&str]) -> (u32, String) {
         let token = fs::read_to_string(self.path("origin/admin.token")).expect("the admin token");
         let config = self.path("curl.config");
-        // Through a file: an argument would be readable by every user of the machine.
+        // The token goes through a file: an argument would be readable by every user of the
+        // machine.
         fs::write(&config, format!("header = \"Authorization: Bearer {}\"\n", token.trim())).expect("write");
         let mut command = Command::new("curl");
         command.arg("-sS").arg("-K").arg(&config);
         command.arg("--cacert").arg(self.path("origin/realm/ca.pem"));
-        // The certificate has this name, wherever the origin is.
+        // The certificate has this name, whatever the origin's address is.
         command.args(["--connect-to", &format!("::{}", self.https)]);
         command.args(["-w", "\n%{http_code}"]).args(args).arg(format!("https://localhost{path}"));
         let output = self.placed(command).output().expect("run curl");
@@ -483,10 +489,11 @@ impl Lab {
         (status.parse().unwrap_or(0), body.to_owned())
     }
 
-    /// Waits until every patch set of `product` is made, and there are at least `count`; their listing.
+    /// Waits until every patch set of `product` is made and there are at least `count`. Returns
+    /// their listing.
     ///
     /// # Panics
-    /// When that takes more than three minutes, or one failed.
+    /// If that takes more than three minutes, or one set failed.
     pub fn patches(&self, product: &str, count: usize) -> Value {
         let start = Instant::now();
         loop {
@@ -503,12 +510,12 @@ impl Lab {
         }
     }
 
-    /// Bytes the origin has served over QUIC since it started: chunks, nodes, metadata.
+    /// Bytes that the origin has served over QUIC since it started: chunks, nodes, metadata.
     pub fn served_bytes(&self) -> u64 {
         self.metric("distd_quic_chunk_bytes_total") + self.metric("distd_quic_control_bytes_total")
     }
 
-    /// The value of a metric of the origin; labels summed.
+    /// The value of one of the origin's metrics; labels summed.
     pub fn metric(&self, name: &str) -> u64 {
         metric_in(&self.curl("/metrics", &[]).1, name)
     }
@@ -525,7 +532,7 @@ fn metric_in(text: &str, name: &str) -> u64 {
     values.sum::<f64>() as u64
 }
 
-/// Waits until `holds`.
+/// Waits until `holds` returns true.
 ///
 /// # Panics
 /// When that takes too long.

@@ -1,4 +1,5 @@
-//! Shared helpers of the end-to-end tests: a realm of real processes on loopback, and artifacts to send through it.
+//! Shared helpers of the end-to-end tests: a realm of real processes on loopback, and artifacts to
+//! send through it.
 
 pub mod artifacts;
 pub mod disks;

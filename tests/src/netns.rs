@@ -1,23 +1,23 @@
-//! Two network namespaces on one cable: a site, and what lies behind its router.
+//! Two network namespaces joined by one cable: a site, and the network behind its router.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Addresses in the site's namespace and at its router.
+/// Address of the site's namespace on the cable.
 pub const SITE: &str = "10.77.0.2";
-/// The same.
+/// Address of the router on the cable.
 pub const ROUTER: &str = "10.77.0.1";
-/// An address beyond the router.
+/// Address in the network behind the router.
 pub const FAR: &str = "10.88.0.1";
 
-/// The pair; gone when dropped.
+/// The pair of namespaces; removed when dropped.
 #[derive(Debug)]
 pub struct Namespaces {
     site: String,
     far: String,
 }
 
-/// A namespace, for whoever starts commands there.
+/// A namespace in which commands can be started.
 #[derive(Clone, Debug)]
 pub struct Place(String);
 
@@ -26,7 +26,7 @@ impl Place {
         Self(namespace.to_owned())
     }
 
-    /// Makes `command` run there.
+    /// Makes `command` run in this namespace.
     pub fn run(&self, command: &Command) -> Command {
         inside(&self.0, command)
     }
@@ -35,7 +35,7 @@ impl Place {
 fn inside(namespace: &str, command: &Command) -> Command {
     let mut inside = Command::new("ip");
     inside.args(["netns", "exec", namespace]).arg(command.get_program()).args(command.get_args());
-    // Those of the host are not there.
+    // Proxy settings of the host do not apply in the namespace.
     for name in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"] {
         inside.env_remove(name);
     }
@@ -54,10 +54,10 @@ pub(crate) fn ip(args: &str) {
 }
 
 impl Namespaces {
-    /// Makes both, joined by a cable; the site's default route leads to the other.
+    /// Makes both namespaces, joined by a cable; the site's default route leads to the router.
     ///
     /// # Panics
-    /// When this is not root, or the kernel has no namespaces.
+    /// If the test does not run as root, or the kernel has no namespaces.
     pub fn new() -> Self {
         static MADE: AtomicU32 = AtomicU32::new(0);
         let (tag, n) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
@@ -87,18 +87,19 @@ impl Namespaces {
         inside(&self.far, command)
     }
 
-    /// Makes commands run at the router.
+    /// A handle that makes commands run at the router.
     pub fn router(&self) -> Place {
         Place(self.far.clone())
     }
 
-    /// From now on nothing that `what` matches, as in `meta l4proto udp` or `tcp dport 7444` (nftables), passes between site and
-    /// router.
+    /// From now on no packet that matches `what`, an nftables expression such as `meta l4proto udp`
+    /// or `tcp dport 7444`, passes between site and router.
     ///
     /// # Panics
     /// When `nft` is missing or refuses.
     pub fn cut(&self, what: &str) {
-        // Dropped on its way in, so that a sender in the site learns nothing; at the router the sender does.
+        // Packets are dropped on their way in, so a sender in the site gets no error; a sender at
+        // the router does.
         let rules = format!(
             "add table inet distd; \
              add chain inet distd in {{ type filter hook input priority 0; }}; \
@@ -109,8 +110,9 @@ impl Namespaces {
     }
 
     /// From now on datagrams longer than `bytes`, IP header included, do not reach the site, and no
-    /// router says so: the path has become narrower. The sender's kernel splits what it is given at
-    /// once, as a network card would; otherwise two short datagrams would count as one long.
+    /// router reports that: the path has become narrower. The sender's kernel splits a batch of
+    /// datagrams itself, as a network card would; otherwise two short datagrams would count as one
+    /// long.
     ///
     /// # Panics
     /// When `nft` is missing or refuses.
@@ -127,10 +129,10 @@ impl Namespaces {
         assert!(output.status.success(), "nft {rules}: {said} (install nftables)");
     }
 
-    /// Everything passes again.
+    /// Lets everything pass again.
     ///
     /// # Panics
-    /// When nothing was cut before.
+    /// If nothing was blocked before.
     pub fn let_through(&self) {
         self.nft("delete table inet distd");
     }
@@ -143,11 +145,11 @@ impl Namespaces {
         assert!(output.status.success(), "nft {rules}: {said} (install nftables)");
     }
 
-    /// IPv4 packets that have come to the router from the site so far, without multicast: that is the cable's own and no router
-    /// passes it on.
+    /// IPv4 packets that the router has received from the site so far, without multicast, which
+    /// belongs to the cable and is not routed.
     ///
     /// # Panics
-    /// When the kernel does not count.
+    /// If the kernel does not count packets.
     pub fn packets_out(&self) -> u64 {
         self.counter("/proc/net/snmp", "Ip:", "InReceives")
             - self.counter("/proc/net/netstat", "IpExt:", "InMcastPkts")
@@ -172,7 +174,7 @@ impl Default for Namespaces {
 impl Drop for Namespaces {
     fn drop(&mut self) {
         for ns in [&self.site, &self.far] {
-            // Gone with the machine otherwise.
+            // A namespace that cannot be removed goes with the machine.
             let _ = Command::new("ip").args(["netns", "delete", ns]).status();
         }
     }

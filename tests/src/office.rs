@@ -1,11 +1,12 @@
-//! An office: devices in network namespaces of their own on one switch, a router, and an origin's network beyond it.
+//! An office: devices in network namespaces of their own on one switch, a router, and an origin's
+//! network behind the router.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::netns::{Place, ip};
 
-/// What the office is numbered with.
+/// Address plan of the office.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Numbering {
     /// Private IPv4 addresses behind a NAT with one public address.
@@ -14,7 +15,7 @@ pub enum Numbering {
     Ipv6,
 }
 
-/// Namespaces; gone when dropped.
+/// The namespaces of an office; removed when dropped.
 #[derive(Debug)]
 pub struct Office {
     numbering: Numbering,
@@ -24,10 +25,10 @@ pub struct Office {
 }
 
 impl Office {
-    /// An office of so many devices, whose default route leads through its router.
+    /// Makes an office of `devices` devices, whose default route leads through its router.
     ///
     /// # Panics
-    /// When this is not root, or the kernel lacks namespaces, bridges or nftables.
+    /// If the test does not run as root, or the kernel lacks namespaces, bridges or nftables.
     pub fn new(numbering: Numbering, devices: usize) -> Self {
         static MADE: AtomicU32 = AtomicU32::new(0);
         let (tag, made) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
@@ -89,12 +90,12 @@ impl Office {
         }
     }
 
-    /// IPv6 addresses are not looked for elsewhere before they are used.
+    /// Switches off duplicate address detection, so that IPv6 addresses can be used at once.
     fn no_wait(&self) -> &'static str {
         if self.numbering == Numbering::Ipv6 { " nodad" } else { "" }
     }
 
-    /// The host part of an origin's addresses, in the network beyond the router.
+    /// Host part of an origin's addresses, in the network behind the router.
     pub fn origin_host(&self) -> String {
         match self.numbering {
             Numbering::Nat => plain(&self.wan(1)),
@@ -102,36 +103,38 @@ impl Office {
         }
     }
 
-    /// Beyond the router.
+    /// The namespace behind the router.
     pub fn beyond(&self) -> Place {
         Place::of(&self.far)
     }
 
-    /// Where the router's own programs run.
+    /// The namespace of the router's own programs.
     pub fn gate(&self) -> Place {
         Place::of(&self.router)
     }
 
-    /// The router's address in the office.
+    /// Address of the router in the office.
     pub fn gate_host(&self) -> String {
         plain(&self.lan(1))
     }
 
-    /// One of the devices.
+    /// The namespace of one device.
     pub fn device(&self, n: usize) -> Place {
         Place::of(&self.devices[n])
     }
 
-    /// From now on the devices reach the router and not each other, as strangers behind a carrier's NAT.
+    /// From now on the devices reach the router but not each other, like customers behind a
+    /// carrier's NAT.
     pub fn isolate(&self) {
         for n in 0..self.devices.len() {
             ip(&format!("-n {} link set dev port{n} type bridge_slave isolated on", self.router));
         }
-        // Nor by way of the router, which would send a packet back where it came from.
+        // They do not reach each other through the router either, which would send a packet back to
+        // where it came from.
         self.forward_no("iifname lan0 oifname lan0");
     }
 
-    /// From now on nothing leaves the office but what the router itself sends.
+    /// From now on nothing leaves the office except the router's own packets.
     pub fn nothing_out(&self) {
         self.forward_no("oifname wan0");
     }
@@ -156,7 +159,7 @@ impl Office {
     }
 }
 
-/// An address without its prefix length.
+/// The address without its prefix length.
 fn plain(network: &str) -> String {
     network.split('/').next().unwrap_or(network).to_owned()
 }
@@ -164,7 +167,7 @@ fn plain(network: &str) -> String {
 impl Drop for Office {
     fn drop(&mut self) {
         for ns in self.devices.iter().chain([&self.far, &self.router]) {
-            // Gone with the machine otherwise.
+            // A namespace that cannot be removed goes with the machine.
             let _ = Command::new("ip").args(["netns", "delete", ns]).status();
         }
     }

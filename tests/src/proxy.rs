@@ -7,15 +7,16 @@ use std::process::{Child, Command};
 
 use crate::lab::wait_until;
 
-/// Port it listens at.
+/// Port on which the proxy listens.
 pub const PROXY_PORT: u16 = 3128;
 
 /// A running proxy; killed when dropped.
 pub struct Proxy(Child);
 
 impl Proxy {
-    /// Starts one that listens at `host` and connects to port `allowed` alone, and waits until it answers. `at` puts a command where the
-    /// proxy is to run; `settings` are further lines of its configuration.
+    /// Starts a proxy that listens at `host` and connects only to port `allowed`, and waits until
+    /// it answers. `at` moves a command to the namespace in which the proxy is to run; `settings`
+    /// are further lines of its configuration.
     ///
     /// # Panics
     /// When it cannot be started.
@@ -44,7 +45,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

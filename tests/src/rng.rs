@@ -1,11 +1,12 @@
-//! Random numbers from a printed number: the same number, the same run.
+//! Random numbers from a printed number: the same number gives the same run.
 
-/// xorshift64*, enough to spread kills and flip bytes.
+/// A generator of the kind xorshift64*, which is good enough to spread kills and flip bytes.
 #[derive(Debug)]
 pub struct Rng(u64);
 
 impl Rng {
-    /// A generator; prints its number so that a failure can be replayed with `DISTD_TEST_RNG_SEED`.
+    /// Makes a generator and prints its number, so that a failure can be replayed with
+    /// `DISTD_TEST_RNG_SEED`.
     pub fn announced(test: &str, default: u64) -> Self {
         let rng_seed =
             std::env::var("DISTD_TEST_RNG_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(default);
@@ -13,7 +14,7 @@ impl Rng {
         Self::new(rng_seed)
     }
 
-    /// A generator.
+    /// Makes a generator from a number.
     pub fn new(rng_seed: u64) -> Self {
         Self(rng_seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
@@ -26,12 +27,12 @@ impl Rng {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// A number below `n`.
+    /// A random number below `n`.
     pub fn below(&mut self, n: u64) -> u64 {
         self.next_u64() % n.max(1)
     }
 
-    /// Bytes no compressor shrinks.
+    /// Bytes that no compressor shrinks.
     pub fn bytes(&mut self, len: usize) -> Vec<u8> {
         let mut out = Vec::with_capacity(len + 8);
         while out.len() < len {

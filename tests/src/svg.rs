@@ -10,32 +10,32 @@ const RIGHT: f64 = 150.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 52.0;
 
-/// Colours that are told apart by most eyes, on white (Okabe and Ito).
+/// Colours that most eyes can tell apart on white (Okabe and Ito).
 const COLOURS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
 
 /// One curve.
 pub struct Curve {
-    /// What the legend says.
+    /// Text in the legend.
     pub name: String,
-    /// Ascending in the first number.
+    /// Points in ascending order of the first number.
     pub points: Vec<(f64, f64)>,
 }
 
 /// A chart.
 pub struct Chart {
-    /// Above the curves.
+    /// Title above the curves.
     pub title: String,
-    /// Below them.
+    /// Label of the horizontal axis.
     pub x: String,
-    /// Beside them.
+    /// Label of the vertical axis.
     pub y: String,
-    /// Whether the horizontal axis is logarithmic; it begins at one then.
+    /// Whether the horizontal axis is logarithmic; it then begins at one.
     pub log_x: bool,
-    /// What is drawn.
+    /// The curves.
     pub curves: Vec<Curve>,
 }
 
-/// The next round number, and the step of some five marks up to it.
+/// The next round number, and the step between some five marks up to it.
 fn round_up(most: f64) -> (f64, f64) {
     let raw = (most / 5.0).max(1e-9);
     let power = 10f64.powf(raw.log10().floor());
@@ -53,7 +53,7 @@ impl Chart {
         self.curves.iter().flat_map(|curve| &curve.points).map(of).fold(0.0, f64::max)
     }
 
-    /// Marks of the horizontal axis, and the place of a number on it from 0 to 1.
+    /// Marks of the horizontal axis, and the function from a number to its place, from 0 to 1.
     fn horizontal(&self) -> (Vec<f64>, Box<dyn Fn(f64) -> f64>) {
         let most = self.most(|point| point.0);
         if self.log_x {
@@ -66,7 +66,7 @@ impl Chart {
         (marks, Box::new(move |x| x / end))
     }
 
-    /// The picture.
+    /// The picture as SVG text.
     pub fn to_svg(&self) -> String {
         let mut out = String::new();
         self.write(&mut out).expect("a string takes everything");
@@ -136,7 +136,7 @@ impl Chart {
     }
 }
 
-/// A number as a mark says it.
+/// A number in the form in which a mark shows it.
 fn number(value: f64) -> String {
     let text = format!("{value:.2}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
@@ -159,7 +159,7 @@ mod tests {
         let svg = chart.to_svg();
         assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
         assert!(svg.contains("t &amp; u") && svg.contains("a&lt;b"));
-        // Left at the bottom, a third of the way, right at the top.
+        // Points at the left bottom, a third of the way, and the right top.
         assert!(svg.contains(r#"points="64.0,308.0 232.7,147.2 570.0,40.0""#), "{svg}");
         assert!(["&gt;1<", ">10<", ">100<", ">1000<"][1..].iter().all(|mark| svg.contains(mark)));
         assert_eq!(round_up(0.73), (0.8, 0.2));

@@ -1,4 +1,4 @@
-//! Addresses that are dead, families that are missing, parents that come later than the node.
+//! Dead addresses, missing address families, and parents that start later than the node.
 
 use std::fs;
 use std::net::{Ipv6Addr, ToSocketAddrs, UdpSocket};
@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 
 use distd_tests::lab::{Daemon, Lab, Outcome, binary, wait_until};
 
-/// Runs its arguments where `socket(AF_INET6, ...)` fails with EAFNOSUPPORT, as on a kernel without IPv6.
+/// Runs its arguments where `socket(AF_INET6, ...)` fails with EAFNOSUPPORT, as on a kernel without
+/// IPv6.
 const WITHOUT_IPV6: &str = "\
 import ctypes, os, struct, sys
 op = lambda code, t, f, k: struct.pack('HBBI', code, t, f, k)
@@ -41,7 +42,8 @@ fn every_program_works_on_a_machine_without_ipv6() {
     let mut relay = Command::new(binary("distd-peer"));
     relay.args(["run", "--parent", lab.quic(), "--data"]).arg(lab.path("relay"));
     relay.env("DISTD_JOIN_TOKEN", lab.join_token("relay", 1));
-    // The default port may be taken on a machine with other tests: where it is said, it is not the default.
+    // The relay must listen on its default port here, which another program on the machine may have
+    // taken; with a given port this would be no test of the default.
     let log = lab.path("relay.log");
     let taken = std::net::TcpListener::bind(("0.0.0.0", 4433)).is_err();
     if taken {
@@ -56,7 +58,7 @@ fn every_program_works_on_a_machine_without_ipv6() {
 }
 
 #[test]
-fn an_address_that_swallows_everything_keeps_nobody_from_the_next() {
+fn an_address_that_never_answers_does_not_block_the_next_one() {
     let lab = Lab::start();
     let port = lab.quic().rsplit(':').next().expect("a port").to_owned();
     let name = format!("localhost:{port}");

@@ -1,4 +1,5 @@
-//! Bad input: a clear error that says what to do next, a documented exit code, nothing lost, nothing left behind.
+//! Bad input gives a clear error that says what to do next and a documented exit code; nothing is
+//! lost, and nothing is left behind.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -55,7 +56,7 @@ fn artifacts_that_are_no_image_travel_as_plain_bytes() {
 }
 
 #[test]
-fn an_empty_file_is_refused_both_ways_in() {
+fn an_empty_file_is_refused_by_push_and_by_http() {
     let lab = Lab::start();
     let empty = lab.path("empty");
     fs::write(&empty, b"").expect("write");
@@ -100,7 +101,7 @@ fn a_version_is_one_content_for_ever() {
 }
 
 #[test]
-fn what_does_not_exist_is_named() {
+fn an_error_names_the_thing_that_does_not_exist() {
     let lab = Lab::start();
     lab.enroll("d", lab.quic());
     let out = lab.path("out");
@@ -146,14 +147,14 @@ fn seeds_that_lie_cost_bytes_and_nothing_else() {
 }
 
 #[test]
-fn tokens_and_certificates_of_elsewhere_are_refused() {
+fn tokens_and_certificates_of_another_realm_are_refused() {
     let lab = Lab::start();
     let other = Lab::start();
     let once = lab.join_token("leaf", 1);
     let enroll =
         |name: &str, token: &str| lab.device(name, &["enroll", "--parent", lab.quic(), "--token", token]);
     enroll("a", &once).ok();
-    // The same node may repeat it, another may not.
+    // The same node may use the token again, another node may not.
     enroll("a", &once).ok();
     fails(&enroll("b", &once), REFUSED, "used up");
     fails(&enroll("c", &lab.join_token("relay", 1)), REFUSED, "role");
@@ -163,11 +164,11 @@ fn tokens_and_certificates_of_elsewhere_are_refused() {
     let token = short.json["token"].as_str().expect("a token").to_owned();
     std::thread::sleep(std::time::Duration::from_millis(2500));
     fails(&enroll("f", &token), REFUSED, "expired");
-    // A device of one realm at the other's origin.
+    // A device of one realm at the other realm's origin.
     lab.push(&lab.path("origin/realm/ca.pem"), "os", "1").ok();
     let foreign = lab.device("a", &["pull", "os@1", "--out", "/nonexistent/x", "--parent", other.quic()]);
     assert!([REFUSED, NETWORK].contains(&foreign.code), "{}", foreign.stderr);
-    // Not enrolled at all.
+    // A device that is not enrolled.
     let out = lab.path("out").display().to_string();
     fails(
         &lab.device("nobody", &["pull", "os@1", "--out", &out, "--parent", lab.quic()]),
@@ -202,7 +203,7 @@ fn a_revoked_device_gets_nothing_more() {
 }
 
 #[test]
-fn a_full_disk_is_said_and_the_pull_goes_on_when_there_is_room() {
+fn a_full_disk_is_reported_and_the_pull_continues_when_there_is_room() {
     let lab = Lab::start();
     let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 35);
     lab.push(&v1, "os", "1").ok();
@@ -266,7 +267,7 @@ fn an_artifact_that_rotted_is_found_and_repaired_by_pulling_again() {
 }
 
 #[test]
-fn nobody_at_the_other_end_is_a_network_error() {
+fn a_peer_that_does_not_answer_is_a_network_error() {
     let mut lab = Lab::start();
     lab.enroll("d", lab.quic());
     lab.stop_origin();

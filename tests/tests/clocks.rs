@@ -1,4 +1,5 @@
-//! A machine's clock that is wrong once, or still: what a device does then, and that it comes back by itself.
+//! A machine's clock that is wrong once, or stays wrong: the device's reaction, and its recovery
+//! without help.
 //!
 //! `faketime` shifts the clock of one process.
 
@@ -6,7 +7,7 @@ use std::process::Command;
 
 use distd_tests::lab::{Lab, Outcome, binary, same};
 
-/// A pull of `os@1` by `device` with its clock set as `faketime` says; `None`: as it is.
+/// A pull of `os@1` by `device` with its clock set by `faketime`; `None`: with the real clock.
 fn pull(lab: &Lab, device: &str, clock: Option<&str>) -> Outcome {
     let out = lab.path(&format!("out-{device}"));
     let plain = lab.pull_command(device, "os@1", &out, &[]);
@@ -19,7 +20,7 @@ fn pull(lab: &Lab, device: &str, clock: Option<&str>) -> Outcome {
             None => command.env_remove(name),
         };
     }
-    // Time-outs go on by the clock that no one sets.
+    // Time-outs use the monotonic clock, which nobody sets.
     command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
     outcome(command)
 }
@@ -29,12 +30,13 @@ fn outcome(mut command: Command) -> Outcome {
 }
 
 #[test]
-fn a_clock_that_was_ahead_once_locks_nobody_out() {
+fn a_clock_that_was_ahead_once_does_not_lock_a_device_out() {
     let lab = Lab::start();
     let artifact = lab.path("a");
     std::fs::write(&artifact, b"an artifact of a few bytes").expect("write");
     lab.push(&artifact, "os", "1").ok();
-    // An RTC in local time, an hour too many, a day nearly: metadata holds. Later its own dates refuse it.
+    // A hardware clock in local time, an hour too late, nearly a day: metadata is still valid. With
+    // a later clock the metadata's own dates refuse it.
     for (clock, code) in [("+10m", 0), ("+10h", 0), ("+23h", 0), ("+20d", 4), ("+25d", 4), ("+73y", 6)] {
         let device = format!("d{}", clock.trim_start_matches('+'));
         lab.enroll(&device, lab.quic());

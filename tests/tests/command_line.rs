@@ -1,4 +1,5 @@
-//! The command line: what is wrong with it is said as text and, where that is asked for, as the one JSON object.
+//! Errors of the command line: they are printed as text and, where JSON was asked for, as the one
+//! JSON object.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,7 +9,7 @@ use distd_tests::lab::{Lab, Outcome, Running, binary};
 
 const USAGE: i32 = 2;
 
-/// Runs `distd` with nothing but these arguments.
+/// Runs `distd` with only these arguments.
 fn distd(args: &[&str]) -> Outcome {
     let mut command = Command::new(binary("distd"));
     Outcome::of(command.args(args).stdin(Stdio::null()).output().expect("run distd"))
@@ -48,7 +49,7 @@ fn a_wrong_command_line_ends_with_the_json_that_was_asked_for() {
         );
         assert!(outcome.stderr.contains("error:") || outcome.stderr.contains("Usage:"), "{}", outcome.stderr);
     }
-    // As text alone where no JSON was asked for, and behind `--` it is a name.
+    // Only text where no JSON was asked for; after `--` an argument like `--json` is a name.
     for args in [&["bogus"][..], &["verify", "--", "--json", "--more"]] {
         let outcome = distd(args);
         assert_eq!((outcome.code, outcome.json.is_null()), (USAGE, true), "{args:?}");
@@ -78,14 +79,15 @@ fn a_push_waits_for_an_origin_that_is_just_starting() {
     let mut push = lab.command("admin");
     push.args(["push", &file.display().to_string(), "--product", "p", "--version", "1"]);
     let push = Running::start(push);
-    // Until the first connection was refused, whatever else runs; it passes also if it was not.
+    // Long enough for the first connection to be refused on a busy machine; the test passes also if
+    // it was not refused.
     std::thread::sleep(std::time::Duration::from_secs(1));
     lab.start_origin();
     push.wait().ok();
 }
 
 #[test]
-fn a_token_is_taken_as_containers_hand_it_over() {
+fn a_token_is_accepted_in_the_form_that_containers_provide() {
     let lab = Lab::start();
     let server = format!("https://{}", lab.https());
     let token = lab.path("token");
@@ -100,7 +102,7 @@ fn a_token_is_taken_as_containers_hand_it_over() {
 }
 
 #[test]
-fn what_interrupted_pulls_left_can_be_removed_and_nothing_else() {
+fn clean_removes_leftovers_of_interrupted_pulls_and_nothing_else() {
     let lab = Lab::start();
     let tree = lab.path("tree");
     fs::create_dir(&tree).expect("mkdir");

@@ -1,4 +1,4 @@
-//! Nodes that ask for more than their share, and strangers: others are served all the same.
+//! Nodes that ask for more than their share, and unknown clients: other nodes are still served.
 //!
 //! The attacker is an enrolled device that speaks the protocol over a connection of its own.
 
@@ -21,14 +21,15 @@ use distd_tests::lab::{Lab, Outcome, same};
 use distd_tests::rng::Rng;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 
-/// A node's own connection, on which it does as it likes.
+/// A node's own connection, on which the test sends any frames it likes.
 struct Rogue {
     connection: Connection,
     _endpoint: Endpoint,
 }
 
 impl Rogue {
-    /// The identity enrolled in `dir`, connected to the parent or, as `name` says, the device at `address`.
+    /// Connects with the identity enrolled in `dir` to `address`, a parent or a device as `name`
+    /// says.
     async fn connect(dir: &Path, address: &str, name: &str) -> Self {
         let identity = NodeIdentity::load_or_create(dir).expect("identity");
         let ca = identity.ca_der().expect("enrolled");
@@ -46,7 +47,7 @@ impl Rogue {
         (send, recv)
     }
 
-    /// Opens the swarm of a manifest; the code with which it was refused otherwise.
+    /// Opens the swarm of a manifest, or returns the code with which it was refused.
     async fn open(&self, manifest: ManifestId) -> Result<(SendStream, RecvStream), CloseCode> {
         let frame = Frame::Handshake(Handshake::new(manifest));
         let (send, mut recv) = self.stream(StreamKind::Control, &frame).await;
@@ -57,7 +58,7 @@ impl Rogue {
         }
     }
 
-    /// Asks for chunks of an open swarm, and reads nothing.
+    /// Asks for chunks of an open swarm, and does not read the answer.
     async fn ask(&self, control: &SendStream, chunks: &ChunkRanges) -> RecvStream {
         let kind = StreamKind::Batch { control: u64::from(control.id()) };
         let ranges = Ranges::split(chunks).next().expect("some");
@@ -76,12 +77,12 @@ impl Rogue {
     }
 }
 
-/// Bytes that nothing compresses, and whose chunks no other number shares.
+/// Writes incompressible bytes that share no chunk with those of another `seed`.
 fn noise(path: &Path, seed: u64, bytes: usize) {
     fs::write(path, Rng::new(seed + 1).bytes(bytes)).expect("write");
 }
 
-/// Releases one artifact; its manifest and its chunks.
+/// Releases one artifact and returns its path and its manifest id.
 fn release(lab: &Lab, product: &str, seed: u64, bytes: usize) -> (PathBuf, ManifestId) {
     let path = lab.path(&format!("{product}.img"));
     noise(&path, seed, bytes);
@@ -90,7 +91,7 @@ fn release(lab: &Lab, product: &str, seed: u64, bytes: usize) -> (PathBuf, Manif
     (path, manifest)
 }
 
-/// All chunk ids that a realm this small has given out.
+/// All chunk ids that such a small realm has given out.
 fn any_chunks(count: u64) -> ChunkRanges {
     (1..=count).map(distd_core::ChunkId).collect()
 }
@@ -103,7 +104,7 @@ fn pull(lab: &Lab, device: &str, product: &str, parent: &str) -> Outcome {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_device_that_holds_many_releases_open_keeps_none_from_others() {
+async fn a_device_with_many_open_swarms_takes_none_from_others() {
     let lab = Lab::start();
     let releases: Vec<_> = (0..26).map(|n| release(&lab, &format!("p{n}"), n, 60_000)).collect();
     let relay = lab.relay("relay", lab.quic());
@@ -119,7 +120,8 @@ async fn a_device_that_holds_many_releases_open_keeps_none_from_others() {
             Err(code) => refused.push(code),
         }
     }
-    // More than eight at once through a relay; and a swarm whose handshake was answered answers.
+    // A node may open more than eight swarms through a relay, and a swarm whose handshake was
+    // answered answers its requests.
     assert!(held.len() >= 12 && !refused.is_empty(), "{} held, refused {refused:?}", held.len());
     assert!(refused.iter().all(|code| *code == CloseCode::Busy), "{refused:?}");
     for (control, _) in &held {
@@ -129,7 +131,7 @@ async fn a_device_that_holds_many_releases_open_keeps_none_from_others() {
         pull(&lab, "honest", &format!("p{n}"), &address).ok();
         assert!(same(&lab.path(&format!("honest-p{n}.out")), &releases[n].0));
     }
-    // Places are free again when swarms are left.
+    // Places are free again when the node leaves its swarms.
     drop(held);
     for (reopened, (_, manifest)) in releases.iter().rev().take(12).enumerate() {
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -141,7 +143,7 @@ async fn a_device_that_holds_many_releases_open_keeps_none_from_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unknown_manifests_by_the_thousand_cost_a_relay_no_log_and_its_devices_nothing() {
+async fn thousands_of_unknown_manifests_neither_fill_a_relays_log_nor_slow_its_devices() {
     let lab = Lab::start();
     let (image, _) = release(&lab, "os", 1, 300_000);
     let relay = lab.relay("relay", lab.quic());
@@ -168,7 +170,7 @@ async fn unknown_manifests_by_the_thousand_cost_a_relay_no_log_and_its_devices_n
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn batches_that_nobody_reads_keep_no_slot_from_others() {
+async fn unread_batches_take_no_upload_slot_from_others() {
     let lab = Lab::start();
     let (image, manifest) = release(&lab, "os", 3, 24 << 20);
     lab.enroll("rogue", lab.quic());
@@ -188,7 +190,7 @@ async fn batches_that_nobody_reads_keep_no_slot_from_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_of_one_node_take_places_of_its_own_alone() {
+async fn connections_of_one_node_replace_only_its_own() {
     let lab = Lab::start();
     let (image, _) = release(&lab, "os", 4, 300_000);
     let config = lab.path("peer.toml");
@@ -202,7 +204,7 @@ async fn connections_of_one_node_take_places_of_its_own_alone() {
     for _ in 0..40 {
         others.push(Rogue::connect(&lab.path("greedy"), &relay.addresses[0], PARENT_NAME).await);
     }
-    // Its oldest goes first.
+    // The node's oldest connection is closed first.
     first.connection.closed().await;
     pull(&lab, "honest", "os", &relay.addresses[0]).ok();
     assert!(same(&lab.path("honest-os.out"), &image));
@@ -211,12 +213,13 @@ async fn connections_of_one_node_take_places_of_its_own_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn handshakes_that_are_never_finished_keep_nobody_out() {
+async fn unfinished_handshakes_keep_no_device_out() {
     let lab = Lab::start();
     let (image, _) = release(&lab, "os", 5, 300_000);
     let relay = lab.relay("relay", lab.quic());
     lab.enroll("d", lab.quic());
-    // First packets of clients that have not heard an answer, caught on the way to somebody else.
+    // First packets of clients that have not heard an answer, caught on their way to another
+    // socket.
     let (caught, replay) = (udp().await, udp().await);
     let identity = NodeIdentity::load_or_create(&lab.path("d")).expect("identity");
     let credentials = Credentials::of_node(&identity).expect("credentials");
@@ -235,7 +238,7 @@ async fn handshakes_that_are_never_finished_keep_nobody_out() {
         replay.send_to(&buffer[..len], relay_at).await.expect("sent");
     }
     assert!(ids.len() > 500, "{} different handshakes", ids.len());
-    // And as many that say nothing over TCP.
+    // As many connections that send nothing over TCP.
     let mut silent = Vec::new();
     for _ in 0..600 {
         silent.push(tokio::net::TcpStream::connect(relay_at).await.expect("accepted by the system"));
@@ -253,7 +256,7 @@ async fn udp() -> tokio::net::UdpSocket {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_fetches_little_for_one_that_takes_nothing() {
+async fn a_relay_fetches_little_for_a_node_that_reads_nothing() {
     let lab = Lab::start();
     let (image, manifest) = release(&lab, "os", 6, 96 << 20);
     let relay = lab.relay_at("relay", lab.quic(), "127.0.0.1:0", &["--metrics", "127.0.0.1:0"]);
@@ -284,7 +287,7 @@ async fn a_relay_fetches_little_for_one_that_takes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_that_is_asked_for_what_it_has_not_answers_for_what_it_has() {
+async fn an_agent_asked_for_unknown_manifests_still_serves_its_own() {
     let lab = Lab::start();
     let (_, installed) = release(&lab, "os", 7, 300_000);
     lab.enroll("d", lab.quic());
@@ -292,7 +295,8 @@ async fn an_agent_that_is_asked_for_what_it_has_not_answers_for_what_it_has() {
     pull(&lab, "d", "os", lab.quic()).ok();
     let agent = lab.agent("d");
     let rogue = Rogue::connect(&lab.path("rogue"), &agent.addresses[0], LEAF_NAME).await;
-    // All its places but one wait for manifests that nobody knows, and none of them is answered for nothing.
+    // All places of the node except one wait for unknown manifests; each of these handshakes is
+    // refused in the end.
     let frame = |n: u8| Frame::Handshake(Handshake::new(ManifestId([n; 32])));
     let mut unknown = Vec::new();
     for n in 0..20 {

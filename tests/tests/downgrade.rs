@@ -14,7 +14,8 @@ const REFUSED: i32 = 4;
 const CONFLICT: i32 = 5;
 const LOCAL: i32 = 7;
 
-/// An origin with releases 1, 2 and 3 of `os`, `stable` at the third, and a device; and the releases.
+/// An origin with releases 1, 2 and 3 of `os` and `stable` at the third, and a device; also returns
+/// the images.
 fn lab() -> (Lab, Vec<PathBuf>) {
     let lab = Lab::start();
     let images: Vec<PathBuf> = (1..=3)
@@ -30,8 +31,8 @@ fn lab() -> (Lab, Vec<PathBuf>) {
     (lab, images)
 }
 
-/// Moves a channel of `os` back past the origin's API, as who can write to its database would:
-/// signed, and without an order.
+/// Moves a channel of `os` back without the origin's API, as an attacker who can write to its
+/// database would: signed, and without an order.
 fn lead_back(lab: &mut Lab, channel: &str, version: &str) {
     lab.stop_origin();
     let change = "import sqlite3, sys\n\
@@ -71,7 +72,7 @@ fn a_channel_goes_back_only_by_order_and_a_device_follows_only_an_order() {
     let first = lab.pull("d", "os:stable", &out, &[]).ok();
     assert_eq!(first.json["downgraded_from"], Value::Null);
 
-    // The origin wants an order, of a token that may give one.
+    // The origin wants an order, from a token that may give one.
     let unordered = lab.admin(&["channel", "set", "os:stable", "1"]);
     assert_eq!(unordered.code, CONFLICT, "{}", unordered.stderr);
     assert!(unordered.stderr.contains("os@1 is older than os@3"), "{}", unordered.stderr);
@@ -92,13 +93,13 @@ fn a_channel_goes_back_only_by_order_and_a_device_follows_only_an_order() {
     let ordered = lab.admin(&["channel", "set", "os:stable", "1", "--downgrade", "--token-file", &thief]);
     assert_eq!(ordered.code, REFUSED, "{}", ordered.stderr);
 
-    // Signed all the same, the device stays where it is: nothing is written and nothing fetched.
+    // Although the move is signed, the device keeps its release: nothing is written or fetched.
     lead_back(&mut lab, "stable", "1");
     let before = fingerprint(&lab.path(""), "d");
     let served = lab.metric("distd_quic_chunk_bytes_total");
     refused(&lab.pull("d", "os:stable", &out, &[]), "3", "1");
     refused(&plan(&lab, "os:stable", &out, &[]), "3", "1");
-    // The channel counts, wherever the release is to go.
+    // The channel counts, whatever place the release is for.
     refused(&lab.pull("d", "os:stable", &lab.path("elsewhere"), &[&out]), "3", "1");
     refused(&lab.device("d", &["plan", "os:stable"]), "3", "1");
     let origin_apart = |mut all: std::collections::BTreeMap<PathBuf, String>| {
@@ -110,11 +111,11 @@ fn a_channel_goes_back_only_by_order_and_a_device_follows_only_an_order() {
     assert_eq!(origin_apart(fingerprint(&lab.path(""), "d")), origin_apart(before));
     assert_eq!(lab.metric("distd_quic_chunk_bytes_total"), served);
     assert!(same(&images[2], &out));
-    // A device that never had a later one has nothing to compare with.
+    // A device that never had a later release has nothing to compare with.
     lab.enroll("fresh", lab.quic());
     lab.pull("fresh", "os:stable", &lab.path("fresh-slot"), &[]).ok();
 
-    // Ordered, it goes back, and says so.
+    // With an order the device goes back, and says so.
     let set = lab.admin(&["channel", "set", "os:stable", "1", "--downgrade"]).ok();
     assert!(set.json["downgrade_from"].is_u64(), "{}", set.json);
     let planned = plan(&lab, "os:stable", &out, &[]).ok();
@@ -125,14 +126,14 @@ fn a_channel_goes_back_only_by_order_and_a_device_follows_only_an_order() {
     let again = lab.pull("d", "os:stable", &out, &[]).ok();
     assert_eq!((&again.json["already_there"], &again.json["downgraded_from"]), (&json!(true), &Value::Null));
 
-    // The order was for that step: the way on to 2 is one back for whoever has 3.
+    // The order was for that step: moving on to 2 is a step back for a device that has 3.
     assert_eq!(lab.admin(&["channel", "set", "os:stable", "2"]).code, CONFLICT);
     lab.admin(&["channel", "set", "os:stable", "3"]).ok();
     let on = lab.pull("d", "os:stable", &out, &[]).ok();
     assert_eq!(on.json["downgraded_from"], Value::Null);
     assert!(same(&images[2], &out));
 
-    // Who did what, newest first.
+    // The history says who did what, newest first.
     let history = lab.admin(&["channel", "history", "os:stable"]).ok().json;
     let changes = history["changes"].as_array().expect("a list");
     let line = |c: &Value| (c["from"].clone(), c["to"].clone(), c["downgrade"].clone());
@@ -156,32 +157,33 @@ fn a_channel_goes_back_only_by_order_and_a_device_follows_only_an_order() {
 }
 
 #[test]
-fn an_order_reaches_no_release_that_came_after_it() {
+fn a_downgrade_order_does_not_cover_later_releases() {
     let (lab, _) = lab();
     let out = lab.path("slot");
     lab.pull("d", "os:stable", &out, &[]).ok();
     lab.admin(&["channel", "set", "os:stable", "2", "--downgrade"]).ok();
-    // A second after the order or in the same one: a later number.
+    // Made a second after the order or in the same second: a later number.
     let four = lab.path("image-4");
     fs::write(&four, Rng::new(4).bytes(300_000)).expect("write");
     lab.push(&four, "os", "4").ok();
     lab.pull("d", "os@4", &out, &[]).ok();
     refused(&lab.pull("d", "os:stable", &out, &[]), "4", "2");
     assert!(same(&four, &out));
-    // Ordered once more, for this one too.
+    // Ordered once more, for release 4 too.
     lab.admin(&["channel", "set", "os:stable", "2", "--downgrade"]).ok();
     let back = lab.pull("d", "os:stable", &out, &[]).ok();
     assert_eq!(back.json["downgraded_from"], "4");
 }
 
 #[test]
-fn the_user_on_the_device_and_its_policy_have_a_say() {
+fn a_named_version_and_the_devices_policy_decide_too() {
     let (mut lab, images) = lab();
     let out = lab.path("slot");
     lab.pull("d", "os:stable", &out, &[]).ok();
     lead_back(&mut lab, "stable", "2");
     refused(&lab.pull("d", "os:stable", &out, &[]), "3", "2");
-    // A version that is named is a choice: back and on again, and the channel forgets nothing.
+    // Naming a version is a choice: the device goes back and forward, and the channel's memory
+    // stays.
     lab.pull("d", "os@1", &out, &[]).ok();
     assert!(same(&images[0], &out));
     refused(&lab.pull("d", "os:stable", &out, &[]), "3", "2");
@@ -192,7 +194,7 @@ fn the_user_on_the_device_and_its_policy_have_a_say() {
     assert!(same(&images[1], &out));
     lab.pull("d", "os:stable", &out, &[]).ok();
 
-    // Never: not even by order, until the user says so.
+    // Policy "never": not even by order, until the user allows it.
     let policy = |device: &str, word: &str| {
         lab.enroll(device, lab.quic());
         lab.configure(device, &format!("[policy]\ndowngrade = \"{word}\"\n"));
@@ -219,7 +221,7 @@ fn the_user_on_the_device_and_its_policy_have_a_say() {
 }
 
 #[test]
-fn the_older_of_two_slots_is_no_permission() {
+fn the_older_of_two_slots_does_not_permit_a_downgrade() {
     let (mut lab, images) = lab();
     let (a, b) = (lab.path("slot-a"), lab.path("slot-b"));
     lab.admin(&["channel", "rm", "os:stable"]).ok();
@@ -228,7 +230,7 @@ fn the_older_of_two_slots_is_no_permission() {
     lab.admin(&["channel", "set", "os:beta", "3"]).ok();
     lab.pull("d", "os:beta", &b, &[&a]).ok();
     lead_back(&mut lab, "beta", "2");
-    // Slot a holds exactly that release; taking it for an update would boot the device back.
+    // Slot a holds exactly that release; accepting it as an update would boot the device back.
     refused(&lab.pull("d", "os:beta", &a, &[]), "3", "2");
     refused(&lab.pull("d", "os:beta", &b, &[]), "3", "2");
     assert!(same(&images[1], &a) && same(&images[2], &b));
@@ -240,7 +242,7 @@ fn the_older_of_two_slots_is_no_permission() {
 }
 
 #[test]
-fn trees_and_block_devices_go_the_same_way() {
+fn downgrade_rules_apply_to_trees_and_block_devices_too() {
     let mut lab = Lab::start();
     for version in ["1", "2"] {
         let tree = lab.path(&format!("tree{version}"));
@@ -281,7 +283,7 @@ fn trees_and_block_devices_go_the_same_way() {
     }
 }
 
-/// A pull of `os:stable` that is killed at a call with this path, in whichever thread that comes.
+/// A pull of `os:stable` that is killed at the call `call` on `path`, in any thread.
 fn killed(lab: &Lab, out: &Path, call: &str, path: &str) {
     let pull = lab.pull_command("d", "os:stable", out, &["--no-share"]);
     let mut strace = Command::new("strace");
@@ -296,7 +298,7 @@ fn killed(lab: &Lab, out: &Path, call: &str, path: &str) {
 }
 
 #[test]
-fn a_kill_anywhere_at_the_end_of_a_pull_forgets_nothing() {
+fn a_kill_at_the_end_of_a_pull_loses_no_memory_of_releases() {
     if !faults::can_trace() {
         return;
     }
@@ -304,7 +306,7 @@ fn a_kill_anywhere_at_the_end_of_a_pull_forgets_nothing() {
     lab.admin(&["channel", "set", "os:stable", "1", "--downgrade"]).ok();
     let out = lab.path("slot");
     let text = |path: PathBuf| path.display().to_string();
-    // Right before and at each change between the last check and the end.
+    // Points right before and at each change between the last check and the end.
     let points = [
         ("rename", text(lab.path("d/releases.json.part"))),
         ("fsync", text(lab.path("d/releases.json.part"))),
@@ -313,7 +315,7 @@ fn a_kill_anywhere_at_the_end_of_a_pull_forgets_nothing() {
         ("rename", text(lab.path("d/installed.json.part"))),
     ];
     for (call, path) in points {
-        // From 1, which it is ordered to have, on to 3.
+        // From 1, to which the order led, on to 3.
         Outcome::of(
             lab.pull_command("d", "os:stable", &out, &["--allow-downgrade"]).output().expect("run distd"),
         )
@@ -337,7 +339,7 @@ fn a_kill_anywhere_at_the_end_of_a_pull_forgets_nothing() {
         lead_back(&mut lab, "stable", "1");
         refused(&lab.pull("d", "os:stable", &out, &[]), "3", "1");
     }
-    // Killed on the way back, it has the later of both in mind.
+    // Killed on the way back, the device remembers the later of both.
     lab.admin(&["channel", "set", "os:stable", "1", "--downgrade"]).ok();
     killed(&lab, &out, "rename", &text(lab.path("slot.distd-part-manifest")));
     lead_back(&mut lab, "stable", "2");
@@ -345,7 +347,7 @@ fn a_kill_anywhere_at_the_end_of_a_pull_forgets_nothing() {
 }
 
 #[test]
-fn a_state_of_before_or_a_damaged_one_stops_nothing_that_is_said_to_go_on() {
+fn a_missing_or_damaged_memory_does_not_stop_a_pull_that_is_told_to_continue() {
     let (lab, images) = lab();
     let out = lab.path("slot");
     lab.pull("d", "os:stable", &out, &[]).ok();
@@ -356,7 +358,7 @@ fn a_state_of_before_or_a_damaged_one_stops_nothing_that_is_said_to_go_on() {
             .expect("stat"),
         0o600
     );
-    // A device of an earlier release has none; what is in place is remembered by the first pull.
+    // A device of an earlier release has no memory; the first pull remembers the release in place.
     fs::remove_file(&state).expect("remove");
     let there = lab.pull("d", "os:stable", &out, &[]).ok();
     assert_eq!(there.json["already_there"], true);
@@ -406,7 +408,7 @@ fn a_rebuilt_database_keeps_the_order_of_releases_and_an_order_in_force() {
     assert!(fsck.status().expect("run distd-server").success());
     lab.start_origin();
     assert_eq!(numbers(&lab), before);
-    // Where the channel has been before is lost; the order reached up to all there was.
+    // The channel's past is lost; the order reached up to all releases that existed.
     assert_eq!(lab.admin(&["channel", "set", "os:stable", "2"]).code, CONFLICT);
     let token = lab.join_token("leaf", 1);
     lab.device("d", &["enroll", "--parent", lab.quic(), "--token", &token]).ok();
@@ -415,7 +417,7 @@ fn a_rebuilt_database_keeps_the_order_of_releases_and_an_order_in_force() {
     assert!(same(&images[0], &out));
     let history = lab.admin(&["channel", "history", "os:stable"]).ok().json;
     assert_eq!((&history["changes"][0]["to"], &history["changes"][0]["token"]), (&json!("1"), &Value::Null));
-    // A new release is later than all before.
+    // A new release has a higher number than all before.
     let four = lab.path("image-4");
     fs::write(&four, Rng::new(4).bytes(300_000)).expect("write");
     lab.push(&four, "os", "4").ok();

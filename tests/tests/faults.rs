@@ -1,8 +1,9 @@
-//! A fault at every system call: the command is killed there, or the call fails with EIO, ENOSPC or EPERM.
+//! A fault at every system call: the command is killed there, or the call fails with EIO, ENOSPC or
+//! EPERM.
 //!
-//! After each the old release or the new one is in place, the same command without a fault ends
-//! with the new one, and nothing else was touched. The ordinary run takes a sample, with every
-//! system call at its first and its last; `tests/soak/faults.sh` takes all of them.
+//! After each fault the old release or the new one is in place, the same command without a fault
+//! ends with the new one, and nothing else was touched. The ordinary run takes a sample, with the
+//! first and the last occurrence of every system call; `tests/soak/faults.sh` takes all points.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,31 +18,32 @@ use distd_tests::faults::{self, Fault, Point};
 use distd_tests::lab::{Lab, Outcome, binary};
 use rustix::fs::XattrFlags;
 
-/// Points that the ordinary run takes of each command beside the first and the last of every system call.
+/// Number of points that the ordinary run takes of each command besides the first and the last of
+/// every system call.
 const SAMPLE: usize = 10;
 
-/// Exit code of the relay's script when the relay ended before the pull did.
+/// Exit code of the relay's script if the relay ended before the pull did.
 const RELAY_ENDED: i32 = 100;
 
 type Checked = Result<(), String>;
 
-/// A command, what it starts from, and what must hold after it.
+/// A command, its initial state, and the checks after it.
 struct Case<'c> {
     name: &'static str,
     work: PathBuf,
     prepare: &'c dyn Fn(),
     command: &'c dyn Fn() -> Command,
-    /// After the fault, whatever the command made of it.
+    /// Check after the fault, whatever the outcome of the command.
     holds: &'c dyn Fn(&Outcome) -> Checked,
-    /// After a run without a fault.
+    /// Check after a run without a fault.
     done: &'c dyn Fn(&Outcome) -> Checked,
-    /// Whether a point is one of this command.
+    /// Whether a point belongs to this command.
     takes: &'c dyn Fn(&Point) -> bool,
-    /// Points that were wrong once, by call, end of the path and fault: always taken.
+    /// Points that failed once, by call, end of the path and fault; they are always taken.
     once_wrong: &'c [(&'c str, &'c str, Fault)],
 }
 
-/// Ones of `all` that the ordinary run takes.
+/// The points of `all` that the ordinary run takes.
 fn sample(all: &[Point], once_wrong: &[(&str, &str, Fault)], rng: &mut Rng) -> Vec<Point> {
     if std::env::var("DISTD_TEST_FAULTS").is_ok_and(|which| which == "all") {
         return all.to_vec();
@@ -77,7 +79,7 @@ fn said_right(outcome: &Outcome, point: &Point) -> Checked {
         return Err(format!("a panic: {}", outcome.stderr));
     }
     let killed = outcome.code == -1 && point.fault == Fault::Kill;
-    // Without a path the fault may be the loader's: the program never ran.
+    // Without a path the fault may strike the loader, so that the program never ran.
     let unloaded = point.path.is_none() && outcome.stderr.contains("while loading shared libraries");
     let silent = point.path.as_deref().is_some_and(|path| path.ends_with("said.err"));
     match outcome.code {
@@ -151,7 +153,7 @@ fn names(dir: &Path) -> BTreeSet<String> {
     names.filter(|name| !name.starts_with("out.distd-kept")).collect()
 }
 
-/// A device with the old release in place, kept so that every point starts from it.
+/// A device with the old release in place, from which every point starts.
 struct Device {
     lab: Lab,
     product: &'static str,
@@ -159,21 +161,21 @@ struct Device {
     new: BTreeMap<PathBuf, String>,
     /// Names beside the artifact and in the state directory after a pull without a fault.
     usual: RefCell<Option<[BTreeSet<String>; 2]>>,
-    /// Whether the pull said that it left something out: a call that this user may not do or this
-    /// file system does not have (EPERM, and ENOSPC of an attribute that is too long) is no fault,
-    /// but `left_out` (docs/cli.md).
+    /// Whether the pull reported that it left something out. A call that this user may not do or
+    /// this file system does not have (EPERM, and ENOSPC of an attribute that is too long) is no
+    /// fault, but `left_out` (docs/cli.md).
     lacks: Cell<bool>,
-    /// A block device with what is on it at first.
+    /// A block device and its initial content.
     block: Option<(PathBuf, Vec<u8>)>,
 }
 
 impl Device {
-    /// Of releases that `make` writes.
+    /// A device with releases that `make` writes.
     fn new(product: &'static str, make: impl FnMut(&Path, u32)) -> Self {
         Self::on(Lab::start(), None, product, make)
     }
 
-    /// The same in `lab`, on a block device or not.
+    /// [`Device::new`] in `lab`, on a block device or not.
     fn on(lab: Lab, block: Option<PathBuf>, product: &'static str, mut make: impl FnMut(&Path, u32)) -> Self {
         lab.enroll("d", lab.quic());
         for version in [1, 2] {
@@ -352,9 +354,9 @@ fn a_pull_of_a_file_survives_a_fault_at_any_system_call() {
     }
     let device = Device::new("os", image);
     let once_wrong = [
-        // It stayed beside the file for good.
+        // This file stayed beside the artifact for ever.
         ("unlink", "out.distd-part-journal", Fault::Error("ENOSPC")),
-        // It was called refused, and nothing said what to do.
+        // This fault was reported as `refused`, without a hint on what to do.
         ("mkdir", "/d/tuf/trusted", Fault::Error("EIO")),
         ("fchmod", "out.distd-part", Fault::Error("EIO")),
     ];
@@ -369,8 +371,8 @@ fn a_pull_of_a_tree_survives_a_fault_at_any_system_call() {
     let device = Device::new("t", tree);
     fs::write(device.lab.path("place.start/out/mine"), "the user's").expect("write");
     let once_wrong = [
-        // The journal of a tree that was not laid out was taken for that of the next one, whose
-        // listing was empty then.
+        // The journal of a tree that was not laid out was taken for the journal of the next tree,
+        // whose listing was empty then.
         ("mkdirat", "empty", Fault::Error("EIO")),
         ("linkat", "other", Fault::Error("EIO")),
         // An error of the disk was taken for an attribute that the file system cannot have.
@@ -395,7 +397,7 @@ fn a_pull_to_a_block_device_goes_on_after_a_fault_at_any_system_call() {
     let device = Device::on(lab, Some(slot.path().to_owned()), "os", image);
     let whole = |artifact: &str| [fs::read(device.lab.path(artifact)).expect("read"), tail.clone()].concat();
     let new = whole("os2");
-    // While it is written it is neither the one nor the other; behind the artifact nothing changes.
+    // While the device is written it holds neither release; bytes behind the artifact never change.
     let holds = |_: &Outcome| {
         let now = fs::read(slot.path()).expect("read the device");
         if now[300_000..] != tail {
@@ -418,7 +420,7 @@ fn a_pull_to_a_block_device_goes_on_after_a_fault_at_any_system_call() {
             false => Err("the new release is not on the device".to_owned()),
         },
         takes: &|_| true,
-        // Where the device could not be looked at it was taken for a file.
+        // A device whose `statx` failed was taken for a file.
         once_wrong: &[("statx", slot.path().to_str().expect("a name"), Fault::Error("EIO"))],
     };
     at_every_point(&case, 133);

@@ -1,4 +1,4 @@
-//! Where UDP is blocked: the same frames over TCP, directly and through a proxy.
+//! Networks without UDP: the same frames over TCP, directly and through a proxy.
 
 use std::fs;
 use std::io::Read;
@@ -38,7 +38,7 @@ fn a_device_enrols_and_pulls_over_tcp_through_a_relay_that_does_the_same() {
     assert!(same(&slot2, &v2));
     assert!(update.number("held_bytes") > update.number("artifact_bytes") / 2, "{}", update.json);
 
-    // What is counted is what QUIC counts: the same frames.
+    // Received bytes are counted as over QUIC, because the frames are the same.
     lab.enroll("q", lab.quic());
     lab.configure("q", "transport = \"quic\"\n");
     let quic = lab.pull("q", "os@1", &lab.path("quic"), &[]).ok();
@@ -50,7 +50,8 @@ fn a_device_enrols_and_pulls_over_tcp_through_a_relay_that_does_the_same() {
     for name in ["chunk_bytes", "node_bytes"] {
         assert_eq!(https.number(name), quic.number(name), "{name}: {} {}", https.json, quic.json);
     }
-    // Batches grow with each that ends, and which ends first is the processor's choice.
+    // Batches grow with each batch that ends, and the order in which they end depends on the
+    // machine.
     let (a, b) = (https.number("requests"), quic.number("requests"));
     assert!(a.abs_diff(b) <= 3, "{a} requests over HTTPS, {b} over QUIC");
     let (a, b) = (https.number("wire_bytes"), quic.number("wire_bytes"));
@@ -67,7 +68,7 @@ fn a_pull_over_tcp_that_is_killed_goes_on_where_it_was() {
     lab.configure("d", "transport = \"https\"\n[limits]\ndownload_bytes_per_second = 4000000\n");
     let out = lab.path("out");
     let mut pull = lab.start_pull("d", "os@1", &out, &["--no-share"]);
-    // Once some of it is durable.
+    // Wait until some of the artifact is durable.
     let journal = lab.path("out.distd-part-journal");
     while fs::metadata(&journal).map_or(0, |meta| meta.len()) == 0 {
         std::thread::sleep(Duration::from_millis(20));
@@ -81,7 +82,8 @@ fn a_pull_over_tcp_that_is_killed_goes_on_where_it_was() {
     assert_eq!(over(&last, lab.quic()).as_deref(), Some("https"));
 }
 
-/// `curl` as HTTP/2 client of the origin's nodes; its exit code and the status it saw.
+/// Runs `curl` as HTTP/2 client of the origin's port for nodes; returns its exit code and the HTTP
+/// status.
 fn curl(lab: &Lab, path: &str, args: &[&str]) -> (i32, String) {
     let port = lab.quic().rsplit(':').next().expect("a port");
     let output = Command::new("curl")
@@ -97,9 +99,9 @@ fn curl(lab: &Lab, path: &str, args: &[&str]) -> (i32, String) {
 }
 
 #[test]
-fn strangers_get_nothing_and_odd_requests_an_answer() {
+fn unknown_clients_get_nothing_and_odd_requests_get_an_answer() {
     let lab = Lab::start();
-    // Says nothing at all, and is looked at again below.
+    // This connection sends nothing, and is checked again below.
     let mut silent = TcpStream::connect(lab.quic()).expect("the origin listens");
     silent.set_read_timeout(Some(Duration::from_secs(60))).expect("a time-out");
     lab.enroll("d", lab.quic());
@@ -113,8 +115,8 @@ fn strangers_get_nothing_and_odd_requests_an_answer() {
     }
     // HTTP/1.1 is not spoken here.
     assert_eq!(curl(&lab, "/v1/xfer", &["--http1.1", "--no-alpn", "-d", "x"]).1, "0 000");
-    // With a certificate what is no frame is a breach, and the next stream is served all the same; without one nothing but an
-    // enrolment is read at all.
+    // With a certificate, bytes that are no frame are a breach, and the next stream is still
+    // served. Without a certificate only an enrolment is read.
     let question = lab.path("question");
     fs::write(&question, b"\x03\x00\xff\xff\xff\xff\xff").expect("write");
     let post = ["--data-binary", &format!("@{}", question.display())];
@@ -135,7 +137,7 @@ fn strangers_get_nothing_and_odd_requests_an_answer() {
     assert_eq!(silent.read(&mut [0]).expect("closed in time"), 0, "whoever says nothing is left");
 }
 
-/// A device in the site, whose commands run there.
+/// A device whose commands run in the site's namespace.
 struct Site<'a> {
     lab: &'a Lab,
     namespaces: &'a Namespaces,
@@ -181,7 +183,7 @@ fn a_site_whose_udp_is_dropped_enrols_pulls_and_remembers() {
     let site = Site { lab: &lab, namespaces: &namespaces, environment: Vec::new() };
     let out = lab.path("out");
 
-    // QUIC alone gets nowhere.
+    // QUIC alone does not get through.
     let token = lab.join_token("leaf", 1);
     let stuck = site.run("q", &["enroll", "--transport", "quic", "--parent", lab.quic(), "--token", &token]);
     assert_eq!(stuck.code, 6, "{}", stuck.stderr);
@@ -196,7 +198,7 @@ fn a_site_whose_udp_is_dropped_enrols_pulls_and_remembers() {
     let remembered: Value = serde_json::from_str(&remembered).expect("JSON");
     assert!(remembered[lab.quic()]["https_since"].as_u64().is_some(), "{remembered}");
 
-    // A relay of the site does the same, and is itself reached over QUIC.
+    // A relay of the site does the same, and devices reach it over QUIC.
     let relay = start_relay(&lab, &namespaces, &["--parent", lab.quic()]);
     let address = relay.addresses[0].as_str();
     site.enroll("e", address).ok();
@@ -205,7 +207,8 @@ fn a_site_whose_udp_is_dropped_enrols_pulls_and_remembers() {
     assert!(same(&lab.path("out2"), &v2));
     assert_eq!(over(&pulled, address).as_deref(), Some("quic"));
 
-    // UDP again: what was remembered does not stand in the way, and when TCP goes QUIC is found.
+    // UDP works again and TCP does not: the remembered transport does not prevent QUIC from being
+    // found.
     namespaces.let_through();
     namespaces.cut("meta l4proto tcp");
     let update = site.pull("d", "os@2", &out).ok();
@@ -215,7 +218,7 @@ fn a_site_whose_udp_is_dropped_enrols_pulls_and_remembers() {
     assert!(!forgotten.contains("https_since"), "{forgotten}");
 }
 
-/// A pull over QUIC that `happens` to when some of it is durable.
+/// A pull over QUIC; `happens` runs when some of the artifact is durable.
 fn pull_half_way(seed: u64, happens: impl FnOnce(&Namespaces)) -> (Lab, Outcome) {
     let namespaces = Namespaces::new();
     let lab = Lab::start_at(namespaces.router(), FAR);
@@ -229,7 +232,7 @@ fn pull_half_way(seed: u64, happens: impl FnOnce(&Namespaces)) -> (Lab, Outcome)
     command.args(["pull", "os@1", "--no-share", "--out"]).arg(&out);
     let mut command = namespaces.in_site(&command);
     let pull = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start distd");
-    // Once some of it is durable.
+    // Wait until some of the artifact is durable.
     let journal = lab.path("out.distd-part-journal");
     while fs::metadata(&journal).map_or(0, |meta| meta.len()) == 0 {
         std::thread::sleep(Duration::from_millis(20));
@@ -252,7 +255,7 @@ fn a_pull_whose_udp_is_cut_off_half_way_goes_on_over_tcp() {
 
 #[test]
 fn a_pull_whose_path_becomes_narrower_half_way_goes_on_over_quic() {
-    // What QUIC is promised to pass, and no more: 1200 bytes behind the headers of IP and UDP.
+    // The smallest path on which QUIC must work: 1200 bytes behind the headers of IP and UDP.
     let (lab, pulled) = pull_half_way(86, |namespaces| namespaces.narrow(1228));
     assert_eq!(over(&pulled, lab.quic()).as_deref(), Some("quic"), "{}", pulled.json);
 }
@@ -266,11 +269,11 @@ fn everything_goes_through_a_proxy_that_wants_a_password() {
     let port: u16 = lab.quic().rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
     let at = |command: &Command| namespaces.at_router(command);
     let _proxy = Proxy::start(&lab.path(""), at, &FAR, port, "BasicAuth device s3.cret\n");
-    // Nothing but the proxy is reached from the site.
+    // Only the proxy can be reached from the site.
     namespaces.cut("meta l4proto udp");
     namespaces.cut(&format!("tcp dport {port}"));
     let proxied = |user: &str| vec![("HTTPS_PROXY", format!("http://{user}@{FAR}:{PROXY_PORT}"))];
-    // Where the answer is no, not to wait for UDP too.
+    // Where the proxy refuses, do not wait for UDP too.
     let https = |mut environment: Vec<_>| {
         environment.push(("DISTD_TRANSPORT", "https".to_owned()));
         environment
@@ -289,7 +292,7 @@ fn everything_goes_through_a_proxy_that_wants_a_password() {
     assert!(same(&out, &v1));
     assert_eq!(over(&first, lab.quic()).as_deref(), Some("https"));
 
-    // The same by configuration, and NO_PROXY means a parent that is not reached directly.
+    // The same by configuration; NO_PROXY names a parent that cannot be reached directly.
     lab.push(&v2, "os", "2").ok();
     let url = format!("http://device:s3.cret@{FAR}:{PROXY_PORT}");
     lab.configure("d", &format!("transport = \"https\"\nproxy_url = \"{url}\"\n"));
@@ -308,7 +311,7 @@ fn everything_goes_through_a_proxy_that_wants_a_password() {
     assert!(same(&lab.path("out2"), &v2));
     assert_eq!(pulled.json["wire_bytes_by_source"]["origin"], 0, "{}", pulled.json);
 
-    // A port the proxy does not let through.
+    // A port to which the proxy does not connect.
     let elsewhere = format!("{FAR}:{}", port ^ 1);
     let refused = site(https(proxied("device:s3.cret"))).enroll("x", &elsewhere);
     assert!(

@@ -1,4 +1,5 @@
-//! kill -9 of every tier at random moments: nothing is lost, nothing verified is fetched twice.
+//! kill -9 of every tier at random moments: nothing is lost, and no verified chunk is fetched
+//! twice.
 //!
 //! `DISTD_TEST_KILLS` sets how many kills each tier gets (tests/soak/kills.sh uses 50).
 
@@ -8,11 +9,11 @@ use std::time::Duration;
 use distd_tests::lab::{Lab, same};
 use distd_tests::{Rng, artifacts};
 
-/// Kills each tier gets in the ordinary run.
+/// Number of kills of each tier in the ordinary run.
 const KILLS: u64 = 10;
 
-/// What one interrupted attempt may have had on the wire without having verified it: the batches in flight and what the
-/// windows let in.
+/// Bytes that one interrupted attempt may have received without verifying them: the batches in
+/// flight and the contents of the windows.
 const IN_FLIGHT_MAX: u64 = 9 << 20;
 
 fn kills() -> u64 {
@@ -33,7 +34,7 @@ fn a_device_killed_again_and_again_ends_with_the_image_and_repeats_nothing() {
     lab.push(&v1, "os", "1").ok();
     let relay = lab.relay("relay", lab.quic());
     lab.enroll("d", &relay.addresses[0]);
-    // How long an undisturbed pull takes here decides when to kill.
+    // The time of an undisturbed pull on this machine decides when to kill.
     let started = std::time::Instant::now();
     let undisturbed = lab.pull("d", "os@1", &lab.path("undisturbed"), &[]).ok();
     let usual = started.elapsed().as_micros() as u64;
@@ -45,7 +46,7 @@ fn a_device_killed_again_and_again_ends_with_the_image_and_repeats_nothing() {
         pull.wait().expect("wait");
         if out.exists() {
             assert!(same(&out, &v1), "what is in place is complete");
-            // Once more from nothing, until the kills are used up.
+            // Starts again from nothing, until the kills are used up.
             std::fs::remove_file(&out).expect("remove");
         }
     }
@@ -95,12 +96,13 @@ fn a_relay_killed_while_it_fetches_loses_nothing_and_its_device_carries_on() {
         let shown = |v: &str| lab.admin(&["release", "show", &format!("os@{v}")]).ok().number("chunks");
         shown("1") + shown("2")
     };
-    // What was on the wire when a kill struck is lost with the process: at most the batches in flight each time.
+    // Chunks on the wire when a kill strikes are lost with the process: at most the batches in
+    // flight each time.
     assert!(served <= chunks + killed * 3 * 1024, "{served} chunks served for {chunks}");
 }
 
 #[test]
-fn an_origin_killed_while_it_takes_uploads_has_every_release_or_none_of_it() {
+fn an_origin_killed_during_uploads_has_each_release_whole_or_not_at_all() {
     let mut rng = Rng::announced("origin kills", 23);
     let mut lab = Lab::start();
     let (v1, v2) = artifacts::release_pair(lab.path("").as_path(), 23);
@@ -115,7 +117,7 @@ fn an_origin_killed_while_it_takes_uploads_has_every_release_or_none_of_it() {
         std::thread::sleep(Duration::from_millis(rng.below(400)));
         lab.restart_origin();
         push.wait().expect("wait");
-        // The same push again completes whatever state the kill left.
+        // The same push again completes the upload from any state that the kill left.
         let pushed = lab.push(image, "os", &version.to_string()).ok();
         let out = lab.path("out");
         let pulled = lab.pull("d", &format!("os@{version}"), &out, &[]).ok();

@@ -1,5 +1,5 @@
-//! kill -9 of every tier while an update comes by patches: the image is exact, no payload that was received is received
-//! again, and nothing stays behind.
+//! kill -9 of every tier during an update by patches: the image is exact, no received payload is
+//! received again, and no file stays behind.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -12,7 +12,7 @@ use distd_core::manifest::{Kind, Manifest};
 use distd_tests::lab::{Lab, Outcome, same};
 use distd_tests::{Rng, artifacts};
 
-/// Kills each tier gets; tests/soak/kills.sh sets more.
+/// Number of kills of each tier; tests/soak/kills.sh sets more.
 fn kills() -> u64 {
     std::env::var("DISTD_TEST_KILLS").ok().and_then(|s| s.parse().ok()).unwrap_or(10)
 }
@@ -25,7 +25,8 @@ struct Update {
 }
 
 impl Update {
-    /// The initrd within the releases has a view; without views the set is small and tells its manifest too.
+    /// With `with_views` the initrd in the releases has a view; without views the set is small and
+    /// has an outline of its manifest.
     fn new(rng_seed: u64, with_views: bool) -> Self {
         // Solid sets would bring patches to a device without a seed too.
         let lab = Lab::start_with(&["--patches", "true", "--solid-sets", "false"]);
@@ -66,7 +67,7 @@ impl Update {
         self.command(device, slot, out).spawn().expect("start distd")
     }
 
-    /// The manifest of the set, out of the origin's store.
+    /// The manifest of the set, from the origin's store.
     fn set(&self) -> Manifest {
         let listing = self.lab.patches("os", 1);
         let id = listing["patches"][0]["set"].as_str().expect("a set that is ready").to_owned();
@@ -95,7 +96,7 @@ impl Update {
     }
 }
 
-/// Bytes of payloads in the file beside `out`, and of those that are not in it.
+/// Number of bytes of payloads that are in the file beside `out`, and number that are not.
 fn payloads(set: &Manifest, out: &Path) -> (u64, u64) {
     let Kind::PatchSet { index_bytes } = set.root().kind else { panic!("no patch set") };
     let mut name = out.as_os_str().to_owned();
@@ -123,7 +124,7 @@ fn kill_a_device_again_and_again(with_views: bool, default_seed: u64) {
     let slot = update.installed("d");
     update.publish();
     let set = update.set();
-    // The relay then has everything, so that a kill finds the device at work.
+    // Afterwards the relay has everything, so that a kill finds the device at work.
     update.pull("d", &slot, &update.lab.path("first"));
     let started = Instant::now();
     let undisturbed = update.pull("d", &slot, &update.lab.path("undisturbed"));
@@ -131,7 +132,7 @@ fn kill_a_device_again_and_again(with_views: bool, default_seed: u64) {
     assert!(undisturbed.number("patches_applied") > 0, "{}", undisturbed.json);
 
     let (mut killed, mut kept, mut round) = (0, 0, 0);
-    // Payloads come within a few milliseconds: until a kill came behind one.
+    // Payloads arrive within a few milliseconds: repeat until a kill came after one.
     while killed < kills() || (kept == 0 && killed < 10 * kills()) {
         round += 1;
         let out = update.lab.path(&format!("out{round}"));
@@ -198,7 +199,7 @@ fn a_relay_killed_under_patches_keeps_what_it_had_and_its_device_carries_on() {
         assert!(left.is_empty(), "round {round} left {left:?}");
     }
     assert!(applied > 0, "no update came by patches");
-    // Whatever the kills did, all of it is in the relay's store.
+    // Whatever was killed, the relay's store has everything.
     update.pull("d", &slot, &lab.path("once"));
     let before = lab.served_bytes();
     update.pull("d", &slot, &lab.path("again"));
@@ -207,7 +208,7 @@ fn a_relay_killed_under_patches_keeps_what_it_had_and_its_device_carries_on() {
 }
 
 #[test]
-fn an_origin_killed_while_it_serves_patches_serves_them_after_all() {
+fn an_origin_killed_while_it_serves_patches_serves_them_after_its_restart() {
     let mut rng = Rng::announced("origin kills with patches", 44);
     let mut update = Update::new(44, true);
     update.lab.enroll("d", update.lab.quic());
@@ -235,7 +236,7 @@ fn an_origin_killed_while_it_serves_patches_serves_them_after_all() {
 }
 
 #[test]
-fn what_an_interrupted_pull_left_goes_with_the_one_that_ends_whether_that_uses_patches_or_not() {
+fn a_finished_pull_removes_leftovers_of_interrupted_ones_with_or_without_patches() {
     let update = Update::new(45, true);
     update.lab.enroll("d", update.lab.quic());
     let slot = update.installed("d");

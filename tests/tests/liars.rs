@@ -1,5 +1,5 @@
-//! A relay that lies: wrong bytes, wrong lengths, absurd counts, nothing. The device ends with the right bytes or none, and
-//! remembers who lied.
+//! A relay that lies: wrong bytes, wrong lengths, absurd counts, nothing. The device ends with the
+//! right bytes or none, and remembers the liar.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -34,15 +34,15 @@ use tokio::sync::mpsc;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lie {
-    /// Bytes that are not the chunk's.
+    /// Bytes that do not match the chunk's hash.
     WrongBytes,
     /// A zstd frame that unpacks to far more than the chunk.
     Bomb,
-    /// A chunk nobody asked for.
+    /// A chunk that was not requested.
     Unasked,
-    /// Word of a range it was not asked for.
+    /// A DONT_HAVE for a range that was not requested.
     AbsurdRange,
-    /// The end of the answer, with nothing in it.
+    /// The end of the answer, without any frame in it.
     Silence,
     /// Manifest nodes with a changed byte.
     WrongNodes,
@@ -50,16 +50,16 @@ enum Lie {
     WrongMetadata,
     /// Another realm's TUF root in the reply to an enrolment.
     OtherRoot,
-    /// The same, after the request was changed so that the origin answers without a seal.
+    /// The same root, after the request was changed so that the origin answers without a seal.
     OtherRootUnsealed,
 }
 
-/// An honest relay but for one lie.
+/// A relay that is honest except for one lie.
 struct Liar {
     inner: Arc<Relay>,
     lie: Lie,
     disbelieved: Arc<AtomicU64>,
-    /// As a relay keeps its swarms when nobody has them open.
+    /// Swarms that stay open, as a relay keeps its swarms when no node has them open.
     kept: Mutex<Vec<Arc<dyn Swarm>>>,
 }
 
@@ -116,7 +116,7 @@ impl Content for Liar {
     }
 }
 
-/// A reply to an enrolment with what would make the device believe another realm.
+/// A reply to an enrolment that would make the device trust another realm.
 fn with_another_root(reply: &[u8]) -> Vec<u8> {
     let reply = EnrollReply::decode(reply).expect("a reply");
     let EnrollReply::Enrolled(mut response) = reply else { panic!("refused: {reply:?}") };
@@ -184,7 +184,8 @@ impl Swarm for LyingSwarm {
     }
 }
 
-/// Where it listens, and how often somebody left because of wrong bytes.
+/// Starts the liar. Returns its address, its server, and the number of peers that left because of
+/// wrong bytes.
 async fn start_liar(lab: &Lab, lie: Lie) -> (SocketAddr, Arc<Server>, Arc<AtomicU64>) {
     let dir = lab.path(&format!("liar-{lie:?}"));
     let mut identity = NodeIdentity::load_or_create(&dir).expect("identity");
@@ -251,7 +252,7 @@ async fn whatever_a_relay_lies_about_the_device_gets_the_right_bytes_from_the_ne
         let quarantine = fs::read_to_string(lab.path(&name).join("quarantine.json")).unwrap_or_default();
         let caught = matches!(lie, Lie::WrongBytes | Lie::Bomb);
         assert_eq!(!quarantine.is_empty(), caught, "{lie:?}: {quarantine}");
-        // It learns why the device left, so that it fetches nothing more for it.
+        // The liar learns why the device left, so that it fetches nothing more for the device.
         let told = async {
             while disbelieved.load(Ordering::Relaxed) == 0 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -264,7 +265,7 @@ async fn whatever_a_relay_lies_about_the_device_gets_the_right_bytes_from_the_ne
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_cannot_choose_the_root_of_who_enrols_through_it() {
+async fn a_relay_cannot_choose_the_root_of_a_node_that_enrols_through_it() {
     let lab = Lab::start();
     for (n, lie) in [Lie::OtherRoot, Lie::OtherRootUnsealed].into_iter().enumerate() {
         let (liar, _server, _) = start_liar(&lab, lie).await;
@@ -276,7 +277,7 @@ async fn a_relay_cannot_choose_the_root_of_who_enrols_through_it() {
         let state: Vec<_> = fs::read_dir(lab.path(&name)).expect("its state").flatten().collect();
         let names: Vec<_> = state.iter().map(|entry| entry.file_name()).collect();
         assert!(!names.iter().any(|n| n == "root.json" || n == "node.pem"), "{lie:?}: {names:?}");
-        // The same token, past the liar: the next parent brings what the origin said.
+        // The same token, past the liar: the next parent brings the origin's reply.
         let args = ["enroll", "--parent", &liar, "--parent", &origin, "--token", &token];
         tokio::task::block_in_place(|| lab.device(&name, &args)).ok();
         let root = fs::read(lab.path(&name).join("root.json")).expect("enrolled");
@@ -299,7 +300,7 @@ async fn a_device_with_only_a_liar_ends_with_an_error_and_no_file() {
     assert_ne!(failed.code, 0);
     assert!(failed.stderr.contains("next:"), "{}", failed.stderr);
     assert!(!out.exists());
-    // In quarantine it is not asked for anything more.
+    // A device does not ask a node in quarantine again.
     let before = server.counters.batches.load(Ordering::Relaxed);
     let again = tokio::task::block_in_place(|| lab.device("d", &args));
     assert_ne!(again.code, 0);

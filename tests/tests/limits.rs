@@ -1,6 +1,7 @@
-//! Rates of both directions: they hold, and nobody is blamed for them.
+//! Rates in both directions: they hold, and no peer is blamed for them.
 //!
-//! Times are bounded from below alone: a limit that holds is never faster, whatever the machine has to do.
+//! Times are bounded only from below: a limit that holds is never faster, whatever the load of the
+//! machine.
 
 use std::fs;
 
@@ -10,7 +11,8 @@ use distd_tests::lab::{Lab, Outcome, same};
 /// A rate that makes a pull of the test image last some seconds, bytes a second.
 const SLOW: u64 = 4_000_000;
 
-/// That what came took as long as it must at `SLOW`, but for what may pass at once.
+/// Asserts that a pull took as long as it must at `SLOW`, except for the bytes that may pass at
+/// once.
 fn assert_slow(outcome: &Outcome) {
     let seconds = outcome.json["seconds"].as_f64().expect("a number");
     let bytes = outcome.number("chunk_bytes");
@@ -20,7 +22,7 @@ fn assert_slow(outcome: &Outcome) {
 }
 
 #[test]
-fn a_device_takes_no_more_than_its_class_the_time_and_each_peer_allow() {
+fn a_device_keeps_its_limits_by_class_time_and_peer() {
     let lab = Lab::start();
     let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 101);
     lab.push(&v1, "os", "1").ok();
@@ -38,7 +40,7 @@ fn a_device_takes_no_more_than_its_class_the_time_and_each_peer_allow() {
         assert!(same(&out, &v1));
         assert_slow(&pulled);
     }
-    // What cannot be is said before anything is done.
+    // Impossible values are reported before anything is done.
     lab.enroll("wrong", lab.quic());
     lab.configure("wrong", "[limits]\nupload_slots = 0\nwindows = [{ days = \"someday\" }]\n");
     let refused = lab.start_pull("wrong", "os@1", &lab.path("out"), &[]).wait();
@@ -76,7 +78,7 @@ fn a_relay_keeps_to_its_limits_in_both_directions() {
 }
 
 #[test]
-fn neighbours_are_not_taken_for_slow_when_it_is_our_own_limit() {
+fn neighbours_are_not_taken_for_slow_because_of_our_own_limit() {
     let mut lab = Lab::start();
     let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 103);
     lab.push(&v1, "os", "1").ok();
@@ -89,7 +91,7 @@ fn neighbours_are_not_taken_for_slow_when_it_is_our_own_limit() {
     for agent in &agents {
         agent.wait_for("announced reached=");
     }
-    // Hears of all of them; then they are all there is.
+    // This pull learns of all agents; afterwards they are the only sources.
     lab.pull("new", "os@1", &lab.path("hears"), &[]).ok();
     let known = fs::read_to_string(lab.path("new/neighbours.json")).expect("neighbours");
     assert!(agents.iter().all(|agent| known.contains(&agent.addresses[0])), "{known}");

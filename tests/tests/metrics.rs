@@ -6,7 +6,7 @@ use distd_tests::artifacts;
 use distd_tests::lab::{Daemon, Lab, same};
 
 #[test]
-fn an_agent_gives_its_numbers_on_loopback_alone() {
+fn an_agent_serves_metrics_only_on_loopback() {
     let lab = Lab::start();
     let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 121);
     lab.push(&v1, "os", "1").ok();
@@ -35,7 +35,7 @@ fn an_agent_gives_its_numbers_on_loopback_alone() {
     assert!(agent.metric("distd_fetch_bytes_total") > 0, "it spoke to the origin");
     assert_eq!(agent.metric("distd_share_misses_total") + agent.metric("distd_peers_quarantined"), 0);
 
-    // Half of the image rots, and the numbers say so.
+    // Half of the image rots, and the numbers show it.
     let image = std::fs::read(lab.path("slot")).expect("read");
     let rotten: Vec<u8> = image.iter().map(|byte| byte ^ 0x55).collect();
     std::fs::write(lab.path("slot"), rotten).expect("write");

@@ -1,4 +1,5 @@
-//! What was pulled mounts: the kernel reads an image that came by patches, and finds the tree it was made of.
+//! Pulled images mount: the kernel reads an image that was installed by patches, and finds its
+//! source tree.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};
@@ -12,7 +13,7 @@ use distd_tests::lab::{Lab, same};
 use distd_tests::{Rng, artifacts};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 
-/// Options of `mkfs.erofs`; of the last ones, those it knows.
+/// Options of `mkfs.erofs`; of several alternatives, those that it knows.
 const KINDS: [(&str, &[&[&str]]); 5] = [
     ("plain", &[&[]]),
     ("lz4", &[&["-zlz4hc", "-C65536"]]),
@@ -28,7 +29,7 @@ const KINDS: [(&str, &[&[&str]]); 5] = [
     ("deflate", &[&["-zdeflate,9", "-C65536", "-Eztailpacking"], &["-zlz4hc,5", "-C65536"]]),
 ];
 
-/// Why this machine cannot mount; `None` where it can.
+/// The reason why this machine cannot mount; `None` where it can.
 fn cannot_mount() -> Option<&'static str> {
     if !rustix::process::geteuid().is_root() {
         return Some("only root may mount");
@@ -36,7 +37,7 @@ fn cannot_mount() -> Option<&'static str> {
     if !Path::new("/dev/loop-control").exists() {
         return Some("there are no loop devices");
     }
-    // A module that is not loaded yet is not listed.
+    // A module that is not loaded yet is not in the list.
     let _ = Command::new("modprobe").arg("erofs").output();
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     if known.split_whitespace().all(|word| word != "erofs") { Some("the kernel has no erofs") } else { None }
@@ -104,7 +105,7 @@ fn special_files(tree: &Path) {
     attribute(&dir, "user.directory", b"has one too");
 }
 
-/// What a file system says of one path.
+/// The properties that a file system reports for one path.
 #[derive(Debug, PartialEq, Eq)]
 struct Node {
     kind_and_mode: u32,
@@ -150,7 +151,7 @@ fn nodes(root: &Path) -> BTreeMap<PathBuf, Node> {
         let node = Node {
             kind_and_mode: meta.mode(),
             owner: (meta.uid(), meta.gid()),
-            // Of a directory it says how many directories are in it, or not.
+            // For a directory, file systems report the number of its subdirectories or a constant.
             links: (!meta.is_dir()).then_some(meta.nlink()),
             device: if is_device { meta.rdev() } else { 0 },
             content: meta.is_file().then(|| blake3::hash(&fs::read(&full).expect("read"))),
@@ -165,7 +166,7 @@ fn nodes(root: &Path) -> BTreeMap<PathBuf, Node> {
 
 fn assert_same_tree(mounted: &Path, tree: &Path, what: &str) {
     let (mut got, mut want) = (nodes(mounted), nodes(tree));
-    // Made by the temporary directory, not by the tree.
+    // The root comes from the temporary directory, not from the tree.
     for nodes in [&mut got, &mut want] {
         assert!(nodes.remove(OsStr::from_bytes(b"").as_ref() as &Path).is_some());
     }
@@ -183,7 +184,7 @@ fn image(tree: &Path, image: &Path, choices: &[&[&str]]) {
 }
 
 #[test]
-fn the_kernel_mounts_what_came_by_patches_and_finds_every_file_as_it_was() {
+fn the_kernel_mounts_an_image_installed_by_patches_and_finds_every_file() {
     if let Some(why) = cannot_mount() {
         println!("skipped: {why}");
         return;

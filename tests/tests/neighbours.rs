@@ -1,4 +1,4 @@
-//! Neighbours that lie: about chunks, and about where they are.
+//! Neighbours that lie about chunks and about their addresses.
 
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
@@ -27,7 +27,7 @@ use quinn::Endpoint;
 use rcgen::{KeyPair, SigningKey};
 use tokio::sync::mpsc;
 
-/// A device made by hand, that says and serves whatever a test wants.
+/// A device driven by the test, which sends and serves anything the test wants.
 struct Leaf {
     identity: NodeIdentity,
     credentials: Arc<Credentials>,
@@ -69,7 +69,7 @@ impl Leaf {
         signer.sign(vec![address]).expect("signed")
     }
 
-    /// With whatever sequence, addresses and end a test wants.
+    /// A record with any sequence, addresses and expiry.
     fn record_of(&self, sequence: u64, addresses: Vec<SocketAddr>, expires: u64) -> PeerRecord {
         let mut record = PeerRecord { sequence, addresses, expires, ..self.record(self.address()) };
         let key = KeyPair::try_from(self.identity.private_key().secret_der()).expect("the node's key");
@@ -88,7 +88,7 @@ impl Leaf {
     }
 }
 
-/// The neighbours that the origin lists first.
+/// The neighbours in the origin's first list.
 async fn listed(swarm: &mut SwarmLink) -> Vec<PeerRecord> {
     loop {
         match swarm.next_event().await.expect("the origin answers").expect("the swarm is open") {
@@ -98,7 +98,7 @@ async fn listed(swarm: &mut SwarmLink) -> Vec<PeerRecord> {
     }
 }
 
-/// Says it has everything, and sends something else.
+/// A server that announces everything and sends other bytes.
 struct Liar {
     ids: ChunkRanges,
     asked: Arc<AtomicU64>,
@@ -153,7 +153,7 @@ impl Swarm for Liar {
     }
 }
 
-/// A release whose ids a test may claim to hold: chunk ids are given from one on.
+/// A release whose chunk ids a test may claim to hold: ids are given from one on.
 fn released(lab: &Lab, rng_seed: u64) -> (std::path::PathBuf, ManifestId, ChunkRanges) {
     let (v1, _) = artifacts::release_pair(lab.path("").as_path(), rng_seed);
     let pushed = lab.push(&v1, "os", "1").ok();
@@ -184,14 +184,15 @@ async fn a_lying_neighbour_costs_no_right_byte_and_is_not_asked_for_a_day() {
         let quarantine =
             fs::read_to_string(lab.path("d/quarantine.json")).expect("somebody is in quarantine");
         assert!(quarantine.contains(&liar.identity.node_id().to_string()), "{quarantine}");
-        // What was open when it was caught; in the second round nothing.
+        // In the first round, the batches that were open when the liar was caught; in the second
+        // none.
         let so_far = asked.swap(0, Ordering::Relaxed);
         assert_eq!(so_far > 0, round == 0, "{so_far} batches asked of a liar in round {round}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_whom_two_had_wrong_bytes_all_of_the_site_hear_and_of_others_nobody() {
+async fn a_node_reported_by_two_is_reported_to_the_site_and_a_node_reported_by_one_is_not() {
     let lab = Lab::start();
     let (v1, manifest, ids) = released(&lab, 63);
     let liar = Leaf::enrolled(&lab, "liar").await;
@@ -201,7 +202,8 @@ async fn of_whom_two_had_wrong_bytes_all_of_the_site_hear_and_of_others_nobody()
     let mut swarm = liar.join(&lab, manifest, liar.record(liar.address())).await;
     swarm.announce(&ids).await.expect("announced");
     listed(&mut swarm).await;
-    // By hand one says the same, and something of another node that nobody else says.
+    // A device driven by the test reports the same node, and another node that no other device
+    // reports.
     let (voice, listener) = (Leaf::enrolled(&lab, "voice").await, Leaf::enrolled(&lab, "listener").await);
     let mut speaking = voice.join(&lab, manifest, voice.record(voice.address())).await;
     speaking.shun(&[liar.identity.node_id(), listener.identity.node_id()]).await.expect("said");
@@ -225,7 +227,7 @@ async fn of_whom_two_had_wrong_bytes_all_of_the_site_hear_and_of_others_nobody()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_is_listed_who_is_elsewhere_or_speaks_for_another() {
+async fn records_with_foreign_addresses_or_of_another_node_are_not_listed() {
     let lab = Lab::start();
     let (_, manifest, _) = released(&lab, 62);
     let honest = Leaf::enrolled(&lab, "honest").await;
@@ -233,7 +235,8 @@ async fn nobody_is_listed_who_is_elsewhere_or_speaks_for_another() {
     let thief = Leaf::enrolled(&lab, "thief").await;
     let record = honest.record(honest.address());
     let mut swarms = vec![honest.join(&lab, manifest, record.clone()).await];
-    // Addresses its node is not at, another's record, and one changed after it was signed.
+    // Records with addresses at which their node is not, the record of another node, and a record
+    // that was changed after it was signed.
     for victim in ["203.0.113.1:443", "192.168.1.1:9100"] {
         let victim = victim.parse().expect("an address");
         swarms.push(elsewhere.join(&lab, manifest, elsewhere.record(victim)).await);
@@ -250,7 +253,7 @@ async fn nobody_is_listed_who_is_elsewhere_or_speaks_for_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_holds_for_its_node_its_realm_and_its_time() {
+async fn a_record_is_valid_only_for_its_node_its_realm_and_its_time() {
     let (lab, other) = (Lab::start(), Lab::start());
     let leaf = Leaf::enrolled(&lab, "leaf").await;
     let foreign = Leaf::enrolled(&other, "foreign").await;
@@ -276,7 +279,7 @@ async fn a_record_holds_for_its_node_its_realm_and_its_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_that_has_expired_is_handed_to_nobody() {
+async fn an_expired_record_is_not_advertised() {
     let lab = Lab::start();
     let (_, manifest, _) = released(&lab, 63);
     let soon = Leaf::enrolled(&lab, "soon").await;
@@ -298,7 +301,7 @@ async fn a_record_that_has_expired_is_handed_to_nobody() {
         records
     };
     let before = listed_to("early").await;
-    // Three seconds may pass on a busy machine before anybody is asked.
+    // Three seconds may pass on a busy machine before the first question.
     assert!(before == [short, long.clone()] || unix_now() >= expires, "{before:?}");
     while unix_now() <= expires {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -307,12 +310,12 @@ async fn a_record_that_has_expired_is_handed_to_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_says_it_is_here_and_there_is_looked_for_at_few_places() {
+async fn a_node_that_advertises_many_addresses_is_dialled_at_few() {
     const PLACES: u64 = 12;
     let lab = Lab::start();
     let (v1, manifest, _) = released(&lab, 64);
     let liar = Leaf::enrolled(&lab, "liar").await;
-    // Places with a socket each, where nobody answers and what comes is counted.
+    // Addresses with a socket each, where no node answers and arriving packets are counted.
     let places: Vec<_> = (0..PLACES).map(|_| UdpSocket::bind("127.0.0.1:0").expect("a socket")).collect();
     lab.enroll("d", lab.quic());
     lab.configure("d", "[limits]\ndownload_bytes_per_second = 2000000\n");

@@ -1,4 +1,5 @@
-//! Offices right under an origin, without a relay: behind a NAT, behind a proxy, where nobody reaches anybody, without IPv4.
+//! Offices directly under an origin, without a relay: behind a NAT, behind a proxy, with isolated
+//! devices, without IPv4.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -8,13 +9,14 @@ use distd_tests::lab::{Lab, Outcome, Running, same};
 use distd_tests::office::{Numbering, Office};
 use distd_tests::proxy::{PROXY_PORT, Proxy};
 
-/// Devices that pull at once. One more pulls alone, so that all of these begin alike.
+/// Number of devices that pull at once. One more device pulls alone, so that these devices all
+/// begin alike.
 const DEVICES: usize = 5;
 
-/// Slow enough for a pull to last while the others start.
+/// Slow enough for a pull to last until the others have started.
 const SLOW: &str = "[limits]\ndownload_bytes_per_second = 8000000\n";
 
-/// An origin beyond the office's router, with a release, and devices that enrolled from inside.
+/// An origin behind the office's router, with a release, and devices that enrolled from inside.
 struct Setting {
     lab: Lab,
     office: Office,
@@ -44,7 +46,7 @@ impl Setting {
         Running::start(self.office.device(n).run(&pull))
     }
 
-    /// Pulls on `devices` at once: what the origin sent, and what each said.
+    /// Pulls on `devices` at once. Returns the bytes that the origin sent, and the outcomes.
     fn pull(&self, devices: Range<usize>, out: &str, args: &[&str]) -> (u64, Vec<Outcome>) {
         let before = self.lab.served_bytes();
         let started: Vec<_> = devices.clone().map(|n| self.start(n, out, args)).collect();
@@ -55,7 +57,8 @@ impl Setting {
         (self.lab.served_bytes() - before, said)
     }
 
-    /// That all devices at once cost little more than one alone, and that the exchange is why.
+    /// Asserts that all devices at once cost little more than one alone, and that the exchange is
+    /// the reason.
     fn assert_shared(&self) {
         let (one, _) = self.pull(DEVICES..DEVICES + 1, "alone", &["--no-share"]);
         let (together, said) = self.pull(0..DEVICES, "together", &[]);
@@ -89,7 +92,7 @@ fn devices_behind_a_proxy_exchange_too() {
 }
 
 #[test]
-fn strangers_behind_one_address_do_not_wait_for_each_other() {
+fn isolated_devices_behind_one_address_do_not_wait_for_each_other() {
     let setting = Setting::new(Numbering::Nat, 93);
     setting.enroll("");
     setting.office.isolate();

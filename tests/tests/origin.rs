@@ -1,4 +1,5 @@
-//! What an operator does on the origin's machine: lost databases, backups, keys, tokens, checks. Real processes.
+//! An operator's work on the origin's machine: lost databases, backups, keys, tokens, checks. Real
+//! processes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +16,7 @@ fn server(args: &[&str]) -> Output {
     Command::new(binary("distd-server")).args(args).output().expect("run distd-server")
 }
 
-/// A command of `distd-server` about the lab's origin.
+/// Runs a command of `distd-server` on the lab's origin.
 fn origin(lab: &Lab, args: &[&str]) -> Output {
     let data = lab.path("origin").display().to_string();
     server(&[args, &["--data", &data]].concat())
@@ -53,7 +54,7 @@ fn packs(lab: &Lab) -> Vec<PathBuf> {
     tree(&objects).into_keys().collect()
 }
 
-/// A file of noise with a name of its own.
+/// A file of noise, named by its seed.
 fn artifact(lab: &Lab, seed: u64) -> PathBuf {
     let path = lab.path(&format!("artifact-{seed}"));
     fs::write(&path, Rng::new(seed).bytes(900_000)).expect("write");
@@ -96,7 +97,7 @@ fn a_lost_database_is_refused_then_rebuilt_from_the_store_bit_for_bit() {
     lab.pull("device", "os:stable", &lab.path("out-1"), &[]).ok();
     lab.pull("device", "app@2", &lab.path("out-2"), &[]).ok();
     assert!(same(&one, &lab.path("out-1")) && same(&two, &lab.path("out-2")));
-    // Chunks that are there are known, and new ones get ids that nobody had.
+    // Existing chunks are known, and new chunks get ids that were never given before.
     let again = lab.push(&one, "os", "3").ok();
     assert_eq!(again.number("uploaded_chunks"), 0);
     let three = artifact(&lab, 3);
@@ -181,7 +182,7 @@ fn fsck_changes_nothing_by_itself_and_names_what_is_lost_and_what_has_rotted() {
     let misused = origin(&lab, &["fsck", "--delete-unknown"]);
     assert!(told(&misused).contains("--repair"), "{}", told(&misused));
 
-    // Put aside, then pushed again: both are whole.
+    // The damaged packs were moved away and their content pushed again: both releases are whole.
     let mended = origin(&lab, &["fsck", "--repair", "--check-data", "--delete-unknown"]);
     assert_eq!(mended.status.code(), Some(1), "two releases are still damaged: {}", told(&mended));
     lab.start_origin();
@@ -209,7 +210,7 @@ fn a_backup_made_while_serving_is_restored_and_devices_that_saw_more_go_on() {
     let again = origin(&lab, &["backup", &backup]);
     assert!(told(&again).contains("is not empty"), "{}", told(&again));
 
-    // After the backup: releases and channels that the restored origin does not know.
+    // Releases and channels made after the backup, which the restored origin does not know.
     lab.push(&two, "os", "2").ok();
     lab.push(&three, "os", "3").ok();
     lab.admin(&["channel", "set", "os:stable", "3"]).ok();
@@ -222,11 +223,13 @@ fn a_backup_made_while_serving_is_restored_and_devices_that_saw_more_go_on() {
     succeeded(origin(&lab, &["fsck", "--check-data"]));
     lab.start_origin();
 
-    // The channel points to what the backup had, and a device does not go back because an origin did.
+    // The channel points to the release in the backup, and a device does not go back because an
+    // origin was restored.
     let stays = lab.pull("device", "os:stable", &lab.path("out"), &[]);
     assert_eq!(stays.code, 4, "{}", stays.stderr);
     assert!(same(&three, &lab.path("out")));
-    // Ordered it does, although this origin knows of nothing later than what it points to.
+    // With an order the device goes back, although this origin knows no later release than the one
+    // the channel points to.
     lab.admin(&["channel", "set", "os:stable", "1", "--downgrade"]).ok();
     lab.pull("device", "os:stable", &lab.path("out"), &[]).ok();
     assert!(same(&one, &lab.path("out")), "what the backup had");
@@ -234,7 +237,7 @@ fn a_backup_made_while_serving_is_restored_and_devices_that_saw_more_go_on() {
     lab.admin(&["channel", "set", "os:stable", "3"]).ok();
     lab.pull("device", "os:stable", &lab.path("out"), &[]).ok();
     assert!(same(&three, &lab.path("out")));
-    // What is no backup is not restored.
+    // A directory that is no complete backup is not restored.
     fs::remove_file(lab.path("backup/backup.json")).expect("as if cut off");
     let elsewhere = lab.path("elsewhere").display().to_string();
     let refused = server(&["restore", &backup, "--data", &elsewhere]);
@@ -306,7 +309,7 @@ fn a_lost_admin_token_is_made_anew_on_the_origins_machine() {
     assert!(told(&again).contains("exists"), "{}", told(&again));
     let listed = lab.admin(&["token", "ls", "--token-file", &path]).ok();
     assert!(listed.json.to_string().contains("after the fire"), "{}", listed.json);
-    // And while it does not run, printed.
+    // Printed, while the origin does not run.
     lab.stop_origin();
     let printed = succeeded(origin(&lab, &["admin-token"]));
     fs::write(&file, &printed.stdout).expect("write");
@@ -318,11 +321,11 @@ fn a_lost_admin_token_is_made_anew_on_the_origins_machine() {
 }
 
 #[test]
-fn nothing_of_an_origin_is_for_other_users_whatever_the_umask() {
+fn other_users_can_read_nothing_of_an_origin_whatever_the_umask() {
     for umask in ["000", "022"] {
         let directory = tempfile::tempdir().expect("tempdir");
         let data = directory.path().join("origin");
-        // A directory that somebody made before.
+        // A directory that existed before.
         if umask == "022" {
             fs::create_dir(&data).expect("mkdir");
             fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).expect("chmod");
@@ -335,7 +338,7 @@ fn nothing_of_an_origin_is_for_other_users_whatever_the_umask() {
         let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
         assert_eq!(mode(&data), 0o700, "umask {umask}");
         for path in tree(&data).into_keys() {
-            // The CA's certificate is meant to be read.
+            // The CA's certificate is meant to be read by all.
             if !path.ends_with("realm/ca.pem") {
                 assert_eq!(mode(&path) & 0o077, 0, "{} under umask {umask}", path.display());
             }

@@ -1,4 +1,5 @@
-//! What an operator takes away stays away: tokens, nodes, releases; and a disk that publishers have filled.
+//! Revoked tokens and nodes and withdrawn releases stay out; and a disk that publishers have
+//! filled.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,7 @@ fn strings(value: &Value) -> Vec<String> {
 }
 
 #[test]
-fn a_join_token_is_listed_and_ended_alone_or_with_a_node_that_came_by_it() {
+fn a_join_token_is_listed_and_revoked_alone_or_with_its_node() {
     let lab = Lab::start();
     let make = |uses: &str| lab.admin(&["token", "join", "--uses", uses, "--label", "batch 7"]).ok().json;
     let made = make("5");
@@ -36,13 +37,14 @@ fn a_join_token_is_listed_and_ended_alone_or_with_a_node_that_came_by_it() {
         (&id.into(), &1.into(), &4.into(), &"valid".into())
     );
 
-    // The node alone: a fresh key comes back with the same token.
+    // Only the node is revoked: a new key enrols with the same token.
     let nodes = lab.admin(&["node", "ls"]).ok().json;
     let node = nodes["nodes"][0]["id"].as_str().expect("an id").to_owned();
     lab.admin(&["node", "revoke", &node]).ok();
     assert_eq!(enroll(&lab, "one", token).code, 4, "its key is out");
     enroll(&lab, "two", token).ok();
-    // Along with the token none does, nor the node it brought in before.
+    // The token is revoked too: neither a new node nor the node that enrolled with it before gets
+    // in.
     let done = lab.admin(&["node", "revoke", &node, "--with-token"]).ok().json;
     assert_eq!(strings(&done["join_tokens"]), [id]);
     assert_eq!(enroll(&lab, "three", token).code, 4);
@@ -99,7 +101,7 @@ fn a_token_for_some_products_publishes_those_and_says_so() {
     assert_eq!(listed["products"].as_array().map(Vec::len), Some(1), "{listed}");
     assert_eq!(as_team(&["release", "rm", "os@1"]).code, 4);
 
-    // One that has expired says so.
+    // The list says that a token has expired.
     lab.admin(&["token", "create", "--scope", "read", "--label", "short", "--expires", "1s"]).ok();
     distd_tests::lab::wait_until("the token has expired", || {
         let listed = lab.admin(&["token", "ls"]).ok().json;
@@ -169,7 +171,7 @@ impl Tmpfs {
 
 impl Drop for Tmpfs {
     fn drop(&mut self) {
-        // Lazily: the origin may be on its way out.
+        // Lazily, because the origin may still be ending.
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
@@ -201,7 +203,7 @@ fn a_disk_that_publishers_have_filled_still_enrols_signs_and_serves() {
         seed += 1;
         assert!(seed < 110, "160 MB are full at some time");
     }
-    // A twentieth of the disk is left, and everything but publishing goes on.
+    // A twentieth of the disk is left, and everything except publishing still works.
     lab.admin(&["channel", "set", "os:stable", "1"]).ok();
     lab.admin(&["token", "create", "--scope", "read", "--label", "more"]).ok();
     lab.enroll("device", lab.quic());

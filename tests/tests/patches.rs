@@ -1,4 +1,5 @@
-//! Patches end to end: made by the origin, relayed, applied by a device - or not, and then the chunks come.
+//! Patches end to end: made by the origin, relayed, and applied by a device; where that fails, the
+//! device fetches chunks.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ fn lab() -> Lab {
     Lab::start_with(&["--patches", "true", "--solid-sets", "false"])
 }
 
-/// A device with `from` installed in a file of its own.
+/// Installs release `from` on a device, in a file of its own.
 fn installed(lab: &Lab, device: &str, parent: &str, from: &str) -> PathBuf {
     lab.enroll(device, parent);
     let slot = lab.path(&format!("{device}-slot"));
@@ -20,7 +21,8 @@ fn installed(lab: &Lab, device: &str, parent: &str, from: &str) -> PathBuf {
     slot
 }
 
-/// A device updated from `v1` to `v2` with the fewest bytes: bit for bit, and no patch failed.
+/// Updates a device from `v1` to `v2` with the fewest bytes, and asserts that the result is exact
+/// and no patch failed.
 fn updated(lab: &Lab, v1: &Path, v2: &Path) -> Outcome {
     lab.push(v1, "os", "1").ok();
     let slot = installed(lab, "d1", lab.quic(), "1");
@@ -81,11 +83,11 @@ fn an_update_by_patches_is_bit_exact_and_a_fraction_of_the_chunks() {
     assert_eq!(of_sources("wire_bytes"), plan.number("patch_bytes") + plan.number("fetch_bytes"));
     assert_eq!(patched.number("patches_failed"), 0);
     assert_eq!(patched.number("refetched_verified_bytes"), 0);
-    // The device behind it costs the origin nothing but its questions.
+    // The device behind the relay costs the origin only its questions.
     let before = lab.served_bytes();
     pull("d2", &lab.path("out2"), &slots[1]);
     assert!(lab.served_bytes() - before < 20_000, "{}", lab.served_bytes() - before);
-    // Without the manifest beside the seed its chunks have no ids, and chunks come.
+    // Without the manifest beside the seed, the seed's chunks have no ids, and chunks are fetched.
     fs::remove_file(lab.path("d3-slot.distd")).expect("remove the manifest");
     let plain = pull("d3", &lab.path("out3"), &slots[2]);
     assert!(same(&lab.path("out3"), &v2));
@@ -104,7 +106,7 @@ fn an_update_by_patches_is_bit_exact_and_a_fraction_of_the_chunks() {
 }
 
 #[test]
-fn two_sets_are_a_way_from_the_first_release_to_the_third() {
+fn two_sets_are_a_route_from_the_first_release_to_the_third() {
     let lab = lab();
     let [v1, v2, v3] = artifacts::releases(&lab.path(""), 22);
     lab.push(&v1, "os", "1").ok();
@@ -136,7 +138,7 @@ fn two_sets_are_a_way_from_the_first_release_to_the_third() {
 }
 
 #[test]
-fn who_holds_nothing_of_use_gets_the_release_compressed_as_one() {
+fn a_device_without_useful_seeds_gets_the_set_from_nothing() {
     let lab = Lab::start_with(&["--patches", "true"]);
     let [v1, v2, _] = artifacts::releases(&lab.path(""), 25);
     lab.push(&v1, "os", "1").ok();
@@ -144,7 +146,7 @@ fn who_holds_nothing_of_use_gets_the_release_compressed_as_one() {
     let early = lab.path("early-slot");
     let chunks = lab.pull("early", "os@1", &early, &[]).ok();
     lab.push(&v2, "os", "2").ok();
-    // From 1 to 2, and from nothing to each.
+    // Sets from 1 to 2, and from nothing to each.
     let listing = lab.patches("os", 3);
     let solid = listing["patches"]
         .as_array()
@@ -163,27 +165,27 @@ fn who_holds_nothing_of_use_gets_the_release_compressed_as_one() {
     assert!(same(&out, &v2));
     assert_eq!(fresh.number("patches_failed"), 0, "{}", fresh.json);
     assert_eq!(fresh.number("patches_applied"), plan.number("patches"));
-    // Most of it is letters by chance, which compress alone as well as together.
+    // Most of the content is random letters, which compress alone as well as together.
     assert!(
         fresh.number("wire_bytes") * 100 < chunks.number("wire_bytes") * 97,
         "{}\n{}",
         fresh.json,
         chunks.json
     );
-    // Who holds the release before takes the way from there.
+    // A device with the previous release takes the set from there.
     let update = lab.pull("early", "os@2", &lab.path("out2"), &[&early]).ok();
     assert!(update.number("wire_bytes") * 3 < fresh.number("wire_bytes"), "{}\n{}", update.json, fresh.json);
 }
 
 #[test]
-fn a_base_that_rotted_is_a_patch_that_fails_and_its_chunks_come() {
+fn a_rotted_base_fails_its_patch_and_the_chunks_are_fetched() {
     let lab = lab();
     let [v1, v2, _] = artifacts::releases(&lab.path(""), 23);
     lab.push(&v1, "os", "1").ok();
     let slot = installed(&lab, "d1", lab.quic(), "1");
     lab.push(&v2, "os", "2").ok();
     lab.patches("os", 1);
-    // A byte of each block in the middle of the image, most of them bases.
+    // One byte of each block in the middle of the image, most of them bases.
     let mut image = fs::read(&slot).expect("read");
     let quarter = image.len() / 4;
     for at in (quarter..3 * quarter).step_by(100_000) {
@@ -193,12 +195,13 @@ fn a_base_that_rotted_is_a_patch_that_fails_and_its_chunks_come() {
     let out = lab.path("out");
     let update = lab.pull("d1", "os@2", &out, &[&slot]).ok();
     assert!(same(&out, &v2));
-    // Either the set was left alone (a sample showed that the seed had changed) or some of its patches failed.
+    // Either the set was not used (a sample showed that the seed had changed) or some of its
+    // patches failed.
     assert!(update.number("patches_applied") == 0 || update.number("patches_failed") > 0, "{}", update.json);
 }
 
 #[test]
-fn an_origin_killed_while_it_makes_patches_makes_them_after_all() {
+fn an_origin_killed_while_it_makes_patches_makes_them_after_its_restart() {
     let mut lab = lab();
     let [v1, v2, _] = artifacts::releases(&lab.path(""), 24);
     lab.push(&v1, "os", "1").ok();
@@ -229,11 +232,12 @@ fn a_packed_archive_is_updated_by_what_changed_in_its_files() {
     artifacts::update_tree(&tree, &mut rng);
     let v2 = archive("2");
     let update = updated(&lab, &v1, &v2);
-    // Of the chunks nearly nothing is left as it was: deflate carries a change to the end.
+    // Nearly all chunks changed, because deflate carries a change to the end of the stream.
     assert!(update.number("wire_bytes") * 2 < fs::metadata(&v2).expect("a file").len(), "{}", update.json);
 }
 
-/// A zip archive of two files, and a picture with many IDAT chunks, of the bytes in the files of a directory.
+/// Makes a zip archive of two files, and a picture with many IDAT chunks, from the files of a
+/// directory.
 const PACK: &str = r"
 import pathlib, struct, sys, zipfile, zlib
 plain, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
@@ -272,7 +276,8 @@ fn a_zip_and_a_picture_in_an_image_are_updated_by_what_changed_inside() {
         .map(|name| fs::metadata(tree.join(name)).expect("a file").len())
         .sum();
     let update = updated(&lab, &v1, &v2);
-    // Deflate carries a change to the end: without views both come whole.
+    // Deflate carries a change to the end of the stream: without views both files would be fetched
+    // whole.
     assert!(
         update.number("wire_bytes") * 4 < packed,
         "{} of {packed}: {}",

@@ -1,4 +1,5 @@
-//! How far packets go: a site in a network namespace, and a router that counts what leaves it.
+//! How far packets go: a site in a network namespace, and a router that counts the packets that
+//! leave it.
 
 use std::fs;
 
@@ -11,7 +12,7 @@ fn lan_only_takes_everything_from_the_site_and_no_packet_leaves_it() {
     let mut lab = Lab::start();
     let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 71);
     lab.push(&v1, "os", "1").ok();
-    // Both devices know the realm and the release; then the origin is out of their reach.
+    // Both devices know the realm and the release; then they can no longer reach the origin.
     for device in ["holder", "new"] {
         lab.enroll(device, lab.quic());
         lab.pull(device, "os@1", &lab.path(&format!("slot-{device}")), &[]).ok();
@@ -49,7 +50,7 @@ fn lan_only_takes_everything_from_the_site_and_no_packet_leaves_it() {
     assert!(pulled.json["wire_bytes_by_source"]["peer"].as_u64().expect("a number") > 1 << 20);
     assert_eq!(namespaces.packets_out(), before, "packets left the site");
 
-    // Offline not even the neighbour is asked; online the count shows that it counts.
+    // With `offline` not even the neighbour is asked; with `online` the count shows that it works.
     let offline = pull("offline", &lab.path("offline"));
     assert_ne!(offline.code, 0);
     assert_eq!(namespaces.packets_out(), before, "packets left the site");
@@ -58,7 +59,7 @@ fn lan_only_takes_everything_from_the_site_and_no_packet_leaves_it() {
 }
 
 #[test]
-fn a_device_finds_a_neighbour_on_the_cable_that_nobody_told_it_of() {
+fn a_device_finds_an_unadvertised_neighbour_by_multicast() {
     let mut lab = Lab::start();
     let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 72);
     lab.push(&v1, "os", "1").ok();
@@ -81,7 +82,7 @@ fn a_device_finds_a_neighbour_on_the_cable_that_nobody_told_it_of() {
     assert!(pulled.json["wire_bytes_by_source"]["peer"].as_u64().expect("a number") > 1 << 20);
 }
 
-/// The node's id, out of its certificate's name.
+/// The node's id, from its certificate's name.
 fn node_id(lab: &Lab, device: &str) -> String {
     distd_peer::trust::identity::NodeIdentity::load_or_create(&lab.path(device))
         .expect("an identity")

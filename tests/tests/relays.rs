@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use distd_tests::artifacts;
 use distd_tests::lab::{Daemon, Lab, Outcome, same, wait_until};
 
-/// Asks the system for a port for metrics.
+/// Arguments that ask for metrics on a free port.
 const METRICS: [&str; 2] = ["--metrics", "127.0.0.1:0"];
 
 fn by_source(outcome: &Outcome, source: &str) -> u64 {
@@ -14,7 +14,7 @@ fn by_source(outcome: &Outcome, source: &str) -> u64 {
 }
 
 #[test]
-fn a_crowd_at_a_relay_with_two_slots_waits_its_turn_and_blames_nobody() {
+fn many_askers_at_a_relay_with_two_slots_wait_without_counting_failures() {
     const DEVICES: usize = 6;
     let lab = Lab::start();
     let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 111);
@@ -42,7 +42,8 @@ fn a_crowd_at_a_relay_with_two_slots_waits_its_turn_and_blames_nobody() {
             let pulled = pull.wait().ok();
             assert!(same(out, &v1));
             assert!(!pulled.stderr.contains("not asked any more"), "{}", pulled.stderr);
-            // Had a choke counted as a failure, they would have gone past the relay for chunks; handshakes and peer records are little.
+            // If chokes counted as failures, the devices would have fetched chunks past the relay;
+            // handshakes and peer records are few bytes.
             let past_the_relay = by_source(&pulled, "origin");
             assert!(past_the_relay < 20_000, "{past_the_relay} bytes: {}", pulled.json);
         }
@@ -59,7 +60,7 @@ fn a_crowd_at_a_relay_with_two_slots_waits_its_turn_and_blames_nobody() {
     assert!(fetched.abs_diff(origin) < origin / 50, "{fetched} bytes received, {origin} sent");
 }
 
-/// Three relays, one under the other.
+/// Three relays, each the parent of the next.
 struct Stack {
     lab: Lab,
     image: PathBuf,
@@ -67,7 +68,7 @@ struct Stack {
 }
 
 impl Stack {
-    /// `also` names the parents of the last relay beside the one above it, by number.
+    /// `also` names further parents of the last relay besides the one above it, by number.
     fn new(rng_seed: u64, also: &[usize]) -> Self {
         let lab = Lab::start();
         let (image, _) = artifacts::release_pair(lab.path("").as_path(), rng_seed);
@@ -85,12 +86,12 @@ impl Stack {
             relays.push(relay);
         }
         lab.enroll("d", &relays[2].addresses[0]);
-        // Slow enough for something to happen meanwhile.
+        // Slow enough for a disturbance during the pull.
         lab.configure("d", "[limits]\ndownload_bytes_per_second = 2000000\n");
         Self { lab, image, relays }
     }
 
-    /// Pulls, and calls `disturb` with the relays when some of it has come.
+    /// Pulls, and calls `disturb` with the relays when some of the artifact has arrived.
     fn pull(&mut self, disturb: impl FnOnce(&Lab, &mut Vec<Daemon>)) {
         let (lab, relays) = (&self.lab, &mut self.relays);
         let (before, image) = (lab.served_bytes(), fs::metadata(&self.image).expect("stat").len());
@@ -105,7 +106,7 @@ impl Stack {
         assert_eq!(pulled.number("refetched_verified_bytes"), 0, "{}", pulled.json);
         let origin = lab.served_bytes() - before;
         println!("{origin} bytes of an image of {image}");
-        // Packed it is two thirds.
+        // The packed image is two thirds of its length.
         assert!(origin < image * 3 / 4, "{origin} bytes for an image of {image}");
         for relay in &*relays {
             assert_eq!(relay.metric("distd_relay_chunks_fetched_again"), 0);
@@ -125,7 +126,7 @@ fn of_three_relays_the_middle_one_dies_and_comes_back() {
     stack.pull(|lab, relays| {
         let address = relays[1].addresses[0].clone();
         relays[1].kill();
-        // Long enough for all to have noticed.
+        // Long enough for all nodes to have noticed.
         std::thread::sleep(std::time::Duration::from_secs(3));
         relays[1] = lab.relay_at("r1", &relays[0].addresses[0].clone(), &address, &METRICS);
     });

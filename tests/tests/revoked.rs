@@ -1,4 +1,4 @@
-//! A node that is revoked is out: at the origin at once, at a relay within the minute.
+//! A revoked node is refused: at the origin at once, at a relay within a minute.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use distd_peer::trust::tls::{Credentials, quic_client};
 use distd_tests::lab::{Lab, wait_until};
 use quinn::{Connection, Endpoint};
 
-/// A connection of the identity enrolled as `device`, and what it runs on.
+/// A connection with the identity enrolled as `device`, and its endpoint.
 async fn connect(lab: &Lab, device: &str, address: &str) -> (Endpoint, Connection) {
     let identity = NodeIdentity::load_or_create(&lab.path(device)).expect("identity");
     let credentials = Credentials::of_node(&identity).expect("credentials");
@@ -52,7 +52,7 @@ async fn a_revoked_node_loses_its_connections_and_gets_no_others() {
         assert!(refused.stderr.contains("revoked"), "{}", refused.stderr);
         pull("in", parent).ok();
     }
-    // A relay that starts without its parent knows it still.
+    // A relay that starts without its parent still knows the revocation.
     let listen = at_relay.clone();
     relay.kill();
     let relay = tokio::task::block_in_place(|| lab.relay_at("relay", "127.0.0.1:1", &listen, &[]));

@@ -1,4 +1,5 @@
-//! Private keys away from the origin's process, and root keys away from its machine. Real processes.
+//! Private keys away from the origin's process, and root keys away from its machine. Real
+//! processes.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -35,7 +36,7 @@ fn text(path: &Path) -> String {
 /// Process ids of the signers that `parent` has started.
 fn signers(parent: u32) -> Vec<u32> {
     let list = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
-    // Any thread may have started it.
+    // Any thread may have started the signer.
     let threads = fs::read_dir(format!("/proc/{parent}/task")).expect("threads");
     let of_threads =
         threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("children")).ok());
@@ -49,7 +50,7 @@ fn signers(parent: u32) -> Vec<u32> {
     found
 }
 
-/// Whether a process is there and no zombie.
+/// Whether a process exists and is no zombie.
 fn runs(id: u32) -> bool {
     fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
@@ -75,7 +76,7 @@ fn the_origin_signs_through_a_process_of_its_own_and_starts_it_again() {
     assert!(same(&two, &lab.path("out")));
     let [again] = signers(origin)[..] else { panic!("one signer: {:?}", signers(origin)) };
     assert_ne!(again, signer);
-    // A signer does not outlive its origin, however that ends.
+    // A signer ends with its origin, however the origin ends.
     lab.origin().kill();
     wait_until("the signer ends with its origin", || !runs(again));
 }
@@ -94,7 +95,8 @@ fn the_keys_are_never_in_the_origins_memory() {
             if path.extension().is_some_and(|end| end == "pem" || end == "key") && name != "ca.pem" {
                 let pem = fs::read_to_string(&path).expect("read");
                 let der = rcgen::KeyPair::from_pem(&pem).expect("a key").serialize_der();
-                // The seed of an Ed25519 key is its last 32 bytes; that of P-256 lies behind a short head.
+                // The seed of an Ed25519 key is its last 32 bytes; the secret of P-256 lies behind
+                // a short head.
                 let secret =
                     if name == "ca.key" || name == "origin.key" { &der[36..68] } else { &der[16..48] };
                 secrets.push((name, secret.to_vec()));
@@ -126,7 +128,7 @@ fn the_keys_are_never_in_the_origins_memory() {
     }
     found.sort();
     found.dedup();
-    // Its TLS key is the origin's own, and shows that this search finds what is there.
+    // The origin's TLS key is its own, and shows that this search finds a secret that is there.
     assert_eq!(found, ["origin.key"], "of {} secrets", secrets.len());
 }
 
@@ -165,7 +167,7 @@ fn a_signer_of_another_user_holds_the_keys_and_the_origins_directory_has_none() 
     assert!(keys.join("realm/ca.key").exists());
     lab.restart_origin();
     lab.pull("a", "os@1", &lab.path("out"), &[]).ok();
-    // Whoever forgets the setting gets no second realm.
+    // An origin without the setting does not make a second realm.
     lab.stop_origin();
     let data = text(&lab.path("origin"));
     let refused = server(&["serve", "--data", &data, "--http", "127.0.0.1:0", "--quic", "127.0.0.1:0"]);
@@ -176,7 +178,7 @@ fn a_signer_of_another_user_holds_the_keys_and_the_origins_directory_has_none() 
         told(&refused)
     );
     assert!(!lab.path("origin/realm/ca.key").exists(), "no new CA beside the old certificate");
-    // Keys of roles are changed through the signer too, and on its own directory.
+    // Keys of roles are changed through the signer too, in the signer's own directory.
     succeeded(server(&[
         "keys",
         "rotate",
@@ -189,7 +191,7 @@ fn a_signer_of_another_user_holds_the_keys_and_the_origins_directory_has_none() 
     ]));
     succeeded(server(&["keys", "rotate", "--role", "snapshot", "--data", &data, "--keys", &text(&keys)]));
     lab.start_origin();
-    // A backup holds whatever the origin has, which is no key.
+    // A backup holds everything that the origin has, which includes no key.
     let (backup, again) = (text(&outside.path().join("backup")), text(&outside.path().join("again")));
     succeeded(server(&["backup", &backup, "--data", &data, "--signer", &text(&socket)]));
     assert!(
@@ -214,7 +216,8 @@ fn public(key: &Path) -> String {
     text(key) + ".pub"
 }
 
-/// A copy of the root that waits, signed by `keys` as on another machine, without the origin's directory.
+/// A copy of the waiting root, signed by `keys` as on another machine, without the origin's
+/// directory.
 fn sign(origin: &Path, away: &Path, keys: &[&Path]) -> PathBuf {
     let copy = away.join(format!(
         "copy-{}.json",
@@ -248,7 +251,7 @@ fn root_keys_of_several_people_never_come_near_the_origin() {
         let output = server(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
         assert!(!output.status.success() && told(&output).contains(why), "{why}: {}", told(&output));
     };
-    // The realm begins with the signatures of both, and with nothing less.
+    // The realm begins only with the signatures of both.
     refused("lacks 2 signatures by its own keys");
     let by_ann = sign(&data, away.path(), &[&ann]);
     succeeded(server(&["root", "install", &text(&by_ann), "--data", &data_text]));
@@ -257,7 +260,7 @@ fn root_keys_of_several_people_never_come_near_the_origin() {
     let forgot = server(&serve(&[]).iter().map(String::as_str).collect::<Vec<_>>());
     assert!(told(&forgot).contains("waits to be the first root"), "{}", told(&forgot));
     assert!(data.join("root-next.json").exists());
-    // A stranger's signature is none, and a key given twice counts once.
+    // A signature by an unknown key does not count, and a key given twice counts once.
     let stranger = new_key(away.path(), "stranger");
     let by_others = sign(&data, away.path(), &[&stranger, &ann]);
     succeeded(server(&["root", "install", &text(&by_others), "--data", &data_text]));
@@ -341,7 +344,7 @@ fn root_keys_of_several_people_never_come_near_the_origin() {
     let kept = fs::read_to_string(data.join("root-next.2-outdated.json")).expect("kept");
     assert!(kept == late && !data.join("root-next.json").exists());
     lab.pull("a", "os@2", &lab.path("out"), &[]).ok();
-    // The first root's settings are not asked for again, nor its files.
+    // The settings of the first root and its files are not needed again.
     for file in [&a, &b] {
         fs::remove_file(file).expect("remove");
     }
@@ -400,7 +403,7 @@ fn a_damaged_or_foreign_root_is_named_and_changes_nothing() {
     fs::write(&next, vec![b' '; (1 << 20) + 1]).expect("write");
     assert!(told(&show()).contains("longer than 1 MiB"), "{}", told(&show()));
     fs::remove_file(&next).expect("remove");
-    // Nor does it keep the origin from starting, and signing.
+    // A damaged file does not keep the origin from starting and signing either.
     fs::write(&next, b"no json").expect("write");
     lab.restart_origin();
     lab.push(&artifact(&lab, 9), "os", "1").ok();

@@ -1,4 +1,5 @@
-//! Nothing of the user's is lost on a device: what `--out` may take, what it must leave alone, and what a second pull writes.
+//! Nothing of the user's is lost on a device: the places that `--out` accepts, the places that it
+//! must not touch, and the writes of a second pull.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
@@ -50,7 +51,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// The same pull from another directory, with `--out` as it is written.
+/// Pulls from within another directory, with `--out` in the form `out`.
 fn pull_in(lab: &Lab, dir: &Path, wanted: &str, out: &str) -> Outcome {
     let mut command = lab.command("d");
     command.current_dir(dir).args(["pull", wanted, "--out", out, "--no-share"]);
@@ -78,10 +79,10 @@ fn a_directory_that_distd_did_not_fill_is_refused_and_left_alone() {
         assert!(!names(&lab.path("")).iter().any(|name| name.starts_with("home.")), "nothing was begun");
         fs::remove_dir_all(&home).expect("remove");
     }
-    // An empty one is taken.
+    // An empty directory is accepted.
     fs::create_dir(&home).expect("mkdir");
     lab.pull("d", "t@1", &home, &[]).ok();
-    // Ours: it may be updated.
+    // A tree of distd's: it may be updated.
     lab.pull("d", "t@2", &home, &[]).ok();
     assert_eq!(fs::read(home.join("conf")).expect("read"), b"version=2");
     // Another directory under the name of a tree that was moved away.
@@ -90,7 +91,7 @@ fn a_directory_that_distd_did_not_fill_is_refused_and_left_alone() {
     fs::write(home.join("notes.txt"), "precious").expect("write");
     fails(&lab.pull("d", "t@1", &home, &[]), LOCAL, "does not hold what distd put there");
     assert_eq!(fs::read(home.join("notes.txt")).expect("read"), b"precious");
-    // The manifest of a file beside a directory.
+    // A directory beside which the manifest of a file lies.
     fs::remove_dir_all(&home).expect("remove");
     for side in ["home.distd", "home.distd-tree"] {
         fs::remove_file(lab.path(side)).expect("remove");
@@ -122,7 +123,7 @@ fn what_was_added_to_a_tree_or_edited_in_it_is_kept_beside_it() {
     assert_eq!(fs::read(kept.join("conf")).expect("read"), b"edited on the device");
     assert!(!kept.join("sub/f").exists(), "what distd put there is not kept");
     assert!(!lab.path("out.distd-part").exists());
-    // Nothing was touched: nothing is kept.
+    // The user edited nothing, so nothing is kept.
     let again = lab.pull("d", "t@1", &out, &[]).ok();
     assert_eq!(again.json["kept"], serde_json::Value::Null);
     assert!(!lab.path("out.distd-kept-2").exists());
@@ -149,7 +150,7 @@ fn mounts_at_or_below_out_are_refused_before_anything_is_written() {
         assert_eq!(fs::read(volume.join("db")).expect("read"), b"keep", "{at:?}");
         assert!(!lab.path("app.distd-part").exists(), "nothing was begun");
     }
-    // Where this process does not see it.
+    // A mount in a namespace that this process does not see.
     let mut elsewhere = Elsewhere::mount(&["--bind", &source, &out.join("sub/data").display().to_string()]);
     fails(&lab.pull("d", "t@2", &out, &[]), LOCAL, "another mount namespace");
     elsewhere.end();
@@ -163,7 +164,7 @@ fn mounts_at_or_below_out_are_refused_before_anything_is_written() {
         let _mounted = Mount::on(&["--bind", file.as_str()], &image);
         fails(&lab.pull("d", "os@2", &image, &[]), LOCAL, "mounted");
     }
-    // A mount in the staging directory, as an earlier program left it.
+    // A mount in the staging directory, left by an earlier program.
     let left = lab.path("app.distd-part/tree/data");
     fs::create_dir_all(&left).expect("mkdir");
     {
@@ -203,19 +204,19 @@ fn a_block_device_in_use_is_not_written() {
         }
         drop(mounted);
     }
-    // In another mount namespace: only the kernel and its processes know.
+    // Mounted in another mount namespace: only the kernel and the processes there know.
     let mut elsewhere = Elsewhere::mount(&[&node, &mount.display().to_string()]);
     fails(&lab.pull("d", "os@1", slot.path(), &[]), LOCAL, "another mount namespace");
     fails(&lab.push(slot.path(), "torn", "elsewhere"), UNUSABLE, "another mount namespace");
     elsewhere.end();
-    // Below another device.
+    // Below another block device.
     {
         let _above = Loop::over(slot.path());
         fails(&lab.pull("d", "os@1", slot.path(), &[]), LOCAL, "lies below");
     }
     let check = Command::new("e2fsck").args(["-fn"]).arg(slot.path()).output().expect("run e2fsck");
     assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
-    // Free: it is written.
+    // The device is free: it is written.
     lab.pull("d", "os@1", slot.path(), &[]).ok();
     let swap = Loop::new(&lab.path("swap.img"), 8 << 20);
     if Command::new("mkswap").arg(swap.path()).output().is_ok_and(|made| made.status.success())
@@ -229,7 +230,7 @@ fn a_block_device_in_use_is_not_written() {
 }
 
 #[test]
-fn no_file_is_made_among_devices() {
+fn no_file_is_made_below_dev() {
     let lab = lab();
     let name = format!("/dev/distd-no-slot-{}", std::process::id());
     let link = lab.path("slot");
@@ -270,7 +271,7 @@ fn pipes_devices_sockets_and_streams_are_refused_at_once() {
             &["verify", &path],
         ];
         for command in commands {
-            // A hang would be ended by the test runner alone, so by a time limit here.
+            // Only the test runner would end a hang, so the command has a time limit here.
             let mut limited = Command::new("timeout");
             let distd = lab.command("d");
             limited.arg("30").arg(distd.get_program()).args(distd.get_args()).args(command);
@@ -287,7 +288,7 @@ fn pipes_devices_sockets_and_streams_are_refused_at_once() {
 }
 
 #[test]
-fn every_way_to_write_a_path_is_the_same_artifact() {
+fn every_spelling_of_a_path_is_the_same_artifact() {
     let lab = lab();
     let work = lab.path("work");
     fs::create_dir(&work).expect("mkdir");
@@ -300,12 +301,12 @@ fn every_way_to_write_a_path_is_the_same_artifact() {
         let dir = work.join(["new", "new2", "new3", "new4", "new5"][n]);
         assert_eq!(names(&dir), ["conf", "sub"], "{out}");
     }
-    // The directory that one is in.
+    // The current directory.
     let here = work.join("here");
     fs::create_dir(&here).expect("mkdir");
     pull_in(&lab, &here, "t@1", ".").ok();
     assert_eq!(names(&here), ["conf", "sub"]);
-    // A file with a slash behind it.
+    // A file with a slash at the end.
     pull_in(&lab, &work, "os@1", "image/").ok();
     assert!(same(&work.join("image"), &lab.path("image1")));
     let run = |args: &[&str]| {
@@ -335,7 +336,7 @@ fn links_are_followed_and_stay() {
     symlink("a.img", lab.path("cur.img")).expect("link");
     lab.pull("d", "os@1", &lab.path("cur.img"), &[]).ok();
     assert!(same(&lab.path("a.img"), &lab.path("image1")));
-    // One that leads to nothing yet.
+    // A link whose target does not exist yet.
     for (link, wanted) in [("tree-link", "t@1"), ("image-link", "os@1")] {
         symlink(format!("{link}.to"), lab.path(link)).expect("link");
         lab.pull("d", wanted, &lab.path(link), &[]).ok();
@@ -350,7 +351,7 @@ fn links_are_followed_and_stay() {
 }
 
 #[test]
-fn a_device_is_one_slot_by_whatever_name() {
+fn all_names_of_a_block_device_are_one_slot() {
     if !can_mount() {
         return;
     }
@@ -371,7 +372,7 @@ fn a_device_is_one_slot_by_whatever_name() {
     command.current_dir("/dev").arg("verify").arg(slot.path().file_name().expect("a name"));
     Outcome::of(command.output().expect("run distd")).ok();
     assert_eq!(names(&lab.path("d/slots")).len(), 1, "{:?}", names(&lab.path("d/slots")));
-    // Again by another name: it is there, and nothing is written.
+    // Again by another name: the artifact is in place, and nothing is written.
     let again = lab.pull("d", "os@1", &other, &[]).ok();
     assert_eq!(again.json["already_there"], true, "{}", again.json);
     let installed = fs::read_to_string(lab.path("d/installed.json")).expect("read");
@@ -409,11 +410,11 @@ fn a_file_that_is_replaced_keeps_owner_mode_and_attributes_and_a_new_one_is_priv
 }
 
 #[test]
-fn what_another_pull_left_of_the_other_kind_is_no_obstacle() {
+fn leftovers_of_a_pull_of_the_other_kind_are_no_obstacle() {
     let lab = lab();
     for (wanted, left_by) in [("t@1", "os@1"), ("os@1", "t@1")] {
         let out = lab.path(&format!("out-{}", &wanted[..1]));
-        // As a pull that was killed leaves it.
+        // The state that a killed pull leaves.
         let part = lab.path(&format!("out-{}.distd-part", &wanted[..1]));
         match left_by {
             "os@1" => fs::write(&part, "half an image").expect("write"),
@@ -427,7 +428,7 @@ fn what_another_pull_left_of_the_other_kind_is_no_obstacle() {
         lab.device("d", &["verify", &out.display().to_string()]).ok();
         assert!(!part.exists());
     }
-    // An empty directory, as somebody may make one.
+    // An empty directory, which a user may have made.
     fs::create_dir(lab.path("y.distd-part")).expect("mkdir");
     lab.pull("d", "os@1", &lab.path("y"), &[]).ok();
     // A directory with anything else in it stays.
@@ -493,7 +494,7 @@ fn side_files_that_others_may_have_made_are_refused_under_any_umask() {
             }
         }
     }
-    // A directory in which anybody may replace what root makes.
+    // A directory in which any user may replace root's files.
     fs::set_permissions(&small, fs::Permissions::from_mode(0o777)).expect("chmod");
     fails(&lab.pull("d", "os@1", &small.join("out"), &[]), LOCAL, "others may write");
     fs::set_permissions(&small, fs::Permissions::from_mode(0o1777)).expect("chmod");
@@ -510,11 +511,12 @@ fn a_lock_that_another_program_has_on_a_device_for_a_moment_is_waited_for() {
     let other = fs::File::open(slot.path()).expect("open");
     other.lock_shared().expect("lock");
     let pull = lab.start_pull("d", "os@1", slot.path(), &["--no-share"]);
-    // Long enough for the pull to find it, whatever else runs; it passes also if it does not.
+    // Long enough for the pull to find the lock on a busy machine; the test passes also if it does
+    // not.
     std::thread::sleep(std::time::Duration::from_secs(1));
     other.unlock().expect("unlock");
     pull.wait().ok();
-    // Another pull's is not waited for.
+    // A pull does not wait for the lock of another pull.
     let lock = lab.path("held");
     let held = fs::File::create(lab.path("held.distd-lock")).expect("create");
     fs::set_permissions(lab.path("held.distd-lock"), fs::Permissions::from_mode(0o600)).expect("chmod");
@@ -523,7 +525,7 @@ fn a_lock_that_another_program_has_on_a_device_for_a_moment_is_waited_for() {
 }
 
 #[test]
-fn a_plan_counts_of_a_device_what_a_pull_finds_there() {
+fn a_plan_counts_the_bytes_that_a_pull_finds_on_a_block_device() {
     if !can_mount() {
         return;
     }
@@ -544,7 +546,8 @@ fn a_plan_counts_of_a_device_what_a_pull_finds_there() {
     let pull = lab.pull("d", "os@2", slot.path(), &[]).ok();
     assert_eq!(plan.number("fetch_raw_bytes"), pull.number("fetched_bytes"), "{}\n{}", plan.json, pull.json);
     assert!(pull.number("held_bytes") > 1_500_000, "{}", pull.json);
-    // The device's own manifest is there too: few nodes are asked for, though nothing else is taken from it.
+    // The device's own manifest is there too: few nodes are fetched, though nothing else is used
+    // from it.
     assert!(pull.number("node_bytes") < 2000, "{}", pull.json);
 }
 
@@ -554,7 +557,7 @@ fn a_pull_that_was_cut_off_before_it_kept_the_manifest_is_completed_and_is_a_see
     let out = lab.path("slot");
     for finish in [true, false] {
         lab.pull("d", "os@1", &out, &[]).ok();
-        // Right before the last rename.
+        // The state right before the last rename.
         fs::rename(lab.path("slot.distd"), lab.path("slot.distd-part-manifest")).expect("rename");
         let path = out.display().to_string();
         lab.device("d", &["verify", &path]).ok();
@@ -575,7 +578,7 @@ fn an_agent_says_what_it_cannot_serve() {
     let lab = lab();
     let out = lab.path("slot");
     lab.pull("d", "os@1", &out, &[]).ok();
-    // As the agent sees it where its service has a /tmp of its own.
+    // The view of an agent whose service has a /tmp of its own.
     fs::rename(lab.path("slot.distd"), lab.path("elsewhere")).expect("rename");
     let mut agent = lab.agent("d");
     agent.wait_for("installed, but not served");
@@ -583,7 +586,7 @@ fn an_agent_says_what_it_cannot_serve() {
     agent.kill();
 }
 
-/// Traces of writing: inode, change and modification times of everything below.
+/// Traces of writing: inode, change and modification times of everything below `path`.
 fn traces(path: &Path) -> Vec<(PathBuf, u64, i64, i64, i64, i64)> {
     let mut found = Vec::new();
     let mut open = vec![path.to_owned()];
@@ -599,7 +602,7 @@ fn traces(path: &Path) -> Vec<(PathBuf, u64, i64, i64, i64, i64)> {
 }
 
 #[test]
-fn a_pull_of_what_is_there_writes_nothing_and_needs_no_parent() {
+fn a_pull_of_an_installed_release_writes_nothing_and_needs_no_parent() {
     let mut lab = lab();
     let (image, tree) = (lab.path("slot"), lab.path("out"));
     let device = can_mount().then(|| Loop::new(&lab.path("slot.img"), 16 << 20));
@@ -629,7 +632,7 @@ fn a_pull_of_what_is_there_writes_nothing_and_needs_no_parent() {
     };
     again(&lab, &[]);
     again(&lab, &["--connectivity", "offline"]);
-    // A complete seed is enough without anybody.
+    // A complete seed is enough without any peer.
     let copy = lab.path("copy");
     let mut command = lab.pull_command("d", "os@2", &copy, &["--connectivity", "offline", "--seed"]);
     let copied = Outcome::of(command.arg(&image).output().expect("run distd")).ok();
@@ -640,14 +643,14 @@ fn a_pull_of_what_is_there_writes_nothing_and_needs_no_parent() {
     assert_eq!(fs::read(copy.join("conf")).expect("read"), b"version=2");
     lab.stop_origin();
     again(&lab, &[]);
-    // A damaged tree is not there.
+    // A damaged tree does not count as in place.
     fs::write(tree.join("conf"), "version=3").expect("write");
     let verify = lab.device("d", &["verify", &tree.display().to_string()]);
     assert_eq!(verify.code, INTEGRITY);
 }
 
 #[test]
-fn room_is_looked_at_before_anything_is_fetched() {
+fn free_space_is_checked_before_anything_is_fetched() {
     if !can_mount() {
         return;
     }
@@ -689,7 +692,7 @@ fn a_small_state_directory_does_not_fail_a_complete_slot() {
     artifacts_of(&image, 40 << 20);
     lab.push(&image, "huge", "1").ok();
     let slot = Loop::new(&lab.path("slot.img"), 64 << 20);
-    // A manifest of 40 MB has some 100 kB: with the device's identity one fits, and not two.
+    // A manifest of 40 MB has some 100 kB: one fits beside the device's identity, and two do not.
     for (size, works) in [("260k", true), ("110k", false)] {
         let state = lab.path(&format!("state-{size}"));
         let _mounted = Mount::new(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"], &state);
@@ -719,7 +722,7 @@ fn a_name_of_any_length_works() {
             lab.device("d", &["verify", &out.display().to_string()]).ok();
         }
     }
-    // And whatever a push accepts as product and version.
+    // The longest product and version that a push accepts.
     let (product, version) = ("p".repeat(100), "1".repeat(100));
     let artifact = lab.path("long-names");
     artifacts_of(&artifact, 20_000);

@@ -1,14 +1,14 @@
-//! Devices of one site serve each other: what crosses the uplink, crosses it once.
+//! Devices of one site serve each other: each byte crosses the uplink once.
 
 use std::path::{Path, PathBuf};
 
 use distd_tests::artifacts;
 use distd_tests::lab::{Lab, Outcome, same, wait_until};
 
-/// Devices that start at once.
+/// Number of devices that start at once.
 const DEVICES: usize = 5;
 
-/// Pulls `wanted` on all devices at once; what each said.
+/// Pulls `wanted` on all devices at once and returns their results.
 fn pull_all(lab: &Lab, name: &str, wanted: &str, args: &[&str]) -> Vec<(PathBuf, Outcome)> {
     let outs: Vec<PathBuf> = (0..DEVICES).map(|n| lab.path(&format!("{name}-{n}"))).collect();
     let started: Vec<_> =
@@ -47,7 +47,7 @@ fn five_devices_right_under_an_origin_cost_it_little_more_than_one() {
     assert!(from_neighbours > 3 * one, "{from_neighbours} bytes from neighbours");
     assert!(said.iter().all(|json| json["refetched_verified_bytes"] == 0), "{said:?}");
 
-    // The bound is the exchange's doing: without it each device costs as much as one.
+    // The exchange is the reason for this bound: without it each device costs as much as one alone.
     let before = lab.served_bytes();
     pull_all(&lab, "apart", "os@1", &["--no-share"]);
     let apart = lab.served_bytes() - before;
@@ -55,7 +55,7 @@ fn five_devices_right_under_an_origin_cost_it_little_more_than_one() {
     assert!(apart > 4 * one, "{apart} bytes for {DEVICES} devices that do not exchange");
 }
 
-/// The image behind a relay, so that a device's bytes from there and from the origin can be told apart.
+/// The image behind a relay, so that a device's bytes from the relay and from the origin differ.
 fn behind_a_relay(rng_seed: u64, devices: &[&str]) -> (Lab, distd_tests::lab::Daemon, PathBuf) {
     let lab = Lab::start();
     let (v1, _) = artifacts::release_pair(lab.path("").as_path(), rng_seed);
@@ -67,7 +67,7 @@ fn behind_a_relay(rng_seed: u64, devices: &[&str]) -> (Lab, distd_tests::lab::Da
     (lab, relay, v1)
 }
 
-/// An agent that has announced what it has.
+/// An agent that has announced its installed artifacts.
 fn announced_agent(lab: &Lab, device: &str) -> distd_tests::lab::Daemon {
     let agent = lab.agent(device);
     agent.wait_for("announced reached=");
@@ -83,7 +83,7 @@ fn a_relay_killed_while_it_serves_five_devices_costs_the_origin_little_more_than
     lab.start_pull("d0", "os@1", &lab.path("alone"), &["--no-share", "--parent", lab.quic()]).wait().ok();
     let one = lab.served_bytes() - before;
     for name in &names {
-        // Slow enough for the kill to come in the middle.
+        // Slow enough for the kill to strike in the middle.
         lab.configure(name, "[limits]\ndownload_bytes_per_second = 2000000\n");
     }
 
@@ -107,13 +107,13 @@ fn a_relay_killed_while_it_serves_five_devices_costs_the_origin_little_more_than
 }
 
 #[test]
-fn an_agent_serves_what_is_installed_and_the_site_lives_on_without_origin_and_relay() {
+fn an_agent_serves_installed_artifacts_to_its_site_without_origin_and_relay() {
     let (mut lab, mut relay, v1) = behind_a_relay(53, &["damaged", "whole", "new"]);
     for device in ["damaged", "whole"] {
         lab.pull(device, "os@1", &lab.path(&format!("slot-{device}")), &[]).ok();
     }
     let agents = [announced_agent(&lab, "damaged"), announced_agent(&lab, "whole")];
-    // Once more, so that the first hears of the second.
+    // Once more, so that the first device learns of the second.
     let first = lab.pull("new", "os@1", &lab.path("first"), &[]).ok();
     assert!(same(&lab.path("first"), &v1));
     let by_source = |outcome: &Outcome, source: &str| {
@@ -121,13 +121,13 @@ fn an_agent_serves_what_is_installed_and_the_site_lives_on_without_origin_and_re
     };
     assert!(by_source(&first, "peer") > first.number("artifact_bytes") / 10, "{}", first.json);
 
-    // Half of one image rots; what its agent then reads is a miss and no failure.
+    // Half of one image rots. A chunk that the agent then reads wrong is a miss and no failure.
     let image = std::fs::read(lab.path("slot-damaged")).expect("read");
     let half = image.len() / 2;
     let rotten: Vec<u8> =
         image.iter().enumerate().map(|(n, byte)| if n < half { *byte } else { byte ^ 0x55 }).collect();
     std::fs::write(lab.path("slot-damaged"), rotten).expect("write");
-    // The new device knows the agent of the damaged image alone.
+    // The new device knows only the agent with the damaged image.
     let known = std::fs::read_to_string(lab.path("new/neighbours.json")).expect("neighbours were remembered");
     let known: serde_json::Value = serde_json::from_str(&known).expect("JSON");
     let damaged = &agents[0].addresses[0];
@@ -167,7 +167,7 @@ fn a_device_with_the_last_release_serves_the_half_of_the_next_that_it_has() {
 }
 
 #[test]
-fn an_agent_is_nobodys_parent_and_a_metered_device_runs_none() {
+fn an_agent_is_no_parent_and_a_metered_device_runs_no_agent() {
     let (lab, _relay, _) = behind_a_relay(55, &["d", "other", "metered"]);
     lab.pull("d", "os@1", &lab.path("slot"), &[]).ok();
     let agent = announced_agent(&lab, "d");
@@ -186,7 +186,7 @@ fn an_agent_is_nobodys_parent_and_a_metered_device_runs_none() {
 }
 
 #[test]
-fn one_upload_slot_serves_two_devices_in_turn_and_nobody_is_blamed() {
+fn one_upload_slot_serves_two_devices_in_turn_without_failures() {
     let (mut lab, mut relay, v1) = behind_a_relay(56, &["holder", "a", "b"]);
     for device in ["holder", "a", "b"] {
         lab.pull(device, "os@1", &lab.path(&format!("slot-{device}")), &[]).ok();
@@ -196,7 +196,7 @@ fn one_upload_slot_serves_two_devices_in_turn_and_nobody_is_blamed() {
         "[limits]\nupload_slots = 1\nupload_slots_per_peer = 1\nupload_bytes_per_second = 4000000\n",
     );
     let agent = announced_agent(&lab, "holder");
-    // The two hear of the agent while there is a parent to tell them.
+    // The two devices learn of the agent while they have a parent that advertises it.
     for device in ["a", "b"] {
         lab.pull(device, "os@1", &lab.path(&format!("again-{device}")), &[]).ok();
         let known = std::fs::read_to_string(lab.path(device).join("neighbours.json")).expect("neighbours");

@@ -1,4 +1,4 @@
-//! A tree is what its listing says: pushed, pulled, checked, interrupted, and without root.
+//! A tree is exactly what its listing says: pushed, pulled, checked, interrupted, and without root.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -53,7 +53,7 @@ fn at_time(path: &Path, seconds: i64, nanos: i64) {
     rustix::fs::utimensat(CWD, path, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).expect("set the time");
 }
 
-/// An entry as the file system has it.
+/// An entry as the file system reports it.
 #[derive(Debug, PartialEq, Eq)]
 struct Node {
     mode: u32,
@@ -89,7 +89,7 @@ fn nodes(root: &Path) -> BTreeMap<PathBuf, Node> {
     found
 }
 
-/// A tree with one of everything.
+/// A tree with one entry of every kind.
 fn everything(root: &Path) {
     fs::create_dir_all(root.join("dir/closed")).expect("mkdir");
     fs::write(root.join("dir/program"), "#!/bin/sh\n").expect("write");
@@ -152,7 +152,7 @@ fn everything_about_a_tree_arrives_the_directory_itself_included() {
         assert_eq!(wanted.len(), got.len());
         lab.device("d", &["verify", &out.display().to_string()]).ok();
     }
-    // An administrator's change lasts no longer than the next pull, and that one restores the release.
+    // An administrator's change lasts until the next pull, which restores the release.
     let out = lab.path("new");
     mode(&out, 0o700);
     fails(&lab.device("d", &["verify", &out.display().to_string()]), INTEGRITY, "error:");
@@ -164,7 +164,7 @@ fn everything_about_a_tree_arrives_the_directory_itself_included() {
 }
 
 #[test]
-fn a_check_names_everything_that_is_otherwise_than_released() {
+fn verify_names_everything_that_differs_from_the_release() {
     if !is_root() {
         return;
     }
@@ -253,7 +253,7 @@ fn a_tree_is_updated_where_directories_cannot_be_exchanged() {
         fs::write(tree.join("sub/f"), version.repeat(100)).expect("write");
         lab.push(&tree, "t", version).ok();
     }
-    // A directory of a lower layer: neither exchanged nor renamed.
+    // A directory of a lower layer: it can be neither exchanged nor renamed.
     let layers = ["lower", "upper", "work", "merged"].map(|name| lab.path(name));
     for layer in &layers {
         fs::create_dir(layer).expect("mkdir");
@@ -271,7 +271,7 @@ fn a_tree_is_updated_where_directories_cannot_be_exchanged() {
             lab.device("d", &["verify", &out.display().to_string()]).ok();
         }
     }
-    // A mount point is no place for a tree, and that is said first.
+    // A mount point is no place for a tree, and the pull says so first.
     let point = lab.path("point");
     let _mounted = Mount::new(&["-t", "tmpfs", "tmpfs"], &point);
     fails(&lab.pull("d", "t@1", &point, &[]), LOCAL, "mounted");
@@ -342,7 +342,7 @@ fn a_pull_without_root_that_was_cut_off_at_its_end_goes_on() {
     mode(&tree.join("d"), 0o555);
     lab.push(&tree, "ro", "1").ok();
     let out = user.home.join("out");
-    // As a kill right before the last step leaves it: every mode is the final one.
+    // The state that a kill right before the last step leaves: every mode is the final one.
     fs::create_dir(&out).expect("mkdir");
     fs::write(out.join("in-the-way"), "x").expect("write");
     std::os::unix::fs::chown(&out, Some(USER), Some(USER)).expect("chown");
@@ -367,7 +367,8 @@ fn a_pull_without_root_that_was_cut_off_at_its_end_goes_on() {
     assert_eq!(fs::read(out.join("d/f")).expect("read"), [b'x'; 1000]);
     assert!(!part.exists());
     user.run(&["verify", &out.display().to_string()]).ok();
-    // And another release is wanted then: what was begun goes, however closed its directories are.
+    // Another release is wanted then: the begun tree is removed, even if its directories are not
+    // writable.
     mode(&tree.join("d"), 0o755);
     fs::write(tree.join("d/g"), "y".repeat(1000)).expect("write");
     mode(&tree.join("d"), 0o555);
@@ -390,7 +391,7 @@ fn a_pull_without_root_that_was_cut_off_at_its_end_goes_on() {
     user.pull("ro@2", &user.home.join("other")).ok();
     assert!(!begun.exists());
     assert_eq!(fs::read(user.home.join("other/d/g")).expect("read"), [b'y'; 1000]);
-    // And a kill right behind it: new tree, old manifest.
+    // The state after a kill right behind that step: new tree, old manifest.
     fs::create_dir(&part).expect("mkdir");
     let inode = fs::metadata(&out).expect("stat").ino();
     fs::write(part.join("manifest"), format!("{id} {inode}")).expect("write");
@@ -424,13 +425,13 @@ fn attributes_that_root_may_not_set_are_left_out_and_counted() {
     xattr(&tree.join("f"), "user.note", b"z");
     std::os::unix::fs::chown(tree.join("f"), Some(5), Some(5)).expect("chown");
     lab.push(&tree, "t", "1").ok();
-    // Root in a user namespace: no such owner, and no trusted attributes.
+    // Root in a user namespace cannot set this owner, nor trusted attributes.
     let user = User::new(&lab);
     let out = user.home.join("out");
     let mut inside = Command::new("setpriv");
     let distd = user.command(&[]);
     let args: Vec<_> = distd.get_args().map(std::ffi::OsStr::to_owned).collect();
-    // The first four are setpriv's own.
+    // The first arguments, up to `--clear-groups`, are setpriv's own.
     let (own, rest) = args.split_at(args.iter().position(|arg| arg == "--clear-groups").expect("there") + 1);
     inside.args(own).args(["unshare", "-Ur"]).args(rest);
     inside.args(["pull", "t@1", "--no-share", "--out"]).arg(&out);
@@ -446,7 +447,7 @@ fn attributes_that_root_may_not_set_are_left_out_and_counted() {
 }
 
 #[test]
-fn rights_that_a_directory_hands_down_are_not_in_the_tree() {
+fn inherited_access_lists_are_not_in_the_tree() {
     if !is_root() {
         return;
     }
@@ -480,7 +481,7 @@ fn rights_that_a_directory_hands_down_are_not_in_the_tree() {
         lab.device("d", &["verify", &out.display().to_string()]).ok();
         fs::remove_dir_all(&out).expect("remove");
     }
-    // One that the release states is there.
+    // An access list that the release states is in place.
     xattr(&tree.join("sub"), "system.posix_acl_default", &acl);
     lab.push(&tree, "t", "2").ok();
     lab.pull("d", "t@2", &out, &[]).ok();
@@ -489,7 +490,7 @@ fn rights_that_a_directory_hands_down_are_not_in_the_tree() {
 }
 
 #[test]
-fn a_huge_hole_in_a_tree_costs_what_it_costs_in_a_file() {
+fn a_huge_hole_costs_the_same_in_a_tree_as_in_a_file() {
     let lab = lab();
     let tree = lab.path("tree");
     fs::create_dir(&tree).expect("mkdir");
@@ -509,7 +510,7 @@ fn a_huge_hole_in_a_tree_costs_what_it_costs_in_a_file() {
 }
 
 #[test]
-fn what_did_not_change_between_two_releases_keeps_its_time() {
+fn unchanged_files_keep_their_time() {
     let lab = lab();
     let tree = lab.path("tree");
     fs::create_dir_all(tree.join("sub")).expect("mkdir");
@@ -545,7 +546,7 @@ fn a_path_near_the_systems_limit_travels() {
     let script = "n=$(printf 'd%.0s' $(seq 200)); for i in $(seq 19); do cd $n || exit 1; done; cat f";
     let read = Command::new("bash").args(["-c", script]).current_dir(lab.path(&name)).output();
     assert_eq!(read.expect("run bash").stdout, b"deep\n");
-    // Deeper than a listing may say: refused at the push, by its name.
+    // Deeper than a listing may be: the push refuses it and names the path.
     let script = "n=$(printf 'd%.0s' $(seq 200)); for i in $(seq 19); do cd $n; done; mkdir -p $n/$n && cd $n/$n && echo x >f";
     let made = Command::new("bash").args(["-c", script]).current_dir(&tree).status();
     assert!(made.expect("run bash").success());
@@ -557,7 +558,7 @@ fn a_path_near_the_systems_limit_travels() {
 }
 
 #[test]
-fn what_is_mounted_below_a_pushed_tree_is_left_out_and_counted() {
+fn mounts_below_a_pushed_tree_are_left_out_and_counted() {
     if !can_mount() {
         return;
     }
@@ -634,7 +635,7 @@ fn a_seed_is_used_as_far_as_it_still_matches_whatever_it_is() {
     update(&lab.path("from-file"), &[&copy.join("blob")]);
 }
 
-/// A file system without links, owners and modes, with times in seconds, and with names in either
+/// A file system without links, owners and modes, with times in seconds, and with names that ignore
 /// case: exFAT.
 fn exfat(lab: &Lab) -> Option<(PathBuf, Mount)> {
     if !can_mount() {
@@ -654,7 +655,7 @@ fn exfat(lab: &Lab) -> Option<(PathBuf, Mount)> {
 }
 
 #[test]
-fn a_tree_is_at_home_on_a_file_system_without_modes_and_links() {
+fn a_tree_can_be_installed_on_a_file_system_without_modes_and_links() {
     let lab = lab();
     let Some((point, _mounted)) = exfat(&lab) else { return };
     let tree = lab.path("tree");
@@ -669,7 +670,8 @@ fn a_tree_is_at_home_on_a_file_system_without_modes_and_links() {
     for version in ["1", "2"] {
         let wanted = format!("t@{version}");
         let pulled = lab.pull("d", &wanted, &out, &[]).ok();
-        // The system shows 0777 for everything, and that is said. Times are kept, as far as seconds.
+        // The system shows 0777 for everything, and the result says so. Times are kept to the
+        // second.
         assert_eq!(pulled.json["left_out"]["mode"]["entries"], 4, "{}", pulled.json);
         assert!(pulled.json["left_out"]["time"].is_null(), "{}", pulled.json);
         assert!(pulled.json["kept"].is_null(), "nothing of the user's is in it: {}", pulled.json);
@@ -678,7 +680,7 @@ fn a_tree_is_at_home_on_a_file_system_without_modes_and_links() {
         assert_eq!(again.json["already_there"], true, "{}", again.json);
         lab.device("d", &["verify", &out.display().to_string()]).ok();
     }
-    // What a device keeps lives there too, and a file beside it.
+    // The device's state directory is on that file system too, and a file beside it.
     lab.enroll("fat/state", lab.quic());
     lab.push(&tree.join("File"), "file", "1").ok();
     lab.pull("fat/state", "file@1", &point.join("file"), &[]).ok();
@@ -698,7 +700,7 @@ fn times_that_a_file_system_does_not_keep_are_left_out_and_nothing_is_taken_for_
     lab.push(&tree, "t", "1").ok();
     let out = lab.path("out");
     let pull = lab.pull_command("d", "t@1", &out, &[]);
-    // The call says that it did what it did not do.
+    // The call claims success without doing anything.
     let ignoring = ["-e", "trace=utimensat", "-e", "inject=utimensat:retval=0"];
     let pulled = distd_tests::faults::traced(&pull, &ignoring, Path::new("/dev/null"));
     let pulled = distd_tests::faults::run(pulled, &lab.path("")).ok();
@@ -710,7 +712,7 @@ fn times_that_a_file_system_does_not_keep_are_left_out_and_nothing_is_taken_for_
 }
 
 #[test]
-fn names_that_fall_together_are_found_before_anything_is_fetched() {
+fn names_that_the_file_system_takes_for_one_are_found_before_anything_is_fetched() {
     let lab = lab();
     let Some((point, _mounted)) = exfat(&lab) else { return };
     let tree = lab.path("tree");

@@ -35,7 +35,7 @@ fn an_update_through_a_relay_is_bit_exact_and_costs_the_origin_once() {
     let cost = lab.served_bytes() - before;
     assert!(cost < 100_000, "the second device cost the origin {cost} bytes");
 
-    // The same again: nothing to do, nothing fetched.
+    // The same pull again: nothing to do, nothing fetched.
     let again = lab.pull("d1", "os@2", &slot2, &[]).ok();
     assert_eq!(again.number("fetched_bytes"), 0);
     assert!(lab.origin().peak_bytes() < 250 << 20);
@@ -43,7 +43,7 @@ fn an_update_through_a_relay_is_bit_exact_and_costs_the_origin_once() {
 }
 
 #[test]
-fn both_ways_in_give_the_same_manifest_and_the_same_bytes_out() {
+fn push_and_http_upload_give_the_same_manifest_and_bytes() {
     let lab = Lab::start();
     let (v1, _) = artifacts::release_pair(lab.path("").as_path(), 12);
     let pushed = lab.push(&v1, "cli", "1").ok();
@@ -78,7 +78,7 @@ fn a_channel_moves_devices_and_a_seed_without_manifest_is_cut_on_the_spot() {
     let update = lab.pull("d", "os:stable", &next, &[&v1]).ok();
     assert!(same(&next, &v2));
     assert!(update.number("held_bytes") > update.number("artifact_bytes") / 2, "{}", update.json);
-    // Into the same file: what is there is the seed.
+    // Into the same file: its old content is the seed.
     let into = lab.pull("d", "os:stable", &out, &[]).ok();
     assert!(same(&out, &v2));
     assert!(into.number("held_bytes") > into.number("artifact_bytes") / 2);
@@ -127,7 +127,7 @@ fn a_block_device_is_written_in_place_and_serves_as_seed() {
     let want = fs::read(&v2).expect("read");
     let got = fs::read(devices.path(1)).expect("read the device");
     assert!(got[..want.len()] == want[..]);
-    // In place over the old release: what is already right is not fetched.
+    // In place over the old release: chunks that are right already are not fetched.
     let over = lab.pull("d", "os@2", devices.path(0), &[]).ok();
     assert!(over.number("held_bytes") > 0, "{}", over.json);
     assert!(fs::read(devices.path(0)).expect("read")[..want.len()] == want[..]);

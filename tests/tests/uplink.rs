@@ -1,4 +1,4 @@
-//! An office whose uplink is down, and whose relay was started again meanwhile.
+//! An office whose uplink is down, and whose relay is restarted meanwhile.
 
 use distd_tests::lab::{Lab, same, wait_until};
 use distd_tests::rng::Rng;
@@ -31,7 +31,7 @@ fn a_relay_that_starts_without_its_uplink_serves_what_it_has_with_its_metadata()
     let relay = lab.relay_at("relay", &origin, &address, &args);
     relay.wait_for("no parent answers");
     assert_eq!(relay.metric("distd_relay_parent_up"), 0);
-    // A device that was never served anything before.
+    // A device that this relay never served before.
     let (pulled, out) = pull(&lab, "second");
     pulled.ok();
     assert!(same(&out, &artifact));

@@ -1,4 +1,4 @@
-//! What a node makes of the answers to its batches.
+//! Handling of the answers to a node's batches.
 
 use distd_core::ChunkId;
 use distd_core::proto::Frame;
@@ -13,7 +13,7 @@ use super::node::NodeNo;
 use super::world::Sim;
 
 impl Sim {
-    /// A frame of an answer. One of a batch that was withdrawn is read by nobody.
+    /// Handles a frame of an answer. Frames of a withdrawn batch are ignored.
     pub(super) fn answered(&mut self, n: NodeNo, batch: BatchId, conn: ConnNo, frame: Frame) {
         let now = self.clock(n);
         let sender = self.conns[conn.0].answerer;
@@ -55,7 +55,8 @@ impl Sim {
         }
     }
 
-    /// The stream of an answer ended after so many frames, of which some may be on their way.
+    /// The stream of an answer ended after `frames` frames, some of which may still be on their
+    /// way.
     pub(super) fn answer_ended(&mut self, n: NodeNo, batch: BatchId, conn: ConnNo, frames: u64) {
         let asking = self.nodes[n.0].asking.as_mut();
         let ask = asking.and_then(|a| a.asks.get_mut(&batch)).filter(|ask| ask.conn == conn);
@@ -65,7 +66,7 @@ impl Sim {
         }
     }
 
-    /// Ends a batch whose frames are all there.
+    /// Ends a batch if all its frames have arrived.
     fn maybe_ended(&mut self, n: NodeNo, batch: BatchId) -> bool {
         let now = self.clock(n);
         let Some(asking) = &mut self.nodes[n.0].asking else { return false };
@@ -101,7 +102,8 @@ impl Sim {
         self.drive(n);
     }
 
-    /// A verified chunk goes to the disk, to those who wait for it, and is announced in a while.
+    /// Puts a verified chunk on the disk, sends it to askers that wait for it, and announces it
+    /// later.
     fn stored(&mut self, n: NodeNo, sender: NodeNo, id: ChunkId, bytes: [u8; 8]) {
         let node = &mut self.nodes[n.0];
         if node.store.held.insert(id) {

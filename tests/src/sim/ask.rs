@@ -1,4 +1,4 @@
-//! The asking side: what `distd-peer`'s driver does around the core's `Fetch`.
+//! The asking side: does the work of `distd-peer`'s driver around the core's `Fetch`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -18,10 +18,10 @@ use super::world::{Event, Sim};
 /// How long dialling may take (`net/link.rs`).
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// When an attempt that failed is made again: an agent's.
+/// Pause after which a failed attempt is made again; the agent's value.
 const ATTEMPT_AGAIN: Duration = Duration::from_secs(10);
 
-/// How often a pull looks whether anybody fetches from it (`share/mod.rs`).
+/// How often a finished pull checks whether a neighbour still fetches from it (`share/mod.rs`).
 const LOOK: Duration = Duration::from_millis(100);
 
 pub(super) fn peer_id(peer: usize) -> PeerId {
@@ -29,11 +29,11 @@ pub(super) fn peer_id(peer: usize) -> PeerId {
 }
 
 impl Sim {
-    /// Starts a node's asking side for what it lacks.
+    /// Starts a node's asking side for the chunks that it lacks.
     pub(super) fn start_asking(&mut self, n: NodeNo) {
         let node = &self.nodes[n.0];
         let (role, exchanges) = (node.role, node.leaf.exchanges);
-        // A relay wants what is asked of it.
+        // A relay wants chunks only when askers ask it for them.
         let wanted = match role {
             Role::Leaf => self.swarm.difference(&node.store.held),
             _ => ChunkRanges::new(),
@@ -62,7 +62,7 @@ impl Sim {
         self.drive(n);
     }
 
-    /// Dials somebody new.
+    /// Adds a peer and dials it.
     pub(super) fn add_contact(&mut self, n: NodeNo, whom: NodeNo, tier: Tier) {
         let now = self.clock(n);
         let Some(asking) = &mut self.nodes[n.0].asking else { return };
@@ -138,7 +138,8 @@ impl Sim {
         self.nodes[n.0].role == Role::Leaf && self.nodes[n.0].leaf.exchanges
     }
 
-    /// Chunks that a path holds, and two more to keep it full: what congestion control comes to.
+    /// Number of chunks that a path holds, plus two to keep it full: the effect of congestion
+    /// control.
     fn window(&self, a: NodeNo, b: NodeNo) -> u64 {
         let (from, to) = (&self.nodes[b.0], &self.nodes[a.0]);
         let mut rate = from.tx.rate.0.min(to.rx.rate.0);
@@ -197,7 +198,7 @@ impl Sim {
         }
     }
 
-    /// A peer's connection is gone, or could not be made.
+    /// A peer's connection ended, or could not be made.
     pub(super) fn lost(&mut self, n: NodeNo, peer: usize) {
         let now = self.clock(n);
         let starts = self.nodes[n.0].starts;
@@ -228,7 +229,8 @@ impl Sim {
         self.drive(n);
     }
 
-    /// Whether a nearer parent than the connected ones may yet connect: until when it is waited for.
+    /// Whether a parent nearer than the connected ones may still connect. Returns the time until
+    /// which the node waits for it.
     fn waits_for_nearer(&self, n: NodeNo) -> Option<Timestamp> {
         let asking = self.nodes[n.0].asking.as_ref()?;
         let until = asking.started + NEARER_GRACE;
@@ -241,7 +243,8 @@ impl Sim {
         (!parents[..first].iter().all(|c| c.heard)).then_some(until)
     }
 
-    /// Asks for what can be asked for, does what the fetch says, and sets the next wake-up.
+    /// Sends all requests that are possible, handles the events of the fetch, and sets the next
+    /// wake-up.
     pub(super) fn drive(&mut self, n: NodeNo) {
         let now = self.clock(n);
         let waits = self.waits_for_nearer(n);
@@ -267,7 +270,8 @@ impl Sim {
                 FetchEvent::Dropped(peer, fault) => self.dropped(n, peer.0 as usize, fault),
             }
         }
-        // After the events: what is asked for here may have been open in a batch that is abandoned.
+        // Requests go out after the events: a chunk requested here may have been open in a batch
+        // that an event abandons.
         for (peer, batch, chunks) in requests {
             self.start_batch(n, peer.0 as usize, batch, chunks);
         }
@@ -311,7 +315,7 @@ impl Sim {
         }
     }
 
-    /// A peer is not asked any more.
+    /// Stops asking a peer.
     fn dropped(&mut self, n: NodeNo, peer: usize, fault: PeerFault) {
         self.note("dropped", n.0, [peer as u64, u64::from(fault == PeerFault::WrongBytes)]);
         let Some(asking) = &mut self.nodes[n.0].asking else { return };
@@ -321,14 +325,14 @@ impl Sim {
         }
     }
 
-    /// Nobody is left to ask: the attempt ends, and another is made later.
+    /// No peer is left to ask: the attempt ends, and another is made later.
     fn attempt_failed(&mut self, n: NodeNo) {
         self.nodes[n.0].failed_attempts += 1;
         self.stop_asking(n);
         self.queue.after(ATTEMPT_AGAIN, Event::Start(n));
     }
 
-    /// Closes what a node dialled.
+    /// Closes all connections that a node dialled.
     pub(super) fn stop_asking(&mut self, n: NodeNo) {
         self.nodes[n.0].asking = None;
         let dialled = self.nodes[n.0].conns.iter().filter(|c| self.conns[c.0].opener == n).copied();
@@ -352,7 +356,8 @@ impl Sim {
         }
     }
 
-    /// A pull that has everything leaves when nobody who exchanges has the swarm open here any more, or the time is over.
+    /// A finished pull leaves when no exchanging node has the swarm open here any more, or at
+    /// `until`.
     pub(super) fn linger(&mut self, n: NodeNo, until: Timestamp) {
         let is_asker = |c: &&ConnNo| {
             let c = &self.conns[c.0];

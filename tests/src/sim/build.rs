@@ -1,4 +1,4 @@
-//! Making a simulation: nodes, sites, and how they depart from the ordinary.
+//! Building a simulation: nodes, sites, and their special behaviour.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,24 +14,25 @@ use super::queue::Queue;
 use super::world::{Event, Sim};
 use crate::Rng;
 
-/// The origin's place.
+/// Number of the origin's site.
 const ORIGIN_SITE: usize = 0;
 
 /// Rate of a node's own link.
 const NODE_RATE: Rate = Rate::megabits(1000);
 
-/// What every chunk's bytes are.
+/// The right bytes of a chunk.
 pub(super) fn right_bytes(id: ChunkId) -> [u8; 8] {
     id.0.to_be_bytes()
 }
 
-/// The chunks from the first to the last.
+/// The chunks from `first` to `last`.
 pub(super) fn set(first: u64, last: u64) -> ChunkRanges {
     [ChunkId(first)..=ChunkId(last)].into_iter().collect()
 }
 
 impl Sim {
-    /// A swarm of the chunks 1 to `chunks` of 64 KiB, and the origin that has them. `rng_seed` is the run.
+    /// Makes a swarm of the chunks 1 to `chunks`, 64 KiB each, and an origin that has them.
+    /// `rng_seed` determines the run.
     pub fn new(rng_seed: u64, chunks: u64) -> (Self, NodeNo) {
         // A data centre's link.
         let wan = Wan {
@@ -67,7 +68,7 @@ impl Sim {
         (sim, origin)
     }
 
-    /// A site behind a link of its own; its number.
+    /// Adds a site behind a link of its own and returns its number.
     pub fn site(&mut self, wan: Wan) -> usize {
         self.wans.push((wan, Pipe::new(wan.up), Pipe::new(wan.down)));
         self.wans.len() - 1
@@ -102,14 +103,14 @@ impl Sim {
         NodeNo(self.nodes.len() - 1)
     }
 
-    /// A relay of a site, started at once.
+    /// Adds a relay to a site; it starts at once.
     pub fn relay(&mut self, site: usize, parents: &[NodeNo]) -> NodeNo {
         let relay = self.node(Role::Relay, site, parents, LeafConfig::default());
         self.queue.after(Duration::ZERO, Event::Start(relay));
         relay
     }
 
-    /// A leaf that asks `parents`, the nearest first; started after `delay`.
+    /// Adds a leaf that asks `parents`, the nearest first; it starts after `delay`.
     pub fn leaf_as(&mut self, site: usize, parents: &[NodeNo], leaf: LeafConfig, delay: Duration) -> NodeNo {
         let leaf = self.node(Role::Leaf, site, parents, leaf);
         self.incomplete += 1;
@@ -117,7 +118,7 @@ impl Sim {
         leaf
     }
 
-    /// So many ordinary leaves, started at once but for a few milliseconds.
+    /// Adds `count` ordinary leaves, which start within 20 milliseconds.
     pub fn leaves(&mut self, count: usize, site: usize, parents: &[NodeNo]) -> Vec<NodeNo> {
         (0..count)
             .map(|_| {
@@ -134,17 +135,17 @@ impl Sim {
         store.bytes.extend(chunks.ids().map(|id| (id, right_bytes(id))));
     }
 
-    /// The same for the chunks from `first` to `last`.
+    /// Puts the chunks from `first` to `last` on a node's disk.
     pub fn give_range(&mut self, n: NodeNo, first: u64, last: u64) {
         self.give(n, &set(first, last));
     }
 
-    /// Makes a node answer otherwise.
+    /// Changes how a node answers.
     pub fn behave(&mut self, n: NodeNo, behaviour: Behaviour) {
         self.nodes[n.0].behaviour = behaviour;
     }
 
-    /// Gives a node another link of its own.
+    /// Gives a node a link of another rate.
     pub fn link(&mut self, n: NodeNo, rate: Rate) {
         self.nodes[n.0].tx = Pipe::new(rate);
         self.nodes[n.0].rx = Pipe::new(rate);
@@ -156,12 +157,12 @@ impl Sim {
         self.nodes[n.0].wall_ahead = wall_seconds;
     }
 
-    /// Loses so many messages in a thousand.
+    /// Loses `permille` messages in a thousand.
     pub fn lose(&mut self, permille: u64) {
         self.weather.loss_permille = permille;
     }
 
-    /// Makes each message late by a random time up to this.
+    /// Delays each message by a random time up to `most`.
     pub fn jitter(&mut self, most: Duration) {
         self.weather.jitter = most;
     }
@@ -171,7 +172,8 @@ impl Sim {
         self.egress_max.insert(site, self.swarm.len() * percent / 100);
     }
 
-    /// Stores what comes without looking at it: what the invariants are there to notice.
+    /// Stores received chunks without comparing them, so that a test can check that the invariants
+    /// notice wrong bytes.
     pub fn verify_nothing(&mut self) {
         self.verifies = false;
     }

@@ -1,4 +1,4 @@
-//! What holds after every step, and what a scenario asks at the end.
+//! Invariants that hold after every step, and assertions of a scenario at its end.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -18,14 +18,14 @@ impl Sim {
         panic!("after {:?}: {message}\nlast events:\n{}", self.now(), self.log.tail())
     }
 
-    /// Held ⇒ verified.
+    /// Checks: held ⇒ verified.
     pub(super) fn check_stored(&self, n: NodeNo, id: ChunkId) {
         if self.nodes[n.0].store.bytes.get(&id) != Some(&right_bytes(id)) {
             self.fail(&format!("node {} holds chunk {} with wrong bytes", n.0, id.0));
         }
     }
 
-    /// Announced ⇒ held with the right bytes, of who does not boast.
+    /// Checks: announced ⇒ held with the right bytes, for nodes that do not boast.
     pub(super) fn check_announced(&self, n: NodeNo) {
         let node = &self.nodes[n.0];
         if node.store.held.len() != node.store.bytes.len() as u64 {
@@ -33,7 +33,9 @@ impl Sim {
         }
     }
 
-    /// Not asked for twice at once but for a few, not asked for although held, of a neighbour only what it announced, few batches a peer.
+    /// Checks a request: no chunk is open in another batch except for a few, no chunk is held
+    /// already, a neighbour is asked only for chunks that it announced, and few batches are open to
+    /// one peer.
     pub(super) fn check_request(&self, n: NodeNo, peer: usize, chunks: &ChunkRanges) {
         let node = &self.nodes[n.0];
         let Some(asking) = &node.asking else { return };
@@ -57,7 +59,7 @@ impl Sim {
         }
     }
 
-    /// Chunks that may be asked of two peers at once: one in a hundred, in the end-game.
+    /// Number of chunks that may be asked of two peers at once, in the end-game: one in a hundred.
     fn doubled_max(&self) -> u64 {
         (self.swarm.len() / 100).max(4)
     }
@@ -72,7 +74,8 @@ impl Sim {
         }
     }
 
-    /// Queues are bounded: of events by what nodes and connections can have put off.
+    /// Checks that queues are bounded, by the number of events that nodes and connections can
+    /// cause.
     pub(super) fn check_bounds(&self) {
         let most = 64 * (self.nodes.len() + self.conns.len() + 1) + 4096;
         if self.queue.len() + self.parked.len() > most {
@@ -86,7 +89,7 @@ impl Sim {
         }
     }
 
-    /// Everything every node holds has the right bytes.
+    /// Checks that every chunk of every node has the right bytes.
     pub(super) fn check_all(&self) {
         for n in 0..self.nodes.len() {
             for id in self.nodes[n].store.held.ids() {
@@ -96,7 +99,7 @@ impl Sim {
         }
     }
 
-    /// Leaves that lack something, for the message of a failure.
+    /// The leaves that lack something, for the message of a failure.
     pub(super) fn unfinished(&self) -> String {
         let lacking = |node: &&(usize, &Node)| node.1.role == Role::Leaf && node.1.done.is_none();
         let nodes: Vec<_> = self.nodes.iter().enumerate().collect();
@@ -114,18 +117,19 @@ impl Sim {
         nodes.iter().filter(lacking).take(10).map(line).collect()
     }
 
-    /// Number of events, and the hash over all.
+    /// Number of events, and the hash over all of them.
     pub fn digest(&self) -> (u64, String) {
         self.log.digest()
     }
 
-    /// Chunks the origin sent into a site, in percent of the swarm, rounded up.
+    /// Number of chunks the origin sent into a site, in percent of the swarm, rounded up.
     pub fn egress_percent(&self, site: usize) -> u64 {
         (self.egress.get(&site).copied().unwrap_or(0) * 100).div_ceil(self.swarm.len())
     }
 
-    /// # Panics
-    /// When the origin sent a site less or more than this, in percent of the swarm.
+    /// Asserts a bound on the origin's traffic into a site.
+    ///
+    /// # Panics If the origin sent the site less or more than `percent` of the swarm.
     pub fn assert_egress(&self, site: usize, percent: RangeInclusive<u64>) {
         let sent = self.egress_percent(site);
         assert!(
@@ -134,34 +138,36 @@ impl Sim {
         );
     }
 
-    /// Chunks a node has, verified.
+    /// Number of verified chunks that a node has.
     pub fn held(&self, n: NodeNo) -> u64 {
         self.nodes[n.0].store.held.len()
     }
 
-    /// Chunks a node got and stored from another.
+    /// Number of chunks that a node received from another and stored.
     pub fn received(&self, n: NodeNo, from: NodeNo) -> u64 {
         self.nodes[n.0].received.get(&from).copied().unwrap_or(0)
     }
 
-    /// Chunks a node got and stored from all.
+    /// Number of chunks that a node received from all others and stored.
     pub fn received_all(&self, n: NodeNo) -> u64 {
         self.nodes[n.0].received.values().sum()
     }
 
-    /// Chunks that came although they were held.
+    /// Number of chunks that a node received although it held them.
     pub fn received_twice(&self, n: NodeNo) -> u64 {
         self.nodes[n.0].twice
     }
 
-    /// # Panics
-    /// When more chunks came to a node twice than the end-game may cost: one in a hundred, and a few of a small swarm.
+    /// Asserts a bound on chunks received twice.
+    ///
+    /// # Panics If a node received more chunks twice than the end-game may cost: one in a hundred,
+    /// and a few of a small swarm.
     pub fn assert_few_twice(&self, n: NodeNo) {
         let twice = self.received_twice(n);
         assert!(twice <= self.doubled_max(), "{twice} chunks came to node {} twice", n.0);
     }
 
-    /// Wrong chunks a node got from another.
+    /// Number of wrong chunks that a node received from another.
     pub fn wrong(&self, n: NodeNo, from: NodeNo) -> u64 {
         self.nodes[n.0].wrong.get(&from).copied().unwrap_or(0)
     }
@@ -171,17 +177,17 @@ impl Sim {
         self.nodes[n.0].quarantine.contains(&whom)
     }
 
-    /// Attempts of a leaf that ended because nobody was left to ask.
+    /// Number of attempts of a leaf that ended because no peer was left to ask.
     pub fn failed_attempts(&self, n: NodeNo) -> u32 {
         self.nodes[n.0].failed_attempts
     }
 
-    /// Whether a leaf has had everything.
+    /// Whether a leaf has had every chunk.
     pub fn is_done(&self, n: NodeNo) -> bool {
         self.nodes[n.0].done.is_some()
     }
 
-    /// How long a leaf took.
+    /// Time from a leaf's first start until it had every chunk; `None` if it never had.
     pub fn took(&self, n: NodeNo) -> Option<Duration> {
         let node = &self.nodes[n.0];
         node.done.map(|done: Timestamp| done.since(node.began))

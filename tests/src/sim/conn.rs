@@ -14,7 +14,7 @@ use super::node::NodeNo;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ConnNo(pub(super) usize);
 
-/// One end: who dialled, or who was dialled.
+/// One end of a connection: the node that dialled, or the node that was dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     Opener,
@@ -32,17 +32,18 @@ impl End {
 
 #[derive(Clone, Debug)]
 pub(super) enum Payload {
-    /// The handshake of TLS, there and back.
+    /// The handshake of TLS: to the answerer, and back.
     Hello,
     Welcome,
     Control(Frame),
     Request(BatchId, ChunkRanges),
     Answer(BatchId, Frame),
-    /// The stream of a batch ended after so many frames.
+    /// The stream of a batch ended after this number of frames.
     Fin(BatchId, u64),
     /// STOP_SENDING.
     Withdraw(BatchId),
-    /// CONNECTION_CLOSE, and whether it is because of wrong bytes; or the answer of a process that knows nothing of the connection.
+    /// CONNECTION_CLOSE, and whether wrong bytes are the reason. Also the reply of a process that
+    /// does not know the connection.
     Close(bool),
 }
 
@@ -54,23 +55,23 @@ pub(super) struct Message {
     pub(super) payload: Payload,
 }
 
-/// A batch being answered.
+/// A batch that is being answered.
 #[derive(Debug, Default)]
 pub(super) struct Serving {
     pub(super) wanted: ChunkRanges,
     pub(super) ready: VecDeque<ChunkId>,
-    /// At a relay: on their way from upstream.
+    /// At a relay: chunks that are on their way from upstream.
     pub(super) waiting: ChunkRanges,
     pub(super) lease: Option<LeaseId>,
-    /// Frames sent.
+    /// Number of frames sent.
     pub(super) frames: u64,
-    /// Chunks that came from upstream, to see whether any came.
+    /// Number of chunks that came from upstream, to see whether any came.
     pub(super) arrived: u64,
-    /// Since when it has an upload slot.
+    /// Time since which the batch has an upload slot.
     pub(super) slot_since: Option<Timestamp>,
 }
 
-/// A node of the site in the swarm, by its record.
+/// A node of the site that takes part in the swarm, as its record says.
 #[derive(Clone, Debug)]
 pub(super) struct Member {
     pub(super) site: SiteKey,
@@ -81,24 +82,24 @@ pub(super) struct Member {
 #[derive(Debug)]
 pub(super) struct Conn {
     pub(super) opener: NodeNo,
-    /// Its number for the answerer.
+    /// Number of the answerer among the opener's contacts.
     pub(super) peer: usize,
     pub(super) answerer: NodeNo,
-    /// Whether each end takes the connection for open.
+    /// Whether each end regards the connection as open.
     pub(super) opener_open: bool,
     pub(super) answerer_open: bool,
     pub(super) opener_control: Control,
     pub(super) answerer_control: Control,
-    /// Small messages of one direction stay in order.
+    /// Time of the last small message to each end: small messages of one direction stay in order.
     pub(super) last_to_opener: Timestamp,
     pub(super) last_to_answerer: Timestamp,
     pub(super) member: Option<Member>,
-    /// Sequence of the records told, once any were asked for.
+    /// Sequence of each record that was advertised; `None` until the opener asks for records.
     pub(super) told: Option<BTreeMap<NodeId, u64>>,
     pub(super) serving: BTreeMap<BatchId, Serving>,
     /// Batches with chunks to send, in turn.
     pub(super) turn: VecDeque<BatchId>,
-    /// Chunks the path holds, and those on it.
+    /// Number of chunks that the path holds, and number on the path now.
     pub(super) window: u64,
     pub(super) in_flight: u64,
 }

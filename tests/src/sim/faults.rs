@@ -1,4 +1,4 @@
-//! What befalls nodes and connections: starts, crashes, partitions, closes.
+//! Starts, crashes and partitions of nodes, and closed connections.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use super::node::{Answering, NodeNo, Role};
 use super::rules::Rule;
 use super::world::{Event, Sim};
 
-/// After how long of silence a connection is dead (`net/endpoint.rs`).
+/// Silence after which a connection is dead (`net/endpoint.rs`).
 const IDLE: Duration = Duration::from_secs(30);
 
 impl Sim {
@@ -31,12 +31,12 @@ impl Sim {
         }
     }
 
-    /// Starts a node that was killed, after so long.
+    /// Starts a killed node after `delay`.
     pub fn start_after(&mut self, n: NodeNo, delay: Duration) {
         self.queue.after(delay, Event::Start(n));
     }
 
-    /// Kills a node: memory is lost, the disk stays, and nobody is told.
+    /// Kills a node: its memory is lost, its disk stays, and no peer is told.
     pub fn kill(&mut self, n: NodeNo) {
         self.note("kill", n.0, [0, 0]);
         self.nodes[n.0].up = false;
@@ -50,7 +50,7 @@ impl Sim {
         self.nodes[n.0].answering = Answering::default();
     }
 
-    /// A node ends as it should: its connections are closed.
+    /// Ends a node in order: its connections are closed.
     pub fn leave(&mut self, n: NodeNo) {
         for conn in self.nodes[n.0].conns.iter().copied().collect::<Vec<_>>() {
             let end = self.conns[conn.0].end_of(n);
@@ -59,14 +59,14 @@ impl Sim {
         self.kill(n);
     }
 
-    /// A leaf that will not come back is not waited for.
+    /// Marks a leaf that will not come back, so that the run does not wait for it.
     pub fn give_up_on(&mut self, n: NodeNo) {
         if self.nodes[n.0].done.is_none() {
             self.incomplete -= 1;
         }
     }
 
-    /// Cuts nodes off from all others; among themselves they go on.
+    /// Cuts nodes off from all others; among themselves they still exchange messages.
     pub fn cut(&mut self, nodes: &[NodeNo]) {
         let island = self.nodes.iter().map(|node| node.island).max().unwrap_or(0) + 1;
         for n in nodes {
@@ -82,7 +82,7 @@ impl Sim {
         self.cut(&of_site.map(NodeNo).collect::<Vec<_>>());
     }
 
-    /// Joins all again.
+    /// Joins all islands again.
     pub fn heal(&mut self) {
         for n in 0..self.nodes.len() {
             self.nodes[n].island = 0;
@@ -106,7 +106,7 @@ impl Sim {
         self.unpark();
     }
 
-    /// A connection whose other end has been away all the time is dead.
+    /// Ends a connection whose other end is away: it has been silent for too long.
     pub(super) fn idle(&mut self, conn: ConnNo, end: End) {
         let c = &self.conns[conn.0];
         let apart = self.nodes[c.opener.0].island != self.nodes[c.answerer.0].island;
@@ -129,7 +129,8 @@ impl Sim {
         self.close_for(conn, end, false);
     }
 
-    /// The same, and says whether it is because of wrong bytes.
+    /// Closes a connection from one end, and tells the other end whether wrong bytes are the
+    /// reason.
     pub(super) fn close_for(&mut self, conn: ConnNo, end: End, wrong_bytes: bool) {
         if self.conns[conn.0].is_open(end) {
             self.send(conn, end, Payload::Close(wrong_bytes));
@@ -137,7 +138,7 @@ impl Sim {
         self.shut(conn, end);
     }
 
-    /// The other end closed a connection.
+    /// The other end closed the connection.
     pub(super) fn closed(&mut self, conn: ConnNo, end: End, wrong_bytes: bool) {
         self.shut(conn, end);
         let n = self.conns[conn.0].node(end);
@@ -152,7 +153,7 @@ impl Sim {
         }
     }
 
-    /// One end takes the connection for closed.
+    /// Marks one end of a connection as closed.
     pub(super) fn shut(&mut self, conn: ConnNo, end: End) {
         let n = self.conns[conn.0].node(end);
         self.nodes[n.0].conns.remove(&conn);
@@ -163,12 +164,12 @@ impl Sim {
         let current = self.nodes[n.0].asking.as_mut().and_then(|a| a.contacts.get_mut(peer));
         let was_open = self.conns[conn.0].opener_open;
         if current.is_some_and(|contact| contact.conn == Some(conn)) {
-            // Looks at whether it was open, and of which tier.
+            // `lost` looks at whether the connection was open, and at the tier of the peer.
             self.lost(n, peer);
         }
         self.conns[conn.0].opener_open = false;
         if !was_open {
-            // Whoever answers after the dialling was given up is told so.
+            // An answerer that replies after the dialling was given up gets a refusal.
             self.note("refused", n.0, [conn.0 as u64, 0]);
         }
     }

@@ -1,13 +1,13 @@
-//! The log of a run: a hash over every event, and the last of them in words.
+//! The log of a run: a hash over every event, and the last events as text.
 
 use std::collections::VecDeque;
 
 use distd_core::time::Timestamp;
 
-/// Events kept in words, for the message of a failure.
+/// Number of events kept as text, for the message of a failure.
 const KEPT: usize = 40;
 
-/// One line: what happened, to which node or connection, and two numbers that depend on it.
+/// One line: the event, its node or connection, and two numbers that depend on the event.
 #[derive(Clone, Copy, Debug)]
 struct Line {
     at: Timestamp,
@@ -29,7 +29,7 @@ pub(super) struct Log {
     hasher: blake3::Hasher,
     events: u64,
     last: VecDeque<Line>,
-    /// Whether every event is printed: `DISTD_TEST_SIM_LOG`.
+    /// Whether every event is printed: `DISTD_TEST_SIM_LOG` is set.
     prints: bool,
 }
 
@@ -55,7 +55,7 @@ impl Log {
         self.last.push_back(line);
     }
 
-    /// How many events, and the hash over all.
+    /// Number of events, and the hash over all of them.
     pub(super) fn digest(&self) -> (u64, String) {
         (self.events, self.hasher.finalize().to_hex().to_string())
     }

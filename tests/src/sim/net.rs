@@ -1,7 +1,8 @@
-//! Links: each direction of a node's own and of a site's is a pipe that passes one message at a time; then comes a latency.
+//! Links: each direction of a node's link and of a site's link is a pipe that passes one message at
+//! a time; then comes a latency.
 //!
-//! Small messages (frames of control streams, requests) pass between the large ones, as streams of QUIC do. Loss is a delay by
-//! retransmission: nothing on a QUIC stream is lost for good.
+//! Small messages (frames of control streams, requests) pass between the large ones, as streams of
+//! QUIC do. Loss is a delay by retransmission: nothing on a QUIC stream is lost for good.
 
 use std::time::Duration;
 
@@ -9,12 +10,12 @@ use distd_core::time::Timestamp;
 
 use crate::Rng;
 
-/// Bytes a second.
+/// A rate in bytes a second.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate(pub u64);
 
 impl Rate {
-    /// So many megabits a second.
+    /// A rate from megabits a second.
     pub const fn megabits(n: u64) -> Self {
         Self(n * 125_000)
     }
@@ -36,21 +37,22 @@ impl Pipe {
         Self { rate, free_at: Timestamp(0) }
     }
 
-    /// When a message that comes now has passed, behind those that came before it.
+    /// Passes a message that arrives now behind earlier messages. Returns the time at which it has
+    /// passed.
     pub(super) fn pass(&mut self, now: Timestamp, bytes: u64) -> Timestamp {
         self.free_at = self.free_at.max(now) + self.rate.time_for(bytes);
         self.free_at
     }
 }
 
-/// What joins a site to the others.
+/// The link that joins a site to the others.
 #[derive(Clone, Copy, Debug)]
 pub struct Wan {
     /// Out of the site.
     pub up: Rate,
-    /// Into it.
+    /// Into the site.
     pub down: Rate,
-    /// One way, to the middle of the network.
+    /// Latency in one direction, to the middle of the network.
     pub latency: Duration,
 }
 
@@ -64,15 +66,16 @@ impl Default for Wan {
 /// Latency between two nodes of a site, one way.
 pub(super) const LAN_LATENCY: Duration = Duration::from_micros(200);
 
-/// How long a lost packet takes to be sent again, on top of a round trip.
+/// Time until a lost packet is sent again, on top of a round trip.
 const RETRANSMIT: Duration = Duration::from_millis(30);
 
-/// What networks do to messages besides taking time.
+/// Loss and jitter of all networks.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Weather {
-    /// Messages in a thousand that are lost once; the second copy in turn.
+    /// Messages in a thousand that are lost once; the second copy may be lost too.
     pub(super) loss_permille: u64,
-    /// Each message is late by up to this: those of different streams overtake each other.
+    /// Upper bound of a random delay of each message: messages of different streams overtake each
+    /// other.
     pub(super) jitter: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! A node: what it holds, whom it asks, what it answers.
+//! A node: the chunks it holds, the peers it asks, and its answers.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use distd_core::{ChunkId, NodeId};
 use super::conn::ConnNo;
 use super::net::Pipe;
 
-/// A node of the simulation.
+/// Number of a node in the simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NodeNo(pub usize);
 
@@ -25,7 +25,8 @@ impl NodeNo {
         NodeId(id)
     }
 
-    /// The address says who it is, as nothing else does in a record whose certificate is not looked at.
+    /// The address encodes the node's number: the simulation has no certificates, and nothing else
+    /// in a record names the node.
     pub(super) fn address(self) -> SocketAddr {
         let [_, a, b, c] = (self.0 as u32).to_be_bytes();
         ([10, a, b, c], 4434).into()
@@ -49,20 +50,20 @@ pub(super) enum Role {
     Leaf,
 }
 
-/// How a node that answers departs from an honest one.
+/// How an answering node differs from an honest one.
 #[derive(Clone, Copy, Debug)]
 pub struct Behaviour {
-    /// Chunks in a thousand that it sends wrong.
+    /// Number of chunks in a thousand that the node sends with wrong bytes.
     pub lies_permille: u64,
-    /// Chunks in a thousand at which it drops the connection instead.
+    /// Number of chunks in a thousand at which the node drops the connection instead.
     pub drops_permille: u64,
-    /// It announces every chunk, whether it holds it or not.
+    /// The node announces every chunk, whether it holds it or not.
     pub boasts: bool,
-    /// It tells its parents that everybody else sent it wrong bytes.
+    /// The node tells its parents that every other node sent it wrong bytes.
     pub slanders: bool,
-    /// It takes requests and never answers.
+    /// The node takes requests and never answers.
     pub silent: bool,
-    /// Batches it answers at once; the others wait, and are choked after a while.
+    /// Number of batches answered at once; others wait, and are choked after a while.
     pub upload_slots: usize,
 }
 
@@ -86,9 +87,9 @@ pub struct LeafConfig {
     pub exchanges: bool,
     /// Whether it serves others.
     pub serves: bool,
-    /// Whether it goes on listening when it has everything: an agent does, a pull does not.
+    /// Whether it still listens when it has everything: an agent does, a pull does not.
     pub resident: bool,
-    /// How long a pull at most goes on serving those that fetch from it (`pull/run.rs`).
+    /// Longest time for which a finished pull serves nodes that fetch from it (`pull/run.rs`).
     pub linger: Duration,
 }
 
@@ -98,28 +99,28 @@ impl Default for LeafConfig {
     }
 }
 
-/// Somebody a node asks; its place in the list is its `PeerId`.
+/// A peer that a node asks; its place in the list is its `PeerId`.
 #[derive(Debug)]
 pub(super) struct Contact {
     pub(super) node: NodeNo,
     pub(super) conn: Option<ConnNo>,
     pub(super) tries: u32,
     pub(super) pause: Duration,
-    /// It has connected or failed once.
+    /// Whether the peer has connected or failed once.
     pub(super) heard: bool,
-    /// Not dialled any more.
+    /// Whether the peer is not dialled any more.
     pub(super) gone: bool,
-    /// What it announced, for the invariant alone.
+    /// Chunks that the peer announced; only for the check of requests.
     pub(super) announced: ChunkRanges,
 }
 
-/// A batch asked for.
+/// A batch that was requested.
 #[derive(Debug)]
 pub(super) struct Ask {
     pub(super) ask: BatchAsk,
     pub(super) peer: usize,
     pub(super) conn: ConnNo,
-    /// Frames that came, and how many there are once that is known.
+    /// Number of frames that arrived, and number of all frames once that is known.
     pub(super) frames: u64,
     pub(super) frames_all: Option<u64>,
 }
@@ -132,7 +133,7 @@ pub(super) struct Asking {
     pub(super) parents: usize,
     pub(super) asks: BTreeMap<BatchId, Ask>,
     pub(super) wanted: ChunkRanges,
-    /// Of whom several had wrong bytes, by the origin's word.
+    /// Relays that the origin reports: several nodes of the site had wrong bytes from them.
     pub(super) disowned: BTreeSet<NodeId>,
     pub(super) started: Timestamp,
     /// The wake-up that is due, in virtual time.
@@ -143,18 +144,18 @@ pub(super) struct Asking {
 #[derive(Debug, Default)]
 pub(super) struct Answering {
     pub(super) directory: Directory,
-    /// By site, where chunks are leased.
+    /// Leases by site, at a node that grants leases.
     pub(super) leases: BTreeMap<SiteKey, Leases>,
-    /// By site, where they are not.
+    /// Recently sent chunks by site, at a node that grants no leases.
     pub(super) lately: BTreeMap<SiteKey, Lately>,
-    /// Batches that have an upload slot.
+    /// Number of batches that have an upload slot.
     pub(super) active: usize,
     pub(super) queued: VecDeque<(ConnNo, BatchId)>,
-    /// How long batches kept their slots; made with the first.
+    /// Recent time for which batches kept their slots; made with the first batch.
     pub(super) pace: Option<SlotPace>,
-    /// Who waits for which chunk at a relay.
+    /// Batches that wait for each chunk, at a relay.
     pub(super) demand: BTreeMap<ChunkId, Vec<(ConnNo, BatchId)>>,
-    /// Word of new neighbours, or of new chunks, is being gathered.
+    /// Whether a message about new neighbours, or about new chunks, is being coalesced.
     pub(super) tell_due: bool,
     pub(super) announce_due: bool,
     pub(super) announce_up_due: bool,
@@ -163,9 +164,9 @@ pub(super) struct Answering {
 /// Chunks on a disk, which a crash leaves as they are.
 #[derive(Debug, Default)]
 pub(super) struct Store {
-    /// What the node takes itself to hold, verified.
+    /// Chunks that the node regards as held and verified.
     pub(super) held: ChunkRanges,
-    /// The bytes that are there.
+    /// The bytes on the disk.
     pub(super) bytes: BTreeMap<ChunkId, [u8; 8]>,
 }
 
@@ -177,27 +178,29 @@ pub(super) struct Node {
     pub(super) leaf: LeafConfig,
     pub(super) behaviour: Behaviour,
     pub(super) up: bool,
-    /// Times it was started.
+    /// Number of starts.
     pub(super) starts: u64,
     pub(super) store: Store,
     pub(super) asking: Option<Asking>,
     pub(super) answering: Answering,
     pub(super) conns: BTreeSet<ConnNo>,
-    /// Persistent.
+    /// Kept over restarts.
     pub(super) quarantine: BTreeSet<NodeNo>,
     pub(super) tx: Pipe,
     pub(super) rx: Pipe,
-    /// Messages pass between nodes of one island.
+    /// Messages pass only between nodes of one island.
     pub(super) island: usize,
-    /// What its monotonic clock shows beyond virtual time, microseconds; and its wall clock beyond the true one, seconds.
+    /// Lead of the node's monotonic clock over virtual time, microseconds, and of its wall clock
+    /// over the true time, seconds.
     pub(super) clock_ahead: i64,
     pub(super) wall_ahead: i64,
-    /// When it had everything.
+    /// Time at which the node had everything.
     pub(super) done: Option<Timestamp>,
     pub(super) began: Timestamp,
-    /// Attempts that ended because nobody was left to ask.
+    /// Number of attempts that ended because no peer was left to ask.
     pub(super) failed_attempts: u32,
-    /// Chunks it verified and stored, by sender; those that came although it held them; wrong ones by sender.
+    /// Number of chunks that the node verified and stored, by sender; that arrived although it held
+    /// them; and that were wrong, by sender.
     pub(super) received: BTreeMap<NodeNo, u64>,
     pub(super) twice: u64,
     pub(super) wrong: BTreeMap<NodeNo, u64>,

@@ -1,11 +1,11 @@
-//! Events in order of time, and of one time in the order they were put in.
+//! A queue of events in order of time; events of one time stay in the order of insertion.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use distd_core::time::Timestamp;
 
-/// What is yet to happen.
+/// Future events, and the present time.
 #[derive(Debug)]
 pub(super) struct Queue<E> {
     now: Timestamp,
@@ -23,7 +23,7 @@ impl<E> Queue<E> {
         self.now
     }
 
-    /// Puts an event at a time; one that is past comes next.
+    /// Inserts an event at a time; if that time is past, the event comes next.
     pub(super) fn at(&mut self, at: Timestamp, event: E) {
         self.events.insert((at.max(self.now), self.next), event);
         self.next += 1;
@@ -33,14 +33,14 @@ impl<E> Queue<E> {
         self.at(self.now + delay, event);
     }
 
-    /// The next event, unless it comes after `end`; the time moves to it.
+    /// Removes the next event, unless it comes after `end`; the time moves to it.
     pub(super) fn pop(&mut self, end: Timestamp) -> Option<E> {
         let entry = self.events.first_entry().filter(|entry| entry.key().0 <= end)?;
         self.now = entry.key().0;
         Some(entry.remove())
     }
 
-    /// Moves the time on when nothing happens until then.
+    /// Moves the time to `end` when nothing happens until then.
     pub(super) fn rest_until(&mut self, end: Timestamp) {
         self.now = self.now.max(end);
     }

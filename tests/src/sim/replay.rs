@@ -1,10 +1,10 @@
-//! Which numbers a scenario runs with, and the line that replays one that failed.
+//! The numbers with which a scenario runs, and the line that replays a failed run.
 
-/// Numbers each scenario runs with, unless `DISTD_TEST_SIM_RUNS` says how many.
+/// Number of runs of each scenario, unless `DISTD_TEST_SIM_RUNS` gives another.
 const RUNS: u64 = 2;
 
-/// Runs a scenario with the fixed numbers 1 to 2, with 1 to `DISTD_TEST_SIM_RUNS`, or with `DISTD_TEST_RNG_SEED` alone. When it fails,
-/// the line that replays it is printed.
+/// Runs a scenario with the fixed numbers 1 to 2, with 1 to `DISTD_TEST_SIM_RUNS`, or with
+/// `DISTD_TEST_RNG_SEED` alone. When it fails, the line that replays it is printed.
 pub fn each_seed(scenario: impl Fn(u64)) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let (first, last) = match number("DISTD_TEST_RNG_SEED") {
@@ -17,7 +17,7 @@ pub fn each_seed(scenario: impl Fn(u64)) {
     }
 }
 
-/// Printed when dropped by a failure.
+/// Prints the replay line when a failure drops it.
 struct Line(u64);
 
 impl Drop for Line {

@@ -1,22 +1,23 @@
-//! Rules of the swarm that a scenario may do without, to show what they are for.
+//! Rules of the swarm that a scenario may switch off, to show the purpose of each.
 
 use super::world::Sim;
 
-/// One rule of those that answer, or between those that ask.
+/// A rule of answering nodes, or of the exchange between askers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rule {
-    /// Parents are told whom a node shuns, and tell of whom several do.
+    /// Nodes report to parents which nodes they shun, and the origin passes on nodes that several
+    /// report.
     Shuns,
-    /// A relay fetches no more what nobody waits for.
+    /// A relay cancels chunks that no asker waits for any more.
     Unwanted,
-    /// A crowd gets each chunk from a node once for a while.
+    /// Duplicate suppression: with many askers at once, a node sends each chunk once for a while.
     Crowd,
-    /// Who is dialled dials back.
+    /// A dialled node dials back.
     DialBack,
 }
 
 impl Sim {
-    /// Does without a rule in the whole run.
+    /// Switches a rule off for the whole run.
     pub fn without(&mut self, rule: Rule) {
         self.off.insert(rule);
     }

@@ -1,4 +1,4 @@
-//! The answering side: upload slots, leases, cutting through, and chunks sent in turn.
+//! The answering side: upload slots, leases, cut-through, and chunks of several batches in turn.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ impl Sim {
         self.conns[conn.0].serving.get_mut(&batch)
     }
 
-    /// A batch is asked for.
+    /// Handles a request for a batch.
     pub(super) fn requested(&mut self, conn: ConnNo, batch: BatchId, wanted: ChunkRanges) {
         let n = self.conns[conn.0].answerer;
         self.conns[conn.0].serving.insert(batch, Serving { wanted, ..Serving::default() });
@@ -48,7 +48,8 @@ impl Sim {
         }
     }
 
-    /// With a crowd: refuses what neighbours were sent lately. True when nothing else was asked for.
+    /// Duplicate suppression: with many askers, refuses chunks that neighbours were sent recently.
+    /// Returns true when no other chunk was requested.
     fn leave_to_neighbours(&mut self, conn: ConnNo, batch: BatchId) -> bool {
         let (n, member) = (self.conns[conn.0].answerer, self.conns[conn.0].member.clone());
         let now = self.clock(n);
@@ -75,7 +76,7 @@ impl Sim {
         nothing
     }
 
-    /// A batch that still waits for a slot is choked.
+    /// Chokes a batch that still waits for a slot.
     pub(super) fn slot_waited(&mut self, conn: ConnNo, batch: BatchId) {
         let n = self.conns[conn.0].answerer;
         let slots = self.nodes[n.0].behaviour.upload_slots;
@@ -93,7 +94,8 @@ impl Sim {
         self.end(conn, batch);
     }
 
-    /// A batch has a slot: leases, refusals, what is there, what comes from upstream.
+    /// A batch got a slot: takes leases, refuses chunks, sends held chunks and asks upstream for
+    /// the rest.
     fn begin(&mut self, conn: ConnNo, batch: BatchId) {
         let c = &self.conns[conn.0];
         let (n, asker, member) = (c.answerer, c.opener, c.member.clone());
@@ -162,7 +164,7 @@ impl Sim {
         self.pump(conn);
     }
 
-    /// Sends what the window lets, the batches in turn.
+    /// Sends as many chunks as the window allows, the batches in turn.
     fn pump(&mut self, conn: ConnNo) {
         while self.conns[conn.0].answerer_open
             && let Some(batch) = self.conns[conn.0].turn.front().copied()
@@ -191,7 +193,8 @@ impl Sim {
         }
     }
 
-    /// Sends one chunk, as this node does; false when the connection is gone after it.
+    /// Sends one chunk in the way this node behaves. Returns false when the connection is gone
+    /// afterwards.
     fn send_chunk(&mut self, conn: ConnNo, batch: BatchId, id: ChunkId) -> bool {
         let (n, to) = (self.conns[conn.0].answerer, self.conns[conn.0].opener);
         let behaviour = self.nodes[n.0].behaviour;
@@ -219,7 +222,7 @@ impl Sim {
         true
     }
 
-    /// A batch is answered.
+    /// Ends the answer of a batch.
     fn end(&mut self, conn: ConnNo, batch: BatchId) {
         if let Some(serving) = self.serving(conn, batch) {
             let frames = serving.frames;
@@ -228,7 +231,8 @@ impl Sim {
         }
     }
 
-    /// A batch needs no more answer: its slot, its lease and its place among those who wait are free.
+    /// A batch needs no further answer: frees its slot, its lease and its place among waiting
+    /// batches.
     pub(super) fn withdrawn(&mut self, conn: ConnNo, batch: BatchId) {
         let Some(serving) = self.conns[conn.0].serving.remove(&batch) else { return };
         let (n, member) = (self.conns[conn.0].answerer, self.conns[conn.0].member.clone());
@@ -264,7 +268,7 @@ impl Sim {
         }
     }
 
-    /// Nobody waits for these any more: a relay does not fetch them.
+    /// No asker waits for these chunks any more: a relay does not fetch them.
     fn unwanted(&mut self, n: NodeNo, chunks: &ChunkRanges) {
         let now = self.clock(n);
         if let Some(asking) = self.nodes[n.0].asking.as_mut().filter(|_| !self.off.contains(&Rule::Unwanted))
@@ -274,7 +278,7 @@ impl Sim {
         }
     }
 
-    /// A chunk came from upstream: whoever waits for it gets it.
+    /// A chunk came from upstream: sends it to all batches that wait for it.
     pub(super) fn arrived_upstream(&mut self, n: NodeNo, id: ChunkId) {
         for (conn, batch) in self.nodes[n.0].answering.demand.remove(&id).unwrap_or_default() {
             let Some(serving) = self.serving(conn, batch) else { continue };
@@ -288,7 +292,7 @@ impl Sim {
         }
     }
 
-    /// No parent has these.
+    /// No parent has these chunks.
     pub(super) fn gone_upstream(&mut self, n: NodeNo, chunks: &ChunkRanges) {
         for id in chunks.ids() {
             for (conn, batch) in self.nodes[n.0].answering.demand.remove(&id).unwrap_or_default() {
@@ -302,7 +306,8 @@ impl Sim {
         }
     }
 
-    /// An asker has waited for a relay's parent: told to ask again when nothing came meanwhile.
+    /// A batch has waited for a relay's parent for the full time: if no chunk came meanwhile, the
+    /// asker is told to ask again.
     pub(super) fn upstream_waited(&mut self, conn: ConnNo, batch: BatchId, arrived: u64) {
         let n = self.conns[conn.0].answerer;
         let Some(serving) = self.serving(conn, batch) else { return };

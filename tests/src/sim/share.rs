@@ -1,4 +1,5 @@
-//! Control streams: records, neighbours, announcements; what `distd-peer` does around the core's `Directory`.
+//! Control streams: records, neighbours, announcements. Does the work of `distd-peer` around the
+//! core's `Directory`.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +20,8 @@ use super::rules::Rule;
 use super::world::{Event, Sim};
 
 impl Sim {
-    /// The record a node sends of itself: refused by its dates alone, for nobody signs here.
+    /// The record that a node sends of itself. Receivers refuse it only by its dates, because
+    /// records are not signed here.
     pub(super) fn own_record(&self, n: NodeNo) -> PeerRecord {
         let node = &self.nodes[n.0];
         PeerRecord {
@@ -38,7 +40,8 @@ impl Sim {
         record.expires > now && record.expires <= now + RECORD_SECONDS_MAX
     }
 
-    /// The name a node gives the site of another: an origin tells networks apart, a relay's office is one.
+    /// The name that a node gives the site of another: an origin tells networks apart, a relay's
+    /// office is one site.
     fn site_key(&self, n: NodeNo, of: NodeNo) -> SiteKey {
         match self.nodes[n.0].role {
             Role::Origin => SiteKey(format!("network {}", self.nodes[of.0].site)),
@@ -46,7 +49,7 @@ impl Sim {
         }
     }
 
-    /// Sends what the control machine of one end has to say.
+    /// Sends the pending frames of the control machine of one end.
     pub(super) fn flush(&mut self, conn: ConnNo, end: End) {
         loop {
             let c = &mut self.conns[conn.0];
@@ -59,7 +62,7 @@ impl Sim {
         }
     }
 
-    /// A frame of a control stream.
+    /// Handles a frame of a control stream.
     pub(super) fn control(&mut self, conn: ConnNo, to: End, frame: Frame) {
         let c = &mut self.conns[conn.0];
         let event = match to {
@@ -78,7 +81,7 @@ impl Sim {
         self.flush(conn, to);
     }
 
-    /// What the asking side learns.
+    /// Handles an event of the asking side.
     fn told(&mut self, conn: ConnNo, event: ControlEvent) {
         let (n, peer) = (self.conns[conn.0].opener, self.conns[conn.0].peer);
         let now = self.clock(n);
@@ -112,7 +115,7 @@ impl Sim {
         }
     }
 
-    /// Dials neighbours a node is told of, or that dialled it, as long as it has not so many.
+    /// Dials neighbours that were advertised to a node or that dialled it, up to `most`.
     fn meet(&mut self, n: NodeNo, records: Vec<PeerRecord>, most: usize) {
         for record in records {
             let whom = record.addresses.first().and_then(|address| NodeNo::at(*address));
@@ -136,7 +139,7 @@ impl Sim {
         }
     }
 
-    /// What the answering side learns.
+    /// Handles an event of the answering side.
     fn heard(&mut self, conn: ConnNo, event: ControlEvent) {
         let (n, asker) = (self.conns[conn.0].answerer, self.conns[conn.0].opener);
         let (now, unix, manifest) = (self.clock(n), self.unix(n), self.manifest);
@@ -180,7 +183,7 @@ impl Sim {
         }
     }
 
-    /// Whom a node has in quarantine.
+    /// The nodes that a node has in quarantine.
     pub(super) fn shunned(&self, n: NodeNo) -> Vec<NodeId> {
         let others = (0..self.nodes.len()).map(NodeNo).filter(|whom| *whom != n);
         let node = &self.nodes[n.0];
@@ -188,7 +191,7 @@ impl Sim {
         shunned.filter(|_| self.has(Rule::Shuns)).map(NodeNo::id).collect()
     }
 
-    /// Tells its parents whom a node shuns.
+    /// Tells a node's parents which nodes it shuns.
     pub(super) fn tell_shuns(&mut self, n: NodeNo) {
         let shunned = self.shunned(n);
         let Some(asking) = &self.nodes[n.0].asking else { return };
@@ -201,7 +204,7 @@ impl Sim {
         }
     }
 
-    /// Heeds what the origin said of the relays this node asks.
+    /// Applies the origin's reports about the relays that this node asks.
     pub(super) fn heed(&mut self, n: NodeNo) {
         let now = self.clock(n);
         let Some(asking) = &mut self.nodes[n.0].asking else { return };
@@ -212,7 +215,7 @@ impl Sim {
         }
     }
 
-    /// A node of a site came: the others are told in a moment.
+    /// A node of a site came: schedules its advertisement to the others.
     fn tell_later(&mut self, n: NodeNo) {
         let starts = self.nodes[n.0].starts;
         if !std::mem::replace(&mut self.nodes[n.0].answering.tell_due, true) {
@@ -229,7 +232,7 @@ impl Sim {
         }
     }
 
-    /// Tells a peer of neighbours it was not told of; with `always` also that there are none.
+    /// Advertises new neighbours to a peer; with `always` sends a list even if it is empty.
     fn tell_neighbours(&mut self, conn: ConnNo, always: bool) {
         let (n, asker) = (self.conns[conn.0].answerer, self.conns[conn.0].opener);
         let Some(mut told) = self.conns[conn.0].told.take() else { return };
@@ -263,7 +266,7 @@ impl Sim {
         }
     }
 
-    /// A node holds more, or somebody new listens: announced in a while.
+    /// A node holds more, or a new node listens: schedules an announcement.
     pub(super) fn grown(&mut self, n: NodeNo) {
         if self.nodes[n.0].role != Role::Leaf {
             return;
@@ -278,13 +281,13 @@ impl Sim {
         }
     }
 
-    /// What a node says it holds.
+    /// The chunks that a node announces.
     fn says(&self, n: NodeNo) -> ChunkRanges {
         let node = &self.nodes[n.0];
         if node.behaviour.boasts { self.swarm.clone() } else { node.store.held.intersection(&self.swarm) }
     }
 
-    /// Announces to those who dialled this node.
+    /// Announces chunks to nodes that dialled this node.
     pub(super) fn announce(&mut self, n: NodeNo) {
         self.nodes[n.0].answering.announce_due = false;
         self.check_announced(n);
@@ -297,7 +300,8 @@ impl Sim {
         }
     }
 
-    /// Announces to those this node dialled: to parents only what it was started for.
+    /// Announces chunks to nodes that this node dialled; to parents only the chunks that this pull
+    /// was started for.
     pub(super) fn announce_up(&mut self, n: NodeNo) {
         self.nodes[n.0].answering.announce_up_due = false;
         let held = self.says(n);

@@ -1,4 +1,4 @@
-//! [`Sim`]: the nodes, the links, the queue of what is yet to happen, and the loop.
+//! [`Sim`]: the nodes, the links, the queue of future events, and the loop.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,19 +17,20 @@ use super::queue::Queue;
 use super::rules::Rule;
 use crate::Rng;
 
-/// Epoch of every monotonic clock, so that one may be behind.
+/// Epoch of every monotonic clock, so that a clock may be behind.
 const EPOCH: i64 = 30 * 24 * 3600 * 1_000_000;
 
 /// True unix seconds at the start of a run.
 const UNIX: i64 = 1_700_000_000;
 
-/// What a frame of a control stream or a request weighs with its packet, bytes.
+/// Bytes of a frame of a control stream or a request, with its packet.
 const SMALL_BYTES: u64 = 200;
 
-/// Wake-ups, arrivals and what was put off. A node's events name the start they belong to: a crash voids them.
+/// Wake-ups, arrivals and delayed actions. A node's events name the start to which they belong, so
+/// that a crash makes them void.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// A message comes to a stage of its path.
+    /// A message reaches a stage of its path.
     Hop(Message, Stage),
     Arrive(Message),
     /// The answerer learns that a chunk has arrived.
@@ -57,7 +58,7 @@ pub(super) enum Stage {
     In,
 }
 
-/// One run.
+/// One run of the simulation.
 pub struct Sim {
     pub(super) queue: Queue<Event>,
     pub(super) rng: Rng,
@@ -73,14 +74,14 @@ pub struct Sim {
     pub(super) conns: Vec<Conn>,
     /// Messages that wait for a partition to heal.
     pub(super) parked: Vec<Message>,
-    /// Chunks sent by the origin into each site, and the bounds.
+    /// Number of chunks that the origin sent into each site, and the bounds on it.
     pub(super) egress: BTreeMap<usize, u64>,
     pub(super) egress_max: BTreeMap<usize, u64>,
-    /// Whether received bytes are compared with the hash: a test of the invariants switches it off.
+    /// Whether received bytes are compared with the hash; a test of the invariants switches it off.
     pub(super) verifies: bool,
-    /// Rules that are done without.
+    /// Rules that are switched off.
     pub(super) off: BTreeSet<Rule>,
-    /// Leaves that are up, or about to be, and lack something.
+    /// Number of leaves that are up, or about to be, and lack something.
     pub(super) incomplete: usize,
 }
 
@@ -90,7 +91,7 @@ impl Sim {
         self.queue.now().since(Timestamp(0))
     }
 
-    /// What a node's monotonic clock shows.
+    /// The time that a node's monotonic clock shows.
     pub(super) fn clock(&self, n: NodeNo) -> Timestamp {
         self.clock_at(n, self.queue.now())
     }
@@ -105,16 +106,16 @@ impl Sim {
         Timestamp(shown.0.saturating_sub(ahead.0))
     }
 
-    /// What a node's wall clock shows, unix seconds.
+    /// The time that a node's wall clock shows, unix seconds.
     pub(super) fn unix(&self, n: NodeNo) -> u64 {
         let true_now = UNIX + self.now().as_secs() as i64;
         (true_now + self.nodes[n.0].wall_ahead) as u64
     }
 
-    /// Runs until `done`, asked after every event.
+    /// Runs until `done`, which is evaluated before each event, returns true.
     ///
     /// # Panics
-    /// When `limit` of virtual time passes before, nothing is left to happen, or an invariant breaks.
+    /// If `limit` of virtual time passes before, no event is left, or an invariant breaks.
     pub fn run_until(&mut self, what: &str, limit: Duration, done: impl Fn(&Self) -> bool) {
         let end = self.queue.now() + limit;
         while !done(self) {
@@ -134,10 +135,10 @@ impl Sim {
         self.check_all();
     }
 
-    /// Runs for so long.
+    /// Runs for `time`.
     ///
     /// # Panics
-    /// When an invariant breaks.
+    /// If an invariant breaks.
     pub fn run_for(&mut self, time: Duration) {
         let end = self.queue.now() + time;
         while let Some(event) = self.queue.pop(end) {
@@ -153,7 +154,7 @@ impl Sim {
             Event::Arrive(message) => self.arrive(message),
             Event::Acked(conn) => self.acked(conn),
             Event::Wake(n, starts) => {
-                // One that an earlier wake-up came before is void.
+                // A wake-up is void when an earlier one replaced it.
                 let now = self.queue.now();
                 let due = self.is_start(n, starts).then_some(self.nodes[n.0].asking.as_mut()).flatten();
                 if let Some(asking) = due.filter(|asking| asking.wake_at == Some(now)) {
@@ -210,7 +211,7 @@ impl Sim {
         if a == b { LAN_LATENCY } else { self.wans[a].0.latency + self.wans[b].0.latency }
     }
 
-    /// Sends a message from one end of a connection. Nothing happens when that end takes it for closed.
+    /// Sends a message from one end of a connection. Nothing happens when that end is closed.
     pub(super) fn send(&mut self, conn: ConnNo, from: End, payload: Payload) {
         let c = &self.conns[conn.0];
         let large = matches!(payload, Payload::Answer(_, Frame::Data(_)));
@@ -229,7 +230,7 @@ impl Sim {
         self.arrive_at(at, message);
     }
 
-    /// Puts the arrival of a small message behind those before it in the same direction.
+    /// Schedules the arrival of a small message behind earlier ones in the same direction.
     fn arrive_at(&mut self, at: Timestamp, message: Message) {
         let last = self.conns[message.conn.0].last_to(message.to);
         *last = at.max(*last);
@@ -255,7 +256,8 @@ impl Sim {
             self.queue.at(passed, Event::Arrive(message));
             return;
         };
-        // The way between: after the site's own link, or after the node's in a site.
+        // The path between two nodes begins after the site's own link, or within one site after the
+        // node's.
         let crosses = matches!(stage, Stage::Up) || here == there;
         if crosses && self.nodes[from.0].island != self.nodes[to.0].island {
             self.parked.push(message);
@@ -270,7 +272,7 @@ impl Sim {
         self.queue.at(passed + delay, Event::Hop(message, next));
     }
 
-    /// Sends on what a healed partition held back.
+    /// Sends messages that a partition held back, as far as it has healed.
     pub(super) fn unpark(&mut self) {
         for message in std::mem::take(&mut self.parked) {
             let c = &self.conns[message.conn.0];
@@ -301,11 +303,11 @@ impl Sim {
         if matches!(payload, Payload::Hello) {
             return self.welcome(conn);
         }
-        // The opener's end opens with the welcome.
+        // The opener's end opens with the welcome message.
         let dialled = to == End::Opener && matches!(payload, Payload::Welcome | Payload::Close(_));
         if !self.conns[conn.0].is_open(to) && !dialled {
             if self.conns[conn.0].is_open(to.other()) && !matches!(payload, Payload::Close(_)) {
-                // Another process, or none any more: a stateless reset.
+                // Another process answers, or no process: a stateless reset.
                 self.send(conn, to, Payload::Close(false));
             }
             return;

@@ -1,4 +1,4 @@
-//! Clocks that are wrong, and messages that are late or out of order.
+//! Wrong clocks, and messages that are late or out of order.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ fn leaves_whose_wall_clock_is_a_day_off_take_no_part_and_get_everything() {
             assert_eq!(sim.received(*leaf, origin), 100);
             assert!(right.iter().all(|other| sim.received(*other, *leaf) == 0));
         }
-        // The four that share cost one, the others one each.
+        // The four leaves that share cost one copy, the others one each.
         sim.assert_egress(site, 300..=310);
     });
 }

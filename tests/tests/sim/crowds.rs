@@ -1,4 +1,5 @@
-//! Many leaves at once: who is told of whom, who dials whom, and what a relay sends a crowd.
+//! Many leaves at once: which nodes are advertised to which, which dial which, and how often a
+//! relay sends a chunk.
 
 use std::time::Duration;
 
@@ -6,7 +7,8 @@ use distd_tests::sim::{LeafConfig, NodeNo, Rate, Rule, Sim, Wan, each_seed};
 
 use crate::LIMIT;
 
-/// 200 leaves at once under a relay, 200 chunks, 100 Mbit/s: chunks that came from the relay, and the time.
+/// 200 leaves at once under a relay, 200 chunks, 100 Mbit/s. Returns the number of chunks that came
+/// from the relay, and the time.
 fn two_hundred(rng_seed: u64, without: Option<Rule>) -> (u64, Duration) {
     let (mut sim, origin) = Sim::new(rng_seed, 200);
     without.into_iter().for_each(|rule| sim.without(rule));
@@ -19,10 +21,10 @@ fn two_hundred(rng_seed: u64, without: Option<Rule>) -> (u64, Duration) {
 }
 
 #[test]
-fn a_crowd_has_its_chunks_of_each_other_and_would_have_them_of_the_relay_without_the_rule() {
+fn many_leaves_get_chunks_from_each_other_and_without_duplicate_suppression_from_the_relay() {
     each_seed(|rng_seed| {
         let (of_relay, took) = two_hundred(rng_seed, None);
-        // Measured: at most 752 of 40 000, and 1.25 s; without, 1900 at least, and 1.6 s.
+        // Measured: at most 752 of 40 000, and 1.25 s; without the rule, 1900 at least, and 1.6 s.
         assert!(of_relay <= 1200, "{of_relay} chunks came from the relay");
         let (without, longer) = two_hundred(rng_seed, Some(Rule::Crowd));
         assert!(without > 1500, "{without} chunks");
@@ -30,7 +32,8 @@ fn a_crowd_has_its_chunks_of_each_other_and_would_have_them_of_the_relay_without
     });
 }
 
-/// How long the last of so many leaves under a relay takes, 1000 chunks and 1 Gbit/s.
+/// Seconds until the last of `leaves` leaves under a relay is complete, with 1000 chunks and 1
+/// Gbit/s.
 fn last_of(leaves: usize, rng_seed: u64, without: Option<Rule>) -> f64 {
     let (mut sim, origin) = Sim::new(rng_seed, 1000);
     without.into_iter().for_each(|rule| sim.without(rule));
@@ -43,10 +46,10 @@ fn last_of(leaves: usize, rng_seed: u64, without: Option<Rule>) -> f64 {
 }
 
 #[test]
-fn the_last_of_a_hundred_leaves_takes_little_longer_than_one_because_who_is_dialled_dials_back() {
+fn the_last_of_a_hundred_leaves_takes_little_longer_than_one_because_dialled_leaves_dial_back() {
     each_seed(|rng_seed| {
         let alone = last_of(1, rng_seed, None);
-        // Measured: 1.23 times, and 1.40 without.
+        // Measured: 1.23 times as long, and 1.40 without dialling back.
         let ratio = last_of(100, rng_seed, None) / alone;
         assert!(ratio <= 1.3, "{ratio:.2}");
         let without = last_of(100, rng_seed, Some(Rule::DialBack)) / alone;
@@ -70,16 +73,18 @@ fn leaves_know_each_other_and_not_only_the_slow_ones_that_have_everything() {
         let chunks = |of: &[NodeNo]| -> u64 {
             fresh.iter().map(|leaf| of.iter().map(|from| sim.received(*leaf, *from)).sum::<u64>()).sum()
         };
-        // Ten links of 20 Mbit/s take 63 s for 60 copies. Measured: at most 7.3 s; when lists were of those ten alone, 92 s and 93 %.
+        // Ten links of 20 Mbit/s take 63 s for 60 copies. Measured: at most 7.3 s; when lists had
+        // only those ten, 92 s and 93 %.
         assert!(chunks(&slow) * 20 < chunks(&fresh), "{} beside {}", chunks(&slow), chunks(&fresh));
         assert!(sim.now() - before < Duration::from_secs(10), "{:?}", sim.now() - before);
-        // A copy for those ten. Measured: at most 105 %; 123 to 130 when what stalled neighbours hold was asked of the origin at once.
+        // One copy for those ten. Measured: at most 105 %; 123 to 130 when chunks held by stalled
+        // neighbours were asked of the origin at once.
         sim.assert_egress(site, 100..=106);
     });
 }
 
 #[test]
-fn who_serves_a_crowd_fetches_as_fast_as_who_serves_nobody() {
+fn a_leaf_that_serves_many_fetches_as_fast_as_one_that_serves_none() {
     each_seed(|rng_seed| {
         let run = |serves: bool| {
             let (mut sim, origin) = Sim::new(rng_seed, 1000);
@@ -87,7 +92,8 @@ fn who_serves_a_crowd_fetches_as_fast_as_who_serves_nobody() {
             let relay = sim.relay(site, &[origin]);
             let leaf = LeafConfig { serves, ..LeafConfig::default() };
             let leaf = sim.leaf_as(site, &[relay, origin], leaf, Duration::ZERO);
-            // Three quarters of the release are had of it, or else of the relay; the rest crosses the uplink, for all alike.
+            // The leaf, or otherwise the relay, has three quarters of the release for the others;
+            // the rest crosses the uplink, for all alike.
             sim.give_range(leaf, 1, 750);
             sim.give_range(relay, 1, 750);
             let others = sim.leaves(20, site, &[relay, origin]);

@@ -1,4 +1,5 @@
-//! Relays that lie, leaves that lie to each other and about each other, and what keeps that from costing the uplink.
+//! Relays that lie, leaves that lie to each other and about each other, and the rules that keep
+//! this from costing the uplink.
 
 use std::time::Duration;
 
@@ -12,12 +13,12 @@ struct Outcome {
     percent: u64,
 }
 
-/// A node that sends so many chunks in a thousand wrong, and drops the connection as often if it is one of the site's leaves.
+/// A node that sends `permille` chunks in a thousand wrong.
 fn lies(permille: u64) -> Behaviour {
     Behaviour { lies_permille: permille, ..Behaviour::default() }
 }
 
-/// Six leaves under one relay that lies, of a release of 65 MB.
+/// Six leaves under one relay that lies, with a release of 65 MB.
 fn six_under_a_liar(rng_seed: u64, permille: u64, without: Option<Rule>) -> Outcome {
     let (mut sim, origin) = Sim::new(rng_seed, 1000);
     without.into_iter().for_each(|rule| sim.without(rule));
@@ -32,7 +33,7 @@ fn six_under_a_liar(rng_seed: u64, permille: u64, without: Option<Rule>) -> Outc
 }
 
 #[test]
-fn a_lying_relay_is_gone_round_and_costs_the_uplink_a_twentieth() {
+fn a_lying_relay_is_bypassed_and_costs_the_uplink_a_twentieth() {
     for permille in [10, 100, 1000] {
         each_seed(|rng_seed| {
             // The uplink alone takes 5.3 s.
@@ -44,7 +45,7 @@ fn a_lying_relay_is_gone_round_and_costs_the_uplink_a_twentieth() {
 }
 
 #[test]
-fn without_word_of_liars_a_site_waits_for_each_other_too_long() {
+fn without_reports_of_bad_data_leaves_wait_for_each_other_too_long() {
     each_seed(|rng_seed| {
         let Outcome { took, .. } = six_under_a_liar(rng_seed, 1000, Some(Rule::Shuns));
         // Measured: 9 to 12 s.
@@ -52,8 +53,8 @@ fn without_word_of_liars_a_site_waits_for_each_other_too_long() {
     });
 }
 
-/// 32 leaves of which 16 lie about one chunk in twenty and drop the connection as often, under relays of which the first lies; or the same
-/// without a fault.
+/// 32 leaves under relays of which the first may lie. 16 of the leaves send one chunk in twenty
+/// wrong and drop the connection as often; or all leaves are honest.
 fn half_a_site(
     rng_seed: u64,
     chunks: u64,
@@ -76,7 +77,7 @@ fn half_a_site(
     }
     sim.run_until_complete(LIMIT);
     for leaf in &leaves {
-        // Every wrong chunk has its sender, who is asked for no other.
+        // Every wrong chunk has a known sender, which is not asked for another.
         assert!(
             bad.iter().all(|liar| sim.wrong(*leaf, *liar) == u64::from(sim.has_quarantined(*leaf, *liar)))
         );
@@ -124,7 +125,7 @@ fn sixteen_liars_of_32_right_under_an_origin_cost_no_more() {
 }
 
 #[test]
-fn a_relay_that_fetched_on_for_nobody_would_cost_more() {
+fn a_relay_that_did_not_cancel_unwanted_chunks_would_cost_more() {
     each_seed(|rng_seed| {
         let percent = half_a_site(rng_seed, 1000, 1, Some(100), Some(Rule::Unwanted)).percent;
         // Measured: 109 to 111 %.
@@ -133,7 +134,7 @@ fn a_relay_that_fetched_on_for_nobody_would_cost_more() {
 }
 
 #[test]
-fn two_that_slander_everybody_cost_what_two_that_take_no_part_cost_and_the_others_no_second_copy() {
+fn two_slanderers_cost_as_much_as_two_leaves_that_take_no_part_and_no_second_copy_for_others() {
     for silent in [false, true] {
         each_seed(|rng_seed| {
             let (mut sim, origin) = Sim::new(rng_seed, 1000);
@@ -142,14 +143,16 @@ fn two_that_slander_everybody_cost_what_two_that_take_no_part_cost_and_the_other
             let leaves = sim.leaves(16, site, &[relay, origin]);
             let (bad, good) = leaves.split_at(2);
             for leaf in bad {
-                // By their word an honest relay and all others sent them wrong bytes; and silent ones serve nobody what is leased to them.
+                // These leaves report that an honest relay and all other leaves sent them wrong
+                // bytes. Silent ones also serve no chunk that is leased to them.
                 sim.behave(*leaf, Behaviour { slanders: true, silent, ..Behaviour::default() });
             }
             sim.run_until_complete(LIMIT);
             assert!(sim.received_all(relay) < 500, "the relay is passed by");
             let others: u64 = good.iter().chain([&relay]).map(|n| sim.received(*n, origin)).sum();
             assert!(others <= 1050, "{others} of 1000 chunks");
-            // Each of them asks for everything, past what is leased to the other. Measured: at most 20 s; the uplink takes 5.3 s for a copy.
+            // Each of the two asks for everything, past the leases of the other. Measured: at most
+            // 20 s; the uplink takes 5.3 s for a copy.
             sim.assert_egress(site, 100..=310);
             assert!(sim.now() < Duration::from_secs(25), "{:?}", sim.now());
         });

@@ -1,4 +1,4 @@
-//! The simulation itself: it repeats, and its invariants notice.
+//! Tests of the simulation itself: a run repeats exactly, and the invariants notice faults.
 
 use distd_tests::sim::{Behaviour, Sim, Wan, each_seed};
 

@@ -1,4 +1,5 @@
-//! Scenarios of the simulated swarm (`tests/src/sim`). Each runs with a few fixed numbers; a failure prints the line that replays it.
+//! Scenarios of the simulated swarm (`tests/src/sim`). Each runs with a few fixed numbers; a
+//! failure prints the line that replays it.
 
 mod clocks;
 mod crowds;
@@ -10,5 +11,5 @@ mod sites;
 
 use std::time::Duration;
 
-/// Virtual time within which every scenario is over.
+/// Virtual time within which every scenario ends.
 const LIMIT: Duration = Duration::from_secs(1800);

@@ -1,4 +1,4 @@
-//! Peers that lie, drop, choke, boast, stall or are slow.
+//! Peers that lie, drop connections, choke, boast, stall or are slow.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ fn half_of_a_site_may_lie_and_drop_connections() {
 }
 
 #[test]
-fn a_neighbour_that_announces_what_it_does_not_hold_costs_a_question() {
+fn a_neighbour_that_announces_chunks_it_does_not_hold_costs_one_request() {
     each_seed(|rng_seed| {
         let (mut sim, origin) = Sim::new(rng_seed, 200);
         let site = sim.site(Wan::default());
@@ -80,7 +80,8 @@ fn a_neighbour_that_never_answers_is_left() {
         let before = sim.now();
         sim.run_until_complete(LIMIT);
         assert!(leaves.iter().all(|leaf| sim.received(*leaf, dead) == 0));
-        // What it was asked for is taken back when others have it; measured: 0.5 s.
+        // Batches open at the silent peer are withdrawn when others have their chunks; measured:
+        // 0.5 s.
         assert!(sim.now() - before < Duration::from_secs(5));
         sim.assert_egress(site, 100..=100);
     });
@@ -95,15 +96,15 @@ fn a_relay_that_never_answers_is_left_for_the_origin() {
         sim.behave(relay, Behaviour { silent: true, ..HONEST() });
         sim.leaves(6, site, &[relay, origin]);
         sim.run_until_complete(LIMIT);
-        // Measured: 13.6 s. A relay that lives has answered by then.
+        // Measured: 13.6 s. A live relay has answered by then.
         assert!(sim.now() < Duration::from_secs(16), "one stall");
-        // Leases work past it.
+        // Leases work without the relay too.
         sim.assert_egress(site, 100..=105);
     });
 }
 
 #[test]
-fn choking_peers_are_waited_for_and_nobody_goes_past_them() {
+fn leaves_wait_for_choking_peers_and_do_not_bypass_them() {
     each_seed(|rng_seed| {
         let (mut sim, origin) = Sim::new(rng_seed, 200);
         let site = sim.site(Wan::default());
@@ -136,7 +137,7 @@ fn peers_that_always_choke_are_left() {
 }
 
 #[test]
-fn a_slow_neighbour_holds_nobody_up() {
+fn a_slow_neighbour_delays_no_leaf() {
     each_seed(|rng_seed| {
         let (mut sim, origin) = Sim::new(rng_seed, 200);
         let site = sim.site(Wan::default());
@@ -147,7 +148,8 @@ fn a_slow_neighbour_holds_nobody_up() {
         let leaves = sim.leaves(6, site, &[relay, origin]);
         let before = sim.now();
         sim.run_until_complete(LIMIT);
-        // It alone announces everything, at 100 kB/s; the relay helps out, and its last chunks are asked of a second peer. Measured: 0.5 s.
+        // Only the slow peer announces everything, at 100 kB/s. The relay helps out, and the slow
+        // peer's last chunks are asked of a second peer. Measured: 0.5 s.
         assert!(leaves.iter().all(|leaf| sim.received(*leaf, slow) <= 24));
         assert!(sim.now() - before < Duration::from_secs(5), "{:?}", sim.now() - before);
         leaves.iter().for_each(|leaf| sim.assert_few_twice(*leaf));

@@ -1,4 +1,4 @@
-//! Under relays, and when relays, the origin or the link between are away.
+//! Sites with relays, and sites whose relay, origin or uplink is away.
 
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ fn a_relay_that_comes_back_goes_on_with_what_it_had() {
         sim.start_after(relay, Duration::from_secs(5));
         sim.run_until_complete(LIMIT);
         assert_eq!((sim.received_all(relay), sim.received_twice(relay)), (200, 0));
-        // What was on its way to the relay was sent again. Measured: at most 104 %.
+        // Chunks on their way to the relay were sent again. Measured: at most 104 %.
         sim.assert_egress(site, 100..=105);
         leaves.iter().for_each(|leaf| sim.assert_few_twice(*leaf));
     });
@@ -79,7 +79,8 @@ fn a_site_whose_relay_is_cut_off_from_the_origin_goes_on_when_that_is_over() {
             sim.heal();
             let healed = sim.now();
             sim.run_until_complete(LIMIT);
-            // Leaves whom the relay could not serve ask it again before the origin, which is there again too. Measured: at most 104 %.
+            // Leaves that the relay could not serve ask it again before the origin, which is back
+            // too. Measured: at most 104 %.
             sim.assert_egress(site, 100..=105);
             assert!(sim.now() - healed < Duration::from_secs(15));
         });
@@ -87,7 +88,7 @@ fn a_site_whose_relay_is_cut_off_from_the_origin_goes_on_when_that_is_over() {
 }
 
 #[test]
-fn what_a_site_had_before_the_origin_went_away_is_had_by_all_of_it() {
+fn all_leaves_get_the_chunks_that_their_site_had_before_the_origin_went_away() {
     each_seed(|rng_seed| {
         let (mut sim, origin) = Sim::new(rng_seed, 200);
         let site = sim.site(Wan::default());

@@ -1,4 +1,4 @@
-//! Leaves of a site among themselves: leases, holders, seeds, comings and goings.
+//! Leaves of a site among themselves: leases, holders, seeds, nodes that come and go.
 
 use std::time::Duration;
 
@@ -6,7 +6,8 @@ use distd_tests::sim::{LeafConfig, Sim, Wan, each_seed};
 
 use crate::LIMIT;
 
-/// A pull: it serves while it runs, and ends when it has everything and nobody fetches from it, or at once.
+/// A pull: it serves while it runs, and ends when it has everything and either no node fetches from
+/// it or its time to linger is over.
 fn pull(linger_seconds: u64) -> LeafConfig {
     LeafConfig { resident: false, linger: Duration::from_secs(linger_seconds), ..LeafConfig::default() }
 }
@@ -23,7 +24,7 @@ fn leaves_right_under_an_origin_cost_it_little_more_than_one() {
 }
 
 #[test]
-fn pulls_that_end_when_nobody_fetches_from_them_cost_the_origin_little_more_than_one() {
+fn pulls_that_linger_while_others_fetch_cost_the_origin_little_more_than_one() {
     each_seed(|rng_seed| {
         let (mut sim, origin) = Sim::new(rng_seed, 400);
         let site = sim.site(Wan::default());
@@ -38,7 +39,7 @@ fn pulls_that_end_when_nobody_fetches_from_them_cost_the_origin_little_more_than
 }
 
 #[test]
-fn pulls_that_end_at_once_hand_on_what_they_got_last() {
+fn pulls_without_linger_time_still_pass_on_their_last_chunks() {
     each_seed(|rng_seed| {
         let (mut sim, origin) = Sim::new(rng_seed, 400);
         let site = sim.site(Wan::default());
@@ -47,13 +48,14 @@ fn pulls_that_end_at_once_hand_on_what_they_got_last() {
         }
         sim.run_until_complete(LIMIT);
         sim.assert_egress(site, 100..=102);
-        // The uplink alone takes 2.1 s. When they went with what they had, 2.4 to 4.3 s and up to 112 %.
+        // The uplink alone takes 2.1 s. When pulls left with their last chunks, 2.4 to 4.3 s and up
+        // to 112 %.
         assert!(sim.now() < Duration::from_millis(2300), "{:?}", sim.now());
     });
 }
 
 #[test]
-fn what_the_holder_of_a_lease_did_not_get_before_it_died_is_sent_to_another() {
+fn chunks_that_a_lease_holder_lacked_when_it_died_are_sent_to_another_leaf() {
     each_seed(|rng_seed| {
         let (mut sim, origin) = Sim::new(rng_seed, 400);
         let site = sim.site(Wan::default());
@@ -68,7 +70,7 @@ fn what_the_holder_of_a_lease_did_not_get_before_it_died_is_sent_to_another() {
 }
 
 #[test]
-fn leaves_that_serve_nobody_are_served_and_do_not_hold_the_others_up() {
+fn leaves_that_do_not_serve_are_served_and_do_not_delay_others() {
     each_seed(|rng_seed| {
         let (mut sim, origin) = Sim::new(rng_seed, 1000);
         let site = sim.site(Wan::default());
@@ -82,7 +84,8 @@ fn leaves_that_serve_nobody_are_served_and_do_not_hold_the_others_up() {
         let given: u64 =
             takers.iter().map(|t| givers.iter().map(|g| sim.received(*t, *g)).sum::<u64>()).sum();
         assert!(given > 0, "they are served");
-        // What they asked for before the origin knew of others comes on top. Measured: at most 104 %.
+        // Chunks that the leaves asked for before the origin knew the others come on top. Measured:
+        // at most 104 %.
         sim.assert_egress(site, 100..=105);
     });
 }
@@ -99,7 +102,8 @@ fn leaves_of_the_old_release_are_seeds_of_what_the_new_one_kept() {
         let fresh = sim.leaves(5, site, &[origin]);
         sim.run_until_complete(LIMIT);
         assert!(fresh.iter().all(|leaf| old.iter().any(|seed| sim.received(*leaf, *seed) > 0)));
-        // A quarter is new; the rest is what fresh leaves ask for before they know of a neighbour. Measured: at most 30 %.
+        // A quarter is new; the rest is chunks that fresh leaves ask for before they know a
+        // neighbour. Measured: at most 30 %.
         sim.assert_egress(site, 25..=33);
     });
 }
@@ -138,7 +142,7 @@ fn a_leaf_that_crashes_goes_on_with_what_it_had() {
         }
         sim.run_until_complete(LIMIT);
         assert_eq!((sim.received_all(leaf), sim.received_twice(leaf)), (200, 0));
-        // Sent and never received, three times.
+        // Chunks that were sent and never received, three times.
         sim.assert_egress(site, 100..=110);
     });
 }
