@@ -256,7 +256,7 @@ fn root_keys_of_several_people_never_come_near_the_origin() {
     let by_ann = sign(&data, away.path(), &[&ann]);
     succeeded(server(&["root", "install", &text(&by_ann), "--data", &data_text]));
     refused("lacks 1 signature by its own keys");
-    // Whoever forgets the options gets no realm with a root key of the origin's own.
+    // Without the options, no realm with a root key of the origin's own is made.
     let forgot = server(&serve(&[]).iter().map(String::as_str).collect::<Vec<_>>());
     assert!(told(&forgot).contains("waits to be the first root"), "{}", told(&forgot));
     assert!(data.join("root-next.json").exists());
