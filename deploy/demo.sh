@@ -10,10 +10,10 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 need mkfs.erofs:erofs-utils curl:curl python3:python3 xz:xz-utils zstd:zstd xdelta3:xdelta3 casync:casync cc:gcc make:make dpkg-deb:dpkg
 [ -x /usr/bin/time ] || { apt-get update -qq; apt-get install -y -qq --no-install-recommends time >/dev/null; }
 
-echo "building (release)"
-(cd "$here" && cargo build --release --locked --bins -q)
+echo "building origin, relay and device (a few minutes on two cores)"
+(cd "$here" && cargo build --profile demo --locked --bins)
 work=$(mktemp -d "${TMPDIR:-/tmp}/distd-demo.XXXXXX")
-realm_dir=$work/realm; bin=$here/target/release; mkdir -p "$realm_dir"
+realm_dir=$work/realm; bin=$here/target/demo; mkdir -p "$realm_dir"
 trap 'stop_realm; rm -rf "$work"' EXIT
 
 echo "making two releases out of Debian packages"

@@ -1,12 +1,23 @@
 #!/usr/bin/env bash
 # Formatting, lints, licence and source checks, every unit, property and end-to-end test. Installs what it needs,
 # starts its own PostgreSQL and S3 server and stops them.
+#
+# --quick: formatting, lints, checks of the tree, unit and property tests. Installs nothing but cargo-nextest, needs no
+# root, and starts no server.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tests/lib/install.sh
 . tests/lib/newer_erofs.sh
 
-need mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils cc:gcc make:make ip:iproute2 nft:nftables tinyproxy:tinyproxy faketime:faketime strace:strace mount.exfat-fuse:exfat-fuse mkfs.exfat:exfatprogs
+quick=
+case "${1:-}" in
+  "") ;;
+  --quick) quick=1 ;;
+  *) echo "usage: tests/run.sh [--quick]" >&2; exit 2 ;;
+esac
+began=$SECONDS
+
+[ -n "$quick" ] || need mkfs.erofs:erofs-utils python3:python3 curl:curl xz:xz-utils cc:gcc make:make ip:iproute2 nft:nftables tinyproxy:tinyproxy faketime:faketime strace:strace mount.exfat-fuse:exfat-fuse mkfs.exfat:exfatprogs
 command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 work=$(mktemp -d); chmod 755 "$work"
 pids=()
@@ -23,6 +34,14 @@ echo "== lints"
 cargo clippy --workspace --all-targets --locked -- -D warnings
 echo "== licences, sources, words"
 python3 tests/lib/check_tree.py
+if [ -n "$quick" ]; then
+  echo "== unit and property tests"
+  # Without the fuzz corpus, real images and end-to-end tests.
+  cargo nextest run --locked --no-fail-fast -p distd-core -p distd-peer -p distd-client -p distd-server \
+    -E 'kind(lib) + kind(bin) + (package(distd-core) & kind(test) - binary(/^(fuzz_|cut_erofs|patch_)/))'
+  echo "quick run: $((SECONDS - began)) s"
+  exit
+fi
 echo "== documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked -q
 
@@ -62,3 +81,4 @@ echo "== what pulls do, once more where UDP is dropped"
 # Without tests of neighbours and sites: these exchange over QUIC only.
 tests/lib/no_udp.sh cargo nextest run --workspace --locked --offline --no-fail-fast \
   -E 'package(distd-tests) & binary(/^(bad_input|kills|kills_patched|liars|patches|update)$/)'
+echo "full run: $((SECONDS - began)) s"

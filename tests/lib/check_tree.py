@@ -13,7 +13,9 @@ ALLOWED = {
 # Exceptions, each with the decision that accepted it.
 EXCEPTIONS = {("cabac", "LGPL-3.0-or-later"): "docs/decisions/0008-cabac.md"}
 TOP = {"Cargo.toml", "Cargo.lock", "distd-core", "distd-server", "distd-peer", "distd-client", "deploy", "docs", "findings", "tests",
-       "README.md", "LICENSE-APACHE", "LICENSE-MIT"}
+       "README.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE-APACHE", "LICENSE-MIT", "justfile", "rust-toolchain.toml"}
+# Longest comment line in Rust, columns; rustfmt does not wrap comments.
+COMMENT_COLUMNS = 100
 failures = []
 
 
@@ -69,6 +71,11 @@ for path in tracked:
     data = file.read_bytes()
     if len(data) > 2_000_000:
         failures.append(f"{path}: {len(data)} bytes is too large to keep in the repository")
+    if file.suffix == ".rs":
+        for number, line in enumerate(data.decode().splitlines(), 1):
+            # A link cannot be broken, and text in a string is no comment.
+            if len(line) > COMMENT_COLUMNS and re.match(r"\s*//", line) and "://" not in line:
+                failures.append(f"{path}:{number}: a comment of {len(line)} columns, more than {COMMENT_COLUMNS}")
     if b"PRIVATE KEY-----" in data and file.suffix not in {".rs", ".py"}:
         failures.append(f"{path}: holds a private key")
 for manifest in pathlib.Path(".").glob("*/Cargo.toml"):
