@@ -1,4 +1,4 @@
-//! What stands in front of the index of a compressed file.
+//! Header in front of the index of a compressed file.
 
 use erofs_rs::types::{Inode, Layout, MapHeader};
 
@@ -8,25 +8,28 @@ use super::index::Index;
 use super::{MapError, NID_METABOX, Reader};
 use crate::cut::ReadAt;
 
-/// The header of one file, checked.
+/// Checked header of one compressed file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Header {
-    /// Codings of the two kinds of compressed heads; `None` for one the image does not list.
+    /// Codings of the two kinds of compressed heads; `None` for a coding that the superblock does
+    /// not list.
     pub(super) codings: [Option<Coding>; 2],
-    /// Whether the two have block counts.
+    /// Whether extents of each of the two kinds have block counts.
     pub(super) big: [bool; 2],
     /// Coding of plain heads.
     pub(super) plain: Coding,
-    /// Bytes of the inline cluster, 0 without.
+    /// Length of the inline cluster in bytes, 0 if there is none.
     pub(super) inline_bytes: u16,
-    /// The last extent is a fragment at this offset; in a full index, these are its low 32 bits.
+    /// Offset in the packed inode of the fragment that is the last extent, if there is one; in a
+    /// full index only the low 32 bits of it.
     pub(super) fragment: Option<u64>,
-    /// Whether the head of a fragment has the high bits of its offset.
+    /// Whether the head of a fragment holds the high bits of the fragment's offset.
     pub(super) wide_fragment: bool,
 }
 
 impl Header {
-    /// Reads the header and works out the index, which has no entries if the whole file is one fragment.
+    /// Reads the header and works out the layout of the index. The index has no entries if the
+    /// whole file is one fragment.
     ///
     /// # Errors
     /// [`MapError`], see docs/formats.md, "Map of a compressed file".
@@ -111,7 +114,7 @@ impl Header {
 }
 
 const ADVICE_SHORT: u16 = 0x1;
-/// The same bit, in a full index.
+/// Meaning of the same bit in a full index.
 const ADVICE_EXTENTS: u16 = 0x1;
 const ADVICE_BIG_1: u16 = 0x2;
 const ADVICE_BIG_2: u16 = 0x4;
@@ -120,7 +123,7 @@ const ADVICE_INTERLACED: u16 = 0x10;
 const ADVICE_FRAGMENT: u16 = 0x20;
 const ADVICE_KNOWN: u16 = 0x3f;
 
-/// In the last byte of the header: the rest of it is an offset in the packed inode.
+/// Bit in the last byte of the header: the rest of the header is an offset in the packed inode.
 const WHOLE_FRAGMENT: u8 = 0x80;
-/// There too: log2 of blocks in a logical cluster.
+/// Mask in the last byte of the header: log2 of the blocks in a logical cluster.
 const CLUSTER_BITS: u8 = 0xf;
