@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::ChunkSpan;
 
-/// Disjoint, non-touching ranges in order.
+/// Set of chunk indices as ordered ranges that neither overlap nor touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ChunkRanges(Vec<Range<u32>>);
 
@@ -64,7 +64,7 @@ pub(super) fn bytes_of(chunks: &[ChunkSpan], range: Range<u32>) -> u64 {
     }
 }
 
-/// The chunks that have a byte in `start..end`.
+/// Returns the chunks that have a byte in `start..end`.
 pub(super) fn covering(chunks: &[ChunkSpan], start: u64, end: u64) -> Range<u32> {
     let first = chunks.partition_point(|chunk| chunk.offset + u64::from(chunk.len) <= start);
     let last = chunks.partition_point(|chunk| chunk.offset < end);
