@@ -2,18 +2,17 @@
 //!
 //! Every number is an LEB128 varint of at most 4 bytes:
 //!
-//!
 //! ```text
 //! version      1 byte: 1 files of gzip members, 3 zip archives and PNG files
 //! pieces up to the end, each of them
 //!   0  literal            length, then that many bytes of the region (headers, trailers, padding)
-//!   1  a deflate stream   length of its plain text in the view, length of its corrections, corrections
-//!   2  continuation       of the stream of the previous piece: the same fields
+//!   1  a deflate stream   length of its plain text in the view, length of corrections, corrections
+//!   2  continuation       of the stream in the piece before: the same fields
 //! and in version 3
 //!   3  copy               number of bytes of the view to copy as they are
-//!   4  IDAT chunks        length of the data of each chunk, length of the data of all: that many bytes
-//!                         made by the next pieces lie in chunks with length, type and CRC, the last
-//!                         chunk with the rest
+//!   4  IDAT chunks        length of the data of each chunk, length of the data of all: that many
+//!                         bytes made by the next pieces lie in chunks with length, type and CRC,
+//!                         the last chunk with the rest
 //! ```
 //!
 //! The unpack recipe of either version is the version byte.
