@@ -1,5 +1,5 @@
-//! What an update costs with patches: bytes by codec and by path, time and memory. Every patch is applied again and
-//! compared.
+//! Prints the cost of an update with patches: bytes by codec and by path, time and memory. Applies
+//! every patch and compares the result.
 //!
 //! ```text
 //! cargo run --release -p distd-core --example patchstat -- OLD NEW [--level N] [--threads N] [--targets MIB] [--views 0|1|2]
@@ -82,7 +82,7 @@ fn cut<R: ReadAt + ?Sized>(artifact: &R, regions: &Regions, threads: usize) -> R
     })
 }
 
-/// CPU seconds used so far, and the most memory, in MB.
+/// Returns the CPU seconds used so far, and the peak memory in MB.
 fn usage() -> (f64, f64) {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
@@ -102,7 +102,7 @@ fn bytes<R: ReadAt + ?Sized>(side: Side<'_, R>, ranges: &[Range<u32>]) -> io::Re
     Ok(out)
 }
 
-/// Applies a patch and compares; seconds it took without reading.
+/// Applies a patch and compares the result; returns the seconds taken without reading.
 fn verify<R: ReadAt + ?Sized, S: ReadAt + ?Sized>(
     patch: &Patch,
     old: Side<'_, R>,
