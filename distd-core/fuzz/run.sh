@@ -11,7 +11,7 @@ export RUSTC_BOOTSTRAP=1
 for target in "$@"; do
   seeds=seeds/$target; [ -d "$seeds" ] || seeds=seeds/artifacts
   mkdir -p "corpus/$target"
-  # No sanitizer: distd has no unsafe code, and arithmetic is checked as in a debug build.
+  # No sanitizer: distd-core has no unsafe code, and arithmetic is checked as in a debug build.
   cargo fuzz run --sanitizer none "$target" "corpus/$target" "$seeds" -- \
     -max_total_time="$seconds" -timeout=20 -rss_limit_mb=1024 -max_len=65536 -print_final_stats=1
 done

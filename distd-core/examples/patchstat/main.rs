@@ -2,7 +2,8 @@
 //! every patch and compares the result.
 //!
 //! ```text
-//! cargo run --release -p distd-core --example patchstat -- OLD NEW [--level N] [--threads N] [--targets MIB] [--views 0|1|2]
+//! cargo run --release -p distd-core --example patchstat -- \
+//!     OLD NEW [--level N] [--threads N] [--targets MIB] [--views 0|1|2]
 //! ```
 
 #![expect(

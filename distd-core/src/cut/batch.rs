@@ -61,7 +61,7 @@ impl Batch {
     }
 }
 
-/// Cuts consecutive regions of an artifact into batches of chunks, reading each byte once, in order.
+/// Cuts consecutive regions of an artifact into batches of chunks. Reads each byte once, in order.
 ///
 /// Holds less than one chunk between calls. To use several threads, give each its own `Batches`
 /// over a part of [`Regions::split`](super::Regions::split), or cut in one thread and hash the

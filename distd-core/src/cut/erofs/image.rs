@@ -6,8 +6,9 @@ use erofs_rs::backend::AsyncImage;
 
 use crate::cut::ReadAt;
 
-/// Bytes of one cache line. Inodes and directories lie scattered between the files in blocks of 4 KiB, so
-/// longer lines mostly fetch file data. The walk of an 800 MB image takes 0.03 s from the page cache.
+/// Bytes of one cache line. Inodes and directories lie scattered between the files in blocks of 4
+/// KiB, so longer lines mostly fetch file data. The walk of an 800 MB image takes 0.03 s from the
+/// page cache.
 const LINE_BYTES: usize = 16 << 10;
 
 /// Number of lines kept, 4 MiB in all.
@@ -17,7 +18,7 @@ const LINES: usize = 256;
 /// byte, an image of tiny files a few. An image whose directories or chunk tables point at the same
 /// bytes over and over exceeds this limit.
 const WORK_PER_BYTE: u64 = 16;
-/// Work allowed for any image: a small image with many hard links needs more per byte.
+/// Work allowed in addition to every image: a small one with many hard links needs more per byte.
 const WORK_FLOOR: u64 = 64 << 20;
 /// Most work allowed for an image, however large: about half a minute, a guess.
 const WORK_CEILING: u64 = 64 << 30;

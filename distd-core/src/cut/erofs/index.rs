@@ -1,4 +1,4 @@
-//! The cluster index of a compressed file: one entry per logical cluster, in one of three encodings.
+//! Cluster index of a compressed file: one entry per logical cluster, in one of three encodings.
 //!
 //! *Full* entries are 8 bytes each. *Compact* entries come in packs that share one block address: 8
 //! bytes for 2 entries, and optionally 32 bytes for 16. This module does no I/O and keeps no state:

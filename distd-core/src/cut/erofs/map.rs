@@ -131,8 +131,8 @@ struct Head {
     kind: HeadKind,
     block: u32,
     partial: bool,
-    /// Block count field of the entry right behind the head; `None` while that entry is unread, or
-    /// if it is a head too.
+    /// Block count in the entry right behind the head, inner `None` without a count. `None` while
+    /// that entry is unread, or if it is a head too.
     rest: Option<Option<u16>>,
 }
 

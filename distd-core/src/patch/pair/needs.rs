@@ -71,8 +71,8 @@ mod tests {
         let (old, new) = (chunks(&[1]), chunks(&[1, 2, 3, 2, 3, 2]));
         use Need::{Held, Other, Wanted};
         assert_eq!(needs(&old, &new), [Held, Wanted, Wanted, Other, Other, Other]);
-        // The views start at index 4. Hash 2 is made, and repeated in the artifact and in a view; hash 3
-        // is made, and repeated in a view.
+        // The views start at index 4. Hash 2 is made, and repeated in the artifact and in a view;
+        // hash 3 is made, and repeated in a view.
         let beside = needs_beside(&old, &new, 4, |index| index == 1 || index == 2);
         assert_eq!(beside, [Held, Other, Other, Other, Wanted, Wanted]);
         let beside = needs_beside(&old, &new, 6, |index| index == 1 || index == 2);
