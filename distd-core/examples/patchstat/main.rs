@@ -120,7 +120,7 @@ fn verify<R: ReadAt + ?Sized, S: ReadAt + ?Sized>(
     let begin = Instant::now();
     let rebuilt = decode(patch.codec, &base, &patch.payload, target.len())?;
     let took = begin.elapsed().as_secs_f64();
-    if rebuilt == target { Ok(took) } else { Err("a patch rebuilds something else".into()) }
+    if rebuilt == target { Ok(took) } else { Err("a patch rebuilds other bytes than its target".into()) }
 }
 
 struct Options {
@@ -196,7 +196,7 @@ fn report(
     let targets: usize = jobs.iter().map(|job| job.targets.len()).sum();
     let bases: usize = jobs.iter().map(|job| job.bases.len()).sum();
     println!(
-        "paired: {} jobs, ranges of chunks {targets} to rebuild and {bases} of base, {:.1} s",
+        "paired: {} jobs, {targets} ranges of chunks to rebuild, {bases} ranges of base chunks, {:.1} s",
         jobs.len(),
         begin.elapsed().as_secs_f64()
     );
@@ -264,9 +264,9 @@ fn report(
         }
     }
     let index = index::index(old, new, &patches, passes);
-    println!("index: {} patches, {} bytes packed, {} without views", index.0, index.1, index.2);
+    println!("index: {} patches, {} bytes packed, {} bytes without views", index.0, index.1, index.2);
     let recipes: usize = passes.iter().map(|pass| Packer::new(19).pack(&pass.payload).bytes.len()).sum();
-    println!("recipes: {} of {recipes} bytes packed", passes.len());
+    println!("recipes: {}, {recipes} bytes packed", passes.len());
     sum += index.1 + recipes;
     let mut packer = Packer::new(options.level);
     for (index, _) in left.iter().enumerate().filter(|(_, left)| **left) {

@@ -206,7 +206,7 @@ pub(crate) fn of_clusters(
         let (mut again, mut before) = (Vec::new(), vec![0; packed.len() as usize]);
         view::repack(&made.recipe, &mut &view[..], &mut again)?;
         packed.read_exact_at(&mut before, 0)?;
-        if again == before { Ok(()) } else { Err("a view packs to something else".into()) }
+        if again == before { Ok(()) } else { Err("a view packs to other bytes than the file's".into()) }
     })?;
     let repack = started.elapsed().as_secs_f64();
 
@@ -229,7 +229,7 @@ pub(crate) fn of_clusters(
         let packed = view::Joined { artifact: &old.artifact, parts: &pass.bases };
         let mut again = Vec::new();
         view::unpack_with(&made.recipe, &packed, VIEWS_MAX, &mut again)?;
-        assert!(again == *view, "an old view unpacks to something else");
+        assert!(again == *view, "an old file unpacks to another view");
         old.views.extend_from_slice(view);
         passes.push(pass);
     }
@@ -287,7 +287,7 @@ pub(crate) fn of_streams(
         let (mut again, mut before) = (Vec::new(), vec![0; packed.len() as usize]);
         view::repack(&unpacked.recipe, &mut &view[..], &mut again)?;
         packed.read_exact_at(&mut before, 0)?;
-        assert!(again == before, "a view packs to something else");
+        assert!(again == before, "a view packs to other bytes than the file's");
         if packed.len() > 100 << 10 {
             println!(
                 "view of {}: {} packed, {} unpacked, recipe {}; unpack {took:.1} s, repack {:.1} s",
@@ -329,7 +329,7 @@ pub(crate) fn of_streams(
             old_viewed.push(Viewed { name: file.name, parts: file.parts, view: range });
         }
     }
-    println!("views of gzip, zip and png files: {} over {}", viewed.len(), old_viewed.len());
+    println!("views of gzip, zip and png files: {} new, {} old", viewed.len(), old_viewed.len());
     old.extend(&old_viewed, true, options.threads)?;
     new.extend(&viewed, true, options.threads)?;
     update(old, new, needs, passes);

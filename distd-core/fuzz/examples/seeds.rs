@@ -33,7 +33,7 @@ impl Seeds {
 }
 
 fn main() -> Result<()> {
-    let dir = std::env::args_os().nth(1).ok_or("which directory?")?;
+    let dir = std::env::args_os().nth(1).ok_or("usage: cargo run --example seeds -- DIR")?;
     let seeds = Seeds(dir.into());
     artifacts(&seeds)?;
     codecs(&seeds)?;

@@ -73,13 +73,13 @@ impl Advice {
     /// Describes the finding in words.
     pub fn finding(self) -> &'static str {
         match self {
-            Self::FixTimes => "inodes that differ in nothing but times",
-            Self::FixIdentity => "another UUID or volume name",
-            Self::MovedData => "inodes that say where data is, behind a file that grew or is new",
-            Self::NoCompression => "compressed clusters, which cost more than the content in them would",
+            Self::FixTimes => "inodes that differ only in their times",
+            Self::FixIdentity => "a changed UUID or volume name",
+            Self::MovedData => "inodes whose data moved, behind a file that grew or is new",
+            Self::NoCompression => "compressed clusters, which cost more than their content would",
             Self::NoCompressedFiles => "compressed files that changed from end to end",
-            Self::NoFragments => "ends of files packed together: one that changes changes its neighbours",
-            Self::SameContent => "files under a path with another version that changed with it",
+            Self::NoFragments => "ends of files packed together: a changed one changes its neighbours",
+            Self::SameContent => "files that changed together with the version in their path",
         }
     }
 
@@ -87,23 +87,24 @@ impl Advice {
     pub fn action(self) -> &'static str {
         match self {
             Self::FixTimes => {
-                "build with mkfs.erofs -T SECONDS (newer versions: with --all-time), SECONDS the same for every release, \
-                 not SOURCE_DATE_EPOCH of each"
+                "build with mkfs.erofs -T SECONDS (newer versions: with --all-time), with the same \
+                 SECONDS for every release instead of each release's SOURCE_DATE_EPOCH"
             }
-            Self::FixIdentity => "build with mkfs.erofs -U UUID, the same for every release",
-            Self::MovedData => "nothing to change in mkfs.erofs; patches make these bytes few",
+            Self::FixIdentity => "build with mkfs.erofs -U UUID, with the same UUID for every release",
+            Self::MovedData => "no option of mkfs.erofs avoids this; patches shrink these bytes",
             Self::NoCompression => {
-                "build with mkfs.erofs without -z: the image grows, chunks are packed on the wire all the same; or rely on \
-                 patches"
+                "build with mkfs.erofs without -z (the image grows, but chunks are packed on the wire \
+                 anyway), or rely on patches"
             }
             Self::NoCompressedFiles => {
-                "put them into the image uncompressed (kernel modules: CONFIG_MODULE_COMPRESS_NONE; initrd: COMPRESS=cat), \
-                 or rely on patches, which unpack gzip"
+                "put these files into the image uncompressed (kernel modules: \
+                 CONFIG_MODULE_COMPRESS_NONE; initrd: COMPRESS=cat), or rely on patches, which unpack \
+                 gzip"
             }
             Self::NoFragments => "build with mkfs.erofs without -Efragments",
             Self::SameContent => {
-                "nothing if they changed on purpose (unchanged content costs nothing under any path); else look for versions, \
-                 build times and signatures inside them"
+                "nothing if the files changed on purpose (unchanged content costs nothing under any \
+                 path); else look for versions, build times and signatures inside them"
             }
         }
     }
@@ -113,8 +114,8 @@ impl Method {
     /// Describes the method in words, for tables.
     pub fn words(self) -> &'static str {
         match self {
-            Self::Measured => "measured: cut and packed that way",
-            Self::AtMost => "at most: what they cost now",
+            Self::Measured => "measured: the changed content was cut and packed",
+            Self::AtMost => "at most: their current cost",
         }
     }
 }

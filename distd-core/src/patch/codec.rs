@@ -61,7 +61,7 @@ pub enum PatchError {
     #[error("payload is damaged: {0}")]
     Damaged(&'static str),
     /// The payload is sound but rebuilds a target of another length.
-    #[error("payload rebuilds another length than the {0} bytes wanted")]
+    #[error("payload does not rebuild the expected {0} bytes")]
     Length(usize),
 }
 

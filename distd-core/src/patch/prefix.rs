@@ -52,11 +52,13 @@ pub(super) fn encode(base: &[u8], target: &[u8], level: i32) -> Option<Vec<u8>> 
 pub(super) fn decode(base: &[u8], payload: &[u8], target_len: usize) -> Result<Vec<u8>, PatchError> {
     let mut context = DCtx::create();
     if !base.is_empty() {
-        context.ref_prefix(base).map_err(|_| PatchError::Damaged("the base is no zstd prefix"))?;
+        context
+            .ref_prefix(base)
+            .map_err(|_| PatchError::Damaged("zstd does not accept the base as prefix"))?;
     }
     let mut target = vec![0; target_len];
     let written = context
         .decompress(&mut target[..], payload)
-        .map_err(|_| PatchError::Damaged("no zstd frame, or it rebuilds more than wanted"))?;
+        .map_err(|_| PatchError::Damaged("not a zstd frame, or one that unpacks to more than expected"))?;
     if written == target_len { Ok(target) } else { Err(PatchError::Length(target_len)) }
 }

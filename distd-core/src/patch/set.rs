@@ -132,7 +132,7 @@ pub struct SetIndex {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SetError {
     /// The bytes are not an index of this version.
-    #[error("not the index of a patch set this build reads")]
+    #[error("not the index of a patch set, or of a version that this build does not read")]
     Magic,
     /// The index is cut off, has bytes behind its end, or is not packed as it should be.
     #[error("the index of a patch set is damaged")]
@@ -289,7 +289,7 @@ fn take_patch(rest: &mut &[u8], last: &mut Steps) -> Result<SetPatch, SetError> 
             lens.push(len as u32);
         }
         if bytes > bytes_max {
-            return Err(SetError::Bounds("what a patch rebuilds"));
+            return Err(SetError::Bounds("the number of bytes that a patch rebuilds"));
         }
         targets.push(TargetRun { first: ChunkId(first), lens });
     }

@@ -164,7 +164,7 @@ pub(super) fn decode(base: &[u8], mut payload: &[u8], target_len: usize) -> Resu
     // Each segment has three numbers of at least a byte each, so the length received bounds the
     // three passes.
     if count > control.len() / 3 {
-        return Err(PatchError::Damaged("more segments than numbers"));
+        return Err(PatchError::Damaged("more segments than the control stream has numbers for"));
     }
     let (mut adds, mut extras, mut seeks) = (counts, counts, counts);
     let diff_len = skip(&mut extras, count)?;
@@ -187,7 +187,7 @@ pub(super) fn decode(base: &[u8], mut payload: &[u8], target_len: usize) -> Resu
             .and_then(|from| base.get(from..from.checked_add(add)?))
             .ok_or(outside)?;
         at += add as i64;
-        let lost = PatchError::Damaged("lengths do not add up");
+        let lost = PatchError::Damaged("the lengths of segments do not add up");
         let (added, behind) = diff.split_at_checked(add).ok_or(lost.clone())?;
         let from = target.len();
         target.extend_from_slice(added);
@@ -225,6 +225,6 @@ fn take(bytes: &mut &[u8]) -> Result<usize, PatchError> {
 /// Skips `count` numbers and returns their sum.
 fn skip(bytes: &mut &[u8], count: usize) -> Result<usize, PatchError> {
     (0..count).try_fold(0usize, |sum, _| {
-        sum.checked_add(take(bytes)?).ok_or(PatchError::Damaged("lengths do not add up"))
+        sum.checked_add(take(bytes)?).ok_or(PatchError::Damaged("the lengths of segments do not add up"))
     })
 }

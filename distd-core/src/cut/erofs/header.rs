@@ -45,7 +45,7 @@ impl Header {
         let start = behind
             .checked_next_multiple_of(8)
             .filter(|start| *start <= geometry.len.saturating_sub(MapHeader::size() as u64))
-            .ok_or(MapError::Damaged("an index behind the end"))?;
+            .ok_or(MapError::Damaged("an index behind the end of the image"))?;
         let mut raw = [0; MapHeader::size()];
         reader.image.read(&mut raw, start).ok_or(MapError::Unreadable)?;
 
@@ -56,7 +56,9 @@ impl Header {
         let advice = if whole { ADVICE_FRAGMENT } else { u16_at(&raw, 4) };
         let fragment = advice & ADVICE_FRAGMENT != 0;
         if fragment && reader.packed_nid().is_none_or(|nid| nid == inode.id()) {
-            return Err(MapError::Damaged("a fragment without a packed inode, or of it"));
+            return Err(MapError::Damaged(
+                "a fragment in an image without a packed inode, or in the packed inode itself",
+            ));
         }
         if whole {
             let index = Index::new(entries, 0, (block_bits, block_bits), None, false)?;
@@ -73,10 +75,10 @@ impl Header {
         }
 
         if full && advice & ADVICE_EXTENTS != 0 {
-            return Err(MapError::Unsupported("encoded extents"));
+            return Err(MapError::Unsupported("an index of encoded extents"));
         }
         if advice & !ADVICE_KNOWN != 0 || raw[7] & !CLUSTER_BITS != 0 {
-            return Err(MapError::Unsupported("unknown bits in front of an index"));
+            return Err(MapError::Unsupported("unknown bits in the header of an index"));
         }
         let algorithms = [raw[6] & 15, raw[6] >> 4];
         if algorithms.iter().any(|number| Coding::of_algorithm(*number).is_none()) {
@@ -84,7 +86,7 @@ impl Header {
         }
         let big = [advice & ADVICE_BIG_1 != 0, advice & ADVICE_BIG_2 != 0];
         if big != [false; 2] && geometry.features & FEATURE_CODECS == 0 {
-            return Err(MapError::Damaged("block counts without their feature"));
+            return Err(MapError::Damaged("block counts in an image without that feature"));
         }
         if !full && big[0] != big[1] {
             return Err(MapError::Damaged("a compact index with block counts for one algorithm"));
@@ -92,7 +94,7 @@ impl Header {
         let inline = advice & ADVICE_INLINE != 0;
         let inline_bytes = u16_at(&raw, 2);
         if inline && (fragment || inline_bytes == 0) {
-            return Err(MapError::Damaged("an inline cluster without bytes, or beside a fragment"));
+            return Err(MapError::Damaged("an inline cluster of zero bytes, or together with a fragment"));
         }
         let cluster_bits = block_bits + u32::from(raw[7] & CLUSTER_BITS);
         let compact = (!full).then_some(advice & ADVICE_SHORT != 0);

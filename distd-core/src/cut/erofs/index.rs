@@ -135,7 +135,7 @@ impl Index {
         let entry = if self.compact { self.compact_entry(place, bytes)? } else { full_entry(bytes) };
         match entry {
             Entry::Head { within, .. } if u64::from(within) >= 1 << self.cluster_bits => {
-                Err(MapError::Damaged("an extent starts behind its logical cluster"))
+                Err(MapError::Damaged("an extent that starts behind its logical cluster"))
             }
             entry => Ok(entry),
         }
@@ -155,7 +155,7 @@ impl Index {
         if kind == KIND_REST {
             let blocks = (low & BLOCKS_FLAG != 0).then_some(low & !BLOCKS_FLAG);
             if blocks.is_some() && !self.big {
-                return Err(MapError::Damaged("a block count where there is none"));
+                return Err(MapError::Damaged("a block count in a file without block counts"));
             }
             return Ok(Entry::Rest { blocks });
         }
@@ -178,7 +178,7 @@ impl Index {
                 slot = slot.saturating_sub(1);
                 blocks += u32::from(low & !BLOCKS_FLAG);
             } else if low < 2 {
-                return Err(MapError::Damaged("a distance to a head without a block count"));
+                return Err(MapError::Damaged("a distance to a head that skips the head's block count"));
             } else {
                 // Go to the entry with the block count, which is one behind the head.
                 let Some(count) = slot.checked_sub(usize::from(low) - 2) else { break };

@@ -164,11 +164,12 @@ impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
         let last = self.index.place(self.index.count - 1);
         last.and_then(|place| place.offset.checked_add(place.bytes as u64))
             .filter(|end| *end <= self.reader.geometry.len)
-            .ok_or(MapError::Damaged("an index behind the end"))
+            .ok_or(MapError::Damaged("an index behind the end of the image"))
     }
 
     fn entry(&mut self, number: u64) -> Result<Entry, MapError> {
-        let place = self.index.place(number).ok_or(MapError::Damaged("an index behind the end"))?;
+        let place =
+            self.index.place(number).ok_or(MapError::Damaged("an index behind the end of the image"))?;
         let held = place.offset.checked_sub(self.page_start).and_then(|from| {
             let from = usize::try_from(from).ok()?;
             self.page.get(from..from.checked_add(place.bytes)?)
@@ -186,7 +187,7 @@ impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
         self.reader.image.read(&mut self.page, place.offset).ok_or(MapError::Unreadable)?;
         match self.page.get(..place.bytes) {
             Some(bytes) => self.index.entry(place, bytes),
-            None => Err(MapError::Damaged("an index behind the end")),
+            None => Err(MapError::Damaged("an index behind the end of the image")),
         }
     }
 
@@ -197,7 +198,7 @@ impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
             self.next += 1;
             match entry {
                 Entry::Rest { blocks } => match &mut self.head {
-                    None => return Err(MapError::Damaged("no head at the start")),
+                    None => return Err(MapError::Damaged("an index that does not start with a head")),
                     Some(head) if head.number + 1 == number => head.rest = Some(blocks),
                     Some(_) => {}
                 },
@@ -211,7 +212,7 @@ impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
                     let head = Head { number, start, kind, block, partial, rest: None };
                     match self.head.replace(head) {
                         None if start == 0 => {}
-                        None => return Err(MapError::Damaged("no head at the start")),
+                        None => return Err(MapError::Damaged("an index that does not start with a head")),
                         Some(before) => return self.extent(before, start, false).map(Some),
                     }
                 }
@@ -226,7 +227,7 @@ impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
         if last && let Some(low) = self.header.fragment {
             let high = if self.header.wide_fragment { u64::from(head.block) << 32 } else { 0 };
             let offset = low | high;
-            offset.checked_add(len).ok_or(MapError::Damaged("a fragment behind the end"))?;
+            offset.checked_add(len).ok_or(MapError::Damaged("a fragment that ends above 2^64"))?;
             return Ok(Extent { start, len, data: ExtentData::Fragment { offset } });
         }
         let coding = match head.kind {
@@ -238,13 +239,13 @@ impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
         let inline = last && self.header.inline_bytes > 0;
         let (from, bytes) = if inline { self.inline_cluster()? } else { self.cluster(head)? };
         if bytes > CLUSTER_BYTES_MAX || len > EXTENT_BYTES_MAX {
-            return Err(MapError::Unsupported("a cluster above the limits of Linux"));
+            return Err(MapError::Unsupported("a cluster longer than Linux accepts"));
         }
         if head.kind == HeadKind::Plain && len > bytes {
             return Err(MapError::Damaged("a plain extent longer than its cluster"));
         }
         if from.checked_add(bytes).is_none_or(|end| end > self.reader.geometry.len) {
-            return Err(MapError::Damaged("a cluster behind the end"));
+            return Err(MapError::Damaged("a cluster behind the end of the image"));
         }
         let partial = head.partial;
         let data = ExtentData::Cluster { start: from, len: bytes, coding, partial, inline };
@@ -255,7 +256,7 @@ impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
         let (from, bytes) = (self.index_end()?, u64::from(self.header.inline_bytes));
         let block = 1 << self.reader.geometry.block_bits;
         if from % block + bytes > block {
-            return Err(MapError::Damaged("an inline cluster across blocks"));
+            return Err(MapError::Damaged("an inline cluster that crosses blocks"));
         }
         Ok((from, bytes))
     }
@@ -265,7 +266,7 @@ impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
         let big = self.header.big[usize::from(head.kind != HeadKind::First)];
         let blocks = match head.rest {
             Some(count) if big => {
-                count.filter(|count| *count > 0).ok_or(MapError::Damaged("no block count behind a head"))?
+                count.filter(|count| *count > 0).ok_or(MapError::Damaged("a head without a block count"))?
             }
             _ => 1,
         };

@@ -165,7 +165,7 @@ impl<'a, W: Write> Framer<'a, W> {
     /// Puts the next `total` bytes into chunks of `size` bytes, the last one with the rest.
     pub(super) fn frame(&mut self, size: usize, total: usize) -> Result<(), RecipeError> {
         if self.frames.is_some() || size == 0 || total == 0 {
-            return Err(RecipeError::Damaged("frames that cannot be"));
+            return Err(RecipeError::Damaged("IDAT chunks of no bytes, or inside others"));
         }
         self.frames = Some(Frames { size, left: total, open: None });
         Ok(())
@@ -177,7 +177,7 @@ impl<'a, W: Write> Framer<'a, W> {
     /// [`RecipeError::Damaged`] if the chunks need more data.
     pub(super) fn finish(self) -> Result<u64, RecipeError> {
         match self.frames {
-            Some(_) => Err(RecipeError::Damaged("frames are not full")),
+            Some(_) => Err(RecipeError::Damaged("its IDAT chunks are not full")),
             None => Ok(self.written),
         }
     }

@@ -326,11 +326,13 @@ pub(super) fn repack(
         view.read_exact(&mut text)?;
         let packer = match kind {
             1 => packer.insert(RecreateStreamProcessor::new()),
-            _ => packer.as_mut().ok_or(RecipeError::Damaged("a stream that never began goes on"))?,
+            _ => packer
+                .as_mut()
+                .ok_or(RecipeError::Damaged("a piece continues a stream that did not begin"))?,
         };
         let made = caught(|| packer.recompress(&mut Cursor::new(&text), corrections));
         let Some(Ok((packed, _))) = made else {
-            return Err(RecipeError::Damaged("corrections do not fit"));
+            return Err(RecipeError::Damaged("corrections do not fit the view"));
         };
         sink.write_all(&packed)?;
     }

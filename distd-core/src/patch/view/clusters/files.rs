@@ -16,13 +16,13 @@ const GROUP_BYTES: u64 = 32 << 20;
 #[non_exhaustive]
 pub enum NoView {
     /// The file's extents are not known.
-    #[error("it has no map")]
+    #[error("its extents are not known")]
     Map(#[source] MapError),
     /// The file has clusters of MicroLZMA or of an unknown algorithm.
     #[error("its algorithm has no views")]
     Algorithm,
     /// No cluster is packed, so patches of the file's chunks are as good as a view.
-    #[error("none of its clusters is packed")]
+    #[error("none of its clusters is compressed")]
     Plain,
     /// The file has no clusters in regions of the artifact: all its content lies elsewhere.
     #[error("it has no clusters of its own")]
@@ -31,13 +31,13 @@ pub enum NoView {
     #[error("it shares clusters")]
     Shared,
     /// The file is longer than a view may be.
-    #[error("it is too long")]
+    #[error("it is longer than a view may be")]
     TooLong,
     /// Clusters do not unpack as the map says.
     #[error("its clusters are damaged")]
     Damaged,
     /// The packer makes other clusters from the same content.
-    #[error("its clusters cannot be packed again")]
+    #[error("packing its content again gives other bytes")]
     NotReproduced,
 }
 

@@ -95,7 +95,9 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
                 let (count, len) = (recipe.within(left)?, recipe.within(left.min(WINDOW_MAX))?);
                 for _ in 0..count {
                     if self.left() < len as u64 || self.cluster(setting, capacity, len, true)? != len {
-                        return Err(RecipeError::Damaged("a cluster holds something else"));
+                        return Err(RecipeError::Damaged(
+                            "a cluster packs another number of bytes than stated",
+                        ));
                     }
                     self.advance(len);
                 }
@@ -104,7 +106,7 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
                 let (setting, capacity) = self.setting(recipe)?;
                 let len = recipe.within(left.min(WINDOW_MAX))?;
                 if self.cluster(setting, capacity, self.window, true)? < len {
-                    return Err(RecipeError::Damaged("a cluster holds something else"));
+                    return Err(RecipeError::Damaged("a cluster packs another number of bytes than stated"));
                 }
                 self.advance(len);
             }
@@ -151,14 +153,14 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
                 let corrected = recipe.bytes(corrected)?;
                 self.corrected(len, corrected, kind == 10)?;
             }
-            _ => return Err(RecipeError::Damaged("unknown piece")),
+            _ => return Err(RecipeError::Damaged("unknown step")),
         }
         Ok(())
     }
 
     fn file(&mut self, recipe: &mut Reader<'_>) -> Result<(), RecipeError> {
         if self.left() > 0 {
-            return Err(RecipeError::Damaged("it leaves a file early"));
+            return Err(RecipeError::Damaged("it starts a file before the previous one is complete"));
         }
         let flags = recipe.expect_byte()?;
         if flags & 0xE != 0 || flags >> 4 > 7 {
@@ -226,7 +228,7 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
         let plain = &self.plain[self.gone..];
         let plain = &plain[..plain.len().min(shown)];
         let filled = self.packer.fill(setting, self.window_bits, plain, capacity, &mut self.cluster);
-        let (taken, made) = filled.ok_or(RecipeError::Damaged("a cluster holds nothing"))?;
+        let (taken, made) = filled.ok_or(RecipeError::Damaged("a cluster packs no bytes"))?;
         self.work += taken as u64;
         if self.work > self.work_max {
             return Err(RecipeError::Damaged("its clusters overlap too much"));
@@ -243,7 +245,7 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
         let plain = self.plain.get(self.gone..self.gone + len);
         let packed =
             corrections::apply(plain.ok_or(RecipeError::Damaged("it ends within a file"))?, corrections);
-        self.packed(&packed.ok_or(RecipeError::Damaged("corrections do not fit"))?, whole_blocks)?;
+        self.packed(&packed.ok_or(RecipeError::Damaged("corrections do not fit the view"))?, whole_blocks)?;
         self.advance(len);
         Ok(())
     }
@@ -294,7 +296,7 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), RecipeError> {
         self.written += bytes.len() as u64;
         if self.written > VIEW_BYTES_MAX {
-            return Err(RecipeError::Damaged("it makes too much"));
+            return Err(RecipeError::Damaged("it makes more bytes than allowed"));
         }
         self.sink.write_all(bytes)?;
         Ok(())

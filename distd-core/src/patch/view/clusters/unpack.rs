@@ -112,7 +112,7 @@ impl<R: ReadAt + ?Sized, S: Write> Unpacking<'_, R, S> {
                 return self.write(plain);
             }
             5 => self.at = self.at.saturating_add(recipe.number()?),
-            _ => return Err(RecipeError::Damaged("unknown piece")),
+            _ => return Err(RecipeError::Damaged("unknown step")),
         }
         Ok(true)
     }
