@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_sizes_that_fastcdc_takes_are_parameters() {
+    fn only_sizes_that_fastcdc_accepts_are_valid() {
         assert!(CutParams::new(64, 256, 1024).is_ok());
         assert!(CutParams::new(4096, 4096, 4096).is_ok());
         assert!(CutParams::new(64, 256, CHUNK_BYTES_MAX as u32).is_ok());

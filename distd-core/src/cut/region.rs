@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn names_come_back_and_absurd_ones_are_dropped() {
+    fn names_are_kept_and_too_long_ones_are_dropped() {
         let long = vec![b'x'; PATH_BYTES_MAX + 1];
         let regions = Regions::from_parts([
             (5, RegionKind::File, Some(&b"a/b"[..])),

@@ -199,7 +199,7 @@ mod tests {
     use crate::cut::RegionKind;
 
     #[test]
-    fn what_most_of_a_region_comes_from_wins_the_vote() {
+    fn the_origin_of_most_of_a_region_wins_the_vote() {
         let mut scan = Scan::default();
         for (bytes, from) in [(10, 1), (30, 2), (5, 3), (40, 2), (10, 1)] {
             scan.count_held(7, bytes, from);

@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_ends_with_the_part_of_the_path_it_is_in() {
+    fn a_versioned_path_ends_behind_the_component_with_the_version() {
         for (path, old, part) in [
             ("lib/modules/6.12.48/a.ko", "lib/modules/6.12.41/a.ko", "lib/modules/6.12.48"),
             ("lib/libx.so.1.3", "lib/libx.so.1.2", "lib/libx.so.1.3"),

@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn structures_are_read_around_the_files_with_their_blanks() {
+    fn structures_are_joined_without_files_and_blanked() {
         let image: Vec<u8> = (0..200).collect();
         let parts = [
             (50, RegionKind::Metadata, None),

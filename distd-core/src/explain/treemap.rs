@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_has_no_area() {
+    fn zero_weights_have_no_area() {
         let area = Rect { x: 1.0, y: 2.0, w: 10.0, h: 10.0 };
         assert!(squarify(&[0, 0], area).iter().all(|tile| tile.w == 0.0 && tile.h == 0.0));
         assert!(squarify(&[], area).is_empty());

@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_that_another_patch_rebuilds_brings_that_patch_and_one_nobody_has_drops_it() {
+    fn a_patch_brings_the_patch_of_its_base_and_is_dropped_without_a_base() {
         let sets = [vec![patch(&[1], &[200], 500), patch(&[200], &[201], 500), patch(&[999], &[202], 500)]];
         let choice = run(&[200, 201, 202], &sets, &[vec![10, 10, 10]]);
         assert_eq!(numbers(&choice), [(0, 0), (0, 1)]);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn two_sets_are_a_way_when_no_direct_one_is_there() {
+    fn two_sets_form_a_route_when_there_is_no_direct_set() {
         // v1 to v2 rebuilds 200 and 201; v2 to v3 rebuilds 300 out of 200 and keeps 201.
         let sets =
             [vec![patch(&[1], &[200], 500), patch(&[2], &[201], 500)], vec![patch(&[200], &[300], 500)]];
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_view_is_packed_again_only_where_the_link_is_slower_than_that() {
+    fn a_view_is_packed_again_only_if_the_link_is_slower_than_packing() {
         let view = crate::limits::VIEW_IDS_FROM;
         let mut repack = patch(&[view], &[200], 900);
         repack.codec = Method::REPACK;
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_methods_are_left_alone() {
+    fn patches_of_unknown_methods_are_skipped() {
         let mut unknown = patch(&[1], &[200], 500);
         unknown.codec = 99;
         assert_eq!(run(&[200], &[vec![unknown]], &[vec![1]]).chunks, ids(&[200]));

@@ -216,7 +216,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn entries_come_back(
+        fn entries_survive_encoding(
             from in prop::collection::vec(1u64..60, 0..80), to in prop::collection::vec(1u64..120, 0..80),
         ) {
             let (from, to) = (entries(&from), entries(&to));
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fifth_of_many_chunks_replaced_costs_little_more_than_a_byte_each() {
+    fn an_outline_with_every_fifth_chunk_replaced_takes_under_200_bytes() {
         let from: Vec<u64> = (1..=50_000).collect();
         let to: Vec<u64> = from.iter().map(|n| if n % 5 == 0 { 60_000 + n / 5 } else { *n }).collect();
         let (from, to) = (entries(&from), entries(&to));

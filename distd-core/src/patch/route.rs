@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn the_way_with_the_fewest_bytes_is_taken_direct_or_not() {
+    fn the_route_with_the_fewest_bytes_is_taken_direct_or_not() {
         let all = legs(&[(1, 2, 10), (2, 3, 10), (1, 3, 25), (3, 4, 1)]);
         assert_eq!(route(&all, &[id(1)], id(3)), [0, 1]);
         assert_eq!(route(&all, &[id(1)], id(4)), [0, 1, 3]);
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn there_may_be_no_way_or_nothing_to_do_and_circles_end() {
+    fn a_missing_or_unneeded_route_is_empty_and_cycles_end() {
         let all = legs(&[(1, 2, 10), (2, 1, 10), (2, 2, 0), (5, 6, 1)]);
         assert_eq!(route(&all, &[id(1)], id(6)), []);
         assert_eq!(route(&all, &[id(1)], id(1)), []);

@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_comes_back_and_its_bytes_stay_as_they_are() {
+    fn an_index_survives_encoding_and_its_bytes_never_change() {
         let index = sample();
         let packed = index.encode();
         assert_eq!(SetIndex::decode(&packed), Ok(index));
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_index_is_refused_or_another_one_and_never_beyond_its_bounds() {
+    fn a_damaged_index_is_refused_or_differs_and_stays_within_bounds() {
         let raw = zstd::bulk::decompress(&sample().encode(), 1000).expect("zstd");
         for at in 0..raw.len() {
             assert!(SetIndex::decode(&repack(&raw[..at])).is_err(), "cut to {at}");
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_bytes_cannot_name_base_chunks_without_end() {
+    fn a_few_bytes_cannot_name_unbounded_base_chunks() {
         let patch = |n: u64| SetPatch {
             codec: 1,
             packed: 1,

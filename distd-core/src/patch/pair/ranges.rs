@@ -82,7 +82,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_set_of_ranges_is_a_set_of_indices(
+        fn ranges_behave_like_a_set_of_indices(
             inserts in prop::collection::vec((0u32..40, 0u32..6), 0..20), gap in 0u64..50,
         ) {
             let chunks: Vec<_> = (0..50)

@@ -88,7 +88,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn damaged_archives_are_covered_all_the_same(
+        fn parts_cover_damaged_archives_too(
             at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>(),
         ) {
             let mut view = [file("a", b"data"), file("b/c", &[7; 300]), file("TRAILER!!!", b"")].concat();
