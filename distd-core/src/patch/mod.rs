@@ -23,11 +23,10 @@
 //! 1. The origin asks [`pair::needs`]: A and C are held, B' is wanted. [`pair::pair()`] looks for
 //!    the base around the held neighbours of B' and returns one job: rebuild B' from A B C. Bytes
 //!    of a base cost nothing on the wire.
-//! 2. [`pair::build`] encodes the job. As a chunk B' would cost 3500 bytes, the payload has some
-//!    50.
+//! 2. [`pair::build`] encodes the job. The payload has 53 bytes; B' as a chunk would cost 3500.
 //! 3. The set has an index (from release 1, to release 2; one patch with bases 1 to 3 and target 4)
-//!    and behind it the payload. Both are chunks of an artifact of its own, so they have ids of
-//!    their own, say 5 and 6, and travel like all chunks.
+//!    and behind it the payload. The set is a separate artifact: index and payload are its chunks,
+//!    with ids of their own, say 5 and 6, and travel like all chunks.
 //! 4. The device has release 1. It fetches the set's index, and [`choose()`] prefers the patch to
 //!    the chunk. The device fetches the payload, reads A B C from the old release, decodes B' and
 //!    compares its hash with the manifest. It writes A and C from the old release and B' between

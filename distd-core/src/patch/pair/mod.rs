@@ -11,8 +11,8 @@
 //! Units are taken in artifact order, so that a patch rebuilds neighbours (mostly files of one
 //! directory) and names few ranges of chunks. They fill a [`PatchJob`] up to the limits. Units
 //! without a base go to solid segments, sorted so that similar files meet. A file system's own
-//! structures have jobs of their own; the base of such a job is old structures that no longer
-//! exist.
+//! structures have jobs of their own; the base of such a job is the old structures that the new
+//! release no longer has.
 //!
 //! The same input gives the same jobs on every machine. Memory: 16 bytes an anchor, of which there
 //! are at most [`ANCHORS_MAX`] on either side; about 120 bytes a chunk of either side (sorted
