@@ -98,9 +98,9 @@ pub struct PairOptions {
     pub target_bytes_max: usize,
     /// Most raw bytes in the base of one job, `1..=PATCH_BASE_BYTES_MAX`.
     pub base_bytes_max: usize,
-    /// Whether bases are searched by name.
+    /// Whether bases are looked up by name.
     pub by_name: bool,
-    /// Whether bases are searched by content.
+    /// Whether bases are looked up by content.
     pub by_content: bool,
 }
 
