@@ -88,7 +88,8 @@ pub struct ClusterFiles {
 /// nothing for an artifact that is not such an image, or is damaged.
 ///
 /// `regions` are the regions of the artifact. Only files whose name and parts `wanted` accepts are
-/// returned, and all files that are too long for a view. Memory: 32 bytes per extent of these files.
+/// returned, and all files that are too long for a view. Memory: 32 bytes per extent of these
+/// files.
 pub fn cluster_files<R: ReadAt + ?Sized>(
     artifact: &R,
     regions: &Regions,
