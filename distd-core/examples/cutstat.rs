@@ -1,4 +1,4 @@
-//! What an update costs when chunks are all there is: regions, chunks, and the new chunks' bytes.
+//! Prints the cost of an update without patches: regions, chunks, and the bytes of the new chunks.
 //!
 //! ```text
 //! cargo run --release -p distd-core --example cutstat -- OLD NEW [LEVEL[,LEVEL…]] [MIN/AVG/MAX]
@@ -33,7 +33,7 @@ impl ReadAt for Artifact {
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// Chunks in order: where, how long, which.
+/// Offset, length and hash of each chunk, in order.
 type Chunks = Vec<(u64, u32, ChunkHash)>;
 
 fn cut(artifact: &Artifact, regions: &Regions, params: CutParams, threads: usize) -> Result<Chunks, Error> {

@@ -1,4 +1,4 @@
-//! What the index of the set costs.
+//! Cost of a patch set's index.
 
 use std::collections::HashMap;
 use std::ops::{Range, RangeInclusive};
@@ -10,7 +10,8 @@ use distd_core::{ChunkHash, ChunkId, ManifestId};
 
 use crate::views::{Extended, Pass};
 
-/// Number of patches in the index, its bytes, and those without the passes through views.
+/// Returns the number of patches in the index, the index's bytes, and its bytes without the passes
+/// through views.
 pub(crate) fn index(
     old: Side<'_, Extended>,
     new: Side<'_, Extended>,
@@ -63,7 +64,8 @@ fn to_usize(range: &Range<u32>) -> Range<usize> {
     range.start as usize..range.end as usize
 }
 
-/// Ids of all chunks of a side: those of the artifacts in order, those of views from their own first id on.
+/// Returns the ids of all chunks of a side. Chunks of the artifacts are numbered in order; chunks
+/// of views have a range of ids of their own.
 fn ids(old: Side<'_, Extended>, new: Side<'_, Extended>, of: Of) -> Vec<u64> {
     let mut known: HashMap<ChunkHash, u64> = HashMap::new();
     let mut next = 1;

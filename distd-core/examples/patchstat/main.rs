@@ -1,8 +1,9 @@
-//! What an update costs with patches: bytes by codec and by path, time and memory. Every patch is applied again and
-//! compared.
+//! Prints the cost of an update with patches: bytes by codec and by path, time and memory. Applies
+//! every patch and compares the result.
 //!
 //! ```text
-//! cargo run --release -p distd-core --example patchstat -- OLD NEW [--level N] [--threads N] [--targets MIB] [--views 0|1|2]
+//! cargo run --release -p distd-core --example patchstat -- \
+//!     OLD NEW [--level N] [--threads N] [--targets MIB] [--views 0|1|2]
 //! ```
 
 #![expect(
@@ -82,7 +83,7 @@ fn cut<R: ReadAt + ?Sized>(artifact: &R, regions: &Regions, threads: usize) -> R
     })
 }
 
-/// CPU seconds used so far, and the most memory, in MB.
+/// Returns the CPU seconds used so far, and the peak memory in MB.
 fn usage() -> (f64, f64) {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
@@ -102,7 +103,7 @@ fn bytes<R: ReadAt + ?Sized>(side: Side<'_, R>, ranges: &[Range<u32>]) -> io::Re
     Ok(out)
 }
 
-/// Applies a patch and compares; seconds it took without reading.
+/// Applies a patch and compares the result; returns the seconds taken without reading.
 fn verify<R: ReadAt + ?Sized, S: ReadAt + ?Sized>(
     patch: &Patch,
     old: Side<'_, R>,
@@ -119,7 +120,7 @@ fn verify<R: ReadAt + ?Sized, S: ReadAt + ?Sized>(
     let begin = Instant::now();
     let rebuilt = decode(patch.codec, &base, &patch.payload, target.len())?;
     let took = begin.elapsed().as_secs_f64();
-    if rebuilt == target { Ok(took) } else { Err("a patch rebuilds something else".into()) }
+    if rebuilt == target { Ok(took) } else { Err("a patch rebuilds other bytes than its target".into()) }
 }
 
 struct Options {
@@ -195,7 +196,7 @@ fn report(
     let targets: usize = jobs.iter().map(|job| job.targets.len()).sum();
     let bases: usize = jobs.iter().map(|job| job.bases.len()).sum();
     println!(
-        "paired: {} jobs, ranges of chunks {targets} to rebuild and {bases} of base, {:.1} s",
+        "paired: {} jobs, {targets} ranges of chunks to rebuild, {bases} ranges of base chunks, {:.1} s",
         jobs.len(),
         begin.elapsed().as_secs_f64()
     );
@@ -263,9 +264,9 @@ fn report(
         }
     }
     let index = index::index(old, new, &patches, passes);
-    println!("index: {} patches, {} bytes packed, {} without views", index.0, index.1, index.2);
+    println!("index: {} patches, {} bytes packed, {} bytes without views", index.0, index.1, index.2);
     let recipes: usize = passes.iter().map(|pass| Packer::new(19).pack(&pass.payload).bytes.len()).sum();
-    println!("recipes: {} of {recipes} bytes packed", passes.len());
+    println!("recipes: {}, {recipes} bytes packed", passes.len());
     sum += index.1 + recipes;
     let mut packer = Packer::new(options.level);
     for (index, _) in left.iter().enumerate().filter(|(_, left)| **left) {

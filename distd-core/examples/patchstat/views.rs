@@ -1,4 +1,4 @@
-//! The views of both sides, behind the artifacts.
+//! Views of both sides, appended to the artifacts.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -14,10 +14,10 @@ use distd_core::patch::view::{self, ClusterFile, ClusterViews};
 
 use crate::{Artifact, Error, Options, cut};
 
-/// Longest views of one artifact: this tool keeps them in memory.
+/// Most bytes of views of one artifact: this tool keeps them in memory.
 const VIEWS_MAX: u64 = 3 << 30;
 
-/// An artifact and, behind it, the views of some of its files.
+/// Artifact with the views of some of its files behind it.
 pub(crate) struct Extended {
     artifact: Artifact,
     pub(crate) views: Vec<u8>,
@@ -41,14 +41,14 @@ impl ReadAt for Extended {
     }
 }
 
-/// A file with a view: its name, its parts, and where the view is.
+/// File with a view: its name, its parts, and the range of the view.
 struct Viewed {
     name: Vec<u8>,
     parts: Vec<Range<u64>>,
     view: Range<u64>,
 }
 
-/// A patch that unpacks or packs: from these chunks to those.
+/// Patch that unpacks or packs: turns the chunks in `bases` into the chunks in `targets`.
 pub(crate) struct Pass {
     pub(crate) method: Method,
     pub(crate) of: Of,
@@ -74,7 +74,8 @@ impl Extended {
         span(&self.chunks, part)
     }
 
-    /// Adds regions and chunks for views; the packed regions lose their names, so that the views have them.
+    /// Adds regions and chunks for views. The packed regions lose their names, so that only the
+    /// views have them.
     fn extend(&mut self, viewed: &[Viewed], inside: bool, threads: usize) -> Result<(), Error> {
         let hidden: HashSet<u64> =
             viewed.iter().flat_map(|file| &file.parts).map(|part| part.start).collect();
@@ -103,7 +104,7 @@ fn span(chunks: &[ChunkSpan], part: &Range<u64>) -> Range<usize> {
         ..chunks.partition_point(|chunk| chunk.offset < part.end)
 }
 
-/// What is needed once views are there: nothing of what they make.
+/// Finds the needed chunks once views exist: chunks that views make are not needed.
 fn update(old: &Extended, new: &Extended, needs: &mut Vec<Need>, passes: &[Pass]) {
     let mut made = vec![false; new.chunks.len()];
     for pass in passes.iter().filter(|pass| pass.method == Method::Repack) {
@@ -115,7 +116,7 @@ fn update(old: &Extended, new: &Extended, needs: &mut Vec<Need>, passes: &[Pass]
     *needs = needs_beside(&old.chunks, &new.chunks, artifact, |index| made[index]);
 }
 
-/// Calls `work` with each group on several threads; results in order.
+/// Calls `work` with each group, on several threads; returns the results in order.
 fn in_parallel<T: Send>(
     groups: &[Range<usize>],
     threads: usize,
@@ -145,7 +146,8 @@ fn parts_of(files: &[ClusterFile], made: &ClusterViews) -> Vec<Range<u64>> {
     with.flat_map(|(file, _)| file.parts.clone()).collect()
 }
 
-/// The files with views, where these will lie, and the pass that makes or takes them.
+/// Records the files with views and the ranges of their views, and returns the pass that makes or
+/// unpacks the files.
 fn placed(files: &[ClusterFile], made: &ClusterViews, base: u64, of: Of, viewed: &mut Vec<Viewed>) -> Pass {
     for (file, made) in files.iter().zip(&made.files) {
         if let Ok(range) = made {
@@ -204,7 +206,7 @@ pub(crate) fn of_clusters(
         let (mut again, mut before) = (Vec::new(), vec![0; packed.len() as usize]);
         view::repack(&made.recipe, &mut &view[..], &mut again)?;
         packed.read_exact_at(&mut before, 0)?;
-        if again == before { Ok(()) } else { Err("a view packs to something else".into()) }
+        if again == before { Ok(()) } else { Err("a view packs to other bytes than the file's".into()) }
     })?;
     let repack = started.elapsed().as_secs_f64();
 
@@ -227,7 +229,7 @@ pub(crate) fn of_clusters(
         let packed = view::Joined { artifact: &old.artifact, parts: &pass.bases };
         let mut again = Vec::new();
         view::unpack_with(&made.recipe, &packed, VIEWS_MAX, &mut again)?;
-        assert!(again == *view, "an old view unpacks to something else");
+        assert!(again == *view, "an old file unpacks to another view");
         old.views.extend_from_slice(view);
         passes.push(pass);
     }
@@ -285,7 +287,7 @@ pub(crate) fn of_streams(
         let (mut again, mut before) = (Vec::new(), vec![0; packed.len() as usize]);
         view::repack(&unpacked.recipe, &mut &view[..], &mut again)?;
         packed.read_exact_at(&mut before, 0)?;
-        assert!(again == before, "a view packs to something else");
+        assert!(again == before, "a view packs to other bytes than the file's");
         if packed.len() > 100 << 10 {
             println!(
                 "view of {}: {} packed, {} unpacked, recipe {}; unpack {took:.1} s, repack {:.1} s",
@@ -327,7 +329,7 @@ pub(crate) fn of_streams(
             old_viewed.push(Viewed { name: file.name, parts: file.parts, view: range });
         }
     }
-    println!("views of gzip, zip and png files: {} over {}", viewed.len(), old_viewed.len());
+    println!("views of gzip, zip and png files: {} new, {} old", viewed.len(), old_viewed.len());
     old.extend(&old_viewed, true, options.threads)?;
     new.extend(&viewed, true, options.threads)?;
     update(old, new, needs, passes);

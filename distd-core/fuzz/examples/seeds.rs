@@ -1,4 +1,5 @@
-//! Makes the seeds that real inputs give: `cargo run --example seeds -- DIR`. Needs `mkfs.erofs`, `gzip` and `tar`.
+//! Makes the seeds that come from real inputs: `cargo run --example seeds -- DIR`. Needs
+//! `mkfs.erofs`, `gzip`, `tar` and `python3`.
 
 use std::error::Error;
 use std::fs;
@@ -32,7 +33,7 @@ impl Seeds {
 }
 
 fn main() -> Result<()> {
-    let dir = std::env::args_os().nth(1).ok_or("which directory?")?;
+    let dir = std::env::args_os().nth(1).ok_or("usage: cargo run --example seeds -- DIR")?;
     let seeds = Seeds(dir.into());
     artifacts(&seeds)?;
     codecs(&seeds)?;
@@ -41,7 +42,7 @@ fn main() -> Result<()> {
     frames(&seeds)
 }
 
-/// Words and numbers, other ones for each `seed`.
+/// Returns a text of words and numbers that differs for each `seed`.
 fn text(seed: u32, len: usize) -> Vec<u8> {
     let (mut out, mut state) = (Vec::new(), seed);
     while out.len() < len {
@@ -55,21 +56,21 @@ fn text(seed: u32, len: usize) -> Vec<u8> {
 fn gzip(plain: &[u8], level: &str) -> Result<Vec<u8>> {
     let mut child =
         Command::new("gzip").args(["-nc", level]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    // Below the size of a pipe.
+    // The input fits into the buffer of a pipe.
     child.stdin.take().ok_or("no pipe")?.write_all(plain)?;
     Ok(child.wait_with_output()?.stdout)
 }
 
-/// What Python makes of `script`.
+/// Returns the output of `script` in Python, with `plain` as input.
 fn python(script: &str, plain: &[u8]) -> Result<Vec<u8>> {
     let mut child =
         Command::new("python3").args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    // Below the size of a pipe.
+    // The input fits into the buffer of a pipe.
     child.stdin.take().ok_or("no pipe")?.write_all(plain)?;
     Ok(child.wait_with_output()?.stdout)
 }
 
-/// Two files packed, the second by a stream writer, and one stored.
+/// Two packed files, the second written as a stream, and one stored file.
 const ZIP: &str = "
 import io, sys, zipfile
 data, out = sys.stdin.buffer.read(), io.BytesIO()
@@ -84,7 +85,7 @@ with zipfile.ZipFile(Pipe(), 'w') as z:
 sys.stdout.buffer.write(out.getvalue())
 ";
 
-/// Rows in IDAT chunks of 300 bytes.
+/// Image rows in IDAT chunks of 300 bytes.
 const PNG: &str = r"
 import struct, sys, zlib
 def chunk(kind, data):
@@ -121,7 +122,7 @@ fn mkfs(tree: &Path, options: &[&str]) -> Result<Option<Vec<u8>>> {
     Ok(if made.status.success() { Some(fs::read(image)?) } else { None })
 }
 
-/// What `regions` and what looks into packed files is given, and recipes of some of it.
+/// Makes inputs for `regions` and for the readers of packed files, and recipes for some of them.
 fn artifacts(seeds: &Seeds) -> Result<()> {
     let dir = std::env::temp_dir().join(format!("distd-seeds-{}", std::process::id()));
     let tree = dir.join("tree");
@@ -143,7 +144,7 @@ fn artifacts(seeds: &Seeds) -> Result<()> {
         let Some(image) = mkfs(&tree, options)? else { continue };
         seeds.put("artifacts", name, &[&image])?;
         let found = cluster_files(&image[..], &regions(&image[..]), |_, _| true);
-        // Of files alike one kind of recipe is enough.
+        // The other images would give recipes of the same kinds.
         if found.files.is_empty() || !matches!(name, "erofs-lz4" | "erofs-lz4hc-tails") {
             continue;
         }
@@ -163,7 +164,7 @@ fn artifacts(seeds: &Seeds) -> Result<()> {
     };
     fs::write(tree.join("usr").join("long".repeat(30)), text(11, 400))?;
     let (gnu, pax) = (archive("--format=gnu")?, archive("--format=pax")?);
-    // Without most of the padding to a whole record.
+    // Cut off most of the padding to a whole record.
     let end = |tar: &[u8]| tar.len() - tar.iter().rev().take_while(|byte| **byte == 0).count();
     seeds.put("artifacts", "tar", &[&gnu[..(end(&gnu)).next_multiple_of(512) + 1024]])?;
     seeds.put("artifacts", "tar-pax", &[&pax[..(end(&pax)).next_multiple_of(512) + 1024]])?;
@@ -291,7 +292,7 @@ fn manifests(seeds: &Seeds) -> Result<()> {
     seeds.put("manifest", "leaf", &[&[2], leaf])?;
     let compact = compact_leaf(leaf, |id| id.0 % 3 == 0)?.ok_or("near ids")?;
     seeds.put("manifest", "compact", &[&[3], &compact])?;
-    // One node under another many times over: a tree of few bytes.
+    // One node many times under another: a tree of few bytes.
     let mut builder = Builder::new(CutParams::default(), Kind::File);
     for _ in 0..10_000 {
         builder.push(Entry { id: ChunkId(1), hash: ChunkHash([0xFF; 32]), len: 4096 });
@@ -325,7 +326,8 @@ fn manifests(seeds: &Seeds) -> Result<()> {
         entry("disk", EntryKind::BlockDev { rdev: 1 << 40 })?,
     ];
     seeds.put("tree_listing", "full", &[&Listing::new(root(), entries)?.encode()])?;
-    // Those of version 1 ("kinds", "empty") stay as they are: nobody writes that version any more.
+    // The seeds of version 1 ("kinds", "empty") stay as they are: that version is no longer
+    // written.
     seeds.put("tree_listing", "full_empty", &[&Listing::new(root(), Vec::new())?.encode()])
 }
 

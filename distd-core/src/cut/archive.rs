@@ -1,4 +1,4 @@
-//! Archives and gzip files, one behind the other, as they lie in a file: a tar, an initrd.
+//! Regions of files made of archives and gzip members, one behind the other: a tar, an initrd.
 
 use std::io;
 use std::ops::Range;
@@ -6,30 +6,32 @@ use std::ops::Range;
 use super::{ReadAt, RegionKind, Regions, cpio, gzip, tar};
 use crate::limits::{ARTIFACT_BYTES_MAX, REGIONS_MAX};
 
-/// Behind the path of a member, the name of its header; between the name of a packed region and the name of what is in
-/// it: `boot/initrd.img-6.1//usr/bin/mount`. No path of a file system has two slashes in a row.
+/// Separator in name hints. Appended to a member's path it names the member's header. Between two
+/// names, it joins the name of a packed region and the name of a file inside:
+/// `boot/initrd.img-6.1//usr/bin/mount`. No path of a file system has two slashes in a row.
 pub const NAME_SEPARATOR: &[u8] = b"//";
 
-/// Shortest data that is a region of its own, bytes: shorter data costs about what its entry in the manifest costs.
+/// Shortest data that is a region of its own, bytes. Sending shorter data again costs about as much
+/// as an entry in the manifest.
 const DATA_MIN: u64 = 256;
 
-/// Zeros behind an archive are skipped in steps of these.
+/// Step in bytes by which zeros behind an archive are skipped.
 const PADDING: u64 = 4;
 
-/// A member of an archive. Its header begins where the data of the one before it ends.
+/// Member of an archive. Its header begins where the data of the member before it ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
-    /// Without leading slashes and dots; unchecked.
+    /// Path without leading slashes and dots; unchecked.
     pub(crate) path: Vec<u8>,
-    /// Empty for what is no file.
+    /// Range of the data in the artifact; empty for a member that is not a file.
     pub(crate) data: Range<u64>,
-    /// Where the next header is looked for.
+    /// Offset at which the next header is expected.
     pub(super) next: u64,
-    /// Whether the archive ends with it.
+    /// Whether this member ends the archive.
     pub(super) is_last: bool,
 }
 
-/// A path without what makes `./a` and `/a` of `a`.
+/// Strips the prefixes by which `./a` and `/a` differ from `a`.
 pub(super) fn relative(mut path: &[u8]) -> Vec<u8> {
     while let Some(rest) = path.strip_prefix(b"/").or_else(|| path.strip_prefix(b"./")) {
         path = rest;
@@ -43,12 +45,13 @@ enum Format {
     Tar,
 }
 
-/// The members of the archives at the head of a range, up to what is none.
+/// Iterator over the members of the archives at the start of a range. It ends at the first bytes
+/// that are not a member.
 pub(crate) struct Members<'a, R: ?Sized> {
     artifact: &'a R,
-    /// From where the next header is looked for.
+    /// Rest of the range; the next header is expected at its start.
     range: Range<u64>,
-    /// Of the archive that is open.
+    /// Format of the archive being read; `None` between archives.
     format: Option<Format>,
 }
 
@@ -57,10 +60,10 @@ impl<'a, R: ReadAt + ?Sized> Members<'a, R> {
         Self { artifact, range, format: None }
     }
 
-    /// The next member; `None` behind the last archive and where one is damaged.
+    /// Returns the next member; `None` behind the last archive or at a damaged member.
     ///
     /// # Errors
-    /// What reading reports.
+    /// Any error from reading the artifact.
     pub(crate) fn next(&mut self) -> io::Result<Option<Member>> {
         let formats = match self.format {
             Some(format) => &[format][..],
@@ -71,7 +74,7 @@ impl<'a, R: ReadAt + ?Sized> Members<'a, R> {
                 Format::Cpio => cpio::member(self.artifact, self.range.clone())?,
                 Format::Tar => tar::member(self.artifact, self.range.clone())?,
             };
-            // Zeros end a tar; nothing begins with its end.
+            // Zeros end a tar, so no archive begins with zeros.
             let is_tar_end = |member: &Member| matches!(format, Format::Tar) && member.is_last;
             let Some(member) = member.filter(|member| self.format.is_some() || !is_tar_end(member)) else {
                 continue;
@@ -101,8 +104,9 @@ impl<'a, R: ReadAt + ?Sized> Members<'a, R> {
     }
 }
 
-/// Regions of an artifact of archives and gzip files in any order, with anything behind them; `None` for what begins
-/// with neither, for an archive without its end, and for what cannot be read.
+/// Finds the regions of an artifact that consists of archives and gzip files in any order, with
+/// anything behind them. `None` if the artifact begins with neither, if an archive has no end, or
+/// if the artifact cannot be read.
 pub(super) fn regions<R: ReadAt + ?Sized>(artifact: &R) -> Option<Regions> {
     let len = artifact.len();
     if len > ARTIFACT_BYTES_MAX {
@@ -117,7 +121,8 @@ pub(super) fn regions<R: ReadAt + ?Sized>(artifact: &R) -> Option<Regions> {
             let Range { start, end } = member.data;
             let header = [&member.path, NAME_SEPARATOR].concat();
             if member.is_last {
-                // With the zeros behind it, so that what follows begins on its own.
+                // The region includes the zeros behind the archive, so that the region behind it
+                // starts with its own data.
                 add(&mut found, members.range.start, RegionKind::Metadata, Some(&header))?;
             } else if end - start >= DATA_MIN {
                 add(&mut found, start, RegionKind::Metadata, Some(&header))?;
@@ -146,7 +151,7 @@ pub(super) fn regions<R: ReadAt + ?Sized>(artifact: &R) -> Option<Regions> {
     Some(found)
 }
 
-/// Adds what lies between the last region and `end`.
+/// Adds a region from the end of the last region to `end`.
 fn add(found: &mut Regions, end: u64, kind: RegionKind, name: Option<&[u8]>) -> Option<()> {
     if found.all().len() == REGIONS_MAX {
         return None;

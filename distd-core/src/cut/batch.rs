@@ -1,30 +1,30 @@
-//! Cutting a run of regions, a window at a time.
+//! Cutting of consecutive regions, one window at a time.
 
 use std::io;
 
 use super::{CutParams, Cutter, ReadAt, Region};
 use crate::limits::CHUNK_BYTES_MAX;
 
-/// Bytes read at once. Four of the largest chunks, so that each window yields something, and long
-/// enough that the carried-over rest (less than one chunk) costs nothing.
+/// Bytes read at once. Four times the largest chunk, so that each window yields chunks; and long
+/// enough that the rest carried over to the next window (less than one chunk) costs nothing.
 pub const WINDOW_BYTES: usize = 4 << 20;
 
 const _: () = assert!(WINDOW_BYTES >= 2 * CHUNK_BYTES_MAX);
 
-/// One chunk where it lies in a [`Batch`].
+/// One chunk and its place in a [`Batch`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CutChunk<'a> {
-    /// First byte in the artifact.
+    /// Offset of the first byte in the artifact.
     pub offset: u64,
-    /// The raw bytes, `1..=params.max()`.
+    /// Raw bytes, `1..=params.max()` of them.
     pub data: &'a [u8],
-    /// Known to be all zero. Such chunks all have one length, so hashing one of them is enough. `false`
-    /// says nothing.
+    /// Whether the chunk is known to be all zero. All such chunks have the same length, so hashing
+    /// one of them is enough. `false` means that nothing is known.
     pub zero: bool,
 }
 
-/// Up to [`WINDOW_BYTES`] of an artifact and where to cut them. Owned, so that another thread can hash
-/// and compress it while the next one is cut.
+/// Up to [`WINDOW_BYTES`] of an artifact, and where to cut them. A batch owns its bytes, so that
+/// one thread can hash and compress it while another cuts the next batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     offset: u64,
@@ -34,7 +34,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// The chunks in artifact order. They cover the batch.
+    /// Returns the chunks in artifact order. They cover the batch.
     pub fn chunks(&self) -> impl ExactSizeIterator<Item = CutChunk<'_>> {
         let mut at = 0;
         self.lens.iter().map(move |&(len, zero)| {
@@ -45,26 +45,27 @@ impl Batch {
         })
     }
 
-    /// First byte in the artifact.
+    /// Offset of the batch's first byte in the artifact.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// The raw bytes of all chunks.
+    /// Raw bytes of all chunks.
     pub fn data(&self) -> &[u8] {
         &self.data
     }
 
-    /// Gives the buffer back, for the next [`Batches::next_batch`].
+    /// Returns the buffer, for the next call of [`Batches::next_batch`].
     pub fn into_buffer(self) -> Vec<u8> {
         self.data
     }
 }
 
-/// Cuts consecutive regions of an artifact into batches of chunks, reading each byte once, in order.
+/// Cuts consecutive regions of an artifact into batches of chunks. Reads each byte once, in order.
 ///
-/// Holds less than one chunk between calls. For several threads: give each its own over a part of
-/// [`Regions::split`](super::Regions::split), or cut in one and hash the batches in others.
+/// Holds less than one chunk between calls. To use several threads, give each its own `Batches`
+/// over a part of [`Regions::split`](super::Regions::split), or cut in one thread and hash the
+/// batches in others.
 #[derive(Debug)]
 pub struct Batches<'a, R: ReadAt + ?Sized> {
     artifact: &'a R,
@@ -78,8 +79,8 @@ pub struct Batches<'a, R: ReadAt + ?Sized> {
 }
 
 impl<'a, R: ReadAt + ?Sized> Batches<'a, R> {
-    /// Cuts `regions`, consecutive ones of `artifact` (all of [`Regions::all`](super::Regions::all) or a
-    /// slice of it).
+    /// Creates a cutter of `regions`, which must be consecutive regions of `artifact` (all of
+    /// [`Regions::all`](super::Regions::all) or a slice of it).
     pub fn new(artifact: &'a R, regions: &'a [Region], params: CutParams) -> Self {
         Self {
             artifact,
@@ -91,17 +92,18 @@ impl<'a, R: ReadAt + ?Sized> Batches<'a, R> {
         }
     }
 
-    /// Reads `bytes` at once instead of [`WINDOW_BYTES`], at least two of the largest chunks. Changes
-    /// memory and speed, never a cut.
+    /// Reads `bytes` at once instead of [`WINDOW_BYTES`], but at least twice the largest chunk.
+    /// This changes memory and speed, never a cut.
     pub fn with_window(mut self, bytes: usize) -> Self {
         self.window = bytes.max(2 * self.cutter.max());
         self
     }
 
-    /// The next chunks, or `None` behind the last. `buffer` is any vector whose memory may be used again.
+    /// Returns the next chunks, or `None` behind the last. `buffer` is any vector whose memory may
+    /// be reused.
     ///
     /// # Errors
-    /// What [`ReadAt::read_exact_at`] reports. Calling again reads the same window again.
+    /// Any error of [`ReadAt::read_exact_at`]. A further call reads the same window again.
     pub fn next_batch(&mut self, mut buffer: Vec<u8>) -> io::Result<Option<Batch>> {
         let Some(end) = self.regions.last().map(Region::end) else { return Ok(None) };
         let carried = self.carry.len();

@@ -1,4 +1,5 @@
-//! Members of cpio archives in the format `newc`, with or without checksums: what an initrd is.
+//! Members of cpio archives in the format `newc`, with or without checksums: the format of an
+//! initrd.
 
 use std::io;
 use std::ops::Range;
@@ -13,10 +14,11 @@ const HEADER: usize = 110;
 /// Name of the member that ends an archive.
 const TRAILER: &[u8] = b"TRAILER!!!";
 
-/// The member whose header starts at `range.start`, all of it within `range`; `None` where there is none.
+/// Returns the member whose header starts at `range.start`; `None` if there is none, or if the
+/// member does not lie within `range`.
 ///
 /// # Errors
-/// What reading reports.
+/// Any error from reading the artifact.
 pub(super) fn member<R: ReadAt + ?Sized>(artifact: &R, range: Range<u64>) -> io::Result<Option<Member>> {
     if range.end.saturating_sub(range.start) < HEADER as u64 {
         return Ok(None);

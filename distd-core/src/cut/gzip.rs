@@ -8,13 +8,13 @@ use miniz_oxide::{DataFormat, MZFlush, MZStatus};
 
 use super::ReadAt;
 
-/// Shortest header.
+/// Length of the shortest header, bytes.
 pub(crate) const HEADER_MIN: usize = 10;
 
-/// CRC and length behind each stream.
+/// Bytes of CRC and length behind each stream.
 pub(crate) const TRAILER: u64 = 8;
 
-/// Longest header taken: names are short.
+/// Longest header accepted, bytes. Names are short.
 const HEADER_MAX: usize = 4096;
 
 /// Bytes read at once.
@@ -23,22 +23,22 @@ const INPUT: usize = 64 << 10;
 const OUTPUT: usize = 256 << 10;
 
 pub(crate) fn is_magic(head: &[u8]) -> bool {
-    // Deflate, and none of the reserved flags.
+    // Compression method deflate, and none of the reserved flags.
     matches!(head, [0x1F, 0x8B, 8, flags, ..] if flags & 0xE0 == 0)
 }
 
 /// A member's header.
 pub(crate) struct Header {
-    /// Its length, bytes.
+    /// Length of the header, bytes.
     pub(crate) len: u64,
-    /// Name of the file that was packed, where it is told.
+    /// Name of the file that was packed, if the header has one.
     name: Option<Vec<u8>>,
 }
 
-/// The header that starts at `range.start`; `None` where there is none.
+/// Reads the header that starts at `range.start`; `None` if there is none.
 ///
 /// # Errors
-/// What reading reports.
+/// Any error from reading the artifact.
 pub(crate) fn header<R: ReadAt + ?Sized>(artifact: &R, range: Range<u64>) -> io::Result<Option<Header>> {
     let left = range.end.saturating_sub(range.start);
     if left < HEADER_MIN as u64 {
@@ -76,34 +76,37 @@ fn parse(head: &[u8]) -> Option<Header> {
     (at <= head.len()).then_some(Header { len: at as u64, name })
 }
 
-/// What finding members may cost: a small artifact can unpack to a thousand times its length.
+/// Bytes that may still be unpacked to find members. Bounded because a small artifact can unpack to
+/// a thousand times its length.
 pub(super) struct Budget(u64);
 
-/// Bytes unpacked for each byte of artifact, and for any. Text seldom shrinks to less than a tenth.
+/// Bytes that may be unpacked for each byte of the artifact. Text seldom shrinks to less than a
+/// tenth.
 const WORK_PER_BYTE: u64 = 64;
+/// Bytes that may be unpacked in addition, whatever the artifact's length.
 const WORK_FLOOR: u64 = 64 << 20;
 
 impl Budget {
-    /// For an artifact of `len` bytes.
+    /// Budget for an artifact of `len` bytes.
     pub(super) fn of(len: u64) -> Self {
         Self(len.saturating_mul(WORK_PER_BYTE).saturating_add(WORK_FLOOR))
     }
 }
 
-/// Members one behind the other.
+/// Consecutive gzip members.
 #[derive(Default)]
 pub(super) struct Members {
-    /// Where each ends.
+    /// Offset in the artifact behind each member.
     pub(super) ends: Vec<u64>,
-    /// Name of the file, where the first one tells it.
+    /// Name of the file, if the first member's header has one.
     pub(super) name: Option<Vec<u8>>,
 }
 
-/// The members from `range.start` on, up to one that is damaged or costs more than is left of `budget`. All of them are
-/// unpacked: nothing else says where a member ends.
+/// Finds the members from `range.start` on, up to a member that is damaged or costs more than is
+/// left of `budget`. Each member is unpacked, because nothing else shows where it ends.
 ///
 /// # Errors
-/// What reading reports.
+/// Any error from reading the artifact.
 pub(super) fn members<R: ReadAt + ?Sized>(
     artifact: &R,
     range: Range<u64>,
@@ -129,11 +132,12 @@ pub(super) fn members<R: ReadAt + ?Sized>(
     Ok(found)
 }
 
-/// Inflates one stream: where it ends, if it does within `max` bytes of plain text, and how long that is, `max` at most.
-/// Memory: 400 KiB.
+/// Inflates one stream into `sink`. Returns the offset behind the stream, `None` if it is damaged
+/// or does not end within `max` bytes of plain text, and the number of plain bytes written, at most
+/// `max`. Needs 400 KiB of memory.
 ///
 /// # Errors
-/// What reading or writing reports.
+/// Any error from reading the artifact or writing to `sink`.
 pub(crate) fn stream<R: ReadAt + ?Sized>(
     artifact: &R,
     range: Range<u64>,
@@ -159,7 +163,7 @@ pub(crate) fn stream<R: ReadAt + ?Sized>(
             match result.status {
                 Ok(MZStatus::StreamEnd) => return Ok((Some(at), plain)),
                 Ok(_) if result.bytes_consumed + result.bytes_written > 0 => {}
-                // It stands still: more input, if there is any.
+                // The decoder made no progress: give it more input, if there is any.
                 _ if rest.is_empty() && at < range.end && len > 0 => break,
                 _ => return Ok((None, plain)),
             }

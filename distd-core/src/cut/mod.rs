@@ -1,9 +1,10 @@
-//! Cutting: an artifact into regions, each region into chunks.
+//! Cutting: splits an artifact into regions and each region into chunks.
 //!
-//! [`regions`] finds the borders a format knows about (files inside an EROFS image or an archive), so that
-//! inserting a file moves no cut inside another one. FastCDC then cuts inside each region; a region border is
-//! always a cut. The same bytes and the same [`CutParams`] give the same chunks on every machine,
-//! whatever the window size and however many threads share the work (docs/formats.md, "Cutting").
+//! [`regions`] finds the borders that a format defines (files inside an EROFS image or an archive),
+//! so that inserting a file moves no cut inside another file. FastCDC then cuts inside each region;
+//! a region border is always a cut. The same bytes and the same [`CutParams`] give the same chunks
+//! on every machine, whatever the window size and however many threads share the work
+//! (docs/formats.md, "Cutting").
 //!
 //! ```
 //! use distd_core::cut::{Batches, CutParams, regions};

@@ -7,14 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
 
-/// Smallest average: below it FastCDC has no mask.
+/// Smallest average that FastCDC has a mask for, bytes.
 const AVG_MIN: u32 = v2020::AVERAGE_MIN as u32;
-/// Smallest maximum FastCDC accepts.
+/// Smallest maximum that FastCDC accepts, bytes.
 const MAX_MIN: u32 = v2020::MAXIMUM_MIN as u32;
 
-/// Sizes FastCDC aims for, bytes. Always valid; part of the manifest, since they decide every cut.
+/// Chunk sizes that FastCDC aims for, in bytes. Always valid. Part of the manifest, because they
+/// decide every cut.
 ///
-/// As msgpack an array `[min, avg, max]`, as text a map of the same names.
+/// Encoded in msgpack as an array `[min, avg, max]`, as text as a map with those names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "RawParams", into = "RawParams")]
 pub struct CutParams {
@@ -23,18 +24,18 @@ pub struct CutParams {
     max: u32,
 }
 
-/// Why three numbers are no cut parameters.
+/// Error for three sizes that are not valid cut parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "cut sizes {min}/{avg}/{max} do not work: they must be even, min <= avg <= max, \
      min at least {CHUNK_BYTES_MIN}, avg at least {AVG_MIN}, max between {MAX_MIN} and {CHUNK_BYTES_MAX} bytes"
 )]
 pub struct CutParamsError {
-    /// The smallest chunk asked for, bytes.
+    /// Requested smallest chunk, bytes.
     pub min: u32,
-    /// The average asked for, bytes.
+    /// Requested average, bytes.
     pub avg: u32,
-    /// The largest chunk asked for, bytes.
+    /// Requested largest chunk, bytes.
     pub max: u32,
 }
 
@@ -61,11 +62,12 @@ impl From<CutParams> for RawParams {
 }
 
 impl CutParams {
-    /// Parameters from sizes in bytes.
+    /// Creates parameters from sizes in bytes.
     ///
     /// # Errors
-    /// [`CutParamsError`] unless `CHUNK_BYTES_MIN <= min <= avg <= max <= CHUNK_BYTES_MAX`, all are
-    /// even (FastCDC looks at two bytes at a time), `avg >= 256` and `max >= 1024` (its own floors).
+    /// [`CutParamsError`] unless `CHUNK_BYTES_MIN <= min <= avg <= max <= CHUNK_BYTES_MAX`, all
+    /// three are even (FastCDC reads two bytes at a time), `avg >= 256` and `max >= 1024`
+    /// (FastCDC's own lower bounds).
     pub fn new(min: u32, avg: u32, max: u32) -> Result<Self, CutParamsError> {
         let valid = min as usize >= CHUNK_BYTES_MIN
             && avg >= AVG_MIN
@@ -77,12 +79,12 @@ impl CutParams {
         if valid { Ok(Self { min, avg, max }) } else { Err(CutParamsError { min, avg, max }) }
     }
 
-    /// Smallest chunk, bytes, except the last of a region.
+    /// Smallest chunk in bytes; only the last chunk of a region may be shorter.
     pub fn min(&self) -> u32 {
         self.min
     }
 
-    /// Size where the cut condition relaxes, bytes; chunks average a little more.
+    /// Size in bytes at which the cut condition relaxes; chunks average a little more.
     pub fn avg(&self) -> u32 {
         self.avg
     }
@@ -114,12 +116,12 @@ pub struct Cutter {
     max: usize,
     mask_s: u64,
     mask_l: u64,
-    /// Where `max` zero bytes are cut.
+    /// Length of the chunk that FastCDC cuts off `max` zero bytes.
     zero: usize,
 }
 
 impl Cutter {
-    /// A cutter for `params`. Costs one scan of `max` bytes; make it once.
+    /// Creates a cutter for `params`. This scans `max` bytes, so make a cutter once and reuse it.
     pub fn new(params: CutParams) -> Self {
         let (mask_s, mask_l) = v2020::select_masks(params.avg as usize, Normalization::Level1);
         let mut cutter = Self {
@@ -139,14 +141,15 @@ impl Cutter {
         self.max
     }
 
-    /// Length of the first chunk of `rest`, and whether it is known to be all zero.
+    /// Returns the length of the first chunk of `rest`, and whether that chunk is known to be all
+    /// zero.
     ///
-    /// `rest` must reach to the end of the region or hold at least [`max`](Self::max) bytes; then the
-    /// answer does not depend on how much more it holds. Zero only for an empty `rest`. "Not known"
-    /// is the answer for zero chunks shorter than the longest.
+    /// `rest` must reach to the end of the region or hold at least [`max`](Self::max) bytes; the
+    /// answer then does not depend on how much more it holds. The length is zero only for an empty
+    /// `rest`. A chunk of zeros cut from fewer than `max` bytes is not reported as zero.
     pub fn next(&self, rest: &[u8]) -> (usize, bool) {
-        // The scan is a pure function of the first `max` bytes, so for zeros it was done in `new`. This
-        // is what makes sparse images fast: comparing is ten times quicker than hashing.
+        // The scan is a pure function of the first `max` bytes, so `new` did it once for zeros.
+        // This makes sparse images fast: comparing is ten times quicker than hashing.
         match rest.get(..self.max) {
             Some(window) if is_zero(window) => (self.zero, true),
             Some(window) => (self.scan(window), false),
@@ -170,7 +173,8 @@ impl Cutter {
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
-    // Most windows end the search at the first block; the blocks let the compiler use wide registers.
+    // Most windows have a nonzero byte in the first block, which ends the search. Blocks let the
+    // compiler use wide registers.
     let (blocks, rest) = bytes.as_chunks::<64>();
     blocks.iter().all(|block| block.iter().fold(0, |or, byte| or | byte) == 0) && rest.iter().all(|b| *b == 0)
 }
@@ -180,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_sizes_that_fastcdc_takes_are_parameters() {
+    fn only_sizes_that_fastcdc_accepts_are_valid() {
         assert!(CutParams::new(64, 256, 1024).is_ok());
         assert!(CutParams::new(4096, 4096, 4096).is_ok());
         assert!(CutParams::new(64, 256, CHUNK_BYTES_MAX as u32).is_ok());

@@ -1,22 +1,23 @@
-//! Where the bytes of an artifact come from.
+//! Access to the bytes of an artifact.
 
 use std::io;
 
-/// Random access to the bytes of one artifact, by anyone, at once.
+/// Random access to the bytes of one artifact, from several threads at once.
 ///
-/// This crate opens nothing; a caller implements this over a file, a block device or a spool
-/// (`std::os::unix::fs::FileExt::read_exact_at` has the same contract).
+/// This crate opens nothing; the caller implements this trait over a file, a block device or a
+/// spool (`std::os::unix::fs::FileExt::read_exact_at` has the same contract).
 pub trait ReadAt: Send + Sync {
     /// Length in bytes. Must not change while the artifact is read.
     fn len(&self) -> u64;
 
-    /// Fills `buf` from `offset` on.
+    /// Fills `buf` with the bytes from `offset` on.
     ///
     /// # Errors
-    /// Whatever the source reports; [`io::ErrorKind::UnexpectedEof`] if it ends before `buf` is full.
+    /// Any error of the source; [`io::ErrorKind::UnexpectedEof`] if the source ends before `buf` is
+    /// full.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
 
-    /// Whether there is not a single byte.
+    /// Returns whether the length is zero.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -1,14 +1,14 @@
-//! Regions: the borders a format reader gives to the cutter.
+//! Regions: the borders that a format reader gives to the cutter.
 
 use std::ops::Range;
 
 use super::{ReadAt, archive, erofs};
 use crate::limits::{ARTIFACT_BYTES_MAX, PATH_BYTES_MAX, REGIONS_MAX};
 
-/// What a region holds, as far as its format reader knows.
+/// Content of a region, as far as its format reader knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RegionKind {
-    /// Nothing is known.
+    /// The reader knows nothing about these bytes.
     Plain,
     /// Structures around files: superblock, inodes, directories, attributes; headers in an archive.
     Metadata,
@@ -21,24 +21,24 @@ pub enum RegionKind {
 /// One run of an artifact's bytes with a cut at both ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
-    /// First byte.
+    /// Offset of the first byte in the artifact.
     pub start: u64,
-    /// Bytes, never zero.
+    /// Length in bytes, never zero.
     pub len: u64,
-    /// What it holds.
+    /// Kind of content.
     pub kind: RegionKind,
     name_start: u32,
     name_len: u16,
 }
 
 impl Region {
-    /// First byte behind the region.
+    /// Offset of the first byte behind the region.
     pub fn end(&self) -> u64 {
         self.start + self.len
     }
 }
 
-/// Most bytes of name hints kept. Later regions have none then: a hint is only a hint.
+/// Most bytes of name hints kept. Later regions have no name: it is only a hint.
 pub(super) const NAMES_BYTES_MAX: usize = 64 << 20;
 
 /// The regions of one artifact: sorted, without gap or overlap, covering all of it.
@@ -49,15 +49,15 @@ pub struct Regions {
 }
 
 impl Regions {
-    /// One region over all `len` bytes; none if `len` is zero.
+    /// Returns one region over all `len` bytes; none if `len` is zero.
     pub fn plain(len: u64) -> Self {
         let mut regions = Self::default();
         regions.push(len, RegionKind::Plain, None);
         regions
     }
 
-    /// Regions of the given lengths, one behind the other. Zero lengths are left out. A name hint over
-    /// [`PATH_BYTES_MAX`] is dropped.
+    /// Lays regions of the given lengths one behind the other. Zero lengths are left out. A name
+    /// hint longer than [`PATH_BYTES_MAX`] is dropped.
     ///
     /// `None` if there are more than [`REGIONS_MAX`] or they add up to more than
     /// [`ARTIFACT_BYTES_MAX`].
@@ -96,8 +96,9 @@ impl Regions {
         &self.list
     }
 
-    /// Path of the file a region belongs to, as raw bytes without a leading slash, when it is known.
-    /// Comes from the artifact, unchecked: for messages and for pairing old with new, never for opening.
+    /// Path of the file that a region belongs to, if known: raw bytes without a leading slash. The
+    /// path comes from the artifact, unchecked: use it in messages and to pair old files with new
+    /// ones, never to open a file.
     pub fn name(&self, region: &Region) -> Option<&[u8]> {
         let start = region.name_start as usize;
         let name = self.names.get(start..start + usize::from(region.name_len))?;
@@ -109,11 +110,12 @@ impl Regions {
         self.list.last().map_or(0, Region::end)
     }
 
-    /// At most `n` ranges of indices into [`all`](Self::all), in order, of about as many bytes each.
+    /// Splits the regions into at most `n` ranges of indices into [`all`](Self::all), in order,
+    /// with about the same number of bytes each.
     ///
-    /// Cutting the ranges apart and concatenating the results is the same as cutting the whole, because
-    /// a region border is always a cut. Fewer than `n` come back when a region is too long to share;
-    /// nothing at all for an empty artifact.
+    /// Cutting the ranges separately and concatenating the results equals cutting the whole,
+    /// because a region border is always a cut. Fewer than `n` ranges come back when a region is
+    /// too long to share; none for an empty artifact.
     pub fn split(&self, n: usize) -> Vec<Range<usize>> {
         let n = n.max(1) as u128;
         let total = u128::from(self.total());
@@ -124,7 +126,7 @@ impl Regions {
             if u128::from(region.end()) >= target {
                 parts.push(from..index + 1);
                 from = index + 1;
-                // A long region may have gone past several targets.
+                // A long region may reach past several targets.
                 while from < self.list.len()
                     && total * (parts.len() as u128 + 1) / n <= u128::from(region.end())
                 {
@@ -139,9 +141,10 @@ impl Regions {
 
 /// Finds the regions of an artifact.
 ///
-/// Never fails: what is no known format, is damaged, is built to hurt, or cannot be read is one plain
-/// region (and an unreadable artifact then fails when it is cut). Reads only metadata, but gzip files whole; time
-/// and memory are bounded by a small multiple of the length whatever the content says.
+/// Never fails: an artifact of an unknown format, or one that is damaged, built to hurt or
+/// unreadable, is one plain region (and an unreadable artifact fails later, when it is cut). Reads
+/// only metadata, except for gzip files, which are read whole. Time and memory are bounded by a
+/// small multiple of the length, whatever the content says.
 pub fn regions<R: ReadAt + ?Sized>(artifact: &R) -> Regions {
     erofs::regions(artifact)
         .or_else(|| archive::regions(artifact))
@@ -162,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn names_come_back_and_absurd_ones_are_dropped() {
+    fn names_are_kept_and_too_long_ones_are_dropped() {
         let long = vec![b'x'; PATH_BYTES_MAX + 1];
         let regions = Regions::from_parts([
             (5, RegionKind::File, Some(&b"a/b"[..])),

@@ -9,14 +9,16 @@ use crate::limits::PATH_BYTES_MAX;
 
 const BLOCK: u64 = 512;
 
-/// Longest extended header read, bytes: a path and some attributes. A longer one belongs to no archive we know.
+/// Longest extended header read, bytes: room for a path and some attributes. No archive we know has
+/// a longer one.
 const EXTENDED_MAX: u64 = 64 << 10;
 
-/// The member whose header starts at `range.start`, with the extended headers before it and all its data within `range`;
-/// `None` where there is none. The end of an archive, a block of zeros, is a member without a path.
+/// Returns the member whose header starts at `range.start`; `None` if there is none. The extended
+/// headers before the member and all its data must lie within `range`. The end of an archive, a
+/// block of zeros, is returned as a member without a path.
 ///
 /// # Errors
-/// What reading reports.
+/// Any error from reading the artifact.
 pub(super) fn member<R: ReadAt + ?Sized>(artifact: &R, range: Range<u64>) -> io::Result<Option<Member>> {
     let (mut at, mut told) = (range.start, Told::default());
     loop {
@@ -35,7 +37,8 @@ pub(super) fn member<R: ReadAt + ?Sized>(artifact: &R, range: Range<u64>) -> io:
             _ => told.size.unwrap_or(header.size),
         };
         let Some(end) = at.checked_add(size).filter(|end| *end <= range.end) else { return Ok(None) };
-        // Blocks count from the start of the archive, wherever that lies.
+        // Blocks are aligned to the start of the archive, which need not be aligned in the
+        // artifact.
         let next = at + size.next_multiple_of(BLOCK);
         match header.kind {
             b'x' | b'g' | b'L' | b'K' if size > EXTENDED_MAX => return Ok(None),
@@ -49,11 +52,11 @@ pub(super) fn member<R: ReadAt + ?Sized>(artifact: &R, range: Range<u64>) -> io:
                 }
                 at = next;
             }
-            // What they say is no path and no length.
+            // Skipped: a global header and a long link name give neither the path nor the length.
             b'g' | b'K' => at = next,
             // Links, devices, directories and pipes have no data.
             b'1'..=b'6' if size > 0 => return Ok(None),
-            // A sparse file of GNU tar with more of its map behind the header.
+            // A sparse file of GNU tar whose map continues behind the header.
             b'S' if block[482] != 0 => return Ok(None),
             _ => {
                 let path = told.path.filter(|path| path.len() <= PATH_BYTES_MAX).unwrap_or(header.path);
@@ -63,7 +66,7 @@ pub(super) fn member<R: ReadAt + ?Sized>(artifact: &R, range: Range<u64>) -> io:
     }
 }
 
-/// What extended headers tell of the member behind them.
+/// Fields of extended headers that override those of the member behind them.
 #[derive(Default)]
 struct Told {
     path: Option<Vec<u8>>,
@@ -71,7 +74,7 @@ struct Told {
 }
 
 impl Told {
-    /// Records `LENGTH KEY=VALUE\n`, where the length counts itself.
+    /// Reads records of the form `LENGTH KEY=VALUE\n`, where the length includes itself.
     fn read(&mut self, mut text: &[u8]) {
         while let Some(space) = text.iter().position(|byte| *byte == b' ') {
             let len = std::str::from_utf8(&text[..space]).ok().and_then(|digits| digits.parse().ok());
@@ -99,13 +102,13 @@ impl Header {
     fn read(block: &[u8; BLOCK as usize]) -> Option<Self> {
         let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum();
         let field: u64 = block[148..156].iter().map(|byte| u64::from(*byte)).sum();
-        // The field itself counts as blanks.
+        // The checksum is computed as if its own field were blanks.
         if &block[257..262] != b"ustar" || number(&block[148..156]) != Some(sum - field + 8 * u64::from(b' '))
         {
             return None;
         }
         let name = until_nul(&block[..100]);
-        // GNU's format has other things where POSIX's has the front of a long path.
+        // POSIX has the front of a long path here; GNU's format uses these bytes for other fields.
         let prefix = if block[262] == 0 { until_nul(&block[345..500]) } else { &[] };
         let path = if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() };
         Some(Self { path, size: number(&block[124..136])?, kind: block[156] })
@@ -116,7 +119,8 @@ fn until_nul(text: &[u8]) -> &[u8] {
     text.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// An octal number among blanks and zeros, or GNU's form of large ones: bit 7 of the first byte, then big-endian.
+/// Parses an octal number among blanks and zeros, or GNU's form of a large number: bit 7 of the
+/// first byte set, then big-endian.
 fn number(field: &[u8]) -> Option<u64> {
     if let [0x80, rest @ ..] = field {
         return rest.iter().try_fold(0u64, |sum, byte| sum.checked_mul(256)?.checked_add(u64::from(*byte)));

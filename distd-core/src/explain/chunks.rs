@@ -1,4 +1,4 @@
-//! Which chunks the old artifact has, and which of the new one it lacks.
+//! Chunks of the old artifact, and chunks of the new artifact that the old one lacks.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -8,51 +8,52 @@ use crate::ChunkHash;
 use crate::cut::{Batches, CutChunk, CutParams, ReadAt, Regions};
 use crate::packing::Packer;
 
-/// Half a chunk hash. Nobody gains from making two chunks agree in 128 bits of it: a table would count one of
-/// them as held.
+/// Half a chunk hash. An attacker gains nothing from two chunks that agree in 128 bits: a table
+/// would count one of them as held.
 pub(super) type Key = [u8; 16];
 
-/// Chunks of the old artifact and the region each lies in. 20 bytes a chunk, about 1/800 of the artifact.
+/// Chunks of the old artifact, each with its region. Takes 20 bytes a chunk, about 1/800 of the
+/// artifact.
 pub(super) struct Held(Vec<(Key, u32)>);
 
-/// A chunk the old artifact lacks, where the new one has it first.
+/// Chunk that the old artifact lacks, at its first place in the new artifact.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fresh {
     pub(super) key: Key,
     pub(super) region: u32,
-    /// Bytes.
+    /// Length in bytes.
     pub(super) raw: u32,
-    /// Bytes on the wire.
+    /// Packed length, which is sent, in bytes.
     pub(super) wire: u32,
 }
 
-/// What a region has in common with the old artifact.
+/// Content that a region of the new artifact shares with the old artifact.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RegionHeld {
     pub(super) region: u32,
     pub(super) bytes: u64,
-    /// The old region that most of them are in, if one has more than half.
+    /// Old region that most of these bytes come from, if one region has more than half.
     pub(super) from: u32,
-    /// How sure that is, in bytes: what speaks for it less what speaks against it.
+    /// Lead of `from` in the majority vote: bytes for it minus bytes against it.
     votes: u64,
 }
 
-/// What came of looking through a part of the new artifact.
+/// Result of scanning a part of the new artifact.
 #[derive(Default)]
 pub(super) struct Scan {
     pub(super) fresh: Vec<Fresh>,
     pub(super) held: Vec<RegionHeld>,
-    /// Chunks, repeats included.
+    /// Number of chunks, repeats included.
     pub(super) chunks: u64,
 }
 
-/// Keys of chunks, with the hash of the long zero chunk remembered.
+/// Keys of chunks. Remembers the key of the longest chunk of zeros.
 #[derive(Default)]
 pub(super) struct Keys(Option<Key>);
 
 impl Keys {
     pub(super) fn of(&mut self, chunk: &CutChunk<'_>) -> Key {
-        // All chunks known to be zero are alike.
+        // All chunks known to be zero are equal.
         if chunk.zero { *self.0.get_or_insert_with(|| key(chunk.data)) } else { key(chunk.data) }
     }
 }
@@ -72,13 +73,13 @@ impl Held {
         Self(all)
     }
 
-    /// The first region that has the chunk.
+    /// Returns the first region that contains the chunk.
     pub(super) fn find(&self, key: &Key) -> Option<u32> {
         self.0.binary_search_by_key(key, |(key, _)| *key).ok().map(|index| self.0[index].1)
     }
 }
 
-/// The chunks of some regions of the old artifact.
+/// Returns the chunks of some regions of the old artifact.
 pub(super) fn list<R: ReadAt + ?Sized>(
     artifact: &R,
     regions: &Regions,
@@ -89,7 +90,7 @@ pub(super) fn list<R: ReadAt + ?Sized>(
     let (mut out, mut keys) = (Vec::new(), Keys::default());
     each_chunk(artifact, regions, part, params, advance, |region, chunk| {
         let key = keys.of(&chunk);
-        // A hole is one chunk over and over.
+        // A hole is the same chunk over and over.
         if out.last() != Some(&(key, region)) {
             out.push((key, region));
         }
@@ -97,7 +98,8 @@ pub(super) fn list<R: ReadAt + ?Sized>(
     Ok(out)
 }
 
-/// The chunks of some regions of the new artifact that are not in `held`, and what is.
+/// Finds the chunks in some regions of the new artifact that are not in `held`, and counts the
+/// bytes that are.
 pub(super) fn scan<R: ReadAt + ?Sized>(
     artifact: &R,
     regions: &Regions,
@@ -126,7 +128,7 @@ pub(super) fn scan<R: ReadAt + ?Sized>(
 }
 
 impl Scan {
-    /// Parts that follow each other, as one.
+    /// Merges consecutive parts.
     pub(super) fn of(parts: impl IntoIterator<Item = Self>) -> Self {
         let mut parts = parts.into_iter();
         let mut all = parts.next().unwrap_or_default();
@@ -135,7 +137,7 @@ impl Scan {
             all.held.extend(part.held);
             all.chunks += part.chunks;
         }
-        // What two parts have in common is sent once.
+        // A chunk that occurs in two parts is sent once.
         let mut seen = BTreeSet::new();
         all.fresh.retain(|fresh| seen.insert(fresh.key));
         all
@@ -145,7 +147,7 @@ impl Scan {
         match self.held.last_mut().filter(|last| last.region == region) {
             Some(last) => {
                 last.bytes += bytes;
-                // The majority vote of Boyer and Moore: one candidate is enough to find it.
+                // Majority vote of Boyer and Moore, which needs to remember only one candidate.
                 if last.from == from {
                     last.votes += bytes;
                 } else if let Some(votes) = last.votes.checked_sub(bytes) {
@@ -158,7 +160,7 @@ impl Scan {
         }
     }
 
-    /// Raw bytes and bytes on the wire of all that is fresh.
+    /// Raw bytes and bytes on the wire of all fresh chunks.
     pub(super) fn cost(&self) -> (u64, u64) {
         self.fresh
             .iter()
@@ -182,7 +184,7 @@ fn each_chunk<R: ReadAt + ?Sized>(
             while regions.all()[region].end() <= chunk.offset {
                 region += 1;
             }
-            // There are at most `REGIONS_MAX`.
+            // There are at most `REGIONS_MAX` regions.
             each(region as u32, chunk);
         }
         advance(batch.data().len() as u64);
@@ -197,7 +199,7 @@ mod tests {
     use crate::cut::RegionKind;
 
     #[test]
-    fn what_most_of_a_region_comes_from_wins_the_vote() {
+    fn the_origin_of_most_of_a_region_wins_the_vote() {
         let mut scan = Scan::default();
         for (bytes, from) in [(10, 1), (30, 2), (5, 3), (40, 2), (10, 1)] {
             scan.count_held(7, bytes, from);

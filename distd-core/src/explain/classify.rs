@@ -1,4 +1,4 @@
-//! From fresh chunks to paths and kinds.
+//! Attribution of fresh chunks to paths and kinds.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,25 +11,25 @@ use crate::cut::erofs::PACKED_INODE_NAME;
 use crate::cut::{Region, RegionKind, Regions};
 use crate::patch::pair::fold;
 
-/// A file that shares less than this part of its bytes with an old one, and no name, is new: licence texts and zeros are
-/// in many files.
+/// A file that shares less than one part in this many of its bytes with an old file, and has no old
+/// namesake, is new: licence texts and zeros are in many files.
 const SHARED_PART: u64 = 4;
 
-/// What is known about a path of the new artifact.
+/// Statistics of a path of the new artifact.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Stat {
-    /// Bytes in the artifact.
+    /// Bytes of the file in the artifact.
     pub(super) bytes: u64,
     pub(super) held: u64,
     pub(super) raw: u64,
     pub(super) wire: u64,
-    /// The part of `wire` that is compressed clusters.
+    /// Part of `wire` that is compressed clusters.
     pub(super) packed_wire: u64,
-    /// Most held bytes of one region, and the old region they come from.
+    /// Largest number of held bytes in one region, and the old region that they come from.
     from: Option<(u64, u32)>,
 }
 
-/// By path, and what has none.
+/// Statistics by path, and the sums for bytes that belong to no path.
 pub(super) struct Stats<'a> {
     pub(super) paths: BTreeMap<&'a [u8], Stat>,
     metadata: (u64, u64),
@@ -39,7 +39,7 @@ pub(super) struct Stats<'a> {
 impl<'a> Stats<'a> {
     pub(super) fn of(regions: &'a Regions, scan: &Scan) -> Self {
         let mut stats = Self { paths: BTreeMap::new(), metadata: (0, 0), unknown: (0, 0) };
-        // Headers of archives are structures, whatever they are called.
+        // Headers of archives are structures, although their regions have names.
         let file_name =
             |region: &Region| regions.name(region).filter(|_| region.kind != RegionKind::Metadata);
         for region in regions.all() {
@@ -75,12 +75,12 @@ impl<'a> Stats<'a> {
         stats
     }
 
-    /// Whether the file at `path` has compressed clusters to send.
+    /// Returns whether the file at `path` has compressed clusters to send.
     pub(super) fn has_fresh_clusters(&self, path: &[u8]) -> bool {
         self.paths.get(path).is_some_and(|stat| stat.packed_wire > 0)
     }
 
-    /// One line per path and kind, most bytes first.
+    /// Returns one line per path and kind, most bytes first.
     pub(super) fn costs(
         &self,
         old: &Listing,
@@ -100,7 +100,7 @@ impl<'a> Stats<'a> {
                 push(None, Kind::Fragments, None, (stat.raw, stat.wire));
                 continue;
             }
-            // What its clusters cost more than the content in them.
+            // Amount by which the file's clusters cost more than their content would.
             let content = contents.get(*path).filter(|content| !content.failed);
             let wire = content.map_or(0, |content| stat.packed_wire.saturating_sub(content.wire));
             let raw = part(stat.raw, wire, stat.wire);
@@ -114,7 +114,8 @@ impl<'a> Stats<'a> {
             push(Some(path), kind, origin, (stat.raw - raw, stat.wire - wire));
         }
         let (raw, wire) = self.metadata;
-        // Measured on the structures alone, where a chunk that is also in a file counts.
+        // The times were measured on the structures alone, which include chunks that are also in a
+        // file.
         let noise = metadata.wire_bytes - metadata.without_times;
         let noise = (part(raw, metadata.raw[0] - metadata.raw[1], metadata.raw[0]), noise.min(wire));
         push(None, Kind::Times, None, noise);
@@ -124,7 +125,7 @@ impl<'a> Stats<'a> {
         costs
     }
 
-    /// The old path of each file that has a new one.
+    /// Returns the old path of each file whose path is new.
     pub(super) fn origins(&self, old: &Listing, old_regions: &Regions) -> BTreeMap<&'a [u8], Vec<u8>> {
         let unmatched = || self.paths.iter().filter(|(path, _)| !old.has(path));
         let wanted: BTreeSet<Vec<u8>> = unmatched().map(|(path, _)| fold(path)).collect();
@@ -133,7 +134,8 @@ impl<'a> Stats<'a> {
             for name in old.names.keys() {
                 let key = fold(name);
                 if wanted.contains(&key) {
-                    // Of several, the last in order of name, mostly the newest.
+                    // If several old names match, the last in order of name counts, mostly the
+                    // newest.
                     folded.insert(key, name);
                 }
             }
@@ -150,7 +152,7 @@ impl<'a> Stats<'a> {
         origins
     }
 
-    /// Files with another path and no fresh chunk.
+    /// Counts the files with a new path and no fresh chunk.
     pub(super) fn moved(&self, old: &Listing) -> Count {
         let moved = self.paths.iter().filter(|(path, stat)| stat.raw == 0 && stat.held > 0 && !old.has(path));
         moved.fold(Count::default(), |count, (_, stat)| Count {
@@ -159,7 +161,7 @@ impl<'a> Stats<'a> {
         })
     }
 
-    /// What the inodes of both images say about times.
+    /// Compares the times in the inodes of both images.
     pub(super) fn times(&self, old: &Listing, new: &Listing) -> Option<Times> {
         let mut times = Times::default();
         for (path, inode) in &new.names {
@@ -177,7 +179,8 @@ impl<'a> Stats<'a> {
         (times.inodes > 0).then_some(times)
     }
 
-    /// The delta with contents instead of clusters; `None` if there are no clusters to send.
+    /// Returns the delta with contents in place of clusters; `None` if there are no clusters to
+    /// send.
     pub(super) fn uncompressed(
         &self,
         contents: &BTreeMap<Box<[u8]>, Content>,
@@ -200,7 +203,8 @@ impl<'a> Stats<'a> {
                 sum.files += 1;
             }
         }
-        // The packed inode is the content of the others, as long as all of them could be unpacked.
+        // The packed inode holds content of the other files, so it costs nothing more once all of
+        // them are unpacked.
         if let Some(stat) = self.paths.get(PACKED_INODE_NAME).filter(|_| whole) {
             replace(stat, Content::default());
         }
@@ -208,7 +212,7 @@ impl<'a> Stats<'a> {
     }
 }
 
-/// Sums per kind.
+/// Sums the costs per kind.
 pub(super) fn by_kind(costs: &[PathCost]) -> Vec<KindCost> {
     let sum = |kind| {
         let own = || costs.iter().filter(move |cost| cost.kind == kind);
@@ -222,7 +226,7 @@ pub(super) fn by_kind(costs: &[PathCost]) -> Vec<KindCost> {
     Kind::ALL.into_iter().map(sum).filter(|cost| cost.paths > 0).collect()
 }
 
-/// The share of `whole` that `of` is of `all`.
+/// Returns the share of `whole` that `of` has in `all`.
 pub(super) fn part(whole: u64, of: u64, all: u64) -> u64 {
     (u128::from(whole) * u128::from(of.min(all)) / u128::from(all.max(1))) as u64
 }
@@ -258,7 +262,7 @@ mod tests {
         let sum = stats.uncompressed(&contents, (4000, 406)).expect("clusters");
         assert_eq!((sum.wire_bytes, sum.files), (406 - 101 - 103 + 40, 1));
 
-        // What could not be unpacked stays what it is, and so does the packed inode.
+        // A file that could not be unpacked keeps its cost and kind, and so does the packed inode.
         let contents = BTreeMap::from([(b"f"[..].into(), content(0, true))]);
         assert_eq!(costs(&contents), others.into_iter().chain([(Kind::New, 103)]).collect());
         let sum = stats.uncompressed(&contents, (4000, 406)).expect("clusters");

@@ -1,5 +1,5 @@
-//! What the compressed files of an image would cost if they were not compressed: their content, cut like any
-//! other file's.
+//! Cost of an image's compressed files without compression: their content, cut like that of any
+//! other file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -11,45 +11,45 @@ use crate::cut::erofs::{ExtentData, PACKED_INODE_NAME, PackedFile, Reader};
 use crate::cut::{CutChunk, CutParams, Cutter, ReadAt};
 use crate::packing::Packer;
 
-/// Files go to the threads in runs of about this much content: long enough that neighbours stay together, short
-/// enough that both have the same to do.
+/// Bytes of content in a run of files that one thread takes: long enough that neighbours stay
+/// together, short enough that both threads get about the same work.
 const SHARE_BYTES: u64 = 32 << 20;
 
-/// Which share of the files is meant: one of so many.
+/// Share of the files: number `index` of `of` shares.
 #[derive(Clone, Copy)]
 pub(super) struct Share {
     pub(super) index: u64,
     pub(super) of: u64,
 }
 
-/// Which files may have fresh content.
+/// Selection of the files that may have fresh content.
 pub(super) struct Wanted<'w> {
-    /// Those of these paths.
+    /// Selects a file by its path.
     pub(super) path: &'w (dyn Fn(&[u8]) -> bool + Sync),
-    /// All that have a fragment.
+    /// Whether all files with a fragment are selected.
     pub(super) fragments: bool,
 }
 
-/// A chunk of content that the old image has nowhere.
+/// Chunk of content that occurs nowhere in the old image.
 struct FreshContent {
     key: Key,
-    /// Number of the file in directory order.
+    /// Number of the file, in directory order.
     file: u64,
     raw: u32,
     wire: u32,
 }
 
-/// What the new image's compressed files would cost.
+/// Fresh content of the new image's compressed files.
 #[derive(Default)]
 pub(super) struct Contents {
     fresh: Vec<FreshContent>,
-    /// Paths by number.
+    /// Path of each file, by number.
     names: BTreeMap<u64, Box<[u8]>>,
-    /// Those that could not be unpacked.
+    /// Numbers of the files that could not be unpacked.
     failed: BTreeSet<u64>,
 }
 
-/// Of one file.
+/// Cost of one file's content.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Content {
     pub(super) raw: u64,
@@ -57,7 +57,7 @@ pub(super) struct Content {
     pub(super) failed: bool,
 }
 
-/// Chunks of the content of all compressed files in a share.
+/// Returns the chunks of the content of all compressed files in a share.
 pub(super) fn list<R: ReadAt + ?Sized>(
     artifact: &R,
     share: Share,
@@ -71,7 +71,7 @@ pub(super) fn list<R: ReadAt + ?Sized>(
     Ok(out)
 }
 
-/// Fresh chunks of the content of those of a share's files that are wanted.
+/// Finds the fresh chunks in the content of the wanted files of a share.
 pub(super) fn scan<R: ReadAt + ?Sized>(
     artifact: &R,
     share: Share,
@@ -95,7 +95,7 @@ pub(super) fn scan<R: ReadAt + ?Sized>(
             }
         });
         if let Err(ContentError::NotUnpacked) = result {
-            // Others may have the same chunks: they are fresh there then.
+            // Forget the chunks of this file: they are fresh in the next file that has them.
             for fresh in contents.fresh.drain(before..) {
                 seen.remove(&fresh.key);
             }
@@ -108,7 +108,7 @@ pub(super) fn scan<R: ReadAt + ?Sized>(
 }
 
 impl Contents {
-    /// All shares as one, by path.
+    /// Merges all shares and sums their costs by path.
     pub(super) fn by_path(shares: impl IntoIterator<Item = Self>) -> BTreeMap<Box<[u8]>, Content> {
         let mut all = Self::default();
         for share in shares {
@@ -116,7 +116,8 @@ impl Contents {
             all.names.extend(share.names);
             all.failed.extend(share.failed);
         }
-        // In directory order, so that who has a chunk first does not depend on the number of threads.
+        // Sort in directory order, so that the file that counts a shared chunk does not depend on
+        // the number of threads.
         all.fresh.sort_by_key(|fresh| fresh.file);
         let mut seen = BTreeSet::new();
         let mut by_number: BTreeMap<u64, Content> = BTreeMap::new();
@@ -138,8 +139,8 @@ fn has_fragment<R: ReadAt + ?Sized>(file: &PackedFile<'_, '_, R>) -> bool {
     last.is_some_and(|extent| matches!(extent.data, ExtentData::Fragment { .. }))
 }
 
-/// Calls `each` with the files of a share. Ends at the first error of the artifact; files that do not unpack are
-/// theirs to count.
+/// Calls `each` with the files of a share. Stops at the first error in reading the artifact; `each`
+/// has to count the files that do not unpack.
 fn each_file<R: ReadAt + ?Sized>(
     artifact: &R,
     share: Share,
@@ -148,12 +149,13 @@ fn each_file<R: ReadAt + ?Sized>(
     let Some(reader) = Reader::open(artifact) else { return Ok(()) };
     let Some(mut unpacker) = Unpacker::new(artifact, &reader) else { return Ok(()) };
     let (mut number, mut bytes, mut failure) = (0, 0u64, None);
-    // `None` for an image that is not sound: then no region is packed, and nothing is asked here.
+    // `None` means that the image is not sound. No region of it is packed, so this function is not
+    // called.
     let _ = reader.packed_files(|file| {
         let own = bytes / SHARE_BYTES % share.of == share.index;
         bytes = bytes.saturating_add(file.size());
         number += 1;
-        // What is in the packed inode is the content of others.
+        // The content of the packed inode belongs to other files.
         if !own || file.path() == PACKED_INODE_NAME {
             return ControlFlow::Continue(());
         }

@@ -1,4 +1,4 @@
-//! What to change so that the next delta is smaller, and what it would save.
+//! Hints: changes that make the next delta smaller, and the bytes that they save.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -9,116 +9,118 @@ use super::classify::Stats;
 use super::report::{Kind, PathCost, Report};
 use crate::patch::pair::fold;
 
-/// Most paths a hint names.
+/// Most paths that a hint names.
 const EXAMPLES_MAX: usize = 10;
 
-/// A hint that saves less than this part of the delta is noise.
+/// A hint that saves less than one part in this many of the delta is left out.
 const WORTH_PART: u64 = 1000;
 
-/// Endings of files that are compressed as a whole.
+/// Suffixes of files that are compressed as a whole.
 const PACKED_SUFFIXES: [&[u8]; 13] = [
     b".gz", b".xz", b".zst", b".bz2", b".lz4", b".lzma", b".zip", b".jar", b".tgz", b".txz", b".deb",
     b".rpm", b".apk",
 ];
 
-/// Beginnings of names of boot files that are compressed whatever their ending.
+/// Prefixes of the names of boot files that are compressed whatever their suffix.
 const PACKED_PREFIXES: [&[u8]; 5] = [b"initrd", b"initramfs", b"vmlinuz", b"bzImage", b"uki"];
 
-/// What to change.
+/// Recommended change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Advice {
-    /// The same time for all files.
+    /// Use the same time for all files.
     FixTimes,
-    /// The same UUID and volume name.
+    /// Use the same UUID and volume name.
     FixIdentity,
-    /// Nothing: inodes say where data is, and it moved.
+    /// Nothing to change: inodes contain the address of data, and data moved.
     MovedData,
-    /// No compression in the image.
+    /// Do not compress the image.
     NoCompression,
-    /// No compression of single files in the image.
+    /// Do not put compressed files into the image.
     NoCompressedFiles,
-    /// No fragments.
+    /// Do not use fragments.
     NoFragments,
-    /// The same content whatever the version in the path.
+    /// Keep the content the same when only the version in the path changes.
     SameContent,
 }
 
-/// How the saving was found.
+/// Origin of the number of saved bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// Cut and packed the way it would be.
+    /// The changed artifact was cut and packed.
     Measured,
-    /// What it costs now: the saving is some part of that.
+    /// The current cost of the bytes in question; the saving is some part of that.
     AtMost,
 }
 
-/// Something to change.
+/// Recommended change with its saving.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Hint {
-    /// What.
+    /// Change to make.
     pub advice: Advice,
-    /// Bytes on the wire that it saves.
+    /// Bytes on the wire that the change saves.
     pub saves_bytes: u64,
-    /// How that number was got.
+    /// Origin of `saves_bytes`.
     pub method: Method,
-    /// Some of the paths it is about, those with most bytes first. Hostile as all paths are.
+    /// Some of the paths concerned, those with the most bytes first. Hostile, as all paths: escape
+    /// them before display.
     #[serde(serialize_with = "as_texts")]
     pub paths: Vec<Vec<u8>>,
 }
 
 impl Advice {
-    /// What was found, in words.
+    /// Describes the finding in words.
     pub fn finding(self) -> &'static str {
         match self {
-            Self::FixTimes => "inodes that differ in nothing but times",
-            Self::FixIdentity => "another UUID or volume name",
-            Self::MovedData => "inodes that say where data is, behind a file that grew or is new",
-            Self::NoCompression => "compressed clusters, which cost more than the content in them would",
+            Self::FixTimes => "inodes that differ only in their times",
+            Self::FixIdentity => "a changed UUID or volume name",
+            Self::MovedData => "inodes whose data moved, behind a file that grew or is new",
+            Self::NoCompression => "compressed clusters, which cost more than their content would",
             Self::NoCompressedFiles => "compressed files that changed from end to end",
-            Self::NoFragments => "ends of files packed together: one that changes changes its neighbours",
-            Self::SameContent => "files under a path with another version that changed with it",
+            Self::NoFragments => "ends of files packed together: a changed one changes its neighbours",
+            Self::SameContent => "files that changed together with the version in their path",
         }
     }
 
-    /// What to do, in words.
+    /// Describes the change to make in words.
     pub fn action(self) -> &'static str {
         match self {
             Self::FixTimes => {
-                "build with mkfs.erofs -T SECONDS (newer versions: with --all-time), SECONDS the same for every release, \
-                 not SOURCE_DATE_EPOCH of each"
+                "build with mkfs.erofs -T SECONDS (newer versions: with --all-time), with the same \
+                 SECONDS for every release instead of each release's SOURCE_DATE_EPOCH"
             }
-            Self::FixIdentity => "build with mkfs.erofs -U UUID, the same for every release",
-            Self::MovedData => "nothing to change in mkfs.erofs; patches make these bytes few",
+            Self::FixIdentity => "build with mkfs.erofs -U UUID, with the same UUID for every release",
+            Self::MovedData => "no option of mkfs.erofs avoids this; patches shrink these bytes",
             Self::NoCompression => {
-                "build with mkfs.erofs without -z: the image grows, chunks are packed on the wire all the same; or rely on \
-                 patches"
+                "build with mkfs.erofs without -z (the image grows, but chunks are packed on the wire \
+                 anyway), or rely on patches"
             }
             Self::NoCompressedFiles => {
-                "put them into the image uncompressed (kernel modules: CONFIG_MODULE_COMPRESS_NONE; initrd: COMPRESS=cat), \
-                 or rely on patches, which unpack gzip"
+                "put these files into the image uncompressed (kernel modules: \
+                 CONFIG_MODULE_COMPRESS_NONE; initrd: COMPRESS=cat), or rely on patches, which unpack \
+                 gzip"
             }
             Self::NoFragments => "build with mkfs.erofs without -Efragments",
             Self::SameContent => {
-                "nothing if they changed on purpose (unchanged content costs nothing under any path); else look for versions, \
-                 build times and signatures inside them"
+                "nothing if the files changed on purpose (unchanged content costs nothing under any \
+                 path); else look for versions, build times and signatures inside them"
             }
         }
     }
 }
 
 impl Method {
-    /// For tables.
+    /// Describes the method in words, for tables.
     pub fn words(self) -> &'static str {
         match self {
-            Self::Measured => "measured: cut and packed that way",
-            Self::AtMost => "at most: what they cost now",
+            Self::Measured => "measured: the changed content was cut and packed",
+            Self::AtMost => "at most: their current cost",
         }
     }
 }
 
-/// Hints for a report that has none yet.
+/// Returns the hints for a report that has none yet.
 pub(super) fn hints(report: &Report, stats: &Stats<'_>) -> Vec<Hint> {
     let metadata = &report.metadata;
     let mut hints = Vec::new();
@@ -148,7 +150,8 @@ pub(super) fn hints(report: &Report, stats: &Stats<'_>) -> Vec<Hint> {
     hints
 }
 
-/// Whether it looks compressed by name and by bytes, and has next to nothing of what it was.
+/// Returns whether the file looks compressed by name and by content, and shares next to nothing
+/// with its old version.
 fn is_packed(cost: &PathCost, stats: &Stats<'_>) -> bool {
     let Some(path) = cost.path.as_deref() else { return false };
     let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
@@ -158,7 +161,8 @@ fn is_packed(cost: &PathCost, stats: &Stats<'_>) -> bool {
     named && stat.held * 10 < stat.bytes && cost.wire_bytes * 10 >= cost.raw_bytes * 8
 }
 
-/// Files whose old path differs in a version number alone, by the directory or file that has the number.
+/// Returns the hint for files whose old path differs only in a version number. Names the
+/// directories or files that have the number.
 fn versions<'a>(costs: impl Iterator<Item = &'a PathCost>) -> Hint {
     let mut by_place: BTreeMap<&[u8], u64> = BTreeMap::new();
     for cost in costs {
@@ -178,7 +182,7 @@ fn versions<'a>(costs: impl Iterator<Item = &'a PathCost>) -> Hint {
     }
 }
 
-/// `path` up to the end of its first part that `old` has not.
+/// Returns `path` up to the end of the first component that `old` does not have.
 fn versioned_part<'a>(path: &'a [u8], old: &[u8]) -> &'a [u8] {
     let same = path.iter().zip(old).take_while(|(a, b)| a == b).count();
     let end = path[same..].iter().position(|byte| *byte == b'/').map_or(path.len(), |at| same + at);
@@ -194,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_version_ends_with_the_part_of_the_path_it_is_in() {
+    fn a_versioned_path_ends_behind_the_component_with_the_version() {
         for (path, old, part) in [
             ("lib/modules/6.12.48/a.ko", "lib/modules/6.12.41/a.ko", "lib/modules/6.12.48"),
             ("lib/libx.so.1.3", "lib/libx.so.1.2", "lib/libx.so.1.3"),

@@ -1,4 +1,4 @@
-//! What has a name in an artifact.
+//! Listing of the names in an artifact.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{ControlFlow, Range};
@@ -6,36 +6,38 @@ use std::ops::{ControlFlow, Range};
 use crate::cut::erofs::{Attributes, PACKED_INODE_NAME, Reader};
 use crate::cut::{ReadAt, RegionKind, Regions};
 
-/// Most names listed, and most bytes of them. Above that the rest has none: files are then called new that are not, and
-/// the report says so.
+/// Most names listed. Further files have no name here: some of them are then reported as new
+/// although they are not, and the report says so.
 const NAMES_MAX: usize = 1 << 20;
+/// Most bytes of all names together.
 const NAMES_BYTES_MAX: usize = 64 << 20;
 
-/// What an inode says.
+/// Fields of an inode that are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Inode {
     pub(super) modified: (i64, u32),
     pub(super) attributes: Attributes,
-    /// Whether this name is the first of this inode.
+    /// Whether this name is the first one of its inode.
     pub(super) first: bool,
 }
 
-/// All names of an artifact.
+/// Names in an artifact.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
-    /// `None` where there are no inodes.
+    /// Inode of each name; `None` in an artifact without inodes.
     pub(super) names: BTreeMap<Box<[u8]>, Option<Inode>>,
-    /// Where inodes have times and addresses, as they come.
+    /// Ranges of the times in the inodes, in order of discovery.
     pub(super) times: Vec<Range<u64>>,
+    /// Ranges of the data addresses and inode numbers, in order of discovery.
     pub(super) addresses: Vec<Range<u64>>,
-    /// Whether nothing was left out.
+    /// Whether no name was left out.
     pub(super) complete: bool,
     pub(super) name_bytes: usize,
 }
 
 impl Listing {
-    /// Of an image what its directories name, of anything else what its regions are called, headers of archives not
-    /// counted.
+    /// Lists the names in the directories of an image. For any other artifact, lists the names of
+    /// its regions, without headers of archives.
     pub(super) fn of<R: ReadAt + ?Sized>(artifact: &R, regions: &Regions) -> Self {
         Reader::open(artifact).and_then(|reader| Self::of_image(&reader)).unwrap_or_else(|| {
             let mut listing = Self { complete: true, ..Self::default() };
@@ -83,7 +85,7 @@ impl Listing {
         true
     }
 
-    /// Whether it names `path`.
+    /// Returns whether the artifact has the name `path`.
     pub(super) fn has(&self, path: &[u8]) -> bool {
         path == PACKED_INODE_NAME || self.names.contains_key(path)
     }

@@ -1,5 +1,5 @@
-//! What a file system's own structures would cost if less had changed in them: the same bytes with some fields
-//! blanked on both sides, cut and compared again.
+//! Cost of a file system's own structures if less had changed in them: the same bytes with some
+//! fields blanked on both sides, cut and compared again.
 
 use std::io;
 use std::ops::Range;
@@ -10,50 +10,51 @@ use super::listing::Listing;
 use crate::cut::erofs::{SUPERBLOCK_IDENTITY, SUPERBLOCK_TIMES};
 use crate::cut::{CutParams, ReadAt, RegionKind, Regions};
 
-/// Fewer bytes, or less than this part of the structures, are no saving: other bytes pack a little better or worse,
-/// whatever they mean, and a checksum is blanked with the times.
+/// Smallest saving that counts: this many bytes, and one part in `NOISE_PART` of the structures.
+/// Different bytes pack a little better or worse whatever they mean, and a checksum is blanked with
+/// the times.
 const NOISE_BYTES: u64 = 64;
 const NOISE_PART: u64 = 1000;
 
-/// What the structures cost on the wire, and what with fewer differences. Each number counts what the ones before
-/// it blank, too.
+/// Cost of the structures on the wire, now and with fewer differences. Each number includes the
+/// blanked fields of the numbers before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct MetadataCost {
-    /// As they are.
+    /// Cost as they are.
     pub wire_bytes: u64,
-    /// With the same times everywhere.
+    /// Cost with the same times everywhere.
     pub without_times: u64,
-    /// And the same UUID and volume name.
+    /// Cost with, in addition, the same UUID and volume name.
     pub without_identity: u64,
-    /// And the same addresses of data and inode numbers.
+    /// Cost with, in addition, the same data addresses and inode numbers.
     pub without_addresses: u64,
-    /// The first two again, before packing.
+    /// Bytes before packing: as they are, and with the same times.
     #[serde(skip)]
     pub(super) raw: [u64; 2],
 }
 
-/// The metadata regions of an artifact, one behind the other, with some fields blanked.
+/// Metadata regions of an artifact, joined, with some fields blanked.
 struct Structures<'a, R: ReadAt + ?Sized> {
     artifact: &'a R,
-    /// First byte here, and in the artifact.
+    /// Start of each region here and in the artifact.
     spans: Vec<(u64, u64)>,
     len: u64,
     regions: Regions,
-    /// Sorted places in the artifact.
+    /// Blanked ranges of the artifact, sorted.
     blanks: Vec<Range<u64>>,
 }
 
-/// Fields of the superblock, and those of inodes.
+/// Ranges of fields in the superblock, and of fields in the inodes.
 type Places<'p> = (&'p [Range<u64>], &'p [Range<u64>]);
 
-/// One side: its bytes, where they are cut and what has a name.
+/// One side of the comparison: bytes, regions and names.
 pub(super) struct Side<'a, R: ReadAt + ?Sized> {
     pub(super) artifact: &'a R,
     pub(super) regions: &'a Regions,
     pub(super) listing: &'a Listing,
 }
 
-/// Measures the structures of an image; all zeros for what has none.
+/// Measures the structures of an image; all zeros for an artifact without structures.
 pub(super) fn measure<A: ReadAt + ?Sized, B: ReadAt + ?Sized>(
     old: &Side<'_, A>,
     new: &Side<'_, B>,
@@ -82,7 +83,7 @@ pub(super) fn measure<A: ReadAt + ?Sized, B: ReadAt + ?Sized>(
 }
 
 impl<'a, R: ReadAt + ?Sized> Structures<'a, R> {
-    /// With the first `blanked` of: times, identity, addresses.
+    /// Joins the structures and blanks the first `blanked` of: times, identity, addresses.
     fn of(side: &Side<'a, R>, blanked: usize) -> Self {
         let mut blanks: Vec<Range<u64>> = Vec::new();
         let kinds: [Places<'_>; 3] = [
@@ -90,13 +91,14 @@ impl<'a, R: ReadAt + ?Sized> Structures<'a, R> {
             (&SUPERBLOCK_IDENTITY, &[]),
             (&[], &side.listing.addresses),
         ];
-        // Without inodes it is no image, and what is at a superblock's place is something else.
+        // Without inodes the artifact is not an image, and the superblock's place holds something
+        // else.
         if !side.listing.times.is_empty() {
             for (fixed, found) in &kinds[..blanked] {
                 blanks.extend(fixed.iter().chain(found.iter()).cloned());
             }
         }
-        // A hostile image's may overlap; what counts is that each is blanked.
+        // Ranges of a hostile image may overlap; each of them is blanked all the same.
         blanks.sort_unstable_by_key(|blank| (blank.start, blank.end));
         let own = || side.regions.all().iter().filter(|region| region.kind == RegionKind::Metadata);
         let parts = own().map(|region| (region.len, RegionKind::Metadata, None));
@@ -150,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn structures_are_read_around_the_files_with_their_blanks() {
+    fn structures_are_joined_without_files_and_blanked() {
         let image: Vec<u8> = (0..200).collect();
         let parts = [
             (50, RegionKind::Metadata, None),

@@ -1,11 +1,13 @@
-//! Where the delta between two artifacts comes from, and what to change about it.
+//! Explanation of the delta between two artifacts: where it comes from, and what would make it
+//! smaller.
 //!
-//! [`explain`] cuts both as a push would, looks at every chunk of the new one that the old one lacks, and says which file
-//! it belongs to and why it is sent. What other options of `mkfs.erofs` would give is measured where the bytes can be
-//! had: structures with their times blanked, compressed files by their content. [`treemap`] makes a picture of it.
+//! [`explain`] cuts both artifacts as a push would, looks at every chunk of the new artifact that
+//! the old one lacks, and reports the file it belongs to and the reason why it is sent. The effect
+//! of other options of `mkfs.erofs` is measured where the bytes are available: for structures with
+//! their times blanked, for compressed files with their content. [`treemap`] draws the result.
 //!
-//! Memory: two windows of the artifact per thread, 20 bytes per chunk of the old artifact (1/800 of it), 40 per new chunk,
-//! and the names. Each artifact is read twice at most, front to back.
+//! Memory: two windows of the artifact per thread, 20 bytes per chunk of the old artifact (1/800 of
+//! it), 40 per new chunk, and the names. Each artifact is read at most twice, front to back.
 
 mod chunks;
 mod classify;
@@ -35,19 +37,20 @@ pub use hints::{Advice, Hint, Method};
 pub use metadata::MetadataCost;
 pub use report::{Count, Kind, KindCost, PathCost, Report, Times, Uncompressed};
 
-/// What an explanation needs and this crate has not: threads, and somebody who watches.
+/// Services of the caller that this crate does not have: threads and a display of progress.
 pub trait Host: Sync {
-    /// Runs both, beside each other if it can.
+    /// Runs both closures, concurrently if possible.
     fn join<A: Send, B: Send>(&self, a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B);
 
-    /// `bytes` more of the two artifacts have been cut. All of both are in the end.
+    /// Reports that `bytes` more of the two artifacts have been cut. All calls together add up to
+    /// the length of both.
     fn advance(&self, bytes: u64);
 
-    /// What is done now.
+    /// Reports the phase that begins now: `old`, `new`, `names` or `contents`.
     fn phase(&self, phase: &'static str);
 }
 
-/// A [`Host`] with one thread that nobody watches.
+/// [`Host`] with one thread and no display.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Alone;
 
@@ -61,12 +64,12 @@ impl Host for Alone {
     fn phase(&self, _phase: &'static str) {}
 }
 
-/// How chunks are cut and packed.
+/// Parameters of cutting and packing.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Sizes to cut.
+    /// Sizes of the chunks.
     pub params: CutParams,
-    /// zstd level of each chunk.
+    /// zstd level at which each chunk is packed.
     pub level: i32,
 }
 
@@ -76,21 +79,23 @@ impl Default for Options {
     }
 }
 
-/// Which artifact could not be read.
+/// Error that names the artifact that could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ExplainError {
-    /// The old one.
+    /// The old artifact could not be read.
     #[error("could not read the old artifact")]
     Old(#[source] io::Error),
-    /// The new one.
+    /// The new artifact could not be read.
     #[error("could not read the new artifact")]
     New(#[source] io::Error),
 }
 
-/// Explains the delta from `old` to `new`, each with its regions ([`regions`](crate::cut::regions), or those of a tree).
+/// Explains the delta from `old` to `new`, each given with its regions
+/// ([`regions`](crate::cut::regions), or the regions of a tree).
 ///
 /// # Errors
-/// [`ExplainError`] when one cannot be read. What an image contains is never an error: a broken one has no names.
+/// [`ExplainError`] if an artifact cannot be read. The content of an image is never an error: in a
+/// damaged image nothing has a name.
 pub fn explain<A, B, H>(
     (old, old_regions): (&A, &Regions),
     (new, new_regions): (&B, &Regions),
@@ -151,7 +156,8 @@ where
     Ok(report)
 }
 
-/// What the compressed files with something to send would cost uncompressed; empty when there is none.
+/// Returns the cost of the compressed files with something to send, if they were not compressed;
+/// empty if there are no such files.
 fn contents<A: ReadAt + ?Sized, B: ReadAt + ?Sized, H: Host>(
     old: &A,
     new: &B,
@@ -177,7 +183,8 @@ fn contents<A: ReadAt + ?Sized, B: ReadAt + ?Sized, H: Host>(
     Ok(Contents::by_path([first.map_err(ExplainError::New)?, second.map_err(ExplainError::New)?]))
 }
 
-/// Two parts of about as many bytes; the second is empty when there is only one region.
+/// Splits the regions into two parts of about the same number of bytes. The second is empty if
+/// there is only one region.
 fn halves(regions: &Regions) -> [Range<usize>; 2] {
     let parts = regions.split(2);
     let end = regions.all().len();

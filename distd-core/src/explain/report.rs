@@ -1,34 +1,35 @@
-//! What an explanation says.
+//! Report of an explanation.
 
 use serde::{Serialize, Serializer};
 
 use super::hints::Hint;
 use super::metadata::MetadataCost;
 
-/// Why bytes are sent.
+/// Reason why bytes are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// A file that was not there.
+    /// A file that the old artifact does not have.
     New,
-    /// A file with other content under its old path.
+    /// A file with new content under its old path.
     Changed,
-    /// A file with other content that had another path.
+    /// A file with new content that had another path.
     Renamed,
-    /// Superblock, inodes and directories, for what they say.
+    /// Superblock, inodes and directories, for changes other than times.
     Metadata,
-    /// The same, for nothing but times.
+    /// Superblock, inodes and directories, for changes of times alone.
     Times,
-    /// What compressed clusters cost more than the content in them would: it may be there already, and it packs better.
+    /// Amount by which compressed clusters cost more than their content would: the content may be
+    /// there already, and it packs better.
     Compression,
-    /// Ends of many files packed together.
+    /// Fragments: ends of many files, packed together.
     Fragments,
-    /// Bytes no format reader knows.
+    /// Bytes that no format reader knows.
     Unknown,
 }
 
 impl Kind {
-    /// All of them, in the order they are listed.
+    /// All kinds, in the order in which they are listed.
     pub const ALL: [Self; 8] = [
         Self::New,
         Self::Changed,
@@ -40,7 +41,7 @@ impl Kind {
         Self::Unknown,
     ];
 
-    /// The word in tables and JSON.
+    /// Name of the kind in tables and JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::New => "new",
@@ -58,12 +59,13 @@ impl Kind {
 /// Bytes that one path costs for one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PathCost {
-    /// Raw bytes as in the artifact; `None` for what belongs to no file. Hostile: escape it where it is shown.
+    /// Path as raw bytes from the artifact; `None` for bytes that belong to no file. Hostile:
+    /// escape it before display.
     #[serde(serialize_with = "as_text")]
     pub path: Option<Vec<u8>>,
-    /// Why.
+    /// Reason for the cost.
     pub kind: Kind,
-    /// The path it had, for [`Kind::Renamed`].
+    /// Old path of the file, for [`Kind::Renamed`].
     #[serde(serialize_with = "as_text")]
     pub old_path: Option<Vec<u8>>,
     /// Bytes of the chunks before packing.
@@ -75,7 +77,7 @@ pub struct PathCost {
 /// Bytes of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct KindCost {
-    /// Which.
+    /// Reason that the bytes are summed for.
     pub kind: Kind,
     /// Number of paths.
     pub paths: u64,
@@ -85,71 +87,74 @@ pub struct KindCost {
     pub wire_bytes: u64,
 }
 
-/// Files, and their bytes.
+/// Number of files and of their bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Count {
-    /// How many.
+    /// Number of files.
     pub files: u64,
-    /// Their bytes in the artifact.
+    /// Bytes of these files in the artifact.
     pub bytes: u64,
 }
 
 /// Modification times in both images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Times {
-    /// Inodes whose path is in both.
+    /// Number of inodes whose path is in both images.
     pub inodes: u64,
-    /// Those with another time.
+    /// Number of those inodes with different times.
     pub differ: u64,
-    /// Those with nothing but another time: the same attributes and the same content. Of content
-    /// that lies among the inodes (below 256 bytes) only the length is compared.
+    /// Number of those inodes that differ in nothing but the time: the same attributes and the same
+    /// content. If the content lies among the inodes (below 256 bytes), only its length is
+    /// compared.
     pub differ_only_in_time: u64,
 }
 
-/// What the delta would be between images without compression.
+/// Size of the delta between the same images without compression.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Uncompressed {
     /// Bytes of the chunks before packing.
     pub raw_bytes: u64,
     /// Bytes on the wire.
     pub wire_bytes: u64,
-    /// Compressed files that were unpacked and cut again.
+    /// Number of compressed files that were unpacked and cut again.
     pub files: u64,
-    /// Those that could not be: they count as they are.
+    /// Number of compressed files that could not be unpacked; they are counted as they are.
     pub files_not_unpacked: u64,
 }
 
-/// Where a delta comes from. All bytes on the wire are those of chunks, each packed on its own: patches make less of
-/// them.
+/// Origin of a delta. All bytes on the wire are those of chunks, each packed on its own; patches
+/// need fewer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// Length of the old artifact.
     pub old_bytes: u64,
-    /// Length of the new one.
+    /// Length of the new artifact.
     pub new_bytes: u64,
-    /// zstd level chunks were packed with.
+    /// zstd level at which chunks were packed.
     pub level: i32,
-    /// Chunks the old one lacks.
+    /// Number of chunks that the old artifact lacks.
     pub chunks: u64,
-    /// Their bytes.
+    /// Bytes of these chunks before packing.
     pub raw_bytes: u64,
-    /// Their bytes on the wire. The sums over `kinds` and over `paths` are these.
+    /// Bytes of these chunks on the wire. Equal to the sum over `kinds` and to the sum over
+    /// `paths`.
     pub wire_bytes: u64,
-    /// By kind, those with nothing left out.
+    /// Costs by kind; kinds without cost are left out.
     pub kinds: Vec<KindCost>,
-    /// By path and kind, most bytes on the wire first.
+    /// Costs by path and kind, most bytes on the wire first.
     pub paths: Vec<PathCost>,
-    /// Files under another path with all of their content: they cost nothing.
+    /// Files with a new path and unchanged content: they cost nothing.
     pub moved: Count,
-    /// Structures of the file system; all zeros without one.
+    /// Cost of the file system's structures; all zeros without a file system.
     pub metadata: MetadataCost,
-    /// `None` where there are no inodes.
+    /// Comparison of the times; `None` without inodes.
     pub times: Option<Times>,
-    /// `None` where nothing compressed differs.
+    /// Delta without compression; `None` if no compressed file differs.
     pub uncompressed: Option<Uncompressed>,
-    /// What to change, what saves most first.
+    /// Changes to make, largest saving first.
     pub hints: Vec<Hint>,
-    /// Whether all names were listed. Above a million of them, some files are called new that are not.
+    /// Whether all names were listed. With more than a million names, some files are reported as
+    /// new although they are not.
     pub all_names: bool,
 }
 

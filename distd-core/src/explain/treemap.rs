@@ -1,8 +1,8 @@
-//! Squarified treemaps: rectangles whose areas are as numbers say, as square as they come.
+//! Squarified treemaps: rectangles with given areas that are as close to squares as possible.
 //!
 //! Bruls, Huizing, van Wijk: Squarified Treemaps (2000).
 
-/// A rectangle, in whatever unit.
+/// Rectangle, in any unit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rect {
     /// Left edge.
@@ -15,8 +15,9 @@ pub struct Rect {
     pub h: f64,
 }
 
-/// One rectangle per weight, in their order. They cover `area` without overlap, each in proportion to its weight;
-/// all are empty when all weights are zero. Looks best with the heaviest first. `O(n)`.
+/// Returns one rectangle per weight, in the same order. The rectangles cover `area` without
+/// overlap, each in proportion to its weight; all are empty if all weights are zero. Looks best
+/// with the heaviest first. `O(n)`.
 pub fn squarify(weights: &[u64], area: Rect) -> Vec<Rect> {
     let mut rest = area;
     let mut left: f64 = weights.iter().map(|weight| *weight as f64).sum();
@@ -28,7 +29,7 @@ pub fn squarify(weights: &[u64], area: Rect) -> Vec<Rect> {
     while from < weights.len() {
         let (end, sum) = row(&weights[from..], left, rest);
         let end = from + end;
-        // The last row takes what is left, so that rounding leaves no gap.
+        // The last row takes the remaining area, so that rounding leaves no gap.
         let part = if end == weights.len() { 1.0 } else { sum / left.max(f64::MIN_POSITIVE) };
         let (strip, behind) = cut(rest, part, rest.w >= rest.h);
         let mut inner = strip;
@@ -49,7 +50,8 @@ pub fn squarify(weights: &[u64], area: Rect) -> Vec<Rect> {
     out
 }
 
-/// How many weights make the first row, and their sum: as long as the worst of them gets no longer and thinner.
+/// Returns how many weights make the first row, and their sum. A row grows as long as its most
+/// elongated rectangle gets no more elongated.
 fn row(weights: &[u64], total: f64, area: Rect) -> (usize, f64) {
     let side = area.w.min(area.h);
     let scale = area.w * area.h / total.max(f64::MIN_POSITIVE);
@@ -63,7 +65,8 @@ fn row(weights: &[u64], total: f64, area: Rect) -> (usize, f64) {
         let weight = *weight as f64;
         let (next_least, next_most) = (least.min(weight), most.max(weight));
         let next = worst(sum + weight, next_least, next_most);
-        // Zeros and areas of nothing give no number, and then one row is as good as another.
+        // Zero weights and empty areas give a ratio that is not a number; then one row is as good
+        // as another.
         if index > 0 && next > ratio {
             return (index, sum);
         }
@@ -72,7 +75,8 @@ fn row(weights: &[u64], total: f64, area: Rect) -> (usize, f64) {
     (weights.len(), sum)
 }
 
-/// The first `part` of a rectangle, and the rest: left and right, or upper and lower.
+/// Splits a rectangle into its first `part` and the rest: left and right if `upright`, else upper
+/// and lower.
 fn cut(area: Rect, part: f64, upright: bool) -> (Rect, Rect) {
     let part = part.clamp(0.0, 1.0);
     if upright {
@@ -96,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_has_no_area() {
+    fn zero_weights_have_no_area() {
         let area = Rect { x: 1.0, y: 2.0, w: 10.0, h: 10.0 };
         assert!(squarify(&[0, 0], area).iter().all(|tile| tile.w == 0.0 && tile.h == 0.0));
         assert!(squarify(&[], area).is_empty());

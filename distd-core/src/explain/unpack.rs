@@ -1,41 +1,42 @@
-//! The content of compressed files in an EROFS image, an extent at a time.
+//! Content of compressed files in an EROFS image, one extent at a time.
 
 use std::io;
 
 use crate::cut::ReadAt;
 use crate::cut::erofs::{Coding, Decoder, EXTENT_BYTES_MAX, Extent, ExtentData, PackedFile, Reader};
 
-/// Most extents of the packed inode kept in memory, 64 bytes each. Files that end behind them count as not unpacked.
+/// Most extents of the packed inode kept in memory, 64 bytes each. Files that end behind these
+/// extents count as not unpacked.
 const FRAGMENT_EXTENTS_MAX: usize = 1 << 18;
 
-/// Most content unpacked, per byte of the artifact. LZ4 cannot do more than 255, real images do three; beyond it
-/// the rest counts as not unpacked.
+/// Most content unpacked, per byte of the artifact; further files count as not unpacked. LZ4
+/// reaches at most 255, real images reach three.
 const CONTENT_PER_BYTE: u64 = 64;
 
-/// Why a file's content is not to be had.
+/// Reason why a file's content is not available.
 #[derive(Debug)]
 pub(super) enum ContentError {
     /// The artifact could not be read.
     Read(io::Error),
-    /// It does not unpack, or not with what is built in.
+    /// The content does not unpack, or not with the decoders built in.
     NotUnpacked,
 }
 
-/// Unpacks files of one image. Holds one cluster and one extent, and one more of the packed inode.
+/// Unpacks files of one image. Holds one cluster, one extent, and one extent of the packed inode.
 pub(super) struct Unpacker<'r, 'a, R: ReadAt + ?Sized> {
     artifact: &'a R,
     reader: &'r Reader<'a, R>,
     decoder: Decoder,
     cluster: Vec<u8>,
-    /// Extents of the packed inode, once one was asked for.
+    /// Extents of the packed inode, read at the first fragment.
     fragments: Option<Vec<Extent>>,
-    /// The one of them that is unpacked.
+    /// Index and content of the extent of the packed inode that was unpacked last.
     fragment: (Option<usize>, Vec<u8>),
     left: u64,
 }
 
 impl<'r, 'a, R: ReadAt + ?Sized> Unpacker<'r, 'a, R> {
-    /// `None` if the image's algorithms are not known.
+    /// Creates an unpacker; `None` if the parameters of the image's algorithms do not parse.
     pub(super) fn new(artifact: &'a R, reader: &'r Reader<'a, R>) -> Option<Self> {
         reader.codecs()?;
         Some(Self {
@@ -49,7 +50,7 @@ impl<'r, 'a, R: ReadAt + ?Sized> Unpacker<'r, 'a, R> {
         })
     }
 
-    /// Hands out the content of `file` in order, in pieces of at most [`EXTENT_BYTES_MAX`].
+    /// Calls `each` with the content of `file` in order, in pieces of at most [`EXTENT_BYTES_MAX`].
     pub(super) fn content(
         &mut self,
         file: &PackedFile<'_, '_, R>,
@@ -70,7 +71,7 @@ impl<'r, 'a, R: ReadAt + ?Sized> Unpacker<'r, 'a, R> {
         Ok(())
     }
 
-    /// A part of the packed inode's content.
+    /// Passes a range of the packed inode's content to `each`.
     fn fragment(&mut self, mut at: u64, len: u64, each: &mut impl FnMut(&[u8])) -> Result<(), ContentError> {
         if self.fragments.is_none() {
             let packed = self.reader.packed_nid().and_then(|nid| self.reader.packed_file(nid));

@@ -1,7 +1,7 @@
-//! Which patches to fetch: those that cost less than the chunks they save.
+//! Choice of the patches to fetch: those that cost less than the chunks they save.
 //!
-//! Pure, and independent of how many sets there are: patches name chunks and not positions, so the sets of
-//! v1→v2 and v2→v3, one behind the other, are a way from v1 to v3.
+//! A pure function that needs no direct set between two releases: patches name chunks and not
+//! positions, so the sets of v1→v2 and v2→v3 together are a route from v1 to v3.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,53 +9,55 @@ use std::time::Duration;
 use super::{Method, SetPatch};
 use crate::ChunkId;
 
-/// A patch by its set and its number in it.
+/// Reference to a patch: its set and its number in the set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PatchRef {
-    /// Index of the set, in the order given.
+    /// Index of the set, in the order of the offers.
     pub set: usize,
     /// Number of the patch in its set.
     pub patch: usize,
 }
 
-/// One set that could be used.
+/// Patch set that could be used.
 #[derive(Clone, Copy, Debug)]
 pub struct Offer<'a> {
-    /// Its patches.
+    /// Patches of the set.
     pub patches: &'a [SetPatch],
     /// Length of each payload, bytes.
     pub payloads: &'a [u32],
 }
 
-/// What counts.
+/// Cost that the choice minimises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Optimize {
-    /// Bytes alone.
+    /// Bytes fetched, nothing else.
     Bytes,
-    /// Time, over a link of so many bytes a second: seconds of this device's processor are weighed against seconds of
-    /// the link.
+    /// Time. Seconds of this device's processor are weighed against seconds of the link.
     Time {
-        /// Bytes the link carries in a second.
+        /// Bytes that the link carries in a second.
         link: u64,
     },
 }
 
 impl Optimize {
-    /// What applying a patch costs, as bytes of the link.
+    /// Cost of applying a patch, expressed in bytes of the link.
     fn work(self, patch: &SetPatch) -> u64 {
         let Self::Time { link } = self else { return 0 };
         match patch.method() {
             Some(Method::Repack | Method::Inflate) => (processor(patch).as_secs_f64() * link as f64) as u64,
-            // Decoded faster than as many chunks are unpacked: no reason against a patch.
+            // Other patches decode faster than the chunks they replace would unpack, so nothing is
+            // charged.
             _ => 0,
         }
     }
 }
 
-/// How long one core takes to apply a patch, about: what machines do in a second differs by several times.
+/// Estimates how long one core takes to apply a patch. Real machines differ from this by several
+/// times.
 fn processor(patch: &SetPatch) -> Duration {
     let (bytes, rate) = match patch.method() {
-        // What is packed has two to four times as many bytes inside, and those take the time.
+        // Packed files hold two to four times their own bytes of content, and packing that content
+        // takes the time.
         Some(Method::Repack) => (patch.base_ids().count() as u64 * VIEW_CHUNK_BYTES, REPACK_RATE),
         Some(Method::Inflate) => (patch.target_bytes() as u64, INFLATE_RATE),
         _ => (patch.target_bytes() as u64, DECODE_RATE),
@@ -63,37 +65,43 @@ fn processor(patch: &SetPatch) -> Duration {
     Duration::from_secs_f64(bytes as f64 / rate as f64)
 }
 
-// Bytes in a second of one core, measured on the reference pairs (docs/benchmarks.md, "Patches"): content that is packed again,
-// by gzip and by LZ4 alike; content that is unpacked; what patches of the other codecs rebuild.
+// Bytes per second of one core, measured on the reference pairs (docs/benchmarks.md, "Patches"):
+// content packed again, at the same rate by gzip and LZ4; content unpacked; bytes rebuilt by
+// patches of the other codecs.
 const REPACK_RATE: u64 = 30_000_000;
 const INFLATE_RATE: u64 = 200_000_000;
 const DECODE_RATE: u64 = 250_000_000;
 
-/// Bytes of a view's chunk: those of the reference pairs' views have 11 kB on average at the default cut.
+/// Average length of a view's chunk in bytes: 11 kB in the views of the reference pairs, at the
+/// default cut.
 const VIEW_CHUNK_BYTES: u64 = 11_000;
 
-/// What to fetch.
+/// Patches and chunks to fetch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choice {
-    /// Patches, in the order in which they are to be applied.
+    /// Patches, in the order in which they must be applied.
     pub patches: Vec<PatchRef>,
-    /// Bytes of their payloads.
+    /// Bytes of the patches' payloads.
     pub payload_bytes: u64,
-    /// What they rebuild would cost as chunks, as far as it is wanted, bytes (the origin's own packing).
+    /// Bytes that the rebuilt chunks would cost as chunks, in the origin's own packing. Counts only
+    /// chunks that are needed.
     pub saved_bytes: u64,
-    /// Wanted chunks that no chosen patch rebuilds, and chunks that a chosen patch needs as base, ascending.
+    /// Chunks to fetch, ascending: wanted chunks that no chosen patch rebuilds, and those that a
+    /// chosen patch needs as base before any patch rebuilds them.
     pub chunks: Vec<ChunkId>,
-    /// Chunks that a chosen patch rebuilds for another one only: not wanted themselves.
+    /// Transient chunks, ascending: chosen patches rebuild them only as bases of other patches;
+    /// they are not wanted themselves.
     pub passing: Vec<ChunkId>,
-    /// What applying the patches takes of one core, about.
+    /// Estimated time of one core to apply the patches.
     pub processor: Duration,
 }
 
-/// Chooses among `offers`, sets in the order of their use, what brings the `wanted` chunks (sorted) with the fewest bytes.
+/// Chooses the patches among `offers` that bring the `wanted` chunks with the fewest bytes.
+/// `wanted` is sorted; `offers` are in the order of their use.
 ///
-/// `held` are chunks that can be read on this device. A base that is neither held nor rebuilt by an earlier patch must
-/// be `wanted` itself, else its patch is left alone. Patches of unknown methods are not offered by the caller's leave: they
-/// are skipped here.
+/// `held` tells whether a chunk can be read on this device. A base that is neither held nor rebuilt
+/// by an earlier patch must itself be `wanted`, else its patch is not used. The caller need not
+/// remove patches of unknown methods: they are skipped here.
 ///
 /// Cost: a few passes over all patches; memory 16 bytes a target chunk.
 pub fn choose(
@@ -113,7 +121,8 @@ pub fn choose(
         .filter(|(_, patch, _)| patch.method().is_some())
         .collect();
 
-    // Forwards: which patches could be applied at all, and which chunks that are not wanted they bring.
+    // Forwards: which patches can be applied at all, and which chunks that are not wanted do they
+    // make.
     let mut made: BTreeSet<ChunkId> = BTreeSet::new();
     let mut usable = Vec::with_capacity(all.len());
     for (_, patch, _) in &all {
@@ -124,7 +133,7 @@ pub fn choose(
         usable.push(ok);
     }
 
-    // Backwards: whatever a later patch needs is wanted of the ones before it.
+    // Backwards: the bases of a chosen patch are open, so that patches before it may rebuild them.
     let mut open: BTreeMap<ChunkId, ()> =
         wanted.iter().filter(|id| !held(**id)).map(|id| (*id, ())).collect();
     let mut choice = Choice::default();
@@ -140,7 +149,7 @@ pub fn choose(
                 needed.push(id);
             }
         }
-        // Of what all its targets cost as chunks, the part that is needed.
+        // All targets cost `packed` as chunks; count the share of the needed ones.
         let total = patch.target_bytes() as u64;
         let saved = (u128::from(patch.packed) * u128::from(needed_bytes) / u128::from(total.max(1))) as u64;
         if needed.is_empty() || (!must && saved <= payload.saturating_add(optimize.work(patch))) {
@@ -160,7 +169,8 @@ pub fn choose(
     }
     choice.patches.reverse();
     choice.passing.sort_unstable();
-    // What is open and not wanted was made by a usable patch, which was then chosen: nothing of it is left.
+    // An open chunk that is not wanted comes from an earlier usable patch, and that patch was then
+    // chosen. So all remaining open chunks are wanted.
     choice.chunks = open.into_keys().collect();
     choice
 }
@@ -188,7 +198,7 @@ mod tests {
         choice.patches.iter().map(|at| (at.set, at.patch)).collect()
     }
 
-    /// Chunks below 100 are held.
+    /// Runs [`choose`] on a device that holds all chunks below 100.
     fn run(wanted: &[u64], sets: &[Vec<SetPatch>], payloads: &[Vec<u32>]) -> Choice {
         let offers: Vec<_> =
             sets.iter().zip(payloads).map(|(patches, payloads)| Offer { patches, payloads }).collect();
@@ -212,12 +222,12 @@ mod tests {
     }
 
     #[test]
-    fn a_base_that_another_patch_rebuilds_brings_that_patch_and_one_nobody_has_drops_it() {
+    fn a_patch_brings_the_patch_of_its_base_and_is_dropped_without_a_base() {
         let sets = [vec![patch(&[1], &[200], 500), patch(&[200], &[201], 500), patch(&[999], &[202], 500)]];
         let choice = run(&[200, 201, 202], &sets, &[vec![10, 10, 10]]);
         assert_eq!(numbers(&choice), [(0, 0), (0, 1)]);
         assert_eq!(choice.chunks, ids(&[202]));
-        // Already there: the first patch is not needed for the second.
+        // 200 is not wanted here: the first patch rebuilds it as transient base of the second.
         let choice = run(&[201, 202], &sets, &[vec![10, 10, 10]]);
         assert_eq!(numbers(&choice), [(0, 0), (0, 1)]);
         assert_eq!(choice.passing, ids(&[200]));
@@ -232,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn two_sets_are_a_way_when_no_direct_one_is_there() {
+    fn two_sets_form_a_route_when_there_is_no_direct_set() {
         // v1 to v2 rebuilds 200 and 201; v2 to v3 rebuilds 300 out of 200 and keeps 201.
         let sets =
             [vec![patch(&[1], &[200], 500), patch(&[2], &[201], 500)], vec![patch(&[200], &[300], 500)]];
@@ -243,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_view_is_packed_again_only_where_the_link_is_slower_than_that() {
+    fn a_view_is_packed_again_only_if_the_link_is_slower_than_packing() {
         let view = crate::limits::VIEW_IDS_FROM;
         let mut repack = patch(&[view], &[200], 900);
         repack.codec = Method::REPACK;
@@ -256,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_methods_are_left_alone() {
+    fn patches_of_unknown_methods_are_skipped() {
         let mut unknown = patch(&[1], &[200], 500);
         unknown.codec = 99;
         assert_eq!(run(&[200], &[vec![unknown]], &[vec![1]]).chunks, ids(&[200]));

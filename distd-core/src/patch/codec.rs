@@ -1,14 +1,14 @@
-//! The codecs under one roof: numbers, bounds and errors.
+//! Patch codecs: numbers, bounds and errors.
 
 use super::{prefix, suffix};
 use crate::limits::{PATCH_BASE_BYTES_MAX, PATCH_PAYLOAD_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
 
-/// How a payload rebuilds its target. The numbers are part of every format that names a codec: never
-/// reuse one.
+/// Method by which a payload rebuilds its target. The numbers are part of every format that names a
+/// codec: never reuse one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Codec {
-    /// One zstd frame with the base as prefix; without a base a *solid segment* (module `prefix`).
+    /// One zstd frame with the base as prefix; without a base, a *solid segment* (module `prefix`).
     Zstd = 1,
     /// Suffix-array difference, its streams packed with zstd (module `suffix`).
     Suffix = 2,
@@ -18,49 +18,50 @@ impl Codec {
     /// Every codec, in the order of their numbers.
     pub const ALL: [Self; 2] = [Self::Zstd, Self::Suffix];
 
-    /// The stable number.
+    /// Stable number of the codec in formats.
     pub const fn number(self) -> u8 {
         self as u8
     }
 
-    /// The codec of a number; `None` for one this build does not know.
+    /// Returns the codec with this number; `None` if this build does not know it.
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|codec| codec.number() == number)
     }
 }
 
-/// How hard the encoder tries.
+/// Effort of the encoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Effort {
-    /// zstd level of everything packed with zstd, `1..=22`; others are clamped.
+    /// Level of everything packed with zstd, `1..=22`; other values are clamped.
     pub level: i32,
 }
 
 impl Default for Effort {
-    /// Level 19: the last one whose memory stays below ten times the base.
+    /// Level 19: the highest level whose memory stays below ten times the base.
     fn default() -> Self {
         Self { level: 19 }
     }
 }
 
-/// Why no target comes out.
+/// Error that keeps a payload from rebuilding its target.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatchError {
-    /// More base, target or payload than [`limits`](crate::limits) allows; nothing was allocated.
+    /// The base, target or payload is longer than [`limits`](crate::limits) allows; nothing was
+    /// allocated.
     #[error("{what} of {bytes} bytes is above the limit of {max}")]
     TooLong {
-        /// Which of the three.
+        /// Name of the part that is too long.
         what: &'static str,
-        /// Its length.
+        /// Its length in bytes.
         bytes: usize,
-        /// The limit.
+        /// Its limit in bytes.
         max: usize,
     },
     /// The payload is not of the codec's format, or does not fit the base.
     #[error("payload is damaged: {0}")]
     Damaged(&'static str),
-    /// The payload is sound and rebuilds another length.
-    #[error("payload rebuilds another length than the {0} bytes wanted")]
+    /// The payload is sound but rebuilds a target of another length.
+    #[error("payload does not rebuild the expected {0} bytes")]
     Length(usize),
 }
 
@@ -68,11 +69,11 @@ fn bound(what: &'static str, bytes: usize, max: usize) -> Result<(), PatchError>
     if bytes <= max { Ok(()) } else { Err(PatchError::TooLong { what, bytes, max }) }
 }
 
-/// Payload that makes [`decode`] return `target` when given `base`. `None` when there is none within the
-/// limits, so that a caller splits the target or sends chunks.
+/// Returns a payload that makes [`decode`] return `target` when given `base`. `None` if no payload
+/// is within the limits; the caller then splits the target or sends chunks.
 ///
-/// At level 19 about 0.3 s per MiB of base and target, [`Codec::Suffix`] a quarter of that; up to 300 MB of memory for the
-/// largest base.
+/// At level 19 this takes about 0.3 s per MiB of base and target, [`Codec::Suffix`] a quarter of
+/// that, and up to 300 MB of memory for the largest base.
 pub fn encode(codec: Codec, base: &[u8], target: &[u8], effort: Effort) -> Option<Vec<u8>> {
     bound("base", base.len(), PATCH_BASE_BYTES_MAX).ok()?;
     bound("target", target.len(), PATCH_TARGET_BYTES_MAX).ok()?;
@@ -83,10 +84,11 @@ pub fn encode(codec: Codec, base: &[u8], target: &[u8], effort: Effort) -> Optio
     (payload.len() <= PATCH_PAYLOAD_BYTES_MAX).then_some(payload)
 }
 
-/// The target, exactly `target_len` bytes, which the caller knows from the signed manifest.
+/// Rebuilds the target, exactly `target_len` bytes; the caller knows that length from the signed
+/// manifest.
 ///
-/// The result is *not* verified: the caller hashes each target chunk. Any payload, however hostile, ends in
-/// these bytes or an error, within `base + target + 12 MiB` of memory.
+/// The result is *not* verified: the caller hashes each target chunk. Any payload, however hostile,
+/// ends in that many bytes or an error, within `base + target + 12 MiB` of memory.
 ///
 /// # Errors
 /// [`PatchError`]; lengths are checked before anything is allocated.

@@ -1,10 +1,11 @@
-//! Where the parts of a target lie in a base, approximately: the segments of a suffix-array difference.
+//! Approximate matches between a target and a base: the segments of a suffix-array difference.
 //!
-//! After Colin Percival's "Naive differences of executable code" (2003): an alignment of target with base is kept
-//! as long as no exact match elsewhere is clearly better, since in a shifted binary most bytes agree and those that
-//! do not (addresses) differ by the same few amounts.
+//! After Colin Percival's "Naive differences of executable code" (2003): an alignment of target and
+//! base is kept as long as no exact match elsewhere is clearly better. In a shifted binary most
+//! bytes agree, and those that do not (addresses) differ by the same few amounts.
 
-/// A part of the target: `add` bytes that resemble the base from `base` on, then `extra` bytes that resemble nothing.
+/// Part of the target: `add` bytes that resemble the base from offset `base` on, then `extra` bytes
+/// that resemble nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Segment {
     pub(super) base: usize,
@@ -12,17 +13,18 @@ pub(super) struct Segment {
     pub(super) extra: usize,
 }
 
-/// Exact bytes another place must have over the current alignment: what naming it costs.
+/// Exact bytes by which a match elsewhere must exceed the current alignment: about the cost of a
+/// new segment.
 const GAIN_MIN: usize = 8;
 
-/// An alignment that agrees this long is kept without looking around.
+/// Length of an exact run from which the current alignment is kept without a search.
 const RUN_KEPT: usize = 24;
 
-/// Segments that cover `target` from its first byte on.
+/// Splits `target` into segments, from its first byte on.
 pub(super) fn segments(base: &[u8], target: &[u8]) -> Vec<Segment> {
     let index = Index::new(base);
     let mut out = Vec::new();
-    // The segment being grown starts at `start` in the target and at `start + shift` in the base.
+    // The current segment starts at `start` in the target and at `start + shift` in the base.
     let (mut start, mut shift) = (0usize, 0isize);
     let mut at = 0;
     while at < target.len() {
@@ -52,13 +54,14 @@ pub(super) fn segments(base: &[u8], target: &[u8]) -> Vec<Segment> {
 }
 
 fn segment(start: usize, shift: isize, forward: usize, end: usize) -> Segment {
-    // Nothing of the base is used when nothing was added: any place will do.
+    // A segment without added bytes uses nothing of the base, so any place will do.
     let base = if forward > start { start.saturating_add_signed(shift) } else { 0 };
     Segment { base, add: forward - start, extra: end - forward }
 }
 
-/// How far the alignment `left` goes from the start of `span`, and from where on `right` is better: the two points,
-/// in order, with the most bytes that agree over those that do not. What is between them agrees with neither.
+/// Divides `span` between two alignments. Returns the end of `left` and the start of `right`, in
+/// order, such that the agreeing bytes exceed the others by the most. The bytes between the two
+/// points follow neither alignment.
 fn divide(
     base: &[u8],
     target: &[u8],
@@ -71,7 +74,7 @@ fn divide(
         Some(_) => Some(-1),
         None => None,
     };
-    // Best end of `left` at or before each point.
+    // Best end of `left` at or before each point, with its score.
     let mut ends = Vec::with_capacity(span.len() + 1);
     let (mut sum, mut best) = (0, (0, span.start));
     ends.push(best);
@@ -104,7 +107,7 @@ fn common(a: &[u8], b: &[u8]) -> usize {
     blocks + a[blocks..].iter().zip(&b[blocks..]).take_while(|(a, b)| a == b).count()
 }
 
-/// Suffixes of a base in order, and where those of each first two bytes start.
+/// Sorted suffixes of a base, and the start of those with each pair of first bytes.
 struct Index<'a> {
     base: &'a [u8],
     suffixes: Vec<i32>,
@@ -115,7 +118,8 @@ impl<'a> Index<'a> {
     fn new(base: &'a [u8]) -> Self {
         let mut suffixes = vec![0; base.len()];
         divsufsort::sort_in_place(base, &mut suffixes);
-        // Two bytes decide sixteen of some twenty-two steps. The last suffix has one byte: it is not looked at.
+        // The first two bytes save sixteen of some twenty-two steps. The last suffix has only one
+        // byte and is left out.
         let mut starts = vec![0u32; (1 << 16) + 1];
         for pair in base.windows(2) {
             starts[usize::from(u16::from_be_bytes([pair[0], pair[1]])) + 1] += 1;
@@ -129,13 +133,15 @@ impl<'a> Index<'a> {
         Self { base, suffixes, starts }
     }
 
-    /// Place in the base and length of the longest match with the start of `wanted`; zeros for none of two bytes.
+    /// Returns place in the base and length of the longest match with the start of `wanted`; zeros
+    /// if not even two bytes match.
     fn longest(&self, wanted: &[u8]) -> (usize, usize) {
         let [first, second, ..] = wanted else { return (0, 0) };
         let bucket = usize::from(u16::from_be_bytes([*first, *second]));
         let (mut low, mut high) = (self.starts[bucket] as usize, self.starts[bucket + 1] as usize);
         let mut best = (0, 0);
-        // Bytes known to agree at either end of the range agree with all between.
+        // All suffixes of the range share the bytes that its two ends are known to share with
+        // `wanted`.
         let (mut low_len, mut high_len) = (2, 2);
         while low < high {
             let middle = low + (high - low) / 2;

@@ -1,8 +1,10 @@
-//! The outline of a manifest: its chunks told by another manifest and a patch set, without the hashes of what the set rebuilds.
+//! Outline of a manifest: the manifest's entries expressed through another manifest and a patch
+//! set, without the hashes of the chunks that the set rebuilds.
 //!
-//! Where a small change moves block addresses, thousands of short chunks change, and their hashes alone would be more
-//! than the change. A device that applies the set anyhow can hash what comes out; with the outline it then has every
-//! entry, builds the manifest, and the manifest's id says whether all of it was right. So an outline needs no trust.
+//! Where a small change moves block addresses, thousands of short chunks change, and their hashes
+//! alone would be larger than the change. A device that applies the set anyway can hash the rebuilt
+//! chunks. With the outline it then has every entry, builds the manifest, and checks the manifest's
+//! id. So an outline needs no trust.
 //!
 //! Bytes: docs/formats.md, "Outline".
 
@@ -16,32 +18,32 @@ use crate::{ChunkHash, ChunkId};
 /// First bytes of an outline.
 const MAGIC: &[u8; 8] = b"distdol1";
 
-/// Consecutive entries of the manifest that is told.
+/// Run of consecutive entries of the described manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Run {
-    /// Entries of the other manifest, by position.
+    /// Entries of the other manifest, from position `first` on.
     Copy { first: u64, count: u64 },
-    /// Chunks that the set rebuilds.
+    /// Chunks that the set rebuilds, from id `first` on.
     Rebuilt { first: ChunkId, count: u64 },
-    /// A chunk that comes from elsewhere.
+    /// A chunk from elsewhere.
     Chunk(Entry),
 }
 
-/// A manifest's entries, but for the hashes of rebuilt chunks.
+/// Entries of a manifest without the hashes of rebuilt chunks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outline {
     runs: Vec<Run>,
 }
 
-/// Why bytes are no outline.
+/// Error for bytes that are not a valid outline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the outline of a manifest is damaged")]
 pub struct OutlineError;
 
 impl Outline {
-    /// Tells `to` by `from` and what `is_rebuilt`.
+    /// Describes `to` by the entries of `from` and the chunks for which `is_rebuilt` is true.
     ///
-    /// Cost: 24 bytes a chunk of `from`.
+    /// Memory: 24 bytes a chunk of `from`.
     pub fn new(from: &[Entry], to: &[Entry], is_rebuilt: impl Fn(ChunkId) -> bool) -> Self {
         let mut positions: BTreeMap<ChunkId, u64> = BTreeMap::new();
         for (entry, position) in from.iter().zip(0..) {
@@ -56,7 +58,8 @@ impl Outline {
                 }
                 continue;
             }
-            // Where a chunk repeats, the place that goes on is the cheapest to tell.
+            // A chunk may occur several times in `from`: to continue the previous copy is the
+            // cheapest encoding.
             if let Some(Run::Copy { first, count }) = runs.last_mut()
                 && from.get((*first + *count) as usize) == Some(entry)
             {
@@ -73,7 +76,7 @@ impl Outline {
         Self { runs }
     }
 
-    /// The outline packed: at most [`PATCH_INDEX_BYTES_MAX`] bytes unpacked, or `None`.
+    /// Packs the outline; `None` if it has more than [`PATCH_INDEX_BYTES_MAX`] bytes unpacked.
     pub fn encode(&self) -> Option<Vec<u8>> {
         let mut out = MAGIC.to_vec();
         let mut expected = Expected::default();
@@ -88,7 +91,7 @@ impl Outline {
                     put_varint(&mut out, count << 2 | 1);
                     put_varint(&mut out, zigzag(first.0 as i64 - expected.id as i64));
                     expected.id = first.0 + count;
-                    // What is rebuilt mostly takes the place of as many.
+                    // Rebuilt chunks mostly replace the same number of chunks of `from`.
                     expected.position += count;
                 }
                 Run::Chunk(entry) => {
@@ -104,10 +107,11 @@ impl Outline {
         (out.len() as u64 <= PATCH_INDEX_BYTES_MAX).then_some(packed)
     }
 
-    /// An outline from its bytes.
+    /// Unpacks an outline.
     ///
     /// # Errors
-    /// [`OutlineError`]; memory is a small multiple of what is unpacked, which is bounded.
+    /// [`OutlineError`] for invalid bytes. Memory is a small multiple of the unpacked outline,
+    /// which is at most [`PATCH_INDEX_BYTES_MAX`] bytes.
     pub fn decode(packed: &[u8]) -> Result<Self, OutlineError> {
         let claimed = zstd::zstd_safe::get_frame_content_size(packed).ok().flatten();
         let bytes = claimed.filter(|bytes| *bytes <= PATCH_INDEX_BYTES_MAX).ok_or(OutlineError)?;
@@ -153,7 +157,8 @@ impl Outline {
         Ok(Self { runs })
     }
 
-    /// The manifest's entries, at most `max`; `None` when a run leaves `from`, a chunk was not `rebuilt`, or there are more.
+    /// Returns the manifest's entries. `None` when a run reaches outside `from`, when `rebuilt`
+    /// lacks a chunk, or when there are more than `max` entries.
     pub fn entries(
         &self,
         from: &[Entry],
@@ -188,7 +193,7 @@ impl Outline {
     }
 }
 
-/// What the next run is told against.
+/// Values that the next run is encoded relative to.
 #[derive(Default)]
 struct Expected {
     position: u64,
@@ -211,11 +216,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn entries_come_back(
+        fn entries_survive_encoding(
             from in prop::collection::vec(1u64..60, 0..80), to in prop::collection::vec(1u64..120, 0..80),
         ) {
             let (from, to) = (entries(&from), entries(&to));
-            // Of what `from` lacks a set rebuilds those above 80.
+            // The set rebuilds the chunks with ids above 80.
             let rebuilt = |id: ChunkId| id.0 > 80;
             let outline = Outline::new(&from, &to, rebuilt);
             let packed = outline.encode().expect("small");
@@ -240,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fifth_of_many_chunks_replaced_costs_little_more_than_a_byte_each() {
+    fn an_outline_with_every_fifth_chunk_replaced_takes_under_200_bytes() {
         let from: Vec<u64> = (1..=50_000).collect();
         let to: Vec<u64> = from.iter().map(|n| if n % 5 == 0 { 60_000 + n / 5 } else { *n }).collect();
         let (from, to) = (entries(&from), entries(&to));

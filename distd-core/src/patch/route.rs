@@ -1,30 +1,33 @@
-//! The shortest way through patch sets from what is held to what is wanted.
+//! Shortest route through patch sets from the held manifests to the wanted one.
 
 use crate::ManifestId;
 
-/// One set as its list names it.
+/// Patch set, as listed in the metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leg {
-    /// The manifest it starts from; to who names [`ManifestId::NOTHING`] as held, that of a set that needs none.
+    /// Manifest that the set starts from: [`ManifestId::NOTHING`] for a set that needs none, which
+    /// the caller then names among the held manifests.
     pub from: ManifestId,
-    /// The manifest it leads to.
+    /// Manifest that the set leads to.
     pub to: ManifestId,
-    /// Length of the set, bytes.
+    /// Length of the set in bytes.
     pub bytes: u64,
 }
 
-/// Most sets in one route. Each costs a manifest, an index and patches of patches; a device further behind takes chunks.
+/// Most sets in one route. Each set costs a manifest, an index and patches of patches; a device
+/// further behind fetches chunks.
 pub const ROUTE_LEGS_MAX: usize = 4;
 
-/// Indices of the legs that lead from one of `held` to `to` with the fewest bytes, in the order of their use; empty when
-/// there is no way in [`ROUTE_LEGS_MAX`] legs, or nothing to do.
+/// Returns the indices of the legs that lead from one of `held` to `to` with the fewest bytes, in
+/// the order of their use. Empty when there is no route of at most [`ROUTE_LEGS_MAX`] legs, or when
+/// `to` is held.
 ///
-/// Cost: [`ROUTE_LEGS_MAX`] passes over `legs`, with a manifest looked up in each.
+/// Cost: [`ROUTE_LEGS_MAX`] passes over `legs`, each with a lookup of two manifests per leg.
 pub fn route(legs: &[Leg], held: &[ManifestId], to: ManifestId) -> Vec<usize> {
     if held.contains(&to) {
         return Vec::new();
     }
-    // Best way to each end so far, one leg longer with each pass (Bellman and Ford).
+    // Best route to each manifest so far; each pass allows one more leg (Bellman and Ford).
     let mut best: Vec<(ManifestId, u64, Vec<usize>)> = held.iter().map(|id| (*id, 0, Vec::new())).collect();
     for _ in 0..ROUTE_LEGS_MAX {
         let before = best.clone();
@@ -59,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn the_way_with_the_fewest_bytes_is_taken_direct_or_not() {
+    fn the_route_with_the_fewest_bytes_is_taken_direct_or_not() {
         let all = legs(&[(1, 2, 10), (2, 3, 10), (1, 3, 25), (3, 4, 1)]);
         assert_eq!(route(&all, &[id(1)], id(3)), [0, 1]);
         assert_eq!(route(&all, &[id(1)], id(4)), [0, 1, 3]);
@@ -69,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn there_may_be_no_way_or_nothing_to_do_and_circles_end() {
+    fn a_missing_or_unneeded_route_is_empty_and_cycles_end() {
         let all = legs(&[(1, 2, 10), (2, 1, 10), (2, 2, 0), (5, 6, 1)]);
         assert_eq!(route(&all, &[id(1)], id(6)), []);
         assert_eq!(route(&all, &[id(1)], id(1)), []);

@@ -1,10 +1,10 @@
-//! The index of a patch set: which patches there are, what they need and what they rebuild.
+//! Index of a patch set: its patches, their bases and the chunks they rebuild.
 //!
 //! A set belongs to a pair of manifests and is itself an artifact of kind
-//! [`Kind::PatchSet`](crate::manifest::Kind::PatchSet): the packed index, cut into chunks of at most
-//! `CHUNK_BYTES_MAX`, and behind it the payload of each patch, one chunk each. So payloads are numbered, stored,
-//! cached and swarmed like all chunks, and whoever has the set's manifest can say whose byte was wrong. Bytes:
-//! docs/formats.md, "Patch set".
+//! [`Kind::PatchSet`](crate::manifest::Kind::PatchSet): the packed index, cut into chunks of at
+//! most `CHUNK_BYTES_MAX`, and behind it the payload of each patch, one chunk each. So payloads are
+//! numbered, stored, cached and swarmed like all chunks, and a node with the set's manifest can
+//! tell which peer sent a wrong byte. Bytes: docs/formats.md, "Patch set".
 
 use std::ops::RangeInclusive;
 
@@ -19,31 +19,33 @@ use crate::{ChunkId, ManifestId};
 /// First bytes of an index.
 const MAGIC: &[u8; 8] = b"distdps1";
 
-/// Most base or target chunks of one patch: the smallest chunks the limits on bytes allow.
+/// Most base or target chunks of one patch: the limit on base bytes, in chunks of the smallest
+/// size.
 const CHUNKS_MAX: u64 = (PATCH_BASE_BYTES_MAX / 64) as u64;
 
-/// Most chunks of a view: ones of 4 KiB on average, a quarter of the default.
+/// Most chunks of a view: its largest size in chunks of 4 KiB, a quarter of the default average.
 const VIEW_CHUNKS_MAX: u64 = VIEW_BYTES_MAX / 4096;
 
-/// What a patch does with base and payload.
+/// Method by which a patch turns base and payload into the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// Base and target are in memory, within the limits of patches.
+    /// A codec that works in memory, within the limits of patches.
     Buffer(Codec),
-    /// Unpacks packed files of the old release into their view; the payload is the unpack recipe
+    /// Unpacks packed files of the old release into their view. The payload is the unpack recipe
     /// ([`view::unpack_with`](super::view::unpack_with)), for gzip one byte. Streaming.
     Inflate,
-    /// Packs a view again ([`view::repack`](super::view::repack)); the payload is the recipe. Streaming.
+    /// Packs a view again ([`view::repack`](super::view::repack)). The payload is the recipe.
+    /// Streaming.
     Repack,
 }
 
 impl Method {
-    /// The number of [`Method::Inflate`] in an index.
+    /// Number of [`Method::Inflate`] in an index.
     pub const INFLATE: u8 = 128;
-    /// The number of [`Method::Repack`] in an index.
+    /// Number of [`Method::Repack`] in an index.
     pub const REPACK: u8 = 129;
 
-    /// The method of a number; `None` for one this build does not know.
+    /// Returns the method with this number; `None` if this build does not know it.
     pub fn from_number(number: u8) -> Option<Self> {
         match number {
             Self::INFLATE => Some(Self::Inflate),
@@ -52,7 +54,8 @@ impl Method {
         }
     }
 
-    /// Most base chunks, and most raw bytes that come out. A number from 128 on is of a streaming method, known or not.
+    /// Returns the most base chunks and the most raw target bytes. Numbers from 128 on stand for
+    /// streaming methods, known or not.
     fn limits(number: u8) -> (u64, u64) {
         if number >= 128 {
             (VIEW_CHUNKS_MAX, VIEW_BYTES_MAX)
@@ -62,88 +65,90 @@ impl Method {
     }
 }
 
-/// Consecutive chunks that a patch rebuilds.
+/// Run of consecutive chunks that a patch rebuilds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetRun {
-    /// Id of the first.
+    /// Id of the first chunk.
     pub first: ChunkId,
-    /// Raw length of each, bytes; never empty.
+    /// Raw length of each chunk in bytes; never empty.
     pub lens: Vec<u32>,
 }
 
 impl TargetRun {
-    /// The ids with their raw lengths.
+    /// Returns the ids with their raw lengths.
     pub fn chunks(&self) -> impl Iterator<Item = (ChunkId, u32)> + '_ {
         (self.first.0..).map(ChunkId).zip(self.lens.iter().copied())
     }
 }
 
-/// One patch. Its payload is the chunk behind the index with the patch's own number.
+/// Patch of a set. Payloads follow the index in the order of the patches, one chunk each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetPatch {
-    /// Number of the method; one this build does not know makes the patch useless to it, not the set.
+    /// Number of the method. A build that does not know it skips this patch, but can use the rest
+    /// of the set.
     pub codec: u8,
-    /// What the targets cost as chunks, as the origin packed them, bytes.
+    /// Bytes that the targets would cost as chunks, as the origin packed them.
     pub packed: u64,
-    /// The base: these chunks' raw bytes one behind the other. None for a solid segment.
+    /// Base: the raw bytes of these chunks, concatenated. Empty for a solid segment.
     pub bases: Vec<RangeInclusive<ChunkId>>,
-    /// What comes out, in this order.
+    /// Rebuilt chunks, in the order of their bytes in the target.
     pub targets: Vec<TargetRun>,
 }
 
 impl SetPatch {
-    /// How the payload works, when this build knows it.
+    /// Method of the payload; `None` if this build does not know it.
     pub fn method(&self) -> Option<Method> {
         Method::from_number(self.codec)
     }
 
-    /// The base chunks.
+    /// Returns the ids of the base chunks.
     pub fn base_ids(&self) -> impl Iterator<Item = ChunkId> + '_ {
         self.bases.iter().flat_map(|range| (range.start().0..=range.end().0).map(ChunkId))
     }
 
-    /// The target chunks with their raw lengths.
+    /// Returns the target chunks with their raw lengths.
     pub fn target_chunks(&self) -> impl Iterator<Item = (ChunkId, u32)> + '_ {
         self.targets.iter().flat_map(TargetRun::chunks)
     }
 
-    /// Raw bytes of all targets.
+    /// Raw bytes of all targets together.
     pub fn target_bytes(&self) -> usize {
         self.target_chunks().map(|(_, len)| len as usize).sum()
     }
 }
 
-/// All patches of a set, in an order in which each base is there when it is needed.
+/// All patches of a set, in an order in which each base is available when it is needed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetIndex {
-    /// The manifest a device has.
+    /// Manifest that the set starts from.
     pub from: ManifestId,
-    /// The manifest it gets.
+    /// Manifest that the set leads to.
     pub to: ManifestId,
-    /// The patches.
+    /// Patches, in the order of use.
     pub patches: Vec<SetPatch>,
 }
 
-/// Why bytes are no index.
+/// Error for bytes that are not a valid index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SetError {
-    /// Not an index of this version.
-    #[error("not the index of a patch set this build reads")]
+    /// The bytes are not an index of this version.
+    #[error("not the index of a patch set, or of a version that this build does not read")]
     Magic,
-    /// Cut off, with bytes behind its end, or not packed as it should be.
+    /// The index is cut off, has bytes behind its end, or is not packed as it should be.
     #[error("the index of a patch set is damaged")]
     Damaged,
-    /// A number outside its bounds.
+    /// A number is outside its bounds.
     #[error("the index of a patch set has {0} out of bounds")]
     Bounds(&'static str),
 }
 
-/// Ids are told as steps from the end of the range before: in artifact order, and so mostly 0.
+/// Ids behind the last range of each kind. First ids are encoded as steps from there: ranges are in
+/// artifact order, so most steps are 0.
 #[derive(Default)]
 struct Steps {
     bases: u64,
     targets: u64,
-    /// Base chunks told so far.
+    /// Base chunks named so far.
     base_chunks: u64,
 }
 
@@ -154,8 +159,8 @@ fn put_step(out: &mut Vec<u8>, first: ChunkId, last: &mut u64, count: u64) {
 }
 
 impl SetIndex {
-    /// Moves the ids of view chunks to where those of set number `set` of several are, so that sets used together do not
-    /// mean each other's.
+    /// Moves the ids of view chunks into the id range of set number `set`, so that sets used
+    /// together do not refer to each other's views.
     pub fn move_views(&mut self, set: usize) {
         let shift = (set as u64) << 32;
         let moved = |id: ChunkId| if id.0 >= VIEW_IDS_FROM { ChunkId(id.0 + shift) } else { id };
@@ -169,10 +174,10 @@ impl SetIndex {
         }
     }
 
-    /// The index packed, as it stands at the head of the set.
+    /// Packs the index, as it stands at the start of the set.
     ///
     /// # Panics
-    /// When an id is 2^61 or above: origins count from 1, view chunks from [`VIEW_IDS_FROM`].
+    /// If an id is 2^61 or above. Origins count from 1, view chunks from [`VIEW_IDS_FROM`].
     pub fn encode(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         out.extend_from_slice(self.from.as_bytes());
@@ -197,11 +202,12 @@ impl SetIndex {
         zstd::bulk::compress(&out, 19).expect("compressing memory to memory does not fail")
     }
 
-    /// An index from the head of a set.
+    /// Unpacks an index from the start of a set.
     ///
     /// # Errors
-    /// [`SetError`]. What comes out keeps the limits on bytes of base and target; memory is a small multiple of the
-    /// unpacked index, at most [`PATCH_INDEX_BYTES_MAX`] bytes.
+    /// [`SetError`] for invalid bytes. A returned index keeps the limits on bytes of base and
+    /// target. Memory is a small multiple of the unpacked index, which is at most
+    /// [`PATCH_INDEX_BYTES_MAX`] bytes.
     pub fn decode(packed: &[u8]) -> Result<Self, SetError> {
         let claimed = zstd::zstd_safe::get_frame_content_size(packed).ok().flatten();
         let bytes = claimed.filter(|bytes| *bytes <= PATCH_INDEX_BYTES_MAX).ok_or(SetError::Damaged)?;
@@ -211,7 +217,7 @@ impl SetIndex {
         let id = |bytes: &[u8]| ManifestId::from_slice(bytes).ok_or(SetError::Damaged);
         let (from, to) = (id(&ids[..32])?, id(&ids[32..])?);
         let count = take(&mut rest)?;
-        // Each takes at least four bytes.
+        // Each patch takes at least four bytes.
         if count > PATCHES_MAX as u64 || count > rest.len() as u64 / 4 {
             return Err(SetError::Bounds("the number of patches"));
         }
@@ -228,13 +234,13 @@ fn take(rest: &mut &[u8]) -> Result<u64, SetError> {
     take_varint(rest).ok_or(SetError::Damaged)
 }
 
-/// First id and number of a range.
+/// Decodes the first id and the length of a range.
 fn take_step(rest: &mut &[u8], last: &mut u64) -> Result<(u64, u64), SetError> {
     let bad = SetError::Bounds("a chunk id");
     let first = (*last as i64).checked_add(unzigzag(take(rest)?)).ok_or(bad)?;
     let count = take(rest)?;
     let end = u64::try_from(first).ok().filter(|first| *first > 0).and_then(|first| first.checked_add(count));
-    // View chunks are far fewer than the ids there are for those of one set.
+    // One set has 2^32 ids for view chunks, far more than it can use.
     let end = end.filter(|end| *end <= VIEW_IDS_FROM + (1 << 32) && count > 0).ok_or(bad)?;
     if (first as u64) < VIEW_IDS_FROM && end > VIEW_IDS_FROM {
         return Err(bad);
@@ -283,7 +289,7 @@ fn take_patch(rest: &mut &[u8], last: &mut Steps) -> Result<SetPatch, SetError> 
             lens.push(len as u32);
         }
         if bytes > bytes_max {
-            return Err(SetError::Bounds("what a patch rebuilds"));
+            return Err(SetError::Bounds("the number of bytes that a patch rebuilds"));
         }
         targets.push(TargetRun { first: ChunkId(first), lens });
     }
@@ -322,13 +328,13 @@ mod tests {
     }
 
     #[test]
-    fn an_index_comes_back_and_its_bytes_stay_as_they_are() {
+    fn an_index_survives_encoding_and_its_bytes_never_change() {
         let index = sample();
         let packed = index.encode();
         assert_eq!(SetIndex::decode(&packed), Ok(index));
         const GOLDEN: &[u8] = include_bytes!("testdata/set_index_v1.bin");
         let raw = |packed| zstd::bulk::decompress(packed, 1000).expect("zstd");
-        // zstd may learn to pack better; what is packed may not change.
+        // A newer zstd may pack better; the unpacked bytes may not change.
         assert_eq!(raw(GOLDEN), raw(&packed));
         assert_eq!(SetIndex::decode(GOLDEN), Ok(sample()));
     }
@@ -338,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_index_is_refused_or_another_one_and_never_beyond_its_bounds() {
+    fn a_damaged_index_is_refused_or_differs_and_stays_within_bounds() {
         let raw = zstd::bulk::decompress(&sample().encode(), 1000).expect("zstd");
         for at in 0..raw.len() {
             assert!(SetIndex::decode(&repack(&raw[..at])).is_err(), "cut to {at}");
@@ -361,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_bytes_cannot_name_base_chunks_without_end() {
+    fn a_few_bytes_cannot_name_unbounded_base_chunks() {
         let patch = |n: u64| SetPatch {
             codec: 1,
             packed: 1,

@@ -1,8 +1,9 @@
-//! Codec 2: suffix-array difference, for executables and other binaries whose parts moved.
+//! Codec 2: suffix-array difference, for executables and other binaries with moved parts.
 //!
-//! The target is a sequence of segments: bytes to add to bytes of the base (mostly zeros), then extra bytes.
+//! The target is a sequence of segments. Each segment is a number of bytes to add to bytes of the
+//! base (mostly zeros), then extra bytes.
 //!
-//! Payload, every number an LEB128 varint of at most 5 bytes:
+//! Payload, with every number an LEB128 varint of at most 5 bytes:
 //!
 //! ```text
 //! lane            1 byte: 1, 4 or 8, see below
@@ -10,33 +11,35 @@
 //! control_packed  length of its zstd frame
 //! diff_packed     length of the diff stream's zstd frame
 //! control         zstd frame
-//! diff            zstd frame: what to add, of all segments
+//! diff            zstd frame: the bytes to add of all segments
 //! extra           zstd frame up to the payload's end: the extra bytes of all segments
 //! ```
 //!
-//! Control stream, unpacked: the number of segments, then for each the number of bytes to add, then for each the
-//! number of extra bytes, then for each where in the base it starts, relative to the end of the one before
-//! (zigzag; the first from zero). Columns, because numbers of one kind resemble each other. The two lengths add up
-//! to the target over all segments; nothing may lie outside the base.
+//! Control stream, unpacked: the number of segments; then for each segment the number of bytes to
+//! add; then for each the number of extra bytes; then for each the start in the base, relative to
+//! the end of the segment before (zigzag; the first from zero). The columns put numbers of one kind
+//! together, because they resemble each other. The two lengths of all segments add up to the
+//! target; no segment may reach outside the base.
 //!
-//! The bytes to add are added one by one (lane 1), or as little-endian numbers of 4 or 8 bytes: from the first byte of the
-//! segment's part on whose place in the target is a multiple of the lane, as long as whole numbers fit; the bytes before
-//! and behind are added one by one. Always wrapping. Addresses that moved by one distance then have one difference,
-//! whatever carries there are.
+//! The bytes to add are added singly (lane 1), or as little-endian numbers of 4 or 8 bytes. The
+//! numbers start at the first byte of the segment's part whose place in the target is a multiple of
+//! the lane, and go on while whole numbers fit; the bytes before and behind are added singly.
+//! Additions wrap. With lanes, addresses that moved by one distance all have the same difference,
+//! whatever carries occur.
 //!
 //! zstd frames have neither content size nor checksum, as in codec 1.
 
 use super::matches::{Segment, segments};
 use super::{PatchError, prefix};
 
-/// Most bytes of control stream taken: a segment is worth some bytes of target, and takes
-/// a dozen at worst.
+/// Most bytes of control stream accepted: a segment stands for some bytes of target and takes a
+/// dozen bytes at worst.
 const CONTROL_MAX: usize = 6 << 20;
 
-/// Widths of what is added.
+/// Widths in bytes of the added numbers.
 const LANES: [usize; 3] = [1, 4, 8];
 
-/// zstd level that tells the lanes apart.
+/// zstd level used to compare the lanes.
 const LANE_LEVEL: i32 = 9;
 
 pub(super) fn encode(base: &[u8], target: &[u8], level: i32) -> Option<Vec<u8>> {
@@ -71,7 +74,8 @@ pub(super) fn encode(base: &[u8], target: &[u8], level: i32) -> Option<Vec<u8>> 
     Some(payload)
 }
 
-/// The lane whose differences pack best by a quick level, and these packed at `level`.
+/// Returns the lane whose differences pack smallest at a quick level, and the differences packed at
+/// `level`.
 fn best_lane(base: &[u8], target: &[u8], segments: &[Segment], level: i32) -> Option<(usize, Vec<u8>)> {
     let of_lane = |lane| {
         let (mut diff, mut at) = (Vec::with_capacity(target.len()), 0);
@@ -94,7 +98,8 @@ enum Direction {
     Subtract,
 }
 
-/// Adds the base's bytes to those of the target that start at `place`, or takes them away, in numbers of `lane` bytes.
+/// Adds the base's bytes to the target bytes that start at `place`, or subtracts them, in numbers
+/// of `lane` bytes.
 fn combine(bytes: &mut [u8], old: &[u8], place: usize, lane: usize, direction: Direction) {
     let single = |bytes: &mut [u8], old: &[u8]| {
         for (byte, old) in bytes.iter_mut().zip(old) {
@@ -156,9 +161,10 @@ pub(super) fn decode(base: &[u8], mut payload: &[u8], target_len: usize) -> Resu
     let control = prefix::decode(&[], packed_control, control_len)?;
     let mut counts = &control[..];
     let count = take(&mut counts)?;
-    // Three numbers of at least a byte each: bounds the three passes by what was sent.
+    // Each segment has three numbers of at least a byte each, so the length received bounds the
+    // three passes.
     if count > control.len() / 3 {
-        return Err(PatchError::Damaged("more segments than numbers"));
+        return Err(PatchError::Damaged("more segments than the control stream has numbers for"));
     }
     let (mut adds, mut extras, mut seeks) = (counts, counts, counts);
     let diff_len = skip(&mut extras, count)?;
@@ -181,7 +187,7 @@ pub(super) fn decode(base: &[u8], mut payload: &[u8], target_len: usize) -> Resu
             .and_then(|from| base.get(from..from.checked_add(add)?))
             .ok_or(outside)?;
         at += add as i64;
-        let lost = PatchError::Damaged("lengths do not add up");
+        let lost = PatchError::Damaged("the lengths of segments do not add up");
         let (added, behind) = diff.split_at_checked(add).ok_or(lost.clone())?;
         let from = target.len();
         target.extend_from_slice(added);
@@ -202,7 +208,7 @@ fn put(out: &mut Vec<u8>, mut number: usize) {
     out.push(number as u8);
 }
 
-/// The next number, below 2^35.
+/// Decodes the next number, below 2^35.
 fn take(bytes: &mut &[u8]) -> Result<usize, PatchError> {
     let mut number = 0;
     for shift in 0..5 {
@@ -216,9 +222,9 @@ fn take(bytes: &mut &[u8]) -> Result<usize, PatchError> {
     Err(PatchError::Damaged("a number is too large"))
 }
 
-/// Goes over `count` numbers; their sum.
+/// Skips `count` numbers and returns their sum.
 fn skip(bytes: &mut &[u8], count: usize) -> Result<usize, PatchError> {
     (0..count).try_fold(0usize, |sum, _| {
-        sum.checked_add(take(bytes)?).ok_or(PatchError::Damaged("lengths do not add up"))
+        sum.checked_add(take(bytes)?).ok_or(PatchError::Damaged("the lengths of segments do not add up"))
     })
 }

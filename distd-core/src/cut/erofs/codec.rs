@@ -1,60 +1,62 @@
-//! What the superblock says about the algorithms of an image.
+//! Compression algorithms of an image, according to its superblock.
 
 use erofs_rs::types::{SB_EXTSLOT_SIZE, SUPER_BLOCK_OFFSET, SuperBlock};
 
 use super::image::{Image, u16_at, u32_at};
 use crate::cut::ReadAt;
 
-/// How the bytes of a physical cluster become those of its extent.
+/// Coding that turns the bytes of a physical cluster into the bytes of its extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Coding {
-    /// As they are, from the first byte on.
+    /// Stored bytes, from the first byte of the cluster on.
     Shifted,
-    /// As they are, turned within the block: the byte at logical offset `n` is at `n` modulo the block
-    /// size in the cluster.
+    /// Stored bytes, rotated within the block: the byte at logical offset `n` is at `n` modulo the
+    /// block size in the cluster.
     Interlaced,
-    /// An LZ4 block. See [`Codecs::zeros_in_front`].
+    /// LZ4 block. See [`Codecs::zeros_in_front`].
     Lz4,
-    /// A MicroLZMA stream.
+    /// MicroLZMA stream.
     Lzma,
-    /// A raw deflate stream.
+    /// Raw deflate stream.
     Deflate,
-    /// A zstd frame.
+    /// Zstd frame.
     Zstd,
 }
 
 impl Coding {
-    /// The one with this number in an index header.
+    /// Returns the coding that has this number in an index header.
     pub(super) fn of_algorithm(number: u8) -> Option<Self> {
         [Self::Lz4, Self::Lzma, Self::Deflate, Self::Zstd].get(usize::from(number)).copied()
     }
 }
 
-/// Parameters of an image's algorithms, as its superblock has them. They decide no cut; who unpacks
+/// Parameters of an image's algorithms, from its superblock. They decide no cut; code that unpacks
 /// or packs clusters needs them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Codecs {
-    /// Whether zeros fill a cluster in front of its stream, and not behind it. Always so but for old LZ4.
+    /// Whether zeros fill a cluster in front of its stream instead of behind it. True for all
+    /// images but those with old LZ4.
     pub zeros_in_front: bool,
-    /// Farthest LZ4 match in bytes; 0 stands for 65 535.
+    /// Largest distance of an LZ4 match in bytes; 0 stands for 65 535.
     pub lz4_distance: u16,
     /// Most blocks in an LZ4 cluster; 0 stands for 1.
     pub lz4_cluster_blocks: u16,
-    /// LZMA dictionary in bytes, 0 without LZMA.
+    /// Size of the LZMA dictionary in bytes, 0 if the image has no LZMA.
     pub lzma_dictionary_bytes: u32,
-    /// Log2 of the deflate window, 0 without deflate.
+    /// Log2 of the deflate window, 0 if the image has no deflate.
     pub deflate_window_bits: u8,
-    /// Log2 of the zstd window, 0 without zstd.
+    /// Log2 of the zstd window, 0 if the image has no zstd.
     pub zstd_window_bits: u8,
 }
 
-/// The algorithms' numbers as bits.
+/// Returns the set of algorithms in use, with the bit of each algorithm's number set.
 pub(super) fn available(superblock: &SuperBlock) -> u16 {
-    // Without the feature, the field is the LZ4 distance, and LZ4 all there is.
+    // Without the feature this field is the LZ4 distance, and LZ4 is the only algorithm.
     if superblock.feature_incompat & FEATURE_CODECS != 0 { superblock.compr_algs } else { 1 }
 }
 
-/// `None` if the records behind the superblock do not parse or are of an unknown kind.
+/// Reads the parameters of the algorithms; `None` if the records behind the superblock do not parse
+/// or are of an unknown kind.
 pub(super) fn codecs<R: ReadAt + ?Sized>(image: &Image<'_, R>, superblock: &SuperBlock) -> Option<Codecs> {
     let mut codecs = Codecs {
         zeros_in_front: superblock.feature_incompat & FEATURE_ZEROS_IN_FRONT != 0,
@@ -93,5 +95,5 @@ pub(super) fn codecs<R: ReadAt + ?Sized>(image: &Image<'_, R>, superblock: &Supe
 }
 
 const FEATURE_ZEROS_IN_FRONT: u32 = 0x1;
-/// Also says that clusters may have block counts.
+/// Also allows clusters to have block counts.
 pub(super) const FEATURE_CODECS: u32 = 0x2;

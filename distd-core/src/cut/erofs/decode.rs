@@ -1,4 +1,4 @@
-//! Unpacking clusters.
+//! Decompression of clusters.
 
 use lzzzz::lz4;
 use miniz_oxide::inflate::TINFLStatus;
@@ -8,14 +8,16 @@ use zstd::zstd_safe::get_frame_content_size;
 
 use super::Coding;
 
-/// Longest zstd frame of which only the front is wanted, bytes: extents that others share the front of are short.
+/// Longest zstd frame, in unpacked bytes, of which only the front is unpacked. Extents that share a
+/// front are short.
 const SHARED_MAX: u64 = 4 << 20;
 
-/// What unpacks clusters, one at a time. Of every algorithm but MicroLZMA, whose decoder has no safe binding.
+/// Decompressor for clusters, one at a time. Supports every algorithm but MicroLZMA, whose decoder
+/// has no safe binding.
 pub(crate) struct Decoder {
     zstd: zstd::bulk::Decompressor<'static>,
     inflate: Box<DecompressorOxide>,
-    /// Where a zstd frame is unpacked of which only the front is wanted.
+    /// Buffer for a zstd frame of which only the front is wanted.
     scratch: Vec<u8>,
 }
 
@@ -30,11 +32,12 @@ impl Default for Decoder {
 }
 
 impl Decoder {
-    /// Unpacks a cluster, zeros in front or not, until `out` is full or the cluster is used up; bytes made. `None` for
-    /// damage, and for what is not packed by an algorithm known here.
+    /// Unpacks a cluster, with or without zeros in front, until `out` is full or the cluster is
+    /// used up. Returns the number of bytes written to `out`; `None` if the cluster is damaged or
+    /// its coding is not supported here.
     pub(crate) fn unpack(&mut self, coding: Coding, cluster: &[u8], out: &mut [u8]) -> Option<usize> {
-        // No stream of these begins with a zero: of LZ4 that would be a match with nothing before it, and packers see
-        // to it that no deflate stream does.
+        // No stream of these algorithms begins with a zero: in LZ4 that would be a match with
+        // nothing before it, and packers make sure that no deflate stream begins so.
         let front = cluster.iter().take_while(|byte| **byte == 0).count();
         let packed = &cluster[front..];
         let len = out.len();
@@ -45,7 +48,7 @@ impl Decoder {
                 if whole <= len as u64 {
                     return self.zstd.decompress_to_buffer(packed, out).ok();
                 }
-                // It does not stop early.
+                // The zstd decoder cannot stop early, so unpack the whole frame.
                 self.scratch.resize(usize::try_from(whole).ok().filter(|_| whole <= SHARED_MAX)?, 0);
                 self.zstd.decompress_to_buffer(packed, &mut self.scratch[..]).ok()?;
                 out.copy_from_slice(&self.scratch[..len]);

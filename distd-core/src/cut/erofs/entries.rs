@@ -1,4 +1,5 @@
-//! Everything an image has a name for, with what its inode says beside where the data is.
+//! Named entries of an image (files, directories, links, devices) with the attributes in their
+//! inodes.
 
 use std::ops::{ControlFlow, Range};
 
@@ -8,25 +9,25 @@ use super::image::u16_at;
 use super::{NID_METABOX, Reader, ready};
 use crate::cut::ReadAt;
 
-/// What an inode says about its file, without times and places. Two releases of a file nobody touched agree
-/// in it.
+/// Attributes of a file in its inode, without times and addresses. Two releases of an unchanged
+/// file have equal attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attributes {
     /// Type and permissions, as in `st_mode`.
     pub mode: u16,
-    /// Owner.
+    /// User id of the owner.
     pub uid: u32,
-    /// Group.
+    /// Group id.
     pub gid: u32,
-    /// Hard links.
+    /// Number of hard links.
     pub links: u32,
-    /// Bytes of content, of a directory those of its table.
+    /// Bytes of content; for a directory, of its table.
     pub size: u64,
     /// Bytes of extended attributes.
     pub xattr_bytes: u32,
 }
 
-/// Where an inode lies in the image. The ranges are of the artifact, in bytes.
+/// Place of an inode in the image. Its methods return byte ranges of the artifact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawInode {
     start: u64,
@@ -34,36 +35,36 @@ pub struct RawInode {
     flat: bool,
 }
 
-/// A file, directory, link or device by one of its paths.
+/// File, directory, link or device, under one of its paths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ImageEntry<'p> {
-    /// Raw bytes without a leading slash; empty for the root.
+    /// Path as raw bytes without a leading slash; empty for the root.
     pub path: &'p [u8],
     /// Modification time: seconds since 1970 and nanoseconds.
     pub modified: (i64, u32),
-    /// The rest of what the inode says.
+    /// Attributes of the inode other than the time.
     pub attributes: Attributes,
-    /// `None` when it is in the metabox, which is a file itself.
+    /// Place of the inode; `None` for an inode in the metabox, which is itself a file.
     pub raw: Option<RawInode>,
 }
 
 impl RawInode {
-    /// Where the modification time is.
+    /// Range of the modification time.
     pub fn times(&self) -> Range<u64> {
         if self.extended { self.start + 32..self.start + 44 } else { self.start + 12..self.start + 16 }
     }
 
-    /// Where the address of the data is, if it is one, and the inode's number: what changes in every inode
-    /// behind a file that grew or is new.
+    /// Range of the data's address, if the inode has one, and of the inode's number. Both change in
+    /// every inode behind a file that grew or is new.
     pub fn address(&self) -> Range<u64> {
         self.start + if self.flat { 16 } else { 20 }..self.start + 24
     }
 }
 
-/// Where the superblock has times, and the checksum over them.
+/// Ranges of the superblock's times, and of the checksum over them.
 pub const SUPERBLOCK_TIMES: [Range<u64>; 3] = [within(4, 8), within(24, 36), within(108, 112)];
 
-/// Where the superblock has the UUID and the volume's name.
+/// Range of the superblock's UUID and volume name.
 pub const SUPERBLOCK_IDENTITY: [Range<u64>; 1] = [within(48, 80)];
 
 const fn within(from: u64, to: u64) -> Range<u64> {
@@ -71,10 +72,11 @@ const fn within(from: u64, to: u64) -> Range<u64> {
 }
 
 impl<R: ReadAt + ?Sized> Reader<'_, R> {
-    /// Hands out everything that has a name, the root first, then in directory order; a file with several
-    /// names once for each.
+    /// Calls `visit` with every named entry: the root first, then the others in directory order. A
+    /// file with several names is visited once per name.
     ///
-    /// `None` if the image is not sound, where [`regions`](crate::cut::regions) gives one plain region.
+    /// `None` if the image is not sound; [`regions`](crate::cut::regions) then returns one plain
+    /// region.
     pub fn entries(&self, mut visit: impl FnMut(ImageEntry<'_>) -> ControlFlow<()>) -> Option<()> {
         self.image.refill();
         let root = ready(self.fs.get_inode(self.fs.super_block().root_inode_id()))?.ok()?;

@@ -1,4 +1,4 @@
-//! Where the data of files that are not compressed lies.
+//! Places of the data of uncompressed files.
 
 use erofs_rs::types::{
     Inode, LAYOUT_CHUNK_FORMAT_48BIT, LAYOUT_CHUNK_FORMAT_BITS, LAYOUT_CHUNK_FORMAT_INDEXES, Layout,
@@ -9,18 +9,18 @@ use super::image::{u16_at, u32_at};
 use super::{Geometry, NID_METABOX, Reader, TAIL_MIN};
 use crate::cut::ReadAt;
 
-/// `inode_data`, the data union, lies here in both inode forms.
+/// Offset of the data union `inode_data`, the same in both inode forms.
 const INODE_DATA_OFFSET: usize = 16;
 
 impl<R: ReadAt + ?Sized> Reader<'_, R> {
-    /// Adds the extents of one file's data, whole blocks. `layout` is one of the three that are not
-    /// compressed.
+    /// Adds the extents of one file's data, in whole blocks. `layout` is one of the three
+    /// uncompressed layouts.
     ///
-    /// The last part of an inline file lies behind its inode; it is an extent of its own exact length.
-    /// `None` if one lies outside the image.
+    /// The last part of an inline file lies behind its inode; it is an extent of its own exact
+    /// length. `None` if an extent lies outside the image.
     pub(super) fn flat_runs(&self, inode: &Inode, layout: Layout, found: &mut Found) -> Option<()> {
         if inode.id() & NID_METABOX != 0 {
-            // The inode is in a file of its own, which we would have to unpack.
+            // The inode lies in the metabox, a file that would have to be unpacked first.
             found.forget(found.mark());
             return Some(());
         }
@@ -45,12 +45,12 @@ impl<R: ReadAt + ?Sized> Reader<'_, R> {
         found.add(start, start.checked_add(tail)?, false, &self.geometry)
     }
 
-    /// Where a flat file's blocks start; inner `None` for a hole.
+    /// Returns the first block of a flat file; the inner `None` stands for a hole.
     fn start_block(&self, inode: &Inode) -> Option<Option<u64>> {
         let (raw, _) = self.behind_inode(inode)?;
         let low = u64::from(u32_at(&raw, INODE_DATA_OFFSET));
-        // 48-bit addresses: the high bits take the place of the link count in a compact inode of one
-        // link (format bit 4), and of nb_blocks_hi in an extended one.
+        // With 48-bit addresses, the high bits replace the link count in a compact inode with one
+        // link (format bit 4), and nb_blocks_hi in an extended inode.
         let compact_wide = raw[0] & 1 == 0 && raw[0] & 0x10 != 0;
         let extended_wide = raw[0] & 1 != 0 && self.geometry.wide;
         let wide = compact_wide || extended_wide;
@@ -59,7 +59,7 @@ impl<R: ReadAt + ?Sized> Reader<'_, R> {
         Some((block != hole).then_some(block))
     }
 
-    /// Extents of a chunk-based file, from the block map or chunk index behind its inode.
+    /// Adds the extents of a chunk-based file, from the block map or chunk index behind its inode.
     fn chunks_of(&self, inode: &Inode, found: &mut Found) -> Option<()> {
         let geometry = &self.geometry;
         let (raw, behind) = self.behind_inode(inode)?;
@@ -78,7 +78,7 @@ impl<R: ReadAt + ?Sized> Reader<'_, R> {
         if table.checked_add(count.checked_mul(unit)?)? > geometry.len {
             return None;
         }
-        // Adjacent chunks are one extent, as long as the file is laid out in order.
+        // Adjacent chunks become one extent as long as the file is laid out in order.
         let mut run: Option<(u64, u64)> = None;
         let mut page = [0; 4096];
         for index in 0..count {
@@ -89,7 +89,8 @@ impl<R: ReadAt + ?Sized> Reader<'_, R> {
             }
             let record = &page[within..within + unit as usize];
             let block = if indexed {
-                // Without a device table, which we do not take, the device id means nothing.
+                // An image with a device table is not accepted, so the device id means nothing
+                // here.
                 u64::from(u32_at(record, 4)) | u64::from(u16_at(record, 0)) << 32
             } else {
                 u64::from(u32_at(record, 0))
@@ -120,13 +121,13 @@ fn add_run(run: Option<(u64, u64)>, geometry: &Geometry, found: &mut Found) -> O
     run.map_or(Some(()), |(block, bytes)| add_blocks(block, bytes, geometry, found))
 }
 
-/// Notes `bytes` from `block` on as data of the file being read, up to the end of its last block.
+/// Adds `bytes` from `block` on as data of the current file, up to the end of the last block.
 fn add_blocks(block: u64, bytes: u64, geometry: &Geometry, found: &mut Found) -> Option<()> {
     let start = block.checked_mul(1 << geometry.block_bits)?;
     let end = start.checked_add(bytes)?;
     if end > geometry.len {
         return None;
     }
-    // Only the padding may be cut off, when the artifact ends without it.
+    // An artifact may end inside the last block, but only the block's padding may be missing.
     found.add(start, end.next_multiple_of(1 << geometry.block_bits).min(geometry.len), false, geometry)
 }

@@ -1,33 +1,33 @@
-//! From the runs of file data a walk found to the regions of the whole image.
+//! Conversion of the runs of file data that a walk found to regions of the whole image.
 
 use super::super::region::NAMES_BYTES_MAX;
 use super::Geometry;
 use crate::cut::{RegionKind, Regions};
 use crate::limits::{PATH_BYTES_MAX, REGIONS_MAX};
 
-/// A run of one file's data.
+/// Run of one file's data.
 struct Run {
     start: u64,
     end: u64,
-    /// Index of the file in order of discovery.
+    /// Index of the file, in order of discovery.
     file: u32,
     packed: bool,
 }
 
-/// What the walk found.
+/// Runs and file names that a walk found.
 #[derive(Default)]
 pub(super) struct Found {
     runs: Vec<Run>,
     names: Vec<u8>,
-    /// End of each file's name in `names`.
+    /// End of each file's name in `names`, by index of the file.
     name_ends: Vec<u32>,
-    /// Whether some data lies where we do not know.
+    /// Whether some file data lies at unknown places.
     unmapped: bool,
 }
 
 impl Found {
-    /// Notes `start..end` as data of the file being read; `None` outside the image, or if there are
-    /// too many.
+    /// Adds `start..end` as data of the current file; `None` outside the image, or if there are too
+    /// many runs.
     pub(super) fn add(&mut self, start: u64, end: u64, packed: bool, geometry: &Geometry) -> Option<()> {
         if end > geometry.len || self.runs.len() == REGIONS_MAX {
             return None;
@@ -36,18 +36,18 @@ impl Found {
         Some(())
     }
 
-    /// How much was noted, for [`Found::forget`] and [`Found::finish_file`].
+    /// Returns the number of runs so far, for [`Found::forget`] and [`Found::finish_file`].
     pub(super) fn mark(&self) -> usize {
         self.runs.len()
     }
 
-    /// Takes back what was noted since `mark`: some data lies where we do not know.
+    /// Removes the runs added since `mark` and records that some file data lies at unknown places.
     pub(super) fn forget(&mut self, mark: usize) {
         self.runs.truncate(mark);
         self.unmapped = true;
     }
 
-    /// Names the file all runs since `mark` belong to.
+    /// Ends the current file: names the file to which all runs since `mark` belong.
     pub(super) fn finish_file(&mut self, mark: usize, name: &[u8]) {
         if self.runs.len() == mark {
             return;
@@ -58,10 +58,11 @@ impl Found {
         self.name_ends.push(self.names.len() as u32);
     }
 
-    /// Sorts the runs and fills the gaps.
+    /// Sorts the runs and fills the gaps between them.
     pub(super) fn lay_out(self, geometry: &Geometry) -> Option<Regions> {
         let Self { mut runs, names, name_ends, unmapped } = self;
-        // Where files share blocks, the one that starts first keeps them; on a tie, the one found first.
+        // Where files share blocks, the run that starts first keeps them; on a tie, the run found
+        // first.
         runs.sort_unstable_by_key(|run| (run.start, run.file, run.end));
         let mut out = Regions::default();
         let between = if unmapped { RegionKind::Plain } else { RegionKind::Metadata };
@@ -85,7 +86,8 @@ impl Found {
     }
 }
 
-/// Covers what lies before `end` and belongs to no file; behind the file system nothing is known.
+/// Covers the bytes before `end` that belong to no file. Nothing is known of bytes behind the file
+/// system, so they are plain.
 fn fill(out: &mut Regions, end: u64, between: RegionKind, geometry: &Geometry) {
     out.push(end.min(geometry.used).saturating_sub(out.total()), between, None);
     out.push(end - out.total(), RegionKind::Plain, None);

@@ -1,4 +1,4 @@
-//! What stands in front of the index of a compressed file.
+//! Header in front of the index of a compressed file.
 
 use erofs_rs::types::{Inode, Layout, MapHeader};
 
@@ -8,25 +8,28 @@ use super::index::Index;
 use super::{MapError, NID_METABOX, Reader};
 use crate::cut::ReadAt;
 
-/// The header of one file, checked.
+/// Checked header of one compressed file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Header {
-    /// Codings of the two kinds of compressed heads; `None` for one the image does not list.
+    /// Codings of the two kinds of compressed heads; `None` for a coding that the superblock does
+    /// not list.
     pub(super) codings: [Option<Coding>; 2],
-    /// Whether the two have block counts.
+    /// Whether extents of each of the two kinds have block counts.
     pub(super) big: [bool; 2],
     /// Coding of plain heads.
     pub(super) plain: Coding,
-    /// Bytes of the inline cluster, 0 without.
+    /// Length of the inline cluster in bytes, 0 if there is none.
     pub(super) inline_bytes: u16,
-    /// The last extent is a fragment at this offset; in a full index, these are its low 32 bits.
+    /// Offset in the packed inode of the fragment that is the last extent, if there is one; in a
+    /// full index only the low 32 bits of it.
     pub(super) fragment: Option<u64>,
-    /// Whether the head of a fragment has the high bits of its offset.
+    /// Whether the head of a fragment holds the high bits of the fragment's offset.
     pub(super) wide_fragment: bool,
 }
 
 impl Header {
-    /// Reads the header and works out the index, which has no entries if the whole file is one fragment.
+    /// Reads the header and works out the layout of the index. The index has no entries if the
+    /// whole file is one fragment.
     ///
     /// # Errors
     /// [`MapError`], see docs/formats.md, "Map of a compressed file".
@@ -42,7 +45,7 @@ impl Header {
         let start = behind
             .checked_next_multiple_of(8)
             .filter(|start| *start <= geometry.len.saturating_sub(MapHeader::size() as u64))
-            .ok_or(MapError::Damaged("an index behind the end"))?;
+            .ok_or(MapError::Damaged("an index behind the end of the image"))?;
         let mut raw = [0; MapHeader::size()];
         reader.image.read(&mut raw, start).ok_or(MapError::Unreadable)?;
 
@@ -53,7 +56,9 @@ impl Header {
         let advice = if whole { ADVICE_FRAGMENT } else { u16_at(&raw, 4) };
         let fragment = advice & ADVICE_FRAGMENT != 0;
         if fragment && reader.packed_nid().is_none_or(|nid| nid == inode.id()) {
-            return Err(MapError::Damaged("a fragment without a packed inode, or of it"));
+            return Err(MapError::Damaged(
+                "a fragment in an image without a packed inode, or in the packed inode itself",
+            ));
         }
         if whole {
             let index = Index::new(entries, 0, (block_bits, block_bits), None, false)?;
@@ -70,10 +75,10 @@ impl Header {
         }
 
         if full && advice & ADVICE_EXTENTS != 0 {
-            return Err(MapError::Unsupported("encoded extents"));
+            return Err(MapError::Unsupported("an index of encoded extents"));
         }
         if advice & !ADVICE_KNOWN != 0 || raw[7] & !CLUSTER_BITS != 0 {
-            return Err(MapError::Unsupported("unknown bits in front of an index"));
+            return Err(MapError::Unsupported("unknown bits in the header of an index"));
         }
         let algorithms = [raw[6] & 15, raw[6] >> 4];
         if algorithms.iter().any(|number| Coding::of_algorithm(*number).is_none()) {
@@ -81,7 +86,7 @@ impl Header {
         }
         let big = [advice & ADVICE_BIG_1 != 0, advice & ADVICE_BIG_2 != 0];
         if big != [false; 2] && geometry.features & FEATURE_CODECS == 0 {
-            return Err(MapError::Damaged("block counts without their feature"));
+            return Err(MapError::Damaged("block counts in an image without that feature"));
         }
         if !full && big[0] != big[1] {
             return Err(MapError::Damaged("a compact index with block counts for one algorithm"));
@@ -89,7 +94,7 @@ impl Header {
         let inline = advice & ADVICE_INLINE != 0;
         let inline_bytes = u16_at(&raw, 2);
         if inline && (fragment || inline_bytes == 0) {
-            return Err(MapError::Damaged("an inline cluster without bytes, or beside a fragment"));
+            return Err(MapError::Damaged("an inline cluster of zero bytes, or together with a fragment"));
         }
         let cluster_bits = block_bits + u32::from(raw[7] & CLUSTER_BITS);
         let compact = (!full).then_some(advice & ADVICE_SHORT != 0);
@@ -111,7 +116,7 @@ impl Header {
 }
 
 const ADVICE_SHORT: u16 = 0x1;
-/// The same bit, in a full index.
+/// Meaning of the same bit in a full index.
 const ADVICE_EXTENTS: u16 = 0x1;
 const ADVICE_BIG_1: u16 = 0x2;
 const ADVICE_BIG_2: u16 = 0x4;
@@ -120,7 +125,7 @@ const ADVICE_INTERLACED: u16 = 0x10;
 const ADVICE_FRAGMENT: u16 = 0x20;
 const ADVICE_KNOWN: u16 = 0x3f;
 
-/// In the last byte of the header: the rest of it is an offset in the packed inode.
+/// Bit in the last byte of the header: the rest of the header is an offset in the packed inode.
 const WHOLE_FRAGMENT: u8 = 0x80;
-/// There too: log2 of blocks in a logical cluster.
+/// Mask in the last byte of the header: log2 of the blocks in a logical cluster.
 const CLUSTER_BITS: u8 = 0xf;

@@ -1,4 +1,4 @@
-//! The bounded reader below everything else: a small cache, and an end to what an image may ask for.
+//! Bounded access to the image: a small cache, and a limit on the work that an image may cause.
 
 use std::sync::{Arc, Mutex};
 
@@ -6,24 +6,27 @@ use erofs_rs::backend::AsyncImage;
 
 use crate::cut::ReadAt;
 
-/// Bytes of one cache line. Inodes and directories lie scattered between the files in blocks of 4 KiB, so
-/// longer lines mostly fetch file data. The walk of an 800 MB image takes 0.03 s from the page cache.
+/// Bytes of one cache line. Inodes and directories lie scattered between the files in blocks of 4
+/// KiB, so longer lines mostly fetch file data. The walk of an 800 MB image takes 0.03 s from the
+/// page cache.
 const LINE_BYTES: usize = 16 << 10;
 
-/// Lines kept, 4 MiB in all.
+/// Number of lines kept, 4 MiB in all.
 const LINES: usize = 256;
 
-/// Work allowed per byte of image, in bytes copied or read. An 800 MB Debian image needs 0.2, one of tiny
-/// files a few; one whose directories or chunk tables point at the same bytes over and over runs out.
+/// Work allowed per byte of image, in bytes copied or read. An 800 MB Debian image needs 0.2 per
+/// byte, an image of tiny files a few. An image whose directories or chunk tables point at the same
+/// bytes over and over exceeds this limit.
 const WORK_PER_BYTE: u64 = 16;
-/// Work any image may do: small ones with many hard links need more per byte.
+/// Work allowed in addition to every image: a small one with many hard links needs more per byte.
 const WORK_FLOOR: u64 = 64 << 20;
-/// Work no image may do, a guess at half a minute.
+/// Most work allowed for an image, however large: about half a minute, a guess.
 const WORK_CEILING: u64 = 64 << 30;
-/// What one read costs beside its bytes.
+/// Work charged for one read in addition to its bytes.
 const WORK_PER_READ: u64 = 64;
 
-/// A reader for `erofs-rs` that keeps recent lines and stops when the image asks for too much.
+/// Image for `erofs-rs` that caches recently read lines and stops when the image asks for too much
+/// work.
 pub(super) struct Image<'a, R: ReadAt + ?Sized> {
     artifact: &'a R,
     len: u64,
@@ -31,7 +34,7 @@ pub(super) struct Image<'a, R: ReadAt + ?Sized> {
 }
 
 struct State {
-    /// Direct-mapped: line `n` lives in slot `n % LINES`.
+    /// Direct-mapped cache: line `n` lives in slot `n % LINES`.
     lines: Vec<Option<(u64, Box<[u8]>)>>,
     work_left: u64,
 }
@@ -43,27 +46,29 @@ impl<'a, R: ReadAt + ?Sized> Image<'a, R> {
         Self { artifact, len, state }
     }
 
-    /// Gives back all work, for the next thing a caller asks of an image already open.
+    /// Restores the full work allowance, for a new operation on an open image.
     pub(super) fn refill(&self) {
         if let Ok(mut state) = self.state.lock() {
             state.work_left = work(self.len);
         }
     }
 
-    /// Takes `work` for something else than reading; `None` when the image has used up its work.
+    /// Takes `work` from the allowance for something other than reading; `None` when the allowance
+    /// is used up.
     pub(super) fn charge(&self, work: u64) -> Option<()> {
         let mut state = self.state.lock().ok()?;
         state.work_left = state.work_left.checked_sub(work)?;
         Some(())
     }
 
-    /// Fills `buf` from `offset` on; `None` outside the image, on an error of the source, or when the
-    /// image has used up its work.
+    /// Fills `buf` from `offset` on; `None` outside the image, on an error of the source, or when
+    /// the work allowance is used up.
     pub(super) fn read(&self, mut buf: &mut [u8], mut offset: u64) -> Option<()> {
         if offset.checked_add(buf.len() as u64)? > self.len {
             return None;
         }
-        // Nothing panics while it is held, except the source itself; then there is no point going on.
+        // While this lock is held only the source can panic; there is no point in going on after
+        // that.
         let state = &mut *self.state.lock().ok()?;
         state.work_left = state.work_left.checked_sub(WORK_PER_READ + buf.len() as u64)?;
         while !buf.is_empty() {
@@ -93,7 +98,7 @@ fn work(len: u64) -> u64 {
     len.saturating_mul(WORK_PER_BYTE).saturating_add(WORK_FLOOR).min(WORK_CEILING)
 }
 
-/// The image as `erofs-rs` holds it, while we go on reading it ourselves.
+/// Handle through which `erofs-rs` reads the image, while this module keeps reading it directly.
 pub(super) struct Shared<'a, R: ReadAt + ?Sized>(pub(super) Arc<Image<'a, R>>);
 
 impl<R: ReadAt + ?Sized> AsyncImage for Shared<'_, R> {

@@ -1,42 +1,43 @@
-//! The cluster index of a compressed file: one entry per logical cluster, in one of three encodings.
+//! Cluster index of a compressed file: one entry per logical cluster, in one of three encodings.
 //!
-//! *Full* entries are 8 bytes each. *Compact* ones come in packs that share one block address: 8 bytes
-//! for 2 entries, and optionally 32 bytes for 16. Nothing here reads or remembers: bytes in, entry out.
+//! *Full* entries are 8 bytes each. *Compact* entries come in packs that share one block address: 8
+//! bytes for 2 entries, and optionally 32 bytes for 16. This module does no I/O and keeps no state:
+//! the caller passes bytes and gets an entry.
 
 use super::MapError;
 use super::image::{u16_at, u32_at};
 
-/// What an entry says about its logical cluster.
+/// Content of an index entry, which describes one logical cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
-    /// An extent starts in it.
+    /// An extent starts in this logical cluster.
     Head {
         kind: HeadKind,
-        /// Where in the logical cluster it starts, bytes.
+        /// Offset in the logical cluster at which the extent starts, bytes.
         within: u16,
-        /// First block of its physical cluster.
+        /// First block of the extent's physical cluster.
         block: u32,
         /// Whether the physical cluster holds more than this extent.
         partial: bool,
     },
-    /// The extent of an earlier one goes on.
+    /// The extent of an earlier logical cluster continues.
     Rest {
-        /// Blocks of the physical cluster. Only the first entry behind a head has it.
+        /// Blocks of the physical cluster. Only the first entry behind a head has this count.
         blocks: Option<u16>,
     },
 }
 
-/// How the extent of a head is stored.
+/// Storage of an extent, named in its head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HeadKind {
     Plain,
-    /// With the first algorithm of the inode.
+    /// Compressed with the inode's first algorithm.
     First,
-    /// With the second.
+    /// Compressed with the inode's second algorithm.
     Second,
 }
 
-/// Marks a distance as a count of blocks instead.
+/// Flag in the distance field of an entry: the field holds a count of blocks instead.
 const BLOCKS_FLAG: u16 = 1 << 11;
 
 const KIND_REST: u8 = 2;
@@ -49,24 +50,27 @@ fn head_kind(kind: u8) -> HeadKind {
     }
 }
 
-/// Where each entry lies.
+/// Layout of an index: where each entry lies.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Index {
     /// Image offset of the first entry.
     pub(super) start: u64,
-    /// Logical clusters.
+    /// Number of logical clusters, which is the number of entries.
     pub(super) count: u64,
     pub(super) compact: bool,
-    /// Compact only: 4-byte entries in front, then 2-byte ones, then 4-byte ones again.
+    /// Compact index only: number of leading 4-byte entries. They are followed by `middle` 2-byte
+    /// entries, then by 4-byte entries again.
     front: u64,
     middle: u64,
     /// Log2 of the bytes of a logical cluster.
     pub(super) cluster_bits: u32,
-    /// Whether physical clusters of the first algorithm have a block count; in a compact index, all.
+    /// Whether physical clusters of the first algorithm have a block count; in a compact index, of
+    /// either algorithm.
     pub(super) big: bool,
 }
 
-/// One pack (or one full entry): its offset in the image, its bytes, and which of its entries is meant.
+/// Place of one entry: the offset in the image and the length of its pack (or of the full entry
+/// itself), and the entry's slot in the pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) offset: u64,
@@ -75,11 +79,12 @@ pub(super) struct Place {
 }
 
 impl Index {
-    /// `blocks` are those of the file's content, which size the parts of a compact index; `packed` says
-    /// whether 2-byte entries are in use. `start` is a multiple of 8.
+    /// Lays out the index of a file of `size` bytes. `start` is a multiple of 8. `compact` is
+    /// `None` for a full index, else whether 2-byte entries are in use. The parts of a compact
+    /// index are sized by the blocks of the file's content, not by its logical clusters.
     ///
     /// # Errors
-    /// [`MapError::Unsupported`] for logical clusters the encoding cannot describe.
+    /// [`MapError::Unsupported`] for logical clusters that are too large for the encoding.
     pub(super) fn new(
         start: u64,
         size: u64,
@@ -89,7 +94,7 @@ impl Index {
     ) -> Result<Self, MapError> {
         let blocks = size.div_ceil(1 << block_bits);
         let count = size.div_ceil(1 << cluster_bits);
-        // Entries of 2 bytes start at a multiple of 32, so that their packs do not cross blocks.
+        // The 2-byte entries start at a multiple of 32, so that their packs do not cross blocks.
         let front = ((32 - start % 32) % 32 / 4).min(blocks);
         let middle = if compact == Some(true) { (blocks - front) / 16 * 16 } else { 0 };
         let bits_max = match compact {
@@ -103,7 +108,7 @@ impl Index {
         Ok(Self { start, count, compact: compact.is_some(), front, middle, cluster_bits, big })
     }
 
-    /// Where entry `number` lies. `None` if no image is that long.
+    /// Returns the place of entry `number`; `None` if no image is long enough to contain it.
     pub(super) fn place(&self, number: u64) -> Option<Place> {
         if !self.compact {
             let offset = self.start.checked_add(number.checked_mul(8)?)?;
@@ -122,15 +127,15 @@ impl Index {
         Some(Place { offset: at - at % bytes, bytes: bytes as usize, slot })
     }
 
-    /// Reads one entry from the bytes at its [`Place`].
+    /// Decodes one entry from the bytes at its [`Place`].
     ///
     /// # Errors
-    /// [`MapError::Damaged`] for what no writer makes.
+    /// [`MapError::Damaged`] for an entry that no writer makes.
     pub(super) fn entry(&self, place: Place, bytes: &[u8]) -> Result<Entry, MapError> {
         let entry = if self.compact { self.compact_entry(place, bytes)? } else { full_entry(bytes) };
         match entry {
             Entry::Head { within, .. } if u64::from(within) >= 1 << self.cluster_bits => {
-                Err(MapError::Damaged("an extent starts behind its logical cluster"))
+                Err(MapError::Damaged("an extent that starts behind its logical cluster"))
             }
             entry => Ok(entry),
         }
@@ -138,7 +143,7 @@ impl Index {
 
     fn compact_entry(&self, place: Place, pack: &[u8]) -> Result<Entry, MapError> {
         let slots = if place.bytes == 32 { 16 } else { 2 };
-        // A block count needs 12 bits even where offsets would do with fewer.
+        // A block count needs 12 bits even where offsets would need fewer.
         let low_bits = self.cluster_bits.max(12);
         let field_bits = (place.bytes - 4) * 8 / slots;
         let field = |slot: usize| {
@@ -150,12 +155,13 @@ impl Index {
         if kind == KIND_REST {
             let blocks = (low & BLOCKS_FLAG != 0).then_some(low & !BLOCKS_FLAG);
             if blocks.is_some() && !self.big {
-                return Err(MapError::Damaged("a block count where there is none"));
+                return Err(MapError::Damaged("a block count in a file without block counts"));
             }
             return Ok(Entry::Rest { blocks });
         }
-        // The pack has the address before its first head; each head in front of this one adds what it
-        // takes. Entries that are no heads lead back to theirs, which may be in an earlier pack.
+        // The pack stores the block of its first head, or without block counts the number before
+        // it. Each head in front of this one adds the blocks that it occupies. An entry that is not
+        // a head leads back to its head, which may be in an earlier pack.
         let mut blocks = u32::from(!self.big);
         let mut slot = place.slot;
         while slot > 0 {
@@ -168,19 +174,20 @@ impl Index {
                 slot = head;
                 blocks += 1;
             } else if low & BLOCKS_FLAG != 0 {
-                // It is right behind its head, which is counted by this.
+                // This entry is right behind its head; the count covers the head's blocks.
                 slot = slot.saturating_sub(1);
                 blocks += u32::from(low & !BLOCKS_FLAG);
             } else if low < 2 {
-                return Err(MapError::Damaged("a distance to a head without a block count"));
+                return Err(MapError::Damaged("a distance to a head that skips the head's block count"));
             } else {
-                // To the entry with the block count, one behind the head.
+                // Go to the entry with the block count, which is one behind the head.
                 let Some(count) = slot.checked_sub(usize::from(low) - 2) else { break };
                 slot = count;
             }
         }
         let base = u32_at(pack, place.bytes - 4);
-        // Off by one below zero on purpose: a file at block 0 of an image without block counts.
+        // Wraps on purpose: for a file at block 0 of an image without block counts, the pack stores
+        // -1.
         let block = base.wrapping_add(blocks);
         Ok(Entry::Head { kind: head_kind(kind), within: low, block, partial: false })
     }

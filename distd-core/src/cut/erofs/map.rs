@@ -8,57 +8,60 @@ use super::header::Header;
 use super::index::{Entry, HeadKind, Index};
 use crate::cut::ReadAt;
 
-/// Most bytes of one physical cluster, as in Linux.
+/// Most bytes of one physical cluster, the limit of Linux.
 pub const CLUSTER_BYTES_MAX: u64 = 1 << 20;
 
-/// Most bytes one cluster unpacks to, as in Linux.
+/// Most bytes that one cluster unpacks to, the limit of Linux.
 pub const EXTENT_BYTES_MAX: u64 = 12 << 20;
 
-/// Why a compressed file has no map.
+/// Error for a compressed file whose map cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MapError {
-    /// A valid image may have this, but we do not know it.
+    /// The image may be valid, but this feature is not known here.
     #[error("not supported: {0}")]
     Unsupported(&'static str),
-    /// No valid image has this.
+    /// No valid image contains this.
     #[error("damaged: {0}")]
     Damaged(&'static str),
-    /// The artifact could not be read, or the image asks for more work than any sound one.
+    /// The artifact could not be read, or the image asks for more work than any sound image.
     #[error("the image could not be read")]
     Unreadable,
 }
 
-/// A run of a compressed file's content.
+/// Run of a compressed file's content that is stored in one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// First byte in the file.
+    /// Offset of the first byte in the file.
     pub start: u64,
-    /// Bytes, never zero.
+    /// Length in bytes, never zero.
     pub len: u64,
-    /// What holds them.
+    /// Place of the content.
     pub data: ExtentData,
 }
 
-/// Where the content of an [`Extent`] is.
+/// Place of an [`Extent`]'s content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExtentData {
-    /// In a physical cluster of its own, or one shared with other extents.
+    /// In a physical cluster, which other extents may share.
     Cluster {
-        /// First byte in the artifact.
+        /// Offset of the cluster's first byte in the artifact.
         start: u64,
-        /// Bytes, `1..=`[`CLUSTER_BYTES_MAX`], inside the artifact.
+        /// Length of the cluster in bytes, `1..=`[`CLUSTER_BYTES_MAX`]. The cluster lies inside the
+        /// artifact.
         len: u64,
-        /// How to unpack it.
+        /// Coding that unpacks the cluster.
         coding: Coding,
-        /// Whether it unpacks to more than this extent, which is then a prefix.
+        /// Whether the cluster unpacks to more than this extent, which is then a prefix of the
+        /// result.
         partial: bool,
-        /// Whether it lies behind the file's index, at its exact length, instead of in blocks.
+        /// Whether the cluster lies behind the file's index, at its exact length, instead of in
+        /// blocks.
         inline: bool,
     },
-    /// In the content of the packed inode, which need not be that long.
+    /// In the content of the packed inode. The packed inode may be shorter than the fragment's end.
     Fragment {
-        /// First byte there.
+        /// Offset of the first byte in the packed inode's content.
         offset: u64,
     },
 }
@@ -71,54 +74,56 @@ pub struct PackedFile<'r, 'a, R: ReadAt + ?Sized> {
 }
 
 impl<'r, 'a, R: ReadAt + ?Sized> PackedFile<'r, 'a, R> {
-    /// `None` for an inode that is not compressed, or empty.
+    /// Wraps an inode; `None` if it is not compressed or is empty.
     pub(super) fn new(reader: &'r Reader<'a, R>, inode: Inode, path: &'r [u8]) -> Option<Self> {
         let compressed = matches!(inode.layout(), Some(Layout::CompressedFull | Layout::CompressedCompact));
         (compressed && inode.is_file() && inode.data_size() > 0).then_some(Self { reader, inode, path })
     }
 
-    /// One of its paths, raw bytes without a leading slash; [`PACKED_INODE_NAME`](super::PACKED_INODE_NAME)
-    /// for the packed inode; empty when the file was found by number.
+    /// One of the file's paths, raw bytes without a leading slash;
+    /// [`PACKED_INODE_NAME`](super::PACKED_INODE_NAME) for the packed inode; empty when the file
+    /// was looked up by number.
     pub fn path(&self) -> &'r [u8] {
         self.path
     }
 
-    /// Its inode number, the same for all its hard links.
+    /// Inode number of the file, the same for all its hard links.
     pub fn nid(&self) -> u64 {
         self.inode.id()
     }
 
-    /// Bytes of its content, never zero.
+    /// Length of the content in bytes, never zero.
     pub fn size(&self) -> u64 {
         self.inode.data_size()
     }
 
-    /// Its extents in order of content.
+    /// Returns the file's extents in order of content.
     ///
     /// # Errors
-    /// [`MapError`] if the head of its index is not as it should be. Later errors come from the iterator.
+    /// [`MapError`] if the header of the file's index is not valid. The iterator reports later
+    /// errors.
     pub fn extents(&self) -> Result<Extents<'r, 'a, R>, MapError> {
         Extents::new(self.reader, &self.inode)
     }
 }
 
-/// The extents of one file. They follow each other without gap from 0 to the file's size, unless an error
-/// ends them. Holds at most a few KiB of the index.
+/// Iterator over the extents of one file. The extents follow each other without gap from 0 to the
+/// file's size, unless an error ends the iteration. Holds at most a few KiB of the index.
 pub struct Extents<'r, 'a, R: ReadAt + ?Sized> {
     reader: &'r Reader<'a, R>,
     size: u64,
     header: Header,
     index: Index,
-    /// Number of the next entry.
+    /// Number of the next index entry to read.
     next: u64,
     head: Option<Head>,
-    /// Part of the index and where it starts.
+    /// Part of the index that was read, and `page_start` its offset in the image.
     page: Vec<u8>,
     page_start: u64,
     done: bool,
 }
 
-/// A head whose extent has no end yet.
+/// Head whose extent has no known end yet.
 #[derive(Clone, Copy)]
 struct Head {
     number: u64,
@@ -126,14 +131,15 @@ struct Head {
     kind: HeadKind,
     block: u32,
     partial: bool,
-    /// What the entry right behind it says, if that is no head.
+    /// Block count in the entry right behind the head, inner `None` without a count. `None` while
+    /// that entry is unread, or if it is a head too.
     rest: Option<Option<u16>>,
 }
 
 impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
     fn new(reader: &'r Reader<'a, R>, inode: &Inode) -> Result<Self, MapError> {
         let (header, index) = Header::read(reader, inode)?;
-        // Without entries, the whole content is the last extent.
+        // An index without entries stands for one extent that is the whole content.
         let whole = Head { number: 0, start: 0, kind: HeadKind::Plain, block: 0, partial: false, rest: None };
         Ok(Self {
             reader,
@@ -148,21 +154,22 @@ impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
         })
     }
 
-    /// Bytes of a logical cluster, the unit of the index.
+    /// Size of a logical cluster in bytes. The index has one entry per logical cluster.
     pub fn cluster_bytes(&self) -> u64 {
         1 << self.index.cluster_bits
     }
 
-    /// Image offset behind the index, where an inline cluster is.
+    /// Image offset behind the index, where an inline cluster starts.
     fn index_end(&self) -> Result<u64, MapError> {
         let last = self.index.place(self.index.count - 1);
         last.and_then(|place| place.offset.checked_add(place.bytes as u64))
             .filter(|end| *end <= self.reader.geometry.len)
-            .ok_or(MapError::Damaged("an index behind the end"))
+            .ok_or(MapError::Damaged("an index behind the end of the image"))
     }
 
     fn entry(&mut self, number: u64) -> Result<Entry, MapError> {
-        let place = self.index.place(number).ok_or(MapError::Damaged("an index behind the end"))?;
+        let place =
+            self.index.place(number).ok_or(MapError::Damaged("an index behind the end of the image"))?;
         let held = place.offset.checked_sub(self.page_start).and_then(|from| {
             let from = usize::try_from(from).ok()?;
             self.page.get(from..from.checked_add(place.bytes)?)
@@ -170,7 +177,8 @@ impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
         if let Some(bytes) = held {
             return self.index.entry(place, bytes);
         }
-        // Packs do not cross the pages, which start and end at multiples of their size.
+        // Read up to the next multiple of `PAGE_BYTES`. Packs are aligned to their size, so none of
+        // them crosses such a border.
         let end = (place.offset | (PAGE_BYTES - 1)).saturating_add(1).min(self.index_end()?);
         let bytes = usize::try_from(end.saturating_sub(place.offset)).unwrap_or(0);
         self.page.resize(bytes, 0);
@@ -179,7 +187,7 @@ impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
         self.reader.image.read(&mut self.page, place.offset).ok_or(MapError::Unreadable)?;
         match self.page.get(..place.bytes) {
             Some(bytes) => self.index.entry(place, bytes),
-            None => Err(MapError::Damaged("an index behind the end")),
+            None => Err(MapError::Damaged("an index behind the end of the image")),
         }
     }
 
@@ -190,20 +198,21 @@ impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
             self.next += 1;
             match entry {
                 Entry::Rest { blocks } => match &mut self.head {
-                    None => return Err(MapError::Damaged("no head at the start")),
+                    None => return Err(MapError::Damaged("an index that does not start with a head")),
                     Some(head) if head.number + 1 == number => head.rest = Some(blocks),
                     Some(_) => {}
                 },
                 Entry::Head { kind, within, block, partial } => {
                     let start = (number << self.index.cluster_bits).saturating_add(u64::from(within));
                     if start >= self.size && self.head.is_some() {
-                        // In the last logical cluster, behind the content: nothing is in it.
+                        // This head is in the last logical cluster, but behind the content: its
+                        // extent is empty.
                         continue;
                     }
                     let head = Head { number, start, kind, block, partial, rest: None };
                     match self.head.replace(head) {
                         None if start == 0 => {}
-                        None => return Err(MapError::Damaged("no head at the start")),
+                        None => return Err(MapError::Damaged("an index that does not start with a head")),
                         Some(before) => return self.extent(before, start, false).map(Some),
                     }
                 }
@@ -218,7 +227,7 @@ impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
         if last && let Some(low) = self.header.fragment {
             let high = if self.header.wide_fragment { u64::from(head.block) << 32 } else { 0 };
             let offset = low | high;
-            offset.checked_add(len).ok_or(MapError::Damaged("a fragment behind the end"))?;
+            offset.checked_add(len).ok_or(MapError::Damaged("a fragment that ends above 2^64"))?;
             return Ok(Extent { start, len, data: ExtentData::Fragment { offset } });
         }
         let coding = match head.kind {
@@ -230,13 +239,13 @@ impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
         let inline = last && self.header.inline_bytes > 0;
         let (from, bytes) = if inline { self.inline_cluster()? } else { self.cluster(head)? };
         if bytes > CLUSTER_BYTES_MAX || len > EXTENT_BYTES_MAX {
-            return Err(MapError::Unsupported("a cluster above the limits of Linux"));
+            return Err(MapError::Unsupported("a cluster longer than Linux accepts"));
         }
         if head.kind == HeadKind::Plain && len > bytes {
             return Err(MapError::Damaged("a plain extent longer than its cluster"));
         }
         if from.checked_add(bytes).is_none_or(|end| end > self.reader.geometry.len) {
-            return Err(MapError::Damaged("a cluster behind the end"));
+            return Err(MapError::Damaged("a cluster behind the end of the image"));
         }
         let partial = head.partial;
         let data = ExtentData::Cluster { start: from, len: bytes, coding, partial, inline };
@@ -247,7 +256,7 @@ impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
         let (from, bytes) = (self.index_end()?, u64::from(self.header.inline_bytes));
         let block = 1 << self.reader.geometry.block_bits;
         if from % block + bytes > block {
-            return Err(MapError::Damaged("an inline cluster across blocks"));
+            return Err(MapError::Damaged("an inline cluster that crosses blocks"));
         }
         Ok((from, bytes))
     }
@@ -257,7 +266,7 @@ impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
         let big = self.header.big[usize::from(head.kind != HeadKind::First)];
         let blocks = match head.rest {
             Some(count) if big => {
-                count.filter(|count| *count > 0).ok_or(MapError::Damaged("no block count behind a head"))?
+                count.filter(|count| *count > 0).ok_or(MapError::Damaged("a head without a block count"))?
             }
             _ => 1,
         };
@@ -268,7 +277,7 @@ impl<'r, 'a, R: ReadAt + ?Sized> Extents<'r, 'a, R> {
 impl<R: ReadAt + ?Sized> Iterator for Extents<'_, '_, R> {
     type Item = Result<Extent, MapError>;
 
-    /// The next extent. An error is the last item.
+    /// Returns the next extent. An error is the last item.
     fn next(&mut self) -> Option<Self::Item> {
         if self.done {
             return None;
@@ -279,8 +288,9 @@ impl<R: ReadAt + ?Sized> Iterator for Extents<'_, '_, R> {
     }
 }
 
-/// Bytes of index read at once.
+/// Bytes of the index read at once.
 const PAGE_BYTES: u64 = 4096;
 
-/// Decoding costs more than copying: entries of 2 bytes take about 10 ns each.
+/// Work charged per byte of index. Decoding costs more than copying: entries of 2 bytes take about
+/// 10 ns each.
 const WORK_PER_INDEX_BYTE: u64 = 8;

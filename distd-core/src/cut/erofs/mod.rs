@@ -1,11 +1,11 @@
-//! Reader for EROFS images: regions, and the extent maps of compressed files.
+//! Reader for EROFS images: finds regions and reads the extent maps of compressed files.
 //!
-//! Superblock, inodes and directories are read by `erofs-rs`; only the extent maps are ours, since it
-//! does not expose them. On-disk format: Linux `fs/erofs/erofs_fs.h`; the exact rules: docs/formats.md,
-//! "Cutting".
+//! `erofs-rs` reads the superblock, inodes and directories. The extent maps are read here, because
+//! `erofs-rs` does not expose them. On-disk format: Linux `fs/erofs/erofs_fs.h`; exact rules:
+//! docs/formats.md, "Cutting".
 //!
-//! [`regions`](super::regions) says where the borders are. Who wants to look into a compressed file opens
-//! a [`Reader`] and goes through its [`Extent`]s:
+//! [`regions`](super::regions) returns the borders. To look into a compressed file, open a
+//! [`Reader`] and iterate over the file's [`Extent`]s:
 //!
 //! ```
 //! use std::ops::ControlFlow;
@@ -59,52 +59,57 @@ pub(crate) use decode::Decoder;
 pub use entries::{Attributes, ImageEntry, RawInode, SUPERBLOCK_IDENTITY, SUPERBLOCK_TIMES};
 pub use map::{CLUSTER_BYTES_MAX, EXTENT_BYTES_MAX, Extent, ExtentData, Extents, MapError, PackedFile};
 
-/// Name hint of the packed inode, a file without a name that holds the ends of others. No path of a file
-/// in an image starts with a slash.
+/// Name hint of the packed inode, a file without a name that holds the ends of other files. No path
+/// of a file in an image starts with a slash.
 pub const PACKED_INODE_NAME: &[u8] = b"/packed-inode";
 
-/// Largest block size taken, as a power of two: Linux mounts none above its page size, 64 KiB at most.
+/// Largest block size accepted, as a power of two: Linux mounts no image with blocks above its page
+/// size, which is at most 64 KiB.
 const BLOCK_BITS_MAX: u8 = 16;
 
-/// Deepest directory taken. The walk holds one block per level; with [`BLOCK_BITS_MAX`] that is 32 MiB.
+/// Deepest directory accepted. The walk holds one block per level; with [`BLOCK_BITS_MAX`] that is
+/// 32 MiB.
 const DEPTH_MAX: usize = 512;
 
 /// Shortest inline tail that is a region of its own, bytes.
 ///
-/// Inodes hold block addresses, so nearly all of them change when one file grows, and a tail cut together
-/// with inodes is sent again each time. Adding a 100 kB file to an 800 MB Debian tree costs, in new chunks
-/// at zstd level 9, 14.6 MB without borders around tails, 2.9 MB with them from 1024 bytes on, 1.6 MB from
-/// 512, 1.3 MB from 256, 1.2 MB from 128; the last step is about what its entries cost in the manifest.
-/// Inline clusters of the same tree as lz4 behave alike: 21.7 MB without any borders, then 2.1, 1.2, 0.87, 0.78.
+/// Inodes hold block addresses, so nearly all of them change when one file grows, and a tail cut
+/// together with inodes is sent again each time. The cost of adding a 100 kB file to an 800 MB
+/// Debian tree, in new chunks at zstd level 9, is 14.6 MB without borders around tails. With
+/// borders it is 2.9 MB for tails from 1024 bytes on, 1.6 MB from 512, 1.3 MB from 256 and 1.2 MB
+/// from 128; the last step saves about as much as its entries cost in the manifest. Inline clusters
+/// of the same tree packed with lz4 behave alike: 21.7 MB without any borders, then 2.1, 1.2, 0.87,
+/// 0.78.
 const TAIL_MIN: u64 = 256;
 
-/// Inode numbers with this bit live in the metabox, itself a file: their tables have no place of ours.
+/// Bit set in the numbers of inodes that live in the metabox. The metabox is itself a file, so a
+/// table behind such an inode has no known offset in the artifact.
 const NID_METABOX: u64 = 1 << 63;
 
 const FEATURE_FRAGMENTS: u32 = 0x20;
 const FEATURE_48BIT: u32 = 0x80;
 
-/// Regions of `artifact` if it is a sound EROFS image, `None` for anything else.
+/// Returns the regions of `artifact` if it is a sound EROFS image, `None` for anything else.
 pub(super) fn regions<R: ReadAt + ?Sized>(artifact: &R) -> Option<Regions> {
     Reader::open(artifact)?.regions()
 }
 
-/// What the superblock says about where things are.
+/// Layout of the image according to its superblock.
 struct Geometry {
     len: u64,
     block_bits: u8,
     meta_start: u64,
     wide: bool,
-    /// Bytes the file system says it covers.
+    /// Bytes that the file system covers according to the superblock, at most `len`.
     used: u64,
     features: u32,
 }
 
 /// An open EROFS image.
 ///
-/// Reads metadata only, through a cache of 4 MiB. What it may read is bounded by a small multiple of
-/// the artifact's length, anew for each [`packed_files`](Self::packed_files) and each
-/// [`packed_file`](Self::packed_file).
+/// Reads metadata only, through a cache of 4 MiB. The bytes it may read are bounded by a small
+/// multiple of the artifact's length; each [`packed_files`](Self::packed_files) and each
+/// [`packed_file`](Self::packed_file) starts with the full allowance.
 pub struct Reader<'a, R: ReadAt + ?Sized> {
     image: Arc<Image<'a, R>>,
     fs: EroFS<Shared<'a, R>>,
@@ -112,8 +117,8 @@ pub struct Reader<'a, R: ReadAt + ?Sized> {
 }
 
 impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
-    /// Opens `artifact`; `None` if it is no EROFS image, needs other devices, or has features we do not
-    /// know.
+    /// Opens `artifact`; `None` if it is not an EROFS image, needs other devices, or has unknown
+    /// features.
     pub fn open(artifact: &'a R) -> Option<Self> {
         let len = artifact.len();
         let mut magic = [0; 4];
@@ -142,12 +147,12 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
         Some(Self { image, fs, geometry })
     }
 
-    /// Bytes of a block.
+    /// Size of a block in bytes.
     pub fn block_bytes(&self) -> u64 {
         1 << self.geometry.block_bits
     }
 
-    /// Parameters of the algorithms in use; `None` if their records do not parse.
+    /// Parameters of the compression algorithms in use; `None` if their records do not parse.
     pub fn codecs(&self) -> Option<Codecs> {
         codec::codecs(&self.image, self.fs.super_block())
     }
@@ -159,10 +164,10 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
         (fragments && superblock.packed_nid != 0).then_some(superblock.packed_nid)
     }
 
-    /// Hands out each compressed file once, in directory order, the packed inode last. Memory does not
-    /// grow with the files' sizes, only with their number.
+    /// Calls `visit` with each compressed file once, in directory order, and with the packed inode
+    /// last. Memory grows with the number of files, not with their sizes.
     ///
-    /// `None` if the image is not sound, where [`regions`](super::regions) gives one plain region.
+    /// `None` if the image is not sound; [`regions`](super::regions) then returns one plain region.
     pub fn packed_files(
         &self,
         mut visit: impl FnMut(PackedFile<'_, 'a, R>) -> ControlFlow<()>,
@@ -174,7 +179,7 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
         })
     }
 
-    /// The compressed file with this inode number; `None` if there is no such file.
+    /// Returns the compressed file with this inode number; `None` if there is no such file.
     pub fn packed_file(&self, nid: u64) -> Option<PackedFile<'_, 'a, R>> {
         self.image.refill();
         let inode = ready(self.fs.get_inode(nid))?.ok()?;
@@ -201,7 +206,7 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
         found.lay_out(&self.geometry)
     }
 
-    /// Adds the physical clusters of one file, those that lie one behind the other as one run.
+    /// Adds the physical clusters of one file. Consecutive clusters become one run.
     fn packed_runs(&self, inode: Inode, found: &mut Found) -> Result<(), MapError> {
         let Some(file) = PackedFile::new(self, inode, b"") else { return Ok(()) };
         let mut run: Option<(u64, u64)> = None;
@@ -227,12 +232,12 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
         run.map_or(Ok(()), |(start, end)| add(start, end))
     }
 
-    /// Calls `each` with every regular file that is not empty, once, and the packed inode at the end.
-    /// `None` if the image is not sound, or when `each` says so.
+    /// Calls `each` once with every regular file that is not empty, and at the end with the packed
+    /// inode. `None` if the image is not sound, or when `each` returns `None`.
     fn walk(&self, mut each: impl FnMut(&[u8], Inode) -> Option<ControlFlow<()>>) -> Option<()> {
         let mut seen_files = BTreeSet::new();
         let flow = self.walk_all(|path, inode| {
-            // A hard link shows its file once more, with the same extents.
+            // A hard link is another name of the same file, with the same extents.
             if !inode.is_file() || inode.data_size() == 0 || !seen_files.insert(inode.id()) {
                 return Some(ControlFlow::Continue(()));
             }
@@ -244,14 +249,15 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
         if let Some(nid) = self.packed_nid().filter(|nid| !seen_files.contains(nid)) {
             let inode = ready(self.fs.get_inode(nid))?.ok()?;
             if inode.is_file() && inode.data_size() > 0 {
-                // The last one, whatever it answers.
+                // The walk ends here, whatever `each` returns.
                 let _ = each(PACKED_INODE_NAME, inode)?;
             }
         }
         Some(())
     }
 
-    /// Calls `each` with everything below the root, by every name it has. `None` as [`walk`](Self::walk).
+    /// Calls `each` with everything below the root, once per name. `None` under the conditions of
+    /// [`walk`](Self::walk).
     fn walk_all(
         &self,
         mut each: impl FnMut(&[u8], Inode) -> Option<ControlFlow<()>>,
@@ -264,7 +270,8 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
             if entry.depth > DEPTH_MAX {
                 return None;
             }
-            // A directory has one parent; two would let a small image unfold into an endless tree.
+            // A directory has one parent. A second parent would let a small image unfold into an
+            // endless tree.
             if inode.is_dir() && !seen_dirs.insert(inode.id()) {
                 return None;
             }
@@ -277,8 +284,8 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
         Some(ControlFlow::Continue(()))
     }
 
-    /// The first bytes of the raw inode, and the offset behind it and its attributes, where an inline
-    /// tail, a chunk table or an index is.
+    /// Returns the first bytes of the raw inode, and the offset behind the inode and its
+    /// attributes, where an inline tail, a chunk table or an index starts.
     fn behind_inode(&self, inode: &Inode) -> Option<([u8; InodeCompact::size()], u64)> {
         let start =
             inode.id().checked_mul(InodeCompact::size() as u64)?.checked_add(self.geometry.meta_start)?;
@@ -289,7 +296,7 @@ impl<'a, R: ReadAt + ?Sized> Reader<'a, R> {
     }
 }
 
-/// Result of a future that never waits.
+/// Returns the result of a future that never waits.
 fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => Some(value),

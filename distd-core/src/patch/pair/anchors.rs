@@ -1,8 +1,9 @@
-//! Sampled anchors: places that look the same wherever they are.
+//! Sampled anchors: places that are recognised wherever their content moved.
 //!
-//! A gear hash rolls over the bytes; where its top bits are zero the place is an anchor and the whole hash, which
-//! depends on the 64 bytes before, is its key. Both sides sample the same places of the same content, so equal
-//! keys mean equal content, nearly always; a wrong guess costs bytes, never correctness.
+//! A gear hash rolls over the bytes. Where its top bits are zero, the place is an anchor, and the
+//! whole hash, which depends on the 64 bytes before, is its key. Both sides sample the same places
+//! of the same content, so equal keys nearly always mean equal content; a wrong guess costs bytes,
+//! never correctness.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,24 +11,25 @@ use std::io;
 use super::{Of, Side};
 use crate::cut::ReadAt;
 
-/// Most anchors kept of one side: 64 MB. Those behind are not indexed.
+/// Most anchors kept of one side: 64 MB. Content behind the last of them is not indexed.
 pub const ANCHORS_MAX: usize = 4 << 20;
 
-/// Bytes per anchor, as a power of two: a few for every file of some KiB.
+/// Smallest mean distance of anchors, log2 of bytes: a file of some KiB then has a few anchors.
 const SHIFT_MIN: u32 = 10;
 
-/// Places one key may stand for; more is padding or a table, and no help in finding a base.
+/// Most places of one key. A key with more is padding or part of a table, and does not help to find
+/// a base.
 const PLACES_MAX: usize = 4;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 1 << 20;
 
-/// Bytes of a gear hash that still count: one bit each.
+/// Bytes that a gear hash depends on: each shifts it by one of its 64 bits.
 const WINDOW: usize = 64;
 
 const GEAR: [u64; 256] = gear();
 
-/// Random numbers; splitmix64 from zero, so that they are the same everywhere.
+/// Pseudo-random numbers from splitmix64, started at zero so that they are the same everywhere.
 const fn gear() -> [u64; 256] {
     let mut table = [0; 256];
     let (mut n, mut state) = (0, 0u64);
@@ -42,24 +44,24 @@ const fn gear() -> [u64; 256] {
     table
 }
 
-/// Where an anchor of a unit was found.
+/// Place where an anchor of a unit was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Hit {
     pub(super) of: Of,
     pub(super) chunk: u32,
 }
 
-/// Sampling that keeps the anchors of `total` bytes well below [`ANCHORS_MAX`].
+/// Returns the sampling shift that keeps the anchors of `total` bytes well below [`ANCHORS_MAX`].
 pub(super) fn shift_for(total: u64) -> u32 {
     (SHIFT_MIN..40).find(|shift| total >> shift <= ANCHORS_MAX as u64 / 2).unwrap_or(40)
 }
 
-/// Keys and the chunks they are in.
+/// Keys of anchors and the chunks that contain them.
 pub(super) struct Anchors {
     shift: u32,
-    /// From a scan, sorted.
+    /// Anchors of a scan, sorted.
     scanned: Vec<(u64, u32)>,
-    /// Added since; the first place of a key counts.
+    /// Anchors inserted later; the first place of a key counts.
     added: BTreeMap<u64, u32>,
 }
 
@@ -68,7 +70,8 @@ impl Anchors {
         Self { shift, scanned: Vec::new(), added: BTreeMap::new() }
     }
 
-    /// Keys of `bytes` and where they end.
+    /// Returns the keys of `bytes` and the offsets at which they end, except those whose window
+    /// starts before `bytes`.
     pub(super) fn sample(&self, bytes: &[u8]) -> Vec<(u64, usize)> {
         let mut out = Vec::new();
         roll(bytes, 0, self.shift, |key, at| {
@@ -79,7 +82,7 @@ impl Anchors {
         out
     }
 
-    /// Adds all of a release.
+    /// Adds the anchors of a whole release.
     pub(super) fn scan<R: ReadAt + ?Sized>(&mut self, side: Side<'_, R>) -> io::Result<()> {
         let mut buffer = vec![0; READ_BYTES];
         let (mut hash, mut at, mut index) = (0, 0, 0);
@@ -109,7 +112,7 @@ impl Anchors {
         }
     }
 
-    /// Reports the chunks of a key, unless they are too many to mean anything.
+    /// Reports the chunks that contain a key, unless the scan found too many places to be of use.
     pub(super) fn find(&self, key: u64, mut report: impl FnMut(u32)) {
         let first = self.scanned.partition_point(|(other, _)| *other < key);
         let count =
@@ -123,7 +126,7 @@ impl Anchors {
     }
 }
 
-/// Rolls `hash` over `bytes` and reports anchors as they end.
+/// Rolls `hash` over `bytes` and reports each anchor at its end.
 fn roll(bytes: &[u8], mut hash: u64, shift: u32, mut anchor: impl FnMut(u64, usize)) -> u64 {
     let limit = 1u64 << (64 - shift);
     for (at, byte) in bytes.iter().enumerate() {

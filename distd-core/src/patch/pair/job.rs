@@ -1,4 +1,4 @@
-//! From a job to the patches that do it.
+//! Encoding of jobs as patches.
 
 use std::io;
 use std::ops::Range;
@@ -9,42 +9,45 @@ use crate::cut::ReadAt;
 use crate::limits::{PATCH_BASE_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
 use crate::patch::{Codec, Effort, encode};
 
-/// Chunks to rebuild, and what may help. Jobs can be built in any order and at once; applied, they come in theirs.
+/// Chunks to rebuild together, and the chunks that make their base. Jobs can be built in any order
+/// and concurrently; their patches must be applied in the order of the jobs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PatchJob {
     /// Indices of chunks of the new release, in the order in which their bytes make the target.
     pub targets: Vec<Range<u32>>,
-    /// Chunks whose bytes make the base, in this order; none for a solid segment.
+    /// Chunks whose bytes make the base, in this order; empty for a solid segment.
     pub bases: Vec<Span>,
 }
 
-/// A finished patch between two lists of chunks; a publisher replaces indices by ids.
+/// Finished patch between two lists of chunks. The publisher replaces indices by ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Patch {
-    /// How the payload works.
+    /// Codec of the payload.
     pub codec: Codec,
     /// Indices of chunks of the new release, in the order in which their bytes make the target.
     pub targets: Vec<Range<u32>>,
-    /// Chunks whose bytes make the base, in this order; none for a solid segment.
+    /// Chunks whose bytes make the base, in this order; empty for a solid segment.
     pub bases: Vec<Span>,
-    /// What [`decode`](crate::patch::decode) takes, at most `PATCH_PAYLOAD_BYTES_MAX` bytes.
+    /// Payload for [`decode`](crate::patch::decode), at most `PATCH_PAYLOAD_BYTES_MAX` bytes.
     pub payload: Vec<u8>,
 }
 
-/// A patch must save this part of its target, as chunks must when they are packed.
+/// A patch must save one part in this many of its target, as packing must for a chunk.
 const SAVED_MIN: usize = 16;
 
-/// Where the suffix-array difference leaves less than this part of the target, zstd leaves more. A guess.
+/// If the suffix-array difference takes less than one part in this many of the target, zstd is not
+/// tried, because it would take more. A guess.
 const ZSTD_TRIED: usize = 12;
 
-/// The patches of a job: one, or several when a payload came out too long. Chunks of the job that are in none of
-/// them are not worth a patch.
+/// Builds the patches of a job: one, or several when a payload came out too long. Chunks of the job
+/// that are in none of the patches are not worth one.
 ///
-/// Depends on nothing but its arguments: a caller may build jobs on as many threads as it likes. Memory: base and target, and what [`encode`] says.
+/// The result depends on the arguments alone, so a caller may build jobs on any number of threads.
+/// Memory: base and target, and the needs of [`encode`].
 ///
 /// # Errors
-/// What reading either side reports; [`io::ErrorKind::InvalidInput`] for a job above the limits or outside `old`
-/// and `new`.
+/// Any error from reading either side; [`io::ErrorKind::InvalidInput`] for a job above the limits
+/// or outside `old` and `new`.
 pub fn build<R: ReadAt + ?Sized, S: ReadAt + ?Sized>(
     job: &PatchJob,
     old: Side<'_, R>,
@@ -82,14 +85,16 @@ fn split<S: ReadAt + ?Sized>(
         }
         return Ok(());
     }
-    // The payload would be too long to travel: two halves, each with the whole base.
+    // The payload is longer than a chunk may be: split the job in two halves, each with the whole
+    // base.
     let Some((left, right)) = halves(targets, new.chunks) else { return Ok(()) };
     split(&left, job, base, new, effort, patches)?;
     split(&right, job, base, new, effort, patches)
 }
 
-/// The codec with the fewest bytes. The suffix-array difference is an order of magnitude quicker than a high zstd level
-/// with a base, and nearly always smaller where most of the target resembles the base; then zstd is not tried.
+/// Encodes with the codec that needs the fewest bytes. The suffix-array difference is an order of
+/// magnitude quicker than a high zstd level with a base, and nearly always smaller if most of the
+/// target resembles the base; zstd is not tried then.
 fn best(base: &[u8], target: &[u8], effort: Effort) -> Option<(Codec, Vec<u8>)> {
     if base.is_empty() {
         return Some((Codec::Zstd, encode(Codec::Zstd, base, target, effort)?));
@@ -104,7 +109,7 @@ fn best(base: &[u8], target: &[u8], effort: Effort) -> Option<(Codec, Vec<u8>)> 
 
 type Runs = Vec<Range<u32>>;
 
-/// Two runs of about as many bytes; `None` for a single chunk.
+/// Splits the targets into two lists of about the same number of bytes; `None` for a single chunk.
 fn halves(targets: &[Range<u32>], chunks: &[ChunkSpan]) -> Option<(Runs, Runs)> {
     let indices: Vec<u32> = targets.iter().cloned().flatten().collect();
     let total: u64 = targets.iter().map(|range| bytes_of(chunks, range.clone())).sum();
@@ -129,7 +134,7 @@ fn halves(targets: &[Range<u32>], chunks: &[ChunkSpan]) -> Option<(Runs, Runs)> 
     Some((runs(&indices[..middle]), runs(&indices[middle..])))
 }
 
-/// Appends the bytes of some chunks; together at most `max`.
+/// Appends the bytes of a range of chunks to `out`, which may grow to `max` bytes.
 fn read<R: ReadAt + ?Sized>(
     side: Side<'_, R>,
     chunks: &Range<u32>,

@@ -1,19 +1,22 @@
-//! Pairing: which bytes of the old release (or of the new one, rebuilt earlier) help to rebuild which new chunks.
+//! Pairing: finds the bytes of the old release, or of the new one rebuilt earlier, that help to
+//! rebuild each new chunk.
 //!
-//! A **unit** is a run of wanted chunks in one region. Its base is looked for
-//! 1. around the chunks it shares with the old file of the same name: the old bytes between the held chunks
-//!    before and behind it;
-//! 2. in the file of the same name, then of the same name with version numbers folded ([`fold`]);
-//! 3. by content: sampled anchors over the old release and the units already placed.
+//! A **unit** is a run of wanted chunks in one region. The search for its base looks
+//! 1. around the chunks that the new file shares with the old file of the same name: at the old
+//!    bytes between the held chunks before and behind the unit;
+//! 2. in the file of the same name, or else in the file of the same name with version numbers
+//!    folded ([`fold`]);
+//! 3. by content: at sampled anchors of the old release and of the units already placed.
 //!
-//! Units are taken in artifact order, so that a patch rebuilds neighbours (files of one directory mostly) and
-//! names few ranges of chunks; they fill a [`PatchJob`] up to the limits. Units without a base go to solid
-//! segments, sorted so that similar files meet. A file system's own structures have jobs of their own: their base is
-//! the old structures that are no more.
+//! Units are taken in artifact order, so that a patch rebuilds neighbours (mostly files of one
+//! directory) and names few ranges of chunks. They fill a [`PatchJob`] up to the limits. Units
+//! without a base go to solid segments, sorted so that similar files meet. A file system's own
+//! structures have jobs of their own; the base of such a job is the old structures that the new
+//! release no longer has.
 //!
-//! The same input gives the same jobs on every machine. Memory: 16 bytes an anchor, of which there are at most
-//! [`ANCHORS_MAX`] on either side, about 120 bytes a chunk of either side (sorted hashes), three times the names, and
-//! one unit of bytes.
+//! The same input gives the same jobs on every machine. Memory: 16 bytes an anchor, of which there
+//! are at most [`ANCHORS_MAX`] on either side; about 120 bytes a chunk of either side (sorted
+//! hashes); three times the names; and the bytes of one unit.
 
 mod anchors;
 mod job;
@@ -36,12 +39,12 @@ use anchors::{Anchors, Hit};
 use names::Files;
 use ranges::{ChunkRanges, bytes_of};
 
-/// One chunk of an artifact, where it lies. A list of them covers the artifact without a gap.
+/// Place of one chunk in an artifact. A list of spans covers the artifact without a gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChunkSpan {
-    /// First byte.
+    /// Offset of the first byte.
     pub offset: u64,
-    /// Bytes, never zero.
+    /// Length in bytes, never zero.
     pub len: u32,
     /// Hash of the raw bytes.
     pub hash: ChunkHash,
@@ -49,15 +52,16 @@ pub struct ChunkSpan {
 
 /// One of the two releases: its bytes, regions and chunks.
 ///
-/// What is unpacked from an artifact ([`view`](crate::patch::view)) is handed in as more of the same
-/// artifact: bytes, regions and chunks behind its own, the regions named as [`NAME_SEPARATOR`](crate::cut::NAME_SEPARATOR) says.
+/// Content unpacked from an artifact ([`view`](crate::patch::view)) is appended to the artifact:
+/// its bytes, regions and chunks follow those of the artifact, and its regions are named with
+/// [`NAME_SEPARATOR`](crate::cut::NAME_SEPARATOR).
 #[derive(Debug)]
 pub struct Side<'a, R: ReadAt + ?Sized> {
-    /// The bytes.
+    /// Bytes of the artifact and of the views behind it.
     pub bytes: &'a R,
     /// Regions with their name hints.
     pub regions: &'a Regions,
-    /// The chunks, at most `u32::MAX`, covering all regions; a region border is a chunk border.
+    /// Chunks, at most `u32::MAX`, covering all regions; a region border is a chunk border.
     pub chunks: &'a [ChunkSpan],
 }
 
@@ -69,34 +73,34 @@ impl<R: ReadAt + ?Sized> Clone for Side<'_, R> {
 
 impl<R: ReadAt + ?Sized> Copy for Side<'_, R> {}
 
-/// Whose chunks a range means.
+/// Release to which a range of chunks belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Of {
-    /// The old release's.
+    /// The old release.
     Old,
-    /// The new release's, held or rebuilt by an earlier job.
+    /// The new release; the chunks are held or rebuilt by an earlier job.
     New,
 }
 
-/// Some consecutive chunks that serve as base.
+/// Consecutive chunks that serve as base.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// In which release.
+    /// Release to which the chunks belong.
     pub of: Of,
     /// Indices of the chunks in artifact order.
     pub chunks: Range<u32>,
 }
 
-/// Which rules look for bases, and how much goes into one patch.
+/// Rules for the search of bases, and bounds of one patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PairOptions {
-    /// Most raw bytes one job rebuilds, `1..=PATCH_TARGET_BYTES_MAX`.
+    /// Most raw bytes that one job rebuilds, `1..=PATCH_TARGET_BYTES_MAX`.
     pub target_bytes_max: usize,
-    /// Most raw bytes of base of one job, `1..=PATCH_BASE_BYTES_MAX`.
+    /// Most raw bytes in the base of one job, `1..=PATCH_BASE_BYTES_MAX`.
     pub base_bytes_max: usize,
-    /// Look at names.
+    /// Whether bases are looked up by name.
     pub by_name: bool,
-    /// Look at content.
+    /// Whether bases are looked up by content.
     pub by_content: bool,
 }
 
@@ -112,28 +116,31 @@ impl Default for PairOptions {
     }
 }
 
-/// A file up to this many bytes is base as a whole.
+/// Largest file that serves as base as a whole, bytes.
 const WHOLE_FILE_MAX: u64 = 6 << 20;
 
-/// Taken on either side of the old bytes that held chunks point at: what the cutter's borders hide.
+/// Bytes added on either side of the old bytes between two held chunks, because chunk borders hide
+/// where exactly the two files differ.
 const AROUND_MARGIN: u64 = 64 << 10;
 
-/// Taken on either side of an anchor found in the old release.
+/// Bytes added on either side of a chunk in which an anchor was found.
 const ANCHOR_MARGIN: u64 = 32 << 10;
 
-/// Holes in a base up to this long are filled: naming a range costs a few bytes, base bytes cost nothing on the wire.
+/// Longest hole in a base that is filled, bytes: naming a range costs a few bytes, bytes of base
+/// cost nothing on the wire.
 const BASE_GAP_MAX: u64 = 16 << 10;
 
-/// The jobs that rebuild every wanted chunk of `new`, in an order in which each base is there when it is needed.
+/// Returns the jobs that rebuild every wanted chunk of `new`, in an order in which each base is
+/// available when it is needed.
 ///
-/// `needs` has one entry a chunk of `new`, from [`needs()`] or changed by the caller. Reads `old` whole and the
-/// wanted bytes of `new` once; about 1 s of one core for an 800 MB image.
+/// `needs` has one entry per chunk of `new`, from [`needs()`] or changed by the caller. Reads all
+/// of `old` and the wanted bytes of `new` once; takes about 1 s of one core for an 800 MB image.
 ///
 /// # Errors
-/// What reading either side reports.
+/// Any error from reading either side.
 ///
 /// # Panics
-/// When `needs` and `new.chunks` differ in length.
+/// If `needs` and `new.chunks` differ in length.
 pub fn pair<R: ReadAt + ?Sized, S: ReadAt + ?Sized>(
     old: Side<'_, R>,
     new: Side<'_, S>,
@@ -174,7 +181,7 @@ fn is_structure(regions: &Regions, region: &Region) -> bool {
     region.kind == RegionKind::Metadata && regions.name(region).is_none()
 }
 
-/// Structures of the old release that the new one has no more.
+/// Returns the structures of the old release that the new release no longer has.
 fn lost_structures<R: ReadAt + ?Sized, S: ReadAt + ?Sized>(
     old: Side<'_, R>,
     new: Side<'_, S>,
@@ -201,22 +208,22 @@ fn by_hash(chunks: &[ChunkSpan]) -> Vec<(ChunkHash, u32)> {
     list
 }
 
-/// Whether a chunk of the new release can be a base by now.
+/// Whether a chunk of the new release can serve as base.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Absent,
-    /// In the job being filled.
+    /// The chunk is a target of the job being filled.
     Open,
     Ready,
 }
 
-/// Wanted chunks of one region, one behind the other.
+/// Consecutive wanted chunks of one region.
 struct Unit {
     region: usize,
     chunks: Range<u32>,
 }
 
-/// The job being filled.
+/// Job being filled.
 #[derive(Default)]
 struct Open {
     targets: ChunkRanges,
@@ -237,9 +244,10 @@ struct Pairing<'a, R: ReadAt + ?Sized, S: ReadAt + ?Sized> {
     open: Open,
     jobs: Vec<PatchJob>,
     solid: Vec<Unit>,
-    /// Units of the file system's structures.
+    /// Units that belong to the file system's structures.
     structures: Vec<Unit>,
-    /// The old structures the new release has no more, in order: what became of them is what is wanted.
+    /// Old structures that the new release no longer has, in order. The wanted structures are their
+    /// successors.
     lost: ChunkRanges,
 }
 
@@ -274,7 +282,7 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
         Ok(())
     }
 
-    /// Finds a base and puts the unit into a job.
+    /// Finds a base for the unit and puts it into a job.
     fn place(&mut self, unit: Unit, bytes: &mut Vec<u8>) -> io::Result<()> {
         let len = bytes_of(self.new.chunks, unit.chunks.clone());
         bytes.resize(len as usize, 0);
@@ -285,7 +293,8 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
         let mut base = if self.options.by_name { self.by_name(&unit, len, &hits) } else { Vec::new() };
         if self.options.by_content && !hits.is_empty() {
             let inside = hits.iter().filter(|hit| covers(&base, hit)).count();
-            // Less than half of what is somewhere is in the namesake: it is another thing of the same name.
+            // The base found by name covers less than half of the hits, so it belongs to a
+            // different file of the same name. Add the places of the hits.
             if inside * 2 < hits.len() {
                 let budget = (2 * len + 8 * ANCHOR_MARGIN).min(WHOLE_FILE_MAX);
                 base.extend(self.windows(&hits, budget));
@@ -302,7 +311,7 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
         Ok(())
     }
 
-    /// Adds a unit with its base to the open job, or to a new one when that is full.
+    /// Adds a unit and its base to the open job, or to a new job if the open one is full.
     fn join(&mut self, unit: &Unit, len: u64, base: Vec<Span>) {
         let waits = base.iter().any(|span| {
             span.of == Of::New && span.chunks.clone().any(|index| self.state[index as usize] == State::Open)
@@ -312,7 +321,8 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
             self.close();
         }
         for span in base {
-            // A base alone above the limit is cut off: windows are chosen smaller, so only tests get here.
+            // A span above the limit is left out. Windows are chosen smaller, so only tests reach
+            // this case.
             if self.fits(std::slice::from_ref(&span)) {
                 self.open.bases[span.of as usize].insert(span.chunks);
             }
@@ -338,7 +348,8 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
         if open.targets.is_empty() {
             return;
         }
-        // Holes are filled as far as the limit lets them; only the old release has every chunk at hand.
+        // Fill the holes in the base if the limit allows. This needs every chunk at hand, which is
+        // so in the old release only.
         let mut filled = open.bases[0].clone();
         filled.fill_gaps(self.old.chunks, BASE_GAP_MAX);
         if filled.bytes(self.old.chunks) + open.bases[1].bytes(self.new.chunks)
@@ -354,7 +365,7 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
         });
     }
 
-    /// Lets later units find this one.
+    /// Adds the unit's anchors, so that later units can find it.
     fn remember(&mut self, unit: &Unit, anchors: &[(u64, usize)]) {
         let start = self.new.chunks[unit.chunks.start as usize].offset;
         let mut index = unit.chunks.start;
@@ -383,14 +394,15 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
         hits
     }
 
-    /// The base names point at: that of the namesake with the most hits.
+    /// Returns the base found by name: that of the namesake with the most hits.
     fn by_name(&self, unit: &Unit, len: u64, hits: &[Hit]) -> Vec<Span> {
         let region = &self.new.regions.all()[unit.region];
         let Some(name) = self.new.regions.name(region) else { return Vec::new() };
         let own = self.new_files.exact(name);
         let mut best: Option<(usize, Vec<Span>)> = None;
         for (of, file) in self.namesakes(name) {
-            // Of files in as many parts (a body and a tail) the same part; else all of it.
+            // If both files have the same number of parts (a body and a tail), only the matching
+            // part counts; otherwise the whole file.
             let part = own
                 .filter(|own| own.chunks.len() == file.chunks.len())
                 .and_then(|own| own.chunks.iter().position(|part| part.contains(&unit.chunks.start)));
@@ -409,7 +421,8 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
         }
     }
 
-    /// All of a namesake's parts, or of long ones a window: where most hits are, else at the same relative position.
+    /// Returns all parts of a namesake. If they are long, returns windows: around the hits, most
+    /// hits first, or without hits at the same relative position.
     fn of_parts(&self, of: Of, parts: &[Range<u32>], unit: &Unit, len: u64, hits: &[Hit]) -> Vec<Span> {
         let whole: Vec<_> = parts.iter().map(|chunks| Span { of, chunks: chunks.clone() }).collect();
         let bytes = parts.iter().map(|chunks| bytes_of(self.chunks(of), chunks.clone())).sum();
@@ -426,7 +439,7 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
         self.slice(of, parts, at.saturating_sub(len / 2), 2 * len + AROUND_MARGIN)
     }
 
-    /// `take` bytes of some parts, from `skip` bytes on.
+    /// Returns `take` bytes of some parts, starting `skip` bytes into them, as whole chunks.
     fn slice(&self, of: Of, parts: &[Range<u32>], mut skip: u64, mut take: u64) -> Vec<Span> {
         let chunks = self.chunks(of);
         let mut out = Vec::new();
@@ -449,7 +462,7 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
         out
     }
 
-    /// Files that go by the name, best first.
+    /// Returns the files with a matching name, best first.
     fn namesakes(&self, name: &[u8]) -> Vec<(Of, &names::File)> {
         let inner = names::inner(name);
         let mut found = Vec::new();
@@ -462,7 +475,7 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
         found
     }
 
-    /// The part of a span that can be a base now.
+    /// Returns the parts of a span that can serve as base now.
     fn usable(&self, span: Span) -> Vec<Span> {
         if span.of == Of::Old {
             return vec![span];
@@ -480,7 +493,8 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
         out
     }
 
-    /// The old bytes between the held chunks before and behind the unit, when `within` has both.
+    /// Returns the old bytes between the held chunks before and behind the unit, if `within`
+    /// contains both.
     fn around(&self, unit: &Unit, len: u64, within: &[Span]) -> Option<Vec<Span>> {
         let region = self.new_files.chunks_of_region(unit.region);
         let old_of = |index: u32| {
@@ -515,7 +529,7 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
         )
     }
 
-    /// Runs of bytes around hits, those with the most first, up to `budget` bytes.
+    /// Returns runs of bytes around hits, those with the most hits first, up to `budget` bytes.
     fn windows(&self, hits: &[Hit], budget: u64) -> Vec<Span> {
         let mut windows: Vec<(usize, Of, u64, u64)> = Vec::new();
         for hit in hits {
@@ -549,7 +563,8 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
         }
     }
 
-    /// Closes the last job and makes the solid ones, which come first: others may build on them.
+    /// Closes the last job and makes the solid jobs. Solid jobs come first, because others may use
+    /// their chunks as base.
     fn finish(mut self) -> Vec<PatchJob> {
         self.close();
         let mut solid = std::mem::take(&mut self.solid);
@@ -577,9 +592,9 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
         jobs
     }
 
-    /// Jobs for the structures: inodes differ from their predecessors by a block address here and there, if nothing
-    /// else comes between them. So the base is the lost structures alone, in their order: all, or a window at the
-    /// same relative position.
+    /// Makes the jobs for the file system's structures. Inodes differ from their predecessors by a
+    /// block address here and there, as long as nothing else lies between them. So the base is the
+    /// lost structures alone, in order: all of them, or a window at the same relative position.
     fn structure_jobs(&mut self) -> Vec<PatchJob> {
         let structures = std::mem::take(&mut self.structures);
         let wanted: u64 = structures.iter().map(|unit| bytes_of(self.new.chunks, unit.chunks.clone())).sum();
@@ -601,7 +616,7 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
             let middle = scaled(begin + (done - begin) / 2, wanted, all);
             let start = middle.saturating_sub(room / 2).min(all.saturating_sub(room));
             let mut bases = self.slice(Of::Old, &lost, start, room);
-            // Whole chunks at both ends may be more than was asked for.
+            // The window is rounded to whole chunks at both ends and may exceed the limit.
             while bases.iter().map(|span| bytes_of(self.old.chunks, span.chunks.clone())).sum::<u64>() > room
             {
                 bases.pop();
@@ -612,12 +627,12 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
     }
 }
 
-/// `part` of `whole`, on the scale of `other`.
+/// Returns the value that is to `other` as `part` is to `whole`.
 fn scaled(part: u64, whole: u64, other: u64) -> u64 {
     (u128::from(part) * u128::from(other) / u128::from(whole.max(1))) as u64
 }
 
-/// Whether a hit lies in one of the spans.
+/// Returns whether a hit lies in one of the spans.
 fn covers(spans: &[Span], hit: &Hit) -> bool {
     spans.iter().any(|span| span.of == hit.of && span.chunks.contains(&hit.chunk))
 }

@@ -1,26 +1,28 @@
-//! Files by name: exact, and with version numbers folded.
+//! Lookup of files by name: exact, and with version numbers folded.
 
 use std::ops::Range;
 
 use super::ChunkSpan;
 use crate::cut::{NAME_SEPARATOR, Regions};
 
-/// The name inside the packed region, for a name that has one.
+/// Returns the part of a name behind the last separator, the name inside a packed region; `None` if
+/// there is none.
 pub(super) fn inner(name: &[u8]) -> Option<&[u8]> {
     let at = name.windows(NAME_SEPARATOR.len()).rposition(|two| two == NAME_SEPARATOR)?;
     Some(&name[at + NAME_SEPARATOR.len()..]).filter(|inner| !inner.is_empty())
 }
 
-/// What follows the last dot of the last part of a path; empty without one.
+/// Returns the text behind the last dot of a path's last component; empty if it has no dot.
 pub(super) fn extension(name: &[u8]) -> &[u8] {
     let file = name.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
     file.iter().rposition(|byte| *byte == b'.').map_or(&[], |dot| &file[dot + 1..])
 }
 
-/// A name with every version number in it replaced by `#`.
+/// Replaces every version number in a name by `#`.
 ///
-/// A version number is a run of digits, with what single `.`, `-`, `_`, `+`, `~` or `:` joins to it:
-/// `libfoo.so.1.2.3` and `libfoo.so.1.10` are `libfoo.so.#`, `6.12.41+deb13-amd64` is `#+deb#-amd#`.
+/// A version number is a run of digits, together with further digits that a single `.`, `-`, `_`,
+/// `+`, `~` or `:` joins to it: `libfoo.so.1.2.3` and `libfoo.so.1.10` are `libfoo.so.#`,
+/// `6.12.41+deb13-amd64` is `#+deb#-amd#`.
 pub fn fold(name: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(name.len());
     let mut at = 0;
@@ -44,21 +46,22 @@ pub fn fold(name: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The chunks of all regions of one name.
+/// Chunks of all regions with one name.
 #[derive(Debug, Default)]
 pub(super) struct File {
     pub(super) chunks: Vec<Range<u32>>,
     pub(super) bytes: u64,
 }
 
-/// The files of one release.
+/// Files of one release.
 pub(super) struct Files<'a> {
-    /// First chunk of each region, and the number of chunks behind the last.
+    /// First chunk of each region, and at the end the number of chunks in all regions.
     region_starts: Vec<u32>,
     files: Vec<File>,
-    /// Sorted names and their files.
+    /// Sorted names, each with the index of its file.
     exact: Vec<(&'a [u8], u32)>,
-    /// Sorted folded names; of files that fold to the same the last in order of name, mostly the newest, counts.
+    /// Sorted folded names. If several files fold to the same name, the last in order of name
+    /// counts, mostly the newest.
     folded: Vec<(Vec<u8>, u32)>,
 }
 

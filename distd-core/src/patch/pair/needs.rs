@@ -1,29 +1,31 @@
-//! What is to be rebuilt.
+//! Selection of the chunks to rebuild.
 
 use super::ChunkSpan;
 
-/// What the device knows about a chunk of the new release before any patch.
+/// State of a chunk of the new release on the device before any patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// The old release has it.
+    /// The old release has the chunk.
     Held,
-    /// To be rebuilt.
+    /// A patch must rebuild the chunk.
     Wanted,
-    /// Neither: a repeat of a wanted one, or a chunk that comes from elsewhere. Never a target, never a base.
+    /// Neither: a repeat of a wanted chunk, or a chunk that comes from elsewhere. Never a target,
+    /// never a base.
     Other,
 }
 
-/// Which chunks of `new` the `old` release lacks; of equal ones the first is wanted.
+/// Finds the chunks of `new` that the `old` release lacks. Of equal chunks, the first is wanted.
 pub fn needs(old: &[ChunkSpan], new: &[ChunkSpan]) -> Vec<Need> {
     needs_beside(old, new, new.len(), |_| false)
 }
 
-/// The same where the chunks with indices that `made` takes are packed again from views, which begin with chunk
-/// number `artifact`: unless held they are [`Need::Other`], and so is what the artifact has of them a second time. In the views, of equal
-/// ones the first that is not made is wanted: it cannot come from what is made of it.
+/// Like [`needs`], for a release with views. The chunks of the views start at index `artifact`; the
+/// chunks for which `made` is true are packed again from views. Unless held, these chunks are
+/// [`Need::Other`], and so are their repeats in the artifact. Of equal chunks in the views, the
+/// first that is not made is wanted, because a view cannot come from a chunk that is made from it.
 ///
-/// The two meet: a file in an image that compresses badly lies in plain clusters, which have chunks in common with
-/// the file's view.
+/// Made chunks and chunks of views can be equal: a file in an image that compresses badly lies in
+/// plain clusters, which have chunks in common with the file's view.
 pub fn needs_beside(
     old: &[ChunkSpan],
     new: &[ChunkSpan],
@@ -69,7 +71,8 @@ mod tests {
         let (old, new) = (chunks(&[1]), chunks(&[1, 2, 3, 2, 3, 2]));
         use Need::{Held, Other, Wanted};
         assert_eq!(needs(&old, &new), [Held, Wanted, Wanted, Other, Other, Other]);
-        // Views from chunk 4 on: 2 is made and there once more, 3 is made and in a view.
+        // The views start at index 4. Hash 2 is made, and repeated in the artifact and in a view;
+        // hash 3 is made, and repeated in a view.
         let beside = needs_beside(&old, &new, 4, |index| index == 1 || index == 2);
         assert_eq!(beside, [Held, Other, Other, Other, Wanted, Wanted]);
         let beside = needs_beside(&old, &new, 6, |index| index == 1 || index == 2);

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::ChunkSpan;
 
-/// Disjoint, non-touching ranges in order.
+/// Set of chunk indices as ordered ranges that neither overlap nor touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ChunkRanges(Vec<Range<u32>>);
 
@@ -64,7 +64,7 @@ pub(super) fn bytes_of(chunks: &[ChunkSpan], range: Range<u32>) -> u64 {
     }
 }
 
-/// The chunks that have a byte in `start..end`.
+/// Returns the chunks that have a byte in `start..end`.
 pub(super) fn covering(chunks: &[ChunkSpan], start: u64, end: u64) -> Range<u32> {
     let first = chunks.partition_point(|chunk| chunk.offset + u64::from(chunk.len) <= start);
     let last = chunks.partition_point(|chunk| chunk.offset < end);
@@ -82,7 +82,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_set_of_ranges_is_a_set_of_indices(
+        fn ranges_behave_like_a_set_of_indices(
             inserts in prop::collection::vec((0u32..40, 0u32..6), 0..20), gap in 0u64..50,
         ) {
             let chunks: Vec<_> = (0..50)

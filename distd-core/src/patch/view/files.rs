@@ -1,4 +1,4 @@
-//! Packed files of an artifact, as one run of bytes each wherever their parts lie.
+//! Packed files of an artifact, each joined from its parts.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,27 +10,30 @@ use crate::cut::{ReadAt, Regions, gzip};
 /// Smallest file worth a view, bytes.
 const PACKED_MIN: u64 = 4096;
 
-/// Parts of a file that are as long as whole blocks of this size are its body; another part is its tail.
+/// Parts whose length is a multiple of this block size belong to a file's body; any other part is
+/// its tail.
 const BLOCK: u64 = 512;
 
-/// A file that starts like something with a view.
+/// File whose first bytes show a format that has views.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackedFile {
-    /// The name of its regions.
+    /// Name of the file's regions.
     pub name: Vec<u8>,
-    /// First byte of its recipes; of the one that unpacks it all there is.
+    /// First byte of the file's recipes. The unpack recipe is this byte alone.
     pub version: u8,
-    /// Where its bytes lie in the artifact, in file order.
+    /// Ranges of the file's bytes in the artifact, in file order.
     pub parts: Vec<Range<u64>>,
 }
 
-/// The packed files of an artifact in order of name. Reads ten bytes of every file, twenty at most.
+/// Finds the packed files of an artifact, in order of name. Reads ten bytes of every file, at most
+/// twenty.
 ///
-/// A tail that lies among the inodes, before the body, is put behind it. Where the order is guessed wrong, or a
-/// short tail has no region, the view ends early and what is left of the file is part of its recipe.
+/// A tail that lies among the inodes, before the body, is moved behind the body. If the guessed
+/// order is wrong, or a short tail has no region, the view ends early and the rest of the file
+/// becomes part of its recipe.
 ///
 /// # Errors
-/// What reading reports.
+/// Any error from reading the artifact.
 pub fn packed_files<R: ReadAt + ?Sized>(artifact: &R, regions: &Regions) -> io::Result<Vec<PackedFile>> {
     let mut files: BTreeMap<&[u8], Vec<Range<u64>>> = BTreeMap::new();
     for region in regions.all() {
@@ -46,7 +49,8 @@ pub fn packed_files<R: ReadAt + ?Sized>(artifact: &R, regions: &Regions) -> io::
         }
         parts.sort_by_key(|part| part.start);
         let in_a_row = parts.windows(2).all(|two| two[0].end == two[1].start);
-        // Members of one gzip file lie one behind the other, whatever their lengths.
+        // The members of one gzip file lie one behind the other, whatever their lengths, so keep
+        // their order.
         if !in_a_row || packed_as(artifact, &parts[0])?.is_none() {
             parts.sort_by_key(|part| (!(part.end - part.start).is_multiple_of(BLOCK), part.start));
         }
@@ -66,12 +70,12 @@ fn packed_as<R: ReadAt + ?Sized>(artifact: &R, part: &Range<u64>) -> io::Result<
     Ok(version_of(&head))
 }
 
-/// The bytes of a file whose parts lie apart.
+/// Reader of a file whose parts lie apart.
 #[derive(Clone, Debug)]
 pub struct Joined<'a, R: ?Sized> {
-    /// What the parts are parts of.
+    /// Artifact that contains the parts.
     pub artifact: &'a R,
-    /// The parts, in file order.
+    /// Ranges of the parts in the artifact, in file order.
     pub parts: &'a [Range<u64>],
 }
 

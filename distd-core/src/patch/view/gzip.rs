@@ -1,17 +1,17 @@
-//! The view of a gzip file, as a device makes it.
+//! View of a gzip file, as a device makes it.
 
 use std::io::{self, Write};
 
 use crate::cut::ReadAt;
 use crate::cut::gzip::{TRAILER, header, stream};
 
-/// Writes the view of a packed file, its sound part at least; its length.
+/// Writes the view of a gzip file, or at least of its sound part, and returns the view's length.
 ///
-/// Stops at the first damage, at the end of the last member, and at `max` bytes: this is a base, and a short one is
-/// still one. Memory: 400 KiB.
+/// Stops at the first damage, behind the last member, and at `max` bytes. The view serves as base,
+/// so a short one is still useful. Memory: 400 KiB.
 ///
 /// # Errors
-/// What reading or writing reports.
+/// Any error from reading the file or writing to `sink`.
 pub fn inflate<R: ReadAt + ?Sized>(file: &R, max: u64, sink: &mut impl Write) -> io::Result<u64> {
     let (mut at, mut total) = (0, 0);
     while let Some(header) = header(file, at..file.len())? {

@@ -1,20 +1,29 @@
-//! Views: the unpacked side of packed files.
+//! Views: the unpacked content of packed files.
 //!
-//! A packed file changes everywhere when one byte in it does. Three kinds have views: files of gzip members (an initrd, a
-//! changelog), whose view is the concatenated plain text of the members; zip archives and PNG files, whose view has the
-//! plain text of each deflate stream in its place between the other bytes; and files of an EROFS image packed by LZ4, deflate or zstd,
-//! whose view is their content, many files in one view. A **recipe** says how to pack a view again, bit for bit. The view of
-//! the old release and that of the new one are paired like any other bytes; the new view is rebuilt in passing,
-//! packed again and written. A gzip file within such an image has a view within a view: first the clusters' view is made of
-//! its own, then the clusters of that.
+//! A packed file changes everywhere when one byte of its content does. Three kinds of files have
+//! views:
+//! - files of gzip members (an initrd, a changelog): the view is the concatenated plain text of the
+//!   members;
+//! - zip archives and PNG files: the view has the plain text of each deflate stream in its place
+//!   between the other bytes;
+//! - files of an EROFS image packed by LZ4, deflate or zstd: the view is their content, many files
+//!   in one view.
 //!
-//! The origin makes recipes ([`unpack`], [`unpack_clusters`]) and offers none it has not tried with the code the device
-//! runs ([`repack`]). A device unpacks its own old file with [`unpack_with`], an order of magnitude quicker.
+//! A **recipe** says how to pack a view again, bit for bit. The views of the old and the new
+//! release are paired like any other bytes. While a patch set is applied, the device rebuilds the
+//! new view, packs it again and writes the result. A gzip file within such an image has a view
+//! within a view: packing the gzip file's view makes the view of the clusters, and packing that
+//! makes the clusters.
 //!
-//! Memory of views of deflate streams: unpacking and packing again hold one piece at a time, at most [`PIECE_PLAIN_MAX`] of plain text
-//! and what the packer keeps beside it: 8 MB in all to pack the reference initrd (130 MB of view), 10 MB to take it
-//! apart. Of clusters: the content of the longest cluster and what the packer needs: 1.2 MB for LZ4, so 14 MB at the
-//! very most, up to 20 MB more for zstd's slowest level.
+//! The origin makes recipes ([`unpack`], [`unpack_clusters`]) and offers only those that it has
+//! tried with the code that the device runs ([`repack`]). A device unpacks its own old file with
+//! [`unpack_with`], an order of magnitude quicker.
+//!
+//! Memory for views of deflate streams: unpacking and packing hold one piece at a time, at most
+//! [`PIECE_PLAIN_MAX`] of plain text, and the packer's own state: 8 MB in all to pack the reference
+//! initrd (130 MB of view), 10 MB to take it apart. For clusters: the content of the longest
+//! cluster and the packer's state, which is 1.2 MB for LZ4, so 14 MB at most, and up to 20 MB more
+//! for zstd's slowest level.
 
 mod clusters;
 mod corrections;

@@ -1,4 +1,4 @@
-//! What is inside a view: the members of archives, else one part.
+//! Parts of a view: the members of archives, or else one part.
 
 use std::io;
 use std::ops::Range;
@@ -7,14 +7,15 @@ use crate::cut::archive::{Members, NAME_SEPARATOR};
 use crate::cut::{ReadAt, RegionKind};
 use crate::limits::REGIONS_MAX;
 
-/// Lengths, kinds and names of the parts of a view that lies in `range` and belongs to the region `name`: input of
-/// [`Regions::from_parts`](crate::cut::Regions::from_parts).
+/// Returns lengths, kinds and names of the parts of a view that lies in `range` and belongs to the
+/// region `name`: the input of [`Regions::from_parts`](crate::cut::Regions::from_parts).
 ///
-/// A file's data is named `name//path`, its header `name//path//`, so that old header meets new header and data
-/// meets the file of that path in the image. Damage ends the list with one part for the rest.
+/// A file's data is named `name//path` and its header `name//path//`, so that an old header is
+/// paired with the new one, and data with the file of that path in the image. At the first damage,
+/// one part covers the rest.
 ///
 /// # Errors
-/// What reading reports.
+/// Any error from reading the view.
 pub fn parts<R: ReadAt + ?Sized>(
     view: &R,
     range: Range<u64>,
@@ -26,7 +27,8 @@ pub fn parts<R: ReadAt + ?Sized>(
     while out.len() < REGIONS_MAX / 2
         && let Some(member) = members.next()?
     {
-        // Padding of the file before goes with the header: then data is cut like in the image.
+        // The padding behind the previous file belongs to the next header, so that data is cut as
+        // in the image.
         let Range { start, end } = member.data;
         out.push((start - done, RegionKind::File, join(&member.path, NAME_SEPARATOR)));
         out.push((end - start, RegionKind::File, join(&member.path, b"")));
@@ -86,7 +88,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn damaged_archives_are_covered_all_the_same(
+        fn parts_cover_damaged_archives_too(
             at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<prop::sample::Index>(),
         ) {
             let mut view = [file("a", b"data"), file("b/c", &[7; 300]), file("TRAILER!!!", b"")].concat();

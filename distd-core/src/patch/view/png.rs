@@ -1,4 +1,5 @@
-//! The one zlib stream of a PNG file and the IDAT chunks it is cut into (PNG 1.2, sections 3.2 and 4.1.3).
+//! The zlib stream of a PNG file and the IDAT chunks that hold it (PNG 1.2, sections 3.2 and
+//! 4.1.3).
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -10,21 +11,21 @@ use crate::cut::ReadAt;
 
 const MAGIC: &[u8] = b"\x89PNG\r\n\x1A\n";
 
-/// Length and type before the data of a chunk.
+/// Bytes of length and type before the data of a chunk.
 const HEAD: usize = 8;
 
 const CRC_LEN: u64 = 4;
 
 const IDAT: &[u8; 4] = b"IDAT";
 
-/// Shortest data of an IDAT chunk that is not the last, bytes: encoders take 8192 and more, and reading costs one look
-/// for each.
+/// Shortest data of an IDAT chunk, unless it is the last, bytes. Encoders use 8192 and more, and
+/// each chunk costs one read.
 const FRAME_MIN: u64 = 256;
 
-/// Longest stream: what a number of a recipe can say.
+/// Longest stream, bytes: the largest number that a recipe can hold.
 const STREAM_MAX: u64 = (1 << 28) - 1;
 
-/// Most chunks before the first IDAT.
+/// Most chunks accepted before the first IDAT.
 const CHUNKS_MAX: usize = 1024;
 
 static CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
@@ -33,22 +34,23 @@ pub(super) fn is_magic(head: &[u8]) -> bool {
     head.starts_with(MAGIC)
 }
 
-/// A zlib stream in IDAT chunks of one length, the last one excepted.
+/// Zlib stream in IDAT chunks that all have the same length; only the last may be shorter.
 #[derive(Debug)]
 pub(super) struct Framed<'a, R: ?Sized> {
     file: &'a R,
     start: u64,
-    /// Data of a chunk, bytes.
+    /// Bytes of data in a chunk, except the last.
     pub(super) size: u64,
-    /// Data of all, bytes.
+    /// Bytes of data in all chunks.
     total: u64,
 }
 
 impl<'a, R: ReadAt + ?Sized> Framed<'a, R> {
-    /// Finds the chunks and checks their CRCs; `None` where they are damaged or of several lengths. Memory: 64 KiB.
+    /// Finds the chunks and checks their CRCs; `None` if they are damaged or differ in length.
+    /// Memory: 64 KiB.
     ///
     /// # Errors
-    /// What reading reports.
+    /// Any error from reading the file.
     pub(super) fn find(file: &'a R) -> io::Result<Option<Self>> {
         let mut at = MAGIC.len() as u64;
         for _ in 0..CHUNKS_MAX {
@@ -92,7 +94,7 @@ impl<'a, R: ReadAt + ?Sized> Framed<'a, R> {
         Ok((total > 0).then_some(Self { file, start, size, total }))
     }
 
-    /// Where the chunks lie in the file.
+    /// Range of the chunks in the file.
     pub(super) fn range(&self) -> Range<u64> {
         let around = HEAD as u64 + CRC_LEN;
         self.start..self.start + self.total + self.total.div_ceil(self.size) * around
@@ -120,7 +122,7 @@ impl<R: ReadAt + ?Sized> ReadAt for Framed<'_, R> {
     }
 }
 
-/// Type and data of the chunk at `at`; `None` where none fits.
+/// Returns type and data range of the chunk at `at`; `None` if no chunk fits there.
 fn chunk<R: ReadAt + ?Sized>(file: &R, at: u64) -> io::Result<Option<([u8; 4], Range<u64>)>> {
     let start = at + HEAD as u64;
     if start > file.len() {
@@ -139,7 +141,8 @@ fn frame_digest() -> Digest<'static, u32, Table<1>> {
     digest
 }
 
-/// Puts what is written into IDAT chunks while there are frames, and counts what comes out.
+/// Writer that puts bytes into IDAT chunks while frames are set, and counts the bytes it writes to
+/// the sink.
 pub(super) struct Framer<'a, W> {
     sink: &'a mut W,
     pub(super) written: u64,
@@ -148,9 +151,9 @@ pub(super) struct Framer<'a, W> {
 
 struct Frames {
     size: usize,
-    /// Data that does not lie in a chunk yet, bytes.
+    /// Bytes of data for which no chunk is open yet.
     left: usize,
-    /// The chunk that is open: its data to come, and the CRC so far.
+    /// Open chunk: bytes of data that it still takes, and the CRC so far.
     open: Option<(usize, Digest<'static, u32, Table<1>>)>,
 }
 
@@ -159,20 +162,22 @@ impl<'a, W: Write> Framer<'a, W> {
         Self { sink, written: 0, frames: None }
     }
 
-    /// From here on `total` bytes lie in chunks of `size`.
+    /// Puts the next `total` bytes into chunks of `size` bytes, the last one with the rest.
     pub(super) fn frame(&mut self, size: usize, total: usize) -> Result<(), RecipeError> {
         if self.frames.is_some() || size == 0 || total == 0 {
-            return Err(RecipeError::Damaged("frames that cannot be"));
+            return Err(RecipeError::Damaged("IDAT chunks of no bytes, or inside others"));
         }
         self.frames = Some(Frames { size, left: total, open: None });
         Ok(())
     }
 
+    /// Ends the output and returns the number of bytes written to the sink.
+    ///
     /// # Errors
-    /// [`RecipeError::Damaged`] when the frames want more.
+    /// [`RecipeError::Damaged`] if the chunks need more data.
     pub(super) fn finish(self) -> Result<u64, RecipeError> {
         match self.frames {
-            Some(_) => Err(RecipeError::Damaged("frames are not full")),
+            Some(_) => Err(RecipeError::Damaged("its IDAT chunks are not full")),
             None => Ok(self.written),
         }
     }

@@ -1,27 +1,29 @@
-//! Recipes for files with deflate streams: how a view is packed again, bit for bit.
+//! Recipes for files with deflate streams: instructions to pack a view again, bit for bit.
 //!
-//! Every number an LEB128 varint of at most 4 bytes:
+//! Every number is an LEB128 varint of at most 4 bytes:
 //!
 //! ```text
 //! version      1 byte: 1 files of gzip members, 3 zip archives and PNG files
-//! pieces up to the end, each
-//!   0  literal            length, then so many bytes of the region (headers, trailers, padding)
-//!   1  a deflate stream   length of its plain text in the view, length of its corrections, corrections
-//!   2  the stream before  the same, continued
-//! and of version 3
-//!   3  copy               so many bytes of the view as they are
-//!   4  IDAT chunks        length of the data of each, length of the data of all: so much of what the pieces behind
-//!                         this one make lies in chunks with length, type and CRC, the last one with the rest
+//! pieces up to the end, each of them
+//!   0  literal            length, then that many bytes of the region (headers, trailers, padding)
+//!   1  a deflate stream   length of its plain text in the view, length of corrections, corrections
+//!   2  continuation       of the stream in the piece before: the same fields
+//! and in version 3
+//!   3  copy               number of bytes of the view to copy as they are
+//!   4  IDAT chunks        length of the data of each chunk, length of the data of all: that many
+//!                         bytes made by the next pieces lie in chunks with length, type and CRC,
+//!                         the last chunk with the rest
 //! ```
 //!
-//! The unpack recipe of either is its version byte.
+//! The unpack recipe of either version is the version byte.
 //!
-//! Corrections are what crate `preflate-rs` (0.7) makes of so much of a stream: the parameters of the compressor in the
-//! first piece of each stream, then wherever the compressor did something else than these say.
+//! Corrections come from the crate `preflate-rs` (0.7), which makes them for a piece of a stream.
+//! They hold the parameters of the compressor in the first piece of each stream, and every place
+//! where the compressor did something else than these parameters predict.
 //!
-//! That crate panics on some damaged corrections and has no bound on the work others make it do. So a panic is
-//! caught here and is an error, and recipes are to be taken only by a hash from signed metadata: what that leaves is an
-//! origin that wants to waste its own devices' time.
+//! The crate panics on some damaged corrections and does not bound the work that others cause. So
+//! this module turns a panic into an error, and a recipe may only be used if its hash comes from
+//! signed metadata. That leaves an origin that wants to waste its own devices' time.
 
 use std::io::{self, Cursor, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -34,56 +36,61 @@ use super::streams;
 use super::version::{GZIP_VERSION, RECIPE_MAX, RecipeError, STREAMS_VERSION, version_of};
 use crate::cut::{ReadAt, gzip};
 
-/// Most plain text of a piece, bytes: what gzip puts into one block at the very most, and some.
+/// Most plain text of a piece, bytes: a little more than the most that gzip puts into one block.
 pub const PIECE_PLAIN_MAX: usize = 9 << 20;
 
-/// Packed bytes looked at together. The estimate of the compressor's parameters comes from the first piece, and a
-/// long one can be worse: of the reference initrd 256 KiB need 5 kB of corrections, 1 MiB 175 kB and three times the
-/// time. Of other files a short one is: zlib's parameters show best in all of a small file.
+/// Numbers of packed bytes that are taken apart together, tried in this order. The compressor's
+/// parameters are estimated from the first piece, and a long piece can give a worse estimate: for
+/// the reference initrd, 256 KiB need 5 kB of corrections, 1 MiB needs 175 kB and three times the
+/// time. For other files a short piece is worse: zlib's parameters show best in a small file as a
+/// whole.
 const STEPS: [usize; 4] = [256 << 10, 2 << 20, 64 << 10, 1 << 20];
 
-/// Packed bytes of the start of a file that tell how well each step does.
+/// Packed bytes at the start of a file with which the steps are compared.
 const TRIAL_BYTES: u64 = 2 << 20;
 
-/// Corrections below this part of the packed bytes: no other step is tried.
+/// If the corrections take less than one part in this many of the packed bytes, no other step is
+/// tried.
 const RECOGNISED_PART: u64 = 1000;
 
-/// A recipe above this part of the packed bytes is not worth a view.
+/// A view is not worth it if its recipe takes more than one part in this many of the packed bytes.
 const RECIPE_PART: u64 = 8;
 
-/// Streams below this part of a file's bytes are not worth a view of all of it.
+/// A view of a file is not worth it if the streams take less than one part in this many of its
+/// bytes.
 const STREAMED_PART: u64 = 8;
 
-/// Most packed bytes of one piece: a stream whose blocks are longer has no view.
+/// Most packed bytes of one piece. A stream with longer blocks has no view.
 const PACKED_MAX: usize = 4 << 20;
 
-/// Most bytes of a file that are not made from its view, at its end.
+/// Most bytes at the end of a file that are not made from its view.
 pub const LITERAL_MAX: u64 = 64 << 10;
 
 /// Largest number of a recipe.
 const NUMBER_MAX: u64 = (1 << 28) - 1;
 
-/// Bytes at the start of a file that tell its kind.
+/// Bytes read at the start of a file to find its kind.
 const HEAD_MAX: usize = 10;
 
-/// What [`unpack`] made.
+/// Result of [`unpack`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unpacked {
-    /// How to pack the view again, at most [`RECIPE_MAX`] bytes.
+    /// Recipe that packs the view again, at most [`RECIPE_MAX`] bytes.
     pub recipe: Vec<u8>,
-    /// Length of the view: bytes that count from where the sink stood.
+    /// Length of the view in bytes, from the sink's initial position on. Bytes behind it do not
+    /// count.
     pub view_bytes: u64,
 }
 
-/// The recipe of a packed file, and its view into `sink` from where that stands. `None` for a file that has no view
-/// worth the name.
+/// Makes the recipe of a packed file, and writes its view to `sink` from the current position on.
+/// `None` if a view of the file is not worth it.
 ///
-/// What no stream can be made of (the end of a file whose tail is elsewhere, damage) becomes a literal of at most
-/// [`LITERAL_MAX`] bytes. Every piece is packed again and compared, so a recipe always fits. A view stays below `max`
-/// bytes. About 15 MB/s of plain text on one core.
+/// Bytes at the end that no stream can make (a file whose tail is elsewhere, damage) become a
+/// literal of at most [`LITERAL_MAX`] bytes. Every piece is packed again and compared, so a recipe
+/// always fits. A view has at most `max` bytes. About 15 MB/s of plain text on one core.
 ///
 /// # Errors
-/// What reading or writing reports.
+/// Any error from reading the file or writing to `sink`.
 pub fn unpack<R: ReadAt + ?Sized>(
     file: &R,
     max: u64,
@@ -131,16 +138,17 @@ fn literal<R: ReadAt + ?Sized>(file: &R, range: Range<u64>, recipe: &mut Vec<u8>
     Ok(())
 }
 
-/// What a file was taken apart into.
+/// Pieces into which a file was taken apart.
 pub(super) struct Pieces {
     step: usize,
     plain_max: u64,
     recipe: Vec<u8>,
-    /// Bytes of view.
+    /// Bytes of the view so far.
     plain: u64,
-    /// Packed bytes of streams.
+    /// Packed bytes of the streams that were taken apart.
     streamed: u64,
-    /// Bytes of streams that stay packed in the view: what a step costs, like its corrections.
+    /// Bytes of streams that stay packed in the view. They count against a step like its
+    /// corrections.
     pub(super) lost: u64,
 }
 
@@ -149,7 +157,8 @@ impl Pieces {
         Self { step, plain_max, recipe: vec![version], plain: 0, streamed: 0, lost: 0 }
     }
 
-    /// Goes on until `until`, the end, or something that is no stream; how far the recipe covers the file.
+    /// Takes the file apart up to `until`, to its end, or to bytes that are not a stream. Returns
+    /// the offset up to which the recipe covers the file.
     fn run<R: ReadAt + ?Sized>(&mut self, file: &R, until: u64, sink: &mut impl Write) -> io::Result<u64> {
         if self.recipe == [GZIP_VERSION] {
             self.members(file, until, sink)
@@ -172,7 +181,7 @@ impl Pieces {
             literal(file, at..begin, &mut self.recipe)?;
             let (reached, is_whole) = self.stream(file, begin..file.len(), until, sink)?;
             if reached == begin {
-                // Not a piece of it: the header belongs to what is left.
+                // Not a single piece was made: the header belongs to the rest.
                 self.recipe.truncate(before);
                 return Ok(at);
             }
@@ -187,12 +196,12 @@ impl Pieces {
         Ok(at)
     }
 
-    /// How much longer the view may become, bytes.
+    /// Bytes by which the view may still grow.
     pub(super) fn room(&self) -> u64 {
         self.plain_max - self.plain
     }
 
-    /// Puts a range into the view as it is; whether there was room.
+    /// Copies a range into the view as it is; returns whether there was room.
     pub(super) fn copy<R: ReadAt + ?Sized>(
         &mut self,
         file: &R,
@@ -215,14 +224,15 @@ impl Pieces {
         Ok(true)
     }
 
-    /// What comes lies in IDAT chunks.
+    /// Records that the next `total` bytes made lie in IDAT chunks of `size` bytes of data.
     pub(super) fn frames(&mut self, size: u64, total: u64) {
         self.recipe.push(4);
         put(&mut self.recipe, size as usize);
         put(&mut self.recipe, total as usize);
     }
 
-    /// Takes the stream at the start of `range` apart, as far as that works; how far, and whether that is its end.
+    /// Takes the stream at the start of `range` apart as far as possible. Returns the offset
+    /// reached, and whether the stream ends there.
     pub(super) fn stream<R: ReadAt + ?Sized>(
         &mut self,
         file: &R,
@@ -242,7 +252,7 @@ impl Pieces {
             file.read_exact_at(&mut packed, at)?;
             let piece = match caught(|| parser.decompress(&packed)) {
                 Some(Ok(piece)) if piece.compressed_size > 0 => piece,
-                // No block ends in it: more, within reason.
+                // No block ends in the bytes given: give more, up to the limit.
                 Some(Ok(_)) if take < left.min(PACKED_MAX) => {
                     take += self.step;
                     continue;
@@ -277,7 +287,7 @@ impl Pieces {
     }
 }
 
-/// Packs a view again; `recipe` without its version byte. Bytes written.
+/// Packs a view again; `recipe` lacks its version byte. Returns the number of bytes written.
 pub(super) fn repack(
     version: u8,
     mut recipe: &[u8],
@@ -316,11 +326,13 @@ pub(super) fn repack(
         view.read_exact(&mut text)?;
         let packer = match kind {
             1 => packer.insert(RecreateStreamProcessor::new()),
-            _ => packer.as_mut().ok_or(RecipeError::Damaged("a stream that never began goes on"))?,
+            _ => packer
+                .as_mut()
+                .ok_or(RecipeError::Damaged("a piece continues a stream that did not begin"))?,
         };
         let made = caught(|| packer.recompress(&mut Cursor::new(&text), corrections));
         let Some(Ok((packed, _))) = made else {
-            return Err(RecipeError::Damaged("corrections do not fit"));
+            return Err(RecipeError::Damaged("corrections do not fit the view"));
         };
         sink.write_all(&packed)?;
     }

@@ -1,6 +1,8 @@
-//! Views of files with deflate streams between other bytes: zip archives, and PNG files with one zlib stream.
+//! Views of files with deflate streams between other bytes: zip archives, and PNG files, which have
+//! one zlib stream.
 //!
-//! The view has every byte that belongs to no stream as it is, so that headers are paired like all else.
+//! Bytes that belong to no stream are in the view as they are, so that headers are paired like
+//! everything else.
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -10,13 +12,14 @@ use super::recipe::Pieces;
 use super::zip;
 use crate::cut::{ReadAt, gzip};
 
-/// Header and checksum around the stream of a zlib stream (RFC 1950).
+/// Bytes of the header before the deflate stream of a zlib stream (RFC 1950).
 const ZLIB_HEAD: u64 = 2;
 
-/// Shorter plain text stays packed: a stream of it saves nothing.
+/// Streams with less plain text than this stay packed: unpacking them saves nothing.
 const PLAIN_MIN: u64 = 64;
 
-/// Streams that are none, or none that can be packed again, after which the rest stays as it is: each costs time.
+/// Number of failures after which the rest of a file stays as it is, because each costs time. A
+/// failure is data that is not a stream, or a stream that cannot be packed again.
 const FAILED_MAX: usize = 8;
 
 pub(super) fn is_magic(head: &[u8]) -> bool {
@@ -31,7 +34,8 @@ fn magic<R: ReadAt + ?Sized>(file: &R) -> io::Result<[u8; 8]> {
     Ok(head)
 }
 
-/// Takes a file apart until `until`, its end, or the limit of the view; how far that went.
+/// Takes a file apart up to `until`, to its end, or to the limit of the view. Returns the offset
+/// reached.
 pub(super) fn run<R: ReadAt + ?Sized>(
     file: &R,
     until: u64,
@@ -100,7 +104,8 @@ fn run_png<R: ReadAt + ?Sized>(
     let is_whole = is_whole
         && pieces.copy(&framed, reached..framed.len(), sink)?
         && pieces.copy(file, frames.end..file.len(), sink)?;
-    // Other steps may do better; and what is left is no literal, since the chunks would stay open.
+    // Another step may succeed where this one failed. The rest cannot become a literal, because the
+    // chunks would stay open.
     Ok(if is_whole {
         file.len()
     } else if reached < until {
@@ -110,10 +115,11 @@ fn run_png<R: ReadAt + ?Sized>(
     })
 }
 
-/// Writes the view of an old file, its sound part at least and `max` bytes at most; its length. Memory: 400 KiB.
+/// Writes the view of an old file, or at least of its sound part, at most `max` bytes. Returns the
+/// view's length. Memory: 400 KiB.
 ///
 /// # Errors
-/// What reading or writing reports.
+/// Any error from reading the file or writing to `sink`.
 pub(super) fn inflate<R: ReadAt + ?Sized>(file: &R, max: u64, sink: &mut impl Write) -> io::Result<u64> {
     let head = magic(file)?;
     let (mut at, mut total) = (0, 0);
@@ -145,7 +151,7 @@ pub(super) fn inflate<R: ReadAt + ?Sized>(file: &R, max: u64, sink: &mut impl Wr
     Ok(total + copy(file, at..file.len(), max - total, sink)?)
 }
 
-/// Copies as much of a range as `max` allows; how much.
+/// Copies as much of a range as `max` allows; returns the number of bytes copied.
 pub(super) fn copy<R: ReadAt + ?Sized>(
     file: &R,
     range: Range<u64>,

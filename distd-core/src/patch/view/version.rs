@@ -1,11 +1,11 @@
-//! Which kind of packed bytes a recipe is for: its first byte.
+//! Recipe versions: the first byte of a recipe names the kind of packed bytes.
 
 use std::io::{self, Read, Write};
 
 use super::{clusters, gzip, recipe, streams};
 use crate::cut::{ReadAt, gzip as members};
 
-/// Largest recipe, bytes. That of a 36 MB initrd has 5 kB.
+/// Largest recipe, bytes. The recipe of a 36 MB initrd has 5 kB.
 pub const RECIPE_MAX: usize = 1 << 20;
 
 /// First byte of a recipe for members of a gzip file.
@@ -17,7 +17,8 @@ pub(super) const CLUSTERS_VERSION: u8 = 2;
 /// First byte of a recipe for clusters of an EROFS image, of any algorithm.
 pub(super) const ANY_CLUSTERS_VERSION: u8 = 4;
 
-/// Whether a recipe is for clusters, whose view has the content of many files.
+/// Returns whether a recipe is for clusters. The view of such a recipe has the content of many
+/// files.
 pub fn is_of_clusters(recipe: &[u8]) -> bool {
     matches!(recipe.first(), Some(&(CLUSTERS_VERSION | ANY_CLUSTERS_VERSION)))
 }
@@ -25,7 +26,8 @@ pub fn is_of_clusters(recipe: &[u8]) -> bool {
 /// First byte of a recipe for a zip archive or a PNG file.
 pub(super) const STREAMS_VERSION: u8 = 3;
 
-/// First byte of the recipes for a file that starts with `head`, ten bytes; `None` where it has no view of its own.
+/// Returns the first byte of the recipes for a file that starts with `head`, ten bytes; `None` if
+/// such a file has no view of its own.
 pub(super) fn version_of(head: &[u8]) -> Option<u8> {
     if members::is_magic(head) {
         Some(GZIP_VERSION)
@@ -34,7 +36,7 @@ pub(super) fn version_of(head: &[u8]) -> Option<u8> {
     }
 }
 
-/// Why a view cannot be packed again, or a file not unpacked.
+/// Error of packing a view or unpacking a file.
 #[derive(Debug, thiserror::Error)]
 pub enum RecipeError {
     /// The recipe is not of the format, or does not fit the view.
@@ -45,10 +47,12 @@ pub enum RecipeError {
     Io(#[from] io::Error),
 }
 
-/// Packs a view again: reads it once, in order, and writes the region; its length.
+/// Packs a view again: reads the view once, in order, and writes the region to `sink`. Returns the
+/// region's length.
 ///
 /// # Errors
-/// [`RecipeError::Damaged`] for any recipe that does not fit; lengths are bounded before anything is allocated.
+/// [`RecipeError::Damaged`] for a recipe that does not fit the view. Lengths are bounded before
+/// anything is allocated.
 pub fn repack(recipe: &[u8], view: &mut impl Read, sink: &mut impl Write) -> Result<u64, RecipeError> {
     match versioned(recipe)? {
         (version @ (GZIP_VERSION | STREAMS_VERSION), recipe) => recipe::repack(version, recipe, view, sink),
@@ -59,13 +63,16 @@ pub fn repack(recipe: &[u8], view: &mut impl Read, sink: &mut impl Write) -> Res
     }
 }
 
-/// Writes the view of an old packed file, its sound part at least; its length. `recipe` is
-/// [`PackedFile::version`](super::PackedFile::version) alone, or comes from [`unpack_old_clusters`](super::unpack_old_clusters).
+/// Writes the view of an old packed file, or at least of its sound part, and returns the view's
+/// length. `recipe` is [`PackedFile::version`](super::PackedFile::version) alone, or comes from
+/// [`unpack_old_clusters`](super::unpack_old_clusters).
 ///
-/// Stops at the first damage in the file and at `max` bytes: this is a base, and a short one is still one.
+/// Stops at the first damage in the file and at `max` bytes. The view serves as base, so a short
+/// one is still useful.
 ///
 /// # Errors
-/// [`RecipeError::Damaged`] for a recipe that is not of the format; lengths are bounded before anything is allocated.
+/// [`RecipeError::Damaged`] for a recipe of another format. Lengths are bounded before anything is
+/// allocated.
 pub fn unpack_with<R: ReadAt + ?Sized>(
     recipe: &[u8],
     file: &R,

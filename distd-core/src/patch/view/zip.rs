@@ -1,36 +1,37 @@
-//! Where deflate streams begin in a zip archive (APPNOTE.TXT 6.3.10, section 4.3.7).
+//! Search for deflate streams in a zip archive (APPNOTE.TXT 6.3.10, section 4.3.7).
 //!
-//! Local headers are searched for, whatever lies between them: padding, data descriptors, data stored as it is, and in
-//! that the headers of archives within the archive. Where a stream ends it says itself.
+//! Only local headers are searched for. Anything may lie between them: padding, data descriptors,
+//! or stored data, in which the headers of archives within the archive are found too. The end of a
+//! stream is found by unpacking it.
 
 use std::io;
 use std::ops::Range;
 
 use crate::cut::ReadAt;
 
-/// Up to the name.
+/// Bytes of a local header before the name.
 const HEADER: usize = 30;
 
-/// Flags that change what the data is: encrypted, patched, encrypted strongly, headers masked.
+/// Flags of data that is not plain deflate: encrypted, patched, strongly encrypted, masked headers.
 const FLAGS_OTHER: u16 = 1 | 1 << 5 | 1 << 6 | 1 << 13;
 
-/// The lengths follow the data.
+/// Flag for lengths that follow the data.
 const FLAG_DESCRIPTOR: u16 = 1 << 3;
 
 const DEFLATE: u16 = 8;
 
-/// Bytes looked through at once: the next header is mostly near.
+/// Bytes searched at once: the first window, then all others. The next header is mostly near.
 const WINDOWS: [usize; 2] = [1 << 10, 64 << 10];
 
 pub(super) fn is_magic(head: &[u8]) -> bool {
     head.starts_with(b"PK\x03\x04")
 }
 
-/// Where the data of the next file packed by deflate may be, `from` or behind; its end is that of the archive where the
-/// header does not tell it.
+/// Returns the range in which the data of the next file packed by deflate may lie, at `from` or
+/// behind. The range ends with the archive if the header does not state a length.
 ///
 /// # Errors
-/// What reading reports.
+/// Any error from reading the file.
 pub(super) fn next_stream<R: ReadAt + ?Sized>(file: &R, mut from: u64) -> io::Result<Option<Range<u64>>> {
     let mut window = Vec::new();
     let mut size = WINDOWS[0];
@@ -44,7 +45,7 @@ pub(super) fn next_stream<R: ReadAt + ?Sized>(file: &R, mut from: u64) -> io::Re
                 return Ok(Some(data));
             }
         }
-        // A header may begin in what is too short for one.
+        // The bytes at the end of the window that are too short for a header may begin one.
         from += (window.len() - HEADER + 1) as u64;
         size = WINDOWS[1];
     }

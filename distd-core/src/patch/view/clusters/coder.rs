@@ -1,4 +1,4 @@
-//! The packers as `mkfs.erofs` calls them.
+//! Packers, called as `mkfs.erofs` calls them.
 
 use libdeflater::{CompressionLvl, Compressor};
 use lzzzz::{lz4, lz4_hc};
@@ -6,38 +6,41 @@ use zstd::zstd_safe::{CCtx, CParameter};
 
 use crate::cut::erofs::Coding;
 
-/// Room beyond a cluster that mkfs.erofs gives packers that do not stop early.
+/// Bytes beyond the length of a cluster that mkfs.erofs gives to packers that do not stop early.
 const ROOM: usize = 32;
 
-/// Log2 of the longest zstd window an image may ask for: with it the slowest level takes some 20 MB.
+/// Log2 of the longest zstd window that an image may ask for: with it, the slowest level takes some
+/// 20 MB of memory.
 pub(super) const ZSTD_WINDOW_BITS_MAX: u8 = 20;
 
-/// How a cluster is packed.
+/// Algorithm and level with which a cluster is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Setting {
-    /// `LZ4_compress_destSize`.
+    /// `LZ4_compress_destSize`, LZ4's fast mode.
     Lz4,
-    /// `LZ4_compress_HC_destSize` at a level.
+    /// `LZ4_compress_HC_destSize` at this level.
     Lz4Hc(u8),
-    /// libdeflate at a level.
+    /// libdeflate at this level.
     Deflate(u8),
-    /// zstd at a level.
+    /// zstd at this level.
     Zstd(i8),
 }
 
-// Levels an image may have been made with, the likeliest first. LZ4 changed what it makes at level 2 and below since most images were
-// made; 0 is its fast way. mkfs.erofs takes 1 for libdeflate and -1 for zstd where no level is given.
+// Levels that an image may have been made with, the likeliest first; 0 is LZ4's fast mode. LZ4 at
+// level 2 and below is not tried: its output has changed since most images were made. By default
+// mkfs.erofs takes level 1 for libdeflate and -1 for zstd.
 const LZ4_LEVELS: [u8; 11] = [9, 0, 12, 11, 10, 8, 7, 6, 5, 4, 3];
 const DEFLATE_LEVELS: [u8; 12] = [1, 12, 9, 6, 8, 7, 11, 10, 5, 4, 3, 2];
 const ZSTD_LEVELS: [i8; 23] =
     [-1, 3, 19, 22, 15, 12, 9, 6, 1, 2, 4, 5, 7, 8, 10, 11, 13, 14, 16, 17, 18, 20, 21];
 
-/// Numbers of settings: 0 LZ4, 3…12 its slow way, from here libdeflate's levels, from there zstd's, beginning with −1.
+/// Numbers of settings: 0 is LZ4's fast mode, 3…12 are its slow modes. The numbers behind
+/// `DEFLATE_FROM` are libdeflate's levels; `ZSTD_FROM` plus the level is zstd, from −1 on.
 const DEFLATE_FROM: u8 = 32;
 const ZSTD_FROM: u8 = 65;
 
 impl Setting {
-    /// Those to try for clusters of an algorithm.
+    /// Returns the settings to try for clusters of an algorithm.
     pub(super) fn of(coding: Coding) -> Vec<Self> {
         match coding {
             Coding::Lz4 => {
@@ -69,13 +72,14 @@ impl Setting {
         }
     }
 
-    /// Whether it packs all it is given or nothing. Others take what fits.
+    /// Returns whether the packer packs everything it is given, or nothing. Other packers take as
+    /// much as fits.
     pub(super) fn takes_all(self) -> bool {
         matches!(self, Self::Deflate(_) | Self::Zstd(_))
     }
 }
 
-/// Packs clusters, one at a time, and keeps what the packers need.
+/// Packs clusters, one at a time, and keeps the state of the packers between them.
 #[derive(Default)]
 pub(super) struct Packer {
     zstd: Option<((i8, u8), CCtx<'static>)>,
@@ -83,9 +87,11 @@ pub(super) struct Packer {
 }
 
 impl Packer {
-    /// Packs `plain`, as much as `capacity` bytes take, into `out`: bytes taken and bytes made. `None` when nothing fits, or
-    /// not all for a setting that [takes all](Setting::takes_all); then it may make up to [`ROOM`] bytes more.
-    /// `window_bits` is log2 of zstd's window, at most [`ZSTD_WINDOW_BITS_MAX`].
+    /// Packs as much of `plain` as fits into `capacity` bytes, and writes it to `out`. Returns the
+    /// bytes taken and the bytes made. `None` if nothing fits. A setting that [takes
+    /// all](Setting::takes_all) may make up to [`ROOM`] bytes more than `capacity`; `None` if even
+    /// then not all of `plain` fits. `window_bits` is log2 of zstd's window, at most
+    /// [`ZSTD_WINDOW_BITS_MAX`].
     pub(super) fn fill(
         &mut self,
         setting: Setting,

@@ -1,4 +1,4 @@
-//! Finding the files, and which of them share a view.
+//! Search for the compressed files of an image, and their grouping into views.
 
 use std::ops::{ControlFlow, Range};
 
@@ -6,87 +6,90 @@ use crate::cut::erofs::{Coding, Extent, ExtentData, MapError, Reader};
 use crate::cut::{ReadAt, RegionKind, Regions};
 use crate::limits::VIEW_BYTES_MAX;
 
-/// Content of the files of one view, about: what a device has to have room for, and loses when a chunk of it has
-/// rotted. Each view costs an entry and two payloads in its set, some hundred bytes.
+/// Approximate bytes of content in one view. A device must have room for that much, and loses that
+/// much of an update's patches when one of the view's chunks is damaged. Each view costs an entry
+/// and two payloads in its set, some hundred bytes.
 const GROUP_BYTES: u64 = 32 << 20;
 
-/// Why a compressed file has no view.
+/// Reason why a compressed file has no view.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NoView {
-    /// Its extents are not known.
-    #[error("it has no map")]
+    /// The file's extents are not known.
+    #[error("its extents are not known")]
     Map(#[source] MapError),
-    /// Clusters of MicroLZMA, or of an algorithm not known.
+    /// The file has clusters of MicroLZMA or of an unknown algorithm.
     #[error("its algorithm has no views")]
     Algorithm,
-    /// Nothing in it is packed: its chunks do as well.
-    #[error("none of its clusters is packed")]
+    /// No cluster is packed, so patches of the file's chunks are as good as a view.
+    #[error("none of its clusters is compressed")]
     Plain,
-    /// All of it lies elsewhere.
+    /// The file has no clusters in regions of the artifact: all its content lies elsewhere.
     #[error("it has no clusters of its own")]
     NoClusters,
-    /// Clusters that other files have too, or that it has twice.
+    /// The file has clusters that belong to other files too, or that it contains twice.
     #[error("it shares clusters")]
     Shared,
-    /// Longer than views may be.
-    #[error("it is too long")]
+    /// The file is longer than a view may be.
+    #[error("it is longer than a view may be")]
     TooLong,
-    /// Clusters that do not unpack as the map says.
+    /// Clusters do not unpack as the map says.
     #[error("its clusters are damaged")]
     Damaged,
-    /// The packer makes other clusters.
-    #[error("its clusters cannot be packed again")]
+    /// The packer makes other clusters from the same content.
+    #[error("packing its content again gives other bytes")]
     NotReproduced,
 }
 
-/// A compressed file that may have a view.
+/// Compressed file that may have a view.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterFile {
-    /// The name of its regions.
+    /// Name of the file's regions.
     pub name: Vec<u8>,
-    /// Where its clusters lie in the artifact, in file order: whole regions of it.
+    /// Ranges of the file's clusters in the artifact, in file order. Each range is a whole region.
     pub parts: Vec<Range<u64>>,
-    /// Bytes of its view.
+    /// Length of the file's view in bytes.
     pub plain_bytes: u64,
     pub(super) block_bytes: u32,
     pub(super) zeros_in_front: bool,
-    /// Log2 of the image's zstd window, 0 where it has none.
+    /// Log2 of the image's zstd window, 0 if it has none.
     pub(super) window_bits: u8,
     pub(super) pieces: Vec<Piece>,
 }
 
-/// One extent: 32 bytes.
+/// One extent. Takes 32 bytes of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece {
-    /// First byte of the cluster in the artifact.
+    /// Offset of the cluster's first byte in the artifact.
     pub(super) start: u64,
-    /// Bytes of the cluster.
+    /// Length of the cluster in bytes.
     pub(super) packed: u32,
-    /// Bytes of the extent.
+    /// Length of the extent in bytes.
     pub(super) plain: u32,
     pub(super) coding: Coding,
-    /// Where in a plain cluster the extent begins, else nothing.
+    /// Offset in a plain cluster at which the extent begins; `None` for a packed cluster.
     pub(super) turn: Option<u16>,
-    /// The cluster has its exact length.
+    /// Whether the cluster lies inline, at its exact length.
     pub(super) inline: bool,
-    /// It is in one of the parts.
+    /// Whether the cluster lies in one of the file's parts.
     pub(super) listed: bool,
 }
 
-/// What [`cluster_files`] finds.
+/// Result of [`cluster_files`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClusterFiles {
-    /// Those that may have a view, in the order of their first parts.
+    /// Files that may have a view, in the order of their first parts.
     pub files: Vec<ClusterFile>,
-    /// Names of those that have none.
+    /// Names of the files without a view, and the reasons.
     pub without: Vec<(Vec<u8>, NoView)>,
 }
 
-/// The files of an EROFS image with clusters packed by LZ4, deflate or zstd; nothing of an artifact that is no such image, or damaged.
+/// Finds the files of an EROFS image that have clusters packed by LZ4, deflate or zstd. Returns
+/// nothing for an artifact that is not such an image, or is damaged.
 ///
-/// `regions` are the artifact's. Only files whose name and parts `wanted` takes are looked into. Memory: 32 bytes an
-/// extent of these.
+/// `regions` are the regions of the artifact. Only files whose name and parts `wanted` accepts are
+/// returned, and all files that are too long for a view. Memory: 32 bytes per extent of these
+/// files.
 pub fn cluster_files<R: ReadAt + ?Sized>(
     artifact: &R,
     regions: &Regions,
@@ -130,14 +133,15 @@ pub fn cluster_files<R: ReadAt + ?Sized>(
 
 impl ClusterFile {
     fn push(&mut self, extent: &Extent, regions: &Regions) {
-        // Only the last extent can be a fragment. What is in the packed inode has a view there, if anywhere.
+        // Only the last extent can be a fragment. Its content lies in the packed inode, which may
+        // have a view of its own.
         let ExtentData::Cluster { start, len, coding, inline, .. } = extent.data else { return };
         let turn = match coding {
             Coding::Lz4 | Coding::Deflate | Coding::Zstd => None,
             Coding::Shifted => Some(0),
-            // Within a block, so that it fits; 64 KiB blocks turn by less than that.
+            // Less than a block, and blocks have at most 64 KiB, so the offset fits into 16 bits.
             Coding::Interlaced => Some((extent.start % u64::from(self.block_bytes)) as u16),
-            // Told apart in `check`: no plain cluster holds nothing.
+            // `check` recognises this piece by its length: no other cluster has zero bytes.
             Coding::Lzma => {
                 let turn = Some(0);
                 self.pieces.push(Piece { start, packed: 0, plain: 0, coding, turn, inline, listed: false });
@@ -179,13 +183,14 @@ impl ClusterFile {
         Ok(())
     }
 
-    /// Whether recipes of the first form, for LZ4 alone, say how its clusters are packed.
+    /// Returns whether recipes of the first form, for LZ4 alone, can describe the file's clusters.
     pub(super) fn is_lz4(&self) -> bool {
         self.pieces.iter().all(|piece| piece.turn.is_some() || piece.coding == Coding::Lz4)
     }
 
-    /// What it counts in its group, bytes: corrections of deflate streams can take a tenth of them, and a recipe has no
-    /// room for as many as there would be.
+    /// Bytes that the file counts in its group. Deflate streams count more, because their
+    /// corrections can take a tenth of them, and a recipe has no room for the corrections of a
+    /// whole group.
     fn weight(&self) -> u64 {
         let deflated = self.pieces.iter().any(|piece| piece.coding == Coding::Deflate);
         self.plain_bytes * if deflated { 4 } else { 1 }
@@ -196,14 +201,14 @@ impl ClusterFile {
     }
 }
 
-/// End and name of the packed region that starts there.
+/// Returns end and name of the packed region that starts at `start`.
 fn region_at(regions: &Regions, start: u64) -> Option<(u64, Option<&[u8]>)> {
     let index = regions.all().binary_search_by_key(&start, |region| region.start).ok()?;
     let region = &regions.all()[index];
     (region.kind == RegionKind::Packed).then(|| (region.end(), regions.name(region)))
 }
 
-/// Which of the files share a view: ranges of indices, in order.
+/// Decides which files share a view; returns ranges of indices, in order.
 pub fn groups(files: &[ClusterFile]) -> Vec<Range<usize>> {
     let mut groups: Vec<Range<usize>> = Vec::new();
     let mut bytes = 0;

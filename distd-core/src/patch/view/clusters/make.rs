@@ -1,4 +1,4 @@
-//! From clusters to view and recipe, at the origin.
+//! Conversion of clusters to view and recipe, at the origin.
 
 use std::io::{self, Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -11,38 +11,44 @@ use crate::cut::erofs::{CLUSTER_BYTES_MAX, Coding, Decoder};
 use crate::patch::view::{ANY_CLUSTERS_VERSION, RECIPE_MAX, corrections};
 use crate::proto::put_varint;
 
-/// A recipe above this part of the packed bytes is not worth a view.
+/// A view of a file is not worth it if its recipe takes more than one part in this many of the
+/// packed bytes.
 const RECIPE_PART: usize = 8;
 
-/// The same where the packer is known only by its corrections: they cost bytes, but less than all of what changed.
+/// Used instead of `RECIPE_PART` where clusters are made by corrections, because the packer is not
+/// known. Corrections cost more bytes, but fewer than sending everything that changed.
 const CORRECTED_PART: usize = 4;
 
-/// Clusters of one file, and of one group, for which all settings are tried: each costs some ten times the packing.
+/// Clusters for which all settings are tried, per file and per group. Each trial costs some ten
+/// times the packing.
 const TRIED_OF_FILE: u32 = 2;
 const TRIED_OF_GROUP: u32 = 64;
 
-/// Room first given to a packer that takes all.
+/// Least room first given to a packer that takes all, bytes.
 const ROOMY_MIN: usize = 8 << 10;
 
-/// What came of a group of files.
+/// Result for a group of files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterViews {
-    /// How to pack the view again, or how to unpack the old one; nothing when no file has a view.
+    /// Recipe that packs the new view or unpacks the old one; empty if no file has a view.
     pub recipe: Vec<u8>,
-    /// Length of the view: bytes that count from where the sink stood.
+    /// Length of the view in bytes, from the sink's initial position on. Bytes behind it do not
+    /// count.
     pub view_bytes: u64,
-    /// Of each file its place in the view, or why it has none. The parts of those that have one, in order, are what the
-    /// recipe makes or takes.
+    /// For each file its range in the view, or the reason why it has none. A pack recipe makes the
+    /// parts of the files with a view, in order; an unpack recipe reads them.
     pub files: Vec<Result<Range<u64>, NoView>>,
 }
 
-/// View and recipe of a group of files of the new release, the view into `sink` from where that stands.
+/// Makes view and recipe of a group of files of the new release. The view is written to `sink` from
+/// the current position on.
 ///
-/// Each cluster is packed again and compared, so a recipe always fits. A view stays below `max` bytes. Some 30 MB/s of
-/// content on one core. Memory: twice the content of the longest cluster, at most 26 MB.
+/// Each cluster is packed again and compared, so a recipe always fits. A view has at most `max`
+/// bytes. Some 30 MB/s of content on one core. Memory: twice the content of the longest cluster, at
+/// most 26 MB.
 ///
 /// # Errors
-/// What reading or writing reports.
+/// Any error from reading the artifact or writing to `sink`.
 pub fn unpack_clusters<R: ReadAt + ?Sized>(
     artifact: &R,
     files: &[ClusterFile],
@@ -80,14 +86,14 @@ pub fn unpack_clusters<R: ReadAt + ?Sized>(
     Ok(made)
 }
 
-/// What serves one file after the other, and what was learnt from those before.
+/// Packer and decoder shared by all files of a group, and the settings found so far.
 #[derive(Default)]
 struct Tools {
     packer: Packer,
     decoder: Decoder,
-    /// The setting that made the last cluster of an algorithm.
+    /// Setting that made the last cluster of each algorithm.
     found: Vec<(Coding, Setting)>,
-    /// Clusters for which all settings may yet be tried.
+    /// Number of clusters for which all settings may still be tried.
     left: u32,
 }
 
@@ -111,10 +117,10 @@ struct Making<'a, R: ?Sized> {
     recipe: Recipe,
     window: usize,
     capacity: usize,
-    /// Content from the cluster at hand on.
+    /// Content from the current cluster on, behind `gone` bytes that are done.
     plain: Vec<u8>,
     gone: usize,
-    /// First piece not unpacked yet.
+    /// Index of the first piece that is not unpacked yet.
     next: usize,
     out: Vec<u8>,
 }
@@ -186,7 +192,7 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
         }
     }
 
-    /// Corrections that make a cluster of deflate, if they are worth it.
+    /// Returns the corrections that make a cluster of deflate, if they are worth it.
     fn corrected(&self, piece: &Piece, cluster: &[u8]) -> Option<Vec<u8>> {
         if piece.turn.is_some() || piece.coding != Coding::Deflate {
             return None;
@@ -239,7 +245,7 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
         None
     }
 
-    /// How this setting makes the cluster, if it does.
+    /// Returns the step by which this setting makes the cluster, if it does.
     fn with(&mut self, setting: Setting, piece: &Piece, cluster: &[u8]) -> Option<Step> {
         if setting.takes_all() {
             return self.with_all(setting, piece, cluster);
@@ -247,7 +253,8 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
         let len = piece.plain as usize;
         let plain = &self.plain[self.gone..];
         let shown = &plain[..plain.len().min(self.window)];
-        // mkfs.erofs shows all it has, or so much as its options let into one cluster; and now and then asks for fewer blocks.
+        // mkfs.erofs shows the packer all content it has, or as much as its options allow in one
+        // cluster. Now and then it asks for fewer blocks.
         for capacity in distinct(self.capacity, cluster.len()) {
             for plain in [shown, &plain[..len]] {
                 let packer = &mut self.tools.packer;
@@ -271,7 +278,8 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
         None
     }
 
-    /// The same for one that has no choice of what it takes. How near the end of its room a packer comes can matter.
+    /// Like [`with`](Self::with), for a setting that takes all it is given. The result can depend
+    /// on how near the packer comes to the end of its room.
     fn with_all(&mut self, setting: Setting, piece: &Piece, cluster: &[u8]) -> Option<Step> {
         let (len, window_bits) = (piece.plain as usize, self.file.window_bits);
         let plain = &self.plain[self.gone..][..len];
@@ -290,7 +298,7 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
         None
     }
 
-    /// Whether a block is what lies in the cluster.
+    /// Returns whether a packed block equals the content of the cluster, padding included.
     fn lies(&self, made: &[u8], cluster: &[u8], inline: bool) -> bool {
         if inline {
             return made == cluster;
@@ -309,12 +317,12 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
     }
 }
 
-/// Both, or one where they are the same.
+/// Yields both numbers, or one if they are equal.
 fn distinct(first: usize, second: usize) -> impl Iterator<Item = usize> {
     [first].into_iter().chain((second != first).then_some(second))
 }
 
-/// Appends the content of an extent; `None` for damage.
+/// Appends the content of an extent to `out`; `None` if its cluster is damaged.
 pub(super) fn content<R: ReadAt + ?Sized>(
     artifact: &R,
     piece: &Piece,
@@ -334,7 +342,7 @@ pub(super) fn content<R: ReadAt + ?Sized>(
     Ok(made.filter(|made| *made == len).map(|_| ()))
 }
 
-/// One step of a recipe.
+/// Step of a recipe; see the table in the parent module.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
     Clusters { setting: Setting, capacity: usize, count: usize },
@@ -348,7 +356,7 @@ enum Step {
 }
 
 impl Step {
-    /// Both in one, if that is possible.
+    /// Joins two steps into one, if possible.
     fn join(self, next: Self, block: usize) -> Option<Self> {
         match (self, next) {
             (
@@ -393,12 +401,12 @@ impl Step {
     }
 }
 
-/// The recipe of one file.
+/// Recipe of one file.
 struct Recipe {
     bytes: Vec<u8>,
     block: usize,
     open: Option<Step>,
-    /// It has corrections.
+    /// Whether the recipe has corrections.
     corrected: bool,
 }
 

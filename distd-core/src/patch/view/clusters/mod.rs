@@ -1,47 +1,56 @@
-//! Views of compressed files of EROFS images: the plain content of files packed by LZ4, deflate or zstd.
+//! Views of compressed files in EROFS images: the plain content of files packed by LZ4, deflate or
+//! zstd.
 //!
-//! When a file changes by a byte, every cluster behind that byte begins elsewhere in the content and packs to other
-//! bytes. The view is the content itself, which pairs with the old content; the recipe says with which settings the packer
-//! makes the very clusters again.
+//! When a file changes by a byte, every cluster behind that byte begins elsewhere in the content
+//! and packs to other bytes. The view is the content itself, which pairs with the old content. The
+//! recipe states the settings with which the packer makes the same clusters again.
 //!
-//! One view holds many files, one behind the other: a view each would cost more in the index of the set than most of
-//! them save. [`cluster_files`] finds the files, [`groups`] says which go together, [`unpack_clusters`] makes view and
-//! recipe of a group of the new release, [`unpack_old_clusters`] those of the old one.
+//! One view holds many files, one behind the other: with a view for each file, most files would
+//! save less than their view costs in the index of the set. [`cluster_files`] finds the files,
+//! [`groups`] decides which of them share a view, [`unpack_clusters`] makes view and recipe of a
+//! group of the new release, [`unpack_old_clusters`] those of a group of the old release.
 //!
-//! What has no place in the chunks of the file (an inline cluster below the size of a region) is in the view but not packed
-//! again; what lies in the packed inode (fragments) is not in the view. Clusters of MicroLZMA, whose coder has no safe binding, and files
-//! that share clusters with others have no view ([`NoView`]).
+//! An inline cluster that is too short to be a region has no place in the chunks of the file; its
+//! content is in the view but is not packed again. Content in the packed inode (fragments) is not
+//! in the view. Clusters of MicroLZMA, whose coder has no safe binding, and files that share
+//! clusters with others have no view ([`NoView`]).
 //!
 //! # Recipe, version 2
 //!
-//! Numbers are varints as in RFC 9000 §16. Behind the version byte, up to the end, each a byte and what it says:
+//! Numbers are varints as in RFC 9000 §16. Behind the version byte follow steps up to the end, each
+//! a byte and its fields:
 //!
 //! ```text
-//! 0  file        flags (1 byte; bit 0: zeros fill a cluster in front, else behind; bits 4…7: log2 of block / 512),
-//!                bytes of view, window
+//! 0  file        flags (1 byte; bit 0: zeros fill a cluster in front, else behind; bits 4…7:
+//!                log2 of block / 512), bytes of view, window
 //! 1  clusters    setting (1 byte), capacity, count
 //! 2  the same of known content   setting, capacity, count, bytes of view each
 //! 3  the same, overlapping       setting, capacity, bytes of view until the next cluster
 //! 4  plain       bytes of view
-//! 5  turned      bytes of view (at most a block), where in the block the first one is
-//! 6  literal     bytes of view it stands for, length, bytes of the artifact
+//! 5  turned      bytes of view (at most a block), offset in the block of the first one
+//! 6  literal     bytes of view that it replaces, length, bytes of the artifact
 //! 7  left out    bytes of view
 //! 8  end         setting, capacity
 //! 9  plain end   bytes of view
 //! ```
 //!
-//! The packer is asked to fill at most *capacity* bytes with an LZ4 block made of the view from here on, of which it is shown
-//! *window* bytes (2: the content, no more) or what is left of the file. Zeros fill the block up to whole blocks (not 8).
-//! The next cluster begins behind what the packer took (3: sooner). *Setting* 0 is `LZ4_compress_destSize`, 3 to 12 is
-//! `LZ4_compress_HC_destSize` at that level. 4 and 5 are the view as it is, with zeros up to whole blocks; 9 has no zeros; 5 starts
-//! in the middle of a block and goes on at its front. A file ends where its bytes of view are used up.
+//! The packer fills at most *capacity* bytes with an LZ4 block made of the view from the current
+//! position on. It is shown *window* bytes of the view (in 2 the content and no more), or the rest
+//! of the file if that is less. Zeros fill the block up to whole blocks of the image (not in 8).
+//! The next cluster begins behind the bytes that the packer took (in 3 earlier). *Setting* 0 is
+//! `LZ4_compress_destSize`, 3 to 12 is `LZ4_compress_HC_destSize` at that level. 4 and 5 are bytes
+//! of the view as they are, with zeros up to whole blocks; 9 is the same without zeros. The bytes
+//! of 5 start in the middle of a block and continue at its front. A file ends where its bytes of
+//! view are used up.
 //!
 //! # Recipe, version 4
 //!
-//! The same for clusters of any algorithm, and of groups with any but LZ4. 0 has one byte more at its end, log2 of zstd's window (10 to
-//! 20, or 0 in an image without). Settings 33 to 44 are libdeflate at level 1 to 12, 64 and 66 to 87 zstd at level −1 and 1 to 22;
-//! these pack all of the content they are given into *capacity* and 32 bytes or fail, so they stand in 2, and in 8 for what is left of the
-//! file, alone. And for deflate streams of other packers:
+//! Version 4 is for clusters of any algorithm, and is used for groups that have any but LZ4. Step 0
+//! has one more byte at its end, log2 of zstd's window (10 to 20, or 0 in an image without zstd).
+//! Settings 33 to 44 are libdeflate at level 1 to 12; 64 and 66 to 87 are zstd at level −1 and 1 to
+//! 22. These packers pack all content they are given into *capacity* and 32 bytes, or fail, so they
+//! occur only in 2, and in 8 for the rest of the file. Deflate streams of other packers have two
+//! more steps:
 //!
 //! ```text
 //! 10 corrected      bytes of view, length of corrections, corrections as in recipes of version 1
@@ -50,17 +59,19 @@
 //!
 //! # Unpack recipe, version 2
 //!
-//! Behind the version byte the most bytes a cluster unpacks to, then up to the end:
+//! Behind the version byte stands the largest number of bytes that a cluster unpacks to; then
+//! follow up to the end:
 //!
 //! ```text
-//! 1  clusters    count, bytes of each: all that each unpacks to
-//! 2  clusters    count, bytes of each, bytes of content: so much of each
+//! 1  clusters    count, bytes of each: all content of each cluster
+//! 2  clusters    count, bytes of each, bytes of content: that much of each cluster
 //! 3  plain       bytes, bytes of padding behind them
-//! 4  turned      bytes of the cluster, bytes of content, where in the cluster the first one is
+//! 4  turned      bytes of the cluster, bytes of content, offset in the cluster of the first one
 //! 5  left out    bytes
 //! ```
 //!
-//! In version 4 the number of an algorithm stands before the count: 0 LZ4, 2 deflate, 3 zstd, as in the image.
+//! In version 4 the number of the algorithm stands before the count: 0 LZ4, 2 deflate, 3 zstd, as
+//! in the image.
 
 mod coder;
 mod files;
@@ -79,30 +90,33 @@ use crate::cut::erofs::{CLUSTER_BYTES_MAX, Coding, EXTENT_BYTES_MAX};
 use crate::patch::view::{ANY_CLUSTERS_VERSION, CLUSTERS_VERSION, RecipeError};
 use crate::proto::take_varint;
 
-/// Content shown to the packer beyond the longest cluster of a file. It looks ahead for the end of a match only, which a
-/// cluster's own end mostly cuts off before; above 64 KiB in all, LZ4 chooses another table.
+/// Content shown to the packer beyond the longest cluster of a file, bytes. The packer looks ahead
+/// only for the end of a match, which the end of the cluster mostly cuts off earlier; with more
+/// than 64 KiB in all, LZ4 uses another table.
 const LOOK_AHEAD: u64 = 128 << 10;
 
-/// Longest window.
+/// Longest window, bytes.
 const WINDOW_MAX: u64 = EXTENT_BYTES_MAX + LOOK_AHEAD;
 
 /// Bytes copied at once.
 const COPY: usize = 64 << 10;
 
-/// First byte of the recipes of a group: who knows no other algorithm packs LZ4 again as before.
+/// Returns the first byte of a group's recipes. LZ4 alone keeps the older version, so that a device
+/// that knows no other algorithm can still pack such files.
 fn version_for(files: &[ClusterFile]) -> u8 {
     if files.iter().all(ClusterFile::is_lz4) { CLUSTERS_VERSION } else { ANY_CLUSTERS_VERSION }
 }
 
-/// Algorithms that clusters are unpacked of, by their numbers in an image.
+/// Algorithms with a decoder, by their numbers in an image.
 const CODINGS: [(u8, Coding); 3] = [(0, Coding::Lz4), (2, Coding::Deflate), (3, Coding::Zstd)];
 
-/// Its number in an unpack recipe; only those in [`CODINGS`] stand there.
+/// Returns the number of an algorithm in an unpack recipe. Only the algorithms in [`CODINGS`] occur
+/// there.
 fn number_of(coding: Coding) -> u8 {
     CODINGS.iter().find(|(_, known)| *known == coding).map_or(u8::MAX, |(number, _)| *number)
 }
 
-/// What stands in a recipe of either kind.
+/// Reader of the fields of a recipe or an unpack recipe.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -120,7 +134,7 @@ impl<'a> Reader<'a> {
         take_varint(&mut self.0).ok_or(RecipeError::Damaged("it ends early"))
     }
 
-    /// A number from 1 to `max`.
+    /// Reads a number from 1 to `max`.
     fn within(&mut self, max: u64) -> Result<usize, RecipeError> {
         let number = self.number()?;
         if number == 0 || number > max {
@@ -135,7 +149,7 @@ impl<'a> Reader<'a> {
         known.map(|(_, coding)| *coding).ok_or(RecipeError::Damaged("unknown algorithm"))
     }
 
-    /// Bytes of a cluster.
+    /// Reads the length of a cluster in bytes.
     fn cluster(&mut self) -> Result<usize, RecipeError> {
         self.within(CLUSTER_BYTES_MAX)
     }

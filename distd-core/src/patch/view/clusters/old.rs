@@ -1,4 +1,4 @@
-//! From old clusters to the recipe that unpacks them on a device.
+//! Conversion of old clusters to view and unpack recipe, at the origin.
 
 use std::io::{self, Seek, SeekFrom, Write};
 
@@ -10,13 +10,15 @@ use crate::cut::erofs::{Coding, Decoder};
 use crate::patch::view::{ANY_CLUSTERS_VERSION, RECIPE_MAX};
 use crate::proto::put_varint;
 
-/// View of a group of files of the old release, into `sink` from where that stands, and the recipe that makes it of their
-/// parts ([`unpack_with`](crate::patch::view::unpack_with)).
+/// Writes the view of a group of files of the old release to `sink`, from the current position on,
+/// and makes the recipe that produces the view from their parts
+/// ([`unpack_with`](crate::patch::view::unpack_with)).
 ///
-/// A view stays below `max` bytes. Memory: twice the content of the longest cluster. Some 500 MB/s of content.
+/// A view has at most `max` bytes. Memory: twice the content of the longest cluster. Some 500 MB/s
+/// of content.
 ///
 /// # Errors
-/// What reading or writing reports.
+/// Any error from reading the artifact or writing to `sink`.
 pub fn unpack_old_clusters<R: ReadAt + ?Sized>(
     artifact: &R,
     files: &[ClusterFile],
@@ -76,7 +78,8 @@ fn tell<R: ReadAt + ?Sized>(
             Some(0) => recipe.add(Step::Plain { plain: u64::from(len), padding: u64::from(packed - len) }),
             Some(turn) => recipe.add(Step::Turned { packed, plain: len, turn }),
             None => {
-                // Is it all there is in the cluster? Then its length needs no telling.
+                // If the cluster holds no more than this extent, the recipe need not state the
+                // length.
                 cluster.resize(packed as usize, 0);
                 artifact.read_exact_at(&mut cluster, piece.start)?;
                 plain.resize(longest, 0);
@@ -95,7 +98,7 @@ enum Step {
     Turned { packed: u32, plain: u32, turn: u16 },
 }
 
-/// The steps of one file, those alike as one.
+/// Steps of one file. Equal consecutive steps are joined.
 struct Recipe {
     version: u8,
     bytes: Vec<u8>,

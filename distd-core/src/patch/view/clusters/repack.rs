@@ -1,4 +1,4 @@
-//! From view and recipe to clusters.
+//! Packing of a view to clusters, by a recipe.
 
 use std::io::{Read, Write};
 
@@ -8,13 +8,14 @@ use crate::cut::erofs::CLUSTER_BYTES_MAX;
 use crate::limits::VIEW_BYTES_MAX;
 use crate::patch::view::{ANY_CLUSTERS_VERSION, RecipeError, corrections};
 
-/// Most bytes packed over again in a recipe, for each byte of view: clusters overlap by less than themselves.
+/// Most bytes that a recipe may pack for each byte of view; overlapping clusters pack bytes again,
+/// but share less than a cluster.
 const OVERLAP: u64 = 4;
 
-/// Bytes taken from the front of the buffer are moved out of it when so many are gone.
+/// Bytes consumed at the front of the buffer before the rest is moved to the front.
 const GONE_MAX: usize = 1 << 20;
 
-/// Packs a view again; `recipe` without its version byte. Bytes written.
+/// Packs a view again; `recipe` lacks its version byte. Returns the number of bytes written.
 pub(in crate::patch::view) fn repack(
     version: u8,
     recipe: &[u8],
@@ -53,25 +54,25 @@ struct Packing<'a, V, S> {
     packer: Packer,
     view: &'a mut V,
     sink: &'a mut S,
-    /// View read ahead, from `gone` on.
+    /// View bytes read ahead; the first `gone` of them are consumed.
     plain: Vec<u8>,
     gone: usize,
-    /// Bytes of the file still to be read.
+    /// Bytes of the current file still to be read from the view.
     unread: u64,
     window: usize,
     block: usize,
     zeros_in_front: bool,
-    /// Log2 of the zstd window, 0 for what the level says.
+    /// Log2 of the zstd window; 0 leaves the window to the level.
     window_bits: u8,
     cluster: Vec<u8>,
     written: u64,
-    /// Bytes handed out of `plain`, some more than once.
+    /// Bytes that packers took from `plain`, some of them more than once.
     work: u64,
     work_max: u64,
 }
 
 impl<V: Read, S: Write> Packing<'_, V, S> {
-    /// Bytes of the file not packed yet.
+    /// Bytes of the current file that are not packed yet.
     fn left(&self) -> u64 {
         (self.plain.len() - self.gone) as u64 + self.unread
     }
@@ -94,7 +95,9 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
                 let (count, len) = (recipe.within(left)?, recipe.within(left.min(WINDOW_MAX))?);
                 for _ in 0..count {
                     if self.left() < len as u64 || self.cluster(setting, capacity, len, true)? != len {
-                        return Err(RecipeError::Damaged("a cluster holds something else"));
+                        return Err(RecipeError::Damaged(
+                            "a cluster packs another number of bytes than stated",
+                        ));
                     }
                     self.advance(len);
                 }
@@ -103,7 +106,7 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
                 let (setting, capacity) = self.setting(recipe)?;
                 let len = recipe.within(left.min(WINDOW_MAX))?;
                 if self.cluster(setting, capacity, self.window, true)? < len {
-                    return Err(RecipeError::Damaged("a cluster holds something else"));
+                    return Err(RecipeError::Damaged("a cluster packs another number of bytes than stated"));
                 }
                 self.advance(len);
             }
@@ -138,7 +141,7 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
             }
             8 => {
                 let (setting, capacity) = self.setting(recipe)?;
-                // It is the last one of the file.
+                // This cluster is the last one of the file.
                 let all = usize::try_from(left).unwrap_or(WINDOW_MAX as usize).min(WINDOW_MAX as usize);
                 let shown = if setting.takes_all() { all } else { self.window };
                 let taken = self.cluster(setting, capacity, shown, false)?;
@@ -150,14 +153,14 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
                 let corrected = recipe.bytes(corrected)?;
                 self.corrected(len, corrected, kind == 10)?;
             }
-            _ => return Err(RecipeError::Damaged("unknown piece")),
+            _ => return Err(RecipeError::Damaged("unknown step")),
         }
         Ok(())
     }
 
     fn file(&mut self, recipe: &mut Reader<'_>) -> Result<(), RecipeError> {
         if self.left() > 0 {
-            return Err(RecipeError::Damaged("it leaves a file early"));
+            return Err(RecipeError::Damaged("it starts a file before the previous one is complete"));
         }
         let flags = recipe.expect_byte()?;
         if flags & 0xE != 0 || flags >> 4 > 7 {
@@ -178,16 +181,17 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
         Ok(())
     }
 
-    /// Setting and capacity.
+    /// Reads setting and capacity.
     fn setting(&self, recipe: &mut Reader<'_>) -> Result<(Setting, usize), RecipeError> {
         let setting = Setting::from_number(recipe.expect_byte()?)
             .filter(|setting| self.version == ANY_CLUSTERS_VERSION || !setting.takes_all())
-            // Without a window of its own zstd's slowest levels take more memory than there is.
+            // Without a bound on the window, zstd's slowest levels would take too much memory.
             .filter(|setting| self.window_bits != 0 || !matches!(setting, Setting::Zstd(_)));
         Ok((setting.ok_or(RecipeError::Damaged("unknown setting"))?, recipe.cluster()?))
     }
 
-    /// Reads until `len` bytes, or all of the file, are in the buffer; in steps, so that a length alone allocates nothing.
+    /// Reads until `len` bytes, or all bytes of the file, are in the buffer. Reads in steps, so
+    /// that a large number in a recipe alone allocates nothing.
     fn read_ahead(&mut self, len: usize) -> Result<(), RecipeError> {
         if self.gone >= GONE_MAX {
             self.plain.drain(..self.gone);
@@ -211,7 +215,8 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
         }
     }
 
-    /// Packs and writes one cluster from at most `shown` bytes; bytes it holds.
+    /// Packs and writes one cluster from at most `shown` bytes. Returns the number of view bytes in
+    /// the cluster.
     fn cluster(
         &mut self,
         setting: Setting,
@@ -223,7 +228,7 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
         let plain = &self.plain[self.gone..];
         let plain = &plain[..plain.len().min(shown)];
         let filled = self.packer.fill(setting, self.window_bits, plain, capacity, &mut self.cluster);
-        let (taken, made) = filled.ok_or(RecipeError::Damaged("a cluster holds nothing"))?;
+        let (taken, made) = filled.ok_or(RecipeError::Damaged("a cluster packs no bytes"))?;
         self.work += taken as u64;
         if self.work > self.work_max {
             return Err(RecipeError::Damaged("its clusters overlap too much"));
@@ -234,18 +239,18 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
         Ok(taken)
     }
 
-    /// Writes a cluster of deflate that corrections make.
+    /// Writes a deflate cluster made with corrections.
     fn corrected(&mut self, len: usize, corrections: &[u8], whole_blocks: bool) -> Result<(), RecipeError> {
         self.read_ahead(len)?;
         let plain = self.plain.get(self.gone..self.gone + len);
         let packed =
             corrections::apply(plain.ok_or(RecipeError::Damaged("it ends within a file"))?, corrections);
-        self.packed(&packed.ok_or(RecipeError::Damaged("corrections do not fit"))?, whole_blocks)?;
+        self.packed(&packed.ok_or(RecipeError::Damaged("corrections do not fit the view"))?, whole_blocks)?;
         self.advance(len);
         Ok(())
     }
 
-    /// Writes what a packer made, with zeros up to whole blocks or without.
+    /// Writes a packer's output, padded with zeros to whole blocks if `whole_blocks` is set.
     fn packed(&mut self, packed: &[u8], whole_blocks: bool) -> Result<(), RecipeError> {
         let made = packed.len();
         let zeros = if whole_blocks { made.next_multiple_of(self.block) - made } else { 0 };
@@ -284,14 +289,14 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
     }
 
     fn zeros(&mut self, len: usize) -> Result<(), RecipeError> {
-        // Less than a block, and blocks are at most that long.
+        // Padding is shorter than a block, and a block has at most `COPY` bytes.
         self.write(&[0; COPY][..len])
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), RecipeError> {
         self.written += bytes.len() as u64;
         if self.written > VIEW_BYTES_MAX {
-            return Err(RecipeError::Damaged("it makes too much"));
+            return Err(RecipeError::Damaged("it makes more bytes than allowed"));
         }
         self.sink.write_all(bytes)?;
         Ok(())

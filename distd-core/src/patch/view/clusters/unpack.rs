@@ -1,4 +1,4 @@
-//! From old clusters to their content.
+//! Unpacking of old clusters to their content, by an unpack recipe.
 
 use std::io::Write;
 
@@ -7,9 +7,11 @@ use crate::cut::ReadAt;
 use crate::cut::erofs::{Coding, Decoder, EXTENT_BYTES_MAX};
 use crate::patch::view::{ANY_CLUSTERS_VERSION, RecipeError};
 
-/// Unpacks the clusters that `recipe`, without its version byte, finds in `file`; bytes written.
+/// Unpacks the clusters that `recipe`, without its version byte, describes in `file`. Returns the
+/// number of bytes written.
 ///
-/// A damaged cluster, the end of `file` and `max` bytes end it: this is a base, and a short one is still one.
+/// Stops at a damaged cluster, at the end of `file`, and at `max` bytes. The view serves as base,
+/// so a short one is still useful.
 pub(in crate::patch::view) fn unpack<R: ReadAt + ?Sized>(
     version: u8,
     recipe: &[u8],
@@ -46,14 +48,14 @@ struct Unpacking<'a, R: ?Sized, S> {
     /// Bytes that may still be written.
     left: u64,
     sink: &'a mut S,
-    /// Most bytes a cluster unpacks to.
+    /// Most bytes that a cluster unpacks to.
     longest: usize,
     packed: Vec<u8>,
     plain: Vec<u8>,
 }
 
 impl<R: ReadAt + ?Sized, S: Write> Unpacking<'_, R, S> {
-    /// Whether it can go on.
+    /// Executes one step; returns whether unpacking can go on.
     fn step(&mut self, kind: u8, recipe: &mut Reader<'_>) -> Result<bool, RecipeError> {
         let there = self.file.len().saturating_sub(self.at);
         match kind {
@@ -110,12 +112,12 @@ impl<R: ReadAt + ?Sized, S: Write> Unpacking<'_, R, S> {
                 return self.write(plain);
             }
             5 => self.at = self.at.saturating_add(recipe.number()?),
-            _ => return Err(RecipeError::Damaged("unknown piece")),
+            _ => return Err(RecipeError::Damaged("unknown step")),
         }
         Ok(true)
     }
 
-    /// Reads the next bytes of the file, if there are so many.
+    /// Reads the next `len` bytes of the file; returns `false` if the file is shorter.
     fn read(&mut self, len: usize) -> Result<bool, RecipeError> {
         if self.file.len().saturating_sub(self.at) < len as u64 {
             return Ok(false);
@@ -126,7 +128,8 @@ impl<R: ReadAt + ?Sized, S: Write> Unpacking<'_, R, S> {
         Ok(true)
     }
 
-    /// Writes the front of `plain`, if that is not too much.
+    /// Writes the first `len` bytes of `plain`; returns `false` if that is more than may be
+    /// written.
     fn write(&mut self, len: usize) -> Result<bool, RecipeError> {
         if len as u64 > self.left {
             return Ok(false);
