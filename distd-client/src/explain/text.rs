@@ -1,13 +1,13 @@
-//! An explanation for people.
+//! A report as text for people.
 
 use distd_core::explain::{Hint, Kind, PathCost, Report};
 
 use crate::output::{human_bytes, table};
 
-/// Longest path in a table, characters.
+/// Longest path in a table, in characters.
 const PATH_CHARS_MAX: usize = 100;
 
-/// The tables: kinds, the `top` paths, hints.
+/// Returns the tables: kinds, the `top` most expensive paths, facts and hints.
 pub(crate) fn summary(report: &Report, top: usize) -> String {
     let mut parts = vec![head(report)];
     if report.wire_bytes > 0 {
@@ -19,7 +19,8 @@ pub(crate) fn summary(report: &Report, top: usize) -> String {
     parts.join("\n\n")
 }
 
-/// A path that cannot act on a terminal: bytes that are no letters as `\x..`, and a long one without its middle.
+/// Returns a path that cannot affect a terminal: bytes that are not UTF-8 become `\x..`, control
+/// characters are escaped, and a long path loses its middle.
 pub(crate) fn shown(path: &[u8]) -> String {
     let mut text = String::new();
     for piece in path.utf8_chunks() {
@@ -42,12 +43,12 @@ pub(crate) fn shown(path: &[u8]) -> String {
     format!("{start}…{end}")
 }
 
-/// Letters that change the direction of what follows, or are not seen at all.
+/// Returns whether a letter is invisible or changes the direction of the text after it.
 fn is_direction(letter: char) -> bool {
     matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
-/// What stands for a path where there is none.
+/// Returns the path of an item, or a description of items that have no path.
 pub(crate) fn place(cost: &PathCost) -> String {
     match (&cost.path, cost.kind) {
         (Some(path), _) => shown(path),
@@ -101,7 +102,7 @@ fn paths(report: &Report, top: usize) -> String {
     table(&rows)
 }
 
-/// What is neither a kind nor a path.
+/// Returns the facts that belong to no kind and no path.
 fn facts(report: &Report) -> Option<String> {
     let mut lines = Vec::new();
     if report.moved.files > 0 {
@@ -161,7 +162,7 @@ fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.iter().map(|cell| (*cell).to_owned()).collect()
 }
 
-/// Share in percent, one digit behind the point.
+/// Returns a share in percent with one decimal.
 pub(crate) fn percent(part: u64, whole: u64) -> String {
     format!("{:.1} %", part as f64 * 100.0 / whole.max(1) as f64)
 }

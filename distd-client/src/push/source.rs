@@ -1,4 +1,5 @@
-//! What is pushed: a file, a block device or a directory, as one run of bytes that must not change meanwhile.
+//! Input of a push: a file, a block device or a directory, as one sequence of bytes that must not
+//! change while it is read.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,17 +14,17 @@ use crate::exit::{Code, Failure};
 use crate::local::{FileReader, Stamp};
 use crate::output::human_bytes;
 
-/// An artifact to be.
+/// An artifact to push.
 pub(crate) enum Source {
     File { path: PathBuf, reader: FileReader },
     Tree(Box<TreeSource>),
 }
 
-/// What to do when an artifact changes under the reader.
+/// Advice when an artifact changes while it is read.
 const HOLD_STILL: &str = "use a copy or a snapshot that nobody writes to";
 
 impl Source {
-    /// Opens what is at `path`; of a directory the whole listing is read.
+    /// Opens the artifact at `path`. The whole listing of a directory is read.
     ///
     /// # Errors
     /// Failures with [`Code::Local`] or [`Code::Unusable`].
@@ -64,7 +65,7 @@ impl Source {
         }
     }
 
-    /// Where its format says to cut.
+    /// Returns the regions at which the artifact's format wants it cut.
     pub(crate) fn regions(&self) -> anyhow::Result<Regions> {
         match self {
             Self::File { reader, .. } => Ok(regions(reader)),
@@ -72,7 +73,7 @@ impl Source {
         }
     }
 
-    /// Length of a tree's listing; `None` for a file.
+    /// Returns the length of a tree's listing in bytes; `None` for a file.
     pub(crate) fn listing_bytes(&self) -> Option<u64> {
         match self {
             Self::File { .. } => None,
@@ -80,7 +81,7 @@ impl Source {
         }
     }
 
-    /// Parts of a tree that are not shipped.
+    /// Returns the parts of a tree that are not shipped.
     pub(crate) fn skipped(&self) -> Skipped {
         match self {
             Self::File { .. } => Skipped::default(),
@@ -88,14 +89,15 @@ impl Source {
         }
     }
 
-    /// After everything was read: whether it is still what it was.
+    /// Checks that the artifact did not change. Call it after everything was read.
     ///
     /// # Errors
     /// Failures with [`Code::Unusable`].
     pub(crate) fn check_unchanged(&self) -> anyhow::Result<()> {
         let (path, unchanged) = match self {
             Self::File { path, reader } => {
-                // The open file and the one of that name: another may have been put in its place.
+                // Compare both the open file and the file that has the name now: the file may have
+                // been replaced.
                 let same_name = || io::Result::Ok(Stamp::of(&std::fs::metadata(path)?) == reader.stamp());
                 (path.as_path(), reader.is_unchanged().and_then(|same| Ok(same && same_name()?)))
             }
@@ -108,7 +110,7 @@ impl Source {
         }
     }
 
-    /// The failure that a read error is.
+    /// Turns an error of reading into the failure of the push.
     pub(crate) fn read_failure(&self, error: io::Error) -> anyhow::Error {
         match self {
             Self::File { path, reader } => {

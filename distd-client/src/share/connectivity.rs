@@ -1,4 +1,4 @@
-//! How far a device may reach.
+//! Limits on where a device may send packets.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,19 +12,20 @@ pub(crate) enum Connectivity {
     /// Anywhere.
     #[default]
     Online,
-    /// To hosts on the networks this one is attached to: neighbours, and parents given as addresses there. No name is looked up.
+    /// Only to hosts on the networks this host is attached to: neighbours, and parents given as
+    /// addresses there. No name is resolved.
     LanOnly,
-    /// Nowhere: seeds and signed metadata from before.
+    /// Nowhere: only seeds and earlier signed metadata are used.
     Offline,
 }
 
 impl Connectivity {
-    /// Whether nothing was said.
+    /// Returns whether this is the default.
     pub(crate) fn is_default(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Those of `parents` (`HOST:PORT`) that may be asked.
+    /// Returns the entries of `parents` (`HOST:PORT`) that may be connected to.
     pub(crate) fn allowed(self, parents: Vec<String>) -> Vec<String> {
         match self {
             Self::Online => parents,
@@ -39,7 +40,7 @@ impl Connectivity {
         }
     }
 
-    /// Whether a neighbour at this address may be dialled.
+    /// Returns whether a neighbour at this address may be dialled.
     pub(crate) fn allows_neighbour(self, address: SocketAddr) -> bool {
         match self {
             Self::Online => true,
@@ -49,7 +50,7 @@ impl Connectivity {
     }
 }
 
-/// A network an interface is attached to: its address and prefix length.
+/// Network that an interface is attached to: the interface's address and prefix length.
 type Network = (IpAddr, u8);
 
 fn attached() -> Vec<Network> {
