@@ -21,7 +21,7 @@ pub(crate) struct Args {
 enum Command {
     /// Point a channel at a release. A new channel is created.
     Set {
-        /// The channel.
+        /// Channel to set.
         #[arg(value_name = "PRODUCT:CHANNEL")]
         channel: ChannelName,
         /// Version of the product to point at; it must be released.
@@ -42,7 +42,7 @@ enum Command {
     },
     /// Remove a channel. Devices that follow it are told that it does not exist.
     Rm {
-        /// The channel.
+        /// Channel to remove.
         #[arg(value_name = "PRODUCT:CHANNEL")]
         channel: ChannelName,
         #[command(flatten)]
@@ -51,7 +51,7 @@ enum Command {
     /// Show the changes of a channel and the token that made each, newest first. Works for removed
     /// channels too.
     History {
-        /// The channel.
+        /// Channel whose changes to show.
         #[arg(value_name = "PRODUCT:CHANNEL")]
         channel: ChannelName,
         /// Largest number of changes to show.
@@ -62,7 +62,7 @@ enum Command {
     },
     /// Show the release that a channel points to.
     Show {
-        /// The channel.
+        /// Channel to show.
         #[arg(value_name = "PRODUCT:CHANNEL")]
         channel: ChannelName,
         #[command(flatten)]

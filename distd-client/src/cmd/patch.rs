@@ -30,7 +30,7 @@ enum Command {
     /// Have the origin make the patches from version FROM to version TO; without FROM, for devices
     /// that have nothing. The origin makes the patches that channels need by itself.
     Make {
-        /// The product.
+        /// Product of both versions.
         product: Name,
         /// The version that devices have (optional), then the version that they are to get.
         #[arg(value_names = ["FROM", "TO"], num_args = 1..=2, required = true)]
@@ -44,7 +44,7 @@ enum Command {
     },
     /// List the patch sets of a product.
     Ls {
-        /// The product.
+        /// Product to list.
         product: Name,
         #[command(flatten)]
         api: ApiArgs,

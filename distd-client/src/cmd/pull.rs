@@ -40,8 +40,8 @@ pub(crate) struct Sources {
     /// `distd enroll`.
     #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT", value_parser = parse::parent)]
     parent: Vec<String>,
-    /// When to use patches that need much processor time: bytes (always), time (never on gigabit
-    /// links) or auto (by the link's measured rate).
+    /// When to use patches that need much processor time: bytes always, time if they pay off on a
+    /// gigabit link, auto if they pay off at the link's measured rate.
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
     optimize: Aim,
     /// Take the release that a channel points to even if this device has a later one and the

@@ -21,7 +21,7 @@ pub(crate) struct Args {
 enum Command {
     /// List the releases of a product.
     Ls {
-        /// The product.
+        /// Product to list.
         product: Name,
         #[command(flatten)]
         api: ApiArgs,
@@ -29,7 +29,7 @@ enum Command {
     /// Withdraw a release that no channel points to. The origin no longer offers it to devices and
     /// frees its space.
     Rm {
-        /// The release.
+        /// Release to withdraw.
         #[arg(value_name = "PRODUCT@VERSION")]
         release: ReleaseName,
         #[command(flatten)]
@@ -37,7 +37,7 @@ enum Command {
     },
     /// Show one release.
     Show {
-        /// The release.
+        /// Release to show.
         #[arg(value_name = "PRODUCT@VERSION")]
         release: ReleaseName,
         #[command(flatten)]

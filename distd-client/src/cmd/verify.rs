@@ -13,7 +13,7 @@ use crate::pull::{Kept, verify, verify_kept};
 /// Check an artifact against its manifest.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The artifact.
+    /// Artifact to check.
     path: PathBuf,
     /// Manifest to check against. Default: the one kept beside the artifact.
     #[arg(long, value_name = "FILE")]

@@ -140,8 +140,8 @@ fn foreign(path: &Path, meta: &fs::Metadata) -> Option<&'static str> {
 /// # Errors
 /// [`SideError`].
 pub(crate) fn open(path: &Path) -> Result<(File, bool), SideError> {
-    // The file may be created or removed between the two calls. Two rounds can lose that race; the
-    // third is a reserve.
+    // Another process may create or remove the file between the two calls. Three rounds are one
+    // more than that race can take.
     for _ in 0..3 {
         match create_new(path) {
             Ok(file) => return Ok((file, false)),

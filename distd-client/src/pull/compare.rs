@@ -1,5 +1,5 @@
-//! Comparison of a tree with its listing: kinds, lengths, links, owners, modes, attributes, times, and what is there in
-//! addition.
+//! Comparison of a tree with its listing: kinds, lengths, links, owners, modes, attributes and
+//! times, and entries that are not listed.
 
 use std::collections::BTreeSet;
 use std::fs::Metadata;
@@ -16,24 +16,24 @@ use super::left_out::{LeftOut, shown};
 use crate::disk::beneath::{At, Beneath};
 use crate::disk::xattrs;
 
-/// Differences that are named; more are counted.
+/// Number of differences that are named; further ones are only counted.
 const NAMED_MAX: usize = 1000;
 
-/// One thing that is otherwise than its listing states.
+/// One difference between an entry and its listing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Difference {
-    /// Below the tree; empty for the tree itself.
+    /// Path below the tree; empty for the tree itself.
     pub(crate) path: String,
     /// The difference, in words.
     pub(crate) what: String,
 }
 
-/// All of them.
+/// All differences of a tree.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Differences {
-    /// The first thousand.
+    /// The first thousand differences.
     pub(crate) named: Vec<Difference>,
-    /// How many there are.
+    /// Number of all differences.
     pub(crate) count: u64,
 }
 
@@ -46,11 +46,12 @@ impl Differences {
     }
 }
 
-/// Compares the tree at `root` with its listing, but for the content of files. Things that were left out when it was put there are no
-/// difference.
+/// Compares the tree at `root` with its listing, except the content of files. Attributes that were
+/// left out at installation are no difference.
 ///
 /// # Errors
-/// When the directory itself cannot be opened; what cannot be looked at below it is a difference.
+/// When the directory itself cannot be opened. An entry below it that cannot be inspected is a
+/// difference.
 pub(super) fn compare(root: &Path, listing: &Listing, left_out: &LeftOut) -> io::Result<Differences> {
     let beneath = Beneath::open(root)?;
     let mut found = Differences::default();
@@ -101,7 +102,7 @@ impl Compare<'_> {
         }
     }
 
-    /// Whether the entry has attributes of its own.
+    /// Returns whether the entry has attributes of its own; a wrong kind or content is an error.
     fn kind(&self, entry: &Entry, at: &At<'_>, meta: &Metadata) -> Result<bool, String> {
         let kind = meta.file_type();
         let must = |holds: bool, what: &str| if holds { Ok(true) } else { Err(what.to_owned()) };
@@ -167,7 +168,7 @@ impl Compare<'_> {
                 _ if self.left_out.has_xattr(&xattr.name) => {}
                 Some(there) if there.value == xattr.value => {}
                 Some(_) => self.found.add(path, format!("has another value of the attribute {name}")),
-                // Others' attributes of this name space are not shown to this user.
+                // The kernel shows attributes of the `trusted.` name space only to root.
                 None if xattr.name.starts_with(b"trusted.") && !rustix::process::geteuid().is_root() => {}
                 None => self.found.add(path, format!("lacks the attribute {name}")),
             }
@@ -180,13 +181,13 @@ impl Compare<'_> {
         }
     }
 
-    /// Everything that is there and not listed.
+    /// Finds all entries that are not listed.
     fn additions(&mut self) {
         let dirs = self.listing.entries().iter().filter(|entry| entry.kind == EntryKind::Dir);
         let dirs = std::iter::once(&[][..]).chain(dirs.map(|entry| entry.path.as_bytes()));
         let mut seen = BTreeSet::new();
         for dir in dirs {
-            // One that cannot be read was named already.
+            // A directory that cannot be read was already named as a difference.
             for name in self.beneath.names(dir).unwrap_or_default() {
                 let mut path = dir.to_vec();
                 if !path.is_empty() {
