@@ -25,7 +25,7 @@ pub(crate) enum ConfigError {
     #[error("{0} is malformed; correct it, or delete it and run distd login or distd enroll again")]
     Malformed(PathBuf, #[source] Box<dyn std::error::Error + Send + Sync>),
     /// Limits that are out of range; the source lists all of them.
-    #[error("{0} has values that cannot be")]
+    #[error("{0} has invalid limits")]
     Limits(PathBuf, #[source] LimitsError),
 }
 

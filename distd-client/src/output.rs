@@ -72,7 +72,8 @@ impl Output {
         let text = if self.json { serde_json::to_string(value)? } else { human(value) };
         match writeln!(io::stdout().lock(), "{}", text.trim_end()) {
             Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-                Err(anyhow::Error::new(e).context("done, but standard output does not take the result"))
+                Err(anyhow::Error::new(e)
+                    .context("done, but the result could not be written to standard output"))
             }
             _ => Ok(()),
         }

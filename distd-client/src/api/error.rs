@@ -172,16 +172,15 @@ impl ApiError {
     fn advice(&self) -> Option<String> {
         let text = match self {
             Self::Certificate { .. } => {
-                "check the URL; if the origin was set up anew, use a token of the new one; if neither, somebody is in \
-                 between"
+                "check the URL; if the origin was set up again, use a token of the new one; otherwise somebody may intercept the connection"
             }
             Self::Connect { .. } => "check the URL, that the origin runs, and the network",
             Self::Broken { .. } => {
-                "check the network, then run the same command again: a push goes on where it was"
+                "check the network, then run the same command again: a push continues where it stopped"
             }
             Self::Answered { code, next, .. } => match (code.as_str(), next) {
                 // The API's advice names HTTP requests; a user of the command line needs a command.
-                ("unknown_product", _) => "check the name; a product comes into being with its first push",
+                ("unknown_product", _) => "check the name; the first push of a product creates it",
                 ("unknown_version", _) => "see what there is: distd release ls PRODUCT",
                 ("unknown_channel", _) => "make it: distd channel set PRODUCT:CHANNEL VERSION",
                 ("unauthorised", _) => {

@@ -71,20 +71,23 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
                 false => api.revoke_node(&id).await.map(|()| None),
             };
             let join_tokens = revoked.map_err(|error| match error.is_not_found() {
-                true => Failure::from(error).next("see which there are: distd node ls"),
+                true => Failure::from(error).next("list the nodes: distd node ls"),
                 false => Failure::from(error),
             })?;
             context.output().result(&Revoked { revoked: &id, join_tokens }, |done| {
                 match &done.join_tokens {
                     None => format!("node {id} is revoked"),
                     Some(tokens) => {
-                        format!("node {id} is revoked, and the join tokens it came by: {}", tokens.join(" "))
+                        format!(
+                            "node {id} is revoked, and so are the join tokens it enrolled with: {}",
+                            tokens.join(" ")
+                        )
                     }
                 }
             })?;
             if !with_token {
                 let text = format!(
-                    "a join token that has uses left would let it in with a new key; next: distd node revoke {id} --with-token"
+                    "a join token with uses left would let it enrol again with a new key; next: distd node revoke {id} --with-token"
                 );
                 context.output().note(&text);
             }

@@ -179,7 +179,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             revoked.map_err(|error| match error.is_not_found() {
                 true => {
                     let error = anyhow!("there is no API token and no join token {id}");
-                    Failure::new(Code::NotFound, error).next("see which there are: distd token ls")
+                    Failure::new(Code::NotFound, error).next("list the tokens: distd token ls")
                 }
                 false => Failure::from(error),
             })?;
@@ -209,7 +209,7 @@ fn hand_over(context: &Context, secret: &Secret, out: Option<&Path>) -> anyhow::
     let written =
         files::create_secret(path, text.as_bytes()).map_err(|e| Failure::new(Code::Local, e.into()))?;
     if !written {
-        let error = anyhow!("{} was made by somebody else meanwhile", path.display());
+        let error = anyhow!("another process created {} meanwhile", path.display());
         return Err(Failure::new(Code::Local, error)
             .next("revoke the token just made, then make another")
             .into());

@@ -45,7 +45,7 @@ impl fmt::Display for Use {
                 write!(f, "{device} is mounted in another mount namespace, at {} there", at.display())
             }
             What::Swap => write!(f, "{device} is swap space"),
-            What::Below(other) => write!(f, "{device} lies below {}", other.display()),
+            What::Below(other) => write!(f, "{device} is in use by {}", other.display()),
             What::Claimed => write!(f, "{device} is in use: mounted, or held by another program"),
         }
     }

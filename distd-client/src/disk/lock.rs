@@ -41,7 +41,7 @@ pub(crate) fn lock(file: &File, path: &Path, patience: Patience) -> Result<(), S
             }
             Err(fs::TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(fs::TryLockError::Error(error)) => {
-                tracing::warn!(path = %path.display(), %error, "no lock could be taken here: nothing stops a second pull");
+                tracing::warn!(path = %path.display(), %error, "could not take a lock on this file system: nothing prevents a second pull at the same time");
                 return Ok(());
             }
         }

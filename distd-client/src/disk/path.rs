@@ -100,13 +100,13 @@ pub(crate) enum PathError {
         path: PathBuf,
     },
     /// The path is in a place for device nodes or for the kernel's own files.
-    #[error("{} is no block device, and files are not put there: what lies there is memory", .0.display())]
+    #[error("{} is not a block device, and distd puts no files there: they would be in memory only", .0.display())]
     NoDevice(PathBuf),
     /// The path contains a link that another user made.
-    #[error("{} is a link of another user", .0.display())]
+    #[error("{} is a link that another user made", .0.display())]
     ForeignLink(PathBuf),
     /// The system refused.
-    #[error("could not look at {option} {}", path.display())]
+    #[error("could not inspect {option} {}", path.display())]
     Io {
         /// The option that named the path.
         option: &'static str,
@@ -137,7 +137,7 @@ impl From<PathError> for Failure {
                 Some("look at the device's name: lsblk, or ls -l /dev/disk/by-partlabel".into()),
             ),
             PathError::ForeignLink(_) => {
-                (Code::Local, Some("name what it leads to, if that is what you mean".into()))
+                (Code::Local, Some("if you trust the link, name the path that it leads to".into()))
             }
             PathError::Io { .. } => (Code::Local, None),
         };

@@ -24,7 +24,7 @@ const NAME_BYTES_MAX: usize = 255;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SideError {
     /// Somebody else may have put the file there.
-    #[error("{} is {what}, and not a file of this command", path.display())]
+    #[error("{} is {what}, so distd may not have made it", path.display())]
     Foreign {
         /// Path of the file.
         path: PathBuf,
@@ -121,9 +121,9 @@ fn foreign(path: &Path, meta: &fs::Metadata) -> Option<&'static str> {
     if meta.file_type().is_symlink() {
         Some("a link")
     } else if !meta.is_file() {
-        Some("no regular file")
+        Some("not a regular file")
     } else if meta.nlink() > 1 {
-        Some("a file with another name beside this one")
+        Some("a file with more than one name")
     } else if !may_be_ours(path, meta.uid()) {
         Some("a file of another user")
     } else {

@@ -114,7 +114,7 @@ fn facts(report: &Report) -> Option<String> {
     }
     if let Some(times) = report.times.filter(|times| times.differ > 0) {
         lines.push(format!(
-            "times: {} of {} inodes have another time, {} of them nothing else",
+            "times: {} of {} inodes have a different time, {} of them differ in nothing else",
             times.differ, times.inodes, times.differ_only_in_time
         ));
     }
@@ -129,7 +129,7 @@ fn facts(report: &Report) -> Option<String> {
         }
     }
     if !report.all_names {
-        lines.push("too many names: some files that are called new are not".to_owned());
+        lines.push("too many names: some files listed as new are not new".to_owned());
     }
     (!lines.is_empty()).then(|| lines.join("\n"))
 }

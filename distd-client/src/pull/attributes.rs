@@ -126,7 +126,7 @@ pub(super) fn set_mode_and_time(
         let mut wanted = mode;
         if mode & SET_ID != 0 && left.has_owner(stated.uid, stated.gid) {
             wanted &= !SET_ID;
-            left.add(path, Lost::Mode(mode), &"its owner is another");
+            left.add(path, Lost::Mode(mode), &"its owner could not be set");
         }
         let raw = Mode::from_raw_mode(u32::from(wanted | also));
         let set = rustix::fs::chmodat(&at.dir, at.name, raw, AtFlags::empty());
@@ -153,7 +153,7 @@ fn set_time(at: &At<'_>, path: &str, time: Time, left: &mut LeftOut) -> io::Resu
     match rustix::fs::utimensat(&at.dir, at.name, &times, AtFlags::SYMLINK_NOFOLLOW) {
         Err(error) => lost(left, at, path, Lost::Time, error)?,
         Ok(()) if !same_time(&std::fs::symlink_metadata(&short)?, time) => {
-            left.add(path, Lost::Time, &"this file system keeps another time");
+            left.add(path, Lost::Time, &"this file system stores a different time");
         }
         Ok(()) => {}
     }

@@ -93,7 +93,7 @@ impl Compare<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return self.found.add(path, "is missing");
             }
-            Err(error) => return self.found.add(path, format!("cannot be looked at: {error}")),
+            Err(error) => return self.found.add(path, format!("cannot be inspected: {error}")),
         };
         match self.kind(entry, &at, &meta) {
             Ok(true) => self.attributes(&path, &at.short_path(), &meta, Stated::of(entry)),
@@ -108,16 +108,16 @@ impl Compare<'_> {
         let must = |holds: bool, what: &str| if holds { Ok(true) } else { Err(what.to_owned()) };
         match &entry.kind {
             EntryKind::File { size } => {
-                must(kind.is_file(), "is no regular file")?;
+                must(kind.is_file(), "is not a regular file")?;
                 must(meta.size() == *size, &format!("has {} bytes instead of {size}", meta.size()))
             }
-            EntryKind::Dir => must(kind.is_dir(), "is no directory"),
+            EntryKind::Dir => must(kind.is_dir(), "is not a directory"),
             EntryKind::Symlink { target } => {
-                must(kind.is_symlink(), "is no symbolic link")?;
+                must(kind.is_symlink(), "is not a symbolic link")?;
                 let leads = std::fs::read_link(at.short_path()).map_err(|error| error.to_string())?;
                 must(leads.as_os_str().as_bytes() == &**target, &format!("leads to {}", leads.display()))
             }
-            EntryKind::Fifo => must(kind.is_fifo(), "is no named pipe"),
+            EntryKind::Fifo => must(kind.is_fifo(), "is not a named pipe"),
             EntryKind::CharDev { rdev } => {
                 must(kind.is_char_device() && meta.rdev() == *rdev, "is not the character device")
             }
@@ -133,7 +133,7 @@ impl Compare<'_> {
                     let same_size = stated == Some(&EntryKind::File { size: meta.size() });
                     return must(same_size, "has another length").map(|_| false);
                 }
-                must(same, &format!("is no hard link of {target}")).map(|_| false)
+                must(same, &format!("is not a hard link of {target}")).map(|_| false)
             }
         }
     }
@@ -176,7 +176,7 @@ impl Compare<'_> {
         for extra in there {
             let is_stated = stated.xattrs.iter().any(|xattr| xattr.name == extra.name);
             if !is_stated && is_ours_to_remove(&extra.name) && !self.left_out.has_xattr(&extra.name) {
-                self.found.add(path, format!("has the attribute {} in addition", extra.name.escape_ascii()));
+                self.found.add(path, format!("has the unlisted attribute {}", extra.name.escape_ascii()));
             }
         }
     }

@@ -93,7 +93,7 @@ pub(crate) struct Refused {
 
 /// The file does not parse.
 #[derive(Debug, thiserror::Error)]
-#[error("{} is damaged: which releases this device has had is not known", .0.display())]
+#[error("{} is damaged, so it is unknown which releases this device has had", .0.display())]
 struct Damaged(PathBuf, #[source] Box<dyn std::error::Error + Send + Sync>);
 
 /// A remembered release.
@@ -235,8 +235,7 @@ impl From<LoadError> for Failure {
         match error {
             LoadError::Side(error) => error.into(),
             LoadError::Damaged(error) => Self::new(Code::Local, error.into()).next(
-                "look at what the channel points to (distd channel show, at the origin's side); to take it whatever it is and \
-                 remember anew, run the same command with --allow-downgrade",
+                "check which release the channel points to (an operator can: distd channel show); to take that release in any case and start a new record, run the same command with --allow-downgrade",
             ),
         }
     }

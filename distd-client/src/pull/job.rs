@@ -246,7 +246,7 @@ impl Job {
             if !copied.failed.is_empty() {
                 tracing::warn!(
                     chunks = copied.failed.len(),
-                    "seeds held other bytes than expected; fetching these"
+                    "seeds had unexpected bytes; fetching these chunks"
                 );
                 let placer = self.placer(&copied.failed);
                 self.fetch(realm, &placer, &placer.ids(), None).await?;
@@ -358,7 +358,7 @@ impl Job {
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
             counts.duplicate_bytes += sink.came.duplicate_bytes.load(Ordering::Relaxed);
             if let Err(error) = fetched {
-                tracing::warn!(error = &error as &dyn std::error::Error, "not all patches could be had");
+                tracing::warn!(error = &error as &dyn std::error::Error, "some patches could not be fetched");
             }
         }
     }
@@ -446,7 +446,7 @@ impl Job {
         for path in &self.patch_files {
             match std::fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(path = %path.display(), %error, "a file of patches was left behind");
+                    tracing::warn!(path = %path.display(), %error, "could not remove a file of patches");
                 }
                 _ => {}
             }
@@ -455,7 +455,7 @@ impl Job {
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = journal.remove().and_then(|()| side::remove(&self.part_manifest)) {
             let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, "state of the finished pull left behind");
+            tracing::warn!(error, "could not remove the state of the finished pull");
         }
         self.target.end();
     }
@@ -482,7 +482,7 @@ fn write_journal(target: &dyn Target, journal: &Mutex<Journal>, writing: &Mutex<
     if let Err(error) = Journal::write(&path, &bytes) {
         // The journal only saves work after a kill, so a failure is no reason to end the pull.
         let error = &error as &dyn std::error::Error;
-        tracing::warn!(error, "progress cannot be remembered");
+        tracing::warn!(error, "could not write the journal of the pull");
     }
     Ok(())
 }

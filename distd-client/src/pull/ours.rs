@@ -74,7 +74,7 @@ impl From<NotOurs> for Failure {
             NotOurs::MountedElsewhere(_) => {
                 "stop the service that has it mounted, then run the command again".to_owned()
             }
-            NotOurs::Open { path, .. } => format!("take that right away: chmod o-w,g-w {}", path.display()),
+            NotOurs::Open { path, .. } => format!("remove that permission: chmod o-w,g-w {}", path.display()),
             NotOurs::NoDirectory(dir) => format!("make it: mkdir -p {}", dir.display()),
             NotOurs::Closed { .. } => "choose another --out, or another user".to_owned(),
         };
@@ -143,7 +143,7 @@ fn check_mounts(path: &Path) -> Result<(), NotOurs> {
     let mounts = match mounts::here() {
         Ok(mounts) => mounts,
         Err(error) => {
-            tracing::warn!(%error, "mounts cannot be listed: none is entered, but none can be named either");
+            tracing::warn!(%error, "could not list the mounts: none is entered, but a mount below the target is not reported");
             return Ok(());
         }
     };

@@ -92,7 +92,10 @@ pub(crate) async fn plan(request: &PullRequest) -> anyhow::Result<PlanReport> {
     let requests = [requests_of(choice.patches.len() as u64), requests_of(fetch.len())];
     let cost = prepared.realm.parents.cost(prepared.manifest.id(), &fetch).await;
     if let Err(error) = &cost {
-        tracing::warn!(error = error as &dyn std::error::Error, "no parent says what the chunks cost");
+        tracing::warn!(
+            error = error as &dyn std::error::Error,
+            "no parent could tell the size of the chunks on the wire"
+        );
     }
     let fetch_bytes = cost.ok().filter(|cost| cost.chunks == fetch.len()).map(|cost| cost.bytes);
     let link = prepared.link;

@@ -167,7 +167,7 @@ pub(super) async fn prepare(
         offers = Arc::new(Offers::fetch(&realm, &route, request.aim).await);
         match rebuild(&realm, &resolved, &offers, &mut seeds, &mut index, files).await {
             Ok(done) => rebuilt = done,
-            Err(error) => tracing::warn!(%error, "the manifest comes node by node"),
+            Err(error) => tracing::warn!(%error, "manifest not built from patches; fetching its nodes"),
         }
     }
     let (manifest, rebuilt) = match rebuilt {
@@ -226,7 +226,7 @@ pub(super) fn state_path(request: &PullRequest, suffix: &str) -> PathBuf {
 pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyhow::Result<Outcome> {
     let start = Instant::now();
     let asked = ask(request).await?;
-    progress.phase("looking at what is there");
+    progress.phase("checking what is in place");
     if let Some(manifest) = there::find(request, asked.resolved.manifest).await? {
         return already_there(request, asked, &manifest, start).await;
     }

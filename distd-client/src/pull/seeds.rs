@@ -145,7 +145,7 @@ impl Seeds {
                 Ok(tree) => Bytes::Directory(Box::new(tree)),
                 Err(error) => {
                     let error = &*error;
-                    tracing::warn!(path = %path.display(), error, "directory seed cannot be read and is passed over");
+                    tracing::warn!(path = %path.display(), error, "directory seed cannot be read and is skipped");
                     return Ok(());
                 }
             }

@@ -355,7 +355,7 @@ impl Staging {
             Ok(Sweep::Gone) => return None,
             Ok(Sweep::Left) => {}
             Err(error) => {
-                tracing::warn!(path = %old.display(), %error, "the tree that was replaced is not removed whole")
+                tracing::warn!(path = %old.display(), %error, "the replaced tree could not be removed completely")
             }
         }
         make_movable(old);
@@ -377,7 +377,7 @@ impl Staging {
                 }
                 Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists) => {}
                 Err(error) => {
-                    tracing::warn!(path = %old.display(), %error, "what was found in the tree stays where it is");
+                    tracing::warn!(path = %old.display(), %error, "files found in the old tree could not be moved and stay here");
                     return Some(old.to_owned());
                 }
             }

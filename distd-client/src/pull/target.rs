@@ -111,7 +111,7 @@ impl FileTarget {
             lock::lock(&file, out, Patience::Some).map_err(Failure::from)?;
             let room = size_of(&file).with_context(|| format!("could not size {}", out.display()))?;
             if room < bytes {
-                let error = anyhow!("{} has {room} bytes, the artifact {bytes}", out.display());
+                let error = anyhow!("{} has {room} bytes, but the artifact has {bytes}", out.display());
                 return Err(Failure::new(Code::Local, error).next("choose a larger install slot").into());
             }
             return Ok(Self { file, out: out.to_owned(), part: None, resumed: true, _lock: lock });
@@ -284,17 +284,17 @@ pub(super) fn check_kind(out: &Path, kind: Kind) -> anyhow::Result<()> {
     let is = fs::metadata(out).ok();
     let (what, next) = match (kind, is) {
         (Kind::File, Some(meta)) if meta.is_dir() => {
-            ("a directory, the artifact a file", "name a file with --out")
+            ("a directory, but the artifact is a file", "name a file with --out")
         }
         (Kind::Tree { .. }, Some(meta)) if meta.is_file() => {
-            ("a file, the artifact a directory", "name a directory with --out")
+            ("a file, but the artifact is a directory", "name a directory with --out")
         }
         (Kind::Tree { .. }, Some(meta)) if !meta.is_dir() => {
-            ("a block device, the artifact a directory", "name a directory with --out")
+            ("a block device, but the artifact is a directory", "name a directory with --out")
         }
         (Kind::PatchSet { .. }, _) => {
-            let error = anyhow!("the release is a set of patches, which is nothing to install");
-            return Err(Failure::new(Code::Integrity, error).next("tell whoever runs the origin").into());
+            let error = anyhow!("the release is a patch set, which cannot be installed");
+            return Err(Failure::new(Code::Integrity, error).next("tell the operator of the origin").into());
         }
         _ => return Ok(()),
     };

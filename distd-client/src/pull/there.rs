@@ -45,7 +45,7 @@ fn look(out: &Path, data: &Path, wanted: ManifestId) -> anyhow::Result<Option<Ar
                 } else if kept::read_part_manifest(out, data).is_none()
                     && let Err(error) = clean::leftovers(out, data)
                 {
-                    tracing::warn!(error = &*error, "state of a finished pull left behind");
+                    tracing::warn!(error = &*error, "could not remove the state of a finished pull");
                 }
                 let lock = kept::part_path(out, data, ".distd-lock");
                 if lock.exists() {
@@ -57,7 +57,7 @@ fn look(out: &Path, data: &Path, wanted: ManifestId) -> anyhow::Result<Option<Ar
             }
             Ok(_) => {}
             Err(error) => {
-                tracing::debug!(error = &*error, "what is there cannot be checked");
+                tracing::debug!(error = &*error, "the artifact in place could not be checked");
             }
         }
     }

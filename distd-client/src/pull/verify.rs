@@ -129,10 +129,10 @@ pub(crate) fn verify(path: &Path, kept: &Kept) -> anyhow::Result<VerifyReport> {
             Bytes::File(open_file(path).map_err(|e| local(e.into()))?)
         }
         _ => {
-            let what = if meta.is_dir() { "a directory" } else { "no directory" };
+            let what = if meta.is_dir() { "a directory" } else { "not a directory" };
             return Err(Failure::new(
                 Code::Integrity,
-                anyhow!("{} is {what}, other than its release", path.display()),
+                anyhow!("{} is {what}, unlike its release", path.display()),
             )
             .next("pull it again")
             .into());

@@ -121,7 +121,7 @@ impl Realm {
         if unreachable {
             match self.tuf.resolve(Arc::new(Offline), wanted, unix_now()).await {
                 Ok(resolved) => {
-                    tracing::warn!("no parent answered: what was signed before is taken");
+                    tracing::warn!("no parent answered; using earlier signed metadata");
                     return Ok(resolved);
                 }
                 Err(error) if last.is_none() => last = Some(error),

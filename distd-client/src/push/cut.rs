@@ -21,7 +21,7 @@ const COMMIT_HEAD_MAX: usize = 4096;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CutError {
     /// The artifact could not be read.
-    #[error("could not read what is pushed")]
+    #[error("could not read the artifact to push")]
     Read(#[source] io::Error),
     /// The artifact has more chunks than one commit can list.
     #[error("the artifact has more chunks than a release can list")]

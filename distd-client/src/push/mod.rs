@@ -96,7 +96,7 @@ impl Outcome {
     pub(crate) fn summary(&self) -> String {
         let Self { product, version, blake3, manifest, .. } = self;
         let first = if self.already_existed {
-            format!("{product} {version} is already there with these very bytes")
+            format!("{product} {version} is already there with the same bytes")
         } else {
             format!(
                 "{product} {version} released: {} in {} chunks, {} of them sent ({}), {:.1} s",
@@ -260,7 +260,7 @@ async fn upload(
 fn failure(error: PipelineError, source: &Source) -> anyhow::Error {
     match error {
         PipelineError::Api(error) if error.is_upload_gone() => {
-            let next = "another push of this version may have ended it; run the same command again: what was sent is kept";
+            let next = "another push of this version may have ended this upload; run the same command again: the chunks sent so far are kept";
             Failure::new(Code::Conflict, error.into()).next(next).into()
         }
         PipelineError::Api(error) => Failure::from(error).into(),

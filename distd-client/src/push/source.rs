@@ -34,7 +34,7 @@ impl Source {
             Failure::new(Code::Local, error)
         };
         if path == Path::new("-") {
-            return Err(Failure::from(PathError::Stream("what is pushed")).into());
+            return Err(Failure::from(PathError::Stream("the artifact to push")).into());
         }
         let meta = std::fs::metadata(path).map_err(local)?;
         let source = if meta.is_dir() {
@@ -53,7 +53,7 @@ impl Source {
         match source.len() {
             0 => {
                 let error = anyhow!("{} is empty", path.display());
-                let next = "look at what should have written it; a release has at least one byte";
+                let next = "check the program that should have written it; a release has at least one byte";
                 Err(Failure::new(Code::Unusable, error).next(next).into())
             }
             len if len > ARTIFACT_BYTES_MAX => {
@@ -123,7 +123,7 @@ impl Source {
                 Failure::new(Code::Unusable, error).next(next).into()
             }
             Self::Tree(tree) => {
-                let what = || format!("could not read {} whole", tree.root().display());
+                let what = || format!("could not read all of {}", tree.root().display());
                 let result: anyhow::Result<()> = Err(error).with_context(what);
                 changed(result.err().unwrap_or_else(|| anyhow!(what())))
             }

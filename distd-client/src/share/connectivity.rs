@@ -55,7 +55,7 @@ type Network = (IpAddr, u8);
 
 fn attached() -> Vec<Network> {
     let interfaces = if_addrs::get_if_addrs().unwrap_or_else(|error| {
-        tracing::warn!(%error, "the networks of this host are unknown, so nobody counts as near");
+        tracing::warn!(%error, "could not list the networks of this host, so no address counts as local");
         Vec::new()
     });
     let network = |interface: &if_addrs::Interface| match &interface.addr {

@@ -88,7 +88,7 @@ impl Lateral {
             }
         });
         let mdns = sharing.mdns.then(|| Mdns::start(&neighbourhood)).and_then(|started| {
-            started.inspect_err(|error| tracing::info!(%error, "no neighbours by multicast DNS")).ok()
+            started.inspect_err(|error| tracing::info!(%error, "could not start multicast DNS")).ok()
         });
         let serving = serving.abort_handle();
         Ok(Self { neighbourhood, content, server, sites, serving, mdns })

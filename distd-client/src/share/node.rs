@@ -70,9 +70,8 @@ impl Node {
                     other => other,
                 };
                 let error = anyhow::Error::new(error)
-                    .context("the device's certificate has ended and was not renewed");
-                let next =
-                    "check the connection and the clock; if it stays so, enrol again with a new join token";
+                    .context("the device's certificate has expired and could not be renewed");
+                let next = "check the connection and the clock; if the error remains, enrol again with a new join token";
                 return Err(Failure::new(code, error).next(next).into());
             }
             tracing::warn!(%error, "certificate not renewed yet");

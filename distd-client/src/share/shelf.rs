@@ -198,7 +198,7 @@ impl InstalledShelf {
             match fetched {
                 Ok(manifest) => return Some(manifest),
                 Err(error) if error.is_breach() => self.parents.quarantine(&link),
-                Err(error) => tracing::debug!(%error, "a manifest that a neighbour asked for did not come"),
+                Err(error) => tracing::debug!(%error, "could not fetch a manifest for a neighbour"),
             }
         }
         None

@@ -186,7 +186,7 @@ pub(in crate::pull) fn apply_all(work: &Work) -> io::Result<Applied> {
                     set = at.set,
                     patch = at.patch,
                     ready,
-                    "patch failed; its chunks come instead"
+                    "patch failed; fetching its chunks instead"
                 );
             }
             let mut total = lock(&total);
@@ -278,7 +278,7 @@ fn apply_one(work: &Work, at: PatchRef, patch: &SetPatch, room: &Room) -> io::Re
             // verify it.
             None => {
                 if let Err(error) = work.passing.write(id, raw) {
-                    tracing::debug!(%error, "no room for a chunk in passing");
+                    tracing::debug!(%error, "could not store a transient chunk");
                     done.wrong.insert(id);
                 }
             }

@@ -110,7 +110,7 @@ impl Offers {
                     sets.push(set);
                 }
                 Err(error) => {
-                    tracing::warn!(set = %known.set, %error, "patches left alone; chunks come instead");
+                    tracing::warn!(set = %known.set, %error, "patch set not used; fetching chunks instead");
                     sets.clear();
                     break;
                 }
@@ -166,7 +166,7 @@ impl Offers {
 
 async fn load(realm: &Realm, known: &PatchSetRef) -> anyhow::Result<Set> {
     let manifest = realm.manifest_of(known.set, None, &[]).await?;
-    let Kind::PatchSet { index_bytes } = manifest.root().kind else { anyhow::bail!("it is no patch set") };
+    let Kind::PatchSet { index_bytes } = manifest.root().kind else { anyhow::bail!("it is not a patch set") };
     anyhow::ensure!(index_bytes <= INDEX_BYTES_MAX, "its index of {index_bytes} bytes is too large");
     let mut head = Vec::new();
     let (mut payloads, mut offsets) = (Vec::new(), Vec::new());

@@ -35,7 +35,7 @@ impl Passing {
         let file = wanted.then(|| side::open_empty(&path)).and_then(|opened| {
             let failed = |error: &SideError| {
                 let error = error as &dyn std::error::Error;
-                tracing::warn!(path = %path.display(), error, "no file for patches");
+                tracing::warn!(path = %path.display(), error, "could not create the file for transient chunks");
             };
             opened.inspect_err(failed).ok()
         });
@@ -112,7 +112,7 @@ impl Passing {
         if self.file.is_some()
             && let Err(error) = fs::remove_file(&self.path)
         {
-            tracing::warn!(path = %self.path.display(), %error, "a file of passing chunks was left behind");
+            tracing::warn!(path = %self.path.display(), %error, "could not remove the file of transient chunks");
         }
     }
 }

@@ -82,7 +82,7 @@ pub(in crate::pull) async fn rebuild(
     wanted.dedup();
     let payloads = Arc::new(Payloads::open(&files.payloads, 0, set)?);
     let mut choice = offers.choose_all(&wanted, |id| held(index, &tables, id).is_some());
-    ensure!(choice.chunks.is_empty(), "some patches are of no use");
+    ensure!(choice.chunks.is_empty(), "the patches do not rebuild all chunks");
     choice.passing = wanted;
 
     let arrivals = Arc::new(Arrivals::default());
@@ -121,9 +121,9 @@ pub(in crate::pull) async fn rebuild(
     let (places, file) = (passing.list(), passing.into_file());
     let (applied, ()) = (applied?, fetched?);
     ensure!(applied.failed == 0, "{} patches failed", applied.failed);
-    let outline = Outline::decode(&payloads.outline().context("the outline did not come")?)?;
+    let outline = Outline::decode(&payloads.outline().context("the outline was not received")?)?;
 
-    let file = file.context("nothing was set aside")?;
+    let file = file.context("the file of rebuilt chunks could not be created")?;
     let cut = root.cut;
     let built = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
         let hashed = hash_all(&file, &places)?;
