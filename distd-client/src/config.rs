@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_stored_is_loaded_and_only_the_owner_can_read_it() {
+    fn a_stored_file_is_loaded_and_only_its_owner_can_read_it() {
         let dir = tempfile::tempdir().expect("temporary directory");
         assert_eq!(ClientFile::load(dir.path()).expect("none yet"), ClientFile::default());
         let file = ClientFile {
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_refused_and_the_token_not_quoted() {
+    fn an_unknown_key_is_refused_and_the_token_is_not_quoted() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join(FILE_NAME);
         files::write_atomic(&path, b"token = \"topsecret\"\nservr = \"x\"\n", 0o600).expect("write");
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn state_goes_where_the_system_keeps_it() {
+    fn the_default_state_directory_follows_user_and_environment() {
         let env = |pairs: &'static [(&str, &str)]| {
             move |name: &str| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| v.into())
         };

@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_remembered_is_used_until_an_option_says_otherwise() {
+    fn options_override_remembered_settings() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let token = ApiToken::generate([1; 32]).to_secret_string();
         context(dir.path())
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_that_is_none_is_named_before_anything_is_dialled() {
+    fn an_invalid_proxy_url_is_reported_before_dialling() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let with = |url: &str| {
             context(dir.path()).remember(|file| file.proxy_url = Some(url.into())).expect("remember");
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn token_files_are_taken_as_containers_hand_them_over_and_not_when_others_may_read_them() {
+    fn token_files_of_containers_are_accepted_unless_others_may_read_them() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("token");
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_known_is_an_error_that_says_what_to_do() {
+    fn without_a_server_or_token_the_error_says_what_to_do() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let context = context(dir.path());
         let error = context.server(&args(None, None)).map(|_| ()).expect_err("no server");

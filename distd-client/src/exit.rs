@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_a_disk_names_a_way_on_and_advice_of_its_own_comes_first() {
+    fn a_disk_error_gets_advice_unless_it_has_its_own() {
         let of = |errno: Errno| anyhow::Error::new(std::io::Error::from(errno)).context("could not write");
         assert!(next(&of(Errno::NOSPC)).is_some_and(|next| next.contains("space")));
         assert!(next(&of(Errno::IO)).is_some_and(|next| next.contains("medium")));

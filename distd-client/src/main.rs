@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn enrolling_needs_somebody_to_ask_and_one_token() {
+    fn enrolling_needs_a_parent_or_server_and_one_token() {
         let parse = |rest: &[&str]| Cli::try_parse_from(["distd", "enroll"].iter().chain(rest)).map(drop);
         assert!(parse(&["--parent", "a:1", "--token", "t"]).is_ok());
         assert!(parse(&["--server", "https://a", "--token-file", "t"]).is_ok());

@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_that_repeats_its_parent_is_said_once() {
+    fn a_cause_that_repeats_its_parent_is_printed_once() {
         let error = anyhow!("no").context("no").context("could not");
         assert_eq!(chain(&error), "could not: no");
     }

@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn silence_is_said_until_bytes_come() {
+    async fn silence_is_reported_until_bytes_arrive() {
         let bar = ProgressBar::hidden();
         let progress = Progress { form: Form::Bar(bar.clone()) };
         let (watch, steps) = (progress.watch_for_silence(), async {

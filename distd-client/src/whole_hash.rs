@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_the_hash_of_the_bytes_whatever_their_number() {
+    fn the_hash_equals_blake3_for_any_length() {
         let bytes: Vec<u8> = (0..9 * PIECE_BYTES as u32).map(|n| (n ^ n >> 11) as u8).collect();
         for pieces in [0, 1, 2, 3, 4, 5, 7, 8] {
             for more in [0, 1, 1023, 1024, 1025, PIECE_BYTES - 1] {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_an_error() {
+    fn a_read_error_is_returned() {
         let bytes = vec![1; 2 * PIECE_BYTES];
         for total in [2 * PIECE_BYTES as u64 + 1, 9 * PIECE_BYTES as u64] {
             assert!(whole_hash(total, || Of(&bytes)).is_err());

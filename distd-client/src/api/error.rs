@@ -226,7 +226,7 @@ mod tests {
     use crate::exit::{advice, code_of};
 
     #[test]
-    fn the_servers_codes_become_exit_codes_with_its_advice() {
+    fn http_statuses_become_exit_codes_with_the_servers_advice() {
         let cases = [
             (400, Code::Usage),
             (401, Code::Refused),
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_typed_as_a_command_is_advised_with_a_command() {
+    fn advice_names_a_command_instead_of_a_request() {
         let body =
             br#"{"error":{"code":"unknown_version","message":"no","next":"GET /v1/products/os/releases"}}"#;
         let error = Failure::from(ApiError::answered(StatusCode::NOT_FOUND, body));
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_something_else_is_quoted_without_control_characters() {
+    fn a_foreign_answer_is_quoted_without_control_characters() {
         let error = ApiError::answered(StatusCode::BAD_GATEWAY, b"<h1>\x1b[31mbad\x07</h1>");
         assert_eq!(error.to_string(), "the server answered 502 Bad Gateway: <h1> [31mbad </h1>");
         assert!(error.is_passing());

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn passing_failures_are_tried_again_and_others_not() {
+    async fn temporary_failures_are_retried_and_others_are_not() {
         let tries = Cell::new(0);
         let answer = |status: u16| {
             tries.set(tries.get() + 1);

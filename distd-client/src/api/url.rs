@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_server_url_is_refused() {
+    fn an_invalid_server_url_is_refused() {
         for bad in [
             "",
             "origin:8443",

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_cannot_lead_elsewhere() {
+    fn ids_with_path_characters_are_refused() {
         assert_eq!(
             node_id("ABCDEF00112233445566778899aabbcc").expect("an id"),
             "abcdef00112233445566778899aabbcc"

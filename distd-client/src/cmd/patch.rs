@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_set_is_told_by_what_became_of_it() {
+    fn a_set_is_described_by_its_state() {
         let json = serde_json::json!({
             "product": "os", "from": "1", "to": "2", "from_manifest": "11".repeat(32),
             "to_manifest": "22".repeat(32), "state": "ready", "set": "33".repeat(32), "bytes": 1_200_000,

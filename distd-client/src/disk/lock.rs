@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn where_there_are_no_locks_a_pull_goes_on() {
+    fn a_file_system_without_locks_is_no_error() {
         let file = tempfile::NamedTempFile::new().expect("temporary file");
         // An `O_PATH` handle cannot be locked, just as no file can on some network file systems.
         let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;

@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_write_a_path_is_one_path() {
+    fn all_spellings_of_a_path_give_one_path() {
         let (_dir, root) = dir();
         fs::create_dir_all(root.join("d/sub")).expect("mkdir");
         fs::write(root.join("f"), "x").expect("write");
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_artifact_is_refused_without_being_opened() {
+    fn a_path_that_cannot_be_an_artifact_is_refused_without_being_opened() {
         let (_dir, root) = dir();
         let fifo = root.join("fifo");
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_put_among_devices() {
+    fn files_among_devices_are_refused() {
         let (_dir, root) = dir();
         symlink("/dev/distd-typo", root.join("typo")).expect("link");
         symlink("/dev", root.join("dev")).expect("link");

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_below_goes_and_what_links_lead_to_stays() {
+    fn everything_below_is_removed_and_link_targets_stay() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let outside = dir.path().join("outside");
         fs::create_dir(&outside).expect("mkdir");
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_mounted_below_stays_though_it_is_of_the_same_file_system() {
+    fn a_mount_below_stays_even_on_the_same_file_system() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let (volume, tree) = (dir.path().join("volume"), dir.path().join("tree"));
         fs::create_dir(&volume).expect("mkdir");
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn deep_directories_go_too() {
+    fn deep_directories_are_removed() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let top = dir.path().join("top");
         fs::create_dir(&top).expect("mkdir");

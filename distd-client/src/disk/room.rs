@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_there_already_counts_and_packing_file_systems_are_believed() {
+    fn bytes_already_there_count_and_compressing_file_systems_need_less_room() {
         let room = Room { free: 100, packs: false, inodes: Some(5) };
         assert!(!room.is_too_small_for(100, 0));
         assert!(room.is_too_small_for(101, 0));

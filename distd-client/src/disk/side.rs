@@ -313,7 +313,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_would_be_too_long_is_cut_and_stays_apart_from_others() {
+    fn a_too_long_name_is_cut_and_stays_unique() {
         let path = Path::new("/d/short");
         assert_eq!(with_suffix(path, ".distd"), Path::new("/d/short.distd"));
         let long = |last: char| format!("/d/{}{last}", "x".repeat(250));
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_may_have_put_there_is_refused_and_left_alone() {
+    fn files_that_others_may_have_made_are_refused_and_kept() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let precious = dir.path().join("precious");
         fs::write(&precious, "precious").expect("write");

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_a_local_failure() {
+    fn a_missing_path_is_a_local_failure() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let error = explain(&dir.path().join("none"), dir.path(), &quiet()).expect_err("nothing there");
         assert_eq!(crate::exit::code_of(&error), crate::exit::Code::Local);

@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_cannot_act_on_a_terminal_and_stays_short() {
+    fn a_shown_path_is_short_and_has_no_control_characters() {
         assert_eq!(shown(b"usr/bin/\x1b[2Jx\n\xff"), "usr/bin/\\u{1b}[2Jx\\n\\xff");
         assert_eq!(shown("a\u{202e}b é".as_bytes()), "a\\u{202e}b é");
         let long = shown(&[b'x'; 5000]);

@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_order_that_reaches_this_device_leads_it_back() {
+    fn only_an_order_that_reaches_this_device_allows_a_downgrade() {
         use Downgrade::{Always, Never, Ordered};
         // Results for the policies ordered, never and always: on, back, or refused.
         for (wanted, has, order, expected) in [
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn the_older_slot_permits_nothing_and_another_product_or_channel_does_not_count() {
+    fn the_older_slot_permits_no_downgrade_and_other_products_and_channels_do_not_count() {
         let mut memory = Memory::default();
         let (stable, beta) = (name("stable"), name("beta"));
         memory.enter(&had("13", 13), Some(&stable), "a", &Step::On, true);
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kill_on_the_way_leaves_the_later_of_both_and_the_end_what_is_there() {
+    fn a_kill_leaves_the_later_release_remembered_and_the_end_the_installed_one() {
         let stable = name("stable");
         let mut memory = Memory::default();
         memory.enter(&had("14", 14), Some(&stable), "a", &Step::On, true);
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_is_bounded_and_the_one_that_changed_longest_ago_goes() {
+    fn the_memory_is_bounded_and_drops_the_least_recently_changed() {
         let mut memory = Memory::default();
         for n in 0..200_u64 {
             memory.enter(&had("1", n), Some(&name(&format!("c{n}"))), &n.to_string(), &Step::On, true);
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_memory_is_named_and_mended_only_when_that_is_said() {
+    fn a_damaged_memory_is_reported_and_replaced_only_on_request() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let file = dir.path().join(FILE_NAME);
         let arrival = |channel: Option<&str>, policy| Arrival {
@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_already_is_not_written_again() {
+    fn an_unchanged_memory_is_not_rewritten() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let arrival = Arrival {
             data: dir.path().to_owned(),

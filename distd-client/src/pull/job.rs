@@ -498,7 +498,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_day_of_pulling_a_tree_waits_a_few_times_for_other_programs_writing() {
+    fn a_day_long_pull_of_a_tree_waits_only_a_few_times_for_other_programs_writes() {
         let times = |syncs_others| {
             let (mut pause, mut passed, mut times) = (JOURNAL_EVERY, Duration::ZERO, 0);
             while passed < Duration::from_secs(24 * 3600) {

@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_takes_the_place_of_nothing_of_an_empty_directory_and_of_a_full_one() {
+    fn a_tree_replaces_nothing_an_empty_directory_and_a_full_one() {
         for exchange in [true, false] {
             for before in ["nothing", "empty", "full", "full and closed"] {
                 let (_dir, out) = dir();
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn a_staging_directory_of_another_release_begins_anew_and_one_of_this_goes_on() {
+    fn a_staging_directory_is_continued_for_its_release_and_replaced_for_another() {
         let (_dir, out) = dir();
         let staging = staged(&out);
         assert!(!staging.begin(ManifestId([1; 32])).expect("begin"), "not all entries were there");
@@ -484,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn what_distd_did_not_make_is_refused_and_stays() {
+    fn foreign_files_in_staging_are_refused_and_kept() {
         let (_dir, out) = dir();
         let name = staging_path(&out);
         let elsewhere = out.with_file_name("elsewhere");
@@ -505,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_that_was_replaced_when_the_pull_was_cut_off_is_not_thrown_away_with_the_staging_directory() {
+    fn clearing_after_an_interrupted_pull_keeps_files_of_the_replaced_tree() {
         let (_dir, out) = dir();
         fs::create_dir(&out).expect("mkdir");
         fs::write(out.join("mine"), "mine").expect("write");

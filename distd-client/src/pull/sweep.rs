@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_as_it_was_put_there_goes_whole_however_closed_its_directories_are() {
+    fn an_unchanged_tree_is_removed_even_with_read_only_directories() {
         let (_dir, root, listing) = installed();
         for closed in ["etc/sub", "etc", ""] {
             fs::set_permissions(root.join(closed), fs::Permissions::from_mode(0o555)).expect("chmod");
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_added_or_edited_stays_and_nothing_else() {
+    fn only_added_or_edited_files_stay() {
         let (_dir, root, listing) = installed();
         fs::write(root.join("etc/conf"), "a=2").expect("write");
         fs::create_dir(root.join("var")).expect("mkdir");

@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_of_a_listing_without_its_own_directory_has_the_mode_of_the_one_it_replaces() {
+    fn a_tree_without_listed_root_has_the_mode_of_the_directory_it_replaces() {
         let (_dir, out) = dir();
         let bytes = PLAIN.len() as u64;
         for (id, mode) in [(1, 0o755), (2, 0o2710)] {
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listing_that_is_none_is_the_releases_fault_and_not_the_disks() {
+    fn an_invalid_listing_is_blamed_on_the_release_and_not_on_the_disk() {
         let (_dir, out) = dir();
         let total = PLAIN.len() as u64 + 5;
         let twisted = [&PLAIN[..PLAIN.len() - 1], b"\x91"].concat();
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_one_are_told_before_anything_is_written() {
+    fn colliding_names_are_reported_before_anything_is_written() {
         let (_dir, out) = dir();
         let target = target(&out, 1, PLAIN, PLAIN.len() as u64 + 5);
         // Simulates a file system that takes another name for this one.

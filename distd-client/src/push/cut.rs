@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_listening_ends_it() {
+    fn cutting_stops_when_the_receiver_is_gone() {
         let source = noise(9 << 20);
         let (tx, rx) = mpsc::channel(1);
         drop(rx);

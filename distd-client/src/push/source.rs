@@ -157,7 +157,7 @@ mod tests {
     use crate::exit::{advice, code_of};
 
     #[test]
-    fn what_cannot_be_a_release_is_refused_with_a_reason() {
+    fn an_unusable_artifact_is_refused_with_a_reason() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let empty = dir.path().join("empty");
         std::fs::write(&empty, b"").expect("write");

@@ -490,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_not_there_is_an_error() {
+    fn a_missing_directory_is_an_error() {
         let error = TreeSource::open(Path::new("/nonexistent/tree")).map(|_| ()).expect_err("not there");
         assert_eq!(code_of(&error), Code::Unusable);
     }

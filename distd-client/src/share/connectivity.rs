@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn near_is_what_a_cable_reaches_and_a_name_is_not() {
+    fn only_addresses_on_attached_networks_are_local() {
         let ip = |text: &str| text.parse().expect("an address");
         let networks = [(ip("10.1.2.3"), 24), (ip("fd00::1"), 64), (ip("127.0.0.1"), 8)];
         for (address, near) in [

@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_metered_device_takes_part_and_serves_nothing() {
+    fn a_metered_device_takes_part_but_serves_nobody() {
         let plain = Sharing::of(&ClientFile::default());
         assert!(plain.enabled && plain.serves);
         let metered = Sharing::of(&ClientFile { metered: true, ..ClientFile::default() });

@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_come_any_more_is_not_waited_for() {
+    fn waiting_ends_when_a_base_or_payload_cannot_arrive() {
         let arrivals = Arrivals::default();
         arrivals.base(ChunkId(1), false);
         arrivals.payload(AT);
