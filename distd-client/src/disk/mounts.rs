@@ -8,8 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Largest mountinfo read, in bytes. A host with the mounts of ten thousand containers has some 2
-/// MB.
+/// Largest mountinfo read, in bytes. The mounts of ten thousand containers take some 2 MB.
 const MOUNTINFO_BYTES_MAX: u64 = 64 << 20;
 
 /// File systems that show the kernel's own objects. Making a regular file there fails or puts it

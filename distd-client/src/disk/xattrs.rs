@@ -6,8 +6,8 @@ use std::path::Path;
 use distd_core::tree::Xattr;
 use rustix::io::Errno;
 
-/// Size of a buffer for attributes, in bytes. Linux returns no longer list of names and no longer
-/// value (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
+/// Size of a buffer for attributes, in bytes. Linux limits both a list of names and a value to this
+/// size (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
 pub(crate) const BUFFER_BYTES: usize = 64 << 10;
 
 /// Reads the attributes of the entry at `path`; a link is not followed. Returns no attributes if

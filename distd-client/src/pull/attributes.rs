@@ -160,8 +160,8 @@ fn set_time(at: &At<'_>, path: &str, time: Time, left: &mut LeftOut) -> io::Resu
     Ok(())
 }
 
-/// Records an attribute as left out if this user or this file system cannot have it. An error of
-/// the medium is returned instead: the same pull, run again later, sets what is missing.
+/// Records a part of an entry as left out if this user or this file system cannot have it. An error
+/// of the medium is returned instead: the same pull, run again later, sets what is missing.
 fn lost(left: &mut LeftOut, at: &At<'_>, path: &str, what: Lost<'_>, error: Errno) -> io::Result<()> {
     let passes = match error {
         // ext4 reports ENOSPC also for attributes longer than it supports, however much space is

@@ -16,8 +16,8 @@ const ALIGN: usize = 4096;
 /// A buffer suitable for direct reads.
 struct Piece<'t> {
     target: &'t dyn Target,
-    /// Handle that bypasses the page cache. It reads the medium's data, in a third of the time of
-    /// reads through an emptied cache.
+    /// Handle that bypasses the page cache. It reads the data on the medium, in a third of the time
+    /// of reads through an emptied cache.
     direct: Option<&'t File>,
     buffer: Vec<u8>,
     start: usize,

@@ -46,8 +46,8 @@ impl Differences {
     }
 }
 
-/// Compares the tree at `root` with its listing, except the content of files. Attributes that were
-/// left out at installation are no difference.
+/// Compares the tree at `root` with its listing, except the content of files. Parts that were left
+/// out at installation are no difference.
 ///
 /// # Errors
 /// When the directory itself cannot be opened. An entry below it that cannot be inspected is a

@@ -16,7 +16,7 @@ use crate::disk::side::{self, SideError, with_suffix};
 /// Largest manifest file read, in bytes: that of an artifact of 1 TiB.
 const MANIFEST_FILE_MAX: u64 = 4 << 30;
 
-/// Largest list of left-out attributes read, in bytes.
+/// Largest list of left-out parts read, in bytes.
 pub(super) const LEFT_OUT_BYTES_MAX: u64 = 64 << 20;
 
 /// Suffix of the listing's name, after the name of the tree.

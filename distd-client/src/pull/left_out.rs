@@ -1,6 +1,5 @@
-//! Attributes of a tree's listing that this process or this file system cannot have. They are
-//! counted in the result, and recorded beside the tree so that a later check does not report them
-//! as damage.
+//! Parts of a tree's listing that this process or this file system cannot have. They are counted in
+//! the result, and recorded beside the tree so that a later check does not report them as damage.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,7 +35,7 @@ pub(crate) struct Count {
     why: String,
 }
 
-/// One attribute that an entry lacks.
+/// One part that an entry lacks.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Lost<'n> {
     Owner(u32, u32),

@@ -92,8 +92,8 @@ pub(super) fn check(out: &ArtifactPath, data: &Path) -> anyhow::Result<()> {
         return Ok(device::check_unused(path).map_err(Failure::from)?);
     }
     match check_parent(path) {
-        // Nothing can be lost in a missing directory. The check continues so that a release that
-        // does not exist is reported first.
+        // Nothing can be lost in a missing directory. Let it pass here, so that a release that does
+        // not exist is reported first.
         Err(NotOurs::NoDirectory(_)) => return Ok(()),
         // If the release is already in place, no right to write is needed.
         Err(NotOurs::Closed { .. }) => {}

@@ -54,7 +54,7 @@ pub(crate) struct Outcome {
     pub(super) blake3: ArtifactHash,
     pub(super) resumed: bool,
     pub(super) already_there: bool,
-    /// Attributes of a tree that were left out, by kind.
+    /// Parts of a tree that were left out, by kind.
     pub(super) left_out: BTreeMap<String, Count>,
     /// Directory with files that were edited or that did not belong to distd; `None` if there were
     /// none.

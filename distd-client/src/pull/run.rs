@@ -51,7 +51,7 @@ pub(crate) struct PullRequest {
 }
 
 impl PullRequest {
-    /// Turns the exchange off: nothing is fetched for neighbours.
+    /// Turns the exchange off, for a request that fetches no chunks that neighbours could have.
     pub(crate) fn unshared(mut self) -> Self {
         self.sharing = self.sharing.off();
         self

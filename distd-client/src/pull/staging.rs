@@ -154,7 +154,8 @@ impl Staging {
     }
 
     /// Removes the staging directory or file that an earlier pull left. A tree that was replaced
-    /// but not yet removed is retired as usual, so that files of others in it are kept.
+    /// but not yet removed is retired as usual, so that files in it that distd did not put there
+    /// are kept.
     ///
     /// # Errors
     /// [`StagingError`]; an object that may belong to somebody else is kept.

@@ -25,7 +25,7 @@ use crate::exit::{Code, Failure};
 /// Result of finishing a target.
 #[derive(Debug, Default)]
 pub(super) struct InPlace {
-    /// Attributes of the artifact that were left out.
+    /// Parts of the artifact that were left out.
     pub(super) left_out: LeftOut,
     /// Directory with files that were found in a tree and do not belong to distd; `None` if there
     /// were none.

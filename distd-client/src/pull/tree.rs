@@ -166,7 +166,7 @@ impl TreeTarget {
     fn finish_entries(&self, laid: &Laid) -> io::Result<()> {
         let mut buffer = vec![0; xattrs::BUFFER_BYTES];
         let mut left = self.left_out.lock().unwrap_or_else(PoisonError::into_inner);
-        // Losses were counted when the entries were created. Count them anew while the attributes
+        // Losses were counted when the entries were created. Count them again while the attributes
         // are set for good.
         let known = left.clone();
         *left = LeftOut::default();

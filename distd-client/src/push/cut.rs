@@ -205,8 +205,8 @@ fn read_and_cut<R: ReadAt>(
 /// Hashes the chunks on this thread while a second thread hashes the whole artifact.
 fn hash_batch(batch: &Batch, whole: &mut blake3::Hasher, zero: &mut Option<ChunkHash>) -> Vec<ChunkHash> {
     if batch.chunks().all(|chunk| chunk.zero) {
-        // The chunk hashes are known, so both cores may hash the whole artifact. This matters for a
-        // file that is mostly holes.
+        // Zero chunks need no hashing, so both cores may hash the whole artifact. This matters for
+        // a file that is mostly holes.
         whole.update_rayon(batch.data());
         return hash_chunks(batch, zero);
     }

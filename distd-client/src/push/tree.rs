@@ -20,8 +20,8 @@ use crate::disk::mounts;
 use crate::exit::{Code, Failure};
 use crate::local::{FileReader, Stamp};
 
-/// Size of a buffer for attributes, in bytes. Linux returns no longer list of names and no longer
-/// value (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
+/// Size of a buffer for attributes, in bytes. Linux limits both a list of names and a value to this
+/// size (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
 const XATTR_BUFFER: usize = crate::disk::xattrs::BUFFER_BYTES;
 
 /// A directory read as a tree artifact.

@@ -206,8 +206,8 @@ impl Announcer {
             told &= matches!(one, Ok(Ok(())));
         }
         // Nothing more is sent until the next announcement, so close the connection rather than
-        // keep it alive. A count above 2 (the list it is in, and this reference) means that
-        // somebody else uses the connection.
+        // keep it alive. A count above 2 (the list it is in, and this reference) means that another
+        // task uses the connection.
         if Arc::strong_count(link) <= 2 {
             link.close(CloseCode::Done);
         }

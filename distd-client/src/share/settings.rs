@@ -44,8 +44,8 @@ pub(crate) struct Sharing {
     pub(crate) site: String,
     /// Address that an agent listens on.
     pub(crate) agent_listen: SocketAddr,
-    /// How long a finished pull lingers to serve neighbours; at least the time that passing on its
-    /// last chunks takes.
+    /// How long a finished pull lingers to serve neighbours; at least as long as neighbours need to
+    /// fetch its last chunks.
     pub(crate) linger: Duration,
     /// Rate limits of both directions.
     limits: Limits,
