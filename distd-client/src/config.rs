@@ -1,4 +1,5 @@
-//! `DIR/client.toml`: what `login` and `enroll` remember, so that later commands need no options.
+//! The file `DIR/client.toml`: settings that `login` and `enroll` remember, so that later commands
+//! need no options.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,67 +15,69 @@ use crate::share::Connectivity;
 /// Name of the file in the state directory.
 pub(crate) const FILE_NAME: &str = "client.toml";
 
-/// Why `client.toml` could not be used.
+/// Reasons why `client.toml` could not be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
-    /// The system refused, or others may read the token in it.
+    /// The system refused the access, or other users may read the token in the file.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Not the TOML it should be.
+    /// The file is not valid TOML, or has an unknown key or a value of the wrong type.
     #[error("{0} is malformed; correct it, or delete it and run distd login or distd enroll again")]
     Malformed(PathBuf, #[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Values that cannot be, all of them.
-    #[error("{0} has values that cannot be")]
+    /// Limits that are out of range; the source lists all of them.
+    #[error("{0} has invalid limits")]
     Limits(PathBuf, #[source] LimitsError),
 }
 
-/// Contents of `client.toml`. Unknown keys are refused: a misspelt one would silently do nothing.
+/// Contents of `client.toml`. Unknown keys are refused because a misspelt key would silently do
+/// nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ClientFile {
     /// URL of the origin's HTTP API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) server: Option<String>,
-    /// API token. A secret; the file is for its owner alone.
+    /// API token. It is a secret, so only the file's owner may read the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) token: Option<String>,
     /// Parents to pull from, nearest first, `HOST:PORT`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) parents: Vec<String>,
-    /// The site this device is of. Default: its parent says, by who else asks it.
+    /// Site of this device; `None` to let the parent decide. A relay puts all its askers in one
+    /// site, an origin goes by the network at which it sees them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) site: Option<String>,
-    /// Whether the link is paid by the byte: then nothing is served.
+    /// Whether the link is paid by the byte. A device on such a link serves nobody.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) metered: bool,
-    /// Whether neighbours are looked for by multicast DNS.
+    /// Whether to look for neighbours by multicast DNS; `None` for the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) mdns: Option<bool>,
     /// How far packets may go.
     #[serde(default, skip_serializing_if = "Connectivity::is_default")]
     pub(crate) connectivity: Connectivity,
-    /// How parents are reached.
+    /// Transport to parents.
     #[serde(default, skip_serializing_if = "Transport::is_default")]
     pub(crate) transport: Transport,
-    /// The HTTP proxy towards parents; else `HTTPS_PROXY` says. It may hold a password.
+    /// HTTP proxy to parents; `None` to use `HTTPS_PROXY`. The URL may hold a password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) proxy_url: Option<String>,
-    /// Exchange with neighbours.
+    /// Settings of the exchange with neighbours.
     #[serde(default, skip_serializing_if = "ShareFile::is_default")]
     pub(crate) share: ShareFile,
-    /// Bounds on both directions.
+    /// Limits on the traffic of both directions.
     #[serde(default, skip_serializing_if = "LimitsFile::is_default")]
     pub(crate) limits: LimitsFile,
-    /// Rules for releases that channels bring.
+    /// Rules for releases that come by channels.
     #[serde(default, skip_serializing_if = "PolicyFile::is_default")]
     pub(crate) policy: PolicyFile,
 }
 
-/// `[policy]` of `client.toml`.
+/// Section `[policy]` of `client.toml`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PolicyFile {
-    /// Whether a channel may lead this device back to an older release.
+    /// Whether a channel may take this device back to an older release.
     #[serde(default, skip_serializing_if = "Downgrade::is_default")]
     pub(crate) downgrade: Downgrade,
 }
@@ -85,17 +88,17 @@ impl PolicyFile {
     }
 }
 
-/// `[share]` of `client.toml`.
+/// Section `[share]` of `client.toml`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ShareFile {
-    /// Whether this device exchanges chunks with its neighbours at all.
+    /// Whether this device exchanges chunks with its neighbours; `None` for the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) enabled: Option<bool>,
-    /// Where `distd agent` listens, `ADDR:PORT`.
+    /// Address that `distd agent` listens on, `ADDR:PORT`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) listen: Option<SocketAddr>,
-    /// How long a finished pull goes on serving neighbours that fetch from it, seconds.
+    /// How long a finished pull lingers to serve neighbours that fetch from it, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) linger_seconds: Option<u64>,
 }
@@ -107,7 +110,7 @@ impl ShareFile {
 }
 
 impl ClientFile {
-    /// Reads the file in `data`; none is an empty one.
+    /// Reads the file in `data`; a missing file is the same as an empty one.
     ///
     /// # Errors
     /// [`ConfigError`].
@@ -119,7 +122,7 @@ impl ClientFile {
             Err(e) => return Err(ConfigError::Malformed(path, e.into())),
         };
         let file: Self = toml::from_str(text).map_err(|e| {
-            // The parser's message quotes the line, and the line may be the one with the token.
+            // The parser's message without the quoted line, which may be the line with the token.
             let what = e.message().to_owned();
             ConfigError::Malformed(path.clone(), what.into())
         })?;
@@ -129,7 +132,7 @@ impl ClientFile {
         }
     }
 
-    /// Replaces the file in `data`, mode 0600.
+    /// Replaces the file in `data`, with mode 0600.
     ///
     /// # Errors
     /// [`ConfigError`].
@@ -144,14 +147,15 @@ impl ClientFile {
     }
 }
 
-/// Where state is kept when nothing is said: `$XDG_STATE_HOME/distd`, `~/.local/state/distd`, `/var/lib/distd` for root.
+/// Returns the default state directory: `/var/lib/distd` for root, else `$XDG_STATE_HOME/distd` or
+/// `~/.local/state/distd`.
 ///
-/// `None` when there is neither a home nor root's rights.
+/// `None` when the user is not root and neither variable has an absolute path.
 pub(crate) fn default_data(root: bool, env: impl Fn(&str) -> Option<std::ffi::OsString>) -> Option<PathBuf> {
     if root {
         return Some("/var/lib/distd".into());
     }
-    // The XDG specification has relative paths ignored.
+    // The XDG Base Directory specification says to ignore relative paths.
     let absolute = |name| env(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))?;
     Some(state.join("distd"))
@@ -164,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_stored_is_loaded_and_only_the_owner_can_read_it() {
+    fn a_stored_file_is_loaded_and_only_its_owner_can_read_it() {
         let dir = tempfile::tempdir().expect("temporary directory");
         assert_eq!(ClientFile::load(dir.path()).expect("none yet"), ClientFile::default());
         let file = ClientFile {
@@ -191,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_refused_and_the_token_not_quoted() {
+    fn an_unknown_key_is_refused_and_the_token_is_not_quoted() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join(FILE_NAME);
         files::write_atomic(&path, b"token = \"topsecret\"\nservr = \"x\"\n", 0o600).expect("write");
@@ -207,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn state_goes_where_the_system_keeps_it() {
+    fn the_default_state_directory_follows_user_and_environment() {
         let env = |pairs: &'static [(&str, &str)]| {
             move |name: &str| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| v.into())
         };

@@ -1,4 +1,5 @@
-//! What every command starts from: the state directory, what is remembered in it, and how to speak.
+//! The state that every command starts from: the state directory, the remembered settings, and the
+//! output.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -17,36 +18,39 @@ use crate::output::Output;
 use crate::pull::Downgrade;
 use crate::share::{Connectivity, Sharing};
 
-/// File with what each parent was reached over, in the state directory.
+/// File in the state directory that records the transport by which each parent was reached.
 const TRANSPORTS_FILE: &str = "transports.json";
 
-/// Environment variable with the API token.
+/// Environment variable that holds the API token.
 const TOKEN_VARIABLE: &str = "DISTD_TOKEN";
 
-/// Options of commands that speak to the origin's HTTP API.
+/// Options of commands that use the origin's HTTP API.
 #[derive(clap::Args)]
 pub(crate) struct ApiArgs {
-    /// URL of the origin's HTTP API. Default: the one logged in to.
+    /// URL of the origin's HTTP API. Default: the one given to `distd login`.
     #[arg(long, value_name = "URL", env = "DISTD_SERVER")]
     pub(crate) server: Option<String>,
-    /// File that holds the API token, readable by its owner alone ("-": standard input). Default: $DISTD_TOKEN, then the
-    /// one logged in with.
+    /// File that holds the API token, or "-" for standard input. The file must belong to root or to
+    /// this user, must not be writable by its group, and must be closed to other users. Default:
+    /// $DISTD_TOKEN, then the token given to `distd login`.
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
-    /// Allow an http:// URL. Only for a loopback address: the token would be readable on any other way.
+    /// Allow an http:// URL. Only for a loopback address: on any other network path the token would
+    /// be readable.
     #[arg(long)]
     pub(crate) plain_http: bool,
 }
 
-/// The option of commands that speak to parents.
+/// The option of commands that connect to parents.
 #[derive(clap::Args)]
 pub(crate) struct TransportArgs {
-    /// How to reach parents: auto, quic, or https where UDP is blocked. Default: as remembered.
+    /// How to reach parents: auto, quic, or https (for networks that block UDP). Default:
+    /// `transport` of client.toml, else auto.
     #[arg(long, value_name = "HOW", env = "DISTD_TRANSPORT")]
     transport: Option<Transport>,
 }
 
-/// What every command starts from.
+/// The state that every command starts from.
 pub(crate) struct Context {
     data: PathBuf,
     file: ClientFile,
@@ -54,7 +58,7 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// Reads what is remembered in `data`, or in the default place.
+    /// Reads the settings remembered in `data`, or in the default state directory.
     ///
     /// # Errors
     /// Failures with [`Code::Local`] or [`Code::Usage`].
@@ -68,42 +72,43 @@ impl Context {
         Ok(Self { data, file, output })
     }
 
-    /// The state directory.
+    /// Returns the state directory.
     pub(crate) fn data(&self) -> &Path {
         &self.data
     }
 
-    /// How to speak.
+    /// Returns how to print results and notes.
     pub(crate) fn output(&self) -> Output {
         self.output
     }
 
-    /// The parents enrolled with.
+    /// Returns the parents given to `distd enroll`.
     pub(crate) fn parents(&self) -> Vec<String> {
         self.file.parents.clone()
     }
 
-    /// Whether a channel may lead this device back, as remembered.
+    /// Returns whether a channel may take this device back to an older release
+    /// (`policy.downgrade`).
     pub(crate) fn downgrade(&self) -> Downgrade {
         self.file.policy.downgrade
     }
 
-    /// How this device exchanges with its neighbours, as remembered.
+    /// Returns how this device exchanges chunks with its neighbours.
     pub(crate) fn sharing(&self) -> Sharing {
         Sharing::of(&self.file)
     }
 
-    /// How parents are reached, by a device that reaches as far as `reach`.
+    /// Returns how parents are reached, for a device whose packets may go as far as `reach`.
     ///
     /// # Errors
-    /// Failures with [`Code::Usage`] when `proxy_url` is none.
+    /// Failures with [`Code::Usage`] when `proxy_url` is not a valid proxy URL.
     pub(crate) fn outbound(
         &self,
         args: &TransportArgs,
         reach: Connectivity,
     ) -> anyhow::Result<Arc<Outbound>> {
         let proxies = match &self.file.proxy_url {
-            // A proxy passes on what must not leave these networks.
+            // A proxy would forward packets beyond the networks they must not leave.
             _ if reach != Connectivity::Online => Proxies::none(),
             Some(url) => Proxies::fixed(url).map_err(|e| {
                 let place = self.data.join(crate::config::FILE_NAME);
@@ -115,7 +120,7 @@ impl Context {
         Ok(Outbound::new(transport, proxies, &self.data.join(TRANSPORTS_FILE)))
     }
 
-    /// Changes what is remembered.
+    /// Changes the remembered settings and stores them.
     ///
     /// # Errors
     /// Failures with [`Code::Local`].
@@ -125,7 +130,7 @@ impl Context {
         file.store(&self.data).map_err(|e| Failure::new(Code::Local, e.into()).into())
     }
 
-    /// The origin's URL: from the option, the environment, or what is remembered.
+    /// Returns the origin's URL: from the option, the environment, or the remembered settings.
     ///
     /// # Errors
     /// Failures with [`Code::Usage`].
@@ -135,12 +140,12 @@ impl Context {
             let next = "name it with --server URL, or log in: distd login --server URL --token-file FILE";
             return Err(Failure::new(Code::Usage, anyhow!("no server to speak to")).next(next).into());
         };
-        // Plain HTTP that is remembered was asked for when it was logged in to.
+        // A remembered URL with plain HTTP was allowed explicitly at login.
         ServerUrl::parse(text, args.plain_http || remembered)
             .map_err(|e| Failure::new(Code::Usage, e.into()).into())
     }
 
-    /// The API token: from the file named, the environment, or what is remembered.
+    /// Returns the API token: from the named file, the environment, or the remembered settings.
     ///
     /// # Errors
     /// Failures with [`Code::Refused`] or [`Code::Local`].
@@ -161,7 +166,7 @@ impl Context {
         token.map_err(|e| Failure::new(Code::Refused, e).into())
     }
 
-    /// The origin's HTTP API.
+    /// Returns the client of the origin's HTTP API.
     ///
     /// # Errors
     /// As [`server`](Self::server) and [`token`](Self::token).
@@ -170,8 +175,9 @@ impl Context {
     }
 }
 
-/// A secret that was handed to this process: it belongs to root or to this user, and is for nobody outside its group. Container secrets and
-/// credentials of systemd come with mode 0440 (as PostgreSQL takes its key files).
+/// Reads a secret file that was granted to this process. The file must belong to root or to this
+/// user, must not be writable by its group, and must be closed to other users. Container secrets
+/// and systemd credentials come with mode 0440 (PostgreSQL accepts its key files by the same rule).
 fn read_granted(path: &Path) -> anyhow::Result<Vec<u8>> {
     let other_way = format!("hand it over on standard input: --token-file - <{}", path.display());
     let local = |e: anyhow::Error| Failure::new(Code::Local, e);
@@ -226,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_remembered_is_used_until_an_option_says_otherwise() {
+    fn options_override_remembered_settings() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let token = ApiToken::generate([1; 32]).to_secret_string();
         context(dir.path())
@@ -248,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_that_is_none_is_named_before_anything_is_dialled() {
+    fn an_invalid_proxy_url_is_reported_before_dialling() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let with = |url: &str| {
             context(dir.path()).remember(|file| file.proxy_url = Some(url.into())).expect("remember");
@@ -266,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn token_files_are_taken_as_containers_hand_them_over_and_not_when_others_may_read_them() {
+    fn token_files_of_containers_are_accepted_unless_others_may_read_them() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("token");
@@ -297,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_known_is_an_error_that_says_what_to_do() {
+    fn without_a_server_or_token_the_error_says_what_to_do() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let context = context(dir.path());
         let error = context.server(&args(None, None)).map(|_| ()).expect_err("no server");

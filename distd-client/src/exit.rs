@@ -14,37 +14,37 @@ use distd_peer::trust::tuf::TufError;
 use rustix::io::Errno;
 use rustls::{AlertDescription, CertificateError};
 
-/// Why the program ended, for scripts. Numbers are never given another meaning.
+/// Reason why the program ended, for scripts. A number never changes its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Code {
-    /// Something not covered below.
+    /// Any failure that no other code covers.
     Other = 1,
-    /// The command line or a name on it is wrong; `clap` ends with the same number.
+    /// The command line or a name in it is wrong; `clap` ends with the same number.
     Usage = 2,
-    /// No such product, version, channel, token, node or file kept by distd.
+    /// No such product, version, channel, token, node, or file kept by distd.
     NotFound = 3,
     /// A token, certificate or right is missing or was refused, or signed metadata does not verify.
     Refused = 4,
-    /// The version exists with other bytes.
+    /// The version exists with other bytes, or another push of it came first.
     Conflict = 5,
-    /// The other side cannot be reached or does not answer.
+    /// The server or parent cannot be reached or does not answer.
     Network = 6,
-    /// A local disk or file.
+    /// A local disk or file failed.
     Local = 7,
-    /// Bytes are not what they must be.
+    /// Bytes do not match their hash or manifest.
     Integrity = 8,
-    /// The input cannot be used: empty, changing, too large.
+    /// The input cannot be used: it is empty, changing or too large.
     Unusable = 9,
 }
 
-/// What `--help` says about exit codes.
+/// Text of `--help` about exit codes.
 pub(crate) const HELP: &str = "\
 Exit codes: 0 done, 1 other error, 2 wrong command line, 3 not found, 4 refused (token, certificate, rights), \
 5 conflict (version taken), 6 network, 7 local disk or file, 8 integrity, 9 unusable input";
 
 impl Code {
-    /// The code's word in `--json` errors.
+    /// Returns the code's name in `--json` errors.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Other => "other",
@@ -60,7 +60,7 @@ impl Code {
     }
 }
 
-/// An error with its exit code and, where one is known, what to do next.
+/// An error with its exit code and, where known, the next step for the user.
 #[derive(Debug)]
 pub(crate) struct Failure {
     code: Code,
@@ -69,20 +69,21 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// `error`, ending the program with `code`.
+    /// Wraps `error`; the program ends with `code`.
     pub(crate) fn new(code: Code, error: anyhow::Error) -> Self {
-        // Wrapping one that advises already must not lose its advice.
+        // If the wrapped error already has advice, keep it.
         let next = advice(&error);
         Self { code, next, error }
     }
 
-    /// `error` as a refusal, unless it is the disk under keys and trusted metadata that failed.
+    /// Wraps `error` as a refusal, or as [`Code::Local`] if the disk that holds keys and trusted
+    /// metadata failed.
     pub(crate) fn refused(error: anyhow::Error) -> Self {
         let code = if local_advice(&error).is_some() { Code::Local } else { Code::Refused };
         Self::new(code, error)
     }
 
-    /// Adds what to do next.
+    /// Sets the next step for the user.
     pub(crate) fn next(mut self, next: impl Into<String>) -> Self {
         self.next = Some(next.into());
         self
@@ -101,8 +102,8 @@ impl std::error::Error for Failure {
     }
 }
 
-/// The first cause of this kind; a [`Failure`] stands for the first of its errors, which is no
-/// cause of its own.
+/// Returns the first cause of type `T`. A [`Failure`] displays as the first of its errors, which
+/// the chain of sources skips, so the search enters every `Failure`.
 pub(crate) fn cause_of<T: std::error::Error + Send + Sync + 'static>(error: &anyhow::Error) -> Option<&T> {
     error.chain().find_map(|cause| match cause.downcast_ref::<Failure>() {
         Some(failure) => cause_of(&failure.error),
@@ -110,7 +111,7 @@ pub(crate) fn cause_of<T: std::error::Error + Send + Sync + 'static>(error: &any
     })
 }
 
-/// What to do next, as far as an error knows.
+/// Returns the next step that the error itself suggests; `None` if it suggests nothing.
 pub(crate) fn advice(error: &anyhow::Error) -> Option<String> {
     let own = || error.chain().find_map(|cause| cause.downcast_ref::<Failure>()?.next.clone());
     if error.chain().any(is_clock_error) {
@@ -122,8 +123,8 @@ pub(crate) fn advice(error: &anyhow::Error) -> Option<String> {
     }
 }
 
-/// The same, and for a local file or disk at least whatever its error number says: a command that
-/// ends always names a way on.
+/// Returns the next step for the user. For a local file or disk the system's error number provides
+/// a suggestion when [`advice`] has none, so that a failed command always names a way on.
 pub(crate) fn next(error: &anyhow::Error) -> Option<String> {
     let local = || (code_of(error) == Code::Local).then(|| local_advice(error)).flatten();
     advice(error).or_else(local)
@@ -140,22 +141,23 @@ fn local_advice(error: &anyhow::Error) -> Option<String> {
         Errno::IO | Errno::UCLEAN | Errno::NXIO | Errno::NODEV | Errno::STALE | Errno::REMOTEIO => {
             "check the medium (the kernel's log names its errors)"
         }
-        // Mostly a wrong path, and the message has it; or no disk at all.
+        // The path is probably wrong, and the message already names it; or the error is not about a
+        // disk at all.
         _ => return None,
     };
     Some(format!("{first}, then run the same command again"))
 }
 
-/// The number that the system gave an error, or one below it.
+/// Returns the system's error number of `cause` or of one of its causes.
 fn error_number(cause: &(dyn std::error::Error + 'static)) -> Option<i32> {
     causes(cause).find_map(|error| match error.downcast_ref::<Failure>() {
-        // It stands for the first of its errors, which is no cause of its own.
+        // A `Failure` displays as the first of its errors, which the chain of sources skips.
         Some(failure) => failure.error.chain().find_map(error_number),
         None => error.downcast_ref::<std::io::Error>()?.raw_os_error(),
     })
 }
 
-/// Whether a parent ended a connection or stream because this node has no right to it.
+/// Returns whether a parent closed a connection or stream because this node is not authorised.
 pub(crate) fn is_shut_out(cause: &(dyn std::error::Error + 'static)) -> bool {
     causes(cause).any(|error| {
         let stream = matches!(error.downcast_ref(), Some(WireError::Closed(CloseCode::Unauthorised)));
@@ -170,8 +172,8 @@ fn clock_advice() -> String {
     format!("check this machine's clock: it says {now}; set it right, then try again")
 }
 
-/// Whether a certificate was refused for its dates alone. Certificates hold for a day and are renewed in time,
-/// so the clock of one side is the likely reason.
+/// Returns whether a certificate was refused because of its dates alone. Certificates are valid for
+/// a day and are renewed in time, so the likely reason is a wrong clock on one side.
 fn is_clock_error(cause: &(dyn std::error::Error + 'static)) -> bool {
     causes(cause).any(|error| {
         let of_tls = error.downcast_ref::<rustls::Error>().is_some_and(|error| match error {
@@ -185,7 +187,7 @@ fn is_clock_error(cause: &(dyn std::error::Error + 'static)) -> bool {
             rustls::Error::AlertReceived(alert) => *alert == AlertDescription::CertificateExpired,
             _ => false,
         });
-        // quinn keeps the text of rustls' error alone.
+        // quinn keeps only the text of the error from rustls.
         let of_quic = error.downcast_ref::<quinn::ConnectionError>().is_some_and(|error| {
             matches!(error, quinn::ConnectionError::TransportError(error)
                 if error.reason.contains("not valid yet") || error.reason.contains("certificate expired"))
@@ -194,7 +196,7 @@ fn is_clock_error(cause: &(dyn std::error::Error + 'static)) -> bool {
     })
 }
 
-/// The exit code of an error: its own, else that of the first cause whose kind is known.
+/// Returns the exit code of an error: its own, else that of the first cause of a known kind.
 pub(crate) fn code_of(error: &anyhow::Error) -> Code {
     error.chain().find_map(code_of_cause).unwrap_or(Code::Other)
 }
@@ -224,7 +226,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Code> {
     None
 }
 
-/// The exit code of what went wrong with signed metadata.
+/// Returns the exit code of an error about signed metadata.
 pub(crate) fn code_of_tuf(error: &TufError) -> Code {
     match error {
         TufError::UnknownTarget(_) => Code::NotFound,
@@ -241,7 +243,7 @@ pub(crate) fn code_of_tuf(error: &TufError) -> Code {
     }
 }
 
-/// The exit code of a failed enrolment.
+/// Returns the exit code of a failed enrolment.
 pub(crate) fn code_of_enrollment(error: &EnrollmentError) -> Code {
     match error {
         EnrollmentError::Exchange(error) => code_of_enroll_exchange(error),
@@ -260,14 +262,15 @@ fn code_of_identity(error: &IdentityError) -> Code {
 
 fn code_of_enroll_exchange(error: &EnrollError) -> Code {
     match error {
-        // A clock is set right sooner or later, by NTP mostly: scripts may try again.
+        // A wrong clock is set right sooner or later, mostly by NTP, so scripts may try again.
         EnrollError::Connect(_, cause) if is_clock_error(&**cause) => Code::Network,
         EnrollError::Connect(_, cause) if is_certificate_error(&**cause) => Code::Refused,
         _ => Code::Network,
     }
 }
 
-/// Whether a failed connection failed over a certificate: the other side is there, but of another realm.
+/// Returns whether a connection failed because of a certificate: the server answers, but belongs to
+/// another realm.
 pub(crate) fn is_certificate_error(error: &(dyn std::error::Error + 'static)) -> bool {
     causes(error).any(|error| {
         let tls = error.downcast_ref::<rustls::Error>();
@@ -279,18 +282,20 @@ pub(crate) fn is_certificate_error(error: &(dyn std::error::Error + 'static)) ->
         {
             return true;
         }
-        // TLS alerts 42 to 49 are about certificates (RFC 8446 section 6.2); QUIC carries them as 0x100 + alert.
+        // TLS alerts 42 to 49 are about certificates (RFC 8446 §6.2). QUIC carries them as 0x100 +
+        // alert.
         matches!(error.downcast_ref(), Some(quinn::ConnectionError::TransportError(error))
             if (0x100 + 42..=0x100 + 49).contains(&u64::from(error.code)))
     })
 }
 
-/// An error and all behind it.
+/// Iterates over an error and all its causes.
 fn causes<'e>(
     error: &'e (dyn std::error::Error + 'static),
 ) -> impl Iterator<Item = &'e (dyn std::error::Error + 'static)> {
     std::iter::successors(Some(error), |error| {
-        // An `io::Error` made of another error hides that one and names the one behind it.
+        // An `io::Error` made from another error hides that error: its `source` is already the next
+        // one.
         match error.downcast_ref::<std::io::Error>().and_then(|e| e.get_ref()) {
             Some(inner) => Some(inner),
             None => error.source(),
@@ -331,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_a_disk_names_a_way_on_and_advice_of_its_own_comes_first() {
+    fn a_disk_error_gets_advice_unless_it_has_its_own() {
         let of = |errno: Errno| anyhow::Error::new(std::io::Error::from(errno)).context("could not write");
         assert!(next(&of(Errno::NOSPC)).is_some_and(|next| next.contains("space")));
         assert!(next(&of(Errno::IO)).is_some_and(|next| next.contains("medium")));

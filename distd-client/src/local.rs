@@ -1,4 +1,5 @@
-//! Files on this machine: read at any offset without reading holes, hashed on all cores, watched for change.
+//! Files on this machine: reads at any offset that skip holes, hashes on all cores, and change
+//! detection.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -13,7 +14,8 @@ use rustix::io::Errno;
 
 use crate::whole_hash::{PIECE_BYTES, Pieces, whole_hash};
 
-/// What tells that a file is still the one it was: if any of these differs, somebody wrote or replaced it.
+/// Metadata that identifies the state of a file. If any field differs, the file was written or
+/// replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
     device: u64,
@@ -24,7 +26,7 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
-    /// Of a file's metadata.
+    /// Takes the stamp from a file's metadata.
     pub(crate) fn of(meta: &Metadata) -> Self {
         Self {
             device: meta.dev(),
@@ -36,15 +38,16 @@ impl Stamp {
     }
 }
 
-/// A regular file or block device, read at any offset by any number of threads.
+/// A regular file or block device that any number of threads read at any offset.
 ///
-/// Holes of a sparse file are not read: 64 GiB of nothing cost the time to fill a buffer with zeros.
+/// Holes of a sparse file are not read: 64 GiB of holes cost only the time to fill buffers with
+/// zeros.
 #[derive(Debug)]
 pub(crate) struct FileReader {
     file: File,
     len: u64,
     stamp: Stamp,
-    /// The run of data or hole found last; `None` when the file has no holes worth asking for.
+    /// The run of data or hole found last; `None` when the file has no holes.
     extent: Option<Mutex<Extent>>,
 }
 
@@ -56,17 +59,19 @@ struct Extent {
 }
 
 impl FileReader {
-    /// Opens a regular file or a block device; anything else (a fifo would block) is an error.
+    /// Opens a regular file or a block device. Anything else is an error; a fifo, for one, would
+    /// block.
     ///
     /// # Errors
-    /// As the system reports; [`io::ErrorKind::InvalidInput`] for what is neither.
+    /// As the system reports; [`io::ErrorKind::InvalidInput`] for any other file type.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        // Non-blocking so that opening a fifo returns; for files and block devices it changes nothing.
+        // Non-blocking, so that opening a fifo returns. The flag changes nothing for files and
+        // block devices.
         let flags = OFlags::NONBLOCK.bits().cast_signed();
         Self::of_file(OpenOptions::new().read(true).custom_flags(flags).open(path)?)
     }
 
-    /// Reads an open file.
+    /// Wraps an open file.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -82,17 +87,17 @@ impl FileReader {
                 "neither a regular file nor a block device",
             ));
         };
-        // Block counts are in units of 512 bytes whatever the file system's own block is.
+        // Block counts are in units of 512 bytes, whatever the block size of the file system is.
         let sparse = meta.is_file() && meta.blocks().saturating_mul(512) < len;
         Ok(Self { file, len, stamp: Stamp::of(&meta), extent: sparse.then(Mutex::default) })
     }
 
-    /// What the file was when it was opened.
+    /// Returns the stamp of the file at the time it was opened.
     pub(crate) fn stamp(&self) -> Stamp {
         self.stamp
     }
 
-    /// Whether the open file is still what it was.
+    /// Returns whether the open file still has the stamp it was opened with.
     ///
     /// # Errors
     /// As the system reports.
@@ -100,7 +105,7 @@ impl FileReader {
         Ok(Stamp::of(&self.file.metadata()?) == self.stamp)
     }
 
-    /// The run of data or hole that `offset` lies in.
+    /// Returns the run of data or hole that contains `offset`.
     fn extent_at(&self, known: &Mutex<Extent>, offset: u64) -> Extent {
         let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
         if !(known.start..known.end).contains(&offset) {
@@ -117,12 +122,12 @@ impl FileReader {
                 Ok(end) if end > offset => Extent { start: offset, end: end.min(self.len), hole: false },
                 _ => data,
             },
-            // No data from here to the end. A file cut short meanwhile gives the same answer: then the read of the
-            // last byte tells.
+            // There is no data from here to the end. A file that was cut short meanwhile gives the
+            // same answer, hence the check of the length; the read of the last byte then fails.
             Err(Errno::NXIO) if self.file.metadata().is_ok_and(|meta| meta.len() >= self.len) => {
                 Extent { start: offset, end: self.len, hole: true }
             }
-            // A file system that knows no holes is read as it is.
+            // The file system does not support holes: treat everything as data.
             Err(_) => data,
         }
     }
@@ -155,10 +160,10 @@ impl ReadAt for FileReader {
     }
 }
 
-/// BLAKE3 of everything `source` holds, as `b3sum` prints it.
+/// Returns the BLAKE3 of everything in `source`, as `b3sum` prints it.
 ///
 /// # Errors
-/// What reading reports.
+/// As reading reports.
 pub(crate) fn hash_reader(
     source: &(impl ReadAt + ?Sized),
     progress: &(dyn Fn(u64) + Sync),
@@ -166,7 +171,7 @@ pub(crate) fn hash_reader(
     whole_hash(source.len(), || Read { source, progress, buffer: vec![0; PIECE_BYTES] })
 }
 
-/// What one thread has read of a source.
+/// Reader of one hashing thread.
 struct Read<'s, S: ?Sized> {
     source: &'s S,
     progress: &'s (dyn Fn(u64) + Sync),

@@ -1,7 +1,8 @@
-//! `distd`: push, plan, pull, verify, and administration of a realm.
+//! The program `distd`: push, plan, pull, verify, and administration of a realm.
 //!
-//! [`cmd`] has one file per command; [`push`], [`pull`] and [`explain`] do the work of the big ones; [`api`] is the origin's HTTP API,
-//! [`context`] what every command starts from, [`exit`] how commands end. docs/cli.md is the manual.
+//! [`cmd`] has one file per command; [`push`], [`pull`] and [`explain`] do the work of the large
+//! commands. [`api`] is the client of the origin's HTTP API, [`context`] has the state that every
+//! command starts from, and [`exit`] decides how a command ends. docs/cli.md is the manual.
 
 mod api;
 mod cmd;
@@ -31,22 +32,24 @@ use crate::context::Context;
 use crate::exit::Code;
 use crate::output::Output;
 
-/// Ships OS images and other files to a fleet, with the fewest bytes, signed and resumable.
+/// Ship OS images and other files to a fleet, with the fewest bytes, signed and resumable.
 #[derive(Parser)]
 #[command(name = "distd", version, after_help = exit::HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// End with one JSON object on standard output.
+    /// Print one JSON object on standard output at the end.
     #[arg(long, global = true)]
     json: bool,
-    /// No progress and no notes.
+    /// Print no progress and no notes.
     #[arg(short, long, global = true)]
     quiet: bool,
-    /// Say more on standard error; twice for still more. $DISTD_LOG has a filter in full.
+    /// Log more on standard error; give it twice for still more. $DISTD_LOG takes a full filter,
+    /// such as distd=debug.
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
-    /// State directory. Default: $XDG_STATE_HOME/distd or ~/.local/state/distd, /var/lib/distd for root.
+    /// State directory. Default: /var/lib/distd for root, else $XDG_STATE_HOME/distd or
+    /// ~/.local/state/distd.
     #[arg(long, global = true, value_name = "DIR", env = "DISTD_DATA")]
     data: Option<PathBuf>,
 }
@@ -99,12 +102,12 @@ fn start(command: Command, data: Option<PathBuf>, output: Output) -> anyhow::Res
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("could not start")?;
     let result = runtime.block_on(run(command, &context));
-    // After an error a thread may still be in the middle of a read; nobody waits for it.
+    // After an error a thread may still be in the middle of a read. Do not wait for it.
     runtime.shutdown_background();
     result
 }
 
-/// The end of a command line that is none, or that only asks for help.
+/// Ends the program after a command line that does not parse or that only asks for help.
 fn refused(error: &clap::Error) -> ExitCode {
     let is_json = |arg: &OsString| arg == "--json";
     let json = std::env::args_os().take_while(|arg| arg != "--").any(|arg| is_json(&arg));
@@ -131,7 +134,9 @@ fn main() -> ExitCode {
         Err(error) => return refused(&error),
     };
     if !matches!(cli.command, Command::Explain(_)) {
-        // Artifacts and state may hold secrets: what is for others too gets its mode by name. A picture is for everybody.
+        // Artifacts and state may hold secrets, so new files are private by default; files for
+        // other users get their mode explicitly. `explain` writes only a picture, which is not
+        // secret.
         rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     }
     let level = match (cli.quiet, cli.verbose) {
@@ -180,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn enrolling_needs_somebody_to_ask_and_one_token() {
+    fn enrolling_needs_a_parent_or_server_and_one_token() {
         let parse = |rest: &[&str]| Cli::try_parse_from(["distd", "enroll"].iter().chain(rest)).map(drop);
         assert!(parse(&["--parent", "a:1", "--token", "t"]).is_ok());
         assert!(parse(&["--server", "https://a", "--token-file", "t"]).is_ok());

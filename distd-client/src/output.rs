@@ -1,4 +1,4 @@
-//! What is said, and where: results on standard output, everything else on standard error.
+//! Output of the program: results go to standard output, everything else to standard error.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
@@ -8,23 +8,24 @@ use serde::Serialize;
 
 use crate::exit::{self, Code};
 
-/// Longest cell of a table, characters: a BLAKE3 in hexadecimal fits.
+/// Longest cell of a table, in characters: a BLAKE3 in hexadecimal fits.
 const CELL_MAX: usize = 110;
 
-/// Longest message, characters: two paths of the longest kind (`PATH_MAX` is 4096) and some words.
+/// Longest message, in characters: two paths of the greatest length (`PATH_MAX` is 4096) and some
+/// words.
 const MESSAGE_MAX: usize = 10_000;
 
-/// Findings of a check, until the error comes that they go with.
+/// Findings of a failed check, kept until they are printed together with the error.
 static FOUND: Mutex<Option<serde_json::Map<String, serde_json::Value>>> = Mutex::new(None);
 
-/// How much is said, and in which form.
+/// Form and amount of output.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Output {
     json: bool,
     quiet: bool,
 }
 
-/// The one object that `--json` ends with when a command fails.
+/// The one object that `--json` prints when a command fails.
 #[derive(Serialize)]
 struct ErrorObject<'a> {
     /// Findings of the command before it failed.
@@ -42,25 +43,27 @@ struct ErrorBody<'a> {
 }
 
 impl Output {
-    /// Results as JSON or as text; `quiet` leaves out progress and notes.
+    /// Results are JSON or text; `quiet` leaves out progress and notes.
     pub(crate) fn new(json: bool, quiet: bool) -> Self {
         Self { json, quiet }
     }
 
-    /// Whether progress and notes are left out.
+    /// Returns whether progress and notes are left out.
     pub(crate) fn is_quiet(&self) -> bool {
         self.quiet
     }
 
-    /// Whether a progress bar has a terminal to be drawn on.
+    /// Returns whether standard error is a terminal, on which a progress bar can be drawn.
     pub(crate) fn has_terminal(&self) -> bool {
         io::stderr().is_terminal()
     }
 
-    /// Prints the result of a command: one line of JSON, or the text that `human` makes of it.
+    /// Prints the result of a command: one line of JSON, or the text that `human` makes of the
+    /// value.
     ///
     /// # Errors
-    /// When standard output takes no more; a reader that closed the pipe has what it wanted.
+    /// When standard output cannot be written. A closed pipe is no error: its reader has read
+    /// enough.
     pub(crate) fn result<T: Serialize>(
         &self,
         value: &T,
@@ -69,13 +72,15 @@ impl Output {
         let text = if self.json { serde_json::to_string(value)? } else { human(value) };
         match writeln!(io::stdout().lock(), "{}", text.trim_end()) {
             Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-                Err(anyhow::Error::new(e).context("done, but standard output does not take the result"))
+                Err(anyhow::Error::new(e)
+                    .context("done, but the result could not be written to standard output"))
             }
             _ => Ok(()),
         }
     }
 
-    /// Prints what a check found that fails; as JSON it is one object with the error, which comes behind it.
+    /// Prints the findings of a failed check. As JSON they are kept, to be printed in one object
+    /// with the error that follows.
     ///
     /// # Errors
     /// As [`result`](Self::result).
@@ -91,23 +96,22 @@ impl Output {
         Ok(())
     }
 
-    /// Has the object that `--json` ends with, when the command fails, hold the fields of `value`
-    /// beside the error.
+    /// Adds the fields of `value` to the JSON object of a failure, beside `error`.
     pub(crate) fn beside_failure<T: Serialize>(&self, value: &T) {
         let found = serde_json::to_value(value).ok();
         let found = found.as_ref().and_then(serde_json::Value::as_object).cloned();
         *FOUND.lock().unwrap_or_else(PoisonError::into_inner) = found;
     }
 
-    /// A line for people on standard error: what happened beside the result, what to do next.
+    /// Prints a line for people on standard error: an event beside the result, or the next step.
     pub(crate) fn note(&self, text: &str) {
         if !self.quiet && !self.json {
-            // Nobody to tell when standard error is closed.
+            // If standard error is closed there is nobody to tell.
             let _ = writeln!(io::stderr().lock(), "{text}");
         }
     }
 
-    /// The JSON of a command line that is refused; its text was printed.
+    /// Prints the JSON for a refused command line; clap has printed its text already.
     pub(crate) fn refused(message: &str, next: Option<&str>) {
         let code = Code::Usage;
         let body = ErrorBody { code: code.name(), exit: code as u8, message, next };
@@ -116,14 +120,15 @@ impl Output {
         }
     }
 
-    /// Prints why the command failed and what to do next; returns its exit code.
+    /// Prints why the command failed and the next step; returns the exit code.
     pub(crate) fn failure(&self, error: &anyhow::Error) -> Code {
         let code = exit::code_of(error);
-        // Others wrote parts of it: peers, files, servers.
+        // Peers, files and servers wrote parts of the text, so control characters are escaped and
+        // the length is bounded.
         let next = exit::next(error).map(|next| shown(&next, MESSAGE_MAX));
         let message = shown(&chain(error), MESSAGE_MAX);
         let mut stderr = io::stderr().lock();
-        // Nobody to tell when standard error is closed; the exit code still says it.
+        // If standard error is closed there is nobody to tell; the exit code remains.
         let _ = writeln!(stderr, "error: {message}");
         if let Some(next) = &next {
             let _ = writeln!(stderr, "next: {next}");
@@ -140,7 +145,7 @@ impl Output {
     }
 }
 
-/// The error with its causes, without those that only repeat what was said.
+/// Returns the error with its causes, without causes that only repeat the text before them.
 fn chain(error: &anyhow::Error) -> String {
     let mut text = String::new();
     let mut last = String::new();
@@ -157,7 +162,7 @@ fn chain(error: &anyhow::Error) -> String {
     text
 }
 
-/// A table with aligned columns, the first line its head.
+/// Formats a table with aligned columns; the first row is the head.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let rows: Vec<Vec<String>> =
@@ -173,7 +178,7 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// Bytes for people: three digits and a decimal unit.
+/// Formats bytes for people: one decimal and a decimal unit.
 pub(crate) fn human_bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
     if bytes < 1000 {
@@ -205,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_that_repeats_its_parent_is_said_once() {
+    fn a_cause_that_repeats_its_parent_is_printed_once() {
         let error = anyhow!("no").context("no").context("could not");
         assert_eq!(chain(&error), "could not: no");
     }

@@ -1,4 +1,5 @@
-//! Progress on standard error: a bar on a terminal, a line every two seconds elsewhere, nothing when quiet.
+//! Progress on standard error: a bar on a terminal, otherwise a line every two seconds, nothing
+//! when quiet.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,13 +8,13 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::output::{Output, human_bytes};
 
-/// How often a plain line is printed.
+/// Interval of progress lines.
 const LINE_EVERY: Duration = Duration::from_secs(2);
 
-/// How often a command says that nothing comes.
+/// Interval of notes that no bytes arrive.
 const SILENCE_EVERY: Duration = Duration::from_secs(10);
 
-/// How far a command has come. Cheap to call from many threads.
+/// Progress of a command. Cheap to update from many threads.
 #[derive(Debug)]
 pub(crate) struct Progress {
     form: Form,
@@ -53,7 +54,7 @@ impl Lines {
 }
 
 impl Progress {
-    /// In the form that fits where standard error goes.
+    /// Chooses the form that suits standard error.
     pub(crate) fn new(output: Output) -> Self {
         let form = if output.is_quiet() {
             Form::None
@@ -72,7 +73,7 @@ impl Progress {
         Self { form }
     }
 
-    /// Says nothing.
+    /// Returns a progress that prints nothing.
     pub(crate) fn none() -> Self {
         Self { form: Form::None }
     }
@@ -94,7 +95,7 @@ impl Progress {
         }
     }
 
-    /// Says what is being done now.
+    /// Names the current phase.
     pub(crate) fn phase(&self, phase: &str) {
         match &self.form {
             Form::None => {}
@@ -119,7 +120,7 @@ impl Progress {
         }
     }
 
-    /// Bytes counted so far; `None` where nothing is shown.
+    /// Returns the bytes counted so far; `None` when no progress is shown.
     fn done(&self) -> Option<u64> {
         match &self.form {
             Form::None => None,
@@ -128,8 +129,8 @@ impl Progress {
         }
     }
 
-    /// Says it again and again while no bytes are counted, so that nobody takes a command that
-    /// waits for one that hangs.
+    /// Prints a note every [`SILENCE_EVERY`] while no bytes are counted, so that nobody takes a
+    /// waiting command for a hanging one.
     pub(crate) async fn watch_for_silence(&self) -> std::convert::Infallible {
         let mut before = self.done();
         let mut quiet = Duration::ZERO;
@@ -161,7 +162,7 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away: the result is printed next.
+    /// Removes the bar before the result is printed.
     pub(crate) fn end(&self) {
         if let Form::Bar(bar) = &self.form {
             bar.finish_and_clear();
@@ -171,7 +172,7 @@ impl Progress {
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        // An error is printed after this; it must not run into a bar.
+        // An error may be printed next and must not run into a bar.
         self.end();
     }
 }
@@ -185,7 +186,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn silence_is_said_until_bytes_come() {
+    async fn silence_is_reported_until_bytes_arrive() {
         let bar = ProgressBar::hidden();
         let progress = Progress { form: Form::Bar(bar.clone()) };
         let (watch, steps) = (progress.watch_for_silence(), async {

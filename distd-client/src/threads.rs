@@ -1,12 +1,12 @@
-//! The same work on all cores.
+//! Helper that runs the same work on all cores.
 
 use std::io;
 
-/// Runs `work` on as many threads as there are cores, four at most, until each returns; the first error of any. Whoever fails
-/// calls `stop`, for the others to end.
+/// Runs `work` on one thread per core, four at most, until each thread returns; returns the first
+/// error. A thread that fails calls `stop` to end the others.
 ///
 /// # Errors
-/// What `work` reports; a thread that panics is an error too.
+/// The error of `work`; a thread that panics is an error too.
 pub(crate) fn on_all_cores(
     work: impl Fn() -> io::Result<()> + Sync,
     stop: impl Fn() + Sync,

@@ -1,4 +1,4 @@
-//! BLAKE3 of a whole artifact, worked out on all cores.
+//! BLAKE3 of a whole artifact, computed on all cores.
 
 use std::io;
 use std::sync::Mutex;
@@ -10,26 +10,29 @@ use distd_core::ArtifactHash;
 
 use crate::threads::on_all_cores;
 
-/// Most bytes of one read. A power of two of BLAKE3's chunks, so that pieces are subtrees.
+/// Largest read, in bytes. A power of two of BLAKE3's chunks, so that pieces are subtrees.
 pub(crate) const PIECE_BYTES: usize = 1 << 20;
 
-/// About how many subtrees a long artifact has: enough for cores to share, few enough to keep 32 bytes of each.
+/// Approximate number of subtrees of a long artifact: enough to share among cores, and few enough
+/// to keep 32 bytes for each.
 const SUBTREES: u64 = 4096;
 
-/// What one thread reads with.
+/// Reader of one hashing thread.
 pub(crate) trait Pieces {
-    /// The `len` bytes from `offset` on: a multiple of [`PIECE_BYTES`] both, but for the last length.
+    /// Returns the `len` bytes at `offset`. Both are multiples of [`PIECE_BYTES`], except the last
+    /// length.
     ///
     /// # Errors
-    /// What reading reports.
+    /// As reading reports.
     fn piece(&mut self, offset: u64, len: usize) -> io::Result<&[u8]>;
 }
 
-/// BLAKE3 of `total` bytes, as `b3sum` prints it. Each thread reads with its own of what `pieces` makes and hashes what it has read while its
-/// cache holds it: handing pieces on to other threads costs more than hashing them.
+/// Returns the BLAKE3 of `total` bytes, as `b3sum` prints it. Each thread makes its own reader with
+/// `pieces` and hashes what it read while the data is in its cache: handing pieces to other threads
+/// costs more than hashing them.
 ///
 /// # Errors
-/// What reading reports.
+/// As reading reports.
 pub(crate) fn whole_hash<P: Pieces>(total: u64, pieces: impl Fn() -> P + Sync) -> io::Result<ArtifactHash> {
     let span = (total / SUBTREES).next_power_of_two().max(PIECE_BYTES as u64);
     if total <= span {
@@ -69,7 +72,8 @@ fn update(hasher: &mut Hasher, pieces: &mut impl Pieces, mut range: std::ops::Ra
     Ok(())
 }
 
-/// How many of `count` subtrees, 2 or more, are under the left child: the most that are a power of two.
+/// Returns how many of `count` subtrees (2 or more) are under the left child: the largest power of
+/// two below `count`.
 fn left_of(count: usize) -> usize {
     count.next_power_of_two() / 2
 }
@@ -96,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_the_hash_of_the_bytes_whatever_their_number() {
+    fn the_hash_equals_blake3_for_any_length() {
         let bytes: Vec<u8> = (0..9 * PIECE_BYTES as u32).map(|n| (n ^ n >> 11) as u8).collect();
         for pieces in [0, 1, 2, 3, 4, 5, 7, 8] {
             for more in [0, 1, 1023, 1024, 1025, PIECE_BYTES - 1] {
@@ -107,7 +111,7 @@ mod tests {
         }
     }
 
-    /// Zeros without end.
+    /// Source of endless zeros.
     struct Zeros(Vec<u8>);
 
     impl Pieces for Zeros {
@@ -128,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_an_error() {
+    fn a_read_error_is_returned() {
         let bytes = vec![1; 2 * PIECE_BYTES];
         for total in [2 * PIECE_BYTES as u64 + 1, 9 * PIECE_BYTES as u64] {
             assert!(whole_hash(total, || Of(&bytes)).is_err());

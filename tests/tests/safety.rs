@@ -212,7 +212,7 @@ fn a_block_device_in_use_is_not_written() {
     // Below another block device.
     {
         let _above = Loop::over(slot.path());
-        fails(&lab.pull("d", "os@1", slot.path(), &[]), LOCAL, "lies below");
+        fails(&lab.pull("d", "os@1", slot.path(), &[]), LOCAL, "is in use by");
     }
     let check = Command::new("e2fsck").args(["-fn"]).arg(slot.path()).output().expect("run e2fsck");
     assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
@@ -239,7 +239,7 @@ fn no_file_is_made_below_dev() {
     let through = lab.path("devices").join(name.trim_start_matches("/dev/"));
     for out in [Path::new(&name), &link, &through] {
         for wanted in ["os@1", "t@1"] {
-            fails(&lab.pull("d", wanted, out, &[]), LOCAL, "is no block device");
+            fails(&lab.pull("d", wanted, out, &[]), LOCAL, "is not a block device");
         }
     }
     let left = names(Path::new("/dev"));
@@ -484,7 +484,7 @@ fn side_files_that_others_may_have_made_are_refused_under_any_umask() {
                         assert_eq!((meta.uid(), meta.mode() & 0o777), (0, 0o600), "{what}");
                         assert!(same(&out, &lab.path("image1")), "{what}");
                     }
-                    _ => fails(&outcome, LOCAL, "not a file of this command"),
+                    _ => fails(&outcome, LOCAL, "so distd may not have made it"),
                 }
                 if side.is_empty() {
                     assert_eq!(outcome.code, LOCAL, "{what}: {}", outcome.stderr);

@@ -198,7 +198,7 @@ fn verify_names_everything_that_differs_from_the_release() {
             let file = fs::File::options().write(true).open(out.join("dir/program")).expect("open");
             file.write_all_at(b"more", 10).expect("write");
         }),
-        ("same", "no hard link", &|out| {
+        ("same", "not a hard link", &|out| {
             fs::remove_file(out.join("same")).expect("remove");
             fs::copy(out.join("dir/program"), out.join("same")).expect("copy");
         }),
@@ -207,7 +207,7 @@ fn verify_names_everything_that_differs_from_the_release() {
         }),
         ("dir/empty-too", "user.more", &|out| xattr(&out.join("empty"), "user.more", b"x")),
         ("dir/closed/secret", "another time", &|out| at_time(&out.join("dir/closed/secret"), 99, 0)),
-        ("dir/closed/secret", "is no regular file", &|out| {
+        ("dir/closed/secret", "is not a regular file", &|out| {
             fs::remove_file(out.join("dir/closed/secret")).expect("remove");
             fs::create_dir(out.join("dir/closed/secret")).expect("mkdir");
         }),

@@ -1,4 +1,4 @@
-//! What can go wrong with a request, its exit code, and what to do next.
+//! Errors of API requests, with the exit code and the advice that belong to each.
 
 use reqwest::StatusCode;
 use serde::Deserialize;
@@ -6,61 +6,61 @@ use serde::Deserialize;
 use super::ServerUrl;
 use crate::exit::{Code, Failure, is_certificate_error};
 
-/// Longest piece of an answer quoted that is not the API's own, characters.
+/// Longest quote from an answer that is not the API's own, in characters.
 const QUOTE_MAX: usize = 200;
 
-/// Why a request was not done.
+/// Reasons why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
-    /// No HTTP client could be made.
+    /// The HTTP client could not be built.
     #[error("could not prepare the HTTP client")]
     Client(#[source] reqwest::Error),
-    /// The server's certificate is not of the realm the token names.
+    /// The server's certificate does not belong to the realm that the token names.
     #[error("{server} did not show a certificate of the token's realm")]
     Certificate {
-        /// Where.
+        /// URL of the server.
         server: String,
-        /// What TLS said.
+        /// Error of TLS.
         #[source]
         cause: reqwest::Error,
     },
-    /// No connection.
+    /// No connection could be established.
     #[error("could not connect to {server}")]
     Connect {
-        /// Where.
+        /// URL of the server.
         server: String,
-        /// The cause.
+        /// Error of the HTTP client.
         #[source]
         cause: reqwest::Error,
     },
     /// The connection broke off or stayed silent.
     #[error("the connection to {server} broke off")]
     Broken {
-        /// Where.
+        /// URL of the server.
         server: String,
-        /// The cause.
+        /// Error of the HTTP client.
         #[source]
         cause: reqwest::Error,
     },
-    /// The server refused.
+    /// The server answered with an error status.
     #[error("{message}")]
     Answered {
         /// HTTP status.
         status: StatusCode,
-        /// The API's code; empty when the answer is not the API's.
+        /// Error code of the API; empty when the answer is not the API's.
         code: String,
-        /// What happened.
+        /// Description of the error: the API's message, or a quote of the answer.
         message: String,
-        /// What the server advises.
+        /// Advice of the server; `None` when it gave none.
         next: Option<String>,
     },
-    /// An answer without end.
+    /// The answer is longer than the client reads.
     #[error("the server's answer is too long")]
     TooLong,
-    /// A successful answer of another shape.
+    /// A successful answer does not parse as the expected JSON.
     #[error("the server's answer is unreadable; use the same version of distd on both sides")]
     Unreadable(#[source] serde_json::Error),
-    /// A binary answer of another length.
+    /// A binary answer has an unexpected length.
     #[error(
         "the server's answer has {got} bytes instead of {expected}; use the same version of distd on both sides"
     )]
@@ -86,7 +86,7 @@ struct ErrorBody {
 
 impl ApiError {
     pub(super) fn transport(server: &ServerUrl, cause: reqwest::Error) -> Self {
-        // The URL in the cause would say twice what the message says.
+        // The message already names the URL, so drop it from the cause.
         let (server, cause) = (server.to_string(), cause.without_url());
         if is_certificate_error(&cause) {
             Self::Certificate { server, cause }
@@ -103,7 +103,8 @@ impl ApiError {
                 Self::Answered { status, code, message, next: next.filter(|n| !n.is_empty()) }
             }
             Err(_) => {
-                // Something in between answered: a proxy, or no distd at all.
+                // The answer did not come from the API: a proxy answered, or the server is not
+                // distd.
                 let text: String = String::from_utf8_lossy(&body[..body.len().min(4 * QUOTE_MAX)])
                     .chars()
                     .map(|c| if c.is_control() { ' ' } else { c })
@@ -117,17 +118,17 @@ impl ApiError {
         }
     }
 
-    /// Whether the server knows the token but it lacks the right.
+    /// Returns whether the server knows the token but the token lacks the right.
     pub(crate) fn is_forbidden(&self) -> bool {
         matches!(self, Self::Answered { status, .. } if *status == StatusCode::FORBIDDEN)
     }
 
-    /// Whether what was asked for is not there.
+    /// Returns whether the requested object does not exist.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Answered { status, .. } if *status == StatusCode::NOT_FOUND)
     }
 
-    /// The API's code; empty when the answer is not the API's.
+    /// Returns the API's error code; empty when the answer is not the API's.
     pub(crate) fn code(&self) -> &str {
         match self {
             Self::Answered { code, .. } => code,
@@ -135,12 +136,13 @@ impl ApiError {
         }
     }
 
-    /// Whether the upload is unknown, over or short of a chunk: begun anew, what was sent is found again.
+    /// Returns whether the upload is unknown, already finished or short of a chunk. The caller then
+    /// begins a new upload; the origin still finds the chunks that were sent before.
     pub(crate) fn is_upload_gone(&self) -> bool {
         matches!(self, Self::Answered { code, .. } if code == "unknown_upload" || code == "conflict")
     }
 
-    /// Whether the same request may succeed a moment later.
+    /// Returns whether the same request may succeed a moment later.
     pub(crate) fn is_passing(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::Broken { .. } => true,
@@ -170,16 +172,15 @@ impl ApiError {
     fn advice(&self) -> Option<String> {
         let text = match self {
             Self::Certificate { .. } => {
-                "check the URL; if the origin was set up anew, use a token of the new one; if neither, somebody is in \
-                 between"
+                "check the URL; if the origin was set up again, use a token of the new one; otherwise somebody may intercept the connection"
             }
             Self::Connect { .. } => "check the URL, that the origin runs, and the network",
             Self::Broken { .. } => {
-                "check the network, then run the same command again: a push goes on where it was"
+                "check the network, then run the same command again: a push continues where it stopped"
             }
             Self::Answered { code, next, .. } => match (code.as_str(), next) {
-                // The API advises in terms of requests; who typed a command wants one.
-                ("unknown_product", _) => "check the name; a product comes into being with its first push",
+                // The API's advice names HTTP requests; a user of the command line needs a command.
+                ("unknown_product", _) => "check the name; the first push of a product creates it",
                 ("unknown_version", _) => "see what there is: distd release ls PRODUCT",
                 ("unknown_channel", _) => "make it: distd channel set PRODUCT:CHANNEL VERSION",
                 ("unauthorised", _) => {
@@ -225,7 +226,7 @@ mod tests {
     use crate::exit::{advice, code_of};
 
     #[test]
-    fn the_servers_codes_become_exit_codes_with_its_advice() {
+    fn http_statuses_become_exit_codes_with_the_servers_advice() {
         let cases = [
             (400, Code::Usage),
             (401, Code::Refused),
@@ -249,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_typed_as_a_command_is_advised_with_a_command() {
+    fn advice_names_a_command_instead_of_a_request() {
         let body =
             br#"{"error":{"code":"unknown_version","message":"no","next":"GET /v1/products/os/releases"}}"#;
         let error = Failure::from(ApiError::answered(StatusCode::NOT_FOUND, body));
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_something_else_is_quoted_without_control_characters() {
+    fn a_foreign_answer_is_quoted_without_control_characters() {
         let error = ApiError::answered(StatusCode::BAD_GATEWAY, b"<h1>\x1b[31mbad\x07</h1>");
         assert_eq!(error.to_string(), "the server answered 502 Bad Gateway: <h1> [31mbad </h1>");
         assert!(error.is_passing());

@@ -1,4 +1,4 @@
-//! The origin's HTTP API as this program uses it (docs/http-api.md).
+//! Client of the origin's HTTP API (docs/http-api.md).
 
 mod error;
 mod types;
@@ -24,20 +24,22 @@ pub(crate) use types::{
 pub(crate) use upload::{COMMIT_BYTES_MAX, CommitRequest, MISSING_MAX, RUN_BYTES, Upload, persistently};
 pub(crate) use url::ServerUrl;
 
-/// How long a connection may take.
+/// Time limit for establishing a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// How long an origin may take over a small request.
+/// Time limit for the answer to a small request.
 const ANSWER: Duration = Duration::from_secs(60);
 
-/// When a silent connection is given up. A commit of a large artifact is silent for minutes while the origin reads it
-/// back, so silence is told from death by keepalive probes and not by a limit on the answer.
+/// Interval of TCP keepalive probes, which detect a dead connection. A limit on the answer's time
+/// cannot: the commit of a large artifact is silent for minutes while the origin reads the artifact
+/// back.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
-/// Largest answer read, bytes. Lists of a realm with tens of thousands of nodes fit.
+/// Largest answer that the client reads, in bytes. Lists of a realm with tens of thousands of nodes
+/// fit.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// The origin's HTTP API, with one token. Cheap to clone.
+/// Client of the origin's HTTP API with one token. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Api {
     client: Client,
@@ -46,8 +48,8 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    /// Speaks to `server` with `token`, whose fingerprint says which CA to believe. Without a token only what needs
-    /// none works, over plain HTTP.
+    /// Makes a client for `server` and `token`; the token's fingerprint says which CA to trust.
+    /// Without a token only requests that need none work, and only over plain HTTP.
     ///
     /// # Errors
     /// [`ApiError::Client`].
@@ -62,7 +64,7 @@ impl Api {
         Self::with_anchor(server, anchor, authorization)
     }
 
-    /// Speaks to `server` without a token; the certificate is verified by `anchor`.
+    /// Makes a client for `server` without a token; `anchor` verifies the server's certificate.
     ///
     /// # Errors
     /// [`ApiError::Client`].
@@ -78,7 +80,7 @@ impl Api {
         let mut builder = Client::builder()
             .user_agent(concat!("distd/", env!("CARGO_PKG_VERSION")))
             .http1_only()
-            // The token goes to the server named and nowhere else.
+            // No redirects: the token goes to the configured server and nowhere else.
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT)
             .tcp_keepalive(KEEPALIVE)
@@ -88,7 +90,8 @@ impl Api {
         if server.is_loopback() {
             builder = builder.no_proxy();
         }
-        // Plain HTTP needs no anchor, but the builder needs a TLS configuration; one that trusts no one will do.
+        // Plain HTTP needs no anchor, but the builder needs a TLS configuration. Use one that
+        // trusts nobody.
         let anchor = anchor.unwrap_or(TrustAnchor::Fingerprint([0; 32]));
         let mut tls = https_client(&anchor);
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -96,7 +99,7 @@ impl Api {
         Ok(Self { client, server, authorization })
     }
 
-    /// The server spoken to.
+    /// Returns the URL of the server.
     pub(crate) fn server(&self) -> &ServerUrl {
         &self.server
     }
@@ -115,12 +118,13 @@ impl Api {
         }
     }
 
-    /// Sends a request and reads its answer whole.
+    /// Sends a request and reads the whole answer.
     async fn send(&self, request: RequestBuilder) -> Result<Bytes, ApiError> {
         self.send_for_status(request).await.map(|(_, body)| body)
     }
 
-    /// As [`send`](Self::send), for requests that succeed in more than one way.
+    /// Like [`send`](Self::send), but also returns the status, for requests with more than one
+    /// successful outcome.
     async fn send_for_status(&self, request: RequestBuilder) -> Result<(StatusCode, Bytes), ApiError> {
         let failed = |cause| ApiError::transport(&self.server, cause);
         let mut response = request.send().await.map_err(failed)?;
@@ -152,31 +156,33 @@ impl Api {
         self.send_json(self.request(method, path).timeout(ANSWER).json(body)).await
     }
 
-    /// Whether the server takes the token: any answer but a refusal of the token itself.
+    /// Checks that the server accepts the token. Any answer but a rejection of the token itself
+    /// counts as acceptance.
     pub(crate) async fn check_token(&self) -> Result<(), ApiError> {
         match self.send(self.request(Method::GET, &["v1", "products"]).timeout(ANSWER)).await {
-            // A token without the right to read is a good token all the same.
+            // A token without the right to read is valid all the same.
             Err(error) if error.is_forbidden() => Ok(()),
             other => other.map(drop),
         }
     }
 
-    /// Releases of a product.
+    /// Returns the releases of a product.
     pub(crate) async fn releases(&self, product: &str) -> Result<ReleaseList, ApiError> {
         self.get(&["v1", "products", product, "releases"]).await
     }
 
-    /// One release.
+    /// Returns one release.
     pub(crate) async fn release(&self, product: &str, version: &str) -> Result<Release, ApiError> {
         self.get(&["v1", "products", product, "releases", version]).await
     }
 
-    /// One channel.
+    /// Returns one channel.
     pub(crate) async fn channel(&self, product: &str, channel: &str) -> Result<Channel, ApiError> {
         self.get(&["v1", "products", product, "channels", channel]).await
     }
 
-    /// Points a channel at a version; with `downgrade` devices that have a later one are ordered back to it.
+    /// Points a channel at a version. With `downgrade`, devices that have a later version are
+    /// ordered back to this one.
     pub(crate) async fn set_channel(
         &self,
         product: &str,
@@ -186,14 +192,16 @@ impl Api {
     ) -> Result<Channel, ApiError> {
         let path = ["v1", "products", product, "channels", channel];
         let mut body = serde_json::json!({ "version": version });
-        // An origin of before knows no orders, and refuses one.
+        // Send the field only when set: older origins do not know `downgrade` and refuse the
+        // request.
         if downgrade {
             body["downgrade"] = true.into();
         }
         self.with_body(Method::PUT, &path, &body).await
     }
 
-    /// Changes of a channel before the change `before`, the newest first, `limit` at most.
+    /// Returns at most `limit` changes of a channel, newest first, that precede the change
+    /// `before`.
     pub(crate) async fn channel_history(
         &self,
         product: &str,
@@ -209,7 +217,7 @@ impl Api {
         self.send_json(self.request_with(Method::GET, &path, Some(&query)).timeout(ANSWER)).await
     }
 
-    /// Asks for the patches from one version, or from nothing, to another.
+    /// Asks the origin to make the patches to one version from another, or from nothing.
     pub(crate) async fn make_patches(
         &self,
         product: &str,
@@ -220,12 +228,12 @@ impl Api {
         self.with_body(Method::POST, &path, &serde_json::json!({ "from": from })).await
     }
 
-    /// Patch sets of a product.
+    /// Returns the patch sets of a product.
     pub(crate) async fn patches(&self, product: &str) -> Result<PatchSetList, ApiError> {
         self.get(&["v1", "products", product, "patches"]).await
     }
 
-    /// Makes an API token; its text is in the answer and never shown again.
+    /// Makes an API token. The answer has the token's text, which the origin never shows again.
     pub(crate) async fn create_token(
         &self,
         label: &str,
@@ -234,7 +242,8 @@ impl Api {
         expires_in: Option<Duration>,
     ) -> Result<Secret, ApiError> {
         let mut body = serde_json::json!({ "label": label, "scopes": scopes });
-        // An origin of before, asked for a token for some products, refuses instead of making one for all.
+        // Send the field only when set. An older origin then refuses a token for some products
+        // instead of making one for all products.
         if !products.is_empty() {
             body["products"] = products.into();
         }
@@ -258,7 +267,7 @@ impl Api {
         self.with_body(Method::POST, &["v1", "join-tokens"], &body).await
     }
 
-    /// API tokens and join tokens, without their secrets.
+    /// Returns API tokens and join tokens, without their secrets.
     pub(crate) async fn tokens(&self) -> Result<TokenList, ApiError> {
         let mut list: TokenList = self.get(&["v1", "tokens"]).await?;
         let join: JoinTokenList = self.get(&["v1", "join-tokens"]).await?;
@@ -266,7 +275,7 @@ impl Api {
         Ok(list)
     }
 
-    /// The token in use.
+    /// Returns the token that this client uses.
     pub(crate) async fn own_token(&self) -> Result<TokenInfo, ApiError> {
         self.get(&["v1", "token"]).await
     }
@@ -275,12 +284,13 @@ impl Api {
         self.send(self.request(Method::DELETE, path).timeout(ANSWER)).await.map(drop)
     }
 
-    /// Ends a join token.
+    /// Revokes a join token.
     pub(crate) async fn revoke_join_token(&self, id: &str) -> Result<(), ApiError> {
         self.delete(&["v1", "join-tokens", id]).await
     }
 
-    /// Withdraws a release. Its answer comes when the space is given back, which may take minutes.
+    /// Withdraws a release. The origin answers after it has freed the space, which may take
+    /// minutes.
     pub(crate) async fn withdraw(&self, product: &str, version: &str) -> Result<(), ApiError> {
         let path = ["v1", "products", product, "releases", version];
         self.send(self.request(Method::DELETE, &path)).await.map(drop)
@@ -291,38 +301,38 @@ impl Api {
         self.delete(&["v1", "products", product, "channels", channel]).await
     }
 
-    /// Channels of a product.
+    /// Returns the channels of a product.
     pub(crate) async fn channels(&self, product: &str) -> Result<ChannelList, ApiError> {
         self.get(&["v1", "products", product, "channels"]).await
     }
 
-    /// Products.
+    /// Returns the products that the token can see.
     pub(crate) async fn products(&self) -> Result<ProductList, ApiError> {
         self.get(&["v1", "products"]).await
     }
 
-    /// Ends an API token.
+    /// Revokes an API token.
     pub(crate) async fn revoke_token(&self, id: &str) -> Result<(), ApiError> {
         self.delete(&["v1", "tokens", id]).await
     }
 
-    /// Nodes of the realm.
+    /// Returns the nodes of the realm.
     pub(crate) async fn nodes(&self) -> Result<NodeList, ApiError> {
         self.get(&["v1", "nodes"]).await
     }
 
-    /// Shuts a node out.
+    /// Revokes a node.
     pub(crate) async fn revoke_node(&self, id: &str) -> Result<(), ApiError> {
         self.send(self.request(Method::POST, &["v1", "nodes", id, "revoke"]).timeout(ANSWER)).await.map(drop)
     }
 
-    /// Shuts a node out, and ends the join tokens it came by.
+    /// Revokes a node and the join tokens it enrolled with.
     pub(crate) async fn revoke_node_and_tokens(&self, id: &str) -> Result<RevokedNode, ApiError> {
         let body = serde_json::json!({ "tokens": true });
         self.with_body(Method::POST, &["v1", "nodes", id, "revoke"], &body).await
     }
 
-    /// One enrolment exchange over HTTPS; both bodies are msgpack.
+    /// Does one enrolment exchange over HTTPS; both bodies are msgpack.
     pub(crate) async fn enroll(&self, message: Vec<u8>) -> Result<Bytes, ApiError> {
         let request = self.request(Method::POST, &["v1", "enroll"]).timeout(ANSWER);
         self.send(request.header(CONTENT_TYPE, "application/msgpack").body(message)).await

@@ -1,4 +1,4 @@
-//! Answers of the origin. Fields this version does not know are left alone.
+//! Types of the origin's answers. Fields that this version does not know are ignored.
 
 use distd_core::cut::CutParams;
 use distd_core::{ArtifactHash, ManifestId};
@@ -17,13 +17,13 @@ pub(crate) struct Release {
     pub(crate) chunks: u64,
     /// Unix seconds.
     pub(crate) created: i64,
-    /// Its number among the product's releases; none from an origin of before.
+    /// Number of the release within its product; `None` from older origins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) sequence: Option<u64>,
-    /// The origin's store has lost a part of it.
+    /// Whether the origin's store has lost a part of the release.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) damaged: bool,
-    /// Channels that point to it, in lists.
+    /// Channels that point to the release; only filled in lists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) channels: Vec<String>,
 }
@@ -44,8 +44,8 @@ pub(crate) struct Channel {
     pub(crate) counter: u64,
     /// Unix seconds.
     pub(crate) updated: i64,
-    /// Devices with releases numbered up to this may come back to the version; none where that was
-    /// not ordered.
+    /// Devices that have a release with a sequence number up to this one are ordered back to the
+    /// version; `None` if no downgrade was ordered.
     #[serde(default)]
     pub(crate) downgrade_from: Option<u64>,
 }
@@ -56,23 +56,23 @@ pub(crate) struct ChannelChange {
     pub(crate) id: u64,
     /// Unix seconds.
     pub(crate) at: i64,
-    /// None when it was made.
+    /// Version before the change; `None` when the change created the channel.
     pub(crate) from: Option<String>,
-    /// None when it was removed.
+    /// Version after the change; `None` when the change removed the channel.
     pub(crate) to: Option<String>,
-    /// Whether devices were ordered to come back to it.
+    /// Whether the change orders devices back to an older version.
     pub(crate) downgrade: bool,
     pub(crate) downgrade_from: Option<u64>,
-    /// Id of the token; none when the origin did it by itself.
+    /// Id of the token that made the change; `None` when the origin made it.
     pub(crate) token: Option<String>,
     pub(crate) label: Option<String>,
 }
 
-/// Changes of a channel, the newest first.
+/// Changes of a channel, newest first.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ChannelHistory {
     pub(crate) changes: Vec<ChannelChange>,
-    /// More are before this one.
+    /// Id to continue from: earlier changes precede this one. `None` at the end.
     pub(crate) before: Option<u64>,
 }
 
@@ -91,7 +91,7 @@ pub(crate) struct Product {
     pub(crate) created: i64,
 }
 
-/// How releases of a product are cut, bytes.
+/// Chunk sizes that a product's releases are cut with, in bytes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct CutParamsInfo {
     pub(crate) min: u32,
@@ -109,17 +109,18 @@ pub(crate) struct ProductList {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct PatchSet {
     pub(crate) product: String,
-    /// None for a set that starts from nothing.
+    /// Version that the patches start from; `None` for a set that starts from nothing.
     pub(crate) from: Option<String>,
     pub(crate) to: String,
     pub(crate) from_manifest: Option<ManifestId>,
     pub(crate) to_manifest: ManifestId,
     /// `queued`, `building`, `ready` or `failed`.
     pub(crate) state: String,
-    /// Its manifest; none until it is ready, and then too when no patch would save anything.
+    /// Manifest of the set. `None` until the set is ready, and also afterwards when no patch would
+    /// save anything.
     pub(crate) set: Option<ManifestId>,
     pub(crate) bytes: u64,
-    /// What it rebuilds, as stored chunks.
+    /// Stored size of the chunks that the set rebuilds, in bytes.
     pub(crate) chunk_bytes: u64,
     pub(crate) patches: u64,
     pub(crate) error: Option<String>,
@@ -138,11 +139,11 @@ pub(crate) struct PatchSetList {
     pub(crate) patches: Vec<PatchSet>,
 }
 
-/// A new token: the text is shown once.
+/// A new token. The origin shows its text once.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Secret {
     pub(crate) token: String,
-    /// None from an origin of before, for join tokens.
+    /// Id of the token; `None` for join tokens from older origins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) id: Option<String>,
 }
@@ -153,26 +154,26 @@ pub(crate) struct TokenInfo {
     pub(crate) id: String,
     pub(crate) label: String,
     pub(crate) scopes: Vec<String>,
-    /// Patterns of the products it is for.
+    /// Patterns of the products that the token is valid for.
     #[serde(default = "all_products")]
     pub(crate) products: Vec<String>,
     /// Unix seconds.
     pub(crate) created: i64,
-    /// Unix seconds; none for ever.
+    /// Unix seconds; `None` if the token never expires.
     pub(crate) expires: Option<i64>,
     /// Unix seconds.
     pub(crate) revoked: Option<i64>,
-    /// `valid`, `expired` or `revoked`; empty from an origin of before.
+    /// `valid`, `expired` or `revoked`; empty from older origins.
     #[serde(default)]
     pub(crate) state: String,
 }
 
-/// What tokens of an origin are for that knows no other.
+/// Default for origins whose tokens have no product patterns: all products.
 fn all_products() -> Vec<String> {
     vec!["*".to_owned()]
 }
 
-/// API tokens, and join tokens.
+/// API tokens and join tokens.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct TokenList {
     pub(crate) tokens: Vec<TokenInfo>,
@@ -187,7 +188,7 @@ pub(crate) struct JoinTokenInfo {
     pub(crate) label: String,
     /// `leaf` or `relay`.
     pub(crate) role: String,
-    /// Nodes it has brought in.
+    /// Number of nodes that enrolled with the token.
     pub(crate) nodes: u64,
     pub(crate) uses_left: u64,
     /// Unix seconds.
@@ -206,7 +207,7 @@ pub(crate) struct JoinTokenList {
     pub(crate) join_tokens: Vec<JoinTokenInfo>,
 }
 
-/// What was revoked with a node.
+/// Answer to the revocation of a node: ids of the join tokens revoked with it.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct RevokedNode {
     pub(crate) join_tokens: Vec<String>,
@@ -220,7 +221,7 @@ pub(crate) struct Node {
     pub(crate) label: String,
     /// Unix seconds.
     pub(crate) enrolled: i64,
-    /// End of its certificate, unix seconds.
+    /// End of the node's certificate, in unix seconds.
     pub(crate) cert_expires: i64,
     /// Unix seconds.
     pub(crate) revoked: Option<i64>,

@@ -1,5 +1,5 @@
-//! One upload: which chunks are missing, the chunks, the commit. Every request may be sent twice without harm, so each
-//! is tried again when the connection fails.
+//! One upload: the question which chunks are missing, the chunks, and the commit. Every request may
+//! be sent twice without harm, so each is retried when the connection fails.
 
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use reqwest::{Body, Method, StatusCode};
 use super::types::Begun;
 use super::{ANSWER, Api, ApiError, Release};
 
-/// Pauses before each further try: some fifteen seconds in all, which a restart of the origin takes.
+/// Pauses before each retry, about fifteen seconds in all: as long as a restart of the origin
+/// takes.
 const PAUSES: [Duration; 5] = [
     Duration::from_millis(500),
     Duration::from_secs(1),
@@ -22,13 +23,13 @@ const PAUSES: [Duration; 5] = [
     Duration::from_secs(8),
 ];
 
-/// Most hashes in one question.
+/// Largest number of hashes in one question.
 pub(crate) const MISSING_MAX: usize = 65_536;
 
-/// Bytes of one run in the commit's list of chunks: hash, length, repeats.
+/// Bytes of one run in the commit's list of chunks: hash, length and number of repeats.
 pub(crate) const RUN_BYTES: usize = 40;
 
-/// Largest commit, bytes. At 16 KiB a chunk this is an artifact of 100 GB.
+/// Largest commit, in bytes. At 16 KiB per chunk this is an artifact of 100 GB.
 pub(crate) const COMMIT_BYTES_MAX: usize = 256 << 20;
 
 /// An open upload. Cheap to clone.
@@ -40,20 +41,21 @@ pub(crate) struct Upload {
     resumed: bool,
 }
 
-/// What is committed.
+/// Contents of a commit.
 pub(crate) struct CommitRequest {
-    /// Length of a tree's listing; `None` for a file.
+    /// Length of a tree's listing in bytes; `None` for a file.
     pub(crate) listing_bytes: Option<u64>,
-    /// Length of the artifact.
+    /// Length of the artifact in bytes.
     pub(crate) bytes: u64,
-    /// Hash of the artifact.
+    /// BLAKE3 of the artifact.
     pub(crate) blake3: ArtifactHash,
     /// The chunks in artifact order, [`RUN_BYTES`] per run.
     pub(crate) runs: Bytes,
 }
 
 impl CommitRequest {
-    /// The msgpack before the runs: they come last, so that they are never copied.
+    /// Returns the msgpack that precedes the runs. The runs come last so that they are never
+    /// copied.
     fn head(&self, cut: CutParams) -> Vec<u8> {
         let mut out = Vec::new();
         let kind = if self.listing_bytes.is_some() { "tree" } else { "file" };
@@ -80,10 +82,10 @@ impl CommitRequest {
     }
 }
 
-/// Tries again while the failure may pass: for what may be asked twice.
+/// Repeats `attempt` after a failure that may be temporary. The request must be safe to send twice.
 ///
 /// # Errors
-/// The last attempt's.
+/// The error of the last attempt.
 pub(crate) async fn persistently<T, F: Future<Output = Result<T, ApiError>>>(
     mut attempt: impl FnMut() -> F,
 ) -> Result<T, ApiError> {
@@ -104,7 +106,7 @@ pub(crate) async fn persistently<T, F: Future<Output = Result<T, ApiError>>>(
 }
 
 impl Api {
-    /// Begins an upload of so many bytes, or goes on with this token's open one of this version.
+    /// Begins an upload of `bytes` bytes, or resumes this token's open upload of the same version.
     pub(crate) async fn begin_upload(
         &self,
         product: &str,
@@ -119,12 +121,12 @@ impl Api {
 }
 
 impl Upload {
-    /// How the product is cut.
+    /// Returns the chunk sizes that the product is cut with.
     pub(crate) fn cut(&self) -> CutParams {
         self.cut
     }
 
-    /// Whether an earlier push of this version was interrupted.
+    /// Returns whether the upload resumes an earlier, interrupted push of this version.
     pub(crate) fn is_resumed(&self) -> bool {
         self.resumed
     }
@@ -139,7 +141,7 @@ impl Upload {
             .body(Body::wrap_stream(parts))
     }
 
-    /// Which of at most [`MISSING_MAX`] hashes the origin lacks.
+    /// Returns for each of at most [`MISSING_MAX`] hashes whether the origin lacks the chunk.
     pub(crate) async fn missing(&self, hashes: &[ChunkHash]) -> Result<Vec<bool>, ApiError> {
         let mut body = Vec::with_capacity(hashes.len() * 32);
         for hash in hashes {
@@ -155,12 +157,12 @@ impl Upload {
         Ok((0..hashes.len()).map(|i| bitmap[i / 8] & (0x80 >> (i % 8)) != 0).collect())
     }
 
-    /// Sends chunk records; when this returns they are durable.
+    /// Sends chunk records. The records are durable at the origin when this returns.
     pub(crate) async fn put_chunks(&self, records: &[Bytes]) -> Result<(), ApiError> {
         persistently(|| self.api.send(self.post("chunks", records.to_vec()))).await.map(drop)
     }
 
-    /// Makes the release; also says whether it was there already.
+    /// Makes the release. The returned flag says whether the release existed already.
     pub(crate) async fn commit(&self, request: &CommitRequest) -> Result<(Release, bool), ApiError> {
         let head = Bytes::from(request.head(self.cut));
         // No time limit: the origin reads the whole artifact back before it answers.
@@ -204,7 +206,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn passing_failures_are_tried_again_and_others_not() {
+    async fn temporary_failures_are_retried_and_others_are_not() {
         let tries = Cell::new(0);
         let answer = |status: u16| {
             tries.set(tries.get() + 1);

@@ -1,33 +1,35 @@
-//! The origin's URL: HTTPS, or plain HTTP to this very machine.
+//! URL of the origin: HTTPS, or plain HTTP to this machine.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use url::{Host, Url};
 
-/// Why a string is no server URL.
+/// Reasons why a string is not a server URL.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServerUrlError {
-    /// Not a URL.
+    /// The string is not a URL.
     #[error("{0:?} is no URL; write https://HOST:PORT")]
     Malformed(String, #[source] url::ParseError),
-    /// Neither https nor http, or without a host, or with a user, query or fragment.
+    /// The scheme is neither https nor http, the host is missing, or there is a user, query or
+    /// fragment.
     #[error("{0:?} is no server URL; write https://HOST:PORT")]
     Shape(String),
     /// Plain HTTP to another machine.
     #[error("{0:?} is plain HTTP to another machine, where anyone could read the token; use https://")]
     PlainElsewhere(String),
-    /// Plain HTTP without being asked for.
+    /// Plain HTTP to this machine without `--plain-http`.
     #[error("{0:?} is plain HTTP; use https://, or add --plain-http for this loopback address")]
     PlainUnasked(String),
 }
 
-/// A checked server URL.
+/// A validated server URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServerUrl(Url);
 
 impl ServerUrl {
-    /// Checks `text`. Plain HTTP is for loopback hosts, when `plain_http` says so.
+    /// Parses `text`. Plain HTTP is accepted for loopback hosts only, and only when `plain_http` is
+    /// set.
     ///
     /// # Errors
     /// [`ServerUrlError`].
@@ -54,7 +56,8 @@ impl ServerUrl {
         }
     }
 
-    /// Whether the host is this machine by its address or by the one name that always is.
+    /// Returns whether the host is a loopback address or `localhost`, the one name that always
+    /// means this machine.
     pub(crate) fn is_loopback(&self) -> bool {
         match self.0.host() {
             Some(Host::Ipv4(ip)) => ip.is_loopback(),
@@ -64,7 +67,7 @@ impl ServerUrl {
         }
     }
 
-    /// The URL of `path` on this server; each segment is escaped.
+    /// Returns the URL of `path` on this server; each segment is escaped.
     pub(super) fn join(&self, path: &[&str]) -> Url {
         let mut url = self.0.clone();
         url.path_segments_mut().expect("http URLs have a path").pop_if_empty().extend(path);
@@ -96,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_server_url_is_refused() {
+    fn an_invalid_server_url_is_refused() {
         for bad in [
             "",
             "origin:8443",

@@ -1,4 +1,4 @@
-//! `distd agent`: serve what is installed on this device to its neighbours.
+//! `distd agent`: serves the artifacts installed on this device to its neighbours.
 
 use std::net::SocketAddr;
 
@@ -6,18 +6,21 @@ use super::parse;
 use crate::context::{Context, TransportArgs};
 use crate::share::agent::{self, AgentRequest};
 
-/// Serve what this device has installed to the neighbours of its site, until stopped.
+/// Serve the artifacts installed on this device to the neighbours of its site, until stopped.
 ///
-/// Pulls remember what they put in place; the agent serves it and keeps the device's certificate fresh.
+/// Each pull records where it installed an artifact; the agent serves the newest 16 of these. It
+/// also renews the device's certificate.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Address to listen on (QUIC, UDP). Default: `share.listen` of client.toml, else `[::]:4434`.
     #[arg(long, value_name = "ADDR:PORT", env = "DISTD_AGENT_LISTEN")]
     listen: Option<SocketAddr>,
-    /// Loopback address to give metrics on, as Prometheus asks for them: http://ADDR:PORT/metrics.
+    /// Loopback address that serves metrics for Prometheus, at http://ADDR:PORT/metrics. Default:
+    /// no metrics.
     #[arg(long, value_name = "ADDR:PORT", env = "DISTD_AGENT_METRICS")]
     metrics: Option<SocketAddr>,
-    /// A relay or origin to ask; repeat for more, nearest first. Default: the one enrolled with.
+    /// Relay or origin to connect to; repeat for more, nearest first. Default: the parents given to
+    /// `distd enroll`.
     #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT", value_parser = parse::parent)]
     parent: Vec<String>,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! `distd channel`: which release a channel points at, and which there are.
+//! `distd channel`: shows and changes which release a channel points to.
 
 use clap::Subcommand;
 use distd_core::names::Name;
@@ -10,7 +10,7 @@ use crate::context::{ApiArgs, Context};
 use crate::exit::Failure;
 use crate::output::table;
 
-/// See, move or remove channels.
+/// List, show, set or remove channels.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -19,48 +19,50 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Point a channel at a release; the channel is made when it is new.
+    /// Point a channel at a release. A new channel is created.
     Set {
-        /// The channel.
+        /// Channel to set.
         #[arg(value_name = "PRODUCT:CHANNEL")]
         channel: ChannelName,
-        /// A version of the product.
+        /// Version of the product to point at; it must be released.
         version: Name,
-        /// Order devices that have a later release back to this one. Needs the scope downgrade, too.
+        /// Order devices that have a later release back to this one. The token also needs the scope
+        /// downgrade.
         #[arg(long)]
         downgrade: bool,
         #[command(flatten)]
         api: ApiArgs,
     },
-    /// List channels, of one product or of all.
+    /// List the channels of one product, or of all.
     Ls {
-        /// The product.
+        /// Product to list. Default: all products.
         product: Option<Name>,
         #[command(flatten)]
         api: ApiArgs,
     },
-    /// Remove a channel: devices that follow it are told that there is none.
+    /// Remove a channel. Devices that follow it are told that it does not exist.
     Rm {
-        /// The channel.
+        /// Channel to remove.
         #[arg(value_name = "PRODUCT:CHANNEL")]
         channel: ChannelName,
         #[command(flatten)]
         api: ApiArgs,
     },
-    /// Show who pointed a channel where, the newest change first; also of one that was removed.
+    /// Show the changes of a channel and the token that made each, newest first. Works for removed
+    /// channels too.
     History {
-        /// The channel.
+        /// Channel whose changes to show.
         #[arg(value_name = "PRODUCT:CHANNEL")]
         channel: ChannelName,
-        /// Most changes shown.
+        /// Largest number of changes to show.
         #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         limit: u32,
         #[command(flatten)]
         api: ApiArgs,
     },
-    /// Show what a channel points at.
+    /// Show the release that a channel points to.
     Show {
-        /// The channel.
+        /// Channel to show.
         #[arg(value_name = "PRODUCT:CHANNEL")]
         channel: ChannelName,
         #[command(flatten)]
@@ -101,10 +103,10 @@ async fn list(context: &Context, api: &Api, product: Option<Name>) -> anyhow::Re
     })
 }
 
-/// Most changes that an origin gives at once.
+/// Largest number of changes that an origin returns at once.
 const PAGE_MAX: u32 = 1000;
 
-/// Shows the newest `limit` changes.
+/// Prints the newest `limit` changes.
 async fn history(context: &Context, api: &Api, channel: &ChannelName, limit: u32) -> anyhow::Result<()> {
     let ChannelName { product, channel } = channel;
     let mut found = ChannelHistory { changes: Vec::new(), before: None };

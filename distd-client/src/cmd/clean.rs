@@ -1,4 +1,4 @@
-//! `distd clean`: remove what interrupted pulls left.
+//! `distd clean`: removes the leftovers of interrupted pulls.
 
 use std::path::PathBuf;
 
@@ -9,12 +9,13 @@ use crate::disk::path::ArtifactPath;
 use crate::exit::Failure;
 use crate::pull::clean;
 
-/// Remove what interrupted pulls left beside an artifact.
+/// Remove the files that interrupted pulls left beside an artifact.
 ///
-/// A pull that is run again goes on from there; this is for those that nobody goes on with. The artifact stays as it is.
+/// The same pull, run again, would continue from these files. Clean is for pulls that will not be
+/// run again. The artifact itself is not touched.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The --out of the pulls.
+    /// The path that was given to the pull as --out; several are allowed.
     #[arg(value_name = "FILE|BLOCKDEV|DIR", required = true)]
     out: Vec<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! `distd enroll`: this device joins a realm.
+//! `distd enroll`: makes this device a node of a realm.
 
 use std::path::PathBuf;
 
@@ -18,27 +18,29 @@ use crate::exit::{Code, Failure, code_of_enrollment};
 
 /// Join a realm: get a certificate for this device with a join token.
 ///
-/// The token names the realm's CA, so this is safe on any network. The parents named are remembered for pull.
+/// The token names the realm's CA, so enrolment is safe on any network. Later pulls use the parents
+/// given here.
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("whom").required(true).multiple(true).args(["server", "parent"])))]
 #[command(group(clap::ArgGroup::new("join").required(true).args(["token", "token_file"])))]
 pub(crate) struct Args {
-    /// Relay or origin to enrol with and to pull from; repeat for more, nearest first.
+    /// Relay or origin to enrol with and to pull from later; repeat for more, nearest first.
     #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT", value_parser = parse::parent)]
     parent: Vec<String>,
-    /// Enrol with the origin's HTTP API.
+    /// URL of the origin's HTTP API, to enrol there instead of with a parent.
     #[arg(long, value_name = "URL")]
     server: Option<String>,
-    /// Join token.
+    /// Join token. Other users of this machine can see the command line; prefer --token-file or
+    /// $DISTD_JOIN_TOKEN.
     #[arg(long, value_name = "TOKEN", env = "DISTD_JOIN_TOKEN", hide_env_values = true)]
     token: Option<String>,
-    /// File that holds the join token.
+    /// File that holds the join token. Takes precedence over $DISTD_JOIN_TOKEN.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Name operators see. Default: this machine's host name.
+    /// Name of this device for operators. Default: this machine's host name.
     #[arg(long)]
     label: Option<String>,
-    /// Allow an http:// URL of a loopback address.
+    /// Allow an http:// URL with a loopback address.
     #[arg(long)]
     plain_http: bool,
     #[command(flatten)]
@@ -101,7 +103,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
 
 fn join_token(args: &Args) -> anyhow::Result<JoinToken> {
     let text = match (&args.token, &args.token_file) {
-        // A file named on the command line goes before the environment.
+        // A file named on the command line takes precedence over the environment variable.
         (_, Some(path)) => std::fs::read_to_string(path)
             .with_context(|| format!("could not read the join token from {}", path.display()))
             .map_err(|e| Failure::new(Code::Local, e))?,

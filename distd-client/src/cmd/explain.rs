@@ -1,4 +1,4 @@
-//! `distd explain`: where the delta between two artifacts comes from, and what to change.
+//! `distd explain`: shows the causes of the delta between two artifacts, and how to shrink it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,21 +10,22 @@ use crate::exit::{Code, Failure};
 use crate::explain::{explain, html, text};
 use crate::progress::Progress;
 
-/// Say where the delta between two artifacts comes from, and what to change.
+/// Show where the delta between two artifacts comes from, and what to change to shrink it.
 ///
-/// Both are read here; no origin is asked. Bytes on the wire are those of chunks: patches make fewer of them.
+/// Both artifacts are read on this machine; no origin is asked. The bytes on the wire are those of
+/// chunks; patches need fewer.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What devices have.
+    /// The artifact that devices have.
     #[arg(value_name = "OLD")]
     old: PathBuf,
-    /// What they would get.
+    /// The artifact that devices would get.
     #[arg(value_name = "NEW")]
     new: PathBuf,
-    /// Paths in the table; --json has them all.
+    /// Number of paths in the table; --json lists all.
     #[arg(long, value_name = "N", default_value_t = 20)]
     top: usize,
-    /// Draw a picture too: one file without scripts, for any browser.
+    /// Also draw a picture into this file: one HTML page without scripts, for any browser.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 }

@@ -1,4 +1,5 @@
-//! `distd login`, `logout`, `whoami`: which origin and token later commands use.
+//! `distd login`, `logout` and `whoami`: choose and show the origin and the token of later
+//! commands.
 
 use anyhow::anyhow;
 use serde::Serialize;
@@ -8,17 +9,18 @@ use crate::api::{Api, TokenInfo};
 use crate::context::{ApiArgs, Context};
 use crate::exit::{Code, Failure};
 
-/// Remember an origin and an API token, so that later commands need neither.
+/// Remember an origin and an API token, so that later commands need neither option.
 ///
-/// The token is checked with the origin first. Both are kept in client.toml in the state directory, readable by its owner
-/// alone.
+/// The token is checked with the origin first. Both are kept in client.toml in the state directory,
+/// which only its owner can read.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     api: ApiArgs,
 }
 
-/// Forget the origin and the token. The token itself stays valid: an admin ends it with distd token revoke.
+/// Forget the origin and the token. The token itself stays valid until an admin revokes it (distd
+/// token revoke).
 #[derive(clap::Args)]
 pub(crate) struct LogoutArgs {}
 
@@ -42,7 +44,7 @@ struct LoggedOut {
     server: Option<String>,
 }
 
-/// What a token allows, in words.
+/// Returns a token's label, scopes, products and expiry as text.
 fn rights(token: &TokenInfo) -> String {
     let scopes = token.scopes.join(", ");
     let products = match token.products == ["*"] {
@@ -77,7 +79,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         let next = "distd login --server https://HOST:PORT --token-file FILE";
         return Err(Failure::new(Code::Usage, anyhow!("no server to log in to")).next(next).into());
     }
-    // Read once: it may come from standard input.
+    // Read the token once: it may come from standard input.
     let token = context.token(&args.api)?;
     let api = Api::new(context.server(&args.api)?, Some(&token)).map_err(Failure::from)?;
     api.check_token().await.map_err(Failure::from)?;
@@ -87,7 +89,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         file.token = Some(token.to_secret_string());
     })?;
     let file = context.data().join(crate::config::FILE_NAME).display().to_string();
-    // An origin of before does not say.
+    // Older origins cannot describe the token, so an error here is no failure.
     let own = api.own_token().await.ok();
     context.output().result(&LoggedIn { server, file, token: own }, |done| match &done.token {
         Some(token) => format!("logged in to {} with {}", done.server, rights(token)),

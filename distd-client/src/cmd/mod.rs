@@ -1,4 +1,4 @@
-//! The commands, one file each: arguments in, one result out.
+//! The commands, one file each: every command takes arguments and prints one result.
 
 pub(crate) mod agent;
 pub(crate) mod channel;

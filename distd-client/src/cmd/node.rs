@@ -1,4 +1,4 @@
-//! `distd node`: who has joined the realm.
+//! `distd node`: lists and revokes the nodes of a realm.
 
 use clap::Subcommand;
 use distd_core::text::shown;
@@ -10,10 +10,10 @@ use crate::context::{ApiArgs, Context};
 use crate::exit::Failure;
 use crate::output::table;
 
-/// Characters of a label that are shown.
+/// Longest label shown, in characters.
 const LABEL_SHOWN: usize = 40;
 
-/// List nodes, or shut one out.
+/// List or revoke nodes.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -27,12 +27,13 @@ enum Command {
         #[command(flatten)]
         api: ApiArgs,
     },
-    /// Shut a node out: it is served nothing and gets no further certificate.
+    /// Revoke a node: nobody serves it any more, and it gets no further certificate.
     Revoke {
-        /// Its id, as listed.
+        /// Id of the node, from distd node ls.
         #[arg(value_parser = node_id)]
         id: String,
-        /// Also end the join tokens it came by: whoever has one could come back with a new key.
+        /// Also revoke the join tokens that the node enrolled with. Anybody who has such a token
+        /// could enrol again with a new key.
         #[arg(long)]
         with_token: bool,
         #[command(flatten)]
@@ -70,20 +71,23 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
                 false => api.revoke_node(&id).await.map(|()| None),
             };
             let join_tokens = revoked.map_err(|error| match error.is_not_found() {
-                true => Failure::from(error).next("see which there are: distd node ls"),
+                true => Failure::from(error).next("list the nodes: distd node ls"),
                 false => Failure::from(error),
             })?;
             context.output().result(&Revoked { revoked: &id, join_tokens }, |done| {
                 match &done.join_tokens {
                     None => format!("node {id} is revoked"),
                     Some(tokens) => {
-                        format!("node {id} is revoked, and the join tokens it came by: {}", tokens.join(" "))
+                        format!(
+                            "node {id} is revoked, and so are the join tokens it enrolled with: {}",
+                            tokens.join(" ")
+                        )
                     }
                 }
             })?;
             if !with_token {
                 let text = format!(
-                    "a join token that has uses left would let it in with a new key; next: distd node revoke {id} --with-token"
+                    "a join token with uses left would let it enrol again with a new key; next: distd node revoke {id} --with-token"
                 );
                 context.output().note(&text);
             }

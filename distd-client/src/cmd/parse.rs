@@ -1,4 +1,4 @@
-//! Arguments of more than one command.
+//! Parsers for arguments that several commands share.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,38 +6,38 @@ use std::time::Duration;
 
 use distd_core::names::{Name, NameError, Wanted, WantedError};
 
-/// Why a string is no argument of its kind.
+/// Reasons why an argument does not parse.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ParseError {
-    /// A part is no name.
+    /// A part of the argument is not a valid name.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// Neither `PRODUCT@VERSION` nor `PRODUCT:CHANNEL`.
+    /// The argument is neither `PRODUCT@VERSION` nor `PRODUCT:CHANNEL`.
     #[error(transparent)]
     Wanted(#[from] WantedError),
-    /// A channel where a release belongs.
+    /// The argument is a channel where a release is expected.
     #[error("write PRODUCT@VERSION")]
     NoRelease,
-    /// A release where a channel belongs.
+    /// The argument is a release where a channel is expected.
     #[error("write PRODUCT:CHANNEL")]
     NoChannel,
-    /// Not a number with a unit.
+    /// The argument is not a number with a unit.
     #[error("write a number and a unit: 90s, 45m, 24h, 7d or 4w")]
     Duration,
-    /// Node ids are hexadecimal.
+    /// The argument is not a node id of 32 hexadecimal digits.
     #[error("a node id has 32 hexadecimal digits; see: distd node ls")]
     NodeId,
-    /// Not a host and a port.
+    /// The argument is not a host and a port.
     #[error(
         "write HOST:PORT: a name or an address, [..] around one of IPv6, and the port for nodes (7444 at an origin)"
     )]
     Parent,
-    /// Token ids are hexadecimal.
+    /// The argument has characters that no token id has.
     #[error("a token id has only letters, digits, '-' and '_'; see: distd token ls")]
     TokenId,
 }
 
-/// `PRODUCT@VERSION`.
+/// A release, written `PRODUCT@VERSION`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ReleaseName {
     pub(crate) product: Name,
@@ -55,7 +55,7 @@ impl FromStr for ReleaseName {
     }
 }
 
-/// `PRODUCT:CHANNEL`.
+/// A channel, written `PRODUCT:CHANNEL`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ChannelName {
     pub(crate) product: Name,
@@ -79,7 +79,7 @@ impl fmt::Display for ChannelName {
     }
 }
 
-/// A time from now: `90s`, `45m`, `24h`, `7d`, `4w`.
+/// Parses a duration: `90s`, `45m`, `24h`, `7d` or `4w`.
 pub(crate) fn duration(s: &str) -> Result<Duration, ParseError> {
     let digits = s.len() - s.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = s.split_at(digits);
@@ -92,7 +92,7 @@ pub(crate) fn duration(s: &str) -> Result<Duration, ParseError> {
         _ => return Err(ParseError::Duration),
     };
     let number: u64 = number.parse().map_err(|_| ParseError::Duration)?;
-    // A century: no later time is meant, and none overflows anywhere.
+    // A century: nobody means a longer time, and no sum with it overflows.
     let longest = 100 * 366 * 24 * 3600;
     match number.checked_mul(seconds) {
         Some(seconds) if (1..=longest).contains(&seconds) => Ok(Duration::from_secs(seconds)),
@@ -100,7 +100,7 @@ pub(crate) fn duration(s: &str) -> Result<Duration, ParseError> {
     }
 }
 
-/// `HOST:PORT` of a relay or an origin.
+/// Checks `HOST:PORT` of a relay or an origin.
 pub(crate) fn parent(s: &str) -> Result<String, ParseError> {
     let (host, port) = s.rsplit_once(':').ok_or(ParseError::Parent)?;
     let bracketed = host.strip_prefix('[').is_some_and(|rest| rest.ends_with(']'));
@@ -111,19 +111,19 @@ pub(crate) fn parent(s: &str) -> Result<String, ParseError> {
     }
 }
 
-/// A node id.
+/// Parses a node id; returns it in lower case.
 pub(crate) fn node_id(s: &str) -> Result<String, ParseError> {
     let good = s.len() == 32 && s.bytes().all(|b| b.is_ascii_hexdigit());
     if good { Ok(s.to_ascii_lowercase()) } else { Err(ParseError::NodeId) }
 }
 
-/// A token id.
+/// Checks a token id.
 pub(crate) fn token_id(s: &str) -> Result<String, ParseError> {
     let good = !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     if good { Ok(s.to_owned()) } else { Err(ParseError::TokenId) }
 }
 
-/// Unix seconds for people: UTC, to the second.
+/// Formats unix seconds for people: UTC, to the second.
 pub(crate) fn time(unix_seconds: i64) -> String {
     match jiff::Timestamp::from_second(unix_seconds) {
         Ok(time) => time.to_string(),
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_cannot_lead_elsewhere() {
+    fn ids_with_path_characters_are_refused() {
         assert_eq!(
             node_id("ABCDEF00112233445566778899aabbcc").expect("an id"),
             "abcdef00112233445566778899aabbcc"

@@ -1,4 +1,4 @@
-//! `distd patch`: the patch sets an origin makes between releases.
+//! `distd patch`: makes and lists the patch sets that an origin keeps between releases.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,10 @@ use crate::context::{ApiArgs, Context};
 use crate::exit::{Code, Failure};
 use crate::output::{human_bytes, table};
 
-/// Time between looks at a set that is waited for.
+/// Polling interval while waiting for a patch set.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Time between notes that it is still waited for.
+/// Time between notes that the patch set is not finished.
 const NOTE: Duration = Duration::from_secs(30);
 
 /// Make or list patch sets.
@@ -27,15 +27,16 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Have the origin make the patches from one version to another, or those of one version for devices that hold nothing.
-    /// It makes those that channels need by itself.
+    /// Have the origin make the patches from version FROM to version TO; without FROM, for devices
+    /// that have nothing. The origin makes the patches that channels need by itself.
     Make {
-        /// The product.
+        /// Product of both versions.
         product: Name,
-        /// The version that devices have, unless they have none, and the version they are to get.
+        /// The version that devices have (optional), then the version that they are to get.
         #[arg(value_names = ["FROM", "TO"], num_args = 1..=2, required = true)]
         versions: Vec<Name>,
-        /// Wait until the set is made.
+        /// Wait until the patch set is ready; exit 1 if the origin could not make it. The token
+        /// also needs the scope read.
         #[arg(long)]
         wait: bool,
         #[command(flatten)]
@@ -43,7 +44,7 @@ enum Command {
     },
     /// List the patch sets of a product.
     Ls {
-        /// The product.
+        /// Product to list.
         product: Name,
         #[command(flatten)]
         api: ApiArgs,
@@ -91,7 +92,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// The set once it is ready; a set that failed is an error.
+/// Waits until the set is ready and returns it; a set that failed is an error.
 async fn finished(context: &Context, api: &Api, asked: PatchSet) -> anyhow::Result<PatchSet> {
     let mut set = asked;
     let mut noted = Instant::now();
@@ -114,7 +115,7 @@ async fn finished(context: &Context, api: &Api, asked: PatchSet) -> anyhow::Resu
         let same = |other: &PatchSet| {
             (other.from_manifest, other.to_manifest) == (set.from_manifest, set.to_manifest)
         };
-        // The list is bounded; one that is not in it any more is asked for as it was.
+        // The list is bounded. If the set is no longer in it, keep the last known state.
         if let Some(found) = list.patches.into_iter().find(same) {
             set = found;
         }
@@ -140,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_set_is_told_by_what_became_of_it() {
+    fn a_set_is_described_by_its_state() {
         let json = serde_json::json!({
             "product": "os", "from": "1", "to": "2", "from_manifest": "11".repeat(32),
             "to_manifest": "22".repeat(32), "state": "ready", "set": "33".repeat(32), "bytes": 1_200_000,

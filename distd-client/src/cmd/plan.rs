@@ -1,4 +1,4 @@
-//! `distd plan`: what a pull would fetch, before a byte of it moves.
+//! `distd plan`: shows what a pull would fetch, before it fetches anything.
 
 use std::path::PathBuf;
 
@@ -8,13 +8,13 @@ use super::pull::{Sources, say_refused};
 use crate::context::Context;
 use crate::pull::plan;
 
-/// Say what a pull would fetch.
+/// Show what a pull would fetch, without fetching it.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What would be got: PRODUCT@VERSION or PRODUCT:CHANNEL.
+    /// Release to plan for: PRODUCT@VERSION or PRODUCT:CHANNEL.
     #[arg(value_name = "PRODUCT@VERSION|PRODUCT:CHANNEL")]
     wanted: Wanted,
-    /// Where it would be put; what is there already counts as held.
+    /// Path where a pull would put the release. Content already there counts as held.
     #[arg(long, value_name = "FILE|BLOCKDEV|DIR")]
     out: Option<PathBuf>,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! `distd product`: what is released here at all.
+//! `distd product`: lists the products of an origin.
 
 use clap::Subcommand;
 
@@ -8,7 +8,7 @@ use crate::context::{ApiArgs, Context};
 use crate::exit::Failure;
 use crate::output::table;
 
-/// See products.
+/// List products.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -17,7 +17,7 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// List the products that the token is for.
+    /// List the products that the token is valid for.
     Ls {
         #[command(flatten)]
         api: ApiArgs,

@@ -1,4 +1,4 @@
-//! `distd pull`: get a release, from what is held and from the parents.
+//! `distd pull`: gets a release, from data on this device and from the parents.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -19,40 +19,44 @@ use crate::share::Connectivity;
 /// Get a release into a file, a block device or a directory.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to get: PRODUCT@VERSION or PRODUCT:CHANNEL.
+    /// Release to get: PRODUCT@VERSION or PRODUCT:CHANNEL.
     #[arg(value_name = "PRODUCT@VERSION|PRODUCT:CHANNEL")]
     wanted: Wanted,
-    /// Where to put it. A file or directory appears complete or not at all; a block device is written in place.
+    /// Path to put the release at. A file or directory appears complete or not at all; a block
+    /// device is written in place.
     #[arg(long, value_name = "FILE|BLOCKDEV|DIR")]
     out: PathBuf,
     #[command(flatten)]
     sources: Sources,
 }
 
-/// Where chunks may come from.
+/// Options that say where chunks may come from.
 #[derive(clap::Args)]
 pub(crate) struct Sources {
-    /// An earlier artifact to take chunks from; repeat for more.
+    /// An earlier artifact to copy chunks from; repeat for more.
     #[arg(long, value_name = "OLD")]
     seed: Vec<PathBuf>,
-    /// A relay or origin to ask; repeat for more, nearest first. Default: the one enrolled with.
+    /// Relay or origin to fetch from; repeat for more, nearest first. Default: the parents given to
+    /// `distd enroll`.
     #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT", value_parser = parse::parent)]
     parent: Vec<String>,
-    /// What to save: bytes of the link, time, or time on the link as it is. Only weighs patches that cost much processor time.
+    /// When to use patches that need much processor time: bytes always, time if they pay off on a
+    /// gigabit link, auto if they pay off at the link's measured rate.
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
     optimize: Aim,
-    /// Take the release a channel points to even if this device has a later one and the channel
-    /// does not order it back.
+    /// Take the release that a channel points to even if this device has a later one and the
+    /// channel does not order a downgrade.
     #[arg(long)]
     allow_downgrade: bool,
     /// Neither serve neighbours nor fetch from them.
     #[arg(long)]
     no_share: bool,
-    /// How far packets may go: anywhere, to the networks this host is attached to, or nowhere. Default: as remembered.
+    /// How far packets may go: online (anywhere), lan_only (the networks this host is attached to)
+    /// or offline (nowhere). Default: `connectivity` of client.toml, else online.
     #[arg(long, value_enum, value_name = "HOW_FAR")]
     connectivity: Option<Connectivity>,
-    /// What the pull is for: interactive, update or prefetch. Says which of the limits of client.toml hold for it. Default: interactive when
-    /// standard error is a terminal, else update.
+    /// Purpose of the pull: interactive, update or prefetch. Selects which limits of client.toml
+    /// apply. Default: interactive when standard error is a terminal, else update.
     #[arg(long, value_name = "CLASS", env = "DISTD_CLASS")]
     class: Option<Class>,
     #[command(flatten)]
@@ -96,7 +100,8 @@ struct RefusedDowngrade<'a> {
     downgrade: &'a Refused,
 }
 
-/// Says to programs which downgrade a failure is about, if it is about one.
+/// Adds to the JSON of a failure which downgrade was refused, if the failure is a refused
+/// downgrade.
 pub(crate) fn say_refused(context: &Context, error: &anyhow::Error) {
     if let Some(downgrade) = exit::cause_of::<Refused>(error) {
         context.output().beside_failure(&RefusedDowngrade { downgrade });

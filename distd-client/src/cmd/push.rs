@@ -1,4 +1,4 @@
-//! `distd push`: a file, block device or directory becomes a release.
+//! `distd push`: makes a release of a file, block device or directory.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,23 +12,25 @@ use crate::push::{PushRequest, push};
 
 /// Make a release of a file, a block device or a directory.
 ///
-/// It is cut here and only chunks that the origin lacks are sent. Interrupted, the same command goes on where it was.
-/// A version is released once: the same bytes again change nothing, others are refused.
+/// The artifact is cut into chunks on this machine, and only the chunks that the origin lacks are
+/// sent. If interrupted, the same command continues where it stopped. A version is released once:
+/// pushing the same bytes again changes nothing, pushing other bytes is refused.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to push.
+    /// The artifact to push.
     #[arg(value_name = "FILE|BLOCKDEV|DIR")]
     path: PathBuf,
-    /// The product; made when it is new.
+    /// The product; created if it is new.
     #[arg(long, value_name = "PRODUCT")]
     product: Name,
-    /// The version.
+    /// The version of the new release.
     #[arg(long, value_name = "VERSION")]
     version: Name,
-    /// zstd level of new chunks: higher is smaller and slower.
+    /// zstd level for new chunks: higher is smaller and slower.
     #[arg(long, value_name = "1-19", default_value_t = LEVEL_DEFAULT, value_parser = clap::value_parser!(i32).range(1..=19))]
     level: i32,
-    /// Point this channel at the release when it is there.
+    /// Point this channel at the release once it is committed. The token also needs the scope
+    /// channel.
     #[arg(long, value_name = "CHANNEL")]
     channel: Option<Name>,
     #[command(flatten)]

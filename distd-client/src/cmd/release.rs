@@ -1,4 +1,4 @@
-//! `distd release`: what has been released, and what is withdrawn.
+//! `distd release`: lists, shows and withdraws releases.
 
 use clap::Subcommand;
 use distd_core::names::Name;
@@ -10,7 +10,7 @@ use crate::context::{ApiArgs, Context};
 use crate::exit::Failure;
 use crate::output::{human_bytes, table};
 
-/// See what has been released, or withdraw it.
+/// List, show or withdraw releases.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -21,14 +21,15 @@ pub(crate) struct Args {
 enum Command {
     /// List the releases of a product.
     Ls {
-        /// The product.
+        /// Product to list.
         product: Name,
         #[command(flatten)]
         api: ApiArgs,
     },
-    /// Withdraw a release that no channel points to: devices are told of it no more, and its space comes back.
+    /// Withdraw a release that no channel points to. The origin no longer offers it to devices and
+    /// frees its space.
     Rm {
-        /// The release.
+        /// Release to withdraw.
         #[arg(value_name = "PRODUCT@VERSION")]
         release: ReleaseName,
         #[command(flatten)]
@@ -36,7 +37,7 @@ enum Command {
     },
     /// Show one release.
     Show {
-        /// The release.
+        /// Release to show.
         #[arg(value_name = "PRODUCT@VERSION")]
         release: ReleaseName,
         #[command(flatten)]

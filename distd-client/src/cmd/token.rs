@@ -1,4 +1,5 @@
-//! `distd token`: rights for people and machines (API tokens) and for devices that are to join (join tokens).
+//! `distd token`: manages API tokens (rights of people and machines) and join tokens (with which
+//! nodes enrol).
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -25,19 +26,20 @@ pub(crate) struct Args {
 enum Command {
     /// Make an API token; it is printed once.
     Create {
-        /// What it allows; repeat or separate by commas. admin implies all others.
+        /// Rights of the token; repeat or separate by commas. admin implies all others.
         #[arg(long, required = true, value_delimiter = ',')]
         scope: Vec<Scope>,
-        /// A product it is for, * for any characters; repeat or separate by commas. Default: all products.
+        /// Name pattern of products that the token is valid for; * stands for any characters.
+        /// Repeat or separate by commas. Default: all products.
         #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
         product: Vec<String>,
-        /// What operators call it.
+        /// Name of the token for operators.
         #[arg(long)]
         label: String,
-        /// How long it is valid, such as 24h or 90d. Default: until it is revoked.
+        /// How long the token is valid, such as 24h or 90d. Default: until it is revoked.
         #[arg(long, value_name = "TIME", value_parser = duration)]
         expires: Option<Duration>,
-        /// Write it to this new file, readable by its owner alone, instead of printing it.
+        /// Write the token to this new file, readable by its owner alone, instead of printing it.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
         #[command(flatten)]
@@ -45,19 +47,20 @@ enum Command {
     },
     /// Make a join token, with which devices or relays enrol; it is printed once.
     Join {
-        /// What a node may become with it.
+        /// Role of the nodes that enrol with the token.
         #[arg(long, default_value = "leaf")]
         role: JoinRole,
-        /// How many nodes may use it, at most 10000: one token for each batch, so that one can be ended by itself.
+        /// How many nodes may enrol with the token, at most 10000. Make one token for each batch of
+        /// nodes, so that each can be revoked by itself.
         #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
         uses: u32,
-        /// How long it is valid, such as 45m, 24h or 7d; at most 90d.
+        /// How long the token is valid, such as 45m, 24h or 7d; at most 90d.
         #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
         expires: Duration,
-        /// What operators call it.
+        /// Name of the token for operators.
         #[arg(long, default_value = "")]
         label: String,
-        /// Write it to this new file, readable by its owner alone, instead of printing it.
+        /// Write the token to this new file, readable by its owner alone, instead of printing it.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
         #[command(flatten)]
@@ -68,9 +71,10 @@ enum Command {
         #[command(flatten)]
         api: ApiArgs,
     },
-    /// End an API token or a join token. Nodes that a join token brought in stay.
+    /// Revoke an API token or a join token. Nodes that enrolled with a join token stay in the
+    /// realm.
     Revoke {
-        /// Its id, as listed.
+        /// Id of the token, from distd token ls.
         #[arg(value_parser = token_id)]
         id: String,
         #[command(flatten)]
@@ -78,22 +82,22 @@ enum Command {
     },
 }
 
-/// What an API token allows.
+/// Rights of an API token.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Scope {
     /// See products, releases, channels and manifests, and read packs.
     Read,
     /// Push releases.
     Publish,
-    /// Move channels.
+    /// Point channels at releases.
     Channel,
     /// With channel: order devices back to older releases.
     Downgrade,
-    /// Everything, tokens and nodes included.
+    /// Everything, including tokens and nodes.
     Admin,
 }
 
-/// What a node may become with a join token.
+/// Roles of a node that enrols with a join token.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum JoinRole {
     /// A device.
@@ -175,7 +179,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             revoked.map_err(|error| match error.is_not_found() {
                 true => {
                     let error = anyhow!("there is no API token and no join token {id}");
-                    Failure::new(Code::NotFound, error).next("see which there are: distd token ls")
+                    Failure::new(Code::NotFound, error).next("list the tokens: distd token ls")
                 }
                 false => Failure::from(error),
             })?;
@@ -185,7 +189,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Before a token is made: one that cannot be written would be lost.
+/// Refuses an existing file before the token is made: a token that cannot be written would be lost.
 fn refuse_existing(out: Option<&Path>) -> anyhow::Result<()> {
     match out {
         Some(path) if path.exists() => {
@@ -196,7 +200,7 @@ fn refuse_existing(out: Option<&Path>) -> anyhow::Result<()> {
     }
 }
 
-/// Prints the token alone, so that it can be piped, or writes it to a file.
+/// Prints only the token, so that it can be piped, or writes it to a file.
 fn hand_over(context: &Context, secret: &Secret, out: Option<&Path>) -> anyhow::Result<()> {
     let Some(path) = out else {
         return context.output().result(secret, |secret| secret.token.clone());
@@ -205,7 +209,7 @@ fn hand_over(context: &Context, secret: &Secret, out: Option<&Path>) -> anyhow::
     let written =
         files::create_secret(path, text.as_bytes()).map_err(|e| Failure::new(Code::Local, e.into()))?;
     if !written {
-        let error = anyhow!("{} was made by somebody else meanwhile", path.display());
+        let error = anyhow!("another process created {} meanwhile", path.display());
         return Err(Failure::new(Code::Local, error)
             .next("revoke the token just made, then make another")
             .into());

@@ -1,4 +1,4 @@
-//! `distd verify`: check an artifact against the manifest kept beside it.
+//! `distd verify`: checks an artifact against the manifest kept beside it.
 
 use std::path::{Path, PathBuf};
 
@@ -13,9 +13,9 @@ use crate::pull::{Kept, verify, verify_kept};
 /// Check an artifact against its manifest.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The artifact.
+    /// Artifact to check.
     path: PathBuf,
-    /// Its manifest; default: the one kept beside it.
+    /// Manifest to check against. Default: the one kept beside the artifact.
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
 }
@@ -23,7 +23,8 @@ pub(crate) struct Args {
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let path = match ArtifactPath::existing(&args.path, Role::Artifact) {
         Ok(found) => found.path().to_owned(),
-        // Nothing is kept beside it either, most likely, which is the better word for it.
+        // Most likely no manifest is kept beside the missing artifact either, and the error about
+        // the missing manifest is the more useful one.
         Err(PathError::Missing { .. }) => args.path.components().collect(),
         Err(error) => return Err(Failure::from(error).into()),
     };

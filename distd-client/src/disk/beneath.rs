@@ -1,4 +1,5 @@
-//! Entries of a directory tree by handles: no link is followed, no mount crossed, and paths may be longer than the system's limit.
+//! Access to the entries of a directory tree by handles: no link is followed, no mount is crossed,
+//! and paths may be longer than the system's limit.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -11,38 +12,41 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{Dir, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-/// Longest path given to the system in one call; it takes 4095 bytes.
+/// Longest path given to the system in one call, in bytes; the system's limit is 4095.
 const PIECE_BYTES_MAX: usize = 4000;
 
-/// A directory, and whatever lies beneath it.
+/// A directory and everything below it.
 #[derive(Debug)]
 pub(crate) struct Beneath {
     root: Arc<OwnedFd>,
-    /// The directory asked for last: entries come in the order of their paths.
+    /// Directory asked for last: entries come in the order of their paths, so the next entry is
+    /// often in the same directory.
     last: Mutex<Option<Known>>,
 }
 
-/// A directory by its path below the root.
+/// A directory's path below the root, and its handle.
 type Known = (Box<[u8]>, Arc<OwnedFd>);
 
 /// The directory of an entry, and the entry's name in it.
 #[derive(Debug)]
 pub(crate) struct At<'p> {
-    /// Handle of the directory: good for what takes a directory and a name, not for reading it.
+    /// Handle of the directory (`O_PATH`). Calls that take a directory and a name accept it;
+    /// reading the directory needs another handle.
     pub(crate) dir: Arc<OwnedFd>,
     /// Name of the entry.
     pub(crate) name: &'p OsStr,
 }
 
 impl At<'_> {
-    /// A short path of the entry, for the few calls that take no handle. Its last name may be a link, which is then the entry.
+    /// Returns a short path of the entry, for the few calls that take no handle. If the entry is a
+    /// link, the path names the link itself.
     pub(crate) fn short_path(&self) -> PathBuf {
         Path::new("/proc/self/fd").join(self.dir.as_raw_fd().to_string()).join(self.name)
     }
 }
 
 impl Beneath {
-    /// The directory at `path`, which is not followed if it is a link.
+    /// Opens the directory at `path`; a link there is an error.
     ///
     /// # Errors
     /// As the system reports.
@@ -52,15 +56,15 @@ impl Beneath {
         Ok(Self { root, last: Mutex::default() })
     }
 
-    /// Handle of the directory itself.
+    /// Returns the handle of the directory itself.
     pub(crate) fn root(&self) -> &OwnedFd {
         &self.root
     }
 
-    /// The entry at `path`, whose names are separated by single slashes.
+    /// Locates the entry at `path`, whose names are separated by single slashes.
     ///
     /// # Errors
-    /// As the system reports for its directory; the entry itself need not be there.
+    /// As the system reports for the entry's directory; the entry itself need not exist.
     pub(crate) fn at<'p>(&self, path: &'p [u8]) -> io::Result<At<'p>> {
         let (parent, name) = match path.iter().rposition(|byte| *byte == b'/') {
             Some(slash) => (&path[..slash], &path[slash + 1..]),
@@ -98,13 +102,13 @@ impl Beneath {
         Ok(at)
     }
 
-    /// Names in the directory at `path`, empty for the root, in the order of their bytes.
+    /// Returns the names in the directory at `path` (empty for the root), in byte order.
     ///
     /// # Errors
-    /// As the system reports; [`io::ErrorKind::CrossesDevices`] where something is mounted there.
+    /// As the system reports; [`io::ErrorKind::CrossesDevices`] if `path` is or crosses a mount.
     pub(crate) fn names(&self, path: &[u8]) -> io::Result<Vec<OsString>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // The handle itself has no right to read.
+        // An `O_PATH` handle cannot be read.
         let dir = rustix::fs::openat(&*self.dir(path)?, c".", flags, Mode::empty())?;
         let mut names = Vec::new();
         for entry in Dir::new(dir)? {
@@ -117,12 +121,13 @@ impl Beneath {
         Ok(names)
     }
 
-    /// Forgets handles, so that the tree can be moved or removed.
+    /// Drops cached handles, so that the tree can be moved or removed.
     pub(crate) fn forget(&self) {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Opens the file at `path`; anything but a regular file is an error, and a pipe does not block.
+    /// Opens the file at `path`. Anything but a regular file is an error, and a pipe does not
+    /// block.
     ///
     /// # Errors
     /// As the system reports.
@@ -142,7 +147,8 @@ fn open_dir(dir: &OwnedFd, path: &[u8]) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     match rustix::fs::openat2(dir, path, flags, Mode::empty(), resolve) {
-        // Before Linux 5.6, or a filter of system calls that does not know it: one name after the other.
+        // The kernel is older than Linux 5.6, or a filter of system calls does not know `openat2`:
+        // open one name after the other.
         Err(Errno::NOSYS | Errno::PERM) => {
             let mut at: Option<OwnedFd> = None;
             for name in path.split(|byte| *byte == b'/') {

@@ -1,4 +1,4 @@
-//! Block devices: the name of each, and whether anything uses one.
+//! Block devices: their names, and whether anything uses them.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -17,7 +17,8 @@ type Number = (u32, u32);
 /// One use of a block device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Use {
-    /// The device in use: the one asked for, a partition of it, or the disk it is part of.
+    /// The device in use: the requested device, a partition of it, or the disk that it is a
+    /// partition of.
     device: PathBuf,
     what: What,
 }
@@ -29,9 +30,9 @@ enum What {
         elsewhere: bool,
     },
     Swap,
-    /// A device that is made of it: device mapper, RAID, a loop device.
+    /// A device that is built on this device: device mapper, RAID or a loop device.
     Below(PathBuf),
-    /// The kernel says so, and not by whom.
+    /// The kernel reports the device as in use, but not by whom.
     Claimed,
 }
 
@@ -44,24 +45,24 @@ impl fmt::Display for Use {
                 write!(f, "{device} is mounted in another mount namespace, at {} there", at.display())
             }
             What::Swap => write!(f, "{device} is swap space"),
-            What::Below(other) => write!(f, "{device} lies below {}", other.display()),
+            What::Below(other) => write!(f, "{device} is in use by {}", other.display()),
             What::Claimed => write!(f, "{device} is in use: mounted, or held by another program"),
         }
     }
 }
 
-/// Why a block device cannot be opened for writing.
+/// Reasons why a block device cannot be opened for writing.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DeviceError {
-    /// Something uses it.
+    /// The device is in use.
     #[error("{0}")]
     InUse(Use),
     /// The system refused.
     #[error("could not open {}", path.display())]
     Open {
-        /// The device.
+        /// Path of the device.
         path: PathBuf,
-        /// The cause.
+        /// Error of the system.
         #[source]
         cause: io::Error,
     },
@@ -85,14 +86,14 @@ fn sysfs((major, minor): Number) -> PathBuf {
     PathBuf::from(format!("/sys/dev/block/{major}:{minor}"))
 }
 
-/// The number of the block device at `path`; `None` when there is none.
+/// Returns the number of the block device at `path`; `None` if `path` is no block device.
 fn number_at(path: &Path) -> Option<Number> {
     let meta = fs::metadata(path).ok()?;
     meta.file_type().is_block_device().then(|| number_of(meta.rdev()))
 }
 
-/// The kernel's own name for a device, below `/dev`, where there is a node of it; else `path`. All nodes of a device and links to
-/// them so have one name.
+/// Returns the kernel's own name for a device below `/dev`, if that node exists; else `path`. Thus
+/// all nodes of a device and all links to them have one name.
 pub(super) fn node(rdev: u64, path: PathBuf) -> PathBuf {
     let named = name_of(number_of(rdev));
     named.filter(|named| number_at(named) == Some(number_of(rdev))).unwrap_or(path)
@@ -104,7 +105,7 @@ fn name_of(number: Number) -> Option<PathBuf> {
     Some(Path::new("/dev").join(name))
 }
 
-/// The device, its partitions, and the disk it is a partition of.
+/// Returns the device, its partitions, and the disk that it is a partition of.
 fn family(number: Number) -> Vec<Number> {
     let read = |dir: &Path| -> Option<Number> {
         let text = fs::read_to_string(dir.join("dev")).ok()?;
@@ -122,12 +123,13 @@ fn family(number: Number) -> Vec<Number> {
     family
 }
 
-/// Whether `mount` is of the device. File systems over several devices have numbers of their own, and are known by their source.
+/// Returns whether `mount` is on the device. File systems that span several devices have device
+/// numbers of their own and are recognised by their source.
 fn is_of(mount: &Mount, number: Number) -> bool {
     mount.device == number || (mount.source.is_absolute() && number_at(&mount.source) == Some(number))
 }
 
-/// A use of the block device with this number; `None` when none is known.
+/// Returns a use of the block device with this number; `None` when no use is known.
 fn usage(rdev: u64, path: &Path) -> Option<Use> {
     let asked = number_of(rdev);
     let named = |number: Number| match number == asked {
@@ -168,7 +170,8 @@ fn usage(rdev: u64, path: &Path) -> Option<Use> {
         .or_else(|| mounted(&mounts::elsewhere(), true))
 }
 
-/// The loop device that reads the block device: it takes no claim on it, so the kernel does not say that it is in use.
+/// Returns the loop device that is backed by the block device. A loop device claims nothing, so the
+/// kernel does not report its backing device as in use.
 fn loop_over(number: Number) -> Option<PathBuf> {
     fs::read_dir("/sys/block").into_iter().flatten().flatten().find_map(|entry| {
         let text = fs::read_to_string(entry.path().join("loop/backing_file")).ok()?;
@@ -189,13 +192,16 @@ pub(crate) fn check_unused(path: &Path) -> Result<(), DeviceError> {
     }
 }
 
-/// Opens the block device at `path` for reading and writing, claimed: nobody can mount it meanwhile.
+/// Opens the block device at `path` for reading and writing and claims it, so that nobody can mount
+/// it meanwhile.
 ///
 /// # Errors
-/// [`DeviceError::InUse`] when something uses it, a partition of it, or the disk it is part of.
+/// [`DeviceError::InUse`] when something uses the device, a partition of it, or the disk that it is
+/// a partition of.
 pub(crate) fn open_claimed(path: &Path) -> Result<File, DeviceError> {
     check_unused(path)?;
-    // On a block device, without O_CREAT: a claim that file systems, swap and partitions of the disk take too (open(2)).
+    // On a block device, `O_EXCL` without `O_CREAT` makes the same exclusive claim as file systems,
+    // swap and partitions of the disk (open(2)).
     let flags = OFlags::EXCL.bits().cast_signed();
     OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).map_err(|cause| {
         match rustix::io::Errno::from_io_error(&cause) {
@@ -210,7 +216,7 @@ pub(crate) fn open_claimed(path: &Path) -> Result<File, DeviceError> {
     })
 }
 
-/// A mount through which the device with this number may be written while it is read.
+/// Returns a mount through which the device with this number may be written while it is read.
 pub(crate) fn written_through(rdev: u64, path: &Path) -> Option<Use> {
     let family = family(number_of(rdev));
     let find = |mounts: Vec<Mount>, elsewhere: bool| {

@@ -1,4 +1,4 @@
-//! Locks: of one pull on its target, and on devices that other programs look at.
+//! Locks: of a pull on its target, and on devices that other programs examine.
 
 use std::fs::{self, File};
 use std::io;
@@ -8,25 +8,26 @@ use std::time::{Duration, Instant};
 
 use super::side::{self, SideError};
 
-/// How long a lock is waited for that some program holds for a moment. udev holds one while it looks at a device that has just
-/// appeared, which takes a second or two.
+/// Time to wait for a lock that a program holds for a moment. udev holds one while it examines a
+/// device that has just appeared, which takes a second or two.
 const LOCK_PATIENCE: Duration = Duration::from_secs(15);
 
-/// How long somebody else's lock is waited for.
+/// How long to wait for a lock that somebody else holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Patience {
-    /// Not at all: another pull holds it, and will for as long as it takes.
+    /// Do not wait: another pull holds the lock, for as long as that pull takes.
     None,
-    /// Some seconds: some program is looking at the device.
+    /// Wait for some seconds: a program is examining the device.
     Some,
 }
 
 /// Takes the lock of an open file.
 ///
-/// A file system that knows no locks gives none, and a warning says so: a device is not left without updates for that.
+/// On a file system without locks the function only logs a warning: a device must not stay without
+/// updates because of that.
 ///
 /// # Errors
-/// [`SideError::Locked`] when somebody else has it.
+/// [`SideError::Locked`] when somebody else has the lock.
 pub(crate) fn lock(file: &File, path: &Path, patience: Patience) -> Result<(), SideError> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
@@ -40,14 +41,14 @@ pub(crate) fn lock(file: &File, path: &Path, patience: Patience) -> Result<(), S
             }
             Err(fs::TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(fs::TryLockError::Error(error)) => {
-                tracing::warn!(path = %path.display(), %error, "no lock could be taken here: nothing stops a second pull");
+                tracing::warn!(path = %path.display(), %error, "could not take a lock on this file system: nothing prevents a second pull at the same time");
                 return Ok(());
             }
         }
     }
 }
 
-/// The lock of one pull on its target; the file is removed when the pull ends.
+/// The lock of one pull on its target. The file is removed when the pull ends.
 #[derive(Debug)]
 pub(crate) struct Lock {
     path: PathBuf,
@@ -63,7 +64,8 @@ impl Lock {
         loop {
             let (file, _) = side::open(&path)?;
             lock(&file, &path, Patience::None)?;
-            // The pull that held it before may have removed the file that this lock is on.
+            // A pull that held the lock before may have removed the file that is locked now. Try
+            // again with the file that has the name now.
             let same = |a: fs::Metadata, b: fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
             if let (Ok(open), Ok(named)) = (file.metadata(), fs::symlink_metadata(&path))
                 && same(open, named)
@@ -76,7 +78,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Left behind it does no harm.
+        // A leftover lock file does no harm.
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -97,9 +99,9 @@ mod tests {
     }
 
     #[test]
-    fn where_there_are_no_locks_a_pull_goes_on() {
+    fn a_file_system_without_locks_is_no_error() {
         let file = tempfile::NamedTempFile::new().expect("temporary file");
-        // A handle of this kind takes none, as some network file systems take none of any.
+        // An `O_PATH` handle cannot be locked, just as no file can on some network file systems.
         let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
         let handle = rustix::fs::open(file.path(), flags, rustix::fs::Mode::empty()).expect("open");
         lock(&File::from(handle), file.path(), Patience::None).expect("no lock is no error");

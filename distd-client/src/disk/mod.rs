@@ -1,8 +1,9 @@
-//! The device's disks: which path an artifact has, what is mounted, which device is in use, how to remove and how to make files that
-//! nobody else can have put there.
+//! The device's disks: the path of an artifact, mounts, devices in use, safe removal, and files
+//! that nobody else can have created.
 //!
-//! Nothing here knows a release. [`path`] brings every path of the command line into one form; [`mounts`] and [`device`] say what
-//! must be left alone; [`remove`], [`side`], [`mod@lock`] and [`beneath`] change directories without following a link or crossing a mount.
+//! Nothing here knows about releases. [`path`] brings every path of the command line into one form;
+//! [`mounts`] and [`device`] find what must not be touched; [`remove`], [`side`], [`mod@lock`] and
+//! [`beneath`] change directories without following a link or crossing a mount.
 
 pub(crate) mod beneath;
 pub(crate) mod device;

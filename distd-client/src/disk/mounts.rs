@@ -8,32 +8,33 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Longest mountinfo read. A host with ten thousand containers' mounts has some 2 MB.
+/// Largest mountinfo read, in bytes. The mounts of ten thousand containers take some 2 MB.
 const MOUNTINFO_BYTES_MAX: u64 = 64 << 20;
 
-/// File systems that show the kernel's own objects: a regular file made there is memory, or an error.
+/// File systems that show the kernel's own objects. Making a regular file there fails or puts it
+/// into memory.
 const KERNEL_FILE_SYSTEMS: [&str; 8] =
     ["devtmpfs", "devpts", "proc", "sysfs", "cgroup", "cgroup2", "securityfs", "debugfs"];
 
 /// One mounted file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Mount {
-    /// Where.
+    /// Mount point.
     pub(crate) point: PathBuf,
     /// Device number of the file system: major and minor.
     pub(crate) device: (u32, u32),
     /// Type of the file system.
     pub(crate) kind: String,
-    /// Where its bytes come from: a device node, as it was named to `mount`.
+    /// Source of the file system's bytes: a device node, as it was named to `mount`.
     pub(crate) source: PathBuf,
-    /// Whether the file system may be written, here or at another mount of it.
+    /// Whether the file system is mounted writable, here or at another mount point.
     pub(crate) writable: bool,
 }
 
-/// The mounts this process sees.
+/// Returns the mounts that this process sees.
 ///
 /// # Errors
-/// When `/proc` is not there: then nobody can tell whether something is mounted.
+/// When `/proc` is missing; nothing else tells what is mounted.
 pub(crate) fn here() -> io::Result<Vec<Mount>> {
     of_process(Path::new("/proc/self"))
 }
@@ -45,14 +46,15 @@ fn of_process(proc: &Path) -> io::Result<Vec<Mount>> {
     Ok(bytes.split(|byte| *byte == b'\n').filter_map(parse).collect())
 }
 
-/// The mounts of every other mount namespace that this process may look into, those of one namespace once. Their paths are as the
-/// processes there see them.
+/// Returns the mounts of every other mount namespace that this process may inspect, each namespace
+/// once. Their paths are as the processes of that namespace see them.
 pub(crate) fn elsewhere() -> Vec<Mount> {
     of_others(|_| true)
 }
 
-/// The same of those namespaces alone whose root is this process's: their paths mean what they mean here. A container has another root,
-/// and a volume in it may have any path.
+/// Like [`elsewhere`], but only for namespaces whose root is the root of this process, so that
+/// paths mean the same there as here. A container has another root, and a volume in it may have any
+/// path.
 pub(crate) fn elsewhere_below_this_root() -> Vec<Mount> {
     let root = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
     let here = root(Path::new("/proc/self/root"));
@@ -65,7 +67,7 @@ fn of_others(is_asked_for: impl Fn(&Path) -> bool) -> Vec<Mount> {
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let numeric = process.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit);
         let path = process.path();
-        // A process may end meanwhile, or belong to somebody else.
+        // A process may end meanwhile, or belong to another user.
         if numeric
             && let Ok(namespace) = fs::read_link(path.join("ns/mnt"))
             && !seen.contains(&namespace)
@@ -78,14 +80,15 @@ fn of_others(is_asked_for: impl Fn(&Path) -> bool) -> Vec<Mount> {
     found
 }
 
-/// The mount points at `path` and below it.
+/// Returns the mounts at `path` and below it.
 pub(crate) fn at_or_below<'m>(mounts: &'m [Mount], path: &Path) -> impl Iterator<Item = &'m Mount> {
     mounts.iter().filter(move |mount| mount.point.starts_with(path))
 }
 
-/// Whether `path` lies in a file system that shows the kernel's own objects.
+/// Returns whether `path` lies in a file system that shows the kernel's own objects.
 pub(crate) fn is_the_kernels(mounts: &[Mount], path: &Path) -> bool {
-    // The last of several at one place hides the others, and comes last in the list.
+    // Of several mounts at one point the last in the list hides the others; `max_by_key` returns
+    // the last maximum.
     let covering = mounts.iter().filter(|mount| path.starts_with(&mount.point));
     let nearest = covering.max_by_key(|mount| mount.point.components().count());
     nearest.is_some_and(|mount| KERNEL_FILE_SYSTEMS.contains(&mount.kind.as_str()))
@@ -98,7 +101,7 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let device = (major.parse().ok()?, minor.parse().ok()?);
     let _root = fields.next()?;
     let point = unescape(fields.next()?);
-    // Optional fields end with a dash.
+    // The optional fields end with a dash.
     let mut behind = fields.skip_while(|field| *field != b"-").skip(1);
     let kind = String::from_utf8_lossy(behind.next()?).into_owned();
     let source = unescape(behind.next()?);
@@ -106,7 +109,7 @@ fn parse(line: &[u8]) -> Option<Mount> {
     Some(Mount { point, device, kind, source, writable })
 }
 
-/// Space, tab, line feed and backslash are written as `\` and three octal digits.
+/// Decodes a field: space, tab, line feed and backslash are written as `\` and three octal digits.
 fn unescape(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;

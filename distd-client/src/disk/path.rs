@@ -1,7 +1,8 @@
-//! The one form of an artifact's path, whatever was typed (docs/cli.md, "Paths of artifacts").
+//! The one form of an artifact's path, however it was typed (docs/cli.md, "Paths of artifacts").
 //!
-//! The form is absolute, without a link in it and without a slash at its end. State that is kept for an artifact goes by that path,
-//! so that `x`, `x/`, `./x`, a link to `x` and every name of one block device are one artifact.
+//! The form is absolute, contains no link and does not end with a slash. The state kept for an
+//! artifact is stored under that path, so `x`, `x/`, `./x`, a link to `x` and every name of one
+//! block device are one artifact.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -12,13 +13,13 @@ use super::device;
 use super::mounts::{self, Mount};
 use crate::exit::{Code, Failure};
 
-/// Most links followed one after the other, as the kernel does.
+/// Largest number of links followed in a row, the same as in the kernel.
 const LINKS_MAX: usize = 40;
 
-/// Kind of the thing at a path.
+/// Kind of object at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// Nothing yet.
+    /// Nothing exists at the path.
     Nothing,
     /// A regular file.
     File,
@@ -47,14 +48,14 @@ impl Standing {
     }
 }
 
-/// Part that a path plays in a command.
+/// Purpose of a path in a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// `--out`.
+    /// The path of `--out`.
     Out,
-    /// `--seed`.
+    /// A path of `--seed`.
     Seed,
-    /// The artifact to check or to push.
+    /// The artifact to verify or to push.
     Artifact,
 }
 
@@ -68,50 +69,50 @@ impl Role {
     }
 }
 
-/// Why a path is none of an artifact.
+/// Reasons why a path cannot be an artifact's.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PathError {
-    /// An empty path.
+    /// The path is empty.
     #[error("{0} has no path")]
     Empty(&'static str),
-    /// `-`.
+    /// The path is `-`.
     #[error("{0} cannot be a stream: distd reads and writes at any offset")]
     Stream(&'static str),
-    /// Neither file, directory nor block device.
+    /// The object is neither a file, a directory nor a block device.
     #[error("{option} {} is {what}; it must be a file, a directory or a block device", path.display())]
     Kind {
-        /// The option that named it.
+        /// The option that named the path.
         option: &'static str,
-        /// Where.
+        /// The path as typed.
         path: PathBuf,
-        /// Its kind, in words.
+        /// Kind of the object, in words.
         what: &'static str,
     },
-    /// The root directory, which has no name to put files beside.
+    /// The path is the root directory, which has no name to put files beside.
     #[error("{0} cannot be the root directory")]
     Root(&'static str),
-    /// Nothing there.
+    /// Nothing exists at the path.
     #[error("{option} {} does not exist", path.display())]
     Missing {
-        /// The option that named it.
+        /// The option that named the path.
         option: &'static str,
-        /// Where.
+        /// The path as typed.
         path: PathBuf,
     },
-    /// A place for device nodes and the kernel's own files.
-    #[error("{} is no block device, and files are not put there: what lies there is memory", .0.display())]
+    /// The path is in a place for device nodes or for the kernel's own files.
+    #[error("{} is not a block device, and distd puts no files there: they would be in memory only", .0.display())]
     NoDevice(PathBuf),
-    /// A link that another user made.
-    #[error("{} is a link of another user", .0.display())]
+    /// The path contains a link that another user made.
+    #[error("{} is a link that another user made", .0.display())]
     ForeignLink(PathBuf),
     /// The system refused.
-    #[error("could not look at {option} {}", path.display())]
+    #[error("could not inspect {option} {}", path.display())]
     Io {
-        /// The option that named it.
+        /// The option that named the path.
         option: &'static str,
-        /// Where.
+        /// The path as typed.
         path: PathBuf,
-        /// The cause.
+        /// Error of the system.
         #[source]
         cause: io::Error,
     },
@@ -136,7 +137,7 @@ impl From<PathError> for Failure {
                 Some("look at the device's name: lsblk, or ls -l /dev/disk/by-partlabel".into()),
             ),
             PathError::ForeignLink(_) => {
-                (Code::Local, Some("name what it leads to, if that is what you mean".into()))
+                (Code::Local, Some("if you trust the link, name the path that it leads to".into()))
             }
             PathError::Io { .. } => (Code::Local, None),
         };
@@ -148,7 +149,8 @@ impl From<PathError> for Failure {
     }
 }
 
-/// An artifact's path in its one form, and what stood there when it was looked at.
+/// An artifact's path in its one form, and the kind of object that was there when the path was
+/// resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ArtifactPath {
     path: PathBuf,
@@ -156,16 +158,17 @@ pub(crate) struct ArtifactPath {
 }
 
 impl ArtifactPath {
-    /// The path that `--out` names. A link is followed, also one that leads to nothing yet: the artifact is put where it leads.
+    /// Resolves the path of `--out`. A link is followed even if its target does not exist yet: the
+    /// artifact is put at the link's target.
     ///
     /// # Errors
-    /// [`PathError`]; nothing was opened or made.
+    /// [`PathError`]; nothing was opened or created.
     pub(crate) fn target(typed: &Path) -> Result<Self, PathError> {
         let mounts = mounts::here().unwrap_or_default();
         Self::resolve(typed, Role::Out, &mounts)
     }
 
-    /// The path of something that must be there.
+    /// Resolves the path of an object that must exist.
     ///
     /// # Errors
     /// [`PathError`]; nothing was opened.
@@ -186,7 +189,8 @@ impl ArtifactPath {
             return Err(PathError::Stream(option));
         }
         let io = |cause| PathError::Io { option, path: typed.to_owned(), cause };
-        // Takes away `.`, double slashes and a slash at the end. The system resolves `..`, which depends on links.
+        // This removes `.`, double slashes and a slash at the end. The system resolves `..`, which
+        // depends on links.
         let absolute: PathBuf = std::path::absolute(typed).map_err(io)?.components().collect();
         let (path, standing) = match fs::metadata(&absolute) {
             Ok(meta) => {
@@ -213,7 +217,7 @@ impl ArtifactPath {
         let a_file = standing != Standing::Device;
         let among_devices = |path: &Path| path.starts_with("/dev") || mounts::is_the_kernels(mounts, path);
         if role == Role::Out && a_file {
-            // As it was typed, if that is what names a device.
+            // Check the typed path too: it may name a device although its link leads elsewhere.
             if let Some(path) = [&absolute, &path].into_iter().find(|path| among_devices(path)) {
                 return Err(PathError::NoDevice(path.clone()));
             }
@@ -221,18 +225,19 @@ impl ArtifactPath {
         Ok(Self { path, standing })
     }
 
-    /// The path: absolute, without links.
+    /// Returns the path: absolute, without links.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Kind of the thing that stood there.
+    /// Returns the kind of object that was at the path.
     pub(crate) fn standing(&self) -> Standing {
         self.standing
     }
 }
 
-/// Where `path` leads when its last name is a link, or a link to a link: a path without links in it, as far as its directory is there.
+/// Returns where `path` leads if its last name is a link, or a chain of links. The result has no
+/// links, as far as its directory exists.
 fn follow(path: &Path, option: &'static str) -> Result<PathBuf, PathError> {
     let io = |cause| PathError::Io { option, path: path.to_owned(), cause };
     let mut at = path.to_owned();
@@ -241,14 +246,14 @@ fn follow(path: &Path, option: &'static str) -> Result<PathBuf, PathError> {
             return fs::canonicalize(&at).map_err(io);
         };
         let dir = match fs::canonicalize(dir) {
-            // Said when something is to be made there.
+            // The missing directory is reported when something is to be created in it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(at),
             other => other.map_err(io)?,
         };
         let here = dir.join(name);
         match fs::symlink_metadata(&here) {
             Ok(meta) if meta.file_type().is_symlink() => {
-                // A link that anybody else made could lead this user's writing anywhere.
+                // A link made by any other user could direct this user's writes anywhere.
                 if ![0, rustix::process::geteuid().as_raw()].contains(&meta.uid()) {
                     return Err(PathError::ForeignLink(here));
                 }
@@ -280,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_write_a_path_is_one_path() {
+    fn all_spellings_of_a_path_give_one_path() {
         let (_dir, root) = dir();
         fs::create_dir_all(root.join("d/sub")).expect("mkdir");
         fs::write(root.join("f"), "x").expect("write");
@@ -310,7 +315,7 @@ mod tests {
             ("dangling/", "new"),
         ];
         for (typed, expected) in cases {
-            // Not joined: that would take the slash away before it is looked at.
+            // Concatenated, not joined: `join` would drop the slash before the test sees it.
             let typed = PathBuf::from(format!("{}/{typed}", root.display()));
             assert_eq!(target(&typed).expect("a path"), root.join(expected), "{}", typed.display());
         }
@@ -322,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_artifact_is_refused_without_being_opened() {
+    fn a_path_that_cannot_be_an_artifact_is_refused_without_being_opened() {
         let (_dir, root) = dir();
         let fifo = root.join("fifo");
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
@@ -351,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_put_among_devices() {
+    fn files_among_devices_are_refused() {
         let (_dir, root) = dir();
         symlink("/dev/distd-typo", root.join("typo")).expect("link");
         symlink("/dev", root.join("dev")).expect("link");

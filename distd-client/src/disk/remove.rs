@@ -1,4 +1,4 @@
-//! Removing a directory with all that is in it, and nothing that is mounted in it.
+//! Removal of a directory with everything in it, except what is mounted in it.
 
 use std::ffi::CStr;
 use std::io;
@@ -8,18 +8,20 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 
-/// Deepest directory that is entered. A path of 4096 bytes has at most 2048 names, and each level costs one handle.
+/// Deepest directory that is entered. A path of 4096 bytes has at most 2048 names, and each level
+/// costs one handle.
 const DEPTH_MAX: usize = 2200;
 
 /// Removes the directory at `path` and everything below it.
 ///
-/// A directory in which something is mounted is an error, and what is mounted is not touched: every step down is refused by the
-/// kernel where it would cross a mount, bind mounts of the same file system included. No link is followed. A directory
-/// without permission to change it gets that permission first, as far as this process may give it.
+/// A directory in which something is mounted is an error, and the mounted file system is not
+/// touched: the kernel refuses every step that would cross a mount, including bind mounts of the
+/// same file system. No link is followed. If this process lacks the permission to change a
+/// directory, it gives itself that permission first where it can.
 ///
 /// # Errors
-/// As the system reports; what was removed until then is gone. [`io::ErrorKind::CrossesDevices`] for a mount. Nothing there is no
-/// error.
+/// As the system reports; [`io::ErrorKind::CrossesDevices`] for a mount. Entries removed before the
+/// error stay removed. A missing directory is no error.
 pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     match open_top(path) {
         Ok(dir) => empty(&dir, 0)?,
@@ -42,15 +44,17 @@ fn open_top(path: &Path) -> Result<OwnedFd, Errno> {
     }
 }
 
-/// Makes the open directory, which may be a handle that cannot be read, changeable for its owner.
+/// Makes an open directory changeable for its owner. The handle may be one that cannot be read.
 pub(super) fn grant(dir: BorrowedFd<'_>) -> Result<(), Errno> {
     use std::os::fd::AsRawFd;
-    // A mode cannot be set through such a handle but by this name, which leads to the directory itself.
+    // An `O_PATH` handle does not accept a change of mode, but this name leads to the directory
+    // itself.
     let name = format!("/proc/self/fd/{}", dir.as_raw_fd());
     rustix::fs::chmod(name, Mode::RWXU)
 }
 
-/// Gives the owner of a directory the right to change it, if it is missing and this process may.
+/// Gives the owner of a directory the right to change it, if the right is missing and this process
+/// may grant it.
 ///
 /// # Errors
 /// As the system reports.
@@ -62,13 +66,14 @@ pub(crate) fn make_changeable(dir: BorrowedFd<'_>) -> io::Result<()> {
     Ok(grant(dir)?)
 }
 
-/// Opens the directory `name` in `dir`, and fails where something is mounted on it.
+/// Opens the directory `name` in `dir`, and fails if something is mounted on it.
 pub(super) fn open_below(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let open = |access: OFlags| {
         let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
         match rustix::fs::openat2(dir, name, flags | access, Mode::empty(), resolve) {
-            // Before Linux 5.6, or a filter of system calls that does not know it.
+            // The kernel is older than Linux 5.6, or a filter of system calls does not know
+            // `openat2`.
             Err(Errno::NOSYS | Errno::PERM) => {
                 let below = rustix::fs::openat(dir, name, flags | access, Mode::empty())?;
                 if mount_of(below.as_fd())? == mount_of(dir)? { Ok(below) } else { Err(Errno::XDEV) }
@@ -85,7 +90,8 @@ pub(super) fn open_below(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Er
     }
 }
 
-/// Numbers that tell one mount from another: the mount's number since Linux 5.8, before that only the file system's.
+/// Returns numbers that distinguish mounts: the mount's id since Linux 5.8, before that only the
+/// file system's device number.
 fn mount_of(dir: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
     let stat = rustix::fs::fstat(dir)?;
     // `STATX_MNT_ID` of linux/stat.h.
@@ -98,7 +104,8 @@ fn empty(dir: &OwnedFd, depth: usize) -> io::Result<()> {
     if depth > DEPTH_MAX {
         return Err(io::Error::other("directories are nested too deep"));
     }
-    // Names first: a directory that is changed while it is read may give a name twice or not at all.
+    // Collect the names first: a directory that changes while it is read may return a name twice or
+    // not at all.
     let mut names = Vec::new();
     for entry in Dir::read_from(dir)? {
         let entry = entry?;
@@ -139,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_below_goes_and_what_links_lead_to_stays() {
+    fn everything_below_is_removed_and_link_targets_stay() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let outside = dir.path().join("outside");
         fs::create_dir(&outside).expect("mkdir");
@@ -162,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_mounted_below_stays_though_it_is_of_the_same_file_system() {
+    fn a_mount_below_stays_even_on_the_same_file_system() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let (volume, tree) = (dir.path().join("volume"), dir.path().join("tree"));
         fs::create_dir(&volume).expect("mkdir");
@@ -184,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn deep_directories_go_too() {
+    fn deep_directories_are_removed() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let top = dir.path().join("top");
         fs::create_dir(&top).expect("mkdir");

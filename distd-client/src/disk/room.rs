@@ -1,46 +1,47 @@
-//! Free space, looked at before a byte is fetched.
+//! Free space, checked before anything is fetched.
 
 use std::io;
 use std::path::Path;
 
-/// File systems that may pack what is written, so that more fits than they say: Btrfs, ZFS, F2FS, bcachefs (linux/magic.h,
-/// OpenZFS).
+/// Magic numbers of file systems that may compress data, so that more fits than they report: Btrfs,
+/// ZFS, F2FS, bcachefs (linux/magic.h, OpenZFS).
 const PACKING: [i64; 4] = [0x9123_683e, 0x2fc1_2fc1, 0xf2f5_2010, 0xca45_1a4e];
 
-/// On a file system that packs, room for this part of the bytes is enough. A guess: few artifacts pack better.
+/// On a file system that compresses, room for one part in this many of the bytes is enough. A
+/// guess: few artifacts compress better.
 const PACKED_PART: u64 = 10;
 
-/// Room in a file system.
+/// Free space of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Room {
     /// Bytes that this user may still write.
     pub(crate) free: u64,
     packs: bool,
-    /// Inodes left; `None` where the file system makes as many as it needs.
+    /// Free inodes; `None` if the file system creates inodes as needed.
     inodes: Option<u64>,
 }
 
 impl Room {
-    /// The room where `path` lies; `path` must exist.
+    /// Returns the free space at `path`, which must exist.
     ///
     /// # Errors
     /// As the system reports.
     pub(crate) fn at(path: &Path) -> io::Result<Self> {
         let stat = rustix::fs::statvfs(path)?;
         let kind = rustix::fs::statfs(path)?.f_type;
-        // Its width differs by machine.
+        // The width of `f_type` differs between architectures.
         let packs = PACKING.iter().any(|magic| i128::from(kind) & 0xffff_ffff == i128::from(*magic));
         let inodes = (stat.f_files > 0).then_some(stat.f_favail);
         Ok(Self { free: stat.f_bavail.saturating_mul(stat.f_frsize.max(1)), packs, inodes })
     }
 
-    /// Whether `bytes` surely do not fit, of which `there` are on the disk already.
+    /// Returns whether `bytes` surely do not fit; `there` of them are on the disk already.
     pub(crate) fn is_too_small_for(&self, bytes: u64, there: u64) -> bool {
         let needed = if self.packs { bytes / PACKED_PART } else { bytes };
         self.free.saturating_add(there) < needed
     }
 
-    /// Whether there are surely not enough inodes for `entries`.
+    /// Returns whether there are surely too few inodes for `entries`.
     pub(crate) fn has_too_few_inodes_for(&self, entries: u64) -> bool {
         self.inodes.is_some_and(|left| left < entries)
     }
@@ -51,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_there_already_counts_and_packing_file_systems_are_believed() {
+    fn bytes_already_there_count_and_compressing_file_systems_need_less_room() {
         let room = Room { free: 100, packs: false, inodes: Some(5) };
         assert!(!room.is_too_small_for(100, 0));
         assert!(room.is_too_small_for(101, 0));

@@ -1,7 +1,9 @@
-//! Files beside an artifact: made so that nobody else can have put them there, read and written only if they are ours.
+//! Files beside an artifact: created so that nobody else can have made them, and read and written
+//! only if they belong to this user.
 //!
-//! A directory that others may write to can hold anything under the names that distd uses: a link to a file worth more, a file of
-//! another owner, a pipe. Everything that a pull opens beside its target goes through here.
+//! A directory that others may write to can contain anything under the names that distd uses: a
+//! link to a valuable file, a file of another owner, a pipe. Every file that a pull opens beside
+//! its target is opened here.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -15,24 +17,24 @@ use rustix::io::Errno;
 
 use crate::exit::{Code, Failure};
 
-/// Longest name that Linux file systems take, bytes.
+/// Longest name that Linux file systems take, in bytes.
 const NAME_BYTES_MAX: usize = 255;
 
-/// Why a file beside the target cannot be used.
+/// Reasons why a file beside the target cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SideError {
-    /// Somebody else may have put it there.
-    #[error("{} is {what}, and not a file of this command", path.display())]
+    /// Somebody else may have put the file there.
+    #[error("{} is {what}, so distd may not have made it", path.display())]
     Foreign {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its kind, in words.
+        /// Kind of the object, in words.
         what: &'static str,
     },
     /// Another process holds the lock.
     #[error("another process holds a lock on {}", path.display())]
     Locked {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
     /// The system refused.
@@ -40,9 +42,9 @@ pub(crate) enum SideError {
     Io {
         /// The action that failed.
         action: &'static str,
-        /// With which file.
+        /// Path of the file.
         path: PathBuf,
-        /// The cause.
+        /// Error of the system.
         #[source]
         cause: io::Error,
     },
@@ -72,7 +74,8 @@ impl From<SideError> for Failure {
     }
 }
 
-/// `path` with `suffix` behind its last name. A name that would become too long is cut, and told apart by its hash.
+/// Appends `suffix` to the last name of `path`. A name that would become too long is cut and gets a
+/// hash of itself, to stay unique.
 pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let name = path.file_name().unwrap_or_default().as_bytes();
     if name.len() + suffix.len() <= NAME_BYTES_MAX {
@@ -86,8 +89,9 @@ pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     path.with_file_name(OsString::from_vec(short))
 }
 
-/// Whether what has this owner may be this user's: it is, or its file system gives that owner to whatever this user makes there, as FAT
-/// does, and NFS to root.
+/// Returns whether a file with this owner may belong to this user: either this user is the owner,
+/// or the file system gives that owner to whatever this user creates. FAT does so for every user,
+/// and NFS for root.
 pub(crate) fn may_be_ours(path: &Path, owner: u32) -> bool {
     if owner == rustix::process::geteuid().as_raw() {
         return true;
@@ -96,28 +100,30 @@ pub(crate) fn may_be_ours(path: &Path, owner: u32) -> bool {
     made.and_then(|file| file.metadata().ok()).is_some_and(|meta| meta.uid() == owner)
 }
 
-/// Whether the file system of a directory has no symbolic links. Then nobody can put one there, and
-/// permission bits say nothing: FAT has neither, and shows the same bits for all.
+/// Returns whether the file system of a directory has no symbolic links. In that case nobody can
+/// put a link there, and permission bits mean nothing: FAT has neither, and shows the same bits for
+/// all files.
 pub(crate) fn is_without_links(dir: &Path) -> bool {
     let link = |path: &Path| std::os::unix::fs::symlink("distd", path);
     match tempfile::Builder::new().prefix(".distd-").make_in(dir, link) {
         Ok(_) => false,
         Err(error) => {
             let errno = Errno::from_io_error(&error);
-            // The kernel's FAT and exFAT, file systems in user space, others.
+            // FAT and exFAT of the kernel; file systems in user space; others.
             errno.is_some_and(|errno| [Errno::PERM, Errno::NOSYS, Errno::OPNOTSUPP].contains(&errno))
         }
     }
 }
 
-/// Reason why a file may be somebody else's; `None` where it is a regular file that only this user can have made.
+/// Returns why a file may belong to somebody else; `None` for a regular file that only this user
+/// can have made.
 fn foreign(path: &Path, meta: &fs::Metadata) -> Option<&'static str> {
     if meta.file_type().is_symlink() {
         Some("a link")
     } else if !meta.is_file() {
-        Some("no regular file")
+        Some("not a regular file")
     } else if meta.nlink() > 1 {
-        Some("a file with another name beside this one")
+        Some("a file with more than one name")
     } else if !may_be_ours(path, meta.uid()) {
         Some("a file of another user")
     } else {
@@ -125,15 +131,17 @@ fn foreign(path: &Path, meta: &fs::Metadata) -> Option<&'static str> {
     }
 }
 
-/// Opens a file of ours for reading and writing; whether it was there already.
+/// Opens a file of this user for reading and writing. The returned flag says whether the file
+/// existed already.
 ///
-/// A new file has mode 0600, whatever the umask. One that is there is never followed through a link, and is used only if it
-/// belongs to this user and has no other name.
+/// A new file has mode 0600, whatever the umask. An existing file is never opened through a link,
+/// and is used only if it belongs to this user and has no other name.
 ///
 /// # Errors
 /// [`SideError`].
 pub(crate) fn open(path: &Path) -> Result<(File, bool), SideError> {
-    // One round more than the race that a file is made or removed between the two calls can take.
+    // Another process may create or remove the file between the two calls. Three rounds are one
+    // more than that race can take.
     for _ in 0..3 {
         match create_new(path) {
             Ok(file) => return Ok((file, false)),
@@ -149,7 +157,7 @@ pub(crate) fn open(path: &Path) -> Result<(File, bool), SideError> {
     Err(SideError::io("create", path)(io::ErrorKind::AlreadyExists.into()))
 }
 
-/// Opens a file of ours anew and empty, in place of one that is there.
+/// Creates an empty file of this user, and removes an existing one first.
 ///
 /// # Errors
 /// [`SideError`].
@@ -167,10 +175,10 @@ fn create_new(path: &Path) -> io::Result<File> {
         .mode(0o600)
         .custom_flags(no_follow)
         .open(path)?;
-    // A default access list of the directory may have widened it.
+    // A default access list of the directory may have widened the mode.
     use std::os::unix::fs::PermissionsExt;
     if file.metadata()?.mode() & 0o777 != 0o600 {
-        // Not every file system has modes; the owner check below does without.
+        // Not every file system has modes, and the check of the owner does not need them.
         let _ = file.set_permissions(fs::Permissions::from_mode(0o600));
     }
     Ok(file)
@@ -182,7 +190,7 @@ fn open_existing(path: &Path, write: bool) -> Result<File, SideError> {
     if let Some(what) = foreign(path, &looked) {
         return Err(refuse(what));
     }
-    // Non-blocking: a pipe that took its place meanwhile must not hang this process.
+    // Non-blocking: a pipe that replaced the file meanwhile must not hang this process.
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let file = OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
     let file = file.map_err(SideError::io("open", path))?;
@@ -193,7 +201,7 @@ fn open_existing(path: &Path, write: bool) -> Result<File, SideError> {
     }
 }
 
-/// The bytes of a file of ours, at most `max`; `None` when there is none.
+/// Reads a file of this user, at most `max` bytes; `None` when the file does not exist.
 ///
 /// # Errors
 /// [`SideError`].
@@ -211,7 +219,8 @@ pub(crate) fn read(path: &Path, max: u64) -> Result<Option<Vec<u8>>, SideError> 
     Ok(Some(bytes))
 }
 
-/// The bytes of a regular file of anybody, at most `max`: for what is only read. A pipe in its place does not block.
+/// Reads a regular file of any owner, at most `max` bytes, for content that needs no trust in its
+/// owner. A pipe at the path does not block.
 ///
 /// # Errors
 /// As the system reports.
@@ -225,7 +234,7 @@ pub(crate) fn read_anyones(path: &Path, max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Opens a regular file for reading; anything else is an error, and a pipe does not block.
+/// Opens a regular file for reading. Anything else is an error, and a pipe does not block.
 ///
 /// # Errors
 /// As the system reports.
@@ -238,10 +247,10 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Removes a file of ours; none is no error.
+/// Removes a file of this user; a missing file is no error.
 ///
 /// # Errors
-/// [`SideError`]; a file that somebody else may have put there stays.
+/// [`SideError`]. A file that somebody else may have put there is kept.
 pub(crate) fn remove(path: &Path) -> Result<(), SideError> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -258,10 +267,11 @@ pub(crate) fn remove(path: &Path) -> Result<(), SideError> {
     }
 }
 
-/// Writes a file whole or not at all, for its owner alone: temporary file, sync, rename, sync of the directory.
+/// Writes a file completely or not at all, readable by its owner alone: temporary file, sync,
+/// rename, sync of the directory.
 ///
-/// Unlike `distd_peer::trust::files::write_atomic` the temporary name is fixed: a journal is written every second, and a kill must not
-/// leave one file behind each time.
+/// Unlike `distd_peer::trust::files::write_atomic` this function uses a fixed temporary name: a
+/// journal is written every second, and each kill would otherwise leave one more file behind.
 ///
 /// # Errors
 /// [`SideError`].
@@ -270,7 +280,7 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), SideError> {
     let mut file = open_empty(&part)?;
     let write = |file: &mut File| file.write_all(bytes).and_then(|()| file.sync_all());
     if let Err(error) = write(&mut file) {
-        // Half of it is of no use, and the first error is the one that matters.
+        // A partial file is of no use. An error of its removal matters less than the first error.
         let _ = fs::remove_file(&part);
         return Err(SideError::io("write", path)(error));
     }
@@ -278,7 +288,7 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), SideError> {
     sync_parent(path).map_err(SideError::io("write", path))
 }
 
-/// Puts the file of ours at `from` in the place of `to`, durably.
+/// Renames the file of this user at `from` to `to`, durably.
 ///
 /// # Errors
 /// [`SideError`].
@@ -303,7 +313,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_would_be_too_long_is_cut_and_stays_apart_from_others() {
+    fn a_too_long_name_is_cut_and_stays_unique() {
         let path = Path::new("/d/short");
         assert_eq!(with_suffix(path, ".distd"), Path::new("/d/short.distd"));
         let long = |last: char| format!("/d/{}{last}", "x".repeat(250));
@@ -318,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_may_have_put_there_is_refused_and_left_alone() {
+    fn files_that_others_may_have_made_are_refused_and_kept() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let precious = dir.path().join("precious");
         fs::write(&precious, "precious").expect("write");
@@ -344,7 +354,7 @@ mod tests {
             ] {
                 assert!(matches!(result, Err(SideError::Foreign { .. })), "{name}: {result:?}");
             }
-            // Renamed over: the link itself is replaced, and nothing behind it is written.
+            // The rename replaces the link itself and writes nothing to the link's target.
             assert_eq!(fs::read(&precious).expect("read"), b"precious", "{name}");
             fs::remove_file(&side).expect("remove");
             assert!(!dir.path().join("nowhere").exists());

@@ -1,7 +1,8 @@
-//! An explanation as one HTML file: a treemap as inline SVG and the tables, without scripts or anything to fetch.
+//! A report as one HTML file: a treemap as inline SVG and the tables, without scripts or external
+//! resources.
 //!
-//! Paths come from an image that may be hostile: everything goes through [`escape`], and a content security policy
-//! stands behind that.
+//! Paths come from an image that may be hostile. All text goes through [`escape`]; a content
+//! security policy is the second line of defence.
 
 use std::fmt::Write;
 
@@ -12,13 +13,13 @@ use super::picture::{Picture, Tile};
 use super::text::{percent, place, shown};
 use crate::output::human_bytes;
 
-/// Size of the picture, pixels.
+/// Size of the picture in pixels.
 const AREA: Rect = Rect { x: 0.0, y: 0.0, w: 1600.0, h: 900.0 };
 
-/// Rows of the table of paths.
+/// Number of rows in the table of paths.
 const ROWS_MAX: usize = 200;
 
-/// Height of a label and width of one letter, pixels: about those of 11 px sans-serif.
+/// Height of a label and width of one letter in pixels, approximately those of 11 px sans-serif.
 const LABEL_HEIGHT: f64 = 15.0;
 const LETTER_WIDTH: f64 = 6.2;
 
@@ -30,7 +31,7 @@ const STYLE: &str = "body{font:14px/1.4 sans-serif;margin:1.5em;color:#222;backg
     .key i{display:inline-block;width:1em;height:1em;margin-right:.3em;vertical-align:-.15em}\
     code{overflow-wrap:anywhere}";
 
-/// The page for a report.
+/// Returns the page for a report.
 pub(crate) fn page(report: &Report, title: &str) -> String {
     let mut out = String::new();
     let title = escape(&shown(title.as_bytes()));
@@ -56,7 +57,7 @@ pub(crate) fn page(report: &Report, title: &str) -> String {
     out
 }
 
-/// Text that is text in an element and in a quoted attribute.
+/// Escapes text for use in an element or in a quoted attribute.
 fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for letter in text.chars() {
@@ -72,7 +73,7 @@ fn escape(text: &str) -> String {
     out
 }
 
-/// Colours that differ in lightness too.
+/// Returns the fill colour of a kind. The colours also differ in lightness.
 fn colour(kind: Option<Kind>) -> &'static str {
     match kind {
         Some(Kind::New) => "#8dd3a0",
@@ -192,7 +193,8 @@ mod tests {
     use super::super::tests::report;
     use super::*;
 
-    /// What a browser would take for a tag or an attribute's end, in every place a name gets to.
+    /// The name holds everything that a browser could take for a tag or for the end of an
+    /// attribute, and appears in every place that shows a name.
     #[test]
     fn a_hostile_name_is_text_wherever_it_is_shown() {
         let hostile = "x\"><script>alert('&')</script>\u{1b}[2J\u{202e}";
@@ -205,7 +207,7 @@ mod tests {
         assert!(!page.contains("<script") && !page.contains("alert('") && !page.contains("x\"&gt;"));
         assert!(!page.contains('\u{1b}') && !page.contains('\u{202e}'));
         assert!(page.matches("&lt;script&gt;").count() >= 7, "{page}");
-        // Every tag is one of ours.
+        // Every tag must be one that the page itself writes.
         for tag in page.split('<').skip(1) {
             let name = tag.trim_start_matches('/').split([' ', '>', '/', '\n']).next().unwrap_or_default();
             let ours = "!doctype html head meta title style body h1 h2 p b span i svg g rect text ul li br code table tr th td";

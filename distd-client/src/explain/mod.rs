@@ -1,4 +1,5 @@
-//! Explaining a delta: two artifacts on this machine, two threads, and the result as text or as a picture.
+//! Explanation of a delta between two artifacts on this machine, with two threads, as text or as a
+//! picture.
 
 pub(crate) mod html;
 mod picture;
@@ -12,7 +13,7 @@ use distd_core::explain::{ExplainError, Host, Options, Report};
 use crate::progress::Progress;
 use crate::push::source::Source;
 
-/// Two threads, and a bar.
+/// Host of the explanation: two threads and a progress bar.
 struct Threads<'a>(&'a Progress);
 
 impl Host for Threads<'_> {
@@ -20,7 +21,7 @@ impl Host for Threads<'_> {
         std::thread::scope(|scope| {
             let beside = scope.spawn(b);
             let a = a();
-            // A panic there is a panic here.
+            // A panic of that thread is a panic here.
             (a, beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         })
     }
@@ -34,10 +35,10 @@ impl Host for Threads<'_> {
     }
 }
 
-/// Explains the delta between what is at two paths: files, block devices or directories.
+/// Explains the delta between the artifacts at two paths: files, block devices or directories.
 ///
 /// # Errors
-/// Failures as [`Source`] has them.
+/// Failures of [`Source`].
 pub(crate) fn explain(old: &Path, new: &Path, progress: &Progress) -> anyhow::Result<Report> {
     let (old, new) = (Source::open(old)?, Source::open(new)?);
     progress.begin(old.len() + new.len(), "explain");
@@ -61,7 +62,7 @@ mod tests {
     use super::*;
     use crate::output::Output;
 
-    /// A report of changed files; the empty path is metadata.
+    /// Returns a report of changed files. The empty path stands for metadata.
     pub(super) fn report(paths: &[(&str, u64)]) -> Report {
         let paths: Vec<PathCost> = paths
             .iter()
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_a_local_failure() {
+    fn a_missing_path_is_a_local_failure() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let error = explain(&dir.path().join("none"), dir.path(), &quiet()).expect_err("nothing there");
         assert_eq!(crate::exit::code_of(&error), crate::exit::Code::Local);

@@ -1,4 +1,4 @@
-//! The treemap of a report: directories in directories, a tile for each path, where each lies.
+//! The treemap of a report: nested directories, a tile for each path, and the area of each.
 
 use std::collections::BTreeMap;
 
@@ -7,32 +7,32 @@ use distd_core::explain::{Kind, Report};
 
 use super::text::{place, shown};
 
-/// Deepest directory that is drawn apart; what is deeper is drawn side by side.
+/// Deepest directory that gets a frame of its own. Deeper entries are drawn side by side.
 const DEPTH_MAX: usize = 24;
 
-/// Smallest tile, in square pixels; smaller ones of a directory are drawn as one. With the page's area this bounds
-/// the number of tiles.
+/// Smallest tile in square pixels. Smaller tiles of a directory are drawn as one. With the page's
+/// area this bounds the number of tiles.
 const TILE_MIN: f64 = 16.0;
 
 /// A rectangle of the picture.
 pub(super) struct Tile {
-    /// Where.
+    /// Position and size in the picture.
     pub(super) area: Rect,
-    /// `None` for several things in one.
+    /// Kind of the item; `None` if the tile combines items of several kinds.
     pub(super) kind: Option<Kind>,
     /// Bytes on the wire.
     pub(super) bytes: u64,
-    /// The last part of the path; shown, not yet escaped.
+    /// Last name of the path; made printable, but not yet escaped.
     pub(super) label: String,
-    /// All of it, or what else there is to say.
+    /// Whole path, and further details such as the old path.
     pub(super) title: String,
 }
 
-/// The frame of a directory.
+/// Frame of a directory.
 pub(super) struct Frame {
-    /// Where.
+    /// Position and size in the picture.
     pub(super) area: Rect,
-    /// 0 for those at the root.
+    /// Depth of the directory; 0 for directories in the root.
     pub(super) depth: usize,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Picture {
     pub(super) frames: Vec<Frame>,
 }
 
-/// One thing that costs bytes.
+/// One path that costs bytes.
 struct Item<'r> {
     parts: Vec<&'r [u8]>,
     kind: Kind,
@@ -70,7 +70,8 @@ impl Picture {
     }
 
     fn directory(&mut self, items: &[&Item<'_>], depth: usize, area: Rect) {
-        // A name may be a file's here and a directory's there: the old and the new of two kinds.
+        // One name may be a file in one artifact and a directory in the other, so files and
+        // directories are grouped apart.
         let mut groups: BTreeMap<&[u8], Vec<&Item<'_>>> = BTreeMap::new();
         let mut single: Vec<Vec<&Item<'_>>> = Vec::new();
         for item in items {

@@ -1,13 +1,13 @@
-//! An explanation for people.
+//! A report as text for people.
 
 use distd_core::explain::{Hint, Kind, PathCost, Report};
 
 use crate::output::{human_bytes, table};
 
-/// Longest path in a table, characters.
+/// Longest path in a table, in characters.
 const PATH_CHARS_MAX: usize = 100;
 
-/// The tables: kinds, the `top` paths, hints.
+/// Returns the tables: kinds, the `top` most expensive paths, facts and hints.
 pub(crate) fn summary(report: &Report, top: usize) -> String {
     let mut parts = vec![head(report)];
     if report.wire_bytes > 0 {
@@ -19,7 +19,8 @@ pub(crate) fn summary(report: &Report, top: usize) -> String {
     parts.join("\n\n")
 }
 
-/// A path that cannot act on a terminal: bytes that are no letters as `\x..`, and a long one without its middle.
+/// Returns a path that cannot affect a terminal: bytes that are not UTF-8 become `\x..`, control
+/// characters are escaped, and a long path loses its middle.
 pub(crate) fn shown(path: &[u8]) -> String {
     let mut text = String::new();
     for piece in path.utf8_chunks() {
@@ -42,12 +43,12 @@ pub(crate) fn shown(path: &[u8]) -> String {
     format!("{start}…{end}")
 }
 
-/// Letters that change the direction of what follows, or are not seen at all.
+/// Returns whether a letter is invisible or changes the direction of the text after it.
 fn is_direction(letter: char) -> bool {
     matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
-/// What stands for a path where there is none.
+/// Returns the path of an item, or a description of items that have no path.
 pub(crate) fn place(cost: &PathCost) -> String {
     match (&cost.path, cost.kind) {
         (Some(path), _) => shown(path),
@@ -101,7 +102,7 @@ fn paths(report: &Report, top: usize) -> String {
     table(&rows)
 }
 
-/// What is neither a kind nor a path.
+/// Returns the facts that belong to no kind and no path.
 fn facts(report: &Report) -> Option<String> {
     let mut lines = Vec::new();
     if report.moved.files > 0 {
@@ -113,7 +114,7 @@ fn facts(report: &Report) -> Option<String> {
     }
     if let Some(times) = report.times.filter(|times| times.differ > 0) {
         lines.push(format!(
-            "times: {} of {} inodes have another time, {} of them nothing else",
+            "times: {} of {} inodes have a different time, {} of them differ in nothing else",
             times.differ, times.inodes, times.differ_only_in_time
         ));
     }
@@ -128,7 +129,7 @@ fn facts(report: &Report) -> Option<String> {
         }
     }
     if !report.all_names {
-        lines.push("too many names: some files that are called new are not".to_owned());
+        lines.push("too many names: some files listed as new are not new".to_owned());
     }
     (!lines.is_empty()).then(|| lines.join("\n"))
 }
@@ -161,7 +162,7 @@ fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.iter().map(|cell| (*cell).to_owned()).collect()
 }
 
-/// Share in percent, one digit behind the point.
+/// Returns a share in percent with one decimal.
 pub(crate) fn percent(part: u64, whole: u64) -> String {
     format!("{:.1} %", part as f64 * 100.0 / whole.max(1) as f64)
 }
@@ -171,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_cannot_act_on_a_terminal_and_stays_short() {
+    fn a_shown_path_is_short_and_has_no_control_characters() {
         assert_eq!(shown(b"usr/bin/\x1b[2Jx\n\xff"), "usr/bin/\\u{1b}[2Jx\\n\\xff");
         assert_eq!(shown("a\u{202e}b é".as_bytes()), "a\\u{202e}b é");
         let long = shown(&[b'x'; 5000]);

@@ -16,13 +16,13 @@ use crate::disk::beneath::At;
 use crate::disk::room::Room;
 use crate::disk::xattrs;
 
-/// Room that the longest attribute and its name take (`XATTR_SIZE_MAX`), bytes.
+/// Room that the longest attribute and its name take (`XATTR_SIZE_MAX`), in bytes.
 const XATTR_BYTES_MAX: u64 = 128 << 10;
 
 /// Attributes of an entry as its listing states them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stated<'e> {
-    /// `None` where a link has no mode of its own.
+    /// `None` for a symbolic link, which has no mode of its own.
     pub(super) mode: Option<u16>,
     pub(super) uid: u32,
     pub(super) gid: u32,
@@ -31,7 +31,7 @@ pub(super) struct Stated<'e> {
 }
 
 impl<'e> Stated<'e> {
-    /// Of an entry that is no hard link.
+    /// Takes the attributes of an entry that is not a hard link.
     pub(super) fn of(entry: &'e Entry) -> Self {
         let link = matches!(entry.kind, EntryKind::Symlink { .. });
         Self {
@@ -54,8 +54,9 @@ impl<'e> Stated<'e> {
     }
 }
 
-/// Whether an attribute that a listing does not state is taken away: what grants rights, and what a publisher may have meant. Labels of
-/// a security module are the device's own.
+/// Returns whether an attribute is removed if the listing does not state it. These are attributes
+/// that grant rights, and attributes whose absence the publisher may have intended. Labels of a
+/// security module belong to the device.
 pub(super) fn is_ours_to_remove(name: &[u8]) -> bool {
     name.starts_with(b"system.posix_acl_")
         || name.starts_with(b"user.")
@@ -63,7 +64,7 @@ pub(super) fn is_ours_to_remove(name: &[u8]) -> bool {
         || name == b"security.capability"
 }
 
-/// Gives an entry its owner, as far as this process may.
+/// Sets the owner of an entry, as far as this process may.
 pub(super) fn set_owner(at: &At<'_>, path: &str, stated: Stated<'_>, left: &mut LeftOut) -> io::Result<()> {
     let meta = std::fs::symlink_metadata(at.short_path())?;
     if (meta.uid(), meta.gid()) == (stated.uid, stated.gid) {
@@ -72,15 +73,15 @@ pub(super) fn set_owner(at: &At<'_>, path: &str, stated: Stated<'_>, left: &mut 
     let (uid, gid) = (Uid::from_raw(stated.uid), Gid::from_raw(stated.gid));
     let set = |uid, gid| rustix::fs::chownat(&at.dir, at.name, uid, gid, AtFlags::SYMLINK_NOFOLLOW);
     if let Err(error) = set(Some(uid), Some(gid)) {
-        // The group alone may be one of this user's.
+        // This user may still be a member of the group.
         let _ = set(None, Some(gid));
         lost(left, at, path, Lost::Owner(stated.uid, stated.gid), error)?;
     }
     Ok(())
 }
 
-/// Gives an entry its attributes and takes away those that are not stated. Before the mode: what may not be written has no
-/// attributes set.
+/// Sets the attributes of an entry and removes attributes that the listing does not state. This
+/// must happen before the mode is set: attributes of a read-only entry cannot be changed.
 pub(super) fn set_xattrs(
     at: &At<'_>,
     path: &str,
@@ -111,8 +112,8 @@ pub(super) fn set_xattrs(
     Ok(())
 }
 
-/// Gives an entry its mode and then its time. Set-id bits are left out where the owner is another than stated: they would run the
-/// program as whoever pulled it.
+/// Sets the mode of an entry and then its time. Set-id bits are left out if the owner could not be
+/// set: the program would run as the user who pulled it.
 pub(super) fn set_mode_and_time(
     at: &At<'_>,
     path: &str,
@@ -125,7 +126,7 @@ pub(super) fn set_mode_and_time(
         let mut wanted = mode;
         if mode & SET_ID != 0 && left.has_owner(stated.uid, stated.gid) {
             wanted &= !SET_ID;
-            left.add(path, Lost::Mode(mode), &"its owner is another");
+            left.add(path, Lost::Mode(mode), &"its owner could not be set");
         }
         let raw = Mode::from_raw_mode(u32::from(wanted | also));
         let set = rustix::fs::chmodat(&at.dir, at.name, raw, AtFlags::empty());
@@ -144,8 +145,7 @@ pub(super) fn set_mode_and_time(
 
 fn set_time(at: &At<'_>, path: &str, time: Time, left: &mut LeftOut) -> io::Result<()> {
     let short = at.short_path();
-    // Both times: file systems on libfuse 2 do nothing, and say that they did, where one of them is
-    // left as it is.
+    // Set both times: if one is omitted, file systems on libfuse 2 do nothing and report success.
     let was = std::fs::symlink_metadata(&short)?;
     let accessed = Timespec { tv_sec: was.atime(), tv_nsec: was.atime_nsec() };
     let modified = Timespec { tv_sec: time.seconds, tv_nsec: time.nanos.into() };
@@ -153,18 +153,19 @@ fn set_time(at: &At<'_>, path: &str, time: Time, left: &mut LeftOut) -> io::Resu
     match rustix::fs::utimensat(&at.dir, at.name, &times, AtFlags::SYMLINK_NOFOLLOW) {
         Err(error) => lost(left, at, path, Lost::Time, error)?,
         Ok(()) if !same_time(&std::fs::symlink_metadata(&short)?, time) => {
-            left.add(path, Lost::Time, &"this file system keeps another time");
+            left.add(path, Lost::Time, &"this file system stores a different time");
         }
         Ok(()) => {}
     }
     Ok(())
 }
 
-/// Leaves a thing out where this user or this file system cannot have it. An error of the medium is
-/// none of that: the same pull later gets what is missing.
+/// Records a part of an entry as left out if this user or this file system cannot have it. An error
+/// of the medium is returned instead: the same pull, run again later, sets what is missing.
 fn lost(left: &mut LeftOut, at: &At<'_>, path: &str, what: Lost<'_>, error: Errno) -> io::Result<()> {
     let passes = match error {
-        // ext4 says so too of attributes that are longer than it keeps, whatever room there is.
+        // ext4 reports ENOSPC also for attributes longer than it supports, however much space is
+        // free.
         Errno::NOSPC if matches!(what, Lost::Xattr(_)) => {
             let dir = format!("/proc/self/fd/{}", at.dir.as_raw_fd());
             Room::at(Path::new(&dir)).is_ok_and(|room| room.free < XATTR_BYTES_MAX)
@@ -185,14 +186,15 @@ fn lost(left: &mut LeftOut, at: &At<'_>, path: &str, what: Lost<'_>, error: Errn
     Ok(())
 }
 
-/// Whether a file has the time that is stated. File systems keep times as finely as they can: whole seconds, FAT every second one.
+/// Returns whether a file has the stated time. File systems store times at different resolutions:
+/// whole seconds, or even seconds on FAT.
 pub(super) fn same_time(meta: &std::fs::Metadata, time: Time) -> bool {
     let there = (meta.mtime(), meta.mtime_nsec());
     if there == (time.seconds, i64::from(time.nanos)) {
         return true;
     }
     let apart = time.seconds.saturating_sub(there.0);
-    // Some keep 100 ns, or a microsecond.
+    // Some file systems store multiples of 100 ns or of a microsecond.
     let coarse = there.1 % 100 == 0 && apart == 0 && (i64::from(time.nanos) - there.1).abs() < 1000;
     coarse || (there.1 == 0 && (0..2).contains(&apart))
 }

@@ -1,4 +1,4 @@
-//! Removing what interrupted pulls left, when nobody is to go on with them.
+//! Removal of the files of interrupted pulls that will not be continued.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,16 +12,17 @@ use crate::disk::lock::Lock;
 use crate::disk::side::{self, with_suffix};
 use crate::exit::Failure;
 
-/// Removes what interrupted pulls left of the artifact at `path`, which stays as it is; the files that are gone.
+/// Removes the files that interrupted pulls left of the artifact at `path`, and returns their
+/// paths. The artifact itself is not touched.
 ///
 /// # Errors
-/// Failures when a pull is at work there, or something is not distd's.
+/// Failures when a pull is running there, or when a file does not belong to distd.
 pub(crate) fn clean(path: &Path, data: &Path) -> anyhow::Result<Vec<PathBuf>> {
     clean_all(path, data, &left(path, data))
 }
 
-/// The same for the pull that put the artifact there and could not remove all of its own; nothing
-/// is locked or written where it did.
+/// Removes files that a pull could not remove after it put the artifact in place. If there are
+/// none, nothing is locked or written.
 ///
 /// # Errors
 /// As [`clean`].
@@ -34,7 +35,7 @@ pub(super) fn leftovers(path: &Path, data: &Path) -> anyhow::Result<()> {
     clean_all(path, data, &left).map(drop)
 }
 
-/// Files that a pull may leave, beside the staging directory.
+/// Returns the paths that a pull may leave, in addition to the staging directory.
 fn left(path: &Path, data: &Path) -> Vec<PathBuf> {
     let suffixes = PATCH_FILES.iter().chain(&[".distd-part-manifest", ".distd-part-journal"]);
     let files = suffixes.map(|suffix| part_path(path, data, suffix));

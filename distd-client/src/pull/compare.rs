@@ -1,5 +1,5 @@
-//! Comparison of a tree with its listing: kinds, lengths, links, owners, modes, attributes, times, and what is there in
-//! addition.
+//! Comparison of a tree with its listing: kinds, lengths, links, owners, modes, attributes and
+//! times, and entries that are not listed.
 
 use std::collections::BTreeSet;
 use std::fs::Metadata;
@@ -16,24 +16,24 @@ use super::left_out::{LeftOut, shown};
 use crate::disk::beneath::{At, Beneath};
 use crate::disk::xattrs;
 
-/// Differences that are named; more are counted.
+/// Number of differences that are named; further ones are only counted.
 const NAMED_MAX: usize = 1000;
 
-/// One thing that is otherwise than its listing states.
+/// One difference between an entry and its listing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Difference {
-    /// Below the tree; empty for the tree itself.
+    /// Path below the tree; empty for the tree itself.
     pub(crate) path: String,
     /// The difference, in words.
     pub(crate) what: String,
 }
 
-/// All of them.
+/// All differences of a tree.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Differences {
-    /// The first thousand.
+    /// The first thousand differences.
     pub(crate) named: Vec<Difference>,
-    /// How many there are.
+    /// Number of all differences.
     pub(crate) count: u64,
 }
 
@@ -46,11 +46,12 @@ impl Differences {
     }
 }
 
-/// Compares the tree at `root` with its listing, but for the content of files. Things that were left out when it was put there are no
-/// difference.
+/// Compares the tree at `root` with its listing, except the content of files. Parts that were left
+/// out at installation are no difference.
 ///
 /// # Errors
-/// When the directory itself cannot be opened; what cannot be looked at below it is a difference.
+/// When the directory itself cannot be opened. An entry below it that cannot be inspected is a
+/// difference.
 pub(super) fn compare(root: &Path, listing: &Listing, left_out: &LeftOut) -> io::Result<Differences> {
     let beneath = Beneath::open(root)?;
     let mut found = Differences::default();
@@ -92,7 +93,7 @@ impl Compare<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return self.found.add(path, "is missing");
             }
-            Err(error) => return self.found.add(path, format!("cannot be looked at: {error}")),
+            Err(error) => return self.found.add(path, format!("cannot be inspected: {error}")),
         };
         match self.kind(entry, &at, &meta) {
             Ok(true) => self.attributes(&path, &at.short_path(), &meta, Stated::of(entry)),
@@ -101,22 +102,22 @@ impl Compare<'_> {
         }
     }
 
-    /// Whether the entry has attributes of its own.
+    /// Returns whether the entry has attributes of its own; a wrong kind or content is an error.
     fn kind(&self, entry: &Entry, at: &At<'_>, meta: &Metadata) -> Result<bool, String> {
         let kind = meta.file_type();
         let must = |holds: bool, what: &str| if holds { Ok(true) } else { Err(what.to_owned()) };
         match &entry.kind {
             EntryKind::File { size } => {
-                must(kind.is_file(), "is no regular file")?;
+                must(kind.is_file(), "is not a regular file")?;
                 must(meta.size() == *size, &format!("has {} bytes instead of {size}", meta.size()))
             }
-            EntryKind::Dir => must(kind.is_dir(), "is no directory"),
+            EntryKind::Dir => must(kind.is_dir(), "is not a directory"),
             EntryKind::Symlink { target } => {
-                must(kind.is_symlink(), "is no symbolic link")?;
+                must(kind.is_symlink(), "is not a symbolic link")?;
                 let leads = std::fs::read_link(at.short_path()).map_err(|error| error.to_string())?;
                 must(leads.as_os_str().as_bytes() == &**target, &format!("leads to {}", leads.display()))
             }
-            EntryKind::Fifo => must(kind.is_fifo(), "is no named pipe"),
+            EntryKind::Fifo => must(kind.is_fifo(), "is not a named pipe"),
             EntryKind::CharDev { rdev } => {
                 must(kind.is_char_device() && meta.rdev() == *rdev, "is not the character device")
             }
@@ -132,7 +133,7 @@ impl Compare<'_> {
                     let same_size = stated == Some(&EntryKind::File { size: meta.size() });
                     return must(same_size, "has another length").map(|_| false);
                 }
-                must(same, &format!("is no hard link of {target}")).map(|_| false)
+                must(same, &format!("is not a hard link of {target}")).map(|_| false)
             }
         }
     }
@@ -167,7 +168,7 @@ impl Compare<'_> {
                 _ if self.left_out.has_xattr(&xattr.name) => {}
                 Some(there) if there.value == xattr.value => {}
                 Some(_) => self.found.add(path, format!("has another value of the attribute {name}")),
-                // Others' attributes of this name space are not shown to this user.
+                // The kernel shows attributes of the `trusted.` name space only to root.
                 None if xattr.name.starts_with(b"trusted.") && !rustix::process::geteuid().is_root() => {}
                 None => self.found.add(path, format!("lacks the attribute {name}")),
             }
@@ -175,18 +176,18 @@ impl Compare<'_> {
         for extra in there {
             let is_stated = stated.xattrs.iter().any(|xattr| xattr.name == extra.name);
             if !is_stated && is_ours_to_remove(&extra.name) && !self.left_out.has_xattr(&extra.name) {
-                self.found.add(path, format!("has the attribute {} in addition", extra.name.escape_ascii()));
+                self.found.add(path, format!("has the unlisted attribute {}", extra.name.escape_ascii()));
             }
         }
     }
 
-    /// Everything that is there and not listed.
+    /// Finds all entries that are not listed.
     fn additions(&mut self) {
         let dirs = self.listing.entries().iter().filter(|entry| entry.kind == EntryKind::Dir);
         let dirs = std::iter::once(&[][..]).chain(dirs.map(|entry| entry.path.as_bytes()));
         let mut seen = BTreeSet::new();
         for dir in dirs {
-            // One that cannot be read was named already.
+            // A directory that cannot be read was already named as a difference.
             for name in self.beneath.names(dir).unwrap_or_default() {
                 let mut path = dir.to_vec();
                 if !path.is_empty() {

@@ -1,4 +1,4 @@
-//! Copying what is held: read, hash, write, in long runs and on all cores.
+//! Copying of held chunks: read, hash and write in long runs, on all cores.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,10 +13,10 @@ use super::seeds::Bytes;
 use super::target::Target;
 use crate::threads::on_all_cores;
 
-/// Longest run read and written at once, bytes.
+/// Longest run that is read and written at once, in bytes.
 const RUN_BYTES_MAX: u64 = 1 << 20;
 
-/// Neighbours in the artifact that are neighbours in one seed.
+/// Chunks that are adjacent both in the artifact and in one seed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Run {
     first: usize,
@@ -46,19 +46,19 @@ fn runs(entries: &Entries, held: &[(usize, HeldAt)]) -> Vec<Run> {
     runs
 }
 
-/// What copying did.
+/// Result of copying.
 #[derive(Debug, Default)]
 pub(super) struct Copied {
     /// Bytes copied.
     pub(super) bytes: u64,
-    /// Positions whose seed held something else: to be fetched.
+    /// Positions whose seed had other bytes; these chunks have to be fetched.
     pub(super) failed: Vec<usize>,
 }
 
-/// Copies `held` positions (ascending) into the target; every chunk is hashed as it is read.
+/// Copies the `held` positions (ascending) into the target; every chunk is hashed as it is read.
 ///
 /// # Errors
-/// The target's; a seed that cannot be read is a miss, not an error.
+/// The target's errors. A seed that cannot be read is not an error; its chunks count as failed.
 pub(super) fn copy_held(
     entries: &Entries,
     held: &[(usize, HeldAt)],
@@ -107,7 +107,8 @@ fn copy_run(
     copied: &mut Copied,
 ) -> io::Result<()> {
     buffer.resize(run.bytes as usize, 0);
-    // A seed that ends early or fails to read: its chunks one by one, so that the readable ones still count.
+    // If the seed ends early or fails to read, read its chunks one by one, so that the readable
+    // chunks still count.
     let whole = seed.read_at(run.from.offset, buffer).is_ok();
     let mut at = 0;
     let mut good_from = 0;
@@ -134,11 +135,12 @@ fn write(target: &dyn Target, offset: u64, range: std::ops::Range<usize>, buffer
     target.write_at(offset + range.start as u64, &buffer[range])
 }
 
-/// Finds which of `positions` the target holds already, by hashing what is there.
+/// Returns those of `positions` whose chunk is already in the target, by hashing the target's
+/// bytes.
 pub(super) fn held_in_place(entries: &Entries, positions: &[usize], target: &dyn Target) -> Vec<usize> {
     let next = AtomicUsize::new(0);
     let found = Mutex::new(Vec::new());
-    // Neighbouring positions to one thread: sequential reads.
+    // Give adjacent positions to one thread, so that reads are sequential.
     let pieces: Vec<&[usize]> = positions.chunks(256).collect();
     let work = || {
         let mut buffer = Vec::new();

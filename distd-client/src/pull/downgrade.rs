@@ -1,9 +1,10 @@
-//! Whether the release of a channel may take the place of what this device has: a channel that is
-//! moved back is followed only where that was ordered (docs/trust.md, "Downgrades").
+//! Decision whether the release of a channel may replace the release that this device has. A
+//! channel that was moved back is followed only if a downgrade was ordered (docs/trust.md,
+//! "Downgrades").
 //!
-//! `DIR/releases.json` remembers what pulls have installed: of each channel the release that came last, whatever the
-//! place, so that the older of two slots permits nothing; of each place the release that is there,
-//! whichever way it came.
+//! `DIR/releases.json` records what pulls have installed. For each channel it has the latest
+//! release, at whatever path, so that the older of two slots permits no downgrade. For each path it
+//! has the release that is there, however it was chosen.
 
 use std::fmt;
 use std::io;
@@ -21,47 +22,48 @@ use crate::exit::{Code, Failure};
 /// Name of the file in the state directory.
 const FILE_NAME: &str = "releases.json";
 
-/// Most channels and most places remembered; the one that changed longest ago goes first. A device
-/// follows one channel of a few products, into two slots each.
+/// Largest number of channels, and of paths, that are remembered; the least recently changed is
+/// dropped. A device follows one channel of a few products, into two slots each.
 const REMEMBERED_MAX: usize = 64;
 
-/// Longest file read, bytes: 128 entries of three names of 100 bytes take a quarter.
+/// Largest file read, in bytes. 128 entries with three names of 100 bytes take a quarter of it.
 const FILE_BYTES_MAX: u64 = 256 << 10;
 
-/// Whether a channel may lead this device back.
+/// Policy: whether a channel may take this device back to an older release.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Downgrade {
-    /// Where the signed channel orders it.
+    /// Only if the signed channel orders it.
     #[default]
     Ordered,
-    /// Not at all.
+    /// Never.
     Never,
-    /// Whenever it points to an older release.
+    /// Whenever the channel points to an older release.
     Always,
 }
 
 impl Downgrade {
-    /// Whether it is what nothing said means.
+    /// Returns whether this is the default policy.
     pub(crate) fn is_default(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// A number of a release; none is below all numbers.
+/// Sequence number of a release; `None` is lower than all numbers.
 type Sequence = Option<u64>;
 
-/// Which way a pull goes.
+/// Direction of a pull.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Not to an older release than a channel brought, or to an exact version.
+    /// Not a downgrade: the release is not older than the latest of the channel, or the version was
+    /// named exactly.
     On,
-    /// Back, from this version, as the channel orders or the user allows.
+    /// A downgrade from this version, ordered by the channel or allowed by the user.
     Back(Name),
 }
 
 impl Step {
-    /// The version that was gone back from.
+    /// Returns the version that the pull downgrades from.
     pub(super) fn back_from(&self) -> Option<String> {
         match self {
             Self::On => None,
@@ -70,7 +72,7 @@ impl Step {
     }
 }
 
-/// A channel that points to an older release than this device has, without leave to go back.
+/// A channel points to an older release than this device has, and no downgrade is allowed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
 #[error(
     "{product}:{channel} points to {offered}, which is older than {has} on this device, and {}",
@@ -82,19 +84,19 @@ impl Step {
 pub(crate) struct Refused {
     product: Name,
     channel: Name,
-    /// The version that this device has.
+    /// Version that this device has.
     has: Name,
-    /// The version that the channel points to.
+    /// Version that the channel points to.
     offered: Name,
     policy: Downgrade,
 }
 
-/// The file says nothing that can be read.
+/// The file does not parse.
 #[derive(Debug, thiserror::Error)]
-#[error("{} is damaged: which releases this device has had is not known", .0.display())]
+#[error("{} is damaged, so it is unknown which releases this device has had", .0.display())]
 struct Damaged(PathBuf, #[source] Box<dyn std::error::Error + Send + Sync>);
 
-/// A release as it is remembered.
+/// A remembered release.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Had {
     product: Name,
@@ -103,7 +105,7 @@ struct Had {
     sequence: Sequence,
 }
 
-/// The release that a channel brought last.
+/// The latest release of a channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct OfChannel {
     channel: Name,
@@ -111,16 +113,17 @@ struct OfChannel {
     had: Had,
 }
 
-/// The release at a place.
+/// The release at a path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct OfPlace {
-    /// 32 hexadecimal digits of the path's BLAKE3: a path may be long, and no UTF-8.
+    /// First 32 hexadecimal digits of the path's BLAKE3. The path itself may be long, and need not
+    /// be UTF-8.
     place: String,
     #[serde(flatten)]
     had: Had,
 }
 
-/// All that is remembered, what changed last first.
+/// Everything that is remembered, most recently changed first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Memory {
     #[serde(default)]
@@ -141,16 +144,19 @@ fn had_of(resolved: &Resolved) -> Had {
     }
 }
 
-/// Decides about a release with number `wanted` where the latest that this device has is numbered `had`.
+/// Decides about a release with the sequence number `wanted` on a device whose latest release has
+/// the number `had`.
 ///
-/// `Ok(true)` when it goes back with leave.
+/// Returns `Ok(true)` for an allowed downgrade, `Ok(false)` if the release is not older, and `Err`
+/// for a downgrade that is not allowed.
 fn may_follow(policy: Downgrade, wanted: Sequence, had: Sequence, order: Sequence) -> Result<bool, ()> {
     if wanted >= had {
         return Ok(false);
     }
     match policy {
         Downgrade::Always => Ok(true),
-        // An order is for devices that have at most this; a number that there is not is no order.
+        // An order reaches devices whose number is at most `order`. Without a number there is no
+        // order.
         Downgrade::Ordered if order.is_some() && had <= order => Ok(true),
         Downgrade::Ordered | Downgrade::Never => Err(()),
     }
@@ -173,7 +179,7 @@ impl Memory {
         Ok(memory)
     }
 
-    /// The latest release of the product that the channel brought, or that is at `place`.
+    /// Returns the latest release of the product that came by the channel or is at `place`.
     fn latest(&self, product: &Name, channel: &Name, place: Option<&str>) -> Option<&Had> {
         let channels = self.channels.iter().filter(|of| of.channel == *channel).map(|of| &of.had);
         let places = self.places.iter().filter(|of| Some(of.place.as_str()) == place).map(|of| &of.had);
@@ -193,14 +199,14 @@ impl Memory {
         self.places.truncate(REMEMBERED_MAX);
     }
 
-    /// Enters a release. While `is_done` is false it is about to take its place, and only what is
-    /// later than what is remembered is entered: a kill in between leaves the memory of the later
-    /// of both.
+    /// Records a release. While `is_done` is false the release is about to be put in place, and
+    /// only a release later than the remembered one is recorded. If the pull is killed in between,
+    /// the later of both releases stays remembered.
     fn enter(&mut self, had: &Had, channel: Option<&Name>, place: &str, step: &Step, is_done: bool) {
         let of_channel = |of: &&OfChannel| Some(&of.channel) == channel && of.had.product == had.product;
         if let Some(channel) = channel {
             let known = self.channels.iter().find(of_channel).map(|of| &of.had);
-            // Another pull of the channel may have come further meanwhile.
+            // Another pull of the channel may have installed a later release meanwhile.
             let is_back = is_done && *step != Step::On;
             let is_later = known.is_none_or(|known| known.sequence <= had.sequence);
             if (is_back || is_later) && known != Some(had) {
@@ -229,25 +235,24 @@ impl From<LoadError> for Failure {
         match error {
             LoadError::Side(error) => error.into(),
             LoadError::Damaged(error) => Self::new(Code::Local, error.into()).next(
-                "look at what the channel points to (distd channel show, at the origin's side); to take it whatever it is and \
-                 remember anew, run the same command with --allow-downgrade",
+                "check which release the channel points to (an operator can: distd channel show); to take that release in any case and start a new record, run the same command with --allow-downgrade",
             ),
         }
     }
 }
 
-/// Looks whether `resolved` may be pulled into `out`; nothing is written.
+/// Checks whether `resolved` may be pulled into `out`; writes nothing.
 ///
 /// # Errors
-/// Failures with [`Code::Refused`] around [`Refused`], or with [`Code::Local`] when the memory
-/// cannot be read.
+/// Failures with [`Code::Refused`] around [`Refused`], or with [`Code::Local`] when the file cannot
+/// be read.
 pub(super) fn check(
     data: &Path,
     out: Option<&Path>,
     resolved: &Resolved,
     policy: Downgrade,
 ) -> anyhow::Result<Step> {
-    // Whoever asks for a version by name has chosen it.
+    // A user who names an exact version has chosen it.
     let Some(doc) = &resolved.channel else { return Ok(Step::On) };
     let memory = match Memory::load(data) {
         Ok(memory) => memory,
@@ -257,7 +262,7 @@ pub(super) fn check(
         }
         Err(error) => return Err(Failure::from(error).into()),
     };
-    // A place with nothing in it has no release, whatever was there.
+    // If nothing is at the path, the release that was there does not count.
     let place = out.filter(|out| out.exists()).map(place_of);
     let Some(had) = memory.latest(&doc.product, &doc.channel, place.as_deref()) else {
         return Ok(Step::On);
@@ -288,16 +293,16 @@ pub(super) fn check(
     }
 }
 
-/// How far a pull is when its release is remembered.
+/// Stage of a pull at which its release is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum When {
-    /// The release is about to take its place.
+    /// The release is about to be put in place.
     Before,
-    /// It is in place.
+    /// The release is in place.
     After,
 }
 
-/// A release on its way into its place.
+/// A release that a pull is about to put in place.
 #[derive(Clone)]
 pub(super) struct Arrival {
     data: PathBuf,
@@ -315,7 +320,7 @@ impl fmt::Debug for Arrival {
 }
 
 impl Arrival {
-    /// Of `resolved`, which [`check`] let pass as `step`.
+    /// Makes the record for `resolved`, which [`check`] let pass as `step`.
     pub(super) fn new(data: &Path, out: &Path, resolved: &Resolved, policy: Downgrade, step: Step) -> Self {
         Self {
             data: data.to_owned(),
@@ -327,18 +332,19 @@ impl Arrival {
         }
     }
 
-    /// Remembers it, durably. Flash wears: nothing is written where nothing changes.
+    /// Records the release durably. Flash wears out, so nothing is written when nothing changes.
     ///
     /// # Errors
     /// Failures with [`Code::Local`].
     pub(super) fn remember(&self, when: When) -> anyhow::Result<()> {
-        // Two pulls may end at once.
+        // Two pulls may end at the same time.
         let lock_path = self.data.join("releases.lock");
         let (held, _) = side::open(&lock_path).map_err(Failure::from)?;
         lock(&held, &lock_path, Patience::Some).map_err(Failure::from)?;
         let before = match Memory::load(&self.data) {
             Ok(memory) => memory,
-            // Writing anew makes the device follow every channel again: that is the user's to say.
+            // A new file would make the device follow every channel again; only the user may decide
+            // that.
             Err(LoadError::Damaged(error)) if self.channel.is_none() => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the release is not remembered");
                 return Ok(());
@@ -371,9 +377,9 @@ mod tests {
     }
 
     #[test]
-    fn only_an_order_that_reaches_this_device_leads_it_back() {
+    fn only_an_order_that_reaches_this_device_allows_a_downgrade() {
         use Downgrade::{Always, Never, Ordered};
-        // Of the policies ordered, never and always: on, back, or refused.
+        // Results for the policies ordered, never and always: on, back, or refused.
         for (wanted, has, order, expected) in [
             (Some(14), Some(13), None, "on on on"),
             (Some(14), Some(14), None, "on on on"),
@@ -383,7 +389,7 @@ mod tests {
             (Some(13), Some(14), Some(13), "refused refused back"),
             (Some(13), Some(14), Some(14), "back refused back"),
             (Some(13), Some(14), Some(99), "back refused back"),
-            // A release without a number is older than all that have one.
+            // A release without a number is older than every release with one.
             (None, Some(1), None, "refused refused back"),
             (None, Some(0), None, "refused refused back"),
             (None, Some(1), Some(1), "back refused back"),
@@ -401,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn the_older_slot_permits_nothing_and_another_product_or_channel_does_not_count() {
+    fn the_older_slot_permits_no_downgrade_and_other_products_and_channels_do_not_count() {
         let mut memory = Memory::default();
         let (stable, beta) = (name("stable"), name("beta"));
         memory.enter(&had("13", 13), Some(&stable), "a", &Step::On, true);
@@ -412,14 +418,14 @@ mod tests {
         for place in [None, Some("a"), Some("b"), Some("other")] {
             assert_eq!(latest(&stable, place), Some(Some(14)), "{place:?}");
         }
-        // Of a place whatever is there counts.
+        // At a path, the release that is there counts, whatever its channel.
         assert_eq!(latest(&stable, Some("c")), Some(Some(20)));
         assert_eq!(latest(&name("none"), None), None);
         assert_eq!(memory.latest(&name("app"), &stable, Some("a")), None);
     }
 
     #[test]
-    fn a_kill_on_the_way_leaves_the_later_of_both_and_the_end_what_is_there() {
+    fn a_kill_leaves_the_later_release_remembered_and_the_end_the_installed_one() {
         let stable = name("stable");
         let mut memory = Memory::default();
         memory.enter(&had("14", 14), Some(&stable), "a", &Step::On, true);
@@ -431,17 +437,17 @@ mod tests {
         assert_eq!(memory.latest(&name("os"), &stable, Some("a")), Some(&had("1", 1)));
         memory.enter(&had("15", 15), Some(&stable), "a", &Step::On, false);
         assert_eq!(memory.latest(&name("os"), &stable, Some("a")), Some(&had("15", 15)), "going on before");
-        // A pull of the channel that took longer than a later one.
+        // A pull of the channel that ended after a pull of a later release.
         memory.enter(&had("14", 14), Some(&stable), "b", &Step::On, true);
         assert_eq!(memory.latest(&name("os"), &stable, Some("b")), Some(&had("15", 15)));
-        // An exact version is the place's, and leaves the channel alone.
+        // An exact version is recorded for its path and leaves the channel's record alone.
         memory.enter(&had("1", 1), None, "a", &Step::On, true);
         assert_eq!(memory.latest(&name("os"), &stable, None), Some(&had("15", 15)));
         assert_eq!(memory.latest(&name("os"), &name("edge"), Some("a")), Some(&had("1", 1)));
     }
 
     #[test]
-    fn the_memory_is_bounded_and_the_one_that_changed_longest_ago_goes() {
+    fn the_memory_is_bounded_and_drops_the_least_recently_changed() {
         let mut memory = Memory::default();
         for n in 0..200_u64 {
             memory.enter(&had("1", n), Some(&name(&format!("c{n}"))), &n.to_string(), &Step::On, true);
@@ -458,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_memory_is_named_and_mended_only_when_that_is_said() {
+    fn a_damaged_memory_is_reported_and_replaced_only_on_request() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let file = dir.path().join(FILE_NAME);
         let arrival = |channel: Option<&str>, policy| Arrival {
@@ -483,7 +489,7 @@ mod tests {
         arrival(Some("stable"), Downgrade::Always).remember(When::After).expect("said");
         let memory = Memory::load(dir.path()).expect("whole");
         assert_eq!(memory.latest(&name("os"), &name("stable"), None), Some(&had("1", 1)));
-        // Written by a later version, with more in it.
+        // A file of a later version, with additional fields.
         fs::write(
             &file,
             r#"{"channels": [{"channel": "stable", "product": "os", "version": "2", "x": 1}], "y": 2}"#,
@@ -494,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_already_is_not_written_again() {
+    fn an_unchanged_memory_is_not_rewritten() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let arrival = Arrival {
             data: dir.path().to_owned(),
@@ -508,7 +514,7 @@ mod tests {
         let inode =
             || std::os::unix::fs::MetadataExt::ino(&fs::metadata(dir.path().join(FILE_NAME)).expect("stat"));
         let first = inode();
-        // A file in its place would take another number.
+        // Occupies the freed inode number, so that a rewritten file would get another one.
         let _other = fs::File::create(dir.path().join("other")).expect("create");
         arrival.remember(When::After).expect("nothing to do");
         assert_eq!(inode(), first);

@@ -6,21 +6,22 @@ use distd_core::ChunkHash;
 use distd_core::manifest::{ChunkAt, Manifest};
 use distd_peer::table::ChunkTable;
 
-/// Positions from one known offset to the next.
+/// Number of positions from one stored offset to the next.
 const STRIDE: usize = 32;
 
-/// Every chunk with its offset, by position. 4 bytes each beside the table that has the chunks themselves.
+/// Every chunk with its offset, by position. Takes 4 bytes per chunk in addition to the table,
+/// which has the chunks themselves.
 #[derive(Debug)]
 pub(super) struct Entries {
     table: Arc<ChunkTable>,
     /// Index in the table of the chunk at each position.
     order: Vec<u32>,
-    /// Offset of every [`STRIDE`]th chunk.
+    /// Offset of every [`STRIDE`]th chunk, in bytes.
     offsets: Vec<u64>,
 }
 
 impl Entries {
-    /// The chunks of `manifest`, all of which `table` lists.
+    /// Lists the chunks of `manifest`, all of which must be in `table`.
     pub(super) fn of(manifest: &Manifest, table: Arc<ChunkTable>) -> Self {
         let chunks = usize::try_from(manifest.root().chunks).unwrap_or(0).min(1 << 20);
         let (mut order, mut offsets) = (Vec::with_capacity(chunks), Vec::with_capacity(chunks / STRIDE + 1));
@@ -55,7 +56,7 @@ impl Entries {
     }
 }
 
-/// Hash of `len` zero bytes, for the one length that long runs of zeros are cut into.
+/// Hash of `len` zero bytes, for the one length into which long runs of zeros are cut.
 #[derive(Debug)]
 pub(super) struct ZeroChunk {
     len: u32,

@@ -1,4 +1,4 @@
-//! One pull from opening the target to the last check.
+//! The state of one pull, from opening the target to the final check.
 
 use std::io;
 use std::path::PathBuf;
@@ -34,17 +34,18 @@ use crate::exit::{Code, Failure};
 use crate::progress::Progress;
 use crate::share::Published;
 
-/// How often progress is made durable.
+/// Interval at which progress is made durable.
 const JOURNAL_EVERY: Duration = Duration::from_millis(900);
 
-/// What a small set rebuilt before the manifest was known.
+/// File with the chunks that a small patch set rebuilt before the manifest was known.
 pub(super) const REBUILT_FILE: &str = ".distd-part-rebuilt";
 
-/// Chunks that only a later patch needs.
+/// File with transient chunks: those that only a later patch needs.
 const PASSING_FILE: &str = ".distd-part-passing";
 
-/// All files of patches beside the target, payloads of each set of a route first. An interrupted pull leaves them, and the
-/// one that goes on from there need not use patches at all.
+/// Suffixes of all files of patches beside the target; the payloads of each set of a route come
+/// first. An interrupted pull leaves these files, and the pull that continues it need not use
+/// patches at all.
 pub(super) const PATCH_FILES: [&str; ROUTE_LEGS_MAX + 2] = [
     ".distd-part-patches",
     ".distd-part-patches1",
@@ -56,21 +57,22 @@ pub(super) const PATCH_FILES: [&str; ROUTE_LEGS_MAX + 2] = [
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
-    /// Of distinct chunks.
+    /// Raw bytes of distinct chunks fetched.
     pub(super) fetched_bytes: u64,
-    /// Of the places they belong: more where a chunk repeats.
+    /// Raw bytes at all positions of the placed chunks: more than `fetched_bytes` if a chunk
+    /// repeats.
     pub(super) placed_bytes: u64,
     pub(super) chunk_bytes: u64,
     pub(super) repeated_bytes: u64,
-    /// Packed bytes of chunks and payloads that came twice in one fetch.
+    /// Packed bytes of chunks and payloads that arrived twice in one fetch.
     pub(super) duplicate_bytes: u64,
     pub(super) patches_applied: u64,
     pub(super) patches_failed: u64,
-    /// Of the places of chunks that patches rebuilt.
+    /// Raw bytes at all positions of chunks that patches rebuilt.
     pub(super) rebuilt_bytes: u64,
 }
 
-/// One pull from opening the target to the last check.
+/// One pull, from opening the target to the final check.
 pub(super) struct Job {
     manifest: Arc<Manifest>,
     table: Arc<ChunkTable>,
@@ -84,14 +86,16 @@ pub(super) struct Job {
     link: Link,
     payloads: Vec<Arc<Payloads>>,
     passing: PathBuf,
-    /// Whatever this pull or an earlier one may have left.
+    /// Patch files that this pull or an earlier one may have left.
     patch_files: Vec<PathBuf>,
     holdings: Arc<Holdings>,
-    /// The artifact and the payloads, as neighbours see them; nothing when the exchange is off.
+    /// Swarms of the artifact and of the payloads that are served to neighbours; `None` when the
+    /// exchange is off.
     published: Vec<Option<Published>>,
     pub(super) target: Arc<dyn Target>,
     journal: Arc<Mutex<Journal>>,
-    /// Held while the journal's file is written or removed: a writer that is cut off runs on in its thread.
+    /// Held while the journal's file is written or removed. A writer whose task is cancelled
+    /// continues in its thread.
     writing: Arc<Mutex<()>>,
     part_manifest: PathBuf,
     pub(super) progress: Arc<Progress>,
@@ -122,8 +126,8 @@ impl Job {
         let mut journal =
             Journal::open(state_path(request, ".distd-part-journal"), manifest.id(), manifest.root().chunks);
         if !target.may_hold_bytes() {
-            // The target was begun anew: an earlier one failed before it could be gone on with, or
-            // was removed. The journal that is there speaks of that one.
+            // The target is new: an earlier target failed before it could be continued, or was
+            // removed. The journal describes that earlier target.
             journal.replace(std::iter::empty());
         }
         let patch_files: Vec<PathBuf> =
@@ -135,11 +139,11 @@ impl Job {
             payloads.push(Arc::new(opened.map_err(|e| Failure::new(Code::Local, e))?));
         }
         let bases = offers.bases();
-        // What both have is found in the first.
+        // Chunks that are in both tables are found in the first one.
         let only_base = |id| bases.contains(id) && table.get(id).is_none();
         let seed_table = ChunkTable::of_those(&seeds.held_manifests(), only_base);
         if let Some(seeds) = Arc::get_mut(&mut seeds) {
-            // Some 5 MB for an 800 MB image, and not needed any more.
+            // The manifests take some 5 MB for an image of 800 MB and are not needed any more.
             seeds.forget_manifests();
         }
         Ok(Self {
@@ -167,7 +171,7 @@ impl Job {
         })
     }
 
-    /// Lets neighbours have what is in place, from now until the job is dropped.
+    /// Serves the chunks in place to neighbours, from now until the job is dropped.
     pub(super) fn share(&mut self, realm: &Realm) {
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         journal.tell(self.entries.clone(), self.holdings.clone());
@@ -185,7 +189,8 @@ impl Job {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner).contains(position)
     }
 
-    /// Fills whatever the journal does not list: a tree's listing first, for it says where the rest belongs.
+    /// Fills all positions that the journal does not list. A tree's listing comes first because it
+    /// says where the other bytes belong.
     pub(super) async fn fill(&self, realm: &Realm) -> anyhow::Result<()> {
         if let Kind::Tree { listing_bytes } = self.manifest.root().kind {
             self.fill_range(realm, 0..listing_bytes).await?;
@@ -241,7 +246,7 @@ impl Job {
             if !copied.failed.is_empty() {
                 tracing::warn!(
                     chunks = copied.failed.len(),
-                    "seeds held other bytes than expected; fetching these"
+                    "seeds had unexpected bytes; fetching these chunks"
                 );
                 let placer = self.placer(&copied.failed);
                 self.fetch(realm, &placer, &placer.ids(), None).await?;
@@ -271,7 +276,8 @@ impl Job {
         ))
     }
 
-    /// Brings what no seed has: by patches as far as they save bytes, the rest as chunks.
+    /// Gets the chunks that no seed has: by patches as far as these save bytes, the rest by
+    /// fetching.
     async fn bring(&self, realm: &Realm, missing: &[usize]) -> anyhow::Result<()> {
         if missing.is_empty() {
             return Ok(());
@@ -282,7 +288,7 @@ impl Job {
             return self.fetch(realm, &placer, &wanted, None).await;
         }
         let tables = [self.table.clone(), self.seed_table.clone()];
-        // In place counts as held: whatever of the artifact is not missing.
+        // Chunks of the artifact that are not missing are in place and count as held.
         let held_here = |id| {
             held(&self.index, &tables, id).is_some()
                 || (self.table.get(id).is_some() && placer.entry(id).is_none())
@@ -312,7 +318,7 @@ impl Job {
         let chunks = self.fetch(realm, &placer, &choice.chunks, Some(&arrivals));
         let payloads = self.fetch_payloads(realm, &choice, &arrivals);
         let (chunks, ()) = tokio::join!(chunks, payloads);
-        // Whatever did not come by now does not come.
+        // Payloads and bases that have not arrived by now will not arrive.
         arrivals.all_fetched();
         let applied = applying.await?.map_err(write_failed)?;
         self.count_patches(&applied);
@@ -336,9 +342,9 @@ impl Job {
         counts.rebuilt_bytes += applied.rebuilt_bytes;
     }
 
-    /// Fetches payloads; those that do not come are patches that fail.
+    /// Fetches payloads; a payload that does not arrive makes its patch fail.
     async fn fetch_payloads(&self, realm: &Realm, choice: &Choice, arrivals: &Arc<Arrivals>) {
-        // The first is the artifact itself.
+        // The first swarm is that of the artifact itself.
         let published = self.published.iter().skip(1);
         for ((set, payloads), published) in self.offers.sets.iter().zip(&self.payloads).zip(published) {
             let wanted = payloads.wanted(&choice.patches);
@@ -352,12 +358,12 @@ impl Job {
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
             counts.duplicate_bytes += sink.came.duplicate_bytes.load(Ordering::Relaxed);
             if let Err(error) = fetched {
-                tracing::warn!(error = &error as &dyn std::error::Error, "not all patches could be had");
+                tracing::warn!(error = &error as &dyn std::error::Error, "some patches could not be fetched");
             }
         }
     }
 
-    /// Fetches chunks into their places.
+    /// Fetches chunks and puts them in place.
     async fn fetch(
         &self,
         realm: &Realm,
@@ -393,12 +399,12 @@ impl Job {
         })
     }
 
-    /// Bytes of payloads received.
+    /// Returns the bytes of payloads received.
     pub(super) fn patch_bytes(&self) -> u64 {
         self.payloads.iter().map(|payloads| payloads.bytes.load(Ordering::Relaxed)).sum()
     }
 
-    /// Makes progress durable again and again; returns only with an error.
+    /// Makes progress durable at intervals; returns only with an error.
     async fn journal_regularly(&self) -> anyhow::Error {
         let mut pause = JOURNAL_EVERY;
         loop {
@@ -421,14 +427,14 @@ impl Job {
             .map_err(write_failed)
     }
 
-    /// Reads the whole artifact off the target; true when it is not what it should be.
+    /// Reads the whole artifact from the target; returns true when its hash is wrong.
     pub(super) fn check(&self) -> anyhow::Result<bool> {
         let root = self.manifest.root();
         let hash = hash_medium(&*self.target, root.bytes).map_err(write_failed)?;
         Ok(hash != Some(root.blake3))
     }
 
-    /// Takes every chunk that is not in place out of the journal.
+    /// Removes every chunk that is not in place from the journal.
     pub(super) fn forget_wrong(&self) {
         let all: Vec<usize> = (0..self.entries.len()).collect();
         let there = held_in_place(&self.entries, &all, &*self.target);
@@ -440,7 +446,7 @@ impl Job {
         for path in &self.patch_files {
             match std::fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(path = %path.display(), %error, "a file of patches was left behind");
+                    tracing::warn!(path = %path.display(), %error, "could not remove a file of patches");
                 }
                 _ => {}
             }
@@ -449,19 +455,20 @@ impl Job {
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = journal.remove().and_then(|()| side::remove(&self.part_manifest)) {
             let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, "state of the finished pull left behind");
+            tracing::warn!(error, "could not remove the state of the finished pull");
         }
         self.target.end();
     }
 }
 
-/// The pause after the next one. Where making progress durable waits for other programs' writing, that happens a few times, however
-/// long the pull takes.
+/// Returns the pause after the next one. If making progress durable also waits for the writes of
+/// other programs, the pauses double, so that it happens only a few times however long the pull
+/// takes.
 fn next_pause(pause: Duration, syncs_others: bool) -> Duration {
     if syncs_others { pause * 2 } else { pause }
 }
 
-/// Data first, then the journal that speaks of it.
+/// Makes the data durable first, then writes the journal that lists it.
 fn write_journal(target: &dyn Target, journal: &Mutex<Journal>, writing: &Mutex<()>) -> io::Result<()> {
     let _turn = writing.lock().unwrap_or_else(PoisonError::into_inner);
     let (path, bytes) = {
@@ -473,9 +480,9 @@ fn write_journal(target: &dyn Target, journal: &Mutex<Journal>, writing: &Mutex<
     };
     target.sync()?;
     if let Err(error) = Journal::write(&path, &bytes) {
-        // It saves work after a kill and nothing else: no reason to end a pull.
+        // The journal only saves work after a kill, so a failure is no reason to end the pull.
         let error = &error as &dyn std::error::Error;
-        tracing::warn!(error, "progress cannot be remembered");
+        tracing::warn!(error, "could not write the journal of the pull");
     }
     Ok(())
 }
@@ -491,7 +498,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_day_of_pulling_a_tree_waits_a_few_times_for_other_programs_writing() {
+    fn a_day_long_pull_of_a_tree_waits_only_a_few_times_for_other_programs_writes() {
         let times = |syncs_others| {
             let (mut pause, mut passed, mut times) = (JOURNAL_EVERY, Duration::ZERO, 0);
             while passed < Duration::from_secs(24 * 3600) {

@@ -1,7 +1,8 @@
-//! What has been written and verified, remembered across kills and power loss.
+//! Journal of the chunks that were written and verified; it survives kills and power loss.
 //!
-//! The journal only saves work: what it does not list is hashed in place on resume, so a chunk that reached the target is
-//! never fetched again even when the kill came before its line was written.
+//! The journal only saves work. On resume, chunks that it does not list are hashed in place, so a
+//! chunk that reached the target is never fetched again, even if the kill came before the journal
+//! listed it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,14 +16,15 @@ use serde::{Deserialize, Serialize};
 use super::entries::Entries;
 use crate::disk::side::{self, SideError, write_atomic};
 
-/// Longest journal read: every second chunk of the largest artifact has a range of some 20 bytes.
+/// Largest journal read, in bytes. If every second chunk of the largest artifact is done, each
+/// makes a range of some 20 bytes.
 const JOURNAL_BYTES_MAX: u64 = 1 << 30;
 
 #[derive(Serialize, Deserialize)]
 struct Wire {
     version: u8,
     manifest: ManifestId,
-    /// Positions in artifact order, inclusive ranges.
+    /// Positions in artifact order, as inclusive ranges.
     done: Vec<(u64, u64)>,
 }
 
@@ -31,17 +33,17 @@ struct Wire {
 pub(super) struct Journal {
     path: PathBuf,
     manifest: ManifestId,
-    /// Positions plus one: ranges of chunk ids start at one.
+    /// Positions plus one, because ranges of chunk ids start at one.
     done: ChunkRanges,
     written: u64,
     /// Set when the pull is over: nothing is written any more.
     closed: bool,
-    /// What neighbours may have of it.
+    /// Holdings that announce the journal's chunks to neighbours; `None` when the exchange is off.
     told: Option<(Arc<Entries>, Arc<Holdings>)>,
 }
 
 impl Journal {
-    /// The journal at `path` if it is of this manifest, else an empty one.
+    /// Opens the journal at `path`; it is empty unless the file belongs to this manifest.
     pub(super) fn open(path: PathBuf, manifest: ManifestId, chunks: u64) -> Self {
         let mut journal =
             Self { path, manifest, done: ChunkRanges::new(), written: 0, closed: false, told: None };
@@ -62,7 +64,7 @@ impl Journal {
         journal
     }
 
-    /// Tells `holdings` of every chunk that is in the target, now and from now on.
+    /// Adds every chunk in the target to `holdings`, now and whenever one is added.
     pub(super) fn tell(&mut self, entries: Arc<Entries>, holdings: Arc<Holdings>) {
         let done = self.done.ids().map(|position| entries.get(position.0 as usize - 1).entry.id);
         holdings.add(done);
@@ -80,18 +82,18 @@ impl Journal {
         self.done.contains(ChunkId(position as u64 + 1))
     }
 
-    /// Replaces everything by these positions.
+    /// Replaces all positions by these.
     pub(super) fn replace(&mut self, positions: impl Iterator<Item = usize>) {
         self.done = positions.map(|position| ChunkId(position as u64 + 1)).collect();
         self.written = u64::MAX;
     }
 
-    /// Whether there is something to write.
+    /// Returns whether there are unwritten changes.
     pub(super) fn is_dirty(&self) -> bool {
         !self.closed && self.done.len() != self.written
     }
 
-    /// A snapshot to be written once the data it lists is durable.
+    /// Returns a snapshot, to be written once the data that it lists is durable.
     pub(super) fn snapshot(&mut self) -> (PathBuf, Vec<u8>) {
         self.written = self.done.len();
         let done = self.done.iter().map(|r| (r.start().0 - 1, r.end().0 - 1)).collect();
@@ -107,7 +109,7 @@ impl Journal {
         write_atomic(path, bytes)
     }
 
-    /// The pull is over.
+    /// Closes the journal and removes its file at the end of the pull.
     ///
     /// # Errors
     /// [`SideError`].
@@ -138,7 +140,7 @@ mod tests {
         assert!(!again.is_dirty());
         assert_eq!((0..100).filter(|p| again.contains(*p)).collect::<Vec<_>>(), [0, 1, 2, 99]);
         assert!(!Journal::open(path.clone(), ManifestId([2; 32]), 100).contains(0));
-        // Positions beyond the artifact are not believed.
+        // Positions beyond the artifact are ignored.
         assert!(!Journal::open(path.clone(), ManifestId([1; 32]), 99).contains(99));
         fs::write(&path, b"garbage").expect("write");
         assert!(!Journal::open(path, ManifestId([1; 32]), 100).contains(0));

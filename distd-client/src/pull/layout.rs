@@ -4,17 +4,19 @@ use std::ops::Range;
 
 use distd_core::tree::{DecodeListingError, Entry, EntryKind, Listing};
 
-/// Where the bytes of each file of a tree lie in the artifact.
+/// Offsets of the files of a tree in the artifact.
 pub(crate) struct Layout {
     pub(super) listing_bytes: u64,
     pub(super) listing: Listing,
-    /// Offset in the artifact, size, position in the listing; files only, in order.
+    /// Offset in the artifact, size, and index in the listing; only files, in order.
     files: Vec<(u64, u64, usize)>,
 }
 
 impl Layout {
+    /// Decodes a listing and computes the offsets of its files.
+    ///
     /// # Errors
-    /// When the bytes are no listing.
+    /// When the bytes are not a valid listing.
     pub(super) fn new(bytes: &[u8]) -> Result<Self, DecodeListingError> {
         let listing = Listing::decode(bytes)?;
         let listing_bytes = bytes.len() as u64;
@@ -29,12 +31,13 @@ impl Layout {
         Ok(Self { listing_bytes, listing, files })
     }
 
-    /// Bytes of the artifact that it describes.
+    /// Returns the length of the artifact that the layout describes, in bytes.
     pub(super) fn total(&self) -> u64 {
         self.listing_bytes + self.listing.file_bytes()
     }
 
-    /// The parts of `[offset, offset + len)` behind the listing: entry, offset in its file, range of the buffer.
+    /// Returns the parts of `[offset, offset + len)` after the listing, each as the entry, the
+    /// offset in its file, and the range of the buffer.
     pub(super) fn parts(&self, offset: u64, len: usize) -> Vec<(&Entry, u64, Range<usize>)> {
         let end = offset + len as u64;
         let first = self.files.partition_point(|(start, size, _)| start + size <= offset);

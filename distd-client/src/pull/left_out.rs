@@ -1,5 +1,5 @@
-//! Parts of a tree's listing that this process, or this file system, cannot have: counted in the result, and remembered beside the
-//! tree so that a later check does not call it damage.
+//! Parts of a tree's listing that this process or this file system cannot have. They are counted in
+//! the result, and recorded beside the tree so that a later check does not report them as damage.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,31 +10,32 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct LeftOut {
-    /// Owner and group that could not be given.
+    /// Pairs of owner and group that could not be set.
     owners: BTreeSet<(u32, u32)>,
     /// Names of attributes that could not be set.
     xattrs: BTreeSet<String>,
-    /// Modes that could not be set; set-id bits of a file whose owner could not be given are always among them.
+    /// Modes that could not be set. They always include the set-id modes of files whose owner could
+    /// not be set.
     modes: BTreeSet<u32>,
-    /// Whether hard links became files of their own.
+    /// Whether hard links became separate files.
     hard_links: bool,
     /// Whether times could not be set.
     times: bool,
-    /// For people: of each kind how many, and the first of them.
+    /// For people: the number of each kind, and the first entry.
     counts: BTreeMap<String, Count>,
 }
 
-/// How often one thing was left out.
+/// Number of entries with one kind of loss.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Count {
     entries: u64,
     /// Path of the first entry.
     first: String,
-    /// The system's words.
+    /// Reason for the first entry, in the system's words.
     why: String,
 }
 
-/// One thing that an entry lacks.
+/// One part that an entry lacks.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Lost<'n> {
     Owner(u32, u32),
@@ -73,7 +74,7 @@ impl LeftOut {
         self.counts.entry(what).or_insert_with(first).entries += 1;
     }
 
-    /// Whether everything could be had.
+    /// Returns whether nothing was left out.
     pub(crate) fn is_empty(&self) -> bool {
         self.counts.is_empty()
     }
@@ -82,7 +83,7 @@ impl LeftOut {
         &self.counts
     }
 
-    /// One line for each kind, for people.
+    /// Returns one line of text for each kind.
     pub(crate) fn lines(&self) -> Vec<String> {
         let line = |(what, count): (&String, &Count)| {
             format!("{what} of {} entries, the first {}: {}", count.entries, count.first, count.why)
@@ -106,7 +107,7 @@ impl LeftOut {
         self.times
     }
 
-    /// The mode that an entry has in the end, as far as it is known.
+    /// Returns the final mode of an entry; `None` if it is unknown.
     pub(super) fn mode_of(&self, mode: u16, uid: u32, gid: u32) -> Option<u16> {
         if self.modes.contains(&mode.into()) {
             return None;
@@ -115,10 +116,10 @@ impl LeftOut {
     }
 }
 
-/// Bits that run a program as its owner or group.
+/// Mode bits that run a program as its owner or group.
 pub(super) const SET_ID: u16 = 0o6000;
 
-/// Path of an entry for people.
+/// Returns the path of an entry for people.
 pub(super) fn shown(entry: &Entry) -> String {
     entry.path.to_string()
 }

@@ -1,4 +1,4 @@
-//! Making the entries of a tree, before anything is fetched into them.
+//! Creation of the entries of a tree, before anything is fetched into them.
 
 use std::fs::File;
 use std::io;
@@ -10,22 +10,22 @@ use rustix::io::Errno;
 use super::left_out::{LeftOut, Lost, shown};
 use crate::disk::beneath::{At, Beneath};
 
-/// Why the entries of a tree cannot be made.
+/// Reasons why the entries of a tree cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LayOutError {
-    /// Two names that this file system takes for one.
+    /// Two names of the release are the same name for this file system.
     #[error(
         "{0} is there already under another name: this file system does not tell some names of the release apart"
     )]
     Twice(String),
-    /// An entry.
+    /// An entry cannot be created.
     #[error("could not make {path}, {what}")]
     Make {
-        /// Which.
+        /// Path of the entry.
         path: String,
-        /// Its kind, in words.
+        /// Kind of the entry, in words.
         what: &'static str,
-        /// The cause.
+        /// Error of the system.
         #[source]
         cause: io::Error,
     },
@@ -43,8 +43,8 @@ pub(super) fn kind_in_words(kind: &EntryKind) -> &'static str {
     }
 }
 
-/// Makes one entry. In a new staging directory nothing may be there under its name: where something is, two names of the release are one
-/// for this file system.
+/// Creates one entry. In a new staging directory the name must be free; if it exists, this file
+/// system takes two names of the release for one.
 pub(super) fn make(
     at: &At<'_>,
     entry: &Entry,
@@ -88,7 +88,7 @@ fn make_file(at: &At<'_>, size: u64, resumed: bool) -> io::Result<()> {
     if size > 0 { file.set_len(size) } else { Ok(()) }
 }
 
-/// Makes a file of its own of what cannot be a hard link here.
+/// Copies the content of `target` into the file that stands for a hard link.
 pub(super) fn copy_link(beneath: &Beneath, at: &At<'_>, target: &[u8]) -> io::Result<()> {
     let mut from = beneath.open_file(target, false)?;
     let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -1,4 +1,4 @@
-//! TUF metadata through whichever parent answers first.
+//! TUF metadata from the first parent that answers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,15 +8,16 @@ use bytes::Bytes;
 use distd_peer::parents::Parents;
 use distd_peer::trust::tuf::{MetadataSource, SourceError};
 
-/// How often a question is asked again of a parent whose connection was lost over it: a restart takes a second or two.
+/// How often a question is repeated to a parent whose connection was lost meanwhile. A restart of
+/// the parent takes a second or two.
 pub(super) const LOST_MAX: u32 = 5;
 
-/// The pause before the next time.
+/// Returns the pause before the next repetition.
 pub(super) fn pause_after(lost: u32) -> Duration {
     Duration::from_millis(100 << lost.min(5))
 }
 
-/// Asks the parents in order, beginning with `first`.
+/// Source of metadata that asks the parents in order, beginning with index `first`.
 pub(super) struct ParentMetadata {
     pub(super) parents: Arc<Parents>,
     pub(super) first: usize,

@@ -1,4 +1,4 @@
-//! Whether `--out` may be taken: what is there is distd's own, or nothing.
+//! Checks whether `--out` may be used: either distd put the content there, or nothing is there.
 
 use std::fs;
 use std::io;
@@ -21,43 +21,44 @@ use crate::disk::path::{ArtifactPath, Standing};
 use crate::disk::side;
 use crate::exit::{Code, Failure};
 
-/// Entries looked for in a directory that may be a tree of ours. More would tell no more.
+/// Number of entries examined in a directory that may be a tree of distd's. More entries would not
+/// make the answer more certain.
 const LOOKED_AT_MAX: usize = 2000;
 
-/// Why `--out` cannot be taken.
+/// Reasons why `--out` cannot be used.
 #[derive(Debug, thiserror::Error)]
 enum NotOurs {
-    /// A directory with something in it.
+    /// The directory is not empty.
     #[error("{} is not empty, and {why}", path.display())]
     Filled {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// Why it is not taken for a tree of distd's.
+        /// Reason why the directory is not taken for a tree of distd's.
         why: &'static str,
     },
-    /// Something is mounted there.
+    /// Something is mounted at or below the path.
     #[error("something is mounted at {}: it would be moved or hidden", .0.display())]
     Mounted(PathBuf),
-    /// The same, where this process does not see it.
+    /// Something is mounted at or below the path in another mount namespace.
     #[error("something is mounted at {} in another mount namespace: it would be unmounted there", .0.display())]
     MountedElsewhere(PathBuf),
-    /// A directory that others may write to.
+    /// Other users may write to the directory.
     #[error("others may write to {} (mode {mode:04o}), and could put a link where root writes", path.display())]
     Open {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// Its permission bits.
+        /// Permission bits of the directory.
         mode: u32,
     },
-    /// The directory of the path is not there.
+    /// The directory of the path does not exist.
     #[error("the directory {} does not exist", .0.display())]
     NoDirectory(PathBuf),
-    /// A directory that this user may not write to.
+    /// This user may not write to the directory.
     #[error("nothing can be written to {}", path.display())]
     Closed {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// The system's error.
+        /// Error of the system.
         #[source]
         cause: io::Error,
     },
@@ -73,7 +74,7 @@ impl From<NotOurs> for Failure {
             NotOurs::MountedElsewhere(_) => {
                 "stop the service that has it mounted, then run the command again".to_owned()
             }
-            NotOurs::Open { path, .. } => format!("take that right away: chmod o-w,g-w {}", path.display()),
+            NotOurs::Open { path, .. } => format!("remove that permission: chmod o-w,g-w {}", path.display()),
             NotOurs::NoDirectory(dir) => format!("make it: mkdir -p {}", dir.display()),
             NotOurs::Closed { .. } => "choose another --out, or another user".to_owned(),
         };
@@ -81,7 +82,7 @@ impl From<NotOurs> for Failure {
     }
 }
 
-/// Looks at everything about `--out` that must be right before a byte is fetched; nothing is changed.
+/// Checks everything about `--out` that must be right before anything is fetched; changes nothing.
 ///
 /// # Errors
 /// Failures with [`Code::Local`].
@@ -91,9 +92,10 @@ pub(super) fn check(out: &ArtifactPath, data: &Path) -> anyhow::Result<()> {
         return Ok(device::check_unused(path).map_err(Failure::from)?);
     }
     match check_parent(path) {
-        // Nothing can be lost there: a release that does not exist is said first.
+        // Nothing can be lost in a missing directory. Let it pass here, so that a release that does
+        // not exist is reported first.
         Err(NotOurs::NoDirectory(_)) => return Ok(()),
-        // A release that is there already needs no right to write.
+        // If the release is already in place, no right to write is needed.
         Err(NotOurs::Closed { .. }) => {}
         other => other.map_err(Failure::from)?,
     }
@@ -107,7 +109,7 @@ pub(super) fn check(out: &ArtifactPath, data: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Refuses a path in a directory that is not there, or that cannot be written to.
+/// Refuses a path in a directory that does not exist or cannot be written to.
 ///
 /// # Errors
 /// Failures with [`Code::Local`].
@@ -118,7 +120,7 @@ pub(super) fn check_directory_of(out: &ArtifactPath) -> anyhow::Result<()> {
     }
 }
 
-/// Looks at the directory in which an artifact gets its name.
+/// Checks the directory that contains the artifact's name.
 fn check_parent(path: &Path) -> Result<(), NotOurs> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     let closed = |cause| NotOurs::Closed { path: dir.to_owned(), cause };
@@ -127,7 +129,8 @@ fn check_parent(path: &Path) -> Result<(), NotOurs> {
         _ => closed(cause),
     })?;
     let mode = meta.mode() & 0o7777;
-    // Root's own group is root. A sticky directory keeps others from renaming and removing what is not theirs.
+    // Root's own group is root. In a sticky directory, users cannot rename or remove files of
+    // others.
     let open = mode & 0o002 != 0 || (mode & 0o020 != 0 && meta.gid() != 0);
     let open = open && mode & 0o1000 == 0;
     if rustix::process::geteuid().is_root() && open && !side::is_without_links(dir) {
@@ -140,7 +143,7 @@ fn check_mounts(path: &Path) -> Result<(), NotOurs> {
     let mounts = match mounts::here() {
         Ok(mounts) => mounts,
         Err(error) => {
-            tracing::warn!(%error, "mounts cannot be listed: none is entered, but none can be named either");
+            tracing::warn!(%error, "could not list the mounts: none is entered, but a mount below the target is not reported");
             return Ok(());
         }
     };
@@ -152,14 +155,15 @@ fn check_mounts(path: &Path) -> Result<(), NotOurs> {
     if let Some(point) = find(&mounts) {
         return Err(NotOurs::Mounted(point));
     }
-    // The kernel unmounts what is mounted elsewhere on a directory that is removed here.
+    // When a directory is removed here, the kernel unmounts what is mounted on it in other
+    // namespaces.
     match find(&mounts::elsewhere_below_this_root()) {
         Some(point) => Err(NotOurs::MountedElsewhere(point)),
         None => Ok(()),
     }
 }
 
-/// Refuses a directory that cannot be replaced because something is mounted at it or below it.
+/// Refuses a directory that cannot be replaced because something is mounted at or below it.
 ///
 /// # Errors
 /// Failures with [`Code::Local`].
@@ -167,7 +171,7 @@ pub(super) fn check_directory(path: &Path) -> anyhow::Result<()> {
     Ok(check_mounts(path).map_err(Failure::from)?)
 }
 
-/// Refuses a directory with anything in it that distd did not put there as a tree.
+/// Refuses a non-empty directory that is not a tree of distd's.
 fn check_filled(path: &Path, data: &Path) -> Result<(), NotOurs> {
     let empty = fs::read_dir(path).is_ok_and(|mut list| list.next().is_none());
     if empty || Staging::of(path).is_in_place() {
@@ -179,7 +183,8 @@ fn check_filled(path: &Path, data: &Path) -> Result<(), NotOurs> {
     }
 }
 
-/// Why a directory is not taken for the tree whose manifest and listing are kept beside it; `None` where it is.
+/// Returns why a directory is not taken for the tree whose manifest and listing are kept beside it;
+/// `None` if it is that tree.
 fn why_not_ours(path: &Path, data: &Path) -> Option<&'static str> {
     let Some(manifest) = read_kept_manifest(path, data) else {
         return Some(match manifest_path(path, data).exists() {
@@ -200,7 +205,8 @@ fn why_not_ours(path: &Path, data: &Path) -> Option<&'static str> {
     let step = (entries.len() / LOOKED_AT_MAX).max(1);
     let looked: Vec<&Entry> = entries.iter().step_by(step).collect();
     let there = looked.iter().filter(|entry| is_there(&beneath, entry)).count();
-    // Some may have been removed or replaced by hand; where most are missing, it is another directory that took its name.
+    // Some entries may have been removed or replaced by hand. If most are missing, another
+    // directory has taken the name.
     (there * 2 < looked.len() || entries.is_empty()).then_some("it does not hold what distd put there")
 }
 
@@ -219,7 +225,7 @@ fn is_there(beneath: &Beneath, entry: &Entry) -> bool {
     })
 }
 
-/// Whether these bytes are the listing that a manifest begins with.
+/// Returns whether these bytes are the listing at the start of a manifest's artifact.
 pub(super) fn is_listing_of(listing: &[u8], listing_bytes: u64, manifest: &Manifest) -> bool {
     if listing.len() as u64 != listing_bytes {
         return false;
@@ -233,7 +239,7 @@ pub(super) fn is_listing_of(listing: &[u8], listing_bytes: u64, manifest: &Manif
     })
 }
 
-/// The layout of the tree at `path`, by the listing beside it.
+/// Returns the layout of the tree at `path`, from the listing beside it.
 pub(super) fn installed_layout(path: &Path) -> Option<Layout> {
     let listing = side::read_anyones(&listing_path(path), TREE_LISTING_BYTES_MAX).ok()?;
     Layout::new(&listing).ok()

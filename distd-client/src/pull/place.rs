@@ -1,4 +1,4 @@
-//! Verified chunks into the target, at every place they belong.
+//! Writes verified chunks into the target, at all their positions.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,17 +13,17 @@ use super::entries::Entries;
 use super::journal::Journal;
 use super::target::Target;
 
-/// Places of one chunk that are read before it counts as not there.
+/// Number of positions of one chunk that are read before the chunk counts as missing.
 const PLACES_TRIED: usize = 4;
 
-/// Pieces written in one go; the system takes 1024 at most.
+/// Number of pieces written in one call; the system accepts at most 1024.
 const PIECES_MAX: usize = 256;
 
-/// The artifact being pulled, as its neighbours read it.
+/// The artifact being pulled, as neighbours read it.
 pub(super) struct Placed {
     entries: Arc<Entries>,
     target: Arc<dyn Target>,
-    /// Chunk id and a position of it, sorted; made when somebody asks for the first time.
+    /// Chunk ids with a position each, sorted; computed at the first request.
     places: OnceLock<Vec<(ChunkId, u32)>>,
 }
 
@@ -46,7 +46,7 @@ impl ChunkBytes for Placed {
     fn read(&self, entry: &Entry, buffer: &mut [u8]) -> bool {
         let places = self.places();
         let first = places.partition_point(|(id, _)| *id < entry.id);
-        // A chunk that belongs to several places may not be in all of them yet.
+        // A chunk with several positions may not be at all of them yet.
         places[first..].iter().take_while(|(id, _)| *id == entry.id).take(PLACES_TRIED).any(
             |(_, position)| {
                 let at = self.entries.get(*position as usize);
@@ -56,20 +56,20 @@ impl ChunkBytes for Placed {
     }
 }
 
-/// Knows where each missing chunk belongs, and writes it there once.
+/// Writes each missing chunk once to all its positions.
 pub(super) struct Placer {
     target: Arc<dyn Target>,
     journal: Arc<Mutex<Journal>>,
     entries: Arc<Entries>,
-    /// Chunk id and position; sorted.
+    /// Chunk ids and positions, sorted.
     places: Vec<(ChunkId, usize)>,
     progress: Arc<dyn Fn(u64) + Send + Sync>,
-    /// Bytes of chunks that came though they were written already: must stay 0.
+    /// Bytes of chunks that arrived although they were already written; must stay 0.
     repeated_bytes: AtomicU64,
 }
 
 impl Placer {
-    /// For the chunks at `missing` positions.
+    /// Makes a placer for the chunks at the `missing` positions.
     pub(super) fn new(
         target: Arc<dyn Target>,
         journal: Arc<Mutex<Journal>>,
@@ -83,7 +83,7 @@ impl Placer {
         Self { target, journal, entries, places, progress, repeated_bytes: AtomicU64::new(0) }
     }
 
-    /// The chunks that are missing, ascending, each once.
+    /// Returns the ids of the missing chunks, ascending, each once.
     pub(super) fn ids(&self) -> Vec<ChunkId> {
         let mut ids: Vec<_> = self.places.iter().map(|(id, _)| *id).collect();
         ids.dedup();
@@ -95,20 +95,20 @@ impl Placer {
         self.places[first..].iter().take_while(move |(other, _)| *other == id).map(|(_, position)| *position)
     }
 
-    /// A missing chunk as the manifest has it; `None` for any other.
+    /// Returns the manifest's entry of a missing chunk; `None` for any other chunk.
     pub(super) fn entry(&self, id: ChunkId) -> Option<Entry> {
         self.positions(id).next().map(|position| self.entries.get(position).entry)
     }
 
-    /// Raw bytes of the places where `ids` belong.
+    /// Returns the raw bytes at all positions of `ids`.
     pub(super) fn placed_bytes(&self, ids: impl Iterator<Item = ChunkId>) -> u64 {
         ids.flat_map(|id| self.positions(id)).map(|at| u64::from(self.entries.get(at).entry.len)).sum()
     }
 
-    /// Writes chunks whose bytes matched their hashes; those that lie side by side in one go.
+    /// Writes chunks whose bytes matched their hashes. Adjacent chunks are written in one call.
     ///
     /// # Errors
-    /// The target's; what was written until then is noted.
+    /// The target's errors; chunks written before the error are in the journal.
     pub(super) fn place_all<'c>(&self, chunks: impl Iterator<Item = (ChunkId, &'c [u8])>) -> io::Result<()> {
         let mut places: Vec<(u64, usize, &[u8])> = chunks
             .flat_map(|(id, raw)| self.positions(id).map(move |position| (position, raw)))
@@ -133,10 +133,10 @@ impl Placer {
         Ok(())
     }
 
-    /// Writes a chunk where it is not yet; gives the bytes written.
+    /// Writes a chunk to those of its positions that lack it; returns the bytes written.
     ///
     /// # Errors
-    /// The target's.
+    /// The target's errors.
     pub(super) fn place_missing(&self, id: ChunkId, raw: &[u8]) -> io::Result<u64> {
         let mut bytes = 0;
         for position in self.positions(id) {
@@ -152,9 +152,11 @@ impl Placer {
         Ok(bytes)
     }
 
-    /// Appends a chunk of the artifact that is in place, read back and hashed; `None` when it is not there.
+    /// Appends a chunk of the artifact to `buffer`, read back from the target and hashed; `None`
+    /// when it is not in place.
     pub(super) fn read(&self, id: ChunkId, buffer: &mut Vec<u8>) -> Option<()> {
-        // Chunks that an earlier run placed are not among the missing; they are looked for one by one, which is rare.
+        // Chunks that an earlier run placed are not among the missing ones. They need a linear
+        // search, which is rare.
         let earlier = || self.entries.iter().find(|(_, at)| at.entry.id == id).map(|(position, _)| position);
         let position = self.positions(id).next().or_else(earlier)?;
         let at = self.entries.get(position);
@@ -164,7 +166,7 @@ impl Placer {
         (ChunkHash::of(&buffer[from..]) == at.entry.hash).then_some(())
     }
 
-    /// Bytes of chunks that came though they were written already.
+    /// Returns the bytes of chunks that arrived although they were already written.
     pub(super) fn repeated_bytes(&self) -> u64 {
         self.repeated_bytes.load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! What a pull would do, before a byte of the artifact moves.
+//! Plan of a pull: what it would do, before any byte of the artifact is transferred.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,10 +21,12 @@ use super::seeds::{Bytes, open_file};
 use super::staging::Staging;
 use crate::disk::side;
 
-/// Bytes that a device reads, hashes and writes in a second, about (docs/benchmarks.md, "Against others").
+/// Approximate rate at which a device reads, hashes and writes, in bytes per second
+/// (docs/benchmarks.md, "Against others").
 const COPY_RATE: f64 = 500e6;
 
-/// Bytes that a pull writes over and keeps as far as they are right: a block device, or the part of the artifact that an interrupted pull has.
+/// Bytes that a pull overwrites but keeps where they are right: a block device, or the part of the
+/// artifact from an interrupted pull.
 struct InPlace {
     bytes: Bytes,
     buffer: Vec<u8>,
@@ -52,7 +54,7 @@ impl InPlace {
     }
 }
 
-/// Says what a pull would do; nothing is written.
+/// Plans a pull; writes nothing.
 ///
 /// # Errors
 /// As [`pull`](super::pull).
@@ -90,7 +92,10 @@ pub(crate) async fn plan(request: &PullRequest) -> anyhow::Result<PlanReport> {
     let requests = [requests_of(choice.patches.len() as u64), requests_of(fetch.len())];
     let cost = prepared.realm.parents.cost(prepared.manifest.id(), &fetch).await;
     if let Err(error) = &cost {
-        tracing::warn!(error = error as &dyn std::error::Error, "no parent says what the chunks cost");
+        tracing::warn!(
+            error = error as &dyn std::error::Error,
+            "no parent could tell the size of the chunks on the wire"
+        );
     }
     let fetch_bytes = cost.ok().filter(|cost| cost.chunks == fetch.len()).map(|cost| cost.bytes);
     let link = prepared.link;

@@ -1,4 +1,4 @@
-//! What pulls and plans report.
+//! Results of pulls and plans.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::left_out::Count;
 use crate::output::table;
 
-/// Bytes received, by who sent them.
+/// Bytes received, by kind of sender.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct BySource {
     pub(super) origin: u64,
@@ -19,33 +19,33 @@ pub(crate) struct BySource {
     pub(super) http: u64,
 }
 
-/// What a pull did; the one object that `--json` ends with.
+/// Result of a pull; the one object that `--json` prints.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Outcome {
     pub(super) product: String,
     pub(super) version: String,
-    /// The version that this device had, when a channel led back from it with leave.
+    /// Version that this device had before an allowed downgrade; `None` for any other pull.
     pub(super) downgraded_from: Option<String>,
     pub(super) artifact_bytes: u64,
     pub(super) held_bytes: u64,
     pub(super) fetched_bytes: u64,
     pub(super) wire_bytes: u64,
     pub(super) wire_bytes_by_source: BySource,
-    /// Packed chunk bytes sent to neighbours meanwhile.
+    /// Packed chunk bytes sent to neighbours during the pull.
     pub(super) served_bytes: u64,
     pub(super) chunk_bytes: u64,
-    /// Payloads received.
+    /// Bytes of payloads received.
     pub(super) patch_bytes: u64,
     pub(super) patches_applied: u64,
-    /// Patches whose chunks had to be fetched after all.
+    /// Number of patches that failed, so that their chunks had to be fetched.
     pub(super) patches_failed: u64,
-    /// Raw bytes that patches brought.
+    /// Raw bytes that patches rebuilt.
     pub(super) rebuilt_bytes: u64,
     pub(super) metadata_bytes: u64,
-    /// Manifest nodes, and the indexes of patch sets.
+    /// Bytes of manifest nodes and of the indexes of patch sets.
     pub(super) node_bytes: u64,
     pub(super) refetched_verified_bytes: u64,
-    /// Packed bytes that came twice because the last chunks are asked of two.
+    /// Packed bytes that arrived twice because the last chunks are asked of two peers.
     pub(super) duplicate_bytes: u64,
     pub(super) requests: u64,
     pub(super) round_trips: u64,
@@ -54,41 +54,43 @@ pub(crate) struct Outcome {
     pub(super) blake3: ArtifactHash,
     pub(super) resumed: bool,
     pub(super) already_there: bool,
-    /// Parts of a tree that could not be had here, by kind.
+    /// Parts of a tree that were left out, by kind.
     pub(super) left_out: BTreeMap<String, Count>,
-    /// Where files are now that were in the tree and not distd's, or that were edited.
+    /// Directory with files that were edited or that did not belong to distd; `None` if there were
+    /// none.
     #[serde(rename = "kept")]
     pub(super) found: Option<PathBuf>,
-    /// What each parent was reached over, by address.
+    /// Transport by which each parent was reached, by address.
     pub(super) transport: BTreeMap<String, Carrier>,
 }
 
-/// What a pull would do.
+/// Result of a plan.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct PlanReport {
     pub(super) product: String,
     pub(super) version: String,
-    /// The version that this device has, when a channel leads back from it with leave.
+    /// Version that this device has if the pull is an allowed downgrade; `None` otherwise.
     pub(super) downgraded_from: Option<String>,
     pub(super) manifest: ManifestId,
     pub(super) artifact_bytes: u64,
     pub(super) held_bytes: u64,
-    /// Chunks as the link carries them; none when no parent can tell.
+    /// Bytes of the chunks on the wire; `None` when no parent can tell.
     pub(super) fetch_bytes: Option<u64>,
-    /// The same uncompressed.
+    /// Bytes of the chunks uncompressed.
     pub(super) fetch_raw_bytes: u64,
     pub(super) fetch_chunks: u64,
     pub(super) fetch_ranges: usize,
-    /// Patches to fetch and apply.
+    /// Number of patches to fetch and apply.
     pub(super) patches: u64,
-    /// Bytes of their payloads.
+    /// Bytes of the patches' payloads.
     pub(super) patch_bytes: u64,
-    /// What their chunks would cost without them, as the origin packed them.
+    /// Bytes that the patched chunks would take on the wire without patches, as the origin packed
+    /// them.
     pub(super) patched_chunk_bytes: u64,
     pub(super) batches: u64,
-    /// What planning itself received: metadata, manifest nodes, and the indexes of patch sets.
+    /// Bytes received for the plan itself: metadata, manifest nodes, and the indexes of patch sets.
     pub(super) wire_bytes: u64,
-    /// Where the artifact's bytes come from.
+    /// Sources of the artifact's bytes.
     pub(super) sources: Vec<SourcePlan>,
 }
 
@@ -97,23 +99,24 @@ pub(crate) struct PlanReport {
 pub(crate) struct SourcePlan {
     /// `seeds`, `patches` or `chunks`.
     pub(super) source: &'static str,
-    /// Bytes of the artifact that it brings.
+    /// Bytes of the artifact that come from the source.
     pub(super) artifact_bytes: u64,
-    /// What the link carries for it, headers of frames apart; none when no parent can tell.
+    /// Bytes on the wire without headers of frames; `None` when no parent can tell.
     pub(super) wire_bytes: Option<u64>,
-    /// Batches asked for.
+    /// Number of batches to request.
     pub(super) requests: u64,
-    /// What the link takes for it at the rate it showed while the plan was made, and what one core takes; about.
+    /// Estimated seconds: the transfer at the link's rate measured while planning, and the work of
+    /// one core.
     pub(super) seconds: f64,
 }
 
-/// Says that a device goes back.
+/// Returns the note that a pull is a downgrade, or nothing.
 fn back_from(version: Option<&str>) -> String {
     version.map(|version| format!(" (back from {version})")).unwrap_or_default()
 }
 
 impl Outcome {
-    /// For people.
+    /// Returns the result as text for people.
     pub(crate) fn summary(&self) -> String {
         let state = if self.already_there { "already there" } else { "in place" };
         let by = &self.wire_bytes_by_source;
@@ -137,7 +140,7 @@ impl Outcome {
 }
 
 impl PlanReport {
-    /// For people.
+    /// Returns the plan as text for people.
     pub(crate) fn summary(&self) -> String {
         let head =
             ["FROM", "OF THE ARTIFACT", "ON THE WIRE", "REQUESTS", "SECONDS"].map(str::to_owned).to_vec();

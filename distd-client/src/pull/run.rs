@@ -1,4 +1,4 @@
-//! The order of a pull.
+//! The sequence of the steps of a pull.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,32 +26,32 @@ use crate::exit::{Code, Failure};
 use crate::progress::Progress;
 use crate::share::{Sharing, installed};
 
-/// What to pull, and with what.
+/// A request to pull a release.
 pub(crate) struct PullRequest {
     /// The release or channel.
     pub(crate) wanted: Wanted,
-    /// Where to, in the form of [`ArtifactPath`].
+    /// Path of the target in the form of [`ArtifactPath`]; empty when `target` is `None`.
     pub(crate) out: PathBuf,
-    /// The same with what stood there; `None` for a plan that goes nowhere.
+    /// The target, with the kind of object found there; `None` for a plan without a target.
     pub(crate) target: Option<ArtifactPath>,
-    /// Earlier artifacts.
+    /// Paths of earlier artifacts.
     pub(crate) seeds: Vec<PathBuf>,
-    /// Parents, nearest first.
+    /// Addresses of the parents, nearest first.
     pub(crate) parents: Vec<String>,
-    /// The device's state.
+    /// State directory of the device.
     pub(crate) data: PathBuf,
-    /// Whether a channel may lead back to an older release.
+    /// Whether a channel may lead to an older release.
     pub(crate) downgrade: Downgrade,
-    /// What to save.
+    /// Resource to save when patches are chosen.
     pub(crate) aim: Aim,
-    /// How to exchange with neighbours.
+    /// Settings of the exchange with neighbours.
     pub(crate) sharing: Sharing,
-    /// How to reach parents.
+    /// Settings for reaching parents.
     pub(crate) outbound: Arc<Outbound>,
 }
 
 impl PullRequest {
-    /// The same without an exchange: nothing is fetched that neighbours could have.
+    /// Turns the exchange off, for a request that fetches no chunks that neighbours could have.
     pub(crate) fn unshared(mut self) -> Self {
         self.sharing = self.sharing.off();
         self
@@ -73,7 +73,7 @@ pub(super) struct Prepared {
     node_bytes: u64,
 }
 
-/// What was rebuilt before the manifest was known.
+/// Totals of the chunks that were rebuilt before the manifest was known.
 #[derive(Clone, Copy, Debug, Default)]
 struct RebuiltCounts {
     patches: u64,
@@ -86,10 +86,11 @@ pub(super) fn received(realm: &Realm) -> u64 {
     relay.bytes_in + origin.bytes_in + realm.neighbour_reading().bytes_in
 }
 
-/// Sets up to this length may bring their manifest too: where more changes, nodes are a small part of it. A guess.
+/// Largest size of patch sets that may also provide the manifest, in bytes. With larger changes,
+/// manifest nodes are a small part of the transfer. A guess.
 const SMALL_SET: u64 = 4 << 20;
 
-/// The realm, and which release is wanted.
+/// The realm, and the release that was resolved.
 pub(super) struct Asked {
     realm: Realm,
     resolved: Resolved,
@@ -98,13 +99,13 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// The release on its way to the target of `request`.
+    /// Returns the record of the release for the target of `request`.
     fn arrival(&self, request: &PullRequest) -> Arrival {
         Arrival::new(&request.data, &request.out, &self.resolved, request.downgrade, self.step.clone())
     }
 }
 
-/// Looks at the target and learns what the wanted release is; nothing else is received.
+/// Checks the target and resolves the wanted release; receives nothing else.
 pub(super) async fn ask(request: &PullRequest) -> anyhow::Result<Asked> {
     if let Some(target) = request.target.clone() {
         let data = request.data.clone();
@@ -122,7 +123,8 @@ pub(super) async fn ask(request: &PullRequest) -> anyhow::Result<Asked> {
     Ok(Asked { realm, resolved, step, metadata_bytes })
 }
 
-/// Learns all that is needed before a byte of the artifact moves. With `files`, a small set of patches is applied at once.
+/// Gets all that is needed before any byte of the artifact is transferred. With `files`, a small
+/// patch set is applied at once.
 pub(super) async fn prepare(
     request: &PullRequest,
     asked: Asked,
@@ -141,12 +143,12 @@ pub(super) async fn prepare(
         anyhow::Ok((Arc::new(seeds), Arc::new(index)))
     });
     let (mut seeds, mut index) = opened.await??;
-    // Nodes of the manifest itself may be there from a pull that was interrupted.
+    // An interrupted pull may have left nodes of the same manifest.
     let part = request.target.as_ref().and_then(|to| kept::read_part_manifest(to.path(), &request.data));
     let held_ids: Vec<ManifestId> = seeds.held_releases().map(Manifest::id).collect();
     let known = seeds.held_manifests().into_iter().chain(part.as_ref());
     let known = known.filter(|manifest| manifest.id() == resolved.manifest).max_by_key(|_| 0).cloned();
-    // Where all of it is here nothing is asked for.
+    // If all chunks are held, no patches are needed.
     let all_held = known.as_ref().is_some_and(|manifest| {
         manifest.entries().all(|at| index.find(&at.entry.hash, at.entry.len).is_some())
     });
@@ -165,7 +167,7 @@ pub(super) async fn prepare(
         offers = Arc::new(Offers::fetch(&realm, &route, request.aim).await);
         match rebuild(&realm, &resolved, &offers, &mut seeds, &mut index, files).await {
             Ok(done) => rebuilt = done,
-            Err(error) => tracing::warn!(%error, "the manifest comes node by node"),
+            Err(error) => tracing::warn!(%error, "manifest not built from patches; fetching its nodes"),
         }
     }
     let (manifest, rebuilt) = match rebuilt {
@@ -182,7 +184,7 @@ pub(super) async fn prepare(
                 }
             };
             let manifest = if offers.sets.is_empty() {
-                // Side by side: neither needs the other.
+                // Fetch both concurrently: neither needs the other.
                 let (manifest, fetched) = tokio::join!(manifest, Offers::fetch(&realm, &route, request.aim));
                 offers = Arc::new(fetched);
                 manifest?
@@ -210,7 +212,8 @@ pub(super) async fn prepare(
     })
 }
 
-/// Files of a pull in progress, beside the target or in the state directory for a block device.
+/// Returns the path of a file of the pull: beside the target, or in the state directory for a block
+/// device.
 pub(super) fn state_path(request: &PullRequest, suffix: &str) -> PathBuf {
     kept::part_path(&request.out, &request.data, suffix)
 }
@@ -218,11 +221,12 @@ pub(super) fn state_path(request: &PullRequest, suffix: &str) -> PathBuf {
 /// Pulls an artifact.
 ///
 /// # Errors
-/// A [`Failure`] with its exit code. What was verified stays and the same command goes on from there.
+/// A [`Failure`] with its exit code. Verified chunks stay, and the same command continues from
+/// there.
 pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyhow::Result<Outcome> {
     let start = Instant::now();
     let asked = ask(request).await?;
-    progress.phase("looking at what is there");
+    progress.phase("checking what is in place");
     if let Some(manifest) = there::find(request, asked.resolved.manifest).await? {
         return already_there(request, asked, &manifest, start).await;
     }
@@ -244,7 +248,8 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
     let result = job.fill(&realm).await;
     job.write_journal_now()?;
     if result.is_err() {
-        // So that neighbours do not wait for what will not come.
+        // Tell neighbours that this device is gone, so that they do not wait for chunks that will
+        // not come.
         realm.leave(&manifest.id(), Duration::ZERO).await;
     }
     result?;
@@ -253,7 +258,8 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
     let checking = job.clone();
     let mut wrong = tokio::task::spawn_blocking(move || checking.check()).await??;
     if wrong {
-        // The medium did not keep what was written, or a journal spoke of another life: find what is wrong, once.
+        // Either the medium lost written data, or the journal described an earlier target. Find the
+        // wrong chunks and fetch them again, once.
         tracing::warn!("the artifact does not match as a whole; every chunk is checked again");
         let again = job.clone();
         tokio::task::spawn_blocking(move || again.forget_wrong()).await?;
@@ -302,12 +308,12 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
     })
 }
 
-/// Remembers a release that is in place.
+/// Records a release that is in place.
 async fn arrived(arrival: Arrival) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || arrival.remember(When::After)).await?
 }
 
-/// Lets an agent serve the artifact.
+/// Registers the artifact for an agent to serve.
 fn remember(request: &PullRequest, manifest: ManifestId) {
     let is_known = |known: &installed::Installed| known.path == request.out && known.manifest == manifest;
     if installed::list(&request.data).iter().any(is_known) {
@@ -318,7 +324,7 @@ fn remember(request: &PullRequest, manifest: ManifestId) {
     }
 }
 
-/// The end of a pull that had nothing to do.
+/// Ends a pull that had nothing to do.
 async fn already_there(
     request: &PullRequest,
     asked: Asked,
@@ -334,7 +340,8 @@ async fn already_there(
     Ok(nothing_moved(&realm, product, version, &step, manifest, metadata_bytes, seconds))
 }
 
-/// The outcome when all of the artifact was there, with what the realm's connections count up to now.
+/// Returns the outcome of a pull for which everything was in place, with the current counters of
+/// the realm's connections.
 fn nothing_moved(
     realm: &Realm,
     product: String,

@@ -1,4 +1,4 @@
-//! Seeds: earlier artifacts on this device, and which chunks lie where in them.
+//! Seeds: earlier artifacts on this device, and the offsets of their chunks.
 
 use std::fs::{self, File};
 use std::io;
@@ -24,19 +24,20 @@ use crate::exit::{Code, Failure};
 use crate::local::FileReader;
 use crate::push::tree::TreeSource;
 
-/// Chunks tried when a seed is opened with its manifest: enough to notice a seed that was changed or replaced.
+/// Number of chunks checked when a seed is opened with its manifest: enough to notice a changed or
+/// replaced seed.
 const SAMPLES: usize = 16;
 
-/// Bytes of one seed by offset.
+/// Bytes of one seed, by offset.
 pub(crate) enum Bytes {
     File(File),
-    /// A tree as it was put there, by the listing kept beside it.
+    /// A tree as distd installed it, with the listing kept beside it.
     Tree {
         beneath: Beneath,
         listing: Vec<u8>,
         layout: Box<Layout>,
     },
-    /// A directory as it is.
+    /// A directory in its current state.
     Directory(Box<TreeSource>),
 }
 
@@ -67,10 +68,10 @@ impl Bytes {
         }
     }
 
-    /// The bytes of the tree at `path`, whose listing is `listing`.
+    /// Opens the bytes of the tree at `path` with the encoded `listing`.
     ///
     /// # Errors
-    /// When the bytes are no listing, or the directory cannot be opened.
+    /// When the listing does not decode, or the directory cannot be opened.
     pub(super) fn of_tree(path: &Path, listing: Vec<u8>) -> anyhow::Result<Self> {
         let layout = Box::new(Layout::new(&listing)?);
         Ok(Self::Tree { beneath: Beneath::open(path)?, listing, layout })
@@ -84,21 +85,24 @@ pub(super) struct Seeds {
     pub(super) manifests: Vec<Manifest>,
     /// Use of each manifest.
     uses: Vec<Use>,
-    /// Seeds that are not what a manifest says: cut once the wanted artifact's cut parameters are known.
+    /// Index and path of each seed that does not match a manifest. These seeds are cut once the cut
+    /// parameters of the wanted artifact are known.
     uncut: Vec<(u32, PathBuf)>,
 }
 
 /// Use of a manifest kept beside a seed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Use {
-    /// The seed holds its chunks.
+    /// The seed with this index holds the manifest's chunks.
     Index(u32),
-    /// Its nodes, which are true whatever became of the artifact. Patches do not start from it: their bases may be gone.
+    /// Only the nodes are used; they are valid whatever happened to the artifact. Patches do not
+    /// start from this manifest, because their bases may be gone.
     Nodes,
 }
 
 impl Seeds {
-    /// Opens `paths`, and what is at `out`. A seed that cannot be read is an error: it was named on the command line.
+    /// Opens the seeds at `paths` and the artifact at `out`. A seed that cannot be read is an error
+    /// because the user named it.
     ///
     /// # Errors
     /// Failures with [`Code::Local`].
@@ -108,7 +112,8 @@ impl Seeds {
             this.add(path, data)?;
         }
         match out {
-            // Written in place: what is read from it for another place may be gone by then.
+            // A block device is written in place: chunks to be copied from it to another offset may
+            // be overwritten by then.
             Some(out) if is_block_device(out) => {
                 this.manifests.extend(kept::read_kept_manifest(out, data));
                 this.uses.resize(this.manifests.len(), Use::Nodes);
@@ -140,7 +145,7 @@ impl Seeds {
                 Ok(tree) => Bytes::Directory(Box::new(tree)),
                 Err(error) => {
                     let error = &*error;
-                    tracing::warn!(path = %path.display(), error, "directory seed cannot be read and is passed over");
+                    tracing::warn!(path = %path.display(), error, "directory seed cannot be read and is skipped");
                     return Ok(());
                 }
             }
@@ -157,30 +162,31 @@ impl Seeds {
         Ok(())
     }
 
-    /// Forgets the manifests, once all their chunks are indexed.
+    /// Drops the manifests, once all their chunks are indexed.
     pub(super) fn forget_manifests(&mut self) {
         self.manifests = Vec::new();
     }
 
-    /// Adds a file without a manifest, whose chunks the caller knows; its number.
+    /// Adds a file without a manifest, whose chunks the caller knows; returns the seed's index.
     pub(super) fn add_file(&mut self, file: File) -> u32 {
         self.seeds.push(Bytes::File(file));
-        // The paths of a command line are far fewer.
+        // A command line has far fewer paths.
         u32::try_from(self.seeds.len() - 1).unwrap_or(u32::MAX)
     }
 
-    /// The manifests kept beside the seeds.
+    /// Returns the manifests kept beside the seeds.
     pub(super) fn held_manifests(&self) -> Vec<&Manifest> {
         self.manifests.iter().collect()
     }
 
-    /// The manifests of releases that a seed holds.
+    /// Returns the manifests of the releases that seeds hold.
     pub(super) fn held_releases(&self) -> impl Iterator<Item = &Manifest> {
         let held = |(manifest, what): (_, &Use)| (*what != Use::Nodes).then_some(manifest);
         self.manifests.iter().zip(&self.uses).filter_map(held)
     }
 
-    /// Where every chunk of the seeds lies; those that are not what a manifest says are cut now, with `cut`.
+    /// Returns the index of all chunks of the seeds. Seeds that do not match a manifest are cut
+    /// now, with `cut`.
     ///
     /// # Errors
     /// Failures with [`Code::Local`].
@@ -194,7 +200,7 @@ impl Seeds {
         for (seed, path) in &self.uncut {
             match &self.seeds[*seed as usize] {
                 Bytes::Directory(tree) => match tree.regions() {
-                    // One file after the other is open.
+                    // One thread: `TreeSource` keeps only one file open at a time.
                     Ok(regions) => cut_seed(&**tree, &regions, 1, *seed, cut, &mut index),
                     Err(error) => Err(error),
                 },
@@ -211,7 +217,7 @@ impl Seeds {
     }
 }
 
-/// The bytes of an artifact on this device, by what is kept beside it.
+/// Opens the bytes of an artifact on this device, with the files kept beside it.
 pub(crate) fn open_artifact(path: &Path) -> anyhow::Result<Bytes> {
     if fs::metadata(path)?.is_dir() {
         let listing = side::read_anyones(&listing_path(path), TREE_LISTING_BYTES_MAX)?;
@@ -221,12 +227,13 @@ pub(crate) fn open_artifact(path: &Path) -> anyhow::Result<Bytes> {
     }
 }
 
-/// Opens a file or block device; a pipe that stands there does not block.
+/// Opens a file or block device; a pipe at the path does not block.
 pub(super) fn open_file(path: &Path) -> io::Result<File> {
     if is_block_device(path) { File::open(path) } else { side::open_regular(path) }
 }
 
-/// The bytes of an artifact as its manifest sees them; `None` when it is of another kind, or of a tree the listing is missing.
+/// Opens the bytes of an artifact as its manifest describes them; `None` when its kind differs, or
+/// when a tree's listing is missing or wrong.
 fn open_kept(path: &Path, meta: &fs::Metadata, kept: &mut Kept) -> Option<Bytes> {
     match kept.manifest.root().kind {
         Kind::Tree { listing_bytes } if meta.is_dir() => {
@@ -239,8 +246,8 @@ fn open_kept(path: &Path, meta: &fs::Metadata, kept: &mut Kept) -> Option<Bytes>
     }
 }
 
-/// Whether every file of a tree has the length that its listing states, and the time, if it states one. A file that was
-/// written since is cut again.
+/// Returns whether every file of a tree has the length in its listing and, if the listing has one,
+/// the time. A file that was written since is cut again.
 fn is_unchanged(bytes: &Bytes) -> bool {
     let Bytes::Tree { beneath, layout, .. } = bytes else { return true };
     let same = |entry: &Entry| match entry.kind {
@@ -257,11 +264,11 @@ fn is_unchanged(bytes: &Bytes) -> bool {
     layout.listing.entries().iter().all(same)
 }
 
-/// Whether a few chunks spread over the seed are what its manifest says.
+/// Returns whether some chunks, spread over the seed, match its manifest.
 fn samples_match(bytes: &Bytes, manifest: &Manifest) -> bool {
     let step = (manifest.root().chunks / SAMPLES as u64).max(1);
     let mut buffer = Vec::new();
-    // The last chunk is among them, so a truncated seed is noticed.
+    // The last chunk is always checked, so that a truncated seed is noticed.
     let last = manifest.root().chunks.saturating_sub(1);
     manifest.entries().enumerate().filter(|(n, _)| (*n as u64).is_multiple_of(step) || *n as u64 == last).all(
         |(_, at)| {
@@ -271,7 +278,7 @@ fn samples_match(bytes: &Bytes, manifest: &Manifest) -> bool {
     )
 }
 
-/// Cuts a seed on the spot, on `threads` threads at region borders.
+/// Cuts a seed on `threads` threads, divided at region borders.
 fn cut_seed<R: ReadAt>(
     reader: &R,
     regions: &Regions,

@@ -1,4 +1,4 @@
-//! Fetched chunks on their way to where they belong.
+//! Sink of fetched chunks: passes them on to their positions in the target.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,16 +12,17 @@ use distd_peer::driver::{ChunkSink, SinkError, Verified};
 use super::patches::Arrivals;
 use super::place::Placer;
 
-/// Chunks that came in one fetch. At its end a few are asked of two peers, and both may send them.
+/// Chunks that arrived in one fetch. At its end a few chunks are asked of two peers, and both peers
+/// may send them.
 #[derive(Default)]
 pub(super) struct Came {
     chunks: Mutex<ChunkRanges>,
-    /// Packed bytes of those that came twice.
+    /// Packed bytes of chunks that arrived twice.
     pub(super) duplicate_bytes: AtomicU64,
 }
 
 impl Came {
-    /// A chunk came; false when it had come before.
+    /// Records the arrival of a chunk; returns false if the chunk had arrived before.
     pub(super) fn first(&self, id: ChunkId, packed: &PackedChunk) -> bool {
         let first = self.chunks.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
         if !first {
@@ -31,12 +32,12 @@ impl Came {
     }
 }
 
-/// Writes what arrives.
+/// Writes arriving chunks into the target.
 pub(super) struct TargetSink {
     placer: Arc<Placer>,
     /// Patches that wait for a chunk as their base.
     arrivals: Option<Arc<Arrivals>>,
-    /// Packed bytes of chunks.
+    /// Packed bytes of the chunks.
     pub(super) chunk_bytes: AtomicU64,
     pub(super) came: Came,
 }

@@ -1,8 +1,9 @@
-//! The directory in which a tree is built, and how it takes the place of what is there.
+//! The directory in which a tree is built, and the steps by which the tree replaces the old one.
 //!
-//! `OUT.distd-part/` holds `manifest` (for which release and which directory it was begun), `listing`, `laid` (once every entry is
-//! there), `tree`, and for moments `old`. The same pull goes on from the state that any step leaves when it is cut off:
-//! `manifest` names the inode of the new tree, so it is known whether that one is at OUT already.
+//! `OUT.distd-part/` contains `manifest` (the release and the directory for which it was begun),
+//! `listing`, `laid` (exists once every entry was created), `tree`, and for a moment `old`. If any
+//! step is interrupted, the same pull continues from the state it left: `manifest` names the inode
+//! of the new tree, which shows whether that tree is at OUT already.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -21,31 +22,32 @@ use crate::disk::mounts;
 use crate::disk::remove::remove_tree;
 use crate::disk::side::{self, SideError, sync_parent, with_suffix};
 
-/// Everything that distd makes in a staging directory.
+/// Names of everything that distd creates in a staging directory.
 const OWN_NAMES: [&str; 8] =
     ["manifest", "manifest.part", "listing", "laid", "left-out", "left-out.part", "tree", "old"];
 
-/// Longest mark read: an id and an inode.
+/// Largest mark read, in bytes: an id and an inode.
 const MARK_BYTES_MAX: u64 = 256;
 
-/// Directories made for what was found in a tree and does not belong to it: `OUT.distd-kept`, `OUT.distd-kept-2`, ….
+/// Largest number of directories for files that were found in a tree and do not belong to it:
+/// `OUT.distd-kept`, `OUT.distd-kept-2`, ….
 const KEPT_MAX: usize = 10_000;
 
-/// Why a staging directory cannot be used.
+/// Reasons why a staging directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StagingError {
-    /// It may be somebody else's.
+    /// The directory may belong to somebody else.
     #[error("{} is not a directory that distd made: {what}", path.display())]
     Foreign {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// Why.
+        /// Reason, in words.
         what: String,
     },
-    /// Something is mounted in it.
+    /// Something is mounted in the directory.
     #[error("something is mounted at {}", .0.display())]
     Mounted(PathBuf),
-    /// A file in it.
+    /// A file in the directory cannot be used.
     #[error(transparent)]
     Side(#[from] SideError),
     /// The system refused.
@@ -53,9 +55,9 @@ pub(super) enum StagingError {
     Io {
         /// The action that failed.
         action: &'static str,
-        /// With what.
+        /// Path on which the action failed.
         path: PathBuf,
-        /// The cause.
+        /// Error of the system.
         #[source]
         cause: io::Error,
     },
@@ -65,7 +67,7 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Stag
     move |cause| StagingError::Io { action, path: path.to_owned(), cause }
 }
 
-/// A staging directory of one target.
+/// The staging directory of one target.
 #[derive(Debug)]
 pub(super) struct Staging {
     out: PathBuf,
@@ -77,7 +79,7 @@ impl Staging {
         Self { out: out.to_owned(), dir: staging_path(out) }
     }
 
-    /// Where the tree is built.
+    /// Returns the directory in which the tree is built.
     pub(super) fn tree(&self) -> PathBuf {
         self.dir.join("tree")
     }
@@ -90,7 +92,7 @@ impl Staging {
         self.dir.join("laid")
     }
 
-    /// The release and the inode of the tree that was begun.
+    /// Returns the release and the inode of the tree that was begun.
     fn mark(&self) -> Option<(String, u64)> {
         let bytes = side::read_anyones(&self.dir.join("manifest"), MARK_BYTES_MAX).ok()?;
         let text = String::from_utf8(bytes).ok()?;
@@ -98,20 +100,22 @@ impl Staging {
         Some((id.to_owned(), inode.trim().parse().ok()?))
     }
 
-    /// Whether the tree that was built here is at its place: the rest of the pull was cut off.
+    /// Returns whether the tree that was built here is already at its place, so that only the rest
+    /// of the pull was interrupted.
     pub(super) fn is_in_place(&self) -> bool {
         let inode = |path: &Path| identity(path).map(|(_, inode)| inode);
         self.mark().is_some_and(|(_, mark)| inode(&self.out) == Some(mark))
     }
 
-    /// Whether the tree that is begun for `id` can be gone on with.
+    /// Returns whether the tree here was begun for `id` and can be continued.
     pub(super) fn is_begun_for(&self, id: ManifestId) -> bool {
         let inode = identity(&self.tree()).map(|(_, inode)| inode);
-        // Without all of its entries nothing was fetched into it.
+        // While entries are missing, nothing was fetched into the tree.
         self.mark() == inode.map(|inode| (id.to_string(), inode)) && self.laid().exists()
     }
 
-    /// Refuses what is at the staging directory's name and was not made by distd for this user, or has something mounted in it.
+    /// Refuses an object at the staging directory's path that distd did not create for this user,
+    /// or that has something mounted in it.
     ///
     /// # Errors
     /// [`StagingError`].
@@ -128,7 +132,8 @@ impl Staging {
             return foreign("another user made it".into());
         }
         if !meta.is_dir() {
-            // A file of an interrupted pull; whether it is one is looked at when it is opened or removed.
+            // Probably a file of an interrupted pull; that is checked when the file is opened or
+            // removed.
             return Ok(());
         }
         let is_open = || meta.mode() & 0o022 != 0 && !side::is_without_links(&self.dir);
@@ -148,11 +153,12 @@ impl Staging {
         }
     }
 
-    /// Removes whatever an earlier pull left at the staging directory's name, of this kind or the other. A tree that was replaced and
-    /// not yet removed goes the way it would have gone.
+    /// Removes the staging directory or file that an earlier pull left. A tree that was replaced
+    /// but not yet removed is retired as usual, so that files in it that distd did not put there
+    /// are kept.
     ///
     /// # Errors
-    /// [`StagingError`]; what may be somebody else's stays.
+    /// [`StagingError`]; an object that may belong to somebody else is kept.
     pub(super) fn clear(&self) -> Result<(), StagingError> {
         self.check()?;
         match fs::symlink_metadata(&self.dir) {
@@ -166,7 +172,8 @@ impl Staging {
         remove_tree(&self.dir).map_err(io_error("remove", &self.dir))
     }
 
-    /// Trees in it that were at OUT: whatever is not the one that was begun here.
+    /// Returns trees in the staging directory that were at OUT before: all except the tree that was
+    /// begun here.
     fn replaced(&self) -> Vec<PathBuf> {
         let begun = self.mark().map(|(_, inode)| inode);
         let was_at_out = |path: &PathBuf| {
@@ -176,7 +183,7 @@ impl Staging {
         [self.tree(), self.dir.join("old")].into_iter().filter(was_at_out).collect()
     }
 
-    /// Keeps what could not be had of the tree, until it is in its place.
+    /// Stores what was left out of the tree, until the tree is in its place.
     ///
     /// # Errors
     /// [`StagingError`].
@@ -189,21 +196,22 @@ impl Staging {
         self.dir.join("left-out")
     }
 
-    /// Everything that could not be had of the tree that is in its place, as long as the pull has not come to its end.
+    /// Reads what was left out of the tree in place, while its pull is not finished.
     pub(super) fn read_left_out(&self) -> Option<LeftOut> {
         let bytes = side::read_anyones(&self.left_out(), LEFT_OUT_BYTES_MAX).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// Once the tree is in its place: removes what was there before, and puts what is kept beside the tree to its own place. Where
-    /// files are now that distd did not put into the old tree.
+    /// Finishes after the tree was put in its place: removes the replaced tree, and moves the files
+    /// kept for the new tree beside it. Returns the directory with files that distd did not put
+    /// into the old tree.
     ///
     /// # Errors
-    /// [`StagingError`]; the same again goes on.
+    /// [`StagingError`]; the call can be repeated.
     pub(super) fn settle(&self, replaced: Option<PathBuf>) -> Result<Option<PathBuf>, StagingError> {
         let mut replaced = replaced.map_or_else(|| self.replaced(), |path| vec![path]);
         replaced.retain(|path| path.exists());
-        // The listing beside the tree is still that of the old one.
+        // Retire the old tree first: the listing beside the tree is still the old one.
         let mut found = None;
         for path in &replaced {
             found = self.retire(path).or(found);
@@ -225,7 +233,8 @@ impl Staging {
         Ok(found)
     }
 
-    /// Makes the staging directory for `id`, or goes on with the one that is there; whether it does the latter.
+    /// Creates the staging directory for `id`, or continues the one that is there; returns whether
+    /// it continues.
     ///
     /// # Errors
     /// [`StagingError`].
@@ -237,7 +246,8 @@ impl Staging {
         self.clear()?;
         let make = |path: &Path| -> io::Result<()> {
             DirBuilder::new().mode(0o700).create(path)?;
-            // A default access list of the directory would be every entry's; a mode without meaning does no harm.
+            // Without this, a default access list of the parent directory would apply to every
+            // entry. On a file system without modes the call does no harm.
             rustix::fs::chmod(path, Mode::RWXU)?;
             for name in [c"system.posix_acl_default", c"system.posix_acl_access"] {
                 match rustix::fs::lremovexattr(path, name) {
@@ -254,7 +264,7 @@ impl Staging {
         Ok(false)
     }
 
-    /// Remembers that every entry of the tree is there.
+    /// Records that every entry of the tree was created.
     ///
     /// # Errors
     /// [`StagingError`].
@@ -262,15 +272,17 @@ impl Staging {
         Ok(side::open(&self.laid()).map(drop)?)
     }
 
-    /// Puts the tree in its place; where what was there is now, if anything was.
+    /// Puts the tree in its place; returns the path to which the old tree was moved, if there was
+    /// one.
     ///
     /// # Errors
-    /// [`StagingError`]; what was at its place is there again.
+    /// [`StagingError`]; the old tree is back at its place.
     pub(super) fn swap(&self) -> Result<Option<PathBuf>, StagingError> {
         self.swap_by(true)
     }
 
-    /// The same with or without the system call that exchanges two directories in one step.
+    /// Like [`swap`](Self::swap), with or without the system call that exchanges two directories in
+    /// one step.
     fn swap_by(&self, exchange: bool) -> Result<Option<PathBuf>, StagingError> {
         let (tree, out) = (self.tree(), &self.out);
         let failed = |cause: io::Error| io_error("put the tree at", out)(cause);
@@ -278,11 +290,11 @@ impl Staging {
             fs::rename(&tree, out).map_err(failed)?;
             return Ok(None);
         };
-        // The system takes a directory that is empty away by itself.
+        // `rename` replaces an empty directory directly.
         if fs::read_dir(out).is_ok_and(|mut list| list.next().is_none()) && fs::rename(&tree, out).is_ok() {
             return Ok(None);
         }
-        // A directory changes its parent only if its owner may write to it.
+        // A directory can move to another parent only if its owner may write to it.
         make_movable(out);
         if exchange {
             match rustix::fs::renameat_with(CWD, &tree, CWD, out, RenameFlags::EXCHANGE) {
@@ -309,8 +321,9 @@ impl Staging {
         }
     }
 
-    /// Replaces a directory that cannot be renamed, as those in a lower layer of overlayfs: what distd put there is removed, then
-    /// the new tree gets its name. Not one step, but the new tree is complete, and the same pull goes on from anywhere in it.
+    /// Replaces a directory that cannot be renamed, such as one in a lower layer of overlayfs:
+    /// removes distd's files from it, then gives the new tree its name. This is not atomic, but the
+    /// new tree is complete, and the same pull continues after an interruption at any point.
     fn replace_unmovable(&self) -> Result<Option<PathBuf>, StagingError> {
         let out = &self.out;
         let failed = |cause: io::Error| io_error("replace", out)(cause);
@@ -329,7 +342,8 @@ impl Staging {
         Ok(None)
     }
 
-    /// Removes a tree that was replaced, but for what distd did not put there: where that is now.
+    /// Removes a tree that was replaced, except files that distd did not put there; returns the
+    /// directory that has these files now.
     fn retire(&self, old: &Path) -> Option<PathBuf> {
         let swept = match ours::installed_layout(&self.out) {
             Some(layout) => sweep::sweep(old, &layout.listing, &read_left_out(&self.out)),
@@ -342,14 +356,15 @@ impl Staging {
             Ok(Sweep::Gone) => return None,
             Ok(Sweep::Left) => {}
             Err(error) => {
-                tracing::warn!(path = %old.display(), %error, "the tree that was replaced is not removed whole")
+                tracing::warn!(path = %old.display(), %error, "the replaced tree could not be removed completely")
             }
         }
         make_movable(old);
         for number in 1..=KEPT_MAX {
             let suffix = if number == 1 { ".distd-kept".to_owned() } else { format!(".distd-kept-{number}") };
             let kept = with_suffix(&self.out, &suffix);
-            // Not every file system can refuse to replace; an empty directory is all that would be.
+            // Not every file system supports NOREPLACE. A plain rename could only replace an empty
+            // directory.
             let renamed = match rustix::fs::renameat_with(CWD, old, CWD, &kept, RenameFlags::NOREPLACE) {
                 Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) if !kept.exists() => {
                     fs::rename(old, &kept)
@@ -363,7 +378,7 @@ impl Staging {
                 }
                 Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists) => {}
                 Err(error) => {
-                    tracing::warn!(path = %old.display(), %error, "what was found in the tree stays where it is");
+                    tracing::warn!(path = %old.display(), %error, "files found in the old tree could not be moved and stay here");
                     return Some(old.to_owned());
                 }
             }
@@ -371,13 +386,14 @@ impl Staging {
         Some(old.to_owned())
     }
 
-    /// Removes the staging directory once all of it is in its place.
+    /// Removes the staging directory once everything was moved out of it.
     pub(super) fn end(&self) {
         let own_only = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         let holds_tree =
             own_only.into_iter().any(|entry| entry.file_name() == "tree" || entry.file_name() == "old");
         if holds_tree {
-            // An old tree that could not be moved away was named by then.
+            // The staging directory still has an old tree that could not be moved; a warning named
+            // it already.
             return;
         }
         if let Err(error) = remove_tree(&self.dir).and_then(|()| sync_parent(&self.out)) {
@@ -386,19 +402,20 @@ impl Staging {
     }
 }
 
-/// Whether a file system does not exchange directories. Filters of system calls say EPERM.
+/// Returns whether the error means that the file system cannot exchange directories. Filters of
+/// system calls report EPERM.
 fn is_unsupported(error: Errno) -> bool {
     matches!(error, Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::XDEV | Errno::PERM)
 }
 
-/// Gives the owner the right to write to a directory, without which it cannot be moved.
+/// Gives the owner the right to write to a directory, without which the directory cannot be moved.
 fn make_movable(path: &Path) {
     if let Ok(meta) = fs::symlink_metadata(path)
         && meta.is_dir()
         && meta.mode() & 0o300 != 0o300
         && meta.uid() == rustix::process::geteuid().as_raw()
     {
-        // Where this fails, so does the move, and says why.
+        // If this fails, the move fails as well and reports the reason.
         let _ = rustix::fs::chmod(path, Mode::from_raw_mode(meta.mode() & 0o7777 | 0o700));
     }
 }
@@ -423,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_takes_the_place_of_nothing_of_an_empty_directory_and_of_a_full_one() {
+    fn a_tree_replaces_nothing_an_empty_directory_and_a_full_one() {
         for exchange in [true, false] {
             for before in ["nothing", "empty", "full", "full and closed"] {
                 let (_dir, out) = dir();
@@ -455,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn a_staging_directory_of_another_release_begins_anew_and_one_of_this_goes_on() {
+    fn a_staging_directory_is_continued_for_its_release_and_replaced_for_another() {
         let (_dir, out) = dir();
         let staging = staged(&out);
         assert!(!staging.begin(ManifestId([1; 32])).expect("begin"), "not all entries were there");
@@ -468,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn what_distd_did_not_make_is_refused_and_stays() {
+    fn foreign_files_in_staging_are_refused_and_kept() {
         let (_dir, out) = dir();
         let name = staging_path(&out);
         let elsewhere = out.with_file_name("elsewhere");
@@ -489,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_that_was_replaced_when_the_pull_was_cut_off_is_not_thrown_away_with_the_staging_directory() {
+    fn clearing_after_an_interrupted_pull_keeps_files_of_the_replaced_tree() {
         let (_dir, out) = dir();
         fs::create_dir(&out).expect("mkdir");
         fs::write(out.join("mine"), "mine").expect("write");

@@ -1,4 +1,4 @@
-//! Removing a tree that was replaced, but for what distd did not put there.
+//! Removal of a tree that was replaced, except files that distd did not put there.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,20 +15,20 @@ use super::left_out::LeftOut;
 use crate::disk::beneath::Beneath;
 use crate::disk::remove;
 
-/// End of a tree that was replaced.
+/// Result of removing a replaced tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sweep {
-    /// All of it was distd's, and is gone.
+    /// Everything in the tree belonged to distd and was removed.
     Gone,
-    /// Something in it is not, and is still there with the directories it lies in.
+    /// Files that do not belong to distd remain, with the directories that contain them.
     Left,
 }
 
-/// Removes from the tree at `root` what `listing` states, as far as it still is what it states: a file that was edited stays, as does one
-/// that was added. No mount is entered.
+/// Removes the entries of `listing` from the tree at `root`, as far as they are unchanged. Files
+/// that were edited or added stay. No mount is entered.
 ///
 /// # Errors
-/// As the system reports; nothing but what the listing states was removed.
+/// As the system reports; only entries of the listing were removed.
 pub(super) fn sweep(root: &Path, listing: &Listing, left_out: &LeftOut) -> io::Result<Sweep> {
     let beneath = Beneath::open(root)?;
     let mut dirs = Vec::new();
@@ -37,7 +37,7 @@ pub(super) fn sweep(root: &Path, listing: &Listing, left_out: &LeftOut) -> io::R
             dirs.push(entry);
         }
     }
-    // Without the right to write to a directory nothing in it can be removed.
+    // Entries can be removed only from a directory that this user may write to.
     remove::make_changeable(beneath.root().as_fd())?;
     for dir in &dirs {
         if let Ok(handle) = open(&beneath, dir) {
@@ -55,7 +55,7 @@ pub(super) fn sweep(root: &Path, listing: &Listing, left_out: &LeftOut) -> io::R
     for dir in dirs.iter().rev() {
         let Ok(at) = beneath.at(dir.path.as_bytes()) else { continue };
         match rustix::fs::unlinkat(&at.dir, at.name, AtFlags::REMOVEDIR) {
-            // Something is in it, it is gone, or it is no directory any more.
+            // The directory is not empty, is gone, or is not a directory any more.
             Ok(()) | Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
             Err(error) => return Err(error.into()),
         }
@@ -75,8 +75,8 @@ fn open(beneath: &Beneath, dir: &Entry) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(&at.dir, at.name, flags, Mode::empty())?)
 }
 
-/// Whether an entry is there, and still what distd put there. Of a file the length and the time tell; a listing of version 1 has no
-/// times.
+/// Returns whether an entry exists and is still what distd put there. A file counts as unchanged if
+/// its length and its time are the same; a listing of version 1 has no times.
 fn is_unchanged(beneath: &Beneath, listing: &Listing, left_out: &LeftOut, entry: &Entry) -> bool {
     let Ok(at) = beneath.at(entry.path.as_bytes()) else { return false };
     let path = at.short_path();
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
     use crate::push::tree::TreeSource;
 
-    /// A tree as a pull leaves it, and its listing.
+    /// Returns a tree as a pull leaves it, and its listing.
     fn installed() -> (tempfile::TempDir, std::path::PathBuf, Listing) {
         let dir = tempfile::tempdir().expect("temporary directory");
         let root = dir.path().join("tree");
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_as_it_was_put_there_goes_whole_however_closed_its_directories_are() {
+    fn an_unchanged_tree_is_removed_even_with_read_only_directories() {
         let (_dir, root, listing) = installed();
         for closed in ["etc/sub", "etc", ""] {
             fs::set_permissions(root.join(closed), fs::Permissions::from_mode(0o555)).expect("chmod");
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_added_or_edited_stays_and_nothing_else() {
+    fn only_added_or_edited_files_stay() {
         let (_dir, root, listing) = installed();
         fs::write(root.join("etc/conf"), "a=2").expect("write");
         fs::create_dir(root.join("var")).expect("mkdir");

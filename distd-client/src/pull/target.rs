@@ -1,4 +1,4 @@
-//! Where the artifact grows: a file beside its final place, a block device, or a tree.
+//! Target of a pull: a file beside its final path, a block device, or a tree.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
@@ -25,18 +25,19 @@ use crate::exit::{Code, Failure};
 /// Result of finishing a target.
 #[derive(Debug, Default)]
 pub(super) struct InPlace {
-    /// Parts of the artifact that could not be had here.
+    /// Parts of the artifact that were left out.
     pub(super) left_out: LeftOut,
-    /// Where files are now that were found in a tree and are not distd's.
+    /// Directory with files that were found in a tree and do not belong to distd; `None` if there
+    /// were none.
     pub(super) found: Option<PathBuf>,
 }
 
-/// A place that takes an artifact's bytes by offset. Calls come from several threads.
+/// A place that takes an artifact's bytes by offset. Several threads call it at once.
 pub(super) trait Target: Send + Sync {
     /// Writes verified bytes.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
-    /// Writes verified bytes that follow one another.
+    /// Writes verified bytes that are adjacent.
     fn write_pieces_at(&self, mut offset: u64, pieces: &[&[u8]]) -> io::Result<()> {
         for piece in pieces {
             self.write_at(offset, piece)?;
@@ -45,53 +46,54 @@ pub(super) trait Target: Send + Sync {
         Ok(())
     }
 
-    /// Reads what is there; an error for what was never written.
+    /// Reads bytes back. Bytes that were never written are an error or have an arbitrary value.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 
-    /// Makes what was written durable.
+    /// Makes the written bytes durable.
     fn sync(&self) -> io::Result<()>;
 
-    /// Whether making it durable waits for what other programs write.
+    /// Returns whether [`sync`](Self::sync) also waits for the writes of other programs.
     fn syncs_others(&self) -> bool {
         false
     }
 
-    /// Makes what the bytes belong to, once the listing of a tree is written.
+    /// Creates the entries of a tree, once the tree's listing is written.
     ///
     /// # Errors
-    /// Failures that say what cannot be put here.
+    /// Failures that name the entry that cannot be created.
     fn lay_out(&self) -> anyhow::Result<()> {
         Ok(())
     }
 
-    /// Whether bytes that were never written read as zeros.
+    /// Returns whether bytes that were never written read as zeros.
     fn is_zeroed(&self) -> bool;
 
-    /// Whether anything may be in it from before.
+    /// Returns whether the target may contain bytes from an earlier pull or from before.
     fn may_hold_bytes(&self) -> bool;
 
-    /// What the final check reads, by offset, so that it sees the medium and not the cache: a handle that takes only
-    /// aligned reads. `None` where there is none; then the check uses [`read_at`](Self::read_at).
+    /// Returns a handle for the final check that reads the medium and not the cache, by offset; it
+    /// accepts only aligned reads. `None` if there is no such handle; the check then uses
+    /// [`read_at`](Self::read_at).
     fn medium(&self) -> Option<File>;
 
     /// Puts the complete, verified artifact in its final place.
     ///
     /// # Errors
-    /// Failures with [`Code::Local`]; the same pull goes on from there.
+    /// Failures with [`Code::Local`]; the same pull continues from there.
     fn finish(&self) -> anyhow::Result<InPlace>;
 
-    /// Once its manifest is kept too: removes what is left of the work.
+    /// Removes what is left of the work, after the manifest was kept.
     fn end(&self) {}
 }
 
-/// A file that becomes `out` at the end, or a block device written in place.
+/// A file that becomes `out` at the end, or a block device that is written in place.
 pub(super) struct FileTarget {
     file: File,
     out: PathBuf,
-    /// `None` for a block device.
+    /// Path of the unfinished file; `None` for a block device.
     part: Option<PathBuf>,
     resumed: bool,
-    /// Held from before the file is touched.
+    /// Lock of the target, taken before the file is touched.
     _lock: Lock,
 }
 
@@ -104,18 +106,19 @@ impl FileTarget {
         let lock = locked(Lock::take(lock), out)?;
         if is_block_device(out) {
             let file = device::open_claimed(out).map_err(Failure::from)?;
-            // udev holds a lock while it looks at a device that has just appeared (systemd, "Locking Block Device Access").
+            // udev holds a lock while it examines a device that has just appeared (systemd,
+            // "Locking Block Device Access").
             lock::lock(&file, out, Patience::Some).map_err(Failure::from)?;
             let room = size_of(&file).with_context(|| format!("could not size {}", out.display()))?;
             if room < bytes {
-                let error = anyhow!("{} has {room} bytes, the artifact {bytes}", out.display());
+                let error = anyhow!("{} has {room} bytes, but the artifact has {bytes}", out.display());
                 return Err(Failure::new(Code::Local, error).next("choose a larger install slot").into());
             }
             return Ok(Self { file, out: out.to_owned(), part: None, resumed: true, _lock: lock });
         }
         let part = staging_path(out);
         if fs::symlink_metadata(&part).is_ok_and(|meta| meta.is_dir()) {
-            // An interrupted pull of a tree.
+            // A pull of a tree was interrupted here.
             Staging::of(out).clear().map_err(staging_failure)?;
         }
         let (file, resumed) = side::open(&part).map_err(Failure::from)?;
@@ -125,20 +128,21 @@ impl FileTarget {
         Ok(Self { file, out: out.to_owned(), part: Some(part), resumed, _lock: lock })
     }
 
-    /// Gives the new file the owner, the attributes and the mode of the one that it replaces. A new one is for its owner alone: an
-    /// image may hold secrets.
+    /// Copies the owner, attributes and mode of the file that is replaced. A file that replaces
+    /// nothing stays readable by its owner alone, because an image may hold secrets.
     fn take_over(&self, old: &fs::Metadata) -> io::Result<()> {
         let part = self.part.as_ref().unwrap_or(&self.out);
         if (old.uid(), old.gid())
             != (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
             && std::os::unix::fs::fchown(&self.file, Some(old.uid()), Some(old.gid())).is_err()
         {
-            // Another user's file in a directory of ours: only its group may be one of ours too.
+            // The file belongs to another user, so its owner cannot be set; this user may still be
+            // a member of its group.
             let _ = std::os::unix::fs::fchown(&self.file, None, Some(old.gid()));
         }
         let mut buffer = vec![0; xattrs::BUFFER_BYTES];
         for xattr in xattrs::read(&self.out, &mut buffer)? {
-            // These speak of the old content.
+            // These attributes describe the old content.
             if [&b"security.capability"[..], b"security.ima", b"security.evm"].contains(&&*xattr.name) {
                 continue;
             }
@@ -154,7 +158,7 @@ impl FileTarget {
     }
 }
 
-/// A lock, or the failure that another pull has it.
+/// Returns the lock, or the failure that another pull holds it.
 pub(super) fn locked(lock: Result<Lock, SideError>, out: &Path) -> anyhow::Result<Lock> {
     match lock {
         Ok(lock) => Ok(lock),
@@ -167,17 +171,18 @@ pub(super) fn locked(lock: Result<Lock, SideError>, out: &Path) -> anyhow::Resul
     }
 }
 
-/// Refuses before a byte moves what cannot fit: `bytes` of the artifact that are no holes, and `kept` that stay beside it.
+/// Refuses an artifact that cannot fit, before anything is fetched: `bytes` are the artifact's
+/// without holes, `kept` those of the files that stay beside it.
 fn check_room(out: &Path, data: &Path, bytes: u64, kept: u64) -> anyhow::Result<()> {
     let device = is_block_device(out);
     let side = part_path(out, data, ".distd-part-manifest");
-    // The state directory may have to be made.
+    // The state directory may not exist yet.
     let dir = side.ancestors().skip(1).find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
     let Ok(room) = Room::at(dir) else { return Ok(()) };
     let part = staging_path(out);
     let there = match fs::symlink_metadata(&part) {
         Ok(meta) if meta.is_file() => meta.blocks().saturating_mul(512),
-        // How much of a tree is there is not worth a walk.
+        // Measuring the part of a tree that is already there is not worth a walk.
         Ok(_) => return Ok(()),
         Err(_) => 0,
     };
@@ -205,7 +210,7 @@ impl Target for FileTarget {
         self.file.write_all_at(bytes, offset)
     }
 
-    /// In one call, which takes the file's lock once.
+    /// Writes in one call, which takes the file's lock once.
     fn write_pieces_at(&self, mut offset: u64, pieces: &[&[u8]]) -> io::Result<()> {
         let mut slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
         let mut left = &mut slices[..];
@@ -241,11 +246,12 @@ impl Target for FileTarget {
 
     fn medium(&self) -> Option<File> {
         let direct = rustix::fs::OFlags::DIRECT.bits().cast_signed();
-        // The file itself, whatever has its name by now.
+        // Opens the file itself, whatever has its name by now.
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let file = OpenOptions::new().read(true).custom_flags(direct).open(path);
         if file.is_err() {
-            // Advice only: without it the check may read the cache, which is no worse than other tools do.
+            // This is only advice. Without it the check may read the cache, which is no worse than
+            // what other tools do.
             let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
         }
         file.ok()
@@ -270,7 +276,7 @@ impl Target for FileTarget {
     }
 }
 
-/// Refuses an artifact of one kind where something of another stands.
+/// Refuses an artifact if an object of another kind is at the target.
 ///
 /// # Errors
 /// Failures with [`Code::Usage`].
@@ -278,17 +284,17 @@ pub(super) fn check_kind(out: &Path, kind: Kind) -> anyhow::Result<()> {
     let is = fs::metadata(out).ok();
     let (what, next) = match (kind, is) {
         (Kind::File, Some(meta)) if meta.is_dir() => {
-            ("a directory, the artifact a file", "name a file with --out")
+            ("a directory, but the artifact is a file", "name a file with --out")
         }
         (Kind::Tree { .. }, Some(meta)) if meta.is_file() => {
-            ("a file, the artifact a directory", "name a directory with --out")
+            ("a file, but the artifact is a directory", "name a directory with --out")
         }
         (Kind::Tree { .. }, Some(meta)) if !meta.is_dir() => {
-            ("a block device, the artifact a directory", "name a directory with --out")
+            ("a block device, but the artifact is a directory", "name a directory with --out")
         }
         (Kind::PatchSet { .. }, _) => {
-            let error = anyhow!("the release is a set of patches, which is nothing to install");
-            return Err(Failure::new(Code::Integrity, error).next("tell whoever runs the origin").into());
+            let error = anyhow!("the release is a patch set, which cannot be installed");
+            return Err(Failure::new(Code::Integrity, error).next("tell the operator of the origin").into());
         }
         _ => return Ok(()),
     };
@@ -296,7 +302,8 @@ pub(super) fn check_kind(out: &Path, kind: Kind) -> anyhow::Result<()> {
     Err(Failure::new(Code::Usage, error).next(next).into())
 }
 
-/// Opens the target for an artifact, `bytes` of which are no holes and of which `kept` bytes stay beside it.
+/// Opens the target for an artifact: `bytes` are its bytes without holes, `kept` the bytes of files
+/// that stay beside it.
 ///
 /// # Errors
 /// Failures with [`Code::Local`]: no room, no permission, another pull at work.

@@ -1,4 +1,4 @@
-//! Whether the wanted release is in place already: then nothing is written.
+//! Check whether the wanted release is already in place, so that nothing has to be written.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,11 +18,13 @@ use crate::disk::lock::Lock;
 use crate::disk::side;
 use crate::exit::Failure;
 
-/// The manifest of the release, when the target holds it: its content, and of a tree everything that the listing states, was looked at.
-/// The last steps of a pull that was cut off behind its last check are done now.
+/// Returns the manifest of the release if the target holds it: the content and, for a tree,
+/// everything in the listing were verified. If a pull was interrupted after its final check, its
+/// last steps are done now.
 ///
 /// # Errors
-/// Failures of finishing such a pull; whatever else is wrong at the target is a pull's to mend.
+/// Failures of finishing such a pull. Any other problem at the target is left to the pull to
+/// repair.
 pub(super) async fn find(request: &PullRequest, wanted: ManifestId) -> anyhow::Result<Option<Arc<Manifest>>> {
     let (out, data) = (request.out.clone(), request.data.clone());
     tokio::task::spawn_blocking(move || look(&out, &data, wanted)).await?
@@ -43,25 +45,26 @@ fn look(out: &Path, data: &Path, wanted: ManifestId) -> anyhow::Result<Option<Ar
                 } else if kept::read_part_manifest(out, data).is_none()
                     && let Err(error) = clean::leftovers(out, data)
                 {
-                    tracing::warn!(error = &*error, "state of a finished pull left behind");
+                    tracing::warn!(error = &*error, "could not remove the state of a finished pull");
                 }
                 let lock = kept::part_path(out, data, ".distd-lock");
                 if lock.exists() {
-                    // Of a pull that was killed; dropped, it is gone. One at work keeps it.
+                    // A killed pull left the lock file; taking and dropping the lock removes it. A
+                    // running pull keeps its lock.
                     drop(Lock::take(lock));
                 }
                 return Ok(Some(Arc::new(kept.manifest)));
             }
             Ok(_) => {}
             Err(error) => {
-                tracing::debug!(error = &*error, "what is there cannot be checked");
+                tracing::debug!(error = &*error, "the artifact in place could not be checked");
             }
         }
     }
     Ok(None)
 }
 
-/// The last steps of a pull whose artifact is in place.
+/// Does the last steps of a pull whose artifact is in place.
 fn complete(out: &Path, data: &Path, kept: &Kept) -> anyhow::Result<()> {
     let _lock = locked(Lock::take(kept::part_path(out, data, ".distd-lock")), out)?;
     let staging = Staging::of(out);

@@ -1,5 +1,5 @@
-//! A tree as target: its listing first, then every entry, then the bytes of each file, under a staging name; modes, times and the
-//! final name come last.
+//! A tree as target. Its listing comes first, then all entries, then the bytes of each file, under
+//! a staging name; modes, times and the final name come last.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -29,10 +29,11 @@ use crate::disk::side::{self, with_suffix};
 use crate::disk::xattrs;
 use crate::exit::{Code, Failure};
 
-/// Shorter reads are not worth the question whether they are of a hole. A guess: the longest chunk.
+/// Shorter reads are not checked for holes, because the check is not worth it. A guess: the longest
+/// chunk.
 const HOLE_BYTES_MIN: usize = 64 << 10;
 
-/// The tree being built.
+/// The tree under construction.
 pub(super) struct TreeTarget {
     out: PathBuf,
     staging: Staging,
@@ -42,16 +43,16 @@ pub(super) struct TreeTarget {
     resumed: bool,
     laid: OnceLock<Laid>,
     left_out: Mutex<LeftOut>,
-    /// The file written last: chunks of one file come in a row.
+    /// File written last, kept open because chunks of one file come in a row.
     last: Mutex<Option<OpenFile>>,
-    /// Held from before the staging directory is touched.
+    /// Lock of the target, taken before the staging directory is touched.
     _lock: Lock,
 }
 
-/// A file of the tree by its path.
+/// A file of the tree, with its path.
 type OpenFile = (Box<[u8]>, Arc<File>);
 
-/// The tree once its entries are there.
+/// The tree once its entries were created.
 struct Laid {
     layout: Layout,
     beneath: Beneath,
@@ -81,7 +82,7 @@ impl TreeTarget {
         })
     }
 
-    /// The layout and the tree, once [`lay_out`](Target::lay_out) was called.
+    /// Returns the layout and the tree, once [`lay_out`](Target::lay_out) was called.
     fn laid(&self) -> io::Result<&Laid> {
         self.laid.get().ok_or_else(|| io::Error::other("the tree has no entries yet"))
     }
@@ -99,7 +100,8 @@ impl TreeTarget {
         Ok(file)
     }
 
-    /// Makes every entry, and gives it its owner and attributes: what cannot be had is known before anything is fetched.
+    /// Creates every entry and sets its owner and attributes, so that everything that must be left
+    /// out is known before anything is fetched.
     fn make_entries(&self, layout: &Layout, beneath: &Beneath) -> anyhow::Result<()> {
         let mut left = LeftOut::default();
         for entry in layout.listing.entries() {
@@ -117,7 +119,8 @@ impl TreeTarget {
                 set_owner(&at, &shown(entry), Stated::of(entry), &mut left).map_err(failed)?;
             }
         }
-        // After every entry is there: a default access list of a directory would be inherited.
+        // Set attributes only after all entries exist: new entries would inherit a default access
+        // list of their directory.
         let mut buffer = vec![0; xattrs::BUFFER_BYTES];
         for entry in layout.listing.entries() {
             if entry.xattrs.is_empty() {
@@ -132,7 +135,7 @@ impl TreeTarget {
         Ok(())
     }
 
-    /// Takes final modes away again, which an earlier pull had set when it was cut off.
+    /// Makes an entry writable again if an interrupted pull had already set its final mode.
     fn remake(&self, at: &At<'_>, entry: &Entry) -> io::Result<()> {
         let mode = match entry.kind {
             EntryKind::Dir => Mode::RWXU,
@@ -159,11 +162,12 @@ impl TreeTarget {
         Ok(())
     }
 
-    /// Gives every entry its final attributes, in the order in which they may be given.
+    /// Gives every entry its final attributes, in the order in which this is possible.
     fn finish_entries(&self, laid: &Laid) -> io::Result<()> {
         let mut buffer = vec![0; xattrs::BUFFER_BYTES];
         let mut left = self.left_out.lock().unwrap_or_else(PoisonError::into_inner);
-        // Counted when the entries were made; now they are set for good.
+        // Losses were counted when the entries were created. Count them again while the attributes
+        // are set for good.
         let known = left.clone();
         *left = LeftOut::default();
         let entries = laid.layout.listing.entries();
@@ -175,7 +179,8 @@ impl TreeTarget {
                 }
             }
         }
-        // Children before parents: a directory without write permission must not stop what is below it.
+        // Children before parents: a directory without write permission must not block the entries
+        // below it.
         for entry in entries.iter().rev() {
             let at = laid.beneath.at(entry.path.as_bytes())?;
             if let EntryKind::HardLink { target } = &entry.kind {
@@ -189,7 +194,7 @@ impl TreeTarget {
             set_owner(&at, &path, stated, &mut left)?;
             set_xattrs(&at, &path, stated, &mut left, &mut buffer)?;
             set_mode_and_time(&at, &path, stated, 0, &mut left)?;
-            // Files that stand for hard links have what their first name has.
+            // Files that stand for hard links get the attributes of the first name.
             for link in copies.get(entry.path.as_bytes()).into_iter().flatten() {
                 let at = laid.beneath.at(link.path.as_bytes())?;
                 set_owner(&at, &path, stated, &mut left)?;
@@ -200,7 +205,8 @@ impl TreeTarget {
         Ok(())
     }
 
-    /// The attributes of the tree's own directory: as listed, or those of the directory that it replaces.
+    /// Sets the attributes of the tree's own directory: those in the listing, or else those of the
+    /// directory that it replaces.
     fn finish_root(&self, laid: &Laid, also: u16) -> io::Result<()> {
         let staged = self.staging.tree();
         let dir = fs::symlink_metadata(&staged).map_or_else(|_| self.out.clone(), |_| staged.clone());
@@ -227,7 +233,7 @@ impl TreeTarget {
                         (0o755, (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()))
                     }
                 };
-                // A user who may not give it away keeps it.
+                // A user who may not give the directory away keeps it.
                 let _ = std::os::unix::fs::chown(&dir, Some(owner.0), Some(owner.1));
                 Ok(rustix::fs::chmod(&dir, Mode::from_raw_mode(mode))?)
             }
@@ -255,7 +261,8 @@ pub(super) fn staging_failure(error: StagingError) -> Failure {
     }
 }
 
-/// Reads what is written there; of a hole the system is only asked where it ends.
+/// Reads bytes from the file. If all of them lie in a hole, the buffer is filled with zeros and
+/// nothing is read.
 fn read_or_skip(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
     let end = offset + buffer.len() as u64;
     if buffer.len() >= HOLE_BYTES_MIN && file.metadata()?.len() >= end {
@@ -265,7 +272,7 @@ fn read_or_skip(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
                 buffer.fill(0);
                 return Ok(());
             }
-            // A file system that knows no holes.
+            // The file system does not support holes.
             Err(_) => {}
         }
     }
@@ -304,7 +311,8 @@ impl Target for TreeTarget {
     }
 
     fn sync(&self) -> io::Result<()> {
-        // One call for thousands of files: what else is dirty on this file system is little beside a release.
+        // One call for thousands of files. Other dirty data on this file system is little compared
+        // with a release.
         rustix::fs::syncfs(&self.listing_file)?;
         Ok(())
     }
@@ -358,7 +366,7 @@ impl Target for TreeTarget {
         for line in self.left_out.lock().unwrap_or_else(PoisonError::into_inner).lines() {
             tracing::warn!("left out: {line}");
         }
-        // Set by this thread alone.
+        // Only this thread sets the value.
         let _ = self.laid.set(Laid { layout, beneath });
         Ok(())
     }
@@ -376,7 +384,7 @@ impl Target for TreeTarget {
         rustix::fs::syncfs(&self.listing_file).map_err(|e| local(e.into()))?;
         let left_out = self.left_out.lock().unwrap_or_else(PoisonError::into_inner).clone();
         self.staging.keep_left_out(&left_out).map_err(|error| failed(error.into()))?;
-        // Looked at again: something may have been put or mounted there meanwhile.
+        // Check again: something may have been put or mounted there meanwhile.
         ours::check_directory(&self.out)?;
         let replaced = self.staging.swap().map_err(|error| failed(error.into()))?;
         self.finish_root(laid, 0).map_err(local)?;
@@ -396,7 +404,8 @@ mod tests {
     use super::*;
     use crate::exit::code_of;
 
-    /// A listing of version 1: a directory `d` of mode 0500, and a file in it of 5 bytes and mode 0444.
+    /// A listing of version 1: a directory `d` of mode 0500, and in it a file of 5 bytes and mode
+    /// 0444.
     const PLAIN: &[u8] = b"\x92\x01\x92\
         \x97\xc4\x01d\x01\x00\xcd\x01\x40\x00\x00\x90\
         \x97\xc4\x03d/f\x00\x05\xcd\x01\x24\x00\x00\x90";
@@ -415,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_of_a_listing_without_its_own_directory_has_the_mode_of_the_one_it_replaces() {
+    fn a_tree_without_listed_root_has_the_mode_of_the_directory_it_replaces() {
         let (_dir, out) = dir();
         let bytes = PLAIN.len() as u64;
         for (id, mode) in [(1, 0o755), (2, 0o2710)] {
@@ -439,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listing_that_is_none_is_the_releases_fault_and_not_the_disks() {
+    fn an_invalid_listing_is_blamed_on_the_release_and_not_on_the_disk() {
         let (_dir, out) = dir();
         let total = PLAIN.len() as u64 + 5;
         let twisted = [&PLAIN[..PLAIN.len() - 1], b"\x91"].concat();
@@ -461,10 +470,10 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_one_are_told_before_anything_is_written() {
+    fn colliding_names_are_reported_before_anything_is_written() {
         let (_dir, out) = dir();
         let target = target(&out, 1, PLAIN, PLAIN.len() as u64 + 5);
-        // As if the file system had taken another name for this one.
+        // Simulates a file system that takes another name for this one.
         fs::create_dir(target.staging.tree().join("d")).expect("mkdir");
         let error = format!("{:#}", target.lay_out().expect_err("it is there already"));
         assert!(error.contains("does not tell some names"), "{error}");

@@ -1,4 +1,4 @@
-//! Checking an artifact in place.
+//! Check of an artifact in place.
 
 use std::fs;
 use std::io;
@@ -19,7 +19,7 @@ use super::staging::Staging;
 use crate::exit::{Code, Failure};
 use crate::whole_hash::{PIECE_BYTES, Pieces, whole_hash};
 
-/// What a check found.
+/// Result of a check.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct VerifyReport {
     manifest: ManifestId,
@@ -27,17 +27,17 @@ pub(crate) struct VerifyReport {
     artifact_bytes: u64,
     bad_chunks: u64,
     bad_bytes: u64,
-    /// Lengths, and what a tree has beside content.
+    /// Wrong lengths, and everything else about a tree except the content of its files.
     differences: Differences,
 }
 
 impl VerifyReport {
-    /// Whether everything is what it was when it was released.
+    /// Returns whether the artifact is exactly as it was released.
     pub(crate) fn is_intact(&self) -> bool {
         self.bad_chunks == 0 && self.differences.count == 0
     }
 
-    /// For people.
+    /// Returns the result as text for people.
     pub(crate) fn summary(&self) -> String {
         if self.is_intact() {
             return format!("intact: {} bytes, blake3 {}", self.artifact_bytes, self.blake3);
@@ -57,10 +57,10 @@ impl VerifyReport {
 /// Checks the artifact at `path` against the manifest kept beside it.
 ///
 /// # Errors
-/// Failures with [`Code::NotFound`] when nothing is.
+/// Failures with [`Code::NotFound`] when no manifest is kept.
 pub(crate) fn verify_kept(path: &Path, data: &Path) -> anyhow::Result<VerifyReport> {
     let mut report = None;
-    // A pull that was cut off right before it kept the manifest left the artifact whole.
+    // A pull that was interrupted just before it kept the manifest left a complete artifact.
     for kept in kept::candidates(path, data) {
         if kept.part && !may_be_of(path, &kept) {
             continue;
@@ -78,19 +78,20 @@ pub(crate) fn verify_kept(path: &Path, data: &Path) -> anyhow::Result<VerifyRepo
     })
 }
 
-/// Whether the manifest of a pull that did not come to its end can be that of what is at `path`.
+/// Returns whether the manifest of an unfinished pull may be that of the artifact at `path`.
 pub(super) fn may_be_of(path: &Path, kept: &Kept) -> bool {
     match kept.manifest.root().kind {
         Kind::Tree { .. } => Staging::of(path).is_in_place() || !kept::staging_path(path).exists(),
-        // The file that was written has its own name until it is complete; a device has none.
+        // An unfinished file still has its staging name; a device has no staging file.
         _ => kept::is_block_device(path) || !kept::staging_path(path).exists(),
     }
 }
 
-/// Checks the artifact at `path` against a manifest and, of a tree, its listing.
+/// Checks the artifact at `path` against a manifest and, for a tree, its listing.
 ///
 /// # Errors
-/// Failures with [`Code::Local`] when it cannot be opened; bytes that cannot be read count as bad.
+/// Failures with [`Code::Local`] when the artifact cannot be opened; bytes that cannot be read
+/// count as bad.
 pub(crate) fn verify(path: &Path, kept: &Kept) -> anyhow::Result<VerifyReport> {
     let manifest = &kept.manifest;
     let root = manifest.root();
@@ -128,10 +129,10 @@ pub(crate) fn verify(path: &Path, kept: &Kept) -> anyhow::Result<VerifyReport> {
             Bytes::File(open_file(path).map_err(|e| local(e.into()))?)
         }
         _ => {
-            let what = if meta.is_dir() { "a directory" } else { "no directory" };
+            let what = if meta.is_dir() { "a directory" } else { "not a directory" };
             return Err(Failure::new(
                 Code::Integrity,
-                anyhow!("{} is {what}, other than its release", path.display()),
+                anyhow!("{} is {what}, unlike its release", path.display()),
             )
             .next("pull it again")
             .into());
@@ -142,7 +143,8 @@ pub(crate) fn verify(path: &Path, kept: &Kept) -> anyhow::Result<VerifyReport> {
         return Ok(report);
     }
     count_bad(&bytes, manifest, &mut report);
-    // Chunks that all match and a whole that does not: the manifest contradicts itself, and nothing it says counts.
+    // All chunks match but the whole does not: the manifest contradicts itself, so nothing in it
+    // can be trusted.
     if report.bad_chunks == 0 {
         report.bad_chunks = root.chunks;
         report.bad_bytes = root.bytes;
@@ -161,7 +163,7 @@ fn count_bad(bytes: &Bytes, manifest: &Manifest, report: &mut VerifyReport) {
     }
 }
 
-/// Piece of an artifact that one thread has read.
+/// Reader of one hashing thread.
 struct Read<'b> {
     bytes: &'b Bytes,
     buffer: Vec<u8>,

@@ -1,4 +1,4 @@
-//! From `PRODUCT@VERSION` or `PRODUCT:CHANNEL` to a verified manifest.
+//! Resolution of `PRODUCT@VERSION` or `PRODUCT:CHANNEL` to a verified manifest.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,15 +27,15 @@ use super::metadata::{LOST_MAX, ParentMetadata, pause_after};
 use crate::exit::{Code, Failure, is_shut_out};
 use crate::share::{Lateral, Node, Published, Sharing, anywhere};
 
-/// How long saying goodbye may take.
+/// Time limit for closing the connections.
 const LEAVE: Duration = Duration::from_millis(200);
 
-/// A device's connection to its realm.
+/// A device's connections to its realm.
 pub(super) struct Realm {
     pub(super) parents: Arc<Parents>,
     tuf: TufClient,
     endpoint: Endpoint,
-    /// The exchange with neighbours, unless it is off.
+    /// The exchange with neighbours; `None` when it is off.
     lateral: Option<Arc<Lateral>>,
     download: Option<Arc<Throttle>>,
 }
@@ -63,7 +63,8 @@ impl Realm {
         Ok(Self { parents, tuf, endpoint, lateral, download: sharing.download() })
     }
 
-    /// Serves what is held of a manifest while the result is kept; `None` when the exchange is off.
+    /// Serves the held chunks of a manifest until the returned value is dropped; `None` when the
+    /// exchange is off.
     pub(super) fn publish(
         &self,
         manifest: &Arc<Manifest>,
@@ -75,29 +76,30 @@ impl Realm {
         Some(lateral.publish(manifest.clone(), table.clone(), holdings.clone(), bytes))
     }
 
-    /// What came from neighbours so far.
+    /// Returns the counters of what came from neighbours so far.
     pub(super) fn neighbour_reading(&self) -> MeterReading {
         self.lateral.as_ref().map(|lateral| lateral.neighbourhood.reading()).unwrap_or_default()
     }
 
-    /// Packed chunk bytes that neighbours got.
+    /// Returns the packed chunk bytes sent to neighbours.
     pub(super) fn served_bytes(&self) -> u64 {
         self.lateral.as_ref().map_or(0, |lateral| lateral.served_bytes())
     }
 
-    /// Goes on serving neighbours that fetch this manifest from here, `linger` at most; then tells all who are connected that this
-    /// device is gone, so that nobody waits for it.
+    /// Lingers for at most `linger` to serve neighbours that fetch this manifest, then closes all
+    /// connections, so that no peer waits for this device.
     pub(super) async fn leave(&self, manifest: &ManifestId, linger: Duration) {
         if let Some(lateral) = &self.lateral {
             lateral.linger(manifest, linger).await;
         }
         self.parents.close();
         self.endpoint.close(close_code(CloseCode::Done), b"");
-        // The word is on its way or lost; nobody here needs to know which.
+        // The close packet is sent or lost; this device need not know which.
         let _ = tokio::time::timeout(LEAVE, self.endpoint.wait_idle()).await;
     }
 
-    /// Learns which manifest `wanted` is, by signed metadata. A parent whose answer does not verify is passed over.
+    /// Resolves `wanted` to a manifest by signed metadata. A parent whose answer does not verify is
+    /// skipped.
     pub(super) async fn resolve(&self, wanted: &Wanted) -> anyhow::Result<Resolved> {
         let mut last = None;
         let mut unreachable = true;
@@ -107,7 +109,7 @@ impl Realm {
                 Ok(resolved) => return Ok(resolved),
                 Err(error) => {
                     let retry = blames_the_parent(&error);
-                    // A parent that shuts this device out did answer.
+                    // A parent that refuses this device did answer.
                     unreachable &= matches!(&error, TufError::Source(cause) if !is_shut_out(&**cause));
                     last = Some(error);
                     if !retry {
@@ -119,7 +121,7 @@ impl Realm {
         if unreachable {
             match self.tuf.resolve(Arc::new(Offline), wanted, unix_now()).await {
                 Ok(resolved) => {
-                    tracing::warn!("no parent answered: what was signed before is taken");
+                    tracing::warn!("no parent answered; using earlier signed metadata");
                     return Ok(resolved);
                 }
                 Err(error) if last.is_none() => last = Some(error),
@@ -131,12 +133,13 @@ impl Realm {
         Err(Failure::new(code, error).into())
     }
 
-    /// Gets the manifest, fetching only nodes that none of `held` has; the next parent is asked when one fails.
+    /// Gets the manifest and fetches only nodes that none of `held` has. When one parent fails, the
+    /// next is asked.
     pub(super) async fn manifest(&self, resolved: &Resolved, held: &[&Manifest]) -> anyhow::Result<Manifest> {
         self.manifest_of(resolved.manifest, Some(resolved.root_node.clone()), held).await
     }
 
-    /// The same for any manifest of which at least the id is known.
+    /// Like [`manifest`](Self::manifest), for any manifest whose id is known.
     pub(super) async fn manifest_of(
         &self,
         id: ManifestId,
@@ -159,10 +162,11 @@ impl Realm {
         Err(Failure::new(Code::Network, last.context("could not get the manifest")).next(next).into())
     }
 
-    /// Fetches chunks of a manifest into `sink` from whichever parents have them, and from neighbours when it is published.
+    /// Fetches chunks of a manifest into `sink` from the parents, and from neighbours if the
+    /// manifest is published.
     ///
     /// # Errors
-    /// [`FetchError`]: the sink failed, or some chunks could not be had.
+    /// [`FetchError`]: the sink failed, or some chunks were not available.
     pub(super) async fn fetch(
         &self,
         manifest: ManifestId,
@@ -175,7 +179,7 @@ impl Realm {
             Some(_) => FetchConfig::sharing(wanted.len(), random()),
             None => FetchConfig::default(),
         };
-        // The handle asks for more; it lives as long as the fetch.
+        // The handle can request more chunks; it must live as long as the fetch.
         let (driver, _handle) = Driver::new(self.parents.clone(), manifest, table, sink, config);
         let exchange = published.map(Published::exchange);
         driver.exchanging(exchange).limited(self.download.clone()).fetch_all(wanted).await
@@ -213,7 +217,7 @@ impl Realm {
     }
 }
 
-/// Whether another parent could answer better.
+/// Returns whether another parent could give a better answer.
 fn blames_the_parent(error: &TufError) -> bool {
     !matches!(
         error,

@@ -1,5 +1,5 @@
-//! Cutting and hashing on threads of their own, one batch ahead of each other: read and cut, then hash the chunks and, beside
-//! that, the whole.
+//! Cutting and hashing on threads of their own, one batch ahead of each other: one thread reads and
+//! cuts, another hashes the chunks, and a third hashes the whole artifact at the same time.
 
 use std::io;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -11,19 +11,19 @@ use tokio::sync::mpsc;
 
 use crate::api::{COMMIT_BYTES_MAX, RUN_BYTES};
 
-/// Buffers kept for another batch. More are in flight only for moments.
+/// Number of buffers kept for later batches. More are in flight only for moments.
 const SPARE_BUFFERS: usize = 6;
 
-/// Left for everything in a commit that is not its list of chunks, bytes.
+/// Bytes of a commit reserved for everything but its list of chunks.
 const COMMIT_HEAD_MAX: usize = 4096;
 
-/// Why cutting ended early.
+/// Reasons why cutting ended early.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CutError {
     /// The artifact could not be read.
-    #[error("could not read what is pushed")]
+    #[error("could not read the artifact to push")]
     Read(#[source] io::Error),
-    /// More chunks than one commit can list.
+    /// The artifact has more chunks than one commit can list.
     #[error("the artifact has more chunks than a release can list")]
     TooManyChunks,
     /// Nobody takes the batches any more, because of an error elsewhere.
@@ -31,35 +31,35 @@ pub(super) enum CutError {
     Stopped,
 }
 
-/// A chunk of a batch that was not seen before in this artifact.
+/// A chunk of a batch that is new in this artifact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Fresh {
-    /// Which.
+    /// Hash of the chunk.
     pub(super) hash: ChunkHash,
-    /// First byte in the batch's data.
+    /// Offset of the chunk in the batch's data, in bytes.
     pub(super) start: u32,
-    /// Bytes.
+    /// Length of the chunk in bytes.
     pub(super) len: u32,
 }
 
-/// A batch and its chunks worth asking for.
+/// A batch, and those of its chunks that the origin is asked about.
 #[derive(Debug)]
 pub(super) struct CutBatch {
     pub(super) batch: Batch,
     pub(super) fresh: Vec<Fresh>,
 }
 
-/// What came out in the end.
+/// Result of cutting a whole artifact.
 pub(super) struct CutResult {
-    /// Runs in artifact order as a commit lists them.
+    /// Runs in artifact order, encoded as in a commit.
     pub(super) runs: Vec<u8>,
-    /// Chunks, repeats included.
+    /// Number of chunks, including repeats.
     pub(super) chunks: u64,
-    /// Hash of the whole.
+    /// BLAKE3 of the whole artifact.
     pub(super) blake3: ArtifactHash,
 }
 
-/// Memory of batches that are done with.
+/// Pool of buffers from finished batches.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
 
@@ -68,7 +68,7 @@ impl Buffers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
     }
 
-    /// Gives a batch's memory back.
+    /// Returns a batch's memory to the pool.
     pub(super) fn give(&self, batch: Batch) {
         let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if spare.len() < SPARE_BUFFERS {
@@ -77,8 +77,8 @@ impl Buffers {
     }
 }
 
-/// Chunks seen lately, in 8 MiB whatever the artifact's size. A chunk it has forgotten is asked for again, and by then the
-/// origin has it.
+/// Recently seen chunks, in 8 MiB whatever the artifact's size. A chunk that was forgotten is asked
+/// for again; by then the origin has it.
 struct Seen(Vec<[u8; 16]>);
 
 impl Seen {
@@ -88,10 +88,10 @@ impl Seen {
         Self(vec![[0; 16]; Self::SLOTS])
     }
 
-    /// Whether `hash` is not among those seen lately; from now on it is.
+    /// Returns whether `hash` was not seen recently, and records it as seen.
     fn is_new(&mut self, hash: &ChunkHash) -> bool {
-        // Half a hash tells chunks apart: who finds two with the same 128 bits has spent 2^64 hashes to make their own
-        // commit fail.
+        // Half a hash distinguishes chunks well enough: finding two chunks with the same 128 bits
+        // takes 2^64 hashes and only makes the finder's own commit fail.
         let half: &[u8; 16] = hash.as_bytes().first_chunk().expect("16 of 32 bytes");
         let [.., a, b, c] = *hash.as_bytes();
         let index = u32::from_be_bytes([0, a, b, c]) as usize % Self::SLOTS;
@@ -102,7 +102,7 @@ impl Seen {
     }
 }
 
-/// The list of chunks as it grows, repeats folded.
+/// The list of chunks under construction, with repeats folded.
 #[derive(Default)]
 struct Runs {
     bytes: Vec<u8>,
@@ -136,8 +136,8 @@ impl Runs {
     }
 }
 
-/// Cuts and hashes all of `source`. Batches with fresh chunks go to `out` in artifact order; `passed` counts the bytes of
-/// those without. Runs until the end; call it where blocking is allowed.
+/// Cuts and hashes all of `source`. Batches with fresh chunks are sent to `out` in artifact order;
+/// `passed` counts the bytes of batches without any. Blocks until the end.
 ///
 /// # Errors
 /// [`CutError`].
@@ -162,7 +162,7 @@ pub(super) fn cut<R: ReadAt>(
             let mut fresh = Vec::new();
             let mut at = 0;
             for (chunk, hash) in batch.chunks().zip(hashes) {
-                // A batch is far below 4 GiB.
+                // A batch is far smaller than 4 GiB.
                 let len = chunk.data.len() as u32;
                 runs.push(hash, len)?;
                 if seen.is_new(&hash) {
@@ -195,17 +195,18 @@ fn read_and_cut<R: ReadAt>(
         let next = batches.next_batch(buffers.take());
         let failed = next.is_err();
         let Some(next) = next.transpose() else { return };
-        // Nobody takes it: an error elsewhere ends the push.
+        // The receiver is gone: an error elsewhere ends the push.
         if out.send(next).is_err() || failed {
             return;
         }
     }
 }
 
-/// Hashes the chunks here and the whole beside it.
+/// Hashes the chunks on this thread while a second thread hashes the whole artifact.
 fn hash_batch(batch: &Batch, whole: &mut blake3::Hasher, zero: &mut Option<ChunkHash>) -> Vec<ChunkHash> {
     if batch.chunks().all(|chunk| chunk.zero) {
-        // Nothing to do here, so both cores may hash the whole: what counts in a file that is mostly holes.
+        // Zero chunks need no hashing, so both cores may hash the whole artifact. This matters for
+        // a file that is mostly holes.
         whole.update_rayon(batch.data());
         return hash_chunks(batch, zero);
     }
@@ -220,7 +221,7 @@ fn hash_chunks(batch: &Batch, zero: &mut Option<ChunkHash>) -> Vec<ChunkHash> {
         .chunks()
         .map(|chunk| {
             if chunk.zero {
-                // All such chunks are alike.
+                // All zero chunks are alike, so their hash is computed once.
                 *zero.get_or_insert_with(|| ChunkHash::of(chunk.data))
             } else {
                 ChunkHash::of(chunk.data)
@@ -237,7 +238,7 @@ mod tests {
 
     use super::*;
 
-    /// Bytes without repeats, the same on every run.
+    /// Returns bytes without repeats, the same on every run.
     fn noise(len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         blake3::Hasher::new().finalize_xof().fill(&mut bytes);
@@ -259,7 +260,7 @@ mod tests {
         (result, fresh)
     }
 
-    /// Puts the artifact together again from the runs and the fresh chunks.
+    /// Rebuilds the artifact from the runs and the fresh chunks.
     fn rebuild(result: &CutResult, fresh: &[(ChunkHash, Vec<u8>)]) -> Vec<u8> {
         let mut out = Vec::new();
         for run in result.runs.chunks(RUN_BYTES) {
@@ -294,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_listening_ends_it() {
+    fn cutting_stops_when_the_receiver_is_gone() {
         let source = noise(9 << 20);
         let (tx, rx) = mpsc::channel(1);
         drop(rx);

@@ -1,7 +1,8 @@
-//! Pushing: cut here, ask what the origin lacks, send only that, commit.
+//! Push: cuts the artifact on this machine, asks the origin which chunks it lacks, sends only
+//! those, and commits.
 //!
-//! [`source`] reads a file, a block device or a directory ([`tree`]); [`cut`] makes chunks of it; [`pipeline`] brings those
-//! that are missing to the origin.
+//! [`source`] reads a file, a block device or a directory ([`tree`]); [`cut`] makes chunks of it;
+//! [`pipeline`] sends the missing chunks to the origin.
 
 mod cut;
 mod pipeline;
@@ -28,21 +29,21 @@ use crate::exit::{Code, Failure};
 use crate::output::human_bytes;
 use crate::progress::Progress;
 
-/// What to push, and as what.
+/// A request to push an artifact as a release.
 pub(crate) struct PushRequest {
-    /// A file, a block device or a directory.
+    /// Path of a file, a block device or a directory.
     pub(crate) path: PathBuf,
-    /// The product.
+    /// Product of the release.
     pub(crate) product: Name,
-    /// The version.
+    /// Version of the release.
     pub(crate) version: Name,
     /// zstd level of each chunk.
     pub(crate) level: i32,
-    /// A channel to point at it.
+    /// Channel to point at the release; `None` to change no channel.
     pub(crate) channel: Option<Name>,
 }
 
-/// What a push did; the one object that `--json` ends with.
+/// Result of a push; the one object that `--json` prints.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Outcome {
     product: String,
@@ -83,7 +84,7 @@ impl Outcome {
         }
     }
 
-    /// Parts of a tree that were left out, in words.
+    /// Returns a description of the parts of a tree that were left out.
     pub(crate) fn left_out(&self) -> Vec<String> {
         let sockets = (self.sockets_skipped > 0).then(|| format!("{} sockets", self.sockets_skipped));
         let mounts =
@@ -91,11 +92,11 @@ impl Outcome {
         sockets.into_iter().chain(mounts).collect()
     }
 
-    /// For people.
+    /// Returns the result as text for people.
     pub(crate) fn summary(&self) -> String {
         let Self { product, version, blake3, manifest, .. } = self;
         let first = if self.already_existed {
-            format!("{product} {version} is already there with these very bytes")
+            format!("{product} {version} is already there with the same bytes")
         } else {
             format!(
                 "{product} {version} released: {} in {} chunks, {} of them sent ({}), {:.1} s",
@@ -117,7 +118,8 @@ impl Outcome {
 /// Pushes an artifact.
 ///
 /// # Errors
-/// A [`Failure`] with its exit code. What the origin took stays there for a day; the same command goes on from there.
+/// A [`Failure`] with its exit code. The origin keeps what it received for a day, and the same
+/// command continues from there.
 pub(crate) async fn push(
     api: &Api,
     request: &PushRequest,
@@ -134,7 +136,7 @@ pub(crate) async fn push(
     progress.begin(source.len(), &label);
     let mut outcome = match existing(api, request).await? {
         Some(release) if !release.damaged => compare(release, &source, &progress, start).await?,
-        // A release of which the origin lost a part is healed by what is pushed again.
+        // If the origin lost a part of the release, pushing the release again repairs it.
         _ => upload(api, request, &source, &progress, start).await?,
     };
     outcome.sockets_skipped = source.skipped().sockets;
@@ -151,8 +153,9 @@ pub(crate) async fn push(
     Ok(outcome)
 }
 
-/// Refuses a block device whose file system may be written while it is read: the release would be no state that it ever had, and
-/// nothing about the device's node tells.
+/// Refuses a block device whose file system may be written while it is read. The release would be a
+/// state that the file system never had, and the metadata of the device node does not show the
+/// change.
 fn refuse_written_device(path: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
     let Ok(meta) = std::fs::metadata(path) else { return Ok(()) };
@@ -169,7 +172,8 @@ fn refuse_written_device(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// The release, when the version is taken. A token that may not read finds out when it commits.
+/// Returns the release if the version is taken. With a token that may not read, a taken version is
+/// noticed at the commit.
 async fn existing(api: &Api, request: &PushRequest) -> anyhow::Result<Option<Release>> {
     let ask = || api.release(request.product.as_str(), request.version.as_str());
     match persistently(ask).await {
@@ -179,7 +183,7 @@ async fn existing(api: &Api, request: &PushRequest) -> anyhow::Result<Option<Rel
     }
 }
 
-/// The version is taken: the same bytes are no error, others are.
+/// Handles a version that is taken: the same bytes are no error, other bytes are.
 async fn compare(
     release: Release,
     source: &Arc<Source>,
@@ -256,7 +260,7 @@ async fn upload(
 fn failure(error: PipelineError, source: &Source) -> anyhow::Error {
     match error {
         PipelineError::Api(error) if error.is_upload_gone() => {
-            let next = "another push of this version may have ended it; run the same command again: what was sent is kept";
+            let next = "another push of this version may have ended this upload; run the same command again: the chunks sent so far are kept";
             Failure::new(Code::Conflict, error.into()).next(next).into()
         }
         PipelineError::Api(error) => Failure::from(error).into(),

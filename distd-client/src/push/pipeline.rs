@@ -1,8 +1,9 @@
-//! The way of a chunk to the origin: cut, asked for, packed, sent, in artifact order, each stage bounded.
+//! Pipeline of the chunks to the origin: cut, ask, pack, send, in artifact order, with a bound on
+//! each stage.
 //!
-//! In memory at most: 4 windows of 8 MiB (one being filled, two being asked about, one being packed), as much between the
-//! stages before them, 2 bodies of up to 16 MiB under way and one being filled. The list of chunks comes on top, 40 bytes
-//! for each run.
+//! Memory at most: 4 windows of 8 MiB (one being filled, two being asked about, one being packed),
+//! as much again between the stages before them, 2 bodies of up to 16 MiB being sent and one being
+//! filled. The list of chunks adds 40 bytes for each run.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,51 +21,51 @@ use super::source::Source;
 use crate::api::{ApiError, MISSING_MAX, Upload};
 use crate::progress::Progress;
 
-/// Bytes of batches whose chunks are asked for together.
+/// Bytes of the batches whose chunks are asked for in one question.
 const WINDOW_BYTES: usize = 8 << 20;
 
-/// Most hashes in one window: tiny chunks must not make a question without end.
+/// Largest number of hashes in one window: tiny chunks must not make the question unboundedly long.
 const WINDOW_HASHES: usize = 8192;
 
 const _: () = assert!(WINDOW_HASHES <= MISSING_MAX / 2);
 
-/// Windows being asked about.
+/// Number of windows being asked about at once.
 const WINDOWS_ASKED: usize = 2;
 
-/// Stored bytes in one body; the last batch of one may bring up to 4 MiB more. The origin makes at least one pack of
-/// each, and packs want to be large.
+/// Stored bytes in one body; the last batch may add up to 4 MiB more. The origin makes at least one
+/// pack of each body, and packs should be large.
 const BODY_BYTES: usize = 12 << 20;
 
-/// Bodies under way.
+/// Number of bodies being sent at once.
 const BODIES_SENT: usize = 2;
 
-/// Why the chunks did not get there.
+/// Reasons why the chunks did not reach the origin.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PipelineError {
-    /// The origin.
+    /// A request to the origin failed.
     #[error(transparent)]
     Api(#[from] ApiError),
-    /// The artifact.
+    /// The artifact could not be cut.
     #[error(transparent)]
     Cut(#[from] CutError),
 }
 
-/// What was sent.
+/// Totals of the sent chunks.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Sent {
-    /// As stored: compressed.
+    /// Bytes as stored, that is compressed.
     pub(super) bytes: u64,
-    /// Chunks.
+    /// Number of chunks.
     pub(super) chunks: u64,
 }
 
-/// Batches and which of their chunks the origin lacks.
+/// A batch, reduced to the chunks that the origin lacks, and the pool for its memory.
 struct Job {
     batch: CutBatch,
     buffers: Buffers,
 }
 
-/// Chunk records of one batch, and what they stand for.
+/// Chunk records of one batch, with the number of chunks and their unpacked bytes.
 #[derive(Default)]
 struct Packed {
     records: Bytes,
@@ -81,7 +82,7 @@ struct Body {
     raw_bytes: u64,
 }
 
-/// A task that ends with its handle: a push that fails must not go on sending.
+/// A task that is aborted when its handle is dropped: a push that failed must not continue to send.
 struct Task<T>(JoinHandle<T>);
 
 impl<T> Drop for Task<T> {
@@ -133,7 +134,8 @@ async fn send_batches(
     progress: &Progress,
 ) -> Result<Sent, PipelineError> {
     let packers = available_parallelism().map_or(2, usize::from).clamp(2, 4);
-    // Each stage is a task of its own: while a later one waits, the earlier ones go on until their bound.
+    // Each stage is a task of its own, so earlier stages continue up to their bound while a later
+    // stage waits.
     let bodies = windows(rx)
         .map(|window| Task::spawn(ask(upload.clone(), window)))
         .map(Task::join)
@@ -190,7 +192,8 @@ fn windows(rx: mpsc::Receiver<CutBatch>) -> impl Stream<Item = Vec<CutBatch>> {
     })
 }
 
-/// Leaves of each batch's fresh chunks those that the origin lacks; with the bytes of the batch that need not be sent.
+/// Reduces each batch to the fresh chunks that the origin lacks, and returns with it the number of
+/// its bytes that need not be sent.
 async fn ask(upload: Upload, mut window: Vec<CutBatch>) -> Result<Vec<(CutBatch, u64)>, ApiError> {
     let hashes: Vec<_> = window.iter().flat_map(|batch| &batch.fresh).map(|fresh| fresh.hash).collect();
     let mut missing = VecDeque::with_capacity(hashes.len());
@@ -213,7 +216,7 @@ async fn ask(upload: Upload, mut window: Vec<CutBatch>) -> Result<Vec<(CutBatch,
         .collect())
 }
 
-/// Packs what is left of a batch into records and gives its memory back.
+/// Packs the remaining chunks of a batch into records and returns the batch's memory to the pool.
 fn pack(job: Job, level: i32) -> Packed {
     let Job { batch: CutBatch { batch, fresh }, buffers } = job;
     if fresh.is_empty() {
@@ -228,14 +231,15 @@ fn pack(job: Job, level: i32) -> Packed {
         records.extend_from_slice(hash.as_bytes());
         records.push(chunk.codec.code());
         records.extend_from_slice(&chunk.raw_len.to_be_bytes());
-        // Not longer than `raw_len`.
+        // The packed length is at most `raw_len`.
         records.extend_from_slice(&(chunk.bytes.len() as u32).to_be_bytes());
         records.extend_from_slice(&chunk.bytes);
         packed.chunks += 1;
         packed.raw_bytes += u64::from(len);
     }
     buffers.give(batch);
-    // It grew by doubling, and what it has too much would wait in the body with it.
+    // The vector grew by doubling. Drop the unused capacity, which would otherwise stay allocated
+    // while the body is queued.
     records.shrink_to_fit();
     packed.records = records.into();
     packed
@@ -261,10 +265,10 @@ fn bodies_of(
     })
 }
 
-/// What a release would hash to, when there is nothing to send.
+/// Returns the BLAKE3 that a release of `source` would have, without sending anything.
 ///
 /// # Errors
-/// What reading reports.
+/// As reading reports.
 pub(super) fn hash_only(source: &Source, progress: &Progress) -> std::io::Result<distd_core::ArtifactHash> {
     debug_assert!(!source.is_empty(), "an empty source was refused when it was opened");
     crate::local::hash_reader(source, &|bytes| progress.add(bytes))

@@ -1,4 +1,5 @@
-//! What is pushed: a file, a block device or a directory, as one run of bytes that must not change meanwhile.
+//! Input of a push: a file, a block device or a directory, as one sequence of bytes that must not
+//! change while it is read.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,17 +14,17 @@ use crate::exit::{Code, Failure};
 use crate::local::{FileReader, Stamp};
 use crate::output::human_bytes;
 
-/// An artifact to be.
+/// An artifact to push.
 pub(crate) enum Source {
     File { path: PathBuf, reader: FileReader },
     Tree(Box<TreeSource>),
 }
 
-/// What to do when an artifact changes under the reader.
+/// Advice when an artifact changes while it is read.
 const HOLD_STILL: &str = "use a copy or a snapshot that nobody writes to";
 
 impl Source {
-    /// Opens what is at `path`; of a directory the whole listing is read.
+    /// Opens the artifact at `path`. The whole listing of a directory is read.
     ///
     /// # Errors
     /// Failures with [`Code::Local`] or [`Code::Unusable`].
@@ -33,7 +34,7 @@ impl Source {
             Failure::new(Code::Local, error)
         };
         if path == Path::new("-") {
-            return Err(Failure::from(PathError::Stream("what is pushed")).into());
+            return Err(Failure::from(PathError::Stream("the artifact to push")).into());
         }
         let meta = std::fs::metadata(path).map_err(local)?;
         let source = if meta.is_dir() {
@@ -52,7 +53,7 @@ impl Source {
         match source.len() {
             0 => {
                 let error = anyhow!("{} is empty", path.display());
-                let next = "look at what should have written it; a release has at least one byte";
+                let next = "check the program that should have written it; a release has at least one byte";
                 Err(Failure::new(Code::Unusable, error).next(next).into())
             }
             len if len > ARTIFACT_BYTES_MAX => {
@@ -64,7 +65,7 @@ impl Source {
         }
     }
 
-    /// Where its format says to cut.
+    /// Returns the regions at which the artifact's format wants it cut.
     pub(crate) fn regions(&self) -> anyhow::Result<Regions> {
         match self {
             Self::File { reader, .. } => Ok(regions(reader)),
@@ -72,7 +73,7 @@ impl Source {
         }
     }
 
-    /// Length of a tree's listing; `None` for a file.
+    /// Returns the length of a tree's listing in bytes; `None` for a file.
     pub(crate) fn listing_bytes(&self) -> Option<u64> {
         match self {
             Self::File { .. } => None,
@@ -80,7 +81,7 @@ impl Source {
         }
     }
 
-    /// Parts of a tree that are not shipped.
+    /// Returns the parts of a tree that are not shipped.
     pub(crate) fn skipped(&self) -> Skipped {
         match self {
             Self::File { .. } => Skipped::default(),
@@ -88,14 +89,15 @@ impl Source {
         }
     }
 
-    /// After everything was read: whether it is still what it was.
+    /// Checks that the artifact did not change. Call it after everything was read.
     ///
     /// # Errors
     /// Failures with [`Code::Unusable`].
     pub(crate) fn check_unchanged(&self) -> anyhow::Result<()> {
         let (path, unchanged) = match self {
             Self::File { path, reader } => {
-                // The open file and the one of that name: another may have been put in its place.
+                // Compare both the open file and the file that has the name now: the file may have
+                // been replaced.
                 let same_name = || io::Result::Ok(Stamp::of(&std::fs::metadata(path)?) == reader.stamp());
                 (path.as_path(), reader.is_unchanged().and_then(|same| Ok(same && same_name()?)))
             }
@@ -108,7 +110,7 @@ impl Source {
         }
     }
 
-    /// The failure that a read error is.
+    /// Turns an error of reading into the failure of the push.
     pub(crate) fn read_failure(&self, error: io::Error) -> anyhow::Error {
         match self {
             Self::File { path, reader } => {
@@ -121,7 +123,7 @@ impl Source {
                 Failure::new(Code::Unusable, error).next(next).into()
             }
             Self::Tree(tree) => {
-                let what = || format!("could not read {} whole", tree.root().display());
+                let what = || format!("could not read all of {}", tree.root().display());
                 let result: anyhow::Result<()> = Err(error).with_context(what);
                 changed(result.err().unwrap_or_else(|| anyhow!(what())))
             }
@@ -155,7 +157,7 @@ mod tests {
     use crate::exit::{advice, code_of};
 
     #[test]
-    fn what_cannot_be_a_release_is_refused_with_a_reason() {
+    fn an_unusable_artifact_is_refused_with_a_reason() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let empty = dir.path().join("empty");
         std::fs::write(&empty, b"").expect("write");

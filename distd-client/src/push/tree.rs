@@ -1,4 +1,4 @@
-//! A directory as one run of bytes: its listing, then its files in listing order.
+//! A directory as one sequence of bytes: its listing, then its files in listing order.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -20,7 +20,8 @@ use crate::disk::mounts;
 use crate::exit::{Code, Failure};
 use crate::local::{FileReader, Stamp};
 
-/// Linux lists at most this many bytes of attribute names, and a value is no longer (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
+/// Size of a buffer for attributes, in bytes. Linux limits both a list of names and a value to this
+/// size (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
 const XATTR_BUFFER: usize = crate::disk::xattrs::BUFFER_BYTES;
 
 /// A directory read as a tree artifact.
@@ -31,38 +32,40 @@ pub(crate) struct TreeSource {
     encoded: Vec<u8>,
     files: Vec<TreeFile>,
     skipped: Skipped,
-    /// The file read last: reading goes through them in order.
+    /// File read last, kept open because files are read in order.
     last: Mutex<Option<(usize, FileReader)>>,
 }
 
-/// Entries of the directory that are not shipped.
+/// Number of entries of the directory that are not shipped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Skipped {
-    /// Sockets: what they connect to cannot be shipped.
+    /// Sockets; their connections cannot be shipped.
     pub(crate) sockets: u64,
-    /// File systems mounted below the directory: they are not part of it.
+    /// File systems mounted below the directory; they are not part of it.
     pub(crate) mounts: u64,
 }
 
 struct TreeFile {
     start: u64,
     size: u64,
-    /// Position in the listing.
+    /// Index of the file's entry in the listing.
     entry: usize,
-    /// What the file was when the directory was listed.
+    /// Stamp of the file when the directory was listed.
     stamp: Stamp,
 }
 
-/// A file of the tree is not what it was when the tree was listed.
+/// A file of the tree changed after the tree was listed.
 #[derive(Debug, thiserror::Error)]
 #[error("{0} changed while the directory was read")]
 struct FileChanged(PathBuf);
 
 impl TreeSource {
-    /// Lists everything below `root`; no link is followed, except `root` itself, and no mount is entered.
+    /// Lists everything below `root`. No link is followed, except `root` itself, and no mount is
+    /// entered.
     ///
     /// # Errors
-    /// Failures with [`Code::Local`] for what cannot be read, [`Code::Unusable`] for what cannot be shipped.
+    /// Failures with [`Code::Local`] for entries that cannot be read, [`Code::Unusable`] for
+    /// entries that cannot be shipped.
     pub(crate) fn open(root: &Path) -> anyhow::Result<Self> {
         let root = fs::canonicalize(root).map_err(|e| failed(root, e))?;
         let beneath = Beneath::open(&root).map_err(|e| failed(&root, e))?;
@@ -118,7 +121,7 @@ impl TreeSource {
         self.skipped
     }
 
-    /// The listing, then each file.
+    /// Returns the regions: the listing, then each file.
     ///
     /// # Errors
     /// A failure with [`Code::Unusable`] when there are too many files.
@@ -129,7 +132,8 @@ impl TreeSource {
         })
     }
 
-    /// Whether the file read last is still what it was; the others were checked when the next was opened.
+    /// Checks that the file read last did not change. Each earlier file was checked when the next
+    /// one was opened.
     pub(crate) fn check_last(&self) -> io::Result<()> {
         match self.last.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some((index, file)) => self.check(index, &file),
@@ -185,7 +189,7 @@ impl TreeSource {
     }
 }
 
-/// Makes further names of a file hard links of its first one.
+/// Turns further names of a file into hard links to its first name.
 fn link_names(found: &mut [Found]) {
     let mut first: BTreeMap<(u64, u64), TreePath> = BTreeMap::new();
     for Found { entry, file, .. } in found {
@@ -200,7 +204,8 @@ fn link_names(found: &mut [Found]) {
     }
 }
 
-/// An error of one path; its number stays known, for what to do next depends on it.
+/// An error at one path. The source keeps its error number, on which the advice to the user
+/// depends.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {cause}", path.display())]
 struct AtPath {
@@ -209,7 +214,7 @@ struct AtPath {
     cause: io::Error,
 }
 
-/// Puts the path before an error that does not name it.
+/// Adds the path to an error that does not name it.
 fn at(path: &Path) -> impl FnOnce(io::Error) -> io::Error {
     move |cause| io::Error::new(cause.kind(), AtPath { path: path.to_owned(), cause })
 }
@@ -224,7 +229,7 @@ impl ReadAt for TreeSource {
             usize::try_from(self.listing_bytes().saturating_sub(offset)).unwrap_or(usize::MAX).min(buf.len());
         let (head, mut rest) = buf.split_at_mut(head);
         if !head.is_empty() {
-            // Both fit: `head` is empty unless `offset` lies in the listing.
+            // The cast loses nothing: `head` is empty unless `offset` lies in the listing.
             let from = offset as usize;
             head.copy_from_slice(&self.encoded[from..from + head.len()]);
         }
@@ -244,11 +249,11 @@ impl ReadAt for TreeSource {
     }
 }
 
-/// An entry as it was found.
+/// An entry of the walked directory.
 struct Found {
     entry: Entry,
     stamp: Stamp,
-    /// Device and inode of a file that has several names.
+    /// Device and inode of a file that has several names; `None` for other entries.
     file: Option<(u64, u64)>,
 }
 
@@ -305,7 +310,7 @@ impl Walk<'_> {
                 let entry = self.entry(&below, &at, &path, &meta)?;
                 let file = (meta.is_file() && meta.nlink() > 1).then(|| (meta.dev(), meta.ino()));
                 self.found.push(Found { entry, stamp: Stamp::of(&meta), file });
-                // The place of a mount stays, as an empty directory.
+                // A mount point itself is shipped, as an empty directory.
                 if meta.is_dir() && !mounted {
                     open.push(below);
                 }
@@ -338,7 +343,7 @@ impl Walk<'_> {
             return Err(Failure::new(Code::Unusable, error).into());
         };
         let xattrs = self.xattrs(&at.short_path()).map_err(|e| failed(path, e))?;
-        // The mask keeps what the cast would lose out of it.
+        // The mask keeps only bits that the cast preserves.
         let mode = (meta.mode() & 0o7777) as u16;
         let modified = Some(modified(meta));
         Ok(Entry { path: tree_path, kind, mode, uid: meta.uid(), gid: meta.gid(), xattrs, modified })
@@ -350,7 +355,7 @@ impl Walk<'_> {
 }
 
 fn modified(meta: &Metadata) -> Time {
-    // The system keeps it below a second.
+    // The system keeps nanoseconds below a second.
     Time { seconds: meta.mtime(), nanos: u32::try_from(meta.mtime_nsec()).unwrap_or(0) }
 }
 
@@ -452,7 +457,7 @@ mod tests {
         write(&path, b"x");
         let set = rustix::fs::lsetxattr(&path, "user.distd", b"value", rustix::fs::XattrFlags::empty());
         if set == Err(Errno::OPNOTSUPP) {
-            return; // This file system keeps none, so there is nothing to list.
+            return; // This file system has no attributes, so there is nothing to list.
         }
         set.expect("setxattr");
         let tree = TreeSource::open(dir.path()).expect("open");
@@ -485,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_not_there_is_an_error() {
+    fn a_missing_directory_is_an_error() {
         let error = TreeSource::open(Path::new("/nonexistent/tree")).map(|_| ()).expect_err("not there");
         assert_eq!(code_of(&error), Code::Unusable);
     }

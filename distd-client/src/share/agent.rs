@@ -1,4 +1,5 @@
-//! The process that serves what is installed: enrolled for good, told of to parents and neighbours, otherwise silent.
+//! The agent: a process that serves the installed artifacts. It stays enrolled, advertises them to
+//! parents and neighbours, and is otherwise silent.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -21,29 +22,30 @@ use super::{Lateral, Node, Sharing, installed};
 use crate::exit::{Code, Failure, code_of};
 use crate::pull::read_kept_manifest;
 
-/// How often the agent says that it is here; its records hold three times as long.
+/// Interval of the agent's announcements. Its peer records are valid three times as long.
 const ANNOUNCE_EVERY: Duration = Duration::from_secs(20 * 60);
 
-/// How often after an attempt that reached nobody.
+/// Interval after an announcement that reached nobody.
 const ANNOUNCE_AGAIN: Duration = Duration::from_secs(60);
 
-/// How often the agent looks whether something was installed: one `stat`, no packet.
+/// Polling interval for `installed.json`: one `stat`, no network traffic.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// Artifacts that are announced, the newest.
+/// Largest number of artifacts announced; the newest are taken.
 const ANNOUNCED_MAX: usize = 4;
 
-/// Neighbours that are told, beside the parents.
+/// Largest number of neighbours that receive the announcement, in addition to the parents.
 const NEIGHBOURS_TOLD: usize = 8;
 
-/// How long one of them may take.
+/// Time limit for announcing one artifact to one peer.
 const TOLD_WITHIN: Duration = Duration::from_secs(30);
 
-/// First pause before an agent without a certificate that holds tries again; doubles up to [`OPEN_AGAIN_MAX`].
+/// First pause before an agent without a valid certificate tries again. The pause doubles up to
+/// [`OPEN_AGAIN_MAX`].
 const OPEN_AGAIN: Duration = Duration::from_secs(5);
 const OPEN_AGAIN_MAX: Duration = Duration::from_secs(60);
 
-/// What an agent starts from.
+/// Arguments of an agent.
 pub(crate) struct AgentRequest {
     pub(crate) data: PathBuf,
     pub(crate) parents: Vec<String>,
@@ -53,10 +55,11 @@ pub(crate) struct AgentRequest {
     pub(crate) outbound: Arc<Outbound>,
 }
 
-/// Runs until told to stop.
+/// Runs the agent until SIGTERM or ctrl-c.
 ///
 /// # Errors
-/// Failures with [`Code::Usage`] when the exchange is off, as [`Node::open`] otherwise.
+/// Failures with [`Code::Usage`] when the exchange is off; otherwise the failures of
+/// [`Node::open`].
 pub(crate) async fn run(request: AgentRequest) -> anyhow::Result<()> {
     if !request.sharing.serves {
         let error = anyhow!(
@@ -95,8 +98,8 @@ pub(crate) async fn run(request: AgentRequest) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Opens the node, and tries again for as long as no parent renews a certificate that has ended: a device that was
-/// off for a day may boot before its network is there.
+/// Opens the node. If the certificate has expired, the function tries again until a parent renews
+/// it: a device that was off for a day may boot before its network is up.
 async fn open_patiently(request: &AgentRequest) -> anyhow::Result<Node> {
     let AgentRequest { parents, listen, outbound, sharing, .. } = request;
     let mut pause = OPEN_AGAIN;
@@ -113,7 +116,7 @@ async fn open_patiently(request: &AgentRequest) -> anyhow::Result<Node> {
     }
 }
 
-/// Gives metrics at a loopback address; where, and the task.
+/// Serves metrics at a loopback address; returns the bound address and the task.
 async fn give_metrics(
     at: SocketAddr,
     node: &Node,
@@ -133,7 +136,7 @@ struct Announcer {
     data: PathBuf,
     parents: Arc<distd_peer::parents::Parents>,
     lateral: Arc<Lateral>,
-    /// Installed artifacts that were not there the last time, which is said once.
+    /// Installed artifacts that could not be served the last time; each is logged once.
     unserved: Mutex<BTreeSet<PathBuf>>,
 }
 
@@ -143,7 +146,7 @@ impl Announcer {
             let written = self.last_written();
             let told = self.announce().await;
             let every = if told > 0 { ANNOUNCE_EVERY } else { ANNOUNCE_AGAIN };
-            // A fleet that was switched on at once does not ask at once ever after.
+            // Jitter keeps a fleet that was switched on at once from announcing in step ever after.
             let wait = every.mul_f64(0.75 + 0.25 * fraction());
             let next = tokio::time::Instant::now() + wait;
             while tokio::time::Instant::now() < next && self.last_written() == written {
@@ -156,7 +159,8 @@ impl Announcer {
         std::fs::metadata(self.data.join(installed::FILE_NAME)).and_then(|meta| meta.modified()).ok()
     }
 
-    /// Tells parents and neighbours what is here; how many were reached.
+    /// Announces the installed artifacts to parents and neighbours; returns how many of them were
+    /// reached.
     async fn announce(&self) -> usize {
         let data = self.data.clone();
         let looked = tokio::task::spawn_blocking(move || holdings(&data)).await;
@@ -182,7 +186,7 @@ impl Announcer {
         reached
     }
 
-    /// Says once of each artifact that it is not served: a service may have a `/tmp` of its own.
+    /// Logs each unserved artifact once. A typical cause is a service with a private `/tmp`.
     fn warn_of(&self, unserved: BTreeSet<PathBuf>) {
         let mut said = self.unserved.lock().unwrap_or_else(PoisonError::into_inner);
         for path in unserved.difference(&said) {
@@ -201,8 +205,9 @@ impl Announcer {
             }
             told &= matches!(one, Ok(Ok(())));
         }
-        // Nothing is asked until the next time: an open connection would be kept alive for nothing. Unless somebody uses it, besides
-        // the list it is in and this.
+        // Nothing more is sent until the next announcement, so close the connection rather than
+        // keep it alive. A count above 2 (the list it is in, and this reference) means that another
+        // task uses the connection.
         if Arc::strong_count(link) <= 2 {
             link.close(CloseCode::Done);
         }
@@ -219,7 +224,8 @@ impl Announcer {
         let mut swarm = link.open_swarm_exchanging(manifest, own).await?;
         swarm.announce(held).await?;
         let mut met = Vec::new();
-        // The list of neighbours is the answer to wait for; HAVE of the other side may come before it.
+        // The list of neighbours is the answer to wait for. HAVE frames of the peer may come before
+        // it.
         while let Some(event) = swarm.next_event().await? {
             if let ControlEvent::Peers(records) = event {
                 met = self.lateral.neighbourhood.take(manifest, records);
@@ -234,7 +240,8 @@ impl Announcer {
     }
 }
 
-/// The installed artifacts, each with the ids of its chunks, and the paths of those that are not there.
+/// Returns the installed artifacts, each with the ids of its chunks, and the paths of those whose
+/// manifest is missing.
 fn holdings(data: &std::path::Path) -> (Vec<(ManifestId, ChunkRanges)>, BTreeSet<PathBuf>) {
     let (mut found, mut missing) = (Vec::new(), BTreeSet::new());
     for artifact in installed::list(data) {
@@ -250,7 +257,7 @@ fn holdings(data: &std::path::Path) -> (Vec<(ManifestId, ChunkRanges)>, BTreeSet
     (found, missing)
 }
 
-/// Anything from 0 to 1.
+/// Returns a random number from 0 to 1.
 fn fraction() -> f64 {
     let mut bytes = [0; 4];
     aws_lc_rs::rand::fill(&mut bytes).expect("the system has a random source");

@@ -1,4 +1,4 @@
-//! How far a device may reach.
+//! Limits on where a device may send packets.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,19 +12,20 @@ pub(crate) enum Connectivity {
     /// Anywhere.
     #[default]
     Online,
-    /// To hosts on the networks this one is attached to: neighbours, and parents given as addresses there. No name is looked up.
+    /// Only to hosts on the networks this host is attached to: neighbours, and parents given as
+    /// addresses there. No name is resolved.
     LanOnly,
-    /// Nowhere: seeds and signed metadata from before.
+    /// Nowhere: only seeds and earlier signed metadata are used.
     Offline,
 }
 
 impl Connectivity {
-    /// Whether nothing was said.
+    /// Returns whether this is the default.
     pub(crate) fn is_default(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Those of `parents` (`HOST:PORT`) that may be asked.
+    /// Returns the entries of `parents` (`HOST:PORT`) that may be connected to.
     pub(crate) fn allowed(self, parents: Vec<String>) -> Vec<String> {
         match self {
             Self::Online => parents,
@@ -39,7 +40,7 @@ impl Connectivity {
         }
     }
 
-    /// Whether a neighbour at this address may be dialled.
+    /// Returns whether a neighbour at this address may be dialled.
     pub(crate) fn allows_neighbour(self, address: SocketAddr) -> bool {
         match self {
             Self::Online => true,
@@ -49,12 +50,12 @@ impl Connectivity {
     }
 }
 
-/// A network an interface is attached to: its address and prefix length.
+/// Network that an interface is attached to: the interface's address and prefix length.
 type Network = (IpAddr, u8);
 
 fn attached() -> Vec<Network> {
     let interfaces = if_addrs::get_if_addrs().unwrap_or_else(|error| {
-        tracing::warn!(%error, "the networks of this host are unknown, so nobody counts as near");
+        tracing::warn!(%error, "could not list the networks of this host, so no address counts as local");
         Vec::new()
     });
     let network = |interface: &if_addrs::Interface| match &interface.addr {
@@ -84,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn near_is_what_a_cable_reaches_and_a_name_is_not() {
+    fn only_addresses_on_attached_networks_are_local() {
         let ip = |text: &str| text.parse().expect("an address");
         let networks = [(ip("10.1.2.3"), 24), (ip("fd00::1"), 64), (ip("127.0.0.1"), 8)];
         for (address, near) in [

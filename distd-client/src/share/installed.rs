@@ -1,4 +1,5 @@
-//! `DIR/installed.json`: what pulls have put in place on this device, so that an agent can serve it.
+//! The file `DIR/installed.json`: artifacts that pulls have installed on this device, for an agent
+//! to serve.
 
 use std::fs;
 use std::io;
@@ -13,19 +14,20 @@ use crate::disk::side::{self, write_atomic};
 /// Name of the file in the state directory.
 pub(crate) const FILE_NAME: &str = "installed.json";
 
-/// Most artifacts remembered; the oldest goes first. A device has two slots and a few files.
+/// Largest number of artifacts remembered; the oldest are dropped. A device has two slots and a few
+/// files.
 const INSTALLED_MAX: usize = 16;
 
-/// An artifact in place.
+/// An installed artifact.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Installed {
-    /// Where it is; its manifest is kept beside it.
+    /// Path of the artifact; its manifest is kept beside it.
     pub(crate) path: PathBuf,
-    /// Which manifest it had when it was put there.
+    /// Manifest of the artifact when it was installed.
     pub(crate) manifest: ManifestId,
 }
 
-/// What is installed, the newest first. A missing or damaged file is an empty list.
+/// Returns the installed artifacts, newest first. A missing or damaged file gives an empty list.
 pub(crate) fn list(data: &Path) -> Vec<Installed> {
     let Ok(bytes) = fs::read(data.join(FILE_NAME)) else { return Vec::new() };
     let mut list: Vec<Installed> = serde_json::from_slice(&bytes).unwrap_or_else(|error| {
@@ -36,13 +38,13 @@ pub(crate) fn list(data: &Path) -> Vec<Installed> {
     list
 }
 
-/// Puts an artifact at the front of the list, in place of what was at its path before.
+/// Puts an artifact at the front of the list and removes the earlier entry with the same path.
 ///
 /// # Errors
 /// As the system reports.
 pub(crate) fn remember(data: &Path, path: &Path, manifest: ManifestId) -> io::Result<()> {
     let path = fs::canonicalize(path)?;
-    // Two pulls may end at once.
+    // Two pulls may end at the same time.
     let lock_path = data.join("installed.lock");
     let (held, _) = side::open(&lock_path).map_err(io::Error::other)?;
     lock(&held, &lock_path, Patience::Some).map_err(io::Error::other)?;

@@ -1,5 +1,5 @@
-//! A device among its neighbours: what it serves ([`shelf`], [`installed`]), how far it reaches ([`connectivity`]), and its part in
-//! the exchange of its site. [`agent`] is a process for that alone.
+//! A device's part in the exchange of its site: the artifacts it serves ([`shelf`], [`installed`])
+//! and how far its packets may go ([`connectivity`]). [`agent`] is a process that only serves.
 
 pub(crate) mod agent;
 mod connectivity;
@@ -32,13 +32,13 @@ use tokio::task::AbortHandle;
 
 use self::shelf::InstalledShelf;
 
-/// File with the neighbours of earlier sessions, in the state directory.
+/// File in the state directory with the neighbours of earlier sessions.
 const NEIGHBOURS_FILE: &str = "neighbours.json";
 
-/// How long the first neighbour on the cable may take to answer, when no other is known.
+/// Time to wait for the first answer to multicast DNS when no neighbour is known.
 const FIRST_ANSWER: Duration = Duration::from_secs(3);
 
-/// How often a finished pull looks whether neighbours still fetch from it.
+/// Interval at which a finished pull checks whether neighbours still fetch from it.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// This device's side of the exchange, for as long as the process runs.
@@ -48,15 +48,16 @@ pub(crate) struct Lateral {
     pub(crate) server: Arc<Server>,
     sites: Arc<Sites>,
     serving: AbortHandle,
-    /// Beacon and ear on the local network; `None` when that is off or cannot be had.
+    /// Multicast DNS; `None` when it is off or could not be started.
     mdns: Option<Mdns>,
 }
 
 impl Lateral {
-    /// Begins to serve as `node`. `resident` when the process goes on after what it does now.
+    /// Starts to serve as `node`. `resident` says that the process keeps running after its current
+    /// work.
     ///
     /// # Errors
-    /// What is wrong with the identity.
+    /// When the identity is incomplete or cannot sign.
     pub(crate) fn start(node: &Node, sharing: &Sharing, resident: bool) -> anyhow::Result<Self> {
         let ca = node.identity.ca_der().context("the device has no CA certificate")?.clone();
         let sites = Sites::new(ca.clone(), SiteRule::All, false);
@@ -87,13 +88,13 @@ impl Lateral {
             }
         });
         let mdns = sharing.mdns.then(|| Mdns::start(&neighbourhood)).and_then(|started| {
-            started.inspect_err(|error| tracing::info!(%error, "no neighbours by multicast DNS")).ok()
+            started.inspect_err(|error| tracing::info!(%error, "could not start multicast DNS")).ok()
         });
         let serving = serving.abort_handle();
         Ok(Self { neighbourhood, content, server, sites, serving, mdns })
     }
 
-    /// Serves what is held of a manifest while the result is kept.
+    /// Serves the held chunks of a manifest until the returned value is dropped.
     pub(crate) fn publish(
         self: &Arc<Self>,
         manifest: Arc<Manifest>,
@@ -108,7 +109,7 @@ impl Lateral {
         Published { lateral: self.clone(), id, holdings }
     }
 
-    /// A manifest from whichever neighbour of earlier sessions has it, for when no parent can be reached.
+    /// Fetches a manifest from any known neighbour that has it, for when no parent can be reached.
     pub(crate) async fn manifest(
         &self,
         id: ManifestId,
@@ -118,7 +119,7 @@ impl Lateral {
         let mut known = self.neighbourhood.remembered();
         let mut local = self.neighbourhood.local();
         if known.is_empty() && self.mdns.is_some() && local.borrow().is_empty() {
-            // Somebody may answer the first question yet.
+            // Multicast DNS may still bring the first neighbour.
             let _ = tokio::time::timeout(FIRST_ANSWER, local.changed()).await;
         }
         known.extend(local.borrow().iter().cloned());
@@ -136,18 +137,18 @@ impl Lateral {
         None
     }
 
-    /// Waits until no neighbour has the swarm open any more, `most` at most.
+    /// Waits until no neighbour has the swarm open any more, or `most` has passed.
     pub(crate) async fn linger(&self, manifest: &ManifestId, most: Duration) {
         let waiting = async {
             while self.sites.members(manifest) > 0 {
                 tokio::time::sleep(LOOK).await;
             }
         };
-        // Whoever has not come to an end by then asks somebody else.
+        // A neighbour that is not done by then asks another node.
         let _ = tokio::time::timeout(most, waiting).await;
     }
 
-    /// Packed chunk bytes sent so far.
+    /// Returns the packed chunk bytes sent so far.
     pub(crate) fn served_bytes(&self) -> u64 {
         self.server.counters.chunk_bytes.load(Ordering::Relaxed)
     }
@@ -159,7 +160,7 @@ impl Drop for Lateral {
     }
 }
 
-/// A swarm that is served; dropping it ends that.
+/// A served swarm; dropping it stops the serving.
 pub(crate) struct Published {
     lateral: Arc<Lateral>,
     id: ManifestId,
@@ -167,7 +168,7 @@ pub(crate) struct Published {
 }
 
 impl Published {
-    /// What a driver of the swarm takes part with.
+    /// Returns the settings with which a driver of the swarm takes part in the exchange.
     pub(crate) fn exchange(&self) -> Exchange {
         Exchange { neighbourhood: self.lateral.neighbourhood.clone(), holdings: self.holdings.clone() }
     }

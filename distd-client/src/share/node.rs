@@ -1,4 +1,4 @@
-//! A device on the network: its identity, one endpoint, and whom it may speak to.
+//! A device on the network: its identity, its one endpoint, and the parents it may connect to.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -17,25 +17,26 @@ use quinn::Endpoint;
 use super::{Connectivity, Sharing};
 use crate::exit::{Code, Failure, code_of_enrollment};
 
-/// An enrolled device with its endpoint open.
+/// An enrolled device with an open endpoint.
 pub(crate) struct Node {
     pub(crate) data: PathBuf,
     pub(crate) identity: NodeIdentity,
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) endpoint: Endpoint,
     pub(crate) parents: Arc<Parents>,
-    /// Addresses of those of the parents that may be asked.
+    /// Addresses of the parents that `connectivity` allows.
     pub(crate) parent_addresses: Vec<String>,
     pub(crate) quarantine: Arc<Quarantine>,
 }
 
-/// Any port, both families where the system has both.
+/// Returns the address that listens on `port` in both address families, where the system has both.
 pub(crate) fn anywhere(port: u16) -> SocketAddr {
     (Ipv6Addr::UNSPECIFIED, port).into()
 }
 
 impl Node {
-    /// Loads the identity in `data`, renews its certificate where that is due, and opens the endpoint at `listen`.
+    /// Loads the identity in `data`, renews its certificate if it is due, and opens the endpoint at
+    /// `listen`.
     ///
     /// # Errors
     /// Failures with [`Code::Refused`] when the device is not enrolled.
@@ -60,18 +61,17 @@ impl Node {
         if identity.needs_renewal(unix_now())
             && let Err(error) = enrollment::renew(&mut identity, &parents, &outbound).await
         {
-            // Until it has ended the old certificate will do; offline nobody asks for one.
+            // The old certificate is good until it expires; offline, nobody asks for one.
             let expired = identity.cert().is_none_or(|cert| cert.is_expired(unix_now()));
             if expired && sharing.connectivity != Connectivity::Offline {
-                // A parent that is away comes back, and then the certificate is renewed.
+                // An unreachable parent will come back, and the certificate is renewed then.
                 let code = match code_of_enrollment(&error) {
                     Code::Usage => Code::Network,
                     other => other,
                 };
                 let error = anyhow::Error::new(error)
-                    .context("the device's certificate has ended and was not renewed");
-                let next =
-                    "check the connection and the clock; if it stays so, enrol again with a new join token";
+                    .context("the device's certificate has expired and could not be renewed");
+                let next = "check the connection and the clock; if the error remains, enrol again with a new join token";
                 return Err(Failure::new(code, error).next(next).into());
             }
             tracing::warn!(%error, "certificate not renewed yet");
@@ -99,7 +99,7 @@ impl Node {
     }
 }
 
-/// One endpoint that dials from where it listens.
+/// Opens one endpoint that listens and dials from the same port.
 fn open_endpoint(
     identity: &NodeIdentity,
     credentials: &Arc<Credentials>,
@@ -114,7 +114,7 @@ fn open_endpoint(
         Ok(device_endpoint(address, client, server, &reset))
     };
     let opened = match open(listen)? {
-        // Some machines have but one family.
+        // Some machines have only one address family.
         Err(_) if listen.ip() == Ipv6Addr::UNSPECIFIED => {
             open((Ipv4Addr::UNSPECIFIED, listen.port()).into())?
         }

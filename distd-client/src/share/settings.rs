@@ -1,4 +1,4 @@
-//! How a device exchanges with its neighbours: what `client.toml` says, and what is so unless it says otherwise.
+//! Settings of the exchange with neighbours: the values of `client.toml` and the defaults.
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -11,55 +11,56 @@ use distd_peer::serve::ServeConfig;
 use super::Connectivity;
 use crate::config::ClientFile;
 
-/// What neighbours may have of the link unless configured, bytes a second.
+/// Default limit of the upload to neighbours, in bytes per second.
 const UPLOAD_BYTES_PER_SECOND: u64 = 20_000_000;
 
-/// Most batches served at once.
+/// Default number of batches served at once.
 const UPLOAD_SLOTS: usize = 20;
 
-/// Most batches served at once to one neighbour.
+/// Default number of batches served at once to one neighbour.
 const UPLOAD_SLOTS_PER_PEER: usize = 4;
 
-/// Most connections of neighbours.
+/// Largest number of connections from neighbours.
 const CONNECTIONS_MAX: usize = 64;
 
-/// How long a finished pull goes on serving.
+/// Default time that a finished pull lingers to serve neighbours.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// Port an agent listens on.
+/// Default port of an agent.
 const AGENT_PORT: u16 = 4434;
 
 /// Settings of the exchange.
 #[derive(Clone, Debug)]
 pub(crate) struct Sharing {
-    /// Whether this device takes part.
+    /// Whether this device takes part in the exchange.
     pub(crate) enabled: bool,
-    /// Whether it serves, too.
+    /// Whether this device also serves neighbours.
     pub(crate) serves: bool,
-    /// Whether it looks for neighbours by multicast DNS.
+    /// Whether this device looks for neighbours by multicast DNS.
     pub(crate) mdns: bool,
-    /// How far it reaches.
+    /// How far packets may go.
     pub(crate) connectivity: Connectivity,
-    /// Its site; empty when it names none.
+    /// Site of this device; empty when it names none.
     pub(crate) site: String,
-    /// Where an agent listens.
+    /// Address that an agent listens on.
     pub(crate) agent_listen: SocketAddr,
-    /// How long a finished pull goes on serving; at least what it takes to hand on what it got last.
+    /// How long a finished pull lingers to serve neighbours; at least as long as neighbours need to
+    /// fetch its last chunks.
     pub(crate) linger: Duration,
-    /// Rates of both directions.
+    /// Rate limits of both directions.
     limits: Limits,
-    /// What this process does, as far as rates go.
+    /// Class of this process, which selects its rate limits.
     class: Class,
     slots: usize,
     slots_per_peer: usize,
 }
 
 impl Sharing {
-    /// As `file` says.
+    /// Takes the settings from `file`.
     pub(crate) fn of(file: &ClientFile) -> Self {
         let (share, limits) = (&file.share, &file.limits);
         let enabled = share.enabled.unwrap_or(true);
-        // A file with limits that cannot be was not loaded.
+        // A file with invalid limits is refused when it is loaded, so the check succeeds here.
         let mut rates = limits.check().unwrap_or_default();
         rates.upload.all.otherwise.get_or_insert(UPLOAD_BYTES_PER_SECOND);
         Self {
@@ -77,14 +78,14 @@ impl Sharing {
         }
     }
 
-    /// Neither serves nor takes.
+    /// Turns the exchange off: the device neither serves neighbours nor fetches from them.
     #[must_use]
     pub(crate) fn off(mut self) -> Self {
         (self.enabled, self.serves) = (false, false);
         self
     }
 
-    /// Reaches as far as said here, if anything is.
+    /// Limits packets to `connectivity`, if it is given.
     #[must_use]
     pub(crate) fn within(mut self, connectivity: Option<Connectivity>) -> Self {
         self.connectivity = connectivity.unwrap_or(self.connectivity);
@@ -93,19 +94,19 @@ impl Sharing {
         self
     }
 
-    /// Pulls as this class.
+    /// Sets the class of the pull.
     #[must_use]
     pub(crate) fn with_class(mut self, class: Class) -> Self {
         self.class = class;
         self
     }
 
-    /// What this process takes of the link.
+    /// Returns the limit of this process's downloads; `None` if they are unlimited.
     pub(crate) fn download(&self) -> Option<Arc<Throttle>> {
         self.limits.download.for_class(Some(self.class))
     }
 
-    /// Bounds of the answering side.
+    /// Returns the limits of the answerer.
     pub(super) fn serve_config(&self) -> ServeConfig {
         ServeConfig {
             connections_max: CONNECTIONS_MAX,
@@ -122,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_metered_device_takes_part_and_serves_nothing() {
+    fn a_metered_device_takes_part_but_serves_nobody() {
         let plain = Sharing::of(&ClientFile::default());
         assert!(plain.enabled && plain.serves);
         let metered = Sharing::of(&ClientFile { metered: true, ..ClientFile::default() });

@@ -1,4 +1,5 @@
-//! What is installed, opened when a neighbour asks: each artifact is its own store, its manifest beside it says what is where.
+//! Installed artifacts, opened when a neighbour asks. Each artifact is its own chunk store; the
+//! manifest beside it says where each chunk is.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -20,28 +21,30 @@ use distd_peer::table::ChunkTable;
 use super::installed::{self, Installed};
 use crate::pull::{Bytes, open_artifact, read_kept_manifest};
 
-/// Swarms kept open; one costs its manifest and an index, some 3 MB for an 800 MB image.
+/// Number of swarms kept open. One costs its manifest and an index, some 3 MB for an image of 800
+/// MB.
 const OPEN_MAX: usize = 3;
 
-/// Artifacts searched for what they hold of a manifest that is not theirs.
+/// Number of installed artifacts searched for chunks of a manifest that is not installed.
 const SEARCHED_MAX: usize = 2;
 
-/// How long it is remembered that nothing is held of a manifest.
+/// How long the result that no chunk of a manifest is held is remembered.
 const NOTHING: Duration = Duration::from_secs(30);
 
-/// Manifests of which that is remembered.
+/// Largest number of manifests for which that result is remembered.
 const NOTHING_MAX: usize = 256;
 
-/// Bytes of nodes that are fetched for a manifest which only a neighbour speaks of: an image of 18 GB has as many.
+/// Largest size of the nodes fetched for a manifest that only a neighbour named, in bytes. An image
+/// of 18 GB has as many.
 const FOREIGN_BYTES_MAX: u64 = 16 << 20;
 
-/// What a look for a manifest counts, bytes: the manifests of what is installed are read for it.
+/// Cost charged for a search, in bytes: it reads the manifests of installed artifacts.
 const LOOK_COST: u64 = 256 << 10;
 
-/// What neighbours may have this device fetch of manifests an hour, all of them together, bytes.
+/// Bytes of manifests that all neighbours together may make this device fetch per hour.
 const FOREIGN_CREDIT: u64 = 64 << 20;
 
-/// Swarms opened, with the time of their last use.
+/// Open swarms, with the time of their last use.
 type Opened = Vec<(ManifestId, Instant, Arc<SharedSwarm>)>;
 
 /// The installed artifacts of a device.
@@ -49,17 +52,19 @@ pub(super) struct InstalledShelf {
     data: PathBuf,
     parents: Arc<Parents>,
     opened: Mutex<Opened>,
-    /// Manifests of which nothing is held, and since when that is known.
+    /// Manifests of which no chunk is held, and when that was found.
     nothing: Mutex<HashMap<ManifestId, Instant>>,
-    /// Held while an installed one is opened, so that many who ask at once open it once.
+    /// Held while an installed artifact is opened, so that many askers at once open it only once.
     opening: tokio::sync::Mutex<()>,
-    /// Held while another manifest is fetched for a neighbour: one at a time, and no installed one waits for it.
+    /// Held while another manifest is fetched for a neighbour. One is fetched at a time, and
+    /// opening an installed artifact does not wait for it.
     fetching: tokio::sync::Mutex<()>,
     credit: Mutex<FetchCredit>,
 }
 
 impl InstalledShelf {
-    /// Those remembered in `data`; manifests that are not there come from the parents.
+    /// Serves the artifacts listed in `data`. Manifests that are not installed are fetched from the
+    /// parents.
     pub(super) fn new(data: PathBuf, parents: Arc<Parents>) -> Arc<Self> {
         Arc::new(Self {
             data,
@@ -100,7 +105,7 @@ impl InstalledShelf {
         }
     }
 
-    /// What is installed as `whole`.
+    /// Opens the installed artifact `whole`.
     async fn open_installed(
         &self,
         whole: &Installed,
@@ -117,7 +122,8 @@ impl InstalledShelf {
         Some(swarm)
     }
 
-    /// What installed artifacts hold of another manifest, which a parent has to be asked for.
+    /// Opens the chunks that installed artifacts share with another manifest, which has to be
+    /// fetched from a parent.
     async fn open_foreign(
         &self,
         id: ManifestId,
@@ -172,7 +178,7 @@ impl InstalledShelf {
         let (data, artifact) = (self.data.clone(), artifact.clone());
         let load = move || {
             let manifest = read_kept_manifest(&artifact.path, &data)?;
-            // Something else was put there since, without distd.
+            // If the ids differ, the file was replaced outside distd.
             let manifest = Some(manifest).filter(|manifest| manifest.id() == artifact.manifest)?;
             Some((manifest, open_artifact(&artifact.path).ok()?))
         };
@@ -185,14 +191,14 @@ impl InstalledShelf {
             let Ok(swarm) = link.open_swarm(id).await else { continue };
             let fetched = fetch_manifest_within(&swarm.handle(), id, None, held, FOREIGN_BYTES_MAX).await;
             swarm.leave();
-            // At least what it costs this device to look.
+            // Charge at least the cost of this device's own search.
             let cost = fetched.as_ref().map_or(LOOK_COST, |manifest| manifest.nodes_bytes().max(LOOK_COST));
             budget.charge(cost);
             self.credit().charge(monotonic_now(), cost);
             match fetched {
                 Ok(manifest) => return Some(manifest),
                 Err(error) if error.is_breach() => self.parents.quarantine(&link),
-                Err(error) => tracing::debug!(%error, "a manifest that a neighbour asked for did not come"),
+                Err(error) => tracing::debug!(%error, "could not fetch a manifest for a neighbour"),
             }
         }
         None
@@ -233,7 +239,8 @@ impl Shelf for InstalledShelf {
     }
 }
 
-/// Where the chunks of one artifact lie: 16 bytes each. Ids are the realm's, so those of another manifest are found too.
+/// Offsets of the chunks of one artifact, 16 bytes each. Chunk ids are unique in the realm, so the
+/// chunks of another manifest are found too.
 struct Index {
     bytes: Bytes,
     offsets: Vec<(ChunkId, u64)>,
@@ -259,7 +266,7 @@ struct Indexes(Vec<Index>);
 
 impl ChunkBytes for Indexes {
     fn read(&self, entry: &Entry, buffer: &mut [u8]) -> bool {
-        // One that has rotted does not hide a sound one.
+        // If a damaged copy of the chunk fails its hash, try the next artifact.
         self.0.iter().any(|index| {
             index.offset(entry.id).is_some_and(|offset| {
                 index.bytes.read_at(offset, buffer).is_ok() && distd_core::ChunkHash::of(buffer) == entry.hash

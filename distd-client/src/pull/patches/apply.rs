@@ -1,4 +1,5 @@
-//! Applying patches while their payloads arrive: in order, on all cores, within a bound on memory.
+//! Application of patches while their payloads arrive: in order, on all cores, within a memory
+//! limit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -20,15 +21,15 @@ use crate::pull::place::Placer;
 use crate::pull::seeds::Seeds;
 use crate::threads::on_all_cores;
 
-/// Bytes of bases and targets in memory at once, over all threads. A patch that needs more than is left waits; one that
-/// needs more than there is works alone.
+/// Bytes of bases and targets in memory at once, over all threads. A patch that needs more than the
+/// free part waits; a patch that needs more than the whole works alone.
 const BYTES_AT_ONCE: usize = 6 << 20;
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What patches wait for.
+/// Arrivals that patches wait for.
 #[derive(Default)]
 pub(in crate::pull) struct Arrivals {
     state: Mutex<State>,
@@ -38,44 +39,46 @@ pub(in crate::pull) struct Arrivals {
 #[derive(Default)]
 struct State {
     payloads: BTreeSet<PatchRef>,
-    /// Chunks that no seed holds: whether they came, or cannot come.
+    /// Chunks that no seed holds; the value says whether the chunk arrived, or cannot arrive any
+    /// more.
     bases: BTreeMap<ChunkId, bool>,
     /// Nothing more is fetched.
     fetched: bool,
-    /// Nobody goes on.
+    /// A thread failed; all others stop.
     aborted: bool,
 }
 
 impl Arrivals {
-    /// A payload is in its file.
+    /// Records that a payload is in its file.
     pub(in crate::pull) fn payload(&self, at: PatchRef) {
         lock(&self.state).payloads.insert(at);
         self.changed.notify_all();
     }
 
-    /// A chunk is in place, or will not be.
+    /// Records that a chunk is in place, or will not be.
     pub(in crate::pull) fn base(&self, id: ChunkId, in_place: bool) {
         lock(&self.state).bases.insert(id, in_place);
         self.changed.notify_all();
     }
 
-    /// Nothing more is fetched: what is not here by now comes out of a patch, or does not come.
+    /// Records that nothing more is fetched. A base that is not here by now comes out of a patch,
+    /// or not at all.
     pub(in crate::pull) fn all_fetched(&self) {
         lock(&self.state).fetched = true;
         self.changed.notify_all();
     }
 
-    /// Somebody failed for good.
+    /// Stops all waiting threads after an error.
     fn abort(&self) {
         lock(&self.state).aborted = true;
         self.changed.notify_all();
     }
 
-    /// Waits for a payload and some bases; false when one of them will not come. Each of the bases that `is_made` by a patch
-    /// before this one is answered for by that patch.
+    /// Waits for a payload and some bases; returns false when one of them will not come. For a base
+    /// that an earlier patch makes (`is_made`), that patch reports whether the base is there.
     fn wait(&self, at: PatchRef, bases: &[ChunkId], is_made: impl Fn(ChunkId) -> bool) -> bool {
         let mut state = lock(&self.state);
-        // One after the other: a view has thousands, and each is looked up once.
+        // Check the bases one after the other: a view has thousands, and each is looked up once.
         let mut bases = bases.iter().peekable();
         loop {
             while let Some(in_place) = bases.peek().and_then(|id| state.bases.get(id)) {
@@ -97,55 +100,56 @@ impl Arrivals {
     }
 }
 
-/// Everything that applying needs.
+/// Everything needed to apply patches.
 pub(in crate::pull) struct Work {
     pub(in crate::pull) offers: Arc<Offers>,
     pub(in crate::pull) choice: Choice,
     pub(in crate::pull) payloads: Vec<Arc<Payloads>>,
-    /// Where chunks of the artifact belong; `None` where all that comes out is set aside.
+    /// Positions of the artifact's chunks; `None` when all rebuilt chunks are set aside.
     pub(in crate::pull) placer: Option<Arc<Placer>>,
     pub(in crate::pull) seeds: Arc<Seeds>,
     pub(in crate::pull) index: Arc<HeldIndex>,
-    /// The wanted artifact's chunks, and those of the seeds.
+    /// Chunks of the wanted artifact, and those of the seeds.
     pub(in crate::pull) tables: [Arc<ChunkTable>; 2],
     pub(in crate::pull) arrivals: Arc<Arrivals>,
-    /// For chunks that only another patch needs.
+    /// Store of transient chunks, which only other patches need.
     pub(in crate::pull) passing: Passing,
 }
 
 impl Work {
-    /// A chunk that is to be put in place.
+    /// Returns the entry of a chunk that is to be put in place; `None` for any other chunk.
     pub(super) fn entry(&self, id: ChunkId) -> Option<Entry> {
         self.placer.as_ref()?.entry(id)
     }
 
-    /// Raw length of a chunk that could be a base.
+    /// Returns the raw length of a chunk that may be a base; `None` if it is unknown.
     pub(super) fn len_of(&self, id: ChunkId) -> Option<u32> {
         let known = self.tables.iter().find_map(|table| table.get(id)).map(|entry| entry.len);
         known.or_else(|| self.passing.len(id))
     }
 
-    /// Puts a chunk in place; the bytes written.
+    /// Puts a chunk in place; returns the bytes written.
     pub(super) fn place(&self, id: ChunkId, raw: &[u8]) -> io::Result<u64> {
         self.placer.as_ref().map_or(Ok(0), |placer| placer.place_missing(id, raw))
     }
 }
 
-/// What applying did.
+/// Result of applying patches.
 #[derive(Debug, Default)]
 pub(in crate::pull) struct Applied {
     pub(in crate::pull) patches: u64,
     pub(in crate::pull) failed: u64,
-    /// Raw bytes of chunks put in place.
+    /// Raw bytes of the chunks put in place.
     pub(in crate::pull) rebuilt_bytes: u64,
-    /// Wanted chunks that did not come out, ascending: to be fetched.
+    /// Wanted chunks that patches did not yield, ascending; these have to be fetched.
     pub(in crate::pull) missing: Vec<ChunkId>,
 }
 
-/// Applies the chosen patches as their payloads arrive; returns when all are applied or have failed.
+/// Applies the chosen patches as their payloads arrive; returns when all are applied or have
+/// failed.
 ///
 /// # Errors
-/// The target's. A patch that fails is none: its chunks are in [`Applied::missing`].
+/// The target's errors. A failed patch is not an error: its chunks are in [`Applied::missing`].
 pub(in crate::pull) fn apply_all(work: &Work) -> io::Result<Applied> {
     let mut made: Vec<ChunkId> = work
         .choice
@@ -160,7 +164,8 @@ pub(in crate::pull) fn apply_all(work: &Work) -> io::Result<Applied> {
     let room = Room::default();
     let total = Mutex::new(Applied::default());
     let run = || -> io::Result<()> {
-        // In order: a patch never waits for one that nobody has begun.
+        // Take the patches in order, so that a patch never waits for a patch that no thread has
+        // begun.
         while let Some(at) = work.choice.patches.get(next.fetch_add(1, Ordering::Relaxed)) {
             let patch = &work.offers.sets[at.set].index.patches[at.patch];
             let late: Vec<ChunkId> = patch.base_ids().filter(|id| is_late(work, *id)).collect();
@@ -181,7 +186,7 @@ pub(in crate::pull) fn apply_all(work: &Work) -> io::Result<Applied> {
                     set = at.set,
                     patch = at.patch,
                     ready,
-                    "patch failed; its chunks come instead"
+                    "patch failed; fetching its chunks instead"
                 );
             }
             let mut total = lock(&total);
@@ -199,7 +204,7 @@ pub(in crate::pull) fn apply_all(work: &Work) -> io::Result<Applied> {
     Ok(total)
 }
 
-/// Where a seed holds a chunk, with its length.
+/// Returns the seed offset of a held chunk, and the chunk's entry.
 pub(in crate::pull) fn held(
     index: &HeldIndex,
     tables: &[Arc<ChunkTable>; 2],
@@ -209,17 +214,18 @@ pub(in crate::pull) fn held(
     Some((index.find(&entry.hash, entry.len)?, entry))
 }
 
-/// Whether a base has to come first: it is in no seed, and not in place since an earlier run.
+/// Returns whether a patch has to wait for a base: no seed has it, and no earlier run put it in
+/// place.
 fn is_late(work: &Work, id: ChunkId) -> bool {
     held(&work.index, &work.tables, id).is_none()
         && (work.entry(id).is_some() || work.choice.passing.binary_search(&id).is_ok())
 }
 
-/// A patch that was applied, at least in part.
+/// Result of a patch that was applied, at least in part.
 #[derive(Default)]
 pub(super) struct Done {
     pub(super) placed_bytes: u64,
-    /// Targets that came out as something else.
+    /// Target chunks that came out with a wrong hash.
     pub(super) wrong: BTreeSet<ChunkId>,
 }
 
@@ -239,7 +245,7 @@ fn apply_one(work: &Work, at: PatchRef, patch: &SetPatch, room: &Room) -> io::Re
     };
     let Some(base_bytes) = base_bytes(work, patch) else { return Ok(None) };
     let target_bytes = patch.target_bytes();
-    // Base, target, and a window of both.
+    // The base, the target, and a window over both.
     let _held = room.take(2 * (base_bytes + target_bytes));
     let mut base = Vec::with_capacity(base_bytes);
     for id in patch.base_ids() {
@@ -266,12 +272,13 @@ fn apply_one(work: &Work, at: PatchRef, patch: &SetPatch, room: &Room) -> io::Re
                 done.placed_bytes += work.place(id, raw)?;
             }
             Some(_) => drop(done.wrong.insert(id)),
-            // In place from an earlier run.
+            // The chunk is in place since an earlier run.
             None if work.tables[0].get(id).is_some() => {}
-            // Not the artifact's: a chunk in passing, proved by what is made of it.
+            // The chunk is not the artifact's but transient. The hashes of the chunks made from it
+            // verify it.
             None => {
                 if let Err(error) = work.passing.write(id, raw) {
-                    tracing::debug!(%error, "no room for a chunk in passing");
+                    tracing::debug!(%error, "could not store a transient chunk");
                     done.wrong.insert(id);
                 }
             }
@@ -280,7 +287,7 @@ fn apply_one(work: &Work, at: PatchRef, patch: &SetPatch, room: &Room) -> io::Re
     Ok(Some(done))
 }
 
-/// Bytes of all bases; `None` when one is unknown or they are too many.
+/// Returns the bytes of all bases; `None` when a base is unknown or the bases are too large.
 fn base_bytes(work: &Work, patch: &SetPatch) -> Option<usize> {
     let mut bytes = 0usize;
     for id in patch.base_ids() {
@@ -312,7 +319,7 @@ pub(super) fn read_base(work: &Work, id: ChunkId, out: &mut Vec<u8>) -> Option<(
     work.passing.read(id, out)
 }
 
-/// Bytes in memory, shared by the threads.
+/// Memory budget in bytes, shared by the threads.
 #[derive(Default)]
 struct Room {
     taken: Mutex<usize>,
@@ -363,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_come_any_more_is_not_waited_for() {
+    fn waiting_ends_when_a_base_or_payload_cannot_arrive() {
         let arrivals = Arrivals::default();
         arrivals.base(ChunkId(1), false);
         arrivals.payload(AT);

@@ -1,8 +1,10 @@
-//! Patches on the device: which sets there are ([`offers`]), their payloads ([`payloads`]), and applying them ([`apply`];
-//! [`stream`] for packed files, with [`passing`] for what nobody wants to keep). A small set gives the manifest too ([`mod@rebuild`]).
+//! Patches on the device: the available sets ([`offers`]), their payloads ([`payloads`]), and their
+//! application ([`apply`]; [`stream`] for packed files, with [`passing`] for transient chunks). A
+//! small set also provides the manifest ([`mod@rebuild`]).
 //!
-//! A patch only ever saves bytes. Whatever is wrong with one - a set that cannot be had, a payload that does not decode, a
-//! base that rotted - is counted, and the chunks it would have rebuilt are fetched instead.
+//! A patch only ever saves bytes. Any failure - a set that cannot be fetched, a payload that does
+//! not decode, a damaged base - is counted, and the chunks that the patch would have rebuilt are
+//! fetched instead.
 
 mod apply;
 mod offers;

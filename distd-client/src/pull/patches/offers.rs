@@ -1,4 +1,4 @@
-//! The patch sets that lead from what is held to what is wanted.
+//! The patch sets that lead from a held release to the wanted one.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,54 +15,55 @@ use distd_peer::trust::tuf::PatchSetRef;
 
 use crate::pull::wanted::Realm;
 
-/// Largest packed index read, bytes: that of a set over some two million chunks. Larger sets are passed over, so that
-/// a device stays within its memory.
+/// Largest packed index read, in bytes: that of a set over some two million chunks. Larger sets are
+/// skipped, to limit the device's memory.
 const INDEX_BYTES_MAX: u64 = 8 << 20;
 
-/// A patch set whose index is here.
+/// A patch set whose index was fetched.
 pub(in crate::pull) struct Set {
     pub(in crate::pull) manifest: Arc<Manifest>,
     pub(in crate::pull) index: SetIndex,
-    /// The chunk of each patch's payload.
+    /// Chunk with the payload of each patch.
     pub(in crate::pull) payloads: Vec<Entry>,
-    /// Where each payload lies in the set, bytes.
+    /// Offset of each payload in the set, in bytes.
     pub(in crate::pull) offsets: Vec<u64>,
-    /// The chunks behind the payloads: the outline, where the set has one.
+    /// Chunks after the payloads, which form the outline; empty if the set has none.
     pub(super) outline: Vec<ChunkAt>,
 }
 
 impl Set {
-    /// Whether the set tells the manifest it leads to.
+    /// Returns whether the set contains an outline, from which the manifest of its target can be
+    /// built.
     pub(super) fn has_outline(&self) -> bool {
         !self.outline.is_empty()
     }
 }
 
-/// What a pull is to save.
+/// Resource to save when patches are chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Aim {
-    /// Bytes of the link, whatever the processor has to do.
+    /// Bytes on the link, whatever processor time that costs.
     Bytes,
-    /// Time, on a link that is faster than this device.
+    /// Time, assuming a link that is faster than this device.
     Time,
-    /// Time, on the link as it is measured.
+    /// Time, at the measured rate of the link.
     #[default]
     Auto,
 }
 
-/// What [`Aim::Time`] takes the link for, bytes a second: gigabit Ethernet.
+/// Rate assumed by [`Aim::Time`], in bytes per second: gigabit Ethernet.
 const FAST_LINK: u64 = 125_000_000;
 
-/// Fewer bytes than this say nothing of a link's rate: they come with the first flight.
+/// Smallest number of bytes from which a rate is measured: fewer arrive with the first flight.
 const MEASURED_MIN: u64 = 32 << 10;
 
-/// How fast the link is, bytes a second.
+/// Rate of the link, in bytes per second.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::pull) struct Link(u64);
 
 impl Link {
-    /// From how long it took until so many bytes were received. Waiting is part of it, so that a link seems slower than
-    /// it is; too few bytes to tell leave it fast.
+    /// Measures the rate from the time until `bytes` were received. The time includes waiting, so
+    /// the link seems slower than it is. With too few bytes to measure, the link counts as fast.
     pub(in crate::pull) fn measured(bytes: u64, time: Duration) -> Self {
         if bytes < MEASURED_MIN {
             return Self(FAST_LINK);
@@ -70,7 +71,7 @@ impl Link {
         Self((bytes as f64 / time.as_secs_f64().max(0.001)) as u64)
     }
 
-    /// How long so many bytes take.
+    /// Returns how long `bytes` take, in seconds.
     pub(in crate::pull) fn seconds(self, bytes: u64) -> f64 {
         bytes as f64 / self.0.max(1) as f64
     }
@@ -84,7 +85,7 @@ pub(in crate::pull) struct Offers {
 }
 
 impl Offers {
-    /// The sets that lead from `held`, or from nothing, to `to` with the fewest bytes.
+    /// Returns the sets that lead from `held`, or from nothing, to `to` with the fewest bytes.
     pub(in crate::pull) fn route(
         known: &[PatchSetRef],
         held: &[ManifestId],
@@ -92,12 +93,14 @@ impl Offers {
     ) -> Vec<PatchSetRef> {
         let legs: Vec<Leg> =
             known.iter().map(|set| Leg { from: set.from, to: set.to, bytes: set.bytes }).collect();
-        // Who holds an old release holds nothing, too: the whole release compressed as one is the most an update costs.
+        // A device that has an old release can also start from nothing. The whole release
+        // compressed as one piece is therefore the most that an update costs.
         let held: Vec<ManifestId> = held.iter().copied().chain([ManifestId::NOTHING]).collect();
         route(&legs, &held, to).into_iter().map(|leg| known[leg]).collect()
     }
 
-    /// Fetches the indexes of sets. One that cannot be had is a warning, and there are none.
+    /// Fetches the indexes of the sets of a route. If one cannot be fetched, logs a warning and
+    /// returns no sets.
     pub(in crate::pull) async fn fetch(realm: &Realm, route: &[PatchSetRef], aim: Aim) -> Self {
         let mut sets = Vec::new();
         for known in route {
@@ -107,7 +110,7 @@ impl Offers {
                     sets.push(set);
                 }
                 Err(error) => {
-                    tracing::warn!(set = %known.set, %error, "patches left alone; chunks come instead");
+                    tracing::warn!(set = %known.set, %error, "patch set not used; fetching chunks instead");
                     sets.clear();
                     break;
                 }
@@ -116,13 +119,13 @@ impl Offers {
         Self { sets, aim }
     }
 
-    /// Every chunk that some patch has as base.
+    /// Returns every chunk that some patch has as base.
     pub(in crate::pull) fn bases(&self) -> ChunkRanges {
         let patches = self.sets.iter().flat_map(|set| &set.index.patches);
         patches.flat_map(|patch| &patch.bases).cloned().collect()
     }
 
-    /// The patches that bring all of `wanted` (sorted), whatever they cost.
+    /// Returns the patches that yield all of `wanted` (sorted), whatever they cost.
     pub(super) fn choose_all(&self, wanted: &[ChunkId], held: impl Fn(ChunkId) -> bool) -> Choice {
         let costs: Vec<Vec<u32>> = self.sets.iter().map(|set| vec![0; set.payloads.len()]).collect();
         choose(wanted, held, &self.offered(&costs), Optimize::Bytes)
@@ -134,8 +137,8 @@ impl Offers {
         self.sets.iter().zip(costs).map(offer).collect()
     }
 
-    /// The patches worth fetching for `wanted` chunks (sorted). `held` is what can be read here; a payload that
-    /// `is_here` already costs nothing.
+    /// Returns the patches worth fetching for the `wanted` chunks (sorted). `held` says which
+    /// chunks can be read here; a payload for which `is_here` returns true costs nothing.
     pub(in crate::pull) fn choose(
         &self,
         wanted: &[ChunkId],
@@ -163,7 +166,7 @@ impl Offers {
 
 async fn load(realm: &Realm, known: &PatchSetRef) -> anyhow::Result<Set> {
     let manifest = realm.manifest_of(known.set, None, &[]).await?;
-    let Kind::PatchSet { index_bytes } = manifest.root().kind else { anyhow::bail!("it is no patch set") };
+    let Kind::PatchSet { index_bytes } = manifest.root().kind else { anyhow::bail!("it is not a patch set") };
     anyhow::ensure!(index_bytes <= INDEX_BYTES_MAX, "its index of {index_bytes} bytes is too large");
     let mut head = Vec::new();
     let (mut payloads, mut offsets) = (Vec::new(), Vec::new());
@@ -200,7 +203,7 @@ async fn load(realm: &Realm, known: &PatchSetRef) -> anyhow::Result<Set> {
     Ok(Set { manifest: Arc::new(manifest), index, payloads, offsets, outline })
 }
 
-/// Keeps what arrives in memory; for an index alone.
+/// Sink that keeps arriving chunks in memory; used only for an index.
 #[derive(Default)]
 struct Memory(Mutex<Vec<(ChunkId, Vec<u8>)>>);
 

@@ -1,4 +1,5 @@
-//! Chunks that nobody wants but a later patch: those of releases in between, and the unpacked side of packed files.
+//! Transient chunks, which only a later patch needs: those of intermediate releases, and the
+//! unpacked content of packed files.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -11,7 +12,8 @@ use distd_core::ChunkId;
 
 use crate::disk::side::{self, SideError};
 
-/// They live in a file beside the target until all patches are applied. Not checked one by one: what is made of them is.
+/// Store of transient chunks: a file beside the target that lives until all patches are applied.
+/// The chunks are not verified; the chunks made from them are.
 pub(in crate::pull) struct Passing {
     path: PathBuf,
     file: Option<File>,
@@ -20,19 +22,20 @@ pub(in crate::pull) struct Passing {
 
 #[derive(Default)]
 struct Chunks {
-    /// End of the file.
+    /// End of the file, in bytes.
     end: u64,
-    /// Offset and length of each.
+    /// Offset and length of each chunk.
     places: BTreeMap<ChunkId, (u64, u32)>,
 }
 
 impl Passing {
-    /// Makes the file, if anything is `wanted`; where that fails, whatever is written is lost, and its patches fail.
+    /// Creates the file if any chunk is `wanted`. If that fails, all writes fail, and so do the
+    /// patches that need these chunks.
     pub(in crate::pull) fn open(path: PathBuf, wanted: bool) -> Self {
         let file = wanted.then(|| side::open_empty(&path)).and_then(|opened| {
             let failed = |error: &SideError| {
                 let error = error as &dyn std::error::Error;
-                tracing::warn!(path = %path.display(), error, "no file for patches");
+                tracing::warn!(path = %path.display(), error, "could not create the file for transient chunks");
             };
             opened.inspect_err(failed).ok()
         });
@@ -43,12 +46,12 @@ impl Passing {
         self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Length of a chunk that is there.
+    /// Returns the length of a chunk in the file; `None` if the chunk is not there.
     pub(super) fn len(&self, id: ChunkId) -> Option<u32> {
         self.chunks().places.get(&id).map(|(_, len)| *len)
     }
 
-    /// Sets `bytes` aside; where they begin.
+    /// Reserves `bytes`; returns their offset.
     pub(super) fn reserve(&self, bytes: u64) -> u64 {
         let mut chunks = self.chunks();
         let at = chunks.end;
@@ -56,16 +59,16 @@ impl Passing {
         at
     }
 
-    /// Writes into what was [reserved](Self::reserve).
+    /// Writes into a range that was [reserved](Self::reserve).
     ///
     /// # Errors
-    /// The file's.
+    /// The file's errors.
     pub(super) fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
         file.write_all_at(bytes, offset)
     }
 
-    /// Lets chunks be read that were written one behind the other from `offset` on.
+    /// Makes chunks readable that were written one after the other from `offset` on.
     pub(super) fn publish(&self, mut offset: u64, ids: impl Iterator<Item = (ChunkId, u32)>) {
         let mut chunks = self.chunks();
         for (id, len) in ids {
@@ -74,10 +77,10 @@ impl Passing {
         }
     }
 
-    /// Writes one chunk and lets it be read.
+    /// Writes one chunk and makes it readable.
     ///
     /// # Errors
-    /// The file's.
+    /// The file's errors.
     pub(super) fn write(&self, id: ChunkId, raw: &[u8]) -> io::Result<()> {
         let at = self.reserve(raw.len() as u64);
         self.write_at(at, raw)?;
@@ -85,7 +88,7 @@ impl Passing {
         Ok(())
     }
 
-    /// Appends a chunk.
+    /// Appends a chunk to `out`; `None` if it cannot be read.
     pub(super) fn read(&self, id: ChunkId, out: &mut Vec<u8>) -> Option<()> {
         let (at, len) = self.chunks().places.get(&id).copied()?;
         let from = out.len();
@@ -93,12 +96,12 @@ impl Passing {
         self.file.as_ref()?.read_exact_at(&mut out[from..], at).ok()
     }
 
-    /// What is in it: id, offset and length of each chunk.
+    /// Lists the chunks in the file: id, offset and length.
     pub(super) fn list(&self) -> Vec<(ChunkId, u64, u32)> {
         self.chunks().places.iter().map(|(id, (offset, len))| (*id, *offset, *len)).collect()
     }
 
-    /// The file itself, once it is removed from its directory: what reads it goes on.
+    /// Removes the file from its directory and returns the open handle, which stays readable.
     pub(super) fn into_file(self) -> Option<File> {
         self.remove();
         self.file
@@ -109,7 +112,7 @@ impl Passing {
         if self.file.is_some()
             && let Err(error) = fs::remove_file(&self.path)
         {
-            tracing::warn!(path = %self.path.display(), %error, "a file of passing chunks was left behind");
+            tracing::warn!(path = %self.path.display(), %error, "could not remove the file of transient chunks");
         }
     }
 }

@@ -19,21 +19,22 @@ use super::offers::Set;
 use crate::disk::side::{self, SideError};
 use crate::pull::sink::Came;
 
-/// One set's file: payloads at the offsets they have in the set, the rest a hole.
+/// File of one set: payloads at the offsets that they have in the set; the rest is a hole.
 pub(in crate::pull) struct Payloads {
     file: File,
     set: usize,
-    /// Payloads by number, and behind them the pieces of the outline.
+    /// Payloads by patch number, followed by the pieces of the outline.
     payloads: Vec<Entry>,
     offsets: Vec<u64>,
     patches: usize,
-    /// Chunk of each payload with the patch's number, sorted: equal payloads are one chunk with several places.
+    /// Chunk id of each payload with the patch number, sorted. Equal payloads are one chunk with
+    /// several patch numbers.
     by_id: Vec<(ChunkId, usize)>,
-    /// Those that were in the file when it was opened.
+    /// Whether each payload was in the file when the file was opened.
     here: Vec<bool>,
-    /// Those that are in the file now, for neighbours.
+    /// Payloads that are in the file now, for neighbours.
     pub(in crate::pull) holdings: Arc<Holdings>,
-    /// Bytes that arrived.
+    /// Packed bytes that arrived.
     pub(in crate::pull) bytes: AtomicU64,
 }
 
@@ -41,7 +42,7 @@ impl Payloads {
     /// Opens the file for set number `set` and hashes what an earlier pull left in it.
     ///
     /// # Errors
-    /// What making the file fails with.
+    /// The error of creating the file.
     pub(in crate::pull) fn open(path: &Path, set: usize, body: &Set) -> Result<Self, SideError> {
         let (file, resumed) = side::open(path)?;
         let behind = body.outline.iter();
@@ -69,12 +70,12 @@ impl Payloads {
         Ok(this)
     }
 
-    /// Whether the payload was here before.
+    /// Returns whether the payload was in the file when the file was opened.
     pub(in crate::pull) fn is_here(&self, patch: usize) -> bool {
         self.here[patch]
     }
 
-    /// The payload, when it is what it should be.
+    /// Reads the payload; `None` if its hash is wrong.
     pub(in crate::pull) fn read(&self, patch: usize) -> Option<Vec<u8>> {
         let entry = self.payloads[patch];
         let mut bytes = vec![0; entry.len as usize];
@@ -82,7 +83,7 @@ impl Payloads {
         (ChunkHash::of(&bytes) == entry.hash).then_some(bytes)
     }
 
-    /// What to fetch for these patches.
+    /// Returns the chunks to fetch for these patches.
     pub(in crate::pull) fn wanted(&self, patches: &[PatchRef]) -> ChunkRanges {
         patches
             .iter()
@@ -91,12 +92,12 @@ impl Payloads {
             .collect()
     }
 
-    /// What to fetch for the outline.
+    /// Returns the chunks to fetch for the outline.
     pub(super) fn outline_wanted(&self) -> ChunkRanges {
         (self.patches..self.payloads.len()).filter(|n| !self.here[*n]).map(|n| self.payloads[n].id).collect()
     }
 
-    /// The outline, once it was fetched.
+    /// Reads the outline, once it was fetched.
     pub(super) fn outline(&self) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         for piece in self.patches..self.payloads.len() {
@@ -114,7 +115,7 @@ impl ChunkBytes for Payloads {
     }
 }
 
-/// Writes payloads as they arrive, and says so to who waits for them.
+/// Writes payloads as they arrive, and reports them to the waiting patches.
 pub(in crate::pull) struct PayloadSink {
     payloads: Arc<Payloads>,
     arrivals: Arc<Arrivals>,

@@ -1,7 +1,9 @@
-//! A small update without its manifest's nodes: apply the set, hash what comes out, and the outline gives the manifest.
+//! A small update without the nodes of its manifest: the set is applied, the rebuilt chunks are
+//! hashed, and the outline yields the manifest.
 //!
-//! Hashes and ids of thousands of short chunks would be more than the change itself. What is rebuilt is set aside in a file
-//! that then serves as one more seed, so the pull that follows knows nothing of it.
+//! Hashes and ids of thousands of short chunks would be larger than the change itself. Rebuilt
+//! chunks are set aside in a file that then serves as one more seed, so the following pull needs no
+//! special case.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,18 +23,19 @@ use super::payloads::{PayloadSink, Payloads};
 use crate::pull::seeds::Seeds;
 use crate::pull::wanted::Realm;
 
-/// Most raw bytes rebuilt so: they are written twice. Above, the nodes are a small part of the whole.
+/// Largest number of raw bytes rebuilt this way, because they are written twice. Above it, the
+/// nodes are a small part of the transfer.
 const REBUILT_MAX: usize = 64 << 20;
 
 /// Files of this stage.
 pub(in crate::pull) struct Files {
-    /// Payloads: stay until the pull is over, for a pull that is interrupted.
+    /// Payloads; the file stays until the pull is over, in case the pull is interrupted.
     pub(in crate::pull) payloads: PathBuf,
-    /// What was rebuilt.
+    /// Rebuilt chunks.
     pub(in crate::pull) rebuilt: PathBuf,
 }
 
-/// What came of it.
+/// Result of the stage.
 pub(in crate::pull) struct Rebuilt {
     pub(in crate::pull) manifest: Manifest,
     pub(in crate::pull) patches: u64,
@@ -42,7 +45,7 @@ pub(in crate::pull) struct Rebuilt {
     pub(in crate::pull) bytes: u64,
 }
 
-/// The one set, when it is one for this stage.
+/// Returns the only set, if it is suitable for this stage.
 fn suited(offers: &Offers) -> Option<&Set> {
     let [set] = &offers.sets[..] else { return None };
     let patches = &set.index.patches;
@@ -51,11 +54,13 @@ fn suited(offers: &Offers) -> Option<&Set> {
     (set.has_outline() && in_memory && bytes <= REBUILT_MAX).then_some(set)
 }
 
-/// Rebuilds what `offers` brings and the manifest of `resolved` with it; what was rebuilt is one more seed then. `None` where
-/// the set is not one for this, or nothing is held that it starts from.
+/// Rebuilds the chunks of `offers` and, with them, the manifest of `resolved`. The rebuilt chunks
+/// become one more seed. `None` if the set is not suitable, or if the release that it starts from
+/// is not held.
 ///
 /// # Errors
-/// Whatever kept the manifest from coming out: the caller gets it node by node instead. Payloads that came stay in their file.
+/// The reason why the manifest could not be built; the caller gets it node by node instead.
+/// Payloads that arrived stay in their file.
 pub(in crate::pull) async fn rebuild(
     realm: &Realm,
     resolved: &Resolved,
@@ -77,7 +82,7 @@ pub(in crate::pull) async fn rebuild(
     wanted.dedup();
     let payloads = Arc::new(Payloads::open(&files.payloads, 0, set)?);
     let mut choice = offers.choose_all(&wanted, |id| held(index, &tables, id).is_some());
-    ensure!(choice.chunks.is_empty(), "some patches are of no use");
+    ensure!(choice.chunks.is_empty(), "the patches do not rebuild all chunks");
     choice.passing = wanted;
 
     let arrivals = Arc::new(Arrivals::default());
@@ -116,9 +121,9 @@ pub(in crate::pull) async fn rebuild(
     let (places, file) = (passing.list(), passing.into_file());
     let (applied, ()) = (applied?, fetched?);
     ensure!(applied.failed == 0, "{} patches failed", applied.failed);
-    let outline = Outline::decode(&payloads.outline().context("the outline did not come")?)?;
+    let outline = Outline::decode(&payloads.outline().context("the outline was not received")?)?;
 
-    let file = file.context("nothing was set aside")?;
+    let file = file.context("the file of rebuilt chunks could not be created")?;
     let cut = root.cut;
     let built = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
         let hashed = hash_all(&file, &places)?;
@@ -137,7 +142,7 @@ pub(in crate::pull) async fn rebuild(
     if manifest.id() != resolved.manifest {
         bail!("the outline gives another manifest");
     }
-    // Nobody else has them any more: the threads that applied patches are gone.
+    // No other reference is left: the threads that applied patches have ended.
     let (Some(seeds), Some(index)) = (Arc::get_mut(seeds), Arc::get_mut(index)) else {
         bail!("seeds are in use")
     };
@@ -147,7 +152,7 @@ pub(in crate::pull) async fn rebuild(
         index.insert(hash, len, distd_core::planner::HeldAt { seed, offset });
     }
     index.finish();
-    // Served until here, while a neighbour may be after the same.
+    // Serve the payloads until here, because a neighbour may be fetching the same.
     drop(published);
     let patch_bytes = payloads.bytes.load(std::sync::atomic::Ordering::Relaxed);
     Ok(Some(Rebuilt { manifest, patches: applied.patches, patch_bytes, bytes }))
@@ -155,7 +160,7 @@ pub(in crate::pull) async fn rebuild(
 
 type Hashed = (ChunkId, ChunkHash, u64, u32);
 
-/// The hash of each chunk in the file, by id.
+/// Returns the hash of each chunk in the file, by id.
 fn hash_all(file: &std::fs::File, places: &[(ChunkId, u64, u32)]) -> std::io::Result<Vec<Hashed>> {
     use std::os::unix::fs::FileExt;
     let mut buffer = Vec::new();

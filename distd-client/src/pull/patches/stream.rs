@@ -1,4 +1,4 @@
-//! Patches that take more than fits into memory: packed files unpacked, and views packed again.
+//! Patches that are too large for memory: packed files are unpacked, and views are packed again.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
@@ -11,16 +11,17 @@ use distd_core::{ChunkHash, ChunkId};
 use super::apply::{Done, Work, lock, read_base};
 use super::passing::Passing;
 
-/// What either keeps in memory, about (see `distd_core::patch::view`): it works alone or beside small patches.
+/// Approximate memory of [`inflate`] or [`repack`], in bytes (see `distd_core::patch::view`). It
+/// exceeds the memory limit of the threads, so such a patch works alone.
 pub(super) const MEMORY: usize = 12 << 20;
 
-/// Chunks one behind the other as one run of bytes.
+/// Consecutive chunks read as one sequence of bytes.
 struct Joined<'w> {
     work: &'w Work,
-    /// First byte and id of each chunk.
+    /// Offset and id of each chunk.
     starts: Vec<(u64, ChunkId)>,
     len: u64,
-    /// The chunk read last: reading is sequential, in pieces longer and shorter than chunks.
+    /// Chunk read last. Reads are sequential, in pieces longer or shorter than chunks.
     last: Mutex<(Option<usize>, Vec<u8>)>,
 }
 
@@ -63,7 +64,7 @@ impl ReadAt for Joined<'_> {
     }
 }
 
-/// Reads it from the start.
+/// Reads a [`Joined`] from its start.
 struct Reader<'j>(&'j Joined<'j>, u64);
 
 impl Read for Reader<'_> {
@@ -75,7 +76,7 @@ impl Read for Reader<'_> {
     }
 }
 
-/// Writes to a place set aside.
+/// Writes into a reserved range of the transient chunks' file.
 struct Aside<'p> {
     passing: &'p Passing,
     at: u64,
@@ -98,7 +99,7 @@ impl Write for Aside<'_> {
     }
 }
 
-/// Unpacks a packed file; `None` when it is not the one the set was made of.
+/// Unpacks a packed file; `None` when the file is not the one that the set was made from.
 pub(super) fn inflate(work: &Work, patch: &SetPatch, recipe: &[u8]) -> Option<Done> {
     let packed = Joined::new(work, patch.base_ids())?;
     let bytes = patch.target_bytes() as u64;
@@ -115,14 +116,14 @@ pub(super) fn inflate(work: &Work, patch: &SetPatch, recipe: &[u8]) -> Option<Do
     Some(Done::default())
 }
 
-/// Cuts what comes into target chunks and puts each in place.
+/// Cuts the output into target chunks and puts each in place.
 struct Chunked<'w, I> {
     work: &'w Work,
     targets: I,
     current: Option<(ChunkId, u32)>,
     raw: Vec<u8>,
     done: Done,
-    /// The target's own error, which is not the patch's.
+    /// Error of the target, as opposed to a failure of the patch.
     failed: Option<io::Error>,
 }
 
@@ -130,7 +131,7 @@ impl<I: Iterator<Item = (ChunkId, u32)>> Write for Chunked<'_, I> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let (id, len) = match self.current.or_else(|| self.targets.next()) {
             Some(current) => current,
-            // More than the packed file has.
+            // The output is longer than the packed file.
             None => return Err(io::ErrorKind::InvalidData.into()),
         };
         self.current = Some((id, len));
@@ -148,9 +149,10 @@ impl<I: Iterator<Item = (ChunkId, u32)>> Write for Chunked<'_, I> {
                     }
                 }
                 Some(_) => drop(self.done.wrong.insert(id)),
-                // In place already, from a seed or an earlier run.
+                // The chunk is in place already, from a seed or an earlier run.
                 None if self.work.tables[0].get(id).is_some() => {}
-                // Of a release in between: base of a later set's patches.
+                // The chunk belongs to an intermediate release and is a base for patches of a later
+                // set.
                 None => {
                     if self.work.passing.write(id, &self.raw).is_err() {
                         self.done.wrong.insert(id);
@@ -171,7 +173,7 @@ impl<I: Iterator<Item = (ChunkId, u32)>> Write for Chunked<'_, I> {
 /// Packs a view again.
 ///
 /// # Errors
-/// The target's.
+/// The target's errors.
 pub(super) fn repack(work: &Work, patch: &SetPatch, recipe: &[u8]) -> io::Result<Option<Done>> {
     let Some(view) = Joined::new(work, patch.base_ids()) else { return Ok(None) };
     let mut sink = Chunked {
@@ -189,7 +191,7 @@ pub(super) fn repack(work: &Work, patch: &SetPatch, recipe: &[u8]) -> io::Result
     if let Err(error) = result {
         tracing::debug!(error = &error as &dyn std::error::Error, "a view does not pack again");
     }
-    // Whatever did not get its turn did not come out; what did is good.
+    // Target chunks that the output did not reach are missing; the chunks before them are good.
     let rest: BTreeSet<ChunkId> = sink.current.into_iter().chain(sink.targets).map(|(id, _)| id).collect();
     let mut done = sink.done;
     done.wrong.extend(rest);
