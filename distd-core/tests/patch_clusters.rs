@@ -12,7 +12,7 @@ use distd_core::patch::view::{
     ClusterFile, ClusterFiles, ClusterViews, Joined, NoView, RecipeError, cluster_files, groups, repack,
     unpack_clusters, unpack_old_clusters, unpack_with,
 };
-use distd_core::patch::{Codec, Effort, encode};
+use distd_core::patch::{Effort, PatchMethod, encode};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -251,7 +251,7 @@ fn small_insertions_cost_little_only_with_views() {
         let [(_, (old_view, old, old_packed)), ((new_view, new, new_packed), _)] = sides;
         let cost = |base: &[u8], target: &[u8]| {
             let effort = Effort { level: 9 };
-            [Codec::Zstd, Codec::Suffix]
+            [PatchMethod::Zstd, PatchMethod::Suffix]
                 .into_iter()
                 .filter_map(|codec| encode(codec, base, target, effort))
                 .map(|payload| payload.len())

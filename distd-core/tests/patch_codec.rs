@@ -1,7 +1,7 @@
 //! Tests of every codec: each target comes back, and no payload does harm.
 
 use distd_core::limits::{PATCH_BASE_BYTES_MAX, PATCH_PAYLOAD_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
-use distd_core::patch::{Codec, Effort, PatchError, decode, encode};
+use distd_core::patch::{Effort, PatchError, PatchMethod, decode, encode};
 use proptest::prelude::*;
 
 const QUICK: Effort = Effort { level: 3 };
@@ -32,7 +32,7 @@ fn revised(old: &[u8], seed: u64) -> Vec<u8> {
     new
 }
 
-fn back(codec: Codec, base: &[u8], target: &[u8], effort: Effort) -> Vec<u8> {
+fn back(codec: PatchMethod, base: &[u8], target: &[u8], effort: Effort) -> Vec<u8> {
     let payload = encode(codec, base, target, effort).expect("within the limits");
     assert_eq!(decode(codec, base, &payload, target.len()).as_deref(), Ok(target), "{codec:?}");
     payload
@@ -42,7 +42,7 @@ fn back(codec: Codec, base: &[u8], target: &[u8], effort: Effort) -> Vec<u8> {
 fn a_revised_target_costs_a_fraction_of_itself_with_every_codec() {
     let old = noise(1 << 20, 1);
     let new = revised(&old, 3);
-    for codec in Codec::ALL {
+    for codec in PatchMethod::ALL {
         for level in [1, 3, 12, 19] {
             let payload = back(codec, &old, &new, Effort { level });
             assert!(payload.len() < new.len() / 4, "{codec:?} level {level}: {}", payload.len());
@@ -54,7 +54,7 @@ fn a_revised_target_costs_a_fraction_of_itself_with_every_codec() {
 fn a_base_is_used_wherever_the_target_starts_in_it() {
     let old = noise(PATCH_BASE_BYTES_MAX, 2);
     for start in [0, old.len() / 2, old.len() - 100_000] {
-        for codec in Codec::ALL {
+        for codec in PatchMethod::ALL {
             // A copy, because zstd takes a target inside the base's own memory for one that
             // overwrites it.
             let target = old[start..start + 100_000].to_vec();
@@ -67,14 +67,14 @@ fn a_base_is_used_wherever_the_target_starts_in_it() {
 #[test]
 fn an_empty_base_makes_a_solid_segment() {
     let texts = b"a line that many files begin with\n".repeat(100);
-    assert!(back(Codec::Zstd, &[], &texts, QUICK).len() < 100);
-    assert!(back(Codec::Zstd, &[], &[], QUICK).len() < 20);
+    assert!(back(PatchMethod::Zstd, &[], &texts, QUICK).len() < 100);
+    assert!(back(PatchMethod::Zstd, &[], &[], QUICK).len() < 20);
 }
 
 #[test]
 fn nothing_above_the_limits_is_made_or_taken() {
     let long = noise(PATCH_BASE_BYTES_MAX + 1, 4);
-    for codec in Codec::ALL {
+    for codec in PatchMethod::ALL {
         let payload = back(codec, b"base", b"target", QUICK);
         assert_eq!(encode(codec, &long, b"target", QUICK), None);
         assert_eq!(encode(codec, b"", &long[..PATCH_TARGET_BYTES_MAX + 1], QUICK), None);
@@ -90,7 +90,7 @@ fn nothing_above_the_limits_is_made_or_taken() {
 #[test]
 fn a_bomb_and_lying_lengths_are_errors() {
     let zeros = vec![0; PATCH_TARGET_BYTES_MAX];
-    for codec in Codec::ALL {
+    for codec in PatchMethod::ALL {
         let bomb = back(codec, b"base", &zeros, QUICK);
         assert!(bomb.len() < 4096);
         for len in [0, 1, 4095, zeros.len() - 1] {
@@ -100,7 +100,7 @@ fn a_bomb_and_lying_lengths_are_errors() {
         for len in [999, 1001, PATCH_TARGET_BYTES_MAX] {
             assert!(decode(codec, b"base", &short, len).is_err(), "{codec:?} as {len}");
         }
-        assert!(decode(codec, b"base", b"", 0).is_err() || codec == Codec::Zstd);
+        assert!(decode(codec, b"base", b"", 0).is_err() || codec == PatchMethod::Zstd);
         assert!(decode(codec, b"base", b"", 1).is_err());
     }
 }
@@ -109,7 +109,7 @@ fn a_bomb_and_lying_lengths_are_errors() {
 fn every_truncation_and_every_flip_ends_without_a_panic() {
     let old = noise(5000, 5);
     let new = revised(&old, 0);
-    for codec in Codec::ALL {
+    for codec in PatchMethod::ALL {
         let payload = back(codec, &old, &new, QUICK);
         for len in 0..payload.len() {
             assert_ne!(
@@ -137,13 +137,13 @@ fn every_truncation_and_every_flip_ends_without_a_panic() {
 
 #[test]
 fn codec_numbers_are_fixed() {
-    let numbers: Vec<_> = Codec::ALL.iter().map(|codec| (codec.number(), *codec)).collect();
-    assert_eq!(numbers, [(1, Codec::Zstd), (2, Codec::Suffix)]);
+    let numbers: Vec<_> = PatchMethod::ALL.iter().map(|codec| (codec.number(), *codec)).collect();
+    assert_eq!(numbers, [(1, PatchMethod::Zstd), (2, PatchMethod::Suffix)]);
     for (number, codec) in numbers {
-        assert_eq!(Codec::from_number(number), Some(codec));
+        assert_eq!(PatchMethod::from_number(number), Some(codec));
     }
-    assert_eq!(Codec::from_number(0), None);
-    assert_eq!(Codec::from_number(200), None);
+    assert_eq!(PatchMethod::from_number(0), None);
+    assert_eq!(PatchMethod::from_number(200), None);
 }
 
 proptest! {
@@ -162,7 +162,7 @@ proptest! {
                 target.push(len as u8);
             }
         }
-        for codec in Codec::ALL {
+        for codec in PatchMethod::ALL {
             back(codec, &base, &target, Effort { level });
         }
     }
@@ -171,7 +171,7 @@ proptest! {
     fn random_payloads_never_panic(
         payload in prop::collection::vec(any::<u8>(), 0..600), len in 0usize..100_000,
     ) {
-        for codec in Codec::ALL {
+        for codec in PatchMethod::ALL {
             if let Ok(target) = decode(codec, &[7; 999], &payload, len) {
                 prop_assert_eq!(target.len(), len);
             }

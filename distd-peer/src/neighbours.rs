@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::clock::{monotonic_now, unix_now};
-use crate::knocks::Knocks;
+use crate::dial_backoff::DialBackoff;
 use crate::net::{Link, LinkError, Meter, MeterReading, own_address};
 use crate::quarantine::Quarantine;
 use crate::serve::Sites;
@@ -89,7 +89,7 @@ pub struct Neighbourhood {
     remembered: Remembered,
     /// Neighbours found by multicast DNS.
     local: watch::Sender<BTreeSet<Neighbour>>,
-    knocks: Mutex<Knocks>,
+    dial_backoff: Mutex<DialBackoff>,
     meter: Arc<Meter>,
 }
 
@@ -103,9 +103,9 @@ impl Neighbourhood {
         settings: Neighbours,
     ) -> Arc<Self> {
         let remembered = Remembered::load(&settings.remembered);
-        let (links, knocks, meter) = (Mutex::default(), Mutex::default(), Arc::default());
+        let (links, dial_backoff, meter) = (Mutex::default(), Mutex::default(), Arc::default());
         let local = watch::Sender::new(BTreeSet::new());
-        Arc::new(Self { endpoint, ca, signer, settings, links, remembered, local, knocks, meter })
+        Arc::new(Self { endpoint, ca, signer, settings, links, remembered, local, dial_backoff, meter })
     }
 
     /// Id of this device.
@@ -137,15 +137,15 @@ impl Neighbourhood {
         self.local.subscribe()
     }
 
-    fn knocks(&self) -> MutexGuard<'_, Knocks> {
-        self.knocks.lock().unwrap_or_else(PoisonError::into_inner)
+    fn dial_backoff(&self) -> MutexGuard<'_, DialBackoff> {
+        self.dial_backoff.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a neighbour may be dialled: it is not this device itself, not in quarantine, not too
     /// far away, and did not just fail to answer several dials.
     fn is_usable(&self, neighbour: &Neighbour) -> bool {
         neighbour.node != self.signer.node_id()
-            && self.knocks().allow(monotonic_now(), &neighbour.node)
+            && self.dial_backoff().allow(monotonic_now(), &neighbour.node)
             && self.settings.quarantine.until(&neighbour.node, unix_now()).is_none()
             && (self.settings.allowed)(neighbour.address)
     }
@@ -220,10 +220,10 @@ impl Neighbourhood {
         if let Some(link) = held.as_ref().filter(|link| !link.is_closed()) {
             return Ok(link.clone());
         }
-        self.knocks().handle_dialled(monotonic_now(), node);
+        self.dial_backoff().handle_dialled(monotonic_now(), node);
         let dialled =
             Link::connect_neighbour(&self.endpoint, neighbour.address, node, &self.meter, unix_now()).await?;
-        self.knocks().handle_reached(&node);
+        self.dial_backoff().handle_reached(&node);
         let link = Arc::new(dialled);
         self.remember(neighbour);
         *held = Some(link.clone());

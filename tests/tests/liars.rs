@@ -58,7 +58,7 @@ enum Lie {
 struct Liar {
     inner: Arc<Relay>,
     lie: Lie,
-    disbelieved: Arc<AtomicU64>,
+    reported_bad_data: Arc<AtomicU64>,
     /// Swarms that stay open, as a relay keeps its swarms when no node has them open.
     kept: Mutex<Vec<Arc<dyn Swarm>>>,
 }
@@ -66,7 +66,7 @@ struct Liar {
 struct LyingSwarm {
     inner: Arc<dyn Swarm>,
     lie: Lie,
-    disbelieved: Arc<AtomicU64>,
+    reported_bad_data: Arc<AtomicU64>,
 }
 
 #[async_trait]
@@ -79,7 +79,7 @@ impl Content for Liar {
     ) -> Result<Arc<dyn Swarm>, ServeError> {
         let inner = self.inner.swarm(peer, budget, manifest).await?;
         let swarm: Arc<dyn Swarm> =
-            Arc::new(LyingSwarm { inner, lie: self.lie, disbelieved: self.disbelieved.clone() });
+            Arc::new(LyingSwarm { inner, lie: self.lie, reported_bad_data: self.reported_bad_data.clone() });
         self.kept.lock().expect("no holder panics").push(swarm.clone());
         Ok(swarm)
     }
@@ -134,8 +134,8 @@ impl Swarm for LyingSwarm {
         self.inner.ids()
     }
 
-    fn disbelieved(&self) {
-        self.disbelieved.fetch_add(1, Ordering::Relaxed);
+    fn reported_bad_data(&self) {
+        self.reported_bad_data.fetch_add(1, Ordering::Relaxed);
     }
 
     async fn held(&self) -> Result<ChunkRanges, ServeError> {
@@ -212,8 +212,8 @@ async fn start_liar(lab: &Lab, lie: Lie) -> (SocketAddr, Arc<Server>, Arc<Atomic
     let config = StoreConfig { min_free_bytes: 0, ..StoreConfig::default() };
     let (store, _) = EdgeStore::open(&dir.join("cache"), config).expect("store");
     let inner = Arc::new(Relay::new(Arc::new(store), parents, TrustAnchor::Ca(ca.clone())));
-    let disbelieved = Arc::new(AtomicU64::new(0));
-    let content = Liar { inner, lie, disbelieved: disbelieved.clone(), kept: Mutex::default() };
+    let reported_bad_data = Arc::new(AtomicU64::new(0));
+    let content = Liar { inner, lie, reported_bad_data: reported_bad_data.clone(), kept: Mutex::default() };
     let server = Server::new(Arc::new(content), ServeConfig::default());
     let listen = "127.0.0.1:0".parse().expect("an address");
     let reset = ResetKey::of_node(&identity.private_key());
@@ -222,7 +222,7 @@ async fn start_liar(lab: &Lab, lie: Lie) -> (SocketAddr, Arc<Server>, Arc<Atomic
     let address = endpoint.local_addr().expect("bound");
     tokio::spawn(server.clone().run(endpoint));
     tokio::spawn(server.clone().run_tcp(listener, https_parent(credentials, &ca).expect("tls")));
-    (address, server, disbelieved)
+    (address, server, reported_bad_data)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -239,7 +239,7 @@ async fn whatever_a_relay_lies_about_the_device_gets_the_right_bytes_from_the_ne
         Lie::WrongNodes,
         Lie::WrongMetadata,
     ] {
-        let (address, _server, disbelieved) = start_liar(&lab, lie).await;
+        let (address, _server, reported_bad_data) = start_liar(&lab, lie).await;
         let name = format!("d-{lie:?}");
         lab.enroll(&name, lab.quic());
         let out = lab.path("out");
@@ -254,12 +254,12 @@ async fn whatever_a_relay_lies_about_the_device_gets_the_right_bytes_from_the_ne
         assert_eq!(!quarantine.is_empty(), caught, "{lie:?}: {quarantine}");
         // The liar learns why the device left, so that it fetches nothing more for the device.
         let told = async {
-            while disbelieved.load(Ordering::Relaxed) == 0 {
+            while reported_bad_data.load(Ordering::Relaxed) == 0 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
         let told = caught && tokio::time::timeout(Duration::from_secs(30), told).await.is_ok();
-        assert_eq!((told, disbelieved.load(Ordering::Relaxed) > 0), (caught, caught), "{lie:?}");
+        assert_eq!((told, reported_bad_data.load(Ordering::Relaxed) > 0), (caught, caught), "{lie:?}");
         fs::remove_file(&out).expect("remove");
     }
 }

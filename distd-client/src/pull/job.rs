@@ -21,7 +21,7 @@ use super::copy::{copy_held, held_in_place};
 use super::entries::{Entries, ZeroChunk};
 use super::journal::Journal;
 use super::patches::{
-    Applied, Arrivals, Link, Offers, Passing, PayloadSink, Payloads, Work, apply_all, held,
+    Applied, Arrivals, Link, Offers, PayloadSink, Payloads, TransientChunks, Work, apply_all, held,
 };
 use super::place::{Placed, Placer};
 use super::run::{PullRequest, state_path};
@@ -41,7 +41,7 @@ const JOURNAL_EVERY: Duration = Duration::from_millis(900);
 pub(super) const REBUILT_FILE: &str = ".distd-part-rebuilt";
 
 /// File with transient chunks: those that only a later patch needs.
-const PASSING_FILE: &str = ".distd-part-passing";
+const TRANSIENT_FILE: &str = ".distd-part-passing";
 
 /// Suffixes of all files of patches beside the target; the payloads of each set of a route come
 /// first. An interrupted pull leaves these files, and the pull that continues it need not use
@@ -52,7 +52,7 @@ pub(super) const PATCH_FILES: [&str; ROUTE_LEGS_MAX + 2] = [
     ".distd-part-patches2",
     ".distd-part-patches3",
     REBUILT_FILE,
-    PASSING_FILE,
+    TRANSIENT_FILE,
 ];
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -85,7 +85,7 @@ pub(super) struct Job {
     offers: Arc<Offers>,
     link: Link,
     payloads: Vec<Arc<Payloads>>,
-    passing: PathBuf,
+    transient: PathBuf,
     /// Patch files that this pull or an earlier one may have left.
     patch_files: Vec<PathBuf>,
     holdings: Arc<Holdings>,
@@ -157,7 +157,7 @@ impl Job {
             offers,
             link,
             payloads,
-            passing: state_path(request, PASSING_FILE),
+            transient: state_path(request, TRANSIENT_FILE),
             patch_files,
             holdings: Arc::default(),
             published: Vec::new(),
@@ -307,12 +307,12 @@ impl Job {
             index: self.index.clone(),
             tables,
             arrivals: arrivals.clone(),
-            passing: Passing::open(self.passing.clone(), !choice.passing.is_empty()),
+            transient: TransientChunks::open(self.transient.clone(), !choice.transient.is_empty()),
             choice: choice.clone(),
         };
         let applying = tokio::task::spawn_blocking(move || {
             let applied = apply_all(&work);
-            work.passing.remove();
+            work.transient.remove();
             applied
         });
         let chunks = self.fetch(realm, &placer, &choice.chunks, Some(&arrivals));
@@ -356,7 +356,7 @@ impl Job {
             let (id, published) = (set.manifest.id(), published.as_ref());
             let fetched = realm.fetch(id, table, sink.clone(), wanted, published).await;
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-            counts.duplicate_bytes += sink.came.duplicate_bytes.load(Ordering::Relaxed);
+            counts.duplicate_bytes += sink.received.duplicate_bytes.load(Ordering::Relaxed);
             if let Err(error) = fetched {
                 tracing::warn!(error = &error as &dyn std::error::Error, "some patches could not be fetched");
             }
@@ -388,7 +388,7 @@ impl Job {
             counts.placed_bytes += placed;
             counts.chunk_bytes += sink.chunk_bytes.load(Ordering::Relaxed);
             counts.repeated_bytes += placer.repeated_bytes() - repeated_before;
-            counts.duplicate_bytes += sink.came.duplicate_bytes.load(Ordering::Relaxed);
+            counts.duplicate_bytes += sink.received.duplicate_bytes.load(Ordering::Relaxed);
         }
         result.map_err(|error| match error {
             FetchError::Sink(_) => write_failed(io::Error::other(error)),

@@ -15,13 +15,13 @@ use super::place::Placer;
 /// Chunks that arrived in one fetch. At its end a few chunks are asked of two peers, and both peers
 /// may send them.
 #[derive(Default)]
-pub(super) struct Came {
+pub(super) struct ReceivedCounts {
     chunks: Mutex<ChunkRanges>,
     /// Packed bytes of chunks that arrived twice.
     pub(super) duplicate_bytes: AtomicU64,
 }
 
-impl Came {
+impl ReceivedCounts {
     /// Records the arrival of a chunk; returns false if the chunk had arrived before.
     pub(super) fn first(&self, id: ChunkId, packed: &PackedChunk) -> bool {
         let first = self.chunks.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
@@ -39,12 +39,12 @@ pub(super) struct TargetSink {
     arrivals: Option<Arc<Arrivals>>,
     /// Packed bytes of the chunks.
     pub(super) chunk_bytes: AtomicU64,
-    pub(super) came: Came,
+    pub(super) received: ReceivedCounts,
 }
 
 impl TargetSink {
     pub(super) fn new(placer: Arc<Placer>, arrivals: Option<Arc<Arrivals>>) -> Self {
-        Self { placer, arrivals, chunk_bytes: AtomicU64::new(0), came: Came::default() }
+        Self { placer, arrivals, chunk_bytes: AtomicU64::new(0), received: ReceivedCounts::default() }
     }
 }
 
@@ -54,7 +54,7 @@ impl ChunkSink for TargetSink {
     }
 
     fn accept_all(&self, chunks: &[Verified<'_>]) -> Result<(), SinkError> {
-        let first = |chunk: &&Verified<'_>| self.came.first(chunk.entry.id, chunk.packed);
+        let first = |chunk: &&Verified<'_>| self.received.first(chunk.entry.id, chunk.packed);
         let fresh: Vec<&Verified<'_>> = chunks.iter().filter(first).collect();
         self.placer
             .place_all(fresh.iter().map(|chunk| (chunk.entry.id, chunk.raw)))

@@ -35,7 +35,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const ANNOUNCED_MAX: usize = 4;
 
 /// Largest number of neighbours that receive the announcement, in addition to the parents.
-const NEIGHBOURS_TOLD: usize = 8;
+const ANNOUNCE_NEIGHBOURS_MAX: usize = 8;
 
 /// Time limit for announcing one artifact to one peer.
 const TOLD_WITHIN: Duration = Duration::from_secs(30);
@@ -175,7 +175,7 @@ impl Announcer {
         }
         let mut near: Vec<_> = self.lateral.neighbourhood.local().borrow().iter().cloned().collect();
         near.extend(self.lateral.neighbourhood.remembered());
-        for neighbour in near.into_iter().take(NEIGHBOURS_TOLD) {
+        for neighbour in near.into_iter().take(ANNOUNCE_NEIGHBOURS_MAX) {
             if told.insert(neighbour.node)
                 && let Ok(link) = self.lateral.neighbourhood.link(&neighbour).await
             {

@@ -5,7 +5,7 @@ use std::ops::{Range, RangeInclusive};
 
 use distd_core::limits::VIEW_IDS_FROM;
 use distd_core::patch::pair::{ChunkSpan, Of, Patch, Side};
-use distd_core::patch::{Codec, SetIndex, SetPatch, TargetRun};
+use distd_core::patch::{PatchMethod, SetIndex, SetPatch, TargetRun};
 use distd_core::{ChunkHash, ChunkId, ManifestId};
 
 use crate::views::{Extended, Pass};
@@ -23,7 +23,7 @@ pub(crate) fn index(
     let mut found: Vec<SetPatch> = patches
         .iter()
         .map(|(_, patch)| SetPatch {
-            codec: if patch.codec == Codec::Zstd { 1 } else { 2 },
+            codec: if patch.codec == PatchMethod::Zstd { 1 } else { 2 },
             packed: 1000 + patch.payload.len() as u64,
             bases: patch
                 .bases

@@ -27,7 +27,7 @@ use distd_core::packing::Packer;
 use distd_core::patch::pair::{
     ChunkSpan, Need, Of, PairOptions, Patch, Side, build, needs as needs_of, pair as pair_up,
 };
-use distd_core::patch::{Codec, Effort, decode};
+use distd_core::patch::{Effort, PatchMethod, decode};
 
 mod index;
 mod views;
@@ -251,7 +251,7 @@ fn report(
         apply += verify(patch, old, new)?;
         spent(&patch.targets, patch.payload.len());
         let kind = match (patch.codec, patch.bases.is_empty()) {
-            (Codec::Zstd, true) => "solid".to_owned(),
+            (PatchMethod::Zstd, true) => "solid".to_owned(),
             (codec, _) => format!("{codec:?}"),
         };
         let kind = kinds.entry(kind).or_default();

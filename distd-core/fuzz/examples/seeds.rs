@@ -11,7 +11,7 @@ use bytes::Bytes;
 use distd_core::cut::{CutParams, regions};
 use distd_core::manifest::{Builder, Entry, Kind, Manifest, compact_leaf};
 use distd_core::patch::view::{Joined, cluster_files, unpack, unpack_clusters, unpack_old_clusters};
-use distd_core::patch::{Codec, Effort, Outline, SetIndex, SetPatch, TargetRun, encode};
+use distd_core::patch::{Effort, Outline, PatchMethod, SetIndex, SetPatch, TargetRun, encode};
 use distd_core::proto::Frame;
 use distd_core::proto::frame::{
     Choke, Codec as DataCodec, Data, DontHave, DontHaveReason, Handshake, Node, NodeRequest, NodesEnd, Ranges,
@@ -202,7 +202,7 @@ fn codecs(seeds: &Seeds) -> Result<()> {
     for at in (300..2400).step_by(77) {
         target[at] = target[at].wrapping_add(3);
     }
-    for codec in Codec::ALL {
+    for codec in PatchMethod::ALL {
         let name = format!("{codec:?}").to_lowercase();
         let payload = encode(codec, &base, &target, Effort::default()).ok_or("small")?;
         let number = [codec.number() - 1];
@@ -210,7 +210,7 @@ fn codecs(seeds: &Seeds) -> Result<()> {
         seeds.put("patch_decode", &name, &[&number, len, &part(&base), &payload])?;
         seeds.put("patch_encode", &name, &[&number, &[40, 0, 0], &part(&base), &target])?;
     }
-    let solid = encode(Codec::Zstd, &[], &target, Effort::default()).ok_or("small")?;
+    let solid = encode(PatchMethod::Zstd, &[], &target, Effort::default()).ok_or("small")?;
     let len = &(target.len() as u32).to_le_bytes()[..3];
     seeds.put("patch_decode", "solid", &[&[0], len, &part(&[]), &solid])
 }

@@ -91,7 +91,7 @@ pub struct Choice {
     pub chunks: Vec<ChunkId>,
     /// Transient chunks, ascending: chosen patches rebuild them only as bases of other patches;
     /// they are not wanted themselves.
-    pub passing: Vec<ChunkId>,
+    pub transient: Vec<ChunkId>,
     /// Estimated time of one core to apply the patches.
     pub processor: Duration,
 }
@@ -158,7 +158,7 @@ pub fn choose(
         for id in &needed {
             open.remove(id);
             if !is_wanted(id) {
-                choice.passing.push(*id);
+                choice.transient.push(*id);
             }
         }
         open.extend(patch.base_ids().filter(|id| !held(*id)).map(|id| (id, ())));
@@ -168,7 +168,7 @@ pub fn choose(
         choice.processor += processor(patch);
     }
     choice.patches.reverse();
-    choice.passing.sort_unstable();
+    choice.transient.sort_unstable();
     // An open chunk that is not wanted comes from an earlier usable patch, and that patch was then
     // chosen. So all remaining open chunks are wanted.
     choice.chunks = open.into_keys().collect();
@@ -230,7 +230,7 @@ mod tests {
         // 200 is not wanted here: the first patch rebuilds it as transient base of the second.
         let choice = run(&[201, 202], &sets, &[vec![10, 10, 10]]);
         assert_eq!(numbers(&choice), [(0, 0), (0, 1)]);
-        assert_eq!(choice.passing, ids(&[200]));
+        assert_eq!(choice.transient, ids(&[200]));
     }
 
     #[test]
@@ -248,7 +248,7 @@ mod tests {
             [vec![patch(&[1], &[200], 500), patch(&[2], &[201], 500)], vec![patch(&[200], &[300], 500)]];
         let choice = run(&[201, 300], &sets, &[vec![10, 10], vec![10]]);
         assert_eq!(numbers(&choice), [(0, 0), (0, 1), (1, 0)]);
-        assert_eq!(choice.passing, ids(&[200]));
+        assert_eq!(choice.transient, ids(&[200]));
         assert!(choice.chunks.is_empty());
     }
 

@@ -7,14 +7,14 @@ use crate::limits::{PATCH_BASE_BYTES_MAX, PATCH_PAYLOAD_BYTES_MAX, PATCH_TARGET_
 /// codec: never reuse one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
-pub enum Codec {
+pub enum PatchMethod {
     /// One zstd frame with the base as prefix; without a base, a *solid segment* (module `prefix`).
     Zstd = 1,
     /// Suffix-array difference, its streams packed with zstd (module `suffix`).
     Suffix = 2,
 }
 
-impl Codec {
+impl PatchMethod {
     /// Every codec, in the order of their numbers.
     pub const ALL: [Self; 2] = [Self::Zstd, Self::Suffix];
 
@@ -72,14 +72,14 @@ fn bound(what: &'static str, bytes: usize, max: usize) -> Result<(), PatchError>
 /// Returns a payload that makes [`decode`] return `target` when given `base`. `None` if no payload
 /// is within the limits; the caller then splits the target or sends chunks.
 ///
-/// At level 19 this takes about 0.3 s per MiB of base and target, [`Codec::Suffix`] a quarter of
+/// At level 19 this takes about 0.3 s per MiB of base and target, [`PatchMethod::Suffix`] a quarter of
 /// that, and up to 300 MB of memory for the largest base.
-pub fn encode(codec: Codec, base: &[u8], target: &[u8], effort: Effort) -> Option<Vec<u8>> {
+pub fn encode(codec: PatchMethod, base: &[u8], target: &[u8], effort: Effort) -> Option<Vec<u8>> {
     bound("base", base.len(), PATCH_BASE_BYTES_MAX).ok()?;
     bound("target", target.len(), PATCH_TARGET_BYTES_MAX).ok()?;
     let payload = match codec {
-        Codec::Zstd => prefix::encode(base, target, effort.level),
-        Codec::Suffix => suffix::encode(base, target, effort.level),
+        PatchMethod::Zstd => prefix::encode(base, target, effort.level),
+        PatchMethod::Suffix => suffix::encode(base, target, effort.level),
     }?;
     (payload.len() <= PATCH_PAYLOAD_BYTES_MAX).then_some(payload)
 }
@@ -92,12 +92,17 @@ pub fn encode(codec: Codec, base: &[u8], target: &[u8], effort: Effort) -> Optio
 ///
 /// # Errors
 /// [`PatchError`]; lengths are checked before anything is allocated.
-pub fn decode(codec: Codec, base: &[u8], payload: &[u8], target_len: usize) -> Result<Vec<u8>, PatchError> {
+pub fn decode(
+    codec: PatchMethod,
+    base: &[u8],
+    payload: &[u8],
+    target_len: usize,
+) -> Result<Vec<u8>, PatchError> {
     bound("base", base.len(), PATCH_BASE_BYTES_MAX)?;
     bound("target", target_len, PATCH_TARGET_BYTES_MAX)?;
     bound("payload", payload.len(), PATCH_PAYLOAD_BYTES_MAX)?;
     match codec {
-        Codec::Zstd => prefix::decode(base, payload, target_len),
-        Codec::Suffix => suffix::decode(base, payload, target_len),
+        PatchMethod::Zstd => prefix::decode(base, payload, target_len),
+        PatchMethod::Suffix => suffix::decode(base, payload, target_len),
     }
 }

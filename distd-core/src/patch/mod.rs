@@ -34,7 +34,7 @@
 //!
 //! ```
 //! use distd_core::patch::{
-//!     Codec, Effort, Offer, Optimize, SetIndex, SetPatch, TargetRun, choose, decode, encode,
+//!     PatchMethod, Effort, Offer, Optimize, SetIndex, SetPatch, TargetRun, choose, decode, encode,
 //! };
 //! use distd_core::{ChunkHash, ChunkId, ManifestId};
 //!
@@ -52,13 +52,13 @@
 //!
 //! // Origin: encode the payload and describe it in the index.
 //! let base = [a, b, c].concat();
-//! let payload = encode(Codec::Suffix, &base, &b2, Effort::default()).expect("within the limits");
+//! let payload = encode(PatchMethod::Suffix, &base, &b2, Effort::default()).expect("within the limits");
 //! assert!(payload.len() < 100);
 //! let index = SetIndex {
 //!     from: ManifestId([1; 32]),
 //!     to: ManifestId([2; 32]),
 //!     patches: vec![SetPatch {
-//!         codec: Codec::Suffix.number(),
+//!         codec: PatchMethod::Suffix.number(),
 //!         packed: b2.len() as u64,
 //!         bases: vec![ChunkId(1)..=ChunkId(3)],
 //!         targets: vec![TargetRun { first: ChunkId(4), lens: vec![b2.len() as u32] }],
@@ -72,7 +72,7 @@
 //! let held = |id: ChunkId| id.0 <= 3;
 //! let choice = choose(&[ChunkId(4)], held, &[offer], Optimize::Bytes);
 //! assert_eq!((choice.patches.len(), choice.chunks.len()), (1, 0));
-//! let rebuilt = decode(Codec::Suffix, &base, &payload, b2.len())?;
+//! let rebuilt = decode(PatchMethod::Suffix, &base, &payload, b2.len())?;
 //! assert_eq!(ChunkHash::of(&rebuilt), ChunkHash::of(&b2));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -96,7 +96,7 @@ mod suffix;
 pub mod view;
 
 pub use choose::{Choice, Offer, Optimize, PatchRef, choose};
-pub use codec::{Codec, Effort, PatchError, decode, encode};
+pub use codec::{Effort, PatchError, PatchMethod, decode, encode};
 pub use outline::{Outline, OutlineError};
 pub use route::{Leg, ROUTE_LEGS_MAX, route};
 pub use set::{Method, SetError, SetIndex, SetPatch, TargetRun};

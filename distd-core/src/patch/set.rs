@@ -8,7 +8,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::Codec;
+use super::PatchMethod;
 use crate::limits::{
     CHUNK_BYTES_MAX, PATCH_BASE_BYTES_MAX, PATCH_INDEX_BYTES_MAX, PATCH_SET_BASES_MAX,
     PATCH_TARGET_BYTES_MAX, PATCHES_MAX, VIEW_BYTES_MAX, VIEW_IDS_FROM,
@@ -30,7 +30,7 @@ const VIEW_CHUNKS_MAX: u64 = VIEW_BYTES_MAX / 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// A codec that works in memory, within the limits of patches.
-    Buffer(Codec),
+    Buffer(PatchMethod),
     /// Unpacks packed files of the old release into their view. The payload is the unpack recipe
     /// ([`view::unpack_with`](super::view::unpack_with)), for gzip one byte. Streaming.
     Inflate,
@@ -50,7 +50,7 @@ impl Method {
         match number {
             Self::INFLATE => Some(Self::Inflate),
             Self::REPACK => Some(Self::Repack),
-            _ => Codec::from_number(number).map(Self::Buffer),
+            _ => PatchMethod::from_number(number).map(Self::Buffer),
         }
     }
 

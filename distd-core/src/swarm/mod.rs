@@ -1,7 +1,7 @@
 //! Swarms, sans-io: nodes that exchange one manifest's chunks. The asker's side is [`Fetch`], which
 //! decides which chunk to request next, from which peer, and how to react when a peer fails. The
 //! answerer's side knows the nodes that ask ([`Directory`], [`Shuns`]), decides which of them gets
-//! a chunk now ([`Leases`], [`Lately`]), and shares its room among them ([`UploadSlots`],
+//! a chunk now ([`Leases`], [`RecentlySent`]), and shares its room among them ([`UploadSlots`],
 //! [`Places`], [`FetchCredit`]).
 //!
 //! # Goals
@@ -92,9 +92,9 @@
 mod credit;
 mod directory;
 mod fetch;
-mod lately;
 mod lease;
 mod places;
+mod recently_sent;
 pub mod rules;
 mod shuns;
 mod slots;
@@ -103,9 +103,9 @@ mod upload_slots;
 pub use credit::FetchCredit;
 pub use directory::{Asker, Directory, SiteKey};
 pub use fetch::{BatchId, Fetch, FetchConfig, FetchEvent, PeerFault, PeerId, Tier};
-pub use lately::Lately;
 pub use lease::{LEASE, LeaseId, Leases, WAIT_MAX};
 pub use places::{Arrival, PlaceId, Places};
+pub use recently_sent::RecentlySent;
 pub use shuns::Shuns;
 pub use slots::SlotPace;
 pub use upload_slots::{SlotAsk, SlotTold, UploadSlots, WaitId};

@@ -19,7 +19,7 @@ pub const NEIGHBOURS_MAX: usize = 16;
 /// that dial this node and are dialled back. Early joiners are advertised to everybody who joins
 /// later, late joiners to nobody. If every place were filled from advertised addresses, early
 /// joiners would upload three times their share and late ones nothing.
-pub const NEIGHBOURS_TOLD: usize = 10;
+pub const HEARSAY_DIALS_MAX: usize = 10;
 
 /// How long nearer parents may take to connect before a farther one is asked: a round trip over a
 /// slow link, and one repetition.
@@ -53,7 +53,7 @@ pub const UPLOAD_SLOTS: usize = 128;
 pub const UPLOAD_SLOT_WAIT: Duration = Duration::from_secs(5);
 
 /// Number of batches answered at once from which a node suppresses duplicates: it leaves to
-/// neighbours the chunks it sent them recently ([`Lately`](super::Lately)). With fewer batches, its
+/// neighbours the chunks it sent them recently ([`RecentlySent`](super::RecentlySent)). With fewer batches, its
 /// link has room for all copies.
 pub const CROWD: usize = 32;
 

@@ -69,7 +69,7 @@ impl Shuns {
     }
 
     /// Returns the nodes that enough nodes of the site shun for an origin to distrust them.
-    pub fn disowned(&self) -> impl Iterator<Item = &NodeId> {
+    pub fn distrusted_by_origin(&self) -> impl Iterator<Item = &NodeId> {
         self.voices.iter().filter(|(_, voices)| self.is_enough(**voices)).map(|(node, _)| node)
     }
 
@@ -102,7 +102,7 @@ mod tests {
         shuns.handle_members(VOICES_PART * 3);
         assert!(!shuns.is_disowned(node(9)), "two of 48");
         shuns.handle_members(VOICES_PART);
-        assert!(shuns.disowned().eq([&node(9)]));
+        assert!(shuns.distrusted_by_origin().eq([&node(9)]));
         shuns.handle_shuns(NOW + 1, node(1), BTreeSet::new());
         assert!(!shuns.is_disowned(node(9)), "taken back");
         shuns.expire(NOW + RECORD_SECONDS_MAX);

@@ -1,7 +1,7 @@
 //! Fuzz bodies of the patch codecs.
 
 use distd_core::limits::{PATCH_PAYLOAD_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
-use distd_core::patch::{Codec, Effort, PatchError, decode, encode};
+use distd_core::patch::{Effort, PatchError, PatchMethod, decode, encode};
 
 use super::input::Input;
 use super::memory::within;
@@ -9,8 +9,8 @@ use super::memory::within;
 /// Longest target asked for, bytes. Zeros of 4 MiB for each input would take most of the time.
 const TARGET_MAX: u32 = 256 << 10;
 
-fn codec(byte: u8) -> Codec {
-    Codec::ALL[usize::from(byte) % Codec::ALL.len()]
+fn codec(byte: u8) -> PatchMethod {
+    PatchMethod::ALL[usize::from(byte) % PatchMethod::ALL.len()]
 }
 
 /// Any payload gives exactly the wanted length or an error, within `base + target + 12 MiB`.

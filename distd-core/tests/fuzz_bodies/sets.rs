@@ -113,7 +113,7 @@ fn assert_applicable(
     wanted: &[ChunkId],
     held: impl Fn(ChunkId) -> bool,
 ) {
-    assert!(choice.patches.is_sorted() && choice.chunks.is_sorted() && choice.passing.is_sorted());
+    assert!(choice.patches.is_sorted() && choice.chunks.is_sorted() && choice.transient.is_sorted());
     let mut there: BTreeSet<ChunkId> = choice.chunks.iter().copied().collect();
     assert!(there.iter().all(|id| wanted.binary_search(id).is_ok()), "what is fetched is wanted");
     for at in &choice.patches {
@@ -122,7 +122,7 @@ fn assert_applicable(
         there.extend(patch.target_chunks().map(|(id, _)| id));
     }
     assert!(wanted.iter().all(|id| held(*id) || there.contains(id)), "a wanted chunk is missing");
-    assert!(choice.passing.iter().all(|id| wanted.binary_search(id).is_err() && there.contains(id)));
+    assert!(choice.transient.iter().all(|id| wanted.binary_search(id).is_err() && there.contains(id)));
 }
 
 /// The route found is a route, and none of all other routes is shorter.

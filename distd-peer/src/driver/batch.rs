@@ -10,7 +10,7 @@ use distd_core::swarm::{BatchId, PeerFault};
 use futures::FutureExt;
 use tokio::sync::mpsc;
 
-use super::verified::Gathered;
+use super::verified::Coalesced;
 use super::{ChunkSink, Joined, Message, SinkError, chain};
 use crate::limits::Throttle;
 use crate::net::{Link, LinkError, WireError};
@@ -41,7 +41,7 @@ pub(super) async fn run_batch(
     download: Option<&Throttle>,
     tx: &mpsc::Sender<Message>,
 ) -> Result<(), BatchFailure> {
-    let mut taken = Taken { batch, gathered: Gathered::default(), sink, tx };
+    let mut taken = Taken { batch, coalesced: Coalesced::default(), sink, tx };
     let end = take_batch(swarm, chunks, table, download, &mut taken).await;
     if matches!(end, Err(BatchFailure::Sink(_))) {
         return end;
@@ -54,14 +54,14 @@ pub(super) async fn run_batch(
 /// Received chunks on their way to the sink and the driver.
 struct Taken<'t> {
     batch: BatchId,
-    gathered: Gathered,
+    coalesced: Coalesced,
     sink: &'t dyn ChunkSink,
     tx: &'t mpsc::Sender<Message>,
 }
 
 impl Taken<'_> {
     async fn pass_on(&mut self) -> Result<(), SinkError> {
-        let chunks: Vec<ChunkId> = self.gathered.hand_to(self.sink)?.map(|entry| entry.id).collect();
+        let chunks: Vec<ChunkId> = self.coalesced.hand_to(self.sink)?.map(|entry| entry.id).collect();
         if !chunks.is_empty() {
             // The receiver is gone only if nobody waits for the driver's result.
             let _ = self.tx.send(Message::Chunks(self.batch, chunks)).await;
@@ -103,7 +103,7 @@ async fn take_batch(
             BatchEvent::Data(data) => {
                 let entry = table.get(data.id).expect("only chunks of the table are asked for");
                 let bytes = data.bytes.len();
-                let enough = taken.gathered.add(entry, data).map_err(|e| {
+                let enough = taken.coalesced.add(entry, data).map_err(|e| {
                     reader.stop(CloseCode::IntegrityFailed);
                     BatchFailure::Peer(format!("{}: {}", link.address(), chain(&e)), PeerFault::WrongBytes)
                 })?;

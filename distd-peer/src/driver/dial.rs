@@ -16,7 +16,7 @@ use crate::net::{Link, LinkError, SwarmLink};
 use crate::parents::{Parents, ParentsError};
 
 /// Peer to dial.
-pub(super) enum Whom {
+pub(super) enum DialTarget {
     /// The parent with this index.
     Parent(Arc<Parents>, usize),
     /// A neighbour.
@@ -37,7 +37,7 @@ enum JoinError {
 /// State of one peer's task.
 pub(super) struct Caller {
     pub(super) peer: PeerId,
-    pub(super) whom: Whom,
+    pub(super) target: DialTarget,
     pub(super) manifest: ManifestId,
     pub(super) exchange: Option<Exchange>,
     /// Chunks that the driver was started for.
@@ -64,7 +64,7 @@ impl Caller {
                 return;
             }
             tries += 1;
-            if matches!(self.whom, Whom::Neighbour(..)) && tries >= NEIGHBOUR_TRIES {
+            if matches!(self.target, DialTarget::Neighbour(..)) && tries >= NEIGHBOUR_TRIES {
                 let _ = self.tx.send(Message::Gone(self.peer)).await;
                 return;
             }
@@ -74,9 +74,9 @@ impl Caller {
     }
 
     async fn join(&self) -> Result<SwarmLink, JoinError> {
-        let link: Arc<Link> = match &self.whom {
-            Whom::Parent(parents, index) => parents.link(*index).await?,
-            Whom::Neighbour(neighbourhood, neighbour) => neighbourhood.link(neighbour).await?,
+        let link: Arc<Link> = match &self.target {
+            DialTarget::Parent(parents, index) => parents.link(*index).await?,
+            DialTarget::Neighbour(neighbourhood, neighbour) => neighbourhood.link(neighbour).await?,
         };
         let Some(exchange) = &self.exchange else { return Ok(link.open_swarm(self.manifest).await?) };
         let own = exchange.neighbourhood.own_record(link.remote())?;
@@ -92,7 +92,8 @@ impl Caller {
             }
             return Ok(());
         };
-        let mut shunning = matches!(self.whom, Whom::Parent(..)).then(|| exchange.neighbourhood.shunning());
+        let mut shunning =
+            matches!(self.target, DialTarget::Parent(..)).then(|| exchange.neighbourhood.shunning());
         let mut growth = exchange.holdings.subscribe();
         // Chunks held from the start have to be announced, too.
         growth.mark_changed();
@@ -136,9 +137,9 @@ impl Caller {
     /// other nodes may fetch from the parent, too.
     fn news(&self, exchange: &Exchange) -> ChunkRanges {
         let held = exchange.holdings.snapshot();
-        match &self.whom {
-            Whom::Parent(..) => held.intersection(&self.wanted),
-            Whom::Neighbour(..) => held,
+        match &self.target {
+            DialTarget::Parent(..) => held.intersection(&self.wanted),
+            DialTarget::Neighbour(..) => held,
         }
     }
 
@@ -146,11 +147,11 @@ impl Caller {
         let message = match event {
             ControlEvent::Open(_) => return opened(),
             ControlEvent::Choked(choke) => Message::Choked(self.peer, choke.retry_after),
-            ControlEvent::Have(chunks) if matches!(self.whom, Whom::Neighbour(..)) => {
+            ControlEvent::Have(chunks) if matches!(self.target, DialTarget::Neighbour(..)) => {
                 Message::Have(self.peer, chunks)
             }
             ControlEvent::Peers(records) => Message::Peers(records),
-            ControlEvent::Shuns(nodes) => Message::Disowned(self.peer, nodes),
+            ControlEvent::Shuns(nodes) => Message::DistrustedByOrigin(self.peer, nodes),
             _ => return,
         };
         // The receiver is gone only if nobody waits for the driver's result.

@@ -50,7 +50,7 @@ use distd_core::manifest::Entry;
 use distd_core::packing::PackedChunk;
 use distd_core::proto::frame::{DontHaveReason, PeerRecord};
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::rules::{NEARER_GRACE, NEIGHBOURS_MAX, NEIGHBOURS_TOLD};
+use distd_core::swarm::rules::{HEARSAY_DIALS_MAX, NEARER_GRACE, NEIGHBOURS_MAX};
 use distd_core::swarm::{BatchId, Fetch, FetchConfig, FetchEvent, PeerFault, PeerId, Tier};
 use distd_core::time::Timestamp;
 use distd_core::{ChunkId, ManifestId, NodeId};
@@ -58,7 +58,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
 use self::batch::{BatchFailure, run_batch};
-use self::dial::{Caller, Whom};
+use self::dial::{Caller, DialTarget};
 pub use self::verified::Verified;
 use crate::clock::monotonic_now;
 use crate::limits::Throttle;
@@ -137,7 +137,7 @@ enum Message {
     /// A neighbour announced chunks.
     Have(PeerId, ChunkRanges),
     /// Nodes that the peer, on behalf of several nodes of the site, asks this device not to use.
-    Disowned(PeerId, BTreeSet<NodeId>),
+    DistrustedByOrigin(PeerId, BTreeSet<NodeId>),
     /// Records of neighbours that a peer advertised.
     Peers(Vec<PeerRecord>),
     /// Neighbours found by multicast DNS.
@@ -158,7 +158,7 @@ enum Message {
 enum Want {
     More(ChunkRanges),
     NoMore(ChunkRanges),
-    Disbelieved,
+    ReportedBadData,
 }
 
 /// Handle through which a running driver is asked for more chunks.
@@ -178,8 +178,8 @@ impl DriverHandle {
     }
 
     /// Reports that a peer left because it got wrong bytes from this node.
-    pub fn disbelieved(&self) {
-        let _ = self.0.send(Want::Disbelieved);
+    pub fn reported_bad_data(&self) {
+        let _ = self.0.send(Want::ReportedBadData);
     }
 }
 
@@ -216,7 +216,7 @@ pub struct Driver {
     /// Parents that have connected or failed at least once.
     heard: HashSet<PeerId>,
     /// Nodes that the origin distrusts: several nodes of the site got wrong bytes from them.
-    disowned: BTreeSet<NodeId>,
+    distrusted_by_origin: BTreeSet<NodeId>,
     started: Timestamp,
     messages_tx: mpsc::Sender<Message>,
     messages: mpsc::Receiver<Message>,
@@ -253,7 +253,7 @@ impl Driver {
             swarms: HashMap::new(),
             neighbours: HashMap::new(),
             heard: HashSet::new(),
-            disowned: BTreeSet::new(),
+            distrusted_by_origin: BTreeSet::new(),
             started: monotonic_now(),
             messages_tx,
             messages,
@@ -313,7 +313,7 @@ impl Driver {
         for index in 0..self.parents.len() {
             // Known to the core from the start, so that chunks wait for this parent instead of
             // being given up.
-            self.dial(PeerId(index as u32), Tier::Origin, Whom::Parent(self.parents.clone(), index));
+            self.dial(PeerId(index as u32), Tier::Origin, DialTarget::Parent(self.parents.clone(), index));
         }
         if let Some(exchange) = &self.exchange {
             let known = exchange.neighbourhood.remembered();
@@ -331,15 +331,15 @@ impl Driver {
             self.tasks.spawn(async move {
                 while calls.changed().await.is_ok() && tx.send(Message::Called).await.is_ok() {}
             });
-            self.dial_neighbours(known.into_iter().take(REMEMBERED_TRIED).collect(), NEIGHBOURS_TOLD);
+            self.dial_neighbours(known.into_iter().take(REMEMBERED_TRIED).collect(), HEARSAY_DIALS_MAX);
         }
     }
 
-    fn dial(&mut self, peer: PeerId, tier: Tier, whom: Whom) {
+    fn dial(&mut self, peer: PeerId, tier: Tier, target: DialTarget) {
         self.fetch.handle_connected(monotonic_now(), peer, tier);
         self.fetch.handle_awaiting(peer);
         let (manifest, exchange, tx) = (self.manifest, self.exchange.clone(), self.messages_tx.clone());
-        let task = Caller { peer, whom, manifest, exchange, wanted: self.wanted.clone(), tx }.run();
+        let task = Caller { peer, target, manifest, exchange, wanted: self.wanted.clone(), tx }.run();
         self.dialers.insert(peer, self.tasks.spawn(task));
     }
 
@@ -353,7 +353,7 @@ impl Driver {
             let peer = PeerId(self.next_peer);
             self.next_peer += 1;
             self.neighbours.insert(neighbour.clone(), peer);
-            self.dial(peer, Tier::Site, Whom::Neighbour(exchange.neighbourhood.clone(), neighbour));
+            self.dial(peer, Tier::Site, DialTarget::Neighbour(exchange.neighbourhood.clone(), neighbour));
         }
     }
 
@@ -444,7 +444,7 @@ impl Driver {
                 let given_up = self.fetch.want_no_more(monotonic_now(), &chunks);
                 self.sink.given_up(&given_up);
             }
-            Want::Disbelieved => self.fetch.handle_disbelieved(monotonic_now()),
+            Want::ReportedBadData => self.fetch.handle_reported_bad_data(monotonic_now()),
         }
     }
 
@@ -480,7 +480,7 @@ impl Driver {
                 self.heard.insert(peer);
                 self.fetch.handle_connected(now, peer, tier_of(swarm.link.role()));
                 self.swarms.insert(peer, swarm);
-                self.heed_disowned(now);
+                self.drop_distrusted(now);
             }
             Message::Lost(peer, problem) => {
                 self.heard.insert(peer);
@@ -498,20 +498,20 @@ impl Driver {
             Message::Have(peer, chunks) => {
                 self.fetch.handle_have(now, peer, &chunks.intersection(self.table.ids()));
             }
-            Message::Disowned(peer, nodes) => {
+            Message::DistrustedByOrigin(peer, nodes) => {
                 // Only the origin is believed about which relays lie.
                 if self.swarms.get(&peer).is_some_and(|s| tier_of(s.link.role()) == Tier::Origin) {
-                    self.disowned = nodes;
-                    self.heed_disowned(now);
+                    self.distrusted_by_origin = nodes;
+                    self.drop_distrusted(now);
                 }
             }
             Message::Peers(records) => {
                 if let Some(exchange) = &self.exchange {
                     let found = exchange.neighbourhood.take(self.manifest, records);
-                    self.dial_neighbours(found, NEIGHBOURS_TOLD);
+                    self.dial_neighbours(found, HEARSAY_DIALS_MAX);
                 }
             }
-            Message::Local(found) => self.dial_neighbours(found, NEIGHBOURS_TOLD),
+            Message::Local(found) => self.dial_neighbours(found, HEARSAY_DIALS_MAX),
             Message::Called => {
                 if let Some(exchange) = &self.exchange {
                     let callers = exchange.neighbourhood.callers(&self.manifest);
@@ -561,8 +561,9 @@ impl Driver {
         Ok(())
     }
 
-    fn heed_disowned(&mut self, now: Timestamp) {
-        let theirs = self.swarms.iter().filter(|(_, swarm)| self.disowned.contains(&swarm.link.node_id()));
+    fn drop_distrusted(&mut self, now: Timestamp) {
+        let theirs =
+            self.swarms.iter().filter(|(_, swarm)| self.distrusted_by_origin.contains(&swarm.link.node_id()));
         theirs.for_each(|(peer, _)| self.fetch.handle_disowned(now, *peer));
     }
 

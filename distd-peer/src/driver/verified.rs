@@ -24,7 +24,7 @@ pub struct Verified<'v> {
 
 /// Verified chunks that the sink has not been given yet.
 #[derive(Default)]
-pub(super) struct Gathered {
+pub(super) struct Coalesced {
     unpacker: Unpacker,
     chunks: Vec<(Entry, PackedChunk)>,
     /// Raw bytes of the chunks that came compressed, one after the other.
@@ -32,7 +32,7 @@ pub(super) struct Gathered {
     raw_bytes: usize,
 }
 
-impl Gathered {
+impl Coalesced {
     /// Unpacks, verifies and keeps a chunk. Returns true when there is enough for a call of the
     /// sink.
     ///

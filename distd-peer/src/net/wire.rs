@@ -160,14 +160,14 @@ impl FrameReader {
 /// Writer of frames to a stream.
 pub struct FrameWriter {
     stream: SendStream,
-    gathered: Vec<Bytes>,
-    gathered_bytes: usize,
+    coalesced: Vec<Bytes>,
+    coalesced_bytes: usize,
 }
 
 impl FrameWriter {
     /// Creates a writer on `stream`.
     pub(crate) fn new(stream: SendStream) -> Self {
-        Self { stream, gathered: Vec::new(), gathered_bytes: 0 }
+        Self { stream, coalesced: Vec::new(), coalesced_bytes: 0 }
     }
 
     /// Writes the header of a stream that this side opened.
@@ -183,17 +183,17 @@ impl FrameWriter {
 
     /// Adds a frame to those written in one go. Returns true when [`Self::flush`] should follow.
     pub fn gather(&mut self, frame: &Frame) -> bool {
-        let before = self.gathered.len();
-        frame.encode_pieces(&mut self.gathered);
-        self.gathered_bytes += self.gathered[before..].iter().map(Bytes::len).sum::<usize>();
-        self.gathered_bytes >= WRITE_BYTES
+        let before = self.coalesced.len();
+        frame.encode_pieces(&mut self.coalesced);
+        self.coalesced_bytes += self.coalesced[before..].iter().map(Bytes::len).sum::<usize>();
+        self.coalesced_bytes >= WRITE_BYTES
     }
 
     /// Writes the coalesced frames.
     pub async fn flush(&mut self) -> Result<(), WireError> {
-        self.gathered_bytes = 0;
-        let written = self.stream.write_all(&mut self.gathered).await;
-        self.gathered.clear();
+        self.coalesced_bytes = 0;
+        let written = self.stream.write_all(&mut self.coalesced).await;
+        self.coalesced.clear();
         written
     }
 

@@ -749,9 +749,9 @@ impl Swarm for RelaySwarm {
         self.table.ids().clone()
     }
 
-    fn disbelieved(&self) {
+    fn reported_bad_data(&self) {
         if let Some(driven) = &*self.driver() {
-            driven.handle.disbelieved();
+            driven.handle.reported_bad_data();
         }
     }
 

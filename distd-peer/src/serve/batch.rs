@@ -40,7 +40,7 @@ pub(super) async fn answer(
     let counters = &peer.server.counters;
     if let Some(member) = &swarm.member {
         let crowd = peer.server.slots.held() >= CROWD;
-        let (granted, left) = member.left_lately(wanted, crowd, swarm.content.fetches_upstream());
+        let (granted, left) = member.left_after_duplicates(wanted, crowd, swarm.content.fetches_upstream());
         counters.leased.fetch_add(left.len(), Ordering::Relaxed);
         refuse(peer, writer, &left, DontHaveReason::Leased).await?;
         if granted.is_empty() {

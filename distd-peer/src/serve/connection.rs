@@ -122,9 +122,9 @@ impl Peer {
     }
 
     /// Tells the peer's swarms that the peer left because of wrong bytes.
-    fn disbelieves(&self) {
+    fn was_reported(&self) {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-        served.iter().filter_map(Weak::upgrade).for_each(|content| content.disbelieved());
+        served.iter().filter_map(Weak::upgrade).for_each(|content| content.reported_bad_data());
     }
 }
 
@@ -229,7 +229,7 @@ async fn answer(server: Arc<Server>, mut connection: Accepted, mut stranger: Str
     };
     match ended {
         Some(code) => connection.close(code),
-        None if connection.closed_with() == Some(CloseCode::IntegrityFailed) => peer.disbelieves(),
+        None if connection.closed_with() == Some(CloseCode::IntegrityFailed) => peer.was_reported(),
         None => {}
     }
     let unknown = peer.meter.read().unknown_frames;

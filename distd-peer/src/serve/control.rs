@@ -82,7 +82,7 @@ struct Answerer<'a> {
 
 /// Reason to advertise neighbours to a peer.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Tell {
+enum Advertise {
     /// The peer asked. It gets an answer even if there are no neighbours.
     Asked,
     /// The site's directory changed. A peer that knows enough neighbours is not told.
@@ -110,10 +110,10 @@ impl Answerer<'_> {
                 },
                 _ = look.tick() => {
                     self.announce().await?;
-                    self.tell_neighbours(Tell::More);
+                    self.advertise_neighbours(Advertise::More);
                 }
-                () = gathered(&mut growth) => self.announce().await?,
-                () = gathered(&mut site) => self.tell_neighbours(Tell::Fresh),
+                () = coalesced(&mut growth) => self.announce().await?,
+                () = coalesced(&mut site) => self.advertise_neighbours(Advertise::Fresh),
             }
         }
     }
@@ -133,7 +133,7 @@ impl Answerer<'_> {
             }
             Some(ControlEvent::PeersWanted) => {
                 self.told = Some(BTreeMap::new());
-                self.tell_neighbours(Tell::Asked);
+                self.advertise_neighbours(Advertise::Asked);
             }
             Some(ControlEvent::Peers(records)) => {
                 if let (Some(member), Some(own)) = (&self.swarm.member, records.into_iter().next()) {
@@ -152,12 +152,12 @@ impl Answerer<'_> {
 
     /// Advertises neighbours that the peer does not know yet, and sends the nodes that several of
     /// its site shun.
-    fn tell_neighbours(&mut self, why: Tell) {
+    fn advertise_neighbours(&mut self, why: Advertise) {
         if let Some(member) = &self.swarm.member {
-            self.control.shun(&member.disowned());
+            self.control.shun(&member.distrusted_by_origin());
         }
         let Some(told) = &mut self.told else { return };
-        if why == Tell::Fresh && told.len() >= TOLD_ENOUGH {
+        if why == Advertise::Fresh && told.len() >= TOLD_ENOUGH {
             return;
         }
         let mut fresh = Vec::new();
@@ -171,14 +171,14 @@ impl Answerer<'_> {
             told.pop_first();
         }
         told.extend(fresh.iter().map(|(node, record)| ((*node, record.resident), record.sequence)));
-        if why == Tell::Asked || !fresh.is_empty() {
+        if why == Advertise::Asked || !fresh.is_empty() {
             self.control.send_peers(fresh.into_iter().map(|(_, record)| record).collect());
         }
     }
 }
 
 /// Waits for a change, and a moment more to coalesce those that follow at once.
-async fn gathered(changes: &mut Option<watch::Receiver<()>>) {
+async fn coalesced(changes: &mut Option<watch::Receiver<()>>) {
     let Some(receiver) = changes else { return std::future::pending().await };
     if !receiver.has_changed().unwrap_or(false) {
         if receiver.changed().await.is_err() {

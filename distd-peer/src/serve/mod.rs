@@ -152,7 +152,7 @@ pub trait Swarm: Send + Sync + 'static {
     }
 
     /// Reports that a peer disconnected because data from this node failed verification.
-    fn disbelieved(&self) {}
+    fn reported_bad_data(&self) {}
 
     /// Ids of the chunks that are held and verified.
     async fn held(&self) -> Result<ChunkRanges, ServeError>;

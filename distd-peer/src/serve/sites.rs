@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use distd_core::proto::frame::PeerRecord;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::{Asker, Directory, Lately, LeaseId, Leases, SiteKey};
+use distd_core::swarm::{Asker, Directory, LeaseId, Leases, RecentlySent, SiteKey};
 use distd_core::{ChunkId, ManifestId, NodeId};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
@@ -38,7 +38,7 @@ pub struct Sites {
 struct State {
     directory: Directory,
     leased: BTreeMap<(SiteKey, ManifestId), Leased>,
-    lately: BTreeMap<(SiteKey, ManifestId), Lately>,
+    recently_sent: BTreeMap<(SiteKey, ManifestId), RecentlySent>,
     changed: BTreeMap<SiteKey, watch::Sender<()>>,
     /// Open control streams of nodes that take part, by swarm: the node, and its listening address
     /// if it serves.
@@ -197,10 +197,10 @@ impl Member {
 
     /// Nodes that several of the site shun. Empty where chunks are not leased: askers that pass
     /// such a relay by turn to the node that leases.
-    pub(crate) fn disowned(&self) -> Vec<NodeId> {
+    pub(crate) fn distrusted_by_origin(&self) -> Vec<NodeId> {
         let state = self.sites.state();
         let shuns = state.directory.shuns(&self.site);
-        shuns.disowned().filter(|_| self.sites.leasing).copied().collect()
+        shuns.distrusted_by_origin().filter(|_| self.sites.leasing).copied().collect()
     }
 
     /// Takes a newer record of the node.
@@ -263,7 +263,7 @@ impl Member {
 
     /// Splits `wanted` into the chunks that the node gets and those left to neighbours: the chunks
     /// recently sent to the site, if there are many askers at once.
-    pub(crate) fn left_lately(
+    pub(crate) fn left_after_duplicates(
         &self,
         wanted: ChunkRanges,
         crowd: bool,
@@ -274,14 +274,14 @@ impl Member {
         }
         let mut state = self.sites.state();
         let key = (self.site.clone(), self.manifest);
-        let lately = state.lately.entry(key).or_insert_with(|| Lately::of(by_relay));
+        let recently_sent = state.recently_sent.entry(key).or_insert_with(|| RecentlySent::of(by_relay));
         let now = monotonic_now();
         let (granted, left) = match crowd {
-            true => lately.handle_request(now, &wanted),
+            true => recently_sent.handle_request(now, &wanted),
             false => (wanted, ChunkRanges::new()),
         };
         if self.serves() {
-            lately.handle_granted(now, &granted);
+            recently_sent.handle_granted(now, &granted);
         }
         (granted, left)
     }
@@ -318,7 +318,7 @@ impl Drop for Member {
             own.map(|at| members.swap_remove(at));
             if members.is_empty() {
                 state.members.remove(&self.manifest);
-                state.lately.retain(|(_, manifest), _| *manifest != self.manifest);
+                state.recently_sent.retain(|(_, manifest), _| *manifest != self.manifest);
             }
         }
         let gone = state.directory.handle_left(&self.site, self.node, self.resident, self.manifest);

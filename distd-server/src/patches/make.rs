@@ -12,7 +12,7 @@ use distd_core::cut::ReadAt;
 use distd_core::limits::PATCHES_MAX;
 use distd_core::manifest::Entry;
 use distd_core::patch::pair::{ChunkSpan, Need, Of, PairOptions, Patch, PatchJob, Side, Span, build, pair};
-use distd_core::patch::{Codec, Effort, Method, SetPatch, TargetRun, decode, encode};
+use distd_core::patch::{Effort, Method, PatchMethod, SetPatch, TargetRun, decode, encode};
 use distd_core::{ChunkHash, ChunkId};
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
@@ -238,9 +238,9 @@ impl Releases {
             target.resize(from + span.len as usize, 0);
             new.read_exact_at(&mut target[from..], span.offset)?;
         }
-        let Some(payload) = encode(Codec::Zstd, &[], &target, effort) else { return Ok(None) };
+        let Some(payload) = encode(PatchMethod::Zstd, &[], &target, effort) else { return Ok(None) };
         let patch = SetPatch {
-            codec: Codec::Zstd.number(),
+            codec: PatchMethod::Zstd.number(),
             packed: target.len() as u64,
             bases: Vec::new(),
             targets: runs_of(new, indices.iter().copied()),

@@ -52,7 +52,7 @@ impl Sim {
             parents: parents.len(),
             asks: BTreeMap::new(),
             wanted,
-            disowned: BTreeSet::new(),
+            distrusted_by_origin: BTreeSet::new(),
             started: self.queue.now(),
             wake_at: None,
         });

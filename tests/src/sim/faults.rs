@@ -148,7 +148,7 @@ impl Sim {
             && let Some(asking) =
                 self.nodes[n.0].asking.as_mut().filter(|_| !self.off.contains(&Rule::Unwanted))
         {
-            asking.fetch.handle_disbelieved(now);
+            asking.fetch.handle_reported_bad_data(now);
             self.drive(n);
         }
     }

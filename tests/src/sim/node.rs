@@ -7,7 +7,7 @@ use std::time::Duration;
 use distd_core::proto::batch::BatchAsk;
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::rules::UPLOAD_SLOTS;
-use distd_core::swarm::{BatchId, Directory, Fetch, Lately, Leases, SiteKey, SlotPace};
+use distd_core::swarm::{BatchId, Directory, Fetch, Leases, RecentlySent, SiteKey, SlotPace};
 use distd_core::time::Timestamp;
 use distd_core::{ChunkId, NodeId};
 
@@ -134,7 +134,7 @@ pub(super) struct Asking {
     pub(super) asks: BTreeMap<BatchId, Ask>,
     pub(super) wanted: ChunkRanges,
     /// Relays that the origin reports: several nodes of the site had wrong bytes from them.
-    pub(super) disowned: BTreeSet<NodeId>,
+    pub(super) distrusted_by_origin: BTreeSet<NodeId>,
     pub(super) started: Timestamp,
     /// The wake-up that is due, in virtual time.
     pub(super) wake_at: Option<Timestamp>,
@@ -147,7 +147,7 @@ pub(super) struct Answering {
     /// Leases by site, at a node that grants leases.
     pub(super) leases: BTreeMap<SiteKey, Leases>,
     /// Recently sent chunks by site, at a node that grants no leases.
-    pub(super) lately: BTreeMap<SiteKey, Lately>,
+    pub(super) recently_sent: BTreeMap<SiteKey, RecentlySent>,
     /// Number of batches that have an upload slot.
     pub(super) active: usize,
     pub(super) queued: VecDeque<(ConnNo, BatchId)>,

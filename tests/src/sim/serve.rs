@@ -8,7 +8,7 @@ use distd_core::proto::Frame;
 use distd_core::proto::frame::{Choke, Codec, Data, DontHave, DontHaveReason, Ranges};
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::rules::{CROWD, UPLOAD_SLOT_WAIT, UPSTREAM_WAIT};
-use distd_core::swarm::{BatchId, Lately, SlotPace};
+use distd_core::swarm::{BatchId, RecentlySent, SlotPace};
 
 use super::build::right_bytes;
 use super::conn::{ConnNo, End, Payload, Serving};
@@ -60,13 +60,16 @@ impl Sim {
             return false;
         };
         let answering = &mut self.nodes[n.0].answering;
-        let lately = answering.lately.entry(member.site).or_insert_with(|| Lately::of(role == Role::Relay));
+        let recently_sent = answering
+            .recently_sent
+            .entry(member.site)
+            .or_insert_with(|| RecentlySent::of(role == Role::Relay));
         let (granted, left) = match is_crowd {
-            true => lately.handle_request(now, &wanted),
+            true => recently_sent.handle_request(now, &wanted),
             false => (wanted, ChunkRanges::new()),
         };
         if member.serves {
-            lately.handle_granted(now, &granted);
+            recently_sent.handle_granted(now, &granted);
         }
         let nothing = granted.is_empty();
         if let Some(serving) = self.serving(conn, batch) {

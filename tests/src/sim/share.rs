@@ -10,7 +10,7 @@ use distd_core::proto::Frame;
 use distd_core::proto::control::ControlEvent;
 use distd_core::proto::frame::PeerRecord;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::rules::{GATHER, GATHER_UP, NEIGHBOURS_MAX, NEIGHBOURS_TOLD, TOLD_ENOUGH, TOLD_MAX};
+use distd_core::swarm::rules::{GATHER, GATHER_UP, HEARSAY_DIALS_MAX, NEIGHBOURS_MAX, TOLD_ENOUGH, TOLD_MAX};
 use distd_core::swarm::{Asker, SiteKey, Tier};
 
 use super::ask::peer_id;
@@ -102,11 +102,11 @@ impl Sim {
                     self.drive(n);
                 }
             }
-            ControlEvent::Peers(records) => self.meet(n, records, NEIGHBOURS_TOLD),
+            ControlEvent::Peers(records) => self.meet(n, records, HEARSAY_DIALS_MAX),
             ControlEvent::Shuns(nodes) => {
                 let by_origin = self.nodes[self.conns[conn.0].answerer.0].role == Role::Origin;
                 if let Some(asking) = self.nodes[n.0].asking.as_mut().filter(|_| by_origin) {
-                    asking.disowned = nodes;
+                    asking.distrusted_by_origin = nodes;
                     self.heed(n);
                     self.drive(n);
                 }
@@ -209,7 +209,7 @@ impl Sim {
         let now = self.clock(n);
         let Some(asking) = &mut self.nodes[n.0].asking else { return };
         for (peer, contact) in asking.contacts.iter().take(asking.parents).enumerate() {
-            if asking.disowned.contains(&contact.node.id()) {
+            if asking.distrusted_by_origin.contains(&contact.node.id()) {
                 asking.fetch.handle_disowned(now, peer_id(peer));
             }
         }
@@ -256,7 +256,7 @@ impl Sim {
             && let Some(member) = &self.conns[conn.0].member
         {
             let shuns = self.nodes[n.0].answering.directory.shuns(&member.site);
-            self.conns[conn.0].answerer_control.shun(shuns.disowned());
+            self.conns[conn.0].answerer_control.shun(shuns.distrusted_by_origin());
             self.flush(conn, End::Answerer);
         }
         self.conns[conn.0].told = Some(told);

@@ -14,9 +14,9 @@ use distd_core::{ChunkHash, ChunkId};
 use distd_peer::table::ChunkTable;
 
 use super::offers::Offers;
-use super::passing::Passing;
 use super::payloads::Payloads;
 use super::stream::{self, MEMORY};
+use super::transient::TransientChunks;
 use crate::pull::place::Placer;
 use crate::pull::seeds::Seeds;
 use crate::threads::on_all_cores;
@@ -113,7 +113,7 @@ pub(in crate::pull) struct Work {
     pub(in crate::pull) tables: [Arc<ChunkTable>; 2],
     pub(in crate::pull) arrivals: Arc<Arrivals>,
     /// Store of transient chunks, which only other patches need.
-    pub(in crate::pull) passing: Passing,
+    pub(in crate::pull) transient: TransientChunks,
 }
 
 impl Work {
@@ -125,7 +125,7 @@ impl Work {
     /// Returns the raw length of a chunk that may be a base; `None` if it is unknown.
     pub(super) fn len_of(&self, id: ChunkId) -> Option<u32> {
         let known = self.tables.iter().find_map(|table| table.get(id)).map(|entry| entry.len);
-        known.or_else(|| self.passing.len(id))
+        known.or_else(|| self.transient.len(id))
     }
 
     /// Puts a chunk in place; returns the bytes written.
@@ -218,7 +218,7 @@ pub(in crate::pull) fn held(
 /// place.
 fn is_late(work: &Work, id: ChunkId) -> bool {
     held(&work.index, &work.tables, id).is_none()
-        && (work.entry(id).is_some() || work.choice.passing.binary_search(&id).is_ok())
+        && (work.entry(id).is_some() || work.choice.transient.binary_search(&id).is_ok())
 }
 
 /// Result of a patch that was applied, at least in part.
@@ -277,7 +277,7 @@ fn apply_one(work: &Work, at: PatchRef, patch: &SetPatch, room: &Room) -> io::Re
             // The chunk is not the artifact's but transient. The hashes of the chunks made from it
             // verify it.
             None => {
-                if let Err(error) = work.passing.write(id, raw) {
+                if let Err(error) = work.transient.write(id, raw) {
                     tracing::debug!(%error, "could not store a transient chunk");
                     done.wrong.insert(id);
                 }
@@ -316,7 +316,7 @@ pub(super) fn read_base(work: &Work, id: ChunkId, out: &mut Vec<u8>) -> Option<(
         return Some(());
     }
     out.truncate(from);
-    work.passing.read(id, out)
+    work.transient.read(id, out)
 }
 
 /// Memory budget in bytes, shared by the threads.

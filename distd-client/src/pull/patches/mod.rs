@@ -1,5 +1,5 @@
 //! Patches on the device: the available sets ([`offers`]), their payloads ([`payloads`]), and their
-//! application ([`apply`]; [`stream`] for packed files, with [`passing`] for transient chunks). A
+//! application ([`apply`]; [`stream`] for packed files, with [`transient`] for transient chunks). A
 //! small set also provides the manifest ([`mod@rebuild`]).
 //!
 //! A patch only ever saves bytes. Any failure - a set that cannot be fetched, a payload that does
@@ -8,14 +8,14 @@
 
 mod apply;
 mod offers;
-mod passing;
 mod payloads;
 mod rebuild;
 mod stream;
+mod transient;
 
 pub(super) use apply::{Applied, Arrivals, Work, apply_all, held};
 pub(crate) use offers::Aim;
 pub(super) use offers::{Link, Offers};
-pub(super) use passing::Passing;
 pub(super) use payloads::{PayloadSink, Payloads};
 pub(super) use rebuild::{Files, Rebuilt, rebuild};
+pub(super) use transient::TransientChunks;

@@ -17,7 +17,7 @@ use distd_peer::share::{ChunkBytes, Holdings};
 use super::Arrivals;
 use super::offers::Set;
 use crate::disk::side::{self, SideError};
-use crate::pull::sink::Came;
+use crate::pull::sink::ReceivedCounts;
 
 /// File of one set: payloads at the offsets that they have in the set; the rest is a hole.
 pub(in crate::pull) struct Payloads {
@@ -119,18 +119,18 @@ impl ChunkBytes for Payloads {
 pub(in crate::pull) struct PayloadSink {
     payloads: Arc<Payloads>,
     arrivals: Arc<Arrivals>,
-    pub(in crate::pull) came: Came,
+    pub(in crate::pull) received: ReceivedCounts,
 }
 
 impl PayloadSink {
     pub(in crate::pull) fn new(payloads: Arc<Payloads>, arrivals: Arc<Arrivals>) -> Self {
-        Self { payloads, arrivals, came: Came::default() }
+        Self { payloads, arrivals, received: ReceivedCounts::default() }
     }
 }
 
 impl ChunkSink for PayloadSink {
     fn accept(&self, entry: &Entry, packed: &PackedChunk, raw: &[u8]) -> Result<(), SinkError> {
-        if !self.came.first(entry.id, packed) {
+        if !self.received.first(entry.id, packed) {
             return Ok(());
         }
         let Payloads { file, set, by_id, offsets, bytes, holdings, .. } = &*self.payloads;

@@ -18,8 +18,8 @@ use distd_peer::trust::tuf::Resolved;
 
 use super::apply::{Arrivals, Work, apply_all, held};
 use super::offers::{Offers, Set};
-use super::passing::Passing;
 use super::payloads::{PayloadSink, Payloads};
+use super::transient::TransientChunks;
 use crate::pull::seeds::Seeds;
 use crate::pull::wanted::Realm;
 
@@ -83,7 +83,7 @@ pub(in crate::pull) async fn rebuild(
     let payloads = Arc::new(Payloads::open(&files.payloads, 0, set)?);
     let mut choice = offers.choose_all(&wanted, |id| held(index, &tables, id).is_some());
     ensure!(choice.chunks.is_empty(), "the patches do not rebuild all chunks");
-    choice.passing = wanted;
+    choice.transient = wanted;
 
     let arrivals = Arc::new(Arrivals::default());
     for at in choice.patches.iter().filter(|at| payloads.is_here(at.patch)) {
@@ -100,12 +100,12 @@ pub(in crate::pull) async fn rebuild(
         index: index.clone(),
         tables,
         arrivals: arrivals.clone(),
-        passing: Passing::open(files.rebuilt.clone(), true),
+        transient: TransientChunks::open(files.rebuilt.clone(), true),
     };
     let applying = tokio::task::spawn_blocking(move || {
         let applied = apply_all(&work);
-        let passing = work.passing;
-        (applied, passing)
+        let transient = work.transient;
+        (applied, transient)
     });
     let mut published = None;
     let fetched = if fetch.is_empty() {
@@ -117,8 +117,8 @@ pub(in crate::pull) async fn rebuild(
         realm.fetch(set.manifest.id(), table, sink, fetch, published.as_ref()).await
     };
     arrivals.all_fetched();
-    let (applied, passing) = applying.await?;
-    let (places, file) = (passing.list(), passing.into_file());
+    let (applied, transient) = applying.await?;
+    let (places, file) = (transient.list(), transient.into_file());
     let (applied, ()) = (applied?, fetched?);
     ensure!(applied.failed == 0, "{} patches failed", applied.failed);
     let outline = Outline::decode(&payloads.outline().context("the outline was not received")?)?;

@@ -9,7 +9,7 @@ use distd_core::patch::{SetPatch, view};
 use distd_core::{ChunkHash, ChunkId};
 
 use super::apply::{Done, Work, lock, read_base};
-use super::passing::Passing;
+use super::transient::TransientChunks;
 
 /// Approximate memory of [`inflate`] or [`repack`], in bytes (see `distd_core::patch::view`). It
 /// exceeds the memory limit of the threads, so such a patch works alone.
@@ -78,7 +78,7 @@ impl Read for Reader<'_> {
 
 /// Writes into a reserved range of the transient chunks' file.
 struct Aside<'p> {
-    passing: &'p Passing,
+    transient: &'p TransientChunks,
     at: u64,
     left: u64,
 }
@@ -88,7 +88,7 @@ impl Write for Aside<'_> {
         if bytes.len() as u64 > self.left {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        self.passing.write_at(self.at, bytes)?;
+        self.transient.write_at(self.at, bytes)?;
         self.at += bytes.len() as u64;
         self.left -= bytes.len() as u64;
         Ok(bytes.len())
@@ -103,8 +103,8 @@ impl Write for Aside<'_> {
 pub(super) fn inflate(work: &Work, patch: &SetPatch, recipe: &[u8]) -> Option<Done> {
     let packed = Joined::new(work, patch.base_ids())?;
     let bytes = patch.target_bytes() as u64;
-    let at = work.passing.reserve(bytes);
-    let mut sink = Aside { passing: &work.passing, at, left: bytes };
+    let at = work.transient.reserve(bytes);
+    let mut sink = Aside { transient: &work.transient, at, left: bytes };
     let result = view::unpack_with(recipe, &packed, bytes, &mut sink);
     if let Err(error) = &result {
         tracing::debug!(error = error as &dyn std::error::Error, "a packed file does not unpack");
@@ -112,7 +112,7 @@ pub(super) fn inflate(work: &Work, patch: &SetPatch, recipe: &[u8]) -> Option<Do
     if result.ok()? != bytes {
         return None;
     }
-    work.passing.publish(at, patch.target_chunks());
+    work.transient.publish(at, patch.target_chunks());
     Some(Done::default())
 }
 
@@ -154,7 +154,7 @@ impl<I: Iterator<Item = (ChunkId, u32)>> Write for Chunked<'_, I> {
                 // The chunk belongs to an intermediate release and is a base for patches of a later
                 // set.
                 None => {
-                    if self.work.passing.write(id, &self.raw).is_err() {
+                    if self.work.transient.write(id, &self.raw).is_err() {
                         self.done.wrong.insert(id);
                     }
                 }

@@ -7,7 +7,7 @@ use super::ranges::bytes_of;
 use super::{ChunkSpan, Of, Side, Span};
 use crate::cut::ReadAt;
 use crate::limits::{PATCH_BASE_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
-use crate::patch::{Codec, Effort, encode};
+use crate::patch::{Effort, PatchMethod, encode};
 
 /// Chunks to rebuild together, and the chunks that make their base. Jobs can be built in any order
 /// and concurrently; their patches must be applied in the order of the jobs.
@@ -22,8 +22,8 @@ pub struct PatchJob {
 /// Finished patch between two lists of chunks. The publisher replaces indices by ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Patch {
-    /// Codec of the payload.
-    pub codec: Codec,
+    /// PatchMethod of the payload.
+    pub codec: PatchMethod,
     /// Indices of chunks of the new release, in the order in which their bytes make the target.
     pub targets: Vec<Range<u32>>,
     /// Chunks whose bytes make the base, in this order; empty for a solid segment.
@@ -95,16 +95,16 @@ fn split<S: ReadAt + ?Sized>(
 /// Encodes with the codec that needs the fewest bytes. The suffix-array difference is an order of
 /// magnitude quicker than a high zstd level with a base, and nearly always smaller if most of the
 /// target resembles the base; zstd is not tried then.
-fn best(base: &[u8], target: &[u8], effort: Effort) -> Option<(Codec, Vec<u8>)> {
+fn best(base: &[u8], target: &[u8], effort: Effort) -> Option<(PatchMethod, Vec<u8>)> {
     if base.is_empty() {
-        return Some((Codec::Zstd, encode(Codec::Zstd, base, target, effort)?));
+        return Some((PatchMethod::Zstd, encode(PatchMethod::Zstd, base, target, effort)?));
     }
-    let suffix = encode(Codec::Suffix, base, target, effort);
+    let suffix = encode(PatchMethod::Suffix, base, target, effort);
     if suffix.as_ref().is_some_and(|payload| payload.len() < target.len() / ZSTD_TRIED) {
-        return suffix.map(|payload| (Codec::Suffix, payload));
+        return suffix.map(|payload| (PatchMethod::Suffix, payload));
     }
-    let zstd = encode(Codec::Zstd, base, target, effort).map(|payload| (Codec::Zstd, payload));
-    suffix.map(|payload| (Codec::Suffix, payload)).into_iter().chain(zstd).min_by_key(|(_, p)| p.len())
+    let zstd = encode(PatchMethod::Zstd, base, target, effort).map(|payload| (PatchMethod::Zstd, payload));
+    suffix.map(|payload| (PatchMethod::Suffix, payload)).into_iter().chain(zstd).min_by_key(|(_, p)| p.len())
 }
 
 type Runs = Vec<Range<u32>>;

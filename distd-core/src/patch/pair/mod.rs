@@ -37,7 +37,7 @@ use crate::cut::{ReadAt, Region, RegionKind, Regions};
 use crate::limits::{PATCH_BASE_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
 use anchors::{Anchors, Hit};
 use names::Files;
-use ranges::{ChunkRanges, bytes_of};
+use ranges::{IndexRanges, bytes_of};
 
 /// Place of one chunk in an artifact. A list of spans covers the artifact without a gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,10 +185,10 @@ fn is_structure(regions: &Regions, region: &Region) -> bool {
 fn lost_structures<R: ReadAt + ?Sized, S: ReadAt + ?Sized>(
     old: Side<'_, R>,
     new: Side<'_, S>,
-) -> ChunkRanges {
+) -> IndexRanges {
     let mut kept: Vec<_> = new.chunks.iter().map(|chunk| chunk.hash).collect();
     kept.sort_unstable();
-    let mut lost = ChunkRanges::default();
+    let mut lost = IndexRanges::default();
     let mut index = 0;
     for region in old.regions.all() {
         let structure = is_structure(old.regions, region);
@@ -226,8 +226,8 @@ struct Unit {
 /// Job being filled.
 #[derive(Default)]
 struct Open {
-    targets: ChunkRanges,
-    bases: [ChunkRanges; 2],
+    targets: IndexRanges,
+    bases: [IndexRanges; 2],
 }
 
 struct Pairing<'a, R: ReadAt + ?Sized, S: ReadAt + ?Sized> {
@@ -248,7 +248,7 @@ struct Pairing<'a, R: ReadAt + ?Sized, S: ReadAt + ?Sized> {
     structures: Vec<Unit>,
     /// Old structures that the new release no longer has, in order. The wanted structures are their
     /// successors.
-    lost: ChunkRanges,
+    lost: IndexRanges,
 }
 
 impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
@@ -358,7 +358,7 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
             open.bases[0] = filled;
         }
         let [old, new] = open.bases;
-        let spans = |of, ranges: ChunkRanges| ranges.into_iter().map(move |chunks| Span { of, chunks });
+        let spans = |of, ranges: IndexRanges| ranges.into_iter().map(move |chunks| Span { of, chunks });
         self.jobs.push(PatchJob {
             targets: open.targets.into_iter().collect(),
             bases: spans(Of::Old, old).chain(spans(Of::New, new)).collect(),
@@ -603,7 +603,7 @@ impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
         let room = self.options.base_bytes_max as u64;
         let (mut jobs, mut done, mut units) = (Vec::new(), 0, structures.into_iter().peekable());
         while units.peek().is_some() {
-            let (mut targets, begin) = (ChunkRanges::default(), done);
+            let (mut targets, begin) = (IndexRanges::default(), done);
             while let Some(unit) = units.peek() {
                 let len = bytes_of(self.new.chunks, unit.chunks.clone());
                 if done - begin + len > self.options.target_bytes_max as u64 && done > begin {

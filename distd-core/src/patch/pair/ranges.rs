@@ -6,9 +6,9 @@ use super::ChunkSpan;
 
 /// Set of chunk indices as ordered ranges that neither overlap nor touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct ChunkRanges(Vec<Range<u32>>);
+pub(super) struct IndexRanges(Vec<Range<u32>>);
 
-impl ChunkRanges {
+impl IndexRanges {
     pub(super) fn insert(&mut self, range: Range<u32>) {
         if range.is_empty() {
             return;
@@ -46,7 +46,7 @@ impl ChunkRanges {
     }
 }
 
-impl IntoIterator for ChunkRanges {
+impl IntoIterator for IndexRanges {
     type Item = Range<u32>;
     type IntoIter = std::vec::IntoIter<Range<u32>>;
 
@@ -88,7 +88,7 @@ mod tests {
             let chunks: Vec<_> = (0..50)
                 .map(|n| ChunkSpan { offset: n * 10, len: 10, hash: ChunkHash([0; 32]) })
                 .collect();
-            let (mut ranges, mut model) = (ChunkRanges::default(), BTreeSet::new());
+            let (mut ranges, mut model) = (IndexRanges::default(), BTreeSet::new());
             for (start, len) in inserts {
                 ranges.insert(start..start + len);
                 model.extend(start..start + len);

@@ -52,7 +52,7 @@ impl Fetch {
                 let leased = p.leased.front().map_or(Timestamp(0), |(until, _)| *until);
                 p.not_before.max(p.choked_until).max(p.left_until).max(leased)
             });
-            asked_again.into_iter().chain(p.announced.as_ref().map(|_| p.hope_until))
+            asked_again.into_iter().chain(p.announced.as_ref().map(|_| p.announce_until))
         });
         // Origins are asked for more when neighbours have settled.
         let origins =
@@ -148,7 +148,7 @@ impl Fetch {
     fn able_parent(&mut self, now: Timestamp) -> Option<(PeerId, ChunkRanges)> {
         let most = [Tier::Relay, Tier::Origin].map(|tier| (tier, self.batches_max(now, tier)));
         let origin = self.peers.values().any(|p| p.tier == Tier::Origin && p.is_well(now));
-        let is_avoided = |p: &Peer| origin && p.tier == Tier::Relay && p.disowned;
+        let is_avoided = |p: &Peer| origin && p.tier == Tier::Relay && p.distrusted_by_origin;
         let has_room = |p: &Peer| most.iter().any(|(tier, most)| p.tier == *tier && p.has_room(now, *most));
         if !self.peers.values().any(has_room) {
             return None;
@@ -216,11 +216,11 @@ impl Fetch {
         held
     }
 
-    /// Returns the time until which neighbours count as bringing chunks if no more come: `lately`
+    /// Returns the time until which neighbours count as bringing chunks if no more come: `recently_sent`
     /// after the last one. `None` if they do not count now.
-    pub(super) fn site_brings_until(&self, now: Timestamp, lately: Duration) -> Option<Timestamp> {
+    pub(super) fn site_brings_until(&self, now: Timestamp, recently_sent: Duration) -> Option<Timestamp> {
         let near = self.peers.values().filter(|p| p.tier == Tier::Site && p.is_well(now) && p.right > 0);
-        near.map(|p| p.came_at + lately).max().filter(|until| *until > now)
+        near.map(|p| p.came_at + recently_sent).max().filter(|until| *until > now)
     }
 
     /// Returns the chunks a second that neighbours bring together, as far as their pace is known;
@@ -402,20 +402,20 @@ impl Fetch {
 
     /// Reports chunks that every remaining peer lacks, once: they will never come.
     fn report_unavailable(&mut self, now: Timestamp) {
-        let mut hopeless = self.wanted.clone();
+        let mut unavailable = self.wanted.clone();
         for peer in self.peers.values().filter(|p| !p.dropped) {
-            if hopeless.is_empty() || peer.announced.is_some() && peer.hope_until > now {
+            if unavailable.is_empty() || peer.announced.is_some() && peer.announce_until > now {
                 return;
             }
-            hopeless = hopeless.difference(&peer.could_send(&hopeless));
+            unavailable = unavailable.difference(&peer.could_send(&unavailable));
         }
-        if !hopeless.is_empty() {
-            self.wanted = self.wanted.difference(&hopeless);
+        if !unavailable.is_empty() {
+            self.wanted = self.wanted.difference(&unavailable);
             // A caller that wants these chunks later asks all peers anew.
             for peer in self.peers.values_mut() {
-                peer.lacks = peer.lacks.difference(&hopeless);
+                peer.lacks = peer.lacks.difference(&unavailable);
             }
-            self.events.push_back(FetchEvent::Unavailable(hopeless));
+            self.events.push_back(FetchEvent::Unavailable(unavailable));
         }
     }
 }

@@ -29,7 +29,7 @@ pub struct FetchConfig {
     pub lease_retry: Duration,
     /// Announce grace: how long a neighbour that has just connected, or announced something, may
     /// yet announce wanted chunks.
-    pub hope: Duration,
+    pub announce_grace: Duration,
     /// Any number. It determines all random choices.
     pub rng_seed: u64,
     /// Most chunks in one batch while there are neighbours to share the work with. `None` for a
@@ -48,7 +48,7 @@ impl Default for FetchConfig {
             backoff_max: Duration::from_secs(10),
             failures_max: 12,
             lease_retry: Duration::from_secs(2),
-            hope: Duration::from_secs(10),
+            announce_grace: Duration::from_secs(10),
             rng_seed: 0,
             shared_batch: None,
         }
@@ -133,7 +133,7 @@ pub(super) const ALL_LEASED: Duration = Duration::from_millis(100);
 
 /// How long unwanted chunks are withdrawn after an asker reported this side for bad data: until the
 /// batches are over that were open when the asker left.
-pub(super) const DISBELIEVED: Duration = Duration::from_secs(1);
+pub(super) const REPORTED_BAD_DATA: Duration = Duration::from_secs(1);
 
 /// How long after a neighbour's last chunk this side leaves wanted chunks to its neighbours, which
 /// fetch them through a relay that lied to this side.

@@ -1,6 +1,6 @@
 //! Reaction to relays that sent wrong bytes, to this side or to other nodes of the site.
 
-use super::config::{DISBELIEVED, OTHERS_FETCH};
+use super::config::{OTHERS_FETCH, REPORTED_BAD_DATA};
 use super::peer::Peer;
 use super::{Batch, Fetch, PeerId, Tier};
 use crate::time::Timestamp;
@@ -10,8 +10,8 @@ impl Fetch {
     /// this side has not fetched yet would be fetched in vain. Withdraws batches of which at least
     /// half of the open chunks are unwanted, now and for one second. Chunks of the wanted half that
     /// are already on their way come twice, which costs less.
-    pub fn handle_disbelieved(&mut self, now: Timestamp) {
-        self.disbelieved_until = now + DISBELIEVED;
+    pub fn handle_reported_bad_data(&mut self, now: Timestamp) {
+        self.reported_until = now + REPORTED_BAD_DATA;
         self.withdraw_unwanted(now);
     }
 
@@ -29,9 +29,9 @@ impl Fetch {
     /// now asked only when the origin cannot be, and batches it has not begun to send are
     /// withdrawn.
     pub fn handle_disowned(&mut self, now: Timestamp, peer: PeerId) {
-        let relay = self.peers.get_mut(&peer).filter(|p| p.tier == Tier::Relay && !p.disowned);
+        let relay = self.peers.get_mut(&peer).filter(|p| p.tier == Tier::Relay && !p.distrusted_by_origin);
         let Some(relay) = relay else { return };
-        relay.disowned = true;
+        relay.distrusted_by_origin = true;
         self.changed();
         let unbegun = |b: &Batch| b.peer == peer && b.got == 0;
         let theirs: Vec<_> = self.batches.iter().filter(|(_, b)| unbegun(b)).map(|(id, _)| *id).collect();
@@ -43,7 +43,7 @@ impl Fetch {
     /// fetch through it. Chunks that this side fetched past the relay meanwhile would cross the
     /// uplink twice.
     pub(super) fn others_fetch_until(&self, now: Timestamp) -> Option<Timestamp> {
-        let lied = |p: &Peer| p.tier == Tier::Relay && p.lied && !p.disowned;
+        let lied = |p: &Peer| p.tier == Tier::Relay && p.lied && !p.distrusted_by_origin;
         if !self.peers.values().any(lied) {
             return None;
         }

@@ -101,7 +101,7 @@ pub struct Fetch {
     unwanted: ChunkRanges,
     /// An asker reported this side for bad data. Until this time, batches are withdrawn when half
     /// of their open chunks are unwanted.
-    disbelieved_until: Timestamp,
+    reported_until: Timestamp,
     /// Number of chunks that were ever wanted.
     wanted_ever: u64,
     /// Chunk id where requests to parents begin, so that nodes of a site that start at once ask for
@@ -133,7 +133,7 @@ impl Fetch {
             doubled: ChunkRanges::new(),
             doubled_ever: 0,
             unwanted: ChunkRanges::new(),
-            disbelieved_until: Timestamp(0),
+            reported_until: Timestamp(0),
             wanted_ever: 0,
             pivot: None,
             came: 0,
@@ -159,11 +159,11 @@ impl Fetch {
     /// Removes chunks that the caller no longer wants. Chunks that are not in flight are no longer
     /// requested, and are returned. Chunks in flight still come, because an asker that was told to
     /// ask elsewhere for a moment will want them again. The exception is the time after an asker
-    /// reported this side for bad data ([`Fetch::handle_disbelieved`]).
+    /// reported this side for bad data ([`Fetch::handle_reported_bad_data`]).
     pub fn want_no_more(&mut self, now: Timestamp, chunks: &ChunkRanges) -> ChunkRanges {
         self.wanted = self.wanted.difference(chunks);
         self.unwanted.extend(chunks);
-        if now < self.disbelieved_until {
+        if now < self.reported_until {
             self.withdraw_unwanted(now);
         }
         let open = self.batches.values().map(|b| b.open.intersection(&self.unwanted));
@@ -193,7 +193,7 @@ impl Fetch {
             entry.announced = (tier == Tier::Site).then(ChunkRanges::new);
             entry.leased.clear();
         }
-        entry.hope_until = now + self.config.hope;
+        entry.announce_until = now + self.config.announce_grace;
         entry.since = now;
         entry.connected = true;
         if tier == Tier::Origin {
@@ -209,7 +209,7 @@ impl Fetch {
         announced.extend(chunks);
         // The peer has these chunks after all.
         p.lacks = p.lacks.difference(chunks);
-        p.hope_until = now + self.config.hope;
+        p.announce_until = now + self.config.announce_grace;
         // A peer without room is asked for its chunks when it has room again.
         let news = self.wanted.is_empty() || self.wanted.intersects(chunks);
         if news && p.has_room(now, self.config.batches_per_peer) {
@@ -370,8 +370,8 @@ impl Fetch {
         p.not_before = now + pause;
         p.stalled |= fault == PeerFault::Stalled;
         p.lied |= fault == PeerFault::WrongBytes;
-        let hopeless = matches!(fault, PeerFault::WrongBytes | PeerFault::Protocol);
-        if hopeless || p.failures >= self.config.failures_max {
+        let cannot_recover = matches!(fault, PeerFault::WrongBytes | PeerFault::Protocol);
+        if cannot_recover || p.failures >= self.config.failures_max {
             p.dropped = true;
             self.events.push_back(FetchEvent::Dropped(peer, fault));
         }

@@ -26,7 +26,7 @@ pub(super) struct Peer {
     /// The peer left a whole batch to neighbours and is not asked for another until then.
     pub(super) left_until: Timestamp,
     /// End of the announce grace: until then the peer may announce more.
-    pub(super) hope_until: Timestamp,
+    pub(super) announce_until: Timestamp,
     /// Time when the peer was added, or when its connection came up.
     pub(super) since: Timestamp,
     pub(super) failures: u32,
@@ -49,7 +49,7 @@ pub(super) struct Peer {
     pub(super) lied: bool,
     /// The origin says that several nodes of the site shun this relay. The origin is asked before
     /// it.
-    pub(super) disowned: bool,
+    pub(super) distrusted_by_origin: bool,
     pub(super) connected: bool,
     pub(super) dropped: bool,
     pub(super) capacity: Capacity,
@@ -66,7 +66,7 @@ impl Peer {
             not_before: now,
             choked_until: now,
             left_until: now,
-            hope_until: now,
+            announce_until: now,
             since: now,
             failures: 0,
             chokes: 0,
@@ -78,7 +78,7 @@ impl Peer {
             right: 0,
             came_at: now,
             lied: false,
-            disowned: false,
+            distrusted_by_origin: false,
             connected: true,
             dropped: false,
             capacity: Capacity::default(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::config::CHOKES_MAX;
 use super::{BatchId, Fetch, PeerFault, PeerId, Tier};
 use crate::ranges::ChunkRanges;
-use crate::swarm::lately::LEFT_RETRY;
+use crate::swarm::recently_sent::LEFT_RETRY;
 use crate::time::Timestamp;
 
 impl Fetch {

@@ -313,7 +313,7 @@ fn without_a_parent_a_silent_neighbour_is_waited_for_and_then_given_up() {
     f.want(&set(1, 3));
     assert_eq!((f.poll_request(T0), f.poll_event()), (None, None));
     let later = f.poll_timeout(T0).expect("it is not waited for without end");
-    assert_eq!(later, T0 + FetchConfig::default().hope);
+    assert_eq!(later, T0 + FetchConfig::default().announce_grace);
     assert_eq!(f.poll_request(later), None);
     assert_eq!(f.poll_event(), Some(FetchEvent::Unavailable(set(1, 3))));
 }

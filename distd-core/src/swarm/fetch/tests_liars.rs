@@ -94,7 +94,7 @@ fn unwanted_chunks_are_not_requested_and_are_withdrawn_after_a_report_of_bad_dat
     f.want_no_more(T0, &set(1, 4));
     f.want_no_more(T0, &set(11, 20));
     assert_eq!(f.poll_event(), None, "it is on its way, and somebody may want it again");
-    f.handle_disbelieved(T0);
+    f.handle_reported_bad_data(T0);
     assert_eq!(f.poll_event(), Some(FetchEvent::Abandon(ORIGIN, BatchId(1))));
     assert_eq!(f.poll_event(), None);
     assert_eq!(asked(&mut f, T0).into_iter().map(|(_, _, chunks)| chunks).collect::<Vec<_>>(), [set(31, 40)]);

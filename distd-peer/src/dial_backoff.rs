@@ -22,9 +22,9 @@ const NODES_MAX: usize = 1024;
 /// in progress count, so a node that advertises many addresses at once is not dialled at all of
 /// them.
 #[derive(Debug, Default)]
-pub(crate) struct Knocks(BTreeMap<NodeId, (u32, Timestamp)>);
+pub(crate) struct DialBackoff(BTreeMap<NodeId, (u32, Timestamp)>);
 
-impl Knocks {
+impl DialBackoff {
     /// Records that the node is being dialled.
     pub(crate) fn handle_dialled(&mut self, now: Timestamp, node: NodeId) {
         let (times, last) = self.0.entry(node).or_insert((0, now));
@@ -55,30 +55,30 @@ mod tests {
 
     #[test]
     fn a_node_that_does_not_answer_is_left_alone_at_every_address() {
-        let mut knocks = Knocks::default();
+        let mut dial_backoff = DialBackoff::default();
         for _ in 0..NEIGHBOUR_TRIES {
-            assert!(knocks.allow(T0, &NODE));
-            knocks.handle_dialled(T0, NODE);
+            assert!(dial_backoff.allow(T0, &NODE));
+            dial_backoff.handle_dialled(T0, NODE);
         }
-        assert!(!knocks.allow(T0 + PAUSE / 2, &NODE));
+        assert!(!dial_backoff.allow(T0 + PAUSE / 2, &NODE));
         let later = T0 + PAUSE;
-        assert!(knocks.allow(later, &NODE));
-        knocks.handle_dialled(later, NODE);
-        assert!(!knocks.allow(later, &NODE), "once in a while");
-        assert!(knocks.allow(later, &NodeId([2; 16])));
-        knocks.handle_reached(&NODE);
-        assert!(knocks.allow(later, &NODE));
+        assert!(dial_backoff.allow(later, &NODE));
+        dial_backoff.handle_dialled(later, NODE);
+        assert!(!dial_backoff.allow(later, &NODE), "once in a while");
+        assert!(dial_backoff.allow(later, &NodeId([2; 16])));
+        dial_backoff.handle_reached(&NODE);
+        assert!(dial_backoff.allow(later, &NODE));
     }
 
     #[test]
     fn the_number_of_remembered_nodes_is_bounded() {
-        let mut knocks = Knocks::default();
+        let mut dial_backoff = DialBackoff::default();
         for n in 0..NODES_MAX as u64 + 5 {
             let mut id = [0; 16];
             id[..8].copy_from_slice(&n.to_be_bytes());
-            knocks.handle_dialled(T0 + Duration::from_secs(n), NodeId(id));
+            dial_backoff.handle_dialled(T0 + Duration::from_secs(n), NodeId(id));
         }
-        assert_eq!(knocks.0.len(), NODES_MAX);
-        assert!(!knocks.0.contains_key(&NodeId([0; 16])), "the oldest");
+        assert_eq!(dial_backoff.0.len(), NODES_MAX);
+        assert!(!dial_backoff.0.contains_key(&NodeId([0; 16])), "the oldest");
     }
 }

@@ -1,4 +1,4 @@
-//! [`Lately`]: chunks a node sent to a site recently. When many askers come at once, each chunk is
+//! [`RecentlySent`]: chunks a node sent to a site recently. When many askers come at once, each chunk is
 //! sent once.
 
 use std::collections::VecDeque;
@@ -26,12 +26,12 @@ const SLICE: Duration = Duration::from_millis(100);
 /// Chunks sent recently to nodes of one site in one swarm. Unlike a lease, they have no holder: the
 /// answerer has the chunk, and sending it again costs only the answerer's own link.
 #[derive(Debug)]
-pub struct Lately {
+pub struct RecentlySent {
     keep: Duration,
     slices: VecDeque<(Timestamp, ChunkRanges)>,
 }
 
-impl Lately {
+impl RecentlySent {
     /// Starts with nothing sent, for a relay or for a neighbour.
     pub fn of(relay: bool) -> Self {
         Self { keep: if relay { BY_RELAY } else { BY_NEIGHBOUR }, slices: VecDeque::new() }
@@ -75,21 +75,21 @@ mod tests {
 
     #[test]
     fn recently_sent_chunks_are_left_to_neighbours_for_a_short_time() {
-        let (mut lately, t0) = (Lately::of(true), Timestamp(1_000_000));
-        assert_eq!(lately.handle_request(t0, &set(1, 9)), (set(1, 9), ChunkRanges::new()));
-        lately.handle_granted(t0, &set(1, 9));
+        let (mut recently_sent, t0) = (RecentlySent::of(true), Timestamp(1_000_000));
+        assert_eq!(recently_sent.handle_request(t0, &set(1, 9)), (set(1, 9), ChunkRanges::new()));
+        recently_sent.handle_granted(t0, &set(1, 9));
         let later = t0 + SLICE;
-        lately.handle_granted(later, &set(20, 29));
+        recently_sent.handle_granted(later, &set(20, 29));
         assert_eq!(
-            lately.handle_request(later, &set(5, 24)),
+            recently_sent.handle_request(later, &set(5, 24)),
             (set(10, 19), {
                 let mut left = set(5, 9);
                 left.extend(&set(20, 24));
                 left
             })
         );
-        assert_eq!(lately.handle_request(t0 + BY_RELAY, &set(5, 24)).0, set(5, 19));
-        assert_eq!(lately.handle_request(later + BY_RELAY, &set(5, 24)).0, set(5, 24));
-        assert!(lately.slices.is_empty());
+        assert_eq!(recently_sent.handle_request(t0 + BY_RELAY, &set(5, 24)).0, set(5, 19));
+        assert_eq!(recently_sent.handle_request(later + BY_RELAY, &set(5, 24)).0, set(5, 24));
+        assert!(recently_sent.slices.is_empty());
     }
 }

@@ -14,7 +14,7 @@ use crate::disk::side::{self, SideError};
 
 /// Store of transient chunks: a file beside the target that lives until all patches are applied.
 /// The chunks are not verified; the chunks made from them are.
-pub(in crate::pull) struct Passing {
+pub(in crate::pull) struct TransientChunks {
     path: PathBuf,
     file: Option<File>,
     chunks: Mutex<Chunks>,
@@ -28,7 +28,7 @@ struct Chunks {
     places: BTreeMap<ChunkId, (u64, u32)>,
 }
 
-impl Passing {
+impl TransientChunks {
     /// Creates the file if any chunk is `wanted`. If that fails, all writes fail, and so do the
     /// patches that need these chunks.
     pub(in crate::pull) fn open(path: PathBuf, wanted: bool) -> Self {
