@@ -4,8 +4,8 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use distd_peer::limits::{LimitsError, LimitsFile};
 use distd_peer::net::Transport;
+use distd_peer::rates::{LimitsError, LimitsFile};
 use distd_peer::trust::files::{self, FileError};
 use serde::{Deserialize, Serialize};
 

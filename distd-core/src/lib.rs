@@ -39,17 +39,17 @@
 //! | [`packing`] | one chunk, raw or zstd, and its verification |
 //! | [`ranges`] | sets of chunk ids |
 //! | [`ids`], [`names`] | identifiers; names of products, versions and channels |
-//! | [`limits`] | bounds on input from files and peers |
+//! | [`bounds`] | bounds on input from files and peers |
 //! | [`text`] | foreign text made safe for an operator's terminal |
 //! | [`time`] | moments, as callers pass them in |
 //!
 //! Nothing here opens a file, a socket, a thread or a clock. Callers pass bytes, time and
 //! randomness as arguments.
 
+pub mod bounds;
 pub mod cut;
 pub mod explain;
 pub mod ids;
-pub mod limits;
 pub mod manifest;
 pub mod names;
 pub mod packing;

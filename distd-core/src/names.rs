@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::NAME_BYTES_MAX;
+use crate::bounds::NAME_BYTES_MAX;
 
 /// Reason why a string is not a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::ChunkHash;
-use crate::limits::CHUNK_BYTES_MAX;
+use crate::bounds::CHUNK_BYTES_MAX;
 pub use crate::proto::frame::Codec;
 
 /// Default zstd level for chunks. On the reference pair (docs/benchmarks.md) level 3 saves 1.3 % of

@@ -8,8 +8,8 @@ use std::fmt;
 
 use rmp::{decode, encode};
 
+use crate::bounds::{ARTIFACT_BYTES_MAX, PATH_BYTES_MAX, TREE_ENTRIES_MAX, TREE_LISTING_BYTES_MAX};
 use crate::cut::{RegionKind, Regions};
-use crate::limits::{ARTIFACT_BYTES_MAX, PATH_BYTES_MAX, TREE_ENTRIES_MAX, TREE_LISTING_BYTES_MAX};
 
 /// Format version without the directory itself, times and hard links. This build reads it and never
 /// writes it.

@@ -5,9 +5,9 @@ use std::fs;
 use std::io::Cursor;
 use std::path::Path;
 
+use distd_core::bounds::VIEW_BYTES_MAX;
 use distd_core::cut::erofs::PACKED_INODE_NAME;
 use distd_core::cut::{ReadAt, regions};
-use distd_core::limits::VIEW_BYTES_MAX;
 use distd_core::patch::view::{
     ClusterFile, ClusterFiles, ClusterViews, Joined, NoView, RecipeError, cluster_files, groups, repack,
     unpack_clusters, unpack_old_clusters, unpack_with,

@@ -1,6 +1,6 @@
 //! Tests of every codec: each target comes back, and no payload does harm.
 
-use distd_core::limits::{PATCH_BASE_BYTES_MAX, PATCH_PAYLOAD_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
+use distd_core::bounds::{PATCH_BASE_BYTES_MAX, PATCH_PAYLOAD_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
 use distd_core::patch::{Effort, PatchError, PatchMethod, decode, encode};
 use proptest::prelude::*;
 

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use distd_core::ChunkHash;
+use distd_core::bounds::{PATCH_BASE_BYTES_MAX, PATCH_PAYLOAD_BYTES_MAX};
 use distd_core::cut::{Batches, CutParams, RegionKind, Regions};
-use distd_core::limits::{PATCH_BASE_BYTES_MAX, PATCH_PAYLOAD_BYTES_MAX};
 use distd_core::patch::pair::{ChunkSpan, Need, Of, PairOptions, Patch, PatchJob, Side, build, needs, pair};
 use distd_core::patch::{Effort, decode};
 use proptest::prelude::*;

@@ -23,7 +23,7 @@
 //! Both directions:
 //!
 //! - [`net`]: frames on streams of QUIC or HTTP/2, dialling, congestion control.
-//! - [`limits`]: rates that a node may use of its link.
+//! - [`rates`]: rates that a node may use of its link.
 //! - [`trust`]: keys, certificates, enrolment bodies, peer records and TUF metadata; [`enrollment`]
 //!   obtains and renews the certificate.
 //!
@@ -36,7 +36,6 @@ pub mod clock;
 mod dial_backoff;
 pub mod driver;
 pub mod enrollment;
-pub mod limits;
 pub mod manifest_fetch;
 pub mod mdns;
 pub mod metrics;
@@ -45,6 +44,7 @@ pub mod net;
 pub mod parents;
 pub mod process;
 pub mod quarantine;
+pub mod rates;
 pub mod relay;
 pub mod seldom;
 pub mod serve;

@@ -1,7 +1,7 @@
 //! Fetching of a manifest from a parent with the fewest bytes and round trips.
 
 use bytes::Bytes;
-use distd_core::limits::{HELD_MANIFESTS_MAX, MANIFEST_BYTES_MAX, NODE_REQUEST_HASHES_MAX};
+use distd_core::bounds::{HELD_MANIFESTS_MAX, MANIFEST_BYTES_MAX, NODE_REQUEST_HASHES_MAX};
 use distd_core::manifest::{Assembly, InsertError, Manifest, NodeError, expand_leaf};
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::frame::{COMPACT_LEAF, Node, NodeRequest, ROOT_LEVEL};

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use distd_core::ManifestId;
-use distd_core::limits::REQUEST_CHUNKS_MAX;
+use distd_core::bounds::REQUEST_CHUNKS_MAX;
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::frame::Cost;
 use distd_core::ranges::ChunkRanges;

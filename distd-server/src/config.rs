@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use distd_core::limits::ARTIFACT_BYTES_MAX;
+use distd_core::bounds::ARTIFACT_BYTES_MAX;
 use distd_core::packing::LEVEL_DEFAULT;
 
 use crate::ingest::IngestLimits;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use distd_core::limits::NAME_BYTES_MAX;
+use distd_core::bounds::NAME_BYTES_MAX;
 use distd_core::names::Name;
 
 /// Most patterns of one token.

@@ -8,8 +8,8 @@ mod world;
 
 use std::collections::BTreeSet;
 
+use distd_core::bounds::CHUNK_BYTES_MAX;
 use distd_core::cut::{Batches, CutParams, regions};
-use distd_core::limits::CHUNK_BYTES_MAX;
 use distd_core::manifest::Kind;
 use distd_core::packing::{Codec, Packer, Unpacker};
 use distd_core::ranges::ChunkRanges;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use distd_core::names::Wanted;
-use distd_peer::limits::Class;
+use distd_peer::rates::Class;
 use serde::Serialize;
 
 use super::parse;

@@ -9,7 +9,7 @@ use distd_core::planner::HeldAt;
 
 use super::entries::Entries;
 use super::journal::Journal;
-use super::seeds::Bytes;
+use super::seeds::SeedFile;
 use super::target::Target;
 use crate::threads::on_all_cores;
 
@@ -62,7 +62,7 @@ pub(super) struct Copied {
 pub(super) fn copy_held(
     entries: &Entries,
     held: &[(usize, HeldAt)],
-    seeds: &[Bytes],
+    seeds: &[SeedFile],
     target: &dyn Target,
     journal: &Mutex<Journal>,
     progress: &(dyn Fn(u64) + Sync),
@@ -101,7 +101,7 @@ pub(super) fn copy_held(
 fn copy_run(
     entries: &Entries,
     run: &Run,
-    seed: &Bytes,
+    seed: &SeedFile,
     target: &dyn Target,
     buffer: &mut Vec<u8>,
     copied: &mut Copied,

@@ -21,14 +21,14 @@ use super::copy::{copy_held, held_in_place};
 use super::entries::{Entries, ZeroChunk};
 use super::journal::Journal;
 use super::patches::{
-    Applied, Arrivals, Link, Offers, PayloadSink, Payloads, TransientChunks, Work, apply_all, held,
+    Applied, Arrivals, LinkRate, Offers, PayloadSink, Payloads, TransientChunks, Work, apply_all, held,
 };
 use super::place::{Placed, Placer};
 use super::run::{PullRequest, state_path};
 use super::seeds::Seeds;
 use super::sink::TargetSink;
 use super::target::{self, Target};
-use super::wanted::Realm;
+use super::wanted::Session;
 use crate::disk::side;
 use crate::exit::{Code, Failure};
 use crate::progress::Progress;
@@ -83,7 +83,7 @@ pub(super) struct Job {
     seeds: Arc<Seeds>,
     index: Arc<HeldIndex>,
     offers: Arc<Offers>,
-    link: Link,
+    link: LinkRate,
     payloads: Vec<Arc<Payloads>>,
     transient: PathBuf,
     /// Patch files that this pull or an earlier one may have left.
@@ -110,7 +110,7 @@ impl Job {
         mut seeds: Arc<Seeds>,
         index: Arc<HeldIndex>,
         offers: Arc<Offers>,
-        link: Link,
+        link: LinkRate,
     ) -> anyhow::Result<Self> {
         let table = Arc::new(ChunkTable::of(manifest));
         let entries = Arc::new(Entries::of(manifest, table.clone()));
@@ -172,15 +172,15 @@ impl Job {
     }
 
     /// Serves the chunks in place to neighbours, from now until the job is dropped.
-    pub(super) fn share(&mut self, realm: &Realm) {
+    pub(super) fn share(&mut self, session: &Session) {
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         journal.tell(self.entries.clone(), self.holdings.clone());
         drop(journal);
         let bytes = Arc::new(Placed::new(self.entries.clone(), self.target.clone()));
-        self.published = vec![realm.publish(&self.manifest, &self.table, &self.holdings, bytes)];
+        self.published = vec![session.publish(&self.manifest, &self.table, &self.holdings, bytes)];
         for (set, payloads) in self.offers.sets.iter().zip(&self.payloads) {
             let table = Arc::new(ChunkTable::of(&set.manifest));
-            let set = realm.publish(&set.manifest, &table, &payloads.holdings, payloads.clone());
+            let set = session.publish(&set.manifest, &table, &payloads.holdings, payloads.clone());
             self.published.push(set);
         }
     }
@@ -191,16 +191,16 @@ impl Job {
 
     /// Fills all positions that the journal does not list. A tree's listing comes first because it
     /// says where the other bytes belong.
-    pub(super) async fn fill(&self, realm: &Realm) -> anyhow::Result<()> {
+    pub(super) async fn fill(&self, session: &Session) -> anyhow::Result<()> {
         if let Kind::Tree { listing_bytes } = self.manifest.root().kind {
-            self.fill_range(realm, 0..listing_bytes).await?;
+            self.fill_range(session, 0..listing_bytes).await?;
             let target = self.target.clone();
             tokio::task::spawn_blocking(move || target.lay_out()).await??;
         }
-        self.fill_range(realm, 0..u64::MAX).await
+        self.fill_range(session, 0..u64::MAX).await
     }
 
-    async fn fill_range(&self, realm: &Realm, range: std::ops::Range<u64>) -> anyhow::Result<()> {
+    async fn fill_range(&self, session: &Session, range: std::ops::Range<u64>) -> anyhow::Result<()> {
         let mut open: Vec<usize> = self
             .entries
             .iter()
@@ -241,7 +241,7 @@ impl Job {
         };
         let journalling = self.journal_regularly();
         let fetching = async {
-            self.bring(realm, &missing).await?;
+            self.bring(session, &missing).await?;
             let copied = copying.await?.map_err(write_failed)?;
             if !copied.failed.is_empty() {
                 tracing::warn!(
@@ -249,7 +249,7 @@ impl Job {
                     "seeds had unexpected bytes; fetching these chunks"
                 );
                 let placer = self.placer(&copied.failed);
-                self.fetch(realm, &placer, &placer.ids(), None).await?;
+                self.fetch(session, &placer, &placer.ids(), None).await?;
             }
             anyhow::Ok(())
         };
@@ -278,14 +278,14 @@ impl Job {
 
     /// Gets the chunks that no seed has: by patches as far as these save bytes, the rest by
     /// fetching.
-    async fn bring(&self, realm: &Realm, missing: &[usize]) -> anyhow::Result<()> {
+    async fn bring(&self, session: &Session, missing: &[usize]) -> anyhow::Result<()> {
         if missing.is_empty() {
             return Ok(());
         }
         let placer = self.placer(missing);
         let wanted = placer.ids();
         if self.offers.sets.is_empty() {
-            return self.fetch(realm, &placer, &wanted, None).await;
+            return self.fetch(session, &placer, &wanted, None).await;
         }
         let tables = [self.table.clone(), self.seed_table.clone()];
         // Chunks of the artifact that are not missing are in place and count as held.
@@ -315,8 +315,8 @@ impl Job {
             work.transient.remove();
             applied
         });
-        let chunks = self.fetch(realm, &placer, &choice.chunks, Some(&arrivals));
-        let payloads = self.fetch_payloads(realm, &choice, &arrivals);
+        let chunks = self.fetch(session, &placer, &choice.chunks, Some(&arrivals));
+        let payloads = self.fetch_payloads(session, &choice, &arrivals);
         let (chunks, ()) = tokio::join!(chunks, payloads);
         // Payloads and bases that have not arrived by now will not arrive.
         arrivals.all_fetched();
@@ -329,7 +329,7 @@ impl Job {
                 chunks = applied.missing.len(),
                 "patches failed; fetching their chunks"
             );
-            self.fetch(realm, &placer, &applied.missing, None).await?;
+            self.fetch(session, &placer, &applied.missing, None).await?;
         }
         Ok(())
     }
@@ -343,7 +343,7 @@ impl Job {
     }
 
     /// Fetches payloads; a payload that does not arrive makes its patch fail.
-    async fn fetch_payloads(&self, realm: &Realm, choice: &Choice, arrivals: &Arc<Arrivals>) {
+    async fn fetch_payloads(&self, session: &Session, choice: &Choice, arrivals: &Arc<Arrivals>) {
         // The first swarm is that of the artifact itself.
         let published = self.published.iter().skip(1);
         for ((set, payloads), published) in self.offers.sets.iter().zip(&self.payloads).zip(published) {
@@ -354,7 +354,7 @@ impl Job {
             let sink = Arc::new(PayloadSink::new(payloads.clone(), arrivals.clone()));
             let table = Arc::new(ChunkTable::of(&set.manifest));
             let (id, published) = (set.manifest.id(), published.as_ref());
-            let fetched = realm.fetch(id, table, sink.clone(), wanted, published).await;
+            let fetched = session.fetch(id, table, sink.clone(), wanted, published).await;
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
             counts.duplicate_bytes += sink.received.duplicate_bytes.load(Ordering::Relaxed);
             if let Err(error) = fetched {
@@ -366,7 +366,7 @@ impl Job {
     /// Fetches chunks and puts them in place.
     async fn fetch(
         &self,
-        realm: &Realm,
+        session: &Session,
         placer: &Arc<Placer>,
         ids: &[ChunkId],
         arrivals: Option<&Arc<Arrivals>>,
@@ -381,7 +381,7 @@ impl Job {
         let placed = placer.placed_bytes(ids.iter().copied());
         let published = self.published.first().and_then(Option::as_ref);
         let result =
-            realm.fetch(self.manifest.id(), self.table.clone(), sink.clone(), wanted, published).await;
+            session.fetch(self.manifest.id(), self.table.clone(), sink.clone(), wanted, published).await;
         {
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
             counts.fetched_bytes += distinct;

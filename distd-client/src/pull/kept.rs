@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use distd_core::limits::TREE_LISTING_BYTES_MAX;
+use distd_core::bounds::TREE_LISTING_BYTES_MAX;
 use distd_core::manifest::Manifest;
 
 use super::left_out::LeftOut;

@@ -45,5 +45,5 @@ pub(crate) use kept::{Kept, read_kept_manifest};
 pub(crate) use patches::Aim;
 pub(crate) use plan::plan;
 pub(crate) use run::{PullRequest, pull};
-pub(crate) use seeds::{Bytes, open_artifact};
+pub(crate) use seeds::{SeedFile, open_artifact};
 pub(crate) use verify::{verify, verify_kept};

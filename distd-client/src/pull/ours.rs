@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use distd_core::ChunkHash;
-use distd_core::limits::TREE_LISTING_BYTES_MAX;
+use distd_core::bounds::TREE_LISTING_BYTES_MAX;
 use distd_core::manifest::{Kind, Manifest};
 use distd_core::tree::{Entry, EntryKind};
 use rustix::fs::Access;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use distd_core::limits::TREE_LISTING_BYTES_MAX;
+use distd_core::bounds::TREE_LISTING_BYTES_MAX;
 use distd_core::manifest::{ChunkAt, Kind, Manifest};
 use distd_core::patch::Choice;
 use distd_core::planner;
@@ -17,7 +17,7 @@ use super::kept::{is_block_device, staging_path};
 use super::patches::held;
 use super::report::{PlanReport, SourcePlan};
 use super::run::{PullRequest, ask, prepare, received};
-use super::seeds::{Bytes, open_file};
+use super::seeds::{SeedFile, open_file};
 use super::staging::Staging;
 use crate::disk::side;
 
@@ -28,7 +28,7 @@ const COPY_RATE: f64 = 500e6;
 /// Bytes that a pull overwrites but keeps where they are right: a block device, or the part of the
 /// artifact from an interrupted pull.
 struct InPlace {
-    bytes: Bytes,
+    bytes: SeedFile,
     buffer: Vec<u8>,
 }
 
@@ -39,10 +39,10 @@ impl InPlace {
                 let staging = Staging::of(out);
                 let listing = staging.is_begun_for(manifest.id()).then_some(staging.listing())?;
                 let listing = side::read_anyones(&listing, TREE_LISTING_BYTES_MAX).ok()?;
-                Bytes::of_tree(&staging.tree(), listing).ok()?
+                SeedFile::of_tree(&staging.tree(), listing).ok()?
             }
-            _ if is_block_device(out) => Bytes::File(open_file(out).ok()?),
-            _ => Bytes::File(open_file(&staging_path(out)).ok()?),
+            _ if is_block_device(out) => SeedFile::File(open_file(out).ok()?),
+            _ => SeedFile::File(open_file(&staging_path(out)).ok()?),
         };
         Some(Self { bytes, buffer: Vec::new() })
     }
@@ -90,7 +90,7 @@ pub(crate) async fn plan(request: &PullRequest) -> anyhow::Result<PlanReport> {
     let batch = FetchConfig::default().batch_chunks.max(1);
     let requests_of = |count: u64| count.div_ceil(batch);
     let requests = [requests_of(choice.patches.len() as u64), requests_of(fetch.len())];
-    let cost = prepared.realm.parents.cost(prepared.manifest.id(), &fetch).await;
+    let cost = prepared.session.parents.cost(prepared.manifest.id(), &fetch).await;
     if let Err(error) = &cost {
         tracing::warn!(
             error = error as &dyn std::error::Error,
@@ -137,7 +137,7 @@ pub(crate) async fn plan(request: &PullRequest) -> anyhow::Result<PlanReport> {
         patch_bytes: choice.payload_bytes,
         patched_chunk_bytes: choice.saved_bytes,
         batches: requests.iter().sum(),
-        wire_bytes: received(&prepared.realm),
+        wire_bytes: received(&prepared.session),
         sources,
     })
 }

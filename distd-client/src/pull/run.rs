@@ -16,10 +16,10 @@ use distd_peer::trust::tuf::Resolved;
 
 use super::downgrade::{self, Arrival, Downgrade, Step, When};
 use super::job::{Job, PATCH_FILES, REBUILT_FILE};
-use super::patches::{Aim, Files, Link, Offers, Rebuilt, rebuild};
+use super::patches::{Aim, Files, LinkRate, Offers, Rebuilt, rebuild};
 use super::report::{BySource, Outcome};
 use super::seeds::Seeds;
-use super::wanted::Realm;
+use super::wanted::Session;
 use super::{kept, ours, target, there};
 use crate::disk::path::ArtifactPath;
 use crate::exit::{Code, Failure};
@@ -59,7 +59,7 @@ impl PullRequest {
 }
 
 pub(super) struct Prepared {
-    pub(super) realm: Realm,
+    pub(super) session: Session,
     pub(super) product: String,
     pub(super) version: String,
     pub(super) step: Step,
@@ -67,7 +67,7 @@ pub(super) struct Prepared {
     pub(super) seeds: Arc<Seeds>,
     pub(super) index: Arc<HeldIndex>,
     pub(super) offers: Arc<Offers>,
-    pub(super) link: Link,
+    pub(super) link: LinkRate,
     rebuilt: RebuiltCounts,
     metadata_bytes: u64,
     node_bytes: u64,
@@ -81,9 +81,9 @@ struct RebuiltCounts {
     bytes: u64,
 }
 
-pub(super) fn received(realm: &Realm) -> u64 {
-    let (relay, origin) = realm.parents.readings();
-    relay.bytes_in + origin.bytes_in + realm.neighbour_reading().bytes_in
+pub(super) fn received(session: &Session) -> u64 {
+    let (relay, origin) = session.parents.readings();
+    relay.bytes_in + origin.bytes_in + session.neighbour_reading().bytes_in
 }
 
 /// Largest size of patch sets that may also provide the manifest, in bytes. With larger changes,
@@ -92,7 +92,7 @@ const SMALL_SET: u64 = 4 << 20;
 
 /// The realm, and the release that was resolved.
 pub(super) struct Asked {
-    realm: Realm,
+    session: Session,
     resolved: Resolved,
     step: Step,
     metadata_bytes: u64,
@@ -112,15 +112,15 @@ pub(super) async fn ask(request: &PullRequest) -> anyhow::Result<Asked> {
         tokio::task::spawn_blocking(move || ours::check(&target, &data)).await??;
     }
     let (parents, outbound) = (request.parents.clone(), request.outbound.clone());
-    let realm = Realm::open(&request.data, parents, &request.sharing, outbound).await?;
-    let resolved = realm.resolve(&request.wanted).await?;
+    let session = Session::open(&request.data, parents, &request.sharing, outbound).await?;
+    let resolved = session.resolve(&request.wanted).await?;
     let out = request.target.as_ref().map(|target| target.path());
     let step = downgrade::check(&request.data, out, &resolved, request.downgrade)?;
     if request.target.is_some() {
         target::check_kind(&request.out, Root::decode(&resolved.root_node)?.kind)?;
     }
-    let metadata_bytes = received(&realm);
-    Ok(Asked { realm, resolved, step, metadata_bytes })
+    let metadata_bytes = received(&session);
+    Ok(Asked { session, resolved, step, metadata_bytes })
 }
 
 /// Gets all that is needed before any byte of the artifact is transferred. With `files`, a small
@@ -130,7 +130,7 @@ pub(super) async fn prepare(
     asked: Asked,
     files: Option<Files>,
 ) -> anyhow::Result<Prepared> {
-    let Asked { realm, resolved, step, metadata_bytes } = asked;
+    let Asked { session, resolved, step, metadata_bytes } = asked;
     if let Some(target) = &request.target {
         ours::check_directory_of(target)?;
     }
@@ -164,8 +164,8 @@ pub(super) async fn prepare(
         && known.is_none()
         && let Some(files) = &files
     {
-        offers = Arc::new(Offers::fetch(&realm, &route, request.aim).await);
-        match rebuild(&realm, &resolved, &offers, &mut seeds, &mut index, files).await {
+        offers = Arc::new(Offers::fetch(&session, &route, request.aim).await);
+        match rebuild(&session, &resolved, &offers, &mut seeds, &mut index, files).await {
             Ok(done) => rebuilt = done,
             Err(error) => tracing::warn!(%error, "manifest not built from patches; fetching its nodes"),
         }
@@ -180,12 +180,13 @@ pub(super) async fn prepare(
             let manifest = async {
                 match known {
                     Some(known) => Ok(known),
-                    None => realm.manifest(&resolved, &held).await,
+                    None => session.manifest(&resolved, &held).await,
                 }
             };
             let manifest = if offers.sets.is_empty() {
                 // Fetch both concurrently: neither needs the other.
-                let (manifest, fetched) = tokio::join!(manifest, Offers::fetch(&realm, &route, request.aim));
+                let (manifest, fetched) =
+                    tokio::join!(manifest, Offers::fetch(&session, &route, request.aim));
                 offers = Arc::new(fetched);
                 manifest?
             } else {
@@ -194,10 +195,10 @@ pub(super) async fn prepare(
             (manifest, RebuiltCounts::default())
         }
     };
-    let node_bytes = (received(&realm) - metadata_bytes).saturating_sub(rebuilt.patch_bytes);
-    let link = Link::measured(node_bytes, asked.elapsed());
+    let node_bytes = (received(&session) - metadata_bytes).saturating_sub(rebuilt.patch_bytes);
+    let link = LinkRate::measured(node_bytes, asked.elapsed());
     Ok(Prepared {
-        realm,
+        session,
         product: resolved.product.to_string(),
         version: resolved.version.to_string(),
         step,
@@ -238,19 +239,19 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
     }
     let arrival = asked.arrival(request);
     let prepared = prepare(request, asked, Some(files)).await?;
-    let Prepared { realm, product, version, step, manifest, seeds, index, offers, link, .. } = prepared;
+    let Prepared { session, product, version, step, manifest, seeds, index, offers, link, .. } = prepared;
     let Prepared { rebuilt, metadata_bytes, node_bytes, .. } = prepared;
     let manifest = Arc::new(manifest);
     let mut job = Job::open(request, &manifest, seeds, index, offers, link)?;
     progress.begin(manifest.root().bytes, &format!("{product} {version}"));
     job.progress = progress.clone();
-    job.share(&realm);
-    let result = job.fill(&realm).await;
+    job.share(&session);
+    let result = job.fill(&session).await;
     job.write_journal_now()?;
     if result.is_err() {
         // Tell neighbours that this device is gone, so that they do not wait for chunks that will
         // not come.
-        realm.leave(&manifest.id(), Duration::ZERO).await;
+        session.leave(&manifest.id(), Duration::ZERO).await;
     }
     result?;
     progress.phase("checking");
@@ -263,7 +264,7 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
         tracing::warn!("the artifact does not match as a whole; every chunk is checked again");
         let again = job.clone();
         tokio::task::spawn_blocking(move || again.forget_wrong()).await?;
-        job.fill(&realm).await?;
+        job.fill(&session).await?;
         let checking = job.clone();
         wrong = tokio::task::spawn_blocking(move || checking.check()).await??;
     }
@@ -286,7 +287,7 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
     remember(request, manifest.id());
     progress.end();
     let seconds = start.elapsed().as_secs_f64();
-    realm.leave(&manifest.id(), request.sharing.linger).await;
+    session.leave(&manifest.id(), request.sharing.linger).await;
     let counts = *job.counts.lock().unwrap_or_else(PoisonError::into_inner);
     let artifact_bytes = manifest.root().bytes;
     Ok(Outcome {
@@ -304,7 +305,7 @@ pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyh
         already_there: false,
         left_out: in_place.left_out.counts().clone(),
         found: in_place.found,
-        ..nothing_moved(&realm, product, version, &step, &manifest, metadata_bytes, seconds)
+        ..nothing_moved(&session, product, version, &step, &manifest, metadata_bytes, seconds)
     })
 }
 
@@ -332,18 +333,18 @@ async fn already_there(
     start: Instant,
 ) -> anyhow::Result<Outcome> {
     arrived(asked.arrival(request)).await?;
-    let Asked { realm, resolved, step, metadata_bytes } = asked;
+    let Asked { session, resolved, step, metadata_bytes } = asked;
     remember(request, manifest.id());
-    realm.leave(&manifest.id(), Duration::ZERO).await;
+    session.leave(&manifest.id(), Duration::ZERO).await;
     let seconds = start.elapsed().as_secs_f64();
     let (product, version) = (resolved.product.to_string(), resolved.version.to_string());
-    Ok(nothing_moved(&realm, product, version, &step, manifest, metadata_bytes, seconds))
+    Ok(nothing_moved(&session, product, version, &step, manifest, metadata_bytes, seconds))
 }
 
 /// Returns the outcome of a pull for which everything was in place, with the current counters of
 /// the realm's connections.
 fn nothing_moved(
-    realm: &Realm,
+    session: &Session,
     product: String,
     version: String,
     step: &Step,
@@ -351,8 +352,8 @@ fn nothing_moved(
     metadata_bytes: u64,
     seconds: f64,
 ) -> Outcome {
-    let (relay, origin) = realm.parents.readings();
-    let peer = realm.neighbour_reading();
+    let (relay, origin) = session.parents.readings();
+    let peer = session.neighbour_reading();
     Outcome {
         product,
         version,
@@ -367,7 +368,7 @@ fn nothing_moved(
             peer: peer.bytes_in,
             http: 0,
         },
-        served_bytes: realm.served_bytes(),
+        served_bytes: session.served_bytes(),
         chunk_bytes: 0,
         patch_bytes: 0,
         patches_applied: 0,
@@ -386,6 +387,6 @@ fn nothing_moved(
         already_there: true,
         left_out: BTreeMap::new(),
         found: None,
-        transport: realm.parents.carriers(),
+        transport: session.parents.carriers(),
     }
 }

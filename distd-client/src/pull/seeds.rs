@@ -8,8 +8,8 @@ use std::sync::Mutex;
 
 use anyhow::{Context, anyhow};
 use distd_core::ChunkHash;
+use distd_core::bounds::TREE_LISTING_BYTES_MAX;
 use distd_core::cut::{Batches, CutParams, ReadAt, Regions, regions};
-use distd_core::limits::TREE_LISTING_BYTES_MAX;
 use distd_core::manifest::{Kind, Manifest};
 use distd_core::planner::{HeldAt, HeldIndex};
 use distd_core::tree::{Entry, EntryKind};
@@ -29,7 +29,7 @@ use crate::push::tree::TreeSource;
 const SAMPLES: usize = 16;
 
 /// Bytes of one seed, by offset.
-pub(crate) enum Bytes {
+pub(crate) enum SeedFile {
     File(File),
     /// A tree as distd installed it, with the listing kept beside it.
     Tree {
@@ -41,7 +41,7 @@ pub(crate) enum Bytes {
     Directory(Box<TreeSource>),
 }
 
-impl Bytes {
+impl SeedFile {
     pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         match self {
             Self::File(file) => file.read_exact_at(buffer, offset),
@@ -81,7 +81,7 @@ impl Bytes {
 /// All seeds of a pull.
 #[derive(Default)]
 pub(super) struct Seeds {
-    pub(super) seeds: Vec<Bytes>,
+    pub(super) seeds: Vec<SeedFile>,
     pub(super) manifests: Vec<Manifest>,
     /// Use of each manifest.
     uses: Vec<Use>,
@@ -142,7 +142,7 @@ impl Seeds {
         }
         let bytes = if meta.is_dir() {
             match TreeSource::open(path) {
-                Ok(tree) => Bytes::Directory(Box::new(tree)),
+                Ok(tree) => SeedFile::Directory(Box::new(tree)),
                 Err(error) => {
                     let error = &*error;
                     tracing::warn!(path = %path.display(), error, "directory seed cannot be read and is skipped");
@@ -150,7 +150,7 @@ impl Seeds {
                 }
             }
         } else {
-            Bytes::File(open_file(path).map_err(|e| local(e.into()))?)
+            SeedFile::File(open_file(path).map_err(|e| local(e.into()))?)
         };
         self.seeds.push(bytes);
         self.uncut.push((seed, path.to_owned()));
@@ -169,7 +169,7 @@ impl Seeds {
 
     /// Adds a file without a manifest, whose chunks the caller knows; returns the seed's index.
     pub(super) fn add_file(&mut self, file: File) -> u32 {
-        self.seeds.push(Bytes::File(file));
+        self.seeds.push(SeedFile::File(file));
         // A command line has far fewer paths.
         u32::try_from(self.seeds.len() - 1).unwrap_or(u32::MAX)
     }
@@ -199,7 +199,7 @@ impl Seeds {
         }
         for (seed, path) in &self.uncut {
             match &self.seeds[*seed as usize] {
-                Bytes::Directory(tree) => match tree.regions() {
+                SeedFile::Directory(tree) => match tree.regions() {
                     // One thread: `TreeSource` keeps only one file open at a time.
                     Ok(regions) => cut_seed(&**tree, &regions, 1, *seed, cut, &mut index),
                     Err(error) => Err(error),
@@ -218,12 +218,12 @@ impl Seeds {
 }
 
 /// Opens the bytes of an artifact on this device, with the files kept beside it.
-pub(crate) fn open_artifact(path: &Path) -> anyhow::Result<Bytes> {
+pub(crate) fn open_artifact(path: &Path) -> anyhow::Result<SeedFile> {
     if fs::metadata(path)?.is_dir() {
         let listing = side::read_anyones(&listing_path(path), TREE_LISTING_BYTES_MAX)?;
-        Bytes::of_tree(path, listing)
+        SeedFile::of_tree(path, listing)
     } else {
-        Ok(Bytes::File(open_file(path)?))
+        Ok(SeedFile::File(open_file(path)?))
     }
 }
 
@@ -234,22 +234,22 @@ pub(super) fn open_file(path: &Path) -> io::Result<File> {
 
 /// Opens the bytes of an artifact as its manifest describes them; `None` when its kind differs, or
 /// when a tree's listing is missing or wrong.
-fn open_kept(path: &Path, meta: &fs::Metadata, kept: &mut Kept) -> Option<Bytes> {
+fn open_kept(path: &Path, meta: &fs::Metadata, kept: &mut Kept) -> Option<SeedFile> {
     match kept.manifest.root().kind {
         Kind::Tree { listing_bytes } if meta.is_dir() => {
             let listing = kept.listing.take()?;
             is_listing_of(&listing, listing_bytes, &kept.manifest).then_some(())?;
-            Bytes::of_tree(path, listing).ok()
+            SeedFile::of_tree(path, listing).ok()
         }
-        Kind::File if !meta.is_dir() => open_file(path).ok().map(Bytes::File),
+        Kind::File if !meta.is_dir() => open_file(path).ok().map(SeedFile::File),
         _ => None,
     }
 }
 
 /// Returns whether every file of a tree has the length in its listing and, if the listing has one,
 /// the time. A file that was written since is cut again.
-fn is_unchanged(bytes: &Bytes) -> bool {
-    let Bytes::Tree { beneath, layout, .. } = bytes else { return true };
+fn is_unchanged(bytes: &SeedFile) -> bool {
+    let SeedFile::Tree { beneath, layout, .. } = bytes else { return true };
     let same = |entry: &Entry| match entry.kind {
         EntryKind::File { size } => {
             let looked =
@@ -265,7 +265,7 @@ fn is_unchanged(bytes: &Bytes) -> bool {
 }
 
 /// Returns whether some chunks, spread over the seed, match its manifest.
-fn samples_match(bytes: &Bytes, manifest: &Manifest) -> bool {
+fn samples_match(bytes: &SeedFile, manifest: &Manifest) -> bool {
     let step = (manifest.root().chunks / SAMPLES as u64).max(1);
     let mut buffer = Vec::new();
     // The last chunk is always checked, so that a truncated seed is noticed.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, anyhow};
 use distd_core::tree::{Entry, EntryKind};
-use distd_core::{ManifestId, limits::TREE_LISTING_BYTES_MAX};
+use distd_core::{ManifestId, bounds::TREE_LISTING_BYTES_MAX};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 

@@ -14,7 +14,7 @@ use super::compare::{Differences, compare};
 use super::kept::{self, Kept, read_left_out};
 use super::layout::Layout;
 use super::ours::is_listing_of;
-use super::seeds::{Bytes, open_file};
+use super::seeds::{SeedFile, open_file};
 use super::staging::Staging;
 use crate::exit::{Code, Failure};
 use crate::whole_hash::{PIECE_BYTES, Pieces, whole_hash};
@@ -120,13 +120,13 @@ pub(crate) fn verify(path: &Path, kept: &Kept) -> anyhow::Result<VerifyReport> {
             let staged = kept.part.then(|| Staging::of(path).read_left_out()).flatten();
             let left_out = staged.unwrap_or_else(|| read_left_out(path));
             *differences = compare(path, &layout.listing, &left_out).map_err(|e| local(e.into()))?;
-            Bytes::of_tree(path, listing).map_err(local)?
+            SeedFile::of_tree(path, listing).map_err(local)?
         }
         Kind::File if !meta.is_dir() => {
             if meta.is_file() && meta.size() != root.bytes {
                 differences.add("", format!("has {} bytes instead of {}", meta.size(), root.bytes));
             }
-            Bytes::File(open_file(path).map_err(|e| local(e.into()))?)
+            SeedFile::File(open_file(path).map_err(|e| local(e.into()))?)
         }
         _ => {
             let what = if meta.is_dir() { "a directory" } else { "not a directory" };
@@ -152,7 +152,7 @@ pub(crate) fn verify(path: &Path, kept: &Kept) -> anyhow::Result<VerifyReport> {
     Ok(report)
 }
 
-fn count_bad(bytes: &Bytes, manifest: &Manifest, report: &mut VerifyReport) {
+fn count_bad(bytes: &SeedFile, manifest: &Manifest, report: &mut VerifyReport) {
     let mut buffer = Vec::new();
     for at in manifest.entries() {
         buffer.resize(at.entry.len as usize, 0);
@@ -165,7 +165,7 @@ fn count_bad(bytes: &Bytes, manifest: &Manifest, report: &mut VerifyReport) {
 
 /// Reader of one hashing thread.
 struct Read<'b> {
-    bytes: &'b Bytes,
+    bytes: &'b SeedFile,
     buffer: Vec<u8>,
 }
 

@@ -14,10 +14,10 @@ use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::FetchConfig;
 use distd_peer::clock::unix_now;
 use distd_peer::driver::{ChunkSink, Driver, FetchError};
-use distd_peer::limits::Throttle;
 use distd_peer::manifest_fetch::fetch_manifest;
 use distd_peer::net::{MeterReading, Outbound, close_code};
 use distd_peer::parents::Parents;
+use distd_peer::rates::Throttle;
 use distd_peer::share::{ChunkBytes, Holdings};
 use distd_peer::table::ChunkTable;
 use distd_peer::trust::tuf::{Offline, Resolved, TufClient, TufError};
@@ -25,13 +25,13 @@ use quinn::Endpoint;
 
 use super::metadata::{LOST_MAX, ParentMetadata, pause_after};
 use crate::exit::{Code, Failure, is_shut_out};
-use crate::share::{Lateral, Node, Published, Sharing, anywhere};
+use crate::share::{DeviceNode, Lateral, Published, Sharing, anywhere};
 
 /// Time limit for closing the connections.
 const LEAVE: Duration = Duration::from_millis(200);
 
 /// A device's connections to its realm.
-pub(super) struct Realm {
+pub(super) struct Session {
     pub(super) parents: Arc<Parents>,
     tuf: TufClient,
     endpoint: Endpoint,
@@ -40,7 +40,7 @@ pub(super) struct Realm {
     download: Option<Arc<Throttle>>,
 }
 
-impl Realm {
+impl Session {
     /// Loads the identity in `data` and prepares to dial `parents`.
     ///
     /// # Errors
@@ -52,7 +52,7 @@ impl Realm {
         outbound: Arc<Outbound>,
     ) -> anyhow::Result<Self> {
         let refused = Failure::refused;
-        let node = Node::open(data, parents, anywhere(0), sharing, outbound).await?;
+        let node = DeviceNode::open(data, parents, anywhere(0), sharing, outbound).await?;
         let root = node.identity.root_json().context("the device has no TUF root").map_err(refused)?;
         let tuf = TufClient::open(data, root).map_err(|e| refused(e.into()))?;
         let lateral = match sharing.enabled {

@@ -5,8 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use distd_core::bounds::ARTIFACT_BYTES_MAX;
 use distd_core::cut::{ReadAt, Regions, regions};
-use distd_core::limits::ARTIFACT_BYTES_MAX;
 
 use super::tree::{Skipped, TreeSource};
 use crate::disk::path::PathError;

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::anyhow;
+use distd_core::bounds::{REGIONS_MAX, TREE_ENTRIES_MAX};
 use distd_core::cut::{ReadAt, Regions};
-use distd_core::limits::{REGIONS_MAX, TREE_ENTRIES_MAX};
 use distd_core::tree::{Entry, EntryKind, Listing, RootDir, Time, TreePath, Xattr};
 use rustix::io::Errno;
 

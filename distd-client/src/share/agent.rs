@@ -18,7 +18,7 @@ use distd_peer::net::{Link, Outbound, close_code};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
-use super::{Lateral, Node, Sharing, installed};
+use super::{DeviceNode, Lateral, Sharing, installed};
 use crate::exit::{Code, Failure, code_of};
 use crate::pull::read_kept_manifest;
 
@@ -59,7 +59,7 @@ pub(crate) struct AgentRequest {
 ///
 /// # Errors
 /// Failures with [`Code::Usage`] when the exchange is off; otherwise the failures of
-/// [`Node::open`].
+/// [`DeviceNode::open`].
 pub(crate) async fn run(request: AgentRequest) -> anyhow::Result<()> {
     if !request.sharing.serves {
         let error = anyhow!(
@@ -79,7 +79,7 @@ pub(crate) async fn run(request: AgentRequest) -> anyhow::Result<()> {
     if let Some((at, _)) = &measuring {
         println!("metrics on http://{at}/metrics");
     }
-    let Node { identity, credentials, parent_addresses, endpoint, parents, data, .. } = node;
+    let DeviceNode { identity, credentials, parent_addresses, endpoint, parents, data, .. } = node;
     let renewing = tokio::spawn(renew_regularly(identity, credentials, parent_addresses, request.outbound));
     let announcer = Announcer { data, parents, lateral, unserved: Mutex::default() };
     let announcing = tokio::spawn(async move { announcer.run().await });
@@ -100,11 +100,11 @@ pub(crate) async fn run(request: AgentRequest) -> anyhow::Result<()> {
 
 /// Opens the node. If the certificate has expired, the function tries again until a parent renews
 /// it: a device that was off for a day may boot before its network is up.
-async fn open_patiently(request: &AgentRequest) -> anyhow::Result<Node> {
+async fn open_patiently(request: &AgentRequest) -> anyhow::Result<DeviceNode> {
     let AgentRequest { parents, listen, outbound, sharing, .. } = request;
     let mut pause = OPEN_AGAIN;
     loop {
-        let opened = Node::open(&request.data, parents.clone(), *listen, sharing, outbound.clone());
+        let opened = DeviceNode::open(&request.data, parents.clone(), *listen, sharing, outbound.clone());
         match opened.await {
             Err(error) if code_of(&error) == Code::Network => {
                 tracing::warn!(error = format!("{error:#}"), "no parent can be reached; trying again");
@@ -119,7 +119,7 @@ async fn open_patiently(request: &AgentRequest) -> anyhow::Result<Node> {
 /// Serves metrics at a loopback address; returns the bound address and the task.
 async fn give_metrics(
     at: SocketAddr,
-    node: &Node,
+    node: &DeviceNode,
     lateral: &Arc<Lateral>,
 ) -> anyhow::Result<(SocketAddr, JoinHandle<()>)> {
     let listener = metrics::listen(at).await.map_err(|e| Failure::new(Code::Usage, e.into()))?;

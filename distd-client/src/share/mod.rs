@@ -1,15 +1,15 @@
-//! A device's part in the exchange of its site: the artifacts it serves ([`shelf`], [`installed`])
+//! A device's part in the exchange of its site: the artifacts it serves ([`artifacts`], [`installed`])
 //! and how far its packets may go ([`connectivity`]). [`agent`] is a process that only serves.
 
 pub(crate) mod agent;
+mod artifacts;
 mod connectivity;
 pub(crate) mod installed;
 mod node;
 mod settings;
-mod shelf;
 
 pub(crate) use connectivity::Connectivity;
-pub(crate) use node::{Node, anywhere};
+pub(crate) use node::{DeviceNode, anywhere};
 pub(crate) use settings::Sharing;
 
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use distd_peer::table::ChunkTable;
 use distd_peer::trust::record::{RecordSigner, RecordText};
 use tokio::task::AbortHandle;
 
-use self::shelf::InstalledShelf;
+use self::artifacts::KeptArtifacts;
 
 /// File in the state directory with the neighbours of earlier sessions.
 const NEIGHBOURS_FILE: &str = "neighbours.json";
@@ -58,7 +58,7 @@ impl Lateral {
     ///
     /// # Errors
     /// When the identity is incomplete or cannot sign.
-    pub(crate) fn start(node: &Node, sharing: &Sharing, resident: bool) -> anyhow::Result<Self> {
+    pub(crate) fn start(node: &DeviceNode, sharing: &Sharing, resident: bool) -> anyhow::Result<Self> {
         let ca = node.identity.ca_der().context("the device has no CA certificate")?.clone();
         let sites = Sites::new(ca.clone(), SiteRule::All, false);
         let text = RecordText { site: sharing.site.clone(), resident };
@@ -76,7 +76,7 @@ impl Lateral {
                 allowed: Box::new(move |address| reach.allows_neighbour(address)),
             },
         );
-        let content = DeviceContent::new(InstalledShelf::new(node.data.clone(), node.parents.clone()));
+        let content = DeviceContent::new(KeptArtifacts::new(node.data.clone(), node.parents.clone()));
         let config = ServeConfig { sites: Some(sites.clone()), ..sharing.serve_config() };
         let server = Server::new(Arc::new(Device(content.clone())), config);
         let endpoint = node.endpoint.clone();

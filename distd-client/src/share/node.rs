@@ -18,7 +18,7 @@ use super::{Connectivity, Sharing};
 use crate::exit::{Code, Failure, code_of_enrollment};
 
 /// An enrolled device with an open endpoint.
-pub(crate) struct Node {
+pub(crate) struct DeviceNode {
     pub(crate) data: PathBuf,
     pub(crate) identity: NodeIdentity,
     pub(crate) credentials: Arc<Credentials>,
@@ -34,7 +34,7 @@ pub(crate) fn anywhere(port: u16) -> SocketAddr {
     (Ipv6Addr::UNSPECIFIED, port).into()
 }
 
-impl Node {
+impl DeviceNode {
     /// Loads the identity in `data`, renews its certificate if it is due, and opens the endpoint at
     /// `listen`.
     ///

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use distd_core::swarm::rules::HAND_ON;
-use distd_peer::limits::{Class, Limits, Throttle};
+use distd_peer::rates::{Class, Limits, Throttle};
 use distd_peer::serve::ServeConfig;
 
 use super::Connectivity;

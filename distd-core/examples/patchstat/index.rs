@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::{Range, RangeInclusive};
 
-use distd_core::limits::VIEW_IDS_FROM;
+use distd_core::bounds::VIEW_IDS_FROM;
 use distd_core::patch::pair::{ChunkSpan, Of, Patch, Side};
 use distd_core::patch::{PatchMethod, SetIndex, SetPatch, TargetRun};
 use distd_core::{ChunkHash, ChunkId, ManifestId};

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 
 use super::{ReadAt, RegionKind, Regions, cpio, gzip, tar};
-use crate::limits::{ARTIFACT_BYTES_MAX, REGIONS_MAX};
+use crate::bounds::{ARTIFACT_BYTES_MAX, REGIONS_MAX};
 
 /// Separator in name hints. Appended to a member's path it names the member's header. Between two
 /// names, it joins the name of a packed region and the name of a file inside:

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{CutParams, Cutter, ReadAt, Region};
-use crate::limits::CHUNK_BYTES_MAX;
+use crate::bounds::CHUNK_BYTES_MAX;
 
 /// Bytes read at once. Four times the largest chunk, so that each window yields chunks; and long
 /// enough that the rest carried over to the next window (less than one chunk) costs nothing.

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::ReadAt;
 use super::archive::{Member, relative};
-use crate::limits::PATH_BYTES_MAX;
+use crate::bounds::PATH_BYTES_MAX;
 
 /// Bytes of a header before the name: magic and thirteen numbers of eight hexadecimal digits.
 const HEADER: usize = 110;

@@ -5,7 +5,7 @@ use std::fmt;
 use fastcdc::v2020::{self, Normalization};
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
+use crate::bounds::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
 
 /// Smallest average that FastCDC has a mask for, bytes.
 const AVG_MIN: u32 = v2020::AVERAGE_MIN as u32;

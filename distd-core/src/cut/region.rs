@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{ReadAt, archive, erofs};
-use crate::limits::{ARTIFACT_BYTES_MAX, PATH_BYTES_MAX, REGIONS_MAX};
+use crate::bounds::{ARTIFACT_BYTES_MAX, PATH_BYTES_MAX, REGIONS_MAX};
 
 /// Content of a region, as far as its format reader knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

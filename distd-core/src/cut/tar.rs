@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::ReadAt;
 use super::archive::{Member, relative};
-use crate::limits::PATH_BYTES_MAX;
+use crate::bounds::PATH_BYTES_MAX;
 
 const BLOCK: u64 = 512;
 

@@ -10,7 +10,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::NODE_ENTRIES_MAX;
 use super::node::{Entry, NodeError, decode_leaf, encode_leaf};
-use crate::limits::CHUNK_BYTES_MAX;
+use crate::bounds::CHUNK_BYTES_MAX;
 use crate::proto::{put_varint, take_varint, unzigzag, zigzag};
 use crate::{ChunkHash, ChunkId};
 

@@ -5,7 +5,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::partial::{Assembly, InsertError};
 use super::{Manifest, NodeError};
-use crate::limits::NODE_BYTES_MAX;
+use crate::bounds::NODE_BYTES_MAX;
 
 /// First bytes of a manifest file.
 pub const FILE_MAGIC: &[u8; 8] = b"distdmf1";

@@ -131,7 +131,7 @@ impl Manifest {
     /// Returns the level an inner node states; `None` if the bytes are not an inner node.
     pub fn inner_level(bytes: &[u8]) -> Option<u8> {
         match bytes {
-            [0x92, level, ..] if *level < crate::limits::MANIFEST_LEVELS_MAX => Some(*level),
+            [0x92, level, ..] if *level < crate::bounds::MANIFEST_LEVELS_MAX => Some(*level),
             _ => None,
         }
     }

@@ -5,11 +5,11 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{NODE_ENTRIES_MAX, ROOT_CHILDREN_MAX};
-use crate::cut::CutParams;
-use crate::limits::{
+use crate::bounds::{
     ARTIFACT_BYTES_MAX, CHUNK_BYTES_MAX, MANIFEST_LEVELS_MAX, NODE_BYTES_MAX, PATCH_INDEX_BYTES_MAX,
     TREE_LISTING_BYTES_MAX,
 };
+use crate::cut::CutParams;
 use crate::{ArtifactHash, ChunkHash, ChunkId, ManifestId, NodeHash};
 
 /// Format version that the root node states.

@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_view_is_packed_again_only_if_the_link_is_slower_than_packing() {
-        let view = crate::limits::VIEW_IDS_FROM;
+        let view = crate::bounds::VIEW_IDS_FROM;
         let mut repack = patch(&[view], &[200], 900);
         repack.codec = Method::REPACK;
         let patches = [patch(&[1], &[view], 0), repack];

@@ -1,7 +1,7 @@
 //! Patch codecs: numbers, bounds and errors.
 
 use super::{prefix, suffix};
-use crate::limits::{PATCH_BASE_BYTES_MAX, PATCH_PAYLOAD_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
+use crate::bounds::{PATCH_BASE_BYTES_MAX, PATCH_PAYLOAD_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
 
 /// Method by which a payload rebuilds its target. The numbers are part of every format that names a
 /// codec: never reuse one.
@@ -46,7 +46,7 @@ impl Default for Effort {
 /// Error that keeps a payload from rebuilding its target.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatchError {
-    /// The base, target or payload is longer than [`limits`](crate::limits) allows; nothing was
+    /// The base, target or payload is longer than [`bounds`](crate::bounds) allows; nothing was
     /// allocated.
     #[error("{what} of {bytes} bytes is above the limit of {max}")]
     TooLong {

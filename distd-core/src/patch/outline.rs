@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::limits::{CHUNK_BYTES_MAX, PATCH_INDEX_BYTES_MAX};
+use crate::bounds::{CHUNK_BYTES_MAX, PATCH_INDEX_BYTES_MAX};
 use crate::manifest::Entry;
 use crate::proto::{put_varint, take_varint, unzigzag, zigzag};
 use crate::{ChunkHash, ChunkId};

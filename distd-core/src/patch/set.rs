@@ -9,7 +9,7 @@
 use std::ops::RangeInclusive;
 
 use super::PatchMethod;
-use crate::limits::{
+use crate::bounds::{
     CHUNK_BYTES_MAX, PATCH_BASE_BYTES_MAX, PATCH_INDEX_BYTES_MAX, PATCH_SET_BASES_MAX,
     PATCH_TARGET_BYTES_MAX, PATCHES_MAX, VIEW_BYTES_MAX, VIEW_IDS_FROM,
 };

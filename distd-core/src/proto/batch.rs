@@ -2,7 +2,7 @@
 
 use super::Frame;
 use super::frame::{Choke, Data, DontHave, Ranges};
-use crate::limits::REQUEST_CHUNKS_MAX;
+use crate::bounds::REQUEST_CHUNKS_MAX;
 use crate::ranges::ChunkRanges;
 
 /// Content of one frame of the answer.

@@ -7,7 +7,7 @@ use super::frame::{
     NodesEnd, PeerRecords, Ranges, Shun,
 };
 use super::varint::{put_varint, take_varint};
-use crate::limits::FRAME_BODY_MAX;
+use crate::bounds::FRAME_BODY_MAX;
 
 /// Message types: the RFC 7574 §8.2 number where the message is in the RFC, private numbers from
 /// 128 up (docs/protocol.md, "Frames").

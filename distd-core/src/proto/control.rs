@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::Frame;
 use super::close::CloseCode;
 use super::frame::{Choke, Handshake, PROTOCOL_VERSION, PeerRecord, PeerRecords, Ranges, Shun};
-use crate::limits::SHUN_NODES_MAX;
+use crate::bounds::SHUN_NODES_MAX;
 use crate::ranges::ChunkRanges;
 use crate::{ManifestId, NodeId};
 

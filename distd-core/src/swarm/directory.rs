@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Shuns;
-use crate::limits::{DIRECTORY_NODES_MAX, DIRECTORY_SITES_MAX, PEX_RECORDS_MAX};
+use crate::bounds::{DIRECTORY_NODES_MAX, DIRECTORY_SITES_MAX, PEX_RECORDS_MAX};
 use crate::proto::frame::PeerRecord;
 use crate::ranges::ChunkRanges;
 use crate::{ManifestId, NodeId};

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::Shuns;
-use crate::limits::{DIRECTORY_NODES_MAX, LEASES_MAX};
+use crate::bounds::{DIRECTORY_NODES_MAX, LEASES_MAX};
 use crate::ranges::ChunkRanges;
 use crate::time::Timestamp;
 use crate::{ChunkId, NodeId};

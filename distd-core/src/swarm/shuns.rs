@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::NodeId;
-use crate::limits::{DIRECTORY_NODES_MAX, RECORD_SECONDS_MAX};
+use crate::bounds::{DIRECTORY_NODES_MAX, RECORD_SECONDS_MAX};
 
 /// Number of nodes of a site that must shun a node before the rest of the site is kept away from
 /// it. One liar alone, or one device with failing memory, cannot discredit another node.

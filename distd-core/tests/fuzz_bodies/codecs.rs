@@ -1,6 +1,6 @@
 //! Fuzz bodies of the patch codecs.
 
-use distd_core::limits::{PATCH_PAYLOAD_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
+use distd_core::bounds::{PATCH_PAYLOAD_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
 use distd_core::patch::{Effort, PatchError, PatchMethod, decode, encode};
 
 use super::input::Input;

@@ -1,7 +1,7 @@
 //! Fuzz bodies of protocol frames, and of the state machines that take them.
 
 use distd_core::ManifestId;
-use distd_core::limits::{FRAME_BODY_MAX, REQUEST_CHUNKS_MAX};
+use distd_core::bounds::{FRAME_BODY_MAX, REQUEST_CHUNKS_MAX};
 use distd_core::proto::batch::{BatchAnswer, BatchAsk};
 use distd_core::proto::control::{Control, Side};
 use distd_core::proto::frame::Handshake;

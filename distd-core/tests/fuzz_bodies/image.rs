@@ -2,9 +2,9 @@
 
 use std::ops::ControlFlow;
 
+use distd_core::bounds::PATH_BYTES_MAX;
 use distd_core::cut::erofs::{CLUSTER_BYTES_MAX, EXTENT_BYTES_MAX, ExtentData, Reader};
 use distd_core::cut::{Batches, CutParams, Region, Regions, regions as find_regions};
-use distd_core::limits::PATH_BYTES_MAX;
 use distd_core::patch::view::parts;
 
 use super::memory::within;

@@ -1,8 +1,8 @@
 //! Fuzz bodies of manifest nodes and files, compact leaves and tree listings.
 
 use bytes::Bytes;
+use distd_core::bounds::{ARTIFACT_BYTES_MAX, CHUNK_BYTES_MAX, NODE_BYTES_MAX};
 use distd_core::cut::CutParams;
-use distd_core::limits::{ARTIFACT_BYTES_MAX, CHUNK_BYTES_MAX, NODE_BYTES_MAX};
 use distd_core::manifest::{
     Assembly, Builder, Entry, Kind, Manifest, Root, compact_leaf, expand_leaf, leaf_hash,
 };

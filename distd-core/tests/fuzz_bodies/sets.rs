@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use distd_core::limits::{PATCH_INDEX_BYTES_MAX, PATCH_TARGET_BYTES_MAX, PATCHES_MAX, VIEW_BYTES_MAX};
+use distd_core::bounds::{PATCH_INDEX_BYTES_MAX, PATCH_TARGET_BYTES_MAX, PATCHES_MAX, VIEW_BYTES_MAX};
 use distd_core::manifest::Entry;
 use distd_core::patch::{
     Choice, Leg, Offer, Optimize, Outline, ROUTE_LEGS_MAX, SetIndex, choose as choose_patches,

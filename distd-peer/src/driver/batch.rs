@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 
 use super::verified::Coalesced;
 use super::{ChunkSink, Joined, Message, SinkError, chain};
-use crate::limits::Throttle;
 use crate::net::{Link, LinkError, WireError};
+use crate::rates::Throttle;
 use crate::table::ChunkTable;
 
 /// Reason why a batch ended early.

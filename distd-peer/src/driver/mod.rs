@@ -61,10 +61,10 @@ use self::batch::{BatchFailure, run_batch};
 use self::dial::{Caller, DialTarget};
 pub use self::verified::Verified;
 use crate::clock::monotonic_now;
-use crate::limits::Throttle;
 use crate::neighbours::{Neighbour, Neighbourhood};
 use crate::net::SwarmHandle;
 use crate::parents::{Parents, tier_of};
+use crate::rates::Throttle;
 use crate::share::Holdings;
 use crate::table::ChunkTable;
 

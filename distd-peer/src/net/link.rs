@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use distd_core::ManifestId;
-use distd_core::limits::METADATA_ANSWER_MAX;
+use distd_core::bounds::METADATA_ANSWER_MAX;
 use distd_core::proto::Frame;
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::control::{Control, ControlError, ControlEvent, Side};

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{Limits, LimitsError, LimitsFile, Throttle};
 use crate::net::Transport;
+use crate::rates::{Limits, LimitsError, LimitsFile, Throttle};
 use crate::serve::ServeConfig;
 use crate::store::StoreConfig;
 

@@ -15,8 +15,8 @@ use super::ChunkAnswer;
 use super::connection::Peer;
 use super::slots::Slot;
 use super::streams::{send, wire};
-use crate::limits::LIMITED_PIECE;
 use crate::net::{FrameReader, FrameWriter, WireError};
+use crate::rates::LIMITED_PIECE;
 
 /// Number of answers queued between reading chunks and writing them to the stream. A few keep the
 /// stream full; each one may be a megabyte.

@@ -113,7 +113,7 @@ pub(super) struct Peer {
 
 impl Peer {
     /// Remembers that the peer opened a swarm.
-    pub(super) fn serves(&self, content: &Arc<dyn Swarm>) {
+    pub(super) fn remember_swarm(&self, content: &Arc<dyn Swarm>) {
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         if served.len() == SERVED_MAX {
             served.pop_front();

@@ -65,7 +65,7 @@ async fn open(
             member = sites.join(peer.identity.node_id, peer.observed, manifest, own);
         }
     }
-    peer.serves(&content);
+    peer.remember_swarm(&content);
     let swarm = Arc::new(OpenSwarm { content, member });
     peer.swarms.set(id, SwarmState::Open(swarm.clone()));
     Answerer { peer, swarm: &swarm, control, told: None }.run(writer, reader).await

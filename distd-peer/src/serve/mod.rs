@@ -76,7 +76,7 @@ use tokio_rustls::TlsAcceptor;
 use self::budget::Budgets;
 use self::door::Door;
 use self::slots::Slots;
-use crate::limits::Throttle;
+use crate::rates::Throttle;
 use crate::seldom::Seldom;
 use crate::trust::revoked::Revoked;
 use crate::trust::tls::PeerIdentity;

@@ -15,7 +15,7 @@ use crate::trust::tls::PeerIdentity;
 
 /// The artifacts that a device has installed, besides those it is pulling.
 #[async_trait]
-pub trait Shelf: Send + Sync + 'static {
+pub trait InstalledArtifacts: Send + Sync + 'static {
     /// Returns the device's swarm of this manifest; `None` if it holds nothing of it. A manifest
     /// that must be fetched first is charged to `budget`, the asker's.
     async fn find(
@@ -33,15 +33,15 @@ pub trait Shelf: Send + Sync + 'static {
 /// metadata nor enrolments, as a device is nobody's parent.
 pub struct DeviceContent {
     published: Mutex<BTreeMap<ManifestId, Arc<SharedSwarm>>>,
-    shelf: Arc<dyn Shelf>,
+    installed: Arc<dyn InstalledArtifacts>,
     /// Counters of all swarms.
     pub counters: Arc<ShareCounters>,
 }
 
 impl DeviceContent {
     /// Creates the content of a device with these installed artifacts.
-    pub fn new(shelf: Arc<dyn Shelf>) -> Arc<Self> {
-        Arc::new(Self { published: Mutex::default(), shelf, counters: Arc::default() })
+    pub fn new(installed: Arc<dyn InstalledArtifacts>) -> Arc<Self> {
+        Arc::new(Self { published: Mutex::default(), installed, counters: Arc::default() })
     }
 
     fn published(&self) -> MutexGuard<'_, BTreeMap<ManifestId, Arc<SharedSwarm>>> {
@@ -62,7 +62,7 @@ impl DeviceContent {
 impl Manifests for DeviceContent {
     fn manifest(&self, id: &ManifestId) -> Option<Arc<Manifest>> {
         let published = self.published().get(id).map(|swarm| swarm.manifest().clone());
-        published.or_else(|| self.shelf.manifest(id))
+        published.or_else(|| self.installed.manifest(id))
     }
 }
 
@@ -80,7 +80,7 @@ impl Content for Device {
         let published = self.0.published().get(&id).cloned();
         let found = match published {
             Some(swarm) => Some(swarm),
-            None => self.0.shelf.find(id, budget, &self.0).await,
+            None => self.0.installed.find(id, budget, &self.0).await,
         };
         let swarm = found.ok_or(ServeError::NoManifest(id))?;
         Ok(Arc::new(Serving(swarm)))

@@ -5,6 +5,6 @@ mod content;
 mod holdings;
 mod swarm;
 
-pub use content::{Device, DeviceContent, Shelf};
+pub use content::{Device, DeviceContent, InstalledArtifacts};
 pub use holdings::Holdings;
 pub use swarm::{ChunkBytes, Manifests, ShareCounters, SharedSwarm};

@@ -1,7 +1,7 @@
 //! Record of a segment file: a fixed header, then the packed chunk (docs/store.md, "Segments").
 
 use distd_core::ChunkHash;
-use distd_core::limits::CHUNK_BYTES_MAX;
+use distd_core::bounds::CHUNK_BYTES_MAX;
 use distd_core::packing::{Codec, PackedChunk};
 use twox_hash::XxHash3_64;
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use bytes::Bytes;
-use distd_core::limits::RECORD_SECONDS_MAX;
+use distd_core::bounds::RECORD_SECONDS_MAX;
 use distd_core::proto::frame::PeerRecord;
 use rcgen::{KeyPair, SigningKey};
 use rustls::pki_types::CertificateDer;

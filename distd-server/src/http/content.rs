@@ -5,8 +5,8 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use distd_core::bounds::ARTIFACT_BYTES_MAX;
 use distd_core::cut::CutParams;
-use distd_core::limits::ARTIFACT_BYTES_MAX;
 use distd_core::names::Name;
 use distd_peer::clock::unix_now;
 

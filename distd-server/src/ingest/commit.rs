@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use distd_core::bounds::{ARTIFACT_BYTES_MAX, TREE_LISTING_BYTES_MAX};
 use distd_core::cut::CutParams;
-use distd_core::limits::{ARTIFACT_BYTES_MAX, TREE_LISTING_BYTES_MAX};
 use distd_core::manifest::{Builder, Entry, Kind, Manifest};
 use distd_core::ranges::ChunkRanges;
 use distd_core::{ArtifactHash, ChunkHash, ChunkId, ManifestId};

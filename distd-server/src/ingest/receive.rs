@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 
 use bytes::Bytes;
 use distd_core::ChunkHash;
-use distd_core::limits::CHUNK_BYTES_MAX;
+use distd_core::bounds::CHUNK_BYTES_MAX;
 use distd_core::packing::{Codec, PackedChunk, Unpacker};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinHandle, spawn_blocking};

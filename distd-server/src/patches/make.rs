@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use distd_core::bounds::PATCHES_MAX;
 use distd_core::cut::ReadAt;
-use distd_core::limits::PATCHES_MAX;
 use distd_core::manifest::Entry;
 use distd_core::patch::pair::{ChunkSpan, Need, Of, PairOptions, Patch, PatchJob, Side, Span, build, pair};
 use distd_core::patch::{Effort, Method, PatchMethod, SetPatch, TargetRun, decode, encode};

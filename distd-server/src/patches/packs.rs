@@ -1,7 +1,7 @@
 //! The chunks of a set on their way into packs.
 
 use bytes::Bytes;
-use distd_core::limits::CHUNK_BYTES_MAX;
+use distd_core::bounds::CHUNK_BYTES_MAX;
 use distd_core::packing::{Codec, PackedChunk};
 use distd_core::{ArtifactHash, ChunkHash};
 use distd_peer::clock::unix_now;

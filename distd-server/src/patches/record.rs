@@ -3,8 +3,8 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use distd_core::bounds::PATCH_INDEX_BYTES_MAX;
 use distd_core::cut::CutParams;
-use distd_core::limits::PATCH_INDEX_BYTES_MAX;
 use distd_core::manifest::{Builder, Entry, Kind};
 use distd_core::packing::Codec;
 use distd_core::patch::{Outline, SetIndex, SetPatch};

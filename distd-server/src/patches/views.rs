@@ -10,8 +10,8 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use distd_core::bounds::{VIEW_BYTES_MAX, VIEW_IDS_FROM};
 use distd_core::cut::{Batches, CutParams, ReadAt, RegionKind, Regions};
-use distd_core::limits::{VIEW_BYTES_MAX, VIEW_IDS_FROM};
 use distd_core::patch::pair::{ChunkSpan, Need, fold, needs, needs_beside};
 use distd_core::patch::view::{self, ClusterFile, Joined, PackedFile};
 use distd_core::{ChunkHash, ChunkId};

@@ -2,7 +2,7 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use distd_core::ChunkHash;
-use distd_core::limits::CHUNK_BYTES_MAX;
+use distd_core::bounds::CHUNK_BYTES_MAX;
 use distd_core::packing::{Codec, PackedChunk};
 use object_store::PutPayload;
 

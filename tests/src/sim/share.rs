@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use distd_core::NodeId;
-use distd_core::limits::RECORD_SECONDS_MAX;
+use distd_core::bounds::RECORD_SECONDS_MAX;
 use distd_core::proto::Frame;
 use distd_core::proto::control::ControlEvent;
 use distd_core::proto::frame::PeerRecord;

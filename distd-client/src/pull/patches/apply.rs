@@ -6,7 +6,7 @@ use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use distd_core::limits::PATCH_BASE_BYTES_MAX;
+use distd_core::bounds::PATCH_BASE_BYTES_MAX;
 use distd_core::manifest::Entry;
 use distd_core::patch::{Choice, Method, PatchRef, SetPatch, decode};
 use distd_core::planner::{HeldAt, HeldIndex};

@@ -13,7 +13,7 @@ use distd_peer::driver::{ChunkSink, SinkError};
 use distd_peer::table::ChunkTable;
 use distd_peer::trust::tuf::PatchSetRef;
 
-use crate::pull::wanted::Realm;
+use crate::pull::wanted::Session;
 
 /// Largest packed index read, in bytes: that of a set over some two million chunks. Larger sets are
 /// skipped, to limit the device's memory.
@@ -59,9 +59,9 @@ const MEASURED_MIN: u64 = 32 << 10;
 
 /// Rate of the link, in bytes per second.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::pull) struct Link(u64);
+pub(in crate::pull) struct LinkRate(u64);
 
-impl Link {
+impl LinkRate {
     /// Measures the rate from the time until `bytes` were received. The time includes waiting, so
     /// the link seems slower than it is. With too few bytes to measure, the link counts as fast.
     pub(in crate::pull) fn measured(bytes: u64, time: Duration) -> Self {
@@ -101,10 +101,10 @@ impl Offers {
 
     /// Fetches the indexes of the sets of a route. If one cannot be fetched, logs a warning and
     /// returns no sets.
-    pub(in crate::pull) async fn fetch(realm: &Realm, route: &[PatchSetRef], aim: Aim) -> Self {
+    pub(in crate::pull) async fn fetch(session: &Session, route: &[PatchSetRef], aim: Aim) -> Self {
         let mut sets = Vec::new();
         for known in route {
-            match load(realm, known).await {
+            match load(session, known).await {
                 Ok(mut set) => {
                     set.index.move_views(sets.len());
                     sets.push(set);
@@ -144,7 +144,7 @@ impl Offers {
         wanted: &[ChunkId],
         held: impl Fn(ChunkId) -> bool,
         is_here: impl Fn(usize, usize) -> bool,
-        link: Link,
+        link: LinkRate,
     ) -> Choice {
         let optimize = match self.aim {
             Aim::Bytes => Optimize::Bytes,
@@ -164,8 +164,8 @@ impl Offers {
     }
 }
 
-async fn load(realm: &Realm, known: &PatchSetRef) -> anyhow::Result<Set> {
-    let manifest = realm.manifest_of(known.set, None, &[]).await?;
+async fn load(session: &Session, known: &PatchSetRef) -> anyhow::Result<Set> {
+    let manifest = session.manifest_of(known.set, None, &[]).await?;
     let Kind::PatchSet { index_bytes } = manifest.root().kind else { anyhow::bail!("it is not a patch set") };
     anyhow::ensure!(index_bytes <= INDEX_BYTES_MAX, "its index of {index_bytes} bytes is too large");
     let mut head = Vec::new();
@@ -183,7 +183,7 @@ async fn load(realm: &Realm, known: &PatchSetRef) -> anyhow::Result<Set> {
     let wanted: ChunkRanges = head.iter().map(|at| at.entry.id).collect();
     let sink = Arc::new(Memory::default());
     let table = Arc::new(ChunkTable::of(&manifest));
-    realm.fetch(manifest.id(), table, sink.clone(), wanted, None).await?;
+    session.fetch(manifest.id(), table, sink.clone(), wanted, None).await?;
     let mut bytes = Vec::with_capacity(index_bytes as usize);
     {
         let pieces = sink.0.lock().unwrap_or_else(PoisonError::into_inner);

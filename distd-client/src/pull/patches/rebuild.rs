@@ -21,7 +21,7 @@ use super::offers::{Offers, Set};
 use super::payloads::{PayloadSink, Payloads};
 use super::transient::TransientChunks;
 use crate::pull::seeds::Seeds;
-use crate::pull::wanted::Realm;
+use crate::pull::wanted::Session;
 
 /// Largest number of raw bytes rebuilt this way, because they are written twice. Above it, the
 /// nodes are a small part of the transfer.
@@ -62,7 +62,7 @@ fn suited(offers: &Offers) -> Option<&Set> {
 /// The reason why the manifest could not be built; the caller gets it node by node instead.
 /// Payloads that arrived stay in their file.
 pub(in crate::pull) async fn rebuild(
-    realm: &Realm,
+    session: &Session,
     resolved: &Resolved,
     offers: &Arc<Offers>,
     seeds: &mut Arc<Seeds>,
@@ -113,8 +113,8 @@ pub(in crate::pull) async fn rebuild(
     } else {
         let sink = Arc::new(PayloadSink::new(payloads.clone(), arrivals.clone()));
         let table = Arc::new(ChunkTable::of(&set.manifest));
-        published = realm.publish(&set.manifest, &table, &payloads.holdings, payloads.clone());
-        realm.fetch(set.manifest.id(), table, sink, fetch, published.as_ref()).await
+        published = session.publish(&set.manifest, &table, &payloads.holdings, payloads.clone());
+        session.fetch(set.manifest.id(), table, sink, fetch, published.as_ref()).await
     };
     arrivals.all_fetched();
     let (applied, transient) = applying.await?;

@@ -2,8 +2,8 @@
 
 use super::super::region::NAMES_BYTES_MAX;
 use super::Geometry;
+use crate::bounds::{PATH_BYTES_MAX, REGIONS_MAX};
 use crate::cut::{RegionKind, Regions};
-use crate::limits::{PATH_BYTES_MAX, REGIONS_MAX};
 
 /// Run of one file's data.
 struct Run {

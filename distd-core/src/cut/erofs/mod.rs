@@ -52,7 +52,7 @@ use erofs_rs::types::{
 use self::found::Found;
 use self::image::{Image, Shared};
 use super::{ReadAt, Regions};
-use crate::limits::ARTIFACT_BYTES_MAX;
+use crate::bounds::ARTIFACT_BYTES_MAX;
 
 pub use codec::{Codecs, Coding};
 pub(crate) use decode::Decoder;

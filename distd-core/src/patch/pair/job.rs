@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use super::ranges::bytes_of;
 use super::{ChunkSpan, Of, Side, Span};
+use crate::bounds::{PATCH_BASE_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
 use crate::cut::ReadAt;
-use crate::limits::{PATCH_BASE_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
 use crate::patch::{Effort, PatchMethod, encode};
 
 /// Chunks to rebuild together, and the chunks that make their base. Jobs can be built in any order

@@ -33,8 +33,8 @@ pub use names::fold;
 pub use needs::{Need, needs, needs_beside};
 
 use crate::ChunkHash;
+use crate::bounds::{PATCH_BASE_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
 use crate::cut::{ReadAt, Region, RegionKind, Regions};
-use crate::limits::{PATCH_BASE_BYTES_MAX, PATCH_TARGET_BYTES_MAX};
 use anchors::{Anchors, Hit};
 use names::Files;
 use ranges::{IndexRanges, bytes_of};

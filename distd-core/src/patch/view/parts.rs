@@ -3,9 +3,9 @@
 use std::io;
 use std::ops::Range;
 
+use crate::bounds::REGIONS_MAX;
 use crate::cut::archive::{Members, NAME_SEPARATOR};
 use crate::cut::{ReadAt, RegionKind};
-use crate::limits::REGIONS_MAX;
 
 /// Returns lengths, kinds and names of the parts of a view that lies in `range` and belongs to the
 /// region `name`: the input of [`Regions::from_parts`](crate::cut::Regions::from_parts).

@@ -3,7 +3,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::ChunkId;
-use crate::limits::CHUNK_BYTES_MAX;
+use crate::bounds::CHUNK_BYTES_MAX;
 use crate::proto::codec::{DecodeError, put_header, types};
 
 /// Packing of a chunk's bytes.

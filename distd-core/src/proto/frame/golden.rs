@@ -7,7 +7,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::limits::FRAME_BODY_MAX;
+use crate::bounds::FRAME_BODY_MAX;
 use crate::proto::{DecodeError, Frame, FrameDecoder};
 use crate::{ChunkId, ManifestId, NodeHash, NodeId};
 

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 
-use crate::limits::{METADATA_PIECE_MAX, METADATA_QUERY_MAX};
+use crate::bounds::{METADATA_PIECE_MAX, METADATA_QUERY_MAX};
 use crate::proto::codec::DecodeError;
 
 /// A question for metadata, at most [`METADATA_QUERY_MAX`] bytes.

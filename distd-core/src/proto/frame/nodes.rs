@@ -2,7 +2,7 @@
 
 use bytes::{Buf, BufMut, Bytes};
 
-use crate::limits::{HELD_MANIFESTS_MAX, MANIFEST_LEVELS_MAX, NODE_BYTES_MAX, NODE_REQUEST_HASHES_MAX};
+use crate::bounds::{HELD_MANIFESTS_MAX, MANIFEST_LEVELS_MAX, NODE_BYTES_MAX, NODE_REQUEST_HASHES_MAX};
 use crate::proto::codec::DecodeError;
 use crate::{ManifestId, NodeHash};
 

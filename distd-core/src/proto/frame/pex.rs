@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bytes::{Buf, BufMut, Bytes};
 
-use crate::limits::{PEX_RECORDS_MAX, RECORD_ADDRESSES_MAX, RECORD_CERTIFICATE_MAX, SITE_BYTES_MAX};
+use crate::bounds::{PEX_RECORDS_MAX, RECORD_ADDRESSES_MAX, RECORD_CERTIFICATE_MAX, SITE_BYTES_MAX};
 use crate::proto::codec::DecodeError;
 
 /// First bytes of the signed data, so that a record's signature is valid for nothing else.

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use bytes::{Buf, BufMut, Bytes};
 
 use crate::ChunkId;
-use crate::limits::RANGES_MAX;
+use crate::bounds::RANGES_MAX;
 use crate::proto::codec::DecodeError;
 use crate::ranges::ChunkRanges;
 

@@ -3,7 +3,7 @@
 use bytes::{Buf, BufMut, Bytes};
 
 use crate::NodeId;
-use crate::limits::SHUN_NODES_MAX;
+use crate::bounds::SHUN_NODES_MAX;
 use crate::proto::codec::DecodeError;
 
 const ID_BYTES: usize = 16;

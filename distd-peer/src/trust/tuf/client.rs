@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use distd_core::ManifestId;
-use distd_core::limits::NODE_BYTES_MAX;
+use distd_core::bounds::NODE_BYTES_MAX;
 use distd_core::manifest::Root;
 use distd_core::names::{Name, Wanted, patches_target, release_target};
 use serde::{Deserialize, Serialize};

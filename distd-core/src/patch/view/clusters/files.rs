@@ -2,9 +2,9 @@
 
 use std::ops::{ControlFlow, Range};
 
+use crate::bounds::VIEW_BYTES_MAX;
 use crate::cut::erofs::{Coding, Extent, ExtentData, MapError, Reader};
 use crate::cut::{ReadAt, RegionKind, Regions};
-use crate::limits::VIEW_BYTES_MAX;
 
 /// Approximate bytes of content in one view. A device must have room for that much, and loses that
 /// much of an update's patches when one of the view's chunks is damaged. Each view costs an entry

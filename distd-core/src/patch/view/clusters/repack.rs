@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 
 use super::coder::{Packer, Setting, ZSTD_WINDOW_BITS_MAX};
 use super::{COPY, Reader, WINDOW_MAX};
+use crate::bounds::VIEW_BYTES_MAX;
 use crate::cut::erofs::CLUSTER_BYTES_MAX;
-use crate::limits::VIEW_BYTES_MAX;
 use crate::patch::view::{ANY_CLUSTERS_VERSION, RecipeError, corrections};
 
 /// Most bytes that a recipe may pack for each byte of view; overlapping clusters pack bytes again,

@@ -15,11 +15,11 @@ use distd_peer::clock::monotonic_now;
 use distd_peer::manifest_fetch::fetch_manifest_within;
 use distd_peer::parents::Parents;
 use distd_peer::serve::NodeBudget;
-use distd_peer::share::{ChunkBytes, DeviceContent, Holdings, SharedSwarm, Shelf};
+use distd_peer::share::{ChunkBytes, DeviceContent, Holdings, InstalledArtifacts, SharedSwarm};
 use distd_peer::table::ChunkTable;
 
 use super::installed::{self, Installed};
-use crate::pull::{Bytes, open_artifact, read_kept_manifest};
+use crate::pull::{SeedFile, open_artifact, read_kept_manifest};
 
 /// Number of swarms kept open. One costs its manifest and an index, some 3 MB for an image of 800
 /// MB.
@@ -48,7 +48,7 @@ const FOREIGN_CREDIT: u64 = 64 << 20;
 type Opened = Vec<(ManifestId, Instant, Arc<SharedSwarm>)>;
 
 /// The installed artifacts of a device.
-pub(super) struct InstalledShelf {
+pub(super) struct KeptArtifacts {
     data: PathBuf,
     parents: Arc<Parents>,
     opened: Mutex<Opened>,
@@ -62,7 +62,7 @@ pub(super) struct InstalledShelf {
     credit: Mutex<FetchCredit>,
 }
 
-impl InstalledShelf {
+impl KeptArtifacts {
     /// Serves the artifacts listed in `data`. Manifests that are not installed are fetched from the
     /// parents.
     pub(super) fn new(data: PathBuf, parents: Arc<Parents>) -> Arc<Self> {
@@ -163,7 +163,7 @@ impl InstalledShelf {
     async fn open_parts(
         &self,
         id: ManifestId,
-        parts: Vec<(Manifest, Bytes)>,
+        parts: Vec<(Manifest, SeedFile)>,
         budget: &NodeBudget,
         content: &Arc<DeviceContent>,
     ) -> Option<Arc<SharedSwarm>> {
@@ -174,7 +174,7 @@ impl InstalledShelf {
         (!swarm.holdings().snapshot().is_empty()).then_some(swarm)
     }
 
-    async fn load(&self, artifact: &Installed) -> Option<(Manifest, Bytes)> {
+    async fn load(&self, artifact: &Installed) -> Option<(Manifest, SeedFile)> {
         let (data, artifact) = (self.data.clone(), artifact.clone());
         let load = move || {
             let manifest = read_kept_manifest(&artifact.path, &data)?;
@@ -215,7 +215,7 @@ fn serve(manifest: Arc<Manifest>, indexes: Vec<Index>, content: &Arc<DeviceConte
 }
 
 #[async_trait]
-impl Shelf for InstalledShelf {
+impl InstalledArtifacts for KeptArtifacts {
     async fn find(
         &self,
         id: ManifestId,
@@ -242,12 +242,12 @@ impl Shelf for InstalledShelf {
 /// Offsets of the chunks of one artifact, 16 bytes each. Chunk ids are unique in the realm, so the
 /// chunks of another manifest are found too.
 struct Index {
-    bytes: Bytes,
+    bytes: SeedFile,
     offsets: Vec<(ChunkId, u64)>,
 }
 
 impl Index {
-    fn of(bytes: Bytes, manifest: &Manifest) -> Self {
+    fn of(bytes: SeedFile, manifest: &Manifest) -> Self {
         let mut offsets: Vec<_> =
             manifest.entries().map(|ChunkAt { offset, entry }| (entry.id, offset)).collect();
         offsets.sort_unstable();
