@@ -40,6 +40,7 @@
 //! | [`ranges`] | sets of chunk ids |
 //! | [`ids`], [`names`] | identifiers; names of products, versions and channels |
 //! | [`bounds`] | bounds on input from files and peers |
+//! | [`mod@error`] | an error and its causes on one line |
 //! | [`text`] | foreign text made safe for an operator's terminal |
 //! | [`time`] | moments, as callers pass them in |
 //!
@@ -48,6 +49,7 @@
 
 pub mod bounds;
 pub mod cut;
+pub mod error;
 pub mod explain;
 pub mod ids;
 pub mod manifest;

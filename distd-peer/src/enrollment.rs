@@ -9,6 +9,7 @@ use crate::trust::enroll::EnrollMessage;
 use crate::trust::identity::{IdentityError, NodeIdentity, Role};
 use crate::trust::tls::{Credentials, TrustAnchor};
 use crate::trust::token::JoinToken;
+use distd_core::error::Chain;
 
 /// Interval at which a running node checks whether its certificate needs renewal.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -58,7 +59,7 @@ async fn ask(
             Ok(reply) => match take(&reply) {
                 Ok(()) => return Ok(()),
                 Err(error @ IdentityError::Seal(_)) => {
-                    tracing::warn!(parent, %error, "enrolment reply refused; trying the next parent, if any");
+                    tracing::warn!(parent, error = %Chain(&error), "enrolment reply refused; trying the next parent, if any");
                     last = error.into();
                 }
                 Err(error) => return Err(error.into()),
@@ -117,14 +118,14 @@ pub async fn renew_regularly(
         }
         if let Err(error) = renew(&mut identity, &parents, &outbound).await {
             tracing::warn!(
-                error = &error as &dyn std::error::Error,
+                error = %Chain(&error),
                 "certificate could not be renewed; trying again in a minute"
             );
             continue;
         }
         let (Some(cert), Some(ca)) = (identity.cert_der(), identity.ca_der()) else { continue };
         if let Err(error) = credentials.replace(&identity.private_key(), cert, ca) {
-            tracing::error!(error = &error as &dyn std::error::Error, "new certificate cannot be used");
+            tracing::error!(error = %Chain(&error), "new certificate cannot be used");
         }
     }
 }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use distd_core::error::Chain;
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::frame::PeerRecord;
 use distd_core::swarm::SiteKey;
@@ -174,7 +175,7 @@ impl Neighbourhood {
             let node = match verify_record(&record, &self.ca, now) {
                 Ok(node) => node,
                 Err(error) => {
-                    tracing::info!(%error, "peer record refused");
+                    tracing::info!(error = %Chain(&error), "peer record refused");
                     continue;
                 }
             };
@@ -293,7 +294,7 @@ impl Remembered {
     fn load(path: &Path) -> Self {
         let lines: Vec<Line> = match files::read(path) {
             Ok(Some(bytes)) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(path = %path.display(), %error, "list of neighbours is unreadable; starting with an empty list");
+                tracing::warn!(path = %path.display(), error = %Chain(&error), "list of neighbours is unreadable; starting with an empty list");
                 Vec::new()
             }),
             _ => Vec::new(),
@@ -334,7 +335,7 @@ impl Remembered {
         let text = serde_json::to_vec_pretty(&list).expect("strings and numbers always encode");
         if let Err(error) = files::write_atomic(&self.path, &text, 0o600) {
             tracing::warn!(
-                error = &error as &dyn std::error::Error,
+                error = %Chain(&error),
                 "list of neighbours could not be written; it will be lost at the next restart"
             );
         }

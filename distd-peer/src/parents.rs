@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use distd_core::ManifestId;
 use distd_core::bounds::REQUEST_CHUNKS_MAX;
+use distd_core::error::Chain;
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::frame::Cost;
 use distd_core::ranges::ChunkRanges;
@@ -161,7 +162,7 @@ impl Parents {
                 Err(error) => {
                     tracing::debug!(
                         parent = self.address(index),
-                        error = &error as &dyn std::error::Error,
+                        error = %Chain(&error),
                         "parent cannot be used; trying the next one"
                     );
                     last = error;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use distd_core::error::Chain;
 use tokio::sync::watch;
 
 use crate::trust::files;
@@ -29,7 +30,7 @@ impl Quarantine {
     pub fn load(path: &Path) -> Self {
         let until = match files::read(path) {
             Ok(Some(bytes)) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(path = %path.display(), %error, "quarantine list is unreadable; starting with an empty list");
+                tracing::warn!(path = %path.display(), error = %Chain(&error), "quarantine list is unreadable; starting with an empty list");
                 BTreeMap::new()
             }),
             _ => BTreeMap::new(),
@@ -77,7 +78,7 @@ impl Quarantine {
         let text = serde_json::to_vec_pretty(&*until).expect("a map of strings to numbers always encodes");
         if let Err(error) = files::write_atomic(&self.path, &text, 0o600) {
             tracing::warn!(
-                error = &error as &dyn std::error::Error,
+                error = %Chain(&error),
                 "quarantine list could not be written; it will be lost at the next restart"
             );
         }

@@ -3,6 +3,7 @@
 use std::pin::pin;
 
 use distd_core::ChunkId;
+use distd_core::error::Chain;
 use distd_core::proto::batch::{BatchAsk, BatchEvent};
 use distd_core::proto::close::CloseCode;
 use distd_core::ranges::ChunkRanges;
@@ -11,7 +12,7 @@ use futures::FutureExt;
 use tokio::sync::mpsc;
 
 use super::verified::Coalesced;
-use super::{ChunkSink, Joined, Message, SinkError, chain};
+use super::{ChunkSink, Joined, Message, SinkError};
 use crate::net::{Link, LinkError, WireError};
 use crate::rates::Throttle;
 use crate::table::ChunkTable;
@@ -27,7 +28,7 @@ pub(super) enum BatchFailure {
 impl From<LinkError> for BatchFailure {
     fn from(error: LinkError) -> Self {
         let fault = if error.is_breach() { PeerFault::Protocol } else { PeerFault::Failed };
-        Self::Peer(chain(&error), fault)
+        Self::Peer(Chain(&error).to_string(), fault)
     }
 }
 
@@ -105,7 +106,7 @@ async fn take_batch(
                 let bytes = data.bytes.len();
                 let enough = taken.coalesced.add(entry, data).map_err(|e| {
                     reader.stop(CloseCode::IntegrityFailed);
-                    BatchFailure::Peer(format!("{}: {}", link.address(), chain(&e)), PeerFault::WrongBytes)
+                    BatchFailure::Peer(format!("{}: {}", link.address(), Chain(&e)), PeerFault::WrongBytes)
                 })?;
                 if enough {
                     taken.pass_on().await.map_err(BatchFailure::Sink)?;
@@ -128,7 +129,7 @@ async fn take_batch(
 }
 
 fn breach(link: &Link, error: &dyn std::error::Error) -> BatchFailure {
-    BatchFailure::Peer(format!("{}: {}", link.address(), chain(error)), PeerFault::Protocol)
+    BatchFailure::Peer(format!("{}: {}", link.address(), Chain(error)), PeerFault::Protocol)
 }
 
 /// Waits for the download limit. Meanwhile flow control slows the peer down, which is not its

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use distd_core::ManifestId;
+use distd_core::error::Chain;
 use distd_core::proto::control::ControlEvent;
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::rules::{GATHER_UP, NEIGHBOUR_TRIES, REDIAL, REDIAL_MAX};
 use distd_core::swarm::{PeerFault, PeerId};
 use tokio::sync::{mpsc, watch};
 
-use super::{Exchange, Message, chain};
+use super::{Exchange, Message};
 use crate::neighbours::{Neighbour, NeighbourError, Neighbourhood};
 use crate::net::{Link, LinkError, SwarmLink};
 use crate::parents::{Parents, ParentsError};
@@ -56,9 +57,11 @@ impl Caller {
                         return;
                     }
                     let followed = self.follow(swarm, &mut || (pause, tries) = (REDIAL, 0)).await;
-                    followed.err().map_or_else(|| "the peer left the swarm".to_owned(), |e| chain(&e))
+                    followed
+                        .err()
+                        .map_or_else(|| "the peer left the swarm".to_owned(), |e| Chain(&e).to_string())
                 }
-                Err(error) => chain(&error),
+                Err(error) => Chain(&error).to_string(),
             };
             if self.tx.send(Message::Lost(self.peer, problem)).await.is_err() {
                 return;
@@ -128,7 +131,8 @@ impl Caller {
         if let Err(error) = &event
             && error.is_breach()
         {
-            let _ = self.tx.send(Message::Breach(self.peer, chain(error), PeerFault::Protocol)).await;
+            let breach = Message::Breach(self.peer, Chain(error).to_string(), PeerFault::Protocol);
+            let _ = self.tx.send(breach).await;
         }
         event
     }

@@ -586,14 +586,3 @@ impl Driver {
         self.batches.insert(batch, (peer, self.tasks.spawn(task)));
     }
 }
-
-/// Formats an error with all its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
-}

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use distd_core::error::Chain;
 use distd_core::proto::close::CloseCode;
 use h2::client::ResponseFuture;
 use h2::{PingPong, Reason};
@@ -98,7 +99,7 @@ impl Dialled {
         tokio::spawn(async move {
             let said = tokio::select! {
                 ended = &mut connection => return if let Err(error) = ended {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "connection to a parent ended");
+                    tracing::debug!(error = %Chain(&error), "connection to a parent ended");
                 },
                 () = keep_alive(ping, heard) => return tracing::debug!("a parent fell silent"),
                 Some(said) = closing.recv() => said,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use distd_core::error::Chain;
 use serde::{Deserialize, Serialize};
 
 use super::connection::Carrier;
@@ -100,7 +101,7 @@ impl Outbound {
     pub fn new(transport: Transport, proxies: Proxies, path: &Path) -> Arc<Self> {
         let parents = match files::read(path) {
             Ok(Some(bytes)) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(path = %path.display(), %error, "remembered transports are unreadable; starting with an empty list");
+                tracing::warn!(path = %path.display(), error = %Chain(&error), "remembered transports are unreadable; starting with an empty list");
                 BTreeMap::new()
             }),
             _ => BTreeMap::new(),
@@ -177,7 +178,7 @@ impl Outbound {
         let text = serde_json::to_vec_pretty(&*parents).expect("strings and numbers always encode");
         if let Err(error) = files::write_atomic(path, &text, 0o600) {
             tracing::warn!(
-                error = &error as &dyn std::error::Error,
+                error = %Chain(&error),
                 "remembered transports could not be written; they will be lost at the next restart"
             );
         }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use distd_core::bounds::HELD_MANIFESTS_MAX;
+use distd_core::error::Chain;
 use distd_core::manifest::{Entry, Manifest};
 use distd_core::packing::PackedChunk;
 use distd_core::proto::frame::{Cost, Data, DontHaveReason, NodeRequest};
@@ -211,7 +212,7 @@ impl Relay {
             Ok(answer) => answer,
             Err(error) => {
                 tracing::debug!(
-                    error = &error as &dyn std::error::Error,
+                    error = %Chain(&error),
                     "kept metadata cannot answer a question"
                 );
                 None
@@ -426,7 +427,7 @@ impl Content for Relay {
                 if let Some(mirror) = &self.mirror
                     && let Err(error) = mirror.keep_of_device(&query, &answer).await
                 {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "metadata could not be stored");
+                    tracing::warn!(error = %Chain(&error), "metadata could not be stored");
                 }
                 Ok(answer)
             }
@@ -495,7 +496,7 @@ impl RelaySwarm {
             tokio::spawn(async move {
                 if let Err(error) = driver.run().await {
                     tracing::error!(
-                        error = &error as &dyn std::error::Error,
+                        error = %Chain(&error),
                         "fetching for a swarm ended with an error"
                     );
                 }
@@ -526,7 +527,7 @@ impl RelaySwarm {
         let read = match reading.await {
             Ok(Ok(read)) => read,
             Ok(Err(error)) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "chunks could not be read");
+                tracing::warn!(error = %Chain(&error), "chunks could not be read");
                 vec![None; count]
             }
             Err(_) => vec![None; count],

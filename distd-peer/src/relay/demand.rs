@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use distd_core::ChunkId;
+use distd_core::error::Chain;
 use distd_core::manifest::Entry;
 use distd_core::packing::PackedChunk;
 use distd_core::ranges::ChunkRanges;
@@ -152,7 +153,7 @@ impl ChunkSink for Demand {
             // One failed write must not end the swarm: the waiters find nothing in the store, and
             // ask again.
             tracing::error!(
-                error = &error as &dyn std::error::Error,
+                error = %Chain(&error),
                 "chunk could not be stored; its askers will ask again"
             );
         }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use distd_core::error::Chain;
 use distd_core::names::{Name, release_target};
 use tokio::sync::Notify;
 
@@ -95,7 +96,7 @@ impl Mirror {
         let path = self.wanted_path.clone();
         let written = tokio::task::spawn_blocking(move || files::write_atomic(&path, &text, 0o600)).await;
         if let Ok(Err(error)) = written {
-            let error = &error as &dyn std::error::Error;
+            let error = tracing::field::display(Chain(&error));
             tracing::warn!(
                 error,
                 "list of wanted targets could not be written; it will be lost at the next restart"

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use distd_core::error::Chain;
 use quinn::Endpoint;
 use rustls::pki_types::CertificateDer;
 use tokio::task::JoinSet;
@@ -114,7 +115,7 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
         // A relay whose parent is away still serves its office. The renewal task tries again.
         if let Err(error) = enrollment::renew(&mut identity, &config.parents, &outbound).await {
             tracing::warn!(
-                error = &error as &dyn std::error::Error,
+                error = %Chain(&error),
                 "certificate could not be renewed; trying again in a minute"
             );
         }
@@ -180,7 +181,7 @@ async fn enroll_patiently(
         let (label, parents) = (&config.label, &config.parents);
         match enrollment::enroll(identity, token, Role::Relay, label, parents, outbound).await {
             Err(error) if error.may_pass() => {
-                let error = &error as &dyn std::error::Error;
+                let error = tracing::field::display(Chain(&error));
                 tracing::warn!(error, "not enrolled yet: no parent can be reached; trying again");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(ENROLL_AGAIN_MAX);
@@ -202,7 +203,7 @@ async fn watch_parents(relay: Arc<Relay>, parents: Vec<String>) {
                 away = false;
             }
             Err(error) if !away => {
-                let error = &error as &dyn std::error::Error;
+                let error = tracing::field::display(Chain(&error));
                 let parents = parents.join(" ");
                 tracing::warn!(
                     parents,
@@ -231,7 +232,7 @@ async fn learn_revoked(relay: Arc<Relay>, revoked: Arc<Revoked>, ca: Certificate
             && let Some((_, bytes)) = answer.files.iter().find(|(name, _)| name == revoked::FILE)
             && let Err(error) = revoked.take(bytes, &ca)
         {
-            tracing::warn!(error = &error as &dyn std::error::Error, "list of revoked nodes refused");
+            tracing::warn!(error = %Chain(&error), "list of revoked nodes refused");
         }
         tokio::time::sleep(REVOKED_EVERY).await;
     }
@@ -243,7 +244,7 @@ async fn commit_regularly(store: Arc<EdgeStore>) {
         let store = store.clone();
         let result = tokio::task::spawn_blocking(move || store.commit()).await;
         if let Ok(Err(error)) = result {
-            tracing::error!(error = &error as &dyn std::error::Error, "store could not be committed");
+            tracing::error!(error = %Chain(&error), "store could not be committed");
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use distd_core::error::Chain;
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::stream::StreamKind;
 use quinn::Incoming;
@@ -186,7 +187,7 @@ async fn answer(server: Arc<Server>, mut connection: Accepted, mut stranger: Str
         Ok(identity) => identity,
         Err(error) => {
             server.count_refused();
-            tracing::debug!(%remote, error = &error as &dyn std::error::Error, "peer refused");
+            tracing::debug!(%remote, error = %Chain(&error), "peer refused");
             connection.close(CloseCode::Unauthorised);
             return;
         }

@@ -63,6 +63,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use distd_core::error::Chain;
 use distd_core::proto::frame::{Cost, Data, DontHaveReason, Node, NodeRequest};
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::rules::{UPLOAD_SLOT_WAIT, UPLOAD_SLOTS};
@@ -282,7 +283,7 @@ impl Server {
             let (stream, remote) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "could not accept a connection");
+                    tracing::warn!(error = %Chain(&error), "could not accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use distd_core::error::Chain;
 use distd_core::proto::frame::PeerRecord;
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::{Asker, Directory, LeaseId, Leases, RecentlySent, SiteKey};
@@ -111,7 +112,7 @@ impl Sites {
                 return None;
             }
             Err(error) => {
-                tracing::info!(%node, %error, "peer record refused");
+                tracing::info!(%node, error = %Chain(&error), "peer record refused");
                 return None;
             }
         }

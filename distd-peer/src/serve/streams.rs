@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use distd_core::NodeId;
+use distd_core::error::Chain;
 use distd_core::proto::Frame;
 use distd_core::proto::batch::BatchAnswer;
 use distd_core::proto::close::CloseCode;
@@ -28,7 +29,7 @@ pub(super) fn refuse(peer: &Peer, what: &'static str, error: &ServeError) -> Clo
 
 /// Logs that a request of a node, or of an unknown peer, was not served.
 fn not_served(server: &Server, node: Option<NodeId>, what: &'static str, error: &ServeError) -> CloseCode {
-    let (name, error_of) = (node.map(tracing::field::display), error as &dyn std::error::Error);
+    let (name, error_of) = (node.map(tracing::field::display), tracing::field::display(Chain(error)));
     match server.refusals.due((node, what)) {
         Some(times) => tracing::info!(node = name, error = error_of, times, "{what} not served"),
         None => tracing::debug!(node = name, error = error_of, "{what} not served"),

@@ -19,6 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use distd_core::ChunkHash;
+use distd_core::error::Chain;
 use distd_core::packing::PackedChunk;
 
 pub use index::Location;
@@ -213,7 +214,7 @@ impl EdgeStore {
             Ok(()) => Ok(true),
             Err(error) => {
                 tracing::warn!(
-                    error = &error as &dyn std::error::Error,
+                    error = %Chain(&error),
                     "chunk could not be stored on disk; keeping it in memory"
                 );
                 self.counters.unstored.fetch_add(1, Ordering::Relaxed);
@@ -347,7 +348,7 @@ impl EdgeStore {
             // For example too many open files: the chunk cannot be read now, which says nothing
             // about its record.
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "chunk could not be read");
+                tracing::warn!(error = %Chain(&error), "chunk could not be read");
                 Ok(None)
             }
             Ok(_) => Ok(None),

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use distd_core::error::Chain;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -130,7 +131,9 @@ impl Revoked {
         if let Ok(Some(bytes)) = files::read(path) {
             match SignedRevokedList::open(&bytes, ca_der) {
                 Ok(list) => drop(this.set(list, unix_now())),
-                Err(error) => tracing::warn!(path = %path.display(), %error, "revocation list refused"),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), error = %Chain(&error), "revocation list refused")
+                }
             }
         }
         Arc::new(this)
@@ -189,7 +192,7 @@ impl Revoked {
             && let Err(error) = files::write_atomic(path, bytes, 0o600)
         {
             tracing::warn!(
-                error = &error as &dyn std::error::Error,
+                error = %Chain(&error),
                 "list of revoked nodes could not be written; it will be lost at the next restart"
             );
         }
