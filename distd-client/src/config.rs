@@ -3,21 +3,26 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use distd_peer::net::Transport;
+use distd_peer::net::{Outbound, Proxies, Transport};
 use distd_peer::rates::{LimitsError, LimitsFile};
 use distd_peer::trust::files::{self, FileError};
 use serde::{Deserialize, Serialize};
 
+use crate::failure::{Code, Failure};
 use crate::pull::Downgrade;
 use crate::share::Connectivity;
 
 /// Name of the file in the state directory.
-pub(crate) const FILE_NAME: &str = "client.toml";
+pub const FILE_NAME: &str = "client.toml";
+
+/// File in the state directory that records the transport by which each parent was reached.
+const TRANSPORTS_FILE: &str = "transports.json";
 
 /// Reasons why `client.toml` could not be used.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ConfigError {
+pub enum ConfigError {
     /// The system refused the access, or other users may read the token in the file.
     #[error(transparent)]
     File(#[from] FileError),
@@ -33,53 +38,53 @@ pub(crate) enum ConfigError {
 /// nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct ClientFile {
+pub struct ClientFile {
     /// URL of the origin's HTTP API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) server: Option<String>,
+    pub server: Option<String>,
     /// API token. It is a secret, so only the file's owner may read the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) token: Option<String>,
+    pub token: Option<String>,
     /// Parents to pull from, nearest first, `HOST:PORT`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) parents: Vec<String>,
+    pub parents: Vec<String>,
     /// Site of this device; `None` to let the parent decide. A relay puts all its askers in one
     /// site, an origin goes by the network at which it sees them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) site: Option<String>,
+    pub site: Option<String>,
     /// Whether the link is paid by the byte. A device on such a link serves nobody.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) metered: bool,
+    pub metered: bool,
     /// Whether to look for neighbours by multicast DNS; `None` for the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) mdns: Option<bool>,
+    pub mdns: Option<bool>,
     /// How far packets may go.
     #[serde(default, skip_serializing_if = "Connectivity::is_default")]
-    pub(crate) connectivity: Connectivity,
+    pub connectivity: Connectivity,
     /// Transport to parents.
     #[serde(default, skip_serializing_if = "Transport::is_default")]
-    pub(crate) transport: Transport,
+    pub transport: Transport,
     /// HTTP proxy to parents; `None` to use `HTTPS_PROXY`. The URL may hold a password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) proxy_url: Option<String>,
+    pub proxy_url: Option<String>,
     /// Settings of the exchange with neighbours.
     #[serde(default, skip_serializing_if = "ShareFile::is_default")]
-    pub(crate) share: ShareFile,
+    pub share: ShareFile,
     /// Limits on the traffic of both directions.
     #[serde(default, skip_serializing_if = "LimitsFile::is_default")]
-    pub(crate) limits: LimitsFile,
+    pub limits: LimitsFile,
     /// Rules for releases that come by channels.
     #[serde(default, skip_serializing_if = "PolicyFile::is_default")]
-    pub(crate) policy: PolicyFile,
+    pub policy: PolicyFile,
 }
 
 /// Section `[policy]` of `client.toml`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct PolicyFile {
+pub struct PolicyFile {
     /// Whether a channel may take this device back to an older release.
     #[serde(default, skip_serializing_if = "Downgrade::is_default")]
-    pub(crate) downgrade: Downgrade,
+    pub downgrade: Downgrade,
 }
 
 impl PolicyFile {
@@ -91,16 +96,16 @@ impl PolicyFile {
 /// Section `[share]` of `client.toml`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct ShareFile {
+pub struct ShareFile {
     /// Whether this device exchanges chunks with its neighbours; `None` for the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) enabled: Option<bool>,
+    pub enabled: Option<bool>,
     /// Address that `distd agent` listens on, `ADDR:PORT`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) listen: Option<SocketAddr>,
+    pub listen: Option<SocketAddr>,
     /// How long a finished pull lingers to serve neighbours that fetch from it, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) linger_seconds: Option<u64>,
+    pub linger_seconds: Option<u64>,
 }
 
 impl ShareFile {
@@ -114,7 +119,7 @@ impl ClientFile {
     ///
     /// # Errors
     /// [`ConfigError`].
-    pub(crate) fn load(data: &Path) -> Result<Self, ConfigError> {
+    pub fn load(data: &Path) -> Result<Self, ConfigError> {
         let path = data.join(FILE_NAME);
         let Some(bytes) = files::read_secret(&path)? else { return Ok(Self::default()) };
         let text = match std::str::from_utf8(&bytes) {
@@ -132,11 +137,35 @@ impl ClientFile {
         }
     }
 
+    /// Returns how parents are reached, for a device whose packets may go as far as `reach` and whose
+    /// state directory is `data`. `transport` overrides the setting of the same name.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Usage`] when `proxy_url` is not a valid proxy URL.
+    pub fn outbound(
+        &self,
+        data: &Path,
+        transport: Option<Transport>,
+        reach: Connectivity,
+    ) -> anyhow::Result<Arc<Outbound>> {
+        let proxies = match &self.proxy_url {
+            // A proxy would forward packets beyond the networks they must not leave.
+            _ if reach != Connectivity::Online => Proxies::none(),
+            Some(url) => Proxies::fixed(url).map_err(|e| {
+                let place = data.join(FILE_NAME);
+                Failure::new(Code::Usage, e.into()).next(format!("correct proxy_url in {}", place.display()))
+            })?,
+            None => Proxies::of_environment(),
+        };
+        let transport = transport.unwrap_or(self.transport);
+        Ok(Outbound::new(transport, proxies, &data.join(TRANSPORTS_FILE)))
+    }
+
     /// Replaces the file in `data`, with mode 0600.
     ///
     /// # Errors
     /// [`ConfigError`].
-    pub(crate) fn store(&self, data: &Path) -> Result<(), ConfigError> {
+    pub fn store(&self, data: &Path) -> Result<(), ConfigError> {
         files::create_private_dir(data)?;
         let path = data.join(FILE_NAME);
         let text = match toml::to_string(self) {
@@ -151,7 +180,7 @@ impl ClientFile {
 /// `~/.local/state/distd`.
 ///
 /// `None` when the user is not root and neither variable has an absolute path.
-pub(crate) fn default_data(root: bool, env: impl Fn(&str) -> Option<std::ffi::OsString>) -> Option<PathBuf> {
+pub fn default_data(root: bool, env: impl Fn(&str) -> Option<std::ffi::OsString>) -> Option<PathBuf> {
     if root {
         return Some("/var/lib/distd".into());
     }

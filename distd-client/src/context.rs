@@ -6,20 +6,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
-use distd_peer::net::{Outbound, Proxies, Transport};
+use distd_peer::net::{Outbound, Transport};
 use distd_peer::trust::files;
 use distd_peer::trust::token::ApiToken;
 
 use crate::api::{Api, ServerUrl};
-use crate::config::{ClientFile, default_data};
-use crate::disk::side;
-use crate::exit::{Code, Failure};
 use crate::output::Output;
-use crate::pull::Downgrade;
-use crate::share::{Connectivity, Sharing};
-
-/// File in the state directory that records the transport by which each parent was reached.
-const TRANSPORTS_FILE: &str = "transports.json";
+use distd_client::config::{ClientFile, default_data};
+use distd_client::disk::side;
+use distd_client::failure::{Code, Failure};
+use distd_client::pull::Downgrade;
+use distd_client::share::{Connectivity, Sharing};
 
 /// Environment variable that holds the API token.
 const TOKEN_VARIABLE: &str = "DISTD_TOKEN";
@@ -107,17 +104,7 @@ impl Context {
         args: &TransportArgs,
         reach: Connectivity,
     ) -> anyhow::Result<Arc<Outbound>> {
-        let proxies = match &self.file.proxy_url {
-            // A proxy would forward packets beyond the networks they must not leave.
-            _ if reach != Connectivity::Online => Proxies::none(),
-            Some(url) => Proxies::fixed(url).map_err(|e| {
-                let place = self.data.join(crate::config::FILE_NAME);
-                Failure::new(Code::Usage, e.into()).next(format!("correct proxy_url in {}", place.display()))
-            })?,
-            None => Proxies::of_environment(),
-        };
-        let transport = args.transport.unwrap_or(self.file.transport);
-        Ok(Outbound::new(transport, proxies, &self.data.join(TRANSPORTS_FILE)))
+        self.file.outbound(&self.data, args.transport, reach)
     }
 
     /// Changes the remembered settings and stores them.
@@ -156,7 +143,7 @@ impl Context {
         } else if let Some(text) = variable {
             (text, format!("${TOKEN_VARIABLE}"))
         } else if let Some(text) = &self.file.token {
-            (text.clone(), self.data.join(crate::config::FILE_NAME).display().to_string())
+            (text.clone(), self.data.join(distd_client::config::FILE_NAME).display().to_string())
         } else {
             let next = "name it with --token-file FILE or $DISTD_TOKEN, or log in: distd login; the origin wrote its \
                         first one to DIR/admin.token";
@@ -221,7 +208,7 @@ fn read_token_file(path: &Path) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exit::{advice, code_of};
+    use distd_client::failure::{advice, code_of};
 
     fn args(server: Option<&str>, token_file: Option<PathBuf>) -> ApiArgs {
         ApiArgs { server: server.map(str::to_owned), token_file, plain_http: false }

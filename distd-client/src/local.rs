@@ -17,7 +17,7 @@ use crate::whole_hash::{PIECE_BYTES, Pieces, whole_hash};
 /// Metadata that identifies the state of a file. If any field differs, the file was written or
 /// replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stamp {
+pub struct Stamp {
     device: u64,
     inode: u64,
     size: u64,
@@ -27,7 +27,7 @@ pub(crate) struct Stamp {
 
 impl Stamp {
     /// Takes the stamp from a file's metadata.
-    pub(crate) fn of(meta: &Metadata) -> Self {
+    pub fn of(meta: &Metadata) -> Self {
         Self {
             device: meta.dev(),
             inode: meta.ino(),
@@ -43,7 +43,7 @@ impl Stamp {
 /// Holes of a sparse file are not read: 64 GiB of holes cost only the time to fill buffers with
 /// zeros.
 #[derive(Debug)]
-pub(crate) struct FileReader {
+pub struct FileReader {
     file: File,
     len: u64,
     stamp: Stamp,
@@ -64,7 +64,7 @@ impl FileReader {
     ///
     /// # Errors
     /// As the system reports; [`io::ErrorKind::InvalidInput`] for any other file type.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+    pub fn open(path: &Path) -> io::Result<Self> {
         // Non-blocking, so that opening a fifo returns. The flag changes nothing for files and
         // block devices.
         let flags = OFlags::NONBLOCK.bits().cast_signed();
@@ -75,7 +75,7 @@ impl FileReader {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub(crate) fn of_file(file: File) -> io::Result<Self> {
+    pub fn of_file(file: File) -> io::Result<Self> {
         let meta = file.metadata()?;
         let len = if meta.is_file() {
             meta.len()
@@ -93,7 +93,7 @@ impl FileReader {
     }
 
     /// Returns the stamp of the file at the time it was opened.
-    pub(crate) fn stamp(&self) -> Stamp {
+    pub fn stamp(&self) -> Stamp {
         self.stamp
     }
 
@@ -101,7 +101,7 @@ impl FileReader {
     ///
     /// # Errors
     /// As the system reports.
-    pub(crate) fn is_unchanged(&self) -> io::Result<bool> {
+    pub fn is_unchanged(&self) -> io::Result<bool> {
         Ok(Stamp::of(&self.file.metadata()?) == self.stamp)
     }
 
@@ -164,7 +164,7 @@ impl ReadAt for FileReader {
 ///
 /// # Errors
 /// As reading reports.
-pub(crate) fn hash_reader(
+pub fn hash_reader(
     source: &(impl ReadAt + ?Sized),
     progress: &(dyn Fn(u64) + Sync),
 ) -> io::Result<ArtifactHash> {

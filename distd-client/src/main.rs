@@ -1,24 +1,17 @@
 //! The program `distd`: push, plan, pull, verify, and administration of a realm.
 //!
-//! [`cmd`] has one file per command; [`push`], [`pull`] and [`explain`] do the work of the large
-//! commands. [`api`] is the client of the origin's HTTP API, [`context`] has the state that every
-//! command starts from, and [`exit`] decides how a command ends. docs/cli.md is the manual.
+//! The device itself is the library [`distd_client`]. [`cmd`] has one file per command; [`push`] and
+//! [`explain`] do the work of the large commands that a device does not need. [`api`] is the client
+//! of the origin's HTTP API, [`context`] has the state that every command starts from, [`output`] and
+//! [`shown`] print results and progress. docs/cli.md is the manual.
 
 mod api;
 mod cmd;
-mod config;
 mod context;
-mod disk;
-mod exit;
 mod explain;
-mod local;
 mod output;
-mod progress;
-mod pull;
 mod push;
-mod share;
-mod threads;
-mod whole_hash;
+mod shown;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -26,15 +19,15 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{ArgAction, Parser, Subcommand};
+use distd_client::failure::{self, Code};
 use tracing_subscriber::EnvFilter;
 
 use crate::context::Context;
-use crate::exit::Code;
 use crate::output::Output;
 
 /// Ship OS images and other files to a fleet, with the fewest bytes, signed and resumable.
 #[derive(Parser)]
-#[command(name = "distd", version, after_help = exit::HELP)]
+#[command(name = "distd", version, after_help = failure::HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

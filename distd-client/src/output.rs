@@ -3,13 +3,11 @@
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 
+use distd_core::error::Chain;
 use distd_core::text::shown;
 use serde::Serialize;
 
-use crate::exit::{self, Code};
-
-/// Longest cell of a table, in characters: a BLAKE3 in hexadecimal fits.
-const CELL_MAX: usize = 110;
+use distd_client::failure::{self, Code};
 
 /// Longest message, in characters: two paths of the greatest length (`PATH_MAX` is 4096) and some
 /// words.
@@ -122,11 +120,11 @@ impl Output {
 
     /// Prints why the command failed and the next step; returns the exit code.
     pub(crate) fn failure(&self, error: &anyhow::Error) -> Code {
-        let code = exit::code_of(error);
+        let code = failure::code_of(error);
         // Peers, files and servers wrote parts of the text, so control characters are escaped and
         // the length is bounded.
-        let next = exit::next(error).map(|next| shown(&next, MESSAGE_MAX));
-        let message = shown(&chain(error), MESSAGE_MAX);
+        let next = failure::next(error).map(|next| shown(&next, MESSAGE_MAX));
+        let message = shown(&Chain(error.as_ref()).to_string(), MESSAGE_MAX);
         let mut stderr = io::stderr().lock();
         // If standard error is closed there is nobody to tell; the exit code remains.
         let _ = writeln!(stderr, "error: {message}");
@@ -145,54 +143,6 @@ impl Output {
     }
 }
 
-/// Returns the error with its causes, without causes that only repeat the text before them.
-fn chain(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    let mut last = String::new();
-    for cause in error.chain() {
-        let cause = cause.to_string();
-        if text.is_empty() {
-            text.clone_from(&cause);
-        } else if cause != last && !last.ends_with(&format!(": {cause}")) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        last = cause;
-    }
-    text
-}
-
-/// Formats a table with aligned columns; the first row is the head.
-pub(crate) fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let rows: Vec<Vec<String>> =
-        rows.iter().map(|row| row.iter().map(|cell| shown(cell, CELL_MAX)).collect()).collect();
-    let width =
-        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count()).max();
-    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
-    let line = |row: &Vec<String>| {
-        let cells: Vec<String> =
-            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        cells.join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
-}
-
-/// Formats bytes for people: one decimal and a decimal unit.
-pub(crate) fn human_bytes(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
-    if bytes < 1000 {
-        return format!("{bytes} B");
-    }
-    let mut value = bytes as f64 / 1000.0;
-    let mut unit = 0;
-    while value >= 999.95 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS[unit])
-}
-
 #[cfg(test)]
 mod tests {
     use anyhow::anyhow;
@@ -200,24 +150,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_have_a_unit_that_fits() {
-        let cases =
-            [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_949, "999.9 kB"), (999_950, "1.0 MB")];
-        for (bytes, text) in cases {
-            assert_eq!(human_bytes(bytes), text);
-        }
-        assert_eq!(human_bytes(u64::MAX), "18446.7 PB");
-    }
-
-    #[test]
     fn a_cause_that_repeats_its_parent_is_printed_once() {
         let error = anyhow!("no").context("no").context("could not");
-        assert_eq!(chain(&error), "could not: no");
-    }
-
-    #[test]
-    fn columns_line_up() {
-        let row = |a: &str, b: &str| vec![a.to_owned(), b.to_owned()];
-        assert_eq!(table(&[row("A", "B"), row("long", "x")]), "A     B\nlong  x");
+        assert_eq!(Chain(error.as_ref()).to_string(), "could not: no");
     }
 }

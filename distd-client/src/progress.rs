@@ -1,225 +1,61 @@
-//! Progress on standard error: a bar on a terminal, otherwise a line every two seconds, nothing
-//! when quiet.
+//! Progress of a pull or a push, as the library reports it to the program that embeds it.
 
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::fmt;
+use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-
-use crate::output::{Output, human_bytes};
-
-/// Interval of progress lines.
-const LINE_EVERY: Duration = Duration::from_secs(2);
-
-/// Interval of notes that no bytes arrive.
+/// Interval of reports that no bytes arrive.
 const SILENCE_EVERY: Duration = Duration::from_secs(10);
 
-/// Progress of a command. Cheap to update from many threads.
-#[derive(Debug)]
-pub(crate) struct Progress {
-    form: Form,
-}
+/// Receiver of progress. The library calls it from many threads, so every call is cheap.
+pub trait Progress: fmt::Debug + Send + Sync {
+    /// Starts to count from zero towards `bytes`; `label` names the release.
+    fn begin(&self, bytes: u64, label: &str);
 
-#[derive(Debug)]
-enum Form {
-    None,
-    Bar(ProgressBar),
-    Lines(Mutex<Lines>),
-}
-
-#[derive(Debug)]
-struct Lines {
-    label: String,
-    phase: String,
-    done: u64,
-    total: u64,
-    begun: Instant,
-    printed: Instant,
-}
-
-impl Lines {
-    fn print(&mut self, now: Instant) {
-        self.printed = now;
-        eprintln!("{}", self.line(now.duration_since(self.begun)));
-    }
-
-    fn line(&self, since: Duration) -> String {
-        let percent = if self.total == 0 { 100.0 } else { self.done as f64 * 100.0 / self.total as f64 };
-        let rate = self.done as f64 / since.as_secs_f64().max(0.001);
-        let Self { label, phase, .. } = self;
-        let (done, total) = (human_bytes(self.done), human_bytes(self.total));
-        let phase = if phase.is_empty() { String::new() } else { format!(" {phase}") };
-        format!("{label}:{phase} {done} of {total} ({percent:.0} %), {}/s", human_bytes(rate as u64))
-    }
-}
-
-impl Progress {
-    /// Chooses the form that suits standard error.
-    pub(crate) fn new(output: Output) -> Self {
-        let form = if output.is_quiet() {
-            Form::None
-        } else if output.has_terminal() {
-            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10));
-            let style = ProgressStyle::with_template(
-                "{prefix} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} {msg}",
-            )
-            .expect("the template is constant and tested");
-            Form::Bar(bar.with_style(style.progress_chars("=> ")))
-        } else {
-            let now = Instant::now();
-            let (label, phase) = (String::new(), String::new());
-            Form::Lines(Mutex::new(Lines { label, phase, done: 0, total: 0, begun: now, printed: now }))
-        };
-        Self { form }
-    }
-
-    /// Returns a progress that prints nothing.
-    pub(crate) fn none() -> Self {
-        Self { form: Form::None }
-    }
-
-    /// Starts counting towards `bytes`.
-    pub(crate) fn begin(&self, bytes: u64, label: &str) {
-        match &self.form {
-            Form::None => {}
-            Form::Bar(bar) => {
-                bar.reset();
-                bar.set_length(bytes);
-                bar.set_prefix(label.to_owned());
-            }
-            Form::Lines(lines) => {
-                let now = Instant::now();
-                let (label, phase) = (label.to_owned(), String::new());
-                *lock(lines) = Lines { label, phase, done: 0, total: bytes, begun: now, printed: now };
-            }
-        }
-    }
-
-    /// Names the current phase.
-    pub(crate) fn phase(&self, phase: &str) {
-        match &self.form {
-            Form::None => {}
-            Form::Bar(bar) => bar.set_message(phase.to_owned()),
-            Form::Lines(lines) => phase.clone_into(&mut lock(lines).phase),
-        }
-    }
+    /// Names the current phase, such as "checking"; an empty text ends the phase.
+    fn phase(&self, phase: &str);
 
     /// Counts `bytes` more.
-    pub(crate) fn add(&self, bytes: u64) {
-        match &self.form {
-            Form::None => {}
-            Form::Bar(bar) => bar.inc(bytes),
-            Form::Lines(lines) => {
-                let mut lines = lock(lines);
-                lines.done += bytes;
-                let now = Instant::now();
-                if now.duration_since(lines.printed) >= LINE_EVERY {
-                    lines.print(now);
-                }
-            }
-        }
-    }
+    fn add(&self, bytes: u64);
 
-    /// Returns the bytes counted so far; `None` when no progress is shown.
+    /// Returns the bytes counted since [`begin`](Self::begin); `None` if the receiver counts
+    /// nothing, which turns reports of silence off.
+    fn done(&self) -> Option<u64>;
+
+    /// Takes note that no bytes have arrived for `quiet`, a multiple of ten seconds; zero says that
+    /// bytes arrive again.
+    fn silent(&self, quiet: Duration);
+
+    /// Ends the count: the artifact is in place, even if the device still serves neighbours.
+    fn end(&self);
+}
+
+/// Receiver that ignores all progress.
+#[derive(Clone, Copy, Debug)]
+pub struct Ignored;
+
+impl Progress for Ignored {
+    fn begin(&self, _bytes: u64, _label: &str) {}
+    fn phase(&self, _phase: &str) {}
+    fn add(&self, _bytes: u64) {}
     fn done(&self) -> Option<u64> {
-        match &self.form {
-            Form::None => None,
-            Form::Bar(bar) => Some(bar.position()),
-            Form::Lines(lines) => Some(lock(lines).done),
-        }
+        None
     }
-
-    /// Prints a note every [`SILENCE_EVERY`] while no bytes are counted, so that nobody takes a
-    /// waiting command for a hanging one.
-    pub(crate) async fn watch_for_silence(&self) -> std::convert::Infallible {
-        let mut before = self.done();
-        let mut quiet = Duration::ZERO;
-        loop {
-            tokio::time::sleep(SILENCE_EVERY).await;
-            let now = self.done();
-            quiet = if now == before { quiet + SILENCE_EVERY } else { Duration::ZERO };
-            before = now;
-            self.silence(quiet);
-        }
-    }
-
-    fn silence(&self, quiet: Duration) {
-        let said = format!("nothing has come for {} s; still trying", quiet.as_secs());
-        match &self.form {
-            Form::None => {}
-            Form::Bar(bar) if quiet.is_zero() => {
-                if bar.message().starts_with("nothing has come") {
-                    bar.set_message("");
-                }
-            }
-            Form::Bar(bar) => bar.set_message(said),
-            Form::Lines(_) if quiet.is_zero() => {}
-            Form::Lines(lines) => {
-                let lines = lock(lines);
-                let (done, total) = (human_bytes(lines.done), human_bytes(lines.total));
-                eprintln!("{}: {done} of {total}, {said}", lines.label);
-            }
-        }
-    }
-
-    /// Removes the bar before the result is printed.
-    pub(crate) fn end(&self) {
-        if let Form::Bar(bar) = &self.form {
-            bar.finish_and_clear();
-        }
-    }
+    fn silent(&self, _quiet: Duration) {}
+    fn end(&self) {}
 }
 
-impl Drop for Progress {
-    fn drop(&mut self) {
-        // An error may be printed next and must not run into a bar.
-        self.end();
-    }
-}
-
-fn lock(lines: &Mutex<Lines>) -> std::sync::MutexGuard<'_, Lines> {
-    lines.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn silence_is_reported_until_bytes_arrive() {
-        let bar = ProgressBar::hidden();
-        let progress = Progress { form: Form::Bar(bar.clone()) };
-        let (watch, steps) = (progress.watch_for_silence(), async {
-            progress.add(1);
-            tokio::time::sleep(Duration::from_secs(11)).await;
-            assert_eq!(bar.message(), "");
-            tokio::time::sleep(Duration::from_secs(20)).await;
-            assert_eq!(bar.message(), "nothing has come for 20 s; still trying");
-            progress.add(1);
-            tokio::time::sleep(Duration::from_secs(10)).await;
-            assert_eq!(bar.message(), "");
-        });
-        tokio::select! {
-            biased;
-            never = watch => match never {},
-            () = steps => {}
+/// Reports to `progress` every ten seconds for how long no bytes have been counted. The future
+/// never ends.
+pub async fn watch_for_silence(progress: &dyn Progress) -> std::convert::Infallible {
+    let mut before = progress.done();
+    let mut quiet = Duration::ZERO;
+    loop {
+        tokio::time::sleep(SILENCE_EVERY).await;
+        let now = progress.done();
+        quiet = if now == before { quiet + SILENCE_EVERY } else { Duration::ZERO };
+        before = now;
+        if now.is_some() {
+            progress.silent(quiet);
         }
-    }
-
-    #[test]
-    fn a_plain_line_says_how_far_and_how_fast() {
-        let now = Instant::now();
-        let (label, phase) = ("os 1.2".to_owned(), "checking".to_owned());
-        let lines = Lines { label, phase, done: 250_000_000, total: 1_000_000_000, begun: now, printed: now };
-        let text = lines.line(Duration::from_secs(2));
-        assert_eq!(text, "os 1.2: checking 250.0 MB of 1.0 GB (25 %), 125.0 MB/s");
-    }
-
-    #[test]
-    fn the_bar_template_is_valid_and_quiet_output_has_none() {
-        let style =
-            "{prefix} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} {msg}";
-        assert!(ProgressStyle::with_template(style).is_ok());
-        assert!(matches!(Progress::new(Output::new(false, true)).form, Form::None));
     }
 }

@@ -367,7 +367,7 @@ impl Lab {
     /// The command of an agent on `device`, not started yet.
     pub fn agent_command(&self, device: &str, listen: &str) -> Command {
         let mut command = self.command(device);
-        command.args(["agent", "--listen", listen]).env("DISTD_LOG", "distd::share=debug,warn");
+        command.args(["agent", "--listen", listen]).env("DISTD_LOG", "distd_client::share=debug,warn");
         command
     }
 

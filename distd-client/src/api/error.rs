@@ -4,7 +4,7 @@ use reqwest::StatusCode;
 use serde::Deserialize;
 
 use super::ServerUrl;
-use crate::exit::{Code, Failure, is_certificate_error};
+use distd_client::failure::{Code, Failure, is_certificate_error};
 
 /// Longest quote from an answer that is not the API's own, in characters.
 const QUOTE_MAX: usize = 200;
@@ -223,7 +223,7 @@ impl From<ApiError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exit::{advice, code_of};
+    use distd_client::failure::{advice, code_of};
 
     #[test]
     fn http_statuses_become_exit_codes_with_the_servers_advice() {

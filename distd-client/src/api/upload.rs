@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use distd_core::cut::CutParams;
+use distd_core::error::Chain;
 use distd_core::{ArtifactHash, ChunkHash};
 use futures::stream;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
@@ -93,7 +94,7 @@ pub(crate) async fn persistently<T, F: Future<Output = Result<T, ApiError>>>(
         match attempt().await {
             Err(error) if error.is_passing() => {
                 tracing::info!(
-                    error = &error as &dyn std::error::Error,
+                    error = %Chain(&error),
                     ?pause,
                     "request failed; trying again"
                 );

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::parse;
 use crate::context::{Context, TransportArgs};
-use crate::share::agent::{self, AgentRequest};
+use distd_client::share::agent::{Agent, AgentRequest};
 
 /// Serve the artifacts installed on this device to the neighbours of its site, until stopped.
 ///
@@ -33,5 +33,11 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let listen = args.listen.unwrap_or(sharing.agent_listen);
     let outbound = context.outbound(&args.transport, sharing.connectivity)?;
     let (data, metrics) = (context.data().to_owned(), args.metrics);
-    agent::run(AgentRequest { data, parents, listen, metrics, sharing, outbound }).await
+    let request = AgentRequest { data, parents, listen, metrics, sharing, outbound };
+    let agent = Agent::start(request).await?;
+    println!("agent listening on {}", agent.address);
+    if let Some(at) = agent.metrics {
+        println!("metrics on http://{at}/metrics");
+    }
+    agent.run().await
 }

@@ -4,11 +4,12 @@ use clap::Subcommand;
 use distd_core::names::Name;
 use serde::Serialize;
 
-use super::parse::{ChannelName, time};
+use super::parse::ChannelName;
 use crate::api::{Api, Channel, ChannelChange, ChannelHistory, ChannelList};
 use crate::context::{ApiArgs, Context};
-use crate::exit::Failure;
-use crate::output::table;
+use distd_client::failure::Failure;
+use distd_client::text::table;
+use distd_client::text::time;
 
 /// List, show, set or remove channels.
 #[derive(clap::Args)]

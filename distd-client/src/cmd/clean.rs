@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::context::Context;
-use crate::disk::path::ArtifactPath;
-use crate::exit::Failure;
-use crate::pull::clean;
+use distd_client::disk::path::ArtifactPath;
+use distd_client::failure::Failure;
+use distd_client::pull::clean;
 
 /// Remove the files that interrupted pulls left beside an artifact.
 ///

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::parse;
 use crate::api::{Api, ServerUrl};
 use crate::context::{Context, TransportArgs};
-use crate::exit::{Code, Failure, code_of_enrollment};
+use distd_client::failure::{Code, Failure, code_of_enrollment};
 
 /// Join a realm: get a certificate for this device with a join token.
 ///
@@ -90,7 +90,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     };
     let enrolled = Enrolled { node_id, role: Role::Leaf.as_str(), certificate_expires: expires, parents };
     context.output().result(&enrolled, |enrolled| {
-        let until = parse::time(i64::try_from(enrolled.certificate_expires).unwrap_or(i64::MAX));
+        let until = distd_client::text::time(i64::try_from(enrolled.certificate_expires).unwrap_or(i64::MAX));
         format!(
             "enrolled as {} {}; certificate until {until}, renewed as needed",
             enrolled.role, enrolled.node_id

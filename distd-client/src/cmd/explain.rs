@@ -6,9 +6,10 @@ use std::sync::Arc;
 use anyhow::Context as _;
 
 use crate::context::Context;
-use crate::exit::{Code, Failure};
 use crate::explain::{explain, html, text};
-use crate::progress::Progress;
+use crate::shown::ShownProgress;
+use distd_client::failure::{Code, Failure};
+use distd_client::progress::Progress as _;
 
 /// Show where the delta between two artifacts comes from, and what to change to shrink it.
 ///
@@ -31,10 +32,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
-    let progress = Arc::new(Progress::new(context.output()));
+    let progress = Arc::new(ShownProgress::new(context.output()));
     let (old, new) = (args.old.clone(), args.new.clone());
     let counter = progress.clone();
-    let report = tokio::task::spawn_blocking(move || explain(&old, &new, &counter)).await??;
+    let report = tokio::task::spawn_blocking(move || explain(&old, &new, &*counter)).await??;
     progress.end();
     if let Some(path) = &args.html {
         let title = format!("{} to {}", args.old.display(), args.new.display());

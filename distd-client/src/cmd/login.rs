@@ -4,10 +4,10 @@
 use anyhow::anyhow;
 use serde::Serialize;
 
-use super::parse::time;
 use crate::api::{Api, TokenInfo};
 use crate::context::{ApiArgs, Context};
-use crate::exit::{Code, Failure};
+use distd_client::failure::{Code, Failure};
+use distd_client::text::time;
 
 /// Remember an origin and an API token, so that later commands need neither option.
 ///
@@ -88,7 +88,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         file.server = Some(server.clone());
         file.token = Some(token.to_secret_string());
     })?;
-    let file = context.data().join(crate::config::FILE_NAME).display().to_string();
+    let file = context.data().join(distd_client::config::FILE_NAME).display().to_string();
     // Older origins cannot describe the token, so an error here is no failure.
     let own = api.own_token().await.ok();
     context.output().result(&LoggedIn { server, file, token: own }, |done| match &done.token {

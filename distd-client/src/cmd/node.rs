@@ -4,11 +4,12 @@ use clap::Subcommand;
 use distd_core::text::shown;
 use serde::Serialize;
 
-use super::parse::{node_id, time};
+use super::parse::node_id;
 use crate::api::Node;
 use crate::context::{ApiArgs, Context};
-use crate::exit::Failure;
-use crate::output::table;
+use distd_client::failure::Failure;
+use distd_client::text::table;
+use distd_client::text::time;
 
 /// Longest label shown, in characters.
 const LABEL_SHOWN: usize = 40;

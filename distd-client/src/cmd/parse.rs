@@ -123,14 +123,6 @@ pub(crate) fn token_id(s: &str) -> Result<String, ParseError> {
     if good { Ok(s.to_owned()) } else { Err(ParseError::TokenId) }
 }
 
-/// Formats unix seconds for people: UTC, to the second.
-pub(crate) fn time(unix_seconds: i64) -> String {
-    match jiff::Timestamp::from_second(unix_seconds) {
-        Ok(time) => time.to_string(),
-        Err(_) => unix_seconds.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,11 +183,5 @@ mod tests {
         for bad in ["", "..", "a/b"] {
             assert!(token_id(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn times_are_utc() {
-        assert_eq!(time(0), "1970-01-01T00:00:00Z");
-        assert_eq!(time(i64::MAX), i64::MAX.to_string());
     }
 }

@@ -6,11 +6,11 @@ use anyhow::anyhow;
 use clap::Subcommand;
 use distd_core::names::Name;
 
-use super::parse::time;
 use crate::api::{Api, PatchSet};
 use crate::context::{ApiArgs, Context};
-use crate::exit::{Code, Failure};
-use crate::output::{human_bytes, table};
+use distd_client::failure::{Code, Failure};
+use distd_client::text::time;
+use distd_client::text::{human_bytes, table};
 
 /// Polling interval while waiting for a patch set.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);

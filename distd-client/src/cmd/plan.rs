@@ -6,7 +6,7 @@ use distd_core::names::Wanted;
 
 use super::pull::{Sources, say_refused};
 use crate::context::Context;
-use crate::pull::plan;
+use distd_client::pull::plan;
 
 /// Show what a pull would fetch, without fetching it.
 #[derive(clap::Args)]

@@ -2,11 +2,11 @@
 
 use clap::Subcommand;
 
-use super::parse::time;
 use crate::api::Product;
 use crate::context::{ApiArgs, Context};
-use crate::exit::Failure;
-use crate::output::table;
+use distd_client::failure::Failure;
+use distd_client::text::table;
+use distd_client::text::time;
 
 /// List products.
 #[derive(clap::Args)]

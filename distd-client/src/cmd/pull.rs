@@ -10,11 +10,11 @@ use serde::Serialize;
 
 use super::parse;
 use crate::context::{Context, TransportArgs};
-use crate::disk::path::{ArtifactPath, Role};
-use crate::exit::{self, Failure};
-use crate::progress::Progress;
-use crate::pull::{Aim, Downgrade, PullRequest, Refused, pull};
-use crate::share::Connectivity;
+use crate::shown::ShownProgress;
+use distd_client::disk::path::{ArtifactPath, Role};
+use distd_client::failure::{self, Failure};
+use distd_client::pull::{Aim, Downgrade, PullRequest, Refused, pull};
+use distd_client::share::Connectivity;
 
 /// Get a release into a file, a block device or a directory.
 #[derive(clap::Args)]
@@ -103,14 +103,14 @@ struct RefusedDowngrade<'a> {
 /// Adds to the JSON of a failure which downgrade was refused, if the failure is a refused
 /// downgrade.
 pub(crate) fn say_refused(context: &Context, error: &anyhow::Error) {
-    if let Some(downgrade) = exit::cause_of::<Refused>(error) {
+    if let Some(downgrade) = failure::cause_of::<Refused>(error) {
         context.output().beside_failure(&RefusedDowngrade { downgrade });
     }
 }
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let request = args.sources.request(context, args.wanted, Some(args.out))?;
-    let progress = Arc::new(Progress::new(context.output()));
+    let progress = Arc::new(ShownProgress::new(context.output()));
     let outcome = pull(&request, progress).await.inspect_err(|error| say_refused(context, error))?;
     context.output().result(&outcome, |outcome| outcome.summary())
 }

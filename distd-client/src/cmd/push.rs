@@ -7,8 +7,8 @@ use distd_core::names::Name;
 use distd_core::packing::LEVEL_DEFAULT;
 
 use crate::context::{ApiArgs, Context};
-use crate::progress::Progress;
 use crate::push::{PushRequest, push};
+use crate::shown::ShownProgress;
 
 /// Make a release of a file, a block device or a directory.
 ///
@@ -41,7 +41,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let api = context.api(&args.api)?;
     let Args { path, product, version, level, channel, .. } = args;
     let request = PushRequest { path, product, version, level, channel };
-    let progress = Arc::new(Progress::new(context.output()));
+    let progress = Arc::new(ShownProgress::new(context.output()));
     let outcome = push(&api, &request, progress).await?;
     context.output().result(&outcome, |outcome| outcome.summary())?;
     for what in outcome.left_out() {

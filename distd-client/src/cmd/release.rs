@@ -4,11 +4,12 @@ use clap::Subcommand;
 use distd_core::names::Name;
 use serde::Serialize;
 
-use super::parse::{ReleaseName, time};
+use super::parse::ReleaseName;
 use crate::api::Release;
 use crate::context::{ApiArgs, Context};
-use crate::exit::Failure;
-use crate::output::{human_bytes, table};
+use distd_client::failure::Failure;
+use distd_client::text::time;
+use distd_client::text::{human_bytes, table};
 
 /// List, show or withdraw releases.
 #[derive(clap::Args)]

@@ -9,11 +9,12 @@ use clap::{Subcommand, ValueEnum};
 use distd_peer::trust::files;
 use serde::Serialize;
 
-use super::parse::{duration, time, token_id};
+use super::parse::{duration, token_id};
 use crate::api::{JoinTokenInfo, Secret, TokenInfo};
 use crate::context::{ApiArgs, Context};
-use crate::exit::{Code, Failure};
-use crate::output::table;
+use distd_client::failure::{Code, Failure};
+use distd_client::text::table;
+use distd_client::text::time;
 
 /// Make, list and revoke tokens.
 #[derive(clap::Args)]

@@ -6,9 +6,9 @@ use anyhow::{Context as _, anyhow};
 use distd_core::manifest::Manifest;
 
 use crate::context::Context;
-use crate::disk::path::{ArtifactPath, PathError, Role};
-use crate::exit::{Code, Failure};
-use crate::pull::{Kept, verify, verify_kept};
+use distd_client::disk::path::{ArtifactPath, PathError, Role};
+use distd_client::failure::{Code, Failure};
+use distd_client::pull::{Kept, verify, verify_kept};
 
 /// Check an artifact against its manifest.
 #[derive(clap::Args)]

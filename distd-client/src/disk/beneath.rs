@@ -17,7 +17,7 @@ const PIECE_BYTES_MAX: usize = 4000;
 
 /// A directory and everything below it.
 #[derive(Debug)]
-pub(crate) struct Beneath {
+pub struct Beneath {
     root: Arc<OwnedFd>,
     /// Directory asked for last: entries come in the order of their paths, so the next entry is
     /// often in the same directory.
@@ -29,18 +29,18 @@ type Known = (Box<[u8]>, Arc<OwnedFd>);
 
 /// The directory of an entry, and the entry's name in it.
 #[derive(Debug)]
-pub(crate) struct At<'p> {
+pub struct At<'p> {
     /// Handle of the directory (`O_PATH`). Calls that take a directory and a name accept it;
     /// reading the directory needs another handle.
-    pub(crate) dir: Arc<OwnedFd>,
+    pub dir: Arc<OwnedFd>,
     /// Name of the entry.
-    pub(crate) name: &'p OsStr,
+    pub name: &'p OsStr,
 }
 
 impl At<'_> {
     /// Returns a short path of the entry, for the few calls that take no handle. If the entry is a
     /// link, the path names the link itself.
-    pub(crate) fn short_path(&self) -> PathBuf {
+    pub fn short_path(&self) -> PathBuf {
         Path::new("/proc/self/fd").join(self.dir.as_raw_fd().to_string()).join(self.name)
     }
 }
@@ -50,14 +50,14 @@ impl Beneath {
     ///
     /// # Errors
     /// As the system reports.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+    pub fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let root = Arc::new(rustix::fs::open(path, flags, Mode::empty())?);
         Ok(Self { root, last: Mutex::default() })
     }
 
     /// Returns the handle of the directory itself.
-    pub(crate) fn root(&self) -> &OwnedFd {
+    pub fn root(&self) -> &OwnedFd {
         &self.root
     }
 
@@ -65,7 +65,7 @@ impl Beneath {
     ///
     /// # Errors
     /// As the system reports for the entry's directory; the entry itself need not exist.
-    pub(crate) fn at<'p>(&self, path: &'p [u8]) -> io::Result<At<'p>> {
+    pub fn at<'p>(&self, path: &'p [u8]) -> io::Result<At<'p>> {
         let (parent, name) = match path.iter().rposition(|byte| *byte == b'/') {
             Some(slash) => (&path[..slash], &path[slash + 1..]),
             None => (&[][..], path),
@@ -106,7 +106,7 @@ impl Beneath {
     ///
     /// # Errors
     /// As the system reports; [`io::ErrorKind::CrossesDevices`] if `path` is or crosses a mount.
-    pub(crate) fn names(&self, path: &[u8]) -> io::Result<Vec<OsString>> {
+    pub fn names(&self, path: &[u8]) -> io::Result<Vec<OsString>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // An `O_PATH` handle cannot be read.
         let dir = rustix::fs::openat(&*self.dir(path)?, c".", flags, Mode::empty())?;
@@ -122,7 +122,7 @@ impl Beneath {
     }
 
     /// Drops cached handles, so that the tree can be moved or removed.
-    pub(crate) fn forget(&self) {
+    pub fn forget(&self) {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -131,7 +131,7 @@ impl Beneath {
     ///
     /// # Errors
     /// As the system reports.
-    pub(crate) fn open_file(&self, path: &[u8], write: bool) -> io::Result<File> {
+    pub fn open_file(&self, path: &[u8], write: bool) -> io::Result<File> {
         let at = self.at(path)?;
         let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
         let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;

@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{OFlags, major, minor};
 
 use super::mounts::{self, Mount};
-use crate::exit::{Code, Failure};
+use crate::failure::{Code, Failure};
 
 /// Device number: major and minor.
 type Number = (u32, u32);
 
 /// One use of a block device.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Use {
+pub struct Use {
     /// The device in use: the requested device, a partition of it, or the disk that it is a
     /// partition of.
     device: PathBuf,
@@ -53,7 +53,7 @@ impl fmt::Display for Use {
 
 /// Reasons why a block device cannot be opened for writing.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum DeviceError {
+pub enum DeviceError {
     /// The device is in use.
     #[error("{0}")]
     InUse(Use),
@@ -184,7 +184,7 @@ fn loop_over(number: Number) -> Option<PathBuf> {
 ///
 /// # Errors
 /// [`DeviceError`].
-pub(crate) fn check_unused(path: &Path) -> Result<(), DeviceError> {
+pub fn check_unused(path: &Path) -> Result<(), DeviceError> {
     let meta = fs::metadata(path).map_err(|cause| DeviceError::Open { path: path.to_owned(), cause })?;
     match usage(meta.rdev(), path) {
         Some(used) => Err(DeviceError::InUse(used)),
@@ -198,7 +198,7 @@ pub(crate) fn check_unused(path: &Path) -> Result<(), DeviceError> {
 /// # Errors
 /// [`DeviceError::InUse`] when something uses the device, a partition of it, or the disk that it is
 /// a partition of.
-pub(crate) fn open_claimed(path: &Path) -> Result<File, DeviceError> {
+pub fn open_claimed(path: &Path) -> Result<File, DeviceError> {
     check_unused(path)?;
     // On a block device, `O_EXCL` without `O_CREAT` makes the same exclusive claim as file systems,
     // swap and partitions of the disk (open(2)).
@@ -217,7 +217,7 @@ pub(crate) fn open_claimed(path: &Path) -> Result<File, DeviceError> {
 }
 
 /// Returns a mount through which the device with this number may be written while it is read.
-pub(crate) fn written_through(rdev: u64, path: &Path) -> Option<Use> {
+pub fn written_through(rdev: u64, path: &Path) -> Option<Use> {
     let family = family(number_of(rdev));
     let find = |mounts: Vec<Mount>, elsewhere: bool| {
         mounts.iter().filter(|mount| mount.writable).find_map(|mount| {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::side::{self, SideError};
+use distd_core::error::Chain;
 
 /// Time to wait for a lock that a program holds for a moment. udev holds one while it examines a
 /// device that has just appeared, which takes a second or two.
@@ -14,7 +15,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(15);
 
 /// How long to wait for a lock that somebody else holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Patience {
+pub enum Patience {
     /// Do not wait: another pull holds the lock, for as long as that pull takes.
     None,
     /// Wait for some seconds: a program is examining the device.
@@ -28,7 +29,7 @@ pub(crate) enum Patience {
 ///
 /// # Errors
 /// [`SideError::Locked`] when somebody else has the lock.
-pub(crate) fn lock(file: &File, path: &Path, patience: Patience) -> Result<(), SideError> {
+pub fn lock(file: &File, path: &Path, patience: Patience) -> Result<(), SideError> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         match file.try_lock() {
@@ -41,7 +42,7 @@ pub(crate) fn lock(file: &File, path: &Path, patience: Patience) -> Result<(), S
             }
             Err(fs::TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(fs::TryLockError::Error(error)) => {
-                tracing::warn!(path = %path.display(), %error, "could not take a lock on this file system: nothing prevents a second pull at the same time");
+                tracing::warn!(path = %path.display(), error = %Chain(&error), "could not take a lock on this file system: nothing prevents a second pull at the same time");
                 return Ok(());
             }
         }
@@ -50,7 +51,7 @@ pub(crate) fn lock(file: &File, path: &Path, patience: Patience) -> Result<(), S
 
 /// The lock of one pull on its target. The file is removed when the pull ends.
 #[derive(Debug)]
-pub(crate) struct Lock {
+pub struct Lock {
     path: PathBuf,
     _file: File,
 }
@@ -60,7 +61,7 @@ impl Lock {
     ///
     /// # Errors
     /// [`SideError`].
-    pub(crate) fn take(path: PathBuf) -> Result<Self, SideError> {
+    pub fn take(path: PathBuf) -> Result<Self, SideError> {
         loop {
             let (file, _) = side::open(&path)?;
             lock(&file, &path, Patience::None)?;

@@ -5,12 +5,12 @@
 //! [`mounts`] and [`device`] find what must not be touched; [`remove`], [`side`], [`mod@lock`] and
 //! [`beneath`] change directories without following a link or crossing a mount.
 
-pub(crate) mod beneath;
-pub(crate) mod device;
-pub(crate) mod lock;
-pub(crate) mod mounts;
-pub(crate) mod path;
-pub(crate) mod remove;
-pub(crate) mod room;
-pub(crate) mod side;
-pub(crate) mod xattrs;
+pub mod beneath;
+pub mod device;
+pub mod lock;
+pub mod mounts;
+pub mod path;
+pub mod remove;
+pub mod room;
+pub mod side;
+pub mod xattrs;

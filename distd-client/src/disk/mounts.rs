@@ -18,24 +18,24 @@ const KERNEL_FILE_SYSTEMS: [&str; 8] =
 
 /// One mounted file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Mount {
+pub struct Mount {
     /// Mount point.
-    pub(crate) point: PathBuf,
+    pub point: PathBuf,
     /// Device number of the file system: major and minor.
-    pub(crate) device: (u32, u32),
+    pub device: (u32, u32),
     /// Type of the file system.
-    pub(crate) kind: String,
+    pub kind: String,
     /// Source of the file system's bytes: a device node, as it was named to `mount`.
-    pub(crate) source: PathBuf,
+    pub source: PathBuf,
     /// Whether the file system is mounted writable, here or at another mount point.
-    pub(crate) writable: bool,
+    pub writable: bool,
 }
 
 /// Returns the mounts that this process sees.
 ///
 /// # Errors
 /// When `/proc` is missing; nothing else tells what is mounted.
-pub(crate) fn here() -> io::Result<Vec<Mount>> {
+pub fn here() -> io::Result<Vec<Mount>> {
     of_process(Path::new("/proc/self"))
 }
 
@@ -48,14 +48,14 @@ fn of_process(proc: &Path) -> io::Result<Vec<Mount>> {
 
 /// Returns the mounts of every other mount namespace that this process may inspect, each namespace
 /// once. Their paths are as the processes of that namespace see them.
-pub(crate) fn elsewhere() -> Vec<Mount> {
+pub fn elsewhere() -> Vec<Mount> {
     of_others(|_| true)
 }
 
 /// Like [`elsewhere`], but only for namespaces whose root is the root of this process, so that
 /// paths mean the same there as here. A container has another root, and a volume in it may have any
 /// path.
-pub(crate) fn elsewhere_below_this_root() -> Vec<Mount> {
+pub fn elsewhere_below_this_root() -> Vec<Mount> {
     let root = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
     let here = root(Path::new("/proc/self/root"));
     of_others(|process| here.is_some() && root(&process.join("root")) == here)
@@ -81,12 +81,12 @@ fn of_others(is_asked_for: impl Fn(&Path) -> bool) -> Vec<Mount> {
 }
 
 /// Returns the mounts at `path` and below it.
-pub(crate) fn at_or_below<'m>(mounts: &'m [Mount], path: &Path) -> impl Iterator<Item = &'m Mount> {
+pub fn at_or_below<'m>(mounts: &'m [Mount], path: &Path) -> impl Iterator<Item = &'m Mount> {
     mounts.iter().filter(move |mount| mount.point.starts_with(path))
 }
 
 /// Returns whether `path` lies in a file system that shows the kernel's own objects.
-pub(crate) fn is_the_kernels(mounts: &[Mount], path: &Path) -> bool {
+pub fn is_the_kernels(mounts: &[Mount], path: &Path) -> bool {
     // Of several mounts at one point the last in the list hides the others; `max_by_key` returns
     // the last maximum.
     let covering = mounts.iter().filter(|mount| path.starts_with(&mount.point));

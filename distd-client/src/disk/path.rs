@@ -11,14 +11,14 @@ use std::path::{Path, PathBuf};
 
 use super::device;
 use super::mounts::{self, Mount};
-use crate::exit::{Code, Failure};
+use crate::failure::{Code, Failure};
 
 /// Largest number of links followed in a row, the same as in the kernel.
 const LINKS_MAX: usize = 40;
 
 /// Kind of object at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub enum Standing {
     /// Nothing exists at the path.
     Nothing,
     /// A regular file.
@@ -50,7 +50,7 @@ impl Standing {
 
 /// Purpose of a path in a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
+pub enum Role {
     /// The path of `--out`.
     Out,
     /// A path of `--seed`.
@@ -71,7 +71,7 @@ impl Role {
 
 /// Reasons why a path cannot be an artifact's.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum PathError {
+pub enum PathError {
     /// The path is empty.
     #[error("{0} has no path")]
     Empty(&'static str),
@@ -152,7 +152,7 @@ impl From<PathError> for Failure {
 /// An artifact's path in its one form, and the kind of object that was there when the path was
 /// resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ArtifactPath {
+pub struct ArtifactPath {
     path: PathBuf,
     standing: Standing,
 }
@@ -163,7 +163,7 @@ impl ArtifactPath {
     ///
     /// # Errors
     /// [`PathError`]; nothing was opened or created.
-    pub(crate) fn target(typed: &Path) -> Result<Self, PathError> {
+    pub fn target(typed: &Path) -> Result<Self, PathError> {
         let mounts = mounts::here().unwrap_or_default();
         Self::resolve(typed, Role::Out, &mounts)
     }
@@ -172,7 +172,7 @@ impl ArtifactPath {
     ///
     /// # Errors
     /// [`PathError`]; nothing was opened.
-    pub(crate) fn existing(typed: &Path, role: Role) -> Result<Self, PathError> {
+    pub fn existing(typed: &Path, role: Role) -> Result<Self, PathError> {
         let found = Self::resolve(typed, role, &[])?;
         match found.standing {
             Standing::Nothing => Err(PathError::Missing { option: role.option(), path: typed.to_owned() }),
@@ -226,12 +226,12 @@ impl ArtifactPath {
     }
 
     /// Returns the path: absolute, without links.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Returns the kind of object that was at the path.
-    pub(crate) fn standing(&self) -> Standing {
+    pub fn standing(&self) -> Standing {
         self.standing
     }
 }

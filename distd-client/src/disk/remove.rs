@@ -22,7 +22,7 @@ const DEPTH_MAX: usize = 2200;
 /// # Errors
 /// As the system reports; [`io::ErrorKind::CrossesDevices`] for a mount. Entries removed before the
 /// error stay removed. A missing directory is no error.
-pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
+pub fn remove_tree(path: &Path) -> io::Result<()> {
     match open_top(path) {
         Ok(dir) => empty(&dir, 0)?,
         Err(Errno::NOENT) => return Ok(()),
@@ -58,7 +58,7 @@ pub(super) fn grant(dir: BorrowedFd<'_>) -> Result<(), Errno> {
 ///
 /// # Errors
 /// As the system reports.
-pub(crate) fn make_changeable(dir: BorrowedFd<'_>) -> io::Result<()> {
+pub fn make_changeable(dir: BorrowedFd<'_>) -> io::Result<()> {
     let mode = rustix::fs::fstat(dir)?.st_mode & 0o7777;
     if mode & 0o300 == 0o300 || rustix::process::geteuid().is_root() {
         return Ok(());

@@ -13,9 +13,9 @@ const PACKED_PART: u64 = 10;
 
 /// Free space of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Room {
+pub struct Room {
     /// Bytes that this user may still write.
-    pub(crate) free: u64,
+    pub free: u64,
     packs: bool,
     /// Free inodes; `None` if the file system creates inodes as needed.
     inodes: Option<u64>,
@@ -26,7 +26,7 @@ impl Room {
     ///
     /// # Errors
     /// As the system reports.
-    pub(crate) fn at(path: &Path) -> io::Result<Self> {
+    pub fn at(path: &Path) -> io::Result<Self> {
         let stat = rustix::fs::statvfs(path)?;
         let kind = rustix::fs::statfs(path)?.f_type;
         // The width of `f_type` differs between architectures.
@@ -36,13 +36,13 @@ impl Room {
     }
 
     /// Returns whether `bytes` surely do not fit; `there` of them are on the disk already.
-    pub(crate) fn is_too_small_for(&self, bytes: u64, there: u64) -> bool {
+    pub fn is_too_small_for(&self, bytes: u64, there: u64) -> bool {
         let needed = if self.packs { bytes / PACKED_PART } else { bytes };
         self.free.saturating_add(there) < needed
     }
 
     /// Returns whether there are surely too few inodes for `entries`.
-    pub(crate) fn has_too_few_inodes_for(&self, entries: u64) -> bool {
+    pub fn has_too_few_inodes_for(&self, entries: u64) -> bool {
         self.inodes.is_some_and(|left| left < entries)
     }
 }

@@ -15,14 +15,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use crate::exit::{Code, Failure};
+use crate::failure::{Code, Failure};
 
 /// Longest name that Linux file systems take, in bytes.
 const NAME_BYTES_MAX: usize = 255;
 
 /// Reasons why a file beside the target cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SideError {
+pub enum SideError {
     /// Somebody else may have put the file there.
     #[error("{} is {what}, so distd may not have made it", path.display())]
     Foreign {
@@ -76,7 +76,7 @@ impl From<SideError> for Failure {
 
 /// Appends `suffix` to the last name of `path`. A name that would become too long is cut and gets a
 /// hash of itself, to stay unique.
-pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let name = path.file_name().unwrap_or_default().as_bytes();
     if name.len() + suffix.len() <= NAME_BYTES_MAX {
         let mut name = path.as_os_str().to_owned();
@@ -92,7 +92,7 @@ pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 /// Returns whether a file with this owner may belong to this user: either this user is the owner,
 /// or the file system gives that owner to whatever this user creates. FAT does so for every user,
 /// and NFS for root.
-pub(crate) fn may_be_ours(path: &Path, owner: u32) -> bool {
+pub fn may_be_ours(path: &Path, owner: u32) -> bool {
     if owner == rustix::process::geteuid().as_raw() {
         return true;
     }
@@ -103,7 +103,7 @@ pub(crate) fn may_be_ours(path: &Path, owner: u32) -> bool {
 /// Returns whether the file system of a directory has no symbolic links. In that case nobody can
 /// put a link there, and permission bits mean nothing: FAT has neither, and shows the same bits for
 /// all files.
-pub(crate) fn is_without_links(dir: &Path) -> bool {
+pub fn is_without_links(dir: &Path) -> bool {
     let link = |path: &Path| std::os::unix::fs::symlink("distd", path);
     match tempfile::Builder::new().prefix(".distd-").make_in(dir, link) {
         Ok(_) => false,
@@ -139,7 +139,7 @@ fn foreign(path: &Path, meta: &fs::Metadata) -> Option<&'static str> {
 ///
 /// # Errors
 /// [`SideError`].
-pub(crate) fn open(path: &Path) -> Result<(File, bool), SideError> {
+pub fn open(path: &Path) -> Result<(File, bool), SideError> {
     // Another process may create or remove the file between the two calls. Three rounds are one
     // more than that race can take.
     for _ in 0..3 {
@@ -161,7 +161,7 @@ pub(crate) fn open(path: &Path) -> Result<(File, bool), SideError> {
 ///
 /// # Errors
 /// [`SideError`].
-pub(crate) fn open_empty(path: &Path) -> Result<File, SideError> {
+pub fn open_empty(path: &Path) -> Result<File, SideError> {
     remove(path)?;
     create_new(path).map_err(SideError::io("create", path))
 }
@@ -205,7 +205,7 @@ fn open_existing(path: &Path, write: bool) -> Result<File, SideError> {
 ///
 /// # Errors
 /// [`SideError`].
-pub(crate) fn read(path: &Path, max: u64) -> Result<Option<Vec<u8>>, SideError> {
+pub fn read(path: &Path, max: u64) -> Result<Option<Vec<u8>>, SideError> {
     let file = match open_existing(path, false) {
         Ok(file) => file,
         Err(SideError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -224,7 +224,7 @@ pub(crate) fn read(path: &Path, max: u64) -> Result<Option<Vec<u8>>, SideError> 
 ///
 /// # Errors
 /// As the system reports.
-pub(crate) fn read_anyones(path: &Path, max: u64) -> io::Result<Vec<u8>> {
+pub fn read_anyones(path: &Path, max: u64) -> io::Result<Vec<u8>> {
     let file = open_regular(path)?;
     let mut bytes = Vec::new();
     file.take(max.saturating_add(1)).read_to_end(&mut bytes)?;
@@ -238,7 +238,7 @@ pub(crate) fn read_anyones(path: &Path, max: u64) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// As the system reports.
-pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+pub fn open_regular(path: &Path) -> io::Result<File> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     match file.metadata()?.is_file() {
@@ -251,7 +251,7 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 /// [`SideError`]. A file that somebody else may have put there is kept.
-pub(crate) fn remove(path: &Path) -> Result<(), SideError> {
+pub fn remove(path: &Path) -> Result<(), SideError> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(SideError::io("inspect", path)(error)),
@@ -275,7 +275,7 @@ pub(crate) fn remove(path: &Path) -> Result<(), SideError> {
 ///
 /// # Errors
 /// [`SideError`].
-pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), SideError> {
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), SideError> {
     let part = with_suffix(path, ".part");
     let mut file = open_empty(&part)?;
     let write = |file: &mut File| file.write_all(bytes).and_then(|()| file.sync_all());
@@ -292,7 +292,7 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), SideError> {
 ///
 /// # Errors
 /// [`SideError`].
-pub(crate) fn replace(from: &Path, to: &Path) -> Result<(), SideError> {
+pub fn replace(from: &Path, to: &Path) -> Result<(), SideError> {
     fs::rename(from, to).map_err(SideError::io("replace", to))?;
     sync_parent(to).map_err(SideError::io("write", to))
 }
@@ -301,7 +301,7 @@ pub(crate) fn replace(from: &Path, to: &Path) -> Result<(), SideError> {
 ///
 /// # Errors
 /// As the system reports.
-pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
+pub fn sync_parent(path: &Path) -> io::Result<()> {
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(dir)?.sync_all()
 }

@@ -8,14 +8,14 @@ use rustix::io::Errno;
 
 /// Size of a buffer for attributes, in bytes. Linux limits both a list of names and a value to this
 /// size (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
-pub(crate) const BUFFER_BYTES: usize = 64 << 10;
+pub const BUFFER_BYTES: usize = 64 << 10;
 
 /// Reads the attributes of the entry at `path`; a link is not followed. Returns no attributes if
 /// the file system does not support them. `buffer` has [`BUFFER_BYTES`].
 ///
 /// # Errors
 /// As the system reports.
-pub(crate) fn read(path: &Path, buffer: &mut [u8]) -> io::Result<Vec<Xattr>> {
+pub fn read(path: &Path, buffer: &mut [u8]) -> io::Result<Vec<Xattr>> {
     let len = match rustix::fs::llistxattr(path, &mut buffer[..]) {
         Ok(len) => len,
         // The file system does not support attributes.

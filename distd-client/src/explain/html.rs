@@ -11,7 +11,7 @@ use distd_core::explain::{Kind, Report};
 
 use super::picture::{Picture, Tile};
 use super::text::{percent, place, shown};
-use crate::output::human_bytes;
+use distd_client::text::human_bytes;
 
 /// Size of the picture in pixels.
 const AREA: Rect = Rect { x: 0.0, y: 0.0, w: 1600.0, h: 900.0 };

@@ -10,11 +10,11 @@ use std::path::Path;
 use distd_core::cut::ReadAt;
 use distd_core::explain::{ExplainError, Host, Options, Report};
 
-use crate::progress::Progress;
 use crate::push::source::Source;
+use distd_client::progress::Progress;
 
 /// Host of the explanation: two threads and a progress bar.
-struct Threads<'a>(&'a Progress);
+struct Threads<'a>(&'a dyn Progress);
 
 impl Host for Threads<'_> {
     fn join<A: Send, B: Send>(&self, a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
@@ -39,7 +39,7 @@ impl Host for Threads<'_> {
 ///
 /// # Errors
 /// Failures of [`Source`].
-pub(crate) fn explain(old: &Path, new: &Path, progress: &Progress) -> anyhow::Result<Report> {
+pub(crate) fn explain(old: &Path, new: &Path, progress: &dyn Progress) -> anyhow::Result<Report> {
     let (old, new) = (Source::open(old)?, Source::open(new)?);
     progress.begin(old.len() + new.len(), "explain");
     let (old_regions, new_regions) = Threads(progress).join(|| old.regions(), || new.regions());
@@ -60,7 +60,7 @@ mod tests {
     use distd_core::explain::{Count, Kind, KindCost, MetadataCost, PathCost};
 
     use super::*;
-    use crate::output::Output;
+    use distd_client::progress::Ignored;
 
     /// Returns a report of changed files. The empty path stands for metadata.
     pub(super) fn report(paths: &[(&str, u64)]) -> Report {
@@ -94,10 +94,6 @@ mod tests {
         }
     }
 
-    fn quiet() -> Progress {
-        Progress::new(Output::new(false, true))
-    }
-
     #[test]
     fn directories_are_explained_by_path_and_two_threads_agree_with_one() {
         let noise = |seed: u8, len| {
@@ -113,7 +109,7 @@ mod tests {
             std::fs::write(root.join("d/changed"), noise(seed, 200_000)).expect("write");
         }
         std::fs::write(new.join("new"), noise(3, 100_000)).expect("write");
-        let report = explain(&old, &new, &quiet()).expect("explained");
+        let report = explain(&old, &new, &Ignored).expect("explained");
         let found: Vec<_> =
             report.paths.iter().map(|cost| (cost.path.as_deref(), cost.kind, cost.raw_bytes)).collect();
         assert_eq!(
@@ -136,7 +132,7 @@ mod tests {
     #[test]
     fn a_missing_path_is_a_local_failure() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let error = explain(&dir.path().join("none"), dir.path(), &quiet()).expect_err("nothing there");
-        assert_eq!(crate::exit::code_of(&error), crate::exit::Code::Local);
+        let error = explain(&dir.path().join("none"), dir.path(), &Ignored).expect_err("nothing there");
+        assert_eq!(distd_client::failure::code_of(&error), distd_client::failure::Code::Local);
     }
 }

@@ -2,7 +2,7 @@
 
 use distd_core::explain::{Hint, Kind, PathCost, Report};
 
-use crate::output::{human_bytes, table};
+use distd_client::text::{human_bytes, table};
 
 /// Longest path in a table, in characters.
 const PATH_CHARS_MAX: usize = 100;

@@ -10,14 +10,14 @@ use super::target::locked;
 use super::tree::staging_failure;
 use crate::disk::lock::Lock;
 use crate::disk::side::{self, with_suffix};
-use crate::exit::Failure;
+use crate::failure::Failure;
 
 /// Removes the files that interrupted pulls left of the artifact at `path`, and returns their
 /// paths. The artifact itself is not touched.
 ///
 /// # Errors
 /// Failures when a pull is running there, or when a file does not belong to distd.
-pub(crate) fn clean(path: &Path, data: &Path) -> anyhow::Result<Vec<PathBuf>> {
+pub fn clean(path: &Path, data: &Path) -> anyhow::Result<Vec<PathBuf>> {
     clean_all(path, data, &left(path, data))
 }
 

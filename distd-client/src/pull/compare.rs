@@ -23,18 +23,18 @@ const NAMED_MAX: usize = 1000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Difference {
     /// Path below the tree; empty for the tree itself.
-    pub(crate) path: String,
+    pub path: String,
     /// The difference, in words.
-    pub(crate) what: String,
+    pub what: String,
 }
 
 /// All differences of a tree.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Differences {
     /// The first thousand differences.
-    pub(crate) named: Vec<Difference>,
+    pub named: Vec<Difference>,
     /// Number of all differences.
-    pub(crate) count: u64,
+    pub count: u64,
 }
 
 impl Differences {

@@ -11,13 +11,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
+use distd_core::error::Chain;
 use distd_core::names::Name;
 use distd_peer::trust::tuf::Resolved;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::lock::{Patience, lock};
 use crate::disk::side::{self, SideError};
-use crate::exit::{Code, Failure};
+use crate::failure::{Code, Failure};
 
 /// Name of the file in the state directory.
 const FILE_NAME: &str = "releases.json";
@@ -32,7 +33,7 @@ const FILE_BYTES_MAX: u64 = 256 << 10;
 /// Policy: whether a channel may take this device back to an older release.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Downgrade {
+pub enum Downgrade {
     /// Only if the signed channel orders it.
     #[default]
     Ordered,
@@ -44,7 +45,7 @@ pub(crate) enum Downgrade {
 
 impl Downgrade {
     /// Returns whether this is the default policy.
-    pub(crate) fn is_default(&self) -> bool {
+    pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 }
@@ -81,7 +82,7 @@ impl Step {
         Downgrade::Ordered | Downgrade::Always => "no downgrade was ordered",
     }
 )]
-pub(crate) struct Refused {
+pub struct Refused {
     product: Name,
     channel: Name,
     /// Version that this device has.
@@ -257,7 +258,7 @@ pub(super) fn check(
     let memory = match Memory::load(data) {
         Ok(memory) => memory,
         Err(error) if policy == Downgrade::Always => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "what this device has had is forgotten");
+            tracing::warn!(error = %Chain(&error), "what this device has had is forgotten");
             Memory::default()
         }
         Err(error) => return Err(Failure::from(error).into()),
@@ -346,7 +347,7 @@ impl Arrival {
             // A new file would make the device follow every channel again; only the user may decide
             // that.
             Err(LoadError::Damaged(error)) if self.channel.is_none() => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the release is not remembered");
+                tracing::warn!(error = %Chain(&error), "the release is not remembered");
                 return Ok(());
             }
             Err(LoadError::Damaged(_)) if self.policy == Downgrade::Always => Memory::default(),
@@ -479,7 +480,7 @@ mod tests {
             fs::write(&file, bytes).expect("write");
             let error = Memory::load(dir.path()).expect_err("damaged");
             let failure = anyhow::Error::from(Failure::from(error));
-            assert_eq!(crate::exit::code_of(&failure), Code::Local);
+            assert_eq!(crate::failure::code_of(&failure), Code::Local);
             assert!(format!("{failure:#}").contains(FILE_NAME), "{failure:#}");
         }
         fs::write(&file, "[").expect("write");

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use distd_core::ChunkId;
+use distd_core::error::Chain;
 use distd_core::manifest::{Kind, Manifest};
 use distd_core::patch::{Choice, ROUTE_LEGS_MAX};
 use distd_core::planner::{HeldAt, HeldIndex};
@@ -30,8 +31,8 @@ use super::sink::TargetSink;
 use super::target::{self, Target};
 use super::wanted::Session;
 use crate::disk::side;
-use crate::exit::{Code, Failure};
-use crate::progress::Progress;
+use crate::failure::{Code, Failure};
+use crate::progress::{self, Progress};
 use crate::share::Published;
 
 /// Interval at which progress is made durable.
@@ -98,7 +99,7 @@ pub(super) struct Job {
     /// continues in its thread.
     writing: Arc<Mutex<()>>,
     part_manifest: PathBuf,
-    pub(super) progress: Arc<Progress>,
+    pub(super) progress: Arc<dyn Progress>,
     pub(super) counts: Mutex<Counts>,
     pub(super) resumed: bool,
 }
@@ -165,7 +166,7 @@ impl Job {
             journal: Arc::new(Mutex::new(journal)),
             writing: Arc::default(),
             part_manifest,
-            progress: Arc::new(Progress::none()),
+            progress: Arc::new(progress::Ignored),
             counts: Mutex::default(),
             resumed,
         })
@@ -256,7 +257,7 @@ impl Job {
         tokio::select! {
             result = fetching => result,
             failed = journalling => Err(failed),
-            never = self.progress.watch_for_silence() => match never {},
+            never = progress::watch_for_silence(&*self.progress) => match never {},
         }
     }
 
@@ -358,7 +359,7 @@ impl Job {
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
             counts.duplicate_bytes += sink.received.duplicate_bytes.load(Ordering::Relaxed);
             if let Err(error) = fetched {
-                tracing::warn!(error = &error as &dyn std::error::Error, "some patches could not be fetched");
+                tracing::warn!(error = %Chain(&error), "some patches could not be fetched");
             }
         }
     }
@@ -446,7 +447,7 @@ impl Job {
         for path in &self.patch_files {
             match std::fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(path = %path.display(), %error, "could not remove a file of patches");
+                    tracing::warn!(path = %path.display(), error = %Chain(&error), "could not remove a file of patches");
                 }
                 _ => {}
             }
@@ -454,7 +455,7 @@ impl Job {
         let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = journal.remove().and_then(|()| side::remove(&self.part_manifest)) {
-            let error = &error as &dyn std::error::Error;
+            let error = tracing::field::display(Chain(&error));
             tracing::warn!(error, "could not remove the state of the finished pull");
         }
         self.target.end();
@@ -481,7 +482,7 @@ fn write_journal(target: &dyn Target, journal: &Mutex<Journal>, writing: &Mutex<
     target.sync()?;
     if let Err(error) = Journal::write(&path, &bytes) {
         // The journal only saves work after a kill, so a failure is no reason to end the pull.
-        let error = &error as &dyn std::error::Error;
+        let error = tracing::field::display(Chain(&error));
         tracing::warn!(error, "could not write the journal of the pull");
     }
     Ok(())

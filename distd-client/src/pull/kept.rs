@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use distd_core::bounds::TREE_LISTING_BYTES_MAX;
+use distd_core::error::Chain;
 use distd_core::manifest::Manifest;
 
 use super::left_out::LeftOut;
@@ -77,17 +78,17 @@ pub(super) fn left_out_path(path: &Path) -> PathBuf {
 }
 
 /// A manifest and, for a tree, its listing.
-pub(crate) struct Kept {
+pub struct Kept {
     pub(crate) manifest: Manifest,
     /// Encoded listing of a tree.
-    pub(crate) listing: Option<Vec<u8>>,
+    pub listing: Option<Vec<u8>>,
     /// Whether the manifest belongs to a pull that did not finish.
     pub(super) part: bool,
 }
 
 impl Kept {
     /// Combines a manifest named by the user with the listing kept for the artifact at `path`.
-    pub(crate) fn named(manifest: Manifest, path: &Path) -> Self {
+    pub fn named(manifest: Manifest, path: &Path) -> Self {
         Self { manifest, listing: kept_listing(path), part: false }
     }
 }
@@ -120,7 +121,7 @@ pub(super) fn candidates(path: &Path, data: &Path) -> Vec<Kept> {
 }
 
 /// Reads the manifest kept for `path`; `None` when it is missing or damaged.
-pub(crate) fn read_kept_manifest(path: &Path, data: &Path) -> Option<Manifest> {
+pub fn read_kept_manifest(path: &Path, data: &Path) -> Option<Manifest> {
     read_manifest(&manifest_path(path, data))
 }
 
@@ -129,14 +130,14 @@ fn read_manifest(file: &Path) -> Option<Manifest> {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         Err(error) => {
-            tracing::warn!(path = %file.display(), %error, "kept manifest cannot be read");
+            tracing::warn!(path = %file.display(), error = %Chain(&error), "kept manifest cannot be read");
             return None;
         }
     };
     match Manifest::from_file_bytes(Bytes::from(bytes)) {
         Ok(manifest) => Some(manifest),
         Err(error) => {
-            tracing::warn!(path = %file.display(), %error, "kept manifest is damaged; the artifact is cut again");
+            tracing::warn!(path = %file.display(), error = %Chain(&error), "kept manifest is damaged; the artifact is cut again");
             None
         }
     }

@@ -39,11 +39,11 @@ mod tree;
 mod verify;
 mod wanted;
 
-pub(crate) use clean::clean;
-pub(crate) use downgrade::{Downgrade, Refused};
-pub(crate) use kept::{Kept, read_kept_manifest};
-pub(crate) use patches::Aim;
-pub(crate) use plan::plan;
-pub(crate) use run::{PullRequest, pull};
+pub use clean::clean;
+pub use downgrade::{Downgrade, Refused};
+pub use kept::{Kept, read_kept_manifest};
+pub use patches::Aim;
+pub use plan::plan;
+pub use run::{PullRequest, pull};
 pub(crate) use seeds::{SeedFile, open_artifact};
-pub(crate) use verify::{verify, verify_kept};
+pub use verify::{verify, verify_kept};

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use distd_core::ChunkHash;
 use distd_core::bounds::TREE_LISTING_BYTES_MAX;
+use distd_core::error::Chain;
 use distd_core::manifest::{Kind, Manifest};
 use distd_core::tree::{Entry, EntryKind};
 use rustix::fs::Access;
@@ -19,7 +20,7 @@ use crate::disk::device;
 use crate::disk::mounts::{self, Mount};
 use crate::disk::path::{ArtifactPath, Standing};
 use crate::disk::side;
-use crate::exit::{Code, Failure};
+use crate::failure::{Code, Failure};
 
 /// Number of entries examined in a directory that may be a tree of distd's. More entries would not
 /// make the answer more certain.
@@ -143,7 +144,7 @@ fn check_mounts(path: &Path) -> Result<(), NotOurs> {
     let mounts = match mounts::here() {
         Ok(mounts) => mounts,
         Err(error) => {
-            tracing::warn!(%error, "could not list the mounts: none is entered, but a mount below the target is not reported");
+            tracing::warn!(error = %Chain(&error), "could not list the mounts: none is entered, but a mount below the target is not reported");
             return Ok(());
         }
     };

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use distd_core::bounds::TREE_LISTING_BYTES_MAX;
+use distd_core::error::Chain;
 use distd_core::manifest::{ChunkAt, Kind, Manifest};
 use distd_core::patch::Choice;
 use distd_core::planner;
@@ -58,7 +59,7 @@ impl InPlace {
 ///
 /// # Errors
 /// As [`pull`](super::pull).
-pub(crate) async fn plan(request: &PullRequest) -> anyhow::Result<PlanReport> {
+pub async fn plan(request: &PullRequest) -> anyhow::Result<PlanReport> {
     let prepared = prepare(request, ask(request).await?, None).await?;
     let zero = ZeroChunk::new(prepared.manifest.root().cut.max());
     let mut in_place =
@@ -93,7 +94,7 @@ pub(crate) async fn plan(request: &PullRequest) -> anyhow::Result<PlanReport> {
     let cost = prepared.session.parents.cost(prepared.manifest.id(), &fetch).await;
     if let Err(error) = &cost {
         tracing::warn!(
-            error = error as &dyn std::error::Error,
+            error = %Chain(error),
             "no parent could tell the size of the chunks on the wire"
         );
     }

@@ -8,7 +8,7 @@ use distd_peer::net::Carrier;
 use serde::Serialize;
 
 use super::left_out::Count;
-use crate::output::table;
+use crate::text::table;
 
 /// Bytes received, by kind of sender.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -21,7 +21,7 @@ pub(crate) struct BySource {
 
 /// Result of a pull; the one object that `--json` prints.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Outcome {
+pub struct Outcome {
     pub(super) product: String,
     pub(super) version: String,
     /// Version that this device had before an allowed downgrade; `None` for any other pull.
@@ -66,7 +66,7 @@ pub(crate) struct Outcome {
 
 /// Result of a plan.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct PlanReport {
+pub struct PlanReport {
     pub(super) product: String,
     pub(super) version: String,
     /// Version that this device has if the pull is an allowed downgrade; `None` otherwise.
@@ -117,7 +117,7 @@ fn back_from(version: Option<&str>) -> String {
 
 impl Outcome {
     /// Returns the result as text for people.
-    pub(crate) fn summary(&self) -> String {
+    pub fn summary(&self) -> String {
         let state = if self.already_there { "already there" } else { "in place" };
         let by = &self.wire_bytes_by_source;
         format!(
@@ -141,7 +141,7 @@ impl Outcome {
 
 impl PlanReport {
     /// Returns the plan as text for people.
-    pub(crate) fn summary(&self) -> String {
+    pub fn summary(&self) -> String {
         let head =
             ["FROM", "OF THE ARTIFACT", "ON THE WIRE", "REQUESTS", "SECONDS"].map(str::to_owned).to_vec();
         let row = |source: &SourcePlan| {

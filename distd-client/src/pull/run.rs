@@ -1,12 +1,13 @@
 //! The sequence of the steps of a pull.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use distd_core::ManifestId;
+use distd_core::error::Chain;
 use distd_core::manifest::{Manifest, Root};
 use distd_core::names::Wanted;
 use distd_core::planner::HeldIndex;
@@ -21,38 +22,62 @@ use super::report::{BySource, Outcome};
 use super::seeds::Seeds;
 use super::wanted::Session;
 use super::{kept, ours, target, there};
+use crate::config::ClientFile;
 use crate::disk::path::ArtifactPath;
-use crate::exit::{Code, Failure};
+use crate::failure::{Code, Failure};
 use crate::progress::Progress;
 use crate::share::{Sharing, installed};
 
 /// A request to pull a release.
-pub(crate) struct PullRequest {
+pub struct PullRequest {
     /// The release or channel.
-    pub(crate) wanted: Wanted,
+    pub wanted: Wanted,
     /// Path of the target in the form of [`ArtifactPath`]; empty when `target` is `None`.
-    pub(crate) out: PathBuf,
+    pub out: PathBuf,
     /// The target, with the kind of object found there; `None` for a plan without a target.
-    pub(crate) target: Option<ArtifactPath>,
+    pub target: Option<ArtifactPath>,
     /// Paths of earlier artifacts.
-    pub(crate) seeds: Vec<PathBuf>,
+    pub seeds: Vec<PathBuf>,
     /// Addresses of the parents, nearest first.
-    pub(crate) parents: Vec<String>,
+    pub parents: Vec<String>,
     /// State directory of the device.
-    pub(crate) data: PathBuf,
+    pub data: PathBuf,
     /// Whether a channel may lead to an older release.
-    pub(crate) downgrade: Downgrade,
+    pub downgrade: Downgrade,
     /// Resource to save when patches are chosen.
-    pub(crate) aim: Aim,
+    pub aim: Aim,
     /// Settings of the exchange with neighbours.
-    pub(crate) sharing: Sharing,
+    pub sharing: Sharing,
     /// Settings for reaching parents.
-    pub(crate) outbound: Arc<Outbound>,
+    pub outbound: Arc<Outbound>,
 }
 
 impl PullRequest {
+    /// Requests `wanted` for `out` with the settings that the device whose state directory is `data`
+    /// remembers in `client.toml`, and without seeds beyond what the device itself installed.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Local`] or [`Code::Usage`] when `client.toml` or `out` is unusable.
+    pub fn new(data: &Path, wanted: Wanted, out: &Path) -> anyhow::Result<Self> {
+        let file = ClientFile::load(data).map_err(|e| Failure::new(Code::Local, e.into()))?;
+        let target = ArtifactPath::target(out).map_err(Failure::from)?;
+        let sharing = Sharing::of(&file);
+        Ok(Self {
+            wanted,
+            out: target.path().to_owned(),
+            target: Some(target),
+            seeds: Vec::new(),
+            outbound: file.outbound(data, None, sharing.connectivity)?,
+            parents: file.parents,
+            data: data.to_owned(),
+            downgrade: file.policy.downgrade,
+            aim: Aim::default(),
+            sharing,
+        })
+    }
+
     /// Turns the exchange off, for a request that fetches no chunks that neighbours could have.
-    pub(crate) fn unshared(mut self) -> Self {
+    pub fn unshared(mut self) -> Self {
         self.sharing = self.sharing.off();
         self
     }
@@ -167,7 +192,9 @@ pub(super) async fn prepare(
         offers = Arc::new(Offers::fetch(&session, &route, request.aim).await);
         match rebuild(&session, &resolved, &offers, &mut seeds, &mut index, files).await {
             Ok(done) => rebuilt = done,
-            Err(error) => tracing::warn!(%error, "manifest not built from patches; fetching its nodes"),
+            Err(error) => {
+                tracing::warn!(error = %Chain(error.as_ref()), "manifest not built from patches; fetching its nodes")
+            }
         }
     }
     let (manifest, rebuilt) = match rebuilt {
@@ -224,7 +251,7 @@ pub(super) fn state_path(request: &PullRequest, suffix: &str) -> PathBuf {
 /// # Errors
 /// A [`Failure`] with its exit code. Verified chunks stay, and the same command continues from
 /// there.
-pub(crate) async fn pull(request: &PullRequest, progress: Arc<Progress>) -> anyhow::Result<Outcome> {
+pub async fn pull(request: &PullRequest, progress: Arc<dyn Progress>) -> anyhow::Result<Outcome> {
     let start = Instant::now();
     let asked = ask(request).await?;
     progress.phase("checking what is in place");
@@ -321,7 +348,7 @@ fn remember(request: &PullRequest, manifest: ManifestId) {
         return;
     }
     if let Err(error) = installed::remember(&request.data, &request.out, manifest) {
-        tracing::warn!(%error, "the artifact will not be served to neighbours by an agent");
+        tracing::warn!(error = %Chain(&error), "the artifact will not be served to neighbours by an agent");
     }
 }
 

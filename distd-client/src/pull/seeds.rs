@@ -20,9 +20,9 @@ use super::layout::Layout;
 use super::ours::is_listing_of;
 use crate::disk::beneath::Beneath;
 use crate::disk::side;
-use crate::exit::{Code, Failure};
+use crate::failure::{Code, Failure};
 use crate::local::FileReader;
-use crate::push::tree::TreeSource;
+use crate::tree_source::TreeSource;
 
 /// Number of chunks checked when a seed is opened with its manifest: enough to notice a changed or
 /// replaced seed.
@@ -30,13 +30,10 @@ const SAMPLES: usize = 16;
 
 /// Bytes of one seed, by offset.
 pub(crate) enum SeedFile {
+    /// A regular file or a block device.
     File(File),
     /// A tree as distd installed it, with the listing kept beside it.
-    Tree {
-        beneath: Beneath,
-        listing: Vec<u8>,
-        layout: Box<Layout>,
-    },
+    Tree { beneath: Beneath, listing: Vec<u8>, layout: Box<Layout> },
     /// A directory in its current state.
     Directory(Box<TreeSource>),
 }

@@ -11,6 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use distd_core::ManifestId;
+use distd_core::error::Chain;
 use rustix::fs::{CWD, Mode, RenameFlags};
 use rustix::io::Errno;
 
@@ -301,7 +302,7 @@ impl Staging {
                 Ok(()) => return Ok(Some(tree)),
                 Err(error) if !is_unsupported(error) => return Err(failed(error.into())),
                 Err(error) => {
-                    tracing::debug!(%error, "directories cannot be exchanged here: they are renamed one after the other");
+                    tracing::debug!(error = %Chain(&error), "directories cannot be exchanged here: they are renamed one after the other");
                 }
             }
         }
@@ -356,7 +357,7 @@ impl Staging {
             Ok(Sweep::Gone) => return None,
             Ok(Sweep::Left) => {}
             Err(error) => {
-                tracing::warn!(path = %old.display(), %error, "the replaced tree could not be removed completely")
+                tracing::warn!(path = %old.display(), error = %Chain(&error), "the replaced tree could not be removed completely")
             }
         }
         make_movable(old);
@@ -378,7 +379,7 @@ impl Staging {
                 }
                 Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists) => {}
                 Err(error) => {
-                    tracing::warn!(path = %old.display(), %error, "files found in the old tree could not be moved and stay here");
+                    tracing::warn!(path = %old.display(), error = %Chain(&error), "files found in the old tree could not be moved and stay here");
                     return Some(old.to_owned());
                 }
             }
@@ -397,7 +398,7 @@ impl Staging {
             return;
         }
         if let Err(error) = remove_tree(&self.dir).and_then(|()| sync_parent(&self.out)) {
-            tracing::warn!(path = %self.dir.display(), %error, "the staging directory was left behind");
+            tracing::warn!(path = %self.dir.display(), error = %Chain(&error), "the staging directory was left behind");
         }
     }
 }

@@ -108,7 +108,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
-    use crate::push::tree::TreeSource;
+    use crate::tree_source::TreeSource;
 
     /// Returns a tree as a pull leaves it, and its listing.
     fn installed() -> (tempfile::TempDir, std::path::PathBuf, Listing) {

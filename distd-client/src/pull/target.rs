@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use distd_core::error::Chain;
 use distd_core::manifest::{Kind, Manifest};
 use distd_peer::trust::files;
 
@@ -20,7 +21,7 @@ use crate::disk::lock::{self, Lock, Patience};
 use crate::disk::room::Room;
 use crate::disk::side::{self, SideError, sync_parent};
 use crate::disk::xattrs;
-use crate::exit::{Code, Failure};
+use crate::failure::{Code, Failure};
 
 /// Result of finishing a target.
 #[derive(Debug, Default)]
@@ -151,7 +152,7 @@ impl FileTarget {
             let flags = rustix::fs::XattrFlags::empty();
             if let Err(error) = rustix::fs::fsetxattr(&self.file, name, &xattr.value, flags) {
                 let name = name.display();
-                tracing::warn!(path = %part.display(), %name, %error, "attribute of the old file not kept");
+                tracing::warn!(path = %part.display(), %name, error = %Chain(&error), "attribute of the old file not kept");
             }
         }
         self.file.set_permissions(fs::Permissions::from_mode(old.mode() & 0o7777))

@@ -16,7 +16,7 @@ use super::tree::staging_failure;
 use super::verify::{may_be_of, verify};
 use crate::disk::lock::Lock;
 use crate::disk::side;
-use crate::exit::Failure;
+use crate::failure::Failure;
 
 /// Returns the manifest of the release if the target holds it: the content and, for a tree,
 /// everything in the listing were verified. If a pull was interrupted after its final check, its

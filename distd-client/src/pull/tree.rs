@@ -27,7 +27,7 @@ use crate::disk::lock::Lock;
 use crate::disk::room::Room;
 use crate::disk::side::{self, with_suffix};
 use crate::disk::xattrs;
-use crate::exit::{Code, Failure};
+use crate::failure::{Code, Failure};
 
 /// Shorter reads are not checked for holes, because the check is not worth it. A guess: the longest
 /// chunk.
@@ -402,7 +402,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::exit::code_of;
+    use crate::failure::code_of;
 
     /// A listing of version 1: a directory `d` of mode 0500, and in it a file of 5 bytes and mode
     /// 0444.

@@ -16,12 +16,12 @@ use super::layout::Layout;
 use super::ours::is_listing_of;
 use super::seeds::{SeedFile, open_file};
 use super::staging::Staging;
-use crate::exit::{Code, Failure};
+use crate::failure::{Code, Failure};
 use crate::whole_hash::{PIECE_BYTES, Pieces, whole_hash};
 
 /// Result of a check.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct VerifyReport {
+pub struct VerifyReport {
     manifest: ManifestId,
     blake3: ArtifactHash,
     artifact_bytes: u64,
@@ -33,12 +33,12 @@ pub(crate) struct VerifyReport {
 
 impl VerifyReport {
     /// Returns whether the artifact is exactly as it was released.
-    pub(crate) fn is_intact(&self) -> bool {
+    pub fn is_intact(&self) -> bool {
         self.bad_chunks == 0 && self.differences.count == 0
     }
 
     /// Returns the result as text for people.
-    pub(crate) fn summary(&self) -> String {
+    pub fn summary(&self) -> String {
         if self.is_intact() {
             return format!("intact: {} bytes, blake3 {}", self.artifact_bytes, self.blake3);
         }
@@ -58,7 +58,7 @@ impl VerifyReport {
 ///
 /// # Errors
 /// Failures with [`Code::NotFound`] when no manifest is kept.
-pub(crate) fn verify_kept(path: &Path, data: &Path) -> anyhow::Result<VerifyReport> {
+pub fn verify_kept(path: &Path, data: &Path) -> anyhow::Result<VerifyReport> {
     let mut report = None;
     // A pull that was interrupted just before it kept the manifest left a complete artifact.
     for kept in kept::candidates(path, data) {
@@ -92,7 +92,7 @@ pub(super) fn may_be_of(path: &Path, kept: &Kept) -> bool {
 /// # Errors
 /// Failures with [`Code::Local`] when the artifact cannot be opened; bytes that cannot be read
 /// count as bad.
-pub(crate) fn verify(path: &Path, kept: &Kept) -> anyhow::Result<VerifyReport> {
+pub fn verify(path: &Path, kept: &Kept) -> anyhow::Result<VerifyReport> {
     let manifest = &kept.manifest;
     let root = manifest.root();
     let local = |error: anyhow::Error| {

@@ -24,7 +24,7 @@ use distd_peer::trust::tuf::{Offline, Resolved, TufClient, TufError};
 use quinn::Endpoint;
 
 use super::metadata::{LOST_MAX, ParentMetadata, pause_after};
-use crate::exit::{Code, Failure, is_shut_out};
+use crate::failure::{Code, Failure, is_shut_out};
 use crate::share::{DeviceNode, Lateral, Published, Sharing, anywhere};
 
 /// Time limit for closing the connections.
@@ -129,7 +129,7 @@ impl Session {
             }
         }
         let error = last.map_or_else(|| anyhow!("no parent to ask"), anyhow::Error::new);
-        let code = crate::exit::code_of(&error);
+        let code = crate::failure::code_of(&error);
         Err(Failure::new(code, error).into())
     }
 

@@ -7,7 +7,6 @@
 mod cut;
 mod pipeline;
 pub(crate) mod source;
-pub(crate) mod tree;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,10 +23,10 @@ use self::cut::CutError;
 use self::pipeline::{PipelineError, Sent};
 use self::source::Source;
 use crate::api::{Api, CommitRequest, Release, persistently};
-use crate::disk::device;
-use crate::exit::{Code, Failure};
-use crate::output::human_bytes;
-use crate::progress::Progress;
+use distd_client::disk::device;
+use distd_client::failure::{Code, Failure};
+use distd_client::progress::Progress;
+use distd_client::text::human_bytes;
 
 /// A request to push an artifact as a release.
 pub(crate) struct PushRequest {
@@ -123,7 +122,7 @@ impl Outcome {
 pub(crate) async fn push(
     api: &Api,
     request: &PushRequest,
-    progress: Arc<Progress>,
+    progress: Arc<dyn Progress>,
 ) -> anyhow::Result<Outcome> {
     let start = Instant::now();
     let path = request.path.clone();
@@ -187,7 +186,7 @@ async fn existing(api: &Api, request: &PushRequest) -> anyhow::Result<Option<Rel
 async fn compare(
     release: Release,
     source: &Arc<Source>,
-    progress: &Arc<Progress>,
+    progress: &Arc<dyn Progress>,
     start: Instant,
 ) -> anyhow::Result<Outcome> {
     progress.phase("comparing with the release that is there");
@@ -195,7 +194,7 @@ async fn compare(
         release.bytes == source.len() && (release.kind == "tree") == source.listing_bytes().is_some();
     let same = same_shape && {
         let (reader, counter) = (source.clone(), progress.clone());
-        let hashed = tokio::task::spawn_blocking(move || pipeline::hash_only(&reader, &counter)).await?;
+        let hashed = tokio::task::spawn_blocking(move || pipeline::hash_only(&reader, &*counter)).await?;
         let hash = hashed.map_err(|e| source.read_failure(e))?;
         source.check_unchanged()?;
         hash == release.blake3
@@ -215,7 +214,7 @@ async fn upload(
     api: &Api,
     request: &PushRequest,
     source: &Arc<Source>,
-    progress: &Arc<Progress>,
+    progress: &Arc<dyn Progress>,
     start: Instant,
 ) -> anyhow::Result<Outcome> {
     let begun = api.begin_upload(request.product.as_str(), request.version.as_str(), source.len());

@@ -19,7 +19,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use super::cut::{Buffers, CutBatch, CutError, CutResult, Fresh, cut};
 use super::source::Source;
 use crate::api::{ApiError, MISSING_MAX, Upload};
-use crate::progress::Progress;
+use distd_client::progress::Progress;
 
 /// Bytes of the batches whose chunks are asked for in one question.
 const WINDOW_BYTES: usize = 8 << 20;
@@ -110,7 +110,7 @@ pub(super) async fn send_missing(
     regions: distd_core::cut::Regions,
     upload: &Upload,
     level: i32,
-    progress: Arc<Progress>,
+    progress: Arc<dyn Progress>,
 ) -> Result<(CutResult, Sent), PipelineError> {
     let buffers = Buffers::default();
     let (tx, rx) = mpsc::channel(1);
@@ -121,7 +121,7 @@ pub(super) async fn send_missing(
             cut(&*source, regions.all(), params, &buffers, &tx, &|bytes| progress.add(bytes))
         })
     };
-    let sent = send_batches(rx, upload, level, &buffers, &progress).await?;
+    let sent = send_batches(rx, upload, level, &buffers, &*progress).await?;
     let cut = cutting.await.expect("cutting does not panic")?;
     Ok((cut, sent))
 }
@@ -131,7 +131,7 @@ async fn send_batches(
     upload: &Upload,
     level: i32,
     buffers: &Buffers,
-    progress: &Progress,
+    progress: &dyn Progress,
 ) -> Result<Sent, PipelineError> {
     let packers = available_parallelism().map_or(2, usize::from).clamp(2, 4);
     // Each stage is a task of its own, so earlier stages continue up to their bound while a later
@@ -269,7 +269,10 @@ fn bodies_of(
 ///
 /// # Errors
 /// As reading reports.
-pub(super) fn hash_only(source: &Source, progress: &Progress) -> std::io::Result<distd_core::ArtifactHash> {
+pub(super) fn hash_only(
+    source: &Source,
+    progress: &dyn Progress,
+) -> std::io::Result<distd_core::ArtifactHash> {
     debug_assert!(!source.is_empty(), "an empty source was refused when it was opened");
-    crate::local::hash_reader(source, &|bytes| progress.add(bytes))
+    distd_client::local::hash_reader(source, &|bytes| progress.add(bytes))
 }

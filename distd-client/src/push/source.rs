@@ -8,11 +8,11 @@ use anyhow::{Context, anyhow};
 use distd_core::bounds::ARTIFACT_BYTES_MAX;
 use distd_core::cut::{ReadAt, Regions, regions};
 
-use super::tree::{Skipped, TreeSource};
-use crate::disk::path::PathError;
-use crate::exit::{Code, Failure};
-use crate::local::{FileReader, Stamp};
-use crate::output::human_bytes;
+use distd_client::disk::path::PathError;
+use distd_client::failure::{Code, Failure};
+use distd_client::local::{FileReader, Stamp};
+use distd_client::text::human_bytes;
+use distd_client::tree_source::{Skipped, TreeSource};
 
 /// An artifact to push.
 pub(crate) enum Source {
@@ -154,7 +154,7 @@ impl ReadAt for Source {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exit::{advice, code_of};
+    use distd_client::failure::{advice, code_of};
 
     #[test]
     fn an_unusable_artifact_is_refused_with_a_reason() {

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
 use distd_core::ManifestId;
+use distd_core::error::Chain;
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::control::ControlEvent;
 use distd_core::ranges::ChunkRanges;
@@ -19,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
 use super::{DeviceNode, Lateral, Sharing, installed};
-use crate::exit::{Code, Failure, code_of};
+use crate::failure::{Code, Failure, code_of};
 use crate::pull::read_kept_manifest;
 
 /// Interval of the agent's announcements. Its peer records are valid three times as long.
@@ -46,56 +47,82 @@ const OPEN_AGAIN: Duration = Duration::from_secs(5);
 const OPEN_AGAIN_MAX: Duration = Duration::from_secs(60);
 
 /// Arguments of an agent.
-pub(crate) struct AgentRequest {
-    pub(crate) data: PathBuf,
-    pub(crate) parents: Vec<String>,
-    pub(crate) listen: SocketAddr,
-    pub(crate) metrics: Option<SocketAddr>,
-    pub(crate) sharing: Sharing,
-    pub(crate) outbound: Arc<Outbound>,
+pub struct AgentRequest {
+    /// State directory of the device.
+    pub data: PathBuf,
+    /// Addresses of the parents, nearest first.
+    pub parents: Vec<String>,
+    /// Address to serve neighbours at; port 0 takes a free port.
+    pub listen: SocketAddr,
+    /// Address of the metrics; `None` to publish none.
+    pub metrics: Option<SocketAddr>,
+    /// Settings of the exchange with neighbours.
+    pub sharing: Sharing,
+    /// Settings for reaching parents.
+    pub outbound: Arc<Outbound>,
 }
 
-/// Runs the agent until SIGTERM or ctrl-c.
-///
-/// # Errors
-/// Failures with [`Code::Usage`] when the exchange is off; otherwise the failures of
-/// [`DeviceNode::open`].
-pub(crate) async fn run(request: AgentRequest) -> anyhow::Result<()> {
-    if !request.sharing.serves {
-        let error = anyhow!(
-            "this device serves nobody: share.enabled is false, it is offline, or its link is metered"
-        );
-        let next = "change that in client.toml of the state directory, or do not run an agent here";
-        return Err(Failure::new(Code::Usage, error).next(next).into());
+/// A running agent: a device that serves its neighbours and installs nothing.
+pub struct Agent {
+    /// Address that the agent listens on.
+    pub address: SocketAddr,
+    /// Address of the metrics; `None` when none are published.
+    pub metrics: Option<SocketAddr>,
+    node: DeviceNode,
+    lateral: Arc<Lateral>,
+    outbound: Arc<Outbound>,
+    measuring: Option<JoinHandle<()>>,
+}
+
+impl Agent {
+    /// Opens the node and starts to serve. While no parent renews an expired certificate, the call
+    /// keeps trying.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Usage`] when the exchange is off; otherwise the failures of
+    /// [`DeviceNode::open`].
+    pub async fn start(request: AgentRequest) -> anyhow::Result<Self> {
+        if !request.sharing.serves {
+            let error = anyhow!(
+                "this device serves nobody: share.enabled is false, it is offline, or its link is metered"
+            );
+            let next = "change that in client.toml of the state directory, or do not run an agent here";
+            return Err(Failure::new(Code::Usage, error).next(next).into());
+        }
+        let node = open_patiently(&request).await?;
+        let address = node.endpoint.local_addr().context("the socket has no address")?;
+        let lateral = Arc::new(Lateral::start(&node, &request.sharing, true)?);
+        let (metrics, measuring) = match request.metrics {
+            Some(at) => give_metrics(at, &node, &lateral).await.map(|(at, task)| (Some(at), Some(task)))?,
+            None => (None, None),
+        };
+        Ok(Self { address, metrics, node, lateral, outbound: request.outbound, measuring })
     }
-    let node = open_patiently(&request).await?;
-    let address = node.endpoint.local_addr().context("the socket has no address")?;
-    let lateral = Arc::new(Lateral::start(&node, &request.sharing, true)?);
-    let measuring = match request.metrics {
-        Some(at) => Some(give_metrics(at, &node, &lateral).await?),
-        None => None,
-    };
-    println!("agent listening on {address}");
-    if let Some((at, _)) = &measuring {
-        println!("metrics on http://{at}/metrics");
+
+    /// Runs until SIGTERM or ctrl-c.
+    ///
+    /// # Errors
+    /// When the system lets the process watch no signals.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let Self { node, lateral, outbound, measuring, .. } = self;
+        let DeviceNode { identity, credentials, parent_addresses, endpoint, parents, data, .. } = node;
+        let renewing = tokio::spawn(renew_regularly(identity, credentials, parent_addresses, outbound));
+        let announcer = Announcer { data, parents, lateral, unserved: Mutex::default() };
+        let announcing = tokio::spawn(async move { announcer.run().await });
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            result = tokio::signal::ctrl_c() => result?,
+            _ = terminate.recv() => {}
+        }
+        if let Some(measuring) = measuring {
+            measuring.abort();
+        }
+        renewing.abort();
+        announcing.abort();
+        endpoint.close(close_code(CloseCode::Done), b"");
+        let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+        Ok(())
     }
-    let DeviceNode { identity, credentials, parent_addresses, endpoint, parents, data, .. } = node;
-    let renewing = tokio::spawn(renew_regularly(identity, credentials, parent_addresses, request.outbound));
-    let announcer = Announcer { data, parents, lateral, unserved: Mutex::default() };
-    let announcing = tokio::spawn(async move { announcer.run().await });
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        result = tokio::signal::ctrl_c() => result?,
-        _ = terminate.recv() => {}
-    }
-    if let Some((_, measuring)) = measuring {
-        measuring.abort();
-    }
-    renewing.abort();
-    announcing.abort();
-    endpoint.close(close_code(CloseCode::Done), b"");
-    let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
-    Ok(())
 }
 
 /// Opens the node. If the certificate has expired, the function tries again until a parent renews
@@ -107,7 +134,7 @@ async fn open_patiently(request: &AgentRequest) -> anyhow::Result<DeviceNode> {
         let opened = DeviceNode::open(&request.data, parents.clone(), *listen, sharing, outbound.clone());
         match opened.await {
             Err(error) if code_of(&error) == Code::Network => {
-                tracing::warn!(error = format!("{error:#}"), "no parent can be reached; trying again");
+                tracing::warn!(error = %Chain(error.as_ref()), "no parent can be reached; trying again");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(OPEN_AGAIN_MAX);
             }
@@ -201,7 +228,7 @@ impl Announcer {
         for (manifest, held) in holdings {
             let one = tokio::time::timeout(TOLD_WITHIN, self.tell_one(link, *manifest, held)).await;
             if let Ok(Err(error)) = &one {
-                tracing::debug!(peer = link.address(), %error, "could not announce");
+                tracing::debug!(peer = link.address(), error = %Chain(error.as_ref()), "could not announce");
             }
             told &= matches!(one, Ok(Ok(())));
         }

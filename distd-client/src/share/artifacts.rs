@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use distd_core::error::Chain;
 use distd_core::manifest::{ChunkAt, Entry, Manifest};
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::FetchCredit;
@@ -198,7 +199,9 @@ impl KeptArtifacts {
             match fetched {
                 Ok(manifest) => return Some(manifest),
                 Err(error) if error.is_breach() => self.parents.quarantine(&link),
-                Err(error) => tracing::debug!(%error, "could not fetch a manifest for a neighbour"),
+                Err(error) => {
+                    tracing::debug!(error = %Chain(&error), "could not fetch a manifest for a neighbour")
+                }
             }
         }
         None

@@ -2,13 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use distd_core::error::Chain;
 use serde::{Deserialize, Serialize};
 
 /// How far packets may go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
-pub(crate) enum Connectivity {
+pub enum Connectivity {
     /// Anywhere.
     #[default]
     Online,
@@ -21,12 +22,12 @@ pub(crate) enum Connectivity {
 
 impl Connectivity {
     /// Returns whether this is the default.
-    pub(crate) fn is_default(&self) -> bool {
+    pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 
     /// Returns the entries of `parents` (`HOST:PORT`) that may be connected to.
-    pub(crate) fn allowed(self, parents: Vec<String>) -> Vec<String> {
+    pub fn allowed(self, parents: Vec<String>) -> Vec<String> {
         match self {
             Self::Online => parents,
             Self::Offline => Vec::new(),
@@ -41,7 +42,7 @@ impl Connectivity {
     }
 
     /// Returns whether a neighbour at this address may be dialled.
-    pub(crate) fn allows_neighbour(self, address: SocketAddr) -> bool {
+    pub fn allows_neighbour(self, address: SocketAddr) -> bool {
         match self {
             Self::Online => true,
             Self::Offline => false,
@@ -55,7 +56,7 @@ type Network = (IpAddr, u8);
 
 fn attached() -> Vec<Network> {
     let interfaces = if_addrs::get_if_addrs().unwrap_or_else(|error| {
-        tracing::warn!(%error, "could not list the networks of this host, so no address counts as local");
+        tracing::warn!(error = %Chain(&error), "could not list the networks of this host, so no address counts as local");
         Vec::new()
     });
     let network = |interface: &if_addrs::Interface| match &interface.addr {

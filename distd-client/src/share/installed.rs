@@ -6,13 +6,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use distd_core::ManifestId;
+use distd_core::error::Chain;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::lock::{Patience, lock};
 use crate::disk::side::{self, write_atomic};
 
 /// Name of the file in the state directory.
-pub(crate) const FILE_NAME: &str = "installed.json";
+pub const FILE_NAME: &str = "installed.json";
 
 /// Largest number of artifacts remembered; the oldest are dropped. A device has two slots and a few
 /// files.
@@ -20,18 +21,18 @@ const INSTALLED_MAX: usize = 16;
 
 /// An installed artifact.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Installed {
+pub struct Installed {
     /// Path of the artifact; its manifest is kept beside it.
-    pub(crate) path: PathBuf,
+    pub path: PathBuf,
     /// Manifest of the artifact when it was installed.
-    pub(crate) manifest: ManifestId,
+    pub manifest: ManifestId,
 }
 
 /// Returns the installed artifacts, newest first. A missing or damaged file gives an empty list.
-pub(crate) fn list(data: &Path) -> Vec<Installed> {
+pub fn list(data: &Path) -> Vec<Installed> {
     let Ok(bytes) = fs::read(data.join(FILE_NAME)) else { return Vec::new() };
     let mut list: Vec<Installed> = serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-        tracing::warn!(%error, "{FILE_NAME} is unreadable: an agent serves nothing until the next pull");
+        tracing::warn!(error = %Chain(&error), "{FILE_NAME} is unreadable: an agent serves nothing until the next pull");
         Vec::new()
     });
     list.truncate(INSTALLED_MAX);
@@ -42,7 +43,7 @@ pub(crate) fn list(data: &Path) -> Vec<Installed> {
 ///
 /// # Errors
 /// As the system reports.
-pub(crate) fn remember(data: &Path, path: &Path, manifest: ManifestId) -> io::Result<()> {
+pub fn remember(data: &Path, path: &Path, manifest: ManifestId) -> io::Result<()> {
     let path = fs::canonicalize(path)?;
     // Two pulls may end at the same time.
     let lock_path = data.join("installed.lock");

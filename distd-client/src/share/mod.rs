@@ -1,16 +1,16 @@
 //! A device's part in the exchange of its site: the artifacts it serves ([`artifacts`], [`installed`])
 //! and how far its packets may go ([`connectivity`]). [`agent`] is a process that only serves.
 
-pub(crate) mod agent;
+pub mod agent;
 mod artifacts;
 mod connectivity;
-pub(crate) mod installed;
+pub mod installed;
 mod node;
 mod settings;
 
-pub(crate) use connectivity::Connectivity;
-pub(crate) use node::{DeviceNode, anywhere};
-pub(crate) use settings::Sharing;
+pub use connectivity::Connectivity;
+pub use node::{DeviceNode, anywhere};
+pub use settings::Sharing;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,6 +19,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytes::Bytes;
 use distd_core::ManifestId;
+use distd_core::error::Chain;
 use distd_core::manifest::Manifest;
 use distd_peer::driver::Exchange;
 use distd_peer::manifest_fetch::fetch_manifest;
@@ -42,7 +43,7 @@ const FIRST_ANSWER: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(100);
 
 /// This device's side of the exchange, for as long as the process runs.
-pub(crate) struct Lateral {
+pub struct Lateral {
     pub(crate) neighbourhood: Arc<Neighbourhood>,
     pub(crate) content: Arc<DeviceContent>,
     pub(crate) server: Arc<Server>,
@@ -58,7 +59,7 @@ impl Lateral {
     ///
     /// # Errors
     /// When the identity is incomplete or cannot sign.
-    pub(crate) fn start(node: &DeviceNode, sharing: &Sharing, resident: bool) -> anyhow::Result<Self> {
+    pub fn start(node: &DeviceNode, sharing: &Sharing, resident: bool) -> anyhow::Result<Self> {
         let ca = node.identity.ca_der().context("the device has no CA certificate")?.clone();
         let sites = Sites::new(ca.clone(), SiteRule::All, false);
         let text = RecordText { site: sharing.site.clone(), resident };
@@ -88,14 +89,16 @@ impl Lateral {
             }
         });
         let mdns = sharing.mdns.then(|| Mdns::start(&neighbourhood)).and_then(|started| {
-            started.inspect_err(|error| tracing::info!(%error, "could not start multicast DNS")).ok()
+            started
+                .inspect_err(|error| tracing::info!(error = %Chain(&error), "could not start multicast DNS"))
+                .ok()
         });
         let serving = serving.abort_handle();
         Ok(Self { neighbourhood, content, server, sites, serving, mdns })
     }
 
     /// Serves the held chunks of a manifest until the returned value is dropped.
-    pub(crate) fn publish(
+    pub fn publish(
         self: &Arc<Self>,
         manifest: Arc<Manifest>,
         table: Arc<ChunkTable>,
@@ -110,7 +113,7 @@ impl Lateral {
     }
 
     /// Fetches a manifest from any known neighbour that has it, for when no parent can be reached.
-    pub(crate) async fn manifest(
+    pub async fn manifest(
         &self,
         id: ManifestId,
         root: Option<Bytes>,
@@ -131,14 +134,16 @@ impl Lateral {
             match fetched {
                 Ok(manifest) => return Some(manifest),
                 Err(error) if error.is_breach() => self.neighbourhood.quarantine(&link),
-                Err(error) => tracing::debug!(%error, "a neighbour does not have the manifest"),
+                Err(error) => {
+                    tracing::debug!(error = %Chain(&error), "a neighbour does not have the manifest")
+                }
             }
         }
         None
     }
 
     /// Waits until no neighbour has the swarm open any more, or `most` has passed.
-    pub(crate) async fn linger(&self, manifest: &ManifestId, most: Duration) {
+    pub async fn linger(&self, manifest: &ManifestId, most: Duration) {
         let waiting = async {
             while self.sites.members(manifest) > 0 {
                 tokio::time::sleep(LOOK).await;
@@ -149,7 +154,7 @@ impl Lateral {
     }
 
     /// Returns the packed chunk bytes sent so far.
-    pub(crate) fn served_bytes(&self) -> u64 {
+    pub fn served_bytes(&self) -> u64 {
         self.server.counters.chunk_bytes.load(Ordering::Relaxed)
     }
 }
@@ -161,7 +166,7 @@ impl Drop for Lateral {
 }
 
 /// A served swarm; dropping it stops the serving.
-pub(crate) struct Published {
+pub struct Published {
     lateral: Arc<Lateral>,
     id: ManifestId,
     holdings: Arc<Holdings>,
@@ -169,7 +174,7 @@ pub(crate) struct Published {
 
 impl Published {
     /// Returns the settings with which a driver of the swarm takes part in the exchange.
-    pub(crate) fn exchange(&self) -> Exchange {
+    pub fn exchange(&self) -> Exchange {
         Exchange { neighbourhood: self.lateral.neighbourhood.clone(), holdings: self.holdings.clone() }
     }
 }

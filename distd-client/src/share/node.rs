@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
+use distd_core::error::Chain;
 use distd_peer::clock::unix_now;
 use distd_peer::enrollment;
 use distd_peer::net::{BindError, Dialer, Outbound, ResetKey, device_endpoint};
@@ -15,22 +16,22 @@ use distd_peer::trust::tls::{Credentials, quic_client, quic_neighbour};
 use quinn::Endpoint;
 
 use super::{Connectivity, Sharing};
-use crate::exit::{Code, Failure, code_of_enrollment};
+use crate::failure::{Code, Failure, code_of_enrollment};
 
 /// An enrolled device with an open endpoint.
-pub(crate) struct DeviceNode {
+pub struct DeviceNode {
     pub(crate) data: PathBuf,
     pub(crate) identity: NodeIdentity,
     pub(crate) credentials: Arc<Credentials>,
     pub(crate) endpoint: Endpoint,
     pub(crate) parents: Arc<Parents>,
     /// Addresses of the parents that `connectivity` allows.
-    pub(crate) parent_addresses: Vec<String>,
+    pub parent_addresses: Vec<String>,
     pub(crate) quarantine: Arc<Quarantine>,
 }
 
 /// Returns the address that listens on `port` in both address families, where the system has both.
-pub(crate) fn anywhere(port: u16) -> SocketAddr {
+pub fn anywhere(port: u16) -> SocketAddr {
     (Ipv6Addr::UNSPECIFIED, port).into()
 }
 
@@ -40,7 +41,7 @@ impl DeviceNode {
     ///
     /// # Errors
     /// Failures with [`Code::Refused`] when the device is not enrolled.
-    pub(crate) async fn open(
+    pub async fn open(
         data: &Path,
         parents: Vec<String>,
         listen: SocketAddr,
@@ -74,7 +75,7 @@ impl DeviceNode {
                 let next = "check the connection and the clock; if the error remains, enrol again with a new join token";
                 return Err(Failure::new(code, error).next(next).into());
             }
-            tracing::warn!(%error, "certificate not renewed yet");
+            tracing::warn!(error = %Chain(&error), "certificate not renewed yet");
         }
         let refused = |e: anyhow::Error| Failure::new(Code::Refused, e);
         let credentials = Credentials::of_node(&identity).map_err(|e| refused(e.into()))?;

@@ -31,22 +31,22 @@ const AGENT_PORT: u16 = 4434;
 
 /// Settings of the exchange.
 #[derive(Clone, Debug)]
-pub(crate) struct Sharing {
+pub struct Sharing {
     /// Whether this device takes part in the exchange.
-    pub(crate) enabled: bool,
+    pub enabled: bool,
     /// Whether this device also serves neighbours.
-    pub(crate) serves: bool,
+    pub serves: bool,
     /// Whether this device looks for neighbours by multicast DNS.
-    pub(crate) mdns: bool,
+    pub mdns: bool,
     /// How far packets may go.
-    pub(crate) connectivity: Connectivity,
+    pub connectivity: Connectivity,
     /// Site of this device; empty when it names none.
-    pub(crate) site: String,
+    pub site: String,
     /// Address that an agent listens on.
-    pub(crate) agent_listen: SocketAddr,
+    pub agent_listen: SocketAddr,
     /// How long a finished pull lingers to serve neighbours; at least as long as neighbours need to
     /// fetch its last chunks.
-    pub(crate) linger: Duration,
+    pub linger: Duration,
     /// Rate limits of both directions.
     limits: Limits,
     /// Class of this process, which selects its rate limits.
@@ -57,7 +57,7 @@ pub(crate) struct Sharing {
 
 impl Sharing {
     /// Takes the settings from `file`.
-    pub(crate) fn of(file: &ClientFile) -> Self {
+    pub fn of(file: &ClientFile) -> Self {
         let (share, limits) = (&file.share, &file.limits);
         let enabled = share.enabled.unwrap_or(true);
         // A file with invalid limits is refused when it is loaded, so the check succeeds here.
@@ -80,14 +80,14 @@ impl Sharing {
 
     /// Turns the exchange off: the device neither serves neighbours nor fetches from them.
     #[must_use]
-    pub(crate) fn off(mut self) -> Self {
+    pub fn off(mut self) -> Self {
         (self.enabled, self.serves) = (false, false);
         self
     }
 
     /// Limits packets to `connectivity`, if it is given.
     #[must_use]
-    pub(crate) fn within(mut self, connectivity: Option<Connectivity>) -> Self {
+    pub fn within(mut self, connectivity: Option<Connectivity>) -> Self {
         self.connectivity = connectivity.unwrap_or(self.connectivity);
         self.enabled &= self.connectivity != Connectivity::Offline;
         self.serves &= self.enabled;
@@ -96,13 +96,13 @@ impl Sharing {
 
     /// Sets the class of the pull.
     #[must_use]
-    pub(crate) fn with_class(mut self, class: Class) -> Self {
+    pub fn with_class(mut self, class: Class) -> Self {
         self.class = class;
         self
     }
 
     /// Returns the limit of this process's downloads; `None` if they are unlimited.
-    pub(crate) fn download(&self) -> Option<Arc<Throttle>> {
+    pub fn download(&self) -> Option<Arc<Throttle>> {
         self.limits.download.for_class(Some(self.class))
     }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use distd_core::bounds::PATCH_BASE_BYTES_MAX;
+use distd_core::error::Chain;
 use distd_core::manifest::Entry;
 use distd_core::patch::{Choice, Method, PatchRef, SetPatch, decode};
 use distd_core::planner::{HeldAt, HeldIndex};
@@ -257,7 +258,7 @@ fn apply_one(work: &Work, at: PatchRef, patch: &SetPatch, room: &Room) -> io::Re
     let target = match decode(codec, &base, &payload, target_bytes) {
         Ok(target) => target,
         Err(error) => {
-            tracing::debug!(%error, "patch does not decode");
+            tracing::debug!(error = %Chain(&error), "patch does not decode");
             return Ok(None);
         }
     };
@@ -278,7 +279,7 @@ fn apply_one(work: &Work, at: PatchRef, patch: &SetPatch, room: &Room) -> io::Re
             // verify it.
             None => {
                 if let Err(error) = work.transient.write(id, raw) {
-                    tracing::debug!(%error, "could not store a transient chunk");
+                    tracing::debug!(error = %Chain(&error), "could not store a transient chunk");
                     done.wrong.insert(id);
                 }
             }

@@ -14,7 +14,7 @@ mod stream;
 mod transient;
 
 pub(super) use apply::{Applied, Arrivals, Work, apply_all, held};
-pub(crate) use offers::Aim;
+pub use offers::Aim;
 pub(super) use offers::{LinkRate, Offers};
 pub(super) use payloads::{PayloadSink, Payloads};
 pub(super) use rebuild::{Files, Rebuilt, rebuild};

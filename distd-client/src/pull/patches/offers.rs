@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use distd_core::ChunkId;
 use distd_core::ManifestId;
+use distd_core::error::Chain;
 use distd_core::manifest::{ChunkAt, Entry, Kind, Manifest};
 use distd_core::packing::PackedChunk;
 use distd_core::patch::{Choice, Leg, Offer, Optimize, SetIndex, choose, route};
@@ -41,7 +42,7 @@ impl Set {
 
 /// Resource to save when patches are chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Aim {
+pub enum Aim {
     /// Bytes on the link, whatever processor time that costs.
     Bytes,
     /// Time, assuming a link that is faster than this device.
@@ -110,7 +111,7 @@ impl Offers {
                     sets.push(set);
                 }
                 Err(error) => {
-                    tracing::warn!(set = %known.set, %error, "patch set not used; fetching chunks instead");
+                    tracing::warn!(set = %known.set, error = %Chain(error.as_ref()), "patch set not used; fetching chunks instead");
                     sets.clear();
                     break;
                 }

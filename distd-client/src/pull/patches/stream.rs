@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::sync::Mutex;
 
 use distd_core::cut::ReadAt;
+use distd_core::error::Chain;
 use distd_core::patch::{SetPatch, view};
 use distd_core::{ChunkHash, ChunkId};
 
@@ -107,7 +108,7 @@ pub(super) fn inflate(work: &Work, patch: &SetPatch, recipe: &[u8]) -> Option<Do
     let mut sink = Aside { transient: &work.transient, at, left: bytes };
     let result = view::unpack_with(recipe, &packed, bytes, &mut sink);
     if let Err(error) = &result {
-        tracing::debug!(error = error as &dyn std::error::Error, "a packed file does not unpack");
+        tracing::debug!(error = %Chain(error), "a packed file does not unpack");
     }
     if result.ok()? != bytes {
         return None;
@@ -189,7 +190,7 @@ pub(super) fn repack(work: &Work, patch: &SetPatch, recipe: &[u8]) -> io::Result
         return Err(error);
     }
     if let Err(error) = result {
-        tracing::debug!(error = &error as &dyn std::error::Error, "a view does not pack again");
+        tracing::debug!(error = %Chain(&error), "a view does not pack again");
     }
     // Target chunks that the output did not reach are missing; the chunks before them are good.
     let rest: BTreeSet<ChunkId> = sink.current.into_iter().chain(sink.targets).map(|(id, _)| id).collect();

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use distd_core::ChunkId;
+use distd_core::error::Chain;
 
 use crate::disk::side::{self, SideError};
 
@@ -34,7 +35,7 @@ impl TransientChunks {
     pub(in crate::pull) fn open(path: PathBuf, wanted: bool) -> Self {
         let file = wanted.then(|| side::open_empty(&path)).and_then(|opened| {
             let failed = |error: &SideError| {
-                let error = error as &dyn std::error::Error;
+                let error = tracing::field::display(Chain(error));
                 tracing::warn!(path = %path.display(), error, "could not create the file for transient chunks");
             };
             opened.inspect_err(failed).ok()
@@ -112,7 +113,7 @@ impl TransientChunks {
         if self.file.is_some()
             && let Err(error) = fs::remove_file(&self.path)
         {
-            tracing::warn!(path = %self.path.display(), %error, "could not remove the file of transient chunks");
+            tracing::warn!(path = %self.path.display(), error = %Chain(&error), "could not remove the file of transient chunks");
         }
     }
 }

@@ -17,7 +17,7 @@ use rustls::{AlertDescription, CertificateError};
 /// Reason why the program ended, for scripts. A number never changes its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Code {
+pub enum Code {
     /// Any failure that no other code covers.
     Other = 1,
     /// The command line or a name in it is wrong; `clap` ends with the same number.
@@ -39,13 +39,13 @@ pub(crate) enum Code {
 }
 
 /// Text of `--help` about exit codes.
-pub(crate) const HELP: &str = "\
+pub const HELP: &str = "\
 Exit codes: 0 done, 1 other error, 2 wrong command line, 3 not found, 4 refused (token, certificate, rights), \
 5 conflict (version taken), 6 network, 7 local disk or file, 8 integrity, 9 unusable input";
 
 impl Code {
     /// Returns the code's name in `--json` errors.
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Other => "other",
             Self::Usage => "usage",
@@ -62,7 +62,7 @@ impl Code {
 
 /// An error with its exit code and, where known, the next step for the user.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub struct Failure {
     code: Code,
     next: Option<String>,
     error: anyhow::Error,
@@ -70,7 +70,7 @@ pub(crate) struct Failure {
 
 impl Failure {
     /// Wraps `error`; the program ends with `code`.
-    pub(crate) fn new(code: Code, error: anyhow::Error) -> Self {
+    pub fn new(code: Code, error: anyhow::Error) -> Self {
         // If the wrapped error already has advice, keep it.
         let next = advice(&error);
         Self { code, next, error }
@@ -78,13 +78,13 @@ impl Failure {
 
     /// Wraps `error` as a refusal, or as [`Code::Local`] if the disk that holds keys and trusted
     /// metadata failed.
-    pub(crate) fn refused(error: anyhow::Error) -> Self {
+    pub fn refused(error: anyhow::Error) -> Self {
         let code = if local_advice(&error).is_some() { Code::Local } else { Code::Refused };
         Self::new(code, error)
     }
 
     /// Sets the next step for the user.
-    pub(crate) fn next(mut self, next: impl Into<String>) -> Self {
+    pub fn next(mut self, next: impl Into<String>) -> Self {
         self.next = Some(next.into());
         self
     }
@@ -104,7 +104,7 @@ impl std::error::Error for Failure {
 
 /// Returns the first cause of type `T`. A [`Failure`] displays as the first of its errors, which
 /// the chain of sources skips, so the search enters every `Failure`.
-pub(crate) fn cause_of<T: std::error::Error + Send + Sync + 'static>(error: &anyhow::Error) -> Option<&T> {
+pub fn cause_of<T: std::error::Error + Send + Sync + 'static>(error: &anyhow::Error) -> Option<&T> {
     error.chain().find_map(|cause| match cause.downcast_ref::<Failure>() {
         Some(failure) => cause_of(&failure.error),
         None => cause.downcast_ref(),
@@ -112,7 +112,7 @@ pub(crate) fn cause_of<T: std::error::Error + Send + Sync + 'static>(error: &any
 }
 
 /// Returns the next step that the error itself suggests; `None` if it suggests nothing.
-pub(crate) fn advice(error: &anyhow::Error) -> Option<String> {
+pub fn advice(error: &anyhow::Error) -> Option<String> {
     let own = || error.chain().find_map(|cause| cause.downcast_ref::<Failure>()?.next.clone());
     if error.chain().any(is_clock_error) {
         Some(clock_advice())
@@ -125,7 +125,7 @@ pub(crate) fn advice(error: &anyhow::Error) -> Option<String> {
 
 /// Returns the next step for the user. For a local file or disk the system's error number provides
 /// a suggestion when [`advice`] has none, so that a failed command always names a way on.
-pub(crate) fn next(error: &anyhow::Error) -> Option<String> {
+pub fn next(error: &anyhow::Error) -> Option<String> {
     let local = || (code_of(error) == Code::Local).then(|| local_advice(error)).flatten();
     advice(error).or_else(local)
 }
@@ -158,7 +158,7 @@ fn error_number(cause: &(dyn std::error::Error + 'static)) -> Option<i32> {
 }
 
 /// Returns whether a parent closed a connection or stream because this node is not authorised.
-pub(crate) fn is_shut_out(cause: &(dyn std::error::Error + 'static)) -> bool {
+pub fn is_shut_out(cause: &(dyn std::error::Error + 'static)) -> bool {
     causes(cause).any(|error| {
         let stream = matches!(error.downcast_ref(), Some(WireError::Closed(CloseCode::Unauthorised)));
         let connection = matches!(error.downcast_ref(), Some(quinn::ConnectionError::ApplicationClosed(close))
@@ -168,7 +168,7 @@ pub(crate) fn is_shut_out(cause: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 fn clock_advice() -> String {
-    let now = crate::cmd::parse::time(i64::try_from(distd_peer::clock::unix_now()).unwrap_or(i64::MAX));
+    let now = crate::text::time(i64::try_from(distd_peer::clock::unix_now()).unwrap_or(i64::MAX));
     format!("check this machine's clock: it says {now}; set it right, then try again")
 }
 
@@ -197,7 +197,7 @@ fn is_clock_error(cause: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 /// Returns the exit code of an error: its own, else that of the first cause of a known kind.
-pub(crate) fn code_of(error: &anyhow::Error) -> Code {
+pub fn code_of(error: &anyhow::Error) -> Code {
     error.chain().find_map(code_of_cause).unwrap_or(Code::Other)
 }
 
@@ -227,7 +227,7 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Code> {
 }
 
 /// Returns the exit code of an error about signed metadata.
-pub(crate) fn code_of_tuf(error: &TufError) -> Code {
+pub fn code_of_tuf(error: &TufError) -> Code {
     match error {
         TufError::UnknownTarget(_) => Code::NotFound,
         TufError::Expired { .. }
@@ -244,7 +244,7 @@ pub(crate) fn code_of_tuf(error: &TufError) -> Code {
 }
 
 /// Returns the exit code of a failed enrolment.
-pub(crate) fn code_of_enrollment(error: &EnrollmentError) -> Code {
+pub fn code_of_enrollment(error: &EnrollmentError) -> Code {
     match error {
         EnrollmentError::Exchange(error) => code_of_enroll_exchange(error),
         EnrollmentError::Identity(error) => code_of_identity(error),
@@ -271,7 +271,7 @@ fn code_of_enroll_exchange(error: &EnrollError) -> Code {
 
 /// Returns whether a connection failed because of a certificate: the server answers, but belongs to
 /// another realm.
-pub(crate) fn is_certificate_error(error: &(dyn std::error::Error + 'static)) -> bool {
+pub fn is_certificate_error(error: &(dyn std::error::Error + 'static)) -> bool {
     causes(error).any(|error| {
         let tls = error.downcast_ref::<rustls::Error>();
         if let Some(rustls::Error::InvalidCertificate(_)) = tls {

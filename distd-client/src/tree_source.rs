@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use crate::disk::beneath::{At, Beneath};
 use crate::disk::mounts;
-use crate::exit::{Code, Failure};
+use crate::failure::{Code, Failure};
 use crate::local::{FileReader, Stamp};
 
 /// Size of a buffer for attributes, in bytes. Linux limits both a list of names and a value to this
@@ -25,7 +25,7 @@ use crate::local::{FileReader, Stamp};
 const XATTR_BUFFER: usize = crate::disk::xattrs::BUFFER_BYTES;
 
 /// A directory read as a tree artifact.
-pub(crate) struct TreeSource {
+pub struct TreeSource {
     root: PathBuf,
     beneath: Beneath,
     listing: Listing,
@@ -38,11 +38,11 @@ pub(crate) struct TreeSource {
 
 /// Number of entries of the directory that are not shipped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Skipped {
+pub struct Skipped {
     /// Sockets; their connections cannot be shipped.
-    pub(crate) sockets: u64,
+    pub sockets: u64,
     /// File systems mounted below the directory; they are not part of it.
-    pub(crate) mounts: u64,
+    pub mounts: u64,
 }
 
 struct TreeFile {
@@ -66,7 +66,7 @@ impl TreeSource {
     /// # Errors
     /// Failures with [`Code::Local`] for entries that cannot be read, [`Code::Unusable`] for
     /// entries that cannot be shipped.
-    pub(crate) fn open(root: &Path) -> anyhow::Result<Self> {
+    pub fn open(root: &Path) -> anyhow::Result<Self> {
         let root = fs::canonicalize(root).map_err(|e| failed(root, e))?;
         let beneath = Beneath::open(&root).map_err(|e| failed(&root, e))?;
         let mounted = mounts::here().unwrap_or_default();
@@ -104,7 +104,8 @@ impl TreeSource {
         Ok(Self { root, beneath, listing, encoded, files, skipped, last: Mutex::default() })
     }
 
-    pub(crate) fn root(&self) -> &Path {
+    /// Returns the path of the directory.
+    pub fn root(&self) -> &Path {
         &self.root
     }
 
@@ -113,11 +114,13 @@ impl TreeSource {
         &self.listing
     }
 
-    pub(crate) fn listing_bytes(&self) -> u64 {
+    /// Returns the length of the encoded listing, the first bytes of the sequence.
+    pub fn listing_bytes(&self) -> u64 {
         self.encoded.len() as u64
     }
 
-    pub(crate) fn skipped(&self) -> Skipped {
+    /// Returns how many entries are not shipped.
+    pub fn skipped(&self) -> Skipped {
         self.skipped
     }
 
@@ -125,7 +128,7 @@ impl TreeSource {
     ///
     /// # Errors
     /// A failure with [`Code::Unusable`] when there are too many files.
-    pub(crate) fn regions(&self) -> anyhow::Result<Regions> {
+    pub fn regions(&self) -> anyhow::Result<Regions> {
         self.listing.regions(self.listing_bytes()).ok_or_else(|| {
             let error = anyhow!("{} has more than {REGIONS_MAX} files", self.root.display());
             Failure::new(Code::Unusable, error).next("ship it as several products or as an image").into()
@@ -134,7 +137,7 @@ impl TreeSource {
 
     /// Checks that the file read last did not change. Each earlier file was checked when the next
     /// one was opened.
-    pub(crate) fn check_last(&self) -> io::Result<()> {
+    pub fn check_last(&self) -> io::Result<()> {
         match self.last.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some((index, file)) => self.check(index, &file),
             None => Ok(()),
@@ -374,7 +377,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::exit::code_of;
+    use crate::failure::code_of;
 
     fn write(path: &Path, bytes: &[u8]) {
         fs::write(path, bytes).expect("write");
