@@ -12,7 +12,7 @@ use distd_peer::trust::token::ApiToken;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::crowd::Known;
+use super::connections::Authenticated;
 use super::{ApiError, App};
 use crate::db::{ApiTokenRow, MoveBy};
 use crate::origin::signed;
@@ -152,8 +152,8 @@ impl<N: Need> FromRequestParts<Arc<App>> for Caller<N> {
         if !row.is_valid(signed(unix_now())) {
             return Err(ApiError::unauthorised("this token has expired or was revoked"));
         }
-        if let Some(known) = parts.extensions.get::<Known>() {
-            known.set();
+        if let Some(authenticated) = parts.extensions.get::<Authenticated>() {
+            authenticated.set();
         }
         let scopes = Scope::of_row(&row.scopes);
         if let Some(scope) =

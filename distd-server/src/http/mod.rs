@@ -6,8 +6,8 @@
 mod auth;
 mod body;
 mod channels;
+mod connections;
 mod content;
-mod crowd;
 mod drain;
 mod error;
 mod manifests;

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use super::crowd::{Crowd, Known};
+use super::connections::{Authenticated, Connections};
 use super::{App, router};
 
 /// How long a TLS handshake may take.
@@ -45,8 +45,8 @@ pub async fn serve(
 ) {
     let service = TowerToHyperService::new(router(app.clone()));
     let acceptor = tls.map(TlsAcceptor::from);
-    let crowd = Arc::<Crowd>::default();
-    let connections = tokio_util::task::TaskTracker::new();
+    let connections = Arc::<Connections>::default();
+    let tasks = tokio_util::task::TaskTracker::new();
     loop {
         let accepted = tokio::select! {
             () = stopped(&mut stop) => break,
@@ -60,18 +60,18 @@ pub async fn serve(
                 continue;
             }
         };
-        let Some(place) = crowd.enter(address.ip()) else {
+        let Some(slot) = connections.admit(address.ip()) else {
             app.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
             continue;
         };
         let (acceptor, service, stop, app) = (acceptor.clone(), service.clone(), stop.clone(), app.clone());
-        connections.spawn(async move {
+        tasks.spawn(async move {
             app.metrics.connections.fetch_add(1, Ordering::Relaxed);
             app.metrics.connections_open.fetch_add(1, Ordering::Relaxed);
-            let known = place.known.clone();
+            let authenticated = slot.authenticated.clone();
             tokio::select! {
-                () = connection(stream, acceptor, service, known, &app, stop) => {}
-                () = place.leave.cancelled() => {
+                () = connection(stream, acceptor, service, authenticated, &app, stop) => {}
+                () = slot.evicted.cancelled() => {
                     app.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
                 }
             }
@@ -79,8 +79,8 @@ pub async fn serve(
         });
     }
     drop(listener);
-    connections.close();
-    connections.wait().await;
+    tasks.close();
+    tasks.wait().await;
 }
 
 /// Until the origin stops; a sender that is gone means the same.
@@ -94,17 +94,17 @@ async fn connection(
     stream: TcpStream,
     acceptor: Option<TlsAcceptor>,
     service: Service,
-    known: Known,
+    authenticated: Authenticated,
     app: &App,
     stop: watch::Receiver<bool>,
 ) {
     // Answers are small and wanted now. A socket that refuses is about to fail anyway.
     let _ = stream.set_nodelay(true);
     let Some(acceptor) = acceptor else {
-        return requests(stream, service, known, stop).await;
+        return requests(stream, service, authenticated, stop).await;
     };
     match timeout(HANDSHAKE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => requests(stream, service, known, stop).await,
+        Ok(Ok(stream)) => requests(stream, service, authenticated, stop).await,
         Ok(Err(error)) => {
             app.metrics.handshakes_failed.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(error = &error as &dyn std::error::Error, "TLS handshake failed");
@@ -119,11 +119,11 @@ async fn connection(
 async fn requests(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     service: Service,
-    known: Known,
+    authenticated: Authenticated,
     mut stop: watch::Receiver<bool>,
 ) {
     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(known.clone());
+        request.extensions_mut().insert(authenticated.clone());
         service.call(request)
     });
     let io = TokioIo::new(Unstalled { stream, since: None });
