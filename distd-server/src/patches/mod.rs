@@ -55,8 +55,8 @@ impl Default for PatchOptions {
             enabled: true,
             solid_sets: true,
             threads,
-            // On the reference pair, level 12 takes 54 s and 20.6 MB, level 19 takes 82 s and 19.8 MB
-            // (docs/benchmarks.md, "Patches").
+            // On the reference pair, level 12 takes 54 s and makes 20.6 MB, and level 19 takes
+            // 82 s and makes 19.8 MB (docs/benchmarks.md, "Patches").
             level: 12,
             // The largest jobs take 200 MiB each.
             memory_bytes: (threads.get() as u64 * (256 << 20)).min(4 << 30),
