@@ -1,5 +1,6 @@
-//! Writes the TUF repositories that clients must accept or refuse: `cargo run --example tuf-cases -- DIR`.
-//! `tests/python/tuf_check.py --cases DIR` runs python-tuf over them.
+//! Writes TUF repositories, some of which clients must accept and the others refuse: `cargo run
+//! --example tuf-cases -- DIR`. `tests/python/tuf_check.py --cases DIR` checks them with
+//! python-tuf.
 #![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used)]
 
 #[path = "../tests/tuf_cases/mod.rs"]

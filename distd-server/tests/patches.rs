@@ -1,4 +1,5 @@
-//! Patch sets, from the queue to a device: rows on every engine, the making, and what crashes leave.
+//! Patch sets from the queue to a device: rows on every engine, the making, and recovery after
+//! crashes.
 
 #[path = "storage/world.rs"]
 #[expect(dead_code, reason = "shared with tests that use all of it")]
@@ -75,11 +76,11 @@ on_every_back_end! {
         db.queue_patch_set(&two, &three, "ci", NOW + 1).await.expect("queue");
         assert_eq!(db.patch_sets_waiting().await.expect("count"), 2);
 
-        let taken = db.take_patch_set(SetKind::Pair, NOW + 2).await.expect("take").expect("one waits");
+        let taken = db.take_patch_set(SetKind::Pair, NOW + 2).await.expect("take").expect("a queued set");
         assert_eq!((&taken.key, taken.state, taken.started), (&row.key, PatchSetState::Building, Some(NOW + 2)));
-        // The origin ended here: the next start tries again.
+        // The origin ended here. The next start queues the set again.
         assert_eq!(db.requeue_patch_sets().await.expect("requeue"), 1);
-        let taken = db.take_patch_set(SetKind::Pair, NOW + 3).await.expect("take").expect("one waits");
+        let taken = db.take_patch_set(SetKind::Pair, NOW + 3).await.expect("take").expect("a queued set");
         assert_eq!(taken.key, row.key);
 
         let mut tx = db.begin_patch_set(NOW + 4).await.expect("begin");
@@ -95,7 +96,7 @@ on_every_back_end! {
         assert_eq!(db.last_chunk_id().await.expect("counter"), ids[1].0);
         assert_eq!(db.chunk_ids(&[other, hash]).await.expect("ids"), [Some(ids[1]), Some(ids[0])]);
         assert_eq!(db.packs_known(&["packs/aa/one".to_owned()]).await.expect("packs"), [true]);
-        // A set's manifest is served and stays, like a release's.
+        // A set's manifest is served and kept, like a release's.
         assert_eq!(db.manifests_released(&[set, ManifestId([5; 32])]).await.expect("named"), [true, false]);
         let unnamed = db.unreleased_manifests(&[set, ManifestId([5; 32])]).await.expect("unnamed");
         assert_eq!(unnamed.ids, [ManifestId([5; 32])]);
@@ -109,12 +110,12 @@ on_every_back_end! {
         assert_eq!(versions, ["3", "2"]);
     }
 
-    async fn a_set_that_failed_is_tried_again_when_asked_for(world: World) {
+    async fn a_failed_set_is_tried_again_on_request(world: World) {
         let db = &world.db;
         let os = product(db).await;
         let (one, two) = (release(&os, "1", 1), release(&os, "2", 2));
         let (row, _) = db.queue_patch_set(&one, &two, "ci", NOW).await.expect("queue");
-        // Only what is being made can fail.
+        // Only a set that is being made can fail.
         db.fail_patch_set(&row.key, "early", NOW).await.expect("fail");
         assert!(db.take_patch_set(SetKind::Pair, NOW).await.expect("take").is_some());
         assert!(db.take_patch_set(SetKind::Pair, NOW).await.expect("take").is_none());
@@ -125,7 +126,7 @@ on_every_back_end! {
         assert!(queued && row.state == PatchSetState::Queued && row.error.is_none());
     }
 
-    async fn a_set_nobody_is_making_is_not_recorded(world: World) {
+    async fn a_set_that_nobody_is_making_is_not_recorded(world: World) {
         let db = &world.db;
         let os = product(db).await;
         let (row, _) =
@@ -137,8 +138,8 @@ on_every_back_end! {
         assert!(!tx.finish(&row.key, &MadeSet::default()).await.expect("finish"));
         assert_eq!(db.last_chunk_id().await.expect("counter"), 0);
         assert_eq!(db.packs_known(&["packs/aa/one".to_owned()]).await.expect("packs"), [false]);
-        // No set at all is a result, too.
-        db.take_patch_set(SetKind::Pair, NOW).await.expect("take").expect("one waits");
+        // A set without patches is a result, too.
+        db.take_patch_set(SetKind::Pair, NOW).await.expect("take").expect("a queued set");
         let tx = db.begin_patch_set(NOW).await.expect("begin");
         assert!(tx.finish(&row.key, &MadeSet::default()).await.expect("finish"));
         let done = db.patch_set(&row.key).await.expect("row").expect("there");
@@ -147,25 +148,25 @@ on_every_back_end! {
     }
 }
 
-/// The version a set starts from; empty for nothing.
+/// Version from which a set starts; empty for a set from nothing.
 fn from_of(row: &PatchSetRow) -> String {
     row.from_version.as_ref().map(Name::to_string).unwrap_or_default()
 }
 
-/// An origin of one test's own.
+/// Origin of one test.
 struct Realm {
     origin: Arc<Origin>,
     directory: TempDir,
 }
 
 fn tuning(enabled: bool, solid_sets: bool) -> Tuning {
-    // A low level: what is tested is not zstd.
+    // A low level is enough, because these tests do not measure zstd.
     let patches = PatchOptions { enabled, solid_sets, level: 3, ..PatchOptions::default() };
     Tuning { patches, ..Tuning::default() }
 }
 
 impl Realm {
-    /// Without sets from nothing.
+    /// Origin that makes no sets from nothing.
     async fn new(enabled: bool) -> Self {
         Self::tuned(tuning(enabled, false)).await
     }
@@ -176,7 +177,7 @@ impl Realm {
         Self { origin: Origin::open(&places, tuning).await.expect("an origin"), directory }
     }
 
-    /// As after the process ended: nothing in memory is left.
+    /// Opens the origin again, as after its process ended: nothing in memory remains.
     async fn again(self) -> Self {
         self.origin.db().close().await;
         let places = Places::in_dir(self.directory.path());
@@ -185,7 +186,7 @@ impl Realm {
         Self { origin, ..self }
     }
 
-    /// Points a channel of the product to a version, whatever it had.
+    /// Points a channel of the product to a version, whichever version it had before.
     async fn point(&self, channel: &str, version: &str) {
         let (product, channel, version) = (name("os"), name(channel), name(version));
         let to = ChannelMove { product: &product, channel: &channel, version: &version, downgrade: true };
@@ -214,7 +215,7 @@ impl Realm {
         self.origin.db().patch_sets(&name("os")).await.expect("rows")
     }
 
-    /// Versions of each row, oldest first.
+    /// Versions of each row, oldest row first.
     async fn pairs(&self) -> Vec<(String, String)> {
         let rows = self.rows().await;
         let mut pairs: Vec<_> = rows.iter().map(|row| (from_of(row), row.to_version.to_string())).collect();
@@ -222,7 +223,7 @@ impl Realm {
         pairs
     }
 
-    /// Makes everything that waits.
+    /// Makes all queued sets.
     async fn make(&self) {
         let stop = CancellationToken::new();
         let maker = tokio::spawn(self.origin.clone().make_patches(stop.clone()));
@@ -233,11 +234,11 @@ impl Realm {
         };
         tokio::time::timeout(Duration::from_secs(120), made).await.expect("made in time");
         stop.cancel();
-        // Publishing comes behind the row: it ends before the maker does.
+        // A set is published after its row is written. The maker ends only after both.
         maker.await.expect("the maker ends");
     }
 
-    /// What devices see.
+    /// List of patch sets that devices see.
     async fn listed(&self) -> Option<PatchesDoc> {
         let query = Query { latest: true, targets: vec!["patches/os".into()], ..Query::default() };
         let answerer = Answerer::new(self.origin.metadata().clone());
@@ -247,7 +248,7 @@ impl Realm {
         found.map(|(_, json)| serde_json::from_slice(&json).expect("a list"))
     }
 
-    /// The raw bytes of a manifest's chunks, got as a device gets them.
+    /// Raw bytes of a manifest's chunks, fetched as a device fetches them.
     async fn fetch(&self, manifest: &Manifest) -> BTreeMap<ChunkId, Vec<u8>> {
         let node = NodeId([7; 16]);
         let row = NodeRow {
@@ -285,8 +286,8 @@ impl Realm {
         self.origin.ingest().manifest(id).await.expect("manifest")
     }
 
-    /// Fetches the set between two manifests and applies all of it, as a device that holds `from`. Gives the index,
-    /// the bytes of payloads, and what the rebuilt chunks cost without.
+    /// Fetches the set between two manifests and applies all of it, as a device that holds `from`.
+    /// Returns the index and the bytes of all payloads.
     async fn apply(&self, from: &ManifestId, to: &ManifestId) -> (SetIndex, u64) {
         let doc = self.listed().await.expect("a list");
         let listed = doc.sets.iter().find(|set| (set.from, set.to) == (*from, *to)).expect("listed");
@@ -312,7 +313,7 @@ impl Realm {
         let hashes: BTreeMap<_, _> = new.entries().map(|at| (at.entry.id, at.entry.hash)).collect();
         let rebuilt: std::collections::BTreeSet<ChunkId> =
             index.patches.iter().flat_map(|patch| patch.target_chunks()).map(|(id, _)| id).collect();
-        // What no patch brings is fetched first.
+        // Chunks that no patch brings are fetched first.
         let fetched = self.fetch(&new).await.into_iter().filter(|(id, _)| !rebuilt.contains(id));
         held.extend(fetched.filter(|(id, _)| !rebuilt.contains(id)));
         for (patch, payload) in index.patches.iter().zip(payloads) {
@@ -336,7 +337,7 @@ impl Realm {
         (index, bytes)
     }
 
-    /// Packs in the store that no row names, and rows whose pack is not there.
+    /// Names of packs in the store that no row names, and the number of all packs in the store.
     async fn strays(&self) -> (Vec<String>, usize) {
         let store: &Store = self.origin.ingest().store();
         let objects: Vec<_> = store.list("packs").try_collect().await.expect("list");
@@ -352,13 +353,13 @@ fn text(seed: u64, len: usize) -> Vec<u8> {
     noise(seed, len).iter().map(|byte| b"abcdefghijklmnop"[usize::from(byte & 15)]).collect()
 }
 
-/// Words of a dictionary of its own: chunks have them in common.
+/// Text of a dictionary that depends on `seed`, so that its chunks have words in common.
 fn prose(seed: u64, len: usize) -> Vec<u8> {
     let words = noise(seed, 8 * 256);
     noise(seed + 1, len / 8).iter().flat_map(|n| &words[8 * usize::from(*n)..][..8]).copied().collect()
 }
 
-/// `bytes` with a few changed in every 40 kB.
+/// `bytes` with a few bytes changed in every 40 kB.
 fn edited(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     for at in (1000..bytes.len()).step_by(40_000) {
@@ -368,14 +369,14 @@ fn edited(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_release_brings_a_set_that_rebuilds_it_out_of_the_one_before() {
+async fn a_release_brings_a_set_that_rebuilds_it_from_the_release_before() {
     let realm = Realm::new(true).await;
     let old = [text(1, 2 << 20), noise(2, 1 << 20), vec![0; 1 << 20]].concat();
     let new = [edited(&old[..2 << 20]), old[2 << 20..].to_vec(), prose(3, 300_000)].concat();
     let from = realm.push("1", &old).await;
     assert!(realm.rows().await.is_empty() && realm.listed().await.is_none());
     let to = realm.push("2", &new).await;
-    // The same bytes again need no patch.
+    // A release of the same bytes needs no patch.
     realm.push("3", &new).await;
     assert_eq!(realm.pairs().await, [("1".to_owned(), "2".to_owned())]);
     realm.make().await;
@@ -385,9 +386,12 @@ async fn a_release_brings_a_set_that_rebuilds_it_out_of_the_one_before() {
     let packed: u64 = index.patches.iter().map(|patch| patch.packed).sum();
     assert_eq!((row.packed, row.patches), (packed, index.patches.len() as u64));
     assert!(row.bytes > payloads && payloads * 4 < packed, "{payloads} of {packed}");
-    assert!(index.patches.iter().any(|patch| patch.bases.is_empty()), "what is new is a solid segment");
+    assert!(
+        index.patches.iter().any(|patch| patch.bases.is_empty()),
+        "new data is in a patch without a base"
+    );
     assert!(realm.strays().await.0.is_empty());
-    // A restart publishes the same list, and sweeps nothing of it away.
+    // A restart publishes the same list, and the sweep deletes nothing of it.
     let before = realm.listed().await;
     let realm = realm.again().await;
     assert_eq!(realm.listed().await, before);
@@ -428,7 +432,7 @@ async fn an_image_is_patched_file_by_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_release_can_be_rebuilt_from_nothing_out_of_its_solid_set_alone() {
+async fn a_release_can_be_rebuilt_from_its_solid_set_alone() {
     let realm = Realm::tuned(tuning(true, true)).await;
     let old = [prose(1, 2 << 20), prose(5, 1 << 20)].concat();
     let new = [edited(&old), prose(9, 300_000)].concat();
@@ -446,24 +450,25 @@ async fn a_release_can_be_rebuilt_from_nothing_out_of_its_solid_set_alone() {
         new.len()
     );
     realm.apply(&ManifestId::NOTHING, &from).await;
-    // It leaves the set between the releases alone.
+    // The set between the releases is not affected.
     let (_, between) = realm.apply(&from, &to).await;
     assert!(between * 3 < payloads);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn making_that_was_cut_off_is_done_again_and_leaves_nothing_behind() {
+async fn interrupted_making_is_repeated_and_leaves_nothing_behind() {
     let realm = Realm::new(true).await;
     let old = text(1, 1 << 20);
     let from = realm.push("1", &old).await;
     let to = realm.push("2", &edited(&old)).await;
-    // Told to stop: what it had stored goes.
-    let row = realm.origin.db().take_patch_set(SetKind::Pair, NOW).await.expect("take").expect("one waits");
+    // A stopped maker deletes the packs that it has stored.
+    let row =
+        realm.origin.db().take_patch_set(SetKind::Pair, NOW).await.expect("take").expect("a queued set");
     let stop = CancellationToken::new();
     stop.cancel();
     assert!(realm.origin.patches().make(&row, &stop).await.is_err());
     assert!(realm.strays().await.0.is_empty());
-    // Killed: the row is left as it is, and packs that no row names.
+    // A killed maker leaves its row as it is, and packs that no row names.
     let stray = format!("packs/aa/aa{}", "0".repeat(30));
     realm.origin.ingest().store().put(&stray, vec![1, 2, 3]).await.expect("put");
     let building = async {
@@ -478,11 +483,11 @@ async fn making_that_was_cut_off_is_done_again_and_leaves_nothing_behind() {
     let (strays, packs) = realm.strays().await;
     assert_eq!(strays, Vec::<String>::new());
     let realm = realm.again().await;
-    assert_eq!(realm.strays().await.1, packs, "nothing of a set is swept away");
+    assert_eq!(realm.strays().await.1, packs, "the sweep keeps the packs of sets");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_release_that_has_nothing_in_common_is_solid_and_noise_is_left_alone() {
+async fn a_release_with_nothing_in_common_is_solid_and_noise_gets_no_patch() {
     let realm = Realm::new(true).await;
     let from = realm.push("1", &prose(1, 500_000)).await;
     let to = realm.push("2", &prose(11, 500_000)).await;
@@ -496,7 +501,7 @@ async fn a_release_that_has_nothing_in_common_is_solid_and_noise_is_left_alone()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sets_are_queued_from_where_channels_point_and_where_they_move() {
+async fn sets_are_queued_from_the_releases_that_channels_point_to_and_move_to() {
     let realm = Realm::new(true).await;
     let os = name("os");
     let origin = &realm.origin;
@@ -509,10 +514,10 @@ async fn sets_are_queued_from_where_channels_point_and_where_they_move() {
     assert_eq!(realm.pairs().await, [pair("1", "2")]);
     realm.push("3", &noise(3, 100_000)).await;
     assert_eq!(realm.pairs().await, [pair("1", "2"), pair("1", "3"), pair("2", "3")]);
-    // Back again, as an operator in need does.
+    // The channel goes back, as an operator does in an emergency.
     realm.point("edge", "1").await;
     assert!(realm.pairs().await.contains(&pair("2", "1")));
-    // On request, once.
+    // The same request twice queues one set.
     let (row, queued) =
         origin.request_patches(&os, Some(&name("3")), &name("1"), "ci").await.expect("queued");
     assert!(queued && row.state == PatchSetState::Queued && row.requested_by == "ci");
@@ -539,7 +544,7 @@ async fn an_origin_without_patches_queues_and_makes_none() {
     assert!(realm.rows().await.is_empty() && realm.listed().await.is_none());
 }
 
-/// A whole origin, over plain HTTP.
+/// A whole origin over plain HTTP.
 struct Http {
     running: Running,
     token: String,
@@ -588,12 +593,12 @@ impl Http {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_running_origin_makes_what_it_is_asked_for_and_says_how_far_it_is() {
+async fn a_running_origin_makes_requested_sets_and_reports_their_state() {
     let http = Http::new("true").await;
     let old = text(1, 300_000);
     http.push("1", old.clone()).await;
     http.push("2", edited(&old)).await;
-    // As an operator who goes back.
+    // An operator who goes back requests this set.
     let (status, row) = http.request("2", "1").await;
     assert_eq!((status, &row["from"], &row["to"]), (StatusCode::ACCEPTED, &json!("2"), &json!("1")), "{row}");
     assert_eq!(row["requested_by"], "first admin");
@@ -602,7 +607,7 @@ async fn a_running_origin_makes_what_it_is_asked_for_and_says_how_far_it_is() {
             let (status, list) = http.ask(Method::GET, "/v1/products/os/patches", "").await;
             assert_eq!(status, StatusCode::OK);
             let rows = list["patches"].as_array().expect("a list").clone();
-            assert_eq!(rows.len(), 4, "one of the release, one of ours, one from nothing to each");
+            assert_eq!(rows.len(), 4, "one of the release, one requested, one from nothing to each release");
             if rows.iter().all(|row| row["state"] == "ready") {
                 return rows;
             }
@@ -616,7 +621,7 @@ async fn a_running_origin_makes_what_it_is_asked_for_and_says_how_far_it_is() {
     assert!(between.iter().all(|row| row["bytes"].as_u64() < row["chunk_bytes"].as_u64()));
     assert!(from_nothing.iter().all(|row| row["from_manifest"].is_null()) && from_nothing.len() == 2);
     let path = "/v1/products/os/releases/2/patches";
-    assert_eq!(http.ask(Method::POST, path, "{}").await.0, StatusCode::OK, "it is there, and ready");
+    assert_eq!(http.ask(Method::POST, path, "{}").await.0, StatusCode::OK, "the set exists and is ready");
     assert_eq!(http.request("2", "1").await.0, StatusCode::OK, "it is ready");
     let (_, metrics) = http.ask(Method::GET, "/metrics", "").await;
     let metrics = metrics.as_str().expect("text");
@@ -635,11 +640,11 @@ async fn a_running_origin_makes_what_it_is_asked_for_and_says_how_far_it_is() {
     }
     let (status, body) = http.ask(Method::GET, "/v1/products/other/patches", "").await;
     assert_eq!((status, &body["error"]["code"]), (StatusCode::NOT_FOUND, &json!("unknown_product")));
-    assert!(http.running.stop(Duration::from_secs(10)).await, "nothing holds it up");
+    assert!(http.running.stop(Duration::from_secs(10)).await, "it stops in time");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_origin_without_patches_says_so() {
+async fn an_origin_without_patches_refuses_requests_for_them() {
     let http = Http::new("false").await;
     http.push("1", text(1, 100_000)).await;
     http.push("2", text(2, 100_000)).await;

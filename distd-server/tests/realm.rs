@@ -1,4 +1,4 @@
-//! Enrolment, renewal and mutual TLS: the realm against its nodes, on real QUIC connections.
+//! Enrolment, renewal and mutual TLS between the realm and its nodes, on real QUIC connections.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,7 +32,7 @@ struct Token {
     used_by: BTreeSet<NodeId>,
 }
 
-/// The registry as SQL keeps it.
+/// Registry with the rules of the SQL one.
 #[derive(Default)]
 struct Registry {
     tokens: Mutex<BTreeMap<[u8; 32], Token>>,
@@ -91,7 +91,7 @@ impl JoinTokens for Registry {
     }
 }
 
-/// A request and the sealed reply to it, as both are on the wire.
+/// A request and the sealed reply to it, both as they are on the wire.
 struct Exchange {
     request: Vec<u8>,
     reply: Vec<u8>,
@@ -152,7 +152,7 @@ async fn a_node_enrols_renews_and_is_found_again_after_a_restart() {
     let realm_again = Realm::load_or_create(dir.path(), now() + DAY).unwrap();
     assert_eq!(realm_again.ca_fingerprint(), realm.ca_fingerprint());
 
-    // A device that lay in a drawer renews too; a revoked one never.
+    // A device that was switched off for months can renew, too; a revoked one never can.
     let late = EnrollMessage::Renew(again.renew_request().unwrap());
     assert!(matches!(ask(&realm, &registry, late.clone(), now() + 90 * DAY).await, EnrollReply::Renewed(_)));
     assert_eq!(
@@ -164,7 +164,7 @@ async fn a_node_enrols_renews_and_is_found_again_after_a_restart() {
 }
 
 #[tokio::test]
-async fn wrong_expired_and_used_up_tokens_are_refused_each_by_its_name() {
+async fn wrong_expired_and_used_up_tokens_are_refused_each_for_its_own_reason() {
     let dir = tempfile::tempdir().unwrap();
     let realm = Realm::load_or_create(dir.path(), now()).unwrap();
     let registry = Registry::default();
@@ -186,14 +186,14 @@ async fn wrong_expired_and_used_up_tokens_are_refused_each_by_its_name() {
     }
     for _ in 0..2 {
         let reply = send(node.enroll_request(&once, Role::Leaf, "").unwrap()).await;
-        assert!(matches!(reply, EnrollReply::Enrolled(_)), "again by the same node: {reply:?}");
+        assert!(matches!(reply, EnrollReply::Enrolled(_)), "the same node enrols again: {reply:?}");
     }
     let reply = send(other.enroll_request(&once, Role::Leaf, "").unwrap()).await;
     assert_eq!(code(&reply), RefusalCode::TokenUsedUp);
 }
 
 #[tokio::test]
-async fn a_relay_in_between_can_change_nothing_in_a_request() {
+async fn a_relay_on_the_path_can_change_nothing_in_a_request() {
     let dir = tempfile::tempdir().unwrap();
     let realm = Realm::load_or_create(dir.path(), now()).unwrap();
     let registry = Registry::default();
@@ -209,7 +209,7 @@ async fn a_relay_in_between_can_change_nothing_in_a_request() {
         EnrollRequest { csr_der: relay.csr_der().unwrap(), ..good.clone() },
         EnrollRequest { csr_der: csr.clone(), ..good.clone() },
         EnrollRequest { token_signature: vec![0; 64], ..good.clone() },
-        // Signed by the token, but the certificate request is not by the key in it.
+        // The token signed it, but the key in the certificate request did not.
         EnrollRequest {
             token_signature: token.sign_csr(Role::Leaf, "kiosk", &csr),
             csr_der: csr,
@@ -235,7 +235,7 @@ async fn a_relay_in_between_can_change_nothing_in_a_request() {
     let junk = Exchange { request: b"junk".to_vec(), reply };
     assert_eq!(code(&junk.says()), RefusalCode::BadRequest);
     assert!(why.is_some());
-    // A renewal with somebody else's certificate.
+    // A renewal with the certificate of another node.
     let enrolled = enroll(&realm, &registry, &dir.path().join("c"), Role::Leaf, now()).await;
     let mut renewal = enrolled.renew_request().unwrap();
     renewal.csr_der = relay.csr_der().unwrap();
@@ -271,14 +271,14 @@ async fn a_reply_of_another_realm_is_not_installed() {
     ));
 }
 
-/// All files below `dir` with their bytes.
+/// All files below `dir`, with their bytes.
 fn state_of(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     files.filter(|path| path.is_file()).map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
 }
 
-/// The reply with each of its fields changed in turn, those of the seal and those within. A field that is
-/// added later is among them by itself.
+/// Copies of the reply, each with one changed field of the seal or of the reply within. The list
+/// includes fields that are added later.
 fn altered(reply: &[u8]) -> Vec<(String, Vec<u8>)> {
     let sealed = SealedReply::decode(reply).unwrap();
     let mut out = Vec::new();
@@ -297,7 +297,7 @@ fn altered(reply: &[u8]) -> Vec<(String, Vec<u8>)> {
     let (kind, fields) = inner.as_object().unwrap().iter().next().unwrap();
     for (field, value) in fields.as_object().unwrap() {
         let mut changed = inner.clone();
-        // The very thing the attack did: something else that is well formed.
+        // The known attack sent another well-formed value, so this does, too.
         let other = value.as_str().map_or_else(|| "{}".to_owned(), |text| format!("{text} "));
         changed[kind][field] = serde_json::Value::String(other);
         let reply: EnrollReply = serde_json::from_value(changed).unwrap();
@@ -312,7 +312,7 @@ fn altered(reply: &[u8]) -> Vec<(String, Vec<u8>)> {
 }
 
 #[tokio::test]
-async fn a_relay_in_between_can_change_nothing_in_a_reply() {
+async fn a_relay_on_the_path_can_change_nothing_in_a_reply() {
     let dir = tempfile::tempdir().unwrap();
     let realm = Realm::load_or_create(dir.path(), now()).unwrap();
     let registry = Registry::default();
@@ -330,7 +330,7 @@ async fn a_relay_in_between_can_change_nothing_in_a_reply() {
         assert_eq!(state_of(&data), before, "{what}");
         assert!(node.cert().is_none(), "{what}");
     }
-    // An honest reply to another request, the same node's even, is none to this one.
+    // An honest reply to another request, even of the same node, is not accepted for this one.
     let again = node.enroll_request(&token, Role::Leaf, "kiosk").unwrap();
     let again = exchange(&realm, &registry, EnrollMessage::Enroll(again), now()).await;
     let result = node.install_enrolled(&token, Role::Leaf, &honest.request, &again.reply);
@@ -355,14 +355,15 @@ async fn a_root_that_was_never_the_realms_is_replaced_at_the_next_renewal() {
     let registry = Registry::default();
     let data = dir.path().join("node");
     enroll(&realm, &registry, &data, Role::Leaf, now()).await;
-    // As an earlier release left it: a root that nobody vouched for, and metadata that it verified.
+    // State as an earlier version leaves it: a root that nobody has confirmed, and metadata that
+    // was verified with it.
     std::fs::write(data.join("root.json"), b"the attacker's").unwrap();
     std::fs::remove_file(data.join("root.checked")).unwrap();
     std::fs::create_dir_all(data.join("tuf/trusted")).unwrap();
     std::fs::write(data.join("tuf/trusted/root.json"), b"the attacker's").unwrap();
 
     let mut node = NodeIdentity::load_or_create(&data).unwrap();
-    assert!(node.needs_renewal(now()), "the origin is asked at once");
+    assert!(node.needs_renewal(now()), "a renewal is due at once");
     let renew = EnrollMessage::Renew(node.renew_request().unwrap());
     let next = exchange(&realm, &registry, renew, now()).await;
     node.install_renewed(&next.request, &next.reply).unwrap();
@@ -372,7 +373,7 @@ async fn a_root_that_was_never_the_realms_is_replaced_at_the_next_renewal() {
     let again = NodeIdentity::load_or_create(&data).unwrap();
     assert_eq!(again.root_json(), Some(ROOT_JSON.as_bytes()));
     assert!(!again.needs_renewal(now()));
-    // One that the realm did sign stays, and so does the state it verified.
+    // A root that the realm did sign stays, and so does the state that was verified with it.
     std::fs::create_dir_all(data.join("tuf/trusted")).unwrap();
     let renew = EnrollMessage::Renew(node.renew_request().unwrap());
     let next = exchange(&realm, &registry, renew, now()).await;
@@ -392,7 +393,7 @@ async fn a_row_that_says_relay_makes_no_relay_of_a_device() {
 }
 
 #[tokio::test]
-async fn a_node_of_an_earlier_release_still_renews_without_a_seal() {
+async fn a_node_of_an_earlier_version_still_renews_without_a_seal() {
     let dir = tempfile::tempdir().unwrap();
     let realm = Realm::load_or_create(dir.path(), now()).unwrap();
     let registry = Registry::default();
@@ -434,7 +435,7 @@ fn client() -> quinn::Endpoint {
     quinn::Endpoint::client(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap()
 }
 
-/// Connects and says what each side sees of the other.
+/// Connects and returns what each side sees of the other.
 async fn meet(
     server: &quinn::Endpoint,
     config: quinn::ClientConfig,
@@ -447,7 +448,7 @@ async fn meet(
     let seen_by_server = match accepted {
         Ok(connection) => {
             let seen = tls::peer_identity(&connection, at);
-            // Keep it until the client has looked.
+            // Keep the connection open until the client has looked.
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             seen
         }
@@ -461,7 +462,7 @@ async fn meet(
 }
 
 #[tokio::test]
-async fn both_sides_of_a_connection_know_each_other_and_strangers_are_refused() {
+async fn both_sides_of_a_connection_know_each_other_and_foreign_nodes_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let realm = Realm::load_or_create(dir.path(), now()).unwrap();
     let registry = Registry::default();
@@ -480,28 +481,30 @@ async fn both_sides_of_a_connection_know_each_other_and_strangers_are_refused() 
     assert_eq!((seen.node_id, seen.role), (leaf.node_id(), Role::Leaf));
     assert_eq!(seen.expires, leaf.cert().unwrap().not_after);
 
-    // A relay is a parent too; a leaf's certificate has no parent name.
+    // A relay is a parent, too. A leaf's certificate has no parent name.
     let at_relay = server(Credentials::of_node(&relay).unwrap(), &realm);
     assert_eq!(meet(&at_relay, config(&leaf), now()).await.0.unwrap().role, Role::Relay);
     let at_leaf = server(Credentials::of_node(&leaf).unwrap(), &realm);
     assert!(meet(&at_leaf, config(&relay), now()).await.0.is_err());
 
-    // A certificate that has ended, in the handshake and behind it.
+    // A certificate that has expired, during the handshake and after it.
     let (_, late) = meet(&origin, config(&leaf), now() + 2 * DAY).await;
     assert!(matches!(late, Err(PeerRefused::NotValidNow { .. })));
     let old = enroll(&realm, &registry, &dir.path().join("old"), Role::Leaf, now() - 3 * DAY).await;
     assert!(meet(&origin, config(&old), now()).await.1.is_err());
 
-    // Another realm's node, and another realm's origin.
+    // A node of another realm, and an origin of another realm.
     let other = tempfile::tempdir().unwrap();
     let foreign = Realm::load_or_create(other.path(), now()).unwrap();
-    let stranger = enroll(&foreign, &registry, &dir.path().join("stranger"), Role::Relay, now()).await;
-    let credentials = Credentials::of_node(&stranger).unwrap();
+    let foreign_node =
+        enroll(&foreign, &registry, &dir.path().join("foreign_node"), Role::Relay, now()).await;
+    let credentials = Credentials::of_node(&foreign_node).unwrap();
     let trusting = tls::quic_client(credentials, realm.ca_der()).unwrap();
     assert!(meet(&origin, trusting, now()).await.1.is_err());
-    assert!(meet(&origin, config(&stranger), now()).await.0.is_err());
+    assert!(meet(&origin, config(&foreign_node), now()).await.0.is_err());
 
-    // Enrolment: by fingerprint, without a certificate, and good for nothing else.
+    // An enrolment connection identifies the realm by fingerprint, has no client certificate, and
+    // is good for nothing else.
     for (fingerprint, works) in [(realm.ca_fingerprint(), true), (foreign.ca_fingerprint(), false)] {
         let config = tls::quic_enroll_client(&TrustAnchor::Fingerprint(fingerprint));
         let endpoint = client();
@@ -515,7 +518,7 @@ async fn both_sides_of_a_connection_know_each_other_and_strangers_are_refused() 
             assert_eq!(tls::peer_identity(&accepted, now()), Err(PeerRefused::Alpn));
         }
     }
-    // A distd/1 connection without a certificate is recognised as one.
+    // A distd/1 connection without a certificate is recognised as such.
     let mut bare = rustls::ClientConfig::builder_with_provider(tls::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -530,7 +533,7 @@ async fn both_sides_of_a_connection_know_each_other_and_strangers_are_refused() 
     let bare = quinn::ClientConfig::new(Arc::new(bare));
     assert_eq!(meet(&origin, bare, now()).await.1, Err(PeerRefused::NoCertificate));
 
-    // A renewed certificate is shown from the next handshake on.
+    // A renewed certificate is used from the next handshake on.
     let next = realm.origin_cert(&[], now() + 600).unwrap();
     realm.replace_credentials(&origin_credentials, &next).unwrap();
     let (client_sees, _) = meet(&origin, config(&leaf), now()).await;

@@ -1,5 +1,6 @@
-//! An origin beside the wrong database or store, or beside one that lost something: it refuses, names and heals, and
-//! never deletes what a right one would need. On every back end.
+//! An origin with the wrong database or store, or with one that has lost something, on every back
+//! end. The origin refuses, names the fault and repairs it, and never deletes anything that the
+//! right database or store would need.
 
 #[path = "storage/servers.rs"]
 mod servers;
@@ -27,7 +28,7 @@ use sqlx::{AnyConnection, Connection, Executor};
 use tempfile::TempDir;
 use world::{World, cut, files, noise, settings};
 
-/// A database and a store of one test's own, and the PostgreSQL databases to drop in the end.
+/// Database and store of one test, and the PostgreSQL databases to drop at its end.
 struct Site {
     directory: Option<TempDir>,
     path: PathBuf,
@@ -65,7 +66,7 @@ impl Site {
         self.directory = Some(directory);
     }
 
-    /// The error of a start with these places in the place of its own.
+    /// Error of a start with `db` and `store` instead of the site's own.
     async fn refused(&self, db: &str, store: &str) -> DisagreementError {
         let settings = settings(&self.path, &[("db", db), ("store", store)]);
         match start(&settings).await {
@@ -101,9 +102,9 @@ impl Site {
     }
 
     /// A second origin on the same database and store, with the same keys, as on a machine whose
-    /// locks say nothing.
+    /// locks exclude nobody.
     async fn second(&self, first: &World) -> Arc<Origin> {
-        // Dropped at the end of the test's process: its spool is in there.
+        // The directory has to outlive the origin, whose spool is in it.
         let data = tempfile::tempdir().expect("tempdir").keep();
         for directory in ["realm", "tuf-keys"] {
             let to = data.join(directory);
@@ -196,7 +197,7 @@ on_every_back_end! {
         assert!(matches!(error, DisagreementError::EmptyDatabase { releases: 1, packs: 1, .. }), "{error:?}");
         assert!(error.to_string().contains("distd-server fsck --repair"), "{error}");
         assert_eq!(site.objects().await, before);
-        // Nor the second time, when the empty one has its tables.
+        // The second start is refused, too, although the empty database now has its tables.
         assert!(matches!(site.refused(&empty, &store).await, DisagreementError::EmptyDatabase { .. }));
         assert_eq!(site.objects().await, before);
 
@@ -243,13 +244,13 @@ on_every_back_end! {
         assert!(matches!(error, DisagreementError::ForeignDatabase { .. }), "{error:?}");
         let error = other.refused(&other.db, &site.store).await;
         assert!(matches!(error, DisagreementError::ForeignStore { .. }), "{error:?}");
-        // Both of one realm, and this data directory of another.
+        // Database and store belong to one realm, and the data directory to another.
         let error = other.refused(&site.db, &site.store).await;
         assert!(matches!(error, DisagreementError::ForeignDatabase { .. }), "{error:?}");
         assert_eq!((site.objects().await, other.objects().await), before);
     }
 
-    async fn a_database_and_a_store_from_before_there_were_owners_are_adopted_once(site: Site) {
+    async fn a_database_and_a_store_older_than_owners_are_adopted_once(site: Site) {
         let world = site.open().await;
         world.put_content("os", "1", noise(6, 100_000)).await;
         site.close(world).await;
@@ -277,7 +278,7 @@ on_every_back_end! {
         assert_eq!(world.put_content("os", "other", other.clone()).await.0, StatusCode::CREATED);
         site.close(world).await;
 
-        // All of them: what is lost is not only what the pushed release has.
+        // All packs are lost, not only those of the release that is pushed again.
         let store = Store::open(&site.store).expect("store");
         let packs: Vec<_> = site.objects().await.into_iter().filter(|o| o.starts_with("packs/")).collect();
         for pack in &packs {
@@ -332,7 +333,8 @@ on_every_back_end! {
         let world = site.open().await;
         let (_, release) = world.put_content("os", "1", noise(90, 100_000)).await;
         site.close(world).await;
-        // As a second database of this realm would be, on the same bucket, with the same releases.
+        // The database poses as another one of this realm, on the same bucket, with the same
+        // releases.
         sqlx::any::install_default_drivers();
         let mut connection = AnyConnection::connect(&site.db).await.expect("database");
         connection.execute("UPDATE identity SET id = 'another'").await.expect("another id");
@@ -358,7 +360,7 @@ on_every_back_end! {
         let said = site.object("tuf/timestamp.json").await;
         let (status, error) = world.put_content("os", "2", noise(92, 100_000)).await;
         assert!(status.is_server_error(), "{status} {error}");
-        assert_eq!(site.object("tuf/timestamp.json").await, said, "the first signs nothing any more");
+        assert_eq!(site.object("tuf/timestamp.json").await, said, "the first origin signs nothing any more");
         let name = |text: &str| -> Name { text.parse().expect("a name") };
         let (os, one) = (name("os"), name("1"));
         let point = async |channel: &str| {
@@ -366,17 +368,17 @@ on_every_back_end! {
             let to = ChannelMove { product: &os, channel: &channel, version: &one, downgrade: false };
             second.set_channel(to, &MoveBy::origin()).await
         };
-        point("stable").await.expect("the second may");
+        point("stable").await.expect("the second origin may sign");
         assert_ne!(site.object("tuf/timestamp.json").await, said);
 
-        // Started again the first is the last.
+        // After a restart the first origin is the one that started last.
         site.close(world).await;
         let world = site.open().await;
         let error = point("beta").await.expect_err("overtaken");
         assert!(whole(&error).contains("has taken the store over"), "{}", whole(&error));
         assert_eq!(world.get("/v1/products/os/channels/stable").await.0, StatusCode::OK);
         let (_, two) = world.get("/v1/products/os/releases/2").await;
-        assert_eq!(two["version"], "2", "what it had committed is published now");
+        assert_eq!(two["version"], "2", "its committed release is published now");
         second.db().close().await;
         site.close(world).await;
     }
@@ -388,11 +390,11 @@ on_every_back_end! {
         let begun = start(&settings(second.path(), &[("db", &site.db), ("store", &store)])).await;
         let Err(error) = begun else { panic!("two on one database") };
         assert!(whole(&error).contains("another distd-server uses the database"), "{}", whole(&error));
-        assert!(!Path::new(&store).join("tuf").exists(), "nothing was made");
+        assert!(!Path::new(&store).join("tuf").exists(), "no repository was made");
         site.close(world).await;
     }
 
-    async fn releases_that_the_list_lost_are_listed_again(site: Site) {
+    async fn releases_that_the_signed_list_has_lost_are_listed_again(site: Site) {
         let world = site.open().await;
         world.put_content("os", "1", noise(10, 50_000)).await;
         let store = Store::open(&site.store).expect("store");
@@ -406,7 +408,7 @@ on_every_back_end! {
             serde_json::json!({"version": "2"}))).await;
         assert_eq!(status, StatusCode::OK);
         site.close(world).await;
-        // As another process did that signed over this one's list.
+        // Put the old metadata back, as another process did that signed over this one's list.
         for (name, bytes) in saved {
             store.put(&name, bytes.to_vec()).await.expect("put");
         }
@@ -454,7 +456,7 @@ async fn an_older_database_beside_a_newer_store_is_refused_and_nothing_is_delete
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sweep_that_would_take_much_takes_nothing_and_serving_goes_on() {
+async fn a_sweep_that_would_delete_much_deletes_nothing_and_serving_goes_on() {
     let mut site = Site::local();
     let world = site.open().await;
     world.put_content("os", "1", noise(14, 200_000)).await;
@@ -469,7 +471,7 @@ async fn a_sweep_that_would_take_much_takes_nothing_and_serving_goes_on() {
     assert_eq!(site.objects().await, before);
     assert_eq!(world.get("/readyz").await.0, StatusCode::OK);
     site.close(world).await;
-    // As many as a crash may leave.
+    // Now there are as many orphans as a crash may leave.
     store.delete(&stray(0)).await.expect("delete");
     let world = site.open().await;
     assert_eq!(site.objects().await.len(), before.len() - 9);
@@ -508,11 +510,11 @@ async fn two_processes_on_one_store_do_not_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_origin_whose_lock_on_postgres_is_lost_signs_nothing_past_a_second_and_ends() {
+async fn an_origin_that_loses_its_postgres_lock_signs_nothing_after_a_second_and_ends() {
     let Some(mut site) = Site::on_postgres().await else { return };
     let world = site.open().await;
     assert_eq!(world.put_content("os", "1", noise(93, 100_000)).await.0, StatusCode::CREATED);
-    // The second process waits for the lock, then the connection that holds it ends.
+    // The second process waits for the lock. Then the connection that holds it ends.
     let mut waits = AnyConnection::connect(&site.db).await.expect("PostgreSQL");
     let mut admin = AnyConnection::connect(&site.db).await.expect("PostgreSQL");
     let held = "SELECT CAST(COUNT(*) AS BIGINT) FROM pg_locks WHERE locktype = 'advisory' AND database = \
@@ -528,13 +530,13 @@ async fn an_origin_whose_lock_on_postgres_is_lost_signs_nothing_past_a_second_an
     });
     let waits_since = std::time::Instant::now();
     while count(&mut admin, "false").await == 0 {
-        assert!(waits_since.elapsed() < Duration::from_secs(60), "the second waits for the lock");
+        assert!(waits_since.elapsed() < Duration::from_secs(60), "the second process waits for the lock");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let end = "SELECT CAST(pg_terminate_backend(pid) AS INT) FROM pg_locks WHERE locktype = 'advisory' AND granted \
                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
     admin.execute(end).await.expect("terminated");
-    let lock = got.await.expect("no panic").expect("the second has the lock");
+    let lock = got.await.expect("no panic").expect("the second process has the lock");
     let second = site.second(&world).await;
 
     let said = site.object("tuf/timestamp.json").await;
@@ -542,7 +544,7 @@ async fn an_origin_whose_lock_on_postgres_is_lost_signs_nothing_past_a_second_an
     assert!(status.is_server_error(), "{status} {error}");
     assert_eq!(site.object("tuf/timestamp.json").await, said);
     let ends = tokio::time::timeout(Duration::from_secs(60), world.running.overtaken());
-    ends.await.expect("it learns that another has the database");
+    ends.await.expect("the origin learns that another process has the database");
     second.db().close().await;
     drop((lock, admin));
     site.close(world).await;

@@ -1,7 +1,7 @@
-//! The contract of the origin's storage, on every back end: SQLite and PostgreSQL, directory and S3.
+//! Contract of the origin's storage on every back end: SQLite and PostgreSQL, directory and S3.
 //!
-//! PostgreSQL runs when `DISTD_TEST_POSTGRES_URL` names a server where databases may be created, S3 when
-//! `DISTD_TEST_S3_URL` names a bucket; `tests/run.sh` sets both.
+//! PostgreSQL runs if `DISTD_TEST_POSTGRES_URL` names a server on which databases may be created,
+//! and S3 if `DISTD_TEST_S3_URL` names a bucket. `tests/run.sh` sets both.
 
 #[path = "storage/world.rs"]
 mod world;
@@ -29,7 +29,7 @@ use world::{World, name, noise, on_every_back_end};
 
 const NOW: i64 = 1_800_000_000;
 
-/// An artifact cut as the command line cuts it.
+/// Artifact cut as the command line cuts it.
 struct Artifact {
     bytes: Vec<u8>,
     chunks: Vec<IncomingChunk>,
@@ -78,7 +78,7 @@ async fn begin(ingest: &Ingest, version: &str) -> UploadId {
     ingest.begin_upload(&product, &name(version), &Publisher::unbound("ci"), NOW).await.expect("upload").id
 }
 
-/// Uploads what is missing and commits.
+/// Uploads the missing chunks and commits.
 async fn push(
     ingest: &Ingest,
     version: &str,
@@ -91,7 +91,7 @@ async fn push(
     ingest.commit(&upload, artifact.request.clone(), "ci", NOW).await
 }
 
-/// Reads a release back through the serving side, chunk by chunk.
+/// Reads a release through the serving side, chunk by chunk.
 async fn read_back(world: &World, manifest: &distd_core::ManifestId) -> Vec<u8> {
     let manifest = world.ingest.manifest(manifest).await.expect("manifest");
     let chunks = Chunks::new(world.db.clone(), world.store.clone());
@@ -107,7 +107,7 @@ async fn read_back(world: &World, manifest: &distd_core::ManifestId) -> Vec<u8> 
 }
 
 on_every_back_end! {
-    async fn a_pushed_release_reads_back_and_its_update_stores_only_what_is_new(world: World) {
+    async fn a_pushed_release_reads_back_and_its_update_stores_only_new_chunks(world: World) {
         let mut bytes = noise(1, 3 << 20);
         bytes.extend_from_slice(&[0; 1 << 20]);
         bytes.extend_from_slice(&"compressible ".repeat(50_000).into_bytes());
@@ -134,7 +134,7 @@ on_every_back_end! {
         assert!(missing.len() < 8, "an insertion changes few chunks, not {}", missing.len());
         let done = push(&world.ingest, "2", &v2).await.expect("push");
         assert_eq!(read_back(world, &done.manifest).await, v2.bytes);
-        assert!(world.db.last_chunk_id().await.expect("counter") > highest, "new ids are behind the old");
+        assert!(world.db.last_chunk_id().await.expect("counter") > highest, "new ids come after the old ones");
     }
 
     async fn wrong_bytes_are_refused_by_place_and_hash_and_never_stored(world: World) {
@@ -143,7 +143,7 @@ on_every_back_end! {
         let mut chunks = good.chunks.clone();
         let other = ChunkHash::of(b"other");
         chunks[2].hash = other;
-        let error = world.ingest.put_chunks(&upload, chunks, NOW).await.expect_err("a lie");
+        let error = world.ingest.put_chunks(&upload, chunks, NOW).await.expect_err("wrong bytes");
         let IngestError::BadChunk { index: 2, cause } = &error else { panic!("{error:?}") };
         assert!(cause.to_string().contains(&other.to_string()));
         assert_eq!(world.ingest.missing(&upload, &[other]).await.expect("missing"), [0]);
@@ -156,7 +156,7 @@ on_every_back_end! {
             let error = world.ingest.put_chunks(&upload, vec![bad], NOW).await.expect_err("out of bounds");
             assert!(matches!(error, IngestError::ChunkBounds { index: 0 }), "{error:?}");
         }
-        // A frame that unpacks to more than it says.
+        // A frame that unpacks to more bytes than it states.
         let bomb = Packer::new(3).pack(&vec![0; CHUNK_BYTES_MAX]);
         let bad = IncomingChunk { hash: other, codec: bomb.codec, raw_len: 50_000, bytes: bomb.bytes };
         let error = world.ingest.put_chunks(&upload, vec![bad], NOW).await.expect_err("a bomb");
@@ -164,7 +164,7 @@ on_every_back_end! {
         assert_eq!(world.objects().await, Vec::<String>::new());
     }
 
-    async fn an_upload_goes_on_where_it_stopped(world: World) {
+    async fn an_upload_is_resumed_where_it_stopped(world: World) {
         let whole = artifact(noise(4, 1 << 20));
         let upload = begin(&world.ingest, "1").await;
         let half = whole.chunks.len() / 2;
@@ -174,7 +174,7 @@ on_every_back_end! {
         assert_eq!(again, upload);
         let missing = world.ingest.missing(&again, &whole.hashes()).await.expect("missing");
         assert_eq!(missing, (half as u32..whole.chunks.len() as u32).collect::<Vec<_>>());
-        // All of it again: what is there is not stored twice.
+        // All chunks are sent again, and those that are there are not stored twice.
         let new = world.ingest.put_chunks(&again, whole.chunks.clone(), NOW).await.expect("all");
         assert_eq!(new, (whole.chunks.len() - half) as u64);
         let done = world.ingest.commit(&again, whole.request.clone(), "ci", NOW).await.expect("commit");
@@ -190,7 +190,7 @@ on_every_back_end! {
         assert_eq!((again.manifest, &again.root), (done.manifest, &done.root));
         let error = push(&world.ingest, "1", &artifact(noise(6, 400_000))).await.expect_err("other bytes");
         assert!(matches!(error, IngestError::VersionTaken { .. }), "{error:?}");
-        assert_eq!(world.objects().await, before, "a refused version leaves nothing behind");
+        assert_eq!(world.objects().await, before, "a refused version leaves no object");
     }
 
     async fn a_commit_that_does_not_add_up_makes_no_release_and_can_be_repeated(world: World) {
@@ -204,7 +204,7 @@ on_every_back_end! {
         };
         let last = good.chunks.len() - 1;
         world.ingest.put_chunks(&upload, good.chunks[..last].to_vec(), NOW).await.expect("most");
-        let error = commit(&|_| {}).await.expect_err("one chunk lacks");
+        let error = commit(&|_| {}).await.expect_err("one chunk is missing");
         assert!(matches!(error, IngestError::MissingChunk(hash) if hash == good.chunks[last].hash), "{error:?}");
         world.ingest.put_chunks(&upload, good.chunks[last..].to_vec(), NOW).await.expect("the last");
         let error = commit(&|r| r.blake3 = ArtifactHash([1; 32])).await.expect_err("another hash");
@@ -224,7 +224,7 @@ on_every_back_end! {
         }
         assert_eq!(world.db.releases(&name("os")).await.expect("list"), []);
         assert_eq!(world.db.last_chunk_id().await.expect("counter"), 0);
-        let done = commit(&|_| {}).await.expect("all is there");
+        let done = commit(&|_| {}).await.expect("all chunks are there");
         assert_eq!(read_back(world, &done.manifest).await, good.bytes);
         let late = world.ingest.put_chunks(&upload, good.chunks.clone(), NOW).await.expect_err("over");
         assert!(matches!(late, IngestError::UploadOver(_)), "{late:?}");
@@ -254,7 +254,7 @@ on_every_back_end! {
             }
         }
         let hashes: BTreeSet<_> = by_id.values().collect();
-        assert_eq!(hashes.len(), by_id.len(), "one id a hash");
+        assert_eq!(hashes.len(), by_id.len(), "each hash has one id");
         assert_eq!(given, by_id.len() as u64);
         assert_eq!(world.db.last_chunk_id().await.expect("counter"), given, "no gaps");
     }
@@ -276,7 +276,7 @@ on_every_back_end! {
 
         let upload = begin(&world.ingest, "1").await;
         world.ingest.put_chunks(&upload, a.chunks[..3].to_vec(), NOW).await.expect("chunks");
-        // More chunks, ten hours later, move the end.
+        // Further chunks, sent ten hours later, move the end of the upload.
         world.ingest.put_chunks(&upload, a.chunks[3..].to_vec(), NOW + 36_000).await.expect("chunks");
         assert_eq!(world.ingest.expire(NOW + UPLOAD_SECONDS + 1).await.expect("expire"), 0);
         assert_eq!(world.ingest.expire(NOW + 36_000 + UPLOAD_SECONDS + 1).await.expect("expire"), 1);
@@ -284,10 +284,10 @@ on_every_back_end! {
         let row = world.db.upload(&upload).await.expect("read").expect("remembered");
         assert_eq!(row.state, UploadState::Aborted);
         world.ingest.expire(NOW + 30 * 86_400).await.expect("expire");
-        assert_eq!(world.db.upload(&upload).await.expect("read"), None, "forgotten a month later");
+        assert_eq!(world.db.upload(&upload).await.expect("read"), None, "the row is deleted after a month");
     }
 
-    async fn orphans_go_at_start_and_nothing_else(world: World) {
+    async fn the_sweep_at_start_deletes_orphans_and_nothing_else(world: World) {
         let a = artifact(noise(10, 300_000));
         let done = push(&world.ingest, "1", &a).await.expect("push");
         let open = begin(&world.ingest, "2").await;
@@ -299,7 +299,8 @@ on_every_back_end! {
 
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
         let now = now.as_secs() as i64;
-        // Another replica may be about to record them; uploads begun in this test end in the future.
+        // Another replica may be about to record the objects. Uploads of this test end in the
+        // future.
         let swept = world.ingest.sweep_orphans(SweepScope::Shared, now.min(NOW)).await.expect("sweep");
         assert_eq!((swept.packs, swept.manifests, swept.uploads), (0, 0, 0));
         let swept = world.ingest.sweep_orphans(SweepScope::Alone, NOW).await.expect("sweep");
@@ -309,9 +310,10 @@ on_every_back_end! {
         assert!(world.ingest.missing(&open, &b.hashes()).await.expect("missing").is_empty());
     }
 
-    async fn a_pack_that_brought_nothing_new_is_deleted_at_commit(world: World) {
+    async fn a_pack_without_new_chunks_is_deleted_at_commit(world: World) {
         let a = artifact(noise(12, 300_000));
-        // Two publishers send the same chunks for different versions; the second finds them released.
+        // Two publishers send the same chunks for different versions. When the second one commits,
+        // all chunks are already released.
         let (one, two) = (begin(&world.ingest, "1").await, begin(&world.ingest, "2").await);
         world.ingest.put_chunks(&one, a.chunks.clone(), NOW).await.expect("chunks");
         world.ingest.put_chunks(&two, a.chunks.clone(), NOW).await.expect("chunks");
@@ -376,11 +378,11 @@ on_every_back_end! {
         assert_eq!(rows.iter().map(|r| r.map(|r| r.id.0)).collect::<Vec<_>>(), [Some(2), None, Some(1)]);
     }
 
-    async fn chunks_are_added_up_by_ranges_of_ids(world: World) {
+    async fn chunk_sizes_are_summed_by_ranges_of_ids(world: World) {
         push(&world.ingest, "1", &artifact(noise(5, 18 << 20))).await.expect("push");
         let last = world.db.last_chunk_id().await.expect("counter");
         let rows = world.db.chunks_in(ChunkId(1), ChunkId(last), u32::MAX).await.expect("rows");
-        // More ranges than one statement takes: every other id, and one that nobody has.
+        // More ranges than one statement takes: every other id, and one that does not exist.
         let ranges: ChunkRanges = (1..=last).step_by(2).chain([last + 9]).map(ChunkId).collect();
         let wanted = rows.iter().filter(|row| ranges.contains(row.id));
         let cost = wanted.fold((0, 0), |(chunks, bytes), row| (chunks + 1, bytes + u64::from(row.location.stored_len)));
@@ -388,7 +390,7 @@ on_every_back_end! {
         assert_eq!(world.db.chunks_cost(&ChunkRanges::new()).await.expect("cost"), (0, 0));
     }
 
-    async fn a_file_cut_by_the_origin_has_the_id_that_the_command_line_gets(world: World) {
+    async fn a_file_cut_by_the_origin_has_the_manifest_id_that_the_command_line_gets(world: World) {
         let mut bytes = noise(14, 9 << 20);
         bytes.extend_from_slice(&vec![0; 5 << 20]);
         bytes.extend_from_within(..2 << 20);
@@ -453,7 +455,7 @@ on_every_back_end! {
         assert_eq!(left.iter().map(|r| r.version.clone()).collect::<Vec<_>>(), [name("2")]);
     }
 
-    async fn a_channel_goes_back_only_by_order_and_every_change_is_kept(world: World) {
+    async fn a_channel_goes_back_only_on_order_and_every_change_is_kept(world: World) {
         let (product, db) = (name("os"), &world.db);
         for version in ["1", "2", "3"] {
             push(&world.ingest, version, &artifact(noise(15, 50_000))).await.expect("push");
@@ -475,25 +477,26 @@ on_every_back_end! {
         let older = |version: &str| SetChannelOutcome::Older { newest: Some(name(version)) };
         assert_eq!(order(set("stable", "3", false, NOW).await), None);
         assert_eq!(set("stable", "1", false, NOW).await, older("3"));
-        // The order reaches up to all there is, whatever the clock says, and later releases are behind it.
+        // The order covers all releases so far, whatever the clock says. Later releases are not
+        // covered.
         assert_eq!(order(set("stable", "1", true, NOW - 9).await), Some(last));
-        assert!(matches!(set("stable", "1", true, NOW).await, SetChannelOutcome::Unchanged(_)), "said again");
-        // It was for that step and no other, up or down.
+        assert!(matches!(set("stable", "1", true, NOW).await, SetChannelOutcome::Unchanged(_)), "the same order again");
+        // The order was for that step only, up or down.
         assert_eq!(set("stable", "2", false, NOW).await, older("3"));
         assert_eq!(order(set("stable", "3", false, NOW).await), None);
         assert_eq!(order(set("stable", "2", true, NOW + 100).await), Some((NOW + 100) as u64 * 1000 + 999));
         push(&world.ingest, "4", &artifact(noise(15, 50_000))).await.expect("push");
         let four = db.release(&product, &name("4")).await.expect("read").expect("pushed").sequence;
         assert_eq!(four, (NOW + 101) as u64 * 1000);
-        // Now there is one to come back from that the order did not know.
+        // There is now a release that the earlier order did not cover.
         assert_eq!(order(set("stable", "2", true, NOW).await), Some(four));
 
-        // Removed and made again, it has not forgotten.
+        // A channel that is removed and made again keeps its history.
         assert!(db.remove_channel(&product, &name("stable"), &ci, NOW).await.expect("remove"));
         assert!(!db.remove_channel(&product, &name("stable"), &ci, NOW).await.expect("none"));
         assert_eq!(set("stable", "2", false, NOW).await, older("3"));
         assert_eq!(order(set("stable", "3", false, NOW).await), None);
-        assert_eq!(order(set("other", "1", false, NOW).await), None, "another channel has a way of its own");
+        assert_eq!(order(set("other", "1", false, NOW).await), None, "another channel has a history of its own");
 
         let history = async |before, limit| {
             let rows = db.channel_moves(&product, &name("stable"), before, limit).await.expect("read");
@@ -509,8 +512,8 @@ on_every_back_end! {
         assert_eq!(first, "->3 2>- 2>2! 3>2! 1>3");
         assert_eq!(history(last, 5).await.0, "3>1! ->3");
 
-        // A later change that is signed is taken over, with its order: which releases it had is not
-        // known, so it is the highest.
+        // A later change that is signed is taken over, and so is its order. The releases to which
+        // the channel pointed are not known, so the order's bound counts as the highest.
         let signed = ChannelRow {
             product: product.clone(), channel: name("stable"), version: name("1"), counter: 70,
             updated: NOW, downgrade_from: Some(four + 50),
@@ -526,7 +529,7 @@ on_every_back_end! {
         assert_eq!(order(set("stable", "5", false, NOW).await), None);
     }
 
-    async fn a_join_token_brings_in_as_many_nodes_as_it_says(world: World) {
+    async fn a_join_token_enrols_no_more_nodes_than_it_states(world: World) {
         let token = JoinTokenRow {
             public_key: "ab".repeat(32), role: "leaf".into(), uses_left: 2, expires: NOW + 10,
             label: "site 7".into(), created: NOW, revoked: None,
@@ -539,19 +542,19 @@ on_every_back_end! {
         assert!(matches!(take("a", NOW).await, JoinTokenUse::Taken(t) if t.uses_left == 1));
         assert!(matches!(take("a", NOW).await, JoinTokenUse::Again(t) if t.uses_left == 1));
         assert_eq!(take("late", NOW + 11).await, JoinTokenUse::Expired);
-        // Five nodes at once; one use is left.
+        // Five nodes enrol at once, and one use is left.
         let all = join_all(["b", "c", "d", "e", "f"].map(|node| take(node, NOW + 10))).await;
         assert_eq!(all.iter().filter(|u| matches!(u, JoinTokenUse::Taken(_))).count(), 1);
         assert_eq!(all.iter().filter(|u| **u == JoinTokenUse::UsedUp).count(), 4);
         assert_eq!(world.db.join_token_uses().await.expect("count")[&token.public_key], 2);
         assert!(world.db.revoke_join_token(&token.public_key, NOW + 7).await.expect("revoke"));
         assert!(!world.db.revoke_join_token("nobody", NOW).await.expect("revoke"));
-        // Nor for whom it brought in before.
+        // A revoked token does not work either for a node that it enrolled before.
         assert_eq!(take("a", NOW).await, JoinTokenUse::Revoked);
         assert_eq!(world.db.join_tokens().await.expect("list")[0].revoked, Some(NOW + 7));
     }
 
-    async fn nodes_and_api_tokens_keep_what_they_are_given(world: World) {
+    async fn nodes_and_api_tokens_are_stored_and_read_back(world: World) {
         let node = NodeRow {
             id: "0".repeat(32), public_key: vec![1, 2, 3], role: "relay".into(), label: "büro".into(),
             enrolled: NOW, cert_serial: "0a".into(), cert_expires: NOW + 86_400, revoked: None,
@@ -579,7 +582,7 @@ on_every_back_end! {
         assert_eq!(world.db.api_token(&[8; 32]).await.expect("read"), None);
     }
 
-    async fn of_two_admins_that_revoke_each_other_at_once_one_stays(world: World) {
+    async fn of_two_admins_that_revoke_each_other_at_once_one_remains(world: World) {
         for round in 0..8u8 {
             let admins = [[2 * round; 32], [2 * round + 1; 32]];
             for secret_sha256 in admins {
@@ -588,7 +591,7 @@ on_every_back_end! {
                     created: NOW, expires: None, revoked: None,
                 }).await.expect("put");
             }
-            // The one that stayed in the round before goes with them.
+            // The admin that remained in the round before is revoked, too.
             let before: Vec<_> = world.db.api_tokens().await.expect("list").into_iter()
                 .filter(|token| token.is_valid(NOW)).map(|token| token.secret_sha256).collect();
             let done = join_all(before.iter().map(|token| world.db.revoke_api_token(token, NOW))).await;
@@ -614,7 +617,7 @@ on_every_back_end! {
         assert_eq!(store.len("tuf/none").await.expect("len"), None);
         assert_eq!(world.objects().await, ["tuf/root.json"]);
         store.delete("tuf/root.json").await.expect("delete");
-        store.delete("tuf/root.json").await.expect("twice is no error");
+        store.delete("tuf/root.json").await.expect("a second delete is not an error");
         assert_eq!(world.objects().await, Vec::<String>::new());
     }
 
@@ -647,7 +650,7 @@ async fn a_damaged_pack_is_noticed_before_a_release_names_it() {
     world.end().await;
 }
 
-/// What the HTTP layer does with every call: hands it to the runtime. Compiles or not; never runs.
+/// Hands each call to the runtime, as the HTTP layer does. This has to compile and never runs.
 #[expect(dead_code, reason = "the check is that it compiles")]
 fn every_call_can_be_spawned(ingest: Ingest, chunks: Chunks, file: FileRequest, commit: CommitRequest) {
     let upload = UploadId::from_random([0; 16]);
@@ -665,7 +668,7 @@ fn every_call_can_be_spawned(ingest: Ingest, chunks: Chunks, file: FileRequest, 
 }
 
 #[tokio::test]
-async fn addresses_that_mean_nothing_say_what_to_write() {
+async fn errors_of_malformed_addresses_say_what_to_write() {
     for bad in ["", "sqlite:", "mysql://x", "/just/a/path"] {
         let error = Db::open(bad).await.expect_err(bad);
         assert!(error.to_string().contains("sqlite:PATH"), "{error}");
@@ -690,9 +693,9 @@ async fn temporary_files_of_interrupted_puts_are_swept() {
     world.end().await;
 }
 
-/// Kills a publisher's origin at random moments and looks at what is left.
+/// Kills a publisher's origin at random moments and checks the state that remains.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_acknowledged_survives_kill_9_and_what_was_not_is_swept() {
+async fn acknowledged_chunks_survive_kill_9_and_all_others_are_swept() {
     let directory = tempfile::tempdir().expect("tempdir");
     let me = std::env::current_exe().expect("own path");
     let mut acknowledged = 0;
@@ -708,9 +711,10 @@ async fn what_was_acknowledged_survives_kill_9_and_what_was_not_is_swept() {
         tokio::time::sleep(std::time::Duration::from_millis(150 + 90 * round)).await;
         child.start_kill().expect("kill");
         let out = child.wait_with_output().await.expect("wait");
-        let told = String::from_utf8_lossy(&out.stdout);
-        let told = told.lines().filter_map(|l| l.split("acknowledged ").nth(1)?.parse::<u64>().ok()).max();
-        acknowledged = acknowledged.max(told.unwrap_or(0));
+        let output = String::from_utf8_lossy(&out.stdout);
+        let output =
+            output.lines().filter_map(|l| l.split("acknowledged ").nth(1)?.parse::<u64>().ok()).max();
+        acknowledged = acknowledged.max(output.unwrap_or(0));
         eprintln!("round {round}: {acknowledged} chunks acknowledged before the kill");
 
         let world = World::open(directory.path()).await;
@@ -727,11 +731,11 @@ async fn what_was_acknowledged_survives_kill_9_and_what_was_not_is_swept() {
         }
         world.db.close().await;
     }
-    assert!(acknowledged > 0, "no child lived long enough to be told anything");
+    assert!(acknowledged > 0, "no child lived long enough to get an acknowledgement");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "run by what_was_acknowledged_survives_kill_9_and_what_was_not_is_swept"]
+#[ignore = "run by acknowledged_chunks_survive_kill_9_and_all_others_are_swept"]
 async fn child_that_ingests_until_killed() {
     let Ok(directory) = std::env::var("DISTD_TEST_CHILD_DIR") else { return };
     let world = World::open(std::path::Path::new(&directory)).await;
@@ -746,15 +750,15 @@ async fn child_that_ingests_until_killed() {
     tokio::time::sleep(std::time::Duration::from_secs(30)).await;
 }
 
-/// Highest resident memory of this process so far, MiB.
+/// Peak resident memory of this process so far, MiB.
 fn peak_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
     let line = status.lines().find(|l| l.starts_with("VmHWM:")).expect("Linux tells the peak");
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") / 1024
 }
 
-/// Measures; run with `--run-ignored only --no-capture`. `DISTD_MEASURE_MIB` of noise cut to a 4 KiB average: 5200 give
-/// as many chunks as 20 GB cut to 16 KiB.
+/// Measures; run with `--run-ignored only --no-capture`. `DISTD_MEASURE_MIB` MiB of noise are cut
+/// to an average of 4 KiB: 5200 give as many chunks as 20 GB cut to 16 KiB.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
 async fn measure_a_large_file() {

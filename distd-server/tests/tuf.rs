@@ -1,4 +1,4 @@
-//! The TUF repository and the device's client against each other, and against attackers.
+//! The TUF repository and the device's client, against each other and against attackers.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 mod tuf_cases;
@@ -30,7 +30,7 @@ fn wanted(s: &str) -> Wanted {
     s.parse().unwrap()
 }
 
-/// The origin's own answers.
+/// Source with the origin's own answers.
 struct Honest(Answerer);
 
 impl Honest {
@@ -46,7 +46,7 @@ impl MetadataSource for Honest {
     }
 }
 
-/// A parent that sends whatever it has, asked or not.
+/// Parent that sends all of its files, requested or not.
 struct Hostile(DirStore);
 
 impl Hostile {
@@ -85,7 +85,7 @@ impl Device {
 }
 
 #[tokio::test]
-async fn a_device_gets_a_channel_in_one_round_trip_and_nothing_when_nothing_changed() {
+async fn a_device_gets_a_channel_in_one_round_trip_and_no_files_if_nothing_changed() {
     let dir = tempfile::tempdir().unwrap();
     let repo = open(dir.path(), now()).await;
     publish(&repo, "1", 1, now()).await;
@@ -119,7 +119,7 @@ async fn a_device_gets_a_channel_in_one_round_trip_and_nothing_when_nothing_chan
 }
 
 #[tokio::test]
-async fn what_held_metadata_may_be_used_for_ends_when_it_expires() {
+async fn held_metadata_can_be_used_until_it_expires() {
     let dir = tempfile::tempdir().unwrap();
     let repo = open(dir.path(), now()).await;
     publish(&repo, "1", 1, now()).await;
@@ -133,14 +133,14 @@ async fn what_held_metadata_may_be_used_for_ends_when_it_expires() {
 }
 
 #[tokio::test]
-async fn a_clock_counts_as_behind_by_what_the_origin_signed_and_by_nothing_else() {
+async fn a_clock_counts_as_behind_only_by_a_time_that_the_origin_signed() {
     let dir = tempfile::tempdir().unwrap();
     let repo = open(dir.path(), now()).await;
     publish(&repo, "1", 1, now()).await;
     let store = dir.path().join("repo");
     let device = device(&store.join("1.root.json"));
     let at = async |source, now: u64| device.client.resolve(source, &wanted("os@1"), now).await;
-    // The clock was ahead once, with and without an answer that holds.
+    // The clock was ahead once, with and without an answer that is valid then.
     for ahead in [10 * 3600, 23 * 3600, 2 * DAY, 25 * DAY, 400 * DAY] {
         let _ = at(Honest::over(&store), now() + ahead).await;
         let _ = at(Arc::new(Offline), now() + ahead).await;
@@ -156,7 +156,7 @@ async fn a_clock_counts_as_behind_by_what_the_origin_signed_and_by_nothing_else(
 }
 
 #[tokio::test]
-async fn a_release_that_was_never_asked_for_costs_no_held_metadata_while_no_parent_answers() {
+async fn a_request_for_a_new_release_keeps_held_metadata_while_no_parent_answers() {
     let dir = tempfile::tempdir().unwrap();
     let repo = open(dir.path(), now()).await;
     publish(&repo, "1", 1, now()).await;
@@ -169,14 +169,15 @@ async fn a_release_that_was_never_asked_for_costs_no_held_metadata_while_no_pare
 }
 
 #[tokio::test]
-async fn every_attack_is_refused_for_its_own_reason_and_does_not_lock_the_device_out() {
+async fn every_attack_is_refused_for_its_own_reason_and_does_not_lock_out_the_device() {
     let dir = tempfile::tempdir().unwrap();
     let cases = tuf_cases::make(dir.path(), now()).await;
     let root = dir.path().join("root.json");
     for case in &cases {
         let device = device(&root);
         if !case.fresh {
-            // Another target than the one attacked: a verified copy would rightly be used.
+            // Asks for another target than the attacked one, of which a verified copy could rightly
+            // be used.
             device.get(Hostile::over(&dir.path().join("good")), "os@1").await.unwrap();
         }
         let what = case.target.replacen("releases/", "", 1).replace('/', "@");
@@ -186,7 +187,7 @@ async fn every_attack_is_refused_for_its_own_reason_and_does_not_lock_the_device
             (Err(e), Some(expected)) => {
                 let got = format!("{e:?}");
                 assert!(got.starts_with(expected), "{}: {} expected, got {got}", case.dir, expected);
-                // The message alone says what to do; the cause is not in it.
+                // The message alone says what to do; it does not contain the cause.
                 assert!(e.to_string().len() > 20);
             }
             _ => panic!("{} ({}): {result:?}", case.dir, case.about),
@@ -200,8 +201,9 @@ async fn a_refused_attack_leaves_the_device_able_to_use_the_honest_origin() {
     let cases = tuf_cases::make(dir.path(), now()).await;
     let device = device(&dir.path().join("root.json"));
     device.get(Hostile::over(&dir.path().join("good")), "os@2").await.unwrap();
-    // Attackers without a stolen key: what they send must change nothing for good. Nor must a timestamp that
-    // was refused for its snapshot's sake be remembered (CVE-2025-2888).
+    // These attackers have no stolen key, so nothing that they send may have a lasting effect. A
+    // timestamp that was refused because of its snapshot must not be remembered either
+    // (CVE-2025-2888).
     let unsigned = [
         "rolled-back-snapshot",
         "older-state",
@@ -221,7 +223,7 @@ async fn a_refused_attack_leaves_the_device_able_to_use_the_honest_origin() {
 }
 
 #[tokio::test]
-async fn after_a_key_rotation_the_old_state_stays_refused_however_often_it_is_tried() {
+async fn after_a_key_rotation_the_old_state_is_refused_on_every_attempt() {
     let dir = tempfile::tempdir().unwrap();
     tuf_cases::make(dir.path(), now()).await;
     let device = device(&dir.path().join("root.json"));
@@ -229,7 +231,8 @@ async fn after_a_key_rotation_the_old_state_stays_refused_however_often_it_is_tr
     let rotated = device.get(Hostile::over(&dir.path().join("rotated")), "os@2").await.unwrap();
     assert_eq!(rotated.manifest, root_node(2).1);
     for _ in 0..3 {
-        // Without the new roots: the device must not fall back to the root it was enrolled with.
+        // The new roots are missing here. The device must not fall back to the root of its
+        // enrolment.
         let result = device.get(Hostile::over(&dir.path().join("good")), "os@2").await;
         assert!(matches!(result, Err(TufError::BadSignature { .. })), "{result:?}");
     }
@@ -326,7 +329,7 @@ async fn a_list_of_patch_sets_is_published_replaced_and_removed() {
     assert_eq!(listed().await, Some(1));
     assert_eq!(set(json("os", 64)).await.unwrap(), Published::Changed);
     assert_eq!(listed().await, Some(64));
-    // Someone else's, unreadable, or longer than a device takes.
+    // A list of another product, an unreadable one, and one that is longer than a device accepts.
     for bad in [json("other", 1), Bytes::from_static(b"{}"), json("os", 250)] {
         assert!(matches!(set(bad).await, Err(PublishError::Patches { .. })));
     }
@@ -335,7 +338,7 @@ async fn a_list_of_patch_sets_is_published_replaced_and_removed() {
 }
 
 #[tokio::test]
-async fn refreshing_signs_only_what_runs_out_and_prunes_after_a_day() {
+async fn a_refresh_signs_only_metadata_that_expires_soon_and_prunes_after_a_day() {
     let dir = tempfile::tempdir().unwrap();
     let start = now();
     let repo = open(dir.path(), start).await;
@@ -347,7 +350,7 @@ async fn refreshing_signs_only_what_runs_out_and_prunes_after_a_day() {
     assert_eq!(quiet.next, start + 16 * 3600);
     let next = repo.refresh(quiet.next).await.unwrap();
     assert_eq!(next.signed, ["timestamp"]);
-    assert!(store.get("1.snapshot.json").await.unwrap().is_some(), "kept for a day");
+    assert!(store.get("1.snapshot.json").await.unwrap().is_some(), "the old file is kept for a day");
     let later = repo.refresh(start + 2 * DAY).await.unwrap();
     assert!(later.pruned >= 3, "{later:?}");
     assert!(store.get("1.snapshot.json").await.unwrap().is_none());
@@ -366,7 +369,7 @@ async fn refreshing_signs_only_what_runs_out_and_prunes_after_a_day() {
 }
 
 #[tokio::test]
-async fn a_root_key_kept_elsewhere_is_missed_only_when_the_root_is_due() {
+async fn a_root_key_kept_elsewhere_is_needed_only_when_the_root_is_due() {
     let dir = tempfile::tempdir().unwrap();
     let start = now();
     drop(open(dir.path(), start).await);
@@ -394,7 +397,7 @@ async fn a_repository_altered_in_its_store_is_never_signed_again() {
     std::fs::write(&file, text).unwrap();
     assert!(repo.refresh(now() + DAY).await.is_err());
     let custom = serde_json::Map::new();
-    // Where the altered file is looked at: another release of the same bin.
+    // Another release of the same bin, whose publication reads the altered file.
     let beside =
         (2_u32..).find(|n| release_roles(&format!("releases/os/{n}")) == release_roles("releases/os/1"));
     let beside = name(&beside.expect("some").to_string());
@@ -403,7 +406,7 @@ async fn a_repository_altered_in_its_store_is_never_signed_again() {
 }
 
 #[tokio::test]
-async fn a_root_that_somebody_put_into_the_store_is_none_of_the_realms() {
+async fn a_foreign_root_in_the_store_is_not_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let repo = open(&dir.path().join("ours"), now()).await;
     publish(&repo, "1", 1, now()).await;
@@ -411,18 +414,18 @@ async fn a_root_that_somebody_put_into_the_store_is_none_of_the_realms() {
     thief.rotate_key(RotatableRole::Timestamp, now()).await.unwrap();
     let (ours, theirs) = (dir.path().join("ours"), dir.path().join("theirs/repo"));
     let honest = repo.roots().await.unwrap();
-    // Beside ours: the next one, signed by keys of its own.
+    // In addition to ours: a next root, signed by its own keys.
     std::fs::copy(theirs.join("2.root.json"), ours.join("repo/2.root.json")).unwrap();
     drop(repo);
     let repo = open(&ours, now()).await;
     let roots = repo.roots().await.unwrap();
     assert_eq!((roots.newest, roots.sha256), (honest.newest, honest.sha256));
     publish(&repo, "2", 2, now()).await;
-    // A rotation puts the real one in its place.
+    // A rotation replaces it with the real one.
     repo.rotate_key(RotatableRole::Timestamp, now()).await.unwrap();
     assert_eq!(repo.roots().await.unwrap().sha256.len(), 2);
     drop(repo);
-    // In place of ours: the whole repository of another.
+    // In place of ours: the whole repository of another realm.
     for entry in std::fs::read_dir(&theirs).unwrap() {
         let path = entry.unwrap().path();
         if path.is_file() {
@@ -434,7 +437,7 @@ async fn a_root_that_somebody_put_into_the_store_is_none_of_the_realms() {
     assert!(opened.is_err(), "another realm's first root");
 }
 
-/// Counts what is written.
+/// Store that counts the written files and bytes.
 struct Counting {
     inner: DirStore,
     bytes: AtomicU64,
@@ -459,7 +462,7 @@ impl MetadataStore for Counting {
     }
 }
 
-/// A release whose signed fields are as long as real ones and as little alike.
+/// Release whose signed fields are as long as real ones and have as little in common.
 fn release(version: u32) -> Change {
     let mut custom = serde_json::Map::new();
     let hash = hex::encode(distd_peer::trust::token::sha256(&version.to_be_bytes()));
@@ -490,14 +493,14 @@ async fn ten_thousand_releases_cost_a_device_and_a_publication_no_more_than_ten(
     let written = store.bytes.load(Ordering::SeqCst) - before.0;
     let writes = store.writes.load(Ordering::SeqCst) - before.1;
     assert!(written <= 64 << 10, "a publication writes {written} bytes");
-    // The target, its bin, the snapshot, the timestamp.
+    // The four files are the target, its bin, the snapshot and the timestamp.
     assert_eq!(writes, 4);
     let updated = device.get(Honest::over(&at), "many@10001").await.unwrap();
     assert_eq!(updated.cost.round_trips, 1);
     assert!(updated.cost.received_bytes <= 8 << 10, "a device receives {:?}", updated.cost);
     println!("with 10 000 releases: {written} bytes written, {:?}", updated.cost);
 
-    // Another instance goes on from what is there, and keeps everything when it looks after it.
+    // Another instance continues with the files in the store, and its refresh keeps all of them.
     let again = TufRepository::open(store.clone(), &keys, Options::default(), now()).await.unwrap();
     again.refresh(now()).await.unwrap();
     again.refresh(now() + 2 * DAY).await.unwrap();
@@ -507,7 +510,8 @@ async fn ten_thousand_releases_cost_a_device_and_a_publication_no_more_than_ten(
     }
 }
 
-/// Files as `tough` asks for them, which puts a target's hash before the whole name.
+/// Source of files by the names for which `tough` asks: with a target's hash in front of the whole
+/// name.
 #[derive(Clone, Debug)]
 struct Earlier(std::path::PathBuf);
 
@@ -523,7 +527,7 @@ impl tough::Transport for Earlier {
 }
 
 #[tokio::test]
-async fn a_device_of_an_earlier_release_which_reads_all_roles_finds_every_release() {
+async fn a_device_of_an_earlier_version_that_reads_all_roles_finds_every_release() {
     let dir = tempfile::tempdir().unwrap();
     let repo = open(dir.path(), now()).await;
     for version in 1..=9_u8 {
@@ -540,7 +544,8 @@ async fn a_device_of_an_earlier_release_which_reads_all_roles_finds_every_releas
         let target = tough::TargetName::new(&wanted).unwrap();
         assert!(loaded.targets().signed.find_target(&target, false).is_ok(), "{wanted}");
     }
-    // Its question names every role it holds, and is answered with what is new of all of them.
+    // The query of such a device names every role that it holds, and the answer has the news of all
+    // of them.
     let names: Vec<_> = (0..16_u8)
         .flat_map(|node| (0..32_u8).map(move |bin| (format!("releases-{node:x}-{bin:02x}"), 1)))
         .collect();
@@ -552,7 +557,7 @@ async fn a_device_of_an_earlier_release_which_reads_all_roles_finds_every_releas
     assert!(files.iter().any(|(name, _)| name.ends_with(".channels.json")), "{files:?}");
 }
 
-/// Fails every write from the nth on, as if the process had been killed before it.
+/// Store that fails every write from the nth on, as if the process had been killed before it.
 struct Killed {
     inner: DirStore,
     writes_left: AtomicU64,
@@ -577,7 +582,7 @@ impl MetadataStore for Killed {
 }
 
 #[tokio::test]
-async fn a_kill_between_any_two_writes_leaves_a_repository_that_verifies_and_goes_on() {
+async fn a_kill_between_any_two_writes_leaves_a_repository_that_verifies_and_can_continue() {
     for writes in 0.. {
         let dir = tempfile::tempdir().unwrap();
         let store = dir.path().join("repo");
@@ -601,13 +606,13 @@ async fn a_kill_between_any_two_writes_leaves_a_repository_that_verifies_and_goe
         };
         let finished = story.await.is_some();
         let before = store.join("1.root.json");
-        // What devices see right now, before anything is repaired.
+        // Devices see this state now, before anything is repaired.
         if store.join("timestamp.json").exists() {
             let result = device(&before).get(Honest::over(&store), "os@1").await;
             let fine = matches!(result, Ok(_) | Err(TufError::UnknownTarget(_)));
             assert!(fine, "after {writes} writes: {result:?}");
         }
-        // The next start goes on from there.
+        // The next start continues from there.
         let repo = open(dir.path(), now()).await;
         let none = serde_json::Map::new();
         repo.publish_release(&name("os"), &name("1"), root_node(1).0, none.clone(), now()).await.unwrap();
@@ -615,7 +620,7 @@ async fn a_kill_between_any_two_writes_leaves_a_repository_that_verifies_and_goe
         let resolved = device(&before).get(Honest::over(&store), "os@2").await;
         assert_eq!(resolved.unwrap().manifest, root_node(2).1, "after {writes} writes");
         if finished {
-            assert!(writes > 20, "the story has more writes than that");
+            assert!(writes > 20, "the test has more writes than that");
             break;
         }
     }

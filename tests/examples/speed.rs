@@ -1,5 +1,5 @@
-//! Throughput of QUIC alone with distd's own settings and certificates, and a bad link to try it on;
-//! for `tests/bench/speed.sh`.
+//! Throughput of QUIC alone with distd's own settings and certificates, and a bad link to try it
+//! on; for `tests/bench/speed.sh`.
 //!
 //! ```text
 //! speed serve STATE LISTEN
@@ -7,13 +7,14 @@
 //! speed impair LISTEN TARGET LOSS% DELAY_MS MBIT QUEUE_MS
 //! ```
 //!
-//! `serve` sends as many bytes as it is asked for, with the STATE of an enrolled relay. `fetch` asks
-//! for them and prints seconds and MB/s, with the STATE of an enrolled device.
+//! `serve` sends the number of bytes that a client requests, with the STATE of an enrolled relay.
+//! `fetch` requests them and prints seconds and MB/s, with the STATE of an enrolled device.
 //!
-//! Settings for these two: `--congestion cubic|newreno|bbr|follow`, `--window MIB` (of a connection,
-//! half of it a stream), `--mtu BYTES`, `--file PATH`. With `--file`, `serve` reads the bytes from
-//! PATH, and `fetch` hashes them in pieces, writes them to PATH, reads them back and hashes them once
-//! more: the rest of QUIC's speed for a program that receives a file as distd does.
+//! Settings for these two: `--congestion cubic|newreno|bbr|follow`, `--window MIB` (of a
+//! connection, half of it a stream), `--mtu BYTES`, `--file PATH`. With `--file`, `serve` reads the
+//! bytes from PATH, and `fetch` hashes them in pieces, writes them to PATH, reads them back and
+//! hashes them once more: the rest of QUIC's speed for a program that receives a file as distd
+//! does.
 
 use std::error::Error;
 use std::fs::File;

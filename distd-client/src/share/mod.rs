@@ -1,5 +1,6 @@
-//! A device's part in the exchange of its site: the artifacts it serves ([`artifacts`], [`installed`])
-//! and how far its packets may go ([`connectivity`]). [`agent`] is a process that only serves.
+//! A device's part in the exchange of its site: the artifacts that it serves ([`artifacts`],
+//! [`installed`]), and how far its packets may go ([`connectivity`]). [`agent`] is a process that
+//! only serves.
 
 pub mod agent;
 mod artifacts;

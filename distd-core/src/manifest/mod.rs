@@ -30,11 +30,11 @@
 //!  [1 A] [2 B] [3 C]           [1 A] [4 D] [3 C]  each [id, chunk hash, 4096]
 //! ```
 //!
-//! The signature is TUF's, over the metadata that states the root's length and hash; no node carries
-//! one. Three entries are fewer than [`NODE_ENTRIES_MIN`], so there is one leaf: the last node of a
-//! level may be short. A device that holds release 1 gets the new root as a TUF target, finds one
-//! leaf missing and requests it. The leaf travels compact: ids 1 and 3 as one byte each, chunk D as
-//! its id, length and hash.
+//! The signature is TUF's, over the metadata that states the root's length and hash; no node
+//! carries one. Three entries are fewer than [`NODE_ENTRIES_MIN`], so there is one leaf: the last
+//! node of a level may be short. A device that holds release 1 gets the new root as a TUF target,
+//! finds one leaf missing and requests it. The leaf travels compact: ids 1 and 3 as one byte each,
+//! chunk D as its id, length and hash.
 //!
 //! ```
 //! use distd_core::cut::CutParams;

@@ -72,8 +72,8 @@ fn bound(what: &'static str, bytes: usize, max: usize) -> Result<(), PatchError>
 /// Returns a payload that makes [`decode`] return `target` when given `base`. `None` if no payload
 /// is within the limits; the caller then splits the target or sends chunks.
 ///
-/// At level 19 this takes about 0.3 s per MiB of base and target, [`PatchMethod::Suffix`] a quarter of
-/// that, and up to 300 MB of memory for the largest base.
+/// At level 19 this takes about 0.3 s per MiB of base and target, [`PatchMethod::Suffix`] a quarter
+/// of that, and up to 300 MB of memory for the largest base.
 pub fn encode(codec: PatchMethod, base: &[u8], target: &[u8], effort: Effort) -> Option<Vec<u8>> {
     bound("base", base.len(), PATCH_BASE_BYTES_MAX).ok()?;
     bound("target", target.len(), PATCH_TARGET_BYTES_MAX).ok()?;

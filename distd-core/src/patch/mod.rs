@@ -52,7 +52,8 @@
 //!
 //! // Origin: encode the payload and describe it in the index.
 //! let base = [a, b, c].concat();
-//! let payload = encode(PatchMethod::Suffix, &base, &b2, Effort::default()).expect("within the limits");
+//! let payload = encode(PatchMethod::Suffix, &base, &b2, Effort::default());
+//! let payload = payload.expect("within the limits");
 //! assert!(payload.len() < 100);
 //! let index = SetIndex {
 //!     from: ManifestId([1; 32]),

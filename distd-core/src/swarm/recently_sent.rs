@@ -1,5 +1,5 @@
-//! [`RecentlySent`]: chunks a node sent to a site recently. When many askers come at once, each chunk is
-//! sent once.
+//! [`RecentlySent`]: chunks that a node sent to a site recently. When many askers come at once,
+//! each chunk is sent once.
 
 use std::collections::VecDeque;
 use std::time::Duration;

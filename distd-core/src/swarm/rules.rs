@@ -53,8 +53,8 @@ pub const UPLOAD_SLOTS: usize = 128;
 pub const UPLOAD_SLOT_WAIT: Duration = Duration::from_secs(5);
 
 /// Number of batches answered at once from which a node suppresses duplicates: it leaves to
-/// neighbours the chunks it sent them recently ([`RecentlySent`](super::RecentlySent)). With fewer batches, its
-/// link has room for all copies.
+/// neighbours the chunks that it sent them recently ([`RecentlySent`](super::RecentlySent)). With
+/// fewer batches, its link has room for all copies.
 pub const CROWD: usize = 32;
 
 /// How long an asker waits for its relay's parent.

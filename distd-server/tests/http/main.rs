@@ -1,4 +1,5 @@
-//! The HTTP API of a whole origin on port 0: TLS, tokens, both ways in, and everything callers get wrong.
+//! The HTTP API of a whole origin on port 0: TLS, tokens, both kinds of upload, and mistakes of
+//! callers.
 
 mod process;
 mod products;

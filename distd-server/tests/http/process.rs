@@ -1,4 +1,4 @@
-//! The running origin: its state, restarts, foreign realms, many callers.
+//! The running origin: its state, restarts, foreign realms, and many callers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::world::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn its_state_is_told_without_a_token() {
+async fn the_state_is_shown_without_a_token() {
     let world = World::new().await;
     let health = world.bare(Method::GET, "/healthz").send().await.expect("answer");
     assert_eq!((health.status().as_u16(), health.text().await.expect("text")), (200, "ok\n".to_owned()));
@@ -40,7 +40,7 @@ async fn its_state_is_told_without_a_token() {
         assert!(metrics.lines().any(|l| l == line), "{line} in\n{metrics}");
     }
 
-    // The database goes away.
+    // The database fails.
     world.running.origin.db().close().await;
     let response = world.bare(Method::GET, "/readyz").send().await.expect("answer");
     assert_eq!(response.status(), 503);
@@ -52,7 +52,7 @@ async fn its_state_is_told_without_a_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn started_again_it_carries_on_and_a_second_process_is_refused() {
+async fn a_restarted_origin_continues_and_a_second_process_is_refused() {
     let world = World::new().await;
     let (_, release) = world.put_content("os", "1", noise(11, 100_000)).await;
     match start(&settings(world.directory.path(), &[])).await {
@@ -75,10 +75,10 @@ async fn started_again_it_carries_on_and_a_second_process_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_foreign_realm_is_not_believed_and_plain_http_stays_on_loopback() {
+async fn a_foreign_realm_is_refused_and_plain_http_stays_on_loopback() {
     let world = World::new().await;
-    let stranger = https([9; 32]).get(world.url("/healthz")).send().await;
-    assert!(stranger.is_err(), "a certificate of a realm that was not asked for");
+    let foreign = https([9; 32]).get(world.url("/healthz")).send().await;
+    assert!(foreign.is_err(), "a certificate of another realm");
     let plain = Client::builder()
         .tls_backend_preconfigured(https_client(&TrustAnchor::Fingerprint([0; 32])))
         .build()
@@ -120,9 +120,9 @@ async fn many_callers_at_once_are_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_do_nothing_lock_nobody_out() {
+async fn idle_connections_lock_nobody_out() {
     let world = World::new().await;
-    // From many addresses, and more than there are places.
+    // They come from many addresses, and they are more than there are slots.
     let mut idle = Vec::new();
     for n in 0..600u32 {
         let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
@@ -130,7 +130,7 @@ async fn connections_that_do_nothing_lock_nobody_out() {
         socket.bind((from, 0).into()).expect("a loopback address");
         idle.push(socket.connect(world.running.http).await.expect("connected"));
     }
-    // Nor do enrolments that drip: they need no token.
+    // Enrolments that send slowly lock nobody out either; they need no token.
     let (_tx, rx) = futures::channel::mpsc::unbounded::<Result<Vec<u8>, std::io::Error>>();
     let drip = world.bare(Method::POST, "/v1/enroll").header("content-length", 1000);
     let drip = tokio::spawn(drip.body(reqwest::Body::wrap_stream(rx)).send());

@@ -14,14 +14,14 @@ use serde_json::{Value, json};
 use crate::world::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn products_are_made_once_and_cut_as_told() {
+async fn products_are_made_once_and_cut_with_their_parameters() {
     let world = World::new().await;
     let cut = json!({"min": 1024, "avg": 4096, "max": 8192});
     let (status, product) =
         world.json(Method::POST, "/v1/products", Some(json!({"name": "os", "cut": cut}))).await;
     assert_eq!((status, &product["cut"]), (StatusCode::CREATED, &cut));
     let (status, product) = world.json(Method::POST, "/v1/products", Some(json!({"name": "os"}))).await;
-    assert_eq!((status, &product["cut"]), (StatusCode::OK, &cut), "what was not said stays");
+    assert_eq!((status, &product["cut"]), (StatusCode::OK, &cut), "the cut stays if the request has none");
     let other = json!({"min": 2048, "avg": 4096, "max": 8192});
     let (status, product) =
         world.json(Method::POST, "/v1/products", Some(json!({"name": "os", "cut": other}))).await;
@@ -68,7 +68,7 @@ async fn channels_move_and_are_signed() {
     let (status, error) = world.json(Method::PUT, elsewhere, Some(json!({"version": "1"}))).await;
     assert_eq!((status, &error["error"]["code"]), (StatusCode::NOT_FOUND, &json!("unknown_product")));
 
-    // TUF has them, without a token.
+    // TUF lists them, without a token.
     let timestamp = world.bare(Method::GET, "/tuf/timestamp.json").send().await.expect("answer");
     assert_eq!(timestamp.headers()["cache-control"], "no-cache");
     let timestamp: Value = timestamp.json().await.expect("JSON");
@@ -86,7 +86,7 @@ async fn channels_move_and_are_signed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_channel_goes_back_only_by_a_token_for_that_and_its_history_says_so() {
+async fn a_channel_goes_back_only_with_a_token_for_that_and_its_history_shows_it() {
     let world = World::new().await;
     for version in ["1", "2"] {
         assert_eq!(
@@ -111,13 +111,14 @@ async fn a_channel_goes_back_only_by_a_token_for_that_and_its_history_says_so() 
     assert!(error["error"]["next"].to_string().contains("downgrade"), "{error}");
     let (status, error) = put(&orderer, json!({"version": "1", "downgrade": false})).await;
     assert_eq!((status, &error["error"]["code"]), (StatusCode::CONFLICT, &json!("downgrade")));
-    // Whoever steals a token that moves channels leads no device back, by removing the channel first neither.
+    // A stolen token that moves channels cannot lead devices back, not even by removing the channel
+    // first.
     let (status, error) = put(&mover, json!({"version": "1", "downgrade": true})).await;
     assert_eq!((status, &error["error"]["code"]), (StatusCode::FORBIDDEN, &json!("forbidden")));
     let removed = world.bare(Method::DELETE, path).bearer_auth(&mover).send().await.expect("an answer");
     assert_eq!(removed.status(), StatusCode::NO_CONTENT);
     assert_eq!(put(&mover, json!({"version": "1"})).await.0, StatusCode::CONFLICT);
-    // The right to order without the one to move is no right.
+    // The scope to order a downgrade is of no use without the scope to move channels.
     let alone = world.token_for("downgrade", "*", None).await;
     assert_eq!(put(&alone, json!({"version": "1", "downgrade": true})).await.0, StatusCode::FORBIDDEN);
     let (status, channel) = put(&orderer, json!({"version": "1", "downgrade": true})).await;
@@ -146,10 +147,10 @@ async fn a_channel_goes_back_only_by_a_token_for_that_and_its_history_says_so() 
     let (_, tokens) = world.get("/v1/tokens").await;
     let ids: Vec<_> = tokens["tokens"].as_array().expect("a list").iter().map(|t| t["id"].clone()).collect();
     assert!(ids.contains(&changes[0]["token"]), "{all}");
-    // No part of a secret is in it.
+    // The history contains no part of a secret.
     assert!(!all.to_string().contains("distd-api"), "{all}");
 
-    // Page by page.
+    // The history is read page by page.
     let (_, page) = world.get(&format!("{history}?limit=2")).await;
     assert_eq!(page["changes"].as_array().expect("a list")[..], changes[..2]);
     let (_, rest) = world.get(&format!("{history}?limit=2&before={}", page["before"])).await;
@@ -167,7 +168,7 @@ async fn a_channel_goes_back_only_by_a_token_for_that_and_its_history_says_so() 
     assert_eq!((status, end["changes"].as_array().map(Vec::len)), (StatusCode::OK, Some(3)));
 }
 
-/// What is signed beside a release of `os`.
+/// Fields that are signed beside a release of `os`.
 async fn signed(directory: &Path, version: &str) -> Value {
     let repository = repository(directory).await;
     let listed = repository.listed().await.expect("listed");
@@ -184,7 +185,7 @@ async fn repository(directory: &Path) -> TufRepository {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn releases_signed_without_a_number_get_theirs_at_the_next_start_and_signed_numbers_hold() {
+async fn releases_signed_without_a_number_get_one_at_the_next_start_and_signed_numbers_stay() {
     let world = World::new().await;
     for version in ["1", "2"] {
         let image = noise(60 + u64::from(version.as_bytes()[0]), 50_000);
@@ -200,7 +201,8 @@ async fn releases_signed_without_a_number_get_theirs_at_the_next_start_and_signe
     let was = signed(world.directory.path(), "1").await;
     assert_eq!(was["sequence"], one);
 
-    // As an origin of before signed the first, and the second with another number than the database has.
+    // An origin of an earlier version signed the first release without a number. The second one is
+    // signed with another number than the database has.
     let mut without = was.as_object().expect("a map").clone();
     without.remove("sequence");
     let mut other = signed(world.directory.path(), "2").await.as_object().expect("a map").clone();
@@ -218,9 +220,9 @@ async fn releases_signed_without_a_number_get_theirs_at_the_next_start_and_signe
     assert_eq!(signed(directory.path(), "1").await["sequence"], Value::Null);
 
     let world = World::open(directory).await;
-    assert_eq!(signed(world.directory.path(), "1").await, was, "its own number, and all that was beside it");
+    assert_eq!(signed(world.directory.path(), "1").await, was, "its own number, and all other fields");
     assert_eq!(number(&world, "2").await, two + 1000);
     assert_eq!(world.put_content("os", "3", noise(70, 50_000)).await.0, StatusCode::CREATED);
-    assert_eq!(number(&world, "3").await, two + 1001, "behind all that devices know");
+    assert_eq!(number(&world, "3").await, two + 1001, "after all numbers that devices know");
     assert_eq!(signed(world.directory.path(), "3").await["sequence"], two + 1001);
 }

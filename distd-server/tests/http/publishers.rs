@@ -1,4 +1,5 @@
-//! Publishers are apart: by product, by upload, by what they know of, and by what they may take.
+//! Separation of publishers: by product, by upload, by the chunks that they may know of, and by
+//! quota.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,20 +11,20 @@ use serde_json::{Value, json};
 
 use crate::world::*;
 
-/// What a route does with a token that has the right scope.
+/// Rule of a route for a token that has the right scope.
 #[derive(Clone, Copy, PartialEq)]
 enum About {
-    /// It is about one product: another's is refused (403).
+    /// The route is about one product; another product is refused (403).
     Product,
-    /// It is about an upload or object: another's is not there (404).
+    /// The route is about an upload or object; another one does not exist for the token (404).
     Thing,
-    /// It lists what the token is for.
+    /// The route lists the items for which the token is valid.
     List,
-    /// It needs no token, or only admins may.
+    /// The route needs no token, or only admins may use it.
     Nothing,
 }
 
-/// Every route, with the scope it needs.
+/// Every route, with the scope that it needs.
 const ROUTES: [(&str, &str, &str, About); 39] = [
     ("GET", "/healthz", "", About::Nothing),
     ("GET", "/readyz", "", About::Nothing),
@@ -62,7 +63,7 @@ const ROUTES: [(&str, &str, &str, About); 39] = [
     ("POST", "/v1/nodes/{id}/revoke", "admin", About::Nothing),
     ("POST", "/v1/enroll", "", About::Nothing),
     ("GET", "/tuf/{path}", "", About::Nothing),
-    // Last: they take away what the others are asked for.
+    // These routes come last, because they delete what the others need.
     ("DELETE", "/v1/products/{product}/channels/{channel}", "channel", About::Product),
     ("DELETE", "/v1/products/{product}/releases/{version}", "publish", About::Product),
 ];
@@ -79,7 +80,7 @@ async fn each_route_keeps_scopes_and_products_apart() {
     let here: BTreeSet<_> = ROUTES.iter().map(|(m, p, ..)| ((*m).to_owned(), (*p).to_owned())).collect();
     assert_eq!(here, documented, "every route is in the table, and no other");
 
-    // One product of one team, with a release, a channel and an upload.
+    // One product of another team, with a release, a channel and an upload.
     world.put_content("theirs", "1", noise(30, 200_000)).await;
     world.json(Method::PUT, "/v1/products/theirs/channels/stable", Some(json!({"version": "1"}))).await;
     let (_, release) = world.get("/v1/products/theirs/releases/1").await;
@@ -111,7 +112,7 @@ async fn each_route_keeps_scopes_and_products_apart() {
             if method == "GET" { request } else { request.body(body) }
         };
         let status = async |token: String| call(&token).send().await.expect("an answer").status().as_u16();
-        // The scope is needed, whatever the products.
+        // The scope is needed, whatever the token's products are.
         for other in ["read", "publish", "channel", "downgrade"].into_iter().filter(|other| *other != scope) {
             let got = status(world.token_for(other, "*", None).await).await;
             assert_eq!(got, 403, "{method} {path} with {other} alone");
@@ -126,7 +127,7 @@ async fn each_route_keeps_scopes_and_products_apart() {
             About::List | About::Nothing => 200,
         };
         assert_eq!(got, wanted, "{method} {path} with {scope} for another product");
-        // A product that is not there gets the same answer.
+        // The answer is the same for a product that does not exist.
         if about == About::Product && path != "/v1/products" {
             let token = world.token_for(scope, "mine", None).await;
             let path = path.replace("theirs", "nobodys");
@@ -134,7 +135,8 @@ async fn each_route_keeps_scopes_and_products_apart() {
             let request = world.bare(method.parse().expect("a method"), &path).bearer_auth(token).body(body);
             assert_eq!(request.send().await.expect("an answer").status().as_u16(), 403, "{method} {path}");
         }
-        // For the product it is: anything but a refusal of the token. Uploads are their token's alone.
+        // The right product gives any answer but a refusal of the token. An upload belongs to its
+        // token alone.
         let got = status(world.token_for(scope, "the*", None).await).await;
         let own = about != About::Thing || scope == "read";
         assert_eq!(!matches!(got, 401 | 403 | 404), own, "{method} {path} with {scope}: {got}");
@@ -144,7 +146,7 @@ async fn each_route_keeps_scopes_and_products_apart() {
     assert_eq!(list["products"], json!([]));
 }
 
-/// An upload of one token.
+/// Begins an upload with a token.
 async fn begin(world: &World, token: &str, product: &str, version: &str) -> (StatusCode, Value) {
     let path = format!("/v1/products/{product}/releases/{version}/uploads");
     answer(world.bare(Method::POST, &path).bearer_auth(token)).await
@@ -168,7 +170,7 @@ fn hashes(hashes: &[ChunkHash]) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_is_its_tokens_alone() {
+async fn an_upload_belongs_to_its_token_alone() {
     let world = World::new().await;
     let (one, two) =
         (world.token_for("publish", "os", None).await, world.token_for("publish", "os", None).await);
@@ -176,14 +178,14 @@ async fn an_upload_is_its_tokens_alone() {
     let (_, first) = begin(&world, &one, "os", "7").await;
     let (status, second) = begin(&world, &two, "os", "7").await;
     assert_eq!((status, &second["resumed"]), (StatusCode::OK, &json!(false)));
-    assert_ne!(first["upload"], second["upload"], "nobody gets another's upload, nor keeps anybody out");
+    assert_ne!(first["upload"], second["upload"], "no token gets another's upload or keeps another out");
     assert_eq!(begin(&world, &one, "os", "7").await.1["resumed"], true);
 
     let all = image.records(&vec![true; image.chunks.len()]);
     let admin = world.token.clone();
-    for stranger in [&two, &admin] {
+    for other in [&two, &admin] {
         for (what, body) in [("missing", Vec::new()), ("chunks", all.clone()), ("commit", image.commit())] {
-            assert_eq!(post(&world, stranger, &first, what, body).await.0, StatusCode::NOT_FOUND, "{what}");
+            assert_eq!(post(&world, other, &first, what, body).await.0, StatusCode::NOT_FOUND, "{what}");
         }
     }
     let path = format!("/v1/uploads/{}", text(&first["upload"]));
@@ -191,7 +193,7 @@ async fn an_upload_is_its_tokens_alone() {
     assert_eq!(abort(&two).await.expect("answer").status(), StatusCode::NOT_FOUND);
     assert_eq!(post(&world, &one, &first, "chunks", all.clone()).await.0, StatusCode::OK);
 
-    // Admins see both, with what they hold, and may end them.
+    // Admins see both uploads with their sizes, and may abort them.
     let (_, open) = world.get("/v1/uploads").await;
     let open = open["uploads"].as_array().expect("a list");
     assert_eq!(open.len(), 2);
@@ -203,7 +205,7 @@ async fn an_upload_is_its_tokens_alone() {
     assert_eq!(abort(&admin).await.expect("answer").status(), StatusCode::NO_CONTENT);
     assert_eq!(world.packs().len(), 0);
 
-    // A token that is revoked takes its uploads along.
+    // The revocation of a token aborts its uploads.
     assert_eq!(post(&world, &two, &second, "chunks", all).await.0, StatusCode::OK);
     let (_, open) = world.get("/v1/uploads").await;
     let id = text(&open["uploads"][0]["token"]);
@@ -224,38 +226,35 @@ async fn a_chunk_of_another_team_is_neither_confirmed_nor_released_by_its_hash()
         assert_eq!(status, StatusCode::OK);
         (0..secret.chunks.len()).filter(|i| bitmap[i / 8] & (0x80 >> (i % 8)) != 0).count()
     };
-    assert_eq!(
-        wanted(&mine, &upload).await,
-        secret.chunks.len(),
-        "all of them are missing, as far as it knows"
-    );
+    assert_eq!(wanted(&mine, &upload).await, secret.chunks.len(), "for this token all of them are missing");
     let (status, body) = post(&world, &mine, &upload, "commit", secret.commit()).await;
     assert_eq!(status, StatusCode::CONFLICT, "{}", String::from_utf8_lossy(&body));
 
-    // Whoever has the bytes may send them: they are taken, and the release is whole.
+    // A publisher who has the bytes may send them. The origin accepts them, and the release is
+    // whole.
     let all = secret.records(&vec![true; secret.chunks.len()]);
     assert_eq!(post(&world, &mine, &upload, "chunks", all).await.0, StatusCode::OK);
-    assert_eq!(wanted(&mine, &upload).await, 0, "what it sent it knows");
+    assert_eq!(wanted(&mine, &upload).await, 0, "the token knows the chunks that it has sent");
     let (status, body) = post(&world, &mine, &upload, "commit", secret.commit()).await;
     assert_eq!(status, StatusCode::CREATED, "{}", String::from_utf8_lossy(&body));
-    // They were stored once: the second pack held nothing new.
+    // The chunks are stored once: the second pack had no new chunk.
     assert_eq!(world.packs().len(), 1);
-    // From then on the team knows them, in any of its products.
+    // From now on the team knows the chunks, in all of its products.
     let (_, next) = begin(&world, &mine, "mine-other", "1").await;
     assert_eq!(wanted(&mine, &next).await, 0);
-    // A token for all products knew them all the time.
+    // A token for all products has known them from the start.
     let all = world.token_for("publish", "*", None).await;
     let (_, upload) = begin(&world, &all, "new", "1").await;
     assert_eq!(wanted(&all, &upload).await, 0);
-    // A file that the origin cuts is no way around.
-    let stranger = world.token_for("publish", "third", None).await;
+    // A file that the origin cuts reveals no more.
+    let other = world.token_for("publish", "third", None).await;
     let path = "/v1/products/third/releases/1/content";
-    let put = world.bare(Method::PUT, path).bearer_auth(&stranger).body(secret.whole.clone());
+    let put = world.bare(Method::PUT, path).bearer_auth(&other).body(secret.whole.clone());
     assert_eq!(answer(put).await.0, StatusCode::CREATED);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn old_tokens_are_for_all_products_and_new_ones_say_what_for() {
+async fn old_tokens_are_valid_for_all_products_and_new_ones_name_theirs() {
     let world = World::new().await;
     let make = async |body: Value| world.json(Method::POST, "/v1/tokens", Some(body)).await;
     let (status, _) = make(json!({"label": "team", "scopes": ["read"], "products": ["os", "app-*"]})).await;
@@ -273,7 +272,7 @@ async fn old_tokens_are_for_all_products_and_new_ones_say_what_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_takes_no_more_than_its_quotas() {
+async fn a_token_cannot_exceed_its_quotas() {
     let directory = tempfile::tempdir().expect("tempdir");
     let quotas = [("upload_bytes_max", "1048576"), ("uploads_max", "2"), ("artifact_bytes_max", "2097152")];
     let world = World::open_with(directory, &quotas).await;
@@ -282,7 +281,7 @@ async fn a_token_takes_no_more_than_its_quotas() {
     assert_eq!(begin(&world, &token, "os", "2").await.0, StatusCode::OK);
     let (status, error) = begin(&world, &token, "os", "3").await;
     assert_eq!((status, &error["error"]["code"]), (StatusCode::FORBIDDEN, &json!("quota")));
-    assert_eq!(begin(&world, &token, "os", "1").await.0, StatusCode::OK, "what is open goes on");
+    assert_eq!(begin(&world, &token, "os", "1").await.0, StatusCode::OK, "an open upload is resumed");
 
     let small = cut(&noise(33, 700_000));
     let all = |image: &Cut| image.records(&vec![true; image.chunks.len()]);
@@ -290,20 +289,20 @@ async fn a_token_takes_no_more_than_its_quotas() {
     let more = cut(&noise(34, 700_000));
     let (status, body) = post(&world, &token, &first, "chunks", all(&more)).await;
     assert_eq!(status, StatusCode::FORBIDDEN, "{}", String::from_utf8_lossy(&body));
-    // Spooled bytes count, without a length announced too.
+    // Spooled bytes count, even if no length was announced.
     let stream = futures::stream::iter((0..20).map(|n| Ok::<_, std::io::Error>(noise(n, 1 << 20))));
     let path = "/v1/products/os/releases/big/content";
     let put = world.bare(Method::PUT, path).bearer_auth(&token).body(Body::wrap_stream(stream));
     let (status, error) = answer(put).await;
     assert_eq!((status, &error["error"]["code"]), (StatusCode::FORBIDDEN, &json!("quota")));
     world.no_bodies().await;
-    // Committed, it counts no more.
+    // A committed upload no longer counts.
     let (status, body) = post(&world, &token, &first, "commit", small.commit()).await;
     assert_eq!(status, StatusCode::CREATED, "{}", String::from_utf8_lossy(&body));
     let other = world.token_for("publish", "os", None).await;
-    assert_eq!(begin(&world, &other, "os", "9").await.0, StatusCode::OK, "quotas are each token's own");
+    assert_eq!(begin(&world, &other, "os", "9").await.0, StatusCode::OK, "each token has its own quotas");
 
-    // Longer than the origin takes: refused when it is announced, and when it is committed.
+    // An artifact that is too long is refused when it is announced, and when it is committed.
     let path = "/v1/products/os/releases/10/uploads";
     let announced = world.bare(Method::POST, path).bearer_auth(&other).json(&json!({"bytes": 2_097_153}));
     assert_eq!(answer(announced).await.0, StatusCode::PAYLOAD_TOO_LARGE);
@@ -314,7 +313,7 @@ async fn a_token_takes_no_more_than_its_quotas() {
     assert_eq!(post(&world, &other, &upload, "commit", commit).await.0, StatusCode::PAYLOAD_TOO_LARGE);
 }
 
-/// A commit of the first chunk so many times.
+/// Commit that lists the first chunk `repeat` times with the length `len`.
 fn lie(image: &Cut, repeat: u32, len: u32) -> Vec<u8> {
     let mut chunks = image.chunks[0].0.as_bytes().to_vec();
     chunks.extend(len.to_be_bytes());
@@ -337,29 +336,34 @@ async fn a_list_of_more_chunks_than_the_cut_makes_is_refused_at_once() {
     let tiny = cut(b"x");
     let (upload, _) = world.begin("os", "1").await;
     world.post_bytes(&format!("/v1/uploads/{upload}/chunks"), tiny.records(&[true])).await;
-    // Sixteen million chunks of one byte; a million are as many as an archive may have members.
+    // Sixteen million chunks of one byte. Only a million are plausible, because an archive may have
+    // a million members.
     let (status, error) =
         world.post_bytes(&format!("/v1/uploads/{upload}/commit"), lie(&tiny, 1 << 24, 1)).await;
     assert_eq!(status, StatusCode::BAD_REQUEST, "{error}");
     let (status, error) =
         world.post_bytes(&format!("/v1/uploads/{upload}/commit"), lie(&tiny, 1 << 10, 1)).await;
-    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "as many as may be are looked at: {error}");
+    assert_eq!(
+        status,
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "the largest allowed number of chunks is checked: {error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_small_commit_does_not_wait_for_a_large_one_which_ends_with_its_upload() {
+async fn a_small_commit_does_not_wait_for_a_large_one_and_the_large_one_ends_with_its_upload() {
     let world = World::new().await;
     let zeros = cut(&[0; 65_536]);
     let (upload, _) = world.begin("os", "large").await;
     world
         .post_bytes(&format!("/v1/uploads/{upload}/chunks"), zeros.records(&vec![true; zeros.chunks.len()]))
         .await;
-    // 64 GiB from 132 bytes, with a wrong hash: minutes of hashing.
+    // 132 bytes describe 64 GiB with a wrong hash, which take minutes to hash.
     let path = format!("/v1/uploads/{upload}/commit");
     let large = tokio::spawn(world.request(Method::POST, &path).body(lie(&zeros, 1 << 20, 64 << 10)).send());
     let small = cut(&noise(35, 300_000));
     assert_eq!(small.push(&world, "os", "small").await.0, StatusCode::CREATED);
-    assert!(!large.is_finished(), "it is still being hashed");
+    assert!(!large.is_finished(), "the large artifact is still being hashed");
     assert_eq!(
         world.json(Method::DELETE, &format!("/v1/uploads/{upload}"), None).await.0,
         StatusCode::NO_CONTENT
@@ -367,7 +371,7 @@ async fn a_small_commit_does_not_wait_for_a_large_one_which_ends_with_its_upload
     let ended = large.await.expect("no panic").expect("an answer");
     assert_eq!(ended.status(), StatusCode::CONFLICT);
 
-    // And with its caller: the next large one has its turn at once.
+    // The hashing ends with its caller, too: the next large commit starts at once.
     let commit = async |version: &str| {
         let (upload, _) = world.begin("os", version).await;
         let path = format!("/v1/uploads/{upload}/chunks");
@@ -383,16 +387,16 @@ async fn a_small_commit_does_not_wait_for_a_large_one_which_ends_with_its_upload
         world.json(Method::DELETE, &format!("/v1/uploads/{upload}"), None).await.0,
         StatusCode::NO_CONTENT
     );
-    assert!(world.running.stop(Duration::from_secs(10)).await, "nothing goes on hashing");
+    assert!(world.running.stop(Duration::from_secs(10)).await, "no hashing goes on");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_that_drip_hold_up_nobody() {
+async fn slow_bodies_hold_up_nobody() {
     let world = World::new().await;
     let image = cut(&noise(36, 300_000));
     let (upload, _) = world.begin("os", "slow").await;
     let mut slow = Vec::new();
-    // More than there are sinks; and lists as long as there may be.
+    // More bodies than there are sinks, and lists of the largest length.
     for what in ["chunks", "chunks", "chunks", "chunks", "commit", "commit"] {
         let (tx, body) = dripping();
         let path = format!("/v1/uploads/{upload}/{what}");
@@ -400,7 +404,7 @@ async fn bodies_that_drip_hold_up_nobody() {
         slow.push((tx, tokio::spawn(request.send())));
     }
     let count = slow.len() as u64;
-    eventually("all are on their way and hold no memory", async || {
+    eventually("all bodies are under way and take no memory", async || {
         world.metric("distd_http_bodies").await == count
             && world.metric("distd_http_bodies_disk_bytes").await == count
             && world.metric("distd_http_bodies_memory_bytes").await == 0
@@ -409,18 +413,18 @@ async fn bodies_that_drip_hold_up_nobody() {
     let (status, release) = image.push(&world, "os", "1").await;
     assert_eq!(status, StatusCode::CREATED, "{release}");
     assert_eq!(world.put_content("os", "2", noise(37, 300_000)).await.0, StatusCode::CREATED);
-    assert!(slow.iter().all(|(_, request)| !request.is_finished()), "they still drip");
+    assert!(slow.iter().all(|(_, request)| !request.is_finished()), "the slow bodies are still under way");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_take_no_more_memory_than_their_bound_and_keep_their_bytes() {
+async fn bodies_take_bounded_memory_and_keep_their_bytes() {
     const MEMORY_MAX: u64 = 48 << 20;
     let world = World::new().await;
     let image = cut(&noise(39, 20 << 20));
     let all = image.records(&vec![true; image.chunks.len()]);
     let (upload, _) = world.begin("os", "1").await;
     let path = format!("/v1/uploads/{upload}/chunks");
-    // Together twice the bound, and none of them whole.
+    // Together they are twice as large as the bound, and none of them is whole.
     let mut begun = Vec::new();
     for _ in 0..5 {
         let (tx, rx) = futures::channel::mpsc::unbounded();
@@ -430,13 +434,13 @@ async fn bodies_take_no_more_memory_than_their_bound_and_keep_their_bytes() {
     }
     let received = 5 * (all.len() as u64 - 1);
     let mut most = 0;
-    eventually("all but the ends came", async || {
+    eventually("all bytes but the last ones have arrived", async || {
         most = most.max(world.metric("distd_http_bodies_memory_bytes").await);
         world.metric("distd_ingest_bytes_total").await == received
     })
     .await;
     assert!(most <= MEMORY_MAX, "{most}");
-    eventually("what stands still is on the disk", async || {
+    eventually("bodies that stand still are on the disk", async || {
         world.metric("distd_http_bodies_disk_bytes").await == received
             && world.metric("distd_http_bodies_memory_bytes").await == 0
     })
@@ -451,7 +455,7 @@ async fn bodies_take_no_more_memory_than_their_bound_and_keep_their_bytes() {
     assert_eq!(status, StatusCode::CREATED, "{release}");
 }
 
-/// A body of which one byte comes, and more when its sender is used.
+/// Body of which one byte arrives, and more when its sender is used.
 fn dripping() -> (futures::channel::mpsc::UnboundedSender<Result<Vec<u8>, std::io::Error>>, Body) {
     let (tx, rx) = futures::channel::mpsc::unbounded();
     tx.unbounded_send(Ok(vec![0])).expect("a receiver");
@@ -459,7 +463,7 @@ fn dripping() -> (futures::channel::mpsc::UnboundedSender<Result<Vec<u8>, std::i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tree_that_no_device_takes_is_not_released() {
+async fn a_tree_that_devices_refuse_is_not_released() {
     let world = World::new().await;
     let push = async |version: &str, listing: Vec<u8>, files: &[u8]| {
         let listing_bytes = listing.len() as u64;

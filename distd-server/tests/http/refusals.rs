@@ -1,4 +1,4 @@
-//! Malformed requests.
+//! Refusals of malformed requests.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -129,13 +129,13 @@ async fn malformed_requests_are_refused_and_nothing_breaks() {
         assert_eq!(world.json(Method::POST, "/v1/products", Some(body.clone())).await.0, 400, "{body}");
     }
 
-    // It still works.
+    // The origin still works.
     let (status, release) = image.push(&world, "os", "1").await;
     assert_eq!(status, StatusCode::CREATED, "{release}");
     assert!(world.running.stop(Duration::from_secs(10)).await);
 }
 
-/// Just enough msgpack to lie in.
+/// A small msgpack encoder that can also write malformed values.
 #[derive(Clone, serde::Serialize)]
 #[serde(untagged)]
 #[expect(non_camel_case_types, reason = "stands for the crate of this name")]

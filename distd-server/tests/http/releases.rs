@@ -1,4 +1,4 @@
-//! Releases: both ways in, uploads that break off, packs.
+//! Releases: both kinds of upload, interrupted uploads, and packs.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use serde_json::json;
 use crate::world::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_ways_in_give_the_same_manifest_and_an_update_sends_only_what_is_new() {
+async fn both_kinds_of_upload_give_the_same_manifest_and_an_update_sends_only_new_chunks() {
     let world = World::new().await;
     let image = noise(1, 3 << 20);
     let (status, sent_whole) = world.put_content("whole", "1", image.clone()).await;
     assert_eq!(status, StatusCode::CREATED, "{sent_whole}");
     assert_eq!(sent_whole["blake3"], blake3::hash(&image).to_string());
 
-    // Nothing is missing, for the origin has these chunks.
+    // Nothing is missing, because the origin already has these chunks.
     let first = cut(&image);
     let (upload, resumed) = world.begin("cut", "1").await;
     assert!(!resumed);
@@ -25,10 +25,10 @@ async fn both_ways_in_give_the_same_manifest_and_an_update_sends_only_what_is_ne
     let (status, sent_cut) = world.post_bytes(&commit, first.commit()).await;
     assert_eq!(status, StatusCode::CREATED, "{sent_cut}");
     assert_eq!(sent_cut["manifest"], sent_whole["manifest"]);
-    // An answer that got lost is asked for again.
+    // A client that lost the answer repeats its commit.
     assert_eq!(world.post_bytes(&commit, first.commit()).await, (StatusCode::OK, sent_cut));
 
-    // The other way round for an update.
+    // For the update the other kind of upload comes first.
     let mut update = image.clone();
     update[1 << 20..][..5000].copy_from_slice(&noise(2, 5000));
     let update = cut(&update);
@@ -47,7 +47,7 @@ async fn both_ways_in_give_the_same_manifest_and_an_update_sends_only_what_is_ne
     assert_eq!(list["releases"].as_array().expect("a list").len(), 2);
     world.no_bodies().await;
 
-    // The manifest as a file, its nodes one by one.
+    // The manifest is read as a file and node by node.
     let id = text(&sent_whole["manifest"]);
     let bytes = world.request(Method::GET, &format!("/v1/manifests/{id}")).send().await.expect("answer");
     let manifest = Manifest::from_file_bytes(bytes.bytes().await.expect("bytes")).expect("a manifest");
@@ -63,7 +63,7 @@ async fn both_ways_in_give_the_same_manifest_and_an_update_sends_only_what_is_ne
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_version_pushed_again_is_the_same_or_refused() {
+async fn a_version_pushed_again_has_the_same_bytes_or_is_refused() {
     let world = World::new().await;
     let image = noise(3, 200_000);
     assert_eq!(world.put_content("os", "1", image.clone()).await.0, StatusCode::CREATED);
@@ -72,12 +72,12 @@ async fn a_version_pushed_again_is_the_same_or_refused() {
     assert_eq!((status, &error["error"]["code"]), (StatusCode::CONFLICT, &json!("version_taken")));
     let (status, error) = cut(&noise(4, 200_000)).push(&world, "os", "1").await;
     assert_eq!((status, &error["error"]["code"]), (StatusCode::CONFLICT, &json!("version_taken")));
-    assert_eq!(world.packs().len(), 1, "what was refused is not kept");
+    assert_eq!(world.packs().len(), 1, "a refused release is not kept");
     world.no_bodies().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_that_breaks_off_leaves_nothing() {
+async fn an_interrupted_upload_leaves_nothing() {
     let world = World::new().await;
     let path = "/v1/products/os/releases/1/content";
     let pieces = futures::stream::iter((0..40).map(|n| match n {
@@ -90,7 +90,7 @@ async fn an_upload_that_breaks_off_leaves_nothing() {
     assert_eq!(world.get("/v1/products/os/releases/1").await.0, StatusCode::NOT_FOUND);
     assert!(world.packs().is_empty());
 
-    // The same in the middle of chunks, and then the upload is given up.
+    // The same happens in the middle of chunks, and then the upload is aborted.
     let image = cut(&noise(5, 2 << 20));
     let (upload, _) = world.begin("os", "1").await;
     let records = image.records(&vec![true; image.chunks.len()]);
@@ -103,7 +103,7 @@ async fn an_upload_that_breaks_off_leaves_nothing() {
     assert_eq!(world.packs().len(), 1);
     let upload_path = format!("/v1/uploads/{upload}");
     assert_eq!(world.json(Method::DELETE, &upload_path, None).await.0, StatusCode::NO_CONTENT);
-    assert!(world.packs().is_empty(), "the space came back");
+    assert!(world.packs().is_empty(), "the space is free again");
     let (status, error) = world.post_bytes(&chunks, records).await;
     assert_eq!((status, &error["error"]["code"]), (StatusCode::CONFLICT, &json!("conflict")));
     assert_eq!(world.json(Method::DELETE, &upload_path, None).await.0, StatusCode::CONFLICT);
@@ -118,7 +118,7 @@ async fn a_commit_whose_answer_was_lost_is_found_or_repeated() {
     let chunks = format!("/v1/uploads/{upload}/chunks");
     assert_eq!(world.post_bytes(&chunks, image.records(&all)).await.0, StatusCode::OK);
     let commit = world.request(Method::POST, &format!("/v1/uploads/{upload}/commit")).body(image.commit());
-    // Long enough to send the list, mostly too short to wait for the release.
+    // The time is enough to send the list, and mostly too short to wait for the release.
     let _ = tokio::time::timeout(Duration::from_millis(30), commit.send()).await;
     eventually("released or still open", async || {
         let (status, _) = world.get("/v1/products/os/releases/1").await;
@@ -183,7 +183,7 @@ async fn a_refusal_reaches_a_caller_that_is_still_sending() {
         let put = world.bare(Method::PUT, "/v1/products/os/releases/1/content").body(body.clone());
         assert_eq!(answer(put).await.0, StatusCode::UNAUTHORIZED);
     }
-    // One that asks first is told without sending.
+    // A caller that expects a 100 Continue gets the answer without sending its body.
     let began = std::time::Instant::now();
     let put = world.bare(Method::PUT, "/v1/products/os/releases/1/content").header("expect", "100-continue");
     let never = futures::stream::pending::<Result<Vec<u8>, std::io::Error>>();

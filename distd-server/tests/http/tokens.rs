@@ -1,4 +1,4 @@
-//! Tokens and nodes: who may do what, and for how long.
+//! Tokens and nodes: their rights, and how long they are valid.
 
 use distd_peer::trust::enroll::{EnrollReply, RefusalCode};
 use distd_peer::trust::identity::{NodeIdentity, Role};
@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::world::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_is_needed_and_must_be_enough() {
+async fn a_token_is_needed_and_has_to_have_the_scope() {
     let world = World::new().await;
     let ask = async |token: Option<&str>, method: Method, path: &str| {
         let mut request = world.bare(method, path).body("{}");
@@ -39,12 +39,12 @@ async fn a_token_is_needed_and_must_be_enough() {
     assert_eq!(ask(Some(&publish), post.clone(), uploads).await.0, 200);
     let stable = "/v1/products/os/channels/stable";
     assert_eq!(ask(Some(&publish), Method::PUT, stable).await, forbidden);
-    assert_eq!(ask(Some(&channel), Method::PUT, stable).await.0, 400, "allowed, but the body is nothing");
+    assert_eq!(ask(Some(&channel), Method::PUT, stable).await.0, 400, "allowed, but the body is not valid");
     for path in ["/v1/tokens", "/v1/join-tokens", "/v1/nodes/00/revoke"] {
         assert_eq!(ask(Some(&channel), post.clone(), path).await, forbidden, "{path}");
     }
     assert_eq!(ask(Some(&read), Method::GET, "/v1/nodes").await, forbidden);
-    // A body is not read before its sender is known.
+    // The body is not read before the caller is known.
     let put = world.bare(Method::PUT, "/v1/products/os/releases/1/content").body(noise(1, 100));
     assert_eq!(answer(put).await.0, StatusCode::UNAUTHORIZED);
     assert_eq!(world.metric("distd_ingest_bytes_total").await, 0);
@@ -73,7 +73,7 @@ async fn tokens_are_made_listed_and_revoked() {
         401
     );
 
-    // Nobody locks themselves out.
+    // The last admin cannot revoke their own token.
     let admin: ApiToken = world.token.parse().expect("a token");
     let path = format!("/v1/tokens/{}", hex::encode(&admin.secret_hash()[..8]));
     assert_eq!(world.json(Method::DELETE, &path, None).await.0, StatusCode::CONFLICT);

@@ -1,4 +1,4 @@
-//! Releases and channels that go, and what comes back of their space.
+//! Withdrawn releases and removed channels, and the space that they free.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ async fn point(world: &World, channel: &str, version: &str) {
     assert_eq!(status, StatusCode::OK, "{answer}");
 }
 
-/// Versions that devices are told of.
+/// Versions that the repository lists for devices.
 async fn listed(world: &World) -> Vec<String> {
     let directory = world.directory.path();
     let store = Store::open(&directory.join("objects").display().to_string()).expect("store");
@@ -39,7 +39,7 @@ fn manifests(world: &World) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_release_goes_with_its_space_and_what_others_share_stays() {
+async fn a_withdrawn_release_frees_its_space_and_shared_chunks_stay() {
     let world = World::new().await;
     let common = noise(50, 300_000);
     let (only, other) = (noise(51, 300_000), noise(52, 300_000));
@@ -48,7 +48,7 @@ async fn a_release_goes_with_its_space_and_what_others_share_stays() {
     world.put_content("os", "1", common.clone()).await;
     world.put_content("os", "2", two.clone()).await;
     world.put_content("os", "3", only.clone()).await;
-    // The same bytes once more: the manifest has two names.
+    // The same bytes are released once more, so the manifest has two names.
     world.put_content("other", "3", only.clone()).await;
     point(&world, "stable", "1").await;
     assert_eq!((world.packs().len(), manifests(&world)), (3, 3));
@@ -66,7 +66,7 @@ async fn a_release_goes_with_its_space_and_what_others_share_stays() {
     assert_eq!((world.packs().len(), manifests(&world)), (2, 2));
     assert_eq!(listed(&world).await, ["1", "2"]);
 
-    // What 1 and 2 share stays for 2.
+    // The chunks that 1 and 2 share stay for 2.
     point(&world, "stable", "2").await;
     assert_eq!(delete(&world, "/v1/products/os/releases/1").await.0, StatusCode::NO_CONTENT);
     assert_eq!((world.packs().len(), manifests(&world)), (2, 1));
@@ -82,18 +82,18 @@ async fn a_release_goes_with_its_space_and_what_others_share_stays() {
     assert_eq!(served, StatusCode::NOT_FOUND);
     drop(origin);
 
-    // And the last one, with its channel.
+    // The last release and its channel go, too.
     assert_eq!(delete(&world, "/v1/products/os/channels/stable").await.0, StatusCode::NO_CONTENT);
     assert_eq!(delete(&world, "/v1/products/os/channels/stable").await.0, StatusCode::NOT_FOUND);
     assert_eq!(delete(&world, "/v1/products/os/releases/2").await.0, StatusCode::NO_CONTENT);
     assert_eq!((world.packs().len(), manifests(&world)), (0, 0));
-    // Pushed again it is stored again.
+    // A release that is pushed again is stored again.
     assert_eq!(world.put_content("os", "2", two).await.0, StatusCode::CREATED);
     assert_eq!(world.packs().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_open_upload_keeps_its_packs_and_learns_what_is_gone() {
+async fn an_open_upload_keeps_its_packs_and_learns_which_chunks_are_gone() {
     let world = World::new().await;
     let image = cut(&noise(53, 300_000));
     assert_eq!(image.push(&world, "os", "1").await.0, StatusCode::CREATED);
@@ -112,7 +112,7 @@ async fn an_open_upload_keeps_its_packs_and_learns_what_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_withdrawal_that_was_cut_off_anywhere_is_finished_at_the_next_start() {
+async fn a_withdrawal_interrupted_at_any_step_is_finished_at_the_next_start() {
     for step in ["marked", "not listed", "rows gone"] {
         let world = World::new().await;
         world.put_content("os", "1", noise(55, 200_000)).await;
@@ -150,7 +150,7 @@ async fn a_withdrawal_that_was_cut_off_anywhere_is_finished_at_the_next_start() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn patch_sets_of_a_withdrawn_release_go_with_it() {
+async fn patch_sets_of_a_withdrawn_release_are_deleted_with_it() {
     let directory = tempfile::tempdir().expect("tempdir");
     let world = World::open_with(directory, &[("patch_level", "3")]).await;
     let text_of = |n: u64| -> Vec<u8> {
@@ -169,7 +169,7 @@ async fn patch_sets_of_a_withdrawn_release_go_with_it() {
     let before = (world.packs().len(), manifests(&world));
     assert!(before.0 > 2, "sets have packs of their own: {before:?}");
     assert_eq!(delete(&world, "/v1/products/os/releases/1").await.0, StatusCode::NO_CONTENT);
-    assert!(ready(1).await, "from nothing to 2 is left");
+    assert!(ready(1).await, "only the set from nothing to 2 is left");
     assert_eq!(delete(&world, "/v1/products/os/releases/2").await.0, StatusCode::NO_CONTENT);
     assert_eq!((world.packs().len(), manifests(&world)), (0, 0));
 }

@@ -1,4 +1,4 @@
-//! An origin of one test's own, and what is sent to it.
+//! Origin of one test, and the requests that tests send to it.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub(crate) fn https(fingerprint: [u8; 32]) -> Client {
     Client::builder().tls_backend_preconfigured(tls).build().expect("a client")
 }
 
-/// An origin of one test's own, and its admin.
+/// Origin of one test, and its admin.
 pub(crate) struct World {
     pub(crate) running: Running,
     pub(crate) client: Client,
@@ -112,12 +112,12 @@ impl World {
         (0..hashes.len()).map(|i| bitmap[i / 8] & (0x80 >> (i % 8)) != 0).collect()
     }
 
-    /// A token with these scopes, put into the database behind the API.
+    /// Token with these scopes, put into the database without the API.
     pub(crate) async fn token_with(&self, scopes: &str, expires: Option<i64>) -> String {
         self.token_for(scopes, "*", expires).await
     }
 
-    /// The same, for products of these patterns.
+    /// The same, for products that match these patterns.
     pub(crate) async fn token_for(&self, scopes: &str, products: &str, expires: Option<i64>) -> String {
         let token = ApiToken::generate(self.running.origin.realm().ca_fingerprint());
         let row = ApiTokenRow {
@@ -137,7 +137,7 @@ impl World {
         files(&self.directory.path().join("objects/packs"))
     }
 
-    /// One number of `/metrics`.
+    /// Value of one metric of `/metrics`.
     pub(crate) async fn metric(&self, name: &str) -> u64 {
         let text = self.bare(Method::GET, "/metrics").send().await.expect("an answer").text().await;
         let text = text.expect("text");
@@ -145,9 +145,9 @@ impl World {
         line.expect("the metric is there").parse().expect("a number")
     }
 
-    /// Waits until no body is on its way and none takes space.
+    /// Waits until no body is under way and none takes space.
     pub(crate) async fn no_bodies(&self) {
-        eventually("bodies give back what they took", async || {
+        eventually("bodies give back their space", async || {
             self.metric("distd_http_bodies").await == 0
                 && self.metric("distd_http_bodies_memory_bytes").await == 0
                 && self.metric("distd_http_bodies_disk_bytes").await == 0
@@ -163,7 +163,7 @@ pub(crate) async fn answer(request: RequestBuilder) -> (StatusCode, Value) {
     let value = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).expect("JSON") };
     if !status.is_success() {
         assert!(value["error"]["code"].is_string() && value["error"]["message"].is_string(), "{value}");
-        assert_ne!(value["error"]["next"], "", "every failure says what to do: {value}");
+        assert_ne!(value["error"]["next"], "", "every failure names the next step: {value}");
     }
     (status, value)
 }
@@ -200,7 +200,7 @@ pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// An artifact as a publisher cuts it.
+/// Artifact as a publisher cuts it.
 pub(crate) struct Cut {
     pub(crate) chunks: Vec<(ChunkHash, Vec<u8>)>,
     pub(crate) whole: Vec<u8>,

@@ -1,18 +1,18 @@
-//! A PostgreSQL database and a place in an S3 bucket of one test's own, where `tests/run.sh` names
-//! the servers.
+//! A PostgreSQL database and a prefix in an S3 bucket for one test, if `tests/run.sh` names the
+//! servers.
 
 use sqlx::{AnyConnection, Connection, Executor};
 
-/// A database that a test made; it is dropped with [`Postgres::end`].
+/// Database that a test made; [`Postgres::end`] drops it.
 pub(crate) struct Postgres {
     server: String,
     name: String,
-    /// Its address.
+    /// Address of the database.
     pub(crate) url: String,
 }
 
 impl Postgres {
-    /// A new one, unless no server is named.
+    /// Creates a database; `None` if no server is named.
     pub(crate) async fn create() -> Option<Self> {
         let server = named("DISTD_TEST_POSTGRES_URL")?;
         sqlx::any::install_default_drivers();
@@ -31,12 +31,12 @@ impl Postgres {
     }
 }
 
-/// A new prefix in the bucket, unless none is named.
+/// A new prefix in the bucket; `None` if no bucket is named.
 pub(crate) fn s3() -> Option<String> {
     named("DISTD_TEST_S3_URL").map(|bucket| beside(&bucket).expect("a URL"))
 }
 
-/// Another prefix in the bucket of `store`; `None` when that is no URL.
+/// Another prefix in the bucket of `store`; `None` if `store` is not a URL.
 pub(crate) fn beside(store: &str) -> Option<String> {
     let mut url = url::Url::parse(store).ok()?;
     url.set_path(&format!("/{}", random()));

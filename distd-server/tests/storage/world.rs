@@ -1,4 +1,4 @@
-//! A database and a store of one test's own.
+//! Database and store of one test.
 
 mod servers;
 
@@ -50,7 +50,7 @@ impl World {
         Self::new(directory, address, store).await
     }
 
-    /// On a directory that outlives this world.
+    /// Opens database and store in a directory that outlives them.
     pub(crate) async fn open(path: &Path) -> Self {
         let store = Store::open_directory(&path.join("objects")).expect("store");
         let address = format!("sqlite:{}/distd.sqlite", path.display());
@@ -94,7 +94,8 @@ impl World {
     }
 }
 
-/// Makes three tests of each function: SQLite with a directory, PostgreSQL with a directory, SQLite with S3.
+/// Makes three tests of each function: SQLite with a directory, PostgreSQL with a directory, and
+/// SQLite with S3.
 macro_rules! on_every_back_end {
     ($(async fn $test:ident($world:ident: World) $body:block)*) => {$(
         mod $test {

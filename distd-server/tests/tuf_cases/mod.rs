@@ -1,6 +1,7 @@
-//! Repositories that a client must accept or refuse, made with the real keys: what a network attacker can replay,
-//! and what one who has stolen a single online key can sign. Shared by `tests/tuf.rs` (our client) and
-//! `examples/tuf-cases.rs`, whose output `tests/python/tuf_check.py` runs python-tuf over.
+//! Repositories that a client must accept or refuse, made with the real keys: those that a network
+//! attacker can replay, and those that an attacker with one stolen online key can sign. Shared by
+//! `tests/tuf.rs` (our client) and `examples/tuf-cases.rs`, whose output
+//! `tests/python/tuf_check.py` checks with python-tuf.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -31,18 +32,18 @@ use tough::sign::Sign;
 
 pub const DAY: u64 = 24 * 3600;
 
-/// One repository directory, and what a client that has seen `good` must say to it.
+/// One repository directory, and the verdict of a client that has seen `good`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Case {
     /// Directory below the output.
     pub dir: String,
     /// The target to ask for.
     pub target: String,
-    /// `None`: accepted. Else the name of our client's error.
+    /// Name of our client's error; `None` if the repository must be accepted.
     pub refused: Option<&'static str>,
-    /// What is wrong with it.
+    /// Description of the fault.
     pub about: &'static str,
-    /// The client is new: it has not seen `good`.
+    /// Whether the client is new, so that it has not seen `good`.
     pub fresh: bool,
 }
 
@@ -50,7 +51,7 @@ pub fn name(s: &str) -> Name {
     s.parse().expect("a name")
 }
 
-/// A root node of one chunk, told apart by `seed`.
+/// Root node of a manifest with one chunk that depends on `seed`.
 pub fn root_node(seed: u8) -> (Bytes, ManifestId) {
     let mut builder = Builder::new(CutParams::default(), Kind::File);
     builder.push(Entry { id: ChunkId(u64::from(seed)), hash: ChunkHash::of(&[seed]), len: 1 });
@@ -96,7 +97,7 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-/// A repository whose files can be changed and signed by a thief of its keys.
+/// Repository whose files can be changed and signed by an attacker who has stolen its keys.
 pub struct Forge {
     pub repo: PathBuf,
     keys: PathBuf,
@@ -125,7 +126,7 @@ impl Forge {
         self.read::<Targets>(&format!("{at}.{role}.json")).signed
     }
 
-    /// Writes metadata signed by the keys of `signers`.
+    /// Writes metadata signed with the keys of the roles `signers`.
     pub fn write<T: Role + Clone>(&self, file: &str, role: &T, signers: &[&str]) -> Metafile {
         let message = role.canonical_form().expect("canonical");
         let mut signatures = Vec::new();
@@ -155,7 +156,7 @@ impl Forge {
         }
     }
 
-    /// The next snapshot with `change`, and a timestamp for it: both keys stolen.
+    /// Writes the next snapshot with `change`, and a timestamp for it: both keys are stolen.
     pub fn next_snapshot(&self, change: impl FnOnce(&mut Snapshot)) {
         let mut snapshot = self.snapshot();
         snapshot.version = snapshot.version.saturating_add(1);
@@ -174,29 +175,30 @@ impl Forge {
     }
 }
 
-/// Makes every case below `out`, with `root.json` to start from and `cases.json` to read.
+/// Makes all cases below `out`, with `root.json` to start from and `cases.json` to read.
 pub async fn make(out: &Path, now: u64) -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |dir: &str, refused, about| {
         let (dir, target) = (dir.to_owned(), "releases/os/2".to_owned());
-        // A client that has the very version already need not fetch it, and rightly goes on with its own.
+        // A client that already has this version need not fetch it, and rightly uses its own copy.
         let fresh = dir == "role-mixed";
         cases.push(Case { dir, target, refused, about, fresh });
     };
     let work = out.join("work");
     let keys = work.join("tuf-keys");
 
-    // Two days ago there was version 1 alone; its timestamp has expired, the rest holds.
+    // Two days ago there was only version 1. Its timestamp has expired, the rest is still valid.
     let then = now - 2 * DAY;
     let repo = open(&work, then).await;
     publish(&repo, "1", 1, then).await;
     move_channel(&repo, "1", 1, 1, then).await;
     copy_dir(&work.join("repo"), &out.join("expired-timestamp"));
     std::fs::copy(work.join("repo/1.root.json"), out.join("root.json")).expect("copy");
-    // The same, signed today: what an attacker replays who has kept it.
+    // The same state, signed today: an attacker who has kept it replays it.
     repo.refresh(now - 3600).await.expect("refresh");
     copy_dir(&work.join("repo"), &out.join("older-state"));
-    // The bin of version 2 has another release already, so that there is an older one to go back to.
+    // The bin of version 2 already has another release, so that there is an older bin to go back
+    // to.
     let bin = &release_roles("releases/os/2")[1];
     let beside = (3_u32..).find(|n| release_roles(&format!("releases/os/{n}"))[1] == *bin).expect("some");
     publish(&repo, &beside.to_string(), 3, now).await;
@@ -209,7 +211,7 @@ pub async fn make(out: &Path, now: u64) -> Vec<Case> {
         Forge::new(&out.join(name), &keys)
     };
 
-    add("good", None, "the present state");
+    add("good", None, "the current state");
     add("older-state", Some("RolledBack"), "an older state, complete and not expired, is replayed");
 
     let forge = variant("rolled-back-snapshot");
@@ -280,7 +282,7 @@ pub async fn make(out: &Path, now: u64) -> Vec<Case> {
     });
     add("role-expired", Some("Expired"), "the releases role has expired");
 
-    // The same of the bin that lists the release.
+    // The same faults in the bin that lists the release.
     let bin_file = format!("{bin}.json");
     let next_bin = |forge: &Forge, change: &dyn Fn(&mut Targets), signer: &str| {
         let mut role = forge.role(bin);
@@ -338,13 +340,13 @@ pub async fn make(out: &Path, now: u64) -> Vec<Case> {
     let mut bytes = std::fs::read(&path).expect("read");
     bytes.resize(bytes.len() + (1 << 20), 0);
     std::fs::write(&path, bytes).expect("write");
-    add("endless-target", Some("Mismatch"), "the release target goes on behind its signed length");
+    add("endless-target", Some("Mismatch"), "the release target continues after its signed length");
 
     let forge = variant("target-gone");
     std::fs::remove_file(find_target(&forge.repo, "2")).expect("remove");
-    add("target-gone", Some("Missing"), "the release target's file is not there");
+    add("target-gone", Some("Missing"), "the release target's file is missing");
 
-    // The channels role signs a release: outside what was delegated to it.
+    // The channels role signs a release, which was not delegated to it.
     let forge = variant("outside-delegation");
     let mut channels = forge.role("channels");
     let release = TargetName::new("releases/os/2").expect("a name");
@@ -361,7 +363,7 @@ pub async fn make(out: &Path, now: u64) -> Vec<Case> {
     });
     add("outside-delegation", Some("UnknownTarget"), "the channels role signs a release");
 
-    // A second role for the same paths behind the terminating one (CVE-2025-2886).
+    // A second role for the same paths after the terminating one (CVE-2025-2886).
     let forge = variant("behind-terminating");
     let mut releases = forge.role(bin);
     let stolen = releases.targets.remove(&release).expect("the release");
@@ -382,7 +384,7 @@ pub async fn make(out: &Path, now: u64) -> Vec<Case> {
         s.meta.insert("channels.json".into(), channels_at);
         s.meta.insert("targets.json".into(), targets_at);
     });
-    add("behind-terminating", Some("UnknownTarget"), "a role behind a terminating delegation has the target");
+    add("behind-terminating", Some("UnknownTarget"), "a role after a terminating delegation has the target");
 
     roots(out, &keys, now, &variant, &mut add).await;
 
@@ -398,7 +400,7 @@ pub async fn make(out: &Path, now: u64) -> Vec<Case> {
     cases
 }
 
-/// Roots that are not the next one, and key rotation.
+/// Cases of roots that are not the next one, and of key rotation.
 async fn roots(
     out: &Path,
     keys: &Path,
@@ -430,7 +432,7 @@ async fn roots(
 
     thresholds(out, keys, now, add).await;
 
-    // Rotation by the repository itself, with copies of the keys, so that the cases above keep theirs.
+    // The repository itself rotates copies of the keys, so that the cases above keep theirs.
     let rotating = out.join("rotating");
     copy_dir(&out.join("good"), &rotating.join("repo"));
     copy_dir(keys, &rotating.join("tuf-keys"));
@@ -444,14 +446,14 @@ async fn roots(
     add("rotated", None, "all top-level keys changed, one after the other");
     std::fs::remove_dir_all(&rotating).expect("clean up");
 
-    // With the new roots, but the metadata of before: signed by the retired keys.
+    // The roots are new, but the metadata is the one before, signed by the retired keys.
     copy_dir(&out.join("rotated"), &out.join("rotated-then-old"));
     let file = "timestamp.json";
     std::fs::copy(out.join("good").join(file), out.join("rotated-then-old").join(file)).expect("copy");
     add("rotated-then-old", Some("BadSignature"), "new roots with the timestamp of the retired key");
 }
 
-/// Roots that two of three keys must sign, two of them kept elsewhere.
+/// Cases of roots that two of three keys must sign, two of which are kept elsewhere.
 async fn thresholds(
     out: &Path,
     keys: &Path,
@@ -484,7 +486,12 @@ async fn thresholds(
         std::fs::write(to.join("3.root.json"), root.to_string()).expect("write");
         add(name, error, what);
     };
-    signed("threshold-met", &[0, 2], None, "a root signed by two of three keys, as the root before it asks");
+    signed(
+        "threshold-met",
+        &[0, 2],
+        None,
+        "a root signed by two of three keys, as the root before it requires",
+    );
     signed("threshold-missed", &[1], Some("BadSignature"), "a root signed by one key where two must sign");
     signed(
         "threshold-twice",
@@ -499,7 +506,7 @@ fn jiff_at(unix: u64) -> jiff::Timestamp {
     jiff::Timestamp::from_second(unix.cast_signed()).expect("a time")
 }
 
-/// The digit behind `key` goes up by one.
+/// Raises the digit after `key` by one.
 fn flip(path: &Path, key: &[u8]) {
     let mut bytes = std::fs::read(path).expect("read");
     let at = bytes.windows(key.len()).rposition(|w| w == key).expect("the key") + key.len();

@@ -216,8 +216,8 @@ impl Fetch {
         held
     }
 
-    /// Returns the time until which neighbours count as bringing chunks if no more come: `recently_sent`
-    /// after the last one. `None` if they do not count now.
+    /// Returns the time until which neighbours count as bringing chunks if no more come:
+    /// `recently_sent` after the last one. `None` if they do not count now.
     pub(super) fn site_brings_until(&self, now: Timestamp, recently_sent: Duration) -> Option<Timestamp> {
         let near = self.peers.values().filter(|p| p.tier == Tier::Site && p.is_well(now) && p.right > 0);
         near.map(|p| p.came_at + recently_sent).max().filter(|until| *until > now)
