@@ -1,7 +1,8 @@
-//! An origin's settings: command line over environment (`DISTD_SERVER_*`) over TOML file over default.
+//! Settings of an origin. The command line overrides the environment (`DISTD_SERVER_*`), which
+//! overrides the TOML file, which overrides the defaults.
 //!
-//! Every value passes through the same text form and the same parser wherever it comes from, and every mistake is
-//! named, not only the first. docs/operations.md, "Origin", lists the keys.
+//! A value has the same text form and the same parser in every source, and every mistake is
+//! reported, not only the first. docs/operations.md, "Origin", lists the keys.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -23,13 +24,13 @@ use crate::tuf::ROOT_KEYS_MAX;
 /// Prefix of environment variables.
 const ENV_PREFIX: &str = "DISTD_SERVER_";
 
-/// The variable that names the file.
+/// Environment variable that names the file.
 pub const ENV_CONFIG: &str = "DISTD_SERVER_CONFIG";
 
 /// Largest configuration file read, bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Every key, in the order in which they are shown.
+/// All keys, in the order in which they are shown.
 pub const KEYS: [&str; 21] = [
     "data",
     "db",
@@ -54,13 +55,14 @@ pub const KEYS: [&str; 21] = [
     "uploads_max",
 ];
 
-/// Bounds of node certificates' validity, seconds: clocks differ by minutes, and a CA lasts ten years.
+/// Bounds of the validity of node certificates, seconds. Clocks differ by minutes, and a CA lasts
+/// ten years.
 const VALIDITY_SECONDS: std::ops::RangeInclusive<u64> = 300..=365 * 24 * 3600;
 
-/// Most threads for patches: each takes some 200 MB.
+/// Most threads for patches. Each takes about 200 MB.
 const PATCH_THREADS_MAX: usize = 1024;
 
-/// Where a value comes from.
+/// Source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// An option of the command line.
@@ -69,7 +71,7 @@ pub enum Source {
     Environment(String),
     /// This file.
     File(PathBuf),
-    /// Nothing was said.
+    /// No source names the value.
     Default,
 }
 
@@ -84,16 +86,16 @@ impl fmt::Display for Source {
     }
 }
 
-/// A value and where it comes from.
+/// A value and its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting<T> {
     /// The value.
     pub value: T,
-    /// Where it comes from.
+    /// Source of the value.
     pub source: Source,
 }
 
-/// Everything that can be set.
+/// All settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Directory of keys, spool and, by default, everything else.
@@ -104,19 +106,20 @@ pub struct Settings {
     pub store: Setting<String>,
     /// Directory of the CA's key and the TUF keys.
     pub keys: Setting<PathBuf>,
-    /// Unix socket of a signer that runs as another user; none: the origin starts one of its own.
+    /// Unix socket of a signer that runs as another user. Without it the origin starts a signer of
+    /// its own.
     pub signer: Setting<Option<PathBuf>>,
-    /// Files with the public root keys of a new realm; none: the origin makes a root key.
+    /// Files with the public root keys of a new realm. Without them the origin makes a root key.
     pub offline_root: Setting<Vec<PathBuf>>,
-    /// How many root keys must sign a root of a new realm.
+    /// Number of root keys that must sign a root of a new realm.
     pub root_threshold: Setting<NonZeroU64>,
-    /// Where to listen for HTTPS, TCP.
+    /// Address for HTTPS, TCP.
     pub http: Setting<SocketAddr>,
-    /// Where to listen for nodes: QUIC over UDP, HTTP/2 over TCP.
+    /// Address for nodes: QUIC over UDP, HTTP/2 over TCP.
     pub quic: Setting<SocketAddr>,
     /// Further names and addresses of the HTTPS certificate.
     pub name: Setting<Vec<String>>,
-    /// Plain HTTP, on a loopback address only.
+    /// Whether to serve plain HTTP, on a loopback address only.
     pub http_plain: Setting<bool>,
     /// Validity of node certificates.
     pub cert_validity: Setting<Duration>,
@@ -124,9 +127,9 @@ pub struct Settings {
     pub zstd_level: Setting<i32>,
     /// Whether patches are made.
     pub patches: Setting<bool>,
-    /// Whether releases get a set from nothing.
+    /// Whether releases also get a patch set from nothing.
     pub solid_sets: Setting<bool>,
-    /// Patches made at once.
+    /// Number of patch jobs at once.
     pub patch_threads: Setting<NonZeroUsize>,
     /// zstd level within patches.
     pub patch_level: Setting<i32>,
@@ -140,16 +143,17 @@ pub struct Settings {
     pub uploads_max: Setting<u64>,
 }
 
-/// What was said on the command line: texts by key.
+/// Settings given on the command line: texts by key.
 pub type CommandLine = BTreeMap<&'static str, Vec<String>>;
 
-/// Everything that is wrong with the settings.
+/// All mistakes in the settings, one line each.
 #[derive(Debug, thiserror::Error)]
 #[error("the settings cannot be used:\n  {}", .0.join("\n  "))]
 pub struct SettingsError(pub Vec<String>);
 
 impl Settings {
-    /// Settles every value. `environment` gives a variable's text; `file` is the TOML file to read, if any.
+    /// Resolves all settings. `environment` returns a variable's text; `file` is the TOML file to
+    /// read, if any.
     ///
     /// # Errors
     /// [`SettingsError`] with one line for each mistake.
@@ -166,7 +170,7 @@ impl Settings {
         let mut layers = Layers { command_line, environment: &environment, file: &file, problems };
 
         let data = layers.pick("data", None, |text| match text {
-            "" => Err("is no directory"),
+            "" => Err("is empty: name a directory"),
             path => Ok(PathBuf::from(path)),
         });
         let places = Places::in_dir(data.as_ref().map_or(Path::new(""), |data| &data.value));
@@ -174,25 +178,26 @@ impl Settings {
         let db = layers.pick("db", Some(places.db), some);
         let store = layers.pick("store", Some(places.store), some);
         let data_dir = data.as_ref().map(|data| data.value.clone()).unwrap_or_default();
-        let directory = |text: &str| if text.is_empty() { Err("is no directory") } else { Ok(text.into()) };
+        let directory =
+            |text: &str| if text.is_empty() { Err("is empty: name a directory") } else { Ok(text.into()) };
         let keys = layers.pick("keys", Some(data_dir), directory);
         let signer = layers.pick("signer", Some(None), |text| {
-            if text.is_empty() { Err("is no path of a socket") } else { Ok(Some(PathBuf::from(text))) }
+            if text.is_empty() { Err("is empty: name a socket") } else { Ok(Some(PathBuf::from(text))) }
         });
         let offline_root = layers.pick_all("offline_root", |text| {
-            if text.is_empty() { Err("is no file") } else { Ok(PathBuf::from(text)) }
+            if text.is_empty() { Err("is empty: name a file") } else { Ok(PathBuf::from(text)) }
         });
         let root_threshold = layers.pick("root_threshold", Some(NonZeroU64::MIN), |text| {
             let threshold =
                 text.parse().ok().filter(|threshold: &NonZeroU64| threshold.get() <= ROOT_KEYS_MAX);
-            threshold.ok_or("is no number between 1 and 32")
+            threshold.ok_or("is not a number between 1 and 32")
         });
         if let (Some(keys), Some(threshold)) = (&offline_root, &root_threshold) {
             let (files, needed) = (keys.value.len() as u64, threshold.value.get());
             if files > ROOT_KEYS_MAX {
                 layers
                     .problems
-                    .push(format!("offline_root ({}): more than {ROOT_KEYS_MAX} keys", keys.source));
+                    .push(format!("offline_root ({}): {files} keys, more than {ROOT_KEYS_MAX}", keys.source));
             } else if files > 0 && needed > files {
                 layers.problems.push(format!(
                     "root_threshold ({}): {needed} signatures, but offline_root names {files} keys",
@@ -220,7 +225,10 @@ impl Settings {
         let tuning = Tuning::default();
         let cert_validity = layers.pick("cert_validity", Some(tuning.cert_validity), parse_validity);
         let zstd_level = layers.pick("zstd_level", Some(LEVEL_DEFAULT), |text| {
-            text.parse().ok().filter(|level| (1..=19).contains(level)).ok_or("is no number between 1 and 19")
+            text.parse()
+                .ok()
+                .filter(|level| (1..=19).contains(level))
+                .ok_or("is not a number between 1 and 19")
         });
         let PatchOptions { enabled, solid_sets, threads, level, memory_bytes } = tuning.patches;
         let patches = layers.pick("patches", Some(enabled), yes_or_no);
@@ -228,26 +236,29 @@ impl Settings {
         let patch_threads = layers.pick("patch_threads", Some(threads), |text| {
             let threads =
                 text.parse().ok().filter(|threads: &NonZeroUsize| threads.get() <= PATCH_THREADS_MAX);
-            threads.ok_or("is no number between 1 and 1024")
+            threads.ok_or("is not a number between 1 and 1024")
         });
         let patch_level = layers.pick("patch_level", Some(level), |text| {
-            text.parse().ok().filter(|level| (1..=22).contains(level)).ok_or("is no number between 1 and 22")
+            text.parse()
+                .ok()
+                .filter(|level| (1..=22).contains(level))
+                .ok_or("is not a number between 1 and 22")
         });
         let patch_memory_mib = layers.pick("patch_memory_mib", Some(memory_bytes >> 20), |text| {
             let mib = text.parse().ok().filter(|mib| (64..=1 << 20).contains(mib));
-            mib.ok_or("is no number between 64 and 1048576")
+            mib.ok_or("is not a number between 64 and 1048576")
         });
 
         let bytes = |text: &str| {
             let bytes = text.parse().ok().filter(|bytes| (1 << 20..=ARTIFACT_BYTES_MAX).contains(bytes));
-            bytes.ok_or("is no number of bytes between 1048576 and 17592186044416")
+            bytes.ok_or("is not a number of bytes between 1048576 and 17592186044416")
         };
         let IngestLimits { artifact_bytes_max, upload_bytes_max, uploads_max } = tuning.limits;
         let artifact_bytes_max = layers.pick("artifact_bytes_max", Some(artifact_bytes_max), bytes);
         let upload_bytes_max = layers.pick("upload_bytes_max", Some(upload_bytes_max), bytes);
         let uploads_max = layers.pick("uploads_max", Some(uploads_max), |text| {
             let uploads = text.parse().ok().filter(|uploads| (1..=100_000).contains(uploads));
-            uploads.ok_or("is no number between 1 and 100000")
+            uploads.ok_or("is not a number between 1 and 100000")
         });
 
         if let (true, Some(http)) = (plain, &http)
@@ -255,7 +266,7 @@ impl Settings {
         {
             let Setting { value, source } = http;
             layers.problems.push(format!(
-                "http ({source}): {value} is no loopback address, and plain HTTP would show tokens to the network: \
+                "http ({source}): {value} is not a loopback address, and plain HTTP would show tokens to the network: \
                  leave out http_plain, or listen on 127.0.0.1:{}",
                 value.port()
             ));
@@ -264,12 +275,12 @@ impl Settings {
             && meet(http.value, quic.value)
         {
             layers.problems.push(format!(
-                "quic ({}): nodes are answered on UDP and TCP, and TCP {} is taken by http: choose another port",
+                "quic ({}): nodes connect over UDP and TCP, and http already uses TCP {}: choose another port",
                 quic.source, quic.value
             ));
         }
         if data.is_none() && layers.problems.is_empty() {
-            layers.problems.push("say where to keep keys and data: --data DIR".to_owned());
+            layers.problems.push("no directory for keys and data is given: add --data DIR".to_owned());
         }
         let problems = layers.problems;
         let patches = (patches, solid_sets, patch_threads, patch_level, patch_memory_mib);
@@ -321,7 +332,8 @@ impl Settings {
         }
     }
 
-    /// Each value and its source as commented TOML, passwords left out: `serve --effective`.
+    /// All values and their sources as commented TOML, without passwords; printed by `serve
+    /// --effective`.
     pub fn effective(&self) -> String {
         let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
         let names: Vec<String> = self.name.value.iter().map(|name| quoted(name)).collect();
@@ -366,7 +378,8 @@ impl Settings {
         out
     }
 
-    /// Where the origin keeps what. Without a signer at a socket the keys are read by this process.
+    /// Places of the origin's data and keys. Without a signer at a socket this process reads the
+    /// keys.
     pub fn places(&self) -> Places {
         let keys = match &self.signer.value {
             Some(path) => KeyHolder::Signer(Arc::new(SignerLink::connect(path.clone()))),
@@ -380,7 +393,8 @@ impl Settings {
         }
     }
 
-    /// As [`Self::places`], with a signer of the origin's own: `program` started as `distd-server signer`.
+    /// Like [`Self::places`], with a signer that the origin starts: `program`, run as `distd-server
+    /// signer`.
     pub fn places_with_signer(&self, program: PathBuf) -> Places {
         let mut places = self.places();
         if let KeyHolder::ThisProcess(keys) = &places.keys {
@@ -393,7 +407,7 @@ impl Settings {
         places
     }
 
-    /// How the origin works.
+    /// Options of the origin.
     pub fn tuning(&self) -> Tuning {
         Tuning {
             hosts: self.name.value.clone(),
@@ -417,12 +431,13 @@ impl Settings {
     }
 }
 
-/// Port of HTTPS unless another is set.
+/// Default port of HTTPS.
 const HTTP_PORT: u16 = 7443;
 
-/// Port of QUIC unless another is set.
+/// Default port of QUIC.
 const QUIC_PORT: u16 = 7444;
 
+/// Sources of settings, and the mistakes found in them so far.
 struct Layers<'a, E> {
     command_line: &'a CommandLine,
     environment: &'a E,
@@ -431,14 +446,14 @@ struct Layers<'a, E> {
 }
 
 impl<E: Fn(&str) -> Option<String>> Layers<'_, E> {
-    /// The texts of the highest layer that says something.
+    /// Texts of the highest source that has the key, and that source.
     fn texts(&self, key: &str) -> Option<(Vec<String>, Source)> {
         if let Some(texts) = self.command_line.get(key) {
             return Some((texts.clone(), Source::CommandLine));
         }
         let variable = format!("{ENV_PREFIX}{}", key.to_uppercase());
         if let Some(text) = (self.environment)(&variable) {
-            // Names and files of keys can be several; no name holds a comma.
+            // These two keys can have several values, separated by commas.
             let texts = match key {
                 "name" | "offline_root" => {
                     text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(str::to_owned).collect()
@@ -508,13 +523,13 @@ fn read_file(path: &Path, problems: &mut Vec<String>) -> BTreeMap<String, Vec<St
     let table: toml::Table = match text.parse() {
         Ok(table) => table,
         Err(error) => {
-            problems.push(format!("{shown}: is no TOML: {error}"));
+            problems.push(format!("{shown}: is not TOML: {error}"));
             return values;
         }
     };
     for (key, value) in table {
         if !KEYS.contains(&key.as_str()) {
-            problems.push(format!("{shown}: there is no key {key:?}; the keys are {}", KEYS.join(", ")));
+            problems.push(format!("{shown}: unknown key {key:?}; the keys are {}", KEYS.join(", ")));
             continue;
         }
         let texts = match value {
@@ -525,7 +540,9 @@ fn read_file(path: &Path, problems: &mut Vec<String>) -> BTreeMap<String, Vec<St
             Some(texts) => {
                 values.insert(key, texts);
             }
-            None => problems.push(format!("{shown}: {key} is neither text nor a number nor true or false")),
+            None => {
+                problems.push(format!("{shown}: {key} is neither a text nor a number nor true nor false"))
+            }
         }
     }
     values
@@ -550,16 +567,17 @@ fn text_of(value: toml::Value) -> Option<String> {
     }
 }
 
-/// Validity of a node's certificate, as in `24h`.
+/// Parses the validity of a node's certificate, as in `24h`.
 ///
 /// # Errors
-/// The reason why the text is no validity.
+/// Reason why the text is not a validity.
 pub fn parse_validity(text: &str) -> Result<Duration, &'static str> {
     let validity = parse_duration(text).filter(|validity| VALIDITY_SECONDS.contains(&validity.as_secs()));
-    validity.ok_or("is no duration between 5m and 365d, as in 24h")
+    validity.ok_or("is not a duration between 5m and 365d, as in 24h")
 }
 
-/// `90`, `90s`, `15m`, `24h`, `7d`.
+/// Parses a duration such as `90`, `90s`, `15m`, `24h` or `7d`. A number without a unit is in
+/// seconds.
 fn parse_duration(text: &str) -> Option<Duration> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let unit = match &text[digits.len()..] {
@@ -572,7 +590,7 @@ fn parse_duration(text: &str) -> Option<Duration> {
     Some(Duration::from_secs(digits.parse::<u64>().ok()?.checked_mul(unit)?))
 }
 
-/// Whether two listeners of one protocol cannot both have what they want.
+/// Whether two listeners of one protocol want the same port of the same address.
 fn meet(a: SocketAddr, b: SocketAddr) -> bool {
     let everywhere = a.ip().is_unspecified() || b.ip().is_unspecified();
     a.port() == b.port() && a.port() != 0 && (everywhere || a.ip() == b.ip())
@@ -589,11 +607,11 @@ fn is_host(text: &str) -> bool {
         || text.len() <= 253 && text.strip_prefix("*.").unwrap_or(text).split('.').all(label)
 }
 
-/// An address without its password, for people.
+/// Address without its password, for messages.
 fn without_password(address: &str) -> String {
     match url::Url::parse(address) {
         Ok(mut url) if url.password().is_some() => {
-            // Fails only for URLs that cannot have a password.
+            // This fails only for URLs that cannot have a password.
             let _ = url.set_password(Some("***"));
             url.to_string()
         }
@@ -657,7 +675,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_is_named() {
+    fn every_mistake_is_reported() {
         let file = file(
             "zstd_level = 40\nhtpp = \"x\"\ncert_validity = \"1s\"\nstore = 1.5\npatches = \"maybe\"\npatch_threads = 0\n",
         );
@@ -678,7 +696,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_http_is_for_loopback_alone() {
+    fn plain_http_needs_a_loopback_address() {
         let on = |address| command_line(&[("data", "/d"), ("http_plain", "true"), ("http", address)]);
         assert!(Settings::resolve(&on("127.0.0.1:80"), |_| None, None).is_ok());
         assert!(Settings::resolve(&on("[::1]:80"), |_| None, None).is_ok());

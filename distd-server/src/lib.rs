@@ -1,7 +1,8 @@
-//! distd's origin.
+//! The origin of distd: takes in chunks and files, makes signed releases of them, and serves nodes.
 //!
-//! [`ingest`] takes chunks and files in and makes releases of them; their rows live in [`db`], their bytes in
-//! [`store`]. The order is always: pack durable, rows committed, release published.
+//! [`ingest`] receives chunks and files and makes releases of them. Their rows are in [`db`], their
+//! bytes in [`store`]. The order is always the same: the pack becomes durable, the rows are
+//! committed, and then the release is published.
 
 pub mod config;
 pub mod db;

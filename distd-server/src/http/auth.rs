@@ -1,4 +1,5 @@
-//! Who calls: a bearer token, looked up by the hash of its secret, and what it may do.
+//! Authentication and authorisation of a request: its bearer token, found by the hash of the
+//! secret, and the scopes and products of that token.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -12,13 +13,13 @@ use distd_peer::trust::token::ApiToken;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::crowd::Known;
+use super::connections::Authenticated;
 use super::{ApiError, App};
 use crate::db::{ApiTokenRow, MoveBy};
 use crate::origin::signed;
 use crate::publisher::{Products, Publisher};
 
-/// What a token may do.
+/// Right that an API token can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
@@ -30,14 +31,14 @@ pub enum Scope {
     Channel,
     /// Order devices back to an older release when moving a channel.
     Downgrade,
-    /// Everything, tokens and nodes too.
+    /// Everything, including tokens and nodes.
     Admin,
 }
 
 impl Scope {
     const ALL: [Self; 5] = [Self::Read, Self::Publish, Self::Channel, Self::Downgrade, Self::Admin];
 
-    /// Its word, in SQL and JSON.
+    /// Word for the scope in SQL and JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Read => "read",
@@ -48,12 +49,13 @@ impl Scope {
         }
     }
 
-    /// Scopes as a token's row has them; words of a newer version give nothing.
+    /// Scopes in a token's row, a comma-separated list. Words that this version does not know are
+    /// ignored.
     pub(super) fn of_row(scopes: &str) -> Vec<Self> {
         Self::ALL.into_iter().filter(|scope| scopes.split(',').any(|s| s == scope.as_str())).collect()
     }
 
-    /// As a token's row has them.
+    /// Comma-separated list for a token's row, in the order of [`Self::ALL`].
     pub(super) fn to_row(scopes: &[Self]) -> String {
         let words: Vec<_> =
             Self::ALL.iter().filter(|s| scopes.contains(s)).map(|scope| scope.as_str()).collect();
@@ -61,7 +63,7 @@ impl Scope {
     }
 }
 
-/// A scope as a type, so that a handler's signature says what it needs.
+/// Scope as a type, so that a handler's signature names the scope that it needs.
 pub(super) trait Need: Send + Sync {
     const SCOPE: Option<Scope>;
 }
@@ -78,45 +80,45 @@ macro_rules! needs {
         }
     )*};
 }
-/// Any token that is valid will do.
+/// No particular scope: every valid token will do.
 pub(super) struct AnyToken;
 
 needs!(ToRead => Read, ToPublish => Publish, ToMoveChannels => Channel, ToAdminister => Admin);
 
-/// A caller with the right to `N`.
+/// Authenticated caller whose token has the scope of `N`.
 pub(super) struct Caller<N> {
-    /// The token's row.
+    /// Row of the token.
     pub(super) row: ApiTokenRow,
-    /// Id of the token.
+    /// Id of the token, as [`token_id`] makes it.
     pub(super) token: String,
-    /// The products it is for.
+    /// Products for which the token is valid.
     pub(super) products: Products,
-    /// It may do everything.
+    /// Whether the token has the scope `admin`.
     pub(super) admin: bool,
-    /// It may order downgrades.
+    /// Whether the token may order downgrades.
     downgrades: bool,
     need: PhantomData<N>,
 }
 
 impl<N> Caller<N> {
-    /// Refuses a product that the token is not for. Before anything is looked up: the answer is the same whether or not
-    /// there is such a product.
+    /// Refuses a product for which the token is not valid. Handlers call this before they look
+    /// anything up, so the answer is the same whether or not the product exists.
     pub(super) fn may(&self, product: &Name) -> Result<(), ApiError> {
         if self.products.has(product) { Ok(()) } else { Err(ApiError::other_product(product)) }
     }
 
-    /// Refuses to order a downgrade without the scope for it: whoever holds a token that moves
-    /// channels, and no more, cannot lead devices back.
+    /// Refuses the order of a downgrade unless the token has the scope `downgrade` or `admin`. A
+    /// token that can only move channels cannot lead devices back to an older release.
     pub(super) fn may_downgrade(&self) -> Result<(), ApiError> {
         if self.downgrades { Ok(()) } else { Err(ApiError::forbidden(Scope::Downgrade.as_str())) }
     }
 
-    /// As the one who moves channels.
+    /// Caller as it is recorded in a channel's history.
     pub(super) fn mover(&self) -> MoveBy {
         MoveBy { token: self.token.clone(), label: self.row.label.clone() }
     }
 
-    /// As the one who makes uploads.
+    /// Caller as it is recorded in uploads and releases.
     pub(super) fn publisher(&self) -> Publisher {
         Publisher {
             label: self.row.label.clone(),
@@ -126,10 +128,10 @@ impl<N> Caller<N> {
     }
 }
 
-/// Bytes of a token's id, out of the hash of its secret.
+/// Length of a token's id, bytes. The id is the head of the SHA-256 of the token's secret.
 const ID_BYTES: usize = 8;
 
-/// Names a token in lists and for revocation.
+/// Id of a token in hexadecimal digits, which names it in lists and for revocation.
 pub(super) fn token_id(secret_sha256: &[u8; 32]) -> String {
     hex::encode(&secret_sha256[..ID_BYTES])
 }
@@ -138,22 +140,24 @@ impl<N: Need> FromRequestParts<Arc<App>> for Caller<N> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
-        let header =
-            parts.headers.get(AUTHORIZATION).ok_or_else(|| ApiError::unauthorised("a token is needed"))?;
+        let header = parts
+            .headers
+            .get(AUTHORIZATION)
+            .ok_or_else(|| ApiError::unauthorised("this request needs an API token"))?;
         let no_token = || ApiError::unauthorised("the Authorization header holds no API token");
         let (scheme, token) = header.to_str().ok().and_then(|t| t.split_once(' ')).ok_or_else(no_token)?;
         if !scheme.eq_ignore_ascii_case("bearer") {
             return Err(no_token());
         }
         let token: ApiToken = token.parse().map_err(|_| no_token())?;
-        // Looked up by hash: how long it takes says nothing about any secret.
+        // The lookup is by hash, so its duration reveals nothing about any secret.
         let row = app.origin.db().api_token(&token.secret_hash()).await?;
-        let row = row.ok_or_else(|| ApiError::unauthorised("this token is not known here"))?;
+        let row = row.ok_or_else(|| ApiError::unauthorised("this origin does not know this token"))?;
         if !row.is_valid(signed(unix_now())) {
             return Err(ApiError::unauthorised("this token has expired or was revoked"));
         }
-        if let Some(known) = parts.extensions.get::<Known>() {
-            known.set();
+        if let Some(authenticated) = parts.extensions.get::<Authenticated>() {
+            authenticated.set();
         }
         let scopes = Scope::of_row(&row.scopes);
         if let Some(scope) =
@@ -161,7 +165,7 @@ impl<N: Need> FromRequestParts<Arc<App>> for Caller<N> {
         {
             return Err(ApiError::forbidden(scope.as_str()));
         }
-        // Whoever may make tokens may have one for any product.
+        // An admin can make a token for any product, so limits of products do not apply to admins.
         let admin = scopes.contains(&Scope::Admin);
         let products = if admin { Products::all() } else { Products::of_row(&row.products) };
         let downgrades = admin || scopes.contains(&Scope::Downgrade);
@@ -175,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scopes_survive_their_row() {
+    fn scopes_are_read_from_a_row_and_unknown_words_are_ignored() {
         assert_eq!(Scope::of_row("publish,future,read"), [Scope::Read, Scope::Publish]);
         assert_eq!(Scope::to_row(&[Scope::Admin, Scope::Read]), "read,admin");
         assert_eq!(Scope::of_row(""), []);

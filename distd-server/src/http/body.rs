@@ -1,4 +1,5 @@
-//! Reading requests: bounded in length and time, refused in this API's own words.
+//! Request bodies and parameters: bounded in length and time, and refused in the API's own error
+//! format.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,31 +16,33 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{ApiError, App};
 
-/// How long a body may stand still: longer than any outage TCP gets over without the user noticing.
+/// Longest time without a new byte of a body. It is longer than outages from which TCP recovers
+/// unnoticed.
 const STALL: Duration = Duration::from_secs(60);
 
-/// Waiting for the caller after which its pace is looked at, and the bytes that must have come by then: 16 kB/s, less than
-/// any link over which anybody publishes.
+/// Window, in time spent waiting for the caller, after which the rate of a body is checked.
 const PACE: Duration = Duration::from_secs(30);
+/// Bytes that have to arrive in each such window: 16 kB/s, less than any link that publishers use.
 const PACE_BYTES: u64 = 480_000;
 
-/// How long a body that holds a place of its token may take: 32 MiB at 0.5 Mbit/s.
+/// Longest time for a whole body that has a deadline: 32 MiB at 0.5 Mbit/s.
 const WHOLE: Duration = Duration::from_secs(600);
 
-/// Largest JSON body, bytes; a product's or token's description has a few hundred.
+/// Largest JSON body, bytes. The description of a product or token takes a few hundred.
 const JSON_BYTES_MAX: u64 = 64 << 10;
 
-/// A body of at most `MAX` bytes, as it comes in.
+/// Request body of at most `MAX` bytes, read piece by piece.
 pub(super) struct Incoming<const MAX: u64> {
     stream: BodyDataStream,
     read: u64,
-    /// As the caller announced it.
+    /// Length that the caller announced in `Content-Length`, bytes.
     announced: Option<u64>,
     deadline: Option<Instant>,
     pace: Pace,
 }
 
-/// How fast a body comes, looked at in windows of [`PACE`] of waiting: time that this side takes is not the caller's.
+/// Rate of a body, measured in windows of [`PACE`] of waiting. Time that the origin spends between
+/// two reads does not count.
 #[derive(Default)]
 struct Pace {
     waited: Duration,
@@ -47,12 +50,13 @@ struct Pace {
 }
 
 impl Pace {
-    /// How long the caller may take until it is looked at.
+    /// Waiting time that is left in the current window.
     fn left(&self) -> Duration {
         PACE.saturating_sub(self.waited)
     }
 
-    /// Counts; `false` when a window ended with too little.
+    /// Counts a wait and the bytes that ended it. `false` if a window ended with fewer than
+    /// [`PACE_BYTES`].
     fn keeps(&mut self, waited: Duration, bytes: u64) -> bool {
         self.waited += waited;
         self.bytes += bytes;
@@ -80,29 +84,29 @@ impl<const MAX: u64> Incoming<MAX> {
         })
     }
 
-    /// Its length in bytes, where the caller has announced it; at most `MAX`.
+    /// Length of the body in bytes if the caller announced it; at most `MAX`.
     pub(super) fn announced(&self) -> Option<u64> {
         self.announced
     }
 
-    /// Ends the body, from now on, after ten minutes.
+    /// Ends the body with an error ten minutes from now.
     pub(super) fn with_deadline(mut self) -> Self {
         self.deadline = Some(Instant::now() + WHOLE);
         self
     }
 
-    /// Ends the body, from now on, after so long.
+    /// Ends the body with an error after `time` from now.
     pub(super) fn within(mut self, time: Duration) -> Self {
         self.deadline = Some(Instant::now() + time);
         self
     }
 
-    /// The next piece; `None` at the end.
+    /// Next piece of the body; `None` at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
         let begun = Instant::now();
         let stall = begun + STALL;
         let until = self.deadline.map_or(stall, |deadline| deadline.min(stall));
-        let slow = || broken_off("the body comes slower than 16 kB/s");
+        let slow = || broken_off("the body arrives slower than 16 kB/s");
         let piece = loop {
             let window = Instant::now() + self.pace.left();
             let waits = Instant::now();
@@ -114,8 +118,12 @@ impl<const MAX: u64> Incoming<MAX> {
                     }
                     break piece;
                 }
-                Ok(Some(Err(_))) => return Err(broken_off("the body broke off")),
-                Err(_) if Instant::now() >= until => return Err(broken_off("the body took too long")),
+                Ok(Some(Err(_))) => {
+                    return Err(broken_off("the connection broke before the end of the body"));
+                }
+                Err(_) if Instant::now() >= until => {
+                    return Err(broken_off("the body stood still or took too long"));
+                }
                 Err(_) if !self.pace.keeps(waits.elapsed(), 0) => return Err(slow()),
                 Err(_) => {}
             }
@@ -127,10 +135,10 @@ impl<const MAX: u64> Incoming<MAX> {
         Ok(Some(piece))
     }
 
-    /// The whole body.
+    /// Reads the whole body into memory. A body without a deadline gets one of ten minutes.
     pub(super) async fn whole(self) -> Result<Bytes, ApiError> {
         let mut body = if self.deadline.is_some() { self } else { self.with_deadline() };
-        // Bounded by MAX; pages that never fill cost nothing.
+        // The capacity is bounded by MAX, and pages that are never filled take no memory.
         let announced = body.announced.and_then(|len| usize::try_from(len).ok());
         let mut all = BytesMut::with_capacity(announced.unwrap_or(0));
         while let Some(piece) = body.next().await? {
@@ -140,7 +148,7 @@ impl<const MAX: u64> Incoming<MAX> {
     }
 }
 
-/// A body that did not come to its end.
+/// Error for a body that did not arrive whole.
 pub(super) fn broken_off(message: &str) -> ApiError {
     ApiError::bad_request(message, "send the request again")
 }
@@ -154,7 +162,7 @@ impl<const MAX: u64> FromRequest<Arc<App>> for Incoming<MAX> {
     }
 }
 
-/// A JSON body, whatever its content type says.
+/// JSON body; its content type is not checked.
 pub(super) struct Given<T>(pub(super) T);
 
 impl<T: DeserializeOwned> FromRequest<Arc<App>> for Given<T> {
@@ -164,14 +172,17 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Given<T> {
         let (parts, body) = request.into_parts();
         let bytes = Incoming::<JSON_BYTES_MAX>::of(&parts.headers, body)?.whole().await?;
         let parsed = serde_json::from_slice(&bytes);
-        // Says where and what in the caller's own text.
+        // The parser's message names the line and column in the caller's text.
         parsed.map(Self).map_err(|e| {
-            ApiError::bad_request(format!("the body is not the JSON that belongs here: {e}"), "correct it")
+            ApiError::bad_request(
+                format!("the body is not the JSON that this address expects: {e}"),
+                "correct the body; /v1/openapi.json describes it",
+            )
         })
     }
 }
 
-/// A JSON body, or none.
+/// JSON body, or the default value if the body is empty.
 pub(super) struct Perhaps<T>(pub(super) T);
 
 impl<T: DeserializeOwned + Default> FromRequest<Arc<App>> for Perhaps<T> {
@@ -188,7 +199,7 @@ impl<T: DeserializeOwned + Default> FromRequest<Arc<App>> for Perhaps<T> {
     }
 }
 
-/// The variable parts of the path, parsed.
+/// Parsed variable parts of the path.
 pub(super) struct At<T>(pub(super) T);
 
 impl<T: DeserializeOwned + Send> FromRequestParts<Arc<App>> for At<T> {
@@ -198,14 +209,14 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Arc<App>> for At<T> {
         match Path::<T>::from_request_parts(parts, app).await {
             Ok(Path(value)) => Ok(Self(value)),
             Err(rejection) => Err(ApiError::bad_request(
-                format!("the address does not fit: {}", rejection.body_text()),
-                "names are made of a-z A-Z 0-9 . _ + -, ids of hexadecimal digits",
+                format!("the path of the address cannot be parsed: {}", rejection.body_text()),
+                "correct the path: names consist of a-z A-Z 0-9 . _ + -, ids of hexadecimal digits",
             )),
         }
     }
 }
 
-/// The query of the address, parsed.
+/// Parsed query of the address.
 pub(super) struct Asked<T>(pub(super) T);
 
 impl<T: DeserializeOwned + Send> FromRequestParts<Arc<App>> for Asked<T> {
@@ -215,8 +226,8 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Arc<App>> for Asked<T> {
         match Query::<T>::from_request_parts(parts, app).await {
             Ok(Query(value)) => Ok(Self(value)),
             Err(rejection) => Err(ApiError::bad_request(
-                format!("the address does not fit: {}", rejection.body_text()),
-                "look it up in /v1/openapi.json",
+                format!("the query of the address cannot be parsed: {}", rejection.body_text()),
+                "look the parameters up in /v1/openapi.json",
             )),
         }
     }
@@ -227,17 +238,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pace_is_looked_at_in_windows_of_waiting() {
+    fn the_rate_of_a_body_is_checked_in_windows_of_waiting() {
         let second = Duration::from_secs(1);
-        // 16 kB each second for as long as it takes.
+        // 16 kB a second is enough, however long the body takes.
         let mut pace = Pace::default();
         assert!((0..300).all(|_| pace.keeps(second, 16_000)));
-        // A burst counts for its window and no other.
+        // A burst counts only for the window in which it arrives.
         let mut pace = Pace::default();
         assert!(pace.keeps(second, 100 << 20));
         assert!((0..29).all(|_| pace.keeps(second, 0)));
         assert!((0..29).all(|_| pace.keeps(second, 1)) && !pace.keeps(second, 1));
-        // What this side takes in between is not waiting.
+        // Time that the origin takes between two reads is not waiting.
         let mut pace = Pace::default();
         assert!((0..1000).all(|_| pace.keeps(Duration::ZERO, 1)));
         assert_eq!(pace.left(), PACE);

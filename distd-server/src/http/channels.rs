@@ -14,58 +14,60 @@ use super::body::{Asked, At, Given};
 use super::{ApiError, App, products};
 use crate::db::{ChannelMove, ChannelRow, MoveRow, ReleaseRow};
 
-/// Where a channel is to point.
+/// Release to which a channel is to point.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Move {
-    /// A released version of the product.
+    /// Released version of the product.
     version: String,
-    /// Whether devices that have a later release are to come back to it. Needs the scope `downgrade`.
+    /// Whether devices that have a later release are to go back to this one. Needs the scope
+    /// `downgrade`.
     #[serde(default)]
     downgrade: bool,
 }
 
-/// Changes of a channel that are asked for.
+/// Page of a channel's history.
 #[derive(Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Page {
-    /// Only changes before this one.
+    /// Only changes with a lower id than this.
     before: Option<u64>,
-    /// Most changes, 1 to 1000; else 100.
+    /// Largest number of changes, 1 to 1000; 100 when absent.
     limit: Option<u32>,
 }
 
-/// Changes in one answer where nothing is said, and at most.
+/// Number of changes in one answer if the caller gives no limit.
 const PAGE: u32 = 100;
+/// Largest limit that a caller may give.
 const PAGE_MAX: u32 = 1000;
 
 /// One change of a channel.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ChannelChange {
-    /// Grows with each change.
+    /// Id of the change; each change has a higher one than the changes before it.
     id: u64,
-    /// When, unix seconds.
+    /// Time of the change, unix seconds.
     at: i64,
-    /// The version it pointed to; null when it was made.
+    /// Version to which the channel pointed before; null if the change created the channel.
     from: Option<String>,
-    /// The version it points to since; null when it was removed.
+    /// Version to which the channel points since; null if the change removed the channel.
     to: Option<String>,
-    /// Whether devices were ordered to come back to it.
+    /// Whether the change ordered devices to go back to `to`.
     downgrade: bool,
-    /// From releases with numbers up to this one; null where that was not ordered.
+    /// Highest sequence from which devices go back; null if no downgrade was ordered.
     downgrade_from: Option<u64>,
-    /// Id of the token; null when the origin did it by itself.
+    /// Id of the token that made the change; null if the origin made it by itself.
     token: Option<String>,
-    /// Its label.
+    /// Label of that token.
     label: Option<String>,
 }
 
-/// Changes of a channel, the newest first.
+/// Changes of a channel, newest first.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ChannelHistory {
     changes: Vec<ChannelChange>,
-    /// Ask for the ones before this for more; null when there are none.
+    /// Value of `before` that asks for the next page; null on the last page.
     before: Option<u64>,
 }
 
@@ -74,20 +76,20 @@ pub(super) struct ChannelHistory {
 pub(super) struct Channel {
     product: String,
     channel: String,
-    /// Where it points.
+    /// Version of the release to which the channel points.
     version: String,
     /// Manifest of that release, 64 hexadecimal digits.
     manifest: String,
-    /// Grows by one with each change.
+    /// Number that grows by one with each change of the channel.
     counter: u64,
-    /// When it last changed, unix seconds.
+    /// Time of the last change, unix seconds.
     updated: i64,
-    /// Devices with releases numbered up to this may come back to the version; null where that was
-    /// not ordered.
+    /// Devices with a release whose sequence is at most this go back to `version`; null if no
+    /// downgrade was ordered.
     downgrade_from: Option<u64>,
 }
 
-/// Channels.
+/// Channels of a product.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ChannelList {
     channels: Vec<Channel>,
@@ -107,11 +109,12 @@ fn channel((row, release): (ChannelRow, ReleaseRow)) -> Channel {
 
 async fn with_release(app: &App, row: ChannelRow) -> Result<Channel, ApiError> {
     let release = app.origin.db().release(&row.product, &row.version).await?;
-    let release = release.ok_or_else(|| ApiError::internal("a channel points to no release"))?;
+    let release =
+        release.ok_or_else(|| ApiError::internal("a channel points to a release that does not exist"))?;
     Ok(channel((row, release)))
 }
 
-/// A product's channels.
+/// Lists a product's channels.
 #[utoipa::path(get, path = "/v1/products/{product}/channels", tag = "channels", params(("product" = String, Path)),
     responses((status = 200, body = ChannelList)), security(("token" = ["read"])))]
 pub(super) async fn list(
@@ -128,7 +131,7 @@ pub(super) async fn list(
     Ok(Json(ChannelList { channels }))
 }
 
-/// One channel.
+/// Describes one channel.
 #[utoipa::path(get, path = "/v1/products/{product}/channels/{channel}", tag = "channels",
     params(("product" = String, Path), ("channel" = String, Path)),
     responses((status = 200, body = Channel)), security(("token" = ["read"])))]
@@ -147,8 +150,8 @@ pub(super) async fn show(
     }
 }
 
-/// The history of a channel: every change, and the token that made it. A channel that was removed
-/// has one too.
+/// Lists the changes of a channel, newest first, each with the token that made it. A channel that
+/// was removed keeps its history.
 #[utoipa::path(get, path = "/v1/products/{product}/channels/{channel}/history", tag = "channels",
     params(("product" = String, Path), ("channel" = String, Path), Page),
     responses((status = 200, body = ChannelHistory)), security(("token" = ["read"])))]
@@ -162,8 +165,8 @@ pub(super) async fn history(
     let limit = page.limit.unwrap_or(PAGE);
     if !(1..=PAGE_MAX).contains(&limit) {
         return Err(ApiError::bad_request(
-            format!("the limit {limit} cannot be"),
-            format!("ask for 1 to {PAGE_MAX} changes at once"),
+            format!("the limit {limit} is out of bounds"),
+            format!("choose a limit of 1 to {PAGE_MAX}"),
         ));
     }
     let rows = app.origin.db().channel_moves(&product, &name, page.before, limit).await?;
@@ -190,7 +193,7 @@ fn change(row: MoveRow) -> ChannelChange {
     }
 }
 
-/// Points a channel to a release; makes the channel when it is not there.
+/// Points a channel to a release. Creates the channel if it does not exist.
 #[utoipa::path(put, path = "/v1/products/{product}/channels/{channel}", tag = "channels",
     params(("product" = String, Path), ("channel" = String, Path)), request_body = Move,
     responses((status = 200, body = Channel)), security(("token" = ["channel"])))]
@@ -220,7 +223,7 @@ pub(super) async fn put(
     Ok(Json(channel(moved.await?)))
 }
 
-/// Removes a channel: devices that follow it are told that there is none.
+/// Removes a channel. Devices that follow it no longer find it.
 #[utoipa::path(delete, path = "/v1/products/{product}/channels/{channel}", tag = "channels",
     params(("product" = String, Path), ("channel" = String, Path)),
     responses((status = 204, description = "Removed")), security(("token" = ["channel"])))]

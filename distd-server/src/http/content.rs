@@ -1,4 +1,4 @@
-//! `PUT …/content`: a whole file comes in (`curl -T`), and the origin cuts it.
+//! `PUT …/content`: upload of a whole file (`curl -T`), which the origin cuts.
 
 use std::sync::Arc;
 
@@ -18,13 +18,13 @@ use super::{ApiError, App};
 use crate::ingest::{FileHandle, FileRequest};
 use crate::origin::signed;
 
-/// Makes a release of the body.
+/// Makes a release of the file in the body.
 #[utoipa::path(put, path = "/v1/products/{product}/releases/{version}/content", tag = "releases",
     params(("product" = String, Path), ("version" = String, Path)),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses(
         (status = 201, description = "Released", body = Release),
-        (status = 200, description = "The version had these bytes already", body = Release)
+        (status = 200, description = "The version was already released with these bytes", body = Release)
     ), security(("token" = ["publish"])))]
 pub(super) async fn put(
     State(app): State<Arc<App>>,
@@ -37,14 +37,15 @@ pub(super) async fn put(
     if body.announced().is_some_and(|len| len > bytes_max) {
         return Err(ApiError::too_large(bytes_max));
     }
-    // Dropped with this future when the connection ends, and the file goes with it.
+    // If the connection ends, this future is dropped, and the file with it.
     let spooled = app.spool(&caller.token, body, Use::File).await?;
     let at = app.clone();
     let work = app.detached(async move {
         let now = signed(unix_now());
         let (row, _) = at.origin.db().ensure_product(&product, CutParams::default(), now).await?;
         let request = FileRequest { product, version, cut: row.cut, by: caller.publisher() };
-        let file = spooled.file().ok_or_else(|| ApiError::internal("a file was to be spooled"))?;
+        let file =
+            spooled.file().ok_or_else(|| ApiError::internal("the body of a file upload is not in a file"))?;
         let file = file.try_clone().and_then(FileHandle::of).map_err(ApiError::internal)?;
         let committed = at.origin.ingest().ingest_file(&request, file, now).await?;
         drop(spooled);

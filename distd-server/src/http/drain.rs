@@ -1,7 +1,8 @@
-//! A caller that is refused before it has sent its body still hears why.
+//! Makes sure that a caller whose request is refused early still receives the answer.
 //!
-//! A server that answers and closes while the caller writes makes the caller's system throw the answer away (a reset
-//! arrives first). So what is left of a body is read and forgotten before the answer goes out, within bounds.
+//! If a server answers and closes while the caller still writes, a TCP reset can arrive before the
+//! answer and make the caller's system discard it. So this layer reads the rest of the body, within
+//! bounds, and discards it before the answer goes out.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,10 +16,11 @@ use futures::StreamExt;
 use futures::stream::poll_fn;
 use tokio::time::timeout;
 
-/// Bytes read for nothing at most: two requests' worth of chunks. A caller that sends more gets a closed connection.
+/// Most bytes that are read and discarded: two requests' worth of chunks. If the caller sends more,
+/// the connection closes.
 const BYTES_MAX: usize = 64 << 20;
 
-/// How long at most.
+/// Longest time for reading and discarding.
 const TIME_MAX: Duration = Duration::from_secs(10);
 
 struct Shared {
@@ -27,14 +29,15 @@ struct Shared {
     ended: bool,
 }
 
-/// Lets the handler read the body, then reads the rest.
+/// Lets the handler read the body, then reads and discards the rest.
 pub(super) async fn layer(request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     let headers = &parts.headers;
     if !headers.contains_key(CONTENT_LENGTH) && !headers.contains_key(TRANSFER_ENCODING) {
         return next.run(Request::from_parts(parts, body)).await;
     }
-    // Such a caller waits to be told before it sends anything; reading would tell it.
+    // A caller with `Expect` sends the body only after a 100 Continue, which the first read here
+    // would send.
     let waits = headers.contains_key(EXPECT);
     let shared = Shared { stream: body.into_data_stream(), begun: false, ended: false };
     let shared = Arc::new(Mutex::new(shared));
@@ -55,7 +58,7 @@ pub(super) async fn layer(request: Request, next: Next) -> Response {
                 }
             }
         };
-        // Either way the answer goes out now.
+        // The answer goes out now, whether or not the whole body was read.
         let _ = timeout(TIME_MAX, read).await;
     }
     response

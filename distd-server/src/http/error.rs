@@ -1,7 +1,8 @@
-//! What a caller is told when something goes wrong: the one place that decides status, words and redaction.
+//! Error responses. This file alone decides a failure's status, its words, and which details stay
+//! hidden.
 //!
-//! A caller's own mistake is explained. A failure of the origin is logged with its causes under the request's id,
-//! and the caller is shown that id alone.
+//! A caller's own mistake is explained. A failure of the origin is logged with its causes under the
+//! request's id, and the caller sees only that id.
 
 use std::error::Error;
 
@@ -19,7 +20,7 @@ use crate::origin::{PublishReleaseError, RequestPatchesError, SetChannelError, W
 use crate::store::StoreError;
 use crate::tuf::{self, PublishError};
 
-/// A failed request.
+/// Failed request: its status, its words, and the cause for the log.
 #[derive(Debug)]
 pub(super) struct ApiError {
     status: StatusCode,
@@ -35,14 +36,14 @@ pub(super) struct ErrorBody {
     error: ErrorDetail,
 }
 
-/// What went wrong.
+/// Description of a failure.
 #[derive(Debug, Serialize, ToSchema)]
 struct ErrorDetail {
-    /// A word for programs.
+    /// Stable word for programs.
     code: String,
-    /// What happened.
+    /// Description of the failure for people.
     message: String,
-    /// What to do.
+    /// Advice: the caller's next step.
     next: String,
 }
 
@@ -61,8 +62,7 @@ impl ApiError {
     }
 
     pub(super) fn unauthorised(message: &str) -> Self {
-        let next =
-            "send \"Authorization: Bearer distd-api-v1.…\" with a token that is valid; an admin makes one";
+        let next = "send \"Authorization: Bearer distd-api-v1.…\" with a valid token; an admin can make one";
         Self::new(StatusCode::UNAUTHORIZED, "unauthorised", message, next)
     }
 
@@ -74,43 +74,48 @@ impl ApiError {
 
     pub(super) fn other_product(product: &impl std::fmt::Display) -> Self {
         let message = format!("this token is not for the product {product}");
-        let next = "use a token for it; an admin makes one, and GET /v1/tokens shows which is for what";
+        let next = "use a token for this product; an admin can make one, and GET /v1/tokens lists each token's products";
         Self::new(StatusCode::FORBIDDEN, "forbidden_product", message, next)
     }
 
     pub(super) fn busy(message: &str) -> Self {
-        Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", message, "repeat the request in a while")
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", message, "repeat the request later")
     }
 
     pub(super) fn quota(message: impl Into<String>) -> Self {
-        let next = "commit or abort open uploads of this token, or wait a day: GET /v1/uploads lists them for admins";
+        let next = "commit or abort open uploads of this token, or wait a day; an admin sees them with GET /v1/uploads";
         Self::new(StatusCode::FORBIDDEN, "quota", message, next)
     }
 
     pub(super) fn not_found(what: &str) -> Self {
-        let next = "look the address up in /v1/openapi.json";
+        let next = "compare the address with /v1/openapi.json";
         Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {what}"), next)
     }
 
-    /// Something that a list has or has not.
+    /// Error for an item that is missing from the answer to the request `list`.
     pub(super) fn unlisted(what: &str, list: &str) -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
             "not_found",
             format!("there is no {what}"),
-            format!("{list} lists them"),
+            format!("look it up with {list}"),
         )
     }
 
     pub(super) fn method_not_allowed() -> Self {
-        let message = "this address does not take this method";
+        let message = "this address does not support this method";
         let next = "look the address up in /v1/openapi.json";
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message, next)
     }
 
     pub(super) fn unknown_product(product: &impl std::fmt::Display) -> Self {
         let message = format!("there is no product {product}");
-        Self::new(StatusCode::NOT_FOUND, "unknown_product", message, "GET /v1/products lists them")
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "unknown_product",
+            message,
+            "look the product up with GET /v1/products",
+        )
     }
 
     pub(super) fn unknown_version(
@@ -118,7 +123,7 @@ impl ApiError {
         version: &impl std::fmt::Display,
     ) -> Self {
         let message = format!("{product} has no release {version}");
-        let next = format!("GET /v1/products/{product}/releases lists them");
+        let next = format!("look the version up with GET /v1/products/{product}/releases");
         Self::new(StatusCode::NOT_FOUND, "unknown_version", message, next)
     }
 
@@ -127,12 +132,12 @@ impl ApiError {
         channel: &impl std::fmt::Display,
     ) -> Self {
         let message = format!("{product} has no channel {channel}");
-        let next = format!("PUT a version to /v1/products/{product}/channels/{channel}");
+        let next = format!("create the channel with PUT /v1/products/{product}/channels/{channel}");
         Self::new(StatusCode::NOT_FOUND, "unknown_channel", message, next)
     }
 
     pub(super) fn unknown_upload(message: String) -> Self {
-        let next = "begin an upload; chunks already sent for the same version are kept";
+        let next = "begin a new upload; chunks that were already sent for the same version are kept";
         Self::new(StatusCode::NOT_FOUND, "unknown_upload", message, next)
     }
 
@@ -147,12 +152,12 @@ impl ApiError {
 
     pub(super) fn too_large(max: u64) -> Self {
         let message = format!("the body is longer than {max} bytes");
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message, "send less at once")
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message, "send at most as many bytes")
     }
 
     pub(super) fn storage_full() -> Self {
         let message = "the origin has no space left";
-        let next = "give its disk more space, then repeat the request: what was acknowledged is kept";
+        let next = "add space to the origin's disk, then repeat the request; acknowledged chunks are kept";
         Self::new(StatusCode::INSUFFICIENT_STORAGE, "storage_full", message, next)
     }
 
@@ -164,7 +169,7 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, "version_taken", message, "choose another version")
     }
 
-    /// A failure of the origin's own, whose causes are for the log.
+    /// Failure of the origin itself. Its causes go to the log and not to the caller.
     pub(super) fn internal(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         let cause = cause.into();
         let mut error = match place_of(cause.as_ref()) {
@@ -173,7 +178,7 @@ impl ApiError {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "unavailable",
                 "the origin cannot reach its database or store",
-                "repeat the request in a while; /readyz says what is wrong",
+                "repeat the request later; GET /readyz names the part that fails",
             ),
             None => {
                 let message = "the origin failed";
@@ -184,7 +189,7 @@ impl ApiError {
         error
     }
 
-    /// Writes what the caller is not shown to the log.
+    /// Logs an internal failure with its causes as an error, and a refusal at debug level.
     pub(super) fn log(&self) {
         let id = request_id::current();
         match &self.cause {
@@ -215,7 +220,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// Causes that are nobody's mistake and have a status of their own.
+/// Causes that are not the caller's mistake and have a status of their own.
 enum Place {
     Full,
     Unreachable,
@@ -250,41 +255,42 @@ impl From<IngestError> for ApiError {
         match error {
             IngestError::UnknownProduct(product) => Self::unknown_product(&product),
             IngestError::UnknownUpload(id) => Self::unknown_upload(format!("there is no upload {id}")),
-            IngestError::UploadOver(id) => {
-                Self::conflict(format!("upload {id} is over"), "begin another upload of this version")
-            }
+            IngestError::UploadOver(id) => Self::conflict(
+                format!("upload {id} has ended: it was committed, aborted or has expired"),
+                "begin another upload of this version",
+            ),
             IngestError::ChunkBounds { index } => Self::bad_request(
-                format!("chunk number {index} has a length out of bounds"),
-                "a chunk has 1 to 1048576 raw bytes and is stored in no more than those",
+                format!("the length of chunk number {index} is out of bounds"),
+                "send chunks of 1 to 1048576 raw bytes, with a stored length of at most the raw one",
             ),
             IngestError::BadChunk { index, cause } => Self::hash_mismatch(
                 format!("chunk number {index} was refused: {cause}"),
-                "send it again from an undamaged source",
+                "send the chunk again from an undamaged source",
             ),
             IngestError::BadList(why) => {
                 Self::bad_request(format!("the list of chunks is wrong: {why}"), "cut the artifact again")
             }
             IngestError::MissingChunk(hash) => Self::conflict(
                 format!("chunk {hash} was not uploaded"),
-                "ask which chunks are missing, upload those, then commit again",
+                "ask for the missing chunks, upload them, then commit again",
             ),
             IngestError::WrongArtifact { expected, actual } => Self::hash_mismatch(
                 format!("the chunks make an artifact with BLAKE3 {actual}, not {expected}"),
-                "push again, with nobody writing to the file meanwhile",
+                "push again, and let no other process write to the file meanwhile",
             ),
             IngestError::VersionTaken { product, version, blake3 } => Self::version_taken(format!(
-                "{product}@{version} is released already with other bytes (BLAKE3 {blake3})"
+                "{product}@{version} is already released with other bytes (BLAKE3 {blake3})"
             )),
             IngestError::TooManyUploads { .. } | IngestError::Quota { .. } => Self::quota(error.to_string()),
             IngestError::TooLarge { bytes_max, .. } => Self::too_large(bytes_max),
             IngestError::NoRoom => Self::storage_full(),
             IngestError::BadTree(cause) => Self::bad_request(
-                format!("the tree's listing is not what a device takes: {cause}"),
+                format!("devices would refuse the tree's listing: {cause}"),
                 "push the directory again with distd push",
             ),
             IngestError::OtherCut => Self::conflict(
-                "the release is damaged, and these chunks are cut in another way than its own",
-                "push it as another version",
+                "the release is damaged, and these chunks were cut with other parameters than its own",
+                "push the artifact as another version",
             ),
             IngestError::StoredChunk(_)
             | IngestError::SweepTooLarge { .. }
@@ -303,7 +309,7 @@ impl From<PublishError> for ApiError {
     fn from(error: PublishError) -> Self {
         match error {
             PublishError::VersionTaken(what) => {
-                Self::version_taken(format!("{what} is published with other contents"))
+                Self::version_taken(format!("{what} is already published with other contents"))
             }
             error => Self::internal(error),
         }
@@ -325,14 +331,14 @@ impl From<SetChannelError> for ApiError {
             SetChannelError::UnknownRelease { product, version } => Self::unknown_version(&product, &version),
             SetChannelError::Older { product, channel, version, newest } => {
                 let newest = newest.map_or_else(
-                    || "than a release that was withdrawn, to which".to_owned(),
+                    || "than a withdrawn release, to which".to_owned(),
                     |newest| format!("than {product}@{newest}, to which"),
                 );
                 Self::new(
                     StatusCode::CONFLICT,
                     "downgrade",
                     format!("{product}@{version} is older {newest} {product}:{channel} has pointed"),
-                    "if devices are to go back to it, say \"downgrade\": true, with a token that has the scope \"downgrade\"",
+                    "to send devices back to it, repeat the request with \"downgrade\": true and a token that has the scope \"downgrade\"",
                 )
             }
             error => Self::internal(error),
@@ -350,8 +356,8 @@ impl From<WithdrawError> for ApiError {
                 Self::new(
                     StatusCode::CONFLICT,
                     "in_use",
-                    format!("{product}@{version} is what {} points to", channels.join(" and ")),
-                    "point the channel to another version, or remove it, first",
+                    format!("{product}@{version} is the target of {}", channels.join(" and ")),
+                    "first point each of these channels to another version, or remove it",
                 )
             }
             error => Self::internal(error),
@@ -365,12 +371,13 @@ impl From<RequestPatchesError> for ApiError {
             RequestPatchesError::UnknownRelease { product, version } => {
                 Self::unknown_version(&product, &version)
             }
-            RequestPatchesError::Disabled => {
-                Self::conflict("this origin makes no patches", "start it without patches = false")
-            }
+            RequestPatchesError::Disabled => Self::conflict(
+                "this origin makes no patches",
+                "restart the origin without the setting patches = false",
+            ),
             RequestPatchesError::Same { from, to } => Self::conflict(
-                format!("{from} and {to} are the same bytes"),
-                "nothing is needed: a device that has the one has the other",
+                format!("{from} and {to} have the same bytes"),
+                "no patch set is needed: a device that has one of them has the bytes of the other",
             ),
             RequestPatchesError::Db(error) => Self::internal(error),
         }
@@ -406,7 +413,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_below_other_errors_is_told_as_such() {
+    fn a_full_disk_among_the_causes_is_reported_as_storage_full() {
         let io = std::io::Error::from(std::io::ErrorKind::StorageFull);
         let error = ApiError::from(tuf::StoreError::new("write", "x", io));
         assert_eq!((error.status, error.code), (StatusCode::INSUFFICIENT_STORAGE, "storage_full"));

@@ -1,4 +1,4 @@
-//! `/v1/manifests`.
+//! `/v1/manifests`: manifests of releases and patch sets, whole or by node.
 
 use std::sync::Arc;
 
@@ -19,18 +19,24 @@ fn unknown(id: &ManifestId) -> ApiError {
 }
 
 fn parse(text: &str) -> Result<ManifestId, ApiError> {
-    text.parse().map_err(|e| ApiError::bad_request(format!("{text:?} is no manifest id"), format!("{e}")))
+    text.parse().map_err(|e| {
+        ApiError::bad_request(
+            format!("{text:?} is not a manifest id: {e}"),
+            "take the manifest's id from a release",
+        )
+    })
 }
 
-/// Only what a release or patch set of the token's products names is there: an upload that was never committed is nobody's
-/// to see, and another product's manifest is not there for this token.
+/// Refuses a manifest unless a release or patch set of the token's products names it. The manifest
+/// of an uncommitted upload is visible to nobody. A manifest of another product is answered as if
+/// it did not exist.
 async fn released(app: &App, caller: &Caller<ToRead>, id: &ManifestId) -> Result<(), ApiError> {
     let products = app.origin.db().products_of_manifest(id).await?;
     let may = products.iter().any(|product| caller.products.has(product));
     if may { Ok(()) } else { Err(unknown(id)) }
 }
 
-/// A manifest as one file.
+/// Sends a manifest as one file.
 #[utoipa::path(get, path = "/v1/manifests/{manifest}", tag = "objects", params(("manifest" = String, Path)),
     responses((status = 200, body = Vec<u8>, content_type = "application/msgpack")), security(("token" = ["read"])))]
 pub(super) async fn show(
@@ -44,7 +50,7 @@ pub(super) async fn show(
     found.ok_or_else(|| ApiError::internal(format!("manifest {id} is missing from the store")))
 }
 
-/// One node of a manifest, the root too.
+/// Sends one node of a manifest; the root is a node, too.
 #[utoipa::path(get, path = "/v1/manifests/{manifest}/nodes/{node}", tag = "objects",
     params(("manifest" = String, Path), ("node" = String, Path)),
     responses((status = 200, body = Vec<u8>, content_type = "application/msgpack")), security(("token" = ["read"])))]
@@ -54,9 +60,12 @@ pub(super) async fn node(
     At((manifest, node)): At<(String, String)>,
 ) -> Result<Response, ApiError> {
     let id = parse(&manifest)?;
-    let hash: NodeHash = node
-        .parse()
-        .map_err(|e| ApiError::bad_request(format!("{node:?} is no node hash"), format!("{e}")))?;
+    let hash: NodeHash = node.parse().map_err(|e| {
+        ApiError::bad_request(
+            format!("{node:?} is not a node hash: {e}"),
+            "take the node's hash from its parent node",
+        )
+    })?;
     released(&app, &caller, &id).await?;
     let manifest = app.manifest(id).await?;
     let bytes = if hash.as_bytes() == id.as_bytes() {

@@ -1,4 +1,4 @@
-//! `/metrics`: counters by name, labels from closed sets.
+//! `/metrics`: counters of this process, with label values from closed sets.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,26 +13,27 @@ use distd_peer::metrics::MetricsText;
 
 use super::App;
 
+/// Number of answers, and the seconds until each of them began.
 #[derive(Clone, Copy, Default)]
 struct Answers {
     count: u64,
     seconds: f64,
 }
 
-/// What the HTTP side counts.
+/// Counters of the HTTP side.
 #[derive(Default)]
 pub(super) struct Metrics {
-    /// By method, route and status: each out of a closed set.
+    /// Answers by method, route and status, each from a closed set.
     answers: Mutex<BTreeMap<(String, String, u16), Answers>>,
-    /// Connections open.
+    /// Connections that are open now.
     pub(super) connections_open: AtomicU64,
     /// Connections accepted.
     pub(super) connections: AtomicU64,
-    /// Connections refused because there were too many.
+    /// Connections refused or closed because there were too many.
     pub(super) connections_refused: AtomicU64,
     /// TLS handshakes that failed or took too long.
     pub(super) handshakes_failed: AtomicU64,
-    /// Releases made.
+    /// Releases made by this process.
     pub(super) releases: AtomicU64,
     /// Bytes of chunk records and whole files taken in.
     pub(super) received_bytes: AtomicU64,
@@ -42,7 +43,7 @@ pub(super) struct Metrics {
 
 impl Metrics {
     pub(super) fn count(&self, method: &Method, route: &str, status: u16, elapsed: Duration) {
-        // A caller can invent methods; a label cannot.
+        // A caller can invent methods; they share one label value, so that the table stays small.
         let method = match method.as_str() {
             known @ ("GET" | "HEAD" | "PUT" | "POST" | "DELETE") => known,
             _ => "other",
@@ -54,7 +55,7 @@ impl Metrics {
     }
 }
 
-/// Prometheus metrics.
+/// Sends the metrics in Prometheus text format.
 #[utoipa::path(get, path = "/metrics", tag = "state", responses(
     (status = 200, description = "Metrics in Prometheus text format", body = String, content_type = "text/plain")
 ))]
@@ -85,7 +86,7 @@ async fn text(app: &App) -> String {
         ("distd_http_connections_total", "HTTP connections accepted.", &m.connections),
         (
             "distd_http_connections_refused_total",
-            "HTTP connections refused: too many.",
+            "HTTP connections refused or closed because there were too many.",
             &m.connections_refused,
         ),
         ("distd_http_handshakes_failed_total", "TLS handshakes that failed.", &m.handshakes_failed),
@@ -98,9 +99,9 @@ async fn text(app: &App) -> String {
 
     let s = &app.spooling;
     for (name, help, value) in [
-        ("distd_http_bodies", "Bodies of uploads on their way.", s.bodies()),
-        ("distd_http_bodies_memory_bytes", "Memory that those take.", s.held_bytes()),
-        ("distd_http_bodies_disk_bytes", "Bytes of those in files without a name.", s.disk_bytes()),
+        ("distd_http_bodies", "Upload bodies that are being received or wait for a place.", s.bodies()),
+        ("distd_http_bodies_memory_bytes", "Bytes of memory that upload bodies take.", s.held_bytes()),
+        ("distd_http_bodies_disk_bytes", "Bytes of upload bodies in files without a name.", s.disk_bytes()),
     ] {
         out.one(name, "gauge", help, value);
     }
@@ -108,20 +109,24 @@ async fn text(app: &App) -> String {
     let c = app.origin.ingest().compaction();
     for (name, help, counter) in [
         ("distd_compacted_packs_total", "Packs emptied because they were mostly unused.", &c.packs),
-        ("distd_compacted_bytes_total", "Bytes of chunks copied out of those.", &c.copied_bytes),
+        (
+            "distd_compacted_bytes_total",
+            "Bytes of chunks copied out of packs to empty them.",
+            &c.copied_bytes,
+        ),
         ("distd_compaction_deleted_bytes_total", "Bytes of emptied packs deleted.", &c.deleted_bytes),
     ] {
         out.one(name, "counter", help, load(counter));
     }
 
     let p = &app.origin.patches().counters;
-    out.head("distd_patch_sets_total", "counter", "Patch sets made or not by this process, by result.");
+    out.head("distd_patch_sets_total", "counter", "Patch sets that this process tried to make, by result.");
     for (result, counter) in [("ready", &p.ready), ("empty", &p.empty), ("failed", &p.failed)] {
         let _ = writeln!(out.0, "distd_patch_sets_total{{result=\"{result}\"}} {}", load(counter));
     }
     for (name, help, counter) in [
         ("distd_patch_bytes_total", "Bytes of the patch sets made.", &p.bytes),
-        ("distd_patch_chunk_bytes_total", "Bytes of chunks that those patch sets stand for.", &p.packed),
+        ("distd_patch_chunk_bytes_total", "Bytes of the chunks that those patch sets replace.", &p.packed),
         (
             "distd_patches_wrong_total",
             "Patches that did not rebuild their target and were not used.",
@@ -134,7 +139,7 @@ async fn text(app: &App) -> String {
     out.serve(&app.counters);
 
     let db = app.origin.db();
-    // Every open upload has its end before the end of time.
+    // Every upload expires before the largest time, so this selects all open ones.
     let state = tokio::try_join!(
         db.uploads_expired(i64::MAX),
         db.pack_bytes(),
@@ -148,12 +153,20 @@ async fn text(app: &App) -> String {
             out.one("distd_uploads_open", "gauge", "Uploads open.", uploads.len() as u64);
             out.one("distd_patch_sets_waiting", "gauge", "Patch sets queued or being made.", patch_sets);
             out.one("distd_pack_bytes", "gauge", "Bytes of all packs in the object store.", bytes);
-            out.one("distd_emptied_pack_bytes", "gauge", "Bytes of packs emptied within a day.", emptied);
+            out.one(
+                "distd_emptied_pack_bytes",
+                "gauge",
+                "Bytes of emptied packs that are not deleted yet.",
+                emptied,
+            );
             let active = nodes.iter().filter(|node| node.revoked.is_none()).count() as u64;
             out.one("distd_nodes", "gauge", "Nodes enrolled and not revoked.", active);
         }
         Err(error) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "no metrics of the database");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "could not read the metrics of the database; they are left out"
+            );
         }
     }
     out.0

@@ -1,13 +1,14 @@
-//! The origin's HTTP API: docs/http-api.md. One file per resource; `error.rs` decides what a failure looks like.
+//! HTTP API of the origin (docs/http-api.md). One file for each resource; `error.rs` decides what a
+//! failure looks like to the caller.
 //!
-//! Nothing here trusts a length: bodies are bounded per route and read in pieces, and what changes the database or
-//! the store runs in a task of its own, which a connection that ends does not stop half-way.
+//! No length from a caller is trusted: each route bounds its body and reads it in pieces. A change
+//! of the database or the store runs in a task of its own, which goes on if the connection ends.
 
 mod auth;
 mod body;
 mod channels;
+mod connections;
 mod content;
-mod crowd;
 mod drain;
 mod error;
 mod manifests;
@@ -49,13 +50,15 @@ pub use serve::serve;
 
 use crate::origin::Origin;
 
-/// Bytes of chunk lists that may be in memory at once, MiB: one of the longest, or many of the usual 1 to 4.
+/// Memory for the chunk lists of commits, MiB, shared by all requests. It holds one of the longest
+/// lists, or many of the usual 1 to 4 MiB.
 const LISTS_MIB: u32 = 256;
 
-/// Manifests kept for requests for single nodes, each some 5 MB for an 800 MB image.
+/// Number of manifests kept in memory for requests of single nodes. Each takes about 5 MB for an
+/// 800 MB image.
 const MANIFESTS_MAX: usize = 2;
 
-/// What every request has at hand.
+/// State that all request handlers share.
 pub struct App {
     origin: Arc<Origin>,
     counters: Arc<ServeCounters>,
@@ -67,7 +70,7 @@ pub struct App {
 }
 
 impl App {
-    /// The API of `origin`; `counters` are those of its QUIC side.
+    /// Creates the API of `origin`. `counters` are those of the QUIC side.
     pub fn new(origin: Arc<Origin>, counters: Arc<ServeCounters>) -> Arc<Self> {
         Arc::new(Self {
             origin,
@@ -80,13 +83,13 @@ impl App {
         })
     }
 
-    /// Waits until no request is at work, whether or not its connection is still there.
+    /// Waits until all detached work is done, including work whose connection has ended.
     pub async fn idle(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }
 
-    /// Starts `work` at once, to be done whether or not the caller stays for the result.
+    /// Starts `work` at once. It runs to its end even if the caller goes away.
     fn detached<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
@@ -101,13 +104,13 @@ impl App {
             .boxed()
     }
 
-    /// Room for a chunk list of so many bytes; waits while others have it.
+    /// Permit for a chunk list of `bytes` bytes in memory; waits while other lists take the room.
     async fn list_room(&self, bytes: u64) -> OwnedSemaphorePermit {
         let mib = u32::try_from(bytes.div_ceil(1 << 20)).unwrap_or(LISTS_MIB).clamp(1, LISTS_MIB);
         self.lists.clone().acquire_many_owned(mib).await.expect("the semaphore is never closed")
     }
 
-    /// A released manifest, from memory or the store.
+    /// Manifest of a release or patch set, from memory or from the store.
     async fn manifest(&self, id: ManifestId) -> Result<Arc<Manifest>, ApiError> {
         {
             let mut kept = self.manifests.lock().unwrap_or_else(PoisonError::into_inner);
@@ -127,7 +130,7 @@ impl App {
     }
 }
 
-/// One method of one path.
+/// Handler of one method of one path.
 struct Route {
     #[cfg_attr(not(test), expect(dead_code, reason = "compared with the OpenAPI document"))]
     method: Method,
@@ -142,7 +145,7 @@ impl Route {
     }
 }
 
-/// Every route there is.
+/// All routes of the API.
 fn routes() -> Vec<Route> {
     vec![
         Route::new(Method::GET, "/healthz", state::healthz),
@@ -187,7 +190,7 @@ fn routes() -> Vec<Route> {
     ]
 }
 
-/// The router of the whole API.
+/// Router of the whole API.
 pub fn router(app: Arc<App>) -> Router {
     let mut router = Router::new();
     for route in routes() {
@@ -209,7 +212,7 @@ mod tests {
     use crate::origin::{Places, Tuning};
 
     #[tokio::test]
-    async fn what_was_begun_is_done_when_nobody_waits_for_it() {
+    async fn detached_work_runs_to_its_end_when_nobody_waits_for_it() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let places = Places::in_dir(directory.path());
         let origin = Origin::open(&places, Tuning::default()).await.expect("an origin");

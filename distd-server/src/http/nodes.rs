@@ -1,4 +1,4 @@
-//! `/v1/nodes`, and enrolment over HTTPS.
+//! `/v1/nodes`: nodes of the realm, and enrolment over HTTPS.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,10 +16,11 @@ use super::body::{At, Incoming, Perhaps};
 use super::tokens::join_token_id;
 use super::{ApiError, App};
 
-/// How long the body of an enrolment may take: it needs no token, so it must not hold a connection for long.
+/// Longest time for the body of an enrolment. The request needs no token, so it may hold its
+/// connection only briefly.
 const ENROLL: Duration = Duration::from_secs(10);
 
-/// A node.
+/// A node of the realm.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Node {
     /// 32 hexadecimal digits.
@@ -27,21 +28,21 @@ pub(super) struct Node {
     /// `leaf` or `relay`.
     role: String,
     label: String,
-    /// When it first enrolled, unix seconds.
+    /// Time of its first enrolment, unix seconds.
     enrolled: i64,
     /// End of its certificate, unix seconds.
     cert_expires: i64,
-    /// When it was revoked, unix seconds; null unless it was.
+    /// Time of its revocation, unix seconds; null if it is not revoked.
     revoked: Option<i64>,
 }
 
-/// Nodes.
+/// Nodes of the realm.
 #[derive(Serialize, ToSchema)]
 pub(super) struct NodeList {
     nodes: Vec<Node>,
 }
 
-/// Every node, by time of enrolment.
+/// Lists all nodes by time of enrolment.
 #[utoipa::path(get, path = "/v1/nodes", tag = "nodes", responses(
     (status = 200, body = NodeList)
 ), security(("token" = ["admin"])))]
@@ -61,23 +62,24 @@ pub(super) async fn list(
     Ok(Json(NodeList { nodes: nodes.collect() }))
 }
 
-/// What else is to be revoked.
+/// Options of a revocation.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RevokeNode {
-    /// The join tokens it came by, too: whoever has one could come back with a new key.
+    /// Whether to revoke the join tokens with which the node enrolled, too. Their holder could
+    /// enrol again with a new key.
     #[serde(default)]
     tokens: bool,
 }
 
-/// What was revoked.
+/// Result of a revocation.
 #[derive(Serialize, ToSchema)]
 pub(super) struct RevokedNode {
-    /// Ids of join tokens.
+    /// Ids of the join tokens that were revoked with the node.
     join_tokens: Vec<String>,
 }
 
-/// Revokes a node: it is served nothing and gets no further certificate.
+/// Revokes a node. The origin then serves it nothing and gives it no further certificate.
 #[utoipa::path(post, path = "/v1/nodes/{id}/revoke", tag = "nodes", params(("id" = String, Path)),
     request_body = Option<RevokeNode>, responses(
         (status = 204, description = "Revoked"),
@@ -99,11 +101,12 @@ pub(super) async fn revoke(
     }
     let tokens = app.origin.revoke_node_and_tokens(&id).await?.ok_or_else(unknown)?;
     let join_tokens: Vec<String> = tokens.iter().map(|key| join_token_id(key)).collect();
-    tracing::info!(node = id, ?join_tokens, "node revoked with the join tokens it came by");
+    tracing::info!(node = id, ?join_tokens, "node and its join tokens revoked");
     Ok(Json(RevokedNode { join_tokens }).into_response())
 }
 
-/// Enrolment or renewal: an EnrollMessage in, an EnrollReply out. A refusal is a reply.
+/// Enrols a node or renews its certificate. The body is an EnrollMessage and the answer an
+/// EnrollReply; a refusal is an EnrollReply, too.
 #[utoipa::path(post, path = "/v1/enroll", tag = "nodes",
     request_body(content = Vec<u8>, content_type = "application/msgpack"),
     responses((status = 200, body = Vec<u8>, content_type = "application/msgpack")))]

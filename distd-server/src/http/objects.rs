@@ -1,4 +1,4 @@
-//! Immutable objects of the store as response bodies, whole or in part.
+//! Immutable objects of the store as response bodies, whole or as a range.
 
 use std::ops::Range;
 
@@ -13,7 +13,8 @@ use crate::store::Store;
 /// Bytes read from the store at once.
 const PIECE: u64 = 1 << 20;
 
-/// An object's bytes `range`, read as fast as the caller takes them.
+/// Body of an object's bytes `range`. Reads from the store only as fast as the caller takes the
+/// bytes.
 fn stream(store: Store, object: String, range: Range<u64>) -> Body {
     Body::from_stream(stream::try_unfold(range, move |left| {
         let (store, object) = (store.clone(), object.clone());
@@ -23,11 +24,14 @@ fn stream(store: Store, object: String, range: Range<u64>) -> Body {
             }
             let end = left.end.min(left.start + PIECE);
             match store.get_range(&object, left.start..end).await {
-                // A short one would let the response end early without anyone noticing here.
+                // A short read would end the response early, and nothing here would notice.
                 Ok(bytes) if bytes.len() as u64 == end - left.start => Ok(Some((bytes, end..left.end))),
-                Ok(_) => Err(std::io::Error::other("an object is shorter than it was")),
+                Ok(_) => Err(std::io::Error::other("an object of the store is shorter than before")),
                 Err(error) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "an object cannot be read");
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "could not read an object of the store"
+                    );
                     Err(std::io::Error::other(error))
                 }
             }
@@ -35,7 +39,7 @@ fn stream(store: Store, object: String, range: Range<u64>) -> Body {
     }))
 }
 
-/// A whole immutable object.
+/// Response with a whole immutable object; `None` if the store does not have it.
 pub(super) async fn whole(
     store: &Store,
     object: String,
@@ -50,7 +54,8 @@ pub(super) async fn whole(
     Ok(Some((headers, stream(store.clone(), object, 0..len)).into_response()))
 }
 
-/// A part of an immutable object, as the `Range` of the request says, and how many bytes it has.
+/// Response with the part of an immutable object that the request's `Range` selects, and the number
+/// of bytes in it; `None` if the store does not have the object.
 pub(super) async fn part(
     store: &Store,
     object: String,
@@ -59,7 +64,7 @@ pub(super) async fn part(
 ) -> Result<Option<(Response, u64)>, ApiError> {
     let Some(len) = store.len(&object).await? else { return Ok(None) };
     let etag = HeaderValue::from_str(etag).expect("a hexadecimal name in quotes");
-    // A range of something else is none of ours.
+    // With another version in `If-Range` the range does not apply, and the whole object is sent.
     let same = request.get(header::IF_RANGE).is_none_or(|tag| tag == etag);
     let asked = request.get(header::RANGE).filter(|_| same).and_then(|value| value.to_str().ok());
     let (status, range) = match asked.map_or(Asked::Whole, |range| parse_range(range, len)) {
@@ -94,12 +99,14 @@ enum Asked {
     Outside,
 }
 
-/// RFC 9110 §14: what is malformed, of another unit or of several parts is ignored, and all is sent.
+/// Parses a `Range` (RFC 9110 §14). A malformed one, one of another unit and one of several parts
+/// are ignored, and the whole object is sent.
 fn parse_range(text: &str, len: u64) -> Asked {
     let Some(spec) = text.strip_prefix("bytes=") else { return Asked::Whole };
     let Some((first, last)) = spec.trim().split_once('-') else { return Asked::Whole };
     let number = |s: &str| -> Option<u64> {
-        // `parse` would take a sign; a number too large to count is as far as can be.
+        // `parse` would accept a sign. A number that does not fit in 64 bits counts as the largest
+        // one.
         (!s.is_empty() && s.bytes().all(|b| b.is_ascii_digit())).then(|| s.parse().unwrap_or(u64::MAX))
     };
     match (first.is_empty(), number(first), last.is_empty(), number(last)) {
@@ -121,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_are_read_as_the_rfc_says() {
+    fn ranges_are_parsed_as_in_rfc_9110() {
         for (text, expected) in [
             ("bytes=0-0", Asked::Part(0..1)),
             ("bytes=2-5", Asked::Part(2..6)),

@@ -1,4 +1,4 @@
-//! `/v1/openapi.json`.
+//! `/v1/openapi.json`: description of the API for programs.
 
 use std::sync::{Arc, LazyLock};
 
@@ -23,7 +23,7 @@ impl Modify for BearerToken {
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "distd origin", description = "docs/http-api.md has the reasons. Failures are an ErrorBody."),
+    info(title = "distd origin", description = "docs/http-api.md gives the reasons. A failure's body is an ErrorBody."),
     paths(
         state::healthz, state::readyz, metrics::metrics, state::version, show,
         products::create, products::list, products::show,
@@ -45,7 +45,7 @@ struct Document;
 static JSON: LazyLock<Arc<str>> =
     LazyLock::new(|| Document::openapi().to_json().expect("the document is data").into());
 
-/// This document.
+/// Sends this document.
 #[utoipa::path(get, path = "/v1/openapi.json", tag = "state", responses(
     (status = 200, description = "OpenAPI document", body = Object, content_type = "application/json")
 ))]
@@ -58,7 +58,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn every_route_is_in_the_document_and_the_other_way_round() {
+    fn every_route_is_documented_and_every_documented_route_exists() {
         let document: serde_json::Value = serde_json::from_str(&super::JSON).expect("JSON");
         let mut documented = BTreeSet::new();
         for (path, methods) in document["paths"].as_object().expect("paths") {

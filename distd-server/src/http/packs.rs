@@ -1,4 +1,4 @@
-//! `/v1/packs`: packs as plain ranges, for caches and CDNs.
+//! `/v1/packs`: packs as immutable objects with ranges, for caches and CDNs.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,13 +12,13 @@ use super::body::At;
 use super::{ApiError, App, objects};
 use crate::store::pack::object_name;
 
-/// A pack or a part of it.
+/// Sends a pack or a range of it.
 #[utoipa::path(get, path = "/v1/packs/{name}", tag = "objects",
     params(("name" = String, Path, description = "32 hexadecimal digits"), ("Range" = Option<String>, Header)),
     responses(
         (status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 206, body = Vec<u8>, content_type = "application/octet-stream"),
-        (status = 416, description = "The range begins behind the end")
+        (status = 416, description = "The range begins after the end of the pack")
     ), security(("token" = ["read"])))]
 pub(super) async fn show(
     State(app): State<Arc<App>>,
@@ -33,8 +33,9 @@ pub(super) async fn show(
     let db = app.origin.db();
     let pack = db.pack_of(&object).await?.ok_or_else(none)?;
     if !caller.products.are_all() {
-        // A pack comes from one upload, so its chunks are in releases of one product at least. One of an open upload has none
-        // yet.
+        // A token for some products may read a pack only if it may see every chunk in it. A pack
+        // comes from one upload, so all of its chunks are in releases of at least one product. A
+        // pack of an open upload has no numbered chunks yet.
         let chunks = db.pack_chunks(pack).await?;
         if chunks.is_empty() || !app.origin.ingest().may_see(&caller.products, &chunks).await? {
             return Err(none());

@@ -1,4 +1,4 @@
-//! `/v1/products/{product}/patches`.
+//! `/v1/products/{product}/patches`: patch sets of a product, and requests for more.
 
 use std::sync::Arc;
 
@@ -15,11 +15,11 @@ use super::body::{At, Given};
 use super::{ApiError, App, products};
 use crate::db::{PatchSetRow, PatchSetState};
 
-/// Which set is wanted.
+/// Patch set to make.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Wanted {
-    /// The version that devices have; without it, the set for devices that have nothing.
+    /// Version that the devices have; when absent, the set is for devices that have nothing.
     #[serde(default)]
     from: Option<String>,
 }
@@ -28,37 +28,38 @@ pub(super) struct Wanted {
 #[derive(Serialize, ToSchema)]
 pub(super) struct PatchSet {
     product: String,
-    /// The version that devices have; null when they need none.
+    /// Version that devices must have; null for a set from nothing.
     from: Option<String>,
-    /// The version they get.
+    /// Version that devices get.
     to: String,
-    /// Manifest of the one, 64 hexadecimal digits; null when there is none.
+    /// Manifest of `from`, 64 hexadecimal digits; null for a set from nothing.
     from_manifest: Option<String>,
-    /// Manifest of the other.
+    /// Manifest of `to`, 64 hexadecimal digits.
     to_manifest: String,
     /// `queued`, `building`, `ready` or `failed`.
     state: &'static str,
-    /// Manifest of the set; null until it is ready, and then too when no patch would save anything.
+    /// Manifest of the set; null until the set is ready, and also if no patch would save anything.
     set: Option<String>,
-    /// Length of the set.
+    /// Length of the set, bytes.
     bytes: u64,
-    /// What its patches rebuild would be as chunks.
+    /// Size of the chunks that the patches rebuild, as sent without patches, bytes.
     chunk_bytes: u64,
-    /// How many patches it has.
+    /// Number of patches in the set.
     patches: u64,
-    /// Why it failed.
+    /// Reason of the failure; null unless the state is `failed`.
     error: Option<String>,
-    /// Label of the token that asked for it, or `release` or `channel`.
+    /// Label of the token that requested the set, or `release` or `channel` if the origin did so by
+    /// itself.
     requested_by: String,
-    /// When it was asked for, unix seconds.
+    /// Time of the request, unix seconds.
     created: i64,
-    /// When its making began.
+    /// Time at which the making began, unix seconds; null before.
     started: Option<i64>,
-    /// When it was ready or had failed.
+    /// Time at which the set became ready or failed, unix seconds; null before.
     finished: Option<i64>,
 }
 
-/// Patch sets.
+/// Patch sets of a product.
 #[derive(Serialize, ToSchema)]
 pub(super) struct PatchSetList {
     patches: Vec<PatchSet>,
@@ -86,7 +87,7 @@ impl From<PatchSetRow> for PatchSet {
     }
 }
 
-/// A product's patch sets, the one asked for last first; at most 1000.
+/// Lists a product's patch sets, the latest request first; at most 1000.
 #[utoipa::path(get, path = "/v1/products/{product}/patches", tag = "patches", params(("product" = String, Path)),
     responses((status = 200, body = PatchSetList)), security(("token" = ["read"])))]
 pub(super) async fn list(
@@ -100,12 +101,13 @@ pub(super) async fn list(
     Ok(Json(PatchSetList { patches: rows.into_iter().map(PatchSet::from).collect() }))
 }
 
-/// Asks for the patch set from another version, or from nothing, to this one. One that failed is tried again.
+/// Requests the patch set from another version, or from nothing, to this one. A set that failed is
+/// tried again.
 #[utoipa::path(post, path = "/v1/products/{product}/releases/{version}/patches", tag = "patches",
     params(("product" = String, Path), ("version" = String, Path)), request_body = Wanted,
     responses(
-        (status = 202, description = "It waits or is being made", body = PatchSet),
-        (status = 200, description = "It is ready", body = PatchSet)
+        (status = 202, description = "The set is queued or being made", body = PatchSet),
+        (status = 200, description = "The set is ready", body = PatchSet)
     ), security(("token" = ["publish"])))]
 pub(super) async fn create(
     State(app): State<Arc<App>>,

@@ -1,4 +1,4 @@
-//! `/v1/products`.
+//! `/v1/products`: products and the cut parameters of their releases.
 
 use std::sync::Arc;
 
@@ -35,28 +35,28 @@ impl From<CutParams> for Cut {
     }
 }
 
-/// A product to make.
+/// Product to create, or product whose cut parameters are to change.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewProduct {
-    /// Its name.
+    /// Name of the product.
     name: String,
-    /// How to cut its releases; 4096/16384/65536 when absent.
+    /// Cut parameters of its releases; 4096/16384/65536 for a new product when absent.
     cut: Option<Cut>,
 }
 
 /// A product.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Product {
-    /// Its name.
+    /// Name of the product.
     name: String,
-    /// How its next release is cut.
+    /// Cut parameters of its next release.
     cut: Cut,
-    /// When it was made, unix seconds.
+    /// Time of its creation, unix seconds.
     created: i64,
 }
 
-/// Products.
+/// Products for which the token is valid.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ProductList {
     products: Vec<Product>,
@@ -68,10 +68,10 @@ impl From<ProductRow> for Product {
     }
 }
 
-/// Makes a product, or sets how later releases of one are cut.
+/// Creates a product, or changes the cut parameters of later releases of an existing one.
 #[utoipa::path(post, path = "/v1/products", tag = "products", request_body = NewProduct, responses(
-    (status = 201, description = "Made", body = Product),
-    (status = 200, description = "It was there", body = Product)
+    (status = 201, description = "Created", body = Product),
+    (status = 200, description = "The product already existed", body = Product)
 ), security(("token" = ["publish"])))]
 pub(super) async fn create(
     State(app): State<Arc<App>>,
@@ -79,7 +79,7 @@ pub(super) async fn create(
     Given(new): Given<NewProduct>,
 ) -> Result<(StatusCode, Json<Product>), ApiError> {
     let name: Name = new.name.parse().map_err(|e| {
-        ApiError::bad_request(format!("{:?} is no product name", new.name), format!("choose another: {e}"))
+        ApiError::bad_request(format!("{:?} is not a product name: {e}", new.name), "choose another name")
     })?;
     caller.may(&name)?;
     let cut = match new.cut {
@@ -99,7 +99,7 @@ pub(super) async fn create(
     Ok((status, Json(row.into())))
 }
 
-/// Every product that the token is for, by name.
+/// Lists the products for which the token is valid, by name.
 #[utoipa::path(get, path = "/v1/products", tag = "products", responses(
     (status = 200, body = ProductList)
 ), security(("token" = ["read"])))]
@@ -111,7 +111,7 @@ pub(super) async fn list(
     Ok(Json(ProductList { products: rows.map(Product::from).collect() }))
 }
 
-/// One product.
+/// Describes one product.
 #[utoipa::path(get, path = "/v1/products/{product}", tag = "products", params(("product" = String, Path)), responses(
     (status = 200, body = Product)
 ), security(("token" = ["read"])))]
@@ -124,7 +124,7 @@ pub(super) async fn show(
     Ok(Json(find(&app, &name).await?.into()))
 }
 
-/// The product, or a refusal.
+/// Row of the product, or the refusal for an unknown product.
 pub(super) async fn find(app: &App, name: &Name) -> Result<ProductRow, ApiError> {
     app.origin.db().product(name).await?.ok_or_else(|| ApiError::unknown_product(name))
 }

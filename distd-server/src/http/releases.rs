@@ -1,4 +1,4 @@
-//! `/v1/products/{product}/releases`.
+//! `/v1/products/{product}/releases`: releases of a product.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,27 +23,27 @@ pub(super) struct Release {
     version: String,
     /// `file` or `tree`.
     kind: String,
-    /// Id of its manifest, 64 hexadecimal digits.
+    /// Id of the manifest, 64 hexadecimal digits.
     manifest: String,
     /// BLAKE3 of the whole artifact, as `b3sum` prints it.
     blake3: String,
-    /// Length of the artifact.
+    /// Length of the artifact, bytes.
     bytes: u64,
-    /// Chunks, repeats counted.
+    /// Number of chunks, repeats counted.
     chunks: u64,
-    /// When it was made, unix seconds.
+    /// Time at which it was made, unix seconds.
     created: i64,
-    /// Its number among the product's releases: a later one has a higher one.
+    /// Number of the release among the product's; a later release has a higher number.
     sequence: u64,
-    /// The origin's store has lost a part of it: push the same bytes again.
+    /// The origin's store has lost a part of the release: push the same bytes again.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     damaged: bool,
-    /// Channels that point to it; in lists.
+    /// Channels that point to the release; only in lists.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     channels: Vec<String>,
 }
 
-/// Releases.
+/// Releases of a product.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ReleaseList {
     releases: Vec<Release>,
@@ -67,7 +67,7 @@ impl Release {
     }
 }
 
-/// Publishes what was committed, and answers with it.
+/// Publishes a committed release and returns the response that describes it.
 pub(super) async fn publish(
     app: &App,
     committed: CommitResult,
@@ -88,7 +88,7 @@ pub(super) async fn publish(
     Ok((status, Json(Release::of(app, committed.release))))
 }
 
-/// A product's releases, newest first.
+/// Lists a product's releases, newest first.
 #[utoipa::path(get, path = "/v1/products/{product}/releases", tag = "releases", params(("product" = String, Path)), responses(
     (status = 200, body = ReleaseList)
 ), security(("token" = ["read"])))]
@@ -109,7 +109,7 @@ pub(super) async fn list(
     Ok(Json(ReleaseList { releases: rows.into_iter().map(of).collect() }))
 }
 
-/// One release.
+/// Describes one release.
 #[utoipa::path(get, path = "/v1/products/{product}/releases/{version}", tag = "releases",
     params(("product" = String, Path), ("version" = String, Path)),
     responses((status = 200, body = Release)), security(("token" = ["read"])))]
@@ -126,7 +126,7 @@ pub(super) async fn show(
     Err(ApiError::unknown_version(&product, &version))
 }
 
-/// Withdraws a release: devices are told of it no more, and the space that nothing else needs comes back.
+/// Withdraws a release. The origin stops publishing it and frees the space that nothing else needs.
 #[utoipa::path(delete, path = "/v1/products/{product}/releases/{version}", tag = "releases",
     params(("product" = String, Path), ("version" = String, Path)),
     responses((status = 204, description = "Withdrawn")), security(("token" = ["publish"])))]

@@ -1,4 +1,5 @@
-//! Every request has an id: in the response, in the log, and in what an internal error tells its caller.
+//! Request ids. Each request has one, which appears in the response's header, in the log, and in
+//! the advice of an internal error.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -11,27 +12,27 @@ use axum::response::Response;
 
 use super::App;
 
-/// The header, in both directions.
+/// Header that carries the id, in requests and responses.
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Longest id taken over from a caller, bytes.
+/// Longest id that is taken over from a caller, bytes.
 const ID_BYTES_MAX: usize = 64;
 
 tokio::task_local! {
     static ID: Arc<str>;
 }
 
-/// The id of the request this task works for; `-` outside of one.
+/// Id of the request for which the current task works; `-` outside of a request.
 pub(super) fn current() -> Arc<str> {
     ID.try_with(Arc::clone).unwrap_or_else(|_| "-".into())
 }
 
-/// Runs `work` under the present request's id, for another task.
+/// Runs `work` under the current request's id, for work that moves to another task.
 pub(super) fn carry<F: Future>(work: F) -> impl Future<Output = F::Output> {
     ID.scope(current(), work)
 }
 
-/// Outermost layer: gives the id, counts and logs.
+/// Outermost layer: sets the request's id, counts the answer and logs it.
 pub(super) async fn layer(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let plain = |id: &&str| {
         (1..=ID_BYTES_MAX).contains(&id.len())
@@ -40,7 +41,7 @@ pub(super) async fn layer(State(app): State<Arc<App>>, request: Request, next: N
     let sent = request.headers().get(HEADER).and_then(|v| v.to_str().ok()).filter(plain);
     let id: Arc<str> = sent.map_or_else(fresh, Arc::from);
     let header = HeaderValue::from_str(&id).expect("plain characters are a header value");
-    // The pattern, not the path: labels of a metric must be few.
+    // The route's pattern, not the path, because a metric's label must have few values.
     let route = request.extensions().get::<MatchedPath>().cloned();
     let method = request.method().clone();
     let path = request.uri().path().to_owned();

@@ -1,4 +1,4 @@
-//! Accepting connections: TLS, limits in time and number, and an end in good order.
+//! Connections of the HTTP API: TLS, limits in time and number, and a graceful stop.
 
 use std::io;
 use std::pin::Pin;
@@ -17,26 +17,27 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use super::crowd::{Crowd, Known};
+use super::connections::{Authenticated, Connections};
 use super::{App, router};
 
-/// How long a TLS handshake may take.
+/// Longest duration of a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// How long a request's head may take, and an idle connection may stay.
+/// Longest time for a request's head, which is also how long an idle connection stays open.
 const HEAD: Duration = Duration::from_secs(30);
 
-/// How long a caller may refuse to read.
+/// Longest time for which a caller may leave a response unread.
 const WRITE_STALL: Duration = Duration::from_secs(60);
 
-/// Largest request head, and bytes read at once.
+/// Largest head of a request, and bytes read at once.
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// Pause after the system gave no connection, for want of file descriptors mostly.
+/// Pause after an accept failed, usually for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Answers connections on `listener` until `stop` turns true; then those at work finish their request. Without
-/// `tls` in plain HTTP. Returns when every connection is done.
+/// Serves connections on `listener` until `stop` becomes true. Connections with a request under way
+/// then finish it. Without `tls` the API speaks plain HTTP. Returns when all connections are
+/// closed.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<Arc<rustls::ServerConfig>>,
@@ -45,8 +46,8 @@ pub async fn serve(
 ) {
     let service = TowerToHyperService::new(router(app.clone()));
     let acceptor = tls.map(TlsAcceptor::from);
-    let crowd = Arc::<Crowd>::default();
-    let connections = tokio_util::task::TaskTracker::new();
+    let connections = Arc::<Connections>::default();
+    let tasks = tokio_util::task::TaskTracker::new();
     loop {
         let accepted = tokio::select! {
             () = stopped(&mut stop) => break,
@@ -55,23 +56,23 @@ pub async fn serve(
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "no connection accepted");
+                tracing::warn!(error = &error as &dyn std::error::Error, "could not accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let Some(place) = crowd.enter(address.ip()) else {
+        let Some(slot) = connections.admit(address.ip()) else {
             app.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
             continue;
         };
         let (acceptor, service, stop, app) = (acceptor.clone(), service.clone(), stop.clone(), app.clone());
-        connections.spawn(async move {
+        tasks.spawn(async move {
             app.metrics.connections.fetch_add(1, Ordering::Relaxed);
             app.metrics.connections_open.fetch_add(1, Ordering::Relaxed);
-            let known = place.known.clone();
+            let authenticated = slot.authenticated.clone();
             tokio::select! {
-                () = connection(stream, acceptor, service, known, &app, stop) => {}
-                () = place.leave.cancelled() => {
+                () = connection(stream, acceptor, service, authenticated, &app, stop) => {}
+                () = slot.evicted.cancelled() => {
                     app.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
                 }
             }
@@ -79,11 +80,11 @@ pub async fn serve(
         });
     }
     drop(listener);
-    connections.close();
-    connections.wait().await;
+    tasks.close();
+    tasks.wait().await;
 }
 
-/// Until the origin stops; a sender that is gone means the same.
+/// Waits until the origin stops. A dropped sender means the same.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
@@ -94,17 +95,18 @@ async fn connection(
     stream: TcpStream,
     acceptor: Option<TlsAcceptor>,
     service: Service,
-    known: Known,
+    authenticated: Authenticated,
     app: &App,
     stop: watch::Receiver<bool>,
 ) {
-    // Answers are small and wanted now. A socket that refuses is about to fail anyway.
+    // Answers are small and must not wait for more data. If the socket refuses the option, it is
+    // about to fail anyway.
     let _ = stream.set_nodelay(true);
     let Some(acceptor) = acceptor else {
-        return requests(stream, service, known, stop).await;
+        return requests(stream, service, authenticated, stop).await;
     };
     match timeout(HANDSHAKE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => requests(stream, service, known, stop).await,
+        Ok(Ok(stream)) => requests(stream, service, authenticated, stop).await,
         Ok(Err(error)) => {
             app.metrics.handshakes_failed.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(error = &error as &dyn std::error::Error, "TLS handshake failed");
@@ -119,11 +121,11 @@ async fn connection(
 async fn requests(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     service: Service,
-    known: Known,
+    authenticated: Authenticated,
     mut stop: watch::Receiver<bool>,
 ) {
     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(known.clone());
+        request.extensions_mut().insert(authenticated.clone());
         service.call(request)
     });
     let io = TokioIo::new(Unstalled { stream, since: None });
@@ -145,8 +147,8 @@ async fn requests(
     }
 }
 
-/// A stream whose writing fails once it has stood still for [`WRITE_STALL`]: nobody holds a connection by not
-/// reading.
+/// Stream whose writes fail once they have made no progress for [`WRITE_STALL`], so that a caller
+/// cannot hold a connection by not reading.
 struct Unstalled<S> {
     stream: S,
     since: Option<Pin<Box<Sleep>>>,

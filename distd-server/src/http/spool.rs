@@ -1,5 +1,6 @@
-//! Request bodies until they are whole: in memory while they come fast and there is room, else in a
-//! file without a name. A slow caller holds neither memory nor anybody's turn.
+//! Request bodies until they are whole. A body stays in memory while it arrives fast and there is
+//! room, and goes to a file without a name otherwise. So a slow caller takes neither memory nor one
+//! of the few sinks from others.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -18,43 +19,44 @@ use tokio::time::{sleep, timeout};
 use super::body::Incoming;
 use super::{ApiError, App};
 
-/// Bodies of one token on their way at once.
+/// Number of bodies of one token that may be under way at once.
 const BODIES_MAX: usize = 16;
 
-/// How long a caller waits for one of its token's places.
+/// Longest time for which a request waits for one of its token's places.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// Bytes between two looks at quota and disk.
+/// Bytes received between two checks of quota and disk.
 const LOOK_BYTES: u64 = 8 << 20;
 
-/// Bytes of all bodies in memory, whoever sends them: the longest that the command line sends, once
+/// Memory for the bodies of all callers, bytes: the longest body that the command line sends, once
 /// for each of the three sinks.
 const HELD_BYTES_MAX: usize = 48 << 20;
 
-/// Bytes of memory taken at once.
+/// Size of a block of memory, bytes.
 const BLOCK_BYTES: usize = 256 << 10;
 
-/// Blocks that a body on the disk gathers before they are written.
-const GATHERED_MAX: usize = 4;
+/// Number of blocks that a body on the disk collects before they are written.
+const BLOCKS_PER_WRITE: usize = 4;
 
-/// How long a body that is not whole stays in memory: 12 MiB at 50 Mbit/s.
+/// Longest time for which an incomplete body stays in memory: 12 MiB at 50 Mbit/s.
 const HOLD: Duration = Duration::from_secs(2);
 
 /// Bytes of a file read at once.
 const PIECE_BYTES: u64 = 1 << 20;
 
-/// The bodies that are on their way.
+/// Bodies that are under way.
 pub(super) struct Spooling {
     tokens: Mutex<HashMap<String, OfToken>>,
-    /// One permit for each block.
+    /// One permit for each block of memory.
     room: Arc<Semaphore>,
     disk_bytes: AtomicU64,
 }
 
 struct OfToken {
     places: Arc<Semaphore>,
-    /// On the disk.
+    /// Bytes on the disk.
     bytes: u64,
+    /// Places that are taken or waited for.
     users: usize,
 }
 
@@ -77,23 +79,23 @@ impl Spooling {
         act(&mut self.tokens.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Bodies that have a place or wait for one.
+    /// Number of bodies that have a place or wait for one.
     pub(super) fn bodies(&self) -> u64 {
         self.tokens(|tokens| tokens.values().map(|of| of.users as u64).sum())
     }
 
-    /// Bytes of memory that bodies have taken.
+    /// Bytes of memory that bodies take.
     pub(super) fn held_bytes(&self) -> u64 {
         let free = self.room.available_permits() * BLOCK_BYTES;
         HELD_BYTES_MAX.saturating_sub(free) as u64
     }
 
-    /// Bytes of bodies on the disk.
+    /// Bytes that bodies take on the disk.
     pub(super) fn disk_bytes(&self) -> u64 {
         self.disk_bytes.load(Ordering::Relaxed)
     }
 
-    /// A place for a body of a token's; waits while the token has all of its own.
+    /// Place for a body of `token`; waits up to [`WAIT`] while the token's places are taken.
     async fn place(self: &Arc<Self>, token: &str) -> Result<Place, ApiError> {
         let places = self.tokens(|tokens| {
             let new = || OfToken { places: Arc::new(Semaphore::new(BODIES_MAX)), bytes: 0, users: 0 };
@@ -101,28 +103,29 @@ impl Spooling {
             of.users += 1;
             of.places.clone()
         });
-        // Counted before it waits: dropped meanwhile, it leaves as it does later.
+        // The place is counted before the wait. If the request ends during the wait, the drop of
+        // the place takes the count back.
         let (spooling, token) = (self.clone(), token.to_owned());
         let mut place = Place { spooling, token, bytes: AtomicU64::new(0), permit: None };
         match timeout(WAIT, places.acquire_owned()).await {
             Ok(Ok(permit)) => place.permit = Some(permit),
-            _ => return Err(ApiError::busy("this token has as many requests on their way as it may have")),
+            _ => return Err(ApiError::busy("this token has as many bodies under way as it may have")),
         }
         Ok(place)
     }
 }
 
-/// One of a token's places, and the bytes that it has on the disk.
+/// One of a token's places, and the bytes that its body has on the disk.
 struct Place {
     spooling: Arc<Spooling>,
     token: String,
     bytes: AtomicU64,
-    /// `None` while it is waited for.
+    /// `None` while the request waits for the place.
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Place {
-    /// Counts more bytes on the disk.
+    /// Counts further bytes on the disk.
     fn add(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.spooling.disk_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -133,7 +136,7 @@ impl Place {
         });
     }
 
-    /// Bytes that the token has on the disk.
+    /// Bytes that all bodies of the token have on the disk.
     fn of_token(&self) -> u64 {
         self.spooling.tokens(|tokens| tokens.get(&self.token).map_or(0, |of| of.bytes))
     }
@@ -155,15 +158,15 @@ impl Drop for Place {
     }
 }
 
-/// Bytes of a body in memory, at most [`BLOCK_BYTES`] of them where they have room.
+/// Bytes of a body in memory. A block with a permit holds at most [`BLOCK_BYTES`].
 struct Block {
     bytes: BytesMut,
-    /// `None` when all room was taken, or the bytes come from the disk.
+    /// `None` if no permit was free; the block is then written to the disk at once.
     _room: Option<OwnedSemaphorePermit>,
 }
 
-/// A file without a name, so that nothing is left of it whatever happens. The place ends when its
-/// bytes are given back.
+/// File without a name, so that nothing of it remains after a crash. Its place is given back once
+/// the file's space is free.
 struct Unnamed {
     file: Option<File>,
     place: Arc<Place>,
@@ -195,7 +198,7 @@ impl Unnamed {
 
 impl Drop for Unnamed {
     fn drop(&mut self) {
-        // To give gigabytes back takes a while.
+        // Freeing gigabytes takes a while, so it happens on a blocking thread.
         let all = (self.file.take(), self.place.clone());
         match Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn_blocking(move || drop(all))),
@@ -204,7 +207,7 @@ impl Drop for Unnamed {
     }
 }
 
-/// A body that is not whole yet.
+/// Body that is still being received.
 struct Growing {
     directory: PathBuf,
     place: Arc<Place>,
@@ -212,7 +215,7 @@ struct Growing {
     written: Written,
 }
 
-/// The part of a body that is on the disk. Writing goes on while more comes.
+/// Part of a body that is on the disk. Writing goes on while more of the body arrives.
 #[derive(Default)]
 enum Written {
     #[default]
@@ -222,7 +225,7 @@ enum Written {
 }
 
 impl Written {
-    /// Waits for what is being written.
+    /// Waits until the pending write has ended, and returns the file.
     async fn file(self) -> io::Result<Option<Unnamed>> {
         match self {
             Self::Nothing => Ok(None),
@@ -237,7 +240,7 @@ impl Growing {
         Self { directory, place: Arc::new(place), blocks: VecDeque::new(), written: Written::Nothing }
     }
 
-    /// Takes a piece, into memory as far as there is room.
+    /// Takes a piece of the body, into memory as far as there is room.
     async fn push(&mut self, piece: &[u8]) -> io::Result<()> {
         let mut rest = piece;
         while !rest.is_empty() {
@@ -256,9 +259,10 @@ impl Growing {
         Ok(())
     }
 
-    /// Begins a block; without room for one, writes what is in memory and the piece, and leaves no block.
+    /// Begins a block. Without a free permit, writes the blocks in memory and the piece to the
+    /// disk, and leaves no block.
     async fn make_room(&mut self, piece: &[u8]) -> io::Result<()> {
-        if self.is_on_disk() && self.blocks.len() >= GATHERED_MAX {
+        if self.is_on_disk() && self.blocks.len() >= BLOCKS_PER_WRITE {
             self.settle().await?;
             self.write_out();
         }
@@ -275,7 +279,7 @@ impl Growing {
         Ok(())
     }
 
-    /// Begins to write what is in memory.
+    /// Starts to write the blocks in memory to the file.
     fn write_out(&mut self) {
         let (before, blocks) = (std::mem::take(&mut self.written), std::mem::take(&mut self.blocks));
         let (directory, place) = (self.directory.clone(), self.place.clone());
@@ -290,7 +294,7 @@ impl Growing {
         }));
     }
 
-    /// Waits until what was begun to be written is.
+    /// Waits until the pending write has ended.
     async fn settle(&mut self) -> io::Result<()> {
         if let Some(file) = std::mem::take(&mut self.written).file().await? {
             self.written = Written::Done(file);
@@ -302,7 +306,7 @@ impl Growing {
         !matches!(self.written, Written::Nothing)
     }
 
-    /// The whole body; in a file if it has to be, or was begun to be written.
+    /// Whole body. It is in a file if `in_file` is set or if a part of it was already written.
     async fn whole(mut self, in_file: bool) -> io::Result<Spooled> {
         if in_file || self.is_on_disk() {
             self.write_out();
@@ -315,33 +319,33 @@ impl Growing {
     }
 }
 
-/// A body that came whole.
+/// Body that has arrived whole.
 pub(super) struct Spooled {
-    /// In their order, when it is in memory.
+    /// Blocks in order, if the body is in memory.
     blocks: VecDeque<Block>,
     file: Option<Unnamed>,
     place: Arc<Place>,
 }
 
-/// The next bytes of a body; while it lives they count as held.
+/// Next bytes of a body. They count as memory in use until the piece is dropped.
 pub(super) struct Piece {
     pub(super) bytes: Bytes,
     _room: Option<OwnedSemaphorePermit>,
 }
 
 impl Spooled {
-    /// Its length, bytes.
+    /// Length of the body, bytes.
     pub(super) fn len(&self) -> u64 {
         let held: usize = self.blocks.iter().map(|block| block.bytes.len()).sum();
         held as u64 + self.place.bytes.load(Ordering::Relaxed)
     }
 
-    /// Its file, when it was to be in one.
+    /// File of the body; `None` if the body is in memory.
     pub(super) fn file(&self) -> Option<&File> {
         self.file.as_ref().map(Unnamed::file)
     }
 
-    /// The next bytes; `None` at the end.
+    /// Next bytes of the body; `None` at the end.
     pub(super) async fn next(&mut self) -> io::Result<Option<Piece>> {
         if let Some(file) = self.file.take() {
             let read = spawn_blocking(move || file.read_piece().map(|piece| (file, piece)));
@@ -353,7 +357,7 @@ impl Spooled {
         Ok(block.map(|Block { bytes, _room }| Piece { bytes: bytes.freeze(), _room }))
     }
 
-    /// All of it, in one piece. The caller bounds its length.
+    /// Reads the whole body into one vector. The caller has bounded its length.
     pub(super) async fn read(mut self) -> io::Result<Vec<u8>> {
         let mut all = Vec::with_capacity(usize::try_from(self.len()).unwrap_or(0));
         while let Some(piece) = self.next().await? {
@@ -363,17 +367,17 @@ impl Spooled {
     }
 }
 
-/// The way a body is used.
+/// Purpose of a body.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
-    /// It is read once, in order.
+    /// The body is read once, in order.
     Once,
-    /// It becomes a file, whose bytes count against the token's quota.
+    /// The body becomes a file, whose bytes count against the token's quota.
     File,
 }
 
 impl App {
-    /// Takes a whole body.
+    /// Receives a whole body that `token` sends.
     pub(super) async fn spool<const MAX: u64>(
         &self,
         token: &str,
@@ -396,7 +400,8 @@ impl App {
         tokio::pin!(hold);
         loop {
             let next = {
-                // One future until it is done: it knows how long the caller has been waited for.
+                // One future until it ends, because it measures how long the origin has waited for
+                // the caller.
                 let next = body.next();
                 tokio::pin!(next);
                 loop {
@@ -437,9 +442,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_keeps_its_bytes_wherever_they_go_and_memory_its_bound() {
+    async fn a_body_keeps_its_bytes_in_memory_and_on_disk_and_memory_stays_bounded() {
         let directory = tempfile::tempdir().expect("tempdir");
-        // (blocks of room, whether it must be a file, whether it is in a file then)
+        // (blocks of memory, whether the body has to be in a file, whether a body that exceeds the
+        // memory is in a file)
         for (room, in_file, file) in
             [(0, false, true), (1, false, true), (3, false, true), (64, false, false), (64, true, true)]
         {
@@ -466,14 +472,14 @@ mod tests {
                 let on_disk = if spooled.file.is_some() { len as u64 } else { 0 };
                 assert_eq!((spooling.disk_bytes(), spooling.bodies()), (on_disk, 1));
                 assert!(spooled.read().await.expect("reads") == bytes, "{room} {len} {piece}");
-                assert_eq!(spooling.room.available_permits(), room, "all room is given back");
+                assert_eq!(spooling.room.available_permits(), room, "all permits are given back");
             }
         }
         assert_eq!(std::fs::read_dir(directory.path()).expect("lists").count(), 0, "no file has a name");
     }
 
     #[tokio::test]
-    async fn a_place_ends_with_its_bytes_and_a_token_has_so_many() {
+    async fn a_place_is_given_back_after_its_file_and_each_token_has_a_limited_number() {
         let directory = tempfile::tempdir().expect("tempdir");
         let spooling = Arc::new(Spooling::with_room(0));
         let mut bodies = Vec::new();
@@ -488,15 +494,15 @@ mod tests {
             let spooling = spooling.clone();
             async move { spooling.place("token").await.map(drop).is_ok() }
         });
-        let other = spooling.place("other").await.expect("another token has its own");
+        let other = spooling.place("other").await.expect("another token has places of its own");
         while spooling.bodies() < BODIES_MAX as u64 + 2 {
             tokio::task::yield_now().await;
         }
         assert!(!waits.is_finished());
         drop(bodies.pop());
-        assert!(waits.await.expect("no panic"), "the place that was given back");
+        assert!(waits.await.expect("no panic"), "the waiting request gets the place that was given back");
         drop((bodies, other));
-        // Files are given back on other threads.
+        // Files are deleted on other threads.
         while spooling.bodies() > 0 {
             sleep(Duration::from_millis(1)).await;
         }

@@ -1,4 +1,4 @@
-//! Whether the origin lives, is ready, and what it is.
+//! Health, readiness and version of the origin.
 
 use std::sync::Arc;
 
@@ -12,47 +12,48 @@ use utoipa::ToSchema;
 use super::App;
 use crate::tuf::MetadataStore;
 
-/// Free bytes above the disks' reserve below which no upload can be expected to work: one pack and the database.
+/// Free bytes above the disks' reserve that an upload needs: one pack and the database. With less,
+/// the origin is not ready.
 const FREE_BYTES_MIN: u64 = 64 << 20;
 
-/// What works.
+/// Readiness of the origin and of each of its parts.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Ready {
-    /// All of it.
+    /// Whether all parts work.
     ready: bool,
-    /// `ok`, or what is wrong.
+    /// `ok`, or the fault of the database.
     database: &'static str,
-    /// `ok`, or what is wrong.
+    /// `ok`, or the fault of the object store.
     store: &'static str,
-    /// `ok`, or what is wrong.
+    /// `ok`, or the fault of the TUF metadata.
     metadata: &'static str,
-    /// `ok`, or what is wrong.
+    /// `ok`, or the fault of the disk space.
     space: &'static str,
 }
 
-/// What answers.
+/// Name and versions of the program.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Version {
-    /// `distd-server`.
+    /// Name of the program, `distd-server`.
     name: &'static str,
-    /// Its version.
+    /// Version of the program.
     version: &'static str,
     /// Version of this API.
     api: &'static str,
 }
 
-/// The process runs.
+/// Answers as long as the process runs.
 #[utoipa::path(get, path = "/healthz", tag = "state", responses(
-    (status = 200, description = "It runs", body = String, content_type = "text/plain")
+    (status = 200, description = "The process runs", body = String, content_type = "text/plain")
 ))]
 pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// Requests can be expected to work.
+/// Tells whether requests can be expected to work.
 #[utoipa::path(get, path = "/readyz", tag = "state", responses(
     (status = 200, description = "Everything works", body = Ready),
-    (status = 503, description = "Something does not", body = Ready)
+    (status = 503, description = "A part does not work", body = Ready)
 ))]
 pub(super) async fn readyz(State(app): State<Arc<App>>) -> (StatusCode, Json<Ready>) {
     let origin = &app.origin;
@@ -62,7 +63,9 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> (StatusCode, Json<Rea
         origin.ingest().store().check(),
         origin.metadata().get("timestamp.json")
     );
-    let failed = |error: &(dyn std::error::Error + 'static)| tracing::warn!(error, "not ready");
+    let failed = |error: &(dyn std::error::Error + 'static)| {
+        tracing::warn!(error, "a part of the origin is not ready")
+    };
     if let Err(error) = &database {
         failed(error);
     }
@@ -81,8 +84,7 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> (StatusCode, Json<Rea
             Some(_) => "ok",
         },
     };
-    let space =
-        say(origin.ingest().check_room(FREE_BYTES_MIN).is_ok(), "the disk is full but for its reserve");
+    let space = say(origin.ingest().check_room(FREE_BYTES_MIN).is_ok(), "the disk is full up to its reserve");
     let database = say(database.is_ok(), "does not answer");
     let store = say(store.is_ok(), "does not answer");
     let ready = [database, store, metadata, space].iter().all(|s| *s == "ok");
@@ -90,14 +92,14 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> (StatusCode, Json<Rea
     (status, Json(Ready { ready, database, store, metadata, space }))
 }
 
-/// End of a TUF document, unix seconds.
+/// Expiry of a TUF document, unix seconds.
 fn expiry(json: &[u8]) -> Option<u64> {
     let document: serde_json::Value = serde_json::from_slice(json).ok()?;
     let end: jiff::Timestamp = document.get("signed")?.get("expires")?.as_str()?.parse().ok()?;
     u64::try_from(end.as_second()).ok()
 }
 
-/// What answers.
+/// Sends the name and versions of the program.
 #[utoipa::path(get, path = "/v1/version", tag = "state", responses((status = 200, body = Version)))]
 pub(super) async fn version() -> Json<Version> {
     Json(Version { name: "distd-server", version: env!("CARGO_PKG_VERSION"), api: "v1" })

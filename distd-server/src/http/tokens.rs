@@ -1,4 +1,5 @@
-//! `/v1/tokens` and `/v1/join-tokens`: shown once, kept as hash and public key.
+//! `/v1/tokens` and `/v1/join-tokens`. A token is shown once. The origin keeps only the hash of an
+//! API token's secret and the public key of a join token.
 
 use std::sync::Arc;
 
@@ -22,107 +23,109 @@ use crate::publisher::Products;
 /// Longest label, bytes.
 const LABEL_BYTES_MAX: usize = 200;
 
-/// Longest validity of an API token with an end, seconds: ten years, as the realm CA.
+/// Longest validity of an API token with an end, seconds: ten years, like the realm CA.
 const SECONDS_MAX: u64 = 10 * 365 * 24 * 3600;
 
-/// Longest validity of a join token, seconds: 90 days, a batch of devices on its way from a factory. Whoever finds one can
-/// join with it.
+/// Longest validity of a join token, seconds: 90 days, enough for a batch of devices on the way
+/// from the factory. Anybody who finds the token can enrol with it.
 const JOIN_SECONDS_MAX: u64 = 90 * 24 * 3600;
 
-/// Validity of a join token of which nothing is said, seconds.
+/// Validity of a join token if the caller gives none, seconds.
 const JOIN_SECONDS: u64 = 24 * 3600;
 
-/// Most nodes that one join token brings in: a batch. A fleet takes several, each with a label, so that one can be revoked.
+/// Most nodes that one join token can enrol: one batch. A fleet uses several tokens, each with a
+/// label, so that each can be revoked alone.
 const USES_MAX: u64 = 10_000;
 
-/// An API token to make.
+/// API token to create.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewToken {
-    /// What operators see.
+    /// Free text for operators.
     label: String,
-    /// What it may do.
+    /// Scopes of the token.
     scopes: Vec<Scope>,
-    /// Names of the products it is for, `*` for any characters; all products when absent.
+    /// Names of the products for which it is valid, with `*` for any characters; all products when
+    /// absent.
     products: Option<Vec<String>>,
-    /// Seconds from now; for ever when absent.
+    /// Validity in seconds from now; without end when absent.
     expires_in: Option<u64>,
 }
 
-/// An API token, just made.
+/// New API token.
 #[derive(Serialize, ToSchema)]
 pub(super) struct MadeToken {
-    /// The token; it is shown this once.
+    /// The token, which only this answer shows.
     token: String,
-    /// Names it in lists and for revocation.
+    /// Id that names the token in lists and for revocation.
     id: String,
 }
 
-/// An API token as it is listed.
+/// API token in a list.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Token {
     id: String,
     label: String,
     scopes: Vec<Scope>,
-    /// Patterns of the products it is for; `*` alone for all.
+    /// Patterns of the products for which it is valid; `*` alone means all.
     products: Vec<String>,
-    /// Unix seconds.
+    /// Time of its creation, unix seconds.
     created: i64,
-    /// Unix seconds; null for ever.
+    /// End of its validity, unix seconds; null if it has none.
     expires: Option<i64>,
-    /// Unix seconds; null unless revoked.
+    /// Time of its revocation, unix seconds; null if it is not revoked.
     revoked: Option<i64>,
     /// `valid`, `expired` or `revoked`, by the origin's clock.
     state: &'static str,
 }
 
-/// Tokens.
+/// API tokens.
 #[derive(Serialize, ToSchema)]
 pub(super) struct TokenList {
     tokens: Vec<Token>,
 }
 
-/// A join token to make.
+/// Join token to create.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewJoinToken {
     /// `leaf` or `relay`.
     #[schema(value_type = String)]
     role: Role,
-    /// Nodes it brings in; 1 when absent.
+    /// Number of nodes that it can enrol; 1 when absent.
     uses: Option<u64>,
-    /// Seconds from now; a day when absent.
+    /// Validity in seconds from now; one day when absent.
     expires_in: Option<u64>,
-    /// What operators see.
+    /// Free text for operators.
     #[serde(default)]
     label: String,
 }
 
-/// A join token, just made.
+/// New join token.
 #[derive(Serialize, ToSchema)]
 pub(super) struct MadeJoinToken {
-    /// The token; it is shown this once.
+    /// The token, which only this answer shows.
     token: String,
-    /// Names it in lists and for revocation.
+    /// Id that names the token in lists and for revocation.
     id: String,
 }
 
-/// A join token as it is listed.
+/// Join token in a list.
 #[derive(Serialize, ToSchema)]
 pub(super) struct JoinTokenInfo {
     id: String,
     label: String,
     /// `leaf` or `relay`.
     role: String,
-    /// Nodes it has brought in.
+    /// Number of nodes that enrolled with it.
     nodes: u64,
-    /// Nodes it may still bring in.
+    /// Number of nodes that can still enrol with it.
     uses_left: u64,
-    /// Unix seconds.
+    /// Time of its creation, unix seconds.
     created: i64,
-    /// Unix seconds.
+    /// End of its validity, unix seconds.
     expires: i64,
-    /// Unix seconds; null unless revoked.
+    /// Time of its revocation, unix seconds; null if it is not revoked.
     revoked: Option<i64>,
     /// `valid`, `used up`, `expired` or `revoked`, by the origin's clock.
     state: &'static str,
@@ -134,15 +137,15 @@ pub(super) struct JoinTokenList {
     join_tokens: Vec<JoinTokenInfo>,
 }
 
-/// Digits of a join token's id, out of its public key.
+/// Length of a join token's id: the first hexadecimal digits of its public key.
 const JOIN_ID_DIGITS: usize = 16;
 
-/// Names a join token in lists and for revocation.
+/// Id of a join token, which names it in lists and for revocation.
 pub(super) fn join_token_id(public_key: &str) -> String {
     public_key.chars().take(JOIN_ID_DIGITS).collect()
 }
 
-/// How a token stands.
+/// State of a token at `now`: `revoked`, `expired` or `valid`.
 fn state_of(revoked: Option<i64>, expires: Option<i64>, now: i64) -> &'static str {
     match (revoked, expires) {
         (Some(_), _) => "revoked",
@@ -154,22 +157,25 @@ fn state_of(revoked: Option<i64>, expires: Option<i64>, now: i64) -> &'static st
 fn check_label(label: &str) -> Result<(), ApiError> {
     if label.len() > LABEL_BYTES_MAX || !is_label(label) {
         let next = format!(
-            "choose letters, digits, single blanks and {LABEL_SIGNS} in at most {LABEL_BYTES_MAX} bytes"
+            "choose a label of letters, digits, single spaces and {LABEL_SIGNS}, at most {LABEL_BYTES_MAX} bytes"
         );
-        return Err(ApiError::bad_request("the label cannot be used", next));
+        return Err(ApiError::bad_request(
+            "the label is too long or has characters that are not allowed",
+            next,
+        ));
     }
     Ok(())
 }
 
 fn check_seconds(seconds: u64, seconds_max: u64) -> Result<i64, ApiError> {
     if !(1..=seconds_max).contains(&seconds) {
-        let message = format!("expires_in cannot be {seconds}");
+        let message = format!("expires_in = {seconds} is out of bounds");
         return Err(ApiError::bad_request(message, format!("choose 1 to {seconds_max} seconds")));
     }
     Ok(signed(unix_now().saturating_add(seconds)))
 }
 
-/// Makes an API token.
+/// Creates an API token.
 #[utoipa::path(post, path = "/v1/tokens", tag = "tokens", request_body = NewToken, responses(
     (status = 201, body = MadeToken)
 ), security(("token" = ["admin"])))]
@@ -180,8 +186,8 @@ pub(super) async fn create(
 ) -> Result<(StatusCode, Json<MadeToken>), ApiError> {
     check_label(&new.label)?;
     if new.scopes.is_empty() {
-        let next = "choose some of: read, publish, channel, admin";
-        return Err(ApiError::bad_request("a token without scopes is of no use", next));
+        let next = "choose one or more of read, publish, channel, downgrade and admin";
+        return Err(ApiError::bad_request("an API token needs at least one scope", next));
     }
     let products = match &new.products {
         None => Products::all(),
@@ -190,8 +196,11 @@ pub(super) async fn create(
         })?,
     };
     if new.scopes.contains(&Scope::Admin) && !products.are_all() {
-        let next = "leave products out, or leave admin out";
-        return Err(ApiError::bad_request("the scope admin is for all products", next));
+        let next = "leave out products, or leave out the scope admin";
+        return Err(ApiError::bad_request(
+            "a token with the scope admin cannot be limited to some products",
+            next,
+        ));
     }
     let token = ApiToken::generate(app.origin.realm().ca_fingerprint());
     let row = ApiTokenRow {
@@ -223,7 +232,7 @@ fn info(row: ApiTokenRow) -> Token {
     }
 }
 
-/// Every API token, newest first.
+/// Lists all API tokens, newest first.
 #[utoipa::path(get, path = "/v1/tokens", tag = "tokens", responses(
     (status = 200, body = TokenList)
 ), security(("token" = ["admin"])))]
@@ -235,7 +244,7 @@ pub(super) async fn list(
     Ok(Json(TokenList { tokens: rows.into_iter().map(info).collect() }))
 }
 
-/// Revokes an API token, unless it is the last that may administer.
+/// Revokes an API token and aborts its open uploads. Refuses the last token with the scope `admin`.
 #[utoipa::path(delete, path = "/v1/tokens/{id}", tag = "tokens", params(("id" = String, Path)), responses(
     (status = 204, description = "Revoked")
 ), security(("token" = ["admin"])))]
@@ -249,11 +258,11 @@ pub(super) async fn revoke(
     let row = rows.iter().find(|row| token_id(&row.secret_sha256) == id);
     let row = row.ok_or_else(|| ApiError::unlisted("API token of this id", "GET /v1/tokens"))?;
     if app.origin.db().revoke_api_token(&row.secret_sha256, now).await? == RevokeToken::LastAdmin {
-        let next = "make another token with the scope admin first";
-        return Err(ApiError::conflict("this is the last token that may administer", next));
+        let next = "first make another token with the scope admin";
+        return Err(ApiError::conflict("this is the last valid token with the scope admin", next));
     }
     for upload in app.origin.db().uploads_open().await? {
-        // What it sent and did not commit is nobody's now.
+        // Nobody can commit the chunks any more that the token has sent.
         if upload.row.token == id {
             let at = app.clone();
             app.detached(async move { Ok(at.origin.ingest().abort(&upload.row.id).await?) }).await?;
@@ -263,7 +272,7 @@ pub(super) async fn revoke(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Makes a join token.
+/// Creates a join token.
 #[utoipa::path(post, path = "/v1/join-tokens", tag = "nodes", request_body = NewJoinToken, responses(
     (status = 201, body = MadeJoinToken)
 ), security(("token" = ["admin"])))]
@@ -274,13 +283,13 @@ pub(super) async fn create_join(
 ) -> Result<(StatusCode, Json<MadeJoinToken>), ApiError> {
     check_label(&new.label)?;
     if new.role == Role::Origin {
-        return Err(ApiError::bad_request("nothing can join as origin", "choose leaf or relay"));
+        return Err(ApiError::bad_request("no node can enrol as origin", "choose leaf or relay"));
     }
     let uses = new.uses.unwrap_or(1);
     if !(1..=USES_MAX).contains(&uses) {
         return Err(ApiError::bad_request(
-            format!("uses cannot be {uses}"),
-            format!("choose 1 to {USES_MAX}"),
+            format!("uses = {uses} is out of bounds"),
+            format!("choose 1 to {USES_MAX} nodes"),
         ));
     }
     let token = JoinToken::generate(app.origin.realm().ca_fingerprint());
@@ -299,7 +308,7 @@ pub(super) async fn create_join(
     Ok((StatusCode::CREATED, Json(MadeJoinToken { token: token.to_secret_string(), id })))
 }
 
-/// Every join token, newest first.
+/// Lists all join tokens, newest first.
 #[utoipa::path(get, path = "/v1/join-tokens", tag = "nodes", responses(
     (status = 200, body = JoinTokenList)
 ), security(("token" = ["admin"])))]
@@ -326,7 +335,7 @@ pub(super) async fn list_join(
     Ok(Json(JoinTokenList { join_tokens: rows.into_iter().map(info).collect() }))
 }
 
-/// Revokes a join token: it brings nobody in any more. Nodes that came by it stay.
+/// Revokes a join token: no further node can enrol with it. Nodes that have enrolled with it stay.
 #[utoipa::path(delete, path = "/v1/join-tokens/{id}", tag = "nodes", params(("id" = String, Path)), responses(
     (status = 204, description = "Revoked")
 ), security(("token" = ["admin"])))]
@@ -343,7 +352,7 @@ pub(super) async fn revoke_join(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The token that asks.
+/// Describes the token that the request carries.
 #[utoipa::path(get, path = "/v1/token", tag = "tokens", responses((status = 200, body = Token)),
     security(("token" = [])))]
 pub(super) async fn own(caller: Caller<AnyToken>) -> Json<Token> {

@@ -1,4 +1,5 @@
-//! `/tuf/`: metadata and targets, for anyone; they verify themselves.
+//! `/tuf/`: TUF metadata and targets. No token is needed: the files are signed, and devices verify
+//! them.
 
 use std::sync::Arc;
 
@@ -10,8 +11,8 @@ use super::body::At;
 use super::{ApiError, App};
 use crate::tuf::{MetadataStore, is_served_name};
 
-/// A file of the TUF repository.
-#[utoipa::path(get, path = "/tuf/{path}", tag = "tuf", params(("path" = String, Path, description = "May hold slashes")),
+/// Sends a file of the TUF repository.
+#[utoipa::path(get, path = "/tuf/{path}", tag = "tuf", params(("path" = String, Path, description = "May contain slashes")),
     responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream")))]
 pub(super) async fn file(State(app): State<Arc<App>>, At(path): At<String>) -> Result<Response, ApiError> {
     let none = || ApiError::not_found("file of this name in the TUF repository");
@@ -23,7 +24,8 @@ pub(super) async fn file(State(app): State<Arc<App>>, At(path): At<String>) -> R
         Some(_) => "application/octet-stream",
         None => "application/json",
     };
-    // All names hold a version or a hash, but for the one that says which is the newest.
+    // Every name contains a version or a hash, except timestamp.json, which tells the newest
+    // version.
     let cached = if path == "timestamp.json" { "no-cache" } else { "public, max-age=31536000, immutable" };
     Ok(([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, cached)], bytes).into_response())
 }

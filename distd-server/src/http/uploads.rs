@@ -1,4 +1,4 @@
-//! `/v1/uploads`: chunks that the publisher cut.
+//! `/v1/uploads`: uploads of chunks that the publisher cut.
 
 use std::sync::Arc;
 
@@ -27,53 +27,53 @@ use crate::db::{OpenUpload, UploadId, UploadRow};
 use crate::ingest::{ChunkSink, CommitRequest, IncomingChunk, Run};
 use crate::origin::signed;
 
-/// Most hashes in one question.
+/// Most hashes in one request for the missing chunks.
 const HASHES_MAX: u64 = 65_536;
 
 /// Largest body of chunk records, bytes.
 const CHUNKS_BYTES_MAX: u64 = 32 << 20;
 
-/// Largest list of chunks, bytes: 6.7 million runs, some 100 GB of artifact.
+/// Largest chunk list of a commit, bytes: 6.7 million runs, about 100 GB of artifact.
 const LIST_BYTES_MAX: u64 = 256 << 20;
 
-/// Bytes of a chunk record before the chunk: hash, codec, raw length, stored length.
+/// Length of a chunk record's head, bytes: hash, codec, raw length, stored length.
 const RECORD_HEAD: usize = 32 + 1 + 4 + 4;
 
-/// Bytes of a run in the list of chunks: hash, length, repeat.
+/// Length of a run in a chunk list, bytes: hash, length, repeat.
 const RUN_BYTES: usize = 32 + 4 + 4;
 
-/// Most chunks of an artifact, repeats counted: 16 TiB in chunks of the default's largest size. Bounds the time
-/// a list of a few bytes can take.
+/// Most chunks of an artifact, repeats counted: 16 TiB in chunks of the largest default size.
+/// Bounds the time that a short list with large repeat counts can take.
 const ARTIFACT_CHUNKS_MAX: u64 = 1 << 28;
 
-/// An upload.
+/// An open upload.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Upload {
-    /// Its id, 32 hexadecimal digits.
+    /// Id of the upload, 32 hexadecimal digits.
     upload: String,
-    /// How to cut the artifact.
+    /// Cut parameters for the artifact.
     cut: Cut,
-    /// It was begun before: ask which chunks are missing.
+    /// Whether the upload was begun before. If so, ask which chunks are missing.
     resumed: bool,
 }
 
-/// How many chunks were new.
+/// Result of a request that sent chunks.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Stored {
-    /// Chunks that the origin did not have.
+    /// Number of chunks that the origin did not have.
     stored: u64,
 }
 
-/// What an upload is to become.
+/// Announcement of the artifact that an upload is to become.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Announced {
-    /// Length of the artifact: what could never be committed is refused now.
+    /// Length of the artifact, bytes. An upload that could never be committed is refused at once.
     bytes: Option<u64>,
 }
 
-/// Begins an upload, or goes on with the open one of this version that the token began. The product is made when it is not
-/// there.
+/// Begins an upload of a version, or resumes the open one that the token began. Creates the product
+/// if it does not exist.
 #[utoipa::path(post, path = "/v1/products/{product}/releases/{version}/uploads", tag = "uploads",
     params(("product" = String, Path), ("version" = String, Path)), request_body = Option<Announced>,
     responses((status = 200, body = Upload)), security(("token" = ["publish"])))]
@@ -95,7 +95,8 @@ pub(super) async fn begin(
     Ok(Json(Upload { resumed, upload: upload.id.to_string(), cut: row.cut.into() }))
 }
 
-/// The upload, which must be this caller's: another's is none, so that its id says nothing.
+/// Row of the upload if the caller's token began it. For other tokens the upload does not exist, so
+/// its id alone reveals nothing.
 async fn own<N>(app: &App, caller: &Caller<N>, text: &str) -> Result<UploadRow, ApiError> {
     let id = upload_id(text)?;
     match app.origin.db().upload(&id).await? {
@@ -108,7 +109,8 @@ fn upload_id(text: &str) -> Result<UploadId, ApiError> {
     text.parse().map_err(|_| ApiError::unknown_upload("there is no upload of this id".to_owned()))
 }
 
-/// Which chunks must be sent: bit `i`, most significant first, is set when hash `i` is missing.
+/// Tells which chunks have to be sent: bit `i`, most significant first, is set if the chunk of hash
+/// `i` is missing.
 #[utoipa::path(post, path = "/v1/uploads/{upload}/missing", tag = "uploads", params(("upload" = String, Path)),
     request_body(content = Vec<u8>, description = "Hashes of 32 bytes, at most 65536", content_type = "application/octet-stream"),
     responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream")),
@@ -124,7 +126,7 @@ pub(super) async fn missing(
     let body = body.whole().await?;
     let (hashes, rest) = body.as_chunks::<32>();
     if !rest.is_empty() {
-        let message = format!("{} bytes are not a number of 32-byte hashes", body.len());
+        let message = format!("the body has {} bytes, which is not a multiple of 32", body.len());
         return Err(ApiError::bad_request(message, "send hashes of 32 bytes back to back"));
     }
     let hashes: Vec<ChunkHash> = hashes.iter().map(|hash| ChunkHash(*hash)).collect();
@@ -136,7 +138,7 @@ pub(super) async fn missing(
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bitmap))
 }
 
-/// Takes chunks; when it answers 200 they are durable.
+/// Stores chunks. They are durable when the answer is 200.
 #[utoipa::path(post, path = "/v1/uploads/{upload}/chunks", tag = "uploads", params(("upload" = String, Path)),
     request_body(content = Vec<u8>, content_type = "application/octet-stream", description =
         "Records: hash (32 bytes), codec (1), raw length (4, big-endian), stored length (4), stored bytes; at most 32 MiB"),
@@ -149,10 +151,11 @@ pub(super) async fn chunks(
 ) -> Result<Json<Stored>, ApiError> {
     let upload = own(&app, &caller, &upload).await?;
     upload.must_be_open()?;
-    // The body first: a sink, of which there are few, is taken when all of it is here.
+    // The body is received before a sink is taken: there are few sinks, and a slow caller must not
+    // hold one.
     let spooled = app.spool(&caller.token, body.with_deadline(), Use::Once).await?;
-    // The sink works in a task of its own, so that a connection that ends never stops it between a pack and
-    // the pack's row.
+    // The sink works in a task of its own, so the end of the connection cannot stop it between the
+    // write of a pack and the insertion of the pack's row.
     let at = app.clone();
     let stored = app.detached(async move {
         let sink = at.origin.ingest().sink(&upload, signed(unix_now())).await?;
@@ -161,7 +164,7 @@ pub(super) async fn chunks(
     Ok(Json(Stored { stored: stored.await? }))
 }
 
-/// Cuts the body into chunks and stores them.
+/// Splits the body into chunks and stores them. Returns the number of new chunks.
 async fn feed(mut body: Spooled, mut sink: ChunkSink) -> Result<u64, ApiError> {
     let mut records = Records::default();
     while let Some(mut piece) = body.next().await.map_err(ApiError::internal)? {
@@ -170,19 +173,19 @@ async fn feed(mut body: Spooled, mut sink: ChunkSink) -> Result<u64, ApiError> {
         }
     }
     records.end()?;
-    // The body's memory and place are not kept while the last pack is stored.
+    // Give the body's memory and place back before the last pack is stored.
     drop(body);
     Ok(sink.finish().await?)
 }
 
-/// Chunk records out of the pieces of a body.
+/// Parser of chunk records that arrive in pieces.
 #[derive(Default)]
 struct Records {
-    /// Records that came out.
+    /// Number of records that were returned.
     count: u64,
-    /// Of the next record as much of its head as came.
+    /// Bytes of the next record's head that have arrived.
     head: Vec<u8>,
-    /// The next record, once its head is whole: its bytes as far as they came.
+    /// Next record, once its head is whole, with the bytes of its chunk that have arrived.
     begun: Option<IncomingRecord>,
 }
 
@@ -195,8 +198,8 @@ struct IncomingRecord {
 }
 
 impl Records {
-    /// The next record, once it is whole, taken from the head of `piece`. Its lengths are checked
-    /// before the rest is waited for.
+    /// Takes bytes from the front of `piece`, and returns the next record once it is whole. Its
+    /// lengths are checked before its chunk arrives.
     fn take(&mut self, piece: &mut Bytes) -> Result<Option<IncomingChunk>, ApiError> {
         if self.begun.is_none() {
             let taken = piece.split_to(piece.len().min(RECORD_HEAD - self.head.len()));
@@ -208,7 +211,7 @@ impl Records {
             self.head.clear();
         }
         let Some(record) = &mut self.begun else { return Ok(None) };
-        // A copy, so that a chunk that is kept does not keep its neighbours.
+        // The bytes are copied, so that a chunk does not keep its whole piece in memory.
         let taken = piece.split_to(piece.len().min(record.stored_len - record.bytes.len()));
         record.bytes.extend_from_slice(&taken);
         if record.bytes.len() < record.stored_len {
@@ -221,21 +224,21 @@ impl Records {
         Ok(whole)
     }
 
-    /// Refuses a last record that is not whole.
+    /// Refuses a body whose last record is not whole.
     fn end(&self) -> Result<(), ApiError> {
         if self.head.is_empty() && self.begun.is_none() {
             return Ok(());
         }
-        let message = format!("record number {} is cut off", self.count);
+        let message = format!("record number {} is incomplete", self.count);
         Err(ApiError::bad_request(message, "send whole records"))
     }
 }
 
-/// A record of which nothing but the head, [`RECORD_HEAD`] bytes, has come.
+/// Parses the head of a record, [`RECORD_HEAD`] bytes.
 fn read_head(head: &[u8], index: u64) -> Result<IncomingRecord, ApiError> {
     let bad = |what: &str| {
-        let next = "a record is hash[32] codec[1] raw_len[4] stored_len[4] bytes; stored_len is at most raw_len, \
-                    raw_len at most 1048576";
+        let next = "send records of hash[32] codec[1] raw_len[4] stored_len[4] bytes, \
+                    with stored_len at most raw_len and raw_len at most 1048576";
         Err(ApiError::bad_request(format!("record number {index} has {what}"), next))
     };
     let (hash, mut numbers) = head.split_at(32);
@@ -249,7 +252,7 @@ fn read_head(head: &[u8], index: u64) -> Result<IncomingRecord, ApiError> {
     Ok(IncomingRecord { hash, codec, raw_len, stored_len, bytes: Vec::with_capacity(stored_len) })
 }
 
-/// The body of a commit (msgpack map).
+/// Body of a commit, a msgpack map.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CommitBody<'a> {
@@ -271,12 +274,14 @@ enum KindWord {
 }
 
 fn commit_request(body: &[u8]) -> Result<CommitRequest, ApiError> {
-    let bad = |message: String| ApiError::bad_request(message, "see docs/http-api.md, \"Commit\"");
+    let bad = |message: String| {
+        ApiError::bad_request(message, "correct the body as docs/http-api.md describes it, \"Commit\"")
+    };
     let parsed: CommitBody<'_> =
-        rmp_serde::from_slice(body).map_err(|e| bad(format!("the body is no commit: {e}")))?;
+        rmp_serde::from_slice(body).map_err(|e| bad(format!("the body is not a commit: {e}")))?;
     let (records, rest) = parsed.chunks.as_chunks::<RUN_BYTES>();
     if !rest.is_empty() {
-        return Err(bad(format!("the list of chunks is not made of records of {RUN_BYTES} bytes")));
+        return Err(bad(format!("the length of the chunk list is not a multiple of {RUN_BYTES} bytes")));
     }
     let mut count = 0u64;
     let mut runs = Vec::with_capacity(records.len());
@@ -288,23 +293,25 @@ fn commit_request(body: &[u8]) -> Result<CommitRequest, ApiError> {
         runs.push(run);
     }
     if count > ARTIFACT_CHUNKS_MAX {
-        return Err(bad(format!("an artifact has at most {ARTIFACT_CHUNKS_MAX} chunks")));
+        return Err(bad(format!("the artifact has {count} chunks, more than {ARTIFACT_CHUNKS_MAX}")));
     }
     let kind = match parsed.kind {
-        KindWord::File if parsed.listing_bytes != 0 => return Err(bad("a file has no listing".to_owned())),
+        KindWord::File if parsed.listing_bytes != 0 => {
+            return Err(bad("the artifact is a file, and a file has no listing".to_owned()));
+        }
         KindWord::File => Kind::File,
         KindWord::Tree => Kind::Tree { listing_bytes: parsed.listing_bytes },
     };
     Ok(CommitRequest { kind, cut: parsed.cut, runs, blake3: parsed.blake3, bytes: parsed.bytes })
 }
 
-/// Makes a release of an upload.
+/// Commits an upload: makes a release of its chunks.
 #[utoipa::path(post, path = "/v1/uploads/{upload}/commit", tag = "uploads", params(("upload" = String, Path)),
     request_body(content = Vec<u8>, content_type = "application/msgpack", description =
         "Map of kind, listing_bytes, cut [min, avg, max], bytes, blake3 and chunks: records of hash (32), length (4), repeat (4)"),
     responses(
         (status = 201, description = "Released", body = Release),
-        (status = 200, description = "The version had these bytes already", body = Release)
+        (status = 200, description = "The version was already released with these bytes", body = Release)
     ), security(("token" = ["publish"])))]
 pub(super) async fn commit(
     State(app): State<Arc<App>>,
@@ -314,12 +321,12 @@ pub(super) async fn commit(
 ) -> Result<(StatusCode, Json<Release>), ApiError> {
     let upload = own(&app, &caller, &upload).await?;
     let spooled = app.spool(&caller.token, body.with_deadline(), Use::Once).await?;
-    // Room is taken when the list is here: one that drips holds up nobody.
+    // Room for the list is taken once the list is whole, so that a slow caller holds up nobody.
     let room = app.list_room(spooled.len()).await;
     let body = spooled.read().await.map_err(ApiError::internal)?;
     let request = commit_request(&body)?;
     drop(body);
-    // Reading back ends with the caller; what changes rows does not.
+    // The check of the stored chunks stops if the caller goes away; the change of rows does not.
     let prepared = app.origin.ingest().prepare(upload, request).await?;
     let at = app.clone();
     let work = app.detached(async move {
@@ -331,7 +338,7 @@ pub(super) async fn commit(
     work.await
 }
 
-/// An open upload as admins see it.
+/// Open upload in the list for admins.
 #[derive(Serialize, ToSchema)]
 pub(super) struct OpenUploadInfo {
     upload: String,
@@ -343,9 +350,9 @@ pub(super) struct OpenUploadInfo {
     by: String,
     /// Id of that token.
     token: String,
-    /// When it began, unix seconds.
+    /// Time at which it began, unix seconds.
     created: i64,
-    /// When it is given up unless more chunks come, unix seconds.
+    /// Time at which it expires unless more chunks arrive, unix seconds.
     expires: i64,
 }
 
@@ -355,7 +362,7 @@ pub(super) struct UploadList {
     uploads: Vec<OpenUploadInfo>,
 }
 
-/// Every open upload, the oldest first.
+/// Lists all open uploads, oldest first.
 #[utoipa::path(get, path = "/v1/uploads", tag = "uploads", responses(
     (status = 200, body = UploadList)
 ), security(("token" = ["admin"])))]
@@ -377,9 +384,9 @@ pub(super) async fn list(
     Ok(Json(UploadList { uploads }))
 }
 
-/// Gives an upload up; its space comes back. Admins may give up any.
+/// Aborts an upload and frees its space. An admin may abort every upload.
 #[utoipa::path(delete, path = "/v1/uploads/{upload}", tag = "uploads", params(("upload" = String, Path)),
-    responses((status = 204, description = "Given up")), security(("token" = ["publish"])))]
+    responses((status = 204, description = "Aborted")), security(("token" = ["publish"])))]
 pub(super) async fn abort(
     State(app): State<Arc<App>>,
     caller: Caller<ToPublish>,
@@ -405,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn records_come_out_once_they_are_whole_wherever_the_pieces_end() {
+    fn records_are_returned_once_they_are_whole_wherever_a_piece_ends() {
         let whole = [record(0, 3, 3, b"abc"), record(1, 9, 2, b"de")].concat();
         let first = RECORD_HEAD + 3;
         for len in 1..=whole.len() {
@@ -414,7 +421,7 @@ mod tests {
             for piece in whole.chunks(len) {
                 came += piece.len();
                 let mut piece = Bytes::copy_from_slice(piece);
-                while let Some(chunk) = records.take(&mut piece).expect("nothing is wrong with it") {
+                while let Some(chunk) = records.take(&mut piece).expect("a valid record") {
                     out.push(chunk.bytes);
                 }
                 assert!(piece.is_empty(), "a piece is used up");
@@ -427,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_out_of_bounds_are_refused_before_their_bytes_come() {
+    fn lengths_out_of_bounds_are_refused_before_their_bytes_arrive() {
         for (codec, raw, stored) in
             [(9, 3, 3), (0, 0, 0), (0, 3, 0), (0, 3, 4), (1, 1 << 21, 5), (1, u32::MAX, u32::MAX)]
         {
@@ -437,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_that_lies_about_its_lengths_is_refused() {
+    fn malformed_commits_are_refused() {
         for bad in [
             &b""[..],
             b"\x80",

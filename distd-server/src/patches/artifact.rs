@@ -1,4 +1,4 @@
-//! A release as bytes: read out of the packs that hold its chunks.
+//! A release as a string of bytes, read from the packs that hold its chunks.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,15 +16,16 @@ use super::{CHUNKS_MAX, MakeError};
 use crate::db::{Db, Location};
 use crate::store::PackReader;
 
-/// Raw bytes fetched in one go: what is in memory beside the caller's own buffer.
+/// Raw bytes fetched from the store at once. They are in memory in addition to the caller's buffer.
 const FETCH_BYTES: u64 = 4 << 20;
 
 /// Hashes looked up in one query.
 const ROWS_AT_ONCE: usize = 4096;
 
-/// A release whose chunks can be read at any offset, by any thread that may block. Each chunk's hash is checked.
+/// Release whose chunks can be read at any offset, from threads that may block. The hash of each
+/// chunk is checked.
 ///
-/// About 90 bytes a chunk.
+/// Takes about 90 bytes a chunk.
 #[derive(Debug)]
 pub(super) struct StoredArtifact {
     spans: Vec<ChunkSpan>,
@@ -66,30 +67,30 @@ impl StoredArtifact {
         Ok(Self { spans, ids, places, len, packs, cache, runtime })
     }
 
-    /// An artifact without a byte: what a device holds that holds nothing.
+    /// Artifact without a byte: the old side of a set from nothing.
     pub(super) fn nothing(packs: &PackReader, cache: &Arc<ChunkCache>) -> Self {
         let (spans, ids, places) = (Vec::new(), Vec::new(), Vec::new());
         let (packs, cache, runtime) = (packs.clone(), cache.clone(), Handle::current());
         Self { spans, ids, places, len: 0, packs, cache, runtime }
     }
 
-    /// Its chunks in artifact order.
+    /// Chunks in artifact order.
     pub(super) fn spans(&self) -> &[ChunkSpan] {
         &self.spans
     }
 
-    /// The id of a chunk by its index.
+    /// Id of the chunk at `index`.
     pub(super) fn id(&self, index: u32) -> ChunkId {
         self.ids[index as usize]
     }
 
-    /// What a chunk costs on the wire, bytes as stored.
+    /// Length of the chunk at `index` as stored, bytes. This is its cost on the wire.
     pub(super) fn stored_len(&self, index: u32) -> u64 {
         u64::from(self.places[index as usize].stored_len)
     }
 
-    /// Its regions. Those of a release that was cut otherwise than this build would cut it do not fit its chunks: it
-    /// is one plain region then.
+    /// Regions of the artifact. If this build would cut the release differently, the regions do not
+    /// fit the stored chunks, and the whole artifact counts as one plain region.
     pub(super) fn regions(&self) -> Regions {
         let found = regions(self);
         let is_border =
@@ -97,11 +98,11 @@ impl StoredArtifact {
         if found.total() == self.len && found.all().iter().all(|region| is_border(region.end())) {
             return found;
         }
-        tracing::debug!("a release was cut by other rules: its regions are not used");
+        tracing::debug!("a release was cut by other rules; its regions are not used");
         Regions::plain(self.len)
     }
 
-    /// The raw bytes of chunks, each place once.
+    /// Raw bytes of the chunks in `wanted`, by place; each place is read once.
     fn fetch(&self, wanted: &[u32]) -> io::Result<HashMap<Key, Arc<[u8]>>> {
         let mut found = HashMap::new();
         let mut missing: Vec<u32> = Vec::new();
@@ -110,7 +111,7 @@ impl StoredArtifact {
             if found.contains_key(&place) {
                 continue;
             }
-            // An empty one until it is there, so that a repeat is fetched once.
+            // An empty value marks the chunk as requested, so that a repeat is fetched once.
             let chunk = self.cache.get(place).unwrap_or_else(|| {
                 missing.push(*index);
                 Arc::default()
@@ -123,7 +124,8 @@ impl StoredArtifact {
         let places: Vec<Location> = missing.iter().map(|index| self.places[*index as usize]).collect();
         let stored = self.runtime.block_on(async {
             match &places[..] {
-                // Small reads walk along: the reader's blocks bring the next ones too.
+                // Single reads mostly go forward, and the reader's blocks bring the next chunks
+                // with them.
                 [one] => self.packs.read_one(one).await.map(|bytes| vec![bytes]),
                 many => self.packs.read_many(many).await,
             }

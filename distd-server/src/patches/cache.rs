@@ -1,24 +1,25 @@
-//! Unpacked chunks used last.
+//! Cache of unpacked chunks, bounded in bytes; the least recently used leave first.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::db::{Location, PackId};
 
-/// Raw bytes held at most: the bases of a few neighbouring jobs, which are mostly the same chunks.
+/// Most raw bytes in the cache: the bases of a few neighbouring jobs, which share most of their
+/// chunks.
 const CACHE_BYTES_MAX: usize = 64 << 20;
 
-/// Pack, and first byte in it.
+/// Place of a chunk: its pack, and its first byte in that pack.
 pub(super) type Key = (PackId, u64);
 
-/// The raw bytes of chunks, by place; shared by both releases and all jobs.
+/// Raw bytes of chunks by place, shared by both releases and all jobs.
 #[derive(Debug, Default)]
 pub(super) struct ChunkCache(Mutex<Held>);
 
 #[derive(Debug, Default)]
 struct Held {
     chunks: HashMap<Key, (u64, Arc<[u8]>)>,
-    /// The one used longest ago first.
+    /// Least recently used first.
     order: BTreeMap<u64, Key>,
     tick: u64,
     bytes: usize,
@@ -30,7 +31,8 @@ pub(super) fn key(at: &Location) -> Key {
 
 impl ChunkCache {
     fn held(&self) -> std::sync::MutexGuard<'_, Held> {
-        // Nothing is left half-done inside the lock.
+        // The code under the lock does not panic, so the data is consistent even in a poisoned
+        // lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -68,14 +70,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_used_last_stays_and_the_bytes_are_bounded() {
+    fn recently_used_chunks_stay_and_the_bytes_are_bounded() {
         let cache = ChunkCache::default();
         let key = |n| (PackId(1), n);
         let chunk: Arc<[u8]> = vec![7; 1 << 20].into();
         for n in 0..1000 {
             cache.put(key(n), chunk.clone());
             cache.put(key(n), chunk.clone());
-            assert!(cache.get(key(0)).is_some(), "used all the time");
+            assert!(cache.get(key(0)).is_some(), "a chunk in constant use stays");
             let held = cache.held();
             assert!(held.bytes <= CACHE_BYTES_MAX && held.bytes == held.chunks.len() << 20);
             assert_eq!(held.order.len(), held.chunks.len());

@@ -1,4 +1,5 @@
-//! From two releases to patches: pairing, then jobs on threads, their results in order.
+//! Makes the patches between two releases: pairing first, then jobs on threads, with results in
+//! order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -25,46 +26,49 @@ use super::packs::PayloadPacks;
 use super::views::{Pair, View, Viewed};
 use super::{MakeError, PatchOptions};
 
-/// Memory of a job for each byte of its base and target: what zstd takes at the highest levels.
+/// Memory that a job takes for each byte of its bases and targets, as zstd does at its highest
+/// levels.
 const MEMORY_FACTOR: u64 = 10;
 
-/// Jobs begun for each thread: while the first one takes long, others go on behind it. Bounds the finished payloads
-/// that wait for their turn.
+/// Jobs that are started for each thread, so that others continue while the first one takes long.
+/// Bounds the finished payloads that wait to be written in order.
 const JOBS_PER_THREAD: usize = 4;
 
-/// Most raw bytes a patch rebuilds, and most bytes of its base. Less than the format allows: a device holds both and zstd's window
-/// of as many bytes, and everything together must stay below 64 MB.
+/// Most raw bytes that a patch rebuilds. The format allows more, but a device holds the base, the
+/// target and a zstd window of the same length, and all of it must stay below 64 MB.
 const TARGET_BYTES: usize = 3 << 19;
+/// Most bytes of a patch's base, for the same reason.
 const BASE_BYTES: usize = 4 << 20;
 
-/// Raw bytes of view chunks that no patch rebuilds, sent together: packed they are less than a chunk may have.
+/// Raw bytes of view chunks without a patch that are sent together. Packed they fit into one chunk.
 const REST_BYTES: u64 = 512 << 10;
 
-/// Raw bytes below which a set is made with at least [`SMALL_LEVEL`]: some ten seconds.
+/// Raw bytes up to which a set is made with at least [`SMALL_LEVEL`]; it takes about ten seconds.
 const SMALL_BYTES: u64 = 32 << 20;
+/// zstd level for small sets.
 const SMALL_LEVEL: i32 = 19;
 
-/// Time between lines of progress in the log.
+/// Time between two progress lines in the log.
 const PROGRESS: Duration = Duration::from_secs(10);
 
-/// Two releases, to be read by many threads at once.
+/// Two releases that many threads can read at once.
 #[derive(Debug)]
 pub(super) struct Releases {
     pair: Pair,
-    /// Patches that did not rebuild their targets.
+    /// Number of patches that did not rebuild their targets.
     wrong: AtomicU64,
 }
 
-/// A patch that saves bytes, in the words of the index.
+/// Patch with its payload, in the terms of the set's index.
 struct Made {
     patch: SetPatch,
     payload: Bytes,
-    /// Chunks of the new release that it rebuilds.
+    /// Indices of the chunks of the new release that the patch rebuilds.
     indices: Vec<u32>,
 }
 
 impl Releases {
-    /// Unpacks what is packed on both sides. Blocks.
+    /// Unpacks the packed files of both releases. Blocks.
     pub(super) fn new(old: StoredArtifact, new: StoredArtifact, spool: &Path) -> std::io::Result<Self> {
         Ok(Self { pair: Pair::new(old, new, spool)?, wrong: AtomicU64::new(0) })
     }
@@ -81,7 +85,7 @@ impl Releases {
         Side { bytes: viewed, regions: viewed.regions(), chunks: viewed.spans() }
     }
 
-    /// What is to be built. Blocks: reads the old release and what is new.
+    /// Jobs to build. Blocks: reads the old release and the new chunks of the new one.
     fn jobs(&self) -> std::io::Result<Vec<PatchJob>> {
         let options = PairOptions {
             target_bytes_max: TARGET_BYTES,
@@ -91,7 +95,7 @@ impl Releases {
         pair(self.old(), self.new_side(), &self.pair.needs, options)
     }
 
-    /// How many patches were wrong so far.
+    /// Number of wrong patches so far.
     pub(super) fn wrong(&self) -> u64 {
         self.wrong.load(Ordering::Relaxed)
     }
@@ -103,7 +107,7 @@ impl Releases {
         }
     }
 
-    /// Memory that building a job takes, bytes.
+    /// Estimate of the memory that a job takes, bytes.
     fn memory(&self, job: &PatchJob) -> u64 {
         let bytes = |of, chunks: &std::ops::Range<u32>| -> u64 {
             let spans = &self.side(of).spans()[chunks.start as usize..chunks.end as usize];
@@ -123,12 +127,13 @@ impl Releases {
         job.targets.iter().map(bytes).sum()
     }
 
-    /// Builds a job and keeps what is right and saves bytes. Blocks.
+    /// Builds a job and keeps the patches that are right and save bytes. Blocks.
     fn build(&self, job: &PatchJob, effort: Effort) -> std::io::Result<Vec<Made>> {
         let mut kept = Vec::new();
         for patch in build(job, self.old(), self.new_side(), effort)? {
             let indices = || patch.targets.iter().cloned().flatten();
-            // What is of a view has no other way: it counts as if it were sent as it is.
+            // A chunk of a view cannot be fetched without the patch, so it counts with its full
+            // length.
             let new = &self.pair.new;
             let cost =
                 |index| new.stored_len(index).unwrap_or_else(|| u64::from(new.spans()[index as usize].len));
@@ -152,7 +157,7 @@ impl Releases {
         Ok(kept)
     }
 
-    /// Whether the very code a device runs makes the target's chunks of the base's.
+    /// Whether the patch rebuilds its targets from its bases, tried with the code that devices run.
     fn rebuilds(&self, patch: &Patch) -> std::io::Result<bool> {
         let mut base = Vec::new();
         for span in &patch.bases {
@@ -190,7 +195,7 @@ impl Releases {
         runs_of(&self.pair.new, patch.targets.iter().cloned().flatten())
     }
 
-    /// The patches that unpack old packed files.
+    /// Patches that unpack packed files of the old release.
     fn inflates(&self) -> Vec<Made> {
         let old = &self.pair.old;
         let inflate = |view: &View| Made {
@@ -206,7 +211,8 @@ impl Releases {
         old.views.iter().map(inflate).collect()
     }
 
-    /// Chunks of new views that no patch rebuilds: they saved nothing, and still have to come.
+    /// Jobs for chunks of new views that no patch rebuilds. A patch saved nothing there, but
+    /// devices still need the chunks.
     fn rest_of_views(&self, covered: &BTreeSet<u32>) -> Vec<PatchJob> {
         let new = &self.pair.new;
         let wanted =
@@ -227,7 +233,7 @@ impl Releases {
         jobs
     }
 
-    /// A solid patch of the job's chunks, whether it saves anything or not. Blocks.
+    /// Builds a patch without a base for the job's chunks, whether or not it saves bytes. Blocks.
     fn build_rest(&self, job: &PatchJob, effort: Effort) -> std::io::Result<Option<Made>> {
         let new = &self.pair.new;
         let indices: Vec<u32> = job.targets.iter().cloned().flatten().collect();
@@ -248,11 +254,13 @@ impl Releases {
         Ok(Some(Made { patch, payload: payload.into(), indices }))
     }
 
-    /// The patches that pack new views again, as far as that saves bytes: `spent` is what patches cost by chunk of the new release.
+    /// Patches that pack new views again, if that saves bytes. `spent` is the cost of each chunk of
+    /// the new release in patch bytes.
     fn repacks(&self, spent: &BTreeMap<u32, f64>) -> Vec<Made> {
         let new = &self.pair.new;
         let mut made = Vec::new();
-        // What is made of one view may be part of another: that of gzip files in clusters.
+        // A view may be made from a part of another view, such as gzip files in clusters. The
+        // later, inner view has to be packed first.
         for view in new.views.iter().rev() {
             let packed_chunks = new.packed_chunks(view);
             let inner = new.is_inner(view);
@@ -281,7 +289,7 @@ impl Releases {
         made
     }
 
-    /// The old release's chunks in artifact order, and the new one's.
+    /// Chunks of the old release in artifact order, and those of the new one.
     pub(super) fn entries(&self) -> (Vec<Entry>, Vec<Entry>) {
         let entries = |viewed: &Viewed| {
             let stored = viewed.stored();
@@ -296,7 +304,7 @@ impl Releases {
     }
 }
 
-/// Ids as ranges, in their order.
+/// Ids as ranges, in the given order.
 fn ranges_of(ids: impl Iterator<Item = ChunkId>) -> Vec<RangeInclusive<ChunkId>> {
     let mut ranges: Vec<RangeInclusive<ChunkId>> = Vec::new();
     for id in ids {
@@ -308,7 +316,7 @@ fn ranges_of(ids: impl Iterator<Item = ChunkId>) -> Vec<RangeInclusive<ChunkId>>
     ranges
 }
 
-/// Chunks by their indices as runs of ids.
+/// Chunks at the given indices as runs of ids.
 fn runs_of(viewed: &Viewed, indices: impl Iterator<Item = u32>) -> Vec<TargetRun> {
     let mut runs: Vec<TargetRun> = Vec::new();
     for index in indices {
@@ -321,8 +329,8 @@ fn runs_of(viewed: &Viewed, indices: impl Iterator<Item = u32>) -> Vec<TargetRun
     runs
 }
 
-/// Makes every patch between two releases; payloads go into `packs`, in the order of the patches that come back. With a
-/// `turn`, each job waits until nobody has that to itself.
+/// Makes all patches between two releases. Their payloads go into `packs`, in the order of the
+/// returned patches. With a `turn`, each job waits while another set holds the turn exclusively.
 pub(super) async fn make(
     releases: &Arc<Releases>,
     options: &PatchOptions,
@@ -342,28 +350,29 @@ pub(super) async fn make(
     let memory = Arc::new(Semaphore::new(mebibytes as usize));
     let threads = Arc::new(Semaphore::new(options.threads.get()));
     let bytes: u64 = jobs.iter().map(|job| releases.target_bytes(job)).sum();
-    // What takes no time anyhow may as well be as small as can be.
+    // A small set takes little time at any level, so it is made as small as possible.
     let level = if bytes <= SMALL_BYTES { options.level.max(SMALL_LEVEL) } else { options.level };
     let effort = Effort { level };
     let mut next = jobs.into_iter();
     let mut under_way = FuturesOrdered::new();
-    let mut made_so_far = Taken::default();
+    let mut made_so_far = MadePatches::default();
     for made in releases.inflates() {
         made_so_far.take(made, packs).await?;
     }
-    let (mut done, mut told) = (0, Instant::now());
+    let (mut done, mut logged) = (0, Instant::now());
     loop {
         while under_way.len() < JOBS_PER_THREAD * options.threads.get()
             && let Some(job) = next.next()
         {
             let (at, memory, threads) = (releases.clone(), memory.clone(), threads.clone());
-            // The largest jobs go alone when they take more than there is.
+            // A job that needs more memory than there is takes all of it and so runs alone.
             let cost =
                 u32::try_from(at.memory(&job).div_ceil(1 << 20)).unwrap_or(u32::MAX).clamp(1, mebibytes);
             under_way.push_back(async move {
                 let room = memory.acquire_many_owned(cost).await.expect("the semaphore is never closed");
                 let thread = threads.acquire_owned().await.expect("the semaphore is never closed");
-                // Last: whoever wants the turn waits for jobs under way, not for those that wait for a thread.
+                // The turn comes last, so that a set that wants it exclusively waits for running
+                // jobs and not for those that wait for a thread.
                 let _turn = match turn {
                     Some(turn) => Some(turn.read().await),
                     None => None,
@@ -384,8 +393,8 @@ pub(super) async fn make(
             made_so_far.take(made, packs).await?;
         }
         done += 1;
-        if told.elapsed() >= PROGRESS {
-            told = Instant::now();
+        if logged.elapsed() >= PROGRESS {
+            logged = Instant::now();
             tracing::info!(
                 jobs = total,
                 done,
@@ -409,15 +418,15 @@ pub(super) async fn make(
     Ok(made_so_far.patches)
 }
 
-/// Patches in their order.
+/// Patches made so far, in order.
 #[derive(Default)]
-struct Taken {
+struct MadePatches {
     patches: Vec<SetPatch>,
-    /// What each chunk of the new release cost, bytes: its share of its patch's payload.
+    /// Cost of each chunk of the new release, bytes: its share of its patch's payload.
     spent: BTreeMap<u32, f64>,
 }
 
-impl Taken {
+impl MadePatches {
     async fn take(&mut self, made: Made, packs: &mut PayloadPacks) -> Result<(), MakeError> {
         if self.patches.len() >= PATCHES_MAX {
             return Err(MakeError::TooLarge);

@@ -1,8 +1,10 @@
-//! Making patch sets: one at a time, in the background, within bounds of memory and cores. A set from nothing takes longest
-//! and is waited for by the fewest: between two of its jobs it makes way for sets between releases.
+//! Making of patch sets: one of each kind at a time, in the background, within bounds of memory and
+//! cores. A set from nothing takes longest, and the fewest devices wait for it, so between two of
+//! its jobs it yields to sets between releases.
 //!
-//! A set is an artifact: its index and one chunk for each payload (docs/formats.md, "Patch set"). So what is made here
-//! is served, cached and swarmed by what serves releases. docs/store.md, "Patch sets", has the order of writes.
+//! A set is an artifact: its index and one chunk for each payload (docs/formats.md, "Patch set").
+//! So the code that serves, caches and shares releases does the same with sets. docs/store.md,
+//! "Patch sets", has the order of writes.
 
 mod artifact;
 mod cache;
@@ -24,25 +26,25 @@ use crate::db::{Db, DbError, MadeSet, PatchSetRow, SetKind};
 use crate::ingest::{Ingest, IngestError};
 use crate::store::{ReadError, Store, StoreError};
 
-/// Chunks of a release between which patches are made: 34 GB at the default cut. Lists of both releases' chunks and
-/// the search for bases then take some 500 MB.
+/// Most chunks of a release for which patches are made: 34 GB at the default cut. The chunk lists
+/// of both releases and the search for bases then take about 500 MB.
 pub const CHUNKS_MAX: u64 = 1 << 21;
 
-/// Wait after the database or the store failed.
+/// Pause before the next attempt after the database or the store failed.
 pub(crate) const AGAIN: Duration = Duration::from_secs(60);
 
-/// Whether patches are made, and how.
+/// Settings for the making of patches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PatchOptions {
-    /// Releases and channels ask for sets.
+    /// Whether releases and channels request sets.
     pub enabled: bool,
-    /// Releases ask for a set from nothing too, for devices that hold nothing of use.
+    /// Whether releases also request a set from nothing, for devices that hold nothing useful.
     pub solid_sets: bool,
-    /// Jobs at once.
+    /// Number of jobs at once.
     pub threads: NonZeroUsize,
-    /// zstd level of what the codecs pack, 1 to 22.
+    /// zstd level at which the codecs pack, 1 to 22.
     pub level: i32,
-    /// What jobs under way may take together, bytes; a job that alone takes more goes alone.
+    /// Memory that all running jobs may take together, bytes. A job that needs more runs alone.
     pub memory_bytes: u64,
 }
 
@@ -53,7 +55,8 @@ impl Default for PatchOptions {
             enabled: true,
             solid_sets: true,
             threads,
-            // On the reference pair 12 takes 54 s and 20.6 MB, 19 takes 82 s and 19.8 MB (docs/benchmarks.md, "Patches").
+            // On the reference pair, level 12 takes 54 s and 20.6 MB, level 19 takes 82 s and 19.8 MB
+            // (docs/benchmarks.md, "Patches").
             level: 12,
             // The largest jobs take 200 MiB each.
             memory_bytes: (threads.get() as u64 * (256 << 20)).min(4 << 30),
@@ -61,36 +64,36 @@ impl Default for PatchOptions {
     }
 }
 
-/// Why a set was not made.
+/// Reason why a set was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum MakeError {
-    /// The origin stops.
+    /// The origin is stopping.
     #[error("the origin stopped")]
     Stopped,
     /// A release has more chunks than [`CHUNKS_MAX`].
-    #[error("manifest {manifest} has {chunks} chunks, patches are made for at most {CHUNKS_MAX}")]
+    #[error("manifest {manifest} has {chunks} chunks, and patches are made for at most {CHUNKS_MAX}")]
     TooManyChunks {
-        /// The release's manifest.
+        /// Manifest of the release.
         manifest: ManifestId,
-        /// How many it has.
+        /// Number of its chunks.
         chunks: u64,
     },
     /// A chunk of a release has no row.
     #[error("chunk {0} of a release is missing: restore the database from its backup")]
     MissingChunk(ChunkHash),
-    /// A release could not be read through.
+    /// The chunks of a release could not be read.
     #[error("could not read a release's stored chunks")]
     Content(#[source] std::io::Error),
-    /// A pack that was just stored is not what it was.
-    #[error("pack {0} was stored and came back damaged: check the object store's medium")]
+    /// A pack that was just stored reads back with other bytes.
+    #[error("pack {0} was stored but reads back damaged: check the object store's medium")]
     Damaged(String),
-    /// A thread that worked on it panicked.
+    /// A thread that made patches panicked.
     #[error("making patches panicked: please report it with the log")]
     Panicked(#[source] tokio::task::JoinError),
-    /// The set would be beyond what devices take.
-    #[error("the set's index would be too long")]
+    /// The set exceeds the bounds that devices enforce.
+    #[error("the set has more patches or a longer index than devices accept")]
     TooLarge,
-    /// The manifest of a release.
+    /// The manifest of a release could not be read.
     #[error(transparent)]
     Manifest(#[from] IngestError),
     /// The database failed.
@@ -104,52 +107,55 @@ pub enum MakeError {
     Read(#[from] ReadError),
 }
 
-/// What was made by this process.
+/// Counters of this process.
 #[derive(Debug, Default)]
 pub struct PatchCounters {
-    /// Sets that devices can use.
+    /// Sets with at least one patch.
     pub ready: AtomicU64,
-    /// Pairs of releases between which no patch saves anything.
+    /// Sets without a patch, because none would save anything.
     pub empty: AtomicU64,
     /// Sets that could not be made.
     pub failed: AtomicU64,
-    /// Bytes of the sets made.
+    /// Bytes of the sets that were made.
     pub bytes: AtomicU64,
-    /// What their targets cost as chunks, bytes.
+    /// Bytes of the chunks that those sets rebuild, as sent without patches.
     pub packed: AtomicU64,
-    /// Patches that did not rebuild what they should and were not used.
+    /// Patches that did not rebuild their targets and were not used.
     pub wrong: AtomicU64,
 }
 
-/// Makes patch sets out of a database and a store.
+/// Maker of patch sets from a database and a store.
 #[derive(Debug)]
 pub struct PatchMaker {
     db: Db,
     store: Store,
     ingest: Ingest,
-    /// For views, in files without a name.
+    /// Directory for the views, in files without a name.
     spool: PathBuf,
     options: PatchOptions,
+    /// Signals that a set was queued, one for each [`SetKind`].
     wake: [Notify; 2],
+    /// Held exclusively while a set between releases is made; each job of a set from nothing shares
+    /// it.
     turn: RwLock<()>,
-    /// What it has done.
+    /// Counters of this process.
     pub counters: PatchCounters,
 }
 
 impl PatchMaker {
-    /// A maker that does nothing until it is told to.
+    /// Creates a maker, which works only in [`Self::make`].
     pub fn new(ingest: Ingest, spool: PathBuf, options: PatchOptions) -> Self {
         let (db, store) = (ingest.db().clone(), ingest.store().clone());
         let (wake, turn, counters) = Default::default();
         Self { db, store, ingest, spool, options, wake, turn, counters }
     }
 
-    /// Its options.
+    /// Options of this maker.
     pub fn options(&self) -> &PatchOptions {
         &self.options
     }
 
-    /// Says that something was queued.
+    /// Signals that a set of `kind` was queued.
     pub fn wake(&self, kind: SetKind) {
         self.wake[kind as usize].notify_one();
     }
@@ -158,15 +164,16 @@ impl PatchMaker {
         self.counters.failed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Waits until a set of the kind was queued.
+    /// Waits until a set of `kind` is queued.
     pub(crate) async fn woken(&self, kind: SetKind) {
         self.wake[kind as usize].notified().await;
     }
 
-    /// Makes a set that was [taken](Db::take_patch_set) from the queue, and records it. `None` when another replica
-    /// has done so meanwhile.
+    /// Makes a set that was [taken](Db::take_patch_set) from the queue, and records it. `None` if
+    /// another replica has recorded it meanwhile.
     ///
-    /// Dropped or failed, it leaves at most objects that no row names, for the sweep.
+    /// If this future fails or is dropped, it leaves at most objects that no row names, which the
+    /// sweep deletes.
     ///
     /// # Errors
     /// [`MakeError`]; the row stays as it is.

@@ -1,4 +1,4 @@
-//! The chunks of a set on their way into packs.
+//! Storage of a set's chunks in packs.
 
 use bytes::Bytes;
 use distd_core::bounds::CHUNK_BYTES_MAX;
@@ -14,25 +14,27 @@ use crate::origin::signed;
 use crate::store::Store;
 use crate::store::pack::{self, PackWriter, object_name};
 
-/// A chunk of the set that is durable.
+/// Chunk of a set and its place in the set's packs. It is durable once its pack is stored.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PlacedChunk {
     pub(super) hash: ChunkHash,
-    /// Bytes, stored as they are: payloads do not compress.
+    /// Length, bytes. The chunk is stored raw, because payloads do not compress.
     pub(super) len: u32,
-    /// Number of its pack, and first byte in it.
+    /// Index of its pack in the set's list of packs.
     pub(super) pack: usize,
+    /// First byte in the pack.
     pub(super) offset: u32,
 }
 
-/// A pack in the object store that no row names yet.
+/// Pack in the object store that no row names yet.
 #[derive(Clone, Debug)]
 pub(super) struct StoredPack {
     pub(super) object: String,
     pub(super) bytes: u64,
 }
 
-/// Payloads in their order, then the index, in as many packs as it takes. Holds one pack in memory.
+/// Writer of a set's packs: the payloads in order, then the index and the outline. Holds one pack
+/// in memory.
 #[derive(Debug)]
 pub(super) struct PayloadPacks {
     ingest: Ingest,
@@ -42,16 +44,16 @@ pub(super) struct PayloadPacks {
     packs: Vec<StoredPack>,
 }
 
-/// What a set is made of, all of it durable.
+/// Content of a set, all of it durable.
 #[derive(Debug)]
 pub(super) struct PackedSet {
-    /// Index, payloads, outline: the order of the artifact.
+    /// Chunks in the order of the artifact: index, payloads, outline.
     pub(super) chunks: Vec<PlacedChunk>,
     pub(super) patches: u64,
     pub(super) packs: Vec<StoredPack>,
     /// BLAKE3 of the artifact.
     pub(super) blake3: ArtifactHash,
-    /// Its length.
+    /// Length of the artifact, bytes.
     pub(super) bytes: u64,
 }
 
@@ -66,7 +68,7 @@ impl PayloadPacks {
         }
     }
 
-    /// Bytes of payloads so far.
+    /// Number of payload bytes so far.
     pub(super) fn bytes(&self) -> u64 {
         self.payload_bytes
     }
@@ -92,16 +94,17 @@ impl PayloadPacks {
     async fn store_pack(&mut self) -> Result<(), MakeError> {
         let writer = std::mem::take(&mut self.writer);
         let sealed = spawn_blocking(move || writer.seal()).await.expect("sealing does not panic");
-        // The reserve of the disk is not for patches.
+        // Patches must not use up the disk's reserve.
         self.ingest.check_room(sealed.bytes)?;
         let object = object_name(random());
-        // Known before it is there, so that it can be deleted whatever comes of it: here, and after a crash.
+        // The object is listed as doomed before it is written, so that it is deleted after a
+        // failure here and after a crash.
         self.ingest.db().doom(&object, signed(unix_now())).await?;
         self.packs.push(StoredPack { object: object.clone(), bytes: sealed.bytes });
         Ok(self.ingest.store().put(&object, sealed.payload).await?)
     }
 
-    /// Appends bytes that are no payload, cut into chunks.
+    /// Appends bytes that are not a payload, cut into chunks of the largest size.
     async fn append_all(&mut self, mut rest: Bytes) -> Result<Vec<PlacedChunk>, MakeError> {
         let mut chunks = Vec::new();
         while !rest.is_empty() {
@@ -111,7 +114,8 @@ impl PayloadPacks {
         Ok(chunks)
     }
 
-    /// Appends the index and the outline and makes everything durable. Reads all payloads back, for the hash of the whole.
+    /// Appends the index and the outline, and makes everything durable. Reads all payloads back for
+    /// the hash of the artifact.
     pub(super) async fn finish(
         &mut self,
         index: Vec<u8>,
@@ -128,7 +132,7 @@ impl PayloadPacks {
             if left == 0 {
                 break;
             }
-            // The payloads are the heads of the packs, in order; the index is behind them.
+            // The payloads fill the packs in order; the index comes after the last of them.
             let found = self.ingest.store().get(&pack.object).await?;
             let damaged = || MakeError::Damaged(pack.object.clone());
             let object = found.ok_or_else(damaged)?;
@@ -157,7 +161,7 @@ impl PayloadPacks {
         })
     }
 
-    /// Deletes what was stored, as far as that works; the sweep does the rest.
+    /// Deletes the stored packs as far as possible; the sweep deletes the rest.
     pub(super) async fn discard(self) {
         delete(self.ingest.db(), self.ingest.store(), &self.packs).await;
     }
@@ -173,7 +177,7 @@ pub(super) async fn delete(db: &Db, store: &Store, packs: &[StoredPack]) {
         if let Err(error) = deleted.await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "could not delete a pack that is not used"
+                "could not delete an unused pack; the sweep tries again"
             );
         }
     }

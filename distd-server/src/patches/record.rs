@@ -1,4 +1,4 @@
-//! From patches to a set that devices can fetch: packs durable, then one transaction.
+//! Makes a set that devices can fetch: durable packs first, then one transaction.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -23,10 +23,12 @@ use crate::ingest::manifest_object;
 use crate::origin::signed;
 use crate::store::PackReader;
 
-/// What a set's manifest says about its cut: nothing was cut, but chunks may be as long as chunks can be.
+/// Cut parameters in a set's manifest. A set is not cut by its content; the largest size only has
+/// to allow every length that a chunk can have.
 const CUT: (u32, u32, u32) = (64 << 10, 256 << 10, 1 << 20);
 
-/// Raw bytes that a set with an outline rebuilds at most: what a device sets aside before it knows the manifest.
+/// Most raw bytes that a set with an outline rebuilds. A device sets that much aside before it
+/// knows the manifest.
 const OUTLINE_TARGETS_MAX: usize = 64 << 20;
 
 impl PatchMaker {
@@ -43,7 +45,8 @@ impl PatchMaker {
                 return Err(error);
             }
         };
-        // From here on nothing is deleted after a failure: a commit whose answer got lost may have happened.
+        // From here on a failure deletes nothing, because a commit whose answer was lost may have
+        // succeeded.
         let Some((index_bytes, packed_bytes, set)) = packed else {
             let tx = self.db.begin_patch_set(signed(unix_now())).await?;
             let made = MadeSet::default();
@@ -52,15 +55,16 @@ impl PatchMaker {
         self.record(row, index_bytes, packed_bytes, set).await
     }
 
-    /// Makes the patches; `None` when there are none. With the set come the length of its index and what its targets
-    /// cost as chunks.
+    /// Makes the patches and stores their packs. Returns the length of the index, the bytes of the
+    /// rebuilt chunks as sent without patches, and the packed set; `None` if there are no patches.
     async fn make_packs(
         &self,
         row: &PatchSetRow,
         packs: &mut PayloadPacks,
         stop: &CancellationToken,
     ) -> Result<Option<(u64, u64, PackedSet)>, MakeError> {
-        // A reader of its own: its blocks would push out those that devices are being served from.
+        // This reader is separate, because its blocks would evict those that devices are served
+        // from.
         let reader = PackReader::new(self.db.clone(), self.store.clone());
         let cache = Arc::new(ChunkCache::default());
         let old = match row.key.kind() {
@@ -95,7 +99,8 @@ impl PatchMaker {
         let packed = patches.iter().map(|patch| patch.packed).sum();
         let index = SetIndex { from: row.key.from, to: row.key.to, patches };
         let index = spawn_blocking(move || index.encode()).await.expect("packing an index does not panic");
-        // Unpacked it is bounded by the chunks of a release; this is for the day when that grows.
+        // The chunks of a release bound the unpacked index today; this check holds if that bound
+        // grows.
         if index.len() as u64 > PATCH_INDEX_BYTES_MAX {
             return Err(MakeError::TooLarge);
         }
@@ -110,13 +115,13 @@ impl PatchMaker {
         set: PackedSet,
     ) -> Result<Option<MadeSet>, MakeError> {
         let hashes: Vec<ChunkHash> = set.chunks.iter().map(|chunk| chunk.hash).collect();
-        // The lock that commits take. Until it is given back nothing here may ask for another connection: whoever has
-        // one may be waiting for this lock.
+        // This takes the lock that commits take. Until the transaction ends, nothing here may ask
+        // for another connection: a task that has one may be waiting for this lock.
         let mut tx = self.db.begin_patch_set(signed(unix_now())).await?;
         let known = tx.places(&hashes).await?;
         let known: HashMap<ChunkHash, (ChunkId, PackId)> =
             hashes.iter().zip(known).filter_map(|(hash, place)| Some((*hash, place?))).collect();
-        // Of an earlier set like this one, whose packs are lost: they keep their ids.
+        // Chunks of an earlier, equal set whose packs are lost; they keep their ids.
         let (lost, held): (HashMap<_, _>, HashMap<_, _>) =
             known.into_iter().partition(|(_, (_, pack))| self.ingest.is_lost(*pack));
         let mut ids: HashMap<ChunkHash, ChunkId> =
@@ -175,7 +180,8 @@ impl PatchMaker {
     }
 }
 
-/// The outline of the new release's manifest, for sets that are small enough to be applied before it is known.
+/// Outline of the new release's manifest if the set is small enough to be applied before the
+/// manifest is known.
 fn outline(releases: &Releases, patches: &[SetPatch]) -> Option<Vec<u8>> {
     let bytes: usize = patches.iter().map(SetPatch::target_bytes).sum();
     if bytes > OUTLINE_TARGETS_MAX {

@@ -1,7 +1,8 @@
-//! A release with the unpacked side of its packed files behind it.
+//! A release followed by the views of its packed files.
 //!
-//! To the search for bases a view is more of the same artifact: bytes, regions and chunks. Its chunks exist only while a set
-//! is made or applied, in a temporary file here and there, under ids of the set's own.
+//! For the search for bases a view is one more part of the artifact, with bytes, regions and
+//! chunks. Its chunks exist only while a set is made or applied, in a temporary file on the origin
+//! or the device, under ids that belong to the set.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -18,35 +19,37 @@ use distd_core::{ChunkHash, ChunkId};
 
 use super::artifact::StoredArtifact;
 
-/// A release and its views.
+/// Release followed by its views.
 #[derive(Debug)]
 pub(super) struct Viewed {
     stored: StoredArtifact,
+    /// Bytes of the views.
     file: File,
+    /// Length of the release and its views, bytes.
     end: u64,
     pub(super) views: Vec<View>,
-    /// Views that are cut.
+    /// Number of views that are cut into chunks.
     cut: usize,
     regions: Regions,
     spans: Vec<ChunkSpan>,
-    /// Of the view chunks.
+    /// Ids of the view chunks.
     ids: Vec<ChunkId>,
 }
 
-/// One view: of a packed file, or of a group of files.
+/// View of one packed file, or of a group of files.
 #[derive(Debug)]
 pub(super) struct View {
-    /// What is packed, in order: of the release, or of an earlier view.
+    /// Ranges of the packed file, in order; they lie in the release or in an earlier view.
     parts: Vec<Range<u64>>,
-    /// Where the view lies, behind the release's own bytes.
+    /// Range of the view, after the release's own bytes.
     range: Range<u64>,
-    /// How to pack it again, or on the old side how to unpack it.
+    /// Recipe that packs the view again; on the old side, the one that unpacks the file.
     pub(super) recipe: Vec<u8>,
-    /// Files in it, where their names are to be those of regions.
+    /// Files in the view whose names become names of regions.
     files: Vec<(Vec<u8>, Range<u64>)>,
 }
 
-/// Both releases of a set, and which chunks are to be rebuilt.
+/// Both releases of a set, and the need for each chunk of the new one.
 #[derive(Debug)]
 pub(super) struct Pair {
     pub(super) old: Viewed,
@@ -55,10 +58,11 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// Finds packed files that changed and unpacks them on both sides. Blocks; some seconds for an initrd.
+    /// Finds packed files that changed and unpacks them on both sides. Blocks; takes some seconds
+    /// for an initrd.
     ///
     /// # Errors
-    /// What reading the releases or writing to `spool` reports.
+    /// Errors of reading the releases or of writing to `spool`.
     pub(super) fn new(old: StoredArtifact, new: StoredArtifact, spool: &Path) -> io::Result<Self> {
         let mut pair =
             Self { old: Viewed::new(old, spool)?, new: Viewed::new(new, spool)?, needs: Vec::new() };
@@ -68,7 +72,8 @@ impl Pair {
         pair.unpack_streams()?;
         pair.name_views(&mut ids)?;
         let Self { old, new, .. } = &pair;
-        // What is packed again of a view comes out then.
+        // Chunks of a packed file come from the repacking of its view, so no other patch has to
+        // make them.
         let mut made = vec![false; new.spans.len()];
         for part in new.views.iter().flat_map(|view| &view.parts) {
             let chunks = new.chunks_in(part);
@@ -79,7 +84,7 @@ impl Pair {
         Ok(pair)
     }
 
-    /// Whether something of a part of the new release is new.
+    /// Whether a part of the new release has a chunk that the old release lacks.
     fn is_wanted(before: &[Need], new: &Viewed, parts: &[Range<u64>]) -> bool {
         parts.iter().any(|part| {
             let chunks = new.chunks_in(part);
@@ -87,7 +92,7 @@ impl Pair {
         })
     }
 
-    /// Views of files in LZ4 clusters.
+    /// Adds views of files in LZ4 clusters.
     fn unpack_clusters(&mut self) -> io::Result<()> {
         let before = needs(&self.old.spans, &self.new.spans);
         let found = {
@@ -106,7 +111,7 @@ impl Pair {
         Ok(())
     }
 
-    /// Views of gzip, zip and PNG files, in the releases or in views.
+    /// Adds views of gzip, zip and PNG files, which lie in the releases or in views.
     fn unpack_streams(&mut self) -> io::Result<()> {
         let before = needs(&self.old.spans, &self.new.spans);
         let mut names = BTreeSet::new();
@@ -134,7 +139,7 @@ impl Pair {
     }
 }
 
-/// Ids by hash; those of view chunks count from [`VIEW_IDS_FROM`].
+/// Ids by hash. Ids of view chunks count from [`VIEW_IDS_FROM`].
 #[derive(Default)]
 struct Ids {
     known: BTreeMap<ChunkHash, ChunkId>,
@@ -174,10 +179,10 @@ impl Viewed {
         self.end - self.stored.len()
     }
 
-    /// Adds the view of a packed file, when it has one.
+    /// Adds the view of a packed file. `false` if the file has none.
     fn unpack(&mut self, packed: &PackedFile) -> io::Result<bool> {
         let room = VIEW_BYTES_MAX.saturating_sub(self.view_bytes());
-        // Another handle: the file is read for what lies in views, and written behind them.
+        // A second handle: the file is read where earlier views lie, and written after them.
         let mut sink = Behind::new(&self.file, self.view_bytes());
         let joined = Joined { artifact: self, parts: &packed.parts };
         let Some(unpacked) = view::unpack(&joined, room, &mut sink)? else {
@@ -188,7 +193,7 @@ impl Viewed {
         self.add(packed.parts.clone(), unpacked.view_bytes, unpacked.recipe, files)
     }
 
-    /// Adds the view of a group of files in clusters; on the new side it must pack again.
+    /// Adds the view of a group of files in clusters. On the new side the view has to pack again.
     fn add_clusters(&mut self, files: &[ClusterFile], is_new: bool) -> io::Result<()> {
         let room = VIEW_BYTES_MAX.saturating_sub(self.view_bytes());
         let mut sink = Behind::new(&self.file, self.view_bytes());
@@ -215,7 +220,7 @@ impl Viewed {
         Ok(())
     }
 
-    /// Adds a view that was written, if it packs again.
+    /// Adds a view that was written to the file, if it packs again. `false` if it does not.
     fn add(
         &mut self,
         parts: Vec<Range<u64>>,
@@ -243,7 +248,8 @@ impl Viewed {
         self.views.push(View { parts, range, recipe, files });
     }
 
-    /// Whether the very code a device runs makes what is packed of the view that was written at `from`.
+    /// Whether the view that was written at `from` packs again into `packed`, tried with the code
+    /// that devices run.
     fn packs_again(
         &self,
         from: u64,
@@ -257,7 +263,7 @@ impl Viewed {
         Ok(view::repack(recipe, &mut view, &mut same).is_ok_and(|bytes| bytes == packed.len()))
     }
 
-    /// Adds the view of an old packed file, as far as it is sound.
+    /// Adds the view of an old packed file, up to its first damage.
     fn inflate(&mut self, packed: &PackedFile) -> io::Result<()> {
         let room = VIEW_BYTES_MAX.saturating_sub(self.view_bytes());
         let mut sink = Behind::new(&self.file, self.view_bytes());
@@ -272,10 +278,11 @@ impl Viewed {
         Ok(())
     }
 
-    /// Cuts the views added last; `id` names each of their chunks.
+    /// Cuts the views that were added last; `id` gives each of their chunks an id.
     fn cut_views(&mut self, mut id: impl FnMut(&ChunkHash) -> ChunkId) -> io::Result<()> {
         let fresh = &self.views[self.cut..];
-        // What has a view by names of its own gives them up: the view is what resembles something.
+        // A file in clusters loses the name of its region to its view, because only the view
+        // resembles other data.
         let hidden: BTreeSet<u64> = fresh
             .iter()
             .filter(|view| view::is_of_clusters(&view.recipe))
@@ -328,17 +335,17 @@ impl Viewed {
         &self.spans
     }
 
-    /// The release itself.
+    /// Release without its views.
     pub(super) fn stored(&self) -> &StoredArtifact {
         &self.stored
     }
 
-    /// Chunks of the release itself; those of views come behind.
+    /// Number of chunks of the release itself; those of views have higher indices.
     pub(super) fn own_chunks(&self) -> u32 {
         self.stored.spans().len() as u32
     }
 
-    /// The id of a chunk by its index.
+    /// Id of the chunk at `index`.
     pub(super) fn id(&self, index: u32) -> ChunkId {
         match index.checked_sub(self.own_chunks()) {
             Some(of_view) => self.ids[of_view as usize],
@@ -346,7 +353,8 @@ impl Viewed {
         }
     }
 
-    /// What a chunk costs on the wire, bytes as stored; that of a view cannot be had there.
+    /// Length of a chunk as stored, bytes, which is its cost on the wire. `None` for a chunk of a
+    /// view, which cannot be fetched.
     pub(super) fn stored_len(&self, index: u32) -> Option<u64> {
         (index < self.own_chunks()).then(|| self.stored.stored_len(index))
     }
@@ -361,7 +369,7 @@ impl Viewed {
         view.parts.iter().flat_map(|part| self.chunks_in(part)).collect()
     }
 
-    /// Whether what is packed is itself part of a view.
+    /// Whether the view's packed file is itself part of a view.
     pub(super) fn is_inner(&self, view: &View) -> bool {
         view.parts.iter().any(|part| part.start >= self.stored.len())
     }
@@ -391,7 +399,7 @@ impl ReadAt for Viewed {
     }
 }
 
-/// Reads and writes a file from some offset on, whoever else uses it.
+/// Reader and writer of a file from an offset on, independent of other users of the file.
 struct Behind<'f> {
     file: &'f File,
     from: u64,
@@ -436,7 +444,7 @@ impl Seek for Behind<'_> {
     }
 }
 
-/// Compares what is written with a packed file.
+/// Writer that compares the written bytes with a packed file.
 struct Same<'a> {
     packed: &'a Joined<'a, Viewed>,
     at: u64,

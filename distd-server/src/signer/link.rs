@@ -1,4 +1,4 @@
-//! The origin's side: one signer, one request at a time.
+//! The origin's side of the connection: one signer, one request at a time.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -24,33 +24,34 @@ const CALLERS_MAX: usize = 32;
 /// behind that request fail at once instead of waiting in turn.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// Prefixes of environment variables that a signer is not given: it needs neither database nor object store.
+/// Prefixes of environment variables that a signer does not inherit: it needs neither database nor
+/// object store.
 const WITHHELD: [&str; 3] = ["DISTD_SERVER_", "AWS_", "PG"];
 
-/// Why the signer gave no signature.
+/// Reason why the signer gave no signature.
 #[derive(Debug, thiserror::Error)]
 pub enum SignerError {
-    /// It cannot be started.
+    /// The signer cannot be started.
     #[error("could not start the signer {}", .0.display())]
     Start(PathBuf, #[source] io::Error),
-    /// It cannot be reached.
+    /// The signer cannot be reached.
     #[error("could not connect to the signer at {}: check that it runs and that this user may use its socket", .0.display())]
     Connect(PathBuf, #[source] io::Error),
-    /// It ended, or its answer makes no sense.
+    /// The signer ended, or its answer makes no sense.
     #[error("the signer did not answer: look at its log")]
     Broken(#[source] io::Error),
-    /// Too many callers wait for it already.
+    /// Too many callers already wait for the signer.
     #[error("the signer is busy: try again in a minute")]
     Busy,
-    /// It left a request unanswered a moment ago.
+    /// The signer left a request unanswered a few seconds ago.
     #[error("the signer does not answer: look at its log")]
     Hangs,
-    /// It says no.
+    /// The signer refused the request.
     #[error("the signer refused: {0}")]
     Refused(String),
 }
 
-/// A connection to a signer, made when it is first used and again when it was lost.
+/// Connection to a signer, opened at its first use and again after it was lost.
 #[derive(Debug)]
 pub struct SignerLink {
     way: Way,
@@ -68,9 +69,9 @@ struct Open {
 
 #[derive(Debug)]
 enum Way {
-    /// Start this program with these arguments; its standard input is the socket.
+    /// Starts this program with these arguments; its standard input is the socket.
     Start(PathBuf, Vec<String>),
-    /// Connect to this socket.
+    /// Connects to this socket.
     Connect(PathBuf),
 }
 
@@ -82,7 +83,7 @@ struct Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // A signer holds no state of a request: whatever it was doing can be asked for again.
+        // A signer keeps no state of a request, so each request can be repeated.
         if let Some(child) = &mut self.child {
             let _ = child.kill();
             let _ = child.wait();
@@ -91,12 +92,13 @@ impl Drop for Connection {
 }
 
 impl SignerLink {
-    /// A signer that is started by and ends with this process: `program` with `arguments`.
+    /// Link to a signer that this process starts, `program` with `arguments`, and that ends with
+    /// it.
     pub fn start(program: PathBuf, arguments: Vec<String>) -> Self {
         Self::new(Way::Start(program, arguments))
     }
 
-    /// A signer that listens on the Unix socket at `path`.
+    /// Link to a signer that listens on the Unix socket at `path`.
     pub fn connect(path: PathBuf) -> Self {
         Self::new(Way::Connect(path))
     }
@@ -118,7 +120,7 @@ impl SignerLink {
         }
     }
 
-    /// The CA's certificate, PEM, and the public TUF keys.
+    /// Returns the CA's certificate, PEM, and the public TUF keys.
     pub(crate) fn hello(&self) -> Result<(String, Vec<PublicKey>), SignerError> {
         match self.call(&Request::Hello { version: VERSION })? {
             Reply::Hello { ca_pem, keys } => Ok((ca_pem, keys)),
@@ -126,7 +128,7 @@ impl SignerLink {
         }
     }
 
-    /// A new key of a TUF role, durable in the signer's files.
+    /// Makes a new key of a TUF role, durable in the signer's files.
     pub(crate) fn generate(&self, role: &str) -> Result<PublicKey, SignerError> {
         match self.call(&Request::Generate { role: role.to_owned() })? {
             Reply::Key(key) => Ok(key),
@@ -134,7 +136,7 @@ impl SignerLink {
         }
     }
 
-    /// Has the keys of a role put aside that metadata no longer lists, but for those in `listed`.
+    /// Puts aside the keys of a role that metadata no longer lists. The keys in `listed` stay.
     pub(crate) fn retire(&self, role: &str, listed: &[impl AsRef<[u8]>]) -> Result<(), SignerError> {
         let listed = listed.iter().map(|id| id.as_ref().to_vec().into()).collect();
         match self.call(&Request::Retire { role: role.to_owned(), listed })? {
@@ -143,7 +145,7 @@ impl SignerLink {
         }
     }
 
-    /// The signature of a TUF key under metadata in canonical form.
+    /// Signature of a TUF key under metadata in canonical form.
     pub(crate) fn sign_metadata(
         &self,
         role: &str,
@@ -154,12 +156,12 @@ impl SignerLink {
         self.signature(&Request::Metadata { role, key_id, message })
     }
 
-    /// The CA's signature under a TBSCertificate, DER.
+    /// Signature of the CA under a TBSCertificate, DER.
     pub(crate) fn sign_certificate(&self, tbs: &[u8]) -> Result<Vec<u8>, SignerError> {
         self.signature(&Request::Certificate { tbs: tbs.to_vec() })
     }
 
-    /// The CA's signature under a seal or a list of revoked nodes.
+    /// Signature of the CA under a seal or a list of revoked nodes.
     pub(crate) fn sign_statement(&self, message: &[u8]) -> Result<Vec<u8>, SignerError> {
         self.signature(&Request::Statement { message: message.to_vec() })
     }
@@ -179,7 +181,7 @@ impl SignerLink {
         }
     }
 
-    /// Asks without holding up the tasks of this runtime's thread.
+    /// Sends a request without blocking the other tasks on this runtime's thread.
     fn call(&self, request: &Request) -> Result<Reply, SignerError> {
         let several = |handle: Handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread;
         if Handle::try_current().is_ok_and(several) {
@@ -216,7 +218,10 @@ impl SignerLink {
                 }
                 Err(error) if is_timeout(&error) => return Err(open.give_up(error)),
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "the signer is started again");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the connection to the signer broke; another one is opened"
+                    );
                 }
             }
         }
@@ -239,7 +244,8 @@ impl SignerLink {
                 let mut command = Command::new(program);
                 command.args(arguments).stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
                 command.stdout(Stdio::null());
-                // An interrupt from the terminal is for the origin, which still has to sign while it stops.
+                // An interrupt from the terminal must not reach the signer: the origin needs
+                // signatures while it stops.
                 std::os::unix::process::CommandExt::process_group(&mut command, 0);
                 for (name, _) in std::env::vars_os() {
                     if WITHHELD.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
@@ -267,7 +273,7 @@ impl Open {
     }
 }
 
-/// Whether the time set for the socket passed. Linux reports `EAGAIN` for it.
+/// Whether the socket's time limit passed, for which Linux reports `EAGAIN`.
 fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }

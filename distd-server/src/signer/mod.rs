@@ -1,14 +1,16 @@
-//! Who holds the realm's private keys: the CA's and those of the TUF roles. docs/trust.md, "The signer".
+//! Holder of the realm's private keys: the CA's and those of the TUF roles (docs/trust.md, "The
+//! signer").
 //!
 //! Goals: the process that decodes images, patches and requests from the network never has these
-//! keys in its memory, and cannot get a signature that would outlast its own compromise: no
-//! certificate of another CA, no TUF key that the signer did not make, nothing that holds longer
-//! than the origin's own metadata. Non-goals: to judge a release. Whoever controls the origin's
-//! process can have a release signed; taking it back needs no new keys.
+//! keys in its memory. It also cannot get a signature that would outlast its own compromise: no
+//! certificate of another CA, no TUF key that the signer did not make, nothing that is valid longer
+//! than the origin's own metadata. Non-goals: the signer does not judge releases. An attacker who
+//! controls the origin's process can have a release signed; taking that release back needs no new
+//! keys.
 //!
-//! `distd-server serve` starts a signer of its own, or connects to one that runs as another user. The two speak over a
-//! Unix socket, one request at a time. Commands that an operator runs while the origin is stopped
-//! use the keys in their own process.
+//! `distd-server serve` starts a signer of its own, or connects to one that runs as another user.
+//! They exchange one request at a time over a Unix socket. Commands that an operator runs while the
+//! origin is stopped use the keys in their own process.
 
 mod link;
 mod policy;
@@ -31,25 +33,25 @@ use roots::KnownRoots;
 /// Directory of the TUF keys, within the directory of all keys.
 pub(crate) const TUF_KEYS: &str = "tuf-keys";
 
-/// Where the realm's private keys are.
+/// Place of the realm's private keys.
 #[derive(Clone, Debug)]
 pub enum KeyHolder {
-    /// In files under this directory, read by this process: `realm/ca.key` and `tuf-keys/`.
+    /// Files under this directory, read by this process: `realm/ca.key` and `tuf-keys/`.
     ThisProcess(PathBuf),
-    /// In a signer.
+    /// A signer process.
     Signer(Arc<SignerLink>),
 }
 
 impl KeyHolder {
-    /// The keys of an origin whose data directory is `data`, in this process.
+    /// Keys of an origin whose data directory is `data`, used in this process.
     pub fn in_dir(data: &Path) -> Self {
         Self::ThisProcess(data.to_owned())
     }
 
     /// Shows the holder a root of the repository, signed, JSON, in the order of the versions. The
-    /// holder compares it with the roots that it remembers beside the keys, so that nobody who can
-    /// write to the store chooses a root. Returns the version of the newest root that the holder
-    /// knows.
+    /// holder compares it with the roots that it remembers beside the keys, so that write access to
+    /// the store is not enough to choose a root. Returns the version of the newest root that the
+    /// holder knows.
     ///
     /// # Errors
     /// [`KeyError::OtherRoot`] or [`SignerError::Refused`] when the root is not this realm's.
@@ -60,7 +62,7 @@ impl KeyHolder {
         }
     }
 
-    /// Names the holder, for messages.
+    /// Name of the holder for messages.
     pub(crate) fn describe(&self) -> String {
         match self {
             Self::ThisProcess(dir) => dir.join(TUF_KEYS).display().to_string(),

@@ -1,7 +1,7 @@
-//! What the signer signs.
+//! Rules for what the signer signs.
 //!
-//! Whoever controls the origin's process controls every request. The rules here bound what such a
-//! request can gain beyond the time in which it is made.
+//! An attacker who controls the origin's process controls every request. These rules bound what
+//! such a request can gain beyond the time of the attack.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -24,8 +24,8 @@ const CLOCK_SECONDS: u64 = 3600;
 const ORIGIN_SECONDS_MAX: u64 = 31 * 24 * 3600;
 
 /// Checks TUF metadata in canonical form that a key of `role` is to sign at `now` (unix seconds).
-/// The metadata may name no keys but those in `own`, the signer's; a root must follow the newest
-/// of `roots`.
+/// The metadata may name only keys in `own`, the signer's; a root must follow the newest of
+/// `roots`.
 ///
 /// # Errors
 /// The reason for the refusal.
@@ -39,20 +39,20 @@ pub(super) fn check_metadata(
     if !key_roles().any(|known| known == role) {
         return Err(format!("there is no TUF role {role:?}"));
     }
-    let value: Value = serde_json::from_slice(message).map_err(|_| "the metadata is no JSON".to_owned())?;
+    let value: Value = serde_json::from_slice(message).map_err(|_| "the metadata is not JSON".to_owned())?;
     let kind = match role {
         "root" | "snapshot" | "timestamp" => role,
         _ => "targets",
     };
     if value.get("_type").and_then(Value::as_str) != Some(kind) {
-        return Err(format!("a key of {role} signs no other metadata than {kind}"));
+        return Err(format!("a key of {role} signs only metadata of the type {kind}"));
     }
     let expires: Option<jiff::Timestamp> =
         value.get("expires").and_then(Value::as_str).and_then(|text| text.parse().ok());
     let expires = expires.and_then(|at| u64::try_from(at.as_second()).ok());
     let latest = expires_after(role, now).saturating_add(CLOCK_SECONDS);
     if expires.is_none_or(|at| at > latest) {
-        return Err(format!("the metadata of {role} would hold longer than it may; compare the clocks"));
+        return Err(format!("the metadata of {role} would be valid longer than allowed: compare the clocks"));
     }
     let foreign =
         |role: &str| Err(format!("the metadata names a key for {role} that this signer does not hold"));
@@ -65,7 +65,9 @@ pub(super) fn check_metadata(
                 let fits = distinct.len() == role_keys.keyids.len()
                     && role_keys.threshold.get() <= distinct.len() as u64;
                 if !fits || !root.consistent_snapshot {
-                    return Err(format!("with this root nobody could sign for {name}"));
+                    return Err(format!(
+                        "this root has too few or repeated keys for {name}, or no consistent snapshots"
+                    ));
                 }
                 if role_keys.keyids.iter().any(|id| !own.has(&name, id, root.keys.get(id))) {
                     return foreign(&name);
@@ -92,7 +94,7 @@ pub(super) fn check_metadata(
 }
 
 /// Checks a TBSCertificate (DER) that the CA with the subject `ca` (DER) is to sign at `now` (unix
-/// seconds). A node's may hold `node_seconds`.
+/// seconds). A node's certificate may be valid for `node_seconds`.
 ///
 /// # Errors
 /// The reason for the refusal.
@@ -142,19 +144,19 @@ pub(super) fn check_certificate(tbs: &[u8], ca: &[u8], node_seconds: u64, now: u
     let latest = i64::try_from(now.saturating_add(longest).saturating_add(CLOCK_SECONDS)).unwrap_or(i64::MAX);
     if cert.validity().not_after.timestamp() > latest {
         return refuse(
-            "the certificate would hold longer than it may; compare the clocks, and cert_validity of origin and signer",
+            "the certificate would be valid longer than allowed: compare the clocks, and cert_validity of origin and signer",
         );
     }
     Ok(())
 }
 
-/// Whether a name is that of a role which the origin does not have.
+/// Whether a name belongs to a role other than the origin's.
 fn is_anothers(name: &str) -> bool {
     let of = |role: Role| role.names().contains(&name);
     (of(Role::Leaf) || of(Role::Relay)) && !of(Role::Origin)
 }
 
-/// Checks a message that the CA's key is to sign and that is no certificate.
+/// Checks a message that is not a certificate and that the CA's key is to sign.
 ///
 /// # Errors
 /// The reason for the refusal.
@@ -162,6 +164,6 @@ pub(super) fn check_statement(message: &[u8]) -> Result<(), String> {
     if is_seal_message(message) || message.starts_with(&revoked_message(b"")) {
         Ok(())
     } else {
-        Err("the CA's key signs certificates, seals of replies and lists of revoked nodes alone".to_owned())
+        Err("the CA's key signs only certificates, seals of replies and lists of revoked nodes".to_owned())
     }
 }

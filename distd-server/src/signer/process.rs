@@ -1,4 +1,4 @@
-//! The signer's side: one connection on standard input, served until it ends.
+//! The signer's side of the connection on standard input, which it serves until it ends.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -16,18 +16,18 @@ use super::{KeyHolder, TUF_KEYS};
 use crate::realm::{Authority, RealmError};
 use crate::tuf::{KeyError, KeyRing, key_roles};
 
-/// Why the signer ended.
+/// Reason why the signer ended.
 #[derive(Debug, thiserror::Error)]
 pub enum SignerProcessError {
-    /// Standard input is no socket.
+    /// Standard input is not a socket.
     #[error(
-        "standard input is no Unix socket: distd-server serve starts the signer, or a systemd socket unit does"
+        "standard input is not a Unix socket: let distd-server serve or a systemd socket unit start the signer"
     )]
     NoSocket(#[source] io::Error),
-    /// The CA.
+    /// The CA's files cannot be used.
     #[error(transparent)]
     Realm(#[from] RealmError),
-    /// The TUF keys.
+    /// The TUF keys cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// The connection broke.
@@ -35,9 +35,9 @@ pub enum SignerProcessError {
     Connection(#[source] io::Error),
 }
 
-/// Signs what the origin asks for over the Unix socket on standard input, with the keys under
-/// `keys`, until the origin closes it. A CA that is not there yet is made. Certificates of nodes
-/// may hold `node_seconds`.
+/// Answers the requests that the origin sends over the Unix socket on standard input, with the keys
+/// under `keys`, until the origin closes the socket. Creates a CA if there is none. Certificates of
+/// nodes may be valid for `node_seconds`.
 ///
 /// # Errors
 /// [`SignerProcessError`]
@@ -55,7 +55,7 @@ pub(super) fn answer(stream: &UnixStream, keys: &Path, node_seconds: u64) -> Res
         let request = wire::receive(stream).map_err(SignerProcessError::Connection)?;
         let Some(request) = request else { return Ok(()) };
         let reply = signer.answer(request).unwrap_or_else(|why| {
-            tracing::warn!(why, "a request to sign was refused");
+            tracing::warn!(why, "a request was refused");
             Reply::Refused(why)
         });
         wire::send(stream, &reply).map_err(SignerProcessError::Connection)?;
@@ -85,13 +85,13 @@ impl Signer {
         let now = unix_now();
         match request {
             Request::Hello { version: VERSION } => {
-                // A command of an operator may have made keys or a root in the meantime.
+                // A command of an operator may have made keys or a root since the last connection.
                 (self.ring, self.roots) = Self::read_keys(&self.keys).map_err(|e| e.to_string())?;
                 let keys = self.ring.public_keys().map_err(|e| e.to_string())?;
                 Ok(Reply::Hello { ca_pem: self.authority.pem.clone(), keys })
             }
             Request::Hello { version } => Err(format!(
-                "the signer speaks version {VERSION}, the origin version {version}: use one release of both"
+                "the signer speaks version {VERSION}, the origin version {version}: run the origin and the signer of one release"
             )),
             Request::Generate { role } => {
                 if !key_roles().any(|known| known == role) {

@@ -1,10 +1,10 @@
 //! The newest TUF root that the holder of the keys has been shown: `tuf-keys/newest-root.json`.
 //!
-//! A root names the keys of every role, so a root that is signed wrongly outlasts everything else.
-//! The holder therefore follows the roots as a device does, from the first one on. The signer signs
+//! A root names the keys of every role, so a wrongly signed root outlasts everything else. The
+//! holder therefore follows the roots as a device does, from the first one on. The signer signs
 //! only the successor of the newest root, with the same root keys and threshold, so that every root
-//! it ever signed leads to the same next one. Root keys are changed where a person is, by commands
-//! that use the keys themselves.
+//! it ever signed leads to the same next one. Root keys are changed only by commands that an
+//! operator runs and that use the key files themselves.
 
 use std::path::{Path, PathBuf};
 
@@ -21,16 +21,17 @@ const NEWEST_ROOT: &str = "newest-root.json";
 /// Times at which the newest roots were followed, unix seconds, JSON.
 const ROOT_TIMES: &str = "followed-roots.json";
 
-/// Most roots in [`A_DAY`]. Devices fetch each root between theirs and the newest, so a chain that
-/// an attacker made long would stay a burden. A restored backup and a rotation of all keys take six.
+/// Most roots in [`A_DAY`]. Devices fetch each root between theirs and the newest, so a long chain
+/// made by an attacker would stay a burden. A restored backup and a rotation of all keys take six.
 const ROOTS_MAX: usize = 16;
 
+/// Seconds in a day.
 const A_DAY: u64 = 24 * 3600;
 
 /// SHA-256 of the realm's first root, hexadecimal.
 const FIRST_ROOT: &str = "first-root.sha256";
 
-/// What the holder of the keys knows about the realm's roots.
+/// Roots of the realm that the holder of the keys knows.
 #[derive(Debug)]
 pub(super) struct KnownRoots {
     tuf_keys: PathBuf,
@@ -38,10 +39,10 @@ pub(super) struct KnownRoots {
 }
 
 impl KnownRoots {
-    /// Reads what is known in the directory of the TUF keys.
+    /// Reads the newest known root from the directory of the TUF keys.
     ///
     /// # Errors
-    /// [`KeyError::File`]; [`KeyError::KnownRoot`] when the file holds no root.
+    /// [`KeyError::File`]; [`KeyError::KnownRoot`] if the file is not a root.
     pub(super) fn load(tuf_keys: &Path) -> Result<Self, KeyError> {
         let path = tuf_keys.join(NEWEST_ROOT);
         let newest = files::read(&path)?.map(|bytes| serde_json::from_slice(&bytes)).transpose();
@@ -137,7 +138,7 @@ impl KnownRoots {
             && newest.roles.keys().all(|role| root.roles.contains_key(role));
         if of_root(root) != of_root(newest) || !same_roles || root._extra != newest._extra {
             return Err(format!(
-                "root {version} has other root keys than root {before}: give the command that changes them the \
+                "root {version} has other root keys or roles than root {before}: give the command that changes them the \
                  signer's directory with --keys"
             ));
         }
@@ -145,7 +146,7 @@ impl KnownRoots {
         let today = times.iter().filter(|time| now.saturating_sub(**time) < A_DAY).count();
         if today >= ROOTS_MAX {
             return Err(format!(
-                "{today} roots were made within a day: wait, and investigate if you made none"
+                "{today} roots were made within a day: wait a day, and investigate if you made none"
             ));
         }
         Ok(())

@@ -1,4 +1,5 @@
-//! What a signer does for an honest origin, and what it refuses to whoever has taken the origin over.
+//! Requests that a signer grants to an honest origin, and those that it refuses to an attacker who
+//! controls the origin.
 
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -81,19 +82,18 @@ async fn an_origin_needs_no_private_key_of_its_own() {
 }
 
 #[test]
-fn a_signer_that_ended_is_asked_again() {
+fn a_second_connection_finds_the_same_ca() {
     let dir = tempfile::tempdir().expect("tempdir");
     let holder = signer(dir.path(), 2);
     let (pem, keys) = link(&holder).hello().expect("an answer");
     assert!(keys.is_empty());
-    // A message that nobody can read ends the connection; the next request makes another.
     let socket = dir.path().join("socket");
     drop(holder);
     let again = SignerLink::connect(socket);
     assert_eq!(again.hello().expect("an answer").0, pem);
 }
 
-/// A TBSCertificate: what rcgen would have the CA sign.
+/// CA key that records the TBSCertificate which rcgen has it sign.
 struct Recorder(KeyPair, std::sync::Mutex<Vec<u8>>);
 
 impl PublicKeyData for Recorder {
@@ -135,7 +135,7 @@ fn no_certificate_outlasts_the_compromise_of_an_origin() {
     let holder = signer(dir.path(), 1);
     let link = link(&holder);
     let pem = link.hello().expect("an answer").0;
-    link.sign_certificate(&tbs(&pem, |_| {})).expect("an ordinary one");
+    link.sign_certificate(&tbs(&pem, |_| {})).expect("an ordinary certificate");
     let dns = |name: &str| SanType::DnsName(name.try_into().expect("a name"));
     let after =
         |seconds: u64| (std::time::UNIX_EPOCH + std::time::Duration::from_secs(unix_now() + seconds)).into();
@@ -143,7 +143,7 @@ fn no_certificate_outlasts_the_compromise_of_an_origin() {
     refused(link.sign_certificate(&tbs(&pem, ca)), "extension that no certificate");
     refused(
         link.sign_certificate(&tbs(&pem, |params| params.not_after = after(2 * DAY))),
-        "longer than it may",
+        "longer than allowed",
     );
     let bank = |params: &mut CertificateParams| params.subject_alt_names = vec![dns("bank.example")];
     refused(link.sign_certificate(&tbs(&pem, bank)), "names of no role");
@@ -153,7 +153,7 @@ fn no_certificate_outlasts_the_compromise_of_an_origin() {
         params.subject_alt_names = Role::Origin.names().iter().map(|name| dns(name)).collect();
         params.not_after = after(300 * DAY);
     };
-    refused(link.sign_certificate(&tbs(&pem, origin)), "longer than it may");
+    refused(link.sign_certificate(&tbs(&pem, origin)), "longer than allowed");
     let all = |params: &mut CertificateParams| {
         let names = [Role::Origin, Role::Relay].into_iter().flat_map(|role| role.names());
         params.subject_alt_names = names.map(|name| dns(name)).collect();
@@ -190,19 +190,19 @@ async fn no_metadata_outlasts_the_compromise_of_an_origin() {
     for (role, value) in [("root", &root), ("targets", &targets), ("timestamp", &timestamp)] {
         sign(role, value).expect("as it was");
     }
-    refused(sign("timestamp", &read("1.snapshot.json")), "signs no other metadata");
-    refused(sign("releases", &root), "signs no other metadata");
+    refused(sign("timestamp", &read("1.snapshot.json")), "signs only metadata");
+    refused(sign("releases", &root), "signs only metadata");
     for (role, value, at) in [("timestamp", &timestamp, 3), ("root", &root, 400), ("targets", &targets, 100)]
     {
         let mut longer = value.clone();
         let end =
             jiff::Timestamp::from_second(i64::try_from(now + at * DAY).expect("a time")).expect("a time");
         longer["expires"] = json!(end.to_string());
-        refused(sign(role, &longer), "longer than it may");
+        refused(sign(role, &longer), "longer than allowed");
         longer["expires"] = json!("soon");
-        refused(sign(role, &longer), "longer than it may");
+        refused(sign(role, &longer), "longer than allowed");
     }
-    // A key of a thief's own, under each role.
+    // An attacker's own key, listed for each role.
     let foreign =
         tough::sign::Sign::tuf_key(&aws_lc_rs::signature::Ed25519KeyPair::generate().expect("a key"));
     let (id, foreign) = (hex::encode(foreign.key_id().expect("an id")), json!(foreign));
@@ -220,13 +220,13 @@ async fn no_metadata_outlasts_the_compromise_of_an_origin() {
         for keys in [json!([]), json!([hex::encode(id_of(role)), hex::encode(id_of(role))])] {
             let mut changed = root.clone();
             changed["roles"][role]["keyids"] = keys;
-            refused(sign("root", &changed), "nobody could sign");
+            refused(sign("root", &changed), "too few or repeated keys");
         }
         let mut changed = root.clone();
         changed["roles"][role]["threshold"] = json!(2);
-        refused(sign("root", &changed), "nobody could sign");
+        refused(sign("root", &changed), "too few or repeated keys");
     }
-    // A key that is known, for a role that is not its own.
+    // A known key, listed for a role that is not its own.
     let mut changed = root;
     let of_timestamp = changed["roles"]["timestamp"]["keyids"].clone();
     changed["roles"]["root"]["keyids"] = of_timestamp;
@@ -238,7 +238,7 @@ async fn no_metadata_outlasts_the_compromise_of_an_origin() {
         link.sign_metadata("timestamp", &id_of("snapshot"), &serde_json::to_vec(&timestamp).expect("JSON")),
         "no private key",
     );
-    // Keys that somebody has retired can be put back.
+    // Retired keys are kept, so an operator can put them back.
     link.retire("timestamp", &[[0u8; 32]]).expect("an answer");
     refused(sign("timestamp", &timestamp), "no private key");
     let kept = std::fs::read_dir(dir.path().join("keys/tuf-keys/retired")).expect("list");
@@ -249,8 +249,8 @@ async fn no_metadata_outlasts_the_compromise_of_an_origin() {
     sign("timestamp", &timestamp).expect("as before");
 }
 
-/// The signer signs a successor of the newest root with the same root keys. Other root keys take the
-/// keys themselves.
+/// The signer signs a successor of the newest root only with the same root keys. A change of the
+/// root keys needs the key files themselves.
 #[tokio::test]
 async fn a_signer_follows_the_roots_and_keeps_the_root_keys() {
     let dir = tempfile::tempdir().expect("tempdir");
@@ -287,30 +287,30 @@ async fn a_signer_follows_the_roots_and_keeps_the_root_keys() {
         repository.rotate_key(role, now).await.expect("a new key");
     }
     let fourth = of(&read(4));
-    sign(&fourth).expect("the newest once more");
+    sign(&fourth).expect("the newest root once more");
     for version in [2, 3] {
         refused(sign(&of_version(&fourth, version)), "cannot follow root 4");
     }
     assert!(repository.rotate_key(RotatableRole::Root, now).await.is_err());
     drop(repository);
 
-    // With the keys themselves, the root key changes as well, and the signer follows.
+    // With the key files themselves, the root key changes as well, and the signer follows.
     let here = KeyHolder::in_dir(&keys);
     let repository = TufRepository::open(store.clone(), &here, Options::default(), now).await.expect("opens");
     repository.rotate_key(RotatableRole::Root, now).await.expect("a new key");
     drop(repository);
     let repository = TufRepository::open(store, &holder, Options::default(), now).await.expect("opens");
     repository.rotate_key(RotatableRole::Timestamp, now).await.expect("a new key");
-    // No long chain of roots, also not by reconnecting.
+    // The chain of roots stays short, also if the origin reconnects.
     let mut version = 6;
     while repository.rotate_key(RotatableRole::Timestamp, now).await.is_ok() {
         version += 1;
-        assert!(version < 20, "somewhen it is enough");
+        assert!(version < 20, "the number of roots a day is bounded");
         link.hello().expect("an answer");
     }
     assert_eq!(version, 16);
 
-    // Roots of others.
+    // Malformed roots and roots of other realms.
     refused(link.follow_root(b"{}"), "malformed");
     let other = Arc::new(DirStore::new(dir.path().join("other")));
     let theirs = KeyHolder::in_dir(&dir.path().join("theirs"));
@@ -351,7 +351,7 @@ fn callers_do_not_queue_behind_a_signer_that_hangs() {
         }
     }
     assert_eq!(timed_out + at_once, count);
-    // Far below one wait for each caller, whatever the machine's load.
+    // This is far below one wait for each caller, whatever the machine's load.
     assert!(began.elapsed() < patience * 100, "{:?}, {timed_out} timed out", began.elapsed());
     assert!(timed_out <= 3, "{timed_out}");
 }

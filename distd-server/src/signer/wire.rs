@@ -1,4 +1,5 @@
-//! Requests to the signer and its replies: msgpack, behind a length of four bytes, big-endian.
+//! Requests to the signer and its replies: msgpack, preceded by its length in four bytes,
+//! big-endian.
 
 use std::io::{self, Read, Write};
 
@@ -8,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// Version of these messages.
 pub(super) const VERSION: u32 = 2;
 
-/// Longest message, bytes: `channels.json` of a large realm, once.
+/// Longest message, bytes: `channels.json` of a large realm.
 const MESSAGE_BYTES_MAX: u32 = 64 << 20;
 
 /// The public half of a TUF key.
@@ -64,7 +65,7 @@ pub(super) enum Reply {
     Signature(#[serde(with = "serde_bytes")] Vec<u8>),
     /// Version of the newest root that the signer knows.
     NewestRoot(u64),
-    /// Why the request was not granted.
+    /// Reason for the refusal of the request.
     Refused(String),
 }
 
@@ -91,11 +92,11 @@ pub(super) fn receive<T: DeserializeOwned>(mut from: impl Read) -> io::Result<Op
     if len > MESSAGE_BYTES_MAX {
         return Err(invalid("the message is too long"));
     }
-    // The buffer grows with what comes, not with what was announced.
+    // The buffer grows with the bytes that arrive, not with the announced length.
     let mut body = Vec::new();
     from.take(len.into()).read_to_end(&mut body)?;
     if body.len() as u64 != u64::from(len) {
-        return Err(invalid("the message was cut off"));
+        return Err(invalid("the message is incomplete"));
     }
     rmp_serde::from_slice(&body).map(Some).map_err(|_| invalid("the message is malformed"))
 }

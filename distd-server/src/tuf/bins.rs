@@ -1,4 +1,4 @@
-//! How nodes and bins of releases are delegated ([`distd_peer::trust::tuf::bins`] names them).
+//! Delegation of the nodes and bins of releases, which [`distd_peer::trust::tuf::bins`] names.
 
 use std::num::NonZeroU64;
 
@@ -9,14 +9,14 @@ use tough::schema::{DelegatedRole, PathHashPrefix, PathSet};
 use super::keys::SigningKey;
 use super::sign::{RepositoryError, schema};
 
-/// The role whose keys sign `role`.
+/// Role whose keys sign `role`.
 pub(crate) fn key_role(role: &str) -> &str {
     if parent_of(role).is_some() { RELEASES } else { role }
 }
 
-/// How the role above delegates to a node or bin.
+/// Delegation from the role above to a node or bin.
 pub(super) fn delegation(role: &str, keys: &[&SigningKey]) -> Result<DelegatedRole, RepositoryError> {
-    let unknown = || schema(format!("{role} is no role of releases"));
+    let unknown = || schema(format!("{role} is not a node or bin of releases"));
     let mut parts =
         role.strip_prefix(RELEASES).and_then(|rest| rest.strip_prefix('-')).ok_or_else(unknown)?.split('-');
     let node = parts.next().ok_or_else(unknown)?;
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_target_is_in_the_bin_whose_prefixes_its_hash_has() {
+    fn each_target_belongs_to_the_bin_with_the_prefix_of_its_hash() {
         for n in 0..2000 {
             let target = format!("releases/os/{n}");
             let hash = hex::encode(digest(&SHA256, target.as_bytes()));

@@ -1,8 +1,8 @@
-//! Signing keys: `tuf-keys/ROLE-KEYID.pem`, Ed25519, 0600; or the same in a signer.
+//! Signing keys: Ed25519, in files `tuf-keys/ROLE-KEYID.pem` (0600) or in a signer.
 //!
-//! A role may have several files: during a rotation the old key and the new one. Which of them count is said by
-//! the metadata, not by the files, so a rotation cut off anywhere is safe. A missing root key is fine until
-//! the root has to be signed: it can be kept offline.
+//! A role may have several files: during a rotation, the old key and the new one. The metadata
+//! tells which of them are in force, so a rotation may stop anywhere without harm. A missing root
+//! key matters only when the root has to be signed, so root keys can be kept offline.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use tough::sign::Sign;
 
 use crate::signer::{KeyHolder, PublicKey, SignerError, SignerLink, TUF_KEYS};
 
-/// Why signing keys could not be used.
+/// Reason why signing keys could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// A file could not be used.
@@ -27,49 +27,49 @@ pub enum KeyError {
     /// The directory could not be listed.
     #[error("could not list {0}")]
     List(PathBuf, #[source] std::io::Error),
-    /// Not an Ed25519 key.
-    #[error("{0} is no Ed25519 key in PKCS#8 PEM; restore it from a backup")]
+    /// The file is not an Ed25519 key.
+    #[error("{0} is not an Ed25519 key in PKCS#8 PEM: restore it from a backup")]
     Malformed(PathBuf),
-    /// The metadata names a key that is not here.
+    /// The holder lacks a private key that the metadata names.
     #[error(
-        "no private key for the TUF role {role} in {place}; copy tuf-keys from the origin that made this repository"
+        "no private key for the TUF role {role} in {place}: copy tuf-keys from the origin that made this repository"
     )]
     Missing {
-        /// The role.
+        /// Role of the key.
         role: String,
-        /// Where it was looked for.
+        /// Place where the key was expected.
         place: String,
     },
-    /// A file that is not there.
+    /// The file does not exist.
     #[error("there is no file {}", .0.display())]
     NoFile(PathBuf),
-    /// A file that must be new.
+    /// The file exists, but has to be new.
     #[error("{} exists: name a new file", .0.display())]
     Exists(PathBuf),
-    /// A key that is listed no more cannot be moved.
+    /// A key that metadata no longer lists cannot be moved.
     #[error("could not put {} aside", .0.display())]
     PutAside(PathBuf, #[source] std::io::Error),
-    /// Not a public key.
-    #[error("{} is no public root key: give the .pub file that distd-server root new-key has written", .0.display())]
+    /// The file is not a public key.
+    #[error("{} is not a public root key: give the .pub file that distd-server root new-key wrote", .0.display())]
     NotPublic(PathBuf),
-    /// The signer.
+    /// The signer failed or refused.
     #[error(transparent)]
     Signer(#[from] SignerError),
     /// The root that is remembered beside the keys cannot be read.
-    #[error("{} holds no TUF root: restore it from a backup of the keys", .0.display())]
+    #[error("{} is not a TUF root: restore it from a backup of the keys", .0.display())]
     KnownRoot(PathBuf, #[source] serde_json::Error),
-    /// A root that is not this realm's.
+    /// The root is not one of this realm's.
     #[error("the holder of the keys refuses this root: {0}")]
     OtherRoot(String),
-    /// A key of the signer's that cannot be read.
-    #[error("the signer names a public key that cannot be read: use one release of origin and signer")]
+    /// A public key that the signer sent cannot be read.
+    #[error("the signer sent a public key that cannot be read: run the origin and the signer of one release")]
     Public,
 }
 
-/// Directory of keys that a signer has put aside, within that of the keys.
+/// Directory of keys that a signer has put aside, within the directory of the keys.
 const RETIRED: &str = "retired";
 
-/// One private key.
+/// Private key of a TUF role.
 pub(crate) struct SigningKey {
     pub(super) role: String,
     pub(super) id: Decoded<Hex>,
@@ -78,8 +78,9 @@ pub(crate) struct SigningKey {
 }
 
 enum Private {
-    /// In this file.
+    /// Key pair in this file.
     Here(PathBuf, Ed25519KeyPair),
+    /// Key that the signer holds.
     Signer(Arc<SignerLink>),
 }
 
@@ -107,7 +108,7 @@ impl SigningKey {
     }
 }
 
-/// A root key in a file of its own, wherever it is kept.
+/// Root key in a file of its own, on any machine.
 pub struct OfflineKey(SigningKey);
 
 impl std::fmt::Debug for OfflineKey {
@@ -117,10 +118,11 @@ impl std::fmt::Debug for OfflineKey {
 }
 
 impl OfflineKey {
-    /// Makes a key in the new file `path`, 0600, and its public half in `path` with `.pub` behind it.
+    /// Makes a key in the new file `path` (0600), and its public half in the same path with `.pub`
+    /// appended.
     ///
     /// # Errors
-    /// [`KeyError::Exists`] when the file is there; [`KeyError::File`].
+    /// [`KeyError::Exists`] if the file exists; [`KeyError::File`].
     pub fn create(path: &Path) -> Result<Self, KeyError> {
         let pem = generate_ed25519_pem();
         let key = Self(parse("root", pem.as_bytes(), path.to_owned())?);
@@ -128,7 +130,8 @@ impl OfflineKey {
         public.push(".pub");
         let key = match files::create_secret(path, pem.as_bytes())? {
             true => key,
-            // Cut off between the two files: the public half is made of what is there.
+            // An earlier call stopped between the two files: make the public half of the key that
+            // exists.
             false if !Path::new(&public).exists() => Self::read(path)?,
             false => return Err(KeyError::Exists(path.to_owned())),
         };
@@ -145,7 +148,7 @@ impl OfflineKey {
         Ok(Self(parse("root", &pem, path.to_owned())?))
     }
 
-    /// Its id, as metadata lists it.
+    /// Id of the key, as metadata lists it.
     pub fn id(&self) -> &Decoded<Hex> {
         &self.0.id
     }
@@ -155,7 +158,7 @@ impl OfflineKey {
     }
 }
 
-/// Reads a public key that [`OfflineKey::create`] has written.
+/// Reads a public key that [`OfflineKey::create`] wrote.
 ///
 /// # Errors
 /// [`KeyError`]
@@ -168,14 +171,14 @@ pub fn read_public_key(path: &Path) -> Result<Key, KeyError> {
     }
 }
 
-/// All private keys of a holder.
+/// All keys of a holder.
 pub(crate) struct KeyRing {
     holder: KeyHolder,
     keys: Vec<SigningKey>,
 }
 
 impl KeyRing {
-    /// The keys that `holder` has now.
+    /// Loads the keys that `holder` has now.
     ///
     /// # Errors
     /// [`KeyError`]
@@ -188,12 +191,12 @@ impl KeyRing {
                 keys.collect::<Result<Vec<_>, _>>()?
             }
         };
-        // Directory order is not defined; signatures should not depend on it.
+        // Directory order is not defined, and signatures should not depend on it.
         keys.sort_by(|a, b| (&a.role, &a.id).cmp(&(&b.role, &b.id)));
         Ok(Self { holder: holder.clone(), keys })
     }
 
-    /// A new key for `role`, durable before it is used.
+    /// Makes a new key for `role`, which is durable before it is used. Returns its id.
     ///
     /// # Errors
     /// [`KeyError`]
@@ -215,7 +218,7 @@ impl KeyRing {
         self.keys.iter().map(SigningKey::to_public).collect()
     }
 
-    /// Whether a key of this role has this id, and is `public` where that is stated.
+    /// Whether `role` has a key with this id, equal to `public` if that is given.
     pub(crate) fn has(&self, role: &str, id: &Decoded<Hex>, public: Option<&Key>) -> bool {
         let is_it = |key: &SigningKey| {
             key.role == role && key.id == *id && public.is_none_or(|public| *public == key.public)
@@ -223,7 +226,7 @@ impl KeyRing {
         self.keys.iter().any(is_it)
     }
 
-    /// One public key.
+    /// Public half of one key.
     ///
     /// # Errors
     /// [`KeyError::Missing`]
@@ -237,12 +240,13 @@ impl KeyRing {
         self.keys.iter().filter(move |k| k.role == role)
     }
 
-    /// The keys of one role that the metadata lists.
+    /// Keys of one role whose ids are in `ids`.
     pub(crate) fn keys_of(&self, role: &str, ids: &[Decoded<Hex>]) -> Vec<&SigningKey> {
         self.keys.iter().filter(|k| k.role == role && ids.contains(&k.id)).collect()
     }
 
-    /// Removes the keys of a role that the metadata no longer lists; a signer puts them aside.
+    /// Removes the keys of a role that the metadata no longer lists. A signer puts them aside
+    /// instead.
     pub(super) fn retire(&mut self, role: &str, listed: &[Decoded<Hex>]) -> Result<(), KeyError> {
         let unlisted = |key: &SigningKey| key.role == role && !listed.contains(&key.id);
         if let KeyHolder::Signer(link) = &self.holder
@@ -259,8 +263,8 @@ impl KeyRing {
         Ok(())
     }
 
-    /// Moves the files of keys of a role that are not in `listed` to `tuf-keys/retired`: the signer
-    /// cannot see what metadata lists, so whoever asks wrongly has no key destroyed.
+    /// Moves the key files of a role that are not in `listed` to `tuf-keys/retired`. The signer
+    /// cannot see which keys the metadata lists, so a wrong request must not destroy a key.
     pub(crate) fn put_aside(&mut self, role: &str, listed: &[Decoded<Hex>]) -> Result<(), KeyError> {
         let unlisted = |key: &SigningKey| key.role == role && !listed.contains(&key.id);
         for key in self.keys.iter().filter(|key| unlisted(key)) {
@@ -291,7 +295,7 @@ fn load_files(dir: &Path) -> Result<Vec<SigningKey>, KeyError> {
         let Some((role, _)) = name.strip_suffix(".pem").and_then(|n| n.rsplit_once('-')) else {
             continue;
         };
-        // A dot in front: a temporary file of a write that was cut off.
+        // A name with a dot in front is a temporary file of an interrupted write.
         if !role.starts_with('.')
             && let Some(pem) = files::read_secret(&path)?
         {

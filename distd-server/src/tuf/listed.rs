@@ -1,4 +1,4 @@
-//! What the repository lists now, for comparison with the rows.
+//! Releases and channels that the repository lists now, for comparison with the rows.
 
 use distd_core::ManifestId;
 use distd_core::names::Name;
@@ -8,30 +8,30 @@ use serde_json::{Map, Value};
 
 use super::sign::{RepositoryError, TufRepository};
 
-/// A release that devices believe.
+/// Release that devices accept.
 #[derive(Clone, Debug)]
 pub struct ListedRelease {
-    /// The product.
+    /// Product of the release.
     pub product: Name,
-    /// The version.
+    /// Version of the release.
     pub version: Name,
-    /// What is signed beside it.
+    /// Fields that are signed beside the release.
     pub custom: Map<String, Value>,
 }
 
 impl ListedRelease {
-    /// Its manifest, where it is said.
+    /// Manifest of the release, if the fields name it.
     pub fn manifest(&self) -> Option<ManifestId> {
         self.custom.get("manifest")?.as_str()?.parse().ok()
     }
 
-    /// Its number among the product's releases, where it is said.
+    /// Number of the release among the product's, if the fields name it.
     pub fn sequence(&self) -> Option<u64> {
         self.custom.get(SEQUENCE)?.as_u64()
     }
 }
 
-/// Releases and channels that devices believe.
+/// Releases and channels that devices accept.
 #[derive(Clone, Debug, Default)]
 pub struct Listed {
     /// Releases, by name.
@@ -41,7 +41,7 @@ pub struct Listed {
 }
 
 impl TufRepository {
-    /// What is listed now. Every signature is checked.
+    /// Releases and channels that are listed now. Every signature is checked.
     pub async fn listed(&self) -> Result<Listed, RepositoryError> {
         let keys = self.keys.lock().await;
         let mut state = self.state(&keys).await?;

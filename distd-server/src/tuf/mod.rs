@@ -1,9 +1,10 @@
-//! The TUF repository: what devices believe. docs/trust.md, "The repository".
+//! The TUF repository, whose metadata devices trust (docs/trust.md, "The repository").
 //!
-//! `root` → `targets` → `releases` (`releases/*/*`, and below it bins by hash), `channels` (`channels/*/*`) and
-//! `patches` (`patches/*`), `snapshot`, `timestamp`; consistent snapshots. The repository itself is the only state:
-//! every operation reads what it needs of it, writes new files beside the old ones and `timestamp.json` last, so a
-//! crash between any two writes leaves it as it was.
+//! `root` → `targets` → `releases` (`releases/*/*`, and below it bins by hash), `channels`
+//! (`channels/*/*`) and `patches` (`patches/*`), `snapshot`, `timestamp`; consistent snapshots. The
+//! repository itself is the only state. Every operation reads the part that it needs and writes new
+//! files beside the old ones, `timestamp.json` last. So a crash between two writes leaves the
+//! repository as it was.
 
 mod bins;
 mod keys;

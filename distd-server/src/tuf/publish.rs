@@ -1,4 +1,4 @@
-//! Releases and channels in and out of the repository.
+//! Publishing and withdrawing of releases, channels and lists of patch sets.
 
 use std::collections::HashMap;
 
@@ -14,122 +14,126 @@ use tough::schema::Target;
 use super::bins::release_roles;
 use super::sign::{Dirty, RepositoryError, State, TufRepository, hashes, schema};
 
-/// One change of what devices see.
+/// One change of the metadata that devices see.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// A new release.
+    /// Publishes a release.
     SetRelease {
-        /// The product.
+        /// Product of the release.
         product: Name,
-        /// The version.
+        /// Version of the release.
         version: Name,
-        /// The manifest's root node, verbatim.
+        /// Root node of the manifest, verbatim.
         root_node: Bytes,
-        /// Signed beside it for clients to read.
+        /// Fields that are signed beside the release, for clients to read.
         custom: Map<String, Value>,
     },
-    /// What is signed beside a release that is listed; one that is not stays so.
+    /// Replaces the fields that are signed beside a release. A release that is not listed stays
+    /// unlisted.
     SetCustom {
-        /// The product.
+        /// Product of the release.
         product: Name,
-        /// The version.
+        /// Version of the release.
         version: Name,
-        /// All of it.
+        /// All fields.
         custom: Map<String, Value>,
     },
-    /// A channel made or moved.
+    /// Creates or moves a channel.
     SetChannel {
-        /// The product.
+        /// Product of the channel.
         product: Name,
-        /// The channel.
+        /// Name of the channel.
         channel: Name,
-        /// The channel document, JSON of [`ChannelDoc`].
+        /// Channel document, JSON of [`ChannelDoc`].
         json: Bytes,
     },
-    /// The patch sets of a product, all of them.
+    /// Replaces the list of all patch sets of a product.
     SetPatches {
-        /// The product.
+        /// Product of the patch sets.
         product: Name,
-        /// JSON of [`PatchesDoc`], at most [`PATCHES_BYTES_MAX`] bytes. Without a set the target goes.
+        /// JSON of [`PatchesDoc`], at most [`PATCHES_BYTES_MAX`] bytes. A list without a set
+        /// removes the target.
         json: Bytes,
     },
-    /// A release withdrawn.
+    /// Withdraws a release.
     RemoveRelease {
-        /// The product.
+        /// Product of the release.
         product: Name,
-        /// The version.
+        /// Version of the release.
         version: Name,
     },
-    /// A channel removed.
+    /// Removes a channel.
     RemoveChannel {
-        /// The product.
+        /// Product of the channel.
         product: Name,
-        /// The channel.
+        /// Name of the channel.
         channel: Name,
     },
 }
 
-/// Most bytes of a list of patch sets: devices take no target above 64 KiB.
+/// Longest list of patch sets, bytes. Devices accept no target above 64 KiB.
 pub const PATCHES_BYTES_MAX: usize = 48 << 10;
 
-/// What a publication did.
+/// Effect of a publication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Published {
-    /// Devices see it from now on.
+    /// The metadata has changed, and devices see it from now on.
     Changed,
-    /// It was so already.
+    /// The metadata was already as requested.
     Unchanged,
 }
 
-/// Why something was not published.
+/// Reason why a change was not published.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
-    /// The version is signed with other bytes.
-    #[error("{0} is published with other contents; a version never changes: choose a new one")]
+    /// The version is already signed with other bytes.
+    #[error("{0} is already published with other contents: choose a new version")]
     VersionTaken(String),
-    /// A root node that is none.
-    #[error("the manifest of {target} is unusable")]
+    /// The manifest's root node cannot be decoded.
+    #[error("the manifest of {target} cannot be decoded")]
     Manifest {
-        /// The release.
+        /// Target of the release.
         target: String,
         /// The cause.
         #[source]
         cause: distd_core::manifest::NodeError,
     },
-    /// A channel document that does not fit.
+    /// The channel document does not fit the change.
     #[error("the document of {target} does not fit: {reason}")]
     Channel {
-        /// The channel.
+        /// Target of the channel.
         target: String,
-        /// What is wrong.
+        /// Reason of the refusal.
         reason: String,
     },
-    /// A list of patch sets that does not fit.
+    /// The list of patch sets does not fit the change.
     #[error("the list of {target} does not fit: {reason}")]
     Patches {
-        /// The list.
+        /// Target of the list.
         target: String,
-        /// What is wrong.
+        /// Reason of the refusal.
         reason: String,
     },
-    /// A release that a channel points to.
-    #[error("{release} is what {channel} points to; move or remove the channel first")]
+    /// A channel points to the release.
+    #[error("{channel} points to {release}: first move or remove the channel")]
     InUse {
-        /// The release.
+        /// Target of the release.
         release: String,
-        /// The channel.
+        /// Target of the channel.
         channel: String,
     },
-    /// The repository.
+    /// The repository failed.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
 }
 
-/// Name of the custom field in which a channel's target repeats where it points, so that a removal sees it.
+/// Custom field in which a channel's target repeats the version that the channel points to, so that
+/// a withdrawal can check it.
 const POINTS_TO: &str = "version";
 
 impl TufRepository {
-    /// Publishes a release at `now` (unix seconds). The same bytes again change nothing.
+    /// Publishes a release at `now` (unix seconds). Publishing the same bytes again changes
+    /// nothing.
     pub async fn publish_release(
         &self,
         product: &Name,
@@ -142,7 +146,7 @@ impl TufRepository {
         self.apply(vec![Change::SetRelease { product, version, root_node, custom }], now).await
     }
 
-    /// Makes or moves a channel at `now` (unix seconds).
+    /// Creates or moves a channel at `now` (unix seconds).
     pub async fn set_channel(
         &self,
         product: &Name,
@@ -183,7 +187,7 @@ impl TufRepository {
         let mut dirty = Dirty::default();
         let mut files = Vec::new();
         for change in changes {
-            // What the change looks at.
+            // Read the bins that the change depends on.
             match &change {
                 Change::SetRelease { product, version, .. }
                 | Change::SetCustom { product, version, .. }
@@ -209,7 +213,7 @@ impl TufRepository {
         if dirty.roles.is_empty() {
             return Ok(Published::Unchanged);
         }
-        // Targets before what names them.
+        // Targets are written before the metadata that names them.
         for (path, bytes) in files {
             self.store.put(&path, bytes).await.map_err(RepositoryError::from)?;
         }
@@ -218,15 +222,16 @@ impl TufRepository {
     }
 }
 
-/// What a change came to.
+/// Effect of a change on the state.
 enum Changed {
-    /// This role is to be written.
+    /// This role has to be written.
     Role(String),
-    /// A release is to be put into its bin.
+    /// A release has to be put into its bin.
     Release(TargetName, Box<Target>),
 }
 
-/// Changes the state in memory, but for a new release, whose bin may have to be made; `None` when nothing changed.
+/// Applies a change to the state in memory, except a new release, whose bin may have to be made
+/// first. `None` if nothing changed.
 fn change_state(
     state: &mut State,
     change: Change,
@@ -328,7 +333,7 @@ fn change_state(
     }
 }
 
-/// A release as its bin lists it.
+/// Release as its bin lists it.
 fn listed_release<'a>(state: &'a State, name: &TargetName) -> Option<&'a Target> {
     let [_, bin] = release_roles(name.raw());
     state.roles.get(&bin)?.targets.get(name)
@@ -338,7 +343,8 @@ fn targets_of<'a>(
     state: &'a mut State,
     role: &str,
 ) -> Result<&'a mut HashMap<TargetName, Target>, RepositoryError> {
-    // Opening adds every role; whoever put an older repository back did not open it.
+    // Opening a repository adds every role. One may be missing if an older repository was put back
+    // since.
     state
         .roles
         .get_mut(role)

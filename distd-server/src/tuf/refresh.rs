@@ -1,4 +1,4 @@
-//! What has to happen with time: signing again before metadata runs out, changing keys, removing old files.
+//! Upkeep of the repository: signs metadata again before it expires, and removes old files.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -9,30 +9,32 @@ use tough::schema::RoleType;
 use super::root::is_refused;
 use super::sign::{Dirty, RepositoryError, State, TufRepository, expires, lifetime, next, schema, sign};
 
-/// How long an unreachable file stays, seconds: a device in the middle of an update, or a cache, may want it.
+/// Time for which an unreachable file stays, seconds. A device in the middle of an update, or a
+/// cache, may still fetch it.
 const PRUNE_AFTER_SECONDS: u64 = 24 * 3600;
 
-/// What [`TufRepository::refresh`] did.
+/// Result of [`TufRepository::refresh`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Refreshed {
-    /// Roles signed again.
+    /// Roles that were signed again.
     pub signed: Vec<String>,
-    /// Files removed.
+    /// Number of files removed.
     pub pruned: usize,
-    /// When to call again at the latest, unix seconds.
+    /// Latest time for the next call, unix seconds.
     pub next: u64,
-    /// The root is due and its keys are not here (kept offline): an operator has to sign it.
+    /// Whether the root is due and its keys are not here (kept offline), so that an operator has to
+    /// sign it.
     pub root_key_needed: bool,
 }
 
-/// A role whose keys can be changed here.
+/// Role whose keys can be changed here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RotatableRole {
-    /// Signs who signs.
+    /// Lists the keys of all four roles.
     Root,
-    /// Delegates to releases and channels.
+    /// Delegates to the roles of releases, channels and patch sets.
     Targets,
-    /// States the versions of all.
+    /// States the versions of targets and of all delegated roles.
     Snapshot,
     /// States the newest snapshot.
     Timestamp,
@@ -50,8 +52,9 @@ impl RotatableRole {
 }
 
 impl TufRepository {
-    /// Signs again, at `now` (unix seconds), whatever has less than a third of its time left, and removes files
-    /// nobody can reach any more. Call at start and at [`Refreshed::next`].
+    /// Signs again, at `now` (unix seconds), all metadata with less than a third of its time left,
+    /// and removes files that have been unreachable for a day. To be called at the start and at
+    /// [`Refreshed::next`].
     pub async fn refresh(&self, now: u64) -> Result<Refreshed, RepositoryError> {
         let keys = self.keys.lock().await;
         let mut state = self.state(&keys).await?;
@@ -65,7 +68,8 @@ impl TufRepository {
             let mut root = state.root.signed.clone();
             root.version = next(root.version);
             root.expires = expires("root", now)?;
-            // A signer refuses a root with keys that are not its own; the other roles must not wait for that.
+            // A signer refuses a root with keys that it does not hold. The other roles must not
+            // wait for that root.
             let signed = match (signers.len() as u64) < threshold(&state) {
                 true => None,
                 false => match sign(root, &signers) {
@@ -118,7 +122,7 @@ impl TufRepository {
         let mut waiting = BTreeMap::new();
         let mut pruned = 0;
         for name in self.store.list().await? {
-            // Devices walk the roots one by one, from any old one.
+            // Devices fetch the roots one by one, starting with any old one.
             if reachable.contains(&name) || name.ends_with(".root.json") {
                 continue;
             }
@@ -143,12 +147,13 @@ fn threshold(state: &State) -> u64 {
     state.root.signed.roles.get(&RoleType::Root).map_or(1, |r| r.threshold.get())
 }
 
-/// When a role's metadata has a third of its time left, unix seconds.
+/// Time at which a role's metadata has a third of its validity left, unix seconds.
 fn due_at(role: &str, expires: jiff::Timestamp) -> u64 {
     u64::try_from(expires.as_second()).unwrap_or(0).saturating_sub(lifetime(role) / 3)
 }
 
-/// Whether metadata of `role` that ends at `expires` is to be signed again at `now` (unix seconds).
+/// Whether metadata of `role` that expires at `expires` has to be signed again at `now` (unix
+/// seconds).
 fn due(role: &str, expires: jiff::Timestamp, now: u64) -> bool {
     now >= due_at(role, expires)
 }
@@ -163,6 +168,6 @@ fn next_due(state: &State, now: u64, root_waits: bool) -> u64 {
         all.push(due_at("root", state.root.signed.expires));
     }
     all.extend(state.roles.iter().map(|(name, role)| due_at(name, role.expires)));
-    // Never at once again, whatever the clock does.
+    // At least a minute passes before the next call, whatever the clock does.
     all.into_iter().min().unwrap_or(now).max(now + 60)
 }

@@ -1,8 +1,9 @@
-//! Changing the root: a proposal, signatures from wherever the root keys are, and its installation.
+//! Changes of the root: a proposal, signatures from wherever the root keys are, and the
+//! installation.
 //!
-//! A root key may be on another machine, or several keys with several people. So a root is first
-//! proposed, then signed by one key after the other as a file, and installed once both the root
-//! before it and its own rules are satisfied.
+//! A root key may be on another machine, or several people may have one key each. So a root is
+//! first proposed, then signed as a file by one key after the other, and installed once it
+//! satisfies both the root before it and its own rules.
 
 use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroU64;
@@ -17,32 +18,32 @@ use super::refresh::RotatableRole;
 use super::sign::{Dirty, RepositoryError, TufRepository, expires, next, schema, sign};
 use crate::signer::SignerError;
 
-/// What a new root changes. Its validity begins anew in any case.
+/// Changes that a new root makes. Its validity begins anew in any case.
 #[derive(Clone, Debug, Default)]
 pub struct RootChange {
-    /// Root keys to list from now on.
+    /// Root keys to list from now on, in addition to those before.
     pub add: Vec<Key>,
-    /// Root keys to list no more, by their id in hexadecimal or its beginning.
+    /// Root keys to list no more, by their hexadecimal id or the beginning of it.
     pub remove: Vec<String>,
-    /// How many root keys must sign, when that changes.
+    /// Number of root keys that must sign, if it changes.
     pub threshold: Option<NonZeroU64>,
-    /// Roles that get a new key of this origin's.
+    /// Roles that get a new key on this origin.
     pub rotate: Vec<RotatableRole>,
 }
 
-/// How far a root is from being taken by devices.
+/// Signatures that a root still needs before devices accept it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
     /// Version of the root.
     pub version: u64,
-    /// Signatures that the root before it still asks for.
+    /// Number of missing signatures by keys of the root before it.
     pub by_old: u64,
-    /// Signatures that its own list of keys still asks for.
+    /// Number of missing signatures by its own keys.
     pub by_new: u64,
 }
 
 impl Missing {
-    /// Whether nothing is missing.
+    /// Whether no signature is missing.
     pub fn is_none(&self) -> bool {
         self.by_old == 0 && self.by_new == 0
     }
@@ -68,20 +69,20 @@ impl std::fmt::Display for Missing {
     }
 }
 
-/// A root as a file that is carried from key to key.
+/// A root as a file that travels from key to key.
 #[derive(Clone, Debug)]
 pub struct RootFile(Signed<Root>);
 
-/// Why a file is no root, or was not signed.
+/// Reason why a file is not a root, or was not signed.
 #[derive(Debug, thiserror::Error)]
 pub enum RootFileError {
-    /// Not TUF root metadata.
-    #[error("it is no TUF root: give the file that distd-server root prepare has written")]
+    /// The file is not TUF root metadata.
+    #[error("the file is not a TUF root: give the file that distd-server root prepare wrote")]
     Malformed(#[source] serde_json::Error),
-    /// Two files hold different roots.
+    /// The files hold different roots.
     #[error("the files hold different roots: sign copies of one file")]
     Different,
-    /// More signatures than copies of one root can have.
+    /// The files hold more signatures than copies of one root can have.
     #[error("the files hold more than 128 signatures: give the copies that the owners of the keys sent back")]
     TooManySignatures,
     /// Signing failed.
@@ -101,7 +102,7 @@ impl RootFile {
         serde_json::from_slice(bytes).map(Self).map_err(RootFileError::Malformed)
     }
 
-    /// Its bytes.
+    /// Bytes of the file, indented JSON.
     pub fn to_bytes(&self) -> Vec<u8> {
         serde_json::to_vec_pretty(&self.0).expect("a root always encodes")
     }
@@ -111,8 +112,8 @@ impl RootFile {
         self.0.signed.version.get()
     }
 
-    /// Adds the signature of a key; `false` when the root does not list the key, so that only the
-    /// root before it may.
+    /// Adds the signature of a key. `false` if this root does not list the key, so that only the
+    /// root before it may count the signature.
     ///
     /// # Errors
     /// [`RootFileError::Sign`]
@@ -144,7 +145,7 @@ impl RootFile {
         Ok(())
     }
 
-    /// What the root says, for whoever is to sign it: one line each.
+    /// Description of the root for the people who sign it, in lines.
     pub fn describe(&self) -> Vec<String> {
         let root = &self.0.signed;
         let mut lines = vec![format!("root {}, valid until {}", root.version, root.expires)];
@@ -156,14 +157,14 @@ impl RootFile {
         lines
     }
 
-    /// What the root still lacks, behind the root `before` it.
+    /// Signatures that the root lacks to follow the root `before`.
     fn missing(&self, before: Option<&Root>) -> Missing {
         let by_old = before.map_or(0, |before| lacking(before, &self.0));
         Missing { version: self.version(), by_old, by_new: lacking(&self.0.signed, &self.0) }
     }
 }
 
-/// Number of signatures by root keys of `by` that are missing under `root`.
+/// Number of signatures by root keys of `by` that `root` lacks.
 fn lacking(by: &Root, root: &Signed<Root>) -> u64 {
     let Some(keys) = by.roles.get(&RoleType::Root) else { return 0 };
     let good: BTreeSet<_> =
@@ -171,11 +172,11 @@ fn lacking(by: &Root, root: &Signed<Root>) -> u64 {
     keys.threshold.get().saturating_sub(good.len() as u64)
 }
 
-/// Signatures under `root` that are right and by root keys of `by`.
+/// Valid signatures of `root` by root keys of `by`.
 fn good_signatures<'a>(by: &Root, root: &'a Signed<Root>) -> Vec<&'a Signature> {
     let listed: BTreeSet<_> = root_key_ids(by).into_iter().collect();
     let is_good = |signature: &&Signature| {
-        // A rule that this key alone satisfies.
+        // This rule is satisfied by a valid signature of this key alone.
         let mut rule = by.clone();
         let keyids = vec![signature.keyid.clone()];
         rule.roles
@@ -186,7 +187,7 @@ fn good_signatures<'a>(by: &Root, root: &'a Signed<Root>) -> Vec<&'a Signature> 
     root.signatures.iter().filter(is_good).collect()
 }
 
-/// The root with one right signature of each key: TUF clients refuse metadata that has several
+/// The root with one valid signature of each key. TUF clients refuse metadata that has several
 /// signatures of one key.
 fn with_good_signatures(before: &Root, root: &Signed<Root>) -> Signed<Root> {
     let mut signatures: Vec<Signature> = Vec::new();
@@ -203,7 +204,7 @@ fn root_key_ids(root: &Root) -> Vec<Decoded<Hex>> {
 }
 
 impl TufRepository {
-    /// The root in force, as a file.
+    /// Root in force, as a file.
     ///
     /// # Errors
     /// [`RepositoryError`]
@@ -211,7 +212,7 @@ impl TufRepository {
         Ok(RootFile(self.newest_root().await?.0))
     }
 
-    /// Whether the root in a file is the root of its version, in force now or before.
+    /// Whether the file's root is, or was, in force under its version.
     ///
     /// # Errors
     /// [`RepositoryError`]
@@ -222,8 +223,8 @@ impl TufRepository {
         Ok(chain.get(index).is_some_and(|(_, root)| root.signed == file.0.signed))
     }
 
-    /// Proposes the next root at `now` (unix seconds). Root keys at hand have signed it. Nothing is
-    /// changed, but for keys made for roles that get new ones.
+    /// Proposes the next root at `now` (unix seconds), signed by the root keys at hand. The
+    /// repository stays as it is; only keys for rotated roles are made.
     ///
     /// # Errors
     /// [`RepositoryError`]
@@ -288,11 +289,11 @@ impl TufRepository {
         ids.extend(root_key_ids(&root));
         match sign(root.clone(), &keys.keys_of("root", &ids)) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(RootFile).map_err(schema),
-            // A signer signs no root with keys that are not its own: people do.
+            // A signer signs no root with keys that it does not hold. People sign such a root.
             Err(error) if is_refused(&error) => {
                 tracing::info!(
                     error = &error as &dyn std::error::Error,
-                    "the proposed root is not signed here"
+                    "the signer refused to sign the proposed root; its root keys have to sign it"
                 );
                 Ok(unsigned(root))
             }
@@ -300,10 +301,10 @@ impl TufRepository {
         }
     }
 
-    /// What a proposed root lacks before it can be installed.
+    /// Signatures that a proposed root lacks before it can be installed.
     ///
     /// # Errors
-    /// [`RepositoryError::RootOutdated`] when another root is in force meanwhile.
+    /// [`RepositoryError::RootOutdated`] if another root has come into force meanwhile.
     pub async fn root_missing(&self, file: &RootFile) -> Result<Missing, RepositoryError> {
         let before = self.newest_root().await?.0.signed;
         if file.version() != before.version.get() + 1 {
@@ -315,9 +316,9 @@ impl TufRepository {
         Ok(file.missing(Some(&before)))
     }
 
-    /// Puts a root in force at `now` (unix seconds) when it has all signatures; what it lacks
-    /// otherwise. At every moment in between the repository verifies: a role with a new key is
-    /// first signed by both keys, then the root lists the new one alone.
+    /// Puts a root in force at `now` (unix seconds) if it has all signatures. Returns the
+    /// signatures that it lacks. The repository verifies at every moment in between: a role with a
+    /// new key is first signed by both keys, and then the root lists only the new key.
     ///
     /// # Errors
     /// [`RepositoryError`]
@@ -336,7 +337,7 @@ impl TufRepository {
         if !missing.is_none() {
             return Ok(missing);
         }
-        // Keys that another process made with its proposal.
+        // Another process may have made keys for its proposal.
         *keys = KeyRing::load(&self.holder)?;
         let mut state = self.state(keys).await?;
         let root = &file.0.signed;
@@ -345,7 +346,7 @@ impl TufRepository {
             let name = role.to_string();
             let ids = |root: &Root| root.roles.get(&role).map(|r| r.keyids.clone()).unwrap_or_default();
             let (old, new) = (ids(&state.root.signed), ids(root));
-            // With a key that is elsewhere nothing could be published any more.
+            // If a key of this role were elsewhere, nothing could be published any more.
             if new.is_empty() || keys.keys_of(&name, &new).len() != new.len() {
                 return Err(keys.missing(&name).into());
             }
@@ -366,14 +367,15 @@ impl TufRepository {
         Ok(missing)
     }
 
-    /// Gives a role a new key, at `now` (unix seconds), and removes the old one. The root keys must be here.
+    /// Gives a role a new key at `now` (unix seconds) and removes the old one. The root keys must
+    /// be here.
     ///
-    /// Changing the snapshot and timestamp keys also makes devices forget which versions they have
-    /// seen, which is how they recover after an attacker has counted the versions up, or after a
+    /// A change of the snapshot and timestamp keys also makes devices forget which versions they
+    /// have seen. Devices recover that way after an attacker has raised the versions, or after a
     /// restored backup.
     ///
     /// # Errors
-    /// [`RepositoryError`]; without the root keys nothing was changed.
+    /// [`RepositoryError`]; without the root keys nothing changes.
     pub async fn rotate_key(&self, role: RotatableRole, now: u64) -> Result<(), RepositoryError> {
         let mut keys = self.keys.lock().await;
         let before = self.newest_root().await?.0.signed;
@@ -387,8 +389,8 @@ impl TufRepository {
         if missing.is_none() { Ok(()) } else { Err(keys.missing("root").into()) }
     }
 
-    /// Removes keys that the root in force does not list: what an installation that was cut off had
-    /// left to do.
+    /// Removes keys that the root in force does not list. An interrupted installation leaves such
+    /// keys.
     ///
     /// # Errors
     /// [`RepositoryError`]
@@ -399,14 +401,14 @@ impl TufRepository {
         retire(&mut keys, &root)
     }
 
-    /// Puts a root behind the present one.
+    /// Appends a root to the chain.
     pub(super) async fn put_root(
         &self,
         state: &mut super::sign::State,
         bytes: Bytes,
     ) -> Result<(), RepositoryError> {
         let root: Signed<Root> = serde_json::from_slice(&bytes).map_err(schema)?;
-        // A root that its predecessor's keys did not sign would lock every device out.
+        // A root that its predecessor's keys did not sign would lock out every device.
         state.root.signed.verify_role(&root).map_err(schema)?;
         root.signed.verify_role(&root).map_err(schema)?;
         self.store.put(&format!("{}.root.json", root.signed.version), bytes.clone()).await?;
@@ -417,13 +419,13 @@ impl TufRepository {
     }
 }
 
-/// The roles of a root whose keys are the origin's.
+/// Roles of a root whose keys belong to the origin.
 const ONLINE: [RoleType; 3] = [RoleType::Targets, RoleType::Snapshot, RoleType::Timestamp];
 
-/// Most keys of a root: devices check every signature.
+/// Most keys of a root, because devices check every signature.
 pub const ROOT_KEYS_MAX: u64 = 32;
 
-/// Most signatures of a root file: those of the keys before and after, and as many bad ones.
+/// Most signatures of a root file: those of the keys before and after, and as many invalid ones.
 const SIGNATURES_MAX: usize = 4 * ROOT_KEYS_MAX as usize;
 
 fn retire(keys: &mut KeyRing, root: &Root) -> Result<(), RepositoryError> {
@@ -438,17 +440,18 @@ fn role_keys(root: &mut Root, role: RoleType) -> Result<&mut RoleKeys, Repositor
     root.roles.get_mut(&role).ok_or_else(|| schema(format!("the root lacks the role {role}")))
 }
 
-/// Whether the signer answered, and said no.
+/// Whether the signer answered with a refusal.
 pub(super) fn is_refused(error: &RepositoryError) -> bool {
     matches!(error, RepositoryError::Key(KeyError::Signer(SignerError::Refused(_))))
 }
 
-/// The first root of a realm whose root keys are elsewhere, unsigned.
+/// Root file without a signature.
 pub(super) fn unsigned(root: Root) -> RootFile {
     RootFile(Signed { signed: root, signatures: Vec::new() })
 }
 
-/// Checks a first root that was signed elsewhere against the keys that were ordered and the origin's own.
+/// Compares a first root that was signed elsewhere with the keys that were ordered and with the
+/// origin's own. Returns the signatures that it lacks.
 pub(super) fn check_first(
     file: &RootFile,
     ordered: &[Key],

@@ -1,4 +1,4 @@
-//! The repository's present state, read and verified; and signing of its next.
+//! The repository's current state, read and verified, and the signing of the next one.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU64;
@@ -23,20 +23,21 @@ use crate::signer::{KeyHolder, SignerError};
 use distd_peer::trust::token::sha256;
 use distd_peer::trust::tuf::{MetadataStore, SIGNED_AT, StoreError};
 
+/// Seconds in a day.
 const DAY: u64 = 24 * 3600;
-/// The version of the TUF specification the metadata states.
+/// Version of the TUF specification that the metadata states.
 const SPEC: &str = "1.0.0";
-/// The delegated roles, with the targets each may sign. Repositories made before one was added get it when they are
-/// opened.
+/// Delegated roles, with the targets that each may sign. Opening a repository adds the roles that
+/// are newer than it.
 pub(super) const DELEGATED: [(&str, &str); 3] =
     [("releases", "releases/*/*"), ("channels", "channels/*/*"), ("patches", "patches/*")];
 
-/// The roles that have keys of their own.
+/// Roles that have keys of their own.
 pub(crate) fn key_roles() -> impl Iterator<Item = &'static str> {
     ["root", "targets", "snapshot", "timestamp"].into_iter().chain(DELEGATED.map(|(name, _)| name))
 }
 
-/// How long a role's metadata holds, seconds.
+/// Validity of a role's metadata, seconds.
 pub(super) fn lifetime(role: &str) -> u64 {
     match role {
         "timestamp" => DAY,
@@ -46,22 +47,22 @@ pub(super) fn lifetime(role: &str) -> u64 {
     }
 }
 
-/// Why the repository could not be opened or read.
+/// Reason why the repository could not be opened, read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RepositoryError {
-    /// Storage.
+    /// The metadata store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Keys.
+    /// The keys could not be used.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// A file that must be there is not.
-    #[error("the TUF repository lacks {0}; restore it from a backup")]
+    /// A file is missing.
+    #[error("the TUF repository lacks {0}: restore it from a backup")]
     Missing(String),
-    /// A file is not what this origin signed.
-    #[error("{name} in the TUF repository is not what this origin signed; restore it from a backup")]
+    /// A file is not the one that this origin signed.
+    #[error("{name} in the TUF repository is not what this origin signed: restore it from a backup")]
     Altered {
-        /// The file.
+        /// Name of the file.
         name: String,
         /// The cause.
         #[source]
@@ -72,31 +73,33 @@ pub enum RepositoryError {
     FirstRootUnsigned {
         /// The root so far.
         file: Box<RootFile>,
-        /// What it lacks.
+        /// Signatures that it lacks.
         missing: Missing,
     },
-    /// A root for another moment.
+    /// The root does not follow the one in force.
     #[error("root {version} cannot follow root {in_force}, which is in force: prepare a new one")]
     RootOutdated {
-        /// Its version.
+        /// Version of the root.
         version: u64,
-        /// The version in force; 0: none.
+        /// Version in force; 0 if there is none.
         in_force: u64,
     },
-    /// A root key that is not listed, or several.
-    #[error("{0:?} is the beginning of no root key's id, or of several: distd-server root show lists them")]
-    NoSuchRootKey(String),
-    /// More signatures than keys, or too many keys.
+    /// No root key, or more than one, has an id that begins with this text.
     #[error(
-        "{keys} root keys and {threshold} signatures do not fit: at most 32 keys, no more signatures than keys"
+        "no root key, or more than one, has an id that begins with {0:?}: look the ids up with distd-server root show"
+    )]
+    NoSuchRootKey(String),
+    /// The number of keys or of signatures is out of bounds.
+    #[error(
+        "a root cannot have {keys} root keys and need {threshold} signatures: choose at most 32 keys, and no more signatures than keys"
     )]
     RootThreshold {
-        /// Root keys.
+        /// Number of root keys.
         keys: usize,
-        /// Signatures.
+        /// Number of signatures that the root would need.
         threshold: u64,
     },
-    /// A value could not be made.
+    /// Metadata could not be made.
     #[error("could not make TUF metadata")]
     Schema(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
@@ -105,14 +108,15 @@ pub(super) fn schema(e: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> 
     RepositoryError::Schema(e.into())
 }
 
-/// How a new repository is made.
+/// Options for a new repository.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Signatures a root needs.
+    /// Number of signatures that a root needs.
     pub root_threshold: NonZeroU64,
-    /// Root keys that are kept elsewhere; none: as many as must sign are made here.
+    /// Root keys that are kept elsewhere. Without them, as many root keys as must sign are made
+    /// here.
     pub offline_root: Vec<Key>,
-    /// The first root, where root keys are kept elsewhere: as it came back from them.
+    /// First root with the signatures of the keys that are kept elsewhere.
     pub first_root: Option<RootFile>,
 }
 
@@ -124,15 +128,16 @@ impl Default for Options {
 
 /// The realm's TUF repository, opened for publishing.
 ///
-/// Operations in one process exclude each other. Where several origins share a store, the caller must hold a
-/// lock of the database around each: nothing is kept in memory between them.
+/// Operations in one process exclude each other. If several origins share a store, the caller must
+/// hold a lock of the database around each operation. Only roots and keys are kept in memory
+/// between operations.
 pub struct TufRepository {
     pub(super) store: Arc<dyn MetadataStore>,
     pub(super) keys: Mutex<KeyRing>,
-    /// The roots so far, each signed by the keys of the one before, the oldest first.
+    /// Roots so far, oldest first; each is signed by the keys of the one before.
     pub(super) chain: Mutex<Vec<(Bytes, Signed<Root>)>>,
-    /// The holder of the keys also remembers the roots: whoever can write to the store cannot choose
-    /// one.
+    /// The holder of the keys also remembers the roots, so write access to the store is not enough
+    /// to choose a root.
     pub(super) holder: KeyHolder,
 }
 
@@ -142,22 +147,23 @@ impl std::fmt::Debug for TufRepository {
     }
 }
 
-/// Everything that is signed now.
+/// Metadata that is in force now.
 pub(super) struct State {
     pub(super) root: Signed<Root>,
     pub(super) root_bytes: Bytes,
     pub(super) timestamp: Timestamp,
     pub(super) snapshot: Snapshot,
     pub(super) targets: Targets,
-    /// Delegated roles by name: those of [`DELEGATED`], and of the bins those that were read or made.
+    /// Delegated roles by name: those of [`DELEGATED`], and the nodes and bins that were read or
+    /// made.
     pub(super) roles: BTreeMap<String, Targets>,
-    /// Those of them that were made and not written yet.
+    /// Roles that were made and are not written yet.
     pub(super) fresh: BTreeSet<String>,
 }
 
 impl TufRepository {
-    /// Opens the repository in `store` with the keys of `keys_of`, and makes both when there is none at `now`
-    /// (unix seconds). A making that was cut off is continued.
+    /// Opens the repository in `store` with the keys of `keys_of`, and creates both at `now` (unix
+    /// seconds) if there is none. An interrupted creation is continued.
     pub async fn open(
         store: Arc<dyn MetadataStore>,
         keys_of: &KeyHolder,
@@ -173,7 +179,7 @@ impl TufRepository {
         Ok(this)
     }
 
-    /// Opens the repository, made with the delegated roles `delegated` when there is none.
+    /// Opens the repository. If there is none, creates it with the delegated roles `delegated`.
     async fn make(
         store: Arc<dyn MetadataStore>,
         keys_of: &KeyHolder,
@@ -202,7 +208,7 @@ impl TufRepository {
         Ok(this)
     }
 
-    /// Adds the delegated roles that a repository lacks because it was made before there were any.
+    /// Adds the delegated roles that are newer than the repository.
     async fn delegate_missing(
         &self,
         mut state: State,
@@ -214,7 +220,7 @@ impl TufRepository {
             if state.roles.contains_key(name) {
                 continue;
             }
-            // One that was made and not used: an adding that was cut off.
+            // A key without a role comes from an interrupted addition and is used now.
             if keys.of_role(name).next().is_none() {
                 keys.generate(name)?;
             }
@@ -227,8 +233,8 @@ impl TufRepository {
         if dirty.roles.is_empty() { Ok(()) } else { self.write(&mut state, keys, &dirty, now).await }
     }
 
-    /// Moves releases out of `releases.json`, which listed them all in repositories of earlier releases, into
-    /// bins.
+    /// Moves releases into bins out of `releases.json`, in which earlier versions of distd listed
+    /// all of them.
     async fn fill_bins(&self, keys: &KeyRing, now: u64) -> Result<(), RepositoryError> {
         let mut state = self.state(keys).await?;
         let listed = state.roles.get_mut(RELEASES).map(|role| std::mem::take(&mut role.targets));
@@ -245,7 +251,8 @@ impl TufRepository {
         self.write(&mut state, keys, &dirty, now).await
     }
 
-    /// The bin of a release's target, read or made; it and what is made for it is to be written.
+    /// Bin of a release's target, read or newly made. Marks it as dirty, and all that is made for
+    /// it.
     pub(super) async fn make_bin<'s>(
         &self,
         state: &'s mut State,
@@ -279,7 +286,7 @@ impl TufRepository {
         state.roles.get_mut(&bin).ok_or(RepositoryError::Missing(bin))
     }
 
-    /// Reads the node and the bin of a release's target, where there are any.
+    /// Reads the node and the bin of a release's target, if they exist.
     pub(super) async fn read_bin(
         &self,
         state: &mut State,
@@ -300,7 +307,7 @@ impl TufRepository {
             state.snapshot.meta.keys().filter_map(|file| file.strip_suffix(".json")).collect();
         let mut names: Vec<_> =
             names.into_iter().filter(|name| parent_of(name).is_some()).map(str::to_owned).collect();
-        // A node before its bins: its name is the shorter one.
+        // A node is read before its bins, and its name is shorter than theirs.
         names.sort_by_key(String::len);
         for name in names {
             self.read_role(state, keys, &name).await?;
@@ -308,7 +315,7 @@ impl TufRepository {
         Ok(())
     }
 
-    /// Reads a node or bin and checks that this origin signed it; `false` when there is none.
+    /// Reads a node or bin and checks that this origin signed it; `false` if it does not exist.
     async fn read_role(
         &self,
         state: &mut State,
@@ -334,13 +341,13 @@ impl TufRepository {
         Ok(true)
     }
 
-    /// The newest root metadata: what a node gets at enrolment.
+    /// Newest root metadata, which a node gets when it enrols.
     pub async fn root_json(&self) -> Result<Bytes, RepositoryError> {
         Ok(self.newest_root().await?.1)
     }
 
-    /// Every root so far: the newest in full, all by their SHA-256. Root metadata never changes once written, so
-    /// each is read once.
+    /// All roots so far: the newest in full, and each by its SHA-256. A root never changes once it
+    /// is written, so each is read once.
     pub async fn roots(&self) -> Result<Roots, RepositoryError> {
         let newest = self.newest_root().await?.1;
         let chain = self.chain.lock().await;
@@ -370,8 +377,9 @@ impl TufRepository {
         self.write(&mut state, &keys, &dirty, now).await
     }
 
-    /// The newest root that the first one leads to. A file that its predecessor's keys did not sign is none:
-    /// whoever can write to the store must not get the origin to vouch for their root.
+    /// Newest root to which the first one leads. A file that its predecessor's keys did not sign
+    /// does not count: write access to the store must not be enough to have the origin vouch for a
+    /// root.
     pub(super) async fn newest_root(&self) -> Result<(Signed<Root>, Bytes), RepositoryError> {
         let mut chain = self.chain.lock().await;
         // Version of the newest root that the holder of the keys knows.
@@ -389,7 +397,7 @@ impl TufRepository {
                     let error = &error as &dyn std::error::Error;
                     tracing::error!(
                         error,
-                        "a file in the TUF repository is no root of this realm: remove it"
+                        "a file in the TUF repository is not a root of this realm: remove it"
                     );
                     break;
                 }
@@ -428,8 +436,9 @@ impl TufRepository {
         Ok((root, known))
     }
 
-    /// Raises the versions of all delegated roles by `by` and signs them anew, at `now` (unix seconds): behind a
-    /// restored backup no device or relay takes a file that it has seen for another of the same version.
+    /// Raises the versions of the snapshot, the targets and all delegated roles by `by` and signs
+    /// them again, at `now` (unix seconds). After a restored backup no device or relay then takes a
+    /// new file for one of the same version that it has seen.
     pub async fn skip_versions(&self, by: u64, now: u64) -> Result<(), RepositoryError> {
         let keys = self.keys.lock().await;
         let mut state = self.state(&keys).await?;
@@ -444,8 +453,8 @@ impl TufRepository {
         self.write(&mut state, &keys, &dirty, now).await
     }
 
-    /// Reads what is published and checks that this origin's keys signed it: whoever can write to the store must
-    /// not get the origin to sign what they put there.
+    /// Reads the published metadata and checks that this origin's keys signed it. Write access to
+    /// the store must not be enough to have the origin sign foreign metadata.
     pub(super) async fn state(&self, keys: &KeyRing) -> Result<State, RepositoryError> {
         let (root, root_bytes) = self.newest_root().await?;
         for role in [RoleType::Targets, RoleType::Snapshot, RoleType::Timestamp] {
@@ -503,8 +512,8 @@ impl TufRepository {
         parse(name, &bytes)
     }
 
-    /// Signs and writes the dirty roles and all above them; `timestamp.json` last makes them current. Versions
-    /// are counted up here, except at the first publication.
+    /// Signs and writes the dirty roles and all roles above them. The write of `timestamp.json`,
+    /// the last one, makes them current. Versions are raised here, except in the first publication.
     pub(super) async fn write(
         &self,
         state: &mut State,
@@ -530,7 +539,8 @@ impl TufRepository {
             let bytes = sign(role.clone(), &signers)?;
             let file = format!("{name}.json");
             let at = match parent_of(&name) {
-                // Hundreds of them: the version is what keeps one from being led back.
+                // There are hundreds of these roles, so the snapshot lists only their versions,
+                // which prevent a rollback.
                 Some(_) => {
                     Metafile { length: None, hashes: None, version: role.version, _extra: HashMap::new() }
                 }
@@ -565,7 +575,7 @@ impl TufRepository {
             state.timestamp.version = next(state.timestamp.version);
         }
         state.timestamp.expires = expires("timestamp", now)?;
-        // What a device may take for the time: its own clock vouches for nothing.
+        // A device may take the time from here, because its own clock may be wrong.
         state.timestamp._extra.insert(SIGNED_AT.to_owned(), now.into());
         let signers = self.root_signers(state, keys, RoleType::Timestamp, dirty)?;
         let bytes = sign(state.timestamp.clone(), &signers)?;
@@ -585,13 +595,13 @@ impl TufRepository {
     }
 }
 
-/// What a write must sign anew.
+/// Metadata that a write has to sign again.
 #[derive(Default)]
 pub(super) struct Dirty {
     pub(super) roles: Vec<String>,
     pub(super) targets: bool,
     pub(super) snapshot: bool,
-    /// Sign with these keys too, though the root does not list them yet: a rotation.
+    /// Keys that also sign although the root does not list them yet, during a rotation.
     pub(super) also: Vec<Decoded<Hex>>,
     pub(super) first: bool,
 }
@@ -602,7 +612,7 @@ impl Dirty {
         Self { roles, targets: true, snapshot: true, also: Vec::new(), first: true }
     }
 
-    /// One more role.
+    /// Adds a role.
     pub(super) fn role(&mut self, name: &str) {
         if !self.roles.iter().any(|role| role == name) {
             self.roles.push(name.to_owned());
@@ -610,7 +620,7 @@ impl Dirty {
     }
 }
 
-/// Lets the keys of a role sign what fits `pattern`.
+/// Delegates the targets that match `pattern` to the keys of a role.
 fn delegate(
     delegations: &mut Delegations,
     keys: &KeyRing,
@@ -651,14 +661,15 @@ fn signers<'a>(
 }
 
 fn require_own(keys: &KeyRing, role: &str, listed: &[Decoded<Hex>]) -> Result<(), RepositoryError> {
-    // Every listed key must be ours: another's could have signed what the store holds.
+    // Every listed key must be ours, because the owner of another key could have signed files in
+    // the store.
     if listed.is_empty() || keys.keys_of(role, listed).len() != listed.len() {
         return Err(keys.missing(role).into());
     }
     Ok(())
 }
 
-/// The first root with all its signatures.
+/// First root with all its signatures.
 fn make_first_root(keys: &KeyRing, options: &Options, now: u64) -> Result<Bytes, RepositoryError> {
     let Options { root_threshold, offline_root, first_root } = options;
     let root = || first_root_of(keys, offline_root, *root_threshold, now);
@@ -666,7 +677,7 @@ fn make_first_root(keys: &KeyRing, options: &Options, now: u64) -> Result<Bytes,
         return sign(root()?, &keys.of_role("root").collect::<Vec<_>>());
     }
     let file = match first_root {
-        // A file of an earlier try with other keys is made anew.
+        // A file of an earlier attempt with other keys is replaced.
         Some(file) if root::check_first(file, offline_root, *root_threshold, keys).is_ok() => file.clone(),
         _ => root::unsigned(root()?),
     };
@@ -714,7 +725,8 @@ fn first_root_of(
     Ok(root)
 }
 
-/// Signs metadata: its canonical JSON by each key; the file's own order is sorted, so equal input is equal output.
+/// Signs the canonical JSON of metadata with each key. The file's fields are sorted, so equal input
+/// gives equal bytes.
 pub(super) fn sign<T: Role>(role: T, keys: &[&SigningKey]) -> Result<Bytes, RepositoryError> {
     let message = role.canonical_form().map_err(schema)?;
     let signatures = keys.iter().map(|key| {
@@ -726,7 +738,7 @@ pub(super) fn sign<T: Role>(role: T, keys: &[&SigningKey]) -> Result<Bytes, Repo
     Ok(serde_json::to_vec(&value).map_err(schema)?.into())
 }
 
-/// When metadata of `role` that is signed at `now` ends, unix seconds.
+/// Expiry of metadata of `role` that is signed at `now`, unix seconds.
 pub(crate) fn expires_after(role: &str, now: u64) -> u64 {
     now.saturating_add(lifetime(role))
 }
@@ -772,7 +784,7 @@ mod tests {
     const NOW: u64 = 1_800_000_000;
 
     #[tokio::test]
-    async fn releases_that_an_earlier_release_listed_in_one_role_are_moved_into_bins() {
+    async fn releases_that_an_earlier_version_listed_in_one_role_are_moved_into_bins() {
         let dir = tempfile::tempdir().expect("tempdir");
         let store = Arc::new(DirStore::new(dir.path().join("repo")));
         let keys = KeyHolder::in_dir(dir.path());
@@ -814,7 +826,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_repository_made_before_there_was_a_role_gets_it_when_it_is_opened() {
+    async fn opening_a_repository_adds_a_role_that_is_newer_than_it() {
         let dir = tempfile::tempdir().expect("tempdir");
         let store = Arc::new(DirStore::new(dir.path().join("repo")));
         let keys = KeyHolder::in_dir(dir.path());
@@ -828,14 +840,14 @@ mod tests {
             let state = opened.state(&ring).await.expect("verifies");
             let names: BTreeSet<_> = state.roles.keys().map(String::as_str).collect();
             assert_eq!(names, BTreeSet::from(DELEGATED.map(|(name, _)| name)));
-            assert_eq!(state.targets.version.get(), 2, "once is enough");
+            assert_eq!(state.targets.version.get(), 2, "the role is added once");
             assert_eq!(ring.of_role("patches").count(), 1);
             assert!(state.snapshot.meta.contains_key("patches.json"));
         }
     }
 
     #[tokio::test]
-    async fn adding_a_role_goes_on_after_it_was_cut_off_behind_its_key() {
+    async fn the_addition_of_a_role_continues_after_it_stopped_behind_the_key() {
         let dir = tempfile::tempdir().expect("tempdir");
         let store = Arc::new(DirStore::new(dir.path().join("repo")));
         let keys = KeyHolder::in_dir(dir.path());
