@@ -330,7 +330,10 @@ mod tests {
             "{error}"
         );
         let good = "data = \"/d\"\nparents = [\"a:1\"]\nproxy_url = \"http://u:topsecret@p:1\"\n[cache]\nmax_bytes = 5";
-        let settings = read(good).ok().expect("valid");
+        let settings = match read(good) {
+            Ok(settings) => settings,
+            Err(error) => panic!("{error}"),
+        };
         assert!(!settings.effective().contains("topsecret"), "{}", settings.effective());
         let config = settings.config();
         assert_eq!((config.store.max_bytes, config.parents.len(), config.listen_is_default), (5, 1, true));
