@@ -48,6 +48,7 @@ pub mod rates;
 pub mod relay;
 pub mod seldom;
 pub mod serve;
+pub mod settings;
 pub mod share;
 pub mod store;
 pub mod table;

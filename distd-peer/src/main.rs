@@ -1,15 +1,12 @@
 //! `distd-peer`: the relay daemon.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use distd_peer::net::Transport;
-use distd_peer::relay::{self, RelayConfig, RelayFile};
-use distd_peer::serve::ServeConfig;
-use distd_peer::store::StoreConfig;
+use distd_peer::relay::{self, RelaySettings};
+use distd_peer::settings::CommandLine;
 use distd_peer::trust::token::JoinToken;
 use tracing_subscriber::EnvFilter;
 
@@ -29,95 +26,66 @@ enum Command {
 
 #[derive(Args)]
 struct RunArgs {
-    /// Parent to pull from (origin or another relay); repeat for more, nearest first.
-    #[arg(long, value_name = "HOST:PORT")]
-    parent: Vec<String>,
+    #[command(flatten)]
+    settings: SettingArgs,
     /// Join token, needed the first time only.
     #[arg(long, value_name = "TOKEN", env = "DISTD_JOIN_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// File that holds the join token.
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
     token_file: Option<PathBuf>,
-    /// Directory for key, certificate and cache.
-    #[arg(long, value_name = "DIR", env = "DISTD_PEER_DATA")]
-    data: Option<PathBuf>,
-    /// Address to listen on: QUIC over UDP, HTTPS over TCP.
-    #[arg(long, value_name = "ADDR:PORT", env = "DISTD_PEER_LISTEN")]
-    listen: Option<SocketAddr>,
-    /// How to reach parents: auto, quic, or https where UDP is blocked.
-    #[arg(long, value_name = "HOW", env = "DISTD_TRANSPORT")]
-    transport: Option<Transport>,
-    /// Name of this relay that operators see.
-    #[arg(long)]
-    label: Option<String>,
-    /// Maximum size of the cache.
-    #[arg(long, value_name = "BYTES")]
-    cache_max_bytes: Option<u64>,
-    /// Free space the cache leaves on its file system.
-    #[arg(long, value_name = "BYTES")]
-    cache_min_free_bytes: Option<u64>,
-    /// Loopback address to serve Prometheus metrics on: http://ADDR:PORT/metrics.
-    #[arg(long, value_name = "ADDR:PORT", env = "DISTD_PEER_METRICS")]
-    metrics: Option<SocketAddr>,
     /// TOML file with the same settings.
     #[arg(long, value_name = "FILE", env = "DISTD_PEER_CONFIG")]
     config: Option<PathBuf>,
+    /// Show each setting and where it comes from, and end.
+    #[arg(long)]
+    effective: bool,
 }
 
-/// Address that relays listen on if none is configured.
-const DEFAULT_LISTEN: &str = "[::]:4433";
+/// Options made from the table of settings.
+struct SettingArgs(CommandLine);
 
-fn settings(args: RunArgs) -> anyhow::Result<(RelayConfig, Option<JoinToken>)> {
-    let file = match &args.config {
-        Some(path) => RelayFile::read(path)?,
-        None => RelayFile::default(),
+impl Args for SettingArgs {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        command.args(relay::TABLE.arguments(|_| true))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for SettingArgs {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self(relay::TABLE.command_line(matches)))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// Reads the join token from the option or from its file; `None` if neither is given.
+fn join_token(args: &RunArgs) -> anyhow::Result<Option<JoinToken>> {
+    let text = match (&args.token, &args.token_file) {
+        (Some(text), _) => text.clone(),
+        (None, Some(path)) => std::fs::read_to_string(path)
+            .with_context(|| format!("could not read the join token from {}", path.display()))?,
+        (None, None) => return Ok(None),
     };
-    let rates = file.limits()?;
-    let cache = file.cache.unwrap_or_default();
-    let bounds = StoreConfig::default();
-    let limits = ServeConfig::default();
-    let token = match (&args.token, &args.token_file) {
-        (Some(text), _) => Some(text.clone()),
-        (None, Some(path)) => {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("could not read the join token from {}", path.display()))?;
-            Some(text)
-        }
-        (None, None) => None,
-    };
-    let token = token.map(|text| text.trim().parse::<JoinToken>()).transpose()?;
-    let listen = args.listen.or(file.listen);
-    let config = RelayConfig {
-        data: args.data.or(file.data).context("no directory for key and cache: name one with --data DIR")?,
-        parents: if args.parent.is_empty() { file.parents.unwrap_or_default() } else { args.parent },
-        listen: listen.unwrap_or_else(|| DEFAULT_LISTEN.parse().expect("a constant address")),
-        listen_is_default: listen.is_none(),
-        transport: args.transport.or(file.transport).unwrap_or_default(),
-        proxy_url: file.proxy_url,
-        metrics: args.metrics.or(file.metrics),
-        label: args.label.or(file.label).unwrap_or_else(|| distd_peer::process::host_name("relay")),
-        store: StoreConfig {
-            max_bytes: args.cache_max_bytes.or(cache.max_bytes).unwrap_or(bounds.max_bytes),
-            min_free_bytes: args
-                .cache_min_free_bytes
-                .or(cache.min_free_bytes)
-                .unwrap_or(bounds.min_free_bytes),
-            ..bounds
-        },
-        download: rates.download.for_class(None),
-        serve: ServeConfig {
-            upload: rates.upload.for_class(None),
-            upload_slots_max: file.upload_slots_max.unwrap_or(limits.upload_slots_max),
-            connections_max: file.connections_max.unwrap_or(limits.connections_max),
-            ..limits
-        },
-    };
-    Ok((config, token))
+    Ok(Some(text.trim().parse()?))
 }
 
 async fn run(args: RunArgs) -> anyhow::Result<()> {
-    let (config, token) = settings(args)?;
-    let running = relay::start(config, token.as_ref()).await?;
+    let environment = |name: &str| std::env::var(name).ok();
+    let settings = RelaySettings::resolve(&args.settings.0, environment, args.config.as_deref())?;
+    if args.effective {
+        print!("{}", settings.effective());
+        return Ok(());
+    }
+    let token = join_token(&args)?;
+    let running = relay::start(settings.config(), token.as_ref()).await?;
     if running.recovered.tail_chunks > 0 || running.recovered.rebuilt {
         tracing::info!(recovered = ?running.recovered, "store recovered");
     }

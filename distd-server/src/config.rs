@@ -1,11 +1,6 @@
-//! Settings of an origin. The command line overrides the environment (`DISTD_SERVER_*`), which
-//! overrides the TOML file, which overrides the defaults.
-//!
-//! A value has the same text form and the same parser in every source, and every mistake is
-//! reported, not only the first. docs/operations.md, "Origin", lists the keys.
+//! An origin's settings. [`TABLE`] describes each of them once; [`Settings::resolve`] checks those
+//! that depend on each other.
 
-use std::collections::BTreeMap;
-use std::fmt::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
@@ -14,146 +9,396 @@ use std::time::Duration;
 
 use distd_core::bounds::ARTIFACT_BYTES_MAX;
 use distd_core::packing::LEVEL_DEFAULT;
+pub use distd_peer::settings::CommandLine;
+use distd_peer::settings::{
+    Resolved, Setting, SettingsError, Shown, Table, duration, filled, flag, number, parsed, without_password,
+};
 
 use crate::ingest::IngestLimits;
 use crate::origin::{Places, Tuning};
 use crate::patches::PatchOptions;
 use crate::signer::{KeyHolder, SignerLink};
-use crate::tuf::ROOT_KEYS_MAX;
+use crate::tuf;
 
-/// Prefix of environment variables.
-const ENV_PREFIX: &str = "DISTD_SERVER_";
-
-/// Environment variable that names the file.
+/// Environment variable that names the configuration file.
 pub const ENV_CONFIG: &str = "DISTD_SERVER_CONFIG";
 
-/// Largest configuration file read, bytes.
-const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Keys of the settings that say where an origin is: every command of `distd-server` takes them.
+pub const PLACE_KEYS: [&str; 5] = ["data", "db", "store", "keys", "signer"];
 
-/// All keys, in the order in which they are shown.
-pub const KEYS: [&str; 21] = [
-    "data",
-    "db",
-    "store",
-    "keys",
-    "signer",
-    "offline_root",
-    "root_threshold",
-    "http",
-    "quic",
-    "name",
-    "http_plain",
-    "cert_validity",
-    "zstd_level",
-    "patches",
-    "solid_sets",
-    "patch_threads",
-    "patch_level",
-    "patch_memory_mib",
-    "artifact_bytes_max",
-    "upload_bytes_max",
-    "uploads_max",
-];
-
-/// Bounds of the validity of node certificates, seconds. Clocks differ by minutes, and a CA lasts
+/// Bounds of the validity of node certificates, in seconds: clocks differ by minutes, and a CA lasts
 /// ten years.
 const VALIDITY_SECONDS: std::ops::RangeInclusive<u64> = 300..=365 * 24 * 3600;
 
-/// Most threads for patches. Each takes about 200 MB.
-const PATCH_THREADS_MAX: usize = 1024;
+/// Most threads for patches. A thread takes some 200 MB.
+const PATCH_THREADS_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 
-/// Source of a value.
+/// Most root keys of a realm.
+const ROOT_KEYS_MAX: NonZeroU64 = NonZeroU64::new(tuf::ROOT_KEYS_MAX).expect("not zero");
+
+/// Default port of HTTPS.
+const HTTP_PORT: u16 = 7443;
+
+/// Default port of QUIC.
+const QUIC_PORT: u16 = 7444;
+
+/// Values of all settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// An option of the command line.
-    CommandLine,
-    /// This environment variable.
-    Environment(String),
-    /// This file.
-    File(PathBuf),
-    /// No source names the value.
-    Default,
+pub struct Values {
+    /// Directory of keys, spool and, by default, everything else.
+    pub data: PathBuf,
+    /// Database: `sqlite:PATH` or `postgres://…`. Secret, as it may contain a password.
+    pub db: String,
+    /// Object store: a directory or `s3://…`.
+    pub store: String,
+    /// Directory of the CA's key and the TUF keys.
+    pub keys: PathBuf,
+    /// Unix socket of a signer that runs as another user; `None` if the origin starts its own.
+    pub signer: Option<PathBuf>,
+    /// Address for HTTPS, TCP.
+    pub http: SocketAddr,
+    /// Address for nodes: QUIC over UDP, HTTP/2 over TCP.
+    pub quic: SocketAddr,
+    /// Further names and addresses of the HTTPS certificate.
+    pub name: Vec<String>,
+    /// Whether HTTP is plain, on a loopback address only.
+    pub http_plain: bool,
+    /// Validity of node certificates.
+    pub cert_validity: Duration,
+    /// zstd level for files that the origin cuts.
+    pub zstd_level: i32,
+    /// Whether patches are made.
+    pub patches: bool,
+    /// Whether releases get a set from nothing.
+    pub solid_sets: bool,
+    /// Number of patches made at once.
+    pub patch_threads: NonZeroUsize,
+    /// zstd level within patches.
+    pub patch_level: i32,
+    /// Memory for making patches, in MiB.
+    pub patch_memory_mib: u64,
+    /// Longest artifact, in bytes.
+    pub artifact_bytes_max: u64,
+    /// Most bytes of one token's open uploads.
+    pub upload_bytes_max: u64,
+    /// Most open uploads of one token.
+    pub uploads_max: u64,
+    /// Files with the public root keys of a new realm; empty if the origin makes a root key.
+    pub offline_root: Vec<PathBuf>,
+    /// Number of root keys that must sign a root of a new realm.
+    pub root_threshold: NonZeroU64,
 }
 
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::CommandLine => f.write_str("command line"),
-            Self::Environment(name) => write!(f, "environment variable {name}"),
-            Self::File(path) => write!(f, "file {}", path.display()),
-            Self::Default => f.write_str("default"),
+impl Default for Values {
+    fn default() -> Self {
+        let everywhere = |port| SocketAddr::from(([0u16; 8], port));
+        let Tuning { cert_validity, patches, limits, .. } = Tuning::default();
+        let PatchOptions { enabled, solid_sets, threads, level, memory_bytes } = patches;
+        let IngestLimits { artifact_bytes_max, upload_bytes_max, uploads_max } = limits;
+        Self {
+            // These follow from the data directory, which has no default.
+            data: PathBuf::new(),
+            db: String::new(),
+            store: String::new(),
+            keys: PathBuf::new(),
+            signer: None,
+            http: everywhere(HTTP_PORT),
+            quic: everywhere(QUIC_PORT),
+            name: Vec::new(),
+            http_plain: false,
+            cert_validity,
+            zstd_level: LEVEL_DEFAULT,
+            patches: enabled,
+            solid_sets,
+            patch_threads: threads,
+            patch_level: level,
+            patch_memory_mib: memory_bytes >> 20,
+            artifact_bytes_max,
+            upload_bytes_max,
+            uploads_max,
+            offline_root: Vec::new(),
+            root_threshold: NonZeroU64::MIN,
         }
     }
 }
 
-/// A value and its source.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Setting<T> {
-    /// The value.
-    pub value: T,
-    /// Source of the value.
-    pub source: Source,
+/// Every setting of an origin.
+pub const TABLE: Table<Values> = Table {
+    settings: &[
+        Setting {
+            key: "data",
+            option: "data",
+            variable: "DISTD_SERVER_DATA",
+            value: "DIR",
+            several: false,
+            default: "",
+            help: "Directory for keys, spool and, by default, everything else",
+            set: |s, text| filled(text, "directory").map(|data| s.data = data),
+            show: |s| path(&s.data),
+        },
+        Setting {
+            key: "db",
+            option: "db",
+            variable: "DISTD_SERVER_DB",
+            value: "ADDRESS",
+            several: false,
+            default: "`sqlite:DATA/distd.sqlite`",
+            help: "Database, `sqlite:PATH` or `postgres://USER:PASSWORD@HOST/NAME`",
+            set: |s, text| filled(text, "address of a database").map(|db| s.db = db),
+            show: |s| Shown::Text(without_password(&s.db)),
+        },
+        Setting {
+            key: "store",
+            option: "store",
+            variable: "DISTD_SERVER_STORE",
+            value: "ADDRESS",
+            several: false,
+            default: "`DATA/objects`",
+            help: "Object store, a directory or `s3://BUCKET[/PREFIX][?endpoint=URL&region=R]`",
+            set: |s, text| filled(text, "store").map(|store| s.store = store),
+            show: |s| Shown::Text(without_password(&s.store)),
+        },
+        Setting {
+            key: "keys",
+            option: "keys",
+            variable: "DISTD_SERVER_KEYS",
+            value: "DIR",
+            several: false,
+            default: "the data directory",
+            help: "Directory of the CA's key and the TUF keys",
+            set: |s, text| filled(text, "directory").map(|keys| s.keys = keys),
+            show: |s| path(&s.keys),
+        },
+        Setting {
+            key: "signer",
+            option: "signer",
+            variable: "DISTD_SERVER_SIGNER",
+            value: "SOCKET",
+            several: false,
+            default: "`serve` starts a signer",
+            help: "Unix socket of a signer that runs as another user and holds the keys",
+            set: |s, text| filled(text, "path of a socket").map(|signer| s.signer = Some(signer)),
+            show: |s| s.signer.as_deref().map_or(Shown::Text(String::new()), path),
+        },
+        Setting {
+            key: "http",
+            option: "http",
+            variable: "DISTD_SERVER_HTTP",
+            value: "ADDR:PORT",
+            several: false,
+            default: "`[::]:7443`",
+            help: "Address for HTTPS, TCP",
+            set: |s, text| address(text).map(|http| s.http = http),
+            show: |s| Shown::Text(s.http.to_string()),
+        },
+        Setting {
+            key: "quic",
+            option: "quic",
+            variable: "DISTD_SERVER_QUIC",
+            value: "ADDR:PORT",
+            several: false,
+            default: "`[::]:7444`",
+            help: "Address for devices and relays, QUIC over UDP and HTTPS over TCP; not the port of `http`",
+            set: |s, text| address(text).map(|quic| s.quic = quic),
+            show: |s| Shown::Text(s.quic.to_string()),
+        },
+        Setting {
+            key: "name",
+            option: "name",
+            variable: "DISTD_SERVER_NAME",
+            value: "HOST",
+            several: true,
+            default: "",
+            help: "Further host name or address of this origin, for its HTTPS certificate",
+            set: |s, text| host(text).map(|name| s.name.push(name)),
+            show: |s| Shown::List(s.name.clone()),
+        },
+        Setting {
+            key: "http_plain",
+            option: "http-plain",
+            variable: "DISTD_SERVER_HTTP_PLAIN",
+            value: "",
+            several: false,
+            default: "`false`",
+            help: "Plain HTTP instead of HTTPS, on a loopback address only",
+            set: |s, text| flag(text).map(|plain| s.http_plain = plain),
+            show: |s| Shown::Flag(s.http_plain),
+        },
+        Setting {
+            key: "cert_validity",
+            option: "cert-validity",
+            variable: "DISTD_SERVER_CERT_VALIDITY",
+            value: "DURATION",
+            several: false,
+            default: "`24h`",
+            help: "Validity of node certificates, `5m` to `365d`",
+            set: |s, text| parse_validity(text).map(|validity| s.cert_validity = validity),
+            show: |s| Shown::Text(format!("{}s", s.cert_validity.as_secs())),
+        },
+        Setting {
+            key: "zstd_level",
+            option: "zstd-level",
+            variable: "DISTD_SERVER_ZSTD_LEVEL",
+            value: "LEVEL",
+            several: false,
+            default: "`1`",
+            help: "zstd level, 1 to 19, for files that the origin cuts",
+            set: |s, text| number(text, 1..=19).map(|level| s.zstd_level = level),
+            show: |s| Shown::Number(s.zstd_level.into()),
+        },
+        Setting {
+            key: "patches",
+            option: "patches",
+            variable: "DISTD_SERVER_PATCHES",
+            value: "BOOL",
+            several: false,
+            default: "`true`",
+            help: "Make patches between releases in the background, true or false",
+            set: |s, text| flag(text).map(|patches| s.patches = patches),
+            show: |s| Shown::Flag(s.patches),
+        },
+        Setting {
+            key: "solid_sets",
+            option: "solid-sets",
+            variable: "DISTD_SERVER_SOLID_SETS",
+            value: "BOOL",
+            several: false,
+            default: "`true`",
+            help: "Make a patch set from nothing for each release, for new devices and major upgrades, true or false",
+            set: |s, text| flag(text).map(|solid| s.solid_sets = solid),
+            show: |s| Shown::Flag(s.solid_sets),
+        },
+        Setting {
+            key: "patch_threads",
+            option: "patch-threads",
+            variable: "DISTD_SERVER_PATCH_THREADS",
+            value: "N",
+            several: false,
+            default: "one for each core",
+            help: "Patches made at once",
+            set: |s, text| {
+                number(text, NonZeroUsize::MIN..=PATCH_THREADS_MAX).map(|threads| s.patch_threads = threads)
+            },
+            show: |s| Shown::Number(s.patch_threads.get() as i128),
+        },
+        Setting {
+            key: "patch_level",
+            option: "patch-level",
+            variable: "DISTD_SERVER_PATCH_LEVEL",
+            value: "LEVEL",
+            several: false,
+            default: "`12`",
+            help: "zstd level within patches, 1 to 22; sets that rebuild less than 32 MiB take at least 19",
+            set: |s, text| number(text, 1..=22).map(|level| s.patch_level = level),
+            show: |s| Shown::Number(s.patch_level.into()),
+        },
+        Setting {
+            key: "patch_memory_mib",
+            option: "patch-memory-mib",
+            variable: "DISTD_SERVER_PATCH_MEMORY_MIB",
+            value: "MIB",
+            several: false,
+            default: "256 for each core, at most 4096",
+            help: "MiB that making patches may take beside its lists and caches",
+            set: |s, text| number(text, 64..=1 << 20).map(|mib| s.patch_memory_mib = mib),
+            show: |s| Shown::Number(s.patch_memory_mib.into()),
+        },
+        Setting {
+            key: "artifact_bytes_max",
+            option: "artifact-bytes-max",
+            variable: "DISTD_SERVER_ARTIFACT_BYTES_MAX",
+            value: "BYTES",
+            several: false,
+            default: "68719476736",
+            help: "Longest artifact, which bounds what one commit makes the origin hash",
+            set: |s, text| bytes(text).map(|bytes| s.artifact_bytes_max = bytes),
+            show: |s| Shown::Number(s.artifact_bytes_max.into()),
+        },
+        Setting {
+            key: "upload_bytes_max",
+            option: "upload-bytes-max",
+            variable: "DISTD_SERVER_UPLOAD_BYTES_MAX",
+            value: "BYTES",
+            several: false,
+            default: "274877906944",
+            help: "Most bytes of one token's open uploads",
+            set: |s, text| bytes(text).map(|bytes| s.upload_bytes_max = bytes),
+            show: |s| Shown::Number(s.upload_bytes_max.into()),
+        },
+        Setting {
+            key: "uploads_max",
+            option: "uploads-max",
+            variable: "DISTD_SERVER_UPLOADS_MAX",
+            value: "N",
+            several: false,
+            default: "64",
+            help: "Most open uploads of one token",
+            set: |s, text| number(text, 1..=100_000).map(|uploads| s.uploads_max = uploads),
+            show: |s| Shown::Number(s.uploads_max.into()),
+        },
+        Setting {
+            key: "offline_root",
+            option: "offline-root",
+            variable: "DISTD_SERVER_OFFLINE_ROOT",
+            value: "FILE",
+            several: true,
+            default: "",
+            help: "Public root key of a new realm whose root keys are kept elsewhere, a .pub file of `root new-key`",
+            set: |s, text| filled(text, "file").map(|file| s.offline_root.push(file)),
+            show: |s| Shown::List(s.offline_root.iter().map(|file| file.display().to_string()).collect()),
+        },
+        Setting {
+            key: "root_threshold",
+            option: "root-threshold",
+            variable: "DISTD_SERVER_ROOT_THRESHOLD",
+            value: "N",
+            several: false,
+            default: "1",
+            help: "Number of root keys that must sign a root of a new realm",
+            set: |s, text| {
+                number(text, NonZeroU64::MIN..=ROOT_KEYS_MAX).map(|threshold| s.root_threshold = threshold)
+            },
+            show: |s| Shown::Number(s.root_threshold.get().into()),
+        },
+    ],
+    sections: &[],
+};
+
+fn path(path: &Path) -> Shown {
+    Shown::Text(path.display().to_string())
 }
 
-/// All settings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// Directory of keys, spool and, by default, everything else.
-    pub data: Setting<PathBuf>,
-    /// Database: `sqlite:PATH` or `postgres://…`.
-    pub db: Setting<String>,
-    /// Object store: a directory or `s3://…`.
-    pub store: Setting<String>,
-    /// Directory of the CA's key and the TUF keys.
-    pub keys: Setting<PathBuf>,
-    /// Unix socket of a signer that runs as another user. Without it the origin starts a signer of
-    /// its own.
-    pub signer: Setting<Option<PathBuf>>,
-    /// Files with the public root keys of a new realm. Without them the origin makes a root key.
-    pub offline_root: Setting<Vec<PathBuf>>,
-    /// Number of root keys that must sign a root of a new realm.
-    pub root_threshold: Setting<NonZeroU64>,
-    /// Address for HTTPS, TCP.
-    pub http: Setting<SocketAddr>,
-    /// Address for nodes: QUIC over UDP, HTTP/2 over TCP.
-    pub quic: Setting<SocketAddr>,
-    /// Further names and addresses of the HTTPS certificate.
-    pub name: Setting<Vec<String>>,
-    /// Whether to serve plain HTTP, on a loopback address only.
-    pub http_plain: Setting<bool>,
-    /// Validity of node certificates.
-    pub cert_validity: Setting<Duration>,
-    /// zstd level for files that the origin cuts.
-    pub zstd_level: Setting<i32>,
-    /// Whether patches are made.
-    pub patches: Setting<bool>,
-    /// Whether releases also get a patch set from nothing.
-    pub solid_sets: Setting<bool>,
-    /// Number of patch jobs at once.
-    pub patch_threads: Setting<NonZeroUsize>,
-    /// zstd level within patches.
-    pub patch_level: Setting<i32>,
-    /// Memory for making patches, MiB.
-    pub patch_memory_mib: Setting<u64>,
-    /// Longest artifact, bytes.
-    pub artifact_bytes_max: Setting<u64>,
-    /// Most bytes of one token's open uploads.
-    pub upload_bytes_max: Setting<u64>,
-    /// Most open uploads of one token.
-    pub uploads_max: Setting<u64>,
+fn address(text: &str) -> Result<SocketAddr, String> {
+    parsed(text, "is not ADDRESS:PORT, as in 0.0.0.0:7443")
 }
 
-/// Settings given on the command line: texts by key.
-pub type CommandLine = BTreeMap<&'static str, Vec<String>>;
+fn bytes(text: &str) -> Result<u64, String> {
+    number(text, 1 << 20..=ARTIFACT_BYTES_MAX)
+}
 
-/// All mistakes in the settings, one line each.
-#[derive(Debug, thiserror::Error)]
-#[error("the settings cannot be used:\n  {}", .0.join("\n  "))]
-pub struct SettingsError(pub Vec<String>);
+fn host(text: &str) -> Result<String, String> {
+    if is_host(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("is neither a host name nor an IP address".to_owned())
+    }
+}
+
+/// Settings of an origin, with the layer that each value comes from.
+#[derive(Clone, Debug)]
+pub struct Settings(Resolved<Values>);
+
+impl std::ops::Deref for Settings {
+    type Target = Values;
+
+    fn deref(&self) -> &Values {
+        &self.0
+    }
+}
 
 impl Settings {
-    /// Resolves all settings. `environment` returns a variable's text; `file` is the TOML file to
-    /// read, if any.
+    /// Resolves every value. `environment` returns the text of a variable; `file` is the TOML file
+    /// to read, if any.
     ///
     /// # Errors
     /// [`SettingsError`] with one line for each mistake.
@@ -162,235 +407,71 @@ impl Settings {
         environment: impl Fn(&str) -> Option<String>,
         file: Option<&Path>,
     ) -> Result<Self, SettingsError> {
-        let mut problems = Vec::new();
-        let file = match file {
-            Some(path) => (path.to_owned(), read_file(path, &mut problems)),
-            None => (PathBuf::new(), BTreeMap::new()),
-        };
-        let mut layers = Layers { command_line, environment: &environment, file: &file, problems };
-
-        let data = layers.pick("data", None, |text| match text {
-            "" => Err("is empty: name a directory"),
-            path => Ok(PathBuf::from(path)),
-        });
-        let places = Places::in_dir(data.as_ref().map_or(Path::new(""), |data| &data.value));
-        let some = |text: &str| if text.is_empty() { Err("is empty") } else { Ok(text.to_owned()) };
-        let db = layers.pick("db", Some(places.db), some);
-        let store = layers.pick("store", Some(places.store), some);
-        let data_dir = data.as_ref().map(|data| data.value.clone()).unwrap_or_default();
-        let directory =
-            |text: &str| if text.is_empty() { Err("is empty: name a directory") } else { Ok(text.into()) };
-        let keys = layers.pick("keys", Some(data_dir), directory);
-        let signer = layers.pick("signer", Some(None), |text| {
-            if text.is_empty() { Err("is empty: name a socket") } else { Ok(Some(PathBuf::from(text))) }
-        });
-        let offline_root = layers.pick_all("offline_root", |text| {
-            if text.is_empty() { Err("is empty: name a file") } else { Ok(PathBuf::from(text)) }
-        });
-        let root_threshold = layers.pick("root_threshold", Some(NonZeroU64::MIN), |text| {
-            let threshold =
-                text.parse().ok().filter(|threshold: &NonZeroU64| threshold.get() <= ROOT_KEYS_MAX);
-            threshold.ok_or("is not a number between 1 and 32")
-        });
-        if let (Some(keys), Some(threshold)) = (&offline_root, &root_threshold) {
-            let (files, needed) = (keys.value.len() as u64, threshold.value.get());
-            if files > ROOT_KEYS_MAX {
-                layers
-                    .problems
-                    .push(format!("offline_root ({}): {files} keys, more than {ROOT_KEYS_MAX}", keys.source));
-            } else if files > 0 && needed > files {
-                layers.problems.push(format!(
-                    "root_threshold ({}): {needed} signatures, but offline_root names {files} keys",
-                    threshold.source
-                ));
+        let (mut settings, mut problems) = TABLE.resolve(command_line, environment, file);
+        settings.complete(|values, is_default| {
+            let places = Places::in_dir(&values.data);
+            if is_default("db") {
+                values.db = places.db;
             }
-        }
-        let yes_or_no = |text: &str| match text {
-            "true" | "1" | "yes" => Ok(true),
-            "false" | "0" | "no" => Ok(false),
-            _ => Err("is neither true nor false"),
-        };
-        let http_plain = layers.pick("http_plain", Some(false), yes_or_no);
-        let plain = http_plain.as_ref().is_some_and(|plain| plain.value);
-        let everywhere = |port| SocketAddr::from(([0u16; 8], port));
-        let http_default =
-            if plain { SocketAddr::from(([127, 0, 0, 1], HTTP_PORT)) } else { everywhere(HTTP_PORT) };
-        let address = |text: &str| text.parse().map_err(|_| "is not ADDRESS:PORT, as in 0.0.0.0:7443");
-        let http = layers.pick("http", Some(http_default), address);
-        let quic = layers.pick("quic", Some(everywhere(QUIC_PORT)), address);
-        let name = layers.pick_all("name", |text| match is_host(text) {
-            true => Ok(text.to_owned()),
-            false => Err("is neither a host name nor an IP address"),
+            if is_default("store") {
+                values.store = places.store;
+            }
+            if is_default("keys") {
+                values.keys.clone_from(&values.data);
+            }
+            if is_default("http") && values.http_plain {
+                values.http = SocketAddr::from(([127, 0, 0, 1], HTTP_PORT));
+            }
         });
-        let tuning = Tuning::default();
-        let cert_validity = layers.pick("cert_validity", Some(tuning.cert_validity), parse_validity);
-        let zstd_level = layers.pick("zstd_level", Some(LEVEL_DEFAULT), |text| {
-            text.parse()
-                .ok()
-                .filter(|level| (1..=19).contains(level))
-                .ok_or("is not a number between 1 and 19")
-        });
-        let PatchOptions { enabled, solid_sets, threads, level, memory_bytes } = tuning.patches;
-        let patches = layers.pick("patches", Some(enabled), yes_or_no);
-        let solid_sets = layers.pick("solid_sets", Some(solid_sets), yes_or_no);
-        let patch_threads = layers.pick("patch_threads", Some(threads), |text| {
-            let threads =
-                text.parse().ok().filter(|threads: &NonZeroUsize| threads.get() <= PATCH_THREADS_MAX);
-            threads.ok_or("is not a number between 1 and 1024")
-        });
-        let patch_level = layers.pick("patch_level", Some(level), |text| {
-            text.parse()
-                .ok()
-                .filter(|level| (1..=22).contains(level))
-                .ok_or("is not a number between 1 and 22")
-        });
-        let patch_memory_mib = layers.pick("patch_memory_mib", Some(memory_bytes >> 20), |text| {
-            let mib = text.parse().ok().filter(|mib| (64..=1 << 20).contains(mib));
-            mib.ok_or("is not a number between 64 and 1048576")
-        });
-
-        let bytes = |text: &str| {
-            let bytes = text.parse().ok().filter(|bytes| (1 << 20..=ARTIFACT_BYTES_MAX).contains(bytes));
-            bytes.ok_or("is not a number of bytes between 1048576 and 17592186044416")
-        };
-        let IngestLimits { artifact_bytes_max, upload_bytes_max, uploads_max } = tuning.limits;
-        let artifact_bytes_max = layers.pick("artifact_bytes_max", Some(artifact_bytes_max), bytes);
-        let upload_bytes_max = layers.pick("upload_bytes_max", Some(upload_bytes_max), bytes);
-        let uploads_max = layers.pick("uploads_max", Some(uploads_max), |text| {
-            let uploads = text.parse().ok().filter(|uploads| (1..=100_000).contains(uploads));
-            uploads.ok_or("is not a number between 1 and 100000")
-        });
-
-        if let (true, Some(http)) = (plain, &http)
-            && !http.value.ip().is_loopback()
-        {
-            let Setting { value, source } = http;
-            layers.problems.push(format!(
-                "http ({source}): {value} is not a loopback address, and plain HTTP would show tokens to the network: \
-                 leave out http_plain, or listen on 127.0.0.1:{}",
-                value.port()
+        let (http, quic) = (settings.http, settings.quic);
+        if settings.http_plain && !http.ip().is_loopback() {
+            problems.push(format!(
+                "http ({}): {http} is no loopback address, and plain HTTP would show tokens to the network: leave \
+                 out http_plain, or listen on 127.0.0.1:{}",
+                settings.source("http"),
+                http.port()
             ));
         }
-        if let (Some(http), Some(quic)) = (&http, &quic)
-            && meet(http.value, quic.value)
-        {
-            layers.problems.push(format!(
-                "quic ({}): nodes connect over UDP and TCP, and http already uses TCP {}: choose another port",
-                quic.source, quic.value
+        if meet(http, quic) {
+            problems.push(format!(
+                "quic ({}): nodes are answered on UDP and TCP, and TCP {quic} is taken by http: choose another port",
+                settings.source("quic")
             ));
         }
-        if data.is_none() && layers.problems.is_empty() {
-            layers.problems.push("no directory for keys and data is given: add --data DIR".to_owned());
+        let (keys, needed) = (settings.offline_root.len() as u64, settings.root_threshold.get());
+        if keys > tuf::ROOT_KEYS_MAX {
+            let source = settings.source("offline_root");
+            problems.push(format!("offline_root ({source}): more than {} keys", tuf::ROOT_KEYS_MAX));
+        } else if keys > 0 && needed > keys {
+            let source = settings.source("root_threshold");
+            problems.push(format!(
+                "root_threshold ({source}): {needed} signatures, but offline_root names {keys} keys"
+            ));
         }
-        let problems = layers.problems;
-        let patches = (patches, solid_sets, patch_threads, patch_level, patch_memory_mib);
-        let limits = (artifact_bytes_max, upload_bytes_max, uploads_max);
-        let db = (db, keys, signer, offline_root, root_threshold);
-        match (data, db, store, http, quic, name, http_plain, cert_validity, zstd_level, patches, limits) {
-            (
-                Some(data),
-                (Some(db), Some(keys), Some(signer), Some(offline_root), Some(root_threshold)),
-                Some(store),
-                Some(http),
-                Some(quic),
-                Some(name),
-                Some(http_plain),
-                Some(cert_validity),
-                Some(zstd_level),
-                (
-                    Some(patches),
-                    Some(solid_sets),
-                    Some(patch_threads),
-                    Some(patch_level),
-                    Some(patch_memory_mib),
-                ),
-                (Some(artifact_bytes_max), Some(upload_bytes_max), Some(uploads_max)),
-            ) if problems.is_empty() => Ok(Self {
-                data,
-                db,
-                store,
-                keys,
-                signer,
-                offline_root,
-                root_threshold,
-                http,
-                quic,
-                name,
-                http_plain,
-                cert_validity,
-                zstd_level,
-                patches,
-                solid_sets,
-                patch_threads,
-                patch_level,
-                patch_memory_mib,
-                artifact_bytes_max,
-                upload_bytes_max,
-                uploads_max,
-            }),
-            _ => Err(SettingsError(problems)),
+        if settings.is_default("data") && problems.is_empty() {
+            problems.push("say where to keep keys and data: --data DIR".to_owned());
         }
+        if problems.is_empty() { Ok(Self(settings)) } else { Err(SettingsError(problems)) }
     }
 
-    /// All values and their sources as commented TOML, without passwords; printed by `serve
-    /// --effective`.
+    /// Returns each value and its source as commented TOML, without passwords: `serve --effective`.
     pub fn effective(&self) -> String {
-        let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
-        let names: Vec<String> = self.name.value.iter().map(|name| quoted(name)).collect();
-        let signer = self.signer.value.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
-        let roots: Vec<String> =
-            self.offline_root.value.iter().map(|path| quoted(&path.display().to_string())).collect();
-        let lines = [
-            ("data", quoted(&self.data.value.display().to_string()), &self.data.source),
-            ("db", quoted(&without_password(&self.db.value)), &self.db.source),
-            ("store", quoted(&without_password(&self.store.value)), &self.store.source),
-            ("keys", quoted(&self.keys.value.display().to_string()), &self.keys.source),
-            ("signer", quoted(&signer), &self.signer.source),
-            ("offline_root", format!("[{}]", roots.join(", ")), &self.offline_root.source),
-            ("root_threshold", self.root_threshold.value.to_string(), &self.root_threshold.source),
-            ("http", quoted(&self.http.value.to_string()), &self.http.source),
-            ("quic", quoted(&self.quic.value.to_string()), &self.quic.source),
-            ("name", format!("[{}]", names.join(", ")), &self.name.source),
-            ("http_plain", self.http_plain.value.to_string(), &self.http_plain.source),
-            (
-                "cert_validity",
-                quoted(&format!("{}s", self.cert_validity.value.as_secs())),
-                &self.cert_validity.source,
-            ),
-            ("zstd_level", self.zstd_level.value.to_string(), &self.zstd_level.source),
-            ("patches", self.patches.value.to_string(), &self.patches.source),
-            ("solid_sets", self.solid_sets.value.to_string(), &self.solid_sets.source),
-            ("patch_threads", self.patch_threads.value.to_string(), &self.patch_threads.source),
-            ("patch_level", self.patch_level.value.to_string(), &self.patch_level.source),
-            ("patch_memory_mib", self.patch_memory_mib.value.to_string(), &self.patch_memory_mib.source),
-            (
-                "artifact_bytes_max",
-                self.artifact_bytes_max.value.to_string(),
-                &self.artifact_bytes_max.source,
-            ),
-            ("upload_bytes_max", self.upload_bytes_max.value.to_string(), &self.upload_bytes_max.source),
-            ("uploads_max", self.uploads_max.value.to_string(), &self.uploads_max.source),
-        ];
-        let mut out = String::new();
-        for (key, value, source) in lines {
-            let _ = writeln!(out, "{key} = {value}  # {source}");
-        }
-        out
+        TABLE.effective(&self.0)
+    }
+
+    /// Returns whether no layer names `key`.
+    pub fn is_default(&self, key: &str) -> bool {
+        self.0.is_default(key)
     }
 
     /// Places of the origin's data and keys. Without a signer at a socket this process reads the
     /// keys.
     pub fn places(&self) -> Places {
-        let keys = match &self.signer.value {
+        let keys = match &self.signer {
             Some(path) => KeyHolder::Signer(Arc::new(SignerLink::connect(path.clone()))),
-            None => KeyHolder::ThisProcess(self.keys.value.clone()),
+            None => KeyHolder::ThisProcess(self.keys.clone()),
         };
-        Places {
-            data: self.data.value.clone(),
-            db: self.db.value.clone(),
-            store: self.store.value.clone(),
-            keys,
-        }
+        Places { data: self.data.clone(), db: self.db.clone(), store: self.store.clone(), keys }
     }
 
     /// Like [`Self::places`], with a signer that the origin starts: `program`, run as `distd-server
@@ -399,7 +480,7 @@ impl Settings {
         let mut places = self.places();
         if let KeyHolder::ThisProcess(keys) = &places.keys {
             let keys = keys.display().to_string();
-            let validity = format!("{}s", self.cert_validity.value.as_secs());
+            let validity = format!("{}s", self.cert_validity.as_secs());
             let arguments = ["signer", "--keys", &keys, "--cert-validity", &validity];
             let link = SignerLink::start(program, arguments.map(str::to_owned).to_vec());
             places.keys = KeyHolder::Signer(Arc::new(link));
@@ -410,184 +491,34 @@ impl Settings {
     /// Options of the origin.
     pub fn tuning(&self) -> Tuning {
         Tuning {
-            hosts: self.name.value.clone(),
-            cert_validity: self.cert_validity.value,
-            zstd_level: self.zstd_level.value,
+            hosts: self.name.clone(),
+            cert_validity: self.cert_validity,
+            zstd_level: self.zstd_level,
             patches: PatchOptions {
-                enabled: self.patches.value,
-                solid_sets: self.solid_sets.value,
-                threads: self.patch_threads.value,
-                level: self.patch_level.value,
-                memory_bytes: self.patch_memory_mib.value << 20,
+                enabled: self.patches,
+                solid_sets: self.solid_sets,
+                threads: self.patch_threads,
+                level: self.patch_level,
+                memory_bytes: self.patch_memory_mib << 20,
             },
             limits: IngestLimits {
-                artifact_bytes_max: self.artifact_bytes_max.value,
-                upload_bytes_max: self.upload_bytes_max.value,
-                uploads_max: self.uploads_max.value,
+                artifact_bytes_max: self.artifact_bytes_max,
+                upload_bytes_max: self.upload_bytes_max,
+                uploads_max: self.uploads_max,
             },
-            offline_root: self.offline_root.value.clone(),
-            root_threshold: self.root_threshold.value,
+            offline_root: self.offline_root.clone(),
+            root_threshold: self.root_threshold,
         }
-    }
-}
-
-/// Default port of HTTPS.
-const HTTP_PORT: u16 = 7443;
-
-/// Default port of QUIC.
-const QUIC_PORT: u16 = 7444;
-
-/// Sources of settings, and the mistakes found in them so far.
-struct Layers<'a, E> {
-    command_line: &'a CommandLine,
-    environment: &'a E,
-    file: &'a (PathBuf, BTreeMap<String, Vec<String>>),
-    problems: Vec<String>,
-}
-
-impl<E: Fn(&str) -> Option<String>> Layers<'_, E> {
-    /// Texts of the highest source that has the key, and that source.
-    fn texts(&self, key: &str) -> Option<(Vec<String>, Source)> {
-        if let Some(texts) = self.command_line.get(key) {
-            return Some((texts.clone(), Source::CommandLine));
-        }
-        let variable = format!("{ENV_PREFIX}{}", key.to_uppercase());
-        if let Some(text) = (self.environment)(&variable) {
-            // These two keys can have several values, separated by commas.
-            let texts = match key {
-                "name" | "offline_root" => {
-                    text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(str::to_owned).collect()
-                }
-                _ => vec![text],
-            };
-            return Some((texts, Source::Environment(variable)));
-        }
-        let (path, file) = self.file;
-        file.get(key).map(|texts| (texts.clone(), Source::File(path.clone())))
-    }
-
-    fn pick<T>(
-        &mut self,
-        key: &str,
-        default: Option<T>,
-        parse: impl Fn(&str) -> Result<T, &'static str>,
-    ) -> Option<Setting<T>> {
-        let Some((texts, source)) = self.texts(key) else {
-            return default.map(|value| Setting { value, source: Source::Default });
-        };
-        let [text] = &texts[..] else {
-            self.problems.push(format!("{key} ({source}): takes one value"));
-            return None;
-        };
-        match parse(text) {
-            Ok(value) => Some(Setting { value, source }),
-            Err(why) => {
-                self.problem(key, &source, text, why);
-                None
-            }
-        }
-    }
-
-    fn pick_all<T>(
-        &mut self,
-        key: &str,
-        parse: impl Fn(&str) -> Result<T, &'static str>,
-    ) -> Option<Setting<Vec<T>>> {
-        let (texts, source) = self.texts(key).unwrap_or((Vec::new(), Source::Default));
-        let mut value = Vec::new();
-        for text in &texts {
-            match parse(text) {
-                Ok(one) => value.push(one),
-                Err(why) => self.problem(key, &source, text, why),
-            }
-        }
-        (value.len() == texts.len()).then_some(Setting { value, source })
-    }
-
-    fn problem(&mut self, key: &str, source: &Source, text: &str, why: &str) {
-        let shown = without_password(text);
-        self.problems.push(format!("{key} ({source}): {shown:?} {why}"));
-    }
-}
-
-fn read_file(path: &Path, problems: &mut Vec<String>) -> BTreeMap<String, Vec<String>> {
-    let mut values = BTreeMap::new();
-    let shown = path.display();
-    let text = match read_bounded(path) {
-        Ok(text) => text,
-        Err(error) => {
-            problems.push(format!("{shown}: cannot be read: {error}"));
-            return values;
-        }
-    };
-    let table: toml::Table = match text.parse() {
-        Ok(table) => table,
-        Err(error) => {
-            problems.push(format!("{shown}: is not TOML: {error}"));
-            return values;
-        }
-    };
-    for (key, value) in table {
-        if !KEYS.contains(&key.as_str()) {
-            problems.push(format!("{shown}: unknown key {key:?}; the keys are {}", KEYS.join(", ")));
-            continue;
-        }
-        let texts = match value {
-            toml::Value::Array(several) => several.into_iter().map(text_of).collect(),
-            one => text_of(one).map(|text| vec![text]),
-        };
-        match texts {
-            Some(texts) => {
-                values.insert(key, texts);
-            }
-            None => {
-                problems.push(format!("{shown}: {key} is neither a text nor a number nor true nor false"))
-            }
-        }
-    }
-    values
-}
-
-fn read_bounded(path: &Path) -> std::io::Result<String> {
-    use std::io::Read;
-    let mut text = String::new();
-    let read = std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
-    if read as u64 > FILE_BYTES_MAX {
-        return Err(std::io::Error::other("longer than 1 MiB"));
-    }
-    Ok(text)
-}
-
-fn text_of(value: toml::Value) -> Option<String> {
-    match value {
-        toml::Value::String(text) => Some(text),
-        toml::Value::Integer(number) => Some(number.to_string()),
-        toml::Value::Boolean(yes) => Some(yes.to_string()),
-        _ => None,
     }
 }
 
 /// Parses the validity of a node's certificate, as in `24h`.
 ///
 /// # Errors
-/// Reason why the text is not a validity.
-pub fn parse_validity(text: &str) -> Result<Duration, &'static str> {
-    let validity = parse_duration(text).filter(|validity| VALIDITY_SECONDS.contains(&validity.as_secs()));
-    validity.ok_or("is not a duration between 5m and 365d, as in 24h")
-}
-
-/// Parses a duration such as `90`, `90s`, `15m`, `24h` or `7d`. A number without a unit is in
-/// seconds.
-fn parse_duration(text: &str) -> Option<Duration> {
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let unit = match &text[digits.len()..] {
-        "" | "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 24 * 3600,
-        _ => return None,
-    };
-    Some(Duration::from_secs(digits.parse::<u64>().ok()?.checked_mul(unit)?))
+/// The end of a sentence about the text.
+pub fn parse_validity(text: &str) -> Result<Duration, String> {
+    let validity = duration(text).filter(|validity| VALIDITY_SECONDS.contains(&validity.as_secs()));
+    validity.ok_or_else(|| "is no duration between 5m and 365d, as in 24h".to_owned())
 }
 
 /// Whether two listeners of one protocol want the same port of the same address.
@@ -607,20 +538,10 @@ fn is_host(text: &str) -> bool {
         || text.len() <= 253 && text.strip_prefix("*.").unwrap_or(text).split('.').all(label)
 }
 
-/// Address without its password, for messages.
-fn without_password(address: &str) -> String {
-    match url::Url::parse(address) {
-        Ok(mut url) if url.password().is_some() => {
-            // This fails only for URLs that cannot have a password.
-            let _ = url.set_password(Some("***"));
-            url.to_string()
-        }
-        _ => address.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use distd_peer::settings::Source;
+
     use super::*;
 
     fn command_line(pairs: &[(&'static str, &str)]) -> CommandLine {
@@ -641,8 +562,8 @@ mod tests {
     fn a_data_directory_alone_is_enough() {
         let settings = Settings::resolve(&command_line(&[("data", "/d")]), |_| None, None).expect("settings");
         assert_eq!(settings.places().db, "sqlite:/d/distd.sqlite");
-        assert_eq!(settings.http.value.port(), 7443);
-        assert_eq!(settings.http.source, Source::Default);
+        assert_eq!(settings.http.port(), 7443);
+        assert_eq!(*settings.0.source("http"), Source::Default);
         let error = Settings::resolve(&command_line(&[]), |_| None, None).expect_err("no directory");
         assert!(error.to_string().contains("--data DIR"), "{error}");
     }
@@ -659,19 +580,19 @@ mod tests {
         };
         let settings = Settings::resolve(&command_line(&[("data", "/c")]), environment, Some(file.path()))
             .expect("settings");
-        assert_eq!(settings.data.value, Path::new("/c"));
-        assert_eq!(settings.data.source, Source::CommandLine);
-        assert_eq!(settings.http.value.port(), 2);
-        assert_eq!(settings.http.source, Source::Environment("DISTD_SERVER_HTTP".to_owned()));
-        assert_eq!(settings.zstd_level.value, 5);
-        assert_eq!(settings.zstd_level.source, Source::File(file.path().to_owned()));
-        assert_eq!(settings.name.value, ["a.example", "10.0.0.1"]);
+        assert_eq!(settings.data, Path::new("/c"));
+        assert_eq!(*settings.0.source("data"), Source::CommandLine);
+        assert_eq!(settings.http.port(), 2);
+        assert_eq!(*settings.0.source("http"), Source::Environment("DISTD_SERVER_HTTP"));
+        assert_eq!(settings.zstd_level, 5);
+        assert_eq!(*settings.0.source("zstd_level"), Source::File(file.path().to_owned()));
+        assert_eq!(settings.name, ["a.example", "10.0.0.1"]);
         let shown = settings.effective();
         assert!(
             shown.contains("http = \"127.0.0.1:2\"  # environment variable DISTD_SERVER_HTTP"),
             "{shown}"
         );
-        assert_eq!(shown.parse::<toml::Table>().expect("is TOML itself").len(), KEYS.len());
+        assert_eq!(shown.parse::<toml::Table>().expect("is TOML itself").len(), TABLE.settings.len());
     }
 
     #[test]
@@ -706,7 +627,7 @@ mod tests {
         }
         let without = command_line(&[("data", "/d"), ("http_plain", "true")]);
         let settings = Settings::resolve(&without, |_| None, None).expect("settings");
-        assert!(settings.http.value.ip().is_loopback());
+        assert!(settings.http.ip().is_loopback());
     }
 
     #[test]
@@ -726,5 +647,27 @@ mod tests {
         let line = command_line(&[("data", "/d"), ("db", "postgres://me:secret@db/distd")]);
         let shown = Settings::resolve(&line, |_| None, None).expect("settings").effective();
         assert!(!shown.contains("secret"), "{shown}");
+    }
+
+    #[test]
+    fn the_page_for_operators_has_this_table() {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md");
+        distd_peer::settings::check_page(&page, "distd-server", &TABLE.markdown());
+    }
+
+    #[test]
+    fn the_defaults_in_words_are_the_defaults() {
+        let settings = Settings::resolve(&command_line(&[("data", "/d")]), |_| None, None).expect("settings");
+        for setting in TABLE.settings {
+            let default = setting.default.trim_matches('`');
+            let shown = (setting.show)(&settings).to_string();
+            // Defaults in other words follow from the machine or from other settings.
+            if default.parse::<u64>().is_ok()
+                || ["true", "false"].contains(&default)
+                || default.starts_with('[')
+            {
+                assert_eq!(shown.trim_matches('"'), default, "{}", setting.key);
+            }
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use distd_server::config::{CommandLine, ENV_CONFIG, Settings, parse_validity};
+use distd_server::config::{self, CommandLine, ENV_CONFIG, Settings, parse_validity};
 use distd_server::offline::{self, FsckOptions, RootOrder};
 use distd_server::origin::Places;
 use distd_server::run::{self, Running, STOP};
@@ -177,143 +177,60 @@ struct FsckArgs {
     places: PlaceArgs,
 }
 
-/// Where the origin is. Each option can also be set as DISTD_SERVER_OPTION in the environment or in the --config file.
-#[derive(Args)]
-struct PlaceArgs {
-    /// Directory for keys, spool and, by default, everything else.
-    #[arg(long, value_name = "DIR")]
-    data: Option<String>,
-    /// Database: sqlite:PATH or postgres://USER:PASSWORD@HOST/NAME [default: sqlite in the data directory]
-    #[arg(long, value_name = "ADDRESS")]
-    db: Option<String>,
-    /// Object store: DIR or s3://BUCKET[/PREFIX][?endpoint=URL&region=R] [default: objects/ in the data directory]
-    #[arg(long, value_name = "ADDRESS")]
-    store: Option<String>,
-    /// Directory of the CA's key and the TUF keys [default: the data directory]
-    #[arg(long, value_name = "DIR")]
-    keys: Option<String>,
-    /// Unix socket of a signer that runs as another user and holds the keys [default: serve starts
-    /// one of its own]
-    #[arg(long, value_name = "SOCKET")]
-    signer: Option<String>,
-    /// TOML file with the same settings.
-    #[arg(long, value_name = "FILE")]
+/// Options made from the table of settings: those that say where the origin is, or ALL of them. Each
+/// can also be set in the environment or in the --config file.
+struct SettingArgs<const ALL: bool> {
+    line: CommandLine,
     config: Option<PathBuf>,
 }
 
-impl PlaceArgs {
-    fn resolve(&self, mut line: CommandLine) -> anyhow::Result<Settings> {
-        for (key, value) in [
-            ("data", &self.data),
-            ("db", &self.db),
-            ("store", &self.store),
-            ("keys", &self.keys),
-            ("signer", &self.signer),
-        ] {
-            if let Some(value) = value {
-                line.insert(key, vec![value.clone()]);
-            }
-        }
+type PlaceArgs = SettingArgs<false>;
+
+impl<const ALL: bool> Args for SettingArgs<ALL> {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let config = clap::Arg::new("config")
+            .long("config")
+            .value_name("FILE")
+            .value_parser(clap::value_parser!(PathBuf))
+            .help("TOML file with the same settings; an option --a-b is the key a_b and the variable DISTD_SERVER_A_B.");
+        command.args(config::TABLE.arguments(|key| ALL || config::PLACE_KEYS.contains(&key))).arg(config)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl<const ALL: bool> clap::FromArgMatches for SettingArgs<ALL> {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        let line = config::TABLE.command_line(matches);
+        Ok(Self { line, config: matches.get_one::<PathBuf>("config").cloned() })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl<const ALL: bool> SettingArgs<ALL> {
+    fn settings(&self) -> anyhow::Result<Settings> {
         let file = self.config.clone().or_else(|| std::env::var_os(ENV_CONFIG).map(PathBuf::from));
-        Ok(Settings::resolve(&line, |name| std::env::var(name).ok(), file.as_deref())?)
+        Ok(Settings::resolve(&self.line, |name| std::env::var(name).ok(), file.as_deref())?)
     }
 
     fn places(&self) -> anyhow::Result<Places> {
-        Ok(self.resolve(CommandLine::new())?.places())
+        Ok(self.settings()?.places())
     }
 }
 
-/// Each option can also be set as DISTD_SERVER_OPTION in the environment or in the --config file.
 #[derive(Args)]
 struct ServeArgs {
     #[command(flatten)]
-    places: PlaceArgs,
-    /// Address for HTTPS (TCP) [default: [::]:7443]
-    #[arg(long, value_name = "ADDR:PORT")]
-    http: Option<String>,
-    /// Address for nodes: QUIC over UDP, and HTTPS over TCP for those without it [default: [::]:7444]
-    #[arg(long, value_name = "ADDR:PORT")]
-    quic: Option<String>,
-    /// Further host name or address of this origin, for its certificate; repeat for more.
-    #[arg(long, value_name = "HOST")]
-    name: Vec<String>,
-    /// Plain HTTP instead of HTTPS; only on a loopback address.
-    #[arg(long)]
-    http_plain: bool,
-    /// Validity of node certificates, as in 24h [default: 24h]
-    #[arg(long, value_name = "DURATION")]
-    cert_validity: Option<String>,
-    /// zstd level, 1 to 19, for files that the origin cuts [default: 1]
-    #[arg(long, value_name = "LEVEL")]
-    zstd_level: Option<String>,
-    /// Make patches between releases: true or false [default: true]
-    #[arg(long, value_name = "BOOL")]
-    patches: Option<String>,
-    /// Make each release's patch set for devices that hold nothing: true or false [default: true]
-    #[arg(long, value_name = "BOOL")]
-    solid_sets: Option<String>,
-    /// Patches made at once [default: one for each core]
-    #[arg(long, value_name = "N")]
-    patch_threads: Option<String>,
-    /// zstd level within patches, 1 to 22 [default: 12]
-    #[arg(long, value_name = "LEVEL")]
-    patch_level: Option<String>,
-    /// Memory for making patches, MiB [default: 256 for each core]
-    #[arg(long, value_name = "MIB")]
-    patch_memory_mib: Option<String>,
-    /// Longest artifact, bytes [default: 68719476736]
-    #[arg(long, value_name = "BYTES")]
-    artifact_bytes_max: Option<String>,
-    /// Most bytes of one token's open uploads [default: 274877906944]
-    #[arg(long, value_name = "BYTES")]
-    upload_bytes_max: Option<String>,
-    /// Most open uploads of one token [default: 64]
-    #[arg(long, value_name = "N")]
-    uploads_max: Option<String>,
-    /// Public root key of a new realm whose root keys are kept elsewhere, a .pub file of `root
-    /// new-key`; repeat for more.
-    #[arg(long, value_name = "FILE")]
-    offline_root: Vec<String>,
-    /// How many root keys must sign a root of a new realm [default: 1]
-    #[arg(long, value_name = "N")]
-    root_threshold: Option<String>,
+    settings: SettingArgs<true>,
     /// Show each setting and where it comes from, and end.
     #[arg(long)]
     effective: bool,
-}
-
-impl ServeArgs {
-    fn settings(&self) -> anyhow::Result<Settings> {
-        let mut line = CommandLine::new();
-        for (key, value) in [
-            ("http", &self.http),
-            ("quic", &self.quic),
-            ("cert_validity", &self.cert_validity),
-            ("zstd_level", &self.zstd_level),
-            ("patches", &self.patches),
-            ("solid_sets", &self.solid_sets),
-            ("patch_threads", &self.patch_threads),
-            ("patch_level", &self.patch_level),
-            ("patch_memory_mib", &self.patch_memory_mib),
-            ("artifact_bytes_max", &self.artifact_bytes_max),
-            ("upload_bytes_max", &self.upload_bytes_max),
-            ("uploads_max", &self.uploads_max),
-            ("root_threshold", &self.root_threshold),
-        ] {
-            if let Some(value) = value {
-                line.insert(key, vec![value.clone()]);
-            }
-        }
-        for (key, values) in [("name", &self.name), ("offline_root", &self.offline_root)] {
-            if !values.is_empty() {
-                line.insert(key, values.clone());
-            }
-        }
-        if self.http_plain {
-            line.insert("http_plain", vec!["true".to_owned()]);
-        }
-        self.places.resolve(line)
-    }
 }
 
 /// The address under which this machine reaches what listens on `address`.
@@ -473,7 +390,7 @@ async fn run_command(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(args: ServeArgs) -> anyhow::Result<()> {
-    let settings = args.settings()?;
+    let settings = args.settings.settings()?;
     if args.effective {
         print!("{}", settings.effective());
         return Ok(());

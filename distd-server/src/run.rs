@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Settings, Source};
+use crate::config::Settings;
 use crate::db::{ApiTokenRow, DbError};
 use crate::http::{self, App, Scope};
 use crate::ingest::{IngestError, SweepScope};
@@ -116,25 +116,25 @@ pub async fn start(settings: &Settings) -> Result<Running, StartError> {
 /// # Errors
 /// [`StartError`].
 pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, StartError> {
-    let plain = settings.http_plain.value;
-    if plain && !settings.http.value.ip().is_loopback() {
-        return Err(StartError::PlainHttp(settings.http.value));
+    let plain = settings.http_plain;
+    if plain && !settings.http.ip().is_loopback() {
+        return Err(StartError::PlainHttp(settings.http));
     }
     let locks = Locks::take(places).await.map_err(|error| match error {
         LockError::Data(path) => StartError::InUse(path),
         error => StartError::Lock(error),
     })?;
     let origin = Origin::open(places, settings.tuning()).await?;
-    let admin_token = first_token(&origin, &settings.data.value).await?;
+    let admin_token = first_token(&origin, &settings.data).await?;
 
     let listener = listen(settings).await?;
-    let http = listener.local_addr().map_err(|e| StartError::Http(settings.http.value, e))?;
+    let http = listener.local_addr().map_err(|e| StartError::Http(settings.http, e))?;
     let (credentials, ca) = (origin.credentials(), origin.realm().ca_der());
     let quic_config = quic_server(credentials.clone(), ca)?;
-    let quic = settings.quic.value;
+    let quic = settings.quic;
     let reset = origin.realm().reset_key();
     let (endpoint, nodes) = match parent_sockets(quic, &quic_config, &reset) {
-        Err(error) if settings.quic.source == Source::Default && is_without_ipv6(&error.cause) => {
+        Err(error) if settings.is_default("quic") && is_without_ipv6(&error.cause) => {
             parent_sockets(everywhere_ipv4(quic), &quic_config, &reset)?
         }
         other => other?,
@@ -249,9 +249,9 @@ async fn first_token(origin: &Origin, data: &Path) -> Result<Option<PathBuf>, St
 }
 
 async fn listen(settings: &Settings) -> Result<TcpListener, StartError> {
-    let address = settings.http.value;
+    let address = settings.http;
     match TcpListener::bind(address).await {
-        Err(error) if settings.http.source == Source::Default && is_without_ipv6(&error) => {
+        Err(error) if settings.is_default("http") && is_without_ipv6(&error) => {
             let address = everywhere_ipv4(address);
             TcpListener::bind(address).await.map_err(|e| StartError::Http(address, e))
         }

@@ -1,6 +1,7 @@
 //! How a node reaches its parents: the transport, the proxy, and which transport worked before.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -57,6 +58,16 @@ impl FromStr for Transport {
             "https" => Ok(Self::Https),
             other => Err(UnknownTransport(other.to_owned())),
         }
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Quic => "quic",
+            Self::Https => "https",
+        })
     }
 }
 
