@@ -137,8 +137,8 @@ impl ClientFile {
         }
     }
 
-    /// Returns how parents are reached, for a device whose packets may go as far as `reach` and whose
-    /// state directory is `data`. `transport` overrides the setting of the same name.
+    /// Returns how parents are reached, for a device whose packets may go as far as `reach` and
+    /// whose state directory is `data`. `transport` overrides the setting of the same name.
     ///
     /// # Errors
     /// Failures with [`Code::Usage`] when `proxy_url` is not a valid proxy URL.

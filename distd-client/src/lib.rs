@@ -1,11 +1,11 @@
 //! The device as a library: gets releases from parents, neighbours and data that the device already
 //! has, and serves its neighbours.
 //!
-//! [`pull()`](pull::pull) gets one release to one target: it resolves the release by signed metadata,
-//! copies the chunks that the device has, fetches the rest, verifies the whole and puts it in place.
-//! A pull that is killed anywhere is continued by the next call with the same request.
-//! [`share`] is the device's part in its site. [`disk`] has the operations on the device's files and
-//! disks, [`failure`] the kinds of failures, [`progress`] the receiver of progress.
+//! [`pull()`](pull::pull) gets one release to one target: it resolves the release by signed
+//! metadata, copies the chunks that the device has, fetches the rest, verifies the whole and puts
+//! it in place. A pull that is killed anywhere is continued by the next call with the same request.
+//! [`share`] is the device's part in its site. [`disk`] has the operations on the device's files
+//! and disks, [`failure`] the kinds of failures, [`progress`] the receiver of progress.
 //!
 //! The program `distd` is a thin command line on this library; `examples/pull.rs` is the smallest
 //! program that embeds it. docs/architecture.md places the device among the other parts.

@@ -1,9 +1,9 @@
 //! The program `distd`: push, plan, pull, verify, and administration of a realm.
 //!
-//! The device itself is the library [`distd_client`]. [`cmd`] has one file per command; [`push`] and
-//! [`explain`] do the work of the large commands that a device does not need. [`api`] is the client
-//! of the origin's HTTP API, [`context`] has the state that every command starts from, [`output`] and
-//! [`shown`] print results and progress. docs/cli.md is the manual.
+//! The device itself is the library [`distd_client`]. [`cmd`] has one file per command; [`push`]
+//! and [`explain`] do the work of the large commands that a device does not need. [`api`] is the
+//! client of the origin's HTTP API, [`context`] has the state that every command starts from,
+//! [`output`] and [`shown`] print results and progress. docs/cli.md is the manual.
 
 mod api;
 mod cmd;

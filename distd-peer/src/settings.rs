@@ -1,9 +1,9 @@
 //! Layered settings of the programs: command line over environment over TOML file over default.
 //!
 //! A program describes each setting once, in a [`Table`]. The options and their help, the
-//! environment variables, the keys of the file, `--effective` and the page in docs/operations.md are
-//! made from the table, so they cannot disagree. A value passes through the same text form and the
-//! same parser wherever it comes from, and every mistake is reported, not only the first.
+//! environment variables, the keys of the file, `--effective` and the page in docs/operations.md
+//! are made from the table, so they cannot disagree. A value passes through the same text form and
+//! the same parser wherever it comes from, and every mistake is reported, not only the first.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -342,8 +342,8 @@ impl<S> Table<S> {
     }
 }
 
-/// Checks that a page of the documentation has the table of a program, between the lines
-/// `<!-- settings: NAME -->` and `<!-- end -->`. For tests: with `DISTD_WRITE_DOCS` in the environment
+/// Checks that a page of the documentation has the table of a program, between the lines `<!--
+/// settings: NAME -->` and `<!-- end -->`. For tests: with `DISTD_WRITE_DOCS` in the environment
 /// the page is written instead.
 ///
 /// # Panics

@@ -26,8 +26,8 @@ pub const ENV_CONFIG: &str = "DISTD_SERVER_CONFIG";
 /// Keys of the settings that say where an origin is: every command of `distd-server` takes them.
 pub const PLACE_KEYS: [&str; 5] = ["data", "db", "store", "keys", "signer"];
 
-/// Bounds of the validity of node certificates, in seconds: clocks differ by minutes, and a CA lasts
-/// ten years.
+/// Bounds of the validity of node certificates, in seconds: clocks differ by minutes, and a CA
+/// lasts ten years.
 const VALIDITY_SECONDS: std::ops::RangeInclusive<u64> = 300..=365 * 24 * 3600;
 
 /// Most threads for patches. A thread takes some 200 MB.

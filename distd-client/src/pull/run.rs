@@ -53,8 +53,9 @@ pub struct PullRequest {
 }
 
 impl PullRequest {
-    /// Requests `wanted` for `out` with the settings that the device whose state directory is `data`
-    /// remembers in `client.toml`, and without seeds beyond what the device itself installed.
+    /// Requests `wanted` for `out` with the settings that the device whose state directory is
+    /// `data` remembers in `client.toml`, and without seeds beyond what the device itself
+    /// installed.
     ///
     /// # Errors
     /// Failures with [`Code::Local`] or [`Code::Usage`] when `client.toml` or `out` is unusable.

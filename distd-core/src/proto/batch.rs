@@ -194,4 +194,60 @@ mod tests {
         assert_eq!(BatchAnswer::default().finish(), Err(BatchError::Size(0)));
         assert!(BatchAsk::new(ChunkRanges::new()).is_err());
     }
+
+    #[test]
+    fn every_state_and_frame_has_the_outcome_of_this_table() {
+        let states: [(&str, fn() -> BatchAsk); 3] = [
+            ("open 5-6", || BatchAsk::new(set(5, 6)).expect("two chunks").0),
+            ("choked", || {
+                let (mut ask, _) = BatchAsk::new(set(5, 6)).expect("two chunks");
+                ask.handle_frame(Frame::Choke(Choke::default())).expect("allowed");
+                ask
+            }),
+            ("answered", || {
+                let (mut ask, _) = BatchAsk::new(set(5, 6)).expect("two chunks");
+                ask.handle_frame(dont(5, 6)).expect("requested");
+                ask
+            }),
+        ];
+        let frames = [
+            ("data 5", data(5)),
+            ("data 7", data(7)),
+            ("dont have 5-6", dont(5, 6)),
+            ("dont have 6-7", dont(6, 7)),
+            ("choke", Frame::Choke(Choke::default())),
+            ("unchoke", Frame::Unchoke),
+            ("request", Frame::Request(Ranges(vec![ChunkId(5)..=ChunkId(5)]))),
+            ("have", Frame::Have(Ranges(vec![ChunkId(5)..=ChunkId(5)]))),
+            ("unknown", Frame::Unknown { frame_type: 200, len: 3 }),
+        ];
+        let end = |ask: &BatchAsk| match ask.handle_end() {
+            Ok(()) => "well".to_owned(),
+            Err(error) => format!("{error:?}"),
+        };
+        let mut table = String::new();
+        for (state, start) in states {
+            for (name, frame) in &frames {
+                let mut ask = start();
+                let outcome = match ask.handle_frame(frame.clone()) {
+                    Ok(event) => {
+                        let event = format!("{event:?}");
+                        let event = event.split(['(', ' ']).next().unwrap_or_default();
+                        format!("{event}; {} open; an end now: {}", ask.open().len(), end(&ask))
+                    }
+                    Err(error) => format!("breach {error:?}"),
+                };
+                table += &format!("{state} + {name}: {outcome}\n");
+            }
+        }
+        for (name, frame) in &frames {
+            let mut answer = BatchAnswer::default();
+            let outcome = match answer.handle_frame(frame.clone()) {
+                Ok(()) => format!("finish {:?}", answer.finish().map(|wanted| wanted.len())),
+                Err(error) => format!("breach {error:?}"),
+            };
+            table += &format!("answerer + {name}: {outcome}\n");
+        }
+        assert_eq!(table, include_str!("testdata/batch_table.txt"));
+    }
 }

@@ -287,9 +287,10 @@ mod tests {
             ("unknown", Frame::Unknown { frame_type: 200, len: 3 }),
         ];
         let mut table = String::new();
-        for open in [false, true] {
+        let sides = [("opener", Side::Opener), ("answerer", Side::Answerer)];
+        for ((who, side), open) in sides.into_iter().flat_map(|side| [(side, false), (side, true)]) {
             for (name, frame) in &frames {
-                let mut control = control(Side::Answerer);
+                let mut control = control(side);
                 if open {
                     control.handle_frame(Frame::Handshake(Handshake::new(id(1)))).expect("fits");
                 }
@@ -300,7 +301,7 @@ mod tests {
                     }
                     Err(e) => format!("close {}", e.close_code()),
                 };
-                table += &format!("{} + {name}: {outcome}\n", if open { "open" } else { "await" });
+                table += &format!("{who}, {} + {name}: {outcome}\n", if open { "open" } else { "await" });
             }
         }
         assert_eq!(table, include_str!("testdata/control_table.txt"));

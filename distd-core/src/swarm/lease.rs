@@ -34,7 +34,7 @@ const WAITS_MAX: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LeaseId(u64);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Lease {
     holder: NodeId,
     chunks: ChunkRanges,
@@ -44,7 +44,7 @@ struct Lease {
 }
 
 /// The leases of one site in one swarm.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Leases {
     leases: BTreeMap<LeaseId, Lease>,
     /// Chunks that each node is being refused, with the time of the first refusal, the oldest
@@ -359,5 +359,61 @@ mod tests {
             leases.handle_request(T0, B, &set(last, last), true, &Shuns::default()).1,
             set(last, last)
         );
+    }
+
+    #[test]
+    fn every_state_and_event_has_the_outcome_of_this_table() {
+        const SECOND: Duration = Duration::from_secs(1);
+        type Change = fn(&mut Leases, LeaseId, Timestamp);
+        // Chunks 1 and 2 are leased to A.
+        let states: [(&str, Change); 4] = [
+            ("granted", |_, _, _| {}),
+            ("half sent", |leases, id, now| leases.handle_sent(now, id, ChunkId(1))),
+            ("ended half sent", |leases, id, now| {
+                leases.handle_sent(now, id, ChunkId(1));
+                leases.handle_end(now, id);
+            }),
+            ("over", |leases, id, now| leases.handle_end(now, id)),
+        ];
+        let events: [(&str, Duration, Change); 9] = [
+            ("nothing", Duration::ZERO, |_, _, _| {}),
+            ("4 s later", HELD, |_, _, _| {}),
+            ("10 s later", LEASE, |_, _, _| {}),
+            ("sent 2 after 9 s", LEASE - SECOND, |leases, id, now| leases.handle_sent(now, id, ChunkId(2))),
+            ("end", Duration::ZERO, |leases, id, now| leases.handle_end(now, id)),
+            ("A announces 1-2", Duration::ZERO, |leases, _, now| leases.handle_have(now, A, &set(1, 2))),
+            ("B announces 1-2", Duration::ZERO, |leases, _, now| leases.handle_have(now, B, &set(1, 2))),
+            ("A left", Duration::ZERO, |leases, _, _| leases.handle_gone(A)),
+            ("B waited 60 s", Duration::ZERO, |leases, id, now| {
+                leases.handle_request(now, B, &set(1, 2), false, &Shuns::default());
+                for second in 0..WAIT_MAX.as_secs() {
+                    leases.handle_sent(now + SECOND * second as u32, id, ChunkId(1));
+                }
+            }),
+        ];
+        let chunks = |set: ChunkRanges| set.ids().map(|id| id.0.to_string()).collect::<Vec<_>>().join(" ");
+        let mut table = String::new();
+        for (state, change) in states {
+            for (event, pause, happen) in events {
+                let mut leases = Leases::default();
+                let (id, ..) = leases.handle_request(T0, A, &set(1, 2), true, &Shuns::default());
+                change(&mut leases, id, T0);
+                let mut now = T0 + pause;
+                happen(&mut leases, id, now);
+                if event == "B waited 60 s" {
+                    now = now + WAIT_MAX;
+                }
+                let granted = |asker, serves| {
+                    chunks(leases.clone().handle_request(now, asker, &set(1, 2), serves, &Shuns::default()).1)
+                };
+                table += &format!(
+                    "{state} + {event}: B gets [{}], A gets [{}], who does not serve gets [{}]\n",
+                    granted(B, true),
+                    granted(A, true),
+                    granted(B, false)
+                );
+            }
+        }
+        assert_eq!(table, include_str!("testdata/lease_table.txt"));
     }
 }

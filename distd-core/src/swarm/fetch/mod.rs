@@ -435,3 +435,5 @@ mod tests;
 mod tests_liars;
 #[cfg(test)]
 mod tests_pace;
+#[cfg(test)]
+mod tests_table;
