@@ -13,7 +13,7 @@ use std::path::Path;
 use distd_core::bounds::{VIEW_BYTES_MAX, VIEW_IDS_FROM};
 use distd_core::cut::{Batches, CutParams, ReadAt, RegionKind, Regions};
 use distd_core::patch::pair::{ChunkSpan, Need, fold, needs, needs_beside};
-use distd_core::patch::view::{self, ClusterFile, Joined, PackedFile};
+use distd_core::patch::view::{self, Group, Joined, Layer, Unpacked};
 use distd_core::{ChunkHash, ChunkId};
 
 use super::artifact::StoredArtifact;
@@ -42,7 +42,8 @@ pub(super) struct View {
     range: Range<u64>,
     /// How to pack it again, or on the old side how to unpack it.
     pub(super) recipe: Vec<u8>,
-    /// Files in it, where their names are to be those of regions.
+    layer: Layer,
+    /// Names and ranges of the files in it.
     files: Vec<(Vec<u8>, Range<u64>)>,
 }
 
@@ -63,10 +64,10 @@ impl Pair {
         let mut pair =
             Self { old: Viewed::new(old, spool)?, new: Viewed::new(new, spool)?, needs: Vec::new() };
         let mut ids = Ids::default();
-        pair.unpack_clusters()?;
-        pair.name_views(&mut ids)?;
-        pair.unpack_streams()?;
-        pair.name_views(&mut ids)?;
+        for layer in Layer::ALL {
+            pair.unpack(layer)?;
+            pair.name_views(&mut ids)?;
+        }
         let Self { old, new, .. } = &pair;
         // What is packed again of a view comes out then.
         let mut made = vec![false; new.spans.len()];
@@ -87,38 +88,23 @@ impl Pair {
         })
     }
 
-    /// Views of files in LZ4 clusters.
-    fn unpack_clusters(&mut self) -> io::Result<()> {
+    /// Adds the views of a layer: of packed files that changed, and of the old files of the same
+    /// names. Where a group has no view, its old files have none either: their regions keep their
+    /// names, and the packed bytes of both are paired.
+    fn unpack(&mut self, layer: Layer) -> io::Result<()> {
         let before = needs(&self.old.spans, &self.new.spans);
-        let found = {
-            let new = &self.new;
-            view::cluster_files(&new.stored, &new.regions, |_, parts| Self::is_wanted(&before, new, parts))
-        };
-        let names: BTreeSet<Vec<u8>> = found.files.iter().map(|file| fold(&file.name)).collect();
-        let old_found =
-            view::cluster_files(&self.old.stored, &self.old.regions, |name, _| names.contains(&fold(name)));
-        for group in view::groups(&found.files) {
-            self.new.add_clusters(&found.files[group], true)?;
-        }
-        for group in view::groups(&old_found.files) {
-            self.old.add_clusters(&old_found.files[group], false)?;
-        }
-        Ok(())
-    }
-
-    /// Views of gzip, zip and PNG files, in the releases or in views.
-    fn unpack_streams(&mut self) -> io::Result<()> {
-        let before = needs(&self.old.spans, &self.new.spans);
+        let new = &self.new;
+        let found = view::find(layer, new, &new.regions, |_, parts| Self::is_wanted(&before, new, parts))?;
         let mut names = BTreeSet::new();
-        for packed in view::packed_files(&self.new, &self.new.regions)? {
-            if Self::is_wanted(&before, &self.new, &packed.parts) && self.new.unpack(&packed)? {
-                names.insert(fold(&packed.name));
+        for group in &found.groups {
+            if self.new.add(group)? {
+                names.extend(group.files.iter().map(|file| fold(&file.name)));
             }
         }
-        for packed in view::packed_files(&self.old, &self.old.regions)? {
-            if names.contains(&fold(&packed.name)) {
-                self.old.inflate(&packed)?;
-            }
+        let old = &self.old;
+        let found = view::find(layer, old, &old.regions, |name, _| names.contains(&fold(name)))?;
+        for group in &found.groups {
+            self.old.add_old(group)?;
         }
         Ok(())
     }
@@ -174,102 +160,43 @@ impl Viewed {
         self.end - self.stored.len()
     }
 
-    /// Adds the view of a packed file, when it has one.
-    fn unpack(&mut self, packed: &PackedFile) -> io::Result<bool> {
+    /// Adds the view of packed files of the new release, if they have one and it packs again.
+    fn add(&mut self, group: &Group) -> io::Result<bool> {
         let room = VIEW_BYTES_MAX.saturating_sub(self.view_bytes());
         // Another handle: the file is read for what lies in views, and written behind them.
         let mut sink = Behind::new(&self.file, self.view_bytes());
-        let joined = Joined { artifact: self, parts: &packed.parts };
-        let Some(unpacked) = view::unpack(&joined, room, &mut sink)? else {
-            return Ok(false);
-        };
-        let range = self.end..self.end + unpacked.view_bytes;
-        let files = vec![(packed.name.clone(), range)];
-        self.add(packed.parts.clone(), unpacked.view_bytes, unpacked.recipe, files)
-    }
-
-    /// Adds the view of a group of files in clusters; on the new side it must pack again.
-    fn add_clusters(&mut self, files: &[ClusterFile], is_new: bool) -> io::Result<()> {
-        let room = VIEW_BYTES_MAX.saturating_sub(self.view_bytes());
-        let mut sink = Behind::new(&self.file, self.view_bytes());
-        let made = if is_new {
-            view::unpack_clusters(&self.stored, files, room, &mut sink)?
-        } else {
-            view::unpack_old_clusters(&self.stored, files, room, &mut sink)?
-        };
-        let (mut parts, mut inside) = (Vec::new(), Vec::new());
-        for (file, place) in files.iter().zip(&made.files) {
-            if let Ok(place) = place {
-                parts.extend(file.parts.iter().cloned());
-                inside.push((file.name.clone(), self.end + place.start..self.end + place.end));
-            }
-        }
-        if made.view_bytes == 0 {
-            return Ok(());
-        }
-        if is_new {
-            self.add(parts, made.view_bytes, made.recipe, inside)?;
-        } else {
-            self.push(parts, made.view_bytes, made.recipe, inside);
-        }
-        Ok(())
-    }
-
-    /// Adds a view that was written, if it packs again.
-    fn add(
-        &mut self,
-        parts: Vec<Range<u64>>,
-        bytes: u64,
-        recipe: Vec<u8>,
-        files: Vec<(Vec<u8>, Range<u64>)>,
-    ) -> io::Result<bool> {
-        if !self.packs_again(self.view_bytes(), bytes, &recipe, &Joined { artifact: self, parts: &parts })? {
-            tracing::error!("a view does not pack again and is not used");
+        let made = group.unpack(&*self, room, &mut sink)?;
+        if made.recipe.is_empty() {
             return Ok(false);
         }
-        self.push(parts, bytes, recipe, files);
+        let parts = made.parts(&group.files);
+        let view = io::Read::take(Behind::new(&self.file, self.view_bytes()), made.view_bytes);
+        let mut view = io::BufReader::with_capacity(1 << 20, view);
+        let packed = Joined { artifact: self, parts: &parts };
+        if !view::packs_again(&made.recipe, &mut view, &packed) {
+            tracing::error!(format = group.format.name(), "a view does not pack again and is not used");
+            return Ok(false);
+        }
+        self.push(group, made);
         Ok(true)
     }
 
-    fn push(
-        &mut self,
-        parts: Vec<Range<u64>>,
-        bytes: u64,
-        recipe: Vec<u8>,
-        files: Vec<(Vec<u8>, Range<u64>)>,
-    ) {
-        let range = self.end..self.end + bytes;
-        self.end = range.end;
-        self.views.push(View { parts, range, recipe, files });
-    }
-
-    /// Whether the very code a device runs makes what is packed of the view that was written at `from`.
-    fn packs_again(
-        &self,
-        from: u64,
-        bytes: u64,
-        recipe: &[u8],
-        packed: &Joined<'_, Self>,
-    ) -> io::Result<bool> {
-        let mut same = Same { packed, at: 0, buffer: Vec::new() };
-        let view = io::Read::take(Behind::new(&self.file, from), bytes);
-        let mut view = io::BufReader::with_capacity(1 << 20, view);
-        Ok(view::repack(recipe, &mut view, &mut same).is_ok_and(|bytes| bytes == packed.len()))
-    }
-
-    /// Adds the view of an old packed file, as far as it is sound.
-    fn inflate(&mut self, packed: &PackedFile) -> io::Result<()> {
+    /// Adds the view of packed files of the old release, as far as they are sound.
+    fn add_old(&mut self, group: &Group) -> io::Result<()> {
         let room = VIEW_BYTES_MAX.saturating_sub(self.view_bytes());
         let mut sink = Behind::new(&self.file, self.view_bytes());
-        let joined = Joined { artifact: self, parts: &packed.parts };
-        let recipe = vec![packed.version];
-        let bytes = view::unpack_with(&recipe, &joined, room, &mut sink).map_err(io::Error::other)?;
-        if bytes > 0 {
-            let range = self.end..self.end + bytes;
-            let files = vec![(packed.name.clone(), range)];
-            self.push(packed.parts.clone(), bytes, recipe, files);
+        let made = group.unpack_old(&*self, room, &mut sink)?;
+        if !made.recipe.is_empty() {
+            self.push(group, made);
         }
         Ok(())
+    }
+
+    fn push(&mut self, group: &Group, made: Unpacked) {
+        let range = self.end..self.end + made.view_bytes;
+        let (parts, files) = (made.parts(&group.files), made.named(&group.files, range.start));
+        self.end = range.end;
+        self.views.push(View { parts, range, recipe: made.recipe, layer: group.format.layer(), files });
     }
 
     /// Cuts the views added last; `id` names each of their chunks.
@@ -278,7 +205,7 @@ impl Viewed {
         // What has a view by names of its own gives them up: the view is what resembles something.
         let hidden: BTreeSet<u64> = fresh
             .iter()
-            .filter(|view| view::is_of_clusters(&view.recipe))
+            .filter(|view| view.layer.hides_names())
             .flat_map(|view| &view.parts)
             .map(|part| part.start)
             .collect();
@@ -289,16 +216,8 @@ impl Viewed {
         }
         let own = parts.len();
         for view in fresh {
-            if !view::is_of_clusters(&view.recipe) {
-                let name = view.files.first().map(|(name, _)| &name[..]).unwrap_or_default();
-                let inside = view::parts(self, view.range.clone(), name)?;
-                parts.extend(inside.into_iter().map(|(len, kind, name)| (len, kind, Some(name))));
-            } else {
-                let file = |(name, range): &(Vec<u8>, Range<u64>)| {
-                    (range.end - range.start, RegionKind::File, Some(name.clone()))
-                };
-                parts.extend(view.files.iter().map(file));
-            }
+            let inside = view.layer.parts(self, &view.files)?;
+            parts.extend(inside.into_iter().map(|(len, kind, name)| (len, kind, Some(name))));
         }
         let all = parts.iter().map(|(len, kind, name)| (*len, *kind, name.as_deref()));
         let regions = Regions::from_parts(all).filter(|regions| regions.total() == self.end);
@@ -433,28 +352,5 @@ impl Seek for Behind<'_> {
         };
         self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
         Ok(self.at)
-    }
-}
-
-/// Compares what is written with a packed file.
-struct Same<'a> {
-    packed: &'a Joined<'a, Viewed>,
-    at: u64,
-    buffer: Vec<u8>,
-}
-
-impl io::Write for Same<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.buffer.resize(bytes.len(), 0);
-        self.packed.read_exact_at(&mut self.buffer, self.at)?;
-        if self.buffer != bytes {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        self.at += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

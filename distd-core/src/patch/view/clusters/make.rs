@@ -1,14 +1,15 @@
 //! Conversion of clusters to view and recipe, at the origin.
 
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, SeekFrom, Write};
 use std::ops::Range;
 
 use super::coder::{Packer, Setting};
-use super::files::Piece;
-use super::{ClusterFile, LOOK_AHEAD, NoView, WINDOW_MAX, version_for};
+use super::{Form, LOOK_AHEAD, NoView, WINDOW_MAX, map_of};
 use crate::cut::ReadAt;
 use crate::cut::erofs::{CLUSTER_BYTES_MAX, Coding, Decoder};
-use crate::patch::view::{ANY_CLUSTERS_VERSION, RECIPE_MAX, corrections};
+use crate::patch::view::corrections;
+use crate::patch::view::format::{Packed, RECIPE_MAX, Unpacked, ViewSink};
+use crate::patch::view::map::{ClusterMap, Piece};
 use crate::proto::put_varint;
 
 /// A view of a file is not worth it if its recipe takes more than one part in this many of the
@@ -27,19 +28,6 @@ const TRIED_OF_GROUP: u32 = 64;
 /// Least room first given to a packer that takes all, bytes.
 const ROOMY_MIN: usize = 8 << 10;
 
-/// Result for a group of files.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClusterViews {
-    /// Recipe that packs the new view or unpacks the old one; empty if no file has a view.
-    pub recipe: Vec<u8>,
-    /// Length of the view in bytes, from the sink's initial position on. Bytes behind it do not
-    /// count.
-    pub view_bytes: u64,
-    /// For each file its range in the view, or the reason why it has none. A pack recipe makes the
-    /// parts of the files with a view, in order; an unpack recipe reads them.
-    pub files: Vec<Result<Range<u64>, NoView>>,
-}
-
 /// Makes view and recipe of a group of files of the new release. The view is written to `sink` from
 /// the current position on.
 ///
@@ -49,25 +37,32 @@ pub struct ClusterViews {
 ///
 /// # Errors
 /// Any error from reading the artifact or writing to `sink`.
-pub fn unpack_clusters<R: ReadAt + ?Sized>(
-    artifact: &R,
-    files: &[ClusterFile],
+pub(super) fn unpack(
+    form: Form,
+    packed: &Packed<'_>,
     max: u64,
-    sink: &mut (impl Write + Seek),
-) -> io::Result<ClusterViews> {
+    mut sink: &mut dyn ViewSink,
+) -> io::Result<Unpacked> {
     let start = sink.stream_position()?;
-    let version = version_for(files);
     let mut tools = Tools { left: TRIED_OF_GROUP, ..Tools::default() };
-    let mut made = ClusterViews { recipe: vec![version], view_bytes: 0, files: Vec::new() };
-    for file in files {
+    let mut made = Unpacked { recipe: vec![form.version()], view_bytes: 0, files: Vec::new() };
+    for file in packed.files {
+        let map = match map_of(form, file) {
+            Ok(map) => map,
+            Err(why) => {
+                made.files.push(Err(why));
+                continue;
+            }
+        };
         sink.seek(SeekFrom::Start(start + made.view_bytes))?;
-        let mut making = Making::new(artifact, file, version, &mut tools);
+        let mut making = Making::new(packed.artifact, map, form, &mut tools);
         let room = max - made.view_bytes;
-        let result = if file.plain_bytes > room { Err(NoView::TooLong) } else { making.run(sink)? };
+        let result = if map.plain_bytes > room { Err(NoView::TooLong) } else { making.run(&mut sink)? };
         let recipe = making.recipe.finish();
         made.files.push(result.and_then(|()| {
             let part = if making.recipe.corrected { CORRECTED_PART } else { RECIPE_PART };
-            if recipe.len() > file.packed_bytes() as usize / part {
+            let packed_bytes: u64 = file.parts.iter().map(|part| part.end - part.start).sum();
+            if recipe.len() > packed_bytes as usize / part {
                 return Err(NoView::NotReproduced);
             }
             if made.recipe.len() + recipe.len() > RECIPE_MAX {
@@ -75,7 +70,7 @@ pub fn unpack_clusters<R: ReadAt + ?Sized>(
             }
             let from = made.view_bytes;
             made.recipe.extend_from_slice(&recipe);
-            made.view_bytes += file.plain_bytes;
+            made.view_bytes += map.plain_bytes;
             Ok(from..made.view_bytes)
         }));
     }
@@ -109,9 +104,9 @@ impl Tools {
     }
 }
 
-struct Making<'a, R: ?Sized> {
-    artifact: &'a R,
-    file: &'a ClusterFile,
+struct Making<'a> {
+    artifact: &'a dyn ReadAt,
+    file: &'a ClusterMap,
     tools: &'a mut Tools,
     tries_left: u32,
     recipe: Recipe,
@@ -125,8 +120,8 @@ struct Making<'a, R: ?Sized> {
     out: Vec<u8>,
 }
 
-impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
-    fn new(artifact: &'a R, file: &'a ClusterFile, version: u8, tools: &'a mut Tools) -> Self {
+impl<'a> Making<'a> {
+    fn new(artifact: &'a dyn ReadAt, file: &'a ClusterMap, form: Form, tools: &'a mut Tools) -> Self {
         let packed = || file.pieces.iter().filter(|piece| piece.turn.is_none());
         let longest = packed().map(|piece| u64::from(piece.plain)).max().unwrap_or(0);
         let window = (longest + LOOK_AHEAD).min(WINDOW_MAX);
@@ -137,7 +132,7 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
             file,
             tools,
             tries_left: TRIED_OF_FILE,
-            recipe: Recipe::new(file, version, window),
+            recipe: Recipe::new(file, form, window),
             window: window as usize,
             capacity: capacity as usize,
             plain: Vec::new(),
@@ -147,7 +142,7 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
         }
     }
 
-    fn run(&mut self, sink: &mut impl Write) -> io::Result<Result<(), NoView>> {
+    fn run(&mut self, sink: &mut dyn Write) -> io::Result<Result<(), NoView>> {
         let mut cluster = Vec::new();
         for piece in &self.file.pieces {
             let len = piece.plain as usize;
@@ -323,8 +318,8 @@ fn distinct(first: usize, second: usize) -> impl Iterator<Item = usize> {
 }
 
 /// Appends the content of an extent to `out`; `None` if its cluster is damaged.
-pub(super) fn content<R: ReadAt + ?Sized>(
-    artifact: &R,
+pub(super) fn content(
+    artifact: &dyn ReadAt,
     piece: &Piece,
     decoder: &mut Decoder,
     out: &mut Vec<u8>,
@@ -411,14 +406,14 @@ struct Recipe {
 }
 
 impl Recipe {
-    fn new(file: &ClusterFile, version: u8, window: u64) -> Self {
+    fn new(file: &ClusterMap, form: Form, window: u64) -> Self {
         let block = file.block_bytes as usize;
         // Blocks have 512 bytes to 64 KiB.
         let block_bits = (block / 512).trailing_zeros() as u8;
         let mut bytes = vec![0, u8::from(file.zeros_in_front) | block_bits << 4];
         put_varint(&mut bytes, file.plain_bytes);
         put_varint(&mut bytes, window);
-        if version == ANY_CLUSTERS_VERSION {
+        if form == Form::Any {
             bytes.push(file.window_bits);
         }
         Self { bytes, block, open: None, corrected: false }

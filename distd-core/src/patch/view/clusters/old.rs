@@ -1,44 +1,43 @@
 //! Conversion of old clusters to view and unpack recipe, at the origin.
 
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, SeekFrom, Write};
 
-use super::files::Piece;
 use super::make::content;
-use super::{ClusterFile, ClusterViews, NoView, number_of, version_for};
+use super::{Form, NoView, map_of, number_of};
 use crate::cut::ReadAt;
 use crate::cut::erofs::{Coding, Decoder};
-use crate::patch::view::{ANY_CLUSTERS_VERSION, RECIPE_MAX};
+use crate::patch::view::format::{Packed, RECIPE_MAX, Unpacked, ViewSink};
+use crate::patch::view::map::{ClusterMap, Piece};
 use crate::proto::put_varint;
 
 /// Writes the view of a group of files of the old release to `sink`, from the current position on,
-/// and makes the recipe that produces the view from their parts
-/// ([`unpack_with`](crate::patch::view::unpack_with)).
+/// and makes the recipe that produces the view from their parts ([`unpack`](super::unpack)).
 ///
 /// A view has at most `max` bytes. Memory: twice the content of the longest cluster. Some 500 MB/s
 /// of content.
 ///
 /// # Errors
 /// Any error from reading the artifact or writing to `sink`.
-pub fn unpack_old_clusters<R: ReadAt + ?Sized>(
-    artifact: &R,
-    files: &[ClusterFile],
+pub(super) fn unpack(
+    form: Form,
+    packed: &Packed<'_>,
     max: u64,
-    sink: &mut (impl Write + Seek),
-) -> io::Result<ClusterViews> {
+    mut sink: &mut dyn ViewSink,
+) -> io::Result<Unpacked> {
     let start = sink.stream_position()?;
-    let longest = files.iter().flat_map(|file| &file.pieces).map(|piece| piece.plain).max().unwrap_or(1);
-    let (version, mut decoder) = (version_for(files), Decoder::default());
-    let mut made = ClusterViews { recipe: vec![version], view_bytes: 0, files: Vec::new() };
+    let maps = || packed.files.iter().map(|file| map_of(form, file));
+    let longest = maps().flatten().flat_map(|map| &map.pieces).map(|piece| piece.plain).max().unwrap_or(1);
+    let mut decoder = Decoder::default();
+    let mut made = Unpacked { recipe: vec![form.version()], view_bytes: 0, files: Vec::new() };
     put_varint(&mut made.recipe, u64::from(longest));
-    for file in files {
+    for map in maps() {
         sink.seek(SeekFrom::Start(start + made.view_bytes))?;
-        let mut recipe = Recipe { version, bytes: Vec::new(), open: None };
-        let listed: u64 =
-            file.pieces.iter().filter(|piece| piece.listed).map(|piece| u64::from(piece.plain)).sum();
-        let result = if listed > max - made.view_bytes {
-            Err(NoView::TooLong)
-        } else {
-            tell(artifact, file, longest as usize, &mut decoder, &mut recipe, sink)?
+        let mut recipe = Recipe { form, bytes: Vec::new(), open: None };
+        let listed = map.as_ref().map_or(0, |map| map.listed_bytes());
+        let result = match map {
+            Ok(_) if listed > max - made.view_bytes => Err(NoView::TooLong),
+            Ok(map) => tell(packed.artifact, map, longest as usize, &mut decoder, &mut recipe, &mut sink)?,
+            Err(why) => Err(why),
         };
         recipe.close();
         made.files.push(result.and_then(|()| {
@@ -58,16 +57,16 @@ pub fn unpack_old_clusters<R: ReadAt + ?Sized>(
     Ok(made)
 }
 
-fn tell<R: ReadAt + ?Sized>(
-    artifact: &R,
-    file: &ClusterFile,
+fn tell(
+    artifact: &dyn ReadAt,
+    map: &ClusterMap,
     longest: usize,
     decoder: &mut Decoder,
     recipe: &mut Recipe,
-    sink: &mut impl Write,
+    sink: &mut dyn Write,
 ) -> io::Result<Result<(), NoView>> {
     let (mut plain, mut cluster) = (Vec::new(), Vec::new());
-    for piece in file.pieces.iter().filter(|piece| piece.listed) {
+    for piece in map.pieces.iter().filter(|piece| piece.listed) {
         plain.clear();
         let Piece { packed, plain: len, coding, turn, .. } = *piece;
         if content(artifact, piece, decoder, &mut plain)?.is_none() {
@@ -100,7 +99,7 @@ enum Step {
 
 /// Steps of one file. Equal consecutive steps are joined.
 struct Recipe {
-    version: u8,
+    form: Form,
     bytes: Vec<u8>,
     open: Option<Step>,
 }
@@ -139,7 +138,7 @@ impl Recipe {
             }
         };
         self.bytes.push(kind);
-        if self.version == ANY_CLUSTERS_VERSION {
+        if self.form == Form::Any {
             self.bytes.extend(coding.map(number_of));
         }
         numbers.into_iter().flatten().for_each(|number| put_varint(&mut self.bytes, number));
