@@ -38,6 +38,7 @@ mod map;
 mod parts;
 mod pieces;
 mod png;
+mod stored;
 mod zip;
 
 use std::io::{self, Read, Write};
@@ -53,7 +54,8 @@ pub use parts::parts;
 pub use pieces::{LITERAL_MAX, PIECE_PLAIN_MAX};
 
 /// All formats with views.
-pub static FORMATS: &[&dyn ViewFormat] = &[&gzip::Gzip, &zip::Zip, &png::Png, &clusters::LZ4, &clusters::ANY];
+pub static FORMATS: &[&dyn ViewFormat] =
+    &[&gzip::Gzip, &zip::Zip, &png::Png, &clusters::LZ4, &clusters::ANY, &stored::Stored];
 
 /// Packs a view again: reads the view once, in order, and writes the packed bytes to `packed`.
 /// Returns their number.
