@@ -38,7 +38,6 @@ mod map;
 mod parts;
 mod pieces;
 mod png;
-mod stored;
 mod zip;
 
 use std::io::{self, Read, Write};
@@ -54,8 +53,7 @@ pub use parts::parts;
 pub use pieces::{LITERAL_MAX, PIECE_PLAIN_MAX};
 
 /// All formats with views.
-pub static FORMATS: &[&dyn ViewFormat] =
-    &[&gzip::Gzip, &zip::Zip, &png::Png, &clusters::LZ4, &clusters::ANY, &stored::Stored];
+pub static FORMATS: &[&dyn ViewFormat] = &[&gzip::Gzip, &zip::Zip, &png::Png, &clusters::LZ4, &clusters::ANY];
 
 /// Packs a view again: reads the view once, in order, and writes the packed bytes to `packed`.
 /// Returns their number.
