@@ -4,6 +4,7 @@ use std::io::{self, SeekFrom, Write};
 use std::ops::Range;
 
 use super::coder::{Packer, Setting};
+use super::steps::{Step, Steps};
 use super::{Form, LOOK_AHEAD, NoView, WINDOW_MAX, map_of};
 use crate::cut::ReadAt;
 use crate::cut::erofs::{CLUSTER_BYTES_MAX, Coding, Decoder};
@@ -58,7 +59,7 @@ pub(super) fn unpack(
         let mut making = Making::new(packed.artifact, map, form, &mut tools);
         let room = max - made.view_bytes;
         let result = if map.plain_bytes > room { Err(NoView::TooLong) } else { making.run(&mut sink)? };
-        let recipe = making.recipe.finish();
+        let recipe = making.recipe.steps.finish();
         made.files.push(result.and_then(|()| {
             let part = if making.recipe.corrected { CORRECTED_PART } else { RECIPE_PART };
             let packed_bytes: u64 = file.parts.iter().map(|part| part.end - part.start).sum();
@@ -171,7 +172,7 @@ impl<'a> Making<'a> {
     fn tell(&mut self, piece: &Piece, cluster: &[u8]) {
         let len = piece.plain as usize;
         if !piece.listed {
-            self.recipe.add(Step::LeftOut { len });
+            self.recipe.steps.add(Step::left_out(len));
             return;
         }
         let step = match piece.turn {
@@ -179,10 +180,10 @@ impl<'a> Making<'a> {
             None => self.packed(piece, cluster),
         };
         match step {
-            Some(step) => self.recipe.add(step),
+            Some(step) => self.recipe.steps.add(step),
             None => match self.corrected(piece, cluster) {
                 Some(corrections) => self.recipe.correct(len, piece.inline, &corrections),
-                None => self.recipe.literal(len, cluster),
+                None => self.recipe.steps.add_bytes(6, len, cluster),
             },
         }
     }
@@ -214,10 +215,12 @@ impl<'a> Making<'a> {
             return None;
         }
         match (turn, piece.inline) {
-            (0, true) => (len == cluster.len()).then_some(Step::PlainEnd { len }),
-            (0, false) => (cluster.len() == len.next_multiple_of(self.file.block_bytes as usize))
-                .then_some(Step::Plain { len }),
-            _ => Some(Step::Turned { len, turn }),
+            (0, true) => (len == cluster.len()).then(|| Step::plain_end(len)),
+            (0, false) => {
+                let block = self.file.block_bytes as usize;
+                (cluster.len() == len.next_multiple_of(block)).then(|| Step::plain(len, block))
+            }
+            _ => Some(Step::turned(len, turn)),
         }
     }
 
@@ -260,13 +263,13 @@ impl<'a> Making<'a> {
                     continue;
                 }
                 if piece.inline {
-                    return (taken == len).then_some(Step::End { setting, capacity });
+                    return (taken == len).then(|| Step::end(setting, capacity));
                 }
                 let all = plain.len() == shown.len();
                 return Some(match (all, taken == len) {
-                    (true, true) => Step::Clusters { setting, capacity, count: 1 },
-                    (true, false) => Step::Overlapping { setting, capacity, len },
-                    _ => Step::Known { setting, capacity, count: 1, len },
+                    (true, true) => Step::clusters(setting, capacity),
+                    (true, false) => Step::overlapping(setting, capacity, len),
+                    _ => Step::known(setting, capacity, len),
                 });
             }
         }
@@ -285,8 +288,8 @@ impl<'a> Making<'a> {
                 && self.lies(&self.out[..made], cluster, piece.inline)
             {
                 return Some(match piece.inline {
-                    true => Step::End { setting, capacity },
-                    false => Step::Known { setting, capacity, count: 1, len },
+                    true => Step::end(setting, capacity),
+                    false => Step::known(setting, capacity, len),
                 });
             }
         }
@@ -337,121 +340,28 @@ pub(super) fn content(
     Ok(made.filter(|made| *made == len).map(|_| ()))
 }
 
-/// Step of a recipe; see the table in the parent module.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Clusters { setting: Setting, capacity: usize, count: usize },
-    Known { setting: Setting, capacity: usize, count: usize, len: usize },
-    Overlapping { setting: Setting, capacity: usize, len: usize },
-    Plain { len: usize },
-    Turned { len: usize, turn: usize },
-    LeftOut { len: usize },
-    End { setting: Setting, capacity: usize },
-    PlainEnd { len: usize },
-}
-
-impl Step {
-    /// Joins two steps into one, if possible.
-    fn join(self, next: Self, block: usize) -> Option<Self> {
-        match (self, next) {
-            (
-                Self::Clusters { setting, capacity, count },
-                Self::Clusters { setting: s, capacity: c, count: more },
-            ) if setting == s && capacity == c => {
-                Some(Self::Clusters { setting, capacity, count: count + more })
-            }
-            (
-                Self::Known { setting, capacity, count, len },
-                Self::Known { setting: s, capacity: c, count: more, len: l },
-            ) if setting == s && capacity == c && len == l => {
-                Some(Self::Known { setting, capacity, count: count + more, len })
-            }
-            (Self::Plain { len }, Self::Plain { len: more }) if len.is_multiple_of(block) => {
-                Some(Self::Plain { len: len + more })
-            }
-            _ => None,
-        }
-    }
-
-    fn put(self, out: &mut Vec<u8>) {
-        let (kind, setting, numbers) = match self {
-            Self::Clusters { setting, capacity, count } => {
-                (1, Some(setting), [Some(capacity), Some(count), None])
-            }
-            Self::Known { setting, capacity, count, len } => {
-                (2, Some(setting), [Some(capacity), Some(count), Some(len)])
-            }
-            Self::Overlapping { setting, capacity, len } => {
-                (3, Some(setting), [Some(capacity), Some(len), None])
-            }
-            Self::Plain { len } => (4, None, [Some(len), None, None]),
-            Self::Turned { len, turn } => (5, None, [Some(len), Some(turn), None]),
-            Self::LeftOut { len } => (7, None, [Some(len), None, None]),
-            Self::End { setting, capacity } => (8, Some(setting), [Some(capacity), None, None]),
-            Self::PlainEnd { len } => (9, None, [Some(len), None, None]),
-        };
-        out.push(kind);
-        out.extend(setting.map(Setting::number));
-        numbers.into_iter().flatten().for_each(|number| put_varint(out, number as u64));
-    }
-}
-
 /// Recipe of one file.
 struct Recipe {
-    bytes: Vec<u8>,
-    block: usize,
-    open: Option<Step>,
+    steps: Steps,
     /// Whether the recipe has corrections.
     corrected: bool,
 }
 
 impl Recipe {
     fn new(file: &ClusterMap, form: Form, window: u64) -> Self {
-        let block = file.block_bytes as usize;
         // Blocks have 512 bytes to 64 KiB.
-        let block_bits = (block / 512).trailing_zeros() as u8;
-        let mut bytes = vec![0, u8::from(file.zeros_in_front) | block_bits << 4];
-        put_varint(&mut bytes, file.plain_bytes);
-        put_varint(&mut bytes, window);
+        let block_bits = (file.block_bytes / 512).trailing_zeros() as u8;
+        let mut head = vec![0, u8::from(file.zeros_in_front) | block_bits << 4];
+        put_varint(&mut head, file.plain_bytes);
+        put_varint(&mut head, window);
         if form == Form::Any {
-            bytes.push(file.window_bits);
+            head.push(file.window_bits);
         }
-        Self { bytes, block, open: None, corrected: false }
-    }
-
-    fn add(&mut self, step: Step) {
-        let joined = self.open.and_then(|open| open.join(step, self.block));
-        if joined.is_none() {
-            self.close();
-        }
-        self.open = Some(joined.unwrap_or(step));
-    }
-
-    fn literal(&mut self, len: usize, cluster: &[u8]) {
-        self.close();
-        self.bytes.push(6);
-        put_varint(&mut self.bytes, len as u64);
-        put_varint(&mut self.bytes, cluster.len() as u64);
-        self.bytes.extend_from_slice(cluster);
+        Self { steps: Steps::behind(head), corrected: false }
     }
 
     fn correct(&mut self, len: usize, inline: bool, corrections: &[u8]) {
-        self.close();
         self.corrected = true;
-        self.bytes.push(if inline { 11 } else { 10 });
-        put_varint(&mut self.bytes, len as u64);
-        put_varint(&mut self.bytes, corrections.len() as u64);
-        self.bytes.extend_from_slice(corrections);
-    }
-
-    fn close(&mut self) {
-        if let Some(step) = self.open.take() {
-            step.put(&mut self.bytes);
-        }
-    }
-
-    fn finish(&mut self) -> Vec<u8> {
-        self.close();
-        std::mem::take(&mut self.bytes)
+        self.steps.add_bytes(if inline { 11 } else { 10 }, len, corrections);
     }
 }
