@@ -1,5 +1,6 @@
-//! Runs the bodies of the fuzz targets over `fuzz/seeds` and over damaged copies of the seeds, so
-//! that defects a fuzzer found do not return (docs/testing.md, "Fuzzing").
+//! Runs the bodies of the fuzz targets over `fuzz/seeds`, over the golden files of the formats with
+//! views, and over damaged copies of both, so that defects a fuzzer found do not return
+//! (docs/testing.md, "Fuzzing").
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,9 +8,11 @@ use std::path::{Path, PathBuf};
 
 mod erofs_images;
 pub mod fuzz_bodies;
+mod view_goldens;
 
 use erofs_images::Noise;
 use fuzz_bodies::{TARGETS, Target, memory};
+use view_goldens::goldens;
 
 /// Number of damaged copies of each seed.
 const DAMAGED: usize = 24;
@@ -22,12 +25,17 @@ fn replay(target: &str) {
     let Target { seeds, body, .. } =
         TARGETS.iter().find(|listed| listed.name == target).expect("a target of this name");
     let dir = fuzz_dir().join("seeds").join(seeds);
-    let mut seeds: Vec<_> =
+    let mut paths: Vec<_> =
         fs::read_dir(&dir).expect("seeds").map(|entry| entry.expect("readable").path()).collect();
-    seeds.sort();
-    assert!(!seeds.is_empty(), "{} has no seed", dir.display());
-    for path in seeds {
-        let seed = fs::read(&path).expect("readable");
+    paths.sort();
+    assert!(!paths.is_empty(), "{} has no seed", dir.display());
+    let read = |path: PathBuf| (path.display().to_string(), fs::read(&path).expect("readable"));
+    let mut inputs: Vec<_> = paths.into_iter().map(read).collect();
+    for golden in goldens(Path::new(env!("CARGO_MANIFEST_DIR"))) {
+        let of_target = golden.seeds().into_iter().filter(|(dir, _)| dir == seeds);
+        inputs.extend(of_target.map(|(_, seed)| (format!("golden {}", golden.format.name()), seed)));
+    }
+    for (name, seed) in inputs {
         let mut noise = Noise(seed.len() as u64);
         for copy in 0..=DAMAGED {
             let mut input = seed.clone();
@@ -38,11 +46,7 @@ fn replay(target: &str) {
             if catch_unwind(run).is_err() {
                 let kept = std::env::temp_dir().join(format!("{target}-{}", blake3::hash(&input).to_hex()));
                 fs::write(&kept, &input).expect("writable");
-                panic!(
-                    "{} (copy {copy}) breaks a promise; the input is in {}",
-                    path.display(),
-                    kept.display()
-                );
+                panic!("{name} (copy {copy}) breaks a promise; the input is in {}", kept.display());
             }
         }
     }

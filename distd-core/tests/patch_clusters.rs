@@ -9,8 +9,7 @@ use distd_core::bounds::VIEW_BYTES_MAX;
 use distd_core::cut::erofs::PACKED_INODE_NAME;
 use distd_core::cut::{ReadAt, regions};
 use distd_core::patch::view::{
-    ClusterFile, ClusterFiles, ClusterViews, Joined, NoView, RecipeError, cluster_files, groups, repack,
-    unpack_clusters, unpack_old_clusters, unpack_with,
+    Found, Group, Joined, Layer, NoView, RecipeError, Unpacked, find, repack, unpack_base,
 };
 use distd_core::patch::{Effort, PatchMethod, encode};
 use proptest::prelude::*;
@@ -106,32 +105,47 @@ fn write_tree(root: &Path, files: &Files) {
     }
 }
 
-fn all_files(image: &[u8]) -> ClusterFiles {
-    cluster_files(image, &regions(image), |_, _| true)
+/// Packed files of an image in one group, and the files without a view.
+struct AllFiles {
+    group: Option<Group>,
+    without: Vec<(Vec<u8>, NoView)>,
 }
 
-/// Makes the views of all files as one group. Returns the view, the result, and the bytes of the
-/// parts.
-fn views(image: &[u8], files: &[ClusterFile], old: bool) -> (Vec<u8>, ClusterViews, Vec<u8>) {
+impl AllFiles {
+    fn len(&self) -> usize {
+        self.group.as_ref().map_or(0, |group| group.files.len())
+    }
+
+    fn group(&self) -> &Group {
+        self.group.as_ref().expect("packed files")
+    }
+}
+
+fn all_files(image: &[u8]) -> AllFiles {
+    let found = find(Layer::Image, image, &regions(image), |_, _| true).expect("memory reads");
+    let Found { groups, without } = found;
+    // The newest form of recipes describes the clusters of all groups.
+    let format = groups.iter().map(|group| group.format).max_by_key(|format| format.version());
+    let files = groups.into_iter().flat_map(|group| group.files).collect();
+    AllFiles { group: format.map(|format| Group { format, files }), without }
+}
+
+/// Makes the view of a group. Returns the view, the result, and the bytes of the parts.
+fn views(image: &[u8], group: &Group, old: bool) -> (Vec<u8>, Unpacked, Vec<u8>) {
     let mut sink = Cursor::new(Vec::new());
     let made = if old {
-        unpack_old_clusters(image, files, VIEW_BYTES_MAX, &mut sink)
+        group.unpack_old(image, VIEW_BYTES_MAX, &mut sink)
     } else {
-        unpack_clusters(image, files, VIEW_BYTES_MAX, &mut sink)
+        group.unpack(image, VIEW_BYTES_MAX, &mut sink)
     }
     .expect("memory reads");
     let mut view = sink.into_inner();
     view.truncate(made.view_bytes as usize);
     assert_eq!(view.len() as u64, made.view_bytes);
-    let mut packed = Vec::new();
-    for (file, result) in files.iter().zip(&made.files) {
-        if result.is_ok() {
-            let joined = Joined { artifact: image, parts: &file.parts };
-            let from = packed.len();
-            packed.resize(from + joined.len() as usize, 0);
-            joined.read_exact_at(&mut packed[from..], 0).expect("memory reads");
-        }
-    }
+    let parts = made.parts(&group.files);
+    let joined = Joined { artifact: image, parts: &parts };
+    let mut packed = vec![0; joined.len() as usize];
+    joined.read_exact_at(&mut packed, 0).expect("memory reads");
     (view, made, packed)
 }
 
@@ -146,12 +160,10 @@ fn packed_again(recipe: &[u8], view: &[u8]) -> Result<Vec<u8>, RecipeError> {
 /// and the packed bytes.
 fn check(files: &Files, image: &[u8], what: &str) -> (usize, usize, usize) {
     let found = all_files(image);
-    if found.files.is_empty() {
-        return (0, 0, 0);
-    }
-    let (view, made, packed) = views(image, &found.files, false);
+    let Some(group) = &found.group else { return (0, 0, 0) };
+    let (view, made, packed) = views(image, group, false);
     let mut with = 0;
-    for (file, result) in found.files.iter().zip(&made.files) {
+    for (file, result) in group.files.iter().zip(&made.files) {
         let Ok(range) = result else { continue };
         with += 1;
         let name = String::from_utf8_lossy(&file.name).into_owned();
@@ -164,12 +176,12 @@ fn check(files: &Files, image: &[u8], what: &str) -> (usize, usize, usize) {
     if with > 0 {
         assert!(packed_again(&made.recipe, &view).expect("sound") == packed, "{what}");
     }
-    let (old_view, old, old_packed) = views(image, &found.files, true);
+    let (old_view, old, old_packed) = views(image, group, true);
     assert!(old.files.iter().all(Result::is_ok), "{what}: {:?}", old.files);
     let mut unpacked = Vec::new();
-    unpack_with(&old.recipe, &old_packed, VIEW_BYTES_MAX, &mut unpacked).expect("sound");
+    unpack_base(&old.recipe, &old_packed, VIEW_BYTES_MAX, &mut unpacked).expect("sound");
     assert!(unpacked == old_view, "{what}");
-    assert!(old_view.len() <= view.len() || with < found.files.len(), "{what}");
+    assert!(old_view.len() <= view.len() || with < found.len(), "{what}");
     (with, made.recipe.len(), packed.len())
 }
 
@@ -180,11 +192,11 @@ fn every_file_of_every_image_comes_back_bit_for_bit() {
         let image = image(&files, options).unwrap_or_else(|message| panic!("{options:?}: {message}"));
         let found = all_files(&image);
         let (with, recipe, packed) = check(&files, &image, &format!("{options:?}"));
-        println!("{options:?}: {with} of {} files, recipe {recipe} of {packed}", found.files.len());
+        println!("{options:?}: {with} of {} files, recipe {recipe} of {packed}", found.len());
         assert!(found.without.iter().all(|(_, why)| matches!(why, NoView::Plain | NoView::NoClusters)));
-        assert!(found.files.len() > 40, "{options:?}: {}", found.files.len());
+        assert!(found.len() > 40, "{options:?}: {}", found.len());
         if all {
-            assert_eq!(with, found.files.len(), "{options:?}");
+            assert_eq!(with, found.len(), "{options:?}");
             assert!(recipe * 40 < packed, "{options:?}: {recipe} of {packed}");
         }
     }
@@ -208,19 +220,19 @@ fn files_of_every_algorithm_come_back_bit_for_bit() {
         let image = image.unwrap_or_else(|message| panic!("{options:?}: {message}"));
         let found = all_files(&image);
         let (with, recipe, packed) = check(&files, &image, &format!("{options:?}"));
-        println!("{options:?}: {with} of {} files, recipe {recipe} of {packed}", found.files.len());
+        println!("{options:?}: {with} of {} files, recipe {recipe} of {packed}", found.len());
         assert!(found.without.iter().all(|(_, why)| matches!(why, NoView::Plain | NoView::NoClusters)));
         assert!(with > 4, "{options:?}: {with}");
         // Versions of libdeflate differ now and then, and corrections take too large a part of
         // small files.
         let most = if part < 40 { 80 } else { 95 };
-        assert!(with * 100 >= found.files.len() * most, "{options:?}: {with}");
+        assert!(with * 100 >= found.len() * most, "{options:?}: {with}");
         assert!(recipe * part < packed, "{options:?}: {recipe} of {packed}");
     }
     // Files of an algorithm without a coder here stay packed.
     let image = try_mkfs_of(&mkfs, &["-zlzma"], &tree, &dir.path().join("image")).expect("known to it");
     let found = all_files(&image);
-    assert!(found.files.is_empty());
+    assert!(found.group.is_none());
     assert!(found.without.iter().any(|(_, why)| *why == NoView::Algorithm));
 }
 
@@ -243,9 +255,9 @@ fn small_insertions_cost_little_only_with_views() {
             let image = try_mkfs_of(program, &[option, "-C65536"], &tree, &dir.path().join("image"));
             let image = image.unwrap_or_else(|message| panic!("{option}: {message}"));
             let found = all_files(&image);
-            assert_eq!(found.files.len(), 1, "{option}: {:?}", found.without);
-            let new = views(&image, &found.files, false);
-            let old = views(&image, &found.files, true);
+            assert_eq!(found.len(), 1, "{option}: {:?}", found.without);
+            let new = views(&image, found.group(), false);
+            let old = views(&image, found.group(), true);
             (new, old)
         });
         let [(_, (old_view, old, old_packed)), ((new_view, new, new_packed), _)] = sides;
@@ -269,34 +281,25 @@ fn small_insertions_cost_little_only_with_views() {
 }
 
 #[test]
-fn groups_hold_all_files_in_order_and_long_ones_alone() {
+fn groups_hold_all_files_in_order() {
     let files = sample_files(3);
     let image = image(&files, &["-zlz4hc"]).expect("mkfs.erofs");
-    let found = all_files(&image).files;
-    assert!(found.is_sorted_by_key(|file| file.parts[0].start));
-    let mut many = Vec::new();
-    while many.len() < 1000 {
-        many.extend_from_slice(&found);
-    }
-    let groups = groups(&many);
-    assert!(groups.len() > 1);
-    assert_eq!(groups.iter().cloned().flatten().collect::<Vec<_>>(), (0..many.len()).collect::<Vec<_>>());
-    for group in &groups[..groups.len() - 1] {
-        let bytes: u64 = many[group.clone()].iter().map(|file| file.plain_bytes).sum();
-        assert!((8 << 20..=32 << 20).contains(&bytes), "{bytes}");
-    }
+    let found = find(Layer::Image, &image, &regions(&image), |_, _| true).expect("memory reads");
+    let starts: Vec<_> =
+        found.groups.iter().flat_map(|group| &group.files).map(|file| file.parts[0].start).collect();
+    assert!(starts.is_sorted() && starts.len() > 40);
 }
 
 /// Makes one small image, its new and old views, and the bytes of their parts.
-fn small() -> (Vec<u8>, ClusterViews, Vec<u8>, Vec<u8>, ClusterViews, Vec<u8>) {
+fn small() -> (Vec<u8>, Unpacked, Vec<u8>, Vec<u8>, Unpacked, Vec<u8>) {
     let mut noise = Noise(5);
     let files: Files =
         [("a", 30_000), ("b", 9000)].map(|(name, len)| (name.into(), text(&mut noise, len))).into();
     let image = image(&files, &["-zlz4hc", "-C16384", "-Eztailpacking"]).expect("mkfs.erofs");
-    let found = all_files(&image).files;
+    let found = all_files(&image);
     assert_eq!(found.len(), 2);
-    let (view, made, packed) = views(&image, &found, false);
-    let (old_view, old, _) = views(&image, &found, true);
+    let (view, made, packed) = views(&image, found.group(), false);
+    let (old_view, old, _) = views(&image, found.group(), true);
     (view, made, packed, old_view, old, image)
 }
 
@@ -315,11 +318,11 @@ fn damaged_recipes_are_errors_or_other_bytes_and_never_panics() {
         }
     }
     for at in 0..old.recipe.len() {
-        let _ = unpack_with(&old.recipe[..at], &packed, VIEW_BYTES_MAX, &mut Vec::new());
+        let _ = unpack_base(&old.recipe[..at], &packed, VIEW_BYTES_MAX, &mut Vec::new());
         for bit in 0..8 {
             let mut flipped = old.recipe.clone();
             flipped[at] ^= 1 << bit;
-            let _ = unpack_with(&flipped, &packed, VIEW_BYTES_MAX, &mut Vec::new());
+            let _ = unpack_base(&flipped, &packed, VIEW_BYTES_MAX, &mut Vec::new());
         }
     }
     // The view is shorter than the recipe expects.
@@ -329,12 +332,12 @@ fn damaged_recipes_are_errors_or_other_bytes_and_never_panics() {
         let mut rotten = packed.clone();
         rotten[at] ^= 0x55;
         let mut out = Vec::new();
-        let len = unpack_with(&old.recipe, &rotten, VIEW_BYTES_MAX, &mut out).expect("the recipe is sound");
+        let len = unpack_base(&old.recipe, &rotten, VIEW_BYTES_MAX, &mut out).expect("the recipe is sound");
         assert!(len == out.len() as u64 && out.len() <= old_view.len() + (1 << 20));
     }
     for len in [0, 1, 5000, packed.len() - 1] {
         let mut out = Vec::new();
-        unpack_with(&old.recipe, &packed[..len], VIEW_BYTES_MAX, &mut out).expect("the recipe is sound");
+        unpack_base(&old.recipe, &packed[..len], VIEW_BYTES_MAX, &mut out).expect("the recipe is sound");
         assert!(old_view.starts_with(&out) && out.len() < old_view.len());
     }
 }
@@ -399,7 +402,7 @@ fn numbers_that_lie_are_refused_before_they_cost_anything() {
     assert!(matches!(repack(&blocks, &mut &view[..], &mut std::io::sink()), Err(RecipeError::Damaged(_))));
 
     let bad = |recipe: &[u8]| {
-        let result = unpack_with(recipe, &view, VIEW_BYTES_MAX, &mut Vec::new());
+        let result = unpack_base(recipe, &view, VIEW_BYTES_MAX, &mut Vec::new());
         assert!(matches!(result, Err(RecipeError::Damaged(_))), "{recipe:?}");
     };
     bad(&[]);
@@ -417,13 +420,14 @@ fn numbers_that_lie_are_refused_before_they_cost_anything() {
 fn a_bomb_ends_at_the_bound() {
     let files = Files::from([("zeros".to_owned(), vec![0; 50_000_000])]);
     let image = image(&files, &["-zlz4hc", "-C65536"]).expect("mkfs.erofs");
-    let found = all_files(&image).files;
+    let found = all_files(&image);
+    let group = found.group();
     let mut sink = Cursor::new(Vec::new());
-    let made = unpack_clusters(&image, &found, 1 << 20, &mut sink).expect("memory reads");
+    let made = group.unpack(&image, 1 << 20, &mut sink).expect("memory reads");
     assert_eq!((made.files, made.recipe.len()), (vec![Err(NoView::TooLong)], 0));
-    let (_, old, packed) = views(&image, &found, true);
+    let (_, old, packed) = views(&image, group, true);
     let mut out = Vec::new();
-    let written = unpack_with(&old.recipe, &packed, 20 << 20, &mut out).expect("sound");
+    let written = unpack_base(&old.recipe, &packed, 20 << 20, &mut out).expect("sound");
     assert!(written <= 20 << 20 && out.len() as u64 == written);
 }
 
@@ -439,6 +443,6 @@ proptest! {
         }
         let view = text(&mut Noise(1), 20_000);
         let _ = repack(&recipe, &mut &view[..], &mut std::io::sink());
-        let _ = unpack_with(&recipe, &view, 1 << 20, &mut std::io::sink());
+        let _ = unpack_base(&recipe, &view, 1 << 20, &mut std::io::sink());
     }
 }

@@ -7,8 +7,7 @@ use std::process::{Command, Stdio};
 
 use distd_core::cut::{RegionKind, Regions};
 use distd_core::patch::view::{
-    Joined, LITERAL_MAX, RECIPE_MAX, RecipeError, Unpacked, inflate, packed_files, repack, unpack,
-    unpack_with,
+    Joined, LITERAL_MAX, Layer, RECIPE_MAX, RecipeError, Unpacked, find, repack, unpack, unpack_base,
 };
 use proptest::prelude::*;
 
@@ -64,7 +63,10 @@ fn every_level_of_gzip_comes_back_from_a_small_recipe() {
         assert!(unpacked.recipe.len() < file.len() / 8, "level {level}: {}", unpacked.recipe.len());
         assert!(packed_again(&unpacked.recipe, &view).expect("sound") == file, "level {level}");
         let mut inflated = Vec::new();
-        assert_eq!(inflate(&file, 1 << 30, &mut inflated).expect("memory reads"), plain.len() as u64);
+        assert_eq!(
+            unpack_base(&[1], &file, 1 << 30, &mut inflated).expect("memory reads"),
+            plain.len() as u64
+        );
         assert!(inflated == plain);
     }
 }
@@ -83,7 +85,7 @@ fn members_padding_and_a_lost_end_come_back() {
     let (unpacked, view) = taken_apart(cut).expect("a view of most of it");
     assert!(packed_again(&unpacked.recipe, &view).expect("sound") == cut);
     let mut inflated = Vec::new();
-    inflate(cut, 1 << 30, &mut inflated).expect("memory reads");
+    unpack_base(&[1], cut, 1 << 30, &mut inflated).expect("memory reads");
     assert!(inflated.starts_with(&view) && inflated.len() > 2_900_000);
 }
 
@@ -108,7 +110,7 @@ fn a_bomb_ends_at_the_bound() {
     let mut sink = Cursor::new(Vec::new());
     assert_eq!(unpack(&bomb, 1 << 20, &mut sink).expect("memory reads"), None);
     let mut out = Vec::new();
-    let written = inflate(&bomb, 1 << 20, &mut out).expect("memory reads");
+    let written = unpack_base(&[1], &bomb, 1 << 20, &mut out).expect("memory reads");
     assert!(written <= 1 << 20 && out.len() as u64 == written);
 }
 
@@ -147,9 +149,9 @@ fn a_file_in_two_parts_is_one_run_with_its_tail_last() {
         (4, RegionKind::File, Some(b"b")),
     ])
     .expect("small");
-    let found = packed_files(&artifact, &regions).expect("memory reads");
+    let found = find(Layer::File, &artifact, &regions, |_, _| true).expect("memory reads").groups;
     assert_eq!(found.len(), 1);
-    let joined = Joined { artifact: &artifact, parts: &found[0].parts };
+    let joined = Joined { artifact: &artifact, parts: &found[0].files[0].parts };
     let mut sink = Cursor::new(Vec::new());
     let unpacked = unpack(&joined, 1 << 30, &mut sink).expect("memory reads").expect("a view");
     assert!(packed_again(&unpacked.recipe, sink.get_ref()).expect("sound") == file);
@@ -221,7 +223,7 @@ fn both_views(file: &[u8]) -> (Unpacked, Vec<u8>, Vec<u8>) {
     let (unpacked, view) = taken_apart(file).expect("a view");
     assert!(packed_again(&unpacked.recipe, &view).expect("sound") == file);
     let mut inflated = Vec::new();
-    let written = unpack_with(&unpacked.recipe[..1], file, 1 << 30, &mut inflated).expect("memory reads");
+    let written = unpack_base(&unpacked.recipe[..1], file, 1 << 30, &mut inflated).expect("memory reads");
     assert_eq!(written, inflated.len() as u64);
     (unpacked, view, inflated)
 }
@@ -302,7 +304,7 @@ fn bombs_in_archives_and_pictures_end_at_the_bound() {
         let mut sink = Cursor::new(Vec::new());
         assert_eq!(unpack(&bomb[..], 1 << 20, &mut sink).expect("memory reads"), None);
         let mut out = Vec::new();
-        let written = unpack_with(&[3], &bomb[..], 1 << 20, &mut out).expect("memory reads");
+        let written = unpack_base(&[3], &bomb[..], 1 << 20, &mut out).expect("memory reads");
         assert!(written <= 1 << 20 && out.len() as u64 == written);
     }
 }
@@ -361,7 +363,7 @@ proptest! {
     #[test]
     fn random_bytes_behind_a_gzip_header_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
         let file = [&[0x1F, 0x8B, 8, 0, 0, 0, 0, 0, 0, 3][..], &bytes].concat();
-        let _ = inflate(&file, 1 << 20, &mut Vec::new());
+        let _ = unpack_base(&[1], &file, 1 << 20, &mut Vec::new());
         let _ = unpack(&file, 1 << 20, &mut Cursor::new(Vec::new()));
     }
 
@@ -377,7 +379,7 @@ proptest! {
         let png_len = bytes.len() as u32 + 2;
         let png = [b"\x89PNG\r\n\x1A\n", &png_len.to_be_bytes()[..], &chunk, &crc.to_be_bytes()].concat();
         for file in [zip, png] {
-            let _ = unpack_with(&[3], &file, 1 << 20, &mut Vec::new());
+            let _ = unpack_base(&[3], &file, 1 << 20, &mut Vec::new());
             if let Some((unpacked, view)) = taken_apart(&file) {
                 prop_assert!(packed_again(&unpacked.recipe, &view).expect("sound") == file);
             }

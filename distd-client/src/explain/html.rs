@@ -155,7 +155,7 @@ fn hints(out: &mut String, report: &Report) {
             escape(hint.advice.finding()),
             human_bytes(hint.saves_bytes),
             escape(hint.method.words()),
-            escape(hint.advice.action())
+            escape(&hint.advice.action())
         );
         for path in &hint.paths {
             let _ = write!(out, "<br><code>{}</code>", escape(&shown(path)));

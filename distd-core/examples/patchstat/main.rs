@@ -27,6 +27,7 @@ use distd_core::packing::Packer;
 use distd_core::patch::pair::{
     ChunkSpan, Need, Of, PairOptions, Patch, Side, build, needs as needs_of, pair as pair_up,
 };
+use distd_core::patch::view::Layer;
 use distd_core::patch::{Effort, PatchMethod, decode};
 
 mod index;
@@ -171,8 +172,9 @@ fn main() -> Result<(), Error> {
     let mut needs = needs;
     let mut passes = Vec::new();
     if options.views > 0 {
-        views::of_clusters(&mut old, &mut new, &mut needs, &options, &mut passes)?;
-        views::of_streams(&mut old, &mut new, &mut needs, &options, &mut passes)?;
+        for layer in Layer::ALL {
+            views::of_layer(layer, &mut old, &mut new, &mut needs, &options, &mut passes)?;
+        }
     }
     println!(
         "views: {} and {} bytes, {:.1} s in all",

@@ -10,7 +10,7 @@ use std::time::Instant;
 use distd_core::cut::{ReadAt, RegionKind, Regions};
 use distd_core::patch::Method;
 use distd_core::patch::pair::{ChunkSpan, Need, Of, Side, fold, needs as needs_of, needs_beside};
-use distd_core::patch::view::{self, ClusterFile, ClusterViews};
+use distd_core::patch::view::{self, Group, Layer, NoView, Unpacked};
 
 use crate::{Artifact, Error, Options, cut};
 
@@ -41,13 +41,6 @@ impl ReadAt for Extended {
     }
 }
 
-/// File with a view: its name, its parts, and the range of the view.
-struct Viewed {
-    name: Vec<u8>,
-    parts: Vec<Range<u64>>,
-    view: Range<u64>,
-}
-
 /// Patch that unpacks or packs: turns the chunks in `bases` into the chunks in `targets`.
 pub(crate) struct Pass {
     pub(crate) method: Method,
@@ -55,6 +48,28 @@ pub(crate) struct Pass {
     pub(crate) bases: Vec<Range<u64>>,
     pub(crate) targets: Vec<Range<u64>>,
     pub(crate) payload: Vec<u8>,
+    /// Names and ranges of the files in the view.
+    files: Vec<(Vec<u8>, Range<u64>)>,
+}
+
+impl Pass {
+    /// Places a view at `start`.
+    fn new(of: Of, group: &Group, made: &Unpacked, start: u64) -> Self {
+        let view = std::iter::once(start..start + made.view_bytes).collect();
+        let (packed, files) = (made.parts(&group.files), made.named(&group.files, start));
+        let (method, bases, targets) = match of {
+            Of::Old => (Method::Inflate, packed, view),
+            Of::New => (Method::Repack, view, packed),
+        };
+        Self { method, of, bases, targets, payload: made.recipe.clone(), files }
+    }
+
+    fn packed(&self) -> &[Range<u64>] {
+        match self.of {
+            Of::Old => &self.bases,
+            Of::New => &self.targets,
+        }
+    }
 }
 
 impl Extended {
@@ -74,23 +89,22 @@ impl Extended {
         span(&self.chunks, part)
     }
 
-    /// Adds regions and chunks for views. The packed regions lose their names, so that only the
-    /// views have them.
-    fn extend(&mut self, viewed: &[Viewed], inside: bool, threads: usize) -> Result<(), Error> {
-        let hidden: HashSet<u64> =
-            viewed.iter().flat_map(|file| &file.parts).map(|part| part.start).collect();
+    /// Adds regions and chunks for views of a layer.
+    fn extend(&mut self, layer: Layer, passes: &[Pass], threads: usize) -> Result<(), Error> {
+        let hidden: HashSet<u64> = passes
+            .iter()
+            .filter(|_| layer.hides_names())
+            .flat_map(|pass| pass.packed())
+            .map(|part| part.start)
+            .collect();
         let mut parts: Vec<(u64, RegionKind, Option<Vec<u8>>)> = Vec::new();
         for region in self.regions.all() {
-            let name = self.regions.name(region).filter(|_| inside || !hidden.contains(&region.start));
+            let name = self.regions.name(region).filter(|_| !hidden.contains(&region.start));
             parts.push((region.len, region.kind, name.map(<[u8]>::to_vec)));
         }
-        for file in viewed {
-            if inside {
-                let parts_of = view::parts(self, file.view.clone(), &file.name)?;
-                parts.extend(parts_of.into_iter().map(|(len, kind, name)| (len, kind, Some(name))));
-            } else {
-                parts.push((file.view.end - file.view.start, RegionKind::File, Some(file.name.clone())));
-            }
+        for pass in passes {
+            let inside = layer.parts(self, &pass.files)?;
+            parts.extend(inside.into_iter().map(|(len, kind, name)| (len, kind, Some(name))));
         }
         let all = parts.iter().map(|(len, kind, name)| (*len, *kind, name.as_deref()));
         self.regions = Regions::from_parts(all).ok_or("too many regions")?;
@@ -116,11 +130,11 @@ fn update(old: &Extended, new: &Extended, needs: &mut Vec<Need>, passes: &[Pass]
     *needs = needs_beside(&old.chunks, &new.chunks, artifact, |index| made[index]);
 }
 
-/// Calls `work` with each group, on several threads; returns the results in order.
-fn in_parallel<T: Send>(
-    groups: &[Range<usize>],
+/// Calls `work` with each item, on several threads; returns the results in order.
+fn in_parallel<I: Sync, T: Send>(
+    items: &[I],
     threads: usize,
-    work: impl Fn(Range<usize>) -> Result<T, Error> + Sync,
+    work: impl Fn(&I) -> Result<T, Error> + Sync,
 ) -> Result<Vec<T>, Error> {
     let (next, done) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
     std::thread::scope(|scope| {
@@ -129,8 +143,8 @@ fn in_parallel<T: Send>(
                 scope.spawn(|| {
                     loop {
                         let index = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(group) = groups.get(index) else { return Ok::<_, Error>(()) };
-                        let result = work(group.clone())?;
+                        let Some(item) = items.get(index) else { return Ok::<_, Error>(()) };
+                        let result = work(item)?;
                         done.lock().map_err(|_| "a thread panicked")?.insert(index, result);
                     }
                 })
@@ -141,197 +155,131 @@ fn in_parallel<T: Send>(
     Ok(done.into_inner().map_err(|_| "a thread panicked")?.into_values().collect())
 }
 
-fn parts_of(files: &[ClusterFile], made: &ClusterViews) -> Vec<Range<u64>> {
-    let with = files.iter().zip(&made.files).filter(|(_, made)| made.is_ok());
-    with.flat_map(|(file, _)| file.parts.clone()).collect()
+/// Group with its view.
+struct Viewed {
+    group: Group,
+    made: Unpacked,
+    view: Vec<u8>,
 }
 
-/// Records the files with views and the ranges of their views, and returns the pass that makes or
-/// unpacks the files.
-fn placed(files: &[ClusterFile], made: &ClusterViews, base: u64, of: Of, viewed: &mut Vec<Viewed>) -> Pass {
-    for (file, made) in files.iter().zip(&made.files) {
-        if let Ok(range) = made {
-            let view = base + range.start..base + range.end;
-            viewed.push(Viewed { name: file.name.clone(), parts: file.parts.clone(), view });
-        }
-    }
-    let (parts, view) = (parts_of(files, made), std::iter::once(base..base + made.view_bytes).collect());
-    let payload = made.recipe.clone();
-    match of {
-        Of::Old => Pass { method: Method::Inflate, of, bases: parts, targets: view, payload },
-        Of::New => Pass { method: Method::Repack, of, bases: view, targets: parts, payload },
-    }
-}
-
-pub(crate) fn of_clusters(
-    old: &mut Extended,
-    new: &mut Extended,
-    needs: &mut Vec<Need>,
-    options: &Options,
-    passes: &mut Vec<Pass>,
-) -> Result<(), Error> {
-    let started = Instant::now();
-    let wanted = |part: &Range<u64>| needs[new.span(part)].contains(&Need::Wanted);
-    let found = view::cluster_files(&new.artifact, &new.regions, |_, parts| parts.iter().any(wanted));
-    let mut why: BTreeMap<String, usize> = BTreeMap::new();
-    for (_, reason) in &found.without {
-        *why.entry(reason.to_string()).or_default() += 1;
-    }
-    let names: HashSet<Vec<u8>> = found.files.iter().map(|file| fold(&file.name)).collect();
-    let back = needs_of(&new.chunks, &old.chunks);
-    let old_found = view::cluster_files(&old.artifact, &old.regions, |name, parts| {
-        let lost = || parts.iter().any(|part| back[old.span(part)].iter().any(|need| *need != Need::Held));
-        names.contains(&fold(name)) || (options.views > 1 && lost())
-    });
-
-    let groups = view::groups(&found.files);
-    let made = in_parallel(&groups, options.threads, |group| {
+/// Makes the views of groups.
+fn made(artifact: &Extended, groups: Vec<Group>, of: Of, threads: usize) -> Result<Vec<Viewed>, Error> {
+    in_parallel(&groups, threads, |group| {
         let mut sink = io::Cursor::new(Vec::new());
-        let made = view::unpack_clusters(&new.artifact, &found.files[group], VIEWS_MAX, &mut sink)?;
+        let made = match of {
+            Of::New => group.unpack(artifact, VIEWS_MAX, &mut sink)?,
+            Of::Old => group.unpack_old(artifact, VIEWS_MAX, &mut sink)?,
+        };
         let mut view = sink.into_inner();
         view.truncate(made.view_bytes as usize);
-        Ok((made, view))
-    })?;
-    let took = started.elapsed().as_secs_f64();
+        Ok(Viewed { group: group.clone(), made, view })
+    })
+}
 
-    let started = Instant::now();
-    let numbers: Vec<Range<usize>> = (0..groups.len()).map(|n| n..n + 1).collect();
-    in_parallel(&numbers, options.threads, |number| {
-        let (made, view) = &made[number.start];
-        if view.is_empty() {
+/// Packs or unpacks each view as a device does, and compares.
+fn check(artifact: &Extended, viewed: &[Viewed], of: Of, threads: usize) -> Result<(), Error> {
+    in_parallel(viewed, threads, |Viewed { group, made, view }| {
+        if made.recipe.is_empty() {
             return Ok(());
         }
-        let parts = parts_of(&found.files[groups[number.start].clone()], made);
-        let packed = view::Joined { artifact: &new.artifact, parts: &parts };
-        let (mut again, mut before) = (Vec::new(), vec![0; packed.len() as usize]);
-        view::repack(&made.recipe, &mut &view[..], &mut again)?;
-        packed.read_exact_at(&mut before, 0)?;
-        if again == before { Ok(()) } else { Err("a view packs to other bytes than the file's".into()) }
-    })?;
-    let repack = started.elapsed().as_secs_f64();
-
-    let started = Instant::now();
-    let old_groups = view::groups(&old_found.files);
-    let old_made = in_parallel(&old_groups, options.threads, |group| {
-        let mut sink = io::Cursor::new(Vec::new());
-        let files = &old_found.files[group];
-        let made = view::unpack_old_clusters(&old.artifact, files, VIEWS_MAX, &mut sink)?;
-        let mut view = sink.into_inner();
-        view.truncate(made.view_bytes as usize);
-        Ok((made, view))
-    })?;
-    let old_took = started.elapsed().as_secs_f64();
-    let started = Instant::now();
-    let (mut viewed, mut old_viewed) = (Vec::new(), Vec::new());
-    for (group, (made, view)) in old_groups.iter().zip(&old_made) {
-        let pass =
-            placed(&old_found.files[group.clone()], made, ReadAt::len(&*old), Of::Old, &mut old_viewed);
-        let packed = view::Joined { artifact: &old.artifact, parts: &pass.bases };
-        let mut again = Vec::new();
-        view::unpack_with(&made.recipe, &packed, VIEWS_MAX, &mut again)?;
-        assert!(again == *view, "an old file unpacks to another view");
-        old.views.extend_from_slice(view);
-        passes.push(pass);
-    }
-    let unpack = started.elapsed().as_secs_f64();
-    for (group, (made, view)) in groups.iter().zip(&made) {
-        for result in &made.files {
-            if let Err(reason) = result {
-                *why.entry(reason.to_string()).or_default() += 1;
+        let parts = made.parts(&group.files);
+        let packed = view::Joined { artifact, parts: &parts };
+        let same = match of {
+            Of::New => view::packs_again(&made.recipe, &mut &view[..], &packed),
+            Of::Old => {
+                let mut again = Vec::new();
+                view::unpack_base(&made.recipe, &packed, VIEWS_MAX, &mut again)?;
+                again == *view
             }
-        }
-        let pass = placed(&found.files[group.clone()], made, ReadAt::len(&*new), Of::New, &mut viewed);
-        new.views.extend_from_slice(view);
-        passes.push(pass);
-    }
-    println!(
-        "cluster views: {} files in {} groups, {} bytes; {} old files in {} groups, {} bytes",
-        viewed.len(),
-        groups.len(),
-        new.views.len(),
-        old_viewed.len(),
-        old_groups.len(),
-        old.views.len()
-    );
-    println!("  without a view: {why:?}");
-    println!("  make {took:.1} s, make old {old_took:.1} s; repack {repack:.1} s, unpack {unpack:.1} s");
-    old.extend(&old_viewed, false, options.threads)?;
-    new.extend(&viewed, false, options.threads)?;
-    update(old, new, needs, passes);
+        };
+        if same { Ok(()) } else { Err(format!("a view of {} differs", group.format.name()).into()) }
+    })?;
     Ok(())
 }
 
-pub(crate) fn of_streams(
+/// Puts the views behind the artifact.
+fn place(
+    artifact: &mut Extended,
+    layer: Layer,
+    viewed: &[Viewed],
+    of: Of,
+    threads: usize,
+) -> Result<Vec<Pass>, Error> {
+    let mut passes = Vec::new();
+    for Viewed { group, made, view } in viewed.iter().filter(|viewed| !viewed.made.recipe.is_empty()) {
+        passes.push(Pass::new(of, group, made, ReadAt::len(&*artifact)));
+        artifact.views.extend_from_slice(view);
+    }
+    artifact.extend(layer, &passes, threads)?;
+    Ok(passes)
+}
+
+/// Makes, checks and places the views of a layer on both sides.
+pub(crate) fn of_layer(
+    layer: Layer,
     old: &mut Extended,
     new: &mut Extended,
     needs: &mut Vec<Need>,
     options: &Options,
     passes: &mut Vec<Pass>,
 ) -> Result<(), Error> {
-    let (mut viewed, mut old_viewed) = (Vec::new(), Vec::new());
-    for file in view::packed_files(&*new, &new.regions)? {
-        if !file.parts.iter().any(|part| needs[new.span(part)].contains(&Need::Wanted)) {
-            continue;
-        }
-        let started = Instant::now();
-        let mut sink = io::Cursor::new(Vec::new());
-        let packed = view::Joined { artifact: &*new, parts: &file.parts };
-        let Some(unpacked) = view::unpack(&packed, VIEWS_MAX, &mut sink)? else {
-            println!("no view of {} ({} bytes)", String::from_utf8_lossy(&file.name), packed.len());
-            continue;
-        };
-        let took = started.elapsed().as_secs_f64();
-        let mut view = sink.into_inner();
-        view.truncate(unpacked.view_bytes as usize);
-        let started = Instant::now();
-        let (mut again, mut before) = (Vec::new(), vec![0; packed.len() as usize]);
-        view::repack(&unpacked.recipe, &mut &view[..], &mut again)?;
-        packed.read_exact_at(&mut before, 0)?;
-        assert!(again == before, "a view packs to other bytes than the file's");
-        if packed.len() > 100 << 10 {
-            println!(
-                "view of {}: {} packed, {} unpacked, recipe {}; unpack {took:.1} s, repack {:.1} s",
-                String::from_utf8_lossy(&file.name),
-                packed.len(),
-                unpacked.view_bytes,
-                unpacked.recipe.len(),
-                started.elapsed().as_secs_f64()
-            );
-        }
-        let from = ReadAt::len(&*new);
-        let range = from..from + view.len() as u64;
-        new.views.extend(view);
-        passes.push(Pass {
-            method: Method::Repack,
-            of: Of::New,
-            bases: vec![range.clone()],
-            targets: file.parts.clone(),
-            payload: unpacked.recipe,
-        });
-        viewed.push(Viewed { name: file.name, parts: file.parts, view: range });
-    }
-    let names: HashSet<Vec<u8>> = viewed.iter().map(|file| fold(&file.name)).collect();
-    for file in view::packed_files(&*old, &old.regions)? {
-        if names.contains(&fold(&file.name)) {
-            let from = ReadAt::len(&*old);
-            let mut view = Vec::new();
-            let packed = view::Joined { artifact: &*old, parts: &file.parts };
-            view::unpack_with(&[file.version], &packed, VIEWS_MAX, &mut view)?;
-            let range = from..from + view.len() as u64;
-            old.views.extend(view);
-            passes.push(Pass {
-                method: Method::Inflate,
-                of: Of::Old,
-                bases: file.parts.clone(),
-                targets: vec![range.clone()],
-                payload: vec![file.version],
-            });
-            old_viewed.push(Viewed { name: file.name, parts: file.parts, view: range });
-        }
-    }
-    println!("views of gzip, zip and png files: {} new, {} old", viewed.len(), old_viewed.len());
-    old.extend(&old_viewed, true, options.threads)?;
-    new.extend(&viewed, true, options.threads)?;
+    let threads = options.threads;
+    let wanted = |part: &Range<u64>| needs[new.span(part)].contains(&Need::Wanted);
+    let found = view::find(layer, &*new, &new.regions, |_, parts| parts.iter().any(wanted))?;
+    let started = Instant::now();
+    let of_new = made(new, found.groups, Of::New, threads)?;
+    let took = started.elapsed().as_secs_f64();
+    let started = Instant::now();
+    check(new, &of_new, Of::New, threads)?;
+    let repack = started.elapsed().as_secs_f64();
+
+    let with_view = of_new.iter().filter(|viewed| !viewed.made.recipe.is_empty());
+    let names: HashSet<Vec<u8>> =
+        with_view.flat_map(|viewed| &viewed.group.files).map(|file| fold(&file.name)).collect();
+    let back = needs_of(&new.chunks, &old.chunks);
+    let old_found = view::find(layer, &*old, &old.regions, |name, parts| {
+        let lost = || parts.iter().any(|part| back[old.span(part)].iter().any(|need| *need != Need::Held));
+        names.contains(&fold(name)) || (layer == Layer::Image && options.views > 1 && lost())
+    })?;
+    let started = Instant::now();
+    let of_old = made(old, old_found.groups, Of::Old, threads)?;
+    let old_took = started.elapsed().as_secs_f64();
+    let started = Instant::now();
+    check(old, &of_old, Of::Old, threads)?;
+    let unpack = started.elapsed().as_secs_f64();
+
+    println!("views of {layer:?}: {}; old: {}", summary(&of_new), summary(&of_old));
+    println!("  without a view: {:?}", without(&found.without, &of_new));
+    println!("  make {took:.1} s, make old {old_took:.1} s; repack {repack:.1} s, unpack {unpack:.1} s");
+    let made_old = place(old, layer, &of_old, Of::Old, threads)?;
+    let made_new = place(new, layer, &of_new, Of::New, threads)?;
+    passes.extend(made_old.into_iter().chain(made_new));
     update(old, new, needs, passes);
     Ok(())
+}
+
+/// Numbers of files and views, and bytes of views and recipes, by format.
+fn summary(viewed: &[Viewed]) -> String {
+    let mut formats: BTreeMap<&str, (usize, usize, u64, usize)> = BTreeMap::new();
+    for Viewed { group, made, .. } in viewed.iter().filter(|viewed| !viewed.made.recipe.is_empty()) {
+        let (views, files, bytes, recipes) = formats.entry(group.format.name()).or_default();
+        *views += 1;
+        *files += made.files.iter().filter(|file| file.is_ok()).count();
+        *bytes += made.view_bytes;
+        *recipes += made.recipe.len();
+    }
+    let line = |(name, (views, files, bytes, recipes)): (&str, _)| {
+        format!("{name} {files} files in {views} views, {bytes} bytes, recipes {recipes}")
+    };
+    formats.into_iter().map(line).collect::<Vec<_>>().join("; ")
+}
+
+/// Counts the reasons why files have no view.
+fn without(found: &[(Vec<u8>, NoView)], viewed: &[Viewed]) -> BTreeMap<String, usize> {
+    let mut why = BTreeMap::new();
+    let made = viewed.iter().flat_map(|viewed| &viewed.made.files).filter_map(|file| file.as_ref().err());
+    for reason in found.iter().map(|(_, reason)| reason).chain(made) {
+        *why.entry(reason.to_string()).or_default() += 1;
+    }
+    why
 }

@@ -1,16 +1,15 @@
 //! Makes the seeds that come from real inputs: `cargo run --example seeds -- DIR`. Needs
-//! `mkfs.erofs`, `gzip`, `tar` and `python3`.
+//! `mkfs.erofs`, `gzip` and `tar`. Seeds of the formats with views come from the golden files.
 
 use std::error::Error;
 use std::fs;
-use std::io::{Cursor, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use bytes::Bytes;
-use distd_core::cut::{CutParams, regions};
+use distd_core::cut::CutParams;
 use distd_core::manifest::{Builder, Entry, Kind, Manifest, compact_leaf};
-use distd_core::patch::view::{Joined, cluster_files, unpack, unpack_clusters, unpack_old_clusters};
 use distd_core::patch::{Effort, Outline, PatchMethod, SetIndex, SetPatch, TargetRun, encode};
 use distd_core::proto::Frame;
 use distd_core::proto::frame::{
@@ -19,6 +18,10 @@ use distd_core::proto::frame::{
 use distd_core::tree::{Entry as TreeEntry, EntryKind, Listing, RootDir, Time, TreePath, Xattr};
 use distd_core::{ArtifactHash, ChunkHash, ChunkId, ManifestId, NodeHash};
 use distd_core_fuzz::bodies::input::part;
+
+#[path = "../../tests/view_goldens/mod.rs"]
+mod view_goldens;
+use view_goldens::goldens;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -36,6 +39,7 @@ fn main() -> Result<()> {
     let dir = std::env::args_os().nth(1).ok_or("usage: cargo run --example seeds -- DIR")?;
     let seeds = Seeds(dir.into());
     artifacts(&seeds)?;
+    views(&seeds)?;
     codecs(&seeds)?;
     sets(&seeds)?;
     manifests(&seeds)?;
@@ -60,41 +64,6 @@ fn gzip(plain: &[u8], level: &str) -> Result<Vec<u8>> {
     child.stdin.take().ok_or("no pipe")?.write_all(plain)?;
     Ok(child.wait_with_output()?.stdout)
 }
-
-/// Returns the output of `script` in Python, with `plain` as input.
-fn python(script: &str, plain: &[u8]) -> Result<Vec<u8>> {
-    let mut child =
-        Command::new("python3").args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    // The input fits into the buffer of a pipe.
-    child.stdin.take().ok_or("no pipe")?.write_all(plain)?;
-    Ok(child.wait_with_output()?.stdout)
-}
-
-/// Two packed files, the second written as a stream, and one stored file.
-const ZIP: &str = "
-import io, sys, zipfile
-data, out = sys.stdin.buffer.read(), io.BytesIO()
-with zipfile.ZipFile(out, 'w') as z:
-    z.writestr(zipfile.ZipInfo('a/first'), data[:9000], 8, 6)
-    z.writestr(zipfile.ZipInfo('stored'), data[9000:9300], 0)
-class Pipe(io.RawIOBase):
-    def writable(self): return True
-    def write(self, b): return out.write(b)
-with zipfile.ZipFile(Pipe(), 'w') as z:
-    z.writestr(zipfile.ZipInfo('second'), data[9300:], 8, 9)
-sys.stdout.buffer.write(out.getvalue())
-";
-
-/// Image rows in IDAT chunks of 300 bytes.
-const PNG: &str = r"
-import struct, sys, zlib
-def chunk(kind, data):
-    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-z = zlib.compress(sys.stdin.buffer.read(), 6)
-out = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 999, 14, 8, 0, 0, 0, 0))
-out += b''.join(chunk(b'IDAT', z[at:at + 300]) for at in range(0, len(z), 300))
-sys.stdout.buffer.write(out + chunk(b'IEND', b''))
-";
 
 fn cpio(path: &str, data: &[u8]) -> Vec<u8> {
     let mut out = b"070701".to_vec();
@@ -122,7 +91,17 @@ fn mkfs(tree: &Path, options: &[&str]) -> Result<Option<Vec<u8>>> {
     Ok(if made.status.success() { Some(fs::read(image)?) } else { None })
 }
 
-/// Makes inputs for `regions` and for the readers of packed files, and recipes for some of them.
+/// Makes inputs of the targets of views, for every format.
+fn views(seeds: &Seeds) -> Result<()> {
+    for golden in goldens(&Path::new(env!("CARGO_MANIFEST_DIR")).join("..")) {
+        for (target, input) in golden.seeds() {
+            seeds.put(target, golden.format.name(), &[&input])?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes inputs for `regions` and for the readers of packed files.
 fn artifacts(seeds: &Seeds) -> Result<()> {
     let dir = std::env::temp_dir().join(format!("distd-seeds-{}", std::process::id()));
     let tree = dir.join("tree");
@@ -143,19 +122,6 @@ fn artifacts(seeds: &Seeds) -> Result<()> {
     for (name, options) in kinds {
         let Some(image) = mkfs(&tree, options)? else { continue };
         seeds.put("artifacts", name, &[&image])?;
-        let found = cluster_files(&image[..], &regions(&image[..]), |_, _| true);
-        // The other images would give recipes of the same kinds.
-        if found.files.is_empty() || !matches!(name, "erofs-lz4" | "erofs-lz4hc-tails") {
-            continue;
-        }
-        let mut sink = Cursor::new(Vec::new());
-        let made = unpack_clusters(&image[..], &found.files, 1 << 20, &mut sink)?;
-        seeds.put("view_repack", name, &[&part(&made.recipe), &sink.into_inner()])?;
-        let old = unpack_old_clusters(&image[..], &found.files, 1 << 20, &mut Cursor::new(Vec::new()))?;
-        let parts: Vec<_> = found.files.iter().flat_map(|file| &file.parts).collect();
-        let packed: Vec<u8> =
-            parts.iter().flat_map(|part| &image[part.start as usize..part.end as usize]).copied().collect();
-        seeds.put("view_unpack", name, &[&[0, 0, 8], &part(&old.recipe), &packed])?;
     }
     let archive = |format: &str| -> Result<Vec<u8>> {
         let mut tar = Command::new("tar");
@@ -172,17 +138,6 @@ fn artifacts(seeds: &Seeds) -> Result<()> {
 
     let members = [gzip(&text(5, 14_000), "-6")?, gzip(&text(6, 7000), "-1")?, vec![0; 100]].concat();
     seeds.put("artifacts", "gzip-members", &[&members])?;
-    let (zip, png) = (python(ZIP, &text(12, 16_000))?, python(PNG, &text(13, 14_000))?);
-    seeds.put("artifacts", "zip", &[&zip])?;
-    seeds.put("artifacts", "png", &[&png])?;
-    for (name, bytes) in [("gzip-members", members), ("zip", zip), ("png", png)] {
-        let whole = [0..bytes.len() as u64];
-        let mut sink = Cursor::new(Vec::new());
-        let file = Joined { artifact: &bytes[..], parts: &whole };
-        let made = unpack(&file, 1 << 20, &mut sink)?.ok_or("it has a view")?;
-        seeds.put("view_repack", name, &[&part(&made.recipe), &sink.into_inner()])?;
-        seeds.put("view_unpack", name, &[&[0, 0, 8], &part(&made.recipe[..1]), &bytes])?;
-    }
 
     let early =
         [cpio("kernel/x86/microcode/GenuineIntel.bin", &[7; 600]), cpio("TRAILER!!!", b""), vec![0; 200]];

@@ -1,5 +1,6 @@
 //! Hints: changes that make the next delta smaller, and the bytes that they save.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
@@ -8,6 +9,7 @@ use serde::{Serialize, Serializer};
 use super::classify::Stats;
 use super::report::{Kind, PathCost, Report};
 use crate::patch::pair::fold;
+use crate::patch::view::{FORMATS, Layer};
 
 /// Most paths that a hint names.
 const EXAMPLES_MAX: usize = 10;
@@ -84,8 +86,8 @@ impl Advice {
     }
 
     /// Describes the change to make in words.
-    pub fn action(self) -> &'static str {
-        match self {
+    pub fn action(self) -> Cow<'static, str> {
+        let words = match self {
             Self::FixTimes => {
                 "build with mkfs.erofs -T SECONDS (newer versions: with --all-time), with the same \
                  SECONDS for every release instead of each release's SOURCE_DATE_EPOCH"
@@ -96,18 +98,24 @@ impl Advice {
                 "build with mkfs.erofs without -z (the image grows, but chunks are packed on the wire \
                  anyway), or rely on patches"
             }
-            Self::NoCompressedFiles => {
-                "put these files into the image uncompressed (kernel modules: \
-                 CONFIG_MODULE_COMPRESS_NONE; initrd: COMPRESS=cat), or rely on patches, which unpack \
-                 gzip"
-            }
+            Self::NoCompressedFiles => return Cow::Owned(no_compressed_files()),
             Self::NoFragments => "build with mkfs.erofs without -Efragments",
             Self::SameContent => {
                 "nothing if the files changed on purpose (unchanged content costs nothing under any \
                  path); else look for versions, build times and signatures inside them"
             }
-        }
+        };
+        Cow::Borrowed(words)
     }
+}
+
+fn no_compressed_files() -> String {
+    let names = FORMATS.iter().filter(|format| format.layer() == Layer::File).map(|format| format.name());
+    format!(
+        "put these files into the image uncompressed (kernel modules: CONFIG_MODULE_COMPRESS_NONE; \
+         initrd: COMPRESS=cat), or rely on patches, which unpack {}",
+        names.collect::<Vec<_>>().join(", ")
+    )
 }
 
 impl Method {

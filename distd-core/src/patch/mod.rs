@@ -83,7 +83,7 @@
 //! [`encode`] and [`decode`] turn `(base, target)` into a payload and back, whatever base and
 //! target are. [`pair`] finds a base for every new chunk of a release. [`view`] first unpacks
 //! content that a compressor hides. The payload formats are specified byte by byte in the modules
-//! of the codecs, those of recipes in `view::recipe` and `view::clusters`.
+//! of the codecs, those of recipes in `view::pieces` and `view::clusters`.
 
 mod choose;
 mod codec;

@@ -32,7 +32,7 @@ pub enum Method {
     /// A codec that works in memory, within the limits of patches.
     Buffer(PatchMethod),
     /// Unpacks packed files of the old release into their view. The payload is the unpack recipe
-    /// ([`view::unpack_with`](super::view::unpack_with)), for gzip one byte. Streaming.
+    /// ([`view::unpack_base`](super::view::unpack_base)), for gzip one byte. Streaming.
     Inflate,
     /// Packs a view again ([`view::repack`](super::view::repack)). The payload is the recipe.
     /// Streaming.

@@ -1,12 +1,10 @@
 //! Fuzz bodies of views: foreign recipes, and recipes made of hostile files.
 
 use std::io::Cursor;
-use std::ops::Range;
 
-use distd_core::cut::regions;
+use distd_core::cut::{ReadAt, regions};
 use distd_core::patch::view::{
-    ClusterFile, ClusterViews, Joined, RECIPE_MAX, cluster_files, groups, packed_files, repack, unpack,
-    unpack_clusters, unpack_old_clusters, unpack_with,
+    FORMATS, Group, Joined, Layer, RECIPE_MAX, Unpacked, find, repack, unpack, unpack_base,
 };
 
 use super::input::Input;
@@ -16,12 +14,12 @@ use super::memory::within;
 const VIEW_MAX: u64 = 1 << 20;
 
 /// Any unpack recipe writes at most the allowed bytes and returns how many it wrote. Memory is
-/// bounded as `patch::view` states for each kind.
+/// bounded as `patch::view` states for each format.
 pub fn unpack_recipe(data: &[u8]) {
     let mut input = Input(data);
     let (max, recipe) = (u64::from(input.number()) % VIEW_MAX, input.part());
     let mut sink = Vec::with_capacity(2 << 20);
-    let result = within(16 << 20, || unpack_with(recipe, input.0, max, &mut sink));
+    let result = within(16 << 20, || unpack_base(recipe, input.0, max, &mut sink));
     assert!(sink.len() as u64 <= max);
     if let Ok(written) = result {
         assert_eq!(written, sink.len() as u64);
@@ -39,85 +37,83 @@ pub fn repack_recipe(data: &[u8]) {
 }
 
 /// Files with views, in sound and in damaged images, come back bit for bit from their views, and
-/// from a device's own views too.
+/// old views as a device makes them are those of the origin.
 pub fn make(data: &[u8]) {
     let regions = regions(data);
-    for file in packed_files(data, &regions).expect("memory reads") {
-        streams(&Joined { artifact: data, parts: &file.parts });
+    for layer in Layer::ALL {
+        for group in find(layer, data, &regions, |_, _| true).expect("memory reads").groups {
+            of_group(data, &group);
+        }
     }
-    let whole = 0..data.len() as u64;
-    streams(&Joined { artifact: data, parts: std::slice::from_ref(&whole) });
-
-    let found = cluster_files(data, &regions, |_, _| true);
-    for group in groups(&found.files) {
-        let files = &found.files[group];
-        let (view, made) = viewed(|sink| unpack_clusters(data, files, VIEW_MAX, sink));
-        assert_same(&packed_again(&made.recipe, &view), &parts_of(data, files, &made));
-        let (view, made) = viewed(|sink| unpack_old_clusters(data, files, VIEW_MAX, sink));
-        if made.view_bytes > 0 {
-            let parts = ranges(files, &made);
-            let mut unpacked = Vec::new();
-            let old = Joined { artifact: data, parts: &parts };
-            let written = unpack_with(&made.recipe, &old, VIEW_MAX, &mut unpacked).expect("own recipe");
-            assert_eq!(written, unpacked.len() as u64);
-            assert_same(&unpacked, &view);
+    // As one file, whatever its length and its regions.
+    let mut sink = Cursor::new(Vec::new());
+    if let Some(made) = unpack(data, VIEW_MAX, &mut sink).expect("memory reads") {
+        let view = view_of(sink, &made);
+        check_new(data, &view, &made);
+        let whole = 0..data.len() as u64;
+        let base = [made.recipe[0]];
+        let old = Joined { artifact: data, parts: std::slice::from_ref(&whole) };
+        let mut inflated = Vec::new();
+        let written = unpack_base(&base, &old, VIEW_MAX, &mut inflated).expect("memory reads");
+        assert!(written <= VIEW_MAX && written == inflated.len() as u64);
+        // Archives may have streams that the origin leaves packed, but all of a gzip file unpacks.
+        if base == [1] {
+            let common = inflated.len().min(view.len());
+            assert_same(&inflated[..common], &view[..common]);
         }
     }
 }
 
-/// Takes a file apart and puts it together again.
-fn streams(file: &Joined<'_, [u8]>) {
+/// Takes packed files apart and puts them together again.
+fn of_group(data: &[u8], group: &Group) {
     let mut sink = Cursor::new(Vec::new());
-    let Some(made) = unpack(file, VIEW_MAX, &mut sink).expect("memory reads") else { return };
+    let made = group.unpack(data, VIEW_MAX, &mut sink).expect("memory reads and writes");
+    let view = view_of(sink, &made);
+    check_new(&bytes_of(data, group, &made), &view, &made);
+
+    let mut sink = Cursor::new(Vec::new());
+    let old = group.unpack_old(data, VIEW_MAX, &mut sink).expect("memory reads and writes");
+    let old_view = view_of(sink, &old);
+    if old.recipe.is_empty() {
+        return;
+    }
+    let parts = old.parts(&group.files);
+    let packed = Joined { artifact: data, parts: &parts };
+    let mut unpacked = Vec::new();
+    let written = unpack_base(&old.recipe, &packed, VIEW_MAX, &mut unpacked).expect("own recipe");
+    assert_eq!(written, unpacked.len() as u64);
+    assert_same(&unpacked, &old_view);
+}
+
+/// The view packs to exactly the packed bytes.
+fn check_new(packed: &[u8], view: &[u8], made: &Unpacked) {
+    if !made.recipe.is_empty() {
+        assert!(FORMATS.iter().any(|format| format.version() == made.recipe[0]));
+        assert_same(&packed_again(&made.recipe, view), packed);
+    }
+}
+
+fn bytes_of(data: &[u8], group: &Group, made: &Unpacked) -> Vec<u8> {
+    let parts = made.parts(&group.files);
+    let packed = Joined { artifact: data, parts: &parts };
+    let mut bytes = vec![0; packed.len() as usize];
+    packed.read_exact_at(&mut bytes, 0).expect("memory reads");
+    bytes
+}
+
+fn view_of(sink: Cursor<Vec<u8>>, made: &Unpacked) -> Vec<u8> {
     assert!(made.recipe.len() <= RECIPE_MAX && made.view_bytes <= VIEW_MAX);
     let mut view = sink.into_inner();
     view.truncate(made.view_bytes as usize);
-    let bytes: Vec<u8> = file
-        .parts
-        .iter()
-        .flat_map(|part| &file.artifact[part.start as usize..part.end as usize])
-        .copied()
-        .collect();
-    assert_same(&packed_again(&made.recipe, &view), &bytes);
-    let mut inflated = Vec::new();
-    unpack_with(&made.recipe[..1], file, VIEW_MAX, &mut inflated).expect("memory reads and writes");
-    assert!(inflated.len() as u64 <= VIEW_MAX);
-    // Archives may have streams that the origin leaves packed.
-    if made.recipe[0] == 1 {
-        let common = inflated.len().min(view.len());
-        assert_same(&inflated[..common], &view[..common]);
-    }
+    view
 }
 
 fn packed_again(recipe: &[u8], mut view: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
-    if !recipe.is_empty() {
-        let written = repack(recipe, &mut view, &mut out).expect("own recipe");
-        assert_eq!(written, out.len() as u64);
-        assert!(view.is_empty(), "all of the view is packed");
-    }
+    let written = repack(recipe, &mut view, &mut out).expect("own recipe");
+    assert_eq!(written, out.len() as u64);
+    assert!(view.is_empty(), "all of the view is packed");
     out
-}
-
-fn viewed(
-    make: impl FnOnce(&mut Cursor<Vec<u8>>) -> std::io::Result<ClusterViews>,
-) -> (Vec<u8>, ClusterViews) {
-    let mut sink = Cursor::new(Vec::new());
-    let made = make(&mut sink).expect("memory reads and writes");
-    assert!(made.recipe.len() <= RECIPE_MAX && made.view_bytes <= VIEW_MAX);
-    let mut view = sink.into_inner();
-    view.truncate(made.view_bytes as usize);
-    (view, made)
-}
-
-fn ranges(files: &[ClusterFile], made: &ClusterViews) -> Vec<Range<u64>> {
-    let with_view = files.iter().zip(&made.files).filter(|(_, result)| result.is_ok());
-    with_view.flat_map(|(file, _)| file.parts.clone()).collect()
-}
-
-fn parts_of(data: &[u8], files: &[ClusterFile], made: &ClusterViews) -> Vec<u8> {
-    let ranges = ranges(files, made).into_iter();
-    ranges.flat_map(|part| &data[part.start as usize..part.end as usize]).copied().collect()
 }
 
 fn assert_same(got: &[u8], want: &[u8]) {

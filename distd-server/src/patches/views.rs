@@ -14,7 +14,7 @@ use std::path::Path;
 use distd_core::bounds::{VIEW_BYTES_MAX, VIEW_IDS_FROM};
 use distd_core::cut::{Batches, CutParams, ReadAt, RegionKind, Regions};
 use distd_core::patch::pair::{ChunkSpan, Need, fold, needs, needs_beside};
-use distd_core::patch::view::{self, ClusterFile, Joined, PackedFile};
+use distd_core::patch::view::{self, Group, Joined, Layer, Unpacked};
 use distd_core::{ChunkHash, ChunkId};
 
 use super::artifact::StoredArtifact;
@@ -45,7 +45,12 @@ pub(super) struct View {
     range: Range<u64>,
     /// Recipe that packs the view again; on the old side, the one that unpacks the file.
     pub(super) recipe: Vec<u8>,
+<<<<<<< HEAD
     /// Files in the view whose names become names of regions.
+=======
+    layer: Layer,
+    /// Names and ranges of the files in it.
+>>>>>>> views
     files: Vec<(Vec<u8>, Range<u64>)>,
 }
 
@@ -67,10 +72,10 @@ impl Pair {
         let mut pair =
             Self { old: Viewed::new(old, spool)?, new: Viewed::new(new, spool)?, needs: Vec::new() };
         let mut ids = Ids::default();
-        pair.unpack_clusters()?;
-        pair.name_views(&mut ids)?;
-        pair.unpack_streams()?;
-        pair.name_views(&mut ids)?;
+        for layer in Layer::ALL {
+            pair.unpack(layer)?;
+            pair.name_views(&mut ids)?;
+        }
         let Self { old, new, .. } = &pair;
         // Chunks of a packed file come from the repacking of its view, so no other patch has to
         // make them.
@@ -92,6 +97,7 @@ impl Pair {
         })
     }
 
+<<<<<<< HEAD
     /// Adds views of files in LZ4 clusters.
     fn unpack_clusters(&mut self) -> io::Result<()> {
         let before = needs(&self.old.spans, &self.new.spans);
@@ -113,17 +119,25 @@ impl Pair {
 
     /// Adds views of gzip, zip and PNG files, which lie in the releases or in views.
     fn unpack_streams(&mut self) -> io::Result<()> {
+=======
+    /// Adds the views of a layer: of packed files that changed, and of the old files of the same
+    /// names. Where a group has no view, its old files have none either: their regions keep their
+    /// names, and the packed bytes of both are paired.
+    fn unpack(&mut self, layer: Layer) -> io::Result<()> {
+>>>>>>> views
         let before = needs(&self.old.spans, &self.new.spans);
+        let new = &self.new;
+        let found = view::find(layer, new, &new.regions, |_, parts| Self::is_wanted(&before, new, parts))?;
         let mut names = BTreeSet::new();
-        for packed in view::packed_files(&self.new, &self.new.regions)? {
-            if Self::is_wanted(&before, &self.new, &packed.parts) && self.new.unpack(&packed)? {
-                names.insert(fold(&packed.name));
+        for group in &found.groups {
+            if self.new.add(group)? {
+                names.extend(group.files.iter().map(|file| fold(&file.name)));
             }
         }
-        for packed in view::packed_files(&self.old, &self.old.regions)? {
-            if names.contains(&fold(&packed.name)) {
-                self.old.inflate(&packed)?;
-            }
+        let old = &self.old;
+        let found = view::find(layer, old, &old.regions, |name, _| names.contains(&fold(name)))?;
+        for group in &found.groups {
+            self.old.add_old(group)?;
         }
         Ok(())
     }
@@ -179,11 +193,17 @@ impl Viewed {
         self.end - self.stored.len()
     }
 
+<<<<<<< HEAD
     /// Adds the view of a packed file. `false` if the file has none.
     fn unpack(&mut self, packed: &PackedFile) -> io::Result<bool> {
+=======
+    /// Adds the view of packed files of the new release, if they have one and it packs again.
+    fn add(&mut self, group: &Group) -> io::Result<bool> {
+>>>>>>> views
         let room = VIEW_BYTES_MAX.saturating_sub(self.view_bytes());
         // A second handle: the file is read where earlier views lie, and written after them.
         let mut sink = Behind::new(&self.file, self.view_bytes());
+<<<<<<< HEAD
         let joined = Joined { artifact: self, parts: &packed.parts };
         let Some(unpacked) = view::unpack(&joined, room, &mut sink)? else {
             return Ok(false);
@@ -230,12 +250,25 @@ impl Viewed {
     ) -> io::Result<bool> {
         if !self.packs_again(self.view_bytes(), bytes, &recipe, &Joined { artifact: self, parts: &parts })? {
             tracing::error!("a view does not pack again and is not used");
+=======
+        let made = group.unpack(&*self, room, &mut sink)?;
+        if made.recipe.is_empty() {
+>>>>>>> views
             return Ok(false);
         }
-        self.push(parts, bytes, recipe, files);
+        let parts = made.parts(&group.files);
+        let view = io::Read::take(Behind::new(&self.file, self.view_bytes()), made.view_bytes);
+        let mut view = io::BufReader::with_capacity(1 << 20, view);
+        let packed = Joined { artifact: self, parts: &parts };
+        if !view::packs_again(&made.recipe, &mut view, &packed) {
+            tracing::error!(format = group.format.name(), "a view does not pack again and is not used");
+            return Ok(false);
+        }
+        self.push(group, made);
         Ok(true)
     }
 
+<<<<<<< HEAD
     fn push(
         &mut self,
         parts: Vec<Range<u64>>,
@@ -265,27 +298,38 @@ impl Viewed {
 
     /// Adds the view of an old packed file, up to its first damage.
     fn inflate(&mut self, packed: &PackedFile) -> io::Result<()> {
+=======
+    /// Adds the view of packed files of the old release, as far as they are sound.
+    fn add_old(&mut self, group: &Group) -> io::Result<()> {
+>>>>>>> views
         let room = VIEW_BYTES_MAX.saturating_sub(self.view_bytes());
         let mut sink = Behind::new(&self.file, self.view_bytes());
-        let joined = Joined { artifact: self, parts: &packed.parts };
-        let recipe = vec![packed.version];
-        let bytes = view::unpack_with(&recipe, &joined, room, &mut sink).map_err(io::Error::other)?;
-        if bytes > 0 {
-            let range = self.end..self.end + bytes;
-            let files = vec![(packed.name.clone(), range)];
-            self.push(packed.parts.clone(), bytes, recipe, files);
+        let made = group.unpack_old(&*self, room, &mut sink)?;
+        if !made.recipe.is_empty() {
+            self.push(group, made);
         }
         Ok(())
     }
 
+<<<<<<< HEAD
     /// Cuts the views that were added last; `id` gives each of their chunks an id.
+=======
+    fn push(&mut self, group: &Group, made: Unpacked) {
+        let range = self.end..self.end + made.view_bytes;
+        let (parts, files) = (made.parts(&group.files), made.named(&group.files, range.start));
+        self.end = range.end;
+        self.views.push(View { parts, range, recipe: made.recipe, layer: group.format.layer(), files });
+    }
+
+    /// Cuts the views added last; `id` names each of their chunks.
+>>>>>>> views
     fn cut_views(&mut self, mut id: impl FnMut(&ChunkHash) -> ChunkId) -> io::Result<()> {
         let fresh = &self.views[self.cut..];
         // A file in clusters loses the name of its region to its view, because only the view
         // resembles other data.
         let hidden: BTreeSet<u64> = fresh
             .iter()
-            .filter(|view| view::is_of_clusters(&view.recipe))
+            .filter(|view| view.layer.hides_names())
             .flat_map(|view| &view.parts)
             .map(|part| part.start)
             .collect();
@@ -296,16 +340,8 @@ impl Viewed {
         }
         let own = parts.len();
         for view in fresh {
-            if !view::is_of_clusters(&view.recipe) {
-                let name = view.files.first().map(|(name, _)| &name[..]).unwrap_or_default();
-                let inside = view::parts(self, view.range.clone(), name)?;
-                parts.extend(inside.into_iter().map(|(len, kind, name)| (len, kind, Some(name))));
-            } else {
-                let file = |(name, range): &(Vec<u8>, Range<u64>)| {
-                    (range.end - range.start, RegionKind::File, Some(name.clone()))
-                };
-                parts.extend(view.files.iter().map(file));
-            }
+            let inside = view.layer.parts(self, &view.files)?;
+            parts.extend(inside.into_iter().map(|(len, kind, name)| (len, kind, Some(name))));
         }
         let all = parts.iter().map(|(len, kind, name)| (*len, *kind, name.as_deref()));
         let regions = Regions::from_parts(all).filter(|regions| regions.total() == self.end);
@@ -443,6 +479,7 @@ impl Seek for Behind<'_> {
         Ok(self.at)
     }
 }
+<<<<<<< HEAD
 
 /// Writer that compares the written bytes with a packed file.
 struct Same<'a> {
@@ -466,3 +503,5 @@ impl io::Write for Same<'_> {
         Ok(())
     }
 }
+=======
+>>>>>>> views

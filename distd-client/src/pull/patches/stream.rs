@@ -106,7 +106,7 @@ pub(super) fn inflate(work: &Work, patch: &SetPatch, recipe: &[u8]) -> Option<Do
     let bytes = patch.target_bytes() as u64;
     let at = work.transient.reserve(bytes);
     let mut sink = Aside { transient: &work.transient, at, left: bytes };
-    let result = view::unpack_with(recipe, &packed, bytes, &mut sink);
+    let result = view::unpack_base(recipe, &packed, bytes, &mut sink);
     if let Err(error) = &result {
         tracing::debug!(error = %Chain(error), "a packed file does not unpack");
     }

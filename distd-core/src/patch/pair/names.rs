@@ -1,9 +1,16 @@
-//! Lookup of files by name: exact, and with version numbers folded.
+//! Lookup of files by name: exact, and with version numbers folded; and the base that a file of the
+//! same name offers.
 
 use std::ops::Range;
 
-use super::ChunkSpan;
-use crate::cut::{NAME_SEPARATOR, Regions};
+use super::anchors::Hit;
+use super::ranges::bytes_of;
+use super::spans::{ANCHOR_MARGIN, AROUND_MARGIN, covers, scaled};
+use super::{ChunkSpan, Of, Pairing, Span, Unit};
+use crate::cut::{NAME_SEPARATOR, ReadAt, Regions};
+
+/// Largest file that serves as base as a whole, bytes.
+pub(super) const WHOLE_FILE_MAX: u64 = 6 << 20;
 
 /// Returns the part of a name behind the last separator, the name inside a packed region; `None` if
 /// there is none.
@@ -111,6 +118,66 @@ impl<'a> Files<'a> {
         let behind = self.folded.partition_point(|(other, _)| *other <= name);
         let (other, file) = self.folded.get(behind.checked_sub(1)?)?;
         (*other == name).then(|| &self.files[*file as usize])
+    }
+}
+
+impl<R: ReadAt + ?Sized, S: ReadAt + ?Sized> Pairing<'_, R, S> {
+    /// Returns the base found by name: that of the namesake with the most hits.
+    pub(super) fn by_name(&self, unit: &Unit, len: u64, hits: &[Hit]) -> Vec<Span> {
+        let region = &self.new.regions.all()[unit.region];
+        let Some(name) = self.new.regions.name(region) else { return Vec::new() };
+        let own = self.new_files.exact(name);
+        let mut best: Option<(usize, Vec<Span>)> = None;
+        for (of, file) in self.namesakes(name) {
+            // If both files have the same number of parts (a body and a tail), only the matching
+            // part counts; otherwise the whole file.
+            let part = own
+                .filter(|own| own.chunks.len() == file.chunks.len())
+                .and_then(|own| own.chunks.iter().position(|part| part.contains(&unit.chunks.start)));
+            let parts = part.map_or(&file.chunks[..], |part| &file.chunks[part..=part]);
+            let spans = self.of_parts(of, parts, unit, len, hits);
+            let spans: Vec<Span> = spans.into_iter().flat_map(|span| self.usable(span)).collect();
+            let count = hits.iter().filter(|hit| covers(&spans, hit)).count();
+            if !spans.is_empty() && best.as_ref().is_none_or(|(most, _)| count > *most) {
+                best = Some((count, spans));
+            }
+        }
+        let (_, spans) = best.unwrap_or_default();
+        match self.around(unit, len, &spans) {
+            Some(narrow) if hits.iter().all(|hit| !covers(&spans, hit) || covers(&narrow, hit)) => narrow,
+            _ => spans,
+        }
+    }
+
+    /// Returns all parts of a namesake. If they are long, returns windows: around the hits, most
+    /// hits first, or without hits at the same relative position.
+    fn of_parts(&self, of: Of, parts: &[Range<u32>], unit: &Unit, len: u64, hits: &[Hit]) -> Vec<Span> {
+        let whole: Vec<_> = parts.iter().map(|chunks| Span { of, chunks: chunks.clone() }).collect();
+        let bytes = parts.iter().map(|chunks| bytes_of(self.chunks(of), chunks.clone())).sum();
+        if bytes <= WHOLE_FILE_MAX {
+            return whole;
+        }
+        let inside: Vec<Hit> = hits.iter().copied().filter(|hit| covers(&whole, hit)).collect();
+        if !inside.is_empty() {
+            return self.windows(&inside, (2 * len + 8 * ANCHOR_MARGIN).min(WHOLE_FILE_MAX));
+        }
+        let region = &self.new.regions.all()[unit.region];
+        let into = self.new.chunks[unit.chunks.start as usize].offset - region.start;
+        let at = scaled(into, region.len, bytes);
+        self.slice(of, parts, at.saturating_sub(len / 2), 2 * len + AROUND_MARGIN)
+    }
+
+    /// Returns the files with a matching name, best first.
+    fn namesakes(&self, name: &[u8]) -> Vec<(Of, &File)> {
+        let inner = inner(name);
+        let mut found = Vec::new();
+        if let Some(inner) = inner {
+            found.extend(self.new_files.exact(inner).map(|file| (Of::New, file)));
+        }
+        let old = |name| self.old_files.exact(name).or_else(|| self.old_files.folded(name));
+        found.extend(old(name).map(|file| (Of::Old, file)));
+        found.extend(inner.and_then(old).map(|file| (Of::Old, file)));
+        found
     }
 }
 

@@ -1,11 +1,10 @@
 //! Views: the unpacked content of packed files.
 //!
-//! A packed file changes everywhere when one byte of its content does. Three kinds of files have
-//! views:
-//! - files of gzip members (an initrd, a changelog): the view is the concatenated plain text of the
-//!   members;
-//! - zip archives and PNG files: the view has the plain text of each deflate stream in its place
-//!   between the other bytes;
+//! A packed file changes everywhere when one byte of its content does. The [`FORMATS`] with views
+//! are of two kinds ([`Layer`]):
+//! - files: gzip members (an initrd, a changelog), whose view is the concatenated plain text of the
+//!   members; zip archives and PNG files, whose view has the plain text of each deflate stream in
+//!   its place between the other bytes;
 //! - files of an EROFS image packed by LZ4, deflate or zstd: the view is their content, many files
 //!   in one view.
 //!
@@ -15,34 +14,122 @@
 //! within a view: packing the gzip file's view makes the view of the clusters, and packing that
 //! makes the clusters.
 //!
-//! The origin makes recipes ([`unpack`], [`unpack_clusters`]) and offers only those that it has
-//! tried with the code that the device runs ([`repack`]). A device unpacks its own old file with
-//! [`unpack_with`], an order of magnitude quicker.
+//! The origin finds packed files ([`find`]), makes recipes ([`Group::unpack`]) and offers only
+//! those that it has tried with the code that the device runs ([`packs_again`]). A device packs
+//! ([`repack`]) and unpacks its own old file ([`unpack_base`]), an order of magnitude quicker than
+//! the origin.
 //!
 //! Memory for views of deflate streams: unpacking and packing hold one piece at a time, at most
 //! [`PIECE_PLAIN_MAX`] of plain text, and the packer's own state: 8 MB in all to pack the reference
 //! initrd (130 MB of view), 10 MB to take it apart. For clusters: the content of the longest
 //! cluster and the packer's state, which is 1.2 MB for LZ4, so 14 MB at most, and up to 20 MB more
 //! for zstd's slowest level.
+//!
+//! To add a format: CONTRIBUTING.md, "To add …".
 
 mod clusters;
 mod corrections;
-mod files;
+mod error;
+mod find;
+mod format;
+mod frames;
 mod gzip;
+mod map;
 mod parts;
+mod pieces;
 mod png;
-mod recipe;
-mod streams;
-mod version;
 mod zip;
 
-pub use clusters::{
-    ClusterFile, ClusterFiles, ClusterViews, NoView, cluster_files, groups, unpack_clusters,
-    unpack_old_clusters,
+use std::io::{self, Read, Write};
+
+use crate::cut::ReadAt;
+
+pub use error::{NoView, RecipeError};
+pub use find::{Found, Group, find, unpack};
+pub use format::{
+    HEAD_BYTES, Joined, Layer, Packed, PackedFile, Part, RECIPE_MAX, Unpacked, ViewFormat, ViewSink,
 };
-pub use files::{Joined, PackedFile, packed_files};
-pub use gzip::inflate;
 pub use parts::parts;
-pub use recipe::{LITERAL_MAX, PIECE_PLAIN_MAX, Unpacked, unpack};
-use version::{ANY_CLUSTERS_VERSION, CLUSTERS_VERSION};
-pub use version::{RECIPE_MAX, RecipeError, is_of_clusters, repack, unpack_with};
+pub use pieces::{LITERAL_MAX, PIECE_PLAIN_MAX};
+
+/// All formats with views.
+pub static FORMATS: &[&dyn ViewFormat] = &[&gzip::Gzip, &zip::Zip, &png::Png, &clusters::LZ4, &clusters::ANY];
+
+/// Packs a view again: reads the view once, in order, and writes the packed bytes to `packed`.
+/// Returns their number.
+///
+/// # Errors
+/// [`RecipeError::Damaged`] for a recipe that does not fit the view. Lengths are bounded before
+/// anything is allocated.
+pub fn repack(recipe: &[u8], view: &mut dyn Read, packed: &mut dyn Write) -> Result<u64, RecipeError> {
+    let (mut formats, recipe) = formats_of(recipe)?;
+    formats.next().ok_or(UNKNOWN)?.repack(recipe, view, packed)
+}
+
+/// Writes the view of old packed bytes, or at least of their sound part, and returns the view's
+/// length. `recipe` comes from [`Group::unpack_old`].
+///
+/// Stops at the first damage in the packed bytes and at `max` bytes. The view serves as base, so a
+/// short one is still useful.
+///
+/// # Errors
+/// [`RecipeError::Damaged`] for a recipe of another format. Lengths are bounded before anything is
+/// allocated.
+pub fn unpack_base<R: ReadAt + ?Sized>(
+    recipe: &[u8],
+    packed: &R,
+    max: u64,
+    view: &mut dyn Write,
+) -> Result<u64, RecipeError> {
+    let (mut formats, recipe) = formats_of(recipe)?;
+    let first = formats.next().ok_or(UNKNOWN)?;
+    // The file's own bytes tell apart formats that share a version.
+    let format = match formats.next() {
+        None => first,
+        Some(_) => find::format_at(&packed, 0, packed.len())?
+            .filter(|format| format.version() == first.version())
+            .unwrap_or(first),
+    };
+    format.unpack_base(recipe, &packed, max, view)
+}
+
+/// Returns whether the code that a device runs makes exactly `packed` of a view.
+pub fn packs_again<R: ReadAt + ?Sized>(recipe: &[u8], view: &mut dyn Read, packed: &R) -> bool {
+    let mut same = Same { packed: &packed, at: 0, buffer: Vec::new() };
+    repack(recipe, view, &mut same).is_ok_and(|bytes| bytes == packed.len())
+}
+
+const UNKNOWN: RecipeError = RecipeError::Damaged("unknown version");
+
+/// Returns the formats of a recipe's version, and the recipe without it.
+fn formats_of(recipe: &[u8]) -> Result<(impl Iterator<Item = &'static dyn ViewFormat>, &[u8]), RecipeError> {
+    if recipe.len() > RECIPE_MAX {
+        return Err(RecipeError::Damaged("it is too long"));
+    }
+    let (version, rest) = recipe.split_first().ok_or(RecipeError::Damaged("it ends early"))?;
+    let version = *version;
+    Ok((FORMATS.iter().copied().filter(move |format| format.version() == version), rest))
+}
+
+/// Writer that compares what it is given with packed bytes.
+struct Same<'a> {
+    packed: &'a dyn ReadAt,
+    at: u64,
+    buffer: Vec<u8>,
+}
+
+impl Write for Same<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.buffer.resize(bytes.len(), 0);
+        self.packed.read_exact_at(&mut self.buffer, self.at)?;
+        if self.buffer != bytes {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        self.at += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

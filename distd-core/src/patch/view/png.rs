@@ -1,13 +1,14 @@
-//! The zlib stream of a PNG file and the IDAT chunks that hold it (PNG 1.2, sections 3.2 and
-//! 4.1.3).
+//! Views of PNG files: their one zlib stream, and the IDAT chunks that hold it (PNG 1.2, sections
+//! 3.2 and 4.1.3).
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::ops::Range;
 
-use crc::{CRC_32_ISO_HDLC, Crc, Digest, Table};
-
-use super::version::RecipeError;
-use crate::cut::ReadAt;
+use super::error::RecipeError;
+use super::format::{HEAD_BYTES, Packed, Unpacked, ViewFormat, ViewSink};
+use super::frames::{IDAT, frame_digest};
+use super::pieces::{self, PieceKinds, Pieces, STREAMS_VERSION, copy};
+use crate::cut::{ReadAt, gzip};
 
 const MAGIC: &[u8] = b"\x89PNG\r\n\x1A\n";
 
@@ -15,8 +16,6 @@ const MAGIC: &[u8] = b"\x89PNG\r\n\x1A\n";
 const HEAD: usize = 8;
 
 const CRC_LEN: u64 = 4;
-
-const IDAT: &[u8; 4] = b"IDAT";
 
 /// Shortest data of an IDAT chunk, unless it is the last, bytes. Encoders use 8192 and more, and
 /// each chunk costs one read.
@@ -28,30 +27,101 @@ const STREAM_MAX: u64 = (1 << 28) - 1;
 /// Most chunks accepted before the first IDAT.
 const CHUNKS_MAX: usize = 1024;
 
-static CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
+/// Bytes of the header before the deflate stream of a zlib stream (RFC 1950).
+const ZLIB_HEAD: u64 = 2;
 
-pub(super) fn is_magic(head: &[u8]) -> bool {
-    head.starts_with(MAGIC)
+/// PNG files. The view has the plain text of the zlib stream between the other bytes.
+#[derive(Debug)]
+pub(super) struct Png;
+
+impl ViewFormat for Png {
+    fn version(&self) -> u8 {
+        STREAMS_VERSION
+    }
+
+    fn name(&self) -> &'static str {
+        "png"
+    }
+
+    fn detects(&self, head: &[u8]) -> bool {
+        head.starts_with(MAGIC)
+    }
+
+    fn unpack(&self, packed: &Packed<'_>, max: u64, view: &mut dyn ViewSink) -> io::Result<Unpacked> {
+        pieces::unpack(self.version(), take_apart, packed, max, view)
+    }
+
+    fn repack(&self, recipe: &[u8], view: &mut dyn Read, packed: &mut dyn Write) -> Result<u64, RecipeError> {
+        pieces::repack(PieceKinds::All, recipe, view, packed)
+    }
+
+    /// Memory: 400 KiB.
+    fn unpack_base(
+        &self,
+        _recipe: &[u8],
+        packed: &dyn ReadAt,
+        max: u64,
+        mut view: &mut dyn Write,
+    ) -> Result<u64, RecipeError> {
+        let Some(framed) = Framed::find(packed)? else { return Ok(0) };
+        let frames = framed.range();
+        let mut total = copy(packed, 0..frames.start, max, view)?;
+        total += copy(&framed, 0..ZLIB_HEAD, max - total, view)?;
+        let (end, plain) = gzip::stream(&framed, ZLIB_HEAD..framed.len(), max - total, &mut view)?;
+        total += plain;
+        let Some(end) = end else { return Ok(total) };
+        total += copy(&framed, end..framed.len(), max - total, view)?;
+        Ok(total + copy(packed, frames.end..packed.len(), max - total, view)?)
+    }
+}
+
+fn take_apart(file: &dyn ReadAt, until: u64, pieces: &mut Pieces, sink: &mut dyn Write) -> io::Result<u64> {
+    let Some(framed) = Framed::find(file)? else { return Ok(0) };
+    let frames = framed.range();
+    if !pieces.copy(file, 0..frames.start, sink)? {
+        return Ok(0);
+    }
+    pieces.frames(framed.size, framed.len());
+    pieces.copy(&framed, 0..ZLIB_HEAD, sink)?;
+    let (reached, is_whole) = pieces.stream(&framed, ZLIB_HEAD..framed.len(), until, sink)?;
+    let is_whole = is_whole
+        && pieces.copy(&framed, reached..framed.len(), sink)?
+        && pieces.copy(file, frames.end..file.len(), sink)?;
+    // Another step may succeed where this one failed. The rest cannot become a literal, because the
+    // chunks would stay open.
+    Ok(if is_whole {
+        file.len()
+    } else if reached < until {
+        0
+    } else {
+        reached
+    })
 }
 
 /// Zlib stream in IDAT chunks that all have the same length; only the last may be shorter.
-#[derive(Debug)]
-pub(super) struct Framed<'a, R: ?Sized> {
-    file: &'a R,
+struct Framed<'a> {
+    file: &'a dyn ReadAt,
     start: u64,
     /// Bytes of data in a chunk, except the last.
-    pub(super) size: u64,
+    size: u64,
     /// Bytes of data in all chunks.
     total: u64,
 }
 
-impl<'a, R: ReadAt + ?Sized> Framed<'a, R> {
-    /// Finds the chunks and checks their CRCs; `None` if they are damaged or differ in length.
-    /// Memory: 64 KiB.
+impl<'a> Framed<'a> {
+    /// Finds the chunks of a PNG file and checks their CRCs; `None` if they are damaged or differ
+    /// in length, or hold no stream. Memory: 64 KiB.
     ///
     /// # Errors
     /// Any error from reading the file.
-    pub(super) fn find(file: &'a R) -> io::Result<Option<Self>> {
+    fn find(file: &'a dyn ReadAt) -> io::Result<Option<Self>> {
+        let mut head = [0; HEAD_BYTES];
+        if file.len() >= HEAD_BYTES as u64 {
+            file.read_exact_at(&mut head, 0)?;
+        }
+        if !Png.detects(&head) {
+            return Ok(None);
+        }
         let mut at = MAGIC.len() as u64;
         for _ in 0..CHUNKS_MAX {
             let Some((kind, data)) = chunk(file, at)? else { break };
@@ -63,7 +133,7 @@ impl<'a, R: ReadAt + ?Sized> Framed<'a, R> {
         Ok(None)
     }
 
-    fn from_first(file: &'a R, start: u64, size: u64) -> io::Result<Option<Self>> {
+    fn from_first(file: &'a dyn ReadAt, start: u64, size: u64) -> io::Result<Option<Self>> {
         let (mut at, mut total, mut is_last) = (start, 0, false);
         let mut buffer = vec![0; 64 << 10];
         while let Some((_, data)) = chunk(file, at)?.filter(|(kind, _)| kind == IDAT) {
@@ -91,17 +161,17 @@ impl<'a, R: ReadAt + ?Sized> Framed<'a, R> {
             total += len;
             at = data.end + CRC_LEN;
         }
-        Ok((total > 0).then_some(Self { file, start, size, total }))
+        Ok((total > ZLIB_HEAD).then_some(Self { file, start, size, total }))
     }
 
     /// Range of the chunks in the file.
-    pub(super) fn range(&self) -> Range<u64> {
+    fn range(&self) -> Range<u64> {
         let around = HEAD as u64 + CRC_LEN;
         self.start..self.start + self.total + self.total.div_ceil(self.size) * around
     }
 }
 
-impl<R: ReadAt + ?Sized> ReadAt for Framed<'_, R> {
+impl ReadAt for Framed<'_> {
     fn len(&self) -> u64 {
         self.total
     }
@@ -123,7 +193,7 @@ impl<R: ReadAt + ?Sized> ReadAt for Framed<'_, R> {
 }
 
 /// Returns type and data range of the chunk at `at`; `None` if no chunk fits there.
-fn chunk<R: ReadAt + ?Sized>(file: &R, at: u64) -> io::Result<Option<([u8; 4], Range<u64>)>> {
+fn chunk(file: &dyn ReadAt, at: u64) -> io::Result<Option<([u8; 4], Range<u64>)>> {
     let start = at + HEAD as u64;
     if start > file.len() {
         return Ok(None);
@@ -133,96 +203,4 @@ fn chunk<R: ReadAt + ?Sized>(file: &R, at: u64) -> io::Result<Option<([u8; 4], R
     let [a, b, c, d, kind @ ..] = head;
     let end = start + u64::from(u32::from_be_bytes([a, b, c, d]));
     Ok((end + CRC_LEN <= file.len()).then_some((kind, start..end)))
-}
-
-fn frame_digest() -> Digest<'static, u32, Table<1>> {
-    let mut digest = CRC.digest();
-    digest.update(IDAT);
-    digest
-}
-
-/// Writer that puts bytes into IDAT chunks while frames are set, and counts the bytes it writes to
-/// the sink.
-pub(super) struct Framer<'a, W> {
-    sink: &'a mut W,
-    pub(super) written: u64,
-    frames: Option<Frames>,
-}
-
-struct Frames {
-    size: usize,
-    /// Bytes of data for which no chunk is open yet.
-    left: usize,
-    /// Open chunk: bytes of data that it still takes, and the CRC so far.
-    open: Option<(usize, Digest<'static, u32, Table<1>>)>,
-}
-
-impl<'a, W: Write> Framer<'a, W> {
-    pub(super) fn new(sink: &'a mut W) -> Self {
-        Self { sink, written: 0, frames: None }
-    }
-
-    /// Puts the next `total` bytes into chunks of `size` bytes, the last one with the rest.
-    pub(super) fn frame(&mut self, size: usize, total: usize) -> Result<(), RecipeError> {
-        if self.frames.is_some() || size == 0 || total == 0 {
-            return Err(RecipeError::Damaged("IDAT chunks of no bytes, or inside others"));
-        }
-        self.frames = Some(Frames { size, left: total, open: None });
-        Ok(())
-    }
-
-    /// Ends the output and returns the number of bytes written to the sink.
-    ///
-    /// # Errors
-    /// [`RecipeError::Damaged`] if the chunks need more data.
-    pub(super) fn finish(self) -> Result<u64, RecipeError> {
-        match self.frames {
-            Some(_) => Err(RecipeError::Damaged("its IDAT chunks are not full")),
-            None => Ok(self.written),
-        }
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.sink.write_all(bytes)?;
-        self.written += bytes.len() as u64;
-        Ok(())
-    }
-}
-
-impl<W: Write> Write for Framer<'_, W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.is_empty() {
-            return Ok(0);
-        }
-        let Some(mut frames) = self.frames.take() else {
-            self.put(bytes)?;
-            return Ok(bytes.len());
-        };
-        let (left, mut digest) = match frames.open.take() {
-            Some(open) => open,
-            None => {
-                let len = frames.size.min(frames.left);
-                frames.left -= len;
-                self.put(&(len as u32).to_be_bytes())?;
-                self.put(IDAT)?;
-                (len, frame_digest())
-            }
-        };
-        let now = &bytes[..bytes.len().min(left)];
-        digest.update(now);
-        self.put(now)?;
-        if now.len() < left {
-            frames.open = Some((left - now.len(), digest));
-        } else {
-            self.put(&digest.finalize().to_be_bytes())?;
-        }
-        if frames.open.is_some() || frames.left > 0 {
-            self.frames = Some(frames);
-        }
-        Ok(now.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.sink.flush()
-    }
 }

@@ -1,14 +1,16 @@
 //! Conversion of clusters to view and recipe, at the origin.
 
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, SeekFrom, Write};
 use std::ops::Range;
 
 use super::coder::{Packer, Setting};
-use super::files::Piece;
-use super::{ClusterFile, LOOK_AHEAD, NoView, WINDOW_MAX, version_for};
+use super::steps::{Step, Steps};
+use super::{Form, LOOK_AHEAD, NoView, WINDOW_MAX, map_of};
 use crate::cut::ReadAt;
 use crate::cut::erofs::{CLUSTER_BYTES_MAX, Coding, Decoder};
-use crate::patch::view::{ANY_CLUSTERS_VERSION, RECIPE_MAX, corrections};
+use crate::patch::view::corrections;
+use crate::patch::view::format::{Packed, RECIPE_MAX, Unpacked, ViewSink};
+use crate::patch::view::map::{ClusterMap, Piece};
 use crate::proto::put_varint;
 
 /// A view of a file is not worth it if its recipe takes more than one part in this many of the
@@ -27,19 +29,6 @@ const TRIED_OF_GROUP: u32 = 64;
 /// Least room first given to a packer that takes all, bytes.
 const ROOMY_MIN: usize = 8 << 10;
 
-/// Result for a group of files.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClusterViews {
-    /// Recipe that packs the new view or unpacks the old one; empty if no file has a view.
-    pub recipe: Vec<u8>,
-    /// Length of the view in bytes, from the sink's initial position on. Bytes behind it do not
-    /// count.
-    pub view_bytes: u64,
-    /// For each file its range in the view, or the reason why it has none. A pack recipe makes the
-    /// parts of the files with a view, in order; an unpack recipe reads them.
-    pub files: Vec<Result<Range<u64>, NoView>>,
-}
-
 /// Makes view and recipe of a group of files of the new release. The view is written to `sink` from
 /// the current position on.
 ///
@@ -49,25 +38,32 @@ pub struct ClusterViews {
 ///
 /// # Errors
 /// Any error from reading the artifact or writing to `sink`.
-pub fn unpack_clusters<R: ReadAt + ?Sized>(
-    artifact: &R,
-    files: &[ClusterFile],
+pub(super) fn unpack(
+    form: Form,
+    packed: &Packed<'_>,
     max: u64,
-    sink: &mut (impl Write + Seek),
-) -> io::Result<ClusterViews> {
+    mut sink: &mut dyn ViewSink,
+) -> io::Result<Unpacked> {
     let start = sink.stream_position()?;
-    let version = version_for(files);
     let mut tools = Tools { left: TRIED_OF_GROUP, ..Tools::default() };
-    let mut made = ClusterViews { recipe: vec![version], view_bytes: 0, files: Vec::new() };
-    for file in files {
+    let mut made = Unpacked { recipe: vec![form.version()], view_bytes: 0, files: Vec::new() };
+    for file in packed.files {
+        let map = match map_of(form, file) {
+            Ok(map) => map,
+            Err(why) => {
+                made.files.push(Err(why));
+                continue;
+            }
+        };
         sink.seek(SeekFrom::Start(start + made.view_bytes))?;
-        let mut making = Making::new(artifact, file, version, &mut tools);
+        let mut making = Making::new(packed.artifact, map, form, &mut tools);
         let room = max - made.view_bytes;
-        let result = if file.plain_bytes > room { Err(NoView::TooLong) } else { making.run(sink)? };
-        let recipe = making.recipe.finish();
+        let result = if map.plain_bytes > room { Err(NoView::TooLong) } else { making.run(&mut sink)? };
+        let recipe = making.recipe.steps.finish();
         made.files.push(result.and_then(|()| {
             let part = if making.recipe.corrected { CORRECTED_PART } else { RECIPE_PART };
-            if recipe.len() > file.packed_bytes() as usize / part {
+            let packed_bytes: u64 = file.parts.iter().map(|part| part.end - part.start).sum();
+            if recipe.len() > packed_bytes as usize / part {
                 return Err(NoView::NotReproduced);
             }
             if made.recipe.len() + recipe.len() > RECIPE_MAX {
@@ -75,7 +71,7 @@ pub fn unpack_clusters<R: ReadAt + ?Sized>(
             }
             let from = made.view_bytes;
             made.recipe.extend_from_slice(&recipe);
-            made.view_bytes += file.plain_bytes;
+            made.view_bytes += map.plain_bytes;
             Ok(from..made.view_bytes)
         }));
     }
@@ -109,9 +105,9 @@ impl Tools {
     }
 }
 
-struct Making<'a, R: ?Sized> {
-    artifact: &'a R,
-    file: &'a ClusterFile,
+struct Making<'a> {
+    artifact: &'a dyn ReadAt,
+    file: &'a ClusterMap,
     tools: &'a mut Tools,
     tries_left: u32,
     recipe: Recipe,
@@ -125,8 +121,8 @@ struct Making<'a, R: ?Sized> {
     out: Vec<u8>,
 }
 
-impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
-    fn new(artifact: &'a R, file: &'a ClusterFile, version: u8, tools: &'a mut Tools) -> Self {
+impl<'a> Making<'a> {
+    fn new(artifact: &'a dyn ReadAt, file: &'a ClusterMap, form: Form, tools: &'a mut Tools) -> Self {
         let packed = || file.pieces.iter().filter(|piece| piece.turn.is_none());
         let longest = packed().map(|piece| u64::from(piece.plain)).max().unwrap_or(0);
         let window = (longest + LOOK_AHEAD).min(WINDOW_MAX);
@@ -137,7 +133,7 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
             file,
             tools,
             tries_left: TRIED_OF_FILE,
-            recipe: Recipe::new(file, version, window),
+            recipe: Recipe::new(file, form, window),
             window: window as usize,
             capacity: capacity as usize,
             plain: Vec::new(),
@@ -147,7 +143,7 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
         }
     }
 
-    fn run(&mut self, sink: &mut impl Write) -> io::Result<Result<(), NoView>> {
+    fn run(&mut self, sink: &mut dyn Write) -> io::Result<Result<(), NoView>> {
         let mut cluster = Vec::new();
         for piece in &self.file.pieces {
             let len = piece.plain as usize;
@@ -176,7 +172,7 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
     fn tell(&mut self, piece: &Piece, cluster: &[u8]) {
         let len = piece.plain as usize;
         if !piece.listed {
-            self.recipe.add(Step::LeftOut { len });
+            self.recipe.steps.add(Step::left_out(len));
             return;
         }
         let step = match piece.turn {
@@ -184,10 +180,10 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
             None => self.packed(piece, cluster),
         };
         match step {
-            Some(step) => self.recipe.add(step),
+            Some(step) => self.recipe.steps.add(step),
             None => match self.corrected(piece, cluster) {
                 Some(corrections) => self.recipe.correct(len, piece.inline, &corrections),
-                None => self.recipe.literal(len, cluster),
+                None => self.recipe.steps.add_bytes(6, len, cluster),
             },
         }
     }
@@ -219,10 +215,12 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
             return None;
         }
         match (turn, piece.inline) {
-            (0, true) => (len == cluster.len()).then_some(Step::PlainEnd { len }),
-            (0, false) => (cluster.len() == len.next_multiple_of(self.file.block_bytes as usize))
-                .then_some(Step::Plain { len }),
-            _ => Some(Step::Turned { len, turn }),
+            (0, true) => (len == cluster.len()).then(|| Step::plain_end(len)),
+            (0, false) => {
+                let block = self.file.block_bytes as usize;
+                (cluster.len() == len.next_multiple_of(block)).then(|| Step::plain(len, block))
+            }
+            _ => Some(Step::turned(len, turn)),
         }
     }
 
@@ -265,13 +263,13 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
                     continue;
                 }
                 if piece.inline {
-                    return (taken == len).then_some(Step::End { setting, capacity });
+                    return (taken == len).then(|| Step::end(setting, capacity));
                 }
                 let all = plain.len() == shown.len();
                 return Some(match (all, taken == len) {
-                    (true, true) => Step::Clusters { setting, capacity, count: 1 },
-                    (true, false) => Step::Overlapping { setting, capacity, len },
-                    _ => Step::Known { setting, capacity, count: 1, len },
+                    (true, true) => Step::clusters(setting, capacity),
+                    (true, false) => Step::overlapping(setting, capacity, len),
+                    _ => Step::known(setting, capacity, len),
                 });
             }
         }
@@ -290,8 +288,8 @@ impl<'a, R: ReadAt + ?Sized> Making<'a, R> {
                 && self.lies(&self.out[..made], cluster, piece.inline)
             {
                 return Some(match piece.inline {
-                    true => Step::End { setting, capacity },
-                    false => Step::Known { setting, capacity, count: 1, len },
+                    true => Step::end(setting, capacity),
+                    false => Step::known(setting, capacity, len),
                 });
             }
         }
@@ -323,8 +321,8 @@ fn distinct(first: usize, second: usize) -> impl Iterator<Item = usize> {
 }
 
 /// Appends the content of an extent to `out`; `None` if its cluster is damaged.
-pub(super) fn content<R: ReadAt + ?Sized>(
-    artifact: &R,
+pub(super) fn content(
+    artifact: &dyn ReadAt,
     piece: &Piece,
     decoder: &mut Decoder,
     out: &mut Vec<u8>,
@@ -342,121 +340,28 @@ pub(super) fn content<R: ReadAt + ?Sized>(
     Ok(made.filter(|made| *made == len).map(|_| ()))
 }
 
-/// Step of a recipe; see the table in the parent module.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Clusters { setting: Setting, capacity: usize, count: usize },
-    Known { setting: Setting, capacity: usize, count: usize, len: usize },
-    Overlapping { setting: Setting, capacity: usize, len: usize },
-    Plain { len: usize },
-    Turned { len: usize, turn: usize },
-    LeftOut { len: usize },
-    End { setting: Setting, capacity: usize },
-    PlainEnd { len: usize },
-}
-
-impl Step {
-    /// Joins two steps into one, if possible.
-    fn join(self, next: Self, block: usize) -> Option<Self> {
-        match (self, next) {
-            (
-                Self::Clusters { setting, capacity, count },
-                Self::Clusters { setting: s, capacity: c, count: more },
-            ) if setting == s && capacity == c => {
-                Some(Self::Clusters { setting, capacity, count: count + more })
-            }
-            (
-                Self::Known { setting, capacity, count, len },
-                Self::Known { setting: s, capacity: c, count: more, len: l },
-            ) if setting == s && capacity == c && len == l => {
-                Some(Self::Known { setting, capacity, count: count + more, len })
-            }
-            (Self::Plain { len }, Self::Plain { len: more }) if len.is_multiple_of(block) => {
-                Some(Self::Plain { len: len + more })
-            }
-            _ => None,
-        }
-    }
-
-    fn put(self, out: &mut Vec<u8>) {
-        let (kind, setting, numbers) = match self {
-            Self::Clusters { setting, capacity, count } => {
-                (1, Some(setting), [Some(capacity), Some(count), None])
-            }
-            Self::Known { setting, capacity, count, len } => {
-                (2, Some(setting), [Some(capacity), Some(count), Some(len)])
-            }
-            Self::Overlapping { setting, capacity, len } => {
-                (3, Some(setting), [Some(capacity), Some(len), None])
-            }
-            Self::Plain { len } => (4, None, [Some(len), None, None]),
-            Self::Turned { len, turn } => (5, None, [Some(len), Some(turn), None]),
-            Self::LeftOut { len } => (7, None, [Some(len), None, None]),
-            Self::End { setting, capacity } => (8, Some(setting), [Some(capacity), None, None]),
-            Self::PlainEnd { len } => (9, None, [Some(len), None, None]),
-        };
-        out.push(kind);
-        out.extend(setting.map(Setting::number));
-        numbers.into_iter().flatten().for_each(|number| put_varint(out, number as u64));
-    }
-}
-
 /// Recipe of one file.
 struct Recipe {
-    bytes: Vec<u8>,
-    block: usize,
-    open: Option<Step>,
+    steps: Steps,
     /// Whether the recipe has corrections.
     corrected: bool,
 }
 
 impl Recipe {
-    fn new(file: &ClusterFile, version: u8, window: u64) -> Self {
-        let block = file.block_bytes as usize;
+    fn new(file: &ClusterMap, form: Form, window: u64) -> Self {
         // Blocks have 512 bytes to 64 KiB.
-        let block_bits = (block / 512).trailing_zeros() as u8;
-        let mut bytes = vec![0, u8::from(file.zeros_in_front) | block_bits << 4];
-        put_varint(&mut bytes, file.plain_bytes);
-        put_varint(&mut bytes, window);
-        if version == ANY_CLUSTERS_VERSION {
-            bytes.push(file.window_bits);
+        let block_bits = (file.block_bytes / 512).trailing_zeros() as u8;
+        let mut head = vec![0, u8::from(file.zeros_in_front) | block_bits << 4];
+        put_varint(&mut head, file.plain_bytes);
+        put_varint(&mut head, window);
+        if form == Form::Any {
+            head.push(file.window_bits);
         }
-        Self { bytes, block, open: None, corrected: false }
-    }
-
-    fn add(&mut self, step: Step) {
-        let joined = self.open.and_then(|open| open.join(step, self.block));
-        if joined.is_none() {
-            self.close();
-        }
-        self.open = Some(joined.unwrap_or(step));
-    }
-
-    fn literal(&mut self, len: usize, cluster: &[u8]) {
-        self.close();
-        self.bytes.push(6);
-        put_varint(&mut self.bytes, len as u64);
-        put_varint(&mut self.bytes, cluster.len() as u64);
-        self.bytes.extend_from_slice(cluster);
+        Self { steps: Steps::behind(head), corrected: false }
     }
 
     fn correct(&mut self, len: usize, inline: bool, corrections: &[u8]) {
-        self.close();
         self.corrected = true;
-        self.bytes.push(if inline { 11 } else { 10 });
-        put_varint(&mut self.bytes, len as u64);
-        put_varint(&mut self.bytes, corrections.len() as u64);
-        self.bytes.extend_from_slice(corrections);
-    }
-
-    fn close(&mut self) {
-        if let Some(step) = self.open.take() {
-            step.put(&mut self.bytes);
-        }
-    }
-
-    fn finish(&mut self) -> Vec<u8> {
-        self.close();
-        std::mem::take(&mut self.bytes)
+        self.steps.add_bytes(if inline { 11 } else { 10 }, len, corrections);
     }
 }

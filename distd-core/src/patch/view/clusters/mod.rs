@@ -6,9 +6,10 @@
 //! recipe states the settings with which the packer makes the same clusters again.
 //!
 //! One view holds many files, one behind the other: with a view for each file, most files would
-//! save less than their view costs in the index of the set. [`cluster_files`] finds the files,
-//! [`groups`] decides which of them share a view, [`unpack_clusters`] makes view and recipe of a
-//! group of the new release, [`unpack_old_clusters`] those of a group of the old release.
+//! save less than their view costs in the index of the set. `files.rs` finds the files and decides
+//! which of them share a view, `make.rs` makes view and recipe of a group of the new release,
+//! `old.rs` those of a group of the old release, both of the steps in `steps.rs`. A device packs with `repack.rs` and unpacks with
+//! `unpack.rs`.
 //!
 //! An inline cluster that is too short to be a region has no place in the chunks of the file; its
 //! content is in the view but is not packed again. Content in the packed inode (fragments) is not
@@ -78,17 +79,90 @@ mod files;
 mod make;
 mod old;
 mod repack;
+mod steps;
 mod unpack;
 
-pub use files::{ClusterFile, ClusterFiles, NoView, cluster_files, groups};
-pub use make::{ClusterViews, unpack_clusters};
-pub use old::unpack_old_clusters;
-pub(super) use repack::repack;
-pub(super) use unpack::unpack;
+pub(super) use files::find;
 
+use std::io::{self, Read, Write};
+
+use super::error::{NoView, RecipeError};
+use super::format::{Layer, Packed, PackedFile, Unpacked, ViewFormat, ViewSink};
+use super::map::ClusterMap;
+use crate::cut::ReadAt;
 use crate::cut::erofs::{CLUSTER_BYTES_MAX, Coding, EXTENT_BYTES_MAX};
-use crate::patch::view::{ANY_CLUSTERS_VERSION, CLUSTERS_VERSION, RecipeError};
 use crate::proto::take_varint;
+
+/// Clusters packed by LZ4 alone.
+pub(super) static LZ4: Clusters = Clusters { form: Form::Lz4, name: "erofs-lz4" };
+
+/// Clusters of any algorithm.
+pub(super) static ANY: Clusters = Clusters { form: Form::Any, name: "erofs" };
+
+/// Files in clusters of an EROFS image. The view is their content, many files in one view.
+#[derive(Debug)]
+pub(super) struct Clusters {
+    form: Form,
+    name: &'static str,
+}
+
+/// Form of a recipe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// Version 2.
+    Lz4,
+    /// Version 4.
+    Any,
+}
+
+impl Form {
+    fn version(self) -> u8 {
+        match self {
+            Self::Lz4 => 2,
+            Self::Any => 4,
+        }
+    }
+}
+
+impl ViewFormat for Clusters {
+    fn version(&self) -> u8 {
+        self.form.version()
+    }
+
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn layer(&self) -> Layer {
+        Layer::Image
+    }
+
+    fn detects(&self, _head: &[u8]) -> bool {
+        false
+    }
+
+    fn unpack(&self, packed: &Packed<'_>, max: u64, view: &mut dyn ViewSink) -> io::Result<Unpacked> {
+        make::unpack(self.form, packed, max, view)
+    }
+
+    fn unpack_old(&self, packed: &Packed<'_>, max: u64, view: &mut dyn ViewSink) -> io::Result<Unpacked> {
+        old::unpack(self.form, packed, max, view)
+    }
+
+    fn repack(&self, recipe: &[u8], view: &mut dyn Read, packed: &mut dyn Write) -> Result<u64, RecipeError> {
+        repack::repack(self.form, recipe, view, packed)
+    }
+
+    fn unpack_base(
+        &self,
+        recipe: &[u8],
+        packed: &dyn ReadAt,
+        max: u64,
+        view: &mut dyn Write,
+    ) -> Result<u64, RecipeError> {
+        unpack::unpack(self.form, recipe, packed, max, view)
+    }
+}
 
 /// Content shown to the packer beyond the longest cluster of a file, bytes. The packer looks ahead
 /// only for the end of a match, which the end of the cluster mostly cuts off earlier; with more
@@ -101,10 +175,10 @@ const WINDOW_MAX: u64 = EXTENT_BYTES_MAX + LOOK_AHEAD;
 /// Bytes copied at once.
 const COPY: usize = 64 << 10;
 
-/// Returns the first byte of a group's recipes. LZ4 alone keeps the older version, so that a device
-/// that knows no other algorithm can still pack such files.
-fn version_for(files: &[ClusterFile]) -> u8 {
-    if files.iter().all(ClusterFile::is_lz4) { CLUSTERS_VERSION } else { ANY_CLUSTERS_VERSION }
+/// Returns the map of a file, if recipes of this form can describe its clusters.
+fn map_of(form: Form, file: &PackedFile) -> Result<&ClusterMap, NoView> {
+    let map = file.clusters.as_ref().ok_or(NoView::NoClusters)?;
+    if form == Form::Any || map.is_lz4() { Ok(map) } else { Err(NoView::Algorithm) }
 }
 
 /// Algorithms with a decoder, by their numbers in an image.

@@ -3,10 +3,11 @@
 use std::io::{Read, Write};
 
 use super::coder::{Packer, Setting, ZSTD_WINDOW_BITS_MAX};
-use super::{COPY, Reader, WINDOW_MAX};
+use super::{COPY, Form, Reader, WINDOW_MAX};
 use crate::bounds::VIEW_BYTES_MAX;
 use crate::cut::erofs::CLUSTER_BYTES_MAX;
-use crate::patch::view::{ANY_CLUSTERS_VERSION, RecipeError, corrections};
+use crate::patch::view::corrections;
+use crate::patch::view::error::RecipeError;
 
 /// Most bytes that a recipe may pack for each byte of view; overlapping clusters pack bytes again,
 /// but share less than a cluster.
@@ -16,14 +17,14 @@ const OVERLAP: u64 = 4;
 const GONE_MAX: usize = 1 << 20;
 
 /// Packs a view again; `recipe` lacks its version byte. Returns the number of bytes written.
-pub(in crate::patch::view) fn repack(
-    version: u8,
+pub(super) fn repack(
+    form: Form,
     recipe: &[u8],
-    view: &mut impl Read,
-    sink: &mut impl Write,
+    view: &mut dyn Read,
+    sink: &mut dyn Write,
 ) -> Result<u64, RecipeError> {
     let mut packing = Packing {
-        version,
+        form,
         packer: Packer::default(),
         view,
         sink,
@@ -49,11 +50,11 @@ pub(in crate::patch::view) fn repack(
     Ok(packing.written)
 }
 
-struct Packing<'a, V, S> {
-    version: u8,
+struct Packing<'a> {
+    form: Form,
     packer: Packer,
-    view: &'a mut V,
-    sink: &'a mut S,
+    view: &'a mut dyn Read,
+    sink: &'a mut dyn Write,
     /// View bytes read ahead; the first `gone` of them are consumed.
     plain: Vec<u8>,
     gone: usize,
@@ -71,7 +72,7 @@ struct Packing<'a, V, S> {
     work_max: u64,
 }
 
-impl<V: Read, S: Write> Packing<'_, V, S> {
+impl Packing<'_> {
     /// Bytes of the current file that are not packed yet.
     fn left(&self) -> u64 {
         (self.plain.len() - self.gone) as u64 + self.unread
@@ -147,7 +148,7 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
                 let taken = self.cluster(setting, capacity, shown, false)?;
                 self.advance(taken);
             }
-            10 | 11 if self.version == ANY_CLUSTERS_VERSION => {
+            10 | 11 if self.form == Form::Any => {
                 let len = recipe.within(left.min(WINDOW_MAX))?;
                 let corrected = recipe.within(CLUSTER_BYTES_MAX)?;
                 let corrected = recipe.bytes(corrected)?;
@@ -170,9 +171,9 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
         self.block = 512 << (flags >> 4);
         self.unread = recipe.within(VIEW_BYTES_MAX)? as u64;
         self.window = recipe.within(WINDOW_MAX)?;
-        self.window_bits = match self.version {
-            ANY_CLUSTERS_VERSION => recipe.expect_byte()?,
-            _ => 0,
+        self.window_bits = match self.form {
+            Form::Any => recipe.expect_byte()?,
+            Form::Lz4 => 0,
         };
         if self.window_bits != 0 && !(10..=ZSTD_WINDOW_BITS_MAX).contains(&self.window_bits) {
             return Err(RecipeError::Damaged("unknown window"));
@@ -184,7 +185,7 @@ impl<V: Read, S: Write> Packing<'_, V, S> {
     /// Reads setting and capacity.
     fn setting(&self, recipe: &mut Reader<'_>) -> Result<(Setting, usize), RecipeError> {
         let setting = Setting::from_number(recipe.expect_byte()?)
-            .filter(|setting| self.version == ANY_CLUSTERS_VERSION || !setting.takes_all())
+            .filter(|setting| self.form == Form::Any || !setting.takes_all())
             // Without a bound on the window, zstd's slowest levels would take too much memory.
             .filter(|setting| self.window_bits != 0 || !matches!(setting, Setting::Zstd(_)));
         Ok((setting.ok_or(RecipeError::Damaged("unknown setting"))?, recipe.cluster()?))

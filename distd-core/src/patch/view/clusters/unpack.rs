@@ -2,27 +2,27 @@
 
 use std::io::Write;
 
-use super::{COPY, Reader};
+use super::{COPY, Form, Reader};
 use crate::cut::ReadAt;
 use crate::cut::erofs::{Coding, Decoder, EXTENT_BYTES_MAX};
-use crate::patch::view::{ANY_CLUSTERS_VERSION, RecipeError};
+use crate::patch::view::error::RecipeError;
 
 /// Unpacks the clusters that `recipe`, without its version byte, describes in `file`. Returns the
 /// number of bytes written.
 ///
 /// Stops at a damaged cluster, at the end of `file`, and at `max` bytes. The view serves as base,
 /// so a short one is still useful.
-pub(in crate::patch::view) fn unpack<R: ReadAt + ?Sized>(
-    version: u8,
+pub(super) fn unpack(
+    form: Form,
     recipe: &[u8],
-    file: &R,
+    file: &dyn ReadAt,
     max: u64,
-    sink: &mut impl Write,
+    sink: &mut dyn Write,
 ) -> Result<u64, RecipeError> {
     let mut recipe = Reader(recipe);
     let longest = recipe.within(EXTENT_BYTES_MAX)?;
     let mut unpacking = Unpacking {
-        version,
+        form,
         decoder: Decoder::default(),
         file,
         at: 0,
@@ -40,29 +40,29 @@ pub(in crate::patch::view) fn unpack<R: ReadAt + ?Sized>(
     Ok(max - unpacking.left)
 }
 
-struct Unpacking<'a, R: ?Sized, S> {
-    version: u8,
+struct Unpacking<'a> {
+    form: Form,
     decoder: Decoder,
-    file: &'a R,
+    file: &'a dyn ReadAt,
     at: u64,
     /// Bytes that may still be written.
     left: u64,
-    sink: &'a mut S,
+    sink: &'a mut dyn Write,
     /// Most bytes that a cluster unpacks to.
     longest: usize,
     packed: Vec<u8>,
     plain: Vec<u8>,
 }
 
-impl<R: ReadAt + ?Sized, S: Write> Unpacking<'_, R, S> {
+impl Unpacking<'_> {
     /// Executes one step; returns whether unpacking can go on.
     fn step(&mut self, kind: u8, recipe: &mut Reader<'_>) -> Result<bool, RecipeError> {
         let there = self.file.len().saturating_sub(self.at);
         match kind {
             1 | 2 => {
-                let coding = match self.version {
-                    ANY_CLUSTERS_VERSION => recipe.coding()?,
-                    _ => Coding::Lz4,
+                let coding = match self.form {
+                    Form::Any => recipe.coding()?,
+                    Form::Lz4 => Coding::Lz4,
                 };
                 let (count, packed) = (recipe.within(u64::MAX)?, recipe.cluster()?);
                 let plain = if kind == 2 { Some(recipe.within(self.longest as u64)?) } else { None };

@@ -1,4 +1,5 @@
-//! Recipes for files with deflate streams: instructions to pack a view again, bit for bit.
+//! Pieces: the recipes of files with deflate streams, instructions to pack a view again bit for
+//! bit. Shared by the formats of such files.
 //!
 //! Every number is an LEB128 varint of at most 4 bytes:
 //!
@@ -25,16 +26,20 @@
 //! this module turns a panic into an error, and a recipe may only be used if its hash comes from
 //! signed metadata. That leaves an origin that wants to waste its own devices' time.
 
-use std::io::{self, Cursor, Read, Seek, SeekFrom, Write};
+use std::io::{self, Cursor, Read, SeekFrom, Write};
 use std::ops::Range;
 
 use preflate_rs::{ExitCode, PreflateStreamProcessor, RecreateStreamProcessor};
 
 use super::corrections::{caught, config};
-use super::png::Framer;
-use super::streams;
-use super::version::{GZIP_VERSION, RECIPE_MAX, RecipeError, STREAMS_VERSION, version_of};
-use crate::cut::{ReadAt, gzip};
+use super::error::{NoView, RecipeError};
+use super::format::{RECIPE_MAX, Unpacked, ViewSink};
+use super::frames::Framer;
+use crate::cut::ReadAt;
+
+/// First byte of the recipes of formats that have bytes between their streams: zip and PNG. Both
+/// read all pieces, so they share the version.
+pub(super) const STREAMS_VERSION: u8 = 3;
 
 /// Most plain text of a piece, bytes: a little more than the most that gzip puts into one block.
 pub const PIECE_PLAIN_MAX: usize = 9 << 20;
@@ -69,21 +74,20 @@ pub const LITERAL_MAX: u64 = 64 << 10;
 /// Largest number of a recipe.
 const NUMBER_MAX: u64 = (1 << 28) - 1;
 
-/// Bytes read at the start of a file to find its kind.
-const HEAD_MAX: usize = 10;
-
-/// Result of [`unpack`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unpacked {
-    /// Recipe that packs the view again, at most [`RECIPE_MAX`] bytes.
-    pub recipe: Vec<u8>,
-    /// Length of the view in bytes, from the sink's initial position on. Bytes behind it do not
-    /// count.
-    pub view_bytes: u64,
+/// Pieces that a recipe may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PieceKinds {
+    /// Literals and deflate streams.
+    Streams,
+    /// Copies and IDAT chunks too.
+    All,
 }
 
-/// Makes the recipe of a packed file, and writes its view to `sink` from the current position on.
-/// `None` if a view of the file is not worth it.
+/// Function that takes a file apart up to `until`, to its end, or to bytes that are not of the
+/// format. Returns the offset up to which the recipe covers the file.
+pub(super) type TakeApart = fn(&dyn ReadAt, u64, &mut Pieces, &mut dyn Write) -> io::Result<u64>;
+
+/// Makes the recipe of a file, and writes its view to `sink` from the current position on.
 ///
 /// Bytes at the end that no stream can make (a file whose tail is elsewhere, damage) become a
 /// literal of at most [`LITERAL_MAX`] bytes. Every piece is packed again and compared, so a recipe
@@ -91,19 +95,17 @@ pub struct Unpacked {
 ///
 /// # Errors
 /// Any error from reading the file or writing to `sink`.
-pub fn unpack<R: ReadAt + ?Sized>(
-    file: &R,
+pub(super) fn unpack(
+    version: u8,
+    take_apart: TakeApart,
+    file: &dyn ReadAt,
     max: u64,
-    sink: &mut (impl Write + Seek),
-) -> io::Result<Option<Unpacked>> {
-    let mut head = [0; HEAD_MAX];
-    let head_len = usize::try_from(file.len()).unwrap_or(HEAD_MAX).min(HEAD_MAX);
-    file.read_exact_at(&mut head[..head_len], 0)?;
-    let Some(version) = version_of(&head) else { return Ok(None) };
+    mut sink: &mut dyn ViewSink,
+) -> io::Result<Unpacked> {
     let mut tries = Vec::new();
     for step in STEPS {
         let mut trial = Pieces::new(version, step, max);
-        let at = trial.run(file, TRIAL_BYTES, &mut io::sink())?;
+        let at = take_apart(file, TRIAL_BYTES, &mut trial, &mut io::sink())?;
         let cost = ((trial.recipe.len() as u64 + trial.lost) * TRIAL_BYTES).checked_div(at);
         tries.extend(cost.map(|cost| (cost, step)));
         if tries.last().is_some_and(|(cost, _)| *cost < TRIAL_BYTES / RECOGNISED_PART) {
@@ -115,27 +117,15 @@ pub fn unpack<R: ReadAt + ?Sized>(
     for (_, step) in tries {
         sink.seek(SeekFrom::Start(start))?;
         let mut whole = Pieces::new(version, step, max);
-        let at = whole.run(file, u64::MAX, sink)?;
+        let at = take_apart(file, u64::MAX, &mut whole, &mut sink)?;
         if file.len() - at <= LITERAL_MAX && whole.streamed > file.len() / STREAMED_PART {
-            literal(file, at..file.len(), &mut whole.recipe)?;
+            whole.literal(file, at..file.len())?;
             if whole.recipe.len() as u64 <= (file.len() / RECIPE_PART).min(RECIPE_MAX as u64) {
-                return Ok(Some(Unpacked { recipe: whole.recipe, view_bytes: whole.plain }));
+                return Ok(Unpacked::of_file(whole.recipe, whole.plain));
             }
         }
     }
-    Ok(None)
-}
-
-fn literal<R: ReadAt + ?Sized>(file: &R, range: Range<u64>, recipe: &mut Vec<u8>) -> io::Result<()> {
-    let len = (range.end - range.start) as usize;
-    if len > 0 {
-        recipe.push(0);
-        put(recipe, len);
-        let from = recipe.len();
-        recipe.resize(from + len, 0);
-        file.read_exact_at(&mut recipe[from..], range.start)?;
-    }
-    Ok(())
+    Ok(Unpacked::without(NoView::NotWorth))
 }
 
 /// Pieces into which a file was taken apart.
@@ -157,43 +147,27 @@ impl Pieces {
         Self { step, plain_max, recipe: vec![version], plain: 0, streamed: 0, lost: 0 }
     }
 
-    /// Takes the file apart up to `until`, to its end, or to bytes that are not a stream. Returns
-    /// the offset up to which the recipe covers the file.
-    fn run<R: ReadAt + ?Sized>(&mut self, file: &R, until: u64, sink: &mut impl Write) -> io::Result<u64> {
-        if self.recipe == [GZIP_VERSION] {
-            self.members(file, until, sink)
-        } else {
-            streams::run(file, until, self, sink)
+    /// Adds a range of the file to the recipe as it is.
+    pub(super) fn literal(&mut self, file: &dyn ReadAt, range: Range<u64>) -> io::Result<()> {
+        let len = (range.end - range.start) as usize;
+        if len > 0 {
+            self.recipe.push(0);
+            put(&mut self.recipe, len);
+            let from = self.recipe.len();
+            self.recipe.resize(from + len, 0);
+            file.read_exact_at(&mut self.recipe[from..], range.start)?;
         }
+        Ok(())
     }
 
-    /// Takes gzip members apart.
-    fn members<R: ReadAt + ?Sized>(
-        &mut self,
-        file: &R,
-        until: u64,
-        sink: &mut impl Write,
-    ) -> io::Result<u64> {
-        let mut at = 0;
-        while let Some(header) = gzip::header(file, at..file.len())? {
-            let before = self.recipe.len();
-            let begin = at + header.len;
-            literal(file, at..begin, &mut self.recipe)?;
-            let (reached, is_whole) = self.stream(file, begin..file.len(), until, sink)?;
-            if reached == begin {
-                // Not a single piece was made: the header belongs to the rest.
-                self.recipe.truncate(before);
-                return Ok(at);
-            }
-            at = reached;
-            if !is_whole {
-                break;
-            }
-            let trailer = (at + gzip::TRAILER).min(file.len());
-            literal(file, at..trailer, &mut self.recipe)?;
-            at = trailer;
-        }
-        Ok(at)
+    /// Position in the recipe, for [`back_to`](Self::back_to).
+    pub(super) fn mark(&self) -> usize {
+        self.recipe.len()
+    }
+
+    /// Drops the literals added since `mark`.
+    pub(super) fn back_to(&mut self, mark: usize) {
+        self.recipe.truncate(mark);
     }
 
     /// Bytes by which the view may still grow.
@@ -202,11 +176,11 @@ impl Pieces {
     }
 
     /// Copies a range into the view as it is; returns whether there was room.
-    pub(super) fn copy<R: ReadAt + ?Sized>(
+    pub(super) fn copy(
         &mut self,
-        file: &R,
+        file: &dyn ReadAt,
         range: Range<u64>,
-        sink: &mut impl Write,
+        sink: &mut dyn Write,
     ) -> io::Result<bool> {
         let len = range.end - range.start;
         if len > self.room() {
@@ -219,7 +193,7 @@ impl Pieces {
             put(&mut self.recipe, here as usize);
             left -= here;
         }
-        streams::copy(file, range, len, sink)?;
+        copy(file, range, len, sink)?;
         self.plain += len;
         Ok(true)
     }
@@ -233,12 +207,12 @@ impl Pieces {
 
     /// Takes the stream at the start of `range` apart as far as possible. Returns the offset
     /// reached, and whether the stream ends there.
-    pub(super) fn stream<R: ReadAt + ?Sized>(
+    pub(super) fn stream(
         &mut self,
-        file: &R,
+        file: &dyn ReadAt,
         range: Range<u64>,
         until: u64,
-        sink: &mut impl Write,
+        sink: &mut dyn Write,
     ) -> io::Result<(u64, bool)> {
         let mut parser = PreflateStreamProcessor::new(&config(PIECE_PLAIN_MAX - (1 << 20)));
         let mut again = RecreateStreamProcessor::new();
@@ -289,13 +263,13 @@ impl Pieces {
 
 /// Packs a view again; `recipe` lacks its version byte. Returns the number of bytes written.
 pub(super) fn repack(
-    version: u8,
+    kinds: PieceKinds,
     mut recipe: &[u8],
-    view: &mut impl Read,
-    sink: &mut impl Write,
+    mut view: &mut dyn Read,
+    mut sink: &mut dyn Write,
 ) -> Result<u64, RecipeError> {
     let recipe = &mut recipe;
-    let (mut packer, mut text, mut sink) = (None, Vec::new(), Framer::new(sink));
+    let (mut packer, mut text, mut sink) = (None, Vec::new(), Framer::new(&mut sink));
     while let [kind, rest @ ..] = *recipe {
         *recipe = rest;
         let len = number(recipe)?;
@@ -305,13 +279,13 @@ pub(super) fn repack(
                 continue;
             }
             1 | 2 => {}
-            3 if version == STREAMS_VERSION => {
-                if io::copy(&mut view.take(len as u64), &mut sink)? != len as u64 {
+            3 if kinds == PieceKinds::All => {
+                if io::copy(&mut (&mut view).take(len as u64), &mut sink)? != len as u64 {
                     return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
                 }
                 continue;
             }
-            4 if version == STREAMS_VERSION => {
+            4 if kinds == PieceKinds::All => {
                 sink.frame(len, number(recipe)?)?;
                 continue;
             }
@@ -337,6 +311,20 @@ pub(super) fn repack(
         sink.write_all(&packed)?;
     }
     sink.finish()
+}
+
+/// Copies as much of a range as `max` allows; returns the number of bytes copied.
+pub(super) fn copy(file: &dyn ReadAt, range: Range<u64>, max: u64, sink: &mut dyn Write) -> io::Result<u64> {
+    let len = (range.end - range.start).min(max);
+    let mut buffer = vec![0; usize::try_from(len).unwrap_or(usize::MAX).min(64 << 10)];
+    let mut done = 0;
+    while done < len {
+        let here = buffer.len().min(usize::try_from(len - done).unwrap_or(usize::MAX));
+        file.read_exact_at(&mut buffer[..here], range.start + done)?;
+        sink.write_all(&buffer[..here])?;
+        done += here as u64;
+    }
+    Ok(len)
 }
 
 fn put(out: &mut Vec<u8>, mut number: usize) {

@@ -1,0 +1,163 @@
+//! Packed files of an artifact, and their grouping into views.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+
+use super::error::NoView;
+use super::format::{HEAD_BYTES, Layer, Packed, PackedFile, Unpacked, ViewFormat, ViewSink};
+use super::{FORMATS, clusters};
+use crate::cut::{ReadAt, Regions};
+
+/// Smallest file worth a view, bytes.
+const PACKED_MIN: u64 = 4096;
+
+/// Parts whose length is a multiple of this block size belong to a file's body; any other part is
+/// its tail.
+const BLOCK: u64 = 512;
+
+/// Result of [`find`].
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// Packed files that may have views, in groups.
+    pub groups: Vec<Group>,
+    /// Names of the files without a view, and the reasons.
+    pub without: Vec<(Vec<u8>, NoView)>,
+}
+
+/// Packed files that share a view.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// Format of the view.
+    pub format: &'static dyn ViewFormat,
+    /// Files in the order of the view.
+    pub files: Vec<PackedFile>,
+}
+
+impl Group {
+    /// Makes view and recipe of files of a new release ([`ViewFormat::unpack`]).
+    ///
+    /// # Errors
+    /// Any error from reading the artifact or writing to `view`.
+    pub fn unpack<R: ReadAt + ?Sized>(
+        &self,
+        artifact: &R,
+        max: u64,
+        view: &mut dyn ViewSink,
+    ) -> io::Result<Unpacked> {
+        self.format.unpack(&Packed { artifact: &artifact, files: &self.files }, max, view)
+    }
+
+    /// Makes view and unpack recipe of files of an old release ([`ViewFormat::unpack_old`]).
+    ///
+    /// # Errors
+    /// Any error from reading the artifact or writing to `view`.
+    pub fn unpack_old<R: ReadAt + ?Sized>(
+        &self,
+        artifact: &R,
+        max: u64,
+        view: &mut dyn ViewSink,
+    ) -> io::Result<Unpacked> {
+        self.format.unpack_old(&Packed { artifact: &artifact, files: &self.files }, max, view)
+    }
+}
+
+/// Finds the packed files of a layer. `regions` are the regions of the artifact.
+///
+/// Only files whose name and parts `wanted` accepts are returned. In an image these are the files
+/// that have clusters packed by LZ4, deflate or zstd, in the order of their first parts; nothing
+/// for an artifact that is not such an image, or is damaged. Memory: 32 bytes per extent of these
+/// files. Other files are found by their first bytes, in order of name: ten bytes of each are read,
+/// at most twenty.
+///
+/// # Errors
+/// Any error from reading the artifact.
+pub fn find<R: ReadAt + ?Sized>(
+    layer: Layer,
+    artifact: &R,
+    regions: &Regions,
+    wanted: impl FnMut(&[u8], &[Range<u64>]) -> bool,
+) -> io::Result<Found> {
+    match layer {
+        Layer::Image => Ok(clusters::find(artifact, regions, wanted)),
+        Layer::File => files(artifact, regions, wanted),
+    }
+}
+
+/// Returns the format of a file that begins at `start`; `None` if it has no view.
+///
+/// # Errors
+/// Any error from reading the artifact.
+pub(super) fn format_at(
+    artifact: &dyn ReadAt,
+    start: u64,
+    len: u64,
+) -> io::Result<Option<&'static dyn ViewFormat>> {
+    let mut head = [0; HEAD_BYTES];
+    let here = usize::try_from(len).unwrap_or(HEAD_BYTES).min(HEAD_BYTES);
+    artifact.read_exact_at(&mut head[..here], start)?;
+    Ok(FORMATS.iter().find(|format| format.detects(&head)).copied())
+}
+
+/// Finds files whose first bytes show a format.
+///
+/// A tail that lies among the inodes, before the body, is moved behind the body. If the guessed
+/// order is wrong, or a short tail has no region, the view ends early and the rest of the file
+/// becomes part of its recipe.
+fn files<R: ReadAt + ?Sized>(
+    artifact: &R,
+    regions: &Regions,
+    mut wanted: impl FnMut(&[u8], &[Range<u64>]) -> bool,
+) -> io::Result<Found> {
+    let mut files: BTreeMap<&[u8], Vec<Range<u64>>> = BTreeMap::new();
+    for region in regions.all() {
+        if let Some(name) = regions.name(region) {
+            files.entry(name).or_default().push(region.start..region.end());
+        }
+    }
+    let mut found = Found::default();
+    for (name, mut parts) in files {
+        let len: u64 = parts.iter().map(|part| part.end - part.start).sum();
+        if len < PACKED_MIN || !wanted(name, &parts) {
+            continue;
+        }
+        parts.sort_by_key(|part| part.start);
+        let in_a_row = parts.windows(2).all(|two| two[0].end == two[1].start);
+        // The members of one gzip file lie one behind the other, whatever their lengths, so keep
+        // their order.
+        if !in_a_row || packed_as(artifact, &parts[0])?.is_none() {
+            parts.sort_by_key(|part| (!(part.end - part.start).is_multiple_of(BLOCK), part.start));
+        }
+        if let Some(format) = packed_as(artifact, &parts[0])? {
+            let files = vec![PackedFile::new(name.to_vec(), parts)];
+            found.groups.push(Group { format, files });
+        }
+    }
+    Ok(found)
+}
+
+fn packed_as<R: ReadAt + ?Sized>(
+    artifact: &R,
+    part: &Range<u64>,
+) -> io::Result<Option<&'static dyn ViewFormat>> {
+    let len = part.end - part.start;
+    if len < HEAD_BYTES as u64 { Ok(None) } else { format_at(&artifact, part.start, len) }
+}
+
+/// Makes the recipe of a packed file, and writes its view to `sink` from the current position on.
+/// `None` if a view of the file is not worth it, or its format is not known.
+///
+/// A view has at most `max` bytes.
+///
+/// # Errors
+/// Any error from reading the file or writing to `sink`.
+pub fn unpack<R: ReadAt + ?Sized>(
+    file: &R,
+    max: u64,
+    sink: &mut dyn ViewSink,
+) -> io::Result<Option<Unpacked>> {
+    let Some(format) = format_at(&file, 0, file.len())? else { return Ok(None) };
+    let parts = std::iter::once(0..file.len()).collect();
+    let group = Group { format, files: vec![PackedFile::new(Vec::new(), parts)] };
+    Ok(Some(group.unpack(file, max, sink)?).filter(|made| !made.recipe.is_empty()))
+}
