@@ -15,8 +15,8 @@ use distd_core::packing::{Codec, Packer, Unpacker};
 use distd_core::ranges::ChunkRanges;
 use distd_core::{ArtifactHash, ChunkHash, ChunkId};
 use distd_server::db::{
-    ApiTokenRow, ChannelMove, ChannelRow, Db, JoinTokenRow, JoinTokenUse, MoveBy, NodeRow, RevokeToken,
-    SetChannelOutcome, UploadId, UploadState, Withdraw,
+    ApiTokenRow, BeginCommit, ChannelMove, ChannelRow, ChunkRow, Db, JoinTokenRow, JoinTokenUse, Location,
+    MoveBy, MovedChunk, NodeRow, RevokeToken, SetChannelOutcome, UploadId, UploadState, Withdraw,
 };
 use distd_server::ingest::{
     CommitRequest, EMPTIED_SECONDS, FileHandle, FileRequest, IncomingChunk, Ingest, IngestError, Run,
@@ -351,6 +351,44 @@ on_every_back_end! {
         let packs = world.objects().await.into_iter().filter(|name| name.starts_with("packs/"));
         assert_eq!(packs.count(), 2);
         assert!(world.ingest.look_for_losses().await.expect("looked").is_empty());
+    }
+
+    async fn chunks_move_by_the_thousand_and_those_that_moved_meanwhile_stay(world: World) {
+        // More than two statements, and a statement that is not full.
+        let rows = chunks_in_a_pack(world, 2_300).await;
+        let moved: Vec<_> = rows
+            .iter()
+            .map(|row| MovedChunk { id: row.id, from: row.location, offset: 10_000 - row.location.offset })
+            .collect();
+        let (last, rest) = moved.split_last().expect("chunks");
+        let only = std::slice::from_ref(last);
+        assert_eq!(world.db.move_chunks("packs/bb/last", 1, only, NOW).await.expect("moves"), 1);
+        // The last has moved and one more has another place than was read.
+        let mut all = moved.clone();
+        all[1_500].from.offset += 1;
+        assert_eq!(world.db.move_chunks("packs/bb/all", 1, &all, NOW).await.expect("moves"), 2_298);
+        let packs = world.db.packs().await.expect("packs");
+        let pack_of = |object: &str| packs.iter().find(|(_, name, _)| name == object).expect("a row").0;
+        let (from, to, last_to) = (rows[0].location.pack, pack_of("packs/bb/all"), pack_of("packs/bb/last"));
+        let mut found = world.db.chunks_by_id(&rows.iter().map(|row| row.id).collect::<Vec<_>>()).await.expect("rows");
+        found.sort_by_key(|row| row.id);
+        for (n, (row, chunk)) in found.iter().zip(&moved).enumerate() {
+            let (pack, offset) = match n {
+                1_500 => (from, chunk.from.offset),
+                _ if n == rest.len() => (last_to, chunk.offset),
+                _ => (to, chunk.offset),
+            };
+            let expected = Location { pack, offset, ..chunk.from };
+            assert_eq!((row.id, row.location), (chunk.id, expected), "{n}");
+        }
+        // The pack is not empty yet; with its last chunk gone it is.
+        assert_eq!(world.db.emptied_bytes().await.expect("a sum"), 0);
+        let last = &moved[1_500..1_501];
+        assert_eq!(world.db.move_chunks("packs/bb/rest", 1, last, NOW).await.expect("moves"), 1);
+        assert_eq!(world.db.emptied_bytes().await.expect("a sum"), 2_300);
+        assert_eq!(world.db.move_chunks("packs/bb/none", 1, &moved, NOW).await.expect("moves"), 0);
+        let packs = world.db.packs().await.expect("packs");
+        assert!(packs.iter().all(|(_, object, _)| object != "packs/bb/none"), "nothing is recorded for none");
     }
 
     async fn runs_of_ids_are_served_in_order_within_their_budget(world: World) {
@@ -783,10 +821,44 @@ async fn measure_a_large_file() {
     world.end().await;
 }
 
+/// A database with this many chunks in a pack, `pack_offset` of each its number; their rows.
+async fn chunks_in_a_pack(world: &World, count: u32) -> Vec<ChunkRow> {
+    let upload = begin(&world.ingest, "1").await;
+    let pack = world.db.record_pack(&upload, "packs/aa/from", u64::from(count), &[], NOW, NOW).await;
+    let pack = pack.expect("record").expect("the upload is open");
+    let location = |n| Location { pack, offset: n, stored_len: 1, raw_len: 1, codec: Codec::Raw };
+    let chunks: Vec<_> =
+        (0..count).map(|n| (ChunkHash::of(&n.to_be_bytes()), location(u64::from(n)))).collect();
+    let BeginCommit::Ready(mut tx) = world.db.begin_commit(&upload).await.expect("begin") else { panic!() };
+    let ids = tx.give_ids(&chunks).await.expect("give ids");
+    tx.finish(None).await.expect("commit");
+    let row = |(id, (hash, location))| ChunkRow { id, hash, location };
+    ids.into_iter().zip(chunks).map(row).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn measure_four_thousand_moved_chunks() {
+    for world in [Some(World::sqlite_and_directory().await), World::postgres_and_directory().await] {
+        let Some(world) = world else { continue };
+        let rows = chunks_in_a_pack(&world, 200_000).await;
+        for (n, rows) in rows.chunks(4000).step_by(10).enumerate() {
+            let moved: Vec<_> = rows
+                .iter()
+                .map(|row| MovedChunk { id: row.id, from: row.location, offset: row.location.offset + 7 })
+                .collect();
+            let start = std::time::Instant::now();
+            let done = world.db.move_chunks(&format!("packs/bb/{n}"), 1, &moved, NOW).await;
+            assert_eq!(done.expect("moved"), 4000);
+            println!("{}: 4000 chunks moved in {:?}", &world.address[..8], start.elapsed());
+        }
+        world.end().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
 async fn measure_seventy_thousand_rows() {
-    use distd_server::db::{BeginCommit, Location};
     for world in [Some(World::sqlite_and_directory().await), World::postgres_and_directory().await] {
         let Some(world) = world else { continue };
         let upload = begin(&world.ingest, "1").await;

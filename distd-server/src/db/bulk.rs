@@ -6,8 +6,16 @@ use super::Engine;
 /// Hashes in one `IN` list. SQLite allows 32 766 parameters; above a few thousand nothing is gained.
 pub(super) const LIST_MAX: usize = 4096;
 
-/// Rows in one `VALUES`; with seven columns 7000 parameters.
+/// Most rows in one `VALUES`.
 pub(super) const ROWS_MAX: usize = 1000;
+
+/// Most columns in such a `VALUES`: a chunk has seven.
+const COLUMNS_MAX: usize = 7;
+
+/// Most parameters of a statement. SQLite takes 32 766 of them, PostgreSQL 65 535.
+const PARAMETERS_MAX: usize = 32_766;
+
+const _: () = assert!(ROWS_MAX * COLUMNS_MAX <= PARAMETERS_MAX && LIST_MAX <= PARAMETERS_MAX);
 
 impl Engine {
     /// `$first,$first+1,…`, `count` of them; on SQLite as many `?`, which then must be all there are but those before
@@ -33,6 +41,7 @@ impl Engine {
 
     /// `($1,$2),($3,$4),…`, or as many `?`.
     pub(super) fn values(self, rows: usize, columns: usize) -> String {
+        debug_assert!(rows <= LIST_MAX && rows * columns <= PARAMETERS_MAX, "{rows} rows of {columns}");
         let mut text = String::with_capacity(rows * columns * 6);
         for row in 0..rows {
             text.push_str(if row == 0 { "(" } else { ",(" });

@@ -93,42 +93,26 @@ impl Db {
     ) -> Result<u64, DbError> {
         let mut ids = IdTx::begin(self).await?;
         let engine = ids.engine();
-        let tx = &mut ids.tx;
         let row = sqlx::query(
             "INSERT INTO packs (object, bytes, upload, created) VALUES ($1, $2, NULL, $3) RETURNING id",
         )
         .bind(object.to_owned())
         .bind(signed(bytes))
         .bind(now)
-        .fetch_one(&mut **tx)
+        .fetch_one(&mut *ids.tx)
         .await
         .map_err(failed(WHAT))?;
         let pack = row.number("id").map_err(failed(WHAT))?;
-        let mut moved = 0;
-        let mut sources = BTreeSet::new();
-        for chunk in chunks {
-            sources.insert(chunk.from.pack);
-            let done = sqlx::query(
-                "UPDATE chunks SET pack = $1, pack_offset = $2 WHERE id = $3 AND pack = $4 AND pack_offset = $5",
-            )
-            .bind(signed(pack))
-            .bind(signed(chunk.offset))
-            .bind(signed(chunk.id.0))
-            .bind(signed(chunk.from.pack.0))
-            .bind(signed(chunk.from.offset))
-            .execute(&mut **tx)
-            .await
-            .map_err(failed(WHAT))?;
-            moved += done.rows_affected();
-        }
+        let moved = ids.move_to(PackId(pack), chunks).await?;
+        let sources: BTreeSet<PackId> = chunks.iter().map(|chunk| chunk.from.pack).collect();
         if moved == 0 {
             ids.tx.rollback().await.map_err(failed(WHAT))?;
             return Ok(0);
         }
         for source in sources {
-            mark_emptied(tx, source, now).await.map_err(failed(WHAT))?;
+            mark_emptied(&mut ids.tx, source, now).await.map_err(failed(WHAT))?;
         }
-        doomed::spare(&mut **tx, engine, &[object.to_owned()]).await.map_err(failed(WHAT))?;
+        doomed::spare(&mut *ids.tx, engine, &[object.to_owned()]).await.map_err(failed(WHAT))?;
         ids.tx.commit().await.map_err(failed(WHAT))?;
         Ok(moved)
     }
