@@ -20,6 +20,7 @@ use distd_server::origin::{DisagreementError, OpenError, Origin, Places, Tuning}
 use distd_server::patches::PatchOptions;
 use distd_server::run::{StartError, start};
 use distd_server::store::Store;
+use distd_server::store::pack::read_index;
 use futures::TryStreamExt;
 use reqwest::{Method, StatusCode};
 use servers::{Postgres, random};
@@ -325,6 +326,124 @@ on_every_back_end! {
         assert_eq!(world.put_content("os", "2", image.clone()).await.0, StatusCode::CREATED);
         let (_, one) = world.get("/v1/products/os/releases/1").await;
         assert_ne!(one["damaged"], true, "the same manifest and the same chunks: {one}");
+        site.close(world).await;
+    }
+
+    async fn chunks_of_a_lost_pack_are_found_in_other_packs(site: Site) {
+        let world = site.open().await;
+        let (_, first) = world.put_content("os", "1", noise(20, 600_000)).await;
+        let (_, second) = world.put_content("os", "2", noise(21, 300_000)).await;
+        let db = world.running.origin.db();
+        // A copy that no row names, as a compaction leaves it that was cut off, and its note.
+        let packs = db.packs().await.expect("packs");
+        let [(lost, object, _), (other, other_object, _)] = &packs[..] else { panic!("{packs:?}") };
+        let chunks = db.pack_chunks(*lost).await.expect("chunks").len() as u64;
+        assert!(chunks > 2 && !db.pack_chunks(*other).await.expect("chunks").is_empty());
+        let copy = "packs/ff/ff000000000000000000000000000000";
+        db.doom(copy, 1).await.expect("noted");
+        site.close(world).await;
+        let store = Store::open(&site.store).expect("store");
+        let bytes = store.get(object).await.expect("get").expect("there");
+        store.delete(object).await.expect("lose it");
+
+        let looked = fsck(&site.places(), FsckOptions::default()).await.expect("looks");
+        assert_eq!((&looked.lost, looked.damaged.len(), looked.found_again), (&vec![object.clone()], 1, 0));
+        // A copy that is damaged proves nothing, however little of it is.
+        let repair = FsckOptions { repair: true, ..FsckOptions::default() };
+        let mut rotten = bytes.to_vec();
+        rotten[100] ^= 1;
+        store.put(copy, rotten).await.expect("put");
+        let report = fsck(&site.places(), repair).await.expect("looks");
+        assert_eq!((report.lost.len(), report.damaged.len(), report.found_again), (1, 1, 0), "{report}");
+
+        store.put(copy, bytes.clone()).await.expect("put");
+        let all = FsckOptions { delete_unknown: true, ..repair };
+        let report = fsck(&site.places(), all).await.expect("repairs");
+        assert_eq!((report.found_again, report.is_sound()), (chunks, true), "{report}");
+        assert!(report.to_string().contains(&format!("found again: {chunks} chunks")), "{report}");
+        assert_eq!(fsck(&site.places(), all).await.expect("again").found_again, 0);
+
+        // The sweep at the start keeps the pack, and the release is served whole.
+        let world = site.open().await;
+        assert_eq!(world.get("/v1/products/os/releases/1").await.1, first);
+        assert_eq!(world.get("/v1/products/os/releases/2").await.1, second);
+        let origin = world.running.origin.clone();
+        let packs = origin.db().packs().await.expect("packs");
+        let names: Vec<&String> = packs.iter().map(|(_, object, _)| object).collect();
+        assert_eq!(names, [other_object, copy]);
+        let mut n = 1;
+        while let Some(chunk) = origin.chunks().chunk(distd_core::ChunkId(n)).await.expect("can be read") {
+            let mut unpacker = distd_core::packing::Unpacker::default();
+            unpacker.unpack(chunk.codec, &chunk.bytes, chunk.raw_len, &chunk.hash).expect("its bytes");
+            n += 1;
+        }
+        assert!(n > chunks);
+        drop(origin);
+        site.close(world).await;
+    }
+
+    async fn a_repair_that_was_killed_half_way_ends_right_when_it_is_repeated(site: Site) {
+        let world = site.open().await;
+        assert_eq!(world.put_content("os", "1", noise(22, 600_000)).await.0, StatusCode::CREATED);
+        let packs = world.running.origin.db().packs().await.expect("packs");
+        let (lost, object, bytes) = packs[0].clone();
+        let chunks = world.running.origin.db().pack_chunks(lost).await.expect("chunks").len() as u64;
+        site.close(world).await;
+        let store = Store::open(&site.store).expect("store");
+        let copy = "packs/ff/ff000000000000000000000000000000";
+        let pack = store.get(&object).await.expect("get").expect("there");
+        store.put(copy, pack.clone()).await.expect("put");
+        store.delete(&object).await.expect("lose it");
+
+        // The first transaction of the repair, and no step after it.
+        let db = distd_server::db::Db::open_present(&site.db).await.expect("opens");
+        let entries = read_index(&pack).expect("a pack");
+        let is_lost = |pack| pack == lost;
+        let moved = db.relocate_found(copy, bytes, &entries[..2], &is_lost, 1).await.expect("moves");
+        assert_eq!(moved, 2);
+        let again = db.relocate_found(copy, bytes, &entries[..2], &is_lost, 1).await.expect("again");
+        assert_eq!(again, 0, "rows that have moved stay");
+        db.close().await;
+        let looked = fsck(&site.places(), FsckOptions::default()).await.expect("looks");
+        assert_eq!((looked.lost.len(), looked.damaged.len()), (1, 1), "{looked}");
+        let repair = FsckOptions { repair: true, ..FsckOptions::default() };
+        let report = fsck(&site.places(), repair).await.expect("repairs");
+        assert_eq!((report.found_again, report.is_sound()), (chunks - 2, true), "{report}");
+        assert!(!site.objects().await.contains(&object));
+    }
+
+    async fn nothing_moves_to_the_pack_of_an_open_upload(site: Site) {
+        let world = site.open().await;
+        let image = cut(&noise(23, 400_000));
+        assert_eq!(image.push(&world, "os", "1").await.0, StatusCode::CREATED);
+        let origin = world.running.origin.clone();
+        let (lost, object, _) = origin.db().packs().await.expect("packs")[0].clone();
+        // Another publisher, who sees nothing of the product, has sent the same chunks.
+        let theirs = world.token_for("publish", "app", None).await;
+        let path = "/v1/products/app/releases/1/uploads";
+        let app = "app".parse::<Name>().expect("a name");
+        origin.db().ensure_product(&app, distd_core::cut::CutParams::default(), 1).await.expect("product");
+        let begun = world.bare(Method::POST, path).bearer_auth(&theirs);
+        let (status, begun) = world::answer(begun).await;
+        assert_eq!(status, StatusCode::OK, "{begun}");
+        let upload = world::text(&begun["upload"]);
+        let all = vec![true; image.chunks.len()];
+        let sent = world.bare(Method::POST, &format!("/v1/uploads/{upload}/chunks")).bearer_auth(&theirs);
+        let (status, stored) = world::answer(sent.body(image.records(&all))).await;
+        assert_eq!((status, &stored["stored"]), (StatusCode::OK, &all.len().into()), "{stored}");
+        let packs = origin.db().packs().await.expect("packs");
+        assert_eq!(packs.len(), 2, "{packs:?}");
+        drop(origin);
+        site.close(world).await;
+        Store::open(&site.store).expect("store").delete(&object).await.expect("lose it");
+        let repair = FsckOptions { repair: true, ..FsckOptions::default() };
+        let report = fsck(&site.places(), repair).await.expect("looks");
+        assert_eq!((report.found_again, report.lost.len()), (0, 1), "{report}");
+        let world = site.open().await;
+        let db = world.running.origin.db();
+        assert!(!db.pack_chunks(lost).await.expect("chunks").is_empty());
+        let id = db.uploads_open().await.expect("uploads")[0].row.id.clone();
+        world.running.origin.ingest().abort(&id).await.expect("the upload ends as any other");
         site.close(world).await;
     }
 

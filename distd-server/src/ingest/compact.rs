@@ -488,6 +488,24 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn chunks_of_a_new_pack_that_is_lost_are_found_in_the_pack_that_was_emptied() {
+        let world = World::new().await;
+        let (two, _) = sparse(&world).await;
+        let before: Vec<_> = world.packs().await.into_iter().map(|(name, _)| name).collect();
+        assert_eq!(world.ingest.compact(NOW).await.expect("compacts").chunks, 3);
+        let packs = world.packs().await;
+        let new = packs.iter().find(|(name, _)| !before.contains(name)).expect("a new pack");
+        world.ingest.store.delete(&new.0).await.expect("lost");
+        assert_eq!(world.ingest.find_lost_chunks(NOW).await.expect("looks"), 3);
+        world.is_whole(&world.chunks(), &two).await;
+        // The pack is in use again, and is not deleted after its day.
+        assert_eq!(world.ingest.db.emptied_bytes().await.expect("a sum"), 0);
+        world.ingest.compact(DELETED).await.expect("compacts");
+        world.ingest.compact(DELETED + EMPTIED_SECONDS).await.expect("compacts");
+        world.is_whole(&world.chunks(), &two).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn chunks_deleted_meanwhile_are_not_brought_back() {
         let world = World::new().await;
         let (_, _) = sparse(&world).await;

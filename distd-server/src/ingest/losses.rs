@@ -31,6 +31,11 @@ impl Losses {
         !self.known().packs.is_empty()
     }
 
+    /// The packs that are lost.
+    pub(super) fn packs(&self) -> HashSet<PackId> {
+        self.known().packs.clone()
+    }
+
     /// Whether nothing is lost: then nothing needs to be looked up.
     pub(super) fn is_empty(&self) -> bool {
         let known = self.known();

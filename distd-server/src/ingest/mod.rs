@@ -7,6 +7,7 @@
 mod commit;
 mod compact;
 mod file;
+mod found;
 mod index;
 mod limits;
 mod losses;

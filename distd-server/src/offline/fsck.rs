@@ -98,9 +98,11 @@ pub struct FsckReport {
     pub damaged: Vec<String>,
     /// Packs and manifests that no row names.
     pub unknown: Vec<String>,
-    /// What was mended, in words.
+    /// Chunks of lost packs that the repair found in other packs.
+    pub found_again: u64,
+    /// Repairs that were made, in words.
     pub repaired: Vec<String>,
-    /// What could not be mended, and why.
+    /// Repairs that were not possible, and why.
     pub left: Vec<String>,
 }
 
@@ -129,14 +131,15 @@ pub async fn fsck(places: &Places, options: FsckOptions) -> Result<FsckReport, F
         return Err(FsckError::NoOrigin(places.data.clone()));
     }
     let _locks = Locks::take(places).await?;
-    let mut mended = (Vec::new(), Vec::new());
+    let mut mended = Mended::default();
     if options.repair {
         mended = repair(places, options).await?;
     }
     let look = Look::open(places, false).await?;
     // After a repair the packs were read already.
     let mut report = look.report(options.check_data && !options.repair).await?;
-    (report.repaired, report.left) = mended;
+    report.found_again = mended.found_again;
+    (report.repaired, report.left) = (mended.done, mended.left);
     look.db.close().await;
     Ok(report)
 }
@@ -220,9 +223,20 @@ impl Look {
     }
 }
 
-/// Mends what can be mended; gives what was done and what could not be.
-async fn repair(places: &Places, options: FsckOptions) -> Result<(Vec<String>, Vec<String>), FsckError> {
-    let (mut done, mut left) = (Vec::new(), Vec::new());
+/// The result of a repair.
+#[derive(Debug, Default)]
+struct Mended {
+    /// Repairs that were made, in words.
+    done: Vec<String>,
+    /// Repairs that were not possible, and why.
+    left: Vec<String>,
+    /// Chunks of lost packs that were found in other packs.
+    found_again: u64,
+}
+
+/// Mends the origin's places as far as possible. Each step can be cut off and repeated.
+async fn repair(places: &Places, options: FsckOptions) -> Result<Mended, FsckError> {
+    let Mended { mut done, mut left, .. } = Mended::default();
     let look = Look::open(places, true).await?;
     let listed = look.repository.listed().await?;
     let comparison = Comparison::of(&listed, look.db.all_releases().await?, look.db.withdrawn().await?);
@@ -248,6 +262,11 @@ async fn repair(places: &Places, options: FsckOptions) -> Result<(Vec<String>, V
                 done.push(format!("{object}: damaged, put aside as {ASIDE}{object}"));
             }
         }
+    }
+    // Before anything is deleted: a pack that no row names can hold the only copy.
+    let found_again = look.ingest.find_lost_chunks(signed(unix_now())).await?;
+    if found_again > 0 {
+        done.push(format!("found again: {found_again} chunks of lost packs, in other packs"));
     }
     let unlisted: Vec<String> =
         comparison.unlisted.iter().map(|row| format!("{}@{}", row.product, row.version)).collect();
@@ -276,13 +295,13 @@ async fn repair(places: &Places, options: FsckOptions) -> Result<(Vec<String>, V
                     "the database is empty, and {packs} packs belong to no release that devices are told of: \
                      --delete-unknown deletes them"
                 ));
-                return Ok((done, left));
+                return Ok(Mended { done, left, found_again });
             }
             Err(error) => return Err(error.into()),
         }
         done.extend(unlisted.into_iter().map(|name| format!("{name}: devices are told of it again")));
     }
-    Ok((done, left))
+    Ok(Mended { done, left, found_again })
 }
 
 /// The report in words, one finding a line.

@@ -1,5 +1,7 @@
 //! Packs: immutable objects of many chunks back to back, with an index at the end (docs/store.md, "Pack").
 
+use std::ops::Range;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use distd_core::ChunkHash;
 use distd_core::bounds::CHUNK_BYTES_MAX;
@@ -23,7 +25,11 @@ pub const PACK_MAGIC: &[u8; 8] = b"distdpk1";
 const ENTRY_BYTES: usize = 32 + 4 + 4 + 1;
 
 /// Bytes behind the index: chunk count, bytes of chunks, BLAKE3 of all before it, magic.
-const TRAILER_BYTES: usize = 4 + 4 + 32 + 8;
+pub const TRAILER_BYTES: usize = 4 + 4 + 32 + 8;
+
+/// Longest object that can be a pack, bytes.
+pub const PACK_OBJECT_BYTES_MAX: u64 =
+    (PACK_BYTES_MAX + PACK_CHUNKS_MAX * ENTRY_BYTES + TRAILER_BYTES) as u64;
 
 /// Why an object is no pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -162,6 +168,23 @@ pub fn read_index(object: &[u8]) -> Result<Vec<PackEntry>, PackError> {
     if end as usize == chunk_bytes { Ok(entries) } else { Err(PackError::Index) }
 }
 
+/// Position of the index in a pack of `object_bytes` bytes, from the pack's last [`TRAILER_BYTES`]. The
+/// hash in the trailer is not checked: see [`read_index`].
+///
+/// # Errors
+/// [`PackError::Magic`], [`PackError::Index`].
+pub fn index_range(mut trailer: &[u8], object_bytes: u64) -> Result<Range<u64>, PackError> {
+    if trailer.len() != TRAILER_BYTES || !trailer.ends_with(PACK_MAGIC) {
+        return Err(PackError::Magic);
+    }
+    let (count, chunk_bytes) = (trailer.get_u32() as usize, trailer.get_u32() as usize);
+    if count > PACK_CHUNKS_MAX || chunk_bytes > PACK_BYTES_MAX {
+        return Err(PackError::Index);
+    }
+    let index = chunk_bytes as u64..(chunk_bytes + count * ENTRY_BYTES) as u64;
+    if index.end + TRAILER_BYTES as u64 == object_bytes { Ok(index) } else { Err(PackError::Index) }
+}
+
 /// The chunks of a pack from its index alone.
 ///
 /// # Errors
@@ -234,6 +257,22 @@ mod tests {
             assert!(read_index(&bad).is_err(), "flip at {n}");
             assert!(read_index(&object[..n]).is_err(), "truncated to {n}");
         }
+    }
+
+    #[test]
+    fn an_index_is_found_by_the_trailer_alone_and_never_outside_the_object() {
+        let object = sample();
+        let (bytes, at) = (object.len() as u64, object.len() - TRAILER_BYTES);
+        let index = index_range(&object[at..], bytes).expect("own trailer");
+        let index = &object[index.start as usize..index.end as usize];
+        assert_eq!(parse_index(index), read_index(&object));
+        for other in [0, bytes - 1, bytes + 1, u64::MAX] {
+            assert_eq!(index_range(&object[at..], other), Err(PackError::Index), "{other}");
+        }
+        assert_eq!(index_range(&object[at + 1..], bytes), Err(PackError::Magic));
+        let mut huge = object[at..].to_vec();
+        huge[..8].fill(0xff);
+        assert_eq!(index_range(&huge, bytes), Err(PackError::Index));
     }
 
     #[test]
