@@ -70,7 +70,11 @@ pub trait JoinTokens: Send + Sync {
     /// [`RegistryError::Refused`] with `UnknownNode` or `Revoked`.
     async fn node_role(&self, node_id: NodeId) -> Result<Role, RegistryError>;
 
-    /// Records the certificate a node was given.
+    /// Records the certificate that a node is about to be given, and nothing else about the node.
+    ///
+    /// # Errors
+    /// [`RegistryError::Refused`] with `UnknownNode` or `Revoked`; the node must not get the
+    /// certificate then.
     async fn issued(&self, cert: &CertInfo) -> Result<(), RegistryError>;
 }
 
