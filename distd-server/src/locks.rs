@@ -144,7 +144,7 @@ async fn keep(mut lock: SessionLock, address: String, lost: CancellationToken) {
             match SessionLock::try_take(&address).await {
                 Ok(Some(lock)) => break lock,
                 Ok(None) => {
-                    tracing::error!("another distd-server has taken the database over: this one ends");
+                    tracing::error!("another distd-server has taken the database over");
                     lost.cancel();
                     return;
                 }

@@ -22,7 +22,7 @@ use crate::db::{ApiTokenRow, DbError};
 use crate::http::{self, App, Scope};
 use crate::ingest::{IngestError, SweepScope};
 use crate::locks::{LockError, Locks};
-use crate::origin::{OpenError, Origin, OriginContent, Places, signed};
+use crate::origin::{OpenError, Origin, OriginContent, OwnerError, Places, signed};
 use crate::publisher::Products;
 
 /// How long requests under way may go on after the origin was told to stop.
@@ -31,6 +31,10 @@ pub const STOP: Duration = Duration::from_secs(10);
 /// How often the origin looks what other processes have done: a revocation counts within the minute
 /// that docs/trust.md states, and so does a root that was handed in.
 const WATCH_EVERY: Duration = Duration::from_secs(30);
+
+/// How often the origin reads the name of the store's owner. With [`STOP`] this bounds the time that
+/// an overtaken origin goes on to serve.
+const OWNER_EVERY: Duration = Duration::from_secs(10);
 
 /// Wait after maintenance failed.
 const MAINTAIN_AGAIN: Duration = Duration::from_secs(60);
@@ -103,6 +107,23 @@ pub struct Running {
     locks: Locks,
 }
 
+/// The part of an origin that another process has taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Overtaken {
+    /// The lock of the database.
+    #[error(
+        "another distd-server has taken the database over, and this one stops serving: find out which of the two is to \
+         run, stop the other one for good, then start the one that is to run"
+    )]
+    Database,
+    /// The object `owner` of the store.
+    #[error(
+        "another distd-server has taken the store over, and this one stops serving: find out which of the two is to \
+         run, stop the other one for good, then start the one that is to run"
+    )]
+    Store,
+}
+
 /// Starts an origin that holds its keys in its own process. When this returns it answers.
 ///
 /// # Errors
@@ -164,7 +185,7 @@ pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, S
         maintenance: {
             let (origin, same) = (origin.clone(), origin.clone());
             tokio::spawn(async {
-                tokio::join!(maintain(origin), watch(same));
+                tokio::join!(maintain(origin), watch(same.clone()), watch_owner(same));
             })
         },
         patches: tokio::spawn(origin.clone().make_patches(stop_patches.clone())),
@@ -178,9 +199,12 @@ pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, S
 }
 
 impl Running {
-    /// Waits until another process has taken the database over: this one must end then.
-    pub async fn overtaken(&self) {
-        self.locks.lost().cancelled().await;
+    /// Waits until another process has taken the database or the store over: this one must end then.
+    pub async fn overtaken(&self) -> Overtaken {
+        tokio::select! {
+            () = self.locks.lost().cancelled_owned() => Overtaken::Database,
+            () = self.origin.overtaken() => Overtaken::Store,
+        }
     }
 
     /// Stops: requests under way have until `deadline` to end. `false` when some were cut off; what they had
@@ -271,6 +295,21 @@ async fn watch(origin: Arc<Origin>) {
         }
         if let Err(error) = origin.refresh_revoked().await {
             tracing::warn!(error = &error as &dyn std::error::Error, "revoked nodes could not be read");
+        }
+    }
+}
+
+/// Looks after the owner of the store, so that an origin without anything to sign learns of another one.
+async fn watch_owner(origin: Arc<Origin>) {
+    loop {
+        tokio::time::sleep(OWNER_EVERY).await;
+        match origin.check_owner().await {
+            Ok(()) => {}
+            // `Running::overtaken` says so.
+            Err(OwnerError::Overtaken) => return,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the store's owner is not known");
+            }
         }
     }
 }

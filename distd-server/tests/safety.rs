@@ -8,7 +8,9 @@ mod servers;
 mod world;
 
 use std::error::Error;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -661,9 +663,98 @@ async fn an_origin_whose_lock_on_postgres_is_lost_signs_nothing_past_a_second_an
     assert!(status.is_server_error(), "{status} {error}");
     assert_eq!(site.object("tuf/timestamp.json").await, said);
     let ends = tokio::time::timeout(Duration::from_secs(60), world.running.overtaken());
-    ends.await.expect("it learns that another has the database");
+    ends.await.expect("it learns that another has the database or the store");
     second.db().close().await;
     drop((lock, admin));
     site.close(world).await;
     site.end().await;
+}
+
+/// A `distd-server serve` in a process of its own; killed when dropped.
+struct Process {
+    child: std::process::Child,
+    /// Where it answers HTTPS.
+    http: String,
+    log: PathBuf,
+}
+
+impl Process {
+    fn serve(data: &Path, db: &str, store: &str) -> Self {
+        let log = data.join("log");
+        let mut command =
+            server(&["serve", "--http", "127.0.0.1:0", "--quic", "127.0.0.1:0"], data, db, store);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        command.stderr(std::fs::File::create(&log).expect("a log"));
+        let mut child = command.spawn().expect("it starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let line = lines.next().and_then(Result::ok).unwrap_or_default();
+        let http = line.strip_prefix("origin listening on https://").and_then(|rest| rest.split(' ').next());
+        let Some(http) = http.map(str::to_owned) else {
+            let _ = child.wait();
+            panic!("it does not listen: {line}\n{}", std::fs::read_to_string(&log).expect("the log"));
+        };
+        Self { child, http, log }
+    }
+
+    /// The exit code, if the process ends within `bound`.
+    fn ended(&mut self, bound: Duration) -> Option<i32> {
+        let until = std::time::Instant::now() + bound;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it can be asked") {
+                return status.code();
+            }
+            if std::time::Instant::now() >= until {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn answers(&self) -> bool {
+        std::net::TcpStream::connect(&self.http).is_ok()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `distd-server` with these arguments at these places.
+fn server(args: &[&str], data: &Path, db: &str, store: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_distd-server"));
+    command.args(args).arg("--data").arg(data).args(["--db", db, "--store", store]).env_remove("DISTD_LOG");
+    command
+}
+
+#[test]
+fn an_overtaken_origin_says_so_closes_its_ports_and_ends_with_3() {
+    let site = Site::local();
+    let mut first = Process::serve(&site.path, &site.db, &site.store);
+    // As on a machine that does not see the locks of the first, with a copy of its keys.
+    for lock in ["lock", "distd.sqlite-lock", "objects/lock"] {
+        std::fs::remove_file(site.path.join(lock)).expect("it had the lock");
+    }
+    let second = tempfile::tempdir().expect("tempdir");
+    for directory in ["realm", "tuf-keys"] {
+        let to = second.path().join(directory);
+        std::fs::create_dir(&to).expect("made");
+        for file in files(&site.path.join(directory)) {
+            std::fs::copy(&file, to.join(file.file_name().expect("a name"))).expect("copied");
+        }
+    }
+    assert!(first.answers());
+    let mut second = Process::serve(second.path(), &site.db, &site.store);
+    // Two looks at the owner, ten seconds for requests, and the patience of a busy machine.
+    let code = first.ended(Duration::from_secs(60));
+    let log = std::fs::read_to_string(&first.log).expect("the log");
+    assert_eq!(code, Some(3), "{log}");
+    for part in ["another distd-server has taken the store over", "stop the other one for good"] {
+        assert!(log.contains(part), "{part} in\n{log}");
+    }
+    assert!(!first.answers(), "its port is closed");
+    assert_eq!(second.ended(Duration::ZERO), None, "the second goes on");
+    assert!(second.answers());
 }

@@ -359,6 +359,19 @@ impl Origin {
         &self.spool
     }
 
+    /// Looks whether another process has taken the store. Call it every few seconds.
+    ///
+    /// # Errors
+    /// [`OwnerError`]; with [`OwnerError::Overtaken`] this process must end.
+    pub async fn check_owner(&self) -> Result<(), OwnerError> {
+        self.owner.check().await
+    }
+
+    /// Waits until this process finds that another one has taken the store.
+    pub async fn overtaken(&self) {
+        self.owner.overtaken().cancelled_owned().await;
+    }
+
     /// What must happen now and then: metadata signed again, uploads expired, the origin's certificate renewed.
     /// Returns how long to wait until the next time, seconds.
     ///
