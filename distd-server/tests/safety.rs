@@ -1,5 +1,5 @@
-//! An origin beside the wrong database or store, or beside one that lost something: it refuses, names and heals, and
-//! never deletes what a right one would need. On every back end.
+//! An origin beside the wrong database or store, or beside one that lost something: it refuses,
+//! names and heals, and never deletes what a right one would need. On every back end.
 
 #[path = "storage/servers.rs"]
 mod servers;
@@ -7,6 +7,7 @@ mod servers;
 #[expect(dead_code, reason = "shared with tests that use all of it")]
 mod world;
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -673,7 +674,9 @@ async fn an_origin_whose_lock_on_postgres_is_lost_signs_nothing_past_a_second_an
 /// A `distd-server serve` in a process of its own; killed when dropped.
 struct Process {
     child: std::process::Child,
-    /// Where it answers HTTPS.
+    /// Kept open: a process that cannot print ends.
+    _out: BufReader<std::process::ChildStdout>,
+    /// Address of HTTPS.
     http: String,
     log: PathBuf,
 }
@@ -686,14 +689,15 @@ impl Process {
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         command.stderr(std::fs::File::create(&log).expect("a log"));
         let mut child = command.spawn().expect("it starts");
-        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let line = lines.next().and_then(Result::ok).unwrap_or_default();
+        let mut out = BufReader::new(child.stdout.take().expect("piped"));
+        let mut line = String::new();
+        out.read_line(&mut line).expect("text");
         let http = line.strip_prefix("origin listening on https://").and_then(|rest| rest.split(' ').next());
         let Some(http) = http.map(str::to_owned) else {
             let _ = child.wait();
             panic!("it does not listen: {line}\n{}", std::fs::read_to_string(&log).expect("the log"));
         };
-        Self { child, http, log }
+        Self { child, _out: out, http, log }
     }
 
     /// The exit code, if the process ends within `bound`.
@@ -727,6 +731,221 @@ fn server(args: &[&str], data: &Path, db: &str, store: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_distd-server"));
     command.args(args).arg("--data").arg(data).args(["--db", db, "--store", store]).env_remove("DISTD_LOG");
     command
+}
+
+/// Conduct of a command of `distd-server` that an operator runs on the origin's machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Conduct {
+    /// Writes, and takes the store: refused while an origin runs.
+    Owns,
+    /// Changes one row or one file, beside a running origin.
+    Beside,
+    /// Changes nothing, and is refused while an origin runs.
+    Looks,
+    /// Changes nothing, beside a running origin.
+    LooksBeside,
+}
+
+/// Every command but `serve`, `signer`, `restore` (which has a test of its own) and those that need
+/// no origin. `{new}` is a path that is new for each run, `{root}` a root that was signed.
+const COMMANDS: [(&[&str], Conduct); 11] = [
+    (&["fsck"], Conduct::Looks),
+    (&["fsck", "--check-data", "--json"], Conduct::Looks),
+    (&["root", "show"], Conduct::LooksBeside),
+    (&["backup", "{new}"], Conduct::LooksBeside),
+    (&["admin-token", "--out", "{new}"], Conduct::Beside),
+    (&["keys", "renew-ca"], Conduct::Beside),
+    (&["root", "prepare", "--replace"], Conduct::Beside),
+    (&["root", "install", "{root}"], Conduct::Beside),
+    (&["fsck", "--repair"], Conduct::Owns),
+    (&["fsck", "--repair", "--check-data", "--delete-unknown"], Conduct::Owns),
+    (&["keys", "rotate", "--role", "snapshot,timestamp"], Conduct::Owns),
+];
+
+impl Site {
+    /// Runs a command; returns its exit code and everything that it printed.
+    fn run(&self, scratch: &Path, args: &[&str]) -> (Option<i32>, String) {
+        let new = scratch.join(random()).display().to_string();
+        let root = self.path.join("root-next.json").display().to_string();
+        let args: Vec<&str> = args
+            .iter()
+            .map(|arg| match *arg {
+                "{new}" => &new,
+                "{root}" => &root,
+                arg => arg,
+            })
+            .collect();
+        let output = server(&args, &self.path, &self.db, &self.store).output().expect("it runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    }
+
+    /// Everything of the origin's: files of the data directory, objects of the store, and rows.
+    async fn everything(&self) -> BTreeMap<String, Vec<u8>> {
+        let mut found = BTreeMap::new();
+        for file in files(&self.path) {
+            found.insert(file.display().to_string(), std::fs::read(&file).expect("read"));
+        }
+        let store = Store::open(&self.store).expect("store");
+        let objects: Vec<_> = store.list("").try_collect().await.expect("a listing");
+        for object in objects {
+            let bytes = store.get(&object.name).await.expect("read").expect("there");
+            found.insert(format!("object {}", object.name), bytes.to_vec());
+        }
+        sqlx::any::install_default_drivers();
+        let mut connection = AnyConnection::connect(&self.db).await.expect("database");
+        for table in ["identity", "doomed", "counters", "releases", "packs", "chunks", "api_tokens", "nodes"]
+        {
+            let sql = sqlx::AssertSqlSafe(format!("SELECT CAST(COUNT(*) AS BIGINT) FROM {table}"));
+            let count: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.expect("a count");
+            found.insert(format!("rows of {table}"), count.to_be_bytes().to_vec());
+        }
+        connection.close().await.expect("close");
+        found
+    }
+}
+
+on_every_back_end! {
+    async fn commands_that_write_own_the_store_and_those_that_read_change_nothing(site: Site) {
+        let world = site.open().await;
+        assert_eq!(world.put_content("os", "1", noise(40, 200_000)).await.0, StatusCode::CREATED);
+        let scratch = tempfile::tempdir().expect("tempdir");
+        // Beside the origin, in an order in which `install` finds the root that `prepare` has
+        // written.
+        for (args, conduct) in COMMANDS {
+            let owner = site.object("owner").await;
+            let (code, text) = site.run(scratch.path(), args);
+            let refused = code == Some(1) && text.contains("another distd-server uses") && text.contains("stop it");
+            match conduct {
+                Conduct::Owns | Conduct::Looks => assert!(refused, "{args:?} ({code:?}): {text}"),
+                Conduct::Beside | Conduct::LooksBeside => assert_eq!(code, Some(0), "{args:?}: {text}"),
+            }
+            assert_eq!(site.object("owner").await, owner, "{args:?}: the origin goes on");
+        }
+        assert_eq!(world.put_content("os", "2", noise(41, 100_000)).await.0, StatusCode::CREATED);
+        site.close(world).await;
+
+        for (args, conduct) in COMMANDS {
+            let (before, owner) = (site.everything().await, site.object("owner").await);
+            let (code, text) = site.run(scratch.path(), args);
+            assert_eq!(code, Some(0), "{args:?}: {text}");
+            let (after, owner_after) = (site.everything().await, site.object("owner").await);
+            let same = |prefix: &str| {
+                let of = |all: &BTreeMap<String, Vec<u8>>| -> BTreeMap<String, Vec<u8>> {
+                    all.clone().into_iter().filter(|(name, _)| name.starts_with(prefix)).collect()
+                };
+                of(&before) == of(&after)
+            };
+            match conduct {
+                Conduct::Looks | Conduct::LooksBeside => {
+                    let changed: Vec<_> =
+                        after.iter().filter(|(name, bytes)| before.get(*name) != Some(bytes)).collect();
+                    let names: Vec<_> = changed.iter().map(|(name, _)| name).collect();
+                    assert!(before == after, "{args:?} has changed {names:?}");
+                }
+                Conduct::Beside => assert!(same("object "), "{args:?} has changed the store"),
+                Conduct::Owns => assert_ne!(owner_after, owner, "{args:?} has not taken the store"),
+            }
+        }
+        let world = site.open().await;
+        assert_eq!(world.get("/v1/products/os/releases/2").await.0, StatusCode::OK);
+        site.close(world).await;
+    }
+
+    async fn a_command_that_writes_is_refused_at_a_store_of_another_database(site: Site) {
+        let world = site.open().await;
+        assert_eq!(world.put_content("os", "1", noise(42, 100_000)).await.0, StatusCode::CREATED);
+        site.close(world).await;
+        let store = Store::open(&site.store).expect("store");
+        store.put("owner", b"another process".to_vec()).await.expect("put");
+        let before = site.objects().await;
+        let scratch = tempfile::tempdir().expect("tempdir");
+        for args in [&["keys", "rotate", "--role", "timestamp"][..], &["admin-token"]] {
+            let (code, text) = site.run(scratch.path(), args);
+            assert!(code == Some(1) && text.contains("belongs to database another"), "{args:?}: {text}");
+        }
+        assert_eq!(site.object("owner").await.as_deref(), Some(&b"another process"[..]));
+        assert_eq!(site.objects().await, before);
+        assert_eq!(site.run(scratch.path(), &["fsck", "--repair"]).0, Some(0));
+        assert_ne!(site.object("owner").await.as_deref(), Some(&b"another process"[..]));
+    }
+
+    async fn a_process_that_is_overtaken_by_a_command_signs_nothing_more(site: Site) {
+        let world = site.open().await;
+        let second = site.second(&world).await;
+        site.close(world).await;
+        // The second has no lock, as on another machine, and a command runs on this one.
+        let scratch = tempfile::tempdir().expect("tempdir");
+        let (code, text) = site.run(scratch.path(), &["keys", "rotate", "--role", "timestamp"]);
+        assert_eq!(code, Some(0), "{text}");
+        let error = second.check_owner().await.expect_err("overtaken");
+        assert!(whole(&error).contains("has taken the store over"), "{}", whole(&error));
+        tokio::time::timeout(Duration::from_secs(60), second.overtaken()).await.expect("it learns of it");
+        second.db().close().await;
+    }
+
+    async fn a_database_that_is_opened_for_reading_refuses_writes(site: Site) {
+        let world = site.open().await;
+        site.close(world).await;
+        let db = distd_server::db::Db::open_read_only(&site.db).await.expect("opens");
+        assert_eq!(db.contents().await.expect("a count").releases, 0);
+        assert!(db.doom("packs/aa/x", 1).await.is_err());
+        db.close().await;
+        let db = distd_server::db::Db::open_present(&site.db).await.expect("opens");
+        db.doom("packs/aa/x", 1).await.expect("another connection may");
+        db.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_makes_no_directory_of_a_store_that_is_named_wrongly() {
+    let mut site = Site::local();
+    let world = site.open().await;
+    site.close(world).await;
+    let scratch = tempfile::tempdir().expect("tempdir");
+    let wrong = scratch.path().join("wrong");
+    let (db, store) = (format!("sqlite:{}", wrong.display()), wrong.display().to_string());
+    for (db, store) in [(&site.db, &store), (&db, &site.store)] {
+        for args in
+            [&["fsck"][..], &["backup", "new"], &["keys", "rotate", "--role", "timestamp"], &["admin-token"]]
+        {
+            let mut command = server(args, &site.path, db, store);
+            let output = command.current_dir(scratch.path()).output().expect("it runs");
+            assert_eq!(output.status.code(), Some(1), "{args:?}");
+            assert!(!wrong.exists(), "{args:?}");
+            let _ = std::fs::remove_dir(scratch.path().join("new"));
+        }
+    }
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_owns_the_store_that_it_has_made() {
+    let mut site = Site::local();
+    let world = site.open().await;
+    assert_eq!(world.put_content("os", "1", noise(43, 100_000)).await.0, StatusCode::CREATED);
+    let scratch = tempfile::tempdir().expect("tempdir");
+    let backup = scratch.path().join("backup").display().to_string();
+    let (code, text) = site.run(scratch.path(), &["backup", &backup]);
+    assert_eq!(code, Some(0), "{text}");
+    // Into the places of the origin that runs, and of one that has stopped.
+    for _ in 0..2 {
+        let before = site.object("owner").await;
+        let (code, text) = site.run(scratch.path(), &["restore", &backup]);
+        assert!(code == Some(1) && text.contains("is not empty"), "{text}");
+        assert_eq!(site.object("owner").await, before);
+    }
+    site.close(world).await;
+    let made = Site::local();
+    let (code, text) = made.run(scratch.path(), &["restore", &backup]);
+    assert_eq!(code, Some(0), "{text}");
+    let (old, new) =
+        (site.object("owner").await.expect("an owner"), made.object("owner").await.expect("an owner"));
+    let database = |owner: &Bytes| owner.split(|byte| *byte == b' ').next().map(<[u8]>::to_vec);
+    assert_eq!(database(&old), database(&new), "the database is the same");
+    assert_ne!(old, new, "the process is another");
+    site.end().await;
+    made.end().await;
 }
 
 #[test]

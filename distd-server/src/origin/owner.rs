@@ -18,7 +18,7 @@ use crate::store::{Store, StoreError};
 /// between them.
 const OWNER: &str = "owner";
 
-/// Why nothing is signed.
+/// Reason why nothing is signed.
 #[derive(Debug, thiserror::Error)]
 pub enum OwnerError {
     /// Another process has started on this store.
@@ -50,7 +50,8 @@ impl Owner {
     /// Takes the store for this process, unless it belongs to another database.
     ///
     /// # Errors
-    /// [`DisagreementError::OtherDatabase`]; [`DisagreementError::Db`], [`DisagreementError::Store`].
+    /// [`DisagreementError::OtherDatabase`]; [`DisagreementError::Db`],
+    /// [`DisagreementError::Store`].
     pub(crate) async fn take(&self, db: &Db, place: &str) -> Result<(), DisagreementError> {
         if self.claim.get().is_some() {
             return Ok(());
@@ -70,6 +71,15 @@ impl Owner {
         // Set once: `take` is called by the one task that opens the origin.
         let _ = self.claim.set(claim);
         Ok(())
+    }
+
+    /// Refuses a store that belongs to another database than `db`. Takes nothing.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub(crate) async fn check_same(db: &Db, store: &Store, place: &str) -> Result<(), DisagreementError> {
+        let Some(found) = Self::new(store.clone()).named().await? else { return Ok(()) };
+        check_database(&found, db.known_id().await?.unwrap_or_default(), place)
     }
 
     /// Makes the store this database's, whichever database it belonged to.
