@@ -30,7 +30,8 @@ enum Command {
     ///
     /// Ends with 3 when another distd-server has taken the database or the store over.
     Serve(Box<ServeArgs>),
-    /// Compare store, database and signed metadata. Nothing is changed without --repair. The origin must not run.
+    /// Compare store, database and signed metadata. Nothing is changed without --repair. The origin
+    /// must not run.
     ///
     /// Ends with 0 when everything is sound, with 1 when something is wrong.
     Fsck(FsckArgs),
@@ -63,7 +64,8 @@ enum Command {
     /// Sign for the origin, with keys that it does not hold itself, until it closes the socket on
     /// standard input.
     ///
-    /// `serve` starts a signer of its own. A systemd socket unit starts one that runs as another user.
+    /// `serve` starts a signer of its own. A systemd socket unit starts one that runs as another
+    /// user.
     Signer {
         /// Directory of the CA's key (realm/) and the TUF keys (tuf-keys/).
         #[arg(long, value_name = "DIR")]
@@ -78,7 +80,7 @@ enum Command {
         /// Write it to this new file, readable by its owner alone, instead of printing it.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
-        /// What operators call it.
+        /// Name that operators see.
         #[arg(long, default_value = "admin, made on the origin")]
         label: String,
         #[command(flatten)]
@@ -130,7 +132,7 @@ enum RootCommand {
         /// Id of a root key to list no more, or its beginning; repeat for more.
         #[arg(long, value_name = "ID")]
         remove: Vec<String>,
-        /// How many root keys must sign from now on [default: as before]
+        /// Number of root keys that must sign from now on [default: as before]
         #[arg(long, value_name = "N")]
         threshold: Option<NonZeroU64>,
         /// Roles that get new keys: targets, snapshot, timestamp; repeat or separate by commas.
@@ -179,7 +181,8 @@ struct FsckArgs {
     places: PlaceArgs,
 }
 
-/// Where the origin is. Each option can also be set as DISTD_SERVER_OPTION in the environment or in the --config file.
+/// Places of the origin. Each option can also be set as DISTD_SERVER_OPTION in the environment or
+/// in the --config file.
 #[derive(Args)]
 struct PlaceArgs {
     /// Directory for keys, spool and, by default, everything else.
@@ -233,7 +236,8 @@ struct ServeArgs {
     /// Address for HTTPS (TCP) [default: [::]:7443]
     #[arg(long, value_name = "ADDR:PORT")]
     http: Option<String>,
-    /// Address for nodes: QUIC over UDP, and HTTPS over TCP for those without it [default: [::]:7444]
+    /// Address for nodes: QUIC over UDP, and HTTPS over TCP for those without it [default:
+    /// [::]:7444]
     #[arg(long, value_name = "ADDR:PORT")]
     quic: Option<String>,
     /// Further host name or address of this origin, for its certificate; repeat for more.
@@ -276,7 +280,7 @@ struct ServeArgs {
     /// new-key`; repeat for more.
     #[arg(long, value_name = "FILE")]
     offline_root: Vec<String>,
-    /// How many root keys must sign a root of a new realm [default: 1]
+    /// Number of root keys that must sign a root of a new realm [default: 1]
     #[arg(long, value_name = "N")]
     root_threshold: Option<String>,
     /// Show each setting and where it comes from, and end.

@@ -25,15 +25,15 @@ use crate::locks::{LockError, Locks};
 use crate::origin::{OpenError, Origin, OriginContent, OwnerError, Places, signed};
 use crate::publisher::Products;
 
-/// How long requests under way may go on after the origin was told to stop.
+/// Time that running requests have after the origin was told to stop.
 pub const STOP: Duration = Duration::from_secs(10);
 
-/// How often the origin looks what other processes have done: a revocation counts within the minute
+/// Time between two looks at changes by other processes: a revocation counts within the minute
 /// that docs/trust.md states, and so does a root that was handed in.
 const WATCH_EVERY: Duration = Duration::from_secs(30);
 
-/// How often the origin reads the name of the store's owner. With [`STOP`] this bounds the time that
-/// an overtaken origin goes on to serve.
+/// Time between two readings of the name of the store's owner. With [`STOP`] this bounds the time
+/// for which an overtaken origin still serves.
 const OWNER_EVERY: Duration = Duration::from_secs(10);
 
 /// Wait after maintenance failed.
@@ -45,7 +45,7 @@ const SWEEP_SECONDS: u64 = 24 * 3600;
 /// QUIC close code of an endpoint that stops: no error of the peer's.
 const CLOSE_STOPPING: u32 = 0;
 
-/// Why an origin did not start.
+/// Error of starting an origin.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A lock cannot be had.
@@ -85,9 +85,9 @@ pub enum StartError {
 
 /// A running origin.
 pub struct Running {
-    /// Where HTTP(S) is answered.
+    /// Address of HTTP(S).
     pub http: SocketAddr,
-    /// Where nodes are answered: QUIC over UDP, and the same over TCP.
+    /// Address for nodes: QUIC over UDP, and the same over TCP.
     pub quic: SocketAddr,
     /// HTTP is plain.
     pub plain: bool,
@@ -162,7 +162,7 @@ pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, S
     };
     let quic = endpoint.local_addr().map_err(|cause| BindError { address: quic, cause })?;
 
-    // Everything that could keep this process from serving is behind us: only now is anything deleted.
+    // Nothing can keep this process from serving any more: only now are objects deleted.
     origin.sweep_at_start().await?;
 
     let sites = Sites::new(origin.realm().ca_der().clone(), SiteRule::NamedOrNetwork, true);
@@ -199,7 +199,8 @@ pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, S
 }
 
 impl Running {
-    /// Waits until another process has taken the database or the store over: this one must end then.
+    /// Waits until another process has taken the database or the store over: this one must end
+    /// then.
     pub async fn overtaken(&self) -> Overtaken {
         tokio::select! {
             () = self.locks.lost().cancelled_owned() => Overtaken::Database,
@@ -207,8 +208,8 @@ impl Running {
         }
     }
 
-    /// Stops: requests under way have until `deadline` to end. `false` when some were cut off; what they had
-    /// committed stays.
+    /// Stops: requests under way have until `deadline` to end. `false` when some were cut off; what
+    /// they had committed stays.
     pub async fn stop(self, deadline: Duration) -> bool {
         let Self {
             stop, http_task, quic_task, nodes_task, maintenance, endpoint, app, origin, locks, ..
@@ -242,8 +243,8 @@ impl Running {
     }
 }
 
-/// Makes the token that makes all others, once: only while the database has none. The file comes first, so that a
-/// crash in between leaves a token that the next start records.
+/// Makes the token that makes all others, once: only while the database has none. The file comes
+/// first, so that a crash in between leaves a token that the next start records.
 async fn first_token(origin: &Origin, data: &Path) -> Result<Option<PathBuf>, StartError> {
     let path = data.join("admin.token");
     if !origin.db().api_tokens().await?.is_empty() {
@@ -283,7 +284,8 @@ async fn listen(settings: &Settings) -> Result<TcpListener, StartError> {
     }
 }
 
-/// Ends the connections of nodes that another process revoked, and puts a root in force that was handed in.
+/// Ends the connections of nodes that another process revoked, and puts a root in force that was
+/// handed in.
 async fn watch(origin: Arc<Origin>) {
     loop {
         tokio::time::sleep(WATCH_EVERY).await;
@@ -299,7 +301,8 @@ async fn watch(origin: Arc<Origin>) {
     }
 }
 
-/// Looks after the owner of the store, so that an origin without anything to sign learns of another one.
+/// Looks after the owner of the store, so that an origin without anything to sign learns of another
+/// one.
 async fn watch_owner(origin: Arc<Origin>) {
     loop {
         tokio::time::sleep(OWNER_EVERY).await;
@@ -325,7 +328,7 @@ async fn maintain(origin: Arc<Origin>) {
             }
         };
         let now = unix_now();
-        // Not by a process that another has overtaken.
+        // An overtaken process must not sweep.
         if is_well && now.saturating_sub(swept) >= SWEEP_SECONDS {
             match origin.ingest().sweep_orphans(SweepScope::Shared, signed(now)).await {
                 Ok(found) => {

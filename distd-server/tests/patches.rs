@@ -1,4 +1,5 @@
-//! Patch sets, from the queue to a device: rows on every engine, the making, and what crashes leave.
+//! Patch sets, from the queue to a device: rows on every engine, the making, and what crashes
+//! leave.
 
 #[path = "storage/world.rs"]
 #[expect(dead_code, reason = "shared with tests that use all of it")]
@@ -285,8 +286,8 @@ impl Realm {
         self.origin.ingest().manifest(id).await.expect("manifest")
     }
 
-    /// Fetches the set between two manifests and applies all of it, as a device that holds `from`. Gives the index,
-    /// the bytes of payloads, and what the rebuilt chunks cost without.
+    /// Fetches the set between two manifests and applies all of it, as a device that holds `from`.
+    /// Gives the index, the bytes of payloads, and what the rebuilt chunks cost without.
     async fn apply(&self, from: &ManifestId, to: &ManifestId) -> (SetIndex, u64) {
         let doc = self.listed().await.expect("a list");
         let listed = doc.sets.iter().find(|set| (set.from, set.to) == (*from, *to)).expect("listed");

@@ -277,8 +277,8 @@ fn state_of(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     files.filter(|path| path.is_file()).map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
 }
 
-/// The reply with each of its fields changed in turn, those of the seal and those within. A field that is
-/// added later is among them by itself.
+/// The reply with each of its fields changed in turn, those of the seal and those within. A field
+/// that is added later is among them by itself.
 fn altered(reply: &[u8]) -> Vec<(String, Vec<u8>)> {
     let sealed = SealedReply::decode(reply).unwrap();
     let mut out = Vec::new();

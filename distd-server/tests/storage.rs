@@ -1,7 +1,8 @@
-//! The contract of the origin's storage, on every back end: SQLite and PostgreSQL, directory and S3.
+//! The contract of the origin's storage, on every back end: SQLite and PostgreSQL, directory and
+//! S3.
 //!
-//! PostgreSQL runs when `DISTD_TEST_POSTGRES_URL` names a server where databases may be created, S3 when
-//! `DISTD_TEST_S3_URL` names a bucket; `tests/run.sh` sets both.
+//! PostgreSQL runs when `DISTD_TEST_POSTGRES_URL` names a server where databases may be created, S3
+//! when `DISTD_TEST_S3_URL` names a bucket; `tests/run.sh` sets both.
 
 #[path = "storage/world.rs"]
 mod world;
@@ -136,7 +137,7 @@ async fn enrol(world: &World, token: &JoinTokenRow, node: &str, now: i64) -> Enr
 }
 
 on_every_back_end! {
-    async fn a_pushed_release_reads_back_and_its_update_stores_only_what_is_new(world: World) {
+    async fn a_pushed_release_reads_back_and_its_update_stores_only_new_chunks(world: World) {
         let mut bytes = noise(1, 3 << 20);
         bytes.extend_from_slice(&[0; 1 << 20]);
         bytes.extend_from_slice(&"compressible ".repeat(50_000).into_bytes());
@@ -328,7 +329,8 @@ on_every_back_end! {
 
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
         let now = now.as_secs() as i64;
-        // Another replica may be about to record them; uploads begun in this test end in the future.
+        // Another replica may be about to record them; uploads begun in this test end in the
+        // future.
         let swept = world.ingest.sweep_orphans(SweepScope::Shared, now.min(NOW)).await.expect("sweep");
         assert_eq!((swept.packs, swept.manifests, swept.uploads), (0, 0, 0));
         let swept = world.ingest.sweep_orphans(SweepScope::Alone, NOW).await.expect("sweep");
@@ -340,7 +342,8 @@ on_every_back_end! {
 
     async fn a_pack_that_brought_nothing_new_is_deleted_at_commit(world: World) {
         let a = artifact(noise(12, 300_000));
-        // Two publishers send the same chunks for different versions; the second finds them released.
+        // Two publishers send the same chunks for different versions; the second finds them
+        // released.
         let (one, two) = (begin(&world.ingest, "1").await, begin(&world.ingest, "2").await);
         world.ingest.put_chunks(&one, a.chunks.clone(), NOW).await.expect("chunks");
         world.ingest.put_chunks(&two, a.chunks.clone(), NOW).await.expect("chunks");
@@ -542,7 +545,8 @@ on_every_back_end! {
         let older = |version: &str| SetChannelOutcome::Older { newest: Some(name(version)) };
         assert_eq!(order(set("stable", "3", false, NOW).await), None);
         assert_eq!(set("stable", "1", false, NOW).await, older("3"));
-        // The order reaches up to all there is, whatever the clock says, and later releases are behind it.
+        // The order reaches up to all there is, whatever the clock says, and later releases are
+        // behind it.
         assert_eq!(order(set("stable", "1", true, NOW - 9).await), Some(last));
         assert!(matches!(set("stable", "1", true, NOW).await, SetChannelOutcome::Unchanged(_)), "said again");
         // It was for that step and no other, up or down.
@@ -677,7 +681,8 @@ on_every_back_end! {
             label: "renamed".into(), cert_serial: "0a".into(), cert_expires: NOW + 100, ..before
         };
         assert_eq!(after, expected);
-        // The next enrolment keeps the certificate: it is still valid, and a revocation must name the node.
+        // The next enrolment keeps the certificate: it is still valid, and a revocation must name
+        // the node.
         assert!(matches!(enrol(world, &token, "a", NOW).await, EnrolOutcome::EnrolledAgain(_)));
         assert!(world.db.revoke_node(&id, NOW + 5).await.expect("revoke"));
         assert_eq!(world.db.nodes_revoked(NOW + 100).await.expect("list"), std::slice::from_ref(&id));
@@ -688,7 +693,7 @@ on_every_back_end! {
         assert_eq!(unknown, PutCertificate::UnknownNode);
     }
 
-    async fn nodes_and_api_tokens_keep_what_they_are_given(world: World) {
+    async fn the_rows_of_nodes_and_api_tokens_keep_their_values(world: World) {
         let node = NodeRow {
             id: "0".repeat(32), public_key: vec![1, 2, 3], role: "relay".into(), label: "büro".into(),
             enrolled: NOW, cert_serial: "0a".into(), cert_expires: NOW + 86_400, revoked: None,
@@ -802,7 +807,7 @@ fn every_call_can_be_spawned(ingest: Ingest, chunks: Chunks, file: FileRequest, 
 }
 
 #[tokio::test]
-async fn addresses_that_mean_nothing_say_what_to_write() {
+async fn an_unusable_address_is_refused_with_the_forms_that_can_be_used() {
     for bad in ["", "sqlite:", "mysql://x", "/just/a/path"] {
         let error = Db::open(bad).await.expect_err(bad);
         assert!(error.to_string().contains("sqlite:PATH"), "{error}");
@@ -829,7 +834,7 @@ async fn temporary_files_of_interrupted_puts_are_swept() {
 
 /// Kills a publisher's origin at random moments and looks at what is left.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_acknowledged_survives_kill_9_and_what_was_not_is_swept() {
+async fn acknowledged_chunks_survive_kill_9_and_others_are_swept() {
     let directory = tempfile::tempdir().expect("tempdir");
     let me = std::env::current_exe().expect("own path");
     let mut acknowledged = 0;
@@ -868,7 +873,7 @@ async fn what_was_acknowledged_survives_kill_9_and_what_was_not_is_swept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "run by what_was_acknowledged_survives_kill_9_and_what_was_not_is_swept"]
+#[ignore = "run by acknowledged_chunks_survive_kill_9_and_others_are_swept"]
 async fn child_that_ingests_until_killed() {
     let Ok(directory) = std::env::var("DISTD_TEST_CHILD_DIR") else { return };
     let world = World::open(std::path::Path::new(&directory)).await;
@@ -890,8 +895,8 @@ fn peak_mib() -> u64 {
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") / 1024
 }
 
-/// Measures; run with `--run-ignored only --no-capture`. `DISTD_MEASURE_MIB` of noise cut to a 4 KiB average: 5200 give
-/// as many chunks as 20 GB cut to 16 KiB.
+/// Measures; run with `--run-ignored only --no-capture`. `DISTD_MEASURE_MIB` of noise cut to a 4
+/// KiB average: 5200 give as many chunks as 20 GB cut to 16 KiB.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
 async fn measure_a_large_file() {

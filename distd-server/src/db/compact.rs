@@ -25,12 +25,12 @@ pub struct SparsePack {
     pub live_bytes: u64,
 }
 
-/// Where a chunk lay and will lie in the pack that is recorded.
+/// Old place of a chunk, and its new one in the pack that is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MovedChunk {
     /// The chunk.
     pub id: ChunkId,
-    /// Where it lay.
+    /// Its old place.
     pub from: Location,
     /// First byte in the new pack.
     pub offset: u64,
@@ -77,13 +77,13 @@ impl Db {
 
     /// Records a pack that is durable and noted as doomed, with these chunks, which lie in it from
     /// then on; those that were deleted or moved meanwhile are left alone. Packs that are empty
-    /// then are marked. Gives how many chunks moved; with none nothing is recorded, and the pack
-    /// stays doomed.
+    /// then are marked. Returns the number of chunks moved; with none nothing is recorded, and the
+    /// pack stays doomed.
     ///
     /// No commit, recording of patch sets or withdrawal runs meanwhile.
     ///
     /// # Errors
-    /// [`DbError::Query`]; the answer may have got lost, so delete nothing then.
+    /// [`DbError::Query`]; the answer may be lost, so delete nothing then.
     pub async fn move_chunks(
         &self,
         object: &str,
@@ -142,7 +142,7 @@ impl Db {
         row.number("bytes").map_err(failed(what))
     }
 
-    /// Forgets packs that were emptied at `until` or before. Gives their objects, which are noted
+    /// Forgets packs that were emptied at `until` or before. Returns their objects, which are noted
     /// as doomed, and their bytes together.
     ///
     /// # Errors

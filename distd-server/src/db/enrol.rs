@@ -29,7 +29,8 @@ pub struct Enrolment<'a> {
 pub enum EnrolOutcome {
     /// The node has a row, and the token has a use less.
     Enrolled(JoinTokenRow),
-    /// The node had used this token before: its row has the new label and role, and the token its uses.
+    /// The node had used this token before: its row has the new label and role, and the token its
+    /// uses.
     EnrolledAgain(JoinTokenRow),
     /// The node is revoked.
     NodeRevoked,
@@ -133,8 +134,8 @@ impl Db {
         Ok(EnrolOutcome::Enrolled(token))
     }
 
-    /// Records the certificate that a node is about to be given: its serial number, hexadecimal, and
-    /// its end. All other columns of the node stay as they are.
+    /// Records the certificate that a node is about to be given: its serial number, hexadecimal,
+    /// and its end. All other columns of the node stay as they are.
     ///
     /// # Errors
     /// [`DbError::Query`].

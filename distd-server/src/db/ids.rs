@@ -1,7 +1,8 @@
 //! Giving chunk ids, in a transaction that holds the chunk counter.
 //!
-//! Whoever gives ids takes the counter's row first, so they take turns, on every replica: ids are given without gaps
-//! between neighbours of one artifact, and a hash gets one id only.
+//! A transaction that gives ids takes the counter's row first, so such transactions take turns, on
+//! every replica: ids are given without gaps between neighbours of one artifact, and a hash gets
+//! one id only.
 
 use std::collections::HashMap;
 
@@ -25,7 +26,7 @@ pub(super) struct IdTx {
 }
 
 impl IdTx {
-    /// Waits until nobody else gives ids.
+    /// Waits until no other transaction gives ids.
     pub(super) async fn begin(db: &Db) -> Result<Self, DbError> {
         let mut tx = db.begin_write().await?;
         let row = sqlx::query("UPDATE counters SET value = value WHERE name = 'chunk_id' RETURNING value")
@@ -86,8 +87,8 @@ impl IdTx {
         Ok(())
     }
 
-    /// Moves chunks, each of which occurs once, to a new pack, except for those that were deleted or
-    /// moved since they were read. [`ROWS_MAX`] rows a statement. Returns the number moved.
+    /// Moves chunks, each of which occurs once, to a new pack, except for those that were deleted
+    /// or moved since they were read. [`ROWS_MAX`] rows a statement. Returns the number moved.
     pub(super) async fn move_to(&mut self, pack: PackId, chunks: &[MovedChunk]) -> Result<u64, DbError> {
         let mut moved = 0;
         for rows in chunks.chunks(ROWS_MAX) {
@@ -143,12 +144,12 @@ impl IdTx {
         Ok((first..=self.last_id).map(ChunkId).collect())
     }
 
-    /// The engine it runs on.
+    /// Engine of the database.
     pub(super) fn engine(&self) -> Engine {
         self.engine
     }
 
-    /// How many ids were given so far.
+    /// Number of ids given so far.
     pub(super) fn given(&self) -> u64 {
         self.given
     }

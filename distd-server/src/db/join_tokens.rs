@@ -15,15 +15,15 @@ pub struct JoinTokenRow {
     pub public_key: String,
     /// Role it gives.
     pub role: String,
-    /// Nodes it may still bring in.
+    /// Number of nodes that it may still bring in.
     pub uses_left: u64,
     /// Last second it may be used.
     pub expires: UnixSeconds,
-    /// What the operator calls it.
+    /// Name that operators see.
     pub label: String,
-    /// When it was made.
+    /// Time at which it was made.
     pub created: UnixSeconds,
-    /// When it was revoked: it brings nobody in any more.
+    /// Time of its revocation: from then on it brings in no node.
     pub revoked: Option<UnixSeconds>,
 }
 
@@ -97,7 +97,7 @@ impl Db {
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the join tokens"))
     }
 
-    /// How many nodes each token has brought in, by public key.
+    /// Number of nodes that each token has brought in, by public key.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -109,7 +109,8 @@ impl Db {
             .map_err(failed("count the uses of join tokens"))
     }
 
-    /// Revokes a token; nodes it brought in stay. `false` when there is none. The first time stays.
+    /// Revokes a token; nodes that it brought in stay. Returns `false` when there is no such token.
+    /// The first time stays.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -124,8 +125,8 @@ impl Db {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Revokes a node, and the tokens it came by, all at once. Gives the public keys of those; `None` when there is no such
-    /// node.
+    /// Revokes a node, and the tokens that brought it in, in one transaction. Returns the public
+    /// keys of those; `None` when there is no such node.
     ///
     /// # Errors
     /// [`DbError::Query`].

@@ -1,4 +1,4 @@
-//! Space of packs that are mostly unused comes back: their chunks move to new packs.
+//! Compaction: chunks move out of packs that are mostly unused, whose space is freed then.
 //!
 //! docs/store.md, "Compaction", has the order of writes and what each crash leaves.
 
@@ -14,10 +14,10 @@ use crate::store::pack::{PackWriter, object_name};
 use crate::store::{ReadError, StoreError};
 
 /// A pack is emptied when less than one in so many of its bytes is used: at that share a byte
-/// copied gives back one.
+/// copied frees one.
 const USED_SHARE: u64 = 2;
 
-/// How long the object of an emptied pack stays, seconds: a reader that looked a chunk up before
+/// Time that the object of an emptied pack stays, seconds: a reader that looked a chunk up before
 /// finds it there. Making a patch set keeps places for hours, a backup of the store compares with
 /// rows as long as it copies.
 pub const EMPTIED_SECONDS: i64 = 24 * 3600;
@@ -52,7 +52,7 @@ impl Compaction {
     pub(super) fn new(enabled: bool) -> Self {
         Self {
             enabled,
-            // After a start nobody knows what earlier runs left.
+            // The leftovers of earlier runs are not known after a start.
             due: AtomicBool::new(true),
             packs: AtomicU64::new(0),
             copied_bytes: AtomicU64::new(0),
@@ -248,7 +248,7 @@ impl Ingest {
         Ok(moved)
     }
 
-    /// The last step: packs without chunks go when nobody can be reading them.
+    /// The last step: packs without chunks go when no reader can need them.
     async fn delete_emptied(&self, now: UnixSeconds) -> Result<u64, IngestError> {
         let (objects, bytes) = self.db.forget_emptied(now - EMPTIED_SECONDS).await?;
         self.delete_all(&objects).await?;

@@ -24,8 +24,8 @@ impl Ingest {
     ///
     /// A chunk counts as found when its pack is undamaged as a whole and the chunk, unpacked, has
     /// its hash. Reads the index of each pack, and the rest of those that have a chunk to be found;
-    /// holds one pack in memory. Each transaction moves at most [`FOUND_MAX`] chunks, so a call that
-    /// is cut off leaves the rest for the next one. While nobody else writes.
+    /// holds one pack in memory. Each transaction moves at most [`FOUND_MAX`] chunks, so a call
+    /// that is cut off leaves the rest for the next one. No other process may write meanwhile.
     ///
     /// # Errors
     /// [`IngestError::Db`], [`IngestError::Store`].

@@ -1,4 +1,5 @@
-//! Packs: immutable objects of many chunks back to back, with an index at the end (docs/store.md, "Pack").
+//! Packs: immutable objects of many chunks back to back, with an index at the end (docs/store.md,
+//! "Pack").
 
 use std::ops::Range;
 
@@ -8,8 +9,8 @@ use distd_core::bounds::CHUNK_BYTES_MAX;
 use distd_core::packing::{Codec, PackedChunk};
 use object_store::PutPayload;
 
-/// A pack is sealed once it holds this many bytes of chunks: long enough that reading one is sequential, short
-/// enough that a few fit in memory.
+/// A pack is sealed once it holds this many bytes of chunks: long enough that reading one is
+/// sequential, short enough that a few fit in memory.
 pub const PACK_BYTES: usize = 16 << 20;
 
 /// No pack holds more bytes of chunks than this. [`PACK_BYTES`] and one more chunk stay below it.
@@ -31,7 +32,7 @@ pub const TRAILER_BYTES: usize = 4 + 4 + 32 + 8;
 pub const PACK_OBJECT_BYTES_MAX: u64 =
     (PACK_BYTES_MAX + PACK_CHUNKS_MAX * ENTRY_BYTES + TRAILER_BYTES) as u64;
 
-/// Why an object is no pack.
+/// Error of reading an object as a pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PackError {
     /// Too short, or without [`PACK_MAGIC`] at the end.
@@ -50,7 +51,7 @@ pub enum PackError {
 pub struct PackEntry {
     /// Hash of the raw bytes.
     pub hash: ChunkHash,
-    /// Where its stored bytes begin in the pack.
+    /// Position of its stored bytes in the pack.
     pub offset: u32,
     /// Stored length, bytes.
     pub stored_len: u32,
@@ -60,7 +61,7 @@ pub struct PackEntry {
     pub codec: Codec,
 }
 
-/// Collects chunks for one pack. Holds the stored bytes as they came, without copying.
+/// Collects chunks for one pack. Holds the stored bytes as they arrive, without copying.
 #[derive(Debug, Default)]
 pub struct PackWriter {
     parts: Vec<Bytes>,
@@ -142,7 +143,8 @@ impl PackWriter {
     }
 }
 
-/// Reads a whole pack back: its chunks, with every byte of it checked. For rebuilding the rows of a lost database.
+/// Reads a whole pack back: its chunks, with every byte of it checked. For rebuilding the rows of a
+/// lost database.
 ///
 /// # Errors
 /// [`PackError`].
@@ -168,8 +170,8 @@ pub fn read_index(object: &[u8]) -> Result<Vec<PackEntry>, PackError> {
     if end as usize == chunk_bytes { Ok(entries) } else { Err(PackError::Index) }
 }
 
-/// Position of the index in a pack of `object_bytes` bytes, from the pack's last [`TRAILER_BYTES`]. The
-/// hash in the trailer is not checked: see [`read_index`].
+/// Position of the index in a pack of `object_bytes` bytes, from the pack's last [`TRAILER_BYTES`].
+/// The hash in the trailer is not checked: see [`read_index`].
 ///
 /// # Errors
 /// [`PackError::Magic`], [`PackError::Index`].
@@ -210,7 +212,8 @@ pub fn parse_index(index: &[u8]) -> Result<Vec<PackEntry>, PackError> {
     Ok(entries)
 }
 
-/// Object name of a pack named by 16 random bytes. Two levels, so that a directory store has no huge directory.
+/// Object name of a pack named by 16 random bytes. Two levels, so that a directory store has no
+/// huge directory.
 pub fn object_name(random: [u8; 16]) -> String {
     let name = hex::encode(random);
     format!("packs/{}/{name}", &name[..2])

@@ -94,7 +94,8 @@ impl World {
     }
 }
 
-/// Makes three tests of each function: SQLite with a directory, PostgreSQL with a directory, SQLite with S3.
+/// Makes three tests of each function: SQLite with a directory, PostgreSQL with a directory, SQLite
+/// with S3.
 macro_rules! on_every_back_end {
     ($(async fn $test:ident($world:ident: World) $body:block)*) => {$(
         mod $test {
