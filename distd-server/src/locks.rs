@@ -1,7 +1,8 @@
 //! One process at a time: on a data directory, on a database, on a directory store.
 //!
-//! Two origins on one database or store would sweep away each other's uploads and sign metadata over each other's
-//! heads. A lock on a file ends with its process, however that ends; PostgreSQL's advisory lock ends with its session.
+//! Two origins on one database or store would sweep away each other's uploads and sign metadata
+//! over each other's heads. A lock on a file ends with its process, however that ends; PostgreSQL's
+//! advisory lock ends with its session.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -14,13 +15,14 @@ use tokio_util::sync::CancellationToken;
 use crate::db::{DbError, SessionLock, sqlite_path};
 use crate::origin::Places;
 
-/// How long a lock of PostgreSQL is waited for: a server may take seconds to notice that a killed process is gone.
+/// Longest wait for a lock of PostgreSQL: a server may take seconds to notice that a killed process
+/// is gone.
 const WAIT: Duration = Duration::from_secs(10);
 
 /// Time between two looks at a lock of PostgreSQL.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Why a lock was not got.
+/// Error of taking a lock.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// A directory cannot be made.
@@ -60,16 +62,24 @@ impl Locks {
         let data = &places.data;
         create_private_dir(data)?;
         make_private(data).map_err(|e| LockError::File(data.clone(), e))?;
-        let mut files = vec![file(&data.join("lock"), || LockError::Data(data.clone()))?];
-        if let Some(path) = sqlite_path(&places.db) {
-            // Not the database itself: closing any handle on it would end SQLite's own locks in this process.
-            let mut name = path.into_os_string();
-            name.push("-lock");
-            files.push(file(Path::new(&name), || LockError::Database(places.db.clone()))?);
-        }
-        if let Some(directory) = crate::store::directory_of(&places.store) {
-            files.push(file(&directory.join("lock"), || LockError::Store(directory.clone()))?);
-        }
+        let files = lock_files(places).into_iter().map(|(path, taken)| file(&path, taken));
+        Self::with(files.collect::<Result<_, _>>()?, places).await
+    }
+
+    /// Takes the locks of these places for a command that only reads. They are refused while an
+    /// origin runs, and an origin does not start while they are held; several commands that only
+    /// read share them. Nothing is made or changed: a lock file that is not there is passed over.
+    ///
+    /// # Errors
+    /// [`LockError`].
+    pub async fn share(places: &Places) -> Result<Self, LockError> {
+        let files =
+            lock_files(places).into_iter().filter_map(|(path, taken)| shared(&path, taken).transpose());
+        Self::with(files.collect::<Result<_, _>>()?, places).await
+    }
+
+    /// Takes the lock of the database too, where that is PostgreSQL.
+    async fn with(files: Vec<File>, places: &Places) -> Result<Self, LockError> {
         let lost = CancellationToken::new();
         let mut keeper = None;
         if sqlite_path(&places.db).is_none() {
@@ -79,7 +89,8 @@ impl Locks {
         Ok(Self { _files: files, lost, keeper })
     }
 
-    /// Ends when another process got a lock that this one had lost with its connection to the database.
+    /// A token that is cancelled when another process has taken a lock that this one had lost with
+    /// its connection to the database.
     pub fn lost(&self) -> CancellationToken {
         self.lost.clone()
     }
@@ -93,7 +104,7 @@ impl Drop for Locks {
     }
 }
 
-/// Takes the access of others to a data directory away, when it is empty or an origin's.
+/// Removes the access of other users to a data directory that is empty or an origin's.
 fn make_private(data: &Path) -> io::Result<()> {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let found = std::fs::metadata(data)?;
@@ -105,7 +116,38 @@ fn make_private(data: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn file(path: &Path, taken: impl FnOnce() -> LockError) -> Result<File, LockError> {
+/// The lock files of these places, and the error when another process has locked one.
+fn lock_files(places: &Places) -> Vec<(PathBuf, LockError)> {
+    let data = &places.data;
+    let mut files = vec![(data.join("lock"), LockError::Data(data.clone()))];
+    if let Some(path) = sqlite_path(&places.db) {
+        // Not the database itself: closing any handle on it would end SQLite's own locks in this
+        // process.
+        let mut name = path.into_os_string();
+        name.push("-lock");
+        files.push((name.into(), LockError::Database(places.db.clone())));
+    }
+    if let Some(directory) = crate::store::directory_of(&places.store) {
+        files.push((directory.join("lock"), LockError::Store(directory)));
+    }
+    files
+}
+
+/// Locks a file that is there, together with others that lock it so; `None` when it is not there.
+fn shared(path: &Path, taken: LockError) -> Result<Option<File>, LockError> {
+    let failed = |e| LockError::File(path.to_owned(), e);
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(failed)?,
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Err(taken),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+fn file(path: &Path, taken: LockError) -> Result<File, LockError> {
     let failed = |e| LockError::File(path.to_owned(), e);
     if let Some(parent) = path.parent() {
         create_private_dir(parent)?;
@@ -113,7 +155,7 @@ fn file(path: &Path, taken: impl FnOnce() -> LockError) -> Result<File, LockErro
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(taken()),
+        Err(TryLockError::WouldBlock) => Err(taken),
         Err(TryLockError::Error(error)) => Err(failed(error)),
     }
 }
@@ -131,8 +173,8 @@ async fn wait_for(address: &str) -> Result<SessionLock, LockError> {
     }
 }
 
-/// Looks after a lock that ends with its connection: takes it again when the server comes back, and says so when
-/// another process was faster.
+/// Watches a lock that ends with its connection: takes it again when the server comes back, and
+/// cancels `lost` when another process was faster.
 async fn keep(mut lock: SessionLock, address: String, lost: CancellationToken) {
     loop {
         tokio::time::sleep(LOOK).await;
@@ -144,7 +186,7 @@ async fn keep(mut lock: SessionLock, address: String, lost: CancellationToken) {
             match SessionLock::try_take(&address).await {
                 Ok(Some(lock)) => break lock,
                 Ok(None) => {
-                    tracing::error!("another distd-server has taken the database over: this one ends");
+                    tracing::error!("another distd-server has taken the database over");
                     lost.cancel();
                     return;
                 }

@@ -10,8 +10,8 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use distd_server::config::{self, CommandLine, ENV_CONFIG, Settings, parse_validity};
 use distd_server::offline::{self, FsckOptions, RootOrder};
-use distd_server::origin::Places;
-use distd_server::run::{self, Running, STOP};
+use distd_server::origin::{OwnerError, Places};
+use distd_server::run::{self, Overtaken, Running, STOP};
 use distd_server::signer;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -27,8 +27,11 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Serve until stopped. A new data directory is set up first.
+    ///
+    /// Ends with 3 when another distd-server has taken the database or the store over.
     Serve(Box<ServeArgs>),
-    /// Compare store, database and signed metadata. Nothing is changed without --repair. The origin must not run.
+    /// Compare store, database and signed metadata. Nothing is changed without --repair. The origin
+    /// must not run.
     ///
     /// Ends with 0 when everything is sound, with 1 when something is wrong.
     Fsck(FsckArgs),
@@ -61,7 +64,8 @@ enum Command {
     /// Sign for the origin, with keys that it does not hold itself, until it closes the socket on
     /// standard input.
     ///
-    /// `serve` starts a signer of its own. A systemd socket unit starts one that runs as another user.
+    /// `serve` starts a signer of its own. A systemd socket unit starts one that runs as another
+    /// user.
     Signer {
         /// Directory of the CA's key (realm/) and the TUF keys (tuf-keys/).
         #[arg(long, value_name = "DIR")]
@@ -76,7 +80,7 @@ enum Command {
         /// Write it to this new file, readable by its owner alone, instead of printing it.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
-        /// What operators call it.
+        /// Name that operators see.
         #[arg(long, default_value = "admin, made on the origin")]
         label: String,
         #[command(flatten)]
@@ -128,7 +132,7 @@ enum RootCommand {
         /// Id of a root key to list no more, or its beginning; repeat for more.
         #[arg(long, value_name = "ID")]
         remove: Vec<String>,
-        /// How many root keys must sign from now on [default: as before]
+        /// Number of root keys that must sign from now on [default: as before]
         #[arg(long, value_name = "N")]
         threshold: Option<NonZeroU64>,
         /// Roles that get new keys: targets, snapshot, timestamp; repeat or separate by commas.
@@ -408,11 +412,14 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let running = started?;
     announce(&running).context("could not write to standard output")?;
     let overtaken = tokio::select! {
-        _ = terminate.recv() => false,
-        _ = interrupt.recv() => false,
-        () = running.overtaken() => true,
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        overtaken = running.overtaken() => Some(overtaken),
     };
-    tracing::info!("stopping");
+    match &overtaken {
+        Some(overtaken) => tracing::error!("{overtaken}"),
+        None => tracing::info!("stopping"),
+    }
     // The second signal does not wait.
     tokio::select! {
         in_time = running.stop(STOP) => {
@@ -423,10 +430,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    if overtaken {
-        anyhow::bail!("another distd-server has taken the database over: let one of them run");
-    }
-    Ok(())
+    overtaken.map_or(Ok(()), |overtaken| Err(overtaken.into()))
 }
 
 /// Runs as the signer, in one thread.
@@ -470,7 +474,19 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            exit_code(&error)
         }
     }
+}
+
+/// Exit code of a process that another one has overtaken. The unit in deploy/ does not start an
+/// origin again that ended with it: two origins would take the store from each other for ever.
+const EXIT_OVERTAKEN: u8 = 3;
+
+/// Exit code of a command that failed.
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    let is_overtaken = |cause: &(dyn std::error::Error + 'static)| {
+        cause.is::<Overtaken>() || matches!(cause.downcast_ref(), Some(OwnerError::Overtaken))
+    };
+    if error.chain().any(is_overtaken) { ExitCode::from(EXIT_OVERTAKEN) } else { ExitCode::FAILURE }
 }

@@ -8,13 +8,13 @@ use distd_core::names::Name;
 /// Most patterns of one token.
 pub const PATTERNS_MAX: usize = 64;
 
-/// Why patterns cannot be used.
+/// Error in patterns.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
-    /// None, or too many.
+    /// There is no pattern, or there are too many.
     #[error("a token is for 1 to {PATTERNS_MAX} patterns of products, not for {0}")]
     Count(usize),
-    /// No product's name could be like this.
+    /// A pattern that no product's name can match.
     #[error("{0:?} is no pattern of product names: write names, with * for any characters")]
     Pattern(String),
 }
@@ -24,7 +24,7 @@ pub enum PatternError {
 pub struct Products(Vec<String>);
 
 impl Products {
-    /// All products, those that come too.
+    /// All products, also those that are added later.
     pub fn all() -> Self {
         Self(vec!["*".to_owned()])
     }
@@ -47,12 +47,12 @@ impl Products {
         Ok(Self(patterns.to_vec()))
     }
 
-    /// As a row has them; no pattern is no product.
+    /// Reads the patterns of a row; a row without a pattern is for no product.
     pub fn of_row(row: &str) -> Self {
         Self(row.split(',').filter(|pattern| !pattern.is_empty()).map(str::to_owned).collect())
     }
 
-    /// As a row has them.
+    /// Writes the patterns for a row.
     pub fn to_row(&self) -> String {
         self.0.join(",")
     }
@@ -79,7 +79,8 @@ impl fmt::Display for Products {
     }
 }
 
-/// Compares in time proportional to the product of both lengths: on a mismatch the last `*` takes one byte more.
+/// Compares in time proportional to the product of both lengths: on a mismatch the last `*` takes
+/// one byte more.
 fn matches(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n, mut star) = (0, 0, None);
     while n < name.len() {
@@ -102,11 +103,11 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
 /// A token that publishes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publisher {
-    /// What operators call it.
+    /// Name that operators see.
     pub label: String,
     /// Its id.
     pub token: String,
-    /// What it is for.
+    /// Products that it may publish.
     pub products: Products,
 }
 
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_name_can_be_like_is_refused() {
+    fn a_pattern_that_no_name_can_match_is_refused() {
         for bad in ["", "a,b", "a b", "../x", "ö", &"x".repeat(101)] {
             assert!(Products::new(&[bad.to_owned()]).is_err(), "{bad:?}");
         }

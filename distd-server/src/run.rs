@@ -22,15 +22,19 @@ use crate::db::{ApiTokenRow, DbError};
 use crate::http::{self, App, Scope};
 use crate::ingest::{IngestError, SweepScope};
 use crate::locks::{LockError, Locks};
-use crate::origin::{OpenError, Origin, OriginContent, Places, signed};
+use crate::origin::{OpenError, Origin, OriginContent, OwnerError, Places, signed};
 use crate::publisher::Products;
 
-/// How long requests under way may go on after the origin was told to stop.
+/// Time that running requests have after the origin was told to stop.
 pub const STOP: Duration = Duration::from_secs(10);
 
-/// How often the origin looks what other processes have done: a revocation counts within the minute
+/// Time between two looks at changes by other processes: a revocation counts within the minute
 /// that docs/trust.md states, and so does a root that was handed in.
 const WATCH_EVERY: Duration = Duration::from_secs(30);
+
+/// Time between two readings of the name of the store's owner. With [`STOP`] this bounds the time
+/// for which an overtaken origin still serves.
+const OWNER_EVERY: Duration = Duration::from_secs(10);
 
 /// Wait after maintenance failed.
 const MAINTAIN_AGAIN: Duration = Duration::from_secs(60);
@@ -41,7 +45,7 @@ const SWEEP_SECONDS: u64 = 24 * 3600;
 /// QUIC close code of an endpoint that stops: no error of the peer's.
 const CLOSE_STOPPING: u32 = 0;
 
-/// Why an origin did not start.
+/// Error of starting an origin.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A lock cannot be had.
@@ -81,9 +85,9 @@ pub enum StartError {
 
 /// A running origin.
 pub struct Running {
-    /// Where HTTP(S) is answered.
+    /// Address of HTTP(S).
     pub http: SocketAddr,
-    /// Where nodes are answered: QUIC over UDP, and the same over TCP.
+    /// Address for nodes: QUIC over UDP, and the same over TCP.
     pub quic: SocketAddr,
     /// HTTP is plain.
     pub plain: bool,
@@ -101,6 +105,23 @@ pub struct Running {
     stop_patches: CancellationToken,
     endpoint: quinn::Endpoint,
     locks: Locks,
+}
+
+/// The part of an origin that another process has taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Overtaken {
+    /// The lock of the database.
+    #[error(
+        "another distd-server has taken the database over, and this one stops serving: find out which of the two is to \
+         run, stop the other one for good, then start the one that is to run"
+    )]
+    Database,
+    /// The object `owner` of the store.
+    #[error(
+        "another distd-server has taken the store over, and this one stops serving: find out which of the two is to \
+         run, stop the other one for good, then start the one that is to run"
+    )]
+    Store,
 }
 
 /// Starts an origin that holds its keys in its own process. When this returns it answers.
@@ -141,7 +162,7 @@ pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, S
     };
     let quic = endpoint.local_addr().map_err(|cause| BindError { address: quic, cause })?;
 
-    // Everything that could keep this process from serving is behind us: only now is anything deleted.
+    // Nothing can keep this process from serving any more: only now are objects deleted.
     origin.sweep_at_start().await?;
 
     let sites = Sites::new(origin.realm().ca_der().clone(), SiteRule::NamedOrNetwork, true);
@@ -164,7 +185,7 @@ pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, S
         maintenance: {
             let (origin, same) = (origin.clone(), origin.clone());
             tokio::spawn(async {
-                tokio::join!(maintain(origin), watch(same));
+                tokio::join!(maintain(origin), watch(same.clone()), watch_owner(same));
             })
         },
         patches: tokio::spawn(origin.clone().make_patches(stop_patches.clone())),
@@ -178,13 +199,17 @@ pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, S
 }
 
 impl Running {
-    /// Waits until another process has taken the database over: this one must end then.
-    pub async fn overtaken(&self) {
-        self.locks.lost().cancelled().await;
+    /// Waits until another process has taken the database or the store over: this one must end
+    /// then.
+    pub async fn overtaken(&self) -> Overtaken {
+        tokio::select! {
+            () = self.locks.lost().cancelled_owned() => Overtaken::Database,
+            () = self.origin.overtaken() => Overtaken::Store,
+        }
     }
 
-    /// Stops: requests under way have until `deadline` to end. `false` when some were cut off; what they had
-    /// committed stays.
+    /// Stops: requests under way have until `deadline` to end. `false` when some were cut off; what
+    /// they had committed stays.
     pub async fn stop(self, deadline: Duration) -> bool {
         let Self {
             stop, http_task, quic_task, nodes_task, maintenance, endpoint, app, origin, locks, ..
@@ -218,8 +243,8 @@ impl Running {
     }
 }
 
-/// Makes the token that makes all others, once: only while the database has none. The file comes first, so that a
-/// crash in between leaves a token that the next start records.
+/// Makes the token that makes all others, once: only while the database has none. The file comes
+/// first, so that a crash in between leaves a token that the next start records.
 async fn first_token(origin: &Origin, data: &Path) -> Result<Option<PathBuf>, StartError> {
     let path = data.join("admin.token");
     if !origin.db().api_tokens().await?.is_empty() {
@@ -259,7 +284,8 @@ async fn listen(settings: &Settings) -> Result<TcpListener, StartError> {
     }
 }
 
-/// Ends the connections of nodes that another process revoked, and puts a root in force that was handed in.
+/// Ends the connections of nodes that another process revoked, and puts a root in force that was
+/// handed in.
 async fn watch(origin: Arc<Origin>) {
     loop {
         tokio::time::sleep(WATCH_EVERY).await;
@@ -275,6 +301,22 @@ async fn watch(origin: Arc<Origin>) {
     }
 }
 
+/// Looks after the owner of the store, so that an origin without anything to sign learns of another
+/// one.
+async fn watch_owner(origin: Arc<Origin>) {
+    loop {
+        tokio::time::sleep(OWNER_EVERY).await;
+        match origin.check_owner().await {
+            Ok(()) => {}
+            // `Running::overtaken` says so.
+            Err(OwnerError::Overtaken) => return,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the store's owner is not known");
+            }
+        }
+    }
+}
+
 async fn maintain(origin: Arc<Origin>) {
     let mut swept = unix_now();
     loop {
@@ -286,7 +328,7 @@ async fn maintain(origin: Arc<Origin>) {
             }
         };
         let now = unix_now();
-        // Not by a process that another has overtaken.
+        // An overtaken process must not sweep.
         if is_well && now.saturating_sub(swept) >= SWEEP_SECONDS {
             match origin.ingest().sweep_orphans(SweepScope::Shared, signed(now)).await {
                 Ok(found) => {

@@ -8,8 +8,11 @@ mod servers;
 #[expect(dead_code, reason = "shared with tests that use all of it")]
 mod world;
 
+use std::collections::BTreeMap;
 use std::error::Error;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +24,7 @@ use distd_server::origin::{DisagreementError, OpenError, Origin, Places, Tuning}
 use distd_server::patches::PatchOptions;
 use distd_server::run::{StartError, start};
 use distd_server::store::Store;
+use distd_server::store::pack::read_index;
 use futures::TryStreamExt;
 use reqwest::{Method, StatusCode};
 use servers::{Postgres, random};
@@ -329,6 +333,124 @@ on_every_back_end! {
         site.close(world).await;
     }
 
+    async fn chunks_of_a_lost_pack_are_found_in_other_packs(site: Site) {
+        let world = site.open().await;
+        let (_, first) = world.put_content("os", "1", noise(20, 600_000)).await;
+        let (_, second) = world.put_content("os", "2", noise(21, 300_000)).await;
+        let db = world.running.origin.db();
+        // A copy that no row names, as a compaction leaves it that was cut off, and its note.
+        let packs = db.packs().await.expect("packs");
+        let [(lost, object, _), (other, other_object, _)] = &packs[..] else { panic!("{packs:?}") };
+        let chunks = db.pack_chunks(*lost).await.expect("chunks").len() as u64;
+        assert!(chunks > 2 && !db.pack_chunks(*other).await.expect("chunks").is_empty());
+        let copy = "packs/ff/ff000000000000000000000000000000";
+        db.doom(copy, 1).await.expect("noted");
+        site.close(world).await;
+        let store = Store::open(&site.store).expect("store");
+        let bytes = store.get(object).await.expect("get").expect("there");
+        store.delete(object).await.expect("lose it");
+
+        let looked = fsck(&site.places(), FsckOptions::default()).await.expect("looks");
+        assert_eq!((&looked.lost, looked.damaged.len(), looked.found_again), (&vec![object.clone()], 1, 0));
+        // A copy that is damaged proves nothing, however little of it is.
+        let repair = FsckOptions { repair: true, ..FsckOptions::default() };
+        let mut rotten = bytes.to_vec();
+        rotten[100] ^= 1;
+        store.put(copy, rotten).await.expect("put");
+        let report = fsck(&site.places(), repair).await.expect("looks");
+        assert_eq!((report.lost.len(), report.damaged.len(), report.found_again), (1, 1, 0), "{report}");
+
+        store.put(copy, bytes.clone()).await.expect("put");
+        let all = FsckOptions { delete_unknown: true, ..repair };
+        let report = fsck(&site.places(), all).await.expect("repairs");
+        assert_eq!((report.found_again, report.is_sound()), (chunks, true), "{report}");
+        assert!(report.to_string().contains(&format!("found again: {chunks} chunks")), "{report}");
+        assert_eq!(fsck(&site.places(), all).await.expect("again").found_again, 0);
+
+        // The sweep at the start keeps the pack, and the release is served whole.
+        let world = site.open().await;
+        assert_eq!(world.get("/v1/products/os/releases/1").await.1, first);
+        assert_eq!(world.get("/v1/products/os/releases/2").await.1, second);
+        let origin = world.running.origin.clone();
+        let packs = origin.db().packs().await.expect("packs");
+        let names: Vec<&String> = packs.iter().map(|(_, object, _)| object).collect();
+        assert_eq!(names, [other_object, copy]);
+        let mut n = 1;
+        while let Some(chunk) = origin.chunks().chunk(distd_core::ChunkId(n)).await.expect("can be read") {
+            let mut unpacker = distd_core::packing::Unpacker::default();
+            unpacker.unpack(chunk.codec, &chunk.bytes, chunk.raw_len, &chunk.hash).expect("its bytes");
+            n += 1;
+        }
+        assert!(n > chunks);
+        drop(origin);
+        site.close(world).await;
+    }
+
+    async fn a_repair_that_was_killed_half_way_ends_right_when_it_is_repeated(site: Site) {
+        let world = site.open().await;
+        assert_eq!(world.put_content("os", "1", noise(22, 600_000)).await.0, StatusCode::CREATED);
+        let packs = world.running.origin.db().packs().await.expect("packs");
+        let (lost, object, bytes) = packs[0].clone();
+        let chunks = world.running.origin.db().pack_chunks(lost).await.expect("chunks").len() as u64;
+        site.close(world).await;
+        let store = Store::open(&site.store).expect("store");
+        let copy = "packs/ff/ff000000000000000000000000000000";
+        let pack = store.get(&object).await.expect("get").expect("there");
+        store.put(copy, pack.clone()).await.expect("put");
+        store.delete(&object).await.expect("lose it");
+
+        // The first transaction of the repair, and no step after it.
+        let db = distd_server::db::Db::open_present(&site.db).await.expect("opens");
+        let entries = read_index(&pack).expect("a pack");
+        let is_lost = |pack| pack == lost;
+        let moved = db.relocate_found(copy, bytes, &entries[..2], &is_lost, 1).await.expect("moves");
+        assert_eq!(moved, 2);
+        let again = db.relocate_found(copy, bytes, &entries[..2], &is_lost, 1).await.expect("again");
+        assert_eq!(again, 0, "rows that have moved stay");
+        db.close().await;
+        let looked = fsck(&site.places(), FsckOptions::default()).await.expect("looks");
+        assert_eq!((looked.lost.len(), looked.damaged.len()), (1, 1), "{looked}");
+        let repair = FsckOptions { repair: true, ..FsckOptions::default() };
+        let report = fsck(&site.places(), repair).await.expect("repairs");
+        assert_eq!((report.found_again, report.is_sound()), (chunks - 2, true), "{report}");
+        assert!(!site.objects().await.contains(&object));
+    }
+
+    async fn nothing_moves_to_the_pack_of_an_open_upload(site: Site) {
+        let world = site.open().await;
+        let image = cut(&noise(23, 400_000));
+        assert_eq!(image.push(&world, "os", "1").await.0, StatusCode::CREATED);
+        let origin = world.running.origin.clone();
+        let (lost, object, _) = origin.db().packs().await.expect("packs")[0].clone();
+        // Another publisher, who sees nothing of the product, has sent the same chunks.
+        let theirs = world.token_for("publish", "app", None).await;
+        let path = "/v1/products/app/releases/1/uploads";
+        let app = "app".parse::<Name>().expect("a name");
+        origin.db().ensure_product(&app, distd_core::cut::CutParams::default(), 1).await.expect("product");
+        let begun = world.bare(Method::POST, path).bearer_auth(&theirs);
+        let (status, begun) = world::answer(begun).await;
+        assert_eq!(status, StatusCode::OK, "{begun}");
+        let upload = world::text(&begun["upload"]);
+        let all = vec![true; image.chunks.len()];
+        let sent = world.bare(Method::POST, &format!("/v1/uploads/{upload}/chunks")).bearer_auth(&theirs);
+        let (status, stored) = world::answer(sent.body(image.records(&all))).await;
+        assert_eq!((status, &stored["stored"]), (StatusCode::OK, &all.len().into()), "{stored}");
+        let packs = origin.db().packs().await.expect("packs");
+        assert_eq!(packs.len(), 2, "{packs:?}");
+        drop(origin);
+        site.close(world).await;
+        Store::open(&site.store).expect("store").delete(&object).await.expect("lose it");
+        let repair = FsckOptions { repair: true, ..FsckOptions::default() };
+        let report = fsck(&site.places(), repair).await.expect("looks");
+        assert_eq!((report.found_again, report.lost.len()), (0, 1), "{report}");
+        let world = site.open().await;
+        let db = world.running.origin.db();
+        assert!(!db.pack_chunks(lost).await.expect("chunks").is_empty());
+        let id = db.uploads_open().await.expect("uploads")[0].row.id.clone();
+        world.running.origin.ingest().abort(&id).await.expect("the upload ends as any other");
+        site.close(world).await;
+    }
+
     async fn a_store_of_another_database_is_refused_and_a_repair_takes_it_over(site: Site) {
         let world = site.open().await;
         let (_, release) = world.put_content("os", "1", noise(90, 100_000)).await;
@@ -549,4 +671,311 @@ async fn an_origin_that_loses_its_postgres_lock_signs_nothing_after_a_second_and
     drop((lock, admin));
     site.close(world).await;
     site.end().await;
+}
+
+/// A `distd-server serve` in a process of its own; killed when dropped.
+struct Process {
+    child: std::process::Child,
+    /// Kept open: a process that cannot print ends.
+    _out: BufReader<std::process::ChildStdout>,
+    /// Address of HTTPS.
+    http: String,
+    log: PathBuf,
+}
+
+impl Process {
+    fn serve(data: &Path, db: &str, store: &str) -> Self {
+        let log = data.join("log");
+        let mut command =
+            server(&["serve", "--http", "127.0.0.1:0", "--quic", "127.0.0.1:0"], data, db, store);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        command.stderr(std::fs::File::create(&log).expect("a log"));
+        let mut child = command.spawn().expect("it starts");
+        let mut out = BufReader::new(child.stdout.take().expect("piped"));
+        let mut line = String::new();
+        out.read_line(&mut line).expect("text");
+        let http = line.strip_prefix("origin listening on https://").and_then(|rest| rest.split(' ').next());
+        let Some(http) = http.map(str::to_owned) else {
+            let _ = child.wait();
+            panic!("it does not listen: {line}\n{}", std::fs::read_to_string(&log).expect("the log"));
+        };
+        Self { child, _out: out, http, log }
+    }
+
+    /// The exit code, if the process ends within `bound`.
+    fn ended(&mut self, bound: Duration) -> Option<i32> {
+        let until = std::time::Instant::now() + bound;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it can be asked") {
+                return status.code();
+            }
+            if std::time::Instant::now() >= until {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn answers(&self) -> bool {
+        std::net::TcpStream::connect(&self.http).is_ok()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `distd-server` with these arguments at these places.
+fn server(args: &[&str], data: &Path, db: &str, store: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_distd-server"));
+    command.args(args).arg("--data").arg(data).args(["--db", db, "--store", store]).env_remove("DISTD_LOG");
+    command
+}
+
+/// Conduct of a command of `distd-server` that an operator runs on the origin's machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Conduct {
+    /// Writes, and takes the store: refused while an origin runs.
+    Owns,
+    /// Changes one row or one file, beside a running origin.
+    Beside,
+    /// Changes nothing, and is refused while an origin runs.
+    Looks,
+    /// Changes nothing, beside a running origin.
+    LooksBeside,
+}
+
+/// Every command but `serve`, `signer`, `restore` (which has a test of its own) and those that need
+/// no origin. `{new}` is a path that is new for each run, `{root}` a root that was signed.
+const COMMANDS: [(&[&str], Conduct); 11] = [
+    (&["fsck"], Conduct::Looks),
+    (&["fsck", "--check-data", "--json"], Conduct::Looks),
+    (&["root", "show"], Conduct::LooksBeside),
+    (&["backup", "{new}"], Conduct::LooksBeside),
+    (&["admin-token", "--out", "{new}"], Conduct::Beside),
+    (&["keys", "renew-ca"], Conduct::Beside),
+    (&["root", "prepare", "--replace"], Conduct::Beside),
+    (&["root", "install", "{root}"], Conduct::Beside),
+    (&["fsck", "--repair"], Conduct::Owns),
+    (&["fsck", "--repair", "--check-data", "--delete-unknown"], Conduct::Owns),
+    (&["keys", "rotate", "--role", "snapshot,timestamp"], Conduct::Owns),
+];
+
+impl Site {
+    /// Runs a command; returns its exit code and everything that it printed.
+    fn run(&self, scratch: &Path, args: &[&str]) -> (Option<i32>, String) {
+        let new = scratch.join(random()).display().to_string();
+        let root = self.path.join("root-next.json").display().to_string();
+        let args: Vec<&str> = args
+            .iter()
+            .map(|arg| match *arg {
+                "{new}" => &new,
+                "{root}" => &root,
+                arg => arg,
+            })
+            .collect();
+        let output = server(&args, &self.path, &self.db, &self.store).output().expect("it runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    }
+
+    /// Everything of the origin's: files of the data directory, objects of the store, and rows.
+    async fn everything(&self) -> BTreeMap<String, Vec<u8>> {
+        let mut found = BTreeMap::new();
+        for file in files(&self.path) {
+            found.insert(file.display().to_string(), std::fs::read(&file).expect("read"));
+        }
+        let store = Store::open(&self.store).expect("store");
+        let objects: Vec<_> = store.list("").try_collect().await.expect("a listing");
+        for object in objects {
+            let bytes = store.get(&object.name).await.expect("read").expect("there");
+            found.insert(format!("object {}", object.name), bytes.to_vec());
+        }
+        sqlx::any::install_default_drivers();
+        let mut connection = AnyConnection::connect(&self.db).await.expect("database");
+        for table in ["identity", "doomed", "counters", "releases", "packs", "chunks", "api_tokens", "nodes"]
+        {
+            let sql = sqlx::AssertSqlSafe(format!("SELECT CAST(COUNT(*) AS BIGINT) FROM {table}"));
+            let count: i64 = sqlx::query_scalar(sql).fetch_one(&mut connection).await.expect("a count");
+            found.insert(format!("rows of {table}"), count.to_be_bytes().to_vec());
+        }
+        connection.close().await.expect("close");
+        found
+    }
+}
+
+on_every_back_end! {
+    async fn commands_that_write_own_the_store_and_those_that_read_change_nothing(site: Site) {
+        let world = site.open().await;
+        assert_eq!(world.put_content("os", "1", noise(40, 200_000)).await.0, StatusCode::CREATED);
+        let scratch = tempfile::tempdir().expect("tempdir");
+        // Beside the origin, in an order in which `install` finds the root that `prepare` has
+        // written.
+        for (args, conduct) in COMMANDS {
+            let owner = site.object("owner").await;
+            let (code, text) = site.run(scratch.path(), args);
+            let refused = code == Some(1) && text.contains("another distd-server uses") && text.contains("stop it");
+            match conduct {
+                Conduct::Owns | Conduct::Looks => assert!(refused, "{args:?} ({code:?}): {text}"),
+                Conduct::Beside | Conduct::LooksBeside => assert_eq!(code, Some(0), "{args:?}: {text}"),
+            }
+            assert_eq!(site.object("owner").await, owner, "{args:?}: the origin goes on");
+        }
+        assert_eq!(world.put_content("os", "2", noise(41, 100_000)).await.0, StatusCode::CREATED);
+        site.close(world).await;
+
+        for (args, conduct) in COMMANDS {
+            let (before, owner) = (site.everything().await, site.object("owner").await);
+            let (code, text) = site.run(scratch.path(), args);
+            assert_eq!(code, Some(0), "{args:?}: {text}");
+            let (after, owner_after) = (site.everything().await, site.object("owner").await);
+            let same = |prefix: &str| {
+                let of = |all: &BTreeMap<String, Vec<u8>>| -> BTreeMap<String, Vec<u8>> {
+                    all.clone().into_iter().filter(|(name, _)| name.starts_with(prefix)).collect()
+                };
+                of(&before) == of(&after)
+            };
+            match conduct {
+                Conduct::Looks | Conduct::LooksBeside => {
+                    let changed: Vec<_> =
+                        after.iter().filter(|(name, bytes)| before.get(*name) != Some(bytes)).collect();
+                    let names: Vec<_> = changed.iter().map(|(name, _)| name).collect();
+                    assert!(before == after, "{args:?} has changed {names:?}");
+                }
+                Conduct::Beside => assert!(same("object "), "{args:?} has changed the store"),
+                Conduct::Owns => assert_ne!(owner_after, owner, "{args:?} has not taken the store"),
+            }
+        }
+        let world = site.open().await;
+        assert_eq!(world.get("/v1/products/os/releases/2").await.0, StatusCode::OK);
+        site.close(world).await;
+    }
+
+    async fn a_command_that_writes_is_refused_at_a_store_of_another_database(site: Site) {
+        let world = site.open().await;
+        assert_eq!(world.put_content("os", "1", noise(42, 100_000)).await.0, StatusCode::CREATED);
+        site.close(world).await;
+        let store = Store::open(&site.store).expect("store");
+        store.put("owner", b"another process".to_vec()).await.expect("put");
+        let before = site.objects().await;
+        let scratch = tempfile::tempdir().expect("tempdir");
+        for args in [&["keys", "rotate", "--role", "timestamp"][..], &["admin-token"]] {
+            let (code, text) = site.run(scratch.path(), args);
+            assert!(code == Some(1) && text.contains("belongs to database another"), "{args:?}: {text}");
+        }
+        assert_eq!(site.object("owner").await.as_deref(), Some(&b"another process"[..]));
+        assert_eq!(site.objects().await, before);
+        assert_eq!(site.run(scratch.path(), &["fsck", "--repair"]).0, Some(0));
+        assert_ne!(site.object("owner").await.as_deref(), Some(&b"another process"[..]));
+    }
+
+    async fn a_process_that_is_overtaken_by_a_command_signs_nothing_more(site: Site) {
+        let world = site.open().await;
+        let second = site.second(&world).await;
+        site.close(world).await;
+        // The second has no lock, as on another machine, and a command runs on this one.
+        let scratch = tempfile::tempdir().expect("tempdir");
+        let (code, text) = site.run(scratch.path(), &["keys", "rotate", "--role", "timestamp"]);
+        assert_eq!(code, Some(0), "{text}");
+        let error = second.check_owner().await.expect_err("overtaken");
+        assert!(whole(&error).contains("has taken the store over"), "{}", whole(&error));
+        tokio::time::timeout(Duration::from_secs(60), second.overtaken()).await.expect("it learns of it");
+        second.db().close().await;
+    }
+
+    async fn a_database_that_is_opened_for_reading_refuses_writes(site: Site) {
+        let world = site.open().await;
+        site.close(world).await;
+        let db = distd_server::db::Db::open_read_only(&site.db).await.expect("opens");
+        assert_eq!(db.contents().await.expect("a count").releases, 0);
+        assert!(db.doom("packs/aa/x", 1).await.is_err());
+        db.close().await;
+        let db = distd_server::db::Db::open_present(&site.db).await.expect("opens");
+        db.doom("packs/aa/x", 1).await.expect("another connection may");
+        db.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_makes_no_directory_of_a_store_that_is_named_wrongly() {
+    let mut site = Site::local();
+    let world = site.open().await;
+    site.close(world).await;
+    let scratch = tempfile::tempdir().expect("tempdir");
+    let wrong = scratch.path().join("wrong");
+    let (db, store) = (format!("sqlite:{}", wrong.display()), wrong.display().to_string());
+    for (db, store) in [(&site.db, &store), (&db, &site.store)] {
+        for args in
+            [&["fsck"][..], &["backup", "new"], &["keys", "rotate", "--role", "timestamp"], &["admin-token"]]
+        {
+            let mut command = server(args, &site.path, db, store);
+            let output = command.current_dir(scratch.path()).output().expect("it runs");
+            assert_eq!(output.status.code(), Some(1), "{args:?}");
+            assert!(!wrong.exists(), "{args:?}");
+            let _ = std::fs::remove_dir(scratch.path().join("new"));
+        }
+    }
+    site.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_owns_the_store_that_it_has_made() {
+    let mut site = Site::local();
+    let world = site.open().await;
+    assert_eq!(world.put_content("os", "1", noise(43, 100_000)).await.0, StatusCode::CREATED);
+    let scratch = tempfile::tempdir().expect("tempdir");
+    let backup = scratch.path().join("backup").display().to_string();
+    let (code, text) = site.run(scratch.path(), &["backup", &backup]);
+    assert_eq!(code, Some(0), "{text}");
+    // Into the places of the origin that runs, and of one that has stopped.
+    for _ in 0..2 {
+        let before = site.object("owner").await;
+        let (code, text) = site.run(scratch.path(), &["restore", &backup]);
+        assert!(code == Some(1) && text.contains("is not empty"), "{text}");
+        assert_eq!(site.object("owner").await, before);
+    }
+    site.close(world).await;
+    let made = Site::local();
+    let (code, text) = made.run(scratch.path(), &["restore", &backup]);
+    assert_eq!(code, Some(0), "{text}");
+    let (old, new) =
+        (site.object("owner").await.expect("an owner"), made.object("owner").await.expect("an owner"));
+    let database = |owner: &Bytes| owner.split(|byte| *byte == b' ').next().map(<[u8]>::to_vec);
+    assert_eq!(database(&old), database(&new), "the database is the same");
+    assert_ne!(old, new, "the process is another");
+    site.end().await;
+    made.end().await;
+}
+
+#[test]
+fn an_overtaken_origin_says_so_closes_its_ports_and_ends_with_3() {
+    let site = Site::local();
+    let mut first = Process::serve(&site.path, &site.db, &site.store);
+    // As on a machine that does not see the locks of the first, with a copy of its keys.
+    for lock in ["lock", "distd.sqlite-lock", "objects/lock"] {
+        std::fs::remove_file(site.path.join(lock)).expect("it had the lock");
+    }
+    let second = tempfile::tempdir().expect("tempdir");
+    for directory in ["realm", "tuf-keys"] {
+        let to = second.path().join(directory);
+        std::fs::create_dir(&to).expect("made");
+        for file in files(&site.path.join(directory)) {
+            std::fs::copy(&file, to.join(file.file_name().expect("a name"))).expect("copied");
+        }
+    }
+    assert!(first.answers());
+    let mut second = Process::serve(second.path(), &site.db, &site.store);
+    // Two looks at the owner, ten seconds for requests, and the patience of a busy machine.
+    let code = first.ended(Duration::from_secs(60));
+    let log = std::fs::read_to_string(&first.log).expect("the log");
+    assert_eq!(code, Some(3), "{log}");
+    for part in ["another distd-server has taken the store over", "stop the other one for good"] {
+        assert!(log.contains(part), "{part} in\n{log}");
+    }
+    assert!(!first.answers(), "its port is closed");
+    assert_eq!(second.ended(Duration::ZERO), None, "the second goes on");
+    assert!(second.answers());
 }

@@ -15,8 +15,9 @@ use distd_core::packing::{Codec, Packer, Unpacker};
 use distd_core::ranges::ChunkRanges;
 use distd_core::{ArtifactHash, ChunkHash, ChunkId};
 use distd_server::db::{
-    ApiTokenRow, ChannelMove, ChannelRow, Db, JoinTokenRow, JoinTokenUse, MoveBy, NodeRow, RevokeToken,
-    SetChannelOutcome, UploadId, UploadState, Withdraw,
+    ApiTokenRow, BeginCommit, ChannelMove, ChannelRow, ChunkRow, Db, EnrolOutcome, Enrolment, JoinTokenRow,
+    Location, MoveBy, MovedChunk, NodeRow, PutCertificate, RevokeToken, SetChannelOutcome, UploadId,
+    UploadState, Withdraw,
 };
 use distd_server::ingest::{
     CommitRequest, EMPTIED_SECONDS, FileHandle, FileRequest, IncomingChunk, Ingest, IngestError, Run,
@@ -104,6 +105,34 @@ async fn read_back(world: &World, manifest: &distd_core::ManifestId) -> Vec<u8> 
         out.extend_from_slice(raw.expect("stored chunks verify"));
     }
     out
+}
+
+/// A token for devices, by the first byte of its key, with so many uses, for ten seconds.
+fn join_token(key: &str, uses_left: u64) -> JoinTokenRow {
+    JoinTokenRow {
+        public_key: key.repeat(32),
+        role: "leaf".into(),
+        uses_left,
+        expires: NOW + 10,
+        label: "site 7".into(),
+        created: NOW,
+        revoked: None,
+    }
+}
+
+fn node_key(node: &str) -> Vec<u8> {
+    ChunkHash::of(node.as_bytes()).as_bytes().to_vec()
+}
+
+fn node_id(node: &str) -> String {
+    hex::encode(&node_key(node)[..16])
+}
+
+async fn enrol(world: &World, token: &JoinTokenRow, node: &str, now: i64) -> EnrolOutcome {
+    let (id, public_key) = (node_id(node), node_key(node));
+    let token = &token.public_key;
+    let wanted = Enrolment { token, node: &id, public_key: &public_key, role: "leaf", label: node, now };
+    world.db.enrol(&wanted).await.expect("enrol")
 }
 
 on_every_back_end! {
@@ -355,6 +384,44 @@ on_every_back_end! {
         assert!(world.ingest.look_for_losses().await.expect("looked").is_empty());
     }
 
+    async fn chunks_move_by_the_thousand_and_those_that_moved_meanwhile_stay(world: World) {
+        // More than two statements, and a statement that is not full.
+        let rows = chunks_in_a_pack(world, 2_300).await;
+        let moved: Vec<_> = rows
+            .iter()
+            .map(|row| MovedChunk { id: row.id, from: row.location, offset: 10_000 - row.location.offset })
+            .collect();
+        let (last, rest) = moved.split_last().expect("chunks");
+        let only = std::slice::from_ref(last);
+        assert_eq!(world.db.move_chunks("packs/bb/last", 1, only, NOW).await.expect("moves"), 1);
+        // The last has moved and one more has another place than was read.
+        let mut all = moved.clone();
+        all[1_500].from.offset += 1;
+        assert_eq!(world.db.move_chunks("packs/bb/all", 1, &all, NOW).await.expect("moves"), 2_298);
+        let packs = world.db.packs().await.expect("packs");
+        let pack_of = |object: &str| packs.iter().find(|(_, name, _)| name == object).expect("a row").0;
+        let (from, to, last_to) = (rows[0].location.pack, pack_of("packs/bb/all"), pack_of("packs/bb/last"));
+        let mut found = world.db.chunks_by_id(&rows.iter().map(|row| row.id).collect::<Vec<_>>()).await.expect("rows");
+        found.sort_by_key(|row| row.id);
+        for (n, (row, chunk)) in found.iter().zip(&moved).enumerate() {
+            let (pack, offset) = match n {
+                1_500 => (from, chunk.from.offset),
+                _ if n == rest.len() => (last_to, chunk.offset),
+                _ => (to, chunk.offset),
+            };
+            let expected = Location { pack, offset, ..chunk.from };
+            assert_eq!((row.id, row.location), (chunk.id, expected), "{n}");
+        }
+        // The pack is not empty yet; with its last chunk gone it is.
+        assert_eq!(world.db.emptied_bytes().await.expect("a sum"), 0);
+        let last = &moved[1_500..1_501];
+        assert_eq!(world.db.move_chunks("packs/bb/rest", 1, last, NOW).await.expect("moves"), 1);
+        assert_eq!(world.db.emptied_bytes().await.expect("a sum"), 2_300);
+        assert_eq!(world.db.move_chunks("packs/bb/none", 1, &moved, NOW).await.expect("moves"), 0);
+        let packs = world.db.packs().await.expect("packs");
+        assert!(packs.iter().all(|(_, object, _)| object != "packs/bb/none"), "nothing is recorded for none");
+    }
+
     async fn runs_of_ids_are_served_in_order_within_their_budget(world: World) {
         let a = artifact(noise(13, 4 << 20));
         push(&world.ingest, "1", &a).await.expect("push");
@@ -530,28 +597,99 @@ on_every_back_end! {
     }
 
     async fn a_join_token_enrols_no_more_nodes_than_it_states(world: World) {
-        let token = JoinTokenRow {
-            public_key: "ab".repeat(32), role: "leaf".into(), uses_left: 2, expires: NOW + 10,
-            label: "site 7".into(), created: NOW, revoked: None,
-        };
+        let token = join_token("ab", 2);
         world.db.put_join_token(&token).await.expect("put");
-        let take = |node: &'static str, now| {
-            let (db, key) = (world.db.clone(), token.public_key.clone());
-            async move { db.use_join_token(&key, node, now).await.expect("use") }
-        };
-        assert!(matches!(take("a", NOW).await, JoinTokenUse::Taken(t) if t.uses_left == 1));
-        assert!(matches!(take("a", NOW).await, JoinTokenUse::Again(t) if t.uses_left == 1));
-        assert_eq!(take("late", NOW + 11).await, JoinTokenUse::Expired);
+        assert!(matches!(enrol(world, &token, "a", NOW).await, EnrolOutcome::Enrolled(t) if t.uses_left == 1));
+        let again = enrol(world, &token, "a", NOW).await;
+        assert!(matches!(again, EnrolOutcome::EnrolledAgain(t) if t.uses_left == 1));
+        assert_eq!(enrol(world, &token, "late", NOW + 11).await, EnrolOutcome::Expired);
         // Five nodes enrol at once, and one use is left.
-        let all = join_all(["b", "c", "d", "e", "f"].map(|node| take(node, NOW + 10))).await;
-        assert_eq!(all.iter().filter(|u| matches!(u, JoinTokenUse::Taken(_))).count(), 1);
-        assert_eq!(all.iter().filter(|u| **u == JoinTokenUse::UsedUp).count(), 4);
+        let all = join_all(["b", "c", "d", "e", "f"].map(|node| enrol(world, &token, node, NOW + 10))).await;
+        assert_eq!(all.iter().filter(|u| matches!(u, EnrolOutcome::Enrolled(_))).count(), 1, "{all:?}");
+        assert_eq!(all.iter().filter(|u| **u == EnrolOutcome::UsedUp).count(), 4, "{all:?}");
         assert_eq!(world.db.join_token_uses().await.expect("count")[&token.public_key], 2);
+        assert_eq!(world.db.nodes().await.expect("list").len(), 2, "a node that was refused has no row");
         assert!(world.db.revoke_join_token(&token.public_key, NOW + 7).await.expect("revoke"));
         assert!(!world.db.revoke_join_token("nobody", NOW).await.expect("revoke"));
         // A revoked token does not work either for a node that it enrolled before.
-        assert_eq!(take("a", NOW).await, JoinTokenUse::Revoked);
+        assert_eq!(enrol(world, &token, "a", NOW).await, EnrolOutcome::TokenRevoked);
         assert_eq!(world.db.join_tokens().await.expect("list")[0].revoked, Some(NOW + 7));
+    }
+
+    async fn a_refused_enrolment_changes_nothing(world: World) {
+        let (token, other) = (join_token("ab", 2), join_token("cd", 2));
+        world.db.put_join_token(&token).await.expect("put");
+        world.db.put_join_token(&other).await.expect("put");
+        assert!(matches!(enrol(world, &token, "a", NOW).await, EnrolOutcome::Enrolled(_)));
+        assert!(world.db.revoke_node(&node_id("a"), NOW + 1).await.expect("revoke"));
+        let before = (world.db.nodes().await.expect("list"), world.db.join_tokens().await.expect("list"));
+        let (b, key) = (node_id("b"), node_key("b"));
+        let wanted = Enrolment {
+            token: &other.public_key, node: &b, public_key: &key, role: "leaf", label: "renamed", now: NOW,
+        };
+        let unknown = "ef".repeat(32);
+        for (wanted, refused) in [
+            (Enrolment { node: &node_id("a"), public_key: &node_key("a"), ..wanted }, EnrolOutcome::NodeRevoked),
+            (Enrolment { role: "relay", ..wanted }, EnrolOutcome::WrongRole),
+            (Enrolment { now: other.expires + 1, ..wanted }, EnrolOutcome::Expired),
+            (Enrolment { token: &unknown, ..wanted }, EnrolOutcome::UnknownToken),
+        ] {
+            assert_eq!(world.db.enrol(&wanted).await.expect("asked"), refused);
+            let after = (world.db.nodes().await.expect("list"), world.db.join_tokens().await.expect("list"));
+            assert_eq!(after, before, "{refused:?}");
+        }
+        assert_eq!(world.db.join_token_uses().await.expect("count").len(), 1);
+    }
+
+    async fn a_revocation_during_an_enrolment_comes_before_or_after_it(world: World) {
+        // Each round is a race. In any order, a node that is told yes has a row and a use, and a
+        // revocation of node and token that came first is seen.
+        for round in 0..20 {
+            let token = join_token(&format!("{round:02x}"), 1);
+            world.db.put_join_token(&token).await.expect("put");
+            let first = format!("{round}-first");
+            assert!(matches!(enrol(world, &token, &first, NOW).await, EnrolOutcome::Enrolled(_)));
+            let id = node_id(&first);
+            let (again, revoked) =
+                tokio::join!(enrol(world, &token, &first, NOW), world.db.revoke_node_and_tokens(&id, NOW + 5));
+            assert_eq!(revoked.expect("no deadlock"), Some(vec![token.public_key.clone()]));
+            assert!(matches!(again, EnrolOutcome::EnrolledAgain(_) | EnrolOutcome::NodeRevoked), "{again:?}");
+            assert_eq!(enrol(world, &token, &first, NOW).await, EnrolOutcome::NodeRevoked);
+            assert_eq!(enrol(world, &token, "another", NOW).await, EnrolOutcome::TokenRevoked);
+            let node = world.db.node(&id).await.expect("read").expect("there");
+            assert_eq!(node.revoked, Some(NOW + 5));
+        }
+    }
+
+    async fn a_certificate_is_recorded_without_the_rest_of_the_row(world: World) {
+        let token = join_token("ab", 9);
+        world.db.put_join_token(&token).await.expect("put");
+        assert!(matches!(enrol(world, &token, "a", NOW).await, EnrolOutcome::Enrolled(_)));
+        let id = node_id("a");
+        let before = world.db.node(&id).await.expect("read").expect("there");
+        let put = |serial: &'static str, expires| world.db.put_certificate(&id, serial, expires);
+        // A new label comes between the read of a row and the certificate.
+        let key = node_key("a");
+        let renamed = Enrolment {
+            token: &token.public_key, node: &id, public_key: &key, role: "leaf", label: "renamed", now: NOW + 5,
+        };
+        assert!(matches!(world.db.enrol(&renamed).await.expect("again"), EnrolOutcome::EnrolledAgain(_)));
+        assert_eq!(put("0a", NOW + 100).await.expect("put"), PutCertificate::Recorded);
+        let after = world.db.node(&id).await.expect("read").expect("there");
+        let expected = NodeRow {
+            label: "renamed".into(), cert_serial: "0a".into(), cert_expires: NOW + 100, ..before
+        };
+        assert_eq!(after, expected);
+        // The next enrolment keeps the certificate: it is still valid, and a revocation must name
+        // the node.
+        assert!(matches!(enrol(world, &token, "a", NOW).await, EnrolOutcome::EnrolledAgain(_)));
+        assert!(world.db.revoke_node(&id, NOW + 5).await.expect("revoke"));
+        assert_eq!(world.db.nodes_revoked(NOW + 100).await.expect("list"), std::slice::from_ref(&id));
+        assert_eq!(put("0b", NOW + 900).await.expect("put"), PutCertificate::NodeRevoked);
+        assert!(world.db.nodes_revoked(NOW + 101).await.expect("list").is_empty());
+        let nobody = node_id("nobody");
+        let unknown = world.db.put_certificate(&nobody, "0c", NOW).await.expect("asked");
+        assert_eq!(unknown, PutCertificate::UnknownNode);
     }
 
     async fn nodes_and_api_tokens_are_stored_and_read_back(world: World) {
@@ -787,10 +925,44 @@ async fn measure_a_large_file() {
     world.end().await;
 }
 
+/// A database with this many chunks in a pack, `pack_offset` of each its number; their rows.
+async fn chunks_in_a_pack(world: &World, count: u32) -> Vec<ChunkRow> {
+    let upload = begin(&world.ingest, "1").await;
+    let pack = world.db.record_pack(&upload, "packs/aa/from", u64::from(count), &[], NOW, NOW).await;
+    let pack = pack.expect("record").expect("the upload is open");
+    let location = |n| Location { pack, offset: n, stored_len: 1, raw_len: 1, codec: Codec::Raw };
+    let chunks: Vec<_> =
+        (0..count).map(|n| (ChunkHash::of(&n.to_be_bytes()), location(u64::from(n)))).collect();
+    let BeginCommit::Ready(mut tx) = world.db.begin_commit(&upload).await.expect("begin") else { panic!() };
+    let ids = tx.give_ids(&chunks).await.expect("give ids");
+    tx.finish(None).await.expect("commit");
+    let row = |(id, (hash, location))| ChunkRow { id, hash, location };
+    ids.into_iter().zip(chunks).map(row).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn measure_four_thousand_moved_chunks() {
+    for world in [Some(World::sqlite_and_directory().await), World::postgres_and_directory().await] {
+        let Some(world) = world else { continue };
+        let rows = chunks_in_a_pack(&world, 200_000).await;
+        for (n, rows) in rows.chunks(4000).step_by(10).enumerate() {
+            let moved: Vec<_> = rows
+                .iter()
+                .map(|row| MovedChunk { id: row.id, from: row.location, offset: row.location.offset + 7 })
+                .collect();
+            let start = std::time::Instant::now();
+            let done = world.db.move_chunks(&format!("packs/bb/{n}"), 1, &moved, NOW).await;
+            assert_eq!(done.expect("moved"), 4000);
+            println!("{}: 4000 chunks moved in {:?}", &world.address[..8], start.elapsed());
+        }
+        world.end().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
 async fn measure_seventy_thousand_rows() {
-    use distd_server::db::{BeginCommit, Location};
     for world in [Some(World::sqlite_and_directory().await), World::postgres_and_directory().await] {
         let Some(world) = world else { continue };
         let upload = begin(&world.ingest, "1").await;

@@ -10,7 +10,7 @@ use super::{Db, DbError, UnixSeconds, failed};
 pub struct ApiTokenRow {
     /// SHA-256 of the secret.
     pub secret_sha256: [u8; 32],
-    /// What the operator calls it; shown as the author of releases.
+    /// Name that operators see; shown as the author of releases.
     pub label: String,
     /// Scopes, separated by commas.
     pub scopes: String,
@@ -89,7 +89,8 @@ impl Db {
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the API tokens"))
     }
 
-    /// Revokes a token, unless it is the last valid one with the scope `admin`. The first time stays.
+    /// Revokes a token, unless it is the last valid one with the scope `admin`. The first time
+    /// stays.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -100,7 +101,8 @@ impl Db {
     ) -> Result<RevokeToken, DbError> {
         let what = "revoke the API token";
         let mut tx = self.begin_write().await?;
-        // Two admins that revoke each other at once take turns, on PostgreSQL too, so that the second sees the first gone.
+        // Two admins that revoke each other at once take turns, on PostgreSQL too, so that the
+        // second sees the first gone.
         sqlx::query("UPDATE counters SET value = value + 1 WHERE name = 'tokens'")
             .execute(&mut *tx)
             .await
@@ -136,12 +138,12 @@ impl Db {
     }
 }
 
-/// What became of revoking a token.
+/// Result of revoking a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RevokeToken {
     /// It is revoked, now or before.
     Revoked,
-    /// It stays: without it nobody could administer.
+    /// The token stays: without it no administrator is left.
     LastAdmin,
     /// There is none.
     Unknown,

@@ -1,19 +1,29 @@
-//! Statements over many rows: both engines take thousands of values in one statement, and one statement per
-//! row costs a hundred times as much.
+//! Statements over many rows: both engines take thousands of values in one statement, and one
+//! statement per row costs a hundred times as much.
 
 use super::Engine;
 
-/// Hashes in one `IN` list. SQLite allows 32 766 parameters; above a few thousand nothing is gained.
+/// Hashes in one `IN` list. SQLite allows 32 766 parameters; above a few thousand nothing is
+/// gained.
 pub(super) const LIST_MAX: usize = 4096;
 
-/// Rows in one `VALUES`; with seven columns 7000 parameters.
+/// Most rows in one `VALUES`.
 pub(super) const ROWS_MAX: usize = 1000;
 
+/// Most columns in such a `VALUES`: a chunk has seven.
+const COLUMNS_MAX: usize = 7;
+
+/// Most parameters of a statement. SQLite takes 32 766 of them, PostgreSQL 65 535.
+const PARAMETERS_MAX: usize = 32_766;
+
+const _: () = assert!(ROWS_MAX * COLUMNS_MAX <= PARAMETERS_MAX && LIST_MAX <= PARAMETERS_MAX);
+
 impl Engine {
-    /// `$first,$first+1,…`, `count` of them; on SQLite as many `?`, which then must be all there are but those before
-    /// `first`.
+    /// `$first,$first+1,…`, `count` of them; on SQLite as many `?`, which then must be all there
+    /// are but those before `first`.
     ///
-    /// SQLite looks a `$N` up by name in a list, for each value bound: seventy thousand rows took five seconds.
+    /// SQLite looks a `$N` up by name in a list, for each value bound: seventy thousand rows took
+    /// five seconds.
     pub(super) fn list(self, first: usize, count: usize) -> String {
         let mut text = String::with_capacity(count * 6);
         for n in first..first + count {
@@ -33,6 +43,7 @@ impl Engine {
 
     /// `($1,$2),($3,$4),…`, or as many `?`.
     pub(super) fn values(self, rows: usize, columns: usize) -> String {
+        debug_assert!(rows <= LIST_MAX && rows * columns <= PARAMETERS_MAX, "{rows} rows of {columns}");
         let mut text = String::with_capacity(rows * columns * 6);
         for row in 0..rows {
             text.push_str(if row == 0 { "(" } else { ",(" });
@@ -43,8 +54,9 @@ impl Engine {
     }
 }
 
-/// `items` made longer to the next power of two by repeating the last, so that `IN` lists come in few
-/// lengths and the statements stay in the cache. Never longer than [`LIST_MAX`] when `items` is not.
+/// `items` made longer to the next power of two by repeating the last, so that `IN` lists come in
+/// few lengths and the statements stay in the cache. Never longer than [`LIST_MAX`] when `items` is
+/// not.
 pub(super) fn padded<T: Copy>(items: &[T]) -> impl Iterator<Item = T> + '_ {
     let last = items.last().copied();
     let more = padded_len(items) - items.len();

@@ -26,7 +26,7 @@ pub struct ChannelRow {
     pub downgrade_from: Option<u64>,
 }
 
-/// Where a channel is to point.
+/// Order to point a channel to a release.
 #[derive(Clone, Copy, Debug)]
 pub struct ChannelMove<'a> {
     /// The product.
@@ -39,21 +39,21 @@ pub struct ChannelMove<'a> {
     pub downgrade: bool,
 }
 
-/// What became of setting a channel.
+/// Result of setting a channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SetChannelOutcome {
     /// It points there now.
     Set {
         /// The channel.
         row: ChannelRow,
-        /// Where it pointed before.
+        /// The version it pointed to before.
         from: Option<Name>,
     },
     /// It pointed there already; the counter did not move.
     Unchanged(ChannelRow),
     /// The channel has pointed to a later release, and a downgrade was not ordered.
     Older {
-        /// That release, as long as it is known.
+        /// The latest release it has pointed to, as long as it is known.
         newest: Option<Name>,
     },
     /// There is no such release.
@@ -113,7 +113,8 @@ impl Db {
             .and_then(|row| row.as_ref().map(read).transpose())
             .map_err(failed(what))?;
         if let Some(row) = before.as_ref().filter(|row| row.version == *version) {
-            // An order that is repeated says nothing new until there is another release to come back from.
+            // An order that is repeated says nothing new until there is another release to come
+            // back from.
             if !downgrade || row.downgrade_from.is_some_and(|order| order >= last) {
                 return Ok(SetChannelOutcome::Unchanged(row.clone()));
             }
@@ -175,7 +176,8 @@ impl Db {
         Ok(SetChannelOutcome::Set { row, from })
     }
 
-    /// Sets a channel to what is signed for it with a later counter than the row has, or than no row.
+    /// Sets a channel to what is signed for it with a later counter than the row has, or than no
+    /// row.
     ///
     /// # Errors
     /// [`DbError::Query`], also when there is no such release.
@@ -222,7 +224,8 @@ impl Db {
                 channel,
                 from: before.as_ref(),
                 to: Some(version),
-                // Which releases the channel has had is lost; an order reached up to all of them.
+                // The list of releases that the channel has had is lost; an order reached all of
+                // them.
                 highest: highest.unwrap_or(0).max(sequence).max(downgrade_from.unwrap_or(0)),
                 downgrade_from: *downgrade_from,
                 by: &MoveBy::origin(),

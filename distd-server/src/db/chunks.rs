@@ -1,4 +1,4 @@
-//! Chunks: where each one lies, by id and by hash.
+//! Chunks: the place of each one, by id and by hash.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ use distd_core::packing::Codec;
 /// Ranges in one statement: an expression of SQLite may be a thousand deep.
 const RANGES_AT_ONCE: usize = 400;
 
-/// Where a chunk's stored bytes lie.
+/// Place of a chunk's stored bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Location {
     /// The pack.
@@ -37,7 +37,7 @@ pub struct ChunkRow {
     pub id: ChunkId,
     /// Its hash.
     pub hash: ChunkHash,
-    /// Where it lies.
+    /// Its place.
     pub location: Location,
 }
 
@@ -64,8 +64,9 @@ pub(super) fn read(row: &AnyRow) -> Result<ChunkRow, sqlx::Error> {
     })
 }
 
-// Hashes are looked up by joining a VALUES list and not by `IN`: a prepared `IN` of parameters is compared one by one in
-// PostgreSQL, 18 s for the 70 000 chunks of an image. CROSS JOIN keeps SQLite from turning the loops around.
+// Hashes are looked up by joining a VALUES list and not by `IN`: a prepared `IN` of parameters is
+// compared one by one in PostgreSQL, 18 s for the 70 000 chunks of an image. CROSS JOIN keeps
+// SQLite from exchanging the loops.
 
 /// Rows of those hashes that have one, as `read` reads these columns of the table `c`; at most
 /// [`LIST_MAX`] hashes.
@@ -88,7 +89,8 @@ async fn by_hash<'e, T>(
     query.fetch_all(on).await?.iter().map(read).collect()
 }
 
-/// Ids of those hashes that have one; at most [`LIST_MAX`] hashes. The index of hashes alone answers this.
+/// Ids of those hashes that have one; at most [`LIST_MAX`] hashes. The index of hashes alone
+/// answers this.
 pub(super) async fn ids_of<'e>(
     on: impl Executor<'e, Database = Any>,
     engine: Engine,
@@ -141,7 +143,8 @@ impl Db {
         Ok(all)
     }
 
-    /// Chunks from `first` to `last` inclusive, by id, at most `limit` of them. Ids that are not there are left out.
+    /// Chunks from `first` to `last` inclusive, by id, at most `limit` of them. Ids that are not
+    /// there are left out.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -154,7 +157,8 @@ impl Db {
         let sql = format!(
             "SELECT id, hash, {LOCATION} FROM chunks WHERE id BETWEEN $1 AND $2 ORDER BY id LIMIT $3"
         );
-        // Ids come from peers and may be anything; those above the largest we give are not there.
+        // Ids come from peers and may be anything; those above the largest id there can be are not
+        // there.
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(i64::try_from(first.0).unwrap_or(i64::MAX))
             .bind(i64::try_from(last.0).unwrap_or(i64::MAX))
@@ -164,7 +168,7 @@ impl Db {
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("find chunks by id"))
     }
 
-    /// How many chunks there are in ranges of ids that do not overlap, and their stored bytes.
+    /// Number of chunks in ranges of ids that do not overlap, and their stored bytes.
     ///
     /// # Errors
     /// [`DbError::Query`].

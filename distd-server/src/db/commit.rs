@@ -13,10 +13,10 @@ use super::{Db, DbError, Location, UnixSeconds, UploadId, failed, products};
 
 const WHAT: &str = "commit the upload";
 
-/// What became of beginning a commit.
+/// Result of beginning a commit.
 #[derive(Debug)]
 pub enum BeginCommit {
-    /// Go on.
+    /// The commit can continue.
     Ready(CommitTx),
     /// The version has been released meanwhile.
     Released(Box<ReleaseRow>),
@@ -57,7 +57,8 @@ impl Db {
         close_upload(ids, upload).await
     }
 
-    /// Begins to put chunks of an upload in the place of lost ones of a release that is there. As a commit otherwise.
+    /// Begins to put chunks of an upload in the place of lost ones of a release that is there. As a
+    /// commit otherwise.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -65,9 +66,10 @@ impl Db {
         close_upload(IdTx::begin(self).await?, upload).await
     }
 
-    /// Those manifests that no release and no patch set names. Until the answer is [dropped](UnreleasedManifests::end) no commit can run.
+    /// Manifests among `manifests` that no release and no patch set names. No commit can run until
+    /// the result is [dropped](UnreleasedManifests::end).
     ///
-    /// Without the lock a commit could store the very manifest between our look and its deletion.
+    /// Without the lock a commit could store the very manifest between the query and its deletion.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -119,7 +121,8 @@ impl UnreleasedManifests {
     }
 }
 
-/// Through the commit's own connection: waiting for another could be waiting for a commit that waits for this one.
+/// Reads through the commit's own connection: a wait for another one can be a wait for a commit
+/// that waits for this one.
 impl PackIndexes for CommitTx {
     async fn pack_index(&mut self, pack: PackId) -> Result<Option<Vec<u8>>, DbError> {
         read_index(&mut *self.ids.tx, pack).await
@@ -159,7 +162,7 @@ impl CommitTx {
         self.ids.relocate(chunks).await
     }
 
-    /// How many ids were given so far.
+    /// Number of ids given so far.
     pub fn given(&self) -> u64 {
         self.ids.given()
     }
@@ -172,8 +175,8 @@ impl CommitTx {
         products::next_sequence(&mut *self.ids.tx, product, now).await.map_err(failed(WHAT))
     }
 
-    /// Inserts the release, unless it is there, and commits. Gives the objects of packs that turned out to hold nothing new, for the
-    /// caller to delete.
+    /// Inserts the release, unless it is there, and commits. Returns the objects of packs in which
+    /// no chunk is new, for the caller to delete.
     ///
     /// The manifest must be durable in the object store before.
     ///

@@ -25,12 +25,12 @@ pub struct SparsePack {
     pub live_bytes: u64,
 }
 
-/// Where a chunk lay and will lie in the pack that is recorded.
+/// Old place of a chunk, and its new one in the pack that is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MovedChunk {
     /// The chunk.
     pub id: ChunkId,
-    /// Where it lay.
+    /// Its old place.
     pub from: Location,
     /// First byte in the new pack.
     pub offset: u64,
@@ -77,13 +77,13 @@ impl Db {
 
     /// Records a pack that is durable and noted as doomed, with these chunks, which lie in it from
     /// then on; those that were deleted or moved meanwhile are left alone. Packs that are empty
-    /// then are marked. Gives how many chunks moved; with none nothing is recorded, and the pack
-    /// stays doomed.
+    /// then are marked. Returns the number of chunks moved; with none nothing is recorded, and the
+    /// pack stays doomed.
     ///
     /// No commit, recording of patch sets or withdrawal runs meanwhile.
     ///
     /// # Errors
-    /// [`DbError::Query`]; the answer may have got lost, so delete nothing then.
+    /// [`DbError::Query`]; the answer may be lost, so delete nothing then.
     pub async fn move_chunks(
         &self,
         object: &str,
@@ -93,42 +93,26 @@ impl Db {
     ) -> Result<u64, DbError> {
         let mut ids = IdTx::begin(self).await?;
         let engine = ids.engine();
-        let tx = &mut ids.tx;
         let row = sqlx::query(
             "INSERT INTO packs (object, bytes, upload, created) VALUES ($1, $2, NULL, $3) RETURNING id",
         )
         .bind(object.to_owned())
         .bind(signed(bytes))
         .bind(now)
-        .fetch_one(&mut **tx)
+        .fetch_one(&mut *ids.tx)
         .await
         .map_err(failed(WHAT))?;
         let pack = row.number("id").map_err(failed(WHAT))?;
-        let mut moved = 0;
-        let mut sources = BTreeSet::new();
-        for chunk in chunks {
-            sources.insert(chunk.from.pack);
-            let done = sqlx::query(
-                "UPDATE chunks SET pack = $1, pack_offset = $2 WHERE id = $3 AND pack = $4 AND pack_offset = $5",
-            )
-            .bind(signed(pack))
-            .bind(signed(chunk.offset))
-            .bind(signed(chunk.id.0))
-            .bind(signed(chunk.from.pack.0))
-            .bind(signed(chunk.from.offset))
-            .execute(&mut **tx)
-            .await
-            .map_err(failed(WHAT))?;
-            moved += done.rows_affected();
-        }
+        let moved = ids.move_to(PackId(pack), chunks).await?;
+        let sources: BTreeSet<PackId> = chunks.iter().map(|chunk| chunk.from.pack).collect();
         if moved == 0 {
             ids.tx.rollback().await.map_err(failed(WHAT))?;
             return Ok(0);
         }
         for source in sources {
-            mark_emptied(tx, source, now).await.map_err(failed(WHAT))?;
+            mark_emptied(&mut ids.tx, source, now).await.map_err(failed(WHAT))?;
         }
-        doomed::spare(&mut **tx, engine, &[object.to_owned()]).await.map_err(failed(WHAT))?;
+        doomed::spare(&mut *ids.tx, engine, &[object.to_owned()]).await.map_err(failed(WHAT))?;
         ids.tx.commit().await.map_err(failed(WHAT))?;
         Ok(moved)
     }
@@ -158,7 +142,7 @@ impl Db {
         row.number("bytes").map_err(failed(what))
     }
 
-    /// Forgets packs that were emptied at `until` or before. Gives their objects, which are noted
+    /// Forgets packs that were emptied at `until` or before. Returns their objects, which are noted
     /// as doomed, and their bytes together.
     ///
     /// # Errors

@@ -1,8 +1,8 @@
-//! Objects to be deleted: the proof that they are ours and that nothing needs them.
+//! Objects to be deleted: the proof that distd made them and that nothing needs them.
 //!
-//! A row goes in with the transaction that takes an object's last use away, or before an object is put that only a
-//! later transaction names; it goes out when the object is deleted, or named. So a crash in between leaves nothing
-//! that would have to be guessed at.
+//! A row goes in with the transaction that takes an object's last use away, or before an object is
+//! put that only a later transaction names; it goes out when the object is deleted, or named. So a
+//! crash in between leaves nothing that would have to be guessed at.
 
 use sqlx::{Any, Executor};
 

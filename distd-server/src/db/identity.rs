@@ -1,10 +1,10 @@
-//! Whose database this is.
+//! The realm and the id of a database.
 
 use sqlx::Row;
 
 use super::{Db, DbError, failed};
 
-/// How much a database holds, to tell an empty one from one that was in use.
+/// Number of rows in a database, to tell an empty one from one that was in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Contents {
     /// Releases.
@@ -18,14 +18,15 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// Whether nobody has used the database yet.
+    /// Whether the database is unused.
     pub fn is_new(&self) -> bool {
         *self == Self { releases: 0, packs: 0, nodes: 0, tokens: 0 }
     }
 }
 
 impl Db {
-    /// The realm that the database belongs to, by the SHA-256 of its CA; `None` until it was said.
+    /// The realm that the database belongs to, by the SHA-256 of its CA; `None` until it is
+    /// recorded.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -35,7 +36,7 @@ impl Db {
             .map_err(failed("read whose database this is"))
     }
 
-    /// Says whose database this is; the first word stays.
+    /// Records the realm of the database; the first one stays.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -48,7 +49,8 @@ impl Db {
             .map_err(failed("record whose database this is"))
     }
 
-    /// The id of the database, whose realm was said; `fresh` when it has none yet. The first one stays.
+    /// The id of the database, whose realm is recorded; `fresh` when it has none yet. The first one
+    /// stays.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -63,7 +65,18 @@ impl Db {
         row.and_then(|row| row.try_get("id")).map_err(failed(what))
     }
 
-    /// How much there is.
+    /// The id of the database; `None` until a process has taken a store with it.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn known_id(&self) -> Result<Option<String>, DbError> {
+        let row = sqlx::query("SELECT id FROM identity").fetch_optional(&self.pool).await;
+        row.and_then(|row| row.map(|row| row.try_get::<Option<String>, _>("id")).transpose())
+            .map(Option::flatten)
+            .map_err(failed("read which database this is"))
+    }
+
+    /// Number of rows of each kind.
     ///
     /// # Errors
     /// [`DbError::Query`].

@@ -1,7 +1,8 @@
 //! Giving chunk ids, in a transaction that holds the chunk counter.
 //!
-//! Whoever gives ids takes the counter's row first, so they take turns, on every replica: ids are given without gaps
-//! between neighbours of one artifact, and a hash gets one id only.
+//! A transaction that gives ids takes the counter's row first, so such transactions take turns, on
+//! every replica: ids are given without gaps between neighbours of one artifact, and a hash gets
+//! one id only.
 
 use std::collections::HashMap;
 
@@ -11,7 +12,7 @@ use sqlx::{Any, Transaction};
 use super::bulk::{LIST_MAX, ROWS_MAX};
 use super::chunks::{ids_of, places_of};
 use super::row::{Columns, signed};
-use super::{Db, DbError, Engine, Location, PackId, failed};
+use super::{Db, DbError, Engine, Location, MovedChunk, PackId, failed};
 
 const WHAT: &str = "give chunk ids";
 
@@ -25,7 +26,7 @@ pub(super) struct IdTx {
 }
 
 impl IdTx {
-    /// Waits until nobody else gives ids.
+    /// Waits until no other transaction gives ids.
     pub(super) async fn begin(db: &Db) -> Result<Self, DbError> {
         let mut tx = db.begin_write().await?;
         let row = sqlx::query("UPDATE counters SET value = value WHERE name = 'chunk_id' RETURNING value")
@@ -62,24 +63,58 @@ impl IdTx {
         Ok(all)
     }
 
-    /// Moves chunks to other packs. One statement each: what was lost is a few packs at most.
+    /// Writes the new places of chunks, each of which occurs once. [`ROWS_MAX`] rows a statement.
     pub(super) async fn relocate(&mut self, chunks: &[(ChunkId, Location)]) -> Result<(), DbError> {
-        for (id, location) in chunks {
-            sqlx::query(
-                "UPDATE chunks SET pack = $1, pack_offset = $2, stored_len = $3, raw_len = $4, codec = $5 \
-                 WHERE id = $6",
-            )
-            .bind(signed(location.pack.0))
-            .bind(signed(location.offset))
-            .bind(i64::from(location.stored_len))
-            .bind(i64::from(location.raw_len))
-            .bind(i64::from(location.codec.code()))
-            .bind(signed(id.0))
-            .execute(&mut *self.tx)
-            .await
-            .map_err(failed("move chunks out of a lost pack"))?;
+        for rows in chunks.chunks(ROWS_MAX) {
+            let sql = format!(
+                "WITH moved (id, pack, pack_offset, stored_len, raw_len, codec) AS (VALUES {}) UPDATE chunks SET \
+                 pack = moved.pack, pack_offset = moved.pack_offset, stored_len = moved.stored_len, \
+                 raw_len = moved.raw_len, codec = moved.codec FROM moved WHERE chunks.id = moved.id",
+                self.engine.values(rows.len(), 6)
+            );
+            let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(rows.len() == ROWS_MAX);
+            for (id, location) in rows {
+                query = query
+                    .bind(signed(id.0))
+                    .bind(signed(location.pack.0))
+                    .bind(signed(location.offset))
+                    .bind(i64::from(location.stored_len))
+                    .bind(i64::from(location.raw_len))
+                    .bind(i64::from(location.codec.code()));
+            }
+            query.execute(&mut *self.tx).await.map_err(failed("move chunks out of a lost pack"))?;
         }
         Ok(())
+    }
+
+    /// Moves chunks, each of which occurs once, to a new pack, except for those that were deleted
+    /// or moved since they were read. [`ROWS_MAX`] rows a statement. Returns the number moved.
+    pub(super) async fn move_to(&mut self, pack: PackId, chunks: &[MovedChunk]) -> Result<u64, DbError> {
+        let mut moved = 0;
+        for rows in chunks.chunks(ROWS_MAX) {
+            let sql = format!(
+                "WITH moved (id, from_pack, from_offset, pack_offset) AS (VALUES {}) UPDATE chunks SET pack = {}, \
+                 pack_offset = moved.pack_offset FROM moved WHERE chunks.id = moved.id \
+                 AND chunks.pack = moved.from_pack AND chunks.pack_offset = moved.from_offset",
+                self.engine.values(rows.len(), 4),
+                self.engine.list(rows.len() * 4 + 1, 1)
+            );
+            let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(rows.len() == ROWS_MAX);
+            for chunk in rows {
+                query = query
+                    .bind(signed(chunk.id.0))
+                    .bind(signed(chunk.from.pack.0))
+                    .bind(signed(chunk.from.offset))
+                    .bind(signed(chunk.offset));
+            }
+            let done = query
+                .bind(signed(pack.0))
+                .execute(&mut *self.tx)
+                .await
+                .map_err(failed("move chunks to another pack"))?;
+            moved += done.rows_affected();
+        }
+        Ok(moved)
     }
 
     /// Gives the next ids to chunks that have none, in order. Fails when one of them has an id.
@@ -109,12 +144,12 @@ impl IdTx {
         Ok((first..=self.last_id).map(ChunkId).collect())
     }
 
-    /// The engine it runs on.
+    /// Engine of the database.
     pub(super) fn engine(&self) -> Engine {
         self.engine
     }
 
-    /// How many ids were given so far.
+    /// Number of ids given so far.
     pub(super) fn given(&self) -> u64 {
         self.given
     }

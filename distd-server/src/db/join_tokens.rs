@@ -15,33 +15,16 @@ pub struct JoinTokenRow {
     pub public_key: String,
     /// Role it gives.
     pub role: String,
-    /// Nodes it may still bring in.
+    /// Number of nodes that it may still bring in.
     pub uses_left: u64,
     /// Last second it may be used.
     pub expires: UnixSeconds,
-    /// What the operator calls it.
+    /// Name that operators see.
     pub label: String,
-    /// When it was made.
+    /// Time at which it was made.
     pub created: UnixSeconds,
-    /// When it was revoked: it brings nobody in any more.
+    /// Time of its revocation: from then on it brings in no node.
     pub revoked: Option<UnixSeconds>,
-}
-
-/// What became of using a join token.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum JoinTokenUse {
-    /// One use was taken.
-    Taken(JoinTokenRow),
-    /// This node had used it before; nothing was taken.
-    Again(JoinTokenRow),
-    /// No use is left.
-    UsedUp,
-    /// Its time is over.
-    Expired,
-    /// It was revoked.
-    Revoked,
-    /// There is no such token.
-    Unknown,
 }
 
 const COLUMNS: &str = "public_key, role, uses_left, expires, label, created, revoked";
@@ -56,6 +39,19 @@ fn read(row: &AnyRow) -> Result<JoinTokenRow, sqlx::Error> {
         created: row.time("created")?,
         revoked: row.time_or_none("revoked")?,
     })
+}
+
+/// Locks the row of a token until the transaction ends, and reads it. On PostgreSQL a read alone
+/// would lock nothing, and two replicas would take the same last use.
+pub(super) async fn lock(
+    tx: &mut sqlx::Transaction<'static, sqlx::Any>,
+    public_key: &str,
+) -> Result<Option<JoinTokenRow>, sqlx::Error> {
+    let sql =
+        format!("UPDATE join_tokens SET uses_left = uses_left WHERE public_key = $1 RETURNING {COLUMNS}");
+    let row =
+        sqlx::query(sqlx::AssertSqlSafe(sql)).bind(public_key.to_owned()).fetch_optional(&mut **tx).await?;
+    row.as_ref().map(read).transpose()
 }
 
 impl Db {
@@ -101,68 +97,7 @@ impl Db {
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the join tokens"))
     }
 
-    /// Takes one use of a token for a node, unless that node took one before. Check the signature first.
-    ///
-    /// # Errors
-    /// [`DbError::Query`].
-    pub async fn use_join_token(
-        &self,
-        public_key: &str,
-        node: &str,
-        now: UnixSeconds,
-    ) -> Result<JoinTokenUse, DbError> {
-        let what = "use the join token";
-        let mut tx = self.begin_write().await?;
-        // A write before the read: on PostgreSQL it locks the row, so that two replicas take turns.
-        let locked = sqlx::query("UPDATE join_tokens SET uses_left = uses_left WHERE public_key = $1")
-            .bind(public_key.to_owned())
-            .execute(&mut *tx)
-            .await
-            .map_err(failed(what))?;
-        if locked.rows_affected() == 0 {
-            return Ok(JoinTokenUse::Unknown);
-        }
-        let sql = sqlx::AssertSqlSafe(format!("SELECT {COLUMNS} FROM join_tokens WHERE public_key = $1"));
-        let row =
-            sqlx::query(sql).bind(public_key.to_owned()).fetch_one(&mut *tx).await.map_err(failed(what))?;
-        let mut token = read(&row).map_err(failed(what))?;
-        if token.revoked.is_some() {
-            return Ok(JoinTokenUse::Revoked);
-        }
-        if token.expires < now {
-            return Ok(JoinTokenUse::Expired);
-        }
-        let before = sqlx::query("SELECT used FROM join_token_uses WHERE token = $1 AND node = $2")
-            .bind(public_key.to_owned())
-            .bind(node.to_owned())
-            .fetch_optional(&mut *tx)
-            .await
-            .map_err(failed(what))?;
-        if before.is_some() {
-            return Ok(JoinTokenUse::Again(token));
-        }
-        if token.uses_left == 0 {
-            return Ok(JoinTokenUse::UsedUp);
-        }
-        token.uses_left -= 1;
-        sqlx::query("UPDATE join_tokens SET uses_left = $1 WHERE public_key = $2")
-            .bind(signed(token.uses_left))
-            .bind(public_key.to_owned())
-            .execute(&mut *tx)
-            .await
-            .map_err(failed(what))?;
-        sqlx::query("INSERT INTO join_token_uses (token, node, used) VALUES ($1, $2, $3)")
-            .bind(public_key.to_owned())
-            .bind(node.to_owned())
-            .bind(now)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed(what))?;
-        tx.commit().await.map_err(failed(what))?;
-        Ok(JoinTokenUse::Taken(token))
-    }
-
-    /// How many nodes each token has brought in, by public key.
+    /// Number of nodes that each token has brought in, by public key.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -174,7 +109,8 @@ impl Db {
             .map_err(failed("count the uses of join tokens"))
     }
 
-    /// Revokes a token; nodes it brought in stay. `false` when there is none. The first time stays.
+    /// Revokes a token; nodes that it brought in stay. Returns `false` when there is no such token.
+    /// The first time stays.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -189,8 +125,8 @@ impl Db {
         Ok(done.rows_affected() == 1)
     }
 
-    /// Revokes a node, and the tokens it came by, all at once. Gives the public keys of those; `None` when there is no such
-    /// node.
+    /// Revokes a node, and the tokens that brought it in, in one transaction. Returns the public
+    /// keys of those; `None` when there is no such node.
     ///
     /// # Errors
     /// [`DbError::Query`].

@@ -1,7 +1,7 @@
 //! The origin's database: SQLite by default, PostgreSQL by URL, one SQL text for both.
 //!
-//! One file per table family, one transaction per function, every time an argument in unix seconds.
-//! docs/database.md has the schema; `migrations/` is added to, never edited.
+//! One file per table family, one transaction per function, every time is an argument in unix
+//! seconds. docs/database.md has the schema; `migrations/` is added to, never edited.
 
 mod api_tokens;
 mod bulk;
@@ -10,6 +10,8 @@ mod chunks;
 mod commit;
 mod compact;
 mod doomed;
+mod enrol;
+mod found;
 mod identity;
 mod ids;
 mod join_tokens;
@@ -31,8 +33,10 @@ pub use chunks::{ChunkRow, Location};
 pub use commit::{BeginCommit, CommitTx, UnreleasedManifests};
 pub(crate) use compact::SPARSE_MAX;
 pub use compact::{MovedChunk, SparsePack};
+pub use enrol::{EnrolOutcome, Enrolment, PutCertificate};
+pub use found::FOUND_MAX;
 pub use identity::Contents;
-pub use join_tokens::{JoinTokenRow, JoinTokenUse};
+pub use join_tokens::JoinTokenRow;
 pub use lock::SessionLock;
 pub use moves::{MoveBy, MoveRow};
 pub use nodes::NodeRow;
@@ -55,20 +59,21 @@ use sqlx::{Any, AnyPool, Executor, Row, SqlSafeStr, Transaction};
 /// Unix time in seconds.
 pub type UnixSeconds = i64;
 
-/// Longest wait for another writer, milliseconds. The longest transaction is the commit of a release with a
-/// million new chunks, measured at some ten seconds.
+/// Longest wait for another writer, milliseconds. The longest transaction is the commit of a
+/// release with a million new chunks, measured at some ten seconds.
 const BUSY_MS: u32 = 60_000;
 
 /// Connections to PostgreSQL at most, from one replica.
 const POSTGRES_CONNECTIONS_MAX: u32 = 8;
 
-/// Connections to SQLite at most: one writes, the others read, each with up to 2 MB of pages; the system caches the file.
+/// Connections to SQLite at most: one writes, the others read, each with up to 2 MB of pages; the
+/// system caches the file.
 const SQLITE_CONNECTIONS_MAX: u32 = 4;
 
-/// Why the database could not be opened or asked.
+/// Error of opening or asking the database.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
-    /// The address has neither form.
+    /// The address has no form that is known.
     #[error("cannot use the database address {0:?}: write sqlite:PATH or postgres://USER:PASSWORD@HOST/NAME")]
     Address(String),
     /// No connection. The address is shown without its password.
@@ -76,7 +81,7 @@ pub enum DbError {
     Open {
         /// The address, redacted.
         address: String,
-        /// What the driver says.
+        /// The driver's error.
         #[source]
         cause: sqlx::Error,
     },
@@ -85,10 +90,10 @@ pub enum DbError {
         "could not bring the database schema up to date: a database written by a newer distd needs that distd"
     )]
     Migrate(#[source] MigrateError),
-    /// There is no such database, or it is no origin's.
+    /// There is no such database, or it does not belong to an origin.
     #[error("there is no origin's database at {0}: check --db and --data")]
     Absent(String),
-    /// The schema is another version's.
+    /// The schema belongs to another version of distd-server.
     #[error(
         "the database {address} has schema {version}, this distd-server writes schema {wanted}: start distd-server serve \
          of this version on it once"
@@ -96,9 +101,9 @@ pub enum DbError {
     OtherVersion {
         /// The address, redacted.
         address: String,
-        /// Its schema.
+        /// Version of its schema.
         version: i64,
-        /// Ours.
+        /// Version of this program's schema.
         wanted: usize,
     },
     /// SQLite did not take a setting that durability depends on.
@@ -108,17 +113,17 @@ pub enum DbError {
     Setting {
         /// The pragma.
         setting: &'static str,
-        /// What it must be.
+        /// Its required value.
         wanted: &'static str,
-        /// What it is.
+        /// Its value.
         found: String,
     },
     /// A statement failed.
     #[error("could not {what}")]
     Query {
-        /// What it was to do.
+        /// Purpose of the statement.
         what: &'static str,
-        /// What the driver says.
+        /// The driver's error.
         #[source]
         cause: sqlx::Error,
     },
@@ -135,6 +140,17 @@ enum Engine {
     Postgres,
 }
 
+/// Right of the connections of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Write,
+    /// The database refuses every write.
+    Read,
+}
+
+/// Makes a session of PostgreSQL refuse every write.
+const POSTGRES_READ_ONLY: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY";
+
 /// A pool of connections; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Db {
@@ -145,26 +161,50 @@ pub struct Db {
 impl Db {
     /// Opens `sqlite:PATH` (created if absent) or `postgres://…`, and applies pending migrations.
     ///
-    /// SQLite runs in WAL mode with `synchronous = FULL`, so a committed transaction survives a power cut;
-    /// the settings are read back.
+    /// SQLite runs in WAL mode with `synchronous = FULL`, so a committed transaction survives a
+    /// power cut; the settings are read back.
     ///
     /// # Errors
     /// [`DbError`].
     pub async fn open(address: &str) -> Result<Self, DbError> {
-        let db = Self::connect(address).await?;
+        let db = Self::connect(address, Access::Write).await?;
         migrator(db.engine).run(&db.pool).await.map_err(DbError::Migrate)?;
         Ok(db)
     }
 
-    /// Opens a database that is there, beside an origin that may be running on it: nothing is made and no migration runs.
+    /// Opens a database that is there, beside an origin that may be running on it: nothing is made
+    /// and no migration runs.
     ///
     /// # Errors
-    /// [`DbError::Absent`], [`DbError::Migrate`] when another version has written it, and as [`open`](Self::open).
+    /// [`DbError::Absent`], [`DbError::OtherVersion`], and as [`open`](Self::open).
     pub async fn open_present(address: &str) -> Result<Self, DbError> {
+        Self::open_at_this_version(address, Access::Write).await
+    }
+
+    /// As [`open_present`](Self::open_present), with connections that refuse every write.
+    ///
+    /// # Errors
+    /// As [`open_present`](Self::open_present).
+    pub async fn open_read_only(address: &str) -> Result<Self, DbError> {
+        Self::open_at_this_version(address, Access::Read).await
+    }
+
+    /// Opens a database that is there, whose lock the caller holds, and applies pending migrations.
+    ///
+    /// # Errors
+    /// [`DbError::Absent`], and as [`open`](Self::open).
+    pub async fn open_and_migrate(address: &str) -> Result<Self, DbError> {
+        match Self::open_present(address).await {
+            Err(DbError::OtherVersion { .. }) => Self::open(address).await,
+            other => other,
+        }
+    }
+
+    async fn open_at_this_version(address: &str, access: Access) -> Result<Self, DbError> {
         if sqlite_path(address).is_some_and(|path| !path.is_file()) {
             return Err(DbError::Absent(redact(address)));
         }
-        let db = Self::connect(address).await?;
+        let db = Self::connect(address, access).await?;
         let row = sqlx::query("SELECT COALESCE(MAX(version), 0) AS version FROM _sqlx_migrations")
             .fetch_one(&db.pool)
             .await
@@ -180,21 +220,29 @@ impl Db {
         Ok(db)
     }
 
-    /// Writes a consistent copy of a SQLite database to a new file, whoever writes meanwhile.
+    /// Writes a consistent copy of a SQLite database to a new file, also while others write.
     ///
     /// # Errors
     /// [`DbError::Query`].
     pub async fn snapshot(&self, to: &Path) -> Result<(), DbError> {
         let path = to.to_str().ok_or_else(|| DbError::Address(to.display().to_string()))?;
         let sql = format!("VACUUM INTO '{}'", path.replace('\'', "''"));
-        let done = sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&self.pool).await;
-        done.map(drop).map_err(failed("copy the database"))
+        let what = "copy the database";
+        let mut connection = self.pool.acquire().await.map_err(failed(what))?;
+        // SQLite takes a copy for a write of the database that is copied.
+        connection.execute("PRAGMA query_only = OFF".into_raw()).await.map_err(failed(what))?;
+        let done = sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut *connection).await;
+        // Not back to the pool with another setting.
+        connection.close().await.map_err(failed(what))?;
+        done.map(drop).map_err(failed(what))
     }
 
-    async fn connect(address: &str) -> Result<Self, DbError> {
+    async fn connect(address: &str, access: Access) -> Result<Self, DbError> {
         sqlx::any::install_default_drivers();
         let (engine, url) = match address.split_once(':') {
-            Some(("sqlite", path)) if !path.is_empty() => (Engine::Sqlite, sqlite_url(path, address)?),
+            Some(("sqlite", path)) if !path.is_empty() => {
+                (Engine::Sqlite, sqlite_url(path, address, access)?)
+            }
             Some(("postgres" | "postgresql", _)) => (Engine::Postgres, address.to_owned()),
             _ => return Err(DbError::Address(redact(address))),
         };
@@ -209,8 +257,17 @@ impl Db {
             .acquire_timeout(Duration::from_secs(60))
             .after_connect(move |connection, _| {
                 Box::pin(async move {
-                    if engine == Engine::Sqlite {
-                        connection.execute(sqlite_pragmas().as_str().into_raw()).await?;
+                    match (engine, access) {
+                        (Engine::Sqlite, access) => {
+                            connection.execute(sqlite_pragmas().as_str().into_raw()).await?;
+                            if access == Access::Read {
+                                connection.execute("PRAGMA query_only = ON".into_raw()).await?;
+                            }
+                        }
+                        (Engine::Postgres, Access::Read) => {
+                            connection.execute(POSTGRES_READ_ONLY.into_raw()).await?;
+                        }
+                        (Engine::Postgres, Access::Write) => {}
                     }
                     Ok(())
                 })
@@ -230,7 +287,7 @@ impl Db {
         self.engine == Engine::Sqlite
     }
 
-    /// Answers when the database does: for `/readyz`.
+    /// Returns when the database answers; for `/readyz`.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -243,8 +300,8 @@ impl Db {
         self.pool.close().await;
     }
 
-    /// Begins a transaction that will write. On SQLite it takes the write lock at once: one that read first
-    /// and wrote later could fail instead of waiting.
+    /// Begins a transaction that will write. On SQLite it takes the write lock at once: one that
+    /// read first and wrote later could fail instead of waiting.
     async fn begin_write(&self) -> Result<Transaction<'static, Any>, DbError> {
         let begun = match self.engine {
             Engine::Sqlite => self.pool.begin_with("BEGIN IMMEDIATE").await,
@@ -276,7 +333,8 @@ impl Db {
     }
 }
 
-/// Lets a built statement text through sqlx's check for SQL made from input: ours is made from constants.
+/// Lets a built statement text through sqlx's check for SQL made from input: this text is made from
+/// constants.
 trait IntoRaw {
     fn into_raw(self) -> sqlx::AssertSqlSafe<String>;
 }
@@ -301,7 +359,7 @@ pub(crate) fn sqlite_path(address: &str) -> Option<PathBuf> {
 }
 
 /// The driver reads a percent-encoded URL; a path may hold anything.
-fn sqlite_url(path: &str, address: &str) -> Result<String, DbError> {
+fn sqlite_url(path: &str, address: &str, access: Access) -> Result<String, DbError> {
     let path = path.strip_prefix("//").unwrap_or(path);
     let path = std::path::absolute(Path::new(path)).unwrap_or_else(|_| PathBuf::from(path));
     let path = path.to_str().ok_or_else(|| DbError::Address(address.to_owned()))?;
@@ -313,7 +371,13 @@ fn sqlite_url(path: &str, address: &str) -> Result<String, DbError> {
             url.push_str(&format!("%{byte:02X}"));
         }
     }
-    url.push_str("?mode=rwc");
+    url.push_str(match access {
+        Access::Write => "?mode=rwc",
+        // A connection that may not write the file leaves a log that a killed process has left as
+        // it is. Where there is no log it could not remove the one that SQLite makes for readers.
+        Access::Read if Path::new(&format!("{path}-wal")).exists() => "?mode=ro",
+        Access::Read => "?mode=rw",
+    });
     Ok(url)
 }
 
@@ -375,7 +439,7 @@ mod tests {
 
     #[test]
     fn a_path_with_odd_characters_becomes_a_url_that_means_it() {
-        let url = sqlite_url("/tmp/a b?c#d%.sqlite", "").expect("utf-8");
+        let url = sqlite_url("/tmp/a b?c#d%.sqlite", "", Access::Write).expect("utf-8");
         assert_eq!(url, "sqlite:///tmp/a%20b%3Fc%23d%25.sqlite?mode=rwc");
     }
 
@@ -387,14 +451,14 @@ mod tests {
         let server = std::env::var("DISTD_TEST_POSTGRES_URL").ok();
         let schema = format!("before_{}", std::process::id());
         if let Some(server) = &server {
-            let db = Db::connect(server).await.expect("a server");
+            let db = Db::connect(server, Access::Write).await.expect("a server");
             let sql = format!("CREATE DATABASE {schema}");
             db.pool.execute(sqlx::AssertSqlSafe(sql).into_sql_str()).await.expect("a database");
             db.close().await;
             addresses.push(format!("{}/{schema}", server.rsplit_once('/').expect("a URL").0));
         }
         for address in addresses {
-            let db = Db::connect(&address).await.expect("connects");
+            let db = Db::connect(&address, Access::Write).await.expect("connects");
             let mut before = migrator(db.engine);
             before.migrations.to_mut().truncate(6);
             before.run(&db.pool).await.expect("the schema of before");
@@ -461,7 +525,7 @@ mod tests {
             db.close().await;
         }
         if let Some(server) = &server {
-            let db = Db::connect(server).await.expect("a server");
+            let db = Db::connect(server, Access::Write).await.expect("a server");
             let sql = format!("DROP DATABASE {schema}");
             db.pool.execute(sqlx::AssertSqlSafe(sql).into_sql_str()).await.expect("dropped");
         }

@@ -7,7 +7,7 @@ use sqlx::{Any, Executor};
 use super::row::{Columns, signed};
 use super::{Db, DbError, UnixSeconds, failed};
 
-/// Whoever moves a channel.
+/// The token that moves a channel, or the origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MoveBy {
     /// Id of the token; empty when the origin does it by itself.
@@ -34,9 +34,10 @@ pub struct MoveRow {
     pub from: Option<Name>,
     /// The version it points to since; `None` when it was removed.
     pub to: Option<Name>,
-    /// Devices with releases up to this number were told to come back; `None` where that was not ordered.
+    /// Devices with releases up to this number were told to come back; `None` where that was not
+    /// ordered.
     pub downgrade_from: Option<u64>,
-    /// Whoever did it.
+    /// The token that moved it, or the origin.
     pub by: MoveBy,
 }
 
@@ -75,7 +76,8 @@ pub(super) async fn insert<'e>(
     .map(drop)
 }
 
-/// The highest number of a release that a channel has pointed to; `None` for a name that was never a channel.
+/// The highest number of a release that a channel has pointed to; `None` for a name that was never
+/// a channel.
 pub(super) async fn highest<'e>(
     on: impl Executor<'e, Database = Any>,
     product: &Name,

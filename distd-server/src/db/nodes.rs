@@ -14,15 +14,15 @@ pub struct NodeRow {
     pub public_key: Vec<u8>,
     /// `relay` or `leaf`.
     pub role: String,
-    /// What the operator calls it.
+    /// Name that operators see.
     pub label: String,
-    /// When it first enrolled.
+    /// Time of its first enrolment.
     pub enrolled: UnixSeconds,
     /// Serial number of its last certificate, hexadecimal.
     pub cert_serial: String,
     /// End of that certificate.
     pub cert_expires: UnixSeconds,
-    /// When it was revoked: gets no further certificate.
+    /// Time of its revocation: from then on it gets no certificate.
     pub revoked: Option<UnixSeconds>,
 }
 

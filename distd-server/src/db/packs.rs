@@ -8,11 +8,11 @@ use super::bulk::{LIST_MAX, padded, padded_len};
 use super::row::{Columns, signed};
 use super::{Db, DbError, UnixSeconds, UploadId, failed};
 
-/// A pack's row; never given twice.
+/// Number of a pack's row; no number is given twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PackId(pub u64);
 
-/// Whoever can read the indexes of packs.
+/// Reader of the indexes of packs.
 pub trait PackIndexes {
     /// The index of a pack; `None` once its upload is over.
     ///
@@ -41,11 +41,13 @@ pub(super) async fn read_index<'e>(
 }
 
 impl Db {
-    /// Records a pack that is durable in the object store, with the index of its chunks, as part of an upload, whose
-    /// end moves to `expires`. `None`, and nothing recorded, when the upload is not open: delete the object then.
+    /// Records a pack that is durable in the object store, with the index of its chunks, as part of
+    /// an upload, whose end moves to `expires`. `None`, and nothing recorded, when the upload is
+    /// not open: delete the object then.
     ///
-    /// Chunks get rows of their own only when they get ids. One row a chunk for an upload that may never be committed,
-    /// by hash and so all over the table, took a quarter of the origin's time in a push.
+    /// Chunks get rows of their own only when they get ids. One row a chunk for an upload that may
+    /// never be committed, by hash and so all over the table, took a quarter of the origin's time
+    /// in a push.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -60,7 +62,8 @@ impl Db {
     ) -> Result<Option<PackId>, DbError> {
         let what = "record the pack";
         let mut tx = self.begin_write().await?;
-        // Also locks the upload's row, so that an abort or commit comes before or after, never between.
+        // Also locks the upload's row, so that an abort or commit comes before or after, never
+        // between.
         let open = sqlx::query("UPDATE uploads SET expires = $1 WHERE id = $2 AND state = 'open'")
             .bind(expires)
             .bind(upload.to_string())
@@ -127,7 +130,7 @@ impl Db {
         Ok(found)
     }
 
-    /// Which of these objects are packs that the database knows.
+    /// Whether each of these objects is a pack that the database knows.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -171,7 +174,7 @@ impl Db {
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the packs"))
     }
 
-    /// Ids of the chunks that lie in a pack.
+    /// Ids of the chunks in a pack.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -184,7 +187,8 @@ impl Db {
             .map_err(failed("list the chunks of a pack"))
     }
 
-    /// Forgets a pack in which no chunk lies any more and that no upload has. `false` when one does.
+    /// Forgets a pack in which no chunk lies any more and that no upload has. Returns `false`
+    /// otherwise.
     ///
     /// # Errors
     /// [`DbError::Query`].

@@ -13,7 +13,7 @@ use super::{Db, DbError, Location, PackId, ReleaseRow, UnixSeconds, doomed, fail
 /// Rows of one listing.
 const ROWS_MAX: i64 = 1000;
 
-/// Where a patch set stands.
+/// State of a patch set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PatchSetState {
     /// Wait for its turn.
@@ -47,7 +47,7 @@ impl FromStr for PatchSetState {
     }
 }
 
-/// What a set starts from.
+/// Start of a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetKind {
     /// Another release.
@@ -56,7 +56,7 @@ pub enum SetKind {
     Solid,
 }
 
-/// Which set: those of equal bytes are one.
+/// Identity of a set: releases of equal bytes have one set.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PatchSetKey {
     /// The product.
@@ -68,7 +68,7 @@ pub struct PatchSetKey {
 }
 
 impl PatchSetKey {
-    /// What the set starts from.
+    /// Start of the set.
     pub fn kind(&self) -> SetKind {
         if self.from == ManifestId::NOTHING { SetKind::Solid } else { SetKind::Pair }
     }
@@ -77,25 +77,26 @@ impl PatchSetKey {
 /// One patch set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PatchSetRow {
-    /// Which.
+    /// The set.
     pub key: PatchSetKey,
     /// The version it starts from, as asked for first; `None` for a set that starts from nothing.
     pub from_version: Option<Name>,
     /// The version it leads to, as asked for first.
     pub to_version: Name,
-    /// Where it stands.
+    /// Its state.
     pub state: PatchSetState,
-    /// Manifest of the set; `None` until it is ready, and then too when no patch would save anything.
+    /// Manifest of the set; `None` until it is ready, and then too when no patch would save
+    /// anything.
     pub set: Option<ManifestId>,
     /// Length of the set, bytes.
     pub bytes: u64,
-    /// What its targets cost as chunks, bytes as stored.
+    /// Stored bytes of its targets as chunks.
     pub packed: u64,
-    /// How many patches it has.
+    /// Number of its patches.
     pub patches: u64,
-    /// Who asked: a token's label, or what the origin did.
+    /// Cause of the order: a token's label, or the origin's own step.
     pub requested_by: String,
-    /// Why it failed.
+    /// Cause of its failure.
     pub error: Option<String>,
     /// When it was asked for.
     pub created: UnixSeconds,
@@ -105,16 +106,16 @@ pub struct PatchSetRow {
     pub finished: Option<UnixSeconds>,
 }
 
-/// What came out of making a set.
+/// Result of making a set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MadeSet {
     /// Its manifest; `None` when no patch saves anything.
     pub set: Option<ManifestId>,
     /// Its length, bytes.
     pub bytes: u64,
-    /// What its targets cost as chunks, bytes as stored.
+    /// Stored bytes of its targets as chunks.
     pub packed: u64,
-    /// How many patches.
+    /// Number of patches.
     pub patches: u64,
 }
 
@@ -159,8 +160,9 @@ fn with_key<'q>(sql: String, key: &PatchSetKey) -> Query<'q> {
 }
 
 impl Db {
-    /// Queues the set between two releases of one product, or from nothing to one. A set that is there stays as it is, except a failed one,
-    /// which is tried again. Gives the row, and whether it was queued now.
+    /// Queues the set between two releases of one product, or from nothing to one. A set that is
+    /// there stays as it is, except a failed one, which is tried again. Returns the row, and
+    /// whether it was queued now.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -230,7 +232,7 @@ impl Db {
         Ok(taken.then_some(PatchSetRow { state: PatchSetState::Building, started: Some(now), ..row }))
     }
 
-    /// Puts sets whose making was cut off back into the queue. Gives how many.
+    /// Puts sets whose making was cut off back into the queue. Returns their number.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -328,7 +330,7 @@ impl Db {
         done.map(drop).map_err(failed("queue a patch set again"))
     }
 
-    /// How many sets wait or are being made.
+    /// Number of sets that wait or are being made.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -403,7 +405,8 @@ impl PatchSetTx {
         self.ids.relocate(chunks).await
     }
 
-    /// Makes the set ready and commits. `false`, and nothing changed, when it is not being made any more.
+    /// Makes the set ready and commits. `false`, and nothing changed, when it is not being made any
+    /// more.
     ///
     /// Its manifest must be durable in the object store before.
     ///

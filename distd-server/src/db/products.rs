@@ -13,7 +13,7 @@ use super::{Db, DbError, UnixSeconds, failed};
 pub struct ProductRow {
     /// Its name.
     pub name: Name,
-    /// How its releases are cut.
+    /// Cut parameters of its releases.
     pub cut: CutParams,
     /// When it was made.
     pub created: UnixSeconds,
@@ -31,7 +31,7 @@ fn read(row: &AnyRow) -> Result<ProductRow, sqlx::Error> {
 }
 
 /// The last number given to a release of a product, raised to `at_least`; `None` when there is no
-/// such product. Whoever asks has the product's row for itself until its transaction ends.
+/// such product. The caller's transaction has the product's row locked until it ends.
 pub(super) async fn last_sequence<'e>(
     on: impl Executor<'e, Database = Any>,
     product: &Name,
@@ -48,7 +48,8 @@ pub(super) async fn last_sequence<'e>(
     row.map(|row| row.number("last_sequence")).transpose()
 }
 
-/// Numbers of a second: enough that releases made one after the other do not run ahead of the clock.
+/// Numbers of a second: enough that releases made one after the other do not run ahead of the
+/// clock.
 const PER_SECOND: u64 = 1000;
 
 /// The first and the last number of the second `now`.
@@ -58,7 +59,7 @@ pub(super) fn numbers_of(now: UnixSeconds) -> (u64, u64) {
 }
 
 /// Numbers the next release of a product: by the unix time, or one more than the last where that is
-/// not above it. So the numbers go on growing when the database is lost or an older one comes back,
+/// not above it. So the numbers keep growing when the database is lost or an older one comes back,
 /// as long as the clock is not behind.
 pub(super) async fn next_sequence<'e>(
     on: impl Executor<'e, Database = Any>,
@@ -77,7 +78,8 @@ pub(super) async fn next_sequence<'e>(
 }
 
 impl Db {
-    /// Makes a product unless it is there; gives what is there afterwards, and whether it was made now.
+    /// Makes a product unless it is there; returns the product's row, and whether it was made
+    /// now.
     ///
     /// # Errors
     /// [`DbError::Query`].

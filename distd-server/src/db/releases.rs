@@ -32,7 +32,8 @@ pub struct ReleaseRow {
     pub created_by: String,
     /// When the TUF repository first listed it; `None` until then.
     pub published: Option<UnixSeconds>,
-    /// Its number among the product's releases: a later one has a higher one. 0 when that is not known.
+    /// Its number among the product's releases: a later one has a higher one. 0 when that is not
+    /// known.
     pub sequence: u64,
 }
 
@@ -221,7 +222,8 @@ impl Db {
             .map_err(failed("find the manifest"))
     }
 
-    /// Which of these manifests a release or a patch set names, in the order given: those may be served.
+    /// Whether a release or a patch set names each of these manifests, in the order given: a
+    /// manifest that is named may be served.
     ///
     /// # Errors
     /// [`DbError::Query`].

@@ -1,4 +1,4 @@
-//! Rows made again from the store: for a database that is lost, or older than its store.
+//! Rows made again from the store: for a database that is lost or older than its store.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +32,8 @@ impl Db {
             .map_err(failed("raise the chunk counter"))
     }
 
-    /// Inserts a release with packs and chunks that lack rows, all or nothing. The product is made when it is not there.
+    /// Inserts a release with packs and chunks that lack rows, all or nothing. The product is made
+    /// when it is not there.
     ///
     /// # Errors
     /// [`DbError::Query`].

@@ -3,7 +3,7 @@
 use sqlx::any::AnyRow;
 use sqlx::{Error, Row};
 
-/// A stored value outside the bounds of what we store.
+/// A stored value outside the bounds of values that distd stores.
 #[derive(Debug, thiserror::Error)]
 #[error("column {0} holds a value that distd never writes")]
 struct Impossible(&'static str);
@@ -74,7 +74,7 @@ impl Columns for AnyRow {
     }
 }
 
-/// For binding: SQL integers are signed; everything we count stays far below.
+/// For binding: SQL integers are signed; all counts of distd stay far below.
 pub(super) fn signed(n: u64) -> i64 {
     i64::try_from(n).expect("counts, lengths and ids stay below 2^63")
 }

@@ -44,7 +44,7 @@ impl FromStr for UploadId {
     }
 }
 
-/// Where an upload stands.
+/// State of an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UploadState {
     /// Takes chunks.
@@ -77,7 +77,7 @@ pub struct UploadRow {
     pub product: Name,
     /// The version it is to become.
     pub version: Name,
-    /// Where it stands.
+    /// Its state.
     pub state: UploadState,
     /// When it began.
     pub created: UnixSeconds,
@@ -100,7 +100,7 @@ pub struct OpenUpload {
     pub bytes: u64,
 }
 
-/// What became of beginning an upload.
+/// Result of beginning an upload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BeginUpload {
     /// It is open: new, or the one begun earlier for this version.
@@ -132,8 +132,9 @@ const UNCOMMITTED: &str = "SELECT CAST(COALESCE(SUM(packs.bytes), 0) AS BIGINT) 
                            ON packs.upload = uploads.id WHERE uploads.token = $1 AND uploads.state = 'open'";
 
 impl Db {
-    /// Opens an upload under `fresh`, or gives the open one that this token began for this version and moves its end to
-    /// `expires`. Of different tokens each has its own; the first that commits makes the release.
+    /// Opens an upload under `fresh`, or returns the open one that this token began for this
+    /// version and moves its end to `expires`. Of different tokens each has its own; the first that
+    /// commits makes the release.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -241,7 +242,7 @@ impl Db {
         row.number("bytes").map_err(failed(what))
     }
 
-    /// Open uploads whose time is over at `now`.
+    /// Open uploads that have expired at `now`.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -253,8 +254,9 @@ impl Db {
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list expired uploads"))
     }
 
-    /// Gives up an open upload: its packs leave the database. Gives the names of the pack objects, which are noted
-    /// as doomed, for the caller to delete, or `None` when the upload is not open.
+    /// Aborts an open upload: its packs leave the database. Returns the names of the pack
+    /// objects, which are noted as doomed, for the caller to delete, or `None` when the upload is
+    /// not open.
     ///
     /// With `expired_at`, only if it is still expired then: chunks that arrive meanwhile save it.
     ///

@@ -1,4 +1,5 @@
-//! Releases on their way out. docs/store.md, "Withdrawing", has the order and what each crash leaves.
+//! Releases that are being withdrawn. docs/store.md, "Withdrawing", has the order and what each
+//! crash leaves.
 
 use std::collections::BTreeSet;
 
@@ -13,10 +14,10 @@ use super::{Db, DbError, UnixSeconds, failed};
 
 const WHAT: &str = "withdraw the release";
 
-/// What became of marking a release.
+/// Result of marking a release.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Withdraw {
-    /// It is no release any more.
+    /// The release is marked and no longer counts as one.
     Marked(ReleaseRow),
     /// There is none.
     Unknown,
@@ -24,7 +25,8 @@ pub enum Withdraw {
     InUse(Vec<Name>),
 }
 
-/// The last step of a withdrawal under way; no commit runs meanwhile. Dropped, it leaves everything as it was.
+/// The last step of a withdrawal under way; no commit runs meanwhile. Dropped, it leaves everything
+/// as it was.
 #[derive(Debug)]
 pub struct WithdrawalTx {
     ids: IdTx,
@@ -32,7 +34,8 @@ pub struct WithdrawalTx {
 }
 
 impl Db {
-    /// Marks a release as withdrawn, unless a channel points to it. From then on no query finds it as a release.
+    /// Marks a release as withdrawn, unless a channel points to it. From then on no query finds it
+    /// as a release.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -72,7 +75,7 @@ impl Db {
         Ok(Withdraw::Marked(release))
     }
 
-    /// Releases that were marked and whose rows are there.
+    /// Releases that were marked and still have rows.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -96,7 +99,8 @@ impl Db {
 }
 
 impl WithdrawalTx {
-    /// Manifests that nothing names once this release is gone: its own, and those of its patch sets.
+    /// Manifests that nothing names once this release is gone: its own, and those of its patch
+    /// sets.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -138,8 +142,8 @@ impl WithdrawalTx {
         read.map_err(failed(WHAT))
     }
 
-    /// Deletes the release, its patch sets, these chunks, and the packs that nothing needs then. Gives the objects of those,
-    /// which are noted as doomed.
+    /// Deletes the release, its patch sets, these chunks, and the packs that nothing needs then.
+    /// Returns the objects of those packs, which are noted as doomed.
     ///
     /// # Errors
     /// [`DbError::Query`].

@@ -19,7 +19,8 @@ const RUNS_AT_ONCE: usize = 65_536;
 /// Most runs of a commit: 335 MB of them.
 const RUNS_MAX: usize = 1 << 23;
 
-/// Most chunks shorter than the smallest that the cut parameters allow: one for each region of an artifact.
+/// Most chunks shorter than the smallest that the cut parameters allow: one for each region of an
+/// artifact.
 const SHORT_CHUNKS_MAX: u64 = 1 << 20;
 
 /// One chunk of an artifact, as often as it follows itself: a hole of a gigabyte is one run.
@@ -29,16 +30,16 @@ pub struct Run {
     pub hash: ChunkHash,
     /// Its raw length, bytes.
     pub len: u32,
-    /// How often, at least 1.
+    /// Number of repetitions, at least 1.
     pub repeat: u32,
 }
 
-/// What a publisher says about an artifact whose chunks are uploaded.
+/// A publisher's statement about an artifact whose chunks are uploaded.
 #[derive(Clone, Debug)]
 pub struct CommitRequest {
     /// File or tree.
     pub kind: Kind,
-    /// How it was cut.
+    /// Cut parameters.
     pub cut: CutParams,
     /// Its chunks in artifact order.
     pub runs: Vec<Run>,
@@ -59,7 +60,7 @@ pub struct Prepared {
     heals: bool,
 }
 
-/// What the manifest of a commit takes in the store at most, bytes, roughly.
+/// Approximate upper bound of the bytes that the manifest of a commit takes in the store.
 fn manifest_bytes(request: &CommitRequest) -> u64 {
     request.runs.iter().map(|run| u64::from(run.repeat)).sum::<u64>().saturating_mul(48)
 }
@@ -85,7 +86,8 @@ impl CommitRequest {
         if self.bytes == 0 {
             return bad("the artifact is empty, which is no release anyone wants");
         }
-        // Each region ends with a chunk that may be shorter than the smallest: a file of a tree, a member of an archive.
+        // Each region ends with a chunk that may be shorter than the smallest: a file of a tree, a
+        // member of an archive.
         let chunks = self.runs.iter().fold(0u64, |sum, run| sum.saturating_add(run.repeat.into()));
         if self.runs.len() > RUNS_MAX || chunks > self.bytes / u64::from(self.cut.min()) + SHORT_CHUNKS_MAX {
             return bad("there are more chunks than the cut parameters make of so many bytes");
@@ -95,7 +97,8 @@ impl CommitRequest {
             if run.repeat == 0 || run.len == 0 || run.len > self.cut.max() {
                 return bad("a chunk is empty, or longer than the cut parameters allow");
             }
-            // Both are below 2^32, so the product fits; the bound below keeps the sum from overflowing.
+            // Both are below 2^32, so the product fits; the bound below keeps the sum from
+            // overflowing.
             sum = sum.saturating_add(u64::from(run.len) * u64::from(run.repeat));
         }
         if sum != self.bytes || sum > ARTIFACT_BYTES_MAX {
@@ -116,14 +119,17 @@ impl CommitRequest {
 }
 
 impl Ingest {
-    /// Makes a release of an upload whose chunks are all there. The whole artifact is read back and its hash
-    /// compared; then ids, rows, manifest and release come into being together or not at all.
+    /// Makes a release of an upload whose chunks are all there. The whole artifact is read back and
+    /// its hash compared; then ids, rows, manifest and release come into being together or not at
+    /// all.
     ///
-    /// A version that was released with the same bytes is found again, whether or not the upload is still open, so a
-    /// commit whose answer got lost can be repeated. Publish [`CommitResult::root`] afterwards, in either case.
+    /// A version that was released with the same bytes is found again, whether or not the upload is
+    /// still open, so a commit whose answer got lost can be repeated. Publish
+    /// [`CommitResult::root`] afterwards, in either case.
     ///
     /// # Errors
-    /// [`IngestError`]. The upload stays open, except when it was over before or the version is taken.
+    /// [`IngestError`]. The upload stays open, except when it was over before or the version is
+    /// taken.
     pub async fn commit(
         &self,
         upload: &UploadId,
@@ -136,8 +142,9 @@ impl Ingest {
         self.finish(prepared, by, now).await
     }
 
-    /// The first part of a [`commit`](Self::commit), which changes nothing but in the end of a version that is taken, and may
-    /// be dropped: checks the list and reads the whole artifact back.
+    /// The first part of a [`commit`](Self::commit), which changes nothing but in the end of a
+    /// version that is taken, and may be dropped: checks the list and reads the whole artifact
+    /// back.
     ///
     /// # Errors
     /// As [`commit`](Self::commit).
@@ -198,7 +205,8 @@ impl Ingest {
         let CommitRequest { kind, cut, mut runs, blake3, .. } = request;
         let mut builder = Builder::new(cut, kind);
         let mut healed = 0;
-        // The list is given back while the manifest grows: of a large artifact they are the largest things in memory.
+        // The list is given back while the manifest grows: of a large artifact they are the largest
+        // things in memory.
         runs.reverse();
         while !runs.is_empty() {
             let mut batch = runs.split_off(runs.len().saturating_sub(RUNS_AT_ONCE));
@@ -249,7 +257,7 @@ impl Ingest {
         Ok(CommitResult { manifest: release.manifest, root, already_existed, new_chunks, release })
     }
 
-    /// Points chunks that lie in lost packs to where the upload has them. Gives how many.
+    /// Moves the rows of chunks in lost packs to the packs of the upload. Returns their number.
     async fn relocate(
         &self,
         tx: &mut CommitTx,
@@ -274,7 +282,8 @@ impl Ingest {
         Ok(moved.len())
     }
 
-    /// The version is released: the same bytes are found, others refused. Either way the upload has no use any more.
+    /// The version is released: the same bytes are found, others refused. Either way the upload has
+    /// no use any more.
     async fn found(
         &self,
         upload: &UploadRow,

@@ -1,4 +1,4 @@
-//! Space of packs that are mostly unused comes back: their chunks move to new packs.
+//! Compaction: chunks move out of packs that are mostly unused, whose space is freed then.
 //!
 //! docs/store.md, "Compaction", has the order of writes and what each crash leaves.
 
@@ -14,10 +14,10 @@ use crate::store::pack::{PackWriter, object_name};
 use crate::store::{ReadError, StoreError};
 
 /// A pack is emptied when less than one in so many of its bytes is used: at that share a byte
-/// copied gives back one.
+/// copied frees one.
 const USED_SHARE: u64 = 2;
 
-/// How long the object of an emptied pack stays, seconds: a reader that looked a chunk up before
+/// Time that the object of an emptied pack stays, seconds: a reader that looked a chunk up before
 /// finds it there. Making a patch set keeps places for hours, a backup of the store compares with
 /// rows as long as it copies.
 pub const EMPTIED_SECONDS: i64 = 24 * 3600;
@@ -52,7 +52,7 @@ impl Compaction {
     pub(super) fn new(enabled: bool) -> Self {
         Self {
             enabled,
-            // After a start nobody knows what earlier runs left.
+            // The leftovers of earlier runs are not known after a start.
             due: AtomicBool::new(true),
             packs: AtomicU64::new(0),
             copied_bytes: AtomicU64::new(0),
@@ -248,7 +248,7 @@ impl Ingest {
         Ok(moved)
     }
 
-    /// The last step: packs without chunks go when nobody can be reading them.
+    /// The last step: packs without chunks go when no reader can need them.
     async fn delete_emptied(&self, now: UnixSeconds) -> Result<u64, IngestError> {
         let (objects, bytes) = self.db.forget_emptied(now - EMPTIED_SECONDS).await?;
         self.delete_all(&objects).await?;
@@ -485,6 +485,24 @@ mod tests {
             let (after, packs) = (world.pack_bytes().await, world.packs().await.len());
             assert!(packs == 2 && after < 6 * (256 << 10) && before > 21 * (256 << 10), "{step}: {after}");
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn chunks_of_a_new_pack_that_is_lost_are_found_in_the_pack_that_was_emptied() {
+        let world = World::new().await;
+        let (two, _) = sparse(&world).await;
+        let before: Vec<_> = world.packs().await.into_iter().map(|(name, _)| name).collect();
+        assert_eq!(world.ingest.compact(NOW).await.expect("compacts").chunks, 3);
+        let packs = world.packs().await;
+        let new = packs.iter().find(|(name, _)| !before.contains(name)).expect("a new pack");
+        world.ingest.store.delete(&new.0).await.expect("lost");
+        assert_eq!(world.ingest.find_lost_chunks(NOW).await.expect("looks"), 3);
+        world.is_whole(&world.chunks(), &two).await;
+        // The pack is in use again, and is not deleted after its day.
+        assert_eq!(world.ingest.db.emptied_bytes().await.expect("a sum"), 0);
+        world.ingest.compact(DELETED).await.expect("compacts");
+        world.ingest.compact(DELETED + EMPTIED_SECONDS).await.expect("compacts");
+        world.is_whole(&world.chunks(), &two).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -21,18 +21,18 @@ use super::{ChunkSink, Ingest, IngestError};
 use crate::db::UnixSeconds;
 use crate::publisher::Publisher;
 
-/// Batches of 4 MiB waiting for the next stage, and as many again being compressed. With those in the hands of a
-/// thread six exist, 24 MiB; two keep two cores busy.
+/// Batches of 4 MiB waiting for the next stage, and as many again being compressed. With those in
+/// the hands of a thread six exist, 24 MiB; two keep two cores busy.
 const BATCHES_MAX: usize = 2;
 
-/// What to make of a file.
+/// Request to make a release of a file.
 #[derive(Clone, Debug)]
 pub struct FileRequest {
     /// The product.
     pub product: Name,
     /// The version to make.
     pub version: Name,
-    /// How to cut it.
+    /// Cut parameters.
     pub cut: CutParams,
     /// Its publisher.
     pub by: Publisher,
@@ -49,7 +49,7 @@ impl FileHandle {
     /// Opens a file or block device.
     ///
     /// # Errors
-    /// What opening and measuring it reports.
+    /// Errors of opening the file and reading its length.
     pub fn open(path: &Path) -> io::Result<Self> {
         Self::of(File::open(path)?)
     }
@@ -82,8 +82,8 @@ struct Hashed {
 }
 
 impl Ingest {
-    /// Cuts a file, stores what is new and makes the release: the same manifest id as when the command
-    /// line cuts it. An error leaves no release, and what was stored for it is given back.
+    /// Cuts a file, stores what is new and makes the release: the same manifest id as when the
+    /// command line cuts it. An error leaves no release, and what was stored for it is given back.
     ///
     /// # Errors
     /// [`IngestError`].
@@ -119,7 +119,8 @@ impl Ingest {
         }
     }
 
-    /// Three stages: one thread reads, cuts and hashes the whole; others hash chunks; others compress what is new.
+    /// Three stages: one thread reads, cuts and hashes the whole; others hash chunks; others
+    /// compress what is new.
     async fn cut_into(
         &self,
         mut sink: ChunkSink,
@@ -127,12 +128,13 @@ impl Ingest {
         cut: CutParams,
     ) -> Result<CommitRequest, IngestError> {
         let (tx, mut rx) = mpsc::channel::<JoinHandle<Hashed>>(1);
-        // Buffers go round: freed by one thread and allocated by another they cost twice the memory.
+        // Buffers go round: freed by one thread and allocated by another they cost twice the
+        // memory.
         let (used_tx, used_rx) = std::sync::mpsc::channel::<Vec<u8>>();
         let cutter = spawn_blocking(move || cut_file(&file, cut, &tx, &used_rx));
         let mut runs: Vec<Run> = Vec::new();
         let mut packing = VecDeque::new();
-        // What is being compressed and not in the sink's pack yet.
+        // Chunks that are being compressed and are not in the sink's pack yet.
         let mut sent: BTreeSet<ChunkHash> = BTreeSet::new();
         while let Some(hashed) = rx.recv().await {
             let Hashed { batch, hashes } = hashed.await.expect("hashing does not panic");
@@ -171,8 +173,8 @@ impl Ingest {
 
 type Packing = VecDeque<JoinHandle<Vec<(ChunkHash, PackedChunk)>>>;
 
-/// Compresses the chunks that are wanted, into one allocation: thousands of small ones, kept until their pack is
-/// stored, would leave holes all over the heap.
+/// Compresses the chunks that are wanted, into one allocation: thousands of small ones, kept until
+/// their pack is stored, would leave holes all over the heap.
 fn pack_wanted(
     batch: &Batch,
     hashes: &[ChunkHash],
@@ -208,7 +210,7 @@ async fn append(
     sink.append(chunks).await
 }
 
-/// Reads a file once, in order: sends its batches and gives the hash and length of the whole.
+/// Reads a file once, in order: sends its batches and returns the hash and length of the whole.
 fn cut_file(
     file: &FileHandle,
     cut: CutParams,

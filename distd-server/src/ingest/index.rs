@@ -1,4 +1,5 @@
-//! What open uploads hold: for each chunk its pack, in memory, made again from the packs' indexes when needed.
+//! Chunks of open uploads: the pack of each chunk, in memory, rebuilt from the packs' indexes when
+//! needed.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,14 +12,16 @@ use super::losses::Losses;
 use crate::db::{Db, Location, PackId, PackIndexes, UploadId};
 use crate::store::pack::{PackEntry, parse_index};
 
-/// Uploads remembered. Others are read again from the database when they go on, some milliseconds for each GB.
+/// Uploads remembered. Others are read again from the database when they continue, some
+/// milliseconds for each GB.
 const UPLOADS_MAX: usize = 4;
 
-/// Entries kept whole. A chunk is looked for where the one before it was found, so a few packs' worth do.
+/// Entries kept whole. A chunk is looked for where the one before it was found, so a few packs'
+/// worth do.
 const ENTRIES_MAX: usize = 32_768;
 
-/// Bytes of a hash that a chunk is found by. Collisions of 128 bits can be made with 2^64 work, by a publisher and
-/// against that publisher's own upload; then the commit misses a chunk and fails.
+/// Bytes of a hash that a chunk is found by. Collisions of 128 bits can be made with 2^64 work, by
+/// a publisher and against that publisher's own upload; then the commit misses a chunk and fails.
 const KEY_BYTES: usize = 16;
 
 /// Indexes of the uploads that were used last.
@@ -31,7 +34,8 @@ pub(super) struct UploadIndexes {
 
 /// An index in use.
 ///
-/// Lock it before taking a connection, never while holding one: whoever has an index may wait for a connection.
+/// Lock it before taking a connection, never while holding one: the holder of an index may wait for
+/// a connection.
 pub(super) type LockedIndex = OwnedMutexGuard<UploadIndex>;
 
 impl UploadIndexes {
@@ -40,7 +44,8 @@ impl UploadIndexes {
         Self { losses, ..Self::default() }
     }
 
-    /// The index of an upload, with every pack that was recorded before it was last [refreshed](UploadIndex::refresh).
+    /// The index of an upload, with every pack that was recorded before it was last
+    /// [refreshed](UploadIndex::refresh).
     ///
     /// # Errors
     /// As [`UploadIndex::refresh`].
@@ -66,7 +71,7 @@ impl UploadIndexes {
         index
     }
 
-    /// Gives the memory of an upload that is over back.
+    /// Frees the memory of an upload that is over.
     pub(super) fn forget(&self, upload: &UploadId) {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner).retain(|(id, _)| id != upload);
     }
@@ -90,7 +95,8 @@ fn key(hash: &ChunkHash) -> [u8; KEY_BYTES] {
 }
 
 impl UploadIndex {
-    /// Learns of packs that were recorded elsewhere: before a restart, or by another replica. Lost ones are left out.
+    /// Learns of packs that were recorded elsewhere: before a restart, or by another replica. Lost
+    /// ones are left out.
     ///
     /// # Errors
     /// [`IngestError::Db`], [`IngestError::DamagedIndex`].
@@ -132,7 +138,7 @@ impl UploadIndex {
         self.chunks.contains_key(&key(hash))
     }
 
-    /// Where the chunk lies; `None` when the upload does not have it.
+    /// Place of the chunk; `None` when the upload does not have it.
     ///
     /// # Errors
     /// [`IngestError::Db`], [`IngestError::DamagedIndex`], [`IngestError::UploadOver`].

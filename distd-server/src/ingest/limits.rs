@@ -1,10 +1,10 @@
-//! What publishers may take: sizes, quotas, and the part of the disk that is not for them.
+//! Limits of publishers: sizes, quotas, and the part of the disk that is reserved.
 
 use std::path::{Path, PathBuf};
 
 use super::{Ingest, IngestError};
 
-/// What publishers may take.
+/// Limits of publishers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IngestLimits {
     /// Longest artifact, bytes: what a commit may make the origin hash.
@@ -24,11 +24,11 @@ impl Default for IngestLimits {
 /// Part of a disk, one in so many bytes, that publishers and patches leave free.
 const RESERVE_SHARE: u64 = 20;
 
-/// What they leave free at most, bytes: renewals of certificates and metadata for months.
+/// Largest reserve of the disk, bytes: enough for months of renewed certificates and metadata.
 const RESERVE_BYTES_MAX: u64 = 1 << 30;
 
-/// Bytes of a disk that are free, less the reserve: a twentieth of it or 1 GiB, what is less. A system that does not say
-/// is taken to have enough.
+/// Bytes of a disk that are free, less the reserve: a twentieth of it or 1 GiB, what is less. A
+/// system that does not say is taken to have enough.
 fn room(directory: &Path) -> u64 {
     match rustix::fs::statvfs(directory) {
         Ok(stat) => {
@@ -78,7 +78,8 @@ impl Ingest {
         Ok(())
     }
 
-    /// Refuses an upload of so many bytes, announced before its first chunk, that could not become a release.
+    /// Refuses an upload of so many bytes, announced before its first chunk, that could not become
+    /// a release.
     ///
     /// # Errors
     /// [`IngestError::TooLarge`].

@@ -1,4 +1,5 @@
-//! Packs and manifests that rows name and the store does not have: found at start, healed by pushing the same bytes.
+//! Packs and manifests that rows name and the store does not have: found at start, repaired by
+//! pushing the same bytes.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{PoisonError, RwLock};
@@ -10,7 +11,7 @@ use futures::TryStreamExt;
 use super::{Ingest, IngestError, manifest_object};
 use crate::db::{PackId, PatchSetKey};
 
-/// What is known to be lost. Empty as long as nothing went wrong with the store.
+/// Objects that are known to be lost. Empty as long as nothing went wrong with the store.
 #[derive(Debug, Default)]
 pub(super) struct Losses(RwLock<Known>);
 
@@ -31,6 +32,11 @@ impl Losses {
         !self.known().packs.is_empty()
     }
 
+    /// The packs that are lost.
+    pub(super) fn packs(&self) -> HashSet<PackId> {
+        self.known().packs.clone()
+    }
+
     /// Whether nothing is lost: then nothing needs to be looked up.
     pub(super) fn is_empty(&self) -> bool {
         let known = self.known();
@@ -48,7 +54,7 @@ impl Losses {
     }
 }
 
-/// What a look at the store found missing.
+/// Objects that a look at the store found missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LossReport {
     /// Objects of packs that are not there, or have another length than their rows say.
@@ -69,8 +75,8 @@ impl LossReport {
 }
 
 impl Ingest {
-    /// Compares the rows of packs and manifests with a listing of the store, and remembers what is missing: its chunks
-    /// count as not known, so a publisher that has them sends them again.
+    /// Compares the rows of packs and manifests with a listing of the store, and remembers what is
+    /// missing: its chunks count as not known, so a publisher that has them sends them again.
     ///
     /// # Errors
     /// [`IngestError::Db`], [`IngestError::Store`].
@@ -114,7 +120,8 @@ impl Ingest {
         Ok(report)
     }
 
-    /// Whether a manifest names one of these chunks. One that cannot be read needs to be pushed again as well.
+    /// Whether a manifest names one of these chunks. One that cannot be read needs to be pushed
+    /// again as well.
     async fn needs(&self, manifest: &ManifestId, chunks: &HashSet<ChunkId>) -> Result<bool, IngestError> {
         match self.manifest(manifest).await {
             Ok(manifest) => Ok(manifest.entries().any(|at| chunks.contains(&at.entry.id))),
@@ -133,7 +140,8 @@ impl Ingest {
         self.losses.has_pack(pack)
     }
 
-    /// After chunks were moved out of lost packs: forgets the packs that nothing needs any more and looks again.
+    /// After chunks were moved out of lost packs: forgets the packs that nothing needs any more and
+    /// looks again.
     pub(super) async fn look_again(&self) -> Result<(), IngestError> {
         let packs: Vec<PackId> = self.losses.known().packs.iter().copied().collect();
         for pack in packs {

@@ -1,12 +1,14 @@
 //! Ingest: uploads of chunks or of whole files, and the commit that makes a release of one.
 //!
-//! Both ways in end in the same rows, the same packs and the same manifest id. A chunk is acknowledged when the
-//! pack that holds it is durable and recorded, so what was acknowledged is never sent again, whatever dies.
-//! docs/store.md, "Ingest", has the order of writes and what each crash leaves.
+//! Both ways in end in the same rows, the same packs and the same manifest id. A chunk is
+//! acknowledged when the pack that holds it is durable and recorded, so an acknowledged chunk is
+//! never sent again, whichever process dies. docs/store.md, "Ingest", has the order of writes and
+//! what each crash leaves.
 
 mod commit;
 mod compact;
 mod file;
+mod found;
 mod index;
 mod limits;
 mod losses;
@@ -41,15 +43,15 @@ use crate::publisher::Publisher;
 use crate::store::pack::PackError;
 use crate::store::{PackReader, ReadError, Store, StoreError};
 
-/// An upload that gets no chunk for this long is given up, seconds: a day, for a publisher whose machine goes home
-/// with them.
+/// An upload that gets no chunk for this long is given up, seconds: a day, for a publisher whose
+/// machine goes home with them.
 pub const UPLOAD_SECONDS: i64 = 24 * 3600;
 
-/// Packs being filled at once. Each holds up to 17 MiB and as much again on its way through the verifiers, so this
-/// bounds ingest to about 100 MiB.
+/// Packs being filled at once. Each holds up to 17 MiB and as much again on its way through the
+/// verifiers, so this bounds ingest to about 100 MiB.
 const SINKS_MAX: usize = 3;
 
-/// Why ingest refused or failed.
+/// Error of ingest.
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError {
     /// There is no such product.
@@ -85,7 +87,7 @@ pub enum IngestError {
     #[error("the disk is full but for the reserve that renewals and signed metadata need")]
     NoRoom,
     /// A tree that no device would take.
-    #[error("the tree's listing is not what a device takes")]
+    #[error("a device would refuse the tree's listing")]
     BadTree(#[source] distd_core::tree::DecodeListingError),
     /// A chunk's lengths are outside the bounds.
     #[error("chunk number {index} has a length out of bounds: 1 to 1048576 bytes, stored no longer than raw")]
@@ -98,7 +100,7 @@ pub enum IngestError {
     BadChunk {
         /// Its place in the batch, from 0.
         index: u64,
-        /// What is wrong, naming the hash.
+        /// The fault, with the hash.
         #[source]
         cause: UnpackError,
     },
@@ -113,9 +115,9 @@ pub enum IngestError {
         "the chunks make an artifact with BLAKE3 {actual}, not {expected}: did the file change while it was pushed?"
     )]
     WrongArtifact {
-        /// What the publisher said.
+        /// The publisher's hash.
         expected: ArtifactHash,
-        /// What the chunks make.
+        /// The hash of the chunks.
         actual: ArtifactHash,
     },
     /// The version exists with other bytes.
@@ -138,7 +140,7 @@ pub enum IngestError {
     DamagedIndex {
         /// The pack.
         pack: PackId,
-        /// What is wrong.
+        /// The fault.
         #[source]
         cause: PackError,
     },
@@ -157,9 +159,9 @@ pub enum IngestError {
     SweepTooLarge {
         /// `packs` or `manifests`.
         kind: &'static str,
-        /// How many no row names.
+        /// Number of objects that no row names.
         orphans: usize,
-        /// How many there are.
+        /// Number of all objects.
         total: usize,
     },
     /// A damaged release was pushed again, cut in another way.
@@ -202,7 +204,8 @@ pub struct Ingest {
 }
 
 impl Ingest {
-    /// Ingest into a database and a store. Files that the origin cuts are compressed at the default level.
+    /// Ingest into a database and a store. Files that the origin cuts are compressed at the default
+    /// level.
     pub fn new(db: Db, store: Store) -> Self {
         let losses = Arc::<Losses>::default();
         Self {
@@ -228,8 +231,8 @@ impl Ingest {
         self
     }
 
-    /// Begins an upload, or goes on with the open one that this publisher began for this version: the chunks it has need
-    /// not come again. It ends [`UPLOAD_SECONDS`] after its last chunk.
+    /// Begins an upload, or continues the open one that this publisher began for this version: the
+    /// chunks it has need not be sent again. It ends [`UPLOAD_SECONDS`] after its last chunk.
     ///
     /// # Errors
     /// [`IngestError::UnknownProduct`], [`IngestError::TooManyUploads`], [`IngestError::Db`].
@@ -278,8 +281,8 @@ impl Ingest {
         }
     }
 
-    /// Indexes of the hashes that no release of the publisher's products and not this upload has, ascending: these chunks
-    /// must be sent.
+    /// Indexes of the hashes that no release of the publisher's products and not this upload has,
+    /// ascending: these chunks must be sent.
     ///
     /// # Errors
     /// As [`open_upload`](Self::open_upload).
@@ -304,7 +307,7 @@ impl Ingest {
         Ok((0u32..).zip(hashes.iter().zip(&released)).filter(|(_, h)| missing(*h)).map(|(n, _)| n).collect())
     }
 
-    /// Where those chunks lie that some release has and the store did not lose. In the order given.
+    /// Places of the chunks that a release has and the store did not lose. In the order given.
     async fn released(&self, hashes: &[ChunkHash]) -> Result<Vec<Option<(ChunkId, Location)>>, DbError> {
         let mut found = self.db.places(hashes).await?;
         if !self.losses.is_empty() {
@@ -315,7 +318,7 @@ impl Ingest {
         Ok(found)
     }
 
-    /// Where chunks lie, in this upload or in a release. In the order given.
+    /// Places of chunks, in this upload or in a release. In the order given.
     async fn locate(
         &self,
         upload: &UploadId,
@@ -336,13 +339,14 @@ impl Ingest {
         Ok(found)
     }
 
-    /// Takes a batch of chunks. When it returns all of them are durable. Gives how many were new.
+    /// Takes a batch of chunks. When it returns all of them are durable. Returns the number of new
+    /// ones.
     ///
     /// Send about 16 MiB at once: each batch becomes at least one pack.
     ///
     /// # Errors
-    /// [`IngestError::BadChunk`] and [`IngestError::ChunkBounds`] name the chunk; packs that were full before it are
-    /// kept, so ask what is [`missing`](Self::missing).
+    /// [`IngestError::BadChunk`] and [`IngestError::ChunkBounds`] name the chunk; packs that were
+    /// full before it are kept, so ask what is [`missing`](Self::missing).
     pub async fn put_chunks(
         &self,
         upload: &UploadId,
@@ -356,11 +360,11 @@ impl Ingest {
         sink.finish().await
     }
 
-    /// Gives an upload up: no release, and the space of its packs comes back.
+    /// Aborts an upload: it makes no release, and the space of its packs is freed.
     ///
     /// # Errors
-    /// As [`open_upload`](Self::open_upload), and [`IngestError::Store`] when a pack could not be deleted; the
-    /// sweep at the next start deletes it then.
+    /// As [`open_upload`](Self::open_upload), and [`IngestError::Store`] when a pack could not be
+    /// deleted; the sweep at the next start deletes it then.
     pub async fn abort(&self, upload: &UploadId) -> Result<(), IngestError> {
         match self.db.abort_upload(upload, None).await? {
             Some(objects) => {
@@ -374,7 +378,7 @@ impl Ingest {
     /// Deletes objects that the database has noted as doomed.
     ///
     /// # Errors
-    /// [`IngestError::Db`], [`IngestError::Store`]; the next sweep goes on.
+    /// [`IngestError::Db`], [`IngestError::Store`]; the next sweep continues.
     pub(crate) async fn delete_all(&self, objects: &[String]) -> Result<(), IngestError> {
         for object in objects {
             self.store.delete(object).await?;

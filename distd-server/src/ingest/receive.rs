@@ -14,7 +14,8 @@ use super::{Ingest, IngestError, UPLOAD_SECONDS, random};
 use crate::db::{UnixSeconds, UploadId, UploadRow};
 use crate::store::pack::{PackWriter, object_name};
 
-/// Raw bytes verified in one go: some milliseconds of work, so that handing it to another thread costs nothing.
+/// Raw bytes verified in one go: some milliseconds of work, so that handing it to another thread
+/// costs nothing.
 const BATCH_BYTES: usize = 4 << 20;
 
 /// Batches being verified at once: one per core of a small machine, and one that is waited for.
@@ -37,8 +38,8 @@ type Verified = Result<Vec<(ChunkHash, PackedChunk)>, IngestError>;
 
 /// Takes the chunks of one upload, in any number, within bounded memory.
 ///
-/// There are only a few sinks at once, so a caller that reads from the network must have a time limit on that.
-/// Dropped before [`finish`](Self::finish), what is not in a full pack is forgotten.
+/// There are only a few sinks at once, so a caller that reads from the network must have a time
+/// limit on that. Dropped before [`finish`](Self::finish), what is not in a full pack is forgotten.
 #[derive(Debug)]
 pub struct ChunkSink {
     ingest: Ingest,
@@ -88,7 +89,8 @@ impl ChunkSink {
     /// Takes one chunk. Errors may be about an earlier one: it is verified later, beside others.
     ///
     /// # Errors
-    /// [`IngestError::ChunkBounds`], [`IngestError::BadChunk`], and what storing a pack may fail with.
+    /// [`IngestError::ChunkBounds`], [`IngestError::BadChunk`], and what storing a pack may fail
+    /// with.
     pub async fn push(&mut self, chunk: IncomingChunk) -> Result<(), IngestError> {
         let raw_len = chunk.raw_len as usize;
         if raw_len == 0 || raw_len > CHUNK_BYTES_MAX || chunk.bytes.is_empty() || chunk.bytes.len() > raw_len
@@ -107,7 +109,8 @@ impl ChunkSink {
         Ok(())
     }
 
-    /// Ends the batch: when this returns every chunk pushed is durable. Gives how many were new.
+    /// Ends the batch: when this returns every chunk pushed is durable. Returns the number of new
+    /// ones.
     ///
     /// # Errors
     /// As [`push`](Self::push).
@@ -122,7 +125,7 @@ impl ChunkSink {
         Ok(self.new)
     }
 
-    /// Which of the hashes must come: neither durable nor in the pack being filled.
+    /// Hashes whose chunks must be sent: they are neither durable nor in the pack being filled.
     pub(super) async fn wanted(&self, hashes: &[ChunkHash]) -> Result<Vec<bool>, IngestError> {
         let released = self.ingest.released_to(&self.seen, hashes).await?;
         let index = self.ingest.indexes.lock(&self.ingest.db, &self.upload).await?;

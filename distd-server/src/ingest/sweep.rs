@@ -1,4 +1,4 @@
-//! What interrupted work left behind: expired uploads, and objects that no row names.
+//! Leftovers of interrupted work: expired uploads, and objects that no row names.
 
 use distd_core::ManifestId;
 use futures::TryStreamExt;
@@ -6,8 +6,8 @@ use futures::TryStreamExt;
 use super::{Ingest, IngestError, manifest_object};
 use crate::db::UnixSeconds;
 
-/// Objects without a row are another replica's work under way until they are this old, seconds. A pack is recorded
-/// seconds after it was stored.
+/// Objects without a row are another replica's work under way until they are this old, seconds. A
+/// pack is recorded seconds after it was stored.
 const ORPHAN_SECONDS: i64 = 24 * 3600;
 
 /// Ended uploads are remembered this long, seconds, to answer a late commit: a week.
@@ -16,26 +16,26 @@ const REMEMBER_SECONDS: i64 = 7 * 24 * 3600;
 /// Names asked about in one query.
 const NAMES_AT_ONCE: usize = 1000;
 
-/// Objects of a kind that may be swept whatever share they are: packs that sinks had put when the process ended, a
-/// manifest or two.
+/// Objects of a kind that may be swept whatever share they are: packs that sinks had put when the
+/// process ended, a manifest or two.
 const ORPHANS_FREE: usize = 8;
 
 /// One in so many objects of a kind may be swept.
 const ORPHANS_SHARE: usize = 10;
 
-/// Who else may be writing.
+/// Other processes that may be writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SweepScope {
-    /// Nobody: the database and the store are this machine's and this process has just started.
+    /// None: the database and the store are this machine's and this process has just started.
     Alone,
     /// Other replicas: only what is a day old is an orphan.
     Shared,
 }
 
-/// What a sweep removed.
+/// Result of a sweep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Uploads given up.
+    /// Uploads that expired.
     pub uploads: u64,
     /// Packs that no row named, or that were noted as doomed.
     pub packs: u64,
@@ -51,7 +51,7 @@ impl Ingest {
         if self.db.is_local() && self.store.is_local() { SweepScope::Alone } else { SweepScope::Shared }
     }
 
-    /// Gives up every upload whose time is over. Call it hourly.
+    /// Aborts every upload that has expired. Call it hourly.
     ///
     /// # Errors
     /// [`IngestError::Db`], [`IngestError::Store`]; what is left is done next time.
@@ -70,18 +70,19 @@ impl Ingest {
 
     /// Removes what crashes left behind. Call it at start, and daily with [`SweepScope::Shared`].
     ///
-    /// Objects that the database noted as doomed go. Of others that no row names, no more than eight or a tenth of
-    /// all go without a person's word: more is no crash, but a database of another time or place.
+    /// Objects that the database noted as doomed go. Of others that no row names, no more than
+    /// eight or a tenth of all are deleted without an operator's order: so many objects come from
+    /// no crash, but from a database of another time or place.
     ///
     /// # Errors
-    /// [`IngestError::SweepTooLarge`], and nothing but doomed objects was deleted; [`IngestError::Db`],
-    /// [`IngestError::Store`]; what is left is done next time.
+    /// [`IngestError::SweepTooLarge`], and nothing but doomed objects was deleted;
+    /// [`IngestError::Db`], [`IngestError::Store`]; what is left is done next time.
     pub async fn sweep_orphans(&self, scope: SweepScope, now: UnixSeconds) -> Result<Swept, IngestError> {
         self.sweep(scope, now, false).await
     }
 
-    /// As [`sweep_orphans`](Self::sweep_orphans), however much there is: a person has said so.
-    /// While nobody else writes.
+    /// As [`sweep_orphans`](Self::sweep_orphans), however much there is, on an operator's order.
+    /// No other process may write meanwhile.
     ///
     /// # Errors
     /// [`IngestError::Db`], [`IngestError::Store`].
@@ -90,7 +91,7 @@ impl Ingest {
     }
 
     async fn sweep(&self, scope: SweepScope, now: UnixSeconds, all: bool) -> Result<Swept, IngestError> {
-        // Uploads that sent more than they committed, too, leave packs that are partly used.
+        // Uploads that sent more than they committed leave packs that are partly used, too.
         self.compaction.wake();
         let mut swept = Swept { uploads: self.expire(now).await?, ..Swept::default() };
         let modified_max = match scope {
@@ -130,7 +131,8 @@ impl Ingest {
         Ok(swept)
     }
 
-    /// Deletes those of the manifests that nothing names, while no commit runs. Gives how many.
+    /// Deletes those of the manifests that nothing names, while no commit runs. Returns their
+    /// number.
     ///
     /// # Errors
     /// [`IngestError::Db`], [`IngestError::Store`].
@@ -144,7 +146,8 @@ impl Ingest {
         Ok(deleted)
     }
 
-    /// What of `packs` or `manifests` is in the store and in no row, as far as it was put at `modified_max` or before.
+    /// Objects among `packs` or `manifests` that no row names and that were put at `modified_max`
+    /// or before.
     ///
     /// # Errors
     /// [`IngestError::Db`], [`IngestError::Store`].
@@ -185,7 +188,7 @@ pub struct Orphans {
     kind: &'static str,
     /// Their names.
     pub names: Vec<String>,
-    /// How many objects of this kind there are.
+    /// Number of objects of this kind.
     pub total: usize,
 }
 

@@ -25,19 +25,20 @@ const BATCH_RUNS: usize = 4096;
 /// Batches read ahead of the hasher: with stored and raw bytes some 16 MiB.
 const BATCHES_AHEAD: usize = 2;
 
-/// Bytes hashed between two looks at whether anybody still wants it: a tenth of a second.
+/// Bytes hashed between two looks at whether the upload is still open: a tenth of a second.
 const STEP_BYTES: u64 = 256 << 20;
 
 /// Longest artifact that is verified beside larger ones, bytes: some seconds of work.
 const SMALL_BYTES: u64 = 1 << 30;
 
 impl Ingest {
-    /// Checks that the chunks of a commit, all of them uploaded or known to the publisher, make an artifact with its
-    /// hash, reading every stored byte: what is released can be served. A tree's listing must be one that devices take.
+    /// Checks that the chunks of a commit, all of them uploaded or known to the publisher, make an
+    /// artifact with its hash, reading every stored byte: what is released can be served. A tree's
+    /// listing must be one that devices take.
     ///
-    /// The hash of the whole is all that is compared. Each chunk's own was when it came; only when the whole is wrong
-    /// are they all looked at again, to say whether the store or the publisher is. Ends when it is dropped, or the
-    /// upload is aborted.
+    /// The hash of the whole is all that is compared. Each chunk's own was when it came; only when
+    /// the whole is wrong are they all looked at again, to say whether the store or the publisher
+    /// is. Ends when it is dropped, or the upload is aborted.
     pub(super) async fn verify(
         &self,
         upload: &UploadRow,
@@ -74,9 +75,10 @@ impl Ingest {
         checks: Checks,
         head_bytes: u64,
     ) -> Result<(ArtifactHash, Vec<u8>), IngestError> {
-        // Futures that own what they need, and no closure over borrowed runs: so that this one can be spawned.
+        // Futures that own what they need, and no closure over borrowed runs: so that this one can
+        // be spawned.
         let mut batches = batches(runs);
-        // Tasks, not bare futures: they go on while the hash is waited for.
+        // Tasks, not bare futures: they continue while the hash is computed.
         let mut reads = FuturesOrdered::new();
         let mut hasher = blake3::Hasher::new();
         let mut head = Vec::new();
@@ -146,14 +148,14 @@ impl Ingest {
     }
 }
 
-/// Where chunks are read back from: an upload, and what its publisher may know of.
+/// Source of chunks that are read back: an upload, and the chunks that its publisher may know of.
 #[derive(Clone)]
 struct From {
     upload: UploadId,
     seen: Seen,
 }
 
-/// What is compared while reading back.
+/// Hashes that are compared while reading back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Checks {
     /// Nothing but the hash of the whole.
@@ -174,8 +176,8 @@ struct RawBatch {
 }
 
 impl RawBatch {
-    /// Ranges of the bytes and how often each follows itself, in pieces as long as can be: BLAKE3 fed chunk by chunk
-    /// hashes the borders of each by themselves, which took a third of the time.
+    /// Ranges of the bytes and how often each follows itself, in pieces as long as can be: BLAKE3
+    /// fed chunk by chunk hashes the borders of each by themselves, which took a third of the time.
     fn segments(&self) -> VecDeque<(Range<usize>, u32)> {
         let mut out = VecDeque::new();
         let (mut from, mut to) = (0, 0);
@@ -212,7 +214,7 @@ impl RawBatch {
     }
 }
 
-/// Hashes the next [`STEP_BYTES`] of what is left; gives how many bytes those were.
+/// Hashes the next [`STEP_BYTES`] of the rest; returns the number of bytes hashed.
 fn hash_some(hasher: &mut blake3::Hasher, raw: &[u8], left: &mut VecDeque<(Range<usize>, u32)>) -> u64 {
     let mut hashed = 0;
     while let Some((range, times)) = left.front_mut() {

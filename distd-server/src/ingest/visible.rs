@@ -1,8 +1,8 @@
-//! Which chunks a publisher may know of.
+//! Chunks that a publisher may know of.
 //!
-//! A token for some products would learn, by asking which chunks are missing, what other products hold, and could have
-//! bytes released by their hash without having them. So to such a token a chunk is known when a release of its products
-//! has it, or when it sent the chunk.
+//! A token for some products would learn, by asking which chunks are missing, what other products
+//! hold, and could have bytes released by their hash without having them. So to such a token a
+//! chunk is known when a release of its products has it, or when it sent the chunk.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +18,8 @@ use crate::publisher::Products;
 /// Products remembered; the ids of one are a few hundred ranges for each release.
 const PRODUCTS_MAX: usize = 64;
 
-/// Chunk ids of products, as far as somebody asked. Made again when a product's releases are others.
+/// Chunk ids of products, as far as they were asked for. Made again when a product's releases are
+/// others.
 #[derive(Debug, Default)]
 pub(super) struct ProductChunks(Mutex<HashMap<Name, Arc<Known>>>);
 
@@ -32,9 +33,9 @@ pub(super) struct Known {
 /// Chunks that a publisher may know of.
 #[derive(Clone, Debug)]
 pub(super) enum Seen {
-    /// Those of every product.
+    /// The chunks of every product.
     All,
-    /// Those of some products.
+    /// The chunks of some products.
     Of(Arc<[Arc<Known>]>),
 }
 
@@ -62,7 +63,7 @@ impl Ingest {
         if known.manifests == manifests {
             return Ok(known);
         }
-        // What was withdrawn must not stay known.
+        // A release that was withdrawn must not stay known.
         let grown = known.manifests.is_subset(&manifests);
         let (mut ids, before) =
             if grown { (known.ids.clone(), known.manifests.clone()) } else { Default::default() };
@@ -106,7 +107,8 @@ impl Ingest {
         Ok(Seen::Of(seen.into()))
     }
 
-    /// Where those chunks lie that are among `seen` and the store did not lose. In the order given.
+    /// Places of the chunks that are among `seen` and that the store did not lose. In the order
+    /// given.
     pub(super) async fn released_to(
         &self,
         seen: &Seen,

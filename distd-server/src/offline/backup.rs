@@ -1,8 +1,8 @@
-//! A copy of everything an origin is, made while it runs or not.
+//! A copy of a whole origin, made while it runs or not.
 //!
-//! `timestamp.json` is read first, then the database is copied, then the objects: so the rows of the copy have every
-//! release that its metadata lists. What the origin deletes meanwhile is missed by the check at the end, and the copy is
-//! made again.
+//! `timestamp.json` is read first, then the database is copied, then the objects: so the rows of
+//! the copy have every release that its metadata lists. What the origin deletes meanwhile is missed
+//! by the check at the end, and the copy is made again.
 
 use std::fs::{self, File};
 use std::io;
@@ -23,7 +23,7 @@ pub(super) const MARK: &str = "backup.json";
 /// Version of the layout.
 pub(super) const FORMAT: u32 = 1;
 
-/// How often a copy is made again because the origin deleted something meanwhile.
+/// Most copies that are made because the origin deleted an object during the one before.
 const TRIES: usize = 3;
 
 /// Directories that are copied whole, beside database and objects.
@@ -32,7 +32,7 @@ pub(super) const KEYS: [&str; 2] = ["realm", "tuf-keys"];
 /// Object that makes everything else current.
 const TIMESTAMP: &str = "tuf/timestamp.json";
 
-/// Why there is no backup.
+/// Error of a backup.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
     /// Not an origin's directory.
@@ -58,7 +58,7 @@ pub enum BackupError {
     Incomplete(String),
 }
 
-/// What a backup holds.
+/// Content of a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backed {
     /// Version of the layout.
@@ -87,7 +87,7 @@ pub async fn backup(places: &Places, to: &Path) -> Result<Backed, BackupError> {
     if fs::read_dir(to).map_err(copy_failed(to))?.next().is_some() {
         return Err(BackupError::NotEmpty(to.to_owned()));
     }
-    let db = Db::open_present(&places.db).await?;
+    let db = Db::open_read_only(&places.db).await?;
     let mut tries = 0;
     let backed = loop {
         tries += 1;
@@ -114,7 +114,7 @@ async fn copy(places: &Places, db: &Db, to: &Path) -> Result<Backed, BackupError
     if token.is_file() {
         copy_file(&token, &to.join("admin.token"))?;
     }
-    let store = Store::open(&places.store)?;
+    let store = Store::open_present(&places.store)?;
     let timestamp = store.get(TIMESTAMP).await?;
     let sqlite = sqlite_path(&places.db).is_some();
     if sqlite {
@@ -165,8 +165,9 @@ fn remove_if_there(path: &Path) -> Result<(), BackupError> {
     }
 }
 
-/// Copies a directory and what is below it, durably. Files that are there with the same length stay: objects never
-/// change. Locks and temporary files are left out, and so is what goes away meanwhile.
+/// Copies a directory and what is below it, durably. Files that are there with the same length
+/// stay: objects never change. Locks and temporary files are left out, and so is what goes away
+/// meanwhile.
 pub(super) fn copy_tree(from: &Path, to: &Path) -> Result<(), BackupError> {
     files::create_private_dir(to)?;
     for entry in fs::read_dir(from).map_err(copy_failed(from))? {

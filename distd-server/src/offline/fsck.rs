@@ -1,28 +1,32 @@
-//! Whether store, rows and signed metadata agree, and what can be mended.
+//! Check of store, rows and signed metadata against each other, and the repairs.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use distd_peer::clock::unix_now;
 use serde::Serialize;
 
+use super::own::{ca_fingerprint, take};
 use super::rebuild::{RebuildError, UnknownPacks, raise_counter, rebuild};
-use super::{is_origin, metadata_in};
+use super::{is_begun, is_origin};
 use crate::db::{Db, DbError, redact};
 use crate::ingest::{Ingest, IngestError};
 use crate::locks::{LockError, Locks};
 use crate::origin::{
-    Comparison, DisagreementError, OpenError, Origin, Parties, Places, Tuning, give_store, signed,
+    Comparison, DisagreementError, ObjectMetadata, OpenError, Origin, Owner, Parties, Places, Tuning,
+    give_store, signed,
 };
-use crate::realm::{Realm, RealmError};
+use crate::realm::RealmError;
 use crate::store::pack::read_index;
 use crate::store::{Store, StoreError};
 use crate::tuf::{Options, RepositoryError, TufRepository};
 
-/// Where damaged packs are put aside: not deleted, since part of them may be of use to someone.
+/// Prefix of damaged packs that were put aside. They are not deleted, since a part of them may
+/// still be of use.
 const ASIDE: &str = "damaged/";
 
-/// What to do beside looking.
+/// Options of a check.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FsckOptions {
     /// Mend what can be mended.
@@ -33,13 +37,13 @@ pub struct FsckOptions {
     pub check_data: bool,
 }
 
-/// Why nothing could be looked at.
+/// Error of a check.
 #[derive(Debug, thiserror::Error)]
 pub enum FsckError {
     /// Not an origin's directory.
     #[error("{} holds no origin: give --data the directory that distd-server serve uses", .0.display())]
     NoOrigin(PathBuf),
-    /// A word without the other.
+    /// An option without the one that it needs.
     #[error("--delete-unknown changes the store: say --repair as well")]
     NeedsRepair,
     /// The store has no repository.
@@ -77,18 +81,18 @@ pub enum FsckError {
     Open(#[from] OpenError),
 }
 
-/// What was found, and what became of it.
+/// Findings of a check, and their repairs.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct FsckReport {
     /// Releases in the database.
     pub releases: usize,
     /// Packs in the database.
     pub packs: usize,
-    /// Releases that devices are told of and no row has.
+    /// Releases that the signed metadata lists and no row has.
     pub without_row: Vec<String>,
-    /// Releases in the database that devices are not told of.
+    /// Releases in the database that the signed metadata does not list.
     pub unlisted: Vec<String>,
-    /// Releases whose row names another manifest than devices are told.
+    /// Releases whose row names another manifest than the signed metadata.
     pub differing: Vec<String>,
     /// Packs and manifests that rows name and the store does not have.
     pub lost: Vec<String>,
@@ -98,14 +102,17 @@ pub struct FsckReport {
     pub damaged: Vec<String>,
     /// Packs and manifests that no row names.
     pub unknown: Vec<String>,
-    /// What was mended, in words.
+    /// Chunks of lost packs that the repair found in other packs.
+    pub found_again: u64,
+    /// Repairs that were made, in words.
     pub repaired: Vec<String>,
-    /// What could not be mended, and why.
+    /// Repairs that were not possible, and why.
     pub left: Vec<String>,
 }
 
 impl FsckReport {
-    /// Whether something is wrong that was not mended. Objects that no row names are not: they cost space alone.
+    /// Whether something is wrong that was not mended. Objects that no row names are not: they cost
+    /// space alone.
     pub fn is_sound(&self) -> bool {
         self.without_row.is_empty()
             && self.unlisted.is_empty()
@@ -117,7 +124,8 @@ impl FsckReport {
     }
 }
 
-/// Looks, and mends when told to. The origin must not run.
+/// Looks, and mends when told to. The origin must not run. Without `repair` nothing is written:
+/// neither to the database nor to the store.
 ///
 /// # Errors
 /// [`FsckError`].
@@ -128,17 +136,30 @@ pub async fn fsck(places: &Places, options: FsckOptions) -> Result<FsckReport, F
     if !is_origin(&places.data) {
         return Err(FsckError::NoOrigin(places.data.clone()));
     }
-    let _locks = Locks::take(places).await?;
-    let mut mended = (Vec::new(), Vec::new());
+    // Before locks are taken, which makes the directory. A database that is lost is made again.
+    Store::open_present(&places.store)?;
+    let _locks = match options.repair {
+        true => Locks::take(places).await?,
+        false => Locks::share(places).await?,
+    };
+    let mut mended = Mended::default();
     if options.repair {
         mended = repair(places, options).await?;
     }
-    let look = Look::open(places, false).await?;
+    let look = Look::open(places, Purpose::Look).await?;
     // After a repair the packs were read already.
     let mut report = look.report(options.check_data && !options.repair).await?;
-    (report.repaired, report.left) = mended;
+    report.found_again = mended.found_again;
+    (report.repaired, report.left) = (mended.done, mended.left);
     look.db.close().await;
     Ok(report)
+}
+
+/// Purpose of opening an origin's places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Look,
+    Repair,
 }
 
 /// Everything that is looked at.
@@ -152,29 +173,53 @@ struct Look {
 }
 
 impl Look {
-    /// Opens without making anything, unless a lost database is to be made again.
-    async fn open(places: &Places, make_database: bool) -> Result<Self, FsckError> {
-        let realm = Realm::open(&places.data, &places.keys, unix_now())?;
-        let store = Store::open(&places.store)?;
+    /// Opens everything. To look makes and changes nothing. A repair makes a lost database again,
+    /// and takes the store.
+    async fn open(places: &Places, purpose: Purpose) -> Result<Self, FsckError> {
+        let realm = hex::encode(ca_fingerprint(&places.data)?);
+        let store = Store::open_present(&places.store)?;
         store.check().await?;
-        let metadata = metadata_in(store.clone()).await?;
-        let metadata = metadata.ok_or_else(|| FsckError::NoRepository(places.store.clone()))?;
-        let db = match make_database {
-            true => Db::open(&places.db).await?,
-            false => Db::open_present(&places.db).await?,
+        let mut metadata = ObjectMetadata::read_only(store.clone());
+        if !is_begun(&metadata).await? {
+            return Err(FsckError::NoRepository(places.store.clone()));
+        }
+        let db = match purpose {
+            Purpose::Repair => Db::open(&places.db).await?,
+            Purpose::Look => Db::open_read_only(&places.db).await?,
         };
         let parties = Parties {
             db: &db,
             database: redact(&places.db),
             store: &store,
             place: places.store.clone(),
-            realm: hex::encode(realm.ca_fingerprint()),
+            realm,
         };
         parties.check_owners().await?;
+        if purpose == Purpose::Repair {
+            metadata = match Self::owner(&parties).await? {
+                Some(owner) => ObjectMetadata::owned(owner, store.clone()),
+                None => ObjectMetadata::new(store.clone()),
+            };
+        }
         let realm = parties.realm;
-        let repository = TufRepository::open(metadata, &places.keys, Options::default(), unix_now()).await?;
+        let repository =
+            TufRepository::open(Arc::new(metadata), &places.keys, Options::default(), unix_now()).await?;
         let ingest = Ingest::new(db.clone(), store.clone());
         Ok(Self { db, store, ingest, repository, realm })
+    }
+
+    /// Takes the store for a repair, so that an origin elsewhere stops signing; `None` when the
+    /// store belongs to another database, or this one is empty: [`give_store`] makes the store this
+    /// database's once the repair has found them to agree.
+    async fn owner(parties: &Parties<'_>) -> Result<Option<Owner>, FsckError> {
+        if parties.db.contents().await?.is_new() {
+            return Ok(None);
+        }
+        match take(parties).await {
+            Ok(owner) => Ok(Some(owner)),
+            Err(DisagreementError::OtherDatabase { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn report(&self, read_packs: bool) -> Result<FsckReport, FsckError> {
@@ -220,10 +265,21 @@ impl Look {
     }
 }
 
-/// Mends what can be mended; gives what was done and what could not be.
-async fn repair(places: &Places, options: FsckOptions) -> Result<(Vec<String>, Vec<String>), FsckError> {
-    let (mut done, mut left) = (Vec::new(), Vec::new());
-    let look = Look::open(places, true).await?;
+/// The result of a repair.
+#[derive(Debug, Default)]
+struct Mended {
+    /// Repairs that were made, in words.
+    done: Vec<String>,
+    /// Repairs that were not possible, and why.
+    left: Vec<String>,
+    /// Chunks of lost packs that were found in other packs.
+    found_again: u64,
+}
+
+/// Mends the origin's places as far as possible. Each step can be cut off and repeated.
+async fn repair(places: &Places, options: FsckOptions) -> Result<Mended, FsckError> {
+    let Mended { mut done, mut left, .. } = Mended::default();
+    let look = Look::open(places, Purpose::Repair).await?;
     let listed = look.repository.listed().await?;
     let comparison = Comparison::of(&listed, look.db.all_releases().await?, look.db.withdrawn().await?);
     if !comparison.without_row.is_empty() {
@@ -249,11 +305,16 @@ async fn repair(places: &Places, options: FsckOptions) -> Result<(Vec<String>, V
             }
         }
     }
+    // Before anything is deleted: a pack that no row names can hold the only copy.
+    let found_again = look.ingest.find_lost_chunks(signed(unix_now())).await?;
+    if found_again > 0 {
+        done.push(format!("found again: {found_again} chunks of lost packs, in other packs"));
+    }
     let unlisted: Vec<String> =
         comparison.unlisted.iter().map(|row| format!("{}@{}", row.product, row.version)).collect();
     let mend = left.is_empty() && comparison.differing.is_empty();
     if options.delete_unknown && mend {
-        // This process holds the locks: nobody records anything meanwhile.
+        // This process holds the locks: no other one records objects meanwhile.
         let swept = look.ingest.sweep_everything(signed(unix_now())).await?;
         done.push(format!(
             "{} packs and {} manifests that no row names are deleted",
@@ -273,16 +334,16 @@ async fn repair(places: &Places, options: FsckOptions) -> Result<(Vec<String>, V
             Ok(origin) => origin.db().close().await,
             Err(OpenError::Disagreement(DisagreementError::EmptyDatabase { packs, .. })) => {
                 left.push(format!(
-                    "the database is empty, and {packs} packs belong to no release that devices are told of: \
+                    "the database is empty, and {packs} packs belong to no release that the signed metadata lists: \
                      --delete-unknown deletes them"
                 ));
-                return Ok((done, left));
+                return Ok(Mended { done, left, found_again });
             }
             Err(error) => return Err(error.into()),
         }
-        done.extend(unlisted.into_iter().map(|name| format!("{name}: devices are told of it again")));
+        done.extend(unlisted.into_iter().map(|name| format!("{name}: the signed metadata lists it again")));
     }
-    Ok((done, left))
+    Ok(Mended { done, left, found_again })
 }
 
 /// The report in words, one finding a line.
@@ -297,15 +358,15 @@ impl std::fmt::Display for FsckReport {
         let findings: [(&[String], &str); 7] = [
             (
                 &self.without_row,
-                "devices are told of it, and no row has it: fsck --repair takes it over from the store",
+                "in the signed metadata and in no row: fsck --repair takes it over from the store",
             ),
             (
                 &self.unlisted,
-                "devices are not told of it: distd-server serve, or fsck --repair, lists it again",
+                "not in the signed metadata: distd-server serve, or fsck --repair, lists it again",
             ),
             (
                 &self.differing,
-                "its row names another manifest than devices are told: restore both from one backup",
+                "its row names another manifest than the signed metadata: restore both from one backup",
             ),
             (
                 &self.lost,

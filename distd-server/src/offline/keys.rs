@@ -4,15 +4,15 @@ use std::path::PathBuf;
 
 use distd_peer::clock::unix_now;
 
-use super::{is_origin, metadata_in};
+use super::own::{OwnError, check_present, own};
+use super::{is_begun, is_origin};
 use crate::locks::{LockError, Locks};
 use crate::origin::Places;
 use crate::realm::{Authority, RealmError};
 use crate::signer::KeyHolder;
-use crate::store::{Store, StoreError};
 use crate::tuf::{Options, RepositoryError, RotatableRole, TufRepository};
 
-/// Why keys were not changed.
+/// Error of changing keys.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
     /// No such role.
@@ -27,9 +27,9 @@ pub enum KeysError {
     /// The origin runs, or something else has its places.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The store.
+    /// The origin's places are not this process's to write.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Own(#[from] OwnError),
     /// The metadata cannot be read.
     #[error(transparent)]
     Metadata(#[from] crate::tuf::StoreError),
@@ -40,7 +40,7 @@ pub enum KeysError {
     Rotate {
         /// The role.
         role: String,
-        /// Why.
+        /// The cause.
         #[source]
         cause: RepositoryError,
     },
@@ -86,23 +86,28 @@ pub async fn rotate(places: &Places, roles: &[String]) -> Result<(), KeysError> 
     if !is_origin(&places.data) {
         return Err(KeysError::NoOrigin(places.data.clone()));
     }
+    check_present(places)?;
     let _locks = Locks::take(places).await?;
     rotate_locked(places, &roles, false).await
 }
 
-/// Versions that are passed over behind a restored backup: more than were published since it was made.
+/// Versions that are passed over behind a restored backup: more than were published since it was
+/// made.
 const SKIPPED: u64 = 1_000_000;
 
-/// As [`rotate`], under locks that the caller holds; behind a backup past all versions that may have been seen.
+/// As [`rotate`], under locks that the caller holds; behind a backup past all versions that may
+/// have been seen.
 pub(super) async fn rotate_locked(
     places: &Places,
     roles: &[(&String, RotatableRole)],
     behind_backup: bool,
 ) -> Result<(), KeysError> {
-    let metadata = metadata_in(Store::open(&places.store)?).await?;
-    let metadata = metadata.ok_or_else(|| KeysError::NoRepository(places.store.clone()))?;
+    let owned = own(places).await?;
+    if !is_begun(&owned.metadata).await? {
+        return Err(KeysError::NoRepository(places.store.clone()));
+    }
     let now = unix_now();
-    let repository = TufRepository::open(metadata, &places.keys, Options::default(), now).await?;
+    let repository = TufRepository::open(owned.metadata, &places.keys, Options::default(), now).await?;
     if behind_backup {
         repository.skip_versions(SKIPPED, now).await?;
     }
@@ -110,5 +115,6 @@ pub(super) async fn rotate_locked(
         let rotated = repository.rotate_key(*role, now).await;
         rotated.map_err(|cause| KeysError::Rotate { role: (*name).clone(), cause })?;
     }
+    owned.db.close().await;
     Ok(())
 }

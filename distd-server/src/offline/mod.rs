@@ -1,9 +1,17 @@
-//! What an operator does on the origin's machine: check, back up, restore, change keys and roots,
-//! make an admin token.
+//! Commands for an operator on the origin's machine: check, back up, restore, change keys and
+//! roots, make an admin token.
+//!
+//! | command | beside a running origin | writes to |
+//! |---|---|---|
+//! | `fsck`, `root show`, `backup` | `fsck` no, the others yes | nothing of the origin's |
+//! | `fsck --repair`, `keys rotate`, `restore` | no: they own the store ([`own`]) | everything |
+//! | `admin-token` | yes; the store must belong to the database | one row |
+//! | `root prepare`, `root install`, `keys renew-ca` | yes | files of the data directory |
 
 mod backup;
 mod fsck;
 mod keys;
+mod own;
 mod rebuild;
 mod restore;
 mod root;
@@ -12,6 +20,7 @@ mod token;
 pub use backup::{Backed, BackupError, backup};
 pub use fsck::{FsckError, FsckOptions, FsckReport, fsck};
 pub use keys::{KeysError, renew_ca, rotate};
+pub use own::OwnError;
 pub use rebuild::RebuildError;
 pub use restore::{RestoreError, Restored, restore};
 pub use root::{
@@ -27,11 +36,15 @@ use crate::origin::ObjectMetadata;
 use crate::store::Store;
 use crate::tuf::{MetadataStore, StoreError};
 
-/// The TUF repository in a store; `None` when none was begun there.
+/// The TUF repository in a store, for reading alone; `None` when none was begun there.
 async fn metadata_in(store: Store) -> Result<Option<Arc<ObjectMetadata>>, StoreError> {
-    let metadata = Arc::new(ObjectMetadata::new(store));
-    let begun = metadata.get("timestamp.json").await?.is_some();
-    Ok(begun.then_some(metadata))
+    let metadata = Arc::new(ObjectMetadata::read_only(store));
+    Ok(is_begun(&metadata).await?.then_some(metadata))
+}
+
+/// Whether there is a TUF repository.
+async fn is_begun(metadata: &ObjectMetadata) -> Result<bool, StoreError> {
+    Ok(metadata.get("timestamp.json").await?.is_some())
 }
 
 /// Whether a directory is an origin's. The CA's key may be a signer's.

@@ -14,7 +14,7 @@ use crate::store::pack::{PackEntry, read_index};
 use crate::store::{Store, StoreError};
 use crate::tuf::Listed;
 
-/// Why a release cannot be made again.
+/// Error of rebuilding the rows of a release.
 #[derive(Debug, thiserror::Error)]
 pub enum RebuildError {
     /// The metadata does not say which manifest it is.
@@ -40,7 +40,7 @@ pub enum RebuildError {
     Store(#[from] StoreError),
 }
 
-/// Where the chunks of packs lie that no row names.
+/// Places of the chunks in packs that no row names.
 pub(super) struct UnknownPacks {
     chunks: HashMap<ChunkHash, (usize, PackEntry)>,
     /// Object and length.
@@ -72,8 +72,8 @@ impl UnknownPacks {
     }
 }
 
-/// Raises the chunk counter above every id that any manifest of the store names: an id that was given once is never given
-/// to another chunk, also when its own is gone.
+/// Raises the chunk counter above every id that any manifest of the store names: an id that was
+/// given once is never given to another chunk, also when its own is gone.
 pub(super) async fn raise_counter(db: &Db, ingest: &Ingest) -> Result<(), RebuildError> {
     let mut highest = 0;
     let mut objects = ingest.store().list("manifests");
@@ -135,7 +135,7 @@ pub(super) async fn rebuild(
         chunks.1.push((id, *entry));
     }
     let now = signed(unix_now());
-    // Devices are told of it already.
+    // The signed metadata lists it already.
     let row = ReleaseRow {
         published: Some(now),
         sequence,

@@ -1,7 +1,8 @@
 //! An origin made again from a backup.
 //!
-//! Devices may have seen later metadata than the backup has. The keys of snapshot and timestamp are changed, and with
-//! them devices forget which versions they have seen (docs/trust.md, "Changing a key").
+//! Devices may have seen later metadata than the backup has. The keys of snapshot and timestamp are
+//! changed, and with them devices forget which versions they have seen (docs/trust.md, "Changing a
+//! key").
 
 use std::fs;
 use std::io;
@@ -17,7 +18,7 @@ use crate::origin::Places;
 use crate::store::directory_of;
 use crate::tuf::RotatableRole;
 
-/// Why nothing was restored.
+/// Error of a restore; nothing was restored.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     /// Not a backup.
@@ -32,7 +33,7 @@ pub enum RestoreError {
     /// A part that the backup does not have.
     #[error("the backup holds no {what}: restore it by its own tools and name it with {option}")]
     Lacks {
-        /// What.
+        /// The part.
         what: &'static str,
         /// The option.
         option: &'static str,
@@ -51,13 +52,14 @@ pub enum RestoreError {
     Lock(#[from] LockError),
 }
 
-/// What was restored.
+/// Result of a restore.
 #[derive(Debug)]
 pub struct Restored {
-    /// What the backup held.
+    /// Content of the backup.
     pub backup: Backed,
-    /// Why the keys of snapshot and timestamp were not changed: mostly root keys that are kept elsewhere. Then devices
-    /// that saw later metadata refuse this origin until it is done.
+    /// Cause why the keys of snapshot and timestamp were not changed: mostly root keys that are
+    /// kept elsewhere. Devices that saw later metadata refuse this origin until the keys are
+    /// changed.
     pub keys: Option<KeysError>,
 }
 

@@ -19,7 +19,7 @@ use crate::tuf::{
     TufRepository, read_public_key,
 };
 
-/// Why a step of the ceremony failed.
+/// Error of a step of the ceremony.
 #[derive(Debug, thiserror::Error)]
 pub enum RootError {
     /// Not an origin's directory.
@@ -43,7 +43,7 @@ pub enum RootError {
     /// The file of a root.
     #[error(transparent)]
     NextRoot(#[from] NextRootError),
-    /// What a file of a root holds.
+    /// The content of a root's file.
     #[error(transparent)]
     RootFile(#[from] RootFileError),
     /// The store.
@@ -54,14 +54,14 @@ pub enum RootError {
     Repository(#[from] RepositoryError),
 }
 
-/// What the next root is to change.
+/// Changes that the next root is to make.
 #[derive(Clone, Debug, Default)]
 pub struct RootOrder {
     /// Files of public root keys to list.
     pub add: Vec<PathBuf>,
     /// Beginnings of ids of root keys to list no more.
     pub remove: Vec<String>,
-    /// How many root keys must sign.
+    /// Number of root keys that must sign.
     pub threshold: Option<NonZeroU64>,
     /// Roles that get new keys.
     pub rotate: Vec<String>,
@@ -69,7 +69,7 @@ pub struct RootOrder {
     pub replace: bool,
 }
 
-/// What [`show_root`] found.
+/// Result of [`show_root`].
 #[derive(Clone, Debug)]
 pub struct RootShown {
     /// The root in force, one line for each thing.
@@ -78,7 +78,8 @@ pub struct RootShown {
     pub waiting: Option<(Vec<String>, Missing)>,
 }
 
-/// Makes a root key in a new file, and its public half beside it. Returns the key's id in hexadecimal.
+/// Makes a root key in a new file, and its public half beside it. Returns the key's id in
+/// hexadecimal.
 ///
 /// # Errors
 /// [`KeyError`]
@@ -183,7 +184,7 @@ pub async fn show_root(places: &Places) -> Result<RootShown, RootError> {
 }
 
 async fn metadata(places: &Places) -> Result<Option<Arc<ObjectMetadata>>, RootError> {
-    Ok(metadata_in(Store::open(&places.store)?).await.map_err(RepositoryError::from)?)
+    Ok(metadata_in(Store::open_present(&places.store)?).await.map_err(RepositoryError::from)?)
 }
 
 async fn open(places: &Places) -> Result<TufRepository, RootError> {

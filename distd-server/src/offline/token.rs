@@ -7,13 +7,15 @@ use distd_peer::trust::files::{self, FileError};
 use distd_peer::trust::token::ApiToken;
 
 use super::is_origin;
+use super::own::ca_fingerprint;
 use crate::db::{ApiTokenRow, Db, DbError};
 use crate::http::Scope;
-use crate::origin::{Places, signed};
+use crate::origin::{DisagreementError, Owner, Places, signed};
 use crate::publisher::Products;
-use crate::realm::{Realm, RealmError};
+use crate::realm::RealmError;
+use crate::store::{Store, StoreError};
 
-/// Why no token was made.
+/// Error of making a token.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// Not an origin's directory.
@@ -31,12 +33,20 @@ pub enum TokenError {
     /// The database.
     #[error(transparent)]
     Db(#[from] DbError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store belongs to another database, and with it the origin.
+    #[error(transparent)]
+    Disagreement(#[from] DisagreementError),
     /// The database is another realm's.
     #[error("the database belongs to another realm: give --db the database of this one")]
     ForeignDatabase,
 }
 
-/// Makes an admin token, whether or not the origin runs; into a new file for its owner alone, or as text.
+/// Makes an admin token, whether or not the origin runs, in a new file that only its owner can
+/// read, or as text. Writes one row to the database, which must be the one that the store belongs
+/// to.
 ///
 /// # Errors
 /// [`TokenError`].
@@ -48,11 +58,13 @@ pub async fn admin_token(
     if !is_origin(&places.data) {
         return Err(TokenError::NoOrigin(places.data.clone()));
     }
-    let fingerprint = Realm::open(&places.data, &places.keys, unix_now())?.ca_fingerprint();
+    let fingerprint = ca_fingerprint(&places.data)?;
+    let store = Store::open_present(&places.store)?;
     let db = Db::open_present(&places.db).await?;
     if db.realm().await?.is_some_and(|realm| realm != hex::encode(fingerprint)) {
         return Err(TokenError::ForeignDatabase);
     }
+    Owner::check_same(&db, &store, &places.store).await?;
     let token = ApiToken::generate(fingerprint);
     let text = token.to_secret_string();
     // The file comes first: a token that could not be written down would be lost.

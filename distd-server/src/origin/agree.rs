@@ -1,4 +1,5 @@
-//! Whether database, store and signed metadata belong together and agree, before anything is changed.
+//! Whether database, store and signed metadata belong together and agree, before anything is
+//! changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,13 +11,13 @@ use crate::db::{Db, DbError, ReleaseRow};
 use crate::store::{Store, StoreError};
 use crate::tuf::{Listed, RepositoryError, TufRepository};
 
-/// Object that says whose store it is: the SHA-256 of the realm's CA, hexadecimal.
+/// Object that names the store's realm: the SHA-256 of the realm's CA, hexadecimal.
 const REALM: &str = "realm";
 
 /// Names listed in a message.
 const NAMED_MAX: usize = 5;
 
-/// Why an origin's parts do not belong together. Nothing was changed.
+/// Disagreement between an origin's parts. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum DisagreementError {
     /// The database is another realm's.
@@ -76,18 +77,18 @@ pub enum DisagreementError {
     },
     /// A database that is older than the repository.
     #[error(
-        "devices are told of {count} releases that the database does not have ({names}): restore a newer database, or \
+        "the signed metadata lists {count} releases that the database does not have ({names}): restore a newer database, or \
          run distd-server fsck --repair, which takes them over from the store"
     )]
     OlderDatabase {
-        /// How many.
+        /// Number of the releases.
         count: usize,
         /// The first of them.
         names: String,
     },
     /// The same release, but another one.
     #[error(
-        "{name} has other contents in the database than devices are told of: restore both from one backup"
+        "{name} has other contents in the database than in the signed metadata: restore both from one backup"
     )]
     OtherRelease {
         /// The release.
@@ -118,7 +119,7 @@ pub enum DisagreementError {
     Repository(#[from] RepositoryError),
 }
 
-/// What is compared.
+/// Parts that are compared.
 pub(crate) struct Parties<'a> {
     pub(crate) db: &'a Db,
     /// Its address.
@@ -131,7 +132,8 @@ pub(crate) struct Parties<'a> {
 }
 
 impl Parties<'_> {
-    /// Compares what can be compared before the repository is opened, which would make one in an empty store.
+    /// Compares what can be compared before the repository is opened, which would make one in an
+    /// empty store.
     pub(crate) async fn check_owners(&self) -> Result<(), DisagreementError> {
         let wanted = self.realm.clone();
         if let Some(found) = self.db.realm().await?.filter(|found| *found != wanted) {
@@ -154,7 +156,7 @@ impl Parties<'_> {
         Ok(())
     }
 
-    /// Compares the rows with what devices are told.
+    /// Compares the rows with the signed metadata.
     pub(crate) async fn check_releases(
         &self,
         repository: &TufRepository,
@@ -196,7 +198,7 @@ impl Parties<'_> {
         Ok(self.store.get("tuf/timestamp.json").await?.is_none())
     }
 
-    /// Writes down whose database and store these are, once they were found to belong together.
+    /// Records the owner of database and store, once they were found to belong together.
     pub(super) async fn adopt(&self, owner: &Owner) -> Result<(), DisagreementError> {
         self.db.set_realm(&self.realm).await?;
         owner.take(self.db, &self.place).await?;
@@ -207,7 +209,7 @@ impl Parties<'_> {
     }
 }
 
-/// Makes a store this database's, whosever it was: a person has said so.
+/// Makes a store this database's, whichever database it belonged to, on an operator's order.
 pub(crate) async fn give_store(db: &Db, store: &Store, realm: &str) -> Result<(), DisagreementError> {
     db.set_realm(realm).await?;
     Owner::give(db, store).await

@@ -1,4 +1,4 @@
-//! What the origin serves over QUIC.
+//! Content that the origin serves over QUIC.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,7 +22,8 @@ use super::registry::SqlRegistry;
 use crate::ingest::IngestError;
 use crate::store::{Chunks, StoredChunk};
 
-/// Manifests kept in memory, each some 5 MB for an 800 MB image; the least recently used goes first.
+/// Manifests kept in memory, each some 5 MB for an 800 MB image; the least recently used goes
+/// first.
 const MANIFESTS_MAX: usize = 6;
 
 /// Stored bytes read ahead for one batch.
@@ -48,8 +49,8 @@ impl OriginContent {
 
     async fn load(&self, id: ManifestId) -> Result<Arc<Loaded>, ServeError> {
         let internal = |e: Box<dyn std::error::Error + Send + Sync>| ServeError::Internal(e);
-        // Only what a release names is served: an upload that was never committed is nobody's to see, nor is what was
-        // withdrawn since.
+        // Only what a release names is served: an upload that was never committed is nobody's to
+        // see, nor is what was withdrawn since.
         let released = self.origin.db().manifests_released(&[id]).await.map_err(|e| internal(e.into()))?;
         if released != [true] {
             self.loaded.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
@@ -137,7 +138,8 @@ impl OriginContent {
 }
 
 impl Origin {
-    /// Answers an enrolment or renewal: the bytes of an `EnrollMessage` in, of an `EnrollReply` out.
+    /// Answers an enrolment or renewal: the bytes of an `EnrollMessage` in, of an `EnrollReply`
+    /// out.
     ///
     /// # Errors
     /// [`ServeError::Internal`]; refusals are replies.
@@ -153,7 +155,8 @@ impl Origin {
 }
 
 impl OriginSwarm {
-    /// Leaves out chunks that rotted in their pack: sent on, each would put the origin into the quarantine of whoever asked.
+    /// Leaves out chunks that rotted in their pack: sent on, each would put the origin into the
+    /// quarantine of the asker.
     async fn verified(&self, run: Vec<StoredChunk>) -> Vec<StoredChunk> {
         let check = move || {
             let mut unpacker = Unpacker::default();

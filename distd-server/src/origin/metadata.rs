@@ -1,4 +1,5 @@
-//! TUF metadata in the object store, beside packs and manifests, so that every replica serves the same.
+//! TUF metadata in the object store, beside packs and manifests, so that every replica serves the
+//! same.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,18 +14,46 @@ const PREFIX: &str = "tuf/";
 /// [`MetadataStore`] over the origin's [`Store`].
 pub struct ObjectMetadata {
     store: Store,
-    owner: Owner,
+    writes: Writes,
 }
+
+/// Right to write.
+enum Writes {
+    /// Writes happen while the claim holds.
+    Owned(Owner),
+    Refused,
+}
+
+/// A write by a command that only reads.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "this command changes nothing, but the repository was made by an earlier release and must be brought up to date: \
+     start distd-server serve once"
+)]
+struct ReadOnly;
 
 impl ObjectMetadata {
     /// Metadata under `tuf/` of `store`.
     pub fn new(store: Store) -> Self {
-        Self { owner: Owner::new(store.clone()), store }
+        Self::owned(Owner::new(store.clone()), store)
+    }
+
+    /// The same for a command that only reads: every write is refused.
+    pub(crate) fn read_only(store: Store) -> Self {
+        Self { store, writes: Writes::Refused }
     }
 
     /// Refuses writes once `owner` has a claim on the store that is another's.
-    pub(super) fn owned(owner: Owner, store: Store) -> Self {
-        Self { store, owner }
+    pub(crate) fn owned(owner: Owner, store: Store) -> Self {
+        Self { store, writes: Writes::Owned(owner) }
+    }
+
+    /// Refuses `action` on the file `name` unless this process may write.
+    async fn check(&self, action: &'static str, name: &str) -> Result<(), StoreError> {
+        match &self.writes {
+            Writes::Owned(owner) => owner.check().await.map_err(|e| StoreError::new(action, name, e)),
+            Writes::Refused => Err(StoreError::new(action, name, ReadOnly)),
+        }
     }
 }
 
@@ -39,7 +68,7 @@ impl MetadataStore for ObjectMetadata {
     }
 
     async fn put(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
-        self.owner.check().await.map_err(|e| StoreError::new("write", name, e))?;
+        self.check("write", name).await?;
         self.store.put(&object(name), bytes).await.map_err(|e| StoreError::new("write", name, e))
     }
 
@@ -50,7 +79,7 @@ impl MetadataStore for ObjectMetadata {
     }
 
     async fn delete(&self, name: &str) -> Result<(), StoreError> {
-        self.owner.check().await.map_err(|e| StoreError::new("delete", name, e))?;
+        self.check("delete", name).await?;
         self.store.delete(&object(name)).await.map_err(|e| StoreError::new("delete", name, e))
     }
 }

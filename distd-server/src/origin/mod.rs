@@ -1,4 +1,5 @@
-//! The origin put together: storage, trust and publication behind one handle that HTTP and QUIC share.
+//! The origin put together: storage, trust and publication behind one handle that HTTP and QUIC
+//! share.
 
 mod agree;
 mod content;
@@ -20,7 +21,6 @@ use distd_peer::clock::unix_now;
 use distd_peer::trust::revoked::Revoked;
 use distd_peer::trust::tls::Credentials;
 
-use self::owner::Owner;
 use crate::db::{Db, DbError, UnixSeconds, redact};
 use crate::ingest::{Ingest, IngestError, IngestLimits};
 use crate::patches::{PatchMaker, PatchOptions};
@@ -33,6 +33,7 @@ pub use agree::DisagreementError;
 pub(crate) use agree::{Comparison, Parties, give_store};
 pub use content::OriginContent;
 pub use metadata::ObjectMetadata;
+pub(crate) use owner::Owner;
 pub use owner::OwnerError;
 pub use patches::RequestPatchesError;
 pub use publish::{PublishReleaseError, SetChannelError};
@@ -40,7 +41,7 @@ pub use revoked::RevokedListError;
 pub use root::{NextRootError, NextRootLock, next_root_path, read_root_file, write_root_file};
 pub use withdraw::WithdrawError;
 
-/// Where an origin keeps what.
+/// Places of an origin's parts.
 #[derive(Clone, Debug)]
 pub struct Places {
     /// Keys, spool and, by default, everything else.
@@ -49,7 +50,7 @@ pub struct Places {
     pub db: String,
     /// A directory or `s3://…`.
     pub store: String,
-    /// Who holds the CA's key and the TUF keys.
+    /// Holder of the CA's key and the TUF keys.
     pub keys: KeyHolder,
 }
 
@@ -65,7 +66,7 @@ impl Places {
     }
 }
 
-/// What may be set about an origin's work.
+/// Settings of an origin's work.
 #[derive(Clone, Debug)]
 pub struct Tuning {
     /// Names and addresses its HTTPS certificate is for, besides `localhost`.
@@ -76,11 +77,11 @@ pub struct Tuning {
     pub zstd_level: i32,
     /// Whether patches are made, and how.
     pub patches: PatchOptions,
-    /// What publishers may take.
+    /// Limits of publishers.
     pub limits: IngestLimits,
     /// Files with the public root keys of a new realm; none: the origin makes a root key.
     pub offline_root: Vec<PathBuf>,
-    /// How many root keys must sign a root of a new realm.
+    /// Number of root keys that must sign a root of a new realm.
     pub root_threshold: NonZeroU64,
 }
 
@@ -98,7 +99,7 @@ impl Default for Tuning {
     }
 }
 
-/// Why an origin did not open.
+/// Error of opening an origin.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The data directory cannot be made or used.
@@ -110,7 +111,7 @@ pub enum OpenError {
          authority made now would end too early for ever"
     )]
     Clock {
-        /// What the clock says, UTC.
+        /// The clock's time, UTC.
         now: String,
         /// When the program was built, UTC.
         built: String,
@@ -139,7 +140,7 @@ pub enum OpenError {
     FirstRootUnsigned {
         /// The file.
         path: PathBuf,
-        /// What it lacks.
+        /// Signatures that it lacks.
         missing: Missing,
     },
     /// A ceremony was begun, and its keys are not named any more.
@@ -161,7 +162,7 @@ pub enum OpenError {
     #[error(transparent)]
     Ingest(#[from] IngestError),
     /// Publishing what the last run had committed.
-    #[error("could not publish what was committed before")]
+    #[error("could not publish releases that were committed before")]
     Publish(#[from] PublishError),
 }
 
@@ -188,11 +189,12 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Opens an origin, making what is missing. The caller holds the [locks](crate::locks::Locks) of these places.
+    /// Opens an origin, making what is missing. The caller holds the [locks](crate::locks::Locks)
+    /// of these places.
     ///
-    /// Database, store and metadata are compared before anything in them is changed: what belongs to another realm, or
-    /// to another time, is refused. What an earlier run left half done is finished; what it left lying about is
-    /// [swept](Self::sweep_at_start) later.
+    /// Database, store and metadata are compared before anything in them is changed: what belongs
+    /// to another realm, or to another time, is refused. What an earlier run left half done is
+    /// finished; what it left lying about is [swept](Self::sweep_at_start) later.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -281,7 +283,7 @@ impl Origin {
         Ok(origin)
     }
 
-    /// Says what the store has lost, and puts patch sets that lost something back into the queue.
+    /// Logs the losses of the store, and puts patch sets that lost a chunk back into the queue.
     async fn name_losses(&self) -> Result<(), OpenError> {
         let losses = self.ingest.look_for_losses().await?;
         if losses.is_empty() {
@@ -303,8 +305,8 @@ impl Origin {
         Ok(())
     }
 
-    /// Deletes what crashes left in the store. Call it when the origin is about to serve, before it does: then nobody
-    /// else writes, and a process that cannot serve has deleted nothing.
+    /// Deletes what crashes left in the store. Call it when the origin is about to serve, before it
+    /// does: then no other process writes, and a process that cannot serve has deleted nothing.
     ///
     /// # Errors
     /// [`IngestError`]; a sweep that would take too much is logged, takes nothing and is no error.
@@ -334,7 +336,7 @@ impl Origin {
         &self.chunks
     }
 
-    /// Whatever makes patch sets.
+    /// The maker of patch sets.
     pub fn patches(&self) -> &PatchMaker {
         &self.patches
     }
@@ -359,14 +361,27 @@ impl Origin {
         &self.spool
     }
 
-    /// What must happen now and then: metadata signed again, uploads expired, the origin's certificate renewed.
-    /// Returns how long to wait until the next time, seconds.
+    /// Looks whether another process has taken the store. Call it every few seconds.
+    ///
+    /// # Errors
+    /// [`OwnerError`]; with [`OwnerError::Overtaken`] this process must end.
+    pub async fn check_owner(&self) -> Result<(), OwnerError> {
+        self.owner.check().await
+    }
+
+    /// Waits until this process finds that another one has taken the store.
+    pub async fn overtaken(&self) {
+        self.owner.overtaken().cancelled_owned().await;
+    }
+
+    /// Does the work that is due from time to time: signs metadata again, expires uploads, renews
+    /// the origin's certificate, compacts packs. Returns the time until it is due again, seconds.
     ///
     /// # Errors
     /// The first thing that failed; call again after a while.
     pub async fn maintain(&self) -> Result<u64, OpenError> {
         let now = unix_now();
-        // Whoever was overtaken signs nothing, and deletes nothing that another may need.
+        // An overtaken process signs nothing, and deletes nothing that another may need.
         self.owner.check().await?;
         let refreshed = self.repository.refresh(now).await?;
         if refreshed.root_key_needed
@@ -432,15 +447,16 @@ async fn open_repository(
     }
 }
 
-/// When this program was built, unix seconds.
+/// Time at which this program was built, unix seconds.
 fn built() -> u64 {
     env!("DISTD_BUILT").parse().expect("the build script writes a number")
 }
 
-/// How far a clock may be behind the build's: two machines never quite agree.
+/// Most seconds that a clock may be behind the build's: two machines never agree exactly.
 const CLOCK_SECONDS: u64 = 24 * 3600;
 
-/// Refuses a clock that is before the build: a CA of ten years made in 1970 is expired for every client that looks at dates.
+/// Refuses a clock that is before the build: a CA of ten years made in 1970 is expired for every
+/// client that looks at dates.
 fn check_clock(now: u64, built: u64) -> Result<(), OpenError> {
     if now.saturating_add(CLOCK_SECONDS) >= built {
         return Ok(());

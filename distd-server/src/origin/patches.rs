@@ -1,4 +1,4 @@
-//! Which patch sets are made, and their way to devices.
+//! Choice of the patch sets that are made, and their publication.
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -21,7 +21,7 @@ const SETS_MAX: u32 = 64;
 /// Longest reason kept for a failure, bytes.
 const REASON_BYTES_MAX: usize = 1000;
 
-/// Why no set was queued.
+/// Error of queuing a set.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestPatchesError {
     /// This origin makes none.
@@ -48,7 +48,7 @@ pub enum RequestPatchesError {
     Db(#[from] DbError),
 }
 
-/// Why the queue stopped for a while.
+/// Error that stopped the queue for a while.
 #[derive(Debug, thiserror::Error)]
 enum QueueError {
     #[error("the database failed")]
@@ -58,8 +58,8 @@ enum QueueError {
 }
 
 impl Origin {
-    /// Queues the set between two versions of a product, or from nothing to one. Gives its row, and whether it was queued now: one that was
-    /// made or is on its way is found.
+    /// Queues the set between two versions of a product, or from nothing to one. Returns its row,
+    /// and whether it was queued now: one that was made or is on its way is found.
     ///
     /// # Errors
     /// [`RequestPatchesError`].
@@ -103,8 +103,9 @@ impl Origin {
         Ok(queued)
     }
 
-    /// Queues the sets a new release should have: from where the product's channels point; without channels, from the
-    /// release before it; and from nothing. A failure here is logged: the release itself stands.
+    /// Queues the sets a new release should have: from where the product's channels point; without
+    /// channels, from the release before it; and from nothing. A failure here is logged: the
+    /// release itself stands.
     pub(super) async fn queue_for_release(&self, release: &ReleaseRow) {
         if let Err(error) = self.try_queue_for_release(release).await {
             tracing::warn!(error = &error as &dyn Error, "no patch sets were queued for a release");
@@ -136,7 +137,8 @@ impl Origin {
         Ok(())
     }
 
-    /// Queues the set that devices on a channel need when it moves. A failure is logged: the channel has moved.
+    /// Queues the set that devices on a channel need when it moves. A failure is logged: the
+    /// channel has moved.
     pub(super) async fn queue_for_move(&self, before: Option<&Name>, release: &ReleaseRow) {
         if let Err(error) = self.try_queue_for_move(before, release).await {
             tracing::warn!(error = &error as &dyn Error, "no patch set was queued for a channel");
@@ -152,8 +154,8 @@ impl Origin {
         Ok(())
     }
 
-    /// Makes what is queued, one set of each kind after the other, until it is told to stop. Returns at once where
-    /// patches are off.
+    /// Makes queued sets, one of each kind after the other, until `stop` is cancelled.
+    /// Returns at once where patches are off.
     pub async fn make_patches(self: Arc<Self>, stop: CancellationToken) {
         if self.patches.options().enabled {
             tokio::join!(self.make_all(SetKind::Pair, &stop), self.make_all(SetKind::Solid, &stop));
@@ -183,7 +185,8 @@ impl Origin {
         }
     }
 
-    /// Makes and publishes the next set of a kind; `false` when nothing waits or it was told to stop.
+    /// Makes and publishes the next set of a kind; `false` when nothing waits or it was told to
+    /// stop.
     async fn make_next(&self, kind: SetKind, stop: &CancellationToken) -> Result<bool, QueueError> {
         let Some(row) = self.db.take_patch_set(kind, signed(unix_now())).await? else { return Ok(false) };
         let (product, to) = (&row.key.product, &row.to_version);

@@ -12,7 +12,7 @@ use crate::db::{ChannelMove, ChannelRow, DbError, MoveBy, ReleaseRow, SetChannel
 use crate::ingest::{CommitResult, IngestError};
 use crate::tuf::{Change, Listed, PublishError};
 
-/// Why a channel was not moved.
+/// Error of moving a channel.
 #[derive(Debug, thiserror::Error)]
 pub enum SetChannelError {
     /// No such release.
@@ -38,12 +38,14 @@ pub enum SetChannelError {
     /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),
-    /// The channel is moved in the database but not signed yet: the same call again, or a restart, signs it.
+    /// The channel is moved in the database but not signed yet: the same call again, or a restart,
+    /// signs it.
     #[error("could not publish the channel")]
     Publish(#[from] PublishError),
 }
 
-/// Why a commit was not published. The release is committed: the same call again, or a restart, publishes it.
+/// Error of publishing a commit. The release is committed: the same call again, or a restart,
+/// publishes it.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishReleaseError {
     /// The database failed.
@@ -116,8 +118,8 @@ impl Origin {
         Ok((row, release))
     }
 
-    /// Makes the signed metadata what the rows say: publishes what an earlier run committed and did not get to publish,
-    /// and what another process lost from the list.
+    /// Makes the signed metadata what the rows say: publishes what an earlier run committed and did
+    /// not get to publish, and what another process lost from the list.
     pub(super) async fn publish_pending(&self, listed: &Listed) -> Result<(), super::OpenError> {
         let now = unix_now();
         let (mut changes, mut publishable) = (Vec::new(), Vec::new());
@@ -163,7 +165,8 @@ impl Origin {
         if !changes.is_empty() {
             self.repository.apply(changes, now).await?;
         }
-        // One without its manifest stays unpublished: pushing the same bytes again heals and publishes it.
+        // One without its manifest stays unpublished: pushing the same bytes again heals and
+        // publishes it.
         for release in publishable {
             self.db.mark_published(&release.product, &release.version, signed(now)).await?;
             self.queue_for_release(release).await;
@@ -173,7 +176,8 @@ impl Origin {
 }
 
 impl Origin {
-    /// Takes channels over that were moved after the database was saved: a device must not see one go back.
+    /// Takes channels over that were moved after the database was saved: a device must not see one
+    /// go back.
     async fn take_over_channels(&self, listed: &Listed) -> Result<(), DbError> {
         for doc in &listed.channels {
             let (product, channel) = (&doc.product, &doc.channel);
@@ -198,7 +202,8 @@ impl Origin {
         Ok(())
     }
 
-    /// Takes over numbers that are signed otherwise than the database has them: devices remember those.
+    /// Takes over numbers that are signed otherwise than the database has them: devices remember
+    /// those.
     async fn take_over_numbers(&self, listed: &Listed) -> Result<(), DbError> {
         let rows = self.numbers().await?;
         for release in &listed.releases {
@@ -212,7 +217,7 @@ impl Origin {
         Ok(())
     }
 
-    /// What signs numbers beside releases that were published before there were any.
+    /// Changes that sign numbers beside releases that were published before there were any.
     async fn numbers_to_sign(&self, listed: &Listed) -> Result<Vec<Change>, DbError> {
         let rows = self.numbers().await?;
         let unnumbered = listed.releases.iter().filter(|release| release.sequence().is_none());

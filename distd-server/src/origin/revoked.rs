@@ -1,4 +1,4 @@
-//! Nodes that are out before their certificates end.
+//! Nodes that are revoked before their certificates end.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::{Origin, signed};
 use crate::db::DbError;
 use crate::realm::RealmError;
 
-/// Why there is no list of revoked nodes.
+/// Error of making the list of revoked nodes.
 #[derive(Debug, thiserror::Error)]
 pub enum RevokedListError {
     /// The database.
@@ -27,8 +27,8 @@ impl Origin {
         &self.revoked
     }
 
-    /// Reads who is revoked, and ends their connections. To be called at start, after each revocation, and now
-    /// and then for those that another process makes.
+    /// Reads the list of revoked nodes, and ends their connections. To be called at start, after
+    /// each revocation, and now and then for those that another process makes.
     ///
     /// # Errors
     /// [`DbError`].
@@ -43,7 +43,7 @@ impl Origin {
         Ok(list)
     }
 
-    /// Revokes a node and ends its connections; `false` when there is none of this id.
+    /// Revokes a node and ends its connections; returns `false` when there is none of this id.
     ///
     /// # Errors
     /// [`DbError`].
@@ -53,8 +53,8 @@ impl Origin {
         Ok(known)
     }
 
-    /// As [`revoke_node`](Self::revoke_node), and revokes the join tokens it came by. Gives the public keys of those; `None`
-    /// when there is no such node.
+    /// As [`revoke_node`](Self::revoke_node), and revokes the join tokens that brought the
+    /// node in. Returns the public keys of those; `None` when there is no such node.
     ///
     /// # Errors
     /// [`DbError`].

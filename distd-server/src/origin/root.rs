@@ -1,4 +1,5 @@
-//! The next TUF root, on its way between the origin and keys that are kept elsewhere: `DIR/root-next.json`.
+//! The next TUF root, on its way between the origin and keys that are kept elsewhere:
+//! `DIR/root-next.json`.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -19,13 +20,13 @@ const NEXT_ROOT: &str = "root-next.json";
 /// Name of the lock file beside it.
 const LOCK: &str = "root-next.lock";
 
-/// Why the next root was not read or put in force.
+/// Error of reading the next root or of putting it in force.
 #[derive(Debug, thiserror::Error)]
 pub enum NextRootError {
     /// The file.
     #[error(transparent)]
     File(#[from] FileError),
-    /// What is in it.
+    /// The file's content.
     #[error("{} is unusable", .0.display())]
     Content(PathBuf, #[source] RootFileError),
     /// The lock.
@@ -60,7 +61,7 @@ impl NextRootLock {
         locked.map(|file| Self { _file: file }).map_err(|error| NextRootError::Lock(path, error))
     }
 
-    /// Takes the lock unless somebody has it.
+    /// Takes the lock unless another process has it.
     ///
     /// # Errors
     /// [`NextRootError::Lock`]
@@ -80,7 +81,7 @@ fn open_lock(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)
 }
 
-/// Where the next root lies.
+/// Path of the next root.
 pub fn next_root_path(data: &Path) -> PathBuf {
     data.join(NEXT_ROOT)
 }
@@ -105,7 +106,8 @@ pub fn write_root_file(path: &Path, root: &RootFile) -> Result<(), FileError> {
     files::write_atomic(path, &root.to_bytes(), 0o600)
 }
 
-/// How the first root is made, from the files of public root keys and what came back from them.
+/// Options of the first root, from the files of public root keys and the root that they have
+/// signed.
 pub(super) fn first_root_options(
     data: &Path,
     offline_root: &[PathBuf],

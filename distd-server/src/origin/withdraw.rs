@@ -1,7 +1,8 @@
-//! Releases and channels that go.
+//! Withdrawal of releases, and removal of channels.
 //!
-//! A withdrawal is marked in its row, taken out of the signed list, and then its rows and objects go, in this order: so
-//! devices are never told of what is not there, and a start goes on from any step.
+//! A withdrawal is marked in its row, taken out of the signed list, and then its rows and objects
+//! go, in this order: so devices are never told of what is not there, and a start continues from
+//! any step.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +16,7 @@ use crate::db::{DbError, MoveBy, ReleaseRow, Withdraw};
 use crate::ingest::IngestError;
 use crate::tuf::{Change, PublishError};
 
-/// Why a release was not withdrawn, or not to the end: a start goes on.
+/// Error of a withdrawal. A withdrawal that has begun is continued at the next start.
 #[derive(Debug, thiserror::Error)]
 pub enum WithdrawError {
     /// No such release.
@@ -27,7 +28,7 @@ pub enum WithdrawError {
         version: Name,
     },
     /// Channels point to it.
-    #[error("{product}@{version} is what channels point to")]
+    #[error("channels point to {product}@{version}")]
     InUse {
         /// The product.
         product: Name,
@@ -48,7 +49,8 @@ pub enum WithdrawError {
 }
 
 impl Origin {
-    /// Withdraws a release: devices are told of it no more, and what nothing else needs is deleted.
+    /// Withdraws a release: the signed metadata no longer lists it, and objects that nothing else
+    /// needs are deleted.
     ///
     /// # Errors
     /// [`WithdrawError`].
@@ -91,7 +93,8 @@ impl Origin {
         }
         self.subtract(&mut free, &needed, &mut seen).await?;
         let mut tx = self.db.begin_withdrawal(release).await?;
-        // What was committed meanwhile. The store is read under the lock, the database is not asked.
+        // Manifests that were committed meanwhile. The store is read under the lock, the database
+        // is not asked.
         let needed = tx.needed().await?;
         self.subtract(&mut free, &needed, &mut seen).await?;
         let unneeded: Vec<ManifestId> = unneeded.difference(&needed).copied().collect();
@@ -105,7 +108,7 @@ impl Origin {
 
     /// Takes the chunks of `needed` out of `free`, as far as they were not `seen` before.
     ///
-    /// A needed manifest that is lost keeps everything: nobody can say what it has.
+    /// A needed manifest that is lost keeps everything: its chunks are not known.
     async fn subtract(
         &self,
         free: &mut ChunkRanges,
@@ -141,7 +144,8 @@ impl Origin {
         if self.db.channel(product, channel).await?.is_none() {
             return Ok(false);
         }
-        // The list first: a row without it is listed again at the next start, and nothing was promised.
+        // The list first: a row without it is listed again at the next start, and nothing was
+        // promised.
         let (product_name, channel_name) = (product.clone(), channel.clone());
         let change = Change::RemoveChannel { product: product_name, channel: channel_name };
         let now = unix_now();

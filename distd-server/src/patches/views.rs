@@ -45,12 +45,8 @@ pub(super) struct View {
     range: Range<u64>,
     /// Recipe that packs the view again; on the old side, the one that unpacks the file.
     pub(super) recipe: Vec<u8>,
-<<<<<<< HEAD
-    /// Files in the view whose names become names of regions.
-=======
     layer: Layer,
     /// Names and ranges of the files in it.
->>>>>>> views
     files: Vec<(Vec<u8>, Range<u64>)>,
 }
 
@@ -97,34 +93,10 @@ impl Pair {
         })
     }
 
-<<<<<<< HEAD
-    /// Adds views of files in LZ4 clusters.
-    fn unpack_clusters(&mut self) -> io::Result<()> {
-        let before = needs(&self.old.spans, &self.new.spans);
-        let found = {
-            let new = &self.new;
-            view::cluster_files(&new.stored, &new.regions, |_, parts| Self::is_wanted(&before, new, parts))
-        };
-        let names: BTreeSet<Vec<u8>> = found.files.iter().map(|file| fold(&file.name)).collect();
-        let old_found =
-            view::cluster_files(&self.old.stored, &self.old.regions, |name, _| names.contains(&fold(name)));
-        for group in view::groups(&found.files) {
-            self.new.add_clusters(&found.files[group], true)?;
-        }
-        for group in view::groups(&old_found.files) {
-            self.old.add_clusters(&old_found.files[group], false)?;
-        }
-        Ok(())
-    }
-
-    /// Adds views of gzip, zip and PNG files, which lie in the releases or in views.
-    fn unpack_streams(&mut self) -> io::Result<()> {
-=======
     /// Adds the views of a layer: of packed files that changed, and of the old files of the same
     /// names. Where a group has no view, its old files have none either: their regions keep their
     /// names, and the packed bytes of both are paired.
     fn unpack(&mut self, layer: Layer) -> io::Result<()> {
->>>>>>> views
         let before = needs(&self.old.spans, &self.new.spans);
         let new = &self.new;
         let found = view::find(layer, new, &new.regions, |_, parts| Self::is_wanted(&before, new, parts))?;
@@ -193,67 +165,13 @@ impl Viewed {
         self.end - self.stored.len()
     }
 
-<<<<<<< HEAD
-    /// Adds the view of a packed file. `false` if the file has none.
-    fn unpack(&mut self, packed: &PackedFile) -> io::Result<bool> {
-=======
     /// Adds the view of packed files of the new release, if they have one and it packs again.
     fn add(&mut self, group: &Group) -> io::Result<bool> {
->>>>>>> views
         let room = VIEW_BYTES_MAX.saturating_sub(self.view_bytes());
         // A second handle: the file is read where earlier views lie, and written after them.
         let mut sink = Behind::new(&self.file, self.view_bytes());
-<<<<<<< HEAD
-        let joined = Joined { artifact: self, parts: &packed.parts };
-        let Some(unpacked) = view::unpack(&joined, room, &mut sink)? else {
-            return Ok(false);
-        };
-        let range = self.end..self.end + unpacked.view_bytes;
-        let files = vec![(packed.name.clone(), range)];
-        self.add(packed.parts.clone(), unpacked.view_bytes, unpacked.recipe, files)
-    }
-
-    /// Adds the view of a group of files in clusters. On the new side the view has to pack again.
-    fn add_clusters(&mut self, files: &[ClusterFile], is_new: bool) -> io::Result<()> {
-        let room = VIEW_BYTES_MAX.saturating_sub(self.view_bytes());
-        let mut sink = Behind::new(&self.file, self.view_bytes());
-        let made = if is_new {
-            view::unpack_clusters(&self.stored, files, room, &mut sink)?
-        } else {
-            view::unpack_old_clusters(&self.stored, files, room, &mut sink)?
-        };
-        let (mut parts, mut inside) = (Vec::new(), Vec::new());
-        for (file, place) in files.iter().zip(&made.files) {
-            if let Ok(place) = place {
-                parts.extend(file.parts.iter().cloned());
-                inside.push((file.name.clone(), self.end + place.start..self.end + place.end));
-            }
-        }
-        if made.view_bytes == 0 {
-            return Ok(());
-        }
-        if is_new {
-            self.add(parts, made.view_bytes, made.recipe, inside)?;
-        } else {
-            self.push(parts, made.view_bytes, made.recipe, inside);
-        }
-        Ok(())
-    }
-
-    /// Adds a view that was written to the file, if it packs again. `false` if it does not.
-    fn add(
-        &mut self,
-        parts: Vec<Range<u64>>,
-        bytes: u64,
-        recipe: Vec<u8>,
-        files: Vec<(Vec<u8>, Range<u64>)>,
-    ) -> io::Result<bool> {
-        if !self.packs_again(self.view_bytes(), bytes, &recipe, &Joined { artifact: self, parts: &parts })? {
-            tracing::error!("a view does not pack again and is not used");
-=======
         let made = group.unpack(&*self, room, &mut sink)?;
         if made.recipe.is_empty() {
->>>>>>> views
             return Ok(false);
         }
         let parts = made.parts(&group.files);
@@ -268,40 +186,8 @@ impl Viewed {
         Ok(true)
     }
 
-<<<<<<< HEAD
-    fn push(
-        &mut self,
-        parts: Vec<Range<u64>>,
-        bytes: u64,
-        recipe: Vec<u8>,
-        files: Vec<(Vec<u8>, Range<u64>)>,
-    ) {
-        let range = self.end..self.end + bytes;
-        self.end = range.end;
-        self.views.push(View { parts, range, recipe, files });
-    }
-
-    /// Whether the view that was written at `from` packs again into `packed`, tried with the code
-    /// that devices run.
-    fn packs_again(
-        &self,
-        from: u64,
-        bytes: u64,
-        recipe: &[u8],
-        packed: &Joined<'_, Self>,
-    ) -> io::Result<bool> {
-        let mut same = Same { packed, at: 0, buffer: Vec::new() };
-        let view = io::Read::take(Behind::new(&self.file, from), bytes);
-        let mut view = io::BufReader::with_capacity(1 << 20, view);
-        Ok(view::repack(recipe, &mut view, &mut same).is_ok_and(|bytes| bytes == packed.len()))
-    }
-
-    /// Adds the view of an old packed file, up to its first damage.
-    fn inflate(&mut self, packed: &PackedFile) -> io::Result<()> {
-=======
     /// Adds the view of packed files of the old release, as far as they are sound.
     fn add_old(&mut self, group: &Group) -> io::Result<()> {
->>>>>>> views
         let room = VIEW_BYTES_MAX.saturating_sub(self.view_bytes());
         let mut sink = Behind::new(&self.file, self.view_bytes());
         let made = group.unpack_old(&*self, room, &mut sink)?;
@@ -311,9 +197,6 @@ impl Viewed {
         Ok(())
     }
 
-<<<<<<< HEAD
-    /// Cuts the views that were added last; `id` gives each of their chunks an id.
-=======
     fn push(&mut self, group: &Group, made: Unpacked) {
         let range = self.end..self.end + made.view_bytes;
         let (parts, files) = (made.parts(&group.files), made.named(&group.files, range.start));
@@ -321,8 +204,7 @@ impl Viewed {
         self.views.push(View { parts, range, recipe: made.recipe, layer: group.format.layer(), files });
     }
 
-    /// Cuts the views added last; `id` names each of their chunks.
->>>>>>> views
+    /// Cuts the views that were added last; `id` gives each of their chunks an id.
     fn cut_views(&mut self, mut id: impl FnMut(&ChunkHash) -> ChunkId) -> io::Result<()> {
         let fresh = &self.views[self.cut..];
         // A file in clusters loses the name of its region to its view, because only the view
@@ -479,29 +361,3 @@ impl Seek for Behind<'_> {
         Ok(self.at)
     }
 }
-<<<<<<< HEAD
-
-/// Writer that compares the written bytes with a packed file.
-struct Same<'a> {
-    packed: &'a Joined<'a, Viewed>,
-    at: u64,
-    buffer: Vec<u8>,
-}
-
-impl io::Write for Same<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.buffer.resize(bytes.len(), 0);
-        self.packed.read_exact_at(&mut self.buffer, self.at)?;
-        if self.buffer != bytes {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        self.at += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-=======
->>>>>>> views

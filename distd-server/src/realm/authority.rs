@@ -1,8 +1,8 @@
 //! The certificate authority's key and certificates, as files.
 //!
-//! The first certificate in `ca.pem` is the realm's identity: tokens and nodes know its hash, and no
-//! node looks at its dates. Programs that verify HTTPS with OpenSSL do, so a renewed certificate of
-//! the same key stands behind the first one in the file.
+//! The first certificate in `ca.pem` is the realm's identity: tokens and nodes know its hash, and
+//! no node looks at its dates. Programs that verify HTTPS with OpenSSL do, so a renewed certificate
+//! of the same key stands behind the first one in the file.
 
 use std::path::Path;
 
@@ -29,7 +29,8 @@ pub(crate) struct Authority {
 }
 
 impl Authority {
-    /// Loads the CA in `keys/realm`, or makes it at `now` (unix seconds). A crash in between is continued.
+    /// Loads the CA in `keys/realm`, or makes it at `now` (unix seconds). A crash in between is
+    /// continued.
     ///
     /// # Errors
     /// [`RealmError`]; a damaged CA is never replaced.
@@ -38,7 +39,8 @@ impl Authority {
         files::create_private_dir(&dir)?;
         let path = dir.join("ca.pem");
         let key_path = dir.join("ca.key");
-        // A certificate without its key: a new key would help nobody, and hide that the old one is elsewhere.
+        // A certificate without its key: a new key would be of no use, and hide that the old one is
+        // elsewhere.
         if !key_path.exists() && path.exists() {
             return Err(RealmError::KeyMissing(key_path));
         }

@@ -32,10 +32,10 @@ const CA_SECONDS: u64 = 10 * 365 * DAY;
 const ORIGIN_SECONDS: u64 = 30 * DAY;
 /// Validity of a node's certificate unless configured, seconds.
 const NODE_SECONDS: u64 = DAY;
-/// How far before now a certificate begins: what a node's clock may be behind, seconds.
+/// Time before now at which a certificate begins, seconds: a node's clock may be behind by it.
 const BACKDATE_SECONDS: u64 = 3600;
 
-/// Why the realm could not be loaded or could not issue.
+/// Error of loading the realm or of issuing a certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum RealmError {
     /// A file could not be used.
@@ -64,7 +64,7 @@ pub enum RealmError {
     /// Signing failed.
     #[error("could not issue a certificate")]
     Issue(#[source] rcgen::Error),
-    /// What was issued cannot be read back.
+    /// An issued certificate cannot be read back.
     #[error("the certificate just issued is unusable")]
     Unusable(#[source] CertError),
     /// Not usable for TLS.
@@ -146,20 +146,21 @@ impl fmt::Debug for Realm {
 /// The origin's own certificate.
 #[derive(Debug)]
 pub struct OriginCert {
-    /// What is in it; ask it whether to renew.
+    /// Its content, which says whether to renew it.
     pub info: CertInfo,
     /// The certificate.
     pub der: CertificateDer<'static>,
 }
 
 impl Realm {
-    /// Loads the realm in `DIR/realm`, or makes it at `now` (unix seconds). A crash in between is continued.
+    /// Loads the realm in `DIR/realm`, or makes it at `now` (unix seconds). A crash in between is
+    /// continued.
     pub fn load_or_create(data: &Path, now: u64) -> Result<Self, RealmError> {
         Self::open(data, &KeyHolder::in_dir(data), now)
     }
 
-    /// Loads the realm whose CA `keys` holds, or makes it at `now` (unix seconds). The origin's own key is in
-    /// `DIR/realm`.
+    /// Loads the realm whose CA `keys` holds, or makes it at `now` (unix seconds). The origin's own
+    /// key is in `DIR/realm`.
     pub fn open(data: &Path, keys: &KeyHolder, now: u64) -> Result<Self, RealmError> {
         let (ca_key, ca, ca_pem) = match keys {
             KeyHolder::ThisProcess(dir) => {
@@ -175,7 +176,7 @@ impl Realm {
         let dir = data.join("realm");
         files::create_private_dir(&dir)?;
         let origin_key = load_or_create_key(&dir.join("origin.key"))?;
-        // Whoever uses curl on this machine finds the certificate here, wherever the key is.
+        // Users of curl on this machine find the certificate here, wherever the key is.
         let path = dir.join("ca.pem");
         match files::read(&path)? {
             Some(known) if known == ca_pem.as_bytes() => {}
@@ -212,8 +213,8 @@ impl Realm {
         &self.ca_pem
     }
 
-    /// Issues the origin's certificate at `now` (unix seconds), for its role names and these host names and
-    /// addresses besides (`localhost` and the loopback addresses are always in it).
+    /// Issues the origin's certificate at `now` (unix seconds), for its role names and these host
+    /// names and addresses besides (`localhost` and the loopback addresses are always in it).
     pub fn origin_cert(&self, hosts: &[String], now: u64) -> Result<OriginCert, RealmError> {
         let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
         names.extend(hosts.iter().filter(|h| !h.is_empty()).cloned());
@@ -237,7 +238,7 @@ impl Realm {
         Ok(credentials.replace(&self.origin_key_der(), &cert.der, &self.ca)?)
     }
 
-    /// What keeps the origin's stateless resets the same over restarts.
+    /// Key that keeps the origin's stateless resets the same over restarts.
     pub fn reset_key(&self) -> ResetKey {
         ResetKey::of_node(&self.origin_key_der())
     }

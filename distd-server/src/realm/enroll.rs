@@ -13,8 +13,8 @@ use x509_parser::prelude::FromDer;
 
 use super::ca::{Realm, RealmError};
 
-/// How long after its end a certificate may still be renewed, seconds: a device may lie in a drawer for months.
-/// What lets it in is its key and its row in the registry, which revocation removes.
+/// Time after its end in which a certificate may still be renewed, seconds: a device may lie in a
+/// drawer for months. Its key and its row in the registry let it in; a revocation locks it out.
 const RENEW_GRACE_SECONDS: u64 = 400 * 24 * 3600;
 
 /// The realm's TUF roots.
@@ -37,13 +37,13 @@ pub struct Redemption<'a> {
     pub node_spki: &'a [u8],
     /// The role asked for.
     pub role: Role,
-    /// What operators see.
+    /// Name that operators see.
     pub label: &'a str,
     /// Unix seconds.
     pub now: u64,
 }
 
-/// Why the registry of tokens and nodes said no.
+/// Refusal or error of the registry of tokens and nodes.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// A decision.
@@ -54,14 +54,16 @@ pub enum RegistryError {
     Storage(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Where join tokens and nodes are kept.
+/// The registry of join tokens and nodes.
 #[async_trait]
 pub trait JoinTokens: Send + Sync {
-    /// In one transaction: the token exists, has not expired, is for this role, and has a use left or has been
-    /// used by this node before; the node is not revoked. Then the use and the node are recorded.
+    /// In one transaction: the token exists, has not expired, is for this role, and has a use left
+    /// or has been used by this node before; the node is not revoked. Then the use and the node are
+    /// recorded.
     ///
     /// # Errors
-    /// [`RegistryError::Refused`] with `UnknownToken`, `TokenExpired`, `WrongRole`, `TokenUsedUp` or `Revoked`.
+    /// [`RegistryError::Refused`] with `UnknownToken`, `TokenExpired`, `WrongRole`, `TokenUsedUp`
+    /// or `Revoked`.
     async fn redeem(&self, redemption: Redemption<'_>) -> Result<(), RegistryError>;
 
     /// The role of an enrolled node.
@@ -70,17 +72,21 @@ pub trait JoinTokens: Send + Sync {
     /// [`RegistryError::Refused`] with `UnknownNode` or `Revoked`.
     async fn node_role(&self, node_id: NodeId) -> Result<Role, RegistryError>;
 
-    /// Records the certificate a node was given.
+    /// Records the certificate that a node is about to be given, and nothing else about the node.
+    ///
+    /// # Errors
+    /// [`RegistryError::Refused`] with `UnknownNode` or `Revoked`; the node must not get the
+    /// certificate then.
     async fn issued(&self, cert: &CertInfo) -> Result<(), RegistryError>;
 }
 
-/// Why a request led to no certificate.
+/// Refusal or error that kept a request from a certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestRefused {
     /// The request itself is unacceptable.
     #[error("refused: {}", .0.advice())]
     Request(RefusalCode),
-    /// The registry said no.
+    /// The registry refused.
     #[error(transparent)]
     Registry(#[from] RegistryError),
     /// The CA failed.
@@ -89,7 +95,7 @@ pub enum RequestRefused {
 }
 
 impl RequestRefused {
-    /// What the node is told.
+    /// The code that the node is sent.
     pub fn code(&self) -> RefusalCode {
         match self {
             Self::Request(code) | Self::Registry(RegistryError::Refused(code)) => *code,
@@ -99,8 +105,8 @@ impl RequestRefused {
 }
 
 impl Realm {
-    /// Answers one message of the enrolment exchange at `now` (unix seconds): bytes in, bytes out, whoever
-    /// carried them. The second value is why it was refused, for the log.
+    /// Answers one message of the enrolment exchange at `now` (unix seconds): bytes in, bytes out,
+    /// over any transport. The second value is the cause of a refusal, for the log.
     pub async fn handle_enroll(
         &self,
         message: &[u8],
@@ -109,7 +115,8 @@ impl Realm {
         registry: &dyn JoinTokens,
     ) -> (Vec<u8>, Option<RequestRefused>) {
         let decoded = EnrollMessage::decode(message);
-        // A node of an earlier release sends no nonce and reads no seal. It can renew until it is updated.
+        // A node of an earlier release sends no nonce and reads no seal. It can renew until it is
+        // updated.
         let sealed = !matches!(&decoded, Ok(message) if message.nonce().is_empty());
         let result = match decoded {
             Ok(EnrollMessage::Enroll(request)) => {
@@ -129,7 +136,7 @@ impl Realm {
         }
         match self.seal(message, reply) {
             Ok(sealed) => (sealed.encode(), why),
-            // Without a seal nobody believes it: an empty reply says as much.
+            // No node believes a reply without a seal: an empty reply says as much.
             Err(error) => (Vec::new(), Some(error.into())),
         }
     }
@@ -151,7 +158,7 @@ impl Realm {
         if !is_label(&request.label) {
             return Err(refused(RefusalCode::BadLabel));
         }
-        // Nobody enrols as the origin: only this host has such a certificate.
+        // No node enrols as the origin: only this host has such a certificate.
         if request.role == Role::Origin {
             return Err(refused(RefusalCode::WrongRole));
         }
@@ -200,8 +207,8 @@ impl Realm {
             return Err(refused(RefusalCode::CertificateRefused));
         }
         let role = registry.node_role(node_id).await?;
-        // The role is what the CA signed at the enrolment: a changed row in the database makes no device a
-        // relay.
+        // The role is what the CA signed at the enrolment: a changed row in the database makes no
+        // device a relay.
         if role == Role::Origin || role != last.role {
             return Err(refused(RefusalCode::WrongRole));
         }
@@ -220,8 +227,8 @@ impl Realm {
     }
 }
 
-/// The public key of a PKCS#10 request that is signed by it. Nothing else in the request is looked at: names and
-/// validity are the CA's to set.
+/// The public key of a PKCS#10 request that is signed by it. Nothing else in the request is looked
+/// at: names and validity are the CA's to set.
 fn node_key(csr_der: &[u8]) -> Result<SubjectPublicKeyInfo, RefusalCode> {
     let (rest, csr) = X509CertificationRequest::from_der(csr_der).map_err(|_| RefusalCode::BadRequest)?;
     if !rest.is_empty() {

@@ -16,7 +16,7 @@ const ROWS_AHEAD: u32 = 256;
 /// Rows remembered; about 100 bytes each.
 const ROWS_MAX: usize = 32_768;
 
-/// Why chunks could not be read.
+/// Error of reading chunks.
 #[derive(Debug, thiserror::Error)]
 pub enum ChunkReadError {
     /// The database failed.
@@ -65,8 +65,8 @@ impl Chunks {
         Self { packs: PackReader::new(db.clone(), store), db, rows: Arc::default() }
     }
 
-    /// One chunk, or `None` for an id that was never given. A run of ids asked for one by one costs one query and
-    /// a few long reads.
+    /// One chunk, or `None` for an id that was never given. A run of ids asked for one by one costs
+    /// one query and a few long reads.
     ///
     /// # Errors
     /// [`ChunkReadError`].
@@ -103,8 +103,9 @@ impl Chunks {
         Ok(wanted)
     }
 
-    /// Chunks from `first` to `last` inclusive as far as their stored bytes fit in `budget_bytes`, but at least
-    /// one; go on behind the last one given. Empty when no id of the range was given yet.
+    /// Chunks from `first` to `last` inclusive as far as their stored bytes fit in `budget_bytes`,
+    /// but at least one; continue behind the last one returned. Empty when no id of the range was
+    /// given yet.
     ///
     /// # Errors
     /// [`ChunkReadError`].

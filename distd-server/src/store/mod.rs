@@ -1,7 +1,8 @@
 //! The origin's object store: a directory, or a bucket of an S3-compatible server.
 //!
-//! Objects are immutable: packs ([`pack`]), manifests and TUF metadata. An object that was put is durable when
-//! [`Store::put`] returns; nothing is ever visible half-written. docs/store.md has the layout.
+//! Objects are immutable: packs ([`pack`]), manifests and TUF metadata. An object that was put is
+//! durable when [`Store::put`] returns; nothing is ever visible half-written. docs/store.md has the
+//! layout.
 
 mod chunks;
 pub mod pack;
@@ -26,13 +27,14 @@ use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutPaylo
 
 use crate::db::UnixSeconds;
 
-/// A pack of 32 MiB must pass within this, so 3 Mbit/s suffice; the retries of the client come on top.
+/// A pack of 32 MiB must pass within this, so 3 Mbit/s suffice; the retries of the client come on
+/// top.
 const S3_REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Why the object store failed.
+/// Error of the object store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The address has neither form.
+    /// The address has no form that is known.
     #[error(
         "cannot use the store address {0:?}: write a directory or s3://BUCKET[/PREFIX][?endpoint=URL&region=R]"
     )]
@@ -42,10 +44,13 @@ pub enum StoreError {
     Directory {
         /// The directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         cause: std::io::Error,
     },
+    /// The directory is not there.
+    #[error("there is no store directory {}: check --store and --data", .0.display())]
+    Absent(PathBuf),
     /// The store could not be set up.
     #[error(
         "could not open the store {address}: check the address and, for S3, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -53,7 +58,7 @@ pub enum StoreError {
     Open {
         /// The address.
         address: String,
-        /// Why.
+        /// The cause.
         #[source]
         cause: object_store::Error,
     },
@@ -63,11 +68,11 @@ pub enum StoreError {
     /// A request failed.
     #[error("could not {action} object {name}: check the store's free space and connection, then try again")]
     Request {
-        /// What was asked for.
+        /// The request.
         action: &'static str,
         /// The object.
         name: String,
-        /// Why.
+        /// The cause.
         #[source]
         cause: object_store::Error,
     },
@@ -112,6 +117,17 @@ impl Store {
             return Err(StoreError::Address(address.to_owned()));
         }
         Self::open_directory(FsPath::new(address.strip_prefix("file://").unwrap_or(address)))
+    }
+
+    /// As [`open`](Self::open), for a store that is there: no directory is made.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`], and as [`open`](Self::open).
+    pub fn open_present(address: &str) -> Result<Self, StoreError> {
+        match directory_of(address).filter(|directory| !directory.is_dir()) {
+            Some(directory) => Err(StoreError::Absent(directory)),
+            None => Self::open(address),
+        }
     }
 
     /// Opens a directory, created if absent. Every put is flushed to the medium, its directory too.
@@ -225,7 +241,8 @@ impl Store {
     /// Bytes `range` of an object. Short when the object ends inside the range.
     ///
     /// # Errors
-    /// [`StoreError::Missing`], [`StoreError::Request`] (also for a range that begins behind the end).
+    /// [`StoreError::Missing`], [`StoreError::Request`] (also for a range that begins behind the
+    /// end).
     pub async fn get_range(&self, name: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
         self.objects.get_range(&Path::from(name), range).await.map_err(|cause| match cause {
             object_store::Error::NotFound { .. } => StoreError::Missing(name.to_owned()),
@@ -270,8 +287,8 @@ impl Store {
             .boxed()
     }
 
-    /// Deletes what interrupted puts left in a directory store: temporary files, which a listing does not show.
-    /// Only while nobody puts. Gives how many there were.
+    /// Deletes what interrupted puts left in a directory store: temporary files, which a listing
+    /// does not show. No other process may put meanwhile. Returns their number.
     ///
     /// # Errors
     /// [`StoreError::Directory`].

@@ -1,4 +1,7 @@
-//! Packs: immutable objects of many chunks back to back, with an index at the end (docs/store.md, "Pack").
+//! Packs: immutable objects of many chunks back to back, with an index at the end (docs/store.md,
+//! "Pack").
+
+use std::ops::Range;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use distd_core::ChunkHash;
@@ -6,8 +9,8 @@ use distd_core::bounds::CHUNK_BYTES_MAX;
 use distd_core::packing::{Codec, PackedChunk};
 use object_store::PutPayload;
 
-/// A pack is sealed once it holds this many bytes of chunks: long enough that reading one is sequential, short
-/// enough that a few fit in memory.
+/// A pack is sealed once it holds this many bytes of chunks: long enough that reading one is
+/// sequential, short enough that a few fit in memory.
 pub const PACK_BYTES: usize = 16 << 20;
 
 /// No pack holds more bytes of chunks than this. [`PACK_BYTES`] and one more chunk stay below it.
@@ -23,9 +26,13 @@ pub const PACK_MAGIC: &[u8; 8] = b"distdpk1";
 const ENTRY_BYTES: usize = 32 + 4 + 4 + 1;
 
 /// Bytes behind the index: chunk count, bytes of chunks, BLAKE3 of all before it, magic.
-const TRAILER_BYTES: usize = 4 + 4 + 32 + 8;
+pub const TRAILER_BYTES: usize = 4 + 4 + 32 + 8;
 
-/// Why an object is no pack.
+/// Longest object that can be a pack, bytes.
+pub const PACK_OBJECT_BYTES_MAX: u64 =
+    (PACK_BYTES_MAX + PACK_CHUNKS_MAX * ENTRY_BYTES + TRAILER_BYTES) as u64;
+
+/// Error of reading an object as a pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PackError {
     /// Too short, or without [`PACK_MAGIC`] at the end.
@@ -44,7 +51,7 @@ pub enum PackError {
 pub struct PackEntry {
     /// Hash of the raw bytes.
     pub hash: ChunkHash,
-    /// Where its stored bytes begin in the pack.
+    /// Position of its stored bytes in the pack.
     pub offset: u32,
     /// Stored length, bytes.
     pub stored_len: u32,
@@ -54,7 +61,7 @@ pub struct PackEntry {
     pub codec: Codec,
 }
 
-/// Collects chunks for one pack. Holds the stored bytes as they came, without copying.
+/// Collects chunks for one pack. Holds the stored bytes as they arrive, without copying.
 #[derive(Debug, Default)]
 pub struct PackWriter {
     parts: Vec<Bytes>,
@@ -136,7 +143,8 @@ impl PackWriter {
     }
 }
 
-/// Reads a whole pack back: its chunks, with every byte of it checked. For rebuilding the rows of a lost database.
+/// Reads a whole pack back: its chunks, with every byte of it checked. For rebuilding the rows of a
+/// lost database.
 ///
 /// # Errors
 /// [`PackError`].
@@ -160,6 +168,23 @@ pub fn read_index(object: &[u8]) -> Result<Vec<PackEntry>, PackError> {
     let entries = parse_index(&body[chunk_bytes..])?;
     let end = entries.last().map_or(0, |entry| entry.offset + entry.stored_len);
     if end as usize == chunk_bytes { Ok(entries) } else { Err(PackError::Index) }
+}
+
+/// Position of the index in a pack of `object_bytes` bytes, from the pack's last [`TRAILER_BYTES`].
+/// The hash in the trailer is not checked: see [`read_index`].
+///
+/// # Errors
+/// [`PackError::Magic`], [`PackError::Index`].
+pub fn index_range(mut trailer: &[u8], object_bytes: u64) -> Result<Range<u64>, PackError> {
+    if trailer.len() != TRAILER_BYTES || !trailer.ends_with(PACK_MAGIC) {
+        return Err(PackError::Magic);
+    }
+    let (count, chunk_bytes) = (trailer.get_u32() as usize, trailer.get_u32() as usize);
+    if count > PACK_CHUNKS_MAX || chunk_bytes > PACK_BYTES_MAX {
+        return Err(PackError::Index);
+    }
+    let index = chunk_bytes as u64..(chunk_bytes + count * ENTRY_BYTES) as u64;
+    if index.end + TRAILER_BYTES as u64 == object_bytes { Ok(index) } else { Err(PackError::Index) }
 }
 
 /// The chunks of a pack from its index alone.
@@ -187,7 +212,8 @@ pub fn parse_index(index: &[u8]) -> Result<Vec<PackEntry>, PackError> {
     Ok(entries)
 }
 
-/// Object name of a pack named by 16 random bytes. Two levels, so that a directory store has no huge directory.
+/// Object name of a pack named by 16 random bytes. Two levels, so that a directory store has no
+/// huge directory.
 pub fn object_name(random: [u8; 16]) -> String {
     let name = hex::encode(random);
     format!("packs/{}/{name}", &name[..2])
@@ -234,6 +260,22 @@ mod tests {
             assert!(read_index(&bad).is_err(), "flip at {n}");
             assert!(read_index(&object[..n]).is_err(), "truncated to {n}");
         }
+    }
+
+    #[test]
+    fn an_index_is_found_by_the_trailer_alone_and_never_outside_the_object() {
+        let object = sample();
+        let (bytes, at) = (object.len() as u64, object.len() - TRAILER_BYTES);
+        let index = index_range(&object[at..], bytes).expect("own trailer");
+        let index = &object[index.start as usize..index.end as usize];
+        assert_eq!(parse_index(index), read_index(&object));
+        for other in [0, bytes - 1, bytes + 1, u64::MAX] {
+            assert_eq!(index_range(&object[at..], other), Err(PackError::Index), "{other}");
+        }
+        assert_eq!(index_range(&object[at + 1..], bytes), Err(PackError::Magic));
+        let mut huge = object[at..].to_vec();
+        huge[..8].fill(0xff);
+        assert_eq!(index_range(&huge, bytes), Err(PackError::Index));
     }
 
     #[test]

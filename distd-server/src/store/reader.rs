@@ -10,8 +10,8 @@ use tokio::sync::OnceCell;
 use super::{Store, StoreError};
 use crate::db::{Db, DbError, Location, PackId};
 
-/// Bytes of a cached block. One request to S3 brings about thirty chunks that will be asked for next, since ids
-/// and packs are both in artifact order.
+/// Bytes of a cached block. One request to S3 brings about thirty chunks that will be asked for
+/// next, since ids and packs are both in artifact order.
 const BLOCK_BYTES: u64 = 512 << 10;
 
 /// Blocks held at most: 32 MiB.
@@ -20,7 +20,8 @@ const BLOCKS_MAX: usize = 64;
 /// Pack names held at most; about 100 bytes each.
 const NAMES_MAX: usize = 16_384;
 
-/// Gap in a pack that is read over rather than asked for separately, bytes: a request to S3 costs as much as this.
+/// Gap in a pack that is read over rather than asked for separately, bytes: a request to S3 costs
+/// as much as this.
 const GAP_MAX: u64 = 64 << 10;
 
 /// Longest single read, bytes.
@@ -29,7 +30,7 @@ const RUN_BYTES_MAX: u64 = 4 << 20;
 /// Reads of one call under way at once: hides a store's latency.
 const READS_AT_ONCE: usize = 4;
 
-/// Why stored chunks could not be read.
+/// Error of reading stored chunks.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The database failed.
@@ -51,7 +52,7 @@ pub struct PackReader {
     shared: Arc<Mutex<Shared>>,
 }
 
-/// Read once, by whoever comes first; the others wait for it.
+/// A block that the first task reads and the others wait for.
 type Block = Arc<OnceCell<Bytes>>;
 
 #[derive(Debug, Default)]
@@ -62,7 +63,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// The block's place, made if needed; the one used longest ago goes.
+    /// The block's place, made if needed; the one used longest ago is evicted.
     fn block(&mut self, key: (PackId, u64)) -> Block {
         self.tick += 1;
         if !self.blocks.contains_key(&key) && self.blocks.len() >= BLOCKS_MAX {
@@ -117,8 +118,8 @@ impl PackReader {
         }
     }
 
-    /// The stored bytes of one chunk. Neighbours asked for next come from memory; several tasks that need the same
-    /// block wait for one read.
+    /// The stored bytes of one chunk. Neighbours asked for next come from memory; several tasks
+    /// that need the same block wait for one read.
     ///
     /// # Errors
     /// [`ReadError`].
@@ -142,8 +143,8 @@ impl PackReader {
         Ok(out.into())
     }
 
-    /// The stored bytes of many chunks, in the order given, by few long reads that bypass the cache. The caller
-    /// bounds their sum; they may share memory.
+    /// The stored bytes of many chunks, in the order given, by few long reads that bypass the
+    /// cache. The caller bounds their sum; they may share memory.
     ///
     /// # Errors
     /// [`ReadError`].
