@@ -4,7 +4,7 @@
 //! | command | beside a running origin | writes to |
 //! |---|---|---|
 //! | `fsck`, `root show`, `backup` | `fsck` no, the others yes | nothing of the origin's |
-//! | `fsck --repair`, `keys rotate`, `restore` | no: they own the store ([`own`]) | everything |
+//! | `fsck --repair`, `keys rotate`, `restore` | no: they own the store (`own`) | everything |
 //! | `admin-token` | yes; the store must belong to the database | one row |
 //! | `root prepare`, `root install`, `keys renew-ca` | yes | files of the data directory |
 
