@@ -181,8 +181,8 @@ struct FsckArgs {
     places: PlaceArgs,
 }
 
-/// Options made from the table of settings: those that say where the origin is, or ALL of them. Each
-/// can also be set in the environment or in the --config file.
+/// Options made from the table of settings: those that say where the origin is, or ALL of them.
+/// Each can also be set in the environment or in the --config file.
 struct SettingArgs<const ALL: bool> {
     line: CommandLine,
     config: Option<PathBuf>,

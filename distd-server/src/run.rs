@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use distd_core::error::Chain;
 use distd_peer::clock::unix_now;
 use distd_peer::net::{BindError, everywhere_ipv4, is_without_ipv6, parent_sockets};
 use distd_peer::serve::{ServeConfig, Server, SiteRule, Sites};
@@ -221,11 +222,11 @@ impl Running {
         let abort = http_task.abort_handle();
         let ended = tokio::time::timeout(deadline, async {
             if let Err(error) = http_task.await {
-                tracing::error!(error = &error as &dyn std::error::Error, "the HTTP server failed");
+                tracing::error!(error = %Chain(&error), "the HTTP server failed");
             }
             app.idle().await;
             if let Err(error) = (&mut patches).await {
-                tracing::error!(error = &error as &dyn std::error::Error, "making patches failed");
+                tracing::error!(error = %Chain(&error), "making patches failed");
             }
         });
         let in_time = ended.await.is_ok();
@@ -291,12 +292,12 @@ async fn watch(origin: Arc<Origin>) {
         tokio::time::sleep(WATCH_EVERY).await;
         if let Err(error) = origin.take_next_root().await {
             tracing::error!(
-                error = &error as &dyn std::error::Error,
+                error = %Chain(&error),
                 "the next TUF root was not put in force"
             );
         }
         if let Err(error) = origin.refresh_revoked().await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "revoked nodes could not be read");
+            tracing::warn!(error = %Chain(&error), "revoked nodes could not be read");
         }
     }
 }
@@ -311,7 +312,7 @@ async fn watch_owner(origin: Arc<Origin>) {
             // `Running::overtaken` says so.
             Err(OwnerError::Overtaken) => return,
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the store's owner is not known");
+                tracing::warn!(error = %Chain(&error), "the store's owner is not known");
             }
         }
     }
@@ -323,7 +324,7 @@ async fn maintain(origin: Arc<Origin>) {
         let (wait, is_well) = match origin.maintain().await {
             Ok(seconds) => (Duration::from_secs(seconds), true),
             Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "maintenance failed");
+                tracing::error!(error = %Chain(&error), "maintenance failed");
                 (MAINTAIN_AGAIN, false)
             }
         };
@@ -336,7 +337,7 @@ async fn maintain(origin: Arc<Origin>) {
                     tracing::info!(swept = ?found, "swept");
                 }
                 Err(error) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "sweeping failed");
+                    tracing::error!(error = %Chain(&error), "sweeping failed");
                 }
             }
         }

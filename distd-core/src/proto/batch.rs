@@ -197,7 +197,8 @@ mod tests {
 
     #[test]
     fn every_state_and_frame_has_the_outcome_of_this_table() {
-        let states: [(&str, fn() -> BatchAsk); 3] = [
+        type Start = fn() -> BatchAsk;
+        let states: [(&str, Start); 3] = [
             ("open 5-6", || BatchAsk::new(set(5, 6)).expect("two chunks").0),
             ("choked", || {
                 let (mut ask, _) = BatchAsk::new(set(5, 6)).expect("two chunks");

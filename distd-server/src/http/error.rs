@@ -9,6 +9,7 @@ use std::error::Error;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use distd_core::error::Chain;
 use distd_peer::serve::ServeError;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -194,7 +195,7 @@ impl ApiError {
         let id = request_id::current();
         match &self.cause {
             Some(cause) => {
-                tracing::error!(request = %id, code = self.code, error = cause.as_ref() as &dyn Error, "request failed");
+                tracing::error!(request = %id, code = self.code, error = %Chain(cause.as_ref()), "request failed");
             }
             None => {
                 tracing::debug!(request = %id, code = self.code, message = %self.message, "request refused")

@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::{Method, header};
 use axum::response::IntoResponse;
+use distd_core::error::Chain;
 use distd_peer::metrics::MetricsText;
 
 use super::App;
@@ -164,7 +165,7 @@ async fn text(app: &App) -> String {
         }
         Err(error) => {
             tracing::warn!(
-                error = &error as &dyn std::error::Error,
+                error = %Chain(&error),
                 "could not read the metrics of the database; they are left out"
             );
         }

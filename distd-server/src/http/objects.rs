@@ -5,6 +5,7 @@ use std::ops::Range;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use distd_core::error::Chain;
 use futures::stream;
 
 use super::ApiError;
@@ -29,7 +30,7 @@ fn stream(store: Store, object: String, range: Range<u64>) -> Body {
                 Ok(_) => Err(std::io::Error::other("an object of the store is shorter than before")),
                 Err(error) => {
                     tracing::error!(
-                        error = &error as &dyn std::error::Error,
+                        error = %Chain(&error),
                         "could not read an object of the store"
                     );
                     Err(std::io::Error::other(error))

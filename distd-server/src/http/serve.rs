@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use distd_core::error::Chain;
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -56,7 +57,7 @@ pub async fn serve(
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "could not accept a connection");
+                tracing::warn!(error = %Chain(&error), "could not accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -109,7 +110,7 @@ async fn connection(
         Ok(Ok(stream)) => requests(stream, service, authenticated, stop).await,
         Ok(Err(error)) => {
             app.metrics.handshakes_failed.fetch_add(1, Ordering::Relaxed);
-            tracing::debug!(error = &error as &dyn std::error::Error, "TLS handshake failed");
+            tracing::debug!(error = %Chain(&error), "TLS handshake failed");
         }
         Err(_) => {
             app.metrics.handshakes_failed.fetch_add(1, Ordering::Relaxed);
@@ -143,7 +144,7 @@ async fn requests(
         }
     };
     if let Err(error) = result {
-        tracing::debug!(error = &error as &dyn std::error::Error, "connection ended");
+        tracing::debug!(error = %Chain(&error), "connection ended");
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use distd_core::bounds::{ARTIFACT_BYTES_MAX, TREE_LISTING_BYTES_MAX};
 use distd_core::cut::CutParams;
+use distd_core::error::Chain;
 use distd_core::manifest::{Builder, Entry, Kind, Manifest};
 use distd_core::ranges::ChunkRanges;
 use distd_core::{ArtifactHash, ChunkHash, ChunkId, ManifestId};
@@ -243,7 +244,7 @@ impl Ingest {
         if let Err(error) = self.delete_all(&unused).await {
             // The release stands; the next sweep deletes them.
             tracing::warn!(
-                error = &error as &dyn std::error::Error,
+                error = %Chain(&error),
                 "could not delete packs that hold nothing new"
             );
         }

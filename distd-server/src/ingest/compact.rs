@@ -5,6 +5,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
+use distd_core::error::Chain;
 use distd_core::packing::{PackedChunk, Unpacker};
 use tokio::task::spawn_blocking;
 
@@ -142,7 +143,7 @@ impl Ingest {
                         ReadError::Damaged(_) | ReadError::Store(StoreError::Missing(_)),
                     )),
                 ) => {
-                    let error = &error as &dyn std::error::Error;
+                    let error = tracing::field::display(Chain(&error));
                     tracing::error!(pack = ?pack.id, error, "a pack cannot be emptied: distd-server fsck --check-data");
                 }
                 Err(error) => return Err(error),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use distd_core::cut::{Batch, Batches, CutParams, ReadAt, regions};
+use distd_core::error::Chain;
 use distd_core::manifest::Kind;
 use distd_core::names::Name;
 use distd_core::packing::{PackedChunk, Packer};
@@ -112,7 +113,7 @@ impl Ingest {
             Err(error) => {
                 // Best effort: an upload that cannot be aborted now expires later.
                 if let Err(abort) = self.abort(&upload.id).await {
-                    tracing::debug!(error = &abort as &dyn std::error::Error, "could not abort the upload");
+                    tracing::debug!(error = %Chain(&abort), "could not abort the upload");
                 }
                 Err(error)
             }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use bytes::Bytes;
 use distd_core::ManifestId;
+use distd_core::error::Chain;
 use distd_core::manifest::Manifest;
 use distd_core::packing::Unpacker;
 use distd_core::proto::frame::{Cost, Data, DontHaveReason, NodeRequest};
@@ -148,7 +149,7 @@ impl Origin {
         let (reply, refused) =
             self.realm.handle_enroll(body, &roots, unix_now(), &SqlRegistry(&self.db)).await;
         if let Some(reason) = refused {
-            tracing::info!(error = &reason as &dyn std::error::Error, "enrolment refused");
+            tracing::info!(error = %Chain(&reason), "enrolment refused");
         }
         Ok(reply)
     }
@@ -164,7 +165,7 @@ impl OriginSwarm {
             sound.retain(|chunk| {
                 let result = unpacker.unpack(chunk.codec, &chunk.bytes, chunk.raw_len, &chunk.hash);
                 if let Err(error) = &result {
-                    tracing::error!(id = %chunk.id, %error, "a stored chunk has rotted and is not served: restore its pack");
+                    tracing::error!(id = %chunk.id, error = %Chain(&error), "a stored chunk has rotted and is not served: restore its pack");
                 }
                 result.is_ok()
             });
@@ -220,7 +221,7 @@ impl Swarm for OriginSwarm {
                 let run = match self.chunks.run(next, *range.end(), RUN_BYTES).await {
                     Ok(run) => self.verified(run).await,
                     Err(error) => {
-                        tracing::error!(error = &error as &dyn std::error::Error, "chunks could not be read");
+                        tracing::error!(error = %Chain(&error), "chunks could not be read");
                         // The store may be back in a moment: not a word that would be remembered.
                         reason = DontHaveReason::Busy;
                         Vec::new()

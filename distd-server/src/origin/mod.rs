@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use distd_core::error::Chain;
 use distd_peer::clock::unix_now;
 use distd_peer::trust::revoked::Revoked;
 use distd_peer::trust::tls::Credentials;
@@ -265,7 +266,7 @@ impl Origin {
             }
             Ok(_) => {}
             Err(error) => {
-                let error = &error as &dyn std::error::Error;
+                let error = tracing::field::display(Chain(&error));
                 tracing::error!(
                     error,
                     "the next TUF root was not put in force: prepare it again with --replace"
@@ -314,7 +315,7 @@ impl Origin {
         match self.ingest.sweep_orphans(self.ingest.scope_at_start(), signed(unix_now())).await {
             Ok(swept) => tracing::info!(?swept, "swept"),
             Err(error @ IngestError::SweepTooLarge { .. }) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "nothing was swept");
+                tracing::error!(error = %Chain(&error), "nothing was swept");
             }
             Err(error) => return Err(error),
         }
@@ -387,7 +388,7 @@ impl Origin {
         if refreshed.root_key_needed
             && let Err(error) = self.ask_for_next_root().await
         {
-            let error = &error as &dyn std::error::Error;
+            let error = tracing::field::display(Chain(&error));
             tracing::error!(
                 error,
                 "the TUF root runs out, and the next one could not be written for its keys"
@@ -408,7 +409,7 @@ impl Origin {
                 compacted.more
             }
             Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "packs could not be compacted");
+                tracing::error!(error = %Chain(&error), "packs could not be compacted");
                 false
             }
         };

@@ -5,6 +5,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use distd_core::ManifestId;
+use distd_core::error::Chain;
 use distd_core::names::Name;
 use distd_peer::clock::unix_now;
 use distd_peer::trust::tuf::{PatchSetRef, PatchesDoc};
@@ -108,7 +109,7 @@ impl Origin {
     /// release itself stands.
     pub(super) async fn queue_for_release(&self, release: &ReleaseRow) {
         if let Err(error) = self.try_queue_for_release(release).await {
-            tracing::warn!(error = &error as &dyn Error, "no patch sets were queued for a release");
+            tracing::warn!(error = %Chain(&error), "no patch sets were queued for a release");
         }
     }
 
@@ -141,7 +142,7 @@ impl Origin {
     /// channel has moved.
     pub(super) async fn queue_for_move(&self, before: Option<&Name>, release: &ReleaseRow) {
         if let Err(error) = self.try_queue_for_move(before, release).await {
-            tracing::warn!(error = &error as &dyn Error, "no patch set was queued for a channel");
+            tracing::warn!(error = %Chain(&error), "no patch set was queued for a channel");
         }
     }
 
@@ -168,7 +169,7 @@ impl Origin {
                 Ok(true) => continue,
                 Ok(false) => AGAIN,
                 Err(error) => {
-                    tracing::error!(error = &error as &dyn Error, "no patches are made for a while");
+                    tracing::error!(error = %Chain(&error), "no patches are made for a while");
                     // Not woken earlier: what was queued does not make the database answer.
                     tokio::select! {
                         () = tokio::time::sleep(AGAIN) => continue,
@@ -206,7 +207,7 @@ impl Origin {
             Err(MakeError::Stopped) => return Ok(false),
             Err(error) => {
                 self.patches.count_failure();
-                tracing::error!(%product, from, %to, error = &error as &dyn Error, "no patch set");
+                tracing::error!(%product, from, %to, error = %Chain(&error), "no patch set");
                 self.db.fail_patch_set(&row.key, &reason(&error), signed(unix_now())).await?;
             }
         }
@@ -248,13 +249,7 @@ impl Origin {
 
 /// An error and its causes, for people.
 fn reason(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
+    let mut text = Chain(error).to_string();
     while text.len() > REASON_BYTES_MAX {
         text.pop();
     }

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use distd_core::bounds::CHUNK_BYTES_MAX;
+use distd_core::error::Chain;
 use distd_core::packing::{Codec, PackedChunk};
 use distd_core::{ArtifactHash, ChunkHash};
 use distd_peer::clock::unix_now;
@@ -176,7 +177,7 @@ pub(super) async fn delete(db: &Db, store: &Store, packs: &[StoredPack]) {
         };
         if let Err(error) = deleted.await {
             tracing::warn!(
-                error = &error as &dyn std::error::Error,
+                error = %Chain(&error),
                 "could not delete an unused pack; the sweep tries again"
             );
         }

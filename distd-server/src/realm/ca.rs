@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use distd_core::error::Chain;
 use distd_peer::net::ResetKey;
 use distd_peer::trust::files::{self, FileError};
 use distd_peer::trust::identity::{CertError, CertInfo, Role, certificate_from_pem, key_from_pem, to_pem};
@@ -121,7 +122,7 @@ impl SigningKey for CaKey {
         match self {
             Self::Here(key) => key.sign(tbs),
             Self::Signer(link, _) => link.sign_certificate(tbs).map_err(|error| {
-                tracing::error!(error = &error as &dyn std::error::Error, "no certificate was signed");
+                tracing::error!(error = %Chain(&error), "no certificate was signed");
                 rcgen::Error::RemoteKeyError
             }),
         }

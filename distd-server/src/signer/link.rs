@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use distd_core::error::Chain;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::wire::{self, PublicKey, Reply, Request, VERSION};
@@ -219,7 +220,7 @@ impl SignerLink {
                 Err(error) if is_timeout(&error) => return Err(open.give_up(error)),
                 Err(error) => {
                     tracing::warn!(
-                        error = &error as &dyn std::error::Error,
+                        error = %Chain(&error),
                         "the connection to the signer broke; another one is opened"
                     );
                 }

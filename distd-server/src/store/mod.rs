@@ -104,8 +104,9 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens a directory (created if absent) or `s3://BUCKET[/PREFIX][?endpoint=URL&region=REGION]`. S3 credentials
-    /// come from the usual `AWS_*` variables or the instance.
+    /// Opens a directory (created if absent) or
+    /// `s3://BUCKET[/PREFIX][?endpoint=URL&region=REGION]`. S3 credentials come from the usual
+    /// `AWS_*` variables or the instance.
     ///
     /// # Errors
     /// [`StoreError`]. S3 is not asked anything yet: use [`check`](Self::check).

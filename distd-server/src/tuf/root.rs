@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroU64;
 
 use bytes::Bytes;
+use distd_core::error::Chain;
 use tough::schema::decoded::{Decoded, Hex};
 use tough::schema::key::Key;
 use tough::schema::{Role, RoleKeys, RoleType, Root, Signature, Signed};
@@ -292,7 +293,7 @@ impl TufRepository {
             // A signer signs no root with keys that it does not hold. People sign such a root.
             Err(error) if is_refused(&error) => {
                 tracing::info!(
-                    error = &error as &dyn std::error::Error,
+                    error = %Chain(&error),
                     "the signer refused to sign the proposed root; its root keys have to sign it"
                 );
                 Ok(unsigned(root))

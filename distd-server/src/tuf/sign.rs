@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
+use distd_core::error::Chain;
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 use tough::schema::decoded::{Decoded, Hex};
@@ -394,7 +395,7 @@ impl TufRepository {
                 }
                 Err(error) if chain.is_empty() => return Err(error),
                 Err(error) => {
-                    let error = &error as &dyn std::error::Error;
+                    let error = tracing::field::display(Chain(&error));
                     tracing::error!(
                         error,
                         "a file in the TUF repository is not a root of this realm: remove it"
