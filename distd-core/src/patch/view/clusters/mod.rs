@@ -8,8 +8,8 @@
 //! One view holds many files, one behind the other: with a view for each file, most files would
 //! save less than their view costs in the index of the set. `files.rs` finds the files and decides
 //! which of them share a view, `make.rs` makes view and recipe of a group of the new release,
-//! `old.rs` those of a group of the old release, both of the steps in `steps.rs`. A device packs with `repack.rs` and unpacks with
-//! `unpack.rs`.
+//! `old.rs` those of a group of the old release, both of the steps in `steps.rs`. A device packs
+//! with `repack.rs` and unpacks with `unpack.rs`.
 //!
 //! An inline cluster that is too short to be a region has no place in the chunks of the file; its
 //! content is in the view but is not packed again. Content in the packed inode (fragments) is not
