@@ -271,7 +271,11 @@ fn summary(viewed: &[Viewed]) -> String {
     let line = |(name, (views, files, bytes, recipes)): (&str, _)| {
         format!("{name} {files} files in {views} views, {bytes} bytes, recipes {recipes}")
     };
-    formats.into_iter().map(line).collect::<Vec<_>>().join("; ")
+    if formats.is_empty() {
+        "none".to_owned()
+    } else {
+        formats.into_iter().map(line).collect::<Vec<_>>().join("; ")
+    }
 }
 
 /// Counts the reasons why files have no view.
