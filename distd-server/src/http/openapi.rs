@@ -8,8 +8,8 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    channels, content, error, manifests, metrics, nodes, packs, patches, products, releases, state, tokens,
-    tuf, uploads,
+    channels, content, manifests, metrics, nodes, packs, patches, products, releases, state, tokens, tuf,
+    uploads,
 };
 
 struct BearerToken;
@@ -37,7 +37,7 @@ impl Modify for BearerToken {
         nodes::list, nodes::revoke, nodes::enroll,
         tuf::file
     ),
-    components(schemas(error::ErrorBody)),
+    components(schemas(distd_core::api::ErrorBody)),
     modifiers(&BearerToken)
 )]
 struct Document;
@@ -66,7 +66,10 @@ mod tests {
             std::fs::write(&path, text).expect("write");
         } else {
             let committed = std::fs::read_to_string(&path).expect("docs/openapi.json");
-            assert!(committed == text, "docs/openapi.json is out of date: run this test with DISTD_WRITE_DOCS=1");
+            assert!(
+                committed == text,
+                "docs/openapi.json is out of date: run this test with DISTD_WRITE_DOCS=1"
+            );
         }
     }
 
