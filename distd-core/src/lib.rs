@@ -38,6 +38,8 @@
 //! | [`proto`] | frames of the protocol `distd/1` and the state of its streams |
 //! | [`packing`] | one chunk, raw or zstd, and its verification |
 //! | [`ranges`] | sets of chunk ids |
+//! | [`api`] | bodies, upload records and bounds of the origin's HTTP API |
+//! | [`role`] | roles of nodes |
 //! | [`ids`], [`names`] | identifiers; names of products, versions and channels |
 //! | [`bounds`] | bounds on input from files and peers |
 //! | [`mod@error`] | an error and its causes on one line |
@@ -47,6 +49,7 @@
 //! Nothing here opens a file, a socket, a thread or a clock. Callers pass bytes, time and
 //! randomness as arguments.
 
+pub mod api;
 pub mod bounds;
 pub mod cut;
 pub mod error;
@@ -59,6 +62,7 @@ pub mod patch;
 pub mod planner;
 pub mod proto;
 pub mod ranges;
+pub mod role;
 pub mod swarm;
 pub mod text;
 pub mod time;

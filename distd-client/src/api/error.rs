@@ -1,10 +1,10 @@
 //! Errors of API requests, with the exit code and the advice that belong to each.
 
 use reqwest::StatusCode;
-use serde::Deserialize;
 
 use super::ServerUrl;
 use distd_client::failure::{Code, Failure, is_certificate_error};
+use distd_core::api::{ErrorBody, ErrorDetail};
 
 /// Longest quote from an answer that is not the API's own, in characters.
 const QUOTE_MAX: usize = 200;
@@ -72,18 +72,6 @@ pub(crate) enum ApiError {
     },
 }
 
-#[derive(Deserialize)]
-struct ErrorAnswer {
-    error: ErrorBody,
-}
-
-#[derive(Deserialize)]
-struct ErrorBody {
-    code: String,
-    message: String,
-    next: Option<String>,
-}
-
 impl ApiError {
     pub(super) fn transport(server: &ServerUrl, cause: reqwest::Error) -> Self {
         // The message already names the URL, so drop it from the cause.
@@ -98,9 +86,9 @@ impl ApiError {
     }
 
     pub(super) fn answered(status: StatusCode, body: &[u8]) -> Self {
-        match serde_json::from_slice::<ErrorAnswer>(body) {
-            Ok(ErrorAnswer { error: ErrorBody { code, message, next } }) => {
-                Self::Answered { status, code, message, next: next.filter(|n| !n.is_empty()) }
+        match serde_json::from_slice::<ErrorBody>(body) {
+            Ok(ErrorBody { error: ErrorDetail { code, message, next } }) => {
+                Self::Answered { status, code, message, next: (!next.is_empty()).then_some(next) }
             }
             Err(_) => {
                 // The answer did not come from the API: a proxy answered, or the server is not

@@ -1,13 +1,18 @@
 //! Client of the origin's HTTP API (docs/http-api.md).
 
 mod error;
-mod types;
 mod upload;
 mod url;
 
 use std::time::Duration;
 
 use bytes::Bytes;
+use distd_core::api::{
+    Channel, ChannelHistory, ChannelList, JoinTokenList, MadeJoinToken, MadeToken, Move, NewJoinToken,
+    NewToken, NodeList, PatchSet, PatchSetList, ProductList, Release, ReleaseList, RevokeNode, RevokedNode,
+    Token, TokenList, Wanted,
+};
+use distd_core::role::Role;
 use distd_peer::trust::tls::{TrustAnchor, https_client};
 use distd_peer::trust::token::ApiToken;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
@@ -16,12 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub(crate) use error::ApiError;
-pub(crate) use types::{
-    Channel, ChannelChange, ChannelHistory, ChannelList, JoinTokenInfo, JoinTokenList, Node, NodeList,
-    PatchSet, PatchSetList, Product, ProductList, Release, ReleaseList, RevokedNode, Secret, TokenInfo,
-    TokenList,
-};
-pub(crate) use upload::{COMMIT_BYTES_MAX, CommitRequest, MISSING_MAX, RUN_BYTES, Upload, persistently};
+pub(crate) use upload::{CommitRequest, Upload, persistently};
 pub(crate) use url::ServerUrl;
 
 /// Time limit for establishing a connection.
@@ -191,12 +191,7 @@ impl Api {
         downgrade: bool,
     ) -> Result<Channel, ApiError> {
         let path = ["v1", "products", product, "channels", channel];
-        let mut body = serde_json::json!({ "version": version });
-        // Send the field only when set: older origins do not know `downgrade` and refuse the
-        // request.
-        if downgrade {
-            body["downgrade"] = true.into();
-        }
+        let body = Move { version: version.to_owned(), downgrade };
         self.with_body(Method::PUT, &path, &body).await
     }
 
@@ -225,7 +220,7 @@ impl Api {
         to: &str,
     ) -> Result<PatchSet, ApiError> {
         let path = ["v1", "products", product, "releases", to, "patches"];
-        self.with_body(Method::POST, &path, &serde_json::json!({ "from": from })).await
+        self.with_body(Method::POST, &path, &Wanted { from: from.map(str::to_owned) }).await
     }
 
     /// Returns the patch sets of a product.
@@ -240,43 +235,41 @@ impl Api {
         scopes: &[String],
         products: &[String],
         expires_in: Option<Duration>,
-    ) -> Result<Secret, ApiError> {
-        let mut body = serde_json::json!({ "label": label, "scopes": scopes });
-        // Send the field only when set. An older origin then refuses a token for some products
-        // instead of making one for all products.
-        if !products.is_empty() {
-            body["products"] = products.into();
-        }
-        if let Some(expires_in) = expires_in {
-            body["expires_in"] = expires_in.as_secs().into();
-        }
+    ) -> Result<MadeToken, ApiError> {
+        let body = NewToken {
+            label: label.to_owned(),
+            scopes: scopes.to_vec(),
+            products: (!products.is_empty()).then(|| products.to_vec()),
+            expires_in: expires_in.map(|validity| validity.as_secs()),
+        };
         self.with_body(Method::POST, &["v1", "tokens"], &body).await
     }
 
     /// Makes a join token.
     pub(crate) async fn create_join_token(
         &self,
-        role: &str,
+        role: Role,
         uses: u32,
         expires_in: Duration,
         label: &str,
-    ) -> Result<Secret, ApiError> {
-        let expires_in = expires_in.as_secs();
-        let body =
-            serde_json::json!({ "role": role, "uses": uses, "expires_in": expires_in, "label": label });
+    ) -> Result<MadeJoinToken, ApiError> {
+        let expires_in = Some(expires_in.as_secs());
+        let body = NewJoinToken { role, uses: Some(uses.into()), expires_in, label: label.to_owned() };
         self.with_body(Method::POST, &["v1", "join-tokens"], &body).await
     }
 
-    /// Returns API tokens and join tokens, without their secrets.
+    /// Returns the API tokens, without their secrets.
     pub(crate) async fn tokens(&self) -> Result<TokenList, ApiError> {
-        let mut list: TokenList = self.get(&["v1", "tokens"]).await?;
-        let join: JoinTokenList = self.get(&["v1", "join-tokens"]).await?;
-        list.join_tokens = join.join_tokens;
-        Ok(list)
+        self.get(&["v1", "tokens"]).await
+    }
+
+    /// Returns the join tokens, without their secrets.
+    pub(crate) async fn join_tokens(&self) -> Result<JoinTokenList, ApiError> {
+        self.get(&["v1", "join-tokens"]).await
     }
 
     /// Returns the token that this client uses.
-    pub(crate) async fn own_token(&self) -> Result<TokenInfo, ApiError> {
+    pub(crate) async fn own_token(&self) -> Result<Token, ApiError> {
         self.get(&["v1", "token"]).await
     }
 
@@ -328,7 +321,7 @@ impl Api {
 
     /// Revokes a node and the join tokens it enrolled with.
     pub(crate) async fn revoke_node_and_tokens(&self, id: &str) -> Result<RevokedNode, ApiError> {
-        let body = serde_json::json!({ "tokens": true });
+        let body = RevokeNode { tokens: true };
         self.with_body(Method::POST, &["v1", "nodes", id, "revoke"], &body).await
     }
 

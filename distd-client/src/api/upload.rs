@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use distd_core::api::{self, Announced, Commit, Release};
 use distd_core::cut::CutParams;
 use distd_core::error::Chain;
 use distd_core::{ArtifactHash, ChunkHash};
@@ -11,8 +12,7 @@ use futures::stream;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use reqwest::{Body, Method, StatusCode};
 
-use super::types::Begun;
-use super::{ANSWER, Api, ApiError, Release};
+use super::{ANSWER, Api, ApiError};
 
 /// Pauses before each retry, about fifteen seconds in all: as long as a restart of the origin
 /// takes.
@@ -23,15 +23,6 @@ const PAUSES: [Duration; 5] = [
     Duration::from_secs(4),
     Duration::from_secs(8),
 ];
-
-/// Largest number of hashes in one question.
-pub(crate) const MISSING_MAX: usize = 65_536;
-
-/// Bytes of one run in the commit's list of chunks: hash, length and number of repeats.
-pub(crate) const RUN_BYTES: usize = 40;
-
-/// Largest commit, in bytes. At 16 KiB per chunk this is an artifact of 100 GB.
-pub(crate) const COMMIT_BYTES_MAX: usize = 256 << 20;
 
 /// An open upload. Cheap to clone.
 #[derive(Clone)]
@@ -50,37 +41,8 @@ pub(crate) struct CommitRequest {
     pub(crate) bytes: u64,
     /// BLAKE3 of the artifact.
     pub(crate) blake3: ArtifactHash,
-    /// The chunks in artifact order, [`RUN_BYTES`] per run.
+    /// The chunks in artifact order, [`RUN_BYTES`](api::RUN_BYTES) per run.
     pub(crate) runs: Bytes,
-}
-
-impl CommitRequest {
-    /// Returns the msgpack that precedes the runs. The runs come last so that they are never
-    /// copied.
-    fn head(&self, cut: CutParams) -> Vec<u8> {
-        let mut out = Vec::new();
-        let kind = if self.listing_bytes.is_some() { "tree" } else { "file" };
-        let encode = |out: &mut Vec<u8>| {
-            rmp::encode::write_map_len(out, 6)?;
-            rmp::encode::write_str(out, "kind")?;
-            rmp::encode::write_str(out, kind)?;
-            rmp::encode::write_str(out, "listing_bytes")?;
-            rmp::encode::write_uint(out, self.listing_bytes.unwrap_or(0))?;
-            rmp::encode::write_str(out, "cut")?;
-            rmp::encode::write_array_len(out, 3)?;
-            for size in [cut.min(), cut.avg(), cut.max()] {
-                rmp::encode::write_uint(out, size.into())?;
-            }
-            rmp::encode::write_str(out, "bytes")?;
-            rmp::encode::write_uint(out, self.bytes)?;
-            rmp::encode::write_str(out, "blake3")?;
-            rmp::encode::write_bin(out, self.blake3.as_bytes())?;
-            rmp::encode::write_str(out, "chunks")?;
-            rmp::encode::write_bin_len(out, self.runs.len() as u32)
-        };
-        encode(&mut out).expect("a vector takes every write");
-        out
-    }
 }
 
 /// Repeats `attempt` after a failure that may be temporary. The request must be safe to send twice.
@@ -115,8 +77,8 @@ impl Api {
         bytes: u64,
     ) -> Result<Upload, ApiError> {
         let path = ["v1", "products", product, "releases", version, "uploads"];
-        let announced = serde_json::json!({ "bytes": bytes });
-        let begun: Begun = persistently(|| self.with_body(Method::POST, &path, &announced)).await?;
+        let announced = Announced { bytes: Some(bytes) };
+        let begun: api::Upload = persistently(|| self.with_body(Method::POST, &path, &announced)).await?;
         Ok(Upload { api: self.clone(), id: begun.upload, cut: begun.cut, resumed: begun.resumed })
     }
 }
@@ -142,7 +104,8 @@ impl Upload {
             .body(Body::wrap_stream(parts))
     }
 
-    /// Returns for each of at most [`MISSING_MAX`] hashes whether the origin lacks the chunk.
+    /// Returns for each of at most [`HASHES_MAX`](api::HASHES_MAX) hashes whether the origin lacks
+    /// the chunk.
     pub(crate) async fn missing(&self, hashes: &[ChunkHash]) -> Result<Vec<bool>, ApiError> {
         let mut body = Vec::with_capacity(hashes.len() * 32);
         for hash in hashes {
@@ -165,7 +128,9 @@ impl Upload {
 
     /// Makes the release. The returned flag says whether the release existed already.
     pub(crate) async fn commit(&self, request: &CommitRequest) -> Result<(Release, bool), ApiError> {
-        let head = Bytes::from(request.head(self.cut));
+        let CommitRequest { listing_bytes, bytes, blake3, runs } = request;
+        let commit = Commit { listing_bytes: *listing_bytes, cut: self.cut, bytes: *bytes, blake3: *blake3 };
+        let head = Bytes::from(commit.head(runs.len() as u32));
         // No time limit: the origin reads the whole artifact back before it answers.
         let (status, body) = persistently(|| {
             self.api.send_for_status(self.post("commit", vec![head.clone(), request.runs.clone()]))
@@ -180,31 +145,7 @@ impl Upload {
 mod tests {
     use std::cell::Cell;
 
-    use serde::Deserialize;
-
     use super::*;
-
-    #[derive(Deserialize)]
-    struct Commit {
-        kind: String,
-        listing_bytes: u64,
-        cut: CutParams,
-        bytes: u64,
-        blake3: ArtifactHash,
-        #[serde(with = "serde_bytes")]
-        chunks: Vec<u8>,
-    }
-
-    #[test]
-    fn a_commit_is_the_msgpack_map_of_the_api() {
-        let (blake3, runs) = (ArtifactHash([7; 32]), Bytes::from(vec![9; 2 * RUN_BYTES]));
-        let request = CommitRequest { listing_bytes: Some(300), bytes: 70_000, blake3, runs: runs.clone() };
-        let mut body = request.head(CutParams::default());
-        body.extend_from_slice(&runs);
-        let got: Commit = rmp_serde::from_slice(&body).expect("msgpack");
-        assert_eq!((got.kind.as_str(), got.listing_bytes, got.bytes), ("tree", 300, 70_000));
-        assert_eq!((got.cut, got.blake3, got.chunks), (CutParams::default(), blake3, runs.to_vec()));
-    }
 
     #[tokio::test(start_paused = true)]
     async fn temporary_failures_are_retried_and_others_are_not() {

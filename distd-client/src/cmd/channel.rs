@@ -5,11 +5,12 @@ use distd_core::names::Name;
 use serde::Serialize;
 
 use super::parse::ChannelName;
-use crate::api::{Api, Channel, ChannelChange, ChannelHistory, ChannelList};
+use crate::api::Api;
 use crate::context::{ApiArgs, Context};
 use distd_client::failure::Failure;
 use distd_client::text::table;
 use distd_client::text::time;
+use distd_core::api::{Channel, ChannelChange, ChannelHistory, ChannelList};
 
 /// List, show, set or remove channels.
 #[derive(clap::Args)]

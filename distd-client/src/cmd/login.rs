@@ -4,10 +4,11 @@
 use anyhow::anyhow;
 use serde::Serialize;
 
-use crate::api::{Api, TokenInfo};
+use crate::api::Api;
 use crate::context::{ApiArgs, Context};
 use distd_client::failure::{Code, Failure};
 use distd_client::text::time;
+use distd_core::api::Token;
 
 /// Remember an origin and an API token, so that later commands need neither option.
 ///
@@ -36,7 +37,7 @@ struct LoggedIn {
     server: String,
     file: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    token: Option<TokenInfo>,
+    token: Option<Token>,
 }
 
 #[derive(Serialize)]
@@ -45,7 +46,7 @@ struct LoggedOut {
 }
 
 /// Returns a token's label, scopes, products and expiry as text.
-fn rights(token: &TokenInfo) -> String {
+fn rights(token: &Token) -> String {
     let scopes = token.scopes.join(", ");
     let products = match token.products == ["*"] {
         true => "all products".to_owned(),

@@ -5,11 +5,11 @@ use distd_core::text::shown;
 use serde::Serialize;
 
 use super::parse::node_id;
-use crate::api::Node;
 use crate::context::{ApiArgs, Context};
 use distd_client::failure::Failure;
 use distd_client::text::table;
 use distd_client::text::time;
+use distd_core::api::Node;
 
 /// Longest label shown, in characters.
 const LABEL_SHOWN: usize = 40;

@@ -2,11 +2,11 @@
 
 use clap::Subcommand;
 
-use crate::api::Product;
 use crate::context::{ApiArgs, Context};
 use distd_client::failure::Failure;
 use distd_client::text::table;
 use distd_client::text::time;
+use distd_core::api::Product;
 
 /// List products.
 #[derive(clap::Args)]

@@ -5,11 +5,11 @@ use distd_core::names::Name;
 use serde::Serialize;
 
 use super::parse::ReleaseName;
-use crate::api::Release;
 use crate::context::{ApiArgs, Context};
 use distd_client::failure::Failure;
 use distd_client::text::time;
 use distd_client::text::{human_bytes, table};
+use distd_core::api::Release;
 
 /// List, show or withdraw releases.
 #[derive(clap::Args)]

@@ -10,11 +10,12 @@ use distd_peer::trust::files;
 use serde::Serialize;
 
 use super::parse::{duration, token_id};
-use crate::api::{JoinTokenInfo, Secret, TokenInfo};
 use crate::context::{ApiArgs, Context};
 use distd_client::failure::{Code, Failure};
 use distd_client::text::table;
 use distd_client::text::time;
+use distd_core::api::{JoinTokenInfo, Token};
+use distd_core::role::Role;
 
 /// Make, list and revoke tokens.
 #[derive(clap::Args)]
@@ -107,6 +108,15 @@ enum JoinRole {
     Relay,
 }
 
+impl From<JoinRole> for Role {
+    fn from(role: JoinRole) -> Self {
+        match role {
+            JoinRole::Leaf => Self::Leaf,
+            JoinRole::Relay => Self::Relay,
+        }
+    }
+}
+
 fn word(value: impl ValueEnum) -> String {
     value.to_possible_value().expect("no value is skipped").get_name().to_owned()
 }
@@ -116,6 +126,12 @@ struct Written<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<&'a str>,
     file: &'a Path,
+}
+
+#[derive(Serialize)]
+struct AllTokens {
+    tokens: Vec<Token>,
+    join_tokens: Vec<JoinTokenInfo>,
 }
 
 #[derive(Serialize)]
@@ -130,7 +146,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             refuse_existing(out.as_deref())?;
             let scopes: Vec<String> = scope.into_iter().map(word).collect();
             let secret = api.create_token(&label, &scopes, &product, expires).await.map_err(Failure::from)?;
-            hand_over(context, &secret, out.as_deref())?;
+            hand_over(context, &secret, &secret.token, Some(&secret.id), out.as_deref())?;
             let server = api.server();
             let file = out.as_deref().map_or("FILE".to_owned(), |path| path.display().to_string());
             context.output().note(&format!("next: distd login --server {server} --token-file {file}"));
@@ -139,8 +155,8 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             let api = context.api(&api)?;
             refuse_existing(out.as_deref())?;
             let secret =
-                api.create_join_token(&word(role), uses, expires, &label).await.map_err(Failure::from)?;
-            hand_over(context, &secret, out.as_deref())?;
+                api.create_join_token(role.into(), uses, expires, &label).await.map_err(Failure::from)?;
+            hand_over(context, &secret, &secret.token, secret.id.as_deref(), out.as_deref())?;
             let token = match &out {
                 Some(path) => format!("--token-file {}", path.display()),
                 None => "--token TOKEN".to_owned(),
@@ -151,13 +167,15 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             });
         }
         Command::Ls { api } => {
-            let list = context.api(&api)?.tokens().await.map_err(Failure::from)?;
+            let api = context.api(&api)?;
+            let tokens = api.tokens().await.map_err(Failure::from)?.tokens;
+            let join_tokens = api.join_tokens().await.map_err(Failure::from)?.join_tokens;
+            let list = AllTokens { tokens, join_tokens };
             context.output().result(&list, |list| {
                 let head = ["ID", "LABEL", "FOR", "PRODUCTS", "CREATED", "EXPIRES", "STATE"];
                 let mut rows = vec![head.map(str::to_owned).to_vec()];
                 rows.extend(list.tokens.iter().map(|token| {
-                    let TokenInfo { id, label, scopes, products, created, expires, state, .. } =
-                        token.clone();
+                    let Token { id, label, scopes, products, created, expires, state, .. } = token.clone();
                     let expires = expires.map_or("never".to_owned(), time);
                     let products = if products == ["*"] { "all".to_owned() } else { products.join(",") };
                     vec![id, label, scopes.join(","), products, time(created), expires, state]
@@ -202,11 +220,17 @@ fn refuse_existing(out: Option<&Path>) -> anyhow::Result<()> {
 }
 
 /// Prints only the token, so that it can be piped, or writes it to a file.
-fn hand_over(context: &Context, secret: &Secret, out: Option<&Path>) -> anyhow::Result<()> {
+fn hand_over(
+    context: &Context,
+    made: &impl Serialize,
+    token: &str,
+    id: Option<&str>,
+    out: Option<&Path>,
+) -> anyhow::Result<()> {
     let Some(path) = out else {
-        return context.output().result(secret, |secret| secret.token.clone());
+        return context.output().result(made, |_| token.to_owned());
     };
-    let text = format!("{}\n", secret.token);
+    let text = format!("{token}\n");
     let written =
         files::create_secret(path, text.as_bytes()).map_err(|e| Failure::new(Code::Local, e.into()))?;
     if !written {
@@ -215,6 +239,6 @@ fn hand_over(context: &Context, secret: &Secret, out: Option<&Path>) -> anyhow::
             .next("revoke the token just made, then make another")
             .into());
     }
-    let result = Written { id: secret.id.as_deref(), file: path };
+    let result = Written { id, file: path };
     context.output().result(&result, |result| format!("token written to {}", result.file.display()))
 }

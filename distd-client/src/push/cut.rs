@@ -9,7 +9,7 @@ use distd_core::cut::{Batch, Batches, CutParams, ReadAt, Region};
 use distd_core::{ArtifactHash, ChunkHash};
 use tokio::sync::mpsc;
 
-use crate::api::{COMMIT_BYTES_MAX, RUN_BYTES};
+use distd_core::api::{LIST_BYTES_MAX, RUN_BYTES, Run};
 
 /// Number of buffers kept for later batches. More are in flight only for moments.
 const SPARE_BUFFERS: usize = 6;
@@ -125,12 +125,10 @@ impl Runs {
 
     fn flush(&mut self) -> Result<(), CutError> {
         if let Some((hash, len, repeat)) = self.last.take() {
-            if self.bytes.len() + RUN_BYTES + COMMIT_HEAD_MAX > COMMIT_BYTES_MAX {
+            if (self.bytes.len() + RUN_BYTES + COMMIT_HEAD_MAX) as u64 > LIST_BYTES_MAX {
                 return Err(CutError::TooManyChunks);
             }
-            self.bytes.extend_from_slice(hash.as_bytes());
-            self.bytes.extend_from_slice(&len.to_be_bytes());
-            self.bytes.extend_from_slice(&repeat.to_be_bytes());
+            Run { hash, len, repeat }.encode_into(&mut self.bytes);
         }
         Ok(())
     }

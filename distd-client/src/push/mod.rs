@@ -22,11 +22,12 @@ use serde::Serialize;
 use self::cut::CutError;
 use self::pipeline::{PipelineError, Sent};
 use self::source::Source;
-use crate::api::{Api, CommitRequest, Release, persistently};
+use crate::api::{Api, CommitRequest, persistently};
 use distd_client::disk::device;
 use distd_client::failure::{Code, Failure};
 use distd_client::progress::Progress;
 use distd_client::text::human_bytes;
+use distd_core::api::Release;
 
 /// A request to push an artifact as a release.
 pub(crate) struct PushRequest {

@@ -18,8 +18,9 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::cut::{Buffers, CutBatch, CutError, CutResult, Fresh, cut};
 use super::source::Source;
-use crate::api::{ApiError, MISSING_MAX, Upload};
+use crate::api::{ApiError, Upload};
 use distd_client::progress::Progress;
+use distd_core::api::{HASHES_MAX, RecordHead};
 
 /// Bytes of the batches whose chunks are asked for in one question.
 const WINDOW_BYTES: usize = 8 << 20;
@@ -27,7 +28,7 @@ const WINDOW_BYTES: usize = 8 << 20;
 /// Largest number of hashes in one window: tiny chunks must not make the question unboundedly long.
 const WINDOW_HASHES: usize = 8192;
 
-const _: () = assert!(WINDOW_HASHES <= MISSING_MAX / 2);
+const _: () = assert!(WINDOW_HASHES <= HASHES_MAX / 2);
 
 /// Number of windows being asked about at once.
 const WINDOWS_ASKED: usize = 2;
@@ -197,7 +198,7 @@ fn windows(rx: mpsc::Receiver<CutBatch>) -> impl Stream<Item = Vec<CutBatch>> {
 async fn ask(upload: Upload, mut window: Vec<CutBatch>) -> Result<Vec<(CutBatch, u64)>, ApiError> {
     let hashes: Vec<_> = window.iter().flat_map(|batch| &batch.fresh).map(|fresh| fresh.hash).collect();
     let mut missing = VecDeque::with_capacity(hashes.len());
-    for part in hashes.chunks(MISSING_MAX) {
+    for part in hashes.chunks(HASHES_MAX) {
         missing.extend(upload.missing(part).await?);
     }
     for batch in &mut window {
@@ -228,11 +229,9 @@ fn pack(job: Job, level: i32) -> Packed {
     let mut records = Vec::new();
     for Fresh { hash, start, len } in fresh {
         let chunk = packer.pack(&batch.data()[start as usize..(start + len) as usize]);
-        records.extend_from_slice(hash.as_bytes());
-        records.push(chunk.codec.code());
-        records.extend_from_slice(&chunk.raw_len.to_be_bytes());
         // The packed length is at most `raw_len`.
-        records.extend_from_slice(&(chunk.bytes.len() as u32).to_be_bytes());
+        let stored_len = chunk.bytes.len() as u32;
+        RecordHead { hash, codec: chunk.codec, raw_len: chunk.raw_len, stored_len }.encode_into(&mut records);
         records.extend_from_slice(&chunk.bytes);
         packed.chunks += 1;
         packed.raw_bytes += u64::from(len);

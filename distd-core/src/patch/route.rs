@@ -74,11 +74,11 @@ mod tests {
     #[test]
     fn a_missing_or_unneeded_route_is_empty_and_cycles_end() {
         let all = legs(&[(1, 2, 10), (2, 1, 10), (2, 2, 0), (5, 6, 1)]);
-        assert_eq!(route(&all, &[id(1)], id(6)), []);
-        assert_eq!(route(&all, &[id(1)], id(1)), []);
-        assert_eq!(route(&all, &[], id(2)), []);
+        assert!(route(&all, &[id(1)], id(6)).is_empty());
+        assert!(route(&all, &[id(1)], id(1)).is_empty());
+        assert!(route(&all, &[], id(2)).is_empty());
         let long: Vec<_> = (1..9).map(|n| (n, n + 1, 1)).collect();
         assert_eq!(route(&legs(&long), &[id(1)], id(5)).len(), 4);
-        assert_eq!(route(&legs(&long), &[id(1)], id(6)), []);
+        assert!(route(&legs(&long), &[id(1)], id(6)).is_empty());
     }
 }

@@ -7,14 +7,12 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use aws_lc_rs::signature::Ed25519KeyPair;
 use base64::Engine;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use serde::{Deserialize, Serialize};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
@@ -43,56 +41,16 @@ pub fn node_id_of_spki(spki_der: &[u8]) -> NodeId {
     NodeId(sha256(spki_der)[..16].try_into().expect("half of a SHA-256"))
 }
 
-/// Role that a node's certificate grants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// The origin; only the CA's own host makes such certificates.
-    Origin,
-    /// A relay, which may be dialled as a parent.
-    Relay,
-    /// A device.
-    Leaf,
-}
+pub use distd_core::role::{Role, UnknownRole};
 
-impl Role {
-    /// Name of the role, also used in SQL and JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Origin => "origin",
-            Self::Relay => "relay",
-            Self::Leaf => "leaf",
-        }
-    }
-
-    /// DNS names in a certificate of this role.
-    pub fn names(self) -> &'static [&'static str] {
-        match self {
-            Self::Origin => &[ORIGIN_NAME, PARENT_NAME],
-            Self::Relay => &[PARENT_NAME, RELAY_NAME],
-            Self::Leaf => &[LEAF_NAME],
-        }
+/// Returns the DNS names in a certificate of this role.
+pub fn certificate_names(role: Role) -> &'static [&'static str] {
+    match role {
+        Role::Origin => &[ORIGIN_NAME, PARENT_NAME],
+        Role::Relay => &[PARENT_NAME, RELAY_NAME],
+        Role::Leaf => &[LEAF_NAME],
     }
 }
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for Role {
-    type Err = UnknownRole;
-
-    fn from_str(s: &str) -> Result<Self, UnknownRole> {
-        [Self::Origin, Self::Relay, Self::Leaf].into_iter().find(|r| r.as_str() == s).ok_or(UnknownRole)
-    }
-}
-
-/// A word that is not a role.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a role is one of: origin, relay, leaf")]
-pub struct UnknownRole;
 
 /// Fields that distd reads from a certificate. Parsing verifies nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,11 +7,10 @@ use std::sync::Arc;
 use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
+pub use distd_core::api::Scope;
 use distd_core::names::Name;
 use distd_peer::clock::unix_now;
 use distd_peer::trust::token::ApiToken;
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 use super::connections::Authenticated;
 use super::{ApiError, App};
@@ -19,48 +18,17 @@ use crate::db::{ApiTokenRow, MoveBy};
 use crate::origin::signed;
 use crate::publisher::{Products, Publisher};
 
-/// Right that an API token can have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Scope {
-    /// Read products, releases, channels, manifests and packs.
-    Read,
-    /// Make products and releases.
-    Publish,
-    /// Move channels.
-    Channel,
-    /// Order devices back to an older release when moving a channel.
-    Downgrade,
-    /// Everything, including tokens and nodes.
-    Admin,
+/// Scopes in a token's row, a comma-separated list. Words that this version does not know are
+/// ignored.
+pub(super) fn scopes_of_row(scopes: &str) -> Vec<Scope> {
+    Scope::ALL.into_iter().filter(|scope| scopes.split(',').any(|s| s == scope.as_str())).collect()
 }
 
-impl Scope {
-    const ALL: [Self; 5] = [Self::Read, Self::Publish, Self::Channel, Self::Downgrade, Self::Admin];
-
-    /// Word for the scope in SQL and JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Publish => "publish",
-            Self::Channel => "channel",
-            Self::Downgrade => "downgrade",
-            Self::Admin => "admin",
-        }
-    }
-
-    /// Scopes in a token's row, a comma-separated list. Words that this version does not know are
-    /// ignored.
-    pub(super) fn of_row(scopes: &str) -> Vec<Self> {
-        Self::ALL.into_iter().filter(|scope| scopes.split(',').any(|s| s == scope.as_str())).collect()
-    }
-
-    /// Comma-separated list for a token's row, in the order of [`Self::ALL`].
-    pub(super) fn to_row(scopes: &[Self]) -> String {
-        let words: Vec<_> =
-            Self::ALL.iter().filter(|s| scopes.contains(s)).map(|scope| scope.as_str()).collect();
-        words.join(",")
-    }
+/// Comma-separated list for a token's row, in the order of [`Scope::ALL`].
+pub(super) fn scopes_to_row(scopes: &[Scope]) -> String {
+    let words: Vec<_> =
+        Scope::ALL.iter().filter(|s| scopes.contains(s)).map(|scope| scope.as_str()).collect();
+    words.join(",")
 }
 
 /// Scope as a type, so that a handler's signature names the scope that it needs.
@@ -159,7 +127,7 @@ impl<N: Need> FromRequestParts<Arc<App>> for Caller<N> {
         if let Some(authenticated) = parts.extensions.get::<Authenticated>() {
             authenticated.set();
         }
-        let scopes = Scope::of_row(&row.scopes);
+        let scopes = scopes_of_row(&row.scopes);
         if let Some(scope) =
             N::SCOPE.filter(|scope| !scopes.contains(scope) && !scopes.contains(&Scope::Admin))
         {
@@ -180,8 +148,8 @@ mod tests {
 
     #[test]
     fn scopes_are_read_from_a_row_and_unknown_words_are_ignored() {
-        assert_eq!(Scope::of_row("publish,future,read"), [Scope::Read, Scope::Publish]);
-        assert_eq!(Scope::to_row(&[Scope::Admin, Scope::Read]), "read,admin");
-        assert_eq!(Scope::of_row(""), []);
+        assert_eq!(scopes_of_row("publish,future,read"), [Scope::Read, Scope::Publish]);
+        assert_eq!(scopes_to_row(&[Scope::Admin, Scope::Read]), "read,admin");
+        assert_eq!(scopes_of_row(""), []);
     }
 }

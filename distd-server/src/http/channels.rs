@@ -5,26 +5,16 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use distd_core::api::{
+    CHANGES_PAGE, CHANGES_PAGE_MAX, Channel, ChannelChange, ChannelHistory, ChannelList, Move,
+};
 use distd_core::names::Name;
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use serde::Deserialize;
 
 use super::auth::{Caller, ToMoveChannels, ToRead};
 use super::body::{Asked, At, Given};
 use super::{ApiError, App, products};
 use crate::db::{ChannelMove, ChannelRow, MoveRow, ReleaseRow};
-
-/// Release to which a channel is to point.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Move {
-    /// Released version of the product.
-    version: String,
-    /// Whether devices that have a later release are to go back to this one. Needs the scope
-    /// `downgrade`.
-    #[serde(default)]
-    downgrade: bool,
-}
 
 /// Page of a channel's history.
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -37,70 +27,12 @@ pub(super) struct Page {
     limit: Option<u32>,
 }
 
-/// Number of changes in one answer if the caller gives no limit.
-const PAGE: u32 = 100;
-/// Largest limit that a caller may give.
-const PAGE_MAX: u32 = 1000;
-
-/// One change of a channel.
-#[derive(Serialize, ToSchema)]
-pub(super) struct ChannelChange {
-    /// Id of the change; each change has a higher one than the changes before it.
-    id: u64,
-    /// Time of the change, unix seconds.
-    at: i64,
-    /// Version to which the channel pointed before; null if the change created the channel.
-    from: Option<String>,
-    /// Version to which the channel points since; null if the change removed the channel.
-    to: Option<String>,
-    /// Whether the change ordered devices to go back to `to`.
-    downgrade: bool,
-    /// Highest sequence from which devices go back; null if no downgrade was ordered.
-    downgrade_from: Option<u64>,
-    /// Id of the token that made the change; null if the origin made it by itself.
-    token: Option<String>,
-    /// Label of that token.
-    label: Option<String>,
-}
-
-/// Changes of a channel, newest first.
-#[derive(Serialize, ToSchema)]
-pub(super) struct ChannelHistory {
-    changes: Vec<ChannelChange>,
-    /// Value of `before` that asks for the next page; null on the last page.
-    before: Option<u64>,
-}
-
-/// A channel.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Channel {
-    product: String,
-    channel: String,
-    /// Version of the release to which the channel points.
-    version: String,
-    /// Manifest of that release, 64 hexadecimal digits.
-    manifest: String,
-    /// Number that grows by one with each change of the channel.
-    counter: u64,
-    /// Time of the last change, unix seconds.
-    updated: i64,
-    /// Devices with a release whose sequence is at most this go back to `version`; null if no
-    /// downgrade was ordered.
-    downgrade_from: Option<u64>,
-}
-
-/// Channels of a product.
-#[derive(Serialize, ToSchema)]
-pub(super) struct ChannelList {
-    channels: Vec<Channel>,
-}
-
 fn channel((row, release): (ChannelRow, ReleaseRow)) -> Channel {
     Channel {
         product: row.product.to_string(),
         channel: row.channel.to_string(),
         version: row.version.to_string(),
-        manifest: release.manifest.to_string(),
+        manifest: release.manifest,
         counter: row.counter,
         updated: row.updated,
         downgrade_from: row.downgrade_from,
@@ -162,11 +94,11 @@ pub(super) async fn history(
     Asked(page): Asked<Page>,
 ) -> Result<Json<ChannelHistory>, ApiError> {
     caller.may(&product)?;
-    let limit = page.limit.unwrap_or(PAGE);
-    if !(1..=PAGE_MAX).contains(&limit) {
+    let limit = page.limit.unwrap_or(CHANGES_PAGE);
+    if !(1..=CHANGES_PAGE_MAX).contains(&limit) {
         return Err(ApiError::bad_request(
             format!("the limit {limit} is out of bounds"),
-            format!("choose a limit of 1 to {PAGE_MAX}"),
+            format!("choose a limit of 1 to {CHANGES_PAGE_MAX}"),
         ));
     }
     let rows = app.origin.db().channel_moves(&product, &name, page.before, limit).await?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use distd_core::api::Release;
 use distd_core::bounds::ARTIFACT_BYTES_MAX;
 use distd_core::cut::CutParams;
 use distd_core::names::Name;
@@ -12,7 +13,7 @@ use distd_peer::clock::unix_now;
 
 use super::auth::{Caller, ToPublish};
 use super::body::{At, Incoming};
-use super::releases::{self, Release};
+use super::releases;
 use super::spool::Use;
 use super::{ApiError, App};
 use crate::ingest::{FileHandle, FileRequest};

@@ -9,10 +9,9 @@ use std::error::Error;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use distd_core::api::{ErrorBody, ErrorDetail, code};
 use distd_core::error::Chain;
 use distd_peer::serve::ServeError;
-use serde::Serialize;
-use utoipa::ToSchema;
 
 use super::request_id;
 use crate::db::DbError;
@@ -31,23 +30,6 @@ pub(super) struct ApiError {
     cause: Option<Box<dyn Error + Send + Sync>>,
 }
 
-/// Body of every response that is not a success.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ErrorBody {
-    error: ErrorDetail,
-}
-
-/// Description of a failure.
-#[derive(Debug, Serialize, ToSchema)]
-struct ErrorDetail {
-    /// Stable word for programs.
-    code: String,
-    /// Description of the failure for people.
-    message: String,
-    /// Advice: the caller's next step.
-    next: String,
-}
-
 impl ApiError {
     fn new(
         status: StatusCode,
@@ -59,45 +41,45 @@ impl ApiError {
     }
 
     pub(super) fn bad_request(message: impl Into<String>, next: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "bad_request", message, next)
+        Self::new(StatusCode::BAD_REQUEST, code::BAD_REQUEST, message, next)
     }
 
     pub(super) fn unauthorised(message: &str) -> Self {
         let next = "send \"Authorization: Bearer distd-api-v1.…\" with a valid token; an admin can make one";
-        Self::new(StatusCode::UNAUTHORIZED, "unauthorised", message, next)
+        Self::new(StatusCode::UNAUTHORIZED, code::UNAUTHORISED, message, next)
     }
 
     pub(super) fn forbidden(scope: &str) -> Self {
         let message = format!("this token lacks the scope {scope:?}");
         let next = format!("use a token that has the scope {scope:?} or \"admin\"");
-        Self::new(StatusCode::FORBIDDEN, "forbidden", message, next)
+        Self::new(StatusCode::FORBIDDEN, code::FORBIDDEN, message, next)
     }
 
     pub(super) fn other_product(product: &impl std::fmt::Display) -> Self {
         let message = format!("this token is not for the product {product}");
         let next = "use a token for this product; an admin can make one, and GET /v1/tokens lists each token's products";
-        Self::new(StatusCode::FORBIDDEN, "forbidden_product", message, next)
+        Self::new(StatusCode::FORBIDDEN, code::FORBIDDEN_PRODUCT, message, next)
     }
 
     pub(super) fn busy(message: &str) -> Self {
-        Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", message, "repeat the request later")
+        Self::new(StatusCode::TOO_MANY_REQUESTS, code::BUSY, message, "repeat the request later")
     }
 
     pub(super) fn quota(message: impl Into<String>) -> Self {
         let next = "commit or abort open uploads of this token, or wait a day; an admin sees them with GET /v1/uploads";
-        Self::new(StatusCode::FORBIDDEN, "quota", message, next)
+        Self::new(StatusCode::FORBIDDEN, code::QUOTA, message, next)
     }
 
     pub(super) fn not_found(what: &str) -> Self {
         let next = "compare the address with /v1/openapi.json";
-        Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {what}"), next)
+        Self::new(StatusCode::NOT_FOUND, code::NOT_FOUND, format!("there is no {what}"), next)
     }
 
     /// Error for an item that is missing from the answer to the request `list`.
     pub(super) fn unlisted(what: &str, list: &str) -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
-            "not_found",
+            code::NOT_FOUND,
             format!("there is no {what}"),
             format!("look it up with {list}"),
         )
@@ -106,14 +88,14 @@ impl ApiError {
     pub(super) fn method_not_allowed() -> Self {
         let message = "this address does not support this method";
         let next = "look the address up in /v1/openapi.json";
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message, next)
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, code::METHOD_NOT_ALLOWED, message, next)
     }
 
     pub(super) fn unknown_product(product: &impl std::fmt::Display) -> Self {
         let message = format!("there is no product {product}");
         Self::new(
             StatusCode::NOT_FOUND,
-            "unknown_product",
+            code::UNKNOWN_PRODUCT,
             message,
             "look the product up with GET /v1/products",
         )
@@ -125,7 +107,7 @@ impl ApiError {
     ) -> Self {
         let message = format!("{product} has no release {version}");
         let next = format!("look the version up with GET /v1/products/{product}/releases");
-        Self::new(StatusCode::NOT_FOUND, "unknown_version", message, next)
+        Self::new(StatusCode::NOT_FOUND, code::UNKNOWN_VERSION, message, next)
     }
 
     pub(super) fn unknown_channel(
@@ -134,40 +116,40 @@ impl ApiError {
     ) -> Self {
         let message = format!("{product} has no channel {channel}");
         let next = format!("create the channel with PUT /v1/products/{product}/channels/{channel}");
-        Self::new(StatusCode::NOT_FOUND, "unknown_channel", message, next)
+        Self::new(StatusCode::NOT_FOUND, code::UNKNOWN_CHANNEL, message, next)
     }
 
     pub(super) fn unknown_upload(message: String) -> Self {
         let next = "begin a new upload; chunks that were already sent for the same version are kept";
-        Self::new(StatusCode::NOT_FOUND, "unknown_upload", message, next)
+        Self::new(StatusCode::NOT_FOUND, code::UNKNOWN_UPLOAD, message, next)
     }
 
     pub(super) fn unknown_manifest(what: String) -> Self {
         let next = "take the manifest's id from a release";
-        Self::new(StatusCode::NOT_FOUND, "unknown_manifest", what, next)
+        Self::new(StatusCode::NOT_FOUND, code::UNKNOWN_MANIFEST, what, next)
     }
 
     pub(super) fn conflict(message: impl Into<String>, next: impl Into<String>) -> Self {
-        Self::new(StatusCode::CONFLICT, "conflict", message, next)
+        Self::new(StatusCode::CONFLICT, code::CONFLICT, message, next)
     }
 
     pub(super) fn too_large(max: u64) -> Self {
         let message = format!("the body is longer than {max} bytes");
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message, "send at most as many bytes")
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, code::TOO_LARGE, message, "send at most as many bytes")
     }
 
     pub(super) fn storage_full() -> Self {
         let message = "the origin has no space left";
         let next = "add space to the origin's disk, then repeat the request; acknowledged chunks are kept";
-        Self::new(StatusCode::INSUFFICIENT_STORAGE, "storage_full", message, next)
+        Self::new(StatusCode::INSUFFICIENT_STORAGE, code::STORAGE_FULL, message, next)
     }
 
     fn hash_mismatch(message: impl Into<String>, next: impl Into<String>) -> Self {
-        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "hash_mismatch", message, next)
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code::HASH_MISMATCH, message, next)
     }
 
     fn version_taken(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::CONFLICT, "version_taken", message, "choose another version")
+        Self::new(StatusCode::CONFLICT, code::VERSION_TAKEN, message, "choose another version")
     }
 
     /// Failure of the origin itself. Its causes go to the log and not to the caller.
@@ -177,13 +159,13 @@ impl ApiError {
             Some(Place::Full) => Self::storage_full(),
             Some(Place::Unreachable) => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
-                "unavailable",
+                code::UNAVAILABLE,
                 "the origin cannot reach its database or store",
                 "repeat the request later; GET /readyz names the part that fails",
             ),
             None => {
                 let message = "the origin failed";
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message, "")
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, code::INTERNAL, message, "")
             }
         };
         error.cause = Some(cause);
@@ -337,7 +319,7 @@ impl From<SetChannelError> for ApiError {
                 );
                 Self::new(
                     StatusCode::CONFLICT,
-                    "downgrade",
+                    code::DOWNGRADE,
                     format!("{product}@{version} is older {newest} {product}:{channel} has pointed"),
                     "to send devices back to it, repeat the request with \"downgrade\": true and a token that has the scope \"downgrade\"",
                 )
@@ -356,7 +338,7 @@ impl From<WithdrawError> for ApiError {
                     channels.iter().map(|channel| format!("{product}:{channel}")).collect();
                 Self::new(
                     StatusCode::CONFLICT,
-                    "in_use",
+                    code::IN_USE,
                     format!("{product}@{version} is the target of {}", channels.join(" and ")),
                     "first point each of these channels to another version, or remove it",
                 )
@@ -417,7 +399,7 @@ mod tests {
     fn a_full_disk_among_the_causes_is_reported_as_storage_full() {
         let io = std::io::Error::from(std::io::ErrorKind::StorageFull);
         let error = ApiError::from(tuf::StoreError::new("write", "x", io));
-        assert_eq!((error.status, error.code), (StatusCode::INSUFFICIENT_STORAGE, "storage_full"));
+        assert_eq!((error.status, error.code), (StatusCode::INSUFFICIENT_STORAGE, code::STORAGE_FULL));
     }
 
     #[test]

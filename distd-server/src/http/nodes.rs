@@ -7,9 +7,8 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use distd_core::api::{Node, NodeList, RevokeNode, RevokedNode};
 use distd_peer::trust::enroll::ENROLL_BYTES_MAX;
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 use super::auth::{Caller, ToAdminister};
 use super::body::{At, Incoming, Perhaps};
@@ -19,28 +18,6 @@ use super::{ApiError, App};
 /// Longest time for the body of an enrolment. The request needs no token, so it may hold its
 /// connection only briefly.
 const ENROLL: Duration = Duration::from_secs(10);
-
-/// A node of the realm.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Node {
-    /// 32 hexadecimal digits.
-    id: String,
-    /// `leaf` or `relay`.
-    role: String,
-    label: String,
-    /// Time of its first enrolment, unix seconds.
-    enrolled: i64,
-    /// End of its certificate, unix seconds.
-    cert_expires: i64,
-    /// Time of its revocation, unix seconds; null if it is not revoked.
-    revoked: Option<i64>,
-}
-
-/// Nodes of the realm.
-#[derive(Serialize, ToSchema)]
-pub(super) struct NodeList {
-    nodes: Vec<Node>,
-}
 
 /// Lists all nodes by time of enrolment.
 #[utoipa::path(get, path = "/v1/nodes", tag = "nodes", responses(
@@ -60,23 +37,6 @@ pub(super) async fn list(
         revoked: row.revoked,
     });
     Ok(Json(NodeList { nodes: nodes.collect() }))
-}
-
-/// Options of a revocation.
-#[derive(Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RevokeNode {
-    /// Whether to revoke the join tokens with which the node enrolled, too. Their holder could
-    /// enrol again with a new key.
-    #[serde(default)]
-    tokens: bool,
-}
-
-/// Result of a revocation.
-#[derive(Serialize, ToSchema)]
-pub(super) struct RevokedNode {
-    /// Ids of the join tokens that were revoked with the node.
-    join_tokens: Vec<String>,
 }
 
 /// Revokes a node. The origin then serves it nothing and gives it no further certificate.

@@ -8,8 +8,8 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
 use super::{
-    channels, content, error, manifests, metrics, nodes, packs, patches, products, releases, state, tokens,
-    tuf, uploads,
+    channels, content, manifests, metrics, nodes, packs, patches, products, releases, state, tokens, tuf,
+    uploads,
 };
 
 struct BearerToken;
@@ -37,7 +37,7 @@ impl Modify for BearerToken {
         nodes::list, nodes::revoke, nodes::enroll,
         tuf::file
     ),
-    components(schemas(error::ErrorBody)),
+    components(schemas(distd_core::api::ErrorBody)),
     modifiers(&BearerToken)
 )]
 struct Document;
@@ -56,6 +56,22 @@ pub(super) async fn show() -> impl IntoResponse {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+
+    #[test]
+    fn the_committed_document_is_the_served_one() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/openapi.json");
+        let document: serde_json::Value = serde_json::from_str(&super::JSON).expect("JSON");
+        let text = serde_json::to_string_pretty(&document).expect("a value") + "\n";
+        if std::env::var_os("DISTD_WRITE_DOCS").is_some() {
+            std::fs::write(&path, text).expect("write");
+        } else {
+            let committed = std::fs::read_to_string(&path).expect("docs/openapi.json");
+            assert!(
+                committed == text,
+                "docs/openapi.json is out of date: run this test with DISTD_WRITE_DOCS=1"
+            );
+        }
+    }
 
     #[test]
     fn every_route_is_documented_and_every_documented_route_exists() {

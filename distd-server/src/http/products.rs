@@ -5,11 +5,10 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use distd_core::api::{Cut, NewProduct, Product, ProductList};
 use distd_core::cut::CutParams;
 use distd_core::names::Name;
 use distd_peer::clock::unix_now;
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 use super::auth::{Caller, ToPublish, ToRead};
 use super::body::{At, Given};
@@ -17,55 +16,8 @@ use super::{ApiError, App};
 use crate::db::ProductRow;
 use crate::origin::signed;
 
-/// Cut parameters, bytes.
-#[derive(Clone, Copy, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Cut {
-    /// Smallest chunk.
-    min: u32,
-    /// Average chunk.
-    avg: u32,
-    /// Largest chunk.
-    max: u32,
-}
-
-impl From<CutParams> for Cut {
-    fn from(cut: CutParams) -> Self {
-        Self { min: cut.min(), avg: cut.avg(), max: cut.max() }
-    }
-}
-
-/// Product to create, or product whose cut parameters are to change.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct NewProduct {
-    /// Name of the product.
-    name: String,
-    /// Cut parameters of its releases; 4096/16384/65536 for a new product when absent.
-    cut: Option<Cut>,
-}
-
-/// A product.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Product {
-    /// Name of the product.
-    name: String,
-    /// Cut parameters of its next release.
-    cut: Cut,
-    /// Time of its creation, unix seconds.
-    created: i64,
-}
-
-/// Products for which the token is valid.
-#[derive(Serialize, ToSchema)]
-pub(super) struct ProductList {
-    products: Vec<Product>,
-}
-
-impl From<ProductRow> for Product {
-    fn from(row: ProductRow) -> Self {
-        Self { name: row.name.to_string(), cut: row.cut.into(), created: row.created }
-    }
+fn shown(row: ProductRow) -> Product {
+    Product { name: row.name.to_string(), cut: row.cut.into(), created: row.created }
 }
 
 /// Creates a product, or changes the cut parameters of later releases of an existing one.
@@ -96,7 +48,7 @@ pub(super) async fn create(
         row.cut = cut;
     }
     let status = if made { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(row.into())))
+    Ok((status, Json(shown(row))))
 }
 
 /// Lists the products for which the token is valid, by name.
@@ -108,7 +60,7 @@ pub(super) async fn list(
     caller: Caller<ToRead>,
 ) -> Result<Json<ProductList>, ApiError> {
     let rows = app.origin.db().products().await?.into_iter().filter(|row| caller.products.has(&row.name));
-    Ok(Json(ProductList { products: rows.map(Product::from).collect() }))
+    Ok(Json(ProductList { products: rows.map(shown).collect() }))
 }
 
 /// Describes one product.
@@ -121,7 +73,7 @@ pub(super) async fn show(
     At(name): At<Name>,
 ) -> Result<Json<Product>, ApiError> {
     caller.may(&name)?;
-    Ok(Json(find(&app, &name).await?.into()))
+    Ok(Json(shown(find(&app, &name).await?)))
 }
 
 /// Row of the product, or the refusal for an unknown product.

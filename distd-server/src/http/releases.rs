@@ -6,9 +6,8 @@ use std::sync::atomic::Ordering;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use distd_core::api::{Release, ReleaseList};
 use distd_core::names::Name;
-use serde::Serialize;
-use utoipa::ToSchema;
 
 use super::auth::{Caller, ToPublish, ToRead};
 use super::body::At;
@@ -16,54 +15,20 @@ use super::{ApiError, App, products};
 use crate::db::{ChannelRow, ReleaseRow};
 use crate::ingest::CommitResult;
 
-/// A release.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Release {
-    product: String,
-    version: String,
-    /// `file` or `tree`.
-    kind: String,
-    /// Id of the manifest, 64 hexadecimal digits.
-    manifest: String,
-    /// BLAKE3 of the whole artifact, as `b3sum` prints it.
-    blake3: String,
-    /// Length of the artifact, bytes.
-    bytes: u64,
-    /// Number of chunks, repeats counted.
-    chunks: u64,
-    /// Time at which it was made, unix seconds.
-    created: i64,
-    /// Number of the release among the product's; a later release has a higher number.
-    sequence: u64,
-    /// The origin's store has lost a part of the release: push the same bytes again.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    damaged: bool,
-    /// Channels that point to the release; only in lists.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    channels: Vec<String>,
-}
-
-/// Releases of a product.
-#[derive(Serialize, ToSchema)]
-pub(super) struct ReleaseList {
-    releases: Vec<Release>,
-}
-
-impl Release {
-    pub(super) fn of(app: &App, row: ReleaseRow) -> Self {
-        Self {
-            channels: Vec::new(),
-            damaged: app.origin.ingest().is_damaged(&row.manifest),
-            product: row.product.to_string(),
-            version: row.version.to_string(),
-            kind: row.kind,
-            manifest: row.manifest.to_string(),
-            blake3: row.blake3.to_string(),
-            bytes: row.bytes,
-            chunks: row.chunk_count,
-            created: row.created,
-            sequence: row.sequence,
-        }
+/// Returns a release as the API shows it, without its channels.
+pub(super) fn shown(app: &App, row: ReleaseRow) -> Release {
+    Release {
+        channels: Vec::new(),
+        damaged: app.origin.ingest().is_damaged(&row.manifest),
+        product: row.product.to_string(),
+        version: row.version.to_string(),
+        kind: row.kind,
+        manifest: row.manifest,
+        blake3: row.blake3,
+        bytes: row.bytes,
+        chunks: row.chunk_count,
+        created: row.created,
+        sequence: Some(row.sequence),
     }
 }
 
@@ -85,7 +50,7 @@ pub(super) async fn publish(
             "released"
         );
     }
-    Ok((status, Json(Release::of(app, committed.release))))
+    Ok((status, Json(shown(app, committed.release))))
 }
 
 /// Lists a product's releases, newest first.
@@ -104,7 +69,7 @@ pub(super) async fn list(
     let of = |row: ReleaseRow| {
         let points = |channel: &&ChannelRow| channel.product == row.product && channel.version == row.version;
         let channels = channels.iter().filter(points).map(|channel| channel.channel.to_string()).collect();
-        Release { channels, ..Release::of(&app, row) }
+        Release { channels, ..shown(&app, row) }
     };
     Ok(Json(ReleaseList { releases: rows.into_iter().map(of).collect() }))
 }
@@ -120,7 +85,7 @@ pub(super) async fn show(
 ) -> Result<Json<Release>, ApiError> {
     caller.may(&product)?;
     if let Some(row) = app.origin.db().release(&product, &version).await? {
-        return Ok(Json(Release::of(&app, row)));
+        return Ok(Json(shown(&app, row)));
     }
     products::find(&app, &product).await?;
     Err(ApiError::unknown_version(&product, &version))

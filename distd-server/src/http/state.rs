@@ -5,9 +5,8 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use distd_core::api::{Ready, Version};
 use distd_peer::clock::unix_now;
-use serde::Serialize;
-use utoipa::ToSchema;
 
 use super::App;
 use crate::tuf::MetadataStore;
@@ -15,32 +14,6 @@ use crate::tuf::MetadataStore;
 /// Free bytes above the disks' reserve that an upload needs: one pack and the database. With less,
 /// the origin is not ready.
 const FREE_BYTES_MIN: u64 = 64 << 20;
-
-/// Readiness of the origin and of each of its parts.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Ready {
-    /// Whether all parts work.
-    ready: bool,
-    /// `ok`, or the fault of the database.
-    database: &'static str,
-    /// `ok`, or the fault of the object store.
-    store: &'static str,
-    /// `ok`, or the fault of the TUF metadata.
-    metadata: &'static str,
-    /// `ok`, or the fault of the disk space.
-    space: &'static str,
-}
-
-/// Name and versions of the program.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Version {
-    /// Name of the program, `distd-server`.
-    name: &'static str,
-    /// Version of the program.
-    version: &'static str,
-    /// Version of this API.
-    api: &'static str,
-}
 
 /// Answers as long as the process runs.
 #[utoipa::path(get, path = "/healthz", tag = "state", responses(
@@ -89,7 +62,16 @@ pub(super) async fn readyz(State(app): State<Arc<App>>) -> (StatusCode, Json<Rea
     let store = say(store.is_ok(), "does not answer");
     let ready = [database, store, metadata, space].iter().all(|s| *s == "ok");
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(Ready { ready, database, store, metadata, space }))
+    (
+        status,
+        Json(Ready {
+            ready,
+            database: database.into(),
+            store: store.into(),
+            metadata: metadata.into(),
+            space: space.into(),
+        }),
+    )
 }
 
 /// Expiry of a TUF document, unix seconds.
@@ -102,5 +84,5 @@ fn expiry(json: &[u8]) -> Option<u64> {
 /// Sends the name and versions of the program.
 #[utoipa::path(get, path = "/v1/version", tag = "state", responses((status = 200, body = Version)))]
 pub(super) async fn version() -> Json<Version> {
-    Json(Version { name: "distd-server", version: env!("CARGO_PKG_VERSION"), api: "v1" })
+    Json(Version { name: "distd-server".into(), version: env!("CARGO_PKG_VERSION").into(), api: "v1".into() })
 }

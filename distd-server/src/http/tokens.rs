@@ -6,12 +6,13 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use distd_core::api::{
+    JoinTokenInfo, JoinTokenList, MadeJoinToken, MadeToken, NewJoinToken, NewToken, Token, TokenList,
+};
 use distd_core::text::{LABEL_SIGNS, is_label};
 use distd_peer::clock::unix_now;
 use distd_peer::trust::identity::Role;
 use distd_peer::trust::token::{ApiToken, JoinToken};
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 use super::auth::{AnyToken, Caller, Scope, ToAdminister, token_id};
 use super::body::{At, Given};
@@ -36,106 +37,6 @@ const JOIN_SECONDS: u64 = 24 * 3600;
 /// Most nodes that one join token can enrol: one batch. A fleet uses several tokens, each with a
 /// label, so that each can be revoked alone.
 const USES_MAX: u64 = 10_000;
-
-/// API token to create.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct NewToken {
-    /// Free text for operators.
-    label: String,
-    /// Scopes of the token.
-    scopes: Vec<Scope>,
-    /// Names of the products for which it is valid, with `*` for any characters; all products when
-    /// absent.
-    products: Option<Vec<String>>,
-    /// Validity in seconds from now; without end when absent.
-    expires_in: Option<u64>,
-}
-
-/// New API token.
-#[derive(Serialize, ToSchema)]
-pub(super) struct MadeToken {
-    /// The token, which only this answer shows.
-    token: String,
-    /// Id that names the token in lists and for revocation.
-    id: String,
-}
-
-/// API token in a list.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Token {
-    id: String,
-    label: String,
-    scopes: Vec<Scope>,
-    /// Patterns of the products for which it is valid; `*` alone means all.
-    products: Vec<String>,
-    /// Time of its creation, unix seconds.
-    created: i64,
-    /// End of its validity, unix seconds; null if it has none.
-    expires: Option<i64>,
-    /// Time of its revocation, unix seconds; null if it is not revoked.
-    revoked: Option<i64>,
-    /// `valid`, `expired` or `revoked`, by the origin's clock.
-    state: &'static str,
-}
-
-/// API tokens.
-#[derive(Serialize, ToSchema)]
-pub(super) struct TokenList {
-    tokens: Vec<Token>,
-}
-
-/// Join token to create.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct NewJoinToken {
-    /// `leaf` or `relay`.
-    #[schema(value_type = String)]
-    role: Role,
-    /// Number of nodes that it can enrol; 1 when absent.
-    uses: Option<u64>,
-    /// Validity in seconds from now; one day when absent.
-    expires_in: Option<u64>,
-    /// Free text for operators.
-    #[serde(default)]
-    label: String,
-}
-
-/// New join token.
-#[derive(Serialize, ToSchema)]
-pub(super) struct MadeJoinToken {
-    /// The token, which only this answer shows.
-    token: String,
-    /// Id that names the token in lists and for revocation.
-    id: String,
-}
-
-/// Join token in a list.
-#[derive(Serialize, ToSchema)]
-pub(super) struct JoinTokenInfo {
-    id: String,
-    label: String,
-    /// `leaf` or `relay`.
-    role: String,
-    /// Number of nodes that enrolled with it.
-    nodes: u64,
-    /// Number of nodes that can still enrol with it.
-    uses_left: u64,
-    /// Time of its creation, unix seconds.
-    created: i64,
-    /// End of its validity, unix seconds.
-    expires: i64,
-    /// Time of its revocation, unix seconds; null if it is not revoked.
-    revoked: Option<i64>,
-    /// `valid`, `used up`, `expired` or `revoked`, by the origin's clock.
-    state: &'static str,
-}
-
-/// Join tokens.
-#[derive(Serialize, ToSchema)]
-pub(super) struct JoinTokenList {
-    join_tokens: Vec<JoinTokenInfo>,
-}
 
 /// Length of a join token's id: the first hexadecimal digits of its public key.
 const JOIN_ID_DIGITS: usize = 16;
@@ -206,7 +107,7 @@ pub(super) async fn create(
     let row = ApiTokenRow {
         secret_sha256: token.secret_hash(),
         label: new.label,
-        scopes: Scope::to_row(&new.scopes),
+        scopes: super::auth::scopes_to_row(&new.scopes),
         products: products.to_row(),
         created: signed(unix_now()),
         expires: new.expires_in.map(|seconds| check_seconds(seconds, SECONDS_MAX)).transpose()?,
@@ -220,11 +121,12 @@ pub(super) async fn create(
 
 fn info(row: ApiTokenRow) -> Token {
     let now = signed(unix_now());
+    let scopes = super::auth::scopes_of_row(&row.scopes);
     Token {
-        state: state_of(row.revoked, row.expires, now),
+        state: state_of(row.revoked, row.expires, now).to_owned(),
         id: token_id(&row.secret_sha256),
         label: row.label,
-        scopes: Scope::of_row(&row.scopes),
+        scopes: scopes.iter().map(|scope| scope.as_str().to_owned()).collect(),
         products: Products::of_row(&row.products).patterns().to_vec(),
         created: row.created,
         expires: row.expires,
@@ -305,7 +207,7 @@ pub(super) async fn create_join(
     app.origin.db().put_join_token(&row).await?;
     let id = join_token_id(&row.public_key);
     tracing::info!(id, role = row.role, uses, label = row.label, "join token made");
-    Ok((StatusCode::CREATED, Json(MadeJoinToken { token: token.to_secret_string(), id })))
+    Ok((StatusCode::CREATED, Json(MadeJoinToken { token: token.to_secret_string(), id: Some(id) })))
 }
 
 /// Lists all join tokens, newest first.
@@ -322,8 +224,8 @@ pub(super) async fn list_join(
         id: join_token_id(&row.public_key),
         nodes: uses.get(&row.public_key).copied().unwrap_or(0),
         state: match state_of(row.revoked, Some(row.expires), now) {
-            "valid" if row.uses_left == 0 => "used up",
-            state => state,
+            "valid" if row.uses_left == 0 => "used up".to_owned(),
+            state => state.to_owned(),
         },
         label: row.label,
         role: row.role,

@@ -6,71 +6,24 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use bytes::{Buf, Bytes};
-use distd_core::bounds::CHUNK_BYTES_MAX;
+use bytes::Bytes;
+use distd_core::ChunkHash;
+use distd_core::api::{
+    Announced, CHUNKS_BYTES_MAX, Commit, HASHES_MAX, LIST_BYTES_MAX, OpenUploadInfo, RECORD_HEAD_BYTES,
+    RecordHead, Release, Stored, Upload, UploadList,
+};
 use distd_core::cut::CutParams;
-use distd_core::manifest::Kind;
 use distd_core::names::Name;
-use distd_core::packing::Codec;
-use distd_core::{ArtifactHash, ChunkHash};
 use distd_peer::clock::unix_now;
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
 use super::auth::{Caller, ToAdminister, ToPublish};
 use super::body::{At, Incoming, Perhaps};
-use super::products::Cut;
-use super::releases::{self, Release};
+use super::releases;
 use super::spool::{Spooled, Use};
 use super::{ApiError, App};
 use crate::db::{OpenUpload, UploadId, UploadRow};
-use crate::ingest::{ChunkSink, CommitRequest, IncomingChunk, Run};
+use crate::ingest::{ChunkSink, CommitRequest, IncomingChunk};
 use crate::origin::signed;
-
-/// Most hashes in one request for the missing chunks.
-const HASHES_MAX: u64 = 65_536;
-
-/// Largest body of chunk records, bytes.
-const CHUNKS_BYTES_MAX: u64 = 32 << 20;
-
-/// Largest chunk list of a commit, bytes: 6.7 million runs, about 100 GB of artifact.
-const LIST_BYTES_MAX: u64 = 256 << 20;
-
-/// Length of a chunk record's head, bytes: hash, codec, raw length, stored length.
-const RECORD_HEAD: usize = 32 + 1 + 4 + 4;
-
-/// Length of a run in a chunk list, bytes: hash, length, repeat.
-const RUN_BYTES: usize = 32 + 4 + 4;
-
-/// Most chunks of an artifact, repeats counted: 16 TiB in chunks of the largest default size.
-/// Bounds the time that a short list with large repeat counts can take.
-const ARTIFACT_CHUNKS_MAX: u64 = 1 << 28;
-
-/// An open upload.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Upload {
-    /// Id of the upload, 32 hexadecimal digits.
-    upload: String,
-    /// Cut parameters for the artifact.
-    cut: Cut,
-    /// Whether the upload was begun before. If so, ask which chunks are missing.
-    resumed: bool,
-}
-
-/// Result of a request that sent chunks.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Stored {
-    /// Number of chunks that the origin did not have.
-    stored: u64,
-}
-
-/// Announcement of the artifact that an upload is to become.
-#[derive(Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Announced {
-    /// Length of the artifact, bytes. An upload that could never be committed is refused at once.
-    bytes: Option<u64>,
-}
 
 /// Begins an upload of a version, or resumes the open one that the token began. Creates the product
 /// if it does not exist.
@@ -92,7 +45,7 @@ pub(super) async fn begin(
     let now = signed(unix_now());
     let (row, _) = app.origin.db().ensure_product(&product, CutParams::default(), now).await?;
     let (upload, resumed) = ingest.begin_or_resume(&product, &version, &caller.publisher(), now).await?;
-    Ok(Json(Upload { resumed, upload: upload.id.to_string(), cut: row.cut.into() }))
+    Ok(Json(Upload { resumed, upload: upload.id.to_string(), cut: row.cut }))
 }
 
 /// Row of the upload if the caller's token began it. For other tokens the upload does not exist, so
@@ -119,7 +72,7 @@ pub(super) async fn missing(
     State(app): State<Arc<App>>,
     caller: Caller<ToPublish>,
     At(upload): At<String>,
-    body: Incoming<{ HASHES_MAX * 32 }>,
+    body: Incoming<{ HASHES_MAX as u64 * 32 }>,
 ) -> Result<impl IntoResponse, ApiError> {
     let upload = own(&app, &caller, &upload).await?;
     upload.must_be_open()?;
@@ -190,10 +143,7 @@ struct Records {
 }
 
 struct IncomingRecord {
-    hash: ChunkHash,
-    codec: Codec,
-    raw_len: u32,
-    stored_len: usize,
+    head: RecordHead,
     bytes: Vec<u8>,
 }
 
@@ -202,9 +152,9 @@ impl Records {
     /// lengths are checked before its chunk arrives.
     fn take(&mut self, piece: &mut Bytes) -> Result<Option<IncomingChunk>, ApiError> {
         if self.begun.is_none() {
-            let taken = piece.split_to(piece.len().min(RECORD_HEAD - self.head.len()));
+            let taken = piece.split_to(piece.len().min(RECORD_HEAD_BYTES - self.head.len()));
             self.head.extend_from_slice(&taken);
-            if self.head.len() < RECORD_HEAD {
+            if self.head.len() < RECORD_HEAD_BYTES {
                 return Ok(None);
             }
             self.begun = Some(read_head(&self.head, self.count)?);
@@ -212,13 +162,14 @@ impl Records {
         }
         let Some(record) = &mut self.begun else { return Ok(None) };
         // The bytes are copied, so that a chunk does not keep its whole piece in memory.
-        let taken = piece.split_to(piece.len().min(record.stored_len - record.bytes.len()));
+        let taken = piece.split_to(piece.len().min(record.head.stored_len as usize - record.bytes.len()));
         record.bytes.extend_from_slice(&taken);
-        if record.bytes.len() < record.stored_len {
+        if record.bytes.len() < record.head.stored_len as usize {
             return Ok(None);
         }
         self.count += 1;
-        let whole = self.begun.take().map(|IncomingRecord { hash, codec, raw_len, bytes, .. }| {
+        let whole = self.begun.take().map(|IncomingRecord { head, bytes }| {
+            let RecordHead { hash, codec, raw_len, .. } = head;
             IncomingChunk { hash, codec, raw_len, bytes: bytes.into() }
         });
         Ok(whole)
@@ -234,75 +185,24 @@ impl Records {
     }
 }
 
-/// Parses the head of a record, [`RECORD_HEAD`] bytes.
+/// Parses the head of a record, and makes room for its chunk.
 fn read_head(head: &[u8], index: u64) -> Result<IncomingRecord, ApiError> {
-    let bad = |what: &str| {
+    let head = head.try_into().expect("the head is whole");
+    let head = RecordHead::decode(head).map_err(|what| {
         let next = "send records of hash[32] codec[1] raw_len[4] stored_len[4] bytes, \
                     with stored_len at most raw_len and raw_len at most 1048576";
-        Err(ApiError::bad_request(format!("record number {index} has {what}"), next))
-    };
-    let (hash, mut numbers) = head.split_at(32);
-    let hash = ChunkHash::from_slice(hash).expect("the head begins with 32 bytes of hash");
-    let Some(codec) = Codec::from_code(numbers.get_u8()) else { return bad("an unknown codec") };
-    let (raw_len, stored_len) = (numbers.get_u32(), numbers.get_u32() as usize);
-    if raw_len == 0 || raw_len as usize > CHUNK_BYTES_MAX || stored_len == 0 || stored_len > raw_len as usize
-    {
-        return bad("a length out of bounds");
-    }
-    Ok(IncomingRecord { hash, codec, raw_len, stored_len, bytes: Vec::with_capacity(stored_len) })
-}
-
-/// Body of a commit, a msgpack map.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CommitBody<'a> {
-    kind: KindWord,
-    #[serde(default)]
-    listing_bytes: u64,
-    cut: CutParams,
-    bytes: u64,
-    blake3: ArtifactHash,
-    #[serde(borrow)]
-    chunks: &'a serde_bytes::Bytes,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum KindWord {
-    File,
-    Tree,
+        ApiError::bad_request(format!("record number {index} has {what}"), next)
+    })?;
+    Ok(IncomingRecord { head, bytes: Vec::with_capacity(head.stored_len as usize) })
 }
 
 fn commit_request(body: &[u8]) -> Result<CommitRequest, ApiError> {
-    let bad = |message: String| {
-        ApiError::bad_request(message, "correct the body as docs/http-api.md describes it, \"Commit\"")
-    };
-    let parsed: CommitBody<'_> =
-        rmp_serde::from_slice(body).map_err(|e| bad(format!("the body is not a commit: {e}")))?;
-    let (records, rest) = parsed.chunks.as_chunks::<RUN_BYTES>();
-    if !rest.is_empty() {
-        return Err(bad(format!("the length of the chunk list is not a multiple of {RUN_BYTES} bytes")));
-    }
-    let mut count = 0u64;
-    let mut runs = Vec::with_capacity(records.len());
-    for record in records {
-        let (hash, mut numbers) = record.split_at(32);
-        let hash = ChunkHash::from_slice(hash).expect("a record begins with 32 bytes of hash");
-        let run = Run { hash, len: numbers.get_u32(), repeat: numbers.get_u32() };
-        count = count.saturating_add(u64::from(run.repeat));
-        runs.push(run);
-    }
-    if count > ARTIFACT_CHUNKS_MAX {
-        return Err(bad(format!("the artifact has {count} chunks, more than {ARTIFACT_CHUNKS_MAX}")));
-    }
-    let kind = match parsed.kind {
-        KindWord::File if parsed.listing_bytes != 0 => {
-            return Err(bad("the artifact is a file, and a file has no listing".to_owned()));
-        }
-        KindWord::File => Kind::File,
-        KindWord::Tree => Kind::Tree { listing_bytes: parsed.listing_bytes },
-    };
-    Ok(CommitRequest { kind, cut: parsed.cut, runs, blake3: parsed.blake3, bytes: parsed.bytes })
+    let (commit, runs) = Commit::decode(body).map_err(|error| {
+        let next = "correct the body as docs/http-api.md describes it, \"Commit\"";
+        ApiError::bad_request(error.to_string(), next)
+    })?;
+    let Commit { cut, bytes, blake3, .. } = commit;
+    Ok(CommitRequest { kind: commit.kind(), cut, runs, blake3, bytes })
 }
 
 /// Commits an upload: makes a release of its chunks.
@@ -336,30 +236,6 @@ pub(super) async fn commit(
         releases::publish(&at, committed).await
     });
     work.await
-}
-
-/// Open upload in the list for admins.
-#[derive(Serialize, ToSchema)]
-pub(super) struct OpenUploadInfo {
-    upload: String,
-    product: String,
-    version: String,
-    /// Bytes of its packs.
-    bytes: u64,
-    /// Label of the token that began it.
-    by: String,
-    /// Id of that token.
-    token: String,
-    /// Time at which it began, unix seconds.
-    created: i64,
-    /// Time at which it expires unless more chunks arrive, unix seconds.
-    expires: i64,
-}
-
-/// Open uploads.
-#[derive(Serialize, ToSchema)]
-pub(super) struct UploadList {
-    uploads: Vec<OpenUploadInfo>,
 }
 
 /// Lists all open uploads, oldest first.
@@ -414,7 +290,7 @@ mod tests {
     #[test]
     fn records_are_returned_once_they_are_whole_wherever_a_piece_ends() {
         let whole = [record(0, 3, 3, b"abc"), record(1, 9, 2, b"de")].concat();
-        let first = RECORD_HEAD + 3;
+        let first = RECORD_HEAD_BYTES + 3;
         for len in 1..=whole.len() {
             let mut records = Records::default();
             let (mut out, mut came) = (Vec::new(), 0);

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+pub use distd_core::api::Run;
 use distd_core::bounds::{ARTIFACT_BYTES_MAX, TREE_LISTING_BYTES_MAX};
 use distd_core::cut::CutParams;
 use distd_core::error::Chain;
@@ -23,17 +24,6 @@ const RUNS_MAX: usize = 1 << 23;
 /// Most chunks shorter than the smallest that the cut parameters allow: one for each region of an
 /// artifact.
 const SHORT_CHUNKS_MAX: u64 = 1 << 20;
-
-/// One chunk of an artifact, as often as it follows itself: a hole of a gigabyte is one run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run {
-    /// The chunk.
-    pub hash: ChunkHash,
-    /// Its raw length, bytes.
-    pub len: u32,
-    /// Number of repetitions, at least 1.
-    pub repeat: u32,
-}
 
 /// A publisher's statement about an artifact whose chunks are uploaded.
 #[derive(Clone, Debug)]

@@ -9,7 +9,9 @@ use std::time::{Duration, UNIX_EPOCH};
 use distd_core::error::Chain;
 use distd_peer::net::ResetKey;
 use distd_peer::trust::files::{self, FileError};
-use distd_peer::trust::identity::{CertError, CertInfo, Role, certificate_from_pem, key_from_pem, to_pem};
+use distd_peer::trust::identity::{
+    CertError, CertInfo, Role, certificate_from_pem, certificate_names, key_from_pem, to_pem,
+};
 use distd_peer::trust::revoked::{RevokedList, SignedRevokedList, revoked_message};
 use distd_peer::trust::seal::{SealedReply, seal_message};
 use distd_peer::trust::tls::{Credentials, TlsError};
@@ -297,7 +299,7 @@ impl Realm {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        for name in role.names().iter().map(|s| (*s).to_owned()).chain(hosts.iter().cloned()) {
+        for name in certificate_names(role).iter().map(|s| (*s).to_owned()).chain(hosts.iter().cloned()) {
             params.subject_alt_names.push(match name.parse::<IpAddr>() {
                 Ok(ip) => SanType::IpAddress(ip),
                 Err(_) => {

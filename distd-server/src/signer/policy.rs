@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use distd_peer::trust::identity::Role;
+use distd_peer::trust::identity::{Role, certificate_names};
 use distd_peer::trust::revoked::revoked_message;
 use distd_peer::trust::seal::is_seal_message;
 use serde_json::Value;
@@ -130,11 +130,13 @@ pub(super) fn check_certificate(tbs: &[u8], ca: &[u8], node_seconds: u64, now: u
             _ => return refuse("the certificate has an extension that no certificate of a node has"),
         }
     }
-    let is_of =
-        |role: Role| names.len() == role.names().len() && names.iter().all(|n| role.names().contains(n));
+    let is_of = |role: Role| {
+        names.len() == certificate_names(role).len()
+            && names.iter().all(|n| certificate_names(role).contains(n))
+    };
     let longest = if is_of(Role::Leaf) || is_of(Role::Relay) {
         node_seconds
-    } else if Role::Origin.names().iter().all(|name| names.contains(name))
+    } else if certificate_names(Role::Origin).iter().all(|name| names.contains(name))
         && !names.iter().any(|name| is_anothers(name))
     {
         ORIGIN_SECONDS_MAX
@@ -152,7 +154,7 @@ pub(super) fn check_certificate(tbs: &[u8], ca: &[u8], node_seconds: u64, now: u
 
 /// Whether a name belongs to a role other than the origin's.
 fn is_anothers(name: &str) -> bool {
-    let of = |role: Role| role.names().contains(&name);
+    let of = |role: Role| certificate_names(role).contains(&name);
     (of(Role::Leaf) || of(Role::Relay)) && !of(Role::Origin)
 }
 

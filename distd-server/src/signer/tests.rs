@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use distd_peer::clock::unix_now;
-use distd_peer::trust::identity::Role;
+use distd_peer::trust::identity::{Role, certificate_names};
 use distd_peer::trust::revoked::RevokedList;
 use distd_peer::trust::tuf::DirStore;
 use rcgen::{
@@ -117,7 +117,9 @@ fn tbs(ca_pem: &str, change: impl FnOnce(&mut CertificateParams)) -> Vec<u8> {
     let ca = distd_peer::trust::identity::certificate_from_pem(ca_pem.as_bytes()).expect("a certificate");
     let recorder = Recorder(KeyPair::generate().expect("a key"), std::sync::Mutex::default());
     let mut params = CertificateParams::default();
-    let names = Role::Leaf.names().iter().map(|name| SanType::DnsName((*name).try_into().expect("a name")));
+    let names = certificate_names(Role::Leaf)
+        .iter()
+        .map(|name| SanType::DnsName((*name).try_into().expect("a name")));
     params.subject_alt_names = names.collect();
     let at = |seconds: u64| std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
     params.not_before = at(unix_now()).into();
@@ -150,12 +152,12 @@ fn no_certificate_outlasts_the_compromise_of_an_origin() {
     let also = |params: &mut CertificateParams| params.subject_alt_names.push(dns("bank.example"));
     refused(link.sign_certificate(&tbs(&pem, also)), "names of no role");
     let origin = |params: &mut CertificateParams| {
-        params.subject_alt_names = Role::Origin.names().iter().map(|name| dns(name)).collect();
+        params.subject_alt_names = certificate_names(Role::Origin).iter().map(|name| dns(name)).collect();
         params.not_after = after(300 * DAY);
     };
     refused(link.sign_certificate(&tbs(&pem, origin)), "longer than allowed");
     let all = |params: &mut CertificateParams| {
-        let names = [Role::Origin, Role::Relay].into_iter().flat_map(|role| role.names());
+        let names = [Role::Origin, Role::Relay].into_iter().flat_map(|role| certificate_names(role));
         params.subject_alt_names = names.map(|name| dns(name)).collect();
     };
     refused(link.sign_certificate(&tbs(&pem, all)), "names of no role");

@@ -1,0 +1,63 @@
+//! Patch sets.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ManifestId;
+
+/// Patch set to make.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Wanted {
+    /// Version that the devices have; when absent, the set is for devices that have nothing.
+    #[serde(default)]
+    pub from: Option<String>,
+}
+
+/// A patch set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PatchSet {
+    /// Name of its product.
+    pub product: String,
+    /// Version that devices must have; null for a set from nothing.
+    pub from: Option<String>,
+    /// Version that devices get.
+    pub to: String,
+    /// Manifest of `from`, 64 hexadecimal digits; null for a set from nothing.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub from_manifest: Option<ManifestId>,
+    /// Manifest of `to`, 64 hexadecimal digits.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub to_manifest: ManifestId,
+    /// `queued`, `building`, `ready` or `failed`.
+    pub state: String,
+    /// Manifest of the set; null until the set is ready, and also if no patch would save anything.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub set: Option<ManifestId>,
+    /// Length of the set, bytes.
+    pub bytes: u64,
+    /// Size of the chunks that the patches rebuild, as sent without patches, bytes.
+    pub chunk_bytes: u64,
+    /// Number of patches in the set.
+    pub patches: u64,
+    /// Reason of the failure; null unless the state is `failed`.
+    pub error: Option<String>,
+    /// Label of the token that requested the set, or `release` or `channel` if the origin did so by
+    /// itself.
+    pub requested_by: String,
+    /// Time of the request, unix seconds.
+    pub created: i64,
+    /// Time at which the making began, unix seconds; null before.
+    pub started: Option<i64>,
+    /// Time at which the set became ready or failed, unix seconds; null before.
+    pub finished: Option<i64>,
+}
+
+/// Patch sets of a product.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PatchSetList {
+    /// Sets, newest first.
+    pub patches: Vec<PatchSet>,
+}

@@ -1,0 +1,56 @@
+//! Products.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cut::CutParams;
+
+/// Cut parameters, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Cut {
+    /// Smallest chunk.
+    pub min: u32,
+    /// Average chunk.
+    pub avg: u32,
+    /// Largest chunk.
+    pub max: u32,
+}
+
+impl From<CutParams> for Cut {
+    fn from(cut: CutParams) -> Self {
+        Self { min: cut.min(), avg: cut.avg(), max: cut.max() }
+    }
+}
+
+/// Product to create, or product whose cut parameters are to change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct NewProduct {
+    /// Name of the product.
+    pub name: String,
+    /// Cut parameters of its releases; 4096/16384/65536 for a new product when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cut: Option<Cut>,
+}
+
+/// A product.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Product {
+    /// Name of the product.
+    pub name: String,
+    /// Cut parameters of its next release.
+    pub cut: Cut,
+    /// Time of its creation, unix seconds.
+    pub created: i64,
+}
+
+/// Products for which the token is valid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ProductList {
+    /// Products by name.
+    pub products: Vec<Product>,
+}

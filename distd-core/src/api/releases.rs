@@ -1,0 +1,48 @@
+//! Releases.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ArtifactHash, ManifestId};
+
+/// A release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Release {
+    /// Name of its product.
+    pub product: String,
+    /// Version.
+    pub version: String,
+    /// `file` or `tree`.
+    pub kind: String,
+    /// Id of the manifest, 64 hexadecimal digits.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub manifest: ManifestId,
+    /// BLAKE3 of the whole artifact, as `b3sum` prints it.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub blake3: ArtifactHash,
+    /// Length of the artifact, bytes.
+    pub bytes: u64,
+    /// Number of chunks, repeats counted.
+    pub chunks: u64,
+    /// Time at which it was made, unix seconds.
+    pub created: i64,
+    /// Number of the release among the product's; a later release has a higher number.
+    // Older origins send none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = u64, required))]
+    pub sequence: Option<u64>,
+    /// The origin's store has lost a part of the release: push the same bytes again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub damaged: bool,
+    /// Channels that point to the release; only in lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub channels: Vec<String>,
+}
+
+/// Releases of a product.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ReleaseList {
+    /// Releases, newest first.
+    pub releases: Vec<Release>,
+}
