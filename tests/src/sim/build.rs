@@ -42,6 +42,7 @@ impl Sim {
         };
         let mut sim = Self {
             queue: Queue::new(),
+            rng_seed,
             rng: Rng::new(rng_seed),
             log: Log::new(),
             manifest: ManifestId([7; 32]),

@@ -138,6 +138,33 @@ impl Sim {
         );
     }
 
+    /// Prints the run's results on one line if `DISTD_TEST_SIM_NUMBERS` is set, for a comparison of
+    /// two builds: virtual time, chunks that the origin sent into sites, chunks that leaves
+    /// received, received twice and received wrong, and the times of the leaves.
+    fn print_numbers(&self) {
+        if std::env::var_os("DISTD_TEST_SIM_NUMBERS").is_none() {
+            return;
+        }
+        let leaves = || self.nodes.iter().filter(|node| node.role == Role::Leaf);
+        let mut took: Vec<_> =
+            leaves().filter_map(|node| Some(node.done?.since(node.began).as_secs_f64())).collect();
+        took.sort_unstable_by(f64::total_cmp);
+        let at = |part: usize| took.get(took.len().saturating_sub(1) * part / 2).copied().unwrap_or(0.0);
+        let thread = std::thread::current();
+        println!(
+            "sim {} {} now {:.3} egress {} received {} twice {} wrong {} p50 {:.3} last {:.3}",
+            thread.name().unwrap_or_default(),
+            self.rng_seed,
+            self.now().as_secs_f64(),
+            self.egress.values().sum::<u64>(),
+            leaves().flat_map(|node| node.received.values()).sum::<u64>(),
+            leaves().map(|node| node.twice).sum::<u64>(),
+            leaves().flat_map(|node| node.wrong.values()).sum::<u64>(),
+            at(1),
+            at(2),
+        );
+    }
+
     /// Number of verified chunks that a node has.
     pub fn held(&self, n: NodeNo) -> u64 {
         self.nodes[n.0].store.held.len()
@@ -191,5 +218,11 @@ impl Sim {
     pub fn took(&self, n: NodeNo) -> Option<Duration> {
         let node = &self.nodes[n.0];
         node.done.map(|done: Timestamp| done.since(node.began))
+    }
+}
+
+impl Drop for Sim {
+    fn drop(&mut self) {
+        self.print_numbers();
     }
 }

@@ -61,6 +61,8 @@ pub(super) enum Stage {
 /// One run of the simulation.
 pub struct Sim {
     pub(super) queue: Queue<Event>,
+    /// Number of the run, and the random numbers that follow from it.
+    pub(super) rng_seed: u64,
     pub(super) rng: Rng,
     pub(super) log: Log,
     pub(super) manifest: ManifestId,
