@@ -4,7 +4,7 @@ use reqwest::StatusCode;
 
 use super::ServerUrl;
 use distd_client::failure::{Code, Failure, is_certificate_error};
-use distd_core::api::{ErrorBody, ErrorDetail};
+use distd_core::api::{ErrorBody, ErrorDetail, code};
 
 /// Longest quote from an answer that is not the API's own, in characters.
 const QUOTE_MAX: usize = 200;
@@ -127,7 +127,7 @@ impl ApiError {
     /// Returns whether the upload is unknown, already finished or short of a chunk. The caller then
     /// begins a new upload; the origin still finds the chunks that were sent before.
     pub(crate) fn is_upload_gone(&self) -> bool {
-        matches!(self, Self::Answered { code, .. } if code == "unknown_upload" || code == "conflict")
+        matches!(self, Self::Answered { code, .. } if code == code::UNKNOWN_UPLOAD || code == code::CONFLICT)
     }
 
     /// Returns whether the same request may succeed a moment later.
@@ -168,23 +168,23 @@ impl ApiError {
             }
             Self::Answered { code, next, .. } => match (code.as_str(), next) {
                 // The API's advice names HTTP requests; a user of the command line needs a command.
-                ("unknown_product", _) => "check the name; the first push of a product creates it",
-                ("unknown_version", _) => "see what there is: distd release ls PRODUCT",
-                ("unknown_channel", _) => "make it: distd channel set PRODUCT:CHANNEL VERSION",
-                ("unauthorised", _) => {
+                (code::UNKNOWN_PRODUCT, _) => "check the name; the first push of a product creates it",
+                (code::UNKNOWN_VERSION, _) => "see what there is: distd release ls PRODUCT",
+                (code::UNKNOWN_CHANNEL, _) => "make it: distd channel set PRODUCT:CHANNEL VERSION",
+                (code::UNAUTHORISED, _) => {
                     "use a token that is valid: --token-file FILE, $DISTD_TOKEN or distd login"
                 }
-                ("forbidden", _) => {
+                (code::FORBIDDEN, _) => {
                     "use a token with this right; an admin makes one: distd token create --scope SCOPE"
                 }
-                ("forbidden_product", _) => {
+                (code::FORBIDDEN_PRODUCT, _) => {
                     "use a token for this product; an admin makes one: distd token create --scope SCOPE --product PRODUCT"
                 }
-                ("quota", _) => {
+                (code::QUOTA, _) => {
                     "wait until open uploads of this token end, a day after their last chunk, or ask an admin to end them"
                 }
-                ("version_taken", _) => "push with another --version",
-                ("downgrade", _) => {
+                (code::VERSION_TAKEN, _) => "push with another --version",
+                (code::DOWNGRADE, _) => {
                     "if devices are to go back to it: distd channel set PRODUCT:CHANNEL VERSION --downgrade, with a token \
                      that has the scopes channel and downgrade"
                 }

@@ -10,7 +10,7 @@ use crate::context::{ApiArgs, Context};
 use distd_client::failure::Failure;
 use distd_client::text::table;
 use distd_client::text::time;
-use distd_core::api::{Channel, ChannelChange, ChannelHistory, ChannelList};
+use distd_core::api::{CHANGES_PAGE_MAX, Channel, ChannelChange, ChannelHistory, ChannelList};
 
 /// List, show, set or remove channels.
 #[derive(clap::Args)]
@@ -105,19 +105,17 @@ async fn list(context: &Context, api: &Api, product: Option<Name>) -> anyhow::Re
     })
 }
 
-/// Largest number of changes that an origin returns at once.
-const PAGE_MAX: u32 = 1000;
-
 /// Prints the newest `limit` changes.
 async fn history(context: &Context, api: &Api, channel: &ChannelName, limit: u32) -> anyhow::Result<()> {
     let ChannelName { product, channel } = channel;
     let mut found = ChannelHistory { changes: Vec::new(), before: None };
     loop {
         let left = limit.saturating_sub(u32::try_from(found.changes.len()).unwrap_or(u32::MAX));
-        let page =
-            api.channel_history(product.as_str(), channel.as_str(), found.before, left.min(PAGE_MAX)).await;
+        let page = api
+            .channel_history(product.as_str(), channel.as_str(), found.before, left.min(CHANGES_PAGE_MAX))
+            .await;
         let page = page.map_err(Failure::from)?;
-        let is_end = page.changes.is_empty() || left <= PAGE_MAX;
+        let is_end = page.changes.is_empty() || left <= CHANGES_PAGE_MAX;
         found.changes.extend(page.changes);
         found.before = page.before;
         if is_end || found.before.is_none() {

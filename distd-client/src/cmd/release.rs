@@ -9,7 +9,7 @@ use crate::context::{ApiArgs, Context};
 use distd_client::failure::Failure;
 use distd_client::text::time;
 use distd_client::text::{human_bytes, table};
-use distd_core::api::Release;
+use distd_core::api::{Release, code};
 
 /// List, show or withdraw releases.
 #[derive(clap::Args)]
@@ -87,7 +87,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
         Command::Rm { release: ReleaseName { product, version }, api } => {
             let done = context.api(&api)?.withdraw(product.as_str(), version.as_str()).await;
             done.map_err(|error| match error.code() {
-                "in_use" => Failure::from(error).next(format!(
+                code::IN_USE => Failure::from(error).next(format!(
                     "distd channel set {product}:CHANNEL OTHER-VERSION, or distd channel rm {product}:CHANNEL"
                 )),
                 _ => Failure::from(error),

@@ -14,7 +14,7 @@ use crate::context::{ApiArgs, Context};
 use distd_client::failure::{Code, Failure};
 use distd_client::text::table;
 use distd_client::text::time;
-use distd_core::api::{JoinTokenInfo, Token};
+use distd_core::api::{JOIN_USES_MAX, JoinTokenInfo, Token};
 use distd_core::role::Role;
 
 /// Make, list and revoke tokens.
@@ -54,7 +54,7 @@ enum Command {
         role: JoinRole,
         /// How many nodes may enrol with the token, at most 10000. Make one token for each batch of
         /// nodes, so that each can be revoked by itself.
-        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(JOIN_USES_MAX)))]
         uses: u32,
         /// How long the token is valid, such as 45m, 24h or 7d; at most 90d.
         #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]

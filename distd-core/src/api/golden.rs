@@ -95,6 +95,9 @@ fn requests_are_these_texts_and_refuse_unknown_fields() {
     let join = NewJoinToken { role: Role::Leaf, uses: Some(2), expires_in: Some(60), label: "l".into() };
     both(&join, r#"{"role":"leaf","uses":2,"expires_in":60,"label":"l"}"#);
     assert!(serde_json::from_str::<Move>(r#"{"version":"1","downgarde":true}"#).is_err());
+    let cut = r#"{"min":4096,"avg":16384,"max":65536,"new":1}"#;
+    assert!(serde_json::from_str::<Cut>(cut).is_ok(), "a later origin may say more");
+    assert!(serde_json::from_str::<NewProduct>(&format!(r#"{{"name":"os","cut":{cut}}}"#)).is_err());
     assert!(serde_json::from_str::<NewToken>(r#"{"label":"l","scopes":["raed"]}"#).is_err());
 }
 

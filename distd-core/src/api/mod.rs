@@ -27,7 +27,8 @@ pub use products::{Cut, NewProduct, Product, ProductList};
 pub use releases::{Release, ReleaseList};
 pub use state::{Ready, Version};
 pub use tokens::{
-    JoinTokenInfo, JoinTokenList, MadeJoinToken, MadeToken, NewJoinToken, NewToken, Scope, Token, TokenList,
+    JOIN_USES_MAX, JoinTokenInfo, JoinTokenList, MadeJoinToken, MadeToken, NewJoinToken, NewToken, Scope,
+    Token, TokenList,
 };
 pub use uploads::{
     ARTIFACT_CHUNKS_MAX, Announced, CHUNKS_BYTES_MAX, Commit, CommitError, HASHES_MAX, LIST_BYTES_MAX,

@@ -1,13 +1,12 @@
 //! Products.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::cut::CutParams;
 
 /// Cut parameters, bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(deny_unknown_fields)]
 pub struct Cut {
     /// Smallest chunk.
     pub min: u32,
@@ -31,8 +30,21 @@ pub struct NewProduct {
     /// Name of the product.
     pub name: String,
     /// Cut parameters of its releases; 4096/16384/65536 for a new product when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "strict_cut")]
     pub cut: Option<Cut>,
+}
+
+/// Reads cut parameters of a request, which has no fields but theirs.
+fn strict_cut<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Cut>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Strict {
+        min: u32,
+        avg: u32,
+        max: u32,
+    }
+    let strict = Option::<Strict>::deserialize(deserializer)?;
+    Ok(strict.map(|Strict { min, avg, max }| Cut { min, avg, max }))
 }
 
 /// A product.

@@ -4,6 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::role::Role;
 
+/// Most nodes that one join token can enrol: one batch. A fleet uses several tokens, each with a
+/// label, so that each can be revoked alone.
+pub const JOIN_USES_MAX: u32 = 10_000;
+
 /// Right that an API token can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -105,7 +109,7 @@ fn all_products() -> Vec<String> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TokenList {
-    /// Tokens, oldest first.
+    /// Tokens, newest first.
     pub tokens: Vec<Token>,
 }
 
@@ -167,6 +171,6 @@ pub struct JoinTokenInfo {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct JoinTokenList {
-    /// Join tokens, oldest first.
+    /// Join tokens, newest first.
     pub join_tokens: Vec<JoinTokenInfo>,
 }

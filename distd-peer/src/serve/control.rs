@@ -11,6 +11,7 @@ use distd_core::proto::control::{Control, ControlEvent, Side};
 use distd_core::proto::frame::Handshake;
 use distd_core::swarm::rules::{GATHER, TOLD_ENOUGH, TOLD_MAX};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::connection::{OpenSwarm, Peer, SwarmState};
 use super::streams::{refuse, wire};
@@ -94,8 +95,8 @@ enum Advertise {
 impl Answerer<'_> {
     async fn run(&mut self, writer: &mut FrameWriter, reader: &mut FrameReader) -> Result<(), CloseCode> {
         let mut look = tokio::time::interval(ANNOUNCE_EVERY);
-        let mut growth = self.swarm.content.growth();
-        let mut site = self.swarm.member.as_ref().map(|member| member.changes());
+        let mut growth = CoalescedChanges::of(self.swarm.content.growth());
+        let mut site = CoalescedChanges::of(self.swarm.member.as_ref().map(|member| member.changes()));
         loop {
             while let Some(frame) = self.control.poll_transmit() {
                 writer.send(&frame).await.map_err(wire)?;
@@ -112,8 +113,8 @@ impl Answerer<'_> {
                     self.announce().await?;
                     self.advertise_neighbours(Advertise::More);
                 }
-                () = coalesced(&mut growth) => self.announce().await?,
-                () = coalesced(&mut site) => self.advertise_neighbours(Advertise::Fresh),
+                () = growth.next() => self.announce().await?,
+                () = site.next() => self.advertise_neighbours(Advertise::Fresh),
             }
         }
     }
@@ -177,17 +178,63 @@ impl Answerer<'_> {
     }
 }
 
-/// Waits for a change, and a moment more to coalesce those that follow at once.
-async fn coalesced(changes: &mut Option<watch::Receiver<()>>) {
-    let Some(receiver) = changes else { return std::future::pending().await };
-    if !receiver.has_changed().unwrap_or(false) {
-        if receiver.changed().await.is_err() {
-            *changes = None;
-            return std::future::pending().await;
-        }
-        // Keep the change marked, in case the select takes another branch first.
-        receiver.mark_changed();
+/// Changes of one source, of which those that follow each other at once count as one.
+struct CoalescedChanges {
+    /// The source; `None` if there is none, or if it has ended.
+    changes: Option<watch::Receiver<()>>,
+    /// Time at which the changes so far are reported; `None` if there was none.
+    due: Option<Instant>,
+}
+
+impl CoalescedChanges {
+    fn of(changes: Option<watch::Receiver<()>>) -> Self {
+        Self { changes, due: None }
     }
-    tokio::time::sleep(GATHER).await;
-    receiver.mark_unchanged();
+
+    /// Waits for a change, and [`GATHER`] more. A caller that drops the future loses no change and
+    /// delays none: the time of the report stays what the first change made it.
+    async fn next(&mut self) {
+        let Some(receiver) = &mut self.changes else { return std::future::pending().await };
+        let due = match self.due {
+            Some(due) => due,
+            None => {
+                if receiver.changed().await.is_err() {
+                    self.changes = None;
+                    return std::future::pending().await;
+                }
+                *self.due.insert(Instant::now() + GATHER)
+            }
+        };
+        tokio::time::sleep_until(due).await;
+        self.due = None;
+        receiver.mark_unchanged();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_stream_does_not_delay_a_change() {
+        let (source, receiver) = watch::channel(());
+        let mut changes = CoalescedChanges::of(Some(receiver));
+        source.send_replace(());
+        let begun = Instant::now();
+        loop {
+            tokio::select! {
+                () = changes.next() => break,
+                // A frame arrives more often than changes are reported.
+                () = tokio::time::sleep(GATHER / 5) => {}
+            }
+            source.send_replace(());
+            assert!(begun.elapsed() <= GATHER, "the report is late");
+        }
+        assert!(
+            tokio::time::timeout(GATHER * 2, changes.next()).await.is_err(),
+            "one report for all of them"
+        );
+        source.send_replace(());
+        assert!(tokio::time::timeout(GATHER * 2, changes.next()).await.is_ok());
+    }
 }

@@ -7,7 +7,8 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use distd_core::api::{
-    JoinTokenInfo, JoinTokenList, MadeJoinToken, MadeToken, NewJoinToken, NewToken, Token, TokenList,
+    JOIN_USES_MAX, JoinTokenInfo, JoinTokenList, MadeJoinToken, MadeToken, NewJoinToken, NewToken, Token,
+    TokenList,
 };
 use distd_core::text::{LABEL_SIGNS, is_label};
 use distd_peer::clock::unix_now;
@@ -33,10 +34,6 @@ const JOIN_SECONDS_MAX: u64 = 90 * 24 * 3600;
 
 /// Validity of a join token if the caller gives none, seconds.
 const JOIN_SECONDS: u64 = 24 * 3600;
-
-/// Most nodes that one join token can enrol: one batch. A fleet uses several tokens, each with a
-/// label, so that each can be revoked alone.
-const USES_MAX: u64 = 10_000;
 
 /// Length of a join token's id: the first hexadecimal digits of its public key.
 const JOIN_ID_DIGITS: usize = 16;
@@ -188,10 +185,10 @@ pub(super) async fn create_join(
         return Err(ApiError::bad_request("no node can enrol as origin", "choose leaf or relay"));
     }
     let uses = new.uses.unwrap_or(1);
-    if !(1..=USES_MAX).contains(&uses) {
+    if !(1..=u64::from(JOIN_USES_MAX)).contains(&uses) {
         return Err(ApiError::bad_request(
             format!("uses = {uses} is out of bounds"),
-            format!("choose 1 to {USES_MAX} nodes"),
+            format!("choose 1 to {JOIN_USES_MAX} nodes"),
         ));
     }
     let token = JoinToken::generate(app.origin.realm().ca_fingerprint());
