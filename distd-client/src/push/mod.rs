@@ -1,8 +1,8 @@
 //! Push: cuts the artifact on this machine, asks the origin which chunks it lacks, sends only
 //! those, and commits.
 //!
-//! [`source`] reads a file, a block device or a directory ([`tree`]); [`cut`] makes chunks of it;
-//! [`pipeline`] sends the missing chunks to the origin.
+//! [`source`] reads a file, a block device or a directory ([`distd_client::tree_source`]); [`cut`]
+//! makes chunks of it; [`pipeline`] sends the missing chunks to the origin.
 
 mod cut;
 mod pipeline;

@@ -1,5 +1,5 @@
-//! A device's part in the exchange of its site: the artifacts that it serves ([`artifacts`],
-//! [`installed`]), and how far its packets may go ([`connectivity`]). [`agent`] is a process that
+//! A device's part in the exchange of its site: the artifacts that it serves (`artifacts`,
+//! [`installed`]), and how far its packets may go (`connectivity`). [`agent`] is a process that
 //! only serves.
 
 pub mod agent;
