@@ -1,5 +1,5 @@
-//! Benchmarks of the hot paths of the core: `cargo bench -p distd-core`. The names of the groups are
-//! stable, so that two builds can be compared group by group, on a quiet machine.
+//! Benchmarks of the hot paths of the core: `cargo bench -p distd-core`. The names of the groups
+//! are stable, so that two builds can be compared group by group, on a quiet machine.
 
 use std::time::Duration;
 
