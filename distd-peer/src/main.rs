@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use distd_peer::relay::{self, RelaySettings};
-use distd_peer::settings::CommandLine;
+use distd_peer::settings::{Table, TableArgs, TableOptions};
 use distd_peer::trust::token::JoinToken;
 use tracing_subscriber::EnvFilter;
 
@@ -27,7 +27,7 @@ enum Command {
 #[derive(Args)]
 struct RunArgs {
     #[command(flatten)]
-    settings: SettingArgs,
+    settings: TableArgs<RelayOptions>,
     /// Join token, needed the first time only.
     #[arg(long, value_name = "TOKEN", env = "DISTD_JOIN_TOKEN", hide_env_values = true)]
     token: Option<String>,
@@ -42,28 +42,12 @@ struct RunArgs {
     effective: bool,
 }
 
-/// Options made from the table of settings.
-struct SettingArgs(CommandLine);
+/// Options of a relay: its whole table of settings.
+enum RelayOptions {}
 
-impl Args for SettingArgs {
-    fn augment_args(command: clap::Command) -> clap::Command {
-        command.args(relay::TABLE.arguments(|_| true))
-    }
-
-    fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        Self::augment_args(command)
-    }
-}
-
-impl clap::FromArgMatches for SettingArgs {
-    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
-        Ok(Self(relay::TABLE.command_line(matches)))
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
+impl TableOptions for RelayOptions {
+    type Values = relay::Values;
+    const TABLE: Table<relay::Values> = relay::TABLE;
 }
 
 /// Reads the join token from the option or from its file; `None` if neither is given.
@@ -79,7 +63,7 @@ fn join_token(args: &RunArgs) -> anyhow::Result<Option<JoinToken>> {
 
 async fn run(args: RunArgs) -> anyhow::Result<()> {
     let environment = |name: &str| std::env::var(name).ok();
-    let settings = RelaySettings::resolve(&args.settings.0, environment, args.config.as_deref())?;
+    let settings = RelaySettings::resolve(&args.settings.line, environment, args.config.as_deref())?;
     if args.effective {
         print!("{}", settings.effective());
         return Ok(());

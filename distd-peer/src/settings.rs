@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::io::Read;
+use std::marker::PhantomData;
 use std::ops::{Deref, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -75,7 +76,8 @@ impl fmt::Display for Shown {
 pub struct Setting<S> {
     /// Key in the file; a dot separates a section from its key, as in `cache.max_bytes`.
     pub key: &'static str,
-    /// Option of the command line, without the dashes before it, as in `cache-max-bytes`.
+    /// Option of the command line, without the dashes before it, as in `cache-max-bytes`; empty for
+    /// a secret, which other users would see in the list of processes.
     pub option: &'static str,
     /// Environment variable.
     pub variable: &'static str,
@@ -91,7 +93,7 @@ pub struct Setting<S> {
     /// Parses one value and stores it.
     ///
     /// # Errors
-    /// What is wrong with the text, as the end of a sentence about it: "is no number".
+    /// The mistake in the text, as the end of a sentence about the text: "is no number".
     pub set: fn(&mut S, &str) -> Result<(), String>,
     /// Returns the value, without any password.
     pub show: fn(&S) -> Shown,
@@ -140,11 +142,6 @@ impl<S> Resolved<S> {
     pub fn complete(&mut self, change: impl FnOnce(&mut S, &dyn Fn(&str) -> bool)) {
         let sources = &self.sources;
         change(&mut self.values, &|key| !sources.contains_key(key));
-    }
-
-    /// Returns the settings without their sources.
-    pub fn into_values(self) -> S {
-        self.values
     }
 }
 
@@ -311,7 +308,8 @@ impl<S> Table<S> {
                 (false, name) => arg.value_name(name).action(ArgAction::Set),
             }
         };
-        self.settings.iter().filter(|setting| is_wanted(setting.key)).map(argument).collect()
+        let wanted = |setting: &&Setting<S>| !setting.option.is_empty() && is_wanted(setting.key);
+        self.settings.iter().filter(wanted).map(argument).collect()
     }
 
     /// Returns the texts of all options of this table that the command line has.
@@ -333,18 +331,71 @@ impl<S> Table<S> {
             let Setting { key, option, variable, default, help, .. } = setting;
             let (repeat, commas) = if setting.several { (" (repeat)", " (commas)") } else { ("", "") };
             let default = if default.is_empty() { "none" } else { default };
-            let _ = writeln!(
-                out,
-                "| `{key}`, `--{option}`{repeat} | `{variable}`{commas} | {default} | {help} |"
-            );
+            let option = if option.is_empty() { String::new() } else { format!(", `--{option}`{repeat}") };
+            let _ = writeln!(out, "| `{key}`{option} | `{variable}`{commas} | {default} | {help} |");
         }
         out
     }
 }
 
-/// Checks that a page of the documentation has the table of a program, between the lines `<!--
-/// settings: NAME -->` and `<!-- end -->`. For tests: with `DISTD_WRITE_DOCS` in the environment
-/// the page is written instead.
+/// Options of a command that are made from a table. An implementation is a type without values.
+pub trait TableOptions {
+    /// Settings of the program.
+    type Values: 'static;
+    /// Table of the program.
+    const TABLE: Table<Self::Values>;
+
+    /// Returns whether the command has the option of `key`.
+    fn has(_key: &str) -> bool {
+        true
+    }
+}
+
+/// Texts of the options that `T` describes, for `#[command(flatten)]`.
+pub struct TableArgs<T> {
+    /// Texts by key.
+    pub line: CommandLine,
+    options: PhantomData<fn() -> T>,
+}
+
+impl<T: TableOptions> clap::Args for TableArgs<T> {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        command.args(T::TABLE.arguments(T::has))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl<T: TableOptions> clap::FromArgMatches for TableArgs<T> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self { line: T::TABLE.command_line(matches), options: PhantomData })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// Checks that a file of the documentation is `expected`. For tests: with `DISTD_WRITE_DOCS` in the
+/// environment the file is written instead.
+///
+/// # Panics
+/// When the file is absent or different.
+#[doc(hidden)]
+pub fn check_doc(path: &Path, expected: &str) {
+    if std::env::var_os("DISTD_WRITE_DOCS").is_some() {
+        std::fs::write(path, expected).expect("write");
+        return;
+    }
+    let text = std::fs::read_to_string(path).expect("the file");
+    assert!(text == expected, "{} is out of date: run this test with DISTD_WRITE_DOCS=1", path.display());
+}
+
+/// Checks that a page of the documentation has the table of a program, between the lines
+/// `<!-- settings: NAME -->` and `<!-- end -->`, as [`check_doc`] does.
 ///
 /// # Panics
 /// When the page has no such lines, or another table.
@@ -353,16 +404,8 @@ pub fn check_page(page: &Path, name: &str, markdown: &str) {
     let text = std::fs::read_to_string(page).expect("the page");
     let begin = format!("<!-- settings: {name} -->\n");
     let (before, rest) = text.split_once(&begin).expect("the first line of the table");
-    let (table, after) = rest.split_once("<!-- end -->").expect("the last line of the table");
-    if std::env::var_os("DISTD_WRITE_DOCS").is_some() {
-        std::fs::write(page, format!("{before}{begin}{markdown}<!-- end -->{after}")).expect("write");
-    } else {
-        assert!(
-            table == markdown,
-            "{} is out of date: run this test with DISTD_WRITE_DOCS=1",
-            page.display()
-        );
-    }
+    let (_, after) = rest.split_once("<!-- end -->").expect("the last line of the table");
+    check_doc(page, &format!("{before}{begin}{markdown}<!-- end -->{after}"));
 }
 
 fn read_bounded(path: &Path) -> std::io::Result<String> {
@@ -562,6 +605,28 @@ mod tests {
         let (resolved, problems) = TOY.resolve(&line, |_| None, None);
         assert_eq!((problems.len(), resolved.plain, resolved.hosts.len(), resolved.size), (0, true, 2, 2));
         assert!(resolved.is_default("name") && !resolved.is_default("plain"));
+    }
+
+    #[test]
+    fn a_secret_has_no_option() {
+        const SECRET: Table<Toy> = Table {
+            settings: &[Setting {
+                key: "name",
+                option: "",
+                variable: "TOY_NAME",
+                value: "NAME",
+                several: false,
+                default: "",
+                help: "Secret name",
+                set: |toy, text| filled(text, "name").map(|name| toy.name = name),
+                show: |_| Shown::Text(String::new()),
+            }],
+            sections: &[],
+        };
+        assert!(SECRET.arguments(|_| true).is_empty());
+        assert!(SECRET.markdown().ends_with("| `name` | `TOY_NAME` | none | Secret name |\n"));
+        let (resolved, _) = SECRET.resolve(&CommandLine::new(), |_| Some("n".to_owned()), None);
+        assert_eq!(resolved.name, "n");
     }
 
     #[test]

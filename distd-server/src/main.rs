@@ -8,7 +8,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use distd_server::config::{self, CommandLine, ENV_CONFIG, Settings, parse_validity};
+use distd_peer::settings::{Table, TableArgs, TableOptions};
+use distd_server::config::{self, ENV_CONFIG, Settings, parse_validity};
 use distd_server::offline::{self, FsckOptions, RootOrder};
 use distd_server::origin::{OwnerError, Places};
 use distd_server::run::{self, Overtaken, Running, STOP};
@@ -181,46 +182,43 @@ struct FsckArgs {
     places: PlaceArgs,
 }
 
-/// Options made from the table of settings: those that say where the origin is, or ALL of them.
-/// Each can also be set in the environment or in the --config file.
-struct SettingArgs<const ALL: bool> {
-    line: CommandLine,
+/// All settings of an origin.
+enum AllOptions {}
+
+impl TableOptions for AllOptions {
+    type Values = config::Values;
+    const TABLE: Table<config::Values> = config::TABLE;
+}
+
+/// Settings that say where an origin is.
+enum PlaceOptions {}
+
+impl TableOptions for PlaceOptions {
+    type Values = config::Values;
+    const TABLE: Table<config::Values> = config::TABLE;
+
+    fn has(key: &str) -> bool {
+        config::PLACE_KEYS.contains(&key)
+    }
+}
+
+/// Settings on the command line. Each can also be set in the environment or in the --config file.
+#[derive(Args)]
+struct SettingArgs<T: TableOptions> {
+    #[command(flatten)]
+    options: TableArgs<T>,
+    /// TOML file with the same settings; an option --a-b is the key a_b and the variable
+    /// DISTD_SERVER_A_B.
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
-type PlaceArgs = SettingArgs<false>;
+type PlaceArgs = SettingArgs<PlaceOptions>;
 
-impl<const ALL: bool> Args for SettingArgs<ALL> {
-    fn augment_args(command: clap::Command) -> clap::Command {
-        let config = clap::Arg::new("config")
-            .long("config")
-            .value_name("FILE")
-            .value_parser(clap::value_parser!(PathBuf))
-            .help("TOML file with the same settings; an option --a-b is the key a_b and the variable DISTD_SERVER_A_B.");
-        command.args(config::TABLE.arguments(|key| ALL || config::PLACE_KEYS.contains(&key))).arg(config)
-    }
-
-    fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        Self::augment_args(command)
-    }
-}
-
-impl<const ALL: bool> clap::FromArgMatches for SettingArgs<ALL> {
-    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
-        let line = config::TABLE.command_line(matches);
-        Ok(Self { line, config: matches.get_one::<PathBuf>("config").cloned() })
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
-}
-
-impl<const ALL: bool> SettingArgs<ALL> {
+impl<T: TableOptions> SettingArgs<T> {
     fn settings(&self) -> anyhow::Result<Settings> {
         let file = self.config.clone().or_else(|| std::env::var_os(ENV_CONFIG).map(PathBuf::from));
-        Ok(Settings::resolve(&self.line, |name| std::env::var(name).ok(), file.as_deref())?)
+        Ok(Settings::resolve(&self.options.line, |name| std::env::var(name).ok(), file.as_deref())?)
     }
 
     fn places(&self) -> anyhow::Result<Places> {
@@ -231,7 +229,7 @@ impl<const ALL: bool> SettingArgs<ALL> {
 #[derive(Args)]
 struct ServeArgs {
     #[command(flatten)]
-    settings: SettingArgs<true>,
+    settings: SettingArgs<AllOptions>,
     /// Show each setting and where it comes from, and end.
     #[arg(long)]
     effective: bool,

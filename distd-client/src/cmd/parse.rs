@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use distd_core::names::{Name, NameError, Wanted, WantedError};
+use distd_peer::settings;
 
 /// Reasons why an argument does not parse.
 #[derive(Debug, thiserror::Error)]
@@ -81,23 +82,12 @@ impl fmt::Display for ChannelName {
 
 /// Parses a duration: `90s`, `45m`, `24h`, `7d` or `4w`.
 pub(crate) fn duration(s: &str) -> Result<Duration, ParseError> {
-    let digits = s.len() - s.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = s.split_at(digits);
-    let seconds: u64 = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 24 * 3600,
-        "w" => 7 * 24 * 3600,
-        _ => return Err(ParseError::Duration),
-    };
-    let number: u64 = number.parse().map_err(|_| ParseError::Duration)?;
+    let has_unit =
+        s.ends_with(|c: char| c.is_ascii_alphabetic()) && s.starts_with(|c: char| c.is_ascii_digit());
     // A century: nobody means a longer time, and no sum with it overflows.
-    let longest = 100 * 366 * 24 * 3600;
-    match number.checked_mul(seconds) {
-        Some(seconds) if (1..=longest).contains(&seconds) => Ok(Duration::from_secs(seconds)),
-        _ => Err(ParseError::Duration),
-    }
+    let longest = Duration::from_secs(100 * 366 * 24 * 3600);
+    let bounds = Duration::from_secs(1)..=longest;
+    settings::duration(s).filter(|time| has_unit && bounds.contains(time)).ok_or(ParseError::Duration)
 }
 
 /// Checks `HOST:PORT` of a relay or an origin.

@@ -149,7 +149,7 @@ pub const TABLE: Table<Values> = Table {
         },
         Setting {
             key: "proxy_url",
-            option: "proxy-url",
+            option: "",
             variable: "DISTD_PEER_PROXY_URL",
             value: "URL",
             several: false,

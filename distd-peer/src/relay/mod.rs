@@ -7,6 +7,6 @@ mod demand;
 mod mirror;
 mod run;
 
-pub use config::{RelayConfig, RelaySettings, TABLE};
+pub use config::{RelayConfig, RelaySettings, TABLE, Values};
 pub use content::{Relay, RelayCounters};
 pub use run::{Running, StartError, start};

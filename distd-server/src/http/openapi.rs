@@ -62,15 +62,7 @@ mod tests {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/openapi.json");
         let document: serde_json::Value = serde_json::from_str(&super::JSON).expect("JSON");
         let text = serde_json::to_string_pretty(&document).expect("a value") + "\n";
-        if std::env::var_os("DISTD_WRITE_DOCS").is_some() {
-            std::fs::write(&path, text).expect("write");
-        } else {
-            let committed = std::fs::read_to_string(&path).expect("docs/openapi.json");
-            assert!(
-                committed == text,
-                "docs/openapi.json is out of date: run this test with DISTD_WRITE_DOCS=1"
-            );
-        }
+        distd_peer::settings::check_doc(&path, &text);
     }
 
     #[test]

@@ -29,7 +29,7 @@ fn requested(tier: Tier) -> (Fetch, BatchId) {
     (fetch, batch)
 }
 
-/// Where the chunk is, by docs/states.md.
+/// State of the chunk, by docs/states.md.
 fn place(fetch: &Fetch) -> &'static str {
     let open = fetch.batches.values().filter(|b| b.open.contains(CHUNK)).count();
     let (wanted, unwanted) = (fetch.wanted.contains(CHUNK), fetch.unwanted.contains(CHUNK));
@@ -45,7 +45,7 @@ fn place(fetch: &Fetch) -> &'static str {
     }
 }
 
-/// What a peer is, by docs/states.md.
+/// State of the peer, by docs/states.md.
 fn standing(fetch: &Fetch, now: Timestamp) -> &'static str {
     let p = &fetch.peers[&PEER];
     match () {
