@@ -9,7 +9,7 @@
 //!
 //! - [`parents`]: the configured parents of a node and the connections to them.
 //! - [`neighbours`]: the nodes of the same site and the connections to them; [`mdns`] finds some of
-//!   them, and `dial_backoff` (private) limits repeated dialling of a node that does not answer.
+//!   them.
 //! - [`manifest_fetch`]: fetches a manifest. [`table`]: its chunks by id.
 //! - [`driver`]: fetches chunks from parents and neighbours.
 //! - [`quarantine`]: peers that sent wrong bytes.
@@ -33,7 +33,6 @@
 //!   limit for log lines).
 
 pub mod clock;
-mod dial_backoff;
 pub mod driver;
 pub mod enrollment;
 pub mod manifest_fetch;

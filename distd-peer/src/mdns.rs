@@ -8,10 +8,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use distd_core::swarm::Neighbour;
 use mdns_sd::{ResolvedService, ServiceDaemon, ServiceEvent, ServiceInfo};
 use tokio::task::AbortHandle;
 
-use crate::neighbours::{Neighbour, Neighbourhood};
+use crate::neighbours::Neighbourhood;
 
 /// DNS-SD name of the service.
 const SERVICE: &str = "_distd._udp.local.";

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use distd_core::error::Chain;
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::frame::PeerRecord;
-use distd_core::swarm::SiteKey;
+use distd_core::swarm::{DialBackoff, Neighbour, SiteKey, may_dial};
 use distd_core::{ManifestId, NodeId};
 use quinn::Endpoint;
 use rustls::pki_types::CertificateDer;
@@ -17,7 +17,6 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::clock::{monotonic_now, unix_now};
-use crate::dial_backoff::DialBackoff;
 use crate::net::{Link, LinkError, Meter, MeterReading, own_address};
 use crate::quarantine::Quarantine;
 use crate::serve::Sites;
@@ -38,15 +37,6 @@ const LINKS_MAX: usize = 64;
 
 /// How long a neighbour that is not heard of again is remembered, seconds.
 const REMEMBERED_SECONDS: u64 = 30 * 24 * 3600;
-
-/// A node and the address where it listens.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Neighbour {
-    /// Node that must answer at the address.
-    pub node: NodeId,
-    /// Address to dial.
-    pub address: SocketAddr,
-}
 
 /// Reason why a neighbour cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -145,9 +135,9 @@ impl Neighbourhood {
     /// Whether a neighbour may be dialled: it is not this device itself, not in quarantine, not too
     /// far away, and did not just fail to answer several dials.
     fn is_usable(&self, neighbour: &Neighbour) -> bool {
-        neighbour.node != self.signer.node_id()
-            && self.dial_backoff().allow(monotonic_now(), &neighbour.node)
-            && self.settings.quarantine.until(&neighbour.node, unix_now()).is_none()
+        let own = self.signer.node_id();
+        let (backoff, quarantine) = (self.dial_backoff(), self.settings.quarantine.list());
+        may_dial(monotonic_now(), unix_now(), &own, neighbour, &backoff, &quarantine)
             && (self.settings.allowed)(neighbour.address)
     }
 

@@ -49,7 +49,7 @@ pub struct Directory {
 
 /// A node that asks for neighbours, and its swarm.
 #[derive(Clone, Copy, Debug)]
-pub struct Asker<'a> {
+pub struct Requester<'a> {
     /// The asking node. It is not advertised to itself.
     pub node: NodeId,
     /// Id of the swarm's manifest.
@@ -163,7 +163,7 @@ impl Directory {
         &self,
         now: u64,
         site: &SiteKey,
-        asker: Asker<'_>,
+        asker: Requester<'_>,
         first: &[NodeId],
     ) -> Vec<(NodeId, PeerRecord)> {
         let Some(group) = self.sites.get(site) else { return Vec::new() };
@@ -267,14 +267,14 @@ mod tests {
         directory.handle_have(&site(), node(30), true, &set(50, 500));
         directory.handle_have(&site(), node(7), false, &set(1, 90));
         directory.handle_record(NOW, &SiteKey("other".into()), node(40), record(40, true, NOW + 60));
-        let asker = Asker { node: node(3), manifest: V2, chunks: &chunks };
+        let asker = Requester { node: node(3), manifest: V2, chunks: &chunks };
         let list = ports(&directory.ranked(NOW, &site(), asker, &[node(9)]));
         assert_eq!(list.len(), PEX_RECORDS_MAX);
         assert_eq!(list[..3], [9, 7, 30], "who fetches, then who holds most");
         assert!(!list.contains(&3) && !list.contains(&40));
-        let other = ports(&directory.ranked(NOW, &site(), Asker { node: node(4), ..asker }, &[node(9)]));
+        let other = ports(&directory.ranked(NOW, &site(), Requester { node: node(4), ..asker }, &[node(9)]));
         assert_ne!(list[3..], other[3..], "another asker is sent to others");
-        let nobody = Asker { manifest: V1, chunks: &set(900, 901), ..asker };
+        let nobody = Requester { manifest: V1, chunks: &set(900, 901), ..asker };
         assert!(directory.ranked(NOW, &site(), nobody, &[]).is_empty(), "nobody has any of it");
     }
 
@@ -287,7 +287,7 @@ mod tests {
         assert!(!directory.handle_record(NOW, &site(), node(2), record(2, true, NOW)));
         directory.handle_joined(&site(), node(1), true, V1);
         let chunks = set(1, 1);
-        let asker = Asker { node: node(9), manifest: V1, chunks: &chunks };
+        let asker = Requester { node: node(9), manifest: V1, chunks: &chunks };
         assert_eq!(directory.ranked(NOW, &site(), asker, &[]).len(), 1);
         assert!(directory.ranked(NOW + 60, &site(), asker, &[]).is_empty());
     }
@@ -303,7 +303,7 @@ mod tests {
         assert!(directory.handle_left(&site(), node(1), false, V1));
         assert!(!directory.handle_left(&site(), node(1), true, V1));
         let chunks = set(1, 5);
-        let asker = Asker { node: node(9), manifest: V1, chunks: &chunks };
+        let asker = Requester { node: node(9), manifest: V1, chunks: &chunks };
         let list = directory.ranked(NOW, &site(), asker, &[]);
         assert!(list.len() == 1 && list[0].1.resident);
     }
@@ -320,7 +320,7 @@ mod tests {
             }
         }
         let told = |to| {
-            let asker = Asker { node: node(to), manifest: V1, chunks: &chunks };
+            let asker = Requester { node: node(to), manifest: V1, chunks: &chunks };
             ports(&directory.ranked(NOW, &site(), asker, &[]))
         };
         let list = told(50);
@@ -338,7 +338,7 @@ mod tests {
         directory.handle_have(&site(), node(1), true, &set(1, 9));
         let chunks = set(1, 9);
         let told = |directory: &Directory, to| {
-            let asker = Asker { node: node(to), manifest: V1, chunks: &chunks };
+            let asker = Requester { node: node(to), manifest: V1, chunks: &chunks };
             ports(&directory.ranked(NOW, &site(), asker, &[]))
         };
         assert_eq!(told(&directory, 9)[0], 1, "it has everything");
@@ -356,7 +356,7 @@ mod tests {
         directory.handle_record(NOW, &site(), node(1), silent);
         directory.handle_joined(&site(), node(1), false, V1);
         let chunks = set(1, 1);
-        let asker = Asker { node: node(9), manifest: V1, chunks: &chunks };
+        let asker = Requester { node: node(9), manifest: V1, chunks: &chunks };
         assert!(directory.ranked(NOW, &site(), asker, &[node(1)]).is_empty());
     }
 

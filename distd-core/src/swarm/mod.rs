@@ -89,22 +89,28 @@
 //! assert!(fetch.is_idle());
 //! ```
 
+mod asker;
 mod credit;
+mod dial_backoff;
 mod directory;
 mod fetch;
 mod lease;
 mod places;
+mod quarantine;
 mod recently_sent;
 pub mod rules;
 mod shuns;
 mod slots;
 mod upload_slots;
 
+pub use asker::{Asker, AskerAction, DialTarget, Neighbour, NeighbourSource};
 pub use credit::FetchCredit;
-pub use directory::{Asker, Directory, SiteKey};
+pub use dial_backoff::{DialBackoff, may_dial};
+pub use directory::{Directory, Requester, SiteKey};
 pub use fetch::{BatchId, Fetch, FetchConfig, FetchEvent, PeerFault, PeerId, Tier};
 pub use lease::{LEASE, LeaseId, Leases, WAIT_MAX};
 pub use places::{Arrival, PlaceId, Places};
+pub use quarantine::{QUARANTINE_SECONDS, QuarantineList};
 pub use recently_sent::RecentlySent;
 pub use shuns::Shuns;
 pub use slots::SlotPace;

@@ -3,27 +3,8 @@
 
 use std::time::Duration;
 
-/// First pause before a lost peer is dialled again. It doubles up to [`REDIAL_MAX`].
-pub const REDIAL: Duration = Duration::from_millis(100);
-
-/// Longest pause before a lost peer is dialled again.
-pub const REDIAL_MAX: Duration = Duration::from_secs(5);
-
-/// Most dials of a neighbour in a row without success. Other neighbours can serve instead.
-pub const NEIGHBOUR_TRIES: u32 = 4;
-
 /// Most neighbours one swarm's fetch is connected to at once.
 pub const NEIGHBOURS_MAX: usize = 16;
-
-/// Most neighbours that are dialled because a peer advertised them. The other places are for nodes
-/// that dial this node and are dialled back. Early joiners are advertised to everybody who joins
-/// later, late joiners to nobody. If every place were filled from advertised addresses, early
-/// joiners would upload three times their share and late ones nothing.
-pub const HEARSAY_DIALS_MAX: usize = 10;
-
-/// How long nearer parents may take to connect before a farther one is asked: a round trip over a
-/// slow link, and one repetition.
-pub const NEARER_GRACE: Duration = Duration::from_secs(1);
 
 /// How long an answerer coalesces new holdings before it announces them, and new neighbours before
 /// it advertises them.

@@ -1,4 +1,4 @@
-//! Task that keeps one peer connected and in the swarm, and reports when the peer is not.
+//! Task that dials one peer, follows its control stream, and reports when the peer is lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,17 +7,17 @@ use distd_core::ManifestId;
 use distd_core::error::Chain;
 use distd_core::proto::control::ControlEvent;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::rules::{GATHER_UP, NEIGHBOUR_TRIES, REDIAL, REDIAL_MAX};
-use distd_core::swarm::{PeerFault, PeerId};
+use distd_core::swarm::rules::GATHER_UP;
+use distd_core::swarm::{Neighbour, PeerId};
 use tokio::sync::{mpsc, watch};
 
 use super::{Exchange, Message};
-use crate::neighbours::{Neighbour, NeighbourError, Neighbourhood};
+use crate::neighbours::{NeighbourError, Neighbourhood};
 use crate::net::{Link, LinkError, SwarmLink};
 use crate::parents::{Parents, ParentsError};
 
-/// Peer to dial.
-pub(super) enum DialTarget {
+/// Way to a peer.
+pub(super) enum Route {
     /// The parent with this index.
     Parent(Arc<Parents>, usize),
     /// A neighbour.
@@ -38,7 +38,7 @@ enum JoinError {
 /// State of one peer's task.
 pub(super) struct Caller {
     pub(super) peer: PeerId,
-    pub(super) target: DialTarget,
+    pub(super) route: Route,
     pub(super) manifest: ManifestId,
     pub(super) exchange: Option<Exchange>,
     /// Chunks that the driver was started for.
@@ -48,55 +48,41 @@ pub(super) struct Caller {
 
 impl Caller {
     pub(super) async fn run(self) {
-        let mut pause = REDIAL;
-        let mut tries = 0;
-        loop {
-            let problem = match self.join().await {
-                Ok(swarm) => {
-                    if self.tx.send(Message::Connected(self.peer, swarm.handle())).await.is_err() {
-                        return;
-                    }
-                    let followed = self.follow(swarm, &mut || (pause, tries) = (REDIAL, 0)).await;
-                    followed
-                        .err()
-                        .map_or_else(|| "the peer left the swarm".to_owned(), |e| Chain(&e).to_string())
+        let followed = match self.join().await {
+            Ok(swarm) => {
+                if self.tx.send(Message::Connected(self.peer, swarm.handle())).await.is_err() {
+                    return;
                 }
-                Err(error) => Chain(&error).to_string(),
-            };
-            if self.tx.send(Message::Lost(self.peer, problem)).await.is_err() {
-                return;
+                self.follow(swarm).await.map_err(JoinError::Link)
             }
-            tries += 1;
-            if matches!(self.target, DialTarget::Neighbour(..)) && tries >= NEIGHBOUR_TRIES {
-                let _ = self.tx.send(Message::Gone(self.peer)).await;
-                return;
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(REDIAL_MAX);
-        }
+            Err(error) => Err(error),
+        };
+        let problem = followed
+            .err()
+            .map_or_else(|| "the peer left the swarm".to_owned(), |error| Chain(&error).to_string());
+        // The receiver is gone only if nobody waits for the driver's result.
+        let _ = self.tx.send(Message::Lost(self.peer, problem)).await;
     }
 
     async fn join(&self) -> Result<SwarmLink, JoinError> {
-        let link: Arc<Link> = match &self.target {
-            DialTarget::Parent(parents, index) => parents.link(*index).await?,
-            DialTarget::Neighbour(neighbourhood, neighbour) => neighbourhood.link(neighbour).await?,
+        let link: Arc<Link> = match &self.route {
+            Route::Parent(parents, index) => parents.link(*index).await?,
+            Route::Neighbour(neighbourhood, neighbour) => neighbourhood.link(neighbour).await?,
         };
         let Some(exchange) = &self.exchange else { return Ok(link.open_swarm(self.manifest).await?) };
         let own = exchange.neighbourhood.own_record(link.remote())?;
         Ok(link.open_swarm_exchanging(self.manifest, own).await?)
     }
 
-    /// Follows the control stream until the peer leaves the swarm. Calls `opened` when the peer has
-    /// answered the handshake.
-    async fn follow(&self, mut swarm: SwarmLink, opened: &mut impl FnMut()) -> Result<(), LinkError> {
+    /// Follows the control stream until the peer leaves the swarm.
+    async fn follow(&self, mut swarm: SwarmLink) -> Result<(), LinkError> {
         let Some(exchange) = &self.exchange else {
             while let Some(event) = self.next(&mut swarm).await? {
-                self.handle(event, opened).await;
+                self.handle(event).await;
             }
             return Ok(());
         };
-        let mut shunning =
-            matches!(self.target, DialTarget::Parent(..)).then(|| exchange.neighbourhood.shunning());
+        let mut shunning = matches!(self.route, Route::Parent(..)).then(|| exchange.neighbourhood.shunning());
         let mut growth = exchange.holdings.subscribe();
         // Chunks held from the start have to be announced, too.
         growth.mark_changed();
@@ -107,7 +93,7 @@ impl Caller {
         loop {
             tokio::select! {
                 event = self.next(&mut swarm) => match event? {
-                    Some(event) => self.handle(event, opened).await,
+                    Some(event) => self.handle(event).await,
                     None => return Ok(()),
                 },
                 _ = announce.tick(), if growth.has_changed().unwrap_or(false) => {
@@ -131,7 +117,7 @@ impl Caller {
         if let Err(error) = &event
             && error.is_breach()
         {
-            let breach = Message::Breach(self.peer, Chain(error).to_string(), PeerFault::Protocol);
+            let breach = Message::Breach(self.peer, Chain(error).to_string());
             let _ = self.tx.send(breach).await;
         }
         event
@@ -141,22 +127,20 @@ impl Caller {
     /// other nodes may fetch from the parent, too.
     fn news(&self, exchange: &Exchange) -> ChunkRanges {
         let held = exchange.holdings.snapshot();
-        match &self.target {
-            DialTarget::Parent(..) => held.intersection(&self.wanted),
-            DialTarget::Neighbour(..) => held,
+        match &self.route {
+            Route::Parent(..) => held.intersection(&self.wanted),
+            Route::Neighbour(..) => held,
         }
     }
 
-    async fn handle(&self, event: ControlEvent, opened: &mut impl FnMut()) {
+    async fn handle(&self, event: ControlEvent) {
         let message = match event {
-            ControlEvent::Open(_) => return opened(),
+            ControlEvent::Open(_) => Message::Joined(self.peer),
             ControlEvent::Choked(choke) => Message::Choked(self.peer, choke.retry_after),
-            ControlEvent::Have(chunks) if matches!(self.target, DialTarget::Neighbour(..)) => {
-                Message::Have(self.peer, chunks)
-            }
+            ControlEvent::Have(chunks) => Message::Have(self.peer, chunks),
             ControlEvent::Peers(records) => Message::Peers(records),
-            ControlEvent::Shuns(nodes) => Message::DistrustedByOrigin(self.peer, nodes),
-            _ => return,
+            ControlEvent::Shuns(nodes) => Message::Distrusted(self.peer, nodes),
+            ControlEvent::Unchoked | ControlEvent::PeersWanted => return,
         };
         // The receiver is gone only if nobody waits for the driver's result.
         let _ = self.tx.send(message).await;

@@ -1,13 +1,13 @@
-//! Fetching of one swarm's chunks: runs a core [`Fetch`] over real connections, with one task for
-//! each peer (`dial`) and one for each batch (`batch`).
+//! Fetching of one swarm's chunks: runs a core [`Asker`] over real connections, with one task for
+//! each dialled peer (`dial`) and one for each batch (`batch`).
 //!
 //! # Goals
 //!
-//! - The core decides which chunk to request from which peer. The driver carries each decision out
-//!   and reports back what happened.
+//! - The core decides which peer to dial and when, and which chunk to request from which peer. The
+//!   driver carries each decision out and reports back what happened.
 //! - The sink gets a chunk only after its bytes matched the hash in the manifest.
-//! - A peer that fails, stalls or leaves costs only its open batches: the driver dials the peer
-//!   again, and the core requests the rest elsewhere.
+//! - A peer that fails, stalls or leaves costs only its open batches: the core has the peer dialled
+//!   again, and requests the rest elsewhere.
 //! - A peer that sends wrong bytes is quarantined and not asked again.
 //!
 //! # Non-goals
@@ -22,11 +22,10 @@
 //! A device wants the chunks 7, 8 and 9. Its parents are a relay (index 0) and the origin (index
 //! 1).
 //!
-//! 1. [`Driver::fetch_all`] registers both parents with the core as awaited, starts a dialling task
-//!    for each, and wants 7–9. The core requests nothing yet.
-//! 2. The origin connects first. The relay is nearer, so the driver waits for it up to
-//!    `NEARER_GRACE` (1 s). The relay connects, and its certificate shows that it is a relay.
-//! 3. `Fetch::poll_request` returns a batch of 7–9 for the relay. A batch task opens a stream,
+//! 1. [`Driver::fetch_all`] wants 7–9. The core has both parents dialled, and requests nothing yet.
+//! 2. The origin connects first. The relay is nearer, so the core waits for it up to a second. The
+//!    relay connects, and its certificate shows that it is a relay.
+//! 3. [`Asker::poll_action`] returns a request of 7–9 at the relay. A batch task opens a stream,
 //!    sends REQUEST 7–9 and finishes its side.
 //! 4. The relay sends DATA 7 and DATA 9. The batch task checks both against their hashes, gives
 //!    them to the sink and reports them to the driver. The core marks them as fetched.
@@ -42,7 +41,7 @@ mod batch;
 mod dial;
 mod verified;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,26 +49,24 @@ use distd_core::manifest::Entry;
 use distd_core::packing::PackedChunk;
 use distd_core::proto::frame::{DontHaveReason, PeerRecord};
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::rules::{HEARSAY_DIALS_MAX, NEARER_GRACE, NEIGHBOURS_MAX};
-use distd_core::swarm::{BatchId, Fetch, FetchConfig, FetchEvent, PeerFault, PeerId, Tier};
+use distd_core::swarm::{
+    Asker, AskerAction, BatchId, DialTarget, FetchConfig, Neighbour, NeighbourSource, PeerFault, PeerId,
+};
 use distd_core::time::Timestamp;
 use distd_core::{ChunkId, ManifestId, NodeId};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
 use self::batch::{BatchFailure, run_batch};
-use self::dial::{Caller, DialTarget};
+use self::dial::{Caller, Route};
 pub use self::verified::Verified;
 use crate::clock::monotonic_now;
-use crate::neighbours::{Neighbour, Neighbourhood};
+use crate::neighbours::Neighbourhood;
 use crate::net::SwarmHandle;
 use crate::parents::{Parents, tier_of};
 use crate::rates::Throttle;
 use crate::share::Holdings;
 use crate::table::ChunkTable;
-
-/// Number of neighbours from earlier sessions that are dialled at the start.
-const REMEMBERED_TRIED: usize = 8;
 
 /// Interval at which the driver checks which peers its own download limit holds back. It is shorter
 /// than the time after which the core requests the chunks of one silent peer from another.
@@ -130,22 +127,23 @@ fn last_words(last: &Option<String>) -> String {
 
 enum Message {
     Connected(PeerId, SwarmHandle),
+    /// The peer answered the handshake of the swarm.
+    Joined(PeerId),
+    /// The connection ended, or could not be made. The peer's task has ended.
     Lost(PeerId, String),
-    /// The link to this peer cannot be used any more.
-    Breach(PeerId, String, PeerFault),
+    /// The peer broke the protocol on its control stream.
+    Breach(PeerId, String),
     Choked(PeerId, Duration),
-    /// A neighbour announced chunks.
+    /// The peer announced chunks.
     Have(PeerId, ChunkRanges),
     /// Nodes that the peer, on behalf of several nodes of the site, asks this device not to use.
-    DistrustedByOrigin(PeerId, BTreeSet<NodeId>),
+    Distrusted(PeerId, BTreeSet<NodeId>),
     /// Records of neighbours that a peer advertised.
     Peers(Vec<PeerRecord>),
     /// Neighbours found by multicast DNS.
     Local(Vec<Neighbour>),
     /// A node may have dialled this device for the same swarm.
     Called,
-    /// A neighbour has not answered several dials, and is not dialled any more.
-    Gone(PeerId),
     HeldBack(BatchId),
     Chunks(BatchId, Vec<ChunkId>),
     DontHave(BatchId, ChunkRanges, DontHaveReason),
@@ -199,32 +197,32 @@ struct Joined {
     handle: SwarmHandle,
 }
 
+/// A peer whose task dials it or follows its control stream.
+struct Dialled {
+    /// Address, for the log.
+    name: String,
+    task: AbortHandle,
+    /// The swarm at the peer, while it is connected.
+    swarm: Option<SwarmHandle>,
+}
+
 /// The fetch of one swarm.
 pub struct Driver {
     parents: Arc<Parents>,
     manifest: ManifestId,
     table: Arc<ChunkTable>,
     sink: Arc<dyn ChunkSink>,
-    fetch: Fetch,
+    asker: Asker,
     exchange: Option<Exchange>,
     wanted: Arc<ChunkRanges>,
     download: Option<Arc<Throttle>>,
-    swarms: HashMap<PeerId, SwarmHandle>,
-    /// Dialled neighbours. Their peer ids follow those of the parents.
-    neighbours: HashMap<Neighbour, PeerId>,
-    next_peer: u32,
-    /// Parents that have connected or failed at least once.
-    heard: HashSet<PeerId>,
-    /// Nodes that the origin distrusts: several nodes of the site got wrong bytes from them.
-    distrusted_by_origin: BTreeSet<NodeId>,
-    started: Timestamp,
+    peers: HashMap<PeerId, Dialled>,
     messages_tx: mpsc::Sender<Message>,
     messages: mpsc::Receiver<Message>,
     wants: mpsc::UnboundedReceiver<Want>,
     batches: HashMap<BatchId, (PeerId, AbortHandle)>,
     /// When the driver last checked which peers its own limit holds back.
     looked: Timestamp,
-    dialers: HashMap<PeerId, AbortHandle>,
     tasks: JoinSet<()>,
     last_problem: Option<String>,
 }
@@ -241,26 +239,20 @@ impl Driver {
         let (messages_tx, messages) = mpsc::channel(1024);
         let (wants_tx, wants) = mpsc::unbounded_channel();
         let driver = Self {
-            next_peer: parents.len() as u32,
+            asker: Asker::new(monotonic_now(), config, parents.len(), table.ids().clone()),
             parents,
             manifest,
             table,
             sink,
-            fetch: Fetch::new(config),
             exchange: None,
             wanted: Arc::default(),
             download: None,
-            swarms: HashMap::new(),
-            neighbours: HashMap::new(),
-            heard: HashSet::new(),
-            distrusted_by_origin: BTreeSet::new(),
-            started: monotonic_now(),
+            peers: HashMap::new(),
             messages_tx,
             messages,
             wants,
             batches: HashMap::new(),
             looked: Timestamp::default(),
-            dialers: HashMap::new(),
             tasks: JoinSet::new(),
             last_problem: None,
         };
@@ -287,9 +279,9 @@ impl Driver {
     /// [`FetchError`]; chunks that the sink took before the error stay there.
     pub async fn fetch_all(mut self, wanted: ChunkRanges) -> Result<(), FetchError> {
         self.wanted = Arc::new(wanted.clone());
-        self.dial_all();
+        self.watch_site();
         self.add_wanted(&wanted);
-        while !self.fetch.is_idle() {
+        while !self.asker.is_idle() {
             if let Some(count) = self.step(false).await? {
                 return Err(FetchError::Unavailable { count, last: self.last_problem.take() });
             }
@@ -302,71 +294,54 @@ impl Driver {
     /// # Errors
     /// [`FetchError::Sink`].
     pub async fn run(mut self) -> Result<(), FetchError> {
-        self.dial_all();
-        while !(self.wants.is_closed() && self.wants.is_empty() && self.fetch.is_idle()) {
+        self.watch_site();
+        while !(self.wants.is_closed() && self.wants.is_empty() && self.asker.is_idle()) {
             self.step(true).await?;
         }
         Ok(())
     }
 
-    fn dial_all(&mut self) {
-        for index in 0..self.parents.len() {
-            // Known to the core from the start, so that chunks wait for this parent instead of
-            // being given up.
-            self.dial(PeerId(index as u32), Tier::Origin, DialTarget::Parent(self.parents.clone(), index));
-        }
-        if let Some(exchange) = &self.exchange {
-            let known = exchange.neighbourhood.remembered();
-            let (mut local, tx) = (exchange.neighbourhood.local(), self.messages_tx.clone());
-            local.mark_changed();
-            self.tasks.spawn(async move {
-                while local.changed().await.is_ok() {
-                    let found = local.borrow_and_update().iter().cloned().collect();
-                    if tx.send(Message::Local(found)).await.is_err() {
-                        return;
-                    }
+    /// Takes neighbours of earlier sessions, and reports those that are found from now on.
+    fn watch_site(&mut self) {
+        let Some(exchange) = &self.exchange else { return };
+        let known = exchange.neighbourhood.remembered();
+        let (mut local, tx) = (exchange.neighbourhood.local(), self.messages_tx.clone());
+        local.mark_changed();
+        self.tasks.spawn(async move {
+            while local.changed().await.is_ok() {
+                let found = local.borrow_and_update().iter().cloned().collect();
+                if tx.send(Message::Local(found)).await.is_err() {
+                    return;
                 }
-            });
-            let (mut calls, tx) = (exchange.neighbourhood.calls(), self.messages_tx.clone());
-            self.tasks.spawn(async move {
-                while calls.changed().await.is_ok() && tx.send(Message::Called).await.is_ok() {}
-            });
-            self.dial_neighbours(known.into_iter().take(REMEMBERED_TRIED).collect(), HEARSAY_DIALS_MAX);
-        }
-    }
-
-    fn dial(&mut self, peer: PeerId, tier: Tier, target: DialTarget) {
-        self.fetch.handle_connected(monotonic_now(), peer, tier);
-        self.fetch.handle_awaiting(peer);
-        let (manifest, exchange, tx) = (self.manifest, self.exchange.clone(), self.messages_tx.clone());
-        let task = Caller { peer, target, manifest, exchange, wanted: self.wanted.clone(), tx }.run();
-        self.dialers.insert(peer, self.tasks.spawn(task));
-    }
-
-    /// Dials further neighbours, up to `most` in all.
-    fn dial_neighbours(&mut self, neighbours: Vec<Neighbour>, most: usize) {
-        let Some(exchange) = self.exchange.clone() else { return };
-        for neighbour in neighbours {
-            if self.neighbours.len() >= most || self.neighbours.contains_key(&neighbour) {
-                continue;
             }
-            let peer = PeerId(self.next_peer);
-            self.next_peer += 1;
-            self.neighbours.insert(neighbour.clone(), peer);
-            self.dial(peer, Tier::Site, DialTarget::Neighbour(exchange.neighbourhood.clone(), neighbour));
-        }
+        });
+        let (mut calls, tx) = (exchange.neighbourhood.calls(), self.messages_tx.clone());
+        self.tasks.spawn(async move {
+            while calls.changed().await.is_ok() && tx.send(Message::Called).await.is_ok() {}
+        });
+        self.asker.handle_neighbours(monotonic_now(), NeighbourSource::Remembered, known);
     }
 
-    /// Name of a peer in the log.
-    fn name(&self, peer: PeerId) -> String {
-        match self.neighbours.iter().find(|(_, known)| **known == peer) {
-            Some((neighbour, _)) => neighbour.address.to_string(),
-            None => self.parents.address(peer.0 as usize).to_owned(),
-        }
+    fn dial(&mut self, peer: PeerId, target: DialTarget) {
+        let (name, route) = match (target, &self.exchange) {
+            (DialTarget::Parent(index), _) => {
+                (self.parents.address(index).to_owned(), Route::Parent(self.parents.clone(), index))
+            }
+            (DialTarget::Neighbour(neighbour), Some(exchange)) => {
+                let name = neighbour.address.to_string();
+                (name, Route::Neighbour(exchange.neighbourhood.clone(), neighbour))
+            }
+            // Neighbours are found through the exchange alone.
+            (DialTarget::Neighbour(_), None) => return self.asker.handle_lost(monotonic_now(), peer),
+        };
+        let (manifest, exchange, tx) = (self.manifest, self.exchange.clone(), self.messages_tx.clone());
+        let caller = Caller { peer, route, manifest, exchange, wanted: self.wanted.clone(), tx };
+        let task = self.tasks.spawn(caller.run());
+        self.peers.insert(peer, Dialled { name, task, swarm: None });
     }
 
-    fn is_neighbour(&self, peer: PeerId) -> bool {
-        peer.0 as usize >= self.parents.len()
+    fn swarm(&self, peer: PeerId) -> Option<&SwarmHandle> {
+        self.peers.get(&peer).and_then(|dialled| dialled.swarm.as_ref())
     }
 
     fn add_wanted(&mut self, wanted: &ChunkRanges) {
@@ -374,44 +349,44 @@ impl Driver {
             .ids()
             .filter(|id| self.table.get(*id).is_some_and(|entry| !self.sink.holds(&entry)))
             .collect();
-        self.fetch.want(&missing);
+        self.asker.want(&missing);
     }
 
     /// Runs one turn of the loop. Returns the number of chunks found unavailable, if any.
     async fn step(&mut self, serving: bool) -> Result<Option<u64>, FetchError> {
         let now = monotonic_now();
         self.excuse_held_back(now);
-        let waiting = self.waits_for_nearer(now);
-        while waiting.is_none()
-            && let Some((peer, batch, chunks)) = self.fetch.poll_request(now)
-        {
-            self.start_batch(peer, batch, chunks);
-        }
         let mut unavailable = None;
-        while let Some(event) = self.fetch.poll_event() {
-            match event {
-                FetchEvent::Abandon(_, batch) => {
+        while let Some(action) = self.asker.poll_action(now) {
+            match action {
+                AskerAction::Dial(peer, target) => self.dial(peer, target),
+                AskerAction::Request(peer, batch, chunks) => self.start_batch(peer, batch, chunks),
+                AskerAction::Withdraw(_, batch) => {
                     if let Some((_, task)) = self.batches.remove(&batch) {
                         task.abort();
                     }
                 }
-                FetchEvent::Unavailable(chunks) => {
+                AskerAction::Quarantine(peer, _) => {
+                    if let Some(swarm) = self.swarm(peer) {
+                        self.parents.quarantine(&swarm.link);
+                    }
+                }
+                AskerAction::Drop(peer, fault) => {
+                    if let Some(dialled) = self.peers.remove(&peer) {
+                        tracing::warn!(peer = dialled.name, ?fault, "peer is not asked any more");
+                        dialled.task.abort();
+                    }
+                }
+                AskerAction::Unavailable(chunks) => {
                     self.sink.unavailable(&chunks);
                     unavailable = Some(chunks.len());
                 }
-                FetchEvent::Dropped(peer, fault) => {
-                    tracing::warn!(peer = self.name(peer), ?fault, "peer is not asked any more");
-                    if let Some(dialer) = self.dialers.remove(&peer) {
-                        dialer.abort();
-                    }
-                    self.swarms.remove(&peer);
-                }
             }
         }
-        if unavailable.is_some() || (!serving && self.fetch.is_idle()) {
+        if unavailable.is_some() || (!serving && self.asker.is_idle()) {
             return Ok(unavailable);
         }
-        let mut wake = waiting.or_else(|| self.fetch.poll_timeout(now).map(|at| at.since(now)));
+        let mut wake = self.asker.poll_timeout(now).map(|at| at.since(now));
         if self.download.is_some() && !self.batches.is_empty() {
             wake = Some(wake.map_or(LOOK_EVERY, |wake| wake.min(LOOK_EVERY)));
         }
@@ -441,10 +416,10 @@ impl Driver {
         match wanted {
             Want::More(chunks) => self.add_wanted(&chunks),
             Want::NoMore(chunks) => {
-                let given_up = self.fetch.want_no_more(monotonic_now(), &chunks);
+                let given_up = self.asker.want_no_more(monotonic_now(), &chunks);
                 self.sink.given_up(&given_up);
             }
-            Want::ReportedBadData => self.fetch.handle_reported_bad_data(monotonic_now()),
+            Want::ReportedBadData => self.asker.handle_reported_bad_data(monotonic_now()),
         }
     }
 
@@ -457,120 +432,84 @@ impl Driver {
         }
         self.looked = now;
         for (batch, (peer, _)) in &self.batches {
-            if self.swarms.get(peer).is_some_and(|swarm| limit.holds(&swarm.link.node_id())) {
-                self.fetch.handle_held_back(now, *batch);
+            let swarm = self.peers.get(peer).and_then(|dialled| dialled.swarm.as_ref());
+            if swarm.is_some_and(|swarm| limit.holds(&swarm.link.node_id())) {
+                self.asker.handle_held_back(now, *batch);
             }
         }
-    }
-
-    /// Remaining time to wait for parents that come before a connected one and have neither
-    /// connected nor failed. Meanwhile a farther parent that answers faster must not be asked for
-    /// everything.
-    fn waits_for_nearer(&self, now: Timestamp) -> Option<Duration> {
-        let left = NEARER_GRACE.checked_sub(now.since(self.started)).filter(|left| !left.is_zero())?;
-        let first = (0..self.parents.len()).find(|index| self.swarms.contains_key(&PeerId(*index as u32)))?;
-        let heard = |index: usize| self.heard.contains(&PeerId(index as u32));
-        (!(0..first).all(heard)).then_some(left)
     }
 
     fn handle(&mut self, message: Message) -> Result<(), FetchError> {
         let now = monotonic_now();
         match message {
             Message::Connected(peer, swarm) => {
-                self.heard.insert(peer);
-                self.fetch.handle_connected(now, peer, tier_of(swarm.link.role()));
-                self.swarms.insert(peer, swarm);
-                self.drop_distrusted(now);
-            }
-            Message::Lost(peer, problem) => {
-                self.heard.insert(peer);
-                tracing::debug!(peer = self.name(peer), problem, "peer lost");
-                self.last_problem = Some(problem);
-                let farthest = if self.is_neighbour(peer) { Tier::Site } else { Tier::Origin };
-                let tier = self.swarms.remove(&peer).map_or(farthest, |s| tier_of(s.link.role()));
-                self.fetch.handle_disconnected(now, peer, tier);
-            }
-            Message::Breach(peer, problem, fault) => {
-                self.last_problem = Some(problem);
-                self.fetch.handle_fault(now, peer, fault);
-            }
-            Message::Choked(peer, retry_after) => self.fetch.handle_choked(now, peer, retry_after),
-            Message::Have(peer, chunks) => {
-                self.fetch.handle_have(now, peer, &chunks.intersection(self.table.ids()));
-            }
-            Message::DistrustedByOrigin(peer, nodes) => {
-                // Only the origin is believed about which relays lie.
-                if self.swarms.get(&peer).is_some_and(|s| tier_of(s.link.role()) == Tier::Origin) {
-                    self.distrusted_by_origin = nodes;
-                    self.drop_distrusted(now);
+                if let Some(dialled) = self.peers.get_mut(&peer) {
+                    let (node, tier) = (swarm.link.node_id(), tier_of(swarm.link.role()));
+                    dialled.swarm = Some(swarm);
+                    self.asker.handle_connected(now, peer, node, tier);
                 }
             }
+            Message::Joined(peer) => self.asker.handle_joined(peer),
+            Message::Lost(peer, problem) => {
+                let name = self.peers.remove(&peer).map(|dialled| dialled.name);
+                tracing::debug!(peer = name, problem, "peer lost");
+                self.last_problem = Some(problem);
+                self.asker.handle_lost(now, peer);
+            }
+            Message::Breach(peer, problem) => {
+                self.last_problem = Some(problem);
+                self.asker.handle_fault(now, peer, PeerFault::Protocol);
+            }
+            Message::Choked(peer, retry_after) => self.asker.handle_choked(now, peer, retry_after),
+            Message::Have(peer, chunks) => self.asker.handle_have(now, peer, &chunks),
+            Message::Distrusted(peer, nodes) => self.asker.handle_distrusted(now, peer, nodes),
             Message::Peers(records) => {
                 if let Some(exchange) = &self.exchange {
                     let found = exchange.neighbourhood.take(self.manifest, records);
-                    self.dial_neighbours(found, HEARSAY_DIALS_MAX);
+                    self.asker.handle_neighbours(now, NeighbourSource::Advertised, found);
                 }
             }
-            Message::Local(found) => self.dial_neighbours(found, HEARSAY_DIALS_MAX),
+            Message::Local(found) => {
+                self.asker.handle_neighbours(now, NeighbourSource::Advertised, found);
+            }
             Message::Called => {
                 if let Some(exchange) = &self.exchange {
                     let callers = exchange.neighbourhood.callers(&self.manifest);
-                    self.dial_neighbours(callers, NEIGHBOURS_MAX);
+                    self.asker.handle_neighbours(now, NeighbourSource::Caller, callers);
                 }
             }
-            Message::Gone(peer) => {
-                self.fetch.handle_gone(peer);
-                self.dialers.remove(&peer);
-                // If the neighbour is advertised again, it is dialled again.
-                self.neighbours.retain(|_, known| *known != peer);
-            }
-            Message::HeldBack(batch) => self.fetch.handle_held_back(now, batch),
+            Message::HeldBack(batch) => self.asker.handle_held_back(now, batch),
             Message::Chunks(batch, ids) => {
                 for id in ids {
-                    self.fetch.handle_chunk(now, batch, id);
+                    self.asker.handle_chunk(now, batch, id);
                 }
             }
-            Message::DontHave(batch, chunks, DontHaveReason::Leased) => {
-                self.fetch.handle_leased(now, batch, &chunks);
-            }
-            Message::DontHave(batch, chunks, DontHaveReason::Upstream) => {
-                self.fetch.handle_upstream_failed(now, batch, &chunks);
-            }
             Message::DontHave(batch, chunks, reason) => {
-                let for_now = reason == DontHaveReason::Busy;
-                self.fetch.handle_dont_have(now, batch, &chunks, for_now);
+                self.asker.handle_dont_have(now, batch, &chunks, reason);
             }
             Message::BatchEnd(batch) => {
                 self.batches.remove(&batch);
-                self.fetch.handle_batch_end(now, batch);
+                self.asker.handle_batch_end(now, batch);
             }
             Message::BatchFailed(peer, batch, problem, fault) => {
                 tracing::debug!(problem, ?fault, "batch failed");
                 self.batches.remove(&batch);
                 if fault == PeerFault::WrongBytes
-                    && let Some(swarm) = self.swarms.get(&peer)
+                    && let Some(swarm) = self.swarm(peer)
                 {
                     tracing::warn!(peer = swarm.link.address(), problem, "peer sent wrong bytes");
-                    self.parents.quarantine(&swarm.link);
                 }
                 self.last_problem = Some(problem);
-                self.fetch.handle_fault(now, peer, fault);
+                self.asker.handle_fault(now, peer, fault);
             }
             Message::SinkFailed(error) => return Err(error.into()),
         }
         Ok(())
     }
 
-    fn drop_distrusted(&mut self, now: Timestamp) {
-        let theirs =
-            self.swarms.iter().filter(|(_, swarm)| self.distrusted_by_origin.contains(&swarm.link.node_id()));
-        theirs.for_each(|(peer, _)| self.fetch.handle_disowned(now, *peer));
-    }
-
     fn start_batch(&mut self, peer: PeerId, batch: BatchId, chunks: ChunkRanges) {
-        let Some(handle) = self.swarms.get(&peer).cloned() else {
-            self.fetch.handle_batch_end(monotonic_now(), batch);
-            return;
+        let Some(handle) = self.swarm(peer).cloned() else {
+            return self.asker.handle_batch_end(monotonic_now(), batch);
         };
         let (swarm, download) = (Joined { peer, handle }, self.download.clone());
         let (table, sink, tx) = (self.table.clone(), self.sink.clone(), self.messages_tx.clone());

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use distd_core::error::Chain;
 use distd_core::proto::frame::PeerRecord;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::{Asker, Directory, LeaseId, Leases, RecentlySent, SiteKey};
+use distd_core::swarm::{Directory, LeaseId, Leases, RecentlySent, Requester, SiteKey};
 use distd_core::{ChunkId, ManifestId, NodeId};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
@@ -229,7 +229,7 @@ impl Member {
             .get(&(self.site.clone(), self.manifest))
             .map(|leased| leased.leases.holders(monotonic_now()).collect())
             .unwrap_or_default();
-        let asker = Asker { node: self.node, manifest: self.manifest, chunks };
+        let asker = Requester { node: self.node, manifest: self.manifest, chunks };
         state.directory.ranked(unix_now(), &self.site, asker, &holders)
     }
 

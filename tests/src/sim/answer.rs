@@ -3,12 +3,10 @@
 use distd_core::ChunkId;
 use distd_core::proto::Frame;
 use distd_core::proto::batch::BatchEvent;
-use distd_core::proto::frame::DontHaveReason;
-use distd_core::swarm::{BatchId, PeerFault};
+use distd_core::swarm::{BatchId, PeerFault, PeerId};
 
-use super::ask::peer_id;
 use super::build::right_bytes;
-use super::conn::{ConnNo, End, Payload};
+use super::conn::ConnNo;
 use super::node::NodeNo;
 use super::world::Sim;
 
@@ -26,29 +24,19 @@ impl Sim {
                 let right = right_bytes(data.id);
                 if self.verifies && data.bytes[..] != right {
                     *self.nodes[n.0].wrong.entry(sender).or_default() += 1;
-                    return self.batch_failed(n, peer, batch, PeerFault::WrongBytes);
+                    return self.batch_failed(n, peer, PeerFault::WrongBytes);
                 }
                 let mut bytes = [0; 8];
                 bytes.copy_from_slice(&data.bytes[..8]);
-                asking.fetch.handle_chunk(now, batch, data.id);
+                asking.asker.handle_chunk(now, batch, data.id);
                 self.stored(n, sender, data.id, bytes);
             }
             Ok(BatchEvent::DontHave(dont)) => {
-                let chunks = dont.ranges.to_set();
-                match dont.reason {
-                    DontHaveReason::Leased => asking.fetch.handle_leased(now, batch, &chunks),
-                    DontHaveReason::Upstream => asking.fetch.handle_upstream_failed(now, batch, &chunks),
-                    reason => {
-                        let for_now = reason == DontHaveReason::Busy;
-                        asking.fetch.handle_dont_have(now, batch, &chunks, for_now);
-                    }
-                }
+                asking.asker.handle_dont_have(now, batch, &dont.ranges.to_set(), dont.reason);
             }
-            Ok(BatchEvent::Choked(choke)) => {
-                asking.fetch.handle_choked(now, peer_id(peer), choke.retry_after)
-            }
+            Ok(BatchEvent::Choked(choke)) => asking.asker.handle_choked(now, peer, choke.retry_after),
             Ok(BatchEvent::Unknown) => {}
-            Err(_) => return self.batch_failed(n, peer, batch, PeerFault::Protocol),
+            Err(_) => return self.batch_failed(n, peer, PeerFault::Protocol),
         }
         if !self.maybe_ended(n, batch) {
             self.drive(n);
@@ -76,28 +64,19 @@ impl Sim {
         }
         let (peer, end) = (ask.peer, ask.ask.handle_end());
         if end.is_err() {
-            self.batch_failed(n, peer, batch, PeerFault::Protocol);
+            self.batch_failed(n, peer, PeerFault::Protocol);
             return true;
         }
         asking.asks.remove(&batch);
-        asking.fetch.handle_batch_end(now, batch);
+        asking.asker.handle_batch_end(now, batch);
         self.drive(n);
         true
     }
 
-    fn batch_failed(&mut self, n: NodeNo, peer: usize, batch: BatchId, fault: PeerFault) {
+    fn batch_failed(&mut self, n: NodeNo, peer: PeerId, fault: PeerFault) {
         let now = self.clock(n);
-        let Some(asking) = &mut self.nodes[n.0].asking else { return };
-        let whom = asking.contacts[peer].node;
-        let ask = asking.asks.remove(&batch);
-        asking.fetch.handle_fault(now, peer_id(peer), fault);
-        if let Some(ask) = ask {
-            self.send(ask.conn, End::Opener, Payload::Withdraw(batch));
-        }
-        if fault == PeerFault::WrongBytes {
-            self.nodes[n.0].quarantine.insert(whom);
-            self.note("quarantine", n.0, [whom.0 as u64, 0]);
-            self.tell_shuns(n);
+        if let Some(asking) = &mut self.nodes[n.0].asking {
+            asking.asker.handle_fault(now, peer, fault);
         }
         self.drive(n);
     }

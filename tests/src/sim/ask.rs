@@ -1,14 +1,16 @@
-//! The asking side: does the work of `distd-peer`'s driver around the core's `Fetch`.
+//! The asking side: carries out the actions of the core's `Asker`.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use distd_core::proto::batch::BatchAsk;
 use distd_core::proto::control::{Control, Side};
 use distd_core::proto::frame::Handshake;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::rules::{HAND_ON, NEARER_GRACE, NEIGHBOUR_TRIES, REDIAL, REDIAL_MAX};
-use distd_core::swarm::{BatchId, Fetch, FetchConfig, FetchEvent, PeerFault, PeerId, Tier};
+use distd_core::swarm::rules::HAND_ON;
+use distd_core::swarm::{
+    Asker, AskerAction, BatchId, DialTarget, FetchConfig, PeerFault, PeerId, Tier, may_dial,
+};
 use distd_core::time::Timestamp;
 
 use super::conn::{Conn, ConnNo, End, Payload};
@@ -23,10 +25,6 @@ const ATTEMPT_AGAIN: Duration = Duration::from_secs(10);
 
 /// How often a finished pull checks whether a neighbour still fetches from it (`share/mod.rs`).
 const LOOK: Duration = Duration::from_millis(100);
-
-pub(super) fn peer_id(peer: usize) -> PeerId {
-    PeerId(peer as u32)
-}
 
 impl Sim {
     /// Starts a node's asking side for the chunks that it lacks.
@@ -43,61 +41,44 @@ impl Sim {
             _ if exchanges => FetchConfig::sharing(wanted.len(), self.rng.next_u64()),
             _ => FetchConfig::default(),
         };
-        let parents = self.nodes[n.0].parents.clone();
-        let mut fetch = Fetch::new(config);
-        fetch.want(&wanted);
-        self.nodes[n.0].asking = Some(Asking {
-            fetch,
-            contacts: Vec::new(),
-            parents: parents.len(),
-            asks: BTreeMap::new(),
-            wanted,
-            distrusted_by_origin: BTreeSet::new(),
-            started: self.queue.now(),
-            wake_at: None,
-        });
-        for parent in parents {
-            self.add_contact(n, parent, Tier::Origin);
-        }
+        let parents = self.nodes[n.0].parents.len();
+        let mut asker = Asker::new(self.clock(n), config, parents, self.swarm.clone());
+        asker.want(&wanted);
+        self.nodes[n.0].asking =
+            Some(Asking { asker, contacts: BTreeMap::new(), asks: BTreeMap::new(), wanted, wake_at: None });
         self.drive(n);
     }
 
-    /// Adds a peer and dials it.
-    pub(super) fn add_contact(&mut self, n: NodeNo, whom: NodeNo, tier: Tier) {
-        let now = self.clock(n);
-        let Some(asking) = &mut self.nodes[n.0].asking else { return };
-        let peer = asking.contacts.len();
-        asking.fetch.handle_connected(now, peer_id(peer), tier);
-        asking.fetch.handle_awaiting(peer_id(peer));
-        asking.contacts.push(Contact {
-            node: whom,
-            conn: None,
-            tries: 0,
-            pause: REDIAL,
-            heard: false,
-            gone: false,
-            announced: ChunkRanges::new(),
-        });
-        self.dial(n, peer);
-    }
-
-    pub(super) fn dial(&mut self, n: NodeNo, peer: usize) {
-        let Some(asking) = &self.nodes[n.0].asking else { return };
-        let contact = &asking.contacts[peer];
-        if contact.gone || contact.conn.is_some() {
-            return;
+    fn dial(&mut self, n: NodeNo, peer: PeerId, target: DialTarget) {
+        let (now, unix) = (self.clock(n), self.unix(n));
+        let node = &mut self.nodes[n.0];
+        let Some(asking) = &mut node.asking else { return };
+        let (whom, usable) = match &target {
+            DialTarget::Parent(index) => {
+                let parent = node.parents[*index];
+                (parent, node.quarantine.until(&parent.id(), unix).is_none())
+            }
+            DialTarget::Neighbour(neighbour) => {
+                let Some(whom) = NodeNo::at(neighbour.address) else {
+                    return asking.asker.handle_lost(now, peer);
+                };
+                let usable = may_dial(now, unix, &n.id(), neighbour, &node.dial_backoff, &node.quarantine);
+                (whom, usable)
+            }
+        };
+        if !usable {
+            return asking.asker.handle_lost(now, peer);
         }
-        let whom = contact.node;
-        self.note("dial", n.0, [whom.0 as u64, peer as u64]);
-        if self.nodes[n.0].quarantine.contains(&whom) {
-            return self.lost(n, peer);
+        if matches!(target, DialTarget::Neighbour(_)) {
+            node.dial_backoff.handle_dialled(now, whom.id());
         }
+        self.note("dial", n.0, [whom.0 as u64, u64::from(peer.0)]);
         let mut ours = Handshake::new(self.manifest);
-        ours.exchanges = self.exchanges_with(n, whom);
+        ours.exchanges = self.exchanges(n);
         let mut control = Control::new(Side::Opener, ours);
-        if self.exchanges_with(n, whom) {
+        if self.exchanges(n) {
             control.send_peers(vec![self.own_record(n)]);
-            if peer < self.nodes[n.0].parents.len() {
+            if matches!(target, DialTarget::Parent(_)) {
                 control.shun(&self.shunned(n));
             }
             control.want_peers();
@@ -126,15 +107,16 @@ impl Sim {
             in_flight: 0,
         });
         if let Some(asking) = &mut self.nodes[n.0].asking {
-            asking.contacts[peer].conn = Some(conn);
+            let announced = ChunkRanges::new();
+            asking.contacts.insert(peer, Contact { node: whom, conn: Some(conn), announced });
         }
         self.nodes[n.0].conns.insert(conn);
         self.send(conn, End::Opener, Payload::Hello);
         self.queue.after(CONNECT, Event::DialTimeout(conn));
     }
 
-    /// Whether a node takes part in the exchange when it asks another.
-    fn exchanges_with(&self, n: NodeNo, _whom: NodeNo) -> bool {
+    /// Whether a node takes part in the exchange of its site.
+    fn exchanges(&self, n: NodeNo) -> bool {
         self.nodes[n.0].role == Role::Leaf && self.nodes[n.0].leaf.exchanges
     }
 
@@ -152,134 +134,78 @@ impl Sim {
 
     pub(super) fn dial_timeout(&mut self, conn: ConnNo) {
         let (n, peer) = (self.conns[conn.0].opener, self.conns[conn.0].peer);
-        let waits = self.nodes[n.0]
-            .asking
-            .as_ref()
-            .is_some_and(|a| a.contacts.get(peer).is_some_and(|contact| contact.conn == Some(conn)));
-        if waits && !self.conns[conn.0].opener_open {
+        if self.is_current(n, peer, conn) && !self.conns[conn.0].opener_open {
             self.note("timeout", n.0, [conn.0 as u64, 0]);
             self.shut(conn, End::Opener);
         }
     }
 
+    /// Whether a node's connection to a peer is this one.
+    pub(super) fn is_current(&self, n: NodeNo, peer: PeerId, conn: ConnNo) -> bool {
+        let contact = self.nodes[n.0].asking.as_ref().and_then(|asking| asking.contacts.get(&peer));
+        contact.is_some_and(|contact| contact.conn == Some(conn))
+    }
+
     /// The connection a node dialled is open.
     pub(super) fn connected(&mut self, conn: ConnNo) {
-        let (n, peer) = (self.conns[conn.0].opener, self.conns[conn.0].peer);
+        let (n, peer, whom) =
+            (self.conns[conn.0].opener, self.conns[conn.0].peer, self.conns[conn.0].answerer);
         let now = self.clock(n);
-        let Some(asking) = &mut self.nodes[n.0].asking else { return };
-        if asking.contacts.get(peer).is_none_or(|contact| contact.conn != Some(conn)) {
+        if !self.is_current(n, peer, conn) {
             return;
         }
         self.conns[conn.0].opener_open = true;
-        let contact = &mut asking.contacts[peer];
-        contact.heard = true;
-        contact.announced = ChunkRanges::new();
-        let tier = if peer >= asking.parents {
-            Tier::Site
-        } else {
-            match self.nodes[self.conns[conn.0].answerer.0].role {
-                Role::Relay => Tier::Relay,
-                _ => Tier::Origin,
-            }
+        self.nodes[n.0].dial_backoff.handle_reached(&whom.id());
+        let tier = match self.nodes[whom.0].role {
+            Role::Origin => Tier::Origin,
+            Role::Relay => Tier::Relay,
+            Role::Leaf => Tier::Site,
         };
         let Some(asking) = &mut self.nodes[n.0].asking else { return };
-        asking.fetch.handle_connected(now, peer_id(peer), tier);
+        asking.asker.handle_connected(now, peer, whom.id(), tier);
         self.flush(conn, End::Opener);
-        self.heed(n);
         self.grown(n);
         self.drive(n);
     }
 
-    /// A peer answered the handshake of the swarm.
-    pub(super) fn opened(&mut self, n: NodeNo, peer: usize) {
-        if let Some(asking) = &mut self.nodes[n.0].asking {
-            asking.contacts[peer].tries = 0;
-            asking.contacts[peer].pause = REDIAL;
-        }
-    }
-
     /// A peer's connection ended, or could not be made.
-    pub(super) fn lost(&mut self, n: NodeNo, peer: usize) {
+    pub(super) fn lost(&mut self, n: NodeNo, peer: PeerId) {
         let now = self.clock(n);
-        let starts = self.nodes[n.0].starts;
         let Some(asking) = &mut self.nodes[n.0].asking else { return };
-        let is_parent = peer < asking.parents;
-        let contact = &mut asking.contacts[peer];
-        let (whom, conn) = (contact.node, contact.conn.take());
-        let was_relay =
-            self.nodes[whom.0].role == Role::Relay && conn.is_some_and(|conn| self.conns[conn.0].opener_open);
-        let Some(asking) = &mut self.nodes[n.0].asking else { return };
-        let tier = match (is_parent, was_relay) {
-            (false, _) => Tier::Site,
-            (true, true) => Tier::Relay,
-            (true, false) => Tier::Origin,
-        };
-        let contact = &mut asking.contacts[peer];
-        contact.heard = true;
-        asking.fetch.handle_disconnected(now, peer_id(peer), tier);
-        contact.tries += 1;
-        if !is_parent && contact.tries >= NEIGHBOUR_TRIES {
-            contact.gone = true;
-            asking.fetch.handle_gone(peer_id(peer));
-        } else if !contact.gone {
-            let pause = contact.pause;
-            contact.pause = (pause * 2).min(REDIAL_MAX);
-            self.queue.after(pause, Event::Dial(n, starts, peer));
-        }
+        asking.contacts.remove(&peer);
+        asking.asker.handle_lost(now, peer);
         self.drive(n);
     }
 
-    /// Whether a parent nearer than the connected ones may still connect. Returns the time until
-    /// which the node waits for it.
-    fn waits_for_nearer(&self, n: NodeNo) -> Option<Timestamp> {
-        let asking = self.nodes[n.0].asking.as_ref()?;
-        let until = asking.started + NEARER_GRACE;
-        if self.queue.now() >= until {
-            return None;
-        }
-        let parents = &asking.contacts[..asking.parents.min(asking.contacts.len())];
-        let connected = |c: &Contact| c.conn.is_some_and(|conn| self.conns[conn.0].opener_open);
-        let first = parents.iter().position(connected)?;
-        (!parents[..first].iter().all(|c| c.heard)).then_some(until)
-    }
-
-    /// Sends all requests that are possible, handles the events of the fetch, and sets the next
-    /// wake-up.
+    /// Carries out all actions of the asker, and sets the next wake-up.
     pub(super) fn drive(&mut self, n: NodeNo) {
         let now = self.clock(n);
-        let waits = self.waits_for_nearer(n);
-        let mut requests = Vec::new();
-        while waits.is_none()
-            && let Some(request) = self.nodes[n.0].asking.as_mut().and_then(|a| a.fetch.poll_request(now))
-        {
-            requests.push(request);
-        }
-        while let Some(event) = self.nodes[n.0].asking.as_mut().and_then(|a| a.fetch.poll_event()) {
-            match event {
-                FetchEvent::Abandon(_, batch) => {
-                    requests.retain(|(_, asked, _)| *asked != batch);
-                    self.abandon(n, batch);
+        while let Some(action) = self.nodes[n.0].asking.as_mut().and_then(|a| a.asker.poll_action(now)) {
+            match action {
+                AskerAction::Dial(peer, target) => self.dial(n, peer, target),
+                AskerAction::Request(peer, batch, chunks) => self.start_batch(n, peer, batch, chunks),
+                AskerAction::Withdraw(_, batch) => self.abandon(n, batch),
+                AskerAction::Quarantine(_, node) => {
+                    let unix = self.unix(n);
+                    self.nodes[n.0].quarantine.add(node, unix);
+                    self.note("quarantine", n.0, [NodeNo::of(node).0 as u64, 0]);
+                    self.tell_shuns(n);
                 }
-                FetchEvent::Unavailable(chunks) => {
+                AskerAction::Drop(peer, fault) => self.dropped(n, peer, fault),
+                AskerAction::Unavailable(chunks) => {
                     self.note("unavailable", n.0, [chunks.len(), 0]);
                     if self.nodes[n.0].role == Role::Leaf {
                         return self.attempt_failed(n);
                     }
                     self.gone_upstream(n, &chunks);
                 }
-                FetchEvent::Dropped(peer, fault) => self.dropped(n, peer.0 as usize, fault),
             }
         }
-        // Requests go out after the events: a chunk requested here may have been open in a batch
-        // that an event abandons.
-        for (peer, batch, chunks) in requests {
-            self.start_batch(n, peer.0 as usize, batch, chunks);
-        }
         let Some(asking) = &self.nodes[n.0].asking else { return };
-        if self.nodes[n.0].role == Role::Leaf && asking.fetch.is_idle() {
+        if self.nodes[n.0].role == Role::Leaf && asking.asker.is_idle() {
             return self.finish(n);
         }
-        let due = waits.or_else(|| asking.fetch.poll_timeout(now).map(|at| self.when(n, at)));
+        let due = asking.asker.poll_timeout(now).map(|at| self.when(n, at));
         if let Some(due) = due
             && asking.wake_at.is_none_or(|at| due < at)
         {
@@ -291,13 +217,13 @@ impl Sim {
         }
     }
 
-    fn start_batch(&mut self, n: NodeNo, peer: usize, batch: BatchId, chunks: ChunkRanges) {
+    fn start_batch(&mut self, n: NodeNo, peer: PeerId, batch: BatchId, chunks: ChunkRanges) {
         self.check_request(n, peer, &chunks);
-        self.note("ask", n.0, [peer as u64, chunks.len()]);
+        self.note("ask", n.0, [u64::from(peer.0), chunks.len()]);
         let now = self.clock(n);
         let Some(asking) = &mut self.nodes[n.0].asking else { return };
-        let Some(conn) = asking.contacts[peer].conn else {
-            asking.fetch.handle_batch_end(now, batch);
+        let Some(conn) = asking.contacts.get(&peer).and_then(|contact| contact.conn) else {
+            asking.asker.handle_batch_end(now, batch);
             return;
         };
         let (ask, _) = BatchAsk::new(chunks.clone()).expect("the fetch asks for 1 to batch_chunks chunks");
@@ -316,11 +242,10 @@ impl Sim {
     }
 
     /// Stops asking a peer.
-    fn dropped(&mut self, n: NodeNo, peer: usize, fault: PeerFault) {
-        self.note("dropped", n.0, [peer as u64, u64::from(fault == PeerFault::WrongBytes)]);
+    fn dropped(&mut self, n: NodeNo, peer: PeerId, fault: PeerFault) {
+        self.note("dropped", n.0, [u64::from(peer.0), u64::from(fault == PeerFault::WrongBytes)]);
         let Some(asking) = &mut self.nodes[n.0].asking else { return };
-        asking.contacts[peer].gone = true;
-        if let Some(conn) = asking.contacts[peer].conn.take() {
+        if let Some(conn) = asking.contacts.remove(&peer).and_then(|contact| contact.conn) {
             self.close_for(conn, End::Opener, fault == PeerFault::WrongBytes);
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use distd_core::ChunkId;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::FetchConfig;
+use distd_core::swarm::{FetchConfig, PeerId};
 use distd_core::time::Timestamp;
 
 use super::build::right_bytes;
@@ -36,21 +36,21 @@ impl Sim {
     /// Checks a request: no chunk is open in another batch except for a few, no chunk is held
     /// already, a neighbour is asked only for chunks that it announced, and few batches are open to
     /// one peer.
-    pub(super) fn check_request(&self, n: NodeNo, peer: usize, chunks: &ChunkRanges) {
+    pub(super) fn check_request(&self, n: NodeNo, peer: PeerId, chunks: &ChunkRanges) {
         let node = &self.nodes[n.0];
         let Some(asking) = &node.asking else { return };
         let twice = asking.asks.values().map(|ask| ask.ask.open().intersection(chunks).len()).sum::<u64>();
         if twice > self.doubled_max() || (twice > 0 && twice < chunks.len()) {
-            self.fail(&format!("node {} asks peer {peer} for {twice} chunks that are open elsewhere", n.0));
+            self.fail(&format!("node {} asks {peer:?} for {twice} chunks that are open elsewhere", n.0));
         }
         if !node.store.held.intersection(chunks).is_empty() {
             self.fail(&format!("node {} asks for what it holds", n.0));
         }
-        let contact = &asking.contacts[peer];
-        if peer >= asking.parents && !chunks.difference(&contact.announced).is_empty() {
+        let Some(contact) = asking.contacts.get(&peer) else { return };
+        if !asking.asker.is_parent(peer) && !chunks.difference(&contact.announced).is_empty() {
             self.fail(&format!("node {} asks neighbour {} for what it never announced", n.0, contact.node.0));
         }
-        if node.quarantine.contains(&contact.node) {
+        if node.quarantine.until(&contact.node.id(), self.unix(n)).is_some() {
             self.fail(&format!("node {} asks node {} after wrong bytes", n.0, contact.node.0));
         }
         let open = asking.asks.values().filter(|ask| ask.peer == peer).count();
@@ -109,7 +109,7 @@ impl Sim {
                 "  node {n}: holds {}, up {}, idle {:?}, batches {:?}, wake {:?}\n",
                 node.store.held.len(),
                 node.up,
-                asking.map(|a| a.fetch.is_idle()),
+                asking.map(|a| a.asker.is_idle()),
                 asking.map(|a| a.asks.len()),
                 asking.and_then(|a| a.wake_at),
             )
@@ -201,7 +201,7 @@ impl Sim {
 
     /// Whether a node has another in quarantine.
     pub fn has_quarantined(&self, n: NodeNo, whom: NodeNo) -> bool {
-        self.nodes[n.0].quarantine.contains(&whom)
+        self.nodes[n.0].quarantine.until(&whom.id(), self.unix(n)).is_some()
     }
 
     /// Number of attempts of a leaf that ended because no peer was left to ask.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use distd_core::proto::Frame;
 use distd_core::proto::control::Control;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::{BatchId, LeaseId, SiteKey};
+use distd_core::swarm::{BatchId, LeaseId, PeerId, SiteKey};
 use distd_core::time::Timestamp;
 use distd_core::{ChunkId, NodeId};
 
@@ -82,8 +82,8 @@ pub(super) struct Member {
 #[derive(Debug)]
 pub(super) struct Conn {
     pub(super) opener: NodeNo,
-    /// Number of the answerer among the opener's contacts.
-    pub(super) peer: usize,
+    /// The answerer as a peer of the opener.
+    pub(super) peer: PeerId,
     pub(super) answerer: NodeNo,
     /// Whether each end regards the connection as open.
     pub(super) opener_open: bool,

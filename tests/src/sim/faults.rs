@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use distd_core::swarm::DialBackoff;
+
 use super::conn::{ConnNo, End, Payload};
 use super::node::{Answering, NodeNo, Role};
 use super::rules::Rule;
@@ -48,6 +50,7 @@ impl Sim {
             self.queue.after(IDLE, Event::Idle(conn, end.other()));
         }
         self.nodes[n.0].answering = Answering::default();
+        self.nodes[n.0].dial_backoff = DialBackoff::default();
     }
 
     /// Ends a node in order: its connections are closed.
@@ -148,7 +151,7 @@ impl Sim {
             && let Some(asking) =
                 self.nodes[n.0].asking.as_mut().filter(|_| !self.off.contains(&Rule::Unwanted))
         {
-            asking.fetch.handle_reported_bad_data(now);
+            asking.asker.handle_reported_bad_data(now);
             self.drive(n);
         }
     }
@@ -161,13 +164,10 @@ impl Sim {
             return self.shut_answerer(conn);
         }
         let peer = self.conns[conn.0].peer;
-        let current = self.nodes[n.0].asking.as_mut().and_then(|a| a.contacts.get_mut(peer));
-        let was_open = self.conns[conn.0].opener_open;
-        if current.is_some_and(|contact| contact.conn == Some(conn)) {
-            // `lost` looks at whether the connection was open, and at the tier of the peer.
+        let was_open = std::mem::replace(&mut self.conns[conn.0].opener_open, false);
+        if self.is_current(n, peer, conn) {
             self.lost(n, peer);
         }
-        self.conns[conn.0].opener_open = false;
         if !was_open {
             // An answerer that replies after the dialling was given up gets a refusal.
             self.note("refused", n.0, [conn.0 as u64, 0]);

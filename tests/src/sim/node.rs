@@ -7,7 +7,9 @@ use std::time::Duration;
 use distd_core::proto::batch::BatchAsk;
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::rules::UPLOAD_SLOTS;
-use distd_core::swarm::{BatchId, Directory, Fetch, Leases, RecentlySent, SiteKey, SlotPace};
+use distd_core::swarm::{
+    Asker, BatchId, DialBackoff, Directory, Leases, PeerId, QuarantineList, RecentlySent, SiteKey, SlotPace,
+};
 use distd_core::time::Timestamp;
 use distd_core::{ChunkId, NodeId};
 
@@ -23,6 +25,13 @@ impl NodeNo {
         let mut id = [0; 16];
         id[..8].copy_from_slice(&(self.0 as u64).to_be_bytes());
         NodeId(id)
+    }
+
+    /// The node with this id.
+    pub(super) fn of(id: NodeId) -> Self {
+        let mut number = [0; 8];
+        number.copy_from_slice(&id.0[..8]);
+        Self(u64::from_be_bytes(number) as usize)
     }
 
     /// The address encodes the node's number: the simulation has no certificates, and nothing else
@@ -99,17 +108,11 @@ impl Default for LeafConfig {
     }
 }
 
-/// A peer that a node asks; its place in the list is its `PeerId`.
+/// A peer that a node dials or is connected to.
 #[derive(Debug)]
 pub(super) struct Contact {
     pub(super) node: NodeNo,
     pub(super) conn: Option<ConnNo>,
-    pub(super) tries: u32,
-    pub(super) pause: Duration,
-    /// Whether the peer has connected or failed once.
-    pub(super) heard: bool,
-    /// Whether the peer is not dialled any more.
-    pub(super) gone: bool,
     /// Chunks that the peer announced; only for the check of requests.
     pub(super) announced: ChunkRanges,
 }
@@ -118,7 +121,7 @@ pub(super) struct Contact {
 #[derive(Debug)]
 pub(super) struct Ask {
     pub(super) ask: BatchAsk,
-    pub(super) peer: usize,
+    pub(super) peer: PeerId,
     pub(super) conn: ConnNo,
     /// Number of frames that arrived, and number of all frames once that is known.
     pub(super) frames: u64,
@@ -128,14 +131,10 @@ pub(super) struct Ask {
 /// The asking side while it runs.
 #[derive(Debug)]
 pub(super) struct Asking {
-    pub(super) fetch: Fetch,
-    pub(super) contacts: Vec<Contact>,
-    pub(super) parents: usize,
+    pub(super) asker: Asker,
+    pub(super) contacts: BTreeMap<PeerId, Contact>,
     pub(super) asks: BTreeMap<BatchId, Ask>,
     pub(super) wanted: ChunkRanges,
-    /// Relays that the origin reports: several nodes of the site had wrong bytes from them.
-    pub(super) distrusted_by_origin: BTreeSet<NodeId>,
-    pub(super) started: Timestamp,
     /// The wake-up that is due, in virtual time.
     pub(super) wake_at: Option<Timestamp>,
 }
@@ -185,7 +184,9 @@ pub(super) struct Node {
     pub(super) answering: Answering,
     pub(super) conns: BTreeSet<ConnNo>,
     /// Kept over restarts.
-    pub(super) quarantine: BTreeSet<NodeNo>,
+    pub(super) quarantine: QuarantineList,
+    /// Lost in a crash.
+    pub(super) dial_backoff: DialBackoff,
     pub(super) tx: Pipe,
     pub(super) rx: Pipe,
     /// Messages pass only between nodes of one island.

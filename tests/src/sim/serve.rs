@@ -139,7 +139,7 @@ impl Sim {
             }
             self.queue.after(UPSTREAM_WAIT, Event::Upstream(conn, batch, 0));
             if let Some(asking) = &mut self.nodes[n.0].asking {
-                asking.fetch.want(&absent);
+                asking.asker.want(&absent);
             }
             self.drive(n);
         }
@@ -276,7 +276,7 @@ impl Sim {
         let now = self.clock(n);
         if let Some(asking) = self.nodes[n.0].asking.as_mut().filter(|_| !self.off.contains(&Rule::Unwanted))
         {
-            asking.fetch.want_no_more(now, chunks);
+            asking.asker.want_no_more(now, chunks);
             self.drive(n);
         }
     }

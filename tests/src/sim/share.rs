@@ -10,10 +10,9 @@ use distd_core::proto::Frame;
 use distd_core::proto::control::ControlEvent;
 use distd_core::proto::frame::PeerRecord;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::rules::{GATHER, GATHER_UP, HEARSAY_DIALS_MAX, NEIGHBOURS_MAX, TOLD_ENOUGH, TOLD_MAX};
-use distd_core::swarm::{Asker, SiteKey, Tier};
+use distd_core::swarm::rules::{GATHER, GATHER_UP, TOLD_ENOUGH, TOLD_MAX};
+use distd_core::swarm::{Neighbour, NeighbourSource, Requester, SiteKey, may_dial};
 
-use super::ask::peer_id;
 use super::conn::{ConnNo, End, Member, Payload};
 use super::node::{NodeNo, Role};
 use super::rules::Rule;
@@ -85,57 +84,53 @@ impl Sim {
     fn told(&mut self, conn: ConnNo, event: ControlEvent) {
         let (n, peer) = (self.conns[conn.0].opener, self.conns[conn.0].peer);
         let now = self.clock(n);
-        match event {
-            ControlEvent::Open(_) => self.opened(n, peer),
-            ControlEvent::Have(chunks) => {
-                let Some(asking) = &mut self.nodes[n.0].asking else { return };
-                if peer >= asking.parents {
-                    let chunks = chunks.intersection(&self.swarm);
-                    asking.contacts[peer].announced.extend(&chunks);
-                    asking.fetch.handle_have(now, peer_id(peer), &chunks);
-                    self.drive(n);
-                }
-            }
-            ControlEvent::Choked(choke) => {
-                if let Some(asking) = &mut self.nodes[n.0].asking {
-                    asking.fetch.handle_choked(now, peer_id(peer), choke.retry_after);
-                    self.drive(n);
-                }
-            }
-            ControlEvent::Peers(records) => self.meet(n, records, HEARSAY_DIALS_MAX),
-            ControlEvent::Shuns(nodes) => {
-                let by_origin = self.nodes[self.conns[conn.0].answerer.0].role == Role::Origin;
-                if let Some(asking) = self.nodes[n.0].asking.as_mut().filter(|_| by_origin) {
-                    asking.distrusted_by_origin = nodes;
-                    self.heed(n);
-                    self.drive(n);
-                }
-            }
-            ControlEvent::Unchoked | ControlEvent::PeersWanted => {}
+        if let ControlEvent::Peers(records) = event {
+            return self.meet(n, records, NeighbourSource::Advertised);
         }
+        let Some(asking) = &mut self.nodes[n.0].asking else { return };
+        match event {
+            ControlEvent::Open(_) => asking.asker.handle_joined(peer),
+            ControlEvent::Have(chunks) => {
+                if let Some(contact) = asking.contacts.get_mut(&peer) {
+                    contact.announced.extend(&chunks);
+                }
+                asking.asker.handle_have(now, peer, &chunks);
+            }
+            ControlEvent::Choked(choke) => asking.asker.handle_choked(now, peer, choke.retry_after),
+            ControlEvent::Shuns(nodes) => asking.asker.handle_distrusted(now, peer, nodes),
+            ControlEvent::Peers(_) | ControlEvent::Unchoked | ControlEvent::PeersWanted => return,
+        }
+        self.drive(n);
     }
 
-    /// Dials neighbours that were advertised to a node or that dialled it, up to `most`.
-    fn meet(&mut self, n: NodeNo, records: Vec<PeerRecord>, most: usize) {
+    /// Takes records of neighbours that were advertised to a node or that dialled it, as
+    /// `Neighbourhood::take` does.
+    fn meet(&mut self, n: NodeNo, records: Vec<PeerRecord>, source: NeighbourSource) {
+        let (now, unix, manifest) = (self.clock(n), self.unix(n), self.manifest);
+        let mut found = Vec::new();
         for record in records {
-            let whom = record.addresses.first().and_then(|address| NodeNo::at(*address));
-            let Some(whom) = whom.filter(|whom| *whom != n && self.record_holds(n, &record)) else {
+            let Some((whom, address)) =
+                record.addresses.first().and_then(|address| Some((NodeNo::at(*address)?, *address)))
+            else {
                 continue;
             };
-            let (site, unix) = (self.site_key(n, whom), self.unix(n));
-            let (resident, manifest) = (record.resident, self.manifest);
+            let neighbour = Neighbour { node: whom.id(), address };
+            let node = &self.nodes[n.0];
+            let usable = may_dial(now, unix, &n.id(), &neighbour, &node.dial_backoff, &node.quarantine);
+            if !usable || !self.record_holds(n, &record) {
+                continue;
+            }
+            found.push(neighbour);
+            let (site, resident) = (self.site_key(n, whom), record.resident);
             let directory = &mut self.nodes[n.0].answering.directory;
             if directory.handle_record(unix, &site, whom.id(), record) {
                 directory.handle_joined(&site, whom.id(), resident, manifest);
                 self.tell_later(n);
             }
-            let Some(asking) = &self.nodes[n.0].asking else { return };
-            let mut neighbours = asking.contacts[asking.parents..].iter().filter(|contact| !contact.gone);
-            let known = neighbours.clone().any(|contact| contact.node == whom);
-            let room = neighbours.by_ref().count() < most;
-            if !known && room && !self.nodes[n.0].quarantine.contains(&whom) {
-                self.add_contact(n, whom, Tier::Site);
-            }
+        }
+        if let Some(asking) = &mut self.nodes[n.0].asking {
+            asking.asker.handle_neighbours(now, source, found);
+            self.drive(n);
         }
     }
 
@@ -152,7 +147,7 @@ impl Sim {
                 let site = self.site_key(n, asker);
                 let (serves, resident) = (!own.addresses.is_empty(), own.resident);
                 if self.nodes[n.0].role == Role::Leaf && self.has(Rule::DialBack) {
-                    self.meet(n, vec![own.clone()], NEIGHBOURS_MAX);
+                    self.meet(n, vec![own.clone()], NeighbourSource::Caller);
                 }
                 let directory = &mut self.nodes[n.0].answering.directory;
                 directory.handle_record(unix, &site, asker.id(), own);
@@ -185,32 +180,24 @@ impl Sim {
 
     /// The nodes that a node has in quarantine.
     pub(super) fn shunned(&self, n: NodeNo) -> Vec<NodeId> {
-        let others = (0..self.nodes.len()).map(NodeNo).filter(|whom| *whom != n);
         let node = &self.nodes[n.0];
-        let shunned = others.filter(|whom| node.behaviour.slanders || node.quarantine.contains(whom));
-        shunned.filter(|_| self.has(Rule::Shuns)).map(NodeNo::id).collect()
+        let shunned = if node.behaviour.slanders {
+            (0..self.nodes.len()).map(NodeNo).filter(|whom| *whom != n).map(NodeNo::id).collect()
+        } else {
+            node.quarantine.nodes(self.unix(n))
+        };
+        if self.has(Rule::Shuns) { shunned } else { Vec::new() }
     }
 
     /// Tells a node's parents which nodes it shuns.
     pub(super) fn tell_shuns(&mut self, n: NodeNo) {
         let shunned = self.shunned(n);
         let Some(asking) = &self.nodes[n.0].asking else { return };
-        let parents: Vec<_> = asking.contacts[..asking.parents].iter().filter_map(|c| c.conn).collect();
-        for conn in parents {
+        let parents = asking.contacts.iter().filter(|(peer, _)| asking.asker.is_parent(**peer));
+        for conn in parents.filter_map(|(_, contact)| contact.conn).collect::<Vec<_>>() {
             if self.conns[conn.0].opener_open {
                 self.conns[conn.0].opener_control.shun(&shunned);
                 self.flush(conn, End::Opener);
-            }
-        }
-    }
-
-    /// Applies the origin's reports about the relays that this node asks.
-    pub(super) fn heed(&mut self, n: NodeNo) {
-        let now = self.clock(n);
-        let Some(asking) = &mut self.nodes[n.0].asking else { return };
-        for (peer, contact) in asking.contacts.iter().take(asking.parents).enumerate() {
-            if asking.distrusted_by_origin.contains(&contact.node.id()) {
-                asking.fetch.handle_disowned(now, peer_id(peer));
             }
         }
     }
@@ -243,7 +230,7 @@ impl Sim {
             let answering = &self.nodes[n.0].answering;
             let holders: Vec<_> =
                 answering.leases.get(&member.site).map(|l| l.holders(now).collect()).unwrap_or_default();
-            let asker = Asker { node: asker.id(), manifest: self.manifest, chunks: &self.swarm };
+            let asker = Requester { node: asker.id(), manifest: self.manifest, chunks: &self.swarm };
             fresh = answering.directory.ranked(self.unix(n), &member.site, asker, &holders);
         }
         fresh.retain(|(node, record)| told.get(node).is_none_or(|known| *known < record.sequence));
@@ -310,13 +297,16 @@ impl Sim {
             return;
         }
         let wanted = asking.wanted.intersection(&held);
-        let parents = asking.parents;
-        for conn in self.nodes[n.0].conns.iter().copied().collect::<Vec<_>>() {
-            let c = &mut self.conns[conn.0];
-            if c.opener == n && c.opener_open {
-                c.opener_control.announce(if c.peer < parents { &wanted } else { &held });
-                self.flush(conn, End::Opener);
-            }
+        let is_parent = |peer| asking.asker.is_parent(peer);
+        let news: Vec<_> = self.nodes[n.0]
+            .conns
+            .iter()
+            .filter(|conn| self.conns[conn.0].opener == n && self.conns[conn.0].opener_open)
+            .map(|conn| (*conn, is_parent(self.conns[conn.0].peer)))
+            .collect();
+        for (conn, parent) in news {
+            self.conns[conn.0].opener_control.announce(if parent { &wanted } else { &held });
+            self.flush(conn, End::Opener);
         }
     }
 }

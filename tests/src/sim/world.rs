@@ -36,7 +36,6 @@ pub(super) enum Event {
     /// The answerer learns that a chunk has arrived.
     Acked(ConnNo),
     Wake(NodeNo, u64),
-    Dial(NodeNo, u64, usize),
     DialTimeout(ConnNo),
     /// A connection may have been silent for too long.
     Idle(ConnNo, End),
@@ -163,11 +162,6 @@ impl Sim {
                     asking.wake_at = None;
                     self.note("wake", n.0, [0, 0]);
                     self.drive(n);
-                }
-            }
-            Event::Dial(n, starts, peer) => {
-                if self.is_start(n, starts) {
-                    self.dial(n, peer);
                 }
             }
             Event::DialTimeout(conn) => self.dial_timeout(conn),

@@ -1,4 +1,4 @@
-//! Dial backoff: nodes that did not answer at the addresses they advertised.
+//! [`DialBackoff`]: nodes that did not answer at the addresses they advertised.
 //!
 //! A node can advertise any address in the network of its neighbours, and change it often. After a
 //! few failed dials the neighbours leave that node alone for a while, whatever address it
@@ -7,9 +7,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use distd_core::NodeId;
-use distd_core::swarm::rules::NEIGHBOUR_TRIES;
-use distd_core::time::Timestamp;
+use super::{Neighbour, QuarantineList};
+use crate::NodeId;
+use crate::time::Timestamp;
+
+/// Most dials of a neighbour in a row without success. Other neighbours can serve instead.
+pub(super) const NEIGHBOUR_TRIES: u32 = 4;
 
 /// How long a node is not dialled after [`NEIGHBOUR_TRIES`] failed dials in a row. From then on
 /// each failed dial starts the pause again.
@@ -22,11 +25,11 @@ const NODES_MAX: usize = 1024;
 /// in progress count, so a node that advertises many addresses at once is not dialled at all of
 /// them.
 #[derive(Debug, Default)]
-pub(crate) struct DialBackoff(BTreeMap<NodeId, (u32, Timestamp)>);
+pub struct DialBackoff(BTreeMap<NodeId, (u32, Timestamp)>);
 
 impl DialBackoff {
     /// Records that the node is being dialled.
-    pub(crate) fn handle_dialled(&mut self, now: Timestamp, node: NodeId) {
+    pub fn handle_dialled(&mut self, now: Timestamp, node: NodeId) {
         let (times, last) = self.0.entry(node).or_insert((0, now));
         (*times, *last) = (times.saturating_add(1), now);
         if self.0.len() > NODES_MAX {
@@ -36,14 +39,28 @@ impl DialBackoff {
     }
 
     /// Records that the node answered.
-    pub(crate) fn handle_reached(&mut self, node: &NodeId) {
+    pub fn handle_reached(&mut self, node: &NodeId) {
         self.0.remove(node);
     }
 
     /// Whether the node may be dialled now.
-    pub(crate) fn allow(&self, now: Timestamp, node: &NodeId) -> bool {
+    pub fn allow(&self, now: Timestamp, node: &NodeId) -> bool {
         self.0.get(node).is_none_or(|(times, last)| *times < NEIGHBOUR_TRIES || now.since(*last) >= PAUSE)
     }
+}
+
+/// Whether the node `own` may dial a neighbour: the neighbour is another node, did not just fail to
+/// answer several dials, and is not in quarantine at `unix` (unix seconds).
+pub fn may_dial(
+    now: Timestamp,
+    unix: u64,
+    own: &NodeId,
+    neighbour: &Neighbour,
+    backoff: &DialBackoff,
+    quarantine: &QuarantineList,
+) -> bool {
+    let node = &neighbour.node;
+    node != own && backoff.allow(now, node) && quarantine.until(node, unix).is_none()
 }
 
 #[cfg(test)]
