@@ -32,6 +32,7 @@
 //! - [`clock`], [`process`] (memory arenas, open files), [`metrics`] (Prometheus), [`seldom`] (rate
 //!   limit for log lines).
 
+mod changes;
 pub mod clock;
 pub mod driver;
 pub mod enrollment;

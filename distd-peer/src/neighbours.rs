@@ -244,12 +244,9 @@ impl Neighbourhood {
         self.settings.quarantine.nodes(unix_now())
     }
 
-    /// Receiver that is marked as changed at the start and whenever a node is added to
-    /// [`Self::shunned`].
+    /// Receiver that is marked as changed whenever a node is added to [`Self::shunned`].
     pub(crate) fn shunning(&self) -> watch::Receiver<()> {
-        let mut changes = self.settings.quarantine.changes();
-        changes.mark_changed();
-        changes
+        self.settings.quarantine.changes()
     }
 
     /// Traffic received from neighbours so far.

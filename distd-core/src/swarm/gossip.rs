@@ -114,6 +114,11 @@ impl AnswererGossip {
         self.growth.handle_change(now);
     }
 
+    /// Whether growth waits to be announced. Until then the caller need not report more of it.
+    pub fn has_growth(&self) -> bool {
+        self.growth.due.is_some()
+    }
+
     /// The directory of the asker's site changed.
     pub fn handle_site_change(&mut self, now: Timestamp) {
         self.site.handle_change(now);
@@ -219,6 +224,11 @@ impl AskerGossip {
     /// More chunks are held.
     pub fn handle_growth(&mut self) {
         self.grown = true;
+    }
+
+    /// Whether growth waits to be announced. Until then the caller need not report more of it.
+    pub fn has_growth(&self) -> bool {
+        self.grown
     }
 
     /// This node shuns other nodes than before. Only parents are told: they have the site's nodes
@@ -361,7 +371,8 @@ mod tests {
     #[test]
     fn an_asker_announces_at_once_and_then_at_its_pace() {
         let mut gossip = AskerGossip::new(T0, true, 3600);
-        let news = |gossip: &mut AskerGossip, now| -> Vec<_> { std::iter::from_fn(|| gossip.poll(now)).collect() };
+        let news =
+            |gossip: &mut AskerGossip, now| -> Vec<_> { std::iter::from_fn(|| gossip.poll(now)).collect() };
         assert_eq!(news(&mut gossip, T0), [AskerNews::Shun, AskerNews::Announce]);
         gossip.handle_growth();
         assert_eq!(news(&mut gossip, T0), []);
@@ -374,7 +385,8 @@ mod tests {
         gossip.handle_shuns();
         assert_eq!(news(&mut gossip, later), [AskerNews::Shun]);
         assert_eq!(gossip.poll_timeout(), T0 + Duration::from_secs(1800));
-        assert_eq!(news(&mut gossip, gossip.poll_timeout()), [AskerNews::Record]);
+        let renewal = gossip.poll_timeout();
+        assert_eq!(news(&mut gossip, renewal), [AskerNews::Record]);
         assert_eq!(gossip.poll_timeout(), T0 + Duration::from_secs(3600));
     }
 

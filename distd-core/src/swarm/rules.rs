@@ -3,24 +3,6 @@
 
 use std::time::Duration;
 
-/// Most neighbours one swarm's fetch is connected to at once.
-pub const NEIGHBOURS_MAX: usize = 16;
-
-/// How long an answerer coalesces new holdings before it announces them, and new neighbours before
-/// it advertises them.
-pub const GATHER: Duration = Duration::from_millis(25);
-
-/// How long an asker coalesces new holdings before it announces them to peers it dialled, which
-/// only advertise the asker to other nodes.
-pub const GATHER_UP: Duration = Duration::from_millis(500);
-
-/// Number of neighbours that are advertised to a peer as soon as they come. Further ones are
-/// advertised now and then.
-pub const TOLD_ENOUGH: usize = NEIGHBOURS_MAX;
-
-/// Most advertised records remembered for one peer.
-pub const TOLD_MAX: usize = 64;
-
 /// Shortest time a pull that has every chunk lingers for nodes that fetch from it. The pull may be
 /// the only holder here of the chunks it got last, and without it they would cross the uplink
 /// again. The time covers several hops between neighbours, each with the delay of coalesced

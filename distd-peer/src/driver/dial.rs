@@ -1,17 +1,17 @@
 //! Task that dials one peer, follows its control stream, and reports when the peer is lost.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use distd_core::ManifestId;
 use distd_core::error::Chain;
 use distd_core::proto::control::ControlEvent;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::rules::GATHER_UP;
-use distd_core::swarm::{Neighbour, PeerId};
-use tokio::sync::{mpsc, watch};
+use distd_core::swarm::{AskerGossip, AskerNews, Neighbour, PeerId};
+use tokio::sync::mpsc;
 
 use super::{Exchange, Message};
+use crate::changes::{changed, seen};
+use crate::clock::monotonic_now;
 use crate::neighbours::{NeighbourError, Neighbourhood};
 use crate::net::{Link, LinkError, SwarmLink};
 use crate::parents::{Parents, ParentsError};
@@ -82,32 +82,36 @@ impl Caller {
             }
             return Ok(());
         };
-        let mut shunning = matches!(self.route, Route::Parent(..)).then(|| exchange.neighbourhood.shunning());
-        let mut growth = exchange.holdings.subscribe();
-        // Chunks held from the start have to be announced, too.
-        growth.mark_changed();
-        let half = Duration::from_secs(exchange.neighbourhood.record_seconds() / 2);
-        let mut renew = tokio::time::interval_at(tokio::time::Instant::now() + half, half);
-        let mut announce = tokio::time::interval(GATHER_UP);
-        announce.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let neighbourhood = &exchange.neighbourhood;
+        let is_parent = matches!(self.route, Route::Parent(..));
+        let mut gossip = AskerGossip::new(monotonic_now(), is_parent, neighbourhood.record_seconds());
+        let mut growth = Some(exchange.holdings.subscribe());
+        let mut shunning = Some(neighbourhood.shunning());
         loop {
+            while let Some(news) = gossip.poll(monotonic_now()) {
+                match news {
+                    AskerNews::Shun => swarm.shun(&neighbourhood.shunned()).await?,
+                    AskerNews::Announce => {
+                        seen(&mut growth);
+                        let held = exchange.holdings.snapshot();
+                        swarm.announce(&gossip.announced(held, &self.wanted)).await?;
+                    }
+                    AskerNews::Record => {
+                        if let Ok(own) = neighbourhood.own_record(swarm.handle().link.remote()) {
+                            swarm.send_record(own).await?;
+                        }
+                    }
+                }
+            }
+            let news = tokio::time::sleep(gossip.poll_timeout().since(monotonic_now()));
             tokio::select! {
                 event = self.next(&mut swarm) => match event? {
                     Some(event) => self.handle(event).await,
                     None => return Ok(()),
                 },
-                _ = announce.tick(), if growth.has_changed().unwrap_or(false) => {
-                    growth.mark_unchanged();
-                    swarm.announce(&self.news(exchange)).await?;
-                }
-                // Wakes the loop; the tick above is then due.
-                Ok(()) = growth.changed(), if !growth.has_changed().unwrap_or(true) => growth.mark_changed(),
-                () = next_change(&mut shunning) => swarm.shun(&exchange.neighbourhood.shunned()).await?,
-                _ = renew.tick() => {
-                    if let Ok(own) = exchange.neighbourhood.own_record(swarm.handle().link.remote()) {
-                        swarm.send_record(own).await?;
-                    }
-                }
+                () = changed(&mut growth), if !gossip.has_growth() => gossip.handle_growth(),
+                () = changed(&mut shunning) => gossip.handle_shuns(),
+                () = news => {}
             }
         }
     }
@@ -123,16 +127,6 @@ impl Caller {
         event
     }
 
-    /// Chunks to announce. A neighbour may want any chunk. A parent is told only of the chunks that
-    /// other nodes may fetch from the parent, too.
-    fn news(&self, exchange: &Exchange) -> ChunkRanges {
-        let held = exchange.holdings.snapshot();
-        match &self.route {
-            Route::Parent(..) => held.intersection(&self.wanted),
-            Route::Neighbour(..) => held,
-        }
-    }
-
     async fn handle(&self, event: ControlEvent) {
         let message = match event {
             ControlEvent::Open(_) => Message::Joined(self.peer),
@@ -144,13 +138,5 @@ impl Caller {
         };
         // The receiver is gone only if nobody waits for the driver's result.
         let _ = self.tx.send(message).await;
-    }
-}
-
-/// Waits for the next change; forever if nothing is watched.
-async fn next_change(watched: &mut Option<watch::Receiver<()>>) {
-    let Some(receiver) = watched else { return std::future::pending().await };
-    if receiver.changed().await.is_err() {
-        std::future::pending().await
     }
 }

@@ -1,6 +1,6 @@
 //! The asking side: carries out the actions of the core's `Asker`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use distd_core::proto::batch::BatchAsk;
@@ -9,12 +9,13 @@ use distd_core::proto::frame::Handshake;
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::rules::HAND_ON;
 use distd_core::swarm::{
-    Asker, AskerAction, BatchId, DialTarget, FetchConfig, PeerFault, PeerId, Tier, may_dial,
+    Asker, AskerAction, AskerGossip, BatchId, DialTarget, FetchConfig, PeerFault, PeerId, Tier, may_dial,
 };
 use distd_core::time::Timestamp;
 
 use super::conn::{Conn, ConnNo, End, Payload};
 use super::node::{Ask, Asking, Contact, NodeNo, Role};
+use super::share::RECORD_SECONDS;
 use super::world::{Event, Sim};
 
 /// How long dialling may take (`net/link.rs`).
@@ -78,9 +79,6 @@ impl Sim {
         let mut control = Control::new(Side::Opener, ours);
         if self.exchanges(n) {
             control.send_peers(vec![self.own_record(n)]);
-            if matches!(target, DialTarget::Parent(_)) {
-                control.shun(&self.shunned(n));
-            }
             control.want_peers();
         }
         let theirs = Handshake {
@@ -100,7 +98,10 @@ impl Sim {
             last_to_opener: Timestamp(0),
             last_to_answerer: Timestamp(0),
             member: None,
-            told: None,
+            opener_gossip: None,
+            answerer_gossip: None,
+            opener_looks: BTreeSet::new(),
+            answerer_looks: BTreeSet::new(),
             serving: BTreeMap::new(),
             turn: VecDeque::new(),
             window,
@@ -163,8 +164,11 @@ impl Sim {
         };
         let Some(asking) = &mut self.nodes[n.0].asking else { return };
         asking.asker.handle_connected(now, peer, whom.id(), tier);
-        self.flush(conn, End::Opener);
-        self.grown(n);
+        let is_parent = asking.asker.is_parent(peer);
+        if self.exchanges(n) {
+            self.conns[conn.0].opener_gossip = Some(AskerGossip::new(now, is_parent, RECORD_SECONDS));
+        }
+        self.gossip(conn, End::Opener);
         self.drive(n);
     }
 
@@ -189,7 +193,7 @@ impl Sim {
                     let unix = self.unix(n);
                     self.nodes[n.0].quarantine.add(node, unix);
                     self.note("quarantine", n.0, [NodeNo::of(node).0 as u64, 0]);
-                    self.tell_shuns(n);
+                    self.shuns_changed(n);
                 }
                 AskerAction::Drop(peer, fault) => self.dropped(n, peer, fault),
                 AskerAction::Unavailable(chunks) => {

@@ -1,13 +1,13 @@
 //! A connection between two nodes, and the messages on it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use distd_core::ChunkId;
 use distd_core::proto::Frame;
 use distd_core::proto::control::Control;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::{BatchId, LeaseId, PeerId, SiteKey};
+use distd_core::swarm::{AnswererGossip, AskerGossip, BatchId, LeaseId, PeerId, SiteKey};
 use distd_core::time::Timestamp;
-use distd_core::{ChunkId, NodeId};
 
 use super::node::NodeNo;
 
@@ -94,8 +94,12 @@ pub(super) struct Conn {
     pub(super) last_to_opener: Timestamp,
     pub(super) last_to_answerer: Timestamp,
     pub(super) member: Option<Member>,
-    /// Sequence of each record that was advertised; `None` until the opener asks for records.
-    pub(super) told: Option<BTreeMap<NodeId, u64>>,
+    /// Gossip of each end, once that end has opened the swarm: the opener only if it exchanges.
+    pub(super) opener_gossip: Option<AskerGossip>,
+    pub(super) answerer_gossip: Option<AnswererGossip>,
+    /// Virtual times at which each end looks for news.
+    pub(super) opener_looks: BTreeSet<Timestamp>,
+    pub(super) answerer_looks: BTreeSet<Timestamp>,
     pub(super) serving: BTreeMap<BatchId, Serving>,
     /// Batches with chunks to send, in turn.
     pub(super) turn: VecDeque<BatchId>,
@@ -130,6 +134,21 @@ impl Conn {
         match end {
             End::Opener => &mut self.last_to_opener,
             End::Answerer => &mut self.last_to_answerer,
+        }
+    }
+
+    pub(super) fn looks(&mut self, end: End) -> &mut BTreeSet<Timestamp> {
+        match end {
+            End::Opener => &mut self.opener_looks,
+            End::Answerer => &mut self.answerer_looks,
+        }
+    }
+
+    /// Time at which the gossip of an end has news without a further event, by that node's clock.
+    pub(super) fn news_timeout(&self, end: End) -> Option<Timestamp> {
+        match end {
+            End::Opener => self.opener_gossip.as_ref().map(AskerGossip::poll_timeout),
+            End::Answerer => self.answerer_gossip.as_ref().map(AnswererGossip::poll_timeout),
         }
     }
 

@@ -154,10 +154,6 @@ pub(super) struct Answering {
     pub(super) pace: Option<SlotPace>,
     /// Batches that wait for each chunk, at a relay.
     pub(super) demand: BTreeMap<ChunkId, Vec<(ConnNo, BatchId)>>,
-    /// Whether a message about new neighbours, or about new chunks, is being coalesced.
-    pub(super) tell_due: bool,
-    pub(super) announce_due: bool,
-    pub(super) announce_up_due: bool,
 }
 
 /// Chunks on a disk, which a crash leaves as they are.

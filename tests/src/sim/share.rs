@@ -1,7 +1,5 @@
-//! Control streams: records, neighbours, announcements. Does the work of `distd-peer` around the
-//! core's `Directory`.
-
-use std::collections::BTreeMap;
+//! Control streams: records, neighbours, announcements. Carries out the news of the core's
+//! `AskerGossip` and `AnswererGossip`.
 
 use bytes::Bytes;
 use distd_core::NodeId;
@@ -10,13 +8,18 @@ use distd_core::proto::Frame;
 use distd_core::proto::control::ControlEvent;
 use distd_core::proto::frame::PeerRecord;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::rules::{GATHER, GATHER_UP, TOLD_ENOUGH, TOLD_MAX};
-use distd_core::swarm::{Neighbour, NeighbourSource, Requester, SiteKey, may_dial};
+use distd_core::swarm::{
+    Advertise, AnswererGossip, AnswererNews, AskerNews, Neighbour, NeighbourSource, Requester, SiteKey,
+    may_dial,
+};
 
 use super::conn::{ConnNo, End, Member, Payload};
 use super::node::{NodeNo, Role};
 use super::rules::Rule;
 use super::world::{Event, Sim};
+
+/// How long a record is valid, seconds.
+pub(super) const RECORD_SECONDS: u64 = RECORD_SECONDS_MAX / 2;
 
 impl Sim {
     /// The record that a node sends of itself. Receivers refuse it only by its dates, because
@@ -25,7 +28,7 @@ impl Sim {
         let node = &self.nodes[n.0];
         PeerRecord {
             sequence: node.starts << 32 | self.queue.now().0 >> 20,
-            expires: self.unix(n) + RECORD_SECONDS_MAX / 2,
+            expires: self.unix(n) + RECORD_SECONDS,
             resident: node.leaf.resident,
             site: String::new(),
             addresses: if node.leaf.serves { vec![n.address()] } else { Vec::new() },
@@ -77,7 +80,7 @@ impl Sim {
             (End::Answerer, Some(event)) => self.heard(conn, event),
             _ => {}
         }
-        self.flush(conn, to);
+        self.gossip(conn, to);
     }
 
     /// Handles an event of the asking side.
@@ -125,7 +128,7 @@ impl Sim {
             let directory = &mut self.nodes[n.0].answering.directory;
             if directory.handle_record(unix, &site, whom.id(), record) {
                 directory.handle_joined(&site, whom.id(), resident, manifest);
-                self.tell_later(n);
+                self.site_changed(n, &site);
             }
         }
         if let Some(asking) = &mut self.nodes[n.0].asking {
@@ -139,8 +142,17 @@ impl Sim {
         let (n, asker) = (self.conns[conn.0].answerer, self.conns[conn.0].opener);
         let (now, unix, manifest) = (self.clock(n), self.unix(n), self.manifest);
         match event {
-            ControlEvent::Open(_) => self.grown(n),
+            ControlEvent::Open(theirs) => {
+                // An exchanging asker sends its record next, which is handled first.
+                if !theirs.exchanges {
+                    self.conns[conn.0].answerer_gossip = Some(AnswererGossip::new(now));
+                }
+            }
             ControlEvent::Peers(records) => {
+                let first = self.conns[conn.0].answerer_gossip.is_none();
+                if first {
+                    self.conns[conn.0].answerer_gossip = Some(AnswererGossip::new(now));
+                }
                 let Some(own) = records.into_iter().next().filter(|own| self.record_holds(n, own)) else {
                     return;
                 };
@@ -151,13 +163,16 @@ impl Sim {
                 }
                 let directory = &mut self.nodes[n.0].answering.directory;
                 directory.handle_record(unix, &site, asker.id(), own);
-                directory.handle_joined(&site, asker.id(), resident, manifest);
-                self.conns[conn.0].member = Some(Member { site, serves, resident });
-                self.tell_later(n);
+                if first {
+                    directory.handle_joined(&site, asker.id(), resident, manifest);
+                    self.conns[conn.0].member = Some(Member { site: site.clone(), serves, resident });
+                    self.site_changed(n, &site);
+                }
             }
             ControlEvent::PeersWanted => {
-                self.conns[conn.0].told = Some(BTreeMap::new());
-                self.tell_neighbours(conn, true);
+                if let Some(gossip) = &mut self.conns[conn.0].answerer_gossip {
+                    gossip.handle_peers_wanted();
+                }
             }
             ControlEvent::Have(chunks) => {
                 let Some(member) = self.conns[conn.0].member.clone() else { return };
@@ -169,9 +184,9 @@ impl Sim {
                 }
             }
             ControlEvent::Shuns(nodes) => {
-                if let Some(member) = &self.conns[conn.0].member {
-                    self.nodes[n.0].answering.directory.handle_shuns(unix, &member.site, asker.id(), nodes);
-                    self.tell_later(n);
+                if let Some(site) = self.conns[conn.0].member.as_ref().map(|member| member.site.clone()) {
+                    self.nodes[n.0].answering.directory.handle_shuns(unix, &site, asker.id(), nodes);
+                    self.site_changed(n, &site);
                 }
             }
             ControlEvent::Choked(_) | ControlEvent::Unchoked => {}
@@ -189,82 +204,150 @@ impl Sim {
         if self.has(Rule::Shuns) { shunned } else { Vec::new() }
     }
 
-    /// Tells a node's parents which nodes it shuns.
-    pub(super) fn tell_shuns(&mut self, n: NodeNo) {
-        let shunned = self.shunned(n);
-        let Some(asking) = &self.nodes[n.0].asking else { return };
-        let parents = asking.contacts.iter().filter(|(peer, _)| asking.asker.is_parent(**peer));
-        for conn in parents.filter_map(|(_, contact)| contact.conn).collect::<Vec<_>>() {
-            if self.conns[conn.0].opener_open {
-                self.conns[conn.0].opener_control.shun(&shunned);
-                self.flush(conn, End::Opener);
+    /// A node shuns other nodes than before.
+    pub(super) fn shuns_changed(&mut self, n: NodeNo) {
+        for conn in self.conns_of(n, End::Opener) {
+            if let Some(gossip) = &mut self.conns[conn.0].opener_gossip {
+                gossip.handle_shuns();
+                self.gossip(conn, End::Opener);
             }
         }
     }
 
-    /// A node of a site came: schedules its advertisement to the others.
-    fn tell_later(&mut self, n: NodeNo) {
-        let starts = self.nodes[n.0].starts;
-        if !std::mem::replace(&mut self.nodes[n.0].answering.tell_due, true) {
-            self.queue.after(GATHER, Event::Tell(n, starts));
-        }
+    /// The open connections of which a node is this end.
+    fn conns_of(&self, n: NodeNo, end: End) -> Vec<ConnNo> {
+        let is_open = |conn: &&ConnNo| {
+            let c = &self.conns[conn.0];
+            c.node(end) == n && c.is_open(end)
+        };
+        self.nodes[n.0].conns.iter().filter(is_open).copied().collect()
     }
 
-    pub(super) fn tell(&mut self, n: NodeNo) {
-        self.nodes[n.0].answering.tell_due = false;
-        for conn in self.nodes[n.0].conns.iter().copied().collect::<Vec<_>>() {
-            if self.conns[conn.0].answerer == n {
-                self.tell_neighbours(conn, false);
+    /// The directory of a site changed.
+    fn site_changed(&mut self, n: NodeNo, site: &SiteKey) {
+        let now = self.clock(n);
+        for conn in self.conns_of(n, End::Answerer) {
+            let c = &mut self.conns[conn.0];
+            if c.member.as_ref().is_some_and(|member| member.site == *site)
+                && let Some(gossip) = &mut c.answerer_gossip
+            {
+                gossip.handle_site_change(now);
+                self.plan_news(conn, End::Answerer);
             }
         }
     }
 
-    /// Advertises new neighbours to a peer; with `always` sends a list even if it is empty.
-    fn tell_neighbours(&mut self, conn: ConnNo, always: bool) {
-        let (n, asker) = (self.conns[conn.0].answerer, self.conns[conn.0].opener);
-        let Some(mut told) = self.conns[conn.0].told.take() else { return };
-        let enough = told.len() >= TOLD_ENOUGH;
-        let mut fresh = Vec::new();
-        if let Some(member) = self.conns[conn.0].member.as_ref().filter(|_| !enough) {
-            let now = self.clock(n);
-            let answering = &self.nodes[n.0].answering;
-            let holders: Vec<_> =
-                answering.leases.get(&member.site).map(|l| l.holders(now).collect()).unwrap_or_default();
-            let asker = Requester { node: asker.id(), manifest: self.manifest, chunks: &self.swarm };
-            fresh = answering.directory.ranked(self.unix(n), &member.site, asker, &holders);
-        }
-        fresh.retain(|(node, record)| told.get(node).is_none_or(|known| *known < record.sequence));
-        while told.len() > TOLD_MAX {
-            told.pop_first();
-        }
-        told.extend(fresh.iter().map(|(node, record)| (*node, record.sequence)));
-        let fresh: Vec<_> = fresh.into_iter().map(|(_, record)| record).collect();
-        if self.nodes[n.0].role == Role::Origin
-            && let Some(member) = &self.conns[conn.0].member
-        {
-            let shuns = self.nodes[n.0].answering.directory.shuns(&member.site);
-            self.conns[conn.0].answerer_control.shun(shuns.distrusted_by_origin());
-            self.flush(conn, End::Answerer);
-        }
-        self.conns[conn.0].told = Some(told);
-        if always || !fresh.is_empty() {
-            self.conns[conn.0].answerer_control.send_peers(fresh);
-            self.flush(conn, End::Answerer);
-        }
-    }
-
-    /// A node holds more, or a new node listens: schedules an announcement.
+    /// A leaf holds more.
     pub(super) fn grown(&mut self, n: NodeNo) {
+        // A relay does not report its growth: its announcements are regular ones.
         if self.nodes[n.0].role != Role::Leaf {
             return;
         }
-        let starts = self.nodes[n.0].starts;
-        let answering = &mut self.nodes[n.0].answering;
-        if !std::mem::replace(&mut answering.announce_due, true) {
-            self.queue.after(GATHER, Event::Announce(n, starts));
+        let now = self.clock(n);
+        for conn in self.nodes[n.0].conns.iter().copied().collect::<Vec<_>>() {
+            let c = &mut self.conns[conn.0];
+            let end = c.end_of(n);
+            match (end, &mut c.opener_gossip, &mut c.answerer_gossip) {
+                (End::Opener, Some(gossip), _) if !gossip.has_growth() => gossip.handle_growth(),
+                (End::Answerer, _, Some(gossip)) if !gossip.has_growth() => gossip.handle_growth(now),
+                _ => continue,
+            }
+            self.plan_news(conn, end);
         }
-        if !std::mem::replace(&mut answering.announce_up_due, true) {
-            self.queue.after(GATHER_UP, Event::AnnounceUp(n, starts));
+    }
+
+    /// Schedules a look for news of one end, unless an earlier one is scheduled, which schedules the
+    /// next.
+    fn plan_news(&mut self, conn: ConnNo, end: End) {
+        let c = &self.conns[conn.0];
+        let Some(due) = c.news_timeout(end).filter(|_| c.is_open(end)) else { return };
+        let due = self.when(c.node(end), due).max(self.queue.now());
+        let looks = self.conns[conn.0].looks(end);
+        if looks.first().is_none_or(|first| *first > due) {
+            looks.insert(due);
+            self.queue.at(due, Event::Gossip(conn, end));
+        }
+    }
+
+    /// Sends the news of one end of a connection, and plans the next look.
+    pub(super) fn gossip(&mut self, conn: ConnNo, end: End) {
+        if !self.conns[conn.0].is_open(end) {
+            return;
+        }
+        let n = self.conns[conn.0].node(end);
+        let now = self.clock(n);
+        match end {
+            End::Opener => {
+                while let Some(news) =
+                    self.conns[conn.0].opener_gossip.as_mut().and_then(|gossip| gossip.poll(now))
+                {
+                    self.send_asker_news(conn, news);
+                }
+            }
+            End::Answerer => {
+                while let Some(news) =
+                    self.conns[conn.0].answerer_gossip.as_mut().and_then(|gossip| gossip.poll(now))
+                {
+                    match news {
+                        AnswererNews::Announce => {
+                            self.check_announced(n);
+                            let held = self.says(n);
+                            self.conns[conn.0].answerer_control.announce(&held);
+                        }
+                        AnswererNews::Advertise(why) => self.advertise(conn, why),
+                    }
+                }
+            }
+        }
+        self.flush(conn, end);
+        self.plan_news(conn, end);
+    }
+
+    fn send_asker_news(&mut self, conn: ConnNo, news: AskerNews) {
+        let n = self.conns[conn.0].opener;
+        match news {
+            AskerNews::Shun => {
+                let shunned = self.shunned(n);
+                self.conns[conn.0].opener_control.shun(&shunned);
+            }
+            AskerNews::Announce => {
+                let Some(asking) = &self.nodes[n.0].asking else { return };
+                let (held, wanted) = (self.says(n), asking.wanted.clone());
+                let c = &mut self.conns[conn.0];
+                if let Some(gossip) = &c.opener_gossip {
+                    c.opener_control.announce(&gossip.announced(held, &wanted));
+                }
+            }
+            AskerNews::Record => {
+                let own = self.own_record(n);
+                self.conns[conn.0].opener_control.send_peers(vec![own]);
+            }
+        }
+    }
+
+    /// Advertises neighbours to an asker, and names the nodes that the origin distrusts.
+    fn advertise(&mut self, conn: ConnNo, why: Advertise) {
+        let (n, asker) = (self.conns[conn.0].answerer, self.conns[conn.0].opener);
+        let (now, unix) = (self.clock(n), self.unix(n));
+        let member = self.conns[conn.0].member.clone();
+        let answering = &self.nodes[n.0].answering;
+        let c = &mut self.conns[conn.0];
+        if self.nodes[n.0].role == Role::Origin
+            && let Some(member) = &member
+        {
+            c.answerer_control.shun(answering.directory.shuns(&member.site).distrusted_by_origin());
+        }
+        let Some(gossip) = c.answerer_gossip.as_mut().filter(|gossip| gossip.advertises(why)) else {
+            return;
+        };
+        let ranked = member.map(|member| {
+            let holders: Vec<_> =
+                answering.leases.get(&member.site).map(|l| l.holders(now).collect()).unwrap_or_default();
+            let asker = Requester { node: asker.id(), manifest: self.manifest, chunks: &self.swarm };
+            answering.directory.ranked(unix, &member.site, asker, &holders)
+        });
+        if let Some(records) = gossip.advertise(why, ranked.unwrap_or_default()) {
+            c.answerer_control.send_peers(records);
         }
     }
 
@@ -272,41 +355,5 @@ impl Sim {
     fn says(&self, n: NodeNo) -> ChunkRanges {
         let node = &self.nodes[n.0];
         if node.behaviour.boasts { self.swarm.clone() } else { node.store.held.intersection(&self.swarm) }
-    }
-
-    /// Announces chunks to nodes that dialled this node.
-    pub(super) fn announce(&mut self, n: NodeNo) {
-        self.nodes[n.0].answering.announce_due = false;
-        self.check_announced(n);
-        let held = self.says(n);
-        for conn in self.nodes[n.0].conns.iter().copied().collect::<Vec<_>>() {
-            if self.conns[conn.0].answerer == n {
-                self.conns[conn.0].answerer_control.announce(&held);
-                self.flush(conn, End::Answerer);
-            }
-        }
-    }
-
-    /// Announces chunks to nodes that this node dialled; to parents only the chunks that this pull
-    /// was started for.
-    pub(super) fn announce_up(&mut self, n: NodeNo) {
-        self.nodes[n.0].answering.announce_up_due = false;
-        let held = self.says(n);
-        let Some(asking) = &self.nodes[n.0].asking else { return };
-        if !self.nodes[n.0].leaf.exchanges {
-            return;
-        }
-        let wanted = asking.wanted.intersection(&held);
-        let is_parent = |peer| asking.asker.is_parent(peer);
-        let news: Vec<_> = self.nodes[n.0]
-            .conns
-            .iter()
-            .filter(|conn| self.conns[conn.0].opener == n && self.conns[conn.0].opener_open)
-            .map(|conn| (*conn, is_parent(self.conns[conn.0].peer)))
-            .collect();
-        for (conn, parent) in news {
-            self.conns[conn.0].opener_control.announce(if parent { &wanted } else { &held });
-            self.flush(conn, End::Opener);
-        }
     }
 }

@@ -39,9 +39,8 @@ pub(super) enum Event {
     DialTimeout(ConnNo),
     /// A connection may have been silent for too long.
     Idle(ConnNo, End),
-    Announce(NodeNo, u64),
-    AnnounceUp(NodeNo, u64),
-    Tell(NodeNo, u64),
+    /// One end of a connection may have news for the other.
+    Gossip(ConnNo, End),
     SlotWait(ConnNo, BatchId),
     Upstream(ConnNo, BatchId, u64),
     Start(NodeNo),
@@ -166,20 +165,10 @@ impl Sim {
             }
             Event::DialTimeout(conn) => self.dial_timeout(conn),
             Event::Idle(conn, end) => self.idle(conn, end),
-            Event::Announce(n, starts) => {
-                if self.is_start(n, starts) {
-                    self.announce(n);
-                }
-            }
-            Event::AnnounceUp(n, starts) => {
-                if self.is_start(n, starts) {
-                    self.announce_up(n);
-                }
-            }
-            Event::Tell(n, starts) => {
-                if self.is_start(n, starts) {
-                    self.tell(n);
-                }
+            Event::Gossip(conn, end) => {
+                let now = self.queue.now();
+                self.conns[conn.0].looks(end).remove(&now);
+                self.gossip(conn, end);
             }
             Event::SlotWait(conn, batch) => self.slot_waited(conn, batch),
             Event::Upstream(conn, batch, arrived) => self.upstream_waited(conn, batch, arrived),
