@@ -3,11 +3,10 @@
 //!
 //! # Goals
 //!
-//! - Every node is served within one budget over all its connections, and no node uses another's.
 //! - Every node is served within one budget over all its connections, and no node uses the budget
 //!   of another.
-//!   site; elsewhere a chunk recently sent to a site is left to its neighbours while many askers
-//!   are answered at once.
+//! - Where chunks are leased, each chunk is sent into a site once; elsewhere a chunk recently sent
+//!   to a site is left to its neighbours while many askers are answered at once.
 //! - Each request is answered completely or refused with a reason: a DONT_HAVE, a CHOKE or a close
 //!   code.
 //!
@@ -20,10 +19,10 @@
 //!   enrolments either.
 //!
 //! # Example
+//!
 //! A device that takes part in the exchange asks a relay for the chunks 7, 8 and 9. The relay's
 //! store has 7 and 9, but not 8. Half a second ago the relay sent 9 to a neighbour that serves, and
 //! it is answering at least 32 batches.
-//! and answers more than 32 batches at the moment.
 //!
 //! 1. The device connects. Its certificate gives the node id, by which the server finds the node's
 //!    budget.
@@ -33,8 +32,6 @@
 //! 3. The device opens a batch stream and sends REQUEST 7–9. The server sends DONT_HAVE 9 (leased):
 //!    the device will get 9 from its neighbour, or ask again.
 //! 4. The server takes an upload slot for the batch and calls [`Swarm::chunks`] with 7 and 8.
-//! 5. The swarm requests 8 from its parent, charged to the device's budget, and sends
-//!    [`ChunkAnswer::Data`] with 7 meanwhile. When 8 has arrived, it sends 8 and returns. If 8 does
 //! 5. The swarm requests 8 from its parent, charged to the device's budget, and sends
 //!    [`ChunkAnswer::Data`] with 7 meanwhile. When 8 has arrived, it sends 8 and returns. If
 //!    nothing arrives for 10 s, it sends [`ChunkAnswer::DontHave`] with 8 instead. Either way 7 and
