@@ -230,7 +230,7 @@ impl Neighbourhood {
     /// Nodes that have the swarm of `manifest` open at this device and that listen, too.
     pub(crate) fn callers(&self, manifest: &ManifestId) -> Vec<Neighbour> {
         let callers = self.settings.sites.callers(manifest).into_iter();
-        callers.map(|(node, address)| Neighbour { node, address }).filter(|n| self.is_usable(n)).collect()
+        callers.filter(|neighbour| self.is_usable(neighbour)).collect()
     }
 
     /// Receiver that is marked as changed when the device's directory changes, for example because

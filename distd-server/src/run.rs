@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use distd_core::error::Chain;
+use distd_core::swarm::SiteRule;
 use distd_peer::clock::unix_now;
 use distd_peer::net::{BindError, everywhere_ipv4, is_without_ipv6, parent_sockets};
-use distd_peer::serve::{ServeConfig, Server, SiteRule, Sites};
+use distd_peer::serve::{ServeConfig, Server, Sites};
 use distd_peer::trust::files::{self, FileError};
 use distd_peer::trust::tls::{TlsError, https_parent, https_server, quic_server};
 use distd_peer::trust::token::ApiToken;

@@ -9,16 +9,5 @@ use std::time::Duration;
 /// announcements.
 pub const HAND_ON: Duration = Duration::from_millis(500);
 
-/// Batches answered at once, unless the configuration sets another number.
-pub const UPLOAD_SLOTS: usize = 128;
-
-/// How long a batch may wait for an upload slot before it is choked.
-pub const UPLOAD_SLOT_WAIT: Duration = Duration::from_secs(5);
-
-/// Number of batches answered at once from which a node suppresses duplicates: it leaves to
-/// neighbours the chunks that it sent them recently ([`RecentlySent`](super::RecentlySent)). With
-/// fewer batches, its link has room for all copies.
-pub const CROWD: usize = 32;
-
 /// How long an asker waits for its relay's parent.
 pub const UPSTREAM_WAIT: Duration = Duration::from_secs(10);

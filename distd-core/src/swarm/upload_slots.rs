@@ -13,6 +13,17 @@ use std::time::Duration;
 
 use super::slots::SlotPace;
 
+/// Number of upload slots, unless the configuration sets another number.
+pub const UPLOAD_SLOTS: usize = 128;
+
+/// How long a batch may wait for an upload slot before it is choked.
+pub const UPLOAD_SLOT_WAIT: Duration = Duration::from_secs(5);
+
+/// Number of batches answered at once from which a node suppresses duplicates: it leaves to
+/// neighbours the chunks that it sent them recently ([`RecentlySent`](super::RecentlySent)). With
+/// fewer batches, its link has room for all copies.
+const CROWD: usize = 32;
+
 /// Fewest slots that a node may hold while other nodes wait.
 const SHARE_MIN: usize = 2;
 
@@ -82,6 +93,11 @@ impl<N: Ord + Copy> UploadSlots<N> {
     /// Returns the number of batches answered now.
     pub fn held(&self) -> usize {
         self.held
+    }
+
+    /// Whether so many batches are answered now that duplicates are suppressed.
+    pub fn is_crowded(&self) -> bool {
+        self.held >= CROWD
     }
 
     /// Whether a batch of a node other than `node` waits.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use distd_core::error::Chain;
+use distd_core::swarm::SiteRule;
 use quinn::Endpoint;
 use rustls::pki_types::CertificateDer;
 use tokio::task::JoinSet;
@@ -21,7 +22,7 @@ use crate::net::{
 };
 use crate::parents::Parents;
 use crate::quarantine::Quarantine;
-use crate::serve::{ServeConfig, Server, SiteRule, Sites};
+use crate::serve::{ServeConfig, Server, Sites};
 use crate::store::{EdgeStore, Recovered, StoreError};
 use crate::trust::identity::{IdentityError, NodeIdentity, Role};
 use crate::trust::revoked::{self, Revoked};

@@ -8,7 +8,6 @@ use distd_core::proto::batch::BatchAnswer;
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::frame::{Choke, DontHave, DontHaveReason, Ranges};
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::rules::CROWD;
 use tokio::sync::mpsc;
 
 use super::ChunkAnswer;
@@ -39,8 +38,8 @@ pub(super) async fn answer(
     let swarm = peer.swarms.wait(control).await?;
     let counters = &peer.server.counters;
     if let Some(member) = &swarm.member {
-        let crowd = peer.server.slots.held() >= CROWD;
-        let (granted, left) = member.left_after_duplicates(wanted, crowd, swarm.content.fetches_upstream());
+        let crowded = peer.server.slots.is_crowded();
+        let (granted, left) = member.left_after_duplicates(wanted, crowded, swarm.content.fetches_upstream());
         counters.leased.fetch_add(left.len(), Ordering::Relaxed);
         refuse(peer, writer, &left, DontHaveReason::Leased).await?;
         if granted.is_empty() {
@@ -58,10 +57,11 @@ pub(super) async fn answer(
         }
     };
     let mut lease = None;
-    if let Some((taken, granted, left)) = swarm.member.as_ref().and_then(|member| member.lease(&wanted)) {
+    if let Some(member) = &swarm.member {
+        let (taken, granted, left) = member.lease(&wanted);
         counters.leased.fetch_add(left.len(), Ordering::Relaxed);
+        (lease, wanted) = (taken, granted);
         refuse(peer, writer, &left, DontHaveReason::Leased).await?;
-        (lease, wanted) = (Some(taken), granted);
     }
     let (tx, mut answers) = mpsc::channel(ANSWER_QUEUE);
     let answering = async {

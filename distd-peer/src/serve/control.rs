@@ -145,7 +145,7 @@ impl Answerer<'_> {
     fn advertise(&mut self, why: Advertise) {
         let member = self.swarm.member.as_ref();
         if let Some(member) = member {
-            self.control.shun(&member.distrusted_by_origin());
+            self.control.shun(&member.distrusted());
         }
         if self.gossip.advertises(why) {
             let ranked = member.map(|member| member.neighbours(&self.swarm.content.ids()));

@@ -43,15 +43,12 @@ mod connection;
 mod control;
 mod door;
 mod manifest_nodes;
-mod reach;
-mod site;
 mod sites;
 mod slots;
 mod streams;
 
 pub use budget::NodeBudget;
 pub use manifest_nodes::answer_nodes;
-pub use site::SiteRule;
 pub use sites::Sites;
 
 use std::sync::Arc;
@@ -63,7 +60,7 @@ use bytes::Bytes;
 use distd_core::error::Chain;
 use distd_core::proto::frame::{Cost, Data, DontHaveReason, Node, NodeRequest};
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::rules::{UPLOAD_SLOT_WAIT, UPLOAD_SLOTS};
+use distd_core::swarm::{UPLOAD_SLOT_WAIT, UPLOAD_SLOTS};
 use distd_core::{ManifestId, NodeId};
 use quinn::Endpoint;
 use tokio::net::TcpListener;

@@ -41,9 +41,9 @@ impl Slots {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Number of batches answered now.
-    pub(super) fn held(&self) -> usize {
-        self.lock().core.held()
+    /// Whether so many batches are answered now that duplicates are suppressed.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.lock().core.is_crowded()
     }
 
     fn others_wait(&self, node: NodeId) -> bool {
@@ -186,7 +186,7 @@ mod tests {
         drop(held);
         // The slot is granted, and the waiter never looks at it.
         drop(waits);
-        assert_eq!(slots.held(), 0);
+        assert_eq!(slots.lock().core.held(), 0);
         let held = slots.take(a, Duration::ZERO).await.expect("free again");
         assert!(slots.take(b, Duration::from_millis(5)).await.is_err());
         assert!(!held.is_wanted(), "who waited in vain waits no more");
@@ -203,6 +203,6 @@ mod tests {
         assert!(tokio::time::timeout(Duration::from_millis(5), &mut back).await.is_err());
         drop(held);
         back.await;
-        assert_eq!(slots.held(), 1);
+        assert_eq!(slots.lock().core.held(), 1);
     }
 }

@@ -9,7 +9,8 @@ use distd_core::proto::frame::Handshake;
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::rules::HAND_ON;
 use distd_core::swarm::{
-    Asker, AskerAction, AskerGossip, BatchId, DialTarget, FetchConfig, PeerFault, PeerId, Tier, may_dial,
+    Asker, AskerAction, AskerGossip, BatchId, DialTarget, FetchConfig, PeerFault, PeerId, SiteKey, Tier,
+    may_dial,
 };
 use distd_core::time::Timestamp;
 
@@ -98,6 +99,7 @@ impl Sim {
             last_to_opener: Timestamp(0),
             last_to_answerer: Timestamp(0),
             member: None,
+            site: SiteKey::default(),
             opener_gossip: None,
             answerer_gossip: None,
             opener_looks: BTreeSet::new(),

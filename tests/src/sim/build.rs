@@ -9,7 +9,7 @@ use distd_core::{ChunkId, ManifestId};
 
 use super::log::Log;
 use super::net::{Pipe, Rate, Wan, Weather};
-use super::node::{Behaviour, LeafConfig, Node, NodeNo, Role, Store};
+use super::node::{Answering, Behaviour, LeafConfig, Node, NodeNo, Role, Store};
 use super::queue::Queue;
 use super::world::{Event, Sim};
 use crate::Rng;
@@ -86,7 +86,7 @@ impl Sim {
             starts: 0,
             store: Store::default(),
             asking: None,
-            answering: Default::default(),
+            answering: Answering::of(role),
             conns: BTreeSet::new(),
             quarantine: Default::default(),
             dial_backoff: Default::default(),

@@ -6,7 +6,7 @@ use distd_core::ChunkId;
 use distd_core::proto::Frame;
 use distd_core::proto::control::Control;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::{AnswererGossip, AskerGossip, BatchId, LeaseId, PeerId, SiteKey};
+use distd_core::swarm::{AnswererGossip, AskerGossip, BatchId, LeaseId, MemberId, PeerId, SiteKey, WaitId};
 use distd_core::time::Timestamp;
 
 use super::node::NodeNo;
@@ -67,16 +67,10 @@ pub(super) struct Serving {
     pub(super) frames: u64,
     /// Number of chunks that came from upstream, to see whether any came.
     pub(super) arrived: u64,
+    /// The batch's place among those that wait for an upload slot.
+    pub(super) wait: Option<WaitId>,
     /// Time since which the batch has an upload slot.
     pub(super) slot_since: Option<Timestamp>,
-}
-
-/// A node of the site that takes part in the swarm, as its record says.
-#[derive(Clone, Debug)]
-pub(super) struct Member {
-    pub(super) site: SiteKey,
-    pub(super) serves: bool,
-    pub(super) resident: bool,
 }
 
 #[derive(Debug)]
@@ -93,7 +87,10 @@ pub(super) struct Conn {
     /// Time of the last small message to each end: small messages of one direction stay in order.
     pub(super) last_to_opener: Timestamp,
     pub(super) last_to_answerer: Timestamp,
-    pub(super) member: Option<Member>,
+    /// The opener's part in the exchange of its site, if it takes part.
+    pub(super) member: Option<MemberId>,
+    /// Site of the opener, if it takes part.
+    pub(super) site: SiteKey,
     /// Gossip of each end, once that end has opened the swarm: the opener only if it exchanges.
     pub(super) opener_gossip: Option<AskerGossip>,
     pub(super) answerer_gossip: Option<AnswererGossip>,

@@ -22,7 +22,7 @@ impl Sim {
         if !node.up {
             node.up = true;
             node.starts += 1;
-            node.answering = Answering::default();
+            node.answering = Answering::of(node.role);
         }
         if node.starts == 1 {
             node.began = self.queue.now();
@@ -49,7 +49,7 @@ impl Sim {
             self.conns[conn.0].serving.clear();
             self.queue.after(IDLE, Event::Idle(conn, end.other()));
         }
-        self.nodes[n.0].answering = Answering::default();
+        self.nodes[n.0].answering = Answering::of(self.nodes[n.0].role);
         self.nodes[n.0].dial_backoff = DialBackoff::default();
     }
 
@@ -181,12 +181,9 @@ impl Sim {
         for batch in self.conns[conn.0].serving.keys().copied().collect::<Vec<_>>() {
             self.withdrawn(conn, batch);
         }
-        let (n, asker, manifest) = (self.conns[conn.0].answerer, self.conns[conn.0].opener, self.manifest);
-        let Some(member) = self.conns[conn.0].member.take() else { return };
-        let answering = &mut self.nodes[n.0].answering;
-        let gone = answering.directory.handle_left(&member.site, asker.id(), member.resident, manifest);
-        if gone && let Some(leases) = answering.leases.get_mut(&member.site) {
-            leases.handle_gone(asker.id());
+        let n = self.conns[conn.0].answerer;
+        if let Some(member) = self.conns[conn.0].member.take() {
+            self.nodes[n.0].answering.sites.handle_left(member);
         }
     }
 }

@@ -1,14 +1,13 @@
 //! A node: the chunks it holds, the peers it asks, and its answers.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use distd_core::proto::batch::BatchAsk;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::rules::UPLOAD_SLOTS;
 use distd_core::swarm::{
-    Asker, BatchId, DialBackoff, Directory, Leases, PeerId, QuarantineList, RecentlySent, SiteKey, SlotPace,
+    Asker, BatchId, DialBackoff, PeerId, QuarantineList, SiteMembers, UPLOAD_SLOTS, UploadSlots, WaitId,
 };
 use distd_core::time::Timestamp;
 use distd_core::{ChunkId, NodeId};
@@ -39,6 +38,12 @@ impl NodeNo {
     pub(super) fn address(self) -> SocketAddr {
         let [_, a, b, c] = (self.0 as u32).to_be_bytes();
         ([10, a, b, c], 4434).into()
+    }
+
+    /// The address at which a node of this site is seen from other sites: that of its NAT.
+    pub(super) fn public_address(site: usize) -> IpAddr {
+        let [_, _, high, low] = (site as u32).to_be_bytes();
+        Ipv4Addr::new(198, 18, high, low).into()
     }
 
     pub(super) fn at(address: SocketAddr) -> Option<Self> {
@@ -140,20 +145,27 @@ pub(super) struct Asking {
 }
 
 /// The answering side, in memory only.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Answering {
-    pub(super) directory: Directory,
-    /// Leases by site, at a node that grants leases.
-    pub(super) leases: BTreeMap<SiteKey, Leases>,
-    /// Recently sent chunks by site, at a node that grants no leases.
-    pub(super) recently_sent: BTreeMap<SiteKey, RecentlySent>,
-    /// Number of batches that have an upload slot.
-    pub(super) active: usize,
-    pub(super) queued: VecDeque<(ConnNo, BatchId)>,
-    /// Recent time for which batches kept their slots; made with the first batch.
-    pub(super) pace: Option<SlotPace>,
+    pub(super) sites: SiteMembers,
+    /// Made with the first request.
+    pub(super) slots: Option<UploadSlots<NodeId>>,
+    /// Batches that wait for an upload slot.
+    pub(super) waiting: BTreeMap<WaitId, (ConnNo, BatchId)>,
     /// Batches that wait for each chunk, at a relay.
     pub(super) demand: BTreeMap<ChunkId, Vec<(ConnNo, BatchId)>>,
+}
+
+impl Answering {
+    /// The answering side of a node that has just started.
+    pub(super) fn of(role: Role) -> Self {
+        Self {
+            sites: SiteMembers::new(role == Role::Origin),
+            slots: None,
+            waiting: BTreeMap::new(),
+            demand: BTreeMap::new(),
+        }
+    }
 }
 
 /// Chunks on a disk, which a crash leaves as they are.

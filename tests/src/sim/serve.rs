@@ -3,22 +3,18 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use distd_core::ChunkId;
 use distd_core::proto::Frame;
 use distd_core::proto::frame::{Choke, Codec, Data, DontHave, DontHaveReason, Ranges};
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::rules::{CROWD, UPLOAD_SLOT_WAIT, UPSTREAM_WAIT};
-use distd_core::swarm::{BatchId, RecentlySent, SlotPace};
+use distd_core::swarm::rules::UPSTREAM_WAIT;
+use distd_core::swarm::{BatchId, SlotAsk, SlotTold, UPLOAD_SLOT_WAIT, UploadSlots, WaitId};
+use distd_core::{ChunkId, NodeId};
 
 use super::build::right_bytes;
 use super::conn::{ConnNo, End, Payload, Serving};
-use super::node::{Answering, NodeNo, Role};
+use super::node::{NodeNo, Role};
 use super::rules::Rule;
 use super::world::{Event, Sim};
-
-fn pace(answering: &mut Answering, slots: usize) -> &mut SlotPace {
-    answering.pace.get_or_insert_with(|| SlotPace::new(slots))
-}
 
 impl Sim {
     fn serving(&mut self, conn: ConnNo, batch: BatchId) -> Option<&mut Serving> {
@@ -36,41 +32,54 @@ impl Sim {
         if self.leave_to_neighbours(conn, batch) {
             return self.end(conn, batch);
         }
-        let answering = &mut self.nodes[n.0].answering;
-        let waiting = answering.queued.len();
-        if answering.active < behaviour.upload_slots {
-            self.begin(conn, batch);
-        } else if let Some(retry_after) = pace(answering, behaviour.upload_slots).choke(waiting) {
-            self.choke(conn, batch, retry_after);
-        } else {
-            answering.queued.push_back((conn, batch));
-            self.queue.after(UPLOAD_SLOT_WAIT, Event::SlotWait(conn, batch));
+        let asker = self.conns[conn.0].opener.id();
+        match self.slots(n).handle_ask(asker) {
+            SlotAsk::Granted => self.begin(conn, batch),
+            SlotAsk::Choked(retry_after) => self.choke(conn, batch, retry_after),
+            SlotAsk::Waits(wait) => {
+                self.nodes[n.0].answering.waiting.insert(wait, (conn, batch));
+                if let Some(serving) = self.serving(conn, batch) {
+                    serving.wait = Some(wait);
+                }
+                self.queue.after(UPLOAD_SLOT_WAIT, Event::SlotWait(conn, batch, wait));
+            }
+        }
+        self.tell_waiting(n);
+    }
+
+    fn slots(&mut self, n: NodeNo) -> &mut UploadSlots<NodeId> {
+        let slots = self.nodes[n.0].behaviour.upload_slots;
+        self.nodes[n.0].answering.slots.get_or_insert_with(|| UploadSlots::new(slots, slots))
+    }
+
+    /// Begins or chokes the batches whose wait for an upload slot is over.
+    fn tell_waiting(&mut self, n: NodeNo) {
+        while let Some((wait, outcome)) = self.slots(n).poll_told() {
+            let Some((conn, batch)) = self.nodes[n.0].answering.waiting.remove(&wait) else { continue };
+            if let Some(serving) = self.serving(conn, batch) {
+                serving.wait = None;
+            }
+            match outcome {
+                SlotTold::Granted => self.begin(conn, batch),
+                SlotTold::Choked(retry_after) => self.choke(conn, batch, retry_after),
+            }
         }
     }
 
     /// Duplicate suppression: with many askers, refuses chunks that neighbours were sent recently.
     /// Returns true when no other chunk was requested.
     fn leave_to_neighbours(&mut self, conn: ConnNo, batch: BatchId) -> bool {
-        let (n, member) = (self.conns[conn.0].answerer, self.conns[conn.0].member.clone());
+        let n = self.conns[conn.0].answerer;
+        let Some(member) = self.conns[conn.0].member else { return false };
         let now = self.clock(n);
-        let is_crowd = self.has(Rule::Crowd) && self.nodes[n.0].answering.active >= CROWD;
-        let role = self.nodes[n.0].role;
-        let Some(member) = member.filter(|_| role != Role::Origin) else { return false };
-        let Some(wanted) = self.serving(conn, batch).map(|serving| serving.wanted.clone()) else {
+        let is_crowded = self.has(Rule::Crowd) && self.slots(n).is_crowded();
+        let by_relay = self.nodes[n.0].role == Role::Relay;
+        let Some(wanted) = self.serving(conn, batch).map(|serving| std::mem::take(&mut serving.wanted))
+        else {
             return false;
         };
-        let answering = &mut self.nodes[n.0].answering;
-        let recently_sent = answering
-            .recently_sent
-            .entry(member.site)
-            .or_insert_with(|| RecentlySent::of(role == Role::Relay));
-        let (granted, left) = match is_crowd {
-            true => recently_sent.handle_request(now, &wanted),
-            false => (wanted, ChunkRanges::new()),
-        };
-        if member.serves {
-            recently_sent.handle_granted(now, &granted);
-        }
+        let sites = &mut self.nodes[n.0].answering.sites;
+        let (granted, left) = sites.suppress_duplicates(now, member, wanted, is_crowded, by_relay);
         let nothing = granted.is_empty();
         if let Some(serving) = self.serving(conn, batch) {
             serving.wanted = granted;
@@ -80,15 +89,18 @@ impl Sim {
     }
 
     /// Chokes a batch that still waits for a slot.
-    pub(super) fn slot_waited(&mut self, conn: ConnNo, batch: BatchId) {
-        let n = self.conns[conn.0].answerer;
-        let slots = self.nodes[n.0].behaviour.upload_slots;
-        let answering = &mut self.nodes[n.0].answering;
-        let Some(at) = answering.queued.iter().position(|waiting| *waiting == (conn, batch)) else { return };
-        answering.queued.remove(at);
-        let waiting = answering.queued.len();
-        let retry_after = pace(answering, slots).retry_after(waiting);
+    pub(super) fn slot_waited(&mut self, conn: ConnNo, batch: BatchId, wait: WaitId) {
+        let (n, asker) = (self.conns[conn.0].answerer, self.conns[conn.0].opener.id());
+        if self.nodes[n.0].answering.waiting.get(&wait) != Some(&(conn, batch)) {
+            return;
+        }
+        self.nodes[n.0].answering.waiting.remove(&wait);
+        if let Some(serving) = self.serving(conn, batch) {
+            serving.wait = None;
+        }
+        let retry_after = self.slots(n).handle_left(asker, wait);
         self.choke(conn, batch, retry_after);
+        self.tell_waiting(n);
     }
 
     fn choke(&mut self, conn: ConnNo, batch: BatchId, retry_after: Duration) {
@@ -100,27 +112,19 @@ impl Sim {
     /// A batch got a slot: takes leases, refuses chunks, sends held chunks and asks upstream for
     /// the rest.
     fn begin(&mut self, conn: ConnNo, batch: BatchId) {
-        let c = &self.conns[conn.0];
-        let (n, asker, member) = (c.answerer, c.opener, c.member.clone());
+        let (n, member) = (self.conns[conn.0].answerer, self.conns[conn.0].member);
         let now = self.clock(n);
         let Some(serving) = self.serving(conn, batch) else { return };
         serving.slot_since = Some(now);
         let mut wanted = std::mem::take(&mut serving.wanted);
         let role = self.nodes[n.0].role;
-        self.nodes[n.0].answering.active += 1;
-        if role == Role::Origin
-            && let Some(member) = member
-        {
-            let answering = &mut self.nodes[n.0].answering;
-            let shuns = answering.directory.shuns(&member.site);
-            let leases = answering.leases.entry(member.site).or_default();
-            let (lease, granted, left) =
-                leases.handle_request(now, asker.id(), &wanted, member.serves, shuns);
+        if let Some(member) = member {
+            let division = self.nodes[n.0].answering.sites.handle_request(now, member, &wanted);
             if let Some(serving) = self.serving(conn, batch) {
-                serving.lease = Some(lease);
+                serving.lease = division.lease;
             }
-            self.refuse(conn, batch, &left, DontHaveReason::Leased);
-            wanted = granted;
+            self.refuse(conn, batch, &division.refused, DontHaveReason::Leased);
+            wanted = division.granted;
         }
         let here = wanted.intersection(&self.nodes[n.0].store.held);
         let absent = wanted.difference(&here);
@@ -214,10 +218,8 @@ impl Sim {
         if self.nodes[n.0].role == Role::Origin {
             self.count_egress(to);
             let c = &self.conns[conn.0];
-            if let (Some(member), Some(lease)) = (&c.member, c.serving.get(&batch).and_then(|s| s.lease))
-                && let Some(leases) = self.nodes[n.0].answering.leases.get_mut(&member.site)
-            {
-                leases.handle_sent(now, lease, id);
+            if let (Some(member), Some(lease)) = (c.member, c.serving.get(&batch).and_then(|s| s.lease)) {
+                self.nodes[n.0].answering.sites.handle_sent(now, member, lease, id);
             }
         }
         let data = Data { id, codec: Codec::Raw, bytes: Bytes::copy_from_slice(&bytes) };
@@ -238,10 +240,10 @@ impl Sim {
     /// batches.
     pub(super) fn withdrawn(&mut self, conn: ConnNo, batch: BatchId) {
         let Some(serving) = self.conns[conn.0].serving.remove(&batch) else { return };
-        let (n, member) = (self.conns[conn.0].answerer, self.conns[conn.0].member.clone());
+        let (n, member, asker) =
+            (self.conns[conn.0].answerer, self.conns[conn.0].member, self.conns[conn.0].opener.id());
         let now = self.clock(n);
         let answering = &mut self.nodes[n.0].answering;
-        answering.queued.retain(|waiting| *waiting != (conn, batch));
         let mut unwaited = ChunkRanges::new();
         for id in serving.waiting.ids() {
             if let Some(waiting) = answering.demand.get_mut(&id) {
@@ -252,23 +254,20 @@ impl Sim {
                 }
             }
         }
-        if let (Some(member), Some(lease)) = (member, serving.lease)
-            && let Some(leases) = answering.leases.get_mut(&member.site)
-        {
-            leases.handle_end(now, lease);
+        if let (Some(member), Some(lease)) = (member, serving.lease) {
+            answering.sites.handle_lease_end(now, member, lease);
         }
         if !unwaited.is_empty() {
             self.unwanted(n, &unwaited);
         }
-        let Some(since) = serving.slot_since else { return };
-        let answering = &mut self.nodes[n.0].answering;
-        answering.active -= 1;
-        let slots = self.nodes[n.0].behaviour.upload_slots;
-        let answering = &mut self.nodes[n.0].answering;
-        pace(answering, slots).handle_freed(now.since(since));
-        if let Some((next, of)) = answering.queued.pop_front() {
-            self.begin(next, of);
+        if let Some(wait) = serving.wait {
+            self.nodes[n.0].answering.waiting.remove(&wait);
+            self.slots(n).handle_left(asker, wait);
         }
+        if let Some(since) = serving.slot_since {
+            self.slots(n).handle_freed(asker, now.since(since));
+        }
+        self.tell_waiting(n);
     }
 
     /// No asker waits for these chunks any more: a relay does not fetch them.

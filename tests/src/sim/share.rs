@@ -1,6 +1,8 @@
 //! Control streams: records, neighbours, announcements. Carries out the news of the core's
 //! `AskerGossip` and `AnswererGossip`.
 
+use std::net::IpAddr;
+
 use bytes::Bytes;
 use distd_core::NodeId;
 use distd_core::bounds::RECORD_SECONDS_MAX;
@@ -9,11 +11,11 @@ use distd_core::proto::control::ControlEvent;
 use distd_core::proto::frame::PeerRecord;
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::{
-    Advertise, AnswererGossip, AnswererNews, AskerNews, Neighbour, NeighbourSource, Requester, SiteKey,
+    Advertise, AnswererGossip, AnswererNews, AskerNews, Neighbour, NeighbourSource, SiteKey, SiteRule,
     may_dial,
 };
 
-use super::conn::{ConnNo, End, Member, Payload};
+use super::conn::{ConnNo, End, Payload};
 use super::node::{NodeNo, Role};
 use super::rules::Rule;
 use super::world::{Event, Sim};
@@ -42,12 +44,21 @@ impl Sim {
         record.expires > now && record.expires <= now + RECORD_SECONDS_MAX
     }
 
-    /// The name that a node gives the site of another: an origin tells networks apart, a relay's
-    /// office is one site.
-    fn site_key(&self, n: NodeNo, of: NodeNo) -> SiteKey {
+    /// The site to which a node assigns another, by its record. An origin sees only the address of
+    /// the other's NAT.
+    fn site_of(&self, n: NodeNo, of: NodeNo, record: &PeerRecord) -> Option<SiteKey> {
+        let (rule, seen) = match self.nodes[n.0].role {
+            Role::Origin => (SiteRule::NamedOrNetwork, self.seen(n, of)),
+            Role::Relay => (SiteRule::Named, self.seen(n, of)),
+            Role::Leaf => (SiteRule::All, self.seen(n, of)),
+        };
+        rule.site_of(record, seen)
+    }
+
+    fn seen(&self, n: NodeNo, of: NodeNo) -> IpAddr {
         match self.nodes[n.0].role {
-            Role::Origin => SiteKey(format!("network {}", self.nodes[of.0].site)),
-            _ => SiteKey::default(),
+            Role::Origin => NodeNo::public_address(self.nodes[of.0].site),
+            _ => of.address().ip(),
         }
     }
 
@@ -88,7 +99,7 @@ impl Sim {
         let (n, peer) = (self.conns[conn.0].opener, self.conns[conn.0].peer);
         let now = self.clock(n);
         if let ControlEvent::Peers(records) = event {
-            return self.meet(n, records, NeighbourSource::Advertised);
+            return self.meet(n, records);
         }
         let Some(asking) = &mut self.nodes[n.0].asking else { return };
         match event {
@@ -106,9 +117,8 @@ impl Sim {
         self.drive(n);
     }
 
-    /// Takes records of neighbours that were advertised to a node or that dialled it, as
-    /// `Neighbourhood::take` does.
-    fn meet(&mut self, n: NodeNo, records: Vec<PeerRecord>, source: NeighbourSource) {
+    /// Takes records of neighbours that were advertised to a node, as `Neighbourhood::take` does.
+    fn meet(&mut self, n: NodeNo, records: Vec<PeerRecord>) {
         let (now, unix, manifest) = (self.clock(n), self.unix(n), self.manifest);
         let mut found = Vec::new();
         for record in records {
@@ -124,31 +134,49 @@ impl Sim {
                 continue;
             }
             found.push(neighbour);
-            let (site, resident) = (self.site_key(n, whom), record.resident);
-            let directory = &mut self.nodes[n.0].answering.directory;
-            if directory.handle_record(unix, &site, whom.id(), record) {
-                directory.handle_joined(&site, whom.id(), resident, manifest);
+            let site = SiteKey::default();
+            let sites = &mut self.nodes[n.0].answering.sites;
+            if sites.handle_learned(unix, &site, whom.id(), manifest, record) {
                 self.site_changed(n, &site);
             }
         }
+        self.met(n, NeighbourSource::Advertised, found);
+    }
+
+    fn met(&mut self, n: NodeNo, source: NeighbourSource, found: Vec<Neighbour>) {
+        let now = self.clock(n);
         if let Some(asking) = &mut self.nodes[n.0].asking {
             asking.asker.handle_neighbours(now, source, found);
             self.drive(n);
         }
     }
 
+    /// Dials back the nodes that have the swarm open at a leaf.
+    fn dial_back(&mut self, n: NodeNo) {
+        let (now, unix) = (self.clock(n), self.unix(n));
+        let node = &self.nodes[n.0];
+        if node.role != Role::Leaf || !self.has(Rule::DialBack) {
+            return;
+        }
+        let mut callers = node.answering.sites.callers(&self.manifest);
+        callers.retain(|caller| may_dial(now, unix, &n.id(), caller, &node.dial_backoff, &node.quarantine));
+        self.met(n, NeighbourSource::Caller, callers);
+    }
+
     /// Handles an event of the answering side.
     fn heard(&mut self, conn: ConnNo, event: ControlEvent) {
         let (n, asker) = (self.conns[conn.0].answerer, self.conns[conn.0].opener);
         let (now, unix, manifest) = (self.clock(n), self.unix(n), self.manifest);
-        match event {
-            ControlEvent::Open(theirs) => {
+        let member = self.conns[conn.0].member;
+        let sites = &mut self.nodes[n.0].answering.sites;
+        match (event, member) {
+            (ControlEvent::Open(theirs), _) => {
                 // An exchanging asker sends its record next, which is handled first.
                 if !theirs.exchanges {
                     self.conns[conn.0].answerer_gossip = Some(AnswererGossip::new(now));
                 }
             }
-            ControlEvent::Peers(records) => {
+            (ControlEvent::Peers(records), member) => {
                 let first = self.conns[conn.0].answerer_gossip.is_none();
                 if first {
                     self.conns[conn.0].answerer_gossip = Some(AnswererGossip::new(now));
@@ -156,40 +184,32 @@ impl Sim {
                 let Some(own) = records.into_iter().next().filter(|own| self.record_holds(n, own)) else {
                     return;
                 };
-                let site = self.site_key(n, asker);
-                let (serves, resident) = (!own.addresses.is_empty(), own.resident);
-                if self.nodes[n.0].role == Role::Leaf && self.has(Rule::DialBack) {
-                    self.meet(n, vec![own.clone()], NeighbourSource::Caller);
-                }
-                let directory = &mut self.nodes[n.0].answering.directory;
-                directory.handle_record(unix, &site, asker.id(), own);
-                if first {
-                    directory.handle_joined(&site, asker.id(), resident, manifest);
-                    self.conns[conn.0].member = Some(Member { site: site.clone(), serves, resident });
-                    self.site_changed(n, &site);
+                let (site, seen) = (self.site_of(n, asker, &own), self.seen(n, asker));
+                let sites = &mut self.nodes[n.0].answering.sites;
+                match (member, site) {
+                    (Some(member), _) => sites.handle_renewed(unix, member, seen, own),
+                    (None, Some(site)) if first => {
+                        let joined = sites.handle_joined(unix, site.clone(), asker.id(), manifest, own);
+                        self.conns[conn.0].member = Some(joined);
+                        self.conns[conn.0].site = site.clone();
+                        self.site_changed(n, &site);
+                    }
+                    (None, _) => {}
                 }
             }
-            ControlEvent::PeersWanted => {
+            (ControlEvent::PeersWanted, _) => {
                 if let Some(gossip) = &mut self.conns[conn.0].answerer_gossip {
                     gossip.handle_peers_wanted();
                 }
             }
-            ControlEvent::Have(chunks) => {
-                let Some(member) = self.conns[conn.0].member.clone() else { return };
-                let role = self.nodes[n.0].role;
-                let answering = &mut self.nodes[n.0].answering;
-                answering.directory.handle_have(&member.site, asker.id(), member.resident, &chunks);
-                if role == Role::Origin && member.serves && !member.resident {
-                    answering.leases.entry(member.site).or_default().handle_have(now, asker.id(), &chunks);
-                }
+            (ControlEvent::Have(chunks), Some(member)) => sites.handle_have(now, member, &chunks),
+            (ControlEvent::Shuns(nodes), Some(member)) => {
+                sites.handle_shuns(unix, member, nodes);
+                let site = self.conns[conn.0].site.clone();
+                self.site_changed(n, &site);
             }
-            ControlEvent::Shuns(nodes) => {
-                if let Some(site) = self.conns[conn.0].member.as_ref().map(|member| member.site.clone()) {
-                    self.nodes[n.0].answering.directory.handle_shuns(unix, &site, asker.id(), nodes);
-                    self.site_changed(n, &site);
-                }
-            }
-            ControlEvent::Choked(_) | ControlEvent::Unchoked => {}
+            (ControlEvent::Have(_) | ControlEvent::Shuns(_), None) => {}
+            (ControlEvent::Choked(_) | ControlEvent::Unchoked, _) => {}
         }
     }
 
@@ -228,13 +248,15 @@ impl Sim {
         let now = self.clock(n);
         for conn in self.conns_of(n, End::Answerer) {
             let c = &mut self.conns[conn.0];
-            if c.member.as_ref().is_some_and(|member| member.site == *site)
+            if c.member.is_some()
+                && c.site == *site
                 && let Some(gossip) = &mut c.answerer_gossip
             {
                 gossip.handle_site_change(now);
                 self.plan_news(conn, End::Answerer);
             }
         }
+        self.dial_back(n);
     }
 
     /// A leaf holds more.
@@ -327,25 +349,17 @@ impl Sim {
 
     /// Advertises neighbours to an asker, and names the nodes that the origin distrusts.
     fn advertise(&mut self, conn: ConnNo, why: Advertise) {
-        let (n, asker) = (self.conns[conn.0].answerer, self.conns[conn.0].opener);
+        let n = self.conns[conn.0].answerer;
         let (now, unix) = (self.clock(n), self.unix(n));
-        let member = self.conns[conn.0].member.clone();
-        let answering = &self.nodes[n.0].answering;
+        let sites = &self.nodes[n.0].answering.sites;
         let c = &mut self.conns[conn.0];
-        if self.nodes[n.0].role == Role::Origin
-            && let Some(member) = &member
-        {
-            c.answerer_control.shun(answering.directory.shuns(&member.site).distrusted_by_origin());
+        if let Some(member) = c.member {
+            c.answerer_control.shun(&sites.distrusted(member));
         }
         let Some(gossip) = c.answerer_gossip.as_mut().filter(|gossip| gossip.advertises(why)) else {
             return;
         };
-        let ranked = member.map(|member| {
-            let holders: Vec<_> =
-                answering.leases.get(&member.site).map(|l| l.holders(now).collect()).unwrap_or_default();
-            let asker = Requester { node: asker.id(), manifest: self.manifest, chunks: &self.swarm };
-            answering.directory.ranked(unix, &member.site, asker, &holders)
-        });
+        let ranked = c.member.map(|member| sites.neighbours(now, unix, member, &self.swarm));
         if let Some(records) = gossip.advertise(why, ranked.unwrap_or_default()) {
             c.answerer_control.send_peers(records);
         }

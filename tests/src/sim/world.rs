@@ -6,7 +6,7 @@ use std::time::Duration;
 use distd_core::ManifestId;
 use distd_core::proto::Frame;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::BatchId;
+use distd_core::swarm::{BatchId, WaitId};
 use distd_core::time::Timestamp;
 
 use super::conn::{Conn, ConnNo, End, Message, Payload};
@@ -41,7 +41,7 @@ pub(super) enum Event {
     Idle(ConnNo, End),
     /// One end of a connection may have news for the other.
     Gossip(ConnNo, End),
-    SlotWait(ConnNo, BatchId),
+    SlotWait(ConnNo, BatchId, WaitId),
     Upstream(ConnNo, BatchId, u64),
     Start(NodeNo),
     Linger(NodeNo, u64, Timestamp),
@@ -170,7 +170,7 @@ impl Sim {
                 self.conns[conn.0].looks(end).remove(&now);
                 self.gossip(conn, end);
             }
-            Event::SlotWait(conn, batch) => self.slot_waited(conn, batch),
+            Event::SlotWait(conn, batch, wait) => self.slot_waited(conn, batch, wait),
             Event::Upstream(conn, batch, arrived) => self.upstream_waited(conn, batch, arrived),
             Event::Start(n) => self.start(n),
             Event::Linger(n, starts, until) => {

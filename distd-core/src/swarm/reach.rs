@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use distd_core::ranges::ChunkRanges;
-use distd_core::time::Timestamp;
+use crate::ranges::ChunkRanges;
+use crate::time::Timestamp;
 
 /// How long a node that has not yet announced a refused chunk may be refused chunks that others of
 /// its site were sent. It is the time of several hops, and longer than a chunk stays leased to its
@@ -80,9 +80,8 @@ impl Reach {
 
 #[cfg(test)]
 mod tests {
-    use distd_core::ChunkId;
-
     use super::*;
+    use crate::ChunkId;
 
     const T0: Timestamp = Timestamp(1_000_000);
 

@@ -1,10 +1,10 @@
-//! Assignment of nodes to sites, by the name in a node's record and by the address where the node
+//! [`SiteRule`]: assignment of nodes to sites, by the name in a node's record and by the address where the node
 //! was seen.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use distd_core::proto::frame::PeerRecord;
-use distd_core::swarm::SiteKey;
+use super::SiteKey;
+use crate::proto::frame::PeerRecord;
 
 /// Rule that decides which nodes are of one site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ impl SiteRule {
     /// A private address leads to different hosts in different networks. Records with private
     /// addresses behind a NAT are therefore advertised only to nodes seen at the same network,
     /// whichever site the records name: any node can name any site.
-    pub(super) fn site_of(self, record: &PeerRecord, seen: IpAddr) -> Option<SiteKey> {
+    pub fn site_of(self, record: &PeerRecord, seen: IpAddr) -> Option<SiteKey> {
         if record.addresses.iter().all(|address| address.ip() == seen) {
             return Some(SiteKey(match self {
                 Self::All => String::new(),
