@@ -33,7 +33,7 @@ const AHEAD_MAX: u64 = 3600;
 /// The list that the origin signs, as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RevokedList {
-    /// When the list was made, unix seconds.
+    /// Time at which the list was made, unix seconds.
     pub made: u64,
     /// Revoked nodes; in JSON 32 hexadecimal digits each.
     #[serde(with = "as_text")]
