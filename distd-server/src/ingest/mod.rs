@@ -43,8 +43,8 @@ use crate::publisher::Publisher;
 use crate::store::pack::PackError;
 use crate::store::{PackReader, ReadError, Store, StoreError};
 
-/// An upload that gets no chunk for this long is given up, seconds: a day, for a publisher whose
-/// machine goes home with them.
+/// Time without a new chunk after which an upload is given up, seconds: a day, for publishers who
+/// take their machine home.
 pub const UPLOAD_SECONDS: i64 = 24 * 3600;
 
 /// Packs being filled at once. Each holds up to 17 MiB and as much again on its way through the
@@ -63,13 +63,13 @@ pub enum IngestError {
     /// The upload was committed, aborted or expired.
     #[error("upload {0} is over: begin another")]
     UploadOver(UploadId),
-    /// The token has too many.
+    /// The token has too many open uploads.
     #[error("this token has {uploads_max} open uploads, as many as it may have")]
     TooManyUploads {
         /// The bound.
         uploads_max: u64,
     },
-    /// The token's uploads are too long.
+    /// The token's open uploads hold too many bytes.
     #[error("this token's open uploads may have {bytes_max} bytes together")]
     Quota {
         /// The bound.
@@ -150,7 +150,7 @@ pub enum IngestError {
     /// The file to cut could not be read.
     #[error("could not read the file to cut")]
     File(#[source] std::io::Error),
-    /// Objects that no row names are more than what crashes leave.
+    /// More objects than crashes leave are named by no row.
     #[error(
         "{orphans} of {total} {kind} in the object store are in no row of the database, and none was deleted: is it \
          this store's database? look with distd-server fsck; if they are to go: distd-server fsck --repair \
@@ -281,8 +281,8 @@ impl Ingest {
         }
     }
 
-    /// Indexes of the hashes that no release of the publisher's products and not this upload has,
-    /// ascending: these chunks must be sent.
+    /// Returns the indexes, ascending, of the hashes that neither a release of the publisher's
+    /// products nor this upload has: these chunks must be sent.
     ///
     /// # Errors
     /// As [`open_upload`](Self::open_upload).
@@ -339,8 +339,7 @@ impl Ingest {
         Ok(found)
     }
 
-    /// Takes a batch of chunks. When it returns all of them are durable. Returns the number of new
-    /// ones.
+    /// Takes a batch of chunks, and makes all of them durable. Returns the number of new ones.
     ///
     /// Send about 16 MiB at once: each batch becomes at least one pack.
     ///

@@ -55,7 +55,7 @@ pub struct Chunks {
     db: Db,
     packs: PackReader,
     // A row changes only when a chunk is moved out of a pack that is lost or was mostly unused.
-    // Neither can be read for long.
+    // Neither pack can be read for long.
     rows: Arc<Mutex<HashMap<ChunkId, ChunkRow>>>,
 }
 
@@ -75,7 +75,7 @@ impl Chunks {
         match self.packs.read_one(&row.location).await {
             Ok(bytes) => Ok(Some(StoredChunk::new(&row, bytes))),
             Err(error) => {
-                // A chunk whose pack was lost may lie elsewhere since.
+                // A chunk whose pack was lost may lie in another pack now.
                 self.rows.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
                 match self.row(id).await? {
                     Some(moved) if moved.location != row.location => {
@@ -137,7 +137,7 @@ impl Chunks {
         Ok(ids.iter().map(|id| found.get(id).copied()).collect())
     }
 
-    /// The reader below.
+    /// The reader of packs on which this is built.
     pub fn packs(&self) -> &PackReader {
         &self.packs
     }
