@@ -129,7 +129,7 @@ impl Db {
         Ok(all)
     }
 
-    /// The ids of hashes that have one. In the order given.
+    /// Ids of hashes in the order given; `None` for a hash without an id.
     ///
     /// # Errors
     /// [`DbError::Query`].

@@ -130,7 +130,7 @@ impl PackIndexes for CommitTx {
 }
 
 impl CommitTx {
-    /// The ids of hashes that have one. In the order given.
+    /// Ids of hashes in the order given; `None` for a hash without an id.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -146,7 +146,7 @@ impl CommitTx {
         self.ids.give(chunks).await
     }
 
-    /// Ids and packs of chunks that have an id. In the order given.
+    /// Ids and packs of chunks in the order given; `None` for a chunk without an id.
     ///
     /// # Errors
     /// [`DbError::Query`].

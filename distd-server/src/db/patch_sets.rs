@@ -389,7 +389,7 @@ impl PatchSetTx {
         self.ids.give(chunks).await
     }
 
-    /// Ids and packs of chunks that have an id. In the order given.
+    /// Ids and packs of chunks in the order given; `None` for a chunk without an id.
     ///
     /// # Errors
     /// [`DbError::Query`].
