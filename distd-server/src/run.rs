@@ -64,7 +64,7 @@ pub enum StartError {
     /// The file of the first admin token cannot be used.
     #[error(transparent)]
     TokenFile(#[from] FileError),
-    /// The first admin token's file holds something else.
+    /// The file of the first admin token holds something other than a token of this realm.
     #[error("{} holds no token of this realm: remove it, a new one is made then", .0.display())]
     ForeignToken(PathBuf),
     /// The database failed.

@@ -27,8 +27,8 @@ const RESERVE_SHARE: u64 = 20;
 /// Largest reserve of the disk, bytes: enough for months of renewed certificates and metadata.
 const RESERVE_BYTES_MAX: u64 = 1 << 30;
 
-/// Returns the free bytes of a disk, less the reserve: a twentieth of the disk or 1 GiB, whichever
-/// is less. A disk whose system reports no sizes is taken to have room enough.
+/// Returns the number of free bytes of a disk, less the reserve: a twentieth of the disk or 1 GiB,
+/// whichever is less. A disk whose system reports no sizes is taken to have room enough.
 fn room(directory: &Path) -> u64 {
     match rustix::fs::statvfs(directory) {
         Ok(stat) => {
