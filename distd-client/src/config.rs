@@ -58,7 +58,7 @@ pub struct ClientFile {
     /// Whether to look for neighbours by multicast DNS; `None` for the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mdns: Option<bool>,
-    /// How far packets may go.
+    /// Networks to which packets may go.
     #[serde(default, skip_serializing_if = "Connectivity::is_default")]
     pub connectivity: Connectivity,
     /// Transport to parents.
@@ -103,7 +103,7 @@ pub struct ShareFile {
     /// Address that `distd agent` listens on, `ADDR:PORT`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listen: Option<SocketAddr>,
-    /// How long a finished pull lingers to serve neighbours that fetch from it, in seconds.
+    /// Time for which a finished pull lingers to serve neighbours that fetch from it, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub linger_seconds: Option<u64>,
 }

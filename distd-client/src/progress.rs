@@ -17,8 +17,8 @@ pub trait Progress: fmt::Debug + Send + Sync {
     /// Counts `bytes` more.
     fn add(&self, bytes: u64);
 
-    /// Returns the bytes counted since [`begin`](Self::begin); `None` if the receiver counts
-    /// nothing, which turns reports of silence off.
+    /// Returns the number of bytes counted since [`begin`](Self::begin); `None` if the receiver
+    /// counts nothing, which turns reports of silence off.
     fn done(&self) -> Option<u64>;
 
     /// Takes note that no bytes have arrived for `quiet`, a multiple of ten seconds; zero says that

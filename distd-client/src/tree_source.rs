@@ -207,8 +207,8 @@ fn link_names(found: &mut [Found]) {
     }
 }
 
-/// An error at one path. The source keeps its error number, on which the advice to the user
-/// depends.
+/// An error at one path. The source keeps the system's error number, on which the advice to the
+/// user depends.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {cause}", path.display())]
 struct AtPath {

@@ -14,7 +14,7 @@ pub const LEVEL_DEFAULT: i32 = 1;
 /// A chunk as it is stored and sent. The chunk's hash is that of the raw bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackedChunk {
-    /// How `bytes` are packed.
+    /// Packing of `bytes`.
     pub codec: Codec,
     /// Raw length, bytes.
     pub raw_len: u32,

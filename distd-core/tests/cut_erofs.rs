@@ -177,8 +177,7 @@ fn a_file_added_to_the_tree_changes_no_other_files_chunks() {
         fs::write(tree.join("a/added"), Noise(3).bytes(123_457)).expect("writable");
         let after = chunk_hashes(&mkfs(options, &tree, &dir.path().join("after")));
         assert!(before.len() > 100);
-        // In newer versions of mkfs, the content of a tail's block so far decides whether the tail
-        // is inline.
+        // Newer versions of mkfs decide whether a tail is inline by the bytes already in its block.
         let moved = before.iter().filter(|(file, chunks)| after.get(*file) != Some(chunks)).count();
         assert!(moved * 100 < before.len(), "{moved} of {} files with {options:?}", before.len());
         let new: Vec<_> = after.keys().filter(|key| !before.contains_key(*key)).collect();

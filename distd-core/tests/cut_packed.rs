@@ -450,7 +450,7 @@ fn a_change_moves_no_chunk_of_another_file_and_none_before_it_in_its_own() {
                 assert!(before.contains_key(path), "{} with {options:?}", path.escape_ascii());
             }
         }
-        // Whether an end is inline depends on the content of its block so far.
+        // Whether an end is inline depends on the bytes already in its block.
         let mut repacked = 0;
         for (file, chunks) in &before {
             let label = format!("{} with {options:?}", file.escape_ascii());

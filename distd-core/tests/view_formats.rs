@@ -95,9 +95,9 @@ fn golden_recipes_pack_their_views() {
     }
 }
 
-/// Unpacks an artifact of a format, whatever its state, and checks that what has a view comes back
-/// from it, and that a device makes the origin's view of the old files. Returns whether there was a
-/// view.
+/// Unpacks an artifact of a format, whatever the artifact's state. Checks that each file with a
+/// view comes back from the view, and that a device makes the origin's view of the old files.
+/// Returns whether there was a view.
 fn comes_back(format: &'static dyn ViewFormat, artifact: &[u8]) -> bool {
     let Some(group) = group(format, artifact) else { return false };
     let (view, made) = unpacked(&group, artifact, false);

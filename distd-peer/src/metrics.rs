@@ -25,7 +25,7 @@ use crate::share::ShareCounters;
 /// Maximum number of scrapers connected at once.
 const CONNECTIONS_MAX: usize = 8;
 
-/// How long a scraper may take to send its request. It gets twice as long for the whole exchange.
+/// Time that a scraper may take to send its request. The whole exchange may take twice as long.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Silence after which a relay's parent counts as down, seconds. The relay asks its parent every 30

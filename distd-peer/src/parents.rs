@@ -19,8 +19,8 @@ use crate::net::{Carrier, DialError, Dialer, Link, LinkError, Meter, MeterReadin
 use crate::quarantine::Quarantine;
 use crate::trust::identity::Role;
 
-/// How long a parent that did not answer is not dialled again, so that not every stage of a pull
-/// waits for it anew.
+/// Time for which a parent that did not answer is not dialled again, so that not every stage of a
+/// pull waits for that parent anew.
 const DOWN: Duration = Duration::from_secs(3);
 
 #[derive(Default)]
@@ -32,7 +32,7 @@ struct Held {
 struct Slot {
     address: String,
     link: Mutex<Held>,
-    /// How the parent was last reached.
+    /// Carrier over which the parent was last reached.
     carrier: std::sync::Mutex<Option<Carrier>>,
     /// Traffic received from this parent, split by the role it turned out to have, so that an
     /// origin that replaces a relay is counted separately.
@@ -126,7 +126,8 @@ impl Parents {
         Ok(link)
     }
 
-    /// How parents are reached: transport, proxy, and which worked last.
+    /// Settings and memory for reaching parents: transport, proxy, and the transports that worked
+    /// last.
     pub fn outbound(&self) -> &Arc<Outbound> {
         self.dialer.outbound()
     }

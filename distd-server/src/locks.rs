@@ -66,8 +66,8 @@ impl Locks {
         Self::with(files.collect::<Result<_, _>>()?, places).await
     }
 
-    /// Takes the locks of these places for a command that only reads. They are refused while an
-    /// origin runs, and an origin does not start while they are held; several commands that only
+    /// Takes the locks of these places for a command that only reads. The locks are refused while
+    /// an origin runs, and an origin does not start while they are held. Several commands that only
     /// read share them. Nothing is made or changed: a lock file that is not there is passed over.
     ///
     /// # Errors

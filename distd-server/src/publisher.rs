@@ -112,7 +112,7 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// One for all products, whose id is its label: the origin itself.
+    /// Returns the publisher for all products whose id is its label: the origin itself.
     pub fn unbound(label: &str) -> Self {
         Self { label: label.to_owned(), token: label.to_owned(), products: Products::all() }
     }

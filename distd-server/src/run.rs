@@ -50,25 +50,25 @@ const CLOSE_STOPPING: u32 = 0;
 /// Error of starting an origin.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A lock cannot be had.
+    /// A lock cannot be taken.
     #[error(transparent)]
     Lock(LockError),
-    /// Another process has it.
+    /// Another process has the lock.
     #[error("another distd-server uses {}: stop it, or give this one another --data directory", .0.display())]
     InUse(PathBuf),
-    /// The origin itself.
+    /// The origin cannot be opened.
     #[error("could not open the origin")]
     Open(#[from] OpenError),
-    /// Cleaning up after the last run.
+    /// Cleaning up after the last run failed.
     #[error("could not clean up after the last run")]
     Sweep(#[from] IngestError),
-    /// The first admin token's file.
+    /// The file of the first admin token cannot be used.
     #[error(transparent)]
     TokenFile(#[from] FileError),
-    /// The first admin token's file holds something else.
+    /// The file of the first admin token holds something other than a token of this realm.
     #[error("{} holds no token of this realm: remove it, a new one is made then", .0.display())]
     ForeignToken(PathBuf),
-    /// The database.
+    /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),
     /// Not listening for HTTP.
@@ -77,7 +77,7 @@ pub enum StartError {
     /// Not listening for nodes.
     #[error("nodes are answered on UDP and TCP at one port: choose another --quic address")]
     Quic(#[from] BindError),
-    /// TLS.
+    /// The TLS configuration cannot be made.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// Plain HTTP where others could read it.
@@ -91,7 +91,7 @@ pub struct Running {
     pub http: SocketAddr,
     /// Address for nodes: QUIC over UDP, and the same over TCP.
     pub quic: SocketAddr,
-    /// HTTP is plain.
+    /// Whether HTTP is plain.
     pub plain: bool,
     /// The first admin token's file, where there is one.
     pub admin_token: Option<PathBuf>,
@@ -236,17 +236,17 @@ impl Running {
         endpoint.close(CLOSE_STOPPING.into(), b"stopping");
         quic_task.abort();
         nodes_task.abort();
-        // So that peers learn of it before the process is gone.
+        // Wait, so that peers learn of the end before the process is gone.
         let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
         let _ = tokio::time::timeout(Duration::from_secs(5), origin.db().close()).await;
-        // Not before the last write.
+        // The locks are given back only after the last write.
         drop(locks);
         in_time
     }
 }
 
-/// Makes the token that makes all others, once: only while the database has none. The file comes
-/// first, so that a crash in between leaves a token that the next start records.
+/// Makes the first token, with which all others are made, while the database has no token. The file
+/// comes first, so that a crash in between leaves a token that the next start records.
 async fn first_token(origin: &Origin, data: &Path) -> Result<Option<PathBuf>, StartError> {
     let path = data.join("admin.token");
     if !origin.db().api_tokens().await?.is_empty() {

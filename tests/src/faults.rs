@@ -24,8 +24,9 @@ const READING: &str = "openat,openat2,read,pread64,readv,preadv,getdents64,statx
 /// Errors that a disk or a security policy can return.
 const ERRORS: [&str; 3] = ["EIO", "ENOSPC", "EPERM"];
 
-/// Calls that are not points where a path is random: without a path the fault would strike sockets
-/// and the runtime's own pipes. A fault of such a file strikes at its `fsync` or `rename`.
+/// Calls that are points only with a path that is the same in each run. Without a path the fault
+/// would strike sockets and the runtime's own pipes. A file with a random name is struck at its
+/// `fsync` or `rename`.
 const OF_SOCKETS_TOO: [&str; 5] = ["write", "writev", "ioctl", "fcntl", "sendfile"];
 
 /// A fault injected at a call.
@@ -48,7 +49,7 @@ pub struct Point {
     /// Number of the call among a thread's calls with this path, from 1: strace counts for each
     /// thread by itself.
     pub nth: u64,
-    /// How often the call occurs with this path in one thread, at most.
+    /// Largest number of times that the call occurs with this path in one thread.
     pub of: u64,
     /// The fault.
     pub fault: Fault,
@@ -209,7 +210,7 @@ fn calls(trace: &str) -> Calls {
     most
 }
 
-/// The name that a call is given, or else the path of its descriptor.
+/// Returns the name that a call is given, or else the path of its descriptor.
 fn path_of(call: &str, args: &str) -> Option<String> {
     let named = call.contains("at") && !call.contains("fdatasync") && call != "fstat" && call != "ftruncate"
         || [

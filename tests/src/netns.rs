@@ -92,8 +92,8 @@ impl Namespaces {
         Place(self.far.clone())
     }
 
-    /// From now on no packet that matches `what`, an nftables expression such as `meta l4proto udp`
-    /// or `tcp dport 7444`, passes between site and router.
+    /// Drops, from now on, every packet between site and router that matches `what`, an nftables
+    /// expression such as `meta l4proto udp` or `tcp dport 7444`.
     ///
     /// # Panics
     /// When `nft` is missing or refuses.
@@ -109,10 +109,9 @@ impl Namespaces {
         self.nft(&rules);
     }
 
-    /// From now on datagrams longer than `bytes`, IP header included, do not reach the site, and no
-    /// router reports that: the path has become narrower. The sender's kernel splits a batch of
-    /// datagrams itself, as a network card would; otherwise two short datagrams would count as one
-    /// long.
+    /// Narrows the path, from now on: datagrams longer than `bytes`, IP header included, do not
+    /// reach the site, and no router reports that. The sender's kernel splits a batch of datagrams
+    /// itself, as a network card would; otherwise two short datagrams would count as one long.
     ///
     /// # Panics
     /// When `nft` is missing or refuses.

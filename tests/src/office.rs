@@ -123,8 +123,8 @@ impl Office {
         Place::of(&self.devices[n])
     }
 
-    /// From now on the devices reach the router but not each other, like customers behind a
-    /// carrier's NAT.
+    /// Isolates the devices, from now on: they reach the router but not each other, like customers
+    /// behind a carrier's NAT.
     pub fn isolate(&self) {
         for n in 0..self.devices.len() {
             ip(&format!("-n {} link set dev port{n} type bridge_slave isolated on", self.router));
@@ -134,7 +134,7 @@ impl Office {
         self.forward_no("iifname lan0 oifname lan0");
     }
 
-    /// From now on nothing leaves the office except the router's own packets.
+    /// Lets nothing leave the office, from now on, except the router's own packets.
     pub fn nothing_out(&self) {
         self.forward_no("oifname wan0");
     }

@@ -49,7 +49,8 @@ fn a_wrong_command_line_ends_with_the_json_that_was_asked_for() {
         );
         assert!(outcome.stderr.contains("error:") || outcome.stderr.contains("Usage:"), "{}", outcome.stderr);
     }
-    // Only text where no JSON was asked for; after `--` an argument like `--json` is a name.
+    // Without a request for JSON there is only text; after `--` an argument like `--json` is a
+    // name.
     for args in [&["bogus"][..], &["verify", "--", "--json", "--more"]] {
         let outcome = distd(args);
         assert_eq!((outcome.code, outcome.json.is_null()), (USAGE, true), "{args:?}");

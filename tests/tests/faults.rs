@@ -161,9 +161,9 @@ struct Device {
     new: BTreeMap<PathBuf, String>,
     /// Names beside the artifact and in the state directory after a pull without a fault.
     usual: RefCell<Option<[BTreeSet<String>; 2]>>,
-    /// Whether the pull reported that it left something out. A call that this user may not do or
-    /// this file system does not have (EPERM, and ENOSPC of an attribute that is too long) is no
-    /// fault, but `left_out` (docs/cli.md).
+    /// Whether the pull reported that it left something out. An error by which the system says that
+    /// this user or this file system cannot have something (EPERM, or ENOSPC for an attribute that
+    /// is too long) is no fault; the pull counts it in `left_out` (docs/cli.md).
     lacks: Cell<bool>,
     /// A block device and its initial content.
     block: Option<(PathBuf, Vec<u8>)>,

@@ -25,8 +25,8 @@ struct Update {
 }
 
 impl Update {
-    /// With `with_views` the initrd in the releases has a view; without views the set is small and
-    /// has an outline of its manifest.
+    /// Makes the releases and their patches. With `with_views` the initrd in the releases has a
+    /// view; without, the set is small and has an outline of its manifest.
     fn new(rng_seed: u64, with_views: bool) -> Self {
         // Solid sets would bring patches to a device without a seed too.
         let lab = Lab::start_with(&["--patches", "true", "--solid-sets", "false"]);
@@ -96,7 +96,7 @@ impl Update {
     }
 }
 
-/// Number of bytes of payloads that are in the file beside `out`, and number that are not.
+/// Bytes of payloads that are in the file beside `out`, and bytes of payloads that are not.
 fn payloads(set: &Manifest, out: &Path) -> (u64, u64) {
     let Kind::PatchSet { index_bytes } = set.root().kind else { panic!("no patch set") };
     let mut name = out.as_os_str().to_owned();

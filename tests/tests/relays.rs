@@ -68,7 +68,8 @@ struct Stack {
 }
 
 impl Stack {
-    /// `also` names further parents of the last relay besides the one above it, by number.
+    /// Starts three stacked relays. `also` names further parents of the last one by number, besides
+    /// the relay above it.
     fn new(rng_seed: u64, also: &[usize]) -> Self {
         let lab = Lab::start();
         let (image, _) = artifacts::release_pair(lab.path("").as_path(), rng_seed);

@@ -425,7 +425,7 @@ fn attributes_that_root_may_not_set_are_left_out_and_counted() {
     xattr(&tree.join("f"), "user.note", b"z");
     std::os::unix::fs::chown(tree.join("f"), Some(5), Some(5)).expect("chown");
     lab.push(&tree, "t", "1").ok();
-    // Root in a user namespace cannot set this owner, nor trusted attributes.
+    // Root in a user namespace can set neither this owner nor trusted attributes.
     let user = User::new(&lab);
     let out = user.home.join("out");
     let mut inside = Command::new("setpriv");

@@ -1,4 +1,4 @@
-//! One upload: the question which chunks are missing, the chunks, and the commit. Every request may
+//! One upload: the question for the missing chunks, the chunks, and the commit. Every request may
 //! be sent twice without harm, so each is retried when the connection fails.
 
 use std::time::Duration;

@@ -13,7 +13,7 @@ use distd_core::error::Chain;
 /// device that has just appeared, which takes a second or two.
 const LOCK_PATIENCE: Duration = Duration::from_secs(15);
 
-/// How long to wait for a lock that somebody else holds.
+/// Time to wait for a lock that somebody else holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Patience {
     /// Do not wait: another pull holds the lock, for as long as that pull takes.

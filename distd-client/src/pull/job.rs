@@ -400,7 +400,7 @@ impl Job {
         })
     }
 
-    /// Returns the bytes of payloads received.
+    /// Returns the number of payload bytes received.
     pub(super) fn patch_bytes(&self) -> u64 {
         self.payloads.iter().map(|payloads| payloads.bytes.load(Ordering::Relaxed)).sum()
     }

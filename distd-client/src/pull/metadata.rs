@@ -8,8 +8,8 @@ use bytes::Bytes;
 use distd_peer::parents::Parents;
 use distd_peer::trust::tuf::{MetadataSource, SourceError};
 
-/// How often a question is repeated to a parent whose connection was lost meanwhile. A restart of
-/// the parent takes a second or two.
+/// Number of times that a question is repeated to a parent whose connection was lost meanwhile. A
+/// restart of the parent takes a second or two.
 pub(super) const LOST_MAX: u32 = 5;
 
 /// Returns the pause before the next repetition.

@@ -2,12 +2,11 @@
 //! and then the artifact is put in place.
 //!
 //! `ours` decides whether the target may be overwritten, `downgrade` whether the release may be
-//! installed, and `there` whether there is anything to do. `wanted` resolves the release and
-//! gets its manifest; `seeds` finds held chunks. `target` is where the artifact is written,
-//! `tree` and `staging` where a directory is built; `journal` records progress across kills.
-//! `copy`, `sink` and `patches` fill the target through `place`. `job` is the state of
-//! one pull, `run` the sequence of its steps, `plan` what it would do, and `report`
-//! its result.
+//! installed, and `there` whether there is anything to do. `wanted` resolves the release and gets
+//! its manifest; `seeds` finds held chunks. `target` is where the artifact is written, `tree` and
+//! `staging` where a directory is built; `journal` records progress across kills. `copy`, `sink`
+//! and `patches` fill the target through `place`. `job` is the state of one pull, `run` the
+//! sequence of its steps, `plan` the forecast of its work, and `report` its result.
 
 mod attributes;
 mod check;

@@ -100,7 +100,7 @@ impl Placer {
         self.positions(id).next().map(|position| self.entries.get(position).entry)
     }
 
-    /// Returns the raw bytes at all positions of `ids`.
+    /// Returns the number of raw bytes at all positions of `ids`.
     pub(super) fn placed_bytes(&self, ids: impl Iterator<Item = ChunkId>) -> u64 {
         ids.flat_map(|id| self.positions(id)).map(|at| u64::from(self.entries.get(at).entry.len)).sum()
     }
@@ -166,7 +166,7 @@ impl Placer {
         (ChunkHash::of(&buffer[from..]) == at.entry.hash).then_some(())
     }
 
-    /// Returns the bytes of chunks that arrived although they were already written.
+    /// Returns the number of bytes of chunks that arrived although they were already written.
     pub(super) fn repeated_bytes(&self) -> u64 {
         self.repeated_bytes.load(Ordering::Relaxed)
     }

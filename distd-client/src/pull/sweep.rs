@@ -1,4 +1,4 @@
-//! Removal of a tree that was replaced, except files that distd did not put there.
+//! Removal of a tree that was replaced, except files that were edited or added on the device.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,9 +18,9 @@ use crate::disk::remove;
 /// Result of removing a replaced tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sweep {
-    /// Everything in the tree belonged to distd and was removed.
+    /// Everything in the tree was as distd had left it, and was removed.
     Gone,
-    /// Files that do not belong to distd remain, with the directories that contain them.
+    /// Files that were edited or added remain, with the directories that contain them.
     Left,
 }
 
@@ -28,7 +28,7 @@ pub(super) enum Sweep {
 /// that were edited or added stay. No mount is entered.
 ///
 /// # Errors
-/// As the system reports; only entries of the listing were removed.
+/// Errors of the system. Only entries of the listing were removed before.
 pub(super) fn sweep(root: &Path, listing: &Listing, left_out: &LeftOut) -> io::Result<Sweep> {
     let beneath = Beneath::open(root)?;
     let mut dirs = Vec::new();
@@ -76,7 +76,8 @@ fn open(beneath: &Beneath, dir: &Entry) -> io::Result<OwnedFd> {
 }
 
 /// Returns whether an entry exists and is still what distd put there. A file counts as unchanged if
-/// its length and its time are the same; a listing of version 1 has no times.
+/// its length and its time are the same. The length alone counts if the listing has no times
+/// (version 1), or if the pull left the times out.
 fn is_unchanged(beneath: &Beneath, listing: &Listing, left_out: &LeftOut, entry: &Entry) -> bool {
     let Ok(at) = beneath.at(entry.path.as_bytes()) else { return false };
     let path = at.short_path();

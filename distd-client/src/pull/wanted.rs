@@ -81,7 +81,7 @@ impl Session {
         self.lateral.as_ref().map(|lateral| lateral.neighbourhood.reading()).unwrap_or_default()
     }
 
-    /// Returns the packed chunk bytes sent to neighbours.
+    /// Returns the number of packed chunk bytes sent to neighbours.
     pub(super) fn served_bytes(&self) -> u64 {
         self.lateral.as_ref().map_or(0, |lateral| lateral.served_bytes())
     }

@@ -29,10 +29,10 @@ const OPEN_MAX: usize = 3;
 /// Number of installed artifacts searched for chunks of a manifest that is not installed.
 const SEARCHED_MAX: usize = 2;
 
-/// How long the result that no chunk of a manifest is held is remembered.
+/// Time for which a device remembers that it holds no chunk of a manifest.
 const NOTHING: Duration = Duration::from_secs(30);
 
-/// Largest number of manifests for which that result is remembered.
+/// Largest number of such manifests that are remembered.
 const NOTHING_MAX: usize = 256;
 
 /// Largest size of the nodes fetched for a manifest that only a neighbour named, in bytes. An image

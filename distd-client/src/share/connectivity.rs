@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use distd_core::error::Chain;
 use serde::{Deserialize, Serialize};
 
-/// How far packets may go.
+/// Networks to which packets may go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]

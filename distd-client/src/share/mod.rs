@@ -155,7 +155,7 @@ impl Lateral {
         let _ = tokio::time::timeout(most, waiting).await;
     }
 
-    /// Returns the packed chunk bytes sent so far.
+    /// Returns the number of packed chunk bytes sent so far.
     pub fn served_bytes(&self) -> u64 {
         self.server.counters.chunk_bytes.load(Ordering::Relaxed)
     }

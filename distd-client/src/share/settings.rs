@@ -38,14 +38,14 @@ pub struct Sharing {
     pub serves: bool,
     /// Whether this device looks for neighbours by multicast DNS.
     pub mdns: bool,
-    /// How far packets may go.
+    /// Networks to which packets may go.
     pub connectivity: Connectivity,
     /// Site of this device; empty when it names none.
     pub site: String,
     /// Address that an agent listens on.
     pub agent_listen: SocketAddr,
-    /// How long a finished pull lingers to serve neighbours; at least as long as neighbours need to
-    /// fetch its last chunks.
+    /// Time for which a finished pull lingers to serve neighbours; at least the time that
+    /// neighbours need to fetch its last chunks.
     pub linger: Duration,
     /// Rate limits of both directions.
     limits: Limits,

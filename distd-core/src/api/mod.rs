@@ -2,10 +2,10 @@
 //! bounds and the error body.
 //!
 //! docs/http-api.md gives the reasons, docs/openapi.json is the description for programs, which is
-//! made from these types (feature `openapi`). A request refuses fields that it does not know,
-//! because a misspelt field would silently do nothing. An answer ignores them, because a newer
-//! origin may have more. A field that newer origins have, and older clients or origins do not, has
-//! a default.
+//! made from these types (feature `openapi`). The origin refuses a request with an unknown field,
+//! because a misspelt field would silently do nothing. A client ignores the unknown fields of an
+//! answer, because a newer origin may have more. A field that newer origins have, and older clients
+//! or origins do not, has a default.
 
 mod channels;
 mod error;

@@ -33,8 +33,8 @@ pub struct NodeList {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RevokeNode {
-    /// Whether to revoke the join tokens with which the node enrolled, too. Their holder could
-    /// enrol again with a new key.
+    /// Whether to revoke also the join tokens with which the node enrolled. The holder of such a
+    /// token could enrol again with a new key.
     #[serde(default)]
     pub tokens: bool,
 }

@@ -95,7 +95,7 @@ pub struct UploadList {
 pub struct RecordHead {
     /// Hash of the chunk's raw bytes.
     pub hash: ChunkHash,
-    /// How the chunk is packed.
+    /// Packing of the chunk.
     pub codec: Codec,
     /// Length of the chunk, bytes, never zero.
     pub raw_len: u32,

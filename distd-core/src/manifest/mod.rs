@@ -141,7 +141,7 @@ impl Manifest {
         self.nodes.len()
     }
 
-    /// Returns the bytes of the distinct nodes below the root.
+    /// Returns the total length of the distinct nodes below the root, in bytes.
     pub fn nodes_bytes(&self) -> u64 {
         self.nodes.values().map(|node| node.len() as u64).sum()
     }

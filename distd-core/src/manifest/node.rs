@@ -184,7 +184,7 @@ pub(super) fn decode_inner(level: u8, bytes: &[u8]) -> Result<Vec<Child>, NodeEr
     Ok(from_wire(wire))
 }
 
-/// Returns the chunks and bytes below all `children`; `None` if a sum overflows.
+/// Returns the numbers of chunks and bytes below all `children`; `None` if a sum overflows.
 pub(super) fn sum(children: &[Child]) -> Option<(u64, u64)> {
     children.iter().try_fold((0u64, 0u64), |(c, b), child| {
         Some((c.checked_add(child.chunks)?, b.checked_add(child.bytes)?))

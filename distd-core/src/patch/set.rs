@@ -54,8 +54,8 @@ impl Method {
         }
     }
 
-    /// Returns the most base chunks and the most raw target bytes. Numbers from 128 on stand for
-    /// streaming methods, known or not.
+    /// Returns the maximum numbers of base chunks and of raw target bytes. Numbers from 128 on
+    /// stand for streaming methods, known or not.
     fn limits(number: u8) -> (u64, u64) {
         if number >= 128 {
             (VIEW_CHUNKS_MAX, VIEW_BYTES_MAX)

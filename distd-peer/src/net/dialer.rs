@@ -21,16 +21,16 @@ use crate::trust::tls::{
     Credentials, TlsError, TrustAnchor, https_enroll_client, https_parent_client, quic_enroll_client,
 };
 
-/// How long a dialled parent may take to answer.
+/// Time that a dialled parent may take to answer.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// How long the transport dialled first is tried alone. It is enough for a handshake over any
+/// Time for which the transport dialled first is tried alone: enough for a handshake over any
 /// terrestrial link. QUIC repeats a lost first packet only after a second.
 const HEAD_START: Duration = Duration::from_millis(300);
 
-/// First pause before a TCP port is tried again on which nobody listens. Doubles up to
-/// [`KNOCK_MAX`]. QUIC repeats its packets in the same way, and a parent that is just being
-/// restarted is found.
+/// First pause before a TCP port on which nobody listens is tried again; doubles up to
+/// [`KNOCK_MAX`]. A parent that is just being restarted is found this way. QUIC repeats its packets
+/// likewise.
 const KNOCK: Duration = Duration::from_millis(200);
 const KNOCK_MAX: Duration = Duration::from_secs(1);
 
@@ -146,7 +146,8 @@ impl Dialer {
         Ok(Self { quic, tls: Arc::new(https_enroll_client(anchor)), outbound })
     }
 
-    /// How parents are reached: transport, proxy, and what was learned before.
+    /// Settings and memory for reaching parents: transport, proxy, and the transports that worked
+    /// before.
     pub(crate) fn outbound(&self) -> &Arc<Outbound> {
         &self.outbound
     }

@@ -330,7 +330,7 @@ fn interface_index(name: &str) -> io::Result<u32> {
         .map_err(|e| io::Error::new(e.kind(), format!("there is no network interface {name}")))
 }
 
-/// How long one address is tried alone before the next one is tried too (RFC 8305 §5).
+/// Time for which one address is tried alone, before the next one is tried too (RFC 8305 §5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// Tries addresses one after the other, each while the earlier attempts continue, and returns the

@@ -15,7 +15,7 @@ use super::outbound::Outbound;
 use super::{FrameReader, FrameWriter, Meter, WireError};
 use crate::trust::tls::TrustAnchor;
 
-/// How long a parent may take to answer. It may have to ask its own parent.
+/// Time that a parent may take to answer. A relay may have to ask its own parent.
 const ANSWER: Duration = Duration::from_secs(20);
 
 /// Reason why an enrolment got no answer.

@@ -36,10 +36,10 @@ pub(crate) const XFER_PATH: &str = "/v1/xfer";
 /// Path to which the end of a connection is posted, followed by the close code.
 const CLOSE_PATH: &str = "/v1/close/";
 
-/// How long to wait for the peer to receive the close code.
+/// Time that the peer has to receive the close code.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// How long TLS and the HTTP/2 handshake of a dialling peer may take.
+/// Time that TLS and the HTTP/2 handshake of a dialling peer may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Maximum length of a DATA frame accepted: a few TLS records, so that streams take turns.

@@ -21,10 +21,10 @@ use super::{FrameReader, FrameWriter, Meter, WireError};
 use crate::trust::identity::{LEAF_NAME, NodeId, Role};
 use crate::trust::tls::PeerRefused;
 
-/// How long a dialled neighbour may take to answer.
+/// Time that a dialled neighbour may take to answer.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// How long a stream may stay silent. A relay may be waiting for its own parent meanwhile.
+/// Time for which a stream may stay silent. A relay may be waiting for its own parent meanwhile.
 const STALL: Duration = Duration::from_secs(20);
 
 /// Maximum number of nodes in one answer: a 16 TiB artifact has fewer.

@@ -14,9 +14,9 @@ use super::proxy::Proxies;
 use crate::clock::unix_now;
 use crate::trust::files;
 
-/// How long HTTPS is dialled first for a parent that only HTTPS reached; after that QUIC goes first
-/// again. An hour is short compared with the life of a firewall rule, and long compared with a
-/// pull.
+/// Time for which HTTPS is dialled first for a parent that only HTTPS reached; after that QUIC goes
+/// first again. An hour is short compared with the life of a firewall rule, and long compared with
+/// a pull.
 const HTTPS_SECONDS: u64 = 3600;
 
 /// Number of starved QUIC connections of a parent, within [`STARVED_SECONDS`], after which HTTPS
@@ -90,7 +90,7 @@ pub struct Outbound {
 /// Experience with one parent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Learned {
-    /// When HTTPS got through and QUIC did not, unix seconds.
+    /// Time at which HTTPS got through and QUIC did not, unix seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     https_since: Option<u64>,
     /// Number of QUIC connections that starved since `starved_since` (unix seconds).

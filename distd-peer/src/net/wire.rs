@@ -30,7 +30,7 @@ pub enum WireError {
     /// The stream is of a kind that this build does not know.
     #[error("the peer opened a stream of unknown kind {0}")]
     StreamKind(u8),
-    /// An HTTP server answered that is not distd, or is another version of it.
+    /// The HTTP server that answered is not distd, or is another version of distd.
     #[error("the peer answered with HTTP status {0}")]
     Status(u16),
     /// Nothing came for this long.

@@ -25,7 +25,7 @@ const PIECE_TOKENS: u32 = 16;
 /// Bytes written or read between two checks of a limit.
 pub(crate) const LIMITED_PIECE: usize = PIECE_TOKENS as usize * TOKEN_BYTES;
 
-/// How long a reading of the time of day is reused.
+/// Time for which a reading of the time of day is reused.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Number of peers' buckets from which on full buckets are searched for and removed.

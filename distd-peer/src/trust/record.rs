@@ -18,14 +18,13 @@ use super::identity::{CertInfo, IdentityError, NodeId, NodeIdentity, Role, is_si
 use super::tls::Credentials;
 use crate::clock::unix_now;
 
-/// How long the record of a pull is valid, seconds. The pull makes a new one after half of that
-/// time.
+/// Validity of the record of a pull, seconds. The pull makes a new one after half of that time.
 const PULL_SECONDS: u64 = 600;
 
-/// How long the record of an agent is valid, seconds.
+/// Validity of the record of an agent, seconds.
 const AGENT_SECONDS: u64 = 3600;
 
-/// How far another node's clock may be ahead of this node's, seconds.
+/// Time by which another node's clock may be ahead of this node's, seconds.
 const CLOCK_SECONDS: u64 = 300;
 
 /// Constant part of a node's records.
@@ -75,7 +74,7 @@ impl RecordSigner {
         self.text.resident
     }
 
-    /// How long a record is valid, seconds.
+    /// Validity of a record, seconds.
     pub fn seconds(&self) -> u64 {
         if self.text.resident { AGENT_SECONDS } else { PULL_SECONDS }
     }

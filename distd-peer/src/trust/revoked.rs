@@ -33,7 +33,7 @@ const AHEAD_MAX: u64 = 3600;
 /// The list that the origin signs, as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RevokedList {
-    /// When the list was made, unix seconds.
+    /// Time at which the list was made, unix seconds.
     pub made: u64,
     /// Revoked nodes; in JSON 32 hexadecimal digits each.
     #[serde(with = "as_text")]
@@ -155,7 +155,8 @@ impl Revoked {
         }
     }
 
-    /// Replaces the list where it is made, without a check of age.
+    /// Replaces the list without a check of its age. The origin calls this, since it makes the
+    /// list.
     pub fn replace(&self, list: RevokedList) {
         let mut held = self.held.write().unwrap_or_else(PoisonError::into_inner);
         *held = Held { made: list.made, nodes: list.nodes.into_iter().collect() };
@@ -164,8 +165,8 @@ impl Revoked {
     }
 
     /// Takes a list whose signature was checked. Returns false if the list is older than the
-    /// present one, or was made at a time still to come: a list from the future would keep out all
-    /// later ones.
+    /// present one, or was made more than [`AHEAD_MAX`] after `now`: a list from the future would
+    /// keep out all later ones.
     fn set(&self, list: RevokedList, now: u64) -> bool {
         let made = self.held.read().unwrap_or_else(PoisonError::into_inner).made;
         if list.made < made || list.made > now.saturating_add(AHEAD_MAX) {
@@ -175,7 +176,8 @@ impl Revoked {
         true
     }
 
-    /// Takes a signed list from a parent, and stores it.
+    /// Takes a signed list from a parent, and stores it if it names other nodes than the present
+    /// one. A list that is older than the present one is ignored.
     ///
     /// # Errors
     /// [`RevokedError`].
@@ -187,7 +189,7 @@ impl Revoked {
             !same || list.nodes.iter().any(|node| !held.nodes.contains(node))
         };
         let taken = self.set(list, unix_now());
-        // Flash memory wears out: a list without changes is not written.
+        // Flash memory wears out, so a list of the same nodes is not written again.
         if let Some(path) = self.path.as_ref().filter(|_| taken && is_news)
             && let Err(error) = files::write_atomic(path, bytes, 0o600)
         {

@@ -363,7 +363,7 @@ pub struct PeerIdentity {
     pub node_id: NodeId,
     /// Role that the peer's certificate grants.
     pub role: Role,
-    /// When the peer's certificate expires, unix seconds. The connection should end then.
+    /// End of validity of the peer's certificate, unix seconds. The connection should end then.
     pub expires: u64,
 }
 

@@ -16,11 +16,11 @@ pub struct ApiTokenRow {
     pub scopes: String,
     /// Patterns of products, separated by commas.
     pub products: String,
-    /// When it was made.
+    /// Time at which it was made.
     pub created: UnixSeconds,
     /// Last second it may be used; `None` for ever.
     pub expires: Option<UnixSeconds>,
-    /// When it was revoked.
+    /// Time of its revocation; `None` while it is not revoked.
     pub revoked: Option<UnixSeconds>,
 }
 
@@ -46,7 +46,7 @@ fn read(row: &AnyRow) -> Result<ApiTokenRow, sqlx::Error> {
 }
 
 impl Db {
-    /// Records a new token; one that is there already stays as it is.
+    /// Records a new token; a token that is there already stays as it is.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -89,8 +89,8 @@ impl Db {
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the API tokens"))
     }
 
-    /// Revokes a token, unless it is the last valid one with the scope `admin`. The first time
-    /// stays.
+    /// Revokes a token, unless it is the last valid one with the scope `admin`. The time of the
+    /// first revocation stays.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -141,10 +141,10 @@ impl Db {
 /// Result of revoking a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RevokeToken {
-    /// It is revoked, now or before.
+    /// The token is revoked, now or before.
     Revoked,
     /// The token stays: without it no administrator is left.
     LastAdmin,
-    /// There is none.
+    /// There is no such token.
     Unknown,
 }

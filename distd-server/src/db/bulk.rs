@@ -19,10 +19,10 @@ const PARAMETERS_MAX: usize = 32_766;
 const _: () = assert!(ROWS_MAX * COLUMNS_MAX <= PARAMETERS_MAX && LIST_MAX <= PARAMETERS_MAX);
 
 impl Engine {
-    /// `$first,$first+1,…`, `count` of them; on SQLite as many `?`, which then must be all there
-    /// are but those before `first`.
+    /// Returns `count` placeholders, `$first,$first+1,…`; on SQLite as many `?`. The statement must
+    /// have no parameter behind them, and exactly `first - 1` before them.
     ///
-    /// SQLite looks a `$N` up by name in a list, for each value bound: seventy thousand rows took
+    /// For each bound value SQLite looks a `$N` up by name, in a list: seventy thousand rows took
     /// five seconds.
     pub(super) fn list(self, first: usize, count: usize) -> String {
         let mut text = String::with_capacity(count * 6);
@@ -41,7 +41,7 @@ impl Engine {
         text
     }
 
-    /// `($1,$2),($3,$4),…`, or as many `?`.
+    /// Returns placeholders for `rows` rows, `($1,$2),($3,$4),…`, or on SQLite as many `?`.
     pub(super) fn values(self, rows: usize, columns: usize) -> String {
         debug_assert!(rows <= LIST_MAX && rows * columns <= PARAMETERS_MAX, "{rows} rows of {columns}");
         let mut text = String::with_capacity(rows * columns * 6);
@@ -54,9 +54,9 @@ impl Engine {
     }
 }
 
-/// `items` made longer to the next power of two by repeating the last, so that `IN` lists come in
-/// few lengths and the statements stay in the cache. Never longer than [`LIST_MAX`] when `items` is
-/// not.
+/// Returns `items` with the last one repeated up to the next power of two, so that `IN` lists come
+/// in few lengths and the statements stay in the cache. Never longer than [`LIST_MAX`] when `items`
+/// is not.
 pub(super) fn padded<T: Copy>(items: &[T]) -> impl Iterator<Item = T> + '_ {
     let last = items.last().copied();
     let more = padded_len(items) - items.len();

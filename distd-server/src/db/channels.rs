@@ -17,9 +17,9 @@ pub struct ChannelRow {
     pub channel: Name,
     /// The version it points to.
     pub version: Name,
-    /// Grows by one with each change.
+    /// Number that grows by one with each change.
     pub counter: u64,
-    /// When it last changed.
+    /// Time of its last change.
     pub updated: UnixSeconds,
     /// Devices with releases up to this number may come back to the version; `None` where that was
     /// not ordered.
@@ -113,8 +113,7 @@ impl Db {
             .and_then(|row| row.as_ref().map(read).transpose())
             .map_err(failed(what))?;
         if let Some(row) = before.as_ref().filter(|row| row.version == *version) {
-            // An order that is repeated says nothing new until there is another release to come
-            // back from.
+            // A repeated order says nothing new until there is another release to come back from.
             if !downgrade || row.downgrade_from.is_some_and(|order| order >= last) {
                 return Ok(SetChannelOutcome::Unchanged(row.clone()));
             }
@@ -133,7 +132,7 @@ impl Db {
         }
         let order = match downgrade {
             true => {
-                // Releases to come are behind the order.
+                // Later releases get higher numbers than the order's.
                 let order = last.max(products::numbers_of(now).1);
                 products::last_sequence(&mut *tx, product, order).await.map_err(failed(what))?;
                 Some(order)

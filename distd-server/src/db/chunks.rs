@@ -68,8 +68,8 @@ pub(super) fn read(row: &AnyRow) -> Result<ChunkRow, sqlx::Error> {
 // compared one by one in PostgreSQL, 18 s for the 70 000 chunks of an image. CROSS JOIN keeps
 // SQLite from exchanging the loops.
 
-/// Rows of those hashes that have one, as `read` reads these columns of the table `c`; at most
-/// [`LIST_MAX`] hashes.
+/// Returns the rows of those hashes that have one, as `read` reads these columns of the table `c`;
+/// at most [`LIST_MAX`] hashes.
 async fn by_hash<'e, T>(
     on: impl Executor<'e, Database = Any>,
     engine: Engine,
@@ -112,7 +112,8 @@ pub(super) async fn places_of<'e>(
 }
 
 impl Db {
-    /// Ids and places of those of the hashes that some release has. In the order given.
+    /// Returns the ids and places of the chunks, in the order of `hashes`; `None` for a chunk that
+    /// no release has.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -128,7 +129,7 @@ impl Db {
         Ok(all)
     }
 
-    /// The ids of hashes that have one. In the order given.
+    /// Ids of hashes in the order given; `None` for a hash without an id.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -157,8 +158,8 @@ impl Db {
         let sql = format!(
             "SELECT id, hash, {LOCATION} FROM chunks WHERE id BETWEEN $1 AND $2 ORDER BY id LIMIT $3"
         );
-        // Ids come from peers and may be anything; those above the largest id there can be are not
-        // there.
+        // Ids come from peers and may be anything; no chunk has an id above the largest there can
+        // be.
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(i64::try_from(first.0).unwrap_or(i64::MAX))
             .bind(i64::try_from(last.0).unwrap_or(i64::MAX))

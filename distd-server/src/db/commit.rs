@@ -57,8 +57,8 @@ impl Db {
         close_upload(ids, upload).await
     }
 
-    /// Begins to put chunks of an upload in the place of lost ones of a release that is there. As a
-    /// commit otherwise.
+    /// Begins to replace lost chunks of an existing release by chunks of an upload; otherwise as
+    /// [`begin_commit`](Self::begin_commit).
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -67,7 +67,7 @@ impl Db {
     }
 
     /// Manifests among `manifests` that no release and no patch set names. No commit can run until
-    /// the result is [dropped](UnreleasedManifests::end).
+    /// the result is [ended](UnreleasedManifests::end) or dropped.
     ///
     /// Without the lock a commit could store the very manifest between the query and its deletion.
     ///
@@ -121,8 +121,8 @@ impl UnreleasedManifests {
     }
 }
 
-/// Reads through the commit's own connection: a wait for another one can be a wait for a commit
-/// that waits for this one.
+/// Reads through the commit's own connection: a commit that waits for a second connection may wait
+/// for another commit, which waits for this one.
 impl PackIndexes for CommitTx {
     async fn pack_index(&mut self, pack: PackId) -> Result<Option<Vec<u8>>, DbError> {
         read_index(&mut *self.ids.tx, pack).await
@@ -130,7 +130,7 @@ impl PackIndexes for CommitTx {
 }
 
 impl CommitTx {
-    /// The ids of hashes that have one. In the order given.
+    /// Ids of hashes in the order given; `None` for a hash without an id.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -146,7 +146,7 @@ impl CommitTx {
         self.ids.give(chunks).await
     }
 
-    /// Ids and packs of chunks that have an id. In the order given.
+    /// Ids and packs of chunks in the order given; `None` for a chunk without an id.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -154,7 +154,7 @@ impl CommitTx {
         self.ids.places(hashes).await
     }
 
-    /// Moves chunks to other packs: those they were in are lost.
+    /// Moves chunks of lost packs to other packs.
     ///
     /// # Errors
     /// [`DbError::Query`].

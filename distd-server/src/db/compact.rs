@@ -75,10 +75,10 @@ impl Db {
         rows.and_then(|rows| rows.iter().map(read).collect()).map_err(failed("list the chunks of a pack"))
     }
 
-    /// Records a pack that is durable and noted as doomed, with these chunks, which lie in it from
-    /// then on; those that were deleted or moved meanwhile are left alone. Packs that are empty
-    /// then are marked. Returns the number of chunks moved; with none nothing is recorded, and the
-    /// pack stays doomed.
+    /// Records a pack that is durable and noted as doomed, and moves these chunks to it; chunks
+    /// that were deleted or moved meanwhile are left alone. Packs that are then empty are marked.
+    /// Returns the number of chunks moved; if it is zero nothing is recorded, and the pack stays
+    /// doomed.
     ///
     /// No commit, recording of patch sets or withdrawal runs meanwhile.
     ///

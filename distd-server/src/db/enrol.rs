@@ -27,10 +27,10 @@ pub struct Enrolment<'a> {
 /// [`EnrolledAgain`](Self::EnrolledAgain).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EnrolOutcome {
-    /// The node has a row, and the token has a use less.
+    /// The node has a row, and the token has one use less.
     Enrolled(JoinTokenRow),
-    /// The node had used this token before: its row has the new label and role, and the token its
-    /// uses.
+    /// The node had used this token before: its row has the new label and role, and the token keeps
+    /// its uses.
     EnrolledAgain(JoinTokenRow),
     /// The node is revoked.
     NodeRevoked,

@@ -49,8 +49,8 @@ impl Db {
             .map_err(failed("record whose database this is"))
     }
 
-    /// The id of the database, whose realm is recorded; `fresh` when it has none yet. The first one
-    /// stays.
+    /// Returns the id of the database, whose realm is recorded. A database without an id gets the
+    /// id `fresh`, for ever.
     ///
     /// # Errors
     /// [`DbError::Query`].

@@ -16,7 +16,7 @@ use super::{Db, DbError, Engine, Location, MovedChunk, PackId, failed};
 
 const WHAT: &str = "give chunk ids";
 
-/// A transaction that may give ids. Dropped, it leaves everything as it was.
+/// Transaction that may give ids. If it is dropped without a commit, nothing has changed.
 #[derive(Debug)]
 pub(super) struct IdTx {
     pub(super) tx: Transaction<'static, Any>,
@@ -26,7 +26,7 @@ pub(super) struct IdTx {
 }
 
 impl IdTx {
-    /// Waits until no other transaction gives ids.
+    /// Begins a transaction as soon as no other one gives ids.
     pub(super) async fn begin(db: &Db) -> Result<Self, DbError> {
         let mut tx = db.begin_write().await?;
         let row = sqlx::query("UPDATE counters SET value = value WHERE name = 'chunk_id' RETURNING value")
@@ -37,7 +37,7 @@ impl IdTx {
         Ok(Self { tx, engine: db.engine, last_id, given: 0 })
     }
 
-    /// The ids of hashes that have one. In the order given.
+    /// Ids of hashes in the order given; `None` for a hash without an id.
     pub(super) async fn ids(&mut self, hashes: &[ChunkHash]) -> Result<Vec<Option<ChunkId>>, DbError> {
         let mut all = Vec::with_capacity(hashes.len());
         for batch in hashes.chunks(LIST_MAX) {
@@ -48,7 +48,7 @@ impl IdTx {
         Ok(all)
     }
 
-    /// Ids and packs of hashes that have an id. In the order given.
+    /// Ids and packs of hashes in the order given; `None` for a hash without an id.
     pub(super) async fn places(
         &mut self,
         hashes: &[ChunkHash],
@@ -149,12 +149,12 @@ impl IdTx {
         self.engine
     }
 
-    /// Number of ids given so far.
+    /// Number of ids that this transaction has given.
     pub(super) fn given(&self) -> u64 {
         self.given
     }
 
-    /// Moves the counter behind the ids given.
+    /// Stores the last id given in the counter.
     pub(super) async fn count(&mut self) -> Result<(), DbError> {
         sqlx::query("UPDATE counters SET value = $1 WHERE name = 'chunk_id'")
             .bind(signed(self.last_id))

@@ -110,7 +110,7 @@ impl Db {
     }
 
     /// Revokes a token; nodes that it brought in stay. Returns `false` when there is no such token.
-    /// The first time stays.
+    /// The time of the first revocation stays.
     ///
     /// # Errors
     /// [`DbError::Query`].

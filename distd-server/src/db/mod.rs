@@ -229,10 +229,10 @@ impl Db {
         let sql = format!("VACUUM INTO '{}'", path.replace('\'', "''"));
         let what = "copy the database";
         let mut connection = self.pool.acquire().await.map_err(failed(what))?;
-        // SQLite takes a copy for a write of the database that is copied.
+        // SQLite regards the copy as a write to the database that is copied.
         connection.execute("PRAGMA query_only = OFF".into_raw()).await.map_err(failed(what))?;
         let done = sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut *connection).await;
-        // Not back to the pool with another setting.
+        // The connection must not go back to the pool with another setting.
         connection.close().await.map_err(failed(what))?;
         done.map(drop).map_err(failed(what))
     }
@@ -404,7 +404,7 @@ macro_rules! migration {
     };
 }
 
-/// In the order of their numbers, which start their names.
+/// Migrations in the order of the numbers with which their names start.
 const MIGRATIONS: [(&str, &str, &str); 10] = [
     migration!("0001_origin"),
     migration!("0002_pack_index"),
@@ -443,7 +443,7 @@ mod tests {
         assert_eq!(url, "sqlite:///tmp/a%20b%3Fc%23d%25.sqlite?mode=rwc");
     }
 
-    /// Also on PostgreSQL, when the tests know a server.
+    /// Runs on PostgreSQL too, when the tests know a server.
     #[tokio::test]
     async fn releases_and_channels_from_before_get_numbers_and_the_beginning_of_a_history() {
         let dir = tempfile::tempdir().expect("temporary directory");
@@ -478,7 +478,7 @@ mod tests {
                     "INSERT INTO products (name, cut_min, cut_avg, cut_max, created) VALUES ('{name}', 4096, 16384, 65536, 1)"
                 )
             };
-            // Of version 10 the name comes first, and it was made last.
+            // Version 10 comes first by name, and was made last.
             let statements = [
                 product("os"),
                 product("app"),
@@ -505,7 +505,7 @@ mod tests {
                 let found = products::last_sequence(&mut *tx, &name(product), 0).await.expect("read");
                 assert_eq!(found, last, "{product}");
             }
-            // Later ones are far above, and grow also when the clock stands still.
+            // Later numbers are far above, and grow also when the clock stands still.
             for next in [1_000_000, 1_000_001, 1_000_002] {
                 assert_eq!(products::next_sequence(&mut *tx, &name("os"), 1000).await.expect("next"), next);
             }

@@ -26,9 +26,9 @@ impl MoveBy {
 /// One change of a channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MoveRow {
-    /// Grows with each change of any channel.
+    /// Number that grows with each change of any channel.
     pub id: u64,
-    /// When.
+    /// Time of the change.
     pub moved: UnixSeconds,
     /// The version it pointed to; `None` when it was made.
     pub from: Option<Name>,
@@ -108,8 +108,8 @@ fn read(row: &AnyRow) -> Result<MoveRow, sqlx::Error> {
 }
 
 impl Db {
-    /// Changes of a channel, the newest first: at most `limit`, and of those only the ones before
-    /// the change `before`.
+    /// Returns at most `limit` changes of a channel, the newest first, that precede the change
+    /// `before`.
     ///
     /// # Errors
     /// [`DbError::Query`].

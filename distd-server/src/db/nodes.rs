@@ -97,7 +97,7 @@ impl Db {
             .map_err(failed("list the revoked nodes"))
     }
 
-    /// Revokes a node; `false` when there is none. The first time stays.
+    /// Revokes a node; `false` when there is none. The time of the first revocation stays.
     ///
     /// # Errors
     /// [`DbError::Query`].

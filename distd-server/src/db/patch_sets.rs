@@ -16,18 +16,18 @@ const ROWS_MAX: i64 = 1000;
 /// State of a patch set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PatchSetState {
-    /// Wait for its turn.
+    /// Waits for its turn.
     Queued,
-    /// Being made, or its origin ended while it was.
+    /// Being made, or left over from an origin that ended while making it.
     Building,
-    /// Made; without a set of its own when no patch would save anything.
+    /// Made; without a manifest when no patch would save anything.
     Ready,
     /// Could not be made.
     Failed,
 }
 
 impl PatchSetState {
-    /// As stored and shown.
+    /// Word for the state, as it is stored and shown.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -98,11 +98,11 @@ pub struct PatchSetRow {
     pub requested_by: String,
     /// Cause of its failure.
     pub error: Option<String>,
-    /// When it was asked for.
+    /// Time at which it was asked for.
     pub created: UnixSeconds,
-    /// When its making began, the last time.
+    /// Time at which its making last began.
     pub started: Option<UnixSeconds>,
-    /// When it was ready or had failed.
+    /// Time at which it was ready or had failed.
     pub finished: Option<UnixSeconds>,
 }
 
@@ -222,7 +222,7 @@ impl Db {
         let row =
             sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_optional(&mut *tx).await.map_err(failed(what))?;
         let Some(row) = row.as_ref().map(read).transpose().map_err(failed(what))? else { return Ok(None) };
-        // The WHERE lets one of two replicas that saw the same row have it.
+        // The WHERE lets only one of two replicas that saw the same row take it.
         let sql = format!(
             "UPDATE patch_sets SET state = 'building', started = $4 WHERE {KEY} AND state = 'queued'"
         );
@@ -245,7 +245,7 @@ impl Db {
         Ok(done.rows_affected())
     }
 
-    /// Records why a set that was being made is none.
+    /// Records why the making of a set failed.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -389,7 +389,7 @@ impl PatchSetTx {
         self.ids.give(chunks).await
     }
 
-    /// Ids and packs of chunks that have an id. In the order given.
+    /// Ids and packs of chunks in the order given; `None` for a chunk without an id.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -397,7 +397,7 @@ impl PatchSetTx {
         self.ids.places(hashes).await
     }
 
-    /// Moves chunks to other packs: those they were in are lost.
+    /// Moves chunks of lost packs to other packs.
     ///
     /// # Errors
     /// [`DbError::Query`].

@@ -15,7 +15,7 @@ pub struct ProductRow {
     pub name: Name,
     /// Cut parameters of its releases.
     pub cut: CutParams,
-    /// When it was made.
+    /// Time at which it was made.
     pub created: UnixSeconds,
 }
 
@@ -58,9 +58,9 @@ pub(super) fn numbers_of(now: UnixSeconds) -> (u64, u64) {
     (first, first.saturating_add(PER_SECOND - 1))
 }
 
-/// Numbers the next release of a product: by the unix time, or one more than the last where that is
-/// not above it. So the numbers keep growing when the database is lost or an older one comes back,
-/// as long as the clock is not behind.
+/// Returns the number of a product's next release: the first number of this second, or one more
+/// than the last number if that is higher. So the numbers keep growing when the database is lost or
+/// an older one comes back, as long as the clock is not behind.
 pub(super) async fn next_sequence<'e>(
     on: impl Executor<'e, Database = Any>,
     product: &Name,

@@ -26,11 +26,11 @@ pub struct ReleaseRow {
     pub chunk_count: u64,
     /// `file` or `tree`.
     pub kind: String,
-    /// When it was committed.
+    /// Time at which it was committed.
     pub created: UnixSeconds,
     /// Label of the token that committed it.
     pub created_by: String,
-    /// When the TUF repository first listed it; `None` until then.
+    /// Time at which the TUF repository first listed it; `None` until then.
     pub published: Option<UnixSeconds>,
     /// Its number among the product's releases: a later one has a higher one. 0 when that is not
     /// known.
@@ -181,8 +181,8 @@ impl Db {
         .map_err(failed("record that the release is published"))
     }
 
-    /// Gives a release the number under which devices know it, and the product none at or below it
-    /// from now on.
+    /// Gives a release the number under which devices know it. Later releases of the product get
+    /// higher numbers.
     ///
     /// # Errors
     /// [`DbError::Query`].

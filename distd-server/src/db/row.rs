@@ -74,7 +74,8 @@ impl Columns for AnyRow {
     }
 }
 
-/// For binding: SQL integers are signed; all counts of distd stay far below.
+/// Converts a count for binding: SQL integers are signed, and all counts of distd stay far below
+/// their bound.
 pub(super) fn signed(n: u64) -> i64 {
     i64::try_from(n).expect("counts, lengths and ids stay below 2^63")
 }

@@ -79,9 +79,9 @@ pub struct UploadRow {
     pub version: Name,
     /// Its state.
     pub state: UploadState,
-    /// When it began.
+    /// Time at which it began.
     pub created: UnixSeconds,
-    /// When it is given up unless more chunks come.
+    /// Time at which it is given up unless more chunks come.
     pub expires: UnixSeconds,
     /// Label of the token that began it.
     pub created_by: String,
@@ -103,7 +103,7 @@ pub struct OpenUpload {
 /// Result of beginning an upload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BeginUpload {
-    /// It is open: new, or the one begun earlier for this version.
+    /// The open upload: new, or begun earlier for this version.
     Open(UploadRow),
     /// There is no such product.
     UnknownProduct,
@@ -127,14 +127,14 @@ fn read(row: &AnyRow) -> Result<UploadRow, sqlx::Error> {
     })
 }
 
-/// Asked for each pack that comes.
+/// Query for the bytes of a token's open uploads, which runs for each pack that comes.
 const UNCOMMITTED: &str = "SELECT CAST(COALESCE(SUM(packs.bytes), 0) AS BIGINT) AS bytes FROM uploads JOIN packs \
                            ON packs.upload = uploads.id WHERE uploads.token = $1 AND uploads.state = 'open'";
 
 impl Db {
     /// Opens an upload under `fresh`, or returns the open one that this token began for this
-    /// version and moves its end to `expires`. Of different tokens each has its own; the first that
-    /// commits makes the release.
+    /// version and moves its end to `expires`. Each token has an upload of its own; the first
+    /// commit makes the release.
     ///
     /// # Errors
     /// [`DbError::Query`].

@@ -19,9 +19,9 @@ const WHAT: &str = "withdraw the release";
 pub enum Withdraw {
     /// The release is marked and no longer counts as one.
     Marked(ReleaseRow),
-    /// There is none.
+    /// There is no such release.
     Unknown,
-    /// These channels point to it.
+    /// These channels point to the release.
     InUse(Vec<Name>),
 }
 

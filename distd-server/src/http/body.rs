@@ -20,7 +20,8 @@ use super::{ApiError, App};
 /// unnoticed.
 const STALL: Duration = Duration::from_secs(60);
 
-/// Window, in time spent waiting for the caller, after which the rate of a body is checked.
+/// Length of a window, after which the rate of a body is checked. Only time that the origin spends
+/// waiting for the caller counts.
 const PACE: Duration = Duration::from_secs(30);
 /// Bytes that have to arrive in each such window: 16 kB/s, less than any link that publishers use.
 const PACE_BYTES: u64 = 480_000;
@@ -41,8 +42,8 @@ pub(super) struct Incoming<const MAX: u64> {
     pace: Pace,
 }
 
-/// Rate of a body, measured in windows of [`PACE`] of waiting. Time that the origin spends between
-/// two reads does not count.
+/// Rate of a body, measured in windows of [`PACE`]. Time that the origin spends between two reads
+/// does not count.
 #[derive(Default)]
 struct Pace {
     waited: Duration,

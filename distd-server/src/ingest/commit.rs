@@ -15,7 +15,8 @@ use super::index::{LockedIndex, UploadIndex};
 use super::{Ingest, IngestError, manifest_object};
 use crate::db::{BeginCommit, CommitTx, ReleaseRow, UnixSeconds, UploadId, UploadRow};
 
-/// Runs given their ids at once. Small next to a large artifact, large next to one query.
+/// Runs given their ids at once. Few compared with the runs of a large artifact, many for one
+/// query.
 const RUNS_AT_ONCE: usize = 65_536;
 
 /// Most runs of a commit: 335 MB of them.
@@ -44,10 +45,10 @@ pub struct CommitRequest {
 #[derive(Debug)]
 pub struct Prepared {
     row: UploadRow,
-    /// The version is there already.
+    /// Release of this version, if it exists already.
     released: Option<ReleaseRow>,
     request: CommitRequest,
-    /// It is there and has lost something.
+    /// Whether that release has lost something, which the commit replaces.
     heals: bool,
 }
 
@@ -61,9 +62,9 @@ fn manifest_bytes(request: &CommitRequest) -> u64 {
 pub struct CommitResult {
     /// Its manifest.
     pub manifest: ManifestId,
-    /// The root node's bytes: what TUF signs.
+    /// The root node's bytes, which TUF signs.
     pub root: Bytes,
-    /// The version had been released with the same bytes; nothing changed.
+    /// Whether the version had been released with the same bytes, so that nothing changed.
     pub already_existed: bool,
     /// Chunks that got an id now.
     pub new_chunks: u64,
@@ -133,9 +134,8 @@ impl Ingest {
         self.finish(prepared, by, now).await
     }
 
-    /// The first part of a [`commit`](Self::commit), which changes nothing but in the end of a
-    /// version that is taken, and may be dropped: checks the list and reads the whole artifact
-    /// back.
+    /// Does the first part of a [`commit`](Self::commit): checks the list and reads the whole
+    /// artifact back. Changes nothing, so the future may be dropped.
     ///
     /// # Errors
     /// As [`commit`](Self::commit).
@@ -155,7 +155,7 @@ impl Ingest {
         Ok(Prepared { row, released, request, heals })
     }
 
-    /// The second part of a [`commit`](Self::commit): must not be dropped half-way.
+    /// Does the second part of a [`commit`](Self::commit). The future must not be dropped half-way.
     ///
     /// # Errors
     /// As [`commit`](Self::commit).
@@ -181,7 +181,7 @@ impl Ingest {
         }
     }
 
-    /// Makes the release, or puts uploaded chunks in the place of what `damaged` has lost.
+    /// Makes the release, or replaces the lost chunks of `damaged` by uploaded ones.
     #[expect(clippy::too_many_arguments, reason = "what a commit is made of, used once")]
     async fn release(
         &self,
@@ -196,7 +196,7 @@ impl Ingest {
         let CommitRequest { kind, cut, mut runs, blake3, .. } = request;
         let mut builder = Builder::new(cut, kind);
         let mut healed = 0;
-        // The list is given back while the manifest grows: of a large artifact they are the largest
+        // The list is freed while the manifest grows: of a large artifact the two are the largest
         // things in memory.
         runs.reverse();
         while !runs.is_empty() {
@@ -232,7 +232,7 @@ impl Ingest {
         drop(index);
         self.indexes.forget(&upload.id);
         if let Err(error) = self.delete_all(&unused).await {
-            // The release stands; the next sweep deletes them.
+            // The release stands; the next sweep deletes the packs.
             tracing::warn!(
                 error = %Chain(&error),
                 "could not delete packs that hold nothing new"
@@ -327,7 +327,7 @@ impl Ingest {
     }
 }
 
-/// The ids of the next chunks of the artifact, giving new ones in order to hashes that have none.
+/// Returns the ids of the next chunks of the artifact. Hashes without an id get new ids, in order.
 async fn assign(
     tx: &mut CommitTx,
     index: &mut UploadIndex,
@@ -335,7 +335,7 @@ async fn assign(
     hashes: &[ChunkHash],
 ) -> Result<Vec<ChunkId>, IngestError> {
     let known = tx.ids(hashes).await?;
-    // Of each new chunk its place in `fresh`: it may be there more than once.
+    // Place of each new chunk in `fresh`: a chunk may be among `hashes` more than once.
     let mut places: HashMap<ChunkHash, usize> = HashMap::new();
     let mut fresh = Vec::new();
     for (hash, id) in hashes.iter().zip(&known) {

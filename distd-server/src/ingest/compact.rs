@@ -18,13 +18,13 @@ use crate::store::{ReadError, StoreError};
 /// copied frees one.
 const USED_SHARE: u64 = 2;
 
-/// Time that the object of an emptied pack stays, seconds: a reader that looked a chunk up before
-/// finds it there. Making a patch set keeps places for hours, a backup of the store compares with
-/// rows as long as it copies.
+/// Time for which the object of an emptied pack stays, seconds: a reader that looked a chunk up
+/// before finds the chunk there. The maker of a patch set remembers places for hours, and a backup
+/// of the store compares objects with rows as long as it copies.
 pub const EMPTIED_SECONDS: i64 = 24 * 3600;
 
-/// Emptied packs that are still there take one in so many bytes of all packs, or [`EMPTIED_BYTES`]
-/// where that is more. The new packs take less than half as much.
+/// Emptied packs that are still there take at most one in so many bytes of all packs, or
+/// [`EMPTIED_BYTES`] where that is more. The new packs take less than half as much.
 const EMPTIED_SHARE: u64 = 16;
 
 /// See [`EMPTIED_SHARE`].
@@ -76,7 +76,7 @@ pub struct Compacted {
     pub chunks: u64,
     /// Objects of packs emptied earlier that were deleted.
     pub deleted: u64,
-    /// There is more to do now.
+    /// Whether there is more to do now.
     pub more: bool,
 }
 
@@ -189,8 +189,8 @@ impl Ingest {
         Ok(())
     }
 
-    /// The chunks as they are stored, each compared with its hash: the hash of the new pack would
-    /// vouch for damage.
+    /// Returns the chunks as they are stored, each compared with its hash: without this, the hash
+    /// of the new pack would vouch for damage.
     async fn read_checked(&self, rows: Vec<ChunkRow>) -> Result<Vec<(ChunkRow, PackedChunk)>, IngestError> {
         let locations: Vec<_> = rows.iter().map(|row| row.location).collect();
         let stored = self.packs.read_many(&locations).await?;
@@ -223,24 +223,25 @@ impl Ingest {
         Ok(())
     }
 
-    /// The first step: the new pack is durable.
+    /// Does the first step: makes the new pack durable.
     async fn put_copy(&self, filling: Filling, now: UnixSeconds) -> Result<Copied, IngestError> {
         let Filling { writer, chunks } = filling;
         let sealed = spawn_blocking(move || writer.seal()).await.expect("sealing does not panic");
         self.check_room(sealed.bytes)?;
         let object = object_name(random());
-        // Known before it is there, so that it can be deleted whatever comes of it.
+        // The pack is noted as doomed before it is put, so that it can be deleted whatever comes of
+        // it.
         self.db.doom(&object, now).await?;
         self.store.put(&object, sealed.payload).await?;
         Ok(Copied { object, bytes: sealed.bytes, chunks })
     }
 
-    /// The second step: rows name the new pack.
+    /// Does the second step: makes rows name the new pack.
     async fn swap(&self, copied: Copied, now: UnixSeconds) -> Result<u64, IngestError> {
         let Copied { object, bytes, chunks } = copied;
         let moved = self.db.move_chunks(&object, bytes, &chunks, now).await?;
         if moved == 0 {
-            // All of them were deleted meanwhile.
+            // All chunks of the pack were deleted meanwhile.
             self.delete_all(&[object]).await?;
             return Ok(0);
         }
@@ -249,7 +250,7 @@ impl Ingest {
         Ok(moved)
     }
 
-    /// The last step: packs without chunks go when no reader can need them.
+    /// Does the last step: deletes packs without chunks when no reader can need them.
     async fn delete_emptied(&self, now: UnixSeconds) -> Result<u64, IngestError> {
         let (objects, bytes) = self.db.forget_emptied(now - EMPTIED_SECONDS).await?;
         self.delete_all(&objects).await?;
@@ -301,7 +302,7 @@ mod tests {
             Self::open(tempfile::tempdir().expect("tempdir")).await
         }
 
-        /// As a process that starts.
+        /// Opens the storage as a process that starts does.
         async fn open(directory: tempfile::TempDir) -> Self {
             let address = format!("sqlite:{}/db", directory.path().display());
             let db = Db::open(&address).await.expect("database");

@@ -22,8 +22,8 @@ use super::{ChunkSink, Ingest, IngestError};
 use crate::db::UnixSeconds;
 use crate::publisher::Publisher;
 
-/// Batches of 4 MiB waiting for the next stage, and as many again being compressed. With those in
-/// the hands of a thread six exist, 24 MiB; two keep two cores busy.
+/// Batches of 4 MiB that wait for the next stage; as many again are being compressed. With the two
+/// in the hands of threads there are six, 24 MiB in all. Two batches keep two cores busy.
 const BATCHES_MAX: usize = 2;
 
 /// Request to make a release of a file.
@@ -120,8 +120,8 @@ impl Ingest {
         }
     }
 
-    /// Three stages: one thread reads, cuts and hashes the whole; others hash chunks; others
-    /// compress what is new.
+    /// Cuts a file in three stages: one thread reads and cuts the file and hashes the whole; others
+    /// hash chunks; others compress the new chunks.
     async fn cut_into(
         &self,
         mut sink: ChunkSink,
@@ -228,7 +228,7 @@ fn cut_file(
         let ours = batch.clone();
         let hashed = runtime.spawn_blocking(move || Hashed { hashes: hash_chunks(&batch), batch });
         if tx.blocking_send(hashed).is_err() {
-            // The receiver gave up, and says why.
+            // The receiver gave up, and returns the reason itself.
             break;
         }
         whole.update(ours.data());

@@ -57,7 +57,7 @@ impl Ingest {
         Ok(found)
     }
 
-    /// Leaves the packs that chunks need.
+    /// Leaves only the packs that chunks need.
     async fn keep_used(&self, packs: &mut HashSet<PackId>) -> Result<(), IngestError> {
         for pack in packs.clone() {
             if !self.db.pack_has_chunks(pack).await? {
@@ -122,8 +122,8 @@ impl Ingest {
     }
 }
 
-/// Those of the entries numbered `wanted` whose chunks unpack to their hash; none of a pack that is
-/// damaged: the next check would take the pack, and the chunk with it, away.
+/// Returns those entries numbered `wanted` whose chunks unpack to their hash. Returns none of a
+/// damaged pack: the next check would take the pack away, and the chunk with it.
 fn verify(name: &str, pack: &[u8], entries: &[PackEntry], wanted: &[usize]) -> Vec<PackEntry> {
     if read_index(pack).as_deref() != Ok(entries) {
         tracing::warn!(pack = name, "a pack with chunks of a lost pack is damaged and of no use");

@@ -20,14 +20,14 @@ const UPLOADS_MAX: usize = 4;
 /// worth do.
 const ENTRIES_MAX: usize = 32_768;
 
-/// Bytes of a hash that a chunk is found by. Collisions of 128 bits can be made with 2^64 work, by
-/// a publisher and against that publisher's own upload; then the commit misses a chunk and fails.
+/// Bytes of a hash that a chunk is found by. A publisher can make a collision of 128 bits with 2^64
+/// work, but only against its own upload: the commit then misses a chunk and fails.
 const KEY_BYTES: usize = 16;
 
 /// Indexes of the uploads that were used last.
 #[derive(Debug, Default)]
 pub(super) struct UploadIndexes {
-    // The one used last at the end.
+    // The index used last is at the end.
     recent: Mutex<Vec<(UploadId, Arc<AsyncMutex<UploadIndex>>)>>,
     losses: Arc<Losses>,
 }
@@ -39,7 +39,7 @@ pub(super) struct UploadIndexes {
 pub(super) type LockedIndex = OwnedMutexGuard<UploadIndex>;
 
 impl UploadIndexes {
-    /// None yet; packs among `losses` are left out of them.
+    /// Creates an empty set of indexes. They will leave out the packs among `losses`.
     pub(super) fn new(losses: Arc<Losses>) -> Self {
         Self { losses, ..Self::default() }
     }

@@ -7,7 +7,7 @@ use super::{Ingest, IngestError};
 /// Limits of publishers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IngestLimits {
-    /// Longest artifact, bytes: what a commit may make the origin hash.
+    /// Longest artifact, bytes: the most that a commit may make the origin hash.
     pub artifact_bytes_max: u64,
     /// Most bytes of one token's open uploads.
     pub upload_bytes_max: u64,
@@ -27,8 +27,8 @@ const RESERVE_SHARE: u64 = 20;
 /// Largest reserve of the disk, bytes: enough for months of renewed certificates and metadata.
 const RESERVE_BYTES_MAX: u64 = 1 << 30;
 
-/// Bytes of a disk that are free, less the reserve: a twentieth of it or 1 GiB, what is less. A
-/// system that does not say is taken to have enough.
+/// Returns the number of free bytes of a disk, less the reserve: a twentieth of the disk or 1 GiB,
+/// whichever is less. A disk whose system reports no sizes is taken to have room enough.
 fn room(directory: &Path) -> u64 {
     match rustix::fs::statvfs(directory) {
         Ok(stat) => {
@@ -46,7 +46,7 @@ impl Ingest {
         self.limits
     }
 
-    /// With other limits, and directories on whose disks a reserve is kept besides the store's.
+    /// Sets the limits, and the directories on whose disks a reserve is kept besides the store's.
     #[must_use]
     pub fn with_limits(mut self, limits: IngestLimits, directories: Vec<PathBuf>) -> Self {
         self.limits = limits;
@@ -54,7 +54,7 @@ impl Ingest {
         self
     }
 
-    /// Refuses what would take from the reserve.
+    /// Refuses `bytes` that would take from the reserve.
     ///
     /// # Errors
     /// [`IngestError::NoRoom`].
@@ -66,7 +66,7 @@ impl Ingest {
         }
     }
 
-    /// Refuses what would take a token's open uploads above its quota.
+    /// Refuses `more` bytes that would take a token's open uploads above their quota.
     ///
     /// # Errors
     /// [`IngestError::Quota`], [`IngestError::Db`].

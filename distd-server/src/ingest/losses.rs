@@ -37,7 +37,7 @@ impl Losses {
         self.known().packs.clone()
     }
 
-    /// Whether nothing is lost: then nothing needs to be looked up.
+    /// Whether nothing is lost, so that nothing needs to be looked up.
     pub(super) fn is_empty(&self) -> bool {
         let known = self.known();
         known.packs.is_empty() && known.manifests.is_empty()
@@ -120,8 +120,8 @@ impl Ingest {
         Ok(report)
     }
 
-    /// Whether a manifest names one of these chunks. One that cannot be read needs to be pushed
-    /// again as well.
+    /// Whether a manifest names one of these chunks. A manifest that cannot be read counts as one:
+    /// it must be pushed again as well.
     async fn needs(&self, manifest: &ManifestId, chunks: &HashSet<ChunkId>) -> Result<bool, IngestError> {
         match self.manifest(manifest).await {
             Ok(manifest) => Ok(manifest.entries().any(|at| chunks.contains(&at.entry.id))),
@@ -140,8 +140,8 @@ impl Ingest {
         self.losses.has_pack(pack)
     }
 
-    /// After chunks were moved out of lost packs: forgets the packs that nothing needs any more and
-    /// looks again.
+    /// Forgets the lost packs that nothing needs any more, after chunks were moved out of them, and
+    /// looks for losses again.
     pub(super) async fn look_again(&self) -> Result<(), IngestError> {
         let packs: Vec<PackId> = self.losses.known().packs.iter().copied().collect();
         for pack in packs {

@@ -43,8 +43,8 @@ use crate::publisher::Publisher;
 use crate::store::pack::PackError;
 use crate::store::{PackReader, ReadError, Store, StoreError};
 
-/// An upload that gets no chunk for this long is given up, seconds: a day, for a publisher whose
-/// machine goes home with them.
+/// Time without a new chunk after which an upload is given up, seconds: a day, for publishers who
+/// take their machine home.
 pub const UPLOAD_SECONDS: i64 = 24 * 3600;
 
 /// Packs being filled at once. Each holds up to 17 MiB and as much again on its way through the
@@ -63,13 +63,13 @@ pub enum IngestError {
     /// The upload was committed, aborted or expired.
     #[error("upload {0} is over: begin another")]
     UploadOver(UploadId),
-    /// The token has too many.
+    /// The token has too many open uploads.
     #[error("this token has {uploads_max} open uploads, as many as it may have")]
     TooManyUploads {
         /// The bound.
         uploads_max: u64,
     },
-    /// The token's uploads are too long.
+    /// The token's open uploads hold too many bytes.
     #[error("this token's open uploads may have {bytes_max} bytes together")]
     Quota {
         /// The bound.
@@ -150,7 +150,7 @@ pub enum IngestError {
     /// The file to cut could not be read.
     #[error("could not read the file to cut")]
     File(#[source] std::io::Error),
-    /// Objects that no row names are more than what crashes leave.
+    /// Too many objects of the store are in no row of the database; crashes leave fewer.
     #[error(
         "{orphans} of {total} {kind} in the object store are in no row of the database, and none was deleted: is it \
          this store's database? look with distd-server fsck; if they are to go: distd-server fsck --repair \
@@ -192,9 +192,9 @@ pub struct Ingest {
     indexes: Arc<UploadIndexes>,
     losses: Arc<Losses>,
     sinks: Arc<Semaphore>,
-    // Reading a whole artifact back keeps both cores and some 40 MiB busy.
+    // One permit: reading a whole artifact back keeps both cores and some 40 MiB busy.
     verifiers: Arc<Semaphore>,
-    // Small artifacts do not wait for large ones.
+    // A permit of their own, so that small artifacts do not wait for large ones.
     small_verifiers: Arc<Semaphore>,
     visible: Arc<ProductChunks>,
     compaction: Arc<Compaction>,
@@ -204,8 +204,8 @@ pub struct Ingest {
 }
 
 impl Ingest {
-    /// Ingest into a database and a store. Files that the origin cuts are compressed at the default
-    /// level.
+    /// Creates an ingest into a database and a store. Files that the origin cuts are compressed at
+    /// the default level.
     pub fn new(db: Db, store: Store) -> Self {
         let losses = Arc::<Losses>::default();
         Self {
@@ -232,7 +232,8 @@ impl Ingest {
     }
 
     /// Begins an upload, or continues the open one that this publisher began for this version: the
-    /// chunks it has need not be sent again. It ends [`UPLOAD_SECONDS`] after its last chunk.
+    /// chunks it has need not be sent again. An upload ends [`UPLOAD_SECONDS`] after its last
+    /// chunk.
     ///
     /// # Errors
     /// [`IngestError::UnknownProduct`], [`IngestError::TooManyUploads`], [`IngestError::Db`].
@@ -246,7 +247,8 @@ impl Ingest {
         Ok(self.begin_or_resume(product, version, by, now).await?.0)
     }
 
-    /// As [`begin_upload`](Self::begin_upload); also says whether it was begun before.
+    /// Does the same as [`begin_upload`](Self::begin_upload), and also returns whether the upload
+    /// was begun before.
     ///
     /// # Errors
     /// As [`begin_upload`](Self::begin_upload).
@@ -281,8 +283,8 @@ impl Ingest {
         }
     }
 
-    /// Indexes of the hashes that no release of the publisher's products and not this upload has,
-    /// ascending: these chunks must be sent.
+    /// Returns the indexes, ascending, of the hashes that neither a release of the publisher's
+    /// products nor this upload has: these chunks must be sent.
     ///
     /// # Errors
     /// As [`open_upload`](Self::open_upload).
@@ -290,7 +292,7 @@ impl Ingest {
         self.missing_from(&self.open_upload(upload).await?, hashes).await
     }
 
-    /// As [`missing`](Self::missing), of an upload whose row is at hand.
+    /// Returns the same as [`missing`](Self::missing), for a caller that has the upload's row.
     ///
     /// # Errors
     /// [`IngestError`].
@@ -307,7 +309,8 @@ impl Ingest {
         Ok((0u32..).zip(hashes.iter().zip(&released)).filter(|(_, h)| missing(*h)).map(|(n, _)| n).collect())
     }
 
-    /// Places of the chunks that a release has and the store did not lose. In the order given.
+    /// Ids and places, in the order given, of the chunks that a release has and the store did not
+    /// lose.
     async fn released(&self, hashes: &[ChunkHash]) -> Result<Vec<Option<(ChunkId, Location)>>, DbError> {
         let mut found = self.db.places(hashes).await?;
         if !self.losses.is_empty() {
@@ -318,7 +321,7 @@ impl Ingest {
         Ok(found)
     }
 
-    /// Places of chunks, in this upload or in a release. In the order given.
+    /// Places of chunks in this upload or in a release, in the order given.
     async fn locate(
         &self,
         upload: &UploadId,
@@ -339,8 +342,7 @@ impl Ingest {
         Ok(found)
     }
 
-    /// Takes a batch of chunks. When it returns all of them are durable. Returns the number of new
-    /// ones.
+    /// Takes a batch of chunks, and makes all of them durable. Returns the number of new ones.
     ///
     /// Send about 16 MiB at once: each batch becomes at least one pack.
     ///

@@ -39,7 +39,8 @@ type Verified = Result<Vec<(ChunkHash, PackedChunk)>, IngestError>;
 /// Takes the chunks of one upload, in any number, within bounded memory.
 ///
 /// There are only a few sinks at once, so a caller that reads from the network must have a time
-/// limit on that. Dropped before [`finish`](Self::finish), what is not in a full pack is forgotten.
+/// limit on that. If the sink is dropped before [`finish`](Self::finish), chunks that are not in a
+/// full pack are forgotten.
 #[derive(Debug)]
 pub struct ChunkSink {
     ingest: Ingest,
@@ -58,8 +59,8 @@ pub struct ChunkSink {
 }
 
 impl Ingest {
-    /// A sink for the chunks of an open upload; waits while others are at work. One that is over by
-    /// then takes nothing: its first pack is refused.
+    /// Returns a sink for the chunks of an open upload; waits while other sinks are at work. If the
+    /// upload is over by then, the first pack of the sink is refused.
     ///
     /// # Errors
     /// [`IngestError::Db`], [`IngestError::Store`].
@@ -86,7 +87,8 @@ impl Ingest {
 }
 
 impl ChunkSink {
-    /// Takes one chunk. Errors may be about an earlier one: it is verified later, beside others.
+    /// Takes one chunk. An error may be about an earlier chunk: chunks are verified later, beside
+    /// others.
     ///
     /// # Errors
     /// [`IngestError::ChunkBounds`], [`IngestError::BadChunk`], and what storing a pack may fail
@@ -109,8 +111,7 @@ impl ChunkSink {
         Ok(())
     }
 
-    /// Ends the batch: when this returns every chunk pushed is durable. Returns the number of new
-    /// ones.
+    /// Ends the batch: makes every pushed chunk durable, and returns the number of new ones.
     ///
     /// # Errors
     /// As [`push`](Self::push).
@@ -151,7 +152,7 @@ impl ChunkSink {
         let hashes: Vec<ChunkHash> = chunks.iter().map(|(hash, _)| *hash).collect();
         let wanted = self.wanted(&hashes).await?;
         for ((hash, chunk), wanted) in chunks.into_iter().zip(wanted) {
-            // Asked again: the same chunk may be twice in the batch.
+            // `in_pack` is asked again: the same chunk may be twice in the batch.
             if wanted && self.in_pack.insert(hash) {
                 self.pack.push(hash, chunk);
                 self.new += 1;
@@ -163,7 +164,7 @@ impl ChunkSink {
         Ok(())
     }
 
-    /// Pack durable, then its rows.
+    /// Makes the pack durable, and then its rows.
     async fn store_pack(&mut self) -> Result<(), IngestError> {
         if self.pack.is_empty() {
             return Ok(());

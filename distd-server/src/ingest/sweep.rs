@@ -6,21 +6,21 @@ use futures::TryStreamExt;
 use super::{Ingest, IngestError, manifest_object};
 use crate::db::UnixSeconds;
 
-/// Objects without a row are another replica's work under way until they are this old, seconds. A
+/// Age up to which an object without a row counts as another replica's work under way, seconds. A
 /// pack is recorded seconds after it was stored.
 const ORPHAN_SECONDS: i64 = 24 * 3600;
 
-/// Ended uploads are remembered this long, seconds, to answer a late commit: a week.
+/// Time for which an ended upload is remembered, to answer a late commit, seconds: a week.
 const REMEMBER_SECONDS: i64 = 7 * 24 * 3600;
 
 /// Names asked about in one query.
 const NAMES_AT_ONCE: usize = 1000;
 
-/// Objects of a kind that may be swept whatever share they are: packs that sinks had put when the
-/// process ended, a manifest or two.
+/// Number of objects of a kind that may be swept whatever their share: the packs that sinks had put
+/// when the process ended, a manifest or two.
 const ORPHANS_FREE: usize = 8;
 
-/// One in so many objects of a kind may be swept.
+/// Share of the objects of a kind that may be swept: one in so many.
 const ORPHANS_SHARE: usize = 10;
 
 /// Other processes that may be writing.
@@ -28,7 +28,7 @@ const ORPHANS_SHARE: usize = 10;
 pub enum SweepScope {
     /// None: the database and the store are this machine's and this process has just started.
     Alone,
-    /// Other replicas: only what is a day old is an orphan.
+    /// Other replicas: only an object that is a day old is an orphan.
     Shared,
 }
 
@@ -105,8 +105,8 @@ impl Ingest {
         self.delete_all(&doomed).await?;
         swept.packs += doomed.len() as u64;
 
-        // A database that misses packs is of an older time: the packs that it does not know may
-        // hold the only copies.
+        // A database that names missing packs is older than the store: the packs that it does not
+        // know may hold the only copies.
         if all {
             self.look_for_losses().await?;
         }
@@ -193,7 +193,7 @@ pub struct Orphans {
 }
 
 impl Orphans {
-    /// Whether these may be what crashes left.
+    /// Refuses more objects than crashes can have left.
     ///
     /// # Errors
     /// [`IngestError::SweepTooLarge`].

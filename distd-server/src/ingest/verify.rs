@@ -36,9 +36,9 @@ impl Ingest {
     /// artifact with its hash, reading every stored byte: what is released can be served. A tree's
     /// listing must be one that devices take.
     ///
-    /// The hash of the whole is all that is compared. Each chunk's own was when it came; only when
-    /// the whole is wrong are they all looked at again, to say whether the store or the publisher
-    /// is. Ends when it is dropped, or the upload is aborted.
+    /// Only the hash of the whole is compared, because the hash of each chunk was compared when the
+    /// chunk came. If the whole is wrong, all chunks are hashed again, to tell whether the store or
+    /// the publisher is at fault. The check ends when it is dropped, or when the upload is aborted.
     pub(super) async fn verify(
         &self,
         upload: &UploadRow,
@@ -75,8 +75,8 @@ impl Ingest {
         checks: Checks,
         head_bytes: u64,
     ) -> Result<(ArtifactHash, Vec<u8>), IngestError> {
-        // Futures that own what they need, and no closure over borrowed runs: so that this one can
-        // be spawned.
+        // The futures own their data, and no closure borrows runs, so that this future can be
+        // spawned.
         let mut batches = batches(runs);
         // Tasks, not bare futures: they continue while the hash is computed.
         let mut reads = FuturesOrdered::new();
@@ -197,7 +197,7 @@ impl RawBatch {
 
     /// Appends to the artifact's head what it lacks of its first `bytes` bytes.
     fn take_head(&self, head: &mut Vec<u8>, bytes: u64) {
-        // Mostly, and then there is no need to look at every run of every batch.
+        // Mostly the head is whole, and there is no need to look at every run of every batch.
         if head.len() as u64 >= bytes {
             return;
         }

@@ -1,8 +1,8 @@
 //! A copy of a whole origin, made while it runs or not.
 //!
 //! `timestamp.json` is read first, then the database is copied, then the objects: so the rows of
-//! the copy have every release that its metadata lists. What the origin deletes meanwhile is missed
-//! by the check at the end, and the copy is made again.
+//! the copy have every release that its metadata lists. If the origin deletes an object meanwhile,
+//! the check at the end finds it missing, and the copy is made again.
 
 use std::fs::{self, File};
 use std::io;
@@ -44,13 +44,13 @@ pub enum BackupError {
     /// A file cannot be copied.
     #[error("could not copy {}: check permissions and free space", .0.display())]
     Copy(PathBuf, #[source] io::Error),
-    /// A file of the trust directory.
+    /// A file of the trust directory cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The database.
+    /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),
-    /// The store.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The store lacks packs.
@@ -63,7 +63,7 @@ pub enum BackupError {
 pub struct Backed {
     /// Version of the layout.
     pub format: u32,
-    /// When it was begun, unix seconds.
+    /// Time at which it was begun, unix seconds.
     pub created: u64,
     /// SHA-256 of the realm's CA, hexadecimal.
     pub realm: String,

@@ -29,11 +29,11 @@ const ASIDE: &str = "damaged/";
 /// Options of a check.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FsckOptions {
-    /// Mend what can be mended.
+    /// Whether to mend what can be mended.
     pub repair: bool,
-    /// Delete packs and manifests that no row names, however many; with `repair`.
+    /// Whether to delete packs and manifests that no row names, however many; needs `repair`.
     pub delete_unknown: bool,
-    /// Read every pack and compare its hash.
+    /// Whether to read every pack and compare its hash.
     pub check_data: bool,
 }
 
@@ -52,31 +52,31 @@ pub enum FsckError {
     /// The origin runs, or something else has its places.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The CA.
+    /// The CA cannot be used.
     #[error(transparent)]
     Realm(#[from] RealmError),
     /// Parts of different realms.
     #[error(transparent)]
     Disagreement(#[from] DisagreementError),
-    /// The database.
+    /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),
-    /// The store.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The metadata.
+    /// The metadata cannot be read.
     #[error(transparent)]
     Metadata(#[from] crate::tuf::StoreError),
-    /// The repository.
+    /// The TUF repository failed.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
-    /// Looking at packs.
+    /// Looking at packs failed.
     #[error(transparent)]
     Ingest(#[from] IngestError),
-    /// Making rows again.
+    /// Rows could not be made again.
     #[error("could not make rows again")]
     Rebuild(#[from] RebuildError),
-    /// Opening the origin after repairs.
+    /// The origin could not be opened after repairs.
     #[error("could not open the origin after the repair")]
     Open(#[from] OpenError),
 }
@@ -111,8 +111,8 @@ pub struct FsckReport {
 }
 
 impl FsckReport {
-    /// Whether something is wrong that was not mended. Objects that no row names are not: they cost
-    /// space alone.
+    /// Whether something is wrong that was not mended. Objects that no row names do not count: they
+    /// cost only space.
     pub fn is_sound(&self) -> bool {
         self.without_row.is_empty()
             && self.unlisted.is_empty()
@@ -124,8 +124,8 @@ impl FsckReport {
     }
 }
 
-/// Looks, and mends when told to. The origin must not run. Without `repair` nothing is written:
-/// neither to the database nor to the store.
+/// Checks an origin, and mends it if `repair` is set. The origin must not run. Without `repair`
+/// nothing is written: neither to the database nor to the store.
 ///
 /// # Errors
 /// [`FsckError`].
@@ -136,7 +136,8 @@ pub async fn fsck(places: &Places, options: FsckOptions) -> Result<FsckReport, F
     if !is_origin(&places.data) {
         return Err(FsckError::NoOrigin(places.data.clone()));
     }
-    // Before locks are taken, which makes the directory. A database that is lost is made again.
+    // The store is looked for before locks are taken, because taking locks makes its directory. A
+    // lost database is no error: the repair makes it again.
     Store::open_present(&places.store)?;
     let _locks = match options.repair {
         true => Locks::take(places).await?,
@@ -173,8 +174,8 @@ struct Look {
 }
 
 impl Look {
-    /// Opens everything. To look makes and changes nothing. A repair makes a lost database again,
-    /// and takes the store.
+    /// Opens everything. With [`Purpose::Look`] nothing is made or changed. With
+    /// [`Purpose::Repair`] a lost database is made again, and the store is taken.
     async fn open(places: &Places, purpose: Purpose) -> Result<Self, FsckError> {
         let realm = hex::encode(ca_fingerprint(&places.data)?);
         let store = Store::open_present(&places.store)?;
@@ -252,7 +253,7 @@ impl Look {
         let mut rotten = Vec::new();
         for (_, object, bytes) in self.db.packs().await? {
             let Some(found) = self.store.get(&object).await? else { continue };
-            // Another length is a loss already.
+            // A pack of another length counts as lost already.
             if found.len() as u64 != bytes {
                 continue;
             }
@@ -329,7 +330,8 @@ async fn repair(places: &Places, options: FsckOptions) -> Result<Mended, FsckErr
     look.db.close().await;
     drop(look);
     if mend {
-        // Lists what is not listed, takes channels over, marks whose database and store these are.
+        // Opening the origin lists unlisted releases, takes channels over, and marks the owner of
+        // database and store.
         match Origin::open(places, Tuning::default()).await {
             Ok(origin) => origin.db().close().await,
             Err(OpenError::Disagreement(DisagreementError::EmptyDatabase { packs, .. })) => {

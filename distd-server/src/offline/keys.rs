@@ -44,7 +44,7 @@ pub enum KeysError {
         #[source]
         cause: RepositoryError,
     },
-    /// The CA.
+    /// The CA cannot be used.
     #[error(transparent)]
     Realm(#[from] RealmError),
     /// The CA's key is in a signer.
@@ -95,8 +95,8 @@ pub async fn rotate(places: &Places, roles: &[String]) -> Result<(), KeysError> 
 /// made.
 const SKIPPED: u64 = 1_000_000;
 
-/// As [`rotate`], under locks that the caller holds; behind a backup past all versions that may
-/// have been seen.
+/// Gives roles new keys as [`rotate`] does, under locks that the caller holds. With `behind_backup`
+/// the versions of the metadata go past all that devices may have seen.
 pub(super) async fn rotate_locked(
     places: &Places,
     roles: &[(&String, RotatableRole)],

@@ -22,10 +22,10 @@ pub enum OwnError {
     /// The certificate of the CA cannot be read.
     #[error(transparent)]
     Realm(#[from] RealmError),
-    /// The database.
+    /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),
-    /// The store.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Parts of different realms, or a store of another database.

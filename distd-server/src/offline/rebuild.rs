@@ -29,13 +29,13 @@ pub enum RebuildError {
     /// The database was written to since.
     #[error("chunk id {0} belongs to another chunk in this database")]
     TakenId(ChunkId),
-    /// Reading.
+    /// Reading a manifest or a pack failed.
     #[error(transparent)]
     Ingest(#[from] IngestError),
-    /// The database.
+    /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),
-    /// The store.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -73,7 +73,7 @@ impl UnknownPacks {
 }
 
 /// Raises the chunk counter above every id that any manifest of the store names: an id that was
-/// given once is never given to another chunk, also when its own is gone.
+/// given once is never given to another chunk, even if its own chunk is gone.
 pub(super) async fn raise_counter(db: &Db, ingest: &Ingest) -> Result<(), RebuildError> {
     let mut highest = 0;
     let mut objects = ingest.store().list("manifests");
@@ -104,7 +104,7 @@ pub(super) async fn rebuild(
     let unnamed = || RebuildError::Unnamed(format!("{product}@{version}"));
     let found = listed.releases.iter().find(|r| r.product == *product && r.version == *version);
     let id = found.and_then(|release| release.manifest()).ok_or_else(unnamed)?;
-    // One that was signed before there were numbers is older than all that have one.
+    // A release that was signed before there were numbers is older than every release with one.
     let sequence = found.and_then(|release| release.sequence()).unwrap_or(0);
     let manifest = match ingest.manifest(&id).await {
         Err(IngestError::MissingManifest(id)) => return Err(RebuildError::Manifest(id)),
@@ -135,7 +135,7 @@ pub(super) async fn rebuild(
         chunks.1.push((id, *entry));
     }
     let now = signed(unix_now());
-    // The signed metadata lists it already.
+    // The signed metadata lists the release already.
     let row = ReleaseRow {
         published: Some(now),
         sequence,

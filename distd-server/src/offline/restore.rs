@@ -41,10 +41,10 @@ pub enum RestoreError {
     /// A directory cannot be looked at.
     #[error("could not read {}", .0.display())]
     Read(PathBuf, #[source] io::Error),
-    /// A file.
+    /// A file cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Copying.
+    /// Copying failed.
     #[error(transparent)]
     Copy(#[from] BackupError),
     /// Another process is there.
@@ -57,7 +57,7 @@ pub enum RestoreError {
 pub struct Restored {
     /// Content of the backup.
     pub backup: Backed,
-    /// Cause why the keys of snapshot and timestamp were not changed: mostly root keys that are
+    /// Reason why the keys of snapshot and timestamp were not changed: mostly root keys that are
     /// kept elsewhere. Devices that saw later metadata refuse this origin until the keys are
     /// changed.
     pub keys: Option<KeysError>,

@@ -31,25 +31,25 @@ pub enum RootError {
     /// Another proposal waits.
     #[error("{} waits for signatures: sign and install it, or say --replace", .0.display())]
     Waiting(PathBuf),
-    /// A key.
+    /// A key cannot be used.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// A role.
+    /// A role is unknown or cannot be changed.
     #[error(transparent)]
     Role(#[from] KeysError),
-    /// A file.
+    /// A file cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The file of a root.
+    /// The file of a root cannot be used.
     #[error(transparent)]
     NextRoot(#[from] NextRootError),
-    /// The content of a root's file.
+    /// The content of the file of a root cannot be used.
     #[error(transparent)]
     RootFile(#[from] RootFileError),
-    /// The store.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The repository.
+    /// The TUF repository failed.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
 }
@@ -65,7 +65,7 @@ pub struct RootOrder {
     pub threshold: Option<NonZeroU64>,
     /// Roles that get new keys.
     pub rotate: Vec<String>,
-    /// Whether a proposal that waits is given up.
+    /// Whether to give up a proposal that waits.
     pub replace: bool,
 }
 
@@ -159,7 +159,7 @@ pub async fn install_root(places: &Places, copies: &[PathBuf]) -> Result<Option<
         }
     }
     let Some(root) = root else { return Err(RootError::NoFile(path)) };
-    // Of a realm that has no root yet, its first start looks.
+    // In a realm without a root, the first start of the origin checks the signatures.
     let missing = match metadata(places).await? {
         Some(_) => Some(open(places).await?.root_missing(&root).await?),
         None => None,

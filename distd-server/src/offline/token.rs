@@ -27,13 +27,13 @@ pub enum TokenError {
     /// The file cannot be written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The CA.
+    /// The CA cannot be used.
     #[error(transparent)]
     Realm(#[from] RealmError),
-    /// The database.
+    /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),
-    /// The store.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The store belongs to another database, and with it the origin.

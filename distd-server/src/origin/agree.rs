@@ -86,7 +86,7 @@ pub enum DisagreementError {
         /// The first of them.
         names: String,
     },
-    /// The same release, but another one.
+    /// A release whose row names another manifest than the signed metadata.
     #[error(
         "{name} has other contents in the database than in the signed metadata: restore both from one backup"
     )]
@@ -108,13 +108,13 @@ pub enum DisagreementError {
         /// Id of this one.
         database: String,
     },
-    /// The database.
+    /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),
-    /// The store.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The repository.
+    /// The TUF repository failed.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
 }
@@ -215,10 +215,10 @@ pub(crate) async fn give_store(db: &Db, store: &Store, realm: &str) -> Result<()
     Owner::give(db, store).await
 }
 
-/// Rows beside what is listed.
+/// Differences between the rows and the listed releases.
 #[derive(Debug, Default)]
 pub(crate) struct Comparison {
-    /// Listed, and in no row.
+    /// Listed releases without a row.
     pub(crate) without_row: Vec<(Name, Name)>,
     /// Rows that are not listed.
     pub(crate) unlisted: Vec<ReleaseRow>,
@@ -227,7 +227,8 @@ pub(crate) struct Comparison {
 }
 
 impl Comparison {
-    /// Rows on their way out may be listed or not.
+    /// Compares `rows` with the listed releases. Releases that are being withdrawn may be listed or
+    /// not.
     pub(crate) fn of(listed: &Listed, rows: Vec<ReleaseRow>, withdrawn: Vec<ReleaseRow>) -> Self {
         let mut out = Self::default();
         let by_name: BTreeMap<_, _> =

@@ -50,8 +50,8 @@ impl OriginContent {
 
     async fn load(&self, id: ManifestId) -> Result<Arc<Loaded>, ServeError> {
         let internal = |e: Box<dyn std::error::Error + Send + Sync>| ServeError::Internal(e);
-        // Only what a release names is served: an upload that was never committed is nobody's to
-        // see, nor is what was withdrawn since.
+        // Only manifests that a release or a patch set names are served: nobody may see an
+        // uncommitted upload, or a release that was withdrawn since.
         let released = self.origin.db().manifests_released(&[id]).await.map_err(|e| internal(e.into()))?;
         if released != [true] {
             self.loaded.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
@@ -90,7 +90,7 @@ impl OriginContent {
 struct OriginSwarm {
     loaded: Arc<Loaded>,
     chunks: Chunks,
-    /// For manifests the asker holds.
+    /// Source of the manifests that the asker holds.
     others: Arc<OriginContent>,
 }
 
@@ -106,7 +106,8 @@ impl Content for Shared {
     ) -> Result<Arc<dyn Swarm>, ServeError> {
         let content = &self.0;
         let node = content.origin.db().node(&peer.node_id.to_string()).await;
-        // A certificate outlives its revocation by a day at most; here it does not.
+        // A certificate may outlive the revocation of its node by a day; here the database is
+        // asked, so that it does not.
         match node {
             Ok(Some(node)) if node.revoked.is_none() => {}
             Ok(_) => return Err(ServeError::Unauthorised),
@@ -132,7 +133,7 @@ impl Content for Shared {
 }
 
 impl OriginContent {
-    /// As the trait object a server takes.
+    /// Returns the content as the trait object that a server takes.
     pub fn into_content(self: Arc<Self>) -> Arc<dyn Content> {
         Arc::new(Shared(self))
     }
@@ -222,7 +223,8 @@ impl Swarm for OriginSwarm {
                     Ok(run) => self.verified(run).await,
                     Err(error) => {
                         tracing::error!(error = %Chain(&error), "chunks could not be read");
-                        // The store may be back in a moment: not a word that would be remembered.
+                        // The store may be back in a moment, so give no reason that the asker would
+                        // remember.
                         reason = DontHaveReason::Busy;
                         Vec::new()
                     }

@@ -19,12 +19,12 @@ pub struct ObjectMetadata {
 
 /// Right to write.
 enum Writes {
-    /// Writes happen while the claim holds.
+    /// The process may write while its claim on the store holds.
     Owned(Owner),
     Refused,
 }
 
-/// A write by a command that only reads.
+/// Error of a write by a command that only reads.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "this command changes nothing, but the repository was made by an earlier release and must be brought up to date: \
@@ -38,7 +38,7 @@ impl ObjectMetadata {
         Self::owned(Owner::new(store.clone()), store)
     }
 
-    /// The same for a command that only reads: every write is refused.
+    /// Metadata for a command that only reads: every write is refused.
     pub(crate) fn read_only(store: Store) -> Self {
         Self { store, writes: Writes::Refused }
     }

@@ -80,7 +80,8 @@ pub struct Tuning {
     pub patches: PatchOptions,
     /// Limits of publishers.
     pub limits: IngestLimits,
-    /// Files with the public root keys of a new realm; none: the origin makes a root key.
+    /// Files with the public root keys of a new realm; if there is none, the origin makes a root
+    /// key.
     pub offline_root: Vec<PathBuf>,
     /// Number of root keys that must sign a root of a new realm.
     pub root_threshold: NonZeroU64,
@@ -114,22 +115,22 @@ pub enum OpenError {
     Clock {
         /// The clock's time, UTC.
         now: String,
-        /// When the program was built, UTC.
+        /// Time at which the program was built, UTC.
         built: String,
     },
-    /// The database.
+    /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),
-    /// The object store.
+    /// The object store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The realm.
+    /// The realm cannot be used.
     #[error(transparent)]
     Realm(#[from] RealmError),
-    /// The TUF repository.
+    /// The TUF repository failed.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
-    /// The next root.
+    /// The next root cannot be used.
     #[error(transparent)]
     NextRoot(#[from] NextRootError),
     /// The first root waits for keys that are kept elsewhere.
@@ -156,13 +157,13 @@ pub enum OpenError {
     /// Its parts do not belong together.
     #[error(transparent)]
     Disagreement(#[from] DisagreementError),
-    /// Finishing a withdrawal that was cut off.
+    /// A withdrawal that was cut off could not be finished.
     #[error("could not finish a withdrawal that was cut off")]
     Withdraw(#[from] WithdrawError),
-    /// Cleaning up after the last run.
+    /// Cleaning up after the last run failed.
     #[error(transparent)]
     Ingest(#[from] IngestError),
-    /// Publishing what the last run had committed.
+    /// The releases that the last run had committed could not be published.
     #[error("could not publish releases that were committed before")]
     Publish(#[from] PublishError),
 }
@@ -183,7 +184,7 @@ pub struct Origin {
     data: PathBuf,
     spool: PathBuf,
     revoked: Arc<Revoked>,
-    /// Reading who is revoked takes turns.
+    /// Readings of the list of revoked nodes take turns.
     revoking: tokio::sync::Mutex<()>,
     /// Publications take turns, so that a channel's counter and its document agree.
     publishing: tokio::sync::Mutex<()>,
@@ -194,8 +195,8 @@ impl Origin {
     /// of these places.
     ///
     /// Database, store and metadata are compared before anything in them is changed: what belongs
-    /// to another realm, or to another time, is refused. What an earlier run left half done is
-    /// finished; what it left lying about is [swept](Self::sweep_at_start) later.
+    /// to another realm, or to another time, is refused. Work that an earlier run left half done is
+    /// finished; objects that it left behind are [swept](Self::sweep_at_start) later.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -231,7 +232,8 @@ impl Origin {
         parties.check_owners().await?;
         let owner = Owner::new(store.clone());
         if parties.has_no_repository().await? {
-            // Before a repository is made: of two origins that begin here at once, one makes it.
+            // The store is taken before a repository is made: of two origins that begin here at
+            // once, only one makes it.
             parties.adopt(&owner).await?;
         }
         let metadata = Arc::new(ObjectMetadata::owned(owner.clone(), store.clone()));
@@ -400,7 +402,8 @@ impl Origin {
         }
         let cert = self.realm.origin_cert(&self.hosts, now)?;
         self.realm.replace_credentials(&self.credentials, &cert)?;
-        // Last, and no failure of maintenance: space can wait, signatures cannot.
+        // Compaction comes last, and its failure is no failure of maintenance: space can wait,
+        // signatures cannot.
         let more = match self.ingest.compact(signed(now)).await {
             Ok(compacted) => {
                 if compacted.packs > 0 || compacted.deleted > 0 {
@@ -413,7 +416,7 @@ impl Origin {
                 false
             }
         };
-        // Not later than hourly, for uploads; not earlier than each minute.
+        // Uploads need maintenance every hour. It runs at most once a minute.
         let latest = if more { 60 } else { 3600 };
         Ok(refreshed.next.saturating_sub(now).clamp(60, latest))
     }
@@ -431,7 +434,8 @@ async fn open_repository(
     if !begun && offline_root.is_empty() && next_root_path(&places.data).exists() {
         return Err(OpenError::OfflineRootNotNamed(next_root_path(&places.data)));
     }
-    // Held until the file is written: an operator may hand in a signed copy at the same time.
+    // The lock is held until the file is written: an operator may hand in a signed copy at the same
+    // time.
     let lock = if begun { None } else { Some(NextRootLock::take(&places.data)?) };
     let options = match begun {
         true => Options::default(),

@@ -42,7 +42,7 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
-    /// No claim yet: nothing is refused.
+    /// Creates an owner without a claim, which refuses nothing.
     pub(crate) fn new(store: Store) -> Self {
         Self { store, claim: Arc::default(), overtaken: CancellationToken::new() }
     }
@@ -68,7 +68,7 @@ impl Owner {
             check_database(&found, database, place)?;
             self.store.put(OWNER, claim.clone().into_bytes()).await?;
         }
-        // Set once: `take` is called by the one task that opens the origin.
+        // The claim is set once: only the one task that opens the origin calls `take`.
         let _ = self.claim.set(claim);
         Ok(())
     }

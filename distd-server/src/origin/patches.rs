@@ -104,9 +104,9 @@ impl Origin {
         Ok(queued)
     }
 
-    /// Queues the sets a new release should have: from where the product's channels point; without
-    /// channels, from the release before it; and from nothing. A failure here is logged: the
-    /// release itself stands.
+    /// Queues the sets that a new release should have: from the releases to which the product's
+    /// channels point, or without channels from the release before it; and from nothing. A failure
+    /// here is logged: the release itself stands.
     pub(super) async fn queue_for_release(&self, release: &ReleaseRow) {
         if let Err(error) = self.try_queue_for_release(release).await {
             tracing::warn!(error = %Chain(&error), "no patch sets were queued for a release");
@@ -170,7 +170,8 @@ impl Origin {
                 Ok(false) => AGAIN,
                 Err(error) => {
                     tracing::error!(error = %Chain(&error), "no patches are made for a while");
-                    // Not woken earlier: what was queued does not make the database answer.
+                    // A newly queued set must not end this wait: it does not make the database
+                    // answer.
                     tokio::select! {
                         () = tokio::time::sleep(AGAIN) => continue,
                         () = stop.cancelled() => return,
@@ -203,7 +204,7 @@ impl Origin {
                 }
             }
             Ok(None) => tracing::info!(%product, from, %to, "a patch set was made elsewhere"),
-            // It stays as it is; the next start queues it again.
+            // The row stays as it is; the next start queues the set again.
             Err(MakeError::Stopped) => return Ok(false),
             Err(error) => {
                 self.patches.count_failure();

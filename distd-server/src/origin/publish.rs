@@ -118,8 +118,8 @@ impl Origin {
         Ok((row, release))
     }
 
-    /// Makes the signed metadata what the rows say: publishes what an earlier run committed and did
-    /// not get to publish, and what another process lost from the list.
+    /// Makes the signed metadata agree with the rows: publishes releases that an earlier run
+    /// committed and did not publish, and releases that another process dropped from the list.
     pub(super) async fn publish_pending(&self, listed: &Listed) -> Result<(), super::OpenError> {
         let now = unix_now();
         let (mut changes, mut publishable) = (Vec::new(), Vec::new());
@@ -158,14 +158,14 @@ impl Origin {
                 changes.push(channel_change(&row, &release));
             }
         }
-        // And so are the lists of patch sets.
+        // The lists of patch sets are set likewise.
         for product in self.db.products().await? {
             changes.push(self.patches_change(&product.name).await?);
         }
         if !changes.is_empty() {
             self.repository.apply(changes, now).await?;
         }
-        // One without its manifest stays unpublished: pushing the same bytes again heals and
+        // A release without its manifest stays unpublished: pushing the same bytes again heals and
         // publishes it.
         for release in publishable {
             self.db.mark_published(&release.product, &release.version, signed(now)).await?;
@@ -176,8 +176,8 @@ impl Origin {
 }
 
 impl Origin {
-    /// Takes channels over that were moved after the database was saved: a device must not see one
-    /// go back.
+    /// Takes over channels that were moved after the database was saved: a device must not see a
+    /// channel go back.
     async fn take_over_channels(&self, listed: &Listed) -> Result<(), DbError> {
         for doc in &listed.channels {
             let (product, channel) = (&doc.product, &doc.channel);
@@ -202,8 +202,8 @@ impl Origin {
         Ok(())
     }
 
-    /// Takes over numbers that are signed otherwise than the database has them: devices remember
-    /// those.
+    /// Takes over signed numbers that differ from those in the database: devices remember the
+    /// signed ones.
     async fn take_over_numbers(&self, listed: &Listed) -> Result<(), DbError> {
         let rows = self.numbers().await?;
         for release in &listed.releases {
@@ -217,7 +217,8 @@ impl Origin {
         Ok(())
     }
 
-    /// Changes that sign numbers beside releases that were published before there were any.
+    /// Returns the changes that sign numbers beside releases that were published before there were
+    /// numbers.
     async fn numbers_to_sign(&self, listed: &Listed) -> Result<Vec<Change>, DbError> {
         let rows = self.numbers().await?;
         let unnumbered = listed.releases.iter().filter(|release| release.sequence().is_none());

@@ -34,7 +34,7 @@ impl JoinTokens for SqlRegistry<'_> {
             EnrolOutcome::WrongRole => RefusalCode::WrongRole,
             EnrolOutcome::Expired => RefusalCode::TokenExpired,
             EnrolOutcome::UsedUp => RefusalCode::TokenUsedUp,
-            // A node does not learn which of the two it is.
+            // A node does not learn which of the two applies.
             EnrolOutcome::UnknownToken | EnrolOutcome::TokenRevoked => RefusalCode::UnknownToken,
         };
         Err(RegistryError::Refused(code))

@@ -13,7 +13,7 @@ use crate::realm::RealmError;
 /// Error of making the list of revoked nodes.
 #[derive(Debug, thiserror::Error)]
 pub enum RevokedListError {
-    /// The database.
+    /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),
     /// Signing failed.
@@ -27,13 +27,14 @@ impl Origin {
         &self.revoked
     }
 
-    /// Reads the list of revoked nodes, and ends their connections. To be called at start, after
-    /// each revocation, and now and then for those that another process makes.
+    /// Reads the list of revoked nodes, and ends their connections. Call it at start, after each
+    /// revocation, and now and then for the revocations of other processes.
     ///
     /// # Errors
     /// [`DbError`].
     pub async fn refresh_revoked(&self) -> Result<RevokedList, DbError> {
-        // One at a time: a list that was read before a revocation must not come behind it.
+        // One reading at a time: a list that was read before a revocation must not replace a later
+        // one.
         let _turn = self.revoking.lock().await;
         let made = unix_now();
         let ids = self.db.nodes_revoked(signed(made)).await?;

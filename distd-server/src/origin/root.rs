@@ -23,13 +23,13 @@ const LOCK: &str = "root-next.lock";
 /// Error of reading the next root or of putting it in force.
 #[derive(Debug, thiserror::Error)]
 pub enum NextRootError {
-    /// The file.
+    /// The file cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The file's content.
+    /// The content of the file is not a root.
     #[error("{} is unusable", .0.display())]
     Content(PathBuf, #[source] RootFileError),
-    /// The lock.
+    /// The lock cannot be taken.
     #[error("could not lock {}: check its permissions and free space", .0.display())]
     Lock(PathBuf, #[source] io::Error),
     /// An outdated file stays in the way.
@@ -38,7 +38,7 @@ pub enum NextRootError {
     /// Longer than a root can be.
     #[error("{} is longer than 1 MiB: it is no root", .0.display())]
     TooLong(PathBuf),
-    /// The repository.
+    /// The TUF repository failed.
     #[error(transparent)]
     Repository(#[from] RepositoryError),
 }

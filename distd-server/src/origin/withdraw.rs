@@ -1,8 +1,8 @@
 //! Withdrawal of releases, and removal of channels.
 //!
-//! A withdrawal is marked in its row, taken out of the signed list, and then its rows and objects
-//! go, in this order: so devices are never told of what is not there, and a start continues from
-//! any step.
+//! A withdrawn release is marked in its row, then taken out of the signed list, and then its rows
+//! and objects are deleted. So no device is ever told of an object that is not there, and a start
+//! continues from any step.
 
 use std::collections::BTreeSet;
 
@@ -80,7 +80,8 @@ impl Origin {
         let patches = self.patches_change(&product).await?;
         self.repository.apply(vec![patches, Change::RemoveRelease { product, version }], unix_now()).await?;
 
-        // Without the lock that commits take, as far as it goes: others' manifests may be many.
+        // As much as possible is read without the lock that commits take: the other manifests may
+        // be many.
         let mut seen = BTreeSet::new();
         let mut free = ChunkRanges::new();
         let (unneeded, needed) = {
@@ -88,7 +89,7 @@ impl Origin {
             (tx.unneeded().await?, tx.needed().await?)
         };
         for manifest in &unneeded {
-            // Of one that is lost the chunks stay.
+            // The chunks of a lost manifest stay.
             free.extend(&self.ingest.manifest_chunks(manifest).await?.unwrap_or_default());
         }
         self.subtract(&mut free, &needed, &mut seen).await?;
@@ -144,8 +145,8 @@ impl Origin {
         if self.db.channel(product, channel).await?.is_none() {
             return Ok(false);
         }
-        // The list first: a row without it is listed again at the next start, and nothing was
-        // promised.
+        // The channel leaves the signed list first: if the row stays, the next start lists the
+        // channel again, and nothing was promised.
         let (product_name, channel_name) = (product.clone(), channel.clone());
         let change = Change::RemoveChannel { product: product_name, channel: channel_name };
         let now = unix_now();

@@ -39,8 +39,8 @@ impl Authority {
         files::create_private_dir(&dir)?;
         let path = dir.join("ca.pem");
         let key_path = dir.join("ca.key");
-        // A certificate without its key: a new key would be of no use, and hide that the old one is
-        // elsewhere.
+        // The certificate is here without its key. A new key would be of no use, and would hide
+        // that the old one is elsewhere.
         if !key_path.exists() && path.exists() {
             return Err(RealmError::KeyMissing(key_path));
         }

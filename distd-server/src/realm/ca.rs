@@ -35,7 +35,7 @@ const CA_SECONDS: u64 = 10 * 365 * DAY;
 const ORIGIN_SECONDS: u64 = 30 * DAY;
 /// Validity of a node's certificate unless configured, seconds.
 const NODE_SECONDS: u64 = DAY;
-/// Time before now at which a certificate begins, seconds: a node's clock may be behind by it.
+/// Time by which a certificate is backdated, seconds: a node's clock may be behind by as much.
 const BACKDATE_SECONDS: u64 = 3600;
 
 /// Error of loading the realm or of issuing a certificate.
@@ -201,7 +201,7 @@ impl Realm {
         self
     }
 
-    /// SHA-256 of the CA certificate's DER: what tokens carry.
+    /// SHA-256 of the CA certificate's DER, which tokens carry.
     pub fn ca_fingerprint(&self) -> [u8; 32] {
         sha256(&self.ca)
     }

@@ -1,4 +1,4 @@
-//! The realm: its certificate authority, who is let in, and the origin's own certificate.
+//! The realm: its certificate authority, the enrolment of nodes, and the origin's own certificate.
 //!
 //! `DIR/realm/ca.key` (P-256, 0600) and `ca.pem`: ten years. `origin.key` (0600): the origin's
 //! certificate is made anew at each start and before its 30 days are over, and lives in memory

@@ -9,8 +9,8 @@
 //! keys.
 //!
 //! `distd-server serve` starts a signer of its own, or connects to one that runs as another user.
-//! They exchange one request at a time over a Unix socket. Commands that an operator runs while the
-//! origin is stopped use the keys in their own process.
+//! The two processes exchange one request at a time over a Unix socket. Commands that an operator
+//! runs while the origin is stopped use the keys in their own process.
 
 mod link;
 mod policy;
@@ -48,10 +48,10 @@ impl KeyHolder {
         Self::ThisProcess(data.to_owned())
     }
 
-    /// Shows the holder a root of the repository, signed, JSON, in the order of the versions. The
-    /// holder compares it with the roots that it remembers beside the keys, so that write access to
-    /// the store is not enough to choose a root. Returns the version of the newest root that the
-    /// holder knows.
+    /// Shows the holder a root of the repository, as signed JSON. The caller shows all roots in the
+    /// order of their versions. The holder compares them with the roots that it remembers beside
+    /// the keys, so that write access to the store is not enough to choose a root. Returns the
+    /// version of the newest root that the holder knows.
     ///
     /// # Errors
     /// [`KeyError::OtherRoot`] or [`SignerError::Refused`] when the root is not this realm's.

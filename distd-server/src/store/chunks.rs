@@ -10,10 +10,10 @@ use distd_core::{ChunkHash, ChunkId};
 use super::{PackReader, ReadError, Store};
 use crate::db::{ChunkRow, Db, DbError};
 
-/// Rows looked up at once: the ids behind the one asked for are asked for next.
+/// Number of rows read by one query: an id and those behind it, which are usually asked for next.
 const ROWS_AHEAD: u32 = 256;
 
-/// Rows remembered; about 100 bytes each.
+/// Maximum number of rows remembered, about 100 bytes each.
 const ROWS_MAX: usize = 32_768;
 
 /// Error of reading chunks.
@@ -54,8 +54,8 @@ impl StoredChunk {
 pub struct Chunks {
     db: Db,
     packs: PackReader,
-    // A row changes only when a chunk is moved out of a pack that is lost or was mostly unused.
-    // Neither can be read for long.
+    // A remembered row becomes outdated only when its chunk is moved out of a pack that is lost or
+    // mostly unused. Such a pack is deleted soon, and the read that fails then drops the row.
     rows: Arc<Mutex<HashMap<ChunkId, ChunkRow>>>,
 }
 
@@ -65,8 +65,8 @@ impl Chunks {
         Self { packs: PackReader::new(db.clone(), store), db, rows: Arc::default() }
     }
 
-    /// One chunk, or `None` for an id that was never given. A run of ids asked for one by one costs
-    /// one query and a few long reads.
+    /// Reads one chunk; `None` if no chunk has the id. Reading a run of ids one by one costs one
+    /// query and a few long reads.
     ///
     /// # Errors
     /// [`ChunkReadError`].
@@ -75,7 +75,7 @@ impl Chunks {
         match self.packs.read_one(&row.location).await {
             Ok(bytes) => Ok(Some(StoredChunk::new(&row, bytes))),
             Err(error) => {
-                // A chunk whose pack was lost may lie elsewhere since.
+                // A chunk whose pack was lost may lie in another pack now.
                 self.rows.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
                 match self.row(id).await? {
                     Some(moved) if moved.location != row.location => {
@@ -103,9 +103,9 @@ impl Chunks {
         Ok(wanted)
     }
 
-    /// Chunks from `first` to `last` inclusive as far as their stored bytes fit in `budget_bytes`,
-    /// but at least one; continue behind the last one returned. Empty when no id of the range was
-    /// given yet.
+    /// Reads the chunks from `first` to `last` inclusive as far as their stored bytes fit in
+    /// `budget_bytes`, but at least one and at most 1024. The caller continues behind the last
+    /// chunk returned. The list is empty if no id of the range has a chunk.
     ///
     /// # Errors
     /// [`ChunkReadError`].
@@ -128,7 +128,7 @@ impl Chunks {
         Ok(rows.iter().zip(bytes).map(|(row, bytes)| StoredChunk::new(row, bytes)).collect())
     }
 
-    /// Hash and place of chunks by id, in the order given; `None` for ids never given.
+    /// Hashes and places of chunks by id, in the order given; `None` for an id that no chunk has.
     ///
     /// # Errors
     /// [`DbError`].
@@ -137,7 +137,7 @@ impl Chunks {
         Ok(ids.iter().map(|id| found.get(id).copied()).collect())
     }
 
-    /// The reader below.
+    /// Reader of the packs that hold the chunks.
     pub fn packs(&self) -> &PackReader {
         &self.packs
     }

@@ -27,8 +27,8 @@ use object_store::{ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutPaylo
 
 use crate::db::UnixSeconds;
 
-/// A pack of 32 MiB must pass within this, so 3 Mbit/s suffice; the retries of the client come on
-/// top.
+/// Time for one request. A pack of 32 MiB must pass within it, so 3 Mbit/s suffice; the retries of
+/// the client come on top.
 const S3_REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Error of the object store.
@@ -85,7 +85,7 @@ pub struct ObjectInfo {
     pub name: String,
     /// Length, bytes.
     pub bytes: u64,
-    /// When it was put.
+    /// Time at which it was put.
     pub modified: UnixSeconds,
 }
 
@@ -99,7 +99,7 @@ pub(crate) fn directory_of(address: &str) -> Option<PathBuf> {
 #[derive(Clone, Debug)]
 pub struct Store {
     objects: Arc<dyn ObjectStore>,
-    /// Of a directory: its root, for what the object interface hides.
+    /// Root of a directory store, for operations that the object interface does not have.
     directory: Option<PathBuf>,
 }
 
@@ -204,15 +204,15 @@ impl Store {
         put.map(drop).map_err(|cause| request("store", name, cause))
     }
 
-    /// Stores an object unless there is one of this name; `false` when there is. Of several that do
-    /// this to a bucket at once one succeeds, provided that its server knows conditional puts
-    /// (`If-None-Match`); a directory is one process's.
+    /// Stores an object unless there is one of this name; `false` when there is. Of several
+    /// processes that do this to a bucket at once, one succeeds, provided that the bucket's server
+    /// knows conditional puts (`If-None-Match`). A directory store has only one process.
     ///
     /// # Errors
     /// [`StoreError::Request`].
     pub async fn put_new(&self, name: &str, payload: impl Into<PutPayload>) -> Result<bool, StoreError> {
         if self.is_local() {
-            // Not by a hard link, as the library does: not every file system has them.
+            // The library would use a hard link, which not every file system has.
             if self.len(name).await?.is_some() {
                 return Ok(false);
             }

@@ -9,11 +9,11 @@ use distd_core::bounds::CHUNK_BYTES_MAX;
 use distd_core::packing::{Codec, PackedChunk};
 use object_store::PutPayload;
 
-/// A pack is sealed once it holds this many bytes of chunks: long enough that reading one is
-/// sequential, short enough that a few fit in memory.
+/// Bytes of chunks from which on a pack is sealed: many enough that reading a pack is sequential,
+/// few enough that some packs fit in memory.
 pub const PACK_BYTES: usize = 16 << 20;
 
-/// No pack holds more bytes of chunks than this. [`PACK_BYTES`] and one more chunk stay below it.
+/// Most bytes of chunks that a pack can hold. [`PACK_BYTES`] and one more chunk stay below it.
 pub const PACK_BYTES_MAX: usize = 32 << 20;
 
 /// Most chunks of a pack; reached only by a product with tiny chunks. Bounds the index to 5.4 MB.
@@ -35,10 +35,10 @@ pub const PACK_OBJECT_BYTES_MAX: u64 =
 /// Error of reading an object as a pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PackError {
-    /// Too short, or without [`PACK_MAGIC`] at the end.
+    /// The object is too short, or lacks [`PACK_MAGIC`] at its end.
     #[error("not a distd pack")]
     Magic,
-    /// Its BLAKE3 is another.
+    /// The object has another BLAKE3 than it states.
     #[error("pack is damaged")]
     Damaged,
     /// The index contradicts itself or the bounds.
@@ -135,7 +135,7 @@ impl PackWriter {
         footer.put_slice(hasher.finalize().as_bytes());
         footer.put_slice(PACK_MAGIC);
         let footer = footer.freeze();
-        // A copy: it outlives the pack in memory only where the pack is remembered by it.
+        // The index is copied, so that remembering it does not keep the whole pack in memory.
         let index = Bytes::copy_from_slice(&footer[..index_bytes]);
         self.parts.push(footer);
         let payload: PutPayload = self.parts.into_iter().collect();

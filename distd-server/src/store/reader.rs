@@ -63,7 +63,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// The block's place, made if needed; the one used longest ago is evicted.
+    /// Returns the block's place, made if needed; the block used longest ago is evicted.
     fn block(&mut self, key: (PackId, u64)) -> Block {
         self.tick += 1;
         if !self.blocks.contains_key(&key) && self.blocks.len() >= BLOCKS_MAX {

@@ -288,7 +288,8 @@ fn apply_one(work: &Work, at: PatchRef, patch: &SetPatch, room: &Room) -> io::Re
     Ok(Some(done))
 }
 
-/// Returns the bytes of all bases; `None` when a base is unknown or the bases are too large.
+/// Returns the length of all bases together, in bytes; `None` when a base is unknown or the bases
+/// are too large.
 fn base_bytes(work: &Work, patch: &SetPatch) -> Option<usize> {
     let mut bytes = 0usize;
     for id in patch.base_ids() {

@@ -2,8 +2,8 @@
 //! application ([`apply`]; [`stream`] for packed files, with [`transient`] for transient chunks). A
 //! small set also provides the manifest ([`mod@rebuild`]).
 //!
-//! A patch only ever saves bytes. Any failure - a set that cannot be fetched, a payload that does
-//! not decode, a damaged base - is counted, and the chunks that the patch would have rebuilt are
+//! A patch only ever saves bytes. Any failure (a set that cannot be fetched, a payload that does
+//! not decode, a damaged base) is counted, and the chunks that the patch would have rebuilt are
 //! fetched instead.
 
 mod apply;

@@ -95,5 +95,6 @@ pub(super) fn codecs<R: ReadAt + ?Sized>(image: &Image<'_, R>, superblock: &Supe
 }
 
 const FEATURE_ZEROS_IN_FRONT: u32 = 0x1;
-/// Also allows clusters to have block counts.
+/// Superblock feature: records of the algorithms follow the superblock. Linux uses the same bit for
+/// clusters with block counts.
 pub(super) const FEATURE_CODECS: u32 = 0x2;

@@ -116,7 +116,7 @@ impl Header {
 }
 
 const ADVICE_SHORT: u16 = 0x1;
-/// Meaning of the same bit in a full index.
+/// Meaning of the same bit in a full index: the map is encoded as extents.
 const ADVICE_EXTENTS: u16 = 0x1;
 const ADVICE_BIG_1: u16 = 0x2;
 const ADVICE_BIG_2: u16 = 0x4;

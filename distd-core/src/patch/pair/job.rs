@@ -22,7 +22,7 @@ pub struct PatchJob {
 /// Finished patch between two lists of chunks. The publisher replaces indices by ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Patch {
-    /// PatchMethod of the payload.
+    /// Method by which the payload rebuilds the targets.
     pub codec: PatchMethod,
     /// Indices of chunks of the new release, in the order in which their bytes make the target.
     pub targets: Vec<Range<u32>>,

@@ -19,10 +19,11 @@ pub fn needs(old: &[ChunkSpan], new: &[ChunkSpan]) -> Vec<Need> {
     needs_beside(old, new, new.len(), |_| false)
 }
 
-/// Like [`needs`], for a release with views. The chunks of the views start at index `artifact`; the
-/// chunks for which `made` is true are packed again from views. Unless held, these chunks are
-/// [`Need::Other`], and so are their repeats in the artifact. Of equal chunks in the views, the
-/// first that is not made is wanted, because a view cannot come from a chunk that is made from it.
+/// Finds the chunks that the `old` release lacks, as [`needs`] does, in a release with views. The
+/// chunks of the views start at index `artifact`; the chunks for which `made` is true are packed
+/// again from views. Unless held, these chunks are [`Need::Other`], and so are their repeats in the
+/// artifact. Of equal chunks in the views, the first that is not made is wanted, because a view
+/// cannot come from a chunk that is made from it.
 ///
 /// Made chunks and chunks of views can be equal: a file in an image that compresses badly lies in
 /// plain clusters, which have chunks in common with the file's view.

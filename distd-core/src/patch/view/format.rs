@@ -107,8 +107,8 @@ impl Layer {
     /// All layers, in the order in which they are unpacked.
     pub const ALL: [Self; 2] = [Self::Image, Self::File];
 
-    /// Returns whether a view takes over the names of the packed regions, because it is similar to
-    /// the old content and they are not.
+    /// Returns whether a view takes over the names of the packed regions, because the view
+    /// resembles the old content and the packed bytes do not.
     pub fn hides_names(self) -> bool {
         self == Self::Image
     }

@@ -1,18 +1,18 @@
 //! Views: the unpacked content of packed files.
 //!
 //! A packed file changes everywhere when one byte of its content does. The [`FORMATS`] with views
-//! are of two kinds ([`Layer`]):
-//! - files: gzip members (an initrd, a changelog), whose view is the concatenated plain text of the
-//!   members; zip archives and PNG files, whose view has the plain text of each deflate stream in
-//!   its place between the other bytes;
-//! - files of an EROFS image packed by LZ4, deflate or zstd: the view is their content, many files
-//!   in one view.
+//! belong to two layers ([`Layer`]):
+//! - files packed by themselves: gzip members (an initrd, a changelog), whose view is the
+//!   concatenated plain text of the members; zip archives and PNG files, whose view has the plain
+//!   text of each deflate stream in its place between the other bytes;
+//! - images: the files of an EROFS image that the image packs by LZ4, deflate or zstd; one view is
+//!   the content of many files.
 //!
 //! A **recipe** says how to pack a view again, bit for bit. The views of the old and the new
 //! release are paired like any other bytes. While a patch set is applied, the device rebuilds the
 //! new view, packs it again and writes the result. A gzip file within such an image has a view
-//! within a view: packing the gzip file's view makes the view of the clusters, and packing that
-//! makes the clusters.
+//! within a view: packing the gzip file's view makes the file's bytes in the view of the clusters,
+//! and packing that view makes the clusters.
 //!
 //! The origin finds packed files ([`find`]), makes recipes ([`Group::unpack`]) and offers only
 //! those that it has tried with the code that the device runs ([`packs_again`]). A device packs
@@ -21,9 +21,9 @@
 //!
 //! Memory for views of deflate streams: unpacking and packing hold one piece at a time, at most
 //! [`PIECE_PLAIN_MAX`] of plain text, and the packer's own state: 8 MB in all to pack the reference
-//! initrd (130 MB of view), 10 MB to take it apart. For clusters: the content of the longest
-//! cluster and the packer's state, which is 1.2 MB for LZ4, so 14 MB at most, and up to 20 MB more
-//! for zstd's slowest level.
+//! initrd (130 MB of view), 10 MB to take it apart. Memory for clusters: the content of the longest
+//! cluster and the packer's state. With LZ4, whose packer has 1.2 MB of state, this is 14 MB at
+//! most; zstd's slowest level takes up to 20 MB more.
 //!
 //! To add a format: CONTRIBUTING.md, "To add …".
 
@@ -93,7 +93,7 @@ pub fn unpack_base<R: ReadAt + ?Sized>(
     format.unpack_base(recipe, &packed, max, view)
 }
 
-/// Returns whether the code that a device runs makes exactly `packed` of a view.
+/// Returns whether [`repack`], which devices run as well, makes exactly `packed` from `view`.
 pub fn packs_again<R: ReadAt + ?Sized>(recipe: &[u8], view: &mut dyn Read, packed: &R) -> bool {
     let mut same = Same { packed: &packed, at: 0, buffer: Vec::new() };
     repack(recipe, view, &mut same).is_ok_and(|bytes| bytes == packed.len())
@@ -111,7 +111,7 @@ fn formats_of(recipe: &[u8]) -> Result<(impl Iterator<Item = &'static dyn ViewFo
     Ok((FORMATS.iter().copied().filter(move |format| format.version() == version), rest))
 }
 
-/// Writer that compares what it is given with packed bytes.
+/// Writer that compares the bytes written to it with packed bytes.
 struct Same<'a> {
     packed: &'a dyn ReadAt,
     at: u64,

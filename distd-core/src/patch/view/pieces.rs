@@ -24,7 +24,7 @@
 //!
 //! The crate panics on some damaged corrections and does not bound the work that others cause. So
 //! this module turns a panic into an error, and a recipe may only be used if its hash comes from
-//! signed metadata. That leaves an origin that wants to waste its own devices' time.
+//! signed metadata. The remaining risk is an origin that wants to waste its own devices' time.
 
 use std::io::{self, Cursor, Read, SeekFrom, Write};
 use std::ops::Range;

@@ -25,10 +25,10 @@ const EXTRA_PACKETS: u64 = 4;
 /// queue at most this much longer, whatever the link's rate.
 const ROUND_TRIP_MIN: Duration = Duration::from_millis(1);
 
-/// How long a measured shortest round trip is valid.
+/// Time for which a measured shortest round trip is valid.
 const ROUND_TRIP_VALID: Duration = Duration::from_secs(10);
 
-/// How long fewer bytes are in flight to measure the round trip again.
+/// Time for which fewer bytes are in flight, to measure the round trip again.
 const PROBE_ROUND_TRIP: Duration = Duration::from_millis(200);
 
 /// Number of rounds in a row, without a quarter more, after which the link counts as full.
@@ -43,9 +43,9 @@ const LOSS_MIN_PACKETS: u64 = 4;
 /// Window as a part of the rate times the round trip, in hundredths.
 mod gain {
     pub(super) const CRUISE: u64 = 125;
-    /// Lasts one round, to see whether there is more room.
+    /// Gain of one round, to see whether there is more room.
     pub(super) const UP: u64 = 150;
-    /// Lasts one round, to drain what `UP` put into the queue.
+    /// Gain of one round, to drain the bytes that `UP` put into the queue.
     pub(super) const DOWN: u64 = 90;
     pub(super) const DRAIN: u64 = 100;
     pub(super) const PROBE_ROUND_TRIP: u64 = 50;

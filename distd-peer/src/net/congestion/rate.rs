@@ -16,16 +16,16 @@ struct Point {
     at: Instant,
     /// Bytes acknowledged until `at`.
     delivered: u64,
-    /// When the newest packet acknowledged until then had been sent.
+    /// Time at which the newest packet acknowledged until then was sent.
     newest_sent: Instant,
 }
 
-/// Record of the acknowledged bytes, and of when they were acknowledged.
+/// Record of the acknowledged bytes, with the times of their acknowledgements.
 #[derive(Clone)]
 pub(super) struct Deliveries {
     points: VecDeque<Point>,
     delivered: u64,
-    /// When the newest packet acknowledged so far was sent.
+    /// Time at which the newest packet acknowledged so far was sent.
     newest_sent: Instant,
 }
 
@@ -40,7 +40,7 @@ impl Deliveries {
         self.delivered
     }
 
-    /// When the newest packet acknowledged so far was sent.
+    /// Time at which the newest packet acknowledged so far was sent.
     pub(super) fn newest_sent(&self) -> Instant {
         self.newest_sent
     }

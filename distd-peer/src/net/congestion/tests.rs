@@ -21,7 +21,7 @@ struct Bottleneck {
 struct Packet {
     number: u64,
     sent: Duration,
-    /// When its acknowledgement arrives; `None` if it never does.
+    /// Time at which its acknowledgement arrives; `None` if it never does.
     acked: Option<Duration>,
 }
 

@@ -64,7 +64,7 @@ pub struct ChannelDoc {
     pub extra: Map<String, Value>,
 }
 
-/// List of a product's patch sets: the JSON in the file of target `patches/PRODUCT`.
+/// List of a product's patch sets: the JSON document in the target file `patches/PRODUCT`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PatchesDoc {
     /// Product of the list.

@@ -7,9 +7,9 @@
 //!
 //! One view holds many files, one behind the other: with a view for each file, most files would
 //! save less than their view costs in the index of the set. `files.rs` finds the files and decides
-//! which of them share a view, `make.rs` makes view and recipe of a group of the new release,
-//! `old.rs` those of a group of the old release, both of the steps in `steps.rs`. A device packs
-//! with `repack.rs` and unpacks with `unpack.rs`.
+//! which of them share a view. `make.rs` makes view and recipe of a group of the new release,
+//! `old.rs` those of a group of the old release; both compose recipes of the steps in `steps.rs`. A
+//! device packs with `repack.rs` and unpacks with `unpack.rs`.
 //!
 //! An inline cluster that is too short to be a region has no place in the chunks of the file; its
 //! content is in the view but is not packed again. Content in the packed inode (fragments) is not
@@ -48,10 +48,10 @@
 //!
 //! Version 4 is for clusters of any algorithm, and is used for groups that have any but LZ4. Step 0
 //! has one more byte at its end, log2 of zstd's window (10 to 20, or 0 in an image without zstd).
-//! Settings 33 to 44 are libdeflate at level 1 to 12; 64 and 66 to 87 are zstd at level −1 and 1 to
-//! 22. These packers pack all content they are given into *capacity* and 32 bytes, or fail, so they
-//! occur only in 2, and in 8 for the rest of the file. Deflate streams of other packers have two
-//! more steps:
+//! Settings 33 to 44 are libdeflate at the levels 1 to 12; 64 is zstd at level −1, and 66 to 87 are
+//! zstd at the levels 1 to 22. These packers pack all content they are given into *capacity* and 32
+//! bytes, or fail, so they occur only in 2, and in 8 for the rest of the file. Deflate streams of
+//! other packers have two more steps:
 //!
 //! ```text
 //! 10 corrected      bytes of view, length of corrections, corrections as in recipes of version 1
