@@ -22,7 +22,8 @@ use bytes::Bytes;
 use distd_core::ManifestId;
 use distd_core::error::Chain;
 use distd_core::manifest::Manifest;
-use distd_core::swarm::SiteRule;
+use distd_core::swarm::{Linger, SiteRule};
+use distd_peer::clock::monotonic_now;
 use distd_peer::driver::Exchange;
 use distd_peer::manifest_fetch::fetch_manifest;
 use distd_peer::mdns::Mdns;
@@ -40,9 +41,6 @@ const NEIGHBOURS_FILE: &str = "neighbours.json";
 
 /// Time to wait for the first answer to multicast DNS when no neighbour is known.
 const FIRST_ANSWER: Duration = Duration::from_secs(3);
-
-/// Interval at which a finished pull checks whether neighbours still fetch from it.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// This device's side of the exchange, for as long as the process runs.
 pub struct Lateral {
@@ -144,15 +142,12 @@ impl Lateral {
         None
     }
 
-    /// Waits until no neighbour has the swarm open any more, or `most` has passed.
+    /// Waits until no neighbour has the swarm open any more, or `most` has passed ([`Linger`]).
     pub async fn linger(&self, manifest: &ManifestId, most: Duration) {
-        let waiting = async {
-            while self.sites.members(manifest) > 0 {
-                tokio::time::sleep(LOOK).await;
-            }
-        };
-        // A neighbour that is not done by then asks another node.
-        let _ = tokio::time::timeout(most, waiting).await;
+        let linger = Linger::new(monotonic_now(), most);
+        while let Some(next) = linger.poll(monotonic_now(), self.sites.members(manifest)) {
+            tokio::time::sleep(next.since(monotonic_now())).await;
+        }
     }
 
     /// Returns the number of packed chunk bytes sent so far.

@@ -4,7 +4,6 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use distd_core::swarm::rules::HAND_ON;
 use distd_peer::rates::{Class, Limits, Throttle};
 use distd_peer::serve::ServeConfig;
 
@@ -70,7 +69,7 @@ impl Sharing {
             connectivity: file.connectivity,
             site: file.site.clone().unwrap_or_default(),
             agent_listen: share.listen.unwrap_or((Ipv6Addr::UNSPECIFIED, AGENT_PORT).into()),
-            linger: share.linger_seconds.map_or(LINGER, Duration::from_secs).max(HAND_ON),
+            linger: share.linger_seconds.map_or(LINGER, Duration::from_secs),
             limits: rates,
             class: Class::Update,
             slots: limits.upload_slots.unwrap_or(UPLOAD_SLOTS),

@@ -7,10 +7,9 @@ use distd_core::proto::batch::BatchAsk;
 use distd_core::proto::control::{Control, Side};
 use distd_core::proto::frame::Handshake;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::rules::HAND_ON;
 use distd_core::swarm::{
-    Asker, AskerAction, AskerGossip, BatchId, DialTarget, FetchConfig, PeerFault, PeerId, SiteKey, Tier,
-    may_dial,
+    Asker, AskerAction, AskerGossip, BatchId, DialTarget, FetchConfig, Linger, PeerFault, PeerId, SiteKey,
+    Tier, may_dial,
 };
 use distd_core::time::Timestamp;
 
@@ -24,9 +23,6 @@ const CONNECT: Duration = Duration::from_secs(10);
 
 /// Pause after which a failed attempt is made again; the agent's value.
 const ATTEMPT_AGAIN: Duration = Duration::from_secs(10);
-
-/// How often a finished pull checks whether a neighbour still fetches from it (`share/mod.rs`).
-const LOOK: Duration = Duration::from_millis(100);
 
 impl Sim {
     /// Starts a node's asking side for the chunks that it lacks.
@@ -282,21 +278,20 @@ impl Sim {
         }
         self.stop_asking(n);
         if !self.nodes[n.0].leaf.resident {
-            let until = self.queue.now() + self.nodes[n.0].leaf.linger.max(HAND_ON);
-            self.linger(n, until);
+            let linger = Linger::new(self.clock(n), self.nodes[n.0].leaf.linger);
+            self.linger(n, linger);
         }
     }
 
-    /// A finished pull leaves when no exchanging node has the swarm open here any more, or at
-    /// `until`.
-    pub(super) fn linger(&mut self, n: NodeNo, until: Timestamp) {
-        let is_asker = |c: &&ConnNo| {
-            let c = &self.conns[c.0];
-            c.answerer == n && c.answerer_open && c.member.is_some()
-        };
-        if self.queue.now() >= until || !self.nodes[n.0].conns.iter().any(|c| is_asker(&c)) {
-            return self.leave(n);
+    /// A finished pull looks whether it may leave.
+    pub(super) fn linger(&mut self, n: NodeNo, linger: Linger) {
+        let askers = self.nodes[n.0].answering.sites.count(&self.manifest);
+        match linger.poll(self.clock(n), askers) {
+            Some(next) => {
+                let next = self.when(n, next);
+                self.queue.at(next, Event::Linger(n, self.nodes[n.0].starts, linger));
+            }
+            None => self.leave(n),
         }
-        self.queue.after(LOOK, Event::Linger(n, self.nodes[n.0].starts, until));
     }
 }

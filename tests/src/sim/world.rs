@@ -6,7 +6,7 @@ use std::time::Duration;
 use distd_core::ManifestId;
 use distd_core::proto::Frame;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::{BatchId, WaitId};
+use distd_core::swarm::{BatchId, Linger, WaitId};
 use distd_core::time::Timestamp;
 
 use super::conn::{Conn, ConnNo, End, Message, Payload};
@@ -44,7 +44,7 @@ pub(super) enum Event {
     SlotWait(ConnNo, BatchId, WaitId),
     Upstream(ConnNo, BatchId, u64),
     Start(NodeNo),
-    Linger(NodeNo, u64, Timestamp),
+    Linger(NodeNo, u64, Linger),
 }
 
 /// Stages of the path of a chunk.
@@ -173,9 +173,9 @@ impl Sim {
             Event::SlotWait(conn, batch, wait) => self.slot_waited(conn, batch, wait),
             Event::Upstream(conn, batch, arrived) => self.upstream_waited(conn, batch, arrived),
             Event::Start(n) => self.start(n),
-            Event::Linger(n, starts, until) => {
+            Event::Linger(n, starts, linger) => {
                 if self.is_start(n, starts) {
-                    self.linger(n, until);
+                    self.linger(n, linger);
                 }
             }
         }
