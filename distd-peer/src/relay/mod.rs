@@ -6,6 +6,7 @@ mod content;
 mod demand;
 mod mirror;
 mod run;
+mod swarm;
 
 pub use config::{RelayConfig, RelaySettings, TABLE, Values};
 pub use content::{Relay, RelayCounters};
