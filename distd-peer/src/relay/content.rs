@@ -14,6 +14,7 @@ use distd_core::error::Chain;
 use distd_core::manifest::Manifest;
 use tokio::sync::OnceCell;
 
+use super::metadata_cache::{METADATA_FRESH, MetadataCache, PARENT_DOWN};
 use super::mirror::Mirror;
 use super::swarm::RelaySwarm;
 use crate::clock::unix_now;
@@ -42,20 +43,6 @@ const UNKNOWN_COST: u64 = 64 << 10;
 /// large one.
 const FAILED_COST: u64 = 4 << 20;
 
-/// Time within which the same question gets the same answer: a fleet that wakes at once then asks
-/// the origin once.
-const METADATA_FRESH: Duration = Duration::from_secs(1);
-
-/// Number of answers kept for when no parent can be reached. TUF's own expiry bounds how stale they
-/// can be.
-const METADATA_KEPT: usize = 64;
-
-/// Maximum total size of the kept answers, bytes.
-const METADATA_KEPT_BYTES: usize = 8 << 20;
-
-/// How long a parent that failed is not asked for metadata while an answer to the question is kept.
-const PARENT_DOWN: Duration = Duration::from_secs(10);
-
 /// Counters of a relay, for `/metrics` and tests.
 #[derive(Debug, Default)]
 pub struct RelayCounters {
@@ -63,26 +50,6 @@ pub struct RelayCounters {
     pub metadata_stale: AtomicU64,
     /// Swarms opened.
     pub swarms_opened: AtomicU64,
-}
-
-#[derive(Default)]
-struct MetadataCache {
-    kept: HashMap<Bytes, (Instant, Bytes)>,
-    /// Set when a parent failed: until then kept answers are used without asking it again.
-    down_until: Option<Instant>,
-}
-
-impl MetadataCache {
-    fn keep(&mut self, query: Bytes, answer: Bytes) {
-        self.kept.insert(query, (Instant::now(), answer));
-        let bytes =
-            |kept: &HashMap<Bytes, (Instant, Bytes)>| kept.values().map(|(_, a)| a.len()).sum::<usize>();
-        while self.kept.len() > METADATA_KEPT || bytes(&self.kept) > METADATA_KEPT_BYTES {
-            let oldest = self.kept.iter().min_by_key(|(_, (at, _))| *at).map(|(query, _)| query.clone());
-            let Some(oldest) = oldest else { break };
-            self.kept.remove(&oldest);
-        }
-    }
 }
 
 /// Open swarms with the time of their last use. The first asker fills the cell.

@@ -4,6 +4,7 @@
 mod config;
 mod content;
 mod demand;
+mod metadata_cache;
 mod mirror;
 mod run;
 mod swarm;
