@@ -2,7 +2,8 @@
 //! decides which chunk to request next, from which peer, and how to react when a peer fails. The
 //! answerer's side knows the nodes that ask ([`Directory`], [`Shuns`]), decides which of them gets
 //! a chunk now ([`Leases`], [`RecentlySent`]), and shares its room among them ([`UploadSlots`],
-//! [`Places`], [`FetchCredit`]).
+//! [`Places`], [`FetchCredit`]). A relay is both, with a [`Demand`] and [`RelayedBatch`]es between
+//! the two sides.
 //!
 //! # Goals
 //! - Chunks come from near: neighbours before relays, relays before origins. Each chunk crosses the
@@ -95,6 +96,7 @@ mod fetch;
 mod lease;
 mod places;
 mod recently_sent;
+mod relaying;
 pub mod rules;
 mod shuns;
 mod slots;
@@ -106,6 +108,7 @@ pub use fetch::{BatchId, Fetch, FetchConfig, FetchEvent, PeerFault, PeerId, Tier
 pub use lease::{LEASE, LeaseId, Leases, WAIT_MAX};
 pub use places::{Arrival, PlaceId, Places};
 pub use recently_sent::RecentlySent;
+pub use relaying::{Demand, DemandMet, RelayedBatch, RelayedEnd, RelayedNext, RelayedRead, WaiterId};
 pub use shuns::Shuns;
 pub use slots::SlotPace;
 pub use upload_slots::{SlotAsk, SlotTold, UploadSlots, WaitId};

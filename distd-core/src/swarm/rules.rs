@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+pub use super::relaying::UPSTREAM_WAIT;
+
 /// First pause before a lost peer is dialled again. It doubles up to [`REDIAL_MAX`].
 pub const REDIAL: Duration = Duration::from_millis(100);
 
@@ -56,6 +58,3 @@ pub const UPLOAD_SLOT_WAIT: Duration = Duration::from_secs(5);
 /// neighbours the chunks that it sent them recently ([`RecentlySent`](super::RecentlySent)). With
 /// fewer batches, its link has room for all copies.
 pub const CROWD: usize = 32;
-
-/// How long an asker waits for its relay's parent.
-pub const UPSTREAM_WAIT: Duration = Duration::from_secs(10);
