@@ -1,6 +1,5 @@
 //! One open swarm of a relay: answers from its store, and fetches the rest from its parents.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,11 +10,13 @@ use distd_core::manifest::{Entry, Manifest};
 use distd_core::packing::PackedChunk;
 use distd_core::proto::frame::{Cost, Data, DontHaveReason, NodeRequest};
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::FetchConfig;
-use distd_core::swarm::rules::UPSTREAM_WAIT;
-use tokio::sync::{SemaphorePermit, mpsc};
+use distd_core::swarm::{FetchConfig, RelayedNext, RelayedRead};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
 
-use super::demand::{Arrival, Demand, Waiter};
+use super::asking::Asking;
+use super::demand::{Arrival, SharedDemand};
+use crate::clock::monotonic_now;
 use crate::driver::{Driver, DriverHandle};
 use crate::parents::Parents;
 use crate::rates::Throttle;
@@ -25,18 +26,6 @@ use crate::table::ChunkTable;
 
 /// How long the driver of a swarm is kept while nobody fetches from it.
 const DRIVER_IDLE: Duration = Duration::from_secs(30);
-
-/// Maximum number of chunks that one batch requests from upstream ahead of those its asker has
-/// taken.
-const AHEAD: usize = 128;
-
-/// While others are in flight, fewer chunks than this are not requested on their own: each request
-/// costs the driver a turn, and the parent may have to answer it with a batch of its own.
-const AHEAD_STEP: usize = AHEAD / 2;
-
-/// Maximum number of attempts, for one asker, to read a chunk that is evicted between arriving and
-/// being read.
-const EVICTED_TRIES: u32 = 3;
 
 /// Number of chunks read from disk at once for one asker.
 const READ_GROUP: usize = 8;
@@ -48,7 +37,7 @@ pub(super) struct RelaySwarm {
     manifest: Arc<Manifest>,
     table: Arc<ChunkTable>,
     store: Arc<EdgeStore>,
-    pub(super) demand: Arc<Demand>,
+    pub(super) demand: Arc<SharedDemand>,
     driver: Mutex<Option<Driven>>,
 }
 
@@ -67,7 +56,7 @@ impl RelaySwarm {
         manifest: Arc<Manifest>,
     ) -> Self {
         let table = Arc::new(ChunkTable::of(&manifest));
-        let demand = Arc::new(Demand::new(store.clone()));
+        let demand = Arc::new(SharedDemand::new(store.clone()));
         Self { parents, download, manifest, table, store, demand, driver: Mutex::default() }
     }
 
@@ -150,88 +139,66 @@ impl RelaySwarm {
         let held = self.held_of(&known).unwrap_or_default();
         let here: ChunkRanges = held.iter().map(|(entry, _)| entry.id).collect();
         let driver = self.driving();
-        let (tx, arrivals) = mpsc::unbounded_channel();
-        let mut asking = Asking {
-            swarm: self,
-            tx,
-            later: known.difference(&here),
-            room: None,
-            waiter: Waiter {
-                demand: &self.demand,
-                driver: &driver,
-                budget,
-                table: &self.table,
-                open: ChunkRanges::new(),
-                own: ChunkRanges::new(),
-                unsent: ChunkRanges::new(),
-                arrivals,
-                is_told: false,
-            },
-        };
+        let mut asking = Asking::new(&self.demand, &driver, budget, &self.table, known.difference(&here));
         asking.top_up();
         for group in held.chunks(READ_GROUP) {
             let group = group.iter().map(|(entry, place)| (*entry, Some(*place))).collect();
             for (id, data) in self.read(group).await {
                 match data {
                     Some(data) => answers.send(ChunkAnswer::Data(data)).await.ok()?,
-                    // Evicted or damaged since the look-up.
-                    None => drop(asking.later.insert(id)),
+                    None => asking.batch.handle_lost(id),
                 }
             }
             asking.top_up();
         }
-        let mut tries: HashMap<ChunkId, u32> = HashMap::new();
         let mut arrived = Vec::with_capacity(READ_GROUP);
         loop {
-            if asking.waiter.open.is_empty() {
-                if asking.later.is_empty() {
-                    return Some(());
+            let now = monotonic_now();
+            let deadline = match asking.batch.poll_next(now, || budget.is_spent()) {
+                RelayedNext::Chunk(deadline) => deadline,
+                RelayedNext::Room(permits) => {
+                    tokio::select! {
+                        () = asking.wait_for_room(permits) => continue,
+                        () = answers.closed() => return None,
+                    }
                 }
-                if budget.is_spent() {
-                    let rest = std::mem::take(&mut asking.later);
-                    return answers.send(ChunkAnswer::DontHave(rest, DontHaveReason::Busy)).await.ok();
+                RelayedNext::Refuse(chunks, reason) => {
+                    answers.send(ChunkAnswer::DontHave(chunks, reason)).await.ok()?;
+                    continue;
                 }
-                tokio::select! {
-                    () = asking.wait_for_room() => {}
-                    () = answers.closed() => return None,
+                RelayedNext::Done => return Some(()),
+            };
+            let receiving = asking.arrivals.recv_many(&mut arrived, READ_GROUP);
+            tokio::select! {
+                received = timeout(deadline.since(now), receiving) => {
+                    // At the deadline, the batch says how the wait ends.
+                    if received.is_err() {
+                        continue;
+                    }
                 }
-                continue;
-            }
-            let count = tokio::select! {
-                received = tokio::time::timeout(UPSTREAM_WAIT, asking.waiter.arrivals.recv_many(&mut arrived, READ_GROUP)) => received,
                 () = answers.closed() => return None,
-            };
-            let Ok(1..) = count else {
-                // The asker will ask again.
-                asking.waiter.is_told = true;
-                let mut rest = asking.waiter.open.clone();
-                rest.extend(&asking.later);
-                answers.send(ChunkAnswer::DontHave(rest, DontHaveReason::Upstream)).await.ok()?;
-                return Some(());
-            };
+            }
             let mut ready = Vec::with_capacity(arrived.len());
             for arrival in arrived.drain(..) {
                 match arrival {
-                    Arrival::Held(id) if asking.waiter.open.contains(id) => {
-                        asking.waiter.unsent.insert(id);
+                    Arrival::Held(id) if asking.batch.handle_held(id) => {
                         ready.extend(self.table.get(id).map(|entry| (entry, None)));
                     }
-                    Arrival::Held(_) => {}
-                    Arrival::Gone(id) => asking.refuse(answers, id, DontHaveReason::NotHeld).await?,
+                    Arrival::Gone(id) if asking.batch.handle_gone(id) => {
+                        refuse(answers, id, DontHaveReason::NotHeld).await?;
+                    }
+                    Arrival::Held(_) | Arrival::Gone(_) => {}
                 }
             }
             for (id, data) in self.read(ready).await {
-                let tries = tries.entry(id).or_default();
-                *tries += 1;
-                match data {
-                    Some(data) => {
-                        if asking.waiter.open.contains(id) {
-                            answers.send(ChunkAnswer::Data(data)).await.ok()?;
-                            asking.sent(id);
-                        }
+                match (asking.batch.handle_read(id, data.is_some()), data) {
+                    (RelayedRead::Send, Some(data)) => {
+                        answers.send(ChunkAnswer::Data(data)).await.ok()?;
+                        asking.batch.handle_sent(id);
                     }
-                    None if *tries < EVICTED_TRIES => asking.again(id),
-                    None => asking.refuse(answers, id, DontHaveReason::Busy).await?,
+                    (RelayedRead::Again, _) => asking.again(id),
+                    (RelayedRead::Refuse(reason), _) => refuse(answers, id, reason).await?,
+                    (RelayedRead::Nothing | RelayedRead::Send, _) => {}
                 }
             }
             asking.top_up();
@@ -239,96 +206,9 @@ impl RelaySwarm {
     }
 }
 
-/// The chunks of one batch that come from upstream, requested as far ahead as the asker's node is
-/// allowed.
-struct Asking<'a> {
-    swarm: &'a RelaySwarm,
-    tx: mpsc::UnboundedSender<Arrival>,
-    /// Chunks not yet requested.
-    later: ChunkRanges,
-    /// Room taken from the asker's node for the open chunks and for those answered since the last
-    /// [`Self::top_up`].
-    room: Option<SemaphorePermit<'a>>,
-    waiter: Waiter<'a>,
-}
-
-impl<'a> Asking<'a> {
-    /// Gives back the room of answered chunks, and requests as many more as there is room for.
-    fn top_up(&mut self) {
-        let open = usize::try_from(self.waiter.open.len()).unwrap_or(usize::MAX);
-        if let Some(room) = &mut self.room {
-            drop(room.split(room.num_permits().saturating_sub(open)));
-        }
-        let most = AHEAD.saturating_sub(open);
-        let left = usize::try_from(self.later.len()).unwrap_or(usize::MAX);
-        let want = most.min(left);
-        if want == 0 || self.waiter.budget.is_spent() {
-            return;
-        }
-        let budget: &'a NodeBudget = self.waiter.budget;
-        let got = want.min(budget.ahead().available_permits());
-        if open > 0 && got < AHEAD_STEP.min(left) {
-            return;
-        }
-        if let Ok(room) = budget.ahead().try_acquire_many(u32::try_from(got).unwrap_or(u32::MAX)) {
-            self.ask(room, got);
-        }
-    }
-
-    /// Waits until there is room for a few chunks, and requests them.
-    async fn wait_for_room(&mut self) {
-        let budget: &'a NodeBudget = self.waiter.budget;
-        let few = AHEAD_STEP.min(usize::try_from(self.later.len()).unwrap_or(usize::MAX));
-        // The semaphore is never closed.
-        let Ok(room) = budget.ahead().acquire_many(few as u32).await else { return };
-        self.ask(room, few);
-        self.top_up();
-    }
-
-    fn ask(&mut self, room: SemaphorePermit<'a>, count: usize) {
-        let next = self.later.take_first(count as u64);
-        if next.is_empty() {
-            return;
-        }
-        match &mut self.room {
-            Some(held) => held.merge(room),
-            None => self.room = Some(room),
-        }
-        self.waiter.open.extend(&next);
-        self.want(&next);
-    }
-
-    fn want(&mut self, chunks: &ChunkRanges) {
-        let (demand, driver) = (&self.swarm.demand, self.waiter.driver);
-        let fresh = demand.wait_for(chunks, self.waiter.budget, &self.tx, |chunks| driver.want(chunks));
-        self.waiter.own.extend(&fresh);
-    }
-
-    /// Requests a chunk again that was evicted before it was read.
-    fn again(&mut self, id: ChunkId) {
-        self.waiter.unsent.remove(id);
-        self.want(&[id].into_iter().collect());
-    }
-
-    /// Removes a chunk that was sent to the asker or will not come.
-    fn sent(&mut self, id: ChunkId) {
-        self.waiter.unsent.remove(id);
-        self.waiter.open.remove(id);
-    }
-
-    /// Answers that an open chunk will not come. `None` if the asker went away.
-    async fn refuse(
-        &mut self,
-        answers: &mpsc::Sender<ChunkAnswer>,
-        id: ChunkId,
-        reason: DontHaveReason,
-    ) -> Option<()> {
-        if !self.waiter.open.contains(id) {
-            return Some(());
-        }
-        self.sent(id);
-        answers.send(ChunkAnswer::DontHave([id].into_iter().collect(), reason)).await.ok()
-    }
+/// Answers that a chunk will not come. `None` if the asker went away.
+async fn refuse(answers: &mpsc::Sender<ChunkAnswer>, id: ChunkId, reason: DontHaveReason) -> Option<()> {
+    answers.send(ChunkAnswer::DontHave([id].into_iter().collect(), reason)).await.ok()
 }
 
 #[async_trait]
