@@ -2,7 +2,8 @@
 //! decides which chunk to request next, from which peer, and how to react when a peer fails. The
 //! answerer's side knows the nodes that ask ([`Directory`], [`Shuns`]), decides which of them gets
 //! a chunk now ([`Leases`], [`RecentlySent`]), and shares its room among them ([`UploadSlots`],
-//! [`Places`], [`FetchCredit`]).
+//! [`Places`], [`FetchCredit`]). A relay is both, with a [`Demand`] and [`RelayedBatch`]es between
+//! the two sides.
 //!
 //! # Goals
 //! - Chunks come from near: neighbours before relays, relays before origins. Each chunk crosses the
@@ -101,7 +102,7 @@ mod places;
 mod quarantine;
 mod reach;
 mod recently_sent;
-pub mod rules;
+mod relaying;
 mod shuns;
 mod site_members;
 mod site_rule;
@@ -119,6 +120,7 @@ pub use linger::Linger;
 pub use places::{Arrival, PlaceId, Places};
 pub use quarantine::{QUARANTINE_SECONDS, QuarantineList};
 pub use recently_sent::RecentlySent;
+pub use relaying::{Demand, DemandMet, RelayedBatch, RelayedEnd, RelayedNext, RelayedRead, WaiterId};
 pub use shuns::Shuns;
 pub use site_members::{Division, MemberId, SiteMembers};
 pub use site_rule::SiteRule;

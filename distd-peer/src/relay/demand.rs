@@ -1,5 +1,4 @@
-//! Waiting askers of each chunk: however many wait, the relay fetches the chunk from its parent
-//! once.
+//! Sink of a relay's fetch: chunks go into the store, and the waiting batches are told of them.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,12 +9,12 @@ use distd_core::error::Chain;
 use distd_core::manifest::Entry;
 use distd_core::packing::PackedChunk;
 use distd_core::ranges::ChunkRanges;
+use distd_core::swarm::{Demand, RelayedEnd, WaiterId};
 use tokio::sync::mpsc;
 
-use crate::driver::{ChunkSink, DriverHandle, SinkError};
+use crate::driver::{ChunkSink, SinkError};
 use crate::serve::NodeBudget;
 use crate::store::EdgeStore;
-use crate::table::ChunkTable;
 
 /// News of a chunk for a waiter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,123 +25,90 @@ pub(super) enum Arrival {
     Gone(ChunkId),
 }
 
-/// A chunk that is wanted or in flight.
-struct Wanted {
-    /// First node that asked for the chunk, charged for it if nobody waits any more when it comes.
-    asker: Arc<NodeBudget>,
-    waiters: Vec<mpsc::UnboundedSender<Arrival>>,
+/// The demand for chunks, and the tasks of the batches that wait.
+#[derive(Default)]
+struct Waiting {
+    demand: Demand<Arc<NodeBudget>>,
+    /// Arrivals take 16 bytes each, so the channels need no bound other than that of the requests.
+    tasks: HashMap<WaiterId, mpsc::UnboundedSender<Arrival>>,
 }
 
-/// The waiters of one swarm, and the sink of its driver.
-pub(super) struct Demand {
+impl Waiting {
+    fn tell(&self, waiters: &[WaiterId], arrival: Arrival) {
+        for tx in waiters.iter().filter_map(|waiter| self.tasks.get(waiter)) {
+            // A task that has just ended leaves next.
+            let _ = tx.send(arrival);
+        }
+    }
+}
+
+/// The waiters of one swarm, shared by the tasks of their batches and by the swarm's driver, whose
+/// sink this is.
+pub(super) struct SharedDemand {
     store: Arc<EdgeStore>,
-    /// Wanted chunks. An entry without waiters is a chunk whose waiters left and that may still
-    /// come.
-    wanted: Mutex<HashMap<ChunkId, Wanted>>,
+    waiting: Mutex<Waiting>,
     /// Chunks fetched from a parent.
     pub(super) fetched: AtomicU64,
     /// Chunks fetched although the store had them. Must stay 0.
     pub(super) refetched: AtomicU64,
 }
 
-impl Demand {
+impl SharedDemand {
     pub(super) fn new(store: Arc<EdgeStore>) -> Self {
-        Self { store, wanted: Mutex::default(), fetched: AtomicU64::new(0), refetched: AtomicU64::new(0) }
+        let waiting = Mutex::default();
+        Self { store, waiting, fetched: AtomicU64::new(0), refetched: AtomicU64::new(0) }
     }
 
-    fn wanted(&self) -> MutexGuard<'_, HashMap<ChunkId, Wanted>> {
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Registers a waiter for `chunks` on behalf of the node of `budget`. Calls `want` under the
-    /// lock, before any other task can report these chunks as unwanted. Arrivals take 8 bytes each,
-    /// so the channel needs no bound other than that of the request. Returns the chunks that nobody
-    /// waited for before: their cost is this node's.
+    /// Enters a batch that will wait, and returns the receiver of its arrivals.
+    pub(super) fn enter(&self) -> (WaiterId, mpsc::UnboundedReceiver<Arrival>) {
+        let (tx, arrivals) = mpsc::unbounded_channel();
+        let mut waiting = self.waiting();
+        let waiter = waiting.demand.waiter();
+        waiting.tasks.insert(waiter, tx);
+        (waiter, arrivals)
+    }
+
+    /// Makes `waiter` wait for `chunks` on behalf of the node of `budget`. Calls `want` under the
+    /// lock, before any other task can report these chunks as unwanted. Returns the chunks that
+    /// nobody waited for before.
     pub(super) fn wait_for(
         &self,
-        chunks: &ChunkRanges,
+        waiter: WaiterId,
         budget: &Arc<NodeBudget>,
-        tx: &mpsc::UnboundedSender<Arrival>,
+        chunks: &ChunkRanges,
         want: impl FnOnce(ChunkRanges),
     ) -> ChunkRanges {
-        let mut fresh = ChunkRanges::new();
-        let mut all = self.wanted();
-        for id in chunks.ids() {
-            let new = || Wanted { asker: budget.clone(), waiters: Vec::new() };
-            let wanted = all.entry(id).or_insert_with(new);
-            if wanted.waiters.is_empty() {
-                wanted.asker = budget.clone();
-                fresh.insert(id);
-            }
-            wanted.waiters.push(tx.clone());
-        }
+        let mut waiting = self.waiting();
+        let fresh = waiting.demand.wait_for(waiter, budget, chunks);
         want(chunks.clone());
         fresh
     }
 
-    /// Drops waiters that left, and calls `unwanted` with those of `chunks` that nobody waits for
-    /// any more.
-    fn forget_gone(&self, chunks: &ChunkRanges, unwanted: impl FnOnce(ChunkRanges)) {
-        let mut all = self.wanted();
-        let mut forgotten = ChunkRanges::new();
-        for id in chunks.ids() {
-            if let Some(wanted) = all.get_mut(&id).filter(|wanted| !wanted.waiters.is_empty()) {
-                wanted.waiters.retain(|tx| !tx.is_closed());
-                if wanted.waiters.is_empty() {
-                    forgotten.insert(id);
-                }
-            }
+    /// Ends a batch. Calls `finish` under the lock: every arrival was sent to the batch's task, and
+    /// no other one follows. Calls `want_no_more` with the chunks that nobody waits for any more.
+    /// Returns the chunks to charge for.
+    pub(super) fn leave(
+        &self,
+        waiter: WaiterId,
+        finish: impl FnOnce() -> RelayedEnd,
+        want_no_more: impl FnOnce(ChunkRanges),
+    ) -> ChunkRanges {
+        let mut waiting = self.waiting();
+        waiting.tasks.remove(&waiter);
+        let end = finish();
+        let unwanted = waiting.demand.leave(waiter, &end.open);
+        if end.wants_no_more && !unwanted.is_empty() {
+            want_no_more(unwanted);
         }
-        if !forgotten.is_empty() {
-            unwanted(forgotten);
-        }
-    }
-
-    /// Notifies all waiters of a chunk. Returns the first asker if no waiter is left.
-    fn tell(&self, id: ChunkId, arrival: Arrival) -> Option<Arc<NodeBudget>> {
-        let wanted = self.wanted().remove(&id)?;
-        let told = wanted.waiters.iter().filter(|tx| tx.send(arrival).is_ok()).count();
-        (told == 0).then_some(wanted.asker)
+        end.charged
     }
 }
 
-/// One asker's registration, withdrawn on drop, which includes the end of the asker's connection.
-pub(super) struct Waiter<'s> {
-    pub(super) demand: &'s Demand,
-    pub(super) driver: &'s DriverHandle,
-    pub(super) budget: &'s Arc<NodeBudget>,
-    pub(super) table: &'s ChunkTable,
-    /// Chunks requested and not answered yet.
-    pub(super) open: ChunkRanges,
-    /// Open chunks that are fetched on this asker's behalf alone, or that it requested first.
-    pub(super) own: ChunkRanges,
-    /// Chunks that arrived and were not sent to the asker yet.
-    pub(super) unsent: ChunkRanges,
-    pub(super) arrivals: mpsc::UnboundedReceiver<Arrival>,
-    /// Whether the asker was told that its wait failed. It will ask again, so its open chunks are
-    /// still to be fetched.
-    pub(super) is_told: bool,
-}
-
-impl Drop for Waiter<'_> {
-    fn drop(&mut self) {
-        self.arrivals.close();
-        while let Ok(arrival) = self.arrivals.try_recv() {
-            if let Arrival::Held(id) = arrival {
-                self.unsent.insert(id);
-            }
-        }
-        let length = |id| self.table.get(id).map_or(0, |entry| u64::from(entry.len));
-        self.budget.charge(self.unsent.intersection(&self.own).ids().map(length).sum());
-        self.demand.forget_gone(&self.open, |unwanted| {
-            if !self.is_told {
-                self.driver.want_no_more(unwanted);
-            }
-        });
-    }
-}
-
-impl ChunkSink for Demand {
+impl ChunkSink for SharedDemand {
     fn accept(&self, entry: &Entry, packed: &PackedChunk, _raw: &[u8]) -> Result<(), SinkError> {
         self.fetched.fetch_add(1, Ordering::Relaxed);
         let put = self.store.contains(&entry.hash).and_then(|held| {
@@ -157,7 +123,13 @@ impl ChunkSink for Demand {
                 "chunk could not be stored; its askers will ask again"
             );
         }
-        if let Some(asker) = self.tell(entry.id, Arrival::Held(entry.id)) {
+        let charged = {
+            let mut waiting = self.waiting();
+            let met = waiting.demand.handle_fetched(entry.id);
+            waiting.tell(&met.waiters, Arrival::Held(entry.id));
+            met.charged
+        };
+        if let Some(asker) = charged {
             asker.charge(packed.bytes.len() as u64);
         }
         Ok(())
@@ -166,24 +138,22 @@ impl ChunkSink for Demand {
     fn holds(&self, entry: &Entry) -> bool {
         let held = self.store.contains(&entry.hash).unwrap_or(false);
         if held {
-            self.tell(entry.id, Arrival::Held(entry.id));
+            let mut waiting = self.waiting();
+            let waiters = waiting.demand.handle_not_fetched(entry.id);
+            waiting.tell(&waiters, Arrival::Held(entry.id));
         }
         held
     }
 
     fn unavailable(&self, chunks: &ChunkRanges) {
+        let mut waiting = self.waiting();
         for id in chunks.ids() {
-            self.tell(id, Arrival::Gone(id));
+            let waiters = waiting.demand.handle_not_fetched(id);
+            waiting.tell(&waiters, Arrival::Gone(id));
         }
     }
 
     fn given_up(&self, chunks: &ChunkRanges) {
-        let mut all = self.wanted();
-        for id in chunks.ids() {
-            // Another asker may have begun to wait meanwhile.
-            if all.get(&id).is_some_and(|wanted| wanted.waiters.is_empty()) {
-                all.remove(&id);
-            }
-        }
+        self.waiting().demand.handle_given_up(chunks);
     }
 }

@@ -1,11 +1,14 @@
 //! The relay: fetches every byte over its uplink once and serves its office, forwarding chunks as
 //! they arrive.
 
+mod asking;
 mod config;
 mod content;
 mod demand;
+mod metadata_cache;
 mod mirror;
 mod run;
+mod swarm;
 
 pub use config::{RelayConfig, RelaySettings, TABLE, Values};
 pub use content::{Relay, RelayCounters};

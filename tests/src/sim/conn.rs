@@ -6,7 +6,9 @@ use distd_core::ChunkId;
 use distd_core::proto::Frame;
 use distd_core::proto::control::Control;
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::{AnswererGossip, AskerGossip, BatchId, LeaseId, MemberId, PeerId, SiteKey, WaitId};
+use distd_core::swarm::{
+    AnswererGossip, AskerGossip, BatchId, LeaseId, MemberId, PeerId, RelayedBatch, SiteKey, WaitId, WaiterId,
+};
 use distd_core::time::Timestamp;
 
 use super::node::NodeNo;
@@ -60,13 +62,13 @@ pub(super) struct Message {
 pub(super) struct Serving {
     pub(super) wanted: ChunkRanges,
     pub(super) ready: VecDeque<ChunkId>,
-    /// At a relay: chunks that are on their way from upstream.
-    pub(super) waiting: ChunkRanges,
+    /// At a relay: the chunks that come from upstream, and the batch's place in the demand.
+    pub(super) relayed: Option<(WaiterId, RelayedBatch)>,
+    /// Virtual time at which the wait for a relay's parent is looked at.
+    pub(super) look_at: Option<Timestamp>,
     pub(super) lease: Option<LeaseId>,
     /// Number of frames sent.
     pub(super) frames: u64,
-    /// Number of chunks that came from upstream, to see whether any came.
-    pub(super) arrived: u64,
     /// The batch's place among those that wait for an upload slot.
     pub(super) wait: Option<WaitId>,
     /// Time since which the batch has an upload slot.

@@ -25,6 +25,7 @@ mod log;
 mod net;
 mod node;
 mod queue;
+mod relay;
 mod replay;
 mod rules;
 mod serve;

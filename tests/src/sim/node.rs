@@ -7,7 +7,8 @@ use std::time::Duration;
 use distd_core::proto::batch::BatchAsk;
 use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::{
-    Asker, BatchId, DialBackoff, PeerId, QuarantineList, SiteMembers, UPLOAD_SLOTS, UploadSlots, WaitId,
+    Asker, BatchId, Demand, DialBackoff, PeerId, QuarantineList, SiteMembers, UPLOAD_SLOTS, UploadSlots,
+    WaitId, WaiterId,
 };
 use distd_core::time::Timestamp;
 use distd_core::{ChunkId, NodeId};
@@ -153,7 +154,8 @@ pub(super) struct Answering {
     /// Batches that wait for an upload slot.
     pub(super) waiting: BTreeMap<WaitId, (ConnNo, BatchId)>,
     /// Batches that wait for each chunk, at a relay.
-    pub(super) demand: BTreeMap<ChunkId, Vec<(ConnNo, BatchId)>>,
+    pub(super) demand: Demand<NodeNo>,
+    pub(super) waiters: BTreeMap<WaiterId, (ConnNo, BatchId)>,
 }
 
 impl Answering {
@@ -163,7 +165,8 @@ impl Answering {
             sites: SiteMembers::new(role == Role::Origin),
             slots: None,
             waiting: BTreeMap::new(),
-            demand: BTreeMap::new(),
+            demand: Demand::default(),
+            waiters: BTreeMap::new(),
         }
     }
 }

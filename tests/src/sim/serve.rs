@@ -1,4 +1,5 @@
-//! The answering side: upload slots, leases, cut-through, and chunks of several batches in turn.
+//! The answering side: carries out what `SiteMembers` and `UploadSlots` decide, and sends the chunks
+//! of several batches in turn. `relay` has the chunks that a relay lacks.
 
 use std::time::Duration;
 
@@ -6,8 +7,7 @@ use bytes::Bytes;
 use distd_core::proto::Frame;
 use distd_core::proto::frame::{Choke, Codec, Data, DontHave, DontHaveReason, Ranges};
 use distd_core::ranges::ChunkRanges;
-use distd_core::swarm::rules::UPSTREAM_WAIT;
-use distd_core::swarm::{BatchId, SlotAsk, SlotTold, UPLOAD_SLOT_WAIT, UploadSlots, WaitId};
+use distd_core::swarm::{BatchId, RelayedBatch, SlotAsk, SlotTold, UPLOAD_SLOT_WAIT, UploadSlots, WaitId};
 use distd_core::{ChunkId, NodeId};
 
 use super::build::right_bytes;
@@ -17,7 +17,7 @@ use super::rules::Rule;
 use super::world::{Event, Sim};
 
 impl Sim {
-    fn serving(&mut self, conn: ConnNo, batch: BatchId) -> Option<&mut Serving> {
+    pub(super) fn serving(&mut self, conn: ConnNo, batch: BatchId) -> Option<&mut Serving> {
         self.conns[conn.0].serving.get_mut(&batch)
     }
 
@@ -128,26 +128,20 @@ impl Sim {
         }
         let here = wanted.intersection(&self.nodes[n.0].store.held);
         let absent = wanted.difference(&here);
-        let upstream = role == Role::Relay;
+        let answering = &mut self.nodes[n.0].answering;
+        let relayed =
+            (role == Role::Relay).then(|| (answering.demand.waiter(), RelayedBatch::new(absent.clone())));
+        if let Some((waiter, _)) = &relayed {
+            answering.waiters.insert(*waiter, (conn, batch));
+        } else {
+            self.refuse(conn, batch, &absent, DontHaveReason::NotHeld);
+        }
         if let Some(serving) = self.serving(conn, batch) {
             serving.ready.extend(here.ids());
-            if upstream {
-                serving.waiting = absent.clone();
-            }
-        }
-        if !upstream {
-            self.refuse(conn, batch, &absent, DontHaveReason::NotHeld);
-        } else if !absent.is_empty() {
-            for id in absent.ids() {
-                self.nodes[n.0].answering.demand.entry(id).or_default().push((conn, batch));
-            }
-            self.queue.after(UPSTREAM_WAIT, Event::Upstream(conn, batch, 0));
-            if let Some(asking) = &mut self.nodes[n.0].asking {
-                asking.asker.want(&absent);
-            }
-            self.drive(n);
+            serving.relayed = relayed;
         }
         self.conns[conn.0].turn.push_back(batch);
+        self.relay_batch(conn, batch);
         self.pump(conn);
     }
 
@@ -158,7 +152,13 @@ impl Sim {
         }
     }
 
-    fn refuse(&mut self, conn: ConnNo, batch: BatchId, chunks: &ChunkRanges, reason: DontHaveReason) {
+    pub(super) fn refuse(
+        &mut self,
+        conn: ConnNo,
+        batch: BatchId,
+        chunks: &ChunkRanges,
+        reason: DontHaveReason,
+    ) {
         for ranges in Ranges::split(chunks) {
             self.frame(conn, batch, Frame::DontHave(DontHave { reason, ranges }));
         }
@@ -172,7 +172,7 @@ impl Sim {
     }
 
     /// Sends as many chunks as the window allows, the batches in turn.
-    fn pump(&mut self, conn: ConnNo) {
+    pub(super) fn pump(&mut self, conn: ConnNo) {
         while self.conns[conn.0].answerer_open
             && let Some(batch) = self.conns[conn.0].turn.front().copied()
         {
@@ -183,7 +183,7 @@ impl Sim {
             };
             if serving.ready.is_empty() {
                 c.turn.pop_front();
-                if serving.waiting.is_empty() {
+                if serving.relayed.is_none() {
                     self.end(conn, batch);
                 }
                 continue;
@@ -196,6 +196,10 @@ impl Sim {
             c.turn.rotate_left(1);
             if !self.send_chunk(conn, batch, id) {
                 return;
+            }
+            if let Some((_, relayed)) = self.relayed(conn, batch) {
+                relayed.handle_sent(id);
+                self.relay_batch(conn, batch);
             }
         }
     }
@@ -243,23 +247,10 @@ impl Sim {
         let (n, member, asker) =
             (self.conns[conn.0].answerer, self.conns[conn.0].member, self.conns[conn.0].opener.id());
         let now = self.clock(n);
-        let answering = &mut self.nodes[n.0].answering;
-        let mut unwaited = ChunkRanges::new();
-        for id in serving.waiting.ids() {
-            if let Some(waiting) = answering.demand.get_mut(&id) {
-                waiting.retain(|who| *who != (conn, batch));
-                if waiting.is_empty() {
-                    answering.demand.remove(&id);
-                    unwaited.insert(id);
-                }
-            }
-        }
         if let (Some(member), Some(lease)) = (member, serving.lease) {
-            answering.sites.handle_lease_end(now, member, lease);
+            self.nodes[n.0].answering.sites.handle_lease_end(now, member, lease);
         }
-        if !unwaited.is_empty() {
-            self.unwanted(n, &unwaited);
-        }
+        self.leave_demand(n, serving.relayed);
         if let Some(wait) = serving.wait {
             self.nodes[n.0].answering.waiting.remove(&wait);
             self.slots(n).handle_left(asker, wait);
@@ -268,69 +259,5 @@ impl Sim {
             self.slots(n).handle_freed(asker, now.since(since));
         }
         self.tell_waiting(n);
-    }
-
-    /// No asker waits for these chunks any more: a relay does not fetch them.
-    fn unwanted(&mut self, n: NodeNo, chunks: &ChunkRanges) {
-        let now = self.clock(n);
-        if let Some(asking) = self.nodes[n.0].asking.as_mut().filter(|_| !self.off.contains(&Rule::Unwanted))
-        {
-            asking.asker.want_no_more(now, chunks);
-            self.drive(n);
-        }
-    }
-
-    /// A chunk came from upstream: sends it to all batches that wait for it.
-    pub(super) fn arrived_upstream(&mut self, n: NodeNo, id: ChunkId) {
-        for (conn, batch) in self.nodes[n.0].answering.demand.remove(&id).unwrap_or_default() {
-            let Some(serving) = self.serving(conn, batch) else { continue };
-            serving.waiting.remove(id);
-            serving.ready.push_back(id);
-            serving.arrived += 1;
-            if !self.conns[conn.0].turn.contains(&batch) {
-                self.conns[conn.0].turn.push_back(batch);
-            }
-            self.pump(conn);
-        }
-    }
-
-    /// No parent has these chunks.
-    pub(super) fn gone_upstream(&mut self, n: NodeNo, chunks: &ChunkRanges) {
-        for id in chunks.ids() {
-            for (conn, batch) in self.nodes[n.0].answering.demand.remove(&id).unwrap_or_default() {
-                if let Some(serving) = self.serving(conn, batch) {
-                    serving.waiting.remove(id);
-                }
-                self.refuse(conn, batch, &[id].into_iter().collect(), DontHaveReason::NotHeld);
-                self.conns[conn.0].turn.push_back(batch);
-                self.pump(conn);
-            }
-        }
-    }
-
-    /// A batch has waited for a relay's parent for the full time: if no chunk came meanwhile, the
-    /// asker is told to ask again.
-    pub(super) fn upstream_waited(&mut self, conn: ConnNo, batch: BatchId, arrived: u64) {
-        let n = self.conns[conn.0].answerer;
-        let Some(serving) = self.serving(conn, batch) else { return };
-        if serving.waiting.is_empty() {
-            return;
-        }
-        if serving.arrived > arrived {
-            let arrived = serving.arrived;
-            self.queue.after(UPSTREAM_WAIT, Event::Upstream(conn, batch, arrived));
-            return;
-        }
-        let open = std::mem::take(&mut serving.waiting);
-        self.note("upstream", n.0, [conn.0 as u64, open.len()]);
-        for id in open.ids() {
-            if let Some(waiting) = self.nodes[n.0].answering.demand.get_mut(&id) {
-                waiting.retain(|who| *who != (conn, batch));
-            }
-        }
-        self.nodes[n.0].answering.demand.retain(|_, waiting| !waiting.is_empty());
-        self.refuse(conn, batch, &open, DontHaveReason::Upstream);
-        self.conns[conn.0].turn.push_back(batch);
-        self.pump(conn);
     }
 }

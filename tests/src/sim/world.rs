@@ -42,7 +42,7 @@ pub(super) enum Event {
     /// One end of a connection may have news for the other.
     Gossip(ConnNo, End),
     SlotWait(ConnNo, BatchId, WaitId),
-    Upstream(ConnNo, BatchId, u64),
+    Upstream(ConnNo, BatchId),
     Start(NodeNo),
     Linger(NodeNo, u64, Linger),
 }
@@ -171,7 +171,7 @@ impl Sim {
                 self.gossip(conn, end);
             }
             Event::SlotWait(conn, batch, wait) => self.slot_waited(conn, batch, wait),
-            Event::Upstream(conn, batch, arrived) => self.upstream_waited(conn, batch, arrived),
+            Event::Upstream(conn, batch) => self.upstream_waited(conn, batch),
             Event::Start(n) => self.start(n),
             Event::Linger(n, starts, linger) => {
                 if self.is_start(n, starts) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::swarm::rules::UPSTREAM_WAIT;
+use crate::swarm::relaying::UPSTREAM_WAIT;
 
 /// Settings of a fetch: bounds, waiting times and the seed of its random choices.
 #[derive(Clone, Debug)]
