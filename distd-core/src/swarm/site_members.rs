@@ -165,8 +165,8 @@ impl SiteMembers {
         fresh
     }
 
-    /// A member, seen at `seen`, sent a newer verified record of itself. A private address must stay
-    /// the same: a node that changed it again and again could have others dial one host after
+    /// A member, seen at `seen`, sent a newer verified record of itself. A private address must
+    /// stay the same: a node that changed it again and again could have others dial one host after
     /// another.
     pub fn handle_renewed(&mut self, unix: u64, id: MemberId, seen: IpAddr, record: PeerRecord) {
         let Some(member) = self.members.get(&id) else { return };

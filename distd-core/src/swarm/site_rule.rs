@@ -1,5 +1,5 @@
-//! [`SiteRule`]: assignment of nodes to sites, by the name in a node's record and by the address where the node
-//! was seen.
+//! [`SiteRule`]: assignment of nodes to sites, by the name in a node's record and by the address
+//! where the node was seen.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -140,8 +140,8 @@ impl Answerer<'_> {
         Ok(())
     }
 
-    /// Names the nodes that several of the peer's site shun, and advertises neighbours that the peer
-    /// does not know yet.
+    /// Names the nodes that several of the peer's site shun, and advertises neighbours that the
+    /// peer does not know yet.
     fn advertise(&mut self, why: Advertise) {
         let member = self.swarm.member.as_ref();
         if let Some(member) = member {

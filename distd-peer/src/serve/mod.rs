@@ -22,7 +22,7 @@
 //!
 //! A device that takes part in the exchange asks a relay for the chunks 7, 8 and 9. The relay's
 //! store has 7 and 9, but not 8. Half a second ago the relay sent 9 to a neighbour that serves, and
-//! it is answering at least 32 batches.
+//! the relay is answering at least 32 batches.
 //!
 //! 1. The device connects. Its certificate gives the node id, by which the server finds the node's
 //!    budget.
@@ -36,6 +36,8 @@
 //!    [`ChunkAnswer::Data`] with 7 meanwhile. When 8 has arrived, it sends 8 and returns. If
 //!    nothing arrives for 10 s, it sends [`ChunkAnswer::DontHave`] with 8 instead. Either way 7 and
 //!    8 are answered exactly once.
+//! 6. The server writes each answer to the stream as it comes, finishes the stream when
+//!    [`Swarm::chunks`] returns, and gives the slot back.
 
 mod batch;
 mod budget;

@@ -129,7 +129,8 @@ impl Sim {
 
     /// Asserts a bound on the origin's traffic into a site.
     ///
-    /// # Panics If the origin sent the site less or more than `percent` of the swarm.
+    /// # Panics
+    /// If the origin sent the site less or more than `percent` of the swarm.
     pub fn assert_egress(&self, site: usize, percent: RangeInclusive<u64>) {
         let sent = self.egress_percent(site);
         assert!(
@@ -187,8 +188,9 @@ impl Sim {
 
     /// Asserts a bound on chunks received twice.
     ///
-    /// # Panics If a node received more chunks twice than the end-game may cost: one in a hundred,
-    /// and a few of a small swarm.
+    /// # Panics
+    /// If a node received more chunks twice than the end-game may cost: one in a hundred, and a few
+    /// of a small swarm.
     pub fn assert_few_twice(&self, n: NodeNo) {
         let twice = self.received_twice(n);
         assert!(twice <= self.doubled_max(), "{twice} chunks came to node {} twice", n.0);

@@ -1,19 +1,18 @@
 //! A deterministic simulation of swarms around the core's real state machines.
 //!
-//! [`Sim`] has an origin, relays and leaves as nodes. Each node runs the core's
-//! [`Fetch`](distd_core::swarm::Fetch), [`Leases`](distd_core::swarm::Leases),
-//! [`Directory`](distd_core::swarm::Directory), `Control` and `BatchAsk`. Events replace the work
-//! that `distd-peer` does around these machines with tasks and sockets (redials, coalesced
-//! announcements, upload slots, waiting for upstream), with the same constants. Connections, links
-//! and time are virtual: one 64-bit number is one run. Chunks are ids with eight bytes that are
-//! right or wrong.
+//! [`Sim`] has an origin, relays and leaves as nodes. Each node runs the core's machines, the same
+//! ones that `distd-peer` runs: `Asker`, `AskerGossip` and `Linger` where it asks, `SiteMembers`,
+//! `UploadSlots` and `AnswererGossip` where it answers, `Demand` and `RelayedBatch` where it relays
+//! (docs/testing.md, "Simulated swarms"). The simulator carries out what they decide. Connections,
+//! links, disks and time are virtual: one 64-bit number is one run. Chunks are ids with eight bytes
+//! that are right or wrong.
 //!
-//! Invariants that hold after every step are in [`check`](self); a scenario asserts its own results
-//! at the end (`tests/tests/sim`).
+//! Invariants that hold after every step are in `check.rs`; a scenario asserts its own results at
+//! the end (`tests/tests/sim`).
 //!
 //! Not simulated: congestion control (a connection has a window of the capacity of its path,
 //! retransmission is a delay), bytes on disk, TLS and signatures (a record is refused only by its
-//! dates), trees of relays above one level of a site.
+//! dates), budgets and rate limits of nodes, trees of relays above one level of a site.
 
 mod answer;
 mod ask;

@@ -1,5 +1,5 @@
-//! The answering side: carries out what `SiteMembers` and `UploadSlots` decide, and sends the chunks
-//! of several batches in turn. `relay` has the chunks that a relay lacks.
+//! The answering side: carries out what `SiteMembers` and `UploadSlots` decide, and sends the
+//! chunks of several batches in turn. `relay` has the chunks that a relay lacks.
 
 use std::time::Duration;
 

@@ -278,8 +278,8 @@ impl Sim {
         }
     }
 
-    /// Schedules a look for news of one end, unless an earlier one is scheduled, which schedules the
-    /// next.
+    /// Schedules a look for news of one end, unless an earlier one is scheduled, which schedules
+    /// the next.
     fn plan_news(&mut self, conn: ConnNo, end: End) {
         let c = &self.conns[conn.0];
         let Some(due) = c.news_timeout(end).filter(|_| c.is_open(end)) else { return };

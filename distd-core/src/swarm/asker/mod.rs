@@ -286,8 +286,8 @@ impl Asker {
         }
     }
 
-    /// Tells the fetch of distrusted relays, also of those that are not connected: a relay that this
-    /// node dropped for wrong bytes is one through which neighbours no longer fetch, either.
+    /// Tells the fetch of distrusted relays, also of those that are not connected: a relay that
+    /// this node dropped for wrong bytes is one through which neighbours no longer fetch, either.
     fn heed_distrust(&mut self, now: Timestamp) {
         for (peer, contact) in &self.contacts {
             if contact.node.is_some_and(|node| self.distrusted.contains(&node)) {
