@@ -71,3 +71,5 @@ frames! {
 
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod tests;
