@@ -19,11 +19,16 @@ use distd_peer::clock::unix_now;
 use super::auth::{Caller, ToAdminister, ToPublish};
 use super::body::{At, Incoming, Perhaps};
 use super::releases;
+use super::route::{Route, routes};
 use super::spool::{Spooled, Use};
 use super::{ApiError, App};
 use crate::db::{OpenUpload, UploadId, UploadRow};
 use crate::ingest::{ChunkSink, CommitRequest, IncomingChunk};
 use crate::origin::signed;
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![begin, missing, chunks, commit, list, abort]
+}
 
 /// Begins an upload of a version, or resumes the open one that the token began. Creates the product
 /// if it does not exist.
