@@ -1,7 +1,7 @@
 //! The origin's database: SQLite by default, PostgreSQL by URL, one SQL text for both.
 //!
 //! One file per table family, one transaction per function, every time is an argument in unix
-//! seconds. docs/database.md has the schema; `migrations/` is added to, never edited.
+//! seconds. The head of a file describes its tables; `migrations/` is added to, never edited.
 
 mod api_tokens;
 mod bulk;
@@ -452,6 +452,8 @@ fn migrator(engine: Engine) -> Migrator {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -552,6 +554,26 @@ mod tests {
     fn a_password_is_not_shown() {
         let shown = redact("postgres://me:secret@db/distd");
         assert!(!shown.contains("secret"), "{shown}");
+    }
+
+    #[tokio::test]
+    async fn every_table_is_described_at_the_head_of_one_file() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let db = Db::open(&format!("sqlite:{}", dir.path().join("db").display())).await.expect("opens");
+        let sql = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE '%sqlx%' AND name NOT LIKE 'sqlite%'";
+        let rows = sqlx::query(sql).fetch_all(&db.pool).await.expect("tables");
+        let tables: BTreeSet<String> = rows.iter().map(|row| row.try_get(0).expect("a name")).collect();
+        db.close().await;
+        let sources =
+            std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/db")).expect("readable");
+        let mut described = BTreeSet::new();
+        for source in sources {
+            let text = std::fs::read_to_string(source.expect("an entry").path()).expect("a source file");
+            for name in text.lines().filter_map(|line| line.strip_prefix("//! Table `")?.split('`').next()) {
+                assert!(described.insert(name.to_owned()), "{name} is described twice");
+            }
+        }
+        assert_eq!(described, tables);
     }
 
     /// A changed checksum would shut an origin out of its database.
