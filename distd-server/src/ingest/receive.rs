@@ -41,7 +41,7 @@ type Verified = Result<Vec<(ChunkHash, PackedChunk)>, IngestError>;
 /// There are only a few sinks at once, so a caller that reads from the network must have a time
 /// limit on that. Dropped before [`finish`](Self::finish), what is not in a full pack is forgotten.
 #[derive(Debug)]
-pub struct ChunkSink {
+pub struct PackingSink {
     ingest: Ingest,
     upload: UploadId,
     token: String,
@@ -63,11 +63,11 @@ impl Ingest {
     ///
     /// # Errors
     /// [`IngestError::Db`], [`IngestError::Store`].
-    pub async fn sink(&self, upload: &UploadRow, now: UnixSeconds) -> Result<ChunkSink, IngestError> {
+    pub async fn sink(&self, upload: &UploadRow, now: UnixSeconds) -> Result<PackingSink, IngestError> {
         let slot = self.sinks.clone().acquire_owned().await.expect("the semaphore is never closed");
         let seen = self.seen_by(&upload.products).await?;
         self.indexes.lock(&self.db, &upload.id).await?.refresh(&self.db, &upload.id).await?;
-        Ok(ChunkSink {
+        Ok(PackingSink {
             ingest: self.clone(),
             upload: upload.id.clone(),
             token: upload.token.clone(),
@@ -85,7 +85,7 @@ impl Ingest {
     }
 }
 
-impl ChunkSink {
+impl PackingSink {
     /// Takes one chunk. Errors may be about an earlier one: it is verified later, beside others.
     ///
     /// # Errors
