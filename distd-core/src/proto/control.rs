@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Frame;
 use super::close::CloseCode;
-use super::frame::{Choke, Handshake, Load, PROTOCOL_VERSION, PeerRecord, PeerRecords, Ranges, Shun};
+use super::frame::{Choke, Handshake, PROTOCOL_VERSION, PeerRecord, PeerRecords, Ranges, Shun};
 use crate::bounds::SHUN_NODES_MAX;
 use crate::ranges::ChunkRanges;
 use crate::{ManifestId, NodeId};
@@ -95,7 +95,6 @@ pub struct Control {
     /// Chunks already announced to the peer. They are never announced again.
     announced: ChunkRanges,
     choked_for: Option<Duration>,
-    remote_load: Option<u8>,
     /// Nodes this side told the peer it shuns, and nodes the peer says it shuns.
     shun_told: BTreeSet<NodeId>,
     remote_shuns: BTreeSet<NodeId>,
@@ -113,7 +112,6 @@ impl Control {
             remote_have: ChunkRanges::new(),
             announced: ChunkRanges::new(),
             choked_for: None,
-            remote_load: None,
             shun_told: BTreeSet::new(),
             remote_shuns: BTreeSet::new(),
             unknown_frames: 0,
@@ -158,10 +156,6 @@ impl Control {
             (State::Open, Frame::Unchoke) => {
                 self.choked_for = None;
                 Ok(Some(ControlEvent::Unchoked))
-            }
-            (State::Open, Frame::Load(Load { percent })) => {
-                self.remote_load = Some(percent);
-                Ok(None)
             }
             (State::Open, Frame::PexRequest) => Ok(Some(ControlEvent::PeersWanted)),
             (State::Open, Frame::PeerRecords(PeerRecords(records))) => Ok(Some(ControlEvent::Peers(records))),
@@ -239,11 +233,6 @@ impl Control {
         self.choked_for
     }
 
-    /// Returns the peer's load in percent, once the peer has told it.
-    pub fn remote_load(&self) -> Option<u8> {
-        self.remote_load
-    }
-
     /// Returns the number of frames of unknown type received so far.
     pub fn unknown_frames(&self) -> u64 {
         self.unknown_frames
@@ -280,7 +269,7 @@ mod tests {
 
     #[test]
     fn every_state_and_frame_has_the_outcome_of_this_table() {
-        let frames: [(&str, Frame); 13] = [
+        let frames: [(&str, Frame); 12] = [
             ("handshake", Frame::Handshake(Handshake::new(id(1)))),
             ("other swarm", Frame::Handshake(Handshake::new(id(2)))),
             (
@@ -295,7 +284,6 @@ mod tests {
             ("pex request", Frame::PexRequest),
             ("peer records", Frame::PeerRecords(PeerRecords(Vec::new()))),
             ("shun", Frame::Shun(Shun(vec![NodeId([1; 16])]))),
-            ("load", Frame::Load(Load { percent: 40 })),
             ("unknown", Frame::Unknown { frame_type: 200, len: 3 }),
         ];
         let mut table = String::new();

@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use distd_core::proto::Frame;
 use distd_core::proto::frame::{
-    Choke, Codec, Cost, Data, DontHave, DontHaveReason, EnrollBody, Handshake, Load, Metadata,
-    MetadataRequest, Node, NodeRequest, NodesEnd, PeerRecord, PeerRecords, Ranges, Shun,
+    Choke, Codec, Cost, Data, DontHave, DontHaveReason, EnrollBody, Handshake, Metadata, MetadataRequest,
+    Node, NodeRequest, NodesEnd, PeerRecord, PeerRecords, Ranges, Shun,
 };
 use distd_core::{ChunkId, ManifestId, NodeHash, NodeId};
 
@@ -55,7 +55,6 @@ pub(crate) fn golden() -> Vec<(Frame, &'static str)> {
             "0039000101010200 20abababababababababababababababababababababababababababababababab 0380 0480 0604 0802d8f0 09ffffffff 8201 ff",
         ),
         (Frame::Shun(Shun(vec![NodeId([0xcd; 16])])), "8910 cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd"),
-        (Frame::Load(Load { percent: 40 }), "8a01 28"),
         (Frame::PexRequest, "0600"),
         (Frame::PeerRecords(PeerRecords(Vec::new())), "0d0100"),
         (

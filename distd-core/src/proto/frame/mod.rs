@@ -9,7 +9,6 @@ mod cost;
 mod data;
 mod enroll;
 mod handshake;
-mod load;
 mod metadata;
 mod nodes;
 mod pex;
@@ -21,7 +20,6 @@ pub use cost::Cost;
 pub use data::{Codec, Data};
 pub use enroll::EnrollBody;
 pub use handshake::{Handshake, PROTOCOL_VERSION};
-pub use load::Load;
 pub use metadata::{Metadata, MetadataRequest};
 pub use nodes::{COMPACT_LEAF, Node, NodeRequest, NodesEnd, ROOT_LEVEL};
 pub use pex::{PeerRecord, PeerRecords, RECORD_DOMAIN};
@@ -69,8 +67,6 @@ frames! {
     136 COST = Cost(Cost),
     /// Nodes the sender shuns and asks the receiver not to use.
     137 SHUN = Shun(Shun),
-    /// Load of the sender.
-    138 LOAD = Load(Load),
 }
 
 #[cfg(test)]
