@@ -10,6 +10,7 @@
 mod channels;
 mod error;
 mod nodes;
+mod notes;
 mod patches;
 mod products;
 mod releases;
@@ -22,6 +23,7 @@ pub use channels::{
 };
 pub use error::{ErrorBody, ErrorDetail, code};
 pub use nodes::{Node, NodeList, RevokeNode, RevokedNode};
+pub use notes::{NewNote, Note, NoteList};
 pub use patches::{PatchSet, PatchSetList, Wanted};
 pub use products::{Cut, NewProduct, Product, ProductList};
 pub use releases::{Release, ReleaseList};

@@ -14,6 +14,7 @@ mod error;
 mod manifests;
 mod metrics;
 mod nodes;
+mod notes;
 mod objects;
 mod openapi;
 mod packs;
@@ -145,6 +146,7 @@ fn routes() -> impl Iterator<Item = Route> {
         patches::routes(),
         tokens::routes(),
         nodes::routes(),
+        notes::routes(),
         tuf::routes(),
     ];
     resources.into_iter().flatten()
