@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use distd_core::api::{
     Channel, ChannelHistory, ChannelList, JoinTokenList, MadeJoinToken, MadeToken, Move, NewJoinToken,
-    NewToken, NodeList, NoteList, PatchSet, PatchSetList, ProductList, Release, ReleaseList, RevokeNode,
-    RevokedNode, Token, TokenList, Wanted,
+    NewToken, NodeList, PatchSet, PatchSetList, ProductList, Release, ReleaseList, RevokeNode, RevokedNode,
+    Token, TokenList, Wanted,
 };
 use distd_core::role::Role;
 use distd_peer::trust::tls::{TrustAnchor, https_client};
@@ -312,12 +312,6 @@ impl Api {
     /// Returns the nodes of the realm.
     pub(crate) async fn nodes(&self) -> Result<NodeList, ApiError> {
         self.get(&["v1", "nodes"]).await
-    }
-
-    /// Returns the newest notes of operators.
-    #[expect(dead_code, reason = "no command shows notes")]
-    pub(crate) async fn notes(&self) -> Result<NoteList, ApiError> {
-        self.get(&["v1", "notes"]).await
     }
 
     /// Revokes a node.

@@ -10,7 +10,6 @@
 mod channels;
 mod error;
 mod nodes;
-mod notes;
 mod patches;
 mod products;
 mod releases;
@@ -23,7 +22,6 @@ pub use channels::{
 };
 pub use error::{ErrorBody, ErrorDetail, code};
 pub use nodes::{Node, NodeList, RevokeNode, RevokedNode};
-pub use notes::{NewNote, Note, NoteList};
 pub use patches::{PatchSet, PatchSetList, Wanted};
 pub use products::{Cut, NewProduct, Product, ProductList};
 pub use releases::{Release, ReleaseList};

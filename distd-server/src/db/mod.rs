@@ -18,7 +18,6 @@ mod join_tokens;
 mod lock;
 mod moves;
 mod nodes;
-mod notes;
 mod packs;
 mod patch_sets;
 mod products;
@@ -41,7 +40,6 @@ pub use join_tokens::JoinTokenRow;
 pub use lock::SessionLock;
 pub use moves::{MoveBy, MoveRow};
 pub use nodes::NodeRow;
-pub use notes::NoteRow;
 pub use packs::{PackId, PackIndexes};
 pub use patch_sets::{MadeSet, PatchSetKey, PatchSetRow, PatchSetState, PatchSetTx, SetKind};
 pub use products::ProductRow;
@@ -422,7 +420,6 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
     migration!("0008_emptied"),
     migration!("0009_database_id"),
     migration!("0010_moves"),
-    migration!("0011_notes"),
 ];
 
 /// Words of PostgreSQL in migrations, and those of SQLite that stand for them. Checksums are of the

@@ -14,7 +14,6 @@ mod error;
 mod manifests;
 mod metrics;
 mod nodes;
-mod notes;
 mod objects;
 mod openapi;
 mod packs;
@@ -146,7 +145,6 @@ fn routes() -> impl Iterator<Item = Route> {
         patches::routes(),
         tokens::routes(),
         nodes::routes(),
-        notes::routes(),
         tuf::routes(),
     ];
     resources.into_iter().flatten()
