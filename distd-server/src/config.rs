@@ -83,8 +83,6 @@ pub struct Values {
     pub upload_bytes_max: u64,
     /// Most open uploads of one token.
     pub uploads_max: u64,
-    /// Pause between two looks at the store's object `owner`.
-    pub owner_check: Duration,
     /// Files with the public root keys of a new realm; empty if the origin makes a root key.
     pub offline_root: Vec<PathBuf>,
     /// Number of root keys that must sign a root of a new realm.
@@ -118,7 +116,6 @@ impl Default for Values {
             artifact_bytes_max,
             upload_bytes_max,
             uploads_max,
-            owner_check: Duration::from_secs(10),
             offline_root: Vec::new(),
             root_threshold: NonZeroU64::MIN,
         }
@@ -338,21 +335,6 @@ pub const TABLE: Table<Values> = Table {
             help: "Most open uploads of one token",
             set: |s, text| number(text, 1..=100_000).map(|uploads| s.uploads_max = uploads),
             show: |s| Shown::Number(s.uploads_max.into()),
-        },
-        Setting {
-            key: "owner_check",
-            option: "owner-check",
-            variable: "DISTD_SERVER_OWNER_CHECK",
-            value: "DURATION",
-            several: false,
-            default: "`10s`",
-            help: "Pause between two checks that no other origin has taken the store over, `1s` to `1h`",
-            set: |s, text| {
-                let pause = duration(text).filter(|pause| (1..=3600).contains(&pause.as_secs()));
-                let pause = pause.ok_or_else(|| "is no duration between 1s and 1h, as in 10s".to_owned());
-                pause.map(|pause| s.owner_check = pause)
-            },
-            show: |s| Shown::Text(format!("{}s", s.owner_check.as_secs())),
         },
         Setting {
             key: "offline_root",

@@ -33,6 +33,10 @@ pub const STOP: Duration = Duration::from_secs(10);
 /// that docs/trust.md states, and so does a root that was handed in.
 const WATCH_EVERY: Duration = Duration::from_secs(30);
 
+/// Time between two readings of the name of the store's owner. With [`STOP`] this bounds the time
+/// for which an overtaken origin still serves.
+const OWNER_EVERY: Duration = Duration::from_secs(10);
+
 /// Wait after maintenance failed.
 const MAINTAIN_AGAIN: Duration = Duration::from_secs(60);
 
@@ -181,9 +185,8 @@ pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, S
         nodes_task: tokio::spawn(server.run_tcp(nodes, nodes_tls)),
         maintenance: {
             let (origin, same) = (origin.clone(), origin.clone());
-            let owner_check = settings.owner_check;
-            tokio::spawn(async move {
-                tokio::join!(maintain(origin), watch(same.clone()), watch_owner(same, owner_check));
+            tokio::spawn(async {
+                tokio::join!(maintain(origin), watch(same.clone()), watch_owner(same));
             })
         },
         patches: tokio::spawn(origin.clone().make_patches(stop_patches.clone())),
@@ -300,10 +303,10 @@ async fn watch(origin: Arc<Origin>) {
 }
 
 /// Looks after the owner of the store, so that an origin without anything to sign learns of another
-/// one. With [`STOP`], `every` bounds the time for which an overtaken origin still serves.
-async fn watch_owner(origin: Arc<Origin>, every: Duration) {
+/// one.
+async fn watch_owner(origin: Arc<Origin>) {
     loop {
-        tokio::time::sleep(every).await;
+        tokio::time::sleep(OWNER_EVERY).await;
         match origin.check_owner().await {
             Ok(()) => {}
             // `Running::overtaken` says so.
