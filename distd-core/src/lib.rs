@@ -49,6 +49,11 @@
 //! Nothing here opens a file, a socket, a thread or a clock. Callers pass bytes, time and
 //! randomness as arguments.
 
+// `proto/frame/golden.rs` is also part of the test binary `fuzz_seeds`, where the crate has this
+// name.
+#[cfg(test)]
+extern crate self as distd_core;
+
 pub mod api;
 pub mod bounds;
 pub mod cut;

@@ -1,12 +1,14 @@
-//! Runs the bodies of the fuzz targets over `fuzz/seeds`, over the golden files of the formats with
-//! views, and over damaged copies of both, so that defects a fuzzer found do not return
-//! (docs/testing.md, "Fuzzing").
+//! Runs the bodies of the fuzz targets over `fuzz/seeds`, over the golden bytes of the frames and
+//! of the formats with views, and over damaged copies of all, so that defects a fuzzer found do not
+//! return (docs/testing.md, "Fuzzing").
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 mod erofs_images;
+#[path = "../src/proto/frame/golden.rs"]
+mod frame_goldens;
 pub mod fuzz_bodies;
 mod view_goldens;
 
@@ -34,6 +36,12 @@ fn replay(target: &str) {
     for golden in goldens(Path::new(env!("CARGO_MANIFEST_DIR"))) {
         let of_target = golden.seeds().into_iter().filter(|(dir, _)| dir == seeds);
         inputs.extend(of_target.map(|(_, seed)| (format!("golden {}", golden.format.name()), seed)));
+    }
+    if *seeds == "frames" {
+        for (frame, _) in frame_goldens::golden() {
+            // The first byte is the length of the pieces.
+            inputs.push((format!("golden {frame:?}"), [&[7], &frame.encode()[..]].concat()));
+        }
     }
     for (name, seed) in inputs {
         let mut noise = Noise(seed.len() as u64);

@@ -2,90 +2,62 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::frame::{
-    Choke, Cost, Data, DontHave, EnrollBody, Handshake, Metadata, MetadataRequest, Node, NodeRequest,
-    NodesEnd, PeerRecords, Ranges, Shun,
-};
+use super::frame::Frame;
 use super::varint::{put_varint, take_varint};
 use crate::bounds::FRAME_BODY_MAX;
 
-/// Message types: the RFC 7574 §8.2 number where the message is in the RFC, private numbers from
-/// 128 up (docs/protocol.md, "Frames").
-pub(super) mod types {
-    pub(in crate::proto) const HANDSHAKE: u8 = 0;
-    pub(in crate::proto) const DATA: u8 = 1;
-    pub(in crate::proto) const HAVE: u8 = 3;
-    pub(in crate::proto) const INTEGRITY: u8 = 4;
-    pub(in crate::proto) const PEX_REQ: u8 = 6;
-    pub(in crate::proto) const REQUEST: u8 = 8;
-    pub(in crate::proto) const CANCEL: u8 = 9;
-    pub(in crate::proto) const CHOKE: u8 = 10;
-    pub(in crate::proto) const UNCHOKE: u8 = 11;
-    pub(in crate::proto) const PEX_RES_CERT: u8 = 13;
-    pub(in crate::proto) const DONT_HAVE: u8 = 128;
-    pub(in crate::proto) const NODE_REQUEST: u8 = 129;
-    pub(in crate::proto) const NODES_END: u8 = 130;
-    pub(in crate::proto) const METADATA_REQUEST: u8 = 131;
-    pub(in crate::proto) const METADATA: u8 = 132;
-    pub(in crate::proto) const ENROLL: u8 = 133;
-    pub(in crate::proto) const ENROLLED: u8 = 134;
-    pub(in crate::proto) const COST_REQUEST: u8 = 135;
-    pub(in crate::proto) const COST: u8 = 136;
-    pub(in crate::proto) const SHUN: u8 = 137;
-}
+/// Makes [`Frame`] and its codec from the list of frames. A line of the list has the documentation,
+/// the type number, the frame's name in errors, the variant, and the type of the body if there is
+/// one. A body type has `encode` and `decode`; `decode` gets the frame's name.
+macro_rules! frames {
+    ($($(#[$doc:meta])* $number:literal $name:ident = $variant:ident $(($body:ty))?,)*) => {
+        /// One message.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub enum Frame {
+            $($(#[$doc])* $variant $(($body))?,)*
+            /// A frame of a type this build does not know. It is counted and ignored (RFC 7574 §9.1
+            /// leaves room for extensions).
+            Unknown {
+                /// Type number of the frame.
+                frame_type: u8,
+                /// Length of the frame's body in bytes.
+                len: usize,
+            },
+        }
 
-/// One message.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Frame {
-    /// First frame on every control stream, in each direction.
-    Handshake(Handshake),
-    /// One chunk.
-    Data(Data),
-    /// Chunks the sender holds and has verified.
-    Have(Ranges),
-    /// One manifest node.
-    Integrity(Node),
-    /// Request for neighbours, now and as further ones come.
-    PexRequest,
-    /// Request for chunks.
-    Request(Ranges),
-    /// Chunks the sender no longer wants.
-    Cancel(Ranges),
-    /// The sender answers no requests for a while.
-    Choke(Choke),
-    /// The sender answers new requests.
-    Unchoke,
-    /// Addresses where the sender, or neighbours of the receiver, listen.
-    PeerRecords(PeerRecords),
-    /// Requested chunks that will not come.
-    DontHave(DontHave),
-    /// Request for manifest nodes that the sender lacks.
-    NodeRequest(NodeRequest),
-    /// End of the answer to a NODE_REQUEST.
-    NodesEnd(NodesEnd),
-    /// A question for TUF metadata.
-    MetadataRequest(MetadataRequest),
-    /// A piece of the answer to a METADATA_REQUEST.
-    Metadata(Metadata),
-    /// Enrolment or renewal request.
-    Enroll(EnrollBody),
-    /// Answer to an ENROLL.
-    Enrolled(EnrollBody),
-    /// Request for the cost of chunks.
-    CostRequest(Ranges),
-    /// Answer to a COST_REQUEST.
-    Cost(Cost),
-    /// Nodes the sender shuns and asks the receiver not to use.
-    Shun(Shun),
-    /// A frame of a type this build does not know. It is counted and ignored (RFC 7574 §9.1 leaves
-    /// room for extensions).
-    Unknown {
-        /// Type number of the frame.
-        frame_type: u8,
-        /// Length of the frame's body in bytes.
-        len: usize,
-    },
+        impl Frame {
+            /// Appends the body, without the bytes of a chunk, and returns the type number.
+            pub(in crate::proto) fn encode_body(&self, out: &mut bytes::BytesMut) -> u8 {
+                match self {
+                    $($(Self::$variant(body) => <$body>::encode(body, out),)?)*
+                    Self::Unknown { len, .. } => bytes::BufMut::put_bytes(out, 0, *len),
+                    _ => {}
+                }
+                match self {
+                    $(Self::$variant { .. } => $number,)*
+                    Self::Unknown { frame_type, .. } => *frame_type,
+                }
+            }
+
+            /// Reads a body.
+            pub(in crate::proto) fn decode(
+                frame_type: u8,
+                mut body: bytes::Bytes,
+            ) -> Result<Self, $crate::proto::DecodeError> {
+                let (frame, name) = match frame_type {
+                    $($number => {
+                        let name = stringify!($name);
+                        (Self::$variant $((<$body>::decode(name, std::mem::take(&mut body))?))?, name)
+                    })*
+                    _ => return Ok(Self::Unknown { frame_type, len: body.len() }),
+                };
+                // A frame without a body leaves the bytes it should not have.
+                if body.is_empty() { Ok(frame) } else { Err($crate::proto::DecodeError::Length(name)) }
+            }
+        }
+    };
 }
+pub(super) use frames;
 
 /// Reason why bytes are not a frame. Nothing after them in the stream can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -104,130 +76,31 @@ pub enum DecodeError {
 impl Frame {
     /// Appends the frame's bytes to `out`, in pieces; the bytes of a chunk are not copied.
     pub fn encode_pieces(&self, out: &mut Vec<Bytes>) {
-        match self {
-            Self::Data(data) => out.extend([data.encode_head(), data.bytes.clone()]),
-            _ => out.push(self.encode()),
+        let mut body = BytesMut::new();
+        let frame_type = self.encode_body(&mut body);
+        let chunk = match self {
+            Self::Data(data) => data.bytes.clone(),
+            _ => Bytes::new(),
+        };
+        let mut head = BytesMut::with_capacity(body.len() + 9);
+        head.put_u8(frame_type);
+        put_varint(&mut head, (body.len() + chunk.len()) as u64);
+        head.put_slice(&body);
+        out.push(head.freeze());
+        if !chunk.is_empty() {
+            out.push(chunk);
         }
     }
 
     /// Returns the frame's bytes.
     pub fn encode(&self) -> Bytes {
-        let mut body = BytesMut::new();
-        let frame_type = match self {
-            Self::Handshake(f) => {
-                f.encode(&mut body);
-                types::HANDSHAKE
-            }
-            Self::Data(f) => return [f.encode_head(), f.bytes.clone()].concat().into(),
-            Self::Have(f) => {
-                f.encode(&mut body);
-                types::HAVE
-            }
-            Self::Integrity(f) => {
-                f.encode(&mut body);
-                types::INTEGRITY
-            }
-            Self::PexRequest => types::PEX_REQ,
-            Self::Request(f) => {
-                f.encode(&mut body);
-                types::REQUEST
-            }
-            Self::Cancel(f) => {
-                f.encode(&mut body);
-                types::CANCEL
-            }
-            Self::Choke(f) => {
-                f.encode(&mut body);
-                types::CHOKE
-            }
-            Self::Unchoke => types::UNCHOKE,
-            Self::PeerRecords(f) => {
-                f.encode(&mut body);
-                types::PEX_RES_CERT
-            }
-            Self::DontHave(f) => {
-                f.encode(&mut body);
-                types::DONT_HAVE
-            }
-            Self::NodeRequest(f) => {
-                f.encode(&mut body);
-                types::NODE_REQUEST
-            }
-            Self::NodesEnd(f) => {
-                f.encode(&mut body);
-                types::NODES_END
-            }
-            Self::MetadataRequest(f) => {
-                body.put_slice(&f.0);
-                types::METADATA_REQUEST
-            }
-            Self::Metadata(f) => {
-                body.put_slice(&f.0);
-                types::METADATA
-            }
-            Self::Enroll(f) => {
-                body.put_slice(&f.0);
-                types::ENROLL
-            }
-            Self::Enrolled(f) => {
-                body.put_slice(&f.0);
-                types::ENROLLED
-            }
-            Self::CostRequest(f) => {
-                f.encode(&mut body);
-                types::COST_REQUEST
-            }
-            Self::Cost(f) => {
-                f.encode(&mut body);
-                types::COST
-            }
-            Self::Shun(f) => {
-                f.encode(&mut body);
-                types::SHUN
-            }
-            Self::Unknown { frame_type, len } => {
-                body.put_bytes(0, *len);
-                *frame_type
-            }
-        };
-        let mut out = BytesMut::with_capacity(body.len() + 9);
-        put_header(&mut out, frame_type, body.len());
-        out.put_slice(&body);
-        out.freeze()
+        let mut pieces = Vec::with_capacity(2);
+        self.encode_pieces(&mut pieces);
+        match &mut pieces[..] {
+            [whole] => std::mem::take(whole),
+            _ => pieces.concat().into(),
+        }
     }
-
-    fn decode(frame_type: u8, body: Bytes) -> Result<Self, DecodeError> {
-        Ok(match frame_type {
-            types::HANDSHAKE => Self::Handshake(Handshake::decode(body)?),
-            types::DATA => Self::Data(Data::decode(body)?),
-            types::HAVE => Self::Have(Ranges::decode("HAVE", body)?),
-            types::INTEGRITY => Self::Integrity(Node::decode(body)?),
-            types::PEX_REQ if body.is_empty() => Self::PexRequest,
-            types::PEX_REQ => return Err(DecodeError::Length("PEX_REQ")),
-            types::REQUEST => Self::Request(Ranges::decode("REQUEST", body)?),
-            types::CANCEL => Self::Cancel(Ranges::decode("CANCEL", body)?),
-            types::CHOKE => Self::Choke(Choke::decode(body)?),
-            types::UNCHOKE if body.is_empty() => Self::Unchoke,
-            types::UNCHOKE => return Err(DecodeError::Length("UNCHOKE")),
-            types::PEX_RES_CERT => Self::PeerRecords(PeerRecords::decode(body)?),
-            types::DONT_HAVE => Self::DontHave(DontHave::decode(body)?),
-            types::NODE_REQUEST => Self::NodeRequest(NodeRequest::decode(body)?),
-            types::NODES_END => Self::NodesEnd(NodesEnd::decode(body)?),
-            types::METADATA_REQUEST => Self::MetadataRequest(MetadataRequest::decode(body)?),
-            types::METADATA => Self::Metadata(Metadata::decode(body)?),
-            types::ENROLL => Self::Enroll(EnrollBody(body)),
-            types::ENROLLED => Self::Enrolled(EnrollBody(body)),
-            types::COST_REQUEST => Self::CostRequest(Ranges::decode("COST_REQUEST", body)?),
-            types::COST => Self::Cost(Cost::decode(body)?),
-            types::SHUN => Self::Shun(Shun::decode(body)?),
-            _ => Self::Unknown { frame_type, len: body.len() },
-        })
-    }
-}
-
-pub(super) fn put_header(out: &mut impl BufMut, frame_type: u8, body_len: usize) {
-    out.put_u8(frame_type);
-    put_varint(out, body_len as u64);
 }
 
 /// Splits a byte stream into frames, whatever pieces it arrives in.

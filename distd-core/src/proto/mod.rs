@@ -12,7 +12,8 @@ pub mod frame;
 pub mod stream;
 mod varint;
 
-pub use codec::{DecodeError, Frame, FrameDecoder};
+pub use codec::{DecodeError, FrameDecoder};
+pub use frame::Frame;
 pub use varint::{put_varint, take_varint};
 pub(crate) use varint::{unzigzag, zigzag};
 

@@ -1,4 +1,6 @@
 //! API tokens: only the SHA-256 of each secret is known here.
+//!
+//! Table `api_tokens`: SHA-256 of each secret, scopes, patterns of products, expiry.
 
 use sqlx::any::AnyRow;
 

@@ -1,5 +1,8 @@
 //! Channels: named pointers to a release. Each change is a transaction with its entry in the
 //! history (`moves.rs`).
+//!
+//! Table `channels`: product and channel → version; `counter` grows by one with each change;
+//! `downgrade_from` where devices were ordered back.
 
 use distd_core::names::Name;
 use sqlx::any::AnyRow;

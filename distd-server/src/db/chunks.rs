@@ -1,4 +1,9 @@
 //! Chunks: the place of each one, by id and by hash.
+//!
+//! Table `chunks`: id ↔ hash, and where it lies: pack, offset, stored length, raw length, codec.
+//! Chunks of an open upload have no rows: the origin keeps them in memory, 40 bytes each, and reads
+//! them again from the `chunk_index` of the upload's packs when it restarts. A row for each,
+//! written, read and deleted again, took a quarter of the origin's time in a push.
 
 use std::collections::HashMap;
 

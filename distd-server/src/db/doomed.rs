@@ -3,6 +3,9 @@
 //! A row goes in with the transaction that takes an object's last use away, or before an object is
 //! put that only a later transaction names; it goes out when the object is deleted, or named. So a
 //! crash in between leaves nothing that would have to be guessed at.
+//!
+//! Table `doomed`: objects of the store to be deleted unless a pack's row names them: objects of
+//! aborted uploads, and of patch sets in progress.
 
 use sqlx::{Any, Executor};
 

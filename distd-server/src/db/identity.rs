@@ -1,4 +1,6 @@
 //! The realm and the id of a database.
+//!
+//! Table `identity`: the realm and the database's own id, one row.
 
 use sqlx::Row;
 

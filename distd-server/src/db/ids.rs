@@ -3,6 +3,10 @@
 //! A transaction that gives ids takes the counter's row first, so such transactions take turns, on
 //! every replica: ids are given without gaps between neighbours of one artifact, and a hash gets
 //! one id only.
+//!
+//! Table `counters`: `chunk_id`, the last chunk id given, whose row is also the lock that
+//! serialises commits and the recording of patch sets; `tokens`, the row that serialises
+//! revocations of API tokens.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,8 @@
 //! Join tokens: only the public key of each is known here.
+//!
+//! Table `join_tokens`: public key of each token, uses left, revocation.
+//!
+//! Table `join_token_uses`: the nodes that used each token.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,6 @@
 //! Enrolled nodes.
+//!
+//! Table `nodes`: public key, role, last certificate, revocation.
 
 use sqlx::any::AnyRow;
 

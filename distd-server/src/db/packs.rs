@@ -1,4 +1,8 @@
 //! Packs: the objects that hold chunks.
+//!
+//! Table `packs`: object name and length; `upload` while its chunks belong to no release, and then
+//! `chunk_index`, the index the pack ends with; `emptied` once its chunks were moved to other packs
+//! (docs/store.md, "Compaction").
 
 use distd_core::ChunkId;
 use sqlx::any::AnyRow;

@@ -1,4 +1,7 @@
 //! Patch sets: which pairs of releases have one, and which wait for theirs.
+//!
+//! Table `patch_sets`: pairs of manifests of a product: queued, building, ready or failed, and the
+//! manifest of the set (docs/store.md, "Patch sets").
 
 use std::str::FromStr;
 

@@ -1,4 +1,6 @@
 //! Products: named lines of artifacts and how they are cut.
+//!
+//! Table `products`: name and cut parameters; `last_sequence`, the last number given to a release.
 
 use distd_core::cut::CutParams;
 use distd_core::names::Name;

@@ -1,4 +1,8 @@
 //! Releases: one version of a product, naming a manifest.
+//!
+//! Table `releases`: product and version → manifest, BLAKE3, length; `published` once the TUF
+//! repository lists it; `withdrawn` while it is on its way out (docs/store.md, "Withdrawing");
+//! `sequence`, its number among the product's releases (docs/trust.md, "Downgrades").
 
 use distd_core::manifest::{Kind, Manifest};
 use distd_core::names::Name;

@@ -1,4 +1,7 @@
 //! Uploads: chunks on their way to a release.
+//!
+//! Table `uploads`: open, committed or aborted; at most one open for a version and token (partial
+//! unique index); the token's id and products.
 
 use std::fmt;
 use std::str::FromStr;

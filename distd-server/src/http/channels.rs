@@ -13,8 +13,13 @@ use serde::Deserialize;
 
 use super::auth::{Caller, ToMoveChannels, ToRead};
 use super::body::{Asked, At, Given};
+use super::route::{Route, routes};
 use super::{ApiError, App, products};
 use crate::db::{ChannelMove, ChannelRow, MoveRow, ReleaseRow};
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![list, show, put, remove, history]
+}
 
 /// Page of a channel's history.
 #[derive(Deserialize, utoipa::IntoParams)]

@@ -14,10 +14,15 @@ use distd_peer::clock::unix_now;
 use super::auth::{Caller, ToPublish};
 use super::body::{At, Incoming};
 use super::releases;
+use super::route::{Route, routes};
 use super::spool::Use;
 use super::{ApiError, App};
 use crate::ingest::{FileHandle, FileRequest};
 use crate::origin::signed;
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![put]
+}
 
 /// Makes a release of the file in the body.
 #[utoipa::path(put, path = "/v1/products/{product}/releases/{version}/content", tag = "releases",

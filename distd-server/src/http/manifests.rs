@@ -9,8 +9,13 @@ use distd_core::{ManifestId, NodeHash};
 
 use super::auth::{Caller, ToRead};
 use super::body::At;
+use super::route::{Route, routes};
 use super::{ApiError, App, objects};
 use crate::ingest::manifest_object;
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![show, node]
+}
 
 const MSGPACK: &str = "application/msgpack";
 

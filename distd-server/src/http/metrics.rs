@@ -13,6 +13,11 @@ use distd_core::error::Chain;
 use distd_peer::metrics::MetricsText;
 
 use super::App;
+use super::route::{Route, routes};
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![metrics]
+}
 
 /// Number of answers, and the seconds until each of them began.
 #[derive(Clone, Copy, Default)]

@@ -21,6 +21,7 @@ mod patches;
 mod products;
 mod releases;
 mod request_id;
+mod route;
 mod serve;
 mod spool;
 mod state;
@@ -33,9 +34,6 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
-use axum::handler::Handler;
-use axum::http::Method;
-use axum::routing::{MethodFilter, MethodRouter, on};
 use distd_core::ManifestId;
 use distd_core::manifest::Manifest;
 use distd_peer::serve::ServeCounters;
@@ -46,6 +44,7 @@ use tokio_util::task::TaskTracker;
 
 pub use auth::Scope;
 use error::ApiError;
+use route::Route;
 pub use serve::serve;
 
 use crate::origin::Origin;
@@ -130,71 +129,32 @@ impl App {
     }
 }
 
-/// Handler of one method of one path.
-struct Route {
-    #[cfg_attr(not(test), expect(dead_code, reason = "compared with the OpenAPI document"))]
-    method: Method,
-    path: &'static str,
-    handler: MethodRouter<Arc<App>>,
-}
-
-impl Route {
-    fn new<H: Handler<T, Arc<App>>, T: 'static>(method: Method, path: &'static str, handler: H) -> Self {
-        let filter = MethodFilter::try_from(method.clone()).expect("the API uses plain methods");
-        Self { method, path, handler: on(filter, handler) }
-    }
-}
-
-/// All routes of the API.
-fn routes() -> Vec<Route> {
-    vec![
-        Route::new(Method::GET, "/healthz", state::healthz),
-        Route::new(Method::GET, "/readyz", state::readyz),
-        Route::new(Method::GET, "/metrics", metrics::metrics),
-        Route::new(Method::GET, "/v1/version", state::version),
-        Route::new(Method::GET, "/v1/openapi.json", openapi::show),
-        Route::new(Method::POST, "/v1/products", products::create),
-        Route::new(Method::GET, "/v1/products", products::list),
-        Route::new(Method::GET, "/v1/products/{product}", products::show),
-        Route::new(Method::GET, "/v1/products/{product}/releases", releases::list),
-        Route::new(Method::GET, "/v1/products/{product}/releases/{version}", releases::show),
-        Route::new(Method::DELETE, "/v1/products/{product}/releases/{version}", releases::withdraw),
-        Route::new(Method::PUT, "/v1/products/{product}/releases/{version}/content", content::put),
-        Route::new(Method::POST, "/v1/products/{product}/releases/{version}/uploads", uploads::begin),
-        Route::new(Method::POST, "/v1/uploads/{upload}/missing", uploads::missing),
-        Route::new(Method::POST, "/v1/uploads/{upload}/chunks", uploads::chunks),
-        Route::new(Method::POST, "/v1/uploads/{upload}/commit", uploads::commit),
-        Route::new(Method::GET, "/v1/uploads", uploads::list),
-        Route::new(Method::DELETE, "/v1/uploads/{upload}", uploads::abort),
-        Route::new(Method::GET, "/v1/manifests/{manifest}", manifests::show),
-        Route::new(Method::GET, "/v1/manifests/{manifest}/nodes/{node}", manifests::node),
-        Route::new(Method::GET, "/v1/packs/{name}", packs::show),
-        Route::new(Method::GET, "/v1/products/{product}/channels", channels::list),
-        Route::new(Method::GET, "/v1/products/{product}/channels/{channel}", channels::show),
-        Route::new(Method::PUT, "/v1/products/{product}/channels/{channel}", channels::put),
-        Route::new(Method::DELETE, "/v1/products/{product}/channels/{channel}", channels::remove),
-        Route::new(Method::GET, "/v1/products/{product}/channels/{channel}/history", channels::history),
-        Route::new(Method::GET, "/v1/products/{product}/patches", patches::list),
-        Route::new(Method::POST, "/v1/products/{product}/releases/{version}/patches", patches::create),
-        Route::new(Method::POST, "/v1/tokens", tokens::create),
-        Route::new(Method::GET, "/v1/tokens", tokens::list),
-        Route::new(Method::DELETE, "/v1/tokens/{id}", tokens::revoke),
-        Route::new(Method::GET, "/v1/token", tokens::own),
-        Route::new(Method::POST, "/v1/join-tokens", tokens::create_join),
-        Route::new(Method::GET, "/v1/join-tokens", tokens::list_join),
-        Route::new(Method::DELETE, "/v1/join-tokens/{id}", tokens::revoke_join),
-        Route::new(Method::GET, "/v1/nodes", nodes::list),
-        Route::new(Method::POST, "/v1/nodes/{id}/revoke", nodes::revoke),
-        Route::new(Method::POST, "/v1/enroll", nodes::enroll),
-        Route::new(Method::GET, "/tuf/{*path}", tuf::file),
-    ]
+/// All routes of the API: those of each resource.
+fn routes() -> impl Iterator<Item = Route> {
+    let resources = [
+        state::routes(),
+        metrics::routes(),
+        openapi::routes(),
+        products::routes(),
+        releases::routes(),
+        content::routes(),
+        uploads::routes(),
+        manifests::routes(),
+        packs::routes(),
+        channels::routes(),
+        patches::routes(),
+        tokens::routes(),
+        nodes::routes(),
+        tuf::routes(),
+    ];
+    resources.into_iter().flatten()
 }
 
 /// Router of the whole API.
 pub fn router(app: Arc<App>) -> Router {
     let mut router = Router::new();
     for route in routes() {
-        router = router.route(route.path, route.handler);
+        router = router.route(&route.path, route.handler);
     }
     router
         .fallback(|| async { ApiError::not_found("such address") })

@@ -12,8 +12,13 @@ use distd_peer::trust::enroll::ENROLL_BYTES_MAX;
 
 use super::auth::{Caller, ToAdminister};
 use super::body::{At, Incoming, Perhaps};
+use super::route::{Route, routes};
 use super::tokens::join_token_id;
 use super::{ApiError, App};
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![list, revoke, enroll]
+}
 
 /// Longest time for the body of an enrolment. The request needs no token, so it may hold its
 /// connection only briefly.

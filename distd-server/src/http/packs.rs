@@ -9,8 +9,13 @@ use axum::response::Response;
 
 use super::auth::{Caller, ToRead};
 use super::body::At;
+use super::route::{Route, routes};
 use super::{ApiError, App, objects};
 use crate::store::pack::object_name;
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![show]
+}
 
 /// Sends a pack or a range of it.
 #[utoipa::path(get, path = "/v1/packs/{name}", tag = "objects",

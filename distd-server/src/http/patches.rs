@@ -11,8 +11,13 @@ use distd_core::names::Name;
 
 use super::auth::{Caller, ToPublish, ToRead};
 use super::body::{At, Given};
+use super::route::{Route, routes};
 use super::{ApiError, App, products};
 use crate::db::{PatchSetRow, PatchSetState};
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![list, create]
+}
 
 fn shown(row: PatchSetRow) -> PatchSet {
     PatchSet {

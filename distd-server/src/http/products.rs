@@ -12,9 +12,14 @@ use distd_peer::clock::unix_now;
 
 use super::auth::{Caller, ToPublish, ToRead};
 use super::body::{At, Given};
+use super::route::{Route, routes};
 use super::{ApiError, App};
 use crate::db::ProductRow;
 use crate::origin::signed;
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![create, list, show]
+}
 
 fn shown(row: ProductRow) -> Product {
     Product { name: row.name.to_string(), cut: row.cut.into(), created: row.created }

@@ -11,9 +11,14 @@ use distd_core::names::Name;
 
 use super::auth::{Caller, ToPublish, ToRead};
 use super::body::At;
+use super::route::{Route, routes};
 use super::{ApiError, App, products};
 use crate::db::{ChannelRow, ReleaseRow};
 use crate::ingest::CommitResult;
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![list, show, withdraw]
+}
 
 /// Returns a release as the API shows it, without its channels.
 pub(super) fn shown(app: &App, row: ReleaseRow) -> Release {

@@ -9,7 +9,12 @@ use distd_core::api::{Ready, Version};
 use distd_peer::clock::unix_now;
 
 use super::App;
+use super::route::{Route, routes};
 use crate::tuf::MetadataStore;
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![healthz, readyz, version]
+}
 
 /// Free bytes above the disks' reserve that an upload needs: one pack and the database. With less,
 /// the origin is not ready.

@@ -17,10 +17,15 @@ use distd_peer::trust::token::{ApiToken, JoinToken};
 
 use super::auth::{AnyToken, Caller, Scope, ToAdminister, token_id};
 use super::body::{At, Given};
+use super::route::{Route, routes};
 use super::{ApiError, App};
 use crate::db::{ApiTokenRow, JoinTokenRow, RevokeToken};
 use crate::origin::signed;
 use crate::publisher::Products;
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![create, list, revoke, own, create_join, list_join, revoke_join]
+}
 
 /// Longest label, bytes.
 const LABEL_BYTES_MAX: usize = 200;

@@ -8,11 +8,16 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
 use super::body::At;
+use super::route::{Route, routes};
 use super::{ApiError, App};
 use crate::tuf::{MetadataStore, is_served_name};
 
+pub(super) fn routes() -> Vec<Route> {
+    routes![file]
+}
+
 /// Sends a file of the TUF repository.
-#[utoipa::path(get, path = "/tuf/{path}", tag = "tuf", params(("path" = String, Path, description = "May contain slashes")),
+#[utoipa::path(get, path = "/tuf/{*path}", tag = "tuf", params(("path" = String, Path, description = "May contain slashes")),
     responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream")))]
 pub(super) async fn file(State(app): State<Arc<App>>, At(path): At<String>) -> Result<Response, ApiError> {
     let none = || ApiError::not_found("file of this name in the TUF repository");

@@ -19,11 +19,16 @@ use distd_peer::clock::unix_now;
 use super::auth::{Caller, ToAdminister, ToPublish};
 use super::body::{At, Incoming, Perhaps};
 use super::releases;
+use super::route::{Route, routes};
 use super::spool::{Spooled, Use};
 use super::{ApiError, App};
 use crate::db::{OpenUpload, UploadId, UploadRow};
-use crate::ingest::{ChunkSink, CommitRequest, IncomingChunk};
+use crate::ingest::{CommitRequest, IncomingChunk, PackingSink};
 use crate::origin::signed;
+
+pub(super) fn routes() -> Vec<Route> {
+    routes![begin, missing, chunks, commit, list, abort]
+}
 
 /// Begins an upload of a version, or resumes the open one that the token began. Creates the product
 /// if it does not exist.
@@ -118,7 +123,7 @@ pub(super) async fn chunks(
 }
 
 /// Splits the body into chunks and stores them. Returns the number of new chunks.
-async fn feed(mut body: Spooled, mut sink: ChunkSink) -> Result<u64, ApiError> {
+async fn feed(mut body: Spooled, mut sink: PackingSink) -> Result<u64, ApiError> {
     let mut records = Records::default();
     while let Some(mut piece) = body.next().await.map_err(ApiError::internal)? {
         while let Some(chunk) = records.take(&mut piece.bytes)? {

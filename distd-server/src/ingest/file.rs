@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::commit::{CommitRequest, CommitResult, Run};
-use super::{ChunkSink, Ingest, IngestError};
+use super::{Ingest, IngestError, PackingSink};
 use crate::db::UnixSeconds;
 use crate::publisher::Publisher;
 
@@ -124,7 +124,7 @@ impl Ingest {
     /// hash chunks; others compress the new chunks.
     async fn cut_into(
         &self,
-        mut sink: ChunkSink,
+        mut sink: PackingSink,
         file: Arc<FileHandle>,
         cut: CutParams,
     ) -> Result<CommitRequest, IngestError> {
@@ -199,7 +199,7 @@ fn pack_wanted(
 }
 
 async fn append(
-    sink: &mut ChunkSink,
+    sink: &mut PackingSink,
     packing: &mut Packing,
     sent: &mut BTreeSet<ChunkHash>,
 ) -> Result<(), IngestError> {

@@ -22,7 +22,7 @@ pub use compact::{Compacted, Compaction, EMPTIED_SECONDS};
 pub use file::{FileHandle, FileRequest};
 pub use limits::IngestLimits;
 pub use losses::LossReport;
-pub use receive::{ChunkSink, IncomingChunk};
+pub use receive::{IncomingChunk, PackingSink};
 pub use sweep::{Orphans, SweepScope, Swept};
 
 use self::index::UploadIndexes;

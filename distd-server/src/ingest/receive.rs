@@ -42,7 +42,7 @@ type Verified = Result<Vec<(ChunkHash, PackedChunk)>, IngestError>;
 /// limit on that. If the sink is dropped before [`finish`](Self::finish), chunks that are not in a
 /// full pack are forgotten.
 #[derive(Debug)]
-pub struct ChunkSink {
+pub struct PackingSink {
     ingest: Ingest,
     upload: UploadId,
     token: String,
@@ -64,11 +64,11 @@ impl Ingest {
     ///
     /// # Errors
     /// [`IngestError::Db`], [`IngestError::Store`].
-    pub async fn sink(&self, upload: &UploadRow, now: UnixSeconds) -> Result<ChunkSink, IngestError> {
+    pub async fn sink(&self, upload: &UploadRow, now: UnixSeconds) -> Result<PackingSink, IngestError> {
         let slot = self.sinks.clone().acquire_owned().await.expect("the semaphore is never closed");
         let seen = self.seen_by(&upload.products).await?;
         self.indexes.lock(&self.db, &upload.id).await?.refresh(&self.db, &upload.id).await?;
-        Ok(ChunkSink {
+        Ok(PackingSink {
             ingest: self.clone(),
             upload: upload.id.clone(),
             token: upload.token.clone(),
@@ -86,7 +86,7 @@ impl Ingest {
     }
 }
 
-impl ChunkSink {
+impl PackingSink {
     /// Takes one chunk. An error may be about an earlier chunk: chunks are verified later, beside
     /// others.
     ///

@@ -20,8 +20,6 @@ pub struct Choke {
 }
 
 impl Choke {
-    const NAME: &'static str = "CHOKE";
-
     pub(in crate::proto) fn encode(&self, out: &mut impl BufMut) {
         out.put_u32(u32::try_from(self.retry_after.as_millis()).unwrap_or(u32::MAX));
         for alternate in self.alternates.iter().take(ALTERNATES_MAX) {
@@ -31,17 +29,17 @@ impl Choke {
         }
     }
 
-    pub(in crate::proto) fn decode(mut body: Bytes) -> Result<Self, DecodeError> {
-        let short = |_| DecodeError::Length(Self::NAME);
+    pub(in crate::proto) fn decode(name: &'static str, mut body: Bytes) -> Result<Self, DecodeError> {
+        let short = |_| DecodeError::Length(name);
         let retry_after = Duration::from_millis(u64::from(body.try_get_u32().map_err(short)?));
         let mut alternates = Vec::new();
         while body.has_remaining() {
             let len = body.get_u8() as usize;
             if alternates.len() == ALTERNATES_MAX || len > body.remaining() {
-                return Err(DecodeError::Length(Self::NAME));
+                return Err(DecodeError::Length(name));
             }
             let text = String::from_utf8(body.split_to(len).to_vec())
-                .map_err(|_| DecodeError::Field(Self::NAME, "alternate"))?;
+                .map_err(|_| DecodeError::Field(name, "alternate"))?;
             alternates.push(text);
         }
         Ok(Self { retry_after, alternates })

@@ -20,10 +20,10 @@ impl Cost {
         out.put_u64(self.bytes);
     }
 
-    pub(in crate::proto) fn decode(mut body: Bytes) -> Result<Self, DecodeError> {
+    pub(in crate::proto) fn decode(name: &'static str, mut body: Bytes) -> Result<Self, DecodeError> {
         match body.len() {
             16 => Ok(Self { chunks: body.get_u64(), bytes: body.get_u64() }),
-            _ => Err(DecodeError::Length("COST")),
+            _ => Err(DecodeError::Length(name)),
         }
     }
 }

@@ -1,10 +1,10 @@
 //! DATA: one chunk, packed as the origin stores it (RFC 7574 §8.6 without the timestamp).
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes};
 
 use crate::ChunkId;
 use crate::bounds::CHUNK_BYTES_MAX;
-use crate::proto::codec::{DecodeError, put_header, types};
+use crate::proto::codec::DecodeError;
 
 /// Packing of a chunk's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,29 +46,25 @@ pub struct Data {
 }
 
 impl Data {
-    const NAME: &'static str = "DATA";
     /// Bytes of range and codec.
     const HEADER: usize = 17;
 
-    /// Returns the frame without the packed bytes.
-    pub(in crate::proto) fn encode_head(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(Self::HEADER + 9);
-        put_header(&mut out, types::DATA, Self::HEADER + self.bytes.len());
+    /// Appends all fields but the packed bytes, which follow as a piece of their own.
+    pub(in crate::proto) fn encode(&self, out: &mut impl BufMut) {
         out.put_u64(self.id.0);
         out.put_u64(self.id.0);
         out.put_u8(self.codec.code());
-        out.freeze()
     }
 
-    pub(in crate::proto) fn decode(mut body: Bytes) -> Result<Self, DecodeError> {
+    pub(in crate::proto) fn decode(name: &'static str, mut body: Bytes) -> Result<Self, DecodeError> {
         if body.len() <= Self::HEADER || body.len() > Self::HEADER + CHUNK_BYTES_MAX {
-            return Err(DecodeError::Length(Self::NAME));
+            return Err(DecodeError::Length(name));
         }
         let (start, end, codec) = (body.get_u64(), body.get_u64(), body.get_u8());
         if start == 0 || start != end || end > i64::MAX as u64 {
-            return Err(DecodeError::Field(Self::NAME, "range"));
+            return Err(DecodeError::Field(name, "range"));
         }
-        let codec = Codec::from_code(codec).ok_or(DecodeError::Field(Self::NAME, "codec"))?;
+        let codec = Codec::from_code(codec).ok_or(DecodeError::Field(name, "codec"))?;
         Ok(Self { id: ChunkId(start), codec, bytes: body })
     }
 }

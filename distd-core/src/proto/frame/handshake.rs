@@ -58,8 +58,6 @@ pub struct Handshake {
 }
 
 impl Handshake {
-    const NAME: &'static str = "HANDSHAKE";
-
     /// Returns the handshake of this build for `manifest`.
     pub fn new(manifest: ManifestId) -> Self {
         Self {
@@ -97,9 +95,9 @@ impl Handshake {
         out.put_u8(option::END);
     }
 
-    pub(in crate::proto) fn decode(mut body: Bytes) -> Result<Self, DecodeError> {
-        let short = |_| DecodeError::Length(Self::NAME);
-        let field = |name| DecodeError::Field(Self::NAME, name);
+    pub(in crate::proto) fn decode(name: &'static str, mut body: Bytes) -> Result<Self, DecodeError> {
+        let short = |_| DecodeError::Length(name);
+        let field = |field| DecodeError::Field(name, field);
         let (mut version, mut minimum, mut manifest) = (None, None, None);
         let (mut integrity, mut hash, mut addressing, mut chunk_size) = (None, None, None, None);
         let mut capability = Bytes::new();
@@ -122,7 +120,7 @@ impl Handshake {
                 option::SUPPORTED_MESSAGES => {
                     let len = body.try_get_u8().map_err(short)? as usize;
                     if body.remaining() < len {
-                        return Err(DecodeError::Length(Self::NAME));
+                        return Err(DecodeError::Length(name));
                     }
                     body.advance(len);
                 }
@@ -137,7 +135,7 @@ impl Handshake {
                 option::FETCHES_UPSTREAM => fetches_upstream = body.try_get_u8().map_err(short)? == 1,
                 option::EXCHANGES => exchanges = body.try_get_u8().map_err(short)? == 1,
                 option::END if body.is_empty() => break,
-                option::END => return Err(DecodeError::Length(Self::NAME)),
+                option::END => return Err(DecodeError::Length(name)),
                 // The RFC gives unknown options no length, so they cannot be skipped.
                 _ => return Err(field("option")),
             }

@@ -2,7 +2,7 @@
 //! protocol. The answer's signatures prove it, so any tier may forward both (docs/trust.md,
 //! "Metadata exchange").
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 
 use crate::bounds::{METADATA_PIECE_MAX, METADATA_QUERY_MAX};
 use crate::proto::codec::DecodeError;
@@ -12,9 +12,13 @@ use crate::proto::codec::DecodeError;
 pub struct MetadataRequest(pub Bytes);
 
 impl MetadataRequest {
-    pub(in crate::proto) fn decode(body: Bytes) -> Result<Self, DecodeError> {
+    pub(in crate::proto) fn encode(&self, out: &mut impl BufMut) {
+        out.put_slice(&self.0);
+    }
+
+    pub(in crate::proto) fn decode(name: &'static str, body: Bytes) -> Result<Self, DecodeError> {
         if body.is_empty() || body.len() > METADATA_QUERY_MAX {
-            return Err(DecodeError::Length("METADATA_REQUEST"));
+            return Err(DecodeError::Length(name));
         }
         Ok(Self(body))
     }
@@ -33,9 +37,13 @@ impl Metadata {
         })
     }
 
-    pub(in crate::proto) fn decode(body: Bytes) -> Result<Self, DecodeError> {
+    pub(in crate::proto) fn encode(&self, out: &mut impl BufMut) {
+        out.put_slice(&self.0);
+    }
+
+    pub(in crate::proto) fn decode(name: &'static str, body: Bytes) -> Result<Self, DecodeError> {
         if body.len() > METADATA_PIECE_MAX {
-            return Err(DecodeError::Length("METADATA"));
+            return Err(DecodeError::Length(name));
         }
         Ok(Self(body))
     }

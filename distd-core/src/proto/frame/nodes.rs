@@ -25,20 +25,18 @@ pub struct Node {
 }
 
 impl Node {
-    const NAME: &'static str = "INTEGRITY";
-
     pub(in crate::proto) fn encode(&self, out: &mut impl BufMut) {
         out.put_u8(self.level);
         out.put_slice(&self.bytes);
     }
 
-    pub(in crate::proto) fn decode(mut body: Bytes) -> Result<Self, DecodeError> {
+    pub(in crate::proto) fn decode(name: &'static str, mut body: Bytes) -> Result<Self, DecodeError> {
         if body.len() < 2 || body.len() > 1 + NODE_BYTES_MAX {
-            return Err(DecodeError::Length(Self::NAME));
+            return Err(DecodeError::Length(name));
         }
         let level = body.get_u8();
         if level >= MANIFEST_LEVELS_MAX && level != ROOT_LEVEL && level != COMPACT_LEAF {
-            return Err(DecodeError::Field(Self::NAME, "level"));
+            return Err(DecodeError::Field(name, "level"));
         }
         Ok(Self { level, bytes: body })
     }
@@ -55,8 +53,6 @@ pub struct NodeRequest {
 }
 
 impl NodeRequest {
-    const NAME: &'static str = "NODE_REQUEST";
-
     pub(in crate::proto) fn encode(&self, out: &mut impl BufMut) {
         out.put_u8(u8::try_from(self.held.len()).expect("callers stay within HELD_MANIFESTS_MAX"));
         for id in &self.held {
@@ -67,17 +63,17 @@ impl NodeRequest {
         }
     }
 
-    pub(in crate::proto) fn decode(mut body: Bytes) -> Result<Self, DecodeError> {
-        let held = body.try_get_u8().map_err(|_| DecodeError::Length(Self::NAME))? as usize;
+    pub(in crate::proto) fn decode(name: &'static str, mut body: Bytes) -> Result<Self, DecodeError> {
+        let held = body.try_get_u8().map_err(|_| DecodeError::Length(name))? as usize;
         if held > HELD_MANIFESTS_MAX {
-            return Err(DecodeError::Field(Self::NAME, "number of held manifests"));
+            return Err(DecodeError::Field(name, "number of held manifests"));
         }
         if body.len() < held * 32 || !body.len().is_multiple_of(32) {
-            return Err(DecodeError::Length(Self::NAME));
+            return Err(DecodeError::Length(name));
         }
         let hashes = body.split_off(held * 32);
         if hashes.len() / 32 > NODE_REQUEST_HASHES_MAX {
-            return Err(DecodeError::Field(Self::NAME, "number of hashes"));
+            return Err(DecodeError::Field(name, "number of hashes"));
         }
         Ok(Self {
             held: body.chunks_exact(32).filter_map(ManifestId::from_slice).collect(),
@@ -103,10 +99,10 @@ impl NodesEnd {
         out.put_u32(self.missing);
     }
 
-    pub(in crate::proto) fn decode(mut body: Bytes) -> Result<Self, DecodeError> {
+    pub(in crate::proto) fn decode(name: &'static str, mut body: Bytes) -> Result<Self, DecodeError> {
         match body.len() {
             4 => Ok(Self { missing: body.get_u32() }),
-            _ => Err(DecodeError::Length("NODES_END")),
+            _ => Err(DecodeError::Length(name)),
         }
     }
 }

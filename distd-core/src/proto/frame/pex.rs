@@ -164,11 +164,11 @@ impl PeerRecords {
         }
     }
 
-    pub(in crate::proto) fn decode(mut body: Bytes) -> Result<Self, DecodeError> {
-        let short = |_| DecodeError::Length(NAME);
+    pub(in crate::proto) fn decode(name: &'static str, mut body: Bytes) -> Result<Self, DecodeError> {
+        let short = |_| DecodeError::Length(name);
         let count = body.try_get_u8().map_err(short)? as usize;
         if count > PEX_RECORDS_MAX {
-            return Err(DecodeError::Field(NAME, "number of records"));
+            return Err(DecodeError::Field(name, "number of records"));
         }
         let mut records = Vec::with_capacity(count);
         for _ in 0..count {
@@ -176,7 +176,7 @@ impl PeerRecords {
             records.extend(PeerRecord::decode(take(&mut body, len)?)?);
         }
         if body.has_remaining() {
-            return Err(DecodeError::Length(NAME));
+            return Err(DecodeError::Length(name));
         }
         Ok(Self(records))
     }
@@ -228,11 +228,11 @@ mod tests {
             body.put_u16(bytes.len() as u16);
             body.put_slice(&bytes);
         }
-        assert_eq!(PeerRecords::decode(body.clone().into()), Ok(PeerRecords(vec![good])));
+        assert_eq!(PeerRecords::decode(NAME, body.clone().into()), Ok(PeerRecords(vec![good])));
         for cut in 0..body.len() {
-            assert!(PeerRecords::decode(body[..cut].to_vec().into()).is_err(), "cut at {cut}");
+            assert!(PeerRecords::decode(NAME, body[..cut].to_vec().into()).is_err(), "cut at {cut}");
         }
         body[0] = 9;
-        assert!(PeerRecords::decode(body.into()).is_err(), "too many records");
+        assert!(PeerRecords::decode(NAME, body.into()).is_err(), "too many records");
     }
 }

@@ -82,8 +82,6 @@ pub struct DontHave {
 }
 
 impl DontHave {
-    const NAME: &'static str = "DONT_HAVE";
-
     pub(in crate::proto) fn encode(&self, out: &mut impl BufMut) {
         out.put_u8(match self.reason {
             DontHaveReason::NotHeld => 0,
@@ -95,8 +93,8 @@ impl DontHave {
         self.ranges.encode(out);
     }
 
-    pub(in crate::proto) fn decode(mut body: Bytes) -> Result<Self, DecodeError> {
-        let reason = match body.try_get_u8().map_err(|_| DecodeError::Length(Self::NAME))? {
+    pub(in crate::proto) fn decode(name: &'static str, mut body: Bytes) -> Result<Self, DecodeError> {
+        let reason = match body.try_get_u8().map_err(|_| DecodeError::Length(name))? {
             1 => DontHaveReason::NotInSwarm,
             2 => DontHaveReason::Upstream,
             3 => DontHaveReason::Busy,
@@ -104,6 +102,6 @@ impl DontHave {
             // Reasons of later versions read as the most general one.
             _ => DontHaveReason::NotHeld,
         };
-        Ok(Self { reason, ranges: Ranges::decode(Self::NAME, body)? })
+        Ok(Self { reason, ranges: Ranges::decode(name, body)? })
     }
 }

@@ -13,16 +13,14 @@ const ID_BYTES: usize = 16;
 pub struct Shun(pub Vec<NodeId>);
 
 impl Shun {
-    const NAME: &'static str = "SHUN";
-
     pub(in crate::proto) fn encode(&self, out: &mut impl BufMut) {
         self.0.iter().take(SHUN_NODES_MAX).for_each(|node| out.put_slice(&node.0));
     }
 
-    pub(in crate::proto) fn decode(mut body: Bytes) -> Result<Self, DecodeError> {
+    pub(in crate::proto) fn decode(name: &'static str, mut body: Bytes) -> Result<Self, DecodeError> {
         let count = body.len() / ID_BYTES;
         if !body.len().is_multiple_of(ID_BYTES) || !(1..=SHUN_NODES_MAX).contains(&count) {
-            return Err(DecodeError::Length(Self::NAME));
+            return Err(DecodeError::Length(name));
         }
         let mut nodes = Vec::with_capacity(count);
         while body.has_remaining() {
