@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// Role that a node's certificate grants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// The origin; only the CA's own host makes such certificates.

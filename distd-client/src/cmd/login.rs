@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::api::Api;
 use crate::context::{ApiArgs, Context};
 use distd_client::failure::{Code, Failure};
-use distd_client::text::time;
+use distd_client::text::{joined, time};
 use distd_core::api::Token;
 
 /// Remember an origin and an API token, so that later commands need neither option.
@@ -47,7 +47,7 @@ struct LoggedOut {
 
 /// Returns a token's label, scopes, products and expiry as text.
 fn rights(token: &Token) -> String {
-    let scopes = token.scopes.join(", ");
+    let scopes = joined(&token.scopes, ", ");
     let products = match token.products == ["*"] {
         true => "all products".to_owned(),
         false => token.products.join(", "),

@@ -60,7 +60,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
                     let Node { id, role, label, enrolled, cert_expires, revoked } = node.clone();
                     let label = shown(&label, LABEL_SHOWN);
                     let state = if revoked.is_some() { "revoked" } else { "" };
-                    vec![id, role, label, time(enrolled), time(cert_expires), state.to_owned()]
+                    vec![id, role.to_string(), label, time(enrolled), time(cert_expires), state.to_owned()]
                 }));
                 table(&rows)
             })

@@ -11,7 +11,7 @@ use crate::context::{ApiArgs, Context};
 use distd_client::failure::{Code, Failure};
 use distd_client::text::time;
 use distd_client::text::{human_bytes, table};
-use distd_core::api::PatchSet;
+use distd_core::api::{PatchSet, PatchSetState, Word};
 
 /// Polling interval while waiting for a patch set.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -84,7 +84,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
                     };
                     let [patches, bytes, chunk_bytes] = sizes;
                     let from = set.from.clone().unwrap_or_else(|| "-".to_owned());
-                    let (to, state) = (set.to.clone(), set.state.clone());
+                    let (to, state) = (set.to.clone(), set.state.to_string());
                     vec![from, to, state, patches, bytes, chunk_bytes, time(set.created)]
                 }));
                 table(&rows)
@@ -98,9 +98,9 @@ async fn finished(context: &Context, api: &Api, asked: PatchSet) -> anyhow::Resu
     let mut set = asked;
     let mut noted = Instant::now();
     loop {
-        match set.state.as_str() {
-            "ready" => return Ok(set),
-            "failed" => {
+        match &set.state {
+            Word::Known(PatchSetState::Ready) => return Ok(set),
+            Word::Known(PatchSetState::Failed) => {
                 let why = set.error.as_deref().unwrap_or("it did not say why");
                 let error = anyhow!("the origin could not make the patches: {why}");
                 return Err(Failure::new(Code::Other, error).next("look at the origin's log").into());
@@ -126,13 +126,15 @@ async fn finished(context: &Context, api: &Api, asked: PatchSet) -> anyhow::Resu
 fn sentence(set: &PatchSet) -> String {
     let PatchSet { product, from, to, state, patches, bytes, chunk_bytes, .. } = set;
     let from = from.as_deref().unwrap_or("nothing");
-    match (state.as_str(), set.set) {
-        ("ready", Some(_)) => format!(
+    match (state, set.set) {
+        (Word::Known(PatchSetState::Ready), Some(_)) => format!(
             "{product} {from} to {to}: {patches} patches, {} instead of {}",
             human_bytes(*bytes),
             human_bytes(*chunk_bytes)
         ),
-        ("ready", None) => format!("{product} {from} to {to}: no patch would save anything"),
+        (Word::Known(PatchSetState::Ready), None) => {
+            format!("{product} {from} to {to}: no patch would save anything")
+        }
         (state, _) => format!("{product} {from} to {to}: {state}"),
     }
 }
@@ -152,6 +154,8 @@ mod tests {
         let set: PatchSet = serde_json::from_value(json).expect("an answer");
         assert_eq!(sentence(&set), "os 1 to 2: 12 patches, 1.2 MB instead of 9.0 MB");
         assert!(sentence(&PatchSet { set: None, ..set.clone() }).ends_with("no patch would save anything"));
-        assert!(sentence(&PatchSet { state: "queued".into(), ..set }).ends_with("1 to 2: queued"));
+        assert!(
+            sentence(&PatchSet { state: PatchSetState::Queued.into(), ..set }).ends_with("1 to 2: queued")
+        );
     }
 }

@@ -72,7 +72,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
                     short.truncate(16);
                     vec![
                         version,
-                        kind,
+                        kind.to_string(),
                         human_bytes(bytes),
                         chunks.to_string(),
                         time(created),

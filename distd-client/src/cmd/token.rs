@@ -12,8 +12,8 @@ use serde::Serialize;
 use super::parse::{duration, token_id};
 use crate::context::{ApiArgs, Context};
 use distd_client::failure::{Code, Failure};
-use distd_client::text::table;
 use distd_client::text::time;
+use distd_client::text::{joined, table};
 use distd_core::api::{JOIN_USES_MAX, JoinTokenInfo, Token};
 use distd_core::role::Role;
 
@@ -178,13 +178,13 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
                     let Token { id, label, scopes, products, created, expires, state, .. } = token.clone();
                     let expires = expires.map_or("never".to_owned(), time);
                     let products = if products == ["*"] { "all".to_owned() } else { products.join(",") };
-                    vec![id, label, scopes.join(","), products, time(created), expires, state]
+                    vec![id, label, joined(&scopes, ","), products, time(created), expires, state.to_string()]
                 }));
                 rows.extend(list.join_tokens.iter().map(|token| {
                     let JoinTokenInfo { id, label, role, nodes, uses_left, created, expires, state, .. } =
                         token.clone();
                     let what = format!("join as {role}, {nodes} of {} nodes", nodes + uses_left);
-                    vec![id, label, what, String::new(), time(created), time(expires), state]
+                    vec![id, label, what, String::new(), time(created), time(expires), state.to_string()]
                 }));
                 table(&rows)
             })?;

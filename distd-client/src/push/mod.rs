@@ -27,7 +27,7 @@ use distd_client::disk::device;
 use distd_client::failure::{Code, Failure};
 use distd_client::progress::Progress;
 use distd_client::text::human_bytes;
-use distd_core::api::Release;
+use distd_core::api::{Release, ReleaseKind, Word};
 
 /// A request to push an artifact as a release.
 pub(crate) struct PushRequest {
@@ -48,7 +48,7 @@ pub(crate) struct PushRequest {
 pub(crate) struct Outcome {
     product: String,
     version: String,
-    kind: String,
+    kind: Word<ReleaseKind>,
     manifest: ManifestId,
     blake3: ArtifactHash,
     bytes: u64,
@@ -191,8 +191,8 @@ async fn compare(
     start: Instant,
 ) -> anyhow::Result<Outcome> {
     progress.phase("comparing with the release that is there");
-    let same_shape =
-        release.bytes == source.len() && (release.kind == "tree") == source.listing_bytes().is_some();
+    let same_shape = release.bytes == source.len()
+        && (release.kind == ReleaseKind::Tree) == source.listing_bytes().is_some();
     let same = same_shape && {
         let (reader, counter) = (source.clone(), progress.clone());
         let hashed = tokio::task::spawn_blocking(move || pipeline::hash_only(&reader, &*counter)).await?;

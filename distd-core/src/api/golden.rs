@@ -29,7 +29,7 @@ fn answers_are_these_texts() {
     let release = Release {
         product: "os".into(),
         version: "1".into(),
-        kind: "file".into(),
+        kind: ReleaseKind::File.into(),
         manifest: ManifestId([7; 32]),
         blake3: ArtifactHash([7; 32]),
         bytes: 1,
@@ -63,12 +63,12 @@ fn answers_are_these_texts() {
     let token = Token {
         id: "a".into(),
         label: "l".into(),
-        scopes: vec!["read".into(), "admin".into()],
+        scopes: vec![Scope::Read.into(), Scope::Admin.into()],
         products: vec!["*".into()],
         created: 1,
         expires: None,
         revoked: Some(2),
-        state: "revoked".into(),
+        state: TokenState::Revoked.into(),
     };
     both(
         &token,
@@ -105,7 +105,7 @@ fn requests_are_these_texts_and_refuse_unknown_fields() {
 fn an_answer_of_an_older_or_newer_origin_is_read() {
     let old = r#"{"id":"a","label":"l","scopes":["read","future"],"created":1,"expires":null,"revoked":null,"new":1}"#;
     let token: Token = serde_json::from_str(old).expect("a token");
-    assert_eq!((token.products, token.state), (vec!["*".to_owned()], String::new()));
+    assert_eq!((token.products, token.state), (vec!["*".to_owned()], Word::default()));
     let made: MadeJoinToken = serde_json::from_str(r#"{"token":"t"}"#).expect("a join token");
     assert_eq!(made.id, None);
 }

@@ -4,8 +4,8 @@
 //! docs/http-api.md gives the reasons, docs/openapi.json is the description for programs, which is
 //! made from these types (feature `openapi`). The origin refuses a request with an unknown field,
 //! because a misspelt field would silently do nothing. A client ignores the unknown fields of an
-//! answer, because a newer origin may have more. A field that newer origins have, and older clients
-//! or origins do not, has a default.
+//! answer, because a newer origin may have more; an unknown word is a [`Word::Other`]. A field that
+//! newer origins have, and older clients or origins do not, has a default.
 
 mod channels;
 mod error;
@@ -16,24 +16,26 @@ mod releases;
 mod state;
 mod tokens;
 mod uploads;
+mod word;
 
 pub use channels::{
     CHANGES_PAGE, CHANGES_PAGE_MAX, Channel, ChannelChange, ChannelHistory, ChannelList, Move,
 };
 pub use error::{ErrorBody, ErrorDetail, code};
 pub use nodes::{Node, NodeList, RevokeNode, RevokedNode};
-pub use patches::{PatchSet, PatchSetList, Wanted};
+pub use patches::{PatchSet, PatchSetList, PatchSetState, Wanted};
 pub use products::{Cut, NewProduct, Product, ProductList};
-pub use releases::{Release, ReleaseList};
+pub use releases::{Release, ReleaseKind, ReleaseList};
 pub use state::{Ready, Version};
 pub use tokens::{
-    JOIN_USES_MAX, JoinTokenInfo, JoinTokenList, MadeJoinToken, MadeToken, NewJoinToken, NewToken, Scope,
-    Token, TokenList,
+    JOIN_USES_MAX, JoinTokenInfo, JoinTokenList, JoinTokenState, MadeJoinToken, MadeToken, NewJoinToken,
+    NewToken, Scope, Token, TokenList, TokenState,
 };
 pub use uploads::{
     ARTIFACT_CHUNKS_MAX, Announced, CHUNKS_BYTES_MAX, Commit, CommitError, HASHES_MAX, LIST_BYTES_MAX,
     OpenUploadInfo, RECORD_HEAD_BYTES, RUN_BYTES, RecordError, RecordHead, Run, Stored, Upload, UploadList,
 };
+pub use word::Word;
 
 #[cfg(test)]
 mod golden;

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Word;
+use crate::role::Role;
+
 /// A node of the realm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -9,7 +12,8 @@ pub struct Node {
     /// 32 hexadecimal digits.
     pub id: String,
     /// `leaf` or `relay`.
-    pub role: String,
+    #[cfg_attr(feature = "openapi", schema(value_type = Role))]
+    pub role: Word<Role>,
     /// Free text for operators.
     pub label: String,
     /// Time of its first enrolment, unix seconds.

@@ -1,7 +1,10 @@
 //! Patch sets.
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
+use super::Word;
 use crate::ManifestId;
 
 /// Patch set to make.
@@ -12,6 +15,44 @@ pub struct Wanted {
     /// Version that the devices have; when absent, the set is for devices that have nothing.
     #[serde(default)]
     pub from: Option<String>,
+}
+
+/// State of a patch set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum PatchSetState {
+    /// The set waits for its turn.
+    Queued,
+    /// The set is being made, or its origin ended while it was.
+    Building,
+    /// The set is made, or no patch would save anything.
+    Ready,
+    /// The set could not be made.
+    Failed,
+}
+
+impl PatchSetState {
+    /// All states.
+    pub const ALL: [Self; 4] = [Self::Queued, Self::Building, Self::Ready, Self::Failed];
+
+    /// Word for the state in SQL and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Building => "building",
+            Self::Ready => "ready",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl FromStr for PatchSetState {
+    type Err = ();
+
+    fn from_str(s: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|state| state.as_str() == s).ok_or(())
+    }
 }
 
 /// A patch set.
@@ -30,8 +71,9 @@ pub struct PatchSet {
     /// Manifest of `to`, 64 hexadecimal digits.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub to_manifest: ManifestId,
-    /// `queued`, `building`, `ready` or `failed`.
-    pub state: String,
+    /// State of the set.
+    #[cfg_attr(feature = "openapi", schema(value_type = PatchSetState))]
+    pub state: Word<PatchSetState>,
     /// Manifest of the set; null until the set is ready, and also if no patch would save anything.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub set: Option<ManifestId>,

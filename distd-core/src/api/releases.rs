@@ -2,7 +2,19 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Word;
 use crate::{ArtifactHash, ManifestId};
+
+/// Kind of a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum ReleaseKind {
+    /// A file or an image.
+    File,
+    /// A directory tree.
+    Tree,
+}
 
 /// A release.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,8 +24,9 @@ pub struct Release {
     pub product: String,
     /// Version.
     pub version: String,
-    /// `file` or `tree`.
-    pub kind: String,
+    /// Kind of its artifact.
+    #[cfg_attr(feature = "openapi", schema(value_type = ReleaseKind))]
+    pub kind: Word<ReleaseKind>,
     /// Id of the manifest, 64 hexadecimal digits.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub manifest: ManifestId,

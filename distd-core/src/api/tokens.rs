@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Word;
 use crate::role::Role;
 
 /// Most nodes that one join token can enrol: one batch. A fleet uses several tokens, each with a
@@ -72,8 +73,20 @@ pub struct MadeToken {
     pub id: String,
 }
 
+/// State of an API token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum TokenState {
+    /// The token can be used.
+    Valid,
+    /// Its validity has ended.
+    Expired,
+    /// It was revoked.
+    Revoked,
+}
+
 /// API token in a list.
-// Scopes are texts, because a later origin may have more than a client knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Token {
@@ -83,7 +96,7 @@ pub struct Token {
     pub label: String,
     /// Scopes of the token.
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<Scope>))]
-    pub scopes: Vec<String>,
+    pub scopes: Vec<Word<Scope>>,
     /// Patterns of the products for which it is valid; `*` alone means all.
     #[serde(default = "all_products")]
     #[cfg_attr(feature = "openapi", schema(required))]
@@ -94,10 +107,10 @@ pub struct Token {
     pub expires: Option<i64>,
     /// Time of its revocation, unix seconds; null if it is not revoked.
     pub revoked: Option<i64>,
-    /// `valid`, `expired` or `revoked`, by the origin's clock.
+    /// State by the origin's clock.
     #[serde(default)]
-    #[cfg_attr(feature = "openapi", schema(required))]
-    pub state: String,
+    #[cfg_attr(feature = "openapi", schema(value_type = TokenState, required))]
+    pub state: Word<TokenState>,
 }
 
 /// Default for origins whose tokens have no product patterns: all products.
@@ -143,6 +156,22 @@ pub struct MadeJoinToken {
     pub id: Option<String>,
 }
 
+/// State of a join token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum JoinTokenState {
+    /// The token can be used.
+    Valid,
+    /// As many nodes as it may enrol have enrolled with it.
+    #[serde(rename = "used up")]
+    UsedUp,
+    /// Its validity has ended.
+    Expired,
+    /// It was revoked.
+    Revoked,
+}
+
 /// Join token in a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -152,7 +181,8 @@ pub struct JoinTokenInfo {
     /// Free text for operators.
     pub label: String,
     /// `leaf` or `relay`.
-    pub role: String,
+    #[cfg_attr(feature = "openapi", schema(value_type = Role))]
+    pub role: Word<Role>,
     /// Number of nodes that enrolled with it.
     pub nodes: u64,
     /// Number of nodes that can still enrol with it.
@@ -163,8 +193,9 @@ pub struct JoinTokenInfo {
     pub expires: i64,
     /// Time of its revocation, unix seconds; null if it is not revoked.
     pub revoked: Option<i64>,
-    /// `valid`, `used up`, `expired` or `revoked`, by the origin's clock.
-    pub state: String,
+    /// State by the origin's clock.
+    #[cfg_attr(feature = "openapi", schema(value_type = JoinTokenState))]
+    pub state: Word<JoinTokenState>,
 }
 
 /// Join tokens.

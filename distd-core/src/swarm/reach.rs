@@ -2,15 +2,15 @@
 //!
 //! Nodes seen at one address do not necessarily reach each other: a carrier's NAT has strangers
 //! behind it, and a guest network keeps its guests apart. No configuration is needed: a node that
-//! gets the chunks it was refused announces them.
+//! gets chunks from elsewhere announces them.
 
 use std::time::Duration;
 
 use crate::ranges::ChunkRanges;
 use crate::time::Timestamp;
 
-/// How long a node that has not yet announced a refused chunk may be refused chunks that others of
-/// its site were sent. It is the time of several hops, and longer than a chunk stays leased to its
+/// Time for which a node that has not yet announced a chunk from elsewhere may be refused chunks
+/// that others of its site were sent. It is the time of several hops, and longer than a chunk stays leased to its
 /// holder.
 const FIRST: Duration = Duration::from_secs(5);
 
@@ -18,13 +18,15 @@ const FIRST: Duration = Duration::from_secs(5);
 /// while.
 const AGAIN: Duration = Duration::from_secs(20);
 
-/// Chunks that one node in one swarm was refused, and whether it got them since.
+/// Chunks that one node in one swarm was refused, and whether it gets chunks from elsewhere.
 #[derive(Debug)]
 pub(super) struct Reach {
     /// Refused chunks that were neither announced by the node nor sent to it since.
     open: ChunkRanges,
-    /// Time since which the node has announced none of the chunks in `open`, although others have
-    /// some of them.
+    /// Chunks that were sent to the node from here. They are no evidence.
+    granted: ChunkRanges,
+    /// Time since which the node has announced no chunk from elsewhere, although others have some
+    /// of the chunks in `open`.
     since: Option<Timestamp>,
     patience: Duration,
     alone: bool,
@@ -32,7 +34,13 @@ pub(super) struct Reach {
 
 impl Default for Reach {
     fn default() -> Self {
-        Self { open: ChunkRanges::new(), since: None, patience: FIRST, alone: false }
+        Self {
+            open: ChunkRanges::new(),
+            granted: ChunkRanges::new(),
+            since: None,
+            patience: FIRST,
+            alone: false,
+        }
     }
 }
 
@@ -46,6 +54,7 @@ impl Reach {
         refused: &ChunkRanges,
         there: &ChunkRanges,
     ) {
+        self.granted.extend(granted);
         self.open = self.open.difference(granted);
         self.open.extend(refused);
         if self.since.is_none() && !refused.intersection(there).is_empty() {
@@ -56,11 +65,12 @@ impl Reach {
         }
     }
 
-    /// Records chunks that the node announced.
+    /// Records chunks that the node announced. A chunk that was not sent from here came from
+    /// elsewhere, whether it was refused before or not.
     pub(super) fn handle_have(&mut self, chunks: &ChunkRanges) {
-        let left = self.open.difference(chunks);
-        if left.len() < self.open.len() {
-            (self.open, self.since, self.patience) = (left, None, AGAIN);
+        self.open = self.open.difference(chunks);
+        if !chunks.difference(&self.granted).is_empty() {
+            (self.since, self.patience) = (None, AGAIN);
         }
     }
 
@@ -102,6 +112,18 @@ mod tests {
         reach.handle_have(&set(10, 19));
         assert!(reach.handle_request(t1 + FIRST) && reach.is_alone());
         assert!(!reach.handle_request(t1 + FIRST) && reach.is_alone(), "said once");
+    }
+
+    #[test]
+    fn a_chunk_that_a_neighbour_sent_before_it_was_refused_here_counts_too() {
+        let (mut reach, none) = (Reach::default(), ChunkRanges::new());
+        reach.handle_answer(T0, &set(10, 19), &set(1, 9), &set(1, 9));
+        reach.handle_have(&set(10, 20));
+        assert!(!reach.handle_request(T0 + FIRST));
+        let t1 = T0 + FIRST;
+        reach.handle_answer(t1, &none, &set(1, 9), &set(1, 9));
+        assert!(!reach.handle_request(t1 + FIRST));
+        assert!(reach.handle_request(t1 + AGAIN), "nor for ever");
     }
 
     #[test]

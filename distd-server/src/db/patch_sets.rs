@@ -3,8 +3,7 @@
 //! Table `patch_sets`: pairs of manifests of a product: queued, building, ready or failed, and the
 //! manifest of the set (docs/store.md, "Patch sets").
 
-use std::str::FromStr;
-
+pub use distd_core::api::PatchSetState;
 use distd_core::names::Name;
 use distd_core::{ChunkHash, ChunkId, ManifestId};
 use sqlx::any::AnyRow;
@@ -15,40 +14,6 @@ use super::{Db, DbError, Location, PackId, ReleaseRow, UnixSeconds, doomed, fail
 
 /// Rows of one listing.
 const ROWS_MAX: i64 = 1000;
-
-/// State of a patch set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PatchSetState {
-    /// Waits for its turn.
-    Queued,
-    /// Being made, or left over from an origin that ended while making it.
-    Building,
-    /// Made; without a manifest when no patch would save anything.
-    Ready,
-    /// Could not be made.
-    Failed,
-}
-
-impl PatchSetState {
-    /// Word for the state, as it is stored and shown.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Building => "building",
-            Self::Ready => "ready",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-impl FromStr for PatchSetState {
-    type Err = ();
-
-    fn from_str(s: &str) -> Result<Self, ()> {
-        let all = [Self::Queued, Self::Building, Self::Ready, Self::Failed];
-        all.into_iter().find(|state| state.as_str() == s).ok_or(())
-    }
-}
 
 /// Start of a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use distd_core::api::{Node, NodeList, RevokeNode, RevokedNode};
+use distd_core::api::{Node, NodeList, RevokeNode, RevokedNode, Word};
 use distd_peer::trust::enroll::ENROLL_BYTES_MAX;
 
 use super::auth::{Caller, ToAdminister};
@@ -35,7 +35,7 @@ pub(super) async fn list(
     let rows = app.origin.db().nodes().await?;
     let nodes = rows.into_iter().map(|row| Node {
         id: row.id,
-        role: row.role,
+        role: Word::from_text(&row.role),
         label: row.label,
         enrolled: row.enrolled,
         cert_expires: row.cert_expires,

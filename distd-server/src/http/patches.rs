@@ -26,7 +26,7 @@ fn shown(row: PatchSetRow) -> PatchSet {
         to: row.to_version.to_string(),
         from_manifest: (row.key.from != ManifestId::NOTHING).then_some(row.key.from),
         to_manifest: row.key.to,
-        state: row.state.as_str().to_owned(),
+        state: row.state.into(),
         set: row.set,
         bytes: row.bytes,
         chunk_bytes: row.packed,

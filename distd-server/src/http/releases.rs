@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use distd_core::api::{Release, ReleaseList};
+use distd_core::api::{Release, ReleaseList, Word};
 use distd_core::names::Name;
 
 use super::auth::{Caller, ToPublish, ToRead};
@@ -27,7 +27,7 @@ pub(super) fn shown(app: &App, row: ReleaseRow) -> Release {
         damaged: app.origin.ingest().is_damaged(&row.manifest),
         product: row.product.to_string(),
         version: row.version.to_string(),
-        kind: row.kind,
+        kind: Word::from_text(&row.kind),
         manifest: row.manifest,
         blake3: row.blake3,
         bytes: row.bytes,

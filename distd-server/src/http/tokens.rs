@@ -7,8 +7,8 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use distd_core::api::{
-    JOIN_USES_MAX, JoinTokenInfo, JoinTokenList, MadeJoinToken, MadeToken, NewJoinToken, NewToken, Token,
-    TokenList,
+    JOIN_USES_MAX, JoinTokenInfo, JoinTokenList, JoinTokenState, MadeJoinToken, MadeToken, NewJoinToken,
+    NewToken, Token, TokenList, TokenState, Word,
 };
 use distd_core::text::{LABEL_SIGNS, is_label};
 use distd_peer::clock::unix_now;
@@ -48,12 +48,12 @@ pub(super) fn join_token_id(public_key: &str) -> String {
     public_key.chars().take(JOIN_ID_DIGITS).collect()
 }
 
-/// State of a token at `now`: `revoked`, `expired` or `valid`.
-fn state_of(revoked: Option<i64>, expires: Option<i64>, now: i64) -> &'static str {
+/// State of a token at `now`.
+fn state_of(revoked: Option<i64>, expires: Option<i64>, now: i64) -> TokenState {
     match (revoked, expires) {
-        (Some(_), _) => "revoked",
-        (None, Some(end)) if end < now => "expired",
-        _ => "valid",
+        (Some(_), _) => TokenState::Revoked,
+        (None, Some(end)) if end < now => TokenState::Expired,
+        _ => TokenState::Valid,
     }
 }
 
@@ -125,10 +125,10 @@ fn info(row: ApiTokenRow) -> Token {
     let now = signed(unix_now());
     let scopes = super::auth::scopes_of_row(&row.scopes);
     Token {
-        state: state_of(row.revoked, row.expires, now).to_owned(),
+        state: state_of(row.revoked, row.expires, now).into(),
         id: token_id(&row.secret_sha256),
         label: row.label,
-        scopes: scopes.iter().map(|scope| scope.as_str().to_owned()).collect(),
+        scopes: scopes.into_iter().map(Word::from).collect(),
         products: Products::of_row(&row.products).patterns().to_vec(),
         created: row.created,
         expires: row.expires,
@@ -226,11 +226,14 @@ pub(super) async fn list_join(
         id: join_token_id(&row.public_key),
         nodes: uses.get(&row.public_key).copied().unwrap_or(0),
         state: match state_of(row.revoked, Some(row.expires), now) {
-            "valid" if row.uses_left == 0 => "used up".to_owned(),
-            state => state.to_owned(),
-        },
+            TokenState::Valid if row.uses_left == 0 => JoinTokenState::UsedUp,
+            TokenState::Valid => JoinTokenState::Valid,
+            TokenState::Expired => JoinTokenState::Expired,
+            TokenState::Revoked => JoinTokenState::Revoked,
+        }
+        .into(),
         label: row.label,
-        role: row.role,
+        role: Word::from_text(&row.role),
         uses_left: row.uses_left,
         created: row.created,
         expires: row.expires,

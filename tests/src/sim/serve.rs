@@ -120,6 +120,9 @@ impl Sim {
         let role = self.nodes[n.0].role;
         if let Some(member) = member {
             let division = self.nodes[n.0].answering.sites.handle_request(now, member, &wanted);
+            if division.newly_alone {
+                self.note("alone", self.conns[conn.0].opener.0, [0, 0]);
+            }
             if let Some(serving) = self.serving(conn, batch) {
                 serving.lease = division.lease;
             }
