@@ -10,8 +10,8 @@ use crate::ranges::ChunkRanges;
 use crate::time::Timestamp;
 
 /// Time for which a node that has not yet announced a chunk from elsewhere may be refused chunks
-/// that others of its site were sent. It is the time of several hops, and longer than a chunk stays leased to its
-/// holder.
+/// that others of its site were sent. It is the time of several hops, and longer than a chunk stays
+/// leased to its holder.
 const FIRST: Duration = Duration::from_secs(5);
 
 /// The same for a node that has announced such a chunk before: its neighbours may be busy for a
