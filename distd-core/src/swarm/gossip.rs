@@ -124,6 +124,12 @@ impl AnswererGossip {
         self.site.handle_change(now);
     }
 
+    /// Whether a change of the directory waits to be advertised. Until then the caller need not
+    /// report more of them.
+    pub fn has_site_change(&self) -> bool {
+        self.site.due.is_some()
+    }
+
     /// The asker wants the records of neighbours.
     pub fn handle_peers_wanted(&mut self) {
         self.advertised = Some(BTreeMap::new());

@@ -67,7 +67,8 @@ async fn open(
     let swarm = Arc::new(OpenSwarm { content, member });
     peer.swarms.set(id, SwarmState::Open(swarm.clone()));
     let (gossip, growth) = (AnswererGossip::new(monotonic_now()), swarm.content.growth());
-    Answerer { peer, swarm: &swarm, control, gossip, growth }.run(writer, reader).await
+    let site = swarm.member.as_ref().map(|member| member.changes());
+    Answerer { peer, swarm: &swarm, control, gossip, growth, site }.run(writer, reader).await
 }
 
 struct Answerer<'a> {
@@ -77,11 +78,12 @@ struct Answerer<'a> {
     gossip: AnswererGossip,
     /// Changes of the chunks that are held; `None` if the content does not report them.
     growth: Option<watch::Receiver<()>>,
+    /// Changes of the directory of the peer's site; `None` if the peer takes no part.
+    site: Option<watch::Receiver<()>>,
 }
 
 impl Answerer<'_> {
     async fn run(&mut self, writer: &mut FrameWriter, reader: &mut FrameReader) -> Result<(), CloseCode> {
-        let mut site = self.swarm.member.as_ref().map(|member| member.changes());
         loop {
             while let Some(news) = self.gossip.poll(monotonic_now()) {
                 match news {
@@ -104,7 +106,9 @@ impl Answerer<'_> {
                 () = changed(&mut self.growth), if !self.gossip.has_growth() => {
                     self.gossip.handle_growth(monotonic_now());
                 }
-                () = changed(&mut site) => self.gossip.handle_site_change(monotonic_now()),
+                () = changed(&mut self.site), if !self.gossip.has_site_change() => {
+                    self.gossip.handle_site_change(monotonic_now());
+                }
                 () = news => {}
             }
         }
@@ -143,6 +147,7 @@ impl Answerer<'_> {
     /// Names the nodes that several of the peer's site shun, and advertises neighbours that the
     /// peer does not know yet.
     fn advertise(&mut self, why: Advertise) {
+        seen(&mut self.site);
         let member = self.swarm.member.as_ref();
         if let Some(member) = member {
             self.control.shun(&member.distrusted());
