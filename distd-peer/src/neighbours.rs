@@ -135,10 +135,12 @@ impl Neighbourhood {
     /// Whether a neighbour may be dialled: it is not this device itself, not in quarantine, not too
     /// far away, and did not just fail to answer several dials.
     fn is_usable(&self, neighbour: &Neighbour) -> bool {
+        if !(self.settings.allowed)(neighbour.address) {
+            return false;
+        }
         let own = self.signer.node_id();
         let (backoff, quarantine) = (self.dial_backoff(), self.settings.quarantine.list());
         may_dial(monotonic_now(), unix_now(), &own, neighbour, &backoff, &quarantine)
-            && (self.settings.allowed)(neighbour.address)
     }
 
     /// This node's record, for the node at `remote`.

@@ -142,7 +142,8 @@ impl Lateral {
         None
     }
 
-    /// Waits until no neighbour has the swarm open any more, or `most` has passed ([`Linger`]).
+    /// Waits until no neighbour has the swarm open any more, or for as long as
+    /// [`Linger`] makes of `most`.
     pub async fn linger(&self, manifest: &ManifestId, most: Duration) {
         let linger = Linger::new(monotonic_now(), most);
         while let Some(next) = linger.poll(monotonic_now(), self.sites.members(manifest)) {

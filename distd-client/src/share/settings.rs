@@ -43,8 +43,8 @@ pub struct Sharing {
     pub site: String,
     /// Address that an agent listens on.
     pub agent_listen: SocketAddr,
-    /// Time for which a finished pull lingers to serve neighbours; at least the time that
-    /// neighbours need to fetch its last chunks.
+    /// Longest time for which a finished pull lingers to serve neighbours. `Linger` makes it half a
+    /// second at least.
     pub linger: Duration,
     /// Rate limits of both directions.
     limits: Limits,

@@ -29,8 +29,9 @@ use crate::time::Timestamp;
 /// it advertises them.
 const COALESCE: Duration = Duration::from_millis(25);
 
-/// Shortest time between two announcements of an asker to a peer that it dialled, which only
-/// advertises the asker to other nodes.
+/// Shortest time between two announcements of an asker to a peer that it dialled. It is longer than
+/// [`COALESCE`]: the peer does not fetch from the asker, but advertises and leases by what it
+/// knows.
 const ASKER_PACE: Duration = Duration::from_millis(500);
 
 /// Interval at which an answerer announces and advertises although it heard of no change: not every
@@ -178,10 +179,10 @@ impl AnswererGossip {
         fresh.retain(|(node, record)| {
             known.get(&(*node, record.resident)).is_none_or(|sequence| *sequence < record.sequence)
         });
+        known.extend(fresh.iter().map(|(node, record)| ((*node, record.resident), record.sequence)));
         while known.len() > ADVERTISED_MAX {
             known.pop_first();
         }
-        known.extend(fresh.iter().map(|(node, record)| ((*node, record.resident), record.sequence)));
         let sends = why == Advertise::Wanted || !fresh.is_empty();
         sends.then(|| fresh.into_iter().map(|(_, record)| record).collect())
     }
@@ -371,7 +372,7 @@ mod tests {
         for n in 0..200 {
             gossip.advertise(Advertise::Regular, ranked(n..=n));
         }
-        assert_eq!(gossip.advertised.map(|known| known.len()), Some(ADVERTISED_MAX + 1), "bounded");
+        assert_eq!(gossip.advertised.map(|known| known.len()), Some(ADVERTISED_MAX), "bounded");
     }
 
     #[test]

@@ -1,9 +1,11 @@
-//! Swarms, sans-io: nodes that exchange one manifest's chunks. The asker's side is [`Fetch`], which
-//! decides which chunk to request next, from which peer, and how to react when a peer fails. The
-//! answerer's side knows the nodes that ask ([`Directory`], [`Shuns`]), decides which of them gets
-//! a chunk now ([`Leases`], [`RecentlySent`]), and shares its room among them ([`UploadSlots`],
-//! [`Places`], [`FetchCredit`]). A relay is both, with a [`Demand`] and [`RelayedBatch`]es between
-//! the two sides.
+//! Swarms, sans-io: nodes that exchange one manifest's chunks. The asker's side is [`Asker`], which
+//! decides whom to dial, around [`Fetch`], which decides which chunk to request next, from which
+//! peer, and how to react when a peer fails. The answerer's side is [`SiteMembers`]: it knows the
+//! nodes that ask ([`Directory`], [`Shuns`]) and decides which of them gets a chunk now
+//! ([`Leases`], [`RecentlySent`]). The answerer shares its room among them ([`UploadSlots`],
+//! [`Places`], [`FetchCredit`]). [`AskerGossip`] and [`AnswererGossip`] say when each side tells
+//! the other of chunks and neighbours. A relay is both, with a [`Demand`] and [`RelayedBatch`]es
+//! between the two sides.
 //!
 //! # Goals
 //! - Chunks come from near: neighbours before relays, relays before origins. Each chunk crosses the

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use crate::ChunkId;
 use crate::ranges::ChunkRanges;
 use crate::time::Timestamp;
 
@@ -23,8 +24,11 @@ const AGAIN: Duration = Duration::from_secs(20);
 pub(super) struct Reach {
     /// Refused chunks that were neither announced by the node nor sent to it since.
     open: ChunkRanges,
-    /// Chunks that were sent to the node from here. They are no evidence.
-    granted: ChunkRanges,
+    /// Chunks that are no evidence: they were sent to the node from here, or the node announced
+    /// them before its first request, because it may have them from an earlier connection.
+    own: ChunkRanges,
+    /// Whether a request was answered.
+    asked: bool,
     /// Time since which the node has announced no chunk from elsewhere, although others have some
     /// of the chunks in `open`.
     since: Option<Timestamp>,
@@ -36,7 +40,8 @@ impl Default for Reach {
     fn default() -> Self {
         Self {
             open: ChunkRanges::new(),
-            granted: ChunkRanges::new(),
+            own: ChunkRanges::new(),
+            asked: false,
             since: None,
             patience: FIRST,
             alone: false,
@@ -54,7 +59,7 @@ impl Reach {
         refused: &ChunkRanges,
         there: &ChunkRanges,
     ) {
-        self.granted.extend(granted);
+        self.asked = true;
         self.open = self.open.difference(granted);
         self.open.extend(refused);
         if self.since.is_none() && !refused.intersection(there).is_empty() {
@@ -65,11 +70,19 @@ impl Reach {
         }
     }
 
-    /// Records chunks that the node announced. A chunk that was not sent from here came from
-    /// elsewhere, whether it was refused before or not.
-    pub(super) fn handle_have(&mut self, chunks: &ChunkRanges) {
+    /// Records that a chunk was sent to the node from here.
+    pub(super) fn handle_sent(&mut self, chunk: ChunkId) {
+        self.own.insert(chunk);
+    }
+
+    /// Records chunks that the node announced. A chunk that others of the site were sent or had
+    /// announced before (`there`), and that was not sent to the node from here, came from the
+    /// others, whether it was refused before or not.
+    pub(super) fn handle_have(&mut self, chunks: &ChunkRanges, there: &ChunkRanges) {
         self.open = self.open.difference(chunks);
-        if !chunks.difference(&self.granted).is_empty() {
+        if !self.asked {
+            self.own.extend(&chunks.intersection(there));
+        } else if !chunks.intersection(there).difference(&self.own).is_empty() {
             (self.since, self.patience) = (None, AGAIN);
         }
     }
@@ -91,7 +104,6 @@ impl Reach {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ChunkId;
 
     const T0: Timestamp = Timestamp(1_000_000);
 
@@ -99,46 +111,52 @@ mod tests {
         [ChunkId(start)..=ChunkId(end)].into_iter().collect()
     }
 
+    fn sent(reach: &mut Reach, chunks: &ChunkRanges) {
+        chunks.ids().for_each(|id| reach.handle_sent(id));
+    }
+
     #[test]
     fn a_node_that_gets_nothing_from_its_neighbours_is_alone() {
         let (mut reach, none) = (Reach::default(), ChunkRanges::new());
         // Nobody has a chunk of the refused ones yet: a slow uplink is no evidence.
         reach.handle_answer(T0, &set(10, 19), &set(1, 9), &none);
+        sent(&mut reach, &set(10, 19));
         assert!(!reach.handle_request(T0 + AGAIN));
         let t1 = T0 + AGAIN;
         reach.handle_answer(t1, &none, &set(1, 9), &set(1, 1));
         assert!(!reach.handle_request(t1 + FIRST / 2));
-        // Chunks that it was sent from here are no evidence.
-        reach.handle_have(&set(10, 19));
+        // Chunks that it was sent from here are no evidence, nor are those that nobody of the site
+        // had: a relay sent them.
+        reach.handle_have(&set(10, 30), &set(1, 19));
         assert!(reach.handle_request(t1 + FIRST) && reach.is_alone());
         assert!(!reach.handle_request(t1 + FIRST) && reach.is_alone(), "said once");
     }
 
     #[test]
-    fn a_chunk_that_a_neighbour_sent_before_it_was_refused_here_counts_too() {
-        let (mut reach, none) = (Reach::default(), ChunkRanges::new());
-        reach.handle_answer(T0, &set(10, 19), &set(1, 9), &set(1, 9));
-        reach.handle_have(&set(10, 20));
-        assert!(!reach.handle_request(T0 + FIRST));
-        let t1 = T0 + FIRST;
-        reach.handle_answer(t1, &none, &set(1, 9), &set(1, 9));
-        assert!(!reach.handle_request(t1 + FIRST));
-        assert!(reach.handle_request(t1 + AGAIN), "nor for ever");
+    fn one_chunk_from_a_neighbour_shows_that_neighbours_are_reachable() {
+        // The chunk was refused here before, or it was not.
+        for chunk in [5, 20] {
+            let (mut reach, none, there) = (Reach::default(), ChunkRanges::new(), set(1, 29));
+            reach.handle_answer(T0, &none, &set(1, 9), &there);
+            reach.handle_have(&set(chunk, chunk), &there);
+            assert!(!reach.handle_request(T0 + FIRST));
+            let t1 = T0 + FIRST;
+            reach.handle_answer(t1, &none, &set(1, 4), &there);
+            assert!(!reach.handle_request(t1 + FIRST));
+            // Chunks that were sent in the end are not waited for.
+            reach.handle_answer(t1 + FIRST, &set(1, 9), &none, &there);
+            assert!(!reach.handle_request(t1 + AGAIN));
+            reach.handle_answer(t1 + AGAIN, &none, &set(21, 22), &there);
+            assert!(reach.handle_request(t1 + AGAIN + AGAIN), "nor for ever");
+        }
     }
 
     #[test]
-    fn one_chunk_from_a_neighbour_shows_that_neighbours_are_reachable() {
-        let (mut reach, none) = (Reach::default(), ChunkRanges::new());
-        reach.handle_answer(T0, &none, &set(1, 9), &set(1, 9));
-        reach.handle_have(&set(5, 5));
-        assert!(!reach.handle_request(T0 + FIRST));
-        let t1 = T0 + FIRST;
-        reach.handle_answer(t1, &none, &set(1, 4), &set(1, 9));
-        assert!(!reach.handle_request(t1 + FIRST));
-        // Chunks that were sent in the end are not waited for.
-        reach.handle_answer(t1 + FIRST, &set(1, 9), &none, &set(1, 9));
-        assert!(!reach.handle_request(t1 + AGAIN));
-        reach.handle_answer(t1 + AGAIN, &none, &set(20, 21), &set(20, 29));
-        assert!(reach.handle_request(t1 + AGAIN + AGAIN), "nor for ever");
+    fn chunks_of_an_earlier_connection_are_no_evidence() {
+        let (mut reach, there) = (Reach::default(), set(1, 29));
+        reach.handle_have(&set(1, 9), &there);
+        reach.handle_answer(T0, &ChunkRanges::new(), &set(10, 19), &there);
+        reach.handle_have(&set(1, 9), &there);
+        assert!(reach.handle_request(T0 + FIRST));
     }
 }

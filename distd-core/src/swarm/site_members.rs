@@ -181,8 +181,13 @@ impl SiteMembers {
     pub fn handle_have(&mut self, now: Timestamp, id: MemberId, chunks: &ChunkRanges) {
         let Some(member) = self.members.get_mut(&id) else { return };
         self.directory.handle_have(&member.site, member.node, member.resident, chunks);
-        member.reach.handle_have(chunks);
-        if self.leasing && member.serves() && !member.resident && !member.reach.is_alone() {
+        if !self.leasing {
+            return;
+        }
+        if let Some(leased) = self.leased.get(&member.key()) {
+            member.reach.handle_have(chunks, &leased.there);
+        }
+        if member.serves() && !member.resident && !member.reach.is_alone() {
             let leased = self.leased.entry(member.key()).or_default();
             leased.leases.handle_have(now, member.node, chunks);
             leased.there.extend(chunks);
@@ -282,7 +287,9 @@ impl SiteMembers {
 
     /// A chunk granted under a lease is on its way.
     pub fn handle_sent(&mut self, now: Timestamp, id: MemberId, lease: LeaseId, chunk: ChunkId) {
-        if let Some(leased) = self.leased(id) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        member.reach.handle_sent(chunk);
+        if let Some(leased) = self.leased.get_mut(&member.key()) {
             leased.leases.handle_sent(now, lease, chunk);
             leased.there.insert(chunk);
         }

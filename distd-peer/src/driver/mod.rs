@@ -148,7 +148,7 @@ enum Message {
     Chunks(BatchId, Vec<ChunkId>),
     DontHave(BatchId, ChunkRanges, DontHaveReason),
     BatchEnd(BatchId),
-    BatchFailed(PeerId, BatchId, String, PeerFault),
+    BatchFailed(Joined, BatchId, String, PeerFault),
     SinkFailed(SinkError),
 }
 
@@ -366,11 +366,6 @@ impl Driver {
                         task.abort();
                     }
                 }
-                AskerAction::Quarantine(peer, _) => {
-                    if let Some(swarm) = self.swarm(peer) {
-                        self.parents.quarantine(&swarm.link);
-                    }
-                }
                 AskerAction::Drop(peer, fault) => {
                     if let Some(dialled) = self.peers.remove(&peer) {
                         tracing::warn!(peer = dialled.name, ?fault, "peer is not asked any more");
@@ -491,16 +486,17 @@ impl Driver {
                 self.batches.remove(&batch);
                 self.asker.handle_batch_end(now, batch);
             }
-            Message::BatchFailed(peer, batch, problem, fault) => {
+            Message::BatchFailed(from, batch, problem, fault) => {
                 tracing::debug!(problem, ?fault, "batch failed");
                 self.batches.remove(&batch);
-                if fault == PeerFault::WrongBytes
-                    && let Some(swarm) = self.swarm(peer)
-                {
-                    tracing::warn!(peer = swarm.link.address(), problem, "peer sent wrong bytes");
+                // The peer may be lost already: its node is known from the batch.
+                if fault.leads_to_quarantine() {
+                    let link = &from.handle.link;
+                    tracing::warn!(peer = link.address(), problem, "peer sent wrong bytes");
+                    self.parents.quarantine(link);
                 }
                 self.last_problem = Some(problem);
-                self.asker.handle_fault(now, peer, fault);
+                self.asker.handle_fault(now, from.peer, fault);
             }
             Message::SinkFailed(error) => return Err(error.into()),
         }
@@ -517,7 +513,7 @@ impl Driver {
             let end = match run_batch(&swarm, batch, chunks, &table, &*sink, download.as_deref(), &tx).await {
                 Ok(()) => Message::BatchEnd(batch),
                 Err(BatchFailure::Sink(error)) => Message::SinkFailed(error),
-                Err(BatchFailure::Peer(problem, fault)) => Message::BatchFailed(peer, batch, problem, fault),
+                Err(BatchFailure::Peer(problem, fault)) => Message::BatchFailed(swarm, batch, problem, fault),
             };
             // The receiver is gone only if nobody waits for the driver's result.
             let _ = tx.send(end).await;

@@ -6,7 +6,7 @@ use distd_core::proto::batch::BatchEvent;
 use distd_core::swarm::{BatchId, PeerFault, PeerId};
 
 use super::build::right_bytes;
-use super::conn::ConnNo;
+use super::conn::{ConnNo, End};
 use super::node::NodeNo;
 use super::world::Sim;
 
@@ -74,9 +74,17 @@ impl Sim {
     }
 
     fn batch_failed(&mut self, n: NodeNo, peer: PeerId, fault: PeerFault) {
-        let now = self.clock(n);
-        if let Some(asking) = &mut self.nodes[n.0].asking {
-            asking.asker.handle_fault(now, peer, fault);
+        let (now, unix) = (self.clock(n), self.unix(n));
+        let Some(asking) = &mut self.nodes[n.0].asking else { return };
+        asking.asker.handle_fault(now, peer, fault);
+        let contact = asking.contacts.get_mut(&peer).filter(|_| fault.leads_to_quarantine());
+        if let Some((node, conn)) = contact.map(|contact| (contact.node, contact.conn.take())) {
+            self.nodes[n.0].quarantine.add(node.id(), unix);
+            self.note("quarantine", n.0, [node.0 as u64, 0]);
+            self.shuns_changed(n);
+            if let Some(conn) = conn {
+                self.close_for(conn, End::Opener, true);
+            }
         }
         self.drive(n);
     }

@@ -187,12 +187,6 @@ impl Sim {
                 AskerAction::Dial(peer, target) => self.dial(n, peer, target),
                 AskerAction::Request(peer, batch, chunks) => self.start_batch(n, peer, batch, chunks),
                 AskerAction::Withdraw(_, batch) => self.abandon(n, batch),
-                AskerAction::Quarantine(_, node) => {
-                    let unix = self.unix(n);
-                    self.nodes[n.0].quarantine.add(node, unix);
-                    self.note("quarantine", n.0, [NodeNo::of(node).0 as u64, 0]);
-                    self.shuns_changed(n);
-                }
                 AskerAction::Drop(peer, fault) => self.dropped(n, peer, fault),
                 AskerAction::Unavailable(chunks) => {
                     self.note("unavailable", n.0, [chunks.len(), 0]);
@@ -248,7 +242,7 @@ impl Sim {
         self.note("dropped", n.0, [u64::from(peer.0), u64::from(fault == PeerFault::WrongBytes)]);
         let Some(asking) = &mut self.nodes[n.0].asking else { return };
         if let Some(conn) = asking.contacts.remove(&peer).and_then(|contact| contact.conn) {
-            self.close_for(conn, End::Opener, fault == PeerFault::WrongBytes);
+            self.close(conn, End::Opener);
         }
     }
 

@@ -27,13 +27,6 @@ impl NodeNo {
         NodeId(id)
     }
 
-    /// The node with this id.
-    pub(super) fn of(id: NodeId) -> Self {
-        let mut number = [0; 8];
-        number.copy_from_slice(&id.0[..8]);
-        Self(u64::from_be_bytes(number) as usize)
-    }
-
     /// The address encodes the node's number: the simulation has no certificates, and nothing else
     /// in a record names the node.
     pub(super) fn address(self) -> SocketAddr {

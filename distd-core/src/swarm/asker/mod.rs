@@ -6,8 +6,8 @@
 //!   other neighbours serve instead.
 //! - Neighbours have a bounded number of places, some of which are kept for nodes that dial this
 //!   node. A neighbour that is given up frees its place.
-//! - A node that sent wrong bytes is put into quarantine, and relays that the origin distrusts are
-//!   asked after the origin.
+//! - A peer that sent wrong bytes is dropped, and relays that the origin distrusts are asked after
+//!   the origin.
 //!
 //! # Non-goals
 //! - Connections, records and the list of quarantined nodes: the caller dials, checks signatures,
@@ -113,9 +113,7 @@ pub enum AskerAction {
     Request(PeerId, BatchId, ChunkRanges),
     /// Stop the stream of this batch.
     Withdraw(PeerId, BatchId),
-    /// Put the node behind the peer into quarantine and close its connection: it sent wrong bytes.
-    Quarantine(PeerId, NodeId),
-    /// Close the connection to the peer, or stop dialling it. The peer is not asked any more.
+    /// Leave the swarm at the peer, or stop dialling it. The peer is not asked any more.
     Drop(PeerId, PeerFault),
     /// Give up these chunks: no remaining peer can send them.
     Unavailable(ChunkRanges),
@@ -252,14 +250,9 @@ impl Asker {
         }
     }
 
-    /// A peer failed or broke the protocol, in a batch or on its control stream.
+    /// A peer failed or broke the protocol, in a batch or on its control stream. The caller looks
+    /// at [`PeerFault::leads_to_quarantine`] too.
     pub fn handle_fault(&mut self, now: Timestamp, peer: PeerId, fault: PeerFault) {
-        if fault == PeerFault::WrongBytes
-            && let Some(Contact { state: State::Connected(_), node: Some(node), .. }) =
-                self.contacts.get(&peer)
-        {
-            self.actions.push_back(AskerAction::Quarantine(peer, *node));
-        }
         self.fetch.handle_fault(now, peer, fault);
     }
 

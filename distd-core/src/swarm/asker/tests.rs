@@ -131,10 +131,7 @@ fn a_neighbour_dropped_for_a_fault_frees_its_place_and_is_not_dialled_again() {
     let first = PeerId(2);
     asker.handle_connected(T0, first, neighbour(1).node, Tier::Site);
     asker.handle_fault(T0, first, PeerFault::WrongBytes);
-    assert_eq!(
-        actions(&mut asker, T0),
-        [AskerAction::Quarantine(first, neighbour(1).node), AskerAction::Drop(first, PeerFault::WrongBytes)]
-    );
+    assert_eq!(actions(&mut asker, T0), [AskerAction::Drop(first, PeerFault::WrongBytes)]);
     // The loss of the closed connection is reported late.
     asker.handle_lost(T0, first);
     asker.handle_neighbours(T0, NeighbourSource::Caller, [neighbour(1), neighbour(40), neighbour(41)]);
@@ -273,7 +270,7 @@ fn every_state_of_a_contact_and_event_has_the_outcome_of_this_table() {
         ("connected", connect),
         ("joined", |asker, peer| asker.handle_joined(peer)),
         ("lost", lose),
-        ("lost for the fourth time", |asker, peer| {
+        ("lost four times in a row", |asker, peer| {
             (0..NEIGHBOUR_TRIES).for_each(|_| asker.handle_lost(T0, peer))
         }),
         ("failed", |asker, peer| asker.handle_fault(T0, peer, PeerFault::Failed)),
@@ -298,7 +295,6 @@ fn every_state_of_a_contact_and_event_has_the_outcome_of_this_table() {
                     .into_iter()
                     .map(|action| match action {
                         AskerAction::Dial(..) => "Dial".to_owned(),
-                        AskerAction::Quarantine(..) => "Quarantine".to_owned(),
                         AskerAction::Drop(_, fault) => format!("Drop({fault:?})"),
                         other => panic!("nothing is wanted: {other:?}"),
                     })

@@ -58,6 +58,14 @@ pub enum PeerFault {
     Protocol,
 }
 
+impl PeerFault {
+    /// Whether the node at fault is put into quarantine, and its connection closed, whatever has
+    /// become of the peer meanwhile.
+    pub fn leads_to_quarantine(self) -> bool {
+        self == Self::WrongBytes
+    }
+}
+
 /// News for the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FetchEvent {

@@ -188,8 +188,8 @@ impl RelayedBatch {
         self.open.remove(id)
     }
 
-    /// Returns the next action. Call this when all chunks that came have been read and sent, until
-    /// it returns [`RelayedNext::Done`]. `is_spent` is that of [`Self::poll_room`].
+    /// Returns the next action, until it is [`RelayedNext::Done`]. While chunks that came are not
+    /// sent yet, no wait for the parent runs. `is_spent` is that of [`Self::poll_room`].
     pub fn poll_next(&mut self, now: Timestamp, is_spent: impl FnOnce() -> bool) -> RelayedNext {
         if self.is_told || (self.open.is_empty() && self.later.is_empty()) {
             return RelayedNext::Done;
