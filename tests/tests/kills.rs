@@ -79,6 +79,11 @@ fn a_relay_killed_while_it_fetches_loses_nothing_and_its_device_carries_on() {
         let (wanted, image) = if round % 2 == 1 { ("os@1", &v1) } else { ("os@2", &v2) };
         let out = lab.path(&format!("out{round}"));
         let mut pull = spawn_pull(&lab, "d", wanted, &out);
+        // Before it has the manifest, a pull whose only parent is away ends and says so.
+        let part = lab.path(&format!("out{round}.distd-part"));
+        while !part.exists() && pull.try_wait().expect("wait").is_none() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         for _ in 0..2 {
             std::thread::sleep(Duration::from_millis(rng.below(250)));
             relay.kill();
