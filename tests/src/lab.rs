@@ -544,6 +544,25 @@ pub fn wait_until(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
+/// Waits until a pull to the file `out` has its manifest and fetches, or has ended. Before that, a
+/// pull whose only parent is away ends and says so. Returns whether the pull fetches.
+///
+/// # Panics
+/// When that takes too long.
+pub fn wait_until_fetching(pull: &mut Child, out: &Path) -> bool {
+    let mut part = out.as_os_str().to_owned();
+    part.push(".distd-part-manifest");
+    let (part, deadline) = (PathBuf::from(part), Instant::now() + PATIENCE);
+    while !part.exists() {
+        if pull.try_wait().expect("wait").is_some() {
+            return false;
+        }
+        assert!(Instant::now() < deadline, "not in time: the manifest of {}", out.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
 /// Whether two files have the same bytes.
 ///
 /// # Panics

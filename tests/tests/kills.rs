@@ -6,7 +6,7 @@
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use distd_tests::lab::{Lab, same};
+use distd_tests::lab::{Lab, same, wait_until_fetching};
 use distd_tests::{Rng, artifacts};
 
 /// Number of kills of each tier in the ordinary run.
@@ -73,17 +73,13 @@ fn a_relay_killed_while_it_fetches_loses_nothing_and_its_device_carries_on() {
     let address = relay.addresses[0].clone();
     lab.enroll("d", &address);
     let mut round = 0;
-    let mut killed = 0;
+    let (mut killed, mut caught) = (0, 0);
     while killed < kills() {
         round += 1;
         let (wanted, image) = if round % 2 == 1 { ("os@1", &v1) } else { ("os@2", &v2) };
         let out = lab.path(&format!("out{round}"));
         let mut pull = spawn_pull(&lab, "d", wanted, &out);
-        // Before it has the manifest, a pull whose only parent is away ends and says so.
-        let part = lab.path(&format!("out{round}.distd-part"));
-        while !part.exists() && pull.try_wait().expect("wait").is_none() {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        caught += u64::from(wait_until_fetching(&mut pull, &out));
         for _ in 0..2 {
             std::thread::sleep(Duration::from_millis(rng.below(250)));
             relay.kill();
@@ -95,6 +91,7 @@ fn a_relay_killed_while_it_fetches_loses_nothing_and_its_device_carries_on() {
         assert!(same(&out, image));
         std::fs::remove_file(out).expect("remove");
     }
+    assert!(caught > 0, "no kill struck a pull that fetched");
     // Each chunk crossed the uplink once, whatever was killed: both releases and little more.
     let served = lab.metric("distd_quic_chunks_total");
     let chunks = {

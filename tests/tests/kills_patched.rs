@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use distd_core::ChunkHash;
 use distd_core::manifest::{Kind, Manifest};
-use distd_tests::lab::{Lab, Outcome, same};
+use distd_tests::lab::{Lab, Outcome, same, wait_until_fetching};
 use distd_tests::{Rng, artifacts};
 
 /// Number of kills of each tier; tests/soak/kills.sh sets more.
@@ -180,11 +180,12 @@ fn a_relay_killed_under_patches_keeps_what_it_had_and_its_device_carries_on() {
     lab.enroll("d", &address);
     let slot = update.installed("d");
     update.publish();
-    let (mut killed, mut round, mut applied) = (0, 0, 0);
+    let (mut killed, mut caught, mut round, mut applied) = (0, 0, 0, 0);
     while killed < kills() {
         round += 1;
         let out = lab.path(&format!("out{round}"));
-        let pull = update.spawn("d", &slot, &out);
+        let mut pull = update.spawn("d", &slot, &out);
+        caught += u64::from(wait_until_fetching(&mut pull, &out));
         for _ in 0..2 {
             std::thread::sleep(Duration::from_millis(rng.below(250)));
             relay.kill();
@@ -198,6 +199,7 @@ fn a_relay_killed_under_patches_keeps_what_it_had_and_its_device_carries_on() {
         let left = update.left_behind();
         assert!(left.is_empty(), "round {round} left {left:?}");
     }
+    assert!(caught > 0, "no kill struck a pull that fetched");
     assert!(applied > 0, "no update came by patches");
     // Whatever was killed, the relay's store has everything.
     update.pull("d", &slot, &lab.path("once"));
