@@ -126,5 +126,4 @@ pub use relaying::{Demand, DemandMet, RelayedBatch, RelayedEnd, RelayedNext, Rel
 pub use shuns::Shuns;
 pub use site_members::{Division, MemberId, SiteMembers};
 pub use site_rule::SiteRule;
-pub use slots::SlotPace;
 pub use upload_slots::{SlotAsk, SlotTold, UPLOAD_SLOT_WAIT, UPLOAD_SLOTS, UploadSlots, WaitId};

@@ -280,11 +280,6 @@ impl SiteMembers {
         (granted, left)
     }
 
-    fn leased(&mut self, id: MemberId) -> Option<&mut Leased> {
-        let member = self.members.get(&id)?;
-        self.leased.get_mut(&member.key())
-    }
-
     /// A chunk granted under a lease is on its way.
     pub fn handle_sent(&mut self, now: Timestamp, id: MemberId, lease: LeaseId, chunk: ChunkId) {
         let Some(member) = self.members.get_mut(&id) else { return };
@@ -297,7 +292,8 @@ impl SiteMembers {
 
     /// The batch of a lease ended.
     pub fn handle_lease_end(&mut self, now: Timestamp, id: MemberId, lease: LeaseId) {
-        if let Some(leased) = self.leased(id) {
+        let Some(member) = self.members.get(&id) else { return };
+        if let Some(leased) = self.leased.get_mut(&member.key()) {
             leased.leases.handle_end(now, lease);
         }
     }

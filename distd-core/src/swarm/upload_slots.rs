@@ -120,6 +120,9 @@ impl<N: Ord + Copy> UploadSlots<N> {
             return SlotAsk::Granted;
         }
         let before = own.waiting.len();
+        // As many batches may wait as there are slots, so a batch waits about as long as it takes
+        // to answer one. While a batch waits here, its asker does not request the chunks from
+        // neighbours that may hold them meanwhile, so further batches are choked at once.
         if self.waiting >= self.slots && !self.make_room(before) {
             let retry_after = self.pace.retry_after(self.waiting);
             self.forget_idle(node);
@@ -257,6 +260,11 @@ mod tests {
         assert!(matches!(slots.handle_ask(2), SlotAsk::Waits(_)));
         assert!(matches!(told(&mut slots)[..], [(id, SlotTold::Choked(_))] if id == newest));
         assert!(matches!(slots.handle_ask(3), SlotAsk::Choked(_)), "each has one place");
+    }
+
+    #[test]
+    fn an_answerer_without_slots_chokes() {
+        assert!(matches!(UploadSlots::new(0, 0).handle_ask('a'), SlotAsk::Choked(_)));
     }
 
     #[test]

@@ -44,17 +44,17 @@ impl Sim {
         record.expires > now && record.expires <= now + RECORD_SECONDS_MAX
     }
 
-    /// The site to which a node assigns another, by its record. An origin sees only the address of
-    /// the other's NAT.
+    /// The site to which a node assigns another, by its record.
     fn site_of(&self, n: NodeNo, of: NodeNo, record: &PeerRecord) -> Option<SiteKey> {
-        let (rule, seen) = match self.nodes[n.0].role {
-            Role::Origin => (SiteRule::NamedOrNetwork, self.seen(n, of)),
-            Role::Relay => (SiteRule::Named, self.seen(n, of)),
-            Role::Leaf => (SiteRule::All, self.seen(n, of)),
+        let rule = match self.nodes[n.0].role {
+            Role::Origin => SiteRule::NamedOrNetwork,
+            Role::Relay => SiteRule::Named,
+            Role::Leaf => SiteRule::All,
         };
-        rule.site_of(record, seen)
+        rule.site_of(record, self.seen(n, of))
     }
 
+    /// The address at which a node sees another. An origin sees only that of the other's NAT.
     fn seen(&self, n: NodeNo, of: NodeNo) -> IpAddr {
         match self.nodes[n.0].role {
             Role::Origin => NodeNo::public_address(self.nodes[of.0].site),
