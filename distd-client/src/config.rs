@@ -1,14 +1,19 @@
-//! The file `DIR/client.toml`: settings that `login` and `enroll` remember, so that later commands
-//! need no options.
+//! Settings of a device: [`TABLE`] describes each of them once. `login` and `enroll` keep some of
+//! them in the file `DIR/client.toml`, so that later commands need no options.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use distd_peer::net::{Outbound, Proxies, Transport};
-use distd_peer::rates::{LimitsError, LimitsFile};
+use distd_peer::rates::LimitsFile;
+use distd_peer::settings::{
+    CommandLine, Resolved, Setting, SettingsError, SettingsFile, Shown, Source, Table, filled, flag, number,
+    parsed, without_password,
+};
 use distd_peer::trust::files::{self, FileError};
-use serde::{Deserialize, Serialize};
 
 use crate::failure::{Code, Failure};
 use crate::pull::Downgrade;
@@ -20,159 +25,409 @@ pub const FILE_NAME: &str = "client.toml";
 /// File in the state directory that records the transport by which each parent was reached.
 const TRANSPORTS_FILE: &str = "transports.json";
 
-/// Reasons why `client.toml` could not be used.
+/// Section of the file that [`LimitsFile`] describes.
+const LIMITS: &str = "limits";
+
+/// Default time that a finished pull lingers to serve neighbours.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// Longest time that a finished pull can be told to linger, seconds.
+const LINGER_SECONDS_MAX: u64 = 24 * 60 * 60;
+
+/// Default port of an agent.
+const AGENT_PORT: u16 = 4434;
+
+/// Reasons why the settings of a device could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The system refused the access, or other users may read the token in the file.
+    /// The system refused the access, or other users may read the token in `client.toml`.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The file is not valid TOML, or has an unknown key or a value of the wrong type.
-    #[error("{0} is malformed; correct it, or delete it and run distd login or distd enroll again")]
-    Malformed(PathBuf, #[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Limits that are out of range; the source lists all of them.
-    #[error("{0} has invalid limits")]
-    Limits(PathBuf, #[source] LimitsError),
+    /// Mistakes in `client.toml`.
+    #[error(transparent)]
+    Contents(SettingsError),
+    /// Mistakes in the environment or on the command line.
+    #[error(transparent)]
+    Settings(SettingsError),
 }
 
-/// Contents of `client.toml`. Unknown keys are refused because a misspelt key would silently do
-/// nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ClientFile {
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        let code = match &error {
+            ConfigError::File(_) | ConfigError::Contents(_) => Code::Local,
+            ConfigError::Settings(_) => Code::Usage,
+        };
+        Self::new(code, error.into())
+    }
+}
+
+/// Values of all settings of a device but its rate limits.
+#[derive(Clone)]
+pub struct Values {
     /// URL of the origin's HTTP API.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<String>,
-    /// API token. It is a secret, so only the file's owner may read the file.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// API token, a secret.
     pub token: Option<String>,
     /// Parents to pull from, nearest first, `HOST:PORT`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parents: Vec<String>,
-    /// Site of this device; `None` to let the parent decide. A relay puts all its askers in one
-    /// site, an origin goes by the network at which it sees them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub site: Option<String>,
-    /// Whether the link is paid by the byte. A device on such a link serves nobody.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub metered: bool,
-    /// Whether to look for neighbours by multicast DNS; `None` for the default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mdns: Option<bool>,
-    /// Networks to which packets may go.
-    #[serde(default, skip_serializing_if = "Connectivity::is_default")]
-    pub connectivity: Connectivity,
     /// Transport to parents.
-    #[serde(default, skip_serializing_if = "Transport::is_default")]
     pub transport: Transport,
     /// HTTP proxy to parents; `None` to use `HTTPS_PROXY`. The URL may hold a password.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy_url: Option<String>,
-    /// Settings of the exchange with neighbours.
-    #[serde(default, skip_serializing_if = "ShareFile::is_default")]
-    pub share: ShareFile,
-    /// Limits on the traffic of both directions.
-    #[serde(default, skip_serializing_if = "LimitsFile::is_default")]
-    pub limits: LimitsFile,
-    /// Rules for releases that come by channels.
-    #[serde(default, skip_serializing_if = "PolicyFile::is_default")]
-    pub policy: PolicyFile,
-}
-
-/// Section `[policy]` of `client.toml`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PolicyFile {
+    /// Networks to which packets may go.
+    pub connectivity: Connectivity,
+    /// Site of this device; `None` to let the parent decide. A relay puts all its askers in one
+    /// site, an origin goes by the network at which it sees them.
+    pub site: Option<String>,
+    /// Whether the link is paid by the byte. A device on such a link serves nobody.
+    pub metered: bool,
+    /// Whether to look for neighbours by multicast DNS.
+    pub mdns: bool,
+    /// Whether this device exchanges chunks with its neighbours.
+    pub share: bool,
+    /// Address that `distd agent` listens on.
+    pub listen: SocketAddr,
+    /// Loopback address where `distd agent` serves metrics.
+    pub metrics: Option<SocketAddr>,
+    /// Time for which a finished pull lingers to serve neighbours that fetch from it.
+    pub linger: Duration,
     /// Whether a channel may take this device back to an older release.
-    #[serde(default, skip_serializing_if = "Downgrade::is_default")]
     pub downgrade: Downgrade,
 }
 
-impl PolicyFile {
-    fn is_default(&self) -> bool {
-        *self == Self::default()
+impl Default for Values {
+    fn default() -> Self {
+        Self {
+            server: None,
+            token: None,
+            parents: Vec::new(),
+            transport: Transport::default(),
+            proxy_url: None,
+            connectivity: Connectivity::default(),
+            site: None,
+            metered: false,
+            mdns: true,
+            share: true,
+            listen: (Ipv6Addr::UNSPECIFIED, AGENT_PORT).into(),
+            metrics: None,
+            linger: LINGER,
+            downgrade: Downgrade::default(),
+        }
     }
 }
 
-/// Section `[share]` of `client.toml`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ShareFile {
-    /// Whether this device exchanges chunks with its neighbours; `None` for the default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub enabled: Option<bool>,
-    /// Address that `distd agent` listens on, `ADDR:PORT`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub listen: Option<SocketAddr>,
-    /// Time for which a finished pull lingers to serve neighbours that fetch from it, in seconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub linger_seconds: Option<u64>,
+/// Returns the text of a setting that may be absent.
+fn optional(text: Option<&str>) -> Shown {
+    Shown::Text(text.unwrap_or_default().to_owned())
 }
 
-impl ShareFile {
-    fn is_default(&self) -> bool {
-        *self == Self::default()
+/// All settings of a device.
+pub const TABLE: Table<Values> = Table {
+    settings: &[
+        Setting {
+            key: "server",
+            option: "server",
+            variable: "DISTD_SERVER",
+            value: "URL",
+            several: false,
+            default: "",
+            help: "URL of the origin's HTTP API; `distd login` remembers it",
+            set: |s, text| filled(text, "URL").map(|url| s.server = Some(url)),
+            show: |s| optional(s.server.as_deref()),
+        },
+        Setting {
+            key: "token",
+            option: "",
+            variable: "DISTD_TOKEN",
+            value: "TOKEN",
+            several: false,
+            default: "",
+            help: "API token; `distd login` remembers it",
+            set: |s, text| filled(text, "token").map(|token| s.token = Some(token)),
+            show: |s| optional(s.token.as_ref().map(|_| "***")),
+        },
+        Setting {
+            key: "parents",
+            option: "parent",
+            variable: "DISTD_PARENT",
+            value: "HOST:PORT",
+            several: true,
+            default: "",
+            help: "Relay or origin to connect to, nearest first; `distd enroll` remembers it",
+            set: |s, text| parent(text).map(|parent| s.parents.push(parent)),
+            show: |s| Shown::List(s.parents.clone()),
+        },
+        Setting {
+            key: "transport",
+            option: "transport",
+            variable: "DISTD_TRANSPORT",
+            value: "HOW",
+            several: false,
+            default: "`auto`",
+            help: "How parents are reached: auto, quic, or https where UDP is blocked",
+            set: |s, text| {
+                parsed(text, "is none of auto, quic and https").map(|transport| s.transport = transport)
+            },
+            show: |s| Shown::Text(s.transport.to_string()),
+        },
+        Setting {
+            key: "proxy_url",
+            option: "",
+            variable: "DISTD_PROXY_URL",
+            value: "URL",
+            several: false,
+            default: "`HTTPS_PROXY`",
+            help: "HTTP proxy towards parents, `http://[USER:PASSWORD@]HOST:PORT`",
+            set: |s, text| filled(text, "URL").map(|url| s.proxy_url = Some(url)),
+            show: |s| Shown::Text(s.proxy_url.as_deref().map(without_password).unwrap_or_default()),
+        },
+        Setting {
+            key: "connectivity",
+            option: "connectivity",
+            variable: "DISTD_CONNECTIVITY",
+            value: "HOW_FAR",
+            several: false,
+            default: "`online`",
+            help: "How far packets may go: online (anywhere), lan_only (only hosts on the networks to which this \
+                   device is attached; no name is looked up) or offline (nowhere)",
+            set: |s, text| {
+                parsed(text, "is none of online, lan_only and offline").map(|far| s.connectivity = far)
+            },
+            show: |s| Shown::Text(s.connectivity.to_string()),
+        },
+        Setting {
+            key: "site",
+            option: "site",
+            variable: "DISTD_SITE",
+            value: "NAME",
+            several: false,
+            default: "the parent decides",
+            help: "Name of the site",
+            set: |s, text| filled(text, "site").map(|site| s.site = Some(site)),
+            show: |s| optional(s.site.as_deref()),
+        },
+        Setting {
+            key: "metered",
+            option: "metered",
+            variable: "DISTD_METERED",
+            value: "",
+            several: false,
+            default: "`false`",
+            help: "The link is paid by the byte: the device serves nothing",
+            set: |s, text| flag(text).map(|metered| s.metered = metered),
+            show: |s| Shown::Flag(s.metered),
+        },
+        Setting {
+            key: "mdns",
+            option: "mdns",
+            variable: "DISTD_MDNS",
+            value: "",
+            several: false,
+            default: "`true`",
+            help: "Look for neighbours by multicast DNS",
+            set: |s, text| flag(text).map(|mdns| s.mdns = mdns),
+            show: |s| Shown::Flag(s.mdns),
+        },
+        Setting {
+            key: "metrics",
+            option: "metrics",
+            variable: "DISTD_AGENT_METRICS",
+            value: "ADDR:PORT",
+            several: false,
+            default: "",
+            help: "Loopback address where `distd agent` serves metrics for Prometheus, at `http://ADDR:PORT/metrics`",
+            set: |s, text| {
+                parsed(text, "is not ADDRESS:PORT, as in 127.0.0.1:9100").map(|at| s.metrics = Some(at))
+            },
+            show: |s| Shown::Text(s.metrics.map_or_else(String::new, |at| at.to_string())),
+        },
+        Setting {
+            key: "share.enabled",
+            option: "share",
+            variable: "DISTD_SHARE",
+            value: "",
+            several: false,
+            default: "`true`",
+            help: "Exchange chunks with neighbours at all",
+            set: |s, text| flag(text).map(|share| s.share = share),
+            show: |s| Shown::Flag(s.share),
+        },
+        Setting {
+            key: "share.listen",
+            option: "listen",
+            variable: "DISTD_AGENT_LISTEN",
+            value: "ADDR:PORT",
+            several: false,
+            default: "`[::]:4434`",
+            help: "Address that `distd agent` listens on, QUIC over UDP",
+            set: |s, text| {
+                parsed(text, "is not ADDRESS:PORT, as in 0.0.0.0:4434").map(|listen| s.listen = listen)
+            },
+            show: |s| Shown::Text(s.listen.to_string()),
+        },
+        Setting {
+            key: "share.linger_seconds",
+            option: "linger-seconds",
+            variable: "DISTD_LINGER_SECONDS",
+            value: "SECONDS",
+            several: false,
+            default: "5",
+            help: "How long a finished pull continues to serve neighbours that fetch from it; half a second at least",
+            set: |s, text| {
+                number(text, 0..=LINGER_SECONDS_MAX).map(|seconds| s.linger = Duration::from_secs(seconds))
+            },
+            show: |s| Shown::Number(s.linger.as_secs().into()),
+        },
+        Setting {
+            key: "policy.downgrade",
+            option: "downgrade",
+            variable: "DISTD_DOWNGRADE",
+            value: "WHEN",
+            several: false,
+            default: "`ordered`",
+            help: "Whether a channel may lead this device to an older release: ordered (only where the channel orders \
+                   it), never, or always (trust.md, \"Downgrades\")",
+            set: |s, text| {
+                parsed(text, "is none of ordered, never and always").map(|policy| s.downgrade = policy)
+            },
+            show: |s| Shown::Text(s.downgrade.to_string()),
+        },
+    ],
+    sections: &[LIMITS],
+};
+
+/// Settings of a device that passed every check.
+#[derive(Clone)]
+pub struct Settings {
+    values: Resolved<Values>,
+    limits: LimitsFile,
+    data: PathBuf,
+}
+
+impl Deref for Settings {
+    type Target = Values;
+
+    fn deref(&self) -> &Values {
+        &self.values
     }
 }
 
-impl ClientFile {
-    /// Reads the file in `data`; a missing file is the same as an empty one.
+impl Settings {
+    /// Resolves the settings of the device whose state directory is `data`: command line over
+    /// environment over `client.toml` over default. A missing file is the same as an empty one, and
+    /// so is an empty variable.
     ///
     /// # Errors
-    /// [`ConfigError`].
-    pub fn load(data: &Path) -> Result<Self, ConfigError> {
+    /// [`ConfigError`], with every mistake.
+    pub fn resolve(
+        data: &Path,
+        command_line: &CommandLine,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
         let path = data.join(FILE_NAME);
-        let Some(bytes) = files::read_secret(&path)? else { return Ok(Self::default()) };
-        let text = match std::str::from_utf8(&bytes) {
-            Ok(text) => text,
-            Err(e) => return Err(ConfigError::Malformed(path, e.into())),
-        };
-        let file: Self = toml::from_str(text).map_err(|e| {
-            // The parser's message without the quoted line, which may be the line with the token.
-            let what = e.message().to_owned();
-            ConfigError::Malformed(path.clone(), what.into())
-        })?;
-        match file.limits.check() {
-            Ok(_) => Ok(file),
-            Err(wrong) => Err(ConfigError::Limits(path, wrong)),
+        // The file holds a token, so this read refuses a file that others may read.
+        let file = files::read_secret(&path)?.map(|bytes| SettingsFile::of_bytes(path.clone(), bytes));
+        // The file by itself first: a mistake in it is one of this device, not of the command line.
+        let (values, mut problems) = TABLE.resolve(&CommandLine::new(), |_| None, file.as_ref());
+        let section = values.sections.get(LIMITS);
+        let parsed = section.map_or_else(|| Ok(LimitsFile::default()), LimitsFile::of_section);
+        let checked = parsed.and_then(|limits| match limits.check() {
+            Ok(_) => Ok(limits),
+            Err(wrong) => Err(wrong.to_string()),
+        });
+        let limits = checked.unwrap_or_else(|wrong| {
+            problems.push(format!("{}: {wrong}", path.display()));
+            LimitsFile::default()
+        });
+        if !problems.is_empty() {
+            return Err(ConfigError::Contents(SettingsError(problems)));
+        }
+        let filled = |name: &str| environment(name).filter(|text| !text.is_empty());
+        let (values, problems) = TABLE.resolve(command_line, filled, file.as_ref());
+        match problems.is_empty() {
+            true => Ok(Self { values, limits, data: data.to_owned() }),
+            false => Err(ConfigError::Settings(SettingsError(problems))),
         }
     }
 
-    /// Returns how parents are reached, for a device whose packets may go as far as `reach` and
-    /// whose state directory is `data`. `transport` overrides the setting of the same name.
+    /// Resolves the settings from `client.toml` in `data` alone.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    pub fn of_file(data: &Path) -> Result<Self, ConfigError> {
+        Self::resolve(data, &CommandLine::new(), |_| None)
+    }
+
+    /// Returns the layer that the value of `key` comes from.
+    pub fn source(&self, key: &str) -> &Source {
+        self.values.source(key)
+    }
+
+    /// Returns the section `[limits]`, which passed its checks.
+    pub fn limits(&self) -> &LimitsFile {
+        &self.limits
+    }
+
+    /// Returns each value and its source as commented TOML, without secrets:
+    /// `distd agent --effective`.
+    pub fn effective(&self) -> String {
+        TABLE.effective(&self.values)
+    }
+
+    /// Returns how parents are reached, for a device whose packets may go as far as `reach`.
     ///
     /// # Errors
     /// Failures with [`Code::Usage`] when `proxy_url` is not a valid proxy URL.
-    pub fn outbound(
-        &self,
-        data: &Path,
-        transport: Option<Transport>,
-        reach: Connectivity,
-    ) -> anyhow::Result<Arc<Outbound>> {
+    pub fn outbound(&self, reach: Connectivity) -> anyhow::Result<Arc<Outbound>> {
         let proxies = match &self.proxy_url {
             // A proxy would forward packets beyond the networks they must not leave.
             _ if reach != Connectivity::Online => Proxies::none(),
             Some(url) => Proxies::fixed(url).map_err(|e| {
-                let place = data.join(FILE_NAME);
-                Failure::new(Code::Usage, e.into()).next(format!("correct proxy_url in {}", place.display()))
+                let next = format!("correct proxy_url ({})", self.source("proxy_url"));
+                Failure::new(Code::Usage, e.into()).next(next)
             })?,
             None => Proxies::of_environment(),
         };
-        let transport = transport.unwrap_or(self.transport);
-        Ok(Outbound::new(transport, proxies, &data.join(TRANSPORTS_FILE)))
+        Ok(Outbound::new(self.transport, proxies, &self.data.join(TRANSPORTS_FILE)))
     }
+}
 
-    /// Replaces the file in `data`, with mode 0600.
-    ///
-    /// # Errors
-    /// [`ConfigError`].
-    pub fn store(&self, data: &Path) -> Result<(), ConfigError> {
-        files::create_private_dir(data)?;
-        let path = data.join(FILE_NAME);
-        let text = match toml::to_string(self) {
-            Ok(text) => text,
-            Err(e) => return Err(ConfigError::Malformed(path, e.into())),
+/// Puts values into `client.toml` in `data`, and leaves everything else in it: `None` removes a
+/// key. The file has mode 0600.
+///
+/// # Errors
+/// [`ConfigError`]; the file is unchanged.
+pub fn remember(data: &Path, changes: &[(&str, Option<toml::Value>)]) -> Result<(), ConfigError> {
+    files::create_private_dir(data)?;
+    let path = data.join(FILE_NAME);
+    let mut table = match files::read_secret(&path)? {
+        Some(bytes) => SettingsFile::of_bytes(path.clone(), bytes).table().map_err(ConfigError::Contents)?,
+        None => toml::Table::new(),
+    };
+    for (key, value) in changes {
+        match value {
+            Some(value) => table.insert((*key).to_owned(), value.clone()),
+            None => table.remove(*key),
         };
-        Ok(files::write_atomic(&path, text.as_bytes(), 0o600)?)
+    }
+    Ok(files::write_atomic(&path, table.to_string().as_bytes(), 0o600)?)
+}
+
+/// Checks `HOST:PORT` of a relay or an origin.
+///
+/// # Errors
+/// The end of a sentence about the text.
+pub fn parent(text: &str) -> Result<String, String> {
+    let wrong = || {
+        "is not HOST:PORT: a name or an address, [..] around one of IPv6, and the port for nodes (7444 at an origin)"
+            .to_owned()
+    };
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let bracketed = host.strip_prefix('[').is_some_and(|rest| rest.ends_with(']'));
+    let bad_host = host.is_empty() || host.contains(['/', '@', ' ']) || (host.contains(':') && !bracketed);
+    match port.parse::<u16>() {
+        Ok(1..) if !bad_host => Ok(text.to_owned()),
+        _ => Err(wrong()),
     }
 }
 
@@ -195,48 +450,130 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::failure::{advice, code_of};
+
+    fn written(text: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        files::write_atomic(&dir.path().join(FILE_NAME), text.as_bytes(), 0o600).expect("write");
+        dir
+    }
+
+    fn refused(text: &str) -> String {
+        let dir = written(text);
+        Settings::of_file(dir.path()).err().expect("mistakes").to_string()
+    }
 
     #[test]
-    fn a_stored_file_is_loaded_and_only_its_owner_can_read_it() {
+    fn remembered_values_are_loaded_and_only_their_owner_can_read_the_file() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        assert_eq!(ClientFile::load(dir.path()).expect("none yet"), ClientFile::default());
-        let file = ClientFile {
-            transport: Transport::Https,
-            proxy_url: Some("http://u:p@proxy:3128".into()),
-            server: Some("https://origin:8443".into()),
-            token: Some("secret".into()),
-            parents: vec!["relay:4433".into()],
-            site: Some("hall".into()),
-            metered: true,
-            mdns: Some(false),
-            connectivity: Connectivity::LanOnly,
-            share: ShareFile { enabled: Some(false), ..ShareFile::default() },
-            limits: LimitsFile { upload_slots: Some(3), ..LimitsFile::default() },
-            policy: PolicyFile { downgrade: Downgrade::Never },
-        };
-        file.store(dir.path()).expect("store");
-        assert_eq!(ClientFile::load(dir.path()).expect("load"), file);
+        assert!(Settings::of_file(dir.path()).expect("no file").server.is_none());
         let path = dir.path().join(FILE_NAME);
+        let text = "site = \"hall\"\n[share]\nlinger_seconds = 7\n[[limits.windows]]\nfrom = \"08:00\"\n\
+                    to = \"17:00\"\nupload_bytes_per_second = 5000\n";
+        files::write_atomic(&path, text.as_bytes(), 0o600).expect("write");
+        let server = toml::Value::from("https://origin:8443");
+        let parents = toml::Value::from(vec!["relay:4433".to_owned()]);
+        remember(dir.path(), &[("server", Some(server)), ("parents", Some(parents))]).expect("remember");
+        let settings = Settings::of_file(dir.path()).expect("load");
+        assert_eq!(settings.server.as_deref(), Some("https://origin:8443"));
+        assert_eq!(settings.parents, ["relay:4433"]);
+        assert_eq!((settings.site.as_deref(), settings.linger.as_secs()), (Some("hall"), 7));
+        assert_eq!(settings.limits().windows.len(), 1);
+        remember(dir.path(), &[("server", None)]).expect("forget");
+        assert!(Settings::of_file(dir.path()).expect("load").server.is_none());
         assert_eq!(std::fs::metadata(&path).expect("stat").permissions().mode() & 0o777, 0o600);
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("chmod");
-        let error = ClientFile::load(dir.path()).expect_err("open to others");
+        let error = Settings::of_file(dir.path()).err().expect("open to others");
         assert!(error.to_string().contains("chmod 600"), "{error}");
     }
 
     #[test]
-    fn an_unknown_key_is_refused_and_the_token_is_not_quoted() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let path = dir.path().join(FILE_NAME);
-        files::write_atomic(&path, b"token = \"topsecret\"\nservr = \"x\"\n", 0o600).expect("write");
-        let error = anyhow::Error::from(ClientFile::load(dir.path()).expect_err("unknown key"));
-        assert!(format!("{error:#}").contains("servr"), "{error:#}");
-        files::write_atomic(&path, b"token = topsecret\n", 0o600).expect("write");
-        let error = anyhow::Error::from(ClientFile::load(dir.path()).expect_err("not TOML"));
-        assert!(!format!("{error:#}").contains("topsecret"), "{error:#}");
-        files::write_atomic(&path, b"[limits]\nupload_slots = 0\nwindows = [{}]\n", 0o600).expect("write");
-        let error = anyhow::Error::from(ClientFile::load(dir.path()).expect_err("no such limits"));
-        let said = format!("{error:#}");
-        assert!(said.contains("limits.upload_slots") && said.contains("limits.windows[0].from"), "{said}");
+    fn the_command_line_comes_before_the_environment_and_both_before_the_file() {
+        let dir = written("transport = \"quic\"\nsite = \"hall\"\nmetered = true\n");
+        let line = CommandLine::from([("site", vec!["yard".to_owned()])]);
+        let environment = |name: &str| match name {
+            "DISTD_SITE" => Some("street".to_owned()),
+            "DISTD_TRANSPORT" => Some("https".to_owned()),
+            "DISTD_METERED" => Some(String::new()),
+            _ => None,
+        };
+        let settings = Settings::resolve(dir.path(), &line, environment).expect("settings");
+        assert_eq!(settings.site.as_deref(), Some("yard"));
+        assert_eq!(settings.transport, Transport::Https);
+        assert!(settings.metered);
+        let shown = settings.effective();
+        assert!(shown.contains("transport = \"https\"  # environment variable DISTD_TRANSPORT"), "{shown}");
+        assert!(shown.contains("mdns = true  # default"), "{shown}");
+    }
+
+    #[test]
+    fn what_effective_prints_is_a_file_with_the_same_values() {
+        let dir = written("token = \"topsecret\"\nproxy_url = \"http://u:topsecret@proxy:1\"\n");
+        let shown = Settings::of_file(dir.path()).expect("settings").effective();
+        assert!(!shown.contains("topsecret"), "{shown}");
+        let again = written(&shown);
+        let again = Settings::of_file(again.path()).expect("settings");
+        assert!(again.metrics.is_none() && again.server.is_none() && again.site.is_none());
+        assert_eq!(again.listen, Values::default().listen);
+    }
+
+    #[test]
+    fn mistakes_are_named_and_the_token_is_not_quoted() {
+        assert!(refused("token = \"topsecret\"\nservr = \"x\"\n").contains("servr"));
+        let error = refused("token = topsecret\n");
+        assert!(error.contains("line 1") && !error.contains("topsecret"), "{error}");
+        let error = refused("[limits]\nupload_slots = 0\nwindows = [{}]\n");
+        assert!(error.contains("limits.upload_slots"), "{error}");
+        assert!(error.contains("limits.windows[0].from"), "{error}");
+        let error = refused("parents = [\"origin\"]\nmdns = \"perhaps\"\n[limits]\nuploads = 1\n");
+        for mistake in ["HOST:PORT", "neither true nor false", "uploads"] {
+            assert!(error.contains(mistake), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_invalid_proxy_url_is_reported_before_dialling() {
+        let with = |url: &str| {
+            let dir = written(&format!("proxy_url = \"{url}\"\n"));
+            let settings = Settings::of_file(dir.path()).expect("settings");
+            let reach = |reach| settings.outbound(reach).map(|_| ());
+            (reach(Connectivity::Online), reach(Connectivity::LanOnly))
+        };
+        assert!(with("http://u:p@proxy:3128").0.is_ok());
+        let (online, lan_only) = with("socks5://u:topsecret@proxy:1080");
+        let error = online.expect_err("no HTTP proxy");
+        assert_eq!(code_of(&error), Code::Usage);
+        let (text, next) = (format!("{error:#}"), advice(&error).expect("what to do"));
+        assert!(!text.contains("topsecret") && next.contains("proxy_url"), "{text}; {next}");
+        assert!(lan_only.is_ok(), "none is used there");
+    }
+
+    #[test]
+    fn the_page_for_operators_has_this_table() {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md");
+        distd_peer::settings::check_page(&page, "distd", &TABLE.markdown());
+    }
+
+    #[test]
+    fn the_defaults_in_words_are_the_defaults() {
+        let values = Values::default();
+        for setting in TABLE.settings.iter().filter(|setting| setting.default.starts_with('`')) {
+            let default = setting.default.trim_matches('`');
+            if setting.key != "proxy_url" {
+                assert_eq!((setting.show)(&values).to_string().trim_matches('"'), default, "{}", setting.key);
+            }
+        }
+    }
+
+    #[test]
+    fn a_parent_is_a_host_and_a_port() {
+        for good in ["relay:4433", "10.0.0.1:1", "[::1]:7444", "[fe80::1%eth0]:4433", "a-b.example:65535"] {
+            assert_eq!(parent(good).as_deref(), Ok(good));
+        }
+        let no_port = ["foo", "foo:", ":4433", "foo:0", "foo:65536", "foo:http"];
+        for bad in no_port.into_iter().chain(["http://foo:4433", "foo/x:1", "::1:4433", "a b:1", "u@h:1"]) {
+            assert!(parent(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

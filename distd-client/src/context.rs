@@ -3,30 +3,23 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
-use distd_peer::net::{Outbound, Transport};
+use distd_peer::settings::{CommandLine, Source, Table, TableArgs, TableOptions};
 use distd_peer::trust::files;
 use distd_peer::trust::token::ApiToken;
 
 use crate::api::{Api, ServerUrl};
 use crate::output::Output;
-use distd_client::config::{ClientFile, default_data};
+use distd_client::config::{self, Settings, default_data};
 use distd_client::disk::side;
 use distd_client::failure::{Code, Failure};
-use distd_client::pull::Downgrade;
-use distd_client::share::{Connectivity, Sharing};
-
-/// Environment variable that holds the API token.
-const TOKEN_VARIABLE: &str = "DISTD_TOKEN";
 
 /// Options of commands that use the origin's HTTP API.
 #[derive(clap::Args)]
 pub(crate) struct ApiArgs {
-    /// URL of the origin's HTTP API. Default: the one given to `distd login`.
-    #[arg(long, value_name = "URL", env = "DISTD_SERVER")]
-    pub(crate) server: Option<String>,
+    #[command(flatten)]
+    pub(crate) settings: TableArgs<ApiOptions>,
     /// File that holds the API token, or "-" for standard input. The file must belong to root or to
     /// this user, must not be writable by its group, and must be closed to other users. Default:
     /// $DISTD_TOKEN, then the token given to `distd login`.
@@ -38,35 +31,36 @@ pub(crate) struct ApiArgs {
     pub(crate) plain_http: bool,
 }
 
-/// The option of commands that connect to parents.
-#[derive(clap::Args)]
-pub(crate) struct TransportArgs {
-    /// How to reach parents: auto, quic, or https (for networks that block UDP). Default:
-    /// `transport` of client.toml, else auto.
-    #[arg(long, value_name = "HOW", env = "DISTD_TRANSPORT")]
-    transport: Option<Transport>,
+/// Settings of commands that use the origin's HTTP API.
+pub(crate) enum ApiOptions {}
+
+impl TableOptions for ApiOptions {
+    type Values = config::Values;
+    const TABLE: Table<config::Values> = config::TABLE;
+
+    fn has(key: &str) -> bool {
+        key == "server"
+    }
 }
 
 /// The state that every command starts from.
 pub(crate) struct Context {
     data: PathBuf,
-    file: ClientFile,
     output: Output,
 }
 
 impl Context {
-    /// Reads the settings remembered in `data`, or in the default state directory.
+    /// Names the state directory: `data`, or the default one.
     ///
     /// # Errors
-    /// Failures with [`Code::Local`] or [`Code::Usage`].
+    /// Failures with [`Code::Usage`].
     pub(crate) fn open(data: Option<PathBuf>, output: Output) -> anyhow::Result<Self> {
         let root = rustix::process::geteuid().is_root();
         let data = data.or_else(|| default_data(root, |name| std::env::var_os(name))).ok_or_else(|| {
             let error = anyhow!("no place to keep state: neither $HOME nor $XDG_STATE_HOME is set");
             Failure::new(Code::Usage, error).next("name a directory with --data DIR or $DISTD_DATA")
         })?;
-        let file = ClientFile::load(&data).map_err(|e| Failure::new(Code::Local, e.into()))?;
-        Ok(Self { data, file, output })
+        Ok(Self { data, output })
     }
 
     /// Returns the state directory.
@@ -79,77 +73,55 @@ impl Context {
         self.output
     }
 
-    /// Returns the parents given to `distd enroll`.
-    pub(crate) fn parents(&self) -> Vec<String> {
-        self.file.parents.clone()
-    }
-
-    /// Returns whether a channel may take this device back to an older release
-    /// (`policy.downgrade`).
-    pub(crate) fn downgrade(&self) -> Downgrade {
-        self.file.policy.downgrade
-    }
-
-    /// Returns how this device exchanges chunks with its neighbours.
-    pub(crate) fn sharing(&self) -> Sharing {
-        Sharing::of(&self.file)
-    }
-
-    /// Returns how parents are reached, for a device whose packets may go as far as `reach`.
+    /// Returns the settings of this device: the options `line`, over the environment, over
+    /// `client.toml`.
     ///
     /// # Errors
-    /// Failures with [`Code::Usage`] when `proxy_url` is not a valid proxy URL.
-    pub(crate) fn outbound(
-        &self,
-        args: &TransportArgs,
-        reach: Connectivity,
-    ) -> anyhow::Result<Arc<Outbound>> {
-        self.file.outbound(&self.data, args.transport, reach)
+    /// Failures with [`Code::Local`] or [`Code::Usage`].
+    pub(crate) fn settings(&self, line: &CommandLine) -> anyhow::Result<Settings> {
+        Ok(Settings::resolve(&self.data, line, |name| std::env::var(name).ok()).map_err(Failure::from)?)
     }
 
-    /// Changes the remembered settings and stores them.
+    /// Puts values into `client.toml`; `None` removes a key.
     ///
     /// # Errors
     /// Failures with [`Code::Local`].
-    pub(crate) fn remember(&self, change: impl FnOnce(&mut ClientFile)) -> anyhow::Result<()> {
-        let mut file = self.file.clone();
-        change(&mut file);
-        file.store(&self.data).map_err(|e| Failure::new(Code::Local, e.into()).into())
+    pub(crate) fn remember(&self, changes: &[(&str, Option<toml::Value>)]) -> anyhow::Result<()> {
+        Ok(config::remember(&self.data, changes).map_err(Failure::from)?)
     }
 
-    /// Returns the origin's URL: from the option, the environment, or the remembered settings.
+    /// Returns the origin's URL.
     ///
     /// # Errors
     /// Failures with [`Code::Usage`].
     pub(crate) fn server(&self, args: &ApiArgs) -> anyhow::Result<ServerUrl> {
-        let remembered = args.server.is_none();
-        let Some(text) = args.server.as_ref().or(self.file.server.as_ref()) else {
+        let settings = self.settings(&args.settings.line)?;
+        let Some(text) = &settings.server else {
             let next = "name it with --server URL, or log in: distd login --server URL --token-file FILE";
             return Err(Failure::new(Code::Usage, anyhow!("no server to speak to")).next(next).into());
         };
         // A remembered URL with plain HTTP was allowed explicitly at login.
+        let remembered = matches!(settings.source("server"), Source::File(_));
         ServerUrl::parse(text, args.plain_http || remembered)
             .map_err(|e| Failure::new(Code::Usage, e.into()).into())
     }
 
-    /// Returns the API token: from the named file, the environment, or the remembered settings.
+    /// Returns the API token: from the named file, else from the settings.
     ///
     /// # Errors
     /// Failures with [`Code::Refused`] or [`Code::Local`].
     pub(crate) fn token(&self, args: &ApiArgs) -> anyhow::Result<ApiToken> {
-        let variable = std::env::var(TOKEN_VARIABLE).ok().filter(|text| !text.is_empty());
+        let settings = self.settings(&args.settings.line)?;
         let (text, whence) = if let Some(path) = &args.token_file {
             (read_token_file(path)?, path.display().to_string())
-        } else if let Some(text) = variable {
-            (text, format!("${TOKEN_VARIABLE}"))
-        } else if let Some(text) = &self.file.token {
-            (text.clone(), self.data.join(distd_client::config::FILE_NAME).display().to_string())
+        } else if let Some(text) = &settings.token {
+            (text.clone(), settings.source("token").to_string())
         } else {
             let next = "name it with --token-file FILE or $DISTD_TOKEN, or log in: distd login; the origin wrote its \
                         first one to DIR/admin.token";
             return Err(Failure::new(Code::Refused, anyhow!("no API token")).next(next).into());
         };
-        let token = text.parse().with_context(|| format!("the API token in {whence} is unusable"));
+        let token = text.parse().with_context(|| format!("the API token of {whence} is unusable"));
         token.map_err(|e| Failure::new(Code::Refused, e).into())
     }
 
@@ -211,7 +183,8 @@ mod tests {
     use distd_client::failure::{advice, code_of};
 
     fn args(server: Option<&str>, token_file: Option<PathBuf>) -> ApiArgs {
-        ApiArgs { server: server.map(str::to_owned), token_file, plain_http: false }
+        let line: CommandLine = server.map(|url| ("server", vec![url.to_owned()])).into_iter().collect();
+        ApiArgs { settings: line.into(), token_file, plain_http: false }
     }
 
     fn context(data: &Path) -> Context {
@@ -222,12 +195,8 @@ mod tests {
     fn options_override_remembered_settings() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let token = ApiToken::generate([1; 32]).to_secret_string();
-        context(dir.path())
-            .remember(|file| {
-                file.server = Some("https://origin:8443".into());
-                file.token = Some(token.clone());
-            })
-            .expect("remember");
+        let values = [("server", Some("https://origin:8443".into())), ("token", Some(token.clone().into()))];
+        context(dir.path()).remember(&values).expect("remember");
         let context = context(dir.path());
         assert_eq!(context.server(&args(None, None)).expect("server").to_string(), "https://origin:8443/");
         let other = context.server(&args(Some("https://other"), None)).expect("server");
@@ -238,24 +207,6 @@ mod tests {
         files::create_secret(&path, format!("{named}\n").as_bytes()).expect("write");
         let got = context.token(&args(None, Some(path))).expect("token");
         assert_eq!(got.to_secret_string(), named);
-    }
-
-    #[test]
-    fn an_invalid_proxy_url_is_reported_before_dialling() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let with = |url: &str| {
-            context(dir.path()).remember(|file| file.proxy_url = Some(url.into())).expect("remember");
-            let reach =
-                |reach| context(dir.path()).outbound(&TransportArgs { transport: None }, reach).map(|_| ());
-            (reach(Connectivity::Online), reach(Connectivity::LanOnly))
-        };
-        assert!(with("http://u:p@proxy:3128").0.is_ok());
-        let (online, lan_only) = with("socks5://u:topsecret@proxy:1080");
-        let error = online.expect_err("no HTTP proxy");
-        assert_eq!(code_of(&error), Code::Usage);
-        let (text, next) = (format!("{error:#}"), advice(&error).expect("what to do"));
-        assert!(!text.contains("topsecret") && next.contains("proxy_url"), "{text}; {next}");
-        assert!(lan_only.is_ok(), "none is used there");
     }
 
     #[test]

@@ -150,21 +150,49 @@ impl<S> Resolved<S> {
 #[error("the settings cannot be used:\n  {}", .0.join("\n  "))]
 pub struct SettingsError(pub Vec<String>);
 
+/// Text of a TOML file with settings, or the reason why there is none.
+pub struct SettingsFile {
+    path: PathBuf,
+    text: Result<String, String>,
+}
+
+impl SettingsFile {
+    /// Reads at most 1 MiB of `path`. A failure is reported with the mistakes in the file.
+    pub fn read(path: &Path) -> Self {
+        let text = read_bounded(path).map_err(|error| format!("cannot be read: {error}"));
+        Self { path: path.to_owned(), text }
+    }
+
+    /// Takes the content of `path` that the caller read.
+    pub fn of_bytes(path: PathBuf, bytes: Vec<u8>) -> Self {
+        Self { path, text: String::from_utf8(bytes).map_err(|_| "is not text in UTF-8".to_owned()) }
+    }
+
+    /// Parses the file.
+    ///
+    /// # Errors
+    /// The reason, without the text of the line, which may hold a password.
+    pub fn table(&self) -> Result<toml::Table, SettingsError> {
+        let wrong = |what: String| SettingsError(vec![format!("{}: {what}", self.path.display())]);
+        let text = self.text.as_ref().map_err(|why| wrong(why.clone()))?;
+        text.parse().map_err(|error| wrong(toml_problem(text, &error)))
+    }
+}
+
 impl<S: Default> Table<S> {
-    /// Resolves every value. `environment` returns the text of a variable; `file` is the TOML file
-    /// to read, if any. The second result has one line for each mistake; the values of wrong
-    /// settings are their defaults.
+    /// Resolves every value. `environment` returns the text of a variable. The second result has
+    /// one line for each mistake; the values of wrong settings are their defaults.
     pub fn resolve(
         &self,
         command_line: &CommandLine,
         environment: impl Fn(&str) -> Option<String>,
-        file: Option<&Path>,
+        file: Option<&SettingsFile>,
     ) -> (Resolved<S>, Vec<String>) {
         let mut problems = Vec::new();
         let mut resolved =
             Resolved { values: S::default(), sources: BTreeMap::new(), sections: BTreeMap::new() };
         let in_file = match file {
-            Some(path) => self.read_file(path, &mut resolved.sections, &mut problems),
+            Some(file) => self.read_file(file, &mut resolved.sections, &mut problems),
             None => BTreeMap::new(),
         };
         for setting in self.settings {
@@ -180,8 +208,8 @@ impl<S: Default> Table<S> {
                     false => vec![text],
                 };
                 (texts, Source::Environment(setting.variable))
-            } else if let (Some(texts), Some(path)) = (in_file.get(key), file) {
-                (texts.clone(), Source::File(path.to_owned()))
+            } else if let (Some(texts), Some(file)) = (in_file.get(key), file) {
+                (texts.clone(), Source::File(file.path.clone()))
             } else {
                 continue;
             };
@@ -202,23 +230,16 @@ impl<S: Default> Table<S> {
     /// Reads the texts of all keys from a file, and the program's own sections.
     fn read_file(
         &self,
-        path: &Path,
+        file: &SettingsFile,
         sections: &mut BTreeMap<&'static str, toml::Value>,
         problems: &mut Vec<String>,
     ) -> BTreeMap<String, Vec<String>> {
         let mut values = BTreeMap::new();
-        let shown = path.display();
-        let text = match read_bounded(path) {
-            Ok(text) => text,
-            Err(error) => {
-                problems.push(format!("{shown}: cannot be read: {error}"));
-                return values;
-            }
-        };
-        let table: toml::Table = match text.parse() {
+        let shown = file.path.display();
+        let table = match file.table() {
             Ok(table) => table,
-            Err(error) => {
-                problems.push(format!("{shown}: {}", toml_problem(&text, &error)));
+            Err(SettingsError(mut mistakes)) => {
+                problems.append(&mut mistakes);
                 return values;
             }
         };
@@ -276,7 +297,13 @@ impl<S: Default> Table<S> {
                 let _ = writeln!(out, "[{section}]");
             }
             let (value, source) = ((setting.show)(&resolved.values), resolved.source(setting.key));
-            let _ = writeln!(out, "{name} = {value}  # {source}");
+            // An empty text means that the setting is off. In the file it would be refused.
+            let _ = match (&value, source) {
+                (Shown::Text(text), Source::Default) if text.is_empty() => {
+                    writeln!(out, "# {name} is not set")
+                }
+                _ => writeln!(out, "{name} = {value}  # {source}"),
+            };
         }
         out
     }
@@ -358,6 +385,12 @@ pub struct TableArgs<T> {
     options: PhantomData<fn() -> T>,
 }
 
+impl<T> From<CommandLine> for TableArgs<T> {
+    fn from(line: CommandLine) -> Self {
+        Self { line, options: PhantomData }
+    }
+}
+
 impl<T: TableOptions> clap::Args for TableArgs<T> {
     fn augment_args(command: clap::Command) -> clap::Command {
         command.args(T::TABLE.arguments(T::has))
@@ -370,7 +403,7 @@ impl<T: TableOptions> clap::Args for TableArgs<T> {
 
 impl<T: TableOptions> clap::FromArgMatches for TableArgs<T> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        Ok(Self { line: T::TABLE.command_line(matches), options: PhantomData })
+        Ok(T::TABLE.command_line(matches).into())
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -586,7 +619,7 @@ mod tests {
             _ => None,
         };
         let line = parse(&["--name", "c", "--plain=false"]);
-        let (resolved, problems) = TOY.resolve(&line, environment, Some(file.path()));
+        let (resolved, problems) = TOY.resolve(&line, environment, Some(&SettingsFile::read(file.path())));
         assert_eq!(problems, Vec::<String>::new());
         let expected = Toy { name: "c".into(), size: 3, hosts: vec!["e".into(), "h".into()], plain: false };
         assert_eq!(*resolved, expected);
@@ -633,7 +666,7 @@ mod tests {
     fn every_mistake_is_named_without_any_password() {
         let file = file("nmae = \"x\"\nname = 1.5\nplain = [true, true]\n[box]\nsize = 10\nlid = 1\n");
         let line = parse(&["--hosts", ""]);
-        let (_, problems) = TOY.resolve(&line, |_| None, Some(file.path()));
+        let (_, problems) = TOY.resolve(&line, |_| None, Some(&SettingsFile::read(file.path())));
         let text = SettingsError(problems).to_string();
         for part in [
             "\"nmae\"",
@@ -647,7 +680,8 @@ mod tests {
             assert!(text.contains(part), "{part} in {text}");
         }
         let broken = self::file("name = \"http://u:topsecret@p:1\" 5\n");
-        let (_, problems) = TOY.resolve(&CommandLine::new(), |_| None, Some(broken.path()));
+        let (_, problems) =
+            TOY.resolve(&CommandLine::new(), |_| None, Some(&SettingsFile::read(broken.path())));
         assert!(problems[0].contains("line 1") && !problems[0].contains("topsecret"), "{problems:?}");
         assert_eq!(without_password("postgres://me:secret@db/x"), "postgres://me:***@db/x");
     }

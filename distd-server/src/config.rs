@@ -11,7 +11,8 @@ use distd_core::bounds::ARTIFACT_BYTES_MAX;
 use distd_core::packing::LEVEL_DEFAULT;
 pub use distd_peer::settings::CommandLine;
 use distd_peer::settings::{
-    Resolved, Setting, SettingsError, Shown, Table, duration, filled, flag, number, parsed, without_password,
+    Resolved, Setting, SettingsError, SettingsFile, Shown, Table, duration, filled, flag, number, parsed,
+    without_password,
 };
 
 use crate::ingest::IngestLimits;
@@ -407,7 +408,8 @@ impl Settings {
         environment: impl Fn(&str) -> Option<String>,
         file: Option<&Path>,
     ) -> Result<Self, SettingsError> {
-        let (mut settings, mut problems) = TABLE.resolve(command_line, environment, file);
+        let read = file.map(SettingsFile::read);
+        let (mut settings, mut problems) = TABLE.resolve(command_line, environment, read.as_ref());
         settings.complete(|values, is_default| {
             let places = Places::in_dir(&values.data);
             if is_default("db") {
@@ -592,7 +594,9 @@ mod tests {
             shown.contains("http = \"127.0.0.1:2\"  # environment variable DISTD_SERVER_HTTP"),
             "{shown}"
         );
-        assert_eq!(shown.parse::<toml::Table>().expect("is TOML itself").len(), TABLE.settings.len());
+        let unset = shown.lines().filter(|line| line.ends_with(" is not set")).count();
+        let table: toml::Table = shown.parse().expect("is TOML itself");
+        assert_eq!(table.len() + unset, TABLE.settings.len());
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! `distd agent`: serves the artifacts installed on this device to its neighbours.
 
-use std::net::SocketAddr;
-
-use super::parse;
-use crate::context::{Context, TransportArgs};
+use crate::context::Context;
+use distd_client::config;
+use distd_client::share::Sharing;
 use distd_client::share::agent::{Agent, AgentRequest};
+use distd_peer::settings::{Table, TableArgs, TableOptions};
 
 /// Serve the artifacts installed on this device to the neighbours of its site, until stopped.
 ///
@@ -12,28 +12,41 @@ use distd_client::share::agent::{Agent, AgentRequest};
 /// also renews the device's certificate.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Address to listen on (QUIC, UDP). Default: `share.listen` of client.toml, else `[::]:4434`.
-    #[arg(long, value_name = "ADDR:PORT", env = "DISTD_AGENT_LISTEN")]
-    listen: Option<SocketAddr>,
-    /// Loopback address that serves metrics for Prometheus, at http://ADDR:PORT/metrics. Default:
-    /// no metrics.
-    #[arg(long, value_name = "ADDR:PORT", env = "DISTD_AGENT_METRICS")]
-    metrics: Option<SocketAddr>,
-    /// Relay or origin to connect to; repeat for more, nearest first. Default: the parents given to
-    /// `distd enroll`.
-    #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT", value_parser = parse::parent)]
-    parent: Vec<String>,
     #[command(flatten)]
-    transport: TransportArgs,
+    settings: TableArgs<AgentOptions>,
+    /// Show each setting of this device and where it comes from, and end.
+    #[arg(long)]
+    effective: bool,
+}
+
+/// Settings of an agent: all but those of the origin's HTTP API.
+enum AgentOptions {}
+
+impl TableOptions for AgentOptions {
+    type Values = config::Values;
+    const TABLE: Table<config::Values> = config::TABLE;
+
+    fn has(key: &str) -> bool {
+        key != "server"
+    }
 }
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
-    let parents = if args.parent.is_empty() { context.parents() } else { args.parent };
-    let sharing = context.sharing();
-    let listen = args.listen.unwrap_or(sharing.agent_listen);
-    let outbound = context.outbound(&args.transport, sharing.connectivity)?;
-    let (data, metrics) = (context.data().to_owned(), args.metrics);
-    let request = AgentRequest { data, parents, listen, metrics, sharing, outbound };
+    let settings = context.settings(&args.settings.line)?;
+    if args.effective {
+        print!("{}", settings.effective());
+        return Ok(());
+    }
+    let sharing = Sharing::of(&settings);
+    let outbound = settings.outbound(sharing.connectivity)?;
+    let request = AgentRequest {
+        data: context.data().to_owned(),
+        parents: settings.parents.clone(),
+        listen: settings.listen,
+        metrics: settings.metrics,
+        sharing,
+        outbound,
+    };
     let agent = Agent::start(request).await?;
     println!("agent listening on {}", agent.address);
     if let Some(at) = agent.metrics {

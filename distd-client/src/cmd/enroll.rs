@@ -5,15 +5,16 @@ use std::path::PathBuf;
 use anyhow::{Context as _, anyhow};
 use distd_core::text::{LABEL_SIGNS, is_label};
 use distd_peer::enrollment::{self, EnrollmentError};
+use distd_peer::settings::{Table, TableArgs, TableOptions};
 use distd_peer::trust::enroll::{EnrollMessage, LABEL_BYTES_MAX};
 use distd_peer::trust::identity::{NodeIdentity, Role};
 use distd_peer::trust::tls::TrustAnchor;
 use distd_peer::trust::token::JoinToken;
 use serde::Serialize;
 
-use super::parse;
 use crate::api::{Api, ServerUrl};
-use crate::context::{Context, TransportArgs};
+use crate::context::Context;
+use distd_client::config;
 use distd_client::failure::{Code, Failure, code_of_enrollment};
 
 /// Join a realm: get a certificate for this device with a join token.
@@ -25,7 +26,8 @@ use distd_client::failure::{Code, Failure, code_of_enrollment};
 #[command(group(clap::ArgGroup::new("join").required(true).args(["token", "token_file"])))]
 pub(crate) struct Args {
     /// Relay or origin to enrol with and to pull from later; repeat for more, nearest first.
-    #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT", value_parser = parse::parent)]
+    #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT", value_delimiter = ',',
+          value_parser = config::parent)]
     parent: Vec<String>,
     /// URL of the origin's HTTP API, to enrol there instead of with a parent.
     #[arg(long, value_name = "URL")]
@@ -44,7 +46,19 @@ pub(crate) struct Args {
     #[arg(long)]
     plain_http: bool,
     #[command(flatten)]
-    transport: TransportArgs,
+    settings: TableArgs<EnrollOptions>,
+}
+
+/// Settings that matter to an enrolment.
+enum EnrollOptions {}
+
+impl TableOptions for EnrollOptions {
+    type Values = config::Values;
+    const TABLE: Table<config::Values> = config::TABLE;
+
+    fn has(key: &str) -> bool {
+        ["transport", "connectivity"].contains(&key)
+    }
 }
 
 #[derive(Serialize)]
@@ -58,6 +72,7 @@ struct Enrolled {
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let token = join_token(&args)?;
+    let settings = context.settings(&args.settings.line)?;
     let label = args.label.clone().unwrap_or_else(|| distd_peer::process::host_name("device"));
     if label.len() > LABEL_BYTES_MAX {
         let error = anyhow!("the label has {} bytes; at most {LABEL_BYTES_MAX} are allowed", label.len());
@@ -75,7 +90,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             ServerUrl::parse(server, args.plain_http).map_err(|e| Failure::new(Code::Usage, e.into()))?;
         over_https(&mut identity, &token, &label, server).await?;
     } else {
-        let outbound = context.outbound(&args.transport, context.sharing().connectivity)?;
+        let outbound = settings.outbound(settings.connectivity)?;
         enrollment::enroll(&mut identity, &token, Role::Leaf, &label, &args.parent, &outbound)
             .await
             .map_err(failed)?;
@@ -83,9 +98,9 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let expires = identity.cert().map_or(0, |cert| cert.not_after);
     let node_id = identity.node_id().to_string();
     let parents = if args.parent.is_empty() {
-        context.parents()
+        settings.parents.clone()
     } else {
-        context.remember(|file| file.parents.clone_from(&args.parent))?;
+        context.remember(&[("parents", Some(args.parent.clone().into()))])?;
         args.parent
     };
     let enrolled = Enrolled { node_id, role: Role::Leaf.as_str(), certificate_expires: expires, parents };

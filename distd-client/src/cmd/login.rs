@@ -6,9 +6,11 @@ use serde::Serialize;
 
 use crate::api::Api;
 use crate::context::{ApiArgs, Context};
+use distd_client::config::{FILE_NAME, Settings};
 use distd_client::failure::{Code, Failure};
 use distd_client::text::{joined, time};
 use distd_core::api::Token;
+use distd_peer::settings::Source;
 
 /// Remember an origin and an API token, so that later commands need neither option.
 ///
@@ -57,11 +59,8 @@ fn rights(token: &Token) -> String {
 }
 
 pub(crate) fn logout(context: &Context) -> anyhow::Result<()> {
-    let mut server = None;
-    context.remember(|file| {
-        server = file.server.take();
-        file.token = None;
-    })?;
+    let server = Settings::of_file(context.data()).map_err(Failure::from)?.server.clone();
+    context.remember(&[("server", None), ("token", None)])?;
     context.output().result(&LoggedOut { server }, |done| match &done.server {
         Some(server) => format!("logged out of {server}; the token stays valid until it is revoked"),
         None => "nothing was remembered".to_owned(),
@@ -76,7 +75,8 @@ pub(crate) async fn whoami(context: &Context, args: WhoamiArgs) -> anyhow::Resul
 }
 
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
-    if args.api.server.is_none() {
+    let settings = context.settings(&args.api.settings.line)?;
+    if !matches!(settings.source("server"), Source::CommandLine | Source::Environment(_)) {
         let next = "distd login --server https://HOST:PORT --token-file FILE";
         return Err(Failure::new(Code::Usage, anyhow!("no server to log in to")).next(next).into());
     }
@@ -85,11 +85,9 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     let api = Api::new(context.server(&args.api)?, Some(&token)).map_err(Failure::from)?;
     api.check_token().await.map_err(Failure::from)?;
     let server = api.server().to_string();
-    context.remember(|file| {
-        file.server = Some(server.clone());
-        file.token = Some(token.to_secret_string());
-    })?;
-    let file = context.data().join(distd_client::config::FILE_NAME).display().to_string();
+    let secret = toml::Value::from(token.to_secret_string());
+    context.remember(&[("server", Some(server.clone().into())), ("token", Some(secret))])?;
+    let file = context.data().join(FILE_NAME).display().to_string();
     // Older origins cannot describe the token, so an error here is no failure.
     let own = api.own_token().await.ok();
     context.output().result(&LoggedIn { server, file, token: own }, |done| match &done.token {

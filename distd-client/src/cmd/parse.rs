@@ -28,11 +28,6 @@ pub(crate) enum ParseError {
     /// The argument is not a node id of 32 hexadecimal digits.
     #[error("a node id has 32 hexadecimal digits; see: distd node ls")]
     NodeId,
-    /// The argument is not a host and a port.
-    #[error(
-        "write HOST:PORT: a name or an address, [..] around one of IPv6, and the port for nodes (7444 at an origin)"
-    )]
-    Parent,
     /// The argument has characters that no token id has.
     #[error("a token id has only letters, digits, '-' and '_'; see: distd token ls")]
     TokenId,
@@ -90,17 +85,6 @@ pub(crate) fn duration(s: &str) -> Result<Duration, ParseError> {
     settings::duration(s).filter(|time| has_unit && bounds.contains(time)).ok_or(ParseError::Duration)
 }
 
-/// Checks `HOST:PORT` of a relay or an origin.
-pub(crate) fn parent(s: &str) -> Result<String, ParseError> {
-    let (host, port) = s.rsplit_once(':').ok_or(ParseError::Parent)?;
-    let bracketed = host.strip_prefix('[').is_some_and(|rest| rest.ends_with(']'));
-    let bad_host = host.is_empty() || host.contains(['/', '@', ' ']) || (host.contains(':') && !bracketed);
-    match port.parse::<u16>() {
-        Ok(1..) if !bad_host => Ok(s.to_owned()),
-        _ => Err(ParseError::Parent),
-    }
-}
-
 /// Parses a node id; returns it in lower case.
 pub(crate) fn node_id(s: &str) -> Result<String, ParseError> {
     let good = s.len() == 32 && s.bytes().all(|b| b.is_ascii_hexdigit());
@@ -138,26 +122,6 @@ mod tests {
         assert!(matches!("os@1.2".parse::<ChannelName>(), Err(ParseError::NoChannel)));
         for bad in ["", "os", "@", "os@", "@1", "os@../x", "os@1@2"] {
             assert!(bad.parse::<ReleaseName>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_parent_has_a_host_and_a_port() {
-        for good in ["relay:4433", "10.0.0.1:1", "[::1]:7444", "[fe80::1%eth0]:4433", "a-b.example:65535"] {
-            assert_eq!(parent(good).expect(good), good);
-        }
-        for bad in [
-            "foo",
-            "foo:",
-            ":4433",
-            "foo:0",
-            "foo:65536",
-            "http://foo:4433",
-            "foo/x:1",
-            "::1:4433",
-            "foo:http",
-        ] {
-            assert!(parent(bad).is_err(), "{bad}");
         }
     }
 

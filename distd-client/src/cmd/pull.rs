@@ -6,15 +6,16 @@ use std::sync::Arc;
 
 use distd_core::names::Wanted;
 use distd_peer::rates::Class;
+use distd_peer::settings::{Table, TableArgs, TableOptions};
 use serde::Serialize;
 
-use super::parse;
-use crate::context::{Context, TransportArgs};
+use crate::context::Context;
 use crate::shown::ShownProgress;
+use distd_client::config;
 use distd_client::disk::path::{ArtifactPath, Role};
 use distd_client::failure::{self, Failure};
 use distd_client::pull::{Aim, Downgrade, PullRequest, Refused, pull};
-use distd_client::share::Connectivity;
+use distd_client::share::Sharing;
 
 /// Get a release into a file, a block device or a directory.
 #[derive(clap::Args)]
@@ -36,10 +37,6 @@ pub(crate) struct Sources {
     /// An earlier artifact to copy chunks from; repeat for more.
     #[arg(long, value_name = "OLD")]
     seed: Vec<PathBuf>,
-    /// Relay or origin to fetch from; repeat for more, nearest first. Default: the parents given to
-    /// `distd enroll`.
-    #[arg(long, value_name = "HOST:PORT", env = "DISTD_PARENT", value_parser = parse::parent)]
-    parent: Vec<String>,
     /// When to use patches that need much processor time: bytes always, time if they pay off on a
     /// gigabit link, auto if they pay off at the link's measured rate.
     #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
@@ -51,16 +48,24 @@ pub(crate) struct Sources {
     /// Neither serve neighbours nor fetch from them.
     #[arg(long)]
     no_share: bool,
-    /// How far packets may go: online (anywhere), lan_only (the networks this host is attached to)
-    /// or offline (nowhere). Default: `connectivity` of client.toml, else online.
-    #[arg(long, value_enum, value_name = "HOW_FAR")]
-    connectivity: Option<Connectivity>,
     /// Purpose of the pull: interactive, update or prefetch. Selects which limits of client.toml
     /// apply. Default: interactive when standard error is a terminal, else update.
     #[arg(long, value_name = "CLASS", env = "DISTD_CLASS")]
     class: Option<Class>,
     #[command(flatten)]
-    transport: TransportArgs,
+    settings: TableArgs<PullOptions>,
+}
+
+/// Settings that matter to a single pull.
+pub(crate) enum PullOptions {}
+
+impl TableOptions for PullOptions {
+    type Values = config::Values;
+    const TABLE: Table<config::Values> = config::TABLE;
+
+    fn has(key: &str) -> bool {
+        ["parents", "transport", "connectivity", "site", "metered", "share.linger_seconds"].contains(&key)
+    }
 }
 
 impl Sources {
@@ -77,17 +82,17 @@ impl Sources {
             self.seed.iter().map(seed).collect::<Result<_, _>>().map_err(Failure::from)?;
         let by_hand = || if std::io::stderr().is_terminal() { Class::Interactive } else { Class::Update };
         let class = self.class.unwrap_or_else(by_hand);
-        let sharing = context.sharing().within(self.connectivity).with_class(class);
-        let parents = if self.parent.is_empty() { context.parents() } else { self.parent };
-        let outbound = context.outbound(&self.transport, sharing.connectivity)?;
+        let settings = context.settings(&self.settings.line)?;
+        let sharing = Sharing::of(&settings).with_class(class);
+        let outbound = settings.outbound(sharing.connectivity)?;
         Ok(PullRequest {
             wanted,
             out: target.as_ref().map(|target| target.path().to_owned()).unwrap_or_default(),
             target,
             seeds,
-            parents,
+            parents: settings.parents.clone(),
             data: context.data().to_owned(),
-            downgrade: if self.allow_downgrade { Downgrade::Always } else { context.downgrade() },
+            downgrade: if self.allow_downgrade { Downgrade::Always } else { settings.downgrade },
             aim: self.optimize,
             sharing: if self.no_share { sharing.off() } else { sharing },
             outbound,

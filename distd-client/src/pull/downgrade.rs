@@ -9,6 +9,7 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::anyhow;
 use distd_core::error::Chain;
@@ -31,7 +32,7 @@ const REMEMBERED_MAX: usize = 64;
 const FILE_BYTES_MAX: u64 = 256 << 10;
 
 /// Policy: whether a channel may take this device back to an older release.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Downgrade {
     /// Only if the signed channel orders it.
@@ -43,10 +44,31 @@ pub enum Downgrade {
     Always,
 }
 
-impl Downgrade {
-    /// Returns whether this is the default policy.
-    pub fn is_default(&self) -> bool {
-        *self == Self::default()
+/// A text that does not name a [`Downgrade`].
+#[derive(Debug, thiserror::Error)]
+#[error("choose ordered, never or always")]
+pub struct UnknownDowngrade;
+
+impl FromStr for Downgrade {
+    type Err = UnknownDowngrade;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "ordered" => Ok(Self::Ordered),
+            "never" => Ok(Self::Never),
+            "always" => Ok(Self::Always),
+            _ => Err(UnknownDowngrade),
+        }
+    }
+}
+
+impl fmt::Display for Downgrade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ordered => "ordered",
+            Self::Never => "never",
+            Self::Always => "always",
+        })
     }
 }
 
@@ -78,7 +100,7 @@ impl Step {
 #[error(
     "{product}:{channel} points to {offered}, which is older than {has} on this device, and {}",
     match policy {
-        Downgrade::Never => "client.toml has downgrade = \"never\"",
+        Downgrade::Never => "client.toml has policy.downgrade = \"never\"",
         Downgrade::Ordered | Downgrade::Always => "no downgrade was ordered",
     }
 )]

@@ -22,7 +22,7 @@ use super::report::{BySource, Outcome};
 use super::seeds::Seeds;
 use super::wanted::Session;
 use super::{kept, ours, target, there};
-use crate::config::ClientFile;
+use crate::config::Settings;
 use crate::disk::path::ArtifactPath;
 use crate::failure::{Code, Failure};
 use crate::progress::Progress;
@@ -60,18 +60,18 @@ impl PullRequest {
     /// # Errors
     /// Failures with [`Code::Local`] or [`Code::Usage`] when `client.toml` or `out` is unusable.
     pub fn new(data: &Path, wanted: Wanted, out: &Path) -> anyhow::Result<Self> {
-        let file = ClientFile::load(data).map_err(|e| Failure::new(Code::Local, e.into()))?;
+        let settings = Settings::of_file(data).map_err(Failure::from)?;
         let target = ArtifactPath::target(out).map_err(Failure::from)?;
-        let sharing = Sharing::of(&file);
+        let sharing = Sharing::of(&settings);
         Ok(Self {
             wanted,
             out: target.path().to_owned(),
             target: Some(target),
             seeds: Vec::new(),
-            outbound: file.outbound(data, None, sharing.connectivity)?,
-            parents: file.parents,
+            outbound: settings.outbound(sharing.connectivity)?,
+            parents: settings.parents.clone(),
             data: data.to_owned(),
-            downgrade: file.policy.downgrade,
+            downgrade: settings.downgrade,
             aim: Aim::default(),
             sharing,
         })

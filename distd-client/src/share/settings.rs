@@ -1,6 +1,5 @@
-//! Settings of the exchange with neighbours: the values of `client.toml` and the defaults.
+//! Settings of the exchange with neighbours.
 
-use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use distd_peer::rates::{Class, Limits, Throttle};
 use distd_peer::serve::ServeConfig;
 
 use super::Connectivity;
-use crate::config::ClientFile;
+use crate::config::Settings;
 
 /// Default limit of the upload to neighbours, in bytes per second.
 const UPLOAD_BYTES_PER_SECOND: u64 = 20_000_000;
@@ -21,12 +20,6 @@ const UPLOAD_SLOTS_PER_PEER: usize = 4;
 
 /// Largest number of connections from neighbours.
 const CONNECTIONS_MAX: usize = 64;
-
-/// Default time that a finished pull lingers to serve neighbours.
-const LINGER: Duration = Duration::from_secs(5);
-
-/// Default port of an agent.
-const AGENT_PORT: u16 = 4434;
 
 /// Settings of the exchange.
 #[derive(Clone, Debug)]
@@ -41,8 +34,6 @@ pub struct Sharing {
     pub connectivity: Connectivity,
     /// Site of this device; empty when it names none.
     pub site: String,
-    /// Address that an agent listens on.
-    pub agent_listen: SocketAddr,
     /// Longest time for which a finished pull lingers to serve neighbours. `Linger` makes it half a
     /// second at least.
     pub linger: Duration,
@@ -55,21 +46,20 @@ pub struct Sharing {
 }
 
 impl Sharing {
-    /// Takes the settings from `file`.
-    pub fn of(file: &ClientFile) -> Self {
-        let (share, limits) = (&file.share, &file.limits);
-        let enabled = share.enabled.unwrap_or(true);
-        // A file with invalid limits is refused when it is loaded, so the check succeeds here.
+    /// Takes the settings of a device.
+    pub fn of(settings: &Settings) -> Self {
+        let limits = settings.limits();
+        // The check succeeds: settings with invalid limits are refused.
         let mut rates = limits.check().unwrap_or_default();
         rates.upload.all.otherwise.get_or_insert(UPLOAD_BYTES_PER_SECOND);
+        let enabled = settings.share && settings.connectivity != Connectivity::Offline;
         Self {
             enabled,
-            serves: enabled && !file.metered,
-            mdns: file.mdns.unwrap_or(true),
-            connectivity: file.connectivity,
-            site: file.site.clone().unwrap_or_default(),
-            agent_listen: share.listen.unwrap_or((Ipv6Addr::UNSPECIFIED, AGENT_PORT).into()),
-            linger: share.linger_seconds.map_or(LINGER, Duration::from_secs),
+            serves: enabled && !settings.metered,
+            mdns: settings.mdns,
+            connectivity: settings.connectivity,
+            site: settings.site.clone().unwrap_or_default(),
+            linger: settings.linger,
             limits: rates,
             class: Class::Update,
             slots: limits.upload_slots.unwrap_or(UPLOAD_SLOTS),
@@ -81,15 +71,6 @@ impl Sharing {
     #[must_use]
     pub fn off(mut self) -> Self {
         (self.enabled, self.serves) = (false, false);
-        self
-    }
-
-    /// Limits packets to `connectivity`, if it is given.
-    #[must_use]
-    pub fn within(mut self, connectivity: Option<Connectivity>) -> Self {
-        self.connectivity = connectivity.unwrap_or(self.connectivity);
-        self.enabled &= self.connectivity != Connectivity::Offline;
-        self.serves &= self.enabled;
         self
     }
 
@@ -119,15 +100,24 @@ impl Sharing {
 
 #[cfg(test)]
 mod tests {
+    use distd_peer::trust::files;
+
     use super::*;
+    use crate::config::FILE_NAME;
 
     #[test]
     fn a_metered_device_takes_part_but_serves_nobody() {
-        let plain = Sharing::of(&ClientFile::default());
+        let sharing = |text: &str| {
+            let dir = tempfile::tempdir().expect("temporary directory");
+            files::write_atomic(&dir.path().join(FILE_NAME), text.as_bytes(), 0o600).expect("write");
+            Sharing::of(&Settings::of_file(dir.path()).expect("settings"))
+        };
+        let plain = sharing("");
         assert!(plain.enabled && plain.serves);
-        let metered = Sharing::of(&ClientFile { metered: true, ..ClientFile::default() });
+        let metered = sharing("metered = true");
         assert!(metered.enabled && !metered.serves);
-        let off = Sharing::of(&ClientFile::default()).off();
-        assert!(!off.enabled && !off.serves);
+        for off in [plain.off(), sharing("connectivity = \"offline\""), sharing("share.enabled = false")] {
+            assert!(!off.enabled && !off.serves);
+        }
     }
 }

@@ -164,9 +164,12 @@ fn minute(text: &str) -> Option<u16> {
 }
 
 impl LimitsFile {
-    /// Whether the section is empty.
-    pub fn is_default(&self) -> bool {
-        *self == Self::default()
+    /// Parses the section `[limits]` of a file with settings.
+    ///
+    /// # Errors
+    /// The mistake as a sentence, without the text of the line, which may be quoted elsewhere.
+    pub fn of_section(section: &toml::Value) -> Result<Self, String> {
+        section.clone().try_into().map_err(|e: toml::de::Error| format!("[limits]: {}", e.message()))
     }
 
     /// Returns the limits that the section sets.

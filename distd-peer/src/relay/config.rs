@@ -9,7 +9,8 @@ use crate::process::host_name;
 use crate::rates::{Limits, LimitsFile, Throttle};
 use crate::serve::ServeConfig;
 use crate::settings::{
-    CommandLine, Resolved, Setting, SettingsError, Shown, Table, filled, number, parsed, without_password,
+    CommandLine, Resolved, Setting, SettingsError, SettingsFile, Shown, Table, filled, number, parsed,
+    without_password,
 };
 use crate::store::StoreConfig;
 
@@ -247,7 +248,8 @@ impl RelaySettings {
         environment: impl Fn(&str) -> Option<String>,
         file: Option<&Path>,
     ) -> Result<Self, SettingsError> {
-        let (values, mut problems) = TABLE.resolve(command_line, environment, file);
+        let read = file.map(SettingsFile::read);
+        let (values, mut problems) = TABLE.resolve(command_line, environment, read.as_ref());
         let limits = match values.sections.get(LIMITS) {
             Some(section) => limits(section).unwrap_or_else(|wrong| {
                 let file = file.unwrap_or(Path::new("")).display();
@@ -298,11 +300,7 @@ impl RelaySettings {
 
 /// Parses the section `[limits]`.
 fn limits(section: &toml::Value) -> Result<Limits, String> {
-    let file: LimitsFile = section.clone().try_into().map_err(|e: toml::de::Error| {
-        // Without the quoted line.
-        format!("[{LIMITS}]: {}", e.message())
-    })?;
-    file.check_without_classes().map_err(|wrong| wrong.to_string())
+    LimitsFile::of_section(section)?.check_without_classes().map_err(|wrong| wrong.to_string())
 }
 
 #[cfg(test)]
