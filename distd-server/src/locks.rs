@@ -4,11 +4,12 @@
 //! over each other's heads. A lock on a file ends with its process, however that ends; PostgreSQL's
 //! advisory lock ends with its session.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use distd_peer::filesystem;
 use distd_peer::trust::files::{FileError, create_private_dir};
 use tokio_util::sync::CancellationToken;
 
@@ -135,29 +136,20 @@ fn lock_files(places: &Places) -> Vec<(PathBuf, LockError)> {
 
 /// Locks a file that is there, together with others that lock it so; `None` when it is not there.
 fn shared(path: &Path, taken: LockError) -> Result<Option<File>, LockError> {
-    let failed = |e| LockError::File(path.to_owned(), e);
-    let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        file => file.map_err(failed)?,
-    };
-    match file.try_lock_shared() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Err(taken),
-        Err(TryLockError::Error(error)) => Err(failed(error)),
+    match filesystem::try_lock_shared(path) {
+        Ok(Some(file)) => Ok(Some(file)),
+        Ok(None) => Err(taken),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(LockError::File(path.to_owned(), error)),
     }
 }
 
 fn file(path: &Path, taken: LockError) -> Result<File, LockError> {
-    let failed = |e| LockError::File(path.to_owned(), e);
     if let Some(parent) = path.parent() {
         create_private_dir(parent)?;
     }
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(taken),
-        Err(TryLockError::Error(error)) => Err(failed(error)),
-    }
+    let locked = filesystem::try_lock(path).map_err(|e| LockError::File(path.to_owned(), e))?;
+    locked.ok_or(taken)
 }
 
 async fn wait_for(address: &str) -> Result<SessionLock, LockError> {

@@ -1,5 +1,6 @@
 //! Free space, checked before anything is fetched.
 
+use distd_peer::filesystem::Space;
 use std::io;
 use std::path::Path;
 
@@ -27,12 +28,11 @@ impl Room {
     /// # Errors
     /// As the system reports.
     pub fn at(path: &Path) -> io::Result<Self> {
-        let stat = rustix::fs::statvfs(path)?;
+        let Space { free, inodes, .. } = Space::at(path)?;
         let kind = rustix::fs::statfs(path)?.f_type;
         // The width of `f_type` differs between architectures.
         let packs = PACKING.iter().any(|magic| i128::from(kind) & 0xffff_ffff == i128::from(*magic));
-        let inodes = (stat.f_files > 0).then_some(stat.f_favail);
-        Ok(Self { free: stat.f_bavail.saturating_mul(stat.f_frsize.max(1)), packs, inodes })
+        Ok(Self { free, packs, inodes })
     }
 
     /// Returns whether `bytes` surely do not fit; `there` of them are on the disk already.

@@ -7,7 +7,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::failure::{Code, Failure};
+use distd_peer::filesystem;
 
 /// Longest name that Linux file systems take, in bytes.
 const NAME_BYTES_MAX: usize = 255;
@@ -277,15 +278,8 @@ pub fn remove(path: &Path) -> Result<(), SideError> {
 /// [`SideError`].
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), SideError> {
     let part = with_suffix(path, ".part");
-    let mut file = open_empty(&part)?;
-    let write = |file: &mut File| file.write_all(bytes).and_then(|()| file.sync_all());
-    if let Err(error) = write(&mut file) {
-        // A partial file is of no use. An error of its removal matters less than the first error.
-        let _ = fs::remove_file(&part);
-        return Err(SideError::io("write", path)(error));
-    }
-    fs::rename(&part, path).map_err(SideError::io("replace", path))?;
-    sync_parent(path).map_err(SideError::io("write", path))
+    filesystem::replace_by(open_empty(&part)?, &part, path, bytes)
+        .map_err(|failed| SideError::io(failed.step, path)(failed.cause))
 }
 
 /// Renames the file of this user at `from` to `to`, durably.
@@ -293,22 +287,14 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), SideError> {
 /// # Errors
 /// [`SideError`].
 pub fn replace(from: &Path, to: &Path) -> Result<(), SideError> {
-    fs::rename(from, to).map_err(SideError::io("replace", to))?;
-    sync_parent(to).map_err(SideError::io("write", to))
-}
-
-/// Makes a rename in `path`'s directory durable.
-///
-/// # Errors
-/// As the system reports.
-pub fn sync_parent(path: &Path) -> io::Result<()> {
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(dir)?.sync_all()
+    filesystem::rename(from, to).map_err(SideError::io("replace", to))
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use std::io::Write;
 
     use super::*;
 

@@ -21,7 +21,8 @@ use super::ours;
 use super::sweep::{self, Sweep};
 use crate::disk::mounts;
 use crate::disk::remove::remove_tree;
-use crate::disk::side::{self, SideError, sync_parent, with_suffix};
+use crate::disk::side::{self, SideError, with_suffix};
+use distd_peer::filesystem;
 
 /// Names of everything that distd creates in a staging directory.
 const OWN_NAMES: [&str; 8] =
@@ -230,7 +231,7 @@ impl Staging {
                 side::replace(&self.left_out(), &kept)?;
             }
         }
-        sync_parent(&self.out).map_err(io_error("write", &self.out))?;
+        filesystem::sync_parent(&self.out).map_err(io_error("write", &self.out))?;
         Ok(found)
     }
 
@@ -397,7 +398,7 @@ impl Staging {
             // it already.
             return;
         }
-        if let Err(error) = remove_tree(&self.dir).and_then(|()| sync_parent(&self.out)) {
+        if let Err(error) = remove_tree(&self.dir).and_then(|()| filesystem::sync_parent(&self.out)) {
             tracing::warn!(path = %self.dir.display(), error = %Chain(&error), "the staging directory was left behind");
         }
     }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use distd_core::error::Chain;
 use distd_core::manifest::{Kind, Manifest};
+use distd_peer::filesystem;
 use distd_peer::trust::files;
 
 use super::kept::{is_block_device, part_path, staging_path};
@@ -19,7 +20,7 @@ use super::tree::{TreeTarget, staging_failure};
 use crate::disk::device;
 use crate::disk::lock::{self, Lock, Patience};
 use crate::disk::room::Room;
-use crate::disk::side::{self, SideError, sync_parent};
+use crate::disk::side::{self, SideError};
 use crate::disk::xattrs;
 use crate::failure::{Code, Failure};
 
@@ -268,7 +269,7 @@ impl Target for FileTarget {
             }
             self.file.sync_all()?;
             fs::rename(part, &self.out)?;
-            sync_parent(&self.out)
+            filesystem::sync_parent(&self.out)
         };
         place()
             .with_context(|| format!("could not put {} in place", self.out.display()))

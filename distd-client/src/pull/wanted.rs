@@ -17,6 +17,7 @@ use distd_peer::driver::{ChunkSink, Driver, FetchError};
 use distd_peer::manifest_fetch::fetch_manifest;
 use distd_peer::net::{MeterReading, Outbound, close_code};
 use distd_peer::parents::Parents;
+use distd_peer::random;
 use distd_peer::rates::Throttle;
 use distd_peer::share::{ChunkBytes, Holdings};
 use distd_peer::table::ChunkTable;
@@ -176,7 +177,7 @@ impl Session {
         published: Option<&Published>,
     ) -> Result<(), FetchError> {
         let config = match published {
-            Some(_) => FetchConfig::sharing(wanted.len(), random()),
+            Some(_) => FetchConfig::sharing(wanted.len(), random::number()),
             None => FetchConfig::default(),
         };
         // The handle can request more chunks; it must live as long as the fetch.
@@ -228,10 +229,4 @@ fn blames_the_parent(error: &TufError) -> bool {
             | TufError::File(_)
             | TufError::Store(_)
     )
-}
-
-fn random() -> u64 {
-    let mut bytes = [0; 8];
-    aws_lc_rs::rand::fill(&mut bytes).expect("the system has a random source");
-    u64::from_be_bytes(bytes)
 }

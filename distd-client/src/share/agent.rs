@@ -16,6 +16,7 @@ use distd_core::ranges::ChunkRanges;
 use distd_peer::enrollment::renew_regularly;
 use distd_peer::metrics;
 use distd_peer::net::{Link, Outbound, close_code};
+use distd_peer::random;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
@@ -174,7 +175,7 @@ impl Announcer {
             let told = self.announce().await;
             let every = if told > 0 { ANNOUNCE_EVERY } else { ANNOUNCE_AGAIN };
             // Jitter keeps a fleet that was switched on at once from announcing in step ever after.
-            let wait = every.mul_f64(0.75 + 0.25 * fraction());
+            let wait = every.mul_f64(0.75 + 0.25 * random::fraction());
             let next = tokio::time::Instant::now() + wait;
             while tokio::time::Instant::now() < next && self.last_written() == written {
                 tokio::time::sleep(LOOK_EVERY).await;
@@ -282,11 +283,4 @@ fn holdings(data: &std::path::Path) -> (Vec<(ManifestId, ChunkRanges)>, BTreeSet
         found.extend(kept.map(|kept| (kept.id(), kept.entries().map(|at| at.entry.id).collect())));
     }
     (found, missing)
-}
-
-/// Returns a random number from 0 to 1.
-fn fraction() -> f64 {
-    let mut bytes = [0; 4];
-    aws_lc_rs::rand::fill(&mut bytes).expect("the system has a random source");
-    f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX)
 }

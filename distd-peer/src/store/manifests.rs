@@ -1,7 +1,7 @@
 //! Manifests stored beside the chunks, one file each. A file is complete or absent.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -9,6 +9,7 @@ use distd_core::ManifestId;
 use distd_core::manifest::Manifest;
 
 use super::{EdgeStore, StoreError};
+use crate::filesystem;
 
 impl EdgeStore {
     fn manifest_path(&self, id: &ManifestId) -> PathBuf {
@@ -36,14 +37,9 @@ impl EdgeStore {
     pub fn put_manifest(&self, manifest: &Manifest) -> Result<(), StoreError> {
         let path = self.manifest_path(&manifest.id());
         let part = path.with_extension("part");
-        let write = || -> io::Result<()> {
-            let mut file = File::create(&part)?;
-            file.write_all(&manifest.to_file_bytes())?;
-            file.sync_all()?;
-            fs::rename(&part, &path)?;
-            File::open(self.dir.join("manifests"))?.sync_all()
-        };
-        write().map_err(StoreError::io("write", &path))
+        let file = File::create(&part).map_err(StoreError::io("create", &part))?;
+        filesystem::replace_by(file, &part, &path, &manifest.to_file_bytes())
+            .map_err(|failed| StoreError::io(failed.step, &path)(failed.cause))
     }
 
     /// Ids of the stored manifests, newest first, at most `limit`.

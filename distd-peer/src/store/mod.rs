@@ -24,6 +24,7 @@ use distd_core::packing::PackedChunk;
 
 pub use index::Location;
 
+use crate::filesystem::{self, Space};
 use index::Index;
 use record::{HEADER_BYTES, Header};
 use segment::{Segment, SegmentId};
@@ -412,14 +413,10 @@ fn is_gone(read: &Result<Bytes, StoreError>) -> bool {
 
 fn lock(dir: &Path) -> Result<fs::File, StoreError> {
     let path = dir.join("lock");
-    let file = fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(StoreError::io("create", &path))?;
-    file.try_lock().map_err(|_| StoreError::InUse(dir.to_owned()))?;
-    Ok(file)
+    // A file system without locks cannot prove that no other relay writes to the store.
+    filesystem::try_lock(&path)
+        .map_err(StoreError::io("lock", &path))?
+        .ok_or_else(|| StoreError::InUse(dir.to_owned()))
 }
 
 fn check_version(dir: &Path) -> Result<(), StoreError> {
@@ -438,8 +435,7 @@ fn check_version(dir: &Path) -> Result<(), StoreError> {
 }
 
 fn free_bytes(dir: &Path) -> Result<u64, StoreError> {
-    let stat = rustix::fs::statvfs(dir).map_err(|e| StoreError::io("stat", dir)(e.into()))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    Ok(Space::at(dir).map_err(StoreError::io("stat", dir))?.free)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::{filesystem, random};
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
@@ -125,7 +126,7 @@ pub fn create_secret(path: &Path, bytes: &[u8]) -> Result<bool, FileError> {
     // Already renamed if the file system has no hard links.
     remove(&tmp)?;
     match linked {
-        Ok(()) => sync_parent(path).map(|()| true),
+        Ok(()) => filesystem::sync_parent(path).map(|()| true).map_err(FileError::io("sync", path)),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(e) => Err(FileError::io("create", path)(e)),
     }
@@ -147,8 +148,7 @@ fn claim(tmp: &Path, path: &Path) -> io::Result<()> {
 /// Replaces `path` by these bytes, durably. A crash leaves the old file or the new one.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     let tmp = write_temporary(path, bytes, mode)?;
-    fs::rename(&tmp, path).map_err(FileError::io("replace", path))?;
-    sync_parent(path)
+    filesystem::rename(&tmp, path).map_err(FileError::io("replace", path))
 }
 
 /// Removes `path`. A missing file is not an error.
@@ -161,10 +161,8 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
 }
 
 fn write_temporary(path: &Path, bytes: &[u8], mode: u32) -> Result<PathBuf, FileError> {
-    let mut random = [0; 8];
-    aws_lc_rs::rand::fill(&mut random).expect("the system has a random source");
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let tmp = path.with_file_name(format!(".{name}.{}", hex::encode(random)));
+    let tmp = path.with_file_name(format!(".{name}.{}", hex::encode(random::bytes::<8>())));
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&tmp)?;
         file.write_all(bytes)?;
@@ -176,14 +174,6 @@ fn write_temporary(path: &Path, bytes: &[u8], mode: u32) -> Result<PathBuf, File
         return Err(FileError::io("write", path)(e));
     }
     Ok(tmp)
-}
-
-fn sync_parent(path: &Path) -> Result<(), FileError> {
-    let parent = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    File::open(parent).and_then(|dir| dir.sync_all()).map_err(FileError::io("sync", parent))
 }
 
 #[cfg(test)]

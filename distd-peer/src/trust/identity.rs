@@ -21,6 +21,7 @@ use super::enroll::{EnrollReply, EnrollRequest, NONCE_BYTES, Refusal, RenewReque
 use super::files::{self, FileError};
 use super::seal::{SealError, SealedReply};
 use super::token::{JoinToken, sha256};
+use crate::random;
 
 /// Certificate name of the origin, whichever address it has.
 pub const ORIGIN_NAME: &str = "origin.distd.internal";
@@ -282,7 +283,7 @@ impl NodeIdentity {
             csr_der,
             label: label.to_owned(),
             role,
-            nonce: nonce(),
+            nonce: random::bytes::<NONCE_BYTES>().to_vec(),
         })
     }
 
@@ -292,7 +293,7 @@ impl NodeIdentity {
         Ok(RenewRequest {
             csr_der: self.csr_der()?,
             cert_der: held.cert.to_vec(),
-            nonce: nonce(),
+            nonce: random::bytes::<NONCE_BYTES>().to_vec(),
             root_sha256: sha256(&held.root_json).to_vec(),
         })
     }
@@ -428,12 +429,6 @@ fn open_sealed(
     let ca = sealed.verify(request, ca_fingerprint)?;
     let reply = EnrollReply::decode(&sealed.reply).map_err(|_| IdentityError::BadReply)?;
     Ok((ca, reply))
-}
-
-fn nonce() -> Vec<u8> {
-    let mut bytes = vec![0; NONCE_BYTES];
-    aws_lc_rs::rand::fill(&mut bytes).expect("the system has a random source");
-    bytes
 }
 
 /// Whether the certificate is signed by the CA's key. Does not check validity or names.

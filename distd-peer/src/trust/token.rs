@@ -9,6 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::enroll::enroll_message;
 use super::identity::Role;
+use crate::random;
 
 const JOIN_PREFIX: &str = "distd-join-v1";
 const API_PREFIX: &str = "distd-api-v1";
@@ -42,7 +43,7 @@ pub struct JoinToken {
 impl JoinToken {
     /// Generates a random token for the realm with this CA fingerprint.
     pub fn generate(ca_fingerprint: [u8; 32]) -> Self {
-        Self { ca_fingerprint, seed: random() }
+        Self { ca_fingerprint, seed: random::bytes() }
     }
 
     /// SHA-256 of the realm CA certificate's DER.
@@ -97,7 +98,7 @@ pub struct ApiToken {
 impl ApiToken {
     /// Generates a random token for the realm with this CA fingerprint.
     pub fn generate(ca_fingerprint: [u8; 32]) -> Self {
-        Self { ca_fingerprint, secret: random() }
+        Self { ca_fingerprint, secret: random::bytes() }
     }
 
     /// SHA-256 of the realm CA certificate's DER, by which the client recognises the origin.
@@ -135,12 +136,6 @@ impl fmt::Debug for ApiToken {
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
     digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
-}
-
-fn random() -> [u8; 32] {
-    let mut out = [0; 32];
-    aws_lc_rs::rand::fill(&mut out).expect("the system has a random source");
-    out
 }
 
 fn format_token(prefix: &str, fingerprint: &[u8; 32], secret: &[u8; 32]) -> String {

@@ -11,6 +11,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use super::App;
+use distd_peer::random;
 
 /// Header that carries the id, in requests and responses.
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
@@ -56,7 +57,5 @@ pub(super) async fn layer(State(app): State<Arc<App>>, request: Request, next: N
 }
 
 fn fresh() -> Arc<str> {
-    let mut bytes = [0; 8];
-    aws_lc_rs::rand::fill(&mut bytes).expect("the system has a random source");
-    hex::encode(bytes).into()
+    hex::encode(random::bytes::<8>()).into()
 }

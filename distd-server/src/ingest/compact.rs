@@ -9,10 +9,11 @@ use distd_core::error::Chain;
 use distd_core::packing::{PackedChunk, Unpacker};
 use tokio::task::spawn_blocking;
 
-use super::{Ingest, IngestError, random};
+use super::{Ingest, IngestError};
 use crate::db::{ChunkRow, MovedChunk, SPARSE_MAX, SparsePack, UnixSeconds};
 use crate::store::pack::{PackWriter, object_name};
 use crate::store::{ReadError, StoreError};
+use distd_peer::random;
 
 /// A pack is emptied when less than one in so many of its bytes is used: at that share a byte
 /// copied frees one.
@@ -228,7 +229,7 @@ impl Ingest {
         let Filling { writer, chunks } = filling;
         let sealed = spawn_blocking(move || writer.seal()).await.expect("sealing does not panic");
         self.check_room(sealed.bytes)?;
-        let object = object_name(random());
+        let object = object_name(random::bytes());
         // The pack is noted as doomed before it is put, so that it can be deleted whatever comes of
         // it.
         self.db.doom(&object, now).await?;

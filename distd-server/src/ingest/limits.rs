@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Ingest, IngestError};
+use distd_peer::filesystem::Space;
 
 /// Limits of publishers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,12 +31,8 @@ const RESERVE_BYTES_MAX: u64 = 1 << 30;
 /// Returns the number of free bytes of a disk, less the reserve: a twentieth of the disk or 1 GiB,
 /// whichever is less. A disk whose system reports no sizes is taken to have room enough.
 fn room(directory: &Path) -> u64 {
-    match rustix::fs::statvfs(directory) {
-        Ok(stat) => {
-            let all = stat.f_blocks.saturating_mul(stat.f_frsize);
-            let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-            free.saturating_sub((all / RESERVE_SHARE).min(RESERVE_BYTES_MAX))
-        }
+    match Space::at(directory) {
+        Ok(Space { total, free, .. }) => free.saturating_sub((total / RESERVE_SHARE).min(RESERVE_BYTES_MAX)),
         Err(_) => u64::MAX,
     }
 }

@@ -32,7 +32,6 @@ use self::visible::{ProductChunks, Seen};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use aws_lc_rs::rand;
 use distd_core::names::Name;
 use distd_core::packing::{LEVEL_DEFAULT, UnpackError};
 use distd_core::{ArtifactHash, ChunkHash, ChunkId, ManifestId};
@@ -42,6 +41,7 @@ use crate::db::{BeginUpload, Db, DbError, Location, PackId, UnixSeconds, UploadI
 use crate::publisher::Publisher;
 use crate::store::pack::PackError;
 use crate::store::{PackReader, ReadError, Store, StoreError};
+use distd_peer::random;
 
 /// Time without a new chunk after which an upload is given up, seconds: a day, for publishers who
 /// take their machine home.
@@ -259,7 +259,7 @@ impl Ingest {
         by: &Publisher,
         now: UnixSeconds,
     ) -> Result<(UploadRow, bool), IngestError> {
-        let fresh = UploadId::from_random(random());
+        let fresh = UploadId::from_random(random::bytes());
         let (expires, uploads_max) = (now + UPLOAD_SECONDS, self.limits.uploads_max);
         let begun = self.db.begin_upload(fresh.clone(), product, version, by, now, expires, uploads_max);
         match begun.await? {
@@ -410,13 +410,6 @@ impl UploadRow {
             UploadState::Committed | UploadState::Aborted => Err(IngestError::UploadOver(self.id.clone())),
         }
     }
-}
-
-/// 16 random bytes.
-pub(crate) fn random() -> [u8; 16] {
-    let mut bytes = [0; 16];
-    rand::fill(&mut bytes).expect("the system's random source works, or nothing here is safe");
-    bytes
 }
 
 /// Object name of a manifest.

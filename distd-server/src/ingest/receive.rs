@@ -10,9 +10,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::visible::Seen;
-use super::{Ingest, IngestError, UPLOAD_SECONDS, random};
+use super::{Ingest, IngestError, UPLOAD_SECONDS};
 use crate::db::{UnixSeconds, UploadId, UploadRow};
 use crate::store::pack::{PackWriter, object_name};
+use distd_peer::random;
 
 /// Raw bytes verified in one go: some milliseconds of work, so that handing it to another thread
 /// costs nothing.
@@ -173,7 +174,7 @@ impl PackingSink {
         let sealed = spawn_blocking(move || pack.seal()).await.expect("sealing does not panic");
         self.ingest.check_quota(&self.token, sealed.bytes).await?;
         self.ingest.check_room(sealed.bytes)?;
-        let object = object_name(random());
+        let object = object_name(random::bytes());
         let Ingest { store, db, .. } = &self.ingest;
         store.put(&object, sealed.payload).await?;
         let expires = self.now + UPLOAD_SECONDS;

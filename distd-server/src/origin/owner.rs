@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::DisagreementError;
 use crate::db::Db;
-use crate::ingest::random;
 use crate::store::{Store, StoreError};
+use distd_peer::random;
 
 /// Object that names the owner: id of the database and id of the process, hexadecimal, with a blank
 /// between them.
@@ -56,8 +56,8 @@ impl Owner {
         if self.claim.get().is_some() {
             return Ok(());
         }
-        let database = db.id(&hex::encode(random())).await?;
-        let claim = format!("{database} {}", hex::encode(random()));
+        let database = db.id(&hex::encode(random::bytes::<16>())).await?;
+        let claim = format!("{database} {}", hex::encode(random::bytes::<16>()));
         let found = match self.named().await? {
             None if self.store.put_new(OWNER, claim.clone().into_bytes()).await? => None,
             // Another process was faster.
@@ -84,8 +84,10 @@ impl Owner {
 
     /// Makes the store this database's, whichever database it belonged to.
     pub(super) async fn give(db: &Db, store: &Store) -> Result<(), DisagreementError> {
-        let database = db.id(&hex::encode(random())).await?;
-        Ok(store.put(OWNER, format!("{database} {}", hex::encode(random())).into_bytes()).await?)
+        let database = db.id(&hex::encode(random::bytes::<16>())).await?;
+        Ok(store
+            .put(OWNER, format!("{database} {}", hex::encode(random::bytes::<16>())).into_bytes())
+            .await?)
     }
 
     /// Refuses when another process has taken the store since. From then on this process stays

@@ -1,12 +1,12 @@
 //! The next TUF root, on its way between the origin and keys that are kept elsewhere:
 //! `DIR/root-next.json`.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use distd_peer::clock::unix_now;
+use distd_peer::filesystem;
 use distd_peer::trust::files::{self, FileError};
 
 use super::Origin;
@@ -57,8 +57,9 @@ impl NextRootLock {
     /// [`NextRootError::Lock`]
     pub fn take(data: &Path) -> Result<Self, NextRootError> {
         let path = data.join(LOCK);
-        let locked = open_lock(&path).and_then(|file| file.lock().map(|()| file));
-        locked.map(|file| Self { _file: file }).map_err(|error| NextRootError::Lock(path, error))
+        filesystem::lock(&path)
+            .map(|file| Self { _file: file })
+            .map_err(|error| NextRootError::Lock(path, error))
     }
 
     /// Takes the lock unless another process has it.
@@ -67,18 +68,11 @@ impl NextRootLock {
     /// [`NextRootError::Lock`]
     fn try_take(data: &Path) -> Result<Option<Self>, NextRootError> {
         let path = data.join(LOCK);
-        let failed = |error| NextRootError::Lock(path.clone(), error);
-        let file = open_lock(&path).map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Self { _file: file })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(failed(error)),
+        match filesystem::try_lock(&path) {
+            Ok(file) => Ok(file.map(|file| Self { _file: file })),
+            Err(error) => Err(NextRootError::Lock(path, error)),
         }
     }
-}
-
-fn open_lock(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)
 }
 
 /// Path of the next root.

@@ -6,11 +6,12 @@ use distd_core::error::Chain;
 use distd_core::packing::{Codec, PackedChunk};
 use distd_core::{ArtifactHash, ChunkHash};
 use distd_peer::clock::unix_now;
+use distd_peer::random;
 use tokio::task::spawn_blocking;
 
 use super::MakeError;
 use crate::db::Db;
-use crate::ingest::{Ingest, random};
+use crate::ingest::Ingest;
 use crate::origin::signed;
 use crate::store::Store;
 use crate::store::pack::{self, PackWriter, object_name};
@@ -97,7 +98,7 @@ impl PayloadPacks {
         let sealed = spawn_blocking(move || writer.seal()).await.expect("sealing does not panic");
         // Patches must not use up the disk's reserve.
         self.ingest.check_room(sealed.bytes)?;
-        let object = object_name(random());
+        let object = object_name(random::bytes());
         // The object is listed as doomed before it is written, so that it is deleted after a
         // failure here and after a crash.
         self.ingest.db().doom(&object, signed(unix_now())).await?;

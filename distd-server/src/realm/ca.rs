@@ -8,6 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use distd_core::error::Chain;
 use distd_peer::net::ResetKey;
+use distd_peer::random;
 use distd_peer::trust::files::{self, FileError};
 use distd_peer::trust::identity::{
     CertError, CertInfo, Role, certificate_from_pem, certificate_names, key_from_pem, to_pem,
@@ -348,8 +349,7 @@ fn common_name(name: &str) -> DistinguishedName {
 }
 
 fn random_serial() -> SerialNumber {
-    let mut bytes = [0; 16];
-    aws_lc_rs::rand::fill(&mut bytes).expect("the system has a random source");
+    let mut bytes = random::bytes::<16>();
     // A positive DER integer of one length: neither a sign bit nor a leading zero.
     bytes[0] = bytes[0] & 0x3f | 0x40;
     SerialNumber::from_slice(&bytes)

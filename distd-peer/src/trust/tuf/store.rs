@@ -5,13 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
 use super::error::TufError;
 use super::walk::{Seen, Verified};
+use crate::filesystem;
 use crate::trust::files::{self, FileError};
 use crate::trust::token::sha256;
 
@@ -49,16 +49,8 @@ impl Store {
 
     /// Waits until no other process uses the directory.
     pub(super) fn lock(&self) -> Result<Locked, TufError> {
-        let lock = || -> io::Result<fs::File> {
-            let file = fs::OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .open(self.dir.join("lock"))?;
-            rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
-            Ok(file)
-        };
-        lock().map(|file| Locked { _file: file }).map_err(|e| TufError::Store(e.into()))
+        let locked = filesystem::lock(&self.dir.join("lock"));
+        locked.map(|file| Locked { _file: file }).map_err(|e| TufError::Store(e.into()))
     }
 
     /// Newest root that this device has verified; `None` before the first update.
