@@ -60,6 +60,7 @@ pub mod cut;
 pub mod error;
 pub mod explain;
 pub mod ids;
+pub mod lru;
 pub mod manifest;
 pub mod names;
 pub mod packing;

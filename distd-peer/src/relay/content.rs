@@ -14,7 +14,7 @@ use distd_core::error::Chain;
 use distd_core::manifest::Manifest;
 use tokio::sync::OnceCell;
 
-use super::metadata_cache::{METADATA_FRESH, MetadataCache, PARENT_DOWN};
+use super::metadata_cache::{MetadataCache, PARENT_DOWN};
 use super::mirror::Mirror;
 use super::swarm::RelaySwarm;
 use crate::clock::unix_now;
@@ -342,10 +342,8 @@ impl Content for Relay {
         // Held while asking: another asker of the same question waits here and then finds the
         // answer.
         let mut cache = self.metadata.lock().await;
-        if let Some((at, answer)) = cache.kept.get(&query)
-            && at.elapsed() < METADATA_FRESH
-        {
-            return Ok(answer.clone());
+        if let Some(answer) = cache.fresh(&query) {
+            return Ok(answer);
         }
         let down = cache.down_until.is_some_and(|until| Instant::now() < until);
         let stale = |answer: Bytes| {
@@ -355,7 +353,7 @@ impl Content for Relay {
         if down {
             // The mirror is never older than a kept answer.
             let kept = match self.kept_metadata(&query).await {
-                None => cache.kept.get(&query).map(|(_, answer)| answer.clone()),
+                None => cache.kept(&query),
                 kept => kept,
             };
             if let Some(answer) = kept {
@@ -376,7 +374,7 @@ impl Content for Relay {
             }
             Err(error) => {
                 cache.down_until = Some(Instant::now() + PARENT_DOWN);
-                let kept = cache.kept.get(&query).map(|(_, answer)| answer.clone());
+                let kept = cache.kept(&query);
                 drop(cache);
                 self.kept_metadata(&query).await.or(kept).map_or(Err(error), stale)
             }

@@ -29,9 +29,8 @@ mod tokens;
 mod tuf;
 mod uploads;
 
-use std::collections::VecDeque;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::Router;
 use distd_core::ManifestId;
@@ -53,10 +52,6 @@ use crate::origin::Origin;
 /// lists, or many of the usual 1 to 4 MiB.
 const LISTS_MIB: u32 = 256;
 
-/// Number of manifests kept in memory for requests of single nodes. Each takes about 5 MB for an
-/// 800 MB image.
-const MANIFESTS_MAX: usize = 2;
-
 /// State that all request handlers share.
 pub struct App {
     origin: Arc<Origin>,
@@ -65,7 +60,6 @@ pub struct App {
     tasks: TaskTracker,
     lists: Arc<Semaphore>,
     spooling: Arc<spool::Spooling>,
-    manifests: Mutex<VecDeque<Arc<Manifest>>>,
 }
 
 impl App {
@@ -78,7 +72,6 @@ impl App {
             tasks: TaskTracker::new(),
             lists: Arc::new(Semaphore::new(LISTS_MIB as usize)),
             spooling: Arc::default(),
-            manifests: Mutex::default(),
         })
     }
 
@@ -111,21 +104,7 @@ impl App {
 
     /// Manifest of a release or patch set, from memory or from the store.
     async fn manifest(&self, id: ManifestId) -> Result<Arc<Manifest>, ApiError> {
-        {
-            let mut kept = self.manifests.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(at) = kept.iter().position(|manifest| manifest.id() == id) {
-                let found = kept.remove(at).expect("the position was just found");
-                kept.push_back(found.clone());
-                return Ok(found);
-            }
-        }
-        let found = Arc::new(self.origin.ingest().manifest(&id).await?);
-        let mut kept = self.manifests.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.push_back(found.clone());
-        while kept.len() > MANIFESTS_MAX {
-            kept.pop_front();
-        }
-        Ok(found)
+        Ok(self.origin.manifests().load(&id).await?.manifest.clone())
     }
 }
 

@@ -1,10 +1,11 @@
 //! Chunks of open uploads: the pack of each chunk, in memory, rebuilt from the packs' indexes when
 //! needed.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use distd_core::ChunkHash;
+use distd_core::lru::Lru;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use super::IngestError;
@@ -18,7 +19,7 @@ const UPLOADS_MAX: usize = 4;
 
 /// Entries kept whole. A chunk is looked for where the one before it was found, so a few packs'
 /// worth do.
-const ENTRIES_MAX: usize = 32_768;
+const ENTRIES_MAX: u64 = 32_768;
 
 /// Bytes of a hash that a chunk is found by. A publisher can make a collision of 128 bits with 2^64
 /// work, but only against its own upload: the commit then misses a chunk and fails.
@@ -61,7 +62,7 @@ impl UploadIndexes {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let found = recent.iter().position(|(id, _)| id == upload).map(|at| recent.remove(at));
         let (id, index) = found.unwrap_or_else(|| {
-            let index = UploadIndex { losses: self.losses.clone(), ..UploadIndex::default() };
+            let index = UploadIndex::new(self.losses.clone());
             (upload.clone(), Arc::new(AsyncMutex::new(index)))
         });
         recent.push((id, index.clone()));
@@ -78,15 +79,15 @@ impl UploadIndexes {
 }
 
 /// The chunks of one open upload. About 40 bytes each.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct UploadIndex {
     loaded: bool,
     known: BTreeSet<PackId>,
     packs: Vec<PackId>,
     /// Pack, by its place in `packs`, and entry within it.
     chunks: HashMap<[u8; KEY_BYTES], (u32, u32)>,
-    /// Packs whose entries were needed last, the latest at the end.
-    open: VecDeque<(u32, Arc<Vec<PackEntry>>)>,
+    /// Entries of the packs that were needed last.
+    open: Lru<u32, Arc<Vec<PackEntry>>>,
     losses: Arc<Losses>,
 }
 
@@ -95,6 +96,17 @@ fn key(hash: &ChunkHash) -> [u8; KEY_BYTES] {
 }
 
 impl UploadIndex {
+    fn new(losses: Arc<Losses>) -> Self {
+        Self {
+            loaded: false,
+            known: BTreeSet::new(),
+            packs: Vec::new(),
+            chunks: HashMap::new(),
+            open: Lru::new(ENTRIES_MAX),
+            losses,
+        }
+    }
+
     /// Learns of packs that were recorded elsewhere: before a restart, or by another replica. Lost
     /// ones are left out.
     ///
@@ -126,11 +138,9 @@ impl UploadIndex {
     }
 
     fn keep(&mut self, number: u32, entries: Arc<Vec<PackEntry>>) {
-        self.open.push_back((number, entries));
-        let mut held: usize = self.open.iter().map(|(_, entries)| entries.len()).sum();
-        while held > ENTRIES_MAX && self.open.len() > 1 {
-            held -= self.open.pop_front().map_or(0, |(_, entries)| entries.len());
-        }
+        // The pack that is being read stays, however many entries it has.
+        let weight = (entries.len() as u64).min(ENTRIES_MAX);
+        self.open.put(number, entries, weight);
     }
 
     /// Whether the upload has the chunk.
@@ -150,8 +160,8 @@ impl UploadIndex {
     ) -> Result<Option<Location>, IngestError> {
         let Some(&(number, entry)) = self.chunks.get(&key(hash)) else { return Ok(None) };
         let pack = self.packs[number as usize];
-        let entries = match self.open.iter().rev().find(|(held, _)| *held == number) {
-            Some((_, entries)) => entries.clone(),
+        let entries = match self.open.get(&number) {
+            Some(entries) => entries.clone(),
             None => {
                 let entries = Arc::new(read(from, upload, pack).await?);
                 self.keep(number, entries.clone());
@@ -197,7 +207,7 @@ mod tests {
 
     #[test]
     fn the_first_pack_keeps_a_chunk_and_a_pack_is_added_once() {
-        let mut index = UploadIndex::default();
+        let mut index = UploadIndex::new(Arc::default());
         index.add(PackId(7), entries(0..10));
         index.add(PackId(9), entries(5..15));
         index.add(PackId(7), entries(90..95));
@@ -209,11 +219,12 @@ mod tests {
 
     #[test]
     fn whole_entries_are_kept_for_the_last_packs_only() {
-        let mut index = UploadIndex::default();
+        let mut index = UploadIndex::new(Arc::default());
         for pack in 0..10 {
             index.add(PackId(u64::from(pack)), entries(pack * 10_000..(pack + 1) * 10_000));
         }
-        assert_eq!(index.open.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [7, 8, 9]);
+        let kept: Vec<u32> = (0..10).filter(|number| index.open.get(number).is_some()).collect();
+        assert_eq!(kept, [7, 8, 9]);
         assert_eq!(index.chunks.len(), 100_000);
     }
 

@@ -1,14 +1,11 @@
 //! Content that the origin serves over QUIC.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use distd_core::ManifestId;
 use distd_core::error::Chain;
-use distd_core::manifest::Manifest;
 use distd_core::packing::Unpacker;
 use distd_core::proto::frame::{Cost, Data, DontHaveReason, NodeRequest};
 use distd_core::ranges::ChunkRanges;
@@ -19,13 +16,10 @@ use distd_peer::trust::tuf::wire::Query;
 use tokio::sync::mpsc;
 
 use super::Origin;
+use super::manifests::LoadedManifest;
 use super::registry::SqlRegistry;
 use crate::ingest::IngestError;
 use crate::store::{Chunks, StoredChunk};
-
-/// Manifests kept in memory, each some 5 MB for an 800 MB image; the least recently used goes
-/// first.
-const MANIFESTS_MAX: usize = 6;
 
 /// Stored bytes read ahead for one batch.
 const RUN_BYTES: usize = 1 << 20;
@@ -33,62 +27,35 @@ const RUN_BYTES: usize = 1 << 20;
 /// The origin as content of a [`distd_peer::serve::Server`].
 pub struct OriginContent {
     origin: Arc<Origin>,
-    loaded: Mutex<HashMap<ManifestId, (Instant, Arc<Loaded>)>>,
-}
-
-/// A manifest and its chunk ids.
-struct Loaded {
-    manifest: Arc<Manifest>,
-    ids: ChunkRanges,
 }
 
 impl OriginContent {
     /// Serves what `origin` has released.
     pub fn new(origin: Arc<Origin>) -> Arc<Self> {
-        Arc::new(Self { origin, loaded: Mutex::default() })
+        Arc::new(Self { origin })
     }
 
-    async fn load(&self, id: ManifestId) -> Result<Arc<Loaded>, ServeError> {
+    async fn load(&self, id: ManifestId) -> Result<Arc<LoadedManifest>, ServeError> {
         let internal = |e: Box<dyn std::error::Error + Send + Sync>| ServeError::Internal(e);
         // Only manifests that a release or a patch set names are served: nobody may see an
         // uncommitted upload, or a release that was withdrawn since.
         let released = self.origin.db().manifests_released(&[id]).await.map_err(|e| internal(e.into()))?;
         if released != [true] {
-            self.loaded.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            self.origin.manifests().forget(&id);
             return Err(ServeError::NoManifest(id));
         }
-        {
-            let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((used, found)) = loaded.get_mut(&id) {
-                *used = Instant::now();
-                return Ok(found.clone());
-            }
-        }
-        let manifest = match self.origin.ingest().manifest(&id).await {
-            Ok(manifest) => Arc::new(manifest),
-            Err(error @ IngestError::MissingManifest(_)) => {
+        self.origin.manifests().load(&id).await.map_err(|error| {
+            if matches!(error, IngestError::MissingManifest(_)) {
                 tracing::error!(%id, "a release's manifest is missing from the store");
-                return Err(internal(error.into()));
             }
-            Err(error) => return Err(internal(error.into())),
-        };
-        let ids = manifest.entries().map(|at| at.entry.id).collect();
-        let found = Arc::new(Loaded { manifest, ids });
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        loaded.insert(id, (Instant::now(), found.clone()));
-        while loaded.len() > MANIFESTS_MAX {
-            let Some(oldest) = loaded.iter().min_by_key(|(_, (used, _))| *used).map(|(id, _)| *id) else {
-                break;
-            };
-            loaded.remove(&oldest);
-        }
-        Ok(found)
+            internal(error.into())
+        })
     }
 }
 
 /// One released manifest's swarm at the origin.
 struct OriginSwarm {
-    loaded: Arc<Loaded>,
+    loaded: Arc<LoadedManifest>,
     chunks: Chunks,
     /// Source of the manifests that the asker holds.
     others: Arc<OriginContent>,

@@ -3,6 +3,7 @@
 
 mod agree;
 mod content;
+mod manifests;
 mod metadata;
 mod owner;
 mod patches;
@@ -22,6 +23,7 @@ use distd_peer::clock::unix_now;
 use distd_peer::trust::revoked::Revoked;
 use distd_peer::trust::tls::Credentials;
 
+use self::manifests::ManifestCache;
 use crate::db::{Db, DbError, UnixSeconds, redact};
 use crate::ingest::{Ingest, IngestError, IngestLimits};
 use crate::patches::{PatchMaker, PatchOptions};
@@ -172,6 +174,7 @@ pub enum OpenError {
 pub struct Origin {
     db: Db,
     ingest: Ingest,
+    manifests: ManifestCache,
     chunks: Chunks,
     patches: PatchMaker,
     realm: Realm,
@@ -248,6 +251,7 @@ impl Origin {
             chunks: Chunks::new(db.clone(), store.clone()),
             patches: PatchMaker::new(ingest.clone(), spool.clone(), patches),
             db,
+            manifests: ManifestCache::new(ingest.clone()),
             ingest,
             realm,
             repository,
@@ -327,6 +331,11 @@ impl Origin {
     /// The database.
     pub fn db(&self) -> &Db {
         &self.db
+    }
+
+    /// The manifests that were used last.
+    pub(crate) fn manifests(&self) -> &ManifestCache {
+        &self.manifests
     }
 
     /// Uploads and commits.

@@ -1,9 +1,10 @@
 //! Join tokens and nodes, in SQL.
 
 use async_trait::async_trait;
+use distd_core::role::Role;
 use distd_peer::clock::unix_now;
 use distd_peer::trust::enroll::RefusalCode;
-use distd_peer::trust::identity::{CertInfo, NodeId, Role};
+use distd_peer::trust::identity::{CertInfo, NodeId};
 
 use super::signed;
 use crate::db::{Db, DbError, EnrolOutcome, Enrolment, PutCertificate};

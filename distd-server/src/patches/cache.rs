@@ -1,28 +1,26 @@
-//! Cache of unpacked chunks, bounded in bytes; the least recently used leave first.
+//! Cache of unpacked chunks, bounded in bytes.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use distd_core::lru::Lru;
 
 use crate::db::{Location, PackId};
 
 /// Most raw bytes in the cache: the bases of a few neighbouring jobs, which share most of their
 /// chunks.
-const CACHE_BYTES_MAX: usize = 64 << 20;
+const CACHE_BYTES_MAX: u64 = 64 << 20;
 
 /// Place of a chunk: its pack, and its first byte in that pack.
 pub(super) type Key = (PackId, u64);
 
 /// Raw bytes of chunks by place, shared by both releases and all jobs.
-#[derive(Debug, Default)]
-pub(super) struct ChunkCache(Mutex<Held>);
+#[derive(Debug)]
+pub(super) struct ChunkCache(Mutex<Lru<Key, Arc<[u8]>>>);
 
-#[derive(Debug, Default)]
-struct Held {
-    chunks: HashMap<Key, (u64, Arc<[u8]>)>,
-    /// Least recently used first.
-    order: BTreeMap<u64, Key>,
-    tick: u64,
-    bytes: usize,
+impl Default for ChunkCache {
+    fn default() -> Self {
+        Self(Mutex::new(Lru::new(CACHE_BYTES_MAX)))
+    }
 }
 
 pub(super) fn key(at: &Location) -> Key {
@@ -30,38 +28,19 @@ pub(super) fn key(at: &Location) -> Key {
 }
 
 impl ChunkCache {
-    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, Lru<Key, Arc<[u8]>>> {
         // The code under the lock does not panic, so the data is consistent even in a poisoned
         // lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn get(&self, key: Key) -> Option<Arc<[u8]>> {
-        let held = &mut *self.held();
-        let (used, chunk) = held.chunks.get_mut(&key)?;
-        held.order.remove(used);
-        held.tick += 1;
-        *used = held.tick;
-        held.order.insert(held.tick, key);
-        Some(chunk.clone())
+        self.held().get(&key).cloned()
     }
 
     pub(super) fn put(&self, key: Key, chunk: Arc<[u8]>) {
-        let held = &mut *self.held();
-        held.tick += 1;
-        held.bytes += chunk.len();
-        held.order.insert(held.tick, key);
-        if let Some((used, before)) = held.chunks.insert(key, (held.tick, chunk)) {
-            held.order.remove(&used);
-            held.bytes -= before.len();
-        }
-        while held.bytes > CACHE_BYTES_MAX
-            && let Some((_, oldest)) = held.order.pop_first()
-        {
-            if let Some((_, gone)) = held.chunks.remove(&oldest) {
-                held.bytes -= gone.len();
-            }
-        }
+        let bytes = chunk.len() as u64;
+        self.held().put(key, chunk, bytes);
     }
 }
 
@@ -79,8 +58,7 @@ mod tests {
             cache.put(key(n), chunk.clone());
             assert!(cache.get(key(0)).is_some(), "a chunk in constant use stays");
             let held = cache.held();
-            assert!(held.bytes <= CACHE_BYTES_MAX && held.bytes == held.chunks.len() << 20);
-            assert_eq!(held.order.len(), held.chunks.len());
+            assert!(held.weight() <= CACHE_BYTES_MAX && held.weight() == (held.len() as u64) << 20);
         }
         assert!(cache.get(key(1)).is_none());
         assert!(cache.get(key(999)).is_some());

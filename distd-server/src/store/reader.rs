@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use distd_core::lru::Lru;
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::OnceCell;
 
@@ -15,7 +16,7 @@ use crate::db::{Db, DbError, Location, PackId};
 const BLOCK_BYTES: u64 = 512 << 10;
 
 /// Blocks held at most: 32 MiB.
-const BLOCKS_MAX: usize = 64;
+const BLOCKS_MAX: u64 = 64;
 
 /// Pack names held at most; about 100 bytes each.
 const NAMES_MAX: usize = 16_384;
@@ -55,31 +56,32 @@ pub struct PackReader {
 /// A block that the first task reads and the others wait for.
 type Block = Arc<OnceCell<Bytes>>;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     names: HashMap<PackId, Arc<str>>,
-    blocks: HashMap<(PackId, u64), (u64, Block)>,
-    tick: u64,
+    blocks: Lru<(PackId, u64), Block>,
 }
 
 impl Shared {
-    /// Returns the block's place, made if needed; the block used longest ago is evicted.
+    fn new() -> Self {
+        Self { names: HashMap::new(), blocks: Lru::new(BLOCKS_MAX) }
+    }
+
+    /// Returns the block's place, made if needed.
     fn block(&mut self, key: (PackId, u64)) -> Block {
-        self.tick += 1;
-        if !self.blocks.contains_key(&key) && self.blocks.len() >= BLOCKS_MAX {
-            let oldest = self.blocks.iter().min_by_key(|(_, (tick, _))| *tick).map(|(key, _)| *key);
-            self.blocks.remove(&oldest.expect("a full cache has an oldest block"));
+        if let Some(block) = self.blocks.get(&key) {
+            return block.clone();
         }
-        let place = self.blocks.entry(key).or_default();
-        place.0 = self.tick;
-        place.1.clone()
+        let block = Block::default();
+        self.blocks.put(key, block.clone(), 1);
+        block
     }
 }
 
 impl PackReader {
     /// A reader with an empty cache.
     pub fn new(db: Db, store: Store) -> Self {
-        Self { db, store, shared: Arc::default() }
+        Self { db, store, shared: Arc::new(Mutex::new(Shared::new())) }
     }
 
     fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
@@ -235,12 +237,12 @@ mod tests {
 
     #[test]
     fn the_block_cache_stays_bounded() {
-        let mut shared = Shared::default();
+        let mut shared = Shared::new();
         for n in 0..1000 {
             shared.block((PackId(n), 0));
             shared.block((PackId(0), 0));
         }
-        assert_eq!(shared.blocks.len(), BLOCKS_MAX);
-        assert!(shared.blocks.contains_key(&(PackId(0), 0)), "what is in use stays");
+        assert_eq!(shared.blocks.len() as u64, BLOCKS_MAX);
+        assert!(shared.blocks.get(&(PackId(0), 0)).is_some(), "a block in use stays");
     }
 }
