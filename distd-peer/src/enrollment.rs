@@ -6,10 +6,11 @@ use std::time::Duration;
 use crate::clock::unix_now;
 use crate::net::{DialError, EnrollError, Outbound, exchange_enroll};
 use crate::trust::enroll::EnrollMessage;
-use crate::trust::identity::{IdentityError, NodeIdentity, Role};
+use crate::trust::identity::{IdentityError, NodeIdentity};
 use crate::trust::tls::{Credentials, TrustAnchor};
 use crate::trust::token::JoinToken;
 use distd_core::error::Chain;
+use distd_core::role::Role;
 
 /// Interval at which a running node checks whether its certificate needs renewal.
 const LOOK_EVERY: Duration = Duration::from_secs(60);

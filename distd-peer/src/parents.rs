@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 use crate::clock::unix_now;
 use crate::net::{Carrier, DialError, Dialer, Link, LinkError, Meter, MeterReading, Outbound};
 use crate::quarantine::Quarantine;
-use crate::trust::identity::Role;
+use distd_core::role::Role;
 
 /// Time for which a parent that did not answer is not dialled again, so that not every stage of a
 /// pull waits for that parent anew.

@@ -15,7 +15,7 @@ pub fn bytes<const N: usize>() -> [u8; N] {
 /// Returns a random number.
 ///
 /// # Panics
-/// As [`bytes`].
+/// As [`bytes()`].
 pub fn number() -> u64 {
     u64::from_be_bytes(bytes())
 }
@@ -23,7 +23,7 @@ pub fn number() -> u64 {
 /// Returns a random number from 0 to 1.
 ///
 /// # Panics
-/// As [`bytes`].
+/// As [`bytes()`].
 pub fn fraction() -> f64 {
     f64::from(u32::from_be_bytes(bytes())) / f64::from(u32::MAX)
 }

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use distd_core::role::Role;
 use distd_peer::trust::enroll::{EnrollMessage, EnrollReply, EnrollRequest, Refusal, RefusalCode};
-use distd_peer::trust::identity::{CertInfo, IdentityError, NodeId, NodeIdentity, PARENT_NAME, Role};
+use distd_peer::trust::identity::{CertInfo, IdentityError, NodeId, NodeIdentity, PARENT_NAME};
 use distd_peer::trust::seal::{SealError, SealedReply};
 use distd_peer::trust::tls::{self, Credentials, PeerIdentity, PeerRefused, TrustAnchor};
 use distd_peer::trust::token::{JoinToken, sha256};

@@ -19,6 +19,7 @@ use std::time::Instant;
 use distd_core::ManifestId;
 use distd_core::manifest::Entry;
 use distd_core::packing::PackedChunk;
+use distd_core::role::Role;
 use distd_core::swarm::FetchConfig;
 use distd_peer::driver::{ChunkSink, Driver, SinkError};
 use distd_peer::enrollment;
@@ -27,7 +28,7 @@ use distd_peer::net::{Dialer, Outbound, Transport, client_endpoint};
 use distd_peer::parents::Parents;
 use distd_peer::quarantine::Quarantine;
 use distd_peer::table::ChunkTable;
-use distd_peer::trust::identity::{NodeIdentity, Role};
+use distd_peer::trust::identity::NodeIdentity;
 use distd_peer::trust::tls::{Credentials, quic_client};
 use distd_peer::trust::token::JoinToken;
 

@@ -13,6 +13,7 @@ use distd_core::ChunkId;
 use distd_core::ManifestId;
 use distd_core::proto::frame::{Codec, Data, DontHaveReason, NodeRequest};
 use distd_core::ranges::ChunkRanges;
+use distd_core::role::Role;
 use distd_peer::enrollment;
 use distd_peer::net::{Dialer, Outbound, ResetKey, Transport, client_endpoint, parent_sockets};
 use distd_peer::parents::Parents;
@@ -23,7 +24,7 @@ use distd_peer::serve::{
 };
 use distd_peer::store::{EdgeStore, StoreConfig};
 use distd_peer::trust::enroll::{EnrollMessage, EnrollReply};
-use distd_peer::trust::identity::{NodeIdentity, Role};
+use distd_peer::trust::identity::NodeIdentity;
 use distd_peer::trust::seal::SealedReply;
 use distd_peer::trust::tls::{
     Credentials, PeerIdentity, TrustAnchor, https_parent, quic_client, quic_server,

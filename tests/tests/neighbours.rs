@@ -12,13 +12,14 @@ use distd_core::ManifestId;
 use distd_core::proto::control::ControlEvent;
 use distd_core::proto::frame::{Codec, Data, NodeRequest, PeerRecord};
 use distd_core::ranges::ChunkRanges;
+use distd_core::role::Role;
 use distd_peer::clock::unix_now;
 use distd_peer::enrollment;
 use distd_peer::net::{Dialer, Link, Meter, Outbound, ResetKey, SwarmLink, Transport, device_endpoint};
 use distd_peer::serve::{
     ChunkAnswer, Content, NodeBudget, NodesAnswer, ServeConfig, ServeError, Server, Swarm,
 };
-use distd_peer::trust::identity::{NodeIdentity, Role};
+use distd_peer::trust::identity::NodeIdentity;
 use distd_peer::trust::record::{RecordRefused, RecordSigner, RecordText, verify_record};
 use distd_peer::trust::tls::{Credentials, PeerIdentity, quic_client, quic_neighbour};
 use distd_tests::artifacts;

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow};
+use distd_core::role::Role;
 use distd_core::text::{LABEL_SIGNS, is_label};
 use distd_peer::enrollment::{self, EnrollmentError};
 use distd_peer::settings::{Table, TableArgs, TableOptions};
 use distd_peer::trust::enroll::{EnrollMessage, LABEL_BYTES_MAX};
-use distd_peer::trust::identity::{NodeIdentity, Role};
+use distd_peer::trust::identity::NodeIdentity;
 use distd_peer::trust::tls::TrustAnchor;
 use distd_peer::trust::token::JoinToken;
 use serde::Serialize;

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::job::PATCH_FILES;
 use super::kept::{part_path, staging_path};
+use super::request::PATCH_FILES;
 use super::staging::Staging;
 use super::target::locked;
 use super::tree::staging_failure;

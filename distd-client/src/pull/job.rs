@@ -10,7 +10,7 @@ use anyhow::Context;
 use distd_core::ChunkId;
 use distd_core::error::Chain;
 use distd_core::manifest::{Kind, Manifest};
-use distd_core::patch::{Choice, ROUTE_LEGS_MAX};
+use distd_core::patch::Choice;
 use distd_core::planner::{HeldAt, HeldIndex};
 use distd_core::ranges::ChunkRanges;
 use distd_peer::driver::FetchError;
@@ -25,7 +25,7 @@ use super::patches::{
     Applied, Arrivals, LinkRate, Offers, PayloadSink, Payloads, TransientChunks, Work, apply_all, held,
 };
 use super::place::{Placed, Placer};
-use super::run::{PullRequest, state_path};
+use super::request::{PATCH_FILES, PullRequest, TRANSIENT_FILE};
 use super::seeds::Seeds;
 use super::sink::TargetSink;
 use super::target::{self, Target};
@@ -37,24 +37,6 @@ use crate::share::Published;
 
 /// Interval at which progress is made durable.
 const JOURNAL_EVERY: Duration = Duration::from_millis(900);
-
-/// File with the chunks that a small patch set rebuilt before the manifest was known.
-pub(super) const REBUILT_FILE: &str = ".distd-part-rebuilt";
-
-/// File with transient chunks: those that only a later patch needs.
-const TRANSIENT_FILE: &str = ".distd-part-passing";
-
-/// Suffixes of all files of patches beside the target; the payloads of each set of a route come
-/// first. An interrupted pull leaves these files, and the pull that continues it need not use
-/// patches at all.
-pub(super) const PATCH_FILES: [&str; ROUTE_LEGS_MAX + 2] = [
-    ".distd-part-patches",
-    ".distd-part-patches1",
-    ".distd-part-patches2",
-    ".distd-part-patches3",
-    REBUILT_FILE,
-    TRANSIENT_FILE,
-];
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
@@ -120,19 +102,18 @@ impl Job {
         let data = entries.iter().filter(|(_, at)| !zero.is(at)).map(|(_, at)| u64::from(at.entry.len)).sum();
         let kept = manifest_bytes.len() as u64;
         let target: Arc<dyn Target> = target::open(&request.out, &request.data, manifest, data, kept)?.into();
-        let part_manifest = state_path(request, ".distd-part-manifest");
+        let part_manifest = request.state_path(".distd-part-manifest");
         let resumed = part_manifest.exists();
         side::write_atomic(&part_manifest, &manifest_bytes).map_err(Failure::from)?;
         drop(manifest_bytes);
         let mut journal =
-            Journal::open(state_path(request, ".distd-part-journal"), manifest.id(), manifest.root().chunks);
+            Journal::open(request.state_path(".distd-part-journal"), manifest.id(), manifest.root().chunks);
         if !target.may_hold_bytes() {
             // The target is new: an earlier target failed before it could be continued, or was
             // removed. The journal describes that earlier target.
             journal.replace(std::iter::empty());
         }
-        let patch_files: Vec<PathBuf> =
-            PATCH_FILES.iter().map(|suffix| state_path(request, suffix)).collect();
+        let patch_files: Vec<PathBuf> = PATCH_FILES.iter().map(|suffix| request.state_path(suffix)).collect();
         let mut payloads = Vec::new();
         for (number, set) in offers.sets.iter().enumerate() {
             let opened = Payloads::open(&patch_files[number], number, set)
@@ -158,7 +139,7 @@ impl Job {
             offers,
             link,
             payloads,
-            transient: state_path(request, TRANSIENT_FILE),
+            transient: request.state_path(TRANSIENT_FILE),
             patch_files,
             holdings: Arc::default(),
             published: Vec::new(),

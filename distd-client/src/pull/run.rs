@@ -1,7 +1,6 @@
 //! The sequence of the steps of a pull.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,80 +8,21 @@ use anyhow::{Context, anyhow};
 use distd_core::ManifestId;
 use distd_core::error::Chain;
 use distd_core::manifest::{Manifest, Root};
-use distd_core::names::Wanted;
 use distd_core::planner::HeldIndex;
-use distd_peer::net::Outbound;
 use distd_peer::trust::files;
 use distd_peer::trust::tuf::Resolved;
 
-use super::downgrade::{self, Arrival, Downgrade, Step, When};
-use super::job::{Job, PATCH_FILES, REBUILT_FILE};
-use super::patches::{Aim, Files, LinkRate, Offers, Rebuilt, rebuild};
+use super::downgrade::{self, Arrival, Step, When};
+use super::job::Job;
+use super::patches::{Files, LinkRate, Offers, Rebuilt, rebuild};
 use super::report::{BySource, Outcome};
+use super::request::{PATCH_FILES, PullRequest, REBUILT_FILE};
 use super::seeds::Seeds;
 use super::wanted::Session;
 use super::{kept, ours, target, there};
-use crate::config::Settings;
-use crate::disk::path::ArtifactPath;
 use crate::failure::{Code, Failure};
 use crate::progress::Progress;
-use crate::share::{Sharing, installed};
-
-/// A request to pull a release.
-pub struct PullRequest {
-    /// The release or channel.
-    pub wanted: Wanted,
-    /// Path of the target in the form of [`ArtifactPath`]; empty when `target` is `None`.
-    pub out: PathBuf,
-    /// The target, with the kind of object found there; `None` for a plan without a target.
-    pub target: Option<ArtifactPath>,
-    /// Paths of earlier artifacts.
-    pub seeds: Vec<PathBuf>,
-    /// Addresses of the parents, nearest first.
-    pub parents: Vec<String>,
-    /// State directory of the device.
-    pub data: PathBuf,
-    /// Whether a channel may lead to an older release.
-    pub downgrade: Downgrade,
-    /// Resource to save when patches are chosen.
-    pub aim: Aim,
-    /// Settings of the exchange with neighbours.
-    pub sharing: Sharing,
-    /// Settings for reaching parents.
-    pub outbound: Arc<Outbound>,
-}
-
-impl PullRequest {
-    /// Requests `wanted` for `out` with the settings that the device whose state directory is
-    /// `data` remembers in `client.toml`, and without seeds beyond what the device itself
-    /// installed.
-    ///
-    /// # Errors
-    /// Failures with [`Code::Local`] or [`Code::Usage`] when `client.toml` or `out` is unusable.
-    pub fn new(data: &Path, wanted: Wanted, out: &Path) -> anyhow::Result<Self> {
-        let settings = Settings::of_file(data).map_err(Failure::from)?;
-        let target = ArtifactPath::target(out).map_err(Failure::from)?;
-        let sharing = Sharing::of(&settings);
-        Ok(Self {
-            wanted,
-            out: target.path().to_owned(),
-            target: Some(target),
-            seeds: Vec::new(),
-            outbound: settings.outbound(sharing.connectivity)?,
-            parents: settings.parents.clone(),
-            data: data.to_owned(),
-            downgrade: settings.downgrade,
-            aim: Aim::default(),
-            sharing,
-        })
-    }
-
-    /// Turns the exchange off, for a request that fetches no chunks that neighbours could have.
-    pub fn unshared(mut self) -> Self {
-        self.sharing = self.sharing.off();
-        self
-    }
-}
+use crate::share::installed;
 
 pub(super) struct Prepared {
     pub(super) session: Session,
@@ -241,12 +181,6 @@ pub(super) async fn prepare(
     })
 }
 
-/// Returns the path of a file of the pull: beside the target, or in the state directory for a block
-/// device.
-pub(super) fn state_path(request: &PullRequest, suffix: &str) -> PathBuf {
-    kept::part_path(&request.out, &request.data, suffix)
-}
-
 /// Pulls an artifact.
 ///
 /// # Errors
@@ -261,7 +195,7 @@ pub async fn pull(request: &PullRequest, progress: Arc<dyn Progress>) -> anyhow:
     }
     ours::check_directory_of(request.target.as_ref().context("a pull has a target")?)?;
     let files =
-        Files { payloads: state_path(request, PATCH_FILES[0]), rebuilt: state_path(request, REBUILT_FILE) };
+        Files { payloads: request.state_path(PATCH_FILES[0]), rebuilt: request.state_path(REBUILT_FILE) };
     if let Some(dir) = files.payloads.parent() {
         files::create_private_dir(dir)?;
     }

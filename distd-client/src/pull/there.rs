@@ -7,9 +7,9 @@ use distd_core::ManifestId;
 use distd_core::manifest::{Kind, Manifest};
 
 use super::clean;
-use super::job::PATCH_FILES;
 use super::kept::{self, Kept};
-use super::run::PullRequest;
+use super::request::PATCH_FILES;
+use super::request::PullRequest;
 use super::staging::Staging;
 use super::target::locked;
 use super::tree::staging_failure;

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::WireError;
 use super::endpoint::STREAMS_MOST;
+use super::error::close_code;
 use super::https;
 use super::stream::{RecvStream, SendStream};
-use super::wire::close_code;
 use crate::trust::tls::{
     ALPN_ENROLL, PeerIdentity, PeerRefused, identity_in, negotiated_alpn, peer_identity,
 };

@@ -18,8 +18,9 @@ use quinn::Endpoint;
 use super::connection::{Carrier, Connection};
 use super::dialer::{DialError, Dialer};
 use super::{FrameReader, FrameWriter, Meter, WireError};
-use crate::trust::identity::{LEAF_NAME, NodeId, Role};
+use crate::trust::identity::{LEAF_NAME, NodeId};
 use crate::trust::tls::PeerRefused;
+use distd_core::role::Role;
 
 /// Time that a dialled neighbour may take to answer.
 const CONNECT: Duration = Duration::from_secs(10);

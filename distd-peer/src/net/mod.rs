@@ -6,6 +6,7 @@ mod connection;
 mod dialer;
 mod endpoint;
 mod enroll;
+mod error;
 mod http2;
 mod https;
 mod keep_alive;
@@ -26,9 +27,10 @@ pub use endpoint::{
     is_without_ipv6, own_address, parent_sockets, resolve, server_endpoint, udp_socket,
 };
 pub use enroll::{EnrollError, exchange_enroll};
+pub use error::{WireError, close_code};
 pub(crate) use https::Accepted as HttpsAccepted;
 pub use link::{Link, LinkError, SwarmHandle, SwarmLink};
 pub use meter::{Meter, MeterReading};
 pub use outbound::{Outbound, Transport, UnknownTransport};
 pub use proxy::{Proxies, ProxyError};
-pub use wire::{FrameReader, FrameWriter, WireError, close_code};
+pub use wire::{FrameReader, FrameWriter};

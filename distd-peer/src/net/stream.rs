@@ -3,10 +3,9 @@
 use bytes::Bytes;
 use distd_core::proto::close::CloseCode;
 
-use super::WireError;
 use super::endpoint::fit_send_window;
+use super::error::{WireError, close_code};
 use super::http2::{BodyIn, BodyOut};
-use super::wire::close_code;
 
 /// The half that this side writes. Dropping it ends the stream after everything written.
 pub(crate) enum SendStream {

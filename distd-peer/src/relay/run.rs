@@ -24,11 +24,12 @@ use crate::parents::Parents;
 use crate::quarantine::Quarantine;
 use crate::serve::{ServeConfig, Server, Sites};
 use crate::store::{EdgeStore, Recovered, StoreError};
-use crate::trust::identity::{IdentityError, NodeIdentity, Role};
+use crate::trust::identity::{IdentityError, NodeIdentity};
 use crate::trust::revoked::{self, Revoked};
 use crate::trust::tls::{Credentials, TlsError, TrustAnchor, https_parent, quic_client, quic_server};
 use crate::trust::token::JoinToken;
 use crate::trust::tuf::wire::{Answer, Query};
+use distd_core::role::Role;
 
 /// Interval at which appended chunks are made durable and indexed.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);

@@ -9,8 +9,8 @@ use distd_core::swarm::FetchCredit;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::clock::monotonic_now;
-use crate::trust::identity::Role;
 use crate::trust::tls::PeerIdentity;
+use distd_core::role::Role;
 
 /// Bounds of a node, which depend on its role.
 #[derive(Clone, Copy, Debug)]

@@ -20,7 +20,7 @@ use distd_core::swarm::{Arrival, PlaceId, Places};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::clock::monotonic_now;
-use crate::trust::identity::Role;
+use distd_core::role::Role;
 
 /// Maximum number of QUIC handshakes at once from addresses that may be forged.
 const UNVALIDATED_MAX: usize = 256;

@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::identity::Role;
+use distd_core::role::Role;
 
 /// Maximum size of a message or reply, bytes.
 pub const ENROLL_BYTES_MAX: usize = 64 << 10;

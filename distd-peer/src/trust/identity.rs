@@ -42,7 +42,7 @@ pub fn node_id_of_spki(spki_der: &[u8]) -> NodeId {
     NodeId(sha256(spki_der)[..16].try_into().expect("half of a SHA-256"))
 }
 
-pub use distd_core::role::{Role, UnknownRole};
+use distd_core::role::Role;
 
 /// Returns the DNS names in a certificate of this role.
 pub fn certificate_names(role: Role) -> &'static [&'static str] {

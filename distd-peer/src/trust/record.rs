@@ -14,9 +14,10 @@ use rustls::pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use super::identity::{CertInfo, IdentityError, NodeId, NodeIdentity, Role, is_signed_by};
+use super::identity::{CertInfo, IdentityError, NodeId, NodeIdentity, is_signed_by};
 use super::tls::Credentials;
 use crate::clock::unix_now;
+use distd_core::role::Role;
 
 /// Validity of the record of a pull, seconds. The pull makes a new one after half of that time.
 const PULL_SECONDS: u64 = 600;

@@ -17,8 +17,9 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
 };
 
-use super::identity::{CertError, CertInfo, NodeId, NodeIdentity, ORIGIN_NAME, PARENT_NAME, Role};
+use super::identity::{CertError, CertInfo, NodeId, NodeIdentity, ORIGIN_NAME, PARENT_NAME};
 use super::token::sha256;
+use distd_core::role::Role;
 
 pub use distd_core::proto::{ALPN as ALPN_DISTD, ALPN_ENROLL};
 

@@ -8,8 +8,8 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::enroll::enroll_message;
-use super::identity::Role;
 use crate::random;
+use distd_core::role::Role;
 
 const JOIN_PREFIX: &str = "distd-join-v1";
 const API_PREFIX: &str = "distd-api-v1";

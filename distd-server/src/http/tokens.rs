@@ -10,9 +10,9 @@ use distd_core::api::{
     JOIN_USES_MAX, JoinTokenInfo, JoinTokenList, JoinTokenState, MadeJoinToken, MadeToken, NewJoinToken,
     NewToken, Token, TokenList, TokenState, Word,
 };
+use distd_core::role::Role;
 use distd_core::text::{LABEL_SIGNS, is_label};
 use distd_peer::clock::unix_now;
-use distd_peer::trust::identity::Role;
 use distd_peer::trust::token::{ApiToken, JoinToken};
 
 use super::auth::{AnyToken, Caller, Scope, ToAdminister, token_id};

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use distd_core::error::Chain;
+use distd_core::role::Role;
 use distd_peer::net::ResetKey;
 use distd_peer::random;
 use distd_peer::trust::files::{self, FileError};
 use distd_peer::trust::identity::{
-    CertError, CertInfo, Role, certificate_from_pem, certificate_names, key_from_pem, to_pem,
+    CertError, CertInfo, certificate_from_pem, certificate_names, key_from_pem, to_pem,
 };
 use distd_peer::trust::revoked::{RevokedList, SignedRevokedList, revoked_message};
 use distd_peer::trust::seal::{SealedReply, seal_message};

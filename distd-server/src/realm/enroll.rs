@@ -1,12 +1,13 @@
 //! Enrolment and renewal: from a request to a certificate, or a refusal.
 
 use async_trait::async_trait;
+use distd_core::role::Role;
 use distd_core::text::is_label;
 use distd_peer::trust::enroll::{
     EnrollMessage, EnrollReply, EnrollRequest, EnrollResponse, LABEL_BYTES_MAX, Refusal, RefusalCode,
     RenewRequest, RenewResponse, enroll_message,
 };
-use distd_peer::trust::identity::{CertInfo, NodeId, Role, is_signed_by, node_id_of_spki};
+use distd_peer::trust::identity::{CertInfo, NodeId, is_signed_by, node_id_of_spki};
 use rcgen::{PublicKeyData, SubjectPublicKeyInfo};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;

@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use distd_peer::trust::identity::{Role, certificate_names};
+use distd_core::role::Role;
+use distd_peer::trust::identity::certificate_names;
 use distd_peer::trust::revoked::revoked_message;
 use distd_peer::trust::seal::is_seal_message;
 use serde_json::Value;

@@ -5,8 +5,9 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 
+use distd_core::role::Role;
 use distd_peer::clock::unix_now;
-use distd_peer::trust::identity::{Role, certificate_names};
+use distd_peer::trust::identity::certificate_names;
 use distd_peer::trust::revoked::RevokedList;
 use distd_peer::trust::tuf::DirStore;
 use rcgen::{

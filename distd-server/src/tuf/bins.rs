@@ -7,7 +7,7 @@ pub(super) use distd_peer::trust::tuf::bins::{RELEASES, parent_of};
 use tough::schema::{DelegatedRole, PathHashPrefix, PathSet};
 
 use super::keys::SigningKey;
-use super::sign::{RepositoryError, schema};
+use super::metadata::{RepositoryError, schema};
 
 /// Role whose keys sign `role`.
 pub(crate) fn key_role(role: &str) -> &str {

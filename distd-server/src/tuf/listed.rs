@@ -6,7 +6,8 @@ use distd_peer::trust::tuf::wire::target_path;
 use distd_peer::trust::tuf::{ChannelDoc, SEQUENCE};
 use serde_json::{Map, Value};
 
-use super::sign::{RepositoryError, TufRepository};
+use super::metadata::RepositoryError;
+use super::state::TufRepository;
 
 /// Release that devices accept.
 #[derive(Clone, Debug)]

@@ -9,10 +9,13 @@
 mod bins;
 mod keys;
 mod listed;
+mod make;
+mod metadata;
 mod publish;
 mod refresh;
 mod root;
-mod sign;
+mod state;
+mod write;
 
 pub use distd_peer::trust::tuf::{
     AnswerError, Answerer, DirStore, MetadataStore, StoreError, is_served_name,
@@ -23,8 +26,10 @@ pub use bins::release_roles;
 pub(crate) use keys::KeyRing;
 pub use keys::{KeyError, OfflineKey, read_public_key};
 pub use listed::{Listed, ListedRelease};
+pub use make::Options;
+pub use metadata::RepositoryError;
+pub(crate) use metadata::{expires_after, key_roles};
 pub use publish::{Change, PATCHES_BYTES_MAX, PublishError, Published};
 pub use refresh::{Refreshed, RotatableRole};
 pub use root::{Missing, ROOT_KEYS_MAX, RootChange, RootFile, RootFileError};
-pub use sign::{Options, RepositoryError, TufRepository};
-pub(crate) use sign::{expires_after, key_roles};
+pub use state::TufRepository;

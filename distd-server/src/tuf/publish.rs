@@ -12,7 +12,8 @@ use tough::TargetName;
 use tough::schema::Target;
 
 use super::bins::release_roles;
-use super::sign::{Dirty, RepositoryError, State, TufRepository, hashes, schema};
+use super::metadata::{RepositoryError, hashes, schema};
+use super::state::{Dirty, State, TufRepository};
 
 /// One change of the metadata that devices see.
 #[derive(Clone, Debug)]

@@ -6,8 +6,9 @@ use distd_peer::trust::tuf::PRUNING;
 use distd_peer::trust::tuf::wire::target_path;
 use tough::schema::RoleType;
 
+use super::metadata::{RepositoryError, expires, lifetime, next, schema, sign};
 use super::root::is_refused;
-use super::sign::{Dirty, RepositoryError, State, TufRepository, expires, lifetime, next, schema, sign};
+use super::state::{Dirty, State, TufRepository};
 
 /// Time for which an unreachable file stays, seconds. A device in the middle of an update, or a
 /// cache, may still fetch it.

@@ -15,8 +15,9 @@ use tough::schema::key::Key;
 use tough::schema::{Role, RoleKeys, RoleType, Root, Signature, Signed};
 
 use super::keys::{KeyError, KeyRing, OfflineKey};
+use super::metadata::{RepositoryError, expires, next, schema, sign};
 use super::refresh::RotatableRole;
-use super::sign::{Dirty, RepositoryError, TufRepository, expires, next, schema, sign};
+use super::state::{Dirty, State, TufRepository};
 use crate::signer::SignerError;
 
 /// Changes that a new root makes. Its validity begins anew in any case.
@@ -403,11 +404,7 @@ impl TufRepository {
     }
 
     /// Appends a root to the chain.
-    pub(super) async fn put_root(
-        &self,
-        state: &mut super::sign::State,
-        bytes: Bytes,
-    ) -> Result<(), RepositoryError> {
+    pub(super) async fn put_root(&self, state: &mut State, bytes: Bytes) -> Result<(), RepositoryError> {
         let root: Signed<Root> = serde_json::from_slice(&bytes).map_err(schema)?;
         // A root that its predecessor's keys did not sign would lock out every device.
         state.root.signed.verify_role(&root).map_err(schema)?;

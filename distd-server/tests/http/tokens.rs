@@ -1,7 +1,8 @@
 //! Tokens and nodes: their rights, and how long they are valid.
 
+use distd_core::role::Role;
 use distd_peer::trust::enroll::{EnrollReply, RefusalCode};
-use distd_peer::trust::identity::{NodeIdentity, Role};
+use distd_peer::trust::identity::NodeIdentity;
 use distd_peer::trust::seal::SealedReply;
 use distd_peer::trust::token::{ApiToken, JoinToken};
 use reqwest::{Method, StatusCode};

@@ -1,0 +1,97 @@
+//! A request to pull a release, and the files that a pull keeps until it ends.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use distd_core::names::Wanted;
+use distd_core::patch::ROUTE_LEGS_MAX;
+use distd_peer::net::Outbound;
+
+use super::downgrade::Downgrade;
+use super::kept;
+use super::patches::Aim;
+use crate::config::Settings;
+use crate::disk::path::ArtifactPath;
+use crate::failure::Failure;
+use crate::share::Sharing;
+
+/// File with the chunks that a small patch set rebuilt before the manifest was known.
+pub(super) const REBUILT_FILE: &str = ".distd-part-rebuilt";
+
+/// File with transient chunks: those that only a later patch needs.
+pub(super) const TRANSIENT_FILE: &str = ".distd-part-passing";
+
+/// Suffixes of all files of patches beside the target; the payloads of each set of a route come
+/// first. An interrupted pull leaves these files, and the pull that continues it need not use
+/// patches at all.
+pub(super) const PATCH_FILES: [&str; ROUTE_LEGS_MAX + 2] = [
+    ".distd-part-patches",
+    ".distd-part-patches1",
+    ".distd-part-patches2",
+    ".distd-part-patches3",
+    REBUILT_FILE,
+    TRANSIENT_FILE,
+];
+
+/// A request to pull a release.
+pub struct PullRequest {
+    /// The release or channel.
+    pub wanted: Wanted,
+    /// Path of the target in the form of [`ArtifactPath`]; empty when `target` is `None`.
+    pub out: PathBuf,
+    /// The target, with the kind of object found there; `None` for a plan without a target.
+    pub target: Option<ArtifactPath>,
+    /// Paths of earlier artifacts.
+    pub seeds: Vec<PathBuf>,
+    /// Addresses of the parents, nearest first.
+    pub parents: Vec<String>,
+    /// State directory of the device.
+    pub data: PathBuf,
+    /// Whether a channel may lead to an older release.
+    pub downgrade: Downgrade,
+    /// Resource to save when patches are chosen.
+    pub aim: Aim,
+    /// Settings of the exchange with neighbours.
+    pub sharing: Sharing,
+    /// Settings for reaching parents.
+    pub outbound: Arc<Outbound>,
+}
+
+impl PullRequest {
+    /// Requests `wanted` for `out` with the settings that the device whose state directory is
+    /// `data` remembers in `client.toml`, and without seeds beyond what the device itself
+    /// installed.
+    ///
+    /// # Errors
+    /// Failures with [`Code::Local`](crate::failure::Code::Local) or
+    /// [`Code::Usage`](crate::failure::Code::Usage) when `client.toml` or `out` is unusable.
+    pub fn new(data: &Path, wanted: Wanted, out: &Path) -> anyhow::Result<Self> {
+        let settings = Settings::of_file(data).map_err(Failure::from)?;
+        let target = ArtifactPath::target(out).map_err(Failure::from)?;
+        let sharing = Sharing::of(&settings);
+        Ok(Self {
+            wanted,
+            out: target.path().to_owned(),
+            target: Some(target),
+            seeds: Vec::new(),
+            outbound: settings.outbound(sharing.connectivity)?,
+            parents: settings.parents.clone(),
+            data: data.to_owned(),
+            downgrade: settings.downgrade,
+            aim: Aim::default(),
+            sharing,
+        })
+    }
+
+    /// Turns the exchange off, for a request that fetches no chunks that neighbours could have.
+    pub fn unshared(mut self) -> Self {
+        self.sharing = self.sharing.off();
+        self
+    }
+
+    /// Returns the path of a file of the pull: beside the target, or in the state directory for a
+    /// block device.
+    pub(super) fn state_path(&self, suffix: &str) -> PathBuf {
+        kept::part_path(&self.out, &self.data, suffix)
+    }
+}
