@@ -164,9 +164,9 @@ impl<const MAX: u64> FromRequest<Arc<App>> for Incoming<MAX> {
 }
 
 /// JSON body; its content type is not checked.
-pub(super) struct Given<T>(pub(super) T);
+pub(super) struct JsonBody<T>(pub(super) T);
 
-impl<T: DeserializeOwned> FromRequest<Arc<App>> for Given<T> {
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &Arc<App>) -> Result<Self, ApiError> {
@@ -184,9 +184,9 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Given<T> {
 }
 
 /// JSON body, or the default value if the body is empty.
-pub(super) struct Perhaps<T>(pub(super) T);
+pub(super) struct OptionalJsonBody<T>(pub(super) T);
 
-impl<T: DeserializeOwned + Default> FromRequest<Arc<App>> for Perhaps<T> {
+impl<T: DeserializeOwned + Default> FromRequest<Arc<App>> for OptionalJsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
@@ -196,14 +196,14 @@ impl<T: DeserializeOwned + Default> FromRequest<Arc<App>> for Perhaps<T> {
             return Ok(Self(T::default()));
         }
         let request = Request::from_parts(parts, Body::from(bytes));
-        Given::from_request(request, app).await.map(|Given(value)| Self(value))
+        JsonBody::from_request(request, app).await.map(|JsonBody(value)| Self(value))
     }
 }
 
 /// Parsed variable parts of the path.
-pub(super) struct At<T>(pub(super) T);
+pub(super) struct PathParams<T>(pub(super) T);
 
-impl<T: DeserializeOwned + Send> FromRequestParts<Arc<App>> for At<T> {
+impl<T: DeserializeOwned + Send> FromRequestParts<Arc<App>> for PathParams<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
@@ -218,9 +218,9 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Arc<App>> for At<T> {
 }
 
 /// Parsed query of the address.
-pub(super) struct Asked<T>(pub(super) T);
+pub(super) struct QueryParams<T>(pub(super) T);
 
-impl<T: DeserializeOwned + Send> FromRequestParts<Arc<App>> for Asked<T> {
+impl<T: DeserializeOwned + Send> FromRequestParts<Arc<App>> for QueryParams<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {

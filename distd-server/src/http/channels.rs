@@ -12,7 +12,7 @@ use distd_core::names::Name;
 use serde::Deserialize;
 
 use super::auth::{Caller, ToMoveChannels, ToRead};
-use super::body::{Asked, At, Given};
+use super::body::{JsonBody, PathParams, QueryParams};
 use super::route::{Route, routes};
 use super::{ApiError, App, products};
 use crate::db::{ChannelMove, ChannelRow, MoveRow, ReleaseRow};
@@ -57,7 +57,7 @@ async fn with_release(app: &App, row: ChannelRow) -> Result<Channel, ApiError> {
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller<ToRead>,
-    At(product): At<Name>,
+    PathParams(product): PathParams<Name>,
 ) -> Result<Json<ChannelList>, ApiError> {
     caller.may(&product)?;
     products::find(&app, &product).await?;
@@ -75,7 +75,7 @@ pub(super) async fn list(
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     caller: Caller<ToRead>,
-    At((product, name)): At<(Name, Name)>,
+    PathParams((product, name)): PathParams<(Name, Name)>,
 ) -> Result<Json<Channel>, ApiError> {
     caller.may(&product)?;
     match app.origin.db().channel(&product, &name).await? {
@@ -95,8 +95,8 @@ pub(super) async fn show(
 pub(super) async fn history(
     State(app): State<Arc<App>>,
     caller: Caller<ToRead>,
-    At((product, name)): At<(Name, Name)>,
-    Asked(page): Asked<Page>,
+    PathParams((product, name)): PathParams<(Name, Name)>,
+    QueryParams(page): QueryParams<Page>,
 ) -> Result<Json<ChannelHistory>, ApiError> {
     caller.may(&product)?;
     let limit = page.limit.unwrap_or(CHANGES_PAGE);
@@ -137,8 +137,8 @@ fn change(row: MoveRow) -> ChannelChange {
 pub(super) async fn put(
     State(app): State<Arc<App>>,
     caller: Caller<ToMoveChannels>,
-    At((product, name)): At<(Name, Name)>,
-    Given(wanted): Given<Move>,
+    PathParams((product, name)): PathParams<(Name, Name)>,
+    JsonBody(wanted): JsonBody<Move>,
 ) -> Result<Json<Channel>, ApiError> {
     caller.may(&product)?;
     let downgrade = wanted.downgrade;
@@ -167,7 +167,7 @@ pub(super) async fn put(
 pub(super) async fn remove(
     State(app): State<Arc<App>>,
     caller: Caller<ToMoveChannels>,
-    At((product, name)): At<(Name, Name)>,
+    PathParams((product, name)): PathParams<(Name, Name)>,
 ) -> Result<StatusCode, ApiError> {
     caller.may(&product)?;
     products::find(&app, &product).await?;

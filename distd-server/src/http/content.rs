@@ -12,7 +12,7 @@ use distd_core::names::Name;
 use distd_peer::clock::unix_now;
 
 use super::auth::{Caller, ToPublish};
-use super::body::{At, Incoming};
+use super::body::{Incoming, PathParams};
 use super::releases;
 use super::route::{Route, routes};
 use super::spool::Use;
@@ -35,7 +35,7 @@ pub(super) fn routes() -> Vec<Route> {
 pub(super) async fn put(
     State(app): State<Arc<App>>,
     caller: Caller<ToPublish>,
-    At((product, version)): At<(Name, Name)>,
+    PathParams((product, version)): PathParams<(Name, Name)>,
     body: Incoming<ARTIFACT_BYTES_MAX>,
 ) -> Result<(StatusCode, Json<Release>), ApiError> {
     caller.may(&product)?;

@@ -235,42 +235,33 @@ fn place_of(error: &(dyn Error + 'static)) -> Option<Place> {
 
 impl From<IngestError> for ApiError {
     fn from(error: IngestError) -> Self {
+        let fact = error.to_string();
         match error {
             IngestError::UnknownProduct(product) => Self::unknown_product(&product),
-            IngestError::UnknownUpload(id) => Self::unknown_upload(format!("there is no upload {id}")),
-            IngestError::UploadOver(id) => Self::conflict(
-                format!("upload {id} has ended: it was committed, aborted or has expired"),
-                "begin another upload of this version",
-            ),
-            IngestError::ChunkBounds { index } => Self::bad_request(
-                format!("the length of chunk number {index} is out of bounds"),
+            IngestError::UnknownUpload(_) => Self::unknown_upload(fact),
+            IngestError::UploadOver(_) => Self::conflict(fact, "begin another upload of this version"),
+            IngestError::ChunkBounds { .. } => Self::bad_request(
+                fact,
                 "send chunks of 1 to 1048576 raw bytes, with a stored length of at most the raw one",
             ),
-            IngestError::BadChunk { index, cause } => Self::hash_mismatch(
-                format!("chunk number {index} was refused: {cause}"),
+            IngestError::BadChunk { cause, .. } => Self::hash_mismatch(
+                format!("{fact}: {cause}"),
                 "send the chunk again from an undamaged source",
             ),
-            IngestError::BadList(why) => {
-                Self::bad_request(format!("the list of chunks is wrong: {why}"), "cut the artifact again")
+            IngestError::BadList(_) => Self::bad_request(fact, "cut the artifact again"),
+            IngestError::MissingChunk(_) => {
+                Self::conflict(fact, "ask for the missing chunks, upload them, then commit again")
             }
-            IngestError::MissingChunk(hash) => Self::conflict(
-                format!("chunk {hash} was not uploaded"),
-                "ask for the missing chunks, upload them, then commit again",
-            ),
-            IngestError::WrongArtifact { expected, actual } => Self::hash_mismatch(
-                format!("the chunks make an artifact with BLAKE3 {actual}, not {expected}"),
-                "push again, and let no other process write to the file meanwhile",
-            ),
-            IngestError::VersionTaken { product, version, blake3 } => Self::version_taken(format!(
-                "{product}@{version} is already released with other bytes (BLAKE3 {blake3})"
-            )),
-            IngestError::TooManyUploads { .. } | IngestError::Quota { .. } => Self::quota(error.to_string()),
+            IngestError::WrongArtifact { .. } => {
+                Self::hash_mismatch(fact, "push again, and let no other process write to the file meanwhile")
+            }
+            IngestError::VersionTaken { .. } => Self::version_taken(fact),
+            IngestError::TooManyUploads { .. } | IngestError::Quota { .. } => Self::quota(fact),
             IngestError::TooLarge { bytes_max, .. } => Self::too_large(bytes_max),
             IngestError::NoRoom => Self::storage_full(),
-            IngestError::BadTree(cause) => Self::bad_request(
-                format!("devices would refuse the tree's listing: {cause}"),
-                "push the directory again with distd push",
-            ),
+            IngestError::BadTree(cause) => {
+                Self::bad_request(format!("{fact}: {cause}"), "push the directory again with distd push")
+            }
             IngestError::OtherCut => Self::conflict(
                 "the release is damaged, and these chunks were cut with other parameters than its own",
                 "push the artifact as another version",

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use distd_core::{ManifestId, NodeHash};
 
 use super::auth::{Caller, ToRead};
-use super::body::At;
+use super::body::PathParams;
 use super::route::{Route, routes};
 use super::{ApiError, App, objects};
 use crate::ingest::manifest_object;
@@ -47,7 +47,7 @@ async fn released(app: &App, caller: &Caller<ToRead>, id: &ManifestId) -> Result
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     caller: Caller<ToRead>,
-    At(manifest): At<String>,
+    PathParams(manifest): PathParams<String>,
 ) -> Result<Response, ApiError> {
     let id = parse(&manifest)?;
     released(&app, &caller, &id).await?;
@@ -62,7 +62,7 @@ pub(super) async fn show(
 pub(super) async fn node(
     State(app): State<Arc<App>>,
     caller: Caller<ToRead>,
-    At((manifest, node)): At<(String, String)>,
+    PathParams((manifest, node)): PathParams<(String, String)>,
 ) -> Result<Response, ApiError> {
     let id = parse(&manifest)?;
     let hash: NodeHash = node.parse().map_err(|e| {

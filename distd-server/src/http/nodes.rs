@@ -11,7 +11,7 @@ use distd_core::api::{Node, NodeList, RevokeNode, RevokedNode, Word};
 use distd_peer::trust::enroll::ENROLL_BYTES_MAX;
 
 use super::auth::{Caller, ToAdminister};
-use super::body::{At, Incoming, Perhaps};
+use super::body::{Incoming, OptionalJsonBody, PathParams};
 use super::route::{Route, routes};
 use super::tokens::join_token_id;
 use super::{ApiError, App};
@@ -53,8 +53,8 @@ pub(super) async fn list(
 pub(super) async fn revoke(
     State(app): State<Arc<App>>,
     _: Caller<ToAdminister>,
-    At(id): At<String>,
-    Perhaps(also): Perhaps<RevokeNode>,
+    PathParams(id): PathParams<String>,
+    OptionalJsonBody(also): OptionalJsonBody<RevokeNode>,
 ) -> Result<Response, ApiError> {
     let unknown = || ApiError::unlisted("node of this id", "GET /v1/nodes");
     if !also.tokens {

@@ -68,10 +68,10 @@ pub(super) async fn part(
     // With another version in `If-Range` the range does not apply, and the whole object is sent.
     let same = request.get(header::IF_RANGE).is_none_or(|tag| tag == etag);
     let asked = request.get(header::RANGE).filter(|_| same).and_then(|value| value.to_str().ok());
-    let (status, range) = match asked.map_or(Asked::Whole, |range| parse_range(range, len)) {
-        Asked::Whole => (StatusCode::OK, 0..len),
-        Asked::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
-        Asked::Outside => {
+    let (status, range) = match asked.map_or(RequestedRange::Whole, |range| parse_range(range, len)) {
+        RequestedRange::Whole => (StatusCode::OK, 0..len),
+        RequestedRange::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
+        RequestedRange::Outside => {
             let outside = format!("bytes */{len}");
             let mut response = StatusCode::RANGE_NOT_SATISFIABLE.into_response();
             let value = HeaderValue::from_str(&outside).expect("digits");
@@ -94,7 +94,7 @@ pub(super) async fn part(
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Asked {
+enum RequestedRange {
     Whole,
     Part(Range<u64>),
     Outside,
@@ -102,25 +102,25 @@ enum Asked {
 
 /// Parses a `Range` (RFC 9110 §14). A malformed one, one of another unit and one of several parts
 /// are ignored, and the whole object is sent.
-fn parse_range(text: &str, len: u64) -> Asked {
-    let Some(spec) = text.strip_prefix("bytes=") else { return Asked::Whole };
-    let Some((first, last)) = spec.trim().split_once('-') else { return Asked::Whole };
+fn parse_range(text: &str, len: u64) -> RequestedRange {
+    let Some(spec) = text.strip_prefix("bytes=") else { return RequestedRange::Whole };
+    let Some((first, last)) = spec.trim().split_once('-') else { return RequestedRange::Whole };
     let number = |s: &str| -> Option<u64> {
         // `parse` would accept a sign. A number that does not fit in 64 bits counts as the largest
         // one.
         (!s.is_empty() && s.bytes().all(|b| b.is_ascii_digit())).then(|| s.parse().unwrap_or(u64::MAX))
     };
     match (first.is_empty(), number(first), last.is_empty(), number(last)) {
-        (true, _, false, Some(0)) => Asked::Outside,
-        (true, _, false, Some(_)) if len == 0 => Asked::Outside,
-        (true, _, false, Some(suffix)) => Asked::Part(len.saturating_sub(suffix)..len),
-        (false, Some(first), true, _) if first < len => Asked::Part(first..len),
-        (false, Some(first), false, Some(last)) if first > last => Asked::Whole,
+        (true, _, false, Some(0)) => RequestedRange::Outside,
+        (true, _, false, Some(_)) if len == 0 => RequestedRange::Outside,
+        (true, _, false, Some(suffix)) => RequestedRange::Part(len.saturating_sub(suffix)..len),
+        (false, Some(first), true, _) if first < len => RequestedRange::Part(first..len),
+        (false, Some(first), false, Some(last)) if first > last => RequestedRange::Whole,
         (false, Some(first), false, Some(last)) if first < len => {
-            Asked::Part(first..last.saturating_add(1).min(len))
+            RequestedRange::Part(first..last.saturating_add(1).min(len))
         }
-        (false, Some(_), true, _) | (false, Some(_), false, Some(_)) => Asked::Outside,
-        _ => Asked::Whole,
+        (false, Some(_), true, _) | (false, Some(_), false, Some(_)) => RequestedRange::Outside,
+        _ => RequestedRange::Whole,
     }
 }
 
@@ -131,24 +131,24 @@ mod tests {
     #[test]
     fn ranges_are_parsed_as_in_rfc_9110() {
         for (text, expected) in [
-            ("bytes=0-0", Asked::Part(0..1)),
-            ("bytes=2-5", Asked::Part(2..6)),
-            ("bytes=2-", Asked::Part(2..10)),
-            ("bytes=-3", Asked::Part(7..10)),
-            ("bytes=-30", Asked::Part(0..10)),
-            ("bytes=5-99999999999999999999999", Asked::Part(5..10)),
-            ("bytes=10-", Asked::Outside),
-            ("bytes=10-12", Asked::Outside),
-            ("bytes=-0", Asked::Outside),
-            ("bytes=5-2", Asked::Whole),
-            ("bytes=", Asked::Whole),
-            ("bytes=-", Asked::Whole),
-            ("bytes=+1-2", Asked::Whole),
-            ("bytes=0-1,3-4", Asked::Whole),
-            ("chunks=0-1", Asked::Whole),
+            ("bytes=0-0", RequestedRange::Part(0..1)),
+            ("bytes=2-5", RequestedRange::Part(2..6)),
+            ("bytes=2-", RequestedRange::Part(2..10)),
+            ("bytes=-3", RequestedRange::Part(7..10)),
+            ("bytes=-30", RequestedRange::Part(0..10)),
+            ("bytes=5-99999999999999999999999", RequestedRange::Part(5..10)),
+            ("bytes=10-", RequestedRange::Outside),
+            ("bytes=10-12", RequestedRange::Outside),
+            ("bytes=-0", RequestedRange::Outside),
+            ("bytes=5-2", RequestedRange::Whole),
+            ("bytes=", RequestedRange::Whole),
+            ("bytes=-", RequestedRange::Whole),
+            ("bytes=+1-2", RequestedRange::Whole),
+            ("bytes=0-1,3-4", RequestedRange::Whole),
+            ("chunks=0-1", RequestedRange::Whole),
         ] {
             assert_eq!(parse_range(text, 10), expected, "{text}");
         }
-        assert_eq!(parse_range("bytes=0-", 0), Asked::Outside);
+        assert_eq!(parse_range("bytes=0-", 0), RequestedRange::Outside);
     }
 }

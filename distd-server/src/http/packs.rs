@@ -8,7 +8,7 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 
 use super::auth::{Caller, ToRead};
-use super::body::At;
+use super::body::PathParams;
 use super::route::{Route, routes};
 use super::{ApiError, App, objects};
 use crate::store::pack::object_name;
@@ -28,7 +28,7 @@ pub(super) fn routes() -> Vec<Route> {
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     caller: Caller<ToRead>,
-    At(name): At<String>,
+    PathParams(name): PathParams<String>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let none = || ApiError::not_found("pack of this name");

@@ -10,7 +10,7 @@ use distd_core::api::{PatchSet, PatchSetList, Wanted};
 use distd_core::names::Name;
 
 use super::auth::{Caller, ToPublish, ToRead};
-use super::body::{At, Given};
+use super::body::{JsonBody, PathParams};
 use super::route::{Route, routes};
 use super::{ApiError, App, products};
 use crate::db::{PatchSetRow, PatchSetState};
@@ -45,7 +45,7 @@ fn shown(row: PatchSetRow) -> PatchSet {
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller<ToRead>,
-    At(product): At<Name>,
+    PathParams(product): PathParams<Name>,
 ) -> Result<Json<PatchSetList>, ApiError> {
     caller.may(&product)?;
     products::find(&app, &product).await?;
@@ -64,8 +64,8 @@ pub(super) async fn list(
 pub(super) async fn create(
     State(app): State<Arc<App>>,
     caller: Caller<ToPublish>,
-    At((product, version)): At<(Name, Name)>,
-    Given(wanted): Given<Wanted>,
+    PathParams((product, version)): PathParams<(Name, Name)>,
+    JsonBody(wanted): JsonBody<Wanted>,
 ) -> Result<(StatusCode, Json<PatchSet>), ApiError> {
     caller.may(&product)?;
     products::find(&app, &product).await?;

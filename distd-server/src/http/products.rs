@@ -11,7 +11,7 @@ use distd_core::names::Name;
 use distd_peer::clock::unix_now;
 
 use super::auth::{Caller, ToPublish, ToRead};
-use super::body::{At, Given};
+use super::body::{JsonBody, PathParams};
 use super::route::{Route, routes};
 use super::{ApiError, App};
 use crate::db::ProductRow;
@@ -33,7 +33,7 @@ fn shown(row: ProductRow) -> Product {
 pub(super) async fn create(
     State(app): State<Arc<App>>,
     caller: Caller<ToPublish>,
-    Given(new): Given<NewProduct>,
+    JsonBody(new): JsonBody<NewProduct>,
 ) -> Result<(StatusCode, Json<Product>), ApiError> {
     let name: Name = new.name.parse().map_err(|e| {
         ApiError::bad_request(format!("{:?} is not a product name: {e}", new.name), "choose another name")
@@ -75,7 +75,7 @@ pub(super) async fn list(
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     caller: Caller<ToRead>,
-    At(name): At<Name>,
+    PathParams(name): PathParams<Name>,
 ) -> Result<Json<Product>, ApiError> {
     caller.may(&name)?;
     Ok(Json(shown(find(&app, &name).await?)))

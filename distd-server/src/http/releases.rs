@@ -10,7 +10,7 @@ use distd_core::api::{Release, ReleaseList, Word};
 use distd_core::names::Name;
 
 use super::auth::{Caller, ToPublish, ToRead};
-use super::body::At;
+use super::body::PathParams;
 use super::route::{Route, routes};
 use super::{ApiError, App, products};
 use crate::db::{ChannelRow, ReleaseRow};
@@ -65,7 +65,7 @@ pub(super) async fn publish(
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     caller: Caller<ToRead>,
-    At(product): At<Name>,
+    PathParams(product): PathParams<Name>,
 ) -> Result<Json<ReleaseList>, ApiError> {
     caller.may(&product)?;
     products::find(&app, &product).await?;
@@ -86,7 +86,7 @@ pub(super) async fn list(
 pub(super) async fn show(
     State(app): State<Arc<App>>,
     caller: Caller<ToRead>,
-    At((product, version)): At<(Name, Name)>,
+    PathParams((product, version)): PathParams<(Name, Name)>,
 ) -> Result<Json<Release>, ApiError> {
     caller.may(&product)?;
     if let Some(row) = app.origin.db().release(&product, &version).await? {
@@ -103,7 +103,7 @@ pub(super) async fn show(
 pub(super) async fn withdraw(
     State(app): State<Arc<App>>,
     caller: Caller<ToPublish>,
-    At((product, version)): At<(Name, Name)>,
+    PathParams((product, version)): PathParams<(Name, Name)>,
 ) -> Result<StatusCode, ApiError> {
     caller.may(&product)?;
     products::find(&app, &product).await?;

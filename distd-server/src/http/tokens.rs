@@ -16,7 +16,7 @@ use distd_peer::clock::unix_now;
 use distd_peer::trust::token::{ApiToken, JoinToken};
 
 use super::auth::{AnyToken, Caller, Scope, ToAdminister, token_id};
-use super::body::{At, Given};
+use super::body::{JsonBody, PathParams};
 use super::route::{Route, routes};
 use super::{ApiError, App};
 use crate::db::{ApiTokenRow, JoinTokenRow, RevokeToken};
@@ -85,7 +85,7 @@ fn check_seconds(seconds: u64, seconds_max: u64) -> Result<i64, ApiError> {
 pub(super) async fn create(
     State(app): State<Arc<App>>,
     _: Caller<ToAdminister>,
-    Given(new): Given<NewToken>,
+    JsonBody(new): JsonBody<NewToken>,
 ) -> Result<(StatusCode, Json<MadeToken>), ApiError> {
     check_label(&new.label)?;
     if new.scopes.is_empty() {
@@ -155,7 +155,7 @@ pub(super) async fn list(
 pub(super) async fn revoke(
     State(app): State<Arc<App>>,
     _: Caller<ToAdminister>,
-    At(id): At<String>,
+    PathParams(id): PathParams<String>,
 ) -> Result<StatusCode, ApiError> {
     let now = signed(unix_now());
     let rows = app.origin.db().api_tokens().await?;
@@ -183,7 +183,7 @@ pub(super) async fn revoke(
 pub(super) async fn create_join(
     State(app): State<Arc<App>>,
     _: Caller<ToAdminister>,
-    Given(new): Given<NewJoinToken>,
+    JsonBody(new): JsonBody<NewJoinToken>,
 ) -> Result<(StatusCode, Json<MadeJoinToken>), ApiError> {
     check_label(&new.label)?;
     if new.role == Role::Origin {
@@ -249,7 +249,7 @@ pub(super) async fn list_join(
 pub(super) async fn revoke_join(
     State(app): State<Arc<App>>,
     _: Caller<ToAdminister>,
-    At(id): At<String>,
+    PathParams(id): PathParams<String>,
 ) -> Result<StatusCode, ApiError> {
     let rows = app.origin.db().join_tokens().await?;
     let row = rows.iter().find(|row| join_token_id(&row.public_key) == id);

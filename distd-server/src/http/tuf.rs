@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
-use super::body::At;
+use super::body::PathParams;
 use super::route::{Route, routes};
 use super::{ApiError, App};
 use crate::tuf::{MetadataStore, is_served_name};
@@ -19,7 +19,10 @@ pub(super) fn routes() -> Vec<Route> {
 /// Sends a file of the TUF repository.
 #[utoipa::path(get, path = "/tuf/{*path}", tag = "tuf", params(("path" = String, Path, description = "May contain slashes")),
     responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream")))]
-pub(super) async fn file(State(app): State<Arc<App>>, At(path): At<String>) -> Result<Response, ApiError> {
+pub(super) async fn file(
+    State(app): State<Arc<App>>,
+    PathParams(path): PathParams<String>,
+) -> Result<Response, ApiError> {
     let none = || ApiError::not_found("file of this name in the TUF repository");
     if !is_served_name(&path) {
         return Err(none());

@@ -17,7 +17,7 @@ use distd_core::names::Name;
 use distd_peer::clock::unix_now;
 
 use super::auth::{Caller, ToAdminister, ToPublish};
-use super::body::{At, Incoming, Perhaps};
+use super::body::{Incoming, OptionalJsonBody, PathParams};
 use super::releases;
 use super::route::{Route, routes};
 use super::spool::{Spooled, Use};
@@ -38,8 +38,8 @@ pub(super) fn routes() -> Vec<Route> {
 pub(super) async fn begin(
     State(app): State<Arc<App>>,
     caller: Caller<ToPublish>,
-    At((product, version)): At<(Name, Name)>,
-    Perhaps(announced): Perhaps<Announced>,
+    PathParams((product, version)): PathParams<(Name, Name)>,
+    OptionalJsonBody(announced): OptionalJsonBody<Announced>,
 ) -> Result<Json<Upload>, ApiError> {
     caller.may(&product)?;
     let ingest = app.origin.ingest();
@@ -76,7 +76,7 @@ fn upload_id(text: &str) -> Result<UploadId, ApiError> {
 pub(super) async fn missing(
     State(app): State<Arc<App>>,
     caller: Caller<ToPublish>,
-    At(upload): At<String>,
+    PathParams(upload): PathParams<String>,
     body: Incoming<{ HASHES_MAX as u64 * 32 }>,
 ) -> Result<impl IntoResponse, ApiError> {
     let upload = own(&app, &caller, &upload).await?;
@@ -104,7 +104,7 @@ pub(super) async fn missing(
 pub(super) async fn chunks(
     State(app): State<Arc<App>>,
     caller: Caller<ToPublish>,
-    At(upload): At<String>,
+    PathParams(upload): PathParams<String>,
     body: Incoming<CHUNKS_BYTES_MAX>,
 ) -> Result<Json<Stored>, ApiError> {
     let upload = own(&app, &caller, &upload).await?;
@@ -221,7 +221,7 @@ fn commit_request(body: &[u8]) -> Result<CommitRequest, ApiError> {
 pub(super) async fn commit(
     State(app): State<Arc<App>>,
     caller: Caller<ToPublish>,
-    At(upload): At<String>,
+    PathParams(upload): PathParams<String>,
     body: Incoming<LIST_BYTES_MAX>,
 ) -> Result<(StatusCode, Json<Release>), ApiError> {
     let upload = own(&app, &caller, &upload).await?;
@@ -271,7 +271,7 @@ pub(super) async fn list(
 pub(super) async fn abort(
     State(app): State<Arc<App>>,
     caller: Caller<ToPublish>,
-    At(upload): At<String>,
+    PathParams(upload): PathParams<String>,
 ) -> Result<StatusCode, ApiError> {
     let upload = if caller.admin { upload_id(&upload)? } else { own(&app, &caller, &upload).await?.id };
     let at = app.clone();

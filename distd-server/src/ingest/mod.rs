@@ -51,17 +51,18 @@ pub const UPLOAD_SECONDS: i64 = 24 * 3600;
 /// verifiers, so this bounds ingest to about 100 MiB.
 const SINKS_MAX: usize = 3;
 
-/// Error of ingest.
+/// Error of ingest. A message states the fact; http/error.rs adds what a publisher should do. Where
+/// only the operator can help, the message says how.
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError {
     /// There is no such product.
-    #[error("there is no product {0}: create it first")]
+    #[error("there is no product {0}")]
     UnknownProduct(Name),
     /// There is no such upload.
-    #[error("there is no upload {0}: begin one, chunks already sent for the same version are kept")]
+    #[error("there is no upload {0}")]
     UnknownUpload(UploadId),
     /// The upload was committed, aborted or expired.
-    #[error("upload {0} is over: begin another")]
+    #[error("upload {0} has ended: it was committed, aborted or has expired")]
     UploadOver(UploadId),
     /// The token has too many open uploads.
     #[error("this token has {uploads_max} open uploads, as many as it may have")]
@@ -87,16 +88,16 @@ pub enum IngestError {
     #[error("the disk is full but for the reserve that renewals and signed metadata need")]
     NoRoom,
     /// A tree that no device would take.
-    #[error("a device would refuse the tree's listing")]
+    #[error("devices would refuse the tree's listing")]
     BadTree(#[source] distd_core::tree::DecodeListingError),
     /// A chunk's lengths are outside the bounds.
-    #[error("chunk number {index} has a length out of bounds: 1 to 1048576 bytes, stored no longer than raw")]
+    #[error("the length of chunk number {index} is out of bounds")]
     ChunkBounds {
         /// Its place in the batch, from 0.
         index: u64,
     },
     /// A chunk's bytes are not what its hash says.
-    #[error("chunk number {index} was refused: send it again from an undamaged source")]
+    #[error("chunk number {index} was refused")]
     BadChunk {
         /// Its place in the batch, from 0.
         index: u64,
@@ -108,12 +109,10 @@ pub enum IngestError {
     #[error("the list of chunks is wrong: {0}")]
     BadList(&'static str),
     /// The list names a chunk that was never uploaded.
-    #[error("chunk {0} was not uploaded: ask which chunks are missing, upload those, then commit again")]
+    #[error("chunk {0} was not uploaded")]
     MissingChunk(ChunkHash),
     /// The chunks do not add up to the artifact.
-    #[error(
-        "the chunks make an artifact with BLAKE3 {actual}, not {expected}: did the file change while it was pushed?"
-    )]
+    #[error("the chunks make an artifact with BLAKE3 {actual}, not {expected}")]
     WrongArtifact {
         /// The publisher's hash.
         expected: ArtifactHash,
@@ -121,9 +120,7 @@ pub enum IngestError {
         actual: ArtifactHash,
     },
     /// The version exists with other bytes.
-    #[error(
-        "{product}@{version} is released already with other bytes (BLAKE3 {blake3}): choose another version"
-    )]
+    #[error("{product}@{version} is already released with other bytes (BLAKE3 {blake3})")]
     VersionTaken {
         /// The product.
         product: Name,
