@@ -37,7 +37,7 @@ python3 tests/lib/check_tree.py
 if [ -n "$quick" ]; then
   echo "== unit and property tests"
   # Without the fuzz corpus, real images and end-to-end tests.
-  cargo nextest run --locked --no-fail-fast -p distd-core -p distd-peer -p distd-client -p distd-server \
+  cargo nextest run --locked --no-fail-fast -p cabac -p distd-core -p distd-peer -p distd-client -p distd-server \
     -E 'kind(lib) + kind(bin) + (package(distd-core) & kind(test) - binary(/^(fuzz_|cut_erofs|patch_)/))'
   echo "quick run: $((SECONDS - began)) s"
   exit
