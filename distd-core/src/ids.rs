@@ -20,6 +20,23 @@ impl fmt::Display for ChunkId {
     }
 }
 
+/// Index of a chunk in its artifact, from 0. An artifact may have the same chunk at several
+/// positions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position(pub u64);
+
+impl Position {
+    /// Returns the position of the element at `index` of a list in artifact order.
+    pub const fn of_index(index: usize) -> Self {
+        Self(index as u64)
+    }
+
+    /// Returns the index in a list in artifact order.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// Reason why a string is not an identifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseIdError {

@@ -74,4 +74,4 @@ pub mod text;
 pub mod time;
 pub mod tree;
 
-pub use ids::{ArtifactHash, ChunkHash, ChunkId, ManifestId, NodeHash, NodeId};
+pub use ids::{ArtifactHash, ChunkHash, ChunkId, ManifestId, NodeHash, NodeId, Position};

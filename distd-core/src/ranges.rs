@@ -1,25 +1,71 @@
-//! Sets of chunk ids as sorted, disjoint, inclusive ranges.
+//! Sets of chunk ids, or of positions, as sorted, disjoint, inclusive ranges.
 //!
 //! The new chunks of a release have consecutive ids, so a few ranges describe any number of wanted
 //! or held chunks (RFC 7574 §4.3.2, addressing method 4: 64-bit chunk ranges, end inclusive).
 
+use std::marker::PhantomData;
 use std::ops::RangeInclusive;
 
-use crate::ChunkId;
+use crate::{ChunkId, Position};
 
 /// A set of chunk ids.
+pub type ChunkRanges = Ranges<ChunkId>;
+
+/// A number of which [`Ranges`] makes sets; implemented by [`ChunkId`] and [`Position`].
+pub trait Ordinal: Copy + sealed::Number {}
+
+impl<T: Copy + sealed::Number> Ordinal for T {}
+
+mod sealed {
+    use super::{ChunkId, Position};
+
+    /// Conversion of a newtype from and to its number.
+    pub trait Number {
+        fn of(number: u64) -> Self;
+        fn number(self) -> u64;
+    }
+
+    impl Number for ChunkId {
+        fn of(number: u64) -> Self {
+            Self(number)
+        }
+
+        fn number(self) -> u64 {
+            self.0
+        }
+    }
+
+    impl Number for Position {
+        fn of(number: u64) -> Self {
+            Self(number)
+        }
+
+        fn number(self) -> u64 {
+            self.0
+        }
+    }
+}
+
+/// A set of numbers of one kind, called ids below whatever they number.
 ///
 /// A lookup costs O(log ranges). An insert or a removal also moves the ranges behind it (16 bytes
 /// each), which is cheap for the hundreds of ranges of a swarm. Ranges from a peer are added by
-/// [`ChunkRanges::extend`], in O(ranges of both).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ChunkRanges {
+/// [`Ranges::extend`], in O(ranges of both).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ranges<T> {
     /// Start and inclusive end, ascending. No two ranges touch.
     ranges: Vec<(u64, u64)>,
     len: u64,
+    of: PhantomData<T>,
 }
 
-impl ChunkRanges {
+impl<T> Default for Ranges<T> {
+    fn default() -> Self {
+        Self { ranges: Vec::new(), len: 0, of: PhantomData }
+    }
+}
+
+impl<T: Ordinal> Ranges<T> {
     /// Returns the empty set.
     pub fn new() -> Self {
         Self::default()
@@ -41,13 +87,13 @@ impl ChunkRanges {
     }
 
     /// Returns the ranges in ascending order.
-    pub fn iter(&self) -> impl Iterator<Item = RangeInclusive<ChunkId>> + '_ {
-        self.ranges.iter().map(|&(start, end)| ChunkId(start)..=ChunkId(end))
+    pub fn iter(&self) -> impl Iterator<Item = RangeInclusive<T>> + '_ {
+        self.ranges.iter().map(|&(start, end)| T::of(start)..=T::of(end))
     }
 
     /// Returns every id in ascending order.
-    pub fn ids(&self) -> impl Iterator<Item = ChunkId> + '_ {
-        self.ranges.iter().flat_map(|&(start, end)| (start..=end).map(ChunkId))
+    pub fn ids(&self) -> impl Iterator<Item = T> + '_ {
+        self.ranges.iter().flat_map(|&(start, end)| (start..=end).map(T::of))
     }
 
     /// Returns the index of the first range that ends at `id` or later.
@@ -56,26 +102,26 @@ impl ChunkRanges {
     }
 
     /// Whether `id` is in the set.
-    pub fn contains(&self, id: ChunkId) -> bool {
+    pub fn contains(&self, id: T) -> bool {
         self.contains_range(&(id..=id))
     }
 
     /// Whether the whole of `range` is in the set.
-    pub fn contains_range(&self, range: &RangeInclusive<ChunkId>) -> bool {
-        let found = self.ranges.get(self.at(range.start().0));
-        found.is_some_and(|&(start, end)| start <= range.start().0 && end >= range.end().0)
+    pub fn contains_range(&self, range: &RangeInclusive<T>) -> bool {
+        let found = self.ranges.get(self.at(range.start().number()));
+        found.is_some_and(|&(start, end)| start <= range.start().number() && end >= range.end().number())
     }
 
     /// Adds one id; false if the set had it already.
-    pub fn insert(&mut self, id: ChunkId) -> bool {
+    pub fn insert(&mut self, id: T) -> bool {
         let before = self.len;
         self.insert_range(id..=id);
         self.len > before
     }
 
     /// Adds a range; an empty one changes nothing.
-    pub fn insert_range(&mut self, range: RangeInclusive<ChunkId>) {
-        let (start, end) = (range.start().0, range.end().0);
+    pub fn insert_range(&mut self, range: RangeInclusive<T>) {
+        let (start, end) = (range.start().number(), range.end().number());
         if start > end {
             return;
         }
@@ -111,20 +157,21 @@ impl ChunkRanges {
     }
 
     /// Removes one id; false if the set did not have it.
-    pub fn remove(&mut self, id: ChunkId) -> bool {
-        let at = self.at(id.0);
-        let Some(&(start, end)) = self.ranges.get(at).filter(|(start, _)| *start <= id.0) else {
+    pub fn remove(&mut self, id: T) -> bool {
+        let id = id.number();
+        let at = self.at(id);
+        let Some(&(start, end)) = self.ranges.get(at).filter(|(start, _)| *start <= id) else {
             return false;
         };
-        match (start == id.0, end == id.0) {
+        match (start == id, end == id) {
             (true, true) => {
                 self.ranges.remove(at);
             }
             (true, false) => self.ranges[at].0 += 1,
             (false, true) => self.ranges[at].1 -= 1,
             (false, false) => {
-                self.ranges[at].1 = id.0 - 1;
-                self.ranges.insert(at + 1, (id.0 + 1, end));
+                self.ranges[at].1 = id - 1;
+                self.ranges.insert(at + 1, (id + 1, end));
             }
         }
         self.len -= 1;
@@ -139,7 +186,8 @@ impl ChunkRanges {
         if other.range_count() <= 2 {
             return other.iter().for_each(|range| self.insert_range(range));
         }
-        let mut out = Self { ranges: Vec::with_capacity(self.range_count() + other.range_count()), len: 0 };
+        let ranges = Vec::with_capacity(self.range_count() + other.range_count());
+        let mut out = Self { ranges, len: 0, of: PhantomData };
         let (mut left, mut right) = (&self.ranges[..], &other.ranges[..]);
         while let (Some(l), Some(r)) = (left.first(), right.first()) {
             let (next, rest) = if l.0 <= r.0 { (l, &mut left) } else { (r, &mut right) };
@@ -240,11 +288,11 @@ impl ChunkRanges {
     }
 
     /// Returns the `n`-th id, counted from zero in ascending order; `None` if the set has fewer.
-    pub fn nth(&self, mut n: u64) -> Option<ChunkId> {
+    pub fn nth(&self, mut n: u64) -> Option<T> {
         for &(start, end) in &self.ranges {
             let len = end - start + 1;
             if n < len {
-                return Some(ChunkId(start + n));
+                return Some(T::of(start + n));
             }
             n -= len;
         }
@@ -253,14 +301,15 @@ impl ChunkRanges {
 
     /// Removes up to `count` ids and returns them: the lowest from `from` on, then the lowest below
     /// `from`.
-    pub fn take_from(&mut self, from: ChunkId, count: u64) -> Self {
-        let at = self.at(from.0);
-        let mut above = Self { ranges: self.ranges.split_off(at), len: 0 };
+    pub fn take_from(&mut self, from: T, count: u64) -> Self {
+        let from = from.number();
+        let at = self.at(from);
+        let mut above = Self { ranges: self.ranges.split_off(at), len: 0, of: PhantomData };
         if let Some((start, _)) = above.ranges.first_mut()
-            && *start < from.0
+            && *start < from
         {
-            self.ranges.push((*start, from.0 - 1));
-            *start = from.0;
+            self.ranges.push((*start, from - 1));
+            *start = from;
         }
         above.len = above.ranges.iter().map(|&(start, end)| end - start + 1).sum();
         self.len -= above.len;
@@ -271,19 +320,19 @@ impl ChunkRanges {
     }
 }
 
-impl FromIterator<ChunkId> for ChunkRanges {
-    fn from_iter<I: IntoIterator<Item = ChunkId>>(ids: I) -> Self {
+impl<T: Ordinal> FromIterator<T> for Ranges<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(ids: I) -> Self {
         ids.into_iter().map(|id| id..=id).collect()
     }
 }
 
-impl FromIterator<RangeInclusive<ChunkId>> for ChunkRanges {
-    fn from_iter<I: IntoIterator<Item = RangeInclusive<ChunkId>>>(ranges: I) -> Self {
+impl<T: Ordinal> FromIterator<RangeInclusive<T>> for Ranges<T> {
+    fn from_iter<I: IntoIterator<Item = RangeInclusive<T>>>(ranges: I) -> Self {
         let mut out = Self::new();
         // Ranges that come out of order. They may be many, so they are sorted once at the end.
         let mut late = Vec::new();
         for range in ranges {
-            let (start, end) = (range.start().0, range.end().0);
+            let (start, end) = (range.start().number(), range.end().number());
             if start > end {
                 continue;
             }

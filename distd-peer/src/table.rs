@@ -35,13 +35,13 @@ impl ChunkTable {
         self.index_of(id).map(|index| self.at(index))
     }
 
-    /// Position of the chunk with this id in the order of ids.
+    /// Returns the index of the chunk with this id in the order of ids.
     pub fn index_of(&self, id: ChunkId) -> Option<u32> {
         // A manifest of 2^32 chunks does not fit in memory.
         self.chunks.binary_search_by_key(&id, |(id, ..)| *id).ok().map(|index| index as u32)
     }
 
-    /// Returns the chunk at a position.
+    /// Returns the chunk at an index in the order of ids.
     ///
     /// # Panics
     /// If `index` is not below the number of chunks.

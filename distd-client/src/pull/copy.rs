@@ -4,8 +4,8 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use distd_core::ChunkHash;
 use distd_core::planner::HeldAt;
+use distd_core::{ChunkHash, Position};
 
 use super::entries::Entries;
 use super::journal::Journal;
@@ -19,20 +19,31 @@ const RUN_BYTES_MAX: u64 = 1 << 20;
 /// Chunks that are adjacent both in the artifact and in one seed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Run {
-    first: usize,
-    count: usize,
+    first: Position,
+    count: u64,
     from: HeldAt,
     offset: u64,
     bytes: u64,
 }
 
-fn runs(entries: &Entries, held: &[(usize, HeldAt)]) -> Vec<Run> {
+impl Run {
+    /// Returns the position behind the run.
+    fn end(&self) -> Position {
+        Position(self.first.0 + self.count)
+    }
+
+    fn positions(&self) -> impl Iterator<Item = Position> + use<> {
+        (self.first.0..self.end().0).map(Position)
+    }
+}
+
+fn runs(entries: &Entries, held: &[(Position, HeldAt)]) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for &(position, from) in held {
         let at = entries.get(position);
         let len = u64::from(at.entry.len);
         if let Some(run) = runs.last_mut()
-            && run.first + run.count == position
+            && run.end() == position
             && run.from.seed == from.seed
             && run.from.offset + run.bytes == from.offset
             && run.bytes + len <= RUN_BYTES_MAX
@@ -52,7 +63,7 @@ pub(super) struct Copied {
     /// Bytes copied.
     pub(super) bytes: u64,
     /// Positions whose seed had other bytes; these chunks have to be fetched.
-    pub(super) failed: Vec<usize>,
+    pub(super) failed: Vec<Position>,
 }
 
 /// Copies the `held` positions (ascending) into the target; every chunk is hashed as it is read.
@@ -61,7 +72,7 @@ pub(super) struct Copied {
 /// The target's errors. A seed that cannot be read is not an error; its chunks count as failed.
 pub(super) fn copy_held(
     entries: &Entries,
-    held: &[(usize, HeldAt)],
+    held: &[(Position, HeldAt)],
     seeds: &[SeedFile],
     target: &dyn Target,
     journal: &Mutex<Journal>,
@@ -79,7 +90,7 @@ pub(super) fn copy_held(
             copy_run(entries, run, &seeds[run.from.seed as usize], target, &mut buffer, &mut copied)?;
             {
                 let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
-                for position in run.first..run.first + run.count {
+                for position in run.positions() {
                     if !copied.failed.contains(&position) {
                         journal.add(position);
                     }
@@ -112,7 +123,7 @@ fn copy_run(
     let whole = seed.read_at(run.from.offset, buffer).is_ok();
     let mut at = 0;
     let mut good_from = 0;
-    for position in run.first..run.first + run.count {
+    for position in run.positions() {
         let entry = entries.get(position).entry;
         let end = at + entry.len as usize;
         let read = whole || seed.read_at(run.from.offset + at as u64, &mut buffer[at..end]).is_ok();
@@ -137,11 +148,11 @@ fn write(target: &dyn Target, offset: u64, range: std::ops::Range<usize>, buffer
 
 /// Returns those of `positions` whose chunk is already in the target, by hashing the target's
 /// bytes.
-pub(super) fn held_in_place(entries: &Entries, positions: &[usize], target: &dyn Target) -> Vec<usize> {
+pub(super) fn held_in_place(entries: &Entries, positions: &[Position], target: &dyn Target) -> Vec<Position> {
     let next = AtomicUsize::new(0);
     let found = Mutex::new(Vec::new());
     // Give adjacent positions to one thread, so that reads are sequential.
-    let pieces: Vec<&[usize]> = positions.chunks(256).collect();
+    let pieces: Vec<&[Position]> = positions.chunks(256).collect();
     let work = || {
         let mut buffer = Vec::new();
         while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {

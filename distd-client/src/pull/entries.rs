@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use distd_core::ChunkHash;
 use distd_core::manifest::{ChunkAt, Manifest};
+use distd_core::{ChunkHash, Position};
 use distd_peer::table::ChunkTable;
 
 /// Number of positions from one stored offset to the next.
@@ -38,20 +38,21 @@ impl Entries {
         self.order.len()
     }
 
-    pub(super) fn get(&self, position: usize) -> ChunkAt {
-        let known = position / STRIDE;
-        let before = &self.order[known * STRIDE..position];
+    pub(super) fn get(&self, position: Position) -> ChunkAt {
+        let index = position.index();
+        let known = index / STRIDE;
+        let before = &self.order[known * STRIDE..index];
         let before: u64 = before.iter().map(|index| u64::from(self.table.at(*index).len)).sum();
-        ChunkAt { offset: self.offsets[known] + before, entry: self.table.at(self.order[position]) }
+        ChunkAt { offset: self.offsets[known] + before, entry: self.table.at(self.order[index]) }
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, ChunkAt)> + '_ {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Position, ChunkAt)> + '_ {
         let mut offset = 0;
-        self.order.iter().enumerate().map(move |(position, index)| {
-            let entry = self.table.at(*index);
+        self.order.iter().enumerate().map(move |(index, in_table)| {
+            let entry = self.table.at(*in_table);
             let at = ChunkAt { offset, entry };
             offset += u64::from(entry.len);
-            (position, at)
+            (Position::of_index(index), at)
         })
     }
 }

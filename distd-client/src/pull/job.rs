@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use distd_core::ChunkId;
 use distd_core::error::Chain;
 use distd_core::manifest::{Kind, Manifest};
 use distd_core::patch::Choice;
 use distd_core::planner::{HeldAt, HeldIndex};
 use distd_core::ranges::ChunkRanges;
+use distd_core::{ChunkId, Position};
 use distd_peer::driver::FetchError;
 use distd_peer::share::Holdings;
 use distd_peer::table::ChunkTable;
@@ -167,7 +167,7 @@ impl Job {
         }
     }
 
-    fn is_done(&self, position: usize) -> bool {
+    fn is_done(&self, position: Position) -> bool {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner).contains(position)
     }
 
@@ -183,7 +183,7 @@ impl Job {
     }
 
     async fn fill_range(&self, session: &Session, range: std::ops::Range<u64>) -> anyhow::Result<()> {
-        let mut open: Vec<usize> = self
+        let mut open: Vec<Position> = self
             .entries
             .iter()
             .filter(|(position, at)| range.contains(&at.offset) && !self.is_done(*position))
@@ -198,7 +198,7 @@ impl Job {
             }
             open.retain(|position| there.binary_search(position).is_err());
         }
-        let mut held: Vec<(usize, HeldAt)> = Vec::new();
+        let mut held: Vec<(Position, HeldAt)> = Vec::new();
         let mut missing = Vec::new();
         let zeros = vec![0; self.manifest.root().cut.max() as usize];
         for position in open {
@@ -242,12 +242,12 @@ impl Job {
         }
     }
 
-    fn mark(&self, position: usize) {
+    fn mark(&self, position: Position) {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner).add(position);
         self.progress.add(u64::from(self.entries.get(position).entry.len));
     }
 
-    fn placer(&self, missing: &[usize]) -> Arc<Placer> {
+    fn placer(&self, missing: &[Position]) -> Arc<Placer> {
         let progress = self.progress.clone();
         Arc::new(Placer::new(
             self.target.clone(),
@@ -260,7 +260,7 @@ impl Job {
 
     /// Gets the chunks that no seed has: by patches as far as these save bytes, the rest by
     /// fetching.
-    async fn bring(&self, session: &Session, missing: &[usize]) -> anyhow::Result<()> {
+    async fn bring(&self, session: &Session, missing: &[Position]) -> anyhow::Result<()> {
         if missing.is_empty() {
             return Ok(());
         }
@@ -418,7 +418,7 @@ impl Job {
 
     /// Removes every chunk that is not in place from the journal.
     pub(super) fn forget_wrong(&self) {
-        let all: Vec<usize> = (0..self.entries.len()).collect();
+        let all: Vec<Position> = (0..self.entries.len() as u64).map(Position).collect();
         let there = held_in_place(&self.entries, &all, &*self.target);
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         journal.replace(there.into_iter());

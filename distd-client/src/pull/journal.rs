@@ -7,9 +7,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use distd_core::ChunkId;
-use distd_core::ManifestId;
-use distd_core::ranges::ChunkRanges;
+use distd_core::ranges::Ranges;
+use distd_core::{ManifestId, Position};
 use distd_peer::share::Holdings;
 use serde::{Deserialize, Serialize};
 
@@ -33,8 +32,7 @@ struct Wire {
 pub(super) struct Journal {
     path: PathBuf,
     manifest: ManifestId,
-    /// Positions plus one, because ranges of chunk ids start at one.
-    done: ChunkRanges,
+    done: Ranges<Position>,
     written: u64,
     /// Set when the pull is over: nothing is written any more.
     closed: bool,
@@ -45,14 +43,13 @@ pub(super) struct Journal {
 impl Journal {
     /// Opens the journal at `path`; it is empty unless the file belongs to this manifest.
     pub(super) fn open(path: PathBuf, manifest: ManifestId, chunks: u64) -> Self {
-        let mut journal =
-            Self { path, manifest, done: ChunkRanges::new(), written: 0, closed: false, told: None };
+        let mut journal = Self { path, manifest, done: Ranges::new(), written: 0, closed: false, told: None };
         let Ok(Some(bytes)) = side::read(&journal.path, JOURNAL_BYTES_MAX) else { return journal };
         match rmp_serde::from_slice::<Wire>(&bytes) {
             Ok(wire) if wire.version == 1 && wire.manifest == manifest => {
                 for (start, end) in wire.done {
                     if start <= end && end < chunks {
-                        journal.done.insert_range(ChunkId(start + 1)..=ChunkId(end + 1));
+                        journal.done.insert_range(Position(start)..=Position(end));
                     }
                 }
                 journal.written = journal.done.len();
@@ -66,25 +63,25 @@ impl Journal {
 
     /// Adds every chunk in the target to `holdings`, now and whenever one is added.
     pub(super) fn tell(&mut self, entries: Arc<Entries>, holdings: Arc<Holdings>) {
-        let done = self.done.ids().map(|position| entries.get(position.0 as usize - 1).entry.id);
+        let done = self.done.ids().map(|position| entries.get(position).entry.id);
         holdings.add(done);
         self.told = Some((entries, holdings));
     }
 
-    pub(super) fn add(&mut self, position: usize) {
-        self.done.insert(ChunkId(position as u64 + 1));
+    pub(super) fn add(&mut self, position: Position) {
+        self.done.insert(position);
         if let Some((entries, holdings)) = &self.told {
             holdings.add([entries.get(position).entry.id]);
         }
     }
 
-    pub(super) fn contains(&self, position: usize) -> bool {
-        self.done.contains(ChunkId(position as u64 + 1))
+    pub(super) fn contains(&self, position: Position) -> bool {
+        self.done.contains(position)
     }
 
     /// Replaces all positions by these.
-    pub(super) fn replace(&mut self, positions: impl Iterator<Item = usize>) {
-        self.done = positions.map(|position| ChunkId(position as u64 + 1)).collect();
+    pub(super) fn replace(&mut self, positions: impl Iterator<Item = Position>) {
+        self.done = positions.collect();
         self.written = u64::MAX;
     }
 
@@ -96,7 +93,7 @@ impl Journal {
     /// Returns a snapshot, to be written once the data that it lists is durable.
     pub(super) fn snapshot(&mut self) -> (PathBuf, Vec<u8>) {
         self.written = self.done.len();
-        let done = self.done.iter().map(|r| (r.start().0 - 1, r.end().0 - 1)).collect();
+        let done = self.done.iter().map(|r| (r.start().0, r.end().0)).collect();
         let wire = Wire { version: 1, manifest: self.manifest, done };
         (self.path.clone(), rmp_serde::to_vec(&wire).expect("numbers and bytes always encode"))
     }
@@ -131,18 +128,18 @@ mod tests {
         let path = dir.path().join("j");
         let mut journal = Journal::open(path.clone(), ManifestId([1; 32]), 100);
         for position in [0, 1, 2, 99] {
-            journal.add(position);
+            journal.add(Position(position));
         }
         assert!(journal.is_dirty());
         let (to, bytes) = journal.snapshot();
         Journal::write(&to, &bytes).expect("write");
         let again = Journal::open(path.clone(), ManifestId([1; 32]), 100);
         assert!(!again.is_dirty());
-        assert_eq!((0..100).filter(|p| again.contains(*p)).collect::<Vec<_>>(), [0, 1, 2, 99]);
-        assert!(!Journal::open(path.clone(), ManifestId([2; 32]), 100).contains(0));
+        assert_eq!((0..100).filter(|p| again.contains(Position(*p))).collect::<Vec<_>>(), [0, 1, 2, 99]);
+        assert!(!Journal::open(path.clone(), ManifestId([2; 32]), 100).contains(Position(0)));
         // Positions beyond the artifact are ignored.
-        assert!(!Journal::open(path.clone(), ManifestId([1; 32]), 99).contains(99));
+        assert!(!Journal::open(path.clone(), ManifestId([1; 32]), 99).contains(Position(99)));
         fs::write(&path, b"garbage").expect("write");
-        assert!(!Journal::open(path, ManifestId([1; 32]), 100).contains(0));
+        assert!(!Journal::open(path, ManifestId([1; 32]), 100).contains(Position(0)));
     }
 }

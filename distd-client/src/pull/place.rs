@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use distd_core::manifest::{ChunkAt, Entry};
-use distd_core::{ChunkHash, ChunkId};
-
+use distd_core::{ChunkHash, ChunkId, Position};
 use distd_peer::share::ChunkBytes;
 
 use super::entries::Entries;
@@ -34,7 +33,7 @@ impl Placed {
 
     fn places(&self) -> &[(ChunkId, u32)] {
         self.places.get_or_init(|| {
-            let number = |(position, at): (usize, ChunkAt)| (at.entry.id, position as u32);
+            let number = |(position, at): (Position, ChunkAt)| (at.entry.id, position.0 as u32);
             let mut places: Vec<_> = self.entries.iter().map(number).collect();
             places.sort_unstable();
             places
@@ -49,7 +48,7 @@ impl ChunkBytes for Placed {
         // A chunk with several positions may not be at all of them yet.
         places[first..].iter().take_while(|(id, _)| *id == entry.id).take(PLACES_TRIED).any(
             |(_, position)| {
-                let at = self.entries.get(*position as usize);
+                let at = self.entries.get(Position(u64::from(*position)));
                 self.target.read_at(at.offset, buffer).is_ok() && ChunkHash::of(buffer) == entry.hash
             },
         )
@@ -62,7 +61,7 @@ pub(super) struct Placer {
     journal: Arc<Mutex<Journal>>,
     entries: Arc<Entries>,
     /// Chunk ids and positions, sorted.
-    places: Vec<(ChunkId, usize)>,
+    places: Vec<(ChunkId, Position)>,
     progress: Arc<dyn Fn(u64) + Send + Sync>,
     /// Bytes of chunks that arrived although they were already written; must stay 0.
     repeated_bytes: AtomicU64,
@@ -74,7 +73,7 @@ impl Placer {
         target: Arc<dyn Target>,
         journal: Arc<Mutex<Journal>>,
         entries: Arc<Entries>,
-        missing: impl Iterator<Item = usize>,
+        missing: impl Iterator<Item = Position>,
         progress: Arc<dyn Fn(u64) + Send + Sync>,
     ) -> Self {
         let mut places: Vec<_> = missing.map(|position| (entries.get(position).entry.id, position)).collect();
@@ -90,7 +89,7 @@ impl Placer {
         ids
     }
 
-    fn positions(&self, id: ChunkId) -> impl Iterator<Item = usize> + '_ {
+    fn positions(&self, id: ChunkId) -> impl Iterator<Item = Position> + '_ {
         let first = self.places.partition_point(|(other, _)| *other < id);
         self.places[first..].iter().take_while(move |(other, _)| *other == id).map(|(_, position)| *position)
     }
@@ -110,7 +109,7 @@ impl Placer {
     /// # Errors
     /// The target's errors; chunks written before the error are in the journal.
     pub(super) fn place_all<'c>(&self, chunks: impl Iterator<Item = (ChunkId, &'c [u8])>) -> io::Result<()> {
-        let mut places: Vec<(u64, usize, &[u8])> = chunks
+        let mut places: Vec<(u64, Position, &[u8])> = chunks
             .flat_map(|(id, raw)| self.positions(id).map(move |position| (position, raw)))
             .map(|(position, raw)| (self.entries.get(position).offset, position, raw))
             .collect();
