@@ -121,7 +121,3 @@ pub const PATCH_SET_BASES_MAX: u64 = 1 << 26;
 /// packed bytes. A device needs this much free space for each view of a set while it applies the
 /// set.
 pub const VIEW_BYTES_MAX: u64 = 1 << 30;
-
-/// First id that is no chunk of the origin. Within one patch set, ids from here on are the chunks
-/// of its views.
-pub const VIEW_IDS_FROM: u64 = 1 << 60;

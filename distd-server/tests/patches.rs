@@ -312,18 +312,24 @@ impl Realm {
         };
         let new = self.manifest(to).await;
         let hashes: BTreeMap<_, _> = new.entries().map(|at| (at.entry.id, at.entry.hash)).collect();
-        let rebuilt: std::collections::BTreeSet<ChunkId> =
-            index.patches.iter().flat_map(|patch| patch.target_chunks()).map(|(id, _)| id).collect();
+        let rebuilt: std::collections::BTreeSet<ChunkId> = index
+            .patches
+            .iter()
+            .flat_map(|patch| patch.target_chunks())
+            .filter_map(|(id, _)| id.chunk())
+            .collect();
         // Chunks that no patch brings are fetched first.
         let fetched = self.fetch(&new).await.into_iter().filter(|(id, _)| !rebuilt.contains(id));
         held.extend(fetched.filter(|(id, _)| !rebuilt.contains(id)));
         for (patch, payload) in index.patches.iter().zip(payloads) {
             assert!((payload.len() as u64) < patch.packed, "a patch saves bytes");
-            let base: Vec<&[u8]> = patch.base_ids().map(|id| &held[&id][..]).collect();
+            let base: Vec<&[u8]> =
+                patch.base_ids().map(|id| &held[&id.chunk().expect("no view")][..]).collect();
             let Some(PatchMethod::Buffer(codec)) = patch.method() else { panic!("{}", patch.codec) };
             let target = decode(codec, &base.concat(), payload, patch.target_bytes()).expect("decodes");
             let mut rest = &target[..];
             for (id, len) in patch.target_chunks() {
+                let id = id.chunk().expect("no view");
                 let (chunk, behind) = rest.split_at(len as usize);
                 rest = behind;
                 assert_eq!(ChunkHash::of(chunk), hashes[&id]);

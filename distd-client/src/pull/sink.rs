@@ -62,7 +62,7 @@ impl ChunkSink for TargetSink {
         for chunk in fresh {
             self.chunk_bytes.fetch_add(chunk.packed.bytes.len() as u64, Ordering::Relaxed);
             if let Some(arrivals) = &self.arrivals {
-                arrivals.base(chunk.entry.id, true);
+                arrivals.base(chunk.entry.id.into(), true);
             }
         }
         Ok(())

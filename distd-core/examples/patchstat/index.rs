@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 use std::ops::{Range, RangeInclusive};
 
-use distd_core::bounds::VIEW_IDS_FROM;
 use distd_core::patch::pair::{ChunkSpan, Of, Patch, Side};
-use distd_core::patch::{PatchMethod, SetIndex, SetPatch, TargetRun};
+use distd_core::patch::{PatchChunkId, PatchMethod, SetIndex, SetPatch, TargetRun, ViewChunkId};
 use distd_core::{ChunkHash, ChunkId, ManifestId};
 
 use crate::views::{Extended, Pass};
@@ -66,23 +65,25 @@ fn to_usize(range: &Range<u32>) -> Range<usize> {
 
 /// Returns the ids of all chunks of a side. Chunks of the artifacts are numbered in order; chunks
 /// of views have a range of ids of their own.
-fn ids(old: Side<'_, Extended>, new: Side<'_, Extended>, of: Of) -> Vec<u64> {
-    let mut known: HashMap<ChunkHash, u64> = HashMap::new();
-    let mut next = 1;
+fn ids(old: Side<'_, Extended>, new: Side<'_, Extended>, of: Of) -> Vec<PatchChunkId> {
+    let mut known: HashMap<ChunkHash, PatchChunkId> = HashMap::new();
+    let mut next = PatchChunkId::from(ChunkId(1));
     for side in [old, new] {
         for chunk in side.chunks.iter().filter(|chunk| chunk.offset < side.bytes.artifact_len()) {
             known.entry(chunk.hash).or_insert_with(|| {
-                next += 1;
-                next - 1
+                let id = next;
+                next = id.plus(1);
+                id
             });
         }
     }
-    next = VIEW_IDS_FROM;
+    next = ViewChunkId(0).into();
     for side in [old, new] {
         for chunk in side.chunks.iter().filter(|chunk| chunk.offset >= side.bytes.artifact_len()) {
             known.entry(chunk.hash).or_insert_with(|| {
-                next += 1;
-                next - 1
+                let id = next;
+                next = id.plus(1);
+                id
             });
         }
     }
@@ -90,24 +91,24 @@ fn ids(old: Side<'_, Extended>, new: Side<'_, Extended>, of: Of) -> Vec<u64> {
     side.chunks.iter().map(|chunk| known[&chunk.hash]).collect()
 }
 
-fn ranges(ids: &[u64]) -> Vec<RangeInclusive<ChunkId>> {
-    let mut out: Vec<RangeInclusive<ChunkId>> = Vec::new();
+fn ranges(ids: &[PatchChunkId]) -> Vec<RangeInclusive<PatchChunkId>> {
+    let mut out: Vec<RangeInclusive<PatchChunkId>> = Vec::new();
     for id in ids {
         match out.last_mut() {
-            Some(last) if last.end().0 + 1 == *id => *last = *last.start()..=ChunkId(*id),
-            _ => out.push(ChunkId(*id)..=ChunkId(*id)),
+            Some(last) if last.end().plus(1) == *id => *last = *last.start()..=*id,
+            _ => out.push(*id..=*id),
         }
     }
     out
 }
 
-fn runs(ids: &[u64], chunks: &[ChunkSpan], range: Range<usize>) -> Vec<TargetRun> {
+fn runs(ids: &[PatchChunkId], chunks: &[ChunkSpan], range: Range<usize>) -> Vec<TargetRun> {
     let mut out: Vec<TargetRun> = Vec::new();
     for index in range {
         let (id, len) = (ids[index], chunks[index].len);
         match out.last_mut() {
-            Some(run) if run.first.0 + run.lens.len() as u64 == id => run.lens.push(len),
-            _ => out.push(TargetRun { first: ChunkId(id), lens: vec![len] }),
+            Some(run) if run.first.plus(run.lens.len() as u64) == id => run.lens.push(len),
+            _ => out.push(TargetRun { first: id, lens: vec![len] }),
         }
     }
     out

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use bytes::Bytes;
 use distd_core::cut::CutParams;
 use distd_core::manifest::{Builder, Entry, Kind, Manifest, compact_leaf};
-use distd_core::patch::{Effort, Outline, PatchMethod, SetIndex, SetPatch, TargetRun, encode};
+use distd_core::patch::{Effort, Outline, PatchChunkId, PatchMethod, SetIndex, SetPatch, TargetRun, ViewChunkId, encode};
 use distd_core::proto::Frame;
 use distd_core::proto::frame::{
     Choke, Codec as DataCodec, Data, DontHave, DontHaveReason, Handshake, Node, NodeRequest, NodesEnd, Ranges,
@@ -175,8 +175,11 @@ fn unpacked(packed: &[u8]) -> Result<Vec<u8>> {
 }
 
 fn sets(seeds: &Seeds) -> Result<()> {
-    let id = ChunkId;
     let view = 1 << 60;
+    let id = |number: u64| match number.checked_sub(view) {
+        Some(of_view) => PatchChunkId::from(ViewChunkId(of_view)),
+        None => ChunkId(number).into(),
+    };
     let patch = |codec, packed, bases: &[(u64, u64)], targets: &[(u64, &[u32])]| SetPatch {
         codec,
         packed,

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Method, SetPatch};
+use super::{Method, PatchChunkId, SetPatch};
 use crate::ChunkId;
 
 /// Reference to a patch: its set and its number in the set.
@@ -91,7 +91,7 @@ pub struct Choice {
     pub chunks: Vec<ChunkId>,
     /// Transient chunks, ascending: chosen patches rebuild them only as bases of other patches;
     /// they are not wanted themselves.
-    pub transient: Vec<ChunkId>,
+    pub transient: Vec<PatchChunkId>,
     /// Estimated time of one core to apply the patches.
     pub processor: Duration,
 }
@@ -99,9 +99,9 @@ pub struct Choice {
 /// Chooses the patches among `offers` that bring the `wanted` chunks with the fewest bytes.
 /// `wanted` is sorted; `offers` are in the order of their use.
 ///
-/// `held` tells whether a chunk can be read on this device. A base that is neither held nor rebuilt
-/// by an earlier patch must itself be `wanted`, else its patch is not used. The caller need not
-/// remove patches of unknown methods: they are skipped here.
+/// `held` tells whether a chunk can be read on this device; a chunk of a view never can. A base
+/// that is neither held nor rebuilt by an earlier patch must itself be `wanted`, else its patch is
+/// not used. The caller need not remove patches of unknown methods: they are skipped here.
 ///
 /// Cost: a few passes over all patches; memory 16 bytes a target chunk.
 pub fn choose(
@@ -110,7 +110,8 @@ pub fn choose(
     offers: &[Offer<'_>],
     optimize: Optimize,
 ) -> Choice {
-    let is_wanted = |id: &ChunkId| wanted.binary_search(id).is_ok();
+    let is_wanted = |id: PatchChunkId| id.chunk().is_some_and(|id| wanted.binary_search(&id).is_ok());
+    let is_held = |id: PatchChunkId| id.chunk().is_some_and(&held);
     let all: Vec<(PatchRef, &SetPatch, u64)> = offers
         .iter()
         .enumerate()
@@ -123,19 +124,19 @@ pub fn choose(
 
     // Forwards: which patches can be applied at all, and which chunks that are not wanted do they
     // make.
-    let mut made: BTreeSet<ChunkId> = BTreeSet::new();
+    let mut made: BTreeSet<PatchChunkId> = BTreeSet::new();
     let mut usable = Vec::with_capacity(all.len());
     for (_, patch, _) in &all {
-        let ok = patch.base_ids().all(|id| held(id) || is_wanted(&id) || made.contains(&id));
+        let ok = patch.base_ids().all(|id| is_held(id) || is_wanted(id) || made.contains(&id));
         if ok {
-            made.extend(patch.target_chunks().map(|(id, _)| id).filter(|id| !is_wanted(id)));
+            made.extend(patch.target_chunks().map(|(id, _)| id).filter(|id| !is_wanted(*id)));
         }
         usable.push(ok);
     }
 
     // Backwards: the bases of a chosen patch are open, so that patches before it may rebuild them.
-    let mut open: BTreeMap<ChunkId, ()> =
-        wanted.iter().filter(|id| !held(**id)).map(|id| (*id, ())).collect();
+    let mut open: BTreeMap<PatchChunkId, ()> =
+        wanted.iter().filter(|id| !held(**id)).map(|id| ((*id).into(), ())).collect();
     let mut choice = Choice::default();
     for ((at, patch, payload), usable) in all.iter().zip(&usable).rev() {
         if !usable {
@@ -145,7 +146,7 @@ pub fn choose(
         for (id, len) in patch.target_chunks() {
             if open.contains_key(&id) {
                 needed_bytes += u64::from(len);
-                must |= !is_wanted(&id);
+                must |= !is_wanted(id);
                 needed.push(id);
             }
         }
@@ -157,11 +158,11 @@ pub fn choose(
         }
         for id in &needed {
             open.remove(id);
-            if !is_wanted(id) {
+            if !is_wanted(*id) {
                 choice.transient.push(*id);
             }
         }
-        open.extend(patch.base_ids().filter(|id| !held(*id)).map(|id| (id, ())));
+        open.extend(patch.base_ids().filter(|id| !is_held(*id)).map(|id| (id, ())));
         choice.patches.push(*at);
         choice.payload_bytes += payload;
         choice.saved_bytes += saved;
@@ -171,23 +172,31 @@ pub fn choose(
     choice.transient.sort_unstable();
     // An open chunk that is not wanted comes from an earlier usable patch, and that patch was then
     // chosen. So all remaining open chunks are wanted.
-    choice.chunks = open.into_keys().collect();
+    choice.chunks = open.into_keys().filter_map(PatchChunkId::chunk).collect();
     choice
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::patch::TargetRun;
+    use crate::patch::{TargetRun, ViewChunkId};
 
     fn patch(bases: &[u64], targets: &[u64], packed: u64) -> SetPatch {
-        let run = |id: &u64| TargetRun { first: ChunkId(*id), lens: vec![1000] };
+        patch_of(&patch_ids(bases), &patch_ids(targets), packed)
+    }
+
+    fn patch_of(bases: &[PatchChunkId], targets: &[PatchChunkId], packed: u64) -> SetPatch {
+        let run = |id: &PatchChunkId| TargetRun { first: *id, lens: vec![1000] };
         SetPatch {
             codec: 1,
             packed,
-            bases: bases.iter().map(|id| ChunkId(*id)..=ChunkId(*id)).collect(),
+            bases: bases.iter().map(|id| *id..=*id).collect(),
             targets: targets.iter().map(run).collect(),
         }
+    }
+
+    fn patch_ids(ids: &[u64]) -> Vec<PatchChunkId> {
+        ids.iter().map(|id| ChunkId(*id).into()).collect()
     }
 
     fn ids(ids: &[u64]) -> Vec<ChunkId> {
@@ -230,7 +239,7 @@ mod tests {
         // 200 is not wanted here: the first patch rebuilds it as transient base of the second.
         let choice = run(&[201, 202], &sets, &[vec![10, 10, 10]]);
         assert_eq!(numbers(&choice), [(0, 0), (0, 1)]);
-        assert_eq!(choice.transient, ids(&[200]));
+        assert_eq!(choice.transient, patch_ids(&[200]));
     }
 
     #[test]
@@ -248,16 +257,16 @@ mod tests {
             [vec![patch(&[1], &[200], 500), patch(&[2], &[201], 500)], vec![patch(&[200], &[300], 500)]];
         let choice = run(&[201, 300], &sets, &[vec![10, 10], vec![10]]);
         assert_eq!(numbers(&choice), [(0, 0), (0, 1), (1, 0)]);
-        assert_eq!(choice.transient, ids(&[200]));
+        assert_eq!(choice.transient, patch_ids(&[200]));
         assert!(choice.chunks.is_empty());
     }
 
     #[test]
     fn a_view_is_packed_again_only_if_the_link_is_slower_than_packing() {
-        let view = crate::bounds::VIEW_IDS_FROM;
-        let mut repack = patch(&[view], &[200], 900);
+        let view = PatchChunkId::from(ViewChunkId(0));
+        let mut repack = patch_of(&[view], &patch_ids(&[200]), 900);
         repack.codec = Method::REPACK;
-        let patches = [patch(&[1], &[view], 0), repack];
+        let patches = [patch_of(&patch_ids(&[1]), &[view], 0), repack];
         let offers = [Offer { patches: &patches, payloads: &[10, 10] }];
         let run = |optimize| numbers(&choose(&ids(&[200]), |id| id.0 < 100, &offers, optimize));
         assert_eq!(run(Optimize::Bytes), [(0, 0), (0, 1)]);

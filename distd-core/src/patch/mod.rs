@@ -61,8 +61,8 @@
 //!     patches: vec![SetPatch {
 //!         codec: PatchMethod::Suffix.number(),
 //!         packed: b2.len() as u64,
-//!         bases: vec![ChunkId(1)..=ChunkId(3)],
-//!         targets: vec![TargetRun { first: ChunkId(4), lens: vec![b2.len() as u32] }],
+//!         bases: vec![ChunkId(1).into()..=ChunkId(3).into()],
+//!         targets: vec![TargetRun { first: ChunkId(4).into(), lens: vec![b2.len() as u32] }],
 //!     }],
 //! };
 //! let packed_index = index.encode();
@@ -86,6 +86,7 @@
 //! of the codecs, those of recipes in `view::pieces` and `view::clusters`.
 
 mod choose;
+mod chunk_id;
 mod codec;
 mod matches;
 mod outline;
@@ -97,6 +98,7 @@ mod suffix;
 pub mod view;
 
 pub use choose::{Choice, Offer, Optimize, PatchRef, choose};
+pub use chunk_id::{PatchChunkId, ViewChunkId};
 pub use codec::{Effort, PatchError, PatchMethod, decode, encode};
 pub use outline::{Outline, OutlineError};
 pub use route::{Leg, ROUTE_LEGS_MAX, route};

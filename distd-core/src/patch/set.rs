@@ -8,13 +8,13 @@
 
 use std::ops::RangeInclusive;
 
-use super::PatchMethod;
+use super::{PatchChunkId, PatchMethod};
+use crate::ManifestId;
 use crate::bounds::{
     CHUNK_BYTES_MAX, PATCH_BASE_BYTES_MAX, PATCH_INDEX_BYTES_MAX, PATCH_SET_BASES_MAX,
-    PATCH_TARGET_BYTES_MAX, PATCHES_MAX, VIEW_BYTES_MAX, VIEW_IDS_FROM,
+    PATCH_TARGET_BYTES_MAX, PATCHES_MAX, VIEW_BYTES_MAX,
 };
 use crate::proto::{put_varint, take_varint, unzigzag, zigzag};
-use crate::{ChunkId, ManifestId};
 
 /// First bytes of an index.
 const MAGIC: &[u8; 8] = b"distdps1";
@@ -69,15 +69,15 @@ impl Method {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetRun {
     /// Id of the first chunk.
-    pub first: ChunkId,
+    pub first: PatchChunkId,
     /// Raw length of each chunk in bytes; never empty.
     pub lens: Vec<u32>,
 }
 
 impl TargetRun {
     /// Returns the ids with their raw lengths.
-    pub fn chunks(&self) -> impl Iterator<Item = (ChunkId, u32)> + '_ {
-        (self.first.0..).map(ChunkId).zip(self.lens.iter().copied())
+    pub fn chunks(&self) -> impl Iterator<Item = (PatchChunkId, u32)> + '_ {
+        (0..).map(|n| self.first.plus(n)).zip(self.lens.iter().copied())
     }
 }
 
@@ -90,7 +90,7 @@ pub struct SetPatch {
     /// Bytes that the targets would cost as chunks, as the origin packed them.
     pub packed: u64,
     /// Base: the raw bytes of these chunks, concatenated. Empty for a solid segment.
-    pub bases: Vec<RangeInclusive<ChunkId>>,
+    pub bases: Vec<RangeInclusive<PatchChunkId>>,
     /// Rebuilt chunks, in the order of their bytes in the target.
     pub targets: Vec<TargetRun>,
 }
@@ -102,12 +102,12 @@ impl SetPatch {
     }
 
     /// Returns the ids of the base chunks.
-    pub fn base_ids(&self) -> impl Iterator<Item = ChunkId> + '_ {
-        self.bases.iter().flat_map(|range| (range.start().0..=range.end().0).map(ChunkId))
+    pub fn base_ids(&self) -> impl Iterator<Item = PatchChunkId> + '_ {
+        self.bases.iter().flat_map(|range| PatchChunkId::each(*range.start(), *range.end()))
     }
 
     /// Returns the target chunks with their raw lengths.
-    pub fn target_chunks(&self) -> impl Iterator<Item = (ChunkId, u32)> + '_ {
+    pub fn target_chunks(&self) -> impl Iterator<Item = (PatchChunkId, u32)> + '_ {
         self.targets.iter().flat_map(TargetRun::chunks)
     }
 
@@ -152,24 +152,22 @@ struct Steps {
     base_chunks: u64,
 }
 
-fn put_step(out: &mut Vec<u8>, first: ChunkId, last: &mut u64, count: u64) {
-    put_varint(out, zigzag(first.0 as i64 - *last as i64));
+fn put_step(out: &mut Vec<u8>, first: PatchChunkId, last: &mut u64, count: u64) {
+    put_varint(out, zigzag(first.number() as i64 - *last as i64));
     put_varint(out, count);
-    *last = first.0 + count;
+    *last = first.number() + count;
 }
 
 impl SetIndex {
-    /// Moves the ids of view chunks into the id range of set number `set`, so that sets used
-    /// together do not refer to each other's views.
+    /// Moves the ids of view chunks into the span of set number `set`, so that sets used together
+    /// do not refer to each other's views.
     pub fn move_views(&mut self, set: usize) {
-        let shift = (set as u64) << 32;
-        let moved = |id: ChunkId| if id.0 >= VIEW_IDS_FROM { ChunkId(id.0 + shift) } else { id };
         for patch in &mut self.patches {
             for range in &mut patch.bases {
-                *range = moved(*range.start())..=moved(*range.end());
+                *range = range.start().in_set(set)..=range.end().in_set(set);
             }
             for run in &mut patch.targets {
-                run.first = moved(run.first);
+                run.first = run.first.in_set(set);
             }
         }
     }
@@ -177,7 +175,7 @@ impl SetIndex {
     /// Packs the index, as it stands at the start of the set.
     ///
     /// # Panics
-    /// If an id is 2^61 or above. Origins count from 1, view chunks from [`VIEW_IDS_FROM`].
+    /// If an id is 2^61 or above, which neither origins nor views reach.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         out.extend_from_slice(self.from.as_bytes());
@@ -189,7 +187,8 @@ impl SetIndex {
             put_varint(&mut out, patch.packed);
             put_varint(&mut out, patch.bases.len() as u64);
             for range in &patch.bases {
-                put_step(&mut out, *range.start(), &mut last.bases, range.end().0 - range.start().0 + 1);
+                let (first, last_id) = (*range.start(), *range.end());
+                put_step(&mut out, first, &mut last.bases, last_id.number() - first.number() + 1);
             }
             put_varint(&mut out, patch.targets.len() as u64);
             for run in &patch.targets {
@@ -234,19 +233,16 @@ fn take(rest: &mut &[u8]) -> Result<u64, SetError> {
     take_varint(rest).ok_or(SetError::Damaged)
 }
 
-/// Decodes the first id and the length of a range.
-fn take_step(rest: &mut &[u8], last: &mut u64) -> Result<(u64, u64), SetError> {
+/// Decodes a range of ids; also returns their number.
+fn take_step(rest: &mut &[u8], last: &mut u64) -> Result<(RangeInclusive<PatchChunkId>, u64), SetError> {
     let bad = SetError::Bounds("a chunk id");
     let first = (*last as i64).checked_add(unzigzag(take(rest)?)).ok_or(bad)?;
+    let first = u64::try_from(first).map_err(|_| bad)?;
     let count = take(rest)?;
-    let end = u64::try_from(first).ok().filter(|first| *first > 0).and_then(|first| first.checked_add(count));
-    // One set has 2^32 ids for view chunks, far more than it can use.
-    let end = end.filter(|end| *end <= VIEW_IDS_FROM + (1 << 32) && count > 0).ok_or(bad)?;
-    if (first as u64) < VIEW_IDS_FROM && end > VIEW_IDS_FROM {
-        return Err(bad);
-    }
+    let end = first.checked_add(count).ok_or(bad)?;
+    let (first, last_id) = PatchChunkId::range_of_numbers(first, end).ok_or(bad)?;
     *last = end;
-    Ok((first as u64, count))
+    Ok((first..=last_id, count))
 }
 
 fn take_patch(rest: &mut &[u8], last: &mut Steps) -> Result<SetPatch, SetError> {
@@ -260,13 +256,13 @@ fn take_patch(rest: &mut &[u8], last: &mut Steps) -> Result<SetPatch, SetError> 
     }
     let (mut bases, mut chunks) = (Vec::with_capacity(ranges as usize), 0);
     for _ in 0..ranges {
-        let (first, count) = take_step(rest, &mut last.bases)?;
+        let (range, count) = take_step(rest, &mut last.bases)?;
         chunks += count;
         last.base_chunks += count;
         if chunks > chunks_max || last.base_chunks > PATCH_SET_BASES_MAX {
             return Err(SetError::Bounds("the number of base chunks"));
         }
-        bases.push(ChunkId(first)..=ChunkId(first + count - 1));
+        bases.push(range);
     }
     let runs = take(rest)?;
     // Each run takes at least three bytes.
@@ -275,7 +271,7 @@ fn take_patch(rest: &mut &[u8], last: &mut Steps) -> Result<SetPatch, SetError> 
     }
     let (mut targets, mut bytes) = (Vec::with_capacity(runs as usize), 0u64);
     for _ in 0..runs {
-        let (first, count) = take_step(rest, &mut last.targets)?;
+        let (range, count) = take_step(rest, &mut last.targets)?;
         if count > rest.len() as u64 {
             return Err(SetError::Bounds("the number of target chunks"));
         }
@@ -291,7 +287,7 @@ fn take_patch(rest: &mut &[u8], last: &mut Steps) -> Result<SetPatch, SetError> 
         if bytes > bytes_max {
             return Err(SetError::Bounds("the number of bytes that a patch rebuilds"));
         }
-        targets.push(TargetRun { first: ChunkId(first), lens });
+        targets.push(TargetRun { first: *range.start(), lens });
     }
     Ok(SetPatch { codec, packed, bases, targets })
 }
@@ -301,9 +297,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ChunkId;
 
     fn sample() -> SetIndex {
-        let id = |n| ChunkId(n);
+        let id = |n| PatchChunkId::from(ChunkId(n));
         SetIndex {
             from: ManifestId([1; 32]),
             to: ManifestId([2; 32]),
@@ -371,8 +368,8 @@ mod tests {
         let patch = |n: u64| SetPatch {
             codec: 1,
             packed: 1,
-            bases: vec![ChunkId(1)..=ChunkId(CHUNKS_MAX)],
-            targets: vec![TargetRun { first: ChunkId(CHUNKS_MAX + n), lens: vec![1] }],
+            bases: vec![ChunkId(1).into()..=ChunkId(CHUNKS_MAX).into()],
+            targets: vec![TargetRun { first: ChunkId(CHUNKS_MAX + n).into(), lens: vec![1] }],
         };
         let most = PATCH_SET_BASES_MAX / CHUNKS_MAX;
         let mut index = SetIndex { patches: (1..=most).map(patch).collect(), ..sample() };

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use distd_core::bounds::{PATCH_INDEX_BYTES_MAX, PATCH_TARGET_BYTES_MAX, PATCHES_MAX, VIEW_BYTES_MAX};
 use distd_core::manifest::Entry;
 use distd_core::patch::{
-    Choice, Leg, Offer, Optimize, Outline, ROUTE_LEGS_MAX, SetIndex, choose as choose_patches,
+    Choice, Leg, Offer, Optimize, Outline, PatchChunkId, ROUTE_LEGS_MAX, SetIndex, choose as choose_patches,
     route as find_route,
 };
 use distd_core::{ChunkHash, ChunkId, ManifestId};
@@ -46,7 +46,12 @@ pub fn set_index(data: &[u8]) {
         let max = if patch.codec >= 128 { VIEW_BYTES_MAX } else { PATCH_TARGET_BYTES_MAX as u64 };
         assert!(patch.target_bytes() as u64 <= max);
         assert!(patch.target_chunks().next().is_some());
-        assert!(patch.bases.iter().all(|range| range.start().0 > 0 && range.start() <= range.end()));
+        assert!(
+            patch
+                .bases
+                .iter()
+                .all(|range| *range.start() > ChunkId(0).into() && range.start() <= range.end())
+        );
     }
     assert_eq!(SetIndex::decode(&index.encode()).as_ref(), Ok(&index));
     index.move_views(3);
@@ -96,8 +101,8 @@ pub fn choose(data: &[u8]) {
     let targets = sets.iter().flat_map(|set| &set.patches).flat_map(|patch| patch.target_chunks());
     // Every second target, and some chunks that no patch makes.
     let wanted: BTreeSet<ChunkId> = targets
-        .map(|(id, _)| id)
-        .filter(|id| id.0 % 2 == 0 && id.0 < 1 << 60)
+        .filter_map(|(id, _)| id.chunk())
+        .filter(|id| id.0 % 2 == 0)
         .chain([3, 4, 500].map(ChunkId))
         .collect();
     let wanted: Vec<_> = wanted.into_iter().collect();
@@ -114,15 +119,20 @@ fn assert_applicable(
     held: impl Fn(ChunkId) -> bool,
 ) {
     assert!(choice.patches.is_sorted() && choice.chunks.is_sorted() && choice.transient.is_sorted());
-    let mut there: BTreeSet<ChunkId> = choice.chunks.iter().copied().collect();
-    assert!(there.iter().all(|id| wanted.binary_search(id).is_ok()), "what is fetched is wanted");
+    assert!(choice.chunks.iter().all(|id| wanted.binary_search(id).is_ok()), "what is fetched is wanted");
+    let held = |id: PatchChunkId| id.chunk().is_some_and(&held);
+    let mut there: BTreeSet<PatchChunkId> = choice.chunks.iter().map(|id| (*id).into()).collect();
     for at in &choice.patches {
         let patch = &sets[at.set].patches[at.patch];
         assert!(patch.base_ids().all(|id| held(id) || there.contains(&id)), "a base is missing");
         there.extend(patch.target_chunks().map(|(id, _)| id));
     }
-    assert!(wanted.iter().all(|id| held(*id) || there.contains(id)), "a wanted chunk is missing");
-    assert!(choice.transient.iter().all(|id| wanted.binary_search(id).is_err() && there.contains(id)));
+    assert!(
+        wanted.iter().map(|id| (*id).into()).all(|id| held(id) || there.contains(&id)),
+        "a wanted chunk is missing"
+    );
+    let wanted = |id: PatchChunkId| id.chunk().is_some_and(|id| wanted.binary_search(&id).is_ok());
+    assert!(choice.transient.iter().all(|id| !wanted(*id) && there.contains(id)));
 }
 
 /// The route found is a route, and none of all other routes is shorter.

@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use distd_core::ChunkHash;
 use distd_core::bounds::PATCHES_MAX;
 use distd_core::cut::ReadAt;
 use distd_core::manifest::Entry;
 use distd_core::patch::pair::{ChunkSpan, Need, Of, PairOptions, Patch, PatchJob, Side, Span, build, pair};
-use distd_core::patch::{Effort, Method, PatchMethod, SetPatch, TargetRun, decode, encode};
-use distd_core::{ChunkHash, ChunkId};
+use distd_core::patch::{Effort, Method, PatchChunkId, PatchMethod, SetPatch, TargetRun, decode, encode};
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
 use tokio::sync::{RwLock, Semaphore};
@@ -183,7 +183,7 @@ impl Releases {
         }))
     }
 
-    fn base_ids(&self, patch: &Patch) -> Vec<RangeInclusive<ChunkId>> {
+    fn base_ids(&self, patch: &Patch) -> Vec<RangeInclusive<PatchChunkId>> {
         let spans = patch.bases.iter();
         ranges_of(spans.flat_map(|Span { of, chunks }| {
             let side = self.side(*of);
@@ -305,11 +305,11 @@ impl Releases {
 }
 
 /// Ids as ranges, in the given order.
-fn ranges_of(ids: impl Iterator<Item = ChunkId>) -> Vec<RangeInclusive<ChunkId>> {
-    let mut ranges: Vec<RangeInclusive<ChunkId>> = Vec::new();
+fn ranges_of(ids: impl Iterator<Item = PatchChunkId>) -> Vec<RangeInclusive<PatchChunkId>> {
+    let mut ranges: Vec<RangeInclusive<PatchChunkId>> = Vec::new();
     for id in ids {
         match ranges.last_mut() {
-            Some(last) if last.end().0 + 1 == id.0 => *last = *last.start()..=id,
+            Some(last) if last.end().plus(1) == id => *last = *last.start()..=id,
             _ => ranges.push(id..=id),
         }
     }
@@ -322,7 +322,7 @@ fn runs_of(viewed: &Viewed, indices: impl Iterator<Item = u32>) -> Vec<TargetRun
     for index in indices {
         let (id, len) = (viewed.id(index), viewed.spans()[index as usize].len);
         match runs.last_mut() {
-            Some(run) if run.first.0 + run.lens.len() as u64 == id.0 => run.lens.push(len),
+            Some(run) if run.first.plus(run.lens.len() as u64) == id => run.lens.push(len),
             _ => runs.push(TargetRun { first: id, lens: vec![len] }),
         }
     }

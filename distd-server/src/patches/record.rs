@@ -188,7 +188,7 @@ fn outline(releases: &Releases, patches: &[SetPatch]) -> Option<Vec<u8>> {
         return None;
     }
     let rebuilt: BTreeSet<ChunkId> =
-        patches.iter().flat_map(|patch| patch.target_chunks()).map(|(id, _)| id).collect();
+        patches.iter().flat_map(|patch| patch.target_chunks()).filter_map(|(id, _)| id.chunk()).collect();
     let (old, new) = releases.entries();
     Outline::new(&old, &new, |id| rebuilt.contains(&id)).encode()
 }

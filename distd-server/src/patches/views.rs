@@ -11,11 +11,12 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use distd_core::bounds::{VIEW_BYTES_MAX, VIEW_IDS_FROM};
+use distd_core::ChunkHash;
+use distd_core::bounds::VIEW_BYTES_MAX;
 use distd_core::cut::{Batches, CutParams, ReadAt, RegionKind, Regions};
 use distd_core::patch::pair::{ChunkSpan, Need, fold, needs, needs_beside};
 use distd_core::patch::view::{self, Group, Joined, Layer, Unpacked};
-use distd_core::{ChunkHash, ChunkId};
+use distd_core::patch::{PatchChunkId, ViewChunkId};
 
 use super::artifact::StoredArtifact;
 
@@ -32,8 +33,8 @@ pub(super) struct Viewed {
     cut: usize,
     regions: Regions,
     spans: Vec<ChunkSpan>,
-    /// Ids of the view chunks.
-    ids: Vec<ChunkId>,
+    /// Ids of the chunks in the views: that of the release for a chunk which it has as well.
+    ids: Vec<PatchChunkId>,
 }
 
 /// View of one packed file, or of a group of files.
@@ -125,20 +126,22 @@ impl Pair {
     }
 }
 
-/// Ids by hash. Ids of view chunks count from [`VIEW_IDS_FROM`].
+/// Ids by hash.
 #[derive(Default)]
 struct Ids {
-    known: BTreeMap<ChunkHash, ChunkId>,
+    known: BTreeMap<ChunkHash, PatchChunkId>,
+    /// Number of view chunks so far.
     given: u64,
 }
 
 impl Ids {
-    fn fresh(&mut self) -> ChunkId {
+    fn fresh(&mut self) -> PatchChunkId {
+        let id = ViewChunkId(self.given);
         self.given += 1;
-        ChunkId(VIEW_IDS_FROM + self.given - 1)
+        id.into()
     }
 
-    fn of(&mut self, hash: &ChunkHash) -> ChunkId {
+    fn of(&mut self, hash: &ChunkHash) -> PatchChunkId {
         if let Some(id) = self.known.get(hash) {
             return *id;
         }
@@ -205,7 +208,7 @@ impl Viewed {
     }
 
     /// Cuts the views that were added last; `id` gives each of their chunks an id.
-    fn cut_views(&mut self, mut id: impl FnMut(&ChunkHash) -> ChunkId) -> io::Result<()> {
+    fn cut_views(&mut self, mut id: impl FnMut(&ChunkHash) -> PatchChunkId) -> io::Result<()> {
         let fresh = &self.views[self.cut..];
         // A file in clusters loses the name of its region to its view, because only the view
         // resembles other data.
@@ -264,10 +267,10 @@ impl Viewed {
     }
 
     /// Id of the chunk at `index`.
-    pub(super) fn id(&self, index: u32) -> ChunkId {
+    pub(super) fn id(&self, index: u32) -> PatchChunkId {
         match index.checked_sub(self.own_chunks()) {
             Some(of_view) => self.ids[of_view as usize],
-            None => self.stored.id(index),
+            None => self.stored.id(index).into(),
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use distd_core::bounds::PATCH_BASE_BYTES_MAX;
 use distd_core::error::Chain;
 use distd_core::manifest::Entry;
-use distd_core::patch::{Choice, Method, PatchRef, SetPatch, decode};
+use distd_core::patch::{Choice, Method, PatchChunkId, PatchRef, SetPatch, decode};
 use distd_core::planner::{HeldAt, HeldIndex};
 use distd_core::{ChunkHash, ChunkId};
 use distd_peer::table::ChunkTable;
@@ -42,7 +42,7 @@ struct State {
     payloads: BTreeSet<PatchRef>,
     /// Chunks that no seed holds; the value says whether the chunk arrived, or cannot arrive any
     /// more.
-    bases: BTreeMap<ChunkId, bool>,
+    bases: BTreeMap<PatchChunkId, bool>,
     /// Nothing more is fetched.
     fetched: bool,
     /// A thread failed; all others stop.
@@ -57,7 +57,7 @@ impl Arrivals {
     }
 
     /// Records that a chunk is in place, or will not be.
-    pub(in crate::pull) fn base(&self, id: ChunkId, in_place: bool) {
+    pub(in crate::pull) fn base(&self, id: PatchChunkId, in_place: bool) {
         lock(&self.state).bases.insert(id, in_place);
         self.changed.notify_all();
     }
@@ -77,7 +77,7 @@ impl Arrivals {
 
     /// Waits for a payload and some bases; returns false when one of them will not come. For a base
     /// that an earlier patch makes (`is_made`), that patch reports whether the base is there.
-    fn wait(&self, at: PatchRef, bases: &[ChunkId], is_made: impl Fn(ChunkId) -> bool) -> bool {
+    fn wait(&self, at: PatchRef, bases: &[PatchChunkId], is_made: impl Fn(PatchChunkId) -> bool) -> bool {
         let mut state = lock(&self.state);
         // Check the bases one after the other: a view has thousands, and each is looked up once.
         let mut bases = bases.iter().peekable();
@@ -119,19 +119,24 @@ pub(in crate::pull) struct Work {
 
 impl Work {
     /// Returns the entry of a chunk that is to be put in place; `None` for any other chunk.
-    pub(super) fn entry(&self, id: ChunkId) -> Option<Entry> {
-        self.placer.as_ref()?.entry(id)
+    pub(super) fn entry(&self, id: PatchChunkId) -> Option<Entry> {
+        self.placer.as_ref()?.entry(id.chunk()?)
+    }
+
+    /// Returns whether the wanted artifact has the chunk.
+    pub(super) fn is_of_artifact(&self, id: PatchChunkId) -> bool {
+        id.chunk().is_some_and(|id| self.tables[0].get(id).is_some())
     }
 
     /// Returns the raw length of a chunk that may be a base; `None` if it is unknown.
-    pub(super) fn len_of(&self, id: ChunkId) -> Option<u32> {
-        let known = self.tables.iter().find_map(|table| table.get(id)).map(|entry| entry.len);
-        known.or_else(|| self.transient.len(id))
+    pub(super) fn len_of(&self, id: PatchChunkId) -> Option<u32> {
+        let known = |id| self.tables.iter().find_map(|table| table.get(id)).map(|entry| entry.len);
+        id.chunk().and_then(known).or_else(|| self.transient.len(id))
     }
 
-    /// Puts a chunk in place; returns the bytes written.
-    pub(super) fn place(&self, id: ChunkId, raw: &[u8]) -> io::Result<u64> {
-        self.placer.as_ref().map_or(Ok(0), |placer| placer.place_missing(id, raw))
+    /// Puts the chunk of an [entry](Self::entry) in place; returns the bytes written.
+    pub(super) fn place(&self, entry: &Entry, raw: &[u8]) -> io::Result<u64> {
+        self.placer.as_ref().map_or(Ok(0), |placer| placer.place_missing(entry.id, raw))
     }
 }
 
@@ -152,7 +157,7 @@ pub(in crate::pull) struct Applied {
 /// # Errors
 /// The target's errors. A failed patch is not an error: its chunks are in [`Applied::missing`].
 pub(in crate::pull) fn apply_all(work: &Work) -> io::Result<Applied> {
-    let mut made: Vec<ChunkId> = work
+    let mut made: Vec<PatchChunkId> = work
         .choice
         .patches
         .iter()
@@ -169,14 +174,14 @@ pub(in crate::pull) fn apply_all(work: &Work) -> io::Result<Applied> {
         // begun.
         while let Some(at) = work.choice.patches.get(next.fetch_add(1, Ordering::Relaxed)) {
             let patch = &work.offers.sets[at.set].index.patches[at.patch];
-            let late: Vec<ChunkId> = patch.base_ids().filter(|id| is_late(work, *id)).collect();
+            let late: Vec<PatchChunkId> = patch.base_ids().filter(|id| is_late(work, *id)).collect();
             let mut missing = Vec::new();
             let ready = work.arrivals.wait(*at, &late, is_made);
             let done = if ready { apply_one(work, *at, patch, &room)? } else { None };
             for (id, _) in patch.target_chunks() {
                 let came = done.as_ref().is_some_and(|done| !done.wrong.contains(&id));
-                if !came && work.entry(id).is_some() {
-                    missing.push(id);
+                if !came && let Some(entry) = work.entry(id) {
+                    missing.push(entry.id);
                 }
                 work.arrivals.base(id, came);
             }
@@ -217,8 +222,8 @@ pub(in crate::pull) fn held(
 
 /// Returns whether a patch has to wait for a base: no seed has it, and no earlier run put it in
 /// place.
-fn is_late(work: &Work, id: ChunkId) -> bool {
-    held(&work.index, &work.tables, id).is_none()
+fn is_late(work: &Work, id: PatchChunkId) -> bool {
+    id.chunk().and_then(|id| held(&work.index, &work.tables, id)).is_none()
         && (work.entry(id).is_some() || work.choice.transient.binary_search(&id).is_ok())
 }
 
@@ -227,7 +232,7 @@ fn is_late(work: &Work, id: ChunkId) -> bool {
 pub(super) struct Done {
     pub(super) placed_bytes: u64,
     /// Target chunks that came out with a wrong hash.
-    pub(super) wrong: BTreeSet<ChunkId>,
+    pub(super) wrong: BTreeSet<PatchChunkId>,
 }
 
 fn apply_one(work: &Work, at: PatchRef, patch: &SetPatch, room: &Room) -> io::Result<Option<Done>> {
@@ -270,11 +275,11 @@ fn apply_one(work: &Work, at: PatchRef, patch: &SetPatch, room: &Room) -> io::Re
         rest = behind;
         match work.entry(id) {
             Some(entry) if entry.len == len && entry.hash == ChunkHash::of(raw) => {
-                done.placed_bytes += work.place(id, raw)?;
+                done.placed_bytes += work.place(&entry, raw)?;
             }
             Some(_) => drop(done.wrong.insert(id)),
             // The chunk is in place since an earlier run.
-            None if work.tables[0].get(id).is_some() => {}
+            None if work.is_of_artifact(id) => {}
             // The chunk is not the artifact's but transient. The hashes of the chunks made from it
             // verify it.
             None => {
@@ -301,9 +306,9 @@ fn base_bytes(work: &Work, patch: &SetPatch) -> Option<usize> {
     Some(bytes)
 }
 
-pub(super) fn read_base(work: &Work, id: ChunkId, out: &mut Vec<u8>) -> Option<()> {
+pub(super) fn read_base(work: &Work, id: PatchChunkId, out: &mut Vec<u8>) -> Option<()> {
     let from = out.len();
-    if let Some((at, entry)) = held(&work.index, &work.tables, id) {
+    if let Some((at, entry)) = id.chunk().and_then(|id| held(&work.index, &work.tables, id)) {
         out.resize(from + entry.len as usize, 0);
         let read = work.seeds.seeds[at.seed as usize].read_at(at.offset, &mut out[from..]);
         if read.is_ok() && ChunkHash::of(&out[from..]) == entry.hash {
@@ -312,8 +317,8 @@ pub(super) fn read_base(work: &Work, id: ChunkId, out: &mut Vec<u8>) -> Option<(
         out.truncate(from);
     }
     if let Some(placer) = &work.placer
-        && work.tables[0].get(id).is_some()
-        && placer.read(id, out).is_some()
+        && let Some(of_artifact) = id.chunk().filter(|id| work.tables[0].get(*id).is_some())
+        && placer.read(of_artifact, out).is_some()
     {
         return Some(());
     }
@@ -357,6 +362,10 @@ mod tests {
 
     const AT: PatchRef = PatchRef { set: 0, patch: 1 };
 
+    fn chunk(id: u64) -> PatchChunkId {
+        ChunkId(id).into()
+    }
+
     #[test]
     fn a_base_that_another_patch_makes_is_waited_for_after_all_was_fetched() {
         let arrivals = Arc::new(Arrivals::default());
@@ -364,23 +373,23 @@ mod tests {
         arrivals.all_fetched();
         let waiting = {
             let arrivals = arrivals.clone();
-            std::thread::spawn(move || arrivals.wait(AT, &[ChunkId(7), ChunkId(8)], |_| true))
+            std::thread::spawn(move || arrivals.wait(AT, &[chunk(7), chunk(8)], |_| true))
         };
-        arrivals.base(ChunkId(8), true);
-        arrivals.base(ChunkId(7), true);
+        arrivals.base(chunk(8), true);
+        arrivals.base(chunk(7), true);
         assert!(waiting.join().expect("no panic"));
     }
 
     #[test]
     fn waiting_ends_when_a_base_or_payload_cannot_arrive() {
         let arrivals = Arrivals::default();
-        arrivals.base(ChunkId(1), false);
+        arrivals.base(chunk(1), false);
         arrivals.payload(AT);
-        assert!(!arrivals.wait(AT, &[ChunkId(1)], |_| true));
+        assert!(!arrivals.wait(AT, &[chunk(1)], |_| true));
         arrivals.all_fetched();
-        assert!(!arrivals.wait(AT, &[ChunkId(2)], |_| false));
+        assert!(!arrivals.wait(AT, &[chunk(2)], |_| false));
         assert!(!arrivals.wait(PatchRef { set: 0, patch: 2 }, &[], |_| true), "its payload did not come");
         arrivals.abort();
-        assert!(!arrivals.wait(AT, &[ChunkId(2)], |_| true));
+        assert!(!arrivals.wait(AT, &[chunk(2)], |_| true));
     }
 }

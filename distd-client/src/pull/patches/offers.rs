@@ -120,10 +120,11 @@ impl Offers {
         Self { sets, aim }
     }
 
-    /// Returns every chunk that some patch has as base.
+    /// Returns every chunk of a release that some patch has as base.
     pub(in crate::pull) fn bases(&self) -> ChunkRanges {
         let patches = self.sets.iter().flat_map(|set| &set.index.patches);
-        patches.flat_map(|patch| &patch.bases).cloned().collect()
+        let bases = patches.flat_map(|patch| &patch.bases);
+        bases.filter_map(|range| Some(range.start().chunk()?..=range.end().chunk()?)).collect()
     }
 
     /// Returns the patches that yield all of `wanted` (sorted), whatever they cost.

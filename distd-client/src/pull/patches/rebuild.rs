@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use distd_core::manifest::{Builder, Entry, Manifest, Root};
-use distd_core::patch::{Method, Outline};
+use distd_core::patch::{Method, Outline, PatchChunkId};
 use distd_core::planner::HeldIndex;
 use distd_core::{ChunkHash, ChunkId};
 use distd_peer::table::ChunkTable;
@@ -76,14 +76,15 @@ pub(in crate::pull) async fn rebuild(
     let root = Root::decode(&resolved.root_node)?;
     let before: Vec<Entry> = from.entries().map(|at| at.entry).collect();
     let tables = [Arc::new(ChunkTable::default()), Arc::new(ChunkTable::of(from))];
-    let mut wanted: Vec<ChunkId> =
+    let mut targets: Vec<PatchChunkId> =
         set.index.patches.iter().flat_map(|patch| patch.target_chunks()).map(|(id, _)| id).collect();
-    wanted.sort_unstable();
-    wanted.dedup();
+    targets.sort_unstable();
+    targets.dedup();
+    let wanted: Vec<ChunkId> = targets.iter().filter_map(|id| id.chunk()).collect();
     let payloads = Arc::new(Payloads::open(&files.payloads, 0, set)?);
     let mut choice = offers.choose_all(&wanted, |id| held(index, &tables, id).is_some());
     ensure!(choice.chunks.is_empty(), "the patches do not rebuild all chunks");
-    choice.transient = wanted;
+    choice.transient = targets;
 
     let arrivals = Arc::new(Arrivals::default());
     for at in choice.patches.iter().filter(|at| payloads.is_here(at.patch)) {
@@ -160,16 +161,17 @@ pub(in crate::pull) async fn rebuild(
 
 type Hashed = (ChunkId, ChunkHash, u64, u32);
 
-/// Returns the hash of each chunk in the file, by id.
-fn hash_all(file: &std::fs::File, places: &[(ChunkId, u64, u32)]) -> std::io::Result<Vec<Hashed>> {
+/// Returns the hash of each chunk in the file that is not one of a view, by id.
+fn hash_all(file: &std::fs::File, places: &[(PatchChunkId, u64, u32)]) -> std::io::Result<Vec<Hashed>> {
     use std::os::unix::fs::FileExt;
     let mut buffer = Vec::new();
     places
         .iter()
+        .filter_map(|(id, offset, len)| Some((id.chunk()?, offset, len)))
         .map(|(id, offset, len)| {
             buffer.resize(*len as usize, 0);
             file.read_exact_at(&mut buffer, *offset)?;
-            Ok((*id, ChunkHash::of(&buffer), *offset, *len))
+            Ok((id, ChunkHash::of(&buffer), *offset, *len))
         })
         .collect()
 }

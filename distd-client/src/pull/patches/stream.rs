@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::sync::Mutex;
 
+use distd_core::ChunkHash;
 use distd_core::cut::ReadAt;
 use distd_core::error::Chain;
-use distd_core::patch::{SetPatch, view};
-use distd_core::{ChunkHash, ChunkId};
+use distd_core::patch::{PatchChunkId, SetPatch, view};
 
 use super::apply::{Done, Work, lock, read_base};
 use super::transient::TransientChunks;
@@ -20,14 +20,14 @@ pub(super) const MEMORY: usize = 12 << 20;
 struct Joined<'w> {
     work: &'w Work,
     /// Offset and id of each chunk.
-    starts: Vec<(u64, ChunkId)>,
+    starts: Vec<(u64, PatchChunkId)>,
     len: u64,
     /// Chunk read last. Reads are sequential, in pieces longer or shorter than chunks.
     last: Mutex<(Option<usize>, Vec<u8>)>,
 }
 
 impl<'w> Joined<'w> {
-    fn new(work: &'w Work, ids: impl Iterator<Item = ChunkId>) -> Option<Self> {
+    fn new(work: &'w Work, ids: impl Iterator<Item = PatchChunkId>) -> Option<Self> {
         let (mut starts, mut len) = (Vec::new(), 0);
         for id in ids {
             starts.push((len, id));
@@ -121,14 +121,14 @@ pub(super) fn inflate(work: &Work, patch: &SetPatch, recipe: &[u8]) -> Option<Do
 struct Chunked<'w, I> {
     work: &'w Work,
     targets: I,
-    current: Option<(ChunkId, u32)>,
+    current: Option<(PatchChunkId, u32)>,
     raw: Vec<u8>,
     done: Done,
     /// Error of the target, as opposed to a failure of the patch.
     failed: Option<io::Error>,
 }
 
-impl<I: Iterator<Item = (ChunkId, u32)>> Write for Chunked<'_, I> {
+impl<I: Iterator<Item = (PatchChunkId, u32)>> Write for Chunked<'_, I> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let (id, len) = match self.current.or_else(|| self.targets.next()) {
             Some(current) => current,
@@ -141,7 +141,7 @@ impl<I: Iterator<Item = (ChunkId, u32)>> Write for Chunked<'_, I> {
         if self.raw.len() == len as usize {
             match self.work.entry(id) {
                 Some(entry) if entry.hash == ChunkHash::of(&self.raw) => {
-                    match self.work.place(id, &self.raw) {
+                    match self.work.place(&entry, &self.raw) {
                         Ok(placed) => self.done.placed_bytes += placed,
                         Err(error) => {
                             self.failed = Some(error);
@@ -151,7 +151,7 @@ impl<I: Iterator<Item = (ChunkId, u32)>> Write for Chunked<'_, I> {
                 }
                 Some(_) => drop(self.done.wrong.insert(id)),
                 // The chunk is in place already, from a seed or an earlier run.
-                None if self.work.tables[0].get(id).is_some() => {}
+                None if self.work.is_of_artifact(id) => {}
                 // The chunk belongs to an intermediate release and is a base for patches of a later
                 // set.
                 None => {
@@ -193,7 +193,8 @@ pub(super) fn repack(work: &Work, patch: &SetPatch, recipe: &[u8]) -> io::Result
         tracing::debug!(error = %Chain(&error), "a view does not pack again");
     }
     // Target chunks that the output did not reach are missing; the chunks before them are good.
-    let rest: BTreeSet<ChunkId> = sink.current.into_iter().chain(sink.targets).map(|(id, _)| id).collect();
+    let rest: BTreeSet<PatchChunkId> =
+        sink.current.into_iter().chain(sink.targets).map(|(id, _)| id).collect();
     let mut done = sink.done;
     done.wrong.extend(rest);
     Ok(Some(done))

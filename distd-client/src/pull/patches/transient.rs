@@ -8,8 +8,8 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-use distd_core::ChunkId;
 use distd_core::error::Chain;
+use distd_core::patch::PatchChunkId;
 
 use crate::disk::side::{self, SideError};
 
@@ -26,7 +26,7 @@ struct Chunks {
     /// End of the file, in bytes.
     end: u64,
     /// Offset and length of each chunk.
-    places: BTreeMap<ChunkId, (u64, u32)>,
+    places: BTreeMap<PatchChunkId, (u64, u32)>,
 }
 
 impl TransientChunks {
@@ -48,7 +48,7 @@ impl TransientChunks {
     }
 
     /// Returns the length of a chunk in the file; `None` if the chunk is not there.
-    pub(super) fn len(&self, id: ChunkId) -> Option<u32> {
+    pub(super) fn len(&self, id: PatchChunkId) -> Option<u32> {
         self.chunks().places.get(&id).map(|(_, len)| *len)
     }
 
@@ -70,7 +70,7 @@ impl TransientChunks {
     }
 
     /// Makes chunks readable that were written one after the other from `offset` on.
-    pub(super) fn publish(&self, mut offset: u64, ids: impl Iterator<Item = (ChunkId, u32)>) {
+    pub(super) fn publish(&self, mut offset: u64, ids: impl Iterator<Item = (PatchChunkId, u32)>) {
         let mut chunks = self.chunks();
         for (id, len) in ids {
             chunks.places.insert(id, (offset, len));
@@ -82,7 +82,7 @@ impl TransientChunks {
     ///
     /// # Errors
     /// The file's errors.
-    pub(super) fn write(&self, id: ChunkId, raw: &[u8]) -> io::Result<()> {
+    pub(super) fn write(&self, id: PatchChunkId, raw: &[u8]) -> io::Result<()> {
         let at = self.reserve(raw.len() as u64);
         self.write_at(at, raw)?;
         self.publish(at, std::iter::once((id, raw.len() as u32)));
@@ -90,7 +90,7 @@ impl TransientChunks {
     }
 
     /// Appends a chunk to `out`; `None` if it cannot be read.
-    pub(super) fn read(&self, id: ChunkId, out: &mut Vec<u8>) -> Option<()> {
+    pub(super) fn read(&self, id: PatchChunkId, out: &mut Vec<u8>) -> Option<()> {
         let (at, len) = self.chunks().places.get(&id).copied()?;
         let from = out.len();
         out.resize(from + len as usize, 0);
@@ -98,7 +98,7 @@ impl TransientChunks {
     }
 
     /// Lists the chunks in the file: id, offset and length.
-    pub(super) fn list(&self) -> Vec<(ChunkId, u64, u32)> {
+    pub(super) fn list(&self) -> Vec<(PatchChunkId, u64, u32)> {
         self.chunks().places.iter().map(|(id, (offset, len))| (*id, *offset, *len)).collect()
     }
 
