@@ -22,6 +22,27 @@ pub struct PackedChunk {
     pub bytes: Bytes,
 }
 
+/// A packed chunk with the hash that names it. Where the chunk comes from outside, the hash is a
+/// claim until [`HashedChunk::verify`] has passed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HashedChunk {
+    /// Hash of the raw bytes.
+    pub hash: ChunkHash,
+    /// The chunk as it is stored and sent.
+    pub packed: PackedChunk,
+}
+
+impl HashedChunk {
+    /// Checks that the bytes unpack to a chunk with the hash.
+    ///
+    /// # Errors
+    /// As [`Unpacker::unpack`].
+    pub fn verify(&self, unpacker: &mut Unpacker) -> Result<(), UnpackError> {
+        let PackedChunk { codec, raw_len, bytes } = &self.packed;
+        unpacker.unpack(*codec, bytes, *raw_len, &self.hash).map(drop)
+    }
+}
+
 /// Reason why a packed chunk is not the expected chunk.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnpackError {

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use distd_core::bounds::CHUNK_BYTES_MAX;
 use distd_core::cut::{Batches, CutParams, regions};
 use distd_core::manifest::Kind;
-use distd_core::packing::{Codec, Packer, Unpacker};
+use distd_core::packing::{Codec, HashedChunk, PackedChunk, Packer, Unpacker};
 use distd_core::ranges::ChunkRanges;
 use distd_core::{ArtifactHash, ChunkHash, ChunkId};
 use distd_server::db::{
@@ -20,8 +20,8 @@ use distd_server::db::{
     UploadState, Withdraw,
 };
 use distd_server::ingest::{
-    CommitRequest, EMPTIED_SECONDS, FileHandle, FileRequest, IncomingChunk, Ingest, IngestError, Run,
-    SweepScope, UPLOAD_SECONDS,
+    CommitRequest, EMPTIED_SECONDS, FileHandle, FileRequest, Ingest, IngestError, Run, SweepScope,
+    UPLOAD_SECONDS,
 };
 use distd_server::publisher::Publisher;
 use distd_server::store::{Chunks, Store};
@@ -33,7 +33,7 @@ const NOW: i64 = 1_800_000_000;
 /// Artifact cut as the command line cuts it.
 struct Artifact {
     bytes: Vec<u8>,
-    chunks: Vec<IncomingChunk>,
+    chunks: Vec<HashedChunk>,
     request: CommitRequest,
 }
 
@@ -49,13 +49,7 @@ fn artifact(bytes: Vec<u8>) -> Artifact {
                 Some(run) if run.hash == hash => run.repeat += 1,
                 _ => runs.push(Run { hash, len: chunk.data.len() as u32, repeat: 1 }),
             }
-            let packed = packer.pack(chunk.data);
-            chunks.push(IncomingChunk {
-                hash,
-                codec: packed.codec,
-                raw_len: packed.raw_len,
-                bytes: packed.bytes,
-            });
+            chunks.push(HashedChunk { hash, packed: packer.pack(chunk.data) });
         }
     }
     let blake3 = blake3::hash(&bytes).into();
@@ -177,8 +171,9 @@ on_every_back_end! {
         assert!(cause.to_string().contains(&other.to_string()));
         assert_eq!(world.ingest.missing(&upload, &[other]).await.expect("missing"), [0]);
 
-        let chunk = |raw_len, len| IncomingChunk {
-            hash: other, codec: Codec::Raw, raw_len, bytes: vec![0; len].into(),
+        let chunk = |raw_len, len| HashedChunk {
+            hash: other,
+            packed: PackedChunk { codec: Codec::Raw, raw_len, bytes: vec![0; len].into() },
         };
         let most = CHUNK_BYTES_MAX as u32;
         for bad in [chunk(0, 0), chunk(5, 0), chunk(5, 6), chunk(most + 1, 5), chunk(u32::MAX, 5)] {
@@ -187,7 +182,7 @@ on_every_back_end! {
         }
         // A frame that unpacks to more bytes than it states.
         let bomb = Packer::new(3).pack(&vec![0; CHUNK_BYTES_MAX]);
-        let bad = IncomingChunk { hash: other, codec: bomb.codec, raw_len: 50_000, bytes: bomb.bytes };
+        let bad = HashedChunk { hash: other, packed: PackedChunk { raw_len: 50_000, ..bomb } };
         let error = world.ingest.put_chunks(&upload, vec![bad], NOW).await.expect_err("a bomb");
         assert!(matches!(error, IngestError::BadChunk { index: 0, .. }), "{error:?}");
         assert_eq!(world.objects().await, Vec::<String>::new());

@@ -20,7 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use distd_core::ChunkHash;
 use distd_core::error::Chain;
-use distd_core::packing::PackedChunk;
+use distd_core::packing::{HashedChunk, PackedChunk};
 
 pub use index::Location;
 
@@ -126,7 +126,7 @@ struct Inner {
     /// Sizes of all segments, closed and active. The order of keys is the order of age.
     sizes: std::collections::BTreeMap<SegmentId, u64>,
     /// Verified chunks that the disk refused, oldest first.
-    unstored: VecDeque<(ChunkHash, PackedChunk)>,
+    unstored: VecDeque<HashedChunk>,
     unstored_bytes: usize,
 }
 
@@ -220,10 +220,10 @@ impl EdgeStore {
                 );
                 self.counters.unstored.fetch_add(1, Ordering::Relaxed);
                 inner.unstored_bytes += chunk.bytes.len();
-                inner.unstored.push_back((*hash, chunk.clone()));
+                inner.unstored.push_back(HashedChunk { hash: *hash, packed: chunk.clone() });
                 while inner.unstored_bytes > UNSTORED_BYTES_MAX {
-                    let Some((_, old)) = inner.unstored.pop_front() else { break };
-                    inner.unstored_bytes -= old.bytes.len();
+                    let Some(old) = inner.unstored.pop_front() else { break };
+                    inner.unstored_bytes -= old.packed.bytes.len();
                 }
                 Ok(false)
             }
@@ -300,7 +300,7 @@ impl EdgeStore {
 
     /// Whether the chunk can be served, from disk or from memory.
     pub fn contains(&self, hash: &ChunkHash) -> Result<bool, StoreError> {
-        Ok(self.locate(hash)?.is_some() || self.inner().unstored.iter().any(|(h, _)| h == hash))
+        Ok(self.locate(hash)?.is_some() || self.inner().unstored.iter().any(|chunk| chunk.hash == *hash))
     }
 
     /// Returns the location of each chunk on disk. Looks at appended chunks first, so that a chunk
@@ -332,7 +332,9 @@ impl EdgeStore {
     /// counted and removed from the index, to be fetched again.
     pub fn get(&self, hash: &ChunkHash) -> Result<Option<PackedChunk>, StoreError> {
         let Some(location) = self.locate(hash)? else {
-            return Ok(self.inner().unstored.iter().find(|(h, _)| h == hash).map(|(_, chunk)| chunk.clone()));
+            let inner = self.inner();
+            let unstored = inner.unstored.iter().find(|chunk| chunk.hash == *hash);
+            return Ok(unstored.map(|chunk| chunk.packed.clone()));
         };
         match segment::read_run(&self.dir.join("segments"), &[location]) {
             Ok(bytes) if location.header.rot_check.passes(&bytes) => Ok(Some(location.chunk(bytes))),

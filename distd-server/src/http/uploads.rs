@@ -14,6 +14,7 @@ use distd_core::api::{
 };
 use distd_core::cut::CutParams;
 use distd_core::names::Name;
+use distd_core::packing::{HashedChunk, PackedChunk};
 use distd_peer::clock::unix_now;
 
 use super::auth::{Caller, ToAdminister, ToPublish};
@@ -23,7 +24,7 @@ use super::route::{Route, routes};
 use super::spool::{Spooled, Use};
 use super::{ApiError, App};
 use crate::db::{OpenUpload, UploadId, UploadRow};
-use crate::ingest::{CommitRequest, IncomingChunk, PackingSink};
+use crate::ingest::{CommitRequest, PackingSink};
 use crate::origin::signed;
 
 pub(super) fn routes() -> Vec<Route> {
@@ -155,7 +156,7 @@ struct IncomingRecord {
 impl Records {
     /// Takes bytes from the front of `piece`, and returns the next record once it is whole. Its
     /// lengths are checked before its chunk arrives.
-    fn take(&mut self, piece: &mut Bytes) -> Result<Option<IncomingChunk>, ApiError> {
+    fn take(&mut self, piece: &mut Bytes) -> Result<Option<HashedChunk>, ApiError> {
         if self.begun.is_none() {
             let taken = piece.split_to(piece.len().min(RECORD_HEAD_BYTES - self.head.len()));
             self.head.extend_from_slice(&taken);
@@ -175,7 +176,7 @@ impl Records {
         self.count += 1;
         let whole = self.begun.take().map(|IncomingRecord { head, bytes }| {
             let RecordHead { hash, codec, raw_len, .. } = head;
-            IncomingChunk { hash, codec, raw_len, bytes: bytes.into() }
+            HashedChunk { hash, packed: PackedChunk { codec, raw_len, bytes: bytes.into() } }
         });
         Ok(whole)
     }
@@ -303,7 +304,7 @@ mod tests {
                 came += piece.len();
                 let mut piece = Bytes::copy_from_slice(piece);
                 while let Some(chunk) = records.take(&mut piece).expect("a valid record") {
-                    out.push(chunk.bytes);
+                    out.push(chunk.packed.bytes);
                 }
                 assert!(piece.is_empty(), "a piece is used up");
                 let due = usize::from(came >= first) + usize::from(came == whole.len());

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use distd_core::error::Chain;
-use distd_core::packing::{PackedChunk, Unpacker};
+use distd_core::packing::{HashedChunk, PackedChunk, Unpacker};
 use tokio::task::spawn_blocking;
 
 use super::{Ingest, IngestError};
@@ -182,7 +182,7 @@ impl Ingest {
                     self.swap_rest(full, now, done).await?;
                 }
                 let offset = u64::from(filling.writer.bytes());
-                filling.writer.push(row.hash, chunk);
+                filling.writer.push(HashedChunk { hash: row.hash, packed: chunk });
                 filling.chunks.push(MovedChunk { id: row.id, from: row.location, offset });
             }
         }
@@ -282,7 +282,7 @@ mod tests {
 
     use super::*;
     use crate::db::{Db, Withdraw};
-    use crate::ingest::{CommitRequest, IncomingChunk, Run, SweepScope};
+    use crate::ingest::{CommitRequest, Run, SweepScope};
     use crate::publisher::Publisher;
     use crate::store::{Chunks, Store};
 
@@ -328,11 +328,8 @@ mod tests {
             let by = Publisher::unbound("ci");
             let upload = ingest.begin_upload(&os, &version, &by, NOW).await.expect("begun").id;
             let mut packer = Packer::new(3);
-            let incoming = chunks.iter().map(|raw| {
-                let packed = packer.pack(raw);
-                let (codec, raw_len, bytes) = (packed.codec, packed.raw_len, packed.bytes);
-                IncomingChunk { hash: ChunkHash::of(raw), codec, raw_len, bytes }
-            });
+            let incoming =
+                chunks.iter().map(|raw| HashedChunk { hash: ChunkHash::of(raw), packed: packer.pack(raw) });
             ingest.put_chunks(&upload, incoming.collect(), NOW).await.expect("stored");
             let run = |raw: &Vec<u8>| Run { hash: ChunkHash::of(raw), len: raw.len() as u32, repeat: 1 };
             let whole = chunks.concat();

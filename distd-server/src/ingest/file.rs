@@ -12,7 +12,7 @@ use distd_core::cut::{Batch, Batches, CutParams, ReadAt, regions};
 use distd_core::error::Chain;
 use distd_core::manifest::Kind;
 use distd_core::names::Name;
-use distd_core::packing::{PackedChunk, Packer};
+use distd_core::packing::{HashedChunk, PackedChunk, Packer};
 use distd_core::{ArtifactHash, ChunkHash};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -172,16 +172,11 @@ impl Ingest {
     }
 }
 
-type Packing = VecDeque<JoinHandle<Vec<(ChunkHash, PackedChunk)>>>;
+type Packing = VecDeque<JoinHandle<Vec<HashedChunk>>>;
 
 /// Compresses the chunks that are wanted, into one allocation: thousands of small ones, kept until
 /// their pack is stored, would leave holes all over the heap.
-fn pack_wanted(
-    batch: &Batch,
-    hashes: &[ChunkHash],
-    wanted: &[bool],
-    level: i32,
-) -> Vec<(ChunkHash, PackedChunk)> {
+fn pack_wanted(batch: &Batch, hashes: &[ChunkHash], wanted: &[bool], level: i32) -> Vec<HashedChunk> {
     let mut packer = Packer::new(level);
     let mut bytes = Vec::with_capacity(batch.data().len());
     let mut packed = Vec::new();
@@ -194,7 +189,10 @@ fn pack_wanted(
     let mut bytes = Bytes::from(bytes);
     packed
         .into_iter()
-        .map(|(hash, codec, raw_len, len)| (hash, PackedChunk { codec, raw_len, bytes: bytes.split_to(len) }))
+        .map(|(hash, codec, raw_len, len)| HashedChunk {
+            hash,
+            packed: PackedChunk { codec, raw_len, bytes: bytes.split_to(len) },
+        })
         .collect()
 }
 
@@ -205,8 +203,8 @@ async fn append(
 ) -> Result<(), IngestError> {
     let Some(batch) = packing.pop_front() else { return Ok(()) };
     let chunks = batch.await.expect("compressing does not panic");
-    for (hash, _) in &chunks {
-        sent.remove(hash);
+    for chunk in &chunks {
+        sent.remove(&chunk.hash);
     }
     sink.append(chunks).await
 }

@@ -22,7 +22,7 @@ pub use compact::{Compacted, Compaction, EMPTIED_SECONDS};
 pub use file::{FileHandle, FileRequest};
 pub use limits::IngestLimits;
 pub use losses::LossReport;
-pub use receive::{IncomingChunk, PackingSink};
+pub use receive::PackingSink;
 pub use sweep::{Orphans, SweepScope, Swept};
 
 use self::index::UploadIndexes;
@@ -33,7 +33,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use distd_core::names::Name;
-use distd_core::packing::{LEVEL_DEFAULT, UnpackError};
+use distd_core::packing::{HashedChunk, LEVEL_DEFAULT, UnpackError};
 use distd_core::{ArtifactHash, ChunkHash, ChunkId, ManifestId};
 use tokio::sync::Semaphore;
 
@@ -349,7 +349,7 @@ impl Ingest {
     pub async fn put_chunks(
         &self,
         upload: &UploadId,
-        chunks: Vec<IncomingChunk>,
+        chunks: Vec<HashedChunk>,
         now: UnixSeconds,
     ) -> Result<u64, IngestError> {
         let mut sink = self.sink(&self.open_upload(upload).await?, now).await?;

@@ -2,10 +2,9 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use bytes::Bytes;
 use distd_core::ChunkHash;
 use distd_core::bounds::CHUNK_BYTES_MAX;
-use distd_core::packing::{Codec, PackedChunk, Unpacker};
+use distd_core::packing::{HashedChunk, Unpacker};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -22,20 +21,7 @@ const BATCH_BYTES: usize = 4 << 20;
 /// Batches being verified at once: one per core of a small machine, and one that is waited for.
 const BATCHES_MAX: usize = 3;
 
-/// A chunk as a publisher sends it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IncomingChunk {
-    /// Hash of the raw bytes, as the publisher says.
-    pub hash: ChunkHash,
-    /// Form of `bytes`.
-    pub codec: Codec,
-    /// Raw length, bytes.
-    pub raw_len: u32,
-    /// The stored bytes.
-    pub bytes: Bytes,
-}
-
-type Verified = Result<Vec<(ChunkHash, PackedChunk)>, IngestError>;
+type Verified = Result<Vec<HashedChunk>, IngestError>;
 
 /// Takes the chunks of one upload, in any number, within bounded memory.
 ///
@@ -51,7 +37,7 @@ pub struct PackingSink {
     now: UnixSeconds,
     _slot: OwnedSemaphorePermit,
     pushed: u64,
-    batch: Vec<IncomingChunk>,
+    batch: Vec<HashedChunk>,
     batch_bytes: usize,
     under_way: VecDeque<JoinHandle<Verified>>,
     pack: PackWriter,
@@ -88,16 +74,15 @@ impl Ingest {
 }
 
 impl PackingSink {
-    /// Takes one chunk. An error may be about an earlier chunk: chunks are verified later, beside
-    /// others.
+    /// Takes one chunk, with the hash that the publisher says. An error may be about an earlier
+    /// chunk: chunks are verified later, beside others.
     ///
     /// # Errors
     /// [`IngestError::ChunkBounds`], [`IngestError::BadChunk`], and what storing a pack may fail
     /// with.
-    pub async fn push(&mut self, chunk: IncomingChunk) -> Result<(), IngestError> {
-        let raw_len = chunk.raw_len as usize;
-        if raw_len == 0 || raw_len > CHUNK_BYTES_MAX || chunk.bytes.is_empty() || chunk.bytes.len() > raw_len
-        {
+    pub async fn push(&mut self, chunk: HashedChunk) -> Result<(), IngestError> {
+        let (raw_len, stored_len) = (chunk.packed.raw_len as usize, chunk.packed.bytes.len());
+        if raw_len == 0 || raw_len > CHUNK_BYTES_MAX || stored_len == 0 || stored_len > raw_len {
             return Err(IngestError::ChunkBounds { index: self.pushed });
         }
         self.pushed += 1;
@@ -149,13 +134,13 @@ impl PackingSink {
     }
 
     /// Appends verified chunks, except those the origin has.
-    pub(super) async fn append(&mut self, chunks: Vec<(ChunkHash, PackedChunk)>) -> Result<(), IngestError> {
-        let hashes: Vec<ChunkHash> = chunks.iter().map(|(hash, _)| *hash).collect();
+    pub(super) async fn append(&mut self, chunks: Vec<HashedChunk>) -> Result<(), IngestError> {
+        let hashes: Vec<ChunkHash> = chunks.iter().map(|chunk| chunk.hash).collect();
         let wanted = self.wanted(&hashes).await?;
-        for ((hash, chunk), wanted) in chunks.into_iter().zip(wanted) {
+        for (chunk, wanted) in chunks.into_iter().zip(wanted) {
             // `in_pack` is asked again: the same chunk may be twice in the batch.
-            if wanted && self.in_pack.insert(hash) {
-                self.pack.push(hash, chunk);
+            if wanted && self.in_pack.insert(chunk.hash) {
+                self.pack.push(chunk);
                 self.new += 1;
             }
             if self.pack.is_full() {
@@ -191,14 +176,11 @@ impl PackingSink {
     }
 }
 
-fn verify(batch: Vec<IncomingChunk>, first: u64) -> Verified {
+fn verify(batch: Vec<HashedChunk>, first: u64) -> Verified {
     let mut unpacker = Unpacker::default();
-    let check = |(index, chunk): (u64, IncomingChunk)| {
-        let IncomingChunk { hash, codec, raw_len, bytes } = chunk;
-        match unpacker.unpack(codec, &bytes, raw_len, &hash) {
-            Ok(_) => Ok((hash, PackedChunk { codec, raw_len, bytes })),
-            Err(cause) => Err(IngestError::BadChunk { index, cause }),
-        }
+    let check = |(index, chunk): (u64, HashedChunk)| match chunk.verify(&mut unpacker) {
+        Ok(()) => Ok(chunk),
+        Err(cause) => Err(IngestError::BadChunk { index, cause }),
     };
     (first..).zip(batch).map(check).collect()
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use distd_core::bounds::CHUNK_BYTES_MAX;
 use distd_core::error::Chain;
-use distd_core::packing::{Codec, PackedChunk};
+use distd_core::packing::{Codec, HashedChunk, PackedChunk};
 use distd_core::{ArtifactHash, ChunkHash};
 use distd_peer::clock::unix_now;
 use distd_peer::random;
@@ -89,7 +89,8 @@ impl PayloadPacks {
             self.store_pack().await?;
         }
         let (pack, offset) = (self.packs.len(), self.writer.bytes());
-        self.writer.push(hash, PackedChunk { codec: Codec::Raw, raw_len: len, bytes });
+        let packed = PackedChunk { codec: Codec::Raw, raw_len: len, bytes };
+        self.writer.push(HashedChunk { hash, packed });
         Ok(PlacedChunk { hash, len, pack, offset })
     }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use distd_core::ChunkHash;
 use distd_core::bounds::CHUNK_BYTES_MAX;
-use distd_core::packing::{Codec, PackedChunk};
+use distd_core::packing::{Codec, HashedChunk};
 use object_store::PutPayload;
 
 /// Bytes of chunks from which on a pack is sealed: many enough that reading a pack is sequential,
@@ -102,7 +102,8 @@ impl PackWriter {
     ///
     /// # Panics
     /// When the pack [is full](Self::is_full) or the chunk is longer than `CHUNK_BYTES_MAX`.
-    pub fn push(&mut self, hash: ChunkHash, chunk: PackedChunk) {
+    pub fn push(&mut self, chunk: HashedChunk) {
+        let HashedChunk { hash, packed: chunk } = chunk;
         assert!(!self.is_full() && chunk.bytes.len() <= CHUNK_BYTES_MAX, "callers seal and bound");
         self.entries.push(PackEntry {
             hash,
@@ -221,7 +222,7 @@ pub fn object_name(random: [u8; 16]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use distd_core::packing::Packer;
+    use distd_core::packing::{PackedChunk, Packer};
 
     use super::*;
 
@@ -232,7 +233,7 @@ mod tests {
             // Raw, for zstd may learn to compress better.
             let chunk =
                 PackedChunk { codec: Codec::Raw, raw_len: raw.len() as u32, bytes: raw.clone().into() };
-            writer.push(ChunkHash::of(&raw), chunk);
+            writer.push(HashedChunk { hash: ChunkHash::of(&raw), packed: chunk });
         }
         let sealed = writer.seal();
         assert_eq!(sealed.entries[4].offset, 1000);
@@ -284,7 +285,7 @@ mod tests {
         let chunk = Packer::new(3).pack(&vec![7; CHUNK_BYTES_MAX]);
         let raw = PackedChunk { codec: Codec::Raw, bytes: vec![7; CHUNK_BYTES_MAX].into(), ..chunk };
         while !writer.is_full() {
-            writer.push(ChunkHash([0; 32]), raw.clone());
+            writer.push(HashedChunk { hash: ChunkHash([0; 32]), packed: raw.clone() });
         }
         assert!((PACK_BYTES..PACK_BYTES_MAX).contains(&(writer.seal().bytes as usize)));
     }
