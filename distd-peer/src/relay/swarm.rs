@@ -14,7 +14,7 @@ use distd_core::swarm::{FetchConfig, RelayedNext, RelayedRead};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::asking::Asking;
+use super::batch_fetch::BatchFetch;
 use super::demand::{Arrival, SharedDemand};
 use crate::clock::monotonic_now;
 use crate::driver::{Driver, DriverHandle};
@@ -139,26 +139,26 @@ impl RelaySwarm {
         let held = self.held_of(&known).unwrap_or_default();
         let here: ChunkRanges = held.iter().map(|(entry, _)| entry.id).collect();
         let driver = self.driving();
-        let mut asking = Asking::new(&self.demand, &driver, budget, &self.table, known.difference(&here));
-        asking.top_up();
+        let mut fetch = BatchFetch::new(&self.demand, &driver, budget, &self.table, known.difference(&here));
+        fetch.top_up();
         for group in held.chunks(READ_GROUP) {
             let group = group.iter().map(|(entry, place)| (*entry, Some(*place))).collect();
             for (id, data) in self.read(group).await {
                 match data {
                     Some(data) => answers.send(ChunkAnswer::Data(data)).await.ok()?,
-                    None => asking.batch.handle_lost(id),
+                    None => fetch.batch.handle_lost(id),
                 }
             }
-            asking.top_up();
+            fetch.top_up();
         }
         let mut arrived = Vec::with_capacity(READ_GROUP);
         loop {
             let now = monotonic_now();
-            let deadline = match asking.batch.poll_next(now, || budget.is_spent()) {
+            let deadline = match fetch.batch.poll_next(now, || budget.is_spent()) {
                 RelayedNext::Chunk(deadline) => deadline,
                 RelayedNext::Room(permits) => {
                     tokio::select! {
-                        () = asking.wait_for_room(permits) => continue,
+                        () = fetch.wait_for_room(permits) => continue,
                         () = answers.closed() => return None,
                     }
                 }
@@ -168,7 +168,7 @@ impl RelaySwarm {
                 }
                 RelayedNext::Done => return Some(()),
             };
-            let receiving = asking.arrivals.recv_many(&mut arrived, READ_GROUP);
+            let receiving = fetch.arrivals.recv_many(&mut arrived, READ_GROUP);
             tokio::select! {
                 received = timeout(deadline.since(now), receiving) => {
                     // At the deadline, the batch says how the wait ends.
@@ -181,27 +181,27 @@ impl RelaySwarm {
             let mut ready = Vec::with_capacity(arrived.len());
             for arrival in arrived.drain(..) {
                 match arrival {
-                    Arrival::Held(id) if asking.batch.handle_held(id) => {
+                    Arrival::Held(id) if fetch.batch.handle_held(id) => {
                         ready.extend(self.table.get(id).map(|entry| (entry, None)));
                     }
-                    Arrival::Gone(id) if asking.batch.handle_gone(id) => {
+                    Arrival::Gone(id) if fetch.batch.handle_gone(id) => {
                         refuse(answers, id, DontHaveReason::NotHeld).await?;
                     }
                     Arrival::Held(_) | Arrival::Gone(_) => {}
                 }
             }
             for (id, data) in self.read(ready).await {
-                match (asking.batch.handle_read(id, data.is_some()), data) {
+                match (fetch.batch.handle_read(id, data.is_some()), data) {
                     (RelayedRead::Send, Some(data)) => {
                         answers.send(ChunkAnswer::Data(data)).await.ok()?;
-                        asking.batch.handle_sent(id);
+                        fetch.batch.handle_sent(id);
                     }
-                    (RelayedRead::Again, _) => asking.again(id),
+                    (RelayedRead::Again, _) => fetch.again(id),
                     (RelayedRead::Refuse(reason), _) => refuse(answers, id, reason).await?,
                     (RelayedRead::Nothing | RelayedRead::Send, _) => {}
                 }
             }
-            asking.top_up();
+            fetch.top_up();
         }
     }
 }

@@ -179,7 +179,7 @@ fn an_asker_pays_for_chunks_that_came_for_it_alone_and_that_it_did_not_take() {
 }
 
 /// One asker in the property below.
-struct Asking {
+struct AskerState {
     waiter: WaiterId,
     batch: RelayedBatch,
     /// Chunks that came and are to be read, and those that were read and are to be sent.
@@ -196,7 +196,7 @@ struct Relay {
     demand: Demand<usize>,
     free: usize,
     is_spent: bool,
-    askers: BTreeMap<usize, Asking>,
+    askers: BTreeMap<usize, AskerState>,
     /// Chunks that the parents are to send.
     wanted: ChunkRanges,
 }
@@ -213,43 +213,43 @@ impl Relay {
         for asker in 0..askers {
             let (waiter, batch) = (relay.demand.waiter(), RelayedBatch::new(set(1, CHUNKS)));
             let (ready, reading) = (Vec::new(), Vec::new());
-            let asking = Asking { waiter, batch, ready, reading, answers: BTreeMap::new() };
-            relay.askers.insert(asker, asking);
+            let state = AskerState { waiter, batch, ready, reading, answers: BTreeMap::new() };
+            relay.askers.insert(asker, state);
         }
         relay
     }
 
     fn request(&mut self, asker: usize, chunks: &ChunkRanges) {
-        let Some(asking) = self.askers.get_mut(&asker) else { return };
-        let fresh = self.demand.wait_for(asking.waiter, &asker, chunks);
-        asking.batch.handle_fresh(&fresh);
+        let Some(state) = self.askers.get_mut(&asker) else { return };
+        let fresh = self.demand.wait_for(state.waiter, &asker, chunks);
+        state.batch.handle_fresh(&fresh);
         self.wanted.extend(chunks);
     }
 
     fn take_room(&mut self, asker: usize, permits: usize) {
-        let Some(asking) = self.askers.get_mut(&asker) else { return };
+        let Some(state) = self.askers.get_mut(&asker) else { return };
         self.free -= permits;
-        let next = asking.batch.handle_room(permits);
+        let next = state.batch.handle_room(permits);
         self.request(asker, &next);
     }
 
     fn answer(&mut self, asker: usize, chunks: &ChunkRanges) {
-        let Some(asking) = self.askers.get_mut(&asker) else { return };
-        chunks.ids().for_each(|id| *asking.answers.entry(id).or_default() += 1);
+        let Some(state) = self.askers.get_mut(&asker) else { return };
+        chunks.ids().for_each(|id| *state.answers.entry(id).or_default() += 1);
     }
 
     /// Goes on with an asker as far as it can without an event.
     fn step(&mut self, asker: usize) {
         let is_spent = self.is_spent;
         loop {
-            let Some(asking) = self.askers.get_mut(&asker) else { return };
-            self.free += asking.batch.return_room();
-            let permits = asking.batch.poll_room(self.free, || is_spent);
+            let Some(state) = self.askers.get_mut(&asker) else { return };
+            self.free += state.batch.return_room();
+            let permits = state.batch.poll_room(self.free, || is_spent);
             if permits > 0 {
                 self.take_room(asker, permits);
                 continue;
             }
-            match asking.batch.poll_next(self.now, || is_spent) {
+            match state.batch.poll_next(self.now, || is_spent) {
                 RelayedNext::Room(few) if few <= self.free => self.take_room(asker, few),
                 RelayedNext::Chunk(_) | RelayedNext::Room(_) => return,
                 RelayedNext::Refuse(chunks, _) => {
@@ -273,10 +273,10 @@ impl Relay {
             self.askers.iter().filter(|(_, a)| waiters.contains(&a.waiter)).map(|(n, _)| *n).collect();
         assert_eq!(told.len(), waiters.len(), "nothing waits after it left");
         for asker in told {
-            let Some(asking) = self.askers.get_mut(&asker) else { continue };
+            let Some(state) = self.askers.get_mut(&asker) else { continue };
             if is_held {
-                asking.ready.extend(asking.batch.handle_held(id).then_some(id));
-            } else if asking.batch.handle_gone(id) {
+                state.ready.extend(state.batch.handle_held(id).then_some(id));
+            } else if state.batch.handle_gone(id) {
                 self.answer(asker, &[id].into_iter().collect());
             }
         }
@@ -284,10 +284,10 @@ impl Relay {
 
     /// A chunk that came for an asker is read.
     fn read(&mut self, asker: usize, found: bool) {
-        let Some(asking) = self.askers.get_mut(&asker) else { return };
-        let Some(id) = asking.ready.pop() else { return };
-        match asking.batch.handle_read(id, found) {
-            RelayedRead::Send => asking.reading.push(id),
+        let Some(state) = self.askers.get_mut(&asker) else { return };
+        let Some(id) = state.ready.pop() else { return };
+        match state.batch.handle_read(id, found) {
+            RelayedRead::Send => state.reading.push(id),
             RelayedRead::Again => self.request(asker, &[id].into_iter().collect()),
             RelayedRead::Refuse(_) => self.answer(asker, &[id].into_iter().collect()),
             RelayedRead::Nothing => panic!("a chunk that came and is not sent is open"),
@@ -296,25 +296,25 @@ impl Relay {
 
     /// An asker takes a chunk.
     fn take(&mut self, asker: usize) {
-        let Some(asking) = self.askers.get_mut(&asker) else { return };
-        let Some(id) = asking.reading.pop() else { return };
-        asking.batch.handle_sent(id);
+        let Some(state) = self.askers.get_mut(&asker) else { return };
+        let Some(id) = state.reading.pop() else { return };
+        state.batch.handle_sent(id);
         self.answer(asker, &[id].into_iter().collect());
     }
 
     /// An asker goes away, or its answer is complete.
     fn leave(&mut self, asker: usize, is_done: bool) {
-        let Some(asking) = self.askers.remove(&asker) else { return };
-        let end = asking.batch.finish();
+        let Some(state) = self.askers.remove(&asker) else { return };
+        let end = state.batch.finish();
         self.free += end.room;
-        let unwanted = self.demand.leave(asking.waiter, &end.open);
-        assert!(!self.demand.is_waiting(asking.waiter), "nothing waits after it left");
+        let unwanted = self.demand.leave(state.waiter, &end.open);
+        assert!(!self.demand.is_waiting(state.waiter), "nothing waits after it left");
         if end.wants_no_more {
             self.wanted = self.wanted.difference(&unwanted);
             self.demand.handle_given_up(&unwanted);
         }
-        assert!(asking.answers.values().all(|count| *count == 1), "{:?}", asking.answers);
-        assert!(!is_done || asking.answers.keys().copied().eq(set(1, CHUNKS).ids()), "{:?}", asking.answers);
+        assert!(state.answers.values().all(|count| *count == 1), "{:?}", state.answers);
+        assert!(!is_done || state.answers.keys().copied().eq(set(1, CHUNKS).ids()), "{:?}", state.answers);
     }
 }
 

@@ -1,5 +1,5 @@
-//! [`Asking`]: the chunks of one batch that a relay fetches from its parents, with their permits,
-//! arrivals and charges.
+//! [`BatchFetch`]: the chunks of one batch that a relay fetches from its parents, with their
+//! permits, news and charges.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::table::ChunkTable;
 
 /// A [`RelayedBatch`] that requests its chunks from a driver. It is withdrawn on drop, which
 /// includes the end of the asker's connection.
-pub(super) struct Asking<'a> {
+pub(super) struct BatchFetch<'a> {
     demand: &'a SharedDemand,
     driver: &'a DriverHandle,
     budget: &'a Arc<NodeBudget>,
@@ -27,7 +27,7 @@ pub(super) struct Asking<'a> {
     pub(super) batch: RelayedBatch,
 }
 
-impl<'a> Asking<'a> {
+impl<'a> BatchFetch<'a> {
     /// Enters a batch whose chunks the store lacks. Nothing is requested before
     /// [`Self::top_up`].
     pub(super) fn new(
@@ -90,7 +90,7 @@ impl<'a> Asking<'a> {
     }
 }
 
-impl Drop for Asking<'_> {
+impl Drop for BatchFetch<'_> {
     fn drop(&mut self) {
         let (batch, arrivals) = (&mut self.batch, &mut self.arrivals);
         let finish = || {
