@@ -327,7 +327,7 @@ pub(super) enum When {
 
 /// A release that a pull is about to put in place.
 #[derive(Clone)]
-pub(super) struct Arrival {
+pub(super) struct PendingRelease {
     data: PathBuf,
     place: String,
     had: Had,
@@ -336,13 +336,16 @@ pub(super) struct Arrival {
     pub(super) step: Step,
 }
 
-impl fmt::Debug for Arrival {
+impl fmt::Debug for PendingRelease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Arrival").field("had", &self.had).field("step", &self.step).finish_non_exhaustive()
+        f.debug_struct("PendingRelease")
+            .field("had", &self.had)
+            .field("step", &self.step)
+            .finish_non_exhaustive()
     }
 }
 
-impl Arrival {
+impl PendingRelease {
     /// Makes the record for `resolved`, which [`check`] let pass as `step`.
     pub(super) fn new(data: &Path, out: &Path, resolved: &Resolved, policy: Downgrade, step: Step) -> Self {
         Self {
@@ -490,7 +493,7 @@ mod tests {
     fn a_damaged_memory_is_reported_and_replaced_only_on_request() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let file = dir.path().join(FILE_NAME);
-        let arrival = |channel: Option<&str>, policy| Arrival {
+        let pending = |channel: Option<&str>, policy| PendingRelease {
             data: dir.path().to_owned(),
             place: "a".to_owned(),
             had: had("1", 1),
@@ -506,10 +509,10 @@ mod tests {
             assert!(format!("{failure:#}").contains(FILE_NAME), "{failure:#}");
         }
         fs::write(&file, "[").expect("write");
-        assert!(arrival(Some("stable"), Downgrade::Ordered).remember(When::After).is_err());
-        arrival(None, Downgrade::Always).remember(When::After).expect("an exact version");
+        assert!(pending(Some("stable"), Downgrade::Ordered).remember(When::After).is_err());
+        pending(None, Downgrade::Always).remember(When::After).expect("an exact version");
         assert_eq!(fs::read(&file).expect("read"), b"[", "left for whoever looks");
-        arrival(Some("stable"), Downgrade::Always).remember(When::After).expect("said");
+        pending(Some("stable"), Downgrade::Always).remember(When::After).expect("said");
         let memory = Memory::load(dir.path()).expect("whole");
         assert_eq!(memory.latest(&name("os"), &name("stable"), None), Some(&had("1", 1)));
         // A file of a later version, with additional fields.
@@ -525,7 +528,7 @@ mod tests {
     #[test]
     fn an_unchanged_memory_is_not_rewritten() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let arrival = Arrival {
+        let pending = PendingRelease {
             data: dir.path().to_owned(),
             place: "a".to_owned(),
             had: had("1", 1),
@@ -533,13 +536,13 @@ mod tests {
             policy: Downgrade::Ordered,
             step: Step::On,
         };
-        arrival.remember(When::Before).expect("written");
+        pending.remember(When::Before).expect("written");
         let inode =
             || std::os::unix::fs::MetadataExt::ino(&fs::metadata(dir.path().join(FILE_NAME)).expect("stat"));
         let first = inode();
         // Occupies the freed inode number, so that a rewritten file would get another one.
         let _other = fs::File::create(dir.path().join("other")).expect("create");
-        arrival.remember(When::After).expect("nothing to do");
+        pending.remember(When::After).expect("nothing to do");
         assert_eq!(inode(), first);
     }
 }

@@ -12,7 +12,7 @@ use distd_core::planner::HeldIndex;
 use distd_peer::trust::files;
 use distd_peer::trust::tuf::Resolved;
 
-use super::downgrade::{self, Arrival, Step, When};
+use super::downgrade::{self, PendingRelease, Step, When};
 use super::job::Job;
 use super::patches::{Files, LinkRate, Offers, Rebuilt, rebuild};
 use super::report::{BySource, Outcome};
@@ -66,8 +66,8 @@ pub(super) struct Asked {
 
 impl Asked {
     /// Returns the record of the release for the target of `request`.
-    fn arrival(&self, request: &PullRequest) -> Arrival {
-        Arrival::new(&request.data, &request.out, &self.resolved, request.downgrade, self.step.clone())
+    fn pending(&self, request: &PullRequest) -> PendingRelease {
+        PendingRelease::new(&request.data, &request.out, &self.resolved, request.downgrade, self.step.clone())
     }
 }
 
@@ -199,7 +199,7 @@ pub async fn pull(request: &PullRequest, progress: Arc<dyn Progress>) -> anyhow:
     if let Some(dir) = files.payloads.parent() {
         files::create_private_dir(dir)?;
     }
-    let arrival = asked.arrival(request);
+    let pending = asked.pending(request);
     let prepared = prepare(request, asked, Some(files)).await?;
     let Prepared { session, product, version, step, manifest, seeds, index, offers, link, .. } = prepared;
     let Prepared { rebuilt, metadata_bytes, node_bytes, .. } = prepared;
@@ -235,16 +235,16 @@ pub async fn pull(request: &PullRequest, progress: Arc<dyn Progress>) -> anyhow:
         let next = "the medium may be failing: check it, then pull to another one";
         return Err(Failure::new(Code::Integrity, error).next(next).into());
     }
-    let (finishing, arriving) = (job.clone(), arrival.clone());
+    let (finishing, placing) = (job.clone(), pending.clone());
     let in_place = tokio::task::spawn_blocking(move || {
-        arriving.remember(When::Before)?;
+        placing.remember(When::Before)?;
         finishing.target.finish()
     });
     let in_place = in_place.await??;
     let again = "run the same command again: the artifact is in place";
     kept::keep_part_manifest(&request.out, &request.data)
         .map_err(|error| Failure::from(error).next(again))?;
-    arrived(arrival).await?;
+    remember_placed(pending).await?;
     job.clean_up();
     remember(request, manifest.id());
     progress.end();
@@ -272,8 +272,8 @@ pub async fn pull(request: &PullRequest, progress: Arc<dyn Progress>) -> anyhow:
 }
 
 /// Records a release that is in place.
-async fn arrived(arrival: Arrival) -> anyhow::Result<()> {
-    tokio::task::spawn_blocking(move || arrival.remember(When::After)).await?
+async fn remember_placed(pending: PendingRelease) -> anyhow::Result<()> {
+    tokio::task::spawn_blocking(move || pending.remember(When::After)).await?
 }
 
 /// Registers the artifact for an agent to serve.
@@ -294,7 +294,7 @@ async fn already_there(
     manifest: &Manifest,
     start: Instant,
 ) -> anyhow::Result<Outcome> {
-    arrived(asked.arrival(request)).await?;
+    remember_placed(asked.pending(request)).await?;
     let Asked { session, resolved, step, metadata_bytes } = asked;
     remember(request, manifest.id());
     session.leave(&manifest.id(), Duration::ZERO).await;

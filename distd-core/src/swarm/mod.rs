@@ -119,7 +119,7 @@ pub use fetch::{BatchId, Fetch, FetchConfig, FetchEvent, PeerFault, PeerId, Tier
 pub use gossip::{Advertise, AnswererGossip, AnswererNews, AskerGossip, AskerNews};
 pub use lease::{LEASE, LeaseId, Leases, WAIT_MAX};
 pub use linger::Linger;
-pub use places::{Arrival, PlaceId, Places};
+pub use places::{Admission, PlaceId, Places};
 pub use quarantine::{QUARANTINE_SECONDS, QuarantineList};
 pub use recently_sent::RecentlySent;
 pub use relaying::{Demand, DemandMet, RelayedBatch, RelayedEnd, RelayedNext, RelayedRead, WaiterId};

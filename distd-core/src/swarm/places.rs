@@ -18,9 +18,9 @@ use crate::time::Timestamp;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PlaceId(u64);
 
-/// Outcome for an arrival.
+/// Outcome of the arrival of a connection, or of anything else that wants a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arrival {
+pub enum Admission {
     /// The arrival has this place.
     In(PlaceId),
     /// The arrival has the first place; the holder of the second place has lost it.
@@ -59,14 +59,14 @@ impl<K: Ord + Clone> Places<K> {
     }
 
     /// An arrival of `key`, which may have `key_max` places, at `now`.
-    pub fn handle_arrival(&mut self, now: Timestamp, key: K, key_max: usize) -> Arrival {
+    pub fn handle_arrival(&mut self, now: Timestamp, key: K, key_max: usize) -> Admission {
         let own = self.taken_by(&key);
         let victim = if own >= key_max.min(self.max) {
             Some(key.clone())
         } else if self.taken >= self.max {
             let most = self.keys.iter().max_by_key(|(_, places)| places.len());
             let Some((most, count)) = most.map(|(key, places)| (key.clone(), places.len())) else {
-                return Arrival::Full;
+                return Admission::Full;
             };
             if count > own + 1 {
                 Some(most)
@@ -74,20 +74,20 @@ impl<K: Ord + Clone> Places<K> {
                 // No key has more places, but `key` may still replace its own oldest.
                 Some(key.clone())
             } else {
-                return Arrival::Full;
+                return Admission::Full;
             }
         } else {
             None
         };
-        let Some(victim) = victim else { return Arrival::In(self.take(now, key)) };
+        let Some(victim) = victim else { return Admission::In(self.take(now, key)) };
         let Some((oldest, since)) = self.keys.get(&victim).and_then(|places| places.front()).copied() else {
-            return Arrival::Full;
+            return Admission::Full;
         };
         if victim == key && now.since(since) < self.safe {
-            return Arrival::Full;
+            return Admission::Full;
         }
         self.handle_left(&victim, oldest);
-        Arrival::InsteadOf(self.take(now, key), oldest)
+        Admission::InsteadOf(self.take(now, key), oldest)
     }
 
     fn take(&mut self, now: Timestamp, key: K) -> PlaceId {
@@ -126,20 +126,22 @@ mod tests {
     #[test]
     fn the_key_with_most_places_makes_room_and_a_burst_does_not_displace_itself() {
         let mut places = Places::new(3, SAFE);
-        let Arrival::In(first) = places.handle_arrival(at(0), 'a', 2) else { panic!("room") };
-        let Arrival::In(second) = places.handle_arrival(at(0), 'a', 2) else { panic!("room") };
-        assert_eq!(places.handle_arrival(at(1), 'a', 2), Arrival::Full, "both are young");
-        let Arrival::InsteadOf(third, gone) = places.handle_arrival(at(2), 'a', 2) else { panic!("old") };
+        let Admission::In(first) = places.handle_arrival(at(0), 'a', 2) else { panic!("room") };
+        let Admission::In(second) = places.handle_arrival(at(0), 'a', 2) else { panic!("room") };
+        assert_eq!(places.handle_arrival(at(1), 'a', 2), Admission::Full, "both are young");
+        let Admission::InsteadOf(third, gone) = places.handle_arrival(at(2), 'a', 2) else { panic!("old") };
         assert_eq!(gone, first);
-        assert!(matches!(places.handle_arrival(at(2), 'b', 2), Arrival::In(_)));
-        let Arrival::InsteadOf(_, gone) = places.handle_arrival(at(2), 'c', 2) else { panic!("a has most") };
+        assert!(matches!(places.handle_arrival(at(2), 'b', 2), Admission::In(_)));
+        let Admission::InsteadOf(_, gone) = places.handle_arrival(at(2), 'c', 2) else {
+            panic!("a has most")
+        };
         assert_eq!(gone, second);
-        assert_eq!(places.handle_arrival(at(2), 'd', 2), Arrival::Full, "each has one");
-        assert_eq!(places.handle_arrival(at(2), 'b', 2), Arrival::Full, "its own is young");
+        assert_eq!(places.handle_arrival(at(2), 'd', 2), Admission::Full, "each has one");
+        assert_eq!(places.handle_arrival(at(2), 'b', 2), Admission::Full, "its own is young");
         places.handle_left(&'a', third);
         places.handle_left(&'a', third);
         assert_eq!(places.taken(), 2);
-        assert!(matches!(places.handle_arrival(at(2), 'd', 2), Arrival::In(_)));
+        assert!(matches!(places.handle_arrival(at(2), 'd', 2), Admission::In(_)));
     }
 
     proptest! {
@@ -162,12 +164,12 @@ mod tests {
                 let own = places.taken_by(&key);
                 let most = (0..5).map(|k| places.taken_by(&k)).max().unwrap_or(0);
                 match places.handle_arrival(at(now), key, 4) {
-                    Arrival::In(id) => held.push((key, id)),
-                    Arrival::InsteadOf(id, gone) => {
+                    Admission::In(id) => held.push((key, id)),
+                    Admission::InsteadOf(id, gone) => {
                         held.retain(|(_, other)| *other != gone);
                         held.push((key, id));
                     }
-                    Arrival::Full => prop_assert!(own == 0 && most <= 1),
+                    Admission::Full => prop_assert!(own == 0 && most <= 1),
                 }
                 prop_assert!(places.taken() <= 8 && places.taken() == held.len());
                 prop_assert!((0..5).all(|k| places.taken_by(&k) <= 4));

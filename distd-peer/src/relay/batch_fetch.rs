@@ -8,7 +8,7 @@ use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::{RelayedBatch, WaiterId};
 use tokio::sync::{SemaphorePermit, mpsc};
 
-use super::demand::{Arrival, SharedDemand};
+use super::demand::{ChunkNews, SharedDemand};
 use crate::driver::DriverHandle;
 use crate::serve::NodeBudget;
 use crate::table::ChunkTable;
@@ -21,7 +21,7 @@ pub(super) struct BatchFetch<'a> {
     budget: &'a Arc<NodeBudget>,
     table: &'a ChunkTable,
     waiter: WaiterId,
-    pub(super) arrivals: mpsc::UnboundedReceiver<Arrival>,
+    pub(super) news: mpsc::UnboundedReceiver<ChunkNews>,
     /// Permits of the asker's node that the batch has.
     room: Option<SemaphorePermit<'a>>,
     pub(super) batch: RelayedBatch,
@@ -37,9 +37,9 @@ impl<'a> BatchFetch<'a> {
         table: &'a ChunkTable,
         lacking: ChunkRanges,
     ) -> Self {
-        let (waiter, arrivals) = demand.enter();
+        let (waiter, news) = demand.enter();
         let batch = RelayedBatch::new(lacking);
-        Self { demand, driver, budget, table, waiter, arrivals, room: None, batch }
+        Self { demand, driver, budget, table, waiter, news, room: None, batch }
     }
 
     /// Gives back the room of answered chunks, and requests as many more as there is room for.
@@ -92,10 +92,10 @@ impl<'a> BatchFetch<'a> {
 
 impl Drop for BatchFetch<'_> {
     fn drop(&mut self) {
-        let (batch, arrivals) = (&mut self.batch, &mut self.arrivals);
+        let (batch, news) = (&mut self.batch, &mut self.news);
         let finish = || {
-            while let Ok(arrival) = arrivals.try_recv() {
-                if let Arrival::Held(id) = arrival {
+            while let Ok(chunk) = news.try_recv() {
+                if let ChunkNews::Held(id) = chunk {
                     batch.handle_held(id);
                 }
             }

@@ -18,7 +18,7 @@ use crate::store::EdgeStore;
 
 /// News of a chunk for a waiter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Arrival {
+pub(super) enum ChunkNews {
     /// The chunk is in the store.
     Held(ChunkId),
     /// No parent has the chunk.
@@ -29,15 +29,15 @@ pub(super) enum Arrival {
 #[derive(Default)]
 struct Waiting {
     demand: Demand<Arc<NodeBudget>>,
-    /// Arrivals take 16 bytes each, so the channels need no bound other than that of the requests.
-    tasks: HashMap<WaiterId, mpsc::UnboundedSender<Arrival>>,
+    /// News takes 16 bytes a chunk, so the channels need no bound other than that of the requests.
+    tasks: HashMap<WaiterId, mpsc::UnboundedSender<ChunkNews>>,
 }
 
 impl Waiting {
-    fn tell(&self, waiters: &[WaiterId], arrival: Arrival) {
+    fn tell(&self, waiters: &[WaiterId], news: ChunkNews) {
         for tx in waiters.iter().filter_map(|waiter| self.tasks.get(waiter)) {
             // A task that has just ended leaves next.
-            let _ = tx.send(arrival);
+            let _ = tx.send(news);
         }
     }
 }
@@ -63,13 +63,13 @@ impl SharedDemand {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters a batch that will wait, and returns the receiver of its arrivals.
-    pub(super) fn enter(&self) -> (WaiterId, mpsc::UnboundedReceiver<Arrival>) {
-        let (tx, arrivals) = mpsc::unbounded_channel();
+    /// Enters a batch that will wait, and returns the receiver of its news.
+    pub(super) fn enter(&self) -> (WaiterId, mpsc::UnboundedReceiver<ChunkNews>) {
+        let (tx, news) = mpsc::unbounded_channel();
         let mut waiting = self.waiting();
         let waiter = waiting.demand.waiter();
         waiting.tasks.insert(waiter, tx);
-        (waiter, arrivals)
+        (waiter, news)
     }
 
     /// Makes `waiter` wait for `chunks` on behalf of the node of `budget`. Calls `want` under the
@@ -88,8 +88,8 @@ impl SharedDemand {
         fresh
     }
 
-    /// Ends a batch. Calls `finish` under the lock: every arrival was sent to the batch's task, and
-    /// no other one follows. Calls `want_no_more` with the chunks that nobody waits for any more.
+    /// Ends a batch. Calls `finish` under the lock: all news was sent to the batch's task, and
+    /// none follows. Calls `want_no_more` with the chunks that nobody waits for any more.
     /// Returns the chunks to charge for.
     pub(super) fn leave(
         &self,
@@ -126,7 +126,7 @@ impl ChunkSink for SharedDemand {
         let charged = {
             let mut waiting = self.waiting();
             let met = waiting.demand.handle_fetched(entry.id);
-            waiting.tell(&met.waiters, Arrival::Held(entry.id));
+            waiting.tell(&met.waiters, ChunkNews::Held(entry.id));
             met.charged
         };
         if let Some(asker) = charged {
@@ -140,7 +140,7 @@ impl ChunkSink for SharedDemand {
         if held {
             let mut waiting = self.waiting();
             let waiters = waiting.demand.handle_not_fetched(entry.id);
-            waiting.tell(&waiters, Arrival::Held(entry.id));
+            waiting.tell(&waiters, ChunkNews::Held(entry.id));
         }
         held
     }
@@ -149,7 +149,7 @@ impl ChunkSink for SharedDemand {
         let mut waiting = self.waiting();
         for id in chunks.ids() {
             let waiters = waiting.demand.handle_not_fetched(id);
-            waiting.tell(&waiters, Arrival::Gone(id));
+            waiting.tell(&waiters, ChunkNews::Gone(id));
         }
     }
 

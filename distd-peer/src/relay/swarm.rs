@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::batch_fetch::BatchFetch;
-use super::demand::{Arrival, SharedDemand};
+use super::demand::{ChunkNews, SharedDemand};
 use crate::clock::monotonic_now;
 use crate::driver::{Driver, DriverHandle};
 use crate::parents::Parents;
@@ -151,7 +151,7 @@ impl RelaySwarm {
             }
             fetch.top_up();
         }
-        let mut arrived = Vec::with_capacity(READ_GROUP);
+        let mut news = Vec::with_capacity(READ_GROUP);
         loop {
             let now = monotonic_now();
             let deadline = match fetch.batch.poll_next(now, || budget.is_spent()) {
@@ -168,7 +168,7 @@ impl RelaySwarm {
                 }
                 RelayedNext::Done => return Some(()),
             };
-            let receiving = fetch.arrivals.recv_many(&mut arrived, READ_GROUP);
+            let receiving = fetch.news.recv_many(&mut news, READ_GROUP);
             tokio::select! {
                 received = timeout(deadline.since(now), receiving) => {
                     // At the deadline, the batch says how the wait ends.
@@ -178,16 +178,16 @@ impl RelaySwarm {
                 }
                 () = answers.closed() => return None,
             }
-            let mut ready = Vec::with_capacity(arrived.len());
-            for arrival in arrived.drain(..) {
-                match arrival {
-                    Arrival::Held(id) if fetch.batch.handle_held(id) => {
+            let mut ready = Vec::with_capacity(news.len());
+            for of_chunk in news.drain(..) {
+                match of_chunk {
+                    ChunkNews::Held(id) if fetch.batch.handle_held(id) => {
                         ready.extend(self.table.get(id).map(|entry| (entry, None)));
                     }
-                    Arrival::Gone(id) if fetch.batch.handle_gone(id) => {
+                    ChunkNews::Gone(id) if fetch.batch.handle_gone(id) => {
                         refuse(answers, id, DontHaveReason::NotHeld).await?;
                     }
-                    Arrival::Held(_) | Arrival::Gone(_) => {}
+                    ChunkNews::Held(_) | ChunkNews::Gone(_) => {}
                 }
             }
             for (id, data) in self.read(ready).await {

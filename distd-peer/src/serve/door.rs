@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use distd_core::NodeId;
-use distd_core::swarm::{Arrival, PlaceId, Places};
+use distd_core::swarm::{Admission, PlaceId, Places};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::clock::monotonic_now;
@@ -83,13 +83,13 @@ impl<K: Ord + Copy> Room<K> {
     fn enter(self: &Arc<Self>, key: K, key_max: usize) -> Option<Place<K>> {
         let mut room = self.lock();
         let id = match room.places.handle_arrival(monotonic_now(), key, key_max) {
-            Arrival::In(id) => id,
-            Arrival::InsteadOf(id, gone) => {
+            Admission::In(id) => id,
+            Admission::InsteadOf(id, gone) => {
                 // The task that held the place may have ended already.
                 let _ = room.leave.remove(&gone).map(|leave| leave.send(()));
                 id
             }
-            Arrival::Full => return None,
+            Admission::Full => return None,
         };
         let (leave, lost) = oneshot::channel();
         room.leave.insert(id, leave);
