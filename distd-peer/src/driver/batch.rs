@@ -12,7 +12,7 @@ use futures::FutureExt;
 use tokio::sync::mpsc;
 
 use super::verified::Coalesced;
-use super::{ChunkSink, Joined, Message, SinkError};
+use super::{ChunkSink, Message, PeerSwarm, SinkError};
 use crate::net::{Link, LinkError, WireError};
 use crate::rates::Throttle;
 use crate::table::ChunkTable;
@@ -34,7 +34,7 @@ impl From<LinkError> for BatchFailure {
 
 /// Requests `chunks`, hands each one to the sink once it is verified, and reports it to the driver.
 pub(super) async fn run_batch(
-    swarm: &Joined,
+    swarm: &PeerSwarm,
     batch: BatchId,
     chunks: ChunkRanges,
     table: &ChunkTable,
@@ -72,7 +72,7 @@ impl Taken<'_> {
 }
 
 async fn take_batch(
-    swarm: &Joined,
+    swarm: &PeerSwarm,
     chunks: ChunkRanges,
     table: &ChunkTable,
     download: Option<&Throttle>,

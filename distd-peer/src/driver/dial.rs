@@ -24,7 +24,7 @@ pub(super) enum Route {
     Neighbour(Arc<Neighbourhood>, Neighbour),
 }
 
-/// Reason why a swarm could not be joined.
+/// Reason why a swarm could not be opened.
 #[derive(Debug, thiserror::Error)]
 enum JoinError {
     #[error(transparent)]
@@ -129,7 +129,7 @@ impl Caller {
 
     async fn handle(&self, event: ControlEvent) {
         let message = match event {
-            ControlEvent::Open(_) => Message::Joined(self.peer),
+            ControlEvent::Open(_) => Message::Handshake(self.peer),
             ControlEvent::Choked(choke) => Message::Choked(self.peer, choke.retry_after),
             ControlEvent::Have(chunks) => Message::Have(self.peer, chunks),
             ControlEvent::Peers(records) => Message::Peers(records),

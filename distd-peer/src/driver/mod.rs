@@ -128,7 +128,7 @@ fn last_words(last: &Option<String>) -> String {
 enum Message {
     Connected(PeerId, SwarmHandle),
     /// The peer answered the handshake of the swarm.
-    Joined(PeerId),
+    Handshake(PeerId),
     /// The connection ended, or could not be made. The peer's task has ended.
     Lost(PeerId, String),
     /// The peer broke the protocol on its control stream.
@@ -148,7 +148,7 @@ enum Message {
     Chunks(BatchId, Vec<ChunkId>),
     DontHave(BatchId, ChunkRanges, DontHaveReason),
     BatchEnd(BatchId),
-    BatchFailed(Joined, BatchId, String, PeerFault),
+    BatchFailed(PeerSwarm, BatchId, String, PeerFault),
     SinkFailed(SinkError),
 }
 
@@ -192,7 +192,7 @@ pub struct Exchange {
 
 /// A peer and the swarm opened at it.
 #[derive(Clone)]
-struct Joined {
+struct PeerSwarm {
     peer: PeerId,
     handle: SwarmHandle,
 }
@@ -444,7 +444,7 @@ impl Driver {
                     self.asker.handle_connected(now, peer, node, tier);
                 }
             }
-            Message::Joined(peer) => self.asker.handle_joined(peer),
+            Message::Handshake(peer) => self.asker.handle_handshake(peer),
             Message::Lost(peer, problem) => {
                 let name = self.peers.remove(&peer).map(|dialled| dialled.name);
                 tracing::debug!(peer = name, problem, "peer lost");
@@ -507,7 +507,7 @@ impl Driver {
         let Some(handle) = self.swarm(peer).cloned() else {
             return self.asker.handle_batch_end(monotonic_now(), batch);
         };
-        let (swarm, download) = (Joined { peer, handle }, self.download.clone());
+        let (swarm, download) = (PeerSwarm { peer, handle }, self.download.clone());
         let (table, sink, tx) = (self.table.clone(), self.sink.clone(), self.messages_tx.clone());
         let task = async move {
             let end = match run_batch(&swarm, batch, chunks, &table, &*sink, download.as_deref(), &tx).await {

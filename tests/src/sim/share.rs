@@ -103,7 +103,7 @@ impl Sim {
         }
         let Some(asking) = &mut self.nodes[n.0].asking else { return };
         match event {
-            ControlEvent::Open(_) => asking.asker.handle_joined(peer),
+            ControlEvent::Open(_) => asking.asker.handle_handshake(peer),
             ControlEvent::Have(chunks) => {
                 if let Some(contact) = asking.contacts.get_mut(&peer) {
                     contact.announced.extend(&chunks);

@@ -227,7 +227,7 @@ impl Asker {
 
     /// A connected peer answered the handshake of the swarm: it is dialled again soon when it is
     /// lost.
-    pub fn handle_joined(&mut self, peer: PeerId) {
+    pub fn handle_handshake(&mut self, peer: PeerId) {
         if let Some(contact) = self.contacts.get_mut(&peer) {
             contact.reached();
         }

@@ -38,7 +38,7 @@ fn asker() -> Asker {
 fn asking() -> (Asker, BatchId) {
     let mut asker = asker();
     asker.handle_connected(T0, RELAY, RELAY_NODE, Tier::Relay);
-    asker.handle_joined(RELAY);
+    asker.handle_handshake(RELAY);
     let asked = actions(&mut asker, T0);
     let [AskerAction::Request(RELAY, batch, _)] = asked[..] else { panic!("{asked:?}") };
     (asker, batch)
@@ -87,7 +87,7 @@ fn a_lost_parent_is_dialled_again_ever_less_often_until_it_answers() {
     }
     assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
     asker.handle_connected(now, RELAY, RELAY_NODE, Tier::Relay);
-    asker.handle_joined(RELAY);
+    asker.handle_handshake(RELAY);
     asker.handle_lost(now, RELAY);
     actions(&mut asker, now);
     assert_eq!(dials(&actions(&mut asker, now + Duration::from_millis(100))), [RELAY], "it answered");
@@ -268,7 +268,7 @@ fn every_state_of_a_contact_and_event_has_the_outcome_of_this_table() {
     ];
     let events: [(&str, Event); 7] = [
         ("connected", connect),
-        ("joined", |asker, peer| asker.handle_joined(peer)),
+        ("handshake", |asker, peer| asker.handle_handshake(peer)),
         ("lost", lose),
         ("lost four times in a row", |asker, peer| {
             (0..NEIGHBOUR_TRIES).for_each(|_| asker.handle_lost(T0, peer))
