@@ -30,9 +30,9 @@
 //! 4. The relay sends DATA 7 and DATA 9. The batch task checks both against their hashes, gives
 //!    them to the sink and reports them to the driver. The core marks them as fetched.
 //! 5. The relay waits 10 s for its own parent in vain and sends DONT_HAVE 8 (upstream failed). The
-//!    core wants 8 again, pauses the relay, and requests 8 from it when the pause is over: a first
-//!    upstream failure does not yet send the device to the origin. After a second failure the core
-//!    requests 8 from the origin.
+//!    core wants 8 again, backs off from the relay, and requests 8 from it when the backoff is
+//!    over: a first upstream failure does not yet send the device to the origin. After a second
+//!    failure the core requests 8 from the origin.
 //! 6. DATA 8 arrives. The core is idle, and `fetch_all` returns `Ok`. Had every parent answered
 //!    that 8 is not in the swarm, it would have returned [`FetchError::Unavailable`]; the sink
 //!    would keep 7 and 9.

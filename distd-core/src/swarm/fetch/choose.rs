@@ -47,7 +47,7 @@ impl Fetch {
 
     fn next_timeout(&self, now: Timestamp) -> Option<Timestamp> {
         let deadlines = self.batches.values().map(|b| b.deadline);
-        let pauses = self.peers.values().filter(|p| !p.dropped && !self.wanted.is_empty()).flat_map(|p| {
+        let waits = self.peers.values().filter(|p| !p.dropped && !self.wanted.is_empty()).flat_map(|p| {
             let asked_again = p.connected.then(|| {
                 let leased = p.leased.front().map_or(Timestamp(0), |(until, _)| *until);
                 p.not_before.max(p.choked_until).max(p.left_until).max(leased)
@@ -67,7 +67,7 @@ impl Fetch {
         let dry = [self.others_fetch_until(now), self.site_brings_until(now, SITE_BRINGS)];
         deadlines
             .chain(dry.into_iter().flatten())
-            .chain(pauses)
+            .chain(waits)
             .chain(settled)
             .chain(claims)
             .chain(end)

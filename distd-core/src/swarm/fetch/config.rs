@@ -18,10 +18,10 @@ pub struct FetchConfig {
     pub stall: Duration,
     /// Shortest such time for a neighbour.
     pub stall_min: Duration,
-    /// Half of the first pause after a peer failed. The pause doubles with each failure in a row,
-    /// up to `backoff_max`.
+    /// Half of the first backoff after a peer failed. The backoff doubles with each failure in a
+    /// row, up to `backoff_max`.
     pub backoff: Duration,
-    /// Longest pause after a failure.
+    /// Longest backoff after a failure.
     pub backoff_max: Duration,
     /// Number of failures in a row after which a peer is given up.
     pub failures_max: u32,

@@ -48,9 +48,9 @@ pub enum Tier {
 /// Fault of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerFault {
-    /// The connection or a stream failed. The peer is tried again after a pause.
+    /// The connection or a stream failed. The peer is tried again after a backoff.
     Failed,
-    /// The peer made no progress. It is tried again after a pause.
+    /// The peer made no progress. It is tried again after a backoff.
     Stalled,
     /// The peer sent bytes that are not the chunk. It is never asked again.
     WrongBytes,
@@ -365,17 +365,18 @@ impl Fetch {
         let theirs: Vec<BatchId> =
             self.batches.iter().filter(|(_, b)| b.peer == peer).map(|(id, _)| *id).collect();
         theirs.into_iter().for_each(|batch| self.withdraw(now, batch));
-        self.pause(now, peer, fault);
+        self.back_off(now, peer, fault);
     }
 
-    fn pause(&mut self, now: Timestamp, peer: PeerId, fault: PeerFault) {
+    fn back_off(&mut self, now: Timestamp, peer: PeerId, fault: PeerFault) {
         let Some(p) = self.peers.get_mut(&peer) else { return };
         if p.dropped {
             return;
         }
         p.failures = p.failures.saturating_add(1);
-        let pause = self.config.backoff.saturating_mul(1 << p.failures.min(16)).min(self.config.backoff_max);
-        p.not_before = now + pause;
+        let backoff =
+            self.config.backoff.saturating_mul(1 << p.failures.min(16)).min(self.config.backoff_max);
+        p.not_before = now + backoff;
         p.stalled |= fault == PeerFault::Stalled;
         p.lied |= fault == PeerFault::WrongBytes;
         let cannot_recover = matches!(fault, PeerFault::WrongBytes | PeerFault::Protocol);

@@ -31,19 +31,19 @@ impl Fetch {
         let first = *peer.upstream_failed.get_or_insert(now);
         peer.excused = !farther || asked < first;
         if peer.not_before <= now {
-            self.pause(now, id, PeerFault::Failed);
+            self.back_off(now, id, PeerFault::Failed);
         }
     }
 
     /// The peer will not send these chunks of a batch, and other peers are asked. With `for_now`
-    /// the peer is asked again after a pause that counts as a failure, otherwise never.
+    /// the peer is asked again after a backoff that counts as a failure, otherwise never.
     pub fn handle_dont_have(&mut self, now: Timestamp, batch: BatchId, ranges: &ChunkRanges, for_now: bool) {
         let Some((id, given_back)) = self.give_back(now, batch, ranges) else { return };
         let Some(peer) = self.peers.get_mut(&id) else { return };
         if !for_now {
             peer.lacks.extend(&given_back);
         } else if peer.not_before <= now {
-            self.pause(now, id, PeerFault::Failed);
+            self.back_off(now, id, PeerFault::Failed);
         }
     }
 
@@ -76,7 +76,7 @@ impl Fetch {
         p.chokes = if p.choked_at == self.came { p.chokes.saturating_add(is_news.into()) } else { 1 };
         p.choked_at = self.came;
         if p.chokes > CHOKES_MAX {
-            self.pause(now, peer, PeerFault::Failed);
+            self.back_off(now, peer, PeerFault::Failed);
         }
     }
 }

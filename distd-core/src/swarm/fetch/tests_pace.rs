@@ -216,7 +216,7 @@ fn a_silent_relay_is_left_after_the_time_in_which_a_live_one_answers() {
     assert_eq!(f.poll_timeout(T0), Some(T0 + CLAIM_AFTER));
     let silent = T0 + RELAY_ANSWERS;
     assert_eq!(f.poll_request(silent).map(|(peer, ..)| peer), Some(PeerId(1)));
-    // The relay is asked again after its pause, for a little, and no other peer waits for it.
+    // The relay is asked again after its backoff, for a little, and no other peer waits for it.
     let later = silent + Duration::from_secs(1);
     let asked: Vec<_> = std::iter::from_fn(|| f.poll_request(later)).map(|(peer, ..)| peer).collect();
     assert!(asked.iter().filter(|peer| **peer == PeerId(0)).count() <= 1, "{asked:?}");

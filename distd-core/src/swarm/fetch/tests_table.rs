@@ -52,7 +52,7 @@ fn standing(fetch: &Fetch, now: Timestamp) -> &'static str {
         () if p.dropped => "given up",
         () if !p.connected => "away",
         () if p.not_before > now && p.excused => "excused",
-        () if p.not_before > now => "paused",
+        () if p.not_before > now => "backing off",
         () if p.choked_until > now => "choked",
         () if p.left_until > now => "leaves to others",
         () if p.distrusted_by_origin => "distrusted",
@@ -152,7 +152,7 @@ fn every_state_of_a_peer_and_event_has_the_outcome_of_this_table() {
             fetch.peers.get_mut(&PEER).expect("connected").not_before = T0;
         }),
         ("choked", |fetch, _| fetch.handle_choked(T0, PEER, SECOND)),
-        ("paused", |fetch, _| fetch.handle_fault(T0, PEER, PeerFault::Failed)),
+        ("backing off", |fetch, _| fetch.handle_fault(T0, PEER, PeerFault::Failed)),
         ("excused", |fetch, batch| fetch.handle_upstream_failed(T0, batch, &one())),
         ("distrusted", |fetch, _| fetch.handle_disowned(T0, PEER)),
         ("away", |fetch, _| fetch.handle_disconnected(T0, PEER, Tier::Relay)),
