@@ -180,7 +180,7 @@ impl Directory {
                 let overlap = entry.held.intersection(asker.chunks).len();
                 let joined = entry.swarms.contains_key(&asker.manifest);
                 let holds = 2 * u32::from(overlap * 2 >= asker.chunks.len()) + u32::from(overlap > 0);
-                let trusted = !group.shuns.is_disowned(*node);
+                let trusted = !group.shuns.is_distrusted_by_origin(*node);
                 let rank = (trusted, first.contains(node), holds);
                 let helps = overlap > 0 || joined || rank.1;
                 let tie = tie(asker.node, *node);

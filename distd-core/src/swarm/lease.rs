@@ -79,7 +79,10 @@ impl Leases {
         let others = || self.leases.values().filter(of_others);
         let is_left_out = match serves {
             false => !self.leases.is_empty(),
-            true => shuns.is_disowned(asker) && others().any(|lease| !shuns.is_disowned(lease.holder)),
+            true => {
+                shuns.is_distrusted_by_origin(asker)
+                    && others().any(|lease| !shuns.is_distrusted_by_origin(lease.holder))
+            }
         };
         if is_left_out {
             granted = ChunkRanges::new();

@@ -74,7 +74,7 @@ impl Shuns {
     }
 
     /// Whether enough nodes of the site shun `node` for an origin to distrust it.
-    pub fn is_disowned(&self, node: NodeId) -> bool {
+    pub fn is_distrusted_by_origin(&self, node: NodeId) -> bool {
         self.voices.get(&node).is_some_and(|voices| self.is_enough(*voices))
     }
 
@@ -96,15 +96,15 @@ mod tests {
         shuns.handle_shuns(NOW, node(1), [node(9)].into());
         shuns.handle_shuns(NOW, node(1), [node(8), node(9)].into());
         assert!(shuns.is_shunned_by(node(9), node(1)) && !shuns.is_shunned_by(node(9), node(2)));
-        assert!(!shuns.is_disowned(node(9)), "said twice by one");
+        assert!(!shuns.is_distrusted_by_origin(node(9)), "said twice by one");
         shuns.handle_shuns(NOW, node(2), [node(9)].into());
-        assert!(shuns.is_disowned(node(9)) && !shuns.is_disowned(node(8)));
+        assert!(shuns.is_distrusted_by_origin(node(9)) && !shuns.is_distrusted_by_origin(node(8)));
         shuns.handle_members(VOICES_PART * 3);
-        assert!(!shuns.is_disowned(node(9)), "two of 48");
+        assert!(!shuns.is_distrusted_by_origin(node(9)), "two of 48");
         shuns.handle_members(VOICES_PART);
         assert!(shuns.distrusted_by_origin().eq([&node(9)]));
         shuns.handle_shuns(NOW + 1, node(1), BTreeSet::new());
-        assert!(!shuns.is_disowned(node(9)), "taken back");
+        assert!(!shuns.is_distrusted_by_origin(node(9)), "taken back");
         shuns.expire(NOW + RECORD_SECONDS_MAX);
         assert!(shuns.voices.is_empty() && shuns.by.len() == 1);
     }

@@ -284,7 +284,7 @@ impl Asker {
     fn heed_distrust(&mut self, now: Timestamp) {
         for (peer, contact) in &self.contacts {
             if contact.node.is_some_and(|node| self.distrusted.contains(&node)) {
-                self.fetch.handle_disowned(now, *peer);
+                self.fetch.handle_distrusted(now, *peer);
             }
         }
     }

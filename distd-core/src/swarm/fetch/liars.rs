@@ -28,7 +28,7 @@ impl Fetch {
     /// The origin says that several nodes of the site had wrong bytes from this relay. The relay is
     /// now asked only when the origin cannot be, and batches it has not begun to send are
     /// withdrawn.
-    pub fn handle_disowned(&mut self, now: Timestamp, peer: PeerId) {
+    pub fn handle_distrusted(&mut self, now: Timestamp, peer: PeerId) {
         let relay = self.peers.get_mut(&peer).filter(|p| p.tier == Tier::Relay && !p.distrusted_by_origin);
         let Some(relay) = relay else { return };
         relay.distrusted_by_origin = true;

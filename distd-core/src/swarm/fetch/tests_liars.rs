@@ -64,7 +64,7 @@ fn the_origin_is_not_asked_while_neighbours_bring_chunks_of_a_relay_that_lied_to
     f.handle_chunk(dry, batch, ChunkId(2));
     f.handle_batch_end(dry, batch);
     assert_eq!(asked(&mut f, dry), []);
-    f.handle_disowned(dry, RELAY);
+    f.handle_distrusted(dry, RELAY);
     assert_eq!(f.poll_request(dry).map(|(peer, ..)| peer), Some(ORIGIN));
 }
 
@@ -74,7 +74,7 @@ fn a_relay_that_lied_to_others_is_asked_only_when_the_origin_cannot_be() {
     let first = asked(&mut f, T0);
     f.handle_connected(T0, ORIGIN, Tier::Origin);
     assert_eq!((asked(&mut f, T0), first.len()), (vec![], 1), "the relay is nearer");
-    f.handle_disowned(T0, RELAY);
+    f.handle_distrusted(T0, RELAY);
     assert_eq!(f.poll_event(), Some(FetchEvent::Abandon(RELAY, first[0].1)), "nothing of it had come");
     let (peer, batch, _) = f.poll_request(T0).expect("the origin");
     assert_eq!(peer, ORIGIN);

@@ -154,7 +154,7 @@ fn every_state_of_a_peer_and_event_has_the_outcome_of_this_table() {
         ("choked", |fetch, _| fetch.handle_choked(T0, PEER, SECOND)),
         ("backing off", |fetch, _| fetch.handle_fault(T0, PEER, PeerFault::Failed)),
         ("excused", |fetch, batch| fetch.handle_upstream_failed(T0, batch, &one())),
-        ("distrusted", |fetch, _| fetch.handle_disowned(T0, PEER)),
+        ("distrusted", |fetch, _| fetch.handle_distrusted(T0, PEER)),
         ("away", |fetch, _| fetch.handle_disconnected(T0, PEER, Tier::Relay)),
         ("given up", |fetch, _| fetch.handle_gone(PEER)),
     ];
@@ -178,7 +178,7 @@ fn every_state_of_a_peer_and_event_has_the_outcome_of_this_table() {
         }),
         ("wrong bytes", |fetch, _| fetch.handle_fault(T0, PEER, PeerFault::WrongBytes)),
         ("breach of the protocol", |fetch, _| fetch.handle_fault(T0, PEER, PeerFault::Protocol)),
-        ("distrusted by the origin", |fetch, _| fetch.handle_disowned(T0, PEER)),
+        ("distrusted by the origin", |fetch, _| fetch.handle_distrusted(T0, PEER)),
     ];
     let mut table = String::new();
     for (state, reach) in states {
