@@ -20,3 +20,37 @@ pub(crate) fn seen(watched: &mut Option<watch::Receiver<()>>) {
         receiver.mark_unchanged();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns whether a change is reported now.
+    async fn reports(watched: &mut Option<watch::Receiver<()>>) -> bool {
+        tokio::select! {
+            biased;
+            () = changed(watched) => true,
+            () = tokio::task::yield_now() => false,
+        }
+    }
+
+    #[tokio::test]
+    async fn each_change_is_reported_once_unless_it_was_seen() {
+        let (sender, receiver) = watch::channel(());
+        let mut watched = Some(receiver);
+        assert!(!reports(&mut watched).await);
+        sender.send_replace(());
+        // A caller that gives up before it looks loses nothing.
+        drop(changed(&mut watched));
+        assert!(reports(&mut watched).await);
+        assert!(!reports(&mut watched).await);
+        sender.send_replace(());
+        seen(&mut watched);
+        assert!(!reports(&mut watched).await);
+        sender.send_replace(());
+        drop(sender);
+        assert!(reports(&mut watched).await, "the last change comes before the end of the source");
+        assert!(!reports(&mut watched).await && watched.is_none());
+        assert!(!reports(&mut None).await);
+    }
+}
