@@ -1,4 +1,4 @@
-//! Bounds on everything a file or a peer can make us allocate or loop over, each with its reason.
+//! Bounds on everything a file or a peer can make us allocate or loop over.
 
 /// Largest chunk a product may ask for, bytes. Two of these fit in one QUIC receive window, and a
 /// device holds at most a few dozen in memory.
@@ -24,12 +24,12 @@ pub const NODE_REQUEST_HASHES_MAX: usize = 16_384;
 /// seeds.
 pub const HELD_MANIFESTS_MAX: usize = 16;
 
-/// Largest manifest node, bytes: four times `manifest::NODE_ENTRIES_MAX` entries of at most 56
-/// bytes.
+/// Largest manifest node, bytes: room for four times `manifest::NODE_ENTRIES_MAX` entries of at
+/// most 56 bytes.
 pub const NODE_BYTES_MAX: usize = 64 << 10;
 
 /// Most levels below the root. Every node but the last of its level has at least 16 entries, so
-/// twelve levels hold more than 2^48 chunks. A petabyte in chunks of 16 KiB needs five.
+/// twelve levels hold more than 2^48 chunks, far more than the largest artifact has.
 pub const MANIFEST_LEVELS_MAX: u8 = 12;
 
 /// Most bytes of manifest nodes to fetch for one artifact. They describe some five million chunks,
@@ -53,7 +53,7 @@ pub const METADATA_ANSWER_MAX: usize = 16 << 20;
 pub const PEX_RECORDS_MAX: usize = 8;
 
 /// Most nodes one peer may say it shuns, in one frame and on one stream. That is enough for a
-/// device to which a quarter of the neighbours it meets in a day send wrong bytes.
+/// device that meets 256 neighbours in a day, of which a quarter send wrong bytes.
 pub const SHUN_NODES_MAX: usize = 64;
 
 /// Most addresses in a peer record: two address families on two interfaces.
@@ -77,7 +77,8 @@ pub const DIRECTORY_NODES_MAX: usize = 1024;
 /// oldest.
 pub const DIRECTORY_SITES_MAX: usize = 4096;
 
-/// Most leases of one site in one swarm. Requests beyond it are granted without a lease.
+/// Most leases of one site in one swarm, each for the chunks of one batch or announcement. Requests
+/// beyond it are granted without a lease.
 pub const LEASES_MAX: usize = 4096;
 
 /// Longest product, version or channel name, bytes.
@@ -86,7 +87,8 @@ pub const NAME_BYTES_MAX: usize = 100;
 /// Longest path in a tree listing or a region's name hint, bytes (Linux `PATH_MAX`).
 pub const PATH_BYTES_MAX: usize = 4096;
 
-/// Most regions a format reader may return. An artifact with more becomes one plain region.
+/// Most regions a format reader may return. An artifact with more becomes one plain
+/// region; a directory with more is refused.
 pub const REGIONS_MAX: usize = 4 << 20;
 
 /// Most entries of a tree listing.
@@ -95,7 +97,8 @@ pub const TREE_ENTRIES_MAX: usize = 4 << 20;
 /// Largest tree listing, bytes. It is held in memory while a tree is written.
 pub const TREE_LISTING_BYTES_MAX: u64 = 256 << 20;
 
-/// Most raw bytes one patch rebuilds. Together with [`PATCH_BASE_BYTES_MAX`] the bound keeps
+/// Most raw bytes that one patch rebuilds in memory; methods that stream a view are bounded by
+/// [`VIEW_BYTES_MAX`]. Together with [`PATCH_BASE_BYTES_MAX`] the bound keeps
 /// applying a patch below 64 MiB with any codec: base, target and the codec's own streams.
 pub const PATCH_TARGET_BYTES_MAX: usize = 4 << 20;
 
@@ -117,7 +120,8 @@ pub const PATCHES_MAX: usize = 1 << 20;
 /// at most four base chunks for each of them.
 pub const PATCH_SET_BASES_MAX: u64 = 1 << 26;
 
-/// Longest view, bytes. A packed file with a longer view is sent as chunks, or as patches of its
+/// Longest view, bytes; the origin also bounds all views of one release together by it. A packed
+/// file with a longer view is sent as chunks, or as patches of its
 /// packed bytes. A device needs this much free space for each view of a set while it applies the
 /// set.
 pub const VIEW_BYTES_MAX: u64 = 1 << 30;

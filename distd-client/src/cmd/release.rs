@@ -27,8 +27,8 @@ enum Command {
         #[command(flatten)]
         api: ApiArgs,
     },
-    /// Withdraw a release that no channel points to. The origin no longer offers it to devices and
-    /// frees its space.
+    /// Withdraw a release that no channel points to. The origin no longer offers it to devices, and
+    /// frees the space that no other release needs.
     Rm {
         /// Release to withdraw.
         #[arg(value_name = "PRODUCT@VERSION")]
@@ -85,16 +85,17 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             })
         }
         Command::Rm { release: ReleaseName { product, version }, api } => {
-            let done = context.api(&api)?.withdraw(product.as_str(), version.as_str()).await;
-            done.map_err(|error| match error.code() {
+            let outcome = context.api(&api)?.withdraw(product.as_str(), version.as_str()).await;
+            outcome.map_err(|error| match error.code() {
                 code::IN_USE => Failure::from(error).next(format!(
-                    "distd channel set {product}:CHANNEL OTHER-VERSION, or distd channel rm {product}:CHANNEL"
+                    "distd channel set {product}:CHANNEL OTHER-VERSION (with --downgrade if it is older), or distd \
+                     channel rm {product}:CHANNEL"
                 )),
                 _ => Failure::from(error),
             })?;
             let withdrawn = format!("{product}@{version}");
-            context.output().result(&Withdrawn { withdrawn: &withdrawn }, |done| {
-                format!("{} is withdrawn", done.withdrawn)
+            context.output().result(&Withdrawn { withdrawn: &withdrawn }, |withdrawn| {
+                format!("{} is withdrawn", withdrawn.withdrawn)
             })
         }
         Command::Show { release: ReleaseName { product, version }, api } => {
@@ -102,9 +103,10 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             let release = release.map_err(Failure::from)?;
             context.output().result(&release, |release| {
                 let Release { product, version, kind, manifest, blake3, bytes, chunks, created, .. } = release;
+                let state = if release.damaged { "\nstate    damaged: push it again" } else { "" };
                 format!(
                     "release  {product}@{version}\nkind     {kind}\nbytes    {bytes}\nchunks   {chunks}\ncreated  {}\n\
-                     blake3   {blake3}\nmanifest {manifest}",
+                     blake3   {blake3}\nmanifest {manifest}{state}",
                     time(*created)
                 )
             })

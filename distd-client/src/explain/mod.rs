@@ -13,7 +13,7 @@ use distd_core::explain::{ExplainError, Host, Options, Report};
 use crate::push::source::Source;
 use distd_client::progress::Progress;
 
-/// Host of the explanation: two threads and a progress bar.
+/// Threads and progress bar for the explainer, which is in core and has neither.
 struct Threads<'a>(&'a dyn Progress);
 
 impl Host for Threads<'_> {

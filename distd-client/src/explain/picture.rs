@@ -22,13 +22,14 @@ pub(super) struct Tile {
     pub(super) kind: Option<Kind>,
     /// Bytes on the wire.
     pub(super) bytes: u64,
-    /// Last name of the path; made printable, but not yet escaped.
+    /// Last name of the path, or a description of items that have none or are combined; made
+    /// printable, but not yet escaped.
     pub(super) label: String,
     /// Whole path, and further details such as the old path.
     pub(super) title: String,
 }
 
-/// Frame of a directory.
+/// Frame of a directory with more than one changed path.
 pub(super) struct Frame {
     /// Position and size in the picture.
     pub(super) area: Rect,

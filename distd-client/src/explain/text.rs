@@ -4,7 +4,7 @@ use distd_core::explain::{Hint, Kind, PathCost, Report};
 
 use distd_client::text::{human_bytes, table};
 
-/// Longest path in a table, in characters.
+/// Longest path that is shown anywhere, in characters.
 const PATH_CHARS_MAX: usize = 100;
 
 /// Returns the tables: kinds, the `top` most expensive paths, facts and hints.
@@ -25,7 +25,7 @@ pub(crate) fn shown(path: &[u8]) -> String {
     let mut text = String::new();
     for piece in path.utf8_chunks() {
         for letter in piece.valid().chars() {
-            if letter.is_control() || is_direction(letter) {
+            if letter.is_control() || is_hidden_or_directional(letter) {
                 text.extend(letter.escape_default());
             } else {
                 text.push(letter);
@@ -44,7 +44,7 @@ pub(crate) fn shown(path: &[u8]) -> String {
 }
 
 /// Returns whether a letter is invisible or changes the direction of the text after it.
-fn is_direction(letter: char) -> bool {
+fn is_hidden_or_directional(letter: char) -> bool {
     matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 

@@ -264,7 +264,7 @@ impl Target for FileTarget {
         let place = || -> io::Result<()> {
             match fs::symlink_metadata(&self.out) {
                 Ok(old) if old.is_file() => self.take_over(&old)?,
-                Ok(_) => return Err(io::Error::other("something else was put there meanwhile")),
+                Ok(_) => return Err(io::Error::other("the target was replaced meanwhile")),
                 Err(_) => {}
             }
             self.file.sync_all()?;

@@ -50,10 +50,10 @@ pub fn compact_leaf(leaf: &[u8], known: impl Fn(ChunkId) -> bool) -> Result<Opti
 }
 
 /// Returns the leaf that a compact form stands for; `find` looks up the entries this side holds.
+/// The caller must still check that the leaf has the requested hash.
 ///
 /// # Errors
-/// [`NodeError`] when the form is damaged or names an id this side does not hold. The caller still
-/// has to compare the result's hash.
+/// [`NodeError`] when the form is damaged or names an id this side does not hold.
 pub fn expand_leaf(
     mut compact: &[u8],
     find: impl Fn(ChunkId) -> Option<(ChunkHash, u32)>,

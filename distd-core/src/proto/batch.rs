@@ -1,4 +1,4 @@
-//! State of one request stream, sans-io: REQUEST frames in, DATA out, DONT_HAVE for the rest.
+//! Checks of the frames of one request stream on both sides, sans-io.
 
 use super::Frame;
 use super::frame::{Choke, Data, DontHave, Ranges};
@@ -12,17 +12,18 @@ pub enum BatchEvent {
     Data(Data),
     /// Requested chunks that will not come.
     DontHave(DontHave),
-    /// The peer answers none of the open chunks now.
+    /// The peer choked the batch: the stream may end with chunks open.
     Choked(Choke),
-    /// A frame of unknown type, which the caller counts.
+    /// A frame of unknown type, which is ignored; the reader of frames has counted it.
     Unknown,
 }
 
 /// A breach of the protocol on a request stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {
-    /// The peer sent a chunk that was not requested, or sent a chunk twice.
-    #[error("peer sent chunk {0}, which was not asked for on this stream")]
+    /// The peer answered a chunk that is not open: one that was not requested, or that it answered
+    /// before.
+    #[error("peer answered chunk {0}, which is not open on this stream")]
     Unasked(u64),
     /// The peer sent a frame that belongs on another kind of stream.
     #[error("peer sent a frame that does not belong in a batch")]
@@ -39,7 +40,7 @@ pub enum BatchError {
 #[derive(Debug)]
 pub struct BatchAsk {
     open: ChunkRanges,
-    refused: bool,
+    choked: bool,
 }
 
 impl BatchAsk {
@@ -52,7 +53,7 @@ impl BatchAsk {
             return Err(BatchError::Size(wanted.len()));
         }
         let frames = Ranges::split(&wanted).map(Frame::Request).collect();
-        Ok((Self { open: wanted, refused: false }, frames))
+        Ok((Self { open: wanted, choked: false }, frames))
     }
 
     /// Takes the next frame of the answer.
@@ -76,7 +77,7 @@ impl BatchAsk {
                 Ok(BatchEvent::DontHave(dont))
             }
             Frame::Choke(choke) => {
-                self.refused = true;
+                self.choked = true;
                 Ok(BatchEvent::Choked(choke))
             }
             Frame::Unknown { .. } => Ok(BatchEvent::Unknown),
@@ -84,12 +85,12 @@ impl BatchAsk {
         }
     }
 
-    /// Ends the batch: the peer ended its side of the stream.
+    /// Checks that the peer may end its side of the stream now.
     ///
     /// # Errors
     /// [`BatchError::Unanswered`] when chunks are open and the peer did not choke.
     pub fn handle_end(&self) -> Result<(), BatchError> {
-        if self.refused || self.open.is_empty() {
+        if self.choked || self.open.is_empty() {
             return Ok(());
         }
         Err(BatchError::Unanswered(self.open.len()))
@@ -101,7 +102,8 @@ impl BatchAsk {
     }
 }
 
-/// The answerer's side of a batch: collects the REQUEST frames of one stream.
+/// The answerer's side of a batch: collects the REQUEST frames of one stream. A COST_REQUEST has
+/// the same bounds and is checked by it too.
 #[derive(Debug, Default)]
 pub struct BatchAnswer {
     wanted: ChunkRanges,

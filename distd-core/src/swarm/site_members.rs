@@ -262,7 +262,7 @@ impl SiteMembers {
         now: Timestamp,
         id: MemberId,
         wanted: ChunkRanges,
-        is_crowded: bool,
+        is_suppressing: bool,
         by_relay: bool,
     ) -> (ChunkRanges, ChunkRanges) {
         let Some(member) = self.members.get(&id).filter(|_| !self.leasing) else {
@@ -270,7 +270,7 @@ impl SiteMembers {
         };
         let recently_sent =
             self.recently_sent.entry(member.key()).or_insert_with(|| RecentlySent::of(by_relay));
-        let (granted, left) = match is_crowded {
+        let (granted, left) = match is_suppressing {
             true => recently_sent.handle_request(now, &wanted),
             false => (wanted, ChunkRanges::new()),
         };
@@ -390,14 +390,14 @@ mod tests {
     }
 
     #[test]
-    fn duplicates_are_suppressed_only_in_a_crowd_and_where_chunks_are_not_leased() {
-        for (leasing, crowded, left) in
+    fn duplicates_are_suppressed_only_with_many_batches_and_where_chunks_are_not_leased() {
+        for (leasing, suppressing, left) in
             [(false, true, set(1, 3)), (false, false, set(1, 0)), (true, true, set(1, 0))]
         {
             let mut sites = SiteMembers::new(leasing);
             let (a, b) = (join(&mut sites, 1, true), join(&mut sites, 2, true));
             sites.suppress_duplicates(T0, a, set(1, 3), false, true);
-            let (granted, refused) = sites.suppress_duplicates(T0, b, set(1, 3), crowded, true);
+            let (granted, refused) = sites.suppress_duplicates(T0, b, set(1, 3), suppressing, true);
             assert_eq!((&refused, granted), (&left, set(1, 3).difference(&left)));
         }
         // A node that serves nobody passes nothing on.

@@ -22,7 +22,7 @@ pub const UPLOAD_SLOT_WAIT: Duration = Duration::from_secs(5);
 /// Number of batches answered at once from which a node suppresses duplicates: it leaves to
 /// neighbours the chunks that it sent them recently ([`RecentlySent`](super::RecentlySent)). With
 /// fewer batches, its link has room for all copies.
-const CROWD: usize = 32;
+const SUPPRESSION_BATCHES: usize = 32;
 
 /// Fewest slots that a node may hold while other nodes wait.
 const SHARE_MIN: usize = 2;
@@ -96,8 +96,8 @@ impl<N: Ord + Copy> UploadSlots<N> {
     }
 
     /// Whether so many batches are answered now that duplicates are suppressed.
-    pub fn is_crowded(&self) -> bool {
-        self.held >= CROWD
+    pub fn suppresses_duplicates(&self) -> bool {
+        self.held >= SUPPRESSION_BATCHES
     }
 
     /// Whether a batch of a node other than `node` waits.

@@ -29,10 +29,10 @@ const CONNECT: Duration = Duration::from_secs(10);
 const HEAD_START: Duration = Duration::from_millis(300);
 
 /// First pause before a TCP port on which nobody listens is tried again; doubles up to
-/// [`KNOCK_MAX`]. A parent that is just being restarted is found this way. QUIC repeats its packets
-/// likewise.
-const KNOCK: Duration = Duration::from_millis(200);
-const KNOCK_MAX: Duration = Duration::from_secs(1);
+/// [`TCP_PAUSE_MAX`]. A parent that is just being restarted is found this way. QUIC repeats its
+/// packets likewise.
+const TCP_PAUSE: Duration = Duration::from_millis(200);
+const TCP_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Reason why a parent could not be dialled.
 #[derive(Debug, thiserror::Error)]
@@ -201,13 +201,13 @@ impl Dialer {
             let dialled = tokio::time::timeout_at(deadline, self.quic(address)).await;
             return dialled.unwrap_or_else(|_| Err(silent("UDP")));
         }
-        let mut pause = KNOCK;
+        let mut pause = TCP_PAUSE;
         loop {
             let dialled = tokio::time::timeout_at(deadline, self.https(address)).await;
             match dialled.unwrap_or_else(|_| Err(silent("TCP"))) {
                 Err(error) if error.may_pass() && Instant::now() + pause < deadline => {
                     tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(KNOCK_MAX);
+                    pause = (pause * 2).min(TCP_PAUSE_MAX);
                 }
                 dialled => return dialled,
             }

@@ -100,7 +100,7 @@ impl<C: Clock + Clone> Rate<C> {
 pub(super) struct RateOfEach<K: Clone + Eq + Hash, C: Clock = MonotonicClock> {
     buckets: RateLimiter<K, HashMapStateStore<K>, C, NoOpMiddleware<<C as Clock>::Instant>>,
     clock: C,
-    /// Number of buckets at which full buckets are removed.
+    /// Number of peers at which the idle ones, whose buckets are full again, are forgotten.
     forget_at: AtomicUsize,
 }
 

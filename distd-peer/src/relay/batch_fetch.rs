@@ -13,8 +13,10 @@ use crate::driver::DriverHandle;
 use crate::serve::NodeBudget;
 use crate::table::ChunkTable;
 
-/// A [`RelayedBatch`] that requests its chunks from a driver. It is withdrawn on drop, which
-/// includes the end of the asker's connection.
+/// A [`RelayedBatch`] that requests its chunks from a driver. It holds one permit of the asker's
+/// node for each chunk that it requested and has not answered. On drop, which includes the end of
+/// the asker's connection, the batch stops waiting. Chunks that no other batch waits for are no
+/// longer fetched, unless the asker was told to ask again.
 pub(super) struct BatchFetch<'a> {
     demand: &'a SharedDemand,
     driver: &'a DriverHandle,
@@ -23,13 +25,13 @@ pub(super) struct BatchFetch<'a> {
     waiter: WaiterId,
     pub(super) news: mpsc::UnboundedReceiver<ChunkNews>,
     /// Permits of the asker's node that the batch has.
-    room: Option<SemaphorePermit<'a>>,
+    permits: Option<SemaphorePermit<'a>>,
     pub(super) batch: RelayedBatch,
 }
 
 impl<'a> BatchFetch<'a> {
-    /// Enters a batch whose chunks the store lacks. Nothing is requested before
-    /// [`Self::top_up`].
+    /// Registers a batch, whose chunks the store lacks, with the demand. Nothing is requested
+    /// before [`Self::top_up`].
     pub(super) fn new(
         demand: &'a SharedDemand,
         driver: &'a DriverHandle,
@@ -39,41 +41,43 @@ impl<'a> BatchFetch<'a> {
     ) -> Self {
         let (waiter, news) = demand.enter();
         let batch = RelayedBatch::new(lacking);
-        Self { demand, driver, budget, table, waiter, news, room: None, batch }
+        Self { demand, driver, budget, table, waiter, news, permits: None, batch }
     }
 
-    /// Gives back the room of answered chunks, and requests as many more as there is room for.
+    /// Gives back the permits of answered chunks, and requests as many more as there are permits
+    /// for.
     pub(super) fn top_up(&mut self) {
         let surplus = self.batch.return_room();
-        if let Some(room) = &mut self.room {
-            drop(room.split(surplus));
+        if let Some(permits) = &mut self.permits {
+            drop(permits.split(surplus));
         }
         let budget: &'a NodeBudget = self.budget;
-        let permits = self.batch.poll_room(budget.ahead().available_permits(), || budget.is_spent());
+        let count = self.batch.poll_room(budget.ahead().available_permits(), || budget.is_spent());
         // Another batch of the node may take the permits first. Then this one waits for its next
-        // chunk, or for room.
-        if permits > 0
-            && let Ok(room) = budget.ahead().try_acquire_many(u32::try_from(permits).unwrap_or(u32::MAX))
+        // chunk, or for permits.
+        if count > 0
+            && let Ok(permits) = budget.ahead().try_acquire_many(u32::try_from(count).unwrap_or(u32::MAX))
         {
-            self.take(room);
+            self.add_permits(permits);
         }
     }
 
-    /// Waits until there is room for a few chunks, and requests them.
-    pub(super) async fn wait_for_room(&mut self, permits: usize) {
+    /// Waits for permits for `count` chunks, and requests as many.
+    pub(super) async fn wait_for_permits(&mut self, count: usize) {
         let budget: &'a NodeBudget = self.budget;
-        let permits = u32::try_from(permits).unwrap_or(u32::MAX);
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
         // The semaphore is never closed.
-        let Ok(room) = budget.ahead().acquire_many(permits).await else { return };
-        self.take(room);
+        let Ok(permits) = budget.ahead().acquire_many(count).await else { return };
+        self.add_permits(permits);
         self.top_up();
     }
 
-    fn take(&mut self, room: SemaphorePermit<'a>) {
-        let next = self.batch.handle_room(room.num_permits());
-        match &mut self.room {
-            Some(held) => held.merge(room),
-            None => self.room = Some(room),
+    /// Adds permits, and requests as many chunks.
+    fn add_permits(&mut self, permits: SemaphorePermit<'a>) {
+        let next = self.batch.handle_room(permits.num_permits());
+        match &mut self.permits {
+            Some(held) => held.merge(permits),
+            None => self.permits = Some(permits),
         }
         self.request(&next);
     }
@@ -84,7 +88,7 @@ impl<'a> BatchFetch<'a> {
         self.batch.handle_fresh(&fresh);
     }
 
-    /// Requests a chunk again that was evicted before it was read.
+    /// Requests again a chunk that was evicted before it was read.
     pub(super) fn again(&mut self, id: ChunkId) {
         self.request(&[id].into_iter().collect());
     }
@@ -102,6 +106,7 @@ impl Drop for BatchFetch<'_> {
             std::mem::take(batch).finish()
         };
         let charged = self.demand.leave(self.waiter, finish, |chunks| self.driver.want_no_more(chunks));
+        // How long these chunks are when packed is not known before they arrive.
         let length = |id| self.table.get(id).map_or(0, |entry| u64::from(entry.len));
         self.budget.charge(charged.ids().map(length).sum());
     }

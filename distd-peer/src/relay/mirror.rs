@@ -205,8 +205,8 @@ impl Mirror {
         Ok(())
     }
 
-    /// Removes older versions of roles, and all targets. Targets that are still wanted are fetched
-    /// again.
+    /// Removes older versions of roles, and all targets. A target that is still in use
+    /// is fetched at the next question for it.
     async fn prune(&self) -> Result<(), StoreError> {
         let names = self.store.list().await?;
         let newest = newest(&names);

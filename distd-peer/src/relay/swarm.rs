@@ -158,7 +158,7 @@ impl RelaySwarm {
                 RelayedNext::Chunk(deadline) => deadline,
                 RelayedNext::Room(permits) => {
                     tokio::select! {
-                        () = fetch.wait_for_room(permits) => continue,
+                        () = fetch.wait_for_permits(permits) => continue,
                         () = answers.closed() => return None,
                     }
                 }

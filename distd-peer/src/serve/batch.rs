@@ -38,8 +38,9 @@ pub(super) async fn answer(
     let swarm = peer.swarms.wait(control).await?;
     let counters = &peer.server.counters;
     if let Some(member) = &swarm.member {
-        let crowded = peer.server.slots.is_crowded();
-        let (granted, left) = member.left_after_duplicates(wanted, crowded, swarm.content.fetches_upstream());
+        let suppressing = peer.server.slots.suppresses_duplicates();
+        let (granted, left) =
+            member.left_after_duplicates(wanted, suppressing, swarm.content.fetches_upstream());
         counters.leased.fetch_add(left.len(), Ordering::Relaxed);
         refuse(peer, writer, &left, DontHaveReason::Leased).await?;
         if granted.is_empty() {

@@ -191,11 +191,11 @@ impl Member {
     pub(crate) fn left_after_duplicates(
         &self,
         wanted: ChunkRanges,
-        is_crowded: bool,
+        is_suppressing: bool,
         by_relay: bool,
     ) -> (ChunkRanges, ChunkRanges) {
         let now = monotonic_now();
-        self.sites.state().members.suppress_duplicates(now, self.id, wanted, is_crowded, by_relay)
+        self.sites.state().members.suppress_duplicates(now, self.id, wanted, is_suppressing, by_relay)
     }
 }
 

@@ -42,8 +42,8 @@ impl Slots {
     }
 
     /// Whether so many batches are answered now that duplicates are suppressed.
-    pub(super) fn is_crowded(&self) -> bool {
-        self.lock().core.is_crowded()
+    pub(super) fn suppresses_duplicates(&self) -> bool {
+        self.lock().core.suppresses_duplicates()
     }
 
     fn others_wait(&self, node: NodeId) -> bool {

@@ -142,8 +142,8 @@ impl Db {
         row.number("bytes").map_err(failed(what))
     }
 
-    /// Forgets packs that were emptied at `until` or before. Returns their objects, which are noted
-    /// as doomed, and their bytes together.
+    /// Forgets packs that were emptied at `until` or before, and enters their objects in `doomed`.
+    /// Returns the names of the objects and the sum of their bytes.
     ///
     /// # Errors
     /// [`DbError::Query`].

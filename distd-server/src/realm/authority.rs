@@ -57,7 +57,8 @@ impl Authority {
         let cert = certificate_from_pem(&pem).map_err(|_| damaged())?;
         let pem = String::from_utf8(pem).map_err(|_| damaged())?;
         let (_, parsed) = X509Certificate::from_der(&cert).map_err(|_| damaged())?;
-        // A certificate of another key would let every handshake fail far from here.
+        // With the certificate of another key every handshake would fail later, and no error would
+        // name this file.
         if parsed.public_key().raw != key.subject_public_key_info() {
             return Err(RealmError::Mismatch(path));
         }

@@ -1,5 +1,5 @@
-//! Requests to the signer and its replies: msgpack, preceded by its length in four bytes,
-//! big-endian.
+//! Requests to the signer and its replies. Each message is msgpack, preceded by its length in four
+//! bytes, big-endian.
 
 use std::io::{self, Read, Write};
 
@@ -23,14 +23,16 @@ pub(crate) struct PublicKey {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
-    /// Asks for the CA's certificate and all public keys.
+    /// Checks the version, reloads the keys, and asks for the CA's certificate and the public TUF
+    /// keys.
     Hello { version: u32 },
     /// Asks for a new key of a TUF role.
     Generate { role: String },
-    /// Asks to put aside the keys of a role that metadata no longer lists.
+    /// Moves those keys of a role that are not in `listed` to the directory `retired`.
     Retire { role: String, listed: Vec<serde_bytes::ByteBuf> },
     /// Asks for the signature of one key under TUF metadata in canonical form.
     Metadata {
+        /// Role that has the key: the bins of releases have that of `releases`.
         role: String,
         #[serde(with = "serde_bytes")]
         key_id: Vec<u8>,
@@ -42,12 +44,14 @@ pub(super) enum Request {
         #[serde(with = "serde_bytes")]
         tbs: Vec<u8>,
     },
-    /// Asks for the CA's signature under the seal of a reply or the list of revoked nodes.
+    /// Asks for the CA's signature over a reply to an enrolment (its seal) or over the list of
+    /// revoked nodes.
     Statement {
         #[serde(with = "serde_bytes")]
         message: Vec<u8>,
     },
-    /// Shows a root of the repository, signed, JSON. The signer takes note of it.
+    /// Shows a root of the repository, signed, JSON. The signer checks it, and remembers it if it
+    /// is the next one.
     Root {
         #[serde(with = "serde_bytes")]
         root: Vec<u8>,
@@ -73,14 +77,13 @@ pub(super) enum Reply {
 pub(super) fn send(mut to: impl Write, message: &impl Serialize) -> io::Result<()> {
     let body = rmp_serde::to_vec_named(message).map_err(io::Error::other)?;
     let len = u32::try_from(body.len()).ok().filter(|len| *len <= MESSAGE_BYTES_MAX);
-    let len =
-        len.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the message is too long to sign"))?;
+    let len = len.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the message is too long"))?;
     to.write_all(&len.to_be_bytes())?;
     to.write_all(&body)?;
     to.flush()
 }
 
-/// Reads one message; `None` at the end of the stream.
+/// Reads one message; `None` at the end of the stream, also within the length of a message.
 pub(super) fn receive<T: DeserializeOwned>(mut from: impl Read) -> io::Result<Option<T>> {
     let mut len = [0; 4];
     match from.read_exact(&mut len) {

@@ -11,7 +11,7 @@ pub enum Rule {
     /// A relay cancels chunks that no asker waits for any more.
     Unwanted,
     /// Duplicate suppression: with many askers at once, a node sends each chunk once for a while.
-    Crowd,
+    SuppressDuplicates,
     /// A dialled node dials back.
     DialBack,
 }

@@ -72,14 +72,14 @@ impl Sim {
         let n = self.conns[conn.0].answerer;
         let Some(member) = self.conns[conn.0].member else { return false };
         let now = self.clock(n);
-        let is_crowded = self.has(Rule::Crowd) && self.slots(n).is_crowded();
+        let is_suppressing = self.has(Rule::SuppressDuplicates) && self.slots(n).suppresses_duplicates();
         let by_relay = self.nodes[n.0].role == Role::Relay;
         let Some(wanted) = self.serving(conn, batch).map(|serving| std::mem::take(&mut serving.wanted))
         else {
             return false;
         };
         let sites = &mut self.nodes[n.0].answering.sites;
-        let (granted, left) = sites.suppress_duplicates(now, member, wanted, is_crowded, by_relay);
+        let (granted, left) = sites.suppress_duplicates(now, member, wanted, is_suppressing, by_relay);
         let nothing = granted.is_empty();
         if let Some(serving) = self.serving(conn, batch) {
             serving.wanted = granted;

@@ -26,7 +26,7 @@ fn many_leaves_get_chunks_from_each_other_and_without_duplicate_suppression_from
         let (of_relay, took) = two_hundred(rng_seed, None);
         // Measured: at most 752 of 40 000, and 1.25 s; without the rule, 1900 at least, and 1.6 s.
         assert!(of_relay <= 1200, "{of_relay} chunks came from the relay");
-        let (without, longer) = two_hundred(rng_seed, Some(Rule::Crowd));
+        let (without, longer) = two_hundred(rng_seed, Some(Rule::SuppressDuplicates));
         assert!(without > 1500, "{without} chunks");
         assert!(longer > took * 5 / 4, "{longer:?} beside {took:?}");
     });

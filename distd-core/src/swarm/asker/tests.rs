@@ -175,11 +175,11 @@ fn a_parent_is_not_asked_for_what_it_announces_and_a_neighbour_for_nothing_else(
 
 #[test]
 fn only_an_origin_is_believed_about_relays() {
-    for (teller, tier, believed) in [(ORIGIN, Tier::Origin, true), (ORIGIN, Tier::Relay, false)] {
+    for (speaker, tier, believed) in [(ORIGIN, Tier::Origin, true), (ORIGIN, Tier::Relay, false)] {
         let (mut asker, batch) = asking();
-        asker.handle_connected(T0, teller, ORIGIN_NODE, tier);
+        asker.handle_connected(T0, speaker, ORIGIN_NODE, tier);
         actions(&mut asker, T0);
-        asker.handle_distrusted(T0, teller, [RELAY_NODE].into());
+        asker.handle_distrusted(T0, speaker, [RELAY_NODE].into());
         let after = actions(&mut asker, T0);
         assert_eq!(after.contains(&AskerAction::Withdraw(RELAY, batch)), believed, "{after:?}");
     }

@@ -25,9 +25,9 @@ impl Fetch {
         self.wanted = self.wanted.difference(&self.unwanted);
     }
 
-    /// The origin says that several nodes of the site had wrong bytes from this relay. The relay is
-    /// now asked only when the origin cannot be, and batches it has not begun to send are
-    /// withdrawn.
+    /// The origin says that several nodes of the site had wrong bytes from this relay. From now
+    /// on the relay is asked only when the origin cannot be reached. Batches of which it has sent
+    /// nothing are withdrawn.
     pub fn handle_distrusted(&mut self, now: Timestamp, peer: PeerId) {
         let relay = self.peers.get_mut(&peer).filter(|p| p.tier == Tier::Relay && !p.distrusted_by_origin);
         let Some(relay) = relay else { return };

@@ -65,7 +65,8 @@ pub enum TufError {
         #[source]
         cause: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
-    /// This machine's clock is behind the time at which the origin signed the offered metadata.
+    /// This machine's clock is more than an hour behind the time at which the origin signed the
+    /// offered metadata.
     #[error(
         "this machine's clock is behind: it says {}, and the origin signed this metadata at {}; set the clock, \
          then try again",
