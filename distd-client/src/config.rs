@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use distd_core::api::Word;
 use distd_peer::net::{Outbound, Proxies, Transport};
 use distd_peer::rates::LimitsFile;
 use distd_peer::settings::{
@@ -14,6 +15,7 @@ use distd_peer::settings::{
     parsed, without_password,
 };
 use distd_peer::trust::files::{self, FileError};
+use serde::Deserialize;
 
 use crate::failure::{Code, Failure};
 use crate::pull::Downgrade;
@@ -44,10 +46,10 @@ pub enum ConfigError {
     #[error(transparent)]
     File(#[from] FileError),
     /// Mistakes in `client.toml`.
-    #[error(transparent)]
+    #[error("the settings cannot be used: {}", .0.0.join("; "))]
     Contents(SettingsError),
     /// Mistakes in the environment or on the command line.
-    #[error(transparent)]
+    #[error("the settings cannot be used: {}", .0.0.join("; "))]
     Settings(SettingsError),
 }
 
@@ -121,6 +123,14 @@ fn optional(text: Option<&str>) -> Shown {
     Shown::Text(text.unwrap_or_default().to_owned())
 }
 
+/// Parses one of the words of `T`. `wrong` ends the sentence about any other text.
+fn word<'t, T: Deserialize<'t>>(text: &'t str, wrong: &str) -> Result<T, String> {
+    match Word::from_text(text) {
+        Word::Known(word) => Ok(word),
+        Word::Other(_) => Err(wrong.to_owned()),
+    }
+}
+
 /// All settings of a device.
 pub const TABLE: Table<Values> = Table {
     settings: &[
@@ -191,9 +201,9 @@ pub const TABLE: Table<Values> = Table {
             help: "How far packets may go: online (anywhere), lan_only (only hosts on the networks to which this \
                    device is attached; no name is looked up) or offline (nowhere)",
             set: |s, text| {
-                parsed(text, "is none of online, lan_only and offline").map(|far| s.connectivity = far)
+                word(text, "is none of online, lan_only and offline").map(|far| s.connectivity = far)
             },
-            show: |s| Shown::Text(s.connectivity.to_string()),
+            show: |s| Shown::Text(Word::from(s.connectivity).to_string()),
         },
         Setting {
             key: "site",
@@ -288,9 +298,9 @@ pub const TABLE: Table<Values> = Table {
             help: "Whether a channel may lead this device to an older release: ordered (only where the channel orders \
                    it), never, or always (trust.md, \"Downgrades\")",
             set: |s, text| {
-                parsed(text, "is none of ordered, never and always").map(|policy| s.downgrade = policy)
+                word(text, "is none of ordered, never and always").map(|policy| s.downgrade = policy)
             },
-            show: |s| Shown::Text(s.downgrade.to_string()),
+            show: |s| Shown::Text(Word::from(s.downgrade).to_string()),
         },
     ],
     sections: &[LIMITS],
@@ -529,6 +539,8 @@ mod tests {
         for mistake in ["HOST:PORT", "neither true nor false", "uploads"] {
             assert!(error.contains(mistake), "{error}");
         }
+        // The output shows an error on one line.
+        assert!(!error.contains('\n'), "{error}");
     }
 
     #[test]

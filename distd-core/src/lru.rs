@@ -50,6 +50,19 @@ impl<K: Ord + Clone, V> Lru<K, V> {
         gone
     }
 
+    /// Returns the value of `key`, which counts as used now; `make` makes one if there is none.
+    pub fn get_or_put(&mut self, key: K, weight: u64, make: impl FnOnce() -> V) -> V
+    where
+        V: Clone,
+    {
+        if let Some(value) = self.get(&key) {
+            return value.clone();
+        }
+        let value = make();
+        self.put(key, value.clone(), weight);
+        value
+    }
+
     /// Removes an entry.
     pub fn remove(&mut self, key: &K) -> Option<V> {
         let (used, weight, value) = self.entries.remove(key)?;
@@ -92,6 +105,8 @@ mod tests {
         assert_eq!((cache.get(&1).copied(), cache.get(&4).copied(), cache.weight()), (Some(11), Some(40), 3));
         assert_eq!(cache.put(5, 50, 9), [(1, 11), (4, 40), (5, 50)], "heavier than the bound");
         assert!(cache.is_empty() && cache.weight() == 0);
+        assert_eq!(cache.get_or_put(6, 1, || 60), 60);
+        assert_eq!(cache.get_or_put(6, 1, || unreachable!("it is there")), 60);
     }
 
     proptest! {

@@ -1,8 +1,8 @@
-//! What several parts do with files of their own in the same way: replace a file at once, make a
-//! name durable, take a lock file, and ask for free space.
+//! Operations on files that several parts share: replacing a file at once, making a name durable,
+//! lock files, and free space.
 //!
-//! Who may read a file, and whose it is, are questions of `trust::files` and, beside artifacts, of
-//! the device's `disk::side`.
+//! The owner and the mode of a file are checked elsewhere: by `trust::files`, and for files beside
+//! artifacts by the device's `disk::side`.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};

@@ -9,7 +9,6 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use anyhow::anyhow;
 use distd_core::error::Chain;
@@ -32,7 +31,7 @@ const REMEMBERED_MAX: usize = 64;
 const FILE_BYTES_MAX: u64 = 256 << 10;
 
 /// Policy: whether a channel may take this device back to an older release.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Downgrade {
     /// Only if the signed channel orders it.
@@ -42,34 +41,6 @@ pub enum Downgrade {
     Never,
     /// Whenever the channel points to an older release.
     Always,
-}
-
-/// A text that does not name a [`Downgrade`].
-#[derive(Debug, thiserror::Error)]
-#[error("choose ordered, never or always")]
-pub struct UnknownDowngrade;
-
-impl FromStr for Downgrade {
-    type Err = UnknownDowngrade;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "ordered" => Ok(Self::Ordered),
-            "never" => Ok(Self::Never),
-            "always" => Ok(Self::Always),
-            _ => Err(UnknownDowngrade),
-        }
-    }
-}
-
-impl fmt::Display for Downgrade {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ordered => "ordered",
-            Self::Never => "never",
-            Self::Always => "always",
-        })
-    }
 }
 
 /// Sequence number of a release; `None` is lower than all numbers.

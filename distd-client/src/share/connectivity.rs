@@ -1,13 +1,13 @@
 //! Limits on where a device may send packets.
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::str::FromStr;
 
 use distd_core::error::Chain;
+use serde::{Deserialize, Serialize};
 
 /// Networks to which packets may go.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Connectivity {
     /// Anywhere.
     #[default]
@@ -17,34 +17,6 @@ pub enum Connectivity {
     LanOnly,
     /// Nowhere: only seeds and earlier signed metadata are used.
     Offline,
-}
-
-/// A text that does not name a [`Connectivity`].
-#[derive(Debug, thiserror::Error)]
-#[error("choose online, lan_only or offline")]
-pub struct UnknownConnectivity;
-
-impl FromStr for Connectivity {
-    type Err = UnknownConnectivity;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "online" => Ok(Self::Online),
-            "lan_only" => Ok(Self::LanOnly),
-            "offline" => Ok(Self::Offline),
-            _ => Err(UnknownConnectivity),
-        }
-    }
-}
-
-impl fmt::Display for Connectivity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Online => "online",
-            Self::LanOnly => "lan_only",
-            Self::Offline => "offline",
-        })
-    }
 }
 
 impl Connectivity {

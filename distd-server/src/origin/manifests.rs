@@ -40,27 +40,18 @@ impl ManifestCache {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn place(&self, id: &ManifestId) -> Place {
-        let places = &mut *self.places();
-        if let Some(place) = places.get(id) {
-            return place.clone();
-        }
-        let place = Place::default();
-        places.put(*id, place.clone(), 1);
-        place
-    }
-
     /// Returns a manifest, from memory or from the store.
     ///
     /// # Errors
     /// As [`Ingest::manifest`]; the next call reads again.
     pub(crate) async fn load(&self, id: &ManifestId) -> Result<Arc<LoadedManifest>, IngestError> {
+        let place = self.places().get_or_put(*id, 1, Place::default);
         let read = || async {
             let manifest = Arc::new(self.ingest.manifest(id).await?);
             let ids = manifest.entries().map(|at| at.entry.id).collect();
             Ok(Arc::new(LoadedManifest { manifest, ids }))
         };
-        self.place(id).get_or_try_init(read).await.cloned()
+        place.get_or_try_init(read).await.cloned()
     }
 
     /// Forgets a manifest, which is not released any more.

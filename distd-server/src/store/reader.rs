@@ -69,12 +69,7 @@ impl Shared {
 
     /// Returns the block's place, made if needed.
     fn block(&mut self, key: (PackId, u64)) -> Block {
-        if let Some(block) = self.blocks.get(&key) {
-            return block.clone();
-        }
-        let block = Block::default();
-        self.blocks.put(key, block.clone(), 1);
-        block
+        self.blocks.get_or_put(key, 1, Block::default)
     }
 }
 
