@@ -125,3 +125,7 @@ pub const PATCH_SET_BASES_MAX: u64 = 1 << 26;
 /// packed bytes. A device needs this much free space for each view of a set while it applies the
 /// set.
 pub const VIEW_BYTES_MAX: u64 = 1 << 30;
+
+/// Most manifests in one capability: a release and the patch sets that lead to it. Also the most
+/// manifests and targets in one question for capabilities.
+pub const CAPABILITY_MANIFESTS_MAX: usize = 64;
