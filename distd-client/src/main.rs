@@ -66,6 +66,8 @@ enum Command {
     Patch(cmd::patch::Args),
     Token(cmd::token::Args),
     Node(cmd::node::Args),
+    Group(cmd::group::Args),
+    Grant(cmd::grant::Args),
 }
 
 async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
@@ -87,6 +89,8 @@ async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
         Command::Patch(args) => cmd::patch::run(context, args).await,
         Command::Token(args) => cmd::token::run(context, args).await,
         Command::Node(args) => cmd::node::run(context, args).await,
+        Command::Group(args) => cmd::group::run(context, args).await,
+        Command::Grant(args) => cmd::grant::run(context, args).await,
     }
 }
 

@@ -129,3 +129,30 @@ pub const VIEW_BYTES_MAX: u64 = 1 << 30;
 /// Most manifests in one capability: a release and the patch sets that lead to it. Also the most
 /// manifests and targets in one question for capabilities.
 pub const CAPABILITY_MANIFESTS_MAX: usize = 64;
+
+/// Most labels of a node from each source, and of a join token.
+pub const LABELS_MAX: usize = 32;
+
+/// Longest key of a label, bytes.
+pub const LABEL_KEY_MAX: usize = 63;
+
+/// Longest value of a label, bytes.
+pub const LABEL_VALUE_MAX: usize = 63;
+
+/// Longest selector, bytes.
+pub const SELECTOR_BYTES_MAX: usize = 1024;
+
+/// Most terms of a selector.
+pub const SELECTOR_TERMS_MAX: usize = 32;
+
+/// Most values of one term of a selector.
+pub const SELECTOR_VALUES_MAX: usize = 64;
+
+/// Most groups of a realm.
+pub const GROUPS_MAX: usize = 1024;
+
+/// Most node ids in a group that lists its nodes.
+pub const GROUP_NODES_MAX: usize = 10_000;
+
+/// Most grants of a realm.
+pub const GRANTS_MAX: usize = 4096;

@@ -40,7 +40,7 @@
 //! | [`ranges`] | sets of chunk ids |
 //! | [`api`] | bodies, upload records and bounds of the origin's HTTP API |
 //! | [`role`] | roles of nodes |
-//! | [`fleet`] | rights of nodes, and the capabilities that prove them |
+//! | [`fleet`] | labels and groups of nodes, their rights, and the capabilities that prove them |
 //! | [`ids`], [`names`] | identifiers; names of products, versions and channels |
 //! | [`bounds`] | bounds on input from files and peers |
 //! | [`mod@error`] | an error and its causes on one line |

@@ -3,6 +3,8 @@
 //! PostgreSQL runs if `DISTD_TEST_POSTGRES_URL` names a server on which databases may be created,
 //! and S3 if `DISTD_TEST_S3_URL` names a bucket. `tests/run.sh` sets both.
 
+#[path = "storage/fleet.rs"]
+mod fleet;
 #[path = "storage/world.rs"]
 mod world;
 
@@ -10,6 +12,7 @@ use std::collections::BTreeSet;
 
 use distd_core::bounds::CHUNK_BYTES_MAX;
 use distd_core::cut::{Batches, CutParams, regions};
+use distd_core::fleet::LabelMap;
 use distd_core::manifest::Kind;
 use distd_core::packing::{Codec, HashedChunk, PackedChunk, Packer, Unpacker};
 use distd_core::ranges::ChunkRanges;
@@ -593,7 +596,7 @@ on_every_back_end! {
 
     async fn a_join_token_enrols_no_more_nodes_than_it_states(world: World) {
         let token = join_token("ab", 2);
-        world.db.put_join_token(&token).await.expect("put");
+        world.db.put_join_token(&token, &LabelMap::new()).await.expect("put");
         assert!(matches!(enrol(world, &token, "a", NOW).await, EnrolOutcome::Enrolled(t) if t.uses_left == 1));
         let again = enrol(world, &token, "a", NOW).await;
         assert!(matches!(again, EnrolOutcome::EnrolledAgain(t) if t.uses_left == 1));
@@ -613,8 +616,8 @@ on_every_back_end! {
 
     async fn a_refused_enrolment_changes_nothing(world: World) {
         let (token, other) = (join_token("ab", 2), join_token("cd", 2));
-        world.db.put_join_token(&token).await.expect("put");
-        world.db.put_join_token(&other).await.expect("put");
+        world.db.put_join_token(&token, &LabelMap::new()).await.expect("put");
+        world.db.put_join_token(&other, &LabelMap::new()).await.expect("put");
         assert!(matches!(enrol(world, &token, "a", NOW).await, EnrolOutcome::Enrolled(_)));
         assert!(world.db.revoke_node(&node_id("a"), NOW + 1).await.expect("revoke"));
         let before = (world.db.nodes().await.expect("list"), world.db.join_tokens().await.expect("list"));
@@ -641,7 +644,7 @@ on_every_back_end! {
         // revocation of node and token that came first is seen.
         for round in 0..20 {
             let token = join_token(&format!("{round:02x}"), 1);
-            world.db.put_join_token(&token).await.expect("put");
+            world.db.put_join_token(&token, &LabelMap::new()).await.expect("put");
             let first = format!("{round}-first");
             assert!(matches!(enrol(world, &token, &first, NOW).await, EnrolOutcome::Enrolled(_)));
             let id = node_id(&first);
@@ -658,7 +661,7 @@ on_every_back_end! {
 
     async fn a_certificate_is_recorded_without_the_rest_of_the_row(world: World) {
         let token = join_token("ab", 9);
-        world.db.put_join_token(&token).await.expect("put");
+        world.db.put_join_token(&token, &LabelMap::new()).await.expect("put");
         assert!(matches!(enrol(world, &token, "a", NOW).await, EnrolOutcome::Enrolled(_)));
         let id = node_id("a");
         let before = world.db.node(&id).await.expect("read").expect("there");

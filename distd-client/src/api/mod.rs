@@ -1,9 +1,11 @@
 //! Client of the origin's HTTP API (docs/http-api.md).
 
 mod error;
+mod fleet;
 mod upload;
 mod url;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -245,16 +247,18 @@ impl Api {
         self.with_body(Method::POST, &["v1", "tokens"], &body).await
     }
 
-    /// Makes a join token.
+    /// Makes a join token, with the labels that nodes get when they enrol with it.
     pub(crate) async fn create_join_token(
         &self,
         role: Role,
         uses: u32,
         expires_in: Duration,
         label: &str,
+        labels: BTreeMap<String, String>,
     ) -> Result<MadeJoinToken, ApiError> {
         let expires_in = Some(expires_in.as_secs());
-        let body = NewJoinToken { role, uses: Some(uses.into()), expires_in, label: label.to_owned() };
+        let body =
+            NewJoinToken { role, uses: Some(uses.into()), expires_in, label: label.to_owned(), labels };
         self.with_body(Method::POST, &["v1", "join-tokens"], &body).await
     }
 

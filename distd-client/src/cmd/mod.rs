@@ -5,6 +5,8 @@ pub(crate) mod channel;
 pub(crate) mod clean;
 pub(crate) mod enroll;
 pub(crate) mod explain;
+pub(crate) mod grant;
+pub(crate) mod group;
 pub(crate) mod login;
 pub(crate) mod node;
 pub(crate) mod parse;

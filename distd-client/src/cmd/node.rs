@@ -1,20 +1,26 @@
-//! `distd node`: lists and revokes the nodes of a realm.
+//! `distd node`: lists, shows, labels and revokes the nodes of a realm.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::anyhow;
 use clap::Subcommand;
+use distd_core::fleet::Selector;
 use distd_core::text::shown;
 use serde::Serialize;
 
-use super::parse::node_id;
+use super::grant::grant_table;
+use super::parse::{LabelChange, node_id};
+use crate::api::ApiError;
 use crate::context::{ApiArgs, Context};
-use distd_client::failure::Failure;
+use distd_client::failure::{Code, Failure};
 use distd_client::text::table;
 use distd_client::text::time;
-use distd_core::api::Node;
+use distd_core::api::{ChangeLabels, Node, NodeDetail, NodeLabels, Word};
 
 /// Longest label shown, in characters.
 const LABEL_SHOWN: usize = 40;
 
-/// List or revoke nodes.
+/// List, show, label or revoke nodes.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -25,6 +31,29 @@ pub(crate) struct Args {
 enum Command {
     /// List the relays and devices of the realm.
     Ls {
+        /// Show only the nodes that a selector selects, such as 'site=12,role!=relay'.
+        #[arg(long = "where", value_name = "SELECTOR")]
+        selector: Option<Selector>,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+    /// Show a node: its labels with their sources, its groups, and the grants that give it rights.
+    Show {
+        /// Id of the node, from distd node ls.
+        #[arg(value_parser = node_id)]
+        id: String,
+        #[command(flatten)]
+        api: ApiArgs,
+    },
+    /// Set labels of a node (KEY=VALUE), or remove labels that were set so (KEY-). They replace
+    /// labels of the same keys that the node has from its join token.
+    Label {
+        /// Id of the node, from distd node ls.
+        #[arg(value_parser = node_id)]
+        id: String,
+        /// Labels to set (KEY=VALUE) and to remove (KEY-).
+        #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
+        labels: Vec<LabelChange>,
         #[command(flatten)]
         api: ApiArgs,
     },
@@ -49,21 +78,109 @@ struct Revoked<'a> {
     join_tokens: Option<Vec<String>>,
 }
 
+/// Whether a selector selects a node. No selector of this build selects a role that only a later
+/// origin has.
+pub(super) fn is_selected(node: &Node, selector: &Selector) -> bool {
+    match &node.role {
+        Word::Known(role) => selector.selects(&node.labels.parsed(), *role),
+        Word::Other(_) => selector.is_all(),
+    }
+}
+
+/// The labels that hold, by key.
+fn labels_text(labels: &NodeLabels) -> String {
+    let NodeLabels { token, operator, .. } = labels;
+    let all: BTreeMap<_, _> = token.iter().chain(operator).collect();
+    all.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
+/// A node with its labels by source, its groups and its grants.
+fn node_text(detail: &NodeDetail) -> String {
+    let NodeDetail { node, groups, grants } = detail;
+    let state = if node.revoked.is_some() { "revoked" } else { "enrolled" };
+    let head = format!(
+        "node               {}\nrole               {}\nlabel              {}\nstate              {state}\n\
+         enrolled           {}\ncertificate until  {}\ngroups             {}",
+        node.id,
+        node.role,
+        shown(&node.label, LABEL_SHOWN),
+        time(node.enrolled),
+        time(node.cert_expires),
+        groups.join(", ")
+    );
+    let NodeLabels { token, operator, facts } = &node.labels;
+    let mut rows = vec![["LABEL", "FROM"].map(str::to_owned).to_vec()];
+    for (source, map) in [("operator", operator), ("join token", token), ("the node itself (a fact)", facts)]
+    {
+        rows.extend(map.iter().map(|(key, value)| {
+            let replaced = source == "join token" && operator.contains_key(key);
+            let source = if replaced { "join token, replaced by the operator's" } else { source };
+            vec![format!("{key}={value}"), source.to_owned()]
+        }));
+    }
+    let labels = if rows.len() == 1 { "no labels".to_owned() } else { table(&rows) };
+    let grants = if grants.is_empty() { "no rights".to_owned() } else { grant_table(grants) };
+    format!("{head}\n\n{labels}\n\n{grants}")
+}
+
+/// The changes of labels as one request.
+fn label_changes(changes: &[LabelChange]) -> anyhow::Result<ChangeLabels> {
+    let mut all = ChangeLabels::default();
+    let mut seen = BTreeSet::new();
+    for change in changes {
+        let (LabelChange::Set(key, _) | LabelChange::Remove(key)) = change;
+        if !seen.insert(key) {
+            let error = anyhow!("the label {key} is named twice");
+            return Err(Failure::new(Code::Usage, error).next("name each label once").into());
+        }
+        match change {
+            LabelChange::Set(key, value) => drop(all.set.insert(key.to_string(), value.to_string())),
+            LabelChange::Remove(key) => all.remove.push(key.to_string()),
+        }
+    }
+    Ok(all)
+}
+
+fn unknown(error: ApiError) -> Failure {
+    match error.is_not_found() {
+        true => Failure::from(error).next("list the nodes: distd node ls"),
+        false => Failure::from(error),
+    }
+}
+
 pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
     match args.command {
-        Command::Ls { api } => {
-            let list = context.api(&api)?.nodes().await.map_err(Failure::from)?;
+        Command::Ls { selector, api } => {
+            let mut list = context.api(&api)?.nodes().await.map_err(Failure::from)?;
+            if let Some(selector) = &selector {
+                list.nodes.retain(|node| is_selected(node, selector));
+            }
             context.output().result(&list, |list| {
-                let head = ["ID", "ROLE", "LABEL", "ENROLLED", "CERTIFICATE UNTIL", "STATE"];
+                let head = ["ID", "ROLE", "LABEL", "LABELS", "ENROLLED", "CERTIFICATE UNTIL", "STATE"];
                 let mut rows = vec![head.map(str::to_owned).to_vec()];
                 rows.extend(list.nodes.iter().map(|node| {
-                    let Node { id, role, label, enrolled, cert_expires, revoked } = node.clone();
+                    let Node { id, role, label, enrolled, cert_expires, revoked, labels } = node.clone();
                     let label = shown(&label, LABEL_SHOWN);
-                    let state = if revoked.is_some() { "revoked" } else { "" };
-                    vec![id, role.to_string(), label, time(enrolled), time(cert_expires), state.to_owned()]
+                    let state = if revoked.is_some() { "revoked" } else { "" }.to_owned();
+                    let labels = labels_text(&labels);
+                    vec![id, role.to_string(), label, labels, time(enrolled), time(cert_expires), state]
                 }));
                 table(&rows)
             })
+        }
+        Command::Show { id, api } => {
+            let node = context.api(&api)?.node(&id).await.map_err(unknown)?;
+            context.output().result(&node, node_text)
+        }
+        Command::Label { id, labels, api } => {
+            let change = label_changes(&labels)?;
+            let labels = context.api(&api)?.label_node(&id, &change).await.map_err(unknown)?;
+            context.output().result(&labels, |labels| {
+                let text = labels_text(labels);
+                if text.is_empty() { format!("node {id} has no labels") } else { text }
+            })?;
+            context.output().note(&format!("next: distd node show {id}"));
+            Ok(())
         }
         Command::Revoke { id, with_token, api } => {
             let api = context.api(&api)?;
@@ -71,10 +188,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
                 true => api.revoke_node_and_tokens(&id).await.map(|done| Some(done.join_tokens)),
                 false => api.revoke_node(&id).await.map(|()| None),
             };
-            let join_tokens = revoked.map_err(|error| match error.is_not_found() {
-                true => Failure::from(error).next("list the nodes: distd node ls"),
-                false => Failure::from(error),
-            })?;
+            let join_tokens = revoked.map_err(unknown)?;
             context.output().result(&Revoked { revoked: &id, join_tokens }, |done| {
                 match &done.join_tokens {
                     None => format!("node {id} is revoked"),

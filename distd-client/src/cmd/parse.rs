@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use distd_core::fleet::{LabelError, LabelKey, LabelValue, assignable_key, assignable_label};
 use distd_core::names::{Name, NameError, Wanted, WantedError};
 use distd_peer::settings;
 
@@ -28,6 +29,15 @@ pub(crate) enum ParseError {
     /// The argument is not a node id of 32 hexadecimal digits.
     #[error("a node id has 32 hexadecimal digits; see: distd node ls")]
     NodeId,
+    /// The argument is no time.
+    #[error("write a time in UTC: 2027-01-31 or 2027-01-31T18:00:00Z")]
+    Moment,
+    /// The argument neither sets nor removes a label.
+    #[error("write KEY=VALUE to set a label, or KEY- to remove one")]
+    LabelChange,
+    /// The argument is no label.
+    #[error(transparent)]
+    Label(#[from] LabelError),
     /// The argument has characters that no token id has.
     #[error("a token id has only letters, digits, '-' and '_'; see: distd token ls")]
     TokenId,
@@ -85,6 +95,39 @@ pub(crate) fn duration(s: &str) -> Result<Duration, ParseError> {
     settings::duration(s).filter(|time| has_unit && bounds.contains(time)).ok_or(ParseError::Duration)
 }
 
+/// Parses a time: a date, whose day begins then, or date and time with an offset. Returns unix
+/// seconds.
+pub(crate) fn moment(s: &str) -> Result<i64, ParseError> {
+    if let Ok(time) = s.parse::<jiff::Timestamp>() {
+        return Ok(time.as_second());
+    }
+    let date: jiff::civil::Date = s.parse().map_err(|_| ParseError::Moment)?;
+    let day = date.to_zoned(jiff::tz::TimeZone::UTC).map_err(|_| ParseError::Moment)?;
+    Ok(day.timestamp().as_second())
+}
+
+/// Change of one label of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum LabelChange {
+    /// `KEY=VALUE`.
+    Set(LabelKey, LabelValue),
+    /// `KEY-`.
+    Remove(LabelKey),
+}
+
+impl FromStr for LabelChange {
+    type Err = ParseError;
+
+    fn from_str(s: &str) -> Result<Self, ParseError> {
+        if s.contains('=') {
+            let (key, value) = assignable_label(s)?;
+            return Ok(Self::Set(key, value));
+        }
+        let key = s.strip_suffix('-').ok_or(ParseError::LabelChange)?;
+        Ok(Self::Remove(assignable_key(key)?))
+    }
+}
+
 /// Parses a node id; returns it in lower case.
 pub(crate) fn node_id(s: &str) -> Result<String, ParseError> {
     let good = s.len() == 32 && s.bytes().all(|b| b.is_ascii_hexdigit());
@@ -111,6 +154,29 @@ mod tests {
             ["", "24", "h", "0h", "-1h", "1.5h", "24 h", "24H", "99999999999999999999d", "999999999w", "1é"]
         {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_time_is_a_date_or_has_an_offset() {
+        assert_eq!(moment("2027-01-31").expect("a date"), 1_801_353_600);
+        assert_eq!(moment("2027-01-31T18:00:00Z").expect("a time"), 1_801_353_600 + 18 * 3600);
+        assert_eq!(moment("2027-01-31T18:00:00+02:00").expect("a time"), 1_801_353_600 + 16 * 3600);
+        for bad in ["", "tomorrow", "2027-13-01", "31.1.2027", "24h"] {
+            assert!(moment(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_label_is_set_or_removed() {
+        let set = "site=a-b-".parse::<LabelChange>().expect("a label");
+        assert!(
+            matches!(set, LabelChange::Set(key, value) if key.as_str() == "site" && value.as_str() == "a-b-")
+        );
+        let remove = "my-site-".parse::<LabelChange>().expect("a key");
+        assert!(matches!(remove, LabelChange::Remove(key) if key.as_str() == "my-site"));
+        for bad in ["", "site", "-", "Site=1", "role=relay", "role-", "site=a b"] {
+            assert!(bad.parse::<LabelChange>().is_err(), "{bad}");
         }
     }
 

@@ -14,7 +14,8 @@ use crate::context::{ApiArgs, Context};
 use distd_client::failure::{Code, Failure};
 use distd_client::text::time;
 use distd_client::text::{joined, table};
-use distd_core::api::{JOIN_USES_MAX, JoinTokenInfo, Token};
+use distd_core::api::{JOIN_USES_MAX, JoinTokenInfo, Token, label_texts};
+use distd_core::fleet::{LabelKey, LabelValue, assignable_label};
 use distd_core::role::Role;
 
 /// Make, list and revoke tokens.
@@ -62,6 +63,9 @@ enum Command {
         /// Name of the token for operators.
         #[arg(long, default_value = "")]
         label: String,
+        /// Labels that each node gets when it enrols with the token, such as site=12,kind=till.
+        #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = assignable_label)]
+        labels: Vec<(LabelKey, LabelValue)>,
         /// Write the token to this new file, readable by its owner alone, instead of printing it.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
@@ -151,11 +155,12 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             let file = out.as_deref().map_or("FILE".to_owned(), |path| path.display().to_string());
             context.output().note(&format!("next: distd login --server {server} --token-file {file}"));
         }
-        Command::Join { role, uses, expires, label, out, api } => {
+        Command::Join { role, uses, expires, label, labels, out, api } => {
             let api = context.api(&api)?;
             refuse_existing(out.as_deref())?;
-            let secret =
-                api.create_join_token(role.into(), uses, expires, &label).await.map_err(Failure::from)?;
+            let labels = label_texts(&labels.into_iter().collect());
+            let secret = api.create_join_token(role.into(), uses, expires, &label, labels).await;
+            let secret = secret.map_err(Failure::from)?;
             hand_over(context, &secret, &secret.token, secret.id.as_deref(), out.as_deref())?;
             let token = match &out {
                 Some(path) => format!("--token-file {}", path.display()),
@@ -172,19 +177,23 @@ pub(crate) async fn run(context: &Context, args: Args) -> anyhow::Result<()> {
             let join_tokens = api.join_tokens().await.map_err(Failure::from)?.join_tokens;
             let list = AllTokens { tokens, join_tokens };
             context.output().result(&list, |list| {
-                let head = ["ID", "LABEL", "FOR", "PRODUCTS", "CREATED", "EXPIRES", "STATE"];
+                let head = ["ID", "LABEL", "FOR", "PRODUCTS", "LABELS", "CREATED", "EXPIRES", "STATE"];
                 let mut rows = vec![head.map(str::to_owned).to_vec()];
                 rows.extend(list.tokens.iter().map(|token| {
                     let Token { id, label, scopes, products, created, expires, state, .. } = token.clone();
                     let expires = expires.map_or("never".to_owned(), time);
                     let products = if products == ["*"] { "all".to_owned() } else { products.join(",") };
-                    vec![id, label, joined(&scopes, ","), products, time(created), expires, state.to_string()]
+                    let scopes = joined(&scopes, ",");
+                    let none = String::new();
+                    vec![id, label, scopes, products, none, time(created), expires, state.to_string()]
                 }));
                 rows.extend(list.join_tokens.iter().map(|token| {
-                    let JoinTokenInfo { id, label, role, nodes, uses_left, created, expires, state, .. } =
+                    let JoinTokenInfo { id, label, role, nodes, uses_left, created, expires, .. } =
                         token.clone();
                     let what = format!("join as {role}, {nodes} of {} nodes", nodes + uses_left);
-                    vec![id, label, what, String::new(), time(created), time(expires), state.to_string()]
+                    let labels: Vec<_> = token.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+                    let (labels, state) = (labels.join(","), token.state.to_string());
+                    vec![id, label, what, String::new(), labels, time(created), time(expires), state]
                 }));
                 table(&rows)
             })?;

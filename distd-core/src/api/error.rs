@@ -68,6 +68,6 @@ pub mod code {
     pub const INTERNAL: &str = "internal";
     /// The channel points to a later release, and no downgrade was ordered.
     pub const DOWNGRADE: &str = "downgrade";
-    /// A channel points to the release.
+    /// A channel points to the release, or a grant names the group.
     pub const IN_USE: &str = "in_use";
 }

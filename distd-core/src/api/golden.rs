@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 
 use super::*;
 use crate::cut::CutParams;
+use crate::fleet::Right;
 use crate::packing::Codec;
 use crate::role::Role;
 use crate::{ArtifactHash, ChunkHash, ManifestId};
@@ -74,6 +75,36 @@ fn answers_are_these_texts() {
         &token,
         r#"{"id":"a","label":"l","scopes":["read","admin"],"products":["*"],"created":1,"expires":null,"revoked":2,"state":"revoked"}"#,
     );
+    let node = Node {
+        id: "0a".into(),
+        role: Role::Leaf.into(),
+        label: "l".into(),
+        enrolled: 1,
+        cert_expires: 2,
+        revoked: None,
+        labels: NodeLabels { operator: [("a".into(), "1".into())].into(), ..NodeLabels::default() },
+    };
+    both(
+        &node,
+        r#"{"id":"0a","role":"leaf","label":"l","enrolled":1,"cert_expires":2,"revoked":null,"labels":{"token":{},"operator":{"a":"1"},"facts":{}}}"#,
+    );
+    let grant = GrantInfo {
+        id: 7,
+        group: "tills".into(),
+        rights: vec![Right::Read.into()],
+        releases: "os:stable".into(),
+        until: None,
+        by_certificate: false,
+        created: Some(3),
+        created_by: "me".into(),
+        state: GrantState::Valid.into(),
+    };
+    both(
+        &grant,
+        r#"{"id":7,"group":"tills","rights":["read"],"releases":"os:stable","until":null,"by_certificate":false,"created":3,"created_by":"me","state":"valid"}"#,
+    );
+    let group = Group { name: "tills".into(), selector: Some("a".into()), listed: None, grants: vec![7] };
+    both(&group, r#"{"name":"tills","selector":"a","listed":null,"grants":[7]}"#);
     both(&RevokedNode { join_tokens: vec!["x".into()] }, r#"{"join_tokens":["x"]}"#);
     let upload = Upload { upload: "u".into(), cut: CutParams::default(), resumed: true };
     both(&upload, r#"{"upload":"u","cut":{"min":4096,"avg":16384,"max":65536},"resumed":true}"#);
@@ -92,8 +123,35 @@ fn requests_are_these_texts_and_refuse_unknown_fields() {
     both(&new, r#"{"label":"l","scopes":["read"]}"#);
     let new = NewToken { products: Some(vec!["os".into()]), expires_in: Some(60), ..new };
     both(&new, r#"{"label":"l","scopes":["read"],"products":["os"],"expires_in":60}"#);
-    let join = NewJoinToken { role: Role::Leaf, uses: Some(2), expires_in: Some(60), label: "l".into() };
+    let join = NewJoinToken {
+        role: Role::Leaf,
+        uses: Some(2),
+        expires_in: Some(60),
+        label: "l".into(),
+        labels: Default::default(),
+    };
     both(&join, r#"{"role":"leaf","uses":2,"expires_in":60,"label":"l"}"#);
+    let join = NewJoinToken { labels: [("site".into(), "7".into())].into(), ..join };
+    both(&join, r#"{"role":"leaf","uses":2,"expires_in":60,"label":"l","labels":{"site":"7"}}"#);
+    both(&NewGroup { selector: Some("a=1".into()), nodes: None }, r#"{"selector":"a=1"}"#);
+    both(&NewGroup { selector: None, nodes: Some(vec!["00".into()]) }, r#"{"nodes":["00"]}"#);
+    let change = ChangeLabels { set: [("a".into(), "1".into())].into(), remove: vec!["b".into()] };
+    both(&change, r#"{"set":{"a":"1"},"remove":["b"]}"#);
+    let grants = NewGrants {
+        group: "tills".into(),
+        releases: vec!["os:stable".into()],
+        rights: None,
+        until: None,
+        by_certificate: false,
+    };
+    both(&grants, r#"{"group":"tills","releases":["os:stable"]}"#);
+    let grants =
+        NewGrants { rights: Some(vec![Right::Read]), until: Some(7), by_certificate: true, ..grants };
+    both(
+        &grants,
+        r#"{"group":"tills","releases":["os:stable"],"rights":["read"],"until":7,"by_certificate":true}"#,
+    );
+    assert!(serde_json::from_str::<NewGroup>(r#"{"selectro":"a"}"#).is_err());
     assert!(serde_json::from_str::<Move>(r#"{"version":"1","downgarde":true}"#).is_err());
     let cut = r#"{"min":4096,"avg":16384,"max":65536,"new":1}"#;
     assert!(serde_json::from_str::<Cut>(cut).is_ok(), "a later origin may say more");
@@ -108,6 +166,12 @@ fn an_answer_of_an_older_or_newer_origin_is_read() {
     assert_eq!((token.products, token.state), (vec!["*".to_owned()], Word::default()));
     let made: MadeJoinToken = serde_json::from_str(r#"{"token":"t"}"#).expect("a join token");
     assert_eq!(made.id, None);
+    let old = r#"{"id":"0a","role":"leaf","label":"l","enrolled":1,"cert_expires":2,"revoked":null}"#;
+    let node: Node = serde_json::from_str(old).expect("a node");
+    assert_eq!(node.labels, NodeLabels::default());
+    let later =
+        NodeLabels { token: [("A".into(), "x".into()), ("a".into(), "1".into())].into(), ..node.labels };
+    assert_eq!(later.parsed().token.len(), 1, "a key that only a later origin knows");
 }
 
 #[test]

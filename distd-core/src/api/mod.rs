@@ -9,6 +9,8 @@
 
 mod channels;
 mod error;
+mod grants;
+mod groups;
 mod nodes;
 mod patches;
 mod products;
@@ -22,7 +24,9 @@ pub use channels::{
     CHANGES_PAGE, CHANGES_PAGE_MAX, Channel, ChannelChange, ChannelHistory, ChannelList, Move,
 };
 pub use error::{ErrorBody, ErrorDetail, code};
-pub use nodes::{Node, NodeList, RevokeNode, RevokedNode};
+pub use grants::{GRANT_RELEASES_MAX, GrantInfo, GrantList, GrantState, NewGrants};
+pub use groups::{Group, GroupList, GroupMembers, GroupSelection, MEMBERS_PAGE, MEMBERS_PAGE_MAX, NewGroup};
+pub use nodes::{ChangeLabels, Node, NodeDetail, NodeLabels, NodeList, RevokeNode, RevokedNode, label_texts};
 pub use patches::{PatchSet, PatchSetList, PatchSetState, Wanted};
 pub use products::{Cut, NewProduct, Product, ProductList};
 pub use releases::{Release, ReleaseKind, ReleaseList};

@@ -1,8 +1,11 @@
 //! Nodes of the realm.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use super::Word;
+use super::{GrantInfo, Word};
+use crate::fleet::{LabelMap, Labels};
 use crate::role::Role;
 
 /// A node of the realm.
@@ -22,6 +25,79 @@ pub struct Node {
     pub cert_expires: i64,
     /// Time of its revocation, unix seconds; null if it is not revoked.
     pub revoked: Option<i64>,
+    /// Its labels, which selectors of groups are about.
+    // Older origins send none.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
+    pub labels: NodeLabels,
+}
+
+/// Labels of a node, by source. An operator's label replaces the token's of the same key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeLabels {
+    /// Labels of the join token with which the node enrolled last.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
+    pub token: BTreeMap<String, String>,
+    /// Labels that an operator gave the node.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
+    pub operator: BTreeMap<String, String>,
+    /// Facts that the node reported; they decide no rights.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
+    pub facts: BTreeMap<String, String>,
+}
+
+/// Labels of one source as they stand in answers.
+pub fn label_texts(map: &LabelMap) -> BTreeMap<String, String> {
+    map.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+}
+
+impl From<&Labels> for NodeLabels {
+    fn from(labels: &Labels) -> Self {
+        Self {
+            token: label_texts(&labels.token),
+            operator: label_texts(&labels.operator),
+            facts: label_texts(&labels.facts),
+        }
+    }
+}
+
+impl NodeLabels {
+    /// The labels, for a selector. Those in a form that only a later origin knows are left out.
+    pub fn parsed(&self) -> Labels {
+        let map = |texts: &BTreeMap<String, String>| -> LabelMap {
+            texts.iter().filter_map(|(key, value)| Some((key.parse().ok()?, value.parse().ok()?))).collect()
+        };
+        Labels { token: map(&self.token), operator: map(&self.operator), facts: map(&self.facts) }
+    }
+}
+
+/// Change of the labels that an operator gave a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ChangeLabels {
+    /// Labels to set, by key.
+    #[serde(default)]
+    pub set: BTreeMap<String, String>,
+    /// Keys to remove. A token's label of the same key holds again.
+    #[serde(default)]
+    pub remove: Vec<String>,
+}
+
+/// A node with its groups and the grants that give it rights.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeDetail {
+    /// The node.
+    pub node: Node,
+    /// Names of the groups it is in.
+    pub groups: Vec<String>,
+    /// Grants that give it rights now; none when it is revoked.
+    pub grants: Vec<GrantInfo>,
 }
 
 /// Nodes of the realm.

@@ -55,7 +55,8 @@ impl<T: Serialize> fmt::Display for Word<T> {
 
 #[cfg(test)]
 mod tests {
-    use crate::api::{JoinTokenState, PatchSetState, ReleaseKind, Scope, TokenState};
+    use crate::api::{GrantState, JoinTokenState, PatchSetState, ReleaseKind, Scope, TokenState};
+    use crate::fleet::Right;
     use crate::role::Role;
 
     use super::*;
@@ -90,6 +91,11 @@ mod tests {
         stands_for("building", PatchSetState::Building);
         stands_for("ready", PatchSetState::Ready);
         stands_for("failed", PatchSetState::Failed);
+        stands_for("valid", GrantState::Valid);
+        stands_for("expired", GrantState::Expired);
+        for right in Right::ALL {
+            stands_for(right.as_str(), right);
+        }
         for scope in Scope::ALL {
             stands_for(scope.as_str(), scope);
         }

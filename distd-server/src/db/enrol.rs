@@ -2,7 +2,7 @@
 
 use super::join_tokens::{self, JoinTokenRow};
 use super::row::{Columns, signed};
-use super::{Db, DbError, UnixSeconds, failed};
+use super::{Db, DbError, UnixSeconds, failed, labels};
 
 const WHAT: &str = "enrol the node";
 
@@ -59,7 +59,8 @@ pub enum PutCertificate {
 
 impl Db {
     /// Enrols a node: checks the node and the token, takes a use of the token unless the node has
-    /// taken one before, and writes the node's row, all in one transaction.
+    /// taken one before, writes the node's row, and gives the node the token's labels in place of
+    /// those of the token it enrolled with before, all in one transaction.
     ///
     /// A node that has a row keeps the time of its first enrolment and its last certificate.
     ///
@@ -78,7 +79,7 @@ impl Db {
         let row = sqlx::query(
             "INSERT INTO nodes (id, public_key, role, label, enrolled, cert_serial, cert_expires, revoked) \
              VALUES ($1, $2, $3, $4, $5, '', 0, NULL) ON CONFLICT (id) DO UPDATE SET role = excluded.role, \
-             label = excluded.label RETURNING revoked",
+             label = excluded.label RETURNING revoked, cert_serial",
         )
         .bind(wanted.node.to_owned())
         .bind(wanted.public_key.to_vec())
@@ -91,6 +92,7 @@ impl Db {
         if row.time_or_none("revoked").map_err(failed(WHAT))?.is_some() {
             return Ok(EnrolOutcome::NodeRevoked);
         }
+        let has_certificate = !row.text("cert_serial").map_err(failed(WHAT))?.is_empty();
         let Some(mut token) = join_tokens::lock(&mut tx, wanted.token).await.map_err(failed(WHAT))? else {
             return Ok(EnrolOutcome::UnknownToken);
         };
@@ -110,7 +112,12 @@ impl Db {
             .await
             .map_err(failed(WHAT))?;
         if used.is_some() {
+            let changed = labels::take_from_token(&mut tx, wanted.node, wanted.token).await;
+            let changed = changed.map_err(failed(WHAT))?;
             tx.commit().await.map_err(failed(WHAT))?;
+            if changed && has_certificate {
+                self.note_fleet_change();
+            }
             return Ok(EnrolOutcome::EnrolledAgain(token));
         }
         if token.uses_left == 0 {
@@ -130,7 +137,14 @@ impl Db {
             .execute(&mut *tx)
             .await
             .map_err(failed(WHAT))?;
+        let changed = labels::take_from_token(&mut tx, wanted.node, wanted.token).await;
+        let changed = changed.map_err(failed(WHAT))?;
         tx.commit().await.map_err(failed(WHAT))?;
+        // A node without a certificate is connected to nobody: no rights need a second look when a
+        // batch of new nodes enrols.
+        if changed && has_certificate {
+            self.note_fleet_change();
+        }
         Ok(EnrolOutcome::Enrolled(token))
     }
 

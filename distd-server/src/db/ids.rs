@@ -6,7 +6,8 @@
 //!
 //! Table `counters`: `chunk_id`, the last chunk id given, whose row is also the lock that
 //! serialises commits and the recording of patch sets; `tokens`, the row that serialises
-//! revocations of API tokens.
+//! revocations of API tokens; `fleet`, which grows with each change of groups and grants, and whose
+//! row serialises them.
 
 use std::collections::HashMap;
 

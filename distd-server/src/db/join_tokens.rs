@@ -6,11 +6,12 @@
 
 use std::collections::HashMap;
 
+use distd_core::fleet::LabelMap;
 use sqlx::any::AnyRow;
 
 use super::row::Columns;
 use super::row::signed;
-use super::{Db, DbError, UnixSeconds, failed};
+use super::{Db, DbError, UnixSeconds, failed, labels};
 
 /// One join token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,11 +60,13 @@ pub(super) async fn lock(
 }
 
 impl Db {
-    /// Records a new token.
+    /// Records a new token, and the labels that nodes get when they enrol with it.
     ///
     /// # Errors
     /// [`DbError::Query`], also when the key is there already.
-    pub async fn put_join_token(&self, token: &JoinTokenRow) -> Result<(), DbError> {
+    pub async fn put_join_token(&self, token: &JoinTokenRow, labels: &LabelMap) -> Result<(), DbError> {
+        let what = "record the join token";
+        let mut tx = self.begin_write().await?;
         sqlx::query(
             "INSERT INTO join_tokens (public_key, role, uses_left, expires, label, created) \
              VALUES ($1, $2, $3, $4, $5, $6)",
@@ -74,10 +77,11 @@ impl Db {
         .bind(token.expires)
         .bind(token.label.clone())
         .bind(token.created)
-        .execute(&self.pool)
+        .execute(&mut *tx)
         .await
-        .map(drop)
-        .map_err(failed("record the join token"))
+        .map_err(failed(what))?;
+        labels::put_on_token(&mut tx, &token.public_key, labels).await.map_err(failed(what))?;
+        tx.commit().await.map_err(failed(what))
     }
 
     /// One token.
@@ -162,6 +166,7 @@ impl Db {
         let tokens: Result<_, _> = rows.iter().map(|row| row.text("public_key")).collect();
         let tokens = tokens.map_err(failed(what))?;
         tx.commit().await.map_err(failed(what))?;
+        self.note_fleet_change();
         Ok(Some(tokens))
     }
 }

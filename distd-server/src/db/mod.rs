@@ -12,9 +12,12 @@ mod compact;
 mod doomed;
 mod enrol;
 mod found;
+mod grants;
+mod groups;
 mod identity;
 mod ids;
 mod join_tokens;
+mod labels;
 mod lock;
 mod moves;
 mod nodes;
@@ -35,8 +38,11 @@ pub(crate) use compact::SPARSE_MAX;
 pub use compact::{MovedChunk, SparsePack};
 pub use enrol::{EnrolOutcome, Enrolment, PutCertificate};
 pub use found::FOUND_MAX;
+pub use grants::{AddGrants, GrantRow};
+pub use groups::{GroupRow, Members, PutGroup, RemoveGroup};
 pub use identity::Contents;
 pub use join_tokens::JoinTokenRow;
+pub use labels::{ChangeLabels, MemberRow};
 pub use lock::SessionLock;
 pub use moves::{MoveBy, MoveRow};
 pub use nodes::NodeRow;
@@ -50,11 +56,13 @@ pub use withdraw::{Withdraw, WithdrawalTx};
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{Any, AnyPool, Executor, Row, SqlSafeStr, Transaction};
+use tokio::sync::watch;
 
 /// Unix time in seconds.
 pub type UnixSeconds = i64;
@@ -156,6 +164,8 @@ const POSTGRES_READ_ONLY: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION REA
 pub struct Db {
     pool: AnyPool,
     engine: Engine,
+    /// Grows with each change of labels, groups, grants and revocations made through this pool.
+    fleet: Arc<watch::Sender<u64>>,
 }
 
 impl Db {
@@ -275,7 +285,7 @@ impl Db {
             .connect_with(options)
             .await
             .map_err(open)?;
-        let db = Self { pool, engine };
+        let db = Self { pool, engine, fleet: Arc::default() };
         if engine == Engine::Sqlite {
             db.check_sqlite_settings().await?;
         }
@@ -285,6 +295,18 @@ impl Db {
     /// Whether only one process at a time can use this database, as is so with SQLite.
     pub fn is_local(&self) -> bool {
         self.engine == Engine::Sqlite
+    }
+
+    /// A number that grows with each change of labels, groups, grants and revocations of nodes that
+    /// is made through this pool.
+    pub fn fleet_changed(&self) -> watch::Receiver<u64> {
+        self.fleet.subscribe()
+    }
+
+    /// Says that labels, groups, grants or revocations have changed. Called after the commit: a
+    /// reader that is woken finds the change.
+    fn note_fleet_change(&self) {
+        self.fleet.send_modify(|changes| *changes += 1);
     }
 
     /// Returns when the database answers; for `/readyz`.
@@ -420,6 +442,7 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
     migration!("0008_emptied"),
     migration!("0009_database_id"),
     migration!("0010_moves"),
+    migration!("0011_fleet"),
 ];
 
 /// Words of PostgreSQL in migrations, and those of SQLite that stand for them. Checksums are of the
@@ -591,6 +614,7 @@ mod tests {
             ("emptied", "530ec2e99dbfe7cf", "530ec2e99dbfe7cf"),
             ("database_id", "730604a05c1cfed2", "730604a05c1cfed2"),
             ("moves", "be74c9a3367aade9", "ad0eead07e6d3394"),
+            ("fleet", "16c78939fd390cd1", "2a8dff128b6f38ca"),
         ];
         for engine in [Engine::Sqlite, Engine::Postgres] {
             let known = migrator(engine);

@@ -110,6 +110,7 @@ impl Db {
             .execute(&self.pool)
             .await
             .map_err(failed("revoke the node"))?;
+        self.note_fleet_change();
         Ok(done.rows_affected() == 1)
     }
 }

@@ -163,15 +163,15 @@ impl<const MAX: u64> FromRequest<Arc<App>> for Incoming<MAX> {
     }
 }
 
-/// JSON body; its content type is not checked.
-pub(super) struct JsonBody<T>(pub(super) T);
+/// JSON body of at most `MAX` bytes; its content type is not checked.
+pub(super) struct JsonBody<T, const MAX: u64 = JSON_BYTES_MAX>(pub(super) T);
 
-impl<T: DeserializeOwned> FromRequest<Arc<App>> for JsonBody<T> {
+impl<T: DeserializeOwned, const MAX: u64> FromRequest<Arc<App>> for JsonBody<T, MAX> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &Arc<App>) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
-        let bytes = Incoming::<JSON_BYTES_MAX>::of(&parts.headers, body)?.whole().await?;
+        let bytes = Incoming::<MAX>::of(&parts.headers, body)?.whole().await?;
         let parsed = serde_json::from_slice(&bytes);
         // The parser's message names the line and column in the caller's text.
         parsed.map(Self).map_err(|e| {
@@ -196,7 +196,7 @@ impl<T: DeserializeOwned + Default> FromRequest<Arc<App>> for OptionalJsonBody<T
             return Ok(Self(T::default()));
         }
         let request = Request::from_parts(parts, Body::from(bytes));
-        JsonBody::from_request(request, app).await.map(|JsonBody(value)| Self(value))
+        <JsonBody<T>>::from_request(request, app).await.map(|JsonBody(value)| Self(value))
     }
 }
 

@@ -133,6 +133,10 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, code::CONFLICT, message, next)
     }
 
+    pub(super) fn in_use(message: impl Into<String>, next: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, code::IN_USE, message, next)
+    }
+
     pub(super) fn too_large(max: u64) -> Self {
         let message = format!("the body is longer than {max} bytes");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, code::TOO_LARGE, message, "send at most as many bytes")
@@ -327,9 +331,7 @@ impl From<WithdrawError> for ApiError {
             WithdrawError::InUse { product, version, channels } => {
                 let channels: Vec<String> =
                     channels.iter().map(|channel| format!("{product}:{channel}")).collect();
-                Self::new(
-                    StatusCode::CONFLICT,
-                    code::IN_USE,
+                Self::in_use(
                     format!("{product}@{version} is the target of {}", channels.join(" and ")),
                     "first point each of these channels to another version, or remove it",
                 )

@@ -11,6 +11,8 @@ mod connections;
 mod content;
 mod drain;
 mod error;
+mod grants;
+mod groups;
 mod manifests;
 mod metrics;
 mod nodes;
@@ -124,6 +126,8 @@ fn routes() -> impl Iterator<Item = Route> {
         patches::routes(),
         tokens::routes(),
         nodes::routes(),
+        groups::routes(),
+        grants::routes(),
         tuf::routes(),
     ];
     resources.into_iter().flatten()

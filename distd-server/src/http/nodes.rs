@@ -1,5 +1,6 @@
 //! `/v1/nodes`: nodes of the realm, and enrolment over HTTPS.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,22 +8,65 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use distd_core::api::{Node, NodeList, RevokeNode, RevokedNode, Word};
+use distd_core::api::{ChangeLabels, Node, NodeDetail, NodeLabels, NodeList, RevokeNode, RevokedNode, Word};
+use distd_core::bounds::LABELS_MAX;
+use distd_core::fleet::{EVERYONE, LabelError, LabelKey, LabelMap, Labels, assignable_key};
+use distd_peer::clock::unix_now;
 use distd_peer::trust::enroll::ENROLL_BYTES_MAX;
 
 use super::auth::{Caller, ToAdminister};
-use super::body::{Incoming, OptionalJsonBody, PathParams};
+use super::body::{Incoming, JsonBody, OptionalJsonBody, PathParams};
+use super::grants::grant_info;
 use super::route::{Route, routes};
 use super::tokens::join_token_id;
 use super::{ApiError, App};
+use crate::db::{self, GrantRow, MemberRow, NodeRow};
 
 pub(super) fn routes() -> Vec<Route> {
-    routes![list, revoke, enroll]
+    routes![list, show, label, revoke, enroll]
 }
 
 /// Longest time for the body of an enrolment. The request needs no token, so it may hold its
 /// connection only briefly.
 const ENROLL: Duration = Duration::from_secs(10);
+
+/// Error for a node that does not exist.
+fn unknown() -> ApiError {
+    ApiError::unlisted("node of this id", "GET /v1/nodes")
+}
+
+/// Error for something that is no label.
+fn no_label(error: LabelError) -> ApiError {
+    ApiError::bad_request(error.to_string(), "correct the label; docs/fleet.md describes labels")
+}
+
+/// Reads labels of a request.
+pub(super) fn labels_of(texts: &BTreeMap<String, String>) -> Result<LabelMap, ApiError> {
+    if texts.len() > LABELS_MAX {
+        return Err(too_many_labels());
+    }
+    let label = |(key, value): (&String, &String)| {
+        Ok((assignable_key(key).map_err(no_label)?, value.parse().map_err(no_label)?))
+    };
+    texts.iter().map(label).collect()
+}
+
+fn too_many_labels() -> ApiError {
+    let message = format!("a node or token has at most {LABELS_MAX} labels of each source");
+    ApiError::bad_request(message, "leave some labels out, or remove others first")
+}
+
+fn node(row: NodeRow, labels: &Labels) -> Node {
+    Node {
+        id: row.id,
+        role: Word::from_text(&row.role),
+        label: row.label,
+        enrolled: row.enrolled,
+        cert_expires: row.cert_expires,
+        revoked: row.revoked,
+        labels: labels.into(),
+    }
+}
 
 /// Lists all nodes by time of enrolment.
 #[utoipa::path(get, path = "/v1/nodes", tag = "nodes", responses(
@@ -33,15 +77,71 @@ pub(super) async fn list(
     _: Caller<ToAdminister>,
 ) -> Result<Json<NodeList>, ApiError> {
     let rows = app.origin.db().nodes().await?;
-    let nodes = rows.into_iter().map(|row| Node {
-        id: row.id,
-        role: Word::from_text(&row.role),
-        label: row.label,
-        enrolled: row.enrolled,
-        cert_expires: row.cert_expires,
-        revoked: row.revoked,
+    let mut labels = app.origin.db().labels().await?;
+    let nodes = rows.into_iter().map(|row| {
+        let labels = labels.remove(&row.id).unwrap_or_default();
+        node(row, &labels)
     });
     Ok(Json(NodeList { nodes: nodes.collect() }))
+}
+
+/// Describes one node: its labels by source, its groups, and the grants that give it rights.
+#[utoipa::path(get, path = "/v1/nodes/{id}", tag = "nodes", params(("id" = String, Path)),
+    responses((status = 200, body = NodeDetail)), security(("token" = ["admin"])))]
+pub(super) async fn show(
+    State(app): State<Arc<App>>,
+    _: Caller<ToAdminister>,
+    PathParams(id): PathParams<String>,
+) -> Result<Json<NodeDetail>, ApiError> {
+    let db = app.origin.db();
+    let row = db.node(&id).await?.ok_or_else(unknown)?;
+    let MemberRow { member, revoked, .. } = db.member(&id).await?.ok_or_else(unknown)?;
+    let selectors = db.selectors().await?;
+    let listed = member.listed.iter().chain(selectors.keys()).filter(|name| member.is_in(name, &selectors));
+    let groups: BTreeSet<String> = listed.map(ToString::to_string).collect();
+    let now = unix_now();
+    let gives = |row: &GrantRow| {
+        revoked.is_none()
+            && row.grant.until.is_none_or(|end| now < end)
+            && member.is_granted_as(&row.grant.group, &selectors)
+    };
+    let grants = db.grants().await?.into_iter().filter(gives).map(|row| grant_info(row, now));
+    Ok(Json(NodeDetail {
+        node: node(row, &member.labels),
+        groups: [EVERYONE.to_owned()].into_iter().chain(groups).collect(),
+        grants: grants.collect(),
+    }))
+}
+
+/// Sets and removes labels that an operator gave a node. Labels of its join token and its facts
+/// stay as they are.
+#[utoipa::path(post, path = "/v1/nodes/{id}/labels", tag = "nodes", params(("id" = String, Path)),
+    request_body = ChangeLabels, responses((status = 200, body = NodeLabels)),
+    security(("token" = ["admin"])))]
+pub(super) async fn label(
+    State(app): State<Arc<App>>,
+    caller: Caller<ToAdminister>,
+    PathParams(id): PathParams<String>,
+    JsonBody(change): JsonBody<ChangeLabels>,
+) -> Result<Json<NodeLabels>, ApiError> {
+    let set = labels_of(&change.set)?;
+    if change.remove.len() > LABELS_MAX {
+        return Err(too_many_labels());
+    }
+    let remove: Result<BTreeSet<LabelKey>, _> = change.remove.iter().map(|key| assignable_key(key)).collect();
+    let remove = remove.map_err(no_label)?;
+    if let Some(key) = remove.iter().find(|key| set.contains_key(key)) {
+        let message = format!("the label {key} is both set and removed");
+        return Err(ApiError::bad_request(message, "name each key once"));
+    }
+    match app.origin.db().change_labels(&id, &set, &remove).await? {
+        db::ChangeLabels::UnknownNode => Err(unknown()),
+        db::ChangeLabels::TooMany => Err(too_many_labels()),
+        db::ChangeLabels::Changed(labels) => {
+            tracing::info!(node = id, set = ?change.set, remove = ?change.remove, by = caller.row.label, "node labelled");
+            Ok(Json((&labels).into()))
+        }
+    }
 }
 
 /// Revokes a node. The origin then serves it nothing and gives it no further certificate.
@@ -56,7 +156,6 @@ pub(super) async fn revoke(
     PathParams(id): PathParams<String>,
     OptionalJsonBody(also): OptionalJsonBody<RevokeNode>,
 ) -> Result<Response, ApiError> {
-    let unknown = || ApiError::unlisted("node of this id", "GET /v1/nodes");
     if !also.tokens {
         if !app.origin.revoke_node(&id).await? {
             return Err(unknown());

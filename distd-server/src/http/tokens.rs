@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use distd_core::api::{
     JOIN_USES_MAX, JoinTokenInfo, JoinTokenList, JoinTokenState, MadeJoinToken, MadeToken, NewJoinToken,
-    NewToken, Token, TokenList, TokenState, Word,
+    NewToken, Token, TokenList, TokenState, Word, label_texts,
 };
 use distd_core::role::Role;
 use distd_core::text::{LABEL_SIGNS, is_label};
@@ -17,6 +17,7 @@ use distd_peer::trust::token::{ApiToken, JoinToken};
 
 use super::auth::{AnyToken, Caller, Scope, ToAdminister, token_id};
 use super::body::{JsonBody, PathParams};
+use super::nodes::labels_of;
 use super::route::{Route, routes};
 use super::{ApiError, App};
 use crate::db::{ApiTokenRow, JoinTokenRow, RevokeToken};
@@ -129,7 +130,7 @@ fn info(row: ApiTokenRow) -> Token {
         id: token_id(&row.secret_sha256),
         label: row.label,
         scopes: scopes.into_iter().map(Word::from).collect(),
-        products: Products::of_row(&row.products).patterns().to_vec(),
+        products: Products::of_row(&row.products).patterns(),
         created: row.created,
         expires: row.expires,
         revoked: row.revoked,
@@ -196,6 +197,7 @@ pub(super) async fn create_join(
             format!("choose 1 to {JOIN_USES_MAX} nodes"),
         ));
     }
+    let labels = labels_of(&new.labels)?;
     let token = JoinToken::generate(app.origin.realm().ca_fingerprint());
     let row = JoinTokenRow {
         public_key: hex::encode(token.public_key()),
@@ -206,7 +208,7 @@ pub(super) async fn create_join(
         created: signed(unix_now()),
         revoked: None,
     };
-    app.origin.db().put_join_token(&row).await?;
+    app.origin.db().put_join_token(&row, &labels).await?;
     let id = join_token_id(&row.public_key);
     tracing::info!(id, role = row.role, uses, label = row.label, "join token made");
     Ok((StatusCode::CREATED, Json(MadeJoinToken { token: token.to_secret_string(), id: Some(id) })))
@@ -221,10 +223,12 @@ pub(super) async fn list_join(
     _: Caller<ToAdminister>,
 ) -> Result<Json<JoinTokenList>, ApiError> {
     let (rows, uses) = (app.origin.db().join_tokens().await?, app.origin.db().join_token_uses().await?);
+    let labels = app.origin.db().join_token_labels().await?;
     let now = signed(unix_now());
     let info = |row: JoinTokenRow| JoinTokenInfo {
         id: join_token_id(&row.public_key),
         nodes: uses.get(&row.public_key).copied().unwrap_or(0),
+        labels: labels.get(&row.public_key).map(label_texts).unwrap_or_default(),
         state: match state_of(row.revoked, Some(row.expires), now) {
             TokenState::Valid if row.uses_left == 0 => JoinTokenState::UsedUp,
             TokenState::Valid => JoinTokenState::Valid,

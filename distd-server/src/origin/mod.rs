@@ -10,6 +10,7 @@ mod patches;
 mod publish;
 mod registry;
 mod revoked;
+mod rights;
 mod root;
 mod withdraw;
 
@@ -41,6 +42,7 @@ pub use owner::OwnerError;
 pub use patches::RequestPatchesError;
 pub use publish::{PublishReleaseError, SetChannelError};
 pub use revoked::RevokedListError;
+pub use rights::NodeRights;
 pub use root::{NextRootError, NextRootLock, next_root_path, read_root_file, write_root_file};
 pub use withdraw::WithdrawError;
 
@@ -187,6 +189,7 @@ pub struct Origin {
     data: PathBuf,
     spool: PathBuf,
     revoked: Arc<Revoked>,
+    rules: rights::RuleCache,
     /// Readings of the list of revoked nodes take turns.
     revoking: tokio::sync::Mutex<()>,
     /// Publications take turns, so that a channel's counter and its document agree.
@@ -262,6 +265,7 @@ impl Origin {
             data: data.clone(),
             spool,
             revoked: Arc::default(),
+            rules: Default::default(),
             revoking: tokio::sync::Mutex::new(()),
             publishing: tokio::sync::Mutex::new(()),
         });

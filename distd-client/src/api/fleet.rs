@@ -1,0 +1,66 @@
+//! Requests about labels, groups and grants.
+
+use distd_core::api::{
+    ChangeLabels, GrantList, GroupList, GroupMembers, GroupSelection, NewGrants, NewGroup, NodeDetail,
+    NodeLabels,
+};
+use reqwest::Method;
+
+use super::{ANSWER, Api, ApiError};
+
+impl Api {
+    /// Returns one node with its groups and grants.
+    pub(crate) async fn node(&self, id: &str) -> Result<NodeDetail, ApiError> {
+        self.get(&["v1", "nodes", id]).await
+    }
+
+    /// Changes the labels that an operator gave a node; returns all its labels.
+    pub(crate) async fn label_node(&self, id: &str, change: &ChangeLabels) -> Result<NodeLabels, ApiError> {
+        self.with_body(Method::POST, &["v1", "nodes", id, "labels"], change).await
+    }
+
+    /// Returns the groups.
+    pub(crate) async fn groups(&self) -> Result<GroupList, ApiError> {
+        self.get(&["v1", "groups"]).await
+    }
+
+    /// Returns a group with at most `limit` members whose ids are greater than `after`.
+    pub(crate) async fn group(
+        &self,
+        name: &str,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<GroupMembers, ApiError> {
+        let mut query = format!("limit={limit}");
+        if let Some(after) = after {
+            query.push_str(&format!("&after={after}"));
+        }
+        let path = ["v1", "groups", name];
+        self.send_json(self.request_with(Method::GET, &path, Some(&query)).timeout(ANSWER)).await
+    }
+
+    /// Makes a group, or gives it another definition.
+    pub(crate) async fn put_group(&self, name: &str, group: &NewGroup) -> Result<GroupSelection, ApiError> {
+        self.with_body(Method::PUT, &["v1", "groups", name], group).await
+    }
+
+    /// Removes a group.
+    pub(crate) async fn remove_group(&self, name: &str) -> Result<(), ApiError> {
+        self.delete(&["v1", "groups", name]).await
+    }
+
+    /// Returns the grants.
+    pub(crate) async fn grants(&self) -> Result<GrantList, ApiError> {
+        self.get(&["v1", "grants"]).await
+    }
+
+    /// Makes grants to one group.
+    pub(crate) async fn add_grants(&self, grants: &NewGrants) -> Result<GrantList, ApiError> {
+        self.with_body(Method::POST, &["v1", "grants"], grants).await
+    }
+
+    /// Removes a grant.
+    pub(crate) async fn remove_grant(&self, id: u64) -> Result<(), ApiError> {
+        self.delete(&["v1", "grants", &id.to_string()]).await
+    }
+}

@@ -1,0 +1,111 @@
+//! Rights of nodes on manifests, by labels, groups and grants of the database (docs/fleet.md).
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use distd_core::fleet::{Grant, Rights, Selectors, by_certificate, rights};
+use distd_core::names::Name;
+use distd_core::{ManifestId, NodeId};
+use distd_peer::clock::unix_now;
+use tokio::sync::watch;
+
+use super::Origin;
+use crate::db::{Db, DbError};
+
+/// Rights of a node on one manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeRights {
+    /// The manifest.
+    pub manifest: ManifestId,
+    /// All rights of the node, those by its certificate alone included.
+    pub rights: Rights,
+    /// Rights that every node of the realm has by its certificate alone. A node that is revoked has
+    /// none.
+    pub by_certificate: Rights,
+}
+
+/// Groups with selectors, and grants, as the database had them in one state.
+#[derive(Debug)]
+struct Rules {
+    generation: u64,
+    selectors: Selectors,
+    grants: Vec<Grant>,
+}
+
+/// The rules that were read last.
+#[derive(Debug, Default)]
+pub(super) struct RuleCache(Mutex<Option<Arc<Rules>>>);
+
+impl RuleCache {
+    /// The rules of at least the state `generation`. Nothing is read while the state is the same;
+    /// so a change by another process on the same database holds at once, too.
+    async fn rules(&self, db: &Db, generation: u64) -> Result<Arc<Rules>, DbError> {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(rules) = held.filter(|rules| rules.generation >= generation) {
+            return Ok(rules);
+        }
+        // The number is read first: with a change in between, the rules are read once more.
+        let generation = db.fleet_generation().await?;
+        let selectors = db.selectors().await?;
+        let grants = db.grants().await?.into_iter().map(|row| row.grant).collect();
+        let rules = Arc::new(Rules { generation, selectors, grants });
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.as_ref().is_none_or(|held| held.generation < generation) {
+            *held = Some(rules.clone());
+        }
+        Ok(rules)
+    }
+}
+
+impl Origin {
+    /// Rights of a node on manifests of releases and patch sets, now, in the order given. A node
+    /// that is revoked or unknown has none, and nobody has any on an unknown manifest.
+    ///
+    /// Three statements for up to 64 manifests, while groups and grants are the same.
+    ///
+    /// # Errors
+    /// [`DbError`].
+    pub async fn rights_of(
+        &self,
+        node: &NodeId,
+        manifests: &[ManifestId],
+    ) -> Result<Vec<NodeRights>, DbError> {
+        let none = |manifest: &ManifestId| NodeRights {
+            manifest: *manifest,
+            rights: Rights::NONE,
+            by_certificate: Rights::NONE,
+        };
+        let found = self.db.member(&node.to_string()).await?;
+        let Some(row) = found.filter(|row| row.revoked.is_none()) else {
+            return Ok(manifests.iter().map(none).collect());
+        };
+        let rules = self.rules.rules(&self.db, row.generation).await?;
+        let audiences = self.db.audiences(manifests).await?;
+        let now = unix_now();
+        // Membership is the same for all manifests, and most grants are to other groups.
+        let groups: BTreeSet<&Name> = rules.grants.iter().map(|grant| &grant.group).collect();
+        let mine: BTreeSet<&Name> =
+            groups.into_iter().filter(|group| row.member.is_granted_as(group, &rules.selectors)).collect();
+        let grants: Vec<&Grant> = rules.grants.iter().filter(|grant| mine.contains(&grant.group)).collect();
+        let of = |manifest: &ManifestId| {
+            // Equal bytes may be several releases: a node that may read one of them has the bytes.
+            let releases = audiences.get(manifest).map_or(&[][..], Vec::as_slice);
+            releases.iter().fold(none(manifest), |sum, audience| {
+                let free = by_certificate(grants.iter().copied(), audience, now);
+                let own = rights(&row.member, &rules.selectors, grants.iter().copied(), audience, now);
+                NodeRights {
+                    rights: sum.rights.with(own).with(free),
+                    by_certificate: sum.by_certificate.with(free),
+                    ..sum
+                }
+            })
+        };
+        Ok(manifests.iter().map(of).collect())
+    }
+
+    /// A number that grows with each change of labels, groups, grants and revocations of nodes that
+    /// is made through this process: ask for rights again.
+    pub fn fleet_changed(&self) -> watch::Receiver<u64> {
+        self.db.fleet_changed()
+    }
+}
