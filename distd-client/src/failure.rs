@@ -3,9 +3,9 @@
 use std::fmt;
 
 use distd_core::names::{NameError, WantedError};
-use distd_core::proto::close::CloseCode;
+use distd_peer::driver::FetchError;
 use distd_peer::enrollment::EnrollmentError;
-use distd_peer::net::{EnrollError, WireError};
+use distd_peer::net::EnrollError;
 use distd_peer::trust::enroll::RefusalCode;
 use distd_peer::trust::files::FileError;
 use distd_peer::trust::identity::IdentityError;
@@ -117,7 +117,7 @@ pub fn advice(error: &anyhow::Error) -> Option<String> {
     if error.chain().any(is_clock_error) {
         Some(clock_advice())
     } else if error.chain().any(is_shut_out) {
-        Some("ask the realm's operator whether this device was revoked (distd node ls)".to_owned())
+        Some("ask the realm's operator whether this device was revoked (distd node ls) or lacks a grant (distd grant ls)".to_owned())
     } else {
         own()
     }
@@ -157,14 +157,13 @@ fn error_number(cause: &(dyn std::error::Error + 'static)) -> Option<i32> {
     })
 }
 
-/// Returns whether a parent closed a connection or stream because this node is not authorised.
+/// Returns whether a parent closed a connection or stream because this node is not authorised, or a
+/// fetch ended because of that.
 pub fn is_shut_out(cause: &(dyn std::error::Error + 'static)) -> bool {
-    causes(cause).any(|error| {
-        let stream = matches!(error.downcast_ref(), Some(WireError::Closed(CloseCode::Unauthorised)));
-        let connection = matches!(error.downcast_ref(), Some(quinn::ConnectionError::ApplicationClosed(close))
-            if CloseCode::from_code(close.error_code.into_inner()) == CloseCode::Unauthorised);
-        stream || connection
-    })
+    distd_peer::net::is_shut_out(cause)
+        || causes(cause).any(|error| {
+            matches!(error.downcast_ref(), Some(FetchError::Unavailable { is_shut_out: true, .. }))
+        })
 }
 
 fn clock_advice() -> String {

@@ -126,6 +126,9 @@ pub const PATCH_SET_BASES_MAX: u64 = 1 << 26;
 /// set.
 pub const VIEW_BYTES_MAX: u64 = 1 << 30;
 
+/// Most bytes of a capability in a HANDSHAKE or CAPABILITY frame. The longest has about 2230.
+pub const CAPABILITY_FRAME_MAX: usize = 4096;
+
 /// Most manifests in one capability: a release and the patch sets that lead to it. Also the most
 /// manifests and targets in one question for capabilities.
 pub const CAPABILITY_MANIFESTS_MAX: usize = 64;

@@ -33,6 +33,11 @@ impl<K: Ord + Clone, V> Lru<K, V> {
         Some(value)
     }
 
+    /// Returns the values, in no particular order. None of them counts as used.
+    pub fn values(&self) -> impl Iterator<Item = &V> {
+        self.entries.values().map(|(_, _, value)| value)
+    }
+
     /// Stores a value, in place of an earlier one of the same key. Returns what left: the earlier
     /// value, and the entries used least recently as long as the weight is above its bound. A value
     /// that is heavier than the bound leaves at once.

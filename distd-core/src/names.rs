@@ -121,6 +121,20 @@ impl Wanted {
     }
 }
 
+impl Wanted {
+    /// Returns the release or channel of a TUF target name; `None` for any other target.
+    pub fn of_target(name: &str) -> Option<Self> {
+        let (kind, rest) = name.split_once('/')?;
+        let (product, name) = rest.split_once('/')?;
+        let (product, name) = (product.parse().ok()?, name.parse().ok()?);
+        match kind {
+            "releases" => Some(Self::Release { product, version: name }),
+            "channels" => Some(Self::Channel { product, channel: name }),
+            _ => None,
+        }
+    }
+}
+
 impl FromStr for Wanted {
     type Err = WantedError;
 
@@ -170,5 +184,12 @@ mod tests {
         assert_eq!("os@1.2".parse::<Wanted>().expect("release").target_name(), "releases/os/1.2");
         assert_eq!("os:stable".parse::<Wanted>().expect("channel").target_name(), "channels/os/stable");
         assert_eq!("os".parse::<Wanted>(), Err(WantedError::Shape));
+        for text in ["os@1.2", "os:stable"] {
+            let wanted: Wanted = text.parse().expect("a release or channel");
+            assert_eq!(Wanted::of_target(&wanted.target_name()), Some(wanted));
+        }
+        for other in ["patches/os", "releases/os", "channels/os/../x", "releases/os/1/2"] {
+            assert_eq!(Wanted::of_target(other), None);
+        }
     }
 }

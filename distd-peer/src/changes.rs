@@ -4,7 +4,7 @@ use tokio::sync::watch;
 
 /// Waits for the next change; for ever if nothing is watched or the source has ended. A caller that
 /// drops the future loses no change.
-pub(crate) async fn changed(watched: &mut Option<watch::Receiver<()>>) {
+pub(crate) async fn changed<T>(watched: &mut Option<watch::Receiver<T>>) {
     if let Some(receiver) = watched {
         if receiver.changed().await.is_ok() {
             return;
@@ -15,7 +15,7 @@ pub(crate) async fn changed(watched: &mut Option<watch::Receiver<()>>) {
 }
 
 /// Takes the changes so far as seen.
-pub(crate) fn seen(watched: &mut Option<watch::Receiver<()>>) {
+pub(crate) fn seen<T>(watched: &mut Option<watch::Receiver<T>>) {
     if let Some(receiver) = watched {
         receiver.mark_unchanged();
     }

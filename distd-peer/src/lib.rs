@@ -26,12 +26,14 @@
 //! - [`rates`]: rates that a node may use of its link.
 //! - [`trust`]: keys, certificates, enrolment bodies, peer records and TUF metadata; [`enrollment`]
 //!   obtains and renews the certificate.
+//! - [`capabilities`]: the capabilities of this node, and the check of those of others.
 //!
 //! Process:
 //!
 //! - [`clock`], [`process`] (memory arenas, open files), [`metrics`] (Prometheus), [`seldom`] (rate
 //!   limit for log lines).
 
+pub mod capabilities;
 mod changes;
 pub mod clock;
 pub mod driver;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use distd_core::ManifestId;
 use distd_core::bounds::REQUEST_CHUNKS_MAX;
 use distd_core::error::Chain;
@@ -14,6 +15,7 @@ use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::Tier;
 use tokio::sync::Mutex;
 
+use crate::capabilities::Capabilities;
 use crate::clock::unix_now;
 use crate::net::{Carrier, DialError, Dialer, Link, LinkError, Meter, MeterReading, Outbound};
 use crate::quarantine::Quarantine;
@@ -45,6 +47,7 @@ pub struct Parents {
     dialer: Dialer,
     slots: Vec<Slot>,
     quarantine: Arc<Quarantine>,
+    capabilities: Arc<Capabilities>,
 }
 
 /// Reason why no parent could be reached.
@@ -68,7 +71,12 @@ pub enum ParentsError {
 
 impl Parents {
     /// Creates the list of the parents at `addresses` (`HOST:PORT`), asked in this order.
-    pub fn new(dialer: Dialer, addresses: Vec<String>, quarantine: Arc<Quarantine>) -> Self {
+    pub fn new(
+        dialer: Dialer,
+        addresses: Vec<String>,
+        quarantine: Arc<Quarantine>,
+        capabilities: Arc<Capabilities>,
+    ) -> Self {
         let slot = |address| Slot {
             address,
             link: Mutex::default(),
@@ -76,7 +84,7 @@ impl Parents {
             relay: Arc::default(),
             origin: Arc::default(),
         };
-        Self { dialer, slots: addresses.into_iter().map(slot).collect(), quarantine }
+        Self { dialer, slots: addresses.into_iter().map(slot).collect(), quarantine, capabilities }
     }
 
     /// Number of parents.
@@ -173,13 +181,71 @@ impl Parents {
         Err(last)
     }
 
+    /// The capabilities of this node.
+    pub fn capabilities(&self) -> &Arc<Capabilities> {
+        &self.capabilities
+    }
+
+    /// Returns the capability of this node for a manifest, as the handshake with a peer of `role`
+    /// carries it. Empty if there is none. An origin needs none, so the first request to it does
+    /// not wait for one.
+    pub async fn capability_for(&self, role: Role, manifest: ManifestId) -> Bytes {
+        match role {
+            Role::Origin => {
+                let held = self.capabilities.proof(&manifest, unix_now());
+                held.map(|(bytes, _)| bytes).unwrap_or_default()
+            }
+            Role::Relay | Role::Leaf => self.capability(manifest).await,
+        }
+    }
+
+    /// Returns the capability of this node for a manifest: the one that is held, or a new one when
+    /// that ends soon. Empty when no parent gives one.
+    pub async fn capability(&self, manifest: ManifestId) -> Bytes {
+        let held = || self.capabilities.proof(&manifest, unix_now());
+        let is_settled = |held: &Option<(Bytes, bool)>| match held {
+            Some((_, is_due)) => !is_due,
+            None => self.capabilities.was_refused(&manifest),
+        };
+        let mut proof = held();
+        if !is_settled(&proof) {
+            let _turn = self.capabilities.turn().await;
+            proof = held();
+            if !is_settled(&proof) {
+                self.ask_capabilities(vec![manifest], Vec::new()).await;
+                proof = held();
+            }
+        }
+        proof.map(|(bytes, _)| bytes).unwrap_or_default()
+    }
+
+    /// Asks the first parent that answers for the capabilities of some manifests and of the
+    /// releases that `targets` name. An answer that is missing or not the realm's is logged: the
+    /// swarm's answerer then decides without a capability.
+    pub async fn ask_capabilities(&self, manifests: Vec<ManifestId>, targets: Vec<String>) {
+        let question = self.capabilities.question(manifests.clone(), targets);
+        let answered = async {
+            let answer = self.any_link().await?.metadata(question).await?;
+            Ok::<_, ParentsError>(answer)
+        };
+        match answered.await {
+            Ok(answer) => {
+                if let Err(error) = self.capabilities.take(&answer, &manifests) {
+                    tracing::warn!(error = %Chain(&error), "an answer with capabilities is not used");
+                }
+            }
+            Err(error) => tracing::debug!(error = %Chain(&error), "no parent gave a capability"),
+        }
+    }
+
     /// Asks the first parent that answers how many bytes some chunks of a swarm would take. Asks in
     /// several parts if the chunks exceed one question.
     ///
     /// # Errors
     /// [`ParentsError`].
     pub async fn cost(&self, manifest: ManifestId, wanted: &ChunkRanges) -> Result<Cost, ParentsError> {
-        let swarm = self.any_link().await?.open_swarm(manifest).await?;
+        let link = self.any_link().await?;
+        let swarm = link.open_swarm(manifest, self.capability_for(link.role(), manifest).await).await?;
         let (handle, mut rest, mut sum) = (swarm.handle(), wanted.clone(), Cost::default());
         while !rest.is_empty() {
             let cost = handle.cost(&rest.take_first(REQUEST_CHUNKS_MAX)).await?;

@@ -31,6 +31,9 @@ pub const PLACE_KEYS: [&str; 5] = ["data", "db", "store", "keys", "signer"];
 /// lasts ten years.
 const VALIDITY_SECONDS: std::ops::RangeInclusive<u64> = 300..=365 * 24 * 3600;
 
+/// Validity that a capability may have, seconds.
+const CAPABILITY_SECONDS: std::ops::RangeInclusive<u64> = 10..=7 * 24 * 3600;
+
 /// Most threads for patches. A thread takes some 200 MB.
 const PATCH_THREADS_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 
@@ -66,6 +69,8 @@ pub struct Values {
     pub http_plain: bool,
     /// Validity of node certificates.
     pub cert_validity: Duration,
+    /// Validity of the capabilities of nodes.
+    pub capability_validity: Duration,
     /// zstd level for files that the origin cuts.
     pub zstd_level: i32,
     /// Whether patches are made.
@@ -93,7 +98,7 @@ pub struct Values {
 impl Default for Values {
     fn default() -> Self {
         let everywhere = |port| SocketAddr::from(([0u16; 8], port));
-        let Tuning { cert_validity, patches, limits, .. } = Tuning::default();
+        let Tuning { cert_validity, capability_validity, patches, limits, .. } = Tuning::default();
         let PatchOptions { enabled, solid_sets, threads, level, memory_bytes } = patches;
         let IngestLimits { artifact_bytes_max, upload_bytes_max, uploads_max } = limits;
         Self {
@@ -108,6 +113,7 @@ impl Default for Values {
             name: Vec::new(),
             http_plain: false,
             cert_validity,
+            capability_validity,
             zstd_level: LEVEL_DEFAULT,
             patches: enabled,
             solid_sets,
@@ -235,6 +241,17 @@ pub const TABLE: Table<Values> = Table {
             help: "Validity of node certificates, `5m` to `365d`",
             set: |s, text| parse_validity(text).map(|validity| s.cert_validity = validity),
             show: |s| Shown::Text(format!("{}s", s.cert_validity.as_secs())),
+        },
+        Setting {
+            key: "capability_validity",
+            option: "capability-validity",
+            variable: "DISTD_SERVER_CAPABILITY_VALIDITY",
+            value: "DURATION",
+            several: false,
+            default: "`15m`",
+            help: "Longest time for which a node keeps a right that was withdrawn, `10s` to `7d`",
+            set: |s, text| parse_capability_validity(text).map(|validity| s.capability_validity = validity),
+            show: |s| Shown::Text(format!("{}s", s.capability_validity.as_secs())),
         },
         Setting {
             key: "zstd_level",
@@ -495,6 +512,7 @@ impl Settings {
         Tuning {
             hosts: self.name.clone(),
             cert_validity: self.cert_validity,
+            capability_validity: self.capability_validity,
             zstd_level: self.zstd_level,
             patches: PatchOptions {
                 enabled: self.patches,
@@ -521,6 +539,15 @@ impl Settings {
 pub fn parse_validity(text: &str) -> Result<Duration, String> {
     let validity = duration(text).filter(|validity| VALIDITY_SECONDS.contains(&validity.as_secs()));
     validity.ok_or_else(|| "is no duration between 5m and 365d, as in 24h".to_owned())
+}
+
+/// Parses the validity of a node's capability, as in `15m`.
+///
+/// # Errors
+/// The end of a sentence about the text.
+pub fn parse_capability_validity(text: &str) -> Result<Duration, String> {
+    let validity = duration(text).filter(|validity| CAPABILITY_SECONDS.contains(&validity.as_secs()));
+    validity.ok_or_else(|| "is no duration between 10s and 7d, as in 15m".to_owned())
 }
 
 /// Whether two listeners of one protocol want the same port of the same address.

@@ -252,6 +252,7 @@ fn announce(running: &Running) -> std::io::Result<()> {
         writeln!(out, "next, on this machine:")?;
         writeln!(out, "  distd login --server {scheme}://{server} --token-file {}", quoted(path))?;
         writeln!(out, "  distd push FILE --product os --version 1")?;
+        writeln!(out, "  distd grant add everyone os")?;
         writeln!(out, "  distd token join --role relay")?;
     }
     out.flush()

@@ -21,6 +21,7 @@ use distd_core::manifest::Entry;
 use distd_core::packing::PackedChunk;
 use distd_core::role::Role;
 use distd_core::swarm::FetchConfig;
+use distd_peer::capabilities::Capabilities;
 use distd_peer::driver::{ChunkSink, Driver, SinkError};
 use distd_peer::enrollment;
 use distd_peer::manifest_fetch::fetch_manifest;
@@ -69,8 +70,11 @@ async fn main() -> Result<(), Failure> {
         let credentials = Credentials::of_node(&identity)?;
         let endpoint = client_endpoint(false, quic_client(credentials.clone(), &ca)?)?;
         let dialer = Dialer::new(endpoint, credentials, &ca, outbound.clone())?;
-        let parents = Arc::new(Parents::new(dialer, vec![parent.clone()], quarantine.clone()));
-        swarms.push(parents.link(0).await?.open_swarm(manifest).await?);
+        let kept = Path::new(state).join(format!("crowd-{n}/capabilities"));
+        let capabilities = Capabilities::load(identity.node_id(), ca, &kept);
+        let parents = Arc::new(Parents::new(dialer, vec![parent.clone()], quarantine.clone(), capabilities));
+        let capability = parents.capability(manifest).await;
+        swarms.push(parents.link(0).await?.open_swarm(manifest, capability).await?);
         leaves.push(parents);
     }
     let swarm = swarms.first().ok_or("at least one is to be connected")?;

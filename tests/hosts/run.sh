@@ -97,6 +97,7 @@ wire() { json wire_bytes <"$work/d$1-$2/pull.json"; }
 net_start 2 $((leaves + 1)) 100mbit 1gbit
 origin_up
 admin login --server https://127.0.0.1:8443 --token-file "$work/origin/admin.token" >/dev/null
+admin grant add everyone '*' --by-certificate >/dev/null
 admin -q push "$old" --product os --version 1 >/dev/null; admin -q push "$new" --product os --version 2 >/dev/null
 for s in 1 2; do
   relay_up "$s"

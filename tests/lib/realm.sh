@@ -13,6 +13,7 @@ start_origin() {
   origin_quic=$(sed -n 's|.*quic://\([^ ]*\).*|\1|p' "$realm_dir/origin.out")
   if [ ! -e "$realm_dir/admin/client.toml" ]; then
     admin login --server "https://$origin_https" --token-file "$realm_dir/origin/admin.token" >/dev/null
+    admin grant add everyone '*' --by-certificate >/dev/null
   fi
 }
 

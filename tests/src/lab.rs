@@ -255,17 +255,29 @@ impl Lab {
 
     /// [`Lab::start`] with more arguments to `distd-server serve`.
     pub fn start_with(args: &[&str]) -> Self {
+        Self::open(tempdir(), args, "127.0.0.1", None).granting_everything()
+    }
+
+    /// [`Lab::start_with`] without the grant that lets every node read everything.
+    pub fn start_without_grants(args: &[&str]) -> Self {
         Self::open(tempdir(), args, "127.0.0.1", None)
     }
 
     /// [`Lab::start_with`] in an existing directory.
     pub fn start_on(dir: tempfile::TempDir, args: &[&str]) -> Self {
-        Self::open(dir, args, "127.0.0.1", None)
+        Self::open(dir, args, "127.0.0.1", None).granting_everything()
     }
 
     /// [`Lab::start`] with the origin and the release engineer in a namespace, at `host`.
     pub fn start_at(place: Place, host: &str) -> Self {
-        Self::open(tempdir(), &[], host, Some(place))
+        Self::open(tempdir(), &[], host, Some(place)).granting_everything()
+    }
+
+    /// Lets every node read, seed and report everything by its certificate alone, as in a realm of
+    /// an earlier release.
+    fn granting_everything(self) -> Self {
+        self.admin(&["grant", "add", "everyone", "*", "--by-certificate"]).ok();
+        self
     }
 
     fn open(dir: tempfile::TempDir, args: &[&str], host: &str, place: Option<Place>) -> Self {
@@ -320,6 +332,11 @@ impl Lab {
     pub fn restart_origin(&mut self) {
         self.origin().kill();
         self.start_origin();
+    }
+
+    /// Whether the origin runs.
+    pub fn has_origin(&self) -> bool {
+        self.origin.is_some()
     }
 
     /// Stops the origin.

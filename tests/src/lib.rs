@@ -6,6 +6,7 @@ pub mod disks;
 pub mod faults;
 pub mod impair;
 pub mod lab;
+pub mod leaf;
 pub mod netns;
 pub mod office;
 pub mod proxy;

@@ -14,6 +14,8 @@ use distd_core::ManifestId;
 use distd_core::proto::frame::{Codec, Data, DontHaveReason, NodeRequest};
 use distd_core::ranges::ChunkRanges;
 use distd_core::role::Role;
+use distd_peer::capabilities::Capabilities;
+use distd_peer::capabilities::Permit;
 use distd_peer::enrollment;
 use distd_peer::net::{Dialer, Outbound, ResetKey, Transport, client_endpoint, parent_sockets};
 use distd_peer::parents::Parents;
@@ -72,6 +74,15 @@ struct LyingSwarm {
 
 #[async_trait]
 impl Content for Liar {
+    async fn permit(
+        &self,
+        peer: &PeerIdentity,
+        manifest: ManifestId,
+        shown: &Bytes,
+    ) -> Result<Permit, ServeError> {
+        self.inner.permit(peer, manifest, shown).await
+    }
+
     async fn swarm(
         &self,
         peer: &PeerIdentity,
@@ -85,8 +96,8 @@ impl Content for Liar {
         Ok(swarm)
     }
 
-    async fn metadata(&self, query: Bytes) -> Result<Bytes, ServeError> {
-        let mut answer = self.inner.metadata(query).await?.to_vec();
+    async fn metadata(&self, peer: &PeerIdentity, query: Bytes) -> Result<Bytes, ServeError> {
+        let mut answer = self.inner.metadata(peer, query).await?.to_vec();
         if self.lie == Lie::WrongMetadata
             && let Some(byte) = answer.last_mut()
         {
@@ -209,7 +220,8 @@ async fn start_liar(lab: &Lab, lie: Lie) -> (SocketAddr, Arc<Server>, Arc<Atomic
     let quarantine = Arc::new(Quarantine::load(&dir.join("quarantine.json")));
     let dialer =
         Dialer::new(dialler, credentials.clone(), &ca, Outbound::direct(Transport::Auto)).expect("tls");
-    let parents = Arc::new(Parents::new(dialer, origin, quarantine));
+    let capabilities = Capabilities::load(identity.node_id(), ca.clone(), &dir.join("capabilities"));
+    let parents = Arc::new(Parents::new(dialer, origin, quarantine, capabilities));
     let config = StoreConfig { min_free_bytes: 0, ..StoreConfig::default() };
     let (store, _) = EdgeStore::open(&dir.join("cache"), config).expect("store");
     let inner = Arc::new(Relay::new(Arc::new(store), parents, TrustAnchor::Ca(ca.clone())));

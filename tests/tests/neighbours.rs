@@ -1,7 +1,7 @@
 //! Neighbours that lie about chunks and about their addresses.
 
 use std::fs;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,92 +12,17 @@ use distd_core::ManifestId;
 use distd_core::proto::control::ControlEvent;
 use distd_core::proto::frame::{Codec, Data, NodeRequest, PeerRecord};
 use distd_core::ranges::ChunkRanges;
-use distd_core::role::Role;
+use distd_peer::capabilities::Permit;
 use distd_peer::clock::unix_now;
-use distd_peer::enrollment;
-use distd_peer::net::{Dialer, Link, Meter, Outbound, ResetKey, SwarmLink, Transport, device_endpoint};
 use distd_peer::serve::{
     ChunkAnswer, Content, NodeBudget, NodesAnswer, ServeConfig, ServeError, Server, Swarm,
 };
-use distd_peer::trust::identity::NodeIdentity;
-use distd_peer::trust::record::{RecordRefused, RecordSigner, RecordText, verify_record};
-use distd_peer::trust::tls::{Credentials, PeerIdentity, quic_client, quic_neighbour};
+use distd_peer::trust::record::{RecordRefused, verify_record};
+use distd_peer::trust::tls::PeerIdentity;
 use distd_tests::artifacts;
 use distd_tests::lab::{Lab, same};
-use quinn::Endpoint;
-use rcgen::{KeyPair, SigningKey};
+use distd_tests::leaf::{Leaf, listed};
 use tokio::sync::mpsc;
-
-/// A device driven by the test, which sends and serves anything the test wants.
-struct Leaf {
-    identity: NodeIdentity,
-    credentials: Arc<Credentials>,
-    endpoint: Endpoint,
-}
-
-impl Leaf {
-    async fn enrolled(lab: &Lab, name: &str) -> Self {
-        let mut identity = NodeIdentity::load_or_create(&lab.path(name)).expect("identity");
-        let token = lab.join_token("leaf", 1).parse().expect("a token");
-        let origin = vec![lab.quic().to_owned()];
-        enrollment::enroll(
-            &mut identity,
-            &token,
-            Role::Leaf,
-            name,
-            &origin,
-            &Outbound::direct(Transport::Auto),
-        )
-        .await
-        .expect("enrolled");
-        let credentials = Credentials::of_node(&identity).expect("credentials");
-        let ca = identity.ca_der().expect("enrolled");
-        let client = quic_client(credentials.clone(), ca).expect("tls");
-        let server = quic_neighbour(credentials.clone(), ca).expect("tls");
-        let reset = ResetKey::of_node(&identity.private_key());
-        let listen = "127.0.0.1:0".parse().expect("an address");
-        let endpoint = device_endpoint(listen, client, server, &reset).expect("socket");
-        Self { identity, credentials, endpoint }
-    }
-
-    fn address(&self) -> SocketAddr {
-        self.endpoint.local_addr().expect("bound")
-    }
-
-    fn record(&self, address: SocketAddr) -> PeerRecord {
-        let text = RecordText { site: String::new(), resident: false };
-        let signer = RecordSigner::new(&self.identity, self.credentials.clone(), text).expect("a key");
-        signer.sign(vec![address]).expect("signed")
-    }
-
-    /// A record with any sequence, addresses and expiry.
-    fn record_of(&self, sequence: u64, addresses: Vec<SocketAddr>, expires: u64) -> PeerRecord {
-        let mut record = PeerRecord { sequence, addresses, expires, ..self.record(self.address()) };
-        let key = KeyPair::try_from(self.identity.private_key().secret_der()).expect("the node's key");
-        let signature = key.sign(&record.signed_bytes()).expect("signed");
-        record.signature = signature.as_slice().try_into().expect("Ed25519");
-        record
-    }
-
-    /// Joins the swarm at the origin with `record`.
-    async fn join(&self, lab: &Lab, manifest: ManifestId, record: PeerRecord) -> SwarmLink {
-        let meter = Arc::new(Meter::default());
-        let (ca, outbound) = (self.identity.ca_der().expect("enrolled"), Outbound::direct(Transport::Auto));
-        let dialer = Dialer::new(self.endpoint.clone(), self.credentials.clone(), ca, outbound).expect("tls");
-        let link = Link::connect(&dialer, lab.quic(), &meter, &meter, unix_now()).await.expect("the origin");
-        Arc::new(link).open_swarm_exchanging(manifest, record).await.expect("a swarm")
-    }
-}
-
-/// The neighbours in the origin's first list.
-async fn listed(swarm: &mut SwarmLink) -> Vec<PeerRecord> {
-    loop {
-        match swarm.next_event().await.expect("the origin answers").expect("the swarm is open") {
-            ControlEvent::Peers(records) => return records,
-            _ => continue,
-        }
-    }
-}
 
 /// A server that announces everything and sends other bytes.
 struct Liar {
@@ -107,6 +32,10 @@ struct Liar {
 
 #[async_trait]
 impl Content for Liar {
+    async fn permit(&self, _: &PeerIdentity, _: ManifestId, _: &Bytes) -> Result<Permit, ServeError> {
+        Ok(Permit::ALL)
+    }
+
     async fn swarm(
         &self,
         _: &PeerIdentity,
@@ -116,7 +45,7 @@ impl Content for Liar {
         Ok(Arc::new(Self { ids: self.ids.clone(), asked: self.asked.clone() }))
     }
 
-    async fn metadata(&self, _: Bytes) -> Result<Bytes, ServeError> {
+    async fn metadata(&self, _: &PeerIdentity, _: Bytes) -> Result<Bytes, ServeError> {
         Err(ServeError::Unauthorised)
     }
 

@@ -374,6 +374,8 @@ impl Job {
         }
         result.map_err(|error| match error {
             FetchError::Sink(_) => write_failed(io::Error::other(error)),
+            // The caller's message has the advice for a device that is shut out.
+            FetchError::Unavailable { is_shut_out: true, .. } => Failure::new(Code::Refused, error.into()).into(),
             FetchError::Unavailable { .. } => {
                 let next = "check that a parent runs and reaches the origin, then run the same command again: it resumes";
                 Failure::new(Code::Network, error.into()).next(next).into()

@@ -99,9 +99,16 @@ impl Session {
         let _ = tokio::time::timeout(LEAVE, self.endpoint.wait_idle()).await;
     }
 
-    /// Resolves `wanted` to a manifest by signed metadata. A parent whose answer does not verify is
-    /// skipped.
+    /// Resolves `wanted` to a manifest by signed metadata, and asks for this device's capabilities
+    /// at the same time.
     pub(super) async fn resolve(&self, wanted: &Wanted) -> anyhow::Result<Resolved> {
+        let asking = self.parents.ask_capabilities(Vec::new(), vec![wanted.target_name()]);
+        let (resolved, ()) = tokio::join!(self.resolve_signed(wanted), asking);
+        resolved
+    }
+
+    /// Resolves `wanted` by signed metadata. A parent whose answer does not verify is skipped.
+    async fn resolve_signed(&self, wanted: &Wanted) -> anyhow::Result<Resolved> {
         let mut last = None;
         let mut unreachable = true;
         for first in 0..self.parents.len() {
@@ -160,7 +167,9 @@ impl Session {
             return Ok(manifest);
         }
         let next = "check that the parent runs and reaches the origin, then run the same command again";
-        Err(Failure::new(Code::Network, last.context("could not get the manifest")).next(next).into())
+        // A parent that refuses this device did answer.
+        let code = if last.chain().any(is_shut_out) { Code::Refused } else { Code::Network };
+        Err(Failure::new(code, last.context("could not get the manifest")).next(next).into())
     }
 
     /// Fetches chunks of a manifest into `sink` from the parents, and from neighbours if the
@@ -196,7 +205,7 @@ impl Session {
         for lost in 0.. {
             let link = self.parents.link(index).await?;
             let attempt = async {
-                let swarm = link.open_swarm(id).await?;
+                let swarm = link.open_swarm(id, self.parents.capability_for(link.role(), id).await).await?;
                 let fetched = fetch_manifest(&swarm.handle(), id, root.clone(), held).await;
                 swarm.leave();
                 fetched

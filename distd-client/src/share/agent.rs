@@ -249,7 +249,8 @@ impl Announcer {
         held: &ChunkRanges,
     ) -> anyhow::Result<()> {
         let own = self.lateral.neighbourhood.own_record(link.remote())?;
-        let mut swarm = link.open_swarm_exchanging(manifest, own).await?;
+        let capability = self.parents.capability_for(link.role(), manifest).await;
+        let mut swarm = link.open_swarm_exchanging(manifest, capability, own).await?;
         swarm.announce(held).await?;
         let mut met = Vec::new();
         // The list of neighbours is the answer to wait for. HAVE frames of the peer may come before

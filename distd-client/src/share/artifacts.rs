@@ -189,7 +189,8 @@ impl KeptArtifacts {
     async fn fetch(&self, id: ManifestId, held: &[&Manifest], budget: &NodeBudget) -> Option<Manifest> {
         for index in 0..self.parents.len() {
             let Ok(link) = self.parents.link(index).await else { continue };
-            let Ok(swarm) = link.open_swarm(id).await else { continue };
+            let capability = self.parents.capability_for(link.role(), id).await;
+            let Ok(swarm) = link.open_swarm(id, capability).await else { continue };
             let fetched = fetch_manifest_within(&swarm.handle(), id, None, held, FOREIGN_BYTES_MAX).await;
             swarm.leave();
             // Charge at least the cost of this device's own search.
@@ -233,6 +234,10 @@ impl InstalledArtifacts for KeptArtifacts {
             Some(whole) => self.open_installed(whole, content).await,
             None => self.open_foreign(id, &installed, budget, content).await,
         }
+    }
+
+    fn is_installed(&self, id: &ManifestId) -> bool {
+        installed::list(&self.data).iter().any(|artifact| artifact.manifest == *id)
     }
 
     fn manifest(&self, id: &ManifestId) -> Option<Arc<Manifest>> {

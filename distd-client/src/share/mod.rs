@@ -28,6 +28,7 @@ use distd_peer::driver::Exchange;
 use distd_peer::manifest_fetch::fetch_manifest;
 use distd_peer::mdns::Mdns;
 use distd_peer::neighbours::{Neighbourhood, Neighbours};
+use distd_peer::parents::Parents;
 use distd_peer::serve::{ServeConfig, Server, Sites};
 use distd_peer::share::{ChunkBytes, Device, DeviceContent, Holdings, SharedSwarm};
 use distd_peer::table::ChunkTable;
@@ -48,6 +49,7 @@ pub struct Lateral {
     pub(crate) content: Arc<DeviceContent>,
     pub(crate) server: Arc<Server>,
     sites: Arc<Sites>,
+    parents: Arc<Parents>,
     serving: AbortHandle,
     /// Multicast DNS; `None` when it is off or could not be started.
     mdns: Option<Mdns>,
@@ -77,7 +79,10 @@ impl Lateral {
                 allowed: Box::new(move |address| reach.allows_neighbour(address)),
             },
         );
-        let content = DeviceContent::new(KeptArtifacts::new(node.data.clone(), node.parents.clone()));
+        let content = DeviceContent::new(
+            KeptArtifacts::new(node.data.clone(), node.parents.clone()),
+            node.parents.clone(),
+        );
         let config = ServeConfig { sites: Some(sites.clone()), ..sharing.serve_config() };
         let server = Server::new(Arc::new(Device(content.clone())), config);
         let endpoint = node.endpoint.clone();
@@ -94,7 +99,8 @@ impl Lateral {
                 .ok()
         });
         let serving = serving.abort_handle();
-        Ok(Self { neighbourhood, content, server, sites, serving, mdns })
+        let parents = node.parents.clone();
+        Ok(Self { neighbourhood, content, server, sites, parents, serving, mdns })
     }
 
     /// Serves the held chunks of a manifest until the returned value is dropped.
@@ -128,7 +134,8 @@ impl Lateral {
         known.extend(local.borrow().iter().cloned());
         for neighbour in known {
             let Ok(link) = self.neighbourhood.link(&neighbour).await else { continue };
-            let Ok(swarm) = link.open_swarm(id).await else { continue };
+            let capability = self.parents.capability(id).await;
+            let Ok(swarm) = link.open_swarm(id, capability).await else { continue };
             let fetched = fetch_manifest(&swarm.handle(), id, root.clone(), held).await;
             swarm.leave();
             match fetched {

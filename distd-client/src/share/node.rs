@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 use distd_core::error::Chain;
+use distd_peer::capabilities::Capabilities;
 use distd_peer::clock::unix_now;
 use distd_peer::enrollment;
 use distd_peer::net::{BindError, Dialer, Outbound, ResetKey, device_endpoint};
@@ -87,7 +88,9 @@ impl DeviceNode {
         let ca = identity.ca_der().context("the device has no CA certificate").map_err(refused)?;
         let dialer = Dialer::new(endpoint.clone(), credentials.clone(), ca, outbound)
             .map_err(|e| refused(e.into()))?;
-        let parents_of = Parents::new(dialer, parents.clone(), quarantine.clone());
+        let node = identity.node_id();
+        let capabilities = Capabilities::load(node, ca.clone(), &data.join("capabilities"));
+        let parents_of = Parents::new(dialer, parents.clone(), quarantine.clone(), capabilities);
         Ok(Self {
             data: data.to_owned(),
             identity,

@@ -6,9 +6,13 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::Frame;
 use super::close::CloseCode;
-use super::frame::{Choke, Handshake, PROTOCOL_VERSION, PeerRecord, PeerRecords, Ranges, Shun};
+use super::frame::{
+    CapabilityBody, Choke, Handshake, PROTOCOL_VERSION, PeerRecord, PeerRecords, Ranges, Shun,
+};
 use crate::bounds::SHUN_NODES_MAX;
 use crate::ranges::ChunkRanges;
 use crate::{ManifestId, NodeId};
@@ -82,6 +86,8 @@ pub enum ControlEvent {
     /// All nodes the peer shuns: the ones it has just named and the ones it named before. The peer
     /// gives no proof.
     Shuns(BTreeSet<NodeId>),
+    /// A newer capability of the peer. It is not verified yet.
+    Capability(Bytes),
 }
 
 /// State of one side of the stream.
@@ -167,6 +173,9 @@ impl Control {
                 }
                 Ok(Some(ControlEvent::Shuns(self.remote_shuns.clone())))
             }
+            (State::Open, Frame::Capability(CapabilityBody(newer))) => {
+                Ok(Some(ControlEvent::Capability(newer)))
+            }
             // An asker withdraws a batch with STOP_SENDING. CANCEL concerns only chunks of no open
             // batch, for which this side keeps no state.
             (State::Open, Frame::Cancel(_)) => Ok(None),
@@ -197,6 +206,11 @@ impl Control {
         if !fresh.is_empty() {
             self.out.push_back(Frame::Shun(Shun(fresh)));
         }
+    }
+
+    /// Sends a newer capability of this side.
+    pub fn prove(&mut self, capability: Bytes) {
+        self.out.push_back(Frame::Capability(CapabilityBody(capability)));
     }
 
     /// Asks the peer for neighbours now, and for further ones as they come.
@@ -269,7 +283,7 @@ mod tests {
 
     #[test]
     fn every_state_and_frame_has_the_outcome_of_this_table() {
-        let frames: [(&str, Frame); 12] = [
+        let frames: [(&str, Frame); 13] = [
             ("handshake", Frame::Handshake(Handshake::new(id(1)))),
             ("other swarm", Frame::Handshake(Handshake::new(id(2)))),
             (
@@ -284,6 +298,7 @@ mod tests {
             ("pex request", Frame::PexRequest),
             ("peer records", Frame::PeerRecords(PeerRecords(Vec::new()))),
             ("shun", Frame::Shun(Shun(vec![NodeId([1; 16])]))),
+            ("capability", Frame::Capability(CapabilityBody(Bytes::from_static(b"c")))),
             ("unknown", Frame::Unknown { frame_type: 200, len: 3 }),
         ];
         let mut table = String::new();

@@ -1,7 +1,9 @@
 //! Task that dials one peer, follows its control stream, and reports when the peer is lost.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use distd_core::ManifestId;
 use distd_core::error::Chain;
 use distd_core::proto::control::ControlEvent;
@@ -9,12 +11,18 @@ use distd_core::ranges::ChunkRanges;
 use distd_core::swarm::{AskerGossip, AskerNews, Neighbour, PeerId};
 use tokio::sync::mpsc;
 
-use super::{Exchange, Message};
+use super::{Exchange, Message, Problem};
 use crate::changes::{changed, seen};
-use crate::clock::monotonic_now;
+use crate::clock::{monotonic_now, unix_now};
 use crate::neighbours::{NeighbourError, Neighbourhood};
-use crate::net::{Link, LinkError, SwarmLink};
+use crate::net::{Link, LinkError, SwarmLink, is_shut_out};
 use crate::parents::{Parents, ParentsError};
+
+/// Pause after which a parent that gave no newer capability is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// Longest wait between two looks at the clock, which may be set meanwhile.
+const CLOCK_LOOK: Duration = Duration::from_secs(30);
 
 /// Way to a peer.
 pub(super) enum Route {
@@ -40,6 +48,8 @@ pub(super) struct Caller {
     pub(super) peer: PeerId,
     pub(super) route: Route,
     pub(super) manifest: ManifestId,
+    /// Parents of this node, which give it its capabilities.
+    pub(super) parents: Arc<Parents>,
     pub(super) exchange: Option<Exchange>,
     /// Chunks that the driver was started for.
     pub(super) wanted: Arc<ChunkRanges>,
@@ -49,38 +59,73 @@ pub(super) struct Caller {
 impl Caller {
     pub(super) async fn run(self) {
         let followed = match self.join().await {
-            Ok(swarm) => {
+            Ok((swarm, capability)) => {
                 if self.tx.send(Message::Connected(self.peer, swarm.handle())).await.is_err() {
                     return;
                 }
-                self.follow(swarm).await.map_err(JoinError::Link)
+                self.follow(swarm, capability).await.map_err(JoinError::Link)
             }
             Err(error) => Err(error),
         };
-        let problem = followed
-            .err()
-            .map_or_else(|| "the peer left the swarm".to_owned(), |error| Chain(&error).to_string());
+        let problem = match followed {
+            Ok(()) => Problem { text: "the peer left the swarm".to_owned(), is_shut_out: false },
+            Err(error) => Problem { text: Chain(&error).to_string(), is_shut_out: is_shut_out(&error) },
+        };
         // The receiver is gone only if nobody waits for the driver's result.
         let _ = self.tx.send(Message::Lost(self.peer, problem)).await;
     }
 
-    async fn join(&self) -> Result<SwarmLink, JoinError> {
+    /// Opens the swarm at the peer; returns it with the capability that was shown.
+    async fn join(&self) -> Result<(SwarmLink, Bytes), JoinError> {
         let link: Arc<Link> = match &self.route {
             Route::Parent(parents, index) => parents.link(*index).await?,
             Route::Neighbour(neighbourhood, neighbour) => neighbourhood.link(neighbour).await?,
         };
-        let Some(exchange) = &self.exchange else { return Ok(link.open_swarm(self.manifest).await?) };
-        let own = exchange.neighbourhood.own_record(link.remote())?;
-        Ok(link.open_swarm_exchanging(self.manifest, own).await?)
+        let capability = self.parents.capability_for(link.role(), self.manifest).await;
+        let swarm = match &self.exchange {
+            None => link.open_swarm(self.manifest, capability.clone()).await?,
+            Some(exchange) => {
+                let own = exchange.neighbourhood.own_record(link.remote())?;
+                link.open_swarm_exchanging(self.manifest, capability.clone(), own).await?
+            }
+        };
+        Ok((swarm, capability))
+    }
+
+    /// Returns a newer capability than `shown`, when it is time for one and a parent has given it.
+    async fn renewed(&self, shown: Bytes) -> Bytes {
+        loop {
+            let due = self.parents.capabilities().renew_at(&self.manifest);
+            match due.map(|due| due.saturating_sub(unix_now())) {
+                Some(0) => {
+                    let newer = self.parents.capability(self.manifest).await;
+                    if !newer.is_empty() && newer != shown {
+                        return newer;
+                    }
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+                Some(left) => tokio::time::sleep(Duration::from_secs(left).min(CLOCK_LOOK)).await,
+                None => tokio::time::sleep(CLOCK_LOOK).await,
+            }
+        }
     }
 
     /// Follows the control stream until the peer leaves the swarm.
-    async fn follow(&self, mut swarm: SwarmLink) -> Result<(), LinkError> {
+    async fn follow(&self, mut swarm: SwarmLink, shown: Bytes) -> Result<(), LinkError> {
+        let mut renewal = std::pin::pin!(self.renewed(shown));
         let Some(exchange) = &self.exchange else {
-            while let Some(event) = self.next(&mut swarm).await? {
-                self.handle(event).await;
+            loop {
+                tokio::select! {
+                    event = self.next(&mut swarm) => match event? {
+                        Some(event) => self.handle(event).await,
+                        None => return Ok(()),
+                    },
+                    newer = &mut renewal => {
+                        swarm.prove(newer.clone()).await?;
+                        renewal.set(self.renewed(newer));
+                    }
+                }
             }
-            return Ok(());
         };
         let neighbourhood = &exchange.neighbourhood;
         let is_parent = matches!(self.route, Route::Parent(..));
@@ -111,6 +156,10 @@ impl Caller {
                 },
                 () = changed(&mut growth), if !gossip.has_growth() => gossip.handle_growth(),
                 () = changed(&mut shunning) => gossip.handle_shuns(),
+                newer = &mut renewal => {
+                    swarm.prove(newer.clone()).await?;
+                    renewal.set(self.renewed(newer));
+                }
                 () = news => {}
             }
         }
@@ -134,7 +183,7 @@ impl Caller {
             ControlEvent::Have(chunks) => Message::Have(self.peer, chunks),
             ControlEvent::Peers(records) => Message::Peers(records),
             ControlEvent::Shuns(nodes) => Message::Distrusted(self.peer, nodes),
-            ControlEvent::Unchoked | ControlEvent::PeersWanted => return,
+            ControlEvent::Unchoked | ControlEvent::PeersWanted | ControlEvent::Capability(_) => return,
         };
         // The receiver is gone only if nobody waits for the driver's result.
         let _ = self.tx.send(message).await;

@@ -118,6 +118,8 @@ pub enum FetchError {
         count: u64,
         /// Last problem with a parent, for the message.
         last: Option<String>,
+        /// Whether that problem was that this node is not authorised.
+        is_shut_out: bool,
     },
 }
 
@@ -130,7 +132,7 @@ enum Message {
     /// The peer answered the handshake of the swarm.
     Handshake(PeerId),
     /// The connection ended, or could not be made. The peer's task has ended.
-    Lost(PeerId, String),
+    Lost(PeerId, Problem),
     /// The peer broke the protocol on its control stream.
     Breach(PeerId, String),
     Choked(PeerId, Duration),
@@ -150,6 +152,13 @@ enum Message {
     BatchEnd(BatchId),
     BatchFailed(PeerSwarm, BatchId, String, PeerFault),
     SinkFailed(SinkError),
+}
+
+/// Reason why a peer was lost.
+struct Problem {
+    text: String,
+    /// Whether the peer ended the swarm because this node is not authorised.
+    is_shut_out: bool,
 }
 
 /// Message to a running driver.
@@ -225,6 +234,8 @@ pub struct Driver {
     looked: Timestamp,
     tasks: JoinSet<()>,
     last_problem: Option<String>,
+    /// Whether the last problem was that this node is not authorised.
+    is_shut_out: bool,
 }
 
 impl Driver {
@@ -255,6 +266,7 @@ impl Driver {
             looked: Timestamp::default(),
             tasks: JoinSet::new(),
             last_problem: None,
+            is_shut_out: false,
         };
         (driver, DriverHandle(wants_tx))
     }
@@ -283,7 +295,8 @@ impl Driver {
         self.add_wanted(&wanted);
         while !self.asker.is_idle() {
             if let Some(count) = self.step(false).await? {
-                return Err(FetchError::Unavailable { count, last: self.last_problem.take() });
+                let (last, is_shut_out) = (self.last_problem.take(), self.is_shut_out);
+                return Err(FetchError::Unavailable { count, last, is_shut_out });
             }
         }
         Ok(())
@@ -335,7 +348,8 @@ impl Driver {
             (DialTarget::Neighbour(_), None) => return self.asker.handle_lost(monotonic_now(), peer),
         };
         let (manifest, exchange, tx) = (self.manifest, self.exchange.clone(), self.messages_tx.clone());
-        let caller = Caller { peer, route, manifest, exchange, wanted: self.wanted.clone(), tx };
+        let (parents, wanted) = (self.parents.clone(), self.wanted.clone());
+        let caller = Caller { peer, route, manifest, parents, exchange, wanted, tx };
         let task = self.tasks.spawn(caller.run());
         self.peers.insert(peer, Dialled { name, task, swarm: None });
     }
@@ -445,10 +459,11 @@ impl Driver {
                 }
             }
             Message::Handshake(peer) => self.asker.handle_handshake(peer),
-            Message::Lost(peer, problem) => {
+            Message::Lost(peer, Problem { text, is_shut_out }) => {
                 let name = self.peers.remove(&peer).map(|dialled| dialled.name);
-                tracing::debug!(peer = name, problem, "peer lost");
-                self.last_problem = Some(problem);
+                tracing::debug!(peer = name, problem = text, "peer lost");
+                self.last_problem = Some(text);
+                self.is_shut_out = is_shut_out;
                 self.asker.handle_lost(now, peer);
             }
             Message::Breach(peer, problem) => {

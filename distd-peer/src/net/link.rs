@@ -220,12 +220,18 @@ impl Link {
         Ok(answer.freeze())
     }
 
-    /// Opens the swarm of `manifest`. Does not wait for the answer: requests may follow at once.
+    /// Opens the swarm of `manifest` with this node's capability for it, which may be empty. Does
+    /// not wait for the answer: requests may follow at once.
     ///
     /// # Errors
     /// [`LinkError`].
-    pub async fn open_swarm(self: &Arc<Self>, manifest: ManifestId) -> Result<SwarmLink, LinkError> {
-        self.open_control(Control::new(Side::Opener, Handshake::new(manifest))).await
+    pub async fn open_swarm(
+        self: &Arc<Self>,
+        manifest: ManifestId,
+        capability: Bytes,
+    ) -> Result<SwarmLink, LinkError> {
+        let handshake = Handshake { capability, ..Handshake::new(manifest) };
+        self.open_control(Control::new(Side::Opener, handshake)).await
     }
 
     /// Opens the swarm of `manifest` and takes part in the exchange of the site: sends this node's
@@ -236,9 +242,10 @@ impl Link {
     pub async fn open_swarm_exchanging(
         self: &Arc<Self>,
         manifest: ManifestId,
+        capability: Bytes,
         own: PeerRecord,
     ) -> Result<SwarmLink, LinkError> {
-        let handshake = Handshake { exchanges: true, ..Handshake::new(manifest) };
+        let handshake = Handshake { capability, exchanges: true, ..Handshake::new(manifest) };
         let mut control = Control::new(Side::Opener, handshake);
         control.send_peers(vec![own]);
         control.want_peers();
@@ -328,6 +335,15 @@ impl SwarmLink {
     /// The connection's error.
     pub async fn shun(&mut self, nodes: &[NodeId]) -> Result<(), LinkError> {
         self.control.shun(nodes);
+        self.transmit().await
+    }
+
+    /// Sends a newer capability of this node.
+    ///
+    /// # Errors
+    /// The connection's error.
+    pub async fn prove(&mut self, capability: Bytes) -> Result<(), LinkError> {
+        self.control.prove(capability);
         self.transmit().await
     }
 

@@ -27,7 +27,7 @@ pub use endpoint::{
     is_without_ipv6, own_address, parent_sockets, resolve, server_endpoint, udp_socket,
 };
 pub use enroll::{EnrollError, exchange_enroll};
-pub use error::{WireError, close_code};
+pub use error::{WireError, close_code, is_shut_out};
 pub(crate) use https::Accepted as HttpsAccepted;
 pub use link::{Link, LinkError, SwarmHandle, SwarmLink};
 pub use meter::{Meter, MeterReading};

@@ -12,11 +12,14 @@ use distd_core::ManifestId;
 use distd_core::bounds::HELD_MANIFESTS_MAX;
 use distd_core::error::Chain;
 use distd_core::manifest::Manifest;
+use distd_core::role::Role;
 use tokio::sync::OnceCell;
 
+use super::asked_capabilities::AskedCapabilities;
 use super::metadata_cache::{MetadataCache, PARENT_DOWN};
 use super::mirror::Mirror;
 use super::swarm::RelaySwarm;
+use crate::capabilities::Permit;
 use crate::clock::unix_now;
 use crate::manifest_fetch::fetch_manifest;
 use crate::net::exchange_enroll;
@@ -24,7 +27,9 @@ use crate::parents::Parents;
 use crate::rates::Throttle;
 use crate::serve::{Content, NodeBudget, ServeError, Swarm};
 use crate::store::EdgeStore;
+use crate::trust::capability::CapabilityQuestion;
 use crate::trust::tls::{PeerIdentity, TrustAnchor};
+use crate::trust::tuf::wire::Query;
 
 /// Maximum number of swarms kept open; beyond it the least recently used is closed. A swarm costs
 /// the memory of its manifest, some 8 MB for an 800 MB image.
@@ -65,6 +70,8 @@ pub struct Relay {
     /// Manifests that no parent knew, and when that was found.
     unknown: Mutex<HashMap<ManifestId, Instant>>,
     metadata: tokio::sync::Mutex<MetadataCache>,
+    /// Answers with the capabilities of askers.
+    asked: Mutex<AskedCapabilities>,
     /// Signed metadata that passed through, kept for when the parents are away.
     mirror: Option<Mirror>,
     /// Unix time in seconds at which a parent last answered; 0 for never.
@@ -86,6 +93,7 @@ impl Relay {
             swarms: Mutex::default(),
             unknown: Mutex::default(),
             metadata,
+            asked: Mutex::default(),
             mirror: None,
             heard: AtomicU64::new(0),
             counters: RelayCounters::default(),
@@ -146,6 +154,29 @@ impl Relay {
         let answer = link.metadata(question).await.map_err(|e| ServeError::Upstream(e.into()))?;
         self.heard.store(unix_now(), Ordering::Relaxed);
         Ok(answer)
+    }
+
+    /// Answers an asker's question for its capabilities: from memory while they are fresh, and as
+    /// long as they are valid while no parent answers.
+    async fn capabilities_of(&self, peer: &PeerIdentity, mut question: Query) -> Result<Bytes, ServeError> {
+        let asked = question.capability.get_or_insert_default();
+        // The parent believes this relay, so the relay must not pass on the claim of a device.
+        if peer.role != Role::Relay {
+            *asked = CapabilityQuestion::new(peer.node_id, std::mem::take(&mut asked.manifests));
+        }
+        let node = asked.node();
+        let question = Bytes::from(question.encode());
+        let asked = || self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(answer) = asked().fresh(&node, &question, unix_now()) {
+            return Ok(answer);
+        }
+        match self.ask_metadata(question.clone()).await {
+            Ok(answer) => {
+                asked().keep(node, question, answer.clone());
+                Ok(answer)
+            }
+            Err(error) => asked().valid(&node, &question, unix_now()).ok_or(error),
+        }
     }
 
     /// Returns the kept answer to a question that no parent answers.
@@ -277,7 +308,7 @@ async fn fetch(
             }
         };
         let attempt = async {
-            let swarm = link.open_swarm(id).await?;
+            let swarm = link.open_swarm(id, parents.capability_for(link.role(), id).await).await?;
             let held: Vec<&Manifest> = held.iter().collect();
             let fetched = fetch_manifest(&swarm.handle(), id, None, &held).await;
             swarm.leave();
@@ -311,6 +342,27 @@ async fn blocking<T: Send + 'static>(
 
 #[async_trait]
 impl Content for Relay {
+    async fn permit(
+        &self,
+        peer: &PeerIdentity,
+        manifest: ManifestId,
+        shown: &Bytes,
+    ) -> Result<Permit, ServeError> {
+        let capabilities = self.parents.capabilities();
+        let judge = || capabilities.permit(&peer.node_id, &manifest, shown, unix_now());
+        let refused = match judge() {
+            Ok(permit) => return Ok(permit),
+            Err(refused) => refused,
+        };
+        if !shown.is_empty() {
+            return Err(ServeError::NotPermitted(refused));
+        }
+        // A device of an earlier release shows none. The origin may have released the manifest for
+        // any node.
+        self.parents.capability(manifest).await;
+        judge().map_err(ServeError::NotPermitted)
+    }
+
     async fn swarm(
         &self,
         _peer: &PeerIdentity,
@@ -338,7 +390,12 @@ impl Content for Relay {
         }
     }
 
-    async fn metadata(&self, query: Bytes) -> Result<Bytes, ServeError> {
+    async fn metadata(&self, peer: &PeerIdentity, query: Bytes) -> Result<Bytes, ServeError> {
+        if let Ok(question) = Query::decode(&query)
+            && question.capability.is_some()
+        {
+            return self.capabilities_of(peer, question).await;
+        }
         // Held while asking: another asker of the same question waits here and then finds the
         // answer.
         let mut cache = self.metadata.lock().await;

@@ -1,6 +1,7 @@
 //! The relay: fetches every byte over its uplink once and serves its office, forwarding chunks as
 //! they arrive.
 
+mod asked_capabilities;
 mod batch_fetch;
 mod config;
 mod content;

@@ -13,6 +13,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::task::JoinSet;
 
 use super::{Relay, RelayConfig};
+use crate::capabilities::Capabilities;
 use crate::clock::unix_now;
 use crate::enrollment::{self, EnrollmentError};
 use crate::metrics::{self, MetricsError};
@@ -132,7 +133,8 @@ pub async fn start(config: RelayConfig, token: Option<&JoinToken>) -> Result<Run
     let quic = endpoint_of_both(|| Ok::<_, StartError>(quic_client(credentials.clone(), &ca)?))?;
     let dialer = Dialer::new(quic, credentials.clone(), &ca, outbound.clone())?;
     let quarantine = Arc::new(Quarantine::load(&config.data.join("quarantine.json")));
-    let parents = Arc::new(Parents::new(dialer, config.parents.clone(), quarantine));
+    let capabilities = Capabilities::load(identity.node_id(), ca.clone(), &config.data.join("capabilities"));
+    let parents = Arc::new(Parents::new(dialer, config.parents.clone(), quarantine, capabilities));
     let relay = Relay::new(store.clone(), parents, TrustAnchor::Ca(ca.clone()));
     let relay = relay.limited(config.download.clone()).mirroring(&config.data.join("metadata"));
     let relay = Arc::new(relay);

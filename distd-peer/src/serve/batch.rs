@@ -11,7 +11,7 @@ use distd_core::ranges::ChunkRanges;
 use tokio::sync::mpsc;
 
 use super::ChunkAnswer;
-use super::connection::Peer;
+use super::connection::{OpenSwarm, Peer};
 use super::slots::Slot;
 use super::streams::{send, wire};
 use crate::net::{FrameReader, FrameWriter, WireError};
@@ -34,8 +34,17 @@ pub(super) async fn answer(
     while let Some(frame) = reader.next().await.map_err(wire)? {
         asked.handle_frame(frame).map_err(|_| CloseCode::Protocol)?;
     }
-    let mut wanted = asked.finish().map_err(|_| CloseCode::Protocol)?;
+    let wanted = asked.finish().map_err(|_| CloseCode::Protocol)?;
     let swarm = peer.swarms.wait(control).await?;
+    swarm.while_permitted(answer_swarm(peer, &swarm, wanted, writer)).await
+}
+
+async fn answer_swarm(
+    peer: &Peer,
+    swarm: &OpenSwarm,
+    mut wanted: ChunkRanges,
+    writer: &mut FrameWriter,
+) -> Result<(), CloseCode> {
     let counters = &peer.server.counters;
     if let Some(member) = &swarm.member {
         let suppressing = peer.server.slots.suppresses_duplicates();

@@ -35,6 +35,41 @@ pub(super) struct OpenSwarm {
     pub(super) content: Arc<dyn Swarm>,
     /// The peer's part in the exchange of its site, if it takes part.
     pub(super) member: Option<Member>,
+    /// End of the peer's permit, unix seconds; 0 when it was withdrawn.
+    pub(super) permitted_until: watch::Sender<u64>,
+}
+
+/// Longest wait between two looks at the clock, which may be set meanwhile.
+pub(super) const PERMIT_LOOK: Duration = Duration::from_secs(30);
+
+impl OpenSwarm {
+    /// Does a part of the swarm's work, until the peer's permit ends.
+    ///
+    /// # Errors
+    /// Those of the work, and [`CloseCode::Unauthorised`].
+    pub(super) async fn while_permitted<T>(
+        &self,
+        work: impl Future<Output = Result<T, CloseCode>>,
+    ) -> Result<T, CloseCode> {
+        let mut until = self.permitted_until.subscribe();
+        let end = async {
+            loop {
+                let left = until.borrow_and_update().saturating_sub(unix_now());
+                if left == 0 {
+                    return;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_secs(left).min(PERMIT_LOOK)) => {}
+                    // The sender lives as long as `self`.
+                    _ = until.changed() => {}
+                }
+            }
+        };
+        tokio::select! {
+            done = work => done,
+            () = end => Err(CloseCode::Unauthorised),
+        }
+    }
 }
 
 /// The streams of one connection that may be control streams, by stream id, and the swarms of the

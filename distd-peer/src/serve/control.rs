@@ -4,6 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use distd_core::ManifestId;
+use distd_core::fleet::Right;
 use distd_core::proto::Frame;
 use distd_core::proto::close::CloseCode;
 use distd_core::proto::control::{Control, ControlEvent, Side};
@@ -11,10 +14,12 @@ use distd_core::proto::frame::Handshake;
 use distd_core::swarm::{Advertise, AnswererGossip, AnswererNews};
 use tokio::sync::watch;
 
-use super::connection::{OpenSwarm, Peer, SwarmState};
+use super::ServeError;
+use super::connection::{OpenSwarm, PERMIT_LOOK, Peer, SwarmState};
 use super::streams::{refuse, wire};
+use crate::capabilities::Permit;
 use crate::changes::{changed, seen};
-use crate::clock::monotonic_now;
+use crate::clock::{monotonic_now, unix_now};
 use crate::net::{FrameReader, FrameWriter, WireError};
 
 pub(super) async fn answer(
@@ -46,6 +51,9 @@ async fn open(
     // Taken before the swarm is opened or anything is answered: a swarm whose handshake was
     // answered has its place.
     let _place = peer.budget.swarm().ok_or(CloseCode::Busy)?;
+    let shown = theirs.capability.clone();
+    let permit = peer.server.content.permit(&peer.identity, manifest, &shown).await;
+    let permit = permit.map_err(|e| refuse(peer, "swarm", &e))?;
     let content = peer.server.content.swarm(&peer.identity, &peer.budget, manifest).await;
     let content = content.map_err(|e| refuse(peer, "swarm", &e))?;
     let ours = Handshake { fetches_upstream: content.fetches_upstream(), ..Handshake::new(manifest) };
@@ -60,15 +68,37 @@ async fn open(
             return Err(CloseCode::Protocol);
         };
         if let (Some(sites), Some(own)) = (&peer.server.config.sites, records.into_iter().next()) {
-            member = sites.join(peer.identity.node_id, peer.observed, manifest, own);
+            let may_seed = permit.rights.has(Right::Seed);
+            member = sites.join(peer.identity.node_id, peer.observed, manifest, own, may_seed);
         }
     }
     peer.remember_swarm(&content);
-    let swarm = Arc::new(OpenSwarm { content, member });
+    let swarm = Arc::new(OpenSwarm { content, member, permitted_until: watch::Sender::new(permit.until) });
     peer.swarms.set(id, SwarmState::Open(swarm.clone()));
     let (gossip, growth) = (AnswererGossip::new(monotonic_now()), swarm.content.growth());
     let site = swarm.member.as_ref().map(|member| member.changes());
-    Answerer { peer, swarm: &swarm, control, gossip, growth, site }.run(writer, reader).await
+    let proof = Proof { manifest, shown, permit };
+    let result =
+        Answerer { peer, swarm: &swarm, control, gossip, growth, site, proof }.run(writer, reader).await;
+    if result == Err(CloseCode::Unauthorised) {
+        swarm.permitted_until.send_replace(0);
+    }
+    result
+}
+
+/// What permits the peer to have the swarm.
+struct Proof {
+    manifest: ManifestId,
+    /// Capability that the peer showed last.
+    shown: Bytes,
+    permit: Permit,
+}
+
+/// Waits until it is time to look at a permit again: halfway to its end, so that a permit which is
+/// extended never ends in between.
+async fn permit_due(until: u64) {
+    let left = until.saturating_sub(unix_now());
+    tokio::time::sleep(Duration::from_secs(left.div_ceil(2)).min(PERMIT_LOOK)).await;
 }
 
 struct Answerer<'a> {
@@ -80,10 +110,12 @@ struct Answerer<'a> {
     growth: Option<watch::Receiver<()>>,
     /// Changes of the directory of the peer's site; `None` if the peer takes no part.
     site: Option<watch::Receiver<()>>,
+    proof: Proof,
 }
 
 impl Answerer<'_> {
     async fn run(&mut self, writer: &mut FrameWriter, reader: &mut FrameReader) -> Result<(), CloseCode> {
+        let mut permits = self.peer.server.content.permit_changes();
         loop {
             while let Some(news) = self.gossip.poll(monotonic_now()) {
                 match news {
@@ -97,7 +129,11 @@ impl Answerer<'_> {
             let news = tokio::time::sleep(self.gossip.poll_timeout().since(monotonic_now()));
             tokio::select! {
                 frame = reader.next() => match frame {
-                    Ok(Some(frame)) => self.take(frame)?,
+                    Ok(Some(frame)) => {
+                        if self.take(frame)? {
+                            self.check_permit().await?;
+                        }
+                    }
                     Ok(None) => return Ok(()),
                     // Silence on a control stream is no fault.
                     Err(WireError::Stalled(_)) => {}
@@ -108,6 +144,11 @@ impl Answerer<'_> {
                 }
                 () = changed(&mut self.site), if !self.gossip.has_site_change() => {
                     self.gossip.handle_site_change(monotonic_now());
+                }
+                () = permit_due(self.proof.permit.until) => self.check_permit().await?,
+                () = changed(&mut permits) => {
+                    seen(&mut permits);
+                    self.check_permit().await?;
                 }
                 () = news => {}
             }
@@ -121,7 +162,30 @@ impl Answerer<'_> {
         Ok(())
     }
 
-    fn take(&mut self, frame: Frame) -> Result<(), CloseCode> {
+    /// Asks again whether the peer may have the swarm, and with that extends its permit. The answer
+    /// may come from a parent; the permit does not wait for it past its end.
+    async fn check_permit(&mut self) -> Result<(), CloseCode> {
+        let Proof { manifest, shown, permit } = &mut self.proof;
+        let asking = self.peer.server.content.permit(&self.peer.identity, *manifest, shown);
+        let left = Duration::from_secs(permit.until.saturating_sub(unix_now()));
+        match tokio::time::timeout(left, asking).await.unwrap_or(Err(ServeError::Unauthorised)) {
+            // The asker may come again, and is then not advertised any more.
+            Ok(newer) if permit.rights.has(Right::Seed) && !newer.rights.has(Right::Seed) => {
+                return Err(CloseCode::Unauthorised);
+            }
+            Ok(newer) => *permit = newer,
+            // Nobody said no, so the permit holds until its end.
+            Err(ServeError::Internal(_) | ServeError::Upstream(_)) if unix_now() < permit.until => {
+                return Ok(());
+            }
+            Err(error) => return Err(refuse(self.peer, "swarm", &error)),
+        }
+        self.swarm.permitted_until.send_replace(permit.until);
+        Ok(())
+    }
+
+    /// Takes a frame. Returns whether it brought a newer capability.
+    fn take(&mut self, frame: Frame) -> Result<bool, CloseCode> {
         match self.control.handle_frame(frame).map_err(|e| e.close_code())? {
             Some(ControlEvent::Have(chunks)) => {
                 if let Some(member) = &self.swarm.member {
@@ -139,9 +203,13 @@ impl Answerer<'_> {
                     member.shuns(nodes);
                 }
             }
+            Some(ControlEvent::Capability(newer)) => {
+                self.proof.shown = newer;
+                return Ok(true);
+            }
             _ => {}
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Names the nodes that several of the peer's site shun, and advertises neighbours that the

@@ -14,7 +14,8 @@
 //!
 //! - The server stores and fetches nothing. [`Content`] and [`Swarm`] do; a relay's swarm fetches
 //!   from its parent.
-//! - It does not decide which node may have which manifest: [`Content::swarm`] does.
+//! - It does not decide which node may have which manifest: [`Content::permit`] does. The server
+//!   asks it before it tells anything of a swarm, and again when a permit ends.
 //! - It does not verify chunks: the asker hashes each one. It does not look into metadata or
 //!   enrolments either.
 //!
@@ -27,7 +28,8 @@
 //! 1. The device connects. Its certificate gives the node id, by which the server finds the node's
 //!    budget.
 //! 2. The device opens a control stream with HANDSHAKE and its peer record. The server takes a
-//!    place for one more swarm and calls [`Content::swarm`]. The relay returns its [`Swarm`], after
+//!    place for one more swarm and calls [`Content::permit`] with the capability in the handshake,
+//!    then [`Content::swarm`]. The relay returns its [`Swarm`], after
 //!    it has fetched the manifest if it did not have it. The server answers the handshake.
 //! 3. The device opens a batch stream and sends REQUEST 7–9. The server sends DONT_HAVE 9 (leased):
 //!    the device will get 9 from its neighbour, or ask again.
@@ -73,8 +75,10 @@ use tokio_rustls::TlsAcceptor;
 use self::budget::Budgets;
 use self::door::Door;
 use self::slots::Slots;
+use crate::capabilities::Permit;
 use crate::rates::Throttle;
 use crate::seldom::Seldom;
+use crate::trust::capability::CapabilityRefused;
 use crate::trust::revoked::Revoked;
 use crate::trust::tls::PeerIdentity;
 
@@ -87,6 +91,9 @@ pub enum ServeError {
     /// The peer is not permitted to have it.
     #[error("the peer is not permitted to have this")]
     Unauthorised,
+    /// The capability that the peer showed does not permit it.
+    #[error("the peer is not permitted to have this")]
+    NotPermitted(#[source] CapabilityRefused),
     /// The parent of this node could not be asked, or did not help.
     #[error("could not ask the parent")]
     Upstream(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -98,6 +105,22 @@ pub enum ServeError {
 /// The data that a node serves. One per [`Server`]; see the module's example.
 #[async_trait]
 pub trait Content: Send + Sync + 'static {
+    /// Decides what a peer may do with the swarm of a manifest, by the capability that the peer
+    /// showed last, which may be empty. The server asks before it answers the peer's handshake, and
+    /// again when the permit ends.
+    async fn permit(
+        &self,
+        peer: &PeerIdentity,
+        manifest: ManifestId,
+        shown: &Bytes,
+    ) -> Result<Permit, ServeError>;
+
+    /// Receiver that is marked as changed when permits may have to end before their time. `None`:
+    /// they do not.
+    fn permit_changes(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
+
     /// Returns the swarm of a manifest for this peer. The cost of anything that must be fetched for
     /// it is charged to `budget`, the asker's.
     async fn swarm(
@@ -107,9 +130,9 @@ pub trait Content: Send + Sync + 'static {
         manifest: ManifestId,
     ) -> Result<Arc<dyn Swarm>, ServeError>;
 
-    /// Answers a TUF metadata question. Question and answer are opaque to the server
+    /// Answers a TUF metadata question of a peer. Question and answer are opaque to the server
     /// (docs/trust.md, "Metadata exchange").
-    async fn metadata(&self, query: Bytes) -> Result<Bytes, ServeError>;
+    async fn metadata(&self, peer: &PeerIdentity, query: Bytes) -> Result<Bytes, ServeError>;
 
     /// Answers an enrolment or renewal; request and reply are opaque to the server.
     async fn enroll(&self, body: Bytes) -> Result<Bytes, ServeError>;

@@ -52,6 +52,7 @@ pub(crate) struct Member {
     site: SiteKey,
     node: NodeId,
     id: MemberId,
+    may_seed: bool,
 }
 
 /// Lease of the chunks granted to one batch; it ends on drop.
@@ -75,14 +76,16 @@ impl Sites {
     }
 
     /// Adds the peer `node`, seen at `observed`, which opened the swarm of `manifest` with
-    /// `record`. Returns `None` if the record is not the peer's own or does not verify: the peer is
+    /// `record`. A peer that may not seed takes chunks of its neighbours, and none of them learns
+    /// of it. Returns `None` if the record is not the peer's own or does not verify: the peer is
     /// served all the same, but takes no part in the exchange.
     pub(crate) fn join(
         self: &Arc<Self>,
         node: NodeId,
         observed: SocketAddr,
         manifest: ManifestId,
-        record: PeerRecord,
+        mut record: PeerRecord,
+        may_seed: bool,
     ) -> Option<Member> {
         let now = unix_now();
         match verify_record(&record, &self.ca, now) {
@@ -103,10 +106,13 @@ impl Sites {
             tracing::info!(%node, %seen, ?named, "peer record names an address its node was not seen at");
             return None;
         };
+        if !may_seed {
+            record.addresses.clear();
+        }
         let mut state = self.state();
         let id = state.members.handle_joined(now, site.clone(), node, manifest, record);
         state.notify(&site);
-        Some(Member { sites: self.clone(), site, node, id })
+        Some(Member { sites: self.clone(), site, node, id, may_seed })
     }
 
     /// Number of nodes that take part and have the swarm open here.
@@ -155,10 +161,10 @@ impl Member {
         self.sites.state().members.distrusted(self.id)
     }
 
-    /// Takes a newer record of the node.
+    /// Takes a newer record of the node. That of a node which may not seed says nothing new.
     pub(crate) fn refresh(&self, observed: SocketAddr, record: PeerRecord) {
         let now = unix_now();
-        if verify_record(&record, &self.sites.ca, now) == Ok(self.node) {
+        if self.may_seed && verify_record(&record, &self.sites.ca, now) == Ok(self.node) {
             let seen = observed.ip().to_canonical();
             self.sites.state().members.handle_renewed(now, self.id, seen, record);
         }

@@ -17,7 +17,7 @@ use crate::net::{FrameReader, FrameWriter, WireError};
 fn code_of(error: &ServeError) -> CloseCode {
     match error {
         ServeError::NoManifest(_) => CloseCode::NoManifest,
-        ServeError::Unauthorised => CloseCode::Unauthorised,
+        ServeError::Unauthorised | ServeError::NotPermitted(_) => CloseCode::Unauthorised,
         ServeError::Upstream(_) => CloseCode::Busy,
         ServeError::Internal(_) => CloseCode::Internal,
     }
@@ -62,15 +62,18 @@ pub(super) async fn nodes(
         _ => return Err(CloseCode::Protocol),
     };
     let swarm = peer.swarms.wait(control).await?;
-    let answer = swarm.content.nodes(request).await.map_err(|e| refuse(peer, "nodes", &e))?;
-    for node in answer.nodes {
-        peer.server.counters.nodes.fetch_add(1, Ordering::Relaxed);
-        let bytes = node.bytes.len() as u64;
-        peer.server.counters.control_bytes.fetch_add(bytes, Ordering::Relaxed);
-        send(peer, writer, &Frame::Integrity(node)).await?;
-        peer.budget.give_back(bytes);
-    }
-    send(peer, writer, &Frame::NodesEnd(NodesEnd { missing: answer.missing })).await
+    let answering = async {
+        let answer = swarm.content.nodes(request).await.map_err(|e| refuse(peer, "nodes", &e))?;
+        for node in answer.nodes {
+            peer.server.counters.nodes.fetch_add(1, Ordering::Relaxed);
+            let bytes = node.bytes.len() as u64;
+            peer.server.counters.control_bytes.fetch_add(bytes, Ordering::Relaxed);
+            send(peer, writer, &Frame::Integrity(node)).await?;
+            peer.budget.give_back(bytes);
+        }
+        send(peer, writer, &Frame::NodesEnd(NodesEnd { missing: answer.missing })).await
+    };
+    swarm.while_permitted(answering).await
 }
 
 /// Answers the COST_REQUESTs of one stream. The number of their chunks is bounded like that of a
@@ -106,7 +109,12 @@ pub(super) async fn metadata(
     };
     // Bounds the number of concurrent requests of one node: a relay asks one after another.
     let _few = peer.budget.opening().await;
-    let answer = peer.server.content.metadata(request.0).await.map_err(|e| refuse(peer, "metadata", &e))?;
+    let answer = peer
+        .server
+        .content
+        .metadata(&peer.identity, request.0)
+        .await
+        .map_err(|e| refuse(peer, "metadata", &e))?;
     peer.server.counters.control_bytes.fetch_add(answer.len() as u64, Ordering::Relaxed);
     for piece in Metadata::split(&answer) {
         send(peer, writer, &Frame::Metadata(piece)).await?;

@@ -6,10 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use distd_core::ManifestId;
+use distd_core::fleet::Right;
 use distd_core::manifest::Manifest;
 
 use super::swarm::Serving;
 use super::{Manifests, ShareCounters, SharedSwarm};
+use crate::capabilities::Permit;
+use crate::clock::unix_now;
+use crate::parents::Parents;
 use crate::serve::{Content, NodeBudget, ServeError, Swarm};
 use crate::trust::tls::PeerIdentity;
 
@@ -27,6 +31,9 @@ pub trait InstalledArtifacts: Send + Sync + 'static {
 
     /// Returns a manifest if it is known here.
     fn manifest(&self, id: &ManifestId) -> Option<Arc<Manifest>>;
+
+    /// Whether an artifact with this manifest is installed.
+    fn is_installed(&self, id: &ManifestId) -> bool;
 }
 
 /// Content that a device serves to its neighbours: chunks and manifest nodes. Serves neither
@@ -34,14 +41,16 @@ pub trait InstalledArtifacts: Send + Sync + 'static {
 pub struct DeviceContent {
     published: Mutex<BTreeMap<ManifestId, Arc<SharedSwarm>>>,
     installed: Arc<dyn InstalledArtifacts>,
+    /// Parents of the device, which give it its capabilities.
+    parents: Arc<Parents>,
     /// Counters of all swarms.
     pub counters: Arc<ShareCounters>,
 }
 
 impl DeviceContent {
-    /// Creates the content of a device with these installed artifacts.
-    pub fn new(installed: Arc<dyn InstalledArtifacts>) -> Arc<Self> {
-        Arc::new(Self { published: Mutex::default(), installed, counters: Arc::default() })
+    /// Creates the content of a device with these installed artifacts and parents.
+    pub fn new(installed: Arc<dyn InstalledArtifacts>, parents: Arc<Parents>) -> Arc<Self> {
+        Arc::new(Self { published: Mutex::default(), installed, parents, counters: Arc::default() })
     }
 
     fn published(&self) -> MutexGuard<'_, BTreeMap<ManifestId, Arc<SharedSwarm>>> {
@@ -71,6 +80,36 @@ pub struct Device(pub Arc<DeviceContent>);
 
 #[async_trait]
 impl Content for Device {
+    async fn permit(
+        &self,
+        peer: &PeerIdentity,
+        manifest: ManifestId,
+        shown: &Bytes,
+    ) -> Result<Permit, ServeError> {
+        let capabilities = self.0.parents.capabilities();
+        let judge = || capabilities.permit(&peer.node_id, &manifest, shown, unix_now());
+        let mut permit = judge();
+        let is_own =
+            || self.0.published().contains_key(&manifest) || self.0.installed.is_installed(&manifest);
+        // The device does not know its own rights now, or a device of an earlier release asks and
+        // the origin may have released the manifest for any node. Nobody else makes this device
+        // ask.
+        let asks = match &permit {
+            Ok(_) => capabilities.rights(&manifest, unix_now()).is_empty(),
+            Err(_) => shown.is_empty() && is_own(),
+        };
+        if asks {
+            self.0.parents.capability(manifest).await;
+            permit = judge();
+        }
+        let permit = permit.map_err(ServeError::NotPermitted)?;
+        // The origin decides whether this device may serve, too.
+        match capabilities.rights(&manifest, unix_now()).has(Right::Seed) {
+            true => Ok(permit),
+            false => Err(ServeError::Unauthorised),
+        }
+    }
+
     async fn swarm(
         &self,
         _peer: &PeerIdentity,
@@ -86,7 +125,7 @@ impl Content for Device {
         Ok(Arc::new(Serving(swarm)))
     }
 
-    async fn metadata(&self, _query: Bytes) -> Result<Bytes, ServeError> {
+    async fn metadata(&self, _peer: &PeerIdentity, _query: Bytes) -> Result<Bytes, ServeError> {
         Err(ServeError::Unauthorised)
     }
 

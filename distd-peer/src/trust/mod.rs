@@ -3,10 +3,12 @@
 //! A node has a key and a short-lived certificate of the realm CA ([`identity`]). It obtains the
 //! certificate with a join token ([`token`], [`enroll`], [`seal`]) and uses it in mutual TLS
 //! ([`tls`]). The content of a release is defined by signed TUF metadata ([`tuf`]), which any
-//! untrusted tier may forward. Nodes sign the records of the addresses where they listen
+//! untrusted tier may forward. What a node may fetch and serve is in its capabilities
+//! ([`capability`]). Nodes sign the records of the addresses where they listen
 //! ([`record`]). Nodes that are excluded before their certificate expires are on a signed list
 //! ([`revoked`]).
 
+pub mod capability;
 pub mod enroll;
 pub mod files;
 pub mod identity;

@@ -9,11 +9,12 @@ use distd_core::error::Chain;
 use distd_core::packing::Unpacker;
 use distd_core::proto::frame::{Cost, Data, DontHaveReason, NodeRequest};
 use distd_core::ranges::ChunkRanges;
+use distd_peer::capabilities::Permit;
 use distd_peer::clock::unix_now;
 use distd_peer::serve::{ChunkAnswer, Content, NodeBudget, NodesAnswer, ServeError, Swarm, answer_nodes};
 use distd_peer::trust::tls::PeerIdentity;
 use distd_peer::trust::tuf::wire::Query;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::Origin;
 use super::manifests::LoadedManifest;
@@ -65,30 +66,43 @@ struct Shared(Arc<OriginContent>);
 
 #[async_trait]
 impl Content for Shared {
-    async fn swarm(
+    /// The origin asks its database, whatever the peer showed.
+    async fn permit(
         &self,
         peer: &PeerIdentity,
+        manifest: ManifestId,
+        _shown: &Bytes,
+    ) -> Result<Permit, ServeError> {
+        let permit = self.0.origin.permit(&peer.node_id, manifest).await;
+        permit.map_err(|e| ServeError::Internal(e.into()))?.ok_or(ServeError::Unauthorised)
+    }
+
+    fn permit_changes(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.0.origin.fleet_changed())
+    }
+
+    async fn swarm(
+        &self,
+        _peer: &PeerIdentity,
         _budget: &Arc<NodeBudget>,
         manifest: ManifestId,
     ) -> Result<Arc<dyn Swarm>, ServeError> {
         let content = &self.0;
-        let node = content.origin.db().node(&peer.node_id.to_string()).await;
-        // A certificate may outlive the revocation of its node by a day; here the database is
-        // asked, so that it does not.
-        match node {
-            Ok(Some(node)) if node.revoked.is_none() => {}
-            Ok(_) => return Err(ServeError::Unauthorised),
-            Err(error) => return Err(ServeError::Internal(error.into())),
-        }
         let loaded = content.load(manifest).await?;
         Ok(Arc::new(OriginSwarm { loaded, chunks: content.origin.chunks().clone(), others: content.clone() }))
     }
 
-    async fn metadata(&self, query: Bytes) -> Result<Bytes, ServeError> {
+    async fn metadata(&self, peer: &PeerIdentity, query: Bytes) -> Result<Bytes, ServeError> {
         let origin = &self.0.origin;
         let internal = |e: Box<dyn std::error::Error + Send + Sync>| ServeError::Internal(e);
-        if Query::decode(&query).is_ok_and(|query| query.revoked) {
-            return origin.revoked_answer().await.map(Bytes::from).map_err(|e| internal(e.into()));
+        if let Ok(question) = Query::decode(&query) {
+            if question.revoked {
+                return origin.revoked_answer().await.map(Bytes::from).map_err(|e| internal(e.into()));
+            }
+            if let Some(asked) = &question.capability {
+                let answer = origin.capability_answer(peer, asked, &question.targets).await;
+                return answer.map(Bytes::from).map_err(|e| internal(e.into()));
+            }
         }
         let answer = origin.answerer.answer(&query).await;
         answer.map(Bytes::from).map_err(|e| internal(e.into()))

@@ -2,6 +2,7 @@
 //! share.
 
 mod agree;
+mod capabilities;
 mod content;
 mod manifests;
 mod metadata;
@@ -78,6 +79,8 @@ pub struct Tuning {
     pub hosts: Vec<String>,
     /// Validity of node certificates.
     pub cert_validity: Duration,
+    /// Validity of the capabilities of nodes.
+    pub capability_validity: Duration,
     /// zstd level for files that the origin cuts.
     pub zstd_level: i32,
     /// Whether patches are made, and how.
@@ -96,6 +99,7 @@ impl Default for Tuning {
         Self {
             hosts: Vec::new(),
             cert_validity: Duration::from_secs(24 * 3600),
+            capability_validity: Duration::from_secs(15 * 60),
             zstd_level: distd_core::packing::LEVEL_DEFAULT,
             patches: PatchOptions::default(),
             limits: IngestLimits::default(),
@@ -184,6 +188,7 @@ pub struct Origin {
     metadata: Arc<ObjectMetadata>,
     answerer: Answerer,
     credentials: Arc<Credentials>,
+    capability_validity: Duration,
     hosts: Vec<String>,
     owner: Owner,
     data: PathBuf,
@@ -207,8 +212,16 @@ impl Origin {
     /// # Errors
     /// [`OpenError`].
     pub async fn open(places: &Places, tuning: Tuning) -> Result<Arc<Self>, OpenError> {
-        let Tuning { hosts, cert_validity, zstd_level, patches, limits, offline_root, root_threshold } =
-            tuning;
+        let Tuning {
+            hosts,
+            cert_validity,
+            capability_validity,
+            zstd_level,
+            patches,
+            limits,
+            offline_root,
+            root_threshold,
+        } = tuning;
         let now = unix_now();
         let data = &places.data;
         let failed = |e| OpenError::Data(data.clone(), e);
@@ -260,6 +273,7 @@ impl Origin {
             repository,
             metadata,
             credentials,
+            capability_validity,
             hosts,
             owner,
             data: data.clone(),

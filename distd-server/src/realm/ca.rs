@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use distd_core::error::Chain;
+use distd_core::fleet::{Capability, SignedCapability, capability_message};
 use distd_core::role::Role;
 use distd_peer::net::ResetKey;
 use distd_peer::random;
@@ -271,6 +272,16 @@ impl Realm {
     pub(crate) fn seal(&self, request: &[u8], reply: Vec<u8>) -> Result<SealedReply, RealmError> {
         let signature = self.ca_key.sign_statement(&seal_message(request, &reply))?;
         Ok(SealedReply { ca_der: self.ca.to_vec(), reply, signature })
+    }
+
+    /// Signs a capability.
+    ///
+    /// # Errors
+    /// [`RealmError::Issue`] when signing failed.
+    pub fn sign_capability(&self, capability: Capability) -> Result<SignedCapability, RealmError> {
+        let body = capability.encode();
+        let signature = self.ca_key.sign_statement(&capability_message(&body))?.into();
+        Ok(SignedCapability { capability, body, signature })
     }
 
     /// Signs the list of revoked nodes.

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use distd_core::fleet::is_capability_message;
 use distd_core::role::Role;
 use distd_peer::trust::identity::certificate_names;
 use distd_peer::trust::revoked::revoked_message;
@@ -23,6 +24,9 @@ const CLOCK_SECONDS: u64 = 3600;
 
 /// Longest validity of a certificate with the origin's name, seconds.
 const ORIGIN_SECONDS_MAX: u64 = 31 * 24 * 3600;
+
+/// Longest validity of a capability, seconds.
+const CAPABILITY_SECONDS_MAX: u64 = 7 * 24 * 3600;
 
 /// Checks TUF metadata in canonical form that a key of `role` is to sign at `now` (unix seconds).
 /// The metadata may name only keys in `own`, the signer's; a root must follow the newest of
@@ -159,14 +163,23 @@ fn is_anothers(name: &str) -> bool {
     (of(Role::Leaf) || of(Role::Relay)) && !of(Role::Origin)
 }
 
-/// Checks a message that is not a certificate and that the CA's key is to sign.
+/// Checks a message that is not a certificate and that the CA's key is to sign at `now` (unix
+/// seconds).
 ///
 /// # Errors
 /// The reason for the refusal.
-pub(super) fn check_statement(message: &[u8]) -> Result<(), String> {
+pub(super) fn check_statement(message: &[u8], now: u64) -> Result<(), String> {
+    if let Some(capability) = is_capability_message(message) {
+        let latest = now.saturating_add(CAPABILITY_SECONDS_MAX).saturating_add(CLOCK_SECONDS);
+        return match capability.expires <= latest {
+            true => Ok(()),
+            false => Err("the capability would be valid longer than allowed: compare the clocks".to_owned()),
+        };
+    }
     if is_seal_message(message) || message.starts_with(&revoked_message(b"")) {
         Ok(())
     } else {
-        Err("the CA's key signs only certificates, seals of replies and lists of revoked nodes".to_owned())
+        Err("the CA's key signs only certificates, seals of replies, lists of revoked nodes and capabilities"
+            .to_owned())
     }
 }

@@ -118,7 +118,7 @@ impl Signer {
                 self.authority.key.sign(&tbs).map(Reply::Signature).map_err(|e| e.to_string())
             }
             Request::Statement { message } => {
-                check_statement(&message)?;
+                check_statement(&message, now)?;
                 self.authority.key.sign(&message).map(Reply::Signature).map_err(|e| e.to_string())
             }
             Request::Root { root } => {

@@ -5,8 +5,11 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 
+use distd_core::ManifestId;
+use distd_core::fleet::{Capability, Entitlement, Rights, capability_message};
 use distd_core::role::Role;
 use distd_peer::clock::unix_now;
+use distd_peer::trust::capability::open as open_capability;
 use distd_peer::trust::identity::certificate_names;
 use distd_peer::trust::revoked::RevokedList;
 use distd_peer::trust::tuf::DirStore;
@@ -357,4 +360,23 @@ fn callers_do_not_queue_behind_a_signer_that_hangs() {
     // This is far below one wait for each caller, whatever the machine's load.
     assert!(began.elapsed() < patience * 100, "{:?}, {timed_out} timed out", began.elapsed());
     assert!(timed_out <= 3, "{timed_out}");
+}
+
+#[test]
+fn capabilities_are_signed_for_a_week_at_most() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (holder, now) = (signer(dir.path(), 1), unix_now());
+    let data = dir.path().join("origin");
+    std::fs::create_dir(&data).expect("mkdir");
+    let realm = Realm::open(&data, &holder, now).expect("a realm");
+    let for_days = |days: u64| {
+        let manifests = vec![Entitlement { manifest: ManifestId([1; 32]), rights: Rights::ALL }];
+        realm.sign_capability(Capability { node: None, issued: now, expires: now + days * DAY, manifests })
+    };
+    let week = for_days(7).expect("a capability");
+    open_capability(&week.encode(), realm.ca_der()).expect("of this realm");
+    assert!(for_days(8).is_err());
+    // What follows a capability in the message could be anything.
+    let message = [&capability_message(&week.body)[..], b"x"].concat();
+    refused(link(&holder).sign_statement(&message), "signs only");
 }

@@ -112,7 +112,10 @@ impl Sim {
             }
             ControlEvent::Choked(choke) => asking.asker.handle_choked(now, peer, choke.retry_after),
             ControlEvent::Shuns(nodes) => asking.asker.handle_distrusted(now, peer, nodes),
-            ControlEvent::Peers(_) | ControlEvent::Unchoked | ControlEvent::PeersWanted => return,
+            ControlEvent::Peers(_)
+            | ControlEvent::Unchoked
+            | ControlEvent::PeersWanted
+            | ControlEvent::Capability(_) => return,
         }
         self.drive(n);
     }
@@ -209,7 +212,7 @@ impl Sim {
                 self.site_changed(n, &site);
             }
             (ControlEvent::Have(_) | ControlEvent::Shuns(_), None) => {}
-            (ControlEvent::Choked(_) | ControlEvent::Unchoked, _) => {}
+            (ControlEvent::Choked(_) | ControlEvent::Unchoked | ControlEvent::Capability(_), _) => {}
         }
     }
 

@@ -3,6 +3,7 @@
 use bytes::{Buf, BufMut, Bytes};
 
 use crate::ManifestId;
+use crate::bounds::CAPABILITY_FRAME_MAX;
 use crate::proto::codec::DecodeError;
 
 /// Version this build speaks.
@@ -32,8 +33,6 @@ const HASH_BLAKE3: u8 = 128;
 const ADDRESSING_CHUNK_RANGES_64: u8 = 4;
 /// Chunks of varying size (RFC 7574 §7.10).
 const CHUNK_SIZE_VARIABLE: u32 = u32::MAX;
-/// Most bytes of a capability.
-const CAPABILITY_MAX: usize = 4096;
 /// Types 0, 1, 3, 4, 8, 9, 10, 11 (MSB first, RFC 7574 §7.9). The ALPN implies the extensions and
 /// PEX.
 const SUPPORTED: [u8; 2] = [0b1101_1000, 0b1111_0000];
@@ -47,7 +46,8 @@ pub struct Handshake {
     pub minimum_version: u8,
     /// Id of the manifest, which names the swarm.
     pub manifest: ManifestId,
-    /// Signed capability, opaque here; empty if the certificate alone decides.
+    /// Signed capability of the sender, opaque here; empty if it has none. At most
+    /// [`CAPABILITY_FRAME_MAX`] bytes.
     pub capability: Bytes,
     /// Whether the sender fetches chunks it does not hold from a parent of its own. It may be asked
     /// for chunks that it did not announce.
@@ -83,7 +83,9 @@ impl Handshake {
         out.put_u32(CHUNK_SIZE_VARIABLE);
         if !self.capability.is_empty() {
             out.put_u8(option::CAPABILITY);
-            out.put_u16(u16::try_from(self.capability.len()).expect("callers stay within CAPABILITY_MAX"));
+            out.put_u16(
+                u16::try_from(self.capability.len()).expect("a capability is bounded where it is decoded"),
+            );
             out.put_slice(&self.capability);
         }
         if self.fetches_upstream {
@@ -127,7 +129,7 @@ impl Handshake {
                 option::CHUNK_SIZE => chunk_size = Some(body.try_get_u32().map_err(short)?),
                 option::CAPABILITY => {
                     let len = body.try_get_u16().map_err(short)? as usize;
-                    if len > CAPABILITY_MAX || body.remaining() < len {
+                    if len > CAPABILITY_FRAME_MAX || body.remaining() < len {
                         return Err(field("capability"));
                     }
                     capability = body.split_to(len);

@@ -4,6 +4,7 @@
 
 use super::codec::frames;
 
+mod capability;
 mod choke;
 mod cost;
 mod data;
@@ -15,6 +16,7 @@ mod pex;
 mod ranges;
 mod shun;
 
+pub use capability::CapabilityBody;
 pub use choke::Choke;
 pub use cost::Cost;
 pub use data::{Codec, Data};
@@ -67,6 +69,8 @@ frames! {
     136 COST = Cost(Cost),
     /// Nodes the sender shuns and asks the receiver not to use.
     137 SHUN = Shun(Shun),
+    /// A newer capability of the sender.
+    138 CAPABILITY = Capability(CapabilityBody),
 }
 
 #[cfg(test)]

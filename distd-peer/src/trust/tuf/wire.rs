@@ -8,6 +8,8 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::trust::capability::CapabilityQuestion;
+
 /// Maximum size of a question, bytes.
 pub const QUERY_BYTES_MAX: usize = 16 << 10;
 
@@ -62,6 +64,9 @@ pub struct Query {
     /// Whether the sender wants the list of revoked nodes ([`crate::trust::revoked`]).
     #[serde(default)]
     pub revoked: bool,
+    /// Question for capabilities; a query with it asks for nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capability: Option<CapabilityQuestion>,
 }
 
 /// The files that a device lacks: names in the repository, and bytes.
@@ -101,7 +106,8 @@ impl Query {
         let too_many = query.targets.len() > QUERY_NAMES_MAX
             || query.files.len() > QUERY_NAMES_MAX
             || query.roles.len() > QUERY_ROLES_MAX
-            || query.held.len() > HELD_TARGETS_MAX;
+            || query.held.len() > HELD_TARGETS_MAX
+            || query.capability.as_ref().is_some_and(|asked| asked.is_too_large(query.targets.len()));
         if too_many { Err(WireError::TooLarge) } else { Ok(query) }
     }
 }

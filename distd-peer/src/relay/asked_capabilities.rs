@@ -1,0 +1,105 @@
+//! Answers with the capabilities of a relay's askers, kept until the capabilities end.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use distd_core::NodeId;
+use distd_core::fleet::SignedCapability;
+use distd_core::lru::Lru;
+
+use crate::trust::capability::{FILE, FILE_OF_ANY};
+use crate::trust::tuf::wire::Answer;
+
+/// Most nodes whose answers are kept.
+const NODES_MAX: u64 = 4096;
+
+/// Most answers kept of one node: one for each product that it follows, and some for patch sets.
+const ANSWERS_MAX: usize = 8;
+
+/// One answer of the origin.
+struct Kept {
+    question: Bytes,
+    answer: Bytes,
+    /// Time from which the origin should be asked again, unix seconds.
+    renew_at: u64,
+    /// End of the capability that ends first, unix seconds.
+    expires: u64,
+}
+
+/// Answers by node and question. A node that asks many questions takes no place of another.
+pub(super) struct AskedCapabilities(Lru<NodeId, VecDeque<Kept>>);
+
+impl Default for AskedCapabilities {
+    fn default() -> Self {
+        Self(Lru::new(NODES_MAX))
+    }
+}
+
+impl AskedCapabilities {
+    fn find(&mut self, node: &NodeId, question: &Bytes) -> Option<&Kept> {
+        self.0.get(node)?.iter().find(|kept| kept.question == *question)
+    }
+
+    /// Answer that need not be asked for again at `now` (unix seconds).
+    pub(super) fn fresh(&mut self, node: &NodeId, question: &Bytes, now: u64) -> Option<Bytes> {
+        self.find(node, question).filter(|kept| now < kept.renew_at).map(|kept| kept.answer.clone())
+    }
+
+    /// Answer of which every capability is valid at `now` (unix seconds).
+    pub(super) fn valid(&mut self, node: &NodeId, question: &Bytes, now: u64) -> Option<Bytes> {
+        self.find(node, question).filter(|kept| now < kept.expires).map(|kept| kept.answer.clone())
+    }
+
+    /// Keeps an answer. One without a capability is not kept, so that a new grant is seen at once.
+    pub(super) fn keep(&mut self, node: NodeId, question: Bytes, answer: Bytes) {
+        let Ok(decoded) = Answer::decode(&answer) else { return };
+        let files = decoded.files.iter().filter(|(name, _)| name == FILE || name == FILE_OF_ANY);
+        let capabilities: Vec<_> =
+            files.filter_map(|(_, bytes)| Some(SignedCapability::decode(bytes).ok()?.capability)).collect();
+        let renew_at = capabilities.iter().map(|capability| capability.renew_at()).min();
+        let expires = capabilities.iter().map(|capability| capability.expires).min();
+        let mut answers = self.0.remove(&node).unwrap_or_default();
+        answers.retain(|kept| kept.question != question);
+        if let (Some(renew_at), Some(expires)) = (renew_at, expires) {
+            answers.truncate(ANSWERS_MAX - 1);
+            answers.push_front(Kept { question, answer, renew_at, expires });
+        }
+        if !answers.is_empty() {
+            self.0.put(node, answers, 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use distd_core::fleet::Capability;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_is_fresh_for_two_thirds_of_its_validity_and_valid_to_its_end() {
+        let capability = Capability { node: None, issued: 1000, expires: 1900, manifests: Vec::new() };
+        let signed = SignedCapability { body: capability.encode(), capability, signature: vec![1].into() };
+        let answer = Answer { files: vec![(FILE.to_owned(), signed.encode())] }.encode();
+        let (question, answer) = (Bytes::from_static(b"question"), Bytes::from(answer));
+        let (mut asked, node) = (AskedCapabilities::default(), NodeId([1; 16]));
+        asked.keep(node, question.clone(), answer.clone());
+        assert_eq!(asked.fresh(&node, &question, 1599), Some(answer.clone()));
+        assert_eq!(asked.fresh(&node, &question, 1600), None);
+        assert_eq!(asked.valid(&node, &question, 1899), Some(answer.clone()));
+        assert_eq!(asked.valid(&node, &question, 1900), None);
+        assert_eq!(asked.valid(&NodeId([2; 16]), &question, 1599), None, "another node");
+        // What was withdrawn is forgotten.
+        let empty = Bytes::from(Answer::default().encode());
+        asked.keep(node, question.clone(), empty);
+        assert_eq!(asked.valid(&node, &question, 0), None);
+        // Many questions of one node take only its own places.
+        asked.keep(NodeId([2; 16]), question.clone(), answer.clone());
+        for n in 0..=ANSWERS_MAX as u8 {
+            asked.keep(node, Bytes::from(vec![n]), answer.clone());
+        }
+        assert_eq!(asked.fresh(&node, &Bytes::from(vec![0]), 1000), None);
+        assert!(asked.fresh(&node, &Bytes::from(vec![1]), 1000).is_some());
+        assert!(asked.fresh(&NodeId([2; 16]), &question, 1000).is_some());
+    }
+}
