@@ -6,6 +6,7 @@ mod grants;
 mod labels;
 mod patterns;
 mod rights;
+pub mod rollout;
 mod selector;
 
 pub use capability::{
