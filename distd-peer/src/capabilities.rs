@@ -5,37 +5,42 @@
 //! again before the capability ends. A capability that is for any node is kept in a file, so that a
 //! device that starts without its parents can still serve and fetch what needs no other proof.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use distd_core::error::Chain;
-use distd_core::fleet::{Capability, CapabilityError, Rights};
+use distd_core::fleet::{Capability, CapabilityError, Entitlement, Rights};
 use distd_core::lru::Lru;
 use distd_core::{ManifestId, NodeId};
 use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
 
 use crate::clock::unix_now;
 use crate::trust::capability::{self, CapabilityQuestion, CapabilityRefused};
 use crate::trust::files;
 use crate::trust::tuf::wire::Answer;
 
-/// Most manifests of which the capability is kept.
+/// Most manifests of which capabilities are kept.
 const HELD_MAX: u64 = 1024;
 
 /// Most capabilities of other nodes whose signature is remembered as right.
-const VERIFIED_MAX: u64 = 4096;
+const VERIFIED_MAX: u64 = 1024;
 
 /// Most capabilities of any node in the file.
 const FILE_MAX: usize = 64;
 
-/// How long a manifest for which the origin gave no capability is not asked for again.
-const REFUSED: Duration = Duration::from_secs(5);
+/// How long a parent is not asked again for a capability that it did not give.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
-/// Most manifests that are remembered as refused.
-const REFUSED_MAX: usize = 1024;
+/// Longest time for which a parent is not asked again for a newer capability than one that is still
+/// valid; a tenth of its validity if that is shorter.
+const RENEW_AGAIN: Duration = Duration::from_secs(60);
+
+/// Most manifests of which it is remembered when they were asked for.
+const ASKED_MAX: usize = 1024;
 
 /// What a node may do with the swarm of one manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,13 +62,31 @@ struct Proof {
     capability: Capability,
 }
 
+/// Capabilities for one manifest.
+#[derive(Clone, Default)]
+struct Held {
+    /// That of this node.
+    own: Option<Arc<Proof>>,
+    /// That of any node.
+    of_any: Option<Arc<Proof>>,
+}
+
+impl Held {
+    /// Capabilities that let a node read the manifest at `now` (unix seconds), this node's first.
+    fn valid(&self, manifest: &ManifestId, now: u64) -> impl Iterator<Item = &Arc<Proof>> {
+        let both = [&self.own, &self.of_any].into_iter().flatten();
+        both.filter(move |proof| proof.capability.rights(manifest, now).is_ok())
+    }
+}
+
 struct State {
-    /// Capability by manifest: the one that ends last.
-    held: Lru<ManifestId, Arc<Proof>>,
-    /// Capabilities of other nodes, by their bytes.
-    verified: Lru<Bytes, Arc<Capability>>,
-    /// Manifests for which the origin gave no capability, and when.
-    refused: HashMap<ManifestId, Instant>,
+    held: Lru<ManifestId, Held>,
+    /// Capabilities of other nodes that proved something here, by the hash of their bytes.
+    verified: Lru<[u8; 32], Arc<Capability>>,
+    /// When a parent was last asked for the capability of a manifest.
+    asked: HashMap<ManifestId, Instant>,
+    /// When no parent answered a question.
+    unanswered: Option<Instant>,
 }
 
 /// The capabilities that this node holds, and its judgement of those of others.
@@ -73,21 +96,28 @@ pub struct Capabilities {
     state: Mutex<State>,
     /// Held while a parent is asked, so that many tasks that need the same capability ask once.
     asking: tokio::sync::Mutex<()>,
+    /// Marked as changed when a capability of this node, or of any node, is replaced.
+    changed: watch::Sender<()>,
     /// File with the capabilities of any node.
     path: PathBuf,
 }
 
 impl Capabilities {
-    /// Loads the capabilities of `node` that are kept in the file at `path`. One that is damaged,
-    /// or not signed by the CA, is left out.
+    /// Loads the capabilities of any node that `node` keeps in the file at `path`. One that is
+    /// damaged, or not signed by the CA, is left out.
     pub fn load(node: NodeId, ca: CertificateDer<'static>, path: &Path) -> Arc<Self> {
-        let state =
-            State { held: Lru::new(HELD_MAX), verified: Lru::new(VERIFIED_MAX), refused: HashMap::new() };
+        let state = State {
+            held: Lru::new(HELD_MAX),
+            verified: Lru::new(VERIFIED_MAX),
+            asked: HashMap::new(),
+            unanswered: None,
+        };
         let this = Self {
             node,
             ca,
             state: Mutex::new(state),
             asking: tokio::sync::Mutex::default(),
+            changed: watch::Sender::new(()),
             path: path.to_owned(),
         };
         this.read_file();
@@ -118,67 +148,103 @@ impl Capabilities {
     }
 
     /// Checks one capability and keeps it for each of its manifests, unless a later one is kept.
-    fn keep(&self, bytes: &Bytes) -> Result<Arc<Proof>, CapabilityRefused> {
+    /// Returns whether it brought something new: other rights, or an end that is later than that of
+    /// a capability which is due for renewal.
+    fn keep(&self, bytes: &Bytes) -> Result<bool, CapabilityRefused> {
         let signed = capability::open(bytes, &self.ca)?;
-        if signed.capability.node.is_some_and(|node| node != self.node) {
-            return Err(CapabilityError::OtherNode.into());
-        }
-        let proof = Arc::new(Proof { bytes: bytes.clone(), capability: signed.capability });
+        let is_own = match signed.capability.node {
+            Some(node) if node != self.node => return Err(CapabilityError::OtherNode.into()),
+            node => node.is_some(),
+        };
+        let now = unix_now();
+        // The bytes may be part of a larger buffer, which would stay in memory with them.
+        let bytes = Bytes::copy_from_slice(bytes);
+        let proof = Arc::new(Proof { bytes, capability: signed.capability });
+        let mut is_news = false;
         let mut state = self.state();
-        for entitlement in &proof.capability.manifests {
-            let manifest = entitlement.manifest;
-            let later = |held: &Arc<Proof>| held.capability.expires > proof.capability.expires;
-            if !state.held.get(&manifest).is_some_and(later) {
-                state.held.put(manifest, proof.clone(), 1);
+        for Entitlement { manifest, rights } in &proof.capability.manifests {
+            let mut held = state.held.get(manifest).cloned().unwrap_or_default();
+            let slot = if is_own { &mut held.own } else { &mut held.of_any };
+            let is_better = slot.as_ref().is_none_or(|old| {
+                let same = old.capability.rights(manifest, now).is_ok_and(|old| old == *rights);
+                let newer = proof.capability.issued > old.capability.issued;
+                // A capability of any node is in a file, so one that is good for hours stays.
+                newer && (is_own || !same || old.capability.renew_at() <= now)
+            });
+            if is_better {
+                *slot = Some(proof.clone());
+                state.held.put(*manifest, held, 1);
+                is_news = true;
             }
-            state.refused.remove(&manifest);
         }
-        Ok(proof)
+        drop(state);
+        if is_news {
+            self.changed.send_replace(());
+        }
+        Ok(is_news)
     }
 
-    /// Takes the capabilities in the answer to a question, and remembers for a few seconds which of
-    /// the manifests `asked` for came without.
+    /// Receiver that is marked as changed when a capability that this node can show is replaced.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Takes the capabilities in the answer to a question.
     ///
     /// # Errors
     /// [`CapabilityRefused`] when the answer is malformed or not the realm's; what was right before
     /// that is kept.
-    pub fn take(&self, answer: &[u8], asked: &[ManifestId]) -> Result<(), CapabilityRefused> {
-        for (name, bytes) in &Answer::decode(answer)?.files {
-            if name == capability::FILE {
-                self.keep(bytes)?;
-            } else if name == capability::FILE_OF_ANY {
-                self.keep(bytes)?;
-                self.write_file();
-            }
+    pub fn take(&self, answer: &[u8]) -> Result<(), CapabilityRefused> {
+        let files = Answer::decode(answer)?.files;
+        // An answer has one file of each name.
+        let file = |name: &str| files.iter().find(|(other, _)| other == name).map(|(_, bytes)| bytes);
+        if let Some(bytes) = file(capability::FILE_OF_ANY) {
+            self.take_of_any(bytes)?;
         }
-        let now = unix_now();
-        let mut state = self.state();
-        for manifest in asked {
-            if state.proof(manifest, now).is_some() {
-                continue;
-            }
-            if state.refused.len() >= REFUSED_MAX {
-                state.refused.retain(|_, at| at.elapsed() < REFUSED);
-            }
-            if state.refused.len() < REFUSED_MAX {
-                state.refused.insert(*manifest, Instant::now());
-            }
+        if let Some(bytes) = file(capability::FILE) {
+            self.keep(bytes)?;
         }
         Ok(())
     }
 
-    /// Writes the capabilities of any node that have not ended to the file.
+    /// Remembers that a parent is asked for the capabilities of these manifests now.
+    pub(crate) fn note_asked(&self, asked: &[ManifestId]) {
+        let mut state = self.state();
+        if state.asked.len() + asked.len() > ASKED_MAX {
+            state.asked.retain(|_, at| at.elapsed() < RENEW_AGAIN);
+        }
+        for manifest in asked {
+            if state.asked.len() < ASKED_MAX {
+                state.asked.insert(*manifest, Instant::now());
+            }
+        }
+    }
+
+    /// Takes a capability of any node, as an answer brought it or another node showed it.
+    ///
+    /// # Errors
+    /// [`CapabilityRefused`].
+    pub fn take_of_any(&self, bytes: &Bytes) -> Result<(), CapabilityRefused> {
+        if self.keep(bytes)? {
+            self.write_file();
+        }
+        Ok(())
+    }
+
+    /// Writes the capabilities of any node that have not ended to the file, the newest first.
     fn write_file(&self) {
         // A pull and an agent of one device write the same file.
         self.read_file();
         let now = unix_now();
-        let kept: BTreeSet<Bytes> = {
+        let mut kept: Vec<Arc<Proof>> = {
             let state = self.state();
-            let of_any = state.held.values().filter(|proof| proof.capability.node.is_none());
-            of_any.filter(|proof| proof.capability.expires > now).map(|proof| proof.bytes.clone()).collect()
+            let of_any = state.held.values().filter_map(|held| held.of_any.clone());
+            of_any.filter(|proof| proof.capability.expires > now).collect()
         };
+        kept.sort_by(|a, b| (b.capability.issued, &b.bytes).cmp(&(a.capability.issued, &a.bytes)));
+        kept.dedup_by(|a, b| a.bytes == b.bytes);
         let kept: Vec<&serde_bytes::Bytes> =
-            kept.iter().take(FILE_MAX).map(|bytes| serde_bytes::Bytes::new(bytes)).collect();
+            kept.iter().take(FILE_MAX).map(|proof| serde_bytes::Bytes::new(&proof.bytes)).collect();
         let bytes = rmp_serde::to_vec(&kept).expect("bytes always encode");
         if let Err(error) = files::write_atomic(&self.path, &bytes, 0o600) {
             tracing::warn!(
@@ -188,28 +254,59 @@ impl Capabilities {
         }
     }
 
-    /// Returns the bytes of the capability for a manifest at `now` (unix seconds), and whether a
-    /// new one should be asked for.
-    pub fn proof(&self, manifest: &ManifestId, now: u64) -> Option<(Bytes, bool)> {
-        let proof = self.state().proof(manifest, now)?;
-        Some((proof.bytes.clone(), proof.capability.renew_at() <= now))
+    /// Returns the bytes of the capability to show for a manifest at `now` (unix seconds): this
+    /// node's, or that of any node.
+    pub fn proof(&self, manifest: &ManifestId, now: u64) -> Option<Bytes> {
+        let mut state = self.state();
+        state.held.get(manifest)?.valid(manifest, now).next().map(|proof| proof.bytes.clone())
     }
 
-    /// Time at which the capability for a manifest should be renewed, unix seconds; `None` without
-    /// one.
-    pub fn renew_at(&self, manifest: &ManifestId) -> Option<u64> {
-        self.state().held.get(manifest).map(|proof| proof.capability.renew_at())
+    /// Capabilities of any node for these manifests, each once.
+    pub fn of_any(&self, manifests: &[ManifestId]) -> Vec<Bytes> {
+        let (mut state, now) = (self.state(), unix_now());
+        let mut found: Vec<Bytes> = Vec::new();
+        for manifest in manifests {
+            let held = state.held.get(manifest).and_then(|held| held.of_any.as_ref());
+            let valid = held.filter(|proof| proof.capability.rights(manifest, now).is_ok());
+            found.extend(valid.map(|proof| proof.bytes.clone()).filter(|bytes| !found.contains(bytes)));
+        }
+        found
+    }
+
+    /// Time at which a parent should be asked for a newer capability, unix seconds; `None` without
+    /// a valid one.
+    pub fn renew_at(&self, manifest: &ManifestId, now: u64) -> Option<u64> {
+        let mut state = self.state();
+        let asked = state.asked.get(manifest).copied();
+        let next = |proof: &Arc<Proof>| {
+            let Capability { issued, expires, .. } = proof.capability;
+            let pause = Duration::from_secs(expires.saturating_sub(issued) / 10).min(RENEW_AGAIN);
+            let left = asked.map_or(0, |at| pause.saturating_sub(at.elapsed()).as_secs());
+            proof.capability.renew_at().max(now.saturating_add(left))
+        };
+        state.held.get(manifest)?.valid(manifest, now).map(next).min()
     }
 
     /// The rights of this node on a manifest at `now` (unix seconds); none without a capability.
     pub fn rights(&self, manifest: &ManifestId, now: u64) -> Rights {
-        let proof = self.state().proof(manifest, now);
-        proof.and_then(|proof| proof.capability.rights(manifest, now).ok()).unwrap_or_default()
+        let mut state = self.state();
+        let Some(held) = state.held.get(manifest) else { return Rights::NONE };
+        let rights =
+            held.valid(manifest, now).filter_map(|proof| proof.capability.rights(manifest, now).ok());
+        rights.fold(Rights::NONE, Rights::with)
     }
 
-    /// Whether the origin gave no capability for the manifest a moment ago.
-    pub fn was_refused(&self, manifest: &ManifestId) -> bool {
-        self.state().refused.get(manifest).is_some_and(|at| at.elapsed() < REFUSED)
+    /// Whether a parent was asked for the capability of the manifest a moment ago, or none answered
+    /// any question.
+    pub fn was_asked(&self, manifest: &ManifestId) -> bool {
+        let state = self.state();
+        let recent = |at: &Instant| at.elapsed() < ASK_AGAIN;
+        state.asked.get(manifest).is_some_and(recent) || state.unanswered.as_ref().is_some_and(recent)
+    }
+
+    /// Remembers that no parent answered a question.
+    pub(crate) fn note_unanswered(&self) {
+        self.state().unanswered = Some(Instant::now());
     }
 
     /// Question for the capabilities of some manifests, and of the releases that `targets` name.
@@ -238,10 +335,10 @@ impl Capabilities {
             Ok(permit) => return Ok(permit),
             Err(refused) => refused,
         };
-        let proof = self.state().proof(manifest, now).filter(|proof| proof.capability.node.is_none());
-        let proof = proof.ok_or(refused)?;
-        let rights = proof.capability.rights(manifest, now)?;
-        Ok(Permit { rights, until: proof.capability.expires })
+        let mut state = self.state();
+        let of_any = state.held.get(manifest).and_then(|held| held.of_any.as_ref());
+        let capability = &of_any.ok_or(refused)?.capability;
+        Ok(Permit { rights: capability.rights(manifest, now)?, until: capability.expires })
     }
 
     fn judge(
@@ -254,23 +351,20 @@ impl Capabilities {
         if shown.is_empty() {
             return Err(CapabilityError::NotGranted.into());
         }
-        let known = self.state().verified.get(shown).cloned();
-        let capability = match known {
-            Some(known) => known,
-            None => {
-                let opened = Arc::new(capability::open(shown, &self.ca)?.capability);
-                self.state().verified.put(shown.clone(), opened.clone(), 1);
-                opened
-            }
+        let key = *blake3::hash(shown).as_bytes();
+        let known = self.state().verified.get(&key).cloned();
+        let capability = match &known {
+            Some(known) => known.clone(),
+            None => Arc::new(capability::open(shown, &self.ca)?.capability),
         };
         let rights = capability.rights_of(peer, manifest, now)?;
+        if known.is_none() {
+            self.state().verified.put(key, capability.clone(), 1);
+        }
+        if known.is_none() && capability.node.is_none() {
+            // Other nodes need to show it no more, also when the parents are away.
+            self.take_of_any(shown)?;
+        }
         Ok(Permit { rights, until: capability.expires })
-    }
-}
-
-impl State {
-    /// Capability for a manifest that has not ended at `now` (unix seconds).
-    fn proof(&mut self, manifest: &ManifestId, now: u64) -> Option<Arc<Proof>> {
-        self.held.get(manifest).filter(|proof| proof.capability.rights(manifest, now).is_ok()).cloned()
     }
 }

@@ -189,53 +189,71 @@ impl Parents {
     /// Returns the capability of this node for a manifest, as the handshake with a peer of `role`
     /// carries it. Empty if there is none. An origin needs none, so the first request to it does
     /// not wait for one.
-    pub async fn capability_for(&self, role: Role, manifest: ManifestId) -> Bytes {
+    pub async fn capability_for(self: &Arc<Self>, role: Role, manifest: ManifestId) -> Bytes {
         match role {
-            Role::Origin => {
-                let held = self.capabilities.proof(&manifest, unix_now());
-                held.map(|(bytes, _)| bytes).unwrap_or_default()
-            }
+            Role::Origin => self.capabilities.proof(&manifest, unix_now()).unwrap_or_default(),
             Role::Relay | Role::Leaf => self.capability(manifest).await,
         }
     }
 
-    /// Returns the capability of this node for a manifest: the one that is held, or a new one when
-    /// that ends soon. Empty when no parent gives one.
-    pub async fn capability(&self, manifest: ManifestId) -> Bytes {
-        let held = || self.capabilities.proof(&manifest, unix_now());
-        let is_settled = |held: &Option<(Bytes, bool)>| match held {
-            Some((_, is_due)) => !is_due,
-            None => self.capabilities.was_refused(&manifest),
-        };
-        let mut proof = held();
-        if !is_settled(&proof) {
+    /// Returns the capability of this node for a manifest. Asks the parents if there is none; one
+    /// that should be renewed is returned at once, and renewed beside that. Empty when no parent
+    /// gives one.
+    pub async fn capability(self: &Arc<Self>, manifest: ManifestId) -> Bytes {
+        let now = unix_now();
+        if let Some(held) = self.capabilities.proof(&manifest, now) {
+            if self.capabilities.renew_at(&manifest, now).is_some_and(|due| due <= now) {
+                let this = self.clone();
+                tokio::spawn(async move { this.renew_capability(manifest).await });
+            }
+            return held;
+        }
+        if !self.capabilities.was_asked(&manifest) {
             let _turn = self.capabilities.turn().await;
-            proof = held();
-            if !is_settled(&proof) {
+            let is_settled = self.capabilities.proof(&manifest, unix_now()).is_some()
+                || self.capabilities.was_asked(&manifest);
+            if !is_settled {
                 self.ask_capabilities(vec![manifest], Vec::new()).await;
-                proof = held();
             }
         }
-        proof.map(|(bytes, _)| bytes).unwrap_or_default()
+        self.capabilities.proof(&manifest, unix_now()).unwrap_or_default()
+    }
+
+    /// Asks the parents for a newer capability, if it is time for one.
+    pub async fn renew_capability(&self, manifest: ManifestId) {
+        let _turn = self.capabilities.turn().await;
+        let now = unix_now();
+        if self.capabilities.renew_at(&manifest, now).is_none_or(|due| due <= now) {
+            self.ask_capabilities(vec![manifest], Vec::new()).await;
+        }
     }
 
     /// Asks the first parent that answers for the capabilities of some manifests and of the
     /// releases that `targets` name. An answer that is missing or not the realm's is logged: the
     /// swarm's answerer then decides without a capability.
     pub async fn ask_capabilities(&self, manifests: Vec<ManifestId>, targets: Vec<String>) {
-        let question = self.capabilities.question(manifests.clone(), targets);
-        let answered = async {
-            let answer = self.any_link().await?.metadata(question).await?;
-            Ok::<_, ParentsError>(answer)
-        };
-        match answered.await {
-            Ok(answer) => {
-                if let Err(error) = self.capabilities.take(&answer, &manifests) {
-                    tracing::warn!(error = %Chain(&error), "an answer with capabilities is not used");
+        self.capabilities.note_asked(&manifests);
+        let question = self.capabilities.question(manifests, targets);
+        for index in 0..self.slots.len() {
+            let answered = async {
+                let answer = self.link(index).await?.metadata(question.clone()).await?;
+                Ok::<_, ParentsError>(answer)
+            };
+            match answered.await {
+                Ok(answer) => {
+                    if let Err(error) = self.capabilities.take(&answer) {
+                        let (parent, error) = (self.address(index), Chain(&error));
+                        tracing::warn!(parent, error = %error, "an answer with capabilities is not used");
+                    }
+                    return;
+                }
+                Err(error) => {
+                    let (parent, error) = (self.address(index), Chain(&error));
+                    tracing::debug!(parent, error = %error, "a parent gave no capability");
                 }
             }
-            Err(error) => tracing::debug!(error = %Chain(&error), "no parent gave a capability"),
         }
+        self.capabilities.note_unanswered();
     }
 
     /// Asks the first parent that answers how many bytes some chunks of a swarm would take. Asks in
@@ -243,7 +261,11 @@ impl Parents {
     ///
     /// # Errors
     /// [`ParentsError`].
-    pub async fn cost(&self, manifest: ManifestId, wanted: &ChunkRanges) -> Result<Cost, ParentsError> {
+    pub async fn cost(
+        self: &Arc<Self>,
+        manifest: ManifestId,
+        wanted: &ChunkRanges,
+    ) -> Result<Cost, ParentsError> {
         let link = self.any_link().await?;
         let swarm = link.open_swarm(manifest, self.capability_for(link.role(), manifest).await).await?;
         let (handle, mut rest, mut sum) = (swarm.handle(), wanted.clone(), Cost::default());

@@ -1,6 +1,7 @@
 //! Capabilities that a realm signs, as nodes check and keep them.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -96,32 +97,55 @@ fn a_checker_permits_the_node_of_a_capability_and_any_node_by_one_of_its_own() {
     assert_eq!(refused(OTHER, 1, &Bytes::from_static(b"junk"), now), CapabilityError::Malformed);
     // With a capability of any node here, nodes need to show none.
     let of_any = world.signed(None, &[(1, read)], 600);
-    holder.take(&answer(&[(FILE_OF_ANY, &of_any)]), &[]).unwrap();
+    holder.take(&answer(&[(FILE_OF_ANY, &of_any)])).unwrap();
     let permit = holder.permit(&OWN, &manifest(1), &Bytes::new(), now).unwrap();
     assert_eq!(permit, Permit { rights: read, until: of_any.capability.expires });
     assert_eq!(refused(OWN, 2, &Bytes::new(), now), CapabilityError::NotGranted);
 }
 
 #[test]
-fn a_node_keeps_the_later_of_two_and_nothing_of_another_node() {
+fn a_node_keeps_the_newest_of_its_own_beside_one_of_any_node_and_nothing_of_another() {
     let world = World::new();
     let holder = world.holder("a");
-    let take = |signed: &SignedCapability| holder.take(&answer(&[(FILE, signed)]), &[manifest(1)]);
-    let (late, early) =
-        (world.signed(Some(OWN), &[(1, Rights::ALL)], 600), world.signed(Some(OWN), &[(1, Rights::ALL)], 60));
-    let held = || holder.proof(&manifest(1), unix_now()).map(|(bytes, _)| bytes);
-    assert_eq!(holder.rights(&manifest(1), unix_now()), Rights::NONE);
-    take(&late).unwrap();
-    take(&early).unwrap();
-    assert_eq!(held(), Some(late.encode()));
-    assert!(take(&world.signed(Some(OTHER), &[(1, Rights::ALL)], 900)).is_err());
-    assert_eq!(held(), Some(late.encode()));
-    assert_eq!(holder.rights(&manifest(1), unix_now()), Rights::ALL);
-    assert_eq!(holder.rights(&manifest(1), late.capability.expires), Rights::NONE);
-    // Asked for and not given: not asked for again at once.
-    assert!(!holder.was_refused(&manifest(9)));
-    holder.take(&Answer::default().encode(), &[manifest(9)]).unwrap();
-    assert!(holder.was_refused(&manifest(9)));
+    let take = |name: &str, signed: &SignedCapability| holder.take(&answer(&[(name, signed)]));
+    let (read, now): (Rights, u64) = ([Right::Read].into_iter().collect(), unix_now());
+    let of_any = world.signed(None, &[(1, read)], 6000);
+    let own = world.signed(Some(OWN), &[(1, Rights::ALL)], 60);
+    let held = || holder.proof(&manifest(1), unix_now());
+    assert_eq!(holder.rights(&manifest(1), now), Rights::NONE);
+    take(FILE_OF_ANY, &of_any).unwrap();
+    assert_eq!((held(), holder.rights(&manifest(1), now)), (Some(of_any.encode()), read));
+    // That of any node ends later and gives less: the node shows its own.
+    take(FILE, &own).unwrap();
+    assert_eq!((held(), holder.rights(&manifest(1), now)), (Some(own.encode()), Rights::ALL));
+    assert!(take(FILE, &world.signed(Some(OTHER), &[(1, Rights::ALL)], 900)).is_err());
+    assert_eq!(held(), Some(own.encode()));
+    let later = own.capability.expires;
+    assert_eq!(holder.proof(&manifest(1), later), Some(of_any.encode()));
+    assert_eq!(holder.rights(&manifest(1), later), read);
+    assert_eq!(holder.rights(&manifest(1), of_any.capability.expires), Rights::NONE);
+    // What is due first is renewed first.
+    assert_eq!(holder.renew_at(&manifest(1), now), Some(own.capability.renew_at().max(now)));
+}
+
+#[test]
+fn a_capability_of_any_node_that_is_good_for_long_is_not_written_again() {
+    let world = World::new();
+    let holder = world.holder("kept");
+    let read: Rights = [Right::Read].into_iter().collect();
+    let first = world.signed(None, &[(1, read)], 60_000);
+    holder.take(&answer(&[(FILE_OF_ANY, &first)])).unwrap();
+    let written = std::fs::metadata(world.path("kept")).unwrap().ino();
+    for _ in 0..3 {
+        holder.take(&answer(&[(FILE_OF_ANY, &world.signed(None, &[(1, read)], 60_001))])).unwrap();
+    }
+    assert_eq!(std::fs::metadata(world.path("kept")).unwrap().ino(), written);
+    assert_eq!(holder.proof(&manifest(1), unix_now()), Some(first.encode()));
+    // One that another node shows is kept, too.
+    let other = world.signed(None, &[(2, read)], 600);
+    holder.permit(&OTHER, &manifest(2), &other.encode(), unix_now()).unwrap();
+    assert_eq!(holder.of_any(&[manifest(1), manifest(2)]), [first.encode(), other.encode()]);
+    assert_ne!(std::fs::metadata(world.path("kept")).unwrap().ino(), written);
 }
 
 #[test]
@@ -130,7 +154,7 @@ fn capabilities_of_any_node_survive_a_restart_and_others_do_not() {
     let holder = world.holder("kept");
     let (of_any, own) =
         (world.signed(None, &[(1, Rights::ALL)], 600), world.signed(Some(OWN), &[(2, Rights::ALL)], 600));
-    holder.take(&answer(&[(FILE_OF_ANY, &of_any), (FILE, &own)]), &[]).unwrap();
+    holder.take(&answer(&[(FILE_OF_ANY, &of_any), (FILE, &own)])).unwrap();
     let again = world.holder("kept");
     assert!(again.proof(&manifest(1), unix_now()).is_some());
     assert!(again.proof(&manifest(2), unix_now()).is_none());

@@ -128,9 +128,8 @@ impl Leaf {
     pub async fn capability(&self, link: &Link, manifest: ManifestId) -> Bytes {
         let question = self.capabilities.question(vec![manifest], Vec::new());
         let answer = link.metadata(question).await.expect("an answer");
-        self.capabilities.take(&answer, &[manifest]).expect("of the realm");
-        let proof = self.capabilities.proof(&manifest, unix_now());
-        proof.map(|(bytes, _)| bytes).unwrap_or_default()
+        self.capabilities.take(&answer).expect("of the realm");
+        self.capabilities.proof(&manifest, unix_now()).unwrap_or_default()
     }
 }
 

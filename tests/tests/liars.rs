@@ -77,10 +77,11 @@ impl Content for Liar {
     async fn permit(
         &self,
         peer: &PeerIdentity,
+        budget: &Arc<NodeBudget>,
         manifest: ManifestId,
         shown: &Bytes,
     ) -> Result<Permit, ServeError> {
-        self.inner.permit(peer, manifest, shown).await
+        self.inner.permit(peer, budget, manifest, shown).await
     }
 
     async fn swarm(

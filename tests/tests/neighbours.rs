@@ -32,7 +32,13 @@ struct Liar {
 
 #[async_trait]
 impl Content for Liar {
-    async fn permit(&self, _: &PeerIdentity, _: ManifestId, _: &Bytes) -> Result<Permit, ServeError> {
+    async fn permit(
+        &self,
+        _: &PeerIdentity,
+        _: &Arc<NodeBudget>,
+        _: ManifestId,
+        _: &Bytes,
+    ) -> Result<Permit, ServeError> {
         Ok(Permit::ALL)
     }
 

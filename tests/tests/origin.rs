@@ -89,9 +89,12 @@ fn a_lost_database_is_refused_then_rebuilt_from_the_store_bit_for_bit() {
     let repaired = succeeded(origin(&lab, &["fsck", "--repair", "--json"]));
     let report = Outcome::of(repaired).json;
     assert_eq!(report["releases"], 2, "{report}");
+    assert!(report["repaired"].to_string().contains("distd grant add"), "{report}");
     succeeded(origin(&lab, &["fsck", "--check-data"]));
 
     lab.start_origin();
+    // Nodes, groups and grants were in the database alone.
+    lab.admin(&["grant", "add", "everyone", "*", "--by-certificate"]).ok();
     // The first token is recorded again from its file.
     lab.enroll("device", lab.quic());
     lab.pull("device", "os:stable", &lab.path("out-1"), &[]).ok();

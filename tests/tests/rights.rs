@@ -267,6 +267,19 @@ async fn by_certificate_alone_a_node_that_shows_nothing_gets_everything_also_wit
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn by_certificate_alone_a_device_that_never_asked_gets_a_release_without_the_origin() {
+    let lab = Lab::start_with(&SHORT);
+    tokio::task::block_in_place(|| {
+        let mut world = World::start_in(lab);
+        world.lab.enroll("late", &world.relay.addresses[0]);
+        world.lab.stop_origin();
+        let out = world.lab.path("late-out");
+        world.lab.pull("late", "os:stable", &out, &[]).ok();
+        assert!(same(&out, &world.release));
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_long_transfer_renews_its_capability() {
     let world = tokio::task::block_in_place(World::start);
     tokio::task::block_in_place(|| {
@@ -283,9 +296,14 @@ async fn a_long_transfer_renews_its_capability() {
         assert_eq!(refused.code, 4, "{}", refused.stderr);
         assert!(refused.stderr.contains("grant"), "{}", refused.stderr);
         world.lab.admin(&["grant", "add", "slow", "os:stable", "--rights", "read"]).ok();
-        let started = Instant::now();
+        let refusals = || {
+            let logs = [world.relay.log(), world.holder.log()];
+            logs.iter().map(|log| log.matches("swarm not served").count()).sum::<usize>()
+        };
+        let (started, before) = (Instant::now(), refusals());
         world.lab.pull("slow", "os:stable", &out, &[]).ok();
         assert!(started.elapsed() > VALIDITY, "the transfer was too short to show anything");
+        assert_eq!(refusals(), before, "a swarm ended although its capability was renewed");
         assert!(same(&out, &world.release));
     });
 }

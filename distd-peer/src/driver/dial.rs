@@ -18,9 +18,6 @@ use crate::neighbours::{NeighbourError, Neighbourhood};
 use crate::net::{Link, LinkError, SwarmLink, is_shut_out};
 use crate::parents::{Parents, ParentsError};
 
-/// Pause after which a parent that gave no newer capability is asked again.
-const ASK_AGAIN: Duration = Duration::from_secs(10);
-
 /// Longest wait between two looks at the clock, which may be set meanwhile.
 const CLOCK_LOOK: Duration = Duration::from_secs(30);
 
@@ -67,9 +64,13 @@ impl Caller {
             }
             Err(error) => Err(error),
         };
+        // A neighbour may refuse because it may not serve.
+        let is_parent = matches!(self.route, Route::Parent(..));
         let problem = match followed {
             Ok(()) => Problem { text: "the peer left the swarm".to_owned(), is_shut_out: false },
-            Err(error) => Problem { text: Chain(&error).to_string(), is_shut_out: is_shut_out(&error) },
+            Err(error) => {
+                Problem { text: Chain(&error).to_string(), is_shut_out: is_parent && is_shut_out(&error) }
+            }
         };
         // The receiver is gone only if nobody waits for the driver's result.
         let _ = self.tx.send(Message::Lost(self.peer, problem)).await;
@@ -92,20 +93,29 @@ impl Caller {
         Ok((swarm, capability))
     }
 
-    /// Returns a newer capability than `shown`, when it is time for one and a parent has given it.
+    /// Returns the capability that takes the place of `shown`, when there is one: this task asks
+    /// for it in time, or another one has.
     async fn renewed(&self, shown: Bytes) -> Bytes {
+        let capabilities = self.parents.capabilities();
+        let mut changed = capabilities.changes();
         loop {
-            let due = self.parents.capabilities().renew_at(&self.manifest);
-            match due.map(|due| due.saturating_sub(unix_now())) {
-                Some(0) => {
-                    let newer = self.parents.capability(self.manifest).await;
-                    if !newer.is_empty() && newer != shown {
-                        return newer;
-                    }
-                    tokio::time::sleep(ASK_AGAIN).await;
+            let now = unix_now();
+            if let Some(held) = capabilities.proof(&self.manifest, now).filter(|held| *held != shown) {
+                return held;
+            }
+            let wait = match capabilities.renew_at(&self.manifest, now) {
+                Some(due) if due <= now => {
+                    self.parents.renew_capability(self.manifest).await;
+                    // A parent that gave none is asked again later.
+                    Duration::from_secs(1)
                 }
-                Some(left) => tokio::time::sleep(Duration::from_secs(left).min(CLOCK_LOOK)).await,
-                None => tokio::time::sleep(CLOCK_LOOK).await,
+                Some(due) => Duration::from_secs(due - now),
+                None => CLOCK_LOOK,
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait.min(CLOCK_LOOK)) => {}
+                // The sender lives as long as the parents.
+                _ = changed.changed() => {}
             }
         }
     }

@@ -16,6 +16,9 @@ const NODES_MAX: u64 = 4096;
 /// Most answers kept of one node: one for each product that it follows, and some for patch sets.
 const ANSWERS_MAX: usize = 8;
 
+/// How long an answer about targets is fresh, seconds.
+const TARGETS_FRESH: u64 = 2;
+
 /// One answer of the origin.
 struct Kept {
     question: Bytes,
@@ -51,12 +54,16 @@ impl AskedCapabilities {
     }
 
     /// Keeps an answer. One without a capability is not kept, so that a new grant is seen at once.
-    pub(super) fn keep(&mut self, node: NodeId, question: Bytes, answer: Bytes) {
+    /// An answer about targets, which may lead elsewhere soon, is fresh for [`TARGETS_FRESH`] after
+    /// `of_targets` (unix seconds).
+    pub(super) fn keep(&mut self, node: NodeId, question: Bytes, answer: Bytes, of_targets: Option<u64>) {
         let Ok(decoded) = Answer::decode(&answer) else { return };
         let files = decoded.files.iter().filter(|(name, _)| name == FILE || name == FILE_OF_ANY);
         let capabilities: Vec<_> =
             files.filter_map(|(_, bytes)| Some(SignedCapability::decode(bytes).ok()?.capability)).collect();
+        let stale_at = of_targets.map(|now| now.saturating_add(TARGETS_FRESH));
         let renew_at = capabilities.iter().map(|capability| capability.renew_at()).min();
+        let renew_at = renew_at.map(|due| stale_at.map_or(due, |stale| stale.min(due)));
         let expires = capabilities.iter().map(|capability| capability.expires).min();
         let mut answers = self.0.remove(&node).unwrap_or_default();
         answers.retain(|kept| kept.question != question);
@@ -83,7 +90,7 @@ mod tests {
         let answer = Answer { files: vec![(FILE.to_owned(), signed.encode())] }.encode();
         let (question, answer) = (Bytes::from_static(b"question"), Bytes::from(answer));
         let (mut asked, node) = (AskedCapabilities::default(), NodeId([1; 16]));
-        asked.keep(node, question.clone(), answer.clone());
+        asked.keep(node, question.clone(), answer.clone(), None);
         assert_eq!(asked.fresh(&node, &question, 1599), Some(answer.clone()));
         assert_eq!(asked.fresh(&node, &question, 1600), None);
         assert_eq!(asked.valid(&node, &question, 1899), Some(answer.clone()));
@@ -91,15 +98,21 @@ mod tests {
         assert_eq!(asked.valid(&NodeId([2; 16]), &question, 1599), None, "another node");
         // What was withdrawn is forgotten.
         let empty = Bytes::from(Answer::default().encode());
-        asked.keep(node, question.clone(), empty);
+        asked.keep(node, question.clone(), empty, None);
         assert_eq!(asked.valid(&node, &question, 0), None);
         // Many questions of one node take only its own places.
-        asked.keep(NodeId([2; 16]), question.clone(), answer.clone());
+        asked.keep(NodeId([2; 16]), question.clone(), answer.clone(), None);
         for n in 0..=ANSWERS_MAX as u8 {
-            asked.keep(node, Bytes::from(vec![n]), answer.clone());
+            asked.keep(node, Bytes::from(vec![n]), answer.clone(), None);
         }
         assert_eq!(asked.fresh(&node, &Bytes::from(vec![0]), 1000), None);
         assert!(asked.fresh(&node, &Bytes::from(vec![1]), 1000).is_some());
         assert!(asked.fresh(&NodeId([2; 16]), &question, 1000).is_some());
+        // A channel may lead elsewhere soon.
+        asked.keep(node, question.clone(), answer, Some(1000));
+        assert!(asked.fresh(&node, &question, 1001).is_some());
+        assert!(
+            asked.fresh(&node, &question, 1002).is_none() && asked.valid(&node, &question, 1002).is_some()
+        );
     }
 }

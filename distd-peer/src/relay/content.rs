@@ -22,14 +22,14 @@ use super::swarm::RelaySwarm;
 use crate::capabilities::Permit;
 use crate::clock::unix_now;
 use crate::manifest_fetch::fetch_manifest;
-use crate::net::exchange_enroll;
+use crate::net::{exchange_enroll, is_shut_out};
 use crate::parents::Parents;
 use crate::rates::Throttle;
 use crate::serve::{Content, NodeBudget, ServeError, Swarm};
 use crate::store::EdgeStore;
-use crate::trust::capability::CapabilityQuestion;
+use crate::trust::capability::{CapabilityQuestion, FILE_OF_ANY};
 use crate::trust::tls::{PeerIdentity, TrustAnchor};
-use crate::trust::tuf::wire::Query;
+use crate::trust::tuf::wire::{Answer, Query};
 
 /// Maximum number of swarms kept open; beyond it the least recently used is closed. A swarm costs
 /// the memory of its manifest, some 8 MB for an 800 MB image.
@@ -164,18 +164,44 @@ impl Relay {
         if peer.role != Role::Relay {
             *asked = CapabilityQuestion::new(peer.node_id, std::mem::take(&mut asked.manifests));
         }
-        let node = asked.node();
-        let question = Bytes::from(question.encode());
+        let (node, manifests) = (asked.node(), asked.manifests.clone());
+        // What the parent needs, and nothing else that the asker may have written.
+        let has_targets = !question.targets.is_empty();
+        let question = asked.clone().encode(std::mem::take(&mut question.targets));
         let asked = || self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(answer) = asked().fresh(&node, &question, unix_now()) {
             return Ok(answer);
         }
-        match self.ask_metadata(question.clone()).await {
+        let down_until = self.metadata.lock().await.down_until;
+        let answered = match down_until.is_some_and(|until| Instant::now() < until) {
+            true => Err(ServeError::Upstream("no parent answered a moment ago".into())),
+            false => self.ask_metadata(question.clone()).await,
+        };
+        match answered {
             Ok(answer) => {
-                asked().keep(node, question, answer.clone());
+                self.keep_of_any(&answer);
+                asked().keep(node, question, answer.clone(), has_targets.then(unix_now));
                 Ok(answer)
             }
-            Err(error) => asked().valid(&node, &question, unix_now()).ok_or(error),
+            Err(error) => {
+                if let Some(answer) = asked().valid(&node, &question, unix_now()) {
+                    return Ok(answer);
+                }
+                let of_any = self.parents.capabilities().of_any(&manifests).into_iter();
+                let files: Vec<_> = of_any.map(|bytes| (FILE_OF_ANY.to_owned(), bytes)).take(1).collect();
+                if files.is_empty() { Err(error) } else { Ok(Answer { files }.encode().into()) }
+            }
+        }
+    }
+
+    /// Keeps the capability of any node in an answer that passes through: devices need it when the
+    /// parents are away.
+    fn keep_of_any(&self, answer: &Bytes) {
+        let Ok(answer) = Answer::decode(answer) else { return };
+        if let Some((_, bytes)) = answer.files.iter().find(|(name, _)| name == FILE_OF_ANY)
+            && let Err(error) = self.parents.capabilities().take_of_any(bytes)
+        {
+            tracing::warn!(error = %Chain(&error), "a parent sent a capability that is not the realm's");
         }
     }
 
@@ -260,7 +286,7 @@ impl Relay {
                     // The part that the node then takes is credited.
                     budget.charge(match &fetched {
                         Ok(manifest) => manifest.nodes_bytes(),
-                        Err(ServeError::NoManifest(_)) => UNKNOWN_COST,
+                        Err(ServeError::NoManifest(_) | ServeError::Unauthorised) => UNKNOWN_COST,
                         Err(_) => FAILED_COST,
                     });
                     fetched
@@ -323,8 +349,15 @@ async fn fetch(
                 if error.is_breach() {
                     parents.quarantine(&link);
                 }
-                last =
-                    if error.is_no_manifest() { ServeError::NoManifest(id) } else { upstream(error.into()) };
+                last = if error.is_no_manifest() {
+                    ServeError::NoManifest(id)
+                } else if is_shut_out(&error) {
+                    let parent = parents.address(index);
+                    tracing::warn!(parent, manifest = %id, "this relay has no grant to read a manifest that a device wants");
+                    ServeError::Unauthorised
+                } else {
+                    upstream(error.into())
+                };
             }
         }
     }
@@ -345,20 +378,32 @@ impl Content for Relay {
     async fn permit(
         &self,
         peer: &PeerIdentity,
+        budget: &Arc<NodeBudget>,
         manifest: ManifestId,
         shown: &Bytes,
     ) -> Result<Permit, ServeError> {
         let capabilities = self.parents.capabilities();
         let judge = || capabilities.permit(&peer.node_id, &manifest, shown, unix_now());
+        let now = unix_now();
+        let due = capabilities.renew_at(&manifest, now).is_some_and(|due| due <= now);
         let refused = match judge() {
-            Ok(permit) => return Ok(permit),
+            Ok(permit) => {
+                if due {
+                    // Devices may need the relay's copy when the parents are away.
+                    let parents = self.parents.clone();
+                    tokio::spawn(async move { parents.renew_capability(manifest).await });
+                }
+                return Ok(permit);
+            }
             Err(refused) => refused,
         };
-        if !shown.is_empty() {
+        if !shown.is_empty() || budget.is_spent() || capabilities.was_asked(&manifest) {
             return Err(ServeError::NotPermitted(refused));
         }
         // A device of an earlier release shows none. The origin may have released the manifest for
         // any node.
+        let _few = budget.opening().await;
+        budget.charge(UNKNOWN_COST);
         self.parents.capability(manifest).await;
         judge().map_err(ServeError::NotPermitted)
     }

@@ -66,8 +66,9 @@ impl OpenSwarm {
             }
         };
         tokio::select! {
-            done = work => done,
+            biased;
             () = end => Err(CloseCode::Unauthorised),
+            done = work => done,
         }
     }
 }

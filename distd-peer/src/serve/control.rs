@@ -2,7 +2,7 @@
 //! [`AnswererGossip`].
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use distd_core::ManifestId;
@@ -16,11 +16,12 @@ use tokio::sync::watch;
 
 use super::ServeError;
 use super::connection::{OpenSwarm, PERMIT_LOOK, Peer, SwarmState};
-use super::streams::{refuse, wire};
+use super::streams::{refuse, send, wire};
 use crate::capabilities::Permit;
 use crate::changes::{changed, seen};
 use crate::clock::{monotonic_now, unix_now};
 use crate::net::{FrameReader, FrameWriter, WireError};
+use crate::random;
 
 pub(super) async fn answer(
     peer: &Peer,
@@ -52,7 +53,7 @@ async fn open(
     // answered has its place.
     let _place = peer.budget.swarm().ok_or(CloseCode::Busy)?;
     let shown = theirs.capability.clone();
-    let permit = peer.server.content.permit(&peer.identity, manifest, &shown).await;
+    let permit = peer.server.content.permit(&peer.identity, &peer.budget, manifest, &shown).await;
     let permit = permit.map_err(|e| refuse(peer, "swarm", &e))?;
     let content = peer.server.content.swarm(&peer.identity, &peer.budget, manifest).await;
     let content = content.map_err(|e| refuse(peer, "swarm", &e))?;
@@ -77,14 +78,20 @@ async fn open(
     peer.swarms.set(id, SwarmState::Open(swarm.clone()));
     let (gossip, growth) = (AnswererGossip::new(monotonic_now()), swarm.content.growth());
     let site = swarm.member.as_ref().map(|member| member.changes());
-    let proof = Proof { manifest, shown, permit };
+    let proof = Proof { manifest, shown, permit, looked: Instant::now() };
     let result =
         Answerer { peer, swarm: &swarm, control, gossip, growth, site, proof }.run(writer, reader).await;
-    if result == Err(CloseCode::Unauthorised) {
-        swarm.permitted_until.send_replace(0);
-    }
+    // Nobody extends the permit any more.
+    swarm.permitted_until.send_replace(0);
     result
 }
+
+/// Shortest time between two looks at newer capabilities of one peer. The later one is looked at
+/// when the permit is due.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Longest delay between a change of permits and the look at one of them.
+const CHANGE_SPREAD: Duration = Duration::from_secs(1);
 
 /// What permits the peer to have the swarm.
 struct Proof {
@@ -92,6 +99,8 @@ struct Proof {
     /// Capability that the peer showed last.
     shown: Bytes,
     permit: Permit,
+    /// When a newer capability was last looked at.
+    looked: Instant,
 }
 
 /// Waits until it is time to look at a permit again: halfway to its end, so that a permit which is
@@ -124,7 +133,8 @@ impl Answerer<'_> {
                 }
             }
             while let Some(frame) = self.control.poll_transmit() {
-                writer.send(&frame).await.map_err(wire)?;
+                // An asker that does not read must not keep its permit from being looked at.
+                send(self.peer, writer, &frame).await?;
             }
             let news = tokio::time::sleep(self.gossip.poll_timeout().since(monotonic_now()));
             tokio::select! {
@@ -147,6 +157,8 @@ impl Answerer<'_> {
                 }
                 () = permit_due(self.proof.permit.until) => self.check_permit().await?,
                 () = changed(&mut permits) => {
+                    // All swarms learn of a change at once, and one question each is enough.
+                    tokio::time::sleep(CHANGE_SPREAD.mul_f64(random::fraction())).await;
                     seen(&mut permits);
                     self.check_permit().await?;
                 }
@@ -165,10 +177,19 @@ impl Answerer<'_> {
     /// Asks again whether the peer may have the swarm, and with that extends its permit. The answer
     /// may come from a parent; the permit does not wait for it past its end.
     async fn check_permit(&mut self) -> Result<(), CloseCode> {
-        let Proof { manifest, shown, permit } = &mut self.proof;
-        let asking = self.peer.server.content.permit(&self.peer.identity, *manifest, shown);
+        self.proof.looked = Instant::now();
+        let Proof { manifest, shown, permit, .. } = &mut self.proof;
+        let asking =
+            self.peer.server.content.permit(&self.peer.identity, &self.peer.budget, *manifest, shown);
         let left = Duration::from_secs(permit.until.saturating_sub(unix_now()));
-        match tokio::time::timeout(left, asking).await.unwrap_or(Err(ServeError::Unauthorised)) {
+        let answer = match tokio::time::timeout(left, asking).await {
+            Ok(answer) => answer,
+            // The permit has ended: the next look takes only an answer that is there at once.
+            Err(_) if !left.is_zero() => return Ok(()),
+            // Nobody said yes or no. The asker may come again.
+            Err(_) => Err(ServeError::Upstream("no answer before the permit ended".into())),
+        };
+        match answer {
             // The asker may come again, and is then not advertised any more.
             Ok(newer) if permit.rights.has(Right::Seed) && !newer.rights.has(Right::Seed) => {
                 return Err(CloseCode::Unauthorised);
@@ -204,8 +225,11 @@ impl Answerer<'_> {
                 }
             }
             Some(ControlEvent::Capability(newer)) => {
+                let is_news = newer != self.proof.shown;
                 self.proof.shown = newer;
-                return Ok(true);
+                // One look in a while: a peer may send any number of them.
+                let looks = is_news && self.proof.looked.elapsed() > LOOK_AGAIN;
+                return Ok(looks);
             }
             _ => {}
         }

@@ -107,10 +107,12 @@ pub enum ServeError {
 pub trait Content: Send + Sync + 'static {
     /// Decides what a peer may do with the swarm of a manifest, by the capability that the peer
     /// showed last, which may be empty. The server asks before it answers the peer's handshake, and
-    /// again when the permit ends.
+    /// again until the permit ends. What must be asked elsewhere is charged to `budget`, the
+    /// peer's.
     async fn permit(
         &self,
         peer: &PeerIdentity,
+        budget: &Arc<NodeBudget>,
         manifest: ManifestId,
         shown: &Bytes,
     ) -> Result<Permit, ServeError>;

@@ -95,8 +95,11 @@ async fn cost(
     let swarm = peer.swarms.wait(control).await?;
     // For a cost request a relay opens the swarm at its parent.
     let _few = peer.budget.opening().await;
-    let cost = swarm.content.cost(&wanted).await.map_err(|e| refuse(peer, "cost", &e))?;
-    send(peer, writer, &Frame::Cost(cost)).await
+    let answering = async {
+        let cost = swarm.content.cost(&wanted).await.map_err(|e| refuse(peer, "cost", &e))?;
+        send(peer, writer, &Frame::Cost(cost)).await
+    };
+    swarm.while_permitted(answering).await
 }
 
 pub(super) async fn metadata(

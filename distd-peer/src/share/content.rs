@@ -83,6 +83,7 @@ impl Content for Device {
     async fn permit(
         &self,
         peer: &PeerIdentity,
+        budget: &Arc<NodeBudget>,
         manifest: ManifestId,
         shown: &Bytes,
     ) -> Result<Permit, ServeError> {
@@ -98,7 +99,8 @@ impl Content for Device {
             Ok(_) => capabilities.rights(&manifest, unix_now()).is_empty(),
             Err(_) => shown.is_empty() && is_own(),
         };
-        if asks {
+        if asks && !budget.is_spent() && !capabilities.was_asked(&manifest) {
+            let _few = budget.opening().await;
             self.0.parents.capability(manifest).await;
             permit = judge();
         }

@@ -112,7 +112,19 @@ impl Db {
             .await
             .map_err(failed(WHAT))?;
         if used.is_some() {
-            let changed = labels::take_from_token(&mut tx, wanted.node, wanted.token).await;
+            // An earlier token of the node must not bring its labels back.
+            let last = sqlx::query(
+                "SELECT token FROM join_token_uses WHERE node = $1 ORDER BY used DESC, token LIMIT 1",
+            )
+            .bind(wanted.node.to_owned())
+            .fetch_one(&mut *tx)
+            .await
+            .and_then(|row| row.text("token"))
+            .map_err(failed(WHAT))?;
+            let changed = match last == wanted.token {
+                true => labels::take_from_token(&mut tx, wanted.node, wanted.token).await,
+                false => Ok(false),
+            };
             let changed = changed.map_err(failed(WHAT))?;
             tx.commit().await.map_err(failed(WHAT))?;
             if changed && has_certificate {

@@ -297,6 +297,13 @@ async fn repair(places: &Places, options: FsckOptions) -> Result<Mended, FsckErr
             }
         }
     }
+    if !comparison.without_row.is_empty() && look.db.grants().await?.is_empty() {
+        done.push(
+            "nodes, labels, groups and grants were in the database alone: grant releases with distd grant add, and \
+             let nodes enrol again"
+                .to_owned(),
+        );
+    }
     if options.check_data {
         for object in look.rotten().await? {
             if let Some(bytes) = look.store.get(&object).await? {

@@ -1,6 +1,8 @@
 //! Capabilities that the origin gives, and its own judgement of askers (docs/fleet.md,
 //! "Capabilities").
 
+use std::collections::BTreeSet;
+
 use distd_core::bounds::CAPABILITY_MANIFESTS_MAX;
 use distd_core::fleet::{Capability, Entitlement, Right, Rights};
 use distd_core::names::Wanted;
@@ -27,6 +29,9 @@ const OF_ANY_SECONDS: u64 = 24 * 3600;
 /// Patch sets of one product that are looked at for those that lead to a wanted release.
 const PATCH_SETS_MAX: u32 = 256;
 
+/// Most targets of one question that are followed: the products that a device has installed.
+const TARGETS_MAX: usize = 8;
+
 /// Error of making capabilities.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CapabilityAnswerError {
@@ -49,9 +54,12 @@ impl Origin {
         manifest: ManifestId,
     ) -> Result<Option<Permit>, DbError> {
         let found = self.rights_of(node, &[manifest]).await?;
-        let rights = found.first().map(|found| found.rights).unwrap_or_default();
+        let Some(found) = found.first().filter(|found| found.rights.has(Right::Read)) else {
+            return Ok(None);
+        };
         let until = unix_now() + PERMIT_SECONDS;
-        Ok(rights.has(Right::Read).then_some(Permit { rights, until }))
+        let until = found.until.map_or(until, |end| end.min(until));
+        Ok(Some(Permit { rights: found.rights, until }))
     }
 
     /// Answers a peer's question for capabilities: the bytes of an [`Answer`].
@@ -70,6 +78,7 @@ impl Origin {
         let rights = self.rights_of(&node, &manifests).await?;
         let reads = |rights: Rights| rights.has(Right::Read);
         let (mut own, mut of_any) = (Vec::new(), Vec::new());
+        let end = rights.iter().filter_map(|found| found.until).min().unwrap_or(u64::MAX);
         for found in rights {
             let manifest = found.manifest;
             if reads(found.by_certificate) {
@@ -87,7 +96,8 @@ impl Origin {
         {
             if !manifests.is_empty() {
                 let issued = unix_now();
-                let capability = Capability { node, issued, expires: issued + seconds, manifests };
+                let expires = (issued + seconds).min(end);
+                let capability = Capability { node, issued, expires, manifests };
                 files.push((file.to_owned(), self.realm.sign_capability(capability)?.encode()));
             }
         }
@@ -108,7 +118,9 @@ impl Origin {
                 manifests.push(manifest);
             }
         };
-        for wanted in targets.iter().filter_map(|target| Wanted::of_target(target)) {
+        let distinct: BTreeSet<&String> = targets.iter().collect();
+        let wanted = distinct.into_iter().filter_map(|target| Wanted::of_target(target));
+        for wanted in wanted.take(TARGETS_MAX) {
             let (product, version) = match wanted {
                 Wanted::Release { product, version } => (product, version),
                 Wanted::Channel { product, channel } => match self.db.channel(&product, &channel).await? {

@@ -70,11 +70,18 @@ impl Content for Shared {
     async fn permit(
         &self,
         peer: &PeerIdentity,
+        _budget: &Arc<NodeBudget>,
         manifest: ManifestId,
         _shown: &Bytes,
     ) -> Result<Permit, ServeError> {
-        let permit = self.0.origin.permit(&peer.node_id, manifest).await;
-        permit.map_err(|e| ServeError::Internal(e.into()))?.ok_or(ServeError::Unauthorised)
+        let internal = |e: crate::db::DbError| ServeError::Internal(e.into());
+        let origin = &self.0.origin;
+        if let Some(permit) = origin.permit(&peer.node_id, manifest).await.map_err(internal)? {
+            return Ok(permit);
+        }
+        // A relay that asks for its devices tells a release that is gone from one it may not read.
+        let released = origin.db().manifests_released(&[manifest]).await.map_err(internal)?;
+        Err(if released == [true] { ServeError::Unauthorised } else { ServeError::NoManifest(manifest) })
     }
 
     fn permit_changes(&self) -> Option<watch::Receiver<u64>> {

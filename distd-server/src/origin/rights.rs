@@ -22,6 +22,9 @@ pub struct NodeRights {
     /// Rights that every node of the realm has by its certificate alone. A node that is revoked has
     /// none.
     pub by_certificate: Rights,
+    /// Time at which the first of the grants ends that give these rights, unix seconds; `None` when
+    /// none of them has an end.
+    pub until: Option<u64>,
 }
 
 /// Groups with selectors, and grants, as the database had them in one state.
@@ -34,14 +37,23 @@ struct Rules {
 
 /// The rules that were read last.
 #[derive(Debug, Default)]
-pub(super) struct RuleCache(Mutex<Option<Arc<Rules>>>);
+pub(super) struct RuleCache {
+    held: Mutex<Option<Arc<Rules>>>,
+    /// Held while rules are read: after a change, every open swarm asks at once.
+    reading: tokio::sync::Mutex<()>,
+}
 
 impl RuleCache {
     /// The rules of at least the state `generation`. Nothing is read while the state is the same;
     /// so a change by another process on the same database holds at once, too.
     async fn rules(&self, db: &Db, generation: u64) -> Result<Arc<Rules>, DbError> {
-        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(rules) = held.filter(|rules| rules.generation >= generation) {
+        let held = || self.held.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let fresh = |rules: &Arc<Rules>| rules.generation >= generation;
+        if let Some(rules) = held().filter(fresh) {
+            return Ok(rules);
+        }
+        let _turn = self.reading.lock().await;
+        if let Some(rules) = held().filter(fresh) {
             return Ok(rules);
         }
         // The number is read first: with a change in between, the rules are read once more.
@@ -49,10 +61,7 @@ impl RuleCache {
         let selectors = db.selectors().await?;
         let grants = db.grants().await?.into_iter().map(|row| row.grant).collect();
         let rules = Arc::new(Rules { generation, selectors, grants });
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.as_ref().is_none_or(|held| held.generation < generation) {
-            *held = Some(rules.clone());
-        }
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(rules.clone());
         Ok(rules)
     }
 }
@@ -74,6 +83,7 @@ impl Origin {
             manifest: *manifest,
             rights: Rights::NONE,
             by_certificate: Rights::NONE,
+            until: None,
         };
         let found = self.db.member(&node.to_string()).await?;
         let Some(row) = found.filter(|row| row.revoked.is_none()) else {
@@ -93,7 +103,12 @@ impl Origin {
             releases.iter().fold(none(manifest), |sum, audience| {
                 let free = by_certificate(grants.iter().copied(), audience, now);
                 let own = rights(&row.member, &rules.selectors, grants.iter().copied(), audience, now);
+                let gives = |grant: &&Grant| {
+                    grant.covers(audience, now) && row.member.is_granted_as(&grant.group, &rules.selectors)
+                };
+                let ending = rules.grants.iter().filter(|grant| grant.until.is_some()).filter(gives);
                 NodeRights {
+                    until: ending.filter_map(|grant| grant.until).chain(sum.until).min(),
                     rights: sum.rights.with(own).with(free),
                     by_certificate: sum.by_certificate.with(free),
                     ..sum
