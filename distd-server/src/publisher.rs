@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use distd_core::fleet::NamePattern;
+use distd_core::fleet::ReleasePattern;
 use distd_core::names::Name;
 
 /// Most patterns of one token.
@@ -19,14 +19,16 @@ pub enum PatternError {
     Pattern(#[from] distd_core::fleet::PatternError),
 }
 
-/// The products that a token is for: names, in which `*` stands for any characters.
+/// The products that a token is for, and the channels of them that it may move: patterns `PRODUCT`
+/// or `PRODUCT:CHANNEL`, in which `*` stands for any characters. Without a channel a pattern is for
+/// all channels.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Products(Vec<NamePattern>);
+pub struct Products(Vec<ReleasePattern>);
 
 impl Products {
     /// All products, also those that are added later.
     pub fn all() -> Self {
-        Self(vec![NamePattern::all()])
+        Self(vec![ReleasePattern::all()])
     }
 
     /// The products of these patterns.
@@ -57,14 +59,19 @@ impl Products {
         self.0.iter().map(ToString::to_string).collect()
     }
 
-    /// Whether every product is among them.
+    /// Whether every product with all its channels is among them.
     pub fn are_all(&self) -> bool {
-        self.0.iter().any(NamePattern::is_all)
+        self.0.iter().any(|pattern| pattern.product.is_all() && pattern.channel.is_none())
     }
 
-    /// Whether a product is among them.
+    /// Whether a product is among them, with some or all of its channels.
     pub fn has(&self, product: &Name) -> bool {
-        self.0.iter().any(|pattern| pattern.matches(product))
+        self.0.iter().any(|pattern| pattern.product.matches(product))
+    }
+
+    /// Whether a channel of a product is among them.
+    pub fn has_channel(&self, product: &Name, channel: &Name) -> bool {
+        self.0.iter().any(|pattern| pattern.covers(product, [channel]))
     }
 }
 
@@ -102,6 +109,21 @@ mod tests {
         assert_eq!(Products::of_row(&products.to_row()), products);
         assert!(!Products::of_row("").has(&"os".parse().expect("a name")));
         assert!(Products::all().are_all() && !products.are_all());
+    }
+
+    #[test]
+    fn a_pattern_with_a_channel_is_for_its_product_and_that_channel_alone() {
+        let products = Products::new(&["os:test*".to_owned(), "app".to_owned()]).expect("patterns");
+        assert_eq!(Products::of_row(&products.to_row()), products);
+        let name = |text: &str| text.parse::<Name>().expect("a name");
+        assert!(products.has(&name("os")) && products.has(&name("app")));
+        let cases =
+            [("os", "testing", true), ("os", "stable", false), ("app", "stable", true), ("x", "test", false)];
+        for (product, channel, expected) in cases {
+            assert_eq!(products.has_channel(&name(product), &name(channel)), expected, "{product}:{channel}");
+        }
+        let every = Products::new(&["*:stable".to_owned()]).expect("a pattern");
+        assert!(!every.are_all(), "it may not move every channel");
     }
 
     #[test]

@@ -32,8 +32,9 @@ enum Command {
         /// Rights of the token; repeat or separate by commas. admin implies all others.
         #[arg(long, required = true, value_delimiter = ',')]
         scope: Vec<Scope>,
-        /// Name pattern of products that the token is valid for; * stands for any characters.
-        /// Repeat or separate by commas. Default: all products.
+        /// Pattern of products that the token is valid for, with * for any characters; with
+        /// :CHANNEL the token moves only such channels. Repeat or separate by commas. Default: all
+        /// products.
         #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
         product: Vec<String>,
         /// Name of the token for operators.

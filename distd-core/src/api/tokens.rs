@@ -54,8 +54,8 @@ pub struct NewToken<S = Scope> {
     /// Scopes of the token.
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<Scope>))]
     pub scopes: Vec<S>,
-    /// Names of the products for which it is valid, with `*` for any characters; all products when
-    /// absent.
+    /// Patterns `PRODUCT` or `PRODUCT:CHANNEL` for which it is valid, with `*` for any characters;
+    /// all products when absent. With a channel it moves only such channels.
     // Sent only when set: an older origin then refuses a token for some products instead of making
     // one for all products.
     #[serde(skip_serializing_if = "Option::is_none")]

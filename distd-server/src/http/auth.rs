@@ -75,6 +75,13 @@ impl<N> Caller<N> {
         if self.products.has(product) { Ok(()) } else { Err(ApiError::other_product(product)) }
     }
 
+    /// Refuses a channel that the token may not move.
+    pub(super) fn may_move(&self, product: &Name, channel: &Name) -> Result<(), ApiError> {
+        self.may(product)?;
+        let may = self.products.has_channel(product, channel);
+        if may { Ok(()) } else { Err(ApiError::other_channel(product, channel)) }
+    }
+
     /// Refuses the order of a downgrade unless the token has the scope `downgrade` or `admin`. A
     /// token that can only move channels cannot lead devices back to an older release.
     pub(super) fn may_downgrade(&self) -> Result<(), ApiError> {

@@ -140,7 +140,7 @@ pub(super) async fn put(
     PathParams((product, name)): PathParams<(Name, Name)>,
     JsonBody(wanted): JsonBody<Move>,
 ) -> Result<Json<Channel>, ApiError> {
-    caller.may(&product)?;
+    caller.may_move(&product, &name)?;
     let downgrade = wanted.downgrade;
     if downgrade {
         caller.may_downgrade()?;
@@ -169,7 +169,7 @@ pub(super) async fn remove(
     caller: Caller<ToMoveChannels>,
     PathParams((product, name)): PathParams<(Name, Name)>,
 ) -> Result<StatusCode, ApiError> {
-    caller.may(&product)?;
+    caller.may_move(&product, &name)?;
     products::find(&app, &product).await?;
     let at = app.clone();
     let work = app.detached(async move {

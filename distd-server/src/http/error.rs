@@ -61,6 +61,12 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, code::FORBIDDEN_PRODUCT, message, next)
     }
 
+    pub(super) fn other_channel(product: &impl std::fmt::Display, channel: &impl std::fmt::Display) -> Self {
+        let message = format!("this token is not for the channel {product}:{channel}");
+        let next = "use a token for this channel; an admin can make one, and GET /v1/tokens lists what each token is for";
+        Self::new(StatusCode::FORBIDDEN, code::FORBIDDEN_PRODUCT, message, next)
+    }
+
     pub(super) fn busy(message: &str) -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, code::BUSY, message, "repeat the request later")
     }

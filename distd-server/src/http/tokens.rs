@@ -96,7 +96,10 @@ pub(super) async fn create(
     let products = match &new.products {
         None => Products::all(),
         Some(patterns) => Products::new(patterns).map_err(|e| {
-            ApiError::bad_request(e.to_string(), "choose names of products, such as os or app-*")
+            ApiError::bad_request(
+                e.to_string(),
+                "choose products, such as os or app-*, or channels, such as os:testing",
+            )
         })?,
     };
     if new.scopes.contains(&Scope::Admin) && !products.are_all() {

@@ -139,3 +139,33 @@ async fn a_node_enrols_over_https_with_a_join_token_and_is_revoked() {
     }
     assert_eq!(world.json(Method::POST, "/v1/nodes/00/revoke", None).await.0, StatusCode::NOT_FOUND);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_a_channel_moves_that_channel_alone() {
+    let world = World::new().await;
+    let (status, body) = cut(&noise(5, 5000)).push(&world, "os", "1").await;
+    assert!(status.is_success(), "{body}");
+    let new = json!({"label": "test line", "scopes": ["channel"], "products": ["os:test*", "app"]});
+    let (status, made) = world.json(Method::POST, "/v1/tokens", Some(new)).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    let token = text(&made["token"]);
+    let ask = async |method: Method, channel: &str| {
+        let request = world.bare(method, &format!("/v1/products/os/channels/{channel}"));
+        let (status, value) = answer(request.bearer_auth(&token).json(&json!({"version": "1"}))).await;
+        (status.as_u16(), value["error"]["code"].as_str().unwrap_or("").to_owned())
+    };
+    let refused = (403, "forbidden_product".to_owned());
+    assert_eq!(ask(Method::PUT, "testing").await.0, 200);
+    assert_eq!(ask(Method::PUT, "stable").await, refused);
+    // The answer is the same whether or not the channel exists.
+    let admin =
+        world.json(Method::PUT, "/v1/products/os/channels/stable", Some(json!({"version": "1"}))).await;
+    assert_eq!(admin.0, StatusCode::OK);
+    for method in [Method::PUT, Method::DELETE] {
+        assert_eq!(ask(method, "stable").await, refused);
+    }
+    assert_eq!(ask(Method::DELETE, "testing").await.0, 204);
+    let (_, list) = world.get("/v1/tokens").await;
+    let listed = list["tokens"].as_array().expect("tokens").iter().find(|one| one["id"] == made["id"]);
+    assert_eq!(listed.expect("listed")["products"], json!(["os:test*", "app"]));
+}
