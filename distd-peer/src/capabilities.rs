@@ -39,6 +39,13 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// valid; a tenth of its validity if that is shorter.
 const RENEW_AGAIN: Duration = Duration::from_secs(60);
 
+/// Seconds by which a capability of any node must end later to take the place of one that need not
+/// be renewed yet.
+const CLEARLY_LATER: u64 = 3600;
+
+/// Shortest validity left, seconds, for which a capability is written to the file.
+const WORTH_WRITING: u64 = 60;
+
 /// Most manifests of which it is remembered when they were asked for.
 const ASKED_MAX: usize = 1024;
 
@@ -83,10 +90,24 @@ struct State {
     held: Lru<ManifestId, Held>,
     /// Capabilities of other nodes that proved something here, by the hash of their bytes.
     verified: Lru<[u8; 32], Arc<Capability>>,
-    /// When a parent was last asked for the capability of a manifest.
+    /// When a parent was last asked for the capability of a manifest, answered or not.
     asked: HashMap<ManifestId, Instant>,
-    /// When no parent answered a question.
+    /// When a question for the capability of a manifest was last answered, or failed.
+    settled: HashMap<ManifestId, Instant>,
+    /// When no parent answered a question, until one does.
     unanswered: Option<Instant>,
+}
+
+/// Remembers that something happened to these manifests now; within the bound.
+fn note(times: &mut HashMap<ManifestId, Instant>, manifests: &[ManifestId]) {
+    if times.len() + manifests.len() > ASKED_MAX {
+        times.retain(|_, at| at.elapsed() < RENEW_AGAIN);
+    }
+    for manifest in manifests {
+        if times.len() < ASKED_MAX {
+            times.insert(*manifest, Instant::now());
+        }
+    }
 }
 
 /// The capabilities that this node holds, and its judgement of those of others.
@@ -110,6 +131,7 @@ impl Capabilities {
             held: Lru::new(HELD_MAX),
             verified: Lru::new(VERIFIED_MAX),
             asked: HashMap::new(),
+            settled: HashMap::new(),
             unanswered: None,
         };
         let this = Self {
@@ -166,10 +188,18 @@ impl Capabilities {
             let mut held = state.held.get(manifest).cloned().unwrap_or_default();
             let slot = if is_own { &mut held.own } else { &mut held.of_any };
             let is_better = slot.as_ref().is_none_or(|old| {
-                let same = old.capability.rights(manifest, now).is_ok_and(|old| old == *rights);
-                let newer = proof.capability.issued > old.capability.issued;
-                // A capability of any node is in a file, so one that is good for hours stays.
-                newer && (is_own || !same || old.capability.renew_at() <= now)
+                let (old, new) = (&old.capability, &proof.capability);
+                match old.rights(manifest, now) {
+                    Ok(held) if is_own || held != *rights => new.issued > old.issued,
+                    // A capability of any node is in a file, so one that is good for hours stays,
+                    // and never gives way to one that ends earlier.
+                    Ok(_) => {
+                        new.expires > old.expires
+                            && (old.renew_at() <= now || new.expires - old.expires > CLEARLY_LATER)
+                    }
+                    // It has ended, or a clock was wrong when it was made.
+                    Err(_) => true,
+                }
             });
             if is_better {
                 *slot = Some(proof.clone());
@@ -208,16 +238,15 @@ impl Capabilities {
     }
 
     /// Remembers that a parent is asked for the capabilities of these manifests now.
-    pub(crate) fn note_asked(&self, asked: &[ManifestId]) {
+    pub(crate) fn note_asked(&self, manifests: &[ManifestId]) {
+        note(&mut self.state().asked, manifests);
+    }
+
+    /// Remembers that a parent answered the question for these manifests, or that none did.
+    pub(crate) fn note_settled(&self, manifests: &[ManifestId], is_answered: bool) {
         let mut state = self.state();
-        if state.asked.len() + asked.len() > ASKED_MAX {
-            state.asked.retain(|_, at| at.elapsed() < RENEW_AGAIN);
-        }
-        for manifest in asked {
-            if state.asked.len() < ASKED_MAX {
-                state.asked.insert(*manifest, Instant::now());
-            }
-        }
+        note(&mut state.settled, manifests);
+        state.unanswered = (!is_answered).then(Instant::now);
     }
 
     /// Takes a capability of any node, as an answer brought it or another node showed it.
@@ -239,7 +268,7 @@ impl Capabilities {
         let mut kept: Vec<Arc<Proof>> = {
             let state = self.state();
             let of_any = state.held.values().filter_map(|held| held.of_any.clone());
-            of_any.filter(|proof| proof.capability.expires > now).collect()
+            of_any.filter(|proof| proof.capability.expires > now + WORTH_WRITING).collect()
         };
         kept.sort_by(|a, b| (b.capability.issued, &b.bytes).cmp(&(a.capability.issued, &a.bytes)));
         kept.dedup_by(|a, b| a.bytes == b.bytes);
@@ -258,7 +287,12 @@ impl Capabilities {
     /// node's, or that of any node.
     pub fn proof(&self, manifest: &ManifestId, now: u64) -> Option<Bytes> {
         let mut state = self.state();
-        state.held.get(manifest)?.valid(manifest, now).next().map(|proof| proof.bytes.clone())
+        let valid: Vec<_> = state.held.get(manifest)?.valid(manifest, now).collect();
+        // That of any node ends later, so it is shown where it gives as much.
+        let rights = |proof: &Proof| proof.capability.rights(manifest, now).unwrap_or_default();
+        let best =
+            valid.iter().rev().find(|proof| valid.iter().all(|one| rights(proof).includes(rights(one))));
+        best.or(valid.first()).map(|proof| proof.bytes.clone())
     }
 
     /// Capabilities of any node for these manifests, each once.
@@ -281,8 +315,8 @@ impl Capabilities {
         let next = |proof: &Arc<Proof>| {
             let Capability { issued, expires, .. } = proof.capability;
             let pause = Duration::from_secs(expires.saturating_sub(issued) / 10).min(RENEW_AGAIN);
-            let left = asked.map_or(0, |at| pause.saturating_sub(at.elapsed()).as_secs());
-            proof.capability.renew_at().max(now.saturating_add(left))
+            let left = asked.map_or(Duration::ZERO, |at| pause.saturating_sub(at.elapsed()));
+            proof.capability.renew_at().max(now.saturating_add(left.as_secs_f64().ceil() as u64))
         };
         state.held.get(manifest)?.valid(manifest, now).map(next).min()
     }
@@ -296,17 +330,14 @@ impl Capabilities {
         rights.fold(Rights::NONE, Rights::with)
     }
 
-    /// Whether a parent was asked for the capability of the manifest a moment ago, or none answered
-    /// any question.
-    pub fn was_asked(&self, manifest: &ManifestId) -> bool {
-        let state = self.state();
-        let recent = |at: &Instant| at.elapsed() < ASK_AGAIN;
-        state.asked.get(manifest).is_some_and(recent) || state.unanswered.as_ref().is_some_and(recent)
+    /// Whether a question for the capability of the manifest was answered or failed a moment ago.
+    pub fn was_settled(&self, manifest: &ManifestId) -> bool {
+        self.state().settled.get(manifest).is_some_and(|at| at.elapsed() < ASK_AGAIN)
     }
 
-    /// Remembers that no parent answered a question.
-    pub(crate) fn note_unanswered(&self) {
-        self.state().unanswered = Some(Instant::now());
+    /// Whether no parent answered a question a moment ago, and none has answered since.
+    pub fn is_unanswered(&self) -> bool {
+        self.state().unanswered.is_some_and(|at| at.elapsed() < ASK_AGAIN)
     }
 
     /// Question for the capabilities of some manifests, and of the releases that `targets` name.
@@ -331,14 +362,22 @@ impl Capabilities {
         shown: &Bytes,
         now: u64,
     ) -> Result<Permit, CapabilityRefused> {
-        let refused = match self.judge(peer, manifest, shown, now) {
-            Ok(permit) => return Ok(permit),
-            Err(refused) => refused,
+        let judged = self.judge(peer, manifest, shown, now);
+        let of_any = {
+            let mut state = self.state();
+            let proof = state.held.get(manifest).and_then(|held| held.of_any.as_ref());
+            proof.and_then(|proof| {
+                let capability = &proof.capability;
+                Some(Permit { rights: capability.rights(manifest, now).ok()?, until: capability.expires })
+            })
         };
-        let mut state = self.state();
-        let of_any = state.held.get(manifest).and_then(|held| held.of_any.as_ref());
-        let capability = &of_any.ok_or(refused)?.capability;
-        Ok(Permit { rights: capability.rights(manifest, now)?, until: capability.expires })
+        match (judged, of_any) {
+            // The peer may have more time by that of any node than by its own.
+            (Ok(own), Some(any)) if any.until > own.until && any.rights.includes(own.rights) => Ok(any),
+            (Ok(own), _) => Ok(own),
+            (Err(_), Some(any)) => Ok(any),
+            (Err(refused), None) => Err(refused),
+        }
     }
 
     fn judge(

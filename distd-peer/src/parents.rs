@@ -208,11 +208,15 @@ impl Parents {
             }
             return held;
         }
-        if !self.capabilities.was_asked(&manifest) {
+        let is_settled = || {
+            let capabilities = &self.capabilities;
+            capabilities.was_settled(&manifest)
+                || capabilities.is_unanswered()
+                || capabilities.proof(&manifest, unix_now()).is_some()
+        };
+        if !is_settled() {
             let _turn = self.capabilities.turn().await;
-            let is_settled = self.capabilities.proof(&manifest, unix_now()).is_some()
-                || self.capabilities.was_asked(&manifest);
-            if !is_settled {
+            if !is_settled() {
                 self.ask_capabilities(vec![manifest], Vec::new()).await;
             }
         }
@@ -223,7 +227,8 @@ impl Parents {
     pub async fn renew_capability(&self, manifest: ManifestId) {
         let _turn = self.capabilities.turn().await;
         let now = unix_now();
-        if self.capabilities.renew_at(&manifest, now).is_none_or(|due| due <= now) {
+        let is_due = self.capabilities.renew_at(&manifest, now).is_none_or(|due| due <= now);
+        if is_due && !self.capabilities.is_unanswered() {
             self.ask_capabilities(vec![manifest], Vec::new()).await;
         }
     }
@@ -233,7 +238,7 @@ impl Parents {
     /// swarm's answerer then decides without a capability.
     pub async fn ask_capabilities(&self, manifests: Vec<ManifestId>, targets: Vec<String>) {
         self.capabilities.note_asked(&manifests);
-        let question = self.capabilities.question(manifests, targets);
+        let question = self.capabilities.question(manifests.clone(), targets);
         for index in 0..self.slots.len() {
             let answered = async {
                 let answer = self.link(index).await?.metadata(question.clone()).await?;
@@ -245,7 +250,7 @@ impl Parents {
                         let (parent, error) = (self.address(index), Chain(&error));
                         tracing::warn!(parent, error = %error, "an answer with capabilities is not used");
                     }
-                    return;
+                    return self.capabilities.note_settled(&manifests, true);
                 }
                 Err(error) => {
                     let (parent, error) = (self.address(index), Chain(&error));
@@ -253,7 +258,7 @@ impl Parents {
                 }
             }
         }
-        self.capabilities.note_unanswered();
+        self.capabilities.note_settled(&manifests, false);
     }
 
     /// Asks the first parent that answers how many bytes some chunks of a swarm would take. Asks in

@@ -280,6 +280,18 @@ async fn by_certificate_alone_a_device_that_never_asked_gets_a_release_without_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn devices_that_show_nothing_are_all_served_by_a_relay_that_has_to_ask_first() {
+    let mut world = tokio::task::block_in_place(|| World::start_in(Lab::start_with(&SHORT)));
+    world.relay = tokio::task::block_in_place(|| world.lab.relay("fresh", world.lab.quic()));
+    let (one, two) = (Leaf::enrolled(&world.lab, "one").await, Leaf::enrolled(&world.lab, "two").await);
+    let ask = async |leaf: &Leaf| {
+        let mut swarm = world.open(leaf, Tier::Relay, Bytes::new()).await;
+        matches!(swarm.next_event().await, Ok(Some(ControlEvent::Open(_))))
+    };
+    assert_eq!(tokio::join!(ask(&one), ask(&two), ask(&one), ask(&two)), (true, true, true, true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_long_transfer_renews_its_capability() {
     let world = tokio::task::block_in_place(World::start);
     tokio::task::block_in_place(|| {

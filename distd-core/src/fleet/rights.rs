@@ -80,6 +80,11 @@ impl Rights {
         self.0 == 0
     }
 
+    /// Whether every right of `other` is in the set.
+    pub fn includes(self, other: Self) -> bool {
+        self.0 | other.0 == self.0
+    }
+
     /// The rights of both sets.
     #[must_use]
     pub fn with(self, other: Self) -> Self {
@@ -138,6 +143,7 @@ mod tests {
             assert_eq!(rights.to_string().parse(), Ok(rights));
         }
         assert_eq!(Rights::from_bits(0xff), Rights::ALL);
+        assert!(Rights::ALL.includes(Rights::NONE) && !Rights::from_bits(1).includes(Rights::from_bits(3)));
         assert_eq!("read, seed".parse::<Rights>().expect("rights").to_string(), "read,seed");
         assert_eq!("read,write".parse::<Rights>(), Err(UnknownRight("write".to_owned())));
     }

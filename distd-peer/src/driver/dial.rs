@@ -105,7 +105,9 @@ impl Caller {
             }
             let wait = match capabilities.renew_at(&self.manifest, now) {
                 Some(due) if due <= now => {
-                    self.parents.renew_capability(self.manifest).await;
+                    // In a task of its own: this one is not polled while a frame is written.
+                    let (parents, manifest) = (self.parents.clone(), self.manifest);
+                    let _ = tokio::spawn(async move { parents.renew_capability(manifest).await }).await;
                     // A parent that gave none is asked again later.
                     Duration::from_secs(1)
                 }

@@ -397,15 +397,21 @@ impl Content for Relay {
             }
             Err(refused) => refused,
         };
-        if !shown.is_empty() || budget.is_spent() || capabilities.was_asked(&manifest) {
-            return Err(ServeError::NotPermitted(refused));
+        // Without an answer the relay does not know: the asker comes again.
+        let unknown = || ServeError::Upstream("no parent answered a question for capabilities".into());
+        if !shown.is_empty() || budget.is_spent() || capabilities.was_settled(&manifest) {
+            let unsure = shown.is_empty() && capabilities.is_unanswered();
+            return Err(if unsure { unknown() } else { ServeError::NotPermitted(refused) });
         }
         // A device of an earlier release shows none. The origin may have released the manifest for
         // any node.
         let _few = budget.opening().await;
         budget.charge(UNKNOWN_COST);
         self.parents.capability(manifest).await;
-        judge().map_err(ServeError::NotPermitted)
+        match judge() {
+            Err(_) if capabilities.is_unanswered() => Err(unknown()),
+            judged => judged.map_err(ServeError::NotPermitted),
+        }
     }
 
     async fn swarm(

@@ -78,7 +78,8 @@ async fn open(
     peer.swarms.set(id, SwarmState::Open(swarm.clone()));
     let (gossip, growth) = (AnswererGossip::new(monotonic_now()), swarm.content.growth());
     let site = swarm.member.as_ref().map(|member| member.changes());
-    let proof = Proof { manifest, shown, permit, looked: Instant::now() };
+    let (looked, due) = (Instant::now(), permit_due(permit.until));
+    let proof = Proof { manifest, shown, permit, looked, due };
     let result =
         Answerer { peer, swarm: &swarm, control, gossip, growth, site, proof }.run(writer, reader).await;
     // Nobody extends the permit any more.
@@ -86,8 +87,10 @@ async fn open(
     result
 }
 
-/// Shortest time between two looks at newer capabilities of one peer. The later one is looked at
-/// when the permit is due.
+/// Longest wait for the answer to whether a permit that has ended is extended.
+const PERMIT_ANSWER: Duration = Duration::from_secs(2);
+
+/// Shortest time between two looks at the permit of one peer.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Longest delay between a change of permits and the look at one of them.
@@ -99,15 +102,17 @@ struct Proof {
     /// Capability that the peer showed last.
     shown: Bytes,
     permit: Permit,
-    /// When a newer capability was last looked at.
+    /// When the permit was last looked at.
     looked: Instant,
+    /// When to look at it again.
+    due: Instant,
 }
 
-/// Waits until it is time to look at a permit again: halfway to its end, so that a permit which is
-/// extended never ends in between.
-async fn permit_due(until: u64) {
+/// Returns when to look at a permit again: halfway to its end, so that a permit which is extended
+/// never ends in between.
+fn permit_due(until: u64) -> Instant {
     let left = until.saturating_sub(unix_now());
-    tokio::time::sleep(Duration::from_secs(left.div_ceil(2)).min(PERMIT_LOOK)).await;
+    Instant::now() + Duration::from_secs(left.div_ceil(2)).min(PERMIT_LOOK)
 }
 
 struct Answerer<'a> {
@@ -126,6 +131,10 @@ impl Answerer<'_> {
     async fn run(&mut self, writer: &mut FrameWriter, reader: &mut FrameReader) -> Result<(), CloseCode> {
         let mut permits = self.peer.server.content.permit_changes();
         loop {
+            // First, so that no number of other events puts it off.
+            if self.proof.due <= Instant::now() {
+                self.check_permit().await?;
+            }
             while let Some(news) = self.gossip.poll(monotonic_now()) {
                 match news {
                     AnswererNews::Announce => self.announce().await?,
@@ -139,11 +148,7 @@ impl Answerer<'_> {
             let news = tokio::time::sleep(self.gossip.poll_timeout().since(monotonic_now()));
             tokio::select! {
                 frame = reader.next() => match frame {
-                    Ok(Some(frame)) => {
-                        if self.take(frame)? {
-                            self.check_permit().await?;
-                        }
-                    }
+                    Ok(Some(frame)) => self.take(frame)?,
                     Ok(None) => return Ok(()),
                     // Silence on a control stream is no fault.
                     Err(WireError::Stalled(_)) => {}
@@ -155,7 +160,7 @@ impl Answerer<'_> {
                 () = changed(&mut self.site), if !self.gossip.has_site_change() => {
                     self.gossip.handle_site_change(monotonic_now());
                 }
-                () = permit_due(self.proof.permit.until) => self.check_permit().await?,
+                () = tokio::time::sleep_until(self.proof.due.into()) => {}
                 () = changed(&mut permits) => {
                     // All swarms learn of a change at once, and one question each is enough.
                     tokio::time::sleep(CHANGE_SPREAD.mul_f64(random::fraction())).await;
@@ -175,17 +180,20 @@ impl Answerer<'_> {
     }
 
     /// Asks again whether the peer may have the swarm, and with that extends its permit. The answer
-    /// may come from a parent; the permit does not wait for it past its end.
+    /// may come from a parent or a database. Nothing but the control stream waits for it when the
+    /// permit has ended.
     async fn check_permit(&mut self) -> Result<(), CloseCode> {
         self.proof.looked = Instant::now();
-        let Proof { manifest, shown, permit, .. } = &mut self.proof;
+        let Proof { manifest, shown, permit, due, .. } = &mut self.proof;
         let asking =
             self.peer.server.content.permit(&self.peer.identity, &self.peer.budget, *manifest, shown);
         let left = Duration::from_secs(permit.until.saturating_sub(unix_now()));
-        let answer = match tokio::time::timeout(left, asking).await {
+        let answer = match tokio::time::timeout(left.max(PERMIT_ANSWER), asking).await {
             Ok(answer) => answer,
-            // The permit has ended: the next look takes only an answer that is there at once.
-            Err(_) if !left.is_zero() => return Ok(()),
+            Err(_) if !left.is_zero() => {
+                *due = Instant::now();
+                return Ok(());
+            }
             // Nobody said yes or no. The asker may come again.
             Err(_) => Err(ServeError::Upstream("no answer before the permit ended".into())),
         };
@@ -196,17 +204,15 @@ impl Answerer<'_> {
             }
             Ok(newer) => *permit = newer,
             // Nobody said no, so the permit holds until its end.
-            Err(ServeError::Internal(_) | ServeError::Upstream(_)) if unix_now() < permit.until => {
-                return Ok(());
-            }
+            Err(ServeError::Internal(_) | ServeError::Upstream(_)) if unix_now() < permit.until => {}
             Err(error) => return Err(refuse(self.peer, "swarm", &error)),
         }
+        *due = permit_due(permit.until).max(Instant::now() + LOOK_AGAIN);
         self.swarm.permitted_until.send_replace(permit.until);
         Ok(())
     }
 
-    /// Takes a frame. Returns whether it brought a newer capability.
-    fn take(&mut self, frame: Frame) -> Result<bool, CloseCode> {
+    fn take(&mut self, frame: Frame) -> Result<(), CloseCode> {
         match self.control.handle_frame(frame).map_err(|e| e.close_code())? {
             Some(ControlEvent::Have(chunks)) => {
                 if let Some(member) = &self.swarm.member {
@@ -228,12 +234,13 @@ impl Answerer<'_> {
                 let is_news = newer != self.proof.shown;
                 self.proof.shown = newer;
                 // One look in a while: a peer may send any number of them.
-                let looks = is_news && self.proof.looked.elapsed() > LOOK_AGAIN;
-                return Ok(looks);
+                if is_news {
+                    self.proof.due = self.proof.due.min(self.proof.looked + LOOK_AGAIN);
+                }
             }
             _ => {}
         }
-        Ok(false)
+        Ok(())
     }
 
     /// Names the nodes that several of the peer's site shun, and advertises neighbours that the

@@ -99,7 +99,7 @@ impl Content for Device {
             Ok(_) => capabilities.rights(&manifest, unix_now()).is_empty(),
             Err(_) => shown.is_empty() && is_own(),
         };
-        if asks && !budget.is_spent() && !capabilities.was_asked(&manifest) {
+        if asks && !budget.is_spent() && !capabilities.was_settled(&manifest) {
             let _few = budget.opening().await;
             self.0.parents.capability(manifest).await;
             permit = judge();

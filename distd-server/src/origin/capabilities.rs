@@ -78,22 +78,26 @@ impl Origin {
         let rights = self.rights_of(&node, &manifests).await?;
         let reads = |rights: Rights| rights.has(Right::Read);
         let (mut own, mut of_any) = (Vec::new(), Vec::new());
-        let end = rights.iter().filter_map(|found| found.until).min().unwrap_or(u64::MAX);
+        let end = |until: Option<u64>| until.unwrap_or(u64::MAX);
+        let (mut own_end, mut of_any_end) = (u64::MAX, u64::MAX);
         for found in rights {
             let manifest = found.manifest;
             if reads(found.by_certificate) {
                 of_any.push(Entitlement { manifest, rights: found.by_certificate });
+                of_any_end = of_any_end.min(end(found.by_certificate_until));
             }
             // A node that has more rights than any node needs a capability of its own.
             if reads(found.rights) && found.rights != found.by_certificate {
                 own.push(Entitlement { manifest, rights: found.rights });
+                own_end = own_end.min(end(found.until));
             }
         }
         let validity = self.capability_validity.as_secs();
         let mut files = Vec::new();
-        for (file, node, seconds, manifests) in
-            [(FILE_OF_ANY, None, OF_ANY_SECONDS, of_any), (FILE, Some(node), validity, own)]
-        {
+        for (file, node, seconds, end, manifests) in [
+            (FILE_OF_ANY, None, OF_ANY_SECONDS, of_any_end, of_any),
+            (FILE, Some(node), validity, own_end, own),
+        ] {
             if !manifests.is_empty() {
                 let issued = unix_now();
                 let expires = (issued + seconds).min(end);

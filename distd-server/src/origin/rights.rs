@@ -22,10 +22,15 @@ pub struct NodeRights {
     /// Rights that every node of the realm has by its certificate alone. A node that is revoked has
     /// none.
     pub by_certificate: Rights,
-    /// Time at which the first of the grants ends that give these rights, unix seconds; `None` when
-    /// none of them has an end.
+    /// Time at which `rights` become fewer because a grant ends, unix seconds; `None` without such
+    /// a time.
     pub until: Option<u64>,
+    /// Time at which `by_certificate` becomes fewer because a grant ends, unix seconds.
+    pub by_certificate_until: Option<u64>,
 }
+
+/// Most ends of grants that are looked at for one answer.
+const ENDS_MAX: usize = 16;
 
 /// Groups with selectors, and grants, as the database had them in one state.
 #[derive(Debug)]
@@ -84,6 +89,7 @@ impl Origin {
             rights: Rights::NONE,
             by_certificate: Rights::NONE,
             until: None,
+            by_certificate_until: None,
         };
         let found = self.db.member(&node.to_string()).await?;
         let Some(row) = found.filter(|row| row.revoked.is_none()) else {
@@ -97,23 +103,29 @@ impl Origin {
         let mine: BTreeSet<&Name> =
             groups.into_iter().filter(|group| row.member.is_granted_as(group, &rules.selectors)).collect();
         let grants: Vec<&Grant> = rules.grants.iter().filter(|grant| mine.contains(&grant.group)).collect();
+        // Ends of grants that are still to come. Beyond the first ones a capability is renewed
+        // anyway.
+        let ends: BTreeSet<u64> =
+            grants.iter().filter_map(|grant| grant.until).filter(|end| *end > now).collect();
         let of = |manifest: &ManifestId| {
             // Equal bytes may be several releases: a node that may read one of them has the bytes.
             let releases = audiences.get(manifest).map_or(&[][..], Vec::as_slice);
-            releases.iter().fold(none(manifest), |sum, audience| {
-                let free = by_certificate(grants.iter().copied(), audience, now);
-                let own = rights(&row.member, &rules.selectors, grants.iter().copied(), audience, now);
-                let gives = |grant: &&Grant| {
-                    grant.covers(audience, now) && row.member.is_granted_as(&grant.group, &rules.selectors)
-                };
-                let ending = rules.grants.iter().filter(|grant| grant.until.is_some()).filter(gives);
-                NodeRights {
-                    until: ending.filter_map(|grant| grant.until).chain(sum.until).min(),
-                    rights: sum.rights.with(own).with(free),
-                    by_certificate: sum.by_certificate.with(free),
-                    ..sum
-                }
-            })
+            let at = |time: u64| {
+                releases.iter().fold((Rights::NONE, Rights::NONE), |(all, free), audience| {
+                    let by = by_certificate(grants.iter().copied(), audience, time);
+                    let own = rights(&row.member, &rules.selectors, grants.iter().copied(), audience, time);
+                    (all.with(own).with(by), free.with(by))
+                })
+            };
+            let (all, free) = at(now);
+            let later: Vec<_> = ends.iter().take(ENDS_MAX).map(|end| (*end, at(*end))).collect();
+            NodeRights {
+                manifest: *manifest,
+                rights: all,
+                by_certificate: free,
+                until: later.iter().find(|(_, (then, _))| *then != all).map(|(end, _)| *end),
+                by_certificate_until: later.iter().find(|(_, (_, then))| *then != free).map(|(end, _)| *end),
+            }
         };
         Ok(manifests.iter().map(of).collect())
     }
