@@ -161,6 +161,32 @@ async fn rights_follow_labels_groups_grants_and_revocations_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rights_end_with_the_grant_that_makes_them_fewer_and_with_no_other() {
+    let world = World::new().await;
+    let os = release(&world, "os", "1", 1).await;
+    let (_keep, node) = enrolled(&world, Role::Leaf, json!({"kind": "till"})).await;
+    put_group(&world, "tills", json!({"selector": "kind=till"})).await;
+    let (early, late) = (4_000_000_000u64, 4_000_000_500u64);
+    let ends = async || {
+        let found = world.running.origin.rights_of(&node, &[os]).await.expect("rights");
+        (found[0].until, found[0].by_certificate_until)
+    };
+    grant(&world, json!({"group": "tills", "releases": ["os"], "rights": ["read"], "until": early})).await;
+    assert_eq!(ends().await, (Some(early), None));
+    // A later end of the same right counts, and then none: the earlier grants are superfluous.
+    grant(&world, json!({"group": "tills", "releases": ["os*"], "rights": ["read"], "until": late})).await;
+    assert_eq!(ends().await, (Some(late), None));
+    let free = json!({"group": "everyone", "releases": ["os"], "rights": ["read"], "by_certificate": true});
+    let (status, made) = world.json(Method::POST, "/v1/grants", Some(free)).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    assert_eq!(ends().await, (None, None));
+    // A further right of the node's own ends alone: that of any node is not shortened by it.
+    grant(&world, json!({"group": "tills", "releases": ["*"], "rights": ["read", "seed"], "until": early}))
+        .await;
+    assert_eq!(ends().await, (Some(early), None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_enrols_with_another_token_has_the_labels_of_that_one() {
     let world = World::new().await;
     let one = release(&world, "os", "1", 1).await;
