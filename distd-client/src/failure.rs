@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use distd_core::error::causes;
 use distd_core::names::{NameError, WantedError};
 use distd_peer::driver::FetchError;
 use distd_peer::enrollment::EnrollmentError;
@@ -285,20 +286,6 @@ pub fn is_certificate_error(error: &(dyn std::error::Error + 'static)) -> bool {
         // alert.
         matches!(error.downcast_ref(), Some(quinn::ConnectionError::TransportError(error))
             if (0x100 + 42..=0x100 + 49).contains(&u64::from(error.code)))
-    })
-}
-
-/// Iterates over an error and all its causes.
-fn causes<'e>(
-    error: &'e (dyn std::error::Error + 'static),
-) -> impl Iterator<Item = &'e (dyn std::error::Error + 'static)> {
-    std::iter::successors(Some(error), |error| {
-        // An `io::Error` made from another error hides that error: its `source` is already the next
-        // one.
-        match error.downcast_ref::<std::io::Error>().and_then(|e| e.get_ref()) {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        }
     })
 }
 

@@ -6,6 +6,23 @@ use std::fmt;
 /// Most causes that are printed: no chain of ours is longer, and a foreign one may be a circle.
 const CAUSES_MAX: usize = 16;
 
+/// Most errors that [`causes`] returns. A foreign chain may be a circle.
+const LOOKED_AT_MAX: usize = 32;
+
+/// Returns an error and its causes, outermost first.
+pub fn causes<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error: &&'e (dyn Error + 'static)| {
+        let error: &'e (dyn Error + 'static) = *error;
+        // An `io::Error` made from another error hides that error: its `source` is already the next
+        // one.
+        match error.downcast_ref::<std::io::Error>().and_then(|e| e.get_ref()) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        }
+    })
+    .take(LOOKED_AT_MAX)
+}
+
 /// An error and its causes, displayed on one line as `could not write: no space left`.
 ///
 /// Many error types repeat their cause in their own message; a cause with the text of the error

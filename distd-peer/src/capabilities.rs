@@ -49,7 +49,7 @@ const WORTH_WRITING: u64 = 60;
 /// Most manifests of which it is remembered when they were asked for.
 const ASKED_MAX: usize = 1024;
 
-/// What a node may do with the swarm of one manifest.
+/// Rights of a node in the swarm of one manifest, and their end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Permit {
     /// The node's rights. They include [`distd_core::fleet::Right::Read`].
@@ -83,6 +83,15 @@ impl Held {
     fn valid(&self, manifest: &ManifestId, now: u64) -> impl Iterator<Item = &Arc<Proof>> {
         let both = [&self.own, &self.of_any].into_iter().flatten();
         both.filter(move |proof| proof.capability.rights(manifest, now).is_ok())
+    }
+
+    /// The capability to show for the manifest at `now` (unix seconds): this node's, unless that of
+    /// any node, which ends later, gives as much.
+    fn best(&self, manifest: &ManifestId, now: u64) -> Option<&Arc<Proof>> {
+        let rights = |proof: &Proof| proof.capability.rights(manifest, now).unwrap_or_default();
+        let mut valid = self.valid(manifest, now);
+        let first = valid.next()?;
+        Some(valid.next().filter(|of_any| rights(of_any).includes(rights(first))).unwrap_or(first))
     }
 }
 
@@ -287,12 +296,7 @@ impl Capabilities {
     /// node's, or that of any node.
     pub fn proof(&self, manifest: &ManifestId, now: u64) -> Option<Bytes> {
         let mut state = self.state();
-        let valid: Vec<_> = state.held.get(manifest)?.valid(manifest, now).collect();
-        // That of any node ends later, so it is shown where it gives as much.
-        let rights = |proof: &Proof| proof.capability.rights(manifest, now).unwrap_or_default();
-        let best =
-            valid.iter().rev().find(|proof| valid.iter().all(|one| rights(proof).includes(rights(one))));
-        best.or(valid.first()).map(|proof| proof.bytes.clone())
+        state.held.get(manifest)?.best(manifest, now).map(|proof| proof.bytes.clone())
     }
 
     /// Capabilities of any node for these manifests, each once.
@@ -399,10 +403,10 @@ impl Capabilities {
         let rights = capability.rights_of(peer, manifest, now)?;
         if known.is_none() {
             self.state().verified.put(key, capability.clone(), 1);
-        }
-        if known.is_none() && capability.node.is_none() {
-            // Other nodes need to show it no more, also when the parents are away.
-            self.take_of_any(shown)?;
+            if capability.node.is_none() {
+                // Other nodes need to show it no more, also when the parents are away.
+                self.take_of_any(shown)?;
+            }
         }
         Ok(Permit { rights, until: capability.expires })
     }

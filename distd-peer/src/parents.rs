@@ -200,12 +200,8 @@ impl Parents {
     /// that should be renewed is returned at once, and renewed beside that. Empty when no parent
     /// gives one.
     pub async fn capability(self: &Arc<Self>, manifest: ManifestId) -> Bytes {
-        let now = unix_now();
-        if let Some(held) = self.capabilities.proof(&manifest, now) {
-            if self.capabilities.renew_at(&manifest, now).is_some_and(|due| due <= now) {
-                let this = self.clone();
-                tokio::spawn(async move { this.renew_capability(manifest).await });
-            }
+        if let Some(held) = self.capabilities.proof(&manifest, unix_now()) {
+            self.renew_if_due(manifest);
             return held;
         }
         let is_settled = || {
@@ -221,6 +217,16 @@ impl Parents {
             }
         }
         self.capabilities.proof(&manifest, unix_now()).unwrap_or_default()
+    }
+
+    /// Starts to ask the parents for a newer capability than the one that is held, if it is time
+    /// for one. Does not wait for the answer.
+    pub fn renew_if_due(self: &Arc<Self>, manifest: ManifestId) {
+        let now = unix_now();
+        if self.capabilities.renew_at(&manifest, now).is_some_and(|due| due <= now) {
+            let this = self.clone();
+            tokio::spawn(async move { this.renew_capability(manifest).await });
+        }
     }
 
     /// Asks the parents for a newer capability, if it is time for one.

@@ -124,7 +124,7 @@ fn a_node_keeps_the_newest_of_its_own_beside_one_of_any_node_and_nothing_of_anot
     assert_eq!(holder.proof(&manifest(1), later), Some(of_any.encode()));
     assert_eq!(holder.rights(&manifest(1), later), read);
     assert_eq!(holder.rights(&manifest(1), of_any.capability.expires), Rights::NONE);
-    // What is due first is renewed first.
+    // The capability that is due first is renewed first.
     assert_eq!(holder.renew_at(&manifest(1), now), Some(own.capability.renew_at().max(now)));
 }
 
@@ -158,7 +158,7 @@ fn capabilities_of_any_node_survive_a_restart_and_others_do_not() {
     let again = world.holder("kept");
     assert!(again.proof(&manifest(1), unix_now()).is_some());
     assert!(again.proof(&manifest(2), unix_now()).is_none());
-    // What is in the file is checked like what comes from the network.
+    // Bytes from the file are checked like those from the network.
     let foreign = World::new();
     let stolen = Capabilities::load(OWN, foreign.realm.ca_der().clone(), &world.path("kept"));
     assert!(stolen.proof(&manifest(1), unix_now()).is_none());

@@ -43,7 +43,7 @@ fn groups_and_grants_are_made_shown_and_withdrawn() {
     assert_eq!(by("site=12,role!=relay").len(), 2);
     assert!(by("kind notin (till, kiosk)").is_empty());
 
-    // What selects nothing or everything is mostly a mistake.
+    // A selector that selects nothing or everything is mostly a mistake.
     refused(&lab, &["group", "set", "tills", "kind=tills"], 2, "selects none of the 2 nodes");
     refused(&lab, &["group", "set", "tills", "site=12"], 2, "every node");
     refused(&lab, &["group", "set", "tills", "kind=="], 2, "character 6");

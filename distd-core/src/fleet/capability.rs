@@ -40,7 +40,7 @@ pub struct Entitlement {
     pub rights: Rights,
 }
 
-/// What the origin states of one node.
+/// A statement of the origin about one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capability {
     /// The node; `None`: any node of the realm, by its certificate alone.

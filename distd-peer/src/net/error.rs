@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use distd_core::error::causes;
 use distd_core::proto::DecodeError;
 use distd_core::proto::close::CloseCode;
 use quinn::{ConnectionError, ReadError, VarInt, WriteError};
@@ -66,17 +67,7 @@ impl From<WriteError> for WireError {
 /// Whether the peer ended a connection or stream because this node is not authorised: it is
 /// revoked, or has no right to what it asked for. `error` and its causes are looked at.
 pub fn is_shut_out(error: &(dyn std::error::Error + 'static)) -> bool {
-    // The bound is far above any chain of ours: a foreign chain may be a circle.
-    std::iter::successors(Some(error), |error| {
-        // An `io::Error` made from another error hides that error: its `source` is already the next
-        // one.
-        match error.downcast_ref::<std::io::Error>().and_then(|e| e.get_ref()) {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        }
-    })
-    .take(32)
-    .any(|error| {
+    causes(error).any(|error| {
         let stream = matches!(error.downcast_ref(), Some(WireError::Closed(CloseCode::Unauthorised)));
         let connection = matches!(error.downcast_ref(), Some(ConnectionError::ApplicationClosed(close))
             if CloseCode::from_code(close.error_code.into_inner()) == CloseCode::Unauthorised);

@@ -53,11 +53,17 @@ impl AskedCapabilities {
         self.find(node, question).filter(|kept| now < kept.expires).map(|kept| kept.answer.clone())
     }
 
-    /// Keeps an answer. One without a capability is not kept, so that a new grant is seen at once.
-    /// An answer about targets, which may lead elsewhere soon, is fresh for [`TARGETS_FRESH`] after
-    /// `of_targets` (unix seconds).
-    pub(super) fn keep(&mut self, node: NodeId, question: Bytes, answer: Bytes, of_targets: Option<u64>) {
-        let Ok(decoded) = Answer::decode(&answer) else { return };
+    /// Keeps an answer, of which `decoded` are the files. One without a capability is not kept, so
+    /// that a new grant is seen at once. An answer about targets, which may lead elsewhere soon, is
+    /// fresh for [`TARGETS_FRESH`] after `of_targets` (unix seconds).
+    pub(super) fn keep(
+        &mut self,
+        node: NodeId,
+        question: Bytes,
+        answer: &Bytes,
+        decoded: &Answer,
+        of_targets: Option<u64>,
+    ) {
         let files = decoded.files.iter().filter(|(name, _)| name == FILE || name == FILE_OF_ANY);
         let capabilities: Vec<_> =
             files.filter_map(|(_, bytes)| Some(SignedCapability::decode(bytes).ok()?.capability)).collect();
@@ -69,7 +75,7 @@ impl AskedCapabilities {
         answers.retain(|kept| kept.question != question);
         if let (Some(renew_at), Some(expires)) = (renew_at, expires) {
             answers.truncate(ANSWERS_MAX - 1);
-            answers.push_front(Kept { question, answer, renew_at, expires });
+            answers.push_front(Kept { question, answer: answer.clone(), renew_at, expires });
         }
         if !answers.is_empty() {
             self.0.put(node, answers, 1);
@@ -83,6 +89,16 @@ mod tests {
 
     use super::*;
 
+    fn keep(
+        asked: &mut AskedCapabilities,
+        node: NodeId,
+        question: Bytes,
+        answer: &Bytes,
+        targets: Option<u64>,
+    ) {
+        asked.keep(node, question, answer, &Answer::decode(answer).expect("an answer"), targets);
+    }
+
     #[test]
     fn an_answer_is_fresh_for_two_thirds_of_its_validity_and_valid_to_its_end() {
         let capability = Capability { node: None, issued: 1000, expires: 1900, manifests: Vec::new() };
@@ -90,26 +106,26 @@ mod tests {
         let answer = Answer { files: vec![(FILE.to_owned(), signed.encode())] }.encode();
         let (question, answer) = (Bytes::from_static(b"question"), Bytes::from(answer));
         let (mut asked, node) = (AskedCapabilities::default(), NodeId([1; 16]));
-        asked.keep(node, question.clone(), answer.clone(), None);
+        keep(&mut asked, node, question.clone(), &answer, None);
         assert_eq!(asked.fresh(&node, &question, 1599), Some(answer.clone()));
         assert_eq!(asked.fresh(&node, &question, 1600), None);
         assert_eq!(asked.valid(&node, &question, 1899), Some(answer.clone()));
         assert_eq!(asked.valid(&node, &question, 1900), None);
         assert_eq!(asked.valid(&NodeId([2; 16]), &question, 1599), None, "another node");
-        // What was withdrawn is forgotten.
+        // A right that was withdrawn is forgotten.
         let empty = Bytes::from(Answer::default().encode());
-        asked.keep(node, question.clone(), empty, None);
+        keep(&mut asked, node, question.clone(), &empty, None);
         assert_eq!(asked.valid(&node, &question, 0), None);
         // Many questions of one node take only its own places.
-        asked.keep(NodeId([2; 16]), question.clone(), answer.clone(), None);
+        keep(&mut asked, NodeId([2; 16]), question.clone(), &answer, None);
         for n in 0..=ANSWERS_MAX as u8 {
-            asked.keep(node, Bytes::from(vec![n]), answer.clone(), None);
+            keep(&mut asked, node, Bytes::from(vec![n]), &answer, None);
         }
         assert_eq!(asked.fresh(&node, &Bytes::from(vec![0]), 1000), None);
         assert!(asked.fresh(&node, &Bytes::from(vec![1]), 1000).is_some());
         assert!(asked.fresh(&NodeId([2; 16]), &question, 1000).is_some());
         // A channel may lead elsewhere soon.
-        asked.keep(node, question.clone(), answer, Some(1000));
+        keep(&mut asked, node, question.clone(), &answer, Some(1000));
         assert!(asked.fresh(&node, &question, 1001).is_some());
         assert!(
             asked.fresh(&node, &question, 1002).is_none() && asked.valid(&node, &question, 1002).is_some()

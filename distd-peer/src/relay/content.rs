@@ -165,7 +165,7 @@ impl Relay {
             *asked = CapabilityQuestion::new(peer.node_id, std::mem::take(&mut asked.manifests));
         }
         let (node, manifests) = (asked.node(), asked.manifests.clone());
-        // What the parent needs, and nothing else that the asker may have written.
+        // The parent gets what it needs, and nothing else that the asker may have written.
         let has_targets = !question.targets.is_empty();
         let question = asked.clone().encode(std::mem::take(&mut question.targets));
         let asked = || self.asked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -179,8 +179,11 @@ impl Relay {
         };
         match answered {
             Ok(answer) => {
-                self.keep_of_any(&answer);
-                asked().keep(node, question, answer.clone(), has_targets.then(unix_now));
+                // An answer that does not decode is the asker's to refuse.
+                if let Ok(decoded) = Answer::decode(&answer) {
+                    self.keep_of_any(&decoded);
+                    asked().keep(node, question, &answer, &decoded, has_targets.then(unix_now));
+                }
                 Ok(answer)
             }
             Err(error) => {
@@ -196,8 +199,7 @@ impl Relay {
 
     /// Keeps the capability of any node in an answer that passes through: devices need it when the
     /// parents are away.
-    fn keep_of_any(&self, answer: &Bytes) {
-        let Ok(answer) = Answer::decode(answer) else { return };
+    fn keep_of_any(&self, answer: &Answer) {
         if let Some((_, bytes)) = answer.files.iter().find(|(name, _)| name == FILE_OF_ANY)
             && let Err(error) = self.parents.capabilities().take_of_any(bytes)
         {
@@ -384,15 +386,10 @@ impl Content for Relay {
     ) -> Result<Permit, ServeError> {
         let capabilities = self.parents.capabilities();
         let judge = || capabilities.permit(&peer.node_id, &manifest, shown, unix_now());
-        let now = unix_now();
-        let due = capabilities.renew_at(&manifest, now).is_some_and(|due| due <= now);
         let refused = match judge() {
             Ok(permit) => {
-                if due {
-                    // Devices may need the relay's copy when the parents are away.
-                    let parents = self.parents.clone();
-                    tokio::spawn(async move { parents.renew_capability(manifest).await });
-                }
+                // Devices may need the relay's copy when the parents are away.
+                self.parents.renew_if_due(manifest);
                 return Ok(permit);
             }
             Err(refused) => refused,

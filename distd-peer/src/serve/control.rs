@@ -79,9 +79,9 @@ async fn open(
     let (gossip, growth) = (AnswererGossip::new(monotonic_now()), swarm.content.growth());
     let site = swarm.member.as_ref().map(|member| member.changes());
     let (looked, due) = (Instant::now(), permit_due(permit.until));
-    let proof = Proof { manifest, shown, permit, looked, due };
+    let watch = PermitWatch { manifest, shown, permit, looked, due };
     let result =
-        Answerer { peer, swarm: &swarm, control, gossip, growth, site, proof }.run(writer, reader).await;
+        Answerer { peer, swarm: &swarm, control, gossip, growth, site, watch }.run(writer, reader).await;
     // Nobody extends the permit any more.
     swarm.permitted_until.send_replace(0);
     result
@@ -96,8 +96,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Longest delay between a change of permits and the look at one of them.
 const CHANGE_SPREAD: Duration = Duration::from_secs(1);
 
-/// What permits the peer to have the swarm.
-struct Proof {
+/// The peer's permit for the swarm, and when to look at it again.
+struct PermitWatch {
     manifest: ManifestId,
     /// Capability that the peer showed last.
     shown: Bytes,
@@ -124,7 +124,7 @@ struct Answerer<'a> {
     growth: Option<watch::Receiver<()>>,
     /// Changes of the directory of the peer's site; `None` if the peer takes no part.
     site: Option<watch::Receiver<()>>,
-    proof: Proof,
+    watch: PermitWatch,
 }
 
 impl Answerer<'_> {
@@ -132,7 +132,7 @@ impl Answerer<'_> {
         let mut permits = self.peer.server.content.permit_changes();
         loop {
             // First, so that no number of other events puts it off.
-            if self.proof.due <= Instant::now() {
+            if self.watch.due <= Instant::now() {
                 self.check_permit().await?;
             }
             while let Some(news) = self.gossip.poll(monotonic_now()) {
@@ -160,7 +160,7 @@ impl Answerer<'_> {
                 () = changed(&mut self.site), if !self.gossip.has_site_change() => {
                     self.gossip.handle_site_change(monotonic_now());
                 }
-                () = tokio::time::sleep_until(self.proof.due.into()) => {}
+                () = tokio::time::sleep_until(self.watch.due.into()) => {}
                 () = changed(&mut permits) => {
                     // All swarms learn of a change at once, and one question each is enough.
                     tokio::time::sleep(CHANGE_SPREAD.mul_f64(random::fraction())).await;
@@ -183,8 +183,8 @@ impl Answerer<'_> {
     /// may come from a parent or a database. Nothing but the control stream waits for it when the
     /// permit has ended.
     async fn check_permit(&mut self) -> Result<(), CloseCode> {
-        self.proof.looked = Instant::now();
-        let Proof { manifest, shown, permit, due, .. } = &mut self.proof;
+        self.watch.looked = Instant::now();
+        let PermitWatch { manifest, shown, permit, due, .. } = &mut self.watch;
         let asking =
             self.peer.server.content.permit(&self.peer.identity, &self.peer.budget, *manifest, shown);
         let left = Duration::from_secs(permit.until.saturating_sub(unix_now()));
@@ -231,11 +231,11 @@ impl Answerer<'_> {
                 }
             }
             Some(ControlEvent::Capability(newer)) => {
-                let is_news = newer != self.proof.shown;
-                self.proof.shown = newer;
+                let is_news = newer != self.watch.shown;
+                self.watch.shown = newer;
                 // One look in a while: a peer may send any number of them.
                 if is_news {
-                    self.proof.due = self.proof.due.min(self.proof.looked + LOOK_AGAIN);
+                    self.watch.due = self.watch.due.min(self.watch.looked + LOOK_AGAIN);
                 }
             }
             _ => {}

@@ -1,5 +1,7 @@
 //! Enrolment of a node against a join token, and the certificates of nodes.
 
+use sqlx::{Any, Transaction};
+
 use super::join_tokens::{self, JoinTokenRow};
 use super::row::{Columns, signed};
 use super::{Db, DbError, UnixSeconds, failed, labels};
@@ -57,6 +59,32 @@ pub enum PutCertificate {
     UnknownNode,
 }
 
+/// Records that a node used a token, which has `uses_left` after that.
+async fn take_use(
+    tx: &mut Transaction<'static, Any>,
+    wanted: &Enrolment<'_>,
+    uses_left: u64,
+) -> Result<(), sqlx::Error> {
+    sqlx::query("UPDATE join_tokens SET uses_left = $1 WHERE public_key = $2")
+        .bind(signed(uses_left))
+        .bind(wanted.token.to_owned())
+        .execute(&mut **tx)
+        .await?;
+    sqlx::query("INSERT INTO join_token_uses (token, node, used) VALUES ($1, $2, $3)")
+        .bind(wanted.token.to_owned())
+        .bind(wanted.node.to_owned())
+        .bind(wanted.now)
+        .execute(&mut **tx)
+        .await
+        .map(drop)
+}
+
+/// The token that a node used last, of those that it used.
+async fn last_token(tx: &mut Transaction<'static, Any>, node: &str) -> Result<String, sqlx::Error> {
+    let sql = "SELECT token FROM join_token_uses WHERE node = $1 ORDER BY used DESC, token LIMIT 1";
+    sqlx::query(sql).bind(node.to_owned()).fetch_one(&mut **tx).await?.text("token")
+}
+
 impl Db {
     /// Enrols a node: checks the node and the token, takes a use of the token unless the node has
     /// taken one before, writes the node's row, and gives the node the token's labels in place of
@@ -111,53 +139,29 @@ impl Db {
             .fetch_optional(&mut *tx)
             .await
             .map_err(failed(WHAT))?;
-        if used.is_some() {
-            // An earlier token of the node must not bring its labels back.
-            let last = sqlx::query(
-                "SELECT token FROM join_token_uses WHERE node = $1 ORDER BY used DESC, token LIMIT 1",
-            )
-            .bind(wanted.node.to_owned())
-            .fetch_one(&mut *tx)
-            .await
-            .and_then(|row| row.text("token"))
-            .map_err(failed(WHAT))?;
-            let changed = match last == wanted.token {
-                true => labels::take_from_token(&mut tx, wanted.node, wanted.token).await,
-                false => Ok(false),
-            };
-            let changed = changed.map_err(failed(WHAT))?;
-            tx.commit().await.map_err(failed(WHAT))?;
-            if changed && has_certificate {
-                self.note_fleet_change();
+        let is_again = used.is_some();
+        if !is_again {
+            if token.uses_left == 0 {
+                return Ok(EnrolOutcome::UsedUp);
             }
-            return Ok(EnrolOutcome::EnrolledAgain(token));
+            token.uses_left -= 1;
+            take_use(&mut tx, wanted, token.uses_left).await.map_err(failed(WHAT))?;
         }
-        if token.uses_left == 0 {
-            return Ok(EnrolOutcome::UsedUp);
-        }
-        token.uses_left -= 1;
-        sqlx::query("UPDATE join_tokens SET uses_left = $1 WHERE public_key = $2")
-            .bind(signed(token.uses_left))
-            .bind(wanted.token.to_owned())
-            .execute(&mut *tx)
-            .await
-            .map_err(failed(WHAT))?;
-        sqlx::query("INSERT INTO join_token_uses (token, node, used) VALUES ($1, $2, $3)")
-            .bind(wanted.token.to_owned())
-            .bind(wanted.node.to_owned())
-            .bind(wanted.now)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed(WHAT))?;
-        let changed = labels::take_from_token(&mut tx, wanted.node, wanted.token).await;
-        let changed = changed.map_err(failed(WHAT))?;
+        // An earlier token of the node must not bring its labels back.
+        let last = last_token(&mut tx, wanted.node).await.map_err(failed(WHAT))?;
+        let changed = match !is_again || last == wanted.token {
+            true => {
+                labels::take_from_token(&mut tx, wanted.node, wanted.token).await.map_err(failed(WHAT))?
+            }
+            false => false,
+        };
         tx.commit().await.map_err(failed(WHAT))?;
         // A node without a certificate is connected to nobody: no rights need a second look when a
         // batch of new nodes enrols.
         if changed && has_certificate {
             self.note_fleet_change();
         }
-        Ok(EnrolOutcome::Enrolled(token))
+        Ok(if is_again { EnrolOutcome::EnrolledAgain(token) } else { EnrolOutcome::Enrolled(token) })
     }
 
     /// Records the certificate that a node is about to be given: its serial number, hexadecimal,

@@ -376,7 +376,7 @@ fn capabilities_are_signed_for_a_week_at_most() {
     let week = for_days(7).expect("a capability");
     open_capability(&week.encode(), realm.ca_der()).expect("of this realm");
     assert!(for_days(8).is_err());
-    // What follows a capability in the message could be anything.
+    // Bytes behind a capability in the message could mean anything.
     let message = [&capability_message(&week.body)[..], b"x"].concat();
     refused(link(&holder).sign_statement(&message), "signs only");
 }

@@ -8,7 +8,7 @@ use super::waves::{Share, WavesError};
 /// Number of failures that halts a rollout. As text `2` or `5%`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HaltOn {
-    /// So many failures.
+    /// A number of failures.
     Count(u64),
     /// This share of the devices in open waves.
     Share(Share),
@@ -56,14 +56,14 @@ pub struct WaveCounts {
     pub failed: u64,
 }
 
-/// What the origin does next.
+/// The next step of the origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Nothing before this time, unix seconds; `None`: nothing before the next report.
     Wait(Option<u64>),
     /// Opens the wave of this number, from 0.
     Open(usize),
-    /// Halts: so many failures among so many devices in open waves.
+    /// Halts, because of the failures among the devices in open waves.
     Halt {
         /// Failures.
         failed: u64,
