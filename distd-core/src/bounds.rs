@@ -151,6 +151,12 @@ pub const SELECTOR_TERMS_MAX: usize = 32;
 /// Most values of one term of a selector.
 pub const SELECTOR_VALUES_MAX: usize = 64;
 
+/// Most products to which one node is pinned.
+pub const PINS_MAX: usize = 32;
+
+/// Most versions of which a rollout requires one.
+pub const ROLLOUT_REQUIRES_MAX: usize = 8;
+
 /// Most groups of a realm.
 pub const GROUPS_MAX: usize = 1024;
 

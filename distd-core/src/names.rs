@@ -135,6 +135,15 @@ impl Wanted {
     }
 }
 
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Release { product, version } => write!(f, "{product}@{version}"),
+            Self::Channel { product, channel } => write!(f, "{product}:{channel}"),
+        }
+    }
+}
+
 impl FromStr for Wanted {
     type Err = WantedError;
 
@@ -186,6 +195,7 @@ mod tests {
         assert_eq!("os".parse::<Wanted>(), Err(WantedError::Shape));
         for text in ["os@1.2", "os:stable"] {
             let wanted: Wanted = text.parse().expect("a release or channel");
+            assert_eq!(wanted.to_string(), text);
             assert_eq!(Wanted::of_target(&wanted.target_name()), Some(wanted));
         }
         for other in ["patches/os", "releases/os", "channels/os/../x", "releases/os/1/2"] {

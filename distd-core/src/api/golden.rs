@@ -83,10 +83,12 @@ fn answers_are_these_texts() {
         cert_expires: 2,
         revoked: None,
         labels: NodeLabels { operator: [("a".into(), "1".into())].into(), ..NodeLabels::default() },
+        reported: None,
+        running: Vec::new(),
     };
     both(
         &node,
-        r#"{"id":"0a","role":"leaf","label":"l","enrolled":1,"cert_expires":2,"revoked":null,"labels":{"token":{},"operator":{"a":"1"},"facts":{}}}"#,
+        r#"{"id":"0a","role":"leaf","label":"l","enrolled":1,"cert_expires":2,"revoked":null,"labels":{"token":{},"operator":{"a":"1"},"facts":{}},"reported":null,"running":[]}"#,
     );
     let grant = GrantInfo {
         id: 7,

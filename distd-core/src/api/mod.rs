@@ -15,6 +15,7 @@ mod nodes;
 mod patches;
 mod products;
 mod releases;
+mod rollouts;
 mod state;
 mod tokens;
 mod uploads;
@@ -26,10 +27,17 @@ pub use channels::{
 pub use error::{ErrorBody, ErrorDetail, code};
 pub use grants::{GRANT_RELEASES_MAX, GrantInfo, GrantList, GrantState, NewGrants};
 pub use groups::{Group, GroupList, GroupMembers, GroupSelection, MEMBERS_PAGE, MEMBERS_PAGE_MAX, NewGroup};
-pub use nodes::{ChangeLabels, Node, NodeDetail, NodeLabels, NodeList, RevokeNode, RevokedNode, label_texts};
+pub use nodes::{
+    ChangeLabels, Node, NodeDetail, NodeLabels, NodeList, NodeRunning, Pin, RevokeNode, RevokedNode,
+    label_texts,
+};
 pub use patches::{PatchSet, PatchSetList, PatchSetState, Wanted};
 pub use products::{Cut, NewProduct, Product, ProductList};
 pub use releases::{Release, ReleaseKind, ReleaseList};
+pub use rollouts::{
+    NewRollout, ROLLOUT_FAILURES_MAX, ROLLOUT_REASON_MAX, ROLLOUTS_MAX, Rollout, RolloutDetail, RolloutEvent,
+    RolloutFailure, RolloutList, RolloutOrder, RolloutStage, RolloutVerb, RolloutWave,
+};
 pub use state::{Ready, Version};
 pub use tokens::{
     JOIN_USES_MAX, JoinTokenInfo, JoinTokenList, JoinTokenState, MadeJoinToken, MadeToken, NewJoinToken,

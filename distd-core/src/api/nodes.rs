@@ -30,6 +30,29 @@ pub struct Node {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(required))]
     pub labels: NodeLabels,
+    /// Time at which its newest report came, unix seconds; null if it has sent none.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
+    pub reported: Option<i64>,
+    /// What it runs, by that report.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
+    pub running: Vec<NodeRunning>,
+}
+
+/// Release of a channel that runs on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeRunning {
+    /// Product.
+    pub product: String,
+    /// Channel that the node follows.
+    pub channel: String,
+    /// Version that runs; null while it has none.
+    pub version: Option<String>,
+    /// Why the node does not install the release of the channel's rollout; null if nothing holds it
+    /// back.
+    pub held: Option<String>,
 }
 
 /// Labels of a node, by source. An operator's label replaces the token's of the same key.
@@ -98,6 +121,20 @@ pub struct NodeDetail {
     pub groups: Vec<String>,
     /// Grants that give it rights now; none when it is revoked.
     pub grants: Vec<GrantInfo>,
+    /// Versions to which it is pinned, by product.
+    // Older origins send none.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required))]
+    pub pins: BTreeMap<String, String>,
+}
+
+/// Version to which a node is to be pinned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Pin {
+    /// Released version of the product.
+    pub version: String,
 }
 
 /// Nodes of the realm.

@@ -5,9 +5,11 @@ mod capability;
 mod grants;
 mod labels;
 mod patterns;
+pub mod report;
 mod rights;
 pub mod rollout;
 mod selector;
+mod statement;
 
 pub use capability::{
     CAPABILITY_BYTES_MAX, Capability, CapabilityError, Entitlement, SignedCapability, capability_message,
@@ -22,3 +24,7 @@ pub use labels::{
 pub use patterns::{NamePattern, PatternError, ReleasePattern};
 pub use rights::{Right, Rights, UnknownRight};
 pub use selector::{Selector, SelectorError};
+pub use statement::{
+    NodeStatement, STATEMENT_BYTES_MAX, SignedStatement, StatementError, is_statement_message,
+    statement_message,
+};

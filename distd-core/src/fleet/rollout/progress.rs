@@ -54,6 +54,8 @@ pub struct WaveCounts {
     pub succeeded: u64,
     /// Devices whose attempt failed, was rolled back or took too long.
     pub failed: u64,
+    /// Devices that have begun an attempt and not ended it.
+    pub trying: u64,
 }
 
 /// The next step of the origin.
@@ -70,7 +72,7 @@ pub enum Step {
         /// Devices in open waves.
         members: u64,
     },
-    /// Every wave is open and has succeeded.
+    /// Every wave is open and has succeeded, the last has soaked too, and no attempt is under way.
     Complete,
 }
 
@@ -78,14 +80,16 @@ pub enum Step {
 /// opened, in order, and `counts` the devices of every wave.
 ///
 /// Only devices in open waves count: a device that installed the release by hand neither helps nor
-/// halts.
-pub fn next_step(gate: &Gate, opened: &[u64], counts: &[WaveCounts], now: u64) -> Step {
+/// halts. `forgiven` is the number of failures for which the rollout halted before and was resumed:
+/// only those beyond it halt again.
+pub fn next_step(gate: &Gate, forgiven: u64, opened: &[u64], counts: &[WaveCounts], now: u64) -> Step {
     let open = &counts[..opened.len().min(counts.len())];
     let (failed, members) =
         open.iter().fold((0, 0), |(failed, members), wave| (failed + wave.failed, members + wave.members));
+    let new = failed.saturating_sub(forgiven);
     let halts = match gate.halt_on {
-        HaltOn::Count(count) => failed >= count,
-        HaltOn::Share(share) => failed > 0 && share.is_reached(failed, members),
+        HaltOn::Count(count) => new >= count,
+        HaltOn::Share(share) => new > 0 && share.is_reached(new, members),
     };
     if halts {
         return Step::Halt { failed, members };
@@ -96,12 +100,17 @@ pub fn next_step(gate: &Gate, opened: &[u64], counts: &[WaveCounts], now: u64) -
     if !gate.success.is_reached(last.succeeded, last.members) {
         return Step::Wait(None);
     }
-    if open.len() == counts.len() {
-        return Step::Complete;
+    // A wave without devices soaks too: its devices may have fallen silent.
+    let soaked = at.saturating_add(gate.soak);
+    if now < soaked {
+        return Step::Wait(Some(soaked));
     }
-    // A wave without devices has nothing to show.
-    let soaked = if last.members == 0 { *at } else { at.saturating_add(gate.soak) };
-    if now < soaked { Step::Wait(Some(soaked)) } else { Step::Open(open.len()) }
+    match open.len() == counts.len() {
+        // After the end no failure halts, so attempts that have begun are waited for.
+        true if open.iter().any(|wave| wave.trying > 0) => Step::Wait(None),
+        true => Step::Complete,
+        false => Step::Open(open.len()),
+    }
 }
 
 #[cfg(test)]
@@ -119,43 +128,57 @@ mod tests {
     }
 
     fn wave(members: u64, succeeded: u64, failed: u64) -> WaveCounts {
-        WaveCounts { members, succeeded, failed }
+        WaveCounts { members, succeeded, failed, trying: 0 }
     }
 
     #[test]
     fn the_next_wave_opens_after_soaking_and_success() {
         let gate = gate("2");
         let counts = |succeeded| [wave(10, succeeded, 0), wave(90, 0, 0)];
-        assert_eq!(next_step(&gate, &[], &counts(0), 0), Step::Open(0));
-        assert_eq!(next_step(&gate, &[1000], &counts(8), 5000), Step::Wait(None));
-        assert_eq!(next_step(&gate, &[1000], &counts(9), 1099), Step::Wait(Some(1100)));
-        assert_eq!(next_step(&gate, &[1000], &counts(9), 1100), Step::Open(1));
+        assert_eq!(next_step(&gate, 0, &[], &counts(0), 0), Step::Open(0));
+        assert_eq!(next_step(&gate, 0, &[1000], &counts(8), 5000), Step::Wait(None));
+        assert_eq!(next_step(&gate, 0, &[1000], &counts(9), 1099), Step::Wait(Some(1100)));
+        assert_eq!(next_step(&gate, 0, &[1000], &counts(9), 1100), Step::Open(1));
         let done = [wave(10, 10, 0), wave(90, 81, 0)];
-        assert_eq!(next_step(&gate, &[1000, 1100], &done, 1101), Step::Complete);
+        assert_eq!(next_step(&gate, 0, &[1000, 1100], &done, 1199), Step::Wait(Some(1200)));
+        assert_eq!(next_step(&gate, 0, &[1000, 1100], &done, 1200), Step::Complete);
+        let trying = [done[0], WaveCounts { trying: 1, ..done[1] }];
+        assert_eq!(next_step(&gate, 0, &[1000, 1100], &trying, 1200), Step::Wait(None));
     }
 
     #[test]
     fn the_second_failure_halts_and_failures_outside_open_waves_do_not() {
         let gate = gate("2");
         let counts = |failed| [wave(10, 5, failed), wave(90, 0, 50)];
-        assert_eq!(next_step(&gate, &[0], &counts(1), 10), Step::Wait(None));
-        assert_eq!(next_step(&gate, &[0], &counts(2), 10), Step::Halt { failed: 2, members: 10 });
+        assert_eq!(next_step(&gate, 0, &[0], &counts(1), 10), Step::Wait(None));
+        assert_eq!(next_step(&gate, 0, &[0], &counts(2), 10), Step::Halt { failed: 2, members: 10 });
     }
 
     #[test]
     fn a_share_of_failures_is_of_the_devices_in_open_waves() {
         let gate = gate("5%");
         let counts = |failed| [wave(100, 99 - failed, failed), wave(900, 0, 0)];
-        assert!(matches!(next_step(&gate, &[0], &counts(4), 10), Step::Wait(_)));
-        assert_eq!(next_step(&gate, &[0], &counts(5), 10), Step::Halt { failed: 5, members: 100 });
+        assert!(matches!(next_step(&gate, 0, &[0], &counts(4), 10), Step::Wait(_)));
+        assert_eq!(next_step(&gate, 0, &[0], &counts(5), 10), Step::Halt { failed: 5, members: 100 });
         assert_eq!("5%".parse::<HaltOn>().expect("a limit").to_string(), "5%");
         assert!("0".parse::<HaltOn>().is_err() && "-1".parse::<HaltOn>().is_err());
     }
 
     #[test]
-    fn an_empty_wave_holds_nothing_up() {
-        let gate = gate("1");
-        assert_eq!(next_step(&gate, &[1000], &[wave(0, 0, 0), wave(1, 0, 0)], 1000), Step::Open(1));
+    fn failures_that_were_forgiven_halt_no_more() {
+        let gate = gate("2");
+        let counts = |failed| [wave(10, 5, failed), wave(90, 0, 0)];
+        let halt = |failed| Step::Halt { failed, members: 10 };
+        assert_eq!(next_step(&gate, 2, &[0], &counts(2), 10), Step::Wait(None));
+        assert_eq!(next_step(&gate, 2, &[0], &counts(3), 10), Step::Wait(None));
+        assert_eq!(next_step(&gate, 2, &[0], &counts(4), 10), halt(4));
+    }
+
+    #[test]
+    fn an_empty_wave_soaks_and_then_holds_nothing_up() {
+        let (gate, counts) = (gate("1"), [wave(0, 0, 0), wave(1, 0, 0)]);
+        assert_eq!(next_step(&gate, 0, &[1000], &counts, 1099), Step::Wait(Some(1100)));
+        assert_eq!(next_step(&gate, 0, &[1000], &counts, 1100), Step::Open(1));
     }
 
     proptest! {
@@ -174,13 +197,13 @@ mod tests {
             let opened: Vec<u64> = (0..opened.min(counts.len()) as u64).map(|n| n * 10).collect();
             let gate = Gate { soak, ..gate(&limit.to_string()) };
             let failed: u64 = counts[..opened.len()].iter().map(|wave| wave.failed).sum();
-            match next_step(&gate, &opened, &counts, now) {
+            match next_step(&gate, 0, &opened, &counts, now) {
                 Step::Open(wave) => {
                     prop_assert_eq!(wave, opened.len());
                     prop_assert!(failed < limit);
                     if let Some(last) = counts[..wave].last() {
                         prop_assert!(gate.success.is_reached(last.succeeded, last.members));
-                        prop_assert!(last.members == 0 || now >= opened[wave - 1] + soak);
+                        prop_assert!(now >= opened[wave - 1] + soak);
                     }
                 }
                 Step::Halt { failed: said, .. } => prop_assert!(said == failed && failed >= limit),

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::NodeId;
 
 /// Most waves of a rollout.
@@ -11,9 +13,51 @@ pub const WAVES_MAX: usize = 16;
 /// Parts per million in the whole.
 const WHOLE: u32 = 1_000_000;
 
-/// Identity of a rollout: 16 random bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Identity of a rollout: 16 random bytes, as text 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct RolloutId(pub [u8; 16]);
+
+/// Reason why a text names no rollout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the id of a rollout has 32 hexadecimal digits")]
+pub struct RolloutIdError;
+
+impl FromStr for RolloutId {
+    type Err = RolloutIdError;
+
+    fn from_str(s: &str) -> Result<Self, RolloutIdError> {
+        let mut id = [0; 16];
+        hex::decode_to_slice(s, &mut id).map_err(|_| RolloutIdError)?;
+        Ok(Self(id))
+    }
+}
+
+impl TryFrom<String> for RolloutId {
+    type Error = RolloutIdError;
+
+    fn try_from(s: String) -> Result<Self, RolloutIdError> {
+        s.parse()
+    }
+}
+
+impl fmt::Display for RolloutId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for RolloutId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RolloutId({self})")
+    }
+}
+
+impl From<RolloutId> for String {
+    fn from(id: RolloutId) -> Self {
+        id.to_string()
+    }
+}
 
 /// A share of a whole, in parts per million. As text `10%` or `0.5%`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
