@@ -18,16 +18,19 @@ use tokio::sync::OnceCell;
 use super::asked_capabilities::AskedCapabilities;
 use super::metadata_cache::{MetadataCache, PARENT_DOWN};
 use super::mirror::Mirror;
+use super::reports::{KeepError, Reports};
 use super::swarm::RelaySwarm;
 use crate::capabilities::Permit;
 use crate::clock::unix_now;
 use crate::manifest_fetch::fetch_manifest;
 use crate::net::{exchange_enroll, is_shut_out};
-use crate::parents::Parents;
+use crate::parents::{Parents, ParentsError};
 use crate::rates::Throttle;
 use crate::serve::{Content, NodeBudget, ServeError, Swarm};
 use crate::store::EdgeStore;
 use crate::trust::capability::{CapabilityQuestion, FILE_OF_ANY};
+use crate::trust::report;
+use crate::trust::statement::StatementQuestion;
 use crate::trust::tls::{PeerIdentity, TrustAnchor};
 use crate::trust::tuf::wire::{Answer, Query};
 
@@ -47,6 +50,12 @@ const UNKNOWN_COST: u64 = 64 << 10;
 /// Bytes charged for a manifest that did not arrive completely: the parents may have sent most of a
 /// large one.
 const FAILED_COST: u64 = 4 << 20;
+
+/// Pause after a report has come, in which others may come.
+const REPORTS_GATHER: Duration = Duration::from_millis(500);
+
+/// Pause after no parent took the reports.
+const REPORTS_AGAIN: Duration = Duration::from_secs(10);
 
 /// Counters of a relay, for `/metrics` and tests.
 #[derive(Debug, Default)]
@@ -74,6 +83,8 @@ pub struct Relay {
     asked: Mutex<AskedCapabilities>,
     /// Signed metadata that passed through, kept for when the parents are away.
     mirror: Option<Mirror>,
+    /// Reports of devices that wait for a parent.
+    reports: Option<Arc<Reports>>,
     /// Unix time in seconds at which a parent last answered; 0 for never.
     heard: AtomicU64,
     /// Counters of this relay.
@@ -95,6 +106,7 @@ impl Relay {
             metadata,
             asked: Mutex::default(),
             mirror: None,
+            reports: None,
             heard: AtomicU64::new(0),
             counters: RelayCounters::default(),
         }
@@ -111,6 +123,14 @@ impl Relay {
     #[must_use]
     pub fn mirroring(mut self, dir: &Path) -> Self {
         self.mirror = Some(Mirror::new(dir));
+        self
+    }
+
+    /// Keeps reports of devices in `dir` until a parent has taken them. A relay without such a
+    /// directory takes no reports.
+    #[must_use]
+    pub fn keeping_reports(mut self, dir: &Path) -> Self {
+        self.reports = Some(Arc::new(Reports::load(dir)));
         self
     }
 
@@ -154,6 +174,63 @@ impl Relay {
         let answer = link.metadata(question).await.map_err(|e| ServeError::Upstream(e.into()))?;
         self.heard.store(unix_now(), Ordering::Relaxed);
         Ok(answer)
+    }
+
+    /// Keeps reports that a peer hands over.
+    async fn keep_reports(&self, peer: &PeerIdentity, question: Query) -> Result<Bytes, ServeError> {
+        let Some(kept) = self.reports.clone() else { return Ok(Answer::default().encode().into()) };
+        let peer = peer.clone();
+        let reports: Vec<Bytes> =
+            question.reports.into_iter().map(|bytes| Bytes::from(bytes.into_vec())).collect();
+        let keep = tokio::task::spawn_blocking(move || kept.keep(&peer, &reports));
+        match keep.await {
+            Ok(Ok(())) => Ok(report::kept_answer()),
+            Ok(Err(error @ (KeepError::TooOften | KeepError::Full))) => {
+                Err(ServeError::Upstream(error.into()))
+            }
+            Ok(Err(error)) => Err(ServeError::Internal(error.into())),
+            Err(error) => Err(ServeError::Internal(error.into())),
+        }
+    }
+
+    /// Hands the reports that wait to a parent, for as long as the relay runs.
+    pub(super) async fn pass_reports_on(&self) {
+        let Some(reports) = self.reports.clone() else { return };
+        loop {
+            let batch = reports.batch();
+            if batch.is_empty() {
+                reports.news().await;
+                // Devices of one site report at about the same time.
+                tokio::time::sleep(REPORTS_GATHER).await;
+                continue;
+            }
+            let question = report::question(batch.iter().map(|(_, _, bytes)| bytes));
+            if self.hand_over(&question).await {
+                let reports = reports.clone();
+                // A removal that fails is logged, and the report is sent again.
+                let _ = tokio::task::spawn_blocking(move || reports.taken(&batch)).await;
+            } else {
+                tokio::time::sleep(REPORTS_AGAIN).await;
+            }
+        }
+    }
+
+    /// Hands reports to the first parent that keeps them; `false` when none does.
+    async fn hand_over(&self, question: &Bytes) -> bool {
+        for index in 0..self.parents.len() {
+            let asked = async {
+                Ok::<_, ParentsError>(self.parents.link(index).await?.metadata(question.clone()).await?)
+            };
+            match asked.await {
+                Ok(answer) if report::is_kept(&answer) => return true,
+                // A parent of an earlier release takes no reports.
+                Ok(_) => tracing::debug!(parent = self.parents.address(index), "the parent takes no reports"),
+                Err(error) => {
+                    tracing::debug!(parent = self.parents.address(index), error = %Chain(&error), "reports wait");
+                }
+            }
+        }
+        false
     }
 
     /// Answers an asker's question for its capabilities: from memory while they are fresh, and as
@@ -439,10 +516,19 @@ impl Content for Relay {
     }
 
     async fn metadata(&self, peer: &PeerIdentity, query: Bytes) -> Result<Bytes, ServeError> {
-        if let Ok(question) = Query::decode(&query)
-            && question.capability.is_some()
-        {
-            return self.capabilities_of(peer, question).await;
+        if let Ok(question) = Query::decode(&query) {
+            if question.capability.is_some() {
+                return self.capabilities_of(peer, question).await;
+            }
+            if !question.reports.is_empty() {
+                return self.keep_reports(peer, question).await;
+            }
+            if let Some(asked) = question.statement {
+                // The parent believes this relay, so the relay must not pass on the claim of a
+                // device.
+                let node = if peer.role == Role::Relay { asked.node() } else { peer.node_id };
+                return self.ask_metadata(StatementQuestion::new(node, asked.has).encode()).await;
+            }
         }
         // Held while asking: another asker of the same question waits here and then finds the
         // answer.

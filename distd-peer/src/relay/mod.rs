@@ -8,6 +8,7 @@ mod content;
 mod demand;
 mod metadata_cache;
 mod mirror;
+mod reports;
 mod run;
 mod swarm;
 

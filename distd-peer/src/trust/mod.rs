@@ -4,17 +4,20 @@
 //! certificate with a join token ([`token`], [`enroll`], [`seal`]) and uses it in mutual TLS
 //! ([`tls`]). The content of a release is defined by signed TUF metadata ([`tuf`]), which any
 //! untrusted tier may forward. What a node may fetch and serve is in its capabilities
-//! ([`capability`]). Nodes sign the records of the addresses where they listen
-//! ([`record`]). Nodes that are excluded before their certificate expires are on a signed list
-//! ([`revoked`]).
+//! ([`capability`]). Nodes sign the records of the addresses where they listen ([`record`]), and
+//! devices their reports ([`report`]). The realm tells each node its labels and pins
+//! ([`statement`]). Nodes that are excluded before their certificate expires are
+//! on a signed list ([`revoked`]).
 
 pub mod capability;
 pub mod enroll;
 pub mod files;
 pub mod identity;
 pub mod record;
+pub mod report;
 pub mod revoked;
 pub mod seal;
+pub mod statement;
 pub mod tls;
 pub mod token;
 pub mod tuf;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use distd_core::bounds::ROLLOUT_REQUIRES_MAX;
 use distd_core::names::release_target;
 use serde::Deserialize;
 
@@ -134,6 +135,12 @@ impl Answerer {
                 && let Ok(doc) = serde_json::from_slice::<ChannelDoc>(&bytes)
             {
                 wanted.push(release_target(&doc.product, &doc.version));
+                // The device works out by itself which of them it installs.
+                if let Some(rollout) = doc.rollout {
+                    let required = rollout.requires.iter().take(ROLLOUT_REQUIRES_MAX);
+                    let versions = [&rollout.version].into_iter().chain(required);
+                    wanted.extend(versions.map(|version| release_target(&doc.product, version)));
+                }
             }
         }
         let releases = wanted.iter().filter(|name| name.starts_with("releases/"));

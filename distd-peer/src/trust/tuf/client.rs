@@ -8,9 +8,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use distd_core::ManifestId;
 use distd_core::bounds::NODE_BYTES_MAX;
+use distd_core::fleet::rollout::{Held, RolloutDoc};
 use distd_core::manifest::Root;
 use distd_core::names::{Name, Wanted, patches_target, release_target};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use tough::TargetName;
 
@@ -59,9 +60,18 @@ pub struct ChannelDoc {
     /// back to this release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downgrade_from: Option<u64>,
+    /// Rollout of another release to the devices of the channel.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "readable_rollout")]
+    pub rollout: Option<RolloutDoc>,
     /// Fields that later versions add.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
+}
+
+/// Reads a rollout. One that this build cannot read must not hide the channel's own release.
+fn readable_rollout<'de, D: Deserializer<'de>>(from: D) -> Result<Option<RolloutDoc>, D::Error> {
+    let value = Option::<Value>::deserialize(from)?;
+    Ok(value.map(|value| serde_json::from_value(value).unwrap_or_else(|_| RolloutDoc::unreadable())))
 }
 
 /// List of a product's patch sets: the JSON document in the target file `patches/PRODUCT`.
@@ -105,6 +115,8 @@ pub struct Resolved {
     pub version: Name,
     /// Channel document that led to the release, if a channel was requested.
     pub channel: Option<ChannelDoc>,
+    /// Choice among the releases to which the channel leads.
+    pub choice: Choice,
     /// The manifest's root node, verbatim.
     pub root_node: Bytes,
     /// Hash of the root node, which identifies the manifest.
@@ -123,6 +135,30 @@ impl Resolved {
         self.custom.get(SEQUENCE)?.as_u64()
     }
 }
+
+/// Release that a device chooses among those to which a channel may lead it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Chosen {
+    /// The release to which the channel points.
+    #[default]
+    OfChannel,
+    /// The release of the channel's rollout.
+    OfRollout,
+    /// This version: one that a rollout requires, or to which the device is pinned.
+    Version(Name),
+}
+
+/// Choice of a device about a channel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// The release.
+    pub release: Chosen,
+    /// Why it is not that of the channel's rollout.
+    pub held: Option<Held>,
+}
+
+/// The function by which a device makes its [`Choice`].
+pub type Choose<'a> = &'a (dyn Fn(&ChannelDoc) -> Choice + Send + Sync);
 
 /// Verifier of one realm's releases and channels. Remembers on disk what it has verified.
 pub struct TufClient {
@@ -144,7 +180,7 @@ impl TufClient {
     }
 
     /// Updates the metadata from `source` (one round trip) and resolves `wanted` at `now` (unix
-    /// seconds).
+    /// seconds), without a part in rollouts: a channel leads to its own release.
     ///
     /// With [`super::Offline`] as the source, the stored files are used as long as none of them has
     /// expired.
@@ -157,18 +193,34 @@ impl TufClient {
         wanted: &Wanted,
         now: u64,
     ) -> Result<Resolved, TufError> {
+        self.resolve_choosing(source, wanted, now, &[], &|_| Choice::default()).await
+    }
+
+    /// As [`resolve`](Self::resolve); `choose` chooses among the releases to which the channel may
+    /// lead this device. The question also asks for the targets `also`.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    pub async fn resolve_choosing(
+        &self,
+        source: Arc<dyn MetadataSource>,
+        wanted: &Wanted,
+        now: u64,
+        also: &[String],
+        choose: Choose<'_>,
+    ) -> Result<Resolved, TufError> {
         let store = self.store.clone();
         let _lock = tokio::task::spawn_blocking(move || store.lock())
             .await
             .map_err(|e| TufError::Store(e.into()))??;
         let held = self.store.cached();
         let had_cache = !held.is_empty();
-        match self.attempt(source.clone(), held, wanted, now).await {
+        match self.attempt(source.clone(), held, wanted, now, (also, choose)).await {
             // A damaged cache must not lock a device out, so try again with only the trusted state.
             // The cache is replaced only if that succeeds: while no parent answers, the device has
             // nothing else.
             Err(e) if had_cache && e.may_be_cache() => {
-                match self.attempt(source, BTreeMap::new(), wanted, now).await {
+                match self.attempt(source, BTreeMap::new(), wanted, now, (also, choose)).await {
                     // Offline there is nothing to fetch, and the first error says more.
                     Err(TufError::Missing { .. }) => Err(e),
                     other => other,
@@ -184,9 +236,10 @@ impl TufClient {
         held: BTreeMap<String, Bytes>,
         wanted: &Wanted,
         now: u64,
+        (also, choose): (&[String], Choose<'_>),
     ) -> Result<Resolved, TufError> {
         let root = self.store.trusted_root()?.unwrap_or_else(|| self.initial_root.clone());
-        let query = query(&root, &held, wanted);
+        let query = query(&root, &held, wanted, also);
         let held_targets: Vec<String> =
             held.keys().filter(|name| name.starts_with("targets/")).cloned().collect();
         let files = Files::new(source, held);
@@ -205,7 +258,7 @@ impl TufClient {
         self.store.set_trusted(verified.as_ref().ok(), &newest.bytes)?;
         let mut verified = verified.map_err(|error| failure_or(&files, error))?;
         check_clock(&verified, now)?;
-        let resolved = find(&mut verified, wanted).await.map_err(|error| failure_or(&files, error));
+        let resolved = find(&mut verified, wanted, choose).await.map_err(|error| failure_or(&files, error));
         self.store.set_cached(&to_keep(&verified, &files, &held_targets, resolved.as_ref().ok()))?;
         let (round_trips, received_bytes) = files.cost();
         resolved.map(|r| Resolved { cost: Cost { round_trips, received_bytes }, ..r })
@@ -221,7 +274,7 @@ fn failure_or(files: &Files, error: TufError) -> TufError {
 }
 
 /// Makes the question: everything newer than the held files, and the wanted targets.
-fn query(root: &[u8], held: &BTreeMap<String, Bytes>, wanted: &Wanted) -> Query {
+fn query(root: &[u8], held: &BTreeMap<String, Bytes>, wanted: &Wanted, also: &[String]) -> Query {
     let mut query = Query {
         root: version_of(root).unwrap_or(1),
         latest: true,
@@ -241,6 +294,7 @@ fn query(root: &[u8], held: &BTreeMap<String, Bytes>, wanted: &Wanted) -> Query 
         }
     }
     query.held.truncate(HELD_TARGETS_MAX);
+    query.targets.extend(also.iter().take(QUERY_NAMES_MAX - 2).cloned());
     query
 }
 
@@ -259,9 +313,9 @@ fn check_clock(verified: &Verified, now: u64) -> Result<(), TufError> {
     Ok(())
 }
 
-async fn find(repo: &mut Verified, wanted: &Wanted) -> Result<Resolved, TufError> {
-    let (product, version, channel) = match wanted {
-        Wanted::Release { product, version } => (product, version.clone(), None),
+async fn find(repo: &mut Verified, wanted: &Wanted, choose: Choose<'_>) -> Result<Resolved, TufError> {
+    let (product, channel) = match wanted {
+        Wanted::Release { product, .. } => (product, None),
         Wanted::Channel { product, channel } => {
             let target = wanted.target_name();
             let (bytes, _) = read_target(repo, &target).await?;
@@ -270,19 +324,30 @@ async fn find(repo: &mut Verified, wanted: &Wanted) -> Result<Resolved, TufError
             if doc.product != *product || doc.channel != *channel {
                 return Err(bad(None));
             }
-            (product, doc.version.clone(), Some(doc))
+            (product, Some(doc))
         }
+    };
+    let choice = channel.as_ref().map(choose).unwrap_or_default();
+    // The channel's document states the manifests of the releases to which it leads by itself.
+    let (version, stated) = match (wanted, &channel) {
+        (Wanted::Release { version, .. }, _) => (version.clone(), None),
+        (Wanted::Channel { .. }, None) => unreachable!("a channel has its document"),
+        (Wanted::Channel { .. }, Some(doc)) => match (&choice.release, &doc.rollout) {
+            (Chosen::OfRollout, Some(rollout)) => (rollout.version.clone(), Some(rollout.manifest)),
+            (Chosen::Version(version), _) => (version.clone(), None),
+            (Chosen::OfChannel | Chosen::OfRollout, _) => (doc.version.clone(), Some(doc.manifest)),
+        },
     };
     let target = release_target(product, &version);
     let (root_node, custom) = read_target(repo, &target).await?;
     let bad = |cause| TufError::BadTarget { target: target.clone(), cause };
     let manifest = Root::decode(&root_node).map_err(|e| bad(Some(e.into())))?.id();
-    if channel.as_ref().is_some_and(|doc| doc.manifest != manifest) {
+    if stated.is_some_and(|stated| stated != manifest) {
         return Err(bad(None));
     }
     let patches = find_patches(repo, product).await?;
     let (product, cost) = (product.clone(), Cost::default());
-    Ok(Resolved { product, version, channel, root_node, manifest, custom, patches, cost })
+    Ok(Resolved { product, version, channel, choice, root_node, manifest, custom, patches, cost })
 }
 
 /// Returns the product's patch sets. They only save bytes, so a list that does not parse counts as
@@ -336,6 +401,11 @@ fn to_keep(
         names.extend(path_of(&release_target(&resolved.product, &resolved.version)));
         names.extend(path_of(&patches_target(&resolved.product)));
         let channel = resolved.channel.as_ref();
+        // The releases of a rollout come with each answer as long as the question does not
+        // name them as held.
+        let rollout = channel.and_then(|doc| doc.rollout.as_ref());
+        let versions = rollout.into_iter().flat_map(|doc| doc.requires.iter().chain([&doc.version]));
+        names.extend(versions.filter_map(|version| path_of(&release_target(&resolved.product, version))));
         let channel = channel.map(|d| distd_core::names::channel_target(&d.product, &d.channel));
         names.extend(channel.and_then(|name| path_of(&name)));
     }

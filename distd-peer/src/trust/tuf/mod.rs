@@ -16,7 +16,10 @@ mod walk;
 pub mod wire;
 
 pub use answer::{AnswerError, Answerer};
-pub use client::{ChannelDoc, Cost, PatchSetRef, PatchesDoc, Resolved, SEQUENCE, SIGNED_AT, TufClient};
+pub use client::{
+    ChannelDoc, Choice, Choose, Chosen, Cost, PatchSetRef, PatchesDoc, Resolved, SEQUENCE, SIGNED_AT,
+    TufClient,
+};
 pub use error::TufError;
 pub use files_store::{DirStore, MetadataStore, PRUNING, StoreError, is_served_name};
 pub use memory::{MetadataSource, Offline, SourceError};

@@ -7,8 +7,11 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use crate::trust::capability::CapabilityQuestion;
+use crate::trust::report::REPORTS_MAX;
+use crate::trust::statement::StatementQuestion;
 
 /// Maximum size of a question, bytes.
 pub const QUERY_BYTES_MAX: usize = 16 << 10;
@@ -48,7 +51,7 @@ pub struct Query {
     #[serde(default)]
     pub roles: Vec<(String, u64)>,
     /// Wanted targets. The answer to a channel also contains the release that the channel points
-    /// to.
+    /// to, and that of its rollout.
     #[serde(default)]
     pub targets: Vec<String>,
     /// First 8 bytes of the SHA-256 of each held target file.
@@ -67,6 +70,13 @@ pub struct Query {
     /// Question for capabilities; a query with it asks for nothing else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capability: Option<CapabilityQuestion>,
+    /// Question for the statement about a node; a query with it asks for nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statement: Option<StatementQuestion>,
+    /// Signed reports ([`crate::trust::report`]); a query with them asks for nothing else. The
+    /// answer says that the parent keeps them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reports: Vec<ByteBuf>,
 }
 
 /// The files that a device lacks: names in the repository, and bytes.
@@ -107,6 +117,7 @@ impl Query {
             || query.files.len() > QUERY_NAMES_MAX
             || query.roles.len() > QUERY_ROLES_MAX
             || query.held.len() > HELD_TARGETS_MAX
+            || query.reports.len() > REPORTS_MAX
             || query.capability.as_ref().is_some_and(|asked| asked.is_too_large(query.targets.len()));
         if too_many { Err(WireError::TooLarge) } else { Ok(query) }
     }
@@ -133,8 +144,7 @@ impl Answer {
             return Err(WireError::TooLarge);
         }
         let raw = zstd::bulk::decompress(bytes, capacity).map_err(WireError::Compressed)?;
-        let files: Vec<(String, serde_bytes::ByteBuf)> =
-            rmp_serde::from_slice(&raw).map_err(WireError::Malformed)?;
+        let files: Vec<(String, ByteBuf)> = rmp_serde::from_slice(&raw).map_err(WireError::Malformed)?;
         Ok(Self { files: files.into_iter().map(|(n, b)| (n, Bytes::from(b.into_vec()))).collect() })
     }
 }
