@@ -185,9 +185,14 @@ pub async fn start_at(settings: &Settings, places: &Places) -> Result<Running, S
         quic_task: tokio::spawn(server.clone().run(endpoint.clone())),
         nodes_task: tokio::spawn(server.run_tcp(nodes, nodes_tls)),
         maintenance: {
-            let (origin, same) = (origin.clone(), origin.clone());
-            tokio::spawn(async {
-                tokio::join!(maintain(origin), watch(same.clone()), watch_owner(same));
+            let (origin, same, driven) = (origin.clone(), origin.clone(), origin.clone());
+            tokio::spawn(async move {
+                tokio::join!(
+                    maintain(origin),
+                    watch(same.clone()),
+                    watch_owner(same),
+                    driven.drive_rollouts()
+                );
             })
         },
         patches: tokio::spawn(origin.clone().make_patches(stop_patches.clone())),

@@ -5,6 +5,8 @@
 
 #[path = "storage/fleet.rs"]
 mod fleet;
+#[path = "storage/rollouts.rs"]
+mod rollouts;
 #[path = "storage/world.rs"]
 mod world;
 

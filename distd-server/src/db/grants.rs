@@ -187,7 +187,9 @@ impl Db {
                  UNION SELECT n.manifest, n.product, n.version, c.channel FROM named n CROSS JOIN channels c \
                  WHERE c.product = n.product AND c.version = n.version \
                  UNION SELECT n.manifest, n.product, n.version, m.channel FROM named n CROSS JOIN channel_moves m \
-                 WHERE m.product = n.product AND m.to_version = n.version",
+                 WHERE m.product = n.product AND m.to_version = n.version \
+                 UNION SELECT n.manifest, n.product, n.version, o.channel FROM named n CROSS JOIN rollouts o \
+                 WHERE o.product = n.product AND o.version = n.version",
                 self.engine.values(padded_len(batch), 1)
             );
             let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));

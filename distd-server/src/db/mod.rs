@@ -23,9 +23,12 @@ mod moves;
 mod nodes;
 mod packs;
 mod patch_sets;
+mod pins;
 mod products;
 mod releases;
+mod reports;
 mod restore;
+mod rollouts;
 mod row;
 mod uploads;
 mod withdraw;
@@ -48,9 +51,12 @@ pub use moves::{MoveBy, MoveRow};
 pub use nodes::NodeRow;
 pub use packs::{PackId, PackIndexes};
 pub use patch_sets::{MadeSet, PatchSetKey, PatchSetRow, PatchSetState, PatchSetTx, SetKind};
+pub use pins::{PinNode, Pins};
 pub use products::ProductRow;
 pub use releases::ReleaseRow;
+pub use reports::{AttemptRow, Follower, PutReport, ReportRow, RunningRow};
 pub use restore::Restoration;
+pub use rollouts::{BeginRollout, NewRollout, RolloutEvent, RolloutRow, Stage, WaveRow};
 pub use uploads::{BeginUpload, OpenUpload, UploadId, UploadRow, UploadState};
 pub use withdraw::{Withdraw, WithdrawalTx};
 
@@ -443,6 +449,7 @@ const MIGRATIONS: &[(&str, &str, &str)] = &[
     migration!("0009_database_id"),
     migration!("0010_moves"),
     migration!("0011_fleet"),
+    migration!("0012_rollouts"),
 ];
 
 /// Words of PostgreSQL in migrations, and those of SQLite that stand for them. Checksums are of the
@@ -615,6 +622,7 @@ mod tests {
             ("database_id", "730604a05c1cfed2", "730604a05c1cfed2"),
             ("moves", "be74c9a3367aade9", "ad0eead07e6d3394"),
             ("fleet", "16c78939fd390cd1", "2a8dff128b6f38ca"),
+            ("rollouts", "ec372d21c11b6748", "0e231b20b241483f"),
         ];
         for engine in [Engine::Sqlite, Engine::Postgres] {
             let known = migrator(engine);

@@ -21,7 +21,7 @@ pub enum Withdraw {
     Marked(ReleaseRow),
     /// There is no such release.
     Unknown,
-    /// These channels point to the release.
+    /// These channels point to the release, or a rollout brings it to their devices.
     InUse(Vec<Name>),
 }
 
@@ -34,8 +34,8 @@ pub struct WithdrawalTx {
 }
 
 impl Db {
-    /// Marks a release as withdrawn, unless a channel points to it. From then on no query finds it
-    /// as a release.
+    /// Marks a release as withdrawn, unless a channel points to it or a rollout leads to it. From
+    /// then on no query finds it as a release.
     ///
     /// # Errors
     /// [`DbError::Query`].
@@ -46,13 +46,17 @@ impl Db {
         now: UnixSeconds,
     ) -> Result<Withdraw, DbError> {
         let mut tx = self.begin_write().await?;
-        let rows =
-            sqlx::query("SELECT channel FROM channels WHERE product = $1 AND version = $2 ORDER BY channel")
-                .bind(product.to_string())
-                .bind(version.to_string())
-                .fetch_all(&mut *tx)
-                .await
-                .map_err(failed(WHAT))?;
+        let rows = sqlx::query(
+            "SELECT channel FROM channels WHERE product = $1 AND version = $2 UNION SELECT channel FROM rollouts \
+             WHERE product = $3 AND version = $4 AND state IN ('open', 'paused', 'halted') ORDER BY channel",
+        )
+        .bind(product.to_string())
+        .bind(version.to_string())
+        .bind(product.to_string())
+        .bind(version.to_string())
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed(WHAT))?;
         let channels: Result<Vec<Name>, _> = rows.iter().map(|row| row.parsed("channel")).collect();
         let channels = channels.map_err(failed(WHAT))?;
         if !channels.is_empty() {

@@ -16,7 +16,7 @@ use distd_peer::serve::ServeError;
 use super::request_id;
 use crate::db::DbError;
 use crate::ingest::IngestError;
-use crate::origin::{PublishReleaseError, RequestPatchesError, SetChannelError, WithdrawError};
+use crate::origin::{PublishReleaseError, RequestPatchesError, RolloutError, SetChannelError, WithdrawError};
 use crate::store::StoreError;
 use crate::tuf::{self, PublishError};
 
@@ -325,7 +325,44 @@ impl From<SetChannelError> for ApiError {
                     "to send devices back to it, repeat the request with \"downgrade\": true and a token that has the scope \"downgrade\"",
                 )
             }
+            SetChannelError::RolloutUnderWay { product, channel, version } => Self::conflict(
+                format!("a rollout of {product}@{version} to {product}:{channel} is under way"),
+                "wait for its end; or halt it first (POST …/rollout with \"order\": \"halt\"), or roll it back",
+            ),
             error => Self::internal(error),
+        }
+    }
+}
+
+impl From<RolloutError> for ApiError {
+    fn from(error: RolloutError) -> Self {
+        let text = error.to_string();
+        match error {
+            RolloutError::UnknownChannel { product, channel } => Self::unknown_channel(&product, &channel),
+            RolloutError::UnknownRelease { product, version } => Self::unknown_version(&product, &version),
+            RolloutError::NoneUnderWay { .. } => {
+                Self::conflict(text, "list the channel's rollouts with GET …/rollouts")
+            }
+            RolloutError::Same { .. } => Self::conflict(text, "name a later release"),
+            RolloutError::Older { .. } => Self::new(
+                StatusCode::CONFLICT,
+                code::DOWNGRADE,
+                text,
+                "a rollout leads to a later release; to go back, set the channel with \"downgrade\": true",
+            ),
+            RolloutError::UnderWay { .. } => {
+                Self::conflict(text, "wait for its end, halt it, or roll it back before another one begins")
+            }
+            RolloutError::NoDevices { .. } => Self::conflict(
+                text,
+                "let devices follow the channel (distd agent --follow PRODUCT:CHANNEL) and grant them the right report; \
+                 or point the channel to the release without waves",
+            ),
+            RolloutError::Stage { .. } => Self::conflict(text, "look at the rollout with GET …/rollout"),
+            RolloutError::Policy(_) => Self::bad_request(text, "correct the policy of the rollout"),
+            error @ (RolloutError::Owner(_) | RolloutError::Db(_) | RolloutError::Publish(_)) => {
+                Self::internal(error)
+            }
         }
     }
 }

@@ -23,6 +23,7 @@ mod patches;
 mod products;
 mod releases;
 mod request_id;
+mod rollouts;
 mod route;
 mod serve;
 mod spool;
@@ -128,6 +129,7 @@ fn routes() -> impl Iterator<Item = Route> {
         nodes::routes(),
         groups::routes(),
         grants::routes(),
+        rollouts::routes(),
         tuf::routes(),
     ];
     resources.into_iter().flatten()

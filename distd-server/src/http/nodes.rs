@@ -8,9 +8,12 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use distd_core::api::{ChangeLabels, Node, NodeDetail, NodeLabels, NodeList, RevokeNode, RevokedNode, Word};
-use distd_core::bounds::LABELS_MAX;
+use distd_core::api::{
+    ChangeLabels, Node, NodeDetail, NodeLabels, NodeList, NodeRunning, Pin, RevokeNode, RevokedNode, Word,
+};
+use distd_core::bounds::{LABELS_MAX, PINS_MAX};
 use distd_core::fleet::{EVERYONE, LabelError, LabelKey, LabelMap, Labels, assignable_key};
+use distd_core::names::Name;
 use distd_peer::clock::unix_now;
 use distd_peer::trust::enroll::ENROLL_BYTES_MAX;
 
@@ -20,10 +23,10 @@ use super::grants::grant_info;
 use super::route::{Route, routes};
 use super::tokens::join_token_id;
 use super::{ApiError, App};
-use crate::db::{self, GrantRow, MemberRow, NodeRow};
+use crate::db::{self, GrantRow, MemberRow, NodeRow, PinNode, ReportRow};
 
 pub(super) fn routes() -> Vec<Route> {
-    routes![list, show, label, revoke, enroll]
+    routes![list, show, label, pin, unpin, revoke, enroll]
 }
 
 /// Longest time for the body of an enrolment. The request needs no token, so it may hold its
@@ -56,7 +59,14 @@ fn too_many_labels() -> ApiError {
     ApiError::bad_request(message, "leave some labels out, or remove others first")
 }
 
-fn node(row: NodeRow, labels: &Labels) -> Node {
+fn node(row: NodeRow, labels: &Labels, report: Option<ReportRow>) -> Node {
+    let reported = report.as_ref().map(|report| report.received);
+    let running = report.into_iter().flat_map(|report| report.running).map(|runs| NodeRunning {
+        product: runs.product.to_string(),
+        channel: runs.channel.to_string(),
+        version: runs.version.map(|version| version.to_string()),
+        held: runs.held.map(|held| held.to_string()),
+    });
     Node {
         id: row.id,
         role: Word::from_text(&row.role),
@@ -65,6 +75,8 @@ fn node(row: NodeRow, labels: &Labels) -> Node {
         cert_expires: row.cert_expires,
         revoked: row.revoked,
         labels: labels.into(),
+        reported,
+        running: running.collect(),
     }
 }
 
@@ -78,9 +90,11 @@ pub(super) async fn list(
 ) -> Result<Json<NodeList>, ApiError> {
     let rows = app.origin.db().nodes().await?;
     let mut labels = app.origin.db().labels().await?;
+    let mut reports = app.origin.db().reports(None).await?;
     let nodes = rows.into_iter().map(|row| {
         let labels = labels.remove(&row.id).unwrap_or_default();
-        node(row, &labels)
+        let report = reports.remove(&row.id);
+        node(row, &labels, report)
     });
     Ok(Json(NodeList { nodes: nodes.collect() }))
 }
@@ -107,9 +121,15 @@ pub(super) async fn show(
     };
     let grants = db.grants().await?.into_iter().filter(gives).map(|row| grant_info(row, now));
     Ok(Json(NodeDetail {
-        node: node(row, &member.labels),
+        node: node(row, &member.labels, db.reports(Some(&id)).await?.remove(&id)),
         groups: [EVERYONE.to_owned()].into_iter().chain(groups).collect(),
         grants: grants.collect(),
+        pins: db
+            .pins_of(&id)
+            .await?
+            .into_iter()
+            .map(|(product, version)| (product.to_string(), version.to_string()))
+            .collect(),
     }))
 }
 
@@ -142,6 +162,49 @@ pub(super) async fn label(
             Ok(Json((&labels).into()))
         }
     }
+}
+
+/// Pins a node to a version of a product: of the product's channels it installs that version and no
+/// other.
+#[utoipa::path(put, path = "/v1/nodes/{id}/pins/{product}", tag = "nodes",
+    params(("id" = String, Path), ("product" = String, Path)), request_body = Pin,
+    responses((status = 204, description = "Pinned")), security(("token" = ["admin"])))]
+pub(super) async fn pin(
+    State(app): State<Arc<App>>,
+    caller: Caller<ToAdminister>,
+    PathParams((id, product)): PathParams<(String, Name)>,
+    JsonBody(wanted): JsonBody<Pin>,
+) -> Result<StatusCode, ApiError> {
+    let version: Name =
+        wanted.version.parse().map_err(|_| ApiError::unknown_version(&product, &wanted.version))?;
+    match app.origin.db().pin_node(&id, &product, &version).await? {
+        PinNode::Pinned => {
+            tracing::info!(node = id, %product, %version, by = caller.row.label, "node pinned");
+            Ok(StatusCode::NO_CONTENT)
+        }
+        PinNode::UnknownNode => Err(unknown()),
+        PinNode::UnknownRelease => Err(ApiError::unknown_version(&product, &version)),
+        PinNode::TooMany => Err(ApiError::conflict(
+            format!("a node can be pinned to versions of {PINS_MAX} products"),
+            "remove other pins of the node first",
+        )),
+    }
+}
+
+/// Removes the pin of a node to a version of a product.
+#[utoipa::path(delete, path = "/v1/nodes/{id}/pins/{product}", tag = "nodes",
+    params(("id" = String, Path), ("product" = String, Path)),
+    responses((status = 204, description = "Removed")), security(("token" = ["admin"])))]
+pub(super) async fn unpin(
+    State(app): State<Arc<App>>,
+    caller: Caller<ToAdminister>,
+    PathParams((id, product)): PathParams<(String, Name)>,
+) -> Result<StatusCode, ApiError> {
+    if !app.origin.db().unpin_node(&id, &product).await? {
+        return Err(ApiError::unlisted(&format!("pin of this node to {product}"), "GET /v1/nodes/{id}"));
+    }
+    tracing::info!(node = id, %product, by = caller.row.label, "pin removed");
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Revokes a node. The origin then serves it nothing and gives it no further certificate.

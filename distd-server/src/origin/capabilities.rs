@@ -125,18 +125,26 @@ impl Origin {
         let distinct: BTreeSet<&String> = targets.iter().collect();
         let wanted = distinct.into_iter().filter_map(|target| Wanted::of_target(target));
         for wanted in wanted.take(TARGETS_MAX) {
-            let (product, version) = match wanted {
-                Wanted::Release { product, version } => (product, version),
+            // A device of a channel may need the release of its rollout, or that of the channel.
+            let (product, versions) = match wanted {
+                Wanted::Release { product, version } => (product, vec![version]),
                 Wanted::Channel { product, channel } => match self.db.channel(&product, &channel).await? {
-                    Some(row) => (product, row.version),
+                    Some(row) => {
+                        let rollout = self.db.rollout_under_way(&product, &channel).await?;
+                        let versions =
+                            rollout.map(|rollout| rollout.version).into_iter().chain([row.version]);
+                        (product, versions.collect())
+                    }
                     None => continue,
                 },
             };
-            let Some(release) = self.db.release(&product, &version).await? else { continue };
-            add(release.manifest);
             let sets = self.db.patch_sets_usable(&product, PATCH_SETS_MAX).await?;
-            let leading = sets.into_iter().filter(|set| set.key.to == release.manifest);
-            leading.filter_map(|set| set.set).for_each(&mut add);
+            for version in versions {
+                let Some(release) = self.db.release(&product, &version).await? else { continue };
+                add(release.manifest);
+                let leading = sets.iter().filter(|set| set.key.to == release.manifest);
+                leading.filter_map(|set| set.set).for_each(&mut add);
+            }
         }
         Ok(manifests)
     }

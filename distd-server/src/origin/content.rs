@@ -12,6 +12,7 @@ use distd_core::ranges::ChunkRanges;
 use distd_peer::capabilities::Permit;
 use distd_peer::clock::unix_now;
 use distd_peer::serve::{ChunkAnswer, Content, NodeBudget, NodesAnswer, ServeError, Swarm, answer_nodes};
+use distd_peer::trust::report;
 use distd_peer::trust::tls::PeerIdentity;
 use distd_peer::trust::tuf::wire::Query;
 use tokio::sync::{mpsc, watch};
@@ -19,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use super::Origin;
 use super::manifests::LoadedManifest;
 use super::registry::SqlRegistry;
+use super::reports::TakeReportsError;
 use crate::ingest::IngestError;
 use crate::store::{Chunks, StoredChunk};
 
@@ -109,6 +111,17 @@ impl Content for Shared {
             if let Some(asked) = &question.capability {
                 let answer = origin.capability_answer(peer, asked, &question.targets).await;
                 return answer.map(Bytes::from).map_err(|e| internal(e.into()));
+            }
+            if let Some(asked) = &question.statement {
+                let answer = origin.statement_answer(peer, asked).await;
+                return answer.map(Bytes::from).map_err(|e| internal(e.into()));
+            }
+            if !question.reports.is_empty() {
+                return match origin.take_reports(peer, question.reports).await {
+                    Ok(()) => Ok(report::kept_answer()),
+                    Err(error @ TakeReportsError::TooOften(_)) => Err(ServeError::Upstream(error.into())),
+                    Err(error) => Err(internal(error.into())),
+                };
             }
         }
         let answer = origin.answerer.answer(&query).await;

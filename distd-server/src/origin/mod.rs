@@ -10,9 +10,12 @@ mod owner;
 mod patches;
 mod publish;
 mod registry;
+mod reports;
 mod revoked;
 mod rights;
+mod rollouts;
 mod root;
+mod statements;
 mod withdraw;
 
 use std::num::NonZeroU64;
@@ -22,6 +25,7 @@ use std::time::Duration;
 
 use distd_core::error::Chain;
 use distd_peer::clock::unix_now;
+use distd_peer::trust::report::ReportPace;
 use distd_peer::trust::revoked::Revoked;
 use distd_peer::trust::tls::Credentials;
 
@@ -44,6 +48,7 @@ pub use patches::RequestPatchesError;
 pub use publish::{PublishReleaseError, SetChannelError};
 pub use revoked::RevokedListError;
 pub use rights::NodeRights;
+pub use rollouts::{RolloutError, RolloutOrder, RolloutStatus, WaveStatus};
 pub use root::{NextRootError, NextRootLock, next_root_path, read_root_file, write_root_file};
 pub use withdraw::WithdrawError;
 
@@ -195,6 +200,9 @@ pub struct Origin {
     spool: PathBuf,
     revoked: Arc<Revoked>,
     rules: rights::RuleCache,
+    report_pace: ReportPace,
+    /// Signalled when a rollout may have a next step.
+    rollouts_due: tokio::sync::Notify,
     /// Readings of the list of revoked nodes take turns.
     revoking: tokio::sync::Mutex<()>,
     /// Publications take turns, so that a channel's counter and its document agree.
@@ -280,6 +288,8 @@ impl Origin {
             spool,
             revoked: Arc::default(),
             rules: Default::default(),
+            report_pace: ReportPace::default(),
+            rollouts_due: tokio::sync::Notify::new(),
             revoking: tokio::sync::Mutex::new(()),
             publishing: tokio::sync::Mutex::new(()),
         });

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use distd_core::fleet::rollout::RolloutDoc;
 use distd_core::names::Name;
 use distd_peer::clock::unix_now;
 use distd_peer::trust::tuf::{ChannelDoc, SEQUENCE};
@@ -35,6 +36,16 @@ pub enum SetChannelError {
         /// The latest release that the channel has pointed to, as long as it is known.
         newest: Option<Name>,
     },
+    /// A rollout of the channel is under way.
+    #[error("a rollout of {product}@{version} to {product}:{channel} is under way")]
+    RolloutUnderWay {
+        /// The product.
+        product: Name,
+        /// The channel.
+        channel: Name,
+        /// The version that the rollout leads to.
+        version: Name,
+    },
     /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),
@@ -42,6 +53,35 @@ pub enum SetChannelError {
     /// signs it.
     #[error("could not publish the channel")]
     Publish(#[from] PublishError),
+}
+
+/// Error of signing the document of a channel.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PublishChannelError {
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// Signing or storing the metadata failed.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+}
+
+impl From<PublishChannelError> for SetChannelError {
+    fn from(error: PublishChannelError) -> Self {
+        match error {
+            PublishChannelError::Db(error) => error.into(),
+            PublishChannelError::Publish(error) => error.into(),
+        }
+    }
+}
+
+impl From<PublishChannelError> for super::RolloutError {
+    fn from(error: PublishChannelError) -> Self {
+        match error {
+            PublishChannelError::Db(error) => error.into(),
+            PublishChannelError::Publish(error) => error.into(),
+        }
+    }
 }
 
 /// Error of publishing a commit. The release is committed: the same call again, or a restart,
@@ -103,6 +143,7 @@ impl Origin {
         let _turn = self.publishing.lock().await;
         let now = unix_now();
         let release = self.db.release(product, version).await?.ok_or_else(unknown)?;
+        self.check_no_rollout(product, channel).await?;
         let (row, before) = match self.db.set_channel(wanted, by, signed(now)).await? {
             SetChannelOutcome::Set { row, from } => (row, from),
             SetChannelOutcome::Unchanged(row) => (row.clone(), Some(row.version)),
@@ -112,8 +153,8 @@ impl Origin {
             }
             SetChannelOutcome::UnknownRelease => return Err(unknown()),
         };
-        let change = channel_change(&row, &release);
-        self.repository.apply(vec![change], now).await?;
+        self.end_rollout(product, channel, &format!("the channel was set to {version}"), by).await?;
+        self.publish_channel(product, channel).await?;
         self.queue_for_move(before.as_ref(), &release).await;
         Ok((row, release))
     }
@@ -155,7 +196,7 @@ impl Origin {
         for row in self.db.channels().await? {
             let listed = believed.contains(&(row.product.clone(), row.version.clone()));
             if let Some(release) = self.db.release(&row.product, &row.version).await?.filter(|_| listed) {
-                changes.push(channel_change(&row, &release));
+                changes.push(channel_change(&row, &release, self.rollout_doc(&row).await?));
             }
         }
         // The lists of patch sets are set likewise.
@@ -176,6 +217,20 @@ impl Origin {
 }
 
 impl Origin {
+    /// Signs the document of a channel as the database has it, with its rollout. The caller holds
+    /// the turn of publications.
+    pub(super) async fn publish_channel(
+        &self,
+        product: &Name,
+        channel: &Name,
+    ) -> Result<(), PublishChannelError> {
+        let Some(row) = self.db.channel(product, channel).await? else { return Ok(()) };
+        let Some(release) = self.db.release(product, &row.version).await? else { return Ok(()) };
+        let rollout = self.rollout_doc(&row).await?;
+        self.repository.apply(vec![channel_change(&row, &release, rollout)], unix_now()).await?;
+        Ok(self.db.rollouts_are_signed(product, channel).await?)
+    }
+
     /// Takes over channels that were moved after the database was saved: a device must not see a
     /// channel go back.
     async fn take_over_channels(&self, listed: &Listed) -> Result<(), DbError> {
@@ -196,6 +251,7 @@ impl Origin {
                     updated: now,
                     downgrade_from: doc.downgrade_from,
                 };
+                self.take_over_rollout(doc).await?;
                 self.db.take_over_channel(&signed_as, now).await?;
             }
         }
@@ -238,7 +294,7 @@ impl Origin {
     }
 }
 
-fn channel_change(row: &ChannelRow, release: &ReleaseRow) -> Change {
+fn channel_change(row: &ChannelRow, release: &ReleaseRow, rollout: Option<RolloutDoc>) -> Change {
     let doc = ChannelDoc {
         product: row.product.clone(),
         channel: row.channel.clone(),
@@ -246,6 +302,7 @@ fn channel_change(row: &ChannelRow, release: &ReleaseRow) -> Change {
         manifest: release.manifest,
         counter: row.counter,
         downgrade_from: row.downgrade_from,
+        rollout,
         extra: Map::new(),
     };
     let json = serde_json::to_vec(&doc).expect("names and numbers always encode");

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use distd_core::fleet::{Grant, Rights, Selectors, by_certificate, rights};
+use distd_core::fleet::{Audience, Grant, Rights, Selectors, by_certificate, rights};
 use distd_core::names::Name;
 use distd_core::{ManifestId, NodeId};
 use distd_peer::clock::unix_now;
@@ -128,6 +128,27 @@ impl Origin {
             }
         };
         Ok(manifests.iter().map(of).collect())
+    }
+
+    /// Rights of a node on releases of channels, each with its product, now, in the order given;
+    /// `None` for a node that is revoked or unknown.
+    ///
+    /// # Errors
+    /// [`DbError`].
+    pub(super) async fn rights_on(
+        &self,
+        node: &NodeId,
+        channels: &[(Name, Name)],
+    ) -> Result<Option<Vec<Rights>>, DbError> {
+        let found = self.db.member(&node.to_string()).await?;
+        let Some(row) = found.filter(|row| row.revoked.is_none()) else { return Ok(None) };
+        let rules = self.rules.rules(&self.db, row.generation).await?;
+        let now = unix_now();
+        let of = |(product, channel): &(Name, Name)| {
+            let audience = Audience { product: product.clone(), channels: [channel.clone()].into() };
+            rights(&row.member, &rules.selectors, &rules.grants, &audience, now)
+        };
+        Ok(Some(channels.iter().map(of).collect()))
     }
 
     /// A number that grows with each change of labels, groups, grants and revocations of nodes that

@@ -145,6 +145,7 @@ impl Origin {
         if self.db.channel(product, channel).await?.is_none() {
             return Ok(false);
         }
+        self.end_rollout(product, channel, "the channel was removed", by).await?;
         // The channel leaves the signed list first: if the row stays, the next start lists the
         // channel again, and nothing was promised.
         let (product_name, channel_name) = (product.clone(), channel.clone());

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use distd_core::error::Chain;
-use distd_core::fleet::{Capability, SignedCapability, capability_message};
+use distd_core::fleet::{
+    Capability, NodeStatement, SignedCapability, SignedStatement, capability_message, statement_message,
+};
 use distd_core::role::Role;
 use distd_peer::net::ResetKey;
 use distd_peer::random;
@@ -282,6 +284,16 @@ impl Realm {
         let body = capability.encode();
         let signature = self.ca_key.sign_statement(&capability_message(&body))?.into();
         Ok(SignedCapability { capability, body, signature })
+    }
+
+    /// Signs a statement about a node.
+    ///
+    /// # Errors
+    /// [`RealmError::Issue`] when signing failed.
+    pub fn sign_node_statement(&self, statement: NodeStatement) -> Result<SignedStatement, RealmError> {
+        let body = statement.encode();
+        let signature = self.ca_key.sign_statement(&statement_message(&body))?.into();
+        Ok(SignedStatement { statement, body, signature })
     }
 
     /// Signs the list of revoked nodes.

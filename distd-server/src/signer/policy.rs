@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use distd_core::fleet::is_capability_message;
+use distd_core::fleet::{is_capability_message, is_statement_message};
 use distd_core::role::Role;
 use distd_peer::trust::identity::certificate_names;
 use distd_peer::trust::revoked::revoked_message;
@@ -176,10 +176,13 @@ pub(super) fn check_statement(message: &[u8], now: u64) -> Result<(), String> {
             false => Err("the capability would be valid longer than allowed: compare the clocks".to_owned()),
         };
     }
-    if is_seal_message(message) || message.starts_with(&revoked_message(b"")) {
-        Ok(())
-    } else {
-        Err("the CA's key signs only certificates, seals of replies, lists of revoked nodes and capabilities"
-            .to_owned())
+    let is_known = is_seal_message(message)
+        || is_statement_message(message)
+        || message.starts_with(&revoked_message(b""));
+    match is_known {
+        true => Ok(()),
+        false => Err("the CA's key signs only certificates, seals of replies, lists of revoked nodes, capabilities and \
+                      statements about nodes"
+            .to_owned()),
     }
 }

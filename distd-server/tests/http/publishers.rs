@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use distd_core::ChunkHash;
 use distd_core::cut::CutParams;
+use distd_core::fleet::rollout::{Policy, RolloutId, Threshold};
+use distd_server::db::{BeginRollout, MoveBy, NewRollout};
 use reqwest::{Body, Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
@@ -27,7 +29,7 @@ const OPEN: [&str; 7] =
 
 /// Routes that change something, or show more than releases, with the scope that each needs. The
 /// list is written by hand: a route that loses its scope has to lose it here too.
-const RESTRICTED: [(&str, &str, &str); 29] = [
+const RESTRICTED: [(&str, &str, &str); 33] = [
     ("GET", "/v1/grants", "admin"),
     ("POST", "/v1/grants", "admin"),
     ("DELETE", "/v1/grants/{id}", "admin"),
@@ -41,10 +43,14 @@ const RESTRICTED: [(&str, &str, &str); 29] = [
     ("GET", "/v1/nodes", "admin"),
     ("GET", "/v1/nodes/{id}", "admin"),
     ("POST", "/v1/nodes/{id}/labels", "admin"),
+    ("DELETE", "/v1/nodes/{id}/pins/{product}", "admin"),
+    ("PUT", "/v1/nodes/{id}/pins/{product}", "admin"),
     ("POST", "/v1/nodes/{id}/revoke", "admin"),
     ("POST", "/v1/products", "publish"),
     ("DELETE", "/v1/products/{product}/channels/{channel}", "channel"),
     ("PUT", "/v1/products/{product}/channels/{channel}", "channel"),
+    ("POST", "/v1/products/{product}/channels/{channel}/rollout", "channel"),
+    ("POST", "/v1/products/{product}/channels/{channel}/rollouts", "channel"),
     ("DELETE", "/v1/products/{product}/releases/{version}", "publish"),
     ("PUT", "/v1/products/{product}/releases/{version}/content", "publish"),
     ("POST", "/v1/products/{product}/releases/{version}/patches", "publish"),
@@ -109,6 +115,18 @@ async fn each_route_keeps_scopes_and_products_apart() {
     let manifest = text(&release["manifest"]);
     let pack = world.packs()[0].file_name().expect("a name").to_string_lossy().into_owned();
     let (upload, _) = world.begin("theirs", "2").await;
+    world.put_content("theirs", "3", noise(31, 200_000)).await;
+    let (theirs, stable, three) = ("theirs".parse(), "stable".parse(), "3".parse());
+    let new = NewRollout {
+        id: RolloutId([1; 16]),
+        product: &theirs.expect("a name"),
+        channel: &stable.expect("a name"),
+        version: &three.expect("a name"),
+        policy: &Policy::default(),
+        waves: &[Threshold(u64::MAX)],
+    };
+    let begun = world.running.origin.db().begin_rollout(&new, &MoveBy::origin(), 1).await.expect("asked");
+    assert!(matches!(begun, BeginRollout::Begun(_)), "{begun:?}");
 
     for Route { method, path, scope } in routes {
         let Some(scope) = scope else { continue };
@@ -139,7 +157,10 @@ async fn each_route_keeps_scopes_and_products_apart() {
         let call = |token: &str| -> RequestBuilder {
             let body = match path.as_str() {
                 "/v1/products" => json!({"name": "theirs"}).to_string(),
-                path if path.ends_with("/stable") => json!({"version": "1"}).to_string(),
+                path if path.ends_with("/stable") || path.ends_with("/rollouts") => {
+                    json!({"version": "1"}).to_string()
+                }
+                path if path.ends_with("/rollout") => json!({"order": "halt"}).to_string(),
                 path if path.ends_with("/patches") => "{}".to_owned(),
                 _ => String::new(),
             };
@@ -166,7 +187,11 @@ async fn each_route_keeps_scopes_and_products_apart() {
         if about == About::Product && path != "/v1/products" {
             let token = world.token_for(&scope, "mine", None).await;
             let path = path.replace("theirs", "nobodys");
-            let body = if path.ends_with("/stable") { r#"{"version": "1"}"# } else { "{}" };
+            let body = match path.rsplit('/').next() {
+                Some("stable" | "rollouts") => r#"{"version": "1"}"#,
+                Some("rollout") => r#"{"order": "halt"}"#,
+                _ => "{}",
+            };
             let request = world.bare(method.clone(), &path).bearer_auth(token).body(body);
             assert_eq!(request.send().await.expect("an answer").status().as_u16(), 403, "{method} {path}");
         }

@@ -1,0 +1,358 @@
+//! Reports of nodes. One row a node and one for each rollout that it tried: a node that reports
+//! often, or another time, adds none.
+//!
+//! Table `node_reports`: number and time of the newest report of each node.
+//!
+//! Table `node_running`: what each node runs, by its newest report.
+//!
+//! Table `rollout_attempts`: the newest attempt of each node at each rollout.
+
+use std::collections::HashMap;
+
+use distd_core::NodeId;
+use distd_core::fleet::report::{Attempt, AttemptState, Report, Running, SourceBytes};
+use distd_core::fleet::rollout::{Held, RolloutId};
+use distd_core::names::Name;
+use sqlx::any::AnyRow;
+
+use super::row::{Columns, impossible};
+use super::{Db, DbError, UnixSeconds, failed};
+
+/// Result of recording a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PutReport {
+    /// It is recorded.
+    Recorded,
+    /// A report of the node with this or a higher number was recorded before.
+    Known,
+}
+
+/// A node that follows a channel, as far as a rollout is concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Follower {
+    /// The node.
+    pub node: NodeId,
+    /// Version that it runs; `None` while it has none.
+    pub version: Option<Name>,
+    /// Why it does not install the release of the rollout.
+    pub held: Option<Held>,
+    /// State and number of its newest attempt at the rollout; `None` without one.
+    pub attempt: Option<(AttemptState, u32)>,
+}
+
+/// Newest report of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReportRow {
+    /// Time at which it came.
+    pub received: UnixSeconds,
+    /// What the node runs.
+    pub running: Vec<RunningRow>,
+}
+
+/// Release of a channel that runs on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunningRow {
+    /// Product.
+    pub product: Name,
+    /// Channel that the node follows.
+    pub channel: Name,
+    /// Version; `None` while it has none.
+    pub version: Option<Name>,
+    /// Why the node does not install the release of the channel's rollout.
+    pub held: Option<Held>,
+}
+
+/// Newest attempt of a node at a rollout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttemptRow {
+    /// The node.
+    pub node: NodeId,
+    /// Number of the attempt on the node, from 1.
+    pub number: u32,
+    /// Its state.
+    pub state: AttemptState,
+    /// Kind of the failure; empty without one.
+    pub failure: String,
+    /// Text about the failure.
+    pub detail: String,
+    /// Seconds from its begin to its end, or so far.
+    pub seconds: u64,
+    /// Bytes by source.
+    pub bytes: SourceBytes,
+}
+
+fn state(row: &AnyRow) -> Result<Option<AttemptState>, sqlx::Error> {
+    let Some(text) = row.text_or_none("state")? else { return Ok(None) };
+    let found = AttemptState::ALL.into_iter().find(|state| state.as_str() == text);
+    found.map(Some).ok_or_else(|| impossible("state"))
+}
+
+fn held(row: &AnyRow) -> Result<Option<Held>, sqlx::Error> {
+    let text = row.text_or_none("held")?;
+    Ok(text.map(|text| serde_json::from_str(&text).unwrap_or(Held::Unknown)))
+}
+
+/// A count of a node's report, as the database can hold it: the node may claim any number.
+fn claimed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+impl Db {
+    /// Records the report of a node. `running` and `attempts` are those parts of it that the node
+    /// may report; attempts are at rollouts that are known.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn put_report(
+        &self,
+        node: &NodeId,
+        report: &Report,
+        running: &[&Running],
+        attempts: &[(RolloutId, &Attempt)],
+        now: UnixSeconds,
+    ) -> Result<PutReport, DbError> {
+        let what = "record the report";
+        let mut tx = self.begin_write().await?;
+        let put = sqlx::query(
+            "INSERT INTO node_reports (node, sequence, reported, received, boot) VALUES ($1, $2, $3, $4, $5) \
+             ON CONFLICT (node) DO UPDATE SET sequence = excluded.sequence, reported = excluded.reported, \
+             received = excluded.received, boot = excluded.boot WHERE node_reports.sequence < excluded.sequence",
+        )
+        .bind(node.to_string())
+        .bind(claimed(report.sequence))
+        .bind(claimed(report.at))
+        .bind(now)
+        .bind(hex::encode(&report.boot))
+        .execute(&mut *tx)
+        .await
+        .map_err(failed(what))?;
+        if put.rows_affected() == 0 {
+            return Ok(PutReport::Known);
+        }
+        sqlx::query("DELETE FROM node_running WHERE node = $1")
+            .bind(node.to_string())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        for runs in running {
+            let held = runs.held.as_ref().map(|held| serde_json::to_string(held).expect("words encode"));
+            sqlx::query(
+                "INSERT INTO node_running (node, product, channel, version, held) VALUES ($1, $2, $3, $4, $5) \
+                 ON CONFLICT (node, product, channel) DO NOTHING",
+            )
+            .bind(node.to_string())
+            .bind(runs.product.to_string())
+            .bind(runs.channel.to_string())
+            .bind(runs.version.as_ref().map(ToString::to_string))
+            .bind(held)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        }
+        for (rollout, attempt) in attempts {
+            let (kind, detail) = attempt
+                .failure
+                .as_ref()
+                .map_or(("", ""), |failure| (failure.kind.as_str(), failure.detail.as_str()));
+            sqlx::query(
+                "INSERT INTO rollout_attempts (rollout, node, number, state, failure, detail, began, seconds, disk, \
+                 neighbours, relay, origin, first_received, received) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
+                 ON CONFLICT (rollout, node) DO UPDATE SET number = excluded.number, state = excluded.state, \
+                 failure = excluded.failure, detail = excluded.detail, began = excluded.began, \
+                 seconds = excluded.seconds, disk = excluded.disk, neighbours = excluded.neighbours, \
+                 relay = excluded.relay, origin = excluded.origin, received = excluded.received, first_received = CASE \
+                 WHEN rollout_attempts.number = excluded.number THEN rollout_attempts.first_received \
+                 ELSE excluded.first_received END WHERE rollout_attempts.number <= excluded.number",
+            )
+            .bind(rollout.to_string())
+            .bind(node.to_string())
+            .bind(i64::from(attempt.number))
+            .bind(attempt.state.as_str())
+            .bind(kind)
+            .bind(detail.to_owned())
+            .bind(claimed(attempt.began))
+            .bind(claimed(attempt.seconds))
+            .bind(claimed(attempt.bytes.disk))
+            .bind(claimed(attempt.bytes.neighbours))
+            .bind(claimed(attempt.bytes.relay))
+            .bind(claimed(attempt.bytes.origin))
+            .bind(now)
+            .bind(now)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed(what))?;
+        }
+        tx.commit().await.map_err(failed(what))?;
+        Ok(PutReport::Recorded)
+    }
+
+    /// Ends attempts at a rollout whose end was not reported within `timeout` seconds since the
+    /// origin first heard of them. Returns their number. A later report of the node replaces that.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn time_out_attempts(
+        &self,
+        rollout: &RolloutId,
+        timeout: u64,
+        now: UnixSeconds,
+    ) -> Result<u64, DbError> {
+        let done = sqlx::query(
+            "UPDATE rollout_attempts SET state = 'failed', failure = 'timeout', \
+             detail = 'no end was reported in time' \
+             WHERE rollout = $1 AND state IN ('fetching', 'activating', 'checking') AND first_received < $2",
+        )
+        .bind(rollout.to_string())
+        .bind(now.saturating_sub(claimed(timeout)))
+        .execute(&self.pool)
+        .await;
+        done.map(|done| done.rows_affected()).map_err(failed("end attempts that take too long"))
+    }
+
+    /// Nodes that follow a channel, are not revoked, and reported at `since` or later or tried
+    /// `rollout`, each with its attempt at that rollout.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn followers(
+        &self,
+        product: &Name,
+        channel: &Name,
+        rollout: Option<&RolloutId>,
+        since: UnixSeconds,
+    ) -> Result<Vec<Follower>, DbError> {
+        let rows = sqlx::query(
+            "SELECT r.node AS node, r.version AS version, r.held AS held, a.state AS state, a.number AS number \
+             FROM node_running r \
+             JOIN node_reports p ON p.node = r.node JOIN nodes n ON n.id = r.node \
+             LEFT JOIN rollout_attempts a ON a.node = r.node AND a.rollout = $1 \
+             WHERE r.product = $2 AND r.channel = $3 AND (p.received >= $4 OR a.node IS NOT NULL) \
+             AND n.revoked IS NULL",
+        )
+        .bind(rollout.map(ToString::to_string).unwrap_or_default())
+        .bind(product.to_string())
+        .bind(channel.to_string())
+        .bind(since)
+        .fetch_all(&self.pool)
+        .await;
+        let follower = |row: &AnyRow| {
+            Ok(Follower {
+                node: row.parsed("node")?,
+                version: row.text_or_none("version")?.map(|_| row.parsed("version")).transpose()?,
+                held: held(row)?,
+                attempt: match state(row)? {
+                    Some(state) => Some((state, row.number32("number")?)),
+                    None => None,
+                },
+            })
+        };
+        rows.and_then(|rows| rows.iter().map(follower).collect())
+            .map_err(failed("list the nodes that follow the channel"))
+    }
+
+    /// Gives attempts at a rollout that have not ended their whole time again, because the rollout
+    /// goes on after it stood still.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn restart_attempts(&self, rollout: &RolloutId, now: UnixSeconds) -> Result<(), DbError> {
+        sqlx::query(
+            "UPDATE rollout_attempts SET first_received = $1 \
+             WHERE rollout = $2 AND state IN ('fetching', 'activating', 'checking')",
+        )
+        .bind(now)
+        .bind(rollout.to_string())
+        .execute(&self.pool)
+        .await
+        .map(drop)
+        .map_err(failed("restart the rollout's attempts"))
+    }
+
+    /// Newest report of every node that has sent one, or of `node` alone, by node id.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn reports(&self, node: Option<&str>) -> Result<HashMap<String, ReportRow>, DbError> {
+        let what = "list the reports of nodes";
+        let all = node.is_none();
+        let rows = sqlx::query("SELECT node, received FROM node_reports WHERE $1 = 1 OR node = $2")
+            .bind(i64::from(all))
+            .bind(node.unwrap_or_default().to_owned())
+            .fetch_all(&self.pool)
+            .await
+            .map_err(failed(what))?;
+        let mut reports = HashMap::new();
+        for row in &rows {
+            let received = row.time("received").map_err(failed(what))?;
+            let node = row.text("node").map_err(failed(what))?;
+            reports.insert(node, ReportRow { received, running: Vec::new() });
+        }
+        let rows = sqlx::query(
+            "SELECT node, product, channel, version, held FROM node_running WHERE $1 = 1 OR node = $2 \
+             ORDER BY product, channel",
+        )
+        .bind(i64::from(all))
+        .bind(node.unwrap_or_default().to_owned())
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed(what))?;
+        let running = |row: &AnyRow| -> Result<RunningRow, sqlx::Error> {
+            Ok(RunningRow {
+                product: row.parsed("product")?,
+                channel: row.parsed("channel")?,
+                version: row.text_or_none("version")?.map(|_| row.parsed("version")).transpose()?,
+                held: held(row)?,
+            })
+        };
+        for row in &rows {
+            let node = row.text("node").map_err(failed(what))?;
+            if let Some(report) = reports.get_mut(&node) {
+                report.running.push(running(row).map_err(failed(what))?);
+            }
+        }
+        Ok(reports)
+    }
+
+    /// Newest attempt of each node at a rollout, by node.
+    ///
+    /// # Errors
+    /// [`DbError::Query`].
+    pub async fn attempts(&self, rollout: &RolloutId) -> Result<Vec<AttemptRow>, DbError> {
+        let rows = sqlx::query(
+            "SELECT node, number, state, failure, detail, seconds, disk, neighbours, relay, origin \
+             FROM rollout_attempts WHERE rollout = $1 ORDER BY node",
+        )
+        .bind(rollout.to_string())
+        .fetch_all(&self.pool)
+        .await;
+        let attempt = |row: &AnyRow| {
+            Ok(AttemptRow {
+                node: row.parsed("node")?,
+                number: row.number32("number")?,
+                state: state(row)?.ok_or_else(|| impossible("state"))?,
+                failure: row.text("failure")?,
+                detail: row.text("detail")?,
+                seconds: row.number("seconds")?,
+                bytes: SourceBytes {
+                    disk: row.number("disk")?,
+                    neighbours: row.number("neighbours")?,
+                    relay: row.number("relay")?,
+                    origin: row.number("origin")?,
+                },
+            })
+        };
+        rows.and_then(|rows| rows.iter().map(attempt).collect())
+            .map_err(failed("list the rollout's attempts"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn claimed_counts_never_overflow() {
+        assert_eq!((claimed(7), claimed(u64::MAX)), (7, i64::MAX));
+    }
+}

@@ -1,0 +1,595 @@
+//! Rollouts: how they begin, what is signed about them, and their next steps (docs/rollouts.md).
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use distd_core::NodeId;
+use distd_core::error::Chain;
+use distd_core::fleet::Selector;
+use distd_core::fleet::report::AttemptState;
+use distd_core::fleet::rollout::{
+    AfterHalt, Held, Policy, PolicyError, ROLLOUT_FORM, RolloutDoc, RolloutId, RolloutState, Step, Threshold,
+    WaveCounts, next_step, point, wave_of,
+};
+use distd_core::names::Name;
+use distd_core::role::Role;
+use distd_peer::clock::unix_now;
+use distd_peer::random;
+use distd_peer::trust::tuf::ChannelDoc;
+
+use super::{Origin, OwnerError, SetChannelError, signed};
+use crate::db::{
+    BeginRollout, ChannelMove, ChannelRow, DbError, Follower, MoveBy, NewRollout, RolloutRow,
+    SetChannelOutcome, Stage, WaveRow,
+};
+use crate::tuf::PublishError;
+
+/// Time after its last report at which a node stops counting as a device of the channel, seconds: a
+/// device in a cupboard must not hold a wave up.
+const HEARD_WITHIN: u64 = 7 * 24 * 3600;
+
+/// Longest time between two looks at a rollout that is under way: time-outs are noticed then, and
+/// reports that came to another replica.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Pause between two looks at rollouts.
+const GATHER: Duration = Duration::from_millis(300);
+
+/// Error of beginning or changing a rollout.
+#[derive(Debug, thiserror::Error)]
+pub enum RolloutError {
+    /// There is no such channel.
+    #[error("{product} has no channel {channel}")]
+    UnknownChannel {
+        /// The product.
+        product: Name,
+        /// The channel.
+        channel: Name,
+    },
+    /// There is no such release.
+    #[error("{product} has no release {version}")]
+    UnknownRelease {
+        /// The product.
+        product: Name,
+        /// The version.
+        version: Name,
+    },
+    /// The channel points to the release already.
+    #[error("{product}:{channel} points to {version} already")]
+    Same {
+        /// The product.
+        product: Name,
+        /// The channel.
+        channel: Name,
+        /// The version.
+        version: Name,
+    },
+    /// The release is older than one that the channel has pointed to.
+    #[error("{product}@{version} is older than what {product}:{channel} has pointed to")]
+    Older {
+        /// The product.
+        product: Name,
+        /// The channel.
+        channel: Name,
+        /// The version.
+        version: Name,
+    },
+    /// Another rollout of the channel is under way.
+    #[error("a rollout of {product}@{version} to {product}:{channel} is under way")]
+    UnderWay {
+        /// The product.
+        product: Name,
+        /// The channel.
+        channel: Name,
+        /// The version that it leads to.
+        version: Name,
+    },
+    /// No rollout of the channel is under way.
+    #[error("no rollout of {product}:{channel} is under way")]
+    NoneUnderWay {
+        /// The product.
+        product: Name,
+        /// The channel.
+        channel: Name,
+    },
+    /// No device reports that it follows the channel, so nothing would gate the waves.
+    #[error("no device reports that it follows {product}:{channel}")]
+    NoDevices {
+        /// The product.
+        product: Name,
+        /// The channel.
+        channel: Name,
+    },
+    /// The rollout is in a state that the order does not fit.
+    #[error("the rollout is {}, so it cannot be {order}", stage.as_str())]
+    Stage {
+        /// State of the rollout.
+        stage: Stage,
+        /// The order, as a participle.
+        order: &'static str,
+    },
+    /// The policy is out of bounds.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// Another process signs for this store now.
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// The rollout is changed in the database but not signed yet: the same call again, or a
+    /// restart, signs it.
+    #[error("could not publish the rollout")]
+    Publish(#[from] PublishError),
+}
+
+/// An operator's order about a rollout that is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RolloutOrder {
+    /// No device begins until the rollout is resumed.
+    Pause,
+    /// Goes on after a pause or a halt.
+    Resume,
+    /// No device begins.
+    Halt,
+    /// Ends the rollout: devices that have the release go back to the release of the channel.
+    RollBack,
+}
+
+/// A rollout with the counts of its waves.
+#[derive(Clone, Debug)]
+pub struct RolloutStatus {
+    /// The rollout.
+    pub row: RolloutRow,
+    /// Its waves, in order.
+    pub waves: Vec<WaveStatus>,
+}
+
+impl RolloutStatus {
+    /// Devices in open waves that have failed.
+    fn failed(&self) -> u64 {
+        self.waves.iter().filter(|wave| wave.row.opened.is_some()).map(|wave| wave.counts.failed).sum()
+    }
+}
+
+/// The devices that a rollout is for.
+#[derive(Clone, Copy)]
+struct Chosen<'a> {
+    product: &'a Name,
+    channel: &'a Name,
+    version: &'a Name,
+    selector: Option<&'a Selector>,
+}
+
+/// A wave with its devices.
+#[derive(Clone, Copy, Debug)]
+pub struct WaveStatus {
+    /// The wave.
+    pub row: WaveRow,
+    /// Its devices.
+    pub counts: WaveCounts,
+}
+
+/// Result of a device, as far as a wave is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It runs the release, and no attempt is under way.
+    Succeeded,
+    /// As many attempts as the rollout allows have failed, in this rollout or an earlier one.
+    Failed,
+    /// An attempt is under way, or is to be repeated.
+    Trying,
+    /// It has not begun.
+    Waiting,
+}
+
+fn standing(follower: &Follower, version: &Name, attempts: u32) -> Standing {
+    let runs_it = follower.version.as_ref() == Some(version);
+    match follower.attempt {
+        Some((AttemptState::Failed | AttemptState::RolledBack, number)) if number >= attempts => {
+            Standing::Failed
+        }
+        Some((AttemptState::Succeeded, _)) | None if runs_it => Standing::Succeeded,
+        // The release failed on the device before the rollout, and is not tried again.
+        None if matches!(follower.held, Some(Held::Failed { .. })) => Standing::Failed,
+        Some((AttemptState::Succeeded, _)) | None => Standing::Waiting,
+        Some(_) => Standing::Trying,
+    }
+}
+
+fn count(row: &RolloutRow, waves: &[WaveRow], followers: &[Follower]) -> Vec<WaveStatus> {
+    let thresholds: Vec<u64> = waves.iter().map(|wave| wave.upto.0).collect();
+    let empty = |wave: &WaveRow| WaveStatus { row: *wave, counts: WaveCounts::default() };
+    let mut counted: Vec<WaveStatus> = waves.iter().map(empty).collect();
+    for follower in followers {
+        let wave = wave_of(&thresholds, point(&row.id, &follower.node));
+        let Some(wave) = wave.and_then(|wave| counted.get_mut(wave)) else { continue };
+        wave.counts.members += 1;
+        match standing(follower, &row.version, row.policy.attempts) {
+            Standing::Succeeded => wave.counts.succeeded += 1,
+            Standing::Failed => wave.counts.failed += 1,
+            Standing::Trying => wave.counts.trying += 1,
+            Standing::Waiting => {}
+        }
+    }
+    counted
+}
+
+impl Origin {
+    /// Begins a rollout of a release to a channel, in the name of `by`.
+    ///
+    /// # Errors
+    /// [`RolloutError`].
+    pub async fn start_rollout(
+        &self,
+        (product, channel, version): (&Name, &Name, &Name),
+        policy: &Policy,
+        by: &MoveBy,
+    ) -> Result<RolloutStatus, RolloutError> {
+        policy.check()?;
+        let named = || (product.clone(), channel.clone(), version.clone());
+        let turn = self.publishing.lock().await;
+        let now = unix_now();
+        let unknown = || RolloutError::UnknownRelease { product: product.clone(), version: version.clone() };
+        self.db.release(product, version).await?.filter(|r| r.published.is_some()).ok_or_else(unknown)?;
+        if self.db.channel(product, channel).await?.is_none() {
+            let (product, channel, _) = named();
+            return Err(RolloutError::UnknownChannel { product, channel });
+        }
+        for required in &policy.requires {
+            if self.db.release(product, required).await?.is_none() {
+                return Err(RolloutError::UnknownRelease {
+                    product: product.clone(),
+                    version: required.clone(),
+                });
+            }
+        }
+        let chosen = Chosen { product, channel, version, selector: policy.selector.as_ref() };
+        let followers = self.followers(chosen, None, now).await?;
+        if followers.is_empty() {
+            let (product, channel, _) = named();
+            return Err(RolloutError::NoDevices { product, channel });
+        }
+        let id = RolloutId(random::bytes());
+        let points = followers.iter().map(|follower| point(&id, &follower.node)).collect();
+        let waves: Vec<Threshold> = policy.waves.thresholds(points).into_iter().map(Threshold).collect();
+        let new = NewRollout { id, product, channel, version, policy, waves: &waves };
+        let (product, channel, version) = named();
+        let row = match self.db.begin_rollout(&new, by, signed(now)).await? {
+            BeginRollout::Begun(row) => *row,
+            BeginRollout::UnknownChannel => return Err(RolloutError::UnknownChannel { product, channel }),
+            BeginRollout::UnknownRelease => return Err(RolloutError::UnknownRelease { product, version }),
+            BeginRollout::Same => return Err(RolloutError::Same { product, channel, version }),
+            BeginRollout::Older => return Err(RolloutError::Older { product, channel, version }),
+            BeginRollout::UnderWay(other) => {
+                return Err(RolloutError::UnderWay { product, channel, version: other.version });
+            }
+        };
+        // The first wave opens before anything is signed: devices see the rollout once.
+        if policy.not_before.is_none_or(|time| time <= now) {
+            self.db.open_wave(&row, 0, signed(now)).await?;
+        }
+        self.publish_channel(&product, &channel).await?;
+        if let Some(release) = self.db.release(&product, &version).await? {
+            self.queue_for_move(Some(&row.from), &release).await;
+        }
+        drop(turn);
+        self.rollouts_due.notify_one();
+        self.rollout_status(&row).await.map_err(Into::into)
+    }
+
+    /// Carries an operator's order about the rollout of a channel out, in the name of `by`.
+    ///
+    /// # Errors
+    /// [`RolloutError`].
+    pub async fn order_rollout(
+        &self,
+        product: &Name,
+        channel: &Name,
+        order: RolloutOrder,
+        reason: &str,
+        by: &MoveBy,
+    ) -> Result<RolloutStatus, RolloutError> {
+        let turn = self.publishing.lock().await;
+        let none = || RolloutError::NoneUnderWay { product: product.clone(), channel: channel.clone() };
+        let row = self.db.rollout_under_way(product, channel).await?.ok_or_else(none)?;
+        let (from, to, participle): (&[Stage], Stage, &'static str) = match order {
+            RolloutOrder::Pause => (&[Stage::Open], Stage::Paused, "paused"),
+            RolloutOrder::Resume => (&[Stage::Paused, Stage::Halted], Stage::Open, "resumed"),
+            RolloutOrder::Halt => (&[Stage::Open, Stage::Paused], Stage::Halted, "halted"),
+            RolloutOrder::RollBack => {
+                (&[Stage::Open, Stage::Paused, Stage::Halted], Stage::RolledBack, "rolled back")
+            }
+        };
+        if row.stage == to {
+            // The order again: what it says may not be signed yet.
+            self.publish_channel(product, channel).await?;
+            return Ok(self.rollout_status(&row).await?);
+        }
+        if !from.contains(&row.stage) {
+            return Err(RolloutError::Stage { stage: row.stage, order: participle });
+        }
+        if to == Stage::Open {
+            // Devices stood still meanwhile.
+            self.db.restart_attempts(&row.id, signed(unix_now())).await?;
+        }
+        if row.stage == Stage::Halted && to == Stage::Open {
+            // The operator knows of these failures.
+            let failed = self.rollout_status(&row).await?.failed();
+            self.db.forgive_failures(&row.id, failed).await?;
+        }
+        self.enter_stage(&row, to, reason, by).await?;
+        drop(turn);
+        self.rollouts_due.notify_one();
+        let row = self.db.rollout(&row.id).await?.unwrap_or(row);
+        Ok(self.rollout_status(&row).await?)
+    }
+
+    /// Brings a rollout into another state and signs what devices are to know of it. The caller
+    /// holds the turn of publications.
+    async fn enter_stage(
+        &self,
+        row: &RolloutRow,
+        stage: Stage,
+        reason: &str,
+        by: &MoveBy,
+    ) -> Result<(), RolloutError> {
+        let now = signed(unix_now());
+        let RolloutRow { product, channel, version, .. } = row;
+        // The channel moves first. Cut off in between, the rollout is as it was, and the same step
+        // is taken again.
+        let moves = match stage {
+            Stage::RolledBack => self.db.channel(product, channel).await?.map(|row| (row.version, true)),
+            Stage::Complete => Some((version.clone(), false)),
+            _ => None,
+        };
+        let (mut stage, mut reason) = (stage, reason);
+        if let Some((version, downgrade)) = &moves {
+            let wanted = ChannelMove { product, channel, version, downgrade: *downgrade };
+            match self.db.set_channel(wanted, by, now).await? {
+                SetChannelOutcome::Set { .. } | SetChannelOutcome::Unchanged(_) => {}
+                SetChannelOutcome::Older { .. } | SetChannelOutcome::UnknownRelease => {
+                    (stage, reason) = (Stage::Halted, "the channel could not be moved to the release");
+                }
+            }
+        }
+        self.db.set_rollout_stage(row, stage, reason, by, now).await?;
+        self.publish_channel(product, channel).await?;
+        tracing::info!(
+            %product, %channel, %version, rollout = %row.id, stage = stage.as_str(), reason, by = by.label,
+            "rollout changed"
+        );
+        Ok(())
+    }
+
+    /// Ends the rollout of a channel, whatever its state, because it has lost its place. Devices
+    /// that have the release keep it.
+    ///
+    /// # Errors
+    /// [`DbError`].
+    pub(super) async fn end_rollout(
+        &self,
+        product: &Name,
+        channel: &Name,
+        reason: &str,
+        by: &MoveBy,
+    ) -> Result<(), DbError> {
+        if let Some(row) = self.db.rollout_under_way(product, channel).await? {
+            self.db.set_rollout_stage(&row, Stage::Superseded, reason, by, signed(unix_now())).await?;
+        }
+        Ok(())
+    }
+
+    /// Refuses that a channel is set by hand while a rollout of it is open or paused. The caller
+    /// holds the turn of publications.
+    pub(super) async fn check_no_rollout(
+        &self,
+        product: &Name,
+        channel: &Name,
+    ) -> Result<(), SetChannelError> {
+        match self.db.rollout_under_way(product, channel).await? {
+            Some(row) if row.stage != Stage::Halted => {
+                let (product, channel) = (product.clone(), channel.clone());
+                Err(SetChannelError::RolloutUnderWay { product, channel, version: row.version })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Ends or halts the rollout that the database has of a channel, where the signed document says
+    /// less: the database was restored, and devices must not begin what was stopped since.
+    pub(super) async fn take_over_rollout(&self, doc: &ChannelDoc) -> Result<(), DbError> {
+        let (product, channel) = (&doc.product, &doc.channel);
+        let Some(row) = self.db.rollout_under_way(product, channel).await? else { return Ok(()) };
+        let stage = match doc.rollout.as_ref().filter(|signed_as| signed_as.id == row.id) {
+            None => Stage::Superseded,
+            Some(signed_as) if row.stage == Stage::Open && signed_as.state != RolloutState::Open => {
+                Stage::Halted
+            }
+            Some(_) => return Ok(()),
+        };
+        let reason = "the database was restored to an earlier state";
+        tracing::warn!(%product, %channel, rollout = %row.id, stage = stage.as_str(), reason, "rollout changed");
+        self.db.set_rollout_stage(&row, stage, reason, &MoveBy::origin(), signed(unix_now())).await?;
+        Ok(())
+    }
+
+    /// The nodes that a rollout is for at `now` (unix seconds): those that follow the channel, have
+    /// the labels, and are pinned to no other version.
+    async fn followers(
+        &self,
+        chosen: Chosen<'_>,
+        rollout: Option<&RolloutId>,
+        now: u64,
+    ) -> Result<Vec<Follower>, DbError> {
+        let Chosen { product, channel, version, selector } = chosen;
+        let since = signed(now.saturating_sub(HEARD_WITHIN));
+        let mut followers = self.db.followers(product, channel, rollout, since).await?;
+        let pins = self.db.pins_on(product).await?;
+        if !pins.is_empty() {
+            let pinned = |node: &NodeId| pins.get(&node.to_string());
+            followers.retain(|follower| pinned(&follower.node).is_none_or(|pin| pin == version));
+        }
+        if let Some(selector) = selector {
+            let mut labels = self.db.labels().await?;
+            followers.retain(|follower| {
+                let labels = labels.remove(&follower.node.to_string()).unwrap_or_default();
+                selector.selects(&labels, Role::Leaf)
+            });
+        }
+        Ok(followers)
+    }
+
+    /// Counts the devices of each wave of a rollout.
+    ///
+    /// # Errors
+    /// [`DbError`].
+    pub async fn rollout_status(&self, row: &RolloutRow) -> Result<RolloutStatus, DbError> {
+        let waves = self.db.rollout_waves(&row.id).await?;
+        let RolloutRow { product, channel, version, policy, .. } = row;
+        let chosen = Chosen { product, channel, version, selector: policy.selector.as_ref() };
+        let followers = self.followers(chosen, Some(&row.id), unix_now()).await?;
+        Ok(RolloutStatus { waves: count(row, &waves, &followers), row: row.clone() })
+    }
+
+    /// What is signed about the rollout of a channel; `None` when none is under way.
+    pub(super) async fn rollout_doc(&self, channel: &ChannelRow) -> Result<Option<RolloutDoc>, DbError> {
+        let Some(row) = self.db.rollout_under_way(&channel.product, &channel.channel).await? else {
+            return Ok(None);
+        };
+        let Some(state) = row.stage.as_seen() else { return Ok(None) };
+        let Some(release) = self.db.release(&row.product, &row.version).await? else { return Ok(None) };
+        let waves = self.db.rollout_waves(&row.id).await?;
+        Ok(Some(RolloutDoc {
+            form: ROLLOUT_FORM,
+            id: row.id,
+            version: row.version,
+            manifest: release.manifest,
+            state,
+            open: waves.iter().take_while(|wave| wave.opened.is_some()).count(),
+            waves: waves.iter().map(|wave| wave.upto).collect(),
+            attempts: row.policy.attempts,
+            timeout: row.policy.timeout,
+            selector: row.policy.selector.as_ref().map(ToString::to_string),
+            requires: row.policy.requires,
+        }))
+    }
+
+    /// Takes the steps of rollouts that are due, and waits for the next, for as long as the origin
+    /// runs.
+    pub async fn drive_rollouts(&self) {
+        let mut failing = BTreeSet::new();
+        loop {
+            let rows = self.db.rollouts_under_way().await.unwrap_or_else(|error| {
+                tracing::error!(error = %Chain(&error), "rollouts could not be read");
+                Vec::new()
+            });
+            if let Err(error) = self.sign_rollouts().await {
+                tracing::error!(error = %Chain(&error), "a change of a rollout is not signed yet; trying again");
+            }
+            for row in rows.iter().filter(|row| row.stage == Stage::Open) {
+                match self.step_rollout(row).await {
+                    Ok(()) => drop(failing.remove(&row.id)),
+                    // Once a rollout, not at each look.
+                    Err(error) if failing.insert(row.id) => {
+                        tracing::error!(rollout = %row.id, error = %Chain(&error), "the rollout's next step failed; trying again");
+                    }
+                    Err(_) => {}
+                }
+            }
+            // Time to gather reports that come together.
+            tokio::time::sleep(GATHER).await;
+            let _ = tokio::time::timeout(LOOK_EVERY, self.rollouts_due.notified()).await;
+        }
+    }
+
+    /// Signs changes of rollouts whose signature failed, so that devices learn of them.
+    async fn sign_rollouts(&self) -> Result<(), RolloutError> {
+        for (product, channel) in self.db.rollouts_unsigned().await? {
+            let _turn = self.publishing.lock().await;
+            self.owner.check().await?;
+            self.publish_channel(&product, &channel).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the next steps of an open rollout, until it waits for reports or for a time.
+    async fn step_rollout(&self, row: &RolloutRow) -> Result<(), RolloutError> {
+        let _turn = self.publishing.lock().await;
+        self.owner.check().await?;
+        let now = unix_now();
+        // An operator may have been faster.
+        let Some(row) = self.db.rollout(&row.id).await?.filter(|row| row.stage == Stage::Open) else {
+            return Ok(());
+        };
+        if row.policy.not_before.is_some_and(|time| now < time) {
+            return Ok(());
+        }
+        // The end was cut off after the channel had moved.
+        let channel = self.db.channel(&row.product, &row.channel).await?;
+        if channel.is_some_and(|channel| channel.version == row.version) {
+            return self.enter_stage(&row, Stage::Complete, "every wave succeeded", &MoveBy::origin()).await;
+        }
+        self.db.time_out_attempts(&row.id, row.policy.timeout, signed(now)).await?;
+        let status = self.rollout_status(&row).await?;
+        let forgiven = row.forgiven.min(status.failed());
+        if forgiven < row.forgiven {
+            // Devices that had failed have succeeded since: other failures count in full.
+            self.db.forgive_failures(&row.id, forgiven).await?;
+        }
+        let waves = status.waves;
+        let counts: Vec<WaveCounts> = waves.iter().map(|wave| wave.counts).collect();
+        let opened = waves.iter().map_while(|wave| wave.row.opened);
+        let opened: Vec<u64> = opened.map(|at| u64::try_from(at).unwrap_or(0)).collect();
+        match next_step(&row.policy.gate, forgiven, &opened, &counts, now) {
+            Step::Wait(_) => Ok(()),
+            Step::Open(wave) => {
+                if self.db.open_wave(&row, wave, signed(now)).await? {
+                    let (product, channel) = (&row.product, &row.channel);
+                    tracing::info!(%product, %channel, rollout = %row.id, wave = wave + 1, "wave opened");
+                    self.publish_channel(product, channel).await?;
+                }
+                Ok(())
+            }
+            Step::Halt { failed, members } => {
+                let reason = format!("{failed} of {members} devices in open waves failed");
+                let stage = match row.policy.after_halt {
+                    AfterHalt::Stay => Stage::Halted,
+                    AfterHalt::Back => Stage::RolledBack,
+                };
+                self.enter_stage(&row, stage, &reason, &MoveBy::origin()).await
+            }
+            Step::Complete => {
+                let reason = "every wave succeeded";
+                self.enter_stage(&row, Stage::Complete, reason, &MoveBy::origin()).await
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_counts_by_its_attempt_and_what_it_runs() {
+        use AttemptState::{Checking, Failed, RolledBack, Succeeded};
+        let version: Name = "2".parse().expect("a name");
+        let of = |runs: &str, attempt, held| {
+            let runs = Some(runs.parse().expect("a name"));
+            let follower = Follower { node: NodeId([0; 16]), version: runs, held, attempt };
+            standing(&follower, &version, 2)
+        };
+        assert_eq!(of("1", None, None), Standing::Waiting);
+        assert_eq!(of("2", None, None), Standing::Succeeded);
+        assert_eq!(of("1", Some((Checking, 1)), None), Standing::Trying);
+        assert_eq!(of("2", Some((Succeeded, 1)), None), Standing::Succeeded);
+        // It went elsewhere after it had succeeded.
+        assert_eq!(of("1", Some((Succeeded, 1)), None), Standing::Waiting);
+        assert_eq!(of("1", Some((RolledBack, 1)), None), Standing::Trying);
+        assert_eq!(of("1", Some((RolledBack, 2)), None), Standing::Failed);
+        assert_eq!(of("1", Some((Failed, 2)), None), Standing::Failed);
+        assert_eq!(of("1", None, Some(Held::Failed { attempts: 1 })), Standing::Failed);
+        assert_eq!(of("1", Some((AttemptState::Unknown, 1)), None), Standing::Trying);
+    }
+}
